@@ -1,0 +1,32 @@
+"""How often a TDX SEAMCALL has to be retried, and whose fault it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tdxtrace.errors import TdxtraceError as TdxtraceError
+    from tdxtrace.ingest.read import read_trace as read_trace
+    from tdxtrace.pipeline import analyze as analyze
+    from tdxtrace.tables.trace import Findings as Findings
+    from tdxtrace.tables.trace import Trace as Trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Findings": "tdxtrace.tables.trace",
+    "TdxtraceError": "tdxtrace.errors",
+    "Trace": "tdxtrace.tables.trace",
+    "analyze": "tdxtrace.pipeline",
+    "read_trace": "tdxtrace.ingest.read",
+}
+__all__ = ["Findings", "TdxtraceError", "Trace", "__version__", "analyze", "read_trace"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import a public name when it is first asked for: polars is slow to load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tdxtrace' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+"""``python -m tdxtrace``."""
+
+from tdxtrace.cli import main
+
+main()

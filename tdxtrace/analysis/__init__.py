@@ -1,0 +1,1 @@
+"""From events to findings: one module per question, named as the table it returns."""

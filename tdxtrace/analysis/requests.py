@@ -1,0 +1,78 @@
+"""What tells one request of a leaf from another, and how much of it was captured."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.analysis.gaps import Flags
+from tdxtrace.analysis.threads import Index, Threads
+from tdxtrace.tables.findings import IDENTITIES
+from tdxtrace.tdx import leaves
+
+# What identifies a request of each kind that the leaf table knows; a level also
+# tells requests for one page apart, but is implied where it was not captured.
+_IDENTIFIED_BY: Final = {
+    "gpa": ("td_id", "gpa"),
+    "td": ("td_id",),
+    "vcpu": ("vp_id",),
+    "page": ("page",),
+}
+_COLUMNS: Final = ("td_id", "gpa", "level", "vp_id", "page")
+
+
+def same_request(threads: Threads, previous: Index) -> Flags:
+    """Whether nothing that was captured tells a call from the ``previous`` one of its leaf."""
+    same = np.ones(len(previous), np.bool_)
+    for column in _COLUMNS:
+        known = threads.frame[column].is_not_null().to_numpy()
+        if known.any():
+            value = threads.frame[column].fill_null(0).to_numpy()
+            differs = known & known[previous] & (value != value[previous])
+            same &= ~(differs & np.isin(threads.leaf, _users(column)))
+    return same
+
+
+def in_request(column: str) -> pl.Expr:
+    """A column only where it tells requests of the leaf apart, as gpa does not for VP.ENTER."""
+    return pl.when(pl.col("leaf").is_in(_users(column))).then(column).alias(column)
+
+
+def identity() -> pl.Expr:
+    """What joined the attempts: the whole request, a part of it, or the thread alone."""
+    named = pl.lit("request")
+    for kind, columns in _IDENTIFIED_BY.items():
+        whole = pl.all_horizontal(pl.col(c).is_not_null() for c in columns)
+        part = _part_of_page() if kind == "gpa" else pl.lit("thread")
+        named = pl.when(pl.col("leaf").is_in(_of_kind(kind)) & ~whole).then(part).otherwise(named)
+    return named.cast(pl.Enum(IDENTITIES)).alias("identity")
+
+
+def _part_of_page() -> pl.Expr:
+    has_gpa, has_td = pl.col("gpa").is_not_null(), pl.col("td_id").is_not_null()
+    return (
+        pl.when(has_gpa)
+        .then(pl.lit("gpa"))
+        .when(has_td)
+        .then(pl.lit("td"))
+        .otherwise(pl.lit("thread"))
+    )
+
+
+def _users(column: str) -> list[int]:
+    """Leaves whose requests ``column`` tells apart."""
+    return [
+        leaf
+        for kind, columns in _IDENTIFIED_BY.items()
+        if column in columns or (column == "level" and kind == "gpa")
+        for leaf in _of_kind(kind)
+    ]
+
+
+@cache
+def _of_kind(kind: str) -> tuple[int, ...]:
+    table = leaves.leaf_table()
+    return tuple(table.filter(pl.col("request") == kind)["leaf"])

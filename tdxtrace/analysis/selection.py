@@ -1,0 +1,131 @@
+"""Which rows a user asked for: by TD, leaf and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from tdxtrace.errors import QueryError
+from tdxtrace.tables.trace import Trace
+from tdxtrace.tdx import leaves
+
+_SECONDS: Final = re.compile(r"^(?P<sign>[+]?)(?P<whole>\d+)(?:\.(?P<part>\d{1,9}))?s?$")
+_BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
+_ENDS: Final = ("end_ns", "ts_ns", "start_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to keep; the default keeps everything."""
+
+    vms: tuple[str, ...] = ()
+    """TD addresses (``0x…``) or process numbers."""
+    leaves: tuple[str, ...] = ()
+    """Leaf names or numbers."""
+    since: str | None = None
+    """Seconds on the trace's clock, or ``+SECONDS`` from its start."""
+    until: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for, without what was not."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+
+    def of(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
+        """Return the rows of a table of ``trace`` that were asked for.
+
+        A row is within the time if any part of it is.  A filter on something that
+        the table does not have (a page fault has no leaf) keeps its rows.
+
+        Raises:
+            QueryError: If a TD, leaf or time is not understood, or not in the trace.
+        """
+        kept = rows
+        if self.leaves and "leaf" in rows.columns:
+            kept = kept.filter(pl.col("leaf").is_in([_leaf(name) for name in self.leaves]))
+        if self.vms and {"td_id", "tgid"} & set(rows.columns):
+            kept = kept.filter(self._of_vms(rows, trace))
+        return kept.filter(self._in_time(rows, trace)) if self.since or self.until else kept
+
+    def _of_vms(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
+        threads = _threads_of([_vm(text, trace) for text in self.vms], trace)
+        columns = [c for c in ("td_id", "tgid") if c in rows.columns]
+        wanted = [
+            (pl.col(column) == number).fill_null(False)
+            for column in columns
+            for kind, number in (_vm(text, trace) for text in self.vms)
+            if kind == column
+        ]
+        unknown = pl.all_horizontal(pl.col(column).is_null() for column in columns)
+        return pl.any_horizontal(
+            *wanted, (pl.col("tid").is_in(threads) if "tid" in rows.columns else False) & unknown
+        )
+
+    def _in_time(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
+        begins = pl.coalesce(c for c in _BEGINS if c in rows.columns)
+        ends = pl.coalesce(c for c in _ENDS if c in rows.columns)
+        starts = [s.first_ns for s in trace.provenance.sources if s.first_ns is not None]
+        first = min(starts, default=0)
+        kept = pl.lit(True)
+        if self.since:
+            kept &= ends >= nanoseconds(self.since, first)
+        if self.until:
+            kept &= begins <= nanoseconds(self.until, first)
+        return kept
+
+
+def nanoseconds(text: str, start_ns: int) -> int:
+    """Return the time that ``text`` names: seconds, or ``+seconds`` from ``start_ns``.
+
+    Raises:
+        QueryError: If it is neither.
+
+    Example:
+        >>> nanoseconds("+0.5", 4_189_000_000_000)
+        4189500000000
+    """
+    found = _SECONDS.match(text.strip())
+    if found is None:
+        raise QueryError(f"not a time: {text!r}; write seconds such as 4189.25, or +0.5 from start")
+    value = int(found["whole"]) * 1_000_000_000 + int((found["part"] or "").ljust(9, "0"))
+    return value + (start_ns if found["sign"] else 0)
+
+
+def _leaf(name: str) -> int:
+    try:
+        return leaves.parse_leaf(name)[0]
+    except ValueError as error:
+        raise QueryError(str(error)) from None
+
+
+def _vm(text: str, trace: Trace) -> tuple[str, int]:
+    """The column and number that name a VM: a TD's address or its process."""
+    tds = trace.seamcalls["td_id"].drop_nulls().unique()
+    tables = (trace.seamcalls, trace.vm_entries, trace.page_faults)
+    processes = {tgid for table in tables for tgid in table["tgid"].drop_nulls().unique()}
+    try:
+        number = int(text, 0)
+    except ValueError:
+        raise QueryError(f"not a VM: {text!r}; name a TD such as 0x… or a process number") from None
+    if number in processes and not text.startswith("0x"):
+        return "tgid", number
+    if number in tds:
+        return "td_id", number
+    known = [f"{td:#x}" for td in tds] + [str(tgid) for tgid in sorted(processes)]
+    near = difflib.get_close_matches(text, known, n=1, cutoff=0) or ["none"]
+    raise QueryError(f"no VM {text} in the trace; nearest: {near[0]} (of {len(known)})")
+
+
+def _threads_of(vms: list[tuple[str, int]], trace: Trace) -> list[int]:
+    """Threads that were seen to work for one of ``vms``."""
+    found: set[int] = set()
+    for column, number in vms:
+        for table in (trace.seamcalls, trace.vm_entries):
+            if column in table.columns:
+                rows = table.filter(pl.col(column) == number, pl.col("tid").is_not_null())
+                found.update(rows["tid"].unique())
+    return sorted(found)

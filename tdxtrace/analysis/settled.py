@@ -1,0 +1,83 @@
+"""Which requests that their caller gave up were settled by another call."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tables.findings import OUTCOMES
+
+_REQUEST: Final = ("source", "td_id", "leaf", "gpa", "level")
+
+
+def elsewhere(chains: pl.DataFrame) -> pl.DataFrame:
+    """Return ``chains`` with the TD filled in and what was settled elsewhere told apart.
+
+    A request that its caller left busy is ``resolved_elsewhere`` if a call outside
+    the chain succeeded on the same (td, leaf, gpa, level) after the chain began:
+    the page is in the wanted state and the lock's host priority is cleared.  Only
+    requests that a page or a TD identifies can be: a vCPU has no second caller.
+
+    Args:
+        chains: The ``retry_chains`` table without ``resolved_elsewhere``.
+
+    Returns:
+        The same rows, in any order.
+    """
+    chains = _with_td(chains)
+    given_up = chains.filter(
+        pl.col("outcome") == "abandoned",
+        pl.col("td_id").is_not_null() | pl.col("gpa").is_not_null(),
+    )
+    if given_up.is_empty():
+        return chains
+    done = chains.filter(pl.col("outcome") == "succeeded").join(
+        given_up.select(_REQUEST).unique(), on=_REQUEST, how="semi", nulls_equal=True
+    )
+    found = _first_after(given_up, done)
+    return (
+        chains.join(found, on=("source", "first_seq"), how="left")
+        .with_columns(settled_seq=pl.col("by_seq"))
+        .with_columns(
+            outcome=pl.when(pl.col("settled_seq").is_not_null())
+            .then(pl.lit("resolved_elsewhere", pl.Enum(OUTCOMES)))
+            .otherwise("outcome")
+        )
+        .drop("by_seq")
+    )
+
+
+def _first_after(given_up: pl.DataFrame, done: pl.DataFrame) -> pl.DataFrame:
+    """For each chain given up: the first success on its request after it began."""
+    left = given_up.select("first_seq", *_REQUEST, when="start_ns").sort("when")
+    right = done.select(*_REQUEST, by_seq="last_seq", when="end_ns").sort("when")
+    # join_asof takes no null in its keys.
+    left, right = (
+        f.with_columns(pl.col("td_id", "gpa", "level").fill_null(0)) for f in (left, right)
+    )
+    joined = left.join_asof(
+        right, on="when", by=list(_REQUEST), strategy="forward", check_sortedness=False
+    )
+    return joined.filter(pl.col("by_seq").is_not_null()).select("source", "first_seq", "by_seq")
+
+
+def _with_td(chains: pl.DataFrame) -> pl.DataFrame:
+    """Fill ``td_id`` where the thread, or else its process, was seen to use one TD only."""
+    known = chains.filter(pl.col("td_id").is_not_null())
+    if known.height == chains.height or known.is_empty():
+        return chains
+    for owner in ("tid", "tgid"):
+        only = (
+            known.filter(pl.col(owner).is_not_null())
+            .group_by("source", owner)
+            .agg(td=pl.col("td_id").min(), n=pl.col("td_id").n_unique())
+            .filter(pl.col("n") == 1)
+            .drop("n")
+        )
+        chains = (
+            chains.join(only, on=("source", owner), how="left")
+            .with_columns(td_id=pl.coalesce("td_id", "td"))
+            .drop("td")
+        )
+    return chains

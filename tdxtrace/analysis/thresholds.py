@@ -1,0 +1,89 @@
+"""Whether findings exceed what a user allows."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.errors import QueryError
+from tdxtrace.tables.trace import Findings
+
+_RULE: Final = re.compile(
+    r"^\s*(?P<name>[\w-]+)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<limit>\d+(\.\d+)?)\s*$"
+)
+_SIGNS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One threshold: fail if the quantity compares so with the limit."""
+
+    name: str
+    sign: str
+    limit: float
+
+
+def _outcomes(name: str) -> Callable[[Findings], float]:
+    return lambda f: f.retry_chains.filter(pl.col("outcome") == name).height
+
+
+def _losses(findings: Findings) -> float:
+    return findings.losses.filter(pl.col("severity") != "info").height
+
+
+def _longest_ms(findings: Findings) -> float:
+    longest = findings.leaf_stats["max_ns"].max()
+    return float(longest) / 1e6 if isinstance(longest, int) else 0.0
+
+
+# What can be compared.  Empty findings count as 0: nothing was exceeded.
+QUANTITIES: Final[Mapping[str, Callable[[Findings], float]]] = {
+    "max-attempts": lambda f: float(f.leaf_stats["max_attempts"].cast(pl.Int64).max() or 0),  # type: ignore[arg-type]
+    "max-chain-ms": _longest_ms,
+    "retried-seamcalls": lambda f: float(f.leaf_stats["retried_seamcalls"].sum()),
+    "busy": lambda f: float(f.leaf_stats["n_busy"].sum()),
+    "abandoned": _outcomes("abandoned"),
+    "failed": _outcomes("failed"),
+    "cut": _outcomes("cut"),
+    "zero-steps": lambda f: f.zero_steps.filter(pl.col("strength") != "weak").height,
+    "losses": _losses,
+}
+
+
+def parse_rule(text: str) -> Rule:
+    """Read a rule such as ``max-attempts>16``.
+
+    Raises:
+        QueryError: If it is none, or names no quantity; says the nearest one.
+    """
+    found = _RULE.match(text)
+    if found is None:
+        raise QueryError(f"not a rule: {text!r}; write e.g. 'max-attempts>16'")
+    name = found["name"].replace("_", "-")
+    if name not in QUANTITIES:
+        near = difflib.get_close_matches(name, QUANTITIES, n=1, cutoff=0)[0]
+        raise QueryError(
+            f"unknown quantity {name!r}; nearest: {near}; all: {', '.join(QUANTITIES)}"
+        )
+    return Rule(name, found["sign"], float(found["limit"]))
+
+
+def exceeded(findings: Findings, rules: Sequence[Rule]) -> list[str]:
+    """Say which of ``rules`` the findings break, one line each."""
+    return [
+        f"{rule.name} is {value:g}, the rule is to fail on {rule.name}{rule.sign}{rule.limit:g}"
+        for rule in rules
+        if _SIGNS[rule.sign](value := QUANTITIES[rule.name](findings), rule.limit)
+    ]

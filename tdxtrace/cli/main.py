@@ -1,0 +1,68 @@
+"""The program: its commands, its one place for errors, its exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tdxtrace import __version__
+from tdxtrace.cli import analyze, decode, table_commands
+from tdxtrace.errors import TdxtraceError
+
+EXIT_INPUT = 1
+EXIT_WORDS = 2
+EXIT_THRESHOLD = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tdxtrace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find out how often TDX SEAMCALLs are retried, and whose fault it is.
+
+    Start with: tdxtrace analyze log TRACE
+    """
+
+
+app.command("analyze")(analyze.analyze_command)
+app.command("events")(table_commands.events_command)
+app.command("retry-chains")(table_commands.retry_chains_command)
+app.command("zero-steps")(table_commands.zero_steps_command)
+app.command("decode")(decode.decode_command)
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit status: 0 answered, 1 the input is wrong, 2 the words are wrong, 3 a
+    threshold given by the user was exceeded.
+    """
+    try:
+        app(prog_name="tdxtrace")
+    except TdxtraceError as error:
+        from tdxtrace.errors import QueryError
+
+        print(f"tdxtrace: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_WORDS if isinstance(error, QueryError) else EXIT_INPUT) from None
+    except BrokenPipeError:
+        # The reader (head, less) has enough: say nothing more, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_INPUT) from None

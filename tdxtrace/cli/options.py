@@ -1,0 +1,77 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class OutputFormat(StrEnum):
+    """What a table is printed as."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+Traces = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TRACE...",
+        help="ftrace, trace-cmd report, perf script or function_graph text; plain, gzip, zstd "
+        "or xz; - for standard input.",
+        show_default=False,
+    ),
+]
+Vms = Annotated[
+    list[str],
+    typer.Option("--vm", metavar="VM", help="Only this TD (0x...) or process; may be repeated."),
+]
+Leaves = Annotated[
+    list[str],
+    typer.Option("--leaf", metavar="LEAF", help="Only this leaf, e.g. TDH.MEM.PAGE.AUG."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="S", help="From this second of the clock, or +S from start."),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="S", help="Up to this second, or +S from start.")
+]
+InputFormat = Annotated[
+    str | None,
+    typer.Option("--input-format", metavar="NAME", help="Instead of telling it from the content."),
+]
+Mappings = Annotated[
+    list[str],
+    typer.Option(
+        "--map",
+        metavar="EVENT=FUNCTION",
+        help="What a probe with an odd name probes; append :entry or :return if need be.",
+    ),
+]
+LevelBase = Annotated[
+    int | None,
+    typer.Option(
+        "--level-base", min=0, max=1, help="Number of a 4K level: 0 to Linux 6.19, 1 from 7.x."
+    ),
+]
+Format = Annotated[OutputFormat, typer.Option("--format", help="What to print.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+FailOn = Annotated[
+    list[str],
+    typer.Option(
+        "--fail-on",
+        metavar="RULE",
+        help="Exit with 3 if so, e.g. 'max-attempts>16'; may be repeated.",
+    ),
+]

@@ -1,0 +1,109 @@
+"""How a command writes: tables in four forms, files whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from tdxtrace.cli.options import OutputFormat
+from tdxtrace.errors import InputError, QueryError
+from tdxtrace.tables.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+def console(no_color: bool = False) -> Console:
+    """A console on stdout: as wide as the terminal, 80 columns where there is none."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "80"))
+    return Console(no_color=no_color, highlight=False, width=width, soft_wrap=False)
+
+
+def print_screen(shown: RenderableType, no_color: bool = False) -> None:
+    """Print something that rich can draw."""
+    console(no_color).print(shown)
+
+
+def serialise(rows: pl.DataFrame, form: OutputFormat) -> bytes:
+    """Return a table as CSV, JSON (one array of objects) or Parquet."""
+    buffer = io.BytesIO()
+    if form is OutputFormat.csv:
+        rows.write_csv(buffer)
+    elif form is OutputFormat.json:
+        rows.write_json(buffer)
+        buffer.write(b"\n")
+    else:
+        rows.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def write_table(rows: pl.DataFrame, form: OutputFormat, output: Path | None, force: bool) -> None:
+    """Write a table as ``form`` to ``output``, or to stdout.
+
+    Raises:
+        InputError: If ``output`` exists and is not to be overwritten, or cannot be written.
+        QueryError: If Parquet would go to a terminal.
+    """
+    if form is OutputFormat.parquet and output is None and sys.stdout.isatty():
+        raise QueryError("Parquet is binary: name a file with --output FILE")
+    data = serialise(rows, form)
+    if output is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_file(output, data, force)
+
+
+def write_file(path: Path, data: bytes, force: bool) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        InputError: If it exists and ``force`` is not given, or cannot be written.
+    """
+    shown = one_line(str(path))
+    if path.exists() and not force:
+        raise InputError(f"{shown} exists; say --force to overwrite it")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent or ".", delete=False) as file:
+            file.write(data)
+        Path(file.name).chmod(0o666 & ~_umask())
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {shown}: {error.strerror}") from None
+
+
+def write_folder(folder: Path, tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> None:
+    """Write every table as Parquet, and ``findings.json``, into ``folder``.
+
+    Raises:
+        InputError: If the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        shown = one_line(str(folder))
+        raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
+    for name, rows in tables.items():
+        data = serialise(rows, OutputFormat.parquet)
+        write_file(folder / f"{name}.parquet", data, force=True)
+    write_file(folder / "findings.json", json_text(facts).encode(), force=True)
+
+
+def json_text(facts: dict[str, Any]) -> str:
+    """Return plain data as JSON text that ends in a newline."""
+    return json.dumps(facts, indent=2, ensure_ascii=True) + "\n"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,208 @@
+"""Which numbers an event's text holds, and where in the text they stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tdxtrace.tdx.exit_reasons import exit_reason_number
+
+_WORD_MASK: Final = (1 << 64) - 1
+_U32_MASK: Final = (1 << 32) - 1
+
+
+@dataclass(slots=True)
+class Fields:
+    """The values of one event by slot, and the columns of its text they came from."""
+
+    values: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Only for values that are exactly the number printed there."""
+    skips: list[tuple[int, int]] = field(default_factory=list)
+    """Numbers that differ from line to line and that no table needs."""
+
+    def put(self, slot: str, found: re.Match[str], group: str, base: int = 0) -> None:
+        """Take the number that ``group`` matched, if it matched and is one."""
+        text = found[group]
+        word = None if text is None else to_word(text, base)
+        if word is not None:
+            self.values[slot] = word
+            self.spans[slot] = found.span(group)
+
+
+def to_word(text: str, base: int = 0) -> int | None:
+    """Return the 64-bit word that ``text`` prints, or None if it is no number.
+
+    Tools print the same word as 0x hex, bare hex (libtraceevent, pointers),
+    unsigned or signed decimal; trace-cmd 3.1's -R prints zero as nothing after
+    ``0x``, or as nothing at all.
+
+    Args:
+        text: Digits, without blanks.
+        base: 16 where the format is known to be bare hex; 0 to judge by the text.
+
+    Example:
+        >>> hex(to_word("-9223369837831520110"))
+        '0x8000020000000092'
+    """
+    digits = text.lower()
+    if digits in ("", "0x"):
+        return 0
+    try:
+        if digits.startswith("0x") or base == 16 or not digits.lstrip("-").isdigit():
+            value = int(digits, 16)
+        else:
+            value = int(digits)
+    except ValueError:
+        return None
+    return value & _WORD_MASK if -(1 << 63) <= value <= _WORD_MASK else None
+
+
+_PLAIN = re.compile(r"0x[0-9a-f]+|\d+")
+_ADDRESS = re.compile(r"(?:0x)?[0-9a-f]+(?=\)| <-)")
+_PAIR = re.compile(r'(?:^|(?<=[\s(,]))(?P<key>[A-Za-z_]\w*)=(?P<value>"[^"]*"|\{[^}]*\}|[^\s,()]*)')
+
+
+def pairs(args: str, slots: Mapping[str, str]) -> Fields:
+    """Read ``key=value`` pairs; ``slots`` says which keys matter and what they are."""
+    fields = Fields()
+    if args.startswith("("):
+        where = args.partition(")")[0] + ")"
+        fields.skips.extend(found.span() for found in _ADDRESS.finditer(where))
+    for found in _PAIR.finditer(args):
+        slot = slots.get(found["key"].lower())
+        if slot is not None and slot not in fields.values:
+            fields.put(slot, found, "value")
+        elif _PLAIN.fullmatch(found["value"]):
+            fields.skips.append(found.span("value"))
+    return fields
+
+
+_VCPU = re.compile(r"\bvcpu(?:_id=|\s+)(?P<n>\d+)")
+_RIP = re.compile(r"\b(?:guest_)?rip[ =](?P<n>0x[0-9a-f]+)")
+_NUMBER: Final = {
+    "info1": re.compile(r"\binfo1[ =](?P<n>0x[0-9a-f]*)"),
+    "info2": re.compile(r"\binfo2[ =](?P<n>0x[0-9a-f]*)"),
+    "intr_info": re.compile(r"\bintr_info[ =](?P<n>0x[0-9a-f]*)"),
+    "error_code": re.compile(r"\berror_code[ =](?P<n>(?:0x)?[0-9a-f]*)"),
+    "requests": re.compile(r"\brequests[ =](?P<n>0x[0-9a-f]*)"),
+}
+# Before 5.10: "info QUALIFICATION INTR_INFO", bare hex.
+_OLD_INFO = re.compile(r"\binfo (?P<a>[0-9a-f]+) (?P<b>[0-9a-f]+)\b")
+_REASON = re.compile(
+    r"\breason (?P<text>.+?)(?= rip | info| intr_info | error_code |$)|\bexit_reason=(?P<n>\w+)"
+)
+_UNKNOWN_REASON = re.compile(r"UNKNOWN \((?P<n>\d+)\)")
+_ENTRY_REST = re.compile(r"\b(?:rip|intr_info|error_code)[ =](?P<n>0x[0-9a-f]+)")
+_FAILED_VMENTRY: Final = 0x80000000  # VMX_EXIT_REASONS_FAILED_VMENTRY, asm/vmx.h
+
+
+def kvm_entry(args: str) -> Fields:
+    """Read ``kvm_entry`` in every layout since 2.6.31; empty on other architectures."""
+    fields = _search(args, {"vcpu_id": _VCPU})
+    fields.skips.extend(found.span("n") for found in _ENTRY_REST.finditer(args))
+    if "vcpu_id" in fields.values:
+        glued = "[immediate exit]" in args or re.search(r"\bimmediate_exit=(?!0\b|0x0\b)\w", args)
+        fields.values["immediate_exit"] = int(bool(glued))
+    return fields
+
+
+def kvm_exit(args: str) -> Fields:
+    """Read ``kvm_exit`` in every layout since 2.6.31, libtraceevent's plugin included."""
+    found = _REASON.search(args)
+    if found is None:
+        return Fields()
+    fields = _search(args, {"vcpu_id": _VCPU, "rip": _RIP, **_NUMBER})
+    old = _OLD_INFO.search(args)
+    if old is not None:
+        fields.put("info1", old, "a", 16)
+        fields.put("intr_info", old, "b", 16)
+    if found["n"]:
+        fields.put("exit_reason", found, "n")
+        return fields
+    reason = exit_reason(found["text"])
+    if reason is not None:
+        fields.values["exit_reason"] = reason & _U32_MASK
+    return fields
+
+
+def exit_reason(text: str) -> int | None:
+    """Return the exit reason that KVM printed as a symbol with flags, or None.
+
+    The grammar is ``NAME[ FLAG…]``; a name or flag unknown to the kernel that
+    printed it is a hex number (Linux, trace/events/kvm.h, kvm_print_exit_reason).
+
+    Example:
+        >>> hex(exit_reason("0xffff FAILED_VMENTRY 0x7fff0000"))
+        '0xffffffff'
+    """
+    unknown = _UNKNOWN_REASON.match(text)
+    if unknown:
+        return int(unknown["n"])
+    name, *flags = text.split()
+    number = int(name, 16) if name.startswith("0x") else exit_reason_number(name.upper())
+    for flag in flags:
+        if number is None:
+            break
+        number |= _FAILED_VMENTRY if flag == "FAILED_VMENTRY" else to_word(flag, 16) or 0
+    return number
+
+
+_FAULT = re.compile(
+    r"\b(?:address|fault_address)[ =](?P<gpa>(?:0x)?[0-9a-f]+) "
+    r"error_code[ =](?P<error_code>(?:0x)?[0-9a-f]+)"
+)
+
+
+def kvm_page_fault(args: str) -> Fields:
+    """Read ``kvm_page_fault``; numbers without 0x are hex before 6.1."""
+    fields = _search(args, {"vcpu_id": _VCPU, "rip": _RIP})
+    found = _FAULT.search(args)
+    if found is None:
+        return Fields()
+    fields.put("gpa", found, "gpa", 16)
+    fields.put("error_code", found, "error_code", 16)
+    return fields
+
+
+_USERSPACE = re.compile(r"\breason (?P<name>\S+) \((?P<n>\d+)\)")
+_USERSPACE_RAW = re.compile(r"\breason=(?P<reason>\w+) errno=(?P<errno>-?\w+)")
+
+
+def kvm_userspace_exit(args: str) -> Fields:
+    """Read ``kvm_userspace_exit``: a KVM_EXIT_* number, or an errno made positive."""
+    fields = Fields()
+    found = _USERSPACE.search(args)
+    if found is not None:
+        slot = "errno" if found["name"] in ("error", "restart") else "reason"
+        fields.put(slot, found, "n")
+        return fields
+    raw = _USERSPACE_RAW.search(args)
+    if raw is not None:
+        errno = to_word(raw["errno"]) or 0
+        signed = (errno & _U32_MASK) - (1 << 32) if errno & (1 << 31) else errno
+        if signed < 0:
+            fields.values["errno"] = -signed
+        else:
+            fields.put("reason", raw, "reason")
+    return fields
+
+
+def _search(args: str, patterns: Mapping[str, re.Pattern[str]]) -> Fields:
+    fields = Fields()
+    for slot, pattern in patterns.items():
+        found = pattern.search(args)
+        if found is not None:
+            base = 16 if slot == "error_code" else 0
+            fields.put(slot, found, "n", base)
+    return fields
+
+
+KVM_DECODERS: Final[Mapping[str, Callable[[str], Fields]]] = {
+    "kvm_entry": kvm_entry,
+    "kvm_exit": kvm_exit,
+    "kvm_page_fault": kvm_page_fault,
+    "kvm_userspace_exit": kvm_userspace_exit,
+}

@@ -1,0 +1,46 @@
+"""What the head of a file says about the recording: kernel, tool, entries kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_ENTRIES: Final = re.compile(rb"^# entries-in-buffer/entries-written: (\d+)/(\d+)", re.MULTILINE)
+_KERNELS: Final = (
+    re.compile(rb"^# \w+ latency trace v\S+ on (\S+)", re.MULTILINE),
+    re.compile(rb"^# os release : (\S+)", re.MULTILINE),
+)
+_PERF_CLOCK: Final = re.compile(rb"^# clockid: (\w+)", re.MULTILINE)
+_PERF: Final = re.compile(rb"^# perf version : (\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Facts that comment lines give; None where they give none."""
+
+    kernel: str | None
+    tool: str | None
+    clock: str | None
+    entries_kept: int | None
+    entries_written: int | None
+
+
+def read_header(head: bytes) -> Header:
+    """Read the comments in the first block of a file."""
+    entries = _ENTRIES.search(head)
+    perf = _PERF.search(head)
+    clock = _PERF_CLOCK.search(head)
+    kernel = next((found for pattern in _KERNELS if (found := pattern.search(head))), None)
+    tool = f"perf {perf[1].decode('ascii', 'replace')}" if perf else None
+    if tool is None and re.search(rb"^cpus=\d+\s*$", head, re.MULTILINE):
+        tool = "trace-cmd report"
+    if tool is None and head.startswith(b"# tracer:"):
+        tool = "tracefs trace"
+    return Header(
+        kernel[1].decode("ascii", "replace") if kernel else None,
+        tool,
+        clock[1].decode("ascii", "replace") if clock else None,
+        int(entries[1]) if entries else None,
+        int(entries[2]) if entries else None,
+    )

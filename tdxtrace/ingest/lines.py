@@ -1,0 +1,207 @@
+"""One line at a time: the general path, which reads every shape that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from tdxtrace.ingest import shapes
+from tdxtrace.ingest.fields import Fields
+from tdxtrace.ingest.raw import UNKNOWN, RawEvents
+from tdxtrace.ingest.shapes import Head
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.vocabulary import Event, Role, recognise
+from tdxtrace.tables.text import one_line
+
+Splitter = Callable[[str], Head | None]
+
+# Which shapes to try, likeliest first, for each format the front door names.
+SPLITTERS: Final[Mapping[str, tuple[Splitter, ...]]] = {
+    "ftrace": (shapes.split_ftrace, shapes.split_latency, shapes.split_perf),
+    "ftrace-latency": (shapes.split_latency, shapes.split_ftrace),
+    "ftrace-verbose": (shapes.split_verbose, shapes.split_ftrace),
+    "perf-script": (shapes.split_perf, shapes.split_ftrace),
+}
+_INT64_MAX: Final = (1 << 63) - 1
+# Names of noise that are told apart; a hostile file could hold a new one on every line.
+_MAX_NAMES: Final = 4096
+_KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One event line, read: its head, its stamp in ns and its fields."""
+
+    number: int
+    head: Head
+    ts_ns: int
+    event: int
+    fields: Fields
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """The events of one source by name, in the order they were met."""
+
+    mappings: Mapping[str, tuple[str, Role | None]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    _known: dict[str, int] = field(default_factory=dict)
+
+    def index_of(self, name: str, args: str) -> int:
+        """Return the place of event ``name`` in ``events``, meeting it if it is new."""
+        index = self._known.get(name)
+        if index is None:
+            if len(self.events) >= _MAX_NAMES:
+                name = "(other names)"
+            index = self._known.setdefault(name, len(self.events))
+            if index == len(self.events):
+                self.events.append(recognise(name, args, self.mappings))
+        return index
+
+    def add(self, event: Event) -> int:
+        """Return the place of ``event`` in ``events``, adding it if its name is new."""
+        index = self._known.setdefault(event.name, len(self.events))
+        if index == len(self.events):
+            self.events.append(event)
+        return index
+
+
+@dataclass(slots=True)
+class LineReader:
+    """Reads lines of one source into raw events, and counts the rest."""
+
+    format: str
+    vocabulary: Vocabulary
+    tally: Tally
+    resolution_ns: int = 0
+    """Finest step of the stamps seen; 0 until one was, 1 also for integer clocks."""
+    has_integer_clock: bool = False
+    _cpus: list[int] = field(default_factory=list)
+    _stamps: list[int] = field(default_factory=list)
+
+    def read(self, lines: Iterable[tuple[int, bytes]]) -> RawEvents:
+        """Return the events among ``lines`` (number, text without its newline)."""
+        found = [line for number, text in lines if (line := self.line(number, text)) is not None]
+        self._tell_seen()
+        return to_raw(found)
+
+    def line(self, number: int, text: bytes) -> Line | None:
+        """Read one line; None if it became no event, and is then accounted for."""
+        line = text.decode("utf-8", "replace").rstrip("\r")
+        if line.startswith(">"):
+            line = shapes.QUOTE.sub("", line)
+        if shapes.HEADER.match(line):
+            self.tally.n_headers += 1
+            return None
+        head = self._head(line)
+        if head is None:
+            self._no_event(number, line)
+            return None
+        ts_ns = self._ts_ns(head)
+        lost = shapes.perf_lost_of(head)
+        if ts_ns > _INT64_MAX:
+            self._no_event(number, line)
+        elif lost is not None:
+            self._tell_seen()
+            self.tally.lost(lost.cpu, lost.n_events, number)
+        else:
+            self._cpus.append(head.cpu)
+            self._stamps.append(ts_ns)
+            return self._event(number, head, ts_ns)
+        return None
+
+    def _head(self, line: str) -> Head | None:
+        for split in SPLITTERS[self.format]:
+            head = split(line)
+            if head is not None:
+                return head
+        return None
+
+    def _no_event(self, number: int, line: str) -> None:
+        lost = shapes.lost_of(line)
+        if lost is not None:
+            self._tell_seen()
+            self.tally.lost(lost.cpu, lost.n_events, number)
+        elif shapes.CALLCHAIN.match(line):
+            self.tally.count("callchain", "", number)
+        elif shapes.NO_PAYLOAD.match(line):
+            self.tally.count("no_payload", "", number)
+        elif shapes.NO_CONTEXT.match(line):
+            self.tally.count_sample("no_time", one_line(line, 80), number)
+        else:
+            self.tally.count_sample("unparsed", one_line(line, 80), number)
+
+    def _ts_ns(self, head: Head) -> int:
+        whole, digits = head.ts
+        if not digits:
+            self.has_integer_clock = True
+            self.resolution_ns = 1
+            return whole
+        step = 10 ** (9 - min(len(digits), 9))
+        self.resolution_ns = min(self.resolution_ns or step, step)
+        return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0"))
+
+    def _tell_seen(self) -> None:
+        self.tally.see(np.array(self._cpus, np.int32), np.array(self._stamps, np.int64))
+        self._cpus, self._stamps = [], []
+
+    def _event(self, number: int, head: Head, ts_ns: int) -> Line | None:
+        name = head.event or "(no event name)"
+        index = self.vocabulary.index_of(name, head.args)
+        event = self.vocabulary.events[index]
+        if event.kind in ("noise", "unmapped"):
+            self.tally.count(event.kind, event.name, number)
+            return None
+        fields = event.decode(head.args)
+        if not understood(event, fields):
+            self.tally.count("undecoded", event.name, number)
+            return None
+        self.tally.events[event.name] += 1
+        if (head.tid, head.comm) not in self.tally.threads or head.tgid != UNKNOWN:
+            self.tally.threads[head.tid, head.comm] = head.tgid
+        return Line(number, head, ts_ns, index, fields)
+
+
+def understood(event: Event, fields: Fields) -> bool:
+    """Whether a line of ``event`` holds what its table cannot do without."""
+    if event.kind in _KVM_TABLES and not fields.values:
+        return False
+    return all(slot in fields.values for slot in event.needs)
+
+
+def in_irq(flags: str) -> int:
+    """1 in hard interrupt or NMI context, 0 elsewhere, UNKNOWN without flags.
+
+    The third flag is the context: h, H, z and Z are hardirq, hardirq inside
+    softirq and NMI (Linux kernel/trace/trace_output.c, trace_print_lat_fmt).
+    uprobe events carry 0xff for all flags, so ``..ff`` tells nothing.
+    """
+    if len(flags) < 4 or flags.endswith("ff"):
+        return UNKNOWN
+    return int(flags[2] in "hHzZ")
+
+
+def to_raw(lines: Sequence[Line]) -> RawEvents:
+    """Put lines into columns."""
+    names = sorted({slot for line in lines for slot in line.fields.values})
+    n = len(lines)
+    return RawEvents(
+        np.fromiter((line.number for line in lines), np.int64, n),
+        np.fromiter((line.ts_ns for line in lines), np.int64, n),
+        np.fromiter((line.head.tid for line in lines), np.int32, n),
+        np.fromiter((line.head.tgid for line in lines), np.int32, n),
+        np.fromiter((line.head.cpu for line in lines), np.int32, n),
+        np.fromiter((in_irq(line.head.flags) for line in lines), np.int8, n),
+        np.fromiter((line.event for line in lines), np.int32, n),
+        {
+            name: np.fromiter((line.fields.values.get(name, 0) for line in lines), np.uint64, n)
+            for name in names
+        },
+        {
+            name: np.fromiter((name in line.fields.values for line in lines), np.bool_, n)
+            for name in names
+        },
+    )

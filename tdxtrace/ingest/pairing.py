@@ -1,0 +1,101 @@
+"""Which return belongs to which entry: by thread, last in first out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.raw import BoolArray, I32Array, I64Array
+
+# A function that does not call itself can be open at most once per context of
+# its CPU: task, softirq, hardirq, NMI.  Linux, include/linux/trace_recursion.h
+# (TRACE_CTX_NORMAL … TRACE_CTX_NMI).  An entry deeper than that has lost its return.
+MAX_CONTEXTS: Final = 4
+
+Index = NDArray[np.intp]
+
+
+def pair(
+    thread: I64Array, function: I32Array, is_return: BoolArray, depth: int = MAX_CONTEXTS
+) -> tuple[Index, Index, Index, Index]:
+    """Match each return with the last open entry of its function in its thread.
+
+    A return also ends the calls that were opened after its entry and never
+    returned: they cannot return any more.
+
+    Args:
+        thread: Whatever the calls nest by, one value per event, in file order.
+        function: What was called, comparable between entry and return.
+        is_return: Which events are returns.
+        depth: Most open calls of one function in one thread; the oldest one
+            more is given up.
+
+    Returns:
+        Positions of the entries and of the returns of each pair, ordered by the
+        return; of the entries given up; of the returns without entry.
+        Entries still open are in none of them.
+    """
+    order = np.argsort(thread, kind="stable")
+    entries: list[Index] = []
+    returns: list[Index] = []
+    while len(order) > 1:
+        here, after = order[:-1], order[1:]
+        matched = (
+            ~is_return[here]
+            & is_return[after]
+            & (thread[here] == thread[after])
+            & (function[here] == function[after])
+        )
+        if not matched.any():
+            break
+        entries.append(here[matched])
+        returns.append(after[matched])
+        left = np.ones(len(order), np.bool_)
+        left[:-1] &= ~matched
+        left[1:] &= ~matched
+        order = order[left]
+    more = _by_hand(order, thread, function, is_return, depth)
+    entry = np.concatenate([*entries, more[0]])
+    back = np.concatenate([*returns, more[1]])
+    by_return = np.argsort(back, kind="stable")
+    return entry[by_return], back[by_return], more[2], more[3]
+
+
+def _by_hand(
+    order: Index, thread: I64Array, function: I32Array, is_return: BoolArray, depth: int
+) -> tuple[Index, Index, Index, Index]:
+    """The same rule with a stack, for the few events that do not simply alternate."""
+    pairs: tuple[list[int], list[int]] = ([], [])
+    given_up: list[int] = []
+    orphans: list[int] = []
+    stack: list[tuple[int, int]] = []
+    current: int | None = None
+    for position, owner, what, back in zip(
+        order.tolist(),
+        thread[order].tolist(),
+        function[order].tolist(),
+        is_return[order].tolist(),
+        strict=True,
+    ):
+        if owner != current:
+            stack, current = [], owner
+        open_calls = [at for at, (_, name) in enumerate(stack) if name == what]
+        if not back:
+            if len(open_calls) >= depth:
+                given_up.append(stack.pop(open_calls[0])[0])
+            stack.append((position, what))
+        elif open_calls:
+            given_up.extend(at for at, _ in stack[open_calls[-1] + 1 :])
+            del stack[open_calls[-1] + 1 :]
+            pairs[0].append(stack.pop()[0])
+            pairs[1].append(position)
+        else:
+            orphans.append(position)
+    return (
+        np.array(pairs[0], np.intp),
+        np.array(pairs[1], np.intp),
+        np.array(sorted(given_up), np.intp),
+        np.array(sorted(orphans), np.intp),
+    )

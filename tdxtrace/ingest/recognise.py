@@ -1,0 +1,88 @@
+"""Which format is it: told by what the first lines look like, never by the name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Final
+
+from tdxtrace.errors import FormatError, QueryError
+from tdxtrace.ingest import graph, shapes
+from tdxtrace.tables.text import one_line
+
+FORMATS: Final = ("ftrace", "ftrace-latency", "ftrace-verbose", "function-graph", "perf-script")
+
+# Magic numbers of what people pass by mistake, and what to do instead.
+_MAGIC: Final = (
+    (b"\x17\x08\x44tracing", "a trace-cmd trace.dat; print it first: trace-cmd report -R FILE"),
+    (b"PERFILE2", "a perf.data; print it first: perf script --ns --show-lost-events -i FILE"),
+    (b"2ELIFREP", "a perf.data of the other byte order; print it where it was recorded"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"BZh", "bzip2; recompress it with zstd, xz or gzip"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x7fELF", "a program (ELF)"),
+)
+_SAMPLE_LINES: Final = 2000
+
+
+def recognise(head: bytes, shown: str) -> str:
+    """Return the format of a text that begins with ``head``.
+
+    Raises:
+        FormatError: If no line of it looks like any format; says what it looks like.
+    """
+    for magic, what in _MAGIC:
+        if head.startswith(magic):
+            raise FormatError(f"{shown} is {what.replace('FILE', shown)}")
+    lines = head.removeprefix(b"\xef\xbb\xbf").splitlines()[:_SAMPLE_LINES]
+    votes = Counter(name for line in lines if (name := _vote(line)))
+    if votes:
+        return votes.most_common(1)[0][0]
+    if any(shapes.HEADER.match(text) or shapes.lost_of(text) for text in _texts(lines)):
+        return "ftrace"
+    if any(shapes.NO_CONTEXT.match(t) or shapes.NO_PAYLOAD.match(t) for t in _texts(lines)):
+        return "ftrace"
+    raise FormatError(f"{shown} is no trace: {_describe(head)}")
+
+
+def checked(name: str) -> str:
+    """Return ``name`` if it is one of FORMATS.
+
+    Raises:
+        QueryError: If it is not; names them all.
+    """
+    if name not in FORMATS:
+        raise QueryError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
+    return name
+
+
+def _texts(lines: list[bytes]) -> list[str]:
+    return [line.decode("utf-8", "replace") for line in lines]
+
+
+def _vote(line: bytes) -> str | None:
+    text = shapes.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))
+    if text.startswith("#"):
+        return None
+    for name, split in (
+        ("ftrace", shapes.split_ftrace),
+        ("ftrace-latency", shapes.split_latency),
+        ("ftrace-verbose", shapes.split_verbose),
+        ("perf-script", shapes.split_perf),
+    ):
+        if split(text) is not None:
+            return name
+    return "function-graph" if graph.LINE.match(text) else None
+
+
+def _describe(head: bytes) -> str:
+    if b"\0" in head:
+        return "it is binary and of no kind that is known"
+    first = next((line for line in head.splitlines() if line.strip()), b"")
+    text = one_line(first.decode("utf-8", "replace"), 60)
+    if re.match(r"^\w+\(.*\) += ", text):
+        return "it looks like strace output; record with trace-cmd, perf or tracefs"
+    return f"its first line is {text!r}; expected ftrace, trace-cmd report or perf script text"

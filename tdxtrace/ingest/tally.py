@@ -1,0 +1,165 @@
+"""What became of every line that is not a row: noise, losses, headers, threads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array
+from tdxtrace.tables.events import LOSSES, THREADS
+from tdxtrace.tables.text import one_line
+
+_FAR: Final = np.iinfo(np.int64)
+_MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
+
+_SEVERITY: Final = {
+    "noise": "info",
+    "callchain": "info",
+    "merged": "info",
+    "unmapped": "data_loss",
+    "started_midway": "data_loss",
+    "unpaired_entry": "info",
+    "unpaired_return": "info",
+    "lost_events": "data_loss",
+    "overwritten": "data_loss",
+    "buffer_full": "data_loss",
+    "truncated": "data_loss",
+}
+_ADVICE: Final = {
+    "noise": "none needed; record only the tdx and kvm events to make the file smaller",
+    "callchain": "none needed; record without -g to make the file smaller",
+    "merged": "none needed; the inner SEAMCALLs are the attempts, the wrapper named the request",
+    "unmapped": "say what it probes: --map EVENT=FUNCTION, e.g. --map {name}=tdh_mem_page_remove",
+    "started_midway": "switch tracing on before the TD starts, or ignore each thread's first chain",
+    "unpaired_entry": "these calls were seen to start only: the return probe missed them",
+    "unpaired_return": "these calls were seen to return only; probe the entry too, or fetch $argN",
+    "lost_events": "use a larger buffer (buffer_size_kb, -b, -m) or record fewer events",
+    "overwritten": "use a larger buffer_size_kb, or read trace_pipe while recording",
+    "buffer_full": "use a larger buffer_size_kb; with overwrite off the newest events are dropped",
+    "truncated": "the input ends early; copy it again whole",
+    "unparsed": "not a line of ftrace, trace-cmd or perf text; if it is, please report its shape",
+    "undecoded": "the event's fields are missing or of another kernel; please report the line",
+    "no_payload": "the 'raw' trace option drops the fields; switch it off: echo 0 > options/raw",
+    "no_abstime": "switch absolute time on: echo 1 > options/funcgraph-abstime",
+    "no_time": "switch context back on: echo 1 > options/context-info",
+}
+
+
+@dataclass(slots=True)
+class Entry:
+    """One row of ``losses`` in the making."""
+
+    kind: str
+    detail: str = ""
+    line_no: int | None = None
+    cpu: int = UNKNOWN
+    start_ns: int | None = None
+    end_ns: int | None = None
+    n_events: int | None = 0
+    n_lines: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over one source, filled block by block."""
+
+    n_lines: int = 0
+    n_headers: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    gaps: list[Entry] = field(default_factory=list)
+    threads: dict[tuple[int, str], int] = field(default_factory=dict)
+    first_ns: I64Array = field(default_factory=lambda: np.full(_MAX_CPUS + 1, _FAR.max))
+    last_ns: I64Array = field(default_factory=lambda: np.full(_MAX_CPUS + 1, _FAR.min))
+    _open_gaps: list[Entry] = field(default_factory=list)
+
+    def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
+        """Account for ``n`` lines, of which ``line_no`` is the first."""
+        entry = self.entries.setdefault((kind, detail), Entry(kind, detail, line_no))
+        entry.n_lines += n
+        entry.n_events = (entry.n_events or 0) + n
+
+    def count_sample(self, kind: str, sample: str, line_no: int) -> None:
+        """Account for one line among others of its kind; the first one is shown."""
+        entry = self.entries.setdefault((kind, ""), Entry(kind, sample, line_no))
+        entry.n_lines += 1
+        entry.n_events = (entry.n_events or 0) + 1
+
+    def note(self, kind: str, n_events: int | None, detail: str = "", **place: int | None) -> None:
+        """Record something lost that no line of the input stands for."""
+        if n_events is None or n_events > 0:
+            self.gaps.append(Entry(kind, detail, n_events=n_events, **place))  # type: ignore[arg-type]
+
+    def lost(self, cpu: int, n_events: int | None, line_no: int) -> None:
+        """Record a marker of lost events; its gap ends at the CPU's next event."""
+        before = self.last_ns[cpu]
+        start = int(before) if before != _FAR.min else None
+        gap = Entry("lost_events", "", line_no, cpu, start, None, n_events, 1)
+        self.gaps.append(gap)
+        self._open_gaps.append(gap)
+
+    def see(self, cpu: I32Array, ts_ns: I64Array) -> None:
+        """Note when each CPU was heard of; closes gaps that were open on it."""
+        if not len(cpu):
+            return
+        if self._open_gaps:
+            self._close_gaps(cpu, ts_ns)
+        place = np.minimum(cpu, _MAX_CPUS)
+        np.minimum.at(self.first_ns, place, ts_ns)
+        np.maximum.at(self.last_ns, place, ts_ns)
+        self.first_ns[UNKNOWN] = min(self.first_ns[UNKNOWN], ts_ns.min())
+        self.last_ns[UNKNOWN] = max(self.last_ns[UNKNOWN], ts_ns.max())
+
+    def _close_gaps(self, cpu: I32Array, ts_ns: I64Array) -> None:
+        still_open = []
+        for gap in self._open_gaps:
+            here = ts_ns if gap.cpu == UNKNOWN else ts_ns[cpu == gap.cpu]
+            if len(here):
+                gap.end_ns = int(here[0])
+            else:
+                still_open.append(gap)
+        self._open_gaps = still_open
+
+    def cpus(self) -> list[int]:
+        """CPUs that were heard of, in order."""
+        return [int(c) for c in np.flatnonzero(self.last_ns[:_MAX_CPUS] != _FAR.min)]
+
+    def span(self) -> tuple[int | None, int | None]:
+        """Time of the first and of the last event of any kind, in ns."""
+        if self.last_ns[UNKNOWN] == _FAR.min:
+            return None, None
+        return int(self.first_ns[UNKNOWN]), int(self.last_ns[UNKNOWN])
+
+    def losses(self, source: int) -> pl.DataFrame:
+        """The ``losses`` rows of this source."""
+        entries = [*self.gaps, *self.entries.values()]
+        rows = [
+            {
+                "source": source,
+                "line_no": e.line_no,
+                "kind": e.kind,
+                "severity": _SEVERITY.get(e.kind, "error"),
+                "cpu": None if e.cpu == UNKNOWN else e.cpu,
+                "start_ns": e.start_ns,
+                "end_ns": e.end_ns,
+                "n_events": e.n_events,
+                "n_lines": e.n_lines,
+                "detail": e.detail,
+                "advice": _ADVICE[e.kind].replace("{name}", one_line(e.detail, 40)),
+            }
+            for e in entries
+        ]
+        return pl.DataFrame(rows, schema=LOSSES.schema, orient="row") if rows else LOSSES.empty()
+
+    def thread_table(self, source: int) -> pl.DataFrame:
+        """The ``threads`` rows of this source."""
+        rows = [
+            (source, tid, None if tgid == UNKNOWN else tgid, comm)
+            for (tid, comm), tgid in sorted(self.threads.items())
+            if tid != UNKNOWN
+        ]
+        return pl.DataFrame(rows, schema=THREADS.schema, orient="row")

@@ -1,0 +1,210 @@
+"""Findings on one terminal screen: what was read, what was lost, what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tdxtrace.report import advice
+from tdxtrace.report.units import count, duration, plural, seconds, share, short_duration, word
+from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import Findings, Source
+from tdxtrace.tdx.leaves import leaf_name
+
+# What a terminal shows without scrolling if it was never resized: VT100, 24 lines.
+SCREEN_LINES: Final = 24
+_FIXED_LINES: Final = 15
+"""Lines that do not grow with the findings."""
+_OUTCOMES: Final = (
+    ("succeeded", "ok"),
+    ("failed", "failed"),
+    ("resolved_elsewhere", "elsewhere"),
+    ("abandoned", "abandoned"),
+    ("cut", "cut"),
+)
+
+
+def screen(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
+    """Return what ``tdxtrace analyze log`` prints.
+
+    Args:
+        findings: What was found.
+        lines: Height of the screen; more rows of each table are shown on a higher one.
+    """
+    room = max(lines - _FIXED_LINES, 7)
+    n_leaves = min(findings.leaf_stats.height, max(3, room * 5 // 9))
+    n_rows = max(1, (room - n_leaves) // 2)
+    parts: list[RenderableType] = [
+        *map(_source, findings.provenance.sources),
+        _totals(findings),
+        _lost(findings),
+        Text(),
+        _leaves(findings, n_leaves),
+        _zero_steps(findings, n_rows),
+        _worst(findings, n_rows),
+        Text(),
+        *(Text(f"next: {line}", style="cyan") for line in advice.next_steps(findings)[:2]),
+    ]
+    return Group(*parts)
+
+
+def _source(source: Source) -> Text:
+    packed = "" if source.compression == "none" else f" ({source.compression})"
+    span = None
+    if source.first_ns is not None and source.last_ns is not None:
+        span = source.last_ns - source.first_ns
+    facts = [
+        f"{source.format}{packed}",
+        plural(source.n_lines, "line"),
+        duration(span),
+        f"{source.clock} clock by {short_duration(source.clock_resolution_ns)}",
+        *([f"Linux {one_line(source.kernel, 20)}"] if source.kernel else []),
+    ]
+    line = Text(one_line(source.path.rpartition("/")[2], 40), style="bold")
+    return line.append(": " + ", ".join(facts), style="not bold")
+
+
+def _totals(findings: Findings) -> Text:
+    stats, chains = findings.leaf_stats, findings.retry_chains
+    n_tds = chains["td_id"].drop_nulls().n_unique()
+    vms = plural(n_tds, "TD") if n_tds else plural(chains["tgid"].drop_nulls().n_unique(), "VM")
+    parts = [
+        plural(_total(stats, "n_seamcalls"), "SEAMCALL"),
+        plural(_total(stats, "n_requests"), "request"),
+        f"{count(_total(stats, 'retried_seamcalls'))} retried",
+        vms,
+        plural(findings.vcpu_stats.height, "vCPU"),
+        plural(_total(findings.vm_stats, "zero_steps"), "zero-step episode"),
+    ]
+    if findings.options:
+        chosen = ", ".join(f"{name} {value}" for name, value in findings.options.items())
+        parts.append(f"only {one_line(chosen, 60)}")
+    return Text(", ".join(parts))
+
+
+def _lost(findings: Findings) -> Text:
+    bad = findings.losses.filter(pl.col("severity") != "info")
+    cut = findings.retry_chains.filter(pl.col("cut_by") == "lost_events").height
+    if bad.is_empty():
+        return Text("lost: nothing that the input tells of", style="green")
+    kinds = [
+        f"{kind} {count(n) if n else '(number unknown)'}"
+        for kind, n in bad.group_by("kind", maintain_order=True)
+        .agg(pl.col("n_events").sum())
+        .rows()
+    ]
+    text = f"LOST: {', '.join(kinds)}; {plural(cut, 'chain')} cut by it"
+    return Text(text, style="bold yellow")
+
+
+def _leaves(findings: Findings, n: int) -> RenderableType:
+    stats = findings.leaf_stats
+    if stats.is_empty():
+        return Text("no SEAMCALL was captured: only KVM's own events", style="yellow")
+    rows = stats.head(n).with_columns(name=leaf_name(pl.col("leaf")))
+    cells = [
+        (
+            _leaf(row),
+            count(row["n_requests"]),
+            count(row["retried_seamcalls"]),
+            share(row["retried_seamcalls"], row["n_requests"]).replace(" ", ""),
+            "/".join(count(row[f"{q}_attempts"]) for q in ("p50", "p99", "max")),
+            f"{short_duration(row['p99_ns'])}/{short_duration(row['max_ns'])}",
+            _outcomes(row),
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+    titles = ("TDH.", "requests", "retried", "", "p50/p99/max", "time p99/max", "outcome")
+    table = grid(titles, cells, right=(1, 2, 3, 4, 5))
+    if stats.height > n:
+        return Group(table, Text(f"… and {stats.height - n} more: --json, --output DIR"))
+    return table
+
+
+def _leaf(row: dict[str, Any]) -> str:
+    """The leaf's name without TDH., which stands in the title."""
+    return str(row["name"] or f"leaf {row['leaf']}").removeprefix("TDH.")
+
+
+def _outcomes(row: dict[str, Any]) -> str:
+    return " ".join(f"{count(row[name])} {short}" for name, short in _OUTCOMES if row[name])
+
+
+def _zero_steps(findings: Findings, n: int) -> RenderableType:
+    steps = findings.zero_steps
+    if steps.is_empty():
+        seen = findings.vcpu_stats.height
+        why = "none found" if seen else "cannot be told: no vCPU entry was captured"
+        return Text(f"zero-step: {why}")
+    cells = [
+        (
+            _who(findings, row["source"], row["tid"]),
+            seconds(row["start_ns"])[:-3],
+            count(row["n_refused"]),
+            short_duration(row["end_ns"] - row["start_ns"]),
+            f"{row['form']} ({row['strength']})",
+            row["ended"],
+        )
+        for row in steps.sort("n_refused", descending=True).head(n).iter_rows(named=True)
+    ]
+    titles = ("zero-step vCPU", "from, s", "refused", "for", "form", "ended")
+    return grid(titles, cells, right=(1, 2, 3))
+
+
+def _worst(findings: Findings, n: int) -> RenderableType:
+    rows = worst_chains(findings.retry_chains, n)
+    if rows.is_empty():
+        return Text("worst chains: no request was retried")
+    named = rows.with_columns(name=leaf_name(pl.col("leaf")))
+    cells = [
+        (
+            _leaf(row),
+            word(row["gpa"]),
+            _who(findings, row["source"], row["tid"]),
+            count(row["n_attempts"]),
+            short_duration(row["took_ns"]),
+            count(row["first_seq"]),
+            row["outcome"] + ("" if row["identity"] == "request" else f" (by {row['identity']})"),
+        )
+        for row in named.iter_rows(named=True)
+    ]
+    titles = ("worst chains", "gpa", "thread", "attempts", "time", "line", "outcome")
+    return grid(titles, cells, right=(3, 4, 5))
+
+
+def worst_chains(retry_chains: pl.DataFrame, n: int) -> pl.DataFrame:
+    """Return the ``n`` chains with most attempts, the longest first among equals."""
+    retried = retry_chains.filter(pl.col("n_busy") > 0)
+    order = ("n_attempts", "took_ns", "first_seq")
+    return retried.sort(order, descending=[True, True, False], nulls_last=True).head(n)
+
+
+def grid(titles: Sequence[str], cells: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
+    """Return a table without lines; cells are text, never markup."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for place, title in enumerate(titles):
+        table.add_column(
+            Text(title),
+            justify="right" if place in right else "left",
+            no_wrap=place < len(titles) - 1,
+            overflow="fold",
+        )
+    for row in cells:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
+
+
+def _who(findings: Findings, source: int, tid: int | None) -> str:
+    if tid is None:
+        return "-"
+    names = findings.threads.filter(pl.col("source") == source, pl.col("tid") == tid)["comm"]
+    return f"{one_line(names[0], 16)}-{tid}" if len(names) else str(tid)
+
+
+def _total(frame: pl.DataFrame, column: str) -> int:
+    return int(frame[column].sum())

@@ -1,0 +1,1 @@
+"""What a row means: the declaration of every table, the bundles and their store."""

@@ -1,0 +1,20 @@
+"""Every table of tdxtrace, in one list.
+
+``schemas/*.json`` and the column reference in the README are generated from
+here (``python -m tdxtrace.tables.contract``); a test fails when they differ.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.schema import Table
+
+# Raise this whenever a generated contract changes in a way a reader can see.
+#
+# 1: first published.
+SCHEMA_VERSION: Final = 1
+
+TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES)

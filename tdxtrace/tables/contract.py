@@ -1,0 +1,65 @@
+"""The catalog as JSON Schema files: what other programs may rely on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from tdxtrace.tables.catalog import SCHEMA_VERSION, TABLES
+from tdxtrace.tables.schema import Column, Table
+
+_JSON_TYPES = {"Boolean": "boolean", "String": "string"}
+
+
+def _json_type(dtype: pl.DataType) -> dict[str, object]:
+    if isinstance(dtype, pl.Enum):
+        return {"type": "string", "enum": dtype.categories.to_list()}
+    name = str(dtype)
+    if name in _JSON_TYPES:
+        return {"type": _JSON_TYPES[name]}
+    bits = int("".join(filter(str.isdigit, name)))
+    if name.startswith("UInt"):
+        return {"type": "integer", "minimum": 0, "maximum": 2**bits - 1}
+    return {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1}
+
+
+def _column(column: Column) -> dict[str, object]:
+    kind = _json_type(column.dtype)
+    if column.nullable:
+        kind["type"] = [kind["type"], "null"]
+        if "enum" in kind:
+            kind["enum"] = [*kind["enum"], None]  # type: ignore[misc]
+    arrow = "Enum" if isinstance(column.dtype, pl.Enum) else str(column.dtype)
+    unit = {"x-unit": column.unit} if column.unit else {}
+    return {"description": column.doc, **kind, "x-polars-type": arrow, **unit}
+
+
+def render(table: Table) -> str:
+    """Return the JSON Schema (2020-12) of one row of ``table``, as text."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": table.name,
+        "description": table.grain,
+        "type": "object",
+        "properties": {c.name: _column(c) for c in table.columns},
+        "required": [c.name for c in table.columns],
+        "additionalProperties": False,
+        "x-key": list(table.key),
+        "x-schema-version": SCHEMA_VERSION,
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def write(folder: Path) -> None:
+    """Write one file per table into ``folder``, and remove files of tables that are gone."""
+    for stale in folder.glob("*.json"):
+        stale.unlink()
+    for table in TABLES:
+        (folder / f"{table.name}.json").write_text(render(table), "utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "schemas"))

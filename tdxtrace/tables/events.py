@@ -1,0 +1,181 @@
+"""The event tables, what happened: declared once, with units and grain."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tables.schema import Column, Table
+
+U8, U16, U32, U64 = pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()
+I32, I64, BOOL, TEXT = pl.Int32(), pl.Int64(), pl.Boolean(), pl.String()
+
+PROBES: Final = ("wrapper", "seamcall", "vcpu_run", "tracepoint", "function_graph")
+SEVERITIES: Final = ("info", "data_loss", "error")
+LOSS_KINDS: Final = (
+    "noise",
+    "callchain",
+    "lost_events",
+    "overwritten",
+    "buffer_full",
+    "started_midway",
+    "truncated",
+    "unparsed",
+    "undecoded",
+    "unmapped",
+    "no_payload",
+    "no_time",
+    "no_abstime",
+    "unpaired_entry",
+    "unpaired_return",
+    "merged",
+)
+SOURCE = Column("source", U16, "Which input: index into the provenance's sources.")
+CPU = Column("cpu", U16, "Host CPU of the line the row is placed by.", nullable=True)
+TID = Column("tid", I32, "Host thread; null where the tool did not print it.", nullable=True)
+TGID = Column(
+    "tgid", I32, "Process of the thread (one QEMU is one VM), where recorded.", nullable=True
+)
+N_LINES = Column("n_lines", U8, "Input lines or records this row was made from.")
+TD = Column(
+    "td_id",
+    U64,
+    "The TD as the capture names it: address of its struct tdx_td, or its TDR page.",
+    nullable=True,
+)
+GPA = Column("gpa", U64, "Guest page the call works on, as passed.", nullable=True)
+LEVEL = Column("level", U8, "Level as the module counts: 0 is 4K, 1 is 2M, 2 is 1G.", nullable=True)
+LEAF = Column("leaf", U16, "SEAMCALL leaf number (RAX bits 15:0 at entry).")
+VCPU = Column("vcpu_id", U32, "vCPU number KVM printed.", nullable=True)
+
+SEAMCALLS = Table(
+    name="seamcalls",
+    grain="one row per SEAMCALL attempt that returned, or was seen to start",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        Column("seq", U64, "Line or record of the return; of the entry if no return was seen."),
+        Column("start_ns", I64, "When the entry was recorded.", unit="ns", nullable=True),
+        Column("end_ns", I64, "When the return was recorded.", unit="ns", nullable=True),
+        Column("start_cpu", U16, "CPU of the entry.", nullable=True),
+        CPU,
+        TID,
+        TGID,
+        LEAF,
+        Column("version", U8, "Leaf version (RAX bits 23:16), where seen.", nullable=True),
+        TD,
+        Column("vp_id", U64, "The vCPU: address of its struct tdx_vp, or TDVPR.", nullable=True),
+        GPA,
+        LEVEL,
+        Column("page", U64, "Page argument as passed: struct page, pfn or HPA.", nullable=True),
+        Column("status", U64, "Raw completion status (RAX); null: never returned.", nullable=True),
+        Column("ext_err1", U64, "RCX out: the SEPT entry on MEM leaves.", nullable=True),
+        Column("ext_err2", U64, "RDX out: level and state on MEM leaves.", nullable=True),
+        Column("in_irq", BOOL, "Issued in hard interrupt context (flags).", nullable=True),
+        Column("probe", pl.Enum(PROBES), "What was probed to see the call."),
+        N_LINES,
+    ),
+    rules={
+        "entry or return was seen": pl.col("start_ns").is_not_null()
+        | pl.col("end_ns").is_not_null(),
+        "time runs forward": pl.col("start_ns") <= pl.col("end_ns"),
+    },
+)
+
+VM_ENTRIES = Table(
+    name="vm_entries",
+    grain="one row per attempt to enter a vCPU, paired with its exit",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        Column("seq", U64, "Line or record of the exit; of the entry if no exit was seen."),
+        Column("start_ns", I64, "When kvm_entry was recorded.", unit="ns", nullable=True),
+        Column("end_ns", I64, "When kvm_exit was recorded.", unit="ns", nullable=True),
+        CPU,
+        TID,
+        TGID,
+        VCPU,
+        Column("exit_reason", U32, "VMX exit reason; 0xffffffff: not entered.", nullable=True),
+        Column("info1", U64, "Exit qualification (RCX of TDH.VP.ENTER).", nullable=True),
+        Column("info2", U64, "Extended exit qualification (RDX).", nullable=True),
+        Column("intr_info", U32, "Interruption information.", nullable=True),
+        Column("error_code", U32, "Interruption error code.", nullable=True),
+        Column("rip", U64, "Guest RIP at the exit; 0 for a TD.", nullable=True),
+        Column("requests", U64, "vcpu->requests at the exit (6.14 and later).", nullable=True),
+        Column("immediate_exit", BOOL, "Entered only to exit at once (6.9+).", nullable=True),
+        N_LINES,
+    ),
+)
+
+PAGE_FAULTS = Table(
+    name="page_faults",
+    grain="one row per EPT violation that KVM began to handle",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        Column("seq", U64, "Line or record of the event."),
+        Column("ts_ns", I64, "When it was recorded.", unit="ns"),
+        CPU,
+        TID,
+        TGID,
+        VCPU,
+        Column("gpa", U64, "Faulting guest physical address."),
+        Column("error_code", U64, "Exit qualification, as KVM passes it on.", nullable=True),
+        Column("rip", U64, "Guest RIP; 0 for a TD.", nullable=True),
+        N_LINES,
+    ),
+)
+
+HOST_EVENTS = Table(
+    name="host_events",
+    grain="one row per other KVM event that explains an attempt or a gap",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        Column("seq", U64, "Line or record of the event."),
+        Column("ts_ns", I64, "When it was recorded.", unit="ns"),
+        CPU,
+        TID,
+        TGID,
+        Column("event", TEXT, "The kernel's name of the event."),
+        VCPU,
+        Column("reason", I32, "KVM_EXIT_* number of a userspace exit.", nullable=True),
+        Column("errno", I32, "errno of a userspace exit that failed.", nullable=True),
+        Column("gpa", U64, "Guest physical address, where the event has one.", nullable=True),
+        N_LINES,
+    ),
+)
+
+THREADS = Table(
+    name="threads",
+    grain="one row per thread and name seen on a line that became a row",
+    key=("source", "tid", "comm"),
+    columns=(
+        SOURCE,
+        Column("tid", I32, "Host thread."),
+        TGID,
+        Column("comm", TEXT, "Name as recorded: hostile text, escape it before showing."),
+    ),
+)
+
+LOSSES = Table(
+    name="losses",
+    grain="one row per thing lost, skipped, truncated or not understood",
+    key=("source", "kind", "line_no", "cpu", "detail"),
+    columns=(
+        SOURCE,
+        Column("line_no", U64, "Line or record where it begins.", nullable=True),
+        Column("kind", pl.Enum(LOSS_KINDS), "What happened."),
+        Column("severity", pl.Enum(SEVERITIES), "Whether answers may suffer."),
+        Column("cpu", U16, "The CPU concerned; null: any.", nullable=True),
+        Column("start_ns", I64, "Last event known before the gap.", unit="ns", nullable=True),
+        Column("end_ns", I64, "First event known after the gap.", unit="ns", nullable=True),
+        Column("n_events", U64, "Events lost or passed over; null: unknown.", nullable=True),
+        Column("n_lines", U64, "Input lines or records this row accounts for."),
+        Column("detail", TEXT, "The event's name, or a sample of the text: hostile."),
+        Column("advice", TEXT, "What to do next time."),
+    ),
+)
+
+EVENT_TABLES: Final = (SEAMCALLS, VM_ENTRIES, PAGE_FAULTS, HOST_EVENTS, THREADS, LOSSES)

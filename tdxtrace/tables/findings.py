@@ -1,0 +1,167 @@
+"""The finding tables, what it means: declared once, with units and grain."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tables.events import (
+    GPA,
+    I64,
+    LEAF,
+    LEVEL,
+    SOURCE,
+    TD,
+    TGID,
+    TID,
+    U32,
+    U64,
+    VCPU,
+)
+from tdxtrace.tables.schema import Column, Table
+
+OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "cut")
+IDENTITIES: Final = ("request", "gpa", "td", "thread")
+CUTS: Final = ("trace_start", "trace_end", "lost_events")
+FORMS: Final = ("busy_sept", "failed_vmentry", "emulated_ept_violation")
+STRENGTHS: Final = ("proof", "strong", "weak")
+ENDS: Final = ("entered", "left", "cut")
+
+RETRY_CHAINS = Table(
+    name="retry_chains",
+    grain="one row per request, however many SEAMCALLs it took",
+    key=("source", "first_seq"),
+    columns=(
+        SOURCE,
+        Column("first_seq", U64, "seamcalls.seq of the first attempt."),
+        Column("last_seq", U64, "seamcalls.seq of the last attempt."),
+        LEAF,
+        TID,
+        TGID,
+        Column(
+            "td_id",
+            U64,
+            "The TD: as the capture says, else the only one its thread or process used.",
+            nullable=True,
+        ),
+        Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True),
+        GPA,
+        LEVEL,
+        Column("start_ns", I64, "Start of the first attempt (its return, if no entry).", unit="ns"),
+        Column("end_ns", I64, "End of the last attempt (its entry, if no return).", unit="ns"),
+        Column(
+            "took_ns",
+            I64,
+            "First attempt's start to the last one's end (of VP.ENTER: to its start, for then "
+            "the guest runs); null where either was not seen.",
+            unit="ns",
+            nullable=True,
+        ),
+        Column("n_attempts", U32, "SEAMCALLs in the chain, the last included."),
+        Column("n_busy", U32, "Attempts that were answered with a retryable status."),
+        Column("n_segments", U32, "Stretches between re-entries of the vCPU on the same fault."),
+        Column("outcome", pl.Enum(OUTCOMES), "How the request ended."),
+        Column("final_status", U64, "Status of the last attempt; null: none seen.", nullable=True),
+        Column("identity", pl.Enum(IDENTITIES), "What joined the attempts, least to trust last."),
+        Column("cut_by", pl.Enum(CUTS), "Why it is censored; null unless cut.", nullable=True),
+        Column(
+            "settled_seq",
+            U64,
+            "seamcalls.seq of the call that settled it elsewhere.",
+            nullable=True,
+        ),
+    ),
+    rules={
+        "time runs forward": pl.col("start_ns") <= pl.col("end_ns"),
+        "a chain has an attempt": pl.col("n_attempts") >= 1,
+        "all but the last are busy": pl.col("n_busy").is_between(
+            pl.col("n_attempts") - 1, pl.col("n_attempts")
+        ),
+        "a cut has a reason": (pl.col("outcome") == "cut") == pl.col("cut_by").is_not_null(),
+    },
+)
+
+ZERO_STEPS = Table(
+    name="zero_steps",
+    grain="one row per episode in which zero-step mitigation kept a vCPU from entering",
+    key=("source", "first_seq", "form"),
+    columns=(
+        SOURCE,
+        Column("first_seq", U64, "Row that opens it: seamcalls.seq or vm_entries.seq."),
+        Column("last_seq", U64, "Last row in which the vCPU was kept out."),
+        TID,
+        TGID,
+        TD,
+        Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True),
+        VCPU,
+        Column("start_ns", I64, "First entry that was refused.", unit="ns"),
+        Column("end_ns", I64, "Last entry that was refused.", unit="ns"),
+        Column("form", pl.Enum(FORMS), "How it shows."),
+        Column("strength", pl.Enum(STRENGTHS), "How sure the form is."),
+        Column("n_refused", U32, "Entries refused with a busy answer (or a failed entry)."),
+        Column("n_emulated", U32, "EPT-violation exits inside it that entered nothing (weak)."),
+        Column("n_faults_before", U32, "EPT violations in a row that led to it."),
+        Column("gpa", U64, "Last page that faulted before it.", nullable=True),
+        Column("ended", pl.Enum(ENDS), "Whether the vCPU entered again, left, or the trace ends."),
+    ),
+    rules={"time runs forward": pl.col("start_ns") <= pl.col("end_ns")},
+)
+
+LEAF_STATS = Table(
+    name="leaf_stats",
+    grain="one row per SEAMCALL leaf: how many attempts and how much time requests took",
+    key=("source", "leaf"),
+    columns=(
+        SOURCE,
+        LEAF,
+        Column("n_requests", U64, "Retry chains."),
+        Column("n_seamcalls", U64, "SEAMCALL attempts."),
+        Column("retried_seamcalls", U64, "Requests that met a retryable status at least once."),
+        Column("n_busy", U64, "Attempts answered with a retryable status."),
+        Column("p50_attempts", U32, "Half of the requests took at most so many.", nullable=True),
+        Column("p99_attempts", U32, "99 % of the requests took at most so many.", nullable=True),
+        Column("max_attempts", U32, "Most attempts that one request took, cut ones included."),
+        Column("p99_ns", I64, "99 % of the requests took at most so long.", "ns", nullable=True),
+        Column("max_ns", I64, "Longest request, cut ones included.", "ns", nullable=True),
+        *(Column(name, U64, f"Requests whose outcome is {name}.") for name in OUTCOMES),
+    ),
+)
+
+VM_STATS = Table(
+    name="vm_stats",
+    grain="one row per TD: the counters that kvm->stat would hold",
+    key=("source", "td_id", "tgid"),
+    columns=(
+        SOURCE,
+        TD,
+        TGID,
+        Column("n_seamcalls", U64, "SEAMCALL attempts."),
+        Column("n_requests", U64, "Retry chains."),
+        Column("retried_seamcalls", U64, "Requests that met busy at least once (the seed's stat)."),
+        Column("n_busy", U64, "Attempts answered busy."),
+        Column("max_attempts", U32, "Most attempts one request took."),
+        Column("n_vcpus", U32, "vCPUs seen to enter."),
+        Column("zero_steps", U64, "Zero-step episodes, weak ones left out."),
+    ),
+)
+
+VCPU_STATS = Table(
+    name="vcpu_stats",
+    grain="one row per vCPU: entries, refusals and zero-step episodes",
+    key=("source", "tid", "vp_id", "vcpu_id"),
+    columns=(
+        SOURCE,
+        TID,
+        TGID,
+        TD,
+        Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True),
+        VCPU,
+        Column("n_entries", U64, "Attempts to enter it."),
+        Column("n_refused", U64, "Entries answered busy, any operand."),
+        Column("zero_steps", U64, "Zero-step episodes, weak ones left out."),
+        Column("zero_steps_weak", U64, "Possible episodes that only a weak sign shows."),
+    ),
+)
+
+FINDING_TABLES: Final = (RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS)

@@ -1,0 +1,30 @@
+"""How hostile text from a trace is made safe to show."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+
+# Categories that move the cursor, hide text or reorder it: control characters
+# (ESC among them), format characters (bidirectional overrides), surrogates,
+# private use, line and paragraph separators.  Unicode 15, chapter 4.5.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def one_line(text: str, width: int = 200) -> str:
+    r"""Return ``text`` as one printable line of at most ``width`` characters.
+
+    Example:
+        >>> print(one_line("CPU 0/KVM\x1b[31m"))
+        CPU 0/KVM\x1b[31m
+    """
+    shown = "".join(
+        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _UNSAFE else c
+        for c in text[: width + 1]
+    )
+    return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def escape(text: str, width: int = 200) -> str:
+    """Return ``text`` as one line that is also safe inside HTML."""
+    return html.escape(one_line(text, width))

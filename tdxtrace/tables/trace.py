@@ -1,0 +1,137 @@
+"""What is carried from room to room: a Trace of events, Findings about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from tdxtrace.tables.events import EVENT_TABLES, LOSSES, THREADS
+from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.schema import Table
+from tdxtrace.tables.text import escape, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input: where it came from and what its lines turned out to be."""
+
+    path: str
+    format: str
+    compression: str
+    n_bytes: int
+    n_lines: int
+    n_headers: int
+    first_ns: int | None
+    last_ns: int | None
+    clock: str
+    """The clock's name where the input tells it; else ``unnamed``, ``integer`` (ticks
+    of unknown length) or ``relative`` (since the first event)."""
+    clock_resolution_ns: int
+    kernel: str | None
+    tool: str | None
+    events: Mapping[str, int]
+    """Lines per event name, our own events and noise alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a Trace comes from and what was assumed when it was read."""
+
+    sources: tuple[Source, ...]
+    level_base: int
+    """Number the capture gave to a 4K level; tables hold it normalised to 0."""
+    level_base_evidence: str
+    tdxtrace: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+class _Bundle:
+    """Tables with names: how they are listed, exported and shown."""
+
+    __slots__ = ()
+    _tables: tuple[Table, ...] = ()
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """Every table by name, in the catalog's order."""
+        return {table.name: getattr(self, table.name) for table in self._tables}
+
+    def to_arrow(self) -> dict[str, pa.Table]:
+        """Every table by name, as Arrow."""
+        return {name: frame.to_arrow() for name, frame in self.tables().items()}
+
+    def check(self) -> None:
+        """Hold every table against its declaration.
+
+        Raises:
+            TableError: If a table breaks a promise.
+        """
+        for table in self._tables:
+            table.check(getattr(self, table.name))
+
+    def _rows(self) -> list[tuple[str, int, str]]:
+        return [(t.name, getattr(self, t.name).height, t.grain) for t in self._tables]
+
+    def _title(self) -> str:
+        raise NotImplementedError  # pragma: no cover - both bundles define it
+
+    def __repr__(self) -> str:
+        width = max(len(name) for name, _, _ in self._rows())
+        lines = [f"  {name:<{width}} {n:>12,}  {grain}" for name, n, grain in self._rows()]
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td><code>{name}</code></td><td style='text-align:right'>{n:,}</td>"
+            f"<td style='text-align:left'>{escape(grain)}</td></tr>"
+            for name, n, grain in self._rows()
+        )
+        head = "<tr><th>table</th><th>rows</th><th style='text-align:left'>grain</th></tr>"
+        return f"<p><b>{escape(self._title())}</b></p><table>{head}{rows}</table>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(_Bundle):
+    """What happened: event tables of one or more recordings, and their provenance."""
+
+    seamcalls: pl.DataFrame
+    vm_entries: pl.DataFrame
+    page_faults: pl.DataFrame
+    host_events: pl.DataFrame
+    threads: pl.DataFrame
+    losses: pl.DataFrame
+    provenance: Provenance
+    _tables = EVENT_TABLES
+
+    def _title(self) -> str:
+        return "Trace of " + ", ".join(one_line(s.path) for s in self.provenance.sources)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Findings(_Bundle):
+    """What it means: one finding table per question, and what it rests on."""
+
+    retry_chains: pl.DataFrame
+    leaf_stats: pl.DataFrame
+    zero_steps: pl.DataFrame
+    vm_stats: pl.DataFrame
+    vcpu_stats: pl.DataFrame
+    threads: pl.DataFrame
+    losses: pl.DataFrame
+    provenance: Provenance
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Filters that were applied before the analysis."""
+    _tables = (*FINDING_TABLES, THREADS, LOSSES)
+
+    def _title(self) -> str:
+        return "Findings on " + ", ".join(one_line(s.path) for s in self.provenance.sources)

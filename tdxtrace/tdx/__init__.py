@@ -1,0 +1,1 @@
+"""The vocabulary of TDX: leaves, status words, operands, locks, exit reasons, wrappers."""

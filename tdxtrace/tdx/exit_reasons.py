@@ -1,0 +1,105 @@
+"""Why did a vCPU come back: VMX exit reasons, as the kernel's kvm_exit event prints them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.hexadecimal import hexadecimal
+
+# Intel SDM volume 3, 27.1.7, bit 31; the only flag that kvm_exit names (Linux 6.18).
+FAILED_VMENTRY: Final = 0x8000_0000
+_BASIC: Final = 0xFFFF
+
+# What KVM traces when TDH.VP.ENTER returned no exit reason: busy (SEPT tree and TD epoch alike) or
+# an error.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason().
+NOT_ENTERED: Final = 0xFFFF_FFFF
+_NOT_ENTERED_NAME: Final = "FAILED_VMENTRY (-1)"
+# libtraceevent's KVM plugin prints "UNKNOWN (4294967295)".
+_NUMBER_IN_BRACKETS: Final = re.compile(r"\w+ \((-?\d+)\)")
+
+
+@cache
+def exit_reason_table() -> pl.DataFrame:
+    """Return the exit reasons that the kernel names, one row per reason.
+
+    Returns:
+        Columns number (UInt16), name, alias (what older kernels and tools print), source.
+    """
+    return facts("exit_reasons", number=pl.UInt16)
+
+
+def exit_reason_name(reason: pl.Expr) -> pl.Expr:
+    """Name exit reasons as ``kvm_exit`` does: EPT_VIOLATION, INVALID_STATE FAILED_VMENTRY, 0x4c.
+
+    Bits 15:0 are named, or written in hexadecimal; then come FAILED_VMENTRY for bit 31 and the
+    other high bits.  All ones is said "FAILED_VMENTRY (-1)", where the kernel prints
+    0xffff FAILED_VMENTRY 0x7fff0000.
+
+    Args:
+        reason: Exit reasons, UInt32.
+
+    Returns:
+        String; null stays null.
+    """
+    table = exit_reason_table()
+    basic = reason & pl.lit(_BASIC, dtype=pl.UInt32)
+    rest = reason & pl.lit(~(FAILED_VMENTRY | _BASIC) & 0xFFFF_FFFF, dtype=pl.UInt32)
+    known = basic.cast(pl.UInt16).replace_strict(
+        table["number"], table["name"], default=None, return_dtype=pl.String
+    )
+    failed = pl.when(reason >= FAILED_VMENTRY).then(pl.lit("FAILED_VMENTRY"))
+    words = pl.concat_str(
+        pl.coalesce(known, hexadecimal(basic)),
+        failed,
+        pl.when(rest != 0).then(hexadecimal(rest)),
+        separator=" ",
+        ignore_nulls=True,
+    )
+    return (
+        pl.when(reason.is_null())
+        .then(None)
+        .when(reason == NOT_ENTERED)
+        .then(pl.lit(_NOT_ENTERED_NAME))
+        .otherwise(words)
+    )
+
+
+def exit_reason_number(name: str) -> int | None:
+    """Read the reason of a ``kvm_exit`` line, whichever tool printed it.
+
+    Args:
+        name: What stands between "reason" and "rip": a name, hexadecimal, flags after it, or
+            libtraceevent's "UNKNOWN (77)".
+
+    Returns:
+        The exit reason with its high bits, or None if a word of it is no VMX exit reason.
+    """
+    text = name.strip()
+    if bracketed := _NUMBER_IN_BRACKETS.fullmatch(text):
+        return int(bracketed[1]) & NOT_ENTERED
+    number = 0
+    for place, word in enumerate(text.split(" ")):
+        value = FAILED_VMENTRY if place and word == "FAILED_VMENTRY" else _word(word)
+        if value is None:
+            return None
+        number |= value
+    return number
+
+
+def _word(word: str) -> int | None:
+    """One word of a reason."""
+    if re.fullmatch(r"0x[0-9a-f]{1,8}", word):
+        return int(word, 16)
+    return _numbers().get(word)
+
+
+@cache
+def _numbers() -> dict[str, int]:
+    """Exit reasons by name and by alias."""
+    rows = exit_reason_table().select("number", "name", "alias").rows()
+    return {name: number for number, *names in rows for name in names if name}

@@ -1,0 +1,270 @@
+"""What does this one status word mean, for somebody who has it from a log?"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any, Final
+
+import polars as pl
+
+from tdxtrace.tdx.exit_reasons import exit_reason_name
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.locks import Holders, holders
+from tdxtrace.tdx.operands import operand_table, resource_table
+from tdxtrace.tdx.status import HOST_RETRY, status_table
+from tdxtrace.tdx.word import (
+    CODE_BITS,
+    ERROR_BIT,
+    FATAL_BIT,
+    HOST_HINT_BIT,
+    LOW_BITS,
+    NON_RECOVERABLE_BIT,
+    TDX_OPERAND_BUSY,
+    TDX_SUCCESS,
+)
+
+MAX_LINES: Final = 24
+_MIN_WIDTH: Final = 40
+_MOST_NAMED: Final = 6
+_VP_ENTER: Final = 0
+_ACCEPTED: Final = "0x and up to 16 hex digits, 16 hex digits, or a decimal of 64 bits"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All that is known about one status word."""
+
+    status: int
+    leaf: int | None
+    version: int
+    call: str | None
+    """Name of the leaf; None if not given or not known."""
+    name: str | None
+    """Name of the code; None if not known."""
+    status_class: str | None
+    is_error: bool
+    is_non_recoverable: bool
+    is_fatal: bool
+    is_host_hint: bool
+    low32: str | None
+    """What bits 31:0 say; None if nothing."""
+    operand_id: int | None
+    resource: tuple[str, ...]
+    """What was busy: on this leaf or, without a leaf, what it is on which leaves."""
+    holders: tuple[Holders, ...]
+    """Who can hold it; empty without a leaf."""
+    retry: str
+    kvm: tuple[str, ...]
+    """What KVM does with it, after the kernel version that does so."""
+    meaning: str | None
+    sources: tuple[str, ...]
+
+
+def parse_status(text: str) -> int:
+    """Read a status word that somebody copied from a log.
+
+    Exactly 16 digits without ``0x`` are hexadecimal, as in a register dump, even where all of them
+    are decimal digits: a decimal number of 16 digits has some of the reserved bits 59:48 set, so it
+    is no status word.
+
+    Args:
+        text: Hexadecimal with ``0x``, 16 bare hex digits, or decimal, signed or not; a comma or
+            full stop at the end is ignored.
+
+    Returns:
+        The word, 0 to 2**64 - 1.
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> hex(parse_status("-9223369837831520110"))
+        '0x8000020000000092'
+    """
+    word = text.strip().rstrip(".,;:").lower()
+    number = None
+    if re.fullmatch(r"0x[0-9a-f]{1,16}|[0-9a-f]{16}", word):
+        number = int(word, 16)
+    elif re.fullmatch(r"-?[0-9]{1,20}", word):
+        number = int(word)
+    if number is None or not -(1 << 63) <= number < 1 << 64:
+        raise ValueError(f"not a status word: {text!r}; accepted are {_ACCEPTED}")
+    return number % (1 << 64)
+
+
+def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanation:
+    """Gather what is known about a status word.
+
+    Args:
+        status: The word: RAX after the SEAMCALL.
+        leaf: The leaf that returned it (0 to 65535), if known; bits 31:0 mean other things on
+            other leaves.
+        version: The version of the leaf that was called.
+
+    Returns:
+        The facts, and the sources they come from.
+    """
+    fact = _fact(status)
+    call = pl.select(leaf_name(pl.lit(leaf, dtype=pl.UInt16))).item()
+    is_busy = status & CODE_BITS == TDX_OPERAND_BUSY
+    low = status & LOW_BITS
+    operand_id = low if fact.get("low32") == "operand_id" and (low or not is_busy) else None
+    busy_id = operand_id if is_busy else None
+    meant = _resources(busy_id, leaf) if busy_id else []
+    held = holders(leaf, busy_id, version) if busy_id and leaf is not None else ()
+    reactions = _reactions(call, fact.get("name"), is_error=bool(status & ERROR_BIT))
+    sources = [fact.get("source"), *(row["source"] for row in [*meant, *reactions])]
+    return Explanation(
+        status=status,
+        leaf=leaf,
+        version=version,
+        call=call,
+        name=fact.get("name"),
+        status_class=fact.get("class"),
+        is_error=bool(status & ERROR_BIT),
+        is_non_recoverable=bool(status & NON_RECOVERABLE_BIT),
+        is_fatal=bool(status & FATAL_BIT),
+        is_host_hint=bool(status & HOST_HINT_BIT),
+        low32=_low32(status, leaf, fact.get("low32")),
+        operand_id=operand_id,
+        resource=tuple(row["text"] for row in meant),
+        holders=held,
+        retry=HOST_RETRY[fact.get("host_retry") or "unknown"],
+        kvm=tuple(f"{row['kernels']}: {row['reaction']}" for row in reactions),
+        meaning=fact.get("meaning"),
+        sources=tuple(dict.fromkeys(source for source in sources if source)),
+    )
+
+
+def as_text(explanation: Explanation, width: int = 78) -> str:
+    """Set an explanation as plain text for one screen.
+
+    Args:
+        explanation: What :func:`explain` returned.
+        width: Columns of the screen; fewer than 40 count as 40.
+
+    Returns:
+        At most 24 lines, none longer than ``width``; what had to be left out is marked with "...".
+    """
+    width = max(width, _MIN_WIDTH)
+    sections = [_section(label, texts, width) for label, texts in _parts(explanation) if texts]
+    cut = set()
+    while sum(map(len, sections)) > MAX_LINES:
+        longest = max(range(len(sections)), key=lambda place: len(sections[place]))
+        sections[longest].pop()
+        cut.add(longest)
+    for place in cut:
+        sections[place][-1] = wrap(sections[place][-1], width - 4)[0] + " ..."
+    return "\n".join(line for section in sections for line in section)
+
+
+def _fact(status: int) -> dict[str, Any]:
+    """The row of the status table, by whole word before code; empty if there is none."""
+    rows = status_table().to_dicts()
+    for row in rows:
+        if row["status"] & LOW_BITS and row["status"] == status:
+            return row
+    for row in rows:
+        if not row["status"] & LOW_BITS and row["status"] & CODE_BITS == status & CODE_BITS:
+            return row
+    return {}
+
+
+def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
+    """What bits 31:0 of a word say, where column low32 of the status table says ``holds``."""
+    low = status & LOW_BITS
+    is_success = status & CODE_BITS == TDX_SUCCESS
+    if holds == "operand_id" and (low or status & CODE_BITS != TDX_OPERAND_BUSY):
+        named = operand_table().filter(pl.col("operand_id") == low)["name"]
+        return f"operand {low:#x} {named.item() if named.len() else '(unknown)'}"
+    reason = f"exit {pl.select(exit_reason_name(pl.lit(low, dtype=pl.UInt32))).item()}"
+    if holds == "exit_reason" and (leaf == _VP_ENTER or not is_success):
+        return reason
+    if not low:
+        return None
+    if is_success and leaf is None:
+        return f"{reason}, if TDH.VP.ENTER returned it"
+    plain = holds in {None, "none", "unknown", "operand_id", "exit_reason"}
+    return f"low half {low:#x}" if plain else f"{holds} {low:#x}"
+
+
+def _resources(operand_id: int, leaf: int | None) -> list[dict[str, Any]]:
+    """What a busy operand is: text and source."""
+    rows = resource_table().filter(pl.col("operand_id") == operand_id).to_dicts()
+    if leaf is None:
+        return list(_by_family(rows))
+    for row in rows:
+        if row["leaf"] == leaf:
+            alternative = row["alternative"] and f"or {row['alternative']}"
+            texts = (row["resource"], alternative, row["note"])
+            return [{"text": text, "source": row["source"]} for text in texts if text]
+    anywhere = operand_table().filter(pl.col("operand_id") == operand_id)["resource"].to_list()
+    known = anywhere[0] if anywhere and anywhere[0] else "unknown"
+    return [{"text": f"{known}; not known to be returned by this leaf", "source": None}]
+
+
+def _by_family(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """For each resource: the leaves on which the operand is that, whole families as MEM.*."""
+    families = Counter(row["call"].split(".")[1] for row in rows)
+    for resource in dict.fromkeys(row["resource"] for row in rows):
+        calls = [row["call"] for row in rows if row["resource"] == resource]
+        parts: list[str] = []
+        for family, n in Counter(call.split(".")[1] for call in calls).items():
+            if n == families[family] > 1:
+                parts.append(f"{family}.*")
+            elif 2 * n > families[family] > 1:
+                parts.append(f"most {family}.*")
+            else:
+                parts += [_short(call) for call in calls if call.split(".")[1] == family]
+        yield {"text": f"{resource}: {', '.join(parts)}", "source": None}
+
+
+def _reactions(call: str | None, name: str | None, *, is_error: bool) -> list[dict[str, Any]]:
+    """What KVM does: about this leaf and status, else about the status and about any error."""
+    rows = facts("kvm").to_dicts()
+    exact = [row for row in rows if (row["call"], row["status"]) == (call, name)]
+    wider = {("*", name), ("-", name) if call is None else (call, "*")}
+    return exact or [row for row in rows if is_error and (row["call"], row["status"]) in wider]
+
+
+def _parts(e: Explanation) -> Iterator[tuple[str, list[str]]]:
+    """The sections of the text: label and paragraphs."""
+    yield "", [", ".join(filter(None, [f"{e.status:#018x}  {e.name or 'unknown code'}", e.low32]))]
+    flags = [(e.is_error, "error"), (e.is_non_recoverable, "non-recoverable")]
+    flags += [(e.is_fatal, "fatal"), (e.is_host_hint, "host hint")]
+    said = ", ".join(word for is_set, word in flags if is_set) or "none"
+    yield "class", [f"{e.status_class or 'unknown'}; bits set: {said}"]
+    if e.leaf is not None:
+        yield "leaf", [f"{e.leaf} {e.call or '(unknown)'}, version {e.version}"]
+    yield "meaning", [e.meaning or "only the name is known" if e.name else "not known"]
+    yield "busy", list(e.resource)
+    yield "held by", [_held_by(held) for held in e.holders]
+    yield "retry", [e.retry]
+    yield "KVM", list(e.kvm)
+    yield "source", list(e.sources)
+
+
+def _held_by(held: Holders) -> str:
+    """One paragraph about who can hold a lock; long lists that say "all" are said so."""
+    is_long = held.is_every and len(held.host) > _MOST_NAMED
+    names = ", ".join(map(_short, held.host)) or "no host call"
+    host = f"every call that takes it ({len(held.host)})" if is_long else names
+    guest = f"; guest: {', '.join(map(_short, held.guest))}" if held.guest else ""
+    return f"[{'/'.join(held.generations)}] {held.lock}, same {held.scope}: {host}{guest}"
+
+
+def _section(label: str, texts: list[str], width: int) -> list[str]:
+    """Lines of one section, the label before the first."""
+    margin = 9 if label else 0
+    lines = [line for text in texts for line in wrap(text, width - margin)]
+    return [f"{label if not n else '':{margin}}{line}".rstrip() for n, line in enumerate(lines)]
+
+
+def _short(call: str) -> str:
+    """A call without TDH. or TDG. in front."""
+    return call[4:]

@@ -1,0 +1,32 @@
+"""Where are the facts written down, and how are they read?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+_DATA = Path(__file__).parent / "data"
+
+
+def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
+    """Read one file of facts; every row of it says in ``source`` where it comes from.
+
+    Args:
+        name: The file without its suffix.
+        **columns: Types of the columns that are not text.  Numbers are written in
+            decimal, or in hexadecimal with ``0x``.
+
+    Returns:
+        The file, row by row, in the order written; an empty field is null.
+    """
+    table = pl.read_csv(_DATA / f"{name}.csv", infer_schema=False)
+    return table.with_columns(_number(pl.col(c), dtype) for c, dtype in columns.items())
+
+
+def _number(text: pl.Expr, dtype: type[pl.DataType]) -> pl.Expr:
+    """The number that ``text`` spells."""
+    is_hex = text.str.starts_with("0x")
+    decimal = pl.when(~is_hex).then(text).str.to_integer(dtype=pl.UInt64)
+    hexadecimal = pl.when(is_hex).then(text.str.slice(2)).str.to_integer(base=16, dtype=pl.UInt64)
+    return pl.coalesce(hexadecimal, decimal).cast(dtype)

@@ -1,0 +1,143 @@
+"""Which SEAMCALL leaf is meant, and what does it work on?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.wrappers import wrapper_table
+
+# RAX at entry: leaf in 15:0, version in 23:16.  intel/tdx-module 1.5.01
+# src/vmm_dispatcher/tdx_vmm_dispatcher.c.  Bit 63 asks the P-SEAMLDR instead of the module:
+# Linux 7.x arch/x86/virt/vmx/tdx/seamldr.c.
+_LEAF_BITS: Final = 0xFFFF
+_VERSION_BITS: Final = 0xFF_0000
+_SEAMLDR_BIT: Final = 1 << 63
+
+
+@cache
+def leaf_table() -> pl.DataFrame:
+    """Return the leaves of the TDX module, one row per leaf.
+
+    ``request`` says what a request of the leaf is identified by: "gpa" (TD, page and level), "td",
+    "vcpu", "page" (a physical page) or "global".  The ``*_register`` columns name the input
+    register of the SEAMCALL that holds the object, null if none does.  An address in a register
+    may carry flags or, where ``level_in_gpa`` says so, the level in bits 2:0: mask it to a page
+    before comparing.
+
+    Returns:
+        Columns leaf (UInt16), name, kernel_name, wrappers (list of kernel functions), max_version
+        (UInt8; null: not known), request, gpa_register, level_in_gpa (Boolean), td_register,
+        vp_register, page_register, since, source.  Ordered by leaf.
+    """
+    wrappers = (
+        wrapper_table()
+        .filter(pl.col("function").str.starts_with("tdh_"))
+        .group_by("leaf", maintain_order=True)
+        .agg(wrappers="function")
+    )
+    return (
+        facts("leaves", leaf=pl.UInt16, max_version=pl.UInt8)
+        .join(wrappers, on="leaf", how="left", maintain_order="left")
+        .with_columns(
+            pl.col("name").str.replace_all(".", "_", literal=True).alias("kernel_name"),
+            pl.col("wrappers").fill_null([]),
+            pl.col("level_in_gpa") == "yes",
+        )
+        .select(
+            *("leaf", "name", "kernel_name", "wrappers", "max_version", "request"),
+            *("gpa_register", "level_in_gpa", "td_register", "vp_register", "page_register"),
+            *("since", "source"),
+        )
+    )
+
+
+def leaf_name(leaf: pl.Expr) -> pl.Expr:
+    """Name leaves as the module's documents do: TDH.MEM.PAGE.AUG.
+
+    Args:
+        leaf: Leaf numbers, UInt16.
+
+    Returns:
+        String; null for null and for a number that no known module has.
+    """
+    table = leaf_table()
+    return leaf.cast(pl.UInt16).replace_strict(
+        table["leaf"], table["name"], default=None, return_dtype=pl.String
+    )
+
+
+def split_fn(fn: pl.Expr) -> pl.Expr:
+    """Take RAX at entry apart.
+
+    Args:
+        fn: First argument of __seamcall and its kin, UInt64.
+
+    Returns:
+        Struct of leaf (UInt16), version (UInt8) and is_seamldr (Boolean: a call to the P-SEAMLDR,
+        whose leaves are numbered apart); its fields are null where ``fn`` is.
+    """
+    version = (fn & pl.lit(_VERSION_BITS, dtype=pl.UInt64)) // (1 << 16)
+    return pl.struct(
+        (fn & pl.lit(_LEAF_BITS, dtype=pl.UInt64)).cast(pl.UInt16).alias("leaf"),
+        version.cast(pl.UInt8).alias("version"),
+        (fn >= pl.lit(_SEAMLDR_BIT, dtype=pl.UInt64)).alias("is_seamldr"),
+    )
+
+
+def parse_leaf(text: str) -> tuple[int, int]:
+    """Read a leaf that a person or a log wrote.
+
+    Args:
+        text: A name in any case, of the module (TDH.VP.ENTER), the kernel (TDH_VP_ENTER) or a
+            wrapper (tdh_vp_enter), or RAX at entry in decimal or 0x hexadecimal (38, 0x26,
+            0x10016).  A number need not be a known leaf.
+
+    Returns:
+        Leaf number and version; a name is version 0.
+
+    Raises:
+        ValueError: If the name is unknown, or the number has bits that no module leaf has.
+
+    Example:
+        >>> parse_leaf("tdh_mem_track"), parse_leaf("0x10016")
+        ((38, 0), (22, 1))
+    """
+    word = text.strip().upper()
+    if re.fullmatch(r"[0-9]+|0X[0-9A-F]+", word):
+        fn = int(word, 16 if word.startswith("0X") else 10)
+        if fn & ~(_LEAF_BITS | _VERSION_BITS):
+            raise ValueError(f"no TDX module leaf: {text!r}; bits above 23 are set")
+        return fn & _LEAF_BITS, fn >> 16
+    names = _numbers()
+    name = word.replace("_", ".")
+    if name not in names:
+        nearest = get_close_matches(name, names, n=1, cutoff=0)[0]
+        raise ValueError(f"unknown leaf {text!r}; the nearest known one is {nearest}")
+    return names[name], 0
+
+
+def numbers_of(names: Iterable[str]) -> list[int]:
+    """Return the leaf numbers of ``names``, in their order.
+
+    Raises:
+        ValueError: If a name is not known; the message names the nearest one.
+    """
+    return [parse_leaf(name)[0] for name in names]
+
+
+@cache
+def _numbers() -> dict[str, int]:
+    """Leaf numbers by name: upper case, dots for underscores."""
+    numbers: dict[str, int] = {}
+    for leaf, name, functions in leaf_table().select("leaf", "name", "wrappers").iter_rows():
+        numbers[name] = leaf
+        for function in functions:
+            numbers.setdefault(function.upper().replace("_", "."), leaf)
+    return numbers

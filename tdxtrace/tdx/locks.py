@@ -1,0 +1,166 @@
+"""Which locks does a SEAMCALL take, in which order, and whom does that keep out?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import polars as pl
+
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.leaves import leaf_table
+
+# Scopes that are the same kind of thing: two calls on them collide if they name the same one.
+# Walking to a 4K page holds the PAMT entries above it shared, so a 2M range counts as its pages:
+# intel/tdx-module 1.5.01 src/common/memory_handlers/pamt_manager.c, pamt_walk().
+_SAME_SCOPE: Final = {"service td": "td", "target td": "td", "2M range": "page"}
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who can hold a lock that was found held."""
+
+    generations: tuple[str, ...]
+    """Lock generations of the module that this is true of, newest first."""
+    lock: str
+    scope: str
+    """What the two calls must have in common."""
+    host: tuple[str, ...]
+    """SEAMCALLs; what must be true of one follows it in brackets."""
+    guest: tuple[str, ...]
+    """TDCALLs."""
+    is_every: bool
+    """Whether every host call that takes the lock is among them."""
+
+
+@cache
+def lock_table() -> pl.DataFrame:
+    """Return the locks of every call, one row per lock, in the order they are tried.
+
+    The module never waits for a lock: the first one that is held ends the call, and its operand id
+    goes into the status.  The generation is that of the module (:func:`generation_of`).
+
+    Returns:
+        Columns generation (A, B, C), call (TDH.* of the host, TDG.* of the guest), leaf (UInt16;
+        null for TDG.*), sequence (UInt8, 1 first), lock, scope (what must coincide for two calls to
+        collide: td, vcpu, entry, page, ...), mode (SH or EX), kind (sharex; _hp: with host
+        priority; entry_hp, bit, mutex, cas, pconfig), held (leaf: to the end of the call; instant;
+        entry: until VM entry; guest run: until the guest exits), condition (null: always),
+        operand_id (UInt32; null where the failure shows elsewhere, see note), note, source.
+    """
+    numbers = leaf_table().select("leaf", call="name")
+    return (
+        facts("locks", sequence=pl.UInt8, operand_id=pl.UInt32)
+        .join(numbers, on="call", how="left", maintain_order="left")
+        .select(
+            *("generation", "call", "leaf", "sequence", "lock", "scope", "mode", "kind", "held"),
+            *("condition", "operand_id", "note", "source"),
+        )
+    )
+
+
+@cache
+def conflict_table() -> pl.DataFrame:
+    """Return who can make whom busy, one row per pair of locks that exclude each other.
+
+    Follows from the lock table: same generation, same lock, scopes of one kind, and not both
+    shared.  Whether two calls really meet depends on the scope: the same TD, vCPU, entry or page.
+
+    Returns:
+        The columns generation, call, leaf, sequence, lock, scope, mode, condition, operand_id of
+        the call that fails, and holder, holder_leaf, holder_mode, holder_condition, holder_held of
+        the call that holds.
+    """
+    locks = lock_table().with_columns(pl.col("scope").replace(_SAME_SCOPE).alias("kind_of_scope"))
+    holders = locks.select(
+        *("generation", "lock", "kind_of_scope"),
+        holder="call",
+        holder_leaf="leaf",
+        holder_mode="mode",
+        holder_condition="condition",
+        holder_held="held",
+    )
+    return (
+        locks.select(
+            *("generation", "call", "leaf", "sequence", "lock", "scope", "kind_of_scope"),
+            *("mode", "condition", "operand_id"),
+        )
+        .join(holders, on=["generation", "lock", "kind_of_scope"], maintain_order="left_right")
+        .filter((pl.col("mode") == "EX") | (pl.col("holder_mode") == "EX"))
+        .drop("kind_of_scope")
+    )
+
+
+def generation_of(version: str) -> str | None:
+    """Say which lock generation a release of the TDX module belongs to.
+
+    A: 1.0, the SEPT tree lock is exclusive for every change.  B: 1.5.01 to 1.5.16, shared for most,
+    and an armed TDH.VP.ENTER takes it exclusively.  C: from 1.5.20, with host priority, and the
+    armed entry takes it shared.
+
+    Args:
+        version: Module release, such as "1.5.16" or "1.5.05.46.698".
+
+    Returns:
+        "A", "B" or "C"; None for a release whose source was not read, later ones included.
+
+    Example:
+        >>> generation_of("1.5.16"), generation_of("1.5.20"), generation_of("1.5.99")
+        ('B', 'C', None)
+    """
+    found = re.search(r"(\d+\.\d+)(?:\.(\d+))?", version)
+    if found is None:
+        return None
+    update = int(found[2]) if found[2] else None
+    table = facts("generations", first=pl.Int64, last=pl.Int64)
+    for generation, series, first, last, _source in table.iter_rows():
+        covers = first is None or (update is not None and first <= update <= last)
+        if series == found[1] and covers:
+            return str(generation)
+    return None
+
+
+def holders(leaf: int, operand_id: int, version: int = 0) -> tuple[Holders, ...]:
+    """Say who can hold what a leaf found busy.
+
+    Args:
+        leaf: The leaf that failed.
+        operand_id: Low half of its status.
+        version: Version of the leaf.
+
+    Returns:
+        One entry per lock that the id can mean, generations that agree in one, newest first; empty
+        if the leaf is not known to return this id.
+    """
+    condition = pl.col("condition").str.extract(r"^version (\d+)").cast(pl.Int64)
+    conflicts = conflict_table().filter(
+        pl.col("leaf") == leaf,
+        pl.col("operand_id") == operand_id,
+        condition.fill_null(version) == version,
+    )
+    found: dict[tuple[Any, ...], list[str]] = {}
+    by_lock = conflicts.sort("generation", descending=True, maintain_order=True)
+    for (generation, lock, scope), rows in by_lock.group_by(
+        "generation", "lock", "scope", maintain_order=True
+    ):
+        held = list(dict.fromkeys(_holder(row) for row in rows.iter_rows(named=True)))
+        host = tuple(call for call in held if call.startswith("TDH."))
+        guest = tuple(call for call in held if call.startswith("TDG."))
+        is_every = rows["holder_leaf"].drop_nulls().n_unique() == _n_takers(generation, lock)
+        found.setdefault((lock, scope, host, guest, is_every), []).append(str(generation))
+    return tuple(Holders(tuple(generations), *key) for key, generations in found.items())
+
+
+def _holder(row: dict[str, Any]) -> str:
+    """A holder, and what has to be true of it."""
+    running = "in the guest" if row["holder_held"] == "guest run" else None
+    terms = [term for term in (row["holder_condition"], running) if term]
+    return str(row["holder"]) + (f" ({', '.join(terms)})" if terms else "")
+
+
+def _n_takers(generation: object, lock: object) -> int:
+    """How many leaves take a lock."""
+    takers = lock_table().filter(pl.col("generation") == generation, pl.col("lock") == lock)
+    return takers["leaf"].drop_nulls().n_unique()

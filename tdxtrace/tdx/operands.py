@@ -1,0 +1,83 @@
+"""What was busy: what do the low 32 bits of a status word name, on this leaf?"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.word import is_busy, low32
+
+# Operand ids fit 16 bits (the highest known is 0x140), so a leaf and an id fit one UInt32.
+_ID_SPACE: Final = 1 << 16
+
+
+@cache
+def operand_table() -> pl.DataFrame:
+    """Return the operand ids, one row per id.
+
+    Returns:
+        Columns operand_id (UInt32), name (RCX, SEPT_TREE, ...), kind (register, parameter, list or
+        object), resource (what an object id names on every leaf; null for the other kinds),
+        meaning, since, source.
+    """
+    return facts("operand_ids", operand_id=pl.UInt32)
+
+
+@cache
+def resource_table() -> pl.DataFrame:
+    """Return what each operand id of a busy status names, one row per leaf and id.
+
+    Follows from the lock table: the first lock a leaf takes under an id is the ``resource``, later
+    ones under the same id are the ``alternative``.  The locks of 1.5 count before those of 1.0.
+
+    Returns:
+        Columns leaf (UInt16), call (its name), operand_id (UInt32), resource, alternative, note,
+        source.
+    """
+    return facts("resources", leaf=pl.UInt16, operand_id=pl.UInt32)
+
+
+def operand_name(operand_id: pl.Expr) -> pl.Expr:
+    """Name operand ids: RCX, SEPT_TREE.
+
+    Args:
+        operand_id: Low halves of status words that hold an operand id, UInt32.
+
+    Returns:
+        String; null for null and for an unknown id.
+    """
+    table = operand_table()
+    return operand_id.cast(pl.UInt32).replace_strict(
+        table["operand_id"], table["name"], default=None, return_dtype=pl.String
+    )
+
+
+def resource(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
+    """Say which resource a busy status means on its leaf: "SEPT entry", "TDR", "TD epoch".
+
+    Id 1 (RCX) is the SEPT entry on most MEM leaves, the TDVPR on VP leaves, the TDR on TRACK and
+    on MNG leaves, a PAMT entry on PHYMEM leaves.  Where a leaf can mean two things by one id, this
+    is the one it tries first; :func:`resource_table` has the other.  Where the leaf is null or not
+    in the table, ids of objects are still certain, and a register id is answered with the
+    register's name.
+
+    Args:
+        status: Status words, UInt64.
+        leaf: Leaf numbers, UInt16.
+
+    Returns:
+        String; null where the status is not TDX_OPERAND_BUSY, or its operand is 0 or unknown.
+    """
+    table = resource_table()
+    keys = table["leaf"].cast(pl.UInt32) * _ID_SPACE + table["operand_id"]
+    operand_id = pl.when(is_busy(status) & (low32(status) != 0)).then(low32(status))
+    key = pl.when(operand_id < _ID_SPACE).then(leaf.cast(pl.UInt32) * _ID_SPACE + operand_id)
+    on_leaf = key.replace_strict(keys, table["resource"], default=None, return_dtype=pl.String)
+    anywhere = operand_table().with_columns(pl.coalesce("resource", "name"))
+    on_any = operand_id.replace_strict(
+        anywhere["operand_id"], anywhere["resource"], default=None, return_dtype=pl.String
+    )
+    return pl.coalesce(on_leaf, on_any)

@@ -1,0 +1,235 @@
+"""What did a SEAMCALL answer: names, classes and what to do about a status word."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tdx.exit_reasons import exit_reason_name
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.hexadecimal import hexadecimal
+from tdxtrace.tdx.operands import operand_name, resource
+from tdxtrace.tdx.word import (
+    TDX_FLUSHVP_NOT_DONE,
+    TDX_HOST_PRIORITY_BUSY_TIMEOUT,
+    TDX_INTERRUPTED_BUSY,
+    TDX_INTERRUPTED_LIST_FULL,
+    TDX_INTERRUPTED_PAMT,
+    TDX_INTERRUPTED_RESTARTABLE,
+    TDX_INTERRUPTED_RESUMABLE,
+    TDX_KEY_GENERATION_FAILED,
+    TDX_OPERAND_BUSY,
+    TDX_OPERAND_ID_R8,
+    TDX_OPERAND_ID_RCX,
+    TDX_OPERAND_ID_RDX,
+    TDX_OPERAND_ID_SEPT,
+    TDX_OPERAND_ID_TD_EPOCH,
+    TDX_OPERAND_ID_TDR,
+    TDX_OPERAND_INVALID,
+    TDX_PREVIOUS_TLB_EPOCH_BUSY,
+    TDX_RND_NO_ENTROPY,
+    TDX_SUCCESS,
+    TDX_SW_ERROR,
+    TDX_SYS_BUSY,
+    TDX_TLB_TRACKING_NOT_DONE,
+    TDX_VCPU_NOT_ASSOCIATED,
+    is_busy,
+    is_error,
+    is_success,
+    low32,
+    status_code,
+)
+
+__all__ = [
+    "HOST_RETRY",
+    "RETRIED",
+    "TDX_FLUSHVP_NOT_DONE",
+    "TDX_HOST_PRIORITY_BUSY_TIMEOUT",
+    "TDX_INTERRUPTED_BUSY",
+    "TDX_INTERRUPTED_LIST_FULL",
+    "TDX_INTERRUPTED_PAMT",
+    "TDX_INTERRUPTED_RESTARTABLE",
+    "TDX_INTERRUPTED_RESUMABLE",
+    "TDX_KEY_GENERATION_FAILED",
+    "TDX_OPERAND_BUSY",
+    "TDX_OPERAND_ID_R8",
+    "TDX_OPERAND_ID_RCX",
+    "TDX_OPERAND_ID_RDX",
+    "TDX_OPERAND_ID_SEPT",
+    "TDX_OPERAND_ID_TDR",
+    "TDX_OPERAND_ID_TD_EPOCH",
+    "TDX_OPERAND_INVALID",
+    "TDX_PREVIOUS_TLB_EPOCH_BUSY",
+    "TDX_RND_NO_ENTROPY",
+    "TDX_SUCCESS",
+    "TDX_SW_ERROR",
+    "TDX_SYS_BUSY",
+    "TDX_TLB_TRACKING_NOT_DONE",
+    "TDX_VCPU_NOT_ASSOCIATED",
+    "describe_status",
+    "host_retry",
+    "is_busy",
+    "is_error",
+    "is_retryable",
+    "is_success",
+    "low32",
+    "status_class",
+    "status_code",
+    "status_name",
+    "status_table",
+]
+
+# What a host does with a status: the values of column host_retry.
+HOST_RETRY: Final = {
+    "success": "nothing to retry: the work is done",
+    "same": "yes: issue the same call again, unchanged",
+    "kick": "yes: kick the running vCPUs, then issue the same call again",
+    "resume": "yes: issue it again, it goes on where it stopped",
+    "restart": "yes: issue the same call again, it starts from the beginning",
+    "act_first": "not by itself: another call or change has to come first",
+    "exit": "it is an exit: serve it, then enter again",
+    "dead": "no: the vCPU or the TD is lost",
+    "no": "no: the call or the state it met is wrong",
+    "guest": "not for the host: only a guest sees this",
+    "unknown": "not known: the module's source was not read for this code",
+}
+
+# A status joins the attempts of a retry chain if the same SEAMCALL, issued again, can succeed
+# without another change of state first.  That is the module's view, not what a kernel happens to
+# do: TDX_KEY_GENERATION_FAILED (PCONFIG found no entropy) is in, although KVM gives up on it;
+# TDX_TLB_TRACKING_NOT_DONE is out, since it takes a TRACK to mend.
+RETRIED: Final = ("same", "kick", "resume", "restart")
+
+
+@cache
+def status_table() -> pl.DataFrame:
+    """Return the status codes, one row per code; a few of the kernel's own are whole words.
+
+    Returns:
+        Columns status (UInt64), name, class (labels are ours), low32 (what bits 31:0 hold),
+        host_retry (a key of HOST_RETRY), meaning (null where only the name is known), since (first
+        release), source.
+    """
+    return facts("status_codes", status=pl.UInt64)
+
+
+def status_name(status: pl.Expr) -> pl.Expr:
+    """Name status words: TDX_OPERAND_BUSY, whatever the low half and bits 61 and 60.
+
+    Args:
+        status: Status words, UInt64.
+
+    Returns:
+        String; null for null and for an unknown code.
+    """
+    return _look_up(status, "name")
+
+
+def status_class(status: pl.Expr) -> pl.Expr:
+    """Say which class (bits 47:40) status words belong to: busy, SEPT, key, software.
+
+    Args:
+        status: Status words, UInt64.
+
+    Returns:
+        String; null for null and for an unknown code.
+    """
+    return _look_up(status, "class")
+
+
+def host_retry(status: pl.Expr) -> pl.Expr:
+    """Say what a host does about status words, in one word.
+
+    Args:
+        status: Status words, UInt64.
+
+    Returns:
+        String, a key of HOST_RETRY; null for null and for an unknown code.
+    """
+    return _look_up(status, "host_retry")
+
+
+def is_retryable(status: pl.Expr) -> pl.Expr:
+    """Tell statuses that join two attempts at one request; the rule is above RETRIED.
+
+    Args:
+        status: Status words, UInt64.
+
+    Returns:
+        Boolean, false for an unknown code; null stays null.
+    """
+    return status_code(status).is_in(_retried_codes().implode())
+
+
+def describe_status(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
+    """Say a status in a few words, for a table that people read.
+
+    Such as "SUCCESS", "exit EPT_VIOLATION" (TDH.VP.ENTER), "OPERAND_BUSY SEPT tree",
+    "RND_NO_ENTROPY".  A word that ends a request badly is given whole:
+    "0xc0000b0800000001 TLB_TRACKING_NOT_DONE RCX".  Takes some microseconds a row: describe the
+    rows that are shown, not the trace.
+
+    Args:
+        status: Status words, UInt64.
+        leaf: Leaf numbers, UInt16; null if not known.
+
+    Returns:
+        String; null where the status is null.
+    """
+    name = status_name(status).str.strip_prefix("TDX_")
+    entered = status_code(status) == pl.lit(TDX_SUCCESS, dtype=pl.UInt64)
+    at_exit = (_look_up(status, "low32") == "exit_reason") & (~entered | (leaf == 0))
+    reason = pl.lit("exit ") + exit_reason_name(low32(status))
+    return (
+        pl.when(status.is_null())
+        .then(None)
+        .when(is_busy(status))
+        .then(_words(name, pl.coalesce(resource(status, leaf), _detail(status))))
+        .when(entered & (leaf == 0))
+        .then(reason)
+        .when(at_exit)
+        .then(_words(name, reason))
+        .when(is_success(status) | is_retryable(status))
+        .then(_words(pl.coalesce(name, hexadecimal(status)), _detail(status)))
+        .otherwise(_words(hexadecimal(status), name, _detail(status)))
+    )
+
+
+def _detail(status: pl.Expr) -> pl.Expr:
+    """The low half in words where it is not 0: operand, or hexadecimal."""
+    holds_operand = _look_up(status, "low32") == "operand_id"
+    operand = pl.when(holds_operand).then(operand_name(low32(status)))
+    is_known = status_name(status).is_not_null()
+    shown = (low32(status) != 0) & is_known & is_success(status)
+    return pl.when(low32(status) != 0).then(
+        pl.coalesce(operand, pl.when(shown | holds_operand).then(hexadecimal(low32(status))))
+    )
+
+
+def _words(*parts: pl.Expr) -> pl.Expr:
+    """The parts that are there, a blank between."""
+    return pl.concat_str(*parts, separator=" ", ignore_nulls=True)
+
+
+def _look_up(status: pl.Expr, column: str) -> pl.Expr:
+    """A column of the status table, by whole word first and then by code."""
+    is_whole = low32(pl.col("status")) != 0
+    words = status_table().filter(is_whole)
+    codes = status_table().filter(~is_whole)
+    keys = codes.select(status_code(pl.col("status"))).to_series()
+    by_code = status_code(status).replace_strict(
+        keys, codes[column], default=None, return_dtype=pl.String
+    )
+    by_word = status.replace_strict(
+        words["status"], words[column], default=None, return_dtype=pl.String
+    )
+    return pl.coalesce(by_word, by_code)
+
+
+@cache
+def _retried_codes() -> pl.Series:
+    """The codes whose host_retry is in RETRIED."""
+    retried = status_table().filter(pl.col("host_retry").is_in(RETRIED))
+    return retried.select(status_code(pl.col("status"))).to_series()

@@ -1,0 +1,118 @@
+"""Which SEAMCALL does a kernel function issue, and what are its arguments?"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import polars as pl
+
+from tdxtrace.tdx.facts import facts
+
+
+@cache
+def wrapper_table() -> pl.DataFrame:
+    """Return the kernel functions that issue SEAMCALLs, one row per function.
+
+    Returns:
+        Columns function, leaf (UInt16; null: any), version (UInt8; null: 0), arguments (words in
+        order), arguments_7 (where Linux 7.x differs), source.
+    """
+    return facts("wrappers", leaf=pl.UInt16, version=pl.UInt8)
+
+
+@cache
+def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
+    """Say what each argument of a wrapper is, in order.
+
+    The words: ``td`` and ``vp`` are addresses of struct tdx_td and tdx_vp, ``gpa`` is a guest
+    physical address in bytes, ``level`` counts from :func:`level_base`, ``page`` is an address of a
+    struct page and ``pfn`` a page frame number, ``ext_err1`` and ``ext_err2`` are addresses where
+    RCX and RDX go, ``fn`` is RAX at entry and ``args`` the address of a struct tdx_module_args
+    (rcx, rdx, r8, ...).
+
+    Args:
+        function: The kernel's name of it, such as tdh_mem_page_aug.
+        kernel: Kernel release; without it, or below 7.0, the form of 6.16 to 6.19.
+
+    Returns:
+        One word per argument; empty if the function or its arguments are not known.
+
+    Sources:
+        arch/x86/virt/vmx/tdx/tdx.c; each row of wrappers.csv names the release.
+    """
+    row = _rows().get(function)
+    if row is None:
+        return ()
+    newer = row["arguments_7"] if kernel and _release(kernel) >= (7, 0) else None
+    return tuple(str(newer or row["arguments"] or "").split())
+
+
+@cache
+def leaf_of(function: str) -> int | None:
+    """Return the leaf that a kernel function issues.
+
+    Args:
+        function: The kernel's name of it.
+
+    Returns:
+        The leaf number; None if the function is not known or issues any leaf (__seamcall).
+    """
+    row = _rows().get(function)
+    leaf = row["leaf"] if row else None
+    return None if leaf is None else int(str(leaf))
+
+
+def level_base(kernel: str) -> int | None:
+    """Say which number a kernel's wrappers pass as the level of a 4K page.
+
+    The module counts 4K as 0.  Wrappers of 6.16 to 6.19 do so too; those of 7.x take enum pg_level,
+    where 4K is 1 (see :func:`is_level_base_inferred`).
+
+    Args:
+        kernel: Kernel release, such as "6.18.44-foo".
+
+    Returns:
+        0 or 1; None for a kernel whose wrappers were not read.
+    """
+    row = _kernel(kernel)
+    return None if row is None else int(str(row["level_base"]))
+
+
+def is_level_base_inferred(kernel: str) -> bool:
+    """Tell whether :func:`level_base` is an inference for this kernel.
+
+    For 7.x it is: the change was read in a development tree of 2026, not in a release.
+
+    Args:
+        kernel: Kernel release.
+
+    Returns:
+        True if there is an answer and it was inferred.
+    """
+    row = _kernel(kernel)
+    return row is not None and str(row["source"]).startswith("inferred")
+
+
+def _release(kernel: str) -> tuple[int, int]:
+    """Major and minor number of a kernel release; (0, 0) if there are none."""
+    found = re.match(r"(\d+)\.(\d+)", kernel)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _kernel(kernel: str) -> dict[str, object] | None:
+    """The row of kernels.csv that covers ``kernel``."""
+    major, minor = _release(kernel)
+    table = facts("kernels", major=pl.Int64, minor_first=pl.Int64, minor_last=pl.Int64)
+    rows = table.filter(
+        pl.col("major") == major,
+        pl.col("minor_first") <= minor,
+        pl.col("minor_last").fill_null(minor) >= minor,
+    )
+    return rows.row(0, named=True) if rows.height else None
+
+
+@cache
+def _rows() -> dict[str, dict[str, object]]:
+    """The wrappers by name."""
+    return {row["function"]: row for row in wrapper_table().iter_rows(named=True)}

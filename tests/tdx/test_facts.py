@@ -1,0 +1,53 @@
+"""The data files: each fact has a public source, and they are read as written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tdxtrace.tdx.facts
+from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.hexadecimal import hexadecimal
+
+FILES = sorted((Path(tdxtrace.tdx.facts.__file__).parent / "data").iterdir())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_fact_names_a_public_source(path: Path) -> None:
+    source = facts(path.stem)["source"]
+    public = source.str.contains(r"^(inferred|intel/tdx-module|Linux|huge page|out-of-tree)")
+    assert public.all()
+    assert not source.str.contains("/work|/tmp|shared/|domain/").any()
+
+
+def test_the_files_are_all_tables() -> None:
+    assert [path.name for path in FILES] == [
+        *("exit_reasons.csv", "generations.csv", "kernels.csv", "kvm.csv", "leaves.csv"),
+        *("locks.csv", "operand_ids.csv", "resources.csv", "status_codes.csv", "wrappers.csv"),
+    ]
+
+
+def test_numbers_are_read_in_hexadecimal_and_decimal() -> None:
+    table = facts("resources", leaf=pl.UInt16, operand_id=pl.UInt32)
+    first = table.filter(pl.col("call") == "TDH.PHYMEM.CACHE.WB")
+    assert first.select("leaf", "operand_id").rows() == [(40, 0xBA), (40, 0xBC)]
+
+
+def test_an_empty_field_is_null() -> None:
+    table = facts("locks", operand_id=pl.UInt32)
+    assert table.filter(pl.col("lock") == "SYS")["operand_id"].null_count() > 0
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_hexadecimal_is_what_the_kernel_prints(number: int) -> None:
+    frame = pl.Series("n", [number, None], dtype=pl.UInt64).to_frame()
+    assert frame.select(hexadecimal(pl.col("n"))).to_series().to_list() == [hex(number), None]
+
+
+def test_hexadecimal_takes_narrower_numbers() -> None:
+    frame = pl.Series("n", [0, 0xFFFF], dtype=pl.UInt16).to_frame()
+    assert frame.select(hexadecimal(pl.col("n"))).to_series().to_list() == ["0x0", "0xffff"]

@@ -1,0 +1,177 @@
+"""Leaves, against the numbers printed in the module's and the kernel's headers."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdxtrace.tdx.leaves import leaf_name, leaf_table, parse_leaf, split_fn
+
+NUMBERS = {
+    "TDH.VP.ENTER": 0,
+    "TDH.MNG.ADDCX": 1,
+    "TDH.MEM.PAGE.ADD": 2,
+    "TDH.MEM.SEPT.ADD": 3,
+    "TDH.VP.ADDCX": 4,
+    "TDH.MEM.PAGE.RELOCATE": 5,
+    "TDH.MEM.PAGE.AUG": 6,
+    "TDH.MEM.RANGE.BLOCK": 7,
+    "TDH.MNG.KEY.CONFIG": 8,
+    "TDH.MNG.CREATE": 9,
+    "TDH.VP.CREATE": 10,
+    "TDH.MEM.PAGE.DEMOTE": 15,
+    "TDH.MR.EXTEND": 16,
+    "TDH.VP.FLUSH": 18,
+    "TDH.MNG.INIT": 21,
+    "TDH.VP.INIT": 22,
+    "TDH.PHYMEM.PAGE.RECLAIM": 28,
+    "TDH.MEM.PAGE.REMOVE": 29,
+    "TDH.SYS.INIT": 33,
+    "TDH.MEM.TRACK": 38,
+    "TDH.PHYMEM.CACHE.WB": 40,
+    "TDH.PHYMEM.PAGE.WBINVD": 41,
+    "TDH.VP.WR": 43,
+    "TDH.EXPORT.MEM": 68,
+    "TDH.SYS.DISABLE": 69,
+    "TDH.MIG.STREAM.CREATE": 96,
+}
+
+
+@pytest.mark.parametrize(("name", "leaf"), NUMBERS.items())
+def test_leaves_have_the_names_of_the_headers(name: str, leaf: int) -> None:
+    assert pl.select(leaf_name(pl.lit(leaf, dtype=pl.UInt16))).item() == name
+    assert parse_leaf(name) == (leaf, 0)
+    assert parse_leaf(name.replace(".", "_")) == (leaf, 0)
+    assert parse_leaf(name.replace(".", "_").lower()) == (leaf, 0)
+
+
+def test_an_unknown_leaf_and_null_have_no_name() -> None:
+    leaves = pl.Series("leaf", [6, 250, None], dtype=pl.UInt16).to_frame()
+    assert leaves.select(leaf_name(pl.col("leaf")))["leaf"].to_list() == [
+        *("TDH.MEM.PAGE.AUG", None, None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tdh_vp_enter", (0, 0)),
+        (" TDH_VP_ENTER ", (0, 0)),
+        ("Tdh.Vp.Enter", (0, 0)),
+        ("tdh_phymem_page_wbinvd_hkid", (41, 0)),
+        ("tdh_phymem_page_wbinvd_tdr", (41, 0)),
+        ("0x26", (38, 0)),
+        ("0X26", (38, 0)),
+        ("38", (38, 0)),
+        ("0x10016", (22, 1)),
+        ("65558", (22, 1)),
+        ("0x000000000000001c", (28, 0)),
+        ("250", (250, 0)),
+    ],
+)
+def test_leaves_are_read_as_logs_and_people_write_them(
+    text: str, expected: tuple[int, int]
+) -> None:
+    assert parse_leaf(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "TDH.MEM.PAGE.AUGH",
+            "unknown leaf 'TDH.MEM.PAGE.AUGH'; the nearest known one is TDH.MEM.PAGE.AUG",
+        ),
+        (
+            "tdh_mem_trakc",
+            "unknown leaf 'tdh_mem_trakc'; the nearest known one is TDH.MEM.TRACK",
+        ),
+        ("0x1000026", "no TDX module leaf: '0x1000026'; bits above 23 are set"),
+        ("0x8000000000000000", "no TDX module leaf: '0x8000000000000000'; bits above 23 are set"),
+    ],
+)
+def test_a_leaf_that_is_none_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"leaf") as error:
+        parse_leaf(text)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0x", "frobnicate", "__seamcall"])
+def test_nonsense_is_no_leaf(text: str) -> None:
+    with pytest.raises(ValueError, match="unknown leaf"):
+        parse_leaf(text)
+
+
+@given(st.integers(0, 0xFFFF), st.integers(0, 0xFF))
+def test_a_leaf_and_version_survive_being_written(leaf: int, version: int) -> None:
+    fn = version << 16 | leaf
+    assert parse_leaf(hex(fn)) == parse_leaf(str(fn)) == (leaf, version)
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_fn_is_split_into_leaf_version_and_loader_bit(fn: int) -> None:
+    split = pl.Series("fn", [fn], dtype=pl.UInt64).to_frame().select(split_fn(pl.col("fn"))).item()
+    assert split == {"leaf": fn & 0xFFFF, "version": fn >> 16 & 0xFF, "is_seamldr": fn >> 63 == 1}
+
+
+def test_fn_of_the_kernels_vp_init_is_leaf_22_version_1() -> None:
+    fns = pl.Series("fn", [0x10016, None], dtype=pl.UInt64).to_frame()
+    assert fns.select(split_fn(pl.col("fn")).struct.unnest()).rows() == [
+        (22, 1, False),
+        (None, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "registers"),
+    [
+        ("TDH.MEM.PAGE.AUG", "gpa", ("RCX", "RDX", None, "R8")),
+        ("TDH.MEM.SEPT.ADD", "gpa", ("RCX", "RDX", None, "R8")),
+        ("TDH.MEM.RANGE.BLOCK", "gpa", ("RCX", "RDX", None, None)),
+        ("TDH.MEM.PAGE.REMOVE", "gpa", ("RCX", "RDX", None, None)),
+        ("TDH.MR.EXTEND", "gpa", ("RCX", "RDX", None, None)),
+        ("TDH.MEM.TRACK", "td", (None, "RCX", None, None)),
+        ("TDH.MNG.ADDCX", "td", (None, "RDX", None, "RCX")),
+        ("TDH.EXPORT.MEM", "td", (None, "RDX", None, None)),
+        ("TDH.VP.ENTER", "vcpu", (None, None, "RCX", None)),
+        ("TDH.VP.ADDCX", "vcpu", (None, None, "RDX", "RCX")),
+        ("TDH.VP.CREATE", "vcpu", (None, "RDX", "RCX", "RCX")),
+        ("TDH.PHYMEM.PAGE.RECLAIM", "page", (None, None, None, "RCX")),
+        ("TDH.PHYMEM.CACHE.WB", "global", (None, None, None, None)),
+        ("TDH.SYS.INIT", "global", (None, None, None, None)),
+    ],
+)
+def test_registers_hold_what_the_dispatcher_passes_on(
+    name: str, request_: str, registers: tuple[str | None, ...]
+) -> None:
+    row = leaf_table().row(by_predicate=pl.col("name") == name, named=True)
+    assert row["request"] == request_
+    assert tuple(row[f"{kind}_register"] for kind in ("gpa", "td", "vp", "page")) == registers
+
+
+def test_the_level_rides_in_rcx_only_where_the_module_takes_a_level() -> None:
+    level = dict(leaf_table().select("name", "level_in_gpa").iter_rows())
+    assert [level[f"TDH.{name}"] for name in ("MEM.PAGE.AUG", "MR.EXTEND", "MEM.TRACK")] == [
+        *(True, False, None)
+    ]
+
+
+def test_a_request_is_identified_by_a_register_that_exists() -> None:
+    for row in leaf_table().iter_rows(named=True):
+        register = {"gpa": "gpa", "td": "td", "vcpu": "vp", "page": "page"}.get(row["request"])
+        assert register is None or row[f"{register}_register"] is not None, row["name"]
+
+
+def test_a_leaf_knows_its_kernel_name_and_wrappers() -> None:
+    row = leaf_table().row(by_predicate=pl.col("leaf") == 41, named=True)
+    assert row["kernel_name"] == "TDH_PHYMEM_PAGE_WBINVD"
+    assert row["wrappers"] == ["tdh_phymem_page_wbinvd_tdr", "tdh_phymem_page_wbinvd_hkid"]
+    assert leaf_table().row(by_predicate=pl.col("leaf") == 12, named=True)["wrappers"] == []
+
+
+def test_leaves_are_listed_once_and_in_order() -> None:
+    assert leaf_table()["leaf"].is_sorted()
+    assert leaf_table()["leaf"].is_unique().all()
+    assert leaf_table()["name"].is_unique().all()
