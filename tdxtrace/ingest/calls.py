@@ -23,9 +23,9 @@ class Calls:
     tally: Tally
     open: RawEvents = field(default_factory=lambda: concatenate([]))
 
-    def feed(self, raw: RawEvents, kinds: Kinds) -> pl.DataFrame:
-        """Return the ``seamcalls`` rows that ``raw`` completes."""
-        batch = concatenate([self.open, raw]) if len(self.open) else raw
+    def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
+        """Return the ``seamcalls`` rows that ``parts`` complete."""
+        batch = concatenate([self.open, *parts])
         entry, back, given_up, orphan = _pair(batch, kinds)
         still = np.ones(len(batch), np.bool_)
         still[np.concatenate([entry, back, given_up, orphan])] = False

@@ -59,24 +59,20 @@ class Decoder:
     def _decode(self) -> None:
         if not self._n_waiting:
             return
-        raw = concatenate(self._waiting)
-        self._waiting, self._n_waiting = [], 0
+        parts, self._waiting, self._n_waiting = self._waiting, [], 0
         kinds = Kinds.of(self.events)
-        of_kind = {
-            kind: [i for i, event in enumerate(self.events) if event.kind == kind]
-            for kind in ("call", "vm_entry", "page_fault", "host_event")
-        }
-        parts = {kind: _select(raw, wanted) for kind, wanted in of_kind.items()}
-        self._add("seamcalls", self._calls.feed(parts["call"], kinds))
-        self._add("vm_entries", self._entries.feed(parts["vm_entry"], kinds))
-        self._add("page_faults", page_faults(parts["page_fault"], self.source))
-        self._add("host_events", host_events(parts["host_event"], self.source, self.events))
+        self._add("seamcalls", self._calls.feed(self._of_kind(parts, "call"), kinds))
+        self._add("vm_entries", self._entries.feed(self._of_kind(parts, "vm_entry"), kinds))
+        faults = concatenate(self._of_kind(parts, "page_fault"))
+        self._add("page_faults", page_faults(faults, self.source))
+        others = concatenate(self._of_kind(parts, "host_event"))
+        self._add("host_events", host_events(others, self.source, self.events))
+
+    def _of_kind(self, parts: list[RawEvents], kind: str) -> list[RawEvents]:
+        wanted = np.array([event.kind == kind for event in self.events], np.bool_)
+        picked = ((part, wanted[part.event]) for part in parts)
+        return [part if mine.all() else part.take(mine) for part, mine in picked if mine.any()]
 
     def _add(self, name: str, rows: pl.DataFrame) -> None:
         if rows.height:
             self.tables.setdefault(name, []).append(rows)
-
-
-def _select(raw: RawEvents, events: list[int]) -> RawEvents:
-    wanted = np.isin(raw.event, events)
-    return raw if wanted.all() else raw.take(wanted)

@@ -30,21 +30,25 @@ def frame(
         seen: Where a value was observed; a column without an entry is never null.
         texts: Columns that are no numbers, as they are.
     """
-    series = []
+    made: dict[str, pl.Series] = {}
+    masks: dict[str, pl.Series] = {}
+    wanted: list[pl.Expr] = []
     for name, dtype in table.schema.items():
         if texts is not None and name in texts:
-            made = texts[name].alias(name).cast(dtype)
-        elif name not in columns:
-            made = pl.repeat(None, n, dtype=dtype, eager=True).alias(name)
+            made[name] = texts[name]
+            wanted.append(pl.col(name))
+        elif name not in columns or _never(name, seen):
+            wanted.append(pl.lit(None, dtype).alias(name))
         else:
-            made = _with_nulls(name, columns[name], seen.get(name), dtype)
-        series.append(made)
-    return pl.DataFrame(series)
+            made[name] = pl.Series(columns[name])
+            value = pl.col(name)
+            if name in seen and not seen[name].all():
+                masks[f"{name}?"] = pl.Series(seen[name])
+                value = pl.when(pl.col(f"{name}?")).then(value)
+            wanted.append(value.cast(dtype, strict=False).alias(name))
+    # One pass over all columns, side by side.
+    return pl.DataFrame({**made, **masks}).select(wanted) if n else table.empty()
 
 
-def _with_nulls(name: str, values: Values, seen: BoolArray | None, dtype: pl.DataType) -> pl.Series:
-    made = pl.Series(name, values)
-    if seen is not None and not seen.all():
-        kept = pl.DataFrame({"value": made, "seen": seen})
-        made = kept.select(pl.when("seen").then("value").alias(name)).to_series()
-    return made.cast(dtype, strict=False) if made.dtype != dtype else made
+def _never(name: str, seen: Mapping[str, BoolArray]) -> bool:
+    return name in seen and not seen[name].any()

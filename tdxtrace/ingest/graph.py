@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -52,10 +52,14 @@ class GraphReader:
     has_integer_clock: bool = False
     _running: dict[int, tuple[str, int]] = field(default_factory=dict)
 
-    def read(self, lines: Iterable[tuple[int, bytes]]) -> RawEvents:
-        """Return the calls among ``lines`` (number, text without its newline)."""
-        found = [line for number, text in lines if (line := self.line(number, text)) is not None]
-        return to_raw(found)
+    def read_blocks(self, blocks: Iterable[bytes]) -> Iterator[RawEvents]:
+        """Yield the calls of each block of whole lines."""
+        for block in blocks:
+            first = self.tally.n_lines + 1
+            lines = block.split(b"\n")[:-1]
+            self.tally.n_lines += len(lines)
+            calls = (self.line(number, text) for number, text in enumerate(lines, first))
+            yield to_raw([call for call in calls if call is not None])
 
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""

@@ -24,9 +24,9 @@ class Entries:
     source: int
     open: RawEvents = field(default_factory=lambda: concatenate([]))
 
-    def feed(self, raw: RawEvents, kinds: Kinds) -> pl.DataFrame:
-        """Return the ``vm_entries`` rows that ``raw`` completes."""
-        batch = concatenate([self.open, raw]) if len(self.open) else raw
+    def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
+        """Return the ``vm_entries`` rows that ``parts`` complete."""
+        batch = concatenate([self.open, *parts])
         entry, back, given_up, orphan = _pair(batch, kinds)
         still = np.ones(len(batch), np.bool_)
         still[np.concatenate([entry, back, given_up, orphan])] = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -82,21 +82,16 @@ class LineReader:
     _cpus: list[int] = field(default_factory=list)
     _stamps: list[int] = field(default_factory=list)
 
-    def read(self, lines: Iterable[tuple[int, bytes]]) -> RawEvents:
-        """Return the events among ``lines`` (number, text without its newline)."""
-        found = [line for number, text in lines if (line := self.line(number, text)) is not None]
-        self._tell_seen()
-        return to_raw(found)
-
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""
-        line = text.decode("utf-8", "replace").rstrip("\r")
+        # latin-1 keeps bytes and columns apart; names are decoded when they are kept.
+        line = text.decode("latin-1").rstrip("\r")
         if line.startswith(">"):
             line = shapes.QUOTE.sub("", line)
         if shapes.HEADER.match(line):
             self.tally.n_headers += 1
             return None
-        head = self._head(line)
+        head = self.head(line)
         if head is None:
             self._no_event(number, line)
             return None
@@ -105,7 +100,7 @@ class LineReader:
         if ts_ns > _INT64_MAX:
             self._no_event(number, line)
         elif lost is not None:
-            self._tell_seen()
+            self.tell_seen()
             self.tally.lost(lost.cpu, lost.n_events, number)
         else:
             self._cpus.append(head.cpu)
@@ -113,63 +108,73 @@ class LineReader:
             return self._event(number, head, ts_ns)
         return None
 
-    def _head(self, line: str) -> Head | None:
+    def head(self, line: str) -> Head | None:
+        """Read the head of a line in the first of the format's shapes that fits."""
         for split in SPLITTERS[self.format]:
             head = split(line)
             if head is not None:
                 return head
         return None
 
+    def is_loss(self, text: bytes) -> bool:
+        """Whether a line may be a marker of lost events."""
+        return b"EVENTS" in text or b"PERF_RECORD_LOST" in text
+
+    def understood(self, event: Event, args: str) -> Fields | None:
+        """Read the fields of an event's line; None if its table cannot do with them."""
+        fields = event.decode(args)
+        if event.kind in _KVM_TABLES and not fields.values:
+            return None
+        return fields if all(slot in fields.values for slot in event.needs) else None
+
+    def tell_seen(self) -> None:
+        """Let the tally know of the stamps of the lines read so far."""
+        if self._cpus:
+            self.tally.see(np.array(self._cpus, np.int32), np.array(self._stamps, np.int64))
+            self._cpus, self._stamps = [], []
+
+    def note_digits(self, digits: int) -> None:
+        """Note how fine a stamp with so many digits after the point is."""
+        if digits == 0:
+            self.has_integer_clock = True
+        step = 10 ** (9 - digits) if digits else 1
+        self.resolution_ns = min(self.resolution_ns or step, step)
+
     def _no_event(self, number: int, line: str) -> None:
         lost = shapes.lost_of(line)
+        sample = one_line(line.encode("latin-1").decode("utf-8", "replace"), 80)
         if lost is not None:
-            self._tell_seen()
+            self.tell_seen()
             self.tally.lost(lost.cpu, lost.n_events, number)
         elif shapes.CALLCHAIN.match(line):
             self.tally.count("callchain", "", number)
         elif shapes.NO_PAYLOAD.match(line):
             self.tally.count("no_payload", "", number)
         elif shapes.NO_CONTEXT.match(line):
-            self.tally.count_sample("no_time", one_line(line, 80), number)
+            self.tally.count_sample("no_time", sample, number)
         else:
-            self.tally.count_sample("unparsed", one_line(line, 80), number)
+            self.tally.count_sample("unparsed", sample, number)
 
     def _ts_ns(self, head: Head) -> int:
         whole, digits = head.ts
-        if not digits:
-            self.has_integer_clock = True
-            self.resolution_ns = 1
-            return whole
-        step = 10 ** (9 - min(len(digits), 9))
-        self.resolution_ns = min(self.resolution_ns or step, step)
-        return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0"))
-
-    def _tell_seen(self) -> None:
-        self.tally.see(np.array(self._cpus, np.int32), np.array(self._stamps, np.int64))
-        self._cpus, self._stamps = [], []
+        self.note_digits(min(len(digits), 9))
+        return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0")) if digits else whole
 
     def _event(self, number: int, head: Head, ts_ns: int) -> Line | None:
-        name = head.event or "(no event name)"
-        index = self.vocabulary.index_of(name, head.args)
+        index = self.vocabulary.index_of(head.event or "(no event name)", head.args)
         event = self.vocabulary.events[index]
         if event.kind in ("noise", "unmapped"):
             self.tally.count(event.kind, event.name, number)
             return None
-        fields = event.decode(head.args)
-        if not understood(event, fields):
+        fields = self.understood(event, head.args)
+        if fields is None:
             self.tally.count("undecoded", event.name, number)
             return None
         self.tally.events[event.name] += 1
-        if (head.tid, head.comm) not in self.tally.threads or head.tgid != UNKNOWN:
-            self.tally.threads[head.tid, head.comm] = head.tgid
+        comm = head.comm.encode("latin-1").decode("utf-8", "replace")
+        if (head.tid, comm) not in self.tally.threads or head.tgid != UNKNOWN:
+            self.tally.threads[head.tid, comm] = head.tgid
         return Line(number, head, ts_ns, index, fields)
-
-
-def understood(event: Event, fields: Fields) -> bool:
-    """Whether a line of ``event`` holds what its table cannot do without."""
-    if event.kind in _KVM_TABLES and not fields.values:
-        return False
-    return all(slot in fields.values for slot in event.needs)
 
 
 def in_irq(flags: str) -> int:

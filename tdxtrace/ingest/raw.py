@@ -69,6 +69,8 @@ class RawEvents:
 
 def concatenate(parts: list[RawEvents]) -> RawEvents:
     """Join batches in order; a field missing from one is absent there."""
+    if len(parts) == 1:
+        return parts[0]
     names = sorted({name for part in parts for name in part.values})
     return RawEvents(
         np.concatenate([p.line for p in parts] or [np.zeros(0, np.int64)]),

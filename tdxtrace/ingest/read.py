@@ -16,14 +16,17 @@ from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
 from tdxtrace.ingest.recognise import checked, recognise
-from tdxtrace.ingest.stream import MAX_LINE_BYTES, Stream, open_stream
+from tdxtrace.ingest.stream import Stream, open_stream
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.text import TextReader
 from tdxtrace.ingest.vocabulary import mapping_of
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace
 
 Progress = Callable[[str, int, int | None], None]
+# Comments at the head of a file: perf's name every event, with all its attributes.
+_HEADER_BYTES: Final = 1 << 16
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -107,16 +110,18 @@ def _read(path: str, number: int, options: ReadOptions) -> _Part:
         raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
     name = wanted or recognise(first, one_line(path))
     tally, vocabulary = Tally(), Vocabulary(mappings)
-    reader: LineReader | GraphReader
+    lines: LineReader | GraphReader
     if name == "function-graph":
-        reader = GraphReader(vocabulary, tally)
+        lines = GraphReader(vocabulary, tally)
+        batches = lines.read_blocks(_each(first, blocks))
     else:
-        reader = LineReader(name, vocabulary, tally)
+        lines = LineReader(name, vocabulary, tally)
+        batches = TextReader(lines).read(_each(first, blocks))
     decoder = Decoder(number, vocabulary.events, tally)
-    for block in _each(first.removeprefix(_BOM), blocks):
-        decoder.feed(reader.read(_numbered(block, tally)))
+    for batch in batches:
+        decoder.feed(batch)
         options.progress(path, stream.n_bytes, stream.size)
-    header = read_header(first)
+    header = read_header(first[:_HEADER_BYTES])
     if stream.truncated:
         tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
     tables = decoder.finish()
@@ -125,22 +130,12 @@ def _read(path: str, number: int, options: ReadOptions) -> _Part:
         raise FormatError(doubts.nothing_in(one_line(path), tally))
     tables["losses"] = tally.losses(number)
     tables["threads"] = tally.thread_table(number)
-    return _Part(tables, _source(path, name, stream, reader, tally, header))
+    return _Part(tables, _source(path, name, stream, lines, tally, header))
 
 
 def _each(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
+    yield first.removeprefix(_BOM)
     yield from rest
-
-
-def _numbered(block: bytes, tally: Tally) -> list[tuple[int, bytes]]:
-    start = tally.n_lines + 1
-    lines = block.split(b"\n")[:-1]
-    tally.n_lines += len(lines)
-    return [
-        (number, line if len(line) <= MAX_LINE_BYTES else line[:80])
-        for number, line in enumerate(lines, start)
-    ]
 
 
 def _because(stream: Stream) -> str:

@@ -46,19 +46,24 @@ _FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s+)?"
 _STAMP = r"(?P<sec>\d+)(?:\.(?P<frac>\d+))?"
 _REST = r"(?P<rest>.*)$"
 
-FTRACE: Final = re.compile(rf"^\s*{_TASK}{_TGID}\[(?P<cpu>\d+)\]\s*{_FLAGS}{_STAMP}:\s+{_REST}")
+FTRACE: Final = re.compile(
+    rf"^\s*{_TASK}{_TGID}\[(?P<cpu>\d+)\]\s*{_FLAGS}{_STAMP}:\s+{_REST}", re.ASCII
+)
 _FTRACE_FIXED: Final = re.compile(
-    rf"^(?P<comm>.{{16}})-(?P<tid>\d+)\s+{_TGID}\[(?P<cpu>\d+)\]\s*{_FLAGS}{_STAMP}:\s+{_REST}"
+    rf"^(?P<comm>.{{16}})-(?P<tid>\d+)\s+{_TGID}\[(?P<cpu>\d+)\]\s*{_FLAGS}{_STAMP}:\s+{_REST}",
+    re.ASCII,
 )
 # CPU and flags in one word; the tracefs file prints microseconds since its first
 # event and a mark for long gaps, trace-cmd report -l the absolute stamp.
 LATENCY: Final = re.compile(
     r"^\s*(?P<comm>.+?)-(?P<tid>\d+)\s+(?P<cpu>\d+)(?P<flags>[^\s\d][^\s]{3,4})\s+"
-    rf"(?:(?P<us>\d+)us.?\s*|{_STAMP}):\s+{_REST}"
+    rf"(?:(?P<us>\d+)us.?\s*|{_STAMP}):\s+{_REST}",
+    re.ASCII,
 )
 VERBOSE: Final = re.compile(
     r"^\s*(?P<comm>.+?)\s+(?P<tid>\d+)\s+(?P<cpu>\d+)\s+\d+\s+[0-9a-f]{8}\s+[0-9a-f]{8}\s+"
-    rf"\[[0-9a-f]+\]\s+(?P<ms>\d+)\.(?P<frac>\d{{3}})ms\s+\([+-]?\d+\.\d+ms\):\s+{_REST}"
+    rf"\[[0-9a-f]+\]\s+(?P<ms>\d+)\.(?P<frac>\d{{3}})ms\s+\([+-]?\d+\.\d+ms\):\s+{_REST}",
+    re.ASCII,
 )
 NO_PAYLOAD: Final = re.compile(r"^(?P<tid>\d+)\s+(?P<cpu>\d+)\s+(?P<ts>\d+)\s+type:\s+(?P<id>\d+)$")
 # The option context-info switched off: the event alone, at no time.
@@ -69,10 +74,13 @@ PERF: Final = re.compile(
     r"\s*(?:(?P<comm>\S.*?)??\s+)??(?:(?:(?P<tgid>-?\d+)/\s*)?(?P<tid>-?\d+)\s+)?"
     r"(?:(?P<flags>[.a-zA-Z]{4,5})\s+)?(?:\[(?P<cpu>\d+)\]\s+)?"
     r"(?P<sec>\d+)\.(?P<frac>\d{6}|\d{9}):\s+(?:\d+\s+)?"
-    r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*)$"
+    r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*)$",
+    re.ASCII,
 )
-_EVENT = re.compile(r"(?P<event><[^>]*>|[\w.:-]*?\w):(?:\s+(?P<args>.*)|$)", re.DOTALL)
-_PERF_EVENT = re.compile(r"(?P<event>[\w./-]+(?::[\w./-]+)?):(?:\s+(?P<args>.*)|$)", re.DOTALL)
+_EVENT = re.compile(r"(?P<event><[^>]*>|[\w.:-]*?\w):(?:\s+(?P<args>.*)|$)", re.DOTALL | re.ASCII)
+_PERF_EVENT = re.compile(
+    r"(?P<event>[\w./-]+(?::[\w./-]+)?):(?:\s+(?P<args>.*)|$)", re.DOTALL | re.ASCII
+)
 
 LOST: Final = re.compile(
     r"^\s*(?:\S+:\s+)?CPU:(?P<cpu>\d+) \[(?:LOST )?(?:(?P<n>\d+) )?EVENTS(?: DROPPED)?\]\s*$"
@@ -100,7 +108,11 @@ def split_ftrace(line: str) -> Head | None:
         comm = comm[-16:]
     tgid = found["tgid"]
     return _head(
-        found, comm.strip(), _digits(tgid), found["flags"] or "", (int(found["sec"]), found["frac"])
+        found,
+        comm.strip(" \t"),
+        _digits(tgid),
+        found["flags"] or "",
+        (int(found["sec"]), found["frac"]),
     )
 
 
@@ -134,7 +146,7 @@ def split_perf(line: str) -> Head | None:
     event = _PERF_EVENT.match(found["rest"])
     name, args, at = ("", found["rest"], 0) if event is None else _event_parts(event)
     return Head(
-        (found["comm"] or "").strip(),
+        (found["comm"] or "").strip(" \t"),
         _digits(found["tid"]),
         _digits(found["tgid"]),
         _digits(found["cpu"]),

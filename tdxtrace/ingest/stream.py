@@ -13,9 +13,9 @@ from typing import IO, Final, Protocol
 from tdxtrace.errors import InputError
 from tdxtrace.tables.text import one_line
 
-# Large enough to hide the cost of a call, small enough for a block's columns to
-# stay in a core's L2 cache.
-CHUNK_BYTES: Final = 1 << 20
+# Large enough to hide the cost of numpy's calls, small enough for what is computed
+# from one to stay in a core's cache: tests/bench/ingest.py --blocks.
+CHUNK_BYTES: Final = 4 << 20
 # A line of this length is no event: the kernel formats one into a page
 # (TRACE_SEQ_SIZE, Linux include/linux/trace_seq.h, 8 KiB).
 MAX_LINE_BYTES: Final = 1 << 16
@@ -62,7 +62,7 @@ class Stream:
                 if len(rest) > 2 * MAX_LINE_BYTES:
                     rest = rest[: MAX_LINE_BYTES + 1]
                 continue
-            yield rest + chunk[: end + 1]
+            yield b"".join((rest, memoryview(chunk)[: end + 1]))
             rest = chunk[end + 1 :]
         if rest:
             yield rest + b"\n"

@@ -109,8 +109,16 @@ class Tally:
         if self._open_gaps:
             self._close_gaps(cpu, ts_ns)
         place = np.minimum(cpu, _MAX_CPUS)
-        np.minimum.at(self.first_ns, place, ts_ns)
-        np.maximum.at(self.last_ns, place, ts_ns)
+        if (ts_ns[1:] >= ts_ns[:-1]).all():
+            # In order of time the first and the last of each CPU are what counts, and
+            # of several values assigned to one place the last one stays.
+            first, last = self.first_ns.copy(), self.last_ns.copy()
+            first[place[::-1]], last[place] = ts_ns[::-1], ts_ns
+            np.minimum(self.first_ns, first, out=self.first_ns)
+            np.maximum(self.last_ns, last, out=self.last_ns)
+        else:
+            np.minimum.at(self.first_ns, place, ts_ns)
+            np.maximum.at(self.last_ns, place, ts_ns)
         self.first_ns[UNKNOWN] = min(self.first_ns[UNKNOWN], ts_ns.min())
         self.last_ns[UNKNOWN] = max(self.last_ns[UNKNOWN], ts_ns.max())
 
