@@ -54,6 +54,7 @@ class Windows:
             end: Where it ends, in ns; an interval of no length overlaps nothing.
         """
         hit = np.zeros(len(cpu), np.bool_)
+        lasts = start < end
         for number, (starts, ends) in self._by_cpu.items():
             here = (cpu == number) | (cpu == NO_CPU)
             if number == NO_CPU:
@@ -63,7 +64,7 @@ class Windows:
             found = np.zeros(len(index), np.bool_)
             found[inside] = starts[index[inside]] < end[here][inside]
             hit[here] |= found
-        return hit
+        return hit & lasts
 
 
 def edges(losses: pl.DataFrame, source: int) -> Windows:

@@ -34,10 +34,10 @@ def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
             n_seamcalls=pl.col("n_attempts").sum().cast(pl.UInt64),
             retried_seamcalls=(pl.col("n_busy") > 0).sum().cast(pl.UInt64),
             n_busy=pl.col("n_busy").sum().cast(pl.UInt64),
-            p50_attempts=attempts.quantile(0.5, "higher").cast(pl.UInt32),
-            p99_attempts=attempts.quantile(0.99, "higher").cast(pl.UInt32),
+            p50_attempts=attempts.quantile(0.5, "equiprobable").cast(pl.UInt32),
+            p99_attempts=attempts.quantile(0.99, "equiprobable").cast(pl.UInt32),
             max_attempts=pl.col("n_attempts").max(),
-            p99_ns=took.quantile(0.99, "higher").cast(pl.Int64),
+            p99_ns=took.quantile(0.99, "equiprobable").cast(pl.Int64),
             max_ns=pl.col("took_ns").max(),
             **{name: (pl.col("outcome") == name).sum().cast(pl.UInt64) for name in OUTCOMES},
         )

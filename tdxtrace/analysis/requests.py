@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.gaps import Flags
+from tdxtrace.analysis.gaps import Flags, Times
 from tdxtrace.analysis.threads import Index, Threads
 from tdxtrace.tables.findings import IDENTITIES
 from tdxtrace.tdx import leaves
@@ -28,12 +28,44 @@ def same_request(threads: Threads, previous: Index) -> Flags:
     """Whether nothing that was captured tells a call from the ``previous`` one of its leaf."""
     same = np.ones(len(previous), np.bool_)
     for column in _COLUMNS:
-        known = threads.frame[column].is_not_null().to_numpy()
-        if known.any():
-            value = threads.frame[column].fill_null(0).to_numpy()
-            differs = known & known[previous] & (value != value[previous])
-            same &= ~(differs & np.isin(threads.leaf, _users(column)))
+        value, known = _values(threads, column)
+        same &= ~(known & known[previous] & (value != value[previous]))
     return same
+
+
+def contradictions(threads: Threads, rows: Index, joined: Flags) -> Flags:
+    """Where a chain meets another request than it began with, after calls that named none.
+
+    Calls whose arguments were not captured could belong to either.
+
+    Args:
+        threads: The calls.
+        rows: Some of them, such that the calls of a chain follow each other.
+        joined: For each of ``rows``, whether it goes on with the chain before it.
+
+    Returns:
+        For each of ``rows``, whether it names another page, TD or vCPU than the last
+        call of its chain that named one.
+    """
+    found = np.zeros(len(rows), np.bool_)
+    place = np.arange(len(rows))
+    begins = np.maximum.accumulate(np.where(joined, 0, place))
+    for column in _COLUMNS:
+        value, known = (of[rows] for of in _values(threads, column))
+        if known.all() or not known.any():
+            continue
+        last = np.maximum.accumulate(np.where(known, place, 0))
+        before = np.concatenate([[0], last[:-1]])
+        told = joined & known & known[before] & (before >= begins)
+        found |= told & (value != value[before])
+    return found
+
+
+def _values(threads: Threads, column: str) -> tuple[Times, Flags]:
+    """A column's values, and where it was captured and tells requests apart."""
+    known = threads.frame[column].is_not_null().to_numpy()
+    value = threads.frame[column].fill_null(0).to_numpy()
+    return value, known & np.isin(threads.leaf, _users(column))
 
 
 def in_request(column: str) -> pl.Expr:

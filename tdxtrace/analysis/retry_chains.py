@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.analysis import settled
 from tdxtrace.analysis.gaps import Flags
-from tdxtrace.analysis.requests import identity, in_request, same_request
+from tdxtrace.analysis.requests import contradictions, identity, in_request, same_request
 from tdxtrace.analysis.threads import NONE, Index, Threads, ordered
 from tdxtrace.tables.events import LOSSES, SEAMCALLS
 from tdxtrace.tables.findings import CUTS, OUTCOMES, RETRY_CHAINS
@@ -71,14 +72,25 @@ def _of_source(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> pl.Dat
     skipping = np.full(len(every), NONE)
     skipping[others] = thread.previous(others)
     previous = np.where(faulting, skipping, before)
-    joined = _joined(thread, previous)
     after = _following(previous=before, among=every)
     after[faulting] = _following(previous=skipping, among=others)[faulting]
-    parts = [
-        _chains(thread, joined, rows, previous, before, after)
-        for rows in (others, np.flatnonzero(entering))
-    ]
+    links = _Links(previous, before, after, _joined(thread, previous))
+    parts = [_chains(thread, links, rows) for rows in (others, np.flatnonzero(entering))]
     return pl.concat(parts)
+
+
+@dataclass(slots=True)
+class _Links:
+    """How calls of a thread follow each other: rows, NONE where there is none."""
+
+    previous: Index
+    """The call before that may be of the same request."""
+    before: Index
+    """The call before, whatever it is."""
+    after: Index
+    """The call after that ends the request, if it is not one more attempt."""
+    joined: Flags
+    """Whether the call is another attempt at the request of ``previous``."""
 
 
 def _following(previous: Index, among: Index) -> Index:
@@ -97,18 +109,19 @@ def _joined(thread: Threads, previous: Index) -> Flags:
     return again & same_request(thread, previous)
 
 
-def _chains(
-    thread: Threads, joined: Flags, rows: Index, previous: Index, before: Index, after: Index
-) -> pl.DataFrame:
+def _chains(thread: Threads, links: _Links, rows: Index) -> pl.DataFrame:
     """One row per chain among ``rows``, in which a chain's calls follow each other."""
-    starts = np.flatnonzero(~joined[rows])
-    first = rows[starts]
-    last = rows[np.append(starts[1:], len(rows)) - 1] if len(rows) else first
-    n = np.diff(np.append(starts, len(rows)))
-    resumed = np.cumsum(joined[rows] & (previous[rows] != before[rows]))
-    again = resumed[np.append(starts[1:], len(rows)) - 1] - resumed[starts] if len(rows) else n
-    busy_last = thread.retryable[last]
-    outcome, cut = _outcomes(thread, first, last, previous, after)
+    if not len(rows):
+        return RETRY_CHAINS.empty()
+    broken = contradictions(thread, rows, links.joined[rows])
+    joined = links.joined[rows] & ~broken
+    starts = np.flatnonzero(~joined)
+    ends = np.append(starts[1:], len(rows)) - 1
+    first, last, n = rows[starts], rows[ends], ends - starts + 1
+    resumed = np.cumsum(joined & (links.previous[rows] != links.before[rows]))
+    again = resumed[ends] - resumed[starts]
+    doubtful = broken[starts] | np.append(broken[starts[1:]], [False])
+    outcome, cut = _outcomes(thread, links, first, last, doubtful)
     opening = thread.frame[first]
     closing = thread.frame[last]
     return RETRY_CHAINS.conform(
@@ -127,7 +140,7 @@ def _chains(
             closing["ends"].alias("end_ns"),
             _took(opening, closing),
             pl.Series("n_attempts", n, dtype=pl.UInt32),
-            pl.Series("n_busy", n - 1 + busy_last, dtype=pl.UInt32),
+            pl.Series("n_busy", n - 1 + thread.retryable[last], dtype=pl.UInt32),
             pl.Series("n_segments", again + 1, dtype=pl.UInt32),
             pl.Series("outcome", outcome, dtype=pl.UInt8).cat.to(pl.Enum(OUTCOMES)),
             closing["status"].alias("final_status"),
@@ -139,19 +152,20 @@ def _chains(
 
 
 def _outcomes(
-    thread: Threads, first: Index, last: Index, previous: Index, after: Index
+    thread: Threads, links: _Links, first: Index, last: Index, doubtful: Flags
 ) -> tuple[NDArray[np.uint8], pl.Series]:
     """How each chain ended, and what cut it short if anything did."""
     status = thread.frame["status"][last]
     error = status.fill_null(0).to_numpy() & np.uint64(word.ERROR_BIT) != 0
     open_end = thread.retryable[last] | ~thread.returned[last]
-    came, goes = previous[first], after[last]
+    came, goes = links.previous[first], links.after[last]
     base = np.where(came == NONE, thread.lossy_before(first), thread.lossy[came])
     lost_before = thread.lossy[first] > base
     lost_after = (goes != NONE) & (thread.lossy[goes] > thread.lossy[last])
     vanished = ~thread.returned[last] & (goes != NONE)
-    by_loss = lost_before | (open_end & lost_after) | vanished
-    by_start = thread.edge[first]
+    by_loss = lost_before | (open_end & lost_after) | vanished | doubtful
+    by_loss |= _after_unanswered(thread, links)[first]
+    by_start = (came == NONE) & thread.began_midway
     by_end = open_end & (goes == NONE)
     is_cut = by_loss | by_start | by_end
     outcome = np.select(
@@ -163,6 +177,15 @@ def _outcomes(
     named = pl.Series(why.astype(np.uint8)).cat.to(pl.Enum(CUTS))
     kept = pl.DataFrame({"why": named, "cut": is_cut})
     return outcome, kept.select(pl.when("cut").then("why")).to_series()
+
+
+def _after_unanswered(thread: Threads, links: _Links) -> Flags:
+    """Calls after one of the same request whose answer is missing: it may have been busy."""
+    unanswered: Flags = (links.previous != NONE) & ~thread.returned[links.previous]
+    if unanswered.any():
+        unanswered &= thread.leaf == thread.leaf[links.previous]
+        unanswered &= same_request(thread, links.previous)
+    return unanswered
 
 
 def _took(opening: pl.DataFrame, closing: pl.DataFrame) -> pl.Series:

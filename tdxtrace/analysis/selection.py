@@ -49,21 +49,24 @@ class Selection:
             kept = kept.filter(pl.col("leaf").is_in([_leaf(name) for name in self.leaves]))
         if self.vms and {"td_id", "tgid"} & set(rows.columns):
             kept = kept.filter(self._of_vms(rows, trace))
-        return kept.filter(self._in_time(rows, trace)) if self.since or self.until else kept
+        has_time = any(name in rows.columns for name in _BEGINS)
+        timed = has_time and (self.since or self.until)
+        return kept.filter(self._in_time(rows, trace)) if timed else kept
 
     def _of_vms(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
-        threads = _threads_of([_vm(text, trace) for text in self.vms], trace)
-        columns = [c for c in ("td_id", "tgid") if c in rows.columns]
-        wanted = [
-            (pl.col(column) == number).fill_null(False)
-            for column in columns
-            for kind, number in (_vm(text, trace) for text in self.vms)
-            if kind == column
-        ]
-        unknown = pl.all_horizontal(pl.col(column).is_null() for column in columns)
-        return pl.any_horizontal(
-            *wanted, (pl.col("tid").is_in(threads) if "tid" in rows.columns else False) & unknown
-        )
+        kept = pl.lit(False)
+        for text in self.vms:
+            column, number = _vm(text, trace)
+            mine = pl.lit(False)
+            unknown = pl.lit(True)
+            if column in rows.columns:
+                mine, unknown = pl.col(column) == number, pl.col(column).is_null()
+            if "tid" in rows.columns:
+                threads = _threads_of(column, number, trace)
+                here = pl.struct("source", "tid").is_in(threads.to_struct().implode())
+                mine |= unknown & here
+            kept |= mine.fill_null(False)
+        return kept
 
     def _in_time(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
         begins = pl.coalesce(c for c in _BEGINS if c in rows.columns)
@@ -72,9 +75,9 @@ class Selection:
         first = min(starts, default=0)
         kept = pl.lit(True)
         if self.since:
-            kept &= ends >= nanoseconds(self.since, first)
+            kept &= (ends >= nanoseconds(self.since, first)).fill_null(True)
         if self.until:
-            kept &= begins <= nanoseconds(self.until, first)
+            kept &= (begins <= nanoseconds(self.until, first)).fill_null(True)
         return kept
 
 
@@ -120,12 +123,11 @@ def _vm(text: str, trace: Trace) -> tuple[str, int]:
     raise QueryError(f"no VM {text} in the trace; nearest: {near[0]} (of {len(known)})")
 
 
-def _threads_of(vms: list[tuple[str, int]], trace: Trace) -> list[int]:
-    """Threads that were seen to work for one of ``vms``."""
-    found: set[int] = set()
-    for column, number in vms:
-        for table in (trace.seamcalls, trace.vm_entries):
-            if column in table.columns:
-                rows = table.filter(pl.col(column) == number, pl.col("tid").is_not_null())
-                found.update(rows["tid"].unique())
-    return sorted(found)
+def _threads_of(column: str, number: int, trace: Trace) -> pl.DataFrame:
+    """Threads (source and tid) that were seen to work for the VM."""
+    tables = (trace.seamcalls, trace.vm_entries, trace.page_faults)
+    return pl.concat(
+        table.filter(pl.col(column) == number, pl.col("tid").is_not_null()).select("source", "tid")
+        for table in tables
+        if column in table.columns
+    ).unique()

@@ -7,6 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tables.findings import OUTCOMES
+from tdxtrace.tdx import word
 
 _REQUEST: Final = ("source", "td_id", "leaf", "gpa", "level")
 
@@ -32,7 +33,9 @@ def elsewhere(chains: pl.DataFrame) -> pl.DataFrame:
     )
     if given_up.is_empty():
         return chains
-    done = chains.filter(pl.col("outcome") == "succeeded").join(
+    # Also one whose beginning was lost: its last call is what settles.
+    succeeded = (pl.col("outcome") == "succeeded") | (pl.col("final_status") < word.ERROR_BIT)
+    done = chains.filter(succeeded).join(
         given_up.select(_REQUEST).unique(), on=_REQUEST, how="semi", nulls_equal=True
     )
     found = _first_after(given_up, done)

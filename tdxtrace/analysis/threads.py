@@ -35,8 +35,8 @@ class Threads:
     returned: Flags
     lossy: Times
     """Running count of silences in which events may have been lost, up to each call."""
-    edge: Flags
-    """Whether the trace began midway and this is the thread's first call."""
+    began_midway: bool
+    """Whether the trace says that calls were going on when it began."""
 
     def previous(self, among: Index) -> Index:
         """Row before each of ``among`` in its thread, of these rows; NONE if none."""
@@ -88,7 +88,7 @@ def ordered(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> Threads:
         frame["retryable"].to_numpy(),
         frame["status"].is_not_null().to_numpy(),
         np.cumsum(lossy),
-        first & gaps.edges(losses, source).any,
+        gaps.edges(losses, source).any,
     )
 
 

@@ -43,22 +43,38 @@ def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFra
         max_attempts=pl.col("n_attempts").max(),
         n_vcpus=pl.col("tid").filter(entering).n_unique().cast(pl.UInt32),
     )
-    threads = chains.select("source", "tid", "td_id", "tgid").unique(
-        subset=("source", "tid"), maintain_order=True
-    )
-    episodes = (
-        steps.select("source", "tid")
-        .join(threads, on=("source", "tid"), how="left", nulls_equal=True)
-        .group_by(_VM)
-        .agg(zero_steps=pl.len().cast(pl.UInt64))
-    )
-    joined = counted.join(episodes, on=_VM, how="left", nulls_equal=True)
-    filled = joined.with_columns(pl.col("zero_steps").fill_null(0))
+    episodes = _episodes(steps, chains)
+    joined = counted.join(episodes, on=_VM, how="full", nulls_equal=True, coalesce=True)
+    filled = joined.with_columns(pl.col(pl.UInt64, pl.UInt32).exclude("td_id").fill_null(0))
     return VM_STATS.conform(
         filled.sort("source", "retried_seamcalls", "td_id", descending=[False, True, False])
     )
 
 
+def _episodes(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Zero-step episodes per TD, told by what else their vCPU's thread did."""
+    threads = (
+        chains.filter(pl.col("tid").is_not_null())
+        .select("source", "tid", of_td="td_id", of_process="tgid")
+        .unique(subset=("source", "tid"), maintain_order=True)
+    )
+    tds = (
+        chains.filter(pl.col("tgid").is_not_null(), pl.col("td_id").is_not_null())
+        .group_by("source", "tgid")
+        .agg(only_td=pl.col("td_id").first(), n=pl.col("td_id").n_unique())
+        .filter(pl.col("n") == 1)
+    )
+    return (
+        steps.join(threads, on=("source", "tid"), how="left")
+        .with_columns(pl.coalesce("td_id", "of_td"), pl.coalesce("tgid", "of_process"))
+        .join(tds, on=("source", "tgid"), how="left")
+        .with_columns(pl.coalesce("td_id", "only_td"))
+        .group_by(_VM)
+        .agg(zero_steps=pl.len().cast(pl.UInt64))
+    )
+
+
 def _one_process_per_td() -> pl.Expr:
     """A TD belongs to one process: threads whose process was not printed join it."""
-    return pl.col("tgid").drop_nulls().first().over("source", "td_id").alias("tgid")
+    of_td = pl.col("tgid").drop_nulls().first().over("source", "td_id")
+    return pl.when(pl.col("td_id").is_null()).then("tgid").otherwise(of_td).alias("tgid")

@@ -54,7 +54,8 @@ def zero_steps(
     which it does only when the mitigation is armed.
     ``failed_vmentry`` (strong): KVM printed exit reason -1 and entered again, after
     at least STEPPING_EPF_THRESHOLD EPT violations without progress and with no
-    TDH.MEM.TRACK in flight; weak where the trace does not reach that far back.
+    TDH.MEM.TRACK in flight; weak where the trace does not reach that far back, or
+    does not show that KVM entered again.
     ``emulated_ept_violation`` (weak): after as many, an EPT violation by writing on
     the same page, not installed meanwhile, within ``emulated_exit_ns`` of entering.
 
@@ -103,9 +104,8 @@ def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
         reason=pl.when(entering & done).then(pl.col("status").cast(pl.UInt32, strict=False)),
         installs=installs,
         installed=(installs & done).fill_null(False),
-        sure=pl.lit(True),
     )
-    return _episodes(steps, "busy_sept")
+    return ZERO_STEPS.conform(_episodes(steps, "busy_sept"))
 
 
 def _stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
@@ -125,7 +125,6 @@ def _stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFram
         reason="exit_reason",
         installs=pl.lit(False),
         installed=pl.lit(False),
-        sure=pl.col("start_ns").is_not_null(),
         took_ns=pl.col("end_ns") - pl.col("start_ns"),
         write=((pl.col("info1") == _WRITE) & (pl.col("info2") == 0)).fill_null(False),
     )
@@ -148,7 +147,6 @@ def _placed(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
         entry=pl.lit(False),
         installs=pl.lit(True),
         installed=installed,
-        sure=pl.lit(True),
     )
 
 
@@ -179,16 +177,21 @@ def _in_flight(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
 
 
 def _failed_vmentry(steps: pl.DataFrame) -> pl.DataFrame:
+    """Failed entries that a sufficient run of faults led to, or may have."""
     found = _episodes(steps, "failed_vmentry")
     enough = pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD
-    return found.filter(enough | (pl.col("strength") == "weak"))
+    return ZERO_STEPS.conform(found.filter(enough | ~pl.col("whole")))
 
 
 def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     """Runs of exits that look like faults but came too fast to have entered."""
     run = no_progress_run(steps, _standing())
     nth = pl.col("is_fault").cum_sum().over("run")
-    same_page = pl.col("page") == pl.col("page").shift().over("run")
+    # An entry's own page is what is asked for right after it.
+    asked = pl.when(pl.col("installs").shift(-1).over("run")).then(
+        pl.col("gpa").shift(-1).over("run")
+    )
+    same_page = asked == pl.col("page")
     looks = (
         (nth > STEPPING_EPF_THRESHOLD)
         & pl.col("is_fault")
@@ -197,7 +200,7 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
         & same_page
     )
     marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
-    return _episodes(marked, "emulated_ept_violation")
+    return ZERO_STEPS.conform(_episodes(marked, "emulated_ept_violation"))
 
 
 def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
@@ -209,7 +212,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         form: Which form the refusals are.
     """
     if not steps["refused"].any():
-        return ZERO_STEPS.empty()
+        return ZERO_STEPS.empty().with_columns(whole=pl.lit(None, pl.Boolean))
     run = no_progress_run(steps.sort(*_VCPU, "when", "seq"), _standing())
     next_entry = pl.col("reason").is_not_null().reverse().cum_max().reverse().over(_VCPU)
     rows = run.with_columns(
@@ -232,7 +235,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         n_refused=pl.len().cast(pl.UInt32),
         n_faults_before=pl.col("n_before").first().cast(pl.UInt32),
         gpa=pl.col("page").first(),
-        is_sure=pl.col("whole").first(),
+        whole=pl.col("whole").first(),
         enters_later=pl.col("enters_later").last(),
         goes_on=pl.col("goes_on").last(),
     )
@@ -248,7 +251,6 @@ def _emulated_inside(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _finished(found: pl.DataFrame, form: str) -> pl.DataFrame:
-    strength = {"busy_sept": "proof", "failed_vmentry": "strong"}.get(form, "weak")
     ended = (
         pl.when("enters_later")
         .then(pl.lit("entered"))
@@ -256,17 +258,15 @@ def _finished(found: pl.DataFrame, form: str) -> pl.DataFrame:
         .then(pl.lit("cut"))
         .otherwise(pl.lit("left"))
     )
-    sure = (
-        pl.lit(strength)
-        if strength != "strong"
-        else pl.when("is_sure").then(pl.lit("strong")).otherwise(pl.lit("weak"))
-    )
-    return ZERO_STEPS.conform(
-        found.with_columns(
-            form=pl.lit(form, pl.Enum(FORMS)),
-            strength=sure.cast(pl.Enum(STRENGTHS)),
-            ended=ended.cast(pl.Enum(ENDS)),
-        )
+    likely = (pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD) & pl.col("enters_later")
+    strength = {
+        "busy_sept": pl.lit("proof"),
+        "failed_vmentry": pl.when(likely).then(pl.lit("strong")).otherwise(pl.lit("weak")),
+    }.get(form, pl.lit("weak"))
+    return found.with_columns(
+        form=pl.lit(form, pl.Enum(FORMS)),
+        strength=strength.cast(pl.Enum(STRENGTHS)),
+        ended=ended.cast(pl.Enum(ENDS)),
     )
 
 

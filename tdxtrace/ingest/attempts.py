@@ -17,6 +17,7 @@ from tdxtrace.tables.events import PROBES, SEAMCALLS
 
 # fn: leaf in bits 15:0, version in bits 23:16; bit 63 is a call to P-SEAMLDR.
 _LEAF_MASK: Final = np.uint64(0xFFFF)
+_SEAMLDR: Final = np.uint64(1 << 63)
 _PAGE_SHIFT: Final = np.uint64(12)
 _ABSENT: Final = np.iinfo(np.intp).min
 
@@ -88,6 +89,26 @@ class Attempts:
         if self.dropped is not None:
             made = made.filter(~pl.Series(self.dropped))
         return made.sort("seq")
+
+    def leave_out(self) -> tuple[int, int]:
+        """Leave out what is no leaf of the module; return the lines of P-SEAMLDR's and others.
+
+        P-SEAMLDR's calls have bit 63 of ``fn`` set; others name no leaf, as a return
+        of ``__seamcall_ret`` whose entry, which named it, was not recorded.
+        """
+        start, end = self.at_entry, self.at_return
+        first = np.where(start != _ABSENT, start, end)
+        last = np.where(end != _ABSENT, end, start)
+        fn, has_fn = either(self.batch, "fn", first, last)
+        _, has_leaf = either(self.batch, "leaf", first, last)
+        unknown = (self.kinds.leaf[self.batch.event[last]] == UNKNOWN) & ~has_fn & ~has_leaf
+        loader = has_fn & (fn >= _SEAMLDR)
+        lines = (start != _ABSENT).astype(np.intp) + (end != _ABSENT)
+        if (unknown | loader).any():
+            gone = np.zeros(len(first), np.bool_) if self.dropped is None else self.dropped
+            loader, unknown = loader & ~gone, unknown & ~gone
+            self.dropped = gone | unknown | loader
+        return int(lines[loader].sum()), int(lines[unknown].sum())
 
     def _places(
         self, first: Index, last: Index, has_start: BoolArray, has_end: BoolArray

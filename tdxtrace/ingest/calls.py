@@ -46,7 +46,14 @@ class Calls:
 
     def _rows(self, rows: Attempts) -> pl.DataFrame:
         merged = rows.merge_wrappers()
-        self.tally.count("merged", "", None, 2 * merged) if merged else None
+        loader, unknown = rows.leave_out()
+        for kind, detail, n in (
+            ("merged", "", 2 * merged),
+            ("noise", "P-SEAMLDR calls", loader),
+            ("undecoded", "calls that name no leaf", unknown),
+        ):
+            if n:
+                self.tally.count(kind, detail, None, n)
         return rows.frame(self.source)
 
 

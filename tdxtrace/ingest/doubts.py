@@ -5,21 +5,28 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from tdxtrace.ingest import midway
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.text import one_line
 
 
-def note(seamcalls: pl.DataFrame, tally: Tally, header: Header) -> None:
+def note(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame, tally: Tally, header: Header) -> None:
     """Add to ``tally`` the losses that no line of the input stands for."""
     _overwritten(tally, header)
     _buffer_full(seamcalls, tally)
+    first_ns, _ = tally.span()
+    lossless = not any(gap.kind != "truncated" for gap in tally.gaps)
+    if lossless and first_ns is not None and midway.began(seamcalls, vm_entries):
+        tally.note("started_midway", None, end_ns=first_ns)
     _unpaired(seamcalls, tally)
 
 
 def nothing_in(shown: str, tally: Tally) -> str:
     """Say that a trace has no SEAMCALL and no KVM event, what it has, and what to record."""
     names = [detail for kind, detail in tally.entries if kind in ("noise", "unmapped") and detail]
+    if any(kind == "no_abstime" for kind, _ in tally.entries):
+        return f"{shown} has no times; switch them on: echo 1 > options/funcgraph-abstime"
     if not names and not tally.events:
         return f"{shown} holds no event that is known; its first line: {_sample(tally)}"
     some = ", ".join(one_line(name, 30) for name in names[:5])
@@ -61,8 +68,7 @@ def _buffer_full(seamcalls: pl.DataFrame, tally: Tally) -> None:
     last_of_thread = when == when.max().over("tid")
     first_of_thread = when == when.min().over("tid")
     never = pl.col("end_ns").is_null() & ~last_of_thread
-    whole = pl.col("gpa").is_null() & pl.col("td_id").is_null() & pl.col("vp_id").is_null()
-    orphan = pl.col("start_ns").is_null() & whole & ~first_of_thread
+    orphan = midway.bare_return() & ~first_of_thread
     has_entries = seamcalls["start_ns"].is_not_null().any()
     broken = seamcalls.filter(never | (orphan & pl.lit(has_entries)), pl.col("cpu").is_not_null())
     if not broken.height:

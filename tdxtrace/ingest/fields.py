@@ -10,6 +10,9 @@ from typing import Final
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 
 _WORD_MASK: Final = (1 << 64) - 1
+_HEX_DIGITS: Final = 16
+# "-9223372036854775808" and "18446744073709551615"; anything longer is no word.
+_MAX_DIGITS: Final = 20
 _U32_MASK: Final = (1 << 32) - 1
 
 
@@ -20,6 +23,8 @@ class Fields:
     values: dict[str, int] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Only for values that are exactly the number printed there."""
+    hexadecimal: set[str] = field(default_factory=set)
+    """Slots that the format prints in hex, with or without 0x."""
     skips: list[tuple[int, int]] = field(default_factory=list)
     """Numbers that differ from line to line and that no table needs."""
 
@@ -30,6 +35,8 @@ class Fields:
         if word is not None:
             self.values[slot] = word
             self.spans[slot] = found.span(group)
+            if base == 16:
+                self.hexadecimal.add(slot)
 
 
 def to_word(text: str, base: int = 0) -> int | None:
@@ -38,6 +45,9 @@ def to_word(text: str, base: int = 0) -> int | None:
     Tools print the same word as 0x hex, bare hex (libtraceevent, pointers),
     unsigned or signed decimal; trace-cmd 3.1's -R prints zero as nothing after
     ``0x``, or as nothing at all.
+
+    Sixteen digits without ``0x`` are bare hex even where none is a letter: no
+    status, address or page has sixteen decimal digits.
 
     Args:
         text: Digits, without blanks.
@@ -50,11 +60,11 @@ def to_word(text: str, base: int = 0) -> int | None:
     digits = text.lower()
     if digits in ("", "0x"):
         return 0
+    if len(digits) > _MAX_DIGITS:
+        return None
+    bare = len(digits) == _HEX_DIGITS or not digits.lstrip("-").isdigit()
     try:
-        if digits.startswith("0x") or base == 16 or not digits.lstrip("-").isdigit():
-            value = int(digits, 16)
-        else:
-            value = int(digits)
+        value = int(digits, 16 if digits.startswith("0x") or base == 16 or bare else 10)
     except ValueError:
         return None
     return value & _WORD_MASK if -(1 << 63) <= value <= _WORD_MASK else None
@@ -62,7 +72,9 @@ def to_word(text: str, base: int = 0) -> int | None:
 
 _PLAIN = re.compile(r"0x[0-9a-f]+|\d+")
 _ADDRESS = re.compile(r"(?:0x)?[0-9a-f]+(?=\)| <-)")
-_PAIR = re.compile(r'(?:^|(?<=[\s(,]))(?P<key>[A-Za-z_]\w*)=(?P<value>"[^"]*"|\{[^}]*\}|[^\s,()]*)')
+_PAIR = re.compile(
+    r'(?:^|(?<=[\s(,]))(?P<key>[A-Za-z_]\w*)=(?P<value>"[^"]*"|\{[^}]*\}|\([^)]*\)|[^\s,()]*)'
+)
 
 
 def pairs(args: str, slots: Mapping[str, str]) -> Fields:
@@ -94,9 +106,7 @@ _OLD_INFO = re.compile(r"\binfo (?P<a>[0-9a-f]+) (?P<b>[0-9a-f]+)\b")
 _REASON = re.compile(
     r"\breason (?P<text>.+?)(?= rip | info| intr_info | error_code |$)|\bexit_reason=(?P<n>\w+)"
 )
-_UNKNOWN_REASON = re.compile(r"UNKNOWN \((?P<n>\d+)\)")
 _ENTRY_REST = re.compile(r"\b(?:rip|intr_info|error_code)[ =](?P<n>0x[0-9a-f]+)")
-_FAILED_VMENTRY: Final = 0x80000000  # VMX_EXIT_REASONS_FAILED_VMENTRY, asm/vmx.h
 
 
 def kvm_entry(args: str) -> Fields:
@@ -112,7 +122,7 @@ def kvm_entry(args: str) -> Fields:
 def kvm_exit(args: str) -> Fields:
     """Read ``kvm_exit`` in every layout since 2.6.31, libtraceevent's plugin included."""
     found = _REASON.search(args)
-    if found is None:
+    if found is None or not (found["n"] or found["text"].strip()):
         return Fields()
     fields = _search(args, {"vcpu_id": _VCPU, "rip": _RIP, **_NUMBER})
     old = _OLD_INFO.search(args)
@@ -124,7 +134,7 @@ def kvm_exit(args: str) -> Fields:
         return fields
     reason = exit_reason(found["text"])
     if reason is not None:
-        fields.values["exit_reason"] = reason & _U32_MASK
+        fields.values["exit_reason"] = reason
     return fields
 
 
@@ -138,16 +148,9 @@ def exit_reason(text: str) -> int | None:
         >>> hex(exit_reason("0xffff FAILED_VMENTRY 0x7fff0000"))
         '0xffffffff'
     """
-    unknown = _UNKNOWN_REASON.match(text)
-    if unknown:
-        return int(unknown["n"])
-    name, *flags = text.split()
-    number = int(name, 16) if name.startswith("0x") else exit_reason_number(name.upper())
-    for flag in flags:
-        if number is None:
-            break
-        number |= _FAILED_VMENTRY if flag == "FAILED_VMENTRY" else to_word(flag, 16) or 0
-    return number
+    number = exit_reason_number(text)
+    # 2.6.3x printed the names in lower case.
+    return exit_reason_number(text.upper()) if number is None else number
 
 
 _FAULT = re.compile(

@@ -38,7 +38,7 @@ _RETURNED: Final = re.compile(r"(?:\bret=|= )(?P<n>-?(?:0x)?[0-9a-f]+)\b")
 _SWITCH: Final = re.compile(
     r"^\s*(?P<cpu>\d+)\)\s+(?P<from>\S.*?)-\d+\s+=>\s+(?P<comm>\S.*?)-(?P<tid>\d+)\s*$"
 )
-_RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*\|\s*/\*.*\*/\s*$|^[^|]*[=<]={5,}[=>]")
+_RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]")
 
 
 @dataclass(slots=True)

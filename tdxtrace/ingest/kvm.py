@@ -9,7 +9,7 @@ import polars as pl
 
 from tdxtrace.ingest.frames import Values, frame
 from tdxtrace.ingest.kinds import Kinds
-from tdxtrace.ingest.pairing import Index, pair
+from tdxtrace.ingest.pairing import Index, pair_next
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, concatenate
 from tdxtrace.ingest.vocabulary import Event
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, VM_ENTRIES
@@ -85,10 +85,9 @@ def host_events(raw: RawEvents, source: int, events: list[Event]) -> pl.DataFram
 
 
 def _pair(batch: RawEvents, kinds: Kinds) -> tuple[Index, Index, Index, Index]:
-    # A thread runs one vCPU, and enters it again only after it came out: an entry
-    # on top of an open one means that the exit is missing.
+    # A thread runs one vCPU, and enters it again only after it came out.
     thread = np.where(batch.tid != UNKNOWN, batch.tid, -2 - batch.cpu).astype(np.int64)
-    return pair(thread, kinds.function[batch.event], kinds.is_return[batch.event], depth=1)
+    return pair_next(thread, kinds.is_return[batch.event])
 
 
 def _common(

@@ -10,10 +10,10 @@ import numpy as np
 
 from tdxtrace.ingest import shapes
 from tdxtrace.ingest.fields import Fields
-from tdxtrace.ingest.raw import UNKNOWN, RawEvents
+from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array, RawEvents
 from tdxtrace.ingest.shapes import Head
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.vocabulary import Event, Role, recognise
+from tdxtrace.ingest.vocabulary import Event, Role, names_a_probe, recognise, role_of
 from tdxtrace.tables.text import one_line
 
 Splitter = Callable[[str], Head | None]
@@ -48,25 +48,46 @@ class Vocabulary:
 
     mappings: Mapping[str, tuple[str, Role | None]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    _known: dict[str, int] = field(default_factory=dict)
+    _known: dict[tuple[str, str | None], int] = field(default_factory=dict)
 
     def index_of(self, name: str, args: str) -> int:
-        """Return the place of event ``name`` in ``events``, meeting it if it is new."""
-        index = self._known.get(name)
+        """Return the place of event ``name`` in ``events``, meeting it if it is new.
+
+        Two probes of one name, an entry and a return, are two events.
+        """
+        key = name, role_of(args)
+        index = self._known.get(key)
         if index is None:
             if len(self.events) >= _MAX_NAMES:
-                name = "(other names)"
-            index = self._known.setdefault(name, len(self.events))
+                key = "(other names)", None
+            index = self._known.setdefault(key, len(self.events))
             if index == len(self.events):
-                self.events.append(recognise(name, args, self.mappings))
+                self.events.append(recognise(key[0], args, self.mappings))
         return index
 
     def add(self, event: Event) -> int:
         """Return the place of ``event`` in ``events``, adding it if its name is new."""
-        index = self._known.setdefault(event.name, len(self.events))
+        index = self._known.setdefault((event.name, None), len(self.events))
         if index == len(self.events):
             self.events.append(event)
         return index
+
+
+@dataclass(slots=True)
+class Quick:
+    """Where and when lines were recorded that the fast path read, in their order."""
+
+    line: I64Array
+    cpu: I32Array
+    ts_ns: I64Array
+    _told: int = 0
+
+    def take(self, upto: int | None) -> Quick:
+        """Those before line ``upto`` (None: all) that were not taken yet."""
+        end = len(self.line) if upto is None else int(np.searchsorted(self.line, upto))
+        taken = slice(self._told, end)
+        self._told = end
+        return Quick(self.line[taken], self.cpu[taken], self.ts_ns[taken])
 
 
 @dataclass(slots=True)
@@ -79,8 +100,9 @@ class LineReader:
     resolution_ns: int = 0
     """Finest step of the stamps seen; 0 until one was, 1 also for integer clocks."""
     has_integer_clock: bool = False
-    _cpus: list[int] = field(default_factory=list)
-    _stamps: list[int] = field(default_factory=list)
+    quick: Quick | None = None
+    """Lines of the same block that the fast path read: they are told in order with ours."""
+    _seen: list[tuple[int, int, int]] = field(default_factory=list)
 
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""
@@ -100,11 +122,10 @@ class LineReader:
         if ts_ns > _INT64_MAX:
             self._no_event(number, line)
         elif lost is not None:
-            self.tell_seen()
+            self.tell_seen(number)
             self.tally.lost(lost.cpu, lost.n_events, number)
         else:
-            self._cpus.append(head.cpu)
-            self._stamps.append(ts_ns)
+            self._seen.append((number, head.cpu, ts_ns))
             return self._event(number, head, ts_ns)
         return None
 
@@ -116,9 +137,9 @@ class LineReader:
                 return head
         return None
 
-    def is_loss(self, text: bytes) -> bool:
-        """Whether a line may be a marker of lost events."""
-        return b"EVENTS" in text or b"PERF_RECORD_LOST" in text
+    def may_be_probe(self, name: str) -> bool:
+        """Whether lines of this name should look like a probe's."""
+        return names_a_probe(name, self.vocabulary.mappings)
 
     def understood(self, event: Event, args: str) -> Fields | None:
         """Read the fields of an event's line; None if its table cannot do with them."""
@@ -127,11 +148,16 @@ class LineReader:
             return None
         return fields if all(slot in fields.values for slot in event.needs) else None
 
-    def tell_seen(self) -> None:
-        """Let the tally know of the stamps of the lines read so far."""
-        if self._cpus:
-            self.tally.see(np.array(self._cpus, np.int32), np.array(self._stamps, np.int64))
-            self._cpus, self._stamps = [], []
+    def tell_seen(self, upto: int | None = None) -> None:
+        """Let the tally know of the stamps of the lines before line ``upto``, in their order."""
+        line, cpu, ts_ns = (np.array([seen[i] for seen in self._seen], np.int64) for i in range(3))
+        self._seen = []
+        if self.quick is not None:
+            quick = self.quick.take(upto)
+            order = np.argsort(np.concatenate([line, quick.line]), kind="stable")
+            cpu = np.concatenate([cpu, quick.cpu])[order]
+            ts_ns = np.concatenate([ts_ns, quick.ts_ns])[order]
+        self.tally.see(cpu.astype(np.int32), ts_ns)
 
     def note_digits(self, digits: int) -> None:
         """Note how fine a stamp with so many digits after the point is."""
@@ -144,7 +170,7 @@ class LineReader:
         lost = shapes.lost_of(line)
         sample = one_line(line.encode("latin-1").decode("utf-8", "replace"), 80)
         if lost is not None:
-            self.tell_seen()
+            self.tell_seen(number)
             self.tally.lost(lost.cpu, lost.n_events, number)
         elif shapes.CALLCHAIN.match(line):
             self.tally.count("callchain", "", number)
@@ -164,7 +190,8 @@ class LineReader:
         index = self.vocabulary.index_of(head.event or "(no event name)", head.args)
         event = self.vocabulary.events[index]
         if event.kind in ("noise", "unmapped"):
-            self.tally.count(event.kind, event.name, number)
+            damaged = event.kind == "noise" and self.may_be_probe(event.name)
+            self.tally.count("undecoded" if damaged else event.kind, event.name, number)
             return None
         fields = self.understood(event, head.args)
         if fields is None:

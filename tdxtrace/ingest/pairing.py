@@ -38,6 +38,7 @@ def pair(
         Entries still open are in none of them.
     """
     order = np.argsort(thread, kind="stable")
+    every = order
     entries: list[Index] = []
     returns: list[Index] = []
     while len(order) > 1:
@@ -56,11 +57,53 @@ def pair(
         left[:-1] &= ~matched
         left[1:] &= ~matched
         order = order[left]
+    nested = [thread[at] for at in entries[depth:]]
+    deep = _may_be_too_deep(order, thread, function, is_return, depth - len(entries))
+    deep = np.unique(np.concatenate([deep, *nested]))
+    if len(deep):
+        again = np.isin(thread, deep)
+        entries = [at[~again[at]] for at in entries]
+        returns = [at[~again[at]] for at in returns]
+        order = np.concatenate([order[~again[order]], every[again[every]]])
     more = _by_hand(order, thread, function, is_return, depth)
     entry = np.concatenate([*entries, more[0]])
     back = np.concatenate([*returns, more[1]])
     by_return = np.argsort(back, kind="stable")
     return entry[by_return], back[by_return], more[2], more[3]
+
+
+def pair_next(thread: I64Array, is_return: BoolArray) -> tuple[Index, Index, Index, Index]:
+    """Match each return with the entry directly before it in its thread, as :func:`pair` does.
+
+    For what cannot nest: an entry on top of an open one means that a return is missing.
+    """
+    order = np.argsort(thread, kind="stable")
+    same = np.zeros(len(order) + 1, np.bool_)
+    same[1:-1] = thread[order[1:]] == thread[order[:-1]]
+    back = is_return[order]
+    after_entry = same[:-1] & np.concatenate([[False], ~back[:-1]])
+    matched = np.flatnonzero(back & after_entry)
+    before_entry = same[1:] & np.concatenate([~back[1:], [False]])
+    ends = order[matched]
+    by_return = np.argsort(ends, kind="stable")
+    return (
+        order[matched - 1][by_return],
+        ends[by_return],
+        np.sort(order[~back & before_entry]),
+        np.sort(order[back & ~after_entry]),
+    )
+
+
+def _may_be_too_deep(
+    order: Index, thread: I64Array, function: I32Array, is_return: BoolArray, room: int
+) -> I64Array:
+    """Threads with more open calls of one function than ``room``, nested pairs left out."""
+    open_calls = order[~is_return[order]]
+    if not len(open_calls):
+        return np.zeros(0, np.int64)
+    both = np.stack([thread[open_calls], function[open_calls].astype(np.int64)])
+    calls, n = np.unique(both, axis=1, return_counts=True)
+    return np.unique(calls[0][n > room])
 
 
 def _by_hand(

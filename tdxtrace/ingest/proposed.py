@@ -14,7 +14,8 @@ from tdxtrace.tdx.leaves import parse_leaf
 # Intel's tree, arch/x86/kvm/vmx/tdx_trace.h; its registers are bare hex.
 _OP = re.compile(r"\bop: (?P<name>[\w.]+)(?:\((?P<number>[0-9a-f]+)\))?")
 _REGISTER = re.compile(r"\b(?P<name>rcx|rdx|r8): (?P<n>0x[0-9a-f]+)")
-_ERROR = re.compile(r"\berr:? (?P<name>\S*?) ?\(?(?P<n>(?:0x)?[0-9a-f]{2,16})\b\)?")
+_ERROR = re.compile(r"\berr (?:\S*) (?P<n>0x[0-9a-f]{1,16})\b")
+_BARE_ERROR = re.compile(r"\berr: \S*?\((?P<n>[0-9a-f]{1,16})\)")
 _BARE = re.compile(r"(?<=\) )(?P<rcx>[0-9a-f]+) (?P<rdx>[0-9a-f]+) (?P<r8>[0-9a-f]+)\b")
 _SEPT = re.compile(r"\bgpa: (?P<gpa>0x[0-9a-f]+) hpa: (?P<page>0x[0-9a-f]+) level: (?P<level>\d+)")
 
@@ -46,13 +47,13 @@ def _enter(args: str) -> Fields:
 def _exit(args: str) -> Fields:
     fields = Fields()
     _leaf(fields, args)
-    error = _ERROR.search(args)
+    error = _ERROR.search(args) or _BARE_ERROR.search(args)
     if error is not None:
         fields.put("status", error, "n", 16)
     for found in _REGISTER.finditer(args):
         if found["name"] != "r8":
             fields.put(f"out_{found['name']}", found, "n")
-    bare = _BARE.search(args, error.end()) if error else None
+    bare = _BARE.search(args, error.end() - 1) if error else None
     if bare is not None:
         fields.put("out_rcx", bare, "rcx", 16)
         fields.put("out_rdx", bare, "rdx", 16)

@@ -125,7 +125,7 @@ def _read(path: str, number: int, options: ReadOptions) -> _Part:
     if stream.truncated:
         tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
     tables = decoder.finish()
-    doubts.note(tables["seamcalls"], tally, header)
+    doubts.note(tables["seamcalls"], tables["vm_entries"], tally, header)
     if not any(table.height for table in tables.values()):
         raise FormatError(doubts.nothing_in(one_line(path), tally))
     tables["losses"] = tally.losses(number)

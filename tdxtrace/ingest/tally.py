@@ -80,6 +80,8 @@ class Tally:
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
         """Account for ``n`` lines, of which ``line_no`` is the first."""
         entry = self.entries.setdefault((kind, detail), Entry(kind, detail, line_no))
+        if line_no is not None and entry.line_no is not None:
+            entry.line_no = min(entry.line_no, line_no)
         entry.n_lines += n
         entry.n_events = (entry.n_events or 0) + n
 

@@ -14,7 +14,8 @@ from tdxtrace.ingest.fields import Fields
 from tdxtrace.ingest.raw import BoolArray, U64Array
 
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
-_DECIMAL: Final = re.compile(r"[0-9]{1,16}")
+# Sixteen digits would be bare hexadecimal: fields.to_word.
+_DECIMAL: Final = re.compile(r"[0-9]{1,15}")
 _BARE_HEX: Final = re.compile(r"[0-9a-f]{1,16}")
 
 
@@ -80,7 +81,7 @@ def template_of(args: str, fields: Fields) -> Template | None:
     done = 0
     for start, end, slot in sorted(spans, key=lambda span: span[:2]):
         text = args[start:end]
-        base = _base(text, skipped=slot is None)
+        base = _base(text, bare_hex=slot is None or slot in fields.hexadecimal)
         if base is None or start < done:
             return None
         prefix = 2 if text.startswith("0x") else 0
@@ -102,7 +103,7 @@ def _words(data: bytearray) -> tuple[np.uint64, ...]:
     return tuple(np.frombuffer(whole, np.uint64))
 
 
-def _base(text: str, *, skipped: bool) -> int | None:
-    if _HEX.fullmatch(text) or (skipped and _BARE_HEX.fullmatch(text)):
+def _base(text: str, *, bare_hex: bool) -> int | None:
+    if _HEX.fullmatch(text) or (bare_hex and _BARE_HEX.fullmatch(text)):
         return 16
     return 10 if _DECIMAL.fullmatch(text) else None

@@ -14,7 +14,7 @@ from tdxtrace.ingest import fast
 from tdxtrace.ingest.bytewise import At, Text
 from tdxtrace.ingest.fast import Parsed
 from tdxtrace.ingest.knowledge import Knowledge
-from tdxtrace.ingest.lines import Line, LineReader, in_irq, to_raw
+from tdxtrace.ingest.lines import Line, LineReader, Quick, in_irq, to_raw
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, U64Array, concatenate
 from tdxtrace.ingest.stream import MAX_LINE_BYTES
 from tdxtrace.ingest.templates import template_of
@@ -96,6 +96,9 @@ class TextReader:
         event = vocabulary.events[index]
         if event.name != head.event:
             return False
+        if event.kind in _NOT_ROWS and self.lines.may_be_probe(event.name):
+            # Other lines of the name may be calls: the general path tells them apart.
+            return False
         new = self.knowledge.learn_head(line, head.flags, in_irq(head.flags))
         new |= self.knowledge.learn_name(head.event.encode("latin-1") + b":", index)
         if event.kind not in _NOT_ROWS:
@@ -106,26 +109,17 @@ class TextReader:
         return new
 
     def _slowly(self, first: int, text: Text, parsed: Parsed, left: At) -> RawEvents:
-        """Read lines one by one; a loss marker first hears of the lines before it."""
+        """Read lines one by one, and let the tally hear of those of both paths in order."""
         found: list[Line] = []
-        told = 0
+        self.lines.quick = Quick(parsed.rows + first, parsed.cpu, parsed.ts_ns)
         for row in left.tolist():
             line = text.line(row)
-            if self.lines.is_loss(line):
-                upto = int(np.searchsorted(parsed.rows, row))
-                self._see(parsed, told, upto)
-                told = upto
             whole = line if len(line) <= MAX_LINE_BYTES else line[:80]
             read = self.lines.line(first + row, whole)
             if read is not None:
                 found.append(read)
         self.lines.tell_seen()
-        self._see(parsed, told, len(parsed.rows))
         return to_raw(found)
-
-    def _see(self, parsed: Parsed, start: int, stop: int) -> None:
-        self.lines.tell_seen()
-        self.lines.tally.see(parsed.cpu[start:stop], parsed.ts_ns[start:stop])
 
     def _account(self, start: int, parsed: Parsed) -> None:
         """Count events by name and note threads, of lines that the fast path read."""

@@ -160,13 +160,13 @@ def recognise(name: str, args: str, mappings: Mapping[str, tuple[str, Role | Non
         return _kvm(name, bare)
     if bare in proposed.DECODERS:
         return _proposed(name, bare)
-    role = _role_of(args)
+    role = role_of(args)
     told = mappings.get(name) or mappings.get(bare)
     if told is not None:
         return _call(name, told[0], told[1] or role or "entry", args)
     if role is None:
         return Event(name, "noise")
-    function = _function_in(args, role) or function_named(bare)
+    function = _function_in(args, role) or function_named(bare) or _function_of_group(name)
     return Event(name, "unmapped") if function is None else _call(name, function, role, args)
 
 
@@ -183,6 +183,19 @@ def function_named(name: str) -> str | None:
         and all(word in _PHASE_WORDS or word.isdigit() for word in rest)
     ]
     return max(found)[1] if found else None
+
+
+def _function_of_group(name: str) -> str | None:
+    """The function that the group names, where the event's own name is only a side."""
+    group, _, bare = name.rpartition(":")
+    is_side = all(word in _PHASE_WORDS for word in bare.lower().split("_"))
+    return function_named(group) if is_side else None
+
+
+def names_a_probe(name: str, mappings: Mapping[str, tuple[str, Role | None]]) -> bool:
+    """Whether an event of this name may be a probe, even if a line of it does not look so."""
+    bare = name.rpartition(":")[2]
+    return name in mappings or bare in mappings or function_named(bare) is not None
 
 
 def _without(words: str, alias: str) -> list[str] | None:
@@ -207,7 +220,10 @@ def _aliases() -> Mapping[str, str]:
     return {alias: function for alias, function in names.items() if alias}
 
 
-def _role_of(args: str) -> Role | None:
+def role_of(args: str) -> Role | None:
+    """Which side of a call the text of a probe shows; None if it is no probe's."""
+    if not args.startswith("(") and "__probe_" not in args:
+        return None
     if _ARROW.search(args):
         return "return"
     return "entry" if _ADDRESS.search(args) else None
@@ -240,9 +256,8 @@ def _kvm(name: str, bare: str) -> Event:
 
 def _proposed(name: str, bare: str) -> Event:
     role, decode = proposed.DECODERS[bare]
-    return Event(
-        name, "call", role, "__seamcall", probe="tracepoint", decode=decode, needs=("leaf",)
-    )
+    needs = ("leaf", "status") if role == "return" else ("leaf",)
+    return Event(name, "call", role, "__seamcall", probe="tracepoint", decode=decode, needs=needs)
 
 
 def _call(name: str, function: str, role: Role, args: str) -> Event:
