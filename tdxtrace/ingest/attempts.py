@@ -8,8 +8,10 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.ingest import layers
 from tdxtrace.ingest.frames import Values, frame
 from tdxtrace.ingest.kinds import Kinds
+from tdxtrace.ingest.layers import ABSENT
 from tdxtrace.ingest.pairing import Index
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, U64Array
 from tdxtrace.ingest.words import Words, either, from_registers, prefer
@@ -19,7 +21,6 @@ from tdxtrace.tables.events import PROBES, SEAMCALLS
 _LEAF_MASK: Final = np.uint64(0xFFFF)
 _SEAMLDR: Final = np.uint64(1 << 63)
 _PAGE_SHIFT: Final = np.uint64(12)
-_ABSENT: Final = np.iinfo(np.intp).min
 
 
 @dataclass(slots=True)
@@ -37,52 +38,45 @@ class Attempts:
 
     @property
     def at_entry(self) -> Index:
-        """Position of each row's entry, _ABSENT where none was seen."""
-        return np.concatenate([self.entry, self.alone, np.full(len(self.orphan), _ABSENT)])
+        """Position of each row's entry, ABSENT where none was seen."""
+        return np.concatenate([self.entry, self.alone, np.full(len(self.orphan), ABSENT)])
 
     @property
     def at_return(self) -> Index:
-        """Position of each row's return, _ABSENT where none was seen."""
-        return np.concatenate([self.back, np.full(len(self.alone), _ABSENT), self.orphan])
+        """Position of each row's return, ABSENT where none was seen."""
+        return np.concatenate([self.back, np.full(len(self.alone), ABSENT), self.orphan])
 
     def merge_wrappers(self) -> int:
-        """Let SEAMCALLs inside a wrapper's call stand for it; return how many calls that drops."""
-        probe = self.kinds.probe[self.batch.event[self.back]]
-        inner = probe == PROBES.index("seamcall")
+        """Let SEAMCALLs inside a wrapper's call stand for it; return how many lines that drops."""
+        start, end = self.at_entry, self.at_return
+        first = np.where(start != ABSENT, start, end)
+        last = np.where(end != ABSENT, end, start)
+        inner = self.kinds.probe[self.batch.event[last]] == PROBES.index("seamcall")
         if not inner.any() or inner.all():
             return 0
-        outer = np.flatnonzero(~inner)
-        thread = self.batch.tid.astype(np.int64) << 32
-        starts = thread[self.entry[outer]] + self.entry[outer]
-        order = np.argsort(starts)
-        outer, starts = outer[order], starts[order]
-        inside = np.flatnonzero(inner)
-        mine = thread[self.entry[inside]] + self.entry[inside]
-        found = np.searchsorted(starts, mine) - 1
-        parent = outer[np.maximum(found, 0)]
-        fits = (
-            (found >= 0)
-            & (self.batch.tid[self.entry[parent]] == self.batch.tid[self.entry[inside]])
-            & (self.back[parent] > self.back[inside])
-        )
-        self.parents = np.full(len(self.entry), _ABSENT)
-        self.parents[inside[fits]] = parent[fits]
-        self.dropped = np.zeros(len(self.at_entry), np.bool_)
-        self.dropped[np.unique(parent[fits])] = True
-        return int(self.dropped.sum())
+        thread = self.batch.tid[last].astype(np.int64)
+        self.parents = layers.parents_of_pairs(thread, start, end, inner)
+        leaf = self._leaf(first, last)[0]
+        status = self.batch.value("status")[last]
+        later = layers.parents_of_returns(thread, start, end, inner, leaf, status)
+        self.parents = np.where(self.parents != ABSENT, self.parents, later)
+        gone = np.unique(self.parents[self.parents != ABSENT])
+        self.dropped = np.zeros(len(start), np.bool_)
+        self.dropped[gone] = True
+        return int((start[gone] != ABSENT).sum()) + len(gone)
 
     def frame(self, source: int) -> pl.DataFrame:
         """The rows as ``seamcalls``, in the order of their lines."""
         start, end = self.at_entry, self.at_return
-        first = np.where(start != _ABSENT, start, end)
-        last = np.where(end != _ABSENT, end, start)
-        columns, seen = self._places(first, last, start != _ABSENT, end != _ABSENT)
+        first = np.where(start != ABSENT, start, end)
+        last = np.where(end != ABSENT, end, start)
+        columns, seen = self._places(first, last, start != ABSENT, end != ABSENT)
         columns["source"] = np.full(len(first), source, np.uint16)
         leaf, columns["version"], seen["version"] = self._leaf(first, last)
         columns["leaf"] = leaf
         for name, (value, there) in self._words(leaf, first, last).items():
             columns[name], seen[name] = value, there
-        seen["status"] &= end != _ABSENT
+        seen["status"] &= end != ABSENT
         probe = pl.Series(self.kinds.probe[self.batch.event[last]], dtype=pl.UInt32)
         texts = {"probe": probe.cat.to(pl.Enum(PROBES))}
         made = frame(SEAMCALLS, len(first), columns, seen, texts)
@@ -97,13 +91,13 @@ class Attempts:
         of ``__seamcall_ret`` whose entry, which named it, was not recorded.
         """
         start, end = self.at_entry, self.at_return
-        first = np.where(start != _ABSENT, start, end)
-        last = np.where(end != _ABSENT, end, start)
+        first = np.where(start != ABSENT, start, end)
+        last = np.where(end != ABSENT, end, start)
         fn, has_fn = either(self.batch, "fn", first, last)
         _, has_leaf = either(self.batch, "leaf", first, last)
         unknown = (self.kinds.leaf[self.batch.event[last]] == UNKNOWN) & ~has_fn & ~has_leaf
         loader = has_fn & (fn >= _SEAMLDR)
-        lines = (start != _ABSENT).astype(np.intp) + (end != _ABSENT)
+        lines = (start != ABSENT).astype(np.intp) + (end != ABSENT)
         if (unknown | loader).any():
             gone = np.zeros(len(first), np.bool_) if self.dropped is None else self.dropped
             loader, unknown = loader & ~gone, unknown & ~gone
@@ -132,7 +126,10 @@ class Attempts:
         }
         seen = {name: columns[name] != UNKNOWN for name in ("start_cpu", "cpu", "tid", "tgid")}
         seen["start_cpu"] &= has_start
-        seen["start_ns"], seen["end_ns"] = has_start | has_duration, has_end
+        # Clocks of two CPUs may disagree (trace_clock "local"): then it is not known how
+        # long the call took.
+        forward = batch.ts_ns[first] <= batch.ts_ns[last]
+        seen["start_ns"], seen["end_ns"] = (has_start | has_duration) & forward, has_end
         seen["in_irq"] = in_irq != UNKNOWN
         return columns, seen
 
@@ -170,7 +167,7 @@ class Attempts:
     def _inherit(self, words: dict[str, Words]) -> None:
         """Give SEAMCALLs inside a wrapper's call what only the wrapper's probe saw."""
         assert self.parents is not None
-        child = np.flatnonzero(self.parents != _ABSENT)
+        child = np.flatnonzero(self.parents != ABSENT)
         parent = self.parents[child]
         for name in ("td_id", "vp_id", "gpa", "level", "page"):
             value, there = words[name]

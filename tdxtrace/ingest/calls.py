@@ -31,9 +31,10 @@ class Calls:
         still[np.concatenate([entry, back, given_up, orphan])] = False
         held = _inside_open_call(batch, kinds, still)
         self.open = batch.take(still | held)
-        keep = ~held[back]
-        rows = Attempts(batch, kinds, entry[keep], back[keep], given_up, orphan[~held[orphan]])
-        return self._rows(rows)
+        paired = ~held[back]
+        entry, back = entry[paired], back[paired]
+        given_up, orphan = (at[~held[at]] for at in (given_up, orphan))
+        return self._rows(Attempts(batch, kinds, entry, back, given_up, orphan))
 
     def finish(self, kinds: Kinds) -> pl.DataFrame:
         """Return the calls that never returned."""
@@ -48,7 +49,7 @@ class Calls:
         merged = rows.merge_wrappers()
         loader, unknown = rows.leave_out()
         for kind, detail, n in (
-            ("merged", "", 2 * merged),
+            ("merged", "", merged),
             ("noise", "P-SEAMLDR calls", loader),
             ("undecoded", "calls that name no leaf", unknown),
         ):

@@ -25,8 +25,8 @@ class Parsed:
     event: I32Array
     cpu: I32Array
     ts_ns: I64Array
-    digits: int = 9
-    """Least digits after the point of a stamp: 9, 6, or 0 for an integer clock."""
+    digits: frozenset[int] = frozenset()
+    """Digits after the point of its stamps: 9, 6, or 0 for an integer clock."""
 
 
 @dataclass(slots=True)
@@ -94,7 +94,8 @@ def _of_layout(
     )
     comm = (heads.comm[0][kept], heads.comm[1][kept])
     rows = heads.rows[good]
-    return Parsed(events, comm, rows, event[good], heads.cpu[good], heads.ts_ns[good], digits)
+    seen = frozenset([digits] if len(rows) else [])
+    return Parsed(events, comm, rows, event[good], heads.cpu[good], heads.ts_ns[good], seen)
 
 
 def _fill(
@@ -139,5 +140,5 @@ def _joined(parts: list[Parsed]) -> Parsed:
         np.concatenate([np.zeros(0, np.int32), *(p.event for p in parts)])[order],
         np.concatenate([np.zeros(0, np.int32), *(p.cpu for p in parts)])[order],
         np.concatenate([np.zeros(0, np.int64), *(p.ts_ns for p in parts)])[order],
-        min((p.digits for p in parts), default=9),
+        frozenset().union(*(p.digits for p in parts)),
     )

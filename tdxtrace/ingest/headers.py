@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-_ENTRIES: Final = re.compile(rb"^# entries-in-buffer/entries-written: (\d+)/(\d+)", re.MULTILINE)
+_ENTRIES: Final = re.compile(
+    rb"^# entries-in-buffer/entries-written: (\d{1,19})/(\d{1,19})\b", re.MULTILINE
+)
 _KERNELS: Final = (
     re.compile(rb"^# \w+ latency trace v\S+ on (\S+)", re.MULTILINE),
     re.compile(rb"^# os release : (\S+)", re.MULTILINE),

@@ -15,7 +15,7 @@ from tdxtrace.ingest.decode import Decoder
 from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
-from tdxtrace.ingest.recognise import checked, recognise
+from tdxtrace.ingest.recognise import checked, recognise, voted
 from tdxtrace.ingest.stream import Stream, open_stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import TextReader
@@ -101,11 +101,19 @@ def read_trace(
 
 
 def _read(path: str, number: int, options: ReadOptions) -> _Part:
+    stream = open_stream(path)
+    try:
+        return _read_stream(stream, number, options)
+    finally:
+        stream.close()
+
+
+def _read_stream(stream: Stream, number: int, options: ReadOptions) -> _Part:
+    path = stream.path
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
-    stream = open_stream(path)
     blocks = stream.blocks()
-    first = next(blocks, b"")
+    first = _head(blocks)
     if not first.strip():
         raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
     name = wanted or recognise(first, one_line(path))
@@ -131,6 +139,16 @@ def _read(path: str, number: int, options: ReadOptions) -> _Part:
     tables["losses"] = tally.losses(number)
     tables["threads"] = tally.thread_table(number)
     return _Part(tables, _source(path, name, stream, lines, tally, header))
+
+
+def _head(blocks: Iterator[bytes]) -> bytes:
+    """Take blocks until there is an event line in them: a pipe may give one line at a time."""
+    head = b""
+    for block in blocks:
+        head += block
+        if len(head) >= _HEADER_BYTES or voted(head):
+            break
+    return head
 
 
 def _each(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

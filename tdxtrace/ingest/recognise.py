@@ -37,15 +37,21 @@ def recognise(head: bytes, shown: str) -> str:
     for magic, what in _MAGIC:
         if head.startswith(magic):
             raise FormatError(f"{shown} is {what.replace('FILE', shown)}")
-    lines = head.removeprefix(b"\xef\xbb\xbf").splitlines()[:_SAMPLE_LINES]
-    votes = Counter(name for line in lines if (name := _vote(line)))
-    if votes:
-        return votes.most_common(1)[0][0]
-    if any(shapes.HEADER.match(text) or shapes.lost_of(text) for text in _texts(lines)):
+    format_name = voted(head)
+    if format_name is not None:
+        return format_name
+    texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
+    if any(shapes.HEADER.match(text) or shapes.lost_of(text) for text in texts):
         return "ftrace"
-    if any(shapes.NO_CONTEXT.match(t) or shapes.NO_PAYLOAD.match(t) for t in _texts(lines)):
+    if any(shapes.NO_CONTEXT.match(text) or shapes.NO_PAYLOAD.match(text) for text in texts):
         return "ftrace"
     raise FormatError(f"{shown} is no trace: {_describe(head)}")
+
+
+def voted(head: bytes) -> str | None:
+    """Return the format that most of the event lines in ``head`` have; None if there is none."""
+    votes = Counter(name for line in _sample(head) if (name := _vote(line)))
+    return votes.most_common(1)[0][0] if votes else None
 
 
 def checked(name: str) -> str:
@@ -59,8 +65,8 @@ def checked(name: str) -> str:
     return name
 
 
-def _texts(lines: list[bytes]) -> list[str]:
-    return [line.decode("utf-8", "replace") for line in lines]
+def _sample(head: bytes) -> list[bytes]:
+    return head.removeprefix(b"\xef\xbb\xbf").splitlines()[:_SAMPLE_LINES]
 
 
 def _vote(line: bytes) -> str | None:

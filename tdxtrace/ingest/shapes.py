@@ -35,45 +35,49 @@ class Lost:
     n_events: int | None
 
 
+# Longer numbers are no numbers of Linux: a thread has at most 7 digits (PID_MAX_LIMIT,
+# include/linux/threads.h), a CPU 4 (NR_CPUS, arch/x86/Kconfig); 19 digits are less than 2**64.
+_TID = r"(?P<tid>\d{1,9})"
+_CPU = r"(?P<cpu>\d{1,4})"
+_N = r"(?P<n>\d{1,19})"
+
 # The kernel prints a name right-aligned in 16 columns ("%16s-%-7d", Linux
 # kernel/trace/trace_output.c, trace_print_context), so its '-' stands in column
 # 16 whatever the name holds.  Only tools that cut or pad differently need the
 # second, leftmost match.
-_TASK = r"(?P<comm>.{16}|.+?)-(?P<tid>\d+)\s+"
-_TGID = r"(?:\(\s*(?P<tgid>\d+|-+)\)\s+)?"
+_TASK = rf"(?P<comm>.{{16}}|.+?)-{_TID}\s+"
+_TGID = r"(?:\(\s*(?P<tgid>\d{1,9}|-+)\)\s+)?"
 # irqs-off, need-resched, context, preempt depth and, since 5.15, migrate depth.
 _FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s+)?"
-_STAMP = r"(?P<sec>\d+)(?:\.(?P<frac>\d+))?"
+_STAMP = r"(?P<sec>\d{1,19})(?:\.(?P<frac>\d+))?"
 _REST = r"(?P<rest>.*)$"
 
-FTRACE: Final = re.compile(
-    rf"^\s*{_TASK}{_TGID}\[(?P<cpu>\d+)\]\s*{_FLAGS}{_STAMP}:\s+{_REST}", re.ASCII
-)
+FTRACE: Final = re.compile(rf"^\s*{_TASK}{_TGID}\[{_CPU}\]\s*{_FLAGS}{_STAMP}:\s+{_REST}", re.ASCII)
 _FTRACE_FIXED: Final = re.compile(
-    rf"^(?P<comm>.{{16}})-(?P<tid>\d+)\s+{_TGID}\[(?P<cpu>\d+)\]\s*{_FLAGS}{_STAMP}:\s+{_REST}",
+    rf"^(?P<comm>.{{16}})-{_TID}\s+{_TGID}\[{_CPU}\]\s*{_FLAGS}{_STAMP}:\s+{_REST}",
     re.ASCII,
 )
 # CPU and flags in one word; the tracefs file prints microseconds since its first
 # event and a mark for long gaps, trace-cmd report -l the absolute stamp.
 LATENCY: Final = re.compile(
-    r"^\s*(?P<comm>.+?)-(?P<tid>\d+)\s+(?P<cpu>\d+)(?P<flags>[^\s\d][^\s]{3,4})\s+"
-    rf"(?:(?P<us>\d+)us.?\s*|{_STAMP}):\s+{_REST}",
+    rf"^\s*(?P<comm>.+?)-{_TID}\s+{_CPU}(?P<flags>[^\s\d][^\s]{{3,4}})\s+"
+    rf"(?:(?P<us>\d{{1,19}})us.?\s*|{_STAMP}):\s+{_REST}",
     re.ASCII,
 )
 VERBOSE: Final = re.compile(
-    r"^\s*(?P<comm>.+?)\s+(?P<tid>\d+)\s+(?P<cpu>\d+)\s+\d+\s+[0-9a-f]{8}\s+[0-9a-f]{8}\s+"
-    rf"\[[0-9a-f]+\]\s+(?P<ms>\d+)\.(?P<frac>\d{{3}})ms\s+\([+-]?\d+\.\d+ms\):\s+{_REST}",
+    rf"^\s*(?P<comm>.+?)\s+{_TID}\s+{_CPU}\s+\d+\s+[0-9a-f]{{8}}\s+[0-9a-f]{{8}}\s+"
+    rf"\[[0-9a-f]+\]\s+(?P<ms>\d{{1,19}})\.(?P<frac>\d{{3}})ms\s+\([+-]?\d+\.\d+ms\):\s+{_REST}",
     re.ASCII,
 )
-NO_PAYLOAD: Final = re.compile(r"^(?P<tid>\d+)\s+(?P<cpu>\d+)\s+(?P<ts>\d+)\s+type:\s+(?P<id>\d+)$")
+NO_PAYLOAD: Final = re.compile(rf"^{_TID}\s+{_CPU}\s+(?P<ts>\d+)\s+type:\s+(?P<id>\d+)$")
 # The option context-info switched off: the event alone, at no time.
 NO_CONTEXT: Final = re.compile(r"^\s*[A-Za-z_][\w:.-]*: +(?:\(|vcpu |reason |rip |[a-z_]\w*[=:])")
 # perf script: every part but the event can be switched off with -F.
 PERF: Final = re.compile(
     r"^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+)?"
-    r"\s*(?:(?P<comm>\S.*?)??\s+)??(?:(?:(?P<tgid>-?\d+)/\s*)?(?P<tid>-?\d+)\s+)?"
-    r"(?:(?P<flags>[.a-zA-Z]{4,5})\s+)?(?:\[(?P<cpu>\d+)\]\s+)?"
-    r"(?P<sec>\d+)\.(?P<frac>\d{6}|\d{9}):\s+(?:\d+\s+)?"
+    r"\s*(?:(?P<comm>\S.*?)??\s+)??(?:(?:(?P<tgid>-?\d{1,9})/\s*)?(?P<tid>-?\d{1,9})\s+)?"
+    r"(?:(?P<flags>[.a-zA-Z]{4,5})\s+)?(?:\[(?P<cpu>\d{1,4})\]\s+)?"
+    r"(?P<sec>\d{1,19})\.(?P<frac>\d{6}|\d{9}):\s+(?:\d+\s+)?"
     r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*)$",
     re.ASCII,
 )
@@ -83,10 +87,10 @@ _PERF_EVENT = re.compile(
 )
 
 LOST: Final = re.compile(
-    r"^\s*(?:\S+:\s+)?CPU:(?P<cpu>\d+) \[(?:LOST )?(?:(?P<n>\d+) )?EVENTS(?: DROPPED)?\]\s*$"
+    rf"^\s*(?:\S+:\s+)?CPU:{_CPU} \[(?:LOST )?(?:{_N} )?EVENTS(?: DROPPED)?\]\s*$"
 )
-_PERF_LOST = re.compile(r"PERF_RECORD_LOST(?:_SAMPLES)? lost (?P<n>\d+)")
-BUFFER_START: Final = re.compile(r"^#+ CPU (?P<cpu>\d+) buffer started #+\s*$")
+_PERF_LOST = re.compile(rf"PERF_RECORD_LOST(?:_SAMPLES)? lost {_N}")
+BUFFER_START: Final = re.compile(rf"^#+ CPU {_CPU} buffer started #+\s*$")
 # Lines of tools that describe the recording: trace-cmd's head, perf's comments.
 HEADER: Final = re.compile(
     r"^(?:#|\s*$|cpus=\d+\s*$|version = \d+\s*$|CPU \d+ is empty\s*$|trace-cmd version )"

@@ -21,8 +21,10 @@ CHUNK_BYTES: Final = 4 << 20
 MAX_LINE_BYTES: Final = 1 << 16
 
 # Compressed bytes decoded at a time.  A hostile file may grow by 1,032 (deflate) to
-# 32,768 (a zstd block of 128 KiB from 4 bytes, RFC 8878 3.1.1.2.2): at most 128 MiB.
-_SLICE_BYTES: Final = 4096
+# 32,768 (a zstd block of 128 KiB from 4 bytes, RFC 8878 3.1.1.2.2): at most 32 MiB.
+_SLICE_BYTES: Final = 1024
+# Bytes that tell the compression: xz has the longest magic number.
+_MAGIC_BYTES: Final = 6
 
 
 class _Decompressor(Protocol):
@@ -49,6 +51,8 @@ class Stream:
     """Bytes taken from the input so far, as stored."""
     size: int | None = None
     """Bytes of the input as stored, where it can be known."""
+    close: Callable[[], None] = lambda: None
+    """Closes the file; standard input stays open."""
     truncated: str = ""
     """Why the input ended early; empty if it did not."""
 
@@ -81,11 +85,13 @@ def open_stream(path: str) -> Stream:
         raise InputError(f"no such trace: {shown}") from None
     except IsADirectoryError:
         raise InputError(f"{shown} is a directory; name the trace file in it") from None
-    except OSError as error:
-        raise InputError(f"cannot read {shown}: {error.strerror}") from None
-    stream = Stream(path, "none", iter(()), size=size)
-    head = _read(file, stream, shown)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise InputError(f"cannot read {shown}: {_why(error)}") from None
+    close = file.close if path != "-" else lambda: None
+    stream = Stream(path, "none", iter(()), size=size, close=close)
+    head = _first(file, stream, shown)
     if not head:
+        stream.close()
         raise InputError(f"{shown} is empty; was tracing on while the TD ran?")
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)
@@ -107,19 +113,29 @@ def _read(file: IO[bytes], stream: Stream, shown: str) -> bytes:
     try:
         data = file.read(CHUNK_BYTES) or b""
     except OSError as error:
-        raise InputError(f"cannot read {shown}: {error.strerror}") from None
+        stream.close()
+        raise InputError(f"cannot read {shown}: {_why(error)}") from None
     stream.n_bytes += len(data)
     return data
 
 
+def _first(file: IO[bytes], stream: Stream, shown: str) -> bytes:
+    """Read enough to tell the compression; a pipe may give a byte at a time."""
+    head = b""
+    while len(head) < _MAGIC_BYTES and (more := _read(file, stream, shown)):
+        head += more
+    return head
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _chunks(file: IO[bytes], head: bytes, stream: Stream, shown: str) -> Iterator[bytes]:
-    try:
-        while head:
-            yield head
-            head = _read(file, stream, shown)
-    finally:
-        if stream.path != "-":
-            file.close()
+    while head:
+        yield head
+        head = _read(file, stream, shown)
+    stream.close()
 
 
 def _codec(head: bytes) -> tuple[str, Callable[[], _Decompressor] | None]:
@@ -145,11 +161,11 @@ def _decompress(
     codec, fresh, made = new(), True, bytearray()
     try:
         for part in _slices(raw):
-            data = part
+            data = part.lstrip(b"\0") if fresh else part
             while data:
                 made += codec.decompress(data)
                 fresh, data = False, b""
-                if codec.eof:
+                if codec.eof:  # what follows is another member or padding
                     data, codec, fresh = codec.unused_data.lstrip(b"\0"), new(), True
             if len(made) >= CHUNK_BYTES:
                 yield bytes(made)

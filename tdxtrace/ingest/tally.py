@@ -98,7 +98,7 @@ class Tally:
 
     def lost(self, cpu: int, n_events: int | None, line_no: int) -> None:
         """Record a marker of lost events; its gap ends at the CPU's next event."""
-        before = self.last_ns[cpu]
+        before = self.last_ns[min(cpu, _MAX_CPUS)]
         start = int(before) if before != _FAR.min else None
         gap = Entry("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
@@ -153,7 +153,7 @@ class Tally:
                 "line_no": e.line_no,
                 "kind": e.kind,
                 "severity": _SEVERITY.get(e.kind, "error"),
-                "cpu": None if e.cpu == UNKNOWN else e.cpu,
+                "cpu": e.cpu if 0 <= e.cpu < _MAX_CPUS else None,
                 "start_ns": e.start_ns,
                 "end_ns": e.end_ns,
                 "n_events": e.n_events,

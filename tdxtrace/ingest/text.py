@@ -99,6 +99,8 @@ class TextReader:
         if event.kind in _NOT_ROWS and self.lines.may_be_probe(event.name):
             # Other lines of the name may be calls: the general path tells them apart.
             return False
+        if event.kind == "noise" and head.args[:1] in ("", "("):
+            return False  # maybe a probe's line, cut
         new = self.knowledge.learn_head(line, head.flags, in_irq(head.flags))
         new |= self.knowledge.learn_name(head.event.encode("latin-1") + b":", index)
         if event.kind not in _NOT_ROWS:
@@ -132,8 +134,8 @@ class TextReader:
                 tally.count(event.kind, event.name, start + first, n)
             else:
                 tally.events[event.name] += n
-        if len(parsed.rows):
-            self.lines.note_digits(parsed.digits)
+        for digits in parsed.digits:
+            self.lines.note_digits(digits)
         self._note_threads(parsed)
 
     def _note_threads(self, parsed: Parsed) -> None:

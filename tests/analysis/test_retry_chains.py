@@ -1,0 +1,586 @@
+"""Stories in, chains out; and laws that hold of any story."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from story import STATUS, Story, story, without
+
+from tdxtrace.analysis.retry_chains import retry_chains
+from tdxtrace.errors import TableError
+from tdxtrace.tables.findings import RETRY_CHAINS
+
+
+def chains_of(told: Story) -> pl.DataFrame:
+    return RETRY_CHAINS.check(retry_chains(told.seamcalls, told.losses))
+
+
+def ends(text: str, processes: dict[int, int] | None = None) -> list[str]:
+    """How each chain of a story went: attempts and outcome, the first to begin first."""
+    rows = chains_of(story(text, processes)).sort("start_ns", "first_seq")
+    return [
+        f"{n} {outcome}" + (f" by {why}" if why else "")
+        for n, outcome, why in rows.select("n_attempts", "outcome", "cut_by").rows()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("S", ["1 succeeded"]),
+        ("S S", ["1 succeeded", "1 succeeded"]),
+        ("B S", ["2 succeeded"]),
+        ("B B B B B B S", ["7 succeeded"]),
+        ("B S S", ["2 succeeded", "1 succeeded"]),
+        ("B S B S", ["2 succeeded", "2 succeeded"]),
+        ("E", ["1 failed"]),
+        ("B B E", ["3 failed"]),
+        ("E S", ["1 failed", "1 succeeded"]),
+        ("T S", ["1 failed", "1 succeeded"]),
+        ("S1 B1 S1", ["1 succeeded", "2 succeeded"]),
+    ],
+)
+def test_a_chain_ends_with_the_first_answer_that_is_not_retryable(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize("busy", "BKDPYNIJ")
+def test_every_retryable_answer_joins(busy: str) -> None:
+    chain = chains_of(story(f"{busy} {busy} S")).row(0, named=True)
+    assert (chain["n_attempts"], chain["n_busy"], chain["outcome"]) == (3, 2, "succeeded")
+
+
+def test_retryable_answers_join_whatever_their_mix() -> None:
+    assert ends("B K N I J Y D P S") == ["9 succeeded"]
+
+
+@pytest.mark.parametrize(
+    "status", [0xC000_0B0A_0000_0001, 0x8000_0702_0000_0000, 0x9000_0205_0000_0000]
+)
+def test_an_error_that_another_attempt_cannot_mend_joins_nothing(status: int) -> None:
+    told = story("E1 S1")
+    told.calls[0]["status"] = status
+    rows = chains_of(told).select("n_attempts", "n_busy", "outcome", "final_status").rows()
+    assert rows == [(1, 0, "failed", status), (1, 0, "succeeded", 0)]
+
+
+@pytest.mark.parametrize("bit", [1 << 60, 1 << 61, 3 << 60])
+def test_bits_that_the_module_sets_at_run_time_do_not_hide_a_busy(bit: int) -> None:
+    told = story("B S")
+    told.calls[0]["status"] |= bit
+    assert chains_of(told)["n_attempts"].to_list() == [2]
+
+
+def test_a_chain_says_where_it_was_when_and_how_long() -> None:
+    told = story("B7#2 K7#2 S7#2")
+    chain = chains_of(told).row(0, named=True)
+    calls = told.seamcalls
+    assert chain == {
+        "source": 0,
+        "first_seq": calls["seq"][0],
+        "last_seq": calls["seq"][2],
+        "leaf": 6,
+        "tid": 1,
+        "tgid": None,
+        "td_id": 0x7D002,
+        "vp_id": None,
+        "gpa": 0x7000,
+        "level": 0,
+        "start_ns": calls["start_ns"][0],
+        "end_ns": calls["end_ns"][2],
+        "took_ns": calls["end_ns"][2] - calls["start_ns"][0],
+        "n_attempts": 3,
+        "n_busy": 2,
+        "n_segments": 1,
+        "outcome": "succeeded",
+        "final_status": 0,
+        "identity": "request",
+        "cut_by": None,
+        "settled_seq": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B _ S", ["2 succeeded"]),
+        ("B _300us S", ["2 succeeded"]),
+        ("B _7s S", ["2 succeeded"]),
+        ("blockB _20ms blockS", ["2 succeeded"]),
+        ("B@1 B@2 S@3", ["3 succeeded"]),
+        ("B@1>2 S@2>1", ["2 succeeded"]),
+    ],
+)
+def test_neither_a_pause_nor_a_move_to_another_cpu_ends_a_chain(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # The fault path leaves its loop, enters the guest, and the guest faults again.
+        ("B enterX S", ["2 succeeded", "1 succeeded"]),
+        ("B enterX B enterX S", ["3 succeeded", "1 succeeded", "1 succeeded"]),
+        ("B enterB enterX S", ["2 succeeded", "2 succeeded"]),
+        ("B enterQ enterX S", ["2 succeeded", "1 succeeded", "1 succeeded"]),
+        ("septB enterX septS", ["2 succeeded", "1 succeeded"]),
+        # No other leaf's request outlives an entry: its caller is no vCPU in its loop.
+        ("blockB enterX blockS", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("trackP enterX trackS", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        # Any other call in between ends the fault's chain too.
+        ("B1 blockS1 S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("B1 septS1 S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("blockB1 trackS blockS1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("B1 S2", ["1 abandoned", "1 succeeded"]),
+        ("B1 S2 S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+    ],
+)
+def test_a_chain_is_uninterrupted_but_for_entries_on_the_same_fault(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+def test_segments_count_the_stretches_between_entries() -> None:
+    told = story("B B enterX B enterX enterX S")
+    chain = chains_of(told).filter(pl.col("leaf") == 6).row(0, named=True)
+    assert (chain["n_attempts"], chain["n_segments"]) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B1 2/B1 S1 2/S1", ["2 succeeded", "2 succeeded"]),
+        ("1/B1 2/S2 1/S1", ["2 succeeded", "1 succeeded"]),
+        ("B1#1 S1#2", ["1 abandoned", "1 succeeded"]),
+        ("B1^0 S1^1", ["1 abandoned", "1 succeeded"]),
+        ("trackP#1 trackS#2", ["1 abandoned", "1 succeeded"]),
+        ("enterD*1 enterX*2", ["1 abandoned", "1 succeeded"]),
+        ("wbinvdK1 wbinvdS2", ["1 abandoned", "1 succeeded"]),
+        ("wbinvdK1 wbinvdS1", ["2 succeeded"]),
+        ("createN createN createS", ["3 succeeded"]),
+        ("trackB trackP trackS", ["3 succeeded"]),
+        ("initK initS", ["2 succeeded"]),
+        ("demoteJ1 demoteJ1 demoteS1", ["3 succeeded"]),
+    ],
+)
+def test_threads_tds_pages_levels_and_leaves_tell_requests_apart(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+def test_entries_of_a_vcpu_make_a_chain_and_an_exit_ends_it() -> None:
+    assert ends("enterB enterD enterX enterH enterC") == ["3 succeeded", *2 * ["1 succeeded"]]
+
+
+def test_the_guests_own_time_is_no_part_of_entering() -> None:
+    told = story("enterB enterC")
+    chain = chains_of(told).row(0, named=True)
+    first, last = told.calls
+    assert chain["took_ns"] == last["start_ns"] - first["start_ns"]
+    assert chain["end_ns"] == last["end_ns"]
+
+
+# How chains that their caller left end.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Another thread finds the page in the wanted state.
+        ("B1 2/S1 S2", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("B1 S2 2/S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("B1 S2 2/B1 2/S1", ["1 resolved_elsewhere", "1 succeeded", "2 succeeded"]),
+        ("B1 B1 S2 _5s 2/S1", ["2 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        # It did so before this one began, on another page, level, TD or leaf, or failed.
+        ("2/S1 B1 S2", ["1 succeeded", "1 abandoned", "1 succeeded"]),
+        ("B1 2/S3 S2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        ("B1 2/S1^1 S2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        ("B1 2/S1#2 S2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        ("B1 2/blockS1 S2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        ("B1 2/E1 S2", ["1 abandoned", "1 failed", "1 succeeded"]),
+        # A vCPU has no second caller.
+        ("enterD*1 S1 2/enterX*1", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        # Of TRACK, the TD is the request.
+        ("trackP S1 2/trackS", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("trackP S1 2/trackS#2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+    ],
+)
+def test_a_request_given_up_is_settled_elsewhere_or_abandoned(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+def test_the_call_that_settled_it_is_named() -> None:
+    told = story("B1 S2 2/B1 2/S1 3/S1")
+    chain = chains_of(told).row(0, named=True)
+    assert chain["outcome"] == "resolved_elsewhere"
+    assert chain["settled_seq"] == told.calls[3]["seq"]
+    assert chain["final_status"] == STATUS["B"]
+
+
+def test_a_success_settles_even_if_the_start_of_its_own_chain_was_lost() -> None:
+    told = story("B1@1 S2@1 2/S3@2 lost@2 2/S1@2 S4@1")
+    by_page = {row["gpa"] >> 12: row for row in chains_of(told).iter_rows(named=True)}
+    assert by_page[1]["tid"] in (1, 2)
+    rows = chains_of(told).filter(gpa=0x1000).sort("start_ns").select("tid", "outcome").rows()
+    assert rows == [(1, "resolved_elsewhere"), (2, "cut")]
+
+
+def test_two_threads_on_one_page_are_two_requests() -> None:
+    assert ends("B1 2/B1 B1 2/B1 2/S1 B1 S1") == ["4 succeeded", "3 succeeded"]
+
+
+# What interrupts the record.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B", ["1 cut by trace_end"]),
+        ("B B", ["2 cut by trace_end"]),
+        ("N", ["1 cut by trace_end"]),
+        ("B1 2/S2 _ 2/S2", ["1 cut by trace_end", "1 succeeded", "1 succeeded"]),
+        ("B enterX enterX", ["1 cut by trace_end", "1 succeeded", "1 succeeded"]),
+        ("enterB", ["1 cut by trace_end"]),
+        ("E", ["1 failed"]),
+        ("S U", ["1 succeeded", "1 cut by trace_end"]),
+        ("B U", ["2 cut by trace_end"]),
+        ("2/track( B1 S1", ["1 cut by trace_end", "2 succeeded"]),
+    ],
+)
+def test_the_end_of_the_trace_cuts_what_was_not_settled(text: str, expected: list[str]) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("midway S1 S2", ["1 cut by trace_start", "1 succeeded"]),
+        ("midway B1 S1 S2", ["2 cut by trace_start", "1 succeeded"]),
+        (
+            "midway S1 2/B2 2/S2 2/S3",
+            ["1 cut by trace_start", "2 cut by trace_start", "1 succeeded"],
+        ),
+        ("midway E1 S1", ["1 cut by trace_start", "1 succeeded"]),
+        # A fault's chain may have begun before the entry that is seen first.
+        ("midway enterX S1 S2", [*2 * ["1 cut by trace_start"], "1 succeeded"]),
+    ],
+)
+def test_the_start_of_a_trace_that_began_midway_cuts_each_threads_first_chain(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B lost S", [*2 * ["1 cut by lost_events"]]),
+        ("B@1 lost@1 S@1", [*2 * ["1 cut by lost_events"]]),
+        ("B B lost B S", [*2 * ["2 cut by lost_events"]]),
+        # Complete before the gap; and, after it, whatever follows the first chain.
+        ("S1 lost S2 S3", ["1 succeeded", "1 cut by lost_events", "1 succeeded"]),
+        ("E1 lost E2 E3", ["1 failed", "1 cut by lost_events", "1 failed"]),
+        ("S1 lost B2 S2 B3 S3", ["1 succeeded", "2 cut by lost_events", "2 succeeded"]),
+        # A call that moved to or from the CPU of the gap, or thereby could have.
+        ("B@1>2 lost@2 S@2", [*2 * ["1 cut by lost_events"]]),
+        ("B@2>1 lost@1 S@2", [*2 * ["1 cut by lost_events"]]),
+        ("B@1 lost@2 S@2", [*2 * ["1 cut by lost_events"]]),
+        # Inside a call the thread cannot be told to have stayed.
+        ("( lost )S", ["1 cut by lost_events"]),
+        ("B1 ( lost )S S2", [*2 * ["1 cut by lost_events"], "1 succeeded"]),
+        # Two gaps.
+        ("B lost B lost S", [*3 * ["1 cut by lost_events"]]),
+        # The fault's chain is open across an entry, and so is the gap's harm.
+        ("B enterX lost S", ["1 cut by lost_events", "1 succeeded", "1 cut by lost_events"]),
+        ("B lost enterX S", [*3 * ["1 cut by lost_events"]]),
+    ],
+)
+def test_a_loss_cuts_the_chains_that_could_reach_into_it(text: str, expected: list[str]) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B@1 2/S2@2 lost@2 S@1 2/S2@2", ["2 succeeded", "1 succeeded", "1 cut by lost_events"]),
+        (
+            "B@1>2 2/S2@3 lost@3 S@2>1 2/S3@3",
+            ["2 succeeded", "1 succeeded", "1 cut by lost_events"],
+        ),
+    ],
+)
+def test_a_loss_on_another_cpu_cuts_nothing(text: str, expected: list[str]) -> None:
+    assert ends(text) == expected
+
+
+def test_the_chain_after_the_first_one_behind_a_gap_is_whole() -> None:
+    told = ends("B1@1 S1@1 lost@1 B2@1 S2@1 B3@1 S3@1")
+    assert told == ["2 succeeded", "2 cut by lost_events", "2 succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("overwritten S1 S2", ["1 cut by lost_events", "1 succeeded"]),
+        ("overwritten@1 S1@1 2/S2@2", ["1 cut by lost_events", "1 succeeded"]),
+        ("B1@1 full@1 S2@2", ["1 cut by lost_events", "1 cut by lost_events"]),
+        ("S1@1 full@1 2/S2@2", ["1 succeeded", "1 succeeded"]),
+    ],
+)
+def test_a_buffer_that_was_overwritten_or_full_cuts_like_a_gap(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["B U B S", "B U S", "U S", "B U enterX S", "blockB blockU blockB blockS"]
+)
+def test_where_an_answer_is_missing_no_chain_of_that_request_counts_as_whole(text: str) -> None:
+    requests = chains_of(story(text)).filter(pl.col("leaf") != 0)
+    assert requests["outcome"].unique().to_list() == ["cut"]
+    assert requests["cut_by"].unique().to_list() == ["lost_events"]
+
+
+def test_a_missing_answer_does_not_harm_the_request_after_it() -> None:
+    told = ends("U1 B2 S2")
+    assert told == ["1 cut by lost_events", "2 succeeded"]
+
+
+# What the capture does not say.
+
+
+def identities(calls: pl.DataFrame) -> list[tuple[str, int]]:
+    told = RETRY_CHAINS.check(retry_chains(calls, story("").losses))
+    return told.select("identity", "n_attempts").rows()
+
+
+@pytest.mark.parametrize(
+    ("missing", "text", "expected"),
+    [
+        ((), "B1 B1 S1", [("request", 3)]),
+        (("td_id",), "B1 B1 S1", [("gpa", 3)]),
+        (("gpa", "level"), "B1 B1 S1", [("td", 3)]),
+        (("td_id", "gpa", "level"), "B1 B1 S1", [("thread", 3)]),
+        (("level",), "B1 S1", [("request", 2)]),
+        # Where the page is not known, only the answer tells requests apart.
+        (("gpa",), "B1 B2 S2", [("td", 3)]),
+        (("gpa",), "S1 B2 S2", [("td", 1), ("td", 2)]),
+        (("gpa",), "B1#1 S1#2", [("td", 1), ("td", 1)]),
+        (("td_id",), "B1#1 S1#2", [("gpa", 2)]),
+        (("td_id",), "trackP trackS", [("thread", 2)]),
+        (("vp_id",), "enterB*1 enterX*1", [("thread", 2)]),
+        ((), "trackP trackS", [("request", 2)]),
+        ((), "enterB enterX", [("request", 2)]),
+        ((), "cachewbI cachewbS", [("request", 2)]),
+    ],
+)
+def test_where_arguments_are_missing_the_chain_says_what_joined_it(
+    missing: tuple[str, ...], text: str, expected: list[tuple[str, int]]
+) -> None:
+    assert identities(without(story(text).seamcalls, *missing)) == expected
+
+
+def test_calls_without_a_thread_go_by_cpu() -> None:
+    calls = without(story("B1@1 2/B1@2 S1@1 2/S1@2").seamcalls, "tid")
+    assert identities(calls) == [("request", 2), ("request", 2)]
+
+
+def test_calls_without_thread_and_cpu_are_still_counted() -> None:
+    calls = without(story("B1@1 S1@1").seamcalls, "tid", "cpu", "start_cpu")
+    assert sum(n for _, n in identities(calls)) == 2
+
+
+def test_a_return_without_its_entry_joins_by_what_is_known() -> None:
+    assert ends("B1 B~ S1") == ["3 succeeded"]
+
+
+def test_a_return_without_arguments_does_not_join_two_pages() -> None:
+    told = chains_of(story("B1 B~ S2"))
+    # The second attempt may be of either page: neither chain can be trusted.
+    assert told["gpa"].to_list() == [0x1000, 0x2000]
+    assert told["outcome"].to_list() == ["cut", "cut"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # TDH.VP.FLUSH and TDH.PHYMEM.CACHE.WB come by IPI on top of whatever runs.
+        ("flushK*9! B1 flushS*9!", ["2 succeeded", "1 cut by trace_end"]),
+        ("B1 flushS*9! S1", ["2 succeeded", "1 succeeded"]),
+        ("B1 2/flushS*9! S1", ["2 succeeded", "1 succeeded"]),
+        ("cachewbI! 2/cachewbI! 3/cachewbS!", ["3 succeeded"]),
+        ("cachewbI@1! cachewbS@2!", ["1 cut by trace_end", "1 succeeded"]),
+    ],
+)
+def test_calls_made_by_ipi_belong_to_their_cpu(text: str, expected: list[str]) -> None:
+    assert ends(text) == expected
+
+
+def test_ipi_leaves_go_by_cpu_also_where_flags_do_not_tell() -> None:
+    calls = without(story("cachewbI 2/cachewbI 3/cachewbS").seamcalls, "in_irq")
+    assert identities(calls) == [("request", 3)]
+
+
+def test_a_leaf_that_a_thread_issued_itself_goes_by_thread() -> None:
+    assert ends("flushK*9 2/B1 flushS*9 2/S1") == ["2 succeeded", "2 succeeded"]
+
+
+def test_the_td_is_filled_in_where_the_thread_or_its_process_used_one_only() -> None:
+    told = story("S1 enterX 2/enterX 3/enterX", {1: 10, 2: 10, 3: 11})
+    tds = dict(chains_of(told).filter(leaf=0).select("tid", "td_id").rows())
+    assert tds == {1: 0x7D000, 2: 0x7D000, 3: None}
+    two = story("S1#1 S1#2 enterX")
+    assert chains_of(two).filter(leaf=0)["td_id"].to_list() == [None]
+
+
+def test_sources_are_kept_apart() -> None:
+    told = story("B1 B1 S1")
+    calls = told.seamcalls
+    other = calls.with_columns(source=pl.lit(1, pl.UInt16))
+    both = pl.concat([calls.head(2), other.tail(1)])
+    rows = retry_chains(both, told.losses).select("source", "n_attempts", "outcome").rows()
+    assert rows == [(0, 2, "cut"), (1, 1, "succeeded")]
+
+
+def test_a_loss_of_one_source_does_not_cut_another() -> None:
+    told = story("B lost S")
+    losses = told.losses.with_columns(source=pl.lit(1, pl.UInt16))
+    assert retry_chains(told.seamcalls, losses)["n_attempts"].to_list() == [2]
+
+
+def test_columns_that_are_missing_are_named() -> None:
+    told = story("S")
+    with pytest.raises(TableError, match="column 'gpa' is missing"):
+        retry_chains(told.seamcalls.drop("gpa"), told.losses)
+
+
+# Laws.
+
+few = settings(max_examples=25)
+calls = st.builds(
+    "{}{}{}{}{}{}".format,
+    st.sampled_from(["", "2/", "3/"]),
+    st.sampled_from(["", "", "", "sept", "block", "track", "enter", "cachewb"]),
+    st.sampled_from("BBBSSENK"),
+    st.sampled_from(["1", "2"]),
+    st.sampled_from(["", "", "@1", "@2", "@1>2", "~", "!"]),
+    st.sampled_from(["", "", "#1"]),
+)
+unreturned = st.builds("{}U{}".format, st.sampled_from(["", "2/", "block"]), st.sampled_from("12"))
+losses = st.sampled_from(["lost@1", "lost@2", "lost", "overwritten@1", "full@2"])
+pauses = st.sampled_from(["_", "_5s"])
+seen = st.one_of(calls, calls, calls, calls, unreturned, pauses)
+whole_stories = st.lists(seen, max_size=40).map(" ".join)
+stories = st.lists(st.one_of(seen, seen, seen, losses), max_size=40).map(" ".join)
+
+
+@few
+@given(stories)
+def test_every_call_is_in_one_chain(text: str) -> None:
+    told = story(text)
+    chains = chains_of(told)
+    calls = told.seamcalls
+    assert chains["n_attempts"].sum() == calls.height
+    assert chains["n_busy"].sum() <= calls["status"].is_not_null().sum()
+    seqs = set(calls["seq"])
+    assert set(chains["first_seq"]) <= seqs
+    assert set(chains["last_seq"]) <= seqs
+    assert chains["last_seq"].is_unique().all()
+
+
+@few
+@given(stories, st.integers(0, 99))
+def test_the_order_of_rows_does_not_matter(text: str, seed: int) -> None:
+    told = story(text)
+    shuffled = told.seamcalls.sample(fraction=1, shuffle=True, seed=seed)
+    assert retry_chains(shuffled, told.losses).equals(chains_of(told))
+
+
+@few
+@given(stories, st.integers(-(10**9), 10**15))
+def test_shifting_all_times_shifts_only_times(text: str, shift: int) -> None:
+    told = story(text)
+    moved = pl.col("start_ns", "end_ns") + shift
+    later = retry_chains(told.seamcalls.with_columns(moved), told.losses.with_columns(moved))
+    assert later.equals(chains_of(told).with_columns(moved))
+
+
+@few
+@given(stories)
+def test_renaming_tds_renames_tds(text: str) -> None:
+    told = story(text)
+    renamed = pl.col("td_id") * 3 + 5
+    chains = retry_chains(told.seamcalls.with_columns(renamed), told.losses)
+    assert chains.equals(chains_of(told).with_columns(renamed))
+
+
+@few
+@given(stories)
+def test_renaming_threads_renames_threads(text: str) -> None:
+    told = story(text)
+    renamed = (10 - pl.col("tid")).alias("tid")
+    chains = retry_chains(told.seamcalls.with_columns(renamed), told.losses)
+    assert chains.equals(chains_of(told).with_columns(renamed))
+
+
+@few
+@given(
+    st.lists(st.tuples(seen | losses, calls.filter(lambda w: not set(w) & set("~!c"))), max_size=30)
+)
+def test_calls_of_another_td_and_thread_change_nothing_else(mixed: list[tuple[str, str]]) -> None:
+    foreign = [f"9/{word.rpartition('/')[2].partition('#')[0]}#9" for _, word in mixed]
+    words = [word for pair in zip((w for w, _ in mixed), foreign, strict=True) for word in pair]
+    told = story(" ".join(words))
+    alone = told.seamcalls.filter(pl.col("tid") != 9)
+    with_others = chains_of(told).filter(pl.col("tid") != 9)
+    assert with_others.equals(RETRY_CHAINS.check(retry_chains(alone, told.losses)))
+
+
+@few
+@given(stories)
+def test_a_chain_that_is_not_cut_would_be_there_without_any_loss(text: str) -> None:
+    """Losses only ever take away trust: they make no chain that was not there."""
+    told = story(text)
+    key = ("first_seq", "last_seq", "n_attempts", "leaf")
+    trusted = chains_of(told).filter(pl.col("outcome") != "cut").select(key)
+    all_there = retry_chains(told.seamcalls, told.losses.clear()).select(key)
+    assert trusted.join(all_there, on=key, how="anti").is_empty()
+
+
+@few
+@given(whole_stories, st.integers(1, 30))
+def test_losing_the_beginning_never_makes_a_wrong_chain(text: str, n: int) -> None:
+    """Cut off the first calls, say so: what is not marked must be what really happened."""
+    told = story(text)
+    whole = chains_of(told)
+    calls = told.seamcalls
+    kept = calls.tail(max(calls.height - n, 0))
+    if kept.is_empty() or kept.height == calls.height:
+        return
+    start = story("midway S").losses.with_columns(
+        pl.lit(kept.select(pl.coalesce("start_ns", "end_ns").min()).item(), pl.Int64).alias(
+            "end_ns"
+        )
+    )
+    key = ["last_seq", "leaf", "n_attempts", "final_status"]
+    trusted = retry_chains(kept, start).filter(pl.col("outcome").is_in(["succeeded", "failed"]))
+    assert trusted.join(whole, on=key, how="anti", nulls_equal=True).is_empty()
+
+
+def test_nothing_in_is_an_empty_table_out() -> None:
+    nothing = story("")
+    chains = retry_chains(nothing.seamcalls, nothing.losses)
+    assert chains.is_empty()
+    assert chains.schema == RETRY_CHAINS.schema

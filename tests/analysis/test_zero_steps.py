@@ -1,0 +1,336 @@
+"""What keeps a vCPU out, and what only looks so."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from story import STEP_NS, Story, story, without
+
+from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD, zero_steps
+from tdxtrace.errors import TableError
+from tdxtrace.tables.findings import ZERO_STEPS
+
+
+def steps_of(told: Story, **options: int) -> pl.DataFrame:
+    found = zero_steps(told.seamcalls, told.vm_entries, told.page_faults, **options)
+    return ZERO_STEPS.check(found)
+
+
+def episodes(text: str, processes: dict[int, int] | None = None, **options: int) -> list[str]:
+    """Each episode in words: form, strength, refusals, faults before them, how it ended."""
+    rows = steps_of(story(text, processes), **options)
+    columns = ("form", "strength", "n_refused", "n_faults_before", "ended")
+    return [
+        f"{form} ({strength}) {n} after {before}, {ended}"
+        for form, strength, n, before, ended in rows.select(columns).rows()
+    ]
+
+
+def test_the_threshold_is_the_modules() -> None:
+    assert STEPPING_EPF_THRESHOLD == 6
+
+
+# TDH.VP.ENTER itself was probed: proof.
+
+FAULT = "enterX B1 "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("enterC enterX S1 enterC", []),
+        ("enterB enterC", ["busy_sept (proof) 1 after 0, entered"]),
+        (6 * FAULT + "enterB enterB enterC", ["busy_sept (proof) 2 after 6, entered"]),
+        ("enterC " + 7 * FAULT + "enterB enterC", ["busy_sept (proof) 1 after 7, entered"]),
+        # Any other operand is other contention.
+        (6 * FAULT + "enterD enterK enterC", []),
+        ("enterB enterD enterB enterC", ["busy_sept (proof) 2 after 0, entered"]),
+        # Other leaves meet the same lock without any zero-step.
+        ("B1 B1 S1 blockB1 blockS1 septB1 septS1", []),
+    ],
+)
+def test_a_busy_sept_of_an_entry_is_an_episode(text: str, expected: list[str]) -> None:
+    assert episodes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Only an instruction that was executed is progress.
+        ("enterB enterC enterB enterC", ["1 after 0", "1 after 0"]),
+        ("enterB enterH enterB enterC", ["1 after 0", "1 after 0"]),
+        ("enterB enterQ enterB enterC", ["2 after 0"]),
+        ("enterB enterX enterB enterC", ["2 after 0"]),
+        ("enterB enterX B1 enterB enterC", ["2 after 0"]),
+        ("enterB enterX S1 enterB enterC", ["2 after 0"]),
+        # A fault on a page, the page installed, another fault: past the first one.
+        ("enterX B1 enterB enterX S1 enterX B2 enterB enterC", ["1 after 1", "1 after 1"]),
+        ("enterX S1 enterX B2 enterX B2 enterB enterC", ["1 after 2"]),
+        ("enterX septS1 enterX B2 enterB enterC", ["1 after 1"]),
+        # The precursor is counted since the last progress.
+        (4 * FAULT + "enterC " + 3 * FAULT + "enterB enterC", ["1 after 3"]),
+        (4 * FAULT + "enterQ " + 3 * FAULT + "enterB enterC", ["1 after 7"]),
+    ],
+)
+def test_progress_of_the_vcpu_ends_an_episode(text: str, expected: list[str]) -> None:
+    told = [e.removeprefix("busy_sept (proof) ").removesuffix(", entered") for e in episodes(text)]
+    assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [
+        ("enterB enterX", "entered"),
+        ("enterB enterC", "entered"),
+        ("enterB B1 enterD enterC", "entered"),
+        ("enterB", "cut"),
+        ("enterB enterB", "cut"),
+        ("enterB S1 S2", "left"),
+        ("enterB 2/enterC", "cut"),
+    ],
+)
+def test_an_episode_says_how_it_ended(text: str, ended: str) -> None:
+    assert steps_of(story(text))["ended"].to_list() == [ended]
+
+
+def test_an_episode_says_whose_it_was_when_and_on_which_page() -> None:
+    told = story("enterX B7#3 enterX B8#3 enterB enterX enterB enterC", {1: 40})
+    episode = steps_of(told).row(0, named=True)
+    calls = told.calls
+    assert episode == {
+        "source": 0,
+        "first_seq": calls[4]["seq"],
+        "last_seq": calls[6]["seq"],
+        "tid": 1,
+        "tgid": 40,
+        "td_id": 0x7D003,
+        "vp_id": 0x5B001,
+        "vcpu_id": None,
+        "start_ns": calls[4]["start_ns"],
+        "end_ns": calls[6]["start_ns"],
+        "form": "busy_sept",
+        "strength": "proof",
+        "n_refused": 2,
+        "n_emulated": 1,
+        "n_faults_before": 2,
+        "gpa": 0x8000,
+        "ended": "entered",
+    }
+
+
+def test_vcpus_do_not_disturb_each_other() -> None:
+    text = "2/enterC enterX B1 enterB 2/enterB 2/enterC enterB 2/enterX 2/B1 enterC 2/enterB"
+    rows = steps_of(story(text)).select("tid", "n_refused", "n_faults_before", "ended").rows()
+    assert rows == [(1, 2, 1, "entered"), (2, 1, 0, "entered"), (2, 1, 1, "cut")]
+
+
+# Only KVM's own events were recorded.
+
+KVM_FAULT = ">X ?1 "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (">C " + 6 * KVM_FAULT + ">F >F >C", ["failed_vmentry (strong) 2 after 6, entered"]),
+        (">C " + 9 * KVM_FAULT + ">F >X", ["failed_vmentry (strong) 1 after 9, entered"]),
+        # The trace shows six faults in a row, whatever was before it.
+        (6 * KVM_FAULT + ">F >F >C", ["failed_vmentry (strong) 2 after 6, entered"]),
+        # Too few, and the trace reaches back to the last progress: not the mitigation.
+        (">C " + 5 * KVM_FAULT + ">F >F >C", []),
+        (">C >F >C", []),
+        (">M " + 5 * KVM_FAULT + ">F >F >C", []),
+        (">C " + 5 * KVM_FAULT + ">H " + 5 * KVM_FAULT + ">F >C", []),
+        # Too few, but the trace does not tell what was before.
+        (5 * KVM_FAULT + ">F >F >C", ["failed_vmentry (weak) 2 after 5, entered"]),
+        (">F >C", ["failed_vmentry (weak) 1 after 0, entered"]),
+        # Interrupts at the same RIP do not reset the module's count.
+        (
+            ">C " + 3 * KVM_FAULT + ">Q " + 3 * KVM_FAULT + ">F >C",
+            ["failed_vmentry (strong) 1 after 6, entered"],
+        ),
+    ],
+)
+def test_a_failed_entry_after_six_faults_is_an_episode(text: str, expected: list[str]) -> None:
+    assert episodes(text) == expected
+
+
+ARMED = ">C " + 6 * KVM_FAULT
+
+
+def test_a_failed_entry_without_another_one_after_it_was_no_busy() -> None:
+    """KVM enters again at once after busy; after an error it returns to userspace."""
+    assert all("strong" not in episode for episode in episodes(ARMED + ">F"))
+
+
+def test_pages_that_were_installed_are_progress() -> None:
+    faults = "".join(f">X ?{page} S{page} " for page in range(1, 9))
+    assert episodes(">C " + faults + ">F >C") == []
+    assert episodes(">C " + faults.replace("S", "B") + ">F >C") == [
+        "failed_vmentry (strong) 1 after 8, entered"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        (ARMED + "2/track( >F 2/)S >C", 0),
+        (ARMED + "2/trackS >F >C", 1),
+        (ARMED + ">F 2/trackS >C", 1),
+        (ARMED + "2/track( >F 2/)S >F >C", 1),
+        ("2/track( " + ARMED + "2/)S >F >C", 1),
+        # One that was never seen to return is no reason to doubt everything after it.
+        ("2/trackU " + ARMED + ">F >C", 1),
+        # BLOCK takes the tree and not the epoch.
+        (ARMED + "2/block( >F 2/)S >C", 1),
+    ],
+)
+def test_a_track_in_flight_explains_a_failed_entry(text: str, n: int) -> None:
+    assert steps_of(story(text))["n_refused"].sum() == n
+
+
+@pytest.mark.parametrize(
+    ("processes", "n"),
+    [({1: 10, 2: 10}, 0), ({1: 10, 2: 11}, 1), ({1: 10}, 0), ({2: 11}, 0), ({}, 0)],
+)
+def test_a_track_of_another_vm_explains_nothing(processes: dict[int, int], n: int) -> None:
+    told = story(ARMED + "2/track( >F 2/)S >C", processes)
+    assert steps_of(told)["n_refused"].sum() == n
+
+
+def test_a_track_of_another_source_explains_nothing() -> None:
+    told = story(ARMED + "2/track( >F 2/)S >C")
+    elsewhere = told.seamcalls.with_columns(source=pl.lit(1, pl.UInt16))
+    assert zero_steps(elsewhere, told.vm_entries, told.page_faults).height == 1
+
+
+def test_a_vcpu_whose_entries_were_probed_is_not_counted_twice() -> None:
+    told = story(ARMED + "enterB >F enterC >C 2/>C " + ARMED.replace(">", "2/>") + "2/>F 2/>C")
+    forms = steps_of(told).select("tid", "form").rows()
+    assert forms == [(1, "busy_sept"), (2, "failed_vmentry")]
+
+
+def test_a_stock_episode_names_the_vcpu_and_the_last_page() -> None:
+    told = story(ARMED + ">X ?9 >F _ >F >C")
+    episode = steps_of(told).row(0, named=True)
+    assert (episode["vcpu_id"], episode["gpa"]) == (1, 0x9000)
+    refused = [row for row in told.entries if row["exit_reason"] == 0xFFFF_FFFF]
+    assert (episode["first_seq"], episode["last_seq"]) == tuple(r["seq"] for r in refused)
+    assert (episode["start_ns"], episode["end_ns"]) == tuple(r["end_ns"] for r in refused)
+
+
+# Exits that the module emulates look like faults by writing that come back at once.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ARMED + ">Wf ?1 >Wf ?1 >C", ["emulated_ept_violation (weak) 2 after 7, entered"]),
+        (ARMED + KVM_FAULT + ">Wf ?1 >C", ["emulated_ept_violation (weak) 1 after 8, entered"]),
+        # Too slow, by reading, too early, on another page, or installed in between.
+        (ARMED + ">W ?1 >W ?1 >C", []),
+        (ARMED + ">Xf ?1 >Xf ?1 >C", []),
+        (">C " + 5 * KVM_FAULT + ">Wf ?1 >C", []),
+        (ARMED + ">Wf ?2 >Wf ?3 >Wf ?4 >C", []),
+        (ARMED + "S1 >Wf ?2 >C", []),
+        (">C >Wf ?1 >Wf ?1 >C", []),
+    ],
+)
+def test_exits_that_entered_nothing_are_a_weak_sign(text: str, expected: list[str]) -> None:
+    assert episodes(text) == expected
+
+
+@pytest.mark.parametrize(("limit", "n"), [(STEP_NS, 1), (STEP_NS - 1, 0)])
+def test_how_fast_an_emulated_exit_is_can_be_told(limit: int, n: int) -> None:
+    assert len(episodes(ARMED + ">W ?1 >C", emulated_exit_ns=limit)) == n
+
+
+def test_weak_signs_do_not_hide_strong_ones() -> None:
+    told = episodes(ARMED + ">Wf ?1 >F >C")
+    assert told == [
+        "emulated_ept_violation (weak) 1 after 7, entered",
+        "failed_vmentry (strong) 1 after 7, entered",
+    ]
+
+
+def test_entries_whose_exit_is_missing_are_no_refusals() -> None:
+    assert episodes(ARMED + ">U >U >C") == []
+
+
+# Laws.
+
+few = settings(max_examples=25)
+letters = st.sampled_from("XXXXBBBDCQ")
+calls = st.builds("{}enter{}".format, st.sampled_from(["", "2/"]), letters)
+installs = st.builds("{}{}{}".format, *map(st.sampled_from, (["", "2/"], "BS", "12")))
+entries = st.builds("{}>{}".format, st.sampled_from(["3/", "4/"]), st.sampled_from("XXXXXFFCQ"))
+faults = st.builds("{}?{}".format, st.sampled_from(["3/", "4/"]), st.sampled_from("12"))
+tracks = st.sampled_from(["5/trackS", "_"])
+stories = st.lists(st.one_of(calls, installs, entries, faults, tracks), max_size=60).map(" ".join)
+
+
+@few
+@given(stories)
+def test_every_busy_sept_is_in_one_episode(text: str) -> None:
+    told = story(text)
+    n = told.seamcalls.filter(pl.col("leaf") == 0, pl.col("status") == 0x8000_0200_0000_0092)
+    proof = steps_of(told).filter(pl.col("strength") == "proof")
+    assert proof["n_refused"].sum() == n.height
+    failed = told.vm_entries.filter(pl.col("exit_reason") == 0xFFFF_FFFF)
+    stock = steps_of(told).filter(pl.col("form") == "failed_vmentry")
+    assert stock["n_refused"].sum() <= failed.height
+
+
+@few
+@given(stories, st.integers(0, 99))
+def test_the_order_of_rows_does_not_matter(text: str, seed: int) -> None:
+    told = story(text)
+    tables = (told.seamcalls, told.vm_entries, told.page_faults)
+    shuffled = zero_steps(*(t.sample(fraction=1, shuffle=True, seed=seed) for t in tables))
+    assert shuffled.equals(steps_of(told))
+
+
+@few
+@given(stories, st.integers(-(10**8), 10**15))
+def test_shifting_all_times_shifts_only_times(text: str, shift: int) -> None:
+    told = story(text)
+    moved = pl.col("start_ns", "end_ns") + shift
+    faults = told.page_faults.with_columns(pl.col("ts_ns") + shift)
+    later = zero_steps(
+        told.seamcalls.with_columns(moved), told.vm_entries.with_columns(moved), faults
+    )
+    assert later.equals(steps_of(told).with_columns(moved))
+
+
+@few
+@given(stories)
+def test_another_vcpu_changes_nothing(text: str) -> None:
+    told = story(text)
+    mine = pl.col("tid").is_in([1, 3, 5])
+    alone = zero_steps(
+        told.seamcalls.filter(mine), told.vm_entries.filter(mine), told.page_faults.filter(mine)
+    )
+    assert alone.equals(steps_of(told).filter(mine))
+
+
+def test_nothing_in_is_an_empty_table_out() -> None:
+    nothing = steps_of(story(""))
+    assert nothing.is_empty()
+    assert nothing.schema == ZERO_STEPS.schema
+
+
+def test_columns_that_are_missing_are_named() -> None:
+    told = story("enterB")
+    with pytest.raises(TableError, match="vm_entries"):
+        zero_steps(told.seamcalls, told.vm_entries.drop("tid"), told.page_faults)
+
+
+def test_a_capture_without_arguments_still_shows_the_episode() -> None:
+    told = story(6 * FAULT + "enterB enterC")
+    calls = without(told.seamcalls, "td_id", "vp_id", "gpa", "tgid")
+    episode = zero_steps(calls, told.vm_entries, told.page_faults).row(0, named=True)
+    assert (episode["n_refused"], episode["n_faults_before"]) == (1, 6)
+    assert (episode["gpa"], episode["vp_id"], episode["td_id"]) == (None, None, None)

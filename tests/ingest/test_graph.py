@@ -1,0 +1,199 @@
+"""What the function_graph tracer prints of the wrappers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from texts import BUSY, is_accounted_for, lost, read_text
+
+from tdxtrace.errors import FormatError
+
+HEAD = """\
+# tracer: function_graph
+#
+#     TIME        CPU  TASK/PID         DURATION                  FUNCTION CALLS
+#      |          |     |    |           |   |                     |   |   |   |
+"""
+ARGS = "(td=0xff11000123456000, gpa=0x80000000, level=0, page=0xffd40000)"
+
+
+def graph(*rows: str) -> str:
+    """Lines with absolute time, CPU 1 and task CPU 0/KVM-7; each 10 us after the last."""
+    lines = [
+        f"   50.{10 * n:06} |   1)  CPU 0/KVM-7    |   {row}\n" for n, row in enumerate(rows, 1)
+    ]
+    return HEAD + "".join(lines)
+
+
+def calls(text: str, *names: str) -> list[tuple[Any, ...]]:
+    trace = read_text(text)
+    trace.check()
+    assert is_accounted_for(trace)
+    assert trace.provenance.sources[0].format == "function-graph"
+    return trace.seamcalls.sort("seq").select(names).rows()
+
+
+@pytest.mark.parametrize(
+    ("note", "status"),
+    [
+        ("ret=0x0", 0),
+        ("ret=0x8000020000000092", BUSY),
+        ("ret=0", 0),
+        ("= 0x0", 0),
+        ("= 0", 0),
+        ("= 0x8000020000000092", BUSY),
+        ("ret=-9223369837831520110", BUSY),
+        ("<-tdx_sept_set_private_spte ret=0x30", 0x30),
+    ],
+)
+def test_a_call_on_one_line_is_whole(note: str, status: int) -> None:
+    text = graph(f"  1.235 us    |  tdh_mem_page_aug{ARGS}; /* {note} */")
+    names = ("leaf", "td_id", "gpa", "level", "status", "start_ns", "end_ns", "tid", "cpu")
+    assert calls(text, *names, "probe", "n_lines") == [
+        (
+            *(6, 0xFF11_0001_2345_6000, 0x8000_0000, 0, status),
+            *(50_000_010_000, 50_000_011_235, 7, 1),
+            *("function_graph", 1),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "} /* tdh_mem_page_aug ret=0x8000020000000092 */",
+        "} /* tdh_mem_page_aug = 0x8000020000000092 */",
+        "} /* tdh_mem_page_aug [vmlinux] ret=0x8000020000000092 */",
+    ],
+)
+def test_a_call_with_children_is_two_lines(end: str) -> None:
+    text = graph(
+        f"              |  tdh_mem_page_aug{ARGS} {{",
+        "  0.235 us    |    sc_retry(); /* ret=0x0 */",
+        f"  9.100 us    |  {end}",
+    )
+    names = ("leaf", "gpa", "status", "start_ns", "end_ns", "n_lines")
+    assert calls(text, *names) == [
+        (6, 0x8000_0000, BUSY, 50_000_010_000, 50_000_030_000, 2),
+    ]
+
+
+def test_calls_nest() -> None:
+    text = graph(
+        "              |  tdx_sept_remove_private_spte() {",
+        "              |    tdh_mem_range_block(td=0x1, gpa=0x1000, level=0) {",
+        "  2.000 us    |      tdh_mem_track(td=0x1); /* ret=0x0 */",
+        "  9.100 us    |    } /* tdh_mem_range_block ret=0x0 */",
+        "  9.900 us    |  } /* tdx_sept_remove_private_spte ret=0x0 */",
+    )
+    assert calls(text, "leaf", "gpa", "td_id") == [(38, None, 1), (7, 0x1000, 1)]
+    assert lost(read_text(text)) == {"noise": 2}
+
+
+@pytest.mark.parametrize("mark", ["+", "!", "#", "*", "@", "$", " "])
+def test_marks_of_long_durations_are_no_part_of_it(mark: str) -> None:
+    text = graph(f"{mark} 9504.656 us |  tdh_mem_track(td=0x1); /* ret=0x0 */")
+    assert calls(text, "start_ns", "end_ns") == [(50_000_010_000, 50_009_514_656)]
+
+
+def test_arguments_may_be_missing() -> None:
+    text = graph("  1.000 us    |  tdh_mem_page_aug(); /* ret=0x0 */")
+    assert calls(text, "leaf", "gpa", "td_id", "status") == [(6, None, None, 0)]
+
+
+def test_without_a_column_for_tasks_switches_tell_who_runs() -> None:
+    text = (
+        "   50.000010 |   1)   1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */\n"
+        " ------------------------------------------\n"
+        "   1)    <idle>-0    =>  CPU 0/KVM-7   \n"
+        " ------------------------------------------\n"
+        "\n"
+        "   50.000020 |   1)   1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */\n"
+        "   50.000025 |   2)   1.000 us    |  tdh_mem_track(td=0x2); /* ret=0x0 */\n"
+        "   1)   CPU 0/KVM-7  =>  CPU 1/KVM-8   \n"
+        "   50.000030 |   1)   1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */\n"
+    )
+    assert calls(text, "tid", "cpu") == [(None, 1), (7, 1), (None, 2), (8, 1)]
+
+
+def test_a_call_that_a_switch_interrupts_goes_on_in_its_thread() -> None:
+    text = (
+        "   1)    <idle>-0    =>  CPU 0/KVM-7   \n"
+        "   50.000010 |   1)               |  tdh_mem_page_aug(gpa=0x1000) {\n"
+        "   1)   CPU 0/KVM-7  =>  CPU 1/KVM-8   \n"
+        "   50.000020 |   1)               |  tdh_mem_page_aug(gpa=0x2000) {\n"
+        "   50.000030 |   1)   9.000 us    |  } /* tdh_mem_page_aug ret=0x2 */\n"
+        "   1)   CPU 1/KVM-8  =>  CPU 0/KVM-7   \n"
+        "   50.000040 |   1)   9.000 us    |  } /* tdh_mem_page_aug ret=0x1 */\n"
+    )
+    assert calls(text, "tid", "gpa", "status") == [(8, 0x2000, 2), (7, 0x1000, 1)]
+
+
+def test_flags_of_the_latency_format_tell_interrupt_context() -> None:
+    text = (
+        "   50.000010 |   1)  CPU 0/KVM-7    | d.h1. |   1.000 us    |  "
+        "tdh_vp_flush(vp=0x1); /* ret=0x0 */\n"
+        "   50.000020 |   1)  CPU 0/KVM-7    | ..... |   1.000 us    |  "
+        "tdh_vp_flush(vp=0x1); /* ret=0x0 */\n"
+    )
+    assert calls(text, "in_irq", "vp_id") == [(True, 1), (False, 1)]
+
+
+def test_without_absolute_time_there_is_no_row_and_the_option_is_named() -> None:
+    text = (
+        "# tracer: function_graph\n 1)   1.000 us    |  tdh_mem_page_aug(); /* ret=0x0 */\n"
+        " 1)   1.000 us    |  tdh_mem_page_aug(); /* ret=0x0 */\n"
+    )
+    with pytest.raises(FormatError, match="funcgraph-abstime"):
+        read_text(text)
+
+
+def test_without_a_return_value_there_is_no_row() -> None:
+    text = graph(
+        "  1.000 us    |  tdh_mem_page_aug();",
+        "  1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */",
+    )
+    trace = read_text(text)
+    assert trace.seamcalls["leaf"].to_list() == [38]
+    assert lost(trace) == {"undecoded": 1}
+    assert is_accounted_for(trace)
+
+
+def test_other_functions_and_comments_of_the_tracer_are_noise() -> None:
+    text = graph(
+        "              |  kvm_mmu_page_fault() {",
+        "  0.668 us    |    _spin_lock();",
+        "              |  /* kvm_page_fault: address 1000 */",
+        "  1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */",
+        "  9.000 us    |  }",
+    )
+    trace = read_text(text)
+    assert is_accounted_for(trace)
+    assert lost(trace) == {"noise": 4}
+
+
+def test_lost_events_are_read_here_too() -> None:
+    text = graph("  1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */")
+    text += "CPU:1 [LOST 7 EVENTS]\n" + graph(
+        "  1.000 us    |  tdh_mem_track(td=0x1); /* ret=0x0 */"
+    ).replace(" 50.", " 51.")
+    trace = read_text(text)
+    gap = trace.losses.filter(kind="lost_events").row(0, named=True)
+    assert (gap["cpu"], gap["n_events"], gap["n_lines"]) == (1, 7, 1)
+    assert (gap["start_ns"], gap["end_ns"]) == (50_000_010_000, 51_000_010_000)
+
+
+def test_chains_are_found_as_from_any_other_capture() -> None:
+    from tdxtrace.analysis.retry_chains import retry_chains
+
+    text = graph(
+        f"  1.000 us    |  tdh_mem_page_aug{ARGS}; /* ret=0x8000020000000092 */",
+        f"  1.000 us    |  tdh_mem_page_aug{ARGS}; /* ret=0x8000020000000092 */",
+        f"  1.000 us    |  tdh_mem_page_aug{ARGS}; /* ret=0x0 */",
+    )
+    trace = read_text(text)
+    chains = retry_chains(trace.seamcalls, trace.losses)
+    assert chains.select("gpa", "n_attempts", "outcome", "took_ns").rows() == [
+        (0x8000_0000, 3, "succeeded", 21_000),
+    ]

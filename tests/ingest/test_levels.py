@@ -1,0 +1,107 @@
+"""Which number a 4K page has in this capture."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from story import story
+from texts import aug, aug_ret, line, read_text
+
+from tdxtrace.ingest.levels import base_of, normalised
+
+
+def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:
+    return base_of(story(text).seamcalls, told, kernels)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "why"),
+    [
+        ("S1^0 S2^1", 0, "level 0 occurs"),
+        ("S512^1 S513^0", 0, "level 0 occurs"),
+        # A 4K page called level 1: its address is not that of a 2M page.
+        ("S1^1 S2^1", 1, "not aligned"),
+        ("S512^1 S513^1", 1, "not aligned"),
+        ("removeS512^2", 1, "not aligned"),
+        # Aligned to 2M, and to 1G: as a module of 6.16 would say.
+        ("S512^1", 0, "assumed"),
+        ("S262144^2", 0, "assumed"),
+        # SEPT.ADD names the level of the table, its address that of the fault.
+        ("septS5^1", 0, "assumed"),
+        ("septS5^1 S1^0", 0, "level 0 occurs"),
+        ("trackS enterC", 0, "no levels"),
+        ("", 0, "no levels"),
+    ],
+)
+def test_the_base_is_found_out_from_the_levels(text: str, expected: int, why: str) -> None:
+    found, evidence = base(text)
+    assert found == expected
+    assert why in evidence
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [("6.16.1", 0), ("6.18.44-foo", 0), ("6.19.0", 0), ("7.0.0", 1), ("7.2.0-rc1", 1)],
+)
+def test_where_levels_do_not_tell_the_kernels_version_does(kernel: str, expected: int) -> None:
+    found, evidence = base("S512^1", None, kernel)
+    assert found == expected
+    assert kernel in evidence
+
+
+def test_two_kernels_that_differ_tell_nothing() -> None:
+    assert base("S512^1", None, "6.16", "7.0")[1].startswith("assumed")
+    assert base("S512^1", None, None, "7.0")[0] == 1
+
+
+def test_levels_are_believed_before_the_version() -> None:
+    assert base("S1^0", None, "7.0")[0] == 0
+    assert base("S1^1", None, "6.16")[0] == 1
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_the_user_is_believed_before_all(told: int) -> None:
+    assert base("S1^0", told, "6.16") == (told, "told by the user")
+    assert base("S1^1", told, "7.0") == (told, "told by the user")
+
+
+def test_levels_are_brought_to_the_modules_count() -> None:
+    calls = story("S512^1 S1024^2 septS1^3 trackS").seamcalls
+    assert normalised(calls, 1)["level"].to_list() == [0, 1, 2, None]
+    assert normalised(calls, 0).equals(calls)
+
+
+def test_registers_of_the_lower_layer_always_count_as_the_module() -> None:
+    calls = story("S512^1 S1024^2").seamcalls
+    probe = pl.Series("probe", ["seamcall", "wrapper"], calls.schema["probe"])
+    mixed = calls.with_columns(probe)
+    assert normalised(mixed, 1)["level"].to_list() == [1, 1]
+    assert base_of(mixed.head(1), None, [])[1].startswith("no levels")
+
+
+def test_a_level_below_the_base_stays() -> None:
+    assert normalised(story("S1^0").seamcalls, 1)["level"].to_list() == [0]
+
+
+def test_the_provenance_says_what_was_concluded() -> None:
+    text = aug("1.000001", "td=0x1 gpa=0x80001000 level=1") + aug_ret("1.000002")
+    trace = read_text(text)
+    assert trace.provenance.level_base == 1
+    assert "not aligned" in trace.provenance.level_base_evidence
+    assert trace.seamcalls["level"].to_list() == [0]
+
+
+def test_the_kernel_that_a_header_names_counts() -> None:
+    text = aug("1.000001", "td=0x1 gpa=0x80000000 level=1") + aug_ret("1.000002")
+    for head, expected in (("7.1.0", 1), ("6.18.44", 0)):
+        perf = f"# os release : {head}\n# perf version : 6.1\n" + text
+        trace = read_text(perf)
+        assert trace.provenance.sources[0].kernel == head
+        assert trace.provenance.level_base == expected
+
+
+def test_one_base_holds_for_all_sources() -> None:
+    one = line("1.000001", "aug: (0x1) td=0x1 gpa=0x80001000 level=1")
+    other = line("1.000001", "aug: (0x1) td=0x1 gpa=0x80200000 level=2")
+    trace = read_text(one, other)
+    assert trace.seamcalls["level"].to_list() == [0, 1]

@@ -1,0 +1,118 @@
+"""Which format it is, told by the content."""
+
+from __future__ import annotations
+
+import pytest
+from texts import ONE_CALL, read_text
+
+from tdxtrace.errors import FormatError, QueryError
+from tdxtrace.ingest.recognise import FORMATS, checked, recognise
+
+FTRACE = "       CPU 0/KVM-7       [001] .....  1.000001: kvm_entry: vcpu 0\n"
+LATENCY = "   CPU 0/K-23548     1d.... 29678us+: kvm_entry: vcpu 0\n"
+VERBOSE = (
+    "            fake   23687   1 255 0000000f 00000000 [458dddec] 20.855ms (+0.029ms): "
+    "kvm_entry: vcpu 0\n"
+)
+PERF = "       CPU 0/KVM 14401 [000]  4212.604083:     kvm:kvm_entry: vcpu 0\n"
+GRAPH = "   50.000010 |   1)   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n"
+
+
+def told(text: str | bytes) -> str:
+    return recognise(text.encode() if isinstance(text, str) else text, "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (FTRACE, "ftrace"),
+        ("cpus=2\n        fake-1 [000]  4217.194508: kvm_entry:   vcpu 0\n", "ftrace"),
+        ("rig:         fake-1 [000]  4217.194508: kvm_entry:   vcpu 0\n", "ftrace"),
+        (LATENCY, "ftrace-latency"),
+        ("fake_tdx-15053   0dNHff  4217.194508: kvm_entry:   vcpu 0\n", "ftrace-latency"),
+        (VERBOSE, "ftrace-verbose"),
+        (PERF, "perf-script"),
+        ("[001]   770.850287:    kvm:kvm_entry: vcpu 0, rip 0x100146\n", "perf-script"),
+        (GRAPH, "function-graph"),
+        (" 0)   1.382 us    |          __might_sleep();\n", "function-graph"),
+        # Only what stands around events.
+        ("# tracer: nop\n#\n", "ftrace"),
+        ("CPU:0 [LOST EVENTS]\n", "ftrace"),
+        ("cpus=2\n", "ftrace"),
+        # Comments, BOM, quotes and line ends in front of the first line.
+        ("# captured on: Sun\n# os release : 6.18\n" + PERF, "perf-script"),
+        ("\ufeff" + FTRACE, "ftrace"),
+        ("> > " + FTRACE, "ftrace"),
+        (FTRACE.replace("\n", "\r\n"), "ftrace"),
+        # Most lines decide.
+        (FTRACE + PERF + PERF, "perf-script"),
+        (FTRACE + FTRACE + PERF, "ftrace"),
+        ("Hello,\n\nhere is my trace:\n\n" + FTRACE, "ftrace"),
+    ],
+)
+def test_formats_are_told_by_their_lines(text: str, form: str) -> None:
+    assert told(text) == form
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"\x17\x08\x44tracing6\0", ["trace.dat", "trace-cmd report -R x.txt"]),
+        (b"PERFILE2h\0\0\0", ["perf.data", "perf script --ns --show-lost-events -i x.txt"]),
+        (b"2ELIFREP\0", ["perf.data", "byte order"]),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0", ["JPEG"]),
+        (b"\x89PNG\r\n\x1a\n\0", ["PNG"]),
+        (b"%PDF-1.7\n", ["PDF"]),
+        (b"PK\x03\x04\x14\0", ["zip", "unpack"]),
+        (b"BZh91AY&SY", ["bzip2", "recompress"]),
+        (b"PAR1\x15\x04", ["Parquet"]),
+        (b"\x7fELF\x02\x01\x01", ["ELF"]),
+        (bytes(range(14, 256)) + b"\0", ["binary"]),
+        (b"\xff\xfe#\0 \0t\0r\0a\0c\0e\0r\0", ["binary"]),
+        (b"Lorem ipsum dolor sit amet\n", ["Lorem ipsum", "expected ftrace"]),
+        (b'openat(AT_FDCWD, "/etc") = 3\n', ["strace"]),
+        (b"<html><body>\n", ["<html>"]),
+        (b"[    7.592823] tdx: SEAMCALL failed: leaf 33\n", ["SEAMCALL failed"]),
+        (b"\x1b[31mred\x1b[0m\n", ["\\x1b"]),
+    ],
+)
+def test_what_is_no_trace_is_told_with_what_it_looks_like(head: bytes, words: list[str]) -> None:
+    with pytest.raises(FormatError) as error:
+        told(head)
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert message.isprintable()
+    assert len(message) < 200
+
+
+def test_a_blank_line_does_not_make_a_trace() -> None:
+    with pytest.raises(FormatError, match="Lorem ipsum"):
+        told("Lorem ipsum\n\ndolor sit amet\n")
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_garbage_is_one_clear_line_wherever_it_is_noticed(n: int) -> None:
+    with pytest.raises(FormatError) as error:
+        read_text(bytes(range(256)) * n)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["perf.data", "trace.dat", "x.jpg", "x.gz", "noext"])
+def test_the_files_name_does_not_matter(name: str) -> None:
+    assert read_text(ONE_CALL, name=name).provenance.sources[0].format == "ftrace"
+
+
+def test_a_format_can_be_told() -> None:
+    for form in FORMATS:
+        assert checked(form) == form
+    text = "nothing\n" * 3000 + ONE_CALL
+    with pytest.raises(FormatError):
+        read_text(text)
+    trace = read_text(text, input_format="ftrace")
+    assert trace.seamcalls.height == 1
+
+
+def test_a_format_that_does_not_exist_is_told_with_those_that_do() -> None:
+    with pytest.raises(QueryError, match=r"unknown format 'xml'; there are: .*perf-script"):
+        read_text(ONE_CALL, input_format="xml")

@@ -1,0 +1,389 @@
+"""Bytes: compressed in any way, in pieces of any size, cut, hostile."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import sys
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
+
+from tdxtrace.errors import InputError, TdxtraceError
+from tdxtrace.ingest.read import read_trace
+from tdxtrace.ingest.stream import MAX_LINE_BYTES, open_stream
+
+TEXT = "".join(
+    aug(f"1.{2 * n:06}", f"gpa={n << 12:#x}") + aug_ret(f"1.{2 * n + 1:06}", f"ret={n:#x}")
+    for n in range(300)
+).encode()
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def streamed_zstd(data: bytes) -> bytes:
+    """As `zstd < FILE` writes it: the size is not in the header."""
+    made = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    return made.compress(data) + made.flush()
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "none": lambda data: data,
+    "gzip": gzip.compress,
+    "xz": lzma.compress,
+    "zstd": zstd,
+}
+PACKED = [name for name in PACK if name != "none"]
+
+
+def blocks_of(data: bytes, folder: Path) -> tuple[bytes, str]:
+    """What the stream gives of a file, and why it ended early if it did."""
+    path = folder / "x"
+    path.write_bytes(data)
+    stream = open_stream(str(path))
+    return b"".join(stream.blocks()), stream.truncated
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_what_was_packed_is_read_and_named(kind: str) -> None:
+    trace = read_text(PACK[kind](TEXT), name="misleading.pdf")
+    source = trace.provenance.sources[0]
+    assert source.compression == kind
+    assert source.n_bytes == len(PACK[kind](TEXT))
+    assert trace.seamcalls.equals(read_text(TEXT).seamcalls)
+    assert lost(trace) == {}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("n", [2, 5])
+def test_several_members_are_read_one_after_the_other(kind: str, n: int, tmp_path: Path) -> None:
+    """cat a.gz b.gz > c.gz; a cut may be anywhere, also inside a line."""
+    cuts = [len(TEXT) * k // n for k in range(n + 1)]
+    data = b"".join(PACK[kind](TEXT[a:b]) for a, b in pairwise(cuts))
+    assert blocks_of(data, tmp_path) == (TEXT, "")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_an_empty_member_or_zeros_at_the_end_change_nothing(kind: str, tmp_path: Path) -> None:
+    pack = PACK[kind]
+    assert blocks_of(pack(TEXT) + pack(b""), tmp_path) == (TEXT, "")
+    assert blocks_of(pack(b"") + pack(TEXT), tmp_path) == (TEXT, "")
+    assert blocks_of(pack(TEXT) + bytes(512), tmp_path) == (TEXT, "")
+
+
+def test_a_stream_without_its_size_is_read(tmp_path: Path) -> None:
+    assert blocks_of(streamed_zstd(TEXT), tmp_path) == (TEXT, "")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_of_a_truncated_file_the_beginning_is_kept_and_the_rest_said(kind: str) -> None:
+    text = b"".join(aug(f"1.{n:06}", f"gpa={n * n << 12:#x}").encode() for n in range(10_000))
+    data = PACK[kind](text)
+    trace = read_text(data[: len(data) * 2 // 3])
+    gap = trace.losses.filter(kind="truncated").row(0, named=True)
+    assert f"{kind} data ends in the middle" in gap["detail"]
+    assert gap["severity"] == "data_loss"
+    assert 0 < trace.provenance.sources[0].n_lines < len(text.splitlines())
+    assert is_accounted_for(trace)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_of_a_damaged_file_what_came_before_is_kept(kind: str) -> None:
+    good = PACK[kind](TEXT)
+    trace = read_text(good + good[:20] + b"\xff" * 200)
+    assert trace.seamcalls.height == 300
+    assert trace.losses.filter(kind="truncated").height == 1
+    assert is_accounted_for(trace)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("n", [1, 4, 7, 12])
+def test_a_file_cut_in_its_header_is_one_clear_line(kind: str, n: int) -> None:
+    with pytest.raises(TdxtraceError) as error:
+        read_text(PACK[kind](TEXT)[:n])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_packed_nothing_is_no_trace(kind: str) -> None:
+    with pytest.raises(InputError, match="no text"):
+        read_text(PACK[kind](b""))
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_bomb_is_read_in_bounded_memory(kind: str, tmp_path: Path) -> None:
+    """A line of 300 MB of one letter packs into some kilobytes."""
+    letters = 300 << 20
+    path = tmp_path / "bomb"
+    path.write_bytes(_bomb(kind, letters))
+    assert path.stat().st_size < letters // 500
+    tracemalloc.start()
+    try:
+        trace = read_trace(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert trace.provenance.sources[0].n_lines == 3
+    assert lost(trace) == {"unparsed": 1}
+    assert peak < 256 << 20
+
+
+def _bomb(kind: str, letters: int) -> bytes:
+    chunk = b"a" * (1 << 20)
+    head, tail = ONE_CALL.encode(), b"\n"
+    if kind == "gzip":
+        packer = zlib.compressobj(9, wbits=31)
+        parts = [packer.compress(head)]
+        parts += [packer.compress(chunk) for _ in range(letters >> 20)]
+        return b"".join([*parts, packer.compress(tail), packer.flush()])
+    if kind == "xz":
+        xz = lzma.LZMACompressor(preset=0)
+        parts = [xz.compress(head), *(xz.compress(chunk) for _ in range(letters >> 20))]
+        return b"".join([*parts, xz.compress(tail), xz.flush()])
+    made = zstandard.ZstdCompressor().compressobj()
+    parts = [made.compress(head), *(made.compress(chunk) for _ in range(letters >> 20))]
+    return b"".join([*parts, made.compress(tail), made.flush()])
+
+
+# Lines.
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"a\nb\n", b"a\nb\n"),
+        (b"a\nb", b"a\nb\n"),
+        (b"a", b"a\n"),
+        (b"\n", b"\n"),
+        (b"a\n\n\nb", b"a\n\n\nb\n"),
+        (b"a\r\nb\r\n", b"a\r\nb\r\n"),
+    ],
+)
+def test_every_block_ends_with_a_line(data: bytes, expected: bytes, tmp_path: Path) -> None:
+    assert blocks_of(data, tmp_path) == (expected, "")
+
+
+@pytest.mark.parametrize("length", [MAX_LINE_BYTES - 1, 3 * MAX_LINE_BYTES, 10_000_000])
+def test_a_long_line_is_one_line(length: int) -> None:
+    trace = read_text(ONE_CALL + "x" * length + "\n" + ONE_CALL.replace("1.", "2."))
+    assert trace.provenance.sources[0].n_lines == 5
+    assert lost(trace) == {"unparsed": 1}
+    assert trace.seamcalls.height == 2
+    assert is_accounted_for(trace)
+
+
+def test_a_long_line_at_the_end_and_at_the_start() -> None:
+    for text in ("x" * 10_000_000 + "\n" + ONE_CALL, ONE_CALL + "x" * 10_000_000):
+        trace = read_text(text)
+        assert (trace.seamcalls.height, lost(trace)) == (1, {"unparsed": 1})
+        assert is_accounted_for(trace)
+
+
+def test_a_file_of_one_long_line_is_no_trace() -> None:
+    with pytest.raises(TdxtraceError) as error:
+        read_text("x" * 10_000_000)
+    assert len(str(error.value)) < 400
+
+
+class Pieces(io.RawIOBase):
+    """A file that gives its bytes in pieces of any size, as a pipe does."""
+
+    def __init__(self, data: bytes, sizes: list[int]) -> None:
+        self._data, self._sizes, self._turn = data, sizes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        size = min(self._sizes[self._turn % len(self._sizes)], len(buffer), len(self._data))
+        self._turn += 1
+        buffer[:size], self._data = self._data[:size], self._data[size:]
+        return size
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(sorted(PACK)),
+    st.lists(st.sampled_from([1, 2, 3, 10, 100, 5000, 1 << 20]), min_size=1, max_size=5),
+    st.integers(1, 3),
+)
+def test_pieces_of_any_size_make_the_same_text(kind: str, sizes: list[int], members: int) -> None:
+    text = b"".join(TEXT.splitlines(keepends=True)[:50])
+    data = PACK[kind](text) * members
+    pipe = io.BufferedReader(Pieces(data, sizes))  # type: ignore[type-var]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
+        stream = open_stream("-")
+        assert b"".join(stream.blocks()) == text * members
+        assert (stream.truncated, stream.n_bytes) == ("", len(data))
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_standard_input_is_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PACK[kind](TEXT))))
+    trace = read_trace("-")
+    source = trace.provenance.sources[0]
+    assert (source.path, source.compression) == ("-", kind)
+    assert trace.seamcalls.height == 300
+
+
+def test_standard_input_without_anything_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(InputError, match="empty"):
+        read_trace("-")
+
+
+GRAPH = "".join(
+    [
+        "# tracer: function_graph\n#\n# CPU  DURATION                  FUNCTION CALLS\n",
+        "   50.000010 |   1)  CPU 0/KVM-7    |   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n",
+    ]
+).encode()
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[Callable[[bytes, int], Path]]:
+    """Makes a named pipe into which somebody writes slowly, so many bytes at a time."""
+    writers = []
+
+    def make(data: bytes, size: int) -> Path:
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+
+        def write() -> None:
+            with path.open("wb", buffering=0) as pipe:
+                for at in range(0, len(data), size):
+                    pipe.write(data[at : at + size])
+
+        writers.append(threading.Thread(target=write, daemon=True))
+        writers[-1].start()
+        return path
+
+    yield make
+    for writer in writers:
+        writer.join(10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 30, 4096])
+@pytest.mark.parametrize(
+    ("data", "form", "compression"),
+    [
+        (ONE_CALL.encode(), "ftrace", "none"),
+        (gzip.compress(ONE_CALL.encode()), "ftrace", "gzip"),
+        (lzma.compress(ONE_CALL.encode()), "ftrace", "xz"),
+        (zstd(ONE_CALL.encode()), "ftrace", "zstd"),
+        (GRAPH, "function-graph", "none"),
+    ],
+    ids=["text", "gzip", "xz", "zstd", "graph"],
+)
+def test_a_pipe_reads_like_a_file_however_it_is_written(
+    data: bytes, form: str, compression: str, size: int, fifo: Callable[[bytes, int], Path]
+) -> None:
+    trace = read_trace(fifo(data, size))
+    source = trace.provenance.sources[0]
+    assert (source.format, source.compression) == (form, compression)
+    assert trace.seamcalls.height == 1
+
+
+# What cannot be opened.
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such trace: .*nothing"):
+        read_trace(tmp_path / "nothing")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a directory"):
+        read_trace(tmp_path)
+
+
+def test_an_empty_file() -> None:
+    with pytest.raises(InputError, match="is empty"):
+        read_text("")
+
+
+@pytest.mark.parametrize("blank", ["\n", "  \n\t\n", "\r\n"])
+def test_a_file_of_blanks(blank: str) -> None:
+    with pytest.raises(InputError, match="no text"):
+        read_text(blank)
+
+
+def test_a_path_in_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot read"):
+        read_trace(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text(ONE_CALL)
+    path.chmod(0)
+    with pytest.raises(InputError, match="Permission denied"):
+        read_trace(path)
+
+
+def test_hostile_names_of_files_are_shown_as_text(tmp_path: Path) -> None:
+    name = "a\x1b[31m\nb"
+    with pytest.raises(InputError) as error:
+        read_trace(tmp_path / name)
+    assert "\x1b" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_with_a_zero_byte_is_one_clear_line() -> None:
+    with pytest.raises(InputError):
+        read_trace("a\0b")
+
+
+def test_the_file_is_closed_after_reading(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(ONE_CALL)
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        pytest.skip("no /proc/self/fd here")
+    before = len([*folder.iterdir()])
+    for _ in range(5):
+        read_trace(path)
+    assert len([*folder.iterdir()]) <= before
+
+
+def test_progress_tells_bytes_read_and_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_bytes(TEXT)
+    told: list[tuple[str, int, int | None]] = []
+    read_trace(path, progress=lambda *args: told.append(args))
+    assert told[-1] == (str(path), len(TEXT), len(TEXT))
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+def test_noise_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """What ingest holds does not grow with lines that become no rows."""
+
+    def peak(n: int) -> int:
+        path = tmp_path / "noise.txt"
+        noise = line("1.000002", "sched_switch: prev_comm=swapper/1 prev_pid=0 ==> next_pid=7")
+        path.write_text(ONE_CALL + noise * n)
+        tracemalloc.start()
+        try:
+            read_trace(path)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1000)
+    assert peak(600_000) < 1.2 * peak(300_000)

@@ -1,0 +1,323 @@
+"""A small language in which a line of text tells what threads did: ``"B1 B1 2/S7 _ S1"``.
+
+A story is words with blanks between, told in the order of time; each takes STEP_NS and the
+next begins STEP_NS later.  A word is one of
+
+==============  ===========================================================================
+``B1``          a SEAMCALL: the letter is its answer (STATUS), the digits are the page
+``trackB``      ... of another leaf than TDH.MEM.PAGE.AUG, by a word of LEAVES
+``2/B1``        ... of another thread than 1
+``2/track(``    ... that goes on while the next words happen, until
+``2/)S``        ... it returns
+``>X``          an entry of the vCPU and its exit, as kvm_entry and kvm_exit show it (EXITS)
+``?3``          kvm_page_fault on page 3
+``_``  ``_7s``  a silence of one millisecond, of 7 s, 20ms, 300us
+``lost@1``      events of CPU 1 were lost here; ``lost`` alone: of any CPU
+``overwritten`` what CPU 1 (``@1``) recorded before its first event is gone
+``full@1``      the buffer of CPU 1 took nothing more from here
+``midway``      the trace was switched on while things were going on
+==============  ===========================================================================
+
+After a SEAMCALL: ``@2`` its CPU, ``@2>3`` the CPUs of its entry and of its return, ``#2`` its
+TD, ``^1`` its level, ``*5`` its vCPU, ``~`` only the return was seen and it has no arguments,
+``!`` in hard interrupt context.  After an entry: ``f`` for one that came back at once.
+
+Numbers are those of the TDX module's and the kernel's headers, written down here again: the
+code under test has its own copy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from tdxtrace.tables.events import (
+    HOST_EVENTS,
+    LOSSES,
+    PAGE_FAULTS,
+    SEAMCALLS,
+    THREADS,
+    VM_ENTRIES,
+)
+from tdxtrace.tables.trace import Provenance, Source, Trace
+
+STEP_NS = 10_000
+FAST_NS = 1_000
+
+LEAVES = {
+    "": 6,
+    "enter": 0,
+    "add": 2,
+    "sept": 3,
+    "block": 7,
+    "create": 9,
+    "demote": 15,
+    "flush": 18,
+    "init": 21,
+    "reclaim": 28,
+    "remove": 29,
+    "track": 38,
+    "cachewb": 40,
+    "wbinvd": 41,
+}
+TAKES_GPA = {"", "add", "sept", "block", "demote", "remove"}
+TAKES_TD = TAKES_GPA | {"create", "init", "track"}
+TAKES_VP = {"enter", "flush"}
+TAKES_PAGE = {"reclaim", "wbinvd"}
+
+STATUS = {
+    "S": 0,
+    "B": 0x8000_0200_0000_0092,  # OPERAND_BUSY, SEPT tree (on TDH.VP.ENTER: zero-step)
+    "K": 0x8000_0200_0000_0001,  # OPERAND_BUSY, RCX: the SEPT entry
+    "D": 0x8000_0200_0000_00A9,  # OPERAND_BUSY, TD_EPOCH
+    "P": 0x8000_0201_0000_0000,  # PREVIOUS_TLB_EPOCH_BUSY
+    "Y": 0x8000_0202_0000_0000,  # SYS_BUSY
+    "N": 0x8000_0203_0000_0000,  # RND_NO_ENTROPY
+    "I": 0x8000_0003_0000_0000,  # INTERRUPTED_RESUMABLE
+    "J": 0x8000_0004_0000_0000,  # INTERRUPTED_RESTARTABLE
+    "E": 0xC000_0100_0000_0001,  # OPERAND_INVALID, RCX
+    "T": 0xC000_0B08_0000_0001,  # TLB_TRACKING_NOT_DONE, RCX
+    "X": 48,  # an exit: EPT violation
+    "H": 12,  # an exit: HLT
+    "C": 77,  # an exit: TDCALL
+    "Q": 1,  # an exit: external interrupt
+    "U": None,  # never returned
+}
+# Letter: exit reason, exit qualification.
+EXITS: dict[str, tuple[int | None, int]] = {
+    "X": (48, 1),  # EPT violation by a read
+    "W": (48, 2),  # ... by a write, as the module's emulated ones look
+    "H": (12, 0),
+    "C": (77, 0),
+    "Q": (1, 0),
+    "M": (49, 0),  # EPT_MISCONFIG: a TDVMCALL for MMIO, normal
+    "F": (0xFFFF_FFFF, 0),  # FAILED_VMENTRY: reason -1
+    "U": (None, 0),  # its exit was not seen
+}
+_UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000}
+_CALL = re.compile(
+    r"(?:(?P<thread>\d+)/)?(?P<leaf>[a-z]*)(?P<status>[A-Z(])(?P<page>\d*)"
+    r"(?P<options>(?:@\d+(?:>\d+)?|#\d+|\^\d|\*\d+|~|!)*)"
+)
+_END = re.compile(r"(?:(?P<thread>\d+)/)?\)(?P<status>[A-Z])(?:@(?P<cpu>\d+))?")
+_ENTRY = re.compile(r"(?:(?P<thread>\d+)/)?>(?P<exit>[A-Z])(?P<fast>f?)")
+_FAULT = re.compile(r"(?:(?P<thread>\d+)/)?\?(?P<page>\d+)")
+_LOSS = re.compile(r"(?P<kind>lost|overwritten|full|midway)(?:@(?P<cpu>\d+))?")
+_PAUSE = re.compile(r"_(?:(?P<n>\d+)(?P<unit>s|ms|us))?")
+_KINDS = {
+    "lost": "lost_events",
+    "overwritten": "overwritten",
+    "full": "buffer_full",
+    "midway": "started_midway",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Story:
+    """The event tables that a text tells of."""
+
+    processes: Mapping[int, int] = field(default_factory=dict)
+    """Process of each thread; a thread that is not in it has none."""
+    calls: list[Row] = field(default_factory=list)
+    entries: list[Row] = field(default_factory=list)
+    faults: list[Row] = field(default_factory=list)
+    gaps: list[tuple[str, int | None, int]] = field(default_factory=list)
+    heard: list[tuple[int, int]] = field(default_factory=list)
+    """Time and CPU of every event."""
+    now: int = 1_000_000_000
+    line: int = 0
+    _open: dict[int, Row] = field(default_factory=dict)
+
+    @property
+    def seamcalls(self) -> pl.DataFrame:
+        """The ``seamcalls`` table."""
+        return pl.DataFrame(self.calls, schema=SEAMCALLS.schema)
+
+    @property
+    def vm_entries(self) -> pl.DataFrame:
+        """The ``vm_entries`` table."""
+        return pl.DataFrame(self.entries, schema=VM_ENTRIES.schema)
+
+    @property
+    def page_faults(self) -> pl.DataFrame:
+        """The ``page_faults`` table."""
+        return pl.DataFrame(self.faults, schema=PAGE_FAULTS.schema)
+
+    @property
+    def losses(self) -> pl.DataFrame:
+        """The ``losses`` table: gaps between the last event known before and the next one."""
+        return pl.DataFrame([self._loss(*gap) for gap in self.gaps], schema=LOSSES.schema)
+
+    @property
+    def trace(self) -> Trace:
+        """All of it, as if it had been read from a file ``story.txt``."""
+        tids = sorted({row["tid"] for row in (*self.calls, *self.entries, *self.faults)})
+        threads = [
+            {"source": 0, "tid": tid, "tgid": self.processes.get(tid), "comm": f"CPU {tid}/KVM"}
+            for tid in tids
+        ]
+        times = [ns for ns, _ in self.heard]
+        source = Source(
+            path="story.txt",
+            format="ftrace",
+            compression="none",
+            n_bytes=0,
+            n_lines=self.line,
+            n_headers=0,
+            first_ns=min(times, default=None),
+            last_ns=max(times, default=None),
+            clock="unnamed",
+            clock_resolution_ns=1000,
+            kernel=None,
+            tool=None,
+            events={},
+        )
+        return Trace(
+            seamcalls=self.seamcalls,
+            vm_entries=self.vm_entries,
+            page_faults=self.page_faults,
+            host_events=HOST_EVENTS.empty(),
+            threads=pl.DataFrame(threads, schema=THREADS.schema),
+            losses=self.losses,
+            provenance=Provenance((source,), 0, "told", "0"),
+        )
+
+    def tell(self, word: str) -> None:
+        """Let one word happen."""
+        for pattern, happen in (
+            (_PAUSE, self._pause),
+            (_LOSS, self._lose),
+            (_ENTRY, self._enter),
+            (_FAULT, self._fault),
+            (_END, self._end),
+            (_CALL, self._call),
+        ):
+            found = pattern.fullmatch(word)
+            if found is not None:
+                happen(found)
+                return
+        raise ValueError(f"no word of a story: {word!r}")
+
+    def _pause(self, found: re.Match[str]) -> None:
+        self.now += int(found["n"] or 1) * _UNITS[found["unit"] or "ms"]
+
+    def _lose(self, found: re.Match[str]) -> None:
+        cpu = None if found["cpu"] is None else int(found["cpu"])
+        self.line += 1
+        self.gaps.append((_KINDS[found["kind"]], cpu, self.now))
+        self.now += STEP_NS
+
+    def _loss(self, kind: str, cpu: int | None, at: int) -> Row:
+        here = [ns for ns, where in self.heard if cpu in (None, where)]
+        before = max((ns for ns in here if ns < at), default=None)
+        after = min((ns for ns in here if ns >= at), default=None)
+        return {
+            "source": 0,
+            "line_no": None if kind in ("overwritten", "buffer_full") else 1,
+            "kind": kind,
+            "severity": "data_loss",
+            "cpu": cpu,
+            "start_ns": before if kind in ("lost_events", "buffer_full") else None,
+            "end_ns": None if kind == "buffer_full" else after,
+            "n_events": None,
+            "n_lines": int(kind == "lost_events"),
+            "detail": f"CPU {cpu} {at}",
+            "advice": "",
+        }
+
+    def _place(self, thread: str | None, cpu: int = 0) -> Row:
+        tid = int(thread or 1)
+        return {"source": 0, "cpu": cpu, "tid": tid, "tgid": self.processes.get(tid)}
+
+    def _hear(self, cpu: int) -> int:
+        """Let an event happen on ``cpu`` now; return its time and step on."""
+        self.line += 1
+        self.heard.append((self.now, cpu))
+        self.now += STEP_NS
+        return self.now - STEP_NS
+
+    def _call(self, found: re.Match[str]) -> None:
+        options = found["options"]
+        cpus = re.search(r"@(\d+)(?:>(\d+))?", options)
+        first = int(cpus[1]) if cpus else 0
+        row = self._place(found["thread"], int(cpus[2] or first) if cpus else 0)
+        row |= self._arguments(found, row["tid"])
+        row |= {"leaf": LEAVES[found["leaf"]], "probe": "wrapper", "n_lines": 1}
+        row["in_irq"] = "!" in options
+        if "~" not in options:
+            row |= {"start_ns": self._hear(first), "start_cpu": first}
+        if found["status"] == "(":
+            self._open[row["tid"]] = row
+        else:
+            self._finish(row, found["status"])
+
+    def _arguments(self, found: re.Match[str], tid: int) -> Row:
+        leaf, options = found["leaf"], found["options"]
+        if "~" in options:
+            return {}
+        td, level, vp = (
+            int(got[1]) if (got := re.search(rf"\{mark}(\d+)", options)) else None for mark in "#^*"
+        )
+        page = int(found["page"] or 1) * 0x1000
+        return {
+            "td_id": 0x7D000 + (td or 0) if leaf in TAKES_TD else None,
+            "gpa": page if leaf in TAKES_GPA else None,
+            "level": (level or 0) if leaf in TAKES_GPA else None,
+            "vp_id": 0x5B000 + (vp or tid) if leaf in TAKES_VP else None,
+            "page": page if leaf in TAKES_PAGE else None,
+        }
+
+    def _end(self, found: re.Match[str]) -> None:
+        row = self._open.pop(int(found["thread"] or 1))
+        row["cpu"] = int(found["cpu"] or row["cpu"])
+        self._finish(row, found["status"])
+
+    def _finish(self, row: Row, status: str) -> None:
+        row["status"] = STATUS[status]
+        if row["status"] is not None:
+            row |= {"end_ns": self._hear(row["cpu"])}
+            row["n_lines"] += "start_ns" in row
+        self.calls.append(row | {"seq": self.line})
+
+    def _enter(self, found: re.Match[str]) -> None:
+        reason, qualification = EXITS[found["exit"]]
+        row = self._place(found["thread"])
+        row |= {"vcpu_id": row["tid"], "start_ns": self._hear(0), "n_lines": 1}
+        if found["fast"]:
+            self.now += FAST_NS - STEP_NS
+        if reason is not None:
+            row |= {"end_ns": self._hear(0), "exit_reason": reason, "n_lines": 2}
+            row |= {"info1": qualification, "info2": 0}
+        self.entries.append(row | {"seq": self.line})
+
+    def _fault(self, found: re.Match[str]) -> None:
+        row = self._place(found["thread"])
+        row |= {"ts_ns": self._hear(0), "gpa": int(found["page"]) * 0x1000, "error_code": 2}
+        self.faults.append(row | {"seq": self.line, "vcpu_id": row["tid"], "n_lines": 1})
+
+
+def story(text: str, processes: Mapping[int, int] | None = None) -> Story:
+    """Return the tables that ``text`` tells of.
+
+    Args:
+        text: Words of the language above.
+        processes: Process of each thread, where the capture has it.
+    """
+    told = Story(processes or {})
+    for word in text.split():
+        told.tell(word)
+    # A call that is still going on when the story ends was seen to start only.
+    for tid in list(told._open):
+        told._finish(told._open.pop(tid), "U")
+    return told
+
+
+def without(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """Return the table as a capture without these columns would have it."""
+    return frame.with_columns(pl.lit(None, frame.schema[name]).alias(name) for name in columns)
