@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,66 +22,47 @@ _SEAMLDR: Final = np.uint64(1 << 63)
 _PAGE_SHIFT: Final = np.uint64(12)
 
 
-@dataclass(slots=True)
 class Attempts:
-    """Attempts of one batch: pairs, entries alone, returns alone; in that order."""
+    """Attempts of one batch, in the order of their lines."""
 
-    batch: RawEvents
-    kinds: Kinds
-    entry: Index
-    back: Index
-    alone: Index
-    orphan: Index
-    dropped: BoolArray | None = None
-    parents: Index | None = None
-
-    @property
-    def at_entry(self) -> Index:
-        """Position of each row's entry, ABSENT where none was seen."""
-        return np.concatenate([self.entry, self.alone, np.full(len(self.orphan), ABSENT)])
-
-    @property
-    def at_return(self) -> Index:
-        """Position of each row's return, ABSENT where none was seen."""
-        return np.concatenate([self.back, np.full(len(self.alone), ABSENT), self.orphan])
+    def __init__(
+        self,
+        batch: RawEvents,
+        kinds: Kinds,
+        entry: Index,
+        back: Index,
+        alone: Index,
+        orphan: Index,
+    ) -> None:
+        """Take pairs (``entry``, ``back``), entries alone and returns alone."""
+        self.batch, self.kinds = batch, kinds
+        self.start = np.concatenate([entry, alone, np.full(len(orphan), ABSENT)])
+        self.end = np.concatenate([back, np.full(len(alone), ABSENT), orphan])
+        if len(alone) or len(orphan):
+            order = np.argsort(np.where(self.end != ABSENT, self.end, self.start), kind="stable")
+            self.start, self.end = self.start[order], self.end[order]
+        self.has_start, self.has_end = self.start != ABSENT, self.end != ABSENT
+        self.first = np.where(self.has_start, self.start, self.end)
+        """Position of each row's entry, or of its return if no entry was seen."""
+        self.last = np.where(self.has_end, self.end, self.start)
+        """Position of each row's return, or of its entry if no return was seen."""
+        self.dropped = np.zeros(len(self.start), np.bool_)
+        self.parents: Index | None = None
 
     def merge_wrappers(self) -> int:
         """Let SEAMCALLs inside a wrapper's call stand for it; return how many lines that drops."""
-        start, end = self.at_entry, self.at_return
-        first = np.where(start != ABSENT, start, end)
-        last = np.where(end != ABSENT, end, start)
-        inner = self.kinds.probe[self.batch.event[last]] == PROBES.index("seamcall")
+        inner = self.kinds.probe[self.batch.event[self.last]] == PROBES.index("seamcall")
         if not inner.any() or inner.all():
             return 0
-        thread = self.batch.tid[last].astype(np.int64)
-        self.parents = layers.parents_of_pairs(thread, start, end, inner)
-        leaf = self._leaf(first, last)[0]
-        status = self.batch.value("status")[last]
-        later = layers.parents_of_returns(thread, start, end, inner, leaf, status)
+        thread = self.batch.tid[self.last].astype(np.int64)
+        self.parents = layers.parents_of_pairs(thread, self.start, self.end, inner)
+        leaf, _, _ = self._leaf()
+        status = self.batch.value("status")[self.last]
+        later = layers.parents_of_returns(thread, self.start, self.end, inner, leaf, status)
         self.parents = np.where(self.parents != ABSENT, self.parents, later)
         gone = np.unique(self.parents[self.parents != ABSENT])
-        self.dropped = np.zeros(len(start), np.bool_)
         self.dropped[gone] = True
-        return int((start[gone] != ABSENT).sum()) + len(gone)
-
-    def frame(self, source: int) -> pl.DataFrame:
-        """The rows as ``seamcalls``, in the order of their lines."""
-        start, end = self.at_entry, self.at_return
-        first = np.where(start != ABSENT, start, end)
-        last = np.where(end != ABSENT, end, start)
-        columns, seen = self._places(first, last, start != ABSENT, end != ABSENT)
-        columns["source"] = np.full(len(first), source, np.uint16)
-        leaf, columns["version"], seen["version"] = self._leaf(first, last)
-        columns["leaf"] = leaf
-        for name, (value, there) in self._words(leaf, first, last).items():
-            columns[name], seen[name] = value, there
-        seen["status"] &= end != ABSENT
-        probe = pl.Series(self.kinds.probe[self.batch.event[last]], dtype=pl.UInt32)
-        texts = {"probe": probe.cat.to(pl.Enum(PROBES))}
-        made = frame(SEAMCALLS, len(first), columns, seen, texts)
-        if self.dropped is not None:
-            made = made.filter(~pl.Series(self.dropped))
-        return made.sort("seq")
+        return int(self.has_start[gone].sum()) + len(gone)
 
     def leave_out(self) -> tuple[int, int]:
         """Leave out what is no leaf of the module; return the lines of P-SEAMLDR's and others.
@@ -90,25 +70,32 @@ class Attempts:
         P-SEAMLDR's calls have bit 63 of ``fn`` set; others name no leaf, as a return
         of ``__seamcall_ret`` whose entry, which named it, was not recorded.
         """
-        start, end = self.at_entry, self.at_return
-        first = np.where(start != ABSENT, start, end)
-        last = np.where(end != ABSENT, end, start)
-        fn, has_fn = either(self.batch, "fn", first, last)
-        _, has_leaf = either(self.batch, "leaf", first, last)
-        unknown = (self.kinds.leaf[self.batch.event[last]] == UNKNOWN) & ~has_fn & ~has_leaf
-        loader = has_fn & (fn >= _SEAMLDR)
-        lines = (start != ABSENT).astype(np.intp) + (end != ABSENT)
-        if (unknown | loader).any():
-            gone = np.zeros(len(first), np.bool_) if self.dropped is None else self.dropped
-            loader, unknown = loader & ~gone, unknown & ~gone
-            self.dropped = gone | unknown | loader
+        fn, has_fn = either(self.batch, "fn", self.first, self.last)
+        _, has_leaf = either(self.batch, "leaf", self.first, self.last)
+        nameless = self.kinds.leaf[self.batch.event[self.last]] == UNKNOWN
+        unknown = nameless & ~has_fn & ~has_leaf & ~self.dropped
+        loader = has_fn & (fn >= _SEAMLDR) & ~self.dropped
+        lines = self.has_start.astype(np.intp) + self.has_end
+        self.dropped |= unknown | loader
         return int(lines[loader].sum()), int(lines[unknown].sum())
 
-    def _places(
-        self, first: Index, last: Index, has_start: BoolArray, has_end: BoolArray
-    ) -> tuple[dict[str, Values], dict[str, BoolArray]]:
+    def frame(self, source: int) -> pl.DataFrame:
+        """The rows as ``seamcalls``, in the order of their lines."""
+        columns, seen = self._places()
+        columns["source"] = np.full(len(self.first), source, np.uint16)
+        leaf, columns["version"], seen["version"] = self._leaf()
+        columns["leaf"] = leaf
+        for name, (value, there) in self._words(leaf).items():
+            columns[name], seen[name] = value, there
+        seen["status"] &= self.has_end
+        probe = pl.Series(self.kinds.probe[self.batch.event[self.last]], dtype=pl.UInt32)
+        texts = {"probe": probe.cat.to(pl.Enum(PROBES))}
+        made = frame(SEAMCALLS, len(self.first), columns, seen, texts)
+        return made.filter(~pl.Series(self.dropped)) if self.dropped.any() else made
+
+    def _places(self) -> tuple[dict[str, Values], dict[str, BoolArray]]:
         """When and where each call began and ended, and who made it."""
-        batch = self.batch
+        batch, first, last = self.batch, self.first, self.last
         # function_graph prints a call without children on one line, with its duration.
         duration, has_duration = batch.value("duration_ns")[last], batch.has("duration_ns")[last]
         tgid = np.maximum(batch.tgid[first], batch.tgid[last])
@@ -122,20 +109,20 @@ class Attempts:
             "tid": batch.tid[last],
             "tgid": tgid,
             "in_irq": in_irq == 1,
-            "n_lines": has_start.astype(np.uint8) + has_end.astype(np.uint8),
+            "n_lines": self.has_start.astype(np.uint8) + self.has_end,
         }
         seen = {name: columns[name] != UNKNOWN for name in ("start_cpu", "cpu", "tid", "tgid")}
-        seen["start_cpu"] &= has_start
+        seen["start_cpu"] &= self.has_start
         # Clocks of two CPUs may disagree (trace_clock "local"): then it is not known how
         # long the call took.
         forward = batch.ts_ns[first] <= batch.ts_ns[last]
-        seen["start_ns"], seen["end_ns"] = (has_start | has_duration) & forward, has_end
+        seen["start_ns"], seen["end_ns"] = (self.has_start | has_duration) & forward, self.has_end
         seen["in_irq"] = in_irq != UNKNOWN
         return columns, seen
 
-    def _leaf(self, first: Index, last: Index) -> tuple[U64Array, U64Array, BoolArray]:
+    def _leaf(self) -> tuple[U64Array, U64Array, BoolArray]:
         """Leaf and version: of the probe, of ``fn``, or as a tracepoint printed them."""
-        batch = self.batch
+        batch, first, last = self.batch, self.first, self.last
         fn, has_fn = either(batch, "fn", first, last)
         printed, has_printed = either(batch, "leaf", first, last)
         fixed = self.kinds.leaf[batch.event[last]]
@@ -145,8 +132,8 @@ class Attempts:
         told, has_told = either(batch, "version", first, last)
         return leaf, np.where(has_told, told, version), has_fn | has_told
 
-    def _words(self, leaf: U64Array, first: Index, last: Index) -> dict[str, Words]:
-        batch = self.batch
+    def _words(self, leaf: U64Array) -> dict[str, Words]:
+        batch, first, last = self.batch, self.first, self.last
         words = {
             name: either(batch, name, first, last)
             for name in ("td_id", "vp_id", "gpa", "level", "page", "ext_err1", "ext_err2")

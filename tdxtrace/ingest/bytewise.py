@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import BoolArray, U64Array
+from tdxtrace.ingest.stream import SPARE_BYTES, Block
 
 At = NDArray[np.intp]
 Words = NDArray[np.uint64]
 """Shape (k, n): k consecutive words at each of n places."""
 
-# Bytes that may be read behind the last newline: the longest run of words that is
-# loaded for one line.
-PADDING: Final = 512
 NEWLINE: Final = 10
+# Bytes looked through for newlines at a time: what that needs stays in a core's cache.
+_PART: Final = 1 << 19
 # Digits that fit the two words a number is read from.
 MAX_DIGITS: Final = 16
 _U = np.uint64
@@ -37,10 +37,13 @@ class Text:
 
     __slots__ = ("_runs", "data", "ends", "starts")
 
-    def __init__(self, block: bytes) -> None:
-        self.data = np.frombuffer(block + bytes(PADDING), np.uint8)
+    def __init__(self, block: Block) -> None:
+        """Take a block, and the room behind it to load words across its end."""
+        self.data: Block = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
         self._runs: dict[int, NDArray[np.void]] = {}
-        self.ends = np.flatnonzero(self.data[: len(block)] == NEWLINE)
+        places = range(0, len(block), _PART)
+        parts = [np.flatnonzero(block[at : at + _PART] == NEWLINE) + at for at in places]
+        self.ends = np.concatenate([np.zeros(0, np.intp), *parts])
         self.starts = np.empty_like(self.ends)
         self.starts[:1] = 0
         self.starts[1:] = self.ends[:-1] + 1
@@ -130,20 +133,15 @@ def decimal(words: Words, offset: int, n: int) -> tuple[U64Array, BoolArray]:
     return value, good
 
 
-def is_hexadecimal(words: Words, offset: int, n: int) -> BoolArray:
-    """Whether there are ``n`` (1 to MAX_DIGITS) lower-case hexadecimal digits at ``offset``."""
-    good: BoolArray = first_bytes(_not_hex(column(words, offset)), min(n, 8)) == 0
+def hexadecimal(words: Words, offset: int, n: int) -> tuple[U64Array, BoolArray]:
+    """Read ``n`` (1 to MAX_DIGITS) lower-case hexadecimal digits; say where there are as many."""
+    first = min(n, 8)
+    value, good = _eight_hex(column(words, offset), first)
     if n > 8:
-        good &= first_bytes(_not_hex(column(words, offset + 8)), n - 8) == 0
-    return good
-
-
-def hexadecimal(words: Words, offset: int, n: int) -> U64Array:
-    """Read ``n`` (1 to MAX_DIGITS) digits that :func:`is_hexadecimal` found at ``offset``."""
-    value = _eight_hex(column(words, offset), min(n, 8))
-    if n > 8:
-        value = (value << _U(4 * (n - 8))) | _eight_hex(column(words, offset + 8), n - 8)
-    return value
+        low, is_low = _eight_hex(column(words, offset + 8), n - 8)
+        value = (value << _U(4 * (n - 8))) | low
+        good &= is_low
+    return value, good
 
 
 def _leading_zero_bytes(words: U64Array) -> U64Array:
@@ -159,23 +157,18 @@ def _not_decimal(words: U64Array) -> U64Array:
     return ((words & _HIGH_NIBBLES) ^ _ZEROS) | carry
 
 
-def _not_hex(words: U64Array) -> U64Array:
-    """Words whose bytes are zero where there is a lower-case hexadecimal digit."""
-    low = words & _LOW_NIBBLES
+def _eight_hex(words: U64Array, n: int) -> tuple[U64Array, BoolArray]:
+    """The value of the first ``n`` (1 to 8) hexadecimal digits, and whether they are."""
     letter = (words >> _U(6)) & _ONES
-    # High nibble 3 for a digit, 6 for a letter; a digit's low nibble is at most 9,
-    # a letter's between 1 and 6.
-    wrong = (words & _HIGH_NIBBLES) ^ (_ZEROS + letter * _U(0x30))
-    wrong |= (low + _SIXES + letter * _U(3)) & _CARRY
-    wrong |= (letter << _U(4)) & ~(low + _LOW_NIBBLES) & _CARRY
-    return wrong
-
-
-def _eight_hex(words: U64Array, n: int) -> U64Array:
-    """The value of the first ``n`` (1 to 8) hexadecimal digits of each word."""
-    nibbles = (words & _LOW_NIBBLES) + ((words >> _U(6)) & _ONES) * _U(9)
+    nibbles = (words & _LOW_NIBBLES) + letter * _U(9)
+    # Written as digits again, they must be what they were read from: no other byte gives
+    # a number below 16 that is written like it.
+    letter = ((nibbles + _SIXES) >> _U(4)) & _ONES
+    wrong = (nibbles + _ZEROS + letter * _U(ord("a") - ord("9") - 1)) ^ words
+    wrong |= nibbles & _HIGH_NIBBLES
+    good: BoolArray = first_bytes(wrong, n) == 0
     w = nibbles << _U(64 - 8 * n) if n < 8 else nibbles
     w = ((w << _U(4)) | (w >> _8)) & _U(0x00FF00FF00FF00FF)
     w = ((w << _8) | (w >> _U(16))) & _U(0x0000FFFF0000FFFF)
-    made: U64Array = ((w << _U(16)) | (w >> _U(32))) & _U(0x00000000FFFFFFFF)
-    return made
+    value: U64Array = ((w << _U(16)) | (w >> _U(32))) & _U(0x00000000FFFFFFFF)
+    return value, good

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from tdxtrace.ingest.bytewise import At, Text
 from tdxtrace.ingest.knowledge import Knowledge
 from tdxtrace.ingest.layouts import Heads, read_heads
 from tdxtrace.ingest.raw import BoolArray, I32Array, I64Array, RawEvents, U64Array, concatenate
+from tdxtrace.ingest.stream import SPARE_BYTES
 
 
 @dataclass(slots=True)
@@ -76,11 +78,15 @@ def _of_layout(
     in_irq, good = knowledge.in_irq(heads.flags)
     event, args = knowledge.events_of(text, heads.at)
     good &= event >= 0
-    own = np.flatnonzero(good & has_fields[np.maximum(event, 0)])
+    size = text.ends[heads.rows] - args + 1
+    own = np.flatnonzero(good & has_fields[event])  # -1 is the last one, and not good
     fields = _Fields(len(own))
-    matched = _fill(text, knowledge, event[own], args[own], fields)
+    matched = _fill(text, knowledge, event[own], args[own], size[own], fields)
     good[own[~matched]] = False
-    kept = own[matched]
+    # Most often every line was read: then nothing is copied.
+    every = slice(None)
+    kept = every if len(own) == len(event) and matched.all() else own[matched]
+    mine = every if matched.all() else matched
     events = RawEvents(
         heads.rows[kept].astype(np.int64),
         heads.ts_ns[kept],
@@ -89,28 +95,35 @@ def _of_layout(
         heads.cpu[kept],
         in_irq[kept],
         event[kept],
-        {slot: column[matched] for slot, column in fields.values.items()},
-        {slot: column[matched] for slot, column in fields.present.items()},
+        {slot: column[mine] for slot, column in fields.values.items()},
+        {slot: column[mine] for slot, column in fields.present.items()},
     )
     comm = (heads.comm[0][kept], heads.comm[1][kept])
-    rows = heads.rows[good]
+    read = every if good.all() else good
+    rows = heads.rows[read]
     seen = frozenset([digits] if len(rows) else [])
-    return Parsed(events, comm, rows, event[good], heads.cpu[good], heads.ts_ns[good], seen)
+    return Parsed(events, comm, rows, event[read], heads.cpu[read], heads.ts_ns[read], seen)
 
 
 def _fill(
-    text: Text, knowledge: Knowledge, event: I32Array, args: At, fields: _Fields
+    text: Text, knowledge: Knowledge, event: I32Array, args: At, size: At, fields: _Fields
 ) -> BoolArray:
     """Read the arguments of lines; return which of them fitted a shape of their event."""
     done = np.zeros(len(args), np.bool_)
-    order = np.argsort(event.astype(np.uint16), kind="stable")
-    sorted_events = event[order]
-    for number, templates in knowledge.templates.items():
-        first, last = np.searchsorted(sorted_events, [number, number + 1])
+    # Shapes have a length: lines of one event and one length have mostly one shape.
+    size = np.minimum(size, SPARE_BYTES).astype(np.int32)
+    key = event * np.int32(SPARE_BYTES + 1) + size
+    order = np.argsort(
+        key.astype(np.uint16) if key.max(initial=0) < 1 << 16 else key, kind="stable"
+    )
+    ordered = key[order]
+    bounds = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
+    for first, last in itertools.pairwise(bounds):
         rows = order[first:last]
-        for template in templates:
-            if not len(rows):
-                break
+        if not len(rows):
+            continue
+        kind = int(event[rows[0]]), int(size[rows[0]])
+        for template in knowledge.templates.get(kind, ()):
             good, values = template.match(text, args[rows])
             every = bool(good.all())
             fitted = rows if every else rows[good]
@@ -119,7 +132,9 @@ def _fill(
             for slot, constant in template.constants:
                 fields.put(fitted, slot, constant)
             done[fitted] = True
-            rows = rows[:0] if every else rows[~good]
+            if every:
+                break
+            rows = rows[~good]
     return done
 
 

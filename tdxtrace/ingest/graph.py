@@ -15,6 +15,7 @@ from tdxtrace.ingest.fields import Fields
 from tdxtrace.ingest.lines import Line, Vocabulary, to_raw
 from tdxtrace.ingest.raw import UNKNOWN, RawEvents
 from tdxtrace.ingest.shapes import Head
+from tdxtrace.ingest.stream import Block
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.vocabulary import KEYS, Event, Role, functions
 from tdxtrace.tables.text import one_line
@@ -52,11 +53,11 @@ class GraphReader:
     has_integer_clock: bool = False
     _running: dict[int, tuple[str, int]] = field(default_factory=dict)
 
-    def read_blocks(self, blocks: Iterable[bytes]) -> Iterator[RawEvents]:
+    def read_blocks(self, blocks: Iterable[Block]) -> Iterator[RawEvents]:
         """Yield the calls of each block of whole lines."""
         for block in blocks:
             first = self.tally.n_lines + 1
-            lines = block.split(b"\n")[:-1]
+            lines = block.tobytes().split(b"\n")[:-1]
             self.tally.n_lines += len(lines)
             calls = (self.line(number, text) for number, text in enumerate(lines, first))
             yield to_raw([call for call in calls if call is not None])

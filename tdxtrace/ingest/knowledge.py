@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest import bytewise
-from tdxtrace.ingest.bytewise import At, Text
+from tdxtrace.ingest.bytewise import At, Text, Words
 from tdxtrace.ingest.layouts import Layout, layout_of
 from tdxtrace.ingest.raw import BoolArray, I32Array, U64Array
 from tdxtrace.ingest.templates import Template
@@ -20,7 +21,13 @@ _NAME_WORDS: Final = 6
 # Layouts and shapes that are tried on every line; a capture has a few.
 _MAX_LAYOUTS: Final = 8
 _MAX_TEMPLATES: Final = 32
+# Of them, those that hold addresses as they were: more, and the addresses do change.
+_MAX_NARROW: Final = 12
 _MAX_NAMES: Final = 4096
+# First bytes of an event's text by which it is recognised, and how many such are kept: a
+# name, and after it what is the same in many lines, as the address of a function.
+_BEGIN_WORDS: Final = 4
+_MAX_BEGINNINGS: Final = 256
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: Knuth, TAOCP 6.4
 _8: Final = np.uint64(8)
 
@@ -30,8 +37,8 @@ class Knowledge:
     """Learned from lines that the general path has read; grows while reading."""
 
     layouts: list[Layout] = field(default_factory=list)
-    templates: dict[int, list[Template]] = field(default_factory=dict)
-    """For each event, the shapes of its arguments."""
+    templates: dict[tuple[int, int], list[Template]] = field(default_factory=dict)
+    """For each event and length of its arguments, their shapes."""
     flags: dict[int, int] = field(default_factory=dict)
     """Flag characters as a word: whether they mean hard interrupt context."""
     names: dict[int, int] = field(default_factory=dict)
@@ -39,14 +46,18 @@ class Knowledge:
     spellings: dict[int, bytes] = field(default_factory=dict)
     """The name behind each hash, so that two names cannot pass for one."""
 
+    beginnings: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Hash of the first bytes of an event's text: the event, and where its arguments begin."""
+
     def copy(self) -> Knowledge:
         """What is known now: a thread may use it while more is learned."""
         return Knowledge(
             list(self.layouts),
-            {event: list(shapes) for event, shapes in self.templates.items()},
+            {key: list(shapes) for key, shapes in self.templates.items()},
             dict(self.flags),
             dict(self.names),
             self.spellings,
+            dict(self.beginnings),
         )
 
     def learn_head(self, line: bytes, flags: str, in_irq: int) -> bool:
@@ -71,10 +82,31 @@ class Knowledge:
         self.names[key] = event
         return True
 
-    def learn_template(self, event: int, template: Template | None) -> bool:
-        """Learn a shape of an event's arguments; return whether it was new."""
-        known = self.templates.setdefault(event, [])
-        if template is None or template in known or len(known) >= _MAX_TEMPLATES:
+    def learn_beginning(self, line: bytes, event: int, args_at: int) -> None:
+        """Learn how the text of an event begins, if its arguments are reached by then."""
+        layout = layout_of(line)
+        if layout is None or len(self.beginnings) >= _MAX_BEGINNINGS:
+            return
+        text = line[layout.event :][: 8 * _BEGIN_WORDS]
+        if args_at - layout.event < len(text) == 8 * _BEGIN_WORDS:
+            words = np.frombuffer(text, "<u8").reshape(-1, 1)
+            self.beginnings.setdefault(int(_begin(words)[0]), (event, args_at - layout.event))
+
+    def learn_template(
+        self, event: int, n_bytes: int, make: Callable[[bool], Template | None]
+    ) -> bool:
+        """Learn a shape of an event's arguments; return whether it was new.
+
+        Args:
+            event: Which.
+            n_bytes: Length of its arguments, with the newline.
+            make: Gives the shape; is told whether it shall be narrow.
+        """
+        known = self.templates.setdefault((event, n_bytes), [])
+        if len(known) >= _MAX_TEMPLATES:
+            return False
+        template = make(len(known) < _MAX_NARROW)
+        if template is None or template in known:
             return False
         known.append(template)
         return True
@@ -85,7 +117,29 @@ class Knowledge:
         Returns:
             Places in the vocabulary, -1 where the name is not known; and offsets.
         """
-        key, length = _hashes(text, at)
+        words = text.load(at, _NAME_WORDS)
+        event, length = self._by_beginning(words)
+        args = at + length
+        rest = np.flatnonzero(event < 0)
+        if len(rest):
+            event[rest], args[rest] = self._by_name(text, at[rest], words[:, rest])
+        return event, args
+
+    def _by_beginning(self, words: Words) -> tuple[I32Array, At]:
+        """Events and offsets of their arguments by the first bytes; -1 where not known."""
+        n = words.shape[1]
+        if not self.beginnings:
+            return np.full(n, -1, np.int32), np.zeros(n, np.intp)
+        known = np.array(sorted(self.beginnings), np.uint64)
+        key = _begin(words)
+        place = np.searchsorted(known[1:], key, side="right")
+        event = np.array([self.beginnings[int(k)][0] for k in known], np.int32)[place]
+        length = np.array([self.beginnings[int(k)][1] for k in known], np.intp)[place]
+        event[known[place] != key] = -1
+        return event, length
+
+    def _by_name(self, text: Text, at: At, words: Words) -> tuple[I32Array, At]:
+        key, length = _hashes(words)
         known = np.array(sorted(self.names), np.uint64)
         events = np.array([self.names[int(k)] for k in known], np.int32)
         if not len(known):
@@ -107,9 +161,16 @@ class Knowledge:
         return meaning[place], known[place] == flags
 
 
-def _hashes(text: Text, at: At) -> tuple[U64Array, U64Array]:
-    """Hash and length of the word at each place, up to a blank; hash 0 if it is too long."""
-    words = text.load(at, _NAME_WORDS)
+def _begin(words: Words) -> U64Array:
+    """Hash of the first bytes at each place."""
+    key: U64Array = words[0] * _MIX
+    for word in words[1:_BEGIN_WORDS]:
+        key = ((key ^ (key >> np.uint64(29))) + word) * _MIX
+    return key
+
+
+def _hashes(words: Words) -> tuple[U64Array, U64Array]:
+    """Hash and length of the name that each run of words begins with; hash 0 if it is too long."""
     n = bytewise.token_length(words[0])
     key, length, going = _mixed(np.uint64(0), bytewise.keep(words[0], n)), n, n == _8
     for word in words[1:]:
@@ -128,5 +189,5 @@ def _mixed(key: U64Array | np.uint64, word: U64Array) -> U64Array:
 
 
 def _hash_of(token: bytes) -> int:
-    text = Text(token + b"\n")
-    return int(_hashes(text, text.starts)[0][0])
+    words = np.frombuffer(token.ljust(8 * _NAME_WORDS), "<u8").reshape(-1, 1)
+    return int(_hashes(words)[0][0])

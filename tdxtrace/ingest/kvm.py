@@ -61,7 +61,8 @@ class Entries:
             seen[name] = batch.has(name)[last] & ended
         columns["immediate_exit"] = batch.value("immediate_exit")[first] != 0
         seen["immediate_exit"] = batch.has("immediate_exit")[first] & has_start
-        return frame(VM_ENTRIES, n, columns, seen).sort("seq")
+        made = frame(VM_ENTRIES, n, columns, seen)
+        return made.sort("seq") if len(alone) or len(orphan) else made
 
 
 def page_faults(raw: RawEvents, source: int) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 from tdxtrace.ingest import bytewise
 from tdxtrace.ingest.bytewise import At, Text, Words
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I32Array, I64Array, U64Array
+from tdxtrace.ingest.stream import SPARE_BYTES
 
 # A name takes 16 columns, right-aligned ("%16s-%-7d" of the kernel, "%16s-%-5d" of
 # trace-cmd, "%16s %5d" of perf): where it is longer or unpadded, a line goes the
@@ -111,7 +112,7 @@ def layout_of(line: bytes) -> Layout | None:
     )
     fits = found.end("tid") - found.start("tid") <= _TID_BYTES
     fits &= found["tgid"] is None or len(found["tgid"]) == _TGID_BYTES + 3
-    return made if fits and 8 * made.words <= bytewise.PADDING else None
+    return made if fits and 8 * made.words <= SPARE_BYTES else None
 
 
 def read_heads(text: Text, rows: At, layout: Layout) -> Heads:

@@ -61,8 +61,8 @@ def bare_return() -> pl.Expr:
 
 def _first_of_threads(rows: pl.DataFrame) -> pl.DataFrame:
     when = pl.coalesce("start_ns", "end_ns")
-    known = rows.filter(_TID.is_not_null()).sort(when, "seq")
-    return known.unique(subset="tid", keep="first", maintain_order=True)
+    first = rows.filter(_TID.is_not_null() & (when == when.min().over("tid")))
+    return first.sort("seq").unique(subset="tid", keep="first")
 
 
 def _unmapped_before(seamcalls: pl.DataFrame) -> bool:

@@ -16,7 +16,7 @@ from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
 from tdxtrace.ingest.recognise import checked, recognise, voted
-from tdxtrace.ingest.stream import Stream, open_stream
+from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import TextReader
 from tdxtrace.ingest.vocabulary import mapping_of
@@ -141,18 +141,18 @@ def _read_stream(stream: Stream, number: int, options: ReadOptions) -> _Part:
     return _Part(tables, _source(path, name, stream, lines, tally, header))
 
 
-def _head(blocks: Iterator[bytes]) -> bytes:
+def _head(blocks: Iterator[Block]) -> bytes:
     """Take blocks until there is an event line in them: a pipe may give one line at a time."""
     head = b""
     for block in blocks:
-        head += block
+        head += block.tobytes()
         if len(head) >= _HEADER_BYTES or voted(head):
             break
     return head
 
 
-def _each(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first.removeprefix(_BOM)
+def _each(first: bytes, rest: Iterator[Block]) -> Iterator[Block]:
+    yield block_of([first.removeprefix(_BOM)])
     yield from rest
 
 

@@ -12,6 +12,7 @@ from tdxtrace.ingest import bytewise
 from tdxtrace.ingest.bytewise import At, Text
 from tdxtrace.ingest.fields import Fields
 from tdxtrace.ingest.raw import BoolArray, U64Array
+from tdxtrace.ingest.stream import SPARE_BYTES
 
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
 # Sixteen digits would be bare hexadecimal: fields.to_word.
@@ -36,6 +37,8 @@ class Template:
     Numbers of other lengths make another template; a capture has a few of each.
     """
 
+    n_bytes: int
+    """Length of the arguments with the newline."""
     masks: tuple[np.uint64, ...]
     literals: tuple[np.uint64, ...]
     """Words of the text, zero where ``masks`` is."""
@@ -44,7 +47,7 @@ class Template:
     """Fields whose value follows from the literals, such as a symbolic exit reason."""
 
     def match(self, text: Text, at: At) -> tuple[BoolArray, dict[str, U64Array]]:
-        """Read the arguments that begin at ``at``.
+        """Read arguments of ``n_bytes`` that begin at ``at``.
 
         Returns:
             Which of them have exactly this shape, and the numbers of those, by slot.
@@ -54,30 +57,33 @@ class Template:
         for word, mask, literal in zip(words, self.masks, self.literals, strict=True):
             differs |= (word ^ literal) & mask
         good = differs == 0
-        for number in self.numbers:
-            if number.base == 16:
-                good &= bytewise.is_hexadecimal(words, number.offset, number.n_digits)
         values: dict[str, U64Array] = {}
         for number in self.numbers:
-            if number.base == 10:
-                value, is_number = bytewise.decimal(words, number.offset, number.n_digits)
-                good &= is_number
-            elif number.slot is not None:
-                value = bytewise.hexadecimal(words, number.offset, number.n_digits)
+            read = bytewise.hexadecimal if number.base == 16 else bytewise.decimal
+            value, is_number = read(words, number.offset, number.n_digits)
+            good &= is_number
             if number.slot is not None:
                 values[number.slot] = value
         return good, values
 
 
-def template_of(args: str, fields: Fields) -> Template | None:
+def template_of(args: str, fields: Fields, is_narrow: bool) -> Template | None:
     """Return the shape of ``args``, from what the general path read in it.
 
-    None where a number is written in a way that the numbers of other lines could
-    not be told apart from: bare hexadecimal, signed, or upper case.
+    Args:
+        args: The text after the event's name.
+        fields: What was read in it, and where.
+        is_narrow: Whether numbers that nothing needs must be the same in other lines:
+            addresses of code seldom change, and literal bytes are the quickest to compare.
+
+    Returns:
+        None where a number is written in a way that the numbers of other lines could
+        not be told apart from: bare hexadecimal, signed, or upper case.
     """
     numbers: list[Number] = []
     spans: list[tuple[int, int, str | None]] = [(*span, s) for s, span in fields.spans.items()]
-    spans += [(*span, None) for span in fields.skips]
+    if not is_narrow:
+        spans += [(*span, None) for span in fields.skips]
     done = 0
     for start, end, slot in sorted(spans, key=lambda span: span[:2]):
         text = args[start:end]
@@ -92,10 +98,10 @@ def template_of(args: str, fields: Fields) -> Template | None:
     for number in numbers:
         place = slice(number.offset, number.offset + number.n_digits)
         data[place] = mask[place] = bytes(number.n_digits)
-    if len(data) + 8 > bytewise.PADDING:
+    if len(data) + 8 > SPARE_BYTES:
         return None
     constants = tuple((s, v) for s, v in fields.values.items() if s not in fields.spans)
-    return Template(_words(mask), _words(data), tuple(numbers), constants)
+    return Template(len(data), _words(mask), _words(data), tuple(numbers), constants)
 
 
 def _words(data: bytearray) -> tuple[np.uint64, ...]:

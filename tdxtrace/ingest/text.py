@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,12 +17,13 @@ from tdxtrace.ingest.fast import Parsed
 from tdxtrace.ingest.knowledge import Knowledge
 from tdxtrace.ingest.lines import Line, LineReader, Quick, in_irq, to_raw
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, U64Array, concatenate
-from tdxtrace.ingest.stream import MAX_LINE_BYTES
+from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, block_of
 from tdxtrace.ingest.templates import template_of
 
-# Blocks parsed side by side.  numpy lets go of the interpreter while it computes,
-# but not between its calls: more threads than this gained nothing.
-_WORKERS: Final = 2
+# Blocks parsed while others are decoded.  numpy lets go of the interpreter while it
+# computes, but not between its calls: a second thread gained nothing
+# (tests/bench/ingest_text.py).
+_WORKERS: Final = 1
 # Lines that are read one by one before the fast path is asked again, so that one
 # new event name does not send a whole block the slow way.
 _LESSON: Final = 64
@@ -48,7 +50,7 @@ class TextReader:
     _keys: U64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Hashes of the threads and names that were noted."""
 
-    def read(self, blocks: Iterator[bytes]) -> Iterator[RawEvents]:
+    def read(self, blocks: Iterator[Block]) -> Iterator[RawEvents]:
         """Yield the events of each block; blocks are parsed ahead in threads."""
         with ThreadPoolExecutor(_WORKERS, "tdxtrace-text") as pool:
             ahead: list[_Block] = []
@@ -59,9 +61,7 @@ class TextReader:
             for waiting in ahead:
                 yield self._finish(waiting)
 
-    def _submit(self, pool: ThreadPoolExecutor, block: bytes) -> _Block:
-        if b"\r" in block:
-            block = block.replace(b"\r\n", b"\n")
+    def _submit(self, pool: ThreadPoolExecutor, block: Block) -> _Block:
         work = pool.submit(_parse, block, self.knowledge.copy(), self._has_fields())
         return _Block(work, self._lessons)
 
@@ -105,8 +105,10 @@ class TextReader:
         new |= self.knowledge.learn_name(head.event.encode("latin-1") + b":", index)
         if event.kind not in _NOT_ROWS:
             fields = self.lines.understood(event, head.args)
-            shape = None if fields is None else template_of(head.args, fields)
-            new |= self.knowledge.learn_template(index, shape)
+            if fields is not None:
+                make = partial(template_of, head.args, fields)
+                new |= self.knowledge.learn_template(index, len(head.args) + 1, make)
+        self.knowledge.learn_beginning(line, index, head.args_at)
         self._lessons += new
         return new
 
@@ -159,8 +161,10 @@ class TextReader:
                 self.lines.tally.threads[tid, comm] = tgid
 
 
-def _parse(block: bytes, knowledge: Knowledge, has_fields: BoolArray) -> tuple[Text, Parsed, At]:
+def _parse(block: Block, knowledge: Knowledge, has_fields: BoolArray) -> tuple[Text, Parsed, At]:
     text = Text(block)
+    if (text.data[text.ends - 1] == ord("\r")).any():
+        text = Text(block_of([block.tobytes().replace(b"\r\n", b"\n")]))
     return text, *fast.parse(text, knowledge, has_fields)
 
 

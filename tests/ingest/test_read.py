@@ -636,13 +636,13 @@ def obeys(text: bytes, **options: Any) -> None:  # noqa: ANN401
     assert message.isprintable()
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.lists(st.one_of(lines, lines, damaged()), min_size=1, max_size=40).map(b"".join))
 def test_any_mixture_of_lines_is_accounted_for(text: bytes) -> None:
     obeys(text)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.lists(st.one_of(lines, damaged()), min_size=1, max_size=30).map(b"".join),
     st.sampled_from(
@@ -653,7 +653,7 @@ def test_any_mixture_of_lines_is_accounted_for_in_any_format(text: bytes, form: 
     obeys(text, input_format=form)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.lists(damaged(), max_size=10), st.integers(1, 200))
 def test_a_long_file_with_damaged_lines_is_accounted_for(
     seed: int, odd: list[bytes], n: int
@@ -670,7 +670,7 @@ def test_a_long_file_with_damaged_lines_is_accounted_for(
     obeys(text[: len(text) - luck.randrange(80)])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_trace_or_one_clear_line(data: bytes) -> None:
     obeys(data or b"\n")

@@ -54,7 +54,7 @@ def blocks_of(data: bytes, folder: Path) -> tuple[bytes, str]:
     path = folder / "x"
     path.write_bytes(data)
     stream = open_stream(str(path))
-    return b"".join(stream.blocks()), stream.truncated
+    return b"".join(block.tobytes() for block in stream.blocks()), stream.truncated
 
 
 @pytest.mark.parametrize("kind", PACK)
@@ -125,8 +125,8 @@ def test_a_packed_nothing_is_no_trace(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PACKED)
 def test_a_bomb_is_read_in_bounded_memory(kind: str, tmp_path: Path) -> None:
-    """A line of 300 MB of one letter packs into some kilobytes."""
-    letters = 300 << 20
+    """A line of 200 MB of one letter packs into some kilobytes."""
+    letters = 200 << 20
     path = tmp_path / "bomb"
     path.write_bytes(_bomb(kind, letters))
     assert path.stat().st_size < letters // 500
@@ -138,7 +138,7 @@ def test_a_bomb_is_read_in_bounded_memory(kind: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert trace.provenance.sources[0].n_lines == 3
     assert lost(trace) == {"unparsed": 1}
-    assert peak < 256 << 20
+    assert peak < 170 << 20
 
 
 def _bomb(kind: str, letters: int) -> bytes:
@@ -227,7 +227,7 @@ def test_pieces_of_any_size_make_the_same_text(kind: str, sizes: list[int], memb
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
         stream = open_stream("-")
-        assert b"".join(stream.blocks()) == text * members
+        assert b"".join(block.tobytes() for block in stream.blocks()) == text * members
         assert (stream.truncated, stream.n_bytes) == ("", len(data))
 
 
