@@ -63,9 +63,11 @@ def contradictions(threads: Threads, rows: Index, joined: Flags) -> Flags:
 
 def _values(threads: Threads, column: str) -> tuple[Times, Flags]:
     """A column's values, and where it was captured and tells requests apart."""
-    known = threads.frame[column].is_not_null().to_numpy()
-    value = threads.frame[column].fill_null(0).to_numpy()
-    return value, known & np.isin(threads.leaf, _users(column))
+    if column not in threads.named:
+        known = threads.frame[column].is_not_null().to_numpy()
+        value = threads.frame[column].fill_null(0).to_numpy()
+        threads.named[column] = value, known & np.isin(threads.leaf, _users(column))
+    return threads.named[column]
 
 
 def in_request(column: str) -> pl.Expr:

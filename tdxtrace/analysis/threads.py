@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,12 @@ IPI_LEAVES: Final = ("TDH.VP.FLUSH", "TDH.PHYMEM.CACHE.WB")
 NONE: Final = -1
 _LOW: Final = np.iinfo(np.int64).min
 
+# What the chains need of a call, besides what is computed here.
+_COLUMNS: Final = (
+    *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page"),
+    *("start_ns", "end_ns", "status"),
+)
+
 Index = NDArray[np.intp]
 
 
@@ -37,6 +43,8 @@ class Threads:
     """Running count of silences in which events may have been lost, up to each call."""
     began_midway: bool
     """Whether the trace says that calls were going on when it began."""
+    named: dict[str, tuple[Times, Flags]] = field(default_factory=dict)
+    """Columns that tell requests apart, as ``requests`` reads them."""
 
     def previous(self, among: Index) -> Index:
         """Row before each of ``among`` in its thread, of these rows; NONE if none."""
@@ -63,19 +71,16 @@ def ordered(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> Threads:
     by_cpu = pl.col("in_irq").fill_null(pl.col("leaf").is_in(numbers_of(IPI_LEAVES)))
     cpu = pl.col("cpu").cast(pl.Int64)
     owner = pl.when((by_cpu | pl.col("tid").is_null()) & cpu.is_not_null()).then(-2 - cpu)
-    frame = (
-        calls.with_columns(
-            owner=owner.otherwise(pl.col("tid").cast(pl.Int64)).fill_null(NONE),
-            begins=pl.coalesce("start_ns", "end_ns"),
-            ends=pl.coalesce("end_ns", "start_ns"),
-            retryable=is_retryable(pl.col("status")).fill_null(False),
-        )
-        .sort("owner", "begins", "seq")
-        .with_columns(
-            first_cpu=pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(gaps.NO_CPU),
-            last_cpu=cpu.fill_null(gaps.NO_CPU),
-        )
+    frame = calls.select(
+        *_COLUMNS,
+        owner=owner.otherwise(pl.col("tid").cast(pl.Int64)).fill_null(NONE),
+        begins=pl.coalesce("start_ns", "end_ns"),
+        ends=pl.coalesce("end_ns", "start_ns"),
+        retryable=is_retryable(pl.col("status")).fill_null(False),
+        first_cpu=pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(gaps.NO_CPU),
+        last_cpu=cpu.fill_null(gaps.NO_CPU),
     )
+    frame = frame[frame.select(pl.arg_sort_by("owner", "begins", "seq")).to_series()]
     owners = frame["owner"].to_numpy()
     first = np.ones(len(owners), np.bool_)
     first[1:] = owners[1:] != owners[:-1]

@@ -77,6 +77,22 @@ def test_a_loss_without_any_time_is_no_window() -> None:
     assert not hit(windows, 1, -(10**18), 10**18)
 
 
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [(1, 0, 100), (1, 10, 20)],
+        [(1, 0, 50), (1, 20, 100), (1, 60, 70)],
+        [(1, None, None), (1, 10, 20), (1, 0, 100), (1, 15, 16)],
+        [(1, None, 100), (1, 10, 20)],
+        [(1, 10, None), (1, 15, 20)],
+    ],
+)
+def test_a_window_within_another_does_not_shorten_it(windows: list[Window]) -> None:
+    found = Windows(losses_of(windows), 0)
+    assert hit(found, 1, 80, 90)
+    assert hit(found, 1, 30, 40)
+
+
 @pytest.mark.parametrize("kind", ["lost_events", "overwritten", "buffer_full"])
 def test_kinds_that_hide_events_are_windows(kind: str) -> None:
     losses = losses_of([(1, 10, 20)], kind)

@@ -445,6 +445,23 @@ def test_the_td_is_filled_in_where_the_thread_or_its_process_used_one_only() -> 
     assert chains_of(two).filter(leaf=0)["td_id"].to_list() == [None]
 
 
+def test_time_orders_calls_and_not_the_place_in_the_file() -> None:
+    """perf script may print what each CPU recorded one after the other."""
+    told = story("B1@1 B1@2 S1@1")
+    by_cpu = told.seamcalls.with_columns(seq=pl.Series([2, 6, 4], dtype=pl.UInt64))
+    chains = RETRY_CHAINS.check(retry_chains(by_cpu, told.losses))
+    assert chains.select("first_seq", "last_seq", "n_attempts", "outcome").rows() == [
+        (2, 4, 3, "succeeded"),
+    ]
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_one_call_whose_process_was_printed_tells_the_chains(known: int) -> None:
+    told = story("B1 B1 S1")
+    told.calls[known]["tgid"] = 40
+    assert chains_of(told)["tgid"].to_list() == [40]
+
+
 def test_sources_are_kept_apart() -> None:
     told = story("B1 B1 S1")
     calls = told.seamcalls
@@ -515,6 +532,18 @@ def test_shifting_all_times_shifts_only_times(text: str, shift: int) -> None:
     moved = pl.col("start_ns", "end_ns") + shift
     later = retry_chains(told.seamcalls.with_columns(moved), told.losses.with_columns(moved))
     assert later.equals(chains_of(told).with_columns(moved))
+
+
+@few
+@given(whole_stories, st.integers(0, 99))
+def test_where_stamps_are_equal_the_order_of_lines_counts(text: str, seed: int) -> None:
+    """A clock of jiffies, or one that counts, gives many calls one time."""
+    told = story(text)
+    still = pl.col("start_ns", "end_ns") // 10**15
+    shuffled = told.seamcalls.with_columns(still).sample(fraction=1, shuffle=True, seed=seed)
+    chains = retry_chains(shuffled, told.losses)
+    timeless = ["first_seq", "last_seq", "tid", "leaf", "gpa", "n_attempts", "n_busy", "n_segments"]
+    assert chains.select(timeless).equals(chains_of(told).select(timeless))
 
 
 @few
