@@ -131,9 +131,10 @@ def _chains(thread: Threads, links: _Links, rows: Index) -> pl.DataFrame:
             closing["seq"].alias("last_seq"),
             "leaf",
             "tid",
-            closing["tgid"],
-            "td_id",
-            "vp_id",
+            *(
+                _first_known(thread.frame[c], rows, starts, ends)
+                for c in ("tgid", "td_id", "vp_id")
+            ),
             in_request("gpa"),
             in_request("level"),
             pl.col("begins").alias("start_ns"),
@@ -149,6 +150,17 @@ def _chains(thread: Threads, links: _Links, rows: Index) -> pl.DataFrame:
             pl.lit(None, pl.UInt64).alias("settled_seq"),
         )
     )
+
+
+def _first_known(column: pl.Series, rows: Index, starts: Index, ends: Index) -> pl.Series:
+    """The first value in each chain that was captured."""
+    if not column.null_count():
+        return column[rows[starts]]
+    known = np.where(column.is_not_null().to_numpy()[rows], np.arange(len(rows)), len(rows))
+    place = np.minimum.accumulate(known[::-1])[::-1][starts]
+    inside = place <= ends
+    value = column[rows[np.where(inside, place, 0)]]
+    return value.zip_with(pl.Series(inside), pl.Series([None], dtype=column.dtype))
 
 
 def _outcomes(
