@@ -46,7 +46,8 @@ app.command("analyze")(analyze.analyze_command)
 app.command("events")(table_commands.events_command)
 app.command("retry-chains")(table_commands.retry_chains_command)
 app.command("zero-steps")(table_commands.zero_steps_command)
-app.command("decode")(decode.decode_command)
+# A signed status word begins like an option.
+app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 
 
 def main() -> None:

@@ -72,13 +72,18 @@ def write_file(path: Path, data: bytes, force: bool) -> None:
     shown = one_line(str(path))
     if path.exists() and not force:
         raise InputError(f"{shown} exists; say --force to overwrite it")
+    made: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent or ".", delete=False) as file:
+            made = Path(file.name)
             file.write(data)
-        Path(file.name).chmod(0o666 & ~_umask())
-        Path(file.name).replace(path)
+        made.chmod(0o666 & ~_umask())
+        made.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {shown}: {error.strerror}") from None
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
 
 
 def write_folder(folder: Path, tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> None:

@@ -1,0 +1,224 @@
+"""Commands that print one table: events, retry-chains, zero-steps."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+from contracts import breaches
+from running import SAMPLES, answered, refused, tdxtrace
+from texts import ONE_CALL, line
+
+from tdxtrace.ingest.read import read_trace
+from tdxtrace.pipeline import analyze
+from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.findings import RETRY_CHAINS, ZERO_STEPS
+from tdxtrace.tables.schema import Table
+
+TABLES = {
+    "retry-chains": RETRY_CHAINS,
+    "zero-steps": ZERO_STEPS,
+    **{f"events {table.name}": table for table in EVENT_TABLES},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, and the table it prints."""
+
+    words: tuple[str | Path, ...]
+    table: Table
+    rows: pl.DataFrame
+
+
+@pytest.fixture(params=TABLES)
+def command(request: pytest.FixtureRequest, chains: Path, steps: Path) -> Command:
+    name: str = request.param
+    path = steps if name == "zero-steps" else chains
+    trace = read_trace(path)
+    verb, _, table = name.partition(" ")
+    if table:
+        return Command((verb, path, "--table", table), TABLES[name], trace.tables()[table])
+    rows = analyze(trace).tables()[TABLES[name].name]
+    return Command((verb, path), TABLES[name], rows)
+
+
+def test_parquet_is_the_table_itself(command: Command, tmp_path: Path) -> None:
+    assert pl.read_parquet(answered(*command.words, "--format", "parquet").stdout).equals(
+        command.rows
+    )
+    path = tmp_path / "t.parquet"
+    assert answered(*command.words, "--format", "parquet", "--output", path).stdout == b""
+    assert pl.read_parquet(path).equals(command.rows)
+
+
+def test_csv_has_a_header_and_every_row(command: Command) -> None:
+    done = answered(*command.words, "--format", "csv")
+    assert done.lines[0].split(",") == [column.name for column in command.table.columns]
+    rows = pl.read_csv(io.BytesIO(done.stdout), infer_schema_length=None)
+    assert rows.height == command.rows.height
+
+
+def test_json_is_an_array_of_rows_that_keep_the_contract(command: Command) -> None:
+    data = answered(*command.words, "--format", "json").stdout
+    assert data.endswith(b"\n")
+    rows = json.loads(data)
+    assert len(rows) == command.rows.height
+    assert breaches(command.table, rows) == []
+
+
+def test_a_table_on_the_screen_is_no_wider_than_it(command: Command) -> None:
+    for columns in (40, 80, 160):
+        done = answered(*command.words, "--limit", "9", columns=columns)
+        assert done.lines
+        assert max(map(len, done.lines)) <= columns
+        assert all(part.isprintable() for part in done.lines)
+
+
+def test_the_screen_shows_some_rows_and_says_how_many_more(chains: Path) -> None:
+    done = answered("events", chains, "--limit", "5")
+    assert len(done.lines) <= 8
+    n = read_trace(chains).seamcalls.height
+    assert f"{n - 5} more rows (--limit 0)" in done.text
+    whole = answered("events", chains, "--limit", "0", columns=200)
+    assert "more rows" not in whole.text
+    assert n <= len(whole.lines) <= n + 3
+
+
+def test_the_limit_is_for_the_screen_only(chains: Path) -> None:
+    data = answered("events", chains, "-n", "5", "--format", "csv").stdout
+    assert pl.read_csv(io.BytesIO(data)).height > 100
+
+
+def test_retry_chains_are_the_retried_ones_with_most_attempts_first(chains: Path) -> None:
+    rows = analyze(read_trace(chains)).retry_chains
+    done = answered("retry-chains", chains, "--limit", "0")
+    end = done.lines[0].index("n_attempts") + len("n_attempts")
+    attempts = [int(row[:end].split()[-1]) for row in done.lines[1:-1]]
+    retried = rows.filter(pl.col("n_busy") > 0)["n_attempts"]
+    assert attempts == sorted(retried, reverse=True)
+    whole = answered("retry-chains", chains, "--limit", "0", "--all")
+    assert len(whole.lines) - 2 == rows.height
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "cut"])
+def test_chains_can_be_chosen_by_outcome(outcome: str, chains: Path) -> None:
+    data = answered("retry-chains", chains, "--outcome", outcome, "--format", "csv").stdout
+    rows = analyze(read_trace(chains)).retry_chains.filter(pl.col("outcome") == outcome)
+    assert pl.read_csv(io.BytesIO(data))["outcome"].to_list() == [outcome] * rows.height
+    assert rows.height > 0
+
+
+@pytest.mark.parametrize("words", [("retry-chains",), ("events",)])
+@pytest.mark.parametrize(
+    "filters", [("--leaf", "TDH.VP.ENTER"), ("--since", "+0.002"), ("--until", "+0.002")]
+)
+def test_every_command_takes_the_same_filters(
+    words: tuple[str, ...], filters: tuple[str, ...], chains: Path
+) -> None:
+    whole = pl.read_parquet(answered(*words, chains, "--format", "parquet").stdout)
+    kept = pl.read_parquet(answered(*words, chains, *filters, "--format", "parquet").stdout)
+    assert 0 < kept.height < whole.height
+    assert kept.join(whole, on=kept.columns, how="anti", nulls_equal=True).is_empty()
+
+
+def test_a_vm_can_be_chosen_for_events(chains: Path) -> None:
+    (td,) = analyze(read_trace(chains)).retry_chains["td_id"].drop_nulls().unique()
+    data = answered("events", chains, "--vm", hex(td), "--format", "parquet").stdout
+    assert pl.read_parquet(data)["td_id"].drop_nulls().unique().to_list() == [td]
+    assert "no VM 0x1" in refused(2, "events", chains, "--vm", "0x1")
+
+
+@pytest.mark.parametrize("table", ["threads", "losses", "host_events"])
+def test_filters_of_time_do_no_harm_where_there_is_none(table: str) -> None:
+    answered("events", SAMPLES / "lost.txt.xz", "--table", table, "--since", "+0.01")
+
+
+def test_nothing_found_says_so(chains: Path) -> None:
+    assert "no rows" in answered("zero-steps", chains).text
+    assert "no rows" in answered("events", chains, "--table", "page_faults").text
+    assert answered("zero-steps", chains, "--format", "json").stdout == b"[]\n"
+
+
+# Files.
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_a_file_is_not_overwritten_unless_asked_for(form: str, tmp_path: Path, steps: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("mine")
+    words = ("zero-steps", steps, "--format", form, "--output", path)
+    assert "--force" in refused(1, *words)
+    assert path.read_text() == "mine"
+    assert answered(*words, "--force").stdout == b""
+    assert path.read_bytes() != b"mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_gets_what_the_screen_would_show(tmp_path: Path, steps: Path) -> None:
+    path = tmp_path / "out.txt"
+    answered("zero-steps", steps, "--output", path)
+    assert path.read_text() == answered("zero-steps", steps).text
+
+
+def test_files_obey_the_umask(tmp_path: Path, steps: Path) -> None:
+    path = tmp_path / "out.csv"
+    before = os.umask(0o027)
+    try:
+        answered("zero-steps", steps, "--format", "csv", "--output", path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_in_no_folder_is_told(tmp_path: Path, steps: Path) -> None:
+    words = ("zero-steps", steps, "--format", "csv", "--output", tmp_path / "no" / "out")
+    assert "cannot write" in refused(1, *words)
+
+
+def test_a_folder_is_not_overwritten_and_nothing_is_left_behind(
+    tmp_path: Path, steps: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "kept").write_text("mine")
+    words = ("zero-steps", steps, "--format", "csv", "--output", folder, "--force")
+    assert "cannot write" in refused(1, *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert [p.name for p in folder.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("events", "trace.txt", "--table", "nothing"),
+        ("events", "trace.txt", "--format", "xml"),
+        ("events", "trace.txt", "--limit", "-1"),
+        ("events",),
+        ("retry-chains", "trace.txt", "--outcome", "fine"),
+    ],
+)
+def test_words_that_do_not_exist_are_exit_status_2(words: tuple[str, ...]) -> None:
+    done = tdxtrace(*words)
+    assert done.status == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_tables_are_read_from_standard_input_too() -> None:
+    data = answered("events", "-", "--format", "json", stdin=ONE_CALL.encode()).stdout
+    assert [row["leaf"] for row in json.loads(data)] == [6]
+
+
+def test_raw_words_are_shown_in_hex_and_names_by_name(chains: Path) -> None:
+    text = answered("events", chains, "--limit", "9", columns=200).text
+    assert "exit EPT_VIOLATION" in text
+    assert "OPERAND_BUSY SEPT tree" in text
+    assert "0x100000000" in text
+    kvm = line("1.000001", "kvm_exit: vcpu 0 reason 0xffff FAILED_VMENTRY 0x7fff0000 rip 0x0")
+    told = answered("events", "-", "--table", "vm_entries", stdin=kvm.encode()).text
+    assert "FAILED_VMENTRY (-1)" in told

@@ -1,0 +1,30 @@
+"""Rows held against the published contracts, as a program in another language would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+
+from tdxtrace.tables.contract import render
+from tdxtrace.tables.schema import Table
+
+
+@cache
+def _validator(text: str) -> Any:  # noqa: ANN401 - the library has no types
+    schema = json.loads(text)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def breaches(table: Table, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say how rows break the contract of ``table``; also holds the contract against its own."""
+    validator = _validator(render(table))
+    return [
+        f"{'/'.join(map(str, error.path))}: {error.message}"
+        for row in rows
+        for error in validator.iter_errors(row)
+    ]
