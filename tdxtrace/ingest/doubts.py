@@ -13,7 +13,8 @@ from tdxtrace.tables.text import one_line
 def note(seamcalls: pl.DataFrame, tally: Tally, header: Header) -> None:
     """Add to ``tally`` the losses that no line of the input stands for."""
     _overwritten(tally, header)
-    _buffer_full(seamcalls, tally)
+    if not header.counts_losses:
+        _buffer_full(seamcalls, tally)
     _unpaired(seamcalls, tally)
 
 

@@ -11,11 +11,13 @@ import polars as pl
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest import doubts, levels
+from tdxtrace.ingest.binary import BINARY_FORMATS, open_data, open_reader
+from tdxtrace.ingest.clocks import TICK_CLOCKS
 from tdxtrace.ingest.decode import Decoder
 from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
-from tdxtrace.ingest.recognise import checked, recognise
+from tdxtrace.ingest.recognise import checked, recognise, recording
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Stream, open_stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.vocabulary import mapping_of
@@ -39,6 +41,15 @@ class ReadOptions:
     """Number that the kernel gives a 4K page; None: told by kernel version and values."""
     progress: Progress = field(default=lambda _path, _done, _size: None)
     """Called with the path, the bytes read so far and the size of the input, if known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    """What a source says of itself, and its clock where it does not say."""
+
+    header: Header
+    clock: str
+    resolution_ns: int
 
 
 @dataclass(slots=True)
@@ -101,31 +112,64 @@ def _read(path: str, number: int, options: ReadOptions) -> _Part:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     stream = open_stream(path)
+    name = wanted or recording(stream.peek())
+    tally, vocabulary = Tally(), Vocabulary(mappings)
+    decoder = Decoder(number, vocabulary.events, tally)
+    if name in BINARY_FORMATS:
+        clock = _read_binary(name, stream, vocabulary, decoder, options)
+    else:
+        name, clock = _read_text(wanted, stream, vocabulary, decoder, options)
+    tables = decoder.finish()
+    doubts.note(tables["seamcalls"], tally, clock.header)
+    if not any(table.height for table in tables.values()):
+        raise FormatError(doubts.nothing_in(one_line(path), tally))
+    tables["losses"] = tally.losses(number)
+    tables["threads"] = tally.thread_table(number)
+    return _Part(tables, _source(path, name, stream, tally, clock))
+
+
+def _read_binary(
+    name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
+) -> _Heading:
+    file = open_data(stream)
+    try:
+        reader = open_reader(name, file, vocabulary, decoder.tally)
+        for batch in reader.batches():
+            decoder.feed(batch)
+            options.progress(stream.path, reader.position, file.size)
+        if stream.truncated:
+            decoder.tally.note("truncated", None, stream.truncated)
+        return _Heading(reader.header(), "unnamed", 1)
+    finally:
+        file.close()
+
+
+def _read_text(
+    wanted: str | None,
+    stream: Stream,
+    vocabulary: Vocabulary,
+    decoder: Decoder,
+    options: ReadOptions,
+) -> tuple[str, _Heading]:
+    path, tally = stream.path, decoder.tally
     blocks = stream.blocks()
     first = next(blocks, b"")
     if not first.strip():
         raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
     name = wanted or recognise(first, one_line(path))
-    tally, vocabulary = Tally(), Vocabulary(mappings)
     reader: LineReader | GraphReader
     if name == "function-graph":
         reader = GraphReader(vocabulary, tally)
     else:
         reader = LineReader(name, vocabulary, tally)
-    decoder = Decoder(number, vocabulary.events, tally)
     for block in _each(first.removeprefix(_BOM), blocks):
         decoder.feed(reader.read(_numbered(block, tally)))
         options.progress(path, stream.n_bytes, stream.size)
-    header = read_header(first)
     if stream.truncated:
         tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
-    tables = decoder.finish()
-    doubts.note(tables["seamcalls"], tally, header)
-    if not any(table.height for table in tables.values()):
-        raise FormatError(doubts.nothing_in(one_line(path), tally))
-    tables["losses"] = tally.losses(number)
-    tables["threads"] = tally.thread_table(number)
-    return _Part(tables, _source(path, name, stream, reader, tally, header))
+    looks = "integer" if reader.has_integer_clock else "unnamed"
+    clock = "relative" if name in _RELATIVE else looks
+    return name, _Heading(read_header(first), clock, reader.resolution_ns or 1)
 
 
 def _each(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -147,16 +191,8 @@ def _because(stream: Stream) -> str:
     return f": {stream.truncated}" if stream.truncated else ""
 
 
-def _source(
-    path: str,
-    name: str,
-    stream: Stream,
-    reader: LineReader | GraphReader,
-    tally: Tally,
-    header: Header,
-) -> Source:
+def _source(path: str, name: str, stream: Stream, tally: Tally, heading: _Heading) -> Source:
     first_ns, last_ns = tally.span()
-    looks = "integer" if reader.has_integer_clock else "unnamed"
     return Source(
         path,
         name,
@@ -166,10 +202,10 @@ def _source(
         tally.n_headers,
         first_ns,
         last_ns,
-        header.clock or ("relative" if name in _RELATIVE else looks),
-        reader.resolution_ns or 1,
-        header.kernel,
-        header.tool,
+        heading.header.clock or heading.clock,
+        heading.resolution_ns,
+        heading.header.kernel,
+        heading.header.tool,
         dict(tally.events.most_common()),
     )
 
@@ -181,8 +217,10 @@ def _notes(sources: Sequence[Source]) -> tuple[str, ...]:
     notes = []
     for source in sources:
         where = one_line(source.path)
-        if source.clock == "integer":
-            notes.append(f"{where}: integer clock; times are in its ticks, shown as ns")
+        if source.clock in ("integer", *TICK_CLOCKS):
+            notes.append(f"{where}: {source.clock} clock; times are in its ticks, shown as ns")
+        if source.clock == "local":
+            notes.append(f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)")
         if source.format in _RELATIVE:
             notes.append(f"{where}: times count from the first event; cannot be merged by time")
     return tuple(notes)

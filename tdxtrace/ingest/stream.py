@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import sys
 import zlib
@@ -49,8 +50,18 @@ class Stream:
     """Bytes taken from the input so far, as stored."""
     size: int | None = None
     """Bytes of the input as stored, where it can be known."""
+    close: Callable[[], None] = lambda: None
+    """Closes the file, for one that is then opened in another way."""
     truncated: str = ""
     """Why the input ended early; empty if it did not."""
+
+    def peek(self) -> bytes:
+        """Return the first bytes without taking them; empty if there are none."""
+        for chunk in self.chunks:
+            self.chunks = itertools.chain([chunk], self.chunks)
+            if chunk:
+                return chunk
+        return b""
 
     def blocks(self) -> Iterator[bytes]:
         """Yield blocks of whole lines, each ended by a newline; overlong lines are cut to one."""
@@ -83,7 +94,8 @@ def open_stream(path: str) -> Stream:
         raise InputError(f"{shown} is a directory; name the trace file in it") from None
     except OSError as error:
         raise InputError(f"cannot read {shown}: {error.strerror}") from None
-    stream = Stream(path, "none", iter(()), size=size)
+    close = file.close if path != "-" else lambda: None
+    stream = Stream(path, "none", iter(()), size=size, close=close)
     head = _read(file, stream, shown)
     if not head:
         raise InputError(f"{shown} is empty; was tracing on while the TD ran?")

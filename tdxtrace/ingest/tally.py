@@ -28,6 +28,8 @@ _SEVERITY: Final = {
     "overwritten": "data_loss",
     "buffer_full": "data_loss",
     "truncated": "data_loss",
+    "damaged": "data_loss",
+    "unread": "data_loss",
 }
 _ADVICE: Final = {
     "noise": "none needed; record only the tdx and kvm events to make the file smaller",
@@ -40,6 +42,8 @@ _ADVICE: Final = {
     "lost_events": "use a larger buffer (buffer_size_kb, -b, -m) or record fewer events",
     "overwritten": "use a larger buffer_size_kb, or read trace_pipe while recording",
     "buffer_full": "use a larger buffer_size_kb; with overwrite off the newest events are dropped",
+    "damaged": "parts of the file cannot be what the kernel wrote; copy it again",
+    "unread": "these events were still in the kernel; stop tracing before the recorder ends",
     "truncated": "the input ends early; copy it again whole",
     "unparsed": "not a line of ftrace, trace-cmd or perf text; if it is, please report its shape",
     "undecoded": "the event's fields are missing or of another kernel; please report the line",
@@ -101,6 +105,23 @@ class Tally:
         gap = Entry("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
         self._open_gaps.append(gap)
+
+    def gap(
+        self,
+        cpu: int,
+        n_events: int | None,
+        line_no: int | None,
+        start_ns: int | None,
+        end_ns: int | None,
+    ) -> None:
+        """Record events lost on a CPU between two moments; ``line_no`` is the first after."""
+        self.gaps.append(Entry("lost_events", "", line_no, cpu, start_ns, end_ns, n_events))
+
+    def heard(self, cpu: int, first_ns: int, last_ns: int) -> None:
+        """Note from when to when a CPU was heard of."""
+        for place in (min(cpu, _MAX_CPUS), UNKNOWN):
+            self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
+            self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
 
     def see(self, cpu: I32Array, ts_ns: I64Array) -> None:
         """Note when each CPU was heard of; closes gaps that were open on it."""

@@ -21,6 +21,8 @@ LOSS_KINDS: Final = (
     "buffer_full",
     "started_midway",
     "truncated",
+    "damaged",
+    "unread",
     "unparsed",
     "undecoded",
     "unmapped",

@@ -1,0 +1,286 @@
+"""In which order did the events of all CPUs happen: pages in, rounds of events out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.formats import PageLayout
+from tdxtrace.ingest.gather import Block, Bytes, Places, block_of
+from tdxtrace.ingest.pages import PageEvents, PageHeads, page_heads, walk
+from tdxtrace.ingest.raw import I64Array, U64Array
+
+# Pages decoded at a time: enough to spread the cost of a numpy call over many
+# pages, few enough for their events to stay in a core's cache.
+ROUND_PAGES: Final = 2048
+_NEVER: Final = (1 << 63) - 1
+
+
+@dataclass(slots=True)
+class CpuPages:
+    """The pages of one CPU's buffer, as they lie in the recording."""
+
+    cpu: int
+    read: Callable[[int], Bytes]
+    """Gives the bytes of up to so many further whole pages; none at the end."""
+    correct: Callable[[U64Array], U64Array] | None = None
+    """What makes its stamps comparable with those of other CPUs, if they are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that the kernel dropped on a CPU; times in the clock's unit."""
+
+    cpu: int
+    n_events: int | None
+    after: int | None
+    """Stamp of the last event before."""
+    before: int | None
+    """Stamp of the first event after; None if there is none."""
+    rank: int
+    """Place in its round of the first event after."""
+
+
+@dataclass(slots=True)
+class Round:
+    """Events of all CPUs between two moments; every event is in one round."""
+
+    block: Block
+    at: Places
+    """Byte of the block at which each event's header begins: CPU by CPU."""
+    stamp: U64Array
+    cpu: NDArray[np.int32]
+    order: Places
+    """The events by time; those of one moment by CPU, then by place."""
+    gaps: list[Gap]
+
+
+@dataclass(slots=True)
+class _Window:
+    """Pages of one CPU that were read and not yet given out whole."""
+
+    source: CpuPages
+    layout: PageLayout
+    pages: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
+    start: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    has_more: bool = True
+    n_given: int = 0
+    """Events of the first page that were already given out."""
+    last_stamp: int | None = None
+    first_stamp: int | None = None
+    n_lost: int = 0
+    """Events lost before the next one; -1: an unknown number."""
+    n_damaged: int = 0
+
+    def fill(self, n_pages: int) -> None:
+        """Read pages until there are ``n_pages``, if there are so many."""
+        while self.has_more and len(self.start) < n_pages:
+            more = self.source.read(n_pages)
+            n_more = len(more) // self.layout.size
+            if not n_more:
+                self.has_more = False
+                return
+            more = more[: n_more * self.layout.size]
+            heads = page_heads(Block(more, self.layout.order), self.layout, n_more)
+            start = np.where(heads.sound, self.corrected(heads.start), np.uint64(0))
+            start = start.astype(np.int64)
+            before = self.start[-1:] if len(self.start) else np.zeros(1, np.int64)
+            # A page that seems to begin before the one in front of it is damaged:
+            # its events stay where they are in the recording.
+            start = np.maximum.accumulate(np.concatenate([before, start]))[1:]
+            self.pages = np.concatenate([self.pages, more])
+            self.start = np.concatenate([self.start, start])
+
+    def corrected(self, stamps: U64Array) -> U64Array:
+        """The stamps as all CPUs count them."""
+        if self.source.correct is None:
+            return stamps
+        return np.minimum(self.source.correct(stamps), np.uint64(_NEVER))
+
+    def drop(self, n_pages: int, n_given: int) -> None:
+        """Forget the first pages; of the next one, ``n_given`` events are done."""
+        self.pages = self.pages[n_pages * self.layout.size :]
+        self.start = self.start[n_pages:]
+        self.n_given = n_given
+
+
+@dataclass(slots=True)
+class Merge:
+    """Gives the events of all CPUs, in order, in rounds of bounded size."""
+
+    sources: list[CpuPages]
+    layout: PageLayout
+    round_pages: int = ROUND_PAGES
+    _windows: list[_Window] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._windows = [_Window(source, self.layout) for source in self.sources]
+
+    @property
+    def n_damaged(self) -> int:
+        """Pages so far of which something could not be read."""
+        return sum(window.n_damaged for window in self._windows)
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """CPU, first and last stamp of every buffer that had events so far."""
+        return [
+            (window.source.cpu, window.first_stamp, window.last_stamp)
+            for window in self._windows
+            if window.first_stamp is not None and window.last_stamp is not None
+        ]
+
+    def lost_at_end(self) -> list[Gap]:
+        """Losses after which no event came."""
+        return [
+            Gap(w.source.cpu, _count(w.n_lost), w.last_stamp, None, 0)
+            for w in self._windows
+            if w.n_lost
+        ]
+
+    def rounds(self) -> Iterator[Round]:
+        """Yield the events, round by round."""
+        budget = max(self.round_pages, 4 * len(self._windows))
+        share = max(2, -(-budget // max(1, len(self._windows))))
+        is_stuck = False
+        while True:
+            for window in self._windows:
+                window.fill(share)
+            taken = self._choose(budget)
+            if not sum(taken):
+                return
+            moment, limit = self._horizon(taken)
+            if is_stuck:
+                moment, limit = _NEVER, len(taken)
+            before = [(len(window.start), window.n_given) for window in self._windows]
+            made = self._decode(taken, moment, limit)
+            is_stuck = before == [(len(w.start), w.n_given) for w in self._windows]
+            if len(made.at):
+                yield made
+
+    def _choose(self, budget: int) -> list[int]:
+        """How many pages of each CPU to decode: those that begin first."""
+        bound = min((int(w.start[-1]) for w in self._windows if w.has_more), default=_NEVER)
+        starts = np.concatenate([w.start for w in self._windows] or [np.zeros(0, np.int64)])
+        owner = np.repeat(np.arange(len(self._windows)), [len(w.start) for w in self._windows])
+        first = np.argsort(starts, kind="stable")
+        n = min(budget, max(1, int(np.searchsorted(starts[first], bound, "left"))))
+        taken: list[int] = np.bincount(owner[first[:n]], minlength=len(self._windows)).tolist()
+        return taken
+
+    def _horizon(self, taken: list[int]) -> tuple[int, int]:
+        """Up to which moment, and of which CPUs that moment too, all events are at hand."""
+        left = [
+            (int(w.start[n]), place)
+            for place, (w, n) in enumerate(zip(self._windows, taken, strict=True))
+            if n < len(w.start)
+        ]
+        return min(left, default=(_NEVER, len(taken)))
+
+    def _decode(self, taken: list[int], moment: int, limit: int) -> Round:
+        size = self.layout.size
+        parts = [w.pages[: n * size] for w, n in zip(self._windows, taken, strict=True)]
+        block = Block(block_of(np.concatenate(parts).data), self.layout.order)
+        heads = page_heads(block, self.layout, sum(taken))
+        events = walk(block, self.layout, heads)
+        ends = np.concatenate([[0], np.cumsum(events.count)])
+        keep: list[slice] = []
+        gaps: list[Gap] = []
+        first, n_kept = 0, 0
+        for place, (window, n) in enumerate(zip(self._windows, taken, strict=True)):
+            if window.source.correct is not None:
+                mine = slice(int(ends[first]), int(ends[first + n]))
+                events.stamp[mine] = window.corrected(events.stamp[mine])
+            run = _Run(window, slice(first, first + n), heads, events, ends)
+            mine = run.give(moment + 1 if place <= limit else moment)
+            gaps += run.gaps(mine, n_kept)
+            run.finish(mine)
+            keep.append(mine)
+            first += n
+            n_kept += mine.stop - mine.start
+        return self._round(block, events, keep, gaps)
+
+    def _round(self, block: Block, events: PageEvents, keep: list[slice], gaps: list[Gap]) -> Round:
+        stamp = np.concatenate([events.stamp[mine] for mine in keep])
+        at = np.concatenate([events.at[mine] for mine in keep])
+        cpus = np.array([w.source.cpu for w in self._windows], np.int32)
+        cpu = np.repeat(cpus, [mine.stop - mine.start for mine in keep])
+        order = np.argsort(stamp, kind="stable")
+        if gaps:
+            rank = np.empty(len(order), np.intp)
+            rank[order] = np.arange(len(order))
+            gaps = [Gap(g.cpu, g.n_events, g.after, g.before, int(rank[g.rank])) for g in gaps]
+        return Round(block, at, stamp, cpu, order, gaps)
+
+
+def _count(n_lost: int) -> int | None:
+    return None if n_lost < 0 else n_lost
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The pages of one CPU in a round."""
+
+    window: _Window
+    pages: slice
+    heads: PageHeads
+    events: PageEvents
+    ends: Places
+    """Events up to and with each page of the round."""
+
+    def give(self, until: int) -> slice:
+        """Which events of it happened before the moment ``until`` and are not yet given."""
+        end = int(self.ends[self.pages.stop])
+        begin = min(int(self.ends[self.pages.start]) + self.window.n_given, end)
+        stamps = self.events.stamp[begin:end]
+        return slice(begin, begin + int(np.searchsorted(stamps, np.uint64(until), "left")))
+
+    def _n_done(self, mine: slice) -> int:
+        """Pages that are given out whole."""
+        ends = self.ends[self.pages.start + 1 : self.pages.stop + 1]
+        return int(np.searchsorted(ends, mine.stop, "right"))
+
+    def gaps(self, mine: slice, n_before: int) -> list[Gap]:
+        """The losses that lie before events of ``mine``; ranks count CPU by CPU."""
+        found: list[Gap] = []
+        window, lost = self.window, self.heads.lost[self.pages]
+        if not window.n_lost and not lost.any():
+            return found
+        for page in range(self.pages.start, self.pages.stop):
+            first, end = int(self.ends[page]), int(self.ends[page + 1])
+            if end > mine.stop and first >= mine.stop:
+                break
+            if page == self.pages.start and window.n_given:
+                continue
+            window.n_lost = _added(window.n_lost, int(self.heads.lost[page]))
+            if window.n_lost and first < end:
+                found.append(self._gap(first, mine, n_before))
+                window.n_lost = 0
+            if end > mine.stop:
+                break
+        return found
+
+    def _gap(self, first: int, mine: slice, n_before: int) -> Gap:
+        stamp, window = self.events.stamp, self.window
+        after = int(stamp[first - 1]) if first > mine.start else window.last_stamp
+        n_events, rank = _count(window.n_lost), n_before + first - mine.start
+        return Gap(window.source.cpu, n_events, after, int(stamp[first]), rank)
+
+    def finish(self, mine: slice) -> None:
+        """Note how far the CPU has come."""
+        window, stamp = self.window, self.events.stamp
+        if mine.stop > mine.start:
+            window.last_stamp = int(stamp[mine.stop - 1])
+            if window.first_stamp is None:
+                window.first_stamp = int(stamp[mine.start])
+        start, done = self.pages.start, self._n_done(mine)
+        window.n_damaged += int(np.count_nonzero(self.events.damaged[start : start + done]))
+        is_whole = start + done == self.pages.stop
+        window.drop(done, 0 if is_whole else max(0, mine.stop - int(self.ends[start + done])))
+
+
+def _added(n_lost: int, more: int) -> int:
+    return -1 if n_lost < 0 or more < 0 else n_lost + more
