@@ -8,12 +8,13 @@ from typing import Final, Protocol
 from tdxtrace.ingest.datafile import DataFile, open_file, spool
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.lines import Vocabulary
+from tdxtrace.ingest.perfdata import PerfReader
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.stream import Stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.tracedat import DatReader
 
-BINARY_FORMATS: Final = ("trace.dat",)
+BINARY_FORMATS: Final = ("trace.dat", "perf.data")
 
 
 class BinaryReader(Protocol):
@@ -49,4 +50,6 @@ def open_reader(name: str, file: DataFile, vocabulary: Vocabulary, tally: Tally)
     Raises:
         FormatError: If the file's head cannot be read.
     """
+    if name == "perf.data":
+        return PerfReader(file, vocabulary, tally)
     return DatReader(file, vocabulary, tally)

@@ -10,7 +10,7 @@ from tdxtrace.ingest import datoptions
 from tdxtrace.ingest.cursor import Cursor, CutShortError, FileCursor
 from tdxtrace.ingest.datafile import DataFile
 from tdxtrace.ingest.datoptions import Buffer, CpuData, Options
-from tdxtrace.ingest.formats import EventFormat, parse_format
+from tdxtrace.ingest.metadata import Formats, part
 from tdxtrace.ingest.unpack import MAX_PART_BYTES, DamagedPartError, Unpack, unpacker
 
 MAGIC: Final = b"\x17\x08\x44tracing"
@@ -31,18 +31,11 @@ class DatFile:
     page_size: int
     compression: str = "none"
     unpack: Unpack | None = None
-    header_page: str = ""
-    formats: dict[int, EventFormat] = field(default_factory=dict)
+    formats: Formats = field(default_factory=Formats)
     cmdlines: str = ""
     options: Options = field(default_factory=Options)
     cut_short: str = ""
     """What the file ends in, or where it is damaged; "" if it is whole."""
-
-    def add_format(self, text: bytes, system: str) -> None:
-        """Take an event's format; of two with one number the first holds."""
-        made = parse_format(text.decode("utf-8", "replace"), system)
-        if made is not None:
-            self.formats.setdefault(made.number, made)
 
 
 def read_dat(file: DataFile) -> DatFile:
@@ -79,16 +72,16 @@ def _read_v6(dat: DatFile, cursor: FileCursor) -> None:
     """Version 6: the parts follow one another."""
     where = "the event formats"
     try:
-        dat.header_page = _headers(cursor)
-        _ftrace_formats(dat, cursor)
-        _event_formats(dat, cursor)
+        dat.formats.read_headers(cursor)
+        dat.formats.read_ftrace(cursor)
+        dat.formats.read_events(cursor)
         where = "kallsyms"
         dat.options.parts[datoptions.KALLSYMS] = cursor.at
         cursor.skip(cursor.number(4))
         where = "the printk formats"
         cursor.skip(cursor.number(4))
         where = "the command lines"
-        dat.cmdlines = _part(cursor, cursor.number(8)).decode("utf-8", "replace")
+        dat.cmdlines = part(cursor, cursor.number(8)).decode("utf-8", "replace")
         where = "the options"
         _options_v6(dat, cursor)
     except CutShortError:
@@ -100,7 +93,7 @@ def _options_v6(dat: DatFile, cursor: FileCursor) -> None:
     kind = cursor.take(10)
     if kind.startswith(b"options"):
         while (number := cursor.number(2)) != datoptions.DONE:
-            data = _part(cursor, cursor.number(4))
+            data = part(cursor, cursor.number(4))
             dat.options.take(number, data, dat.big_endian, False)
         kind = cursor.take(10)
     n_cpus = dat.options.n_cpus if dat.options.n_cpus is not None else n_cpus
@@ -116,40 +109,12 @@ def _buffer_v6(dat: DatFile, cursor: FileCursor, kind: bytes, n_cpus: int, name:
         return Buffer(name, cursor.at, is_text=True)
     if not kind.startswith(b"flyrecord"):
         raise CutShortError
-    table = Cursor(_part(cursor, 16 * n_cpus), dat.big_endian)
+    table = Cursor(part(cursor, 16 * n_cpus), dat.big_endian)
     cpus = tuple(CpuData(cpu, table.number(8), table.number(8)) for cpu in range(n_cpus))
     if dat.options.has_clock and not name:
-        text = _part(cursor, cursor.number(8))
+        text = part(cursor, cursor.number(8))
         dat.options.clock = datoptions.clock_of(text.decode("utf-8", "replace"))
     return Buffer(name, cursor.at, page_size=dat.page_size, cpus=cpus)
-
-
-def _part(cursor: FileCursor | Cursor, size: int) -> bytes:
-    if size > MAX_PART_BYTES:
-        raise CutShortError
-    return cursor.take(size)
-
-
-def _headers(cursor: FileCursor | Cursor) -> str:
-    if cursor.take(12) != b"header_page\0":
-        raise CutShortError
-    page = _part(cursor, cursor.number(8))
-    if cursor.take(13) != b"header_event\0":
-        raise CutShortError
-    _part(cursor, cursor.number(8))
-    return page.decode("utf-8", "replace")
-
-
-def _ftrace_formats(dat: DatFile, cursor: FileCursor | Cursor) -> None:
-    for _ in range(cursor.number(4)):
-        dat.add_format(_part(cursor, cursor.number(8)), "ftrace")
-
-
-def _event_formats(dat: DatFile, cursor: FileCursor | Cursor) -> None:
-    for _ in range(cursor.number(4)):
-        system = cursor.text()
-        for _ in range(cursor.number(4)):
-            dat.add_format(_part(cursor, cursor.number(8)), system)
 
 
 def _read_v7(dat: DatFile, cursor: FileCursor) -> None:
@@ -199,18 +164,18 @@ def _parts_v7(dat: DatFile) -> None:
         if at is None:
             continue
         try:
-            _take_part(dat, number, Cursor(_section(dat, at, number), dat.big_endian))
+            _take_section(dat, number, Cursor(_section(dat, at, number), dat.big_endian))
         except (CutShortError, DamagedPartError):
             dat.cut_short = dat.cut_short or f"the {name} are damaged"
 
 
-def _take_part(dat: DatFile, number: int, cursor: Cursor) -> None:
+def _take_section(dat: DatFile, number: int, cursor: Cursor) -> None:
     if number == datoptions.HEADER_INFO:
-        dat.header_page = _headers(cursor)
+        dat.formats.read_headers(cursor)
     elif number == datoptions.FTRACE_EVENTS:
-        _ftrace_formats(dat, cursor)
+        dat.formats.read_ftrace(cursor)
     elif number == datoptions.EVENT_FORMATS:
-        _event_formats(dat, cursor)
+        dat.formats.read_events(cursor)
     else:
         dat.cmdlines = cursor.take(cursor.number(8)).decode("utf-8", "replace")
 
@@ -228,7 +193,7 @@ def kallsyms_of(dat: DatFile) -> bytes:
             symbols: FileCursor | Cursor = FileCursor(dat.file, dat.big_endian, at)
         else:
             symbols = Cursor(_section(dat, at, datoptions.KALLSYMS), dat.big_endian)
-        return _part(symbols, symbols.number(4))
+        return part(symbols, symbols.number(4))
     except (CutShortError, DamagedPartError):
         return b""
 

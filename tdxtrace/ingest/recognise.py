@@ -19,12 +19,14 @@ FORMATS: Final = (
     "perf-script",
     *BINARY_FORMATS,
 )
-_BINARY: Final = ((b"\x17\x08\x44tracing", "trace.dat"),)
+_BINARY: Final = (
+    (b"\x17\x08\x44tracing", "trace.dat"),
+    (b"PERFILE2", "perf.data"),
+    (b"2ELIFREP", "perf.data"),
+)
 
 # Magic numbers of what people pass by mistake, and what to do instead.
 _MAGIC: Final = (
-    (b"PERFILE2", "a perf.data; print it first: perf script --ns --show-lost-events -i FILE"),
-    (b"2ELIFREP", "a perf.data of the other byte order; print it where it was recorded"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG", "a PNG picture"),
     (b"%PDF", "a PDF document"),

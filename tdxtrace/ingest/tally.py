@@ -30,6 +30,9 @@ _SEVERITY: Final = {
     "truncated": "data_loss",
     "damaged": "data_loss",
     "unread": "data_loss",
+    "sampled": "data_loss",
+    "excluded": "data_loss",
+    "throttled": "data_loss",
 }
 _ADVICE: Final = {
     "noise": "none needed; record only the tdx and kvm events to make the file smaller",
@@ -43,6 +46,10 @@ _ADVICE: Final = {
     "overwritten": "use a larger buffer_size_kb, or read trace_pipe while recording",
     "buffer_full": "use a larger buffer_size_kb; with overwrite off the newest events are dropped",
     "damaged": "parts of the file cannot be what the kernel wrote; copy it again",
+    "sampled": "perf kept only some of the events; {name}",
+    "excluded": "perf was told to leave out events of the kernel or of user space; {name}",
+    "throttled": "perf stopped recording for a tick; raise kernel.perf_event_max_sample_rate",
+    "unknown_record": "a record of a newer perf; if it holds events, please report its type",
     "unread": "these events were still in the kernel; stop tracing before the recorder ends",
     "truncated": "the input ends early; copy it again whole",
     "unparsed": "not a line of ftrace, trace-cmd or perf text; if it is, please report its shape",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -14,8 +15,9 @@ from tdxtrace.ingest.cursor import FileCursor
 from tdxtrace.ingest.datafile import DataFile
 from tdxtrace.ingest.datfile import DatFile, is_packed, kallsyms_of, read_dat
 from tdxtrace.ingest.datoptions import Buffer
-from tdxtrace.ingest.formats import PageLayout, common_of, page_layout
+from tdxtrace.ingest.formats import EventFormat, PageLayout, common_of, page_layout
 from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.known import KnownEvents
 from tdxtrace.ingest.lines import Vocabulary
 from tdxtrace.ingest.merge import CpuPages, Merge
 from tdxtrace.ingest.pagefiles import PackedPages, PlainPages
@@ -57,17 +59,16 @@ class DatReader:
             raise FormatError(self._nothing())
         layout = self._layout(dat.page_size)
         self._merge = Merge(sources, layout)
-        reader = RingReader(
-            self._merge,
-            dat.formats,
-            common_of(dat.formats.values()),
-            Clock.of(dat.options),
+        known = KnownEvents(
+            dat.formats.events,
+            common_of(dat.formats.events.values()),
             self.vocabulary,
             self.tally,
-            comms_of(dat.cmdlines),
-            {},
+            printed_names(dat.formats.events),
             symbol_finder(partial(kallsyms_of, dat)),
         )
+        comms = comms_of(dat.cmdlines)
+        reader = RingReader(self._merge, known, Clock.of(dat.options), self.tally, comms, {})
         yield from reader.batches()
         self._losses()
 
@@ -95,7 +96,7 @@ class DatReader:
 
     def _layout(self, page_size: int) -> PageLayout:
         dat = self.dat
-        made = page_layout(dat.header_page, page_size, dat.long_size, dat.big_endian)
+        made = page_layout(dat.formats.header_page, page_size, dat.long_size, dat.big_endian)
         if made is None:
             raise FormatError(
                 f"{self.file.shown} is a damaged trace.dat: its header_page does not describe "
@@ -152,6 +153,16 @@ class DatReader:
                 name = text.partition("Buffer:")[2].strip()
             for cpu, stats in cpu_stats(text):
                 note_stats(self.tally, cpu, stats, f"buffer {name}, " if name else "")
+
+
+def printed_names(events: Mapping[int, EventFormat]) -> Callable[[EventFormat], str]:
+    """Return what gives an event's name: with its group only where two have the same."""
+    bare = Counter(event.name for event in events.values())
+
+    def name(event: EventFormat) -> str:
+        return event.name if bare[event.name] == 1 else f"{event.system}:{event.name}"
+
+    return name
 
 
 def comms_of(cmdlines: str) -> dict[int, str]:
