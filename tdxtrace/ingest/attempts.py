@@ -87,7 +87,7 @@ class Attempts:
         made = frame(SEAMCALLS, len(first), columns, seen, texts)
         if self.dropped is not None:
             made = made.filter(~pl.Series(self.dropped))
-        return made.sort("seq")
+        return made if made["seq"].is_sorted() else made.sort("seq")
 
     def _places(
         self, first: Index, last: Index, has_start: BoolArray, has_end: BoolArray

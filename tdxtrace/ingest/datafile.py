@@ -50,13 +50,18 @@ class DataFile:
         """The same as an array of bytes that may be written."""
         wanted = max(0, min(n_bytes, self.size - at)) if at >= 0 else 0
         made = np.empty(wanted, np.uint8)
+        return made[: self.fill(at, made)]
+
+    def fill(self, at: int, into: Bytes) -> int:
+        """Read bytes from ``at`` into an array; return how many: fewer where the file ends."""
         done = 0
+        wanted = max(0, min(len(into), self.size - at)) if at >= 0 else 0
         while done < wanted:
-            n = self._preadv(made.data[done:], at + done)
+            n = self._preadv(into.data[done:wanted], at + done)
             if not n:
                 break
             done += n
-        return made[:done]
+        return done
 
     def _pread(self, n_bytes: int, at: int) -> bytes:
         try:

@@ -45,6 +45,5 @@ def frame(
 def _with_nulls(name: str, values: Values, seen: BoolArray | None, dtype: pl.DataType) -> pl.Series:
     made = pl.Series(name, values)
     if seen is not None and not seen.all():
-        kept = pl.DataFrame({"value": made, "seen": seen})
-        made = kept.select(pl.when("seen").then("value").alias(name)).to_series()
+        made = made.zip_with(pl.Series(seen), pl.Series([None], dtype=made.dtype))
     return made.cast(dtype, strict=False) if made.dtype != dtype else made

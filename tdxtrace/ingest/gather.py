@@ -37,9 +37,18 @@ class Block:
     order: str
     """``<`` or ``>``, as numpy writes byte orders."""
     words: NDArray[np.uint32] = field(init=False)
+    halves: NDArray[np.uint16] = field(init=False)
 
     def __post_init__(self) -> None:
         self.words = self.data.view(f"{self.order}u4")
+        self.halves = self.data.view(f"{self.order}u2")
+
+    def numbers(self, base: Places, place: Field) -> NDArray[np.intp]:
+        """Read the event numbers, usually of two bytes, of the records at ``base``."""
+        if place.size == 2 and place.offset % 2 == 0:
+            number: NDArray[np.intp] = self.halves[(base + place.offset) >> 1].astype(np.intp)
+            return number
+        return self.column(base, place).astype(np.intp) & 0xFFFF
 
     def column(self, base: Places, place: Field) -> U64Array:
         """Read ``place`` of the records that begin at ``base``, as 64-bit words.

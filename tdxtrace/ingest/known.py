@@ -17,13 +17,23 @@ from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, U64Array
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.vocabulary import function_named
 
-Numbers = NDArray[np.int64]
+Numbers = NDArray[np.intp]
+Found = NDArray[np.intp]
 
 # enum trace_flag_type, Linux include/linux/trace_events.h: HARDIRQ and NMI.
 _IN_IRQ: Final = np.uint64(0x08 | 0x40)
 _NO_CONTEXT: Final = np.uint64(0xFF)  # preempt count of uprobe events: it tells nothing
 _NUMBERS: Final = 1 << 16  # common_type has 16 bits: struct trace_entry
+_STAND_INS: Final = 1 << 10
 _NOT_MET: Final = -1
+
+
+def _no_index() -> I32Array:
+    return np.full(_NUMBERS + _STAND_INS + 1, _NOT_MET, np.int32)
+
+
+def _none_wanted() -> BoolArray:
+    return np.zeros(_NUMBERS + _STAND_INS + 1, np.bool_)
 
 
 @dataclass(slots=True)
@@ -39,35 +49,64 @@ class KnownEvents:
     symbol_at: Callable[[int], str | None] = lambda _: None
     """Names the kernel function at an address."""
     layouts: list[Layout] = field(default_factory=list)
-    _index: NDArray[np.int32] = field(default_factory=lambda: np.full(_NUMBERS, _NOT_MET, np.int32))
+    _index: I32Array = field(default_factory=_no_index)
+    _wanted: BoolArray = field(default_factory=_none_wanted)
 
-    def index(self, number: Numbers, base: Places, block: Block) -> I32Array:
-        """Return for each record the index of its layout, meeting numbers that are new.
+    def meet(self, number: Numbers, base: Places, block: Block) -> Found:
+        """Learn the numbers that are new; return how often each occurs.
 
         Args:
             number: What the records say they are.
             base: Where they begin in ``block``.
             block: Their bytes.
         """
-        number = number & (_NUMBERS - 1)
-        made: I32Array = self._index[number]
-        if (made == _NOT_MET).any():
-            for value in np.unique(number[made == _NOT_MET]).tolist():
+        found = np.bincount(number, minlength=1)
+        for value in np.flatnonzero(found).tolist():
+            if self._index[value] == _NOT_MET:
                 first = int(base[np.argmax(number == value)])
-                self._index[value] = self.add(self._layout(value, first, block))
-            made = self._index[number]
+                self._take(value, self._layout(value, first, block))
+        return found
+
+    def count(self, found: Found, number: Numbers, order: Places, n_before: int) -> None:
+        """Account for records: rows by their name, others as losses.
+
+        Args:
+            found: How often each number occurs.
+            number: The numbers of the records.
+            order: The records by time.
+            n_before: Records before these.
+        """
+        for value in np.flatnonzero(found).tolist():
+            layout, n = self.layouts[self._index[value]], int(found[value])
+            if layout.is_wanted:
+                self.tally.events[layout.name] += n
+                continue
+            line = None
+            if (layout.kind, layout.name) not in self.tally.entries:
+                line = int(np.argmax(number[order] == value)) + n_before + 1
+            self.tally.count(layout.kind, layout.name, line, n)
+
+    def is_wanted(self, number: Numbers) -> BoolArray:
+        """Which records become rows, by their numbers."""
+        mask: BoolArray = self._wanted[number]
+        return mask
+
+    def index(self, number: Numbers) -> I32Array:
+        """The indices of the layouts of numbers that were met."""
+        made: I32Array = self._index[number]
         return made
 
-    def add(self, layout: Layout) -> int:
-        """Take a layout; return its index."""
-        self.layouts.append(layout)
-        return len(self.layouts) - 1
+    def stand_in(self, kind: str, name: str) -> int:
+        """Return a number, which no record has, for records of which only this is known."""
+        free = np.flatnonzero(self._index[_NUMBERS:-1] == _NOT_MET)
+        value = _NUMBERS + int(free[0]) if len(free) else _NUMBERS + _STAND_INS
+        self._take(value, Layout(0, kind, name, {}, 0))
+        return value
 
-    def is_wanted(self, index: I32Array) -> BoolArray:
-        """Which records become rows, by the indices of their layouts."""
-        wanted = np.array([layout.is_wanted for layout in self.layouts], np.bool_)
-        mask: BoolArray = wanted[index]
-        return mask
+    def _take(self, value: int, layout: Layout) -> None:
+        self._index[value] = len(self.layouts)
+        self._wanted[value] = layout.is_wanted
+        self.layouts.append(layout)
 
     def has_room(self, index: I32Array, size: Places) -> BoolArray:
         """Which records are long enough for every field that their format promises."""
@@ -110,22 +149,6 @@ class KnownEvents:
         if count is not None and count.is_number:
             made[block.column(base, count) == _NO_CONTEXT] = UNKNOWN
         return made
-
-    def count(self, index: I32Array, order: Places, n_before: int) -> None:
-        """Account for records, of which ``n_before`` came before these in ``order``.
-
-        Rows are counted by their name, others as losses.
-        """
-        found = np.bincount(index, minlength=len(self.layouts))
-        for which in np.flatnonzero(found).tolist():
-            layout, n = self.layouts[which], int(found[which])
-            if layout.is_wanted:
-                self.tally.events[layout.name] += n
-                continue
-            line = None
-            if (layout.kind, layout.name) not in self.tally.entries:
-                line = int(np.argmax(index[order] == which)) + n_before + 1
-            self.tally.count(layout.kind, layout.name, line, n)
 
     def too_short(self, index: I32Array, lines: Iterable[int]) -> None:
         """Account for records that lack room for their fields; they are no rows."""

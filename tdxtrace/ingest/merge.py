@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tdxtrace.ingest.formats import PageLayout
-from tdxtrace.ingest.gather import Block, Bytes, Places, block_of
-from tdxtrace.ingest.pages import PageEvents, PageHeads, page_heads, walk
-from tdxtrace.ingest.raw import I64Array, U64Array
+from tdxtrace.ingest.gather import PADDING, Block, Bytes, Places
+from tdxtrace.ingest.pages import PageEvents, PageHeads, join_heads, page_heads, walk
+from tdxtrace.ingest.raw import I32Array, I64Array, U64Array
 
 # Pages decoded at a time: enough to spread the cost of a numpy call over many
 # pages, few enough for their events to stay in a core's cache.
@@ -25,8 +24,8 @@ class CpuPages:
     """The pages of one CPU's buffer, as they lie in the recording."""
 
     cpu: int
-    read: Callable[[int], Bytes]
-    """Gives the bytes of up to so many further whole pages; none at the end."""
+    read: Callable[[Bytes], int]
+    """Fills an array with further whole pages; returns how many bytes, 0 at the end."""
     correct: Callable[[U64Array], U64Array] | None = None
     """What makes its stamps comparable with those of other CPUs, if they are not."""
 
@@ -47,26 +46,46 @@ class Gap:
 
 @dataclass(slots=True)
 class Round:
-    """Events of all CPUs between two moments; every event is in one round."""
+    """Events of all CPUs between two moments; every event is in one round.
+
+    The block is overwritten when the next round is asked for.
+    """
 
     block: Block
-    at: Places
-    """Byte of the block at which each event's header begins: CPU by CPU."""
     stamp: U64Array
-    cpu: NDArray[np.int32]
+    base: Places
+    """Where each event's record begins: CPU by CPU."""
+    long: Places
+    """Those of the records whose length is in front of them."""
+    cpus: I32Array
+    cpu_ends: Places
+    """Events of the CPUs up to and with each."""
     order: Places
     """The events by time; those of one moment by CPU, then by place."""
     gaps: list[Gap]
 
+    def cpu(self, at: Places) -> I32Array:
+        """The CPUs of the events at the places ``at``."""
+        found: I32Array = self.cpus[np.searchsorted(self.cpu_ends, at, "right")]
+        return found
+
 
 @dataclass(slots=True)
 class _Window:
-    """Pages of one CPU that were read and not yet given out whole."""
+    """Pages of one CPU that were read and not yet given out whole.
+
+    They lie in a part of the block that is the CPU's own.
+    """
 
     source: CpuPages
     layout: PageLayout
-    pages: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
-    start: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    at: int
+    """Byte of the block at which its part begins."""
+    capacity: int
+    """Pages that its part can hold."""
+    heads: PageHeads
+    begin: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """When each page begins, never before the one in front of it."""
     has_more: bool = True
     n_given: int = 0
     """Events of the first page that were already given out."""
@@ -75,25 +94,29 @@ class _Window:
     n_lost: int = 0
     """Events lost before the next one; -1: an unknown number."""
     n_damaged: int = 0
+    n_events: int = 0
 
-    def fill(self, n_pages: int) -> None:
-        """Read pages until there are ``n_pages``, if there are so many."""
-        while self.has_more and len(self.start) < n_pages:
-            more = self.source.read(n_pages)
-            n_more = len(more) // self.layout.size
-            if not n_more:
-                self.has_more = False
-                return
-            more = more[: n_more * self.layout.size]
-            heads = page_heads(Block(more, self.layout.order), self.layout, n_more)
-            start = np.where(heads.sound, self.corrected(heads.start), np.uint64(0))
-            start = start.astype(np.int64)
-            before = self.start[-1:] if len(self.start) else np.zeros(1, np.int64)
-            # A page that seems to begin before the one in front of it is damaged:
-            # its events stay where they are in the recording.
-            start = np.maximum.accumulate(np.concatenate([before, start]))[1:]
-            self.pages = np.concatenate([self.pages, more])
-            self.start = np.concatenate([self.start, start])
+    def fill(self, block: Block) -> None:
+        """Move what is left to the front and read pages behind it."""
+        left, size = len(self.begin), self.layout.size
+        if not self.has_more or left > self.capacity // 2:
+            return
+        place = int(self.heads.at[0]) if left else self.at
+        block.data[self.at : self.at + left * size] = block.data[place : place + left * size]
+        self.heads.at -= place - self.at
+        start, end = self.at + left * size, self.at + self.capacity * size
+        n_more = self.source.read(block.data[start:end]) // size
+        if not n_more:
+            self.has_more = False
+            return
+        fresh = page_heads(block, self.layout, start + size * np.arange(n_more, dtype=np.intp))
+        begin = np.where(fresh.sound, self.corrected(fresh.start), np.uint64(0)).astype(np.int64)
+        # A page that seems to begin before the one in front of it is damaged: its
+        # events stay where they are in the recording.
+        before = self.begin[-1:] if left else np.zeros(1, np.int64)
+        begin = np.maximum.accumulate(np.concatenate([before, begin]))[1:]
+        self.heads = join_heads([self.heads, fresh])
+        self.begin = np.concatenate([self.begin, begin])
 
     def corrected(self, stamps: U64Array) -> U64Array:
         """The stamps as all CPUs count them."""
@@ -103,8 +126,8 @@ class _Window:
 
     def drop(self, n_pages: int, n_given: int) -> None:
         """Forget the first pages; of the next one, ``n_given`` events are done."""
-        self.pages = self.pages[n_pages * self.layout.size :]
-        self.start = self.start[n_pages:]
+        self.heads = self.heads.take(slice(n_pages, None))
+        self.begin = self.begin[n_pages:]
         self.n_given = n_given
 
 
@@ -116,9 +139,18 @@ class Merge:
     layout: PageLayout
     round_pages: int = ROUND_PAGES
     _windows: list[_Window] = field(default_factory=list)
+    _block: Block = field(init=False)
 
     def __post_init__(self) -> None:
-        self._windows = [_Window(source, self.layout) for source in self.sources]
+        capacity = max(4, -(-self.round_pages // max(1, len(self.sources))))
+        part = capacity * self.layout.size
+        data = np.zeros(len(self.sources) * part + PADDING, np.uint8)
+        self._block = Block(data, self.layout.order)
+        none = page_heads(self._block, self.layout, np.zeros(0, np.intp))
+        self._windows = [
+            _Window(source, self.layout, place * part, capacity, none.take(slice(None)))
+            for place, source in enumerate(self.sources)
+        ]
 
     @property
     def n_damaged(self) -> int:
@@ -133,6 +165,10 @@ class Merge:
             if window.first_stamp is not None and window.last_stamp is not None
         ]
 
+    def n_events(self) -> list[int]:
+        """Events so far of each source."""
+        return [window.n_events for window in self._windows]
+
     def lost_at_end(self) -> list[Gap]:
         """Losses after which no event came."""
         return [
@@ -143,77 +179,71 @@ class Merge:
 
     def rounds(self) -> Iterator[Round]:
         """Yield the events, round by round."""
-        budget = max(self.round_pages, 4 * len(self._windows))
-        share = max(2, -(-budget // max(1, len(self._windows))))
         is_stuck = False
         while True:
             for window in self._windows:
-                window.fill(share)
-            taken = self._choose(budget)
+                window.fill(self._block)
+            taken = self._choose()
             if not sum(taken):
                 return
-            moment, limit = self._horizon(taken)
-            if is_stuck:
-                moment, limit = _NEVER, len(taken)
-            before = [(len(window.start), window.n_given) for window in self._windows]
+            moment, limit = (_NEVER, len(taken)) if is_stuck else self._horizon(taken)
+            before = [(len(window.begin), window.n_given) for window in self._windows]
             made = self._decode(taken, moment, limit)
-            is_stuck = before == [(len(w.start), w.n_given) for w in self._windows]
-            if len(made.at):
+            is_stuck = before == [(len(w.begin), w.n_given) for w in self._windows]
+            if len(made.base):
                 yield made
 
-    def _choose(self, budget: int) -> list[int]:
-        """How many pages of each CPU to decode: those that begin first."""
-        bound = min((int(w.start[-1]) for w in self._windows if w.has_more), default=_NEVER)
-        starts = np.concatenate([w.start for w in self._windows] or [np.zeros(0, np.int64)])
-        owner = np.repeat(np.arange(len(self._windows)), [len(w.start) for w in self._windows])
-        first = np.argsort(starts, kind="stable")
-        n = min(budget, max(1, int(np.searchsorted(starts[first], bound, "left"))))
-        taken: list[int] = np.bincount(owner[first[:n]], minlength=len(self._windows)).tolist()
+    def _choose(self) -> list[int]:
+        """How many pages of each CPU to decode: those before which nothing can come."""
+        bound = min((int(w.begin[-1]) for w in self._windows if w.has_more), default=_NEVER)
+        taken = [int(np.searchsorted(w.begin, bound, "left")) for w in self._windows]
+        if not sum(taken):
+            earliest = [(int(w.begin[0]), n) for n, w in enumerate(self._windows) if len(w.begin)]
+            for _, place in [min(earliest)] if earliest else []:
+                taken[place] = 1
         return taken
 
     def _horizon(self, taken: list[int]) -> tuple[int, int]:
         """Up to which moment, and of which CPUs that moment too, all events are at hand."""
         left = [
-            (int(w.start[n]), place)
+            (int(w.begin[n]), place)
             for place, (w, n) in enumerate(zip(self._windows, taken, strict=True))
-            if n < len(w.start)
+            if n < len(w.begin)
         ]
         return min(left, default=(_NEVER, len(taken)))
 
     def _decode(self, taken: list[int], moment: int, limit: int) -> Round:
-        size = self.layout.size
-        parts = [w.pages[: n * size] for w, n in zip(self._windows, taken, strict=True)]
-        block = Block(block_of(np.concatenate(parts).data), self.layout.order)
-        heads = page_heads(block, self.layout, sum(taken))
-        events = walk(block, self.layout, heads)
-        ends = np.concatenate([[0], np.cumsum(events.count)])
+        heads = join_heads(
+            [w.heads.take(slice(n)) for w, n in zip(self._windows, taken, strict=True)]
+        )
+        events = walk(self._block, self.layout, heads)
         keep: list[slice] = []
         gaps: list[Gap] = []
         first, n_kept = 0, 0
         for place, (window, n) in enumerate(zip(self._windows, taken, strict=True)):
             if window.source.correct is not None:
-                mine = slice(int(ends[first]), int(ends[first + n]))
+                mine = slice(int(events.ends[first]), int(events.ends[first + n]))
                 events.stamp[mine] = window.corrected(events.stamp[mine])
-            run = _Run(window, slice(first, first + n), heads, events, ends)
+            run = _Run(window, slice(first, first + n), heads, events)
             mine = run.give(moment + 1 if place <= limit else moment)
             gaps += run.gaps(mine, n_kept)
             run.finish(mine)
             keep.append(mine)
             first += n
             n_kept += mine.stop - mine.start
-        return self._round(block, events, keep, gaps)
+        return self._round(events, keep, gaps)
 
-    def _round(self, block: Block, events: PageEvents, keep: list[slice], gaps: list[Gap]) -> Round:
+    def _round(self, events: PageEvents, keep: list[slice], gaps: list[Gap]) -> Round:
         stamp = np.concatenate([events.stamp[mine] for mine in keep])
-        at = np.concatenate([events.at[mine] for mine in keep])
+        base = np.concatenate([events.base[mine] for mine in keep])
         cpus = np.array([w.source.cpu for w in self._windows], np.int32)
-        cpu = np.repeat(cpus, [mine.stop - mine.start for mine in keep])
+        cpu_ends = np.cumsum([mine.stop - mine.start for mine in keep])
         order = np.argsort(stamp, kind="stable")
         if gaps:
             rank = np.empty(len(order), np.intp)
             rank[order] = np.arange(len(order))
             gaps = [Gap(g.cpu, g.n_events, g.after, g.before, int(rank[g.rank])) for g in gaps]
-        return Round(block, at, stamp, cpu, order, gaps)
+        return Round(self._block, stamp, base, events.long, cpus, cpu_ends, order, gaps)
 
 
 def _count(n_lost: int) -> int | None:
@@ -228,19 +258,17 @@ class _Run:
     pages: slice
     heads: PageHeads
     events: PageEvents
-    ends: Places
-    """Events up to and with each page of the round."""
 
     def give(self, until: int) -> slice:
         """Which events of it happened before the moment ``until`` and are not yet given."""
-        end = int(self.ends[self.pages.stop])
-        begin = min(int(self.ends[self.pages.start]) + self.window.n_given, end)
+        end = int(self.events.ends[self.pages.stop])
+        begin = min(int(self.events.ends[self.pages.start]) + self.window.n_given, end)
         stamps = self.events.stamp[begin:end]
         return slice(begin, begin + int(np.searchsorted(stamps, np.uint64(until), "left")))
 
     def _n_done(self, mine: slice) -> int:
         """Pages that are given out whole."""
-        ends = self.ends[self.pages.start + 1 : self.pages.stop + 1]
+        ends = self.events.ends[self.pages.start + 1 : self.pages.stop + 1]
         return int(np.searchsorted(ends, mine.stop, "right"))
 
     def gaps(self, mine: slice, n_before: int) -> list[Gap]:
@@ -250,7 +278,7 @@ class _Run:
         if not window.n_lost and not lost.any():
             return found
         for page in range(self.pages.start, self.pages.stop):
-            first, end = int(self.ends[page]), int(self.ends[page + 1])
+            first, end = int(self.events.ends[page]), int(self.events.ends[page + 1])
             if end > mine.stop and first >= mine.stop:
                 break
             if page == self.pages.start and window.n_given:
@@ -277,9 +305,12 @@ class _Run:
             if window.first_stamp is None:
                 window.first_stamp = int(stamp[mine.start])
         start, done = self.pages.start, self._n_done(mine)
+        window.n_events += mine.stop - mine.start
         window.n_damaged += int(np.count_nonzero(self.events.damaged[start : start + done]))
         is_whole = start + done == self.pages.stop
-        window.drop(done, 0 if is_whole else max(0, mine.stop - int(self.ends[start + done])))
+        window.drop(
+            done, 0 if is_whole else max(0, mine.stop - int(self.events.ends[start + done]))
+        )
 
 
 def _added(n_lost: int, more: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -33,33 +33,32 @@ class PlainPages:
     size: int
     cut_short: str = ""
 
-    def read(self, n_pages: int) -> Bytes:
-        """Return up to ``n_pages`` further pages; none at the end."""
-        size = self.layout.size
-        wanted = min(n_pages * size, self.size)
-        made = self.file.array(self.at, wanted)
-        self.at, self.size = self.at + len(made), self.size - len(made)
-        if len(made) < wanted:
+    def read(self, into: Bytes) -> int:
+        """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
+        wanted = min(len(into), self.size)
+        made = self.file.fill(self.at, into[:wanted])
+        self.at, self.size = self.at + made, self.size - made
+        if made < wanted:
             self.size, self.cut_short = 0, "the file ends in the middle of a CPU's pages"
-        return _whole(made, self.layout)
+        return _whole(into, made, self.layout)
 
 
-def _whole(made: Bytes, layout: PageLayout) -> Bytes:
-    """Make a last page that is cut short a page that holds less."""
-    left = len(made) % layout.size
+def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
+    """Make a last page that is cut short a page that holds less; return the bytes then."""
+    left = n_bytes % layout.size
     if not left:
-        return made
-    if left <= layout.data:
-        return made[: len(made) - left]
-    whole = np.zeros(len(made) - left + layout.size, np.uint8)
-    whole[: len(made)] = made
+        return n_bytes
+    begin = n_bytes - left
+    if left <= layout.data or begin + layout.size > len(pages):
+        return begin
+    pages[n_bytes : begin + layout.size] = 0
     place = layout.commit
-    start = len(made) - left + place.offset
-    long = whole[start : start + place.size].view(f"{layout.order}u{place.size}")
+    start = begin + place.offset
+    long = pages[start : start + place.size].view(f"{layout.order}u{place.size}")
     commit = int(long[0])
     flags = commit & _MISSED_EVENTS
     long[0] = flags | min(commit & _COMMIT_MASK, left - layout.data)
-    return whole
+    return begin + layout.size
 
 
 @dataclass(slots=True)
@@ -72,39 +71,39 @@ class PackedPages:
     n_chunks: int | None = None
     cut_short: str = ""
     n_unpacked: int = 0
-    _rest: bytes = b""
+    _rest: memoryview = field(default_factory=lambda: memoryview(b""))
 
-    def read(self, n_pages: int) -> Bytes:
-        """Return up to ``n_pages`` further pages, or a chunk more; none at the end."""
-        parts, size = [self._rest], len(self._rest)
-        while size < n_pages * self.layout.size:
-            chunk = self._chunk()
-            if not chunk:
-                break
-            parts.append(chunk)
-            size += len(chunk)
-        data = b"".join(parts)
-        whole = len(data) // self.layout.size * self.layout.size
-        self._rest = data[whole:]
-        return np.frombuffer(bytearray(data[:whole]), np.uint8)
+    def read(self, into: Bytes) -> int:
+        """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
+        done = 0
+        while done < len(into):
+            if not self._rest:
+                self._rest = self._chunk()
+                if not self._rest:
+                    break
+            part = self._rest[: len(into) - done]
+            into[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            self._rest = self._rest[len(part) :]
+            done += len(part)
+        return _whole(into, done, self.layout)
 
-    def _chunk(self) -> bytes:
+    def _chunk(self) -> memoryview:
         """Unpack the next chunk; empty at the end, or where it is damaged."""
         try:
             if self.n_chunks is None:
                 self.n_chunks = self.cursor.number(4)
             if self.n_chunks <= 0:
-                return b""
+                return memoryview(b"")
             self.n_chunks -= 1
             packed, size = self.cursor.number(4), self.cursor.number(4)
             self.n_unpacked += size
             bound = _MAX_RATIO * self.cursor.file.size
             if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > bound:
                 raise DamagedPartError
-            return self.unpack(self.cursor.take(packed), size)
+            return memoryview(self.unpack(self.cursor.take(packed), size))
         except CutShortError:
             self.cut_short = "the file ends in the middle of a CPU's pages"
         except DamagedPartError:
             self.cut_short = "a compressed part of a CPU's pages is damaged"
         self.n_chunks = 0
-        return b""
+        return memoryview(b"")

@@ -1,8 +1,9 @@
 """When did the events of ring-buffer pages happen, and where on the pages are they?
 
-Pages do not depend on each other: the first event of every page is read in one
-step, then the second of every page, and so on, so that a step is a handful of
-numpy calls over thousands of pages.
+Pages do not depend on each other: the first record of every page is measured in
+one step, then the second of every page, and so on, so that a step is a handful of
+numpy calls over thousands of pages.  What is not needed to reach the next record,
+times above all, is worked out afterwards, for all records at once.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ _MISSED_EVENTS: Final = 1 << 31
 _MISSED_STORED: Final = 1 << 30
 _COMMIT_MASK: Final = (1 << 27) - 1  # libtraceevent src/kbuffer-parse.c, COMMIT_MASK
 _FAR: Final = np.uint64((1 << 63) - 1)
+# A step that leaves every page: what stands there is no record.
+_BEYOND: Final = np.intp(1 << 40)
 
 
 @dataclass(slots=True)
 class PageHeads:
     """What the headers of pages say, one entry per page."""
 
+    at: Places
+    """Byte of the block at which the page begins."""
     start: U64Array
     """Stamp of the page, in the clock's unit."""
     data_size: I64Array
@@ -49,11 +54,34 @@ class PageHeads:
     sound: BoolArray
     """False where the header cannot be one: the page is skipped."""
 
+    def __len__(self) -> int:
+        return len(self.at)
 
-def page_heads(block: Block, layout: PageLayout, n_pages: int) -> PageHeads:
-    """Read the header of each of the ``n_pages`` pages that fill ``block``."""
-    base = np.arange(n_pages, dtype=np.intp) * layout.size
-    low = _u32_of_long(block, layout, base + layout.commit.offset)
+    def take(self, which: slice) -> PageHeads:
+        """Some of the pages."""
+        return PageHeads(
+            self.at[which],
+            self.start[which],
+            self.data_size[which],
+            self.lost[which],
+            self.sound[which],
+        )
+
+
+def join_heads(parts: list[PageHeads]) -> PageHeads:
+    """Put pages behind one another."""
+    return PageHeads(
+        np.concatenate([p.at for p in parts]),
+        np.concatenate([p.start for p in parts]),
+        np.concatenate([p.data_size for p in parts]),
+        np.concatenate([p.lost for p in parts]),
+        np.concatenate([p.sound for p in parts]),
+    )
+
+
+def page_heads(block: Block, layout: PageLayout, base: Places) -> PageHeads:
+    """Read the headers of the pages that begin at ``base``."""
+    low = _low_half(block, layout, base + layout.commit.offset)
     data_size = (low & _COMMIT_MASK).astype(np.int64)
     start = _stamp(block, layout, base)
     sound = (data_size <= layout.size - layout.data) & (start < _FAR)
@@ -62,12 +90,12 @@ def page_heads(block: Block, layout: PageLayout, n_pages: int) -> PageHeads:
     after = base[stored] + layout.data + data_size[stored]
     fits = data_size[stored] + layout.commit.size <= layout.size - layout.data
     fits &= after % 4 == 0
-    counts = _u32_of_long(block, layout, after[fits]).astype(np.int64)
+    counts = _low_half(block, layout, after[fits]).astype(np.int64)
     lost[stored[fits]] = np.where(counts > 0, counts, -1)
-    return PageHeads(start, data_size, lost, sound)
+    return PageHeads(base, start, data_size, lost, sound)
 
 
-def _u32_of_long(block: Block, layout: PageLayout, at: Places) -> NDArray[np.uint32]:
+def _low_half(block: Block, layout: PageLayout, at: Places) -> NDArray[np.uint32]:
     """The low half of the longs at ``at``: no page length or count needs more."""
     low = layout.commit.size - 4 if layout.big_endian else 0
     words: NDArray[np.uint32] = block.words[(at + low) >> 2].astype(np.uint32)
@@ -85,136 +113,162 @@ def _stamp(block: Block, layout: PageLayout, base: Places) -> U64Array:
 class PageEvents:
     """The events of a run of pages: page after page, each in the order of its record."""
 
-    at: Places
-    """Byte of the block at which each event's header begins."""
     stamp: U64Array
-    count: NDArray[np.intp]
-    """Events on each page."""
+    base: Places
+    """Byte of the block at which each event's record begins."""
+    long: Places
+    """Those of the records whose length is in front of them, not in their header."""
+    ends: Places
+    """Events up to and with each page; the first entry is 0."""
     damaged: BoolArray
     """Pages of which something could not be read."""
 
-    def payload(self, block: Block, big_endian: bool) -> tuple[Places, Places]:
-        """Where each event's record begins, and how many bytes it has."""
-        return payload_of(block, self.at, big_endian)
-
-
-def payload_of(block: Block, at: Places, big_endian: bool) -> tuple[Places, Places]:
-    """Where the records of the events at ``at`` begin, and how many bytes they have."""
-    head = block.words[at >> 2]
-    size = _kind(head, big_endian).astype(np.intp) << 2
-    base = at + 4
-    long = np.flatnonzero(size == 0)
-    if len(long):
-        size[long] = block.words[base[long] >> 2].astype(np.intp) - 4
-        base[long] += 4
-    return base, size
-
-
-def _kind(head: NDArray[np.uint32], big_endian: bool) -> NDArray[np.uint32]:
-    return head >> np.uint32(_DELTA_BITS) if big_endian else head & np.uint32(0x1F)
-
-
-def _delta(head: NDArray[np.uint32], big_endian: bool) -> NDArray[np.uint32]:
-    if big_endian:
-        return head & np.uint32((1 << _DELTA_BITS) - 1)
-    return head >> np.uint32(_TYPE_BITS)
-
-
-@dataclass(slots=True)
-class _Lanes:
-    """Where the walk stands on each page that has events left."""
-
-    page: NDArray[np.intp]
-    word: Places
-    end: Places
-    stamp: U64Array
-    slot: Places
-    """Where the next event goes."""
-
-    def keep(self, live: BoolArray) -> None:
-        """Drop the pages that are done."""
-        self.page, self.word, self.end = self.page[live], self.word[live], self.end[live]
-        self.stamp, self.slot = self.stamp[live], self.slot[live]
-
 
 def walk(block: Block, layout: PageLayout, heads: PageHeads) -> PageEvents:
-    """Find every event of the pages that fill ``block``.
+    """Find every event of some pages.
 
     Time extends, absolute stamps and padding move the clock or the place and are
     no events.  A record that does not fit its page ends the page, which is then
     marked as damaged.
     """
-    n_pages, big = len(heads.start), layout.big_endian
-    # The shortest record is a header and one word.
-    capacity = (layout.size - layout.data) // 8 + 1
-    at = np.zeros(n_pages * capacity, np.uint32)
-    stamps = np.empty(n_pages * capacity, np.uint64)
     damaged = ~heads.sound
-    lanes = _lanes(layout, heads, capacity)
-    words = block.words.astype(np.uint32) if big else block.words
-    while len(lanes.page):
-        head = words[lanes.word]
-        kind = _kind(head, big)
-        lanes.stamp += _delta(head, big)
-        step = kind.astype(np.intp)
-        is_event: BoolArray | None = None
-        if ((kind - np.uint32(1)) > np.uint32(27)).any():
-            is_event = _rare(words, head, lanes, step, big)
-        step += 1
-        at[lanes.slot] = lanes.word if is_event is None else lanes.word * is_event
-        stamps[lanes.slot] = lanes.stamp
-        lanes.slot += 1
-        lanes.word += step
-        live = lanes.word < lanes.end
-        if not live.all():
-            over = lanes.word > lanes.end
-            damaged[lanes.page[over]] = True
-            at[lanes.slot[over] - 1] = 0
-            lanes.keep(live)
-    return _collect(at.reshape(n_pages, capacity), stamps, damaged)
+    at, first = _places(block, layout, heads, damaged)
+    head = block.words[at >> 2]
+    kind, delta = _parts(head, layout.big_endian)
+    passed = delta.astype(np.uint64)
+    rare = np.flatnonzero((kind - np.uint32(1)) > np.uint32(_PADDING - 2))
+    stamp = _stamps(block, at, kind, passed, rare, first, heads)
+    base = at + 4
+    if not len(rare):
+        return PageEvents(stamp, base, rare, first, damaged)
+    long = rare[kind[rare] == 0]
+    base[long] += 4
+    is_event = np.ones(len(at), np.bool_)
+    is_event[rare] = kind[rare] == 0
+    ends = np.concatenate([[0], np.cumsum(is_event)])[first]
+    return PageEvents(stamp[is_event], base[is_event], base[long], ends, damaged)
 
 
-def _lanes(layout: PageLayout, heads: PageHeads, capacity: int) -> _Lanes:
-    """The start of the walk: the first event of every page that has one."""
-    page = np.flatnonzero(heads.sound & (heads.data_size >= 8))
-    word = page * (layout.size >> 2) + (layout.data >> 2)
-    end = word + (heads.data_size[page] >> 2)
-    return _Lanes(page, word, end, heads.start[page], page * capacity)
+def record_sizes(block: Block, layout: PageLayout, base: Places, long: Places) -> Places:
+    """Return how many bytes the records at ``base`` have.
 
-
-def _collect(at: NDArray[np.uint32], stamps: U64Array, damaged: BoolArray) -> PageEvents:
-    # Word 0 is a page's header: no event begins there.
-    found = np.flatnonzero(at)
-    count = np.count_nonzero(at, axis=1).astype(np.intp)
-    return PageEvents(at.ravel()[found].astype(np.intp) << 2, stamps[found], count, damaged)
-
-
-def _rare(
-    words: NDArray[np.uint32], head: NDArray[np.uint32], lanes: _Lanes, step: Places, big: bool
-) -> BoolArray:
-    """Read what is no short record: long ones, padding, time; return which are events.
-
-    ``step`` becomes the words after the header; a step beyond any page marks a
-    record that cannot be.
+    Args:
+        block: Their bytes.
+        layout: Of their pages.
+        base: Where they begin.
+        long: Where records begin whose length is in front of them.
     """
-    kind, delta = _kind(head, big), _delta(head, big)
-    word = words[lanes.word + 1]
-    beyond = np.intp(1 << 40)
-    # Long records and padding: bytes after the header, the length itself included.
-    long = (word.astype(np.intp) + 3) >> 2
-    long = np.where(word < 4, beyond, long)
-    np.copyto(step, long, where=kind == 0)
+    word = block.words[(base - 4) >> 2]
+    kind, _ = _parts(word, layout.big_endian)
+    size: Places = kind.astype(np.intp) << 2
+    if len(long):
+        size = np.where(np.isin(base, long), word.astype(np.intp) - 4, size)
+    return size
+
+
+def _parts(
+    head: NDArray[np.uint32], big_endian: bool
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Type and time of headers: big-endian compilers put the first bit field highest."""
+    if big_endian:
+        return head >> np.uint32(_DELTA_BITS), head & np.uint32((1 << _DELTA_BITS) - 1)
+    return head & np.uint32((1 << _TYPE_BITS) - 1), head >> np.uint32(_TYPE_BITS)
+
+
+def _steps(big_endian: bool) -> Places:
+    """Bytes to the next record by the first byte of a header; 0: it has to be looked up.
+
+    In either byte order the type is in the byte that comes first.
+    """
+    kind = np.arange(256) >> 3 if big_endian else np.arange(256) & 31
+    step = (kind + 1) * 4
+    step[(kind == 0) | (kind == _PADDING)] = 0
+    step[kind > _PADDING] = 8
+    return step.astype(np.intp)
+
+
+def _places(
+    block: Block, layout: PageLayout, heads: PageHeads, damaged: BoolArray
+) -> tuple[Places, Places]:
+    """Where records begin, in order, and how many there are before and on each page."""
+    data, steps = block.data, _steps(layout.big_endian)
+    # The shortest record is a header and one word.
+    page = np.flatnonzero(heads.sound & (heads.data_size >= 8))
+    at = heads.at[page] + layout.data
+    end = at + heads.data_size[page]
+    found: list[Places] = []
+    while len(at):
+        step = steps.take(data.take(at))
+        if not step.all():
+            _look_up(block, layout, at, end, step)
+        found.append(at)
+        at = at + step
+        live = at < end
+        if not live.all():
+            over = at > end
+            if over.any():
+                damaged[page[over]] = True
+                found[-1] = found[-1][~over]
+            page, at, end = page[live], at[live], end[live]
+    places = np.concatenate(found or [np.zeros(0, np.intp)])
+    places.sort(kind="stable")
+    bounds = np.append(heads.at, heads.at[-1:] + layout.size)
+    if len(bounds) < 2 or (bounds[1:] > bounds[:-1]).all():
+        return places, np.searchsorted(places, bounds)
+    raise AssertionError("pages must be given in the order of their place")
+
+
+def _look_up(block: Block, layout: PageLayout, at: Places, end: Places, step: Places) -> None:
+    """Set the step of long records and of padding, which their second word tells."""
+    rare = np.flatnonzero(step == 0)
+    where = at[rare] >> 2
+    kind, delta = _parts(block.words[where], layout.big_endian)
+    word = block.words[where + 1].astype(np.intp)
+    # Bytes after the header, the length itself included.
+    long = np.where(word < 4, _BEYOND, 4 + ((word + 3) & ~3))
     # Padding at no distance in time is the unused rest of the page.
-    padding = kind == _PADDING
-    np.copyto(step, np.where(delta == 0, lanes.end - lanes.word - 1, long), where=padding)
-    timed = (kind == _TIME_EXTEND) | (kind == _TIME_STAMP)
-    step[timed] = 1
-    full = delta.astype(np.uint64) + (word.astype(np.uint64) << np.uint64(_DELTA_BITS))
-    before = lanes.stamp - delta
-    absolute = full | (before & _HIGH)
-    absolute += np.where(absolute < before, np.uint64(1 << _STAMP_BITS), np.uint64(0))
-    np.copyto(lanes.stamp, before + full, where=kind == _TIME_EXTEND)
-    np.copyto(lanes.stamp, absolute, where=kind == _TIME_STAMP)
+    is_rest = (kind == _PADDING) & (delta == 0)
+    step[rare] = np.where(is_rest, end[rare] - at[rare], long)
+
+
+def _stamps(  # noqa: PLR0913, PLR0917 - what a record is, column by column
+    block: Block,
+    at: Places,
+    kind: NDArray[np.uint32],
+    delta: U64Array,
+    rare: Places,
+    first: Places,
+    heads: PageHeads,
+) -> U64Array:
+    """The moment of every record: the page's and all distances since."""
+    count = np.diff(first)
+    timed = rare[kind[rare] >= _TIME_EXTEND]
+    word = block.words[(at[timed] >> 2) + 1].astype(np.uint64)
+    delta[timed] += word << np.uint64(_DELTA_BITS)
+    absolute = timed[kind[timed] == _TIME_STAMP]
+    stamps = delta[absolute]
+    delta[absolute] = 0
+    passed = np.cumsum(delta, dtype=np.uint64)
+    before = np.concatenate([np.zeros(1, np.uint64), passed])[first[:-1]]
+    begin = np.repeat(heads.start - before, count)
+    if len(absolute):
+        begin = _restarted(begin, passed, absolute, stamps, first)
     # Stamps that no clock reaches come from damage; they would overflow a signed number.
-    np.minimum(lanes.stamp, _FAR, out=lanes.stamp)
-    return kind < _PADDING
+    return np.minimum(begin + passed, _FAR)
+
+
+def _restarted(
+    begin: U64Array, passed: U64Array, absolute: Places, stamps: U64Array, first: Places
+) -> U64Array:
+    """Let time go on from each absolute stamp to the page's end or to the next one."""
+    start = begin[absolute] + passed[absolute]
+    full = stamps | (start & _HIGH)
+    full += np.where(full < start, np.uint64(1 << _STAMP_BITS), np.uint64(0))
+    last = np.full(len(begin), -1, np.intp)
+    last[absolute] = np.arange(len(absolute))
+    place = np.maximum.accumulate(last)
+    page = np.searchsorted(first, np.arange(len(begin)), "right")
+    of_page = np.searchsorted(first, absolute, "right")
+    here = (place >= 0) & (of_page[np.maximum(place, 0)] == page)
+    again = (full - passed[absolute])[np.maximum(place, 0)]
+    return np.where(here, again, begin)

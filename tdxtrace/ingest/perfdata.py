@@ -15,7 +15,6 @@ from tdxtrace.ingest.formats import common_of
 from tdxtrace.ingest.gather import Places
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.known import KnownEvents
-from tdxtrace.ingest.layouts import Layout
 from tdxtrace.ingest.lines import Vocabulary
 from tdxtrace.ingest.perffile import PerfFile, read_head
 from tdxtrace.ingest.perfnames import Names
@@ -23,7 +22,7 @@ from tdxtrace.ingest.perfnotes import Notes
 from tdxtrace.ingest.perforder import Held, Order
 from tdxtrace.ingest.perfrecords import RecordReader, Records
 from tdxtrace.ingest.perfsamples import NO_EVENT, SampleReader, Samples, noise_name, printed_name
-from tdxtrace.ingest.raw import I32Array, RawEvents
+from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.tally import Tally
 
 _SAMPLE: Final = 9  # PERF_RECORD_SAMPLE, Linux include/uapi/linux/perf_event.h
@@ -44,8 +43,7 @@ class PerfReader:
     samples: SampleReader = field(default_factory=SampleReader)
     notes: Notes = field(init=False)
     _records: RecordReader = field(init=False)
-    _noise: dict[int, int] = field(default_factory=dict)
-    """Index of the layout that stands for an attribute's samples without records."""
+    _stand_ins: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.perf = read_head(self.file)
@@ -124,48 +122,43 @@ class PerfReader:
             self.order.end_round(int(newest[end - 1]) if end else -1)
 
     def _held(self, samples: Samples) -> Held:
-        index = self._index(samples)
-        ours = np.flatnonzero(self.known.is_wanted(index))
-        fits = self.known.has_room(index[ours], samples.size[ours])
+        known, block = self.known, samples.block
+        self._name_silent(samples)
+        number = samples.number
+        known.meet(number, samples.base, block)
+        ours = np.flatnonzero(known.is_wanted(number))
+        index = known.index(number[ours])
+        fits = known.has_room(index, samples.size[ours])
         if not fits.all():
-            for place in ours[~fits].tolist():
-                index[place] = self._short(int(index[place]))
-            ours = ours[fits]
-        block, base = samples.block, samples.base[ours]
+            for place, layout in zip(ours[~fits].tolist(), index[~fits].tolist(), strict=True):
+                number[place] = self._stand_in("undecoded", known.layouts[layout].name)
+            ours, index = ours[fits], index[fits]
+        base = samples.base[ours]
         raw = RawEvents(
             np.zeros(len(ours), np.int64),
             samples.ts_ns[ours],
             samples.tid[ours],
             samples.tgid[ours],
             samples.cpu[ours],
-            self.known.in_irq(block, base),
-            self.known.events(index[ours]),
-            *self.known.fields(block, base, index[ours]),
+            known.in_irq(block, base),
+            known.events(index),
+            *known.fields(block, base, index),
         )
-        return Held(samples.ts_ns, samples.cpu, index, ours, raw)
+        return Held(samples.ts_ns, samples.cpu, number, ours, raw)
 
-    def _index(self, samples: Samples) -> I32Array:
-        """The layout of each sample: of its tracepoint, else of its attribute's noise."""
+    def _name_silent(self, samples: Samples) -> None:
+        """Give samples without a record the number that stands for their attribute."""
         silent = samples.number == NO_EVENT
         if not silent.any():
-            return self.known.index(samples.number, samples.base, samples.block)
-        index = np.zeros(len(samples), np.int32)
-        loud = np.flatnonzero(~silent)
-        index[loud] = self.known.index(samples.number[loud], samples.base[loud], samples.block)
+            return
         for attr in np.unique(samples.attr[silent]).tolist():
-            if attr not in self._noise:
-                name = noise_name(self.perf.attrs[attr], self.perf.names)
-                self._noise[attr] = self.known.add(Layout(0, "noise", name, {}, 0))
-            index[silent & (samples.attr == attr)] = self._noise[attr]
-        return index
+            name = noise_name(self.perf.attrs[attr], self.perf.names)
+            samples.number[silent & (samples.attr == attr)] = self._stand_in("noise", name)
 
-    def _short(self, index: int) -> int:
-        """The layout that stands for records too short for the fields of another."""
-        key = -1 - index
-        if key not in self._noise:
-            name = self.known.layouts[index].name
-            self._noise[key] = self.known.add(Layout(0, "undecoded", name, {}, 0))
-        return self._noise[key]
+    def _stand_in(self, kind: str, name: str) -> int:
+        if (kind, name) not in self._stand_ins:
+            self._stand_ins[kind, name] = self.known.stand_in(kind, name)
+        return self._stand_ins[kind, name]
 
     def _losses(self) -> None:
         """Add what the recording as a whole lost, or was told to leave out."""

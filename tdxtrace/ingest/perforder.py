@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.gather import Places
-from tdxtrace.ingest.known import KnownEvents
+from tdxtrace.ingest.known import KnownEvents, Numbers
 from tdxtrace.ingest.perfnames import Names
 from tdxtrace.ingest.raw import I32Array, I64Array, RawEvents, concatenate
 from tdxtrace.ingest.tally import Entry, Tally
@@ -25,8 +25,8 @@ class Held:
 
     ts_ns: I64Array
     cpu: I32Array
-    index: I32Array
-    """Of each sample's layout."""
+    number: Numbers
+    """Which event each sample is of."""
     ours: Places
     """Which of the samples become rows."""
     raw: RawEvents
@@ -105,7 +105,8 @@ class Order:
         raw = held.raw.take(now)
         raw.line = (ours[now] + (self.n_given + 1)).astype(np.int64)
         done = order[:n]
-        self.known.count(held.index[done], np.arange(n), self.n_given)
+        number = held.number[done]
+        self.known.count(np.bincount(number), number, np.arange(n), self.n_given)
         self._see(held.cpu[done], held.ts_ns[done], limit)
         self.n_given += n
         self.tally.n_lines += n
@@ -119,7 +120,7 @@ class Order:
         return Held(
             np.concatenate([h.ts_ns for h in held]),
             np.concatenate([h.cpu for h in held]),
-            np.concatenate([h.index for h in held]),
+            np.concatenate([h.number for h in held]),
             np.concatenate([h.ours + start for h, start in zip(held, starts, strict=False)]),
             concatenate([h.raw for h in held]),
         )
@@ -152,7 +153,7 @@ def _left(held: Held, places: Places, ours: Places) -> Held:
     return Held(
         held.ts_ns[places],
         held.cpu[places],
-        held.index[places],
+        held.number[places],
         np.searchsorted(places, held.ours[ours]),
         held.raw.take(ours),
     )

@@ -32,7 +32,7 @@ class Samples:
     cpu: NDArray[np.int32]
     tid: NDArray[np.int32]
     tgid: NDArray[np.int32]
-    number: NDArray[np.int64]
+    number: NDArray[np.intp]
     """Number of the tracepoint; NO_EVENT for samples that hold no record."""
     base: Places
     """Where the record begins."""
@@ -71,7 +71,7 @@ class SampleReader:
             cpu=np.full(n, UNKNOWN, np.int32),
             tid=np.full(n, UNKNOWN, np.int32),
             tgid=np.full(n, UNKNOWN, np.int32),
-            number=np.full(n, NO_EVENT, np.int64),
+            number=np.full(n, NO_EVENT, np.intp),
             base=body.copy(),
             size=np.zeros(n, np.intp),
             attr=attr,
@@ -130,7 +130,7 @@ class SampleReader:
             base, size = layout.raw_at(block, body, end)
             place = self.common.type
             is_there = size >= place.end
-            number = block.column(np.where(is_there, base, 0), place).view(np.int64)
+            number = block.numbers(np.where(is_there, base, 0), place)
             made.number[mine] = np.where(is_there, number, NO_EVENT)
             made.base[mine], made.size[mine] = base, size
 

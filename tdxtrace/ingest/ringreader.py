@@ -13,7 +13,7 @@ from tdxtrace.ingest.clocks import Clock
 from tdxtrace.ingest.gather import Block, Places
 from tdxtrace.ingest.known import KnownEvents
 from tdxtrace.ingest.merge import Merge, Round
-from tdxtrace.ingest.pages import payload_of
+from tdxtrace.ingest.pages import record_sizes
 from tdxtrace.ingest.raw import UNKNOWN, I32Array, RawEvents
 from tdxtrace.ingest.tally import Tally
 
@@ -48,23 +48,24 @@ class RingReader:
 
     def _events(self, made: Round) -> RawEvents:
         block, known = made.block, self.known
-        base, size = payload_of(block, made.at, self.merge.layout.big_endian)
-        number = block.column(base, known.common.type).view(np.int64)
-        index = known.index(number, base, block)
-        known.count(index, made.order, self.tally.n_lines)
+        base = made.base
+        number = block.numbers(base, known.common.type)
+        known.count(known.meet(number, base, block), number, made.order, self.tally.n_lines)
         for gap in made.gaps:
             line = gap.rank + self.tally.n_lines + 1
             start, end = self.clock.one(gap.after), self.clock.one(gap.before)
             self.tally.gap(gap.cpu, gap.n_events, line, start, end)
-        rank = np.flatnonzero(known.is_wanted(index)[made.order])
+        rank = np.flatnonzero(known.is_wanted(number)[made.order])
         at = made.order[rank]
+        index = known.index(number[at])
         line_no = rank + (self.tally.n_lines + 1)
-        self.tally.n_lines += len(made.at)
-        fits = known.has_room(index[at], size[at])
+        self.tally.n_lines += len(base)
+        size = record_sizes(block, self.merge.layout, base[at], made.long)
+        fits = known.has_room(index, size)
         if not fits.all():
-            known.too_short(index[at[~fits]], line_no[~fits].tolist())
-            at, line_no = at[fits], line_no[fits]
-        return self._raw(made, base[at], at, line_no, index[at])
+            known.too_short(index[~fits], line_no[~fits].tolist())
+            at, line_no, index = at[fits], line_no[fits], index[fits]
+        return self._raw(made, base[at], at, line_no, index)
 
     def _raw(
         self, made: Round, base: Places, at: Places, line: NDArray[np.int64], index: I32Array
@@ -77,7 +78,7 @@ class RingReader:
             self.clock.to_ns(made.stamp[at]),
             tid,
             self._tgids_of(tid),
-            made.cpu[at],
+            made.cpu(at),
             known.in_irq(block, base),
             known.events(index),
             *known.fields(block, base, index),
