@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from tdxtrace.ingest.formats import PageLayout
-from tdxtrace.ingest.gather import PADDING, Block, Bytes, Places
+from tdxtrace.ingest.gather import PADDING, Block, Places
 from tdxtrace.ingest.pages import PageEvents, PageHeads, join_heads, page_heads, walk
-from tdxtrace.ingest.raw import I32Array, I64Array, U64Array
+from tdxtrace.ingest.raw import I32Array, U64Array
+from tdxtrace.ingest.windows import NEVER, CpuPages, Window
 
 # Pages decoded at a time: enough to spread the cost of a numpy call over many
 # pages, few enough for their events to stay in a core's cache.
 ROUND_PAGES: Final = 2048
-_NEVER: Final = (1 << 63) - 1
-
-
-@dataclass(slots=True)
-class CpuPages:
-    """The pages of one CPU's buffer, as they lie in the recording."""
-
-    cpu: int
-    read: Callable[[Bytes], int]
-    """Fills an array with further whole pages; returns how many bytes, 0 at the end."""
-    correct: Callable[[U64Array], U64Array] | None = None
-    """What makes its stamps comparable with those of other CPUs, if they are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,74 +60,13 @@ class Round:
 
 
 @dataclass(slots=True)
-class _Window:
-    """Pages of one CPU that were read and not yet given out whole.
-
-    They lie in a part of the block that is the CPU's own.
-    """
-
-    source: CpuPages
-    layout: PageLayout
-    at: int
-    """Byte of the block at which its part begins."""
-    capacity: int
-    """Pages that its part can hold."""
-    heads: PageHeads
-    begin: I64Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    """When each page begins, never before the one in front of it."""
-    has_more: bool = True
-    n_given: int = 0
-    """Events of the first page that were already given out."""
-    last_stamp: int | None = None
-    first_stamp: int | None = None
-    n_lost: int = 0
-    """Events lost before the next one; -1: an unknown number."""
-    n_damaged: int = 0
-    n_events: int = 0
-
-    def fill(self, block: Block) -> None:
-        """Move what is left to the front and read pages behind it."""
-        left, size = len(self.begin), self.layout.size
-        if not self.has_more or left > self.capacity // 2:
-            return
-        place = int(self.heads.at[0]) if left else self.at
-        block.data[self.at : self.at + left * size] = block.data[place : place + left * size]
-        self.heads.at -= place - self.at
-        start, end = self.at + left * size, self.at + self.capacity * size
-        n_more = self.source.read(block.data[start:end]) // size
-        if not n_more:
-            self.has_more = False
-            return
-        fresh = page_heads(block, self.layout, start + size * np.arange(n_more, dtype=np.intp))
-        begin = np.where(fresh.sound, self.corrected(fresh.start), np.uint64(0)).astype(np.int64)
-        # A page that seems to begin before the one in front of it is damaged: its
-        # events stay where they are in the recording.
-        before = self.begin[-1:] if left else np.zeros(1, np.int64)
-        begin = np.maximum.accumulate(np.concatenate([before, begin]))[1:]
-        self.heads = join_heads([self.heads, fresh])
-        self.begin = np.concatenate([self.begin, begin])
-
-    def corrected(self, stamps: U64Array) -> U64Array:
-        """The stamps as all CPUs count them."""
-        if self.source.correct is None:
-            return stamps
-        return np.minimum(self.source.correct(stamps), np.uint64(_NEVER))
-
-    def drop(self, n_pages: int, n_given: int) -> None:
-        """Forget the first pages; of the next one, ``n_given`` events are done."""
-        self.heads = self.heads.take(slice(n_pages, None))
-        self.begin = self.begin[n_pages:]
-        self.n_given = n_given
-
-
-@dataclass(slots=True)
 class Merge:
     """Gives the events of all CPUs, in order, in rounds of bounded size."""
 
     sources: list[CpuPages]
     layout: PageLayout
     round_pages: int = ROUND_PAGES
-    _windows: list[_Window] = field(default_factory=list)
+    _windows: list[Window] = field(default_factory=list)
     _block: Block = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,7 +76,7 @@ class Merge:
         self._block = Block(data, self.layout.order)
         none = page_heads(self._block, self.layout, np.zeros(0, np.intp))
         self._windows = [
-            _Window(source, self.layout, place * part, capacity, none.take(slice(None)))
+            Window(source, self.layout, place * part, capacity, none.take(slice(None)))
             for place, source in enumerate(self.sources)
         ]
 
@@ -186,7 +114,7 @@ class Merge:
             taken = self._choose()
             if not sum(taken):
                 return
-            moment, limit = (_NEVER, len(taken)) if is_stuck else self._horizon(taken)
+            moment, limit = (NEVER, len(taken)) if is_stuck else self._horizon(taken)
             before = [(len(window.begin), window.n_given) for window in self._windows]
             made = self._decode(taken, moment, limit)
             is_stuck = before == [(len(w.begin), w.n_given) for w in self._windows]
@@ -195,7 +123,7 @@ class Merge:
 
     def _choose(self) -> list[int]:
         """How many pages of each CPU to decode: those before which nothing can come."""
-        bound = min((int(w.begin[-1]) for w in self._windows if w.has_more), default=_NEVER)
+        bound = min((int(w.begin[-1]) for w in self._windows if w.has_more), default=NEVER)
         taken = [int(np.searchsorted(w.begin, bound, "left")) for w in self._windows]
         if not sum(taken):
             earliest = [(int(w.begin[0]), n) for n, w in enumerate(self._windows) if len(w.begin)]
@@ -210,7 +138,7 @@ class Merge:
             for place, (w, n) in enumerate(zip(self._windows, taken, strict=True))
             if n < len(w.begin)
         ]
-        return min(left, default=(_NEVER, len(taken)))
+        return min(left, default=(NEVER, len(taken)))
 
     def _decode(self, taken: list[int], moment: int, limit: int) -> Round:
         heads = join_heads(
@@ -254,7 +182,7 @@ def _count(n_lost: int) -> int | None:
 class _Run:
     """The pages of one CPU in a round."""
 
-    window: _Window
+    window: Window
     pages: slice
     heads: PageHeads
     events: PageEvents

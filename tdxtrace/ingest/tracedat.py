@@ -19,12 +19,13 @@ from tdxtrace.ingest.formats import EventFormat, PageLayout, common_of, page_lay
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.known import KnownEvents
 from tdxtrace.ingest.lines import Vocabulary
-from tdxtrace.ingest.merge import CpuPages, Merge
+from tdxtrace.ingest.merge import Merge
 from tdxtrace.ingest.pagefiles import PackedPages, PlainPages
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.ringreader import RingReader
 from tdxtrace.ingest.symbols import symbol_finder
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.windows import CpuPages
 
 _CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
