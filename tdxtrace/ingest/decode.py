@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-import polars as pl
 
 from tdxtrace.ingest.calls import Calls
 from tdxtrace.ingest.kinds import Kinds
 from tdxtrace.ingest.kvm import Entries, host_events, page_faults
 from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.sinks import Sink
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.vocabulary import Event
-from tdxtrace.tables.events import EVENT_TABLES
 
 # Events decoded at a time: columns of a batch (about 30 words each) take some
 # 30 MiB, and the cost of a call into numpy or polars is spread over enough rows.
@@ -23,12 +22,12 @@ BATCH_EVENTS: Final = 1 << 17
 
 @dataclass(slots=True)
 class Decoder:
-    """Collects raw events of one source and turns them into tables as they come."""
+    """Collects raw events of one source and turns them into rows as they come."""
 
     source: int
     events: list[Event]
     tally: Tally
-    tables: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    sink: Sink
     _waiting: list[RawEvents] = field(default_factory=list)
     _n_waiting: int = 0
     _calls: Calls = field(init=False)
@@ -45,16 +44,11 @@ class Decoder:
         if self._n_waiting >= BATCH_EVENTS:
             self._decode()
 
-    def finish(self) -> dict[str, pl.DataFrame]:
-        """Return every event table but ``threads`` and ``losses``, whole."""
+    def finish(self) -> None:
+        """Hand over what waits for events that will not come."""
         self._decode()
-        self._add("seamcalls", self._calls.finish(Kinds.of(self.events)))
-        self._add("vm_entries", self._entries.finish())
-        return {
-            table.name: pl.concat([table.empty(), *self.tables.get(table.name, [])], rechunk=False)
-            for table in EVENT_TABLES
-            if table.name not in ("threads", "losses")
-        }
+        self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
+        self.sink.add("vm_entries", self._entries.finish())
 
     def _decode(self) -> None:
         if not self._n_waiting:
@@ -67,14 +61,10 @@ class Decoder:
             for kind in ("call", "vm_entry", "page_fault", "host_event")
         }
         parts = {kind: _select(raw, wanted) for kind, wanted in of_kind.items()}
-        self._add("seamcalls", self._calls.feed(parts["call"], kinds))
-        self._add("vm_entries", self._entries.feed(parts["vm_entry"], kinds))
-        self._add("page_faults", page_faults(parts["page_fault"], self.source))
-        self._add("host_events", host_events(parts["host_event"], self.source, self.events))
-
-    def _add(self, name: str, rows: pl.DataFrame) -> None:
-        if rows.height:
-            self.tables.setdefault(name, []).append(rows)
+        self.sink.add("seamcalls", self._calls.feed(parts["call"], kinds))
+        self.sink.add("vm_entries", self._entries.feed(parts["vm_entry"], kinds))
+        self.sink.add("page_faults", page_faults(parts["page_fault"], self.source))
+        self.sink.add("host_events", host_events(parts["host_event"], self.source, self.events))
 
 
 def _select(raw: RawEvents, events: list[int]) -> RawEvents:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
-
-import polars as pl
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest import doubts, levels
@@ -18,10 +17,11 @@ from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
 from tdxtrace.ingest.recognise import checked, recognise, recording
+from tdxtrace.ingest.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Stream, open_stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.vocabulary import mapping_of
-from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace
 
@@ -39,6 +39,8 @@ class ReadOptions:
     """``EVENT=FUNCTION[:entry|:return]`` for probes whose name says nothing."""
     level_base: int | None = None
     """Number that the kernel gives a 4K page; None: told by kernel version and values."""
+    formats: str | Path | None = None
+    """Folder with the formats of events, for pages that come without."""
     progress: Progress = field(default=lambda _path, _done, _size: None)
     """Called with the path, the bytes read so far and the size of the input, if known."""
 
@@ -52,31 +54,26 @@ class _Heading:
     resolution_ns: int
 
 
-@dataclass(slots=True)
-class _Part:
-    """What one source gave."""
-
-    tables: dict[str, pl.DataFrame]
-    source: Source
-
-
 def read_trace(
     *paths: str | Path,
     input_format: str | None = None,
     mappings: Sequence[str] = (),
     level_base: int | None = None,
+    formats: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Trace:
-    """Read text of ftrace, trace-cmd report, perf script or function_graph.
+    """Read recordings of trace-cmd and perf, or text of ftrace, trace-cmd, perf script.
 
     Args:
         paths: Files, plain or compressed with gzip, zstd or xz; ``-`` is standard
-            input.  Each is one source of the Trace.
+            input.  Each is one source of the Trace.  Or one folder that ``tdxtrace
+            convert`` made.
         input_format: Name of the format; told from the content if None.
         mappings: ``EVENT=FUNCTION`` for probes whose names say nothing, with
             ``:entry`` or ``:return`` where the text does not tell either.
         level_base: Number the traced kernel gives a 4K page (6.16 to 6.19: 0,
             7.x: 1); found out if None.
+        formats: Folder with the kernel's ``events`` (formats, header_page), for raw pages.
         progress: Called now and then with path, bytes read and size (None: unknown).
 
     Returns:
@@ -88,44 +85,87 @@ def read_trace(
         FormatError: If an input is no trace; the message says what it looks like.
         QueryError: If a format or mapping names something unknown.
     """
+    stores = [path for path in paths if is_store(Path(path))]
+    if stores and len(paths) == 1:
+        return open_store(Path(stores[0]))
+    if stores:
+        shown = one_line(str(stores[0]))
+        raise InputError(f"{shown} is a converted trace: it can only be read alone")
+    sink = MemorySink()
+    options = options_of(input_format, mappings, level_base, formats, progress)
+    base, provenance = _read_all(paths, options, sink)
+    tables = sink.whole()
+    tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
+    return Trace(**tables, provenance=provenance)
+
+
+def convert(paths: Sequence[str | Path], folder: Path, options: ReadOptions) -> None:
+    """Read traces into a folder that :func:`read_trace` opens at once.
+
+    Rows are written as they are decoded, so that memory does not grow with the input.
+
+    Raises:
+        InputError: If an input cannot be read or the folder not be written.
+        FormatError: If an input is no trace.
+        QueryError: If a format or mapping names something unknown.
+    """
+    store = StoreWriter(folder)
+    try:
+        base, provenance = _read_all(paths, options, store)
+        change = {"seamcalls": partial(levels.normalised, base=base)} if base else {}
+        store.finish(provenance, change)
+    finally:
+        store.discard()
+
+
+def options_of(
+    input_format: str | None,
+    mappings: Sequence[str],
+    level_base: int | None,
+    formats: str | Path | None,
+    progress: Progress | None,
+) -> ReadOptions:
+    """Put the options of :func:`read_trace` together."""
+    if progress is None:
+        return ReadOptions(input_format, mappings, level_base, formats)
+    return ReadOptions(input_format, mappings, level_base, formats, progress)
+
+
+def _read_all(
+    paths: Sequence[str | Path], options: ReadOptions, sink: Sink
+) -> tuple[int, Provenance]:
+    """Read every input into ``sink``; return the base of levels and the provenance."""
     from tdxtrace import __version__  # noqa: PLC0415 - the package imports this module
 
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
-    options = ReadOptions(input_format, mappings, level_base)
-    if progress is not None:
-        options = ReadOptions(input_format, mappings, level_base, progress)
-    parts = [_read(str(path), number, options) for number, path in enumerate(paths)]
-    tables = {
-        table.name: pl.concat([part.tables[table.name] for part in parts], rechunk=False)
-        for table in EVENT_TABLES
-    }
-    kernels = [part.source.kernel for part in parts]
-    base, evidence = levels.base_of(tables["seamcalls"], level_base, kernels)
-    tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
-    sources = tuple(part.source for part in parts)
-    provenance = Provenance(sources, base, evidence, __version__, _notes(sources))
-    return Trace(**tables, provenance=provenance)
+    signs = levels.Signs()
+    sources = tuple(
+        _read(str(path), number, options, SourceSink(sink, signs))
+        for number, path in enumerate(paths)
+    )
+    base, evidence = signs.base(options.level_base, [source.kernel for source in sources])
+    return base, Provenance(sources, base, evidence, __version__, _notes(sources))
 
 
-def _read(path: str, number: int, options: ReadOptions) -> _Part:
+def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     stream = open_stream(path)
     name = wanted or recording(stream.peek())
     tally, vocabulary = Tally(), Vocabulary(mappings)
-    decoder = Decoder(number, vocabulary.events, tally)
+    decoder = Decoder(number, vocabulary.events, tally, sink)
     if name in BINARY_FORMATS:
-        clock = _read_binary(name, stream, vocabulary, decoder, options)
+        heading = _read_binary(name, stream, vocabulary, decoder, options)
     else:
-        name, clock = _read_text(wanted, stream, vocabulary, decoder, options)
-    tables = decoder.finish()
-    doubts.note(tables["seamcalls"], tally, clock.header)
-    if not any(table.height for table in tables.values()):
+        name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
+    decoder.finish()
+    doubts.note(sink.watch, tally, heading.header)
+    if not sink.n_rows:
         raise FormatError(doubts.nothing_in(one_line(path), tally))
-    tables["losses"] = tally.losses(number)
-    tables["threads"] = tally.thread_table(number)
-    return _Part(tables, _source(path, name, stream, tally, clock))
+    sink.add("losses", tally.losses(number))
+    sink.add("threads", tally.thread_table(number))
+    return _source(path, name, stream, tally, heading)
 
 
 def _read_binary(
