@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Final, Protocol
 
 from tdxtrace.ingest.datafile import DataFile, open_file, spool
@@ -10,11 +12,13 @@ from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.lines import Vocabulary
 from tdxtrace.ingest.perfdata import PerfReader
 from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.rawpages import PageReader, open_pages, read_formats
 from tdxtrace.ingest.stream import Stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.tracedat import DatReader
 
-BINARY_FORMATS: Final = ("trace.dat", "perf.data")
+RAW_PAGES: Final = "trace_pipe_raw"
+BINARY_FORMATS: Final = ("trace.dat", "perf.data", RAW_PAGES)
 
 
 class BinaryReader(Protocol):
@@ -29,6 +33,35 @@ class BinaryReader(Protocol):
     @property
     def position(self) -> int:
         """Bytes read so far, for progress."""
+
+
+@contextmanager
+def opened(
+    name: str, stream: Stream, formats: Path | None, vocabulary: Vocabulary, tally: Tally
+) -> Iterator[BinaryReader]:
+    """Open a recording of format ``name``; close it in the end.
+
+    Args:
+        name: One of BINARY_FORMATS.
+        stream: The input.
+        formats: Folder with the formats of events, for raw pages.
+        vocabulary: Where events are looked up, and added.
+        tally: Where the rest is counted.
+
+    Raises:
+        InputError: If it cannot be read.
+        FormatError: If its head cannot be read.
+    """
+    if name == RAW_PAGES:
+        pages = open_pages(Path(stream.path))
+        stream.size = stream.n_bytes = pages.size
+        with closing(pages):
+            folder = pages.beside / "events" if formats is None else formats
+            yield PageReader(pages, read_formats(folder), vocabulary, tally)
+        return
+    file = open_data(stream)
+    with closing(file):
+        yield open_reader(name, file, vocabulary, tally)
 
 
 def open_data(stream: Stream) -> DataFile:

@@ -10,12 +10,13 @@ from typing import Final
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest import doubts, levels
-from tdxtrace.ingest.binary import BINARY_FORMATS, open_data, open_reader
+from tdxtrace.ingest.binary import BINARY_FORMATS, RAW_PAGES, opened
 from tdxtrace.ingest.clocks import TICK_CLOCKS
 from tdxtrace.ingest.decode import Decoder
 from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
+from tdxtrace.ingest.rawpages import find_pages
 from tdxtrace.ingest.recognise import checked, recognise, recording
 from tdxtrace.ingest.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Stream, open_stream
@@ -151,11 +152,10 @@ def _read_all(
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
-    stream = open_stream(path)
-    name = wanted or recording(stream.peek())
+    stream, name = _open(path, wanted, options)
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
-    if name in BINARY_FORMATS:
+    if name is not None and name in BINARY_FORMATS:
         heading = _read_binary(name, stream, vocabulary, decoder, options)
     else:
         name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
@@ -168,20 +168,29 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     return _source(path, name, stream, tally, heading)
 
 
+def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
+    """Open an input; say which binary format it has, or is said to have."""
+    is_folder = Path(path).is_dir() and bool(find_pages(Path(path)))
+    if wanted != RAW_PAGES and not is_folder:
+        stream = open_stream(path)
+        name = wanted or recording(stream.peek())
+        if name is not None or options.formats is None:
+            return stream, name
+        stream.close()
+    return Stream(path, "none", iter(())), RAW_PAGES
+
+
 def _read_binary(
     name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
 ) -> _Heading:
-    file = open_data(stream)
-    try:
-        reader = open_reader(name, file, vocabulary, decoder.tally)
+    formats = None if options.formats is None else Path(options.formats)
+    with opened(name, stream, formats, vocabulary, decoder.tally) as reader:
         for batch in reader.batches():
             decoder.feed(batch)
-            options.progress(stream.path, reader.position, file.size)
+            options.progress(stream.path, reader.position, stream.size)
         if stream.truncated:
             decoder.tally.note("truncated", None, stream.truncated)
         return _Heading(reader.header(), "unnamed", 1)
-    finally:
-        file.close()
 
 
 def _read_text(

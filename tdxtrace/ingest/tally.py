@@ -113,6 +113,10 @@ class Tally:
         self.gaps.append(gap)
         self._open_gaps.append(gap)
 
+    def note_damage(self, n_damaged: int, what: str) -> None:
+        """Record parts of a recording that cannot be what the kernel wrote."""
+        self.note("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
+
     def gap(
         self,
         cpu: int,

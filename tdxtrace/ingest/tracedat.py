@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
 
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.clocks import TICK_CLOCKS, Clock, corrected
@@ -15,7 +12,7 @@ from tdxtrace.ingest.cursor import FileCursor
 from tdxtrace.ingest.datafile import DataFile
 from tdxtrace.ingest.datfile import DatFile, is_packed, kallsyms_of, read_dat
 from tdxtrace.ingest.datoptions import Buffer
-from tdxtrace.ingest.formats import EventFormat, PageLayout, common_of, page_layout
+from tdxtrace.ingest.formats import PageLayout, common_of, page_layout
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.known import KnownEvents
 from tdxtrace.ingest.lines import Vocabulary
@@ -25,11 +22,8 @@ from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.ringreader import RingReader
 from tdxtrace.ingest.symbols import symbol_finder
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tracefs import comms_of, cpu_stats, note_stats, printed_names
 from tdxtrace.ingest.windows import CpuPages
-
-_CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
-_STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
-_CPU: Final = re.compile(r"^CPU: (?P<cpu>\d{1,4})\s*$", re.MULTILINE)
 
 Pages = PlainPages | PackedPages
 
@@ -43,6 +37,7 @@ class DatReader:
     tally: Tally
     dat: DatFile = field(init=False)
     _pages: list[Pages] = field(default_factory=list)
+    _owners: list[tuple[str, int]] = field(default_factory=list)
     _merge: Merge | None = None
 
     def __post_init__(self) -> None:
@@ -122,6 +117,7 @@ class DatReader:
             else:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)
+            self._owners.append((buffer.name, data.cpu))
             shift = dat.options.shifts[data.cpu] if data.cpu < len(dat.options.shifts) else None
             correct = None if shift is None else partial(corrected, shift=shift)
             yield CpuPages(data.cpu, pages.read, correct)
@@ -142,8 +138,7 @@ class DatReader:
 
     def _losses(self) -> None:
         """Add what the file as a whole lost."""
-        n_damaged = 0 if self._merge is None else self._merge.n_damaged
-        self.tally.note("damaged", None if n_damaged else 0, f"{n_damaged} pages")
+        self.tally.note_damage(0 if self._merge is None else self._merge.n_damaged, "pages")
         for detail in sorted({p.cut_short for p in self._pages if p.cut_short}):
             self.tally.note("truncated", None, detail)
         if self.dat.cut_short:
@@ -153,45 +148,11 @@ class DatReader:
             if "Buffer:" in text:
                 name = text.partition("Buffer:")[2].strip()
             for cpu, stats in cpu_stats(text):
-                note_stats(self.tally, cpu, stats, f"buffer {name}, " if name else "")
+                where = f"buffer {name}, " if name else ""
+                note_stats(self.tally, cpu, stats, where, self._n_events(name, cpu))
 
-
-def printed_names(events: Mapping[int, EventFormat]) -> Callable[[EventFormat], str]:
-    """Return what gives an event's name: with its group only where two have the same."""
-    bare = Counter(event.name for event in events.values())
-
-    def name(event: EventFormat) -> str:
-        return event.name if bare[event.name] == 1 else f"{event.system}:{event.name}"
-
-    return name
-
-
-def comms_of(cmdlines: str) -> dict[int, str]:
-    """Read tracefs' ``saved_cmdlines``: the last name of each thread that was saved."""
-    return {int(found["tid"]): found["comm"] for found in _CMDLINE.finditer(cmdlines)}
-
-
-def cpu_stats(text: str) -> Iterator[tuple[int, dict[str, int]]]:
-    """Read ``per_cpu/cpuN/stats`` of one or more CPUs, each headed by ``CPU: N``."""
-    parts = _CPU.split(text)
-    for cpu, body in zip(parts[1::2], parts[2::2], strict=True):
-        yield int(cpu), {found["key"]: int(found["n"]) for found in _STAT.finditer(body)}
-
-
-def note_stats(tally: Tally, cpu: int, stats: Mapping[str, int], where: str) -> None:
-    """Add what the kernel's counters say was lost and no page tells of.
-
-    ``overrun`` counts what the buffer overwrote, ``dropped events`` what it refused
-    (overwrite off), ``commit overrun`` what came while a page was being written,
-    ``entries`` what was still in the kernel when the counters were read (Linux
-    Documentation/trace/ftrace.rst, per_cpu/cpu0/stats).
-    """
-    gaps = [gap for gap in tally.gaps if gap.kind == "lost_events" and gap.cpu == cpu]
-    unmarked = stats.get("overrun", 0) - sum(gap.n_events or 0 for gap in gaps)
-    uncounted = [gap for gap in gaps if gap.n_events is None]
-    if len(uncounted) == 1 and unmarked > 0:
-        # A page without room for the count says only that something was lost.
-        uncounted[0].n_events, unmarked = unmarked, 0
-    tally.note("overwritten", max(0, unmarked), f"{where}CPU {cpu}", cpu=cpu)
-    tally.note("buffer_full", stats.get("dropped events", 0), f"{where}CPU {cpu}", cpu=cpu)
-    tally.note("lost_events", stats.get("commit overrun", 0), f"{where}commit overrun", cpu=cpu)
+    def _n_events(self, name: str, cpu: int) -> int | None:
+        """Events that were read of a CPU in the buffer ``name``; None if it has no pages."""
+        if self._merge is None or (name, cpu) not in self._owners:
+            return None
+        return self._merge.n_events()[self._owners.index((name, cpu))]
