@@ -171,6 +171,7 @@ class Merge:
             rank = np.empty(len(order), np.intp)
             rank[order] = np.arange(len(order))
             gaps = [Gap(g.cpu, g.n_events, g.after, g.before, int(rank[g.rank])) for g in gaps]
+            gaps.sort(key=lambda gap: gap.rank)
         return Round(self._block, stamp, base, events.long, cpus, cpu_ends, order, gaps)
 
 

@@ -16,7 +16,7 @@ from tdxtrace.ingest.formats import PageLayout, common_of, page_layout
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.known import KnownEvents
 from tdxtrace.ingest.lines import Vocabulary
-from tdxtrace.ingest.merge import Merge
+from tdxtrace.ingest.merge import ROUND_PAGES, Merge
 from tdxtrace.ingest.pagefiles import PackedPages, PlainPages
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.ringreader import RingReader
@@ -54,7 +54,7 @@ class DatReader:
         if not sources:
             raise FormatError(self._nothing())
         layout = self._layout(dat.page_size)
-        self._merge = Merge(sources, layout)
+        self._merge = Merge(sources, layout, ROUND_PAGES)
         known = KnownEvents(
             dat.formats.events,
             common_of(dat.formats.events.values()),
