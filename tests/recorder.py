@@ -159,12 +159,14 @@ class Recording:
         head = b"\x17\x08\x44tracing" + version + b"\0" + bytes([m.big_endian, m.long_size])
         return head + m.pack("I", m.page_size)
 
-    def _headers(self) -> bytes:
+    def headers(self) -> bytes:
+        """header_page and header_event, as both recorders keep them."""
         m = self.machine
         page = b"header_page\0" + m.pack("Q", len(m.header_page)) + m.header_page
         return page + b"header_event\0" + m.pack("Q", 0)
 
-    def _events(self) -> bytes:
+    def events(self) -> bytes:
+        """The formats of events, as both recorders keep them."""
         m = self.machine
         made = m.pack("I", len(self.formats))
         for system, files in self.formats.items():
@@ -175,14 +177,16 @@ class Recording:
     def v6(self) -> bytes:
         """The file in version 6."""
         m = self.machine
-        head = self._start(b"6") + self._headers() + m.pack("I", 0) + self._events()
+        head = self._start(b"6") + self.headers() + m.pack("I", 0) + self.events()
         head += m.pack("I", 0) + m.pack("I", 0)
         head += m.pack("Q", len(self.cmdlines)) + self.cmdlines + m.pack("I", len(self.cpus))
         options = b"".join(m.pack("HI", number, len(d)) + d for number, d in self.options)
         extra = sum(6 + 8 + len(name) + 1 for name in self.buffers)
         head += b"options  \0" + options
         tables_at = len(head) + extra + 2 + 10
-        data_at = tables_at + 16 * len(self.cpus)
+        has_clock = any(number == 4 for number, _ in self.options)
+        clock = m.pack("Q", 12) + b"local [mono]" if has_clock else b""
+        data_at = tables_at + 16 * len(self.cpus) + len(clock)
         data_at += sum(10 + 16 * len(cpus) for cpus in self.buffers.values())
         data_at += -data_at % m.page_size
         tables, body, places = b"", b"", b""
@@ -194,6 +198,7 @@ class Recording:
             for pages in cpus:
                 tables += m.pack("QQ", data_at + len(body), len(pages))
                 body += pages
+            tables += b"" if name else clock
         whole = head + places + m.pack("H", 0) + b"flyrecord\0" + tables
         return whole.ljust(data_at, b"\0") + body
 
@@ -211,9 +216,9 @@ class Recording:
         out += b"\0" * 8
         options = list(self.options)
         for number, data in (
-            (16, self._headers()),
+            (16, self.headers()),
             (17, m.pack("I", 0)),
-            (18, self._events()),
+            (18, self.events()),
             (21, m.pack("Q", len(self.cmdlines)) + self.cmdlines),
         ):
             options.append((number, m.pack("Q", len(out))))

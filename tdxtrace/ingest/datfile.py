@@ -10,6 +10,7 @@ from tdxtrace.ingest import datoptions
 from tdxtrace.ingest.cursor import Cursor, CutShortError, FileCursor
 from tdxtrace.ingest.datafile import DataFile
 from tdxtrace.ingest.datoptions import Buffer, CpuData, Options
+from tdxtrace.ingest.formats import MAX_PAGE_BYTES
 from tdxtrace.ingest.metadata import Formats, part
 from tdxtrace.ingest.unpack import MAX_PART_BYTES, DamagedPartError, Unpack, unpacker
 
@@ -17,7 +18,6 @@ MAGIC: Final = b"\x17\x08\x44tracing"
 _COMPRESSED: Final = 1
 _OPTIONS_SECTION: Final = 0
 _BUFFER_SECTION: Final = 3
-_MAX_PAGE: Final = 1 << 20  # a sub-buffer has at most 2^7 pages: ring_buffer_subbuf_order_set
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ def read_dat(file: DataFile) -> DatFile:
         long_size, page_size = cursor.number(1), cursor.number(4)
     except CutShortError:
         raise FormatError(f"{file.shown} is a trace.dat cut short in its first bytes") from None
-    if long_size not in (4, 8) or not 64 <= page_size <= _MAX_PAGE or page_size % 4:
+    if long_size not in (4, 8) or not 64 <= page_size <= MAX_PAGE_BYTES or page_size % 4:
         raise FormatError(
             f"{file.shown} is a damaged trace.dat: longs of {long_size}, pages of {page_size} bytes"
         )

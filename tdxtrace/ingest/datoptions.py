@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.ingest.cursor import Cursor, CutShortError
+from tdxtrace.ingest.tally import MAX_CPUS
 
 # Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; those below 16 also in v6.
 DONE: Final = 0
@@ -16,7 +17,6 @@ _OFFSET, _CPUCOUNT, _VERSION, _TIME_SHIFT, _TSC2NSEC = 7, 8, 9, 12, 14
 HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES = 16, 17, 18, 19, 21
 _BUFFER_TEXT: Final = 22
 _PARTS: Final = (HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES)
-_MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
 _NUMBER: Final = re.compile(rb"\s*(?P<sign>[-+]?)(?P<digits>0[xX][0-9a-fA-F]{1,16}|\d{1,19})")
 
 
@@ -97,7 +97,7 @@ class Options:
         elif number in _PARTS:
             self.parts[number] = cursor.number(8)
         elif number == _CPUCOUNT:
-            self.n_cpus = min(cursor.number(4), _MAX_CPUS)
+            self.n_cpus = min(cursor.number(4), MAX_CPUS)
         else:
             self._take_text(number, data.partition(b"\0")[0].decode("utf-8", "replace"))
 
@@ -146,7 +146,7 @@ def _buffer(cursor: Cursor, has_sections: bool, is_text: bool) -> Buffer:
     cpus = []
     for _ in range(min(n_cpus, cursor.left // 20)):
         cpu, start, size = cursor.number(4), cursor.number(8), cursor.number(8)
-        if cpu < _MAX_CPUS:
+        if cpu < MAX_CPUS:
             cpus.append(CpuData(cpu, start, size))
     return Buffer(name, at, clock, page_size, tuple(cpus))
 
@@ -157,7 +157,7 @@ def _shifts(cursor: Cursor) -> Iterator[Shift]:
     interpolate = bool(cursor.number(4) & 1)  # TRACECMD_TSYNC_FLAG_INTERPOLATE
     n_cpus = cursor.number(4)
     rows = []
-    for _ in range(min(n_cpus, _MAX_CPUS)):
+    for _ in range(min(n_cpus, MAX_CPUS)):
         n = cursor.number(4)
         if n > cursor.left // 24:
             raise CutShortError

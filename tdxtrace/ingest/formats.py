@@ -17,6 +17,9 @@ _NAME: Final = re.compile(r"^name: (?P<name>\S{1,200})\s*$", re.MULTILINE)
 _ID: Final = re.compile(r"^ID: (?P<id>\d{1,9})\s*$", re.MULTILINE)
 _WORD: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?P<array>\[[^\]]*\])?$")
 _NUMBER_SIZES: Final = (1, 2, 4, 8)
+# A sub-buffer has at most 2^7 pages: Linux kernel/trace/ring_buffer.c, RB_SUBBUF_ORDER_MAX
+# and buffer_subbuf_size_kb; pages of 64 KiB are the largest in use.
+MAX_PAGE_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,8 @@ def page_layout(header_page: str, size: int, long_size: int, big_endian: bool) -
     data = commit.offset + commit.size if first is None else first.offset
     stamp = fields.get("timestamp")
     sound = (
-        commit.size in (4, 8)
+        size <= MAX_PAGE_BYTES
+        and commit.size in (4, 8)
         and commit.end <= data < size
         and data % 4 == 0
         and size % 4 == 0

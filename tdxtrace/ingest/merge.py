@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from tdxtrace.errors import FormatError
 from tdxtrace.ingest.formats import PageLayout
 from tdxtrace.ingest.gather import PADDING, Block, Places
 from tdxtrace.ingest.pages import PageEvents, PageHeads, join_heads, page_heads, walk
@@ -17,6 +18,7 @@ from tdxtrace.ingest.windows import NEVER, CpuPages, Window
 # Pages decoded at a time: enough to spread the cost of a numpy call over many
 # pages, few enough for their events to stay in a core's cache.
 ROUND_PAGES: Final = 2048
+_MAX_BLOCK: Final = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,11 @@ class Merge:
     _block: Block = field(init=False)
 
     def __post_init__(self) -> None:
-        capacity = max(4, -(-self.round_pages // max(1, len(self.sources))))
+        n_pages = min(self.round_pages, _MAX_BLOCK // self.layout.size)
+        capacity = max(2, -(-n_pages // max(1, len(self.sources))))
         part = capacity * self.layout.size
+        if part * len(self.sources) > _MAX_BLOCK:
+            raise FormatError(f"{len(self.sources)} CPUs with pages of {self.layout.size} bytes")
         data = np.zeros(len(self.sources) * part + PADDING, np.uint8)
         self._block = Block(data, self.layout.order)
         none = page_heads(self._block, self.layout, np.zeros(0, np.intp))

@@ -74,7 +74,7 @@ class Attr:
             "excluded": self.has(_EXCLUDE_USER) or self.has(_EXCLUDE_KERNEL),
         }
         ways = {
-            "sampled": "-c 1 (every event), not -F or a larger -c",
+            "sampled": "-c 1 (every event)",
             "no_payload": "-R (raw records)",
             "no_time": "-T (times)",
             "excluded": "events without :u or :k",

@@ -50,15 +50,15 @@ class PerfReader:
         self.names = Names(self.tally)
         self._records = RecordReader(self.perf)
         self._learn()
+        self.order = Order(self.known, self.tally, self.names)
+        self.notes = Notes(self.perf, self.tally, self.names, self.order)
 
     def _learn(self) -> None:
         """Take what is known of events so far; in pipe mode more may come."""
         formats = self.perf.formats.events
         common = common_of(formats.values())
         self.known = KnownEvents(formats, common, self.vocabulary, self.tally, printed_name)
-        self.order = Order(self.known, self.tally, self.names)
         self.samples.learn(self.perf.attrs, common)
-        self.notes = Notes(self.perf, self.tally, self.names, self.order)
 
     def batches(self) -> Iterator[RawEvents]:
         """Yield the events that may become rows, in the order of their time.
@@ -107,6 +107,7 @@ class PerfReader:
                 + "; let perf record end by itself or with Ctrl-C, which writes them"
             )
         self._learn()
+        self.order.known = self.known
 
     def _hold(self, records: Records, which: Places, rounds: Places) -> None:
         """Hand over the samples; a round ends behind those in front of its mark."""
@@ -163,11 +164,9 @@ class PerfReader:
     def _losses(self) -> None:
         """Add what the recording as a whole lost, or was told to leave out."""
         ours = set(self.known.wanted_numbers())
-        for attr in self.perf.attrs:
-            if attr.type != perfattrs.TRACEPOINT or attr.config not in ours:
-                continue
-            for kind, way in attr.missing().items():
-                self.tally.note(kind, None, f"record with {way}")
+        attrs = [a for a in self.perf.attrs if a.type == perfattrs.TRACEPOINT and a.config in ours]
+        for kind, way in sorted({loss for attr in attrs for loss in attr.missing().items()}):
+            self.tally.note(kind, None, f"record with {way}")
         if self._records.n_damaged:
             n_left = self.perf.data_at + self.perf.data_size - self._records.at
             self.tally.note("damaged", None, f"{max(0, n_left)} bytes of records")

@@ -14,7 +14,7 @@ from tdxtrace.ingest.perfnames import Names
 from tdxtrace.ingest.perforder import Lost, Order
 from tdxtrace.ingest.perfrecords import Records
 from tdxtrace.ingest.raw import UNKNOWN
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tally import MAX_CPUS, Tally
 
 # enum perf_event_type, Linux include/uapi/linux/perf_event.h, and enum
 # perf_user_event_type, tools/perf/lib/include/perf/event.h.
@@ -82,7 +82,7 @@ class Notes:
         if perfattrs.CPU in places:
             cursor.at = begin + places[perfattrs.CPU]
             number = cursor.number(4)
-            cpu = number if number < 1 << 16 else UNKNOWN
+            cpu = number if number < MAX_CPUS else UNKNOWN
         return time, cpu
 
     def _lost(self, cursor: Cursor) -> None:

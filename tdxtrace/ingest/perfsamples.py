@@ -15,12 +15,14 @@ from tdxtrace.ingest.gather import Block, Places
 from tdxtrace.ingest.perfattrs import Attr, SampleLayout
 from tdxtrace.ingest.perfrecords import Records
 from tdxtrace.ingest.raw import UNKNOWN, I64Array, U64Array
+from tdxtrace.ingest.tally import MAX_CPUS
 
 _HEADER: Final = 8
 _WORD: Final = Field("word", 0, 8, False, True)
 _HALF: Final = Field("half", 0, 4, True, True)
 _FAR: Final = np.uint64((1 << 63) - 1)
 NO_EVENT: Final = -1
+_NO_CPU: Final = np.uint64((1 << 64) - 1)  # UNKNOWN, once it is cut to 32 bits
 
 
 @dataclass(slots=True)
@@ -125,7 +127,10 @@ class SampleReader:
             made.tgid[mine] = block.column(at, _HALF).astype(np.int32)
             made.tid[mine] = block.column(at + 4, _HALF).astype(np.int32)
         if perfattrs.CPU in fixed:
-            made.cpu[mine] = block.column(body + fixed[perfattrs.CPU], _HALF).astype(np.int32)
+            cpu = block.column(body + fixed[perfattrs.CPU], _HALF)
+            made.cpu[mine] = np.where(cpu < MAX_CPUS, cpu, np.uint64((1 << 64) - 1)).astype(
+                np.int32
+            )
         if layout.sample_type & perfattrs.RAW and self.common is not None:
             base, size = layout.raw_at(block, body, end)
             place = self.common.type

@@ -152,13 +152,16 @@ def _read_all(
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
-    stream, name = _open(path, wanted, options)
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
-    if name is not None and name in BINARY_FORMATS:
-        heading = _read_binary(name, stream, vocabulary, decoder, options)
-    else:
-        name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
+    stream, name = _open(path, wanted, options)
+    try:
+        if name is not None and name in BINARY_FORMATS:
+            heading = _read_binary(name, stream, vocabulary, decoder, options)
+        else:
+            name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
+    finally:
+        stream.close()
     decoder.finish()
     doubts.note(sink.watch, tally, heading.header)
     if not sink.n_rows:

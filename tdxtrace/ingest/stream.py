@@ -98,6 +98,7 @@ def open_stream(path: str) -> Stream:
     stream = Stream(path, "none", iter(()), size=size, close=close)
     head = _read(file, stream, shown)
     if not head:
+        stream.close()
         raise InputError(f"{shown} is empty; was tracing on while the TD ran?")
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)

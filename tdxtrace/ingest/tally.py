@@ -14,7 +14,7 @@ from tdxtrace.tables.events import LOSSES, THREADS
 from tdxtrace.tables.text import one_line
 
 _FAR: Final = np.iinfo(np.int64)
-_MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
+MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
 
 _SEVERITY: Final = {
     "noise": "info",
@@ -84,8 +84,8 @@ class Tally:
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     gaps: list[Entry] = field(default_factory=list)
     threads: dict[tuple[int, str], int] = field(default_factory=dict)
-    first_ns: I64Array = field(default_factory=lambda: np.full(_MAX_CPUS + 1, _FAR.max))
-    last_ns: I64Array = field(default_factory=lambda: np.full(_MAX_CPUS + 1, _FAR.min))
+    first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.max))
+    last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.min))
     _open_gaps: list[Entry] = field(default_factory=list)
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
@@ -130,7 +130,7 @@ class Tally:
 
     def heard(self, cpu: int, first_ns: int, last_ns: int) -> None:
         """Note from when to when a CPU was heard of."""
-        for place in (min(cpu, _MAX_CPUS), UNKNOWN):
+        for place in (min(cpu, MAX_CPUS), UNKNOWN):
             self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
             self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
 
@@ -140,7 +140,7 @@ class Tally:
             return
         if self._open_gaps:
             self._close_gaps(cpu, ts_ns)
-        place = np.minimum(cpu, _MAX_CPUS)
+        place = np.minimum(cpu, MAX_CPUS)
         np.minimum.at(self.first_ns, place, ts_ns)
         np.maximum.at(self.last_ns, place, ts_ns)
         self.first_ns[UNKNOWN] = min(self.first_ns[UNKNOWN], ts_ns.min())
@@ -158,7 +158,7 @@ class Tally:
 
     def cpus(self) -> list[int]:
         """CPUs that were heard of, in order."""
-        return [int(c) for c in np.flatnonzero(self.last_ns[:_MAX_CPUS] != _FAR.min)]
+        return [int(c) for c in np.flatnonzero(self.last_ns[:MAX_CPUS] != _FAR.min)]
 
     def span(self) -> tuple[int | None, int | None]:
         """Time of the first and of the last event of any kind, in ns."""
