@@ -55,18 +55,19 @@ class Decoder:
             return
         raw = concatenate(self._waiting)
         self._waiting, self._n_waiting = [], 0
-        kinds = Kinds.of(self.events)
-        of_kind = {
-            kind: [i for i, event in enumerate(self.events) if event.kind == kind]
+        # A reader may meet further events meanwhile, in a thread of its own.
+        events = list(self.events)
+        kinds = Kinds.of(events)
+        parts = {
+            kind: _select(raw, [event.kind == kind for event in events])
             for kind in ("call", "vm_entry", "page_fault", "host_event")
         }
-        parts = {kind: _select(raw, wanted) for kind, wanted in of_kind.items()}
         self.sink.add("seamcalls", self._calls.feed(parts["call"], kinds))
         self.sink.add("vm_entries", self._entries.feed(parts["vm_entry"], kinds))
         self.sink.add("page_faults", page_faults(parts["page_fault"], self.source))
-        self.sink.add("host_events", host_events(parts["host_event"], self.source, self.events))
+        self.sink.add("host_events", host_events(parts["host_event"], self.source, events))
 
 
-def _select(raw: RawEvents, events: list[int]) -> RawEvents:
-    wanted = np.isin(raw.event, events)
+def _select(raw: RawEvents, is_wanted: list[bool]) -> RawEvents:
+    wanted = np.array(is_wanted, np.bool_)[raw.event]
     return raw if wanted.all() else raw.take(wanted)

@@ -27,7 +27,7 @@ def block_of(data: bytes | bytearray | memoryview) -> Bytes:
 
 @dataclass(slots=True)
 class Block:
-    """Bytes of a recording and the views that words are read through.
+    """Bytes of a recording and the views that numbers are read through.
 
     ``data`` must be as :func:`block_of` makes it; every place read must lie
     :data:`PADDING` bytes before its end.
@@ -37,18 +37,23 @@ class Block:
     order: str
     """``<`` or ``>``, as numpy writes byte orders."""
     words: NDArray[np.uint32] = field(init=False)
-    halves: NDArray[np.uint16] = field(init=False)
+    """The aligned words."""
+    _views: dict[int, NDArray[np.unsignedinteger]] = field(default_factory=dict)
+    """The numbers of so many bytes that begin at each byte."""
 
     def __post_init__(self) -> None:
         self.words = self.data.view(f"{self.order}u4")
-        self.halves = self.data.view(f"{self.order}u2")
+        for size in (2, 4, 8):
+            n = max(0, len(self.data) - size + 1)
+            self._views[size] = np.ndarray(
+                (n,), f"{self.order}u{size}", self.data.data, strides=(1,)
+            )
+        self._views[1] = self.data
 
     def numbers(self, base: Places, place: Field) -> NDArray[np.intp]:
-        """Read the event numbers, usually of two bytes, of the records at ``base``."""
-        if place.size == 2 and place.offset % 2 == 0:
-            number: NDArray[np.intp] = self.halves[(base + place.offset) >> 1].astype(np.intp)
-            return number
-        return self.column(base, place).astype(np.intp) & 0xFFFF
+        """Read the event numbers, of 16 bits at most, of the records at ``base``."""
+        number: NDArray[np.intp] = self._views[place.size][base + place.offset].astype(np.intp)
+        return number if place.size <= 2 else number & 0xFFFF
 
     def column(self, base: Places, place: Field) -> U64Array:
         """Read ``place`` of the records that begin at ``base``, as 64-bit words.
@@ -56,42 +61,11 @@ class Block:
         Signed numbers are extended: -1 of any size becomes 2^64 - 1.
 
         Args:
-            base: Byte offsets of records, each a multiple of 4.
+            base: Byte offsets of records.
             place: A field with ``is_number``.
         """
-        if place.offset % 4 + place.size <= 4 and place.size < 4:
-            return self._inside_word(base, place)
-        if place.offset % 4:
-            return self._anywhere(base, place)
-        at = (base + place.offset) >> 2
-        first = self.words[at]
-        if place.size == 4:
-            value = first.astype(np.uint64)
-            return _extended(value, place) if place.signed else value
-        low, high = (
-            (first, self.words[at + 1]) if self.order == "<" else (self.words[at + 1], first)
-        )
-        whole: U64Array = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
-        return whole
-
-    def _inside_word(self, base: Places, place: Field) -> U64Array:
-        """The same for numbers of one or two bytes that share a word with others."""
-        skipped = place.offset % 4
-        shift = 8 * (skipped if self.order == "<" else 4 - skipped - place.size)
-        word = self.words[(base + place.offset) >> 2] >> np.uint32(shift)
-        value = (word & np.uint32((1 << 8 * place.size) - 1)).astype(np.uint64)
-        return _extended(value, place) if place.signed else value
-
-    def _anywhere(self, base: Places, place: Field) -> U64Array:
-        """The same for fields of any alignment, byte by byte."""
-        steps = range(place.size) if self.order == ">" else reversed(range(place.size))
-        value = np.zeros(len(base), np.uint64)
-        for step in steps:
-            value = (value << np.uint64(8)) | self.data[base + (place.offset + step)]
-        return _extended(value, place) if place.signed else value
-
-
-def _extended(value: U64Array, place: Field) -> U64Array:
-    """Repeat the sign of a number of ``place.size`` bytes up to bit 63."""
-    shift = np.int64(64 - 8 * place.size)
-    return ((value.view(np.int64) << shift) >> shift).view(np.uint64)
+        found = self._views[place.size][base + place.offset]
+        if place.signed and place.size < 8:
+            signed = found.astype(f"=u{place.size}").view(f"i{place.size}")
+            return signed.astype(np.int64).view(np.uint64)
+        return found.astype(np.uint64, copy=False)

@@ -25,7 +25,7 @@ COMPRESSED2: Final = 83
 SPECIAL: Final = (HEADER_TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2)
 # Bytes from one guess to the next: some eighty records, so that two thousand
 # chains fill a block of 16 MiB.
-_PIECE: Final = 8192
+_PIECE: Final = 4096
 _SHORTEST: Final = 8
 _LEARNT: Final = 256
 _MAX_KINDS: Final = 16
@@ -93,8 +93,44 @@ class _Walk:
             return self.plain(first.end, self.n_bytes, first.start.tolist())
         known = np.unique(self.words[first.start[-_LEARNT:] >> 3])[:_MAX_KINDS]
         begins = self._guesses(first.end, known)
+        made = self._all_meet(first, begins)
+        if made is not None:
+            return made
         at, count, ends = self._lanes(begins)
         return self._join(first, begins, at, count, ends)
+
+    def _all_meet(self, first: Chain, begins: Places) -> Chain | None:
+        """Follow every chain by the lengths alone; None unless all meet and nothing is odd."""
+        sizes = self.words.view("u1")[6:].data
+        lengths = np.ndarray(
+            (len(self.words) * 8 - 7,), ">u2" if self.big_endian else "<u2", sizes, strides=(1,)
+        )
+        at = begins << 3
+        limit = np.append(at[1:], self.n_bytes)
+        ends, lane = at.copy(), np.arange(len(at))
+        found: list[Places] = [first.start]
+        for _ in range(_PIECE):
+            found.append(at)
+            at = at + lengths[at]
+            live = at < limit
+            if live.all():
+                continue
+            ends[lane[~live]] = at[~live]
+            lane, at, limit = lane[live], at[live], limit[live]
+            if not len(lane):
+                break
+        last = len(begins) - 1
+        if len(lane) or (ends[:-1] != begins[1:] << 3).any():
+            return None
+        start = np.concatenate(found)
+        start.sort(kind="stable")
+        # The last chain runs to the block's end, and may stop in the middle of a record.
+        end = int(ends[last])
+        if end > self.n_bytes:
+            end, start = int(start[-1]), start[:-1]
+        size, kind = self._parts(self.words[start >> 3])
+        is_odd = (size < _SHORTEST) | (size & 7 != 0) | _is_special(kind)
+        return None if is_odd.any() else Chain(start, end, False)
 
     def _guesses(self, start: int, known: U64Array) -> Places:
         """The first word of each piece that looks like the header of a known kind."""

@@ -21,7 +21,7 @@ from tdxtrace.ingest.perfnames import Names
 from tdxtrace.ingest.perfnotes import Notes
 from tdxtrace.ingest.perforder import Held, Order
 from tdxtrace.ingest.perfrecords import RecordReader, Records
-from tdxtrace.ingest.perfsamples import NO_EVENT, SampleReader, Samples, noise_name, printed_name
+from tdxtrace.ingest.perfsamples import SampleReader, Samples, noise_name, printed_name
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.tally import Tally
 
@@ -149,12 +149,10 @@ class PerfReader:
 
     def _name_silent(self, samples: Samples) -> None:
         """Give samples without a record the number that stands for their attribute."""
-        silent = samples.number == NO_EVENT
-        if not silent.any():
-            return
-        for attr in np.unique(samples.attr[silent]).tolist():
+        for attr in np.unique(samples.attr).tolist():
             name = noise_name(self.perf.attrs[attr], self.perf.names)
-            samples.number[silent & (samples.attr == attr)] = self._stand_in("noise", name)
+            mine = samples.silent[samples.attr == attr]
+            samples.number[mine] = self._stand_in("noise", name)
 
     def _stand_in(self, kind: str, name: str) -> int:
         if (kind, name) not in self._stand_ins:

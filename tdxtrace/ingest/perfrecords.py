@@ -12,7 +12,7 @@ from tdxtrace.ingest import perfchain
 from tdxtrace.ingest.gather import PADDING, Block, Bytes, Places, block_of
 from tdxtrace.ingest.perffile import TRACING_DATA, PerfFile
 
-BLOCK_BYTES: Final = 16 << 20
+BLOCK_BYTES: Final = 4 << 20
 # What is read first, and after a record that has to be taken apart: the next one
 # may be of that kind too.
 _SMALL_BYTES: Final = 8 << 10

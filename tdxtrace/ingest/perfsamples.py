@@ -39,7 +39,10 @@ class Samples:
     base: Places
     """Where the record begins."""
     size: Places
-    attr: NDArray[np.intp]
+    silent: Places = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Which of the samples hold no record."""
+    attr: Places = field(default_factory=lambda: np.zeros(0, np.intp))
+    """The event that each of those is of."""
 
     def __len__(self) -> int:
         return len(self.ts_ns)
@@ -65,7 +68,6 @@ class SampleReader:
         """Read the samples among ``records``: those at the indices ``which``."""
         block = records.block
         body, end = records.start[which] + _HEADER, records.end[which]
-        attr = self._attrs_of(block, body, end)
         n = len(which)
         made = Samples(
             block=block,
@@ -76,15 +78,19 @@ class SampleReader:
             number=np.full(n, NO_EVENT, np.intp),
             base=body.copy(),
             size=np.zeros(n, np.intp),
-            attr=attr,
         )
         layouts = {SampleLayout(a.sample_type, a.read_format) for a in self.attrs}
+        if len(layouts) == 1:
+            self._fill(made, layouts.pop(), slice(None), body, end)
+            layouts = set()
+        attr = self.attrs_of(block, body, end) if layouts else None
         for layout in layouts:
-            if len(layouts) == 1:
-                self._fill(made, layout, slice(None), body, end)
-            else:
-                mine = self._of_layout(layout)[attr]
-                self._fill(made, layout, mine, body[mine], end[mine])
+            mine = self._of_layout(layout)[attr]
+            self._fill(made, layout, mine, body[mine], end[mine])
+        silent = np.flatnonzero(made.number == NO_EVENT)
+        if len(silent):
+            made.silent = silent
+            made.attr = self.attrs_of(block, body[silent], end[silent])
         return made
 
     def _of_layout(self, layout: SampleLayout) -> NDArray[np.bool_]:
@@ -95,7 +101,7 @@ class SampleReader:
             ]
         )
 
-    def _attrs_of(self, block: Block, body: Places, end: Places) -> NDArray[np.intp]:
+    def attrs_of(self, block: Block, body: Places, end: Places) -> NDArray[np.intp]:
         """Which event each sample is of: by its id, or there is only one kind."""
         places = {SampleLayout(a.sample_type, a.read_format).id_at for a in self.attrs}
         place = places.pop() if len(places) == 1 else None

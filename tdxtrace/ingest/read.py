@@ -10,6 +10,7 @@ from typing import Final
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest import doubts, levels
+from tdxtrace.ingest.ahead import ahead
 from tdxtrace.ingest.binary import BINARY_FORMATS, RAW_PAGES, opened
 from tdxtrace.ingest.clocks import TICK_CLOCKS
 from tdxtrace.ingest.decode import Decoder
@@ -188,7 +189,7 @@ def _read_binary(
 ) -> _Heading:
     formats = None if options.formats is None else Path(options.formats)
     with opened(name, stream, formats, vocabulary, decoder.tally) as reader:
-        for batch in reader.batches():
+        for batch in ahead(reader.batches()):
             decoder.feed(batch)
             options.progress(stream.path, reader.position, stream.size)
         if stream.truncated:
