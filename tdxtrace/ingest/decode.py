@@ -62,10 +62,14 @@ class Decoder:
             kind: _select(raw, [event.kind == kind for event in events])
             for kind in ("call", "vm_entry", "page_fault", "host_event")
         }
-        self.sink.add("seamcalls", self._calls.feed(parts["call"], kinds))
-        self.sink.add("vm_entries", self._entries.feed(parts["vm_entry"], kinds))
-        self.sink.add("page_faults", page_faults(parts["page_fault"], self.source))
-        self.sink.add("host_events", host_events(parts["host_event"], self.source, events))
+        if len(parts["call"]):
+            self.sink.add("seamcalls", self._calls.feed(parts["call"], kinds))
+        if len(parts["vm_entry"]):
+            self.sink.add("vm_entries", self._entries.feed(parts["vm_entry"], kinds))
+        if len(parts["page_fault"]):
+            self.sink.add("page_faults", page_faults(parts["page_fault"], self.source))
+        if len(parts["host_event"]):
+            self.sink.add("host_events", host_events(parts["host_event"], self.source, events))
 
 
 def _select(raw: RawEvents, is_wanted: list[bool]) -> RawEvents:
