@@ -142,12 +142,36 @@ def records_of(body: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
     return found[9], found[68], found[0]
 
 
-def write_perf(path: Path, n_events: int) -> int:
-    """Write a perf.data of at least ``n_events`` samples."""
+def with_foreign(data: bytearray, samples: list[bytes], ours: float) -> None:
+    """Give a share of the samples, by their threads, the number of another event.
+
+    The event is the last one in the file, whose format is then that of kvm_msr.
+    """
+    last = 0
+    for place in range(len(data) - 8):
+        if data[place : place + 4] == b"ID: ":
+            last = place
+    number = int(bytes(data[last + 4 : data.index(b"\n", last)]))
+    name = data.rindex(b"name: ", 0, last)
+    end = data.index(b"\n", name)
+    data[name + 6 : end] = b"msr".ljust(end - name - 6, b"x")
+    for index, sample in enumerate(samples):
+        tid = struct.unpack_from("<I", sample, 20)[0]
+        if (tid * 7 + index // 64) % 20 >= round(ours * 20):
+            changed = bytearray(sample)
+            # header, ip, tid, time, id, cpu, period, size of the record
+            struct.pack_into("<H", changed, 8 + 6 * 8 + 4, number)
+            samples[index] = bytes(changed)
+
+
+def write_perf(path: Path, n_events: int, ours: float = 1.0) -> int:
+    """Write a perf.data of at least ``n_events`` samples, a share ``ours`` of which is ours."""
     data = bytearray(lzma.decompress((SAMPLES / "qemu.perf.data.xz").read_bytes()))
     data_at, data_size = struct.unpack_from("<QQ", data, 40)
     body = bytes(data[data_at : data_at + data_size])
     samples, rounds, others = records_of(body)
+    if ours < 1:
+        with_foreign(data, samples, ours)
     lengths = [len(s) for s in samples]
     block = np.frombuffer(b"".join(samples), np.uint8).copy()
     # IDENTIFIER is not set: header, ip, tid, then the time.
