@@ -109,6 +109,21 @@ def test_rounds_order_samples_by_time(tmp_path: Path) -> None:
     assert trace.seamcalls.height == 30
 
 
+def test_a_round_may_hold_what_is_older_than_the_round_before(tmp_path: Path) -> None:
+    made = PerfRecording()
+    for turn in range(60):
+        # CPU 1 is drained after CPU 0, and gives the samples of the time in between.
+        for cpu, late in ((0, 0), (1, 700)):
+            for n in range(4):
+                time = START + 1000 * turn + 200 * n + late
+                made.body += made.call(time, 7 + cpu, 0, turn, cpu)
+        made.body += made.end_round()
+    assert len(made.body) > 3 * (8 << 10)
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls["end_ns"].is_sorted()
+    assert trace.seamcalls.height == 480
+
+
 def test_samples_of_one_moment_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
     made = PerfRecording()
     m = made.machine
@@ -155,6 +170,7 @@ def test_compressed_records_form_one_stream(kind: int, tmp_path: Path) -> None:
     assert packed.threads.equals(expected.threads)
 
 
+@pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize(
     ("change", "loss"),
     [
@@ -167,9 +183,9 @@ def test_compressed_records_form_one_stream(kind: int, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_lose_data_are_named(
-    change: dict[str, int], loss: tuple[str, str], tmp_path: Path
+    change: dict[str, int], loss: tuple[str, str], big_endian: bool, tmp_path: Path
 ) -> None:
-    made = PerfRecording(**change)  # type: ignore[arg-type]
+    made = PerfRecording(Machine(big_endian), **change)  # type: ignore[arg-type]
     made.body = made.call(START, 7, 0, 0)
     assert loss in _read(tmp_path, made.file()).losses.select("kind", "detail").rows()
 
