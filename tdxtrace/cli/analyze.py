@@ -18,8 +18,9 @@ _Words = Annotated[
     list[str],
     typer.Argument(
         metavar="[log] TRACE...",
-        help="Traces to read: ftrace, trace-cmd report, perf script or function_graph text; "
-        "plain, gzip, zstd or xz; - for standard input.",
+        help="Traces to read: trace.dat, perf.data, raw ring-buffer pages; ftrace, trace-cmd "
+        "report, perf script or function_graph text; plain, gzip, zstd or xz; a folder that "
+        "convert made; - for standard input.",
         show_default=False,
     ),
 ]
@@ -42,6 +43,8 @@ def analyze_command(
     input_format: options.InputFormat = None,
     mappings: options.Mappings = [],  # noqa: B006
     level_base: options.LevelBase = None,
+    formats: options.Formats = None,
+    cache: options.Cache = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -55,7 +58,17 @@ def analyze_command(
 
     rules = [parse_rule(text) for text in fail_on]
     request = Request(
-        _traces(words), vm, leaf, since, until, input_format, mappings, level_base, quiet
+        _traces(words),
+        vm,
+        leaf,
+        since,
+        until,
+        input_format,
+        mappings,
+        level_base,
+        quiet,
+        formats,
+        cache,
     )
     trace = request.read()
     findings = analyze(trace, request.selection)

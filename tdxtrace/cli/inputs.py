@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tdxtrace.analysis.selection import Selection
+from tdxtrace.errors import InputError
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Trace
 
@@ -31,6 +33,8 @@ class Request:
     mappings: Sequence[str] = ()
     level_base: int | None = None
     quiet: bool = False
+    formats: Path | None = None
+    cache: bool = False
 
     @property
     def selection(self) -> Selection:
@@ -45,14 +49,50 @@ class Request:
         """
         from tdxtrace.ingest.read import read_trace
 
+        folder = self._cached() if self.cache else None
+        if folder is not None:
+            return read_trace(folder)
         with _progress(self.quiet) as report:
             return read_trace(
                 *self.traces,
                 input_format=self.input_format,
                 mappings=self.mappings,
                 level_base=self.level_base,
+                formats=self.formats,
                 progress=report,
             )
+
+    def convert(self, folder: Path) -> None:
+        """Read the traces into ``folder``.
+
+        Raises:
+            TdxtraceError: If they cannot be read, or the folder not be written.
+        """
+        from tdxtrace.ingest.read import convert, options_of
+
+        with _progress(self.quiet) as report:
+            options = options_of(
+                self.input_format, self.mappings, self.level_base, self.formats, report
+            )
+            convert(self.traces, folder, options)
+
+    def _cached(self) -> Path | None:
+        """The folder with the converted traces, made if need be; None if they cannot be kept."""
+        from tdxtrace import __version__
+        from tdxtrace.tables.cache import cached
+        from tdxtrace.tables.store import is_store
+
+        how = (__version__, self.input_format, *self.mappings, self.level_base, self.formats)
+        folder = cached(self.traces, how)
+        if folder is None or is_store(folder):
+            return folder
+        try:
+            self.convert(folder)
+        except InputError:
+            # Another tdxtrace may have made it in the meantime.
+            if not is_store(folder):
+                raise
+        return folder
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli import analyze, decode, table_commands
+from tdxtrace.cli import analyze, convert, decode, table_commands
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -43,6 +43,7 @@ def root(
 
 
 app.command("analyze")(analyze.analyze_command)
+app.command("convert")(convert.convert_command)
 app.command("events")(table_commands.events_command)
 app.command("retry-chains")(table_commands.retry_chains_command)
 app.command("zero-steps")(table_commands.zero_steps_command)

@@ -22,8 +22,9 @@ Traces = Annotated[
     list[str],
     typer.Argument(
         metavar="TRACE...",
-        help="ftrace, trace-cmd report, perf script or function_graph text; plain, gzip, zstd "
-        "or xz; - for standard input.",
+        help="trace.dat, perf.data, raw ring-buffer pages; ftrace, trace-cmd report, perf script "
+        "or function_graph text; plain, gzip, zstd or xz; a folder that convert made; - for "
+        "standard input.",
         show_default=False,
     ),
 ]
@@ -59,6 +60,15 @@ LevelBase = Annotated[
     typer.Option(
         "--level-base", min=0, max=1, help="Number of a 4K level: 0 to Linux 6.19, 1 from 7.x."
     ),
+]
+Formats = Annotated[
+    Path | None,
+    typer.Option(
+        "--formats", metavar="DIR", help="The kernel's events folder, for raw ring-buffer pages."
+    ),
+]
+Cache = Annotated[
+    bool, typer.Option("--cache", help="Keep converted traces in the user's cache folder.")
 ]
 Format = Annotated[OutputFormat, typer.Option("--format", help="What to print.")]
 Output = Annotated[

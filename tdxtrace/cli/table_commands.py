@@ -58,6 +58,8 @@ def events_command(
     input_format: options.InputFormat = None,
     mappings: options.Mappings = [],  # noqa: B006
     level_base: options.LevelBase = None,
+    formats: options.Formats = None,
+    cache: options.Cache = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -67,7 +69,19 @@ def events_command(
     """
     from tdxtrace.cli.inputs import Request
 
-    request = Request(traces, vm, leaf, since, until, input_format, mappings, level_base, quiet)
+    request = Request(
+        traces,
+        vm,
+        leaf,
+        since,
+        until,
+        input_format,
+        mappings,
+        level_base,
+        quiet,
+        formats,
+        cache,
+    )
     trace = request.read()
     rows = request.selection.of(getattr(trace, table), trace)
     _show(rows, form, output, force, limit, no_color)
@@ -92,6 +106,8 @@ def retry_chains_command(
     input_format: options.InputFormat = None,
     mappings: options.Mappings = [],  # noqa: B006
     level_base: options.LevelBase = None,
+    formats: options.Formats = None,
+    cache: options.Cache = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -103,7 +119,19 @@ def retry_chains_command(
 
     from tdxtrace.cli.inputs import Request
 
-    request = Request(traces, vm, leaf, since, until, input_format, mappings, level_base, quiet)
+    request = Request(
+        traces,
+        vm,
+        leaf,
+        since,
+        until,
+        input_format,
+        mappings,
+        level_base,
+        quiet,
+        formats,
+        cache,
+    )
     findings = _analyzed(request)
     rows = findings.retry_chains
     if outcome is not None:
@@ -128,6 +156,8 @@ def zero_steps_command(
     input_format: options.InputFormat = None,
     mappings: options.Mappings = [],  # noqa: B006
     level_base: options.LevelBase = None,
+    formats: options.Formats = None,
+    cache: options.Cache = False,
     quiet: options.Quiet = False,
     no_color: options.NoColor = False,
 ) -> None:
@@ -137,7 +167,19 @@ def zero_steps_command(
     """
     from tdxtrace.cli.inputs import Request
 
-    request = Request(traces, vm, leaf, since, until, input_format, mappings, level_base, quiet)
+    request = Request(
+        traces,
+        vm,
+        leaf,
+        since,
+        until,
+        input_format,
+        mappings,
+        level_base,
+        quiet,
+        formats,
+        cache,
+    )
     findings = _analyzed(request)
     _show(findings.zero_steps, form, output, force, limit, no_color)
 

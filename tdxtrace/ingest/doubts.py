@@ -2,24 +2,82 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Final
+
 import polars as pl
 
-from tdxtrace.ingest import midway
 from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.midway import Beginning, bare_return
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.text import one_line
 
+# Calls without an end or a begin that are looked at: where there are more, a probe
+# was missing, and they tell nothing of full buffers.
+_MAX_BROKEN: Final = 1 << 20
+_MANY: Final = 64
+_WHEN: Final = pl.coalesce("end_ns", "start_ns")
+_NONE_BROKEN: Final = pl.DataFrame(
+    schema={"tid": pl.Int32, "cpu": pl.UInt16, "start_ns": pl.Int64, "end_ns": pl.Int64}
+)
 
-def note(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame, tally: Tally, header: Header) -> None:
+
+@dataclass(slots=True)
+class Watch:
+    """What the calls of a source tell of losses, batch by batch."""
+
+    n_never: int = 0
+    n_orphans: int = 0
+    has_entries: bool = False
+    beginning: Beginning = field(default_factory=Beginning)
+    _n_broken: int = 0
+    _broken: list[pl.DataFrame] = field(default_factory=list)
+    _extents: list[pl.DataFrame] = field(default_factory=list)
+
+    def look(self, seamcalls: pl.DataFrame) -> None:
+        """Look at further calls of the source."""
+        self.beginning.look(seamcalls)
+        never, orphan = pl.col("end_ns").is_null(), pl.col("start_ns").is_null()
+        n_never, n_orphans = seamcalls.select(never.sum(), orphan.sum()).row(0)
+        self.n_never += n_never
+        self.n_orphans += n_orphans
+        self.has_entries |= n_orphans < seamcalls.height
+        extents = seamcalls.group_by("tid").agg(first=_WHEN.min(), last=_WHEN.max())
+        self._extents.append(extents)
+        if len(self._extents) > _MANY:
+            self._extents = [self._all_extents()]
+        if self._n_broken <= _MAX_BROKEN and n_never + n_orphans:
+            columns = ("tid", "cpu", "start_ns", "end_ns")
+            broken = seamcalls.filter(never | bare_return()).select(columns)
+            self._broken.append(broken)
+            self._n_broken += broken.height
+
+    def _all_extents(self) -> pl.DataFrame:
+        grouped = pl.concat(self._extents).group_by("tid")
+        return grouped.agg(pl.col("first").min(), pl.col("last").max())
+
+    def broken(self) -> pl.DataFrame:
+        """Calls that lack an end or a begin though their thread went on, or was there before."""
+        if not self._broken or self._n_broken > _MAX_BROKEN:
+            return _NONE_BROKEN.clear()
+        calls = pl.concat(self._broken)
+        calls = calls.join(self._all_extents(), on="tid", how="left", nulls_equal=True)
+        never = pl.col("end_ns").is_null() & (pl.col("last") != _WHEN)
+        orphan = pl.col("start_ns").is_null() & (pl.col("first") != _WHEN)
+        return calls.filter(never | (orphan & self.has_entries), pl.col("cpu").is_not_null())
+
+
+def note(watch: Watch, tally: Tally, header: Header) -> None:
     """Add to ``tally`` the losses that no line of the input stands for."""
     _overwritten(tally, header)
-    _buffer_full(seamcalls, tally)
+    if not header.counts_losses:
+        _buffer_full(watch.broken(), tally)
     first_ns, _ = tally.span()
     lossless = not any(gap.kind != "truncated" for gap in tally.gaps)
-    if lossless and first_ns is not None and midway.began(seamcalls, vm_entries):
+    if lossless and first_ns is not None and watch.beginning.is_midway():
         tally.note("started_midway", None, end_ns=first_ns)
-    _unpaired(seamcalls, tally)
+    tally.note("unpaired_entry", watch.n_never)
+    tally.note("unpaired_return", watch.n_orphans)
 
 
 def nothing_in(shown: str, tally: Tally) -> str:
@@ -56,37 +114,17 @@ def _overwritten(tally: Tally, header: Header) -> None:
         tally.note("overwritten", None, f"CPU {cpu}", cpu=cpu, end_ns=int(tally.first_ns[cpu]))
 
 
-def _buffer_full(seamcalls: pl.DataFrame, tally: Tally) -> None:
+def _buffer_full(broken: pl.DataFrame, tally: Tally) -> None:
     """With overwrite off a full buffer drops what is new, and no line says so.
 
     A call that never returned though its thread went on, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.
     """
-    if any(gap.kind != "truncated" for gap in tally.gaps) or not seamcalls.height:
+    if any(gap.kind != "truncated" for gap in tally.gaps) or not broken.height:
         return
-    when = pl.coalesce("end_ns", "start_ns")
-    last_of_thread = when == when.max().over("tid")
-    first_of_thread = when == when.min().over("tid")
-    never = pl.col("end_ns").is_null() & ~last_of_thread
-    orphan = midway.bare_return() & ~first_of_thread
-    has_entries = seamcalls["start_ns"].is_not_null().any()
-    broken = seamcalls.filter(never | (orphan & pl.lit(has_entries)), pl.col("cpu").is_not_null())
-    if not broken.height:
-        return
-    latest = int(broken.select(when.max()).item())
+    latest = int(broken.select(_WHEN.max()).item())
     for cpu in tally.cpus():
         last = int(tally.last_ns[cpu])
-        if last <= latest or last in _ends_on(broken, cpu):
+        ends_here = (pl.col("cpu") == cpu) & (pl.col("start_ns") == last)
+        if last <= latest or broken.select(ends_here.any()).item():
             tally.note("buffer_full", None, f"CPU {cpu}", cpu=cpu, start_ns=last)
-
-
-def _ends_on(broken: pl.DataFrame, cpu: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return broken.filter(pl.col("cpu") == cpu)["start_ns"].drop_nulls().to_numpy()
-
-
-def _unpaired(seamcalls: pl.DataFrame, tally: Tally) -> None:
-    never, orphans = seamcalls.select(
-        never=pl.col("end_ns").is_null().sum(), orphans=pl.col("start_ns").is_null().sum()
-    ).row(0)
-    tally.note("unpaired_entry", never)
-    tally.note("unpaired_return", orphans)

@@ -26,6 +26,8 @@ class Header:
     clock: str | None
     entries_kept: int | None
     entries_written: int | None
+    counts_losses: bool = False
+    """Whether the recording has the kernel's own counts of what was lost."""
 
 
 def read_header(head: bytes) -> Header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 import polars as pl
@@ -13,6 +14,10 @@ _SEPT_ADD: Final = leaves.parse_leaf("TDH.MEM.SEPT.ADD")[0]
 _PAGE_AUG: Final = leaves.parse_leaf("TDH.MEM.PAGE.AUG")[0]
 _PAGE_ADDS: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD"))
 _FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"))
+_NAMED: Final = leaves.numbers_of(
+    ("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD")
+    + ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE")
+)
 _OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"))
 # A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
 _SHIFT_2M: Final = 21
@@ -21,35 +26,67 @@ _PAGE: Final = ("td_id", "gpa")
 _REFUSED: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 
 
-def began(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> bool:
-    """Tell whether a capture shows that TDs ran before it began.
+_CALL: Final = (
+    *("seq", "tid", "leaf", "status", "start_ns", "end_ns"),
+    *("td_id", "vp_id", "gpa", "level", "page"),
+)
+_ENTRY: Final = ("seq", "tid", "start_ns", "end_ns")
+_DONE: Final = ("leaf", "td_id", "gpa", "level", "end_ns")
+# Successful calls that are looked at: pages used before they were made are met early.
+_MAX_DONE: Final = 1 << 18
 
-    Any of these does: a vCPU that handles a fault before it was seen to enter, is
-    refused by zero-step mitigation at its first entry, or comes out without having
-    gone in; a call that returns without having started; a page that is blocked or
-    removed but was not seen to be added, or added where no Secure EPT page was,
-    though such calls were captured.  None of them proves the contrary.
 
-    Args:
-        seamcalls: The ``seamcalls`` rows of one source, without losses.
-        vm_entries: Its ``vm_entries`` rows.
+@dataclass(slots=True)
+class Beginning:
+    """What the calls and entries of a source tell of its beginning, batch by batch.
+
+    Any of these shows that TDs ran before the capture began: a vCPU that handles a
+    fault before it was seen to enter, is refused by zero-step mitigation at its first
+    entry, or comes out without having gone in; a call that returns without having
+    started; a page that is blocked or removed but was not seen to be added, or added
+    where no Secure EPT page was, though such calls were captured.  None of them proves
+    the contrary.
     """
-    calls = _first_of_threads(seamcalls)
-    vcpus = seamcalls.filter(pl.col("leaf") == _VP_ENTER)["tid"].drop_nulls().unique()
-    has_entries = bool(seamcalls["start_ns"].is_not_null().any())
-    entering = pl.col("leaf") == _VP_ENTER
-    signs = (
-        _TID.is_in(vcpus.implode()) & pl.col("leaf").is_in(_FAULT_LEAVES),
-        entering & (pl.col("status") == _REFUSED),
-        bare_return() & has_entries,
-    )
-    comes_out = _first_of_threads(vm_entries)["start_ns"].is_null().any()
-    return bool(
-        comes_out
-        or calls.select(pl.any_horizontal(sign.any() for sign in signs)).item()
-        or _unmapped_before(seamcalls)
-        or _without_sept_page(seamcalls)
-    )
+
+    _has_entries: bool = False
+    _vcpus: set[int] = field(default_factory=set)
+    _calls: pl.DataFrame | None = None
+    """The first call of each thread."""
+    _entries: pl.DataFrame | None = None
+    _done: list[pl.DataFrame] = field(default_factory=list)
+    _n_done: int = 0
+
+    def look(self, seamcalls: pl.DataFrame) -> None:
+        """Look at further ``seamcalls`` rows."""
+        self._has_entries |= bool(seamcalls["start_ns"].is_not_null().any())
+        entering = seamcalls.filter(pl.col("leaf") == _VP_ENTER)["tid"]
+        self._vcpus |= set(entering.unique().drop_nulls().to_list())
+        self._calls = _first_of_threads(self._calls, seamcalls.select(_CALL))
+        if self._n_done < _MAX_DONE:
+            named = pl.col("leaf").is_in(_NAMED) & pl.col("gpa").is_not_null()
+            done = seamcalls.filter(pl.col("status") < word.ERROR_BIT, named).select(_DONE)
+            self._done.append(done)
+            self._n_done += done.height
+
+    def look_at_entries(self, vm_entries: pl.DataFrame) -> None:
+        """Look at further ``vm_entries`` rows."""
+        self._entries = _first_of_threads(self._entries, vm_entries.select(_ENTRY))
+
+    def is_midway(self) -> bool:
+        """Tell whether the capture, which lost nothing, began while TDs ran."""
+        if self._entries is not None and self._entries["start_ns"].is_null().any():
+            return True
+        if self._calls is None:
+            return False
+        signs = (
+            _TID.is_in(list(self._vcpus)) & pl.col("leaf").is_in(_FAULT_LEAVES),
+            (pl.col("leaf") == _VP_ENTER) & (pl.col("status") == _REFUSED),
+            bare_return() & self._has_entries,
+        )
+        if self._calls.select(pl.any_horizontal(sign.any() for sign in signs)).item():
+            return True
+        done = pl.concat(self._done)
+        return _unmapped_before(done) or _without_sept_page(done)
 
 
 def bare_return() -> pl.Expr:
@@ -59,23 +96,24 @@ def bare_return() -> pl.Expr:
     return pl.col("start_ns").is_null() & nothing
 
 
-def _first_of_threads(rows: pl.DataFrame) -> pl.DataFrame:
+def _first_of_threads(known: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame:
     when = pl.coalesce("start_ns", "end_ns")
     first = rows.filter(_TID.is_not_null() & (when == when.min().over("tid")))
-    return first.sort("seq").unique(subset="tid", keep="first")
+    both = first if known is None else pl.concat([known, first])
+    return both.sort(when, "seq").unique(subset="tid", keep="first")
 
 
-def _unmapped_before(seamcalls: pl.DataFrame) -> bool:
+def _unmapped_before(done: pl.DataFrame) -> bool:
     """Whether a page was blocked or removed that was not seen to be added."""
-    used = _first_success(seamcalls, pl.col("leaf").is_in(_OF_MAPPED), _PAGE)
-    added = _first_success(seamcalls, pl.col("leaf").is_in(_PAGE_ADDS), _PAGE)
+    used = _first_success(done, pl.col("leaf").is_in(_OF_MAPPED), _PAGE)
+    added = _first_success(done, pl.col("leaf").is_in(_PAGE_ADDS), _PAGE)
     return _earlier(used, added, _PAGE)
 
 
-def _without_sept_page(seamcalls: pl.DataFrame) -> bool:
+def _without_sept_page(done: pl.DataFrame) -> bool:
     """Whether a 4K page was added in 2 MB for which no Secure EPT page was seen to be."""
     region = ("td_id", "region")
-    numbered = seamcalls.with_columns(region=pl.col("gpa") // (1 << _SHIFT_2M))
+    numbered = done.with_columns(region=pl.col("gpa") // (1 << _SHIFT_2M))
     pages = (pl.col("leaf") == _PAGE_AUG) & (pl.col("level") == 0)
     tables = (pl.col("leaf") == _SEPT_ADD) & (pl.col("level") == 1)
     return _earlier(
@@ -83,9 +121,8 @@ def _without_sept_page(seamcalls: pl.DataFrame) -> bool:
     )
 
 
-def _first_success(rows: pl.DataFrame, wanted: pl.Expr, key: tuple[str, str]) -> pl.DataFrame:
-    done = rows.filter(wanted, pl.col("status") < word.ERROR_BIT, pl.col(key[1]).is_not_null())
-    return done.group_by(key).agg(when=pl.col("end_ns").min())
+def _first_success(done: pl.DataFrame, wanted: pl.Expr, key: tuple[str, str]) -> pl.DataFrame:
+    return done.filter(wanted).group_by(key).agg(when=pl.col("end_ns").min())
 
 
 def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bool:

@@ -37,8 +37,7 @@ def pair(
         return; of the entries given up; of the returns without entry.
         Entries still open are in none of them.
     """
-    order = np.argsort(thread, kind="stable")
-    every = order
+    order = every = _by_thread(thread)
     entries: list[Index] = []
     returns: list[Index] = []
     while len(order) > 1:
@@ -77,7 +76,7 @@ def pair_next(thread: I64Array, is_return: BoolArray) -> tuple[Index, Index, Ind
 
     For what cannot nest: an entry on top of an open one means that a return is missing.
     """
-    order = np.argsort(thread, kind="stable")
+    order = _by_thread(thread)
     same = np.zeros(len(order) + 1, np.bool_)
     same[1:-1] = thread[order[1:]] == thread[order[:-1]]
     back = is_return[order]
@@ -92,6 +91,15 @@ def pair_next(thread: I64Array, is_return: BoolArray) -> tuple[Index, Index, Ind
         np.sort(order[~back & before_entry]),
         np.sort(order[back & ~after_entry]),
     )
+
+
+def _by_thread(thread: I64Array) -> Index:
+    """The events thread by thread; numpy sorts 16-bit keys six times faster than longer ones."""
+    if not len(thread):
+        return np.zeros(0, np.intp)
+    keys = thread - thread.min()
+    small = keys.max() < 1 << 16
+    return np.argsort(keys.astype(np.uint16) if small else keys, kind="stable")
 
 
 def _may_be_too_deep(

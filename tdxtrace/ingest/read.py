@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-import polars as pl
-
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest import doubts, levels
+from tdxtrace.ingest.ahead import ahead
+from tdxtrace.ingest.binary import BINARY_FORMATS, RAW_PAGES, opened
+from tdxtrace.ingest.clocks import TICK_CLOCKS
 from tdxtrace.ingest.decode import Decoder
 from tdxtrace.ingest.graph import GraphReader
 from tdxtrace.ingest.headers import Header, read_header
 from tdxtrace.ingest.lines import LineReader, Vocabulary
-from tdxtrace.ingest.recognise import checked, recognise, voted
+from tdxtrace.ingest.rawpages import find_pages
+from tdxtrace.ingest.recognise import checked, recognise, recording, voted
+from tdxtrace.ingest.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import TextReader
 from tdxtrace.ingest.vocabulary import mapping_of
-from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace
 
@@ -40,16 +44,19 @@ class ReadOptions:
     """``EVENT=FUNCTION[:entry|:return]`` for probes whose name says nothing."""
     level_base: int | None = None
     """Number that the kernel gives a 4K page; None: told by kernel version and values."""
+    formats: str | Path | None = None
+    """Folder with the formats of events, for pages that come without."""
     progress: Progress = field(default=lambda _path, _done, _size: None)
     """Called with the path, the bytes read so far and the size of the input, if known."""
 
 
-@dataclass(slots=True)
-class _Part:
-    """What one source gave."""
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    """What a source says of itself, and its clock where it does not say."""
 
-    tables: dict[str, pl.DataFrame]
-    source: Source
+    header: Header
+    clock: str
+    resolution_ns: int
 
 
 def read_trace(
@@ -57,18 +64,21 @@ def read_trace(
     input_format: str | None = None,
     mappings: Sequence[str] = (),
     level_base: int | None = None,
+    formats: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Trace:
-    """Read text of ftrace, trace-cmd report, perf script or function_graph.
+    """Read recordings of trace-cmd and perf, or text of ftrace, trace-cmd, perf script.
 
     Args:
         paths: Files, plain or compressed with gzip, zstd or xz; ``-`` is standard
-            input.  Each is one source of the Trace.
+            input.  Each is one source of the Trace.  Or one folder that ``tdxtrace
+            convert`` made.
         input_format: Name of the format; told from the content if None.
         mappings: ``EVENT=FUNCTION`` for probes whose names say nothing, with
             ``:entry`` or ``:return`` where the text does not tell either.
         level_base: Number the traced kernel gives a 4K page (6.16 to 6.19: 0,
             7.x: 1); found out if None.
+        formats: Folder with the kernel's ``events`` (formats, header_page), for raw pages.
         progress: Called now and then with path, bytes read and size (None: unknown).
 
     Returns:
@@ -80,44 +90,129 @@ def read_trace(
         FormatError: If an input is no trace; the message says what it looks like.
         QueryError: If a format or mapping names something unknown.
     """
+    stores = [path for path in paths if is_store(Path(path))]
+    if stores and len(paths) == 1:
+        return open_store(Path(stores[0]))
+    if stores:
+        shown = one_line(str(stores[0]))
+        raise InputError(f"{shown} is a converted trace: it can only be read alone")
+    sink = MemorySink()
+    options = options_of(input_format, mappings, level_base, formats, progress)
+    base, provenance = _read_all(paths, options, sink)
+    tables = sink.whole()
+    tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
+    return Trace(**tables, provenance=provenance)
+
+
+def convert(paths: Sequence[str | Path], folder: Path, options: ReadOptions) -> None:
+    """Read traces into a folder that :func:`read_trace` opens at once.
+
+    Rows are written as they are decoded, so that memory does not grow with the input.
+
+    Raises:
+        InputError: If an input cannot be read or the folder not be written.
+        FormatError: If an input is no trace.
+        QueryError: If a format or mapping names something unknown.
+    """
+    store = StoreWriter(folder)
+    try:
+        base, provenance = _read_all(paths, options, store)
+        change = {"seamcalls": partial(levels.normalised, base=base)} if base else {}
+        store.finish(provenance, change)
+    finally:
+        store.discard()
+
+
+def options_of(
+    input_format: str | None,
+    mappings: Sequence[str],
+    level_base: int | None,
+    formats: str | Path | None,
+    progress: Progress | None,
+) -> ReadOptions:
+    """Put the options of :func:`read_trace` together."""
+    if progress is None:
+        return ReadOptions(input_format, mappings, level_base, formats)
+    return ReadOptions(input_format, mappings, level_base, formats, progress)
+
+
+def _read_all(
+    paths: Sequence[str | Path], options: ReadOptions, sink: Sink
+) -> tuple[int, Provenance]:
+    """Read every input into ``sink``; return the base of levels and the provenance."""
     from tdxtrace import __version__  # noqa: PLC0415 - the package imports this module
 
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
-    options = ReadOptions(input_format, mappings, level_base)
-    if progress is not None:
-        options = ReadOptions(input_format, mappings, level_base, progress)
-    parts = [_read(str(path), number, options) for number, path in enumerate(paths)]
-    tables = {
-        table.name: pl.concat([part.tables[table.name] for part in parts], rechunk=False)
-        for table in EVENT_TABLES
-    }
-    kernels = [part.source.kernel for part in parts]
-    base, evidence = levels.base_of(tables["seamcalls"], level_base, kernels)
-    tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
-    sources = tuple(part.source for part in parts)
-    provenance = Provenance(sources, base, evidence, __version__, _notes(sources))
-    return Trace(**tables, provenance=provenance)
+    signs = levels.Signs()
+    sources = tuple(
+        _read(str(path), number, options, SourceSink(sink, signs))
+        for number, path in enumerate(paths)
+    )
+    base, evidence = signs.base(options.level_base, [source.kernel for source in sources])
+    return base, Provenance(sources, base, evidence, __version__, _notes(sources))
 
 
-def _read(path: str, number: int, options: ReadOptions) -> _Part:
-    stream = open_stream(path)
-    try:
-        return _read_stream(stream, number, options)
-    finally:
-        stream.close()
-
-
-def _read_stream(stream: Stream, number: int, options: ReadOptions) -> _Part:
-    path = stream.path
+def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
+    tally, vocabulary = Tally(), Vocabulary(mappings)
+    decoder = Decoder(number, vocabulary.events, tally, sink)
+    stream, name = _open(path, wanted, options)
+    try:
+        if name is not None and name in BINARY_FORMATS:
+            heading = _read_binary(name, stream, vocabulary, decoder, options)
+        else:
+            name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
+    finally:
+        stream.close()
+    decoder.finish()
+    doubts.note(sink.watch, tally, heading.header)
+    if not sink.n_rows:
+        raise FormatError(doubts.nothing_in(one_line(path), tally))
+    sink.add("losses", tally.losses(number))
+    sink.add("threads", tally.thread_table(number))
+    return _source(path, name, stream, tally, heading)
+
+
+def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
+    """Open an input; say which binary format it has, or is said to have."""
+    is_folder = Path(path).is_dir() and bool(find_pages(Path(path)))
+    if wanted != RAW_PAGES and not is_folder:
+        stream = open_stream(path)
+        name = wanted or recording(stream.peek())
+        if name is not None or options.formats is None:
+            return stream, name
+        stream.close()
+    return Stream(path, "none", iter(())), RAW_PAGES
+
+
+def _read_binary(
+    name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
+) -> _Heading:
+    formats = None if options.formats is None else Path(options.formats)
+    with opened(name, stream, formats, vocabulary, decoder.tally) as reader:
+        for batch in ahead(reader.batches()):
+            decoder.feed(batch)
+            options.progress(stream.path, reader.position, stream.size)
+        if stream.truncated:
+            decoder.tally.note("truncated", None, stream.truncated)
+        return _Heading(reader.header(), "unnamed", 1)
+
+
+def _read_text(
+    wanted: str | None,
+    stream: Stream,
+    vocabulary: Vocabulary,
+    decoder: Decoder,
+    options: ReadOptions,
+) -> tuple[str, _Heading]:
+    path, tally = stream.path, decoder.tally
     blocks = stream.blocks()
     first = _head(blocks)
     if not first.strip():
         raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
     name = wanted or recognise(first, one_line(path))
-    tally, vocabulary = Tally(), Vocabulary(mappings)
     lines: LineReader | GraphReader
     if name == "function-graph":
         lines = GraphReader(vocabulary, tally)
@@ -125,20 +220,14 @@ def _read_stream(stream: Stream, number: int, options: ReadOptions) -> _Part:
     else:
         lines = LineReader(name, vocabulary, tally)
         batches = TextReader(lines).read(_each(first, blocks))
-    decoder = Decoder(number, vocabulary.events, tally)
     for batch in batches:
         decoder.feed(batch)
         options.progress(path, stream.n_bytes, stream.size)
-    header = read_header(first[:_HEADER_BYTES])
     if stream.truncated:
         tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
-    tables = decoder.finish()
-    doubts.note(tables["seamcalls"], tables["vm_entries"], tally, header)
-    if not any(table.height for table in tables.values()):
-        raise FormatError(doubts.nothing_in(one_line(path), tally))
-    tables["losses"] = tally.losses(number)
-    tables["threads"] = tally.thread_table(number)
-    return _Part(tables, _source(path, name, stream, lines, tally, header))
+    looks = "integer" if lines.has_integer_clock else "unnamed"
+    clock = "relative" if name in _RELATIVE else looks
+    return name, _Heading(read_header(first[:_HEADER_BYTES]), clock, lines.resolution_ns or 1)
 
 
 def _head(blocks: Iterator[Block]) -> bytes:
@@ -160,16 +249,8 @@ def _because(stream: Stream) -> str:
     return f": {stream.truncated}" if stream.truncated else ""
 
 
-def _source(
-    path: str,
-    name: str,
-    stream: Stream,
-    reader: LineReader | GraphReader,
-    tally: Tally,
-    header: Header,
-) -> Source:
+def _source(path: str, name: str, stream: Stream, tally: Tally, heading: _Heading) -> Source:
     first_ns, last_ns = tally.span()
-    looks = "integer" if reader.has_integer_clock else "unnamed"
     return Source(
         path,
         name,
@@ -179,10 +260,10 @@ def _source(
         tally.n_headers,
         first_ns,
         last_ns,
-        header.clock or ("relative" if name in _RELATIVE else looks),
-        reader.resolution_ns or 1,
-        header.kernel,
-        header.tool,
+        heading.header.clock or heading.clock,
+        heading.resolution_ns,
+        heading.header.kernel,
+        heading.header.tool,
         dict(tally.events.most_common()),
     )
 
@@ -194,8 +275,10 @@ def _notes(sources: Sequence[Source]) -> tuple[str, ...]:
     notes = []
     for source in sources:
         where = one_line(source.path)
-        if source.clock == "integer":
-            notes.append(f"{where}: integer clock; times are in its ticks, shown as ns")
+        if source.clock in ("integer", *TICK_CLOCKS):
+            notes.append(f"{where}: {source.clock} clock; times are in its ticks, shown as ns")
+        if source.clock == "local":
+            notes.append(f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)")
         if source.format in _RELATIVE:
             notes.append(f"{where}: times count from the first event; cannot be merged by time")
     return tuple(notes)

@@ -8,15 +8,25 @@ from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
 from tdxtrace.ingest import graph, shapes
+from tdxtrace.ingest.binary import BINARY_FORMATS
 from tdxtrace.tables.text import one_line
 
-FORMATS: Final = ("ftrace", "ftrace-latency", "ftrace-verbose", "function-graph", "perf-script")
+FORMATS: Final = (
+    "ftrace",
+    "ftrace-latency",
+    "ftrace-verbose",
+    "function-graph",
+    "perf-script",
+    *BINARY_FORMATS,
+)
+_BINARY: Final = (
+    (b"\x17\x08\x44tracing", "trace.dat"),
+    (b"PERFILE2", "perf.data"),
+    (b"2ELIFREP", "perf.data"),
+)
 
 # Magic numbers of what people pass by mistake, and what to do instead.
 _MAGIC: Final = (
-    (b"\x17\x08\x44tracing", "a trace-cmd trace.dat; print it first: trace-cmd report -R FILE"),
-    (b"PERFILE2", "a perf.data; print it first: perf script --ns --show-lost-events -i FILE"),
-    (b"2ELIFREP", "a perf.data of the other byte order; print it where it was recorded"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG", "a PNG picture"),
     (b"%PDF", "a PDF document"),
@@ -26,6 +36,11 @@ _MAGIC: Final = (
     (b"\x7fELF", "a program (ELF)"),
 )
 _SAMPLE_LINES: Final = 2000
+
+
+def recording(head: bytes) -> str | None:
+    """Return the format of a binary recording that begins with ``head``; None if it is none."""
+    return next((name for magic, name in _BINARY if head.startswith(magic)), None)
 
 
 def recognise(head: bytes, shown: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import sys
 import zlib
@@ -30,8 +31,8 @@ SPARE_BYTES: Final = 512
 # Compressed bytes decoded at a time.  A hostile file may grow by 1,032 (deflate) to
 # 32,768 (a zstd block of 128 KiB from 4 bytes, RFC 8878 3.1.1.2.2): at most 16 MiB.
 _SLICE_BYTES: Final = 512
-# Bytes that tell the compression: xz has the longest magic number.
-_MAGIC_BYTES: Final = 6
+# Bytes that tell what it is: trace.dat has the longest magic number.
+_MAGIC_BYTES: Final = 10
 
 
 Block = NDArray[np.uint8]
@@ -63,9 +64,17 @@ class Stream:
     size: int | None = None
     """Bytes of the input as stored, where it can be known."""
     close: Callable[[], None] = lambda: None
-    """Closes the file; standard input stays open."""
+    """Closes the file, for one that is then opened in another way; not standard input."""
     truncated: str = ""
     """Why the input ended early; empty if it did not."""
+
+    def peek(self) -> bytes:
+        """Return the first bytes without taking them; empty if there are none."""
+        for chunk in self.chunks:
+            self.chunks = itertools.chain([chunk], self.chunks)
+            if chunk:
+                return chunk
+        return b""
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of whole lines, each ended by a newline; overlong lines are cut."""

@@ -14,7 +14,7 @@ from tdxtrace.tables.events import LOSSES, THREADS
 from tdxtrace.tables.text import one_line
 
 _FAR: Final = np.iinfo(np.int64)
-_MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
+MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
 
 _SEVERITY: Final = {
     "noise": "info",
@@ -28,6 +28,11 @@ _SEVERITY: Final = {
     "overwritten": "data_loss",
     "buffer_full": "data_loss",
     "truncated": "data_loss",
+    "damaged": "data_loss",
+    "unread": "data_loss",
+    "sampled": "data_loss",
+    "excluded": "data_loss",
+    "throttled": "data_loss",
 }
 _ADVICE: Final = {
     "noise": "none needed; record only the tdx and kvm events to make the file smaller",
@@ -40,6 +45,12 @@ _ADVICE: Final = {
     "lost_events": "use a larger buffer (buffer_size_kb, -b, -m) or record fewer events",
     "overwritten": "use a larger buffer_size_kb, or read trace_pipe while recording",
     "buffer_full": "use a larger buffer_size_kb; with overwrite off the newest events are dropped",
+    "damaged": "parts of the file cannot be what the kernel wrote; copy it again",
+    "sampled": "perf kept only some of the events; {name}",
+    "excluded": "perf was told to leave out events of the kernel or of user space; {name}",
+    "throttled": "perf stopped recording for a tick; raise kernel.perf_event_max_sample_rate",
+    "unknown_record": "a record of a newer perf; if it holds events, please report its type",
+    "unread": "these events were still in the kernel; stop tracing before the recorder ends",
     "truncated": "the input ends early; copy it again whole",
     "unparsed": "not a line of ftrace, trace-cmd or perf text; if it is, please report its shape",
     "undecoded": "the event's fields are missing or of another kernel; please report the line",
@@ -73,8 +84,8 @@ class Tally:
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     gaps: list[Entry] = field(default_factory=list)
     threads: dict[tuple[int, str], int] = field(default_factory=dict)
-    first_ns: I64Array = field(default_factory=lambda: np.full(_MAX_CPUS + 1, _FAR.max))
-    last_ns: I64Array = field(default_factory=lambda: np.full(_MAX_CPUS + 1, _FAR.min))
+    first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.max))
+    last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.min))
     _open_gaps: list[Entry] = field(default_factory=list)
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
@@ -98,11 +109,32 @@ class Tally:
 
     def lost(self, cpu: int, n_events: int | None, line_no: int) -> None:
         """Record a marker of lost events; its gap ends at the CPU's next event."""
-        before = self.last_ns[min(cpu, _MAX_CPUS)]
+        before = self.last_ns[min(cpu, MAX_CPUS)]
         start = int(before) if before != _FAR.min else None
         gap = Entry("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
         self._open_gaps.append(gap)
+
+    def note_damage(self, n_damaged: int, what: str) -> None:
+        """Record parts of a recording that cannot be what the kernel wrote."""
+        self.note("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
+
+    def gap(
+        self,
+        cpu: int,
+        n_events: int | None,
+        line_no: int | None,
+        start_ns: int | None,
+        end_ns: int | None,
+    ) -> None:
+        """Record events lost on a CPU between two moments; ``line_no`` is the first after."""
+        self.gaps.append(Entry("lost_events", "", line_no, cpu, start_ns, end_ns, n_events))
+
+    def heard(self, cpu: int, first_ns: int, last_ns: int) -> None:
+        """Note from when to when a CPU was heard of."""
+        for place in (min(cpu, MAX_CPUS), UNKNOWN):
+            self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
+            self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
 
     def see(self, cpu: I32Array, ts_ns: I64Array) -> None:
         """Note when each CPU was heard of; closes gaps that were open on it."""
@@ -110,7 +142,7 @@ class Tally:
             return
         if self._open_gaps:
             self._close_gaps(cpu, ts_ns)
-        place = np.minimum(cpu, _MAX_CPUS)
+        place = np.minimum(cpu, MAX_CPUS)
         if (ts_ns[1:] >= ts_ns[:-1]).all():
             # In order of time the first and the last of each CPU are what counts, and
             # of several values assigned to one place the last one stays.
@@ -136,7 +168,7 @@ class Tally:
 
     def cpus(self) -> list[int]:
         """CPUs that were heard of, in order."""
-        return [int(c) for c in np.flatnonzero(self.last_ns[:_MAX_CPUS] != _FAR.min)]
+        return [int(c) for c in np.flatnonzero(self.last_ns[:MAX_CPUS] != _FAR.min)]
 
     def span(self) -> tuple[int | None, int | None]:
         """Time of the first and of the last event of any kind, in ns."""
@@ -153,7 +185,7 @@ class Tally:
                 "line_no": e.line_no,
                 "kind": e.kind,
                 "severity": _SEVERITY.get(e.kind, "error"),
-                "cpu": e.cpu if 0 <= e.cpu < _MAX_CPUS else None,
+                "cpu": e.cpu if 0 <= e.cpu < MAX_CPUS else None,
                 "start_ns": e.start_ns,
                 "end_ns": e.end_ns,
                 "n_events": e.n_events,

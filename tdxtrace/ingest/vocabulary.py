@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Final, Literal
 
@@ -34,6 +34,8 @@ class Event:
     decode: Decoder = lambda _: Fields()
     needs: tuple[str, ...] = ()
     """Fields without which the line is not understood."""
+    slots: Mapping[str, str] = field(default_factory=dict)
+    """What the arguments' keys mean: the slot each fills, in text and in records."""
 
 
 # How users name entry and return probes; what is left of a name when the
@@ -284,4 +286,5 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
         probe,
         partial(fields.pairs, slots=slots),
         needs + (("status",) if role == "return" else ()),
+        slots,
     )

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 import pytest
 from story import story
 from texts import aug, aug_ret, line, read_text
 
-from tdxtrace.ingest.levels import base_of, normalised
+from tdxtrace.ingest.levels import Signs, normalised
 
 
 def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:
-    return base_of(story(text).seamcalls, told, kernels)
+    return concluded(story(text).seamcalls, told, kernels)
+
+
+def concluded(
+    calls: pl.DataFrame, told: int | None, kernels: Sequence[str | None]
+) -> tuple[int, str]:
+    """What is concluded from batches of one call each."""
+    signs = Signs()
+    for row in calls.iter_slices(1):
+        signs.look(row)
+    return signs.base(told, kernels)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +88,7 @@ def test_registers_of_the_lower_layer_always_count_as_the_module() -> None:
     probe = pl.Series("probe", ["seamcall", "wrapper"], calls.schema["probe"])
     mixed = calls.with_columns(probe)
     assert normalised(mixed, 1)["level"].to_list() == [1, 1]
-    assert base_of(mixed.head(1), None, [])[1].startswith("no levels")
+    assert concluded(mixed.head(1), None, [])[1].startswith("no levels")
 
 
 def test_a_level_below_the_base_stays() -> None:

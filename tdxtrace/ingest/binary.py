@@ -1,0 +1,88 @@
+"""Which reader takes a binary recording, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+from tdxtrace.ingest.datafile import DataFile, open_file, spool
+from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.lines import Vocabulary
+from tdxtrace.ingest.perfdata import PerfReader
+from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.rawpages import PageReader, open_pages, read_formats
+from tdxtrace.ingest.stream import Stream
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tracedat import DatReader
+
+RAW_PAGES: Final = "trace_pipe_raw"
+BINARY_FORMATS: Final = ("trace.dat", "perf.data", RAW_PAGES)
+
+
+class BinaryReader(Protocol):
+    """What reads a binary recording into raw events, and counts the rest in a tally."""
+
+    def batches(self) -> Iterator[RawEvents]:
+        """Yield the events that may become rows, in the order of their time."""
+
+    def header(self) -> Header:
+        """Return what the recording says of itself, once it was read."""
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far, for progress."""
+
+
+@contextmanager
+def opened(
+    name: str, stream: Stream, formats: Path | None, vocabulary: Vocabulary, tally: Tally
+) -> Iterator[BinaryReader]:
+    """Open a recording of format ``name``; close it in the end.
+
+    Args:
+        name: One of BINARY_FORMATS.
+        stream: The input.
+        formats: Folder with the formats of events, for raw pages.
+        vocabulary: Where events are looked up, and added.
+        tally: Where the rest is counted.
+
+    Raises:
+        InputError: If it cannot be read.
+        FormatError: If its head cannot be read.
+    """
+    if name == RAW_PAGES:
+        pages = open_pages(Path(stream.path))
+        stream.size = stream.n_bytes = pages.size
+        with closing(pages):
+            folder = pages.beside / "events" if formats is None else formats
+            yield PageReader(pages, read_formats(folder), vocabulary, tally)
+        return
+    file = open_data(stream)
+    with closing(file):
+        yield open_reader(name, file, vocabulary, tally)
+
+
+def open_data(stream: Stream) -> DataFile:
+    """Give access to any place of an input: to the file, or to what it unpacks to.
+
+    Raises:
+        InputError: If it cannot be read, or unpacks to absurdly much.
+    """
+    if stream.compression == "none" and stream.size is not None:
+        stream.close()
+        stream.n_bytes = stream.size
+        return open_file(stream.path)
+    return spool(stream.chunks, stream.path, stream.size)
+
+
+def open_reader(name: str, file: DataFile, vocabulary: Vocabulary, tally: Tally) -> BinaryReader:
+    """Return the reader of format ``name``.
+
+    Raises:
+        FormatError: If the file's head cannot be read.
+    """
+    if name == "perf.data":
+        return PerfReader(file, vocabulary, tally)
+    return DatReader(file, vocabulary, tally)

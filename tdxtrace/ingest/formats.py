@@ -1,0 +1,164 @@
+"""What does an event's format file say: its number, its name, its fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+# One field as the kernel prints it: Linux kernel/trace/trace_events.c, f_show().
+# "signed" came with 2.6.30; a declaration holds any text but a semicolon.
+_FIELD: Final = re.compile(
+    r"field:(?P<declaration>[^;\n]{1,400});\s*offset:(?P<offset>\d{1,9});\s*size:(?P<size>\d{1,9});"
+    r"(?:\s*signed:(?P<signed>[01]);)?"
+)
+_NAME: Final = re.compile(r"^name: (?P<name>\S{1,200})\s*$", re.MULTILINE)
+_ID: Final = re.compile(r"^ID: (?P<id>\d{1,9})\s*$", re.MULTILINE)
+_WORD: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?P<array>\[[^\]]*\])?$")
+_NUMBER_SIZES: Final = (1, 2, 4, 8)
+# A sub-buffer has at most 2^7 pages: Linux kernel/trace/ring_buffer.c, RB_SUBBUF_ORDER_MAX
+# and buffer_subbuf_size_kb; pages of 64 KiB are the largest in use.
+MAX_PAGE_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where one field of an event lies and what it is; offsets and sizes in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    signed: bool
+    is_number: bool
+    """False for arrays, strings and ``__data_loc``/``__rel_loc`` references to them."""
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class EventFormat:
+    """One event as its ``format`` file describes it."""
+
+    number: int
+    """What ``common_type`` holds in its records."""
+    system: str
+    name: str
+    fields: Mapping[str, Field]
+    """In the order of the file; ``common_*`` are those that every event has."""
+
+
+def parse_format(text: str, system: str) -> EventFormat | None:
+    r"""Read the text of ``events/SYSTEM/EVENT/format``; None if it has no name or number.
+
+    Example:
+        >>> made = parse_format("name: kvm_fpu\nID: 41\nformat:\n"
+        ...     "\tfield:u32 load;\toffset:8;\tsize:4;\tsigned:0;\n", "kvm")
+        >>> made.number, made.fields["load"].end
+        (41, 12)
+    """
+    head = text.partition("\nprint fmt:")[0]
+    name, number = _NAME.search(head), _ID.search(head)
+    if name is None or number is None:
+        return None
+    return EventFormat(int(number["id"]), system, name["name"], fields_of(head))
+
+
+def fields_of(text: str) -> dict[str, Field]:
+    """Read every ``field:`` line of a format, or of ``events/header_page``.
+
+    A name that occurs twice keeps its first field, as libtraceevent finds it.
+    """
+    fields: dict[str, Field] = {}
+    for found in _FIELD.finditer(text):
+        declaration = found["declaration"].strip()
+        word = _WORD.search(declaration)
+        if word is None:
+            continue
+        size = int(found["size"])
+        located = "__data_loc" in declaration or "__rel_loc" in declaration
+        is_number = size in _NUMBER_SIZES and not located and not word["array"]
+        name, signed = word["name"], found["signed"] == "1"
+        fields.setdefault(name, Field(name, int(found["offset"]), size, signed, is_number))
+    return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """Where every event keeps its number, thread and context."""
+
+    type: Field
+    pid: Field | None
+    flags: Field | None
+    preempt_count: Field | None
+
+
+# struct trace_entry, Linux include/linux/trace_events.h: what records hold if no
+# format says otherwise.
+_TYPE: Final = Field("common_type", 0, 2, False, True)
+
+
+def common_of(formats: Iterable[EventFormat]) -> Common:
+    """Read from the first format that has them where the common fields are.
+
+    They are the same for every event of a kernel: its number has to be read
+    before it is known which event it is.
+    """
+    for event in formats:
+        fields = event.fields
+        place = fields.get("common_type")
+        if place is not None and place.is_number and place.end <= 8:
+            return Common(
+                place,
+                fields.get("common_pid"),
+                fields.get("common_flags"),
+                fields.get("common_preempt_count"),
+            )
+    return Common(_TYPE, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayout:
+    """How a page of the ring buffer begins; sizes and offsets in bytes."""
+
+    size: int
+    """Of the whole page (sub-buffer)."""
+    data: int
+    """Where its events begin."""
+    commit: Field
+    big_endian: bool
+
+    @property
+    def order(self) -> str:
+        """Byte order as numpy writes it."""
+        return ">" if self.big_endian else "<"
+
+
+def page_layout(header_page: str, size: int, long_size: int, big_endian: bool) -> PageLayout | None:
+    """Read ``events/header_page``; None if it cannot be that of a page of ``size`` bytes.
+
+    Args:
+        header_page: Its text; empty where a recording has none: then the layout
+            is that of every kernel since 2.6.30 (Linux kernel/trace/ring_buffer.c,
+            ring_buffer_print_page_header).
+        size: Bytes of a page.
+        long_size: Bytes of a long in the kernel, where the text does not say.
+        big_endian: Byte order of the recording.
+    """
+    fields = fields_of(header_page)
+    commit = fields.get("commit") or Field("commit", 8, long_size, True, True)
+    first = fields.get("data")
+    data = commit.offset + commit.size if first is None else first.offset
+    stamp = fields.get("timestamp")
+    sound = (
+        size <= MAX_PAGE_BYTES
+        and commit.size in (4, 8)
+        and commit.end <= data < size
+        and data % 4 == 0
+        and size % 4 == 0
+        and (stamp is None or (stamp.offset, stamp.size) == (0, 8))
+    )
+    return PageLayout(size, data, commit, big_endian) if sound else None

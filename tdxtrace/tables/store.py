@@ -1,0 +1,233 @@
+"""A Trace as a folder of Parquet files: written batch by batch, opened at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from tdxtrace.errors import InputError, TableError
+from tdxtrace.tables.catalog import SCHEMA_VERSION
+from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.schema import Table
+from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import Provenance, Source, Trace
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+PROVENANCE: Final = "provenance.json"
+# Rows that are written at a time: groups so large cost readers little, and take
+# some 40 MB before they are written.
+_GROUP_ROWS: Final = 1 << 18
+_TABLE_KEY: Final = "tdxtrace.table"
+_VERSION_KEY: Final = "tdxtrace.schema_version"
+_TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABLES}
+
+
+@dataclass(slots=True)
+class _TableFile:
+    """One Parquet file in the making."""
+
+    table: Table
+    path: Path
+    n_rows: int = 0
+    _waiting: list[pl.DataFrame] = field(default_factory=list)
+    _n_waiting: int = 0
+    _writer: pq.ParquetWriter | None = None
+    _is_whole: bool = False
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take rows; they are written when there are enough of them."""
+        self._waiting.append(rows)
+        self._n_waiting += rows.height
+        self.n_rows += rows.height
+        if self._n_waiting >= _GROUP_ROWS:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left; the file is then whole."""
+        if self._is_whole:
+            return
+        self._is_whole = True
+        self._write()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self) -> None:
+        import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, seldom needed
+
+        rows = pl.concat([self.table.empty(), *self._waiting]).to_arrow()
+        self._waiting, self._n_waiting = [], 0
+        if self._writer is None:
+            kept = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
+            schema = rows.schema.with_metadata(kept)
+            self._writer = pq.ParquetWriter(self.path, schema, compression="zstd")
+        self._writer.write_table(rows.cast(self._writer.schema))
+
+
+@dataclass(slots=True)
+class StoreWriter:
+    """Writes the tables of a Trace into a folder that appears whole or not at all."""
+
+    folder: Path
+    _files: dict[str, _TableFile] = field(default_factory=dict)
+    _work: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._work = Path(tempfile.mkdtemp(prefix=".tdxtrace-", dir=self.folder.parent))
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
+        for table in EVENT_TABLES:
+            self._files[table.name] = _TableFile(table, self._work / f"{table.name}.parquet")
+
+    def add(self, name: str, rows: pl.DataFrame) -> None:
+        """Take rows of the table ``name``.
+
+        Raises:
+            InputError: If they cannot be written.
+        """
+        try:
+            self._files[name].add(rows)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
+
+    def n_rows(self, name: str) -> int:
+        """Rows of a table so far."""
+        return self._files[name].n_rows
+
+    def batches(self, name: str) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a table so far, in batches; none can be added after that."""
+        self._files[name].close()
+        yield from _groups(self._files[name].path, self._files[name].table)
+
+    def finish(self, provenance: Provenance, change: Mapping[str, Change]) -> None:
+        """Write the provenance and give the folder its name.
+
+        Args:
+            provenance: Where the rows come from.
+            change: What is done to the rows of a table now that all are known.
+
+        Raises:
+            InputError: If something cannot be written.
+        """
+        facts = {"schema_version": SCHEMA_VERSION, "provenance": provenance.to_dict()}
+        try:
+            for name, changed in change.items():
+                self._rewrite(name, changed)
+            for file in self._files.values():
+                file.close()
+            (self._work / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+            self._work.chmod(0o755)
+            self._work.replace(self.folder)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
+
+    def _rewrite(self, name: str, changed: Change) -> None:
+        old = self._files[name]
+        old.close()
+        new = _TableFile(old.table, old.path.with_suffix(".new"))
+        for rows in _groups(old.path, old.table):
+            new.add(changed(rows))
+        new.close()
+        new.path.replace(old.path)
+
+    def discard(self) -> None:
+        """Remove what was written, unless the folder already has its name."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+
+Change = Callable[[pl.DataFrame], pl.DataFrame]
+
+
+def _groups(path: Path, table: Table) -> Iterator[pl.DataFrame]:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with pq.ParquetFile(path) as parts:
+        for group in range(parts.num_row_groups):
+            rows = pl.from_arrow(parts.read_row_group(group))
+            assert isinstance(rows, pl.DataFrame)
+            yield rows.cast(table.schema)
+
+
+def make_room(folder: Path, force: bool) -> None:
+    """See to it that a store can be given the name ``folder``.
+
+    Raises:
+        InputError: If something is there that is not to be replaced, or is no store.
+    """
+    shown = one_line(str(folder))
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not is_store(folder):
+        raise InputError(f"{shown} exists and is no converted trace; name another folder")
+    if not force:
+        raise InputError(f"{shown} exists; say --force to replace it")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def is_store(folder: Path) -> bool:
+    """Whether ``folder`` holds a converted Trace."""
+    return (folder / PROVENANCE).is_file()
+
+
+def open_store(folder: Path) -> Trace:
+    """Open a folder that :class:`StoreWriter` made.
+
+    Raises:
+        InputError: If a file of it cannot be read.
+        TableError: If it was made by a tdxtrace with other tables.
+    """
+    shown = one_line(str(folder))
+    try:
+        facts = json.loads((folder / PROVENANCE).read_text("utf-8"))
+        version, provenance = facts["schema_version"], _provenance(facts["provenance"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"cannot read {shown}: its {PROVENANCE} is damaged") from None
+    if version != SCHEMA_VERSION:
+        raise TableError(
+            f"{shown} has tables of version {one_line(str(version), 20)}, this tdxtrace reads "
+            f"version {SCHEMA_VERSION}; convert the trace again"
+        )
+    tables = {name: _read(folder / f"{name}.parquet", table) for name, table in _TABLES.items()}
+    return Trace(**tables, provenance=provenance)
+
+
+def _read(path: Path, table: Table) -> pl.DataFrame:
+    shown = one_line(str(path))
+    try:
+        facts = pl.read_parquet_metadata(path)
+        rows = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"cannot read {shown}: {one_line(str(error), 60)}") from None
+    said = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
+    if said != (table.name, str(SCHEMA_VERSION)):
+        raise TableError(
+            f"{shown} says it is table {said[0]!r} of version {said[1]}, not {table.name!r} "
+            f"of version {SCHEMA_VERSION}; convert the trace again"
+        )
+    try:
+        return table.conform(rows.cast(table.schema))
+    except pl.exceptions.PolarsError:
+        raise TableError(f"{shown} does not have the columns of {table.name!r}") from None
+
+
+def _provenance(facts: dict[str, Any]) -> Provenance:
+    sources = tuple(Source(**source) for source in facts["sources"])
+    return Provenance(**{**facts, "sources": sources, "notes": tuple(facts["notes"])})
+
+
+def _cannot_write(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {one_line(str(folder))}: {error.strerror or error}")

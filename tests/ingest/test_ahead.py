@@ -1,0 +1,32 @@
+"""Batches made ahead by a thread come as they would without it."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tdxtrace.ingest.ahead import ahead
+
+
+def test_batches_come_in_order() -> None:
+    assert list(ahead(iter(range(100)))) == list(range(100))
+
+
+def test_errors_come_after_what_was_given_before() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    batches = ahead(failing())
+    assert next(batches) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(batches)
+
+
+def test_the_thread_ends_with_whoever_asked() -> None:
+    before = threading.active_count()
+    batches = ahead(iter(range(1000)))
+    assert next(batches) == 0
+    assert isinstance(batches, Iterator)
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

@@ -1,0 +1,255 @@
+"""perf.data files made here: byte orders, layouts, rounds, names, losses, compression."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from perf_recorder import (
+    CALLCHAIN,
+    CPU,
+    ID,
+    IDENTIFIER,
+    IP,
+    RAW,
+    READ,
+    TID,
+    TIME,
+    USUAL,
+    PerfRecording,
+)
+from recorder import ENTER, EXIT, FOREIGN, Machine
+
+import tdxtrace
+from tdxtrace.errors import FormatError
+from tdxtrace.ingest import perfchain
+from tdxtrace.ingest.gather import block_of
+from tdxtrace.ingest.perfchain import follow
+
+START = 10**9
+BUSY = 0x8000020000000092
+COLUMNS = ("seq", "start_ns", "end_ns", "cpu", "tid", "tgid", "gpa", "status")
+
+
+def _read(tmp_path: Path, data: bytes) -> tdxtrace.Trace:
+    path = tmp_path / "perf.data"
+    path.write_bytes(data)
+    trace = tdxtrace.read_trace(path)
+    trace.check()
+    return trace
+
+
+def _simple(machine: Machine | None = None) -> PerfRecording:
+    made = PerfRecording(machine or Machine())
+    m = made.machine
+    made.body = made.comm(0, 7, "perf") + made.comm(START + 5, 7, "vcpu 0")
+    made.body += made.call(START + 10, 7, 0x1000, BUSY)
+    made.body += made.sample(FOREIGN, START + 30, m.foreign(7))
+    made.body += made.call(START + 40, 8, 0x2000, 0, cpu=1) + made.end_round()
+    return made
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize("mode", ["file", "pipe"])
+def test_files_and_pipes_of_either_byte_order(big_endian: bool, mode: str, tmp_path: Path) -> None:
+    made = _simple(Machine(big_endian))
+    trace = _read(tmp_path, made.file() if mode == "file" else made.pipe())
+    assert trace.seamcalls.select(COLUMNS).rows() == [
+        (2, START + 10, START + 20, 0, 7, 1, 0x1000, BUSY),
+        (5, START + 40, START + 50, 1, 8, 1, 0x2000, 0),
+    ]
+    assert trace.threads.select("tid", "comm").rows() == [(7, "vcpu 0"), (8, ":8")]
+    assert trace.losses.select("kind", "detail", "line_no").rows() == [("noise", "other:noise", 3)]
+    source = trace.provenance.sources[0]
+    assert (source.kernel, source.clock) == ("6.18.0-test", "perf")
+    assert source.n_lines == (8 if mode == "file" else 12)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TID | TIME | ID | CPU | RAW,
+        IDENTIFIER | TID | TIME | CPU | RAW,
+        USUAL | CALLCHAIN,
+        USUAL | READ,
+        USUAL | READ | CALLCHAIN,
+    ],
+)
+def test_layouts_of_samples(kind: int, tmp_path: Path) -> None:
+    made = PerfRecording(sample_types=dict.fromkeys((ENTER, EXIT), kind), read_format=4 | 8)
+    m = made.machine
+    made.body = made.sample(ENTER, START, m.enter(7, 0x1000), 0, [1, 2, 3])
+    made.body += made.sample(EXIT, START + 9, m.leave(7, BUSY), 0, [4])
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls.select("gpa", "status", "end_ns").rows() == [(0x1000, BUSY, START + 9)]
+
+
+def test_events_of_several_layouts_are_told_apart_by_their_id(tmp_path: Path) -> None:
+    kinds = {ENTER: IDENTIFIER | USUAL | CALLCHAIN, EXIT: IDENTIFIER | USUAL & ~IP}
+    made = PerfRecording(sample_types=kinds)
+    m = made.machine
+    for n in range(20):
+        made.body += made.sample(ENTER, START + n * 20, m.enter(7, n << 12), 0, [1] * n)
+        made.body += made.sample(EXIT, START + n * 20 + 5, m.leave(7, n))
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls.select("gpa", "status").rows() == [(n << 12, n) for n in range(20)]
+
+
+def test_rounds_order_samples_by_time(tmp_path: Path) -> None:
+    made = PerfRecording()
+    for turn in range(5):
+        for cpu in (1, 0):
+            for n in range(3):
+                time = START + 1000 * turn + 100 * n + 50 * cpu
+                made.body += made.call(time, 7 + cpu, 0, turn, cpu)
+        made.body += made.end_round()
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls["end_ns"].is_sorted()
+    assert trace.seamcalls["seq"].is_sorted()
+    assert trace.seamcalls.height == 30
+
+
+def test_a_round_may_hold_what_is_older_than_the_round_before(tmp_path: Path) -> None:
+    made = PerfRecording()
+    for turn in range(60):
+        # CPU 1 is drained after CPU 0, and gives the samples of the time in between.
+        for cpu, late in ((0, 0), (1, 700)):
+            for n in range(4):
+                time = START + 1000 * turn + 200 * n + late
+                made.body += made.call(time, 7 + cpu, 0, turn, cpu)
+        made.body += made.end_round()
+    assert len(made.body) > 3 * (8 << 10)
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls["end_ns"].is_sorted()
+    assert trace.seamcalls.height == 480
+
+
+def test_samples_of_one_moment_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
+    made = PerfRecording()
+    m = made.machine
+    for tid in (9, 3, 5):
+        made.body += made.sample(EXIT, START, m.leave(tid, 0))
+    assert _read(tmp_path, made.file()).seamcalls["tid"].to_list() == [9, 3, 5]
+
+
+def test_names_are_those_of_the_moment(tmp_path: Path) -> None:
+    made = PerfRecording()
+    made.body = made.comm(0, 7, "qemu") + made.fork(START, 8, 7) + made.call(START + 10, 8, 0, 0)
+    made.body += made.call(START + 100, 8, 0, 0) + made.comm(START + 50, 8, "CPU 0/KVM")
+    trace = _read(tmp_path, made.file())
+    assert trace.threads.select("tid", "comm").rows() == [(8, "CPU 0/KVM"), (8, "qemu")]
+
+
+def test_lost_samples_have_a_place_and_a_count(tmp_path: Path) -> None:
+    made = PerfRecording()
+    made.body = made.call(START, 7, 0, 0) + made.call(START + 5, 8, 0, 0, cpu=1)
+    made.body += made.lost(START + 50, 0, 12) + made.lost(START + 51, 0, 3)
+    made.body += made.call(START + 60, 8, 0, 0, cpu=1) + made.call(START + 90, 7, 0, 0)
+    trace = _read(tmp_path, made.file())
+    columns = ("cpu", "line_no", "start_ns", "end_ns", "n_events", "n_lines")
+    assert trace.losses.filter(pl.col("kind") == "lost_events").select(columns).rows() == [
+        (0, 5, START + 10, START + 90, 15, 2)
+    ]
+
+
+def test_lost_samples_without_a_place_are_counted(tmp_path: Path) -> None:
+    made = _simple()
+    made.body += made.record(13, made.machine.pack("Q", 9) + made.trailer(0, 0))
+    made.body += made.record(13, made.machine.pack("Q", 5) + made.trailer(0, 0), misc=1 << 15)
+    losses = _read(tmp_path, made.file()).losses.filter(pl.col("kind") == "lost_events")
+    assert losses.select("n_events", "detail").rows() == [(9, "LOST_SAMPLES record, no place")]
+
+
+@pytest.mark.parametrize("kind", [81, 83])
+def test_compressed_records_form_one_stream(kind: int, tmp_path: Path) -> None:
+    plain, made = _simple(), PerfRecording()
+    # The parts end in the middle of records, and lie at odd places of the file.
+    made.body = made.compressed(plain.body, [3, 200, 77], kind) + plain.end_round()
+    packed, expected = _read(tmp_path, made.file()), _read(tmp_path, plain.file())
+    assert packed.seamcalls.equals(expected.seamcalls)
+    assert packed.threads.equals(expected.threads)
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize(
+    ("change", "loss"),
+    [
+        ({"period": 100}, ("sampled", "record with -c 1 (every event)")),
+        (
+            {"flags": 1 << 10 | 1 << 18},
+            ("sampled", "record with -c 1 (every event)"),
+        ),
+        ({"flags": 1 << 4 | 1 << 18}, ("excluded", "record with events without :u or :k")),
+    ],
+)
+def test_options_that_lose_data_are_named(
+    change: dict[str, int], loss: tuple[str, str], big_endian: bool, tmp_path: Path
+) -> None:
+    made = PerfRecording(Machine(big_endian), **change)  # type: ignore[arg-type]
+    made.body = made.call(START, 7, 0, 0)
+    assert loss in _read(tmp_path, made.file()).losses.select("kind", "detail").rows()
+
+
+def test_unknown_records_are_counted_and_passed_over(tmp_path: Path) -> None:
+    made = _simple()
+    made.body = made.record(200, b"x" * 24) + made.body + made.record(201, b"") * 2
+    trace = _read(tmp_path, made.file())
+    rows = (
+        trace.losses.filter(pl.col("kind") == "unknown_record").select("detail", "n_lines").rows()
+    )
+    assert rows == [("record of type 200", 1), ("record of type 201", 2)]
+    assert trace.seamcalls.height == 2
+
+
+def test_a_killed_recorder_leaves_a_file_without_formats(tmp_path: Path) -> None:
+    made = _simple()
+    data = bytearray(made.file()[: made.file().index(made.body) + len(made.body)])
+    data[48:56] = bytes(8)
+    with pytest.raises(FormatError, match="has no event formats: the file ends in its data"):
+        _read(tmp_path, bytes(data))
+
+
+def test_a_damaged_record_ends_what_can_be_read(tmp_path: Path) -> None:
+    made = _simple()
+    tail = b"\0" * 64 + made.call(START + 100, 9, 0, 0)
+    made.body += tail
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls["tid"].to_list() == [7, 8]
+    assert trace.losses.filter(pl.col("kind") == "damaged")["detail"].to_list() == [
+        f"{len(tail)} bytes of records"
+    ]
+
+
+def _records(seed: int, n_bytes: int) -> bytes:
+    """Records whose bodies hold what looks like the header of another."""
+    random = np.random.default_rng(seed)
+    made, m = [], Machine()
+    total = 0
+    while total < n_bytes:
+        n_words = int(random.integers(0, 40))
+        words = [9 | 2 << 32 | int(random.integers(1, 60)) * 8 << 48 for _ in range(n_words)]
+        made.append(m.pack("IHH", int(random.choice([9, 9, 9, 2, 68])), 2, 8 + 8 * n_words))
+        made += [m.pack("Q", word) for word in words]
+        total += 8 + 8 * n_words
+    return b"".join(made)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_guesses_are_never_believed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _records(seed, 60_000)
+    monkeypatch.setattr(perfchain, "_PIECE", 64 << seed)
+    in_pieces = follow(block_of(data), len(data), False)
+    monkeypatch.setattr(perfchain, "_PIECE", len(data))
+    plain = follow(block_of(data), len(data), False)
+    assert plain.end == len(data)
+    assert in_pieces.end == plain.end
+    assert in_pieces.start.tolist() == plain.start.tolist()
+
+
+def test_a_long_recording_is_read_in_pieces(tmp_path: Path) -> None:
+    made = PerfRecording()
+    calls = [made.call(START + 100 * n, 7 + n % 3, n << 12, n) for n in range(4000)]
+    made.body = b"".join(calls[:2000]) + made.end_round() + b"".join(calls[2000:])
+    trace = _read(tmp_path, made.file())
+    assert trace.seamcalls["status"].to_list() == list(range(4000))
+    assert trace.seamcalls["seq"].to_list() == list(range(2, 8001, 2))

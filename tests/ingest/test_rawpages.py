@@ -1,0 +1,88 @@
+"""Pages as tracefs gives them: those inside a trace.dat, saved as trace_pipe_raw would be."""
+
+import lzma
+from pathlib import Path
+
+import pytest
+from polars.testing import assert_frame_equal
+from recordings import SAMPLES, read
+
+import tdxtrace
+from tdxtrace.errors import FormatError, InputError
+from tdxtrace.ingest.datafile import open_file
+from tdxtrace.ingest.datfile import read_dat
+
+
+@pytest.fixture(scope="module")
+def tracefs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like /sys/kernel/tracing with the pages and formats of tracecmd-v6.dat."""
+    folder = tmp_path_factory.mktemp("tracing")
+    data = lzma.decompress((SAMPLES / "tracecmd-v6.dat.xz").read_bytes())
+    (folder / "trace.dat").write_bytes(data)
+    dat = read_dat(open_file(str(folder / "trace.dat")))
+    for cpu in dat.options.buffers[0].cpus:
+        place = folder / "per_cpu" / f"cpu{cpu.cpu}"
+        place.mkdir(parents=True)
+        (place / "trace_pipe_raw").write_bytes(data[cpu.at : cpu.at + cpu.size])
+    (folder / "saved_cmdlines").write_text(dat.cmdlines)
+    (folder / "saved_tgids").write_text("15700 15699\n15701 15699\n")
+    (folder / "trace_clock").write_text("local global [mono] boot\n")
+    header = dat.formats.header_page
+    (folder / "events").mkdir()
+    (folder / "events" / "header_page").write_text(header)
+    for made in dat.formats.events.values():
+        place = folder / "events" / made.system / made.name
+        place.mkdir(parents=True)
+        fields = "".join(
+            f"\tfield:{'char' if not f.is_number else 'long'} {f.name}"
+            f"{'' if f.is_number else '[]'};\toffset:{f.offset};\tsize:{f.size};"
+            f"\tsigned:{int(f.signed)};\n"
+            for f in made.fields.values()
+        )
+        (place / "format").write_text(f"name: {made.name}\nID: {made.number}\nformat:\n{fields}\n")
+    return folder
+
+
+def test_pages_give_what_the_recording_with_them_gives(tracefs: Path) -> None:
+    trace = tdxtrace.read_trace(tracefs)
+    trace.check()
+    expected = read(SAMPLES / "tracecmd-v6.dat.xz")
+    assert_frame_equal(trace.seamcalls.drop("tgid"), expected.seamcalls.drop("tgid"))
+    assert trace.threads["comm"].to_list() == expected.threads["comm"].to_list()
+    source = trace.provenance.sources[0]
+    assert (source.format, source.clock) == ("trace_pipe_raw", "mono")
+
+
+def test_processes_come_from_saved_tgids(tracefs: Path) -> None:
+    trace = tdxtrace.read_trace(tracefs)
+    rows = dict(trace.seamcalls.select("tid", "tgid").unique().rows())
+    assert (rows[15700], rows[15701], rows[15702]) == (15699, 15699, None)
+
+
+def test_one_cpu_is_read_alone_given_the_formats(tracefs: Path) -> None:
+    path = tracefs / "per_cpu" / "cpu1" / "trace_pipe_raw"
+    trace = tdxtrace.read_trace(path, formats=tracefs / "events")
+    assert trace.seamcalls["cpu"].unique().to_list() == [1]
+
+
+def test_formats_must_be_somewhere(tracefs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no event formats; name a copy of /sys/kernel"):
+        tdxtrace.read_trace(tracefs, formats=tmp_path)
+
+
+def test_other_files_are_no_pages(tracefs: Path, tmp_path: Path) -> None:
+    (tmp_path / "cpu0.raw").write_bytes(b"\xff" * 8192)
+    with pytest.raises(FormatError, match="does not begin with pages of 4096 bytes"):
+        tdxtrace.read_trace(tmp_path, formats=tracefs / "events")
+
+
+def test_a_page_cut_short_gives_the_events_before_the_cut(tracefs: Path, tmp_path: Path) -> None:
+    whole = (tracefs / "per_cpu" / "cpu1" / "trace_pipe_raw").read_bytes()
+    path = tmp_path / "cpu1.raw"
+    path.write_bytes(whole[: 4096 + 2000])
+    trace = tdxtrace.read_trace(path, formats=tracefs / "events")
+    events = trace.provenance.sources[0].n_lines
+    path.write_bytes(whole[:4096])
+    less = tdxtrace.read_trace(path, formats=tracefs / "events").provenance.sources[0].n_lines
+    assert less < events < 2 * less
+    assert "damaged" in trace.losses["kind"].to_list()

@@ -1,0 +1,76 @@
+"""The recordings that tests read, and how a binary one is compared with its text."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+import tdxtrace
+
+ROOT = Path(tdxtrace.__file__).parent.parent
+SAMPLES = ROOT / "sample_traces"
+SHARED = ROOT.parent / "shared" / "captures"
+
+# Times are compared by the caller; places count other things in text and binary.
+_PLACES = ("seq", "line_no", "n_lines")
+_TIMES = ("start_ns", "end_ns", "ts_ns")
+
+
+def shared(name: str) -> Path:
+    """The path of a capture that lies beside the repository; skips the test without it."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"no {path}: captures that are not part of the repository")
+    return path
+
+
+@cache
+def read(path: Path) -> tdxtrace.Trace:
+    """Read a recording once for all tests; check every table."""
+    trace = tdxtrace.read_trace(path)
+    trace.check()
+    return trace
+
+
+def assert_same_events(
+    binary: tdxtrace.Trace,
+    text: tdxtrace.Trace,
+    printed: Callable[[pl.Expr], pl.Expr],
+    only_binary: tuple[str, ...] = (),
+) -> None:
+    """Compare the event tables of a recording with those of its text.
+
+    Args:
+        binary: Of the recording itself.
+        text: Of what the recording's own tool printed.
+        printed: What that tool makes of a time in ns.
+        only_binary: Columns that the text does not print.
+    """
+    for name, frame in binary.tables().items():
+        if name == "losses":
+            continue
+        other = getattr(text, name).drop(_PLACES, strict=False)
+        mine = frame.drop(_PLACES, strict=False)
+        times = [column for column in _TIMES if column in mine.columns]
+        mine = mine.with_columns(printed(pl.col(column)) for column in times)
+        gone = [column for column in only_binary if column in mine.columns]
+        assert all(other[column].is_null().all() for column in gone), f"{name}: {gone} is printed"
+        assert_frame_equal(mine.drop(gone), other.drop(gone))
+
+
+def as_ns(time: pl.Expr) -> pl.Expr:
+    """A tool that prints nanoseconds."""
+    return time
+
+
+def rounded_to_us(time: pl.Expr) -> pl.Expr:
+    """trace-cmd and the kernel: to the nearest microsecond."""
+    return (time + 500) // 1000 * 1000
+
+
+def cut_to_us(time: pl.Expr) -> pl.Expr:
+    """perf: whole microseconds only."""
+    return time // 1000 * 1000

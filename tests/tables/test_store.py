@@ -1,0 +1,126 @@
+"""A Trace as a folder of Parquet files, and the cache of such folders."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from recordings import SAMPLES, read
+
+import tdxtrace
+from tdxtrace.errors import InputError, TableError
+from tdxtrace.ingest.read import convert, options_of
+from tdxtrace.tables.cache import cached
+from tdxtrace.tables.catalog import SCHEMA_VERSION
+from tdxtrace.tables.store import StoreWriter, make_room
+
+_PLAIN = options_of(None, (), None, None, None)
+_TRACES = ["lost.dat.xz", "qemu.perf.data.xz", "contended.txt"]
+
+
+def _convert(tmp_path: Path, *names: str) -> Path:
+    folder = tmp_path / "run"
+    convert([SAMPLES / name for name in names], folder, _PLAIN)
+    return folder
+
+
+@pytest.mark.parametrize("name", _TRACES)
+def test_a_converted_trace_is_the_trace(name: str, tmp_path: Path) -> None:
+    again, trace = tdxtrace.read_trace(_convert(tmp_path, name)), read(SAMPLES / name)
+    again.check()
+    for table, frame in trace.tables().items():
+        assert_frame_equal(again.tables()[table], frame)
+    assert again.provenance == trace.provenance
+
+
+def test_several_sources_share_a_folder(tmp_path: Path) -> None:
+    trace = tdxtrace.read_trace(_convert(tmp_path, *_TRACES))
+    assert trace.seamcalls["source"].unique().sort().to_list() == [0, 1, 2]
+    assert [source.format for source in trace.provenance.sources] == [
+        "trace.dat",
+        "perf.data",
+        "ftrace",
+    ]
+
+
+def test_levels_are_normalised_once_all_rows_are_known(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    convert([SAMPLES / "lost.dat.xz"], folder, options_of(None, (), 1, None, None))
+    lowered = tdxtrace.read_trace(folder).seamcalls["level"]
+    expected = tdxtrace.read_trace(SAMPLES / "lost.dat.xz", level_base=1).seamcalls["level"]
+    assert lowered.to_list() == expected.to_list()
+    assert lowered.to_list() != read(SAMPLES / "lost.dat.xz").seamcalls["level"].to_list()
+
+
+def test_files_say_what_they_are(tmp_path: Path) -> None:
+    facts = pl.read_parquet_metadata(_convert(tmp_path, "lost.dat.xz") / "seamcalls.parquet")
+    assert facts["tdxtrace.table"] == "seamcalls"
+    assert facts["tdxtrace.schema_version"] == str(SCHEMA_VERSION)
+
+
+def test_tables_of_another_version_are_refused_by_number(tmp_path: Path) -> None:
+    folder = _convert(tmp_path, "lost.dat.xz")
+    facts = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps({**facts, "schema_version": 99}))
+    message = f"tables of version 99, this tdxtrace reads version {SCHEMA_VERSION}; convert"
+    with pytest.raises(TableError, match=message):
+        tdxtrace.read_trace(folder)
+
+
+def test_a_file_of_another_table_is_refused(tmp_path: Path) -> None:
+    folder = _convert(tmp_path, "lost.dat.xz")
+    (folder / "seamcalls.parquet").write_bytes((folder / "threads.parquet").read_bytes())
+    with pytest.raises(TableError, match="says it is table 'threads'"):
+        tdxtrace.read_trace(folder)
+
+
+@pytest.mark.parametrize("name", ["seamcalls.parquet", "provenance.json"])
+def test_damaged_folders_are_named(name: str, tmp_path: Path) -> None:
+    folder = _convert(tmp_path, "lost.dat.xz")
+    (folder / name).write_bytes(b"{")
+    with pytest.raises(InputError, match=f"cannot read .*{folder.name}"):
+        tdxtrace.read_trace(folder)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.dat"
+    broken.write_bytes((SAMPLES / "tracecmd-v7.dat").read_bytes()[:64])
+    with pytest.raises(tdxtrace.TdxtraceError):
+        convert([broken], tmp_path / "run", _PLAIN)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.dat"]
+
+
+def test_what_is_no_store_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(InputError, match="is no converted trace; name another folder"):
+        make_room(tmp_path / "mine", force=True)
+    folder = _convert(tmp_path, "lost.dat.xz")
+    with pytest.raises(InputError, match="exists; say --force"):
+        make_room(folder, force=False)
+    make_room(folder, force=True)
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*run"):
+        StoreWriter(tmp_path / "file" / "run")
+
+
+def test_a_store_is_read_alone(tmp_path: Path) -> None:
+    folder = _convert(tmp_path, "lost.dat.xz")
+    with pytest.raises(InputError, match="can only be read alone"):
+        tdxtrace.read_trace(folder, SAMPLES / "contended.txt")
+
+
+def test_the_cache_knows_an_input_by_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text("one")
+    first = cached([path], ("v1",))
+    assert first == cached([path], ("v1",))
+    assert first != cached([path], ("v2",))
+    path.write_text("two")
+    assert first != cached([path], ("v1",))
+    assert cached(["-"], ()) is None
