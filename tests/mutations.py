@@ -13,7 +13,7 @@ from recorder import FOREIGN, Machine, Recording
 
 import tdxtrace
 from tdxtrace.ingest.binary import opened
-from tdxtrace.ingest.lines import Vocabulary
+from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.recognise import recording
 from tdxtrace.ingest.stream import open_stream
 from tdxtrace.ingest.tally import Tally

@@ -7,15 +7,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from tdxtrace.ingest.datafile import DataFile, open_file, spool
+from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
-from tdxtrace.ingest.lines import Vocabulary
-from tdxtrace.ingest.perfdata import PerfReader
+from tdxtrace.ingest.perf.reader import PerfReader
 from tdxtrace.ingest.raw import RawEvents
-from tdxtrace.ingest.rawpages import PageReader, open_pages, read_formats
+from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
+from tdxtrace.ingest.ring.rawpages import PageReader, open_pages, read_formats
+from tdxtrace.ingest.ring.tracedat import DatReader
 from tdxtrace.ingest.stream import Stream
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.tracedat import DatReader
 
 RAW_PAGES: Final = "trace_pipe_raw"
 BINARY_FORMATS: Final = ("trace.dat", "perf.data", RAW_PAGES)

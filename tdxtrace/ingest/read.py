@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Final
 
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest import doubts, levels
 from tdxtrace.ingest.ahead import ahead
 from tdxtrace.ingest.binary import BINARY_FORMATS, RAW_PAGES, opened
-from tdxtrace.ingest.clocks import TICK_CLOCKS
-from tdxtrace.ingest.decode import Decoder
-from tdxtrace.ingest.graph import GraphReader
+from tdxtrace.ingest.decoding import doubts, levels
+from tdxtrace.ingest.decoding.decoder import Decoder
+from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
+from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.headers import Header, read_header
-from tdxtrace.ingest.lines import LineReader, Vocabulary
-from tdxtrace.ingest.rawpages import find_pages
 from tdxtrace.ingest.recognise import checked, recognise, recording, voted
-from tdxtrace.ingest.sinks import MemorySink, Sink, SourceSink
+from tdxtrace.ingest.ring.clocks import TICK_CLOCKS
+from tdxtrace.ingest.ring.rawpages import find_pages
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.text import TextReader
-from tdxtrace.ingest.vocabulary import mapping_of
+from tdxtrace.ingest.text.graph import GraphReader
+from tdxtrace.ingest.text.lines import LineReader
+from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace

@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
-from tdxtrace.ingest import graph, shapes
 from tdxtrace.ingest.binary import BINARY_FORMATS
+from tdxtrace.ingest.text import graph, shapes
 from tdxtrace.tables.text import one_line
 
 FORMATS: Final = (

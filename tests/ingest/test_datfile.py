@@ -89,7 +89,7 @@ def test_clock_options_move_time(
 def test_cycle_counters_keep_all_their_bits() -> None:
     import numpy as np
 
-    from tdxtrace.ingest.clocks import Clock
+    from tdxtrace.ingest.ring.clocks import Clock
 
     stamps = [303283603803226, (1 << 61) + 12345, 17]
     clock = Clock(mult=0x6AAAAAAB, shift=32)
@@ -173,7 +173,7 @@ def test_rounds_of_few_pages_lose_and_double_nothing(
     whole = _read(tmp_path, data)
     assert whole.seamcalls.height == 1000
     for n_pages in (1, 2, 5, 17, 64):
-        monkeypatch.setattr("tdxtrace.ingest.tracedat.ROUND_PAGES", n_pages)
+        monkeypatch.setattr("tdxtrace.ingest.ring.tracedat.ROUND_PAGES", n_pages)
         small = _read(tmp_path, data)
         assert small.seamcalls.equals(whole.seamcalls)
         assert small.losses.equals(whole.losses)

@@ -117,6 +117,15 @@ def test_without_a_column_for_tasks_switches_tell_who_runs() -> None:
     assert calls(text, "tid", "cpu") == [(None, 1), (7, 1), (None, 2), (8, 1)]
 
 
+def test_a_column_for_tasks_tells_who_runs_until_the_next() -> None:
+    text = (
+        "   50.000010 |   1)  CPU 0/KVM-7    |   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n"
+        "   50.000020 |   1)   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n"
+        "   50.000020 |   2)   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n"
+    )
+    assert calls(text, "tid", "cpu") == [(7, 1), (7, 1), (None, 2)]
+
+
 def test_a_call_that_a_switch_interrupts_goes_on_in_its_thread() -> None:
     text = (
         "   1)    <idle>-0    =>  CPU 0/KVM-7   \n"

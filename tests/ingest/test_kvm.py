@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from texts import is_accounted_for, line, lost, read_text
 
-from tdxtrace.ingest.fields import KVM_DECODERS
+from tdxtrace.ingest.events.fields import KVM_DECODERS
 from tdxtrace.tables.trace import Trace
 
 NOT_ENTERED = 0xFFFF_FFFF

@@ -9,7 +9,7 @@ import pytest
 from story import story
 from texts import aug, aug_ret, line, read_text
 
-from tdxtrace.ingest.levels import Signs, normalised
+from tdxtrace.ingest.decoding.levels import Signs, normalised
 
 
 def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorder import Machine
 
-from tdxtrace.ingest.formats import PageLayout, page_layout
-from tdxtrace.ingest.gather import Block, block_of
-from tdxtrace.ingest.pages import PageEvents, page_heads, record_sizes, walk
+from tdxtrace.ingest.records.formats import PageLayout, page_layout
+from tdxtrace.ingest.records.gather import Block, block_of
+from tdxtrace.ingest.ring.pages import PageEvents, page_heads, record_sizes, walk
 
 MACHINES = [
     Machine(big_endian, long_size, page_size)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import aug, aug_ret, is_accounted_for, line, read_text
 
-from tdxtrace.ingest.pairing import MAX_CONTEXTS, pair
+from tdxtrace.ingest.decoding.pairing import MAX_CONTEXTS, pair
 
 Event = tuple[int, int, bool]
 Paired = tuple[list[tuple[int, int]], list[int], list[int], list[int]]
@@ -207,7 +207,7 @@ def test_without_thread_numbers_calls_pair_by_cpu() -> None:
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_pairs_are_found_across_batches(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a batch leaves open waits for the next one."""
-    from tdxtrace.ingest import decode
+    from tdxtrace.ingest.decoding import decoder as decode
 
     texts = []
     for k in range(40):

@@ -22,9 +22,9 @@ from recorder import ENTER, EXIT, FOREIGN, Machine
 
 import tdxtrace
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest import perfchain
-from tdxtrace.ingest.gather import block_of
-from tdxtrace.ingest.perfchain import follow
+from tdxtrace.ingest.perf import chain
+from tdxtrace.ingest.perf.chain import follow
+from tdxtrace.ingest.records.gather import block_of
 
 START = 10**9
 BUSY = 0x8000020000000092
@@ -237,9 +237,9 @@ def _records(seed: int, n_bytes: int) -> bytes:
 @pytest.mark.parametrize("seed", range(8))
 def test_guesses_are_never_believed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _records(seed, 60_000)
-    monkeypatch.setattr(perfchain, "_PIECE", 64 << seed)
+    monkeypatch.setattr(chain, "_PIECE", 64 << seed)
     in_pieces = follow(block_of(data), len(data), False)
-    monkeypatch.setattr(perfchain, "_PIECE", len(data))
+    monkeypatch.setattr(chain, "_PIECE", len(data))
     plain = follow(block_of(data), len(data), False)
     assert plain.end == len(data)
     assert in_pieces.end == plain.end

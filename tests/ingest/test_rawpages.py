@@ -9,8 +9,8 @@ from recordings import SAMPLES, read
 
 import tdxtrace
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.datafile import open_file
-from tdxtrace.ingest.datfile import read_dat
+from tdxtrace.ingest.records.datafile import open_file
+from tdxtrace.ingest.ring.datfile import read_dat
 
 
 @pytest.fixture(scope="module")

@@ -308,6 +308,13 @@ def test_bytes_around_lines_change_nothing(text: str | bytes) -> None:
     assert found == expected
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    trace = read(BOM + ONE_CALL.encode())
+    assert trace.threads["comm"].to_list() == ["CPU 0/KVM"]
+    assert read(BOM + b"# tracer: nop\n" + ONE_CALL.encode()).provenance.sources[0].n_headers == 1
+    assert lost(read(BOM + b"CPU:1 [LOST 5 EVENTS]\n" + ONE_CALL.encode())) == {"lost_events": 1}
+
+
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_cut_last_line_is_told(cut: int) -> None:
     text = ONE_CALL + ONE_CALL.splitlines()[0][:cut]
@@ -464,6 +471,21 @@ def test_seamcalls_without_a_wrapper_stay() -> None:
     trace = read(text)
     assert trace.seamcalls.select("probe", "status").rows() == [("seamcall", 0), ("wrapper", 5)]
     assert lost(trace) == {}
+
+
+def test_seamcalls_after_a_wrappers_call_are_not_inside_it() -> None:
+    inner = both([(10, 0)], 0).splitlines(keepends=True)[1:3]
+    text = aug("0.000001") + aug_ret("0.000002", "ret=0x5") + "".join(inner)
+    trace = read(text)
+    assert trace.seamcalls.select("probe", "status").rows() == [("wrapper", 5), ("seamcall", 0)]
+    assert lost(trace) == {}
+
+
+def test_a_seamcall_of_a_thread_without_wrapper_is_not_inside_anothers() -> None:
+    mine = both([(10, 0)], 0).splitlines(keepends=True)
+    other = [text.replace("CPU 0/KVM-7 ", "CPU 0/KVM-8 ") for text in mine[1:3]]
+    rows = read("".join([mine[0], *other, mine[3]])).seamcalls
+    assert rows.sort("tid").select("tid", "probe").rows() == [(7, "wrapper"), (8, "seamcall")]
 
 
 def test_one_line_returns_inside_a_wrapper_stand_for_it_too() -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from tdxtrace.ingest import shapes
-from tdxtrace.ingest.lines import SPLITTERS
 from tdxtrace.ingest.raw import UNKNOWN
-from tdxtrace.ingest.shapes import Head
+from tdxtrace.ingest.text import shapes
+from tdxtrace.ingest.text.lines import SPLITTERS
+from tdxtrace.ingest.text.shapes import Head
 
 
 def head_of(line: str, form: str = "ftrace") -> Head | None:
@@ -133,6 +133,13 @@ def place(head: Head) -> Place:
             "sys_enter",
             "NR 1",
             id="10 name that looks like the rest of a line",
+        ),
+        pytest.param(
+            "    a-1 [0] 1: b-77      [001] .....  10.000001: sys_enter: NR 1",
+            ("a-1 [0] 1: b", 77, NO, 1, ".....", (10, "000001")),
+            "sys_enter",
+            "NR 1",
+            id="10 name that looks like a whole line",
         ),
         pytest.param(
             "com.android.systemui-611   (  611) [001] d..5 514769.086090: sched_wakeup: comm=a",

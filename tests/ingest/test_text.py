@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdxtrace.ingest.lines import LineReader, Vocabulary, to_raw
+from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.raw import RawEvents, concatenate
 from tdxtrace.ingest.stream import Block, block_of
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.text import TextReader
+from tdxtrace.ingest.text.lines import LineReader, to_raw
+from tdxtrace.ingest.text.reader import TextReader
 
 # Lines of one kind: `{n}` becomes another number on each line, `{h}` another in hex, `{w}` a
 # word of 16 hex digits, `{d}` digits of any length, `{t}` the stamp's fraction.
@@ -23,8 +24,9 @@ HEADS = {
     "tracefs": "       CPU {n}/KVM-7{n}{n}     [00{n}] ..... 1234.{t}: ",
     "no flags": "       CPU {n}/KVM-7{n}{n}     [00{n}]  1234.{t}: ",
     "four flags": "           a.out-2002{n} [001] d.h. 2323301.{t}: ",
-    "tgid": "       CPU 0/KVM-7{n}{n}     (  71{n}{n}) [00{n}] DBZff  1234.{t}: ",
+    "tgid": "       CPU 0/KVM-7{n}{n}     (   7100) [00{n}] DBZff  1234.{t}: ",
     "unknown tgid": "          <idle>-0       (-------) [00{n}] d.h..  1234.{t}: ",
+    "tgid of 5 columns": "       CPU 0/KVM-7{n}{n}     (  710) [00{n}] d.h..  1234.{t}: ",
     "trace-cmd": "        fake_tdx-1505{n} [000]  4217.{t}: ",
     "nine decimals": "        fake_tdx-1505{n} [000]  4217.{t}{n}{n}{n}: ",
     "integer clock": "        fake_tdx-1505{n} [000]421719{t}: ",
@@ -38,7 +40,7 @@ HEADS = {
     "bytes": "      CPU \u00e9\u00e8/K-7{n}{n}     [00{n}] ..... 1234.{t}: ",
 }
 EVENTS = {
-    "entry": "aug_in: (0x5646b46b3a5{h}) td=0xff{w} gpa=0x8{h}{h}000 level={n}",
+    "entry": "aug_in: (0x5646b46b3a5{h}) td=0x{w} gpa=0x8{h}{h}000 level={n}",
     "return": "aug_out: (0x56{h}6b46b5e9e <- 0x5646b46b3a5{h}) ret=0x8000020000000{h}9{h}",
     "success": "aug_out: (0x56{h}6b46b5e9e <- 0x5646b46b3a5{h}) ret=0x0",
     "decimal": "aug_in: (0x5646b46b3a5{h}) td={d} gpa={d} level={n}",
@@ -190,6 +192,26 @@ def same(lines: list[bytes], form: str, sizes: Sequence[int] = (200,)) -> None:
     assert slow == quick
 
 
+@pytest.mark.parametrize("head", ["tracefs", "tgid", "trace-cmd", "nine decimals", "perf"])
+def test_most_lines_of_a_long_trace_go_the_fast_way(head: str) -> None:
+    """Else the tests below would compare the general path with itself."""
+    patterns = [HEADS[head] + EVENTS[name] for name in ("entry", "return", "success", "sched")]
+    text = b"\n".join(lines_of(patterns, 4000, 1)) + b"\n"
+    reader = LineReader("perf-script" if head == "perf" else "ftrace", Vocabulary(), Tally())
+    slow: list[int] = []
+    by_hand = LineReader.line
+
+    def counted(self: LineReader, number: int, line: bytes) -> Any:  # noqa: ANN401
+        slow.append(number)
+        return by_hand(self, number, line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LineReader, "line", counted)
+        n_events = sum(len(raw) for raw in TextReader(reader).read(iter([block_of([text])])))
+    assert n_events == sum(reader.tally.events.values()) > 2000
+    assert len(slow) < 400
+
+
 @pytest.mark.parametrize("event", EVENTS)
 def test_events(event: str) -> None:
     pattern = HEADS["tracefs"] + EVENTS[event]
@@ -245,8 +267,7 @@ def test_a_name_may_mean_something_else_in_a_later_shape() -> None:
     ],
 )
 def test_a_line_that_nearly_fits_what_was_learned(wrong: str) -> None:
-    pattern = HEADS["tracefs"] + EVENTS["entry"]
-    lines = lines_of([pattern], 400, 6)
+    lines = lines_of([HEADS["tracefs"] + EVENTS["entry"]], 400, 6)
     odd = HEADS["tracefs"].format(n=3, t="004250") + wrong
     lines[100] = lines[250] = lines[399] = odd.encode()
     same(lines, "ftrace")
@@ -266,6 +287,9 @@ def test_a_line_that_nearly_fits_what_was_learned(wrong: str) -> None:
         (b".....", b"d.Z2."),
         (b".....", b"d.h"),
         (b".....", b"12345"),
+        (b"] .", b"]_."),
+        (b" 1234.", b"_1234."),
+        (b" 1234.", b"51234."),
         (b" 1234.", b" 12345."),
         (b" 1234.", b" 123."),
         (b" 1234.", b" 12:4."),
@@ -284,6 +308,42 @@ def test_a_head_that_nearly_fits_what_was_learned(old: bytes, new: bytes) -> Non
     for at in (90, 91, 300, 399):
         assert old in lines[at]
         lines[at] = lines[at].replace(old, new, 1)
+    same(lines, "ftrace")
+
+
+@pytest.mark.parametrize(
+    "process", ["(   71x0)", "(    7 0)", "(   7100(", "(------7)", "(    7100", "(   71-0)"]
+)
+def test_a_process_that_is_no_number(process: str) -> None:
+    """The head fits in every other byte."""
+    lines = lines_of([HEADS["tgid"] + EVENTS["entry"]], 400, 10)
+    for at in (100, 250):
+        assert b"(   7100)" in lines[at]
+        lines[at] = lines[at].replace(b"(   7100)", process.encode())
+    same(lines, "ftrace")
+
+
+@pytest.mark.parametrize("known_from", [1, 150, 299])
+def test_a_process_that_is_known_only_later(known_from: int) -> None:
+    """The kernel saves it when the thread is scheduled; until then it prints dashes."""
+    later = lines_of(
+        ["       CPU 0/KVM-77      (   7100) [001] d.h.. 1234.{t}: " + EVENTS["entry"]], 300, 1
+    )
+    lines = [
+        line.replace(b"(   7100)", b"(-------)") if k < known_from else line
+        for k, line in enumerate(later)
+    ]
+    reader = LineReader("ftrace", Vocabulary(), Tally())
+    list(TextReader(reader).read(iter([block_of([b"\n".join(lines), b"\n"])])))
+    assert reader.tally.threads == {(77, "CPU 0/KVM"): 7100}
+
+
+def test_processes_of_any_length() -> None:
+    event = EVENTS["entry"].format(h="0", n="0", w="0" * 16)
+    lines = [
+        f"       CPU 0/KVM-{tid:<7} ({tid * 37:7}) [001] ..... 1234.{10 * k:06}: {event}".encode()
+        for k, tid in enumerate(range(1, 200_000, 400))
+    ]
     same(lines, "ftrace")
 
 

@@ -8,7 +8,7 @@ import pytest
 from texts import BUSY, is_accounted_for, line, lost, read_text
 
 from tdxtrace.errors import QueryError
-from tdxtrace.ingest.vocabulary import (
+from tdxtrace.ingest.events.vocabulary import (
     Event,
     Role,
     function_named,

@@ -1,0 +1,1 @@
+"""From raw events of any format to the event tables."""

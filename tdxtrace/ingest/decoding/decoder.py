@@ -1,0 +1,73 @@
+"""From raw events to event tables, in batches whose size does not depend on the input's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from tdxtrace.ingest.decoding.calls import Calls
+from tdxtrace.ingest.decoding.kinds import Kinds
+from tdxtrace.ingest.decoding.kvm import Entries, host_events, page_faults
+from tdxtrace.ingest.decoding.sinks import Sink
+from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.tally import Tally
+
+# Events decoded at a time: columns of a batch (about 30 words each) take some
+# 30 MiB, and the cost of a call into numpy or polars is spread over enough rows.
+BATCH_EVENTS: Final = 1 << 17
+
+
+@dataclass(slots=True)
+class Decoder:
+    """Collects raw events of one source and turns them into rows as they come."""
+
+    source: int
+    events: list[Event]
+    tally: Tally
+    sink: Sink
+    _waiting: list[RawEvents] = field(default_factory=list)
+    _n_waiting: int = 0
+    _calls: Calls = field(init=False)
+    _entries: Entries = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._calls = Calls(self.source, self.tally)
+        self._entries = Entries(self.source)
+
+    def feed(self, raw: RawEvents) -> None:
+        """Take events, in the order of the source."""
+        self._waiting.append(raw)
+        self._n_waiting += len(raw)
+        if self._n_waiting >= BATCH_EVENTS:
+            self._decode()
+
+    def finish(self) -> None:
+        """Hand over what waits for events that will not come."""
+        self._decode()
+        self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
+        self.sink.add("vm_entries", self._entries.finish())
+
+    def _decode(self) -> None:
+        if not self._n_waiting:
+            return
+        parts, self._waiting, self._n_waiting = self._waiting, [], 0
+        # A reader may meet further events meanwhile, in a thread of its own.
+        events = list(self.events)
+        kinds = Kinds.of(events)
+        if calls := _of_kind(parts, "call", events):
+            self.sink.add("seamcalls", self._calls.feed(calls, kinds))
+        if entries := _of_kind(parts, "vm_entry", events):
+            self.sink.add("vm_entries", self._entries.feed(entries, kinds))
+        if faults := _of_kind(parts, "page_fault", events):
+            self.sink.add("page_faults", page_faults(concatenate(faults), self.source))
+        if others := _of_kind(parts, "host_event", events):
+            self.sink.add("host_events", host_events(concatenate(others), self.source, events))
+
+
+def _of_kind(parts: list[RawEvents], kind: str, events: list[Event]) -> list[RawEvents]:
+    wanted = np.array([event.kind == kind for event in events], np.bool_)
+    picked = ((part, wanted[part.event]) for part in parts if len(part))
+    return [part if mine.all() else part.take(mine) for part, mine in picked if mine.any()]

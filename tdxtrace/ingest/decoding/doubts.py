@@ -1,0 +1,130 @@
+"""What a capture lost without saying so: concluded from its rows and its header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.ingest.decoding.midway import Beginning, bare_return
+from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.tables.text import one_line
+
+# Calls without an end or a begin that are looked at: where there are more, a probe
+# was missing, and they tell nothing of full buffers.
+_MAX_BROKEN: Final = 1 << 20
+_MANY: Final = 64
+_WHEN: Final = pl.coalesce("end_ns", "start_ns")
+_NONE_BROKEN: Final = pl.DataFrame(
+    schema={"tid": pl.Int32, "cpu": pl.UInt16, "start_ns": pl.Int64, "end_ns": pl.Int64}
+)
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the calls of a source tell of losses, batch by batch."""
+
+    n_never: int = 0
+    n_orphans: int = 0
+    has_entries: bool = False
+    beginning: Beginning = field(default_factory=Beginning)
+    _n_broken: int = 0
+    _broken: list[pl.DataFrame] = field(default_factory=list)
+    _extents: list[pl.DataFrame] = field(default_factory=list)
+
+    def look(self, seamcalls: pl.DataFrame) -> None:
+        """Look at further calls of the source."""
+        self.beginning.look(seamcalls)
+        never, orphan = pl.col("end_ns").is_null(), pl.col("start_ns").is_null()
+        n_never, n_orphans = seamcalls.select(never.sum(), orphan.sum()).row(0)
+        self.n_never += n_never
+        self.n_orphans += n_orphans
+        self.has_entries |= n_orphans < seamcalls.height
+        extents = seamcalls.group_by("tid").agg(first=_WHEN.min(), last=_WHEN.max())
+        self._extents.append(extents)
+        if len(self._extents) > _MANY:
+            self._extents = [self._all_extents()]
+        if self._n_broken <= _MAX_BROKEN and n_never + n_orphans:
+            columns = ("tid", "cpu", "start_ns", "end_ns")
+            broken = seamcalls.filter(never | bare_return()).select(columns)
+            self._broken.append(broken)
+            self._n_broken += broken.height
+
+    def _all_extents(self) -> pl.DataFrame:
+        grouped = pl.concat(self._extents).group_by("tid")
+        return grouped.agg(pl.col("first").min(), pl.col("last").max())
+
+    def broken(self) -> pl.DataFrame:
+        """Calls that lack an end or a begin though their thread went on, or was there before."""
+        if not self._broken or self._n_broken > _MAX_BROKEN:
+            return _NONE_BROKEN.clear()
+        calls = pl.concat(self._broken)
+        calls = calls.join(self._all_extents(), on="tid", how="left", nulls_equal=True)
+        never = pl.col("end_ns").is_null() & (pl.col("last") != _WHEN)
+        orphan = pl.col("start_ns").is_null() & (pl.col("first") != _WHEN)
+        return calls.filter(never | (orphan & self.has_entries), pl.col("cpu").is_not_null())
+
+
+def note(watch: Watch, tally: Tally, header: Header) -> None:
+    """Add to ``tally`` the losses that no line of the input stands for."""
+    _overwritten(tally, header)
+    if not header.counts_losses:
+        _buffer_full(watch.broken(), tally)
+    first_ns, _ = tally.span()
+    lossless = not any(gap.kind != "truncated" for gap in tally.gaps)
+    if lossless and first_ns is not None and watch.beginning.is_midway():
+        tally.note("started_midway", None, end_ns=first_ns)
+    tally.note("unpaired_entry", watch.n_never)
+    tally.note("unpaired_return", watch.n_orphans)
+
+
+def nothing_in(shown: str, tally: Tally) -> str:
+    """Say that a trace has no SEAMCALL and no KVM event, what it has, and what to record."""
+    names = [detail for kind, detail in tally.entries if kind in ("noise", "unmapped") and detail]
+    if any(kind == "no_abstime" for kind, _ in tally.entries):
+        return f"{shown} has no times; switch them on: echo 1 > options/funcgraph-abstime"
+    if not names and not tally.events:
+        return f"{shown} holds no event that is known; its first line: {_sample(tally)}"
+    some = ", ".join(one_line(name, 30) for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    unmapped = any(kind == "unmapped" for kind, _ in tally.entries)
+    way = (
+        "say what the probes are with --map EVENT=FUNCTION"
+        if unmapped
+        else "record kvm:kvm_entry, kvm:kvm_exit and probes on tdh_mem_page_aug and its siblings"
+    )
+    return f"{shown} has no SEAMCALL and no KVM event; it has {some}{more}; {way}"
+
+
+def _sample(tally: Tally) -> str:
+    return next((repr(e.detail) for e in tally.entries.values() if e.detail), "only headers")
+
+
+def _overwritten(tally: Tally, header: Header) -> None:
+    """In overwrite mode each CPU's record starts at its first event, not before."""
+    if header.entries_kept is None or header.entries_written is None:
+        return
+    lost = header.entries_written - header.entries_kept
+    if lost <= 0:
+        return
+    tally.note("overwritten", lost, "entries-in-buffer < entries-written")
+    for cpu in tally.cpus():
+        tally.note("overwritten", None, f"CPU {cpu}", cpu=cpu, end_ns=int(tally.first_ns[cpu]))
+
+
+def _buffer_full(broken: pl.DataFrame, tally: Tally) -> None:
+    """With overwrite off a full buffer drops what is new, and no line says so.
+
+    A call that never returned though its thread went on, or a return without
+    entry, after the last event of some CPU, shows that the CPU's record had ended.
+    """
+    if any(gap.kind != "truncated" for gap in tally.gaps) or not broken.height:
+        return
+    latest = int(broken.select(_WHEN.max()).item())
+    for cpu in tally.cpus():
+        last = int(tally.last_ns[cpu])
+        ends_here = (pl.col("cpu") == cpu) & (pl.col("start_ns") == last)
+        if last <= latest or broken.select(ends_here.any()).item():
+            tally.note("buffer_full", None, f"CPU {cpu}", cpu=cpu, start_ns=last)

@@ -1,0 +1,72 @@
+"""What the arguments and registers of a call say: fields of the attempt, as words."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.decoding.pairing import Index
+from tdxtrace.ingest.raw import BoolArray, RawEvents, U64Array
+from tdxtrace.tdx import leaves
+
+# GPA and level share RCX of the MEM leaves: bits 51:12 and 2:0.  Linux
+# arch/x86/virt/vmx/tdx/tdx.c passes gpa | level; TDX module ABI, TDH.MEM.PAGE.AUG.
+_PAGE_MASK: Final = np.uint64(0x000F_FFFF_FFFF_F000)
+_LEVEL_MASK: Final = np.uint64(0x7)
+
+Words = tuple[U64Array, BoolArray]
+
+
+def either(batch: RawEvents, name: str, first: Index, last: Index) -> Words:
+    """A field as its entry has it, else as its return has it."""
+    if name not in batch.values:
+        return np.zeros(len(first), np.uint64), np.zeros(len(first), np.bool_)
+    value, there = batch.values[name], batch.present[name]
+    early = there[first]
+    return np.where(early, value[first], value[last]), early | there[last]
+
+
+def prefer(words: Words, other: Words) -> Words:
+    """Return ``words``, and ``other`` where there is none."""
+    return np.where(words[1], words[0], other[0]), words[1] | other[1]
+
+
+@cache
+def _registers() -> dict[str, dict[str, NDArray[np.uint16]]]:
+    """For each column and SEAMCALL input register: the leaves that pass it there."""
+    table = leaves.leaf_table()
+    found: dict[str, dict[str, NDArray[np.uint16]]] = {}
+    for column, register in (
+        ("gpa", "gpa_register"),
+        ("td_id", "td_register"),
+        ("vp_id", "vp_register"),
+        ("page", "page_register"),
+    ):
+        found[column] = {
+            name.lower(): table.filter(pl.col(register) == name)["leaf"].to_numpy()
+            for name in table[register].drop_nulls().unique()
+        }
+    return found
+
+
+def from_registers(batch: RawEvents, leaf: U64Array, first: Index) -> dict[str, Words]:
+    """What the input registers of a SEAMCALL say, for probes on ``__seamcall*``."""
+    words: dict[str, Words] = {}
+    if not any(name in batch.values for name in ("rcx", "rdx", "r8")):
+        return words
+    n = len(first)
+    for column, by_register in _registers().items():
+        value, there = np.zeros(n, np.uint64), np.zeros(n, np.bool_)
+        for register, users in by_register.items():
+            here = np.isin(leaf, users) & batch.has(register)[first]
+            value = np.where(here, batch.value(register)[first], value)
+            there |= here
+        words[column] = value, there
+    gpa, has_gpa = words["gpa"]
+    words["level"] = gpa & _LEVEL_MASK, has_gpa
+    words["gpa"] = gpa & _PAGE_MASK, has_gpa
+    return words

@@ -1,0 +1,290 @@
+"""Which event is it: a SEAMCALL probe however named, a KVM tracepoint, or noise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Final, Literal
+
+from tdxtrace.errors import QueryError
+from tdxtrace.ingest.events import fields, proposed
+from tdxtrace.ingest.events.fields import Fields
+from tdxtrace.tdx import wrappers
+
+Kind = Literal["call", "vm_entry", "page_fault", "host_event", "noise", "unmapped"]
+Role = Literal["entry", "return", "single"]
+Decoder = Callable[[str], Fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What lines of one name mean: their table, their part in it, their fields."""
+
+    name: str
+    """As printed, group included."""
+    kind: Kind
+    role: Role = "single"
+    function: str = ""
+    """The kernel function, for SEAMCALL probes."""
+    leaf: int | None = None
+    """None where each line names its own leaf (``fn=``)."""
+    probe: str = "wrapper"
+    decode: Decoder = lambda _: Fields()
+    needs: tuple[str, ...] = ()
+    """Fields without which the line is not understood."""
+    slots: Mapping[str, str] = field(default_factory=dict)
+    """What the arguments' keys mean: the slot each fills, in text and in records."""
+
+
+# How users name entry and return probes; what is left of a name when the
+# function is taken out must be made of these.
+_PHASE_WORDS: Final = frozenset(
+    [
+        "enter",
+        "entry",
+        "exit",
+        "ret",
+        "retval",
+        "return",
+        "returns",
+        "in",
+        "out",
+        "done",
+        "start",
+        "end",
+        "begin",
+        "call",
+        "called",
+        "x",
+        "e",
+        "r",
+        "p",
+        "f",
+        "k",
+        "u",
+        "probe",
+        "kprobe",
+        "kretprobe",
+        "uprobe",
+        "uretprobe",
+        "fprobe",
+        "hkid",
+        "tdr",
+    ]
+)
+# Short names seen in recipes and on mailing lists, besides those made by
+# leaving out the prefixes of the wrapper.
+_SHORT: Final = {
+    "aug": "tdh_mem_page_aug",
+    "septadd": "tdh_mem_sept_add",
+    "block": "tdh_mem_range_block",
+    "blk": "tdh_mem_range_block",
+    "unblock": "tdh_mem_range_unblock",
+    "track": "tdh_mem_track",
+    "remove": "tdh_mem_page_remove",
+    "demote": "tdh_mem_page_demote",
+    "promote": "tdh_mem_page_promote",
+    "reclaim": "tdh_phymem_page_reclaim",
+    "wbinvd": "tdh_phymem_page_wbinvd_hkid",
+    "cachewb": "tdh_phymem_cache_wb",
+    "vpenter": "tdh_vp_enter",
+    "vpenter2": "tdh_vp_enter",
+    "vp_exit": "tdh_vp_enter",
+    "vpexit": "tdh_vp_enter",
+    "vp_enter_exit": "tdh_vp_enter",
+    "vpflush": "tdh_vp_flush",
+    "sc": "__seamcall",
+    "sc_ret": "__seamcall_ret",
+    "seamcall": "__seamcall",
+    "seamcall_ret": "__seamcall_ret",
+}
+_PREFIXES: Final = ("", "tdh_", "tdh_mem_", "tdh_phymem_")
+
+# Keys of probe arguments and the field each fills.  The wrappers' own parameter
+# names (Linux arch/x86/virt/vmx/tdx/tdx.c, 6.16 to 7.x) and what people write.
+KEYS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("td", "tdr", "kvm_tdx", "td_id"), "td_id"),
+    **dict.fromkeys(("vp", "tdvpr", "vp_id"), "vp_id"),
+    "gpa": "gpa",
+    "gfn": "gfn",
+    **dict.fromkeys(("level", "lvl"), "level"),
+    **dict.fromkeys(("page", "pfn", "hpa"), "page"),
+    **dict.fromkeys(("ext1", "ext_err1", "err1", "e1", "entry"), "ext_err1"),
+    **dict.fromkeys(("ext2", "ext_err2", "err2", "e2", "level_state"), "ext_err2"),
+    **dict.fromkeys(("ret", "retval", "status", "err", "rc", "rax", "vp_enter_ret"), "status"),
+    "fn": "fn",
+    "op": "fn",
+    "rcx": "rcx",
+    "rdx": "rdx",
+    "r8": "r8",
+    **dict.fromkeys(("vcpu", "vcpu_id"), "vcpu_id"),
+}
+_PASSED_BY_VALUE: Final = ("td", "vp", "gpa", "level", "page", "pfn", "fn")
+# These write the output registers over struct tdx_module_args before they return
+# (Linux arch/x86/virt/vmx/tdx/seamcall.S); __seamcall leaves it untouched.
+_OVERWRITES_ARGS: Final = ("__seamcall_ret", "__seamcall_saved_ret")
+_ARROW: Final = re.compile(r"^\([^)]*<-|\b__probe_ret_ip=")
+_ADDRESS: Final = re.compile(r"^\([^)<]*\)|\b__probe_ip=")
+_SYMBOL: Final = re.compile(r"^\((?P<a>[\w.]+)(?P<offset>\+0x[0-9a-f]+)?")
+_FUNCTION: Final = re.compile(r"(?:^\(|<- )(?P<name>[A-Za-z_][\w.]*)(?: \[\w+\])?(?=\)| <-)")
+
+
+def mapping_of(text: str) -> tuple[str, str, Role | None]:
+    """Read a user's ``EVENT=FUNCTION[:entry|:return]``.
+
+    Raises:
+        QueryError: If it is not of that form or the function is unknown.
+    """
+    event, equals, target = text.partition("=")
+    function, _, role = target.partition(":")
+    if not (event and equals and function) or role not in ("", "entry", "return"):
+        raise QueryError(f"not a mapping: {text!r}; write EVENT=FUNCTION, EVENT=FUNCTION:return")
+    known = function_named(function)
+    if known is None:
+        raise QueryError(
+            f"unknown function in {text!r}; name a wrapper such as tdh_mem_page_aug or a leaf"
+        )
+    return event, known, role or None  # type: ignore[return-value]
+
+
+def recognise(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None]]) -> Event:
+    """Say what the event ``name`` is, from one line of it.
+
+    Args:
+        name: The event as printed, with its group if there is one.
+        args: The text after it: which side of a call it is, is read from this.
+        mappings: What the user said about names, by name with or without group.
+    """
+    bare = name.rpartition(":")[2]
+    if bare in fields.KVM_DECODERS:
+        return _kvm(name, bare)
+    if bare in proposed.DECODERS:
+        return _proposed(name, bare)
+    role = role_of(args)
+    told = mappings.get(name) or mappings.get(bare)
+    if told is not None:
+        return _call(name, told[0], told[1] or role or "entry", args)
+    if role is None:
+        return Event(name, "noise")
+    function = _function_in(args, role) or function_named(bare) or _function_of_group(name)
+    return Event(name, "unmapped") if function is None else _call(name, function, role, args)
+
+
+@cache
+def function_named(name: str) -> str | None:
+    """Return the kernel function that an event's or user's name speaks of, or None."""
+    words = name.lower().replace(".", "_")
+    if words in _aliases():
+        return _aliases()[words]
+    found = [
+        (len(alias), function)
+        for alias, function in _aliases().items()
+        if (rest := _without(words, alias)) is not None
+        and all(word in _PHASE_WORDS or word.isdigit() for word in rest)
+    ]
+    return max(found)[1] if found else None
+
+
+def _function_of_group(name: str) -> str | None:
+    """The function that the group names, where the event's own name is only a side."""
+    group, _, bare = name.rpartition(":")
+    is_side = all(word in _PHASE_WORDS for word in bare.lower().split("_"))
+    return function_named(group) if is_side else None
+
+
+def names_a_probe(name: str, mappings: Mapping[str, tuple[str, Role | None]]) -> bool:
+    """Whether an event of this name may be a probe, even if a line of it does not look so."""
+    bare = name.rpartition(":")[2]
+    return name in mappings or bare in mappings or function_named(bare) is not None
+
+
+def _without(words: str, alias: str) -> list[str] | None:
+    """The words of a name around ``alias``, or None where it is not in it."""
+    before, found, after = f"_{words}_".partition(f"_{alias}_")
+    return [word for word in f"{before}_{after}".split("_") if word] if found else None
+
+
+@cache
+def functions() -> frozenset[str]:
+    """The kernel functions that issue SEAMCALLs."""
+    return frozenset(wrappers.wrapper_table()["function"])
+
+
+@cache
+def _aliases() -> Mapping[str, str]:
+    names = dict(_SHORT)
+    for function in functions():
+        for prefix in _PREFIXES:
+            if function.startswith(prefix):
+                names.setdefault(function.removeprefix(prefix), function)
+    return {alias: function for alias, function in names.items() if alias}
+
+
+def role_of(args: str) -> Role | None:
+    """Which side of a call the text of a probe shows; None if it is no probe's."""
+    if not args.startswith("(") and "__probe_" not in args:
+        return None
+    if _ARROW.search(args):
+        return "return"
+    return "entry" if _ADDRESS.search(args) else None
+
+
+def _function_in(args: str, role: Role) -> str | None:
+    """The wrapper that a kprobe's text names: on a return, the side without an offset.
+
+    Which side of the arrow is the function depends on the tool, the offset does not.
+    """
+    if role == "entry":
+        found = _SYMBOL.match(args)
+        names = [found["a"]] if found else []
+    else:
+        names = [found["name"] for found in _FUNCTION.finditer(args.partition(")")[0] + ")")]
+    known = [name for name in names if name in functions()]
+    return known[0] if known else None
+
+
+def _kvm(name: str, bare: str) -> Event:
+    decode = fields.KVM_DECODERS[bare]
+    if bare == "kvm_entry":
+        return Event(name, "vm_entry", "entry", "vm", decode=decode, needs=("vcpu_id",))
+    if bare == "kvm_exit":
+        return Event(name, "vm_entry", "return", "vm", decode=decode)
+    if bare == "kvm_page_fault":
+        return Event(name, "page_fault", decode=decode, needs=("gpa",))
+    return Event(name, "host_event", decode=decode)
+
+
+def _proposed(name: str, bare: str) -> Event:
+    role, decode = proposed.DECODERS[bare]
+    needs = ("leaf", "status") if role == "return" else ("leaf",)
+    return Event(name, "call", role, "__seamcall", probe="tracepoint", decode=decode, needs=needs)
+
+
+def _call(name: str, function: str, role: Role, args: str) -> Event:
+    slots = dict(KEYS)
+    for place, meaning in enumerate(wrappers.signature(function), 1):
+        if role == "entry" and meaning in _PASSED_BY_VALUE:
+            slots[f"arg{place}"] = KEYS[meaning]
+    if role == "return":
+        slots["arg1"] = "status"
+    if role == "return" and function in _OVERWRITES_ARGS:
+        slots |= {"rcx": "out_rcx", "rdx": "out_rdx", "r8": "out_r8"}
+    low_level = function.startswith("__seamcall")
+    needs = ("fn",) if low_level and role == "entry" else ()
+    probe = "seamcall" if low_level else "wrapper"
+    if function == "tdx_vcpu_run" or "tdx_vcpu_run" in args or "tdx_handle_exit" in args:
+        probe, function = "vcpu_run", "tdh_vp_enter"
+        role = "return" if "status=" in args else role
+    return Event(
+        name,
+        "call",
+        role,
+        function,
+        wrappers.leaf_of(function),
+        probe,
+        partial(fields.pairs, slots=slots),
+        needs + (("status",) if role == "return" else ()),
+        slots,
+    )

@@ -1,0 +1,162 @@
+"""The records of a perf.data in blocks, unpacked where they are compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+
+from tdxtrace.ingest.perf import chain
+from tdxtrace.ingest.perf.file import TRACING_DATA, PerfFile
+from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places, block_of
+
+BLOCK_BYTES: Final = 4 << 20
+# What is read first, and after a record that has to be taken apart: the next one
+# may be of that kind too.
+_SMALL_BYTES: Final = 8 << 10
+_HEADER: Final = 8
+_MAX_RECORD: Final = 1 << 16
+# A record holds at most 64 KiB of compressed data; what comes out at a time is bounded
+# so that a bomb does not fill the memory.
+_MAX_UNPACKED: Final = 64 << 20
+_MAX_RATIO: Final = 1000
+# Unpacked at a time: a zstd block of 128 KiB needs four bytes (RFC 8878, 3.1.1.2.2).
+_SLICE_BYTES: Final = 1024
+
+
+@dataclass(slots=True)
+class Records:
+    """Whole records that follow one another."""
+
+    block: Block
+    start: Places
+    end: Places
+
+
+class _Zstd(Protocol):
+    def decompress(self, data: bytes, /) -> bytes:
+        """Return what ``data`` adds."""
+
+
+@dataclass(slots=True)
+class RecordReader:
+    """Gives the records of a perf.data, in the order of the file."""
+
+    perf: PerfFile
+    at: int = 0
+    n_damaged: int = 0
+    """Places at which no record could be."""
+    cut_short: str = ""
+    _zstd: _Zstd | None = None
+    _rest: bytes = b""
+    _n_packed: int = 0
+    _n_unpacked: int = 0
+    _end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at = self.perf.data_at
+        self._end = min(self.perf.data_at + self.perf.data_size, self.perf.file.size)
+
+    def blocks(self) -> Iterator[Records]:
+        """Yield blocks of records; special ones are taken apart and not given."""
+        window = _SMALL_BYTES
+        while self.at < self._end:
+            data = self.perf.file.array(self.at, min(window, self._end - self.at))
+            made, stop = self._split(data)
+            self.at += stop
+            if made is not None:
+                window = min(4 * window, BLOCK_BYTES)
+                yield made
+                continue
+            window = _SMALL_BYTES
+            before = self.at
+            yield from self._special()
+            if self.at == before:
+                break
+        if self._rest:
+            self.cut_short = self.cut_short or "compressed records end in the middle"
+
+    def _split(self, data: Bytes) -> tuple[Records | None, int]:
+        n_bytes = len(data)
+        block = np.zeros((n_bytes + PADDING + 7) // 8 * 8, np.uint8)
+        block[:n_bytes] = data
+        found = chain.follow(block, n_bytes, self.perf.big_endian)
+        if not len(found.start):
+            return None, found.end
+        end = np.append(found.start[1:], found.end)
+        return Records(self._block(block), found.start, end), found.end
+
+    def _block(self, data: Bytes) -> Block:
+        return Block(data, ">" if self.perf.big_endian else "<")
+
+    def _special(self) -> Iterator[Records]:
+        """Take the record at ``at``, which is of no common kind; pass over it if it is sound."""
+        head = self.perf.file.read(self.at, _HEADER)
+        order = "big" if self.perf.big_endian else "little"
+        size = int.from_bytes(head[6:8], order)  # type: ignore[arg-type]
+        kind = int.from_bytes(head[:4], order)  # type: ignore[arg-type]
+        if len(head) == _HEADER and size < _HEADER:
+            self.n_damaged += 1
+            return
+        if len(head) < _HEADER or self.at + size > self._end:
+            self.cut_short = "the file ends in the middle of a record"
+            return
+        body = self.perf.file.read(self.at + _HEADER, size - _HEADER)
+        self.at += size
+        if kind in (chain.COMPRESSED, chain.COMPRESSED2):
+            yield from self._unpack(body, kind)
+        elif kind == chain.AUXTRACE:
+            self.at += int.from_bytes(body[:8], order)  # type: ignore[arg-type]
+        elif kind == chain.HEADER_TRACING_DATA:
+            n_bytes = int.from_bytes(body[:4], order)  # type: ignore[arg-type]
+            self.perf.take_feature(TRACING_DATA, self.perf.file.read(self.at, n_bytes))
+            self.at += (n_bytes + 7) // 8 * 8
+        else:
+            # A record of an odd length: those after it lie at odd places.
+            yield from self._single(head + body)
+
+    def _single(self, record: bytes) -> Iterator[Records]:
+        start = np.zeros(1, np.intp)
+        yield Records(self._block(block_of(record)), start, start + len(record))
+
+    def _unpack(self, body: bytes, kind: int) -> Iterator[Records]:
+        """Unpack the next part of the stream that all compressed records form."""
+        if kind == chain.COMPRESSED2:
+            order = "big" if self.perf.big_endian else "little"
+            size = int.from_bytes(body[:8], order)  # type: ignore[arg-type]
+            body = body[8 : 8 + size]
+        unpacked = self._unpacked(body)
+        if unpacked is None:
+            self.n_damaged += 1
+            self.at = self._end
+            return
+        data = self._rest + unpacked
+        made, stop = self._split(np.frombuffer(data, np.uint8))
+        self._rest = data[stop:]
+        if made is not None:
+            yield made
+        if len(self._rest) > _MAX_RECORD:
+            # No record is so long: the chain is broken, and with it all that follows.
+            self.n_damaged, self._rest, self.at = self.n_damaged + 1, b"", self._end
+
+    def _unpacked(self, body: bytes) -> bytes | None:
+        import zstandard  # noqa: PLC0415 - slow to import, seldom needed
+
+        if self._zstd is None:
+            self._zstd = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(
+                read_across_frames=True
+            )
+        made = bytearray()
+        for start in range(0, len(body), _SLICE_BYTES):
+            try:
+                made += self._zstd.decompress(body[start : start + _SLICE_BYTES])
+            except (zstandard.ZstdError, MemoryError):
+                return None
+            if len(made) > _MAX_UNPACKED:
+                return None
+        self._n_packed += len(body)
+        self._n_unpacked += len(made)
+        bound = _MAX_RATIO * self._n_packed + _MAX_UNPACKED
+        return bytes(made) if self._n_unpacked < bound else None

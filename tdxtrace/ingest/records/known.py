@@ -1,0 +1,173 @@
+"""Which event numbers of a binary recording are ours, and what their records hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.vocabulary import function_named
+from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, U64Array
+from tdxtrace.ingest.records.formats import Common, EventFormat, Field
+from tdxtrace.ingest.records.gather import Block, Places
+from tdxtrace.ingest.records.layouts import Layout, Values, layout_of
+from tdxtrace.ingest.tally import Tally
+
+Numbers = NDArray[np.intp]
+Found = NDArray[np.intp]
+
+# enum trace_flag_type, Linux include/linux/trace_events.h: HARDIRQ and NMI.
+_IN_IRQ: Final = np.uint64(0x08 | 0x40)
+_NO_CONTEXT: Final = np.uint64(0xFF)  # preempt count of uprobe events: it tells nothing
+_NUMBERS: Final = 1 << 16  # common_type has 16 bits: struct trace_entry
+_STAND_INS: Final = 1 << 10
+_NOT_MET: Final = -1
+
+
+def _no_index() -> I32Array:
+    return np.full(_NUMBERS + _STAND_INS + 1, _NOT_MET, np.int32)
+
+
+def _none_wanted() -> BoolArray:
+    return np.zeros(_NUMBERS + _STAND_INS + 1, np.bool_)
+
+
+@dataclass(slots=True)
+class KnownEvents:
+    """Learns what each event number means when its first record comes."""
+
+    formats: Mapping[int, EventFormat]
+    common: Common
+    vocabulary: Vocabulary
+    tally: Tally
+    printed_name: Callable[[EventFormat], str]
+    """What the recording's own tool prints as the name of an event."""
+    symbol_at: Callable[[int], str | None] = lambda _: None
+    """Names the kernel function at an address."""
+    layouts: list[Layout] = field(default_factory=list)
+    _index: I32Array = field(default_factory=_no_index)
+    _wanted: BoolArray = field(default_factory=_none_wanted)
+
+    def meet(self, number: Numbers, base: Places, block: Block) -> Found:
+        """Learn the numbers that are new; return how often each occurs.
+
+        Args:
+            number: What the records say they are.
+            base: Where they begin in ``block``.
+            block: Their bytes.
+        """
+        found = np.bincount(number, minlength=1)
+        for value in np.flatnonzero(found).tolist():
+            if self._index[value] == _NOT_MET:
+                first = int(base[np.argmax(number == value)])
+                self._take(value, self._layout(value, first, block))
+        return found
+
+    def count(self, found: Found, number: Numbers, order: Places, n_before: int) -> None:
+        """Account for records: rows by their name, others as losses.
+
+        Args:
+            found: How often each number occurs.
+            number: The numbers of the records.
+            order: The records by time.
+            n_before: Records before these.
+        """
+        for value in np.flatnonzero(found).tolist():
+            layout, n = self.layouts[self._index[value]], int(found[value])
+            if layout.is_wanted:
+                self.tally.events[layout.name] += n
+                continue
+            line = None
+            if (layout.kind, layout.name) not in self.tally.entries:
+                line = int(np.argmax(number[order] == value)) + n_before + 1
+            self.tally.count(layout.kind, layout.name, line, n)
+
+    def is_wanted(self, number: Numbers) -> BoolArray:
+        """Which records become rows, by their numbers."""
+        mask: BoolArray = self._wanted[number]
+        return mask
+
+    def index(self, number: Numbers) -> I32Array:
+        """The indices of the layouts of numbers that were met."""
+        made: I32Array = self._index[number]
+        return made
+
+    def stand_in(self, kind: str, name: str) -> int:
+        """Return a number, which no record has, for records of which only this is known."""
+        free = np.flatnonzero(self._index[_NUMBERS:-1] == _NOT_MET)
+        value = _NUMBERS + int(free[0]) if len(free) else _NUMBERS + _STAND_INS
+        self._take(value, Layout(0, kind, name, {}, 0))
+        return value
+
+    def _take(self, value: int, layout: Layout) -> None:
+        self._index[value] = len(self.layouts)
+        self._wanted[value] = layout.is_wanted
+        self.layouts.append(layout)
+
+    def has_room(self, index: I32Array, size: Places) -> BoolArray:
+        """Which records are long enough for every field that their format promises."""
+        least = np.array([layout.size for layout in self.layouts] or [0], np.intp)
+        mask: BoolArray = size >= least[index]
+        return mask
+
+    def wanted_numbers(self) -> Iterator[int]:
+        """The numbers met so far whose records become rows."""
+        for number in np.flatnonzero(self._index != _NOT_MET).tolist():
+            if self.layouts[self._index[number]].is_wanted:
+                yield number
+
+    def events(self, index: I32Array) -> I32Array:
+        """Index into the vocabulary's events for each record."""
+        made: I32Array = np.array([x.event for x in self.layouts] or [0], np.int32)[index]
+        return made
+
+    def fields(self, block: Block, base: Places, index: I32Array) -> Values:
+        """Read every slot of the records that begin at ``base``."""
+        values: dict[str, U64Array] = {}
+        present: dict[str, BoolArray] = {}
+        for which in np.flatnonzero(np.bincount(index, minlength=1)).tolist():
+            mine = np.flatnonzero(index == which)
+            read, there = self.layouts[which].read(block, base[mine])
+            for slot, column in read.items():
+                if slot not in values:
+                    values[slot] = np.zeros(len(base), np.uint64)
+                    present[slot] = np.zeros(len(base), np.bool_)
+                values[slot][mine] = column
+                present[slot][mine] = there[slot]
+        return values, present
+
+    def in_irq(self, block: Block, base: Places) -> I8Array:
+        """Say of each record whether it was made in hard interrupt context."""
+        flags, count = self.common.flags, self.common.preempt_count
+        if flags is None or not flags.is_number:
+            return np.full(len(base), UNKNOWN, np.int8)
+        made: I8Array = ((block.column(base, flags) & _IN_IRQ) != 0).astype(np.int8)
+        if count is not None and count.is_number:
+            made[block.column(base, count) == _NO_CONTEXT] = UNKNOWN
+        return made
+
+    def too_short(self, index: I32Array, lines: Iterable[int]) -> None:
+        """Account for records that lack room for their fields; they are no rows."""
+        for which, line in zip(index.tolist(), lines, strict=True):
+            name = self.layouts[which].name
+            self.tally.events[name] -= 1
+            self.tally.count("undecoded", name, line)
+
+    def _layout(self, value: int, first: int, block: Block) -> Layout:
+        made = self.formats.get(value)
+        if made is None:
+            return Layout(0, "undecoded", f"event {value} without a format", {}, 0)
+        name = self.printed_name(made)
+        symbol = self._symbol(made, first, block)
+        return layout_of(made, name, self.vocabulary, symbol)
+
+    def _symbol(self, made: EventFormat, base: int, block: Block) -> str | None:
+        """The function at an event's probe, where its name does not say it."""
+        place: Field | None = made.fields.get("__probe_func") or made.fields.get("__probe_ip")
+        if place is None or not place.is_number or function_named(made.name) is not None:
+            return None
+        return self.symbol_at(int(block.column(np.array([base], np.intp), place)[0]))

@@ -1,0 +1,1 @@
+"""The kernel's ring buffer: pages as trace-cmd and tracefs keep them."""

@@ -1,0 +1,229 @@
+"""What is in a trace.dat: its parts, found and unpacked, for versions 6 and 7."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from tdxtrace.errors import FormatError
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError, FileCursor
+from tdxtrace.ingest.records.datafile import DataFile
+from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES
+from tdxtrace.ingest.records.metadata import Formats, part
+from tdxtrace.ingest.records.unpack import MAX_PART_BYTES, DamagedPartError, Unpack, unpacker
+from tdxtrace.ingest.ring import datoptions
+from tdxtrace.ingest.ring.datoptions import Buffer, CpuData, Options
+
+MAGIC: Final = b"\x17\x08\x44tracing"
+_COMPRESSED: Final = 1
+_OPTIONS_SECTION: Final = 0
+_BUFFER_SECTION: Final = 3
+
+
+@dataclass(slots=True)
+class DatFile:
+    """A trace.dat whose head was read; what it lacks is empty."""
+
+    file: DataFile
+    version: int
+    big_endian: bool
+    long_size: int
+    page_size: int
+    compression: str = "none"
+    unpack: Unpack | None = None
+    formats: Formats = field(default_factory=Formats)
+    cmdlines: str = ""
+    options: Options = field(default_factory=Options)
+    cut_short: str = ""
+    """What the file ends in, or where it is damaged; "" if it is whole."""
+
+
+def read_dat(file: DataFile) -> DatFile:
+    """Read everything but the trace data.
+
+    Raises:
+        FormatError: If its version or compression cannot be read, or its head is damaged.
+    """
+    cursor = FileCursor(file, False, len(MAGIC))
+    try:
+        version = cursor.text(8)
+        if version not in ("6", "7"):
+            raise FormatError(
+                f"{file.shown} is a trace.dat of version {version!r}; 6 and 7 can be read; "
+                "convert it: trace-cmd convert"
+            )
+        cursor.big_endian = cursor.number(1) == 1
+        long_size, page_size = cursor.number(1), cursor.number(4)
+    except CutShortError:
+        raise FormatError(f"{file.shown} is a trace.dat cut short in its first bytes") from None
+    if long_size not in (4, 8) or not 64 <= page_size <= MAX_PAGE_BYTES or page_size % 4:
+        raise FormatError(
+            f"{file.shown} is a damaged trace.dat: longs of {long_size}, pages of {page_size} bytes"
+        )
+    dat = DatFile(file, int(version), cursor.big_endian, long_size, page_size)
+    if dat.version == 7:
+        _read_v7(dat, cursor)
+    else:
+        _read_v6(dat, cursor)
+    return dat
+
+
+def _read_v6(dat: DatFile, cursor: FileCursor) -> None:
+    """Version 6: the parts follow one another."""
+    where = "the event formats"
+    try:
+        dat.formats.read_headers(cursor)
+        dat.formats.read_ftrace(cursor)
+        dat.formats.read_events(cursor)
+        where = "kallsyms"
+        dat.options.parts[datoptions.KALLSYMS] = cursor.at
+        cursor.skip(cursor.number(4))
+        where = "the printk formats"
+        cursor.skip(cursor.number(4))
+        where = "the command lines"
+        dat.cmdlines = part(cursor, cursor.number(8)).decode("utf-8", "replace")
+        where = "the options"
+        _options_v6(dat, cursor)
+    except CutShortError:
+        dat.cut_short = f"the file ends in {where}"
+
+
+def _options_v6(dat: DatFile, cursor: FileCursor) -> None:
+    n_cpus = cursor.number(4)
+    kind = cursor.take(10)
+    if kind.startswith(b"options"):
+        while (number := cursor.number(2)) != datoptions.DONE:
+            data = part(cursor, cursor.number(4))
+            dat.options.take(number, data, dat.big_endian, False)
+        kind = cursor.take(10)
+    n_cpus = dat.options.n_cpus if dat.options.n_cpus is not None else n_cpus
+    others = dat.options.buffers
+    dat.options.buffers = [_buffer_v6(dat, cursor, kind, n_cpus, "")]
+    for other in others:
+        cursor.at = other.at
+        dat.options.buffers.append(_buffer_v6(dat, cursor, cursor.take(10), n_cpus, other.name))
+
+
+def _buffer_v6(dat: DatFile, cursor: FileCursor, kind: bytes, n_cpus: int, name: str) -> Buffer:
+    if kind.startswith(b"latency"):
+        return Buffer(name, cursor.at, is_text=True)
+    if not kind.startswith(b"flyrecord"):
+        raise CutShortError
+    table = Cursor(part(cursor, 16 * n_cpus), dat.big_endian)
+    cpus = tuple(CpuData(cpu, table.number(8), table.number(8)) for cpu in range(n_cpus))
+    if dat.options.has_clock and not name:
+        text = part(cursor, cursor.number(8))
+        dat.options.clock = datoptions.clock_of(text.decode("utf-8", "replace"))
+    return Buffer(name, cursor.at, page_size=dat.page_size, cpus=cpus)
+
+
+def _read_v7(dat: DatFile, cursor: FileCursor) -> None:
+    """Version 7: options say where the parts are; each option list may name a next one."""
+    try:
+        dat.compression = cursor.text(32)
+        cursor.text(64)
+        dat.unpack = unpacker(dat.compression, dat.file.shown)
+        at = cursor.number(8)
+    except CutShortError:
+        raise FormatError(f"{dat.file.shown} is a trace.dat cut short in its head") from None
+    seen: set[int] = set()
+    while at and at not in seen:
+        seen.add(at)
+        try:
+            at = _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION), dat.big_endian))
+        except CutShortError:
+            dat.cut_short = "the file ends before its last list of options"
+            break
+        except DamagedPartError:
+            dat.cut_short = "an options section is damaged"
+            break
+    if at and at in seen and not dat.cut_short:
+        dat.cut_short = "its lists of options form a circle"
+    _parts_v7(dat)
+
+
+def _options_v7(dat: DatFile, cursor: Cursor) -> int:
+    """Take a list of options; return where the next is, 0 if there is none."""
+    while cursor.left >= 6:
+        number, size = cursor.number(2), cursor.number(4)
+        data = cursor.take(size)
+        if number == datoptions.DONE:
+            return Cursor(data, dat.big_endian).number(8)
+        dat.options.take(number, data, dat.big_endian, True)
+    return 0
+
+
+def _parts_v7(dat: DatFile) -> None:
+    for number, name in (
+        (datoptions.HEADER_INFO, "headers"),
+        (datoptions.FTRACE_EVENTS, "formats of ftrace's own events"),
+        (datoptions.EVENT_FORMATS, "event formats"),
+        (datoptions.CMDLINES, "command lines"),
+    ):
+        at = dat.options.parts.get(number)
+        if at is None:
+            continue
+        try:
+            _take_section(dat, number, Cursor(_section(dat, at, number), dat.big_endian))
+        except (CutShortError, DamagedPartError):
+            dat.cut_short = dat.cut_short or f"the {name} are damaged"
+
+
+def _take_section(dat: DatFile, number: int, cursor: Cursor) -> None:
+    if number == datoptions.HEADER_INFO:
+        dat.formats.read_headers(cursor)
+    elif number == datoptions.FTRACE_EVENTS:
+        dat.formats.read_ftrace(cursor)
+    elif number == datoptions.EVENT_FORMATS:
+        dat.formats.read_events(cursor)
+    else:
+        dat.cmdlines = cursor.take(cursor.number(8)).decode("utf-8", "replace")
+
+
+def kallsyms_of(dat: DatFile) -> bytes:
+    """Return the kernel's symbols as /proc/kallsyms gave them; empty if there are none.
+
+    Tens of MB: to be read only where an address has to be named.
+    """
+    at = dat.options.parts.get(datoptions.KALLSYMS)
+    if at is None:
+        return b""
+    try:
+        if dat.version == 6:
+            symbols: FileCursor | Cursor = FileCursor(dat.file, dat.big_endian, at)
+        else:
+            symbols = Cursor(_section(dat, at, datoptions.KALLSYMS), dat.big_endian)
+        return part(symbols, symbols.number(4))
+    except (CutShortError, DamagedPartError):
+        return b""
+
+
+def _section(dat: DatFile, at: int, number: int) -> bytes:
+    """Read and unpack the section at ``at``, which must have this number.
+
+    Raises:
+        CutShortError: If the file ends in it.
+        DamagedPartError: If it is another section, or does not unpack.
+    """
+    head = FileCursor(dat.file, dat.big_endian, at)
+    found, flags = head.number(2), head.number(2)
+    head.skip(4)
+    size = head.number(8)
+    if found != number or size > MAX_PART_BYTES or dat.unpack is None:
+        raise DamagedPartError
+    if not flags & _COMPRESSED:
+        return head.take(size)
+    packed, unpacked = head.number(4), head.number(4)
+    return dat.unpack(head.take(min(packed, size)), unpacked)
+
+
+def is_packed(dat: DatFile, buffer: Buffer) -> bool:
+    """Whether a buffer's pages are compressed, as its section's header says."""
+    if dat.version == 6:
+        return False
+    head = FileCursor(dat.file, dat.big_endian, buffer.at)
+    try:
+        number, flags = head.number(2), head.number(2)
+    except CutShortError:
+        return False
+    return number == _BUFFER_SECTION and bool(flags & _COMPRESSED)

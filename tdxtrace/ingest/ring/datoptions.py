@@ -1,0 +1,185 @@
+"""What the options of a trace.dat say: clocks, losses, buffers, where the parts are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError
+from tdxtrace.ingest.tally import MAX_CPUS
+
+# Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; those below 16 also in v6.
+DONE: Final = 0
+_DATE, _CPUSTAT, _BUFFER, _TRACECLOCK, _UNAME = 1, 2, 3, 4, 5
+_OFFSET, _CPUCOUNT, _VERSION, _TIME_SHIFT, _TSC2NSEC = 7, 8, 9, 12, 14
+HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES = 16, 17, 18, 19, 21
+_BUFFER_TEXT: Final = 22
+_PARTS: Final = (HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES)
+_NUMBER: Final = re.compile(rb"\s*(?P<sign>[-+]?)(?P<digits>0[xX][0-9a-fA-F]{1,16}|\d{1,19})")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuData:
+    """Where the pages of one CPU lie in the file."""
+
+    cpu: int
+    at: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """One trace instance: its name ("" is the top one), and its pages if they are listed."""
+
+    name: str
+    at: int
+    clock: str = ""
+    page_size: int = 0
+    cpus: tuple[CpuData, ...] = ()
+    is_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Corrections of a guest CPU's clock, made while host and guest were traced."""
+
+    interpolate: bool
+    time: tuple[int, ...]
+    offset: tuple[int, ...]
+    scaling: tuple[int, ...]
+    fraction: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Options:
+    """Everything that the options say and that matters here."""
+
+    clock: str = ""
+    has_clock: bool = False
+    offset_ns: int = 0
+    tsc_mult: int = 0
+    tsc_shift: int = 0
+    shifts: list[Shift] = field(default_factory=list)
+    n_cpus: int | None = None
+    uname: str = ""
+    version: str = ""
+    cpu_stats: list[str] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+    parts: dict[int, int] = field(default_factory=dict)
+    """Offset of each part's section, by option number."""
+
+    def take(self, number: int, data: bytes, big_endian: bool, has_sections: bool) -> None:
+        """Take one option; one that is cut short says nothing.
+
+        Args:
+            number: Its number.
+            data: Its bytes.
+            big_endian: Byte order of the file.
+            has_sections: Whether the file is of version 7, whose buffers list their CPUs.
+        """
+        try:
+            self._take(number, Cursor(data, big_endian), has_sections)
+        except CutShortError:
+            return
+
+    def _take(self, number: int, cursor: Cursor, has_sections: bool) -> None:
+        data = cursor.data
+        if number in (_DATE, _OFFSET):
+            self.offset_ns += strtoll(data) * (1000 if number == _DATE else 1)
+        elif number in (_BUFFER, _BUFFER_TEXT):
+            self.buffers.append(_buffer(cursor, has_sections, number == _BUFFER_TEXT))
+        elif number == _TSC2NSEC:
+            self.tsc_mult, self.tsc_shift = cursor.number(4), cursor.number(4)
+        elif number == _TIME_SHIFT:
+            self.shifts = list(_shifts(cursor))
+        elif number in _PARTS:
+            self.parts[number] = cursor.number(8)
+        elif number == _CPUCOUNT:
+            self.n_cpus = min(cursor.number(4), MAX_CPUS)
+        else:
+            self._take_text(number, data.partition(b"\0")[0].decode("utf-8", "replace"))
+
+    def _take_text(self, number: int, text: str) -> None:
+        if number == _CPUSTAT:
+            self.cpu_stats.append(text)
+        elif number == _TRACECLOCK:
+            self.clock, self.has_clock = clock_of(text) or self.clock, True
+        elif number == _UNAME:
+            self.uname = text
+        elif number == _VERSION:
+            self.version = text
+
+
+def clock_of(text: str) -> str:
+    """Return the clock in use, from the text of tracefs' ``trace_clock``; "" if none is marked.
+
+    Example:
+        >>> clock_of("local global [mono] boot")
+        'mono'
+    """
+    found = re.search(r"\[([\w-]{1,40})\]", text)
+    return found[1] if found else ""
+
+
+def strtoll(text: bytes) -> int:
+    """Read a number as C's strtoll does with base 0; 0 if there is none."""
+    found = _NUMBER.match(text)
+    if found is None:
+        return 0
+    digits = found["digits"]
+    is_octal = digits.startswith(b"0") and digits.isdigit() and digits.strip(b"01234567") == b""
+    base = 16 if digits[:2].lower() == b"0x" else 8 if is_octal else 10
+    value = int(digits, base)
+    return -value if found["sign"] == b"-" else value
+
+
+def _buffer(cursor: Cursor, has_sections: bool, is_text: bool) -> Buffer:
+    at, name = cursor.number(8), cursor.text()
+    if not has_sections:
+        return Buffer(name, at)
+    clock = cursor.text()
+    if is_text:
+        return Buffer(name, at, clock, is_text=True)
+    page_size, n_cpus = cursor.number(4), cursor.number(4)
+    cpus = []
+    for _ in range(min(n_cpus, cursor.left // 20)):
+        cpu, start, size = cursor.number(4), cursor.number(8), cursor.number(8)
+        if cpu < MAX_CPUS:
+            cpus.append(CpuData(cpu, start, size))
+    return Buffer(name, at, clock, page_size, tuple(cpus))
+
+
+def _shifts(cursor: Cursor) -> Iterator[Shift]:
+    """Read TIME_SHIFT: for each CPU counts, times, offsets, scalings, then all fractions."""
+    cursor.take(8)
+    interpolate = bool(cursor.number(4) & 1)  # TRACECMD_TSYNC_FLAG_INTERPOLATE
+    n_cpus = cursor.number(4)
+    rows = []
+    for _ in range(min(n_cpus, MAX_CPUS)):
+        n = cursor.number(4)
+        if n > cursor.left // 24:
+            raise CutShortError
+        rows.append([[cursor.number(8) for _ in range(n)] for _ in range(3)])
+    for times, offsets, scalings in rows:
+        n = len(times)
+        fractions = [cursor.number(8) for _ in range(n)] if cursor.left else [0] * n
+        samples = sorted(
+            {
+                t: (t, _signed(o), s, f)
+                for t, o, s, f in zip(
+                    reversed(times),
+                    reversed(offsets),
+                    reversed(scalings),
+                    reversed(fractions),
+                    strict=True,
+                )
+            }.values()
+        )
+        columns = tuple(zip(*samples, strict=True)) if samples else ((), (), (), ())
+        yield Shift(interpolate, *columns)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

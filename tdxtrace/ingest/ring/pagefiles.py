@@ -1,0 +1,109 @@
+"""The pages of one CPU, as files keep them: plain, or compressed in chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from tdxtrace.ingest.records.cursor import CutShortError, FileCursor
+from tdxtrace.ingest.records.datafile import DataFile
+from tdxtrace.ingest.records.formats import PageLayout
+from tdxtrace.ingest.records.gather import Bytes
+from tdxtrace.ingest.records.unpack import DamagedPartError, Unpack
+
+# Flag and length in a page's header, as in pages.py; the count of lost events at the
+# page's end is gone with its end.
+_MISSED_EVENTS: Final = 1 << 31
+_COMMIT_MASK: Final = (1 << 27) - 1
+# trace-cmd packs ten pages a chunk (lib/trace-cmd/trace-compress.c), whatever the
+# size of a page; all pages of a file unpack to less than this many times its size.
+_MAX_CHUNK_BYTES: Final = 16 << 20
+_MAX_RATIO: Final = 1000
+
+
+@dataclass(slots=True)
+class PlainPages:
+    """Pages that lie in a file one after the other."""
+
+    file: DataFile
+    layout: PageLayout
+    at: int
+    size: int
+    cut_short: str = ""
+
+    def read(self, into: Bytes) -> int:
+        """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
+        wanted = min(len(into), self.size)
+        made = self.file.fill(self.at, into[:wanted])
+        self.at, self.size = self.at + made, self.size - made
+        if made < wanted:
+            self.size, self.cut_short = 0, "the file ends in the middle of a CPU's pages"
+        return _whole(into, made, self.layout)
+
+
+def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
+    """Make a last page that is cut short a page that holds less; return the bytes then."""
+    left = n_bytes % layout.size
+    if not left:
+        return n_bytes
+    begin = n_bytes - left
+    if left <= layout.data or begin + layout.size > len(pages):
+        return begin
+    pages[n_bytes : begin + layout.size] = 0
+    place = layout.commit
+    start = begin + place.offset
+    long = pages[start : start + place.size].view(f"{layout.order}u{place.size}")
+    commit = int(long[0])
+    flags = commit & _MISSED_EVENTS
+    long[0] = flags | min(commit & _COMMIT_MASK, left - layout.data)
+    return begin + layout.size
+
+
+@dataclass(slots=True)
+class PackedPages:
+    """Pages in chunks that are compressed one by one: trace.dat version 7."""
+
+    cursor: FileCursor
+    layout: PageLayout
+    unpack: Unpack
+    n_chunks: int | None = None
+    cut_short: str = ""
+    n_unpacked: int = 0
+    _rest: memoryview = field(default_factory=lambda: memoryview(b""))
+
+    def read(self, into: Bytes) -> int:
+        """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
+        done = 0
+        while done < len(into):
+            if not self._rest:
+                self._rest = self._chunk()
+                if not self._rest:
+                    break
+            part = self._rest[: len(into) - done]
+            into[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            self._rest = self._rest[len(part) :]
+            done += len(part)
+        return _whole(into, done, self.layout)
+
+    def _chunk(self) -> memoryview:
+        """Unpack the next chunk; empty at the end, or where it is damaged."""
+        try:
+            if self.n_chunks is None:
+                self.n_chunks = self.cursor.number(4)
+            if self.n_chunks <= 0:
+                return memoryview(b"")
+            self.n_chunks -= 1
+            packed, size = self.cursor.number(4), self.cursor.number(4)
+            self.n_unpacked += size
+            bound = _MAX_RATIO * self.cursor.file.size
+            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > bound:
+                raise DamagedPartError
+            return memoryview(self.unpack(self.cursor.take(packed), size))
+        except CutShortError:
+            self.cut_short = "the file ends in the middle of a CPU's pages"
+        except DamagedPartError:
+            self.cut_short = "a compressed part of a CPU's pages is damaged"
+        self.n_chunks = 0
+        return memoryview(b"")

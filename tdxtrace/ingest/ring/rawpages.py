@@ -1,0 +1,194 @@
+"""Ring-buffer pages as tracefs gives them: ``per_cpu/cpuN/trace_pipe_raw``, saved as files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tdxtrace.errors import FormatError, InputError
+from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.records.datafile import DataFile, open_file
+from tdxtrace.ingest.records.formats import PageLayout, common_of, fields_of, page_layout
+from tdxtrace.ingest.records.gather import Block, block_of
+from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.metadata import Formats
+from tdxtrace.ingest.ring.clocks import Clock
+from tdxtrace.ingest.ring.datoptions import clock_of
+from tdxtrace.ingest.ring.merge import Merge
+from tdxtrace.ingest.ring.pagefiles import PlainPages
+from tdxtrace.ingest.ring.pages import page_heads
+from tdxtrace.ingest.ring.reader import RingReader
+from tdxtrace.ingest.ring.tracefs import comms_of, cpu_stats, note_stats, printed_names, tgids_of
+from tdxtrace.ingest.ring.windows import CpuPages
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.tables.text import one_line
+
+_CPU: Final = re.compile(r"cpu(?P<cpu>\d{1,4})(?!\d)")
+_PAGES: Final = "trace_pipe_raw"
+_MAX_TEXT: Final = 16 << 20
+
+
+@dataclass(slots=True)
+class RawPages:
+    """Files of pages, one of each CPU, and what lies beside them."""
+
+    files: dict[int, DataFile]
+    shown: str
+    beside: Path
+    """The folder that may hold saved_cmdlines, saved_tgids, trace_clock and events."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
+
+
+def find_pages(path: Path) -> dict[int, Path]:
+    """Return the files of pages in a folder by CPU, or a single file as its CPU's.
+
+    A folder is one like ``/sys/kernel/tracing`` or its ``per_cpu``, or has a file of each
+    CPU, whose name says which: ``cpu0.raw``.
+    """
+    if path.is_file():
+        found = [path]
+    else:
+        found = sorted(path.glob(f"per_cpu/cpu*/{_PAGES}")) or sorted(path.glob(f"cpu*/{_PAGES}"))
+        found = found or sorted(one for one in path.glob("*cpu[0-9]*") if one.is_file())
+    named = [
+        (_CPU.search(one.parent.name if one.name == _PAGES else one.name), one) for one in found
+    ]
+    if path.is_file():
+        return {int(match["cpu"]) if match else 0: one for match, one in named}
+    return {int(match["cpu"]): one for match, one in named if match}
+
+
+def open_pages(path: Path) -> RawPages:
+    """Open the files of pages at ``path``.
+
+    Raises:
+        InputError: If there are none, or one cannot be read.
+    """
+    shown = one_line(str(path))
+    found = find_pages(path)
+    if not found:
+        raise InputError(f"{shown} holds no pages: no per_cpu/cpu0/{_PAGES}, no cpu0.raw")
+    files = {cpu: open_file(str(one)) for cpu, one in found.items()}
+    return RawPages(files, shown, path if path.is_dir() else path.parent)
+
+
+def read_formats(folder: Path) -> Formats:
+    """Read the ``events`` folder of tracefs, or a copy of it.
+
+    Raises:
+        InputError: If it holds no format.
+    """
+    made = Formats(_text(folder / "header_page"))
+    for path in sorted(folder.glob("*/*/format")):
+        made.add(_text(path).encode(), path.parent.parent.name)
+    if not made.events:
+        raise InputError(
+            f"{one_line(str(folder))} holds no event formats; name a copy of "
+            "/sys/kernel/tracing/events"
+        )
+    return made
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_TEXT).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+@dataclass(slots=True)
+class PageReader:
+    """Reads pages into raw events, and counts the rest."""
+
+    pages: RawPages
+    formats: Formats
+    vocabulary: Vocabulary
+    tally: Tally
+    _files: list[PlainPages] = field(default_factory=list)
+
+    def batches(self) -> Iterator[RawEvents]:
+        """Yield the events that may become rows, in the order of their time.
+
+        Raises:
+            FormatError: If the files hold no pages.
+        """
+        layout = self._layout()
+        sources = []
+        for cpu, file in sorted(self.pages.files.items()):
+            self._files.append(PlainPages(file, layout, 0, file.size))
+            sources.append(CpuPages(cpu, self._files[-1].read))
+        merge = Merge(sources, layout)
+        events = self.formats.events
+        names = printed_names(events)
+        known = KnownEvents(events, common_of(events.values()), self.vocabulary, self.tally, names)
+        comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
+        tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
+        yield from RingReader(merge, known, Clock(), self.tally, comms, tgids).batches()
+        self.tally.note_damage(merge.n_damaged, "pages")
+        for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
+            self.tally.note("truncated", None, detail)
+        for cpu, stats in self._stats():
+            note_stats(self.tally, cpu, stats, "", None)
+
+    @property
+    def position(self) -> int:
+        """Bytes that were read, for progress."""
+        return sum(file.at for file in self._files)
+
+    def header(self) -> Header:
+        """What lies beside the pages says of the recording."""
+        clock = clock_of(_text(self.pages.beside / "trace_clock")) or None
+        return Header(None, _PAGES, clock, None, None, bool(self._stats()))
+
+    def _stats(self) -> list[tuple[int, dict[str, int]]]:
+        found = []
+        for cpu in self.pages.files:
+            text = _text(self.pages.beside / "per_cpu" / f"cpu{cpu}" / "stats")
+            found += list(cpu_stats(f"CPU: {cpu}\n{text}")) if text else []
+        return found
+
+    def _layout(self) -> PageLayout:
+        """The pages' layout; their byte order is the one in which their headers make sense."""
+        header = self.formats.header_page
+        fields = fields_of(header)
+        size = fields["data"].offset + fields["data"].size if "data" in fields else 4096
+        best: tuple[int, PageLayout] | None = None
+        for big_endian in (False, True):
+            made = page_layout(header, size, 8, big_endian)
+            if made is not None:
+                sound = self._n_sound(made)
+                if sound and (best is None or sound > best[0]):
+                    best = sound, made
+        if best is None:
+            raise FormatError(f"{self.pages.shown} does not begin with pages of {size} bytes")
+        return best[1]
+
+    def _n_sound(self, layout: PageLayout) -> int:
+        """How many of the files begin with what can be a page."""
+        n = 0
+        for file in self.pages.files.values():
+            first = file.read(0, layout.size)
+            if len(first) > layout.data:
+                first = first.ljust(layout.size, b"\0")
+                heads = page_heads(
+                    Block(block_of(first), layout.order), layout, np.zeros(1, np.intp)
+                )
+                n += bool(heads.sound[0])
+        return n

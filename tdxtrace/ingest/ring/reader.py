@@ -1,0 +1,106 @@
+"""From rounds of ring-buffer events to raw events: which are ours, what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.raw import UNKNOWN, I32Array, RawEvents
+from tdxtrace.ingest.records.gather import Block, Places
+from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.ring.clocks import Clock
+from tdxtrace.ingest.ring.merge import Merge, Round
+from tdxtrace.ingest.ring.pages import record_sizes
+from tdxtrace.ingest.tally import Tally
+
+# What trace-cmd and the kernel print for a thread whose name was not saved.
+_NO_NAME: Final = "<...>"
+_IDLE: Final = "<idle>"
+
+
+@dataclass(slots=True)
+class RingReader:
+    """Reads the events of one recording's ring buffers, and counts the rest."""
+
+    merge: Merge
+    known: KnownEvents
+    clock: Clock
+    tally: Tally
+    comms: Mapping[int, str]
+    tgids: Mapping[int, int]
+    _tids: set[int] = field(default_factory=set)
+
+    def batches(self) -> Iterator[RawEvents]:
+        """Yield the events that may become rows, in the order of their time."""
+        for made in self.merge.rounds():
+            yield self._events(made)
+        for cpu, first, last in self.merge.spans():
+            first_ns, last_ns = self.clock.one(first), self.clock.one(last)
+            if first_ns is not None and last_ns is not None:
+                self.tally.heard(cpu, first_ns, last_ns)
+        for gap in self.merge.lost_at_end():
+            after = self.clock.one(gap.after)
+            self.tally.gap(gap.cpu, gap.n_events, self.tally.n_lines + 1, after, None)
+
+    def _events(self, made: Round) -> RawEvents:
+        block, known = made.block, self.known
+        base = made.base
+        number = block.numbers(base, known.common.type)
+        known.count(known.meet(number, base, block), number, made.order, self.tally.n_lines)
+        for gap in made.gaps:
+            line = gap.rank + self.tally.n_lines + 1
+            start, end = self.clock.one(gap.after), self.clock.one(gap.before)
+            self.tally.gap(gap.cpu, gap.n_events, line, start, end)
+        rank = np.flatnonzero(known.is_wanted(number)[made.order])
+        at = made.order[rank]
+        index = known.index(number[at])
+        line_no = rank + (self.tally.n_lines + 1)
+        self.tally.n_lines += len(base)
+        size = record_sizes(block, self.merge.layout, base[at], made.long)
+        fits = known.has_room(index, size)
+        if not fits.all():
+            known.too_short(index[~fits], line_no[~fits].tolist())
+            at, line_no, index = at[fits], line_no[fits], index[fits]
+        return self._raw(made, base[at], at, line_no, index)
+
+    def _raw(
+        self, made: Round, base: Places, at: Places, line: NDArray[np.int64], index: I32Array
+    ) -> RawEvents:
+        block, known = made.block, self.known
+        tid = self._tids_of(block, base)
+        self._meet_threads(tid)
+        return RawEvents(
+            line,
+            self.clock.to_ns(made.stamp[at]),
+            tid,
+            self._tgids_of(tid),
+            made.cpu(at),
+            known.in_irq(block, base),
+            known.events(index),
+            *known.fields(block, base, index),
+        )
+
+    def _tids_of(self, block: Block, base: Places) -> I32Array:
+        place = self.known.common.pid
+        if place is None or not place.is_number:
+            return np.full(len(base), UNKNOWN, np.int32)
+        return block.column(base, place).astype(np.int32)
+
+    def _tgids_of(self, tid: I32Array) -> I32Array:
+        if not self.tgids:
+            return np.full(len(tid), UNKNOWN, np.int32)
+        known = np.array(sorted(self.tgids), np.int32)
+        process = np.array([self.tgids[t] for t in known.tolist()], np.int32)
+        place = np.minimum(np.searchsorted(known, tid), len(known) - 1)
+        return np.where(known[place] == tid, process[place], UNKNOWN).astype(np.int32)
+
+    def _meet_threads(self, tid: I32Array) -> None:
+        for one in np.unique(tid).tolist():
+            if one not in self._tids:
+                self._tids.add(one)
+                comm = self.comms.get(one, _IDLE if one == 0 else _NO_NAME)
+                self.tally.threads[one, comm] = self.tgids.get(one, UNKNOWN)

@@ -1,0 +1,158 @@
+"""A trace.dat of trace-cmd becomes raw events: of all its buffers, in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from tdxtrace.errors import FormatError
+from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.records.cursor import FileCursor
+from tdxtrace.ingest.records.datafile import DataFile
+from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
+from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.symbols import symbol_finder
+from tdxtrace.ingest.ring.clocks import TICK_CLOCKS, Clock, corrected
+from tdxtrace.ingest.ring.datfile import DatFile, is_packed, kallsyms_of, read_dat
+from tdxtrace.ingest.ring.datoptions import Buffer
+from tdxtrace.ingest.ring.merge import ROUND_PAGES, Merge
+from tdxtrace.ingest.ring.pagefiles import PackedPages, PlainPages
+from tdxtrace.ingest.ring.reader import RingReader
+from tdxtrace.ingest.ring.tracefs import comms_of, cpu_stats, note_stats, printed_names
+from tdxtrace.ingest.ring.windows import CpuPages
+from tdxtrace.ingest.tally import Tally
+
+Pages = PlainPages | PackedPages
+
+
+@dataclass(slots=True)
+class DatReader:
+    """Reads one trace.dat into raw events, and counts the rest."""
+
+    file: DataFile
+    vocabulary: Vocabulary
+    tally: Tally
+    dat: DatFile = field(init=False)
+    _pages: list[Pages] = field(default_factory=list)
+    _owners: list[tuple[str, int]] = field(default_factory=list)
+    _merge: Merge | None = None
+
+    def __post_init__(self) -> None:
+        self.dat = read_dat(self.file)
+
+    def batches(self) -> Iterator[RawEvents]:
+        """Yield the events that may become rows, in the order of their time.
+
+        Raises:
+            FormatError: If the file holds no trace data that can be read.
+        """
+        dat = self.dat
+        sources = [source for buffer in dat.options.buffers for source in self._sources(buffer)]
+        if not sources:
+            raise FormatError(self._nothing())
+        layout = self._layout(dat.page_size)
+        self._merge = Merge(sources, layout, ROUND_PAGES)
+        known = KnownEvents(
+            dat.formats.events,
+            common_of(dat.formats.events.values()),
+            self.vocabulary,
+            self.tally,
+            printed_names(dat.formats.events),
+            symbol_finder(partial(kallsyms_of, dat)),
+        )
+        comms = comms_of(dat.cmdlines)
+        reader = RingReader(self._merge, known, Clock.of(dat.options), self.tally, comms, {})
+        yield from reader.batches()
+        self._losses()
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file that were read, for progress."""
+        return sum(p.at if isinstance(p, PlainPages) else p.cursor.at for p in self._pages[-1:])
+
+    def header(self) -> Header:
+        """What the file says of the recording."""
+        options = self.dat.options
+        words = options.uname.split()
+        version = options.version.split()
+        clock = options.clock or next((b.clock for b in options.buffers if b.clock), "")
+        if clock in TICK_CLOCKS and options.tsc_mult:
+            clock = f"{clock} in ns"
+        return Header(
+            words[2] if len(words) > 2 else None,
+            f"trace-cmd {version[0]}" if version else "trace-cmd",
+            clock or None,
+            None,
+            None,
+            bool(options.cpu_stats),
+        )
+
+    def _layout(self, page_size: int) -> PageLayout:
+        dat = self.dat
+        made = page_layout(dat.formats.header_page, page_size, dat.long_size, dat.big_endian)
+        if made is None:
+            raise FormatError(
+                f"{self.file.shown} is a damaged trace.dat: its header_page does not describe "
+                f"a page of {page_size} bytes"
+            )
+        return made
+
+    def _sources(self, buffer: Buffer) -> Iterator[CpuPages]:
+        dat = self.dat
+        if buffer.is_text:
+            return
+        if buffer.page_size not in (0, dat.page_size):
+            self._page_size(buffer)
+        layout = self._layout(dat.page_size)
+        packed = is_packed(dat, buffer)
+        for data in buffer.cpus:
+            if not data.size:
+                continue
+            if packed and dat.unpack is not None:
+                cursor = FileCursor(self.file, dat.big_endian, data.at)
+                pages: Pages = PackedPages(cursor, layout, dat.unpack)
+            else:
+                pages = PlainPages(self.file, layout, data.at, data.size)
+            self._pages.append(pages)
+            self._owners.append((buffer.name, data.cpu))
+            shift = dat.options.shifts[data.cpu] if data.cpu < len(dat.options.shifts) else None
+            correct = None if shift is None else partial(corrected, shift=shift)
+            yield CpuPages(data.cpu, pages.read, correct)
+
+    def _page_size(self, buffer: Buffer) -> None:
+        """Version 7 gives each buffer its page size: the sub-buffer's, since Linux 6.8."""
+        if self._pages:
+            raise FormatError(f"{self.file.shown} has buffers with pages of several sizes")
+        self.dat.page_size = buffer.page_size
+
+    def _nothing(self) -> str:
+        dat, shown = self.dat, self.file.shown
+        if any(buffer.is_text for buffer in dat.options.buffers):
+            return f"{shown} holds text of a latency tracer; print it: trace-cmd report {shown}"
+        if dat.cut_short:
+            return f"{shown} is cut short or damaged: {dat.cut_short}"
+        return f"{shown} holds no trace data: all its buffers are empty"
+
+    def _losses(self) -> None:
+        """Add what the file as a whole lost."""
+        self.tally.note_damage(0 if self._merge is None else self._merge.n_damaged, "pages")
+        for detail in sorted({p.cut_short for p in self._pages if p.cut_short}):
+            self.tally.note("truncated", None, detail)
+        if self.dat.cut_short:
+            self.tally.note("truncated", None, self.dat.cut_short)
+        name = ""
+        for text in self.dat.options.cpu_stats:
+            if "Buffer:" in text:
+                name = text.partition("Buffer:")[2].strip()
+            for cpu, stats in cpu_stats(text):
+                where = f"buffer {name}, " if name else ""
+                note_stats(self.tally, cpu, stats, where, self._n_events(name, cpu))
+
+    def _n_events(self, name: str, cpu: int) -> int | None:
+        """Events that were read of a CPU in the buffer ``name``; None if it has no pages."""
+        if self._merge is None or (name, cpu) not in self._owners:
+            return None
+        return self._merge.n_events()[self._owners.index((name, cpu))]

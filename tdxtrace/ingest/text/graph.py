@@ -1,0 +1,159 @@
+"""What the function_graph tracer prints: calls as a tree, with arguments and return values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from tdxtrace.ingest.events import fields
+from tdxtrace.ingest.events.fields import Fields
+from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.vocabulary import KEYS, Event, Role, functions
+from tdxtrace.ingest.raw import UNKNOWN, RawEvents
+from tdxtrace.ingest.stream import Block
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.text import shapes
+from tdxtrace.ingest.text.lines import Line, to_raw
+from tdxtrace.ingest.text.shapes import Head
+from tdxtrace.tables.text import one_line
+from tdxtrace.tdx import wrappers
+
+# Columns, each an option: absolute time (funcgraph-abstime), CPU, task
+# (funcgraph-proc), flags (latency-format), duration, then the tree.  Linux
+# kernel/trace/trace_functions_graph.c, print_graph_prologue, print_graph_duration.
+LINE: Final = re.compile(
+    r"^\s*(?:(?P<sec>\d{1,10})\.(?P<frac>\d{6})\s*\|\s*)?(?P<cpu>\d{1,4})\)\s*"
+    r"(?:(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*\|\s*)?(?:(?P<flags>[.a-zA-Z][.a-zA-Z0-9]{3,4})\s*\|)?"
+    r"\s*[$@*#!+]?\s*(?:(?P<us>\d{1,12})\.(?P<ns>\d{3}) us)?\s*\|\s(?P<body>.*)$"
+)
+_CALL: Final = re.compile(
+    r"^\s*(?P<function>[A-Za-z_][\w.]*)(?: \[\w+\])?\((?P<args>.*?)\)\s*(?P<end>;|\{)"
+    r"\s*(?:/\*(?P<note>.*)\*/)?"
+)
+_END: Final = re.compile(r"^\s*\}(?:\s*/\*\s*(?P<function>[A-Za-z_][\w.]*)?(?P<note>.*)\*/)?\s*$")
+# 6.5 to 6.12 print "= VALUE", later kernels "ret=VALUE".
+_RETURNED: Final = re.compile(r"(?:\bret=|= )(?P<n>-?(?:0x)?[0-9a-f]+)\b")
+_SWITCH: Final = re.compile(
+    r"^\s*(?P<cpu>\d{1,4})\)\s+(?P<from>\S.*?)-\d+\s+=>\s+(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*$"
+)
+_RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]")
+
+
+@dataclass(slots=True)
+class GraphReader:
+    """Reads function_graph lines of one source into raw events, and counts the rest."""
+
+    vocabulary: Vocabulary
+    tally: Tally
+    resolution_ns: int = 1
+    """Durations have nanoseconds, whatever the stamps have."""
+    has_integer_clock: bool = False
+    _running: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+    def read_blocks(self, blocks: Iterable[Block]) -> Iterator[RawEvents]:
+        """Yield the calls of each block of whole lines."""
+        for block in blocks:
+            first = self.tally.n_lines + 1
+            lines = block.tobytes().split(b"\n")[:-1]
+            self.tally.n_lines += len(lines)
+            calls = (self.line(number, text) for number, text in enumerate(lines, first))
+            yield to_raw([call for call in calls if call is not None])
+
+    def line(self, number: int, text: bytes) -> Line | None:
+        """Read one line; None if it became no event, and is then accounted for."""
+        line = text.decode("utf-8", "replace").rstrip("\r")
+        switch = _SWITCH.match(line)
+        if switch is not None:
+            self._running[int(switch["cpu"])] = switch["comm"], int(switch["tid"])
+        if switch is not None or shapes.HEADER.match(line) or _RULE.match(line):
+            self.tally.n_headers += 1
+            return None
+        found = LINE.match(line)
+        if found is not None:
+            return self._body(number, found)
+        lost = shapes.lost_of(line)
+        if lost is not None:
+            self.tally.lost(lost.cpu, lost.n_events, number)
+        else:
+            self.tally.count_sample("unparsed", one_line(line, 80), number)
+        return None
+
+    def _body(self, number: int, found: re.Match[str]) -> Line | None:
+        call = _CALL.match(found["body"])
+        end = _END.match(found["body"]) if call is None else None
+        function = (call or end or {"function": None})["function"]
+        if function not in functions():
+            self.tally.count("noise", "function_graph", number)
+            return None
+        if found["sec"] is None:
+            self.tally.count("no_abstime", "function_graph", number)
+            return None
+        ts_ns = int(found["sec"]) * 1_000_000_000 + int(found["frac"]) * 1000
+        cpu = int(found["cpu"])
+        self.tally.see(np.array([cpu], np.int32), np.array([ts_ns], np.int64))
+        values = _values(call, end)
+        role: Role = "return" if call is None else "single" if call["end"] == ";" else "entry"
+        if role == "single":
+            duration = int(found["us"] or 0) * 1000 + int(found["ns"] or 0)
+            values.values["duration_ns"] = duration
+            ts_ns += duration
+        if role != "entry" and "status" not in values.values:
+            self.tally.count("undecoded", f"{function} without ret=", number)
+            return None
+        return self._made(number, found, function, role, ts_ns, values)
+
+    def _made(
+        self,
+        number: int,
+        found: re.Match[str],
+        function: str,
+        role: Role,
+        ts_ns: int,
+        values: Fields,
+    ) -> Line:
+        cpu = int(found["cpu"])
+        comm, tid = self._running.get(cpu, ("", UNKNOWN))
+        if found["tid"]:
+            comm, tid = self._running[cpu] = found["comm"], int(found["tid"])
+        index = self.vocabulary.add(_event(function, role))
+        self.tally.events[function] += 1
+        self.tally.threads[tid, comm] = UNKNOWN
+        head = Head(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)
+        return Line(number, head, ts_ns, index, values)
+
+
+def _event(function: str, role: Role) -> Event:
+    # A call printed on one line is complete: it must not pair with an open one.
+    return Event(
+        f"{function}() {role}",
+        "call",
+        "entry" if role == "entry" else "return",
+        f"{function};" if role == "single" else function,
+        wrappers.leaf_of(function),
+        "function_graph",
+    )
+
+
+def _slots(function: str) -> Mapping[str, str]:
+    named = {meaning: KEYS[meaning] for meaning in wrappers.signature(function) if meaning in KEYS}
+    return {**KEYS, **named}
+
+
+def _values(call: re.Match[str] | None, end: re.Match[str] | None) -> Fields:
+    made = Fields()
+    if call is not None:
+        read = partial(fields.pairs, slots=_slots(call["function"]))
+        made.values |= read(call["args"].replace(", ", " ")).values
+        made.values.pop("status", None)
+    note = (call or end or {"note": None})["note"]
+    returned = _RETURNED.search(note or "")
+    if returned is not None:
+        word = fields.to_word(returned["n"])
+        if word is not None:
+            made.values["status"] = word
+    return made
