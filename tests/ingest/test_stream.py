@@ -386,4 +386,5 @@ def test_noise_takes_no_memory_of_its_own(tmp_path: Path) -> None:
             tracemalloc.stop()
 
     peak(1000)
-    assert peak(600_000) < 1.2 * peak(300_000)
+    # Three times the lines; how many blocks are at hand at once depends on the threads.
+    assert peak(750_000) < 1.5 * peak(250_000)
