@@ -70,7 +70,8 @@ def place(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     (site / "dependencies.pth").write_text(f"{pure}\n")
     done = _run(
         *(sys.executable, "-m", "pip", "--python", folder / "env" / "bin" / "python", "install"),
-        *("--no-deps", "--no-index", "--quiet", "--no-compile", wheel),
+        # What is installed here may be another build of the package: it is not to be found.
+        *("--no-deps", "--no-index", "--quiet", "--no-compile", "--ignore-installed", wheel),
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr

@@ -102,6 +102,14 @@ class Tally:
         entry.n_lines += 1
         entry.n_events = (entry.n_events or 0) + 1
 
+    def meet(self, tid: int, comm: str, tgid: int) -> None:
+        """Note a thread under a name, and its process once that is known.
+
+        A tid that was given again has the later process: the kernel hands out numbers upwards
+        (alloc_pid, kernel/pid.c).
+        """
+        self.threads[tid, comm] = max(tgid, self.threads.get((tid, comm), UNKNOWN))
+
     def note(self, kind: str, n_events: int | None, detail: str = "", **place: int | None) -> None:
         """Record something lost that no line of the input stands for."""
         if n_events is None or n_events > 0:

@@ -50,7 +50,7 @@ class Names:
                 self._named[tid] = names[-1:]
 
     def _put(self, tid: int, comm: str, tgid: int) -> None:
-        self.tally.threads.setdefault((tid, comm), tgid)
+        self.tally.meet(tid, comm, tgid)
 
     def _apply(self, limit: int) -> None:
         due = bisect_right(self._changes, limit, key=lambda change: change[0])

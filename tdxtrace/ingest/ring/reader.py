@@ -103,4 +103,4 @@ class RingReader:
             if one not in self._tids:
                 self._tids.add(one)
                 comm = self.comms.get(one, _IDLE if one == 0 else _NO_NAME)
-                self.tally.threads[one, comm] = self.tgids.get(one, UNKNOWN)
+                self.tally.meet(one, comm, self.tgids.get(one, UNKNOWN))

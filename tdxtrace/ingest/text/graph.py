@@ -122,7 +122,7 @@ class GraphReader:
             comm, tid = self._running[cpu] = found["comm"], int(found["tid"])
         index = self.vocabulary.add(_event(function, role))
         self.tally.events[function] += 1
-        self.tally.threads[tid, comm] = UNKNOWN
+        self.tally.meet(tid, comm, UNKNOWN)
         head = Head(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)
         return Line(number, head, ts_ns, index, values)
 

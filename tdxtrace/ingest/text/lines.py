@@ -167,8 +167,7 @@ class LineReader:
             return None
         self.tally.events[event.name] += 1
         comm = head.comm.encode("latin-1").decode("utf-8", "replace")
-        if (head.tid, comm) not in self.tally.threads or head.tgid != UNKNOWN:
-            self.tally.threads[head.tid, comm] = head.tgid
+        self.tally.meet(head.tid, comm, head.tgid)
         return Line(number, head, ts_ns, index, fields)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, U64Array, concatenate
+from tdxtrace.ingest.raw import BoolArray, RawEvents, U64Array, concatenate
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, block_of
 from tdxtrace.ingest.text import fast
 from tdxtrace.ingest.text.bytewise import At, Text
@@ -144,7 +144,9 @@ class TextReader:
         raw = parsed.events
         if not len(raw):
             return
-        key = parsed.comm[0] ^ (parsed.comm[1] * _ODD) ^ raw.tid.astype(np.uint64)
+        # A thread that was met without its process is met again when that is known.
+        tids = raw.tid.astype(np.uint64) ^ (raw.tgid.astype(np.uint64) << np.uint64(32))
+        key = parsed.comm[0] ^ (parsed.comm[1] * _ODD) ^ tids
         # The same thread often comes again on the next line.
         changed = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1])
         if len(self._keys):
@@ -157,8 +159,7 @@ class TextReader:
             tid, tgid = int(raw.tid[at]), int(raw.tgid[at])
             name = b"".join(word.to_bytes(8, "little") for word in words)
             comm = name.strip(b" \t").decode("utf-8", "replace")
-            if tgid != UNKNOWN or (tid, comm) not in self.lines.tally.threads:
-                self.lines.tally.threads[tid, comm] = tgid
+            self.lines.tally.meet(tid, comm, tgid)
 
 
 def _parse(block: Block, knowledge: Knowledge, has_fields: BoolArray) -> tuple[Text, Parsed, At]:
