@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tdx": set(),
     "tables": {"errors", "tdx"},
     **dict.fromkeys(ROOMS, FACTS),
+    "simulate": {"errors", "tables"},
     "pipeline": FACTS | {"analysis"},
     "cli": FACTS | ROOMS | {"pipeline"},
 }
