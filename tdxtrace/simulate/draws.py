@@ -59,14 +59,15 @@ class Draws:
 
     def span(self, span: Span) -> int:
         """Draw a time of ``span``, in ns."""
-        if span.low == span.high:
-            return span.low
+        low, median = span.low, span.median
+        if low == span.high:
+            return low
         u = self.random()
         if u < _MEDIAN:
-            return span.low + int((span.median - span.low) * (u / _MEDIAN))
+            return low + int((median - low) * (u + u))
         if u < _P99:
             x = (u - _MEDIAN) / (_P99 - _MEDIAN)
-            return span.median + int((span.p99 - span.median) * (x * x))
+            return median + int((span.p99 - median) * (x * x))
         return span.p99 + int((span.high - span.p99) * ((u - _P99) / (1 - _P99)))
 
     def below(self, n: int) -> int:

@@ -72,9 +72,15 @@ class SharexHp(Sharex):
         """Try to get the lock; TAKEN, BUSY, or for a guest BUSY_FOR_HOST."""
         if who.guest:
             return self._take_as_guest(who, exclusive)
-        result = super().take(who, exclusive)
-        self.host_priority = result == BUSY
-        return result
+        if self.exclusive is not None or (exclusive and self.sharers):
+            self.host_priority = True
+            return BUSY
+        self.host_priority = False
+        if exclusive:
+            self.exclusive = who
+        else:
+            self.sharers[who] = None
+        return TAKEN
 
     def promote(self, who: Holder) -> int:
         """Try to make a host's shared hold exclusive; on BUSY it stays shared."""

@@ -11,13 +11,14 @@ from tdxtrace.simulate import leaves
 from tdxtrace.simulate.generations import Generation
 from tdxtrace.simulate.lock_plans import Plan
 from tdxtrace.simulate.locks import BUSY_FOR_HOST, TAKEN, Lock, Sharex
-from tdxtrace.simulate.pamt import Bundle, Pamt
+from tdxtrace.simulate.pamt import Bundle, PageLock, Pamt
 from tdxtrace.simulate.state import Call, Refusal
 from tdxtrace.simulate.words import (
     EPT_WALK_FAILED,
     HOST_PRIORITY_BUSY,
     INTERRUPTED_BUSY,
     INTERRUPTED_RESTARTABLE,
+    INTERRUPTED_RESUMABLE,
     OPERAND,
     OPERAND_BUSY,
     RND_NO_ENTROPY,
@@ -25,7 +26,7 @@ from tdxtrace.simulate.words import (
 )
 
 _LONG = ("TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE")
-# Leaves that walk the Secure EPT, and the locks they take before they do.
+# Leaves that walk the Secure EPT, once they have the locks of the TD.
 _WALKING = frozenset(
     f"TDH.MEM.{name}"
     for name in (
@@ -33,7 +34,6 @@ _WALKING = frozenset(
         "RANGE.BLOCK RANGE.UNBLOCK SEPT.ADD SEPT.REMOVE SEPT.RD"
     ).split()
 ) | {"TDH.EXPORT.MEM"}
-_BEFORE_WALK = frozenset(["TDR", "OP_STATE", "TREE", "MIG", "MIGSC", "EPOCH"])
 # Locks of the platform: one of its kind, or one in each package.
 _PER_PACKAGE = ("KET", "WBCACHE")
 _PLATFORM = ("KOT", *_PER_PACKAGE)
@@ -68,14 +68,9 @@ class Module:
             call.out_rdx = call.entry.level | call.entry.state << 8
         return status
 
-    def finish(self, call: Call, interrupted: bool = False) -> int:
-        """Do what a call is for, give its locks back, return its status.
-
-        Args:
-            call: One that ``begin`` let through.
-            interrupted: Whether an interrupt is pending for the CPU that makes it.
-        """
-        status = self._stopped(call, interrupted)
+    def finish(self, call: Call) -> int:
+        """Do what a call is for that ``begin`` let through, and give its locks back."""
+        status = self._stopped(call)
         if status == SUCCESS:
             status = leaves.commit(call)
             entry = call.entry
@@ -84,10 +79,12 @@ class Module:
         self.release(call)
         return status
 
-    def _stopped(self, call: Call, interrupted: bool) -> int:
+    def _stopped(self, call: Call) -> int:
         """Whether a long leaf stops at its check for what is pending; nothing is committed."""
+        if call.unfinished:
+            return INTERRUPTED_RESUMABLE
         if call.leaf in _LONG:
-            if interrupted and self.generation.demote_interruptible:
+            if call.interrupted and self.generation.demote_interruptible:
                 return INTERRUPTED_RESTARTABLE
             assert call.td is not None
             if (
@@ -99,17 +96,24 @@ class Module:
 
     def take(self, call: Call, plan: Plan) -> int:
         """Take locks in order, on top of what ``call`` holds; all of it is lost on failure."""
+        td, vcpu, held = call.td, call.vcpu, call.held
         for resource, exclusive, operand in plan:
-            if resource not in _BEFORE_WALK and not self._walk(call):
+            lock: Lock | Bundle | PageLock
+            if td is not None and resource in td.locks:
+                lock = td.locks[resource]
+            elif resource == "TDVPR" and vcpu is not None:
+                lock = vcpu.lock
+            elif self._walk(call):
+                lock = self._lock(resource, call)
+            else:
                 break
-            lock = self._lock(resource, call)
             result = lock.take(call, exclusive)
             if result != TAKEN:
                 for_host = result == BUSY_FOR_HOST
                 call.refusal = Refusal(resource, lock.holders(), for_host)
                 self.release(call)
                 return (HOST_PRIORITY_BUSY if for_host else OPERAND_BUSY) | operand
-            call.held.append(lock)
+            held.append(lock)
         if self._walk(call):
             return SUCCESS
         self.release(call)
@@ -130,16 +134,12 @@ class Module:
             call.entry = call.td.sept.walk(call.gpa, call.level)
         return call.guest or call.entry.level == call.level
 
-    def _lock(self, resource: str, call: Call) -> Lock | Bundle:
-        td, entry = call.td, call.entry
-        if td is not None and resource in td.locks:
-            return td.locks[resource]
+    def _lock(self, resource: str, call: Call) -> Lock | Bundle | PageLock:
+        entry = call.entry
         if resource == "ENTRY" and entry is not None:
             return entry
-        if resource == "TDVPR" and call.vcpu is not None:
-            return call.vcpu.lock
-        if resource == "CHILDREN" and td is not None and entry is not None:
-            return Bundle([(child, True) for child in td.sept.children(entry)])
+        if resource == "CHILDREN" and call.td is not None and entry is not None:
+            return Bundle([(child, True) for child in call.td.sept.children(entry)])
         if resource in _PLATFORM:
             package = call.package if resource in _PER_PACKAGE else 0
             return self._platform.setdefault((resource, package), Sharex())

@@ -46,22 +46,43 @@ class Bundle:
         return () if self._refused is None else self._refused.holders()
 
 
-class PageLock(Bundle):
-    """The PAMT entry of one page; forgets itself when nobody needs it any more."""
+class PageLock:
+    """The PAMT entry of one page, its 2 MB parent shared; forgotten when nobody needs it."""
 
-    __slots__ = ("_page", "_pamt")
+    __slots__ = ("_own", "_pamt", "_parent", "_refused")
 
     def __init__(self, pamt: Pamt, page: int, level: int) -> None:
-        own: tuple[Lock, bool | None] = (pamt.entry(page, level), None)
-        parent: tuple[Lock, bool | None] = (pamt.entry(page, 1), False)
-        super().__init__([parent, own] if level == 0 else [own])
         self._pamt = pamt
-        self._page = page
+        self._own = page & -page_bytes(level) | level
+        self._parent = page & -page_bytes(1) | 1 if level == 0 else None
+        self._refused: Sharex | None = None
+
+    def take(self, who: Holder, exclusive: bool) -> int:
+        """Try for the parent, then for the entry; none is kept if one fails."""
+        entry = self._pamt.entry
+        if self._parent is not None:
+            parent = entry(self._parent)
+            result = parent.take(who, False)
+            if result != TAKEN:
+                self._refused = parent
+                return result
+        own = entry(self._own)
+        result = own.take(who, exclusive)
+        if result != TAKEN:
+            self._refused = own
+            if self._parent is not None:
+                self._pamt.drop(self._parent, who)
+        return result
 
     def drop(self, who: Holder) -> None:
         """Give it back."""
-        super().drop(who)
-        self._pamt.forget_idle(self._page, 0)
+        self._pamt.drop(self._own, who)
+        if self._parent is not None:
+            self._pamt.drop(self._parent, who)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds the entry that refused."""
+        return () if self._refused is None else self._refused.holders()
 
 
 class Pamt:
@@ -77,17 +98,17 @@ class Pamt:
         """The lock of a page of ``level`` (0 is 4 KB, 1 is 2 MB), its parent with it."""
         return PageLock(self, page, level)
 
-    def entry(self, page: int, level: int) -> Sharex:
-        """The PAMT entry itself."""
-        key = (page & -page_bytes(level)) | level
+    def entry(self, key: int) -> Sharex:
+        """The PAMT entry of a page, which is named by its address and level together."""
         lock = self._entries.get(key)
         if lock is None:
             lock = self._entries[key] = SharexHp() if self._host_priority else Sharex()
         return lock
 
-    def forget_idle(self, page: int, level: int) -> None:
-        """Free an entry that nobody holds and that is not kept for a host."""
-        key = (page & -page_bytes(level)) | level
-        lock = self._entries.get(key)
-        if lock is not None and not lock.holders() and not getattr(lock, "host_priority", False):
+    def drop(self, key: int, who: Holder) -> None:
+        """Give an entry back; one that nobody holds or is kept for is not stored."""
+        lock = self._entries[key]
+        lock.drop(who)
+        idle = lock.exclusive is None and not lock.sharers
+        if idle and not getattr(lock, "host_priority", False):
             del self._entries[key]

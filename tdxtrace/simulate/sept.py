@@ -47,9 +47,12 @@ class Entry(EntryLock):
         return self.page
 
 
+_BYTES: Final = tuple(1 << (_BITS_4K + _BITS_PER_LEVEL * level) for level in range(5))
+
+
 def page_bytes(level: int) -> int:
     """Size of a page of ``level``, in bytes."""
-    return 1 << (_BITS_4K + _BITS_PER_LEVEL * level)
+    return _BYTES[level]
 
 
 class Sept:
@@ -74,13 +77,14 @@ class Sept:
         Walks upwards from the wanted entry, which comes to the same: its parents'
         tables are there all or none, since KVM and the module add them top down.
         """
-        ended = self.entry(gpa, level)
+        entries = self.entries
+        ended = level
         for above in range(level + 1, ROOT_LEVEL + 1):
-            parent = self.entries.get((gpa & -page_bytes(above)) | above)
+            parent = entries.get((gpa & -_BYTES[above]) | above)
             if parent is not None and parent.state == NL_MAPPED:
-                return ended
-            ended = self.entry(gpa, above)
-        return ended
+                break
+            ended = above
+        return self.entry(gpa, ended)
 
     def mapping(self, gpa: int) -> Entry:
         """The entry where a guest's access to ``gpa`` ends: a leaf of any size, or a hole."""

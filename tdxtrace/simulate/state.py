@@ -8,7 +8,7 @@ from typing import Final
 from tdxtrace.simulate.epochs import Epochs
 from tdxtrace.simulate.generations import Generation
 from tdxtrace.simulate.locks import Holder, Lock, Sharex, SharexHp
-from tdxtrace.simulate.pamt import Bundle
+from tdxtrace.simulate.pamt import Bundle, PageLock
 from tdxtrace.simulate.sept import Entry, Sept
 from tdxtrace.simulate.threads import Thread
 from tdxtrace.simulate.zero_step import ZeroStep
@@ -35,27 +35,37 @@ class Refusal:
 
 
 class Call:
-    """One SEAMCALL or TDCALL, from its start to its return."""
+    """One SEAMCALL or TDCALL, from its start to its return.
 
-    __slots__ = (
-        "armed",
-        "entry",
-        "gpa",
-        "guest",
-        "held",
-        "leaf",
-        "level",
-        "no_entropy",
-        "out_rcx",
-        "out_rdx",
-        "package",
-        "page",
-        "refusal",
-        "start_ns",
-        "td",
-        "thread",
-        "vcpu",
-    )
+    Most words are seldom set: they are attributes of the class until then, because a
+    run makes some hundred thousand of these.
+    """
+
+    gpa = 0
+    level = 0
+    page = 0
+    package = 0
+    version = 0
+    operand = 0
+    """A further word the wrapper is called with: an hkid, a field, a flag."""
+    no_entropy = False
+    unfinished = False
+    """Whether an interrupt stops CACHE.WB before it is done."""
+    interrupted = False
+    """Whether an interrupt is pending for the processor while DEMOTE or PROMOTE work."""
+    start_ns = 0
+    end_ns = 0
+    cpu = 0
+    in_irq = False
+    wrapper = 0
+    """Which call of the kernel's wrapper it belongs to: sc_retry makes several SEAMCALLs."""
+    status = 0
+    out_rcx = 0
+    out_rdx = 0
+    out_r8 = 0
+    armed = False
+    entry: Entry | None = None
+    refusal: Refusal | None = None
 
     def __init__(
         self,
@@ -70,18 +80,7 @@ class Call:
         self.td = td
         self.vcpu = vcpu
         self.guest = guest
-        self.gpa = 0
-        self.level = 0
-        self.page = 0
-        self.package = 0
-        self.no_entropy = False
-        self.start_ns = 0
-        self.entry: Entry | None = None
-        self.armed = False
-        self.held: list[Lock | Bundle] = []
-        self.refusal: Refusal | None = None
-        self.out_rcx = 0
-        self.out_rdx = 0
+        self.held: list[Lock | Bundle | PageLock] = []
 
 
 class Td:
@@ -91,13 +90,15 @@ class Td:
         "epochs",
         "locks",
         "n_associated",
+        "number",
         "op_state",
         "pending_ve_disable",
         "sept",
         "tree",
     )
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, number: int = 0) -> None:
+        self.number = number
         plain_or_hp = SharexHp if generation.host_priority else Sharex
         self.tree = SharexHp() if generation.tree_host_priority else Sharex()
         self.locks: dict[str, Sharex] = {
@@ -129,7 +130,6 @@ class Vcpu:
         "rip",
         "running",
         "td",
-        "trap_like",
         "zero_step",
     )
 
@@ -144,4 +144,3 @@ class Vcpu:
         self.rip = 0
         # First TDCALL answered busy for a host, since any other answer (hp_lock_busy_start).
         self.hp_busy_since: int | None = None
-        self.trap_like = False

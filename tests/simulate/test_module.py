@@ -57,7 +57,8 @@ class Host:
 
     def do(self, leaf: str, level: int = 0, interrupted: bool = False) -> int:
         status, call = self.start(leaf, level)
-        return status or self.module.finish(call, interrupted)
+        call.interrupted = interrupted
+        return status or self.module.finish(call)
 
     def enter(self, number: int = 0, lp: int = 0) -> tuple[int, Call]:
         call = Call("TDH.VP.ENTER", td=self.td, vcpu=self.vcpus[number])
@@ -257,7 +258,8 @@ def test_demote_yields_to_a_host_that_wants_the_tree_from_1_5_20() -> None:
     status, demoting = host.start("TDH.MEM.PAGE.DEMOTE", level=1)
     assert status == SUCCESS
     assert host.do("TDH.MEM.RANGE.BLOCK", level=2) == OPERAND_BUSY | TREE
-    assert host.module.finish(demoting, interrupted=True) == INTERRUPTED_BUSY
+    demoting.interrupted = True
+    assert host.module.finish(demoting) == INTERRUPTED_BUSY
     assert entry.state == BLOCKED
 
 
