@@ -14,7 +14,7 @@ from tdxtrace.simulate.machine import Machine, Steps
 from tdxtrace.simulate.policies import policy_named
 from tdxtrace.simulate.scenario import Scenario, TdSpec
 from tdxtrace.simulate.sept import ROOT_LEVEL, page_bytes
-from tdxtrace.simulate.state import RUNNABLE
+from tdxtrace.simulate.state import RUNNABLE, Call
 from tdxtrace.simulate.threads import Thread
 from tdxtrace.simulate.vcpu import VcpuTask
 from tdxtrace.simulate.vm import PRESENT, Vm
@@ -40,6 +40,9 @@ class Run:
     journal: Journal
     vms: tuple[Vm, ...]
     end_ns: int
+    """Length of the run, in ns; its times count from 0."""
+    inside: tuple[Call, ...] = ()
+    """Entries that had not come out when the run ended."""
 
 
 def run(scenario: Scenario, seed: int) -> Run:
@@ -66,7 +69,8 @@ def run(scenario: Scenario, seed: int) -> Run:
     # A thread runs ahead of the clock to where it next meets others: what it did after the
     # end of the run belongs to no trace.
     journal.cut_off(end_ns)
-    return Run(scenario, seed, journal, vms, end_ns)
+    inside = (t.entering for vm in vms for t in vm.tasks if t.entering is not None)
+    return Run(scenario, seed, journal, vms, end_ns, tuple(inside))
 
 
 def _vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, seed: int) -> Vm:

@@ -29,6 +29,7 @@ from tdxtrace.simulate.steps import (
 from tdxtrace.simulate.words import (
     EXIT_EPT_VIOLATION,
     EXIT_INTERRUPT,
+    EXIT_TDCALL,
     MAPPED,
     PENDING,
 )
@@ -42,6 +43,8 @@ PENDING_VIOLATION: Final = 6
 # How far apart the RIPs of two steps are: more than the 32 bytes that single-stepping is
 # suspected within (td_exit_stepping.c, INTEL64_MAX_INST_LEN doubled).
 _RIP_STEP: Final = 64
+# RCX of a TDG.VP.VMCALL exit tells which registers the guest passes on; of no meaning here.
+_VMCALL_REGISTERS: Final = 0xFC00
 _COPY_PAGE_NS: Final = 400
 _INTERRUPT_VECTOR: Final = 0x800000EC
 
@@ -102,7 +105,7 @@ class GuestCpu:
         self.passes_filter(frame.rip)
         self.pop()
         self.task.asked = frame.step[2:]
-        return Exit(frame.step[1])
+        return Exit(EXIT_TDCALL, _VMCALL_REGISTERS, asked=frame.step[1])
 
     def push(self, step: Step) -> None:
         """Begin a step, at a RIP of its own."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tdxtrace.simulate import zap
 from tdxtrace.simulate.draws import Span
-from tdxtrace.simulate.machine import Asked, Steps
+from tdxtrace.simulate.machine import POLL_NS, Asked, Steps
 from tdxtrace.simulate.sept import ROOT_LEVEL, page_bytes
 from tdxtrace.simulate.state import NOWHERE, Call, Vcpu
 from tdxtrace.simulate.threads import Thread
@@ -50,6 +50,9 @@ def _about(
     def make() -> Call:
         call = vm.call(leaf)
         call.page, call.vcpu, call.operand = page, vcpu, operand
+        # Linux passes version 1 of TDH.VP.INIT (tdh_vp_init, 1 << 16); 1.0.x has only 0.
+        is_v1 = leaf == "TDH.VP.INIT" and vm.machine.module.generation.name != "A"
+        call.version = int(is_v1)
         return call
 
     return make
@@ -120,12 +123,15 @@ def on_cpu(vm: Vm, thread: Thread, cpu: int) -> Steps:
     thread.now += thread.draws.span(machine.times.send_ipi)
     yield from machine.catch_up(thread)
     yield machine.env.timeout(thread.draws.span(machine.times.ipi_flight))
+    while machine.in_handler[cpu]:
+        yield machine.env.timeout(POLL_NS)
     machine.in_handler[cpu] = True
-    current = machine.cpus.current[cpu]
-    if current is not None:
+    thread.parked = True
+    while (current := machine.cpus.current[cpu]) is not None and not current.thread.parked:
         current.kick()
-        while (current.inside or current.thread.calling) and not current.thread.parked:
-            yield machine.env.timeout(250)
+        yield machine.env.timeout(POLL_NS)
+    thread.parked = False
+    thread.now = int(machine.env.now)
 
 
 def _handler(vm: Vm, thread: Thread, cpu: int) -> Thread:

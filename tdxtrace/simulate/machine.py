@@ -24,7 +24,7 @@ Asked = Generator[simpy.Event, object, int]
 # Linux arch/x86/include/asm/archrandom.h, asm/tdx.h.
 ENTROPY_CALLS: Final = 10
 # How often a condition is looked at that has no event of its own; a choice of the model.
-_POLL_NS: Final = 250
+POLL_NS: Final = 250
 
 
 class Machine:
@@ -59,7 +59,9 @@ class Machine:
         if behind > 0:
             yield self.env.timeout(behind)
         if alone or not lock.try_read():
+            thread.parked = True
             yield from lock.write() if alone else lock.read()
+            thread.parked = False
         thread.now = int(self.env.now)
 
     def attempt(self, thread: Thread, request: Request, call: Call, work: Span) -> Asked:
@@ -67,20 +69,18 @@ class Machine:
         env, draws, times = self.env, thread.draws, self.times
         if not call.wrapper:
             call.wrapper = self.new_wrapper()
+        if self.in_handler[thread.cpu] and not call.in_irq:
+            yield from self.not_interrupted(thread)
         call.thread, call.cpu = thread, thread.cpu
         thread.now += draws.span(times.entry_probe)
         call.start_ns = thread.now
         thread.now += draws.span(times.into_module)
         if thread.now > env.now:
             yield env.timeout(thread.now - env.now)
-        if not call.in_irq:
-            yield from self.not_interrupted(thread)
-        thread.calling = True
         status = self.module.begin(call, call.version)
         if status == SUCCESS:
             yield env.timeout(draws.span(work))
             status = self.module.finish(call)
-        thread.calling = False
         thread.now = int(env.now) + draws.span(times.out_of_module)
         call.end_ns, call.status, call.entry = thread.now, status, None
         if call.refusal is None and status & HIGH_HALF in UNSETTLED:
@@ -89,11 +89,13 @@ class Machine:
         return status
 
     def not_interrupted(self, thread: Thread) -> Steps:
-        """Wait while an interrupt handler has the thread's processor."""
+        """Stand aside while an interrupt handler has the thread's processor."""
+        yield from self.catch_up(thread)
         while self.in_handler[thread.cpu]:
             thread.parked = True
-            yield self.env.timeout(_POLL_NS)
+            yield self.env.timeout(POLL_NS)
         thread.parked = False
+        thread.now = int(self.env.now)
 
     def new_wrapper(self) -> int:
         """A number for one call of a wrapper function of the kernel's."""

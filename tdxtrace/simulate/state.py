@@ -60,6 +60,8 @@ class Call:
     wrapper = 0
     """Which call of the kernel's wrapper it belongs to: sc_retry makes several SEAMCALLs."""
     status = 0
+    asked = 0
+    """What the guest's TDG.VP.VMCALL asks for, of a TDH.VP.ENTER that ends in one."""
     out_rcx = 0
     out_rdx = 0
     out_r8 = 0

@@ -40,6 +40,8 @@ class Exit(NamedTuple):
     extended: int = 0
     gpa: int = 0
     interruption: int = 0
+    asked: int = 0
+    """What a TDG.VP.VMCALL asks for, as KVM translates it: the reason of another exit."""
 
 
 @dataclass(slots=True)

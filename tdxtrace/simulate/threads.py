@@ -18,7 +18,6 @@ class Thread:
     """
 
     __slots__ = (
-        "calling",
         "comm",
         "cpu",
         "draws",
@@ -41,8 +40,7 @@ class Thread:
         # Calls made, and vCPU entries among them: what happened between two attempts.
         self.n_calls = 0
         self.n_entries = 0
-        # In a SEAMCALL; stopped by an interrupt handler right before one.
-        self.calling = False
+        # Where an interrupt handler may run on its processor: it waits for something.
         self.parked = False
         # A request of this thread that was answered busy and is not settled yet.
         self.pending: Request | None = None

@@ -92,9 +92,14 @@ class VcpuTask:
             yield from self._maybe_yield()
             if self.vcpu.lp not in (NOWHERE, self.thread.cpu):
                 yield from lifecycle.flush_elsewhere(self.vm, self.thread, self.vcpu)
+            self.thread.now += self.draws.span(self.times.before_entry)
             yield from self.machine.catch_up(self.thread)
+            if self.machine.in_handler[self.thread.cpu]:
+                yield from self.machine.not_interrupted(self.thread)
             if self.vm.held_off is not None:
+                self.thread.parked = True
                 yield self.vm.held_off
+                self.thread.parked = False
                 self.thread.now = int(self.machine.env.now)
                 continue
             exit_ = yield from self.enter()
@@ -111,7 +116,6 @@ class VcpuTask:
         call = Call("TDH.VP.ENTER", thread, self.vm.td, self.vcpu)
         call.start_ns, call.cpu, call.page = thread.now, thread.cpu, self.vcpu.number
         yield env.timeout(self.draws.span(self.times.into_module))
-        yield from self.machine.not_interrupted(thread)
         status = vp_enter.knock(module, call, thread.cpu)
         if status == SUCCESS:
             yield env.timeout(self.draws.span(self.times.epoch_window))
@@ -144,7 +148,7 @@ class VcpuTask:
         return exit_
 
     def _record(self, call: Call, exit_: Exit) -> None:
-        call.end_ns, call.status = self.thread.now, exit_.status
+        call.end_ns, call.status, call.asked = self.thread.now, exit_.status, exit_.asked
         call.out_rcx, call.out_rdx = exit_.qualification, exit_.extended
         call.gpa, call.out_r8, call.operand = exit_.gpa, exit_.gpa, exit_.interruption
         journal = self.machine.journal
@@ -188,11 +192,11 @@ class VcpuTask:
             yield from self._internal_error(exit_.status)
         elif exit_.status == EXIT_EPT_VIOLATION:
             yield from self._serve_fault(exit_)
-        elif exit_.status == EXIT_HLT:
+        elif exit_.asked == EXIT_HLT:
             yield from self._halt()
-        elif exit_.status == EXIT_IO and self.draws.chance(self.userspace_share):
+        elif exit_.asked == EXIT_IO and self.draws.chance(self.userspace_share):
             yield from self.in_userspace(KVM_EXIT_IO)
-        elif exit_.status == EXIT_TDCALL:
+        elif exit_.asked == EXIT_TDCALL:
             yield from lifecycle.convert(self)
 
     def _serve_fault(self, exit_: Exit) -> Steps:
