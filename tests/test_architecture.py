@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ROOMS, FACTS),
     "simulate": {"errors", "tables"},
     "pipeline": FACTS | {"analysis"},
-    "cli": FACTS | ROOMS | {"pipeline"},
+    "cli": FACTS | ROOMS | {"pipeline", "simulate"},
 }
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 40

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli import analyze, decode, table_commands
+from tdxtrace.cli import analyze, decode, simulate, table_commands
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -47,6 +47,7 @@ app.command("events")(table_commands.events_command)
 app.command("retry-chains")(table_commands.retry_chains_command)
 app.command("zero-steps")(table_commands.zero_steps_command)
 app.command("decode")(decode.decode_command)
+app.command("simulate")(simulate.simulate_command)
 
 
 def main() -> None:
