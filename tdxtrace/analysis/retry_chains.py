@@ -151,6 +151,7 @@ def _outcomes(
     lost_after = (goes != NONE) & (thread.lossy[goes] > thread.lossy[last])
     vanished = ~thread.returned[last] & (goes != NONE)
     by_loss = lost_before | (open_end & lost_after) | vanished
+    by_loss |= _after_unknown(thread, previous)[first]
     by_start = thread.edge[first]
     by_end = open_end & (goes == NONE)
     is_cut = by_loss | by_start | by_end
@@ -163,6 +164,18 @@ def _outcomes(
     named = pl.Series(why.astype(np.uint8)).cat.to(pl.Enum(CUTS))
     kept = pl.DataFrame({"why": named, "cut": is_cut})
     return outcome, kept.select(pl.when("cut").then("why")).to_series()
+
+
+def _after_unknown(thread: Threads, previous: Index) -> Flags:
+    """Whether the thread's call before was for the same request and never seen to return.
+
+    It may have been busy: then this call is a later attempt, not the first.
+    """
+    if thread.returned.all():
+        return np.zeros(len(previous), np.bool_)
+    unknown: Flags = (previous != NONE) & ~thread.returned[previous]
+    unknown &= thread.leaf == thread.leaf[previous]
+    return unknown & same_request(thread, previous)
 
 
 def _took(opening: pl.DataFrame, closing: pl.DataFrame) -> pl.Series:
