@@ -54,6 +54,7 @@ def _buffer_full(seamcalls: pl.DataFrame, tally: Tally) -> None:
 
     A call that never returned though its thread went on, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.
+    Where no entry of a leaf was recorded at all, its probe is on the return alone.
     """
     if any(gap.kind != "truncated" for gap in tally.gaps) or not seamcalls.height:
         return
@@ -63,8 +64,8 @@ def _buffer_full(seamcalls: pl.DataFrame, tally: Tally) -> None:
     never = pl.col("end_ns").is_null() & ~last_of_thread
     whole = pl.col("gpa").is_null() & pl.col("td_id").is_null() & pl.col("vp_id").is_null()
     orphan = pl.col("start_ns").is_null() & whole & ~first_of_thread
-    has_entries = seamcalls["start_ns"].is_not_null().any()
-    broken = seamcalls.filter(never | (orphan & pl.lit(has_entries)), pl.col("cpu").is_not_null())
+    has_entries = pl.col("start_ns").is_not_null().any().over("leaf")
+    broken = seamcalls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())
     if not broken.height:
         return
     latest = int(broken.select(when.max()).item())
