@@ -26,3 +26,26 @@ def test_the_next_attempt_at_the_same_page_may_be_a_retry(tmp_path: Path) -> Non
 
 def test_a_call_for_another_page_is_not_in_doubt(tmp_path: Path) -> None:
     assert _outcomes(tmp_path, "0x2000") == ["cut", "succeeded"]
+
+
+LOSS = """\
+          worker-5242    [000] .....  4189.100000: tdh_mem_track_enter: (tdh_mem_track+0x4/0xb0) td=0x10
+          worker-5242    [000] .....  4189.100003: tdh_mem_track_exit: (tdx_track+0x47/0x110 [kvm_intel] <- tdh_mem_track) ret=0x0
+          worker-5242    [000] .....  4189.100010: tdh_mem_track_enter: (tdh_mem_track+0x4/0xb0) td=0x10
+CPU:0 [LOST 7 EVENTS]
+          worker-5242    [000] .....  4189.100050: tdh_mem_track_enter: (tdh_mem_track+0x4/0xb0) td=0x10
+          worker-5242    [000] .....  4189.100053: tdh_mem_track_exit: (tdx_track+0x47/0x110 [kvm_intel] <- tdh_mem_track) ret=0x80000200000000a9
+          worker-5242    [000] .....  4189.100054: tdh_mem_track_enter: (tdh_mem_track+0x4/0xb0) td=0x10
+          worker-5242    [000] .....  4189.100057: tdh_mem_track_exit: (tdx_track+0x47/0x110 [kvm_intel] <- tdh_mem_track) ret=0x0
+CPU:0 [LOST 3 EVENTS]
+          worker-5242    [000] .....  4189.100090: tdh_mem_track_exit: (tdx_track+0x47/0x110 [kvm_intel] <- tdh_mem_track) ret=0x0
+"""  # noqa: E501
+
+
+def test_a_chain_after_a_loss_is_cut_though_a_stale_entry_was_paired_later(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(LOSS)
+    chains = tdxtrace.analyze(tdxtrace.read_trace(path)).retry_chains
+    sure = chains.filter(outcome="succeeded")
+    assert sure["n_attempts"].to_list() == [1]
+    assert "cut" in chains.filter(n_attempts=2)["outcome"].to_list()
