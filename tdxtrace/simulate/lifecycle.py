@@ -67,11 +67,16 @@ def build(vm: Vm, thread: Thread, gpas: list[int], scarcity: float) -> Steps:
         gpas: Guest pages it starts with.
         scarcity: Chance that the module finds no entropy when it needs some.
     """
-    manage = vm.machine.times.manage
-    for leaf, n in (("TDH.MNG.CREATE", 1), ("TDH.MNG.KEY.CONFIG", 1), ("TDH.MNG.ADDCX", 4)):
-        for i in range(n):
-            needs = scarcity if leaf == "TDH.MNG.CREATE" or i == _TDCS_PAGES - 1 else 0.0
-            yield from _with_entropy(vm, thread, leaf, needs)
+    machine, manage = vm.machine, vm.machine.times.manage
+    # tdx_lock keeps two TDs from meeting at the key ownership table.
+    yield from machine.lock(thread, machine.tdx_lock, alone=True)
+    yield from _with_entropy(vm, thread, "TDH.MNG.CREATE", scarcity)
+    yield from machine.catch_up(thread)
+    machine.tdx_lock.release()
+    yield from _plain(vm, thread, _about(vm, "TDH.MNG.KEY.CONFIG"), manage)
+    for i in range(_TDCS_PAGES):
+        needs = scarcity if i == _TDCS_PAGES - 1 else 0.0
+        yield from _with_entropy(vm, thread, "TDH.MNG.ADDCX", needs)
     yield from _plain(vm, thread, _about(vm, "TDH.MNG.INIT"), manage)
     for task in vm.tasks:
         for leaf, n in (("TDH.VP.CREATE", 1), ("TDH.VP.ADDCX", _TDVPS_PAGES), ("TDH.VP.INIT", 1)):
@@ -171,6 +176,7 @@ def tear_down(vm: Vm, thread: Thread, packages: int) -> Steps:
     for package in range(packages):
         yield from _write_back_cache(vm, thread, package, package * n_cpus // packages)
     yield from _plain(vm, thread, _about(vm, "TDH.MNG.KEY.FREEID"), times.manage)
+    yield from machine.catch_up(thread)
     machine.tdx_lock.release()
     pages = [e.page for e in vm.td.sept.entries.values() if e.page]
     for page in pages:

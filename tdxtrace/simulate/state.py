@@ -66,6 +66,9 @@ class Call:
     out_rdx = 0
     out_r8 = 0
     armed = False
+    """Whether it is a TDH.VP.ENTER that met an armed zero-step gate."""
+    entered = False
+    """Whether it is one that ran the guest."""
     entry: Entry | None = None
     refusal: Refusal | None = None
 

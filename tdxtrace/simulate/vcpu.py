@@ -96,6 +96,7 @@ class VcpuTask:
             yield from self.machine.catch_up(self.thread)
             if self.machine.in_handler[self.thread.cpu]:
                 yield from self.machine.not_interrupted(self.thread)
+                continue
             if self.vm.held_off is not None:
                 self.thread.parked = True
                 yield self.vm.held_off

@@ -99,7 +99,7 @@ def _would_fault(module: Module, td: Td, page: int) -> bool:
 def run(call: Call) -> None:
     """Enter the guest: only TDVPR and TDR stay held, shared, until it comes out."""
     _, vcpu = _of(call)
-    vcpu.running = True
+    vcpu.running = call.entered = True
     while len(call.held) > 2:
         call.held.pop().drop(call)
 

@@ -269,3 +269,16 @@ def test_dmesg_is_rate_limited() -> None:
     lines = output.bytes_of(run, faults.record(run, Capture(), ()), form_of("dmesg")).decode()
     told = [line for line in lines.splitlines() if "vp_enter_ret 0x9000020500000000" in line]
     assert 1 <= len(told) <= 10
+
+
+def test_the_kernel_and_trace_cmd_round_to_microseconds_and_perf_cuts() -> None:
+    recording = _record("balloon")
+    seen = next(s for s in recording.events() if s.ts_ns % 1000 > 500)
+    only = Recording([seen], 1, "6.18", 1)
+    stamps = {
+        form: re.findall(r"4189\.\d{6}", _lines(only, form)[-1])[0]
+        for form in ("tracefs", "trace-cmd", "perf")
+    }
+    cut = f"4189.{seen.ts_ns % 10**9 // 1000:06}"
+    up = f"4189.{seen.ts_ns % 10**9 // 1000 + 1:06}"
+    assert stamps == {"tracefs": up, "trace-cmd": up, "perf": cut}
