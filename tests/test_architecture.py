@@ -21,8 +21,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tdx": set(),
     "tables": {"errors", "tdx"},
     **dict.fromkeys(ROOMS, FACTS),
+    "simulate": {"errors", "tables"},
     "pipeline": FACTS | {"analysis"},
-    "cli": FACTS | ROOMS | {"pipeline"},
+    "validate": FACTS | ROOMS | {"pipeline", "simulate"},
+    "cli": FACTS | ROOMS | {"pipeline", "simulate", "validate"},
 }
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 40

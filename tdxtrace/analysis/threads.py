@@ -104,5 +104,11 @@ def _lossy(frame: pl.DataFrame, first: Flags, windows: gaps.Windows) -> Times:
     since = np.where(first, _LOW, np.roll(end, 1))
     came_from = np.where(first, first_cpu, np.roll(last_cpu, 1))
     hidden = windows.overlap(first_cpu, since, start) | windows.overlap(came_from, since, start)
-    hidden |= windows.overlap(first_cpu, start, end) | windows.overlap(last_cpu, start, end)
+    inside = windows.overlap(first_cpu, start, end) | windows.overlap(last_cpu, start, end)
+    # The return behind a loss may be that of another call, whose entry is in the loss.
+    hidden |= inside
+    hidden[1:] |= inside[:-1] & ~first[1:]
+    # A thread makes one call after the other: where one seems to begin inside another, that
+    # one's return was lost, and the return it was paired with is a later call's.
+    hidden |= ~first & (since > start)
     return hidden.astype(np.int64)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli import analyze, convert, decode, table_commands
+from tdxtrace.cli import analyze, convert, decode, simulate, table_commands, validate
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -49,6 +49,8 @@ app.command("retry-chains")(table_commands.retry_chains_command)
 app.command("zero-steps")(table_commands.zero_steps_command)
 # A signed status word begins like an option.
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
+app.command("simulate")(simulate.simulate_command)
+app.command("validate")(validate.validate_command)
 
 
 def main() -> None:

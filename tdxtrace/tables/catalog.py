@@ -11,10 +11,11 @@ from typing import Final
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Table
+from tdxtrace.tables.truth import TRUTH_TABLES
 
 # Raise this whenever a generated contract changes in a way a reader can see.
 #
 # 1: first published.
 SCHEMA_VERSION: Final = 1
 
-TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES)
+TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES)

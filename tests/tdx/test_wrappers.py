@@ -22,6 +22,8 @@ from tdxtrace.tdx.wrappers import (
         ("tdh_mem_page_aug", 6, "td gpa level page ext_err1 ext_err2"),
         ("tdh_mem_range_block", 7, "td gpa level ext_err1 ext_err2"),
         ("tdh_mem_page_remove", 29, "td gpa level ext_err1 ext_err2"),
+        ("tdh_mem_sept_remove", 30, "td gpa level ext_err1 ext_err2"),
+        ("tdh_mem_range_unblock", 39, "td gpa level ext_err1 ext_err2"),
         ("tdh_mem_track", 38, "td"),
         ("tdh_mr_extend", 16, "td gpa ext_err1 ext_err2"),
         ("tdh_mng_create", 9, "td hkid"),

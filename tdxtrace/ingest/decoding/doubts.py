@@ -18,7 +18,13 @@ _MAX_BROKEN: Final = 1 << 20
 _MANY: Final = 64
 _WHEN: Final = pl.coalesce("end_ns", "start_ns")
 _NONE_BROKEN: Final = pl.DataFrame(
-    schema={"tid": pl.Int32, "cpu": pl.UInt16, "start_ns": pl.Int64, "end_ns": pl.Int64}
+    schema={
+        "leaf": pl.UInt16,
+        "tid": pl.Int32,
+        "cpu": pl.UInt16,
+        "start_ns": pl.Int64,
+        "end_ns": pl.Int64,
+    }
 )
 
 
@@ -28,7 +34,8 @@ class Watch:
 
     n_never: int = 0
     n_orphans: int = 0
-    has_entries: bool = False
+    has_entries: set[int] = field(default_factory=set)
+    """Leaves whose entries were seen; the probe of another is on its return alone."""
     beginning: Beginning = field(default_factory=Beginning)
     _n_broken: int = 0
     _broken: list[pl.DataFrame] = field(default_factory=list)
@@ -41,13 +48,14 @@ class Watch:
         n_never, n_orphans = seamcalls.select(never.sum(), orphan.sum()).row(0)
         self.n_never += n_never
         self.n_orphans += n_orphans
-        self.has_entries |= n_orphans < seamcalls.height
+        begun = seamcalls.filter(~orphan) if n_orphans else seamcalls
+        self.has_entries |= set(begun["leaf"].unique())
         extents = seamcalls.group_by("tid").agg(first=_WHEN.min(), last=_WHEN.max())
         self._extents.append(extents)
         if len(self._extents) > _MANY:
             self._extents = [self._all_extents()]
         if self._n_broken <= _MAX_BROKEN and n_never + n_orphans:
-            columns = ("tid", "cpu", "start_ns", "end_ns")
+            columns = ("leaf", "tid", "cpu", "start_ns", "end_ns")
             broken = seamcalls.filter(never | bare_return()).select(columns)
             self._broken.append(broken)
             self._n_broken += broken.height
@@ -62,9 +70,10 @@ class Watch:
             return _NONE_BROKEN.clear()
         calls = pl.concat(self._broken)
         calls = calls.join(self._all_extents(), on="tid", how="left", nulls_equal=True)
+        has_entries = pl.col("leaf").is_in(list(self.has_entries))
         never = pl.col("end_ns").is_null() & (pl.col("last") != _WHEN)
         orphan = pl.col("start_ns").is_null() & (pl.col("first") != _WHEN)
-        return calls.filter(never | (orphan & self.has_entries), pl.col("cpu").is_not_null())
+        return calls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())
 
 
 def note(watch: Watch, tally: Tally, header: Header) -> None:

@@ -1,0 +1,158 @@
+"""A genuine trace.dat, version 6 or 7, as trace-cmd would have recorded it.
+
+Layout: trace-cmd.dat.v6(5) and v7(5); the pages are those of the kernel's ring buffer
+(Linux kernel/trace/ring_buffer.c): a stamp, a commit count with flags for missed events,
+then events of four-byte units with a 27-bit time delta.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from tdxtrace.simulate.observe import Seen
+from tdxtrace.simulate.recording import Recording
+from tdxtrace.simulate.render import formats, pages
+
+_MAGIC: Final = b"\x17\x08\x44tracing"
+_PAGE: Final = 4096
+VERSIONS: Final = (6, 7)
+
+# Option and section numbers: trace-cmd.dat.v7(5).
+_DONE, _BUFFER, _TRACECLOCK, _UNAME, _CPUCOUNT, _VERSION = 0, 3, 4, 5, 8, 9
+_STRINGS, _HEADERS, _FTRACE, _EVENTS, _KALLSYMS, _PRINTK, _CMDLINES = 15, 16, 17, 18, 19, 20, 21
+_CLOCKS: Final = b"local global counter uptime perf [mono] mono_raw boot tai x86-tsc\n\0"
+_TOOL: Final = b"3.1.6\0"
+
+
+def render(recording: Recording, version: int) -> bytes:
+    """Return the file.
+
+    Args:
+        recording: What was recorded.
+        version: 6, uncompressed, or 7, with compression "none".
+    """
+    kinds = formats.Formats.of(recording.events())
+    data = [pages.cpu_pages(recording, cpu, kinds) for cpu in range(recording.n_cpus)]
+    parts = _Parts(recording, kinds)
+    return _v6(parts, data) if version == 6 else _v7(parts, data)
+
+
+class _Parts:
+    """The pieces that both versions hold, each as its section's body."""
+
+    def __init__(self, recording: Recording, kinds: formats.Formats) -> None:
+        self.headers = b"".join(
+            name + b"\0" + struct.pack("<Q", len(text)) + text
+            for name, text in ((b"header_page", _HEADER_PAGE), (b"header_event", _HEADER_EVENT))
+        )
+        self.ftrace = struct.pack("<I", len(_FTRACE_FORMATS)) + b"".join(
+            struct.pack("<Q", len(text)) + text for text in _FTRACE_FORMATS
+        )
+        systems = kinds.systems()
+        self.events = struct.pack("<I", len(systems))
+        for system, texts in systems.items():
+            self.events += system.encode() + b"\0" + struct.pack("<I", len(texts))
+            for text in texts:
+                self.events += struct.pack("<Q", len(text)) + text
+        self.kallsyms = struct.pack("<I", 0)
+        self.printk = struct.pack("<I", 0)
+        lines = "".join(f"{tid} {comm}\n" for tid, comm in _tasks(recording.events()))
+        self.cmdlines = struct.pack("<Q", len(lines)) + lines.encode()
+        self.uname = f"Linux simulated {recording.kernel}.0 x86_64\0".encode()
+        self.n_cpus = recording.n_cpus
+
+
+def _tasks(events: list[Seen]) -> list[tuple[int, str]]:
+    """Threads and their names, as saved_cmdlines holds them; idle threads are in none."""
+    return list({seen.tid: seen.comm[:15] for seen in events if seen.tid}.items())
+
+
+def _option(number: int, data: bytes) -> bytes:
+    return struct.pack("<HI", number, len(data)) + data
+
+
+def _padded(at: int) -> int:
+    return (at + _PAGE - 1) & -_PAGE
+
+
+def _v6(parts: _Parts, data: list[bytes]) -> bytes:
+    out = bytearray(_MAGIC + b"6\0" + b"\0\x08" + struct.pack("<I", _PAGE))
+    out += parts.headers + parts.ftrace + parts.events
+    out += parts.kallsyms + parts.printk + parts.cmdlines
+    out += struct.pack("<I", parts.n_cpus) + b"options  \0"
+    for number, body in ((_TRACECLOCK, _CLOCKS), (_UNAME, parts.uname), (_VERSION, _TOOL)):
+        out += _option(number, body)
+    out += struct.pack("<H", 0) + b"flyrecord\0"
+    at = _padded(len(out) + 16 * parts.n_cpus)
+    for pages_ in data:
+        out += struct.pack("<QQ", at, len(pages_))
+        at += _padded(len(pages_))
+    for pages_ in data:
+        out += b"\0" * (_padded(len(out)) - len(out)) + pages_
+    return bytes(out)
+
+
+def _v7(parts: _Parts, data: list[bytes]) -> bytes:
+    out = bytearray(_MAGIC + b"7\0" + b"\0\x08" + struct.pack("<I", _PAGE) + b"none\0\0")
+    offset_of_options = len(out)
+    out += struct.pack("<Q", 0)
+    strings = bytearray()
+    options = bytearray()
+    sections = (
+        (_HEADERS, b"headers", parts.headers),
+        (_FTRACE, b"ftrace events", parts.ftrace),
+        (_EVENTS, b"events format", parts.events),
+        (_KALLSYMS, b"kallsyms", parts.kallsyms),
+        (_PRINTK, b"printk", parts.printk),
+        (_CMDLINES, b"cmdlines", parts.cmdlines),
+    )
+    for number, name, body in sections:
+        options += _option(number, struct.pack("<Q", len(out)))
+        out += _section(number, strings, name, body)
+    # The pages lie page-aligned inside their section, each CPU's at an offset of its own.
+    begin = len(out)
+    first = _padded(begin + 16)
+    data_body = bytearray(b"\0" * (first - begin - 16))
+    table = bytearray()
+    for cpu, pages_ in enumerate(data):
+        if pages_:
+            table += struct.pack("<IQQ", cpu, begin + 16 + len(data_body), len(pages_))
+            data_body += pages_ + b"\0" * (_padded(len(pages_)) - len(pages_))
+    out += _section(_BUFFER, strings, b"flyrecord", bytes(data_body))
+    n_with_data = len(table) // 20
+    buffer = struct.pack("<Q", begin) + b"\0" + b"mono\0"
+    buffer += struct.pack("<II", _PAGE, n_with_data) + bytes(table)
+    options += _option(_TRACECLOCK, _CLOCKS) + _option(_UNAME, parts.uname)
+    options += _option(_VERSION, _TOOL) + _option(_CPUCOUNT, struct.pack("<I", parts.n_cpus))
+    options += _option(_BUFFER, buffer) + _option(_DONE, struct.pack("<Q", 0))
+    struct.pack_into("<Q", out, offset_of_options, len(out))
+    out += _section(0, strings, b"options", bytes(options))
+    strings_name = bytes(strings) + b"strings\0"
+    out += struct.pack("<HHIQ", _STRINGS, 0, len(strings), len(strings_name)) + strings_name
+    return bytes(out)
+
+
+def _section(number: int, strings: bytearray, name: bytes, body: bytes) -> bytes:
+    head = struct.pack("<HHIQ", number, 0, len(strings), len(body))
+    strings += name + b"\0"
+    return head + body
+
+
+_HEADER_PAGE: Final = (
+    b"\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;\n"
+    b"\tfield: local_t commit;\toffset:8;\tsize:8;\tsigned:1;\n"
+    b"\tfield: int overwrite;\toffset:8;\tsize:1;\tsigned:1;\n"
+    b"\tfield: char data;\toffset:16;\tsize:4080;\tsigned:0;\n"
+)
+_HEADER_EVENT: Final = (
+    b"# compressed entry header\n\ttype_len    :    5 bits\n\ttime_delta  :   27 bits\n"
+    b"\tarray       :   32 bits\n\n\tpadding     : type == 29\n\ttime_extend : type == 30\n"
+    b"\ttime_stamp : type == 31\n\tdata max type_len  == 28\n"
+)
+_FTRACE_FORMATS: Final = (
+    b"name: print\nID: 5\nformat:\n" + formats.COMMON.encode() + b"\n"
+    b"\tfield:unsigned long ip;\toffset:8;\tsize:8;\tsigned:0;\n"
+    b"\tfield:char buf[];\toffset:16;\tsize:0;\tsigned:0;\n\n"
+    b'print fmt: "%ps: %s", (void *)REC->ip, REC->buf\n',
+)

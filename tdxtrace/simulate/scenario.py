@@ -1,0 +1,248 @@
+"""A scenario: everything that is chosen about a run but its seed, as data and as TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Final, TypeVar
+
+from tdxtrace.errors import QueryError
+from tdxtrace.simulate.generations import GENERATIONS
+from tdxtrace.simulate.guests import Guest, program_named
+from tdxtrace.simulate.policies import policy_named
+from tdxtrace.simulate.times import Times, times_of
+from tdxtrace.simulate.workers import KINDS, Work
+
+KERNELS: Final = ("6.16", "6.18", "6.19", "7.0")
+# HP_LOCK_TIMEOUT may be 10 ms to 100 s: intel/tdx-module include/td_control_structures.h.
+_HP_TIMEOUT_US: Final = (10_000, 100_000_000)
+_MOST: Final = {"cpus": 4096, "tds": 64, "vcpus": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class TdSpec:
+    """One TD, or several alike."""
+
+    guest: Guest
+    count: int = 1
+    vcpus: int = 4
+    accepted: int = 512
+    """Pages mapped and accepted before the trace begins."""
+    pending_ve_disable: bool = True
+    large_pages: bool = False
+    """Whether the host maps 2 MB where the guest accepts 2 MB (huge page series)."""
+    ignored_faults: int = 0
+    """MEMORY_FAULT exits in a row that the VMM lets pass before it converts the page."""
+    mismatched: int = 0
+    """First so many of the guest's pages that the VMM has marked shared at the start."""
+    refuses_faults: bool = False
+    """Whether the host leaves the faults of vCPU 0 unserved: a zero-step attack."""
+    userspace_share: float = 0.3
+    build: bool = False
+    """Whether the trace begins with the TD's creation."""
+    workers: tuple[Work, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A run, but for its seed."""
+
+    name: str
+    title: str
+    tds: tuple[TdSpec, ...]
+    description: str = ""
+    generation: str = "C"
+    policy: str = "mainline"
+    kernel: str = "6.18"
+    duration_ms: int = 50
+    cpus: int = 16
+    interrupt_us: int = 1000
+    """Mean time between interrupts of a host processor."""
+    event_us: int = 1000
+    """Mean time between interrupts of a vCPU's own."""
+    no_entropy: float = 0.0
+    """Chance that a call finds no entropy when it needs some."""
+    hp_timeout_us: int = 1_000_000
+    times: Mapping[str, list[int]] = field(default_factory=dict)
+
+    def durations(self) -> Times:
+        """The times of this scenario: the defaults, and what it sets."""
+        return times_of(self.times)
+
+    def with_(self, **changes: Any) -> Scenario:  # noqa: ANN401 - whatever a field holds
+        """Return the scenario with some fields changed, checked again.
+
+        Raises:
+            QueryError: If what comes out is no sound scenario.
+        """
+        made = dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+        return checked(made)
+
+    def with_vcpus(self, n: int | None) -> Scenario:
+        """Return the scenario with so many vCPUs in every TD."""
+        if n is None:
+            return self
+        return self.with_(tds=tuple(dataclasses.replace(td, vcpus=n) for td in self.tds))
+
+    def to_toml(self) -> str:
+        """The scenario as text that ``load`` reads."""
+        head = {k: v for k, v in _plain(self).items() if k not in ("tds", "times")}
+        lines = [f"{k} = {_value(v)}" for k, v in head.items()]
+        if self.times:
+            lines += ["", "[times]", *(f"{k} = {_value(list(v))}" for k, v in self.times.items())]
+        for td in self.tds:
+            lines += ["", "[[tds]]"]
+            rest = {k: v for k, v in _plain(td).items() if k not in ("guest", "workers")}
+            lines += [f"{k} = {_value(v)}" for k, v in rest.items()]
+            lines += ["[tds.guest]", *(f"{k} = {_value(v)}" for k, v in _plain(td.guest).items())]
+            for work in td.workers:
+                lines += ["[[tds.workers]]"]
+                lines += [f"{k} = {_value(v)}" for k, v in _plain(work).items()]
+        return "\n".join(lines) + "\n"
+
+
+def names() -> list[str]:
+    """The names of the scenarios that come with tdxtrace."""
+    folder = resources.files("tdxtrace.simulate") / "scenarios"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
+
+
+def named(name: str) -> Scenario:
+    """Return a scenario that comes with tdxtrace.
+
+    Raises:
+        QueryError: If there is none of that name; says the nearest.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise QueryError(f"no scenario {name!r}; nearest: {near}; see tdxtrace simulate --list")
+    text = (resources.files("tdxtrace.simulate") / "scenarios" / f"{name}.toml").read_text("utf-8")
+    return load(text)
+
+
+def load(text: str) -> Scenario:
+    """Read a scenario from TOML.
+
+    Raises:
+        QueryError: If it is no TOML, has an unknown key, a wrong type or an impossible value.
+    """
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise QueryError(f"the scenario is no TOML: {error}") from None
+    tds = []
+    for td in _tables(given.pop("tds", []), "tds"):
+        guest = _made(Guest, td.pop("guest", {}), "tds.guest")
+        works = [_made(Work, w, "tds.workers") for w in _tables(td.pop("workers", []), "workers")]
+        tds.append(_made(TdSpec, {**td, "guest": guest, "workers": tuple(works)}, "tds"))
+    return checked(_made(Scenario, {**given, "tds": tuple(tds)}, "the scenario"))
+
+
+def checked(scenario: Scenario) -> Scenario:
+    """Return ``scenario`` if it can be run.
+
+    Raises:
+        QueryError: If not; one line says what is wrong.
+    """
+    wrong = next(filter(None, _problems(scenario)), None)
+    if wrong is not None:
+        raise QueryError(f"scenario {scenario.name!r}: {wrong}")
+    return scenario
+
+
+def _problems(s: Scenario) -> list[str | None]:
+    return [
+        _refused(policy_named, s.policy),
+        _refused(times_of, s.times),
+        _one_of("generation", s.generation, tuple(GENERATIONS)),
+        _one_of("kernel", s.kernel, KERNELS),
+        _within("duration_ms", s.duration_ms, 1, 3_600_000),
+        _within("cpus", s.cpus, 1, _MOST["cpus"]),
+        _within("interrupt_us", s.interrupt_us, 1, 10**9),
+        _within("event_us", s.event_us, 1, 10**9),
+        _within("hp_timeout_us", s.hp_timeout_us, *_HP_TIMEOUT_US),
+        None if 0 <= s.no_entropy < 1 else f"no_entropy is a chance below 1, not {s.no_entropy}",
+        _within("TDs", sum(td.count for td in s.tds), 1, _MOST["tds"]),
+        *(problem for td in s.tds for problem in _td_problems(s, td)),
+    ]
+
+
+def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
+    large = td.large_pages and s.generation == "A"
+    return [
+        _refused(program_named, td.guest.program),
+        _within("vcpus", td.vcpus, 1, _MOST["vcpus"]),
+        _within("count", td.count, 1, _MOST["tds"]),
+        _within("pages", td.guest.pages, 1, 1 << 24),
+        _within("run_us", td.guest.run_us, 1, 10**9),
+        "large pages and generation A do not go together: 1.0.x has no DEMOTE" if large else None,
+        *(_one_of("worker", work.kind, tuple(KINDS)) for work in td.workers),
+        *(_within("every_us", work.every_us, 1, 10**9) for work in td.workers),
+        *(_within("batch", work.batch, 1, max(1, work.pages)) for work in td.workers),
+    ]
+
+
+def _refused(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any reader of any word
+    try:
+        read(value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str | None:
+    return None if value in allowed else f"{what} {value!r} is not one of {', '.join(allowed)}"
+
+
+def _within(what: str, value: int, low: int, high: int) -> str | None:
+    return None if low <= value <= high else f"{what} is {value}, not within {low} to {high}"
+
+
+_T = TypeVar("_T")
+
+
+def _made(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name, value in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise QueryError(f"{where} has no {name!r}; nearest: {near}")
+        wanted = str(known[name].type)
+        if wanted in _TYPES and type(value) not in _TYPES[wanted]:
+            raise QueryError(f"{name!r} of {where} is {value!r}, not {wanted}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise QueryError(f"{where}: {str(error).split(') ')[-1]}") from None
+
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "float": (float, int),
+}
+
+
+def _tables(given: Any, where: str) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever TOML held
+    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        raise QueryError(f"{where} is no list of tables; write [[{where}]]")
+    return given
+
+
+def _plain(made: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
+    return {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return str(value)

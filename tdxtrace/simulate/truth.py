@@ -1,0 +1,150 @@
+"""What a run knows: its truth tables, as rows and as CSV files.
+
+CSV, because a Parquet file holds the version of the library that wrote it, and a run
+is the same to the byte everywhere.  The columns are declared in ``tables.truth``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tdxtrace.simulate.engine import Run
+from tdxtrace.simulate.journal import UNSETTLED, Request
+from tdxtrace.simulate.names import CLOCK_START_NS, td_address
+from tdxtrace.simulate.state import Call
+from tdxtrace.simulate.words import HIGH_HALF, LEAF, OPERAND_BUSY
+
+Row = tuple[object, ...]
+_LOW_HALF: Final = 0xFFFF
+
+
+def rows_of(run: Run) -> dict[str, list[Row]]:
+    """Return every truth table of a run, by name, as rows in the order of its columns."""
+    journal = run.journal
+    return {
+        "truth_chains": [_chain(request) for request in journal.requests],
+        "truth_attempts": [row for request in journal.requests for row in _attempts(request)],
+        "truth_busy": [row for request in journal.requests for row in _busies(request)],
+        "truth_zero_steps": list(_episodes(run)),
+        "truth_epochs": [
+            (_clock(ts_ns), td_address(td), epoch)
+            for ts_ns, td, epoch in journal.epochs
+            if ts_ns <= run.end_ns
+        ],
+        "truth_actions": list(_actions(run)),
+    }
+
+
+def csv_of(columns: list[str], rows: list[Row]) -> str:
+    """Return rows as CSV; nothing in them needs quotes."""
+    lines = [",".join(columns)]
+    lines += [",".join(_text(value) for value in row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _clock(ns: int) -> int:
+    return CLOCK_START_NS + ns
+
+
+def _unsettled(call: Call) -> bool:
+    return call.status & HIGH_HALF in UNSETTLED
+
+
+def _chain(request: Request) -> Row:
+    calls = request.calls
+    has_page = request.level >= 0
+    return (
+        request.number,
+        LEAF[request.leaf],
+        request.thread.tid,
+        request.thread.tgid,
+        td_address(request.td),
+        request.vcpu if request.vcpu >= 0 else None,
+        request.gpa if has_page else None,
+        request.level if has_page else None,
+        _clock(calls[0].start_ns),
+        _clock(calls[-1].end_ns),
+        len(calls),
+        len({call.wrapper for call in calls}) if calls[0].wrapper else len(calls),
+        sum(_unsettled(call) for call in calls),
+        request.segments,
+        request.outcome,
+        calls[-1].status,
+        calls[0].in_irq,
+    )
+
+
+def _attempts(request: Request) -> Iterator[Row]:
+    for number, call in enumerate(request.calls, 1):
+        times = (_clock(call.start_ns), _clock(call.end_ns))
+        yield request.number, number, call.wrapper, call.cpu, *times, call.status
+
+
+def _busies(request: Request) -> Iterator[Row]:
+    for number, call in enumerate(request.calls, 1):
+        if not _unsettled(call):
+            continue
+        refusal = call.refusal
+        holders = () if refusal is None else refusal.holders
+        is_busy = call.status & HIGH_HALF == OPERAND_BUSY
+        yield (
+            request.number,
+            number,
+            _clock(call.end_ns),
+            refusal.resource if refusal is not None else "",
+            call.status & _LOW_HALF if is_busy else 0,
+            len(holders),
+            *_holder(holders[0] if holders else None),
+        )
+
+
+def _holder(call: object) -> Row:
+    if not isinstance(call, Call):
+        return (None,) * 6
+    has_vcpu = call.vcpu is not None and (call.guest or call.leaf.startswith("TDH.VP."))
+    return (
+        call.leaf,
+        call.thread.tid if call.thread is not None else None,
+        call.vcpu.number if has_vcpu and call.vcpu is not None else None,
+        _clock(call.start_ns),
+        call.guest,
+        call.armed,
+    )
+
+
+def _episodes(run: Run) -> Iterator[Row]:
+    for e in run.journal.episodes:
+        if e.armed_ns > run.end_ns:
+            continue
+        form = "busy_sept" if e.n_busy else "emulated_ept_violation"
+        times = (e.first_refused_ns, e.last_refused_ns, e.cleared_ns)
+        yield (
+            e.thread.tid,
+            td_address(e.td),
+            e.vcpu,
+            e.gpa,
+            e.rip,
+            _clock(e.armed_ns),
+            *(None if ns is None else _clock(ns) for ns in times),
+            e.n_faults,
+            e.n_busy,
+            e.n_emulated,
+            form if e.n_busy or e.n_emulated else "armed_only",
+        )
+
+
+def _actions(run: Run) -> Iterator[Row]:
+    seen: set[Row] = set()
+    for a in run.journal.actions:
+        key = (a.ts_ns, a.thread.tid, a.action)
+        if a.ts_ns <= run.end_ns and key not in seen:
+            seen.add(key)
+            when = _clock(a.ts_ns)
+            yield when, a.thread.tid, td_address(a.td), a.action, LEAF[a.leaf], a.detail

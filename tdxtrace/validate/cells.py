@@ -1,0 +1,161 @@
+"""What is tried: scenarios, module generations, policies, formats, captures, faults, seeds."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from tdxtrace.errors import QueryError
+from tdxtrace.simulate import scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run of the simulator: what is shared by the cells that read its captures."""
+
+    scenario: str
+    generation: str
+    policy: str
+    seed: int
+    duration_ms: int
+    kernel: str = "6.18"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One capture of one run, read and analysed once."""
+
+    plan: Plan
+    form: str = "tracefs"
+    options: tuple[str, ...] = ()
+    probes: str = "wrappers"
+    vp_enter: bool = True
+    arguments: bool = True
+    faults: tuple[str, ...] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the capture shows all there is to see: nothing lost, every argument."""
+        return not self.faults and self.arguments and self.probes != "stock"
+
+    @property
+    def capture(self) -> str:
+        """The capture in a few words."""
+        words = [self.form, *self.options, self.probes]
+        words += [] if self.vp_enter else ["no vpenter"]
+        words += [] if self.arguments else ["no arguments"]
+        return " ".join([*words, *self.faults])
+
+
+# Captures that are tried on every run: each format, each kind of probes, each fault.
+_CAPTURES: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"options": ("tgid",)},
+    {"form": "trace-pipe"},
+    {"form": "trace-cmd"},
+    {"form": "trace-cmd", "options": ("raw", "ns")},
+    {"form": "trace-cmd", "options": ("instance=rig",)},
+    {"form": "perf"},
+    {"form": "perf", "options": ("ns",)},
+    {"form": "graph"},
+    {"options": ("latency",)},
+    {"options": ("no-irq-info",)},
+    {"probes": "retargs"},
+    {"probes": "seamcall"},
+    {"vp_enter": False},
+    {"probes": "stock"},
+    {"arguments": False},
+    {"form": "trace-pipe", "faults": ("lost=0.02",)},
+    {"form": "trace-cmd", "faults": ("lost=0.02",)},
+    {"form": "perf", "faults": ("lost=0.02",)},
+    {"faults": ("overwritten=0.3",)},
+    {"faults": ("full=0.3",)},
+    {"faults": ("truncated=0.3",)},
+    {"faults": ("returns=0.01",)},
+    {"faults": ("clock=3",)},
+)
+# What is tried of generations and policies; a scenario's own always is.
+_VARIANTS: Final = (
+    (None, None),
+    ("B", "v1-series"),
+    ("C", "seed-loop"),
+    ("A", "fixed-8"),
+    ("B", "endless"),
+)
+_DURATION_MS: Final = 6
+_SMALL_RUNS: Final = (
+    ("zero_step_attack", "B", None),
+    ("hostile_guest", "C", "endless"),
+    ("balloon", "C", None),
+    ("lifecycle", "C", None),
+)
+_SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22)
+
+
+def small() -> list[Cell]:
+    """The cells that a test run has time for: few runs, one capture of each kind."""
+    plans = [_plan(name, generation, policy, 1) for name, generation, policy in _SMALL_RUNS]
+    return list(_cells(plans, [_CAPTURES[i] for i in _SMALL_CAPTURES]))
+
+
+def full(seeds: int = 1) -> list[Cell]:
+    """Every scenario in every variant; every capture of some, four in turn of the others.
+
+    What a capture shows depends little on the scenario, so not all of their product is
+    needed to see each pair of a capture and a kind of trouble.
+    """
+    plans = [
+        _plan(name, generation, policy, seed)
+        for name, (generation, policy), seed in itertools.product(
+            scenario.names(), _VARIANTS, range(1, seeds + 1)
+        )
+        if not (name == "page_split" and generation == "A")
+    ]
+    cells: list[Cell] = []
+    for number, plan in enumerate(dict.fromkeys(plans)):
+        whole = plan.scenario in _IN_FULL and plan.policy == scenario.named(plan.scenario).policy
+        turn = [_CAPTURES[(number * 3 + i) % len(_CAPTURES)] for i in range(3)]
+        captures = _CAPTURES if whole else [_CAPTURES[0], *(c for c in turn if c)]
+        cells += _cells([plan], captures)
+    return cells
+
+
+def only(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
+    """Keep the cells of some scenarios; all if none is named.
+
+    Raises:
+        QueryError: If a name is none of these cells'.
+    """
+    known = sorted({cell.plan.scenario for cell in cells})
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise QueryError(f"no cells of scenario {name!r}; nearest: {near}; --full has more")
+    return [cell for cell in cells if not names or cell.plan.scenario in names]
+
+
+_IN_FULL: Final = ("zero_step_attack", "hostile_guest", "balloon", "lifecycle", "crowd")
+
+
+def _plan(name: str, generation: str | None, policy: str | None, seed: int) -> Plan:
+    own = scenario.named(name)
+    return Plan(
+        name,
+        generation or own.generation,
+        policy or own.policy,
+        seed,
+        # What a scenario is about may begin late: a life cycle ends, a timeout comes.
+        own.duration_ms if name in _LATE else _DURATION_MS,
+        own.kernel,
+    )
+
+
+_LATE: Final = ("lifecycle", "host_gives_up", "hotplug")
+
+
+def _cells(plans: list[Plan], captures: Sequence[dict[str, Any]]) -> Iterator[Cell]:
+    for plan, capture in itertools.product(plans, captures):
+        yield replace(Cell(plan), **capture)

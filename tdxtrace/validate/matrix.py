@@ -1,0 +1,118 @@
+"""Runs every cell and adds up the scores; later analyses plug in by one more scorer."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from tdxtrace.simulate import engine, scenario
+from tdxtrace.simulate.engine import Run
+from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.cells import Cell, Plan
+from tdxtrace.validate.chains import score_chains
+from tdxtrace.validate.episodes import score_episodes
+
+
+class Score(Protocol):
+    """What a scorer returns: counts by name, and examples of what is wrong."""
+
+    counts: Counter[str]
+    examples: list[str]
+
+
+# One scorer per analysis, by the name of the table it returns.
+SCORERS: Final[dict[str, Callable[[Captured], Score]]] = {
+    "retry_chains": score_chains,
+    "zero_steps": score_episodes,
+}
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Result:
+    """Scores of one cell, by analysis."""
+
+    cell: Cell
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+    unparsed: int = 0
+    """Lines that ingest could not read, though a tool wrote them."""
+
+
+def validate(cells: list[Cell], jobs: int = 0, progress: Progress | None = None) -> list[Result]:
+    """Run and score cells.
+
+    Args:
+        cells: Which; those of one plan share its simulation.
+        jobs: Processes to use; 0: one for each CPU.
+        progress: Called with plans done and plans in all.
+
+    Returns:
+        One result per cell, in their order.
+    """
+    by_plan: dict[Plan, list[Cell]] = {}
+    for cell in cells:
+        by_plan.setdefault(cell.plan, []).append(cell)
+    groups = list(by_plan.values())
+    done: dict[Cell, Result] = {}
+    for number, results in enumerate(_run(groups, jobs or os.cpu_count() or 1), 1):
+        done.update({result.cell: result for result in results})
+        if progress is not None:
+            progress(number, len(groups))
+    return [done[cell] for cell in cells]
+
+
+def _run(groups: list[list[Cell]], jobs: int) -> Iterator[list[Result]]:
+    if jobs == 1 or len(groups) == 1:
+        yield from map(score_group, groups)
+        return
+    # polars has threads of its own, which a forked child would find stopped.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        for future in as_completed([pool.submit(score_group, group) for group in groups]):
+            yield future.result()
+
+
+def score_group(cells: list[Cell]) -> list[Result]:
+    """Simulate once, then capture, read, analyse and score each of the cells."""
+    run = simulated(cells[0].plan)
+    return [_scored(run, cell) for cell in cells]
+
+
+def simulated(plan: Plan) -> Run:
+    """Run a plan's scenario."""
+    chosen = scenario.named(plan.scenario).with_(
+        generation=plan.generation,
+        policy=plan.policy,
+        duration_ms=plan.duration_ms,
+        kernel=plan.kernel,
+    )
+    return engine.run(chosen, plan.seed)
+
+
+def _scored(run: Run, cell: Cell) -> Result:
+    result = Result(cell)
+    made = capture(run, cell)
+    if made is None:
+        return result
+    losses = made.trace.losses.filter(made.trace.losses["kind"].is_in(["unparsed", "undecoded"]))
+    # A line that the end of the file cuts in two is rightly not understood.
+    result.unparsed = max(0, int(losses["n_lines"].sum()) - bool(made.partial_line))
+    for name, scorer in SCORERS.items():
+        score = scorer(made)
+        result.counts[name] = dict(sorted(score.counts.items()))
+        result.examples += [f"{name}: {text}" for text in score.examples]
+    return result
+
+
+def total(results: Iterable[Result], analysis: str) -> Counter[str]:
+    """Counts of one analysis over many cells."""
+    added: Counter[str] = Counter()
+    for result in results:
+        added.update(result.counts.get(analysis, {}))
+    return added

@@ -1,0 +1,37 @@
+"""A probe that was placed on the return alone is no sign of a full buffer."""
+
+from pathlib import Path
+
+import pytest
+
+import tdxtrace
+
+ENTER = "{tid:>16}    [00{cpu}] .....  4189.19{us:04}: vpenter_in: (tdx_vcpu_run+0x4/0x230 [kvm_intel]) vp=0xff11"  # noqa: E501 - lines as the kernel prints them
+EXIT = "{tid:>16}    [00{cpu}] .....  4189.19{us:04}: vpenter: (vt_vcpu_run+0x2e/0x60 [kvm_intel] <- tdx_vcpu_run [kvm_intel]) status=0x1 gpa=0x0 vp=0xff11 fast=0"  # noqa: E501
+FLUSH = "{tid:>16}    [00{cpu}] .....  4189.19{us:04}: tdh_phymem_page_wbinvd_hkid_{what}: (tdx_sept_drop_private_spte+0xe4/0x1b0 [kvm_intel] {arrow} tdh_phymem_page_wbinvd_hkid) {fields}"  # noqa: E501
+
+
+def _flush(us: int, what: str) -> str:
+    arrow, fields = ("<-", "ret=0x0") if what == "done" else ("->", "hkid=34 page=0xffd4")
+    return FLUSH.format(tid="worker-50", cpu=1, us=us, what=what, arrow=arrow, fields=fields)
+
+
+def _vcpu(line: str, us: int) -> str:
+    return line.format(tid="CPU 0/KVM-40", cpu=0, us=us)
+
+
+def _kinds(tmp_path: Path, *lines: str) -> list[str]:
+    path = tmp_path / "trace.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return tdxtrace.read_trace(path).losses["kind"].to_list()
+
+
+@pytest.mark.parametrize("entries", [False, True])
+def test_returns_without_entries_mean_a_loss_only_where_entries_are_probed(
+    tmp_path: Path, entries: bool
+) -> None:
+    # CPU 0 is in the guest when CPU 1 flushes its last pages.
+    lines = [_vcpu(ENTER, 100), _vcpu(EXIT, 110), _vcpu(ENTER, 111)]
+    lines += [_flush(1200, "enter")] if entries else []
+    lines += [_flush(us, "done") for us in (1210, 1220, 1230)]
+    assert ("buffer_full" in _kinds(tmp_path, *lines)) == entries

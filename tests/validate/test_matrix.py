@@ -1,0 +1,47 @@
+"""The small matrix, through the program: every analysis right on every capture of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tdxtrace.validate import cells
+
+
+def _validate(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tdxtrace", "validate", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_small_matrix_is_all_right(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    done = _validate("--small", "--json", str(path))
+    assert done.returncode == 0, done.stderr + done.stdout
+    made = json.loads(path.read_text())
+    assert len(made["cells"]) == len(cells.small()) >= 20
+    assert made["figures"]["exact"] == 1.0
+    assert made["figures"]["precision"] == 1.0
+    assert made["failures"] == []
+    assert done.stdout.splitlines()[0].startswith("scenario")
+
+
+def test_a_scenario_without_cells_is_refused() -> None:
+    done = _validate("--scenario", "lifecicle")
+    assert done.returncode == 2
+    assert "nearest: lifecycle" in done.stderr
+
+
+def test_the_full_matrix_has_every_scenario_capture_and_variant() -> None:
+    full = cells.full()
+    assert len(full) >= 200
+    assert len(set(full)) == len(full)
+    assert {c.plan.generation for c in full} == {"A", "B", "C"}
+    assert {c.form for c in full} >= {"tracefs", "trace-pipe", "trace-cmd", "perf", "graph"}
+    assert {f.partition("=")[0] for c in full for f in c.faults} == {
+        "lost", "overwritten", "full", "truncated", "returns", "clock",
+    }  # fmt: skip
+    assert len({c.plan.policy for c in full}) >= 5

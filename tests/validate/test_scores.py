@@ -1,0 +1,140 @@
+"""The scorers see what is wrong: findings are spoilt by hand, and the score has to tell."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.cells import Cell, Plan
+from tdxtrace.validate.chains import score_chains
+from tdxtrace.validate.episodes import score_episodes
+from tdxtrace.validate.matrix import Result, simulated
+from tdxtrace.validate.verdict import Thresholds, failures, figures, table
+
+PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
+
+
+@cache
+def _captured(**changes: Any) -> Captured:  # noqa: ANN401 - fields of a cell
+    made = capture(simulated(PLAN), dataclasses.replace(Cell(PLAN), **changes))
+    assert made is not None
+    return made
+
+
+def _with(table_name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Captured:
+    made = _captured()
+    frame: Any = change(getattr(made.findings, table_name))
+    findings = dataclasses.replace(made.findings, **{table_name: frame})
+    return dataclasses.replace(made, findings=findings)
+
+
+def _row(frame: pl.DataFrame, **where: object) -> pl.Expr:
+    place = int(frame.with_row_index().filter(**where)["index"][0])
+    here: pl.Expr = pl.int_range(pl.len()).eq(place)
+    return here
+
+
+def test_the_analysis_as_it_is_gets_everything_right() -> None:
+    score = score_chains(_captured())
+    n = score.counts["requests"]
+    assert n > 1000
+    assert score.counts == {"requests": n, "exact": n, "extra": 0}
+    assert score.examples == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("n_attempts", 7), ("n_busy", 1), ("outcome", "failed"), ("last_seq", 1)]
+)
+def test_a_chain_that_is_sure_of_something_untrue_is_wrong(column: str, value: object) -> None:
+    def spoil(chains: pl.DataFrame) -> pl.DataFrame:
+        here = _row(chains, outcome="succeeded", n_attempts=1)
+        dtype = chains.schema[column]
+        lie = pl.when(here).then(pl.lit(value).cast(dtype)).otherwise(column)
+        return chains.with_columns(lie.alias(column))
+
+    score = score_chains(_with("retry_chains", spoil))
+    assert score.counts["wrong"] == 1
+    assert score.examples[0].startswith("wrong: ")
+
+
+def test_a_chain_that_is_left_out_is_missing() -> None:
+    spoilt = _with("retry_chains", lambda chains: chains.filter(~_row(chains, n_attempts=1)))
+    assert score_chains(spoilt).counts["missing"] == 1
+
+
+def test_a_chain_of_nothing_is_extra() -> None:
+    def spoil(chains: pl.DataFrame) -> pl.DataFrame:
+        made_up = chains.head(1).with_columns(first_seq=pl.lit(10**9, pl.UInt64))
+        return pl.concat([chains, made_up])
+
+    assert score_chains(_with("retry_chains", spoil)).counts["extra"] == 1
+
+
+def test_a_chain_marked_for_nothing_is_needless() -> None:
+    def spoil(chains: pl.DataFrame) -> pl.DataFrame:
+        here = _row(chains, outcome="succeeded", n_attempts=1)
+        cut = pl.when(here).then(pl.lit("cut").cast(chains.schema["outcome"])).otherwise("outcome")
+        return chains.with_columns(cut.alias("outcome"))
+
+    counts = score_chains(_with("retry_chains", spoil)).counts
+    assert (counts["marked"], counts["needless"], counts["wrong"]) == (1, 1, 0)
+
+
+def test_an_episode_where_none_was_costs_precision() -> None:
+    def spoil(steps: pl.DataFrame) -> pl.DataFrame:
+        elsewhere = steps.head(1).with_columns(tid=pl.lit(1, pl.Int32))
+        return pl.concat([steps, elsewhere])
+
+    counts = score_episodes(_with("zero_steps", spoil)).counts
+    assert counts["proof_found"] == counts["proof_true"] + 1
+
+
+def test_an_episode_left_out_costs_recall() -> None:
+    whole = score_episodes(_captured()).counts
+    assert whole["shown"] == whole["found_surely"] > 0
+    counts = score_episodes(_with("zero_steps", lambda steps: steps.tail(-1))).counts
+    assert counts["found_surely"] < counts["shown"] == whole["shown"]
+
+
+def test_an_episode_before_any_sign_of_progress_is_at_the_edge() -> None:
+    counts = score_episodes(_captured(vp_enter=False)).counts
+    assert counts["at_the_edge"] > 0
+    assert counts["strong_found"] == counts["strong_true"]
+
+
+def _result(**chains: int) -> Result:
+    return Result(Cell(PLAN), {"retry_chains": chains, "zero_steps": {}})
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (_result(exact=99, wrong=1), "exact chains: 0.990000, at least 1 is wanted"),
+        (_result(exact=1, needless=2), "2 chains are marked"),
+        (
+            Result(Cell(PLAN), {"zero_steps": {"proof_found": 2, "proof_true": 1}}),
+            "zero-step precision: 0.5",
+        ),
+        (
+            Result(Cell(PLAN), {"zero_steps": {"shown": 100, "found_surely": 98}}),
+            "zero-step recall: 0.98",
+        ),
+        (Result(Cell(PLAN), unparsed=3), "3 lines were not understood"),
+    ],
+)
+def test_whatever_falls_short_is_said(result: Result, says: str) -> None:
+    assert any(line.startswith(says) for line in failures([result], Thresholds()))
+
+
+def test_nothing_to_count_is_no_failure() -> None:
+    assert failures([Result(Cell(PLAN))], Thresholds()) == []
+    assert figures([Result(Cell(PLAN))]).exact is None
+
+
+def test_the_table_adds_up() -> None:
+    rows = table([_result(exact=3), _result(exact=4, marked=1)])
+    assert rows[-1][:4] == ["all", "2", "7", "1"]
