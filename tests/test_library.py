@@ -16,7 +16,8 @@ from texts import ONE_CALL, read_text
 import tdxtrace
 from tdxtrace import Findings, TdxtraceError, Trace
 from tdxtrace.errors import FormatError, InputError, QueryError, TableError
-from tdxtrace.tables.catalog import TABLES
+from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.findings import FINDING_TABLES
 
 SAMPLE = SAMPLES / "contended.txt"
 
@@ -44,7 +45,8 @@ def test_a_path_may_be_text(path: str) -> None:
 
 
 def test_every_table_has_its_place(trace: Trace, findings: Findings) -> None:
-    assert {*trace.tables(), *findings.tables()} == {table.name for table in TABLES}
+    tables = (*EVENT_TABLES, *FINDING_TABLES)
+    assert {*trace.tables(), *findings.tables()} == {table.name for table in tables}
     for bundle in (trace, findings):
         for name, frame in bundle.tables().items():
             assert getattr(bundle, name) is frame

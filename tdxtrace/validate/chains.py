@@ -65,7 +65,8 @@ def score_chains(made: Captured) -> ChainScore:
             verdict = "marked"
         score.counts["requests"] += 1
         score.counts[verdict] += 1
-        if verdict == "marked" and made.cell.is_clean and _was_plain(want, last_of_thread):
+        plain = made.cell.is_clean and _was_plain(want, last_of_thread)
+        if verdict == "marked" and plain and not _may_have_begun_before(made, mine):
             score.counts["needless"] += 1
             _example(score, "needless", want, mine)
         if verdict in ("wrong", "missing"):
@@ -134,6 +135,12 @@ def _last_rows(made: Captured) -> dict[int, int]:
     own = rows.filter(~pl.col("in_irq").fill_null(False), pl.col("tid").is_not_null())
     last = own.group_by("tid").agg(pl.col("seq").max())
     return dict(zip(last["tid"], last["seq"], strict=True))
+
+
+def _may_have_begun_before(made: Captured, mine: list[dict[str, Any]]) -> bool:
+    """Whether TDs ran before the capture: nothing says that a thread's first call is a first."""
+    ran = not all(td.build for td in made.run.scenario.tds)
+    return ran and any(row["cut_by"] == "trace_start" for row in mine)
 
 
 def _was_plain(want: _Expected, last_of_thread: dict[int, int]) -> bool:
