@@ -105,9 +105,10 @@ def _lossy(frame: pl.DataFrame, first: Flags, windows: gaps.Windows) -> Times:
     came_from = np.where(first, first_cpu, np.roll(last_cpu, 1))
     hidden = windows.overlap(first_cpu, since, start) | windows.overlap(came_from, since, start)
     inside = windows.overlap(first_cpu, start, end) | windows.overlap(last_cpu, start, end)
-    # The return behind a loss may be that of another call, whose entry is in the loss.
+    # The return behind a loss may be that of another call, whose entry is in the loss, and
+    # which the next call retries if it was busy.
     hidden |= inside
-    hidden[1:] |= inside[:-1] & ~first[1:]
+    hidden[1:] |= inside[:-1] & frame["retryable"].to_numpy()[:-1] & ~first[1:]
     # A thread makes one call after the other: where one seems to begin inside another, that
     # one's return was lost, and the return it was paired with is a later call's.
     hidden |= ~first & (since > start)

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from tdxtrace.cli import options
+from tdxtrace.cli.groups import spread
+from tdxtrace.cli.inputs import Reading
 
 
+@spread
 def convert_command(
-    traces: options.Traces,
+    reading: Reading,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Folder to make.", show_default=False),
@@ -20,28 +22,14 @@ def convert_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a folder that convert made.")
     ] = False,
-    input_format: options.InputFormat = None,
-    mappings: options.Mappings = [],  # noqa: B006 - typer reads, nobody writes it
-    level_base: options.LevelBase = None,
-    formats: options.Formats = None,
-    quiet: options.Quiet = False,
 ) -> None:
     """Read traces once and keep their tables (Parquet): name the folder in place of a trace.
 
     Example: tdxtrace convert trace.dat -o run1; tdxtrace analyze run1
     """
-    from tdxtrace.cli.inputs import Request
     from tdxtrace.tables.store import make_room
 
     make_room(output, force)
-    request = Request(
-        traces,
-        input_format=input_format,
-        mappings=mappings,
-        level_base=level_base,
-        formats=formats,
-        quiet=quiet,
-    )
-    request.convert(output)
-    if not quiet:
+    reading.convert(output)
+    if not reading.quiet:
         print(f"tdxtrace: wrote {output}", file=sys.stderr)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tdxtrace.analysis.selection import Selection
+from tdxtrace.cli import options
 from tdxtrace.errors import InputError
-from tdxtrace.tables.text import one_line
-from tdxtrace.tables.trace import Trace
+
+if TYPE_CHECKING:
+    from tdxtrace.analysis.selection import Selection
+    from tdxtrace.tables.trace import Findings, Trace
 
 # Inputs read faster than this need no progress bar.
 _PATIENCE_S = 1.0
@@ -20,47 +23,16 @@ _PATIENCE_S = 1.0
 Report = Callable[[str, int, int | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the shared options of a command say."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Options that say how traces are to be read."""
 
-    traces: Sequence[str]
-    vms: Sequence[str] = ()
-    leaves: Sequence[str] = ()
-    since: str | None = None
-    until: str | None = None
-    input_format: str | None = None
-    mappings: Sequence[str] = ()
-    level_base: int | None = None
-    quiet: bool = False
-    formats: Path | None = None
-    cache: bool = False
-
-    @property
-    def selection(self) -> Selection:
-        """What to keep of the answers."""
-        return Selection(tuple(self.vms), tuple(self.leaves), self.since, self.until)
-
-    def read(self) -> Trace:
-        """Read the traces.
-
-        Raises:
-            TdxtraceError: If they cannot be read or understood.
-        """
-        from tdxtrace.ingest.read import read_trace
-
-        folder = self._cached() if self.cache else None
-        if folder is not None:
-            return read_trace(folder)
-        with _progress(self.quiet) as report:
-            return read_trace(
-                *self.traces,
-                input_format=self.input_format,
-                mappings=self.mappings,
-                level_base=self.level_base,
-                formats=self.formats,
-                progress=report,
-            )
+    traces: options.Traces
+    input_format: options.InputFormat = None
+    mappings: options.Mappings = field(default_factory=list)
+    level_base: options.LevelBase = None
+    formats: options.Formats = None
+    quiet: options.Quiet = False
 
     def convert(self, folder: Path) -> None:
         """Read the traces into ``folder``.
@@ -71,10 +43,68 @@ class Request:
         from tdxtrace.ingest.read import convert, options_of
 
         with _progress(self.quiet) as report:
-            options = options_of(
+            how = options_of(
                 self.input_format, self.mappings, self.level_base, self.formats, report
             )
-            convert(self.traces, folder, options)
+            convert(self.traces, folder, how)
+
+    def read(self) -> Trace:
+        """Read the traces.
+
+        Raises:
+            TdxtraceError: If they cannot be read or understood.
+        """
+        from tdxtrace.ingest.read import read_trace
+
+        with _progress(self.quiet) as report:
+            return read_trace(
+                *self.traces,
+                input_format=self.input_format,
+                mappings=self.mappings,
+                level_base=self.level_base,
+                formats=self.formats,
+                progress=report,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Reading):
+    """Options that say what is asked, and of which traces."""
+
+    vm: options.Vms = field(default_factory=list)
+    leaf: options.Leaves = field(default_factory=list)
+    since: options.Since = None
+    until: options.Until = None
+    cache: options.Cache = False
+    no_color: options.NoColor = False
+
+    @property
+    def selection(self) -> Selection:
+        """What to keep of the answers."""
+        from tdxtrace.analysis.selection import Selection
+
+        return Selection(tuple(self.vm), tuple(self.leaf), self.since, self.until)
+
+    def analyze(self) -> Findings:
+        """Read the traces and answer what is asked.
+
+        Raises:
+            TdxtraceError: If they cannot be read or understood, or lack what is asked for.
+        """
+        from tdxtrace.pipeline import analyze
+
+        return analyze(self.read(), self.selection)
+
+    def read(self) -> Trace:
+        """Read the traces, or what was kept of them if that is wanted.
+
+        Raises:
+            TdxtraceError: If they cannot be read or understood.
+        """
+        from tdxtrace.ingest.read import read_trace
+
+        folder = self._cached() if self.cache else None
+        return Reading.read(self) if folder is None else read_trace(folder)
 
     def _cached(self) -> Path | None:
         """The folder with the converted traces, made if need be; None if they cannot be kept."""
@@ -110,6 +140,8 @@ def _progress(quiet: bool) -> Iterator[Report | None]:
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+
+    from tdxtrace.tables.text import one_line
 
     columns = (
         TextColumn("{task.description}", markup=False),

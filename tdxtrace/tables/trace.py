@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,20 +79,24 @@ class _Bundle:
         for table in self._tables:
             table.check(getattr(self, table.name))
 
-    def _rows(self) -> list[tuple[str, int, str]]:
-        return [(t.name, getattr(self, t.name).height, t.grain) for t in self._tables]
+    def _size(self, name: str) -> str:
+        frame: pl.DataFrame = getattr(self, name)
+        return f"{frame.height:,}"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        return [(t.name, self._size(t.name), t.grain) for t in self._tables]
 
     def _title(self) -> str:
         raise NotImplementedError  # pragma: no cover - both bundles define it
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _, _ in self._rows())
-        lines = [f"  {name:<{width}} {n:>12,}  {grain}" for name, n, grain in self._rows()]
+        lines = [f"  {name:<{width}} {n:>12}  {grain}" for name, n, grain in self._rows()]
         return "\n".join([self._title(), *lines])
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td><code>{name}</code></td><td style='text-align:right'>{n:,}</td>"
+            f"<tr><td><code>{name}</code></td><td style='text-align:right'>{n}</td>"
             f"<td style='text-align:left'>{escape(grain)}</td></tr>"
             for name, n, grain in self._rows()
         )
@@ -119,7 +123,10 @@ class Trace(_Bundle):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Findings(_Bundle):
-    """What it means: one finding table per question, and what it rests on."""
+    """What it means: one finding table per question, and what it rests on.
+
+    Answers that take longer are found when they are first asked for, and kept.
+    """
 
     retry_chains: pl.DataFrame
     leaf_stats: pl.DataFrame
@@ -131,7 +138,19 @@ class Findings(_Bundle):
     provenance: Provenance
     options: Mapping[str, object] = field(default_factory=dict)
     """Filters that were applied before the analysis."""
+    _questions: Mapping[str, Callable[[Findings], pl.DataFrame]] = field(default_factory=dict)
+    """How each answer is found that was not asked for yet, by table."""
+    _answers: dict[str, pl.DataFrame] = field(default_factory=dict)
     _tables = (*FINDING_TABLES, THREADS, LOSSES)
+
+    def _answer(self, name: str) -> pl.DataFrame:
+        if name not in self._answers:
+            self._answers[name] = self._questions[name](self)
+        return self._answers[name]
+
+    def _size(self, name: str) -> str:
+        waits = name in self._questions and name not in self._answers
+        return "on demand" if waits else _Bundle._size(self, name)
 
     def _title(self) -> str:
         return "Findings on " + ", ".join(one_line(s.path) for s in self.provenance.sources)

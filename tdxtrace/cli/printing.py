@@ -1,0 +1,50 @@
+"""How a command prints the one table that it is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tdxtrace.cli import options
+from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.options import OutputFormat
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Printing:
+    """Options that say as what a table is printed, and where."""
+
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="Most rows of --format table; 0: all.")
+    ] = 40
+    form: options.Format = OutputFormat.table
+    output: options.Output = None
+    force: options.Force = False
+
+    def show(self, rows: pl.DataFrame, request: Request) -> None:
+        """Print ``rows``, which answer ``request``.
+
+        Raises:
+            InputError: If the file exists and is not to be overwritten, or cannot be written.
+            QueryError: If Parquet would go to a terminal.
+        """
+        from tdxtrace.cli import outputs
+
+        if self.form is not OutputFormat.table:
+            outputs.write_table(rows, self.form, self.output, self.force)
+            return
+        from tdxtrace.report.listing import listing
+
+        if self.output is None:
+            screen = outputs.console(request.no_color)
+            screen.print(listing(rows, self.limit, screen.width))
+            return
+        plain = outputs.console(no_color=True)
+        with plain.capture() as text:
+            plain.print(listing(rows, self.limit, plain.width))
+        outputs.write_file(self.output, text.get().encode(), self.force)
