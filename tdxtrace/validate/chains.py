@@ -148,7 +148,7 @@ def _was_plain(want: _Expected, last_of_thread: dict[int, int]) -> bool:
     whole = None not in want.rows and all(want.is_whole)
     last = want.rows[-1]
     ends = last is not None and last < last_of_thread.get(want.request.thread.tid, 0)
-    return whole and (want.settled or ends)
+    return whole and (want.settled or (ends and want.outcome != "cut"))
 
 
 def _verdict(
