@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
@@ -16,9 +16,7 @@ from tdxtrace.ingest.ring.rawpages import PageReader, open_pages, read_formats
 from tdxtrace.ingest.ring.tracedat import DatReader
 from tdxtrace.ingest.stream import Stream
 from tdxtrace.ingest.tally import Tally
-
-RAW_PAGES: Final = "trace_pipe_raw"
-BINARY_FORMATS: Final = ("trace.dat", "perf.data", RAW_PAGES)
+from tdxtrace.tables.trace import RAW_PAGES
 
 
 class BinaryReader(Protocol):

@@ -10,7 +10,7 @@ from typing import Final
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.ahead import ahead
-from tdxtrace.ingest.binary import BINARY_FORMATS, RAW_PAGES, opened
+from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.decoding import doubts, levels
 from tdxtrace.ingest.decoding.decoder import Decoder
 from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
@@ -27,7 +27,7 @@ from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
-from tdxtrace.tables.trace import Provenance, Source, Trace
+from tdxtrace.tables.trace import BINARY_FORMATS, RAW_PAGES, Provenance, Source, Trace
 
 Progress = Callable[[str, int, int | None], None]
 # Comments at the head of a file: perf's name every event, with all its attributes.

@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
-from tdxtrace.ingest.binary import BINARY_FORMATS
 from tdxtrace.ingest.text import graph, shapes
 from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import BINARY_FORMATS
 
 FORMATS: Final = (
     "ftrace",

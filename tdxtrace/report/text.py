@@ -60,7 +60,7 @@ def _source(source: Source) -> Text:
         span = source.last_ns - source.first_ns
     facts = [
         f"{source.format}{packed}",
-        plural(source.n_lines, "line"),
+        plural(source.n_lines, source.unit),
         duration(span),
         f"{source.clock} clock by {short_duration(source.clock_resolution_ns)}",
         *([f"Linux {one_line(source.kernel, 20)}"] if source.kernel else []),
@@ -173,7 +173,8 @@ def _worst(findings: Findings, n: int) -> RenderableType:
         )
         for row in named.iter_rows(named=True)
     ]
-    titles = ("worst chains", "gpa", "thread", "attempts", "time", "line", "outcome")
+    units = sorted({source.unit for source in findings.provenance.sources})
+    titles = ("worst chains", "gpa", "thread", "attempts", "time", "/".join(units), "outcome")
     return grid(titles, cells, right=(3, 4, 5))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -16,6 +16,9 @@ from tdxtrace.tables.text import escape, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+RAW_PAGES: Final = "trace_pipe_raw"
+BINARY_FORMATS: Final = ("trace.dat", "perf.data", RAW_PAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,12 @@ class Source:
     kernel: str | None
     tool: str | None
     events: Mapping[str, int]
-    """Lines per event name, our own events and noise alike."""
+    """Lines or records per event name, our own events and noise alike."""
+
+    @property
+    def unit(self) -> str:
+        """What ``n_lines``, ``n_headers``, ``events`` and every ``seq`` count."""
+        return "record" if self.format in BINARY_FORMATS else "line"
 
 
 @dataclass(frozen=True, slots=True)

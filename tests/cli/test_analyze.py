@@ -110,6 +110,12 @@ def test_the_screen_says_what_was_lost_and_what_to_do() -> None:
     assert "next: lost events: use a larger buffer" in text
 
 
+def test_the_screen_counts_records_where_there_are_no_lines() -> None:
+    text = answered("analyze", "log", SAMPLES / "tracecmd-v7.dat").text
+    assert "tracecmd-v7.dat: trace.dat, 1,224 records" in text
+    assert "attempts  time record outcome" in text
+
+
 def test_a_higher_terminal_shows_more() -> None:
     low = answered("analyze", "log", ZEROSTEP, height=24)
     high = answered("analyze", "log", ZEROSTEP, height=60)
