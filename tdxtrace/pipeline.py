@@ -37,7 +37,8 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
     """
     chosen = selection or Selection()
     chains = chosen.of(retry_chains(trace.seamcalls, trace.losses), trace)
-    steps = chosen.of(zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults), trace)
+    steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
+    steps = chosen.of(steps, trace)
     entries = chosen.of(trace.vm_entries, trace)
     calls = chosen.of(trace.seamcalls, trace)
     return Findings(

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.progress import no_progress_run
-from tdxtrace.tables.events import PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
@@ -26,6 +26,9 @@ EMULATED_EXIT_NS: Final = 3_851
 # KVM reports an answer it has no exit reason for as -1: Linux 6.16
 # arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason.
 _NOT_ENTERED: Final = 0xFFFF_FFFF
+# Any other error of TDH.VP.ENTER gives the same -1, and goes on to userspace as
+# KVM_EXIT_INTERNAL_ERROR: include/uapi/linux/kvm.h; tdx.c, tdx_handle_exit.
+_INTERNAL_ERROR: Final = 17
 # A private fault is passed on as a write: EPT_VIOLATION_ACC_WRITE, the same file.
 _WRITE: Final = 0x2
 
@@ -41,6 +44,7 @@ def zero_steps(
     seamcalls: pl.DataFrame,
     vm_entries: pl.DataFrame,
     page_faults: pl.DataFrame,
+    host_events: pl.DataFrame | None = None,
     *,
     emulated_exit_ns: int = EMULATED_EXIT_NS,
 ) -> pl.DataFrame:
@@ -54,8 +58,8 @@ def zero_steps(
     which it does only when the mitigation is armed.
     ``failed_vmentry`` (strong): KVM printed exit reason -1 and entered again, after
     at least STEPPING_EPF_THRESHOLD EPT violations without progress and with no
-    TDH.MEM.TRACK in flight; weak where the trace does not reach that far back, or
-    does not show that KVM entered again.
+    TDH.MEM.TRACK in flight, and told userspace of no internal error; weak where the
+    trace does not reach that far back, or does not show that KVM entered again.
     ``emulated_ept_violation`` (weak): after as many, an EPT violation by writing on
     the same page, not installed meanwhile, within ``emulated_exit_ns`` of entering.
 
@@ -63,6 +67,7 @@ def zero_steps(
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         page_faults: The ``page_faults`` table.
+        host_events: The ``host_events`` table; without it, internal errors are not told apart.
         emulated_exit_ns: Longest entry-to-exit time of an exit that entered nothing.
 
     Returns:
@@ -77,6 +82,8 @@ def zero_steps(
     proof = _busy_sept(calls)
     told = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
     stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
+    if host_events is not None:
+        stock = _without_errors(stock, HOST_EVENTS.conform(host_events))
     steps = _stock_steps(stock, calls, faults)
     others = [_failed_vmentry(steps), _emulated(steps, emulated_exit_ns)]
     found = pl.concat([ZERO_STEPS.empty(), proof, *others])
@@ -148,6 +155,18 @@ def _placed(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
         installs=pl.lit(True),
         installed=installed,
     )
+
+
+def _without_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Forget the reason of failed entries that KVM reported as internal errors."""
+    when = pl.coalesce("end_ns", "start_ns").alias("when")
+    errors = events.filter(pl.col("reason") == _INTERNAL_ERROR, pl.col("errno").fill_null(0) == 0)
+    last = errors.select(*_VCPU, when="ts_ns").sort("when")
+    order = entries.select(*_VCPU, "seq", when).drop_nulls("tid").sort("when")
+    reported = last.join_asof(order, on="when", by=_VCPU, check_sortedness=False)
+    mine = pl.struct("source", "seq").is_in(reported.select(pl.struct("source", "seq")).to_series())
+    wrong = mine & (pl.col("exit_reason") == _NOT_ENTERED)
+    return entries.with_columns(exit_reason=pl.when(~wrong.fill_null(False)).then("exit_reason"))
 
 
 def _in_flight(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:

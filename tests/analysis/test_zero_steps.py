@@ -10,11 +10,12 @@ from story import STEP_NS, Story, story, without
 
 from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD, zero_steps
 from tdxtrace.errors import TableError
+from tdxtrace.tables.events import HOST_EVENTS
 from tdxtrace.tables.findings import ZERO_STEPS
 
 
 def steps_of(told: Story, **options: int) -> pl.DataFrame:
-    found = zero_steps(told.seamcalls, told.vm_entries, told.page_faults, **options)
+    found = zero_steps(told.seamcalls, told.vm_entries, told.page_faults, None, **options)
     return ZERO_STEPS.check(found)
 
 
@@ -94,6 +95,35 @@ def test_progress_of_the_vcpu_ends_an_episode(text: str, expected: list[str]) ->
 )
 def test_an_episode_says_how_it_ended(text: str, ended: str) -> None:
     assert steps_of(story(text))["ended"].to_list() == [ended]
+
+
+@pytest.mark.parametrize(
+    ("reason", "errno", "after", "expected"),
+    [
+        (17, None, 6, 0),
+        # Any other way to userspace, or an error of KVM_RUN itself, says nothing of the entry.
+        (10, None, 6, 1),
+        (17, 4, 6, 1),
+        # It belongs to the entry before it.
+        (17, None, 5, 1),
+        (17, None, 7, 1),
+    ],
+)
+def test_an_internal_error_is_no_zero_step(
+    reason: int, errno: int | None, after: int, expected: int
+) -> None:
+    told = story(6 * ">X " + ">F >X >X", {1: 40})
+    entry = told.vm_entries.row(after, named=True)
+    event = {
+        **{"source": 0, "seq": 10**6, "ts_ns": entry["end_ns"] + 1, "cpu": 0, "tid": 1},
+        **{"event": "kvm_userspace_exit", "reason": reason, "errno": errno, "n_lines": 1},
+    }
+    schema = HOST_EVENTS.empty().schema
+    events = pl.DataFrame([dict.fromkeys(schema) | event], schema=schema)
+    elsewhere = events.with_columns(tid=pl.lit(2, pl.Int32))
+    tables = (told.seamcalls, told.vm_entries, told.page_faults)
+    assert zero_steps(*tables, events).filter(form="failed_vmentry").height == expected
+    assert zero_steps(*tables, elsewhere).filter(form="failed_vmentry").height == 1
 
 
 def test_an_episode_says_whose_it_was_when_and_on_which_page() -> None:
