@@ -51,4 +51,5 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         losses=trace.losses,
         provenance=trace.provenance,
         options=chosen.to_dict(),
+        kernel_messages=trace.kernel_messages,
     )

@@ -20,6 +20,7 @@ class EventTable(StrEnum):
     vm_entries = "vm_entries"
     page_faults = "page_faults"
     host_events = "host_events"
+    kernel_messages = "kernel_messages"
     threads = "threads"
     losses = "losses"
 

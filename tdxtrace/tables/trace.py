@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tdxtrace.tables.events import EVENT_TABLES, LOSSES, THREADS
+from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.text import escape, one_line
@@ -123,6 +123,7 @@ class Trace(_Bundle):
     threads: pl.DataFrame
     losses: pl.DataFrame
     provenance: Provenance
+    kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = EVENT_TABLES
 
     def _title(self) -> str:
@@ -149,7 +150,8 @@ class Findings(_Bundle):
     _questions: Mapping[str, Callable[[Findings], pl.DataFrame]] = field(default_factory=dict)
     """How each answer is found that was not asked for yet, by table."""
     _answers: dict[str, pl.DataFrame] = field(default_factory=dict)
-    _tables = (*FINDING_TABLES, THREADS, LOSSES)
+    kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
+    _tables = (*FINDING_TABLES, KERNEL_MESSAGES, THREADS, LOSSES)
 
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
