@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import polars as pl
+
+from tdxtrace.analysis.abandoned_requests import abandoned_requests
 from tdxtrace.analysis.leaf_stats import leaf_stats
+from tdxtrace.analysis.progress_loops import progress_loops
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
+from tdxtrace.analysis.step_thresholds import step_thresholds
+from tdxtrace.analysis.td_conflicts import td_conflicts
+from tdxtrace.analysis.time_shares import time_shares
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
+from tdxtrace.analysis.verdicts.verdicts import verdicts
 from tdxtrace.analysis.vm_stats import vm_stats
+from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
 from tdxtrace.tables.trace import Findings, Trace
 
 
@@ -42,6 +54,7 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
     entries = chosen.of(trace.vm_entries, trace)
     calls = chosen.of(trace.seamcalls, trace)
     return Findings(
+        _questions=_questions(trace),
         retry_chains=chains,
         leaf_stats=leaf_stats(chains),
         zero_steps=steps,
@@ -53,3 +66,24 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         options=chosen.to_dict(),
         kernel_messages=trace.kernel_messages,
     )
+
+
+def _questions(trace: Trace) -> dict[str, Callable[[Findings], pl.DataFrame]]:
+    """How answers are found that are not found until somebody asks."""
+    calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
+    return {
+        "zero_step_causes": lambda f: zero_step_causes(
+            f.zero_steps, calls, entries, faults, trace.host_events
+        ),
+        "step_thresholds": lambda _: step_thresholds(calls, entries, faults),
+        "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
+        "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
+        "td_conflicts": lambda f: td_conflicts(_causes(f)),
+        "time_shares": lambda f: time_shares(calls, f.retry_chains),
+        "verdicts": lambda f: verdicts(f, trace, _causes(f), BROKEN_RULES.empty()),
+    }
+
+
+def _causes(findings: Findings) -> pl.DataFrame:
+    known = "busy_causes" in findings._questions
+    return findings._answer("busy_causes") if known else BUSY_CAUSES.empty()

@@ -153,6 +153,41 @@ class Findings(_Bundle):
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = (*FINDING_TABLES, KERNEL_MESSAGES, THREADS, LOSSES)
 
+    @property
+    def zero_step_causes(self) -> pl.DataFrame:
+        """What made each zero-step episode's vCPU fault so often."""
+        return self._answer("zero_step_causes")
+
+    @property
+    def step_thresholds(self) -> pl.DataFrame:
+        """Episodes that each threshold would have made."""
+        return self._answer("step_thresholds")
+
+    @property
+    def abandoned_requests(self) -> pl.DataFrame:
+        """What came of requests that were left busy."""
+        return self._answer("abandoned_requests")
+
+    @property
+    def progress_loops(self) -> pl.DataFrame:
+        """What was repeated though nothing held a lock."""
+        return self._answer("progress_loops")
+
+    @property
+    def td_conflicts(self) -> pl.DataFrame:
+        """Whether one TD made another one's calls busy."""
+        return self._answer("td_conflicts")
+
+    @property
+    def time_shares(self) -> pl.DataFrame:
+        """Where threads' time went in each phase of a TD."""
+        return self._answer("time_shares")
+
+    @property
+    def verdicts(self) -> pl.DataFrame:
+        """Whose fault it is, per group of findings."""
+        return self._answer("verdicts")
+
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
             self._answers[name] = self._questions[name](self)
