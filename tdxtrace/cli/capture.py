@@ -124,3 +124,82 @@ def plan_command(
     chosen = wanted_kernel(Host(tracefs_at=tracefs), kernel, kallsyms, btf, program)
     made = recipe(chosen, wish_of(level.value, seamcalls, only_tds, rate))
     typer.echo(render(made, dialect.value), nl=False)
+
+
+@app.command("record")
+def record_command(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="Record while it runs.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="trace.dat, trace.txt, or a folder of raw pages."
+        ),
+    ] = Path("trace.dat"),
+    duration: Annotated[
+        str | None,
+        typer.Option("--duration", metavar="TIME", help="How long, e.g. 10s; else to Ctrl-C."),
+    ] = None,
+    level: Level = Detail.full,
+    seamcalls: Seamcalls = False,
+    only_tds: OnlyTds = False,
+    rate: Rate = None,
+    buffer: Annotated[
+        str | None,
+        typer.Option("--buffer", metavar="SIZE", help="Per CPU, e.g. 64M; else from --rate."),
+    ] = None,
+    pids: Annotated[
+        list[int], typer.Option("--pid", help="Only this process and its children; repeatable.")
+    ] = [],  # noqa: B006
+    program: Program = None,
+    tracefs: Tracefs = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
+) -> None:
+    """Record in a tracefs instance of its own; leave everything as it was.
+
+    Needs root. A command given after -- is ended with the recording.
+
+    Example: sudo tdxtrace capture record -o trace.dat --duration 10s
+    """
+    from tdxtrace.capture.choose import Wanted, order_of
+    from tdxtrace.capture.host import Host
+    from tdxtrace.capture.recorder import record
+    from tdxtrace.cli.capture_text import say, summary
+
+    host = Host(tracefs_at=tracefs)
+    wanted = Wanted(
+        *(level.value, seamcalls, only_tds, rate, program),
+        output=output,
+        buffer=buffer,
+        duration=duration,
+        command=command or (),
+        pids=pids,
+        force=force,
+    )
+    order = order_of(host, wanted, say)
+    outcome = record(host, order)
+    if not quiet:
+        say(summary(outcome, output))
+
+
+@app.command("clean")
+def clean_command(tracefs: Tracefs = None) -> None:
+    """Remove what a recorder that was killed left behind; nothing of anyone else's.
+
+    Example: sudo tdxtrace capture clean
+    """
+    from tdxtrace.capture.choose import own_tracefs
+    from tdxtrace.capture.clean import clean
+    from tdxtrace.capture.host import Host
+    from tdxtrace.errors import InputError
+
+    done = clean(own_tracefs(Host(tracefs_at=tracefs)))
+    for name in done.removed:
+        typer.echo(f"removed {name}")
+    if not (done.removed or done.kept):
+        typer.echo("nothing to clean")
+    if done.kept:
+        raise InputError(f"not removed: {', '.join(done.kept)}")

@@ -1,10 +1,13 @@
-"""How the doctor's verdict looks in a terminal."""
+"""How the doctor's verdict, and what a recorder has to say, look in a terminal."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tdxtrace.capture.doctor import Verdict
+from tdxtrace.capture.recorder import Outcome
 from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
@@ -47,3 +50,18 @@ def verdict_line(verdict: Verdict) -> Text:
     from rich.text import Text
 
     return Text(f"\n{_SUMMARY[verdict.can]}\n({one_line(verdict.why)})")
+
+
+def say(text: str) -> None:
+    """Say a line on standard error."""
+    print(f"tdxtrace: {one_line(text, 2000)}", file=sys.stderr)
+
+
+def summary(outcome: Outcome, output: Path) -> str:
+    """What was recorded and lost, in a line."""
+    told = outcome.provenance
+    lost = f"{told['lost_events']:,} lost" if told["lost_events"] else "none lost"
+    return (
+        f"{told['read_events']:,} events in {outcome.seconds:.1f} s, {lost}, "
+        f"{outcome.n_bytes / 1e6:.1f} MB; wrote {output}"
+    )
