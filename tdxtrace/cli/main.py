@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli import analyze, convert, decode, simulate, table_commands, validate
+from tdxtrace.cli import analyze, capture, convert, decode, simulate, table_commands, validate
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -51,6 +51,7 @@ app.command("zero-steps")(table_commands.zero_steps_command)
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 app.command("simulate")(simulate.simulate_command)
 app.command("validate")(validate.validate_command)
+app.add_typer(capture.app, name="capture")
 
 
 def main() -> None:
