@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
 from tdxtrace.analysis.vm_stats import vm_stats
 from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.sql import ask
 from tdxtrace.tables.trace import Findings, Trace
 
 
@@ -52,3 +57,38 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         provenance=trace.provenance,
         options=chosen.to_dict(),
     )
+
+
+def query(trace: Trace, statement: str, selection: Selection | None = None) -> pl.DataFrame:
+    """Answer a question in SQL, over every event and finding table of ``trace``.
+
+    Args:
+        trace: What was recorded; it is analysed only if the statement names a finding.
+        statement: One SELECT in the dialect of polars.
+        selection: Which TDs, leaves and times the tables hold; all by default.
+
+    Raises:
+        QueryError: If the statement is not understood, or the selection names a TD or
+            leaf that the trace does not have.
+
+    Example:
+        >>> import tdxtrace
+        >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
+        >>> tdxtrace.query(trace, "select count(*) from seamcalls").item()
+        2011
+    """
+    chosen = selection or Selection()
+    findings: list[Findings] = []
+
+    def find(name: str) -> pl.DataFrame:
+        if name in _EVENTS:
+            return chosen.of(getattr(trace, name), trace)
+        if not findings:
+            findings.append(analyze(trace, chosen))
+        found: pl.DataFrame = getattr(findings[0], name)
+        return found
+
+    return ask(statement, _EVENTS | {table.name: table for table in FINDING_TABLES}, find)
+
+
+_EVENTS = {table.name: table for table in EVENT_TABLES}

@@ -45,7 +45,7 @@ def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
     for probe in recipe.probes:
         yield from _probe(probe)
     for event in recipe.events:
-        test = f" / args->{event.filter.replace('==', '==')} /" if event.filter else ""
+        test = f" / args->{event.filter} /" if event.filter else ""
         fields = _KVM[event.event]
         shown = " ".join(f"{name}={form}" for name, form in fields)
         values = ", ".join(f"args->{name}" for name, _ in fields)

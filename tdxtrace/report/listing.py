@@ -83,15 +83,17 @@ def _that_fit(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """Names for numbers, in columns that have the type they have in a table (SQL may differ)."""
+    has_leaf = rows.schema.get("leaf") == pl.UInt16
     expressions = [
         describe_status(pl.col(status), pl.col("leaf")).alias(status)
         for status in ("status", "final_status")
-        if status in rows.columns and "leaf" in rows.columns
+        if rows.schema.get(status) == pl.UInt64 and has_leaf
     ]
-    if "leaf" in rows.columns:
+    if has_leaf:
         text = pl.col("leaf").cast(pl.String)
         expressions.append(pl.coalesce(leaf_name(pl.col("leaf")), text).alias("leaf"))
-    if "exit_reason" in rows.columns:
+    if rows.schema.get("exit_reason") == pl.UInt32:
         expressions.append(exit_reason_name(pl.col("exit_reason")).alias("exit_reason"))
     return rows.with_columns(expressions)
 
@@ -103,10 +105,10 @@ def _title(name: str) -> str:
 def _cell(name: str, value: Any) -> str:  # noqa: ANN401 - whatever a table holds
     if value is None:
         return "-"
-    if name in _POINTS:
+    if name in _POINTS and isinstance(value, int):
         return seconds(value)
-    if name.endswith("_ns"):
-        return short_duration(value)
+    if name.endswith("_ns") and isinstance(value, int | float):
+        return short_duration(round(value))
     if name in _HEX and isinstance(value, int):
         return word(value)
     if isinstance(value, int) and name.startswith("n_"):

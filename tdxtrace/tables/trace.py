@@ -12,6 +12,7 @@ import polars as pl
 from tdxtrace.tables.events import EVENT_TABLES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Table
+from tdxtrace.tables.sql import ask
 from tdxtrace.tables.text import escape, one_line
 
 if TYPE_CHECKING:
@@ -125,6 +126,29 @@ class Trace(_Bundle):
     provenance: Provenance
     _tables = EVENT_TABLES
 
+    def sql(self, statement: str) -> pl.DataFrame:
+        """Ask in SQL, of the events and of the findings about them.
+
+        The findings are found anew where the statement names one; to ask often, keep
+        ``findings = analyze(trace)`` and use ``findings.sql``.
+
+        Args:
+            statement: One SELECT in the dialect of polars.
+
+        Raises:
+            QueryError: If it is not understood; a wrong name is answered with the nearest.
+
+        Example:
+            >>> import tdxtrace
+            >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
+            >>> trace.sql("select max(n_attempts) from retry_chains").item()
+            64
+        """
+        # A trace knows no analysis: it asks the front door, as its user would.
+        import tdxtrace  # noqa: PLC0415
+
+        return tdxtrace.query(self, statement)
+
     def _title(self) -> str:
         return "Trace of " + ", ".join(one_line(s.path) for s in self.provenance.sources)
 
@@ -159,6 +183,17 @@ class Findings(_Bundle):
     def _size(self, name: str) -> str:
         waits = name in self._questions and name not in self._answers
         return "on demand" if waits else _Bundle._size(self, name)
+
+    def sql(self, statement: str) -> pl.DataFrame:
+        """Ask in SQL, of the findings.
+
+        Args:
+            statement: One SELECT in the dialect of polars.
+
+        Raises:
+            QueryError: If it is not understood; a wrong name is answered with the nearest.
+        """
+        return ask(statement, {t.name: t for t in self._tables}, lambda name: getattr(self, name))
 
     def _title(self) -> str:
         return "Findings on " + ", ".join(one_line(s.path) for s in self.provenance.sources)
