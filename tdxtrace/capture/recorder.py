@@ -148,6 +148,11 @@ class _Session:
     _lost: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> Outcome:
+        """Record until the order says so, and say what came of it.
+
+        Raises:
+            InputError: If the kernel refuses something, or the output cannot be written.
+        """
         order = self.order
         folder = order.output.with_name(order.output.name + ".part")
         recording = Recording(folder, self.instance.tracefs, self.host.release)
