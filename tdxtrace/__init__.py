@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tdxtrace.errors import TdxtraceError as TdxtraceError
     from tdxtrace.ingest.read import read_trace as read_trace
     from tdxtrace.pipeline import analyze as analyze
+    from tdxtrace.pipeline import query as query
     from tdxtrace.tables.trace import Findings as Findings
     from tdxtrace.tables.trace import Trace as Trace
 
@@ -18,9 +19,10 @@ _HOMES = {
     "TdxtraceError": "tdxtrace.errors",
     "Trace": "tdxtrace.tables.trace",
     "analyze": "tdxtrace.pipeline",
+    "query": "tdxtrace.pipeline",
     "read_trace": "tdxtrace.ingest.read",
 }
-__all__ = ["Findings", "TdxtraceError", "Trace", "__version__", "analyze", "read_trace"]
+__all__ = ["Findings", "TdxtraceError", "Trace", "__version__", "analyze", "query", "read_trace"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

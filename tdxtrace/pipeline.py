@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import polars as pl
 
 from tdxtrace.analysis.abandoned_requests import abandoned_requests
+from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
+from tdxtrace.analysis.causes.cause_shares import cause_shares
+from tdxtrace.analysis.causes.generation import chosen_generations
+from tdxtrace.analysis.causes.scene import Scene, scenes
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.progress_loops import progress_loops
+from tdxtrace.analysis.related_messages import module_release
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.step_thresholds import step_thresholds
@@ -19,11 +25,22 @@ from tdxtrace.analysis.verdicts.verdicts import verdicts
 from tdxtrace.analysis.vm_stats import vm_stats
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
-from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
+from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.sql import ask
 from tdxtrace.tables.trace import Findings, Trace
+from tdxtrace.tdx.locks import generation_of
+
+Question = Callable[[Findings], pl.DataFrame]
 
 
-def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
+def analyze(
+    trace: Trace,
+    selection: Selection | None = None,
+    *,
+    module: str | None = None,
+    generation: str | None = None,
+) -> Findings:
     """Answer every question that ``trace`` can answer.
 
     Chains and episodes are always found over the whole trace, since what a thread
@@ -33,12 +50,15 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
     Args:
         trace: What was recorded.
         selection: Which TDs, leaves and times to keep; all by default.
+        module: Release of the TDX module, such as 1.5.16, where it is known.
+        generation: Its lock generation, A, B or C, instead.
 
     Returns:
         One finding table per question, and the losses that bound the answers.
 
     Raises:
-        QueryError: If the selection names a TD or leaf that the trace does not have.
+        QueryError: If the selection names a TD or leaf that the trace does not have, or
+            the locks of the module are not known.
         TableError: If a table of ``trace`` is not what it is declared to be.
 
     Example:
@@ -48,13 +68,15 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         64
     """
     chosen = selection or Selection()
+    known = _generation(trace, module, generation)
+    mask = chosen_generations(module, known if generation is None else generation)
+    said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     chains = chosen.of(retry_chains(trace.seamcalls, trace.losses), trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
     steps = chosen.of(steps, trace)
     entries = chosen.of(trace.vm_entries, trace)
     calls = chosen.of(trace.seamcalls, trace)
     return Findings(
-        _questions=_questions(trace),
         retry_chains=chains,
         leaf_stats=leaf_stats(chains),
         zero_steps=steps,
@@ -63,13 +85,71 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         threads=trace.threads,
         losses=trace.losses,
         provenance=trace.provenance,
-        options=chosen.to_dict(),
+        options=chosen.to_dict() | said,
         kernel_messages=trace.kernel_messages,
+        _questions=_causes(trace, chosen, mask) | _aftermath(trace, known),
     )
 
 
-def _questions(trace: Trace) -> dict[str, Callable[[Findings], pl.DataFrame]]:
-    """How answers are found that are not found until somebody asks."""
+def query(trace: Trace, statement: str, selection: Selection | None = None) -> pl.DataFrame:
+    """Answer a question in SQL, over every event and finding table of ``trace``.
+
+    Args:
+        trace: What was recorded; it is analysed only if the statement names a finding.
+        statement: One SELECT in the dialect of polars.
+        selection: Which TDs, leaves and times the tables hold; all by default.
+
+    Raises:
+        QueryError: If the statement is not understood, or the selection names a TD or
+            leaf that the trace does not have.
+
+    Example:
+        >>> import tdxtrace
+        >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
+        >>> tdxtrace.query(trace, "select count(*) from seamcalls").item()
+        2011
+    """
+    chosen = selection or Selection()
+    findings: list[Findings] = []
+
+    def find(name: str) -> pl.DataFrame:
+        if name in _EVENTS:
+            return chosen.of(getattr(trace, name), trace)
+        if not findings:
+            findings.append(analyze(trace, chosen))
+        found: pl.DataFrame = getattr(findings[0], name)
+        return found
+
+    return ask(statement, _EVENTS | {table.name: table for table in FINDING_TABLES}, find)
+
+
+_EVENTS = {table.name: table for table in EVENT_TABLES}
+
+
+def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
+    """How the tables about causes are found: what they rest on is looked at once."""
+
+    @cache
+    def looked_at() -> tuple[Scene, ...]:
+        return tuple(scenes(trace, mask=mask))
+
+    return {
+        "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
+        "cause_shares": lambda findings: cause_shares(findings.busy_causes),
+        "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+    }
+
+
+def _generation(trace: Trace, module: str | None, generation: str | None) -> str | None:
+    """The module's lock generation: as the user says, else as the kernel's log does."""
+    if generation is not None or module is not None:
+        return generation.upper() if generation is not None else generation_of(module or "")
+    release = module_release(trace.kernel_messages)
+    return release[1] if release else None
+
+
+def _aftermath(trace: Trace, generation: str | None) -> dict[str, Question]:
+    """How the tables about what came of busy answers are found, and the verdicts on all."""
     calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
     return {
         "zero_step_causes": lambda f: zero_step_causes(
@@ -78,12 +158,7 @@ def _questions(trace: Trace) -> dict[str, Callable[[Findings], pl.DataFrame]]:
         "step_thresholds": lambda _: step_thresholds(calls, entries, faults),
         "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
-        "td_conflicts": lambda f: td_conflicts(_causes(f)),
+        "td_conflicts": lambda f: td_conflicts(f.busy_causes),
         "time_shares": lambda f: time_shares(calls, f.retry_chains),
-        "verdicts": lambda f: verdicts(f, trace, _causes(f), BROKEN_RULES.empty()),
+        "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
-
-
-def _causes(findings: Findings) -> pl.DataFrame:
-    known = "busy_causes" in findings._questions
-    return findings._answer("busy_causes") if known else BUSY_CAUSES.empty()

@@ -22,9 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": {"errors", "tdx"},
     **dict.fromkeys(ROOMS, FACTS),
     "simulate": {"errors", "tables"},
+    "capture": FACTS,
     "pipeline": FACTS | {"analysis"},
     "validate": FACTS | ROOMS | {"pipeline", "simulate"},
-    "cli": FACTS | ROOMS | {"pipeline", "simulate", "validate"},
+    "cli": FACTS | ROOMS | {"capture", "pipeline", "simulate", "validate"},
 }
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 40

@@ -54,6 +54,20 @@ class Selection:
         timed = has_time and (self.since or self.until)
         return kept.filter(self._in_time(rows, trace)) if timed else kept
 
+    def of_trace(self, trace: Trace) -> Trace:
+        """Return ``trace`` with those rows of its events that were asked for.
+
+        Raises:
+            QueryError: As :meth:`of` does.
+        """
+        return dataclasses.replace(
+            trace,
+            seamcalls=self.of(trace.seamcalls, trace),
+            vm_entries=self.of(trace.vm_entries, trace),
+            page_faults=self.of(trace.page_faults, trace),
+            host_events=self.of(trace.host_events, trace),
+        )
+
     def _of_vms(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
         kept = pl.lit(False)
         for text in self.vms:

@@ -168,9 +168,10 @@ def _without_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame
     last = errors.select(*_VCPU, when="ts_ns").sort("when")
     order = entries.select(*_VCPU, "seq", when).drop_nulls("tid").sort("when")
     reported = last.join_asof(order, on="when", by=_VCPU, check_sortedness=False)
-    mine = pl.struct("source", "seq").is_in(reported.select(pl.struct("source", "seq")).to_series())
-    wrong = mine & (pl.col("exit_reason") == _NOT_ENTERED)
-    return entries.with_columns(exit_reason=pl.when(~wrong.fill_null(False)).then("exit_reason"))
+    wrong = reported.select("source", "seq", wrong=pl.lit(True)).unique()
+    told = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
+    kept = pl.col("wrong").is_null() | (pl.col("exit_reason") != _NOT_ENTERED)
+    return told.with_columns(exit_reason=pl.when(kept).then("exit_reason")).drop("wrong")
 
 
 def _in_flight(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:

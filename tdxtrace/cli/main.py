@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli import analyze, convert, decode, simulate, table_commands, validate
+from tdxtrace.cli import (
+    analyze,
+    capture,
+    cause_commands,
+    convert,
+    decode,
+    export,
+    query,
+    simulate,
+    table_commands,
+    validate,
+)
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -54,10 +65,14 @@ app.command("abandoned-requests")(table_commands.abandoned_requests_command)
 app.command("progress-loops")(table_commands.progress_loops_command)
 app.command("td-conflicts")(table_commands.td_conflicts_command)
 app.command("time-shares")(table_commands.time_shares_command)
+app.command("export")(export.export_command)
+app.command("query")(query.query_command)
+app.command("busy-causes")(cause_commands.busy_causes_command)
 # A signed status word begins like an option.
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 app.command("simulate")(simulate.simulate_command)
 app.command("validate")(validate.validate_command)
+app.add_typer(capture.app, name="capture")
 
 
 def main() -> None:

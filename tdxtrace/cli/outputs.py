@@ -6,7 +6,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,11 @@ import polars as pl
 
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.errors import InputError, QueryError
+from tdxtrace.tables.files import whole_file
 from tdxtrace.tables.text import one_line
+
+# What a spreadsheet's cell holds: Excel's limit, 32,767 characters.
+_MAX_CELL = 32_767
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -37,13 +40,28 @@ def serialise(rows: pl.DataFrame, form: OutputFormat) -> bytes:
     """Return a table as CSV, JSON (one array of objects) or Parquet."""
     buffer = io.BytesIO()
     if form is OutputFormat.csv:
-        rows.write_csv(buffer)
+        rows.with_columns(_defused(pl.selectors.string())).write_csv(buffer)
     elif form is OutputFormat.json:
         rows.write_json(buffer)
         buffer.write(b"\n")
     else:
         rows.write_parquet(buffer)
     return buffer.getvalue()
+
+
+def _defused(texts: pl.Expr) -> pl.Expr:
+    """Text that a terminal does not obey and a spreadsheet does not take for a formula.
+
+    Cells that begin with one of = + - @ or a tab get an apostrophe before it: OWASP, "CSV
+    Injection".
+    """
+    printable = texts.map_batches(
+        lambda cells: pl.Series(
+            [None if cell is None else one_line(cell, _MAX_CELL) for cell in cells], dtype=pl.String
+        ),
+        return_dtype=pl.String,
+    )
+    return printable.str.replace(r"^([=+\-@])", "'$1")
 
 
 def write_table(rows: pl.DataFrame, form: OutputFormat, output: Path | None, force: bool) -> None:
@@ -69,21 +87,8 @@ def write_file(path: Path, data: bytes, force: bool) -> None:
     Raises:
         InputError: If it exists and ``force`` is not given, or cannot be written.
     """
-    shown = one_line(str(path))
-    if path.exists() and not force:
-        raise InputError(f"{shown} exists; say --force to overwrite it")
-    made: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent or ".", delete=False) as file:
-            made = Path(file.name)
-            file.write(data)
-        made.chmod(0o666 & ~_umask())
-        made.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {shown}: {error.strerror}") from None
-    finally:
-        if made is not None:
-            made.unlink(missing_ok=True)
+    with whole_file(path, force) as file:
+        file.write(data)
 
 
 def write_folder(folder: Path, tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> None:
@@ -106,9 +111,3 @@ def write_folder(folder: Path, tables: dict[str, pl.DataFrame], facts: dict[str,
 def json_text(facts: dict[str, Any]) -> str:
     """Return plain data as JSON text that ends in a newline."""
     return json.dumps(facts, indent=2, ensure_ascii=True) + "\n"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

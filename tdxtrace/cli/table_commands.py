@@ -9,6 +9,7 @@ import typer
 
 from tdxtrace.cli.groups import spread
 from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.module_options import ModuleOptions
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.printing import Printing
 
@@ -141,9 +142,9 @@ def time_shares_command(request: Request, printing: Printing) -> None:
 
 
 @spread
-def verdicts_command(request: Request, printing: Printing) -> None:
+def verdicts_command(request: Request, of: ModuleOptions, printing: Printing) -> None:
     """Print whose fault it is: BUG, HOSTILE, UNDECIDED or EXPECTED, with evidence and rule.
 
     Example: tdxtrace verdicts trace.txt --dmesg dmesg.txt
     """
-    printing.show(request.analyze().verdicts, request)
+    printing.show(of.analyze(request).verdicts, request)

@@ -58,7 +58,7 @@ def validate_command(
     if captures and not quiet:
         _print(verdict.by_capture(results))
     if json_file is not None:
-        from tdxtrace.simulate.output import whole_file
+        from tdxtrace.tables.files import whole_file
 
         with whole_file(json_file, force) as file:
             file.write(verdict.as_json(results, wanted).encode())

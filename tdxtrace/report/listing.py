@@ -17,13 +17,14 @@ from tdxtrace.tdx.status import describe_status
 
 _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
-    "error_code|requests".split("|")
+    "error_code|requests|holder_td_id|holder_vp_id".split("|")
 )
 _POINTS: Final = ("start_ns", "end_ns", "ts_ns")
 # What a reader needs first, for terminals too narrow for all; the rest follows in
 # the order of the table.
 _FIRST: Final = (
-    ("kind", "event", "leaf", "gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns")
+    ("kind", "event", "leaf", "resource", "cause", "holder_leaf", "holder_tid", "lacks", "rule")
+    + ("share_ppm", "gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns")
     + ("n_attempts", "n_refused", "outcome", "form", "strength", "status", "exit_reason")
     + ("n_events", "n_lines", "detail", "advice", "final_status", "ended", "cpu")
 )
@@ -83,15 +84,18 @@ def _that_fit(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """Names for numbers, in columns that have the type they have in a table (SQL may differ)."""
+    has_leaf = rows.schema.get("leaf") == pl.UInt16
     expressions = [
         describe_status(pl.col(status), pl.col("leaf")).alias(status)
         for status in ("status", "final_status")
-        if status in rows.columns and "leaf" in rows.columns
+        if rows.schema.get(status) == pl.UInt64 and has_leaf
     ]
-    if "leaf" in rows.columns:
-        text = pl.col("leaf").cast(pl.String)
-        expressions.append(pl.coalesce(leaf_name(pl.col("leaf")), text).alias("leaf"))
-    if "exit_reason" in rows.columns:
+    for leaf in ("leaf", "holder_leaf"):
+        if rows.schema.get(leaf) == pl.UInt16:
+            text = pl.col(leaf).cast(pl.String)
+            expressions.append(pl.coalesce(leaf_name(pl.col(leaf)), text).alias(leaf))
+    if rows.schema.get("exit_reason") == pl.UInt32:
         expressions.append(exit_reason_name(pl.col("exit_reason")).alias("exit_reason"))
     return rows.with_columns(expressions)
 
@@ -103,10 +107,10 @@ def _title(name: str) -> str:
 def _cell(name: str, value: Any) -> str:  # noqa: ANN401 - whatever a table holds
     if value is None:
         return "-"
-    if name in _POINTS:
+    if name in _POINTS and isinstance(value, int):
         return seconds(value)
-    if name.endswith("_ns"):
-        return short_duration(value)
+    if name.endswith("_ns") and isinstance(value, int | float):
+        return short_duration(round(value))
     if name in _HEX and isinstance(value, int):
         return word(value)
     if isinstance(value, int) and name.startswith("n_"):

@@ -14,6 +14,7 @@ from tdxtrace.simulate import engine, faults, output, scenario, tiles
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.observe import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
+from tdxtrace.tables.files import whole_file
 
 _TIME: Final = re.compile(r"^(?P<n>\d+)(?P<unit>ms|s)$")
 
@@ -166,7 +167,7 @@ def _write(chunks: Iterator[bytes], target: Target) -> int:
             n_bytes += len(chunk)
         sys.stdout.buffer.flush()
         return n_bytes
-    with output.whole_file(target.trace, target.force) as file:
+    with whole_file(target.trace, target.force) as file:
         for chunk in chunks:
             file.write(chunk)
             n_bytes += len(chunk)
@@ -190,5 +191,5 @@ def _write_truth(run: Run, wanted: Wanted, target: Target) -> None:
     }
     made = f"# seed = {run.seed}, repeat = {wanted.repeat}\n{run.scenario.to_toml()}"
     for name, text in {**files, "scenario.toml": made}.items():
-        with output.whole_file(target.truth / name, target.force) as file:
+        with whole_file(target.truth / name, target.force) as file:
             file.write(text.encode())

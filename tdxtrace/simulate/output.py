@@ -1,18 +1,14 @@
-"""How a run is written: a format by its name, its options, and files whole or not at all."""
+"""How a run is written: a format by its name, and its options."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from tdxtrace.errors import InputError, QueryError
+from tdxtrace.errors import QueryError
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.recording import Recording, Rendered
 from tdxtrace.simulate.render import dmesg, graph, perf, tracecmd, tracedat, tracefs
@@ -111,47 +107,3 @@ def _set(options: _O, form: Form) -> _O:
         field, fixed = _WORDS[form.name][word]
         changes[field] = value if fixed is None else fixed
     return dataclasses.replace(options, **changes)  # type: ignore[type-var]
-
-
-@contextmanager
-def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name only when all of it is written.
-
-    Raises:
-        InputError: If it exists and ``force`` is not given, or cannot be written.
-    """
-    if path.exists() and not path.is_file():
-        # A pipe or a device (/dev/null) is written to, never replaced.
-        with _opened(path) as file:
-            yield file
-        return
-    if path.exists() and not force:
-        raise InputError(f"{path} exists; say --force to overwrite it")
-    made: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".tdxtrace-", delete=False
-        ) as file:
-            made = Path(file.name)
-            yield file
-        made.chmod(0o666 & ~_umask())
-        made.replace(path)
-        made = None
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        if made is not None:
-            made.unlink(missing_ok=True)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    try:
-        return path.open("wb")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

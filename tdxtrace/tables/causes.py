@@ -130,6 +130,28 @@ BROKEN_RULES = Table(
     ),
 )
 
+CAUSE_SHARES = Table(
+    name="cause_shares",
+    grain="one row per leaf, resource and cause: how many busy attempts it explains",
+    key=("source", "leaf", "resource", "cause"),
+    columns=(
+        SOURCE,
+        LEAF,
+        Column("resource", TEXT, "What was busy: operand id, read by leaf.", nullable=True),
+        Column("cause", pl.Enum(CAUSES), "Who made it busy."),
+        Column("n_busy", U64, "Busy attempts of that cause."),
+        Column("n_all", U64, "Busy attempts of the source: what n_busy sums to."),
+        Column(
+            "share_ppm",
+            U32,
+            "n_busy in n_all in millionths, rounded so that those of a source sum to 1,000,000.",
+            unit="ppm",
+        ),
+        Column("n_sure", U64, "Of n_busy, those with proof or strong confidence."),
+    ),
+    rules={"a part is no more than the whole": pl.col("n_busy") <= pl.col("n_all")},
+)
+
 LOCK_VALUES = Table(
     name="lock_values",
     grain="one row per lock that a kernel could take around SEAMCALLs, per TD and leaf",
@@ -157,4 +179,4 @@ LOCK_VALUES = Table(
     },
 )
 
-CAUSE_TABLES: Final = (BUSY_CAUSES, BROKEN_RULES, LOCK_VALUES)
+CAUSE_TABLES: Final = (BUSY_CAUSES, CAUSE_SHARES, BROKEN_RULES)

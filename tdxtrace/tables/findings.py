@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.tables.causes import TD_OF_CALL
+from tdxtrace.tables.causes import CAUSE_TABLES, TD_OF_CALL
 from tdxtrace.tables.events import (
     GPA,
     I64,
@@ -245,12 +245,8 @@ VCPU_STATS = Table(
 )
 
 FINDING_TABLES: Final = (
-    RETRY_CHAINS,
-    LEAF_STATS,
-    ZERO_STEPS,
-    VM_STATS,
-    VCPU_STATS,
-    ZERO_STEP_CAUSES,
-    STEP_THRESHOLDS,
+    *(RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS),
+    *CAUSE_TABLES,
+    *(ZERO_STEP_CAUSES, STEP_THRESHOLDS),
     *VERDICT_TABLES,
 )

@@ -12,6 +12,7 @@ import polars as pl
 from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Table
+from tdxtrace.tables.sql import ask
 from tdxtrace.tables.text import escape, one_line
 
 if TYPE_CHECKING:
@@ -126,6 +127,29 @@ class Trace(_Bundle):
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = EVENT_TABLES
 
+    def sql(self, statement: str) -> pl.DataFrame:
+        """Ask in SQL, of the events and of the findings about them.
+
+        The findings are found anew where the statement names one; to ask often, keep
+        ``findings = analyze(trace)`` and use ``findings.sql``.
+
+        Args:
+            statement: One SELECT in the dialect of polars.
+
+        Raises:
+            QueryError: If it is not understood; a wrong name is answered with the nearest.
+
+        Example:
+            >>> import tdxtrace
+            >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
+            >>> trace.sql("select max(n_attempts) from retry_chains").item()
+            64
+        """
+        # A trace knows no analysis: it asks the front door, as its user would.
+        import tdxtrace  # noqa: PLC0415
+
+        return tdxtrace.query(self, statement)
+
     def _title(self) -> str:
         return "Trace of " + ", ".join(one_line(s.path) for s in self.provenance.sources)
 
@@ -188,6 +212,21 @@ class Findings(_Bundle):
         """Whose fault it is, per group of findings."""
         return self._answer("verdicts")
 
+    @property
+    def busy_causes(self) -> pl.DataFrame:
+        """The ``busy_causes`` table."""
+        return self._answer("busy_causes")
+
+    @property
+    def cause_shares(self) -> pl.DataFrame:
+        """The ``cause_shares`` table."""
+        return self._answer("cause_shares")
+
+    @property
+    def broken_rules(self) -> pl.DataFrame:
+        """The ``broken_rules`` table."""
+        return self._answer("broken_rules")
+
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
             self._answers[name] = self._questions[name](self)
@@ -196,6 +235,17 @@ class Findings(_Bundle):
     def _size(self, name: str) -> str:
         waits = name in self._questions and name not in self._answers
         return "on demand" if waits else _Bundle._size(self, name)
+
+    def sql(self, statement: str) -> pl.DataFrame:
+        """Ask in SQL, of the findings.
+
+        Args:
+            statement: One SELECT in the dialect of polars.
+
+        Raises:
+            QueryError: If it is not understood; a wrong name is answered with the nearest.
+        """
+        return ask(statement, {t.name: t for t in self._tables}, lambda name: getattr(self, name))
 
     def _title(self) -> str:
         return "Findings on " + ", ".join(one_line(s.path) for s in self.provenance.sources)

@@ -12,6 +12,7 @@ import pytest
 from tdxtrace.cli import main
 from tdxtrace.simulate import engine, faults, output, scenario, tiles, truth
 from tdxtrace.simulate.observe import Capture
+from tdxtrace.tables.files import whole_file
 from tdxtrace.tables.truth import TRUTH_TABLES
 
 
@@ -103,7 +104,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with output.whole_file(tmp_path / "trace.txt", force=False) as file:
+        with whole_file(tmp_path / "trace.txt", force=False) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 

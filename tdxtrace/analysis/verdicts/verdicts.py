@@ -6,7 +6,6 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.related_messages import module_release
 from tdxtrace.analysis.verdicts.aftermath import on_abandoned, on_loops, on_messages
 from tdxtrace.analysis.verdicts.busy import on_broken_rules, on_busy
 from tdxtrace.analysis.verdicts.steps import on_zero_steps
@@ -16,14 +15,7 @@ from tdxtrace.tables.verdicts import VERDICTS
 _ORDER: Final = {"BUG": 0, "HOSTILE": 1, "UNDECIDED": 2, "EXPECTED": 3}
 
 
-def verdicts(
-    findings: Findings,
-    trace: Trace,
-    causes: pl.DataFrame,
-    broken: pl.DataFrame,
-    *,
-    generation: str | None = None,
-) -> pl.DataFrame:
+def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None) -> pl.DataFrame:
     """Judge every busy answer, zero-step episode, abandoned request, loop and message.
 
     Findings with the same explanation make one group: the verdict, one sentence, up to five
@@ -32,11 +24,9 @@ def verdicts(
     capture would decide it.
 
     Args:
-        findings: Zero-step episodes and their causes, abandoned requests, loops.
+        findings: Causes of busy answers and zero-steps, abandoned requests, loops.
         trace: The events they were found in.
-        causes: The ``busy_causes`` table.
-        broken: The ``broken_rules`` table.
-        generation: Lock generation of the module; None: as the kernel's log names it, if it does.
+        generation: Lock generation of the module, where it is known.
 
     Returns:
         The ``verdicts`` table: BUG first, then HOSTILE, UNDECIDED, EXPECTED; within each the
@@ -45,17 +35,15 @@ def verdicts(
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
-    release = module_release(trace.kernel_messages)
-    known = generation or (release[1] if release else None)
     parts = [
-        on_busy(causes),
-        on_broken_rules(broken, causes),
+        on_busy(findings.busy_causes),
+        on_broken_rules(findings.broken_rules, findings.busy_causes),
         on_zero_steps(
             findings.zero_steps,
             findings.zero_step_causes,
             trace.seamcalls,
             trace.vm_entries,
-            known,
+            generation,
         ),
         on_abandoned(findings.abandoned_requests),
         on_loops(findings.progress_loops),

@@ -42,7 +42,7 @@ class RawPages:
     files: dict[int, DataFile]
     shown: str
     beside: Path
-    """The folder that may hold saved_cmdlines, saved_tgids, trace_clock and events."""
+    """The folder that may hold saved_cmdlines, saved_tgids, trace_clock, osrelease, events."""
 
     @property
     def size(self) -> int:
@@ -155,7 +155,9 @@ class PageReader:
     def header(self) -> Header:
         """What lies beside the pages says of the recording."""
         clock = clock_of(_text(self.pages.beside / "trace_clock")) or None
-        return Header(None, _PAGES, clock, None, None, bool(self._stats()))
+        # tdxtrace capture puts the kernel's release there; tracefs itself does not tell it.
+        release = _text(self.pages.beside / "osrelease").strip() or None
+        return Header(release, _PAGES, clock, None, None, bool(self._stats()))
 
     def _stats(self) -> list[tuple[int, dict[str, int]]]:
         found = []

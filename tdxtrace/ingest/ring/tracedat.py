@@ -83,7 +83,7 @@ class DatReader:
             clock = f"{clock} in ns"
         return Header(
             words[2] if len(words) > 2 else None,
-            f"trace-cmd {version[0]}" if version else "trace-cmd",
+            _tool(version),
             clock or None,
             None,
             None,
@@ -156,3 +156,10 @@ class DatReader:
         if self._merge is None or (name, cpu) not in self._owners:
             return None
         return self._merge.n_events()[self._owners.index((name, cpu))]
+
+
+def _tool(version: list[str]) -> str:
+    """What recorded: trace-cmd gives its version alone, tdxtrace capture its name too."""
+    if version[:1] == ["tdxtrace"]:
+        return " ".join(version[:2])
+    return f"trace-cmd {version[0]}" if version else "trace-cmd"

@@ -1,0 +1,124 @@
+"""A folder of pages becomes one trace.dat, which trace-cmd and KernelShark read as well.
+
+Version 6, the one that all of them read: trace-cmd.dat.v6(5).  The CPUs' pages are appended
+one after the other, and each file is removed when it was, so that the disk need not hold
+everything twice.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from tdxtrace.capture.recording import PAGES, page_bytes
+
+_MAGIC: Final = b"\x17\x08\x44tracing6\0"
+# Option numbers: trace-cmd.dat.v6(5), OPTIONS.
+_CPUSTAT, _TRACECLOCK, _UNAME, _VERSION = 2, 4, 5, 9
+_LITTLE_ENDIAN: Final = 0
+_LONG: Final = 8
+
+
+def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
+    """Join the pages in ``folder`` into the file ``target``.
+
+    Args:
+        folder: A finished recording.  Its pages are gone afterwards, all else is left.
+        target: The file to write; removed again if it cannot be written whole.
+        uname: What uname says of the machine.
+        version: What recorded.
+
+    Raises:
+        OSError: If the file cannot be written; pages not yet appended are still there.
+    """
+    cpus = sorted((folder / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:]))
+    page = page_bytes(_text(folder / "events/header_page").decode())
+    head = _head(folder, page, uname, version, cpus)
+    sizes = [_size(path / PAGES) for path in cpus]
+    at, table = _rounded(len(head) + 16 * len(cpus) + 8 + 64, page), b""
+    for size in sizes:
+        table += struct.pack("<QQ", at, size)
+        at = _rounded(at + size, page)
+    clock = _text(folder / "trace_clock").strip()
+    head += table + struct.pack("<Q", len(clock)) + clock
+    with target.open("wb") as file:
+        file.write(head)
+        for path, size in zip(cpus, sizes, strict=True):
+            file.write(b"\0" * (-file.tell() % page))
+            file.flush()
+            if size:
+                _append(path / PAGES, file.fileno(), size)
+                file.seek(0, os.SEEK_END)
+                (path / PAGES).unlink()
+
+
+def _head(folder: Path, page: int, uname: str, version: str, cpus: list[Path]) -> bytes:
+    """All that lies before the table of CPUs."""
+    out = bytearray(_MAGIC + bytes([_LITTLE_ENDIAN, _LONG]) + struct.pack("<I", page))
+    for name in ("header_page", "header_event"):
+        text = _text(folder / "events" / name)
+        out += name.encode() + b"\0" + struct.pack("<Q", len(text)) + text
+    own = sorted((folder / "events/ftrace").glob("*/format"))
+    out += struct.pack("<I", len(own)) + b"".join(map(_sized, own))
+    systems = sorted(
+        path for path in (folder / "events").iterdir() if path.is_dir() and path.name != "ftrace"
+    )
+    out += struct.pack("<I", len(systems))
+    for system in systems:
+        formats = sorted(system.glob("*/format"))
+        out += system.name.encode() + b"\0" + struct.pack("<I", len(formats))
+        out += b"".join(map(_sized, formats))
+    # No kallsyms, no printk formats: the probes' names say what the addresses are.
+    out += struct.pack("<II", 0, 0)
+    names = _text(folder / "saved_cmdlines")
+    out += struct.pack("<Q", len(names)) + names
+    out += struct.pack("<I", len(cpus)) + b"options  \0"
+    out += _option(_TRACECLOCK, _text(folder / "trace_clock") + b"\0")
+    out += _option(_UNAME, uname.encode() + b"\0") + _option(_VERSION, version.encode() + b"\0")
+    for path in cpus:
+        stats = f"CPU: {path.name[3:]}\n".encode() + _text(path / "stats")
+        out += _option(_CPUSTAT, stats + b"\0")
+    return bytes(out + struct.pack("<H", 0) + b"flyrecord\0")
+
+
+def _option(number: int, data: bytes) -> bytes:
+    return struct.pack("<HI", number, len(data)) + data
+
+
+def _sized(path: Path) -> bytes:
+    text = _text(path)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _text(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _rounded(at: int, page: int) -> int:
+    return (at + page - 1) // page * page
+
+
+def _append(source: Path, target: int, size: int) -> None:
+    """Append a file within the kernel."""
+    fd = os.open(source, os.O_RDONLY)
+    try:
+        at = 0
+        while at < size:
+            done = os.sendfile(target, fd, at, size - at)
+            if not done:
+                raise OSError(5, "a file of pages became shorter")
+            at += done
+    finally:
+        os.close(fd)

@@ -1,0 +1,159 @@
+"""A recipe in the words of the tool that shall record: a shell script, or a bpftrace one."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from tdxtrace.capture import bpftrace
+from tdxtrace.capture.probes import TraceEvent
+from tdxtrace.capture.recipe import Recipe
+
+_MAPPED_MB: Final = 8
+
+
+def render(recipe: Recipe, dialect: str) -> str:
+    """Return the script that records what ``recipe`` says.
+
+    Args:
+        recipe: What to record.
+        dialect: One of DIALECTS.
+
+    Returns:
+        A shell script that takes the output file and, behind it, a command to trace;
+        for bpftrace a script whose output is a trace.
+    """
+    return DIALECTS[dialect](recipe)
+
+
+def heading(recipe: Recipe) -> list[str]:
+    """What every script says first, as comment lines."""
+    lines = [f"tdxtrace capture plan: Linux {recipe.release or '?'}, level {recipe.wish.detail}"]
+    lines += [f"note: {text}" for text in recipe.notes]
+    lines += [f"not answered: {text}" for text in recipe.cannot]
+    return [
+        f"# {line}"
+        for text in lines
+        for line in textwrap.wrap(text, 94, subsequent_indent="  ", break_long_words=False)
+    ]
+
+
+def _tracefs(recipe: Recipe) -> str:
+    body = [
+        *_prepare(recipe),
+        'mkdir "$I"',
+        f'echo {recipe.clock} >"$I/trace_clock"',
+        f'echo {recipe.buffer_kb} >"$I/buffer_size_kb"',
+        'echo 1 >"$I/options/record-tgid"',
+        *(
+            f'echo {shlex.quote(event.filter)} >"$I/events/{event.name}/filter"'
+            for event in recipe.events
+            if event.filter
+        ),
+        *(f'echo 1 >"$I/events/{name}/enable"' for name in _enabled(recipe)),
+        'cat "$I/trace_pipe" >"${1:-trace.txt}" &',
+        "reader=$!",
+        "shift || true",
+        'if [ $# -gt 0 ]; then "$@"; else sleep "${SECONDS_TO_TRACE:-10}"; fi',
+        f'for e in {" ".join(_enabled(recipe))}; do echo 0 >"$I/events/$e/enable"; done',
+        "sleep 1",
+        'cat "$I"/per_cpu/cpu*/stats | grep -E "overrun|dropped" | sort | uniq -c >&2',
+    ]
+    return _script(recipe, body)
+
+
+def _trace_cmd(recipe: Recipe) -> str:
+    """Not with -d, which trace-cmd needs under lockdown: it switches off all of ftrace.
+
+    Kprobes at the beginning of a function are ftrace's: Linux kernel/kprobes.c,
+    CONFIG_KPROBES_ON_FTRACE.
+    """
+    words = ["trace-cmd record", "-B", recipe.wish.group, "-C", recipe.clock]
+    words += ["-b", str(recipe.buffer_kb)]
+    body = [
+        '# On a locked-down kernel this ends with "Can\'t enable ftrace"; there use:',
+        "#   tdxtrace capture record -o trace.dat",
+        *_prepare(recipe),
+        "out=${1:-trace.dat}",
+        "shift || true",
+        "[ $# -gt 0 ] || set -- sleep 10",
+        " \\\n    ".join(
+            [" ".join([*words, "-O", "record-tgid"]), *_with_filters(recipe, "-e", "-f", ":")]
+        )
+        + ' \\\n    -o "$out" "$@"',
+    ]
+    return _script(recipe, body)
+
+
+def _perf(recipe: Recipe) -> str:
+    """Perf puts no clock in its file that others share unless it is told one (-k)."""
+    body = [
+        *_prepare(recipe),
+        "out=${1:-perf.data}",
+        "shift || true",
+        "[ $# -gt 0 ] || set -- sleep 10",
+        " \\\n    ".join(
+            [
+                f"perf record -a -k CLOCK_MONOTONIC -m {_MAPPED_MB}M",
+                *_with_filters(recipe, "-e", "--filter", ":"),
+            ]
+        )
+        + ' \\\n    -o "$out" -- "$@"',
+    ]
+    return _script(recipe, body)
+
+
+def _prepare(recipe: Recipe) -> Iterable[str]:
+    """Our lines are appended to dynamic_events and removed again; others are left alone."""
+    group = recipe.wish.group
+    yield "T=${TRACEFS:-/sys/kernel/tracing}"
+    yield f"I=$T/instances/{group}"
+    yield "reader= added="
+    yield 'say() { echo "$1" >>"$T/dynamic_events"; }'
+    yield 'add() { if say "$1"; then set -- $1 && added="$added ${1#*:}"; else'
+    yield '    echo "not probed: $1" >&2; fi; }'
+    yield "tidy() {"
+    yield '    [ -z "$reader" ] || { kill "$reader" && wait "$reader"; } 2>/dev/null || true'
+    yield '    [ ! -d "$I" ] || rmdir "$I" || true'
+    yield '    for e in $added; do say "-:$e" || true; done'
+    yield "}"
+    yield "trap tidy EXIT"
+    yield "trap 'exit 130' INT TERM"
+    for probe in recipe.probes:
+        yield f"add {shlex.quote(probe.line)}"
+
+
+def _enabled(recipe: Recipe) -> list[str]:
+    """What is switched on in the instance: our group, and the kernel's own events."""
+    ours = [recipe.wish.group] if recipe.probes else []
+    return ours + [event.name for event in recipe.events]
+
+
+def _with_filters(recipe: Recipe, event: str, filter_: str, between: str) -> Iterable[str]:
+    if recipe.probes:
+        yield f"{event} '{recipe.wish.group}{between}*'"
+    for one in recipe.events:
+        yield f"{event} {one.system}{between}{one.event}{_filter(one, filter_)}"
+
+
+def _filter(event: TraceEvent, word: str) -> str:
+    return f" {word} {shlex.quote(event.filter)}" if event.filter else ""
+
+
+def _script(recipe: Recipe, body: Iterable[str]) -> str:
+    lines = ["#!/bin/sh", *heading(recipe), "set -eu", *body]
+    return "\n".join(lines) + "\n"
+
+
+def _bpftrace(recipe: Recipe) -> str:
+    return "\n".join(["#!/usr/bin/env bpftrace", *bpftrace.script(recipe, heading(recipe))]) + "\n"
+
+
+DIALECTS: Final[dict[str, Callable[[Recipe], str]]] = {
+    "tracefs": _tracefs,
+    "trace-cmd": _trace_cmd,
+    "perf": _perf,
+    "bpftrace": _bpftrace,
+}

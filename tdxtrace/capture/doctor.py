@@ -1,0 +1,79 @@
+"""What does this host let be captured; what is lost where something is missing, and the remedy?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tdxtrace.capture import machine, tracing
+from tdxtrace.capture.checks import STATES, Check
+from tdxtrace.capture.host import Host
+
+_CHECKS: Final[tuple[Callable[[Host], Check], ...]] = (
+    machine.kernel,
+    machine.privilege,
+    machine.lockdown,
+    machine.cpu,
+    machine.kvm_intel,
+    machine.tdx_module,
+    tracing.tracefs,
+    tracing.wrappers_there,
+    tracing.kprobes,
+    tracing.return_arguments,
+    tracing.fprobes,
+    tracing.uprobes,
+    tracing.blacklist,
+    tracing.btf,
+    tracing.kvm_events,
+    tracing.function_graph,
+    tracing.clock,
+    tracing.buffer,
+    tracing.leftovers,
+    tracing.others,
+    machine.tools,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What all checks together allow."""
+
+    can: str
+    """``full``, ``stock`` (KVM's own events), ``program`` (uprobes only) or ``nothing``."""
+    why: str
+    checks: tuple[Check, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def examine(host: Host) -> Verdict:
+    """Look at the host and change nothing.
+
+    Returns:
+        Every check, in the order in which things are needed, and what they allow.
+        A thing that could not be seen is ``unknown``, never called present or missing.
+    """
+    checks = tuple(check(host) for check in _CHECKS)
+    return _verdict(checks)
+
+
+def _verdict(checks: tuple[Check, ...]) -> Verdict:
+    state = {check.name: check.state for check in checks}
+    assert set(state.values()) <= set(STATES)
+    for name in ("root", "tracefs"):
+        if state[name] in ("missing", "unknown"):
+            found = next(check for check in checks if check.name == name)
+            return Verdict("nothing", f"{name}: {found.found}; {found.remedy}", checks)
+    if state["wrappers"] == "ok" and state["kprobes"] == "ok":
+        return Verdict("full", "the wrappers can be probed", checks)
+    lacking = [name for name in ("wrappers", "kprobes") if state[name] != "ok"]
+    if state["kvm_events"] == "ok":
+        why = f"KVM's own events only; for SEAMCALLs: {' and '.join(lacking)}"
+        return Verdict("stock", why, checks)
+    if state["uprobes"] == "ok":
+        return Verdict("program", "only programs can be probed, not this kernel", checks)
+    return Verdict("nothing", f"neither probes nor KVM's events: {', '.join(lacking)}", checks)

@@ -1,0 +1,127 @@
+"""Our lines in the kernel's list of dynamic events, our instances: made, told apart, removed.
+
+The list is global.  Lines are appended and removed one by one; the file is never opened for
+truncation, which would remove everyone's (Linux kernel/trace/trace_dynevent.c,
+dyn_event_open).  What is ours is told by its group: ``tdxtrace_PID_STARTED``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+PREFIX: Final = "tdxtrace_"
+_OURS: Final = re.compile(
+    rf"^[prf]\d*:(?P<group>{PREFIX}(?P<pid>\d+)_(?P<started>\d+))/(?P<event>\w+)"
+)
+_NAME: Final = re.compile(rf"^{PREFIX}(?P<pid>\d+)_(?P<started>\d+)$")
+_LISTS: Final = ("dynamic_events", "kprobe_events", "uprobe_events")
+
+
+def own_name(pid: int | None = None) -> str:
+    """The name of this process's instance and group: unlike any other's, also of the same pid."""
+    number = os.getpid() if pid is None else pid
+    return f"{PREFIX}{number}_{_started(number) or 0}"
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None if there is none.
+
+    Field 22 of /proc/PID/stat: proc(5).  The name before it may hold anything.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        return int(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def lines(tracefs: Path) -> list[str]:
+    """All dynamic events, of anyone; none where they cannot be read."""
+    found: list[str] = []
+    for name in _LISTS:
+        try:
+            found += (tracefs / name).read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        if name == "dynamic_events":
+            break
+    return found
+
+
+def instances(tracefs: Path) -> list[str]:
+    """All instances, of anyone."""
+    try:
+        return sorted(os.listdir(tracefs / "instances"))  # noqa: PTH208 - names, not paths
+    except OSError:
+        return []
+
+
+def is_ours(line: str) -> bool:
+    """Whether a dynamic event was made by a tdxtrace."""
+    return bool(_OURS.match(line))
+
+
+def events_of(tracefs: Path, name: str) -> list[str]:
+    """The events of the group ``name``."""
+    found = (_OURS.match(line) for line in lines(tracefs))
+    return [match["event"] for match in found if match and match["group"] == name]
+
+
+def leftovers(tracefs: Path) -> list[str]:
+    """Names of instances and groups of ours whose process is gone, sorted."""
+    groups = {match["group"] for line in lines(tracefs) if (match := _OURS.match(line))}
+    names = groups | {name for name in instances(tracefs) if name.startswith(PREFIX)}
+    return sorted(name for name in names if _is_gone(name))
+
+
+def _is_gone(name: str) -> bool:
+    found = _NAME.match(name)
+    return found is not None and _started(int(found["pid"])) != int(found["started"])
+
+
+def add(tracefs: Path, made: Iterable[str]) -> None:
+    """Append lines, one write each.
+
+    Raises:
+        OSError: If the kernel refuses one; ``filename`` is that line.
+    """
+    for line in made:
+        _append(tracefs, line, line)
+
+
+def _append(tracefs: Path, text: str, line: str) -> None:
+    """Write to dynamic_events; before Linux 5.0 to the list that the line belongs to."""
+    target = tracefs / "dynamic_events"
+    if not target.exists():
+        target = tracefs / ("uprobe_events" if ":0x" in line else "kprobe_events")
+    # O_APPEND without O_TRUNC: the kernel clears the list when it is opened to be truncated.
+    fd = os.open(target, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, text.encode() + b"\n")
+    except OSError as error:
+        error.filename = line
+        raise
+    finally:
+        os.close(fd)
+
+
+def remove(tracefs: Path, name: str) -> list[str]:
+    """Remove the events of the group ``name``, which must be one of ours.
+
+    Returns:
+        Events that the kernel would not let go, with its reason.
+    """
+    if not name.startswith(PREFIX):
+        raise ValueError(name)
+    kept = []
+    for event in events_of(tracefs, name):
+        line = next((x for x in lines(tracefs) if f":{name}/{event} " in f"{x} "), "")
+        try:
+            _append(tracefs, f"-:{name}/{event}", line)
+        except OSError as error:
+            kept.append(f"{name}/{event}: {error.strerror}")
+    return kept

@@ -1,0 +1,127 @@
+"""A tracefs instance of our own: made, set up, counted and removed; nothing else is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tdxtrace.capture.recipe import Recipe
+from tdxtrace.errors import InputError
+from tdxtrace.tables.text import one_line
+
+_CPU: Final = re.compile(r"cpu(\d{1,4})")
+_STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
+# A removal is refused while a reader is inside the buffer; readers end within this.
+_PATIENCE_S: Final = 5.0
+_PAUSE_S: Final = 0.05
+# Counters of per_cpu/cpuN/stats that mean that events are gone: Linux
+# Documentation/trace/ftrace.rst.
+LOST: Final = ("overrun", "commit overrun", "dropped events")
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance by the name ``name``."""
+
+    tracefs: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.tracefs / "instances" / self.name
+
+    def create(self) -> None:
+        """Make it.
+
+        Raises:
+            InputError: If the kernel refuses.
+        """
+        try:
+            self.path.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"cannot make the instance {self.name}: {error.strerror}; see: tdxtrace capture "
+                "doctor"
+            ) from None
+
+    def set_up(self, recipe: Recipe, buffer_kb: int, pids: Iterable[int]) -> None:
+        """Set clock, buffer, options, filters and events; tracing stays off.
+
+        Raises:
+            InputError: If the kernel refuses one; the message is what was to be written.
+        """
+        self.write("tracing_on", "0")
+        self.write("trace_clock", recipe.clock)
+        self.write("buffer_size_kb", str(buffer_kb))
+        self.write("options/record-tgid", "1", optional=True)
+        chosen = " ".join(map(str, pids))
+        if chosen:
+            self.write("options/event-fork", "1", optional=True)
+            self.write("set_event_pid", chosen)
+        for event in recipe.events:
+            if event.filter:
+                self.write(f"events/{event.name}/filter", event.filter)
+        for name in [p.name for p in recipe.probes] + [e.name for e in recipe.events]:
+            self.write(f"events/{name}/enable", "1")
+
+    def write(self, file: str, text: str, *, optional: bool = False) -> None:
+        """Write a file of the instance.
+
+        Raises:
+            InputError: If the kernel refuses and it is not ``optional``.
+        """
+        try:
+            fd = os.open(self.path / file, os.O_WRONLY)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if not optional:
+                said = f"cannot write {one_line(text, 60)!r} to {file}: {error.strerror}"
+                raise InputError(said) from None
+
+    def cpus(self) -> list[int]:
+        """The CPUs that have a buffer."""
+        found = (_CPU.fullmatch(path.name) for path in (self.path / "per_cpu").iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def stats_text(self, cpu: int) -> str:
+        """The kernel's counters of a CPU's buffer."""
+        try:
+            return (self.path / f"per_cpu/cpu{cpu}/stats").read_text("ascii", "replace")
+        except OSError:
+            return ""
+
+    def stats(self, cpu: int) -> dict[str, int]:
+        """The same as numbers."""
+        return numbers_of(self.stats_text(cpu))
+
+    def switch(self, *, on: bool) -> None:
+        """Start or stop writing into the buffer."""
+        self.write("tracing_on", "1" if on else "0", optional=not on)
+
+    def remove(self) -> str:
+        """Switch everything off and remove it; return why it is still there, "" if it is not."""
+        until = time.monotonic() + _PATIENCE_S
+        while self.path.exists():
+            self.switch(on=False)
+            self.write("events/enable", "0", optional=True)
+            try:
+                self.path.rmdir()
+            except OSError as error:
+                if time.monotonic() > until:
+                    return error.strerror or "refused"
+                time.sleep(_PAUSE_S)
+        return ""
+
+
+def numbers_of(stats: str) -> dict[str, int]:
+    """Read the counters of a CPU's buffer."""
+    return {found["key"]: int(found["n"]) for found in _STAT.finditer(stats)}

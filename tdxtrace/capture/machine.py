@@ -1,0 +1,195 @@
+"""The machine under the tracing: kernel, rights, lockdown, processor, KVM, TDX module, tools."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import Final
+
+from tdxtrace.capture.checks import Check
+from tdxtrace.capture.host import Host
+from tdxtrace.tdx import wrappers
+
+# include/uapi/linux/capability.h.
+_CAP_SYS_ADMIN: Final = 21
+_CAPS: Final = re.compile(r"^CapEff:\s*(?P<mask>[0-9a-f]{1,16})$", re.MULTILINE)
+_CHOSEN: Final = re.compile(r"\[(?P<word>\w+)\]")
+# What the kernel prints of the module: "virt/tdx: TDX module: attributes ..., major_version 1,
+# minor_version 0, build_date 20230206, build_num 457" (Ubuntu and Intel trees up to 6.8).
+_BUILD: Final = re.compile(
+    r"TDX module: .{0,80}major_version (\d{1,3}), minor_version (\d{1,3}),.{0,40}build_num (\d+)"
+)
+_MODULE: Final = re.compile(r"tdx: [Mm]odule version:? (\d{1,3}(?:\.\d{1,3}){1,2})")
+_INITIALISED: Final = re.compile(r"tdx: module initialized")
+_FAILED: Final = re.compile(r"tdx: module initialization failed \((-\d+)\)")
+_TOOLS: Final = ("trace-cmd", "perf", "bpftrace")
+_MAX_MESSAGES: Final = 100_000
+
+
+def kernel(host: Host) -> Check:
+    """The release, and whether the arguments of its wrappers are known."""
+    release = host.release
+    if not release:
+        return Check("kernel", "unknown", "no release in /proc", "the level base", "mount /proc")
+    base = wrappers.level_base(release)
+    if base is None:
+        return Check(
+            "kernel",
+            "limited",
+            f"Linux {release}, whose wrappers were not read",
+            "names of arguments: SEAMCALLs are probed below the wrappers",
+            "none needed from 6.16 on; before it KVM has no TDX",
+        )
+    sure = " (inferred)" if wrappers.is_level_base_inferred(release) else ""
+    return Check("kernel", "ok", f"Linux {release}; a 4K page has level {base}{sure}")
+
+
+def privilege(host: Host) -> Check:
+    """Whether this process may trace: CAP_SYS_ADMIN, or root in practice."""
+    found = _CAPS.search(host.read("proc/self/status").text or "")
+    if found is None:
+        return Check("root", "unknown", "no capabilities in /proc", "everything", "mount /proc")
+    if int(found["mask"], 16) >> _CAP_SYS_ADMIN & 1:
+        return Check("root", "ok", "CAP_SYS_ADMIN")
+    return Check(
+        "root", "missing", f"user {os.geteuid()} without CAP_SYS_ADMIN", "everything", "use sudo"
+    )
+
+
+def lockdown(host: Host) -> Check:
+    """Lockdown: confidentiality forbids kprobes and tracefs, integrity allows them.
+
+    Source: Linux include/linux/security.h, enum lockdown_reason: LOCKDOWN_KPROBES,
+    LOCKDOWN_BPF_READ_KERNEL, LOCKDOWN_PERF and LOCKDOWN_TRACEFS are above
+    LOCKDOWN_INTEGRITY_MAX.
+    """
+    seen = host.read("sys/kernel/security/lockdown")
+    if seen.text is None:
+        return Check(
+            "lockdown",
+            "unknown",
+            f"/sys/kernel/security/lockdown is {seen.why}",
+            remedy="mount -t securityfs none /sys/kernel/security",
+        )
+    word = _CHOSEN.search(seen.text)
+    mode = word["word"] if word else "none"
+    if mode == "confidentiality":
+        return Check(
+            "lockdown",
+            "missing",
+            "confidentiality",
+            "kprobes, BPF, perf and tracefs",
+            "boot with lockdown=integrity, or without Secure Boot",
+        )
+    if mode == "integrity":
+        return Check(
+            "lockdown",
+            "ok",
+            "integrity: tracefs and probes are allowed; some vendors' kernels refuse global "
+            "files, which trace-cmd writes and tdxtrace does not",
+        )
+    return Check("lockdown", "ok", mode)
+
+
+def cpu(host: Host) -> Check:
+    """Whether the processor and BIOS offer TDX: flag tdx_host_platform, Linux 6.7 or later."""
+    seen = host.read("proc/cpuinfo")
+    if seen.text is None:
+        return Check("cpu", "unknown", f"/proc/cpuinfo is {seen.why}")
+    if re.search(r"^flags\s*:.*\btdx_host_platform\b", seen.text, re.MULTILINE):
+        return Check("cpu", "ok", "tdx_host_platform")
+    return Check(
+        "cpu",
+        "missing",
+        "no tdx_host_platform among the processor's flags",
+        "TDs: there are none on this machine",
+        "a Xeon of the 4th generation or later, TDX enabled in its BIOS, Linux 6.7 or later",
+    )
+
+
+def kvm_intel(host: Host) -> Check:
+    """Whether KVM runs TDs here: parameter tdx of kvm_intel, Linux 6.16 or later."""
+    if not host.exists("sys/module/kvm_intel"):
+        return Check(
+            "kvm_intel", "missing", "not loaded", "TDs and their probes", "modprobe kvm_intel tdx=1"
+        )
+    seen = host.read("sys/module/kvm_intel/parameters/tdx")
+    if seen.line in ("Y", "1"):
+        return Check("kvm_intel", "ok", "loaded with tdx=Y")
+    state = "missing" if seen.why == "missing" or seen.text is not None else "unknown"
+    said = f"tdx={seen.line}" if seen.text is not None else f"parameter tdx is {seen.why}"
+    return Check("kvm_intel", state, f"loaded; {said}", "TDs", "modprobe kvm_intel tdx=1")
+
+
+def tdx_module(host: Host) -> Check:
+    """The module's version: of sysfs, else of the kernel's log.
+
+    Source: Linux 7.x Documentation/ABI/testing/sysfs-devices-faux-tdx-host.
+    """
+    told = host.read("sys/devices/faux/tdx_host/version").line
+    if told:
+        return Check("tdx_module", "ok", f"{told[:40]} (sysfs)")
+    text = _log(host)
+    if text is None:
+        return Check(
+            "tdx_module",
+            "unknown",
+            "neither sysfs nor the kernel's log tell",
+            "which lock rules the module follows",
+            "look for 'virt/tdx' in dmesg as root",
+        )
+    for pattern in (_MODULE, _BUILD):
+        found = pattern.search(text)
+        if found:
+            return Check("tdx_module", "ok", f"{'.'.join(found.groups())} (kernel log)")
+    failed = _FAILED.search(text)
+    if failed:
+        return Check(
+            "tdx_module", "missing", f"initialisation failed ({failed[1]})", "TDs", "see dmesg"
+        )
+    if _INITIALISED.search(text):
+        return Check(
+            "tdx_module",
+            "limited",
+            "initialised; version not told",
+            "which lock rules the module follows",
+            "note the version of the module file that the BIOS or bootloader loads",
+        )
+    return Check(
+        "tdx_module",
+        "missing" if not re.search(r"\btdx: ", text) else "unknown",
+        "no line of it in the kernel's log",
+        "TDs",
+        "enable TDX in the BIOS; boot with kvm_intel.tdx=1",
+    )
+
+
+def tools(host: Host) -> Check:
+    """Other tracers on the path; none is needed."""
+    found = [name for name in _TOOLS if shutil.which(name)]
+    return Check("tools", "note", ", ".join(found) if found else "none; none is needed")
+
+
+def _log(host: Host) -> str | None:
+    """The kernel's log: /dev/kmsg, record by record, or a copy of dmesg's text."""
+    path = host.root / "dev/kmsg"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    parts = []
+    try:
+        for _ in range(_MAX_MESSAGES):
+            try:
+                part = os.read(fd, 8192)
+            except BrokenPipeError:  # overwritten while we read: go on behind it
+                continue
+            if not part:
+                break
+            parts.append(part)
+    except OSError:  # EAGAIN: no more
+        pass
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode("utf-8", "replace")

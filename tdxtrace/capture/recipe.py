@@ -1,0 +1,300 @@
+"""What to trace on a kernel: which probes, events and clock, and what stays unanswered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final
+
+from tdxtrace.capture import buffers
+from tdxtrace.capture.btf import Btf
+from tdxtrace.capture.probes import Fetch, Probe, TraceEvent
+from tdxtrace.capture.symbols import NOINSTR, Symbols
+from tdxtrace.tdx import wrappers
+
+GROUP: Final = "tdxtrace"
+CLOCK: Final = "mono"
+# Return probes may fetch what the function was entered with: Linux 6.9, commit 25f00e40ce79
+# (tracing/probes: Support $argN in return probe); tracefs' README says so too.
+RETURN_ARGS_SINCE: Final = (6, 9)
+# KVM's tracepoints: Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.  A TD's
+# instruction pointer is not known to the host and printed as 0.
+_STOCK_EVENTS: Final = ("kvm_entry", "kvm_exit", "kvm_page_fault", "kvm_userspace_exit")
+_MINIMAL_EVENTS: Final = ("kvm_entry", "kvm_exit")
+_RIP_FIELD: Final = {"kvm_entry": "rip", "kvm_exit": "guest_rip", "kvm_page_fault": "guest_rip"}
+# The fault path and the zap: where busy is met, and how it ends.
+_MINIMAL: Final = (
+    "tdh_mem_page_aug",
+    "tdh_mem_sept_add",
+    "tdh_mem_range_block",
+    "tdh_mem_track",
+    "tdh_mem_page_remove",
+    "tdh_vp_enter",
+)
+# Parameters worth their bytes, by the words of wrappers.csv, and their types.
+_TYPES: Final = {
+    **dict.fromkeys(("td", "vp", "gpa", "page", "pfn", "fn"), "x64"),
+    "level": "s32",
+}
+_LOWER: Final = ("__seamcall", "__seamcall_ret")
+
+
+class Detail(StrEnum):
+    """How much is traced."""
+
+    minimal = "minimal"
+    full = "full"
+    stock = "stock"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for."""
+
+    detail: Detail = Detail.full
+    seamcalls: bool = False
+    """Probe __seamcall and __seamcall_ret too."""
+    only_tds: bool = False
+    """Leave out the KVM events of VMs that are no TDs."""
+    rate: int = buffers.RATE
+    """Events per second to be expected on the busiest CPU."""
+    group: str = GROUP
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What is known of the kernel to trace."""
+
+    release: str
+    symbols: Symbols
+    btf: Btf | None = None
+    return_args: bool | None = None
+    """Whether return probes may fetch arguments; None: told by the release."""
+    spots: Mapping[str, str] = field(default_factory=dict)
+    """``PATH:0xOFFSET`` of each function, where a program is traced in the kernel's place."""
+
+    @property
+    def has_return_args(self) -> bool:
+        """Whether return probes may fetch arguments."""
+        if self.return_args is not None:
+            return self.return_args
+        return version_of(self.release) >= RETURN_ARGS_SINCE
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that is needed to record, in any dialect."""
+
+    release: str
+    wish: Wish
+    probes: tuple[Probe, ...]
+    events: tuple[TraceEvent, ...]
+    clock: str
+    buffer_kb: int
+    """Per CPU."""
+    level_base: int | None
+    cannot: tuple[str, ...]
+    """Questions that what is recorded will not answer."""
+    notes: tuple[str, ...]
+
+
+def recipe(kernel: Kernel, wish: Wish) -> Recipe:
+    """Choose what to trace.
+
+    Args:
+        kernel: What is known of it.
+        wish: What the user asks for.
+
+    Returns:
+        The recipe.  On a kernel whose wrappers' arguments are not known, the SEAMCALLs
+        themselves are probed, whose arguments are the same everywhere.
+    """
+    probes: list[Probe] = []
+    if wish.detail is not Detail.stock:
+        if wrappers.level_base(kernel.release) is not None:
+            probes += _wrappers(kernel, wish)
+        if wish.seamcalls or not probes:
+            probes += _seamcalls(kernel, wish)
+        probes += _vp_enter(kernel, wish)
+    if kernel.spots:
+        probes = [replace(probe, spot=kernel.spots[probe.function]) for probe in probes]
+    names = () if kernel.spots else _event_names(wish.detail)
+    events = tuple(_event(name, wish) for name in names)
+    return Recipe(
+        kernel.release,
+        wish,
+        tuple(probes),
+        events,
+        CLOCK,
+        buffers.size_kb(probes, wish.rate),
+        wrappers.level_base(kernel.release),
+        tuple(_cannot(kernel, wish, probes)),
+        tuple(_notes(kernel, wish, probes)),
+    )
+
+
+def version_of(release: str) -> tuple[int, int]:
+    """Major and minor number of a kernel release; (0, 0) if there are none."""
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def merged(functions: frozenset[str] | None) -> list[str]:
+    """Wrappers that a kernel can have, by leaf: those that were merged, or that it was seen to."""
+    table = wrappers.wrapper_table()
+    return [
+        str(row["function"])
+        for row in table.iter_rows(named=True)
+        if str(row["function"]).startswith("tdh_")
+        and (
+            str(row["source"]).startswith("Linux ")
+            if functions is None
+            else row["function"] in functions
+        )
+    ]
+
+
+def _wrappers(kernel: Kernel, wish: Wish) -> list[Probe]:
+    names = _MINIMAL if wish.detail is Detail.minimal else merged(kernel.symbols.names)
+    probes: list[Probe] = []
+    for function in names:
+        words = wrappers.signature(function, kernel.release)
+        if words and kernel.symbols.may_probe(function):
+            probes += _of_wrapper(function, words, kernel, wish)
+    return probes
+
+
+def _of_wrapper(function: str, words: tuple[str, ...], kernel: Kernel, wish: Wish) -> list[Probe]:
+    """Entry and return; for the minimal level one return that names its request too."""
+    request = tuple(
+        Fetch.argument(word, place, _TYPES[word])
+        for place, word in enumerate(words, 1)
+        if word in _TYPES
+    )
+    status = Fetch.result("ret")
+    errors = tuple(
+        Fetch.behind(f"ext{word[-1]}", words.index(word) + 1, 0)
+        for word in ("ext_err1", "ext_err2")
+        if word in words and words.index(word) < 6 and kernel.has_return_args
+    )
+    if wish.detail is Detail.minimal and kernel.has_return_args:
+        return [Probe(wish.group, function, True, (status, *request))]
+    return [
+        Probe(wish.group, function, False, request),
+        Probe(wish.group, function, True, (status, *errors)),
+    ]
+
+
+def _seamcalls(kernel: Kernel, wish: Wish) -> list[Probe]:
+    """The assembly below the wrappers: (fn, args), args being rcx, rdx, r8, ... in memory.
+
+    Offsets: struct tdx_module_args, Linux arch/x86/include/asm/shared/tdx.h.
+    """
+    registers = tuple(Fetch.behind(r, 2, at) for r, at in (("rcx", 0), ("rdx", 8), ("r8", 16)))
+    probes = []
+    for function in _LOWER:
+        if kernel.symbols.may_probe(function):
+            entry = (Fetch.argument("fn", 1, "x64"), *registers)
+            probes.append(Probe(wish.group, function, False, entry))
+            probes.append(Probe(wish.group, function, True, (Fetch.result("ret"),)))
+    return probes
+
+
+def _vp_enter(kernel: Kernel, wish: Wish) -> list[Probe]:
+    """TDH.VP.ENTER cannot be probed; its status lies in struct vcpu_tdx when its caller returns.
+
+    struct kvm_vcpu is the first member of struct vcpu_tdx: Linux 6.16 arch/x86/kvm/vmx/tdx.h.
+    """
+    places = offsets(kernel.btf)
+    if not kernel.has_return_args or not kernel.symbols.may_probe("tdx_vcpu_run"):
+        return []
+    if places is None:
+        return []
+    status, gpa, vcpu = places
+    fetched = (
+        Fetch.behind("status", 1, status),
+        Fetch.behind("gpa", 1, gpa),
+        Fetch.behind("vcpu", 1, vcpu, "s32"),
+    )
+    return [Probe(wish.group, "tdx_vcpu_run", True, fetched)]
+
+
+def offsets(btf: Btf | None) -> tuple[int, int, int] | None:
+    """Offsets of vp_enter_ret, exit_gpa and vcpu_id from a vCPU's address; None if not known."""
+    if btf is None:
+        return None
+    status = btf.offset_of("vcpu_tdx", "vp_enter_ret")
+    gpa = btf.offset_of("vcpu_tdx", "exit_gpa")
+    vcpu = btf.offset_of("kvm_vcpu", "vcpu_id")
+    return None if status is None or gpa is None or vcpu is None else (status, gpa, vcpu)
+
+
+def _event_names(detail: Detail) -> tuple[str, ...]:
+    return _MINIMAL_EVENTS if detail is Detail.minimal else _STOCK_EVENTS
+
+
+def _event(name: str, wish: Wish) -> TraceEvent:
+    rip = _RIP_FIELD.get(name)
+    return TraceEvent("kvm", name, f"{rip} == 0" if rip and wish.only_tds else "")
+
+
+def _cannot(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
+    """Sources: kernel-side behaviour in Linux 6.16 arch/x86/kvm/vmx/tdx.c, KVM's trace.h."""
+    said = []
+    names = {probe.function for probe in probes}
+    if not names:
+        said.append("which SEAMCALL was busy, how often, and on what: KVM's own events show none")
+        said.append("retries inside one page fault: KVM repeats PAGE.AUG and SEPT.ADD unseen")
+        said.append("chains, limits and causes: only failed entries of vCPUs can be counted")
+    elif wish.detail is Detail.minimal and kernel.has_return_args:
+        said.append("how long an attempt took, and who held the lock: only returns are probed")
+        said.append("requests other than AUG, SEPT.ADD, BLOCK, TRACK and REMOVE")
+    if names and not names & set(_LOWER):
+        said.append(
+            "retries for want of entropy: a wrapper makes up to 10 calls and shows one; "
+            "add --seamcalls"
+        )
+    if not names & {"tdx_vcpu_run", "tdh_vp_enter"}:
+        said.append(
+            "why an entry of a vCPU failed: zero-step mitigation (SEPT), a TRACK (TD_EPOCH) and "
+            f"other errors all show as exit reason -1; {_how_vp_enter(kernel, wish)}"
+        )
+    if probes and not names - {"tdx_vcpu_run"}:
+        said.append("SEAMCALLs: none of the functions that issue them can be probed here")
+    return said
+
+
+def _how_vp_enter(kernel: Kernel, wish: Wish) -> str:
+    if wish.detail is Detail.stock:
+        return "use --level minimal or full"
+    if not kernel.has_return_args:
+        return "needs return probes that fetch arguments, Linux 6.9 or later"
+    if not kernel.symbols.may_probe("tdx_vcpu_run"):
+        return "this kernel has no tdx_vcpu_run to probe; load kvm_intel with tdx=1"
+    return "name the kernel's BTF: --btf /sys/kernel/btf/vmlinux --btf /sys/kernel/btf/kvm_intel"
+
+
+def _notes(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
+    notes = []
+    base = wrappers.level_base(kernel.release)
+    if base is None:
+        notes.append(
+            f"the wrappers of Linux {kernel.release or '?'} were not read: __seamcall is probed "
+            "instead, which is the same from 6.16 on"
+        )
+    else:
+        sure = " (inferred)" if wrappers.is_level_base_inferred(kernel.release) else ""
+        notes.append(f"a 4K page has level {base} in these probes{sure}")
+    if any(probe.function == "tdx_vcpu_run" for probe in probes):
+        notes.append(
+            "tdx_vcpu_run also returns when KVM held the vCPU back for a zap: then its status is "
+            "that of the entry before, and no kvm_entry lies before it"
+        )
+    if wish.only_tds:
+        notes.append("the filters take VMs whose instruction pointer KVM does not know for TDs")
+    missing = [f for f in _MINIMAL if not kernel.symbols.has(f) and f not in NOINSTR]
+    if missing and wish.detail is not Detail.stock:
+        notes.append(f"not in {kernel.symbols.source}: {', '.join(missing)}")
+    return notes

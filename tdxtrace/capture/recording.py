@@ -1,0 +1,107 @@
+"""The folder a recording is written to: pages of each CPU and all that is needed to read them.
+
+It looks like the instance it comes from, so that it can be read at any time, also when the
+recorder was killed: per_cpu/cpuN/trace_pipe_raw, events/*/*/format, trace_clock, saved_cmdlines,
+saved_tgids, osrelease, capture.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tdxtrace.capture.instance import Instance
+from tdxtrace.capture.recipe import Recipe
+
+PAGES: Final = "trace_pipe_raw"
+_CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
+_DATA: Final = re.compile(r"field: char data;\s*offset:(\d+);\s*size:(\d+);")
+
+
+@dataclass(slots=True)
+class Recording:
+    """The folder of one recording in the making."""
+
+    folder: Path
+    tracefs: Path
+    release: str
+    comms: dict[int, str] = field(default_factory=dict)
+    """The last name of each thread that was seen."""
+
+    def begin(self, instance: Instance, recipe: Recipe) -> None:
+        """Make the folder and copy what does not change.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self.folder.mkdir(parents=True)
+        for cpu in instance.cpus():
+            (self.folder / "per_cpu" / f"cpu{cpu}").mkdir(parents=True)
+        events = self.tracefs / "events"
+        (self.folder / "events").mkdir()
+        for name in ("header_page", "header_event"):
+            self._copy(events / name, f"events/{name}")
+        for name in [p.name for p in recipe.probes] + [e.name for e in recipe.events]:
+            self._copy(events / name / "format", f"events/{name}/format")
+        for path in sorted((events / "ftrace").glob("*/format")):
+            self._copy(path, f"events/ftrace/{path.parent.name}/format")
+        (self.folder / "trace_clock").write_text(f"[{recipe.clock}]\n")
+        (self.folder / "osrelease").write_text(self.release + "\n")
+
+    def _copy(self, source: Path, name: str) -> None:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+
+    def pages_of(self, cpu: int) -> Path:
+        """The file of a CPU's pages."""
+        return self.folder / "per_cpu" / f"cpu{cpu}" / PAGES
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of a page of the buffer, as the kernel's header_page tells."""
+        return page_bytes((self.tracefs / "events/header_page").read_text())
+
+    def meet_threads(self) -> None:
+        """Note the names of threads; the kernel keeps only the last 128 by default."""
+        self.comms.update(comms_of(self.tracefs))
+
+    def finish(self, instance: Instance, provenance: dict[str, Any]) -> None:
+        """Write what is known only at the end.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self.meet_threads()
+        lines = "".join(f"{tid} {comm}\n" for tid, comm in sorted(self.comms.items()))
+        (self.folder / "saved_cmdlines").write_text(lines)
+        tgids = self.tracefs / "saved_tgids"
+        if tgids.exists():
+            self._copy(tgids, "saved_tgids")
+        for cpu in instance.cpus():
+            (self.folder / "per_cpu" / f"cpu{cpu}" / "stats").write_text(instance.stats_text(cpu))
+        text = json.dumps(provenance, indent=2) + "\n"
+        (self.folder / "capture.json").write_text(text)
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def comms_of(tracefs: Path) -> dict[int, str]:
+    """The names of threads that the kernel has saved."""
+    try:
+        text = (tracefs / "saved_cmdlines").read_text("utf-8", "replace")
+    except OSError:
+        return {}
+    return {int(found["tid"]): found["comm"] for found in _CMDLINE.finditer(text)}
+
+
+def page_bytes(header_page: str) -> int:
+    """Size of a page of the buffer: its header and its data."""
+    found = _DATA.search(header_page)
+    return int(found[1]) + int(found[2]) if found else 4096

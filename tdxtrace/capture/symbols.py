@@ -1,0 +1,87 @@
+"""Which of the functions that matter does this kernel have, and may they be probed?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tdxtrace.capture.host import Host, read
+from tdxtrace.errors import FormatError, InputError
+from tdxtrace.tables.text import one_line
+
+# noinstr, hence in .noinstr.text and on the kprobe blacklist: Linux 6.16
+# arch/x86/virt/vmx/tdx/tdx.c (tdh_vp_enter), seamcall.S (__seamcall_saved_ret),
+# arch/x86/kvm/vmx/tdx.c (tdx_vcpu_enter_exit); kernel/kprobes.c,
+# populate_kprobe_blacklist.
+NOINSTR: Final = frozenset({"tdh_vp_enter", "__seamcall_saved_ret", "tdx_vcpu_enter_exit"})
+# Assembly has no call to fentry: fprobe, fentry and the function tracer refuse it.
+# Linux arch/x86/virt/vmx/tdx/seamcall.S.
+ASSEMBLY: Final = frozenset({"__seamcall", "__seamcall_ret", "__seamcall_saved_ret"})
+_OURS: Final = re.compile(
+    r"^(?P<address>[0-9a-fA-F]{1,16}) [tTwW] "
+    r"(?P<name>tdh_\w{1,60}|__seamcall\w{0,20}|tdx_vcpu_run|tdx_handle_exit|tdx_vcpu_enter_exit)"
+    r"(?P<rest>\.[\w.]+)?(?:\s+\[(?P<module>\w+)\])?$",
+    re.MULTILINE,
+)
+_ANY: Final = re.compile(r"^[0-9a-fA-F]{1,16} [A-Za-z] \S", re.MULTILINE)
+_BLACKLISTED: Final = re.compile(r"^0x[0-9a-f]+-0x[0-9a-f]+\s+(?P<name>\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """What is known of a kernel's functions."""
+
+    names: frozenset[str] | None = None
+    """Those of ours that the kernel has; None: not known, all of its version are assumed."""
+    blacklisted: frozenset[str] = NOINSTR
+    """Those that kprobes refuse."""
+    source: str = "the kernel's version"
+
+    def has(self, function: str) -> bool:
+        """Whether the kernel has the function, as far as is known."""
+        return self.names is None or function in self.names
+
+    def may_probe(self, function: str) -> bool:
+        """Whether a kprobe on it can be had."""
+        return self.has(function) and function not in self.blacklisted
+
+
+def from_kallsyms(text: str, shown: str) -> Symbols:
+    """Read the text of /proc/kallsyms.
+
+    A clone such as ``name.constprop.0`` has other arguments than ``name``: it does not count.
+
+    Raises:
+        FormatError: If the text is no list of symbols.
+    """
+    if not _ANY.search(text):
+        raise FormatError(f"{shown} is no kallsyms; expected lines 'ADDRESS t NAME'")
+    names = frozenset(found["name"] for found in _OURS.finditer(text) if not found["rest"])
+    return Symbols(names, NOINSTR, shown)
+
+
+def from_file(path: Path) -> Symbols:
+    """Read a copy of /proc/kallsyms.
+
+    Raises:
+        InputError: If it cannot be read.
+        FormatError: If it is none.
+    """
+    shown = one_line(str(path))
+    found = read(path)
+    if found.text is None:
+        raise InputError(f"cannot read {shown}: {found.why}")
+    return from_kallsyms(found.text, shown)
+
+
+def of_host(host: Host) -> Symbols:
+    """Ask the running kernel: its symbols, and its blacklist where debugfs shows it."""
+    text = host.read("proc/kallsyms").text
+    if not text or not _ANY.search(text):
+        return Symbols()
+    listed = host.read("sys/kernel/debug/kprobes/blacklist").text or ""
+    refused = {found["name"] for found in _BLACKLISTED.finditer(listed)}
+    names = from_kallsyms(text, "/proc/kallsyms").names
+    return Symbols(names, NOINSTR | refused, "/proc/kallsyms")

@@ -1,0 +1,205 @@
+"""``tdxtrace capture``: what can be traced here, the recipe for it, the recording itself."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="See what this host lets be traced, get the recipe, record, clean up.",
+)
+
+
+class Detail(StrEnum):
+    """How much is traced."""
+
+    minimal = "minimal"
+    full = "full"
+    stock = "stock"
+
+
+class Dialect(StrEnum):
+    """Whose words a recipe is in."""
+
+    tracefs = "tracefs"
+    trace_cmd = "trace-cmd"
+    perf = "perf"
+    bpftrace = "bpftrace"
+
+
+Level = Annotated[
+    Detail,
+    typer.Option(
+        "--level", help="minimal: faults and zaps, returns only; stock: KVM's own events."
+    ),
+]
+Seamcalls = Annotated[
+    bool, typer.Option("--seamcalls", help="Probe __seamcall too: shows retries for entropy.")
+]
+OnlyTds = Annotated[
+    bool, typer.Option("--only-tds", help="Leave out KVM's events of VMs that are no TDs.")
+]
+Rate = Annotated[
+    int | None,
+    typer.Option("--rate", min=1, metavar="N", help="Events per second on the busiest CPU."),
+]
+Program = Annotated[
+    Path | None,
+    typer.Option(
+        "--program",
+        metavar="FILE",
+        help="Probe a program with functions named like the wrappers, not the kernel.",
+    ),
+]
+Tracefs = Annotated[
+    Path | None, typer.Option("--tracefs", metavar="DIR", help="Where tracefs is mounted.")
+]
+BtfFiles = Annotated[
+    list[Path],
+    typer.Option(
+        "--btf", metavar="FILE", help="Types of that kernel; then of its kvm_intel, if a module."
+    ),
+]
+
+
+@app.command("doctor")
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    tracefs: Tracefs = None,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
+) -> None:
+    """Say what this host lets be traced, what is lost without the rest, and how to get it.
+
+    Changes nothing. Example: sudo tdxtrace capture doctor
+    """
+    from tdxtrace.capture.doctor import examine
+    from tdxtrace.capture.host import Host
+    from tdxtrace.cli import outputs
+
+    verdict = examine(Host(tracefs_at=tracefs))
+    if as_json:
+        typer.echo(outputs.json_text(verdict.to_dict()), nl=False)
+        return
+    from tdxtrace.cli.capture_text import verdict_line, verdict_table
+
+    outputs.print_screen(verdict_table(verdict), no_color)
+    outputs.print_screen(verdict_line(verdict), no_color)
+
+
+@app.command("plan")
+def plan_command(
+    kernel: Annotated[
+        str | None,
+        typer.Option("--kernel", metavar="X.Y", help="For that kernel, not for this one."),
+    ] = None,
+    kallsyms: Annotated[
+        Path | None,
+        typer.Option("--from-kallsyms", metavar="FILE", help="A copy of its /proc/kallsyms."),
+    ] = None,
+    btf: BtfFiles = [],  # noqa: B006 - typer reads, nobody writes it
+    level: Level = Detail.full,
+    dialect: Annotated[
+        Dialect, typer.Option("--dialect", help="Which tool shall record.")
+    ] = Dialect.tracefs,
+    seamcalls: Seamcalls = False,
+    only_tds: OnlyTds = False,
+    rate: Rate = None,
+    program: Program = None,
+    tracefs: Tracefs = None,
+) -> None:
+    """Print the exact recipe for a kernel as a script: probes, events, clock, buffer.
+
+    Example: tdxtrace capture plan --kernel 6.18 --dialect trace-cmd > record.sh
+    """
+    from tdxtrace.capture.choose import wanted_kernel, wish_of
+    from tdxtrace.capture.dialects import render
+    from tdxtrace.capture.host import Host
+    from tdxtrace.capture.recipe import recipe
+
+    chosen = wanted_kernel(Host(tracefs_at=tracefs), kernel, kallsyms, btf, program)
+    made = recipe(chosen, wish_of(level.value, seamcalls, only_tds, rate))
+    typer.echo(render(made, dialect.value), nl=False)
+
+
+@app.command("record")
+def record_command(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="Record while it runs.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="trace.dat, trace.txt, or a folder of raw pages."
+        ),
+    ] = Path("trace.dat"),
+    duration: Annotated[
+        str | None,
+        typer.Option("--duration", metavar="TIME", help="How long, e.g. 10s; else to Ctrl-C."),
+    ] = None,
+    level: Level = Detail.full,
+    seamcalls: Seamcalls = False,
+    only_tds: OnlyTds = False,
+    rate: Rate = None,
+    buffer: Annotated[
+        str | None,
+        typer.Option("--buffer", metavar="SIZE", help="Per CPU, e.g. 64M; else from --rate."),
+    ] = None,
+    pids: Annotated[
+        list[int], typer.Option("--pid", help="Only this process and its children; repeatable.")
+    ] = [],  # noqa: B006
+    program: Program = None,
+    tracefs: Tracefs = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
+) -> None:
+    """Record in a tracefs instance of its own; leave everything as it was.
+
+    Needs root. A command given after -- is ended with the recording.
+
+    Example: sudo tdxtrace capture record -o trace.dat --duration 10s
+    """
+    from tdxtrace.capture.choose import Wanted, order_of
+    from tdxtrace.capture.host import Host
+    from tdxtrace.capture.recorder import record
+    from tdxtrace.cli.capture_text import say, summary
+
+    host = Host(tracefs_at=tracefs)
+    wanted = Wanted(
+        *(level.value, seamcalls, only_tds, rate, program),
+        output=output,
+        buffer=buffer,
+        duration=duration,
+        command=command or (),
+        pids=pids,
+        force=force,
+    )
+    order = order_of(host, wanted, say)
+    outcome = record(host, order)
+    if not quiet:
+        say(summary(outcome, output))
+
+
+@app.command("clean")
+def clean_command(tracefs: Tracefs = None) -> None:
+    """Remove what a recorder that was killed left behind; nothing of anyone else's.
+
+    Example: sudo tdxtrace capture clean
+    """
+    from tdxtrace.capture.choose import own_tracefs
+    from tdxtrace.capture.clean import clean
+    from tdxtrace.capture.host import Host
+    from tdxtrace.errors import InputError
+
+    done = clean(own_tracefs(Host(tracefs_at=tracefs)))
+    for name in done.removed:
+        typer.echo(f"removed {name}")
+    if not (done.removed or done.kept):
+        typer.echo("nothing to clean")
+    if done.kept:
+        raise InputError(f"not removed: {', '.join(done.kept)}")

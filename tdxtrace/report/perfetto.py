@@ -1,0 +1,176 @@
+"""What happened, as a file that ui.perfetto.dev opens: threads, SEAMCALLs, chains, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from tdxtrace.errors import InputError
+from tdxtrace.report.flows import with_chains
+from tdxtrace.report.perfetto_packets import Packets, Slice
+from tdxtrace.report.units import word
+from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import Findings, Trace
+from tdxtrace.tdx.exit_reasons import exit_reason_name
+from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.status import describe_status, status_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HEX: Final = frozenset({"td_id", "vp_id", "gpa", "page", "error_code", "info1", "rip"})
+_CALLS: Final = "SEAMCALL"
+_GUEST: Final = "guest"
+_ZERO_STEPS: Final = "zero-step"
+_FAULTS: Final = "page faults"
+_EVENTS: Final = "host events"
+_LOSSES: Final = "lost or not understood"
+
+
+def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
+    """Write the events of ``trace`` in the format of Perfetto, and what was found of them.
+
+    Each thread has tracks for its SEAMCALLs (slices named by leaf and status), its stays in
+    the guest, its zero-step episodes, page faults and other events; attempts at one request
+    are joined by a flow.  What was lost has a track of its own.  Times are those of the
+    trace's clock; a call of which only one end was seen is an instant.
+
+    Args:
+        trace: What was recorded; with a selection, the selected rows of it.
+        findings: What was found in it.
+        file: Opened for bytes.
+
+    Returns:
+        Number of packets written.
+
+    Raises:
+        InputError: If the package ``perfetto`` is not installed.
+
+    Sources:
+        perfetto, protos/perfetto/trace/track_event/track_event.proto and
+        track_descriptor.proto; docs/reference/synthetic-track-event.md.
+    """
+    try:
+        packets = Packets(file)
+    except ImportError:
+        raise InputError(
+            "the Perfetto export needs the package perfetto: pip install 'tdxtrace[perfetto]'"
+        ) from None
+    for source, told in enumerate(trace.provenance.sources):
+        _describe_threads(packets, trace, source, one_line(told.path.rpartition("/")[2], 60))
+    for rows, make in (
+        (with_chains(trace.seamcalls, findings.retry_chains), _call),
+        (trace.vm_entries, _entry),
+        (findings.zero_steps, _zero_step),
+        (trace.page_faults, _fault),
+        (trace.host_events, _host_event),
+    ):
+        for made in _slices(rows, make):
+            packets.add(made)
+    for row in findings.losses.iter_rows(named=True):
+        packets.add(_loss(row, trace.provenance.sources[row["source"]].first_ns or 0))
+    return packets.n_packets
+
+
+def _describe_threads(packets: Packets, trace: Trace, source: int, name: str) -> None:
+    """Name every thread once, in the order of the threads table; vCPUs by KVM's number."""
+    of = pl.col("source") == source
+    vcpus = dict(
+        trace.vm_entries.filter(of, pl.col("vcpu_id").is_not_null())
+        .select("tid", "vcpu_id")
+        .unique(maintain_order=True)
+        .rows()
+    )
+    for tid, tgid, comm in (
+        trace.threads.filter(of)
+        .unique("tid", keep="last", maintain_order=True)
+        .select("tid", "tgid", "comm")
+        .iter_rows()
+    ):
+        vcpu = f"vCPU {vcpus[tid]}: " if tid in vcpus else ""
+        packets.thread(source, tid, tgid, vcpu + one_line(comm, 60), name)
+
+
+def _slices(rows: pl.DataFrame, make: Callable[[dict[str, Any]], Slice]) -> Iterator[Slice]:
+    """One slice per row, in the order of time, names in place of numbers."""
+    begins = next(name for name in ("ts_ns", "start_ns") if name in rows.columns)
+    ends = "end_ns" if "end_ns" in rows.columns else begins
+    named = rows.sort(pl.coalesce(begins, ends), maintain_order=True)
+    if {"status", "leaf"} <= set(rows.columns):
+        described = describe_status(pl.col("status"), pl.col("leaf"))
+        leaf = pl.coalesce(leaf_name(pl.col("leaf")), pl.col("leaf").cast(pl.String))
+        named = named.with_columns(
+            described=described, answer=status_name(pl.col("status")), leaf=leaf
+        )
+    if "exit_reason" in rows.columns:
+        named = named.with_columns(exit_reason=exit_reason_name(pl.col("exit_reason")))
+    return (make(row) for row in named.iter_rows(named=True))
+
+
+def _call(row: dict[str, Any]) -> Slice:
+    status = row["described"] or "never returned"
+    failed = row["status"] != 0
+    return Slice(
+        place=(row["source"], row["tid"], _CALLS),
+        name=row["leaf"] + (f": {row['answer'] or status}" if failed else ""),
+        start_ns=row["start_ns"],
+        end_ns=row["end_ns"],
+        details={"status": status, "raw status": word(row["status"])}
+        | _details(row, "seq", "td_id", "vp_id", "gpa", "level", "page", "cpu", "outcome"),
+        flow=row["flow"],
+    )
+
+
+def _entry(row: dict[str, Any]) -> Slice:
+    return Slice(
+        place=(row["source"], row["tid"], _GUEST),
+        name=row["exit_reason"] or "exit not seen",
+        start_ns=row["start_ns"],
+        end_ns=row["end_ns"],
+        details=_details(row, "seq", "vcpu_id", "info1", "cpu"),
+    )
+
+
+def _zero_step(row: dict[str, Any]) -> Slice:
+    return Slice(
+        place=(row["source"], row["tid"], _ZERO_STEPS),
+        name=f"zero-step: {row['form']} ({row['strength']})",
+        start_ns=row["start_ns"],
+        end_ns=row["end_ns"],
+        details=_details(row, "first_seq", "n_refused", "n_emulated", "gpa", "ended"),
+    )
+
+
+def _fault(row: dict[str, Any]) -> Slice:
+    details = _details(row, "seq", "gpa", "error_code", "vcpu_id")
+    name = f"EPT violation {word(row['gpa'])}"
+    return Slice((row["source"], row["tid"], _FAULTS), name, row["ts_ns"], None, details)
+
+
+def _host_event(row: dict[str, Any]) -> Slice:
+    details = _details(row, "seq", "gpa", "reason", "errno", "vcpu_id")
+    place = (row["source"], row["tid"], _EVENTS)
+    return Slice(place, one_line(row["event"], 60), row["ts_ns"], None, details)
+
+
+def _loss(row: dict[str, Any], first_ns: int) -> Slice:
+    """A loss whose time is not known is shown where its recording begins."""
+    start, end = row["start_ns"], row["end_ns"]
+    untimed = start is None and end is None
+    details = _details(row, "n_events", "n_lines", "cpu", "line_no", "severity", "advice")
+    details["time"] = "not known" if untimed else "as far as known"
+    details["detail"] = one_line(row["detail"])
+    name = row["kind"].replace("_", " ")
+    return Slice((row["source"], None, _LOSSES), name, first_ns if untimed else start, end, details)
+
+
+def _details(row: dict[str, Any], *names: str) -> dict[str, str | int]:
+    """What was observed: addresses in hex."""
+    shown: dict[str, str | int] = {}
+    for name in names:
+        value = row[name]
+        if value is not None:
+            shown[name] = word(value) if name in _HEX else value
+    return shown

@@ -1,0 +1,125 @@
+"""``tdxtrace capture doctor``: what a host lets be captured, told honestly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hosts import kallsyms, tdx_host, write
+from running import answered
+
+from tdxtrace.capture.checks import STATES
+from tdxtrace.capture.doctor import Verdict, examine
+from tdxtrace.capture.host import Host
+
+
+def state(verdict: Verdict, name: str) -> str:
+    return next(check.state for check in verdict.checks if check.name == name)
+
+
+def found(verdict: Verdict, name: str) -> str:
+    return next(check.found for check in verdict.checks if check.name == name)
+
+
+def test_a_host_with_everything_but_types_can_be_captured_in_full(tmp_path: Path) -> None:
+    verdict = examine(tdx_host(tmp_path))
+    assert verdict.can == "full"
+    lacking = {c.name: c.state for c in verdict.checks if c.state not in ("ok", "note")}
+    assert lacking == {"btf": "missing"}
+    assert found(verdict, "tdx_module") == "1.5.06 (sysfs)"
+    assert found(verdict, "blacklist") == "__seamcall_saved_ret, tdh_vp_enter"
+
+
+def test_an_empty_machine_is_told_as_one(tmp_path: Path) -> None:
+    """No /proc, no /sys: nothing is claimed to be there, nothing breaks."""
+    verdict = examine(Host(tmp_path))
+    assert verdict.can == "nothing"
+    assert not [check.name for check in verdict.checks if check.state == "ok" and check.lost]
+    assert state(verdict, "root") == "unknown"
+    assert state(verdict, "lockdown") == "unknown"
+    assert state(verdict, "tdx_module") == "unknown"
+
+
+def test_what_is_missing_has_a_loss_and_a_remedy(tmp_path: Path) -> None:
+    for check in examine(Host(tmp_path)).checks:
+        assert check.state in STATES
+        if check.state == "missing":
+            assert check.lost, check.name
+            assert check.remedy, check.name
+
+
+@pytest.mark.parametrize(
+    ("files", "can", "name", "wanted"),
+    [
+        ({"proc/kallsyms": kallsyms("start_kernel")}, "stock", "wrappers", "missing"),
+        ({"proc/kallsyms": ""}, "stock", "wrappers", "unknown"),
+        ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "stock", "kprobes", "missing"),
+        ({"proc/self/status": "CapEff:\t0000000000000000\n"}, "nothing", "root", "missing"),
+        (
+            {"sys/kernel/security/lockdown": "none integrity [confidentiality]\n"},
+            "full",
+            "lockdown",
+            "missing",
+        ),
+        ({"proc/sys/kernel/osrelease": "5.15.0\n"}, "full", "kernel", "limited"),
+        ({"sys/module/kvm_intel/parameters/tdx": "N\n"}, "full", "kvm_intel", "missing"),
+        ({"proc/meminfo": "MemAvailable: 100000 kB\n"}, "full", "buffer", "limited"),
+        ({"sys/kernel/tracing/README": "f[:\n"}, "full", "return_arguments", "limited"),
+        (
+            {"sys/kernel/tracing/dynamic_events": "p:tdxtrace_9_1/x_entry x\n"},
+            "full",
+            "leftovers",
+            "limited",
+        ),
+    ],
+)
+def test_one_thing_less(
+    tmp_path: Path, files: dict[str, str], can: str, name: str, wanted: str
+) -> None:
+    host = tdx_host(tmp_path)
+    write(tmp_path, files)
+    verdict = examine(host)
+    assert (verdict.can, state(verdict, name)) == (can, wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "6,1;virt/tdx: TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, "
+            "minor_version 0, build_date 20230206, build_num 457\n",
+            "1.0.457 (kernel log)",
+        ),
+        ("6,1;virt/tdx: module initialization failed (-5)\n", "initialisation failed (-5)"),
+        ("6,1;virt/tdx: module initialized\n", "initialised; version not told"),
+    ],
+)
+def test_the_module_as_the_log_tells_it(tmp_path: Path, text: str, said: str) -> None:
+    write(tmp_path, {"dev/kmsg": text})
+    assert found(examine(Host(tmp_path)), "tdx_module") == said
+
+
+def test_a_tracefs_elsewhere_is_found(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/mounts": "x /mnt/my\\040traces tracefs rw 0 0\n",
+            "mnt/my traces/trace_clock": "[mono]\n",
+            "mnt/my traces/instances/": "",
+        },
+    )
+    host = Host(tmp_path)
+    assert host.tracefs == tmp_path / "mnt/my traces"
+    assert found(examine(host), "tracefs") == "/mnt/my traces"
+
+
+def test_the_program_says_it_in_80_columns_and_as_json() -> None:
+    """On this machine, whatever it has."""
+    done = answered("capture", "doctor")
+    assert max(map(len, done.lines)) <= 80
+    told = json.loads(answered("capture", "doctor", "--json").text)
+    assert told["can"] in ("full", "stock", "program", "nothing")
+    names = [check["name"] for check in told["checks"]]
+    assert len(names) == len(set(names))
+    assert all(name.replace("_", " ") in done.text for name in names)

@@ -1,0 +1,157 @@
+"""``tdxtrace capture record``: what happened is recorded, and everything is left as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from running import refused
+from testbed import Tracing, program, wrong_chains
+
+import tdxtrace
+
+PATIENCE_S = 120
+
+
+def record(
+    bench: Path, output: Path, csv: Path, *words: str, requests: int = 60
+) -> subprocess.CompletedProcess[str]:
+    """Record a run of the program."""
+    run = [str(bench), str(csv), "4", "2", str(requests), "7"]
+    command = program("capture", "record", "--program", bench, "-o", output, *words, "--", *run)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("name", ["trace.dat", "trace.txt", "pages"])
+def test_every_form_has_the_chains_that_were_made(
+    name: str, tracing: Tracing, bench: Path, tmp_path: Path
+) -> None:
+    output, csv = tmp_path / name, tmp_path / "truth.csv"
+    done = record(bench, output, csv)
+    assert done.returncode == 0, done.stderr
+    assert "none lost" in done.stderr
+    assert wrong_chains(output, csv) == []
+    (source,) = tdxtrace.read_trace(output).provenance.sources
+    assert source.clock == "mono"
+    assert source.kernel == Path("/proc/version").read_text().split()[2]
+    told = output / "capture.json" if name == "pages" else tmp_path / f"{name}.capture.json"
+    facts = json.loads(told.read_text())
+    assert facts["level_base"] == 0
+    assert facts["lost_events"] == 0
+    assert len(facts["probes"]) == 12
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
+
+
+def test_threads_keep_their_names_and_processes(
+    tracing: Tracing, bench: Path, tmp_path: Path
+) -> None:
+    done = record(bench, tmp_path / "pages", tmp_path / "truth.csv")
+    assert done.returncode == 0, done.stderr
+    threads = tdxtrace.read_trace(tmp_path / "pages").threads
+    names = set(threads["comm"])
+    assert {f"CPU {n}/KVM" for n in range(4)} | {"zap 4", "zap 5"} <= names
+    assert threads["tgid"].n_unique() == 1
+    assert threads["tgid"].null_count() == 0
+
+
+def test_trace_cmd_reads_what_we_write(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+    if shutil.which("trace-cmd") is None:
+        pytest.skip("no trace-cmd")
+    output, csv = tmp_path / "trace.dat", tmp_path / "truth.csv"
+    assert record(bench, output, csv).returncode == 0
+    done = subprocess.run(
+        ["trace-cmd", "report", "-t", str(output)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    (tmp_path / "report.txt").write_text(done.stdout)
+    assert wrong_chains(tmp_path / "report.txt", csv) == []
+
+
+def test_a_full_buffer_is_told_while_it_happens(
+    tracing: Tracing, bench: Path, tmp_path: Path
+) -> None:
+    """Two threads that only call fill a buffer of 64 KiB faster than it is read."""
+    command = program("capture", "record", "--program", bench, "-o", tmp_path / "pages")
+    command += ["--buffer", "64K", "--", str(bench), "--flood", "2", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "its buffer of 64 KiB is full" in line]
+    assert told, done.stderr
+    summary = done.stderr.splitlines()[-1]
+    facts = json.loads((tmp_path / "pages" / "capture.json").read_text())
+    assert f"{facts['lost_events']:,} lost" in summary
+    trace = tdxtrace.read_trace(tmp_path / "pages")
+    assert trace.losses.filter(trace.losses["severity"] == "data_loss")["n_events"].sum() > 0
+
+
+def test_time_ends_it_and_the_command(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+    command = program("capture", "record", "--program", bench, "-o", tmp_path / "pages")
+    command += ["--duration", "500ms", "--", str(bench), "--flood", "1", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert tdxtrace.read_trace(tmp_path / "pages").seamcalls.height > 0
+
+
+def test_the_stock_level_needs_no_probes(tracing: Tracing, tmp_path: Path) -> None:
+    """KVM's own events; there may be none, and that is no failure of the recorder."""
+    if not (tracing.path / "events/kvm/kvm_entry").exists():
+        pytest.skip("this kernel has no KVM")
+    output = tmp_path / "trace.dat"
+    command = program("capture", "record", "--level", "stock", "-o", output, "--duration", "100ms")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "trace.dat.capture.json").read_text())
+    assert facts["probes"] == []
+    assert [event["name"] for event in facts["events"]][:2] == ["kvm/kvm_entry", "kvm/kvm_exit"]
+
+
+def test_nothing_is_overwritten_unasked(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trace.dat"
+    output.write_text("mine")
+    words = ("capture", "record", "--program", bench, "-o", output, "--duration", "1s")
+    assert "exists; say --force" in refused(1, *words)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter").write_text("mine")
+    other = ("capture", "record", "--program", bench, "-o", tmp_path / "folder", "--force")
+    assert "did not make" in refused(1, *other)
+    assert (tmp_path / "folder" / "letter").read_text() == "mine"
+    assert output.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("--duration", "soon"), 2, "not a time: 'soon'"),
+        (("--duration", "0s"), 2, "not a time: '0s'"),
+        (("--buffer", "much"), 2, "not a size: 'much'"),
+        (("--program", "absent"), 1, "cannot read"),
+        (("-o", "/absent/trace.dat"), 1, "cannot write"),
+    ],
+)
+def test_bad_words(
+    words: tuple[str, ...], status: int, said: str, tracing: Tracing, tmp_path: Path
+) -> None:
+    assert said in refused(status, "capture", "record", "-o", tmp_path / "x", *words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_command_that_cannot_be_started(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+    words = ("capture", "record", "--program", bench, "-o", tmp_path / "x", "--", "/absent/program")
+    assert "cannot record: No such file" in refused(1, *words)
+
+
+def test_a_kernel_without_wrappers_is_told_as_such(tracing: Tracing, tmp_path: Path) -> None:
+    if " tdh_mem_page_aug" in Path("/proc/kallsyms").read_text():
+        pytest.skip("this kernel has TDX host code")
+    said = refused(1, "capture", "record", "-o", tmp_path / "x")
+    assert "no SEAMCALL wrapper to probe" in said or "no kprobes" in said
+
+
+def test_without_tracefs_or_rights_one_line_says_what_to_do(tmp_path: Path) -> None:
+    where = tmp_path / "nothing"
+    said = refused(1, "capture", "record", "--tracefs", where, "-o", tmp_path / "x")
+    assert "use sudo" in said
+    assert "use sudo" in refused(1, "capture", "clean", "--tracefs", where)

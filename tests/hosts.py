@@ -1,0 +1,89 @@
+"""Machines that are folders: the small files by which a kernel tells what it can do."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from tdxtrace.capture.host import Host
+
+WRAPPERS = (
+    "tdh_mem_page_add",
+    "tdh_mem_page_aug",
+    "tdh_mem_sept_add",
+    "tdh_mem_range_block",
+    "tdh_mem_track",
+    "tdh_mem_page_remove",
+    "tdh_vp_enter",
+    "__seamcall",
+    "__seamcall_ret",
+    "__seamcall_saved_ret",
+)
+README = """  dynamic_events\t\t- Create/append/remove/show the generic dynamic events
+\t    f[:[<group>/][<event>]] <func-name>[%return] [<args>]
+\t     kernel return probes support: $retval, $arg<N>, $comm
+"""
+
+
+def kallsyms(*names: str) -> str:
+    """The text of /proc/kallsyms, as a user without rights sees it too."""
+    kernel = "".join(f"{0:016x} T {name}\n" for name in names)
+    return f"{0:016x} D fixed_percpu_data\n{kernel}{0:016x} t tdx_vcpu_run\t[kvm_intel]\n"
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    """Put files below ``root``; a name that ends in a slash is a folder."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_text(text)
+
+
+def tdx_host(root: Path, release: str = "6.18.3-generic") -> Host:
+    """A host on which everything is there."""
+    tracefs = "sys/kernel/tracing"
+    write(
+        root,
+        {
+            "proc/sys/kernel/osrelease": release + "\n",
+            "proc/self/status": "CapEff:\t000001ffffffffff\n",
+            "proc/self/mounts": "tracefs /sys/kernel/tracing tracefs rw 0 0\n",
+            "proc/cpuinfo": "flags\t\t: fpu tdx_host_platform vme\n",
+            "proc/kallsyms": kallsyms(*WRAPPERS),
+            "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   268435456 kB\n",
+            "sys/kernel/security/lockdown": "none [integrity] confidentiality\n",
+            "sys/module/kvm_intel/parameters/tdx": "Y\n",
+            "sys/devices/faux/tdx_host/version": "1.5.06\n",
+            "sys/kernel/debug/kprobes/enabled": "1\n",
+            "sys/kernel/debug/kprobes/blacklist": "0x0-0x0\ttdh_vp_enter\n",
+            f"{tracefs}/trace_clock": "[local] global mono boot\n",
+            f"{tracefs}/README": README,
+            f"{tracefs}/kprobe_events": "",
+            f"{tracefs}/uprobe_events": "",
+            f"{tracefs}/dynamic_events": "",
+            f"{tracefs}/available_tracers": "function_graph function nop\n",
+            f"{tracefs}/options/funcgraph-retval": "0\n",
+            f"{tracefs}/buffer_size_kb": "7 (expanded: 1408)\n",
+            f"{tracefs}/instances/": "",
+            f"{tracefs}/per_cpu/cpu0/": "",
+            f"{tracefs}/per_cpu/cpu1/": "",
+            f"{tracefs}/events/kvm/kvm_entry/": "",
+            f"{tracefs}/events/kvm/kvm_exit/": "",
+        },
+    )
+    return Host(root)
+
+
+def made(types: bytes, strings: bytes) -> bytes:
+    """BTF of these types and names."""
+    head = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return head + types + strings
+
+
+def structure(name: int, size: int, *members: tuple[int, int, int]) -> bytes:
+    """A struct: its name, its bytes, and (name, type, bit offset) of each member."""
+    body = b"".join(struct.pack("<III", *member) for member in members)
+    return struct.pack("<III", name, 4 << 24 | len(members), size) + body
