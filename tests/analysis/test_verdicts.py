@@ -13,7 +13,7 @@ from story import story
 
 from tdxtrace import analyze
 from tdxtrace.analysis.verdicts.busy import on_broken_rules, on_busy
-from tdxtrace.analysis.verdicts.rules import RULES
+from tdxtrace.analysis.verdicts.rules import rule_sources
 from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import VERDICTS
@@ -195,7 +195,7 @@ def test_the_worst_comes_first_and_every_rule_has_a_source() -> None:
     ranks = [order[v] for v in found["verdict"].cast(pl.String)]
     assert ranks == sorted(ranks)
     assert set(ranks) == {0, 1, 2, 3}
-    assert all(RULES[row["rule"]] == row["rule_source"] for row in found.to_dicts())
+    assert all(rule_sources()[row["rule"]] == row["rule_source"] for row in found.to_dicts())
 
 
 def test_at_most_five_rows_are_named() -> None:
