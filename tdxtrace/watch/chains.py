@@ -26,9 +26,10 @@ class Chains:
     """Joins attempts across looks, keeping of each chain in flight only its last call.
 
     The chains are those of :func:`tdxtrace.analysis.retry_chains.retry_chains` over the whole,
-    with three differences: ``resolved_elsewhere`` is told only where the other call came in
-    the same look, and is ``abandoned`` else; ``n_segments`` counts only what came in the last
-    look; a chain not heard of for 60 s of trace time is given up, and counted.
+    but: ``resolved_elsewhere`` is told only where the other call came in the same look, and is
+    ``abandoned`` else; ``n_segments`` and ``identity`` are those of the last look, and ``td_id``
+    is not filled in from calls of other looks; a chain not heard of for 60 s of trace time is
+    given up, and counted.
     """
 
     n_given_up: int = 0

@@ -138,12 +138,12 @@ class Running:
             if one is None and not n:
                 continue
             one = one or Vcpu()
-            begun -= int(first and one.is_refused)
+            episodes = begun - int(first and one.is_refused)
             one.n_refused += n
-            one.episodes += begun
+            one.episodes += episodes
             one.is_refused = last
             self.n_refused += n
-            self.n_episodes += begun
+            self.n_episodes += episodes
             _touch(self.vcpus, tid, one)
         failed = tick.vm_entries.filter(
             pl.col("exit_reason") == _NOT_ENTERED, pl.col("tid").is_not_null()
