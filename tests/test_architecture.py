@@ -23,9 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ROOMS, FACTS),
     "simulate": {"errors", "tables"},
     "capture": FACTS,
+    "watch": FACTS | {"ingest", "analysis"},
     "pipeline": FACTS | {"analysis"},
     "validate": FACTS | ROOMS | {"pipeline", "simulate"},
-    "cli": FACTS | ROOMS | {"capture", "pipeline", "simulate", "validate"},
+    "cli": FACTS | ROOMS | {"capture", "watch", "pipeline", "simulate", "validate"},
 }
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 40

@@ -19,6 +19,7 @@ from tdxtrace.cli import (
     simulate,
     table_commands,
     validate,
+    watch,
 )
 from tdxtrace.errors import TdxtraceError
 
@@ -64,6 +65,7 @@ app.command("decode", context_settings={"ignore_unknown_options": True})(decode.
 app.command("simulate")(simulate.simulate_command)
 app.command("validate")(validate.validate_command)
 app.add_typer(capture.app, name="capture")
+app.command("watch")(watch.watch_command)
 
 
 def main() -> None:

@@ -44,6 +44,15 @@ class Decoder:
         if self._n_waiting >= BATCH_EVENTS:
             self._decode()
 
+    def flush(self) -> None:
+        """Decode what was fed, however little it is: for what is looked at as it comes."""
+        self._decode()
+
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and has not ended: its end was lost."""
+        self._calls.forget(before_ns)
+        self._entries.forget(before_ns)
+
     def finish(self) -> None:
         """Hand over what waits for events that will not come."""
         self._decode()
