@@ -6,28 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.ahead import ahead
-from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.decoding import doubts, levels
 from tdxtrace.ingest.decoding.decoder import Decoder
 from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
-from tdxtrace.ingest.headers import Header, read_header
+from tdxtrace.ingest.headers import TICK_CLOCKS, Header, read_header
 from tdxtrace.ingest.recognise import checked, recognise, recording, voted
-from tdxtrace.ingest.ring.clocks import TICK_CLOCKS
-from tdxtrace.ingest.ring.rawpages import find_pages
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.text.graph import GraphReader
-from tdxtrace.ingest.text.lines import LineReader
-from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS, RAW_PAGES, Provenance, Source, Trace
+
+if TYPE_CHECKING:
+    from tdxtrace.ingest.text.graph import GraphReader
+    from tdxtrace.ingest.text.lines import LineReader
 
 Progress = Callable[[str, int, int | None], None]
 # Comments at the head of a file: perf's name every event, with all its attributes.
@@ -178,7 +176,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
 
 def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
     """Open an input; say which binary format it has, or is said to have."""
-    is_folder = Path(path).is_dir() and bool(find_pages(Path(path)))
+    is_folder = Path(path).is_dir() and _has_pages(Path(path))
     if wanted != RAW_PAGES and not is_folder:
         stream = open_stream(path)
         name = wanted or recording(stream.peek())
@@ -188,9 +186,19 @@ def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, 
     return Stream(path, "none", iter(())), RAW_PAGES
 
 
+def _has_pages(folder: Path) -> bool:
+    from tdxtrace.ingest.ring.rawpages import find_pages  # noqa: PLC0415 - see _read_binary
+
+    return bool(find_pages(folder))
+
+
 def _read_binary(
     name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
 ) -> _Heading:
+    # Readers are imported where one is needed: most inputs are of one kind, and to import
+    # all takes longer than to read a small one.
+    from tdxtrace.ingest.binary import opened  # noqa: PLC0415
+
     formats = None if options.formats is None else Path(options.formats)
     with opened(name, stream, formats, vocabulary, decoder.tally) as reader:
         for batch in ahead(reader.batches()):
@@ -208,6 +216,10 @@ def _read_text(
     decoder: Decoder,
     options: ReadOptions,
 ) -> tuple[str, _Heading]:
+    from tdxtrace.ingest.text.graph import GraphReader  # noqa: PLC0415 - see _read_binary
+    from tdxtrace.ingest.text.lines import LineReader  # noqa: PLC0415
+    from tdxtrace.ingest.text.reader import TextReader  # noqa: PLC0415
+
     path, tally = stream.path, decoder.tally
     blocks = stream.blocks()
     first = _head(blocks)
