@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import polars as pl
 
+from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
+from tdxtrace.analysis.causes.cause_shares import cause_shares
+from tdxtrace.analysis.causes.generation import chosen_generations
+from tdxtrace.analysis.causes.scene import Scene, scenes
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
@@ -15,8 +22,16 @@ from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.sql import ask
 from tdxtrace.tables.trace import Findings, Trace
 
+Question = Callable[[Findings], pl.DataFrame]
 
-def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
+
+def analyze(
+    trace: Trace,
+    selection: Selection | None = None,
+    *,
+    module: str | None = None,
+    generation: str | None = None,
+) -> Findings:
     """Answer every question that ``trace`` can answer.
 
     Chains and episodes are always found over the whole trace, since what a thread
@@ -26,12 +41,15 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
     Args:
         trace: What was recorded.
         selection: Which TDs, leaves and times to keep; all by default.
+        module: Release of the TDX module, such as 1.5.16, where it is known.
+        generation: Its lock generation, A, B or C, instead.
 
     Returns:
         One finding table per question, and the losses that bound the answers.
 
     Raises:
-        QueryError: If the selection names a TD or leaf that the trace does not have.
+        QueryError: If the selection names a TD or leaf that the trace does not have, or
+            the locks of the module are not known.
         TableError: If a table of ``trace`` is not what it is declared to be.
 
     Example:
@@ -41,6 +59,8 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         64
     """
     chosen = selection or Selection()
+    mask = chosen_generations(module, generation)
+    said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     chains = chosen.of(retry_chains(trace.seamcalls, trace.losses), trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
     steps = chosen.of(steps, trace)
@@ -55,7 +75,8 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         threads=trace.threads,
         losses=trace.losses,
         provenance=trace.provenance,
-        options=chosen.to_dict(),
+        options=chosen.to_dict() | said,
+        _questions=_causes(trace, chosen, mask),
     )
 
 
@@ -92,3 +113,17 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
 
 
 _EVENTS = {table.name: table for table in EVENT_TABLES}
+
+
+def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
+    """How the tables about causes are found: what they rest on is looked at once."""
+
+    @cache
+    def looked_at() -> tuple[Scene, ...]:
+        return tuple(scenes(trace, mask=mask))
+
+    return {
+        "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
+        "cause_shares": lambda findings: cause_shares(findings.busy_causes),
+        "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+    }

@@ -12,6 +12,7 @@ from tdxtrace import __version__
 from tdxtrace.cli import (
     analyze,
     capture,
+    cause_commands,
     convert,
     decode,
     export,
@@ -60,6 +61,7 @@ app.command("retry-chains")(table_commands.retry_chains_command)
 app.command("zero-steps")(table_commands.zero_steps_command)
 app.command("export")(export.export_command)
 app.command("query")(query.query_command)
+app.command("busy-causes")(cause_commands.busy_causes_command)
 # A signed status word begins like an option.
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 app.command("simulate")(simulate.simulate_command)

@@ -17,13 +17,14 @@ from tdxtrace.tdx.status import describe_status
 
 _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
-    "error_code|requests".split("|")
+    "error_code|requests|holder_td_id|holder_vp_id".split("|")
 )
 _POINTS: Final = ("start_ns", "end_ns", "ts_ns")
 # What a reader needs first, for terminals too narrow for all; the rest follows in
 # the order of the table.
 _FIRST: Final = (
-    ("kind", "event", "leaf", "gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns")
+    ("kind", "event", "leaf", "resource", "cause", "holder_leaf", "holder_tid", "lacks", "rule")
+    + ("share_ppm", "gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns")
     + ("n_attempts", "n_refused", "outcome", "form", "strength", "status", "exit_reason")
     + ("n_events", "n_lines", "detail", "advice", "final_status", "ended", "cpu")
 )
@@ -90,9 +91,10 @@ def _named(rows: pl.DataFrame) -> pl.DataFrame:
         for status in ("status", "final_status")
         if rows.schema.get(status) == pl.UInt64 and has_leaf
     ]
-    if has_leaf:
-        text = pl.col("leaf").cast(pl.String)
-        expressions.append(pl.coalesce(leaf_name(pl.col("leaf")), text).alias("leaf"))
+    for leaf in ("leaf", "holder_leaf"):
+        if rows.schema.get(leaf) == pl.UInt16:
+            text = pl.col(leaf).cast(pl.String)
+            expressions.append(pl.coalesce(leaf_name(pl.col(leaf)), text).alias(leaf))
     if rows.schema.get("exit_reason") == pl.UInt32:
         expressions.append(exit_reason_name(pl.col("exit_reason")).alias("exit_reason"))
     return rows.with_columns(expressions)

@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.tables.causes import CAUSE_TABLES
 from tdxtrace.tables.events import (
     GPA,
     I64,
@@ -164,4 +165,7 @@ VCPU_STATS = Table(
     ),
 )
 
-FINDING_TABLES: Final = (RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS)
+FINDING_TABLES: Final = (
+    *(RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS),
+    *CAUSE_TABLES,
+)

@@ -175,6 +175,21 @@ class Findings(_Bundle):
     _answers: dict[str, pl.DataFrame] = field(default_factory=dict)
     _tables = (*FINDING_TABLES, THREADS, LOSSES)
 
+    @property
+    def busy_causes(self) -> pl.DataFrame:
+        """The ``busy_causes`` table."""
+        return self._answer("busy_causes")
+
+    @property
+    def cause_shares(self) -> pl.DataFrame:
+        """The ``cause_shares`` table."""
+        return self._answer("cause_shares")
+
+    @property
+    def broken_rules(self) -> pl.DataFrame:
+        """The ``broken_rules`` table."""
+        return self._answer("broken_rules")
+
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
             self._answers[name] = self._questions[name](self)

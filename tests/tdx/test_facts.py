@@ -26,8 +26,9 @@ def test_every_fact_names_a_public_source(path: Path) -> None:
 
 def test_the_files_are_all_tables() -> None:
     assert [path.name for path in FILES] == [
-        *("exit_reasons.csv", "generations.csv", "kernels.csv", "kvm.csv", "leaves.csv"),
-        *("locks.csv", "operand_ids.csv", "resources.csv", "status_codes.csv", "wrappers.csv"),
+        *("bug_rules.csv", "exit_reasons.csv", "generations.csv", "kernels.csv", "kvm.csv"),
+        *("leaves.csv", "locks.csv", "operand_ids.csv", "resources.csv", "status_codes.csv"),
+        "wrappers.csv",
     ]
 
 

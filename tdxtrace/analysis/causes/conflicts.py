@@ -1,0 +1,147 @@
+"""Which locks can a busy status mean, and which leaves keep it from being taken?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tdxtrace.tdx.leaves import parse_leaf
+from tdxtrace.tdx.locks import conflict_table, lock_table
+
+GENERATIONS: Final = ("A", "B", "C")
+EVERY: Final = 0b111
+"""All generations, as a mask: bit 0 is A."""
+VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
+TREE: Final = "SEPT_TREE"
+ENTRY: Final = "SEPT_ENTRY"
+# Leaf numbers fit 8 bits: the highest known is 254.
+_N_LEAVES: Final = 256
+# Of two locks with one scope, calls collide if they name the same thing; the other TD of a
+# service TD's calls is no argument that a capture shows, so it counts as the TD.
+_SCOPES: Final = {"service td": "td", "target td": "td", "2M range": "page"}
+_HEAD: Final = ("entry", "instant")
+
+Masks = NDArray[np.uint8]
+
+
+def mask_of(generation: str) -> int:
+    """The bit of one generation."""
+    return 1 << GENERATIONS.index(generation)
+
+
+def names_of(mask: int) -> str:
+    """The letters of a mask: 6 is BC."""
+    return "".join(name for name in GENERATIONS if mask & mask_of(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Conflicts:
+    """Who collides with whom on one lock."""
+
+    lock: str
+    scope: str
+    """What two calls must have in common: td, vcpu, entry, page, module, package, …"""
+    masks: Masks
+    """[attempting leaf, holding leaf]: generations in which they exclude each other."""
+
+    def holders(self, attempting: NDArray[np.intp], mask: int) -> NDArray[np.bool_]:
+        """Leaves that can keep any of ``attempting`` out, under the generations of ``mask``."""
+        rows = self.masks[np.unique(attempting)] & np.uint8(mask)
+        return np.asarray(rows.any(axis=0), np.bool_)
+
+
+@cache
+def locks_of_busy() -> pl.DataFrame:
+    """Return the locks that OPERAND_BUSY can mean, one row per leaf, operand id and lock.
+
+    Returns:
+        Columns leaf (UInt16), operand_id (UInt32), lock, scope (as in :class:`Conflicts`),
+        mask (UInt8: generations whose leaf takes the lock and answers with this id), sequence
+        (UInt8: when it is tried, in the newest of them).
+    """
+    return (
+        _host_locks()
+        .filter(pl.col("operand_id").is_not_null())
+        .sort("generation")
+        .group_by("leaf", "operand_id", "lock", "scope", maintain_order=True)
+        .agg(pl.col("mask").unique().sum().cast(pl.UInt8), pl.col("sequence").last())
+    )
+
+
+@cache
+def held_before() -> pl.DataFrame:
+    """Return which locks a call had for a moment that was answered busy on a later one.
+
+    Returns:
+        Columns leaf (UInt16), operand_id (UInt32) and lock: by that answer, the lock was held.
+    """
+    taken = _host_locks().select("generation", "leaf", "lock", "sequence")
+    failed = (
+        _host_locks()
+        .filter(pl.col("operand_id").is_not_null())
+        .group_by("generation", "leaf", "operand_id")
+        .agg(pl.col("sequence").min().alias("failed_at"))
+    )
+    both = failed.join(taken, on=["generation", "leaf"])
+    return (
+        both.filter(pl.col("sequence") < pl.col("failed_at"))
+        .select("leaf", "operand_id", "lock")
+        .unique()
+    )
+
+
+@cache
+def conflicts(lock: str) -> Conflicts:
+    """Return who collides on a lock, from the lock table of every generation.
+
+    Conditions that a capture rarely shows (the version of a leaf, an armed entry) count as
+    fulfilled: what they exclude is sorted out where the calls are looked at.
+    """
+    rows = conflict_table().filter(
+        pl.col("lock") == lock, pl.col("leaf").is_not_null(), pl.col("holder_leaf").is_not_null()
+    )
+    masks = np.zeros((_N_LEAVES, _N_LEAVES), np.uint8)
+    for generation, leaf, holder in rows.select("generation", "leaf", "holder_leaf").iter_rows():
+        masks[leaf, holder] |= mask_of(generation)
+    scope = lock_table().filter(pl.col("lock") == lock)["scope"][0]
+    return Conflicts(lock, _SCOPES.get(scope, scope), masks)
+
+
+@cache
+def modes() -> pl.DataFrame:
+    """Return in which mode each leaf takes each lock, one row per generation, leaf and lock.
+
+    Returns:
+        Columns mask (UInt8, one bit), leaf, lock, mode (SH or EX; EX if it takes several).
+    """
+    return (
+        _host_locks()
+        .group_by("mask", "leaf", "lock")
+        .agg(pl.col("mode").min())
+        .with_columns(pl.col("leaf").cast(pl.UInt16))
+    )
+
+
+@cache
+def is_head_only(lock: str) -> bool:
+    """Whether TDH.VP.ENTER lets go of the lock before the guest runs."""
+    rows = lock_table().filter(pl.col("lock") == lock, pl.col("leaf") == VP_ENTER)
+    return bool(rows["held"].is_in(_HEAD).all()) and rows.height > 0
+
+
+def _host_locks() -> pl.DataFrame:
+    """The lock table's rows of SEAMCALLs, generations as bits."""
+    bits = {name: mask_of(name) for name in GENERATIONS}
+    return (
+        lock_table()
+        .filter(pl.col("leaf").is_not_null())
+        .with_columns(
+            mask=pl.col("generation").replace_strict(bits, return_dtype=pl.UInt8),
+            scope=pl.col("scope").replace(_SCOPES),
+        )
+    )

@@ -1,0 +1,51 @@
+"""Options that say which TDX module made a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tdxtrace.cli.inputs import Request
+
+if TYPE_CHECKING:
+    from tdxtrace.tables.trace import Findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleOptions:
+    """The module, by its release or by its locks; the trace may tell, or leave it open."""
+
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            metavar="VERSION",
+            help="Release of the TDX module, e.g. 1.5.16; default: what the trace proves.",
+        ),
+    ] = None
+    generation: Annotated[
+        str | None,
+        typer.Option(
+            "--generation",
+            metavar="LETTER",
+            help="Lock generation instead: A (1.0), B (1.5.01 to 1.5.16), C (1.5.20 and later).",
+        ),
+    ] = None
+
+    def analyze(self, request: Request) -> Findings:
+        """Read the traces and answer what is asked, for this module.
+
+        Raises:
+            TdxtraceError: If they cannot be read or understood, or lack what is asked for, or
+                the locks of the module are not known.
+        """
+        from tdxtrace.analysis.causes.generation import chosen_generations
+        from tdxtrace.pipeline import analyze
+
+        # Wrong words are refused before a large trace is read.
+        chosen_generations(self.module, self.generation)
+        return analyze(
+            request.read(), request.selection, module=self.module, generation=self.generation
+        )

@@ -1,0 +1,255 @@
+"""Who made it busy: small stories, told and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from story import Story, story, without
+
+from tdxtrace.analysis.causes.busy_causes import busy_causes
+from tdxtrace.analysis.causes.cause_shares import cause_shares
+from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
+from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.tables.causes import BUSY_CAUSES, CAUSE_SHARES
+from tdxtrace.tables.trace import Trace
+
+# A vCPU that ran and came out by executing something: what it did before is known, and a
+# capture of it shows entries.
+BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
+# Seven faults of vCPU 2 without progress: its next entry is gated.
+SEVEN = "2/enterH " + "2/enterX " * 7
+
+
+def answers(told: Story, generation: str = "") -> list[dict[str, Any]]:
+    mask = mask_of(generation) if generation else EVERY
+    table = BUSY_CAUSES.check(busy_causes(scenes(told.trace, mask=mask)))
+    assert table.filter(rank=1)["seq"].is_unique().all()
+    return table.filter(rank=1).to_dicts()
+
+
+def answer(text: str, generation: str = "") -> tuple[str, int | None, int | None]:
+    (row,) = answers(story(f"{BEFORE} {text}"), generation)
+    return row["cause"], row["holder_leaf"], row["holder_tid"]
+
+
+def lack(text: str, generation: str = "") -> str:
+    (row,) = answers(story(f"{BEFORE} {text}"), generation)
+    assert row["cause"] == "unexplained"
+    assert row["advice"]
+    return str(row["lacks"])
+
+
+@pytest.mark.parametrize(
+    ("text", "generation", "expected"),
+    [
+        ("2/block( B1 2/)S", "B", ("host_conflict", 7, 2)),
+        ("2/block(1 enterB 2/)S", "B", ("host_conflict", 7, 2)),
+        ("2/(3 blockB1 2/)S", "B", ("host_conflict", 6, 2)),
+        ("2/(3 B1 2/)S", "A", ("host_conflict", 6, 2)),
+        ("2/track( enterD 2/)S", "B", ("host_conflict", 38, 2)),
+        ("2/sept(1 K1 2/)S", "B", ("kernel_bug", 3, 2)),
+        ("2/sept(1 removeK1 2/)S", "B", ("host_conflict", 3, 2)),
+        # Of two that may have it, the one that is at work all the while.
+        ("2/block(1 3/block(2 2/)S _300us B3 3/)S", "B", ("host_conflict", 7, 3)),
+        # It let go because it failed itself: the other one has it.
+        ("2/block(1 3/block(2 B3 2/)B 3/)S", "B", ("host_conflict", 7, 3)),
+    ],
+)
+def test_a_host_call_that_overlaps_and_excludes_is_the_holder(
+    text: str, generation: str, expected: tuple[str, int, int]
+) -> None:
+    rows = answers(story(f"{BEFORE} {text}"), generation)
+    row = next(row for row in rows if row["tid"] == 1)
+    assert (row["cause"], row["holder_leaf"], row["holder_tid"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "generation"),
+    [
+        ("2/(3 B1 2/)S", "B"),  # AUG shares the tree with AUG
+        ("2/(3 B1 2/)S", "C"),
+        ("2/block(#2 B1#1 2/)S", "B"),  # another TD
+        ("2/block(1 2/)S _ B1", "B"),  # over by then
+        ("_ B1 _ 2/block(1 2/)S", "B"),  # not begun
+        ("block(1 )S B1", "B"),  # its own thread
+    ],
+)
+def test_a_call_that_cannot_hold_it_is_no_cause(text: str, generation: str) -> None:
+    assert answer(text, generation)[0] == "unexplained"
+
+
+def test_an_answer_says_by_which_lock_and_under_which_generations() -> None:
+    (row,) = answers(story(f"{BEFORE} 2/block(1 B1 2/)S"))
+    assert (row["lock"], row["mode"], row["holder_mode"]) == ("SEPT_TREE", "SH", "EX")
+    assert (row["generations"], row["confidence"], row["n_tied"]) == ("ABC", "proof", 1)
+    assert row["resource"] == "SEPT tree"
+    assert row["overlap_ns"] == row["end_ns"] - row["start_ns"]
+
+
+def test_ties_are_said() -> None:
+    (row,) = answers(story(f"{BEFORE} 2/(3 3/(4 blockB1 3/)S 2/)S"), "B")
+    assert (row["cause"], row["holder_tid"], row["n_tied"]) == ("host_conflict", 2, 2)
+    table = busy_causes(scenes(story(f"{BEFORE} 2/(3 3/(4 blockB1 3/)S 2/)S").trace))
+    assert table["rank"].to_list() == [1, 2]
+    assert table["holder_tid"].to_list() == [2, 3]
+
+
+# Armed entries.
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"), [("A", "armed_entry"), ("B", "armed_entry"), ("C", "unexplained")]
+)
+def test_an_armed_entry_holds_the_tree_by_generation(generation: str, expected: str) -> None:
+    told = story(f"{BEFORE} {SEVEN} 2/enter( B1 2/)X")
+    # On its way in it holds the tree for a moment, so the AUG has to come soon after.
+    mine = pl.col("tid") == 1
+    soon = told.seamcalls.with_columns(
+        start_ns=pl.when(mine).then(pl.col("start_ns") - 8_000).otherwise("start_ns"),
+        end_ns=pl.when(mine).then(pl.col("end_ns") - 16_000).otherwise("end_ns"),
+    )
+    (row,) = rows_of(told, soon, generation)
+    assert row["cause"] == expected
+
+
+def rows_of(told: Story, calls: pl.DataFrame, generation: str = "") -> list[dict[str, Any]]:
+    trace = dataclasses.replace(told.trace, seamcalls=calls)
+    mask = mask_of(generation) if generation else EVERY
+    table = BUSY_CAUSES.check(busy_causes(scenes(trace, mask=mask)))
+    return table.filter(rank=1).to_dicts()
+
+
+def test_an_entry_after_six_faults_holds_no_tree() -> None:
+    six = SEVEN.replace("2/enterX ", "", 1)
+    assert answer(f"{six} 2/enter( B1 2/)X", "B")[0] == "unexplained"
+
+
+def test_a_guest_that_runs_holds_no_tree() -> None:
+    # The entry was over long before: what remains of TDH.VP.ENTER is the guest.
+    assert answer(f"{SEVEN} 2/enter( _ B1 2/)X", "B")[0] == "unexplained"
+
+
+# Guests.
+
+
+def test_an_entry_lock_that_no_host_call_holds_is_a_guests() -> None:
+    rows = answers(story(f"{BEFORE} 2/enter( removeK1 2/)H"), "B")
+    assert [(r["cause"], r["holder_tid"], r["confidence"]) for r in rows] == [
+        ("guest", 2, "strong")
+    ]
+
+
+def test_of_several_guests_none_is_named() -> None:
+    (row,) = answers(story(f"{BEFORE} 2/enter( 3/S1 3/enter( removeK1 2/)H 3/)H"), "B")
+    assert (row["cause"], row["holder_tid"], row["n_tied"]) == ("guest", None, 2)
+
+
+def test_without_a_guest_inside_nobody_had_it() -> None:
+    assert lack("removeK1", "B") == "holder_probes"
+
+
+def test_where_entries_were_not_probed_a_guest_is_a_weak_answer() -> None:
+    (row,) = answers(story("S1 8/blockS7 removeK1"), "B")
+    assert (row["cause"], row["confidence"]) == ("guest", "weak")
+
+
+def test_one_leaf_probed_only_tells_nothing() -> None:
+    (row,) = answers(story("S1 K2 S3"), "B")
+    assert (row["cause"], row["lacks"]) == ("unexplained", "holder_probes")
+    assert "tdh_mem_" in row["advice"]
+
+
+# What a capture lacks.
+
+
+def test_without_entry_probes_nothing_overlaps() -> None:
+    told = story(f"{BEFORE} 2/block(1 B1 2/)S")
+    (row,) = rows_of(told, without(told.seamcalls, "start_ns"))
+    assert (row["cause"], row["lacks"]) == ("unexplained", "entry_probes")
+
+
+def test_without_arguments_the_td_is_not_known() -> None:
+    told = story(f"{BEFORE} 2/block(1 B1 2/)S")
+    (row,) = rows_of(told, without(told.seamcalls, "td_id", "gpa", "level", "vp_id"))
+    assert (row["cause"], row["lacks"]) == ("unexplained", "arguments")
+
+
+def widened(told: Story, ns: int = 15_000) -> Trace:
+    """The story, with what it lost reaching further on."""
+    losses = told.losses.with_columns(end_ns=pl.col("end_ns") + ns)
+    return dataclasses.replace(told.trace, losses=losses)
+
+
+def test_what_was_lost_beside_it_may_be_the_holder() -> None:
+    told = story(f"{BEFORE} 2/enter( lost removeK1 2/)H")
+    (row,) = busy_causes(scenes(widened(told), mask=mask_of("B"))).to_dicts()
+    assert (row["cause"], row["lacks"]) == ("unexplained", "lost_events")
+    assert answer("2/enter( removeK1 2/)H", "B")[0] == "guest"
+
+
+def test_a_loss_around_an_attempt_lowers_the_confidence() -> None:
+    text = f"{BEFORE} 2/block(1 lost B1 2/)S"
+    (sure,) = answers(story(text.replace("lost ", "")), "B")
+    (row,) = busy_causes(scenes(widened(story(text)), mask=mask_of("B"))).to_dicts()
+    assert (sure["confidence"], row["confidence"]) == ("proof", "strong")
+    assert row["cause"] == "host_conflict"
+
+
+def test_a_holder_whose_end_was_not_seen_is_named_but_no_answer() -> None:
+    told = story(f"{BEFORE} 2/block(1 B1")
+    table = busy_causes(scenes(told.trace, mask=mask_of("B")))
+    assert table["cause"].to_list() == ["unexplained", "host_conflict"]
+    assert table["lacks"].to_list() == ["trace_edge", None]
+    assert table["holder_leaf"].to_list() == [None, 7]
+
+
+# Shares.
+
+WORDS = [
+    "B1",
+    "2/blockB1",
+    "2/block(1",
+    "2/)S",
+    "3/enterB",
+    "K1",
+    "2/enter(",
+    "2/)H",
+    "trackP",
+    "_",
+]
+
+
+def _tellable(words: list[str]) -> str:
+    """Only returns of what was begun."""
+    is_open, told = False, []
+    for word in words:
+        if word.startswith("2/") and ((")" in word) != is_open):
+            continue
+        is_open = is_open ^ ("(" in word or ")" in word) if word.startswith("2/") else is_open
+        told.append(word)
+    return " ".join(told)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from(WORDS), max_size=14).map(_tellable))
+def test_every_busy_attempt_has_one_answer_and_shares_sum_to_one(text: str) -> None:
+    told = story(text)
+    table = BUSY_CAUSES.check(busy_causes(scenes(told.trace)))
+    status = told.seamcalls["status"].cast(pl.Float64)
+    n_busy = int(((status >= 0x8000_0200_0000_0000) & (status < 0x8000_0203_0000_0000)).sum())
+    assert table.filter(rank=1).height == n_busy
+    shares = CAUSE_SHARES.check(cause_shares(table))
+    assert shares["n_busy"].sum() == n_busy
+    assert shares["share_ppm"].sum() == (1_000_000 if n_busy else 0)
+
+
+def test_other_tds_change_nothing() -> None:
+    text = "2/block(1 B1 2/)S _ 2/enter( removeK1 2/)H"
+    alone = answers(story(f"{BEFORE} {text}"), "B")
+    beside = answers(story(f"{BEFORE} {text} 5/S1#3 5/block(1#3 5/)S"), "B")
+    assert alone == beside
