@@ -7,20 +7,29 @@ from functools import cache
 
 import polars as pl
 
+from tdxtrace.analysis.abandoned_requests import abandoned_requests
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.cause_shares import cause_shares
 from tdxtrace.analysis.causes.generation import chosen_generations
 from tdxtrace.analysis.causes.scene import Scene, scenes
 from tdxtrace.analysis.leaf_stats import leaf_stats
+from tdxtrace.analysis.progress_loops import progress_loops
+from tdxtrace.analysis.related_messages import module_release
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
+from tdxtrace.analysis.step_thresholds import step_thresholds
+from tdxtrace.analysis.td_conflicts import td_conflicts
+from tdxtrace.analysis.time_shares import time_shares
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
+from tdxtrace.analysis.verdicts.verdicts import verdicts
 from tdxtrace.analysis.vm_stats import vm_stats
+from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.sql import ask
 from tdxtrace.tables.trace import Findings, Trace
+from tdxtrace.tdx.locks import generation_of
 
 Question = Callable[[Findings], pl.DataFrame]
 
@@ -59,7 +68,8 @@ def analyze(
         64
     """
     chosen = selection or Selection()
-    mask = chosen_generations(module, generation)
+    known = _generation(trace, module, generation)
+    mask = chosen_generations(module, known if generation is None else generation)
     said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     chains = chosen.of(retry_chains(trace.seamcalls, trace.losses), trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
@@ -76,7 +86,8 @@ def analyze(
         losses=trace.losses,
         provenance=trace.provenance,
         options=chosen.to_dict() | said,
-        _questions=_causes(trace, chosen, mask),
+        kernel_messages=trace.kernel_messages,
+        _questions=_causes(trace, chosen, mask) | _aftermath(trace, known),
     )
 
 
@@ -126,4 +137,28 @@ def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
         "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
         "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+    }
+
+
+def _generation(trace: Trace, module: str | None, generation: str | None) -> str | None:
+    """The module's lock generation: as the user says, else as the kernel's log does."""
+    if generation is not None or module is not None:
+        return generation.upper() if generation is not None else generation_of(module or "")
+    release = module_release(trace.kernel_messages)
+    return release[1] if release else None
+
+
+def _aftermath(trace: Trace, generation: str | None) -> dict[str, Question]:
+    """How the tables about what came of busy answers are found, and the verdicts on all."""
+    calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
+    return {
+        "zero_step_causes": lambda f: zero_step_causes(
+            f.zero_steps, calls, entries, faults, trace.host_events
+        ),
+        "step_thresholds": lambda _: step_thresholds(calls, entries, faults),
+        "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
+        "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
+        "td_conflicts": lambda f: td_conflicts(f.busy_causes),
+        "time_shares": lambda f: time_shares(calls, f.retry_chains),
+        "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }

@@ -11,6 +11,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.errors import QueryError
+from tdxtrace.tables.clocks import starts_ns
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves
 
@@ -85,8 +86,7 @@ class Selection:
     def _in_time(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
         begins = pl.coalesce(c for c in _BEGINS if c in rows.columns)
         ends = pl.coalesce(c for c in _ENDS if c in rows.columns)
-        starts = [s.first_ns for s in trace.provenance.sources if s.first_ns is not None]
-        first = min(starts, default=0)
+        first = min(starts_ns(trace.provenance.sources), default=0)
         kept = pl.lit(True)
         if self.since:
             kept &= (ends >= nanoseconds(self.since, first)).fill_null(True)

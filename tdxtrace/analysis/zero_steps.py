@@ -84,7 +84,7 @@ def zero_steps(
     stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
     if host_events is not None:
         stock = _without_errors(stock, HOST_EVENTS.conform(host_events))
-    steps = _stock_steps(stock, calls, faults)
+    steps = stock_steps(stock, calls, faults)
     others = [_failed_vmentry(steps), _emulated(steps, emulated_exit_ns)]
     found = pl.concat([ZERO_STEPS.empty(), proof, *others])
     return ZERO_STEPS.conform(found.sort("source", "start_ns", "first_seq"))
@@ -94,10 +94,15 @@ def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
     """Episodes from the status of TDH.VP.ENTER itself."""
     vcpus = calls.filter(pl.col("status") == _BUSY_SEPT, pl.col("leaf") == _VP_ENTER)
     mine = calls.join(vcpus.select(_VCPU).unique(), on=_VCPU, how="semi", nulls_equal=True)
+    return ZERO_STEPS.conform(_episodes(told_steps(mine), "busy_sept"))
+
+
+def told_steps(calls: pl.DataFrame) -> pl.DataFrame:
+    """Entries and installs of vCPUs whose TDH.VP.ENTER was probed, as steps of their threads."""
     entering = pl.col("leaf") == _VP_ENTER
     done = pl.col("status") < word.ERROR_BIT
     installs = pl.col("leaf").is_in(_INSTALLS)
-    steps = mine.with_columns(when=pl.coalesce("start_ns", "end_ns")).select(
+    return calls.with_columns(when=pl.coalesce("start_ns", "end_ns")).select(
         *_VCPU,
         "tgid",
         pl.col("td_id").drop_nulls().first().over(_VCPU),
@@ -112,10 +117,9 @@ def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
         installs=installs,
         installed=(installs & done).fill_null(False),
     )
-    return ZERO_STEPS.conform(_episodes(steps, "busy_sept"))
 
 
-def _stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+def stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     """Entries, faults and installs of each vCPU that KVM's own events show, in order."""
     tracks = calls.filter(pl.col("leaf") == _TRACK)
     entered = _in_flight(entries, tracks).select(
@@ -205,7 +209,7 @@ def _failed_vmentry(steps: pl.DataFrame) -> pl.DataFrame:
 
 def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     """Runs of exits that look like faults but came too fast to have entered."""
-    run = no_progress_run(steps, _standing())
+    run = no_progress_run(steps, standing())
     nth = pl.col("is_fault").cum_sum().over("run")
     # An entry's own page is what is asked for right after it.
     asked = pl.when(pl.col("installs").shift(-1).over("run")).then(
@@ -233,7 +237,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
     """
     if not steps["refused"].any():
         return ZERO_STEPS.empty().with_columns(whole=pl.lit(None, pl.Boolean))
-    run = no_progress_run(steps.sort(*_VCPU, "when", "seq"), _standing())
+    run = no_progress_run(steps.sort(*_VCPU, "when", "seq"), standing())
     next_entry = pl.col("reason").is_not_null().reverse().cum_max().reverse().over(_VCPU)
     rows = run.with_columns(
         n_before=pl.col("is_fault").cum_sum().over("run"),
@@ -290,5 +294,6 @@ def _finished(found: pl.DataFrame, form: str) -> pl.DataFrame:
     )
 
 
-def _standing() -> list[int]:
+def standing() -> list[int]:
+    """Exit reasons that a vCPU can make without executing anything."""
     return [number for name in _STANDING if (number := exit_reason_number(name)) is not None]

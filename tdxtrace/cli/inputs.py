@@ -32,6 +32,7 @@ class Reading:
     mappings: options.Mappings = field(default_factory=list)
     level_base: options.LevelBase = None
     formats: options.Formats = None
+    dmesg: options.Dmesg = field(default_factory=list)
     quiet: options.Quiet = False
 
     def convert(self, folder: Path) -> None:
@@ -44,7 +45,12 @@ class Reading:
 
         with _progress(self.quiet) as report:
             how = options_of(
-                self.input_format, self.mappings, self.level_base, self.formats, report
+                self.input_format,
+                self.mappings,
+                self.level_base,
+                self.formats,
+                report,
+                self.dmesg,
             )
             convert(self.traces, folder, how)
 
@@ -63,6 +69,7 @@ class Reading:
                 mappings=self.mappings,
                 level_base=self.level_base,
                 formats=self.formats,
+                dmesg=self.dmesg,
                 progress=report,
             )
 
@@ -113,7 +120,7 @@ class Request(Reading):
         from tdxtrace.tables.store import is_store
 
         how = (__version__, self.input_format, *self.mappings, self.level_base, self.formats)
-        folder = cached(self.traces, how)
+        folder = cached([*self.traces, *self.dmesg], (*how, len(self.dmesg)))
         if folder is None or is_store(folder):
             return folder
         try:

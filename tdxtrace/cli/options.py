@@ -23,7 +23,7 @@ Traces = Annotated[
     typer.Argument(
         metavar="TRACE...",
         help="trace.dat, perf.data, raw ring-buffer pages; ftrace, trace-cmd report, perf script "
-        "or function_graph text; plain, gzip, zstd or xz; a folder that convert made; - for "
+        "function_graph or dmesg text; plain, gzip, zstd or xz; a folder that convert made; - for "
         "standard input.",
         show_default=False,
     ),
@@ -65,6 +65,14 @@ Formats = Annotated[
     Path | None,
     typer.Option(
         "--formats", metavar="DIR", help="The kernel's events folder, for raw ring-buffer pages."
+    ),
+]
+Dmesg = Annotated[
+    list[Path],
+    typer.Option(
+        "--dmesg",
+        metavar="FILE",
+        help="The kernel's log of that time (dmesg, journalctl -k); may be repeated.",
     ),
 ]
 Cache = Annotated[

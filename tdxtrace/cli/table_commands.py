@@ -1,4 +1,4 @@
-"""Commands that print one table: events, retry-chains, zero-steps."""
+"""Commands that print one table: events, retry-chains, zero-steps, verdicts and their parts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from tdxtrace.cli.groups import spread
 from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.module_options import ModuleOptions
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.printing import Printing
 
@@ -20,6 +21,7 @@ class EventTable(StrEnum):
     vm_entries = "vm_entries"
     page_faults = "page_faults"
     host_events = "host_events"
+    kernel_messages = "kernel_messages"
     threads = "threads"
     losses = "losses"
 
@@ -83,3 +85,66 @@ def zero_steps_command(request: Request, printing: Printing) -> None:
     Example: tdxtrace zero-steps trace.txt --format json
     """
     printing.show(request.analyze().zero_steps, request)
+
+
+@spread
+def zero_step_causes_command(request: Request, printing: Printing) -> None:
+    """Print what made each zero-step episode's vCPU fault so often.
+
+    Example: tdxtrace zero-step-causes trace.txt --format csv
+    """
+    printing.show(request.analyze().zero_step_causes, request)
+
+
+@spread
+def step_thresholds_command(request: Request, printing: Printing) -> None:
+    """Print how many zero-step episodes each threshold would have made.
+
+    Example: tdxtrace step-thresholds trace.txt
+    """
+    printing.show(request.analyze().step_thresholds, request)
+
+
+@spread
+def abandoned_requests_command(request: Request, printing: Printing) -> None:
+    """Print the requests that were left busy, and what came of each.
+
+    Example: tdxtrace abandoned-requests trace.txt --dmesg dmesg.txt
+    """
+    printing.show(request.analyze().abandoned_requests, request)
+
+
+@spread
+def progress_loops_command(request: Request, printing: Printing) -> None:
+    """Print what was repeated though nothing held a lock, and whether it moved on.
+
+    Example: tdxtrace progress-loops trace.txt
+    """
+    printing.show(request.analyze().progress_loops, request)
+
+
+@spread
+def td_conflicts_command(request: Request, printing: Printing) -> None:
+    """Print whether TDs made each other's SEAMCALLs busy.
+
+    Example: tdxtrace td-conflicts trace.txt
+    """
+    printing.show(request.analyze().td_conflicts, request)
+
+
+@spread
+def time_shares_command(request: Request, printing: Printing) -> None:
+    """Print where threads' time went while each TD was built, ran, was torn down.
+
+    Example: tdxtrace time-shares trace.txt
+    """
+    printing.show(request.analyze().time_shares, request)
+
+
+@spread
+def verdicts_command(request: Request, of: ModuleOptions, printing: Printing) -> None:
+    """Print whose fault it is: BUG, HOSTILE, UNDECIDED or EXPECTED, with evidence and rule.
+
+    Example: tdxtrace verdicts trace.txt --dmesg dmesg.txt
+    """
+    printing.show(of.analyze(request).verdicts, request)

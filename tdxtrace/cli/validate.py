@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tdxtrace.validate.cells import Cell
     from tdxtrace.validate.matrix import Result
@@ -55,6 +55,8 @@ def validate_command(
     results = _with_progress(validate, chosen, jobs, quiet)
     if not quiet:
         _print(verdict.table(results))
+        typer.echo()
+        _print(verdict.judgements(results))
     if captures and not quiet:
         _print(verdict.by_capture(results))
     if json_file is not None:
@@ -82,12 +84,12 @@ def _with_progress(
         return validate(chosen, jobs, lambda n, of: bar.update(task, completed=n, total=of))
 
 
-def _print(rows: list[list[str]]) -> None:
+def _print(rows: Sequence[list[str]]) -> None:
     for line in _aligned(rows):
         typer.echo(line)
 
 
-def _aligned(rows: list[list[str]]) -> Iterator[str]:
+def _aligned(rows: Sequence[list[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         first, *rest = zip(row, widths, strict=True)

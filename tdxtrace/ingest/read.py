@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,10 +15,12 @@ from tdxtrace.ingest.decoding.decoder import Decoder
 from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
-from tdxtrace.ingest.headers import TICK_CLOCKS, Header, read_header
-from tdxtrace.ingest.recognise import checked, recognise, recording, voted
+from tdxtrace.ingest.headers import Header, read_header
+from tdxtrace.ingest.notes import RELATIVE, notes_on
+from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS, RAW_PAGES, Provenance, Source, Trace
@@ -45,6 +47,10 @@ class ReadOptions:
     """Number that the kernel gives a 4K page; None: told by kernel version and values."""
     formats: str | Path | None = None
     """Folder with the formats of events, for pages that come without."""
+    dmesg: Sequence[str | Path] = ()
+    """Logs of the kernel, read with the traces."""
+    is_log: bool = False
+    """Whether the input is one of these."""
     progress: Progress = field(default=lambda _path, _done, _size: None)
     """Called with the path, the bytes read so far and the size of the input, if known."""
 
@@ -64,9 +70,10 @@ def read_trace(
     mappings: Sequence[str] = (),
     level_base: int | None = None,
     formats: str | Path | None = None,
+    dmesg: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Trace:
-    """Read recordings of trace-cmd and perf, or text of ftrace, trace-cmd, perf script.
+    """Read recordings of trace-cmd and perf, text of ftrace, trace-cmd, perf script, dmesg.
 
     Args:
         paths: Files, plain or compressed with gzip, zstd or xz; ``-`` is standard
@@ -78,6 +85,8 @@ def read_trace(
         level_base: Number the traced kernel gives a 4K page (6.16 to 6.19: 0,
             7.x: 1); found out if None.
         formats: Folder with the kernel's ``events`` (formats, header_page), for raw pages.
+        dmesg: Logs of the kernel, as dmesg or journalctl print them; each is a source
+            more, that may hold nothing about TDX.
         progress: Called now and then with path, bytes read and size (None: unknown).
 
     Returns:
@@ -90,13 +99,13 @@ def read_trace(
         QueryError: If a format or mapping names something unknown.
     """
     stores = [path for path in paths if is_store(Path(path))]
-    if stores and len(paths) == 1:
+    if stores and len(paths) == 1 and not dmesg:
         return open_store(Path(stores[0]))
     if stores:
         shown = one_line(str(stores[0]))
         raise InputError(f"{shown} is a converted trace: it can only be read alone")
     sink = MemorySink()
-    options = options_of(input_format, mappings, level_base, formats, progress)
+    options = options_of(input_format, mappings, level_base, formats, progress, dmesg)
     base, provenance = _read_all(paths, options, sink)
     tables = sink.whole()
     tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
@@ -128,11 +137,11 @@ def options_of(
     level_base: int | None,
     formats: str | Path | None,
     progress: Progress | None,
+    dmesg: Sequence[str | Path] = (),
 ) -> ReadOptions:
     """Put the options of :func:`read_trace` together."""
-    if progress is None:
-        return ReadOptions(input_format, mappings, level_base, formats)
-    return ReadOptions(input_format, mappings, level_base, formats, progress)
+    made = ReadOptions(input_format, mappings, level_base, formats, dmesg)
+    return made if progress is None else replace(made, progress=progress)
 
 
 def _read_all(
@@ -144,12 +153,14 @@ def _read_all(
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
     signs = levels.Signs()
+    as_log = replace(options, input_format=None, is_log=True)
+    inputs = [*((path, options) for path in paths), *((path, as_log) for path in options.dmesg)]
     sources = tuple(
-        _read(str(path), number, options, SourceSink(sink, signs))
-        for number, path in enumerate(paths)
+        _read(str(path), number, how, SourceSink(sink, signs))
+        for number, (path, how) in enumerate(inputs)
     )
     base, evidence = signs.base(options.level_base, [source.kernel for source in sources])
-    return base, Provenance(sources, base, evidence, __version__, _notes(sources))
+    return base, Provenance(sources, base, evidence, __version__, notes_on(sources))
 
 
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
@@ -165,9 +176,10 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
             name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
     finally:
         stream.close()
-    decoder.finish()
-    doubts.note(sink.watch, tally, heading.header)
-    if not sink.n_rows:
+    if name not in LOG_FORMATS:
+        decoder.finish()
+        doubts.note(sink.watch, tally, heading.header)
+    if not sink.n_rows and not options.is_log:
         raise FormatError(doubts.nothing_in(one_line(path), tally))
     sink.add("losses", tally.losses(number))
     sink.add("threads", tally.thread_table(number))
@@ -225,7 +237,10 @@ def _read_text(
     first = _head(blocks)
     if not first.strip():
         raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
-    name = wanted or recognise(first, one_line(path))
+    tell = log_format if options.is_log else recognise
+    name = wanted or tell(first, one_line(path))
+    if name in LOG_FORMATS:
+        return name, _read_log(name, _each(first, blocks), stream, decoder)
     lines: LineReader | GraphReader
     if name == "function-graph":
         lines = GraphReader(vocabulary, tally)
@@ -239,8 +254,19 @@ def _read_text(
     if stream.truncated:
         tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
     looks = "integer" if lines.has_integer_clock else "unnamed"
-    clock = "relative" if name in _RELATIVE else looks
+    clock = "relative" if name in RELATIVE else looks
     return name, _Heading(read_header(first[:_HEADER_BYTES]), clock, lines.resolution_ns or 1)
+
+
+def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> _Heading:
+    from tdxtrace.ingest.messages.reader import MessageReader  # noqa: PLC0415 - see _read_binary
+
+    log = MessageReader(name, decoder.source, decoder.tally)
+    for rows in log.read(blocks):
+        decoder.sink.add("kernel_messages", rows)
+    if stream.truncated:
+        decoder.tally.note("truncated", None, stream.truncated, line_no=decoder.tally.n_lines)
+    return _Heading(read_header(b""), log.clock_name, log.resolution_ns)
 
 
 def _head(blocks: Iterator[Block]) -> bytes:
@@ -279,19 +305,3 @@ def _source(path: str, name: str, stream: Stream, tally: Tally, heading: _Headin
         heading.header.tool,
         dict(tally.events.most_common()),
     )
-
-
-_RELATIVE: Final = ("ftrace-latency", "ftrace-verbose")
-
-
-def _notes(sources: Sequence[Source]) -> tuple[str, ...]:
-    notes = []
-    for source in sources:
-        where = one_line(source.path)
-        if source.clock in ("integer", *TICK_CLOCKS):
-            notes.append(f"{where}: {source.clock} clock; times are in its ticks, shown as ns")
-        if source.clock == "local":
-            notes.append(f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)")
-        if source.format in _RELATIVE:
-            notes.append(f"{where}: times count from the first event; cannot be merged by time")
-    return tuple(notes)

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
+from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS
 
@@ -17,6 +18,7 @@ FORMATS: Final = (
     "function-graph",
     "perf-script",
     *BINARY_FORMATS,
+    *LOG_FORMATS,
 )
 _BINARY: Final = (
     (b"\x17\x08\x44tracing", "trace.dat"),
@@ -35,6 +37,7 @@ _MAGIC: Final = (
     (b"\x7fELF", "a program (ELF)"),
 )
 _SAMPLE_LINES: Final = 2000
+_MAGIC_BYTES: Final = 64
 
 
 def recording(head: bytes) -> str | None:
@@ -65,9 +68,26 @@ def recognise(head: bytes, shown: str) -> str:
 
 
 def voted(head: bytes) -> str | None:
-    """Return the format that most of the event lines in ``head`` have; None if there is none."""
+    """Return the format that most of the event lines in ``head`` have; None if there is none.
+
+    A text is a log of the kernel only if it has no event line: people put both into one file,
+    and an event tells more than a message.
+    """
     votes = Counter(name for line in _sample(head) if (name := _vote(line)))
-    return votes.most_common(1)[0][0] if votes else None
+    events = Counter({name: n for name, n in votes.items() if name not in LOG_FORMATS})
+    return next((name for name, _ in (events or votes).most_common(1)), None)
+
+
+def log_format(head: bytes, shown: str) -> str:
+    """Return the format of a text that the user says is a log of the kernel.
+
+    Raises:
+        FormatError: If it is something else.
+    """
+    name = voted(head) or LOG_FORMATS[0]
+    if name not in LOG_FORMATS or b"\0" in head[:_MAGIC_BYTES]:
+        raise FormatError(f"{shown} is no log of the kernel, it looks like {name}; see dmesg(1)")
+    return name
 
 
 def checked(name: str) -> str:
@@ -87,11 +107,15 @@ def _sample(head: bytes) -> list[bytes]:
 
 def _vote(line: bytes) -> str | None:
     # What only text needs is imported only for text: recordings start sooner.
+    from tdxtrace.ingest.messages.reader import looks_like  # noqa: PLC0415
+    from tdxtrace.ingest.messages.stamps import looks_logged  # noqa: PLC0415
     from tdxtrace.ingest.text import graph, shapes  # noqa: PLC0415
 
     text = shapes.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))
     if text.startswith("#"):
         return None
+    if looks_logged(text):
+        return LOG_FORMATS[0]
     for name, split in (
         ("ftrace", shapes.split_ftrace),
         ("ftrace-latency", shapes.split_latency),
@@ -100,7 +124,7 @@ def _vote(line: bytes) -> str | None:
     ):
         if split(text) is not None:
             return name
-    return "function-graph" if graph.LINE.match(text) else None
+    return "function-graph" if graph.LINE.match(text) else looks_like(text)
 
 
 def _describe(head: bytes) -> str:
@@ -110,4 +134,6 @@ def _describe(head: bytes) -> str:
     text = one_line(first.decode("utf-8", "replace"), 60)
     if re.match(r"^\w+\(.*\) += ", text):
         return "it looks like strace output; record with trace-cmd, perf or tracefs"
-    return f"its first line is {text!r}; expected ftrace, trace-cmd report or perf script text"
+    return (
+        f"its first line is {text!r}; expected ftrace, trace-cmd report, perf script or dmesg text"
+    )

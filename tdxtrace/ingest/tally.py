@@ -33,6 +33,7 @@ _SEVERITY: Final = {
     "sampled": "data_loss",
     "excluded": "data_loss",
     "throttled": "data_loss",
+    "suppressed": "data_loss",
 }
 _ADVICE: Final = {
     "noise": "none needed; record only the tdx and kvm events to make the file smaller",
@@ -56,6 +57,7 @@ _ADVICE: Final = {
     "undecoded": "the event's fields are missing or of another kernel; please report the line",
     "no_payload": "the 'raw' trace option drops the fields; switch it off: echo 0 > options/raw",
     "no_abstime": "switch absolute time on: echo 1 > options/funcgraph-abstime",
+    "suppressed": "the kernel's rate limit: counts of messages are lower bounds; probe the calls",
     "no_time": "switch context back on: echo 1 > options/context-info",
 }
 

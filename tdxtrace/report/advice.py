@@ -28,6 +28,8 @@ def _about_the_findings(findings: Findings, path: str) -> list[str]:
     if worst.height:
         name = worst.select(leaf_name(pl.col("leaf"))).item() or str(worst["leaf"][0])
         steps.append(f"tdxtrace retry-chains {path} --leaf {name}")
+    if findings.kernel_messages.height and findings.retry_chains.is_empty():
+        steps.append(f"tdxtrace events {path} --table kernel_messages")
     if not steps:
         steps.append(f"tdxtrace events {path}")
     return steps

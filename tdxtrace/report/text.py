@@ -43,6 +43,7 @@ def screen(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
         *map(_source, findings.provenance.sources),
         _totals(findings),
         _lost(findings),
+        *_messages(findings),
         Text(),
         _leaves(findings, n_leaves),
         _zero_steps(findings, n_rows),
@@ -102,8 +103,20 @@ def _lost(findings: Findings) -> Text:
     return Text(text, style="bold yellow")
 
 
+def _messages(findings: Findings) -> list[Text]:
+    """What the kernel's log says, in one line; nothing if no log was given."""
+    said = findings.kernel_messages
+    if said.is_empty():
+        return []
+    kinds = said.group_by("message", maintain_order=True).len().sort("len", descending=True)
+    shown = ", ".join(f"{count(n)} {kind}" for kind, n in kinds.rows())
+    return [Text(f"kernel log: {shown}")]
+
+
 def _leaves(findings: Findings, n: int) -> RenderableType:
     stats = findings.leaf_stats
+    if stats.is_empty() and findings.kernel_messages.height:
+        return Text("no SEAMCALL was captured: the kernel's log has no calls that succeeded")
     if stats.is_empty():
         return Text("no SEAMCALL was captured: only KVM's own events", style="yellow")
     rows = stats.head(n).with_columns(name=leaf_name(pl.col("leaf")))

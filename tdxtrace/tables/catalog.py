@@ -16,6 +16,7 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 # Raise this whenever a generated contract changes in a way a reader can see.
 #
 # 1: first published.
-SCHEMA_VERSION: Final = 1
+# 2: kernel_messages, so that a stored trace has one more file.
+SCHEMA_VERSION: Final = 2
 
 TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES)

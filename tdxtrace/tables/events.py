@@ -36,7 +36,25 @@ LOSS_KINDS: Final = (
     "unpaired_entry",
     "unpaired_return",
     "merged",
+    "suppressed",
 )
+# What a line says.  Formats: Linux 6.16 to 7.x arch/x86/kvm/vmx/tdx.c and
+# arch/x86/virt/vmx/tdx/tdx.c, older trees as met in public logs; the two of the seed's loop:
+# P. Bonzini, 2024-09-10.
+MESSAGES: Final = (
+    "seamcall_failed",
+    "vp_enter_ret",
+    "exceeded_retries",
+    "crashing",
+    "warning",
+    "kernel_bug",
+    "suppressed",
+    "hkid_leaked",
+    "guest_access",
+    "module_version",
+    "module_state",
+)
+
 SOURCE = Column("source", U16, "Which input: index into the provenance's sources.")
 CPU = Column("cpu", U16, "Host CPU of the line the row is placed by.", nullable=True)
 TID = Column("tid", I32, "Host thread; null where the tool did not print it.", nullable=True)
@@ -165,6 +183,43 @@ THREADS = Table(
     ),
 )
 
+KERNEL_MESSAGES = Table(
+    name="kernel_messages",
+    grain="one row per message about TDX in the kernel's log",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        Column("seq", U64, "Line of the log; the first of those that make up the message."),
+        Column(
+            "ts_ns",
+            I64,
+            "When it was printed, on the log's clock; null: no stamp, or one of another clock.",
+            unit="ns",
+            nullable=True,
+        ),
+        CPU,
+        TID,
+        Column("message", pl.Enum(MESSAGES), "What it says."),
+        Column("leaf", U16, "SEAMCALL leaf it names.", nullable=True),
+        Column("status", U64, "Status word it gives.", nullable=True),
+        Column("rcx", U64, "RCX out; on MEM leaves the SEPT entry.", nullable=True),
+        Column("rdx", U64, "RDX out; on MEM leaves level and state.", nullable=True),
+        VCPU,
+        Column("gpa", U64, "Guest physical address it names.", nullable=True),
+        Column(
+            "n_events",
+            U64,
+            "suppressed: messages not printed, at least; exceeded_retries: tries made.",
+            nullable=True,
+        ),
+        Column("function", TEXT, "Function of a warning or of a rate limit.", nullable=True),
+        Column("rax", U64, "RAX in the registers of a warning: often the status.", nullable=True),
+        Column("module_version", TEXT, "Release of the TDX module.", nullable=True),
+        Column("text", TEXT, "The message as printed: hostile text, escape it before showing."),
+        N_LINES,
+    ),
+)
+
 LOSSES = Table(
     name="losses",
     grain="one row per thing lost, skipped, truncated or not understood",
@@ -184,4 +239,12 @@ LOSSES = Table(
     ),
 )
 
-EVENT_TABLES: Final = (SEAMCALLS, VM_ENTRIES, PAGE_FAULTS, HOST_EVENTS, THREADS, LOSSES)
+EVENT_TABLES: Final = (
+    SEAMCALLS,
+    VM_ENTRIES,
+    PAGE_FAULTS,
+    HOST_EVENTS,
+    KERNEL_MESSAGES,
+    THREADS,
+    LOSSES,
+)

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.tables.causes import CAUSE_TABLES
+from tdxtrace.tables.causes import CAUSE_TABLES, TD_OF_CALL
 from tdxtrace.tables.events import (
     GPA,
     I64,
@@ -14,6 +14,7 @@ from tdxtrace.tables.events import (
     LEVEL,
     SOURCE,
     TD,
+    TEXT,
     TGID,
     TID,
     U32,
@@ -21,6 +22,7 @@ from tdxtrace.tables.events import (
     VCPU,
 )
 from tdxtrace.tables.schema import Column, Table
+from tdxtrace.tables.verdicts import VERDICT_TABLES
 
 OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "cut")
 IDENTITIES: Final = ("request", "gpa", "td", "thread")
@@ -109,6 +111,83 @@ ZERO_STEPS = Table(
     rules={"time runs forward": pl.col("start_ns") <= pl.col("end_ns")},
 )
 
+STEP_CAUSES: Final = (
+    "memory_fault_ignored",
+    "frozen_spte",
+    "invalidation",
+    "memslot_change",
+    "left_loop",
+    "many_pages",
+    "pending_page",
+    "block_churn",
+    "unknown",
+)
+
+ZERO_STEP_CAUSES = Table(
+    name="zero_step_causes",
+    grain="one row per zero-step episode: what made the vCPU fault so often at one instruction",
+    key=("source", "first_seq", "form"),
+    columns=(
+        SOURCE,
+        Column("first_seq", U64, "zero_steps.first_seq of the episode."),
+        Column("form", pl.Enum(FORMS), "How it shows."),
+        TID,
+        TGID,
+        TD_OF_CALL,
+        Column("start_ns", I64, "First entry that was refused.", unit="ns"),
+        Column("fault_ns", I64, "First fault of the run that led to it.", "ns", nullable=True),
+        Column("cause", pl.Enum(STEP_CAUSES), "Why most of these faults were not settled."),
+        Column("share", pl.Float64(), "Share of the faults that the cause explains, 0 to 1."),
+        Column("n_faults", U32, "Faults of the run that the trace shows."),
+        Column("n_pages", U32, "Different pages among them."),
+        Column("n_memory_fault", U32, "Went to userspace as KVM_EXIT_MEMORY_FAULT."),
+        Column("n_left_loop", U32, "Met busy, and the vCPU was entered again with it unsettled."),
+        Column("n_served", U32, "The page was installed before the vCPU was entered again."),
+        Column("n_pending", U32, "The page had been installed before the entry that faulted."),
+        Column("n_raced", U32, "Another thread was installing the page."),
+        Column("n_invalidated", U32, "The page was blocked, and then taken away or split."),
+        Column("n_churned", U32, "The page was blocked, and then unblocked as it was."),
+        Column("n_unexplained", U32, "None of these."),
+        Column(
+            "evidence_seq",
+            U64,
+            "Row that shows the cause: seamcalls.seq of the block or install, else "
+            "host_events.seq.",
+            nullable=True,
+        ),
+        Column("advice", TEXT, "What capture would have told.", nullable=True),
+    ),
+    rules={
+        "every fault has one explanation": pl.sum_horizontal(
+            "n_memory_fault",
+            "n_left_loop",
+            "n_served",
+            "n_pending",
+            "n_raced",
+            "n_invalidated",
+            "n_churned",
+            "n_unexplained",
+        )
+        == pl.col("n_faults"),
+        "what is unknown has advice": (pl.col("cause") == "unknown")
+        == pl.col("advice").is_not_null(),
+    },
+)
+
+STEP_THRESHOLDS = Table(
+    name="step_thresholds",
+    grain="one row per threshold: the episodes that zero-step mitigation would have made with it",
+    key=("source", "threshold"),
+    columns=(
+        SOURCE,
+        Column("threshold", U32, "Faults at one instruction that are let pass (the module: 6)."),
+        Column("n_runs", U64, "Runs of faults without progress that go beyond it."),
+        Column("n_faults", U64, "Faults beyond it, over all runs."),
+        Column("n_vcpus", U32, "vCPUs with such a run."),
+        Column("max_run", U32, "Most faults in one run; upper bound, for RIP is not seen."),
+    ),
+)
+
 LEAF_STATS = Table(
     name="leaf_stats",
     grain="one row per SEAMCALL leaf: how many attempts and how much time requests took",
@@ -168,4 +247,6 @@ VCPU_STATS = Table(
 FINDING_TABLES: Final = (
     *(RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS),
     *CAUSE_TABLES,
+    *(ZERO_STEP_CAUSES, STEP_THRESHOLDS),
+    *VERDICT_TABLES,
 )

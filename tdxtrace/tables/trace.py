@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tdxtrace.tables.events import EVENT_TABLES, LOSSES, THREADS
+from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import ask
@@ -124,6 +124,7 @@ class Trace(_Bundle):
     threads: pl.DataFrame
     losses: pl.DataFrame
     provenance: Provenance
+    kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = EVENT_TABLES
 
     def sql(self, statement: str) -> pl.DataFrame:
@@ -173,7 +174,43 @@ class Findings(_Bundle):
     _questions: Mapping[str, Callable[[Findings], pl.DataFrame]] = field(default_factory=dict)
     """How each answer is found that was not asked for yet, by table."""
     _answers: dict[str, pl.DataFrame] = field(default_factory=dict)
-    _tables = (*FINDING_TABLES, THREADS, LOSSES)
+    kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
+    _tables = (*FINDING_TABLES, KERNEL_MESSAGES, THREADS, LOSSES)
+
+    @property
+    def zero_step_causes(self) -> pl.DataFrame:
+        """What made each zero-step episode's vCPU fault so often."""
+        return self._answer("zero_step_causes")
+
+    @property
+    def step_thresholds(self) -> pl.DataFrame:
+        """Episodes that each threshold would have made."""
+        return self._answer("step_thresholds")
+
+    @property
+    def abandoned_requests(self) -> pl.DataFrame:
+        """What came of requests that were left busy."""
+        return self._answer("abandoned_requests")
+
+    @property
+    def progress_loops(self) -> pl.DataFrame:
+        """What was repeated though nothing held a lock."""
+        return self._answer("progress_loops")
+
+    @property
+    def td_conflicts(self) -> pl.DataFrame:
+        """Whether one TD made another one's calls busy."""
+        return self._answer("td_conflicts")
+
+    @property
+    def time_shares(self) -> pl.DataFrame:
+        """Where threads' time went in each phase of a TD."""
+        return self._answer("time_shares")
+
+    @property
+    def verdicts(self) -> pl.DataFrame:
+        """Whose fault it is, per group of findings."""
+        return self._answer("verdicts")
 
     @property
     def busy_causes(self) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from tdxtrace.validate.captured import Captured, capture
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.chains import score_chains
 from tdxtrace.validate.episodes import score_episodes
+from tdxtrace.validate.judgements import score_judgements
 
 
 class Score(Protocol):
@@ -29,6 +30,7 @@ class Score(Protocol):
 SCORERS: Final[dict[str, Callable[[Captured], Score]]] = {
     "retry_chains": score_chains,
     "zero_steps": score_episodes,
+    "verdicts": score_judgements,
 }
 Progress = Callable[[int, int], None]
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tdxtrace.validate.judgements import false_accusations, judged
 from tdxtrace.validate.matrix import Result, total
 
 _CHAINS: Final = ("exact", "marked", "wrong", "missing", "extra", "needless", "unseen")
@@ -72,7 +73,7 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
         short.append(f"{have.unparsed} lines were not understood")
     if have.needless:
         short.append(f"{have.needless} chains are marked though the capture shows all of them")
-    return short
+    return [*short, *false_accusations(total(results, "verdicts"))]
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:
@@ -83,6 +84,16 @@ def table(results: Sequence[Result]) -> list[list[str]]:
         by_name.setdefault(result.cell.plan.scenario, []).append(result)
     rows = [_row(name, part) for name, part in sorted(by_name.items())]
     return [head, *rows, _row("all", results)]
+
+
+def judgements(results: Sequence[Result]) -> Sequence[list[str]]:
+    """The scores of verdicts and of what they rest on, by scenario."""
+    names = sorted({result.cell.plan.scenario for result in results})
+    parts = {
+        name: total((r for r in results if r.cell.plan.scenario == name), "verdicts")
+        for name in names
+    }
+    return judged({**parts, "all": total(results, "verdicts")})
 
 
 def by_capture(results: Sequence[Result]) -> list[list[str]]:

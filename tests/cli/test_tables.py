@@ -17,14 +17,26 @@ from texts import ONE_CALL, line
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
 from tdxtrace.tables.events import EVENT_TABLES
-from tdxtrace.tables.findings import RETRY_CHAINS, ZERO_STEPS
+from tdxtrace.tables.findings import (
+    RETRY_CHAINS,
+    STEP_THRESHOLDS,
+    ZERO_STEP_CAUSES,
+    ZERO_STEPS,
+)
 from tdxtrace.tables.schema import Table
+from tdxtrace.tables.verdicts import VERDICT_TABLES
 
 TABLES = {
     "retry-chains": RETRY_CHAINS,
     "zero-steps": ZERO_STEPS,
+    "zero-step-causes": ZERO_STEP_CAUSES,
+    "step-thresholds": STEP_THRESHOLDS,
+    **{table.name.replace("_", "-"): table for table in VERDICT_TABLES},
     **{f"events {table.name}": table for table in EVENT_TABLES},
 }
+
+
+_ON_STEPS = ("zero-steps", "zero-step-causes", "step-thresholds", "verdicts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +51,12 @@ class Command:
 @pytest.fixture(params=TABLES)
 def command(request: pytest.FixtureRequest, chains: Path, steps: Path) -> Command:
     name: str = request.param
-    path = steps if name == "zero-steps" else chains
+    path = steps if name in _ON_STEPS else chains
     trace = read_trace(path)
     verb, _, table = name.partition(" ")
     if table:
         return Command((verb, path, "--table", table), TABLES[name], trace.tables()[table])
-    rows = analyze(trace).tables()[TABLES[name].name]
+    rows = getattr(analyze(trace), TABLES[name].name)
     return Command((verb, path), TABLES[name], rows)
 
 

@@ -95,6 +95,8 @@ def nothing_in(shown: str, tally: Tally) -> str:
     names = [detail for kind, detail in tally.entries if kind in ("noise", "unmapped") and detail]
     if any(kind == "no_abstime" for kind, _ in tally.entries):
         return f"{shown} has no times; switch them on: echo 1 > options/funcgraph-abstime"
+    if "about something else" in names:
+        return f"{shown} is a kernel log without a message about TDX; give it with --dmesg"
     if not names and not tally.events:
         return f"{shown} holds no event that is known; its first line: {_sample(tally)}"
     some = ", ".join(one_line(name, 30) for name in names[:5])

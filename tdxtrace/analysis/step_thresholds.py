@@ -1,0 +1,92 @@
+"""Step thresholds: how many zero-step episodes each threshold would have made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.progress import no_progress_run
+from tdxtrace.analysis.zero_steps import standing, stock_steps, told_steps
+from tdxtrace.tables.events import PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.findings import STEP_THRESHOLDS
+from tdxtrace.tdx import leaves
+
+# The module's is 6 (STEPPING_EPF_THRESHOLD, TDX module 1.0.00 to 1.5.25, td_exit_stepping.h);
+# the list argued over 6, 10 and more (S. Christopherson, 2024-10-10).
+THRESHOLDS: Final = range(4, 17)
+_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
+_VCPU: Final = ("source", "tid")
+
+
+def step_thresholds(
+    seamcalls: pl.DataFrame,
+    vm_entries: pl.DataFrame,
+    page_faults: pl.DataFrame,
+    *,
+    thresholds: Iterable[int] = THRESHOLDS,
+) -> pl.DataFrame:
+    """Count the runs of faults without progress that go beyond each threshold.
+
+    A run is the EPT violations of one vCPU between two signs of progress, as in
+    :func:`~tdxtrace.analysis.zero_steps.zero_steps`.  A threshold of n lets n of them pass; the
+    next arms the mitigation.  The guest's RIP is in no trace, so a run may hold several
+    instructions: each count is an upper bound.  A fault that the module emulated because it was
+    armed already is in the run too, so the counts say which runs would have armed, not how long
+    they would have been.
+
+    Args:
+        seamcalls: The ``seamcalls`` table.
+        vm_entries: The ``vm_entries`` table.
+        page_faults: The ``page_faults`` table.
+        thresholds: Those to try.
+
+    Returns:
+        The ``step_thresholds`` table: for each source with vCPU entries every threshold, lowest
+        first.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+    """
+    calls = SEAMCALLS.conform(seamcalls)
+    entries = VM_ENTRIES.conform(vm_entries)
+    runs = pl.concat([_told(calls), _stock(entries, calls, PAGE_FAULTS.conform(page_faults))])
+    if runs.is_empty():
+        return STEP_THRESHOLDS.empty()
+    tried = pl.DataFrame({"threshold": list(thresholds)}, schema={"threshold": pl.UInt32})
+    beyond = pl.col("n") > pl.col("threshold")
+    found = (
+        runs.join(tried, how="cross")
+        .group_by("source", "threshold")
+        .agg(
+            n_runs=beyond.sum().cast(pl.UInt64),
+            n_faults=(pl.col("n") - pl.col("threshold")).filter(beyond).sum().cast(pl.UInt64),
+            n_vcpus=pl.col("tid").filter(beyond).n_unique().cast(pl.UInt32),
+            max_run=pl.col("n").max().cast(pl.UInt32),
+        )
+        .sort("source", "threshold")
+    )
+    return STEP_THRESHOLDS.conform(found)
+
+
+def _told(calls: pl.DataFrame) -> pl.DataFrame:
+    """Runs of vCPUs whose TDH.VP.ENTER was probed."""
+    vcpus = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
+    mine = calls.join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
+    return _runs(told_steps(mine).sort(*_VCPU, "when", "seq"))
+
+
+def _stock(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """Runs of the other vCPUs, which only KVM's own events show."""
+    told = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
+    stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
+    vcpus = stock.select(_VCPU).unique()
+    steps = stock_steps(stock, calls, faults)
+    return _runs(steps.join(vcpus, on=_VCPU, how="semi", nulls_equal=True))
+
+
+def _runs(steps: pl.DataFrame) -> pl.DataFrame:
+    rows = no_progress_run(steps, standing())
+    counted = rows.group_by("source", "tid", "run").agg(n=pl.col("is_fault").sum().cast(pl.Int64))
+    return counted.select("source", "tid", "n")

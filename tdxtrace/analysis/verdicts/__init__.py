@@ -1,0 +1,1 @@
+"""Verdicts: whose fault it is, per group of findings, by which rule."""

@@ -1,0 +1,187 @@
+"""Verdicts on what was left busy, what was repeated, and what the kernel printed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
+from tdxtrace.tables.events import KERNEL_MESSAGES
+from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, VERDICTS
+from tdxtrace.tdx import leaves, word
+from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.status import status_name
+
+_LEFT: Final = {
+    "host_priority_timeout": (
+        "BUG",
+        "entry_left_busy",
+        "left busy on an entry, which shut the guest out until it ran into the timeout of host "
+        "priority",
+    ),
+    "later_call_failed": (
+        "BUG",
+        "dropped_block",
+        "left busy and not repeated; a later call on the page failed for lack of it",
+    ),
+    "kernel_message": ("UNDECIDED", "vm_killed", "left busy; KVM printed it and killed the VM"),
+    "settled_later": ("EXPECTED", "settled_by_another", "left busy and settled by another call"),
+    "none_seen": ("UNDECIDED", "end_not_seen", "left busy, and nothing shows what came of it"),
+}
+_LEFT_DECIDED: Final = {
+    "kernel_message": "the verdict on the busy answer itself; for that " + "probe every tdh_* "
+    "wrapper at entry and return",
+    "none_seen": "record until the TD ends, with tdx_vcpu_run probed, and give --dmesg",
+}
+_LOOP: Final = {
+    "seen": ("EXPECTED", "interruptible_flow", "repeated, and done in the end"),
+    "not_seen": ("UNDECIDED", "no_maximum_of_restarts", "repeated without visible progress"),
+    "unknown": ("UNDECIDED", "end_not_seen", "repeated; its end was not recorded"),
+}
+_OFF_CPU: Final = (
+    "record sched:sched_switch, and kvm_mmu_page_fault%return (1 is RET_PF_RETRY): a thread off "
+    "its CPU and KVM's local loop look alike"
+)
+_VP: Final = leaves.leaf_table().filter(pl.col("name").str.starts_with("TDH.VP."))["leaf"]
+_MEM: Final = leaves.leaf_table().filter(pl.col("name").str.starts_with("TDH.MEM."))["leaf"]
+_TRACE: Final = (
+    "a trace of that moment: entry and return of every tdh_* wrapper, and tdx_vcpu_run, by the "
+    "clock local"
+)
+
+
+def on_abandoned(abandoned: pl.DataFrame) -> pl.DataFrame:
+    """Give verdicts on requests that were left busy, per TD, leaf and consequence.
+
+    Args:
+        abandoned: The ``abandoned_requests`` table.
+    """
+    rows = ABANDONED_REQUESTS.conform(abandoned)
+    if rows.is_empty():
+        return VERDICTS.empty()
+    groups = grouped(rows, ["consequence"], "first_seq")
+    verdict, rule, because = _three("consequence", _LEFT)
+    return ruled(
+        groups,
+        "abandoned",
+        "abandoned_requests",
+        {
+            "verdict": verdict,
+            "what": pl.col("consequence").cast(pl.String),
+            "sentence": _sentence("request", because),
+            "rule": rule,
+            "decided_by": by_word("consequence", _LEFT_DECIDED),
+        },
+    )
+
+
+def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
+    """Give verdicts on what was repeated without a lock, per TD, leaf, kind and progress.
+
+    Args:
+        loops: The ``progress_loops`` table.
+    """
+    rows = PROGRESS_LOOPS.conform(loops)
+    if rows.is_empty():
+        return VERDICTS.empty()
+    groups = grouped(rows, ["loop", "progress"], "first_seq", repeats=pl.col("n_repeats").max())
+    verdict, rule, because = _three("progress", _LOOP)
+    local = pl.col("loop") == "local_retry"
+    silent = pl.lit("followed by a long silence of the vCPU's thread, without SEAMCALL or entry")
+    most = pl.format("answered {} up to {} times, {}", "loop", "repeats", because)
+    return ruled(
+        groups,
+        "loop",
+        "progress_loops",
+        {
+            "verdict": pl.when(local).then(pl.lit("UNDECIDED")).otherwise(verdict),
+            "what": pl.format("{}, progress {}", "loop", "progress"),
+            "sentence": pl.when(local)
+            .then(_sentence("fault", silent))
+            .otherwise(_sentence("request", most)),
+            "rule": pl.when(local).then(pl.lit("local_loop_or_off_cpu")).otherwise(rule),
+            "decided_by": pl.when(local)
+            .then(pl.lit(_OFF_CPU))
+            .otherwise(pl.lit("record longer; fetch RCX at return, which moves on with progress")),
+        },
+    )
+
+
+def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
+    """Give verdicts on what the kernel printed, per leaf and status.
+
+    A message tells one status: whose fault it is follows only where a correct kernel
+    never gets it.
+
+    Args:
+        messages: The ``kernel_messages`` table.
+    """
+    said = ("seamcall_failed", "vp_enter_ret", "exceeded_retries", "crashing")
+    rows = KERNEL_MESSAGES.conform(messages).filter(pl.col("message").is_in(said))
+    if rows.is_empty():
+        return VERDICTS.empty()
+    rows = rows.with_columns(td_id=pl.lit(None, pl.UInt64), code=word.status_code(pl.col("status")))
+    groups = grouped(rows, ["message", "status", "code"], "seq")
+    return ruled(groups, "message", "kernel_messages", _of_message())
+
+
+def _of_message() -> dict[str, pl.Expr]:
+    status, leaf, message = pl.col("status"), pl.col("leaf"), pl.col("message").cast(pl.String)
+    order = (pl.col("code") == word.TDX_TLB_TRACKING_NOT_DONE).fill_null(False)
+    serialised = _is_of_td_or_vcpu(status, leaf)
+    name = pl.coalesce(status_name(status).str.strip_prefix("TDX_"), pl.lit("status"))
+    what = pl.coalesce(pl.concat_str(name, pl.lit(" "), word.low32(status)), message)
+    because = (
+        pl.when(serialised)
+        .then(pl.lit("the TD's or vCPU's own page was busy: KVM did not keep its calls apart"))
+        .when(order)
+        .then(pl.lit("the host did not block and track the range before it went on"))
+        .otherwise(pl.lit("who is to blame does not follow from the message alone"))
+    )
+    rule = (
+        pl.when(serialised)
+        .then(pl.lit("tdr_or_tdvpr_busy"))
+        .when(order)
+        .then(pl.lit("block_track_then_operate"))
+        .otherwise(pl.lit("message_alone"))
+    )
+    return {
+        "verdict": pl.when(serialised | order).then(pl.lit("BUG")).otherwise(pl.lit("UNDECIDED")),
+        "what": pl.concat_str(message, pl.lit(": "), what),
+        "sentence": pl.format(
+            "The kernel printed {} of {} ({}): {}.",
+            "n_rows",
+            pl.coalesce(leaf_name(leaf), message),
+            what,
+            because,
+        ),
+        "rule": rule,
+        "decided_by": pl.lit(_TRACE),
+    }
+
+
+def _is_of_td_or_vcpu(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
+    """Whether a status says that the TDR or the TDVPR was busy, which leaf by leaf has its id."""
+    operand = word.low32(status)
+    tdr = (operand == word.TDX_OPERAND_ID_TDR) | (
+        leaf.is_in(_MEM.implode()) & (operand == word.TDX_OPERAND_ID_RDX)
+    )
+    tdvpr = leaf.is_in(_VP.implode()) & (operand == word.TDX_OPERAND_ID_RCX)
+    return (word.is_busy(status) & (tdr | tdvpr)).fill_null(False)
+
+
+def _three(column: str, words: dict[str, tuple[str, str, str]]) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    verdict, rule, because = (
+        by_word(column, {key: told[i] for key, told in words.items()}) for i in range(3)
+    )
+    return verdict, rule, because
+
+
+def _sentence(what: str, because: pl.Expr) -> pl.Expr:
+    n = pl.col("n_rows")
+    plural = pl.when(n == 1).then(pl.lit(f" {what}")).otherwise(pl.lit(f" {what}s"))
+    leaf = pl.coalesce(leaf_name(pl.col("leaf")), pl.lit("a vCPU"))
+    return pl.concat_str(
+        n.cast(pl.String), plural, pl.lit(" of "), leaf, pl.lit(": "), because, pl.lit(".")
+    )

@@ -1,0 +1,126 @@
+"""Verdicts on busy answers, and on rules that a correct kernel keeps."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
+from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
+from tdxtrace.tables.verdicts import VERDICTS
+from tdxtrace.tdx.leaves import leaf_name
+
+# A rule is held to be broken only where nothing else could be: weak evidence is no evidence here.
+_SURE: Final = ("proof", "strong")
+_VERDICT: Final = {
+    "host_conflict": "EXPECTED",
+    "armed_entry": "EXPECTED",
+    "guest": "EXPECTED",
+    "kernel_bug": "BUG",
+    "unexplained": "UNDECIDED",
+}
+_RULE: Final = {
+    "host_conflict": "locks_never_wait",
+    "armed_entry": "armed_entry_holds_tree",
+    "guest": "host_priority",
+    "kernel_bug": "rule_of_a_correct_kernel",
+    "unexplained": "no_cause_without_holder",
+}
+_BECAUSE: Final = {
+    "host_conflict": "another SEAMCALL of the host held the lock; it has to be tried again",
+    "armed_entry": "an entry that zero-step mitigation had armed held the lock",
+    "guest": "a TDCALL of the guest held it; host priority gives it to the host's next try",
+    "kernel_bug": "this breaks a rule that a correct kernel keeps",
+    "unexplained": "the trace does not show who held it",
+}
+_PROBE: Final = "probe entry and return of every tdh_* wrapper, and tdx_vcpu_run for TDH.VP.ENTER"
+
+
+def on_busy(causes: pl.DataFrame) -> pl.DataFrame:
+    """Give verdicts on busy answers, per TD, leaf, resource and cause.
+
+    Args:
+        causes: The ``busy_causes`` table; its answers (rank 1) are judged.
+    """
+    rows = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
+    if rows.is_empty():
+        return VERDICTS.empty()
+    sure = (pl.col("cause") != "kernel_bug") | pl.col("confidence").is_in(_SURE)
+    groups = grouped(
+        rows.with_columns(sure=sure),
+        ["resource", "cause", "rule", "sure"],
+        "seq",
+        advice=pl.col("advice").drop_nulls().first(),
+    )
+    return ruled(groups, "busy", "busy_causes", _given())
+
+
+def _given() -> dict[str, pl.Expr]:
+    verdict = pl.when("sure").then(by_word("cause", _VERDICT)).otherwise(pl.lit("UNDECIDED"))
+    rule = pl.col("rule").cast(pl.String)
+    what = pl.concat_str(
+        pl.coalesce(rule, pl.col("cause").cast(pl.String)),
+        pl.lit(" of "),
+        pl.col("resource").fill_null("?"),
+        pl.when("sure").then(pl.lit("")).otherwise(pl.lit(", not sure")),
+    )
+    sentence = pl.concat_str(
+        _times("busy answer"),
+        pl.lit(" of "),
+        _leaf(),
+        pl.lit(" ("),
+        pl.col("resource").fill_null("operand unknown"),
+        pl.lit("): "),
+        by_word("cause", _BECAUSE),
+        pl.concat_str(pl.lit(": "), rule).fill_null(""),
+        pl.lit("."),
+    )
+    return {
+        "verdict": verdict,
+        "what": what,
+        "sentence": sentence,
+        "rule": by_word("cause", _RULE),
+        "decided_by": pl.col("advice").fill_null(_PROBE),
+    }
+
+
+def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
+    """Give verdicts on rules that were broken without a busy answer that says so.
+
+    Args:
+        broken: The ``broken_rules`` table.
+        causes: The ``busy_causes`` table, whose answers have their own verdicts.
+    """
+    told = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1).select("source", "seq", "rule")
+    rows = BROKEN_RULES.conform(broken).join(told, on=["source", "seq", "rule"], how="anti")
+    if rows.is_empty():
+        return VERDICTS.empty()
+    sure = pl.col("confidence").is_in(_SURE)
+    groups = grouped(rows.with_columns(sure=sure), ["rule", "sure"], "seq")
+    name = pl.col("rule").cast(pl.String)
+    return ruled(
+        groups,
+        "broken_rule",
+        "broken_rules",
+        {
+            "verdict": pl.when("sure").then(pl.lit("BUG")).otherwise(pl.lit("UNDECIDED")),
+            "what": pl.when("sure").then(name).otherwise(name + ", not sure"),
+            "sentence": pl.concat_str(
+                _times("call"), pl.lit(" of "), _leaf(), pl.lit(" broke the rule "), name + "."
+            ),
+            "rule": pl.lit("rule_of_a_correct_kernel"),
+            "decided_by": pl.lit(_PROBE),
+        },
+    )
+
+
+def _leaf() -> pl.Expr:
+    number = pl.concat_str(pl.lit("leaf "), pl.col("leaf").cast(pl.String))
+    return pl.coalesce(leaf_name(pl.col("leaf")), number, pl.lit("a call"))
+
+
+def _times(what: str) -> pl.Expr:
+    n = pl.col("n_rows")
+    plural = pl.when(n == 1).then(pl.lit(f" {what}")).otherwise(pl.lit(f" {what}s"))
+    return pl.concat_str(n.cast(pl.String), plural)

@@ -1,0 +1,208 @@
+"""Zero-step causes: what made a vCPU fault so often at one instruction."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.fault_handling import handled_faults
+from tdxtrace.analysis.td_of import with_td
+from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD
+from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.findings import STEP_CAUSES, ZERO_STEP_CAUSES, ZERO_STEPS
+from tdxtrace.tdx import leaves
+
+# An invalidation that takes more pages than this is taken for the deletion of a memory slot:
+# a choice of ours (no trace event names the slot), half a 2 MB page.
+MEMSLOT_PAGES: Final = 256
+_COUNTS: Final = {
+    "n_memory_fault": "memory_fault",
+    "n_left_loop": "left_loop",
+    "n_served": "served",
+    "n_pending": "pending",
+    "n_raced": "raced",
+    "n_invalidated": "invalidated",
+    "n_churned": "churned",
+    "n_unexplained": "unexplained",
+}
+_CAUSE: Final = {
+    "memory_fault": "memory_fault_ignored",
+    "left_loop": "left_loop",
+    "pending": "pending_page",
+    "raced": "frozen_spte",
+    "invalidated": "invalidation",
+    "churned": "block_churn",
+}
+_EPISODE: Final = ("source", "first_seq", "form")
+_VCPU: Final = ("source", "tid")
+_BLOCK, _UNBLOCK, _REMOVE, _AUG = leaves.numbers_of(
+    f"TDH.MEM.{name}" for name in ("RANGE.BLOCK", "RANGE.UNBLOCK", "PAGE.REMOVE", "PAGE.AUG")
+)
+_RIP: Final = (
+    "the guest's RIP is in no host trace: of a debug TD, read TDVPS field possibly_epf_stepping "
+    "(0xA02000000000000E) by TDH.VP.RD"
+)
+
+
+def zero_step_causes(
+    steps: pl.DataFrame,
+    seamcalls: pl.DataFrame,
+    vm_entries: pl.DataFrame,
+    page_faults: pl.DataFrame,
+    host_events: pl.DataFrame,
+    *,
+    memslot_pages: int = MEMSLOT_PAGES,
+) -> pl.DataFrame:
+    """Say of each zero-step episode why the faults that led to it were not settled.
+
+    Each fault of the run gets one explanation (``fault_handling``).  The cause is the one
+    that more than half of them have; ``many_pages`` where they touch more pages than the
+    module lets pass and most were served.  Else ``unknown``: no majority is no cause.
+
+    Args:
+        steps: The ``zero_steps`` table.
+        seamcalls: The ``seamcalls`` table.
+        vm_entries: The ``vm_entries`` table.
+        page_faults: The ``page_faults`` table.
+        host_events: The ``host_events`` table.
+        memslot_pages: Pages removed in a row by one thread from which on an invalidation is
+            taken for a memory slot's.
+
+    Returns:
+        The ``zero_step_causes`` table, in the order of ``steps``.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+
+    Sources:
+        The list of causes: discussion of 2024-09 to 2025-02 on the kvm list (S. Christopherson,
+        Yan Zhao, R. Edgecombe, Binbin Wu); KVM's side: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
+        tdx_handle_ept_violation; pending pages: TDX module 1.5.16 and 1.5.20 is_epf_expected.
+    """
+    calls = SEAMCALLS.conform(seamcalls)
+    episodes = with_td(ZERO_STEPS.conform(steps), calls)
+    faults = handled_faults(
+        calls,
+        VM_ENTRIES.conform(vm_entries),
+        PAGE_FAULTS.conform(page_faults),
+        HOST_EVENTS.conform(host_events),
+    )
+    counted = _counted(episodes, faults)
+    found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(
+        pl.col(*_COUNTS, "n_faults", "n_pages").fill_null(0)
+    )
+    found = _decided(found)
+    found = _slots(found, calls, memslot_pages)
+    found = found.join(_advice(calls, page_faults, host_events), on="source", how="left")
+    told = pl.when(pl.col("cause") == "unknown").then(pl.col("advice").fill_null(_RIP))
+    return ZERO_STEP_CAUSES.conform(
+        found.with_columns(advice=told, cause=pl.col("cause").cast(pl.Enum(STEP_CAUSES)))
+    )
+
+
+def _counted(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """The explanations of the faults of each episode's run, counted."""
+    last = (
+        episodes.filter(pl.col("tid").is_not_null())
+        .sort("start_ns")
+        .join_asof(
+            faults.sort("ts_ns").select(*_VCPU, "ts_ns", last="nth"),
+            left_on="start_ns",
+            right_on="ts_ns",
+            by=_VCPU,
+            check_sortedness=False,
+        )
+        .filter(pl.col("last").is_not_null())
+    )
+    first = (pl.col("last") - pl.col("n_faults_before").cast(pl.Int64) + 1).clip(0)
+    windows = last.select(*_EPISODE, "tid", nth=pl.int_ranges(first, pl.col("last") + 1)).explode(
+        "nth"
+    )
+    mine = windows.join(faults, on=[*_VCPU, "nth"], how="inner")
+    return mine.group_by(_EPISODE).agg(
+        fault_ns=pl.col("ts_ns").min(),
+        n_faults=pl.len().cast(pl.UInt32),
+        n_pages=pl.col("gpa").drop_nulls().n_unique().cast(pl.UInt32),
+        shown=pl.struct("why", "by_seq", "nth").sort_by("nth"),
+        **{name: (pl.col("why") == why).sum().cast(pl.UInt32) for name, why in _COUNTS.items()},
+    )
+
+
+def _decided(found: pl.DataFrame) -> pl.DataFrame:
+    """The cause by majority, its share, and the last row that shows it."""
+    cause, n, why = pl.lit("unknown"), pl.col("n_unexplained"), pl.lit("unexplained")
+    for name, explained in _COUNTS.items():
+        if explained in _CAUSE:
+            most = pl.col(name) * 2 > pl.col("n_faults")
+            cause = pl.when(most).then(pl.lit(_CAUSE[explained])).otherwise(cause)
+            n = pl.when(most).then(pl.col(name)).otherwise(n)
+            why = pl.when(most).then(pl.lit(explained)).otherwise(why)
+    many = (pl.col("n_pages") > STEPPING_EPF_THRESHOLD) & (
+        pl.col("n_served") * 2 > pl.col("n_faults")
+    )
+    cause = pl.when(many).then(pl.lit("many_pages")).otherwise(cause)
+    n = pl.when(many).then(pl.col("n_served")).otherwise(n)
+    why = pl.when(many).then(pl.lit("served")).otherwise(why)
+    share = pl.when(pl.col("n_faults") > 0).then(n / pl.col("n_faults")).otherwise(0.0)
+    told = found.with_columns(cause=cause, share=share.cast(pl.Float64), why=why)
+    rows = told.explode("shown").unnest("shown", separator=":")
+    shown = (
+        rows.filter(pl.col("shown:why") == pl.col("why"), pl.col("cause") != "unknown")
+        .group_by(_EPISODE, maintain_order=True)
+        .agg(evidence_seq=pl.col("shown:by_seq").drop_nulls().last())
+    )
+    return told.join(shown, on=_EPISODE, how="left", maintain_order="left")
+
+
+def _slots(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: int) -> pl.DataFrame:
+    """Tell long invalidations, those of a memory slot, from others."""
+    taken = calls.filter(pl.col("leaf").is_in([_BLOCK, _REMOVE]), pl.col("status") == 0)
+    by = taken.select("source", "tid", evidence_seq="seq", by_tid="tid").drop("tid")
+    removed = (
+        taken.filter(pl.col("leaf") == _REMOVE)
+        .sort("source", "tid", "seq")
+        .with_columns(
+            breaks=(pl.col("gpa").cast(pl.Int64).diff() != 0x1000)
+            .fill_null(True)
+            .cum_sum()
+            .over("source", "tid")
+        )
+        .group_by("source", "tid", "breaks")
+        .agg(n=pl.len(), first_ns=pl.coalesce("start_ns", "end_ns").min())
+        .filter(pl.col("n") > memslot_pages)
+        .select("source", by_tid="tid")
+        .unique()
+        .with_columns(is_slot=pl.lit(True))
+    )
+    joined = (
+        found.join(by, on=["source", "evidence_seq"], how="left", maintain_order="left")
+        .join(removed, on=["source", "by_tid"], how="left", nulls_equal=True, maintain_order="left")
+        .with_columns(is_slot=pl.col("is_slot").fill_null(False))
+    )
+    is_slot = (pl.col("cause") == "invalidation") & pl.col("is_slot")
+    return joined.with_columns(
+        cause=pl.when(is_slot).then(pl.lit("memslot_change")).otherwise("cause")
+    )
+
+
+def _advice(
+    calls: pl.DataFrame, page_faults: pl.DataFrame, host_events: pl.DataFrame
+) -> pl.DataFrame:
+    """For each input: what it should have recorded to tell why faults were not settled."""
+    wanted = []
+    for source in sorted({*calls["source"].unique(), *page_faults["source"].unique()}):
+        here = calls.filter(pl.col("source") == source)["leaf"].unique()
+        lacks = [
+            text
+            for text, there in (
+                ("kvm:kvm_page_fault", (page_faults["source"] == source).any()),
+                ("kvm:kvm_userspace_exit", (host_events["source"] == source).any()),
+                ("probes on tdh_mem_page_aug and tdh_mem_sept_add", _AUG in here),
+                ("probes on tdh_mem_range_block and tdh_mem_range_unblock", _BLOCK in here),
+            )
+            if not there
+        ]
+        wanted.append((source, "record also " + ", ".join(lacks) if lacks else _RIP))
+    schema = {"source": pl.UInt16, "advice": pl.String}
+    return pl.DataFrame(wanted, schema=schema, orient="row")

@@ -1,0 +1,161 @@
+"""A log of the kernel becomes rows of ``kernel_messages``; every other line is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from tdxtrace.ingest.messages import stamps, vocabulary
+from tdxtrace.ingest.messages.stamps import Stamped
+from tdxtrace.ingest.raw import UNKNOWN
+from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.tables.events import KERNEL_MESSAGES
+from tdxtrace.tables.text import one_line
+
+# Lines that tell by which clock a log is stamped.
+_SAMPLE_LINES: Final = 2000
+# printk's stamps may be some microseconds out of order, and never seconds, but for a boot.
+_BOOT_BACK_NS: Final = 1_000_000_000
+_MAX_TEXT: Final = 400
+# Lines of registers that follow a failure: three in the longest form.
+_MAX_REGISTER_LINES: Final = 3
+SEVERAL_BOOTS: Final = "printk of several boots"
+
+
+def looks_like(line: str) -> str | None:
+    """Which log format a line looks like; None if it does not look like one."""
+    if line.startswith("{"):
+        return "journal-json" if stamps.entry(line) is not None else None
+    if stamps.looks_logged(line):
+        return "kernel-log"
+    return "kernel-log" if vocabulary.decoded(stamps.stamped(line).text) is not None else None
+
+
+@dataclass(slots=True)
+class MessageReader:
+    """Reads lines of one log into rows, and counts the rest."""
+
+    format: str
+    source: int
+    tally: Tally
+    clock: str = ""
+    _boot: str = ""
+    _n_boots: int = 1
+    _last_ns: int = 0
+    _open: dict[str, Any] | None = None
+    """The failure or warning whose registers may follow."""
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def read(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
+        """Yield the rows of each block of whole lines."""
+        for block in blocks:
+            lines = [self._text(line) for line in block.tobytes().split(b"\n")[:-1]]
+            if not self.clock:
+                told = (self._stamped(line) for line in lines[:_SAMPLE_LINES])
+                self.clock = stamps.clock_of(line for line in told if line is not None)
+            for line in lines:
+                self.tally.n_lines += 1
+                self._line(line)
+            yield self._take(all_of_them=False)
+        yield self._take(all_of_them=True)
+
+    @property
+    def clock_name(self) -> str:
+        """The clock of the stamps, as the provenance names it."""
+        return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == stamps.PRINTK else self.clock
+
+    @property
+    def resolution_ns(self) -> int:
+        """The finest step of the stamps, in ns."""
+        return stamps.step_of(self.clock)
+
+    @staticmethod
+    def _text(line: bytes) -> str:
+        return line[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
+
+    def _stamped(self, line: str) -> Stamped | None:
+        return stamps.entry(line) if self.format == "journal-json" else stamps.stamped(line)
+
+    def _line(self, line: str) -> None:
+        number = self.tally.n_lines
+        if self.format == "kernel-log" and stamps.HEADER.match(line):
+            self._n_boots += bool(stamps.BOOT.match(line)) and self._last_ns > 0
+            self.tally.n_headers += 1
+            return
+        told = self._stamped(line)
+        if told is None:
+            self.tally.count_sample("unparsed", one_line(line, 80), number)
+            return
+        ts_ns = told.ts_ns if told.clock == self.clock else None
+        self._look_for_boots(told, ts_ns)
+        if not told.of_kernel:
+            self.tally.count("noise", "of another program", number, 1)
+        elif not self._goes_on(told.text) and not self._begins(told.text, ts_ns, number):
+            self.tally.count("noise", "about something else", number, 1)
+        if ts_ns is not None:
+            self.tally.heard(UNKNOWN, ts_ns, ts_ns)
+
+    def _look_for_boots(self, told: Stamped, ts_ns: int | None) -> None:
+        """The kernel's clock begins again with each boot."""
+        if told.boot and told.boot != self._boot:
+            self._n_boots += bool(self._boot)
+            self._boot = told.boot
+        elif ts_ns is not None and ts_ns < self._last_ns - _BOOT_BACK_NS:
+            self._n_boots += 1
+        if ts_ns is not None:
+            self._last_ns = ts_ns
+
+    def _goes_on(self, text: str) -> bool:
+        """Whether a line has registers of the message before it."""
+        row = self._open
+        if row is None:
+            return False
+        if row["message"] == "warning":
+            found = vocabulary.RAX.match(text)
+            if found is None:
+                return False
+            row["rax"] = int(found["word"], 16)
+        elif not vocabulary.REGISTERS.match(text) or row["n_lines"] > _MAX_REGISTER_LINES:
+            self._open = None
+            return False
+        else:
+            for name, pattern in (("rcx", vocabulary.RCX), ("rdx", vocabulary.RDX)):
+                found = pattern.search(text)
+                if found is not None and row.get(name) is None:
+                    row[name] = int(found["word"], 16)
+        row["n_lines"] += 1
+        if row["message"] == "warning":
+            self._open = None
+        return True
+
+    def _begins(self, text: str, ts_ns: int | None, number: int) -> bool:
+        """Whether a line is a message of ours; it then has a row."""
+        if vocabulary.END_TRACE.match(text):
+            self._open = None
+        said = vocabulary.decoded(text)
+        if said is None:
+            return False
+        message, fields = said
+        row = {"source": self.source, "seq": number, "ts_ns": ts_ns, "message": message}
+        row |= fields | {"text": text[:_MAX_TEXT], "n_lines": 1}
+        self._rows.append(row)
+        self.tally.events[message] += 1
+        if message in ("seamcall_failed", "warning"):
+            self._open = row
+        elif message == "suppressed":
+            self._count_suppressed(row)
+        return True
+
+    def _count_suppressed(self, row: dict[str, Any]) -> None:
+        place = {"line_no": row["seq"], "end_ns": row["ts_ns"]}
+        self.tally.note("suppressed", row["n_events"], row["function"], **place)
+
+    def _take(self, all_of_them: bool) -> pl.DataFrame:
+        """The rows so far; but for the last block all that nothing can be added to."""
+        taken = [row for row in self._rows if all_of_them or row is not self._open]
+        self._rows = [] if all_of_them else [row for row in self._rows if row is self._open]
+        return pl.DataFrame(taken, schema=KERNEL_MESSAGES.schema)

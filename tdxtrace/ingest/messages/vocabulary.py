@@ -1,0 +1,249 @@
+"""What the kernel says about TDX: each message's text, and what is read from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from tdxtrace.tdx import leaves
+
+Fields = dict[str, Any]
+_HEX: Final = r"0x[0-9a-fA-F]{1,16}"
+_U64: Final = (1 << 64) - 1
+# A seventeenth digit is no register's.
+_WORD: Final = rf"(?P<status>{_HEX})(?![0-9a-fA-F])"
+# Of the registers that follow a status, RCX and RDX tell something on memory leaves: the SEPT
+# entry, its level and state.  Linux 6.16 pr_tdx_error_N names them rcx, rdx (with a stray comma
+# in PAGE.RECLAIM), 6.19 TDX_BUG_ON_N entry and level_state, 6.8 of Ubuntu RCX and RDX.
+RCX: Final = re.compile(rf"\b(?:rcx|entry),? (?P<word>{_HEX})\b", re.IGNORECASE)
+RDX: Final = re.compile(rf"\b(?:rdx|level_state),? (?P<word>{_HEX})\b", re.IGNORECASE)
+# Lines of registers alone, behind a failure: Linux 6.8 arch/x86/virt/vmx/tdx/tdx.c
+# seamcall_err_ret, 6.5 of Ubuntu "additional output".
+REGISTERS: Final = re.compile(
+    rf"^(?:(?:virt/)?tdx: )?(?:additional output: rcx|RCX|R0?[89]|R1[0-5]) {_HEX}\b.*$",
+    re.IGNORECASE,
+)
+# The first of them names the registers, the others only go on.
+RAX: Final = re.compile(r"^RAX: (?P<word>[0-9a-f]{16}) RBX: ")
+CUT_HERE: Final = re.compile(r"^-+\[ cut here \]-+$")
+END_TRACE: Final = re.compile(r"^---\[ end trace ")
+# Places a warning has to come from to be about TDX.
+_ABOUT: Final = re.compile(r"tdx|seamcall|tdh_|sept|kvm/vmx|virt/kvm|arch/x86/kvm", re.IGNORECASE)
+
+
+def _failed(found: re.Match[str]) -> Fields:
+    rest = found.string[found.end("status") :]
+    rcx, rdx = RCX.search(rest), RDX.search(rest)
+    return {
+        "leaf": _leaf(found["leaf"]),
+        "status": int(found["status"], 16),
+        "rcx": int(rcx["word"], 16) if rcx else None,
+        "rdx": int(rdx["word"], 16) if rdx else None,
+    }
+
+
+def _leaf(text: str) -> int | None:
+    """The leaf's number: a name, hexadecimal or decimal, maybe with a version above bit 16."""
+    word = text.strip("[]()").split("[")[0]
+    try:
+        return leaves.parse_leaf(word)[0]
+    except ValueError:
+        return None
+
+
+def _failed_on(found: re.Match[str]) -> Fields:
+    return _failed(found) | {"cpu": _small(found["cpu"])}
+
+
+def _entered(found: re.Match[str]) -> Fields:
+    return {"leaf": 0, "status": int(found["status"], 16), "tid": int(found["tid"])}
+
+
+def _warned(found: re.Match[str]) -> Fields | None:
+    place = found["place"]
+    if _ABOUT.search(place) is None:
+        return None
+    function = found["function"]
+    where = {"function": function.partition("+")[0] if function else None}
+    numbers = {"cpu": _small(found["cpu"]), "tid": _tid(found["tid"])}
+    return {**where, **numbers}
+
+
+def _bug(found: re.Match[str]) -> Fields | None:
+    return {} if _ABOUT.search(found["place"]) else None
+
+
+def _suppressed(found: re.Match[str]) -> Fields | None:
+    """A rate limit that swallowed messages; others' are not ours."""
+    if not re.search(r"tdx|seamcall|sept|tdh_|vmx|kvm|vcpu", found["function"], re.IGNORECASE):
+        return None
+    return {"function": found["function"], "n_events": int(found["n"])}
+
+
+def _guest(found: re.Match[str]) -> Fields:
+    return {"gpa": int(found["gpa"], 16), "vcpu_id": int(found["vcpu"])}
+
+
+def _version(found: re.Match[str]) -> Fields:
+    return {"module_version": found["version"]}
+
+
+def _major(found: re.Match[str]) -> Fields:
+    return {"module_version": f"{found['major']}.{found['minor']}"}
+
+
+def _tries(found: re.Match[str]) -> Fields:
+    return {"n_events": int(found["n"])}
+
+
+def _nothing(_found: re.Match[str]) -> Fields:
+    return {}
+
+
+def _small(text: str | None) -> int | None:
+    return int(text) if text is not None and len(text) <= 4 else None
+
+
+def _tid(text: str | None) -> int | None:
+    return int(text) if text is not None and len(text) <= 9 else None
+
+
+Reader = Callable[[re.Match[str]], Fields | None]
+# Message, pattern searched for, what is read.  The first that fits and reads counts.
+PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
+    # Linux 6.5 of Ubuntu, canonical/tdx issue 25: "SEAMCALL failed: CPU 94: leaf 33, error 0x…".
+    (
+        "seamcall_failed",
+        re.compile(
+            rf"SEAMCALL failed: CPU (?P<cpu>\d+): leaf (?P<leaf>\d{{1,8}}), error {_WORD}", re.ASCII
+        ),
+        _failed_on,
+    ),
+    # "SEAMCALL[NAME] failed on cpu n: NAME (0x…)": out of tree, before 6.5.
+    (
+        "seamcall_failed",
+        re.compile(
+            rf"SEAMCALL(?P<leaf>\[[\w.]+\]) failed on cpu (?P<cpu>\d+): \w* ?\(?{_WORD}", re.ASCII
+        ),
+        _failed_on,
+    ),
+    # 6.16 to 7.x arch/x86/kvm/vmx/tdx.c, pr_tdx_error*, TDX_BUG_ON*; 6.8
+    # arch/x86/virt/vmx/tdx/tdx.c, seamcall_err: "SEAMCALL (0x…) failed: 0x…".
+    (
+        "seamcall_failed",
+        re.compile(rf"SEAMCALL (?P<leaf>\(\w{{1,18}}\)|[A-Z][\w.]+) failed: {_WORD}", re.ASCII),
+        _failed,
+    ),
+    # TDH_VP_RD[TD_VMCS.0x…] failed 0x…, TDH_VP_WR[….0x…] = 0x… failed: 0x…, TDH_MNG_RD[…].
+    (
+        "seamcall_failed",
+        re.compile(rf"(?P<leaf>TDH_[A-Z_]+)\[[^\]]{{1,40}}\].{{0,24}}? failed:? {_WORD}", re.ASCII),
+        _failed,
+    ),
+    # "TDH.SYS.DISABLE failed: 0x…"; VMware: "TDH.MNG.INIT failed with status: 0x…".
+    (
+        "seamcall_failed",
+        re.compile(rf"(?P<leaf>TDH[._][A-Z._]+) failed(?: with status)?: {_WORD}", re.ASCII),
+        _failed,
+    ),
+    # 6.16 tdx_handle_exit; the number is the current thread (kvm_host.h, kvm_err).
+    (
+        "vp_enter_ret",
+        re.compile(rf"kvm \[(?P<tid>\d{{1,9}})\]: TD vp_enter_ret {_WORD}", re.ASCII),
+        _entered,
+    ),
+    (
+        "exceeded_retries",
+        re.compile(r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation", re.ASCII),
+        _tries,
+    ),
+    ("crashing", re.compile(r"Crashing due to lock contention in the TDX module"), _nothing),
+    # Linux kernel/panic.c __warn, to 6.17; the function is missing where symbols are.
+    (
+        "warning",
+        re.compile(
+            r"^WARNING: CPU: (?P<cpu>\d+) PID: (?P<tid>\d+) "
+            r"(?P<place>at \S+:\d+(?: (?P<function>\S+))?.*)$",
+            re.ASCII,
+        ),
+        _warned,
+    ),
+    # The same, later.
+    (
+        "warning",
+        re.compile(
+            r"^WARNING: (?P<place>\S+:\d+ at (?P<function>\S+).*), "
+            r"CPU#(?P<cpu>\d+): .*/(?P<tid>\d+)$",
+            re.ASCII,
+        ),
+        _warned,
+    ),
+    (
+        "kernel_bug",
+        re.compile(r"^(?:kernel BUG at|BUG: ) ?(?P<place>.*)$", re.ASCII),
+        _bug,
+    ),
+    # Linux lib/ratelimit.c ___ratelimit; the function is the one that printed.
+    (
+        "suppressed",
+        re.compile(r"^(?:kvm_intel: )?(?P<function>\w+): (?P<n>\d{1,10}) callbacks suppressed"),
+        _suppressed,
+    ),
+    (
+        "hkid_leaked",
+        re.compile(r"tdh_mng_\w+\(\) failed\. HKID -?\d+ is leaked", re.ASCII),
+        _nothing,
+    ),
+    (
+        "guest_access",
+        re.compile(
+            r"Guest access before accepting (?P<gpa>0x[0-9a-f]{1,16}) on vCPU (?P<vcpu>\d{1,9})"
+        ),
+        _guest,
+    ),
+    # "Module version: %u.%u.%02u" (2026), "TDX-Module version: ", in full with build number in
+    # earlier series; no mainline release before 7.x prints it.
+    (
+        "module_version",
+        re.compile(
+            r"tdx: .*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
+            re.IGNORECASE | re.ASCII,
+        ),
+        _version,
+    ),
+    # Up to 6.8: "TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, minor_version 5".
+    (
+        "module_version",
+        re.compile(
+            r"TDX module: .*\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
+            re.ASCII,
+        ),
+        _major,
+    ),
+    (
+        "module_state",
+        re.compile(
+            r"tdx: .*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down|.*failed)"
+            r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3)|Failed to initialize TDX module"
+            r"|All packages need to have online CPU",
+            re.IGNORECASE,
+        ),
+        _nothing,
+    ),
+)
+# Words without which no pattern fits: most lines of a log have none of them.
+_HINT: Final = re.compile(
+    r"tdx|SEAMCALL|TDH|vp_enter_ret|S-EPT|WARNING: |BUG|suppressed|HKID|before accepting|packages"
+)
+
+
+def decoded(text: str) -> tuple[str, Fields] | None:
+    """Say what a message is and what it tells; None if it is not about TDX."""
+    if _HINT.search(text) is None and "TDX" not in text:
+        return None
+    for message, pattern, read in PATTERNS:
+        found = pattern.search(text)
+        if found is not None and (fields := read(found)) is not None:
+            return message, {name: value for name, value in fields.items() if value is not None}
+    return None

@@ -1,0 +1,224 @@
+"""Score of the verdicts and of what they rest on: no one is accused who is innocent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from tdxtrace.simulate.journal import Request
+from tdxtrace.simulate.state import Call
+from tdxtrace.simulate.words import (
+    HIGH_HALF,
+    INTERRUPTED_BUSY,
+    INTERRUPTED_RESTARTABLE,
+    INTERRUPTED_RESUMABLE,
+    LEAF,
+    OPERAND_BUSY,
+    PREVIOUS_TLB_EPOCH_BUSY,
+    RND_NO_ENTROPY,
+)
+from tdxtrace.validate.captured import Captured
+from tdxtrace.validate.causes import true_cause
+
+_LOOPS: Final = {
+    INTERRUPTED_RESUMABLE: "resumable",
+    INTERRUPTED_RESTARTABLE: "restartable",
+    INTERRUPTED_BUSY: "interrupted",
+    RND_NO_ENTROPY: "entropy",
+}
+_BUSY: Final = (OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY)
+ACCUSES: Final = ("BUG", "HOSTILE")
+
+
+@dataclass(slots=True)
+class JudgementScore:
+    """Counts: causes of zero-steps, loops, and verdicts by kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+
+def score_judgements(made: Captured) -> JudgementScore:
+    """Hold causes of zero-steps, progress loops and accusations against the truth of the run.
+
+    The cause of an episode is right if it is one that the scenario makes: pages that the VMM
+    leaves unconverted, pages that a host blocks for nothing, or, on a module that takes a
+    pending page for a missing one, a page that was installed.  HOSTILE is right if the
+    simulated host refuses faults; BUG, if the calls it is about truly broke a rule, or
+    the policy gave requests up.
+    """
+    score = JudgementScore()
+    _causes(score, made)
+    _loops(score, made)
+    _accusations(score, made)
+    return score
+
+
+def _causes(score: JudgementScore, made: Captured) -> None:
+    possible = _possible(made)
+    for row in made.findings.zero_step_causes.iter_rows(named=True):
+        cause = row["cause"]
+        score.counts["causes_found"] += 1
+        score.counts["causes_unknown"] += cause == "unknown"
+        score.counts["causes_right"] += cause in possible
+        if cause not in possible and cause != "unknown":
+            _example(score, f"cause {cause} of {row['first_seq']}, possible are {possible}")
+
+
+def _possible(made: Captured) -> set[str]:
+    """Causes of zero-steps that the run's scenario makes."""
+    possible = set()
+    for td in made.run.scenario.tds:
+        if td.ignored_faults:
+            possible.add("memory_fault_ignored")
+        if any(work.kind == "churn_blocks" for work in td.workers):
+            possible.add("block_churn")
+        if td.guest.program == "string-copy":
+            possible.add("many_pages")
+        if not td.pending_ve_disable and made.run.scenario.generation != "C":
+            possible.add("pending_page")
+    return possible
+
+
+def _loops(score: JudgementScore, made: Captured) -> None:
+    """Loops of the capture, each answer at the line that shows it, against those found."""
+    truth: dict[int, tuple[Request, str, int]] = {}
+    for request in made.run.journal.requests:
+        shown = _answers(made, request)
+        for loop in set(shown.values()):
+            first = min(shown)
+            truth[first] = (request, loop, sum(other == loop for other in shown.values()))
+    score.counts["loops_shown"] += len(truth)
+    rows = made.findings.progress_loops.filter(pl.col("loop") != "local_retry")
+    lines = {
+        line: first for first, (request, _, _) in truth.items() for line in _lines(made, request)
+    }
+    for row in rows.iter_rows(named=True):
+        _loop(score, row, truth.get(lines.get(row["first_seq"], 0)), made.cell.is_clean)
+
+
+def _lines(made: Captured, request: Request) -> list[int]:
+    return [made.returns[id(call)] for call in request.calls if id(call) in made.returns] + [
+        made.entries[id(call)] for call in request.calls if id(call) in made.entries
+    ]
+
+
+def _answers(made: Captured, request: Request) -> dict[int, str]:
+    """Line and kind of each answer of a request that makes a loop and can be read."""
+    last: dict[int, Call] = {}
+    for call in request.calls:
+        line = made.returns.get(id(call))
+        if line is not None and line != made.partial_line:
+            last[line] = call
+    return {
+        line: _LOOPS[call.status & HIGH_HALF]
+        for line, call in last.items()
+        if call.status & HIGH_HALF in _LOOPS
+    }
+
+
+def _loop(
+    score: JudgementScore,
+    row: dict[str, Any],
+    true: tuple[Request, str, int] | None,
+    is_clean: bool,
+) -> None:
+    score.counts["loops_found"] += 1
+    if true is None:
+        score.counts["loops_false"] += 1
+        _example(score, f"no such loop: {row}")
+        return
+    request, loop, n = true
+    seen = request.outcome in ("succeeded", "resolved_elsewhere")
+    wrong = (row["progress"] == "seen") != seen and row["progress"] != "unknown"
+    # Where lines are lost a chain is cut, and shows part of the answers.
+    wrong |= row["loop"] != loop or (is_clean and row["n_repeats"] != n)
+    score.counts["loops_wrong"] += wrong
+    score.counts["loops_right"] += not wrong
+    if wrong:
+        _example(score, f"loop {row}, truly {loop} x {n}, {request.outcome}")
+
+
+def _accusations(score: JudgementScore, made: Captured) -> None:
+    hostile = any(td.refuses_faults for td in made.run.scenario.tds)
+    sure = made.findings.zero_steps.filter(pl.col("strength") != "weak").height
+    given = made.findings.verdicts
+    for row in given.iter_rows(named=True):
+        score.counts[f"{row['verdict']}"] += 1
+        if row["verdict"] not in ACCUSES:
+            continue
+        right = hostile if row["verdict"] == "HOSTILE" else _is_bug(made, row)
+        score.counts[f"{row['verdict']}_false"] += not right
+        if not right:
+            _example(score, f"accused: {row['sentence']} ({row['evidence']})")
+    if hostile and sure:
+        score.counts["hostile_shown"] += 1
+        score.counts["hostile_named"] += "HOSTILE" in given["verdict"]
+
+
+def _is_bug(made: Captured, row: dict[str, Any]) -> bool:
+    """Whether the run truly has the bug that a verdict names."""
+    journal = made.run.journal
+    if any(action.action == "give_up" for action in journal.actions):
+        return True
+    evidence = {int(seq) for seq in row["evidence"].split()}
+    return any(
+        LEAF[call.leaf] == row["leaf"]
+        and call.status & HIGH_HALF in _BUSY
+        and made.returns.get(id(call)) in evidence
+        and true_cause(call) == "kernel_bug"
+        for request in journal.requests
+        for call in request.calls
+    )
+
+
+def _example(score: JudgementScore, text: str) -> None:
+    if len(score.examples) < 6:
+        score.examples.append(text)
+
+
+def false_accusations(counts: Counter[str]) -> list[str]:
+    """Say what is wrong with verdicts, one line each; nothing if all is well.
+
+    Args:
+        counts: Sums of the counts of :func:`score_judgements`.
+    """
+    wrong = [
+        f"{counts[f'{verdict}_false']} verdicts {verdict} are false"
+        for verdict in ACCUSES
+        if counts[f"{verdict}_false"]
+    ]
+    named = counts["causes_found"] - counts["causes_unknown"]
+    if counts["causes_right"] < named:
+        wrong.append(f"{named - counts['causes_right']} of {named} zero-step causes are wrong")
+    if counts["loops_wrong"] + counts["loops_false"]:
+        wrong.append(f"{counts['loops_wrong'] + counts['loops_false']} progress loops are wrong")
+    return wrong
+
+
+_SHOWN: Final = (
+    ("causes right", "causes_right", "causes_found"),
+    ("causes unknown", "causes_unknown", "causes_found"),
+    ("loops right", "loops_right", "loops_shown"),
+    ("hostile named", "hostile_named", "hostile_shown"),
+)
+
+
+def judged(parts: dict[str, Counter[str]]) -> Sequence[list[str]]:
+    """Rows for people: a heading, then one row per scenario.
+
+    Args:
+        parts: Sums of the counts by scenario.
+    """
+    head = ["verdicts", *(title for title, _, _ in _SHOWN), "BUG false", "HOSTILE false"]
+    head += ["UNDECIDED", "EXPECTED"]
+    rows = [head]
+    for name, counts in parts.items():
+        shares = [f"{counts[n]}/{counts[of]}" if counts[of] else "-" for _, n, of in _SHOWN]
+        accused = [f"{counts[f'{v}_false']}/{counts[v]}" if counts[v] else "-" for v in ACCUSES]
+        rows.append([name, *shares, *accused, *(str(counts[v]) for v in ("UNDECIDED", "EXPECTED"))])
+    return rows
