@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import polars as pl
+
+from tdxtrace.analysis.attempts import attempts
+from tdxtrace.analysis.busy_answers import busy_answers
+from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
 from tdxtrace.analysis.vm_stats import vm_stats
 from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.trace import Findings, Trace
 
 
@@ -36,7 +42,8 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         64
     """
     chosen = selection or Selection()
-    chains = chosen.of(retry_chains(trace.seamcalls, trace.losses), trace)
+    every = retry_chains(trace.seamcalls, trace.losses)
+    chains = chosen.of(every, trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
     steps = chosen.of(steps, trace)
     entries = chosen.of(trace.vm_entries, trace)
@@ -51,4 +58,18 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
         losses=trace.losses,
         provenance=trace.provenance,
         options=chosen.to_dict(),
+        _questions={
+            "busy_answers": lambda found: _answers_of(trace, every, found),
+            "attempts": lambda found: attempts(found.retry_chains, found.busy_answers),
+            "latencies": lambda found: latencies(calls, found.retry_chains, found.busy_answers),
+            "policies": lambda found: policies(found.retry_chains, found.busy_answers),
+        },
+    )
+
+
+def _answers_of(trace: Trace, every: pl.DataFrame, found: Findings) -> pl.DataFrame:
+    """The busy answers of the chains that were asked for, placed by all of them."""
+    answers = busy_answers(trace.seamcalls, every)
+    return answers.join(
+        found.retry_chains, on=("source", "first_seq"), how="semi", maintain_order="left"
     )

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli import analyze, convert, decode, simulate, table_commands, validate
+from tdxtrace.cli import (
+    analyze,
+    convert,
+    decode,
+    limit_commands,
+    simulate,
+    table_commands,
+    validate,
+)
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -47,6 +55,8 @@ app.command("convert")(convert.convert_command)
 app.command("events")(table_commands.events_command)
 app.command("retry-chains")(table_commands.retry_chains_command)
 app.command("zero-steps")(table_commands.zero_steps_command)
+app.command("attempts")(limit_commands.attempts_command)
+app.command("policies")(limit_commands.policies_command)
 # A signed status word begins like an option.
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 app.command("simulate")(simulate.simulate_command)

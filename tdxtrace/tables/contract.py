@@ -11,7 +11,7 @@ import polars as pl
 from tdxtrace.tables.catalog import SCHEMA_VERSION, TABLES
 from tdxtrace.tables.schema import Column, Table
 
-_JSON_TYPES = {"Boolean": "boolean", "String": "string"}
+_JSON_TYPES = {"Boolean": "boolean", "String": "string", "Float64": "number"}
 
 
 def _json_type(dtype: pl.DataType) -> dict[str, object]:
