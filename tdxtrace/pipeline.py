@@ -13,6 +13,7 @@ from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
 from tdxtrace.analysis.vm_stats import vm_stats
 from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.recommend.limits import limits, observed_seconds
 from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.trace import Findings, Trace
 
@@ -63,6 +64,7 @@ def analyze(trace: Trace, selection: Selection | None = None) -> Findings:
             "attempts": lambda found: attempts(found.retry_chains, found.busy_answers),
             "latencies": lambda found: latencies(calls, found.retry_chains, found.busy_answers),
             "policies": lambda found: policies(found.retry_chains, found.busy_answers),
+            "limits": _limits,
         },
     )
 
@@ -73,3 +75,9 @@ def _answers_of(trace: Trace, every: pl.DataFrame, found: Findings) -> pl.DataFr
     return answers.join(
         found.retry_chains, on=("source", "first_seq"), how="semi", maintain_order="left"
     )
+
+
+def _limits(found: Findings) -> pl.DataFrame:
+    """The limits for the default target."""
+    seconds = observed_seconds(found.provenance)
+    return limits(found.attempts, found.retry_chains, found.losses, seconds)

@@ -6,12 +6,11 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from tdxtrace.analysis.survival import GROUP, curves
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.findings import RETRY_CHAINS
-from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, UNITS, VIEWS
+from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS, UNITS, VIEWS
 from tdxtrace.tdx.operands import resource
 
 # Answers of the module that end a request: no more of them would have been needed.
@@ -26,14 +25,7 @@ _MAKERS: Final = {
     "guest": ("guest", "armed_entry", "unexplained"),
 }
 
-# Times are told in steps of preferred numbers, ten a decade (ISO 3, series R10), from
-# 100 ns, below which no trace clock tells SEAMCALLs apart.
-_R10: Final = (100, 125, 160, 200, 250, 315, 400, 500, 630, 800)
-TIMES_NS: Final[NDArray[np.int64]] = np.array(
-    [0, *(step * 10**decade for decade in range(11) for step in _R10)], np.int64
-)
-
-Steps = NDArray[np.int64]
+_TIMES: Final = np.array(TIMES_NS, np.int64)
 
 
 def attempts(
@@ -169,8 +161,8 @@ def _steps(
     if unit == "attempts":
         return met.with_columns(depth="n_met"), totals, 0
     waited = met["waited_ns"].to_numpy()
-    depth = np.searchsorted(TIMES_NS, waited, "left") - 1
-    censored = np.searchsorted(TIMES_NS, waited, "right") - 1
+    depth = np.searchsorted(_TIMES, waited, "left") - 1
+    censored = np.searchsorted(_TIMES, waited, "right") - 1
     last = np.where(met["done"].to_numpy(), depth, censored)
     return met.with_columns(depth=pl.Series(last, dtype=pl.Int64)), totals, -1
 
@@ -180,7 +172,7 @@ def _in_attempts(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def _in_time(steps: pl.DataFrame) -> pl.DataFrame:
-    times = TIMES_NS[np.minimum(steps["step"].to_numpy(), len(TIMES_NS) - 1)]
+    times = _TIMES[np.minimum(steps["step"].to_numpy(), len(_TIMES) - 1)]
     return steps.with_columns(
         unit=pl.lit("ns", pl.Enum(UNITS)), within=pl.Series(times, dtype=pl.Int64)
     )

@@ -19,7 +19,7 @@ from tdxtrace.tables.events import (
     U64,
     VCPU,
 )
-from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, LATENCIES, POLICIES
+from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, LATENCIES, LIMITS, POLICIES
 from tdxtrace.tables.schema import Column, Table
 
 OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "cut")
@@ -167,5 +167,5 @@ VCPU_STATS = Table(
 
 FINDING_TABLES: Final = (
     *(RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS),
-    *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES),
+    *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES, LIMITS),
 )

@@ -16,6 +16,12 @@ MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")
 
+
+# Times are told in steps of preferred numbers, ten a decade (ISO 3, series R10), from
+# 100 ns, below which no trace clock tells SEAMCALLs apart, to some hours.
+_R10: Final = (100, 125, 160, 200, 250, 315, 400, 500, 630, 800)
+TIMES_NS: Final = (0, *(step * 10**decade for decade in range(11) for step in _R10))
+
 _TD = Column("td_id", U64, "The TD; null unless the row is about one.", nullable=True)
 _UNIT = Column("unit", pl.Enum(UNITS), "What is counted: attempts, or ns spent retrying.")
 _REQUESTS = Column("n_requests", U64, "Requests of the leaf (and TD) in all.")
@@ -125,4 +131,48 @@ POLICIES = Table(
         Column("n_entries_left", U64, "SEPT entries left with host priority set."),
         Column("not_known", TEXT, "What replay cannot know, about this row."),
     ),
+)
+
+LIMITS = Table(
+    name="limits",
+    grain="one row per leaf, maker of the busy and unit: after how much a caller may stop",
+    key=("leaf", "made_by", "unit"),
+    columns=(
+        LEAF,
+        Column("made_by", pl.Enum(MAKERS), "Whose busy answers count; guest: the host is out."),
+        _UNIT,
+        Column("limit", I64, "Attempts, or ns of retrying; null: withheld.", nullable=True),
+        Column("basis", pl.Enum(BASES), "What it rests on: counted, or a model of the tail."),
+        Column("target", F64, "P(a request needs more) is to be no larger than this."),
+        Column("confidence", F64, "How sure that is to be (one-sided)."),
+        Column("exceed_ratio", F64, "Estimate of P(needs more than the limit).", nullable=True),
+        Column("exceed_high", F64, "Its upper bound at the confidence.", nullable=True),
+        Column("estimate", I64, "Where the estimate itself meets the target.", nullable=True),
+        Column("estimate_low", I64, "Lower end of its two-sided interval.", nullable=True),
+        Column("estimate_high", I64, "Upper end.", nullable=True),
+        Column("model", pl.Enum(MODELS), "Of the tail, chosen by fit.", nullable=True),
+        Column("shape", F64, "Its shape: 0 geometric, above: heavier.", nullable=True),
+        Column("threshold", I64, "The tail is what needed more than this.", nullable=True),
+        Column("goodness", F64, "p-value of the model's fit (chi-square).", nullable=True),
+        _REQUESTS,
+        Column("n_retried", U64, "Requests that met busy of this maker."),
+        Column("n_busy", U64, "Busy answers of this maker."),
+        Column("n_censored", U64, "Requests lost from sight while busy: cut, or given up."),
+        Column("n_episodes", U64, "Bursts that the retried requests came in."),
+        Column("design_effect", F64, "Requests that tell as much as one that stands alone."),
+        Column("n_tds", U64, "TDs seen to use the leaf."),
+        Column("observed_s", F64, "Time that was recorded.", unit="s", nullable=True),
+        Column("max_seen", I64, "Most that any request was seen to need."),
+        Column("n_losses", U64, "Things that were lost from the recording."),
+        Column("needed_requests", U64, "About so many would let it be counted.", nullable=True),
+        Column("reason", TEXT, "Why it is withheld, or what to beware of.", nullable=True),
+        Column("would_change", TEXT, "What would change the answer."),
+    ),
+    rules={
+        "withheld has no limit": (pl.col("basis") == "withheld") == pl.col("limit").is_null(),
+        "withheld has a reason": (pl.col("basis") != "withheld") | pl.col("reason").is_not_null(),
+        "a model is an extrapolation": (pl.col("basis") == "extrapolated")
+        | pl.col("model").is_null(),
+        "a limit keeps its target": (pl.col("exceed_high") <= pl.col("target")).fill_null(True),
+    },
 )

@@ -171,6 +171,11 @@ class Findings(_Bundle):
         """What the policies of the mailing list would have done."""
         return self._answer("policies")
 
+    @property
+    def limits(self) -> pl.DataFrame:
+        """After how many attempts, or how long, a caller may stop; a millionth, 95 %."""
+        return self._answer("limits")
+
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
             self._answers[name] = self._questions[name](self)
