@@ -102,8 +102,7 @@ def read_trace(
     if stores and len(paths) == 1 and not dmesg:
         return open_store(Path(stores[0]))
     if stores:
-        shown = one_line(str(stores[0]))
-        raise InputError(f"{shown} is a converted trace: it can only be read alone")
+        raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
     sink = MemorySink()
     options = options_of(input_format, mappings, level_base, formats, progress, dmesg)
     base, provenance = _read_all(paths, options, sink)
@@ -188,7 +187,11 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
 
 def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
     """Open an input; say which binary format it has, or is said to have."""
-    is_folder = Path(path).is_dir() and _has_pages(Path(path))
+    is_folder = False
+    if Path(path).is_dir():
+        from tdxtrace.ingest.ring.rawpages import find_pages  # noqa: PLC0415 - see _read_binary
+
+        is_folder = bool(find_pages(Path(path)))
     if wanted != RAW_PAGES and not is_folder:
         stream = open_stream(path)
         name = wanted or recording(stream.peek())
@@ -198,17 +201,10 @@ def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, 
     return Stream(path, "none", iter(())), RAW_PAGES
 
 
-def _has_pages(folder: Path) -> bool:
-    from tdxtrace.ingest.ring.rawpages import find_pages  # noqa: PLC0415 - see _read_binary
-
-    return bool(find_pages(folder))
-
-
 def _read_binary(
     name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
 ) -> _Heading:
-    # Readers are imported where one is needed: most inputs are of one kind, and to import
-    # all takes longer than to read a small one.
+    # To import every reader takes longer than to read a small input with one.
     from tdxtrace.ingest.binary import opened  # noqa: PLC0415
 
     formats = None if options.formats is None else Path(options.formats)
@@ -236,7 +232,8 @@ def _read_text(
     blocks = stream.blocks()
     first = _head(blocks)
     if not first.strip():
-        raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
+        why = f": {stream.truncated}" if stream.truncated else ""
+        raise InputError(f"{one_line(path)} holds no text{why}")
     tell = log_format if options.is_log else recognise
     name = wanted or tell(first, one_line(path))
     if name in LOG_FORMATS:
@@ -282,10 +279,6 @@ def _head(blocks: Iterator[Block]) -> bytes:
 def _each(first: bytes, rest: Iterator[Block]) -> Iterator[Block]:
     yield block_of([first.removeprefix(_BOM)])
     yield from rest
-
-
-def _because(stream: Stream) -> str:
-    return f": {stream.truncated}" if stream.truncated else ""
 
 
 def _source(path: str, name: str, stream: Stream, tally: Tally, heading: _Heading) -> Source:
