@@ -8,10 +8,13 @@ from functools import cache
 import polars as pl
 
 from tdxtrace.analysis.abandoned_requests import abandoned_requests
+from tdxtrace.analysis.attempts import attempts
+from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.cause_shares import cause_shares
 from tdxtrace.analysis.causes.generation import chosen_generations
 from tdxtrace.analysis.causes.scene import Scene, scenes
+from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.progress_loops import progress_loops
 from tdxtrace.analysis.related_messages import module_release
@@ -25,6 +28,8 @@ from tdxtrace.analysis.verdicts.verdicts import verdicts
 from tdxtrace.analysis.vm_stats import vm_stats
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.recommend.limits import limits, observed_seconds
+from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.sql import ask
@@ -71,7 +76,8 @@ def analyze(
     known = _generation(trace, module, generation)
     mask = chosen_generations(module, known if generation is None else generation)
     said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
-    chains = chosen.of(retry_chains(trace.seamcalls, trace.losses), trace)
+    every = retry_chains(trace.seamcalls, trace.losses)
+    chains = chosen.of(every, trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
     steps = chosen.of(steps, trace)
     entries = chosen.of(trace.vm_entries, trace)
@@ -87,7 +93,7 @@ def analyze(
         provenance=trace.provenance,
         options=chosen.to_dict() | said,
         kernel_messages=trace.kernel_messages,
-        _questions=_causes(trace, chosen, mask) | _aftermath(trace, known),
+        _questions=_causes(trace, chosen, mask) | _aftermath(trace, known) | _retries(trace, every),
     )
 
 
@@ -162,3 +168,30 @@ def _aftermath(trace: Trace, generation: str | None) -> dict[str, Question]:
         "time_shares": lambda f: time_shares(calls, f.retry_chains),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
+
+
+def _retries(trace: Trace, every: pl.DataFrame) -> dict[str, Question]:
+    """How the tables about the number of retries are found."""
+    return {
+        "busy_answers": lambda found: _answers_of(trace, every, found),
+        "attempts": lambda found: attempts(found.retry_chains, found.busy_answers),
+        "latencies": lambda found: latencies(
+            trace.seamcalls, found.retry_chains, found.busy_answers
+        ),
+        "policies": lambda found: policies(found.retry_chains, found.busy_answers),
+        "limits": _limits,
+    }
+
+
+def _answers_of(trace: Trace, every: pl.DataFrame, found: Findings) -> pl.DataFrame:
+    """The busy answers of the chains that were asked for, placed by all of them."""
+    answers = busy_answers(trace.seamcalls, every)
+    return answers.join(
+        found.retry_chains, on=("source", "first_seq"), how="semi", maintain_order="left"
+    )
+
+
+def _limits(found: Findings) -> pl.DataFrame:
+    """The limits for the default target."""
+    seconds = observed_seconds(found.provenance)
+    return limits(found.attempts, found.retry_chains, found.losses, seconds)

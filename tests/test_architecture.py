@@ -20,12 +20,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "tdx": set(),
     "tables": {"errors", "tdx"},
+    "intervals": set(),
     **dict.fromkeys(ROOMS, FACTS),
+    "analysis": FACTS | {"intervals"},
+    "recommend": FACTS | {"intervals"},
     "simulate": {"errors", "tables"},
     "capture": FACTS,
-    "pipeline": FACTS | {"analysis"},
+    "watch": FACTS | {"ingest", "analysis"},
+    "pipeline": FACTS | {"analysis", "recommend"},
     "validate": FACTS | ROOMS | {"pipeline", "simulate"},
-    "cli": FACTS | ROOMS | {"capture", "pipeline", "simulate", "validate"},
+    "cli": FACTS | ROOMS | {"capture", "watch", "pipeline", "recommend", "simulate", "validate"},
 }
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 40

@@ -58,6 +58,14 @@ class Threads:
         return np.where(first > 0, self.lossy[np.maximum(first - 1, 0)], 0)
 
 
+def owner() -> pl.Expr:
+    """Whose calls go by one: the thread, or the CPU (below zero) for those it interrupted."""
+    by_cpu = pl.col("in_irq").fill_null(pl.col("leaf").is_in(numbers_of(IPI_LEAVES)))
+    cpu = pl.col("cpu").cast(pl.Int64)
+    of_cpu = pl.when((by_cpu | pl.col("tid").is_null()) & cpu.is_not_null()).then(-2 - cpu)
+    return of_cpu.otherwise(pl.col("tid").cast(pl.Int64)).fill_null(NONE)
+
+
 def ordered(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> Threads:
     """Put the calls of one source in order, thread after thread.
 
@@ -68,12 +76,10 @@ def ordered(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> Threads:
         losses: The ``losses`` table.
         source: The source's number.
     """
-    by_cpu = pl.col("in_irq").fill_null(pl.col("leaf").is_in(numbers_of(IPI_LEAVES)))
     cpu = pl.col("cpu").cast(pl.Int64)
-    owner = pl.when((by_cpu | pl.col("tid").is_null()) & cpu.is_not_null()).then(-2 - cpu)
     frame = calls.select(
         *_COLUMNS,
-        owner=owner.otherwise(pl.col("tid").cast(pl.Int64)).fill_null(NONE),
+        owner=owner(),
         begins=pl.coalesce("start_ns", "end_ns"),
         ends=pl.coalesce("end_ns", "start_ns"),
         retryable=is_retryable(pl.col("status")).fill_null(False),

@@ -82,8 +82,13 @@ def parse_rule(text: str) -> Rule:
 
 def exceeded(findings: Findings, rules: Sequence[Rule]) -> list[str]:
     """Say which of ``rules`` the findings break, one line each."""
+    return broken(rules, lambda name: QUANTITIES[name](findings))
+
+
+def broken(rules: Sequence[Rule], quantity: Callable[[str], float]) -> list[str]:
+    """Say which of ``rules`` are broken, one line each, by what ``quantity`` says of a name."""
     return [
         f"{rule.name} is {value:g}, the rule is to fail on {rule.name}{rule.sign}{rule.limit:g}"
         for rule in rules
-        if _SIGNS[rule.sign](value := QUANTITIES[rule.name](findings), rule.limit)
+        if _SIGNS[rule.sign](value := quantity(rule.name), rule.limit)
     ]

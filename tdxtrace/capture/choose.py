@@ -123,7 +123,9 @@ def recipe_of(host: Host, wanted: Wanted) -> Recipe:
     return made
 
 
-def order_of(host: Host, wanted: Wanted, say: Callable[[str], None]) -> Order:
+def order_of(
+    host: Host, wanted: Wanted, say: Callable[[str], None], *, is_written: bool = True
+) -> Order:
     """Put the order for a recording together, and refuse what would not work.
 
     Raises:
@@ -131,10 +133,11 @@ def order_of(host: Host, wanted: Wanted, say: Callable[[str], None]) -> Order:
         InputError: If the output exists, or the host lacks something.
         FormatError: If the program is none.
     """
-    seconds = None if wanted.duration is None else _seconds(wanted.duration)
+    seconds = None if wanted.duration is None else seconds_of(wanted.duration)
     asked = None if wanted.buffer is None else _kib(wanted.buffer)
     own_tracefs(host)
-    _make_room(wanted.output, wanted.force)
+    if is_written:
+        _make_room(wanted.output, wanted.force)
     made = recipe_of(host, wanted)
     n_cpus = tracing.n_cpus(host)
     size = buffers.affordable_kb(made.buffer_kb, n_cpus, tracing.available_kb(host))
@@ -170,7 +173,12 @@ def _form(output: Path) -> Form:
     return {".dat": Form.dat, ".txt": Form.text}.get(output.suffix, Form.pages)
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """Read a length of time such as 10s, 500ms, 5min.
+
+    Raises:
+        QueryError: If it is none.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|)", text.strip())
     if found is None or not float(found[1]):
         raise QueryError(f"not a time: {one_line(text, 40)!r}; write e.g. 10s or 5min")

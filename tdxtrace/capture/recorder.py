@@ -88,12 +88,12 @@ def record(host: Host, order: Order) -> Outcome:
         raise InputError("tracefs is not mounted; see: tdxtrace capture doctor")
     name = order.recipe.wish.group
     instance = Instance(tracefs, name)
-    with _ended_by_signals() as ended, _made(instance, order):
+    with ended_by_signals() as ended, made_instance(instance, order):
         return _Session(host, order, instance, ended).run()
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[Event]:
+def ended_by_signals() -> Iterator[Event]:
     """Give an event that is set when the user, or the system, wants the end."""
     ended = Event()
 
@@ -109,8 +109,12 @@ def _ended_by_signals() -> Iterator[Event]:
 
 
 @contextmanager
-def _made(instance: Instance, order: Order) -> Iterator[None]:
-    """Make the probes and the instance; remove both, in the other order, in the end."""
+def made_instance(instance: Instance, order: Order) -> Iterator[None]:
+    """Make the probes and the instance; remove both, in the other order, in the end.
+
+    Raises:
+        InputError: If the kernel refuses one.
+    """
     try:
         _add_probes(instance.tracefs, order.recipe)
         instance.create()

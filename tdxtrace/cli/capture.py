@@ -59,6 +59,13 @@ Program = Annotated[
 Tracefs = Annotated[
     Path | None, typer.Option("--tracefs", metavar="DIR", help="Where tracefs is mounted.")
 ]
+Buffer = Annotated[
+    str | None,
+    typer.Option("--buffer", metavar="SIZE", help="Per CPU, e.g. 64M; else from --rate."),
+]
+Pids = Annotated[
+    list[int], typer.Option("--pid", help="Only this process and its children; repeatable.")
+]
 BtfFiles = Annotated[
     list[Path],
     typer.Option(
@@ -146,13 +153,8 @@ def record_command(
     seamcalls: Seamcalls = False,
     only_tds: OnlyTds = False,
     rate: Rate = None,
-    buffer: Annotated[
-        str | None,
-        typer.Option("--buffer", metavar="SIZE", help="Per CPU, e.g. 64M; else from --rate."),
-    ] = None,
-    pids: Annotated[
-        list[int], typer.Option("--pid", help="Only this process and its children; repeatable.")
-    ] = [],  # noqa: B006
+    buffer: Buffer = None,
+    pids: Pids = [],  # noqa: B006
     program: Program = None,
     tracefs: Tracefs = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")] = False,

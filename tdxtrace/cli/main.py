@@ -16,10 +16,12 @@ from tdxtrace.cli import (
     convert,
     decode,
     export,
+    limit_commands,
     query,
     simulate,
     table_commands,
     validate,
+    watch,
 )
 from tdxtrace.errors import TdxtraceError
 
@@ -68,11 +70,14 @@ app.command("time-shares")(table_commands.time_shares_command)
 app.command("export")(export.export_command)
 app.command("query")(query.query_command)
 app.command("busy-causes")(cause_commands.busy_causes_command)
+app.command("attempts")(limit_commands.attempts_command)
+app.command("policies")(limit_commands.policies_command)
 # A signed status word begins like an option.
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 app.command("simulate")(simulate.simulate_command)
 app.command("validate")(validate.validate_command)
 app.add_typer(capture.app, name="capture")
+app.command("watch")(watch.watch_command)
 
 
 def main() -> None:

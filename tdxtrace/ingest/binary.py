@@ -9,11 +9,8 @@ from typing import Protocol
 
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
-from tdxtrace.ingest.perf.reader import PerfReader
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
-from tdxtrace.ingest.ring.rawpages import PageReader, open_pages, read_formats
-from tdxtrace.ingest.ring.tracedat import DatReader
 from tdxtrace.ingest.stream import Stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.trace import RAW_PAGES
@@ -51,6 +48,9 @@ def opened(
         FormatError: If its head cannot be read.
     """
     if name == RAW_PAGES:
+        # A reader is imported with its first recording: most need only one.
+        from tdxtrace.ingest.ring.rawpages import PageReader, open_pages, read_formats  # noqa: PLC0415
+
         pages = open_pages(Path(stream.path))
         stream.size = stream.n_bytes = pages.size
         with closing(pages):
@@ -82,5 +82,9 @@ def open_reader(name: str, file: DataFile, vocabulary: Vocabulary, tally: Tally)
         FormatError: If the file's head cannot be read.
     """
     if name == "perf.data":
+        from tdxtrace.ingest.perf.reader import PerfReader  # noqa: PLC0415 - see opened
+
         return PerfReader(file, vocabulary, tally)
+    from tdxtrace.ingest.ring.tracedat import DatReader  # noqa: PLC0415 - see opened
+
     return DatReader(file, vocabulary, tally)

@@ -6,6 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+# trace clocks that do not count nanoseconds: Linux Documentation/trace/ftrace.rst,
+# trace_clock; trace-cmd prints their stamps as integers (trace-input.c, extract_trace_clock).
+TICK_CLOCKS: Final = ("counter", "x86-tsc", "ppc-tb")
+
 _ENTRIES: Final = re.compile(
     rb"^# entries-in-buffer/entries-written: (\d{1,19})/(\d{1,19})\b", re.MULTILINE
 )

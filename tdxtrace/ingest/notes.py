@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tdxtrace.ingest.ring.clocks import TICK_CLOCKS
+from tdxtrace.ingest.headers import TICK_CLOCKS
 from tdxtrace.tables.clocks import LOG_FORMATS, agreement
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Source

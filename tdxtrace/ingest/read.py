@@ -6,30 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.ahead import ahead
-from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.decoding import doubts, levels
 from tdxtrace.ingest.decoding.decoder import Decoder
 from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.headers import Header, read_header
-from tdxtrace.ingest.messages.reader import MessageReader
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
-from tdxtrace.ingest.ring.rawpages import find_pages
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.text.graph import GraphReader
-from tdxtrace.ingest.text.lines import LineReader
-from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS, RAW_PAGES, Provenance, Source, Trace
+
+if TYPE_CHECKING:
+    from tdxtrace.ingest.text.graph import GraphReader
+    from tdxtrace.ingest.text.lines import LineReader
 
 Progress = Callable[[str, int, int | None], None]
 # Comments at the head of a file: perf's name every event, with all its attributes.
@@ -104,8 +102,7 @@ def read_trace(
     if stores and len(paths) == 1 and not dmesg:
         return open_store(Path(stores[0]))
     if stores:
-        shown = one_line(str(stores[0]))
-        raise InputError(f"{shown} is a converted trace: it can only be read alone")
+        raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
     sink = MemorySink()
     options = options_of(input_format, mappings, level_base, formats, progress, dmesg)
     base, provenance = _read_all(paths, options, sink)
@@ -190,7 +187,11 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
 
 def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
     """Open an input; say which binary format it has, or is said to have."""
-    is_folder = Path(path).is_dir() and bool(find_pages(Path(path)))
+    is_folder = False
+    if Path(path).is_dir():
+        from tdxtrace.ingest.ring.rawpages import find_pages  # noqa: PLC0415 - see _read_binary
+
+        is_folder = bool(find_pages(Path(path)))
     if wanted != RAW_PAGES and not is_folder:
         stream = open_stream(path)
         name = wanted or recording(stream.peek())
@@ -203,6 +204,9 @@ def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, 
 def _read_binary(
     name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
 ) -> _Heading:
+    # To import every reader takes longer than to read a small input with one.
+    from tdxtrace.ingest.binary import opened  # noqa: PLC0415
+
     formats = None if options.formats is None else Path(options.formats)
     with opened(name, stream, formats, vocabulary, decoder.tally) as reader:
         for batch in ahead(reader.batches()):
@@ -220,11 +224,16 @@ def _read_text(
     decoder: Decoder,
     options: ReadOptions,
 ) -> tuple[str, _Heading]:
+    from tdxtrace.ingest.text.graph import GraphReader  # noqa: PLC0415 - see _read_binary
+    from tdxtrace.ingest.text.lines import LineReader  # noqa: PLC0415
+    from tdxtrace.ingest.text.reader import TextReader  # noqa: PLC0415
+
     path, tally = stream.path, decoder.tally
     blocks = stream.blocks()
     first = _head(blocks)
     if not first.strip():
-        raise InputError(f"{one_line(path)} holds no text{_because(stream)}")
+        why = f": {stream.truncated}" if stream.truncated else ""
+        raise InputError(f"{one_line(path)} holds no text{why}")
     tell = log_format if options.is_log else recognise
     name = wanted or tell(first, one_line(path))
     if name in LOG_FORMATS:
@@ -247,6 +256,8 @@ def _read_text(
 
 
 def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> _Heading:
+    from tdxtrace.ingest.messages.reader import MessageReader  # noqa: PLC0415 - see _read_binary
+
     log = MessageReader(name, decoder.source, decoder.tally)
     for rows in log.read(blocks):
         decoder.sink.add("kernel_messages", rows)
@@ -268,10 +279,6 @@ def _head(blocks: Iterator[Block]) -> bytes:
 def _each(first: bytes, rest: Iterator[Block]) -> Iterator[Block]:
     yield block_of([first.removeprefix(_BOM)])
     yield from rest
-
-
-def _because(stream: Stream) -> str:
-    return f": {stream.truncated}" if stream.truncated else ""
 
 
 def _source(path: str, name: str, stream: Stream, tally: Tally, heading: _Heading) -> Source:

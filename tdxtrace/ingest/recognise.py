@@ -7,9 +7,6 @@ from collections import Counter
 from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
-from tdxtrace.ingest.messages.reader import looks_like
-from tdxtrace.ingest.messages.stamps import looks_logged
-from tdxtrace.ingest.text import graph, shapes
 from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS
@@ -60,6 +57,8 @@ def recognise(head: bytes, shown: str) -> str:
     format_name = voted(head)
     if format_name is not None:
         return format_name
+    from tdxtrace.ingest.text import shapes  # noqa: PLC0415 - see _vote
+
     texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
     if any(shapes.HEADER.match(text) or shapes.lost_of(text) for text in texts):
         return "ftrace"
@@ -107,6 +106,11 @@ def _sample(head: bytes) -> list[bytes]:
 
 
 def _vote(line: bytes) -> str | None:
+    # What only text needs is imported only for text: recordings start sooner.
+    from tdxtrace.ingest.messages.reader import looks_like  # noqa: PLC0415
+    from tdxtrace.ingest.messages.stamps import looks_logged  # noqa: PLC0415
+    from tdxtrace.ingest.text import graph, shapes  # noqa: PLC0415
+
     text = shapes.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))
     if text.startswith("#"):
         return None

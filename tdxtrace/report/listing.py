@@ -23,10 +23,13 @@ _POINTS: Final = ("start_ns", "end_ns", "ts_ns")
 # What a reader needs first, for terminals too narrow for all; the rest follows in
 # the order of the table.
 _FIRST: Final = (
-    ("kind", "event", "leaf", "resource", "cause", "holder_leaf", "holder_tid", "lacks", "rule")
-    + ("share_ppm", "gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns")
-    + ("n_attempts", "n_refused", "outcome", "form", "strength", "status", "exit_reason")
-    + ("n_events", "n_lines", "detail", "advice", "final_status", "ended", "cpu")
+    *("policy", "kind", "event", "leaf", "resource", "cause"),
+    *("holder_leaf", "holder_tid", "lacks", "rule", "share_ppm"),
+    *("gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns"),
+    *("within", "done_ratio", "done_low", "done_high", "n_exceeding", "exceeding_low"),
+    *("exceeding_high", "calls", "then", "n_vms_killed", "n_warnings", "waited_ns"),
+    *("n_attempts", "n_refused", "outcome", "form", "strength", "status", "exit_reason"),
+    *("n_events", "n_lines", "detail", "advice", "final_status", "ended", "cpu"),
 )
 _LEFT_OUT: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu"})
 _BLANK: Final = 1
@@ -113,6 +116,7 @@ def _cell(name: str, value: Any) -> str:  # noqa: ANN401 - whatever a table hold
         return short_duration(round(value))
     if name in _HEX and isinstance(value, int):
         return word(value)
-    if isinstance(value, int) and name.startswith("n_"):
-        return count(value)
-    return one_line(str(value), 60)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    counts = isinstance(value, int) and name.startswith("n_")
+    return count(value) if counts else one_line(str(value), 60)

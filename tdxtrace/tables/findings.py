@@ -21,6 +21,7 @@ from tdxtrace.tables.events import (
     U64,
     VCPU,
 )
+from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, LATENCIES, LIMITS, POLICIES
 from tdxtrace.tables.schema import Column, Table
 from tdxtrace.tables.verdicts import VERDICT_TABLES
 
@@ -253,4 +254,5 @@ FINDING_TABLES: Final = (
     *CAUSE_TABLES,
     *(ZERO_STEP_CAUSES, STEP_THRESHOLDS),
     *VERDICT_TABLES,
+    *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES, LIMITS),
 )

@@ -227,6 +227,31 @@ class Findings(_Bundle):
         """The ``broken_rules`` table."""
         return self._answer("broken_rules")
 
+    @property
+    def busy_answers(self) -> pl.DataFrame:
+        """Every busy answer with its place in its request."""
+        return self._answer("busy_answers")
+
+    @property
+    def attempts(self) -> pl.DataFrame:
+        """Shares of requests done within so many attempts, or so much time."""
+        return self._answer("attempts")
+
+    @property
+    def latencies(self) -> pl.DataFrame:
+        """What busy and successful calls cost."""
+        return self._answer("latencies")
+
+    @property
+    def policies(self) -> pl.DataFrame:
+        """What the policies of the mailing list would have done."""
+        return self._answer("policies")
+
+    @property
+    def limits(self) -> pl.DataFrame:
+        """After how many attempts, or how long, a caller may stop; a millionth, 95 %."""
+        return self._answer("limits")
+
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
             self._answers[name] = self._questions[name](self)

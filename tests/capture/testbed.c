@@ -7,6 +7,7 @@
  *
  * usage: testbed OUT.csv VCPUS ZAPPERS REQUESTS SEED     every request is logged
  *        testbed --flood THREADS SECONDS                 only calls, as fast as they go
+ *        testbed --syscalls THREADS SECONDS              system calls instead
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -299,11 +300,20 @@ static void *flood(void *argument)
 	return NULL;
 }
 
-static int run_flood(int n_threads, double seconds)
+static void *flood_kernel(void *argument)
+{
+	u64 n = 0;
+	for (; !atomic_load(&is_over); n++)
+		syscall(SYS_getppid);
+	atomic_fetch_add(&n_calls, n);
+	return argument;
+}
+
+static int run_flood(void *(*what)(void *), int n_threads, double seconds)
 {
 	pthread_t threads[64];
 	for (int i = 0; i < n_threads && i < 64; i++)
-		pthread_create(&threads[i], NULL, flood, (void *)(intptr_t)i);
+		pthread_create(&threads[i], NULL, what, (void *)(intptr_t)i);
 	usleep((useconds_t)(seconds * 1e6));
 	atomic_store(&is_over, 1);
 	for (int i = 0; i < n_threads && i < 64; i++)
@@ -315,7 +325,9 @@ static int run_flood(int n_threads, double seconds)
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--flood"))
-		return run_flood(atoi(argv[2]), atof(argv[3]));
+		return run_flood(flood, atoi(argv[2]), atof(argv[3]));
+	if (argc == 4 && !strcmp(argv[1], "--syscalls"))
+		return run_flood(flood_kernel, atoi(argv[2]), atof(argv[3]));
 	if (argc != 6)
 		return fprintf(stderr, "usage: %s OUT.csv VCPUS ZAPPERS REQUESTS SEED\n", argv[0]), 2;
 	int n_vcpus = atoi(argv[2]), n = n_vcpus + atoi(argv[3]), n_requests = atoi(argv[4]);

@@ -70,9 +70,11 @@ class Attempts:
         P-SEAMLDR's calls have bit 63 of ``fn`` set; others name no leaf, as a return
         of ``__seamcall_ret`` whose entry, which named it, was not recorded.
         """
+        nameless = self.kinds.leaf[self.batch.event[self.last]] == UNKNOWN
+        if not nameless.any() and "fn" not in self.batch.values:
+            return 0, 0
         fn, has_fn = either(self.batch, "fn", self.first, self.last)
         _, has_leaf = either(self.batch, "leaf", self.first, self.last)
-        nameless = self.kinds.leaf[self.batch.event[self.last]] == UNKNOWN
         unknown = nameless & ~has_fn & ~has_leaf & ~self.dropped
         loader = has_fn & (fn >= _SEAMLDR) & ~self.dropped
         lines = self.has_start.astype(np.intp) + self.has_end
@@ -96,14 +98,20 @@ class Attempts:
     def _places(self) -> tuple[dict[str, Values], dict[str, BoolArray]]:
         """When and where each call began and ended, and who made it."""
         batch, first, last = self.batch, self.first, self.last
+        begun, ended, known = batch.ts_ns[first], batch.ts_ns[last], self.has_start
+        # Clocks of two CPUs may disagree (trace_clock "local"): then it is not known how
+        # long the call took.
+        forward = begun <= ended
         # function_graph prints a call without children on one line, with its duration.
-        duration, has_duration = batch.value("duration_ns")[last], batch.has("duration_ns")[last]
+        if "duration_ns" in batch.values:
+            begun = begun - batch.values["duration_ns"][last].astype(np.int64)
+            known = known | batch.present["duration_ns"][last]
         tgid = np.maximum(batch.tgid[first], batch.tgid[last])
         in_irq = np.where(batch.in_irq[last] == UNKNOWN, batch.in_irq[first], batch.in_irq[last])
         columns: dict[str, Values] = {
             "seq": batch.line[last].astype(np.uint64),
-            "start_ns": batch.ts_ns[first] - duration.astype(np.int64),
-            "end_ns": batch.ts_ns[last],
+            "start_ns": begun,
+            "end_ns": ended,
             "start_cpu": batch.cpu[first],
             "cpu": batch.cpu[last],
             "tid": batch.tid[last],
@@ -113,20 +121,19 @@ class Attempts:
         }
         seen = {name: columns[name] != UNKNOWN for name in ("start_cpu", "cpu", "tid", "tgid")}
         seen["start_cpu"] &= self.has_start
-        # Clocks of two CPUs may disagree (trace_clock "local"): then it is not known how
-        # long the call took.
-        forward = batch.ts_ns[first] <= batch.ts_ns[last]
-        seen["start_ns"], seen["end_ns"] = (self.has_start | has_duration) & forward, self.has_end
+        seen["start_ns"], seen["end_ns"] = known & forward, self.has_end
         seen["in_irq"] = in_irq != UNKNOWN
         return columns, seen
 
     def _leaf(self) -> tuple[U64Array, U64Array, BoolArray]:
         """Leaf and version: of the probe, of ``fn``, or as a tracepoint printed them."""
         batch, first, last = self.batch, self.first, self.last
+        fixed = self.kinds.leaf[batch.event[last]].astype(np.uint64)
+        if not batch.values.keys() & {"fn", "leaf", "version"}:
+            return fixed, np.zeros(len(last), np.uint64), np.zeros(len(last), np.bool_)
         fn, has_fn = either(batch, "fn", first, last)
         printed, has_printed = either(batch, "leaf", first, last)
-        fixed = self.kinds.leaf[batch.event[last]]
-        leaf = np.where(has_fn, fn & _LEAF_MASK, fixed.astype(np.uint64))
+        leaf = np.where(has_fn, fn & _LEAF_MASK, fixed)
         leaf = np.where(has_printed, printed, leaf)
         version = (fn >> np.uint64(16)) & np.uint64(0xFF)
         told, has_told = either(batch, "version", first, last)
@@ -139,14 +146,15 @@ class Attempts:
             for name in ("td_id", "vp_id", "gpa", "level", "page", "ext_err1", "ext_err2")
         }
         gfn, has_gfn = either(batch, "gfn", first, last)
-        gpa, has_gpa = words["gpa"]
-        words["gpa"] = np.where(has_gpa, gpa, gfn << _PAGE_SHIFT), has_gpa | has_gfn
+        if has_gfn.any():
+            words["gpa"] = prefer(words["gpa"], (gfn << _PAGE_SHIFT, has_gfn))
         words["status"] = batch.value("status")[last], batch.has("status")[last]
         for name, found in from_registers(batch, leaf, first).items():
             words[name] = prefer(words[name], found)
         for name, register in (("ext_err1", "out_rcx"), ("ext_err2", "out_rdx")):
-            printed = batch.value(register)[last], batch.has(register)[last]
-            words[name] = prefer(words[name], printed)
+            if register in batch.values:
+                printed = batch.values[register][last], batch.present[register][last]
+                words[name] = prefer(words[name], printed)
         if self.parents is not None:
             self._inherit(words)
         return words

@@ -36,6 +36,11 @@ class Calls:
         given_up, orphan = (at[~held[at]] for at in (given_up, orphan))
         return self._rows(Attempts(batch, kinds, entry, back, given_up, orphan))
 
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and is still open."""
+        if len(self.open) and (self.open.ts_ns < before_ns).any():
+            self.open = self.open.take(self.open.ts_ns >= before_ns)
+
     def finish(self, kinds: Kinds) -> pl.DataFrame:
         """Return the calls that never returned."""
         batch, self.open = self.open, concatenate([])

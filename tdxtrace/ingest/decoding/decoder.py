@@ -44,6 +44,15 @@ class Decoder:
         if self._n_waiting >= BATCH_EVENTS:
             self._decode()
 
+    def flush(self) -> None:
+        """Decode what was fed, however little it is: for what is looked at as it comes."""
+        self._decode()
+
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and has not ended: its end was lost."""
+        self._calls.forget(before_ns)
+        self._entries.forget(before_ns)
+
     def finish(self) -> None:
         """Hand over what waits for events that will not come."""
         self._decode()
@@ -57,17 +66,25 @@ class Decoder:
         # A reader may meet further events meanwhile, in a thread of its own.
         events = list(self.events)
         kinds = Kinds.of(events)
-        if calls := _of_kind(parts, "call", events):
+        by_kind = _by_kind(parts, events)
+        if calls := by_kind.get("call"):
             self.sink.add("seamcalls", self._calls.feed(calls, kinds))
-        if entries := _of_kind(parts, "vm_entry", events):
+        if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
-        if faults := _of_kind(parts, "page_fault", events):
+        if faults := by_kind.get("page_fault"):
             self.sink.add("page_faults", page_faults(concatenate(faults), self.source))
-        if others := _of_kind(parts, "host_event", events):
+        if others := by_kind.get("host_event"):
             self.sink.add("host_events", host_events(concatenate(others), self.source, events))
 
 
-def _of_kind(parts: list[RawEvents], kind: str, events: list[Event]) -> list[RawEvents]:
-    wanted = np.array([event.kind == kind for event in events], np.bool_)
-    picked = ((part, wanted[part.event]) for part in parts if len(part))
-    return [part if mine.all() else part.take(mine) for part, mine in picked if mine.any()]
+def _by_kind(parts: list[RawEvents], events: list[Event]) -> dict[str, list[RawEvents]]:
+    """The events of each kind: whole parts where they hold no other."""
+    kinds = np.array([event.kind for event in events])
+    found: dict[str, list[RawEvents]] = {}
+    for part in parts:
+        # To count the few events is quicker than to look up what each line is.
+        met = np.unique(kinds[np.flatnonzero(np.bincount(part.event))]).tolist()
+        for kind in met:
+            mine = part if len(met) == 1 else part.take((kinds == kind)[part.event])
+            found.setdefault(kind, []).append(mine)
+    return found

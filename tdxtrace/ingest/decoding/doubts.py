@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import polars as pl
 
-from tdxtrace.ingest.decoding.midway import Beginning, bare_return
+from tdxtrace.ingest.decoding.midway import Beginning, bare_return, threads_of
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.text import one_line
@@ -43,20 +44,20 @@ class Watch:
 
     def look(self, seamcalls: pl.DataFrame) -> None:
         """Look at further calls of the source."""
-        self.beginning.look(seamcalls)
-        never, orphan = pl.col("end_ns").is_null(), pl.col("start_ns").is_null()
-        n_never, n_orphans = seamcalls.select(never.sum(), orphan.sum()).row(0)
+        n_never, n_orphans = seamcalls["end_ns"].null_count(), seamcalls["start_ns"].null_count()
         self.n_never += n_never
         self.n_orphans += n_orphans
-        begun = seamcalls.filter(~orphan) if n_orphans else seamcalls
-        self.has_entries |= set(begun["leaf"].unique())
-        extents = seamcalls.group_by("tid").agg(first=_WHEN.min(), last=_WHEN.max())
-        self._extents.append(extents)
+        leaf = seamcalls["leaf"]
+        begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
+        self.has_entries |= set(np.flatnonzero(np.bincount(begun.to_numpy())).tolist())
+        threads = threads_of(seamcalls, first=_WHEN.min(), last=_WHEN.max())
+        self.beginning.look(seamcalls, threads)
+        self._extents.append(threads.select("tid", "first", "last"))
         if len(self._extents) > _MANY:
             self._extents = [self._all_extents()]
         if self._n_broken <= _MAX_BROKEN and n_never + n_orphans:
             columns = ("leaf", "tid", "cpu", "start_ns", "end_ns")
-            broken = seamcalls.filter(never | bare_return()).select(columns)
+            broken = seamcalls.filter(pl.col("end_ns").is_null() | bare_return()).select(columns)
             self._broken.append(broken)
             self._n_broken += broken.height
 

@@ -30,24 +30,25 @@ def frame(
         seen: Where a value was observed; a column without an entry is never null.
         texts: Columns that are no numbers, as they are.
     """
-    made: dict[str, pl.Series] = {}
-    masks: dict[str, pl.Series] = {}
-    wanted: list[pl.Expr] = []
+    if not n:
+        return table.empty()
+    made: list[pl.Series] = []
     for name, dtype in table.schema.items():
         if texts is not None and name in texts:
-            made[name] = texts[name]
-            wanted.append(pl.col(name))
+            made.append(texts[name].alias(name))
         elif name not in columns or _never(name, seen):
-            wanted.append(pl.lit(None, dtype).alias(name))
+            made.append(_nothing(name, dtype).new_from_index(0, n))
         else:
-            made[name] = pl.Series(columns[name])
-            value = pl.col(name)
+            # Column by column at once: a query over all would be planned anew for each batch.
+            column = pl.Series(name, columns[name]).cast(dtype, strict=False)
             if name in seen and not seen[name].all():
-                masks[f"{name}?"] = pl.Series(seen[name])
-                value = pl.when(pl.col(f"{name}?")).then(value)
-            wanted.append(value.cast(dtype, strict=False).alias(name))
-    # One pass over all columns, side by side.
-    return pl.DataFrame({**made, **masks}).select(wanted) if n else table.empty()
+                column = column.zip_with(pl.Series(seen[name]), _nothing(name, dtype))
+            made.append(column)
+    return pl.DataFrame(made)
+
+
+def _nothing(name: str, dtype: pl.DataType) -> pl.Series:
+    return pl.Series(name, [None], dtype)
 
 
 def _never(name: str, seen: Mapping[str, BoolArray]) -> bool:

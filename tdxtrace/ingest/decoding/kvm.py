@@ -33,6 +33,11 @@ class Entries:
         self.open = batch.take(still)
         return self._frame(batch, entry, back, given_up, orphan)
 
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and is still open."""
+        if len(self.open) and (self.open.ts_ns < before_ns).any():
+            self.open = self.open.take(self.open.ts_ns >= before_ns)
+
     def finish(self) -> pl.DataFrame:
         """Return the entries whose exit was never seen."""
         batch, self.open = self.open, concatenate([])

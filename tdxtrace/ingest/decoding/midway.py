@@ -22,6 +22,7 @@ _OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMO
 # A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
 _SHIFT_2M: Final = 21
 _TID: Final = pl.col("tid")
+_WHEN: Final = pl.coalesce("start_ns", "end_ns")
 _PAGE: Final = ("td_id", "gpa")
 _REFUSED: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 
@@ -56,12 +57,11 @@ class Beginning:
     _done: list[pl.DataFrame] = field(default_factory=list)
     _n_done: int = 0
 
-    def look(self, seamcalls: pl.DataFrame) -> None:
-        """Look at further ``seamcalls`` rows."""
-        self._has_entries |= bool(seamcalls["start_ns"].is_not_null().any())
-        entering = seamcalls.filter(pl.col("leaf") == _VP_ENTER)["tid"]
-        self._vcpus |= set(entering.unique().drop_nulls().to_list())
-        self._calls = _first_of_threads(self._calls, seamcalls.select(_CALL))
+    def look(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
+        """Look at further ``seamcalls`` rows and at their :func:`threads_of`."""
+        self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
+        self._vcpus |= set(threads["tid"].filter(threads["enters"]).drop_nulls())
+        self._calls = _first_of_threads(self._calls, seamcalls, threads, _CALL)
         if self._n_done < _MAX_DONE:
             named = pl.col("leaf").is_in(_NAMED) & pl.col("gpa").is_not_null()
             done = seamcalls.filter(pl.col("status") < word.ERROR_BIT, named).select(_DONE)
@@ -70,7 +70,8 @@ class Beginning:
 
     def look_at_entries(self, vm_entries: pl.DataFrame) -> None:
         """Look at further ``vm_entries`` rows."""
-        self._entries = _first_of_threads(self._entries, vm_entries.select(_ENTRY))
+        threads = vm_entries.group_by("tid").agg(when=_WHEN.min())
+        self._entries = _first_of_threads(self._entries, vm_entries, threads, _ENTRY)
 
     def is_midway(self) -> bool:
         """Tell whether the capture, which lost nothing, began while TDs ran."""
@@ -96,11 +97,31 @@ def bare_return() -> pl.Expr:
     return pl.col("start_ns").is_null() & nothing
 
 
-def _first_of_threads(known: pl.DataFrame | None, rows: pl.DataFrame) -> pl.DataFrame:
-    when = pl.coalesce("start_ns", "end_ns")
-    first = rows.filter(_TID.is_not_null() & (when == when.min().over("tid")))
+def threads_of(seamcalls: pl.DataFrame, **more: pl.Expr) -> pl.DataFrame:
+    """One row per thread: when its first call was, whether it enters a vCPU, and what is asked."""
+    enters = (pl.col("leaf") == _VP_ENTER).any()
+    return seamcalls.group_by("tid").agg(when=_WHEN.min(), enters=enters, **more)
+
+
+def _first_of_threads(
+    known: pl.DataFrame | None,
+    rows: pl.DataFrame,
+    threads: pl.DataFrame,
+    columns: tuple[str, ...],
+) -> pl.DataFrame:
+    """The first row of each thread, of those known and further ``rows`` with their ``threads``."""
+    if known is not None:
+        # Rows come in order: hardly ever is one of them before those that are known.
+        since = known.select("tid", since=_WHEN)
+        fresh = pl.col("since").is_null() | (pl.col("when") <= pl.col("since"))
+        beside = threads.lazy().join(since.lazy(), on="tid", how="left")
+        threads = beside.filter(fresh & _TID.is_not_null()).collect()
+        if threads.is_empty():
+            return known
+        rows = rows.filter(_TID.is_in(threads["tid"].implode()))
+    first = rows.filter(_TID.is_not_null() & (_WHEN.min().over("tid") == _WHEN)).select(columns)
     both = first if known is None else pl.concat([known, first])
-    return both.sort(when, "seq").unique(subset="tid", keep="first")
+    return both.sort(_WHEN, "seq").unique(subset="tid", keep="first")
 
 
 def _unmapped_before(done: pl.DataFrame) -> bool:

@@ -26,7 +26,7 @@ def pair(
     returned: they cannot return any more.
 
     Args:
-        thread: Whatever the calls nest by, one value per event, in file order.
+        thread: Whatever the calls nest by, one value of 32 bits per event, in file order.
         function: What was called, comparable between entry and return.
         is_return: Which events are returns.
         depth: Most open calls of one function in one thread; the oldest one
@@ -38,20 +38,17 @@ def pair(
         Entries still open are in none of them.
     """
     order = every = _by_thread(thread)
+    # What an event belongs to, in one number: thread and function have 32 bits each.
+    owner = (thread << np.int64(32)) | function
     entries: list[Index] = []
     returns: list[Index] = []
     while len(order) > 1:
-        here, after = order[:-1], order[1:]
-        matched = (
-            ~is_return[here]
-            & is_return[after]
-            & (thread[here] == thread[after])
-            & (function[here] == function[after])
-        )
+        ends, mine = is_return[order], owner[order]
+        matched = ~ends[:-1] & ends[1:] & (mine[:-1] == mine[1:])
         if not matched.any():
             break
-        entries.append(here[matched])
-        returns.append(after[matched])
+        entries.append(order[:-1][matched])
+        returns.append(order[1:][matched])
         left = np.ones(len(order), np.bool_)
         left[:-1] &= ~matched
         left[1:] &= ~matched

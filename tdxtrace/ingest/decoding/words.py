@@ -27,11 +27,19 @@ def either(batch: RawEvents, name: str, first: Index, last: Index) -> Words:
         return np.zeros(len(first), np.uint64), np.zeros(len(first), np.bool_)
     value, there = batch.values[name], batch.present[name]
     early = there[first]
-    return np.where(early, value[first], value[last]), early | there[last]
+    # Most fields are always of the entry or always of the return: then half is not looked at.
+    if early.all():
+        return value[first], early
+    late = there[last]
+    if not early.any():
+        return value[last], late
+    return np.where(early, value[first], value[last]), early | late
 
 
 def prefer(words: Words, other: Words) -> Words:
     """Return ``words``, and ``other`` where there is none."""
+    if words[1].all() or not other[1].any():
+        return words
     return np.where(words[1], words[0], other[0]), words[1] | other[1]
 
 

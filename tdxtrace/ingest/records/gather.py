@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +15,9 @@ from tdxtrace.ingest.records.formats import Field
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.intp]
 
+# Fields that lie within so many bytes are fetched together: to fetch a run of bytes
+# costs little more than to fetch one number.
+_MAX_RUN: Final = 256
 # Zeros after a block, so that reading a word at its last byte stays inside.
 PADDING: Final = 16
 
@@ -69,3 +73,38 @@ class Block:
             signed = found.astype(f"=u{place.size}").view(f"i{place.size}")
             return signed.astype(np.int64).view(np.uint64)
         return found.astype(np.uint64, copy=False)
+
+    def columns(self, base: Places, places: Mapping[str, Field]) -> dict[str, U64Array]:
+        """Read several places of the same records: as :meth:`column` does, but at once.
+
+        Args:
+            base: Byte offsets of records.
+            places: Fields with ``is_number``.
+        """
+        first = min((place.offset for place in places.values()), default=0)
+        size = max((place.end for place in places.values()), default=0) - first
+        if len(places) < 2 or size > _MAX_RUN:
+            return {name: self.column(base, place) for name, place in places.items()}
+        run = np.dtype(
+            {
+                "names": list(places),
+                "formats": [self._format(place) for place in places.values()],
+                "offsets": [place.offset - first for place in places.values()],
+                "itemsize": size,
+            }
+        )
+        # One that would end behind the block is refused by its index, as in column.
+        n = max(0, len(self.data) - size + 1)
+        runs = np.ndarray((n,), f"V{size}", self.data.data, strides=(1,))
+        found = runs[base + first].view(run)
+        return {name: _extended(found[name]) for name in places}
+
+    def _format(self, place: Field) -> str:
+        return f"{self.order}{'i' if place.signed else 'u'}{place.size}"
+
+
+def _extended(column: NDArray[np.integer]) -> U64Array:
+    """A column of numbers of any size as 64-bit words; signed ones keep their value."""
+    if column.dtype.kind == "i":
+        return column.astype(np.int64).view(np.uint64)
+    return column.astype(np.uint64)

@@ -145,9 +145,13 @@ class KnownEvents:
         flags, count = self.common.flags, self.common.preempt_count
         if flags is None or not flags.is_number:
             return np.full(len(base), UNKNOWN, np.int8)
-        made: I8Array = ((block.column(base, flags) & _IN_IRQ) != 0).astype(np.int8)
+        places = {"flags": flags}
         if count is not None and count.is_number:
-            made[block.column(base, count) == _NO_CONTEXT] = UNKNOWN
+            places["count"] = count
+        found = block.columns(base, places)
+        made: I8Array = ((found["flags"] & _IN_IRQ) != 0).astype(np.int8)
+        if "count" in found:
+            made[found["count"] == _NO_CONTEXT] = UNKNOWN
         return made
 
     def too_short(self, index: I32Array, lines: Iterable[int]) -> None:

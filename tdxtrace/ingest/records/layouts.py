@@ -68,7 +68,7 @@ class Layout:
 
     def read(self, block: Block, base: Places) -> Values:
         """Read the slots of the records that begin at ``base``, and where each was there."""
-        values = {slot: block.column(base, place) for slot, place in self.reads.items()}
+        values = block.columns(base, self.reads)
         present = {slot: np.ones(len(base), np.bool_) for slot in values}
         if "isa" in values:
             present["exit_reason"] = values.pop("isa") == _KVM_ISA_VMX

@@ -12,9 +12,6 @@ from tdxtrace.ingest.ring.datoptions import Options, Shift
 
 _FAR: Final = np.uint64((1 << 63) - 1)
 _MASK: Final = (1 << 64) - 1
-# trace clocks that do not count nanoseconds: Linux Documentation/trace/ftrace.rst,
-# trace_clock; trace-cmd prints their stamps as integers (trace-input.c, extract_trace_clock).
-TICK_CLOCKS: Final = ("counter", "x86-tsc", "ppc-tb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.raw import UNKNOWN, I32Array, RawEvents
+from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I32Array, RawEvents
 from tdxtrace.ingest.records.gather import Block, Places
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.ring.clocks import Clock
@@ -20,6 +20,8 @@ from tdxtrace.ingest.tally import Tally
 # What trace-cmd and the kernel print for a thread whose name was not saved.
 _NO_NAME: Final = "<...>"
 _IDLE: Final = "<idle>"
+# PID_MAX_LIMIT of a 64-bit kernel: Linux include/linux/threads.h.
+_USUAL_TIDS: Final = 4 << 20
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class RingReader:
     comms: Mapping[int, str]
     tgids: Mapping[int, int]
     _tids: set[int] = field(default_factory=set)
+    _is_met: BoolArray = field(default_factory=lambda: np.zeros(_USUAL_TIDS, np.bool_))
+    """Which of the usual thread numbers are in ``_tids``."""
 
     def batches(self) -> Iterator[RawEvents]:
         """Yield the events that may become rows, in the order of their time."""
@@ -99,8 +103,12 @@ class RingReader:
         return np.where(known[place] == tid, process[place], UNKNOWN).astype(np.int32)
 
     def _meet_threads(self, tid: I32Array) -> None:
-        for one in np.unique(tid).tolist():
+        usual = (tid >= 0) & (tid < _USUAL_TIDS)
+        new = tid if not usual.all() else tid[~self._is_met[tid]]
+        for one in np.unique(new).tolist():
             if one not in self._tids:
                 self._tids.add(one)
+                if 0 <= one < _USUAL_TIDS:
+                    self._is_met[one] = True
                 comm = self.comms.get(one, _IDLE if one == 0 else _NO_NAME)
                 self.tally.meet(one, comm, self.tgids.get(one, UNKNOWN))

@@ -8,14 +8,14 @@ from functools import partial
 
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.headers import TICK_CLOCKS, Header
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.cursor import FileCursor
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.records.symbols import symbol_finder
-from tdxtrace.ingest.ring.clocks import TICK_CLOCKS, Clock, corrected
+from tdxtrace.ingest.ring.clocks import Clock, corrected
 from tdxtrace.ingest.ring.datfile import DatFile, is_packed, kallsyms_of, read_dat
 from tdxtrace.ingest.ring.datoptions import Buffer
 from tdxtrace.ingest.ring.merge import ROUND_PAGES, Merge

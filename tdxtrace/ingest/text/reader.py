@@ -28,6 +28,8 @@ _WORKERS: Final = 1
 # new event name does not send a whole block the slow way.
 _LESSON: Final = 64
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
+# Threads to know of, where an input never ends.
+_MOST_THREADS: Final = 1 << 16
 _NOT_ROWS: Final = ("noise", "unmapped")
 
 
@@ -60,6 +62,11 @@ class TextReader:
                     yield self._finish(ahead.pop(0))
             for waiting in ahead:
                 yield self._finish(waiting)
+
+    def forget_threads(self) -> None:
+        """Forget which threads were noted if they are many: they are noted again."""
+        if len(self._keys) > _MOST_THREADS:
+            self._keys = np.zeros(0, np.uint64)
 
     def _submit(self, pool: ThreadPoolExecutor, block: Block) -> _Block:
         work = pool.submit(_parse, block, self.knowledge.copy(), self._has_fields())

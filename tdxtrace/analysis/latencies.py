@@ -1,0 +1,143 @@
+"""What does a busy answer cost beside a success, and how long do callers pause in between?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tdxtrace.tables.events import SEAMCALLS
+from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS, LATENCIES
+from tdxtrace.tdx import leaves, word
+
+_CONFIDENCE: Final = 0.95
+_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
+_REQUEST: Final = ("source", "first_seq")
+_GAPS: Final = ("p50_gap_ns", "p99_gap_ns", "max_gap_ns")
+
+Times = NDArray[np.float64]
+
+
+def latencies(
+    seamcalls: pl.DataFrame, retry_chains: pl.DataFrame, busy_answers: pl.DataFrame
+) -> pl.DataFrame:
+    """Compare what busy and successful calls of a leaf take, and what lies between tries.
+
+    The ratio is of medians: one interrupt inside a call would move a mean. Its interval
+    joins the exact intervals of the two medians. Success over busy, the inverse, is the
+    number of tries that cost as much as the work itself (P. Bonzini, September 2024).
+
+    A pause runs from the return of a busy answer to the start of the request's next
+    attempt: the caller's own work, a kick, a preemption or the guest in between.
+
+    Args:
+        seamcalls: The ``seamcalls`` table; all its sources are taken together.
+        retry_chains: The ``retry_chains`` table of these calls.
+        busy_answers: The ``busy_answers`` table of these chains.
+
+    Returns:
+        The ``latencies`` table, one row per leaf that was busy, ordered by leaf.
+        ``withheld`` says why a ratio is missing, or what limits it.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+
+    Sources:
+        G. Zou, A. Donner, Statistics in Medicine 27 (2008) 1693: the interval of a
+        difference (here: of logarithms) from those of its parts.
+    """
+    calls = SEAMCALLS.conform(seamcalls)
+    answers = BUSY_ANSWERS.conform(busy_answers)
+    timed = calls.lazy().filter(pl.col("leaf").is_in(answers["leaf"].unique().implode()))
+    timed = timed.select("source", "seq", "leaf", "status", "start_ns", "end_ns")
+    timed = timed.with_columns(took=(pl.col("end_ns") - pl.col("start_ns")).cast(pl.Float64))
+    done = timed.filter(pl.col("status") < word.ERROR_BIT).select("leaf", "took").collect()
+    mine = answers.lazy().select("source", "seq")
+    busy = timed.join(mine, on=("source", "seq"), how="semi").collect()
+    gaps = _gaps(timed, busy, answers, RETRY_CHAINS.conform(retry_chains))
+    rows = [
+        _row(
+            leaf, _times(busy, leaf, "took"), _times(done, leaf, "took"), _times(gaps, leaf, "gap")
+        )
+        for leaf in answers["leaf"].unique().sort()
+    ]
+    return LATENCIES.conform(pl.DataFrame(rows, schema=LATENCIES.schema))
+
+
+def _times(frame: pl.DataFrame, leaf: int, column: str) -> Times:
+    return np.sort(frame.filter(pl.col("leaf") == leaf)[column].drop_nulls().to_numpy())
+
+
+def _gaps(
+    timed: pl.LazyFrame, busy: pl.DataFrame, answers: pl.DataFrame, chains: pl.DataFrame
+) -> pl.DataFrame:
+    """Pauses before the next attempt of the same request, in ns, with their leaf."""
+    last = chains.filter(pl.col("n_busy") > 0, pl.col("n_attempts") > pl.col("n_busy"))
+    ending = timed.join(
+        last.lazy().select("source", "first_seq", seq="last_seq"), on=("source", "seq")
+    ).collect()
+    columns = ("source", "first_seq", "seq", "leaf", "start_ns", "end_ns")
+    tries = pl.concat(
+        [
+            busy.join(answers.select("source", "seq", "first_seq"), on=("source", "seq")).select(
+                columns
+            ),
+            ending.select(columns),
+        ]
+    ).sort(*_REQUEST, "seq")
+    same = pl.all_horizontal(pl.col(c) == pl.col(c).shift() for c in _REQUEST)
+    gap = pl.col("start_ns") - pl.col("end_ns").shift()
+    return tries.select("leaf", gap=pl.when(same).then(gap)).drop_nulls()
+
+
+def _row(leaf: int, busy: Times, done: Times, gaps: Times) -> dict[str, Any]:
+    row: dict[str, Any] = {"leaf": leaf, "n_busy": len(busy), "n_succeeded": len(done)}
+    if len(gaps):
+        places = [math.ceil(share * len(gaps)) - 1 for share in (0.5, 0.99, 1.0)]
+        row |= dict(zip(_GAPS, map(int, gaps[places]), strict=True))
+    row |= {"n_gaps": len(gaps), "busy_ns": _median(busy), "succeeded_ns": _median(done)}
+    if leaf == _VP_ENTER:
+        row["succeeded_ns"] = None
+        return row | {"withheld": "a successful TDH.VP.ENTER returns when the guest exits"}
+    return row | _ratio(busy, done)
+
+
+def _median(times: Times) -> float | None:
+    return float(np.median(times)) if len(times) else None
+
+
+def _ratio(busy: Times, done: Times) -> dict[str, Any]:
+    """The ratio of the medians and its interval, or why there is none."""
+    for name, times in (("busy answers", busy), ("successes", done)):
+        if not len(times):
+            return {"withheld": f"no {name} whose beginning and end were seen"}
+        if not np.median(times):
+            return {"withheld": f"half of the {name} took no time by this clock"}
+    ratio = math.log(np.median(busy)) - math.log(np.median(done))
+    (busy_low, busy_high), (done_low, done_high) = _of_median(busy), _of_median(done)
+    below = math.hypot(math.log(np.median(busy)) - busy_low, done_high - math.log(np.median(done)))
+    above = math.hypot(busy_high - math.log(np.median(busy)), math.log(np.median(done)) - done_low)
+    found = {"busy_ratio": math.exp(ratio)}
+    if math.isfinite(below):
+        found["busy_ratio_low"] = math.exp(ratio - below)
+    if math.isfinite(above):
+        found["busy_ratio_high"] = math.exp(ratio + above)
+    few = math.isinf(below) or math.isinf(above)
+    return found | {"withheld": "too few calls for both ends of the interval" if few else None}
+
+
+def _of_median(times: Times) -> tuple[float, float]:
+    """Logarithms of the order statistics that hold the median, infinite where too few."""
+    from scipy import stats
+
+    n = len(times)
+    tail = (1 - _CONFIDENCE) / 2
+    # The largest k with P(fewer than k of n below the median) <= tail.
+    k = int(stats.binom.ppf(tail, n, 0.5))
+    if k == 0 or times[k - 1] <= 0:
+        return -math.inf, math.inf if k == 0 else math.log(times[n - k])
+    return math.log(times[k - 1]), math.log(times[n - k])

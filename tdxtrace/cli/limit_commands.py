@@ -1,0 +1,96 @@
+"""Commands about retry limits: attempts, policies."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tdxtrace.cli.groups import spread
+from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.options import OutputFormat
+from tdxtrace.cli.printing import Printing
+
+
+class View(StrEnum):
+    """What a curve can be of."""
+
+    leaf = "leaf"
+    td = "td"
+    resource = "resource"
+    cause = "cause"
+    maker = "maker"
+
+
+class Unit(StrEnum):
+    """What a curve counts."""
+
+    attempts = "attempts"
+    ns = "ns"
+
+
+@spread
+def attempts_command(
+    request: Request,
+    printing: Printing,
+    by: Annotated[View, typer.Option("--by", help="One curve for each.")] = View.leaf,
+    unit: Annotated[
+        Unit, typer.Option("--unit", help="Attempts, or ns spent retrying.")
+    ] = Unit.attempts,
+    latencies: Annotated[
+        bool,
+        typer.Option("--latencies", help="What busy and successful calls cost, and pauses."),
+    ] = False,
+) -> None:
+    """Print the share of requests done within so many attempts, or so much time.
+
+    Example: tdxtrace attempts trace.txt --leaf TDH.MEM.PAGE.AUG --unit ns
+    """
+    import polars as pl
+
+    findings = request.analyze()
+    if latencies:
+        printing.show(findings.latencies, request)
+        return
+    rows = findings.attempts.filter(pl.col("by") == by.value, pl.col("unit") == unit.value)
+    printing.show(rows, request)
+
+
+@spread
+def policies_command(
+    request: Request,
+    printing: Printing,
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help="Only this: seed-loop, v1-series, mainline, endless, fixed-5, budget-1ms, or one "
+            "of the file; may be repeated.",
+        ),
+    ] = [],  # noqa: B006 - typer reads, nobody writes it
+    file: Annotated[
+        Path | None,
+        typer.Option("--policies", metavar="FILE", help="TOML file with policies of your own."),
+    ] = None,
+) -> None:
+    """Print what each retry policy would have done with the requests of a trace.
+
+    Example: tdxtrace policies trace.txt --policy mainline --policy fixed-16
+    """
+    from tdxtrace.recommend.known import DEFAULTS, policy_named
+    from tdxtrace.recommend.policy_file import read_policies
+    from tdxtrace.recommend.replay import policies
+
+    own = read_policies(file) if file is not None else {}
+    names = policy or [*DEFAULTS, *own]
+    chosen = [policy_named(name, own) for name in dict.fromkeys(names)]
+    findings = request.analyze()
+    rows = policies(findings.retry_chains, findings.busy_answers, chosen)
+    if printing.form is OutputFormat.table:
+        import polars as pl
+
+        rows = rows.filter(pl.col("n_retried") > 0)
+    printing.show(rows, request)

@@ -1,0 +1,116 @@
+"""The same counters for Prometheus, on loopback only: names of threads are not among them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tdxtrace.errors import InputError, QueryError
+from tdxtrace.tables.text import one_line
+from tdxtrace.watch.running import Running
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+# Bounds of the histogram of attempts; the last is where attempts are counted together.
+_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1023)
+
+
+def address(text: str) -> tuple[str, int]:
+    """Read HOST:PORT; the host must be this machine's loopback.
+
+    Raises:
+        QueryError: If it is none, or reaches beyond this machine.
+    """
+    host, _, port = text.rpartition(":")
+    host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    shown = one_line(text, 60)
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise QueryError(f"not an address: {shown!r}; write e.g. 127.0.0.1:9464")
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise QueryError(f"{shown!r} is not on loopback; use 127.0.0.1 and forward the port")
+    return host, int(port)
+
+
+@contextmanager
+def serve(running: Running, host: str, port: int) -> Iterator[None]:
+    """Answer Prometheus as long as the context lasts.
+
+    Raises:
+        InputError: If the port cannot be had.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry()
+    registry.register(_Collector(running))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Collector:
+    """What is asked of the state at each scrape."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they are now."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        running = self._running
+        yield from _by_leaf(running)
+        busy = CounterMetricFamily(
+            "tdxtrace_busy", "Busy answers by what was busy.", labels=["leaf", "resource"]
+        )
+        for (leaf, what), n in list(running.busy.items()):
+            busy.add_metric([leaf, what], n)
+        yield busy
+        yield CounterMetricFamily("tdxtrace_events", "Events seen.", running.n_events)
+        yield CounterMetricFamily("tdxtrace_lost_events", "Events lost.", running.n_lost)
+        yield CounterMetricFamily(
+            "tdxtrace_zero_step_refusals",
+            "Entries refused by zero-step mitigation.",
+            running.n_refused,
+        )
+        yield GaugeMetricFamily(
+            "tdxtrace_chains_in_flight", "Requests not settled yet.", running.chains.n_in_flight
+        )
+        yield GaugeMetricFamily(
+            "tdxtrace_max_attempts", "Most attempts of a request.", running.quantity("max-attempts")
+        )
+
+
+def _by_leaf(running: Running) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    calls = CounterMetricFamily("tdxtrace_seamcalls", "SEAMCALL attempts.", labels=["leaf"])
+    retried = CounterMetricFamily(
+        "tdxtrace_retried_seamcalls", "Requests that met busy at least once.", labels=["leaf"]
+    )
+    attempts = HistogramMetricFamily(
+        "tdxtrace_attempts", "Attempts that a request took.", labels=["leaf"]
+    )
+    for leaf, one in list(running.leaves.items()):
+        calls.add_metric([leaf], one.n_calls)
+        retried.add_metric([leaf], one.n_retried)
+        counted = dict(one.attempts)
+        below = [
+            (str(bound), sum(n for k, n in counted.items() if k <= bound)) for bound in _BOUNDS
+        ]
+        total = sum(k * n for k, n in counted.items())
+        attempts.add_metric([leaf], [*below, ("+Inf", sum(counted.values()))], total)
+    yield from (calls, retried, attempts)

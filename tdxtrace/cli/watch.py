@@ -1,0 +1,71 @@
+"""``tdxtrace watch``: what goes on now, from the running host or from a pipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tdxtrace.cli import capture, options
+
+
+def watch_command(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[-]", help="- for text from a pipe; else this host.", show_default=False
+        ),
+    ] = None,
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="TIME", help="How often to look.")
+    ] = "1s",
+    duration: Annotated[
+        str | None, typer.Option("--duration", metavar="TIME", help="How long; else to Ctrl-C.")
+    ] = None,
+    fail_on: options.FailOn = [],  # noqa: B006 - typer reads, nobody writes it
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="One line of JSON per look, no table.")
+    ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="HOST:PORT", help="For Prometheus; loopback only."),
+    ] = None,
+    mappings: options.Mappings = [],  # noqa: B006
+    level: capture.Level = capture.Detail.full,
+    seamcalls: capture.Seamcalls = False,
+    only_tds: capture.OnlyTds = False,
+    rate: capture.Rate = None,
+    buffer: capture.Buffer = None,
+    pids: capture.Pids = [],  # noqa: B006
+    program: capture.Program = None,
+    tracefs: capture.Tracefs = None,
+    no_color: options.NoColor = False,
+) -> None:
+    """Watch rates, retry chains, zero-step mitigation and busy causes as they happen.
+
+    Memory stays the same for days. Without -, needs root and traces as capture record does.
+
+    Example: ssh host sudo perf trace -e 'tdxtrace:*' ... | tdxtrace watch -
+    """
+    from tdxtrace.capture.choose import Wanted, seconds_of
+    from tdxtrace.cli.watching import Watch, of_host, of_pipe
+    from tdxtrace.errors import QueryError
+
+    if source not in (None, "-"):
+        raise QueryError("watch takes - for standard input, or nothing for this host")
+    watch = Watch.of(
+        seconds_of(interval),
+        None if duration is None else seconds_of(duration),
+        fail_on,
+        metrics,
+        "json" if jsonl else "table",
+        no_color,
+    )
+    if source == "-":
+        status = of_pipe(watch, mappings)
+    else:
+        wanted = Wanted(
+            *(level.value, seamcalls, only_tds, rate, program), buffer=buffer, pids=pids
+        )
+        status = of_host(watch, wanted, tracefs)
+    raise typer.Exit(status)

@@ -1,0 +1,160 @@
+"""Looking again and again: ticks become a screen, lines of JSON, metrics and an exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from tdxtrace.analysis.thresholds import Rule, broken, parse_rule
+from tdxtrace.capture.choose import Wanted
+from tdxtrace.capture.recorder import ended_by_signals
+from tdxtrace.cli.outputs import console
+from tdxtrace.errors import InputError
+from tdxtrace.watch.running import Running
+
+if TYPE_CHECKING:
+    from tdxtrace.watch.ticks import Tick
+
+_EXIT_THRESHOLD = 3
+# What one look gives: whether it is the last one -> rows.
+Look = Callable[[bool], "Tick"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How to look, and what to do with it."""
+
+    interval_s: float
+    duration_s: float | None
+    rules: Sequence[Rule]
+    metrics: tuple[str, int] | None
+    form: str
+    no_color: bool
+
+    @classmethod
+    def of(
+        cls,
+        interval_s: float,
+        duration_s: float | None,
+        fail_on: Sequence[str],
+        metrics: str | None,
+        form: str,
+        no_color: bool,
+    ) -> Watch:
+        """Read the user's words.
+
+        Raises:
+            QueryError: If a rule or an address is none.
+        """
+        from tdxtrace.cli.metrics import address
+
+        rules = tuple(map(parse_rule, fail_on))
+        where = None if metrics is None else address(metrics)
+        return cls(interval_s, duration_s, rules, where, form, no_color)
+
+
+def of_pipe(watch: Watch, mappings: Sequence[str]) -> int:
+    """Watch what comes through standard input, until it ends; return the exit status.
+
+    Raises:
+        TdxtraceError: If it is no trace.
+    """
+    from tdxtrace.watch.text import Pipe, TextTicker
+
+    pipe = Pipe(sys.stdin.fileno())
+    ticker = TextTicker("standard input", mappings)
+
+    def look(is_last: bool) -> Tick:
+        is_over = pipe.is_over
+        if pipe.error is not None:
+            raise InputError(f"cannot read standard input: {pipe.error.strerror}")
+        return ticker.tick(pipe.take(), is_last=is_last or is_over)
+
+    pipe.start()
+    return _run(watch, look, lambda: pipe.is_over, pipe.wait)
+
+
+def of_host(watch: Watch, wanted: Wanted, tracefs: Path | None) -> int:
+    """Watch this host in an instance of our own; return the exit status.
+
+    Raises:
+        TdxtraceError: If it cannot be traced.
+    """
+    from tdxtrace.capture.host import Host
+    from tdxtrace.capture.live import live
+    from tdxtrace.watch.pages import PageTicker
+
+    with live(Host(tracefs_at=tracefs), wanted) as running:
+        ticker = PageTicker(running.header_page, running.formats, running.page_bytes)
+
+        def look(is_last: bool) -> Tick:
+            if is_last:
+                running.instance.switch(on=False)
+            found = running.look()
+            return ticker.tick(found.pages, found.until_ns, found.comms, is_last=is_last)
+
+        return _run(watch, look, lambda: False, time.sleep)
+
+
+def _run(
+    watch: Watch, look: Look, is_over: Callable[[], bool], pause: Callable[[float], None]
+) -> int:
+    """Look until the end; return 3 if a threshold was exceeded."""
+    running = Running()
+    began = time.monotonic()
+    with ended_by_signals() as ended, ExitStack() as stack:
+        show = stack.enter_context(_shown(watch, running))
+        if watch.metrics is not None:
+            from tdxtrace.cli.metrics import serve
+
+            stack.enter_context(serve(running, *watch.metrics))
+        while True:
+            _pause(watch, began, ended, pause)
+            over = watch.duration_s is not None and time.monotonic() - began >= watch.duration_s
+            is_last = over or ended.is_set() or is_over()
+            running.take(look(is_last))
+            show()
+            exceeded = broken(watch.rules, running.quantity)
+            if exceeded or is_last:
+                break
+    for line in exceeded:
+        print(f"tdxtrace: {line}", file=sys.stderr)
+    return _EXIT_THRESHOLD if exceeded else 0
+
+
+def _pause(watch: Watch, began: float, ended: Event, pause: Callable[[float], None]) -> None:
+    """Wait for the time of the next look, a signal or the end of the input."""
+    until = time.monotonic() + watch.interval_s
+    if watch.duration_s is not None:
+        until = min(until, began + watch.duration_s)
+    while not ended.is_set() and (left := until - time.monotonic()) > 0:
+        before = time.monotonic()
+        pause(min(left, 0.1))
+        if time.monotonic() - before < min(left, 0.1) / 2:
+            return
+
+
+@contextmanager
+def _shown(watch: Watch, running: Running) -> Iterator[Callable[[], None]]:
+    """Give what shows the state after each look."""
+    if watch.form == "json":
+
+        def line() -> None:
+            sys.stdout.write(json.dumps(running.to_dict()) + "\n")
+            sys.stdout.flush()
+
+        yield line
+        return
+    from rich.live import Live
+
+    from tdxtrace.cli.watch_view import view
+
+    with Live(console=console(watch.no_color), auto_refresh=False, screen=False) as live:
+        yield lambda: live.update(view(running), refresh=True)

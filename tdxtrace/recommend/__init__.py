@@ -1,0 +1,1 @@
+"""From curves to decisions: policies replayed, limits with their uncertainty."""

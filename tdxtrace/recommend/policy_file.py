@@ -1,0 +1,152 @@
+"""Policies that a user wrote down in a TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tdxtrace.errors import InputError, QueryError
+from tdxtrace.recommend.known import (
+    ANSWERS,
+    EVERY,
+    MAX_CALLS,
+    THENS,
+    Ladder,
+    Policy,
+    Rule,
+    nanoseconds,
+)
+from tdxtrace.tables.text import one_line
+from tdxtrace.tdx.leaves import leaf_table, parse_leaf
+
+_RULE: Final = ("calls", "budget", "answers", "then", "otherwise", "kicks", "initial", "factor")
+_KEYS: Final = (*_RULE, "bug", "leaves", "source")
+_LADDER: Final = ("initial", "factor", "bug")
+_CHOICES: Final = {"answers": ANSWERS, "then": THENS, "otherwise": THENS}
+
+
+def read_policies(path: Path) -> dict[str, Policy]:
+    """Read policies from a TOML file, one table ``[policy.NAME]`` each.
+
+    Keys, all optional: ``calls`` (most calls), ``budget`` (most time, "1ms"), ``answers``
+    (retry after "sept", "busy" or "any"), ``then`` and ``otherwise`` ("kill", "return" or
+    "again"), ``kicks`` (true or false), ``initial``, ``factor`` and ``bug`` (the mail's
+    rising limit), ``leaves`` (which it is for; all), ``source`` (whose idea it is).
+
+    Raises:
+        InputError: If the file cannot be read.
+        QueryError: If it is not understood; names the nearest right word.
+    """
+    shown = one_line(str(path))
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {shown}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read {shown}: it is not UTF-8 text") from None
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise QueryError(f"{shown} is not TOML: {one_line(str(error))}") from None
+    _known(shown, given, ("policy",))
+    policies = given.get("policy")
+    if not isinstance(policies, dict) or not policies:
+        raise QueryError(f"{shown} has no policy; begin one with [policy.NAME]")
+    return {name: _policy(shown, name, keys) for name, keys in policies.items()}
+
+
+def _known(where: str, given: Mapping[str, Any], words: Sequence[str]) -> None:
+    for word in given:
+        if word not in words:
+            near = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
+            shown = one_line(word, 60)
+            raise QueryError(f"{where}: unknown word {shown!r}; nearest: {near}")
+
+
+def _policy(path: str, name: str, keys: object) -> Policy:
+    where = f"{path}, policy {one_line(name, 60)!r}"
+    if not isinstance(keys, dict):
+        raise QueryError(f"{path}: write [policy.{one_line(name, 60)}] and its words below it")
+    _known(where, keys, _KEYS)
+    source = keys.get("source", f"policy {one_line(name, 60)} of {path}")
+    if not isinstance(source, str):
+        raise QueryError(f"{where}: source must be text")
+    rule = Rule(
+        calls=_number(where, keys, "calls"),
+        budget_ns=_budget(where, keys),
+        **{
+            word: _choice(where, keys[word], word, words)
+            for word, words in _CHOICES.items()
+            if word in keys
+        },
+        kicks=_yes(where, keys),
+        ladder=_ladder(where, keys),
+    )
+    return Policy(one_line(name, 60), one_line(source), dict.fromkeys(_leaves(where, keys), rule))
+
+
+def _number(where: str, keys: Mapping[str, Any], word: str, least: int = 1) -> int | None:
+    value = keys.get(word)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_CALLS:
+        raise QueryError(f"{where}: {word} must be a whole number from {least} to {MAX_CALLS}")
+    return value
+
+
+def _budget(where: str, keys: Mapping[str, Any]) -> int | None:
+    value = keys.get("budget")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise QueryError(f'{where}: budget must be a time in quotes, such as "1ms"')
+    try:
+        return nanoseconds(value)
+    except QueryError as error:
+        raise QueryError(f"{where}: {error}") from None
+
+
+def _choice(where: str, value: object, word: str, words: Sequence[str]) -> str:
+    if value not in words:
+        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0)[0]
+        shown = one_line(str(value), 60)
+        raise QueryError(f"{where}: {word} cannot be {shown!r}; nearest: {near}")
+    return str(value)
+
+
+def _yes(where: str, keys: Mapping[str, Any]) -> bool:
+    value = keys.get("kicks", False)
+    if not isinstance(value, bool):
+        raise QueryError(f"{where}: kicks must be true or false")
+    return value
+
+
+def _ladder(where: str, keys: Mapping[str, Any]) -> Ladder | None:
+    given = {
+        word: number
+        for word in _LADDER
+        if (number := _number(where, keys, word, 2 if word == "factor" else 1)) is not None
+    }
+    return Ladder(**given) if given else None
+
+
+def _leaves(where: str, keys: Mapping[str, Any]) -> list[str]:
+    names = keys.get("leaves", [EVERY])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise QueryError(f'{where}: leaves must be a list, such as ["TDH.MEM.PAGE.AUG"]')
+    try:
+        return [name if name == EVERY else _canonical(name) for name in names]
+    except ValueError as error:
+        raise QueryError(f"{where}: {one_line(str(error))}") from None
+
+
+def _canonical(name: str) -> str:
+    number = parse_leaf(name)[0]
+    table = leaf_table()
+    known = table["name"].to_list()[table["leaf"].index_of(number) or 0]
+    if parse_leaf(known)[0] != number:
+        raise ValueError(f"no leaf has the number {number}")
+    return str(known)

@@ -1,0 +1,247 @@
+"""What would each policy have done with the requests of this trace?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.intervals import exact_interval, widening
+from tdxtrace.recommend.known import DEFAULTS, Policy, Rule, policy_named
+from tdxtrace.recommend.ladder import SCHEMA, climb
+from tdxtrace.recommend.resample import interval_of_sum
+from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
+from tdxtrace.tdx import leaves, locks, word
+
+_CONFIDENCE: Final = 0.95
+_REQUEST: Final = ("source", "first_seq")
+_DONE: Final = ("succeeded", "failed")
+# TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
+_SEPT_BUSY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
+# sc_retry() below every wrapper repeats these itself, at most ten calls, before a policy
+# sees an answer: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
+_BELOW: Final = word.TDX_RND_NO_ENTROPY
+
+
+def policies(
+    retry_chains: pl.DataFrame,
+    busy_answers: pl.DataFrame,
+    chosen: Sequence[Policy] | None = None,
+) -> pl.DataFrame:
+    """Replay policies over the requests as they came.
+
+    A request is taken to get the same answers under every policy, at the same times. A
+    policy stops at the first busy answer after which it makes no further call. A request
+    that was cut or given up before a policy would have stopped is undecided, and widens
+    the interval: none or all of them would have gone on so long.
+
+    Args:
+        retry_chains: The ``retry_chains`` table.
+        busy_answers: The ``busy_answers`` table of the same chains, or of more.
+        chosen: Which; the mail's and those argued for on the list by default.
+
+    Returns:
+        The ``policies`` table, a row for each leaf that the policy has a rule for, in the
+        order chosen.  ``not_known`` says what replay cannot know about the row.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+    """
+    if chosen is None:
+        chosen = [policy_named(name) for name in DEFAULTS]
+    chains = RETRY_CHAINS.conform(retry_chains)
+    requests = _by_leaf(chains)
+    answers = _placed(BUSY_ANSWERS.conform(busy_answers), chains)
+    rows = [row for policy in chosen for row in _of_policy(policy, requests, answers)]
+    return POLICIES.conform(pl.DataFrame(rows, schema=POLICIES.schema))
+
+
+def _by_leaf(chains: pl.DataFrame) -> pl.DataFrame:
+    return (
+        chains.group_by("leaf")
+        .agg(n_requests=pl.len(), n_retried=(pl.col("n_busy") > 0).sum())
+        .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
+    )
+
+
+def _placed(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """The busy answers with what their request is: its VM and page, when it began, its end."""
+    of_request = chains.filter(pl.col("n_busy") > 0).select(
+        *("source", "first_seq", "td_id", "tgid", "gpa", "start_ns"),
+        done=pl.col("outcome").is_in(_DONE),
+        n_seen="n_busy",
+    )
+    return answers.join(of_request, on=_REQUEST).with_columns(
+        at_ns=pl.col("start_ns") + pl.col("waited_ns")
+    )
+
+
+def _of_policy(
+    policy: Policy, requests: pl.DataFrame, answers: pl.DataFrame
+) -> Iterable[dict[str, Any]]:
+    ruled = [
+        (leaf, rule, n_requests, n_retried)
+        for leaf, n_requests, n_retried in requests.iter_rows()
+        if (rule := policy.rule(_name(leaf))) is not None
+    ]
+    climbing = [leaf for leaf, rule, _, _ in ruled if rule.ladder is not None]
+    warned = pl.DataFrame(schema=SCHEMA)
+    for ladder in {rule.ladder for _, rule, _, _ in ruled if rule.ladder is not None}:
+        warned = climb(answers.filter(pl.col("leaf").is_in(climbing)), ladder)
+    for leaf, rule, n_requests, n_retried in ruled:
+        mine = answers.filter(pl.col("leaf") == leaf)
+        stops = _stops(mine, rule, warned)
+        row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls}
+        row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
+        row |= {"n_requests": n_requests, "n_retried": n_retried}
+        row |= _exceeding(mine, stops, rule, n_requests)
+        row |= _waiting(mine, stops) | _warnings(mine, warned) | _harm(stops)
+        yield row | {"not_known": _not_known(rule, row)}
+
+
+@cache
+def _name(leaf: int) -> str | None:
+    table = leaves.leaf_table()
+    names = table.filter(pl.col("leaf") == leaf)["name"]
+    return None if names.is_empty() else str(names[0])
+
+
+def _stops(answers: pl.DataFrame, rule: Rule, warned: pl.DataFrame) -> pl.DataFrame:
+    """The answer at which the policy would have stopped, of each request that has one."""
+    ends = pl.lit(False)
+    if rule.calls is not None:
+        ends = ends | (pl.col("number") >= rule.calls)
+    if rule.budget_ns is not None:
+        ends = ends | (pl.col("waited_ns") > rule.budget_ns)
+    if rule.ladder is not None:
+        bugs = warned.filter("bug").select("source", "seq", bug=pl.lit(True))
+        answers = answers.join(bugs, on=("source", "seq"), how="left")
+        ends = ends | pl.col("bug").fill_null(False)
+    strange = ~_answered(rule.answers)
+    return (
+        answers.with_columns(then=pl.when(ends).then(pl.lit(rule.then)))
+        .with_columns(then=pl.when(strange).then(pl.lit(rule.otherwise)).otherwise("then"))
+        .filter(pl.col("then").is_not_null())
+        .sort(*_REQUEST, "number")
+        .unique(_REQUEST, keep="first", maintain_order=True)
+    )
+
+
+def _answered(answers: str) -> pl.Expr:
+    """Whether a policy of this kind tries again after an answer."""
+    status = pl.col("status")
+    below = word.status_code(status) == pl.lit(_BELOW, dtype=pl.UInt64)
+    return {
+        "any": pl.lit(True),
+        "busy": word.is_busy(status) | below,
+        "sept": (status == pl.lit(_SEPT_BUSY, dtype=pl.UInt64)) | below,
+    }[answers]
+
+
+def _exceeding(
+    answers: pl.DataFrame, stops: pl.DataFrame, rule: Rule, n_requests: int
+) -> dict[str, Any]:
+    """How many requests need more than the policy gives, with a 95 % interval."""
+    ends = rule.calls is not None or rule.budget_ns is not None or rule.ladder is not None
+    unseen = answers.filter(~pl.col("done")).select(_REQUEST).unique()
+    unseen = unseen.join(stops.select(_REQUEST), on=_REQUEST, how="anti")
+    n_undecided = unseen.height if ends or rule.answers != "any" else 0
+    sizes = stops.group_by("source", "episode").len()["len"].to_numpy().astype(float)
+    effect = 1.0
+    if len(sizes):
+        effect = max(float((sizes**2).sum() / sizes.sum()), 1.0)
+        effect *= float(widening(np.array([float(len(sizes))]), _CONFIDENCE)[0])
+    shares = np.array([stops.height, stops.height + n_undecided]) / n_requests
+    trials = np.full(2, n_requests / effect)
+    low, high = exact_interval(shares, trials, _CONFIDENCE)
+    return {
+        "n_exceeding": stops.height,
+        "n_undecided": n_undecided,
+        "exceeding_ratio": float(shares[0]),
+        "exceeding_low": float(low[0]),
+        "exceeding_high": float(high[1]),
+    }
+
+
+def _waiting(answers: pl.DataFrame, stops: pl.DataFrame) -> dict[str, Any]:
+    """Time from each request's first call to the last busy answer that the policy saw."""
+    last = answers.group_by(*_REQUEST, "episode").agg(pl.col("waited_ns").max())
+    stopped = stops.select(*_REQUEST, stopped_ns="waited_ns")
+    by_episode = (
+        last.join(stopped, on=_REQUEST, how="left")
+        .group_by("source", "episode")
+        .agg(pl.coalesce("stopped_ns", "waited_ns").sum())
+        .sort("source", "episode")["stopped_ns"]
+    )
+    low, high = interval_of_sum(by_episode.to_numpy().astype(float), _CONFIDENCE)
+    total = int(by_episode.sum())
+    return {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
+
+
+def _warnings(answers: pl.DataFrame, warned: pl.DataFrame) -> dict[str, Any]:
+    mine = warned.join(answers.select("source", "seq", "at_ns"), on=("source", "seq"))
+    raised = mine.filter(pl.col("raised_to").is_not_null()).sort("source", "seq")
+    told = [
+        f"{to} at {ns // 10**9}.{ns % 10**9:09} s" + (f" (input {source})" if source else "")
+        for source, to, ns in raised.select("source", "raised_to", "at_ns").iter_rows()
+    ]
+    return {
+        "n_warnings": mine.height,
+        "n_doublings": raised.height,
+        "raised": "; ".join(told) or None,
+    }
+
+
+def _harm(stops: pl.DataFrame) -> dict[str, Any]:
+    """VMs that would have died, and entries whose lock would have stayed the host's."""
+    killed = stops.filter(pl.col("then") == "kill")
+    vms = killed.with_columns(vm=pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64)))
+    known = vms.filter(pl.col("vm").is_not_null())
+    left = stops.filter(pl.col("then") != "again", _takes_priority())
+    return {
+        "n_bugs": killed.height,
+        "n_vms_killed": known.select("source", "vm").n_unique()
+        if killed.is_empty() or not known.is_empty()
+        else None,
+        "n_entries_left": left.select("source", "td_id", "gpa").n_unique(),
+    }
+
+
+def _takes_priority() -> pl.Expr:
+    """Whether a busy answer leaves the host priority bit of a SEPT entry set."""
+    hp = locks.lock_table().filter(
+        pl.col("lock") == "SEPT_ENTRY",
+        pl.col("kind") == "entry_hp",
+        pl.col("operand_id").is_not_null(),
+        pl.col("leaf").is_not_null(),
+    )
+    pairs = hp.select(pl.struct("leaf", low=pl.col("operand_id"))).to_series().unique()
+    here = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
+    return word.is_busy(pl.col("status")) & here.is_in(pairs.implode())
+
+
+def _not_known(rule: Rule, row: dict[str, Any]) -> str:
+    """What the trace cannot tell about a row, in words."""
+    parts = ["requests are taken as they came: another policy would change who meets whom"]
+    if rule.kicks:
+        parts.append(
+            "a kick changes what follows: with the vCPUs out, the last call may find less busy"
+        )
+    if rule.ladder is not None:
+        parts.append("the lock held over the loop would keep other calls of the VM out")
+    if row["n_undecided"]:
+        parts.append(
+            f"{row['n_undecided']:,} requests left sight before this policy ends: cut, or given "
+            "up by the policy that the trace was made under"
+        )
+    if row["n_bugs"]:
+        parts.append("what a dead VM would no longer have asked for is still counted")
+    elif row["n_exceeding"]:
+        parts.append("what the caller does after giving up is not replayed")
+    if row["n_vms_killed"] is None:
+        parts.append("which VMs: the capture has neither TD nor process")
+    return "; ".join(parts)

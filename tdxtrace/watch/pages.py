@@ -1,0 +1,115 @@
+"""Pages of a running instance, followed: each look gives what the buffers held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from tdxtrace.errors import FormatError
+from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.records.formats import common_of, page_layout
+from tdxtrace.ingest.records.gather import Bytes
+from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.metadata import Formats
+from tdxtrace.ingest.ring.clocks import Clock
+from tdxtrace.ingest.ring.merge import ROUND_PAGES, Merge
+from tdxtrace.ingest.ring.reader import RingReader
+from tdxtrace.ingest.ring.tracefs import printed_names
+from tdxtrace.ingest.ring.windows import CpuPages
+from tdxtrace.watch.ticks import Tick, Ticker
+
+
+class PageTicker:
+    """Reads pages as they come."""
+
+    def __init__(
+        self,
+        header_page: str,
+        formats: Iterable[tuple[str, bytes]],
+        page_bytes: int,
+        mappings: Iterable[str] = (),
+    ) -> None:
+        """Begin.
+
+        Args:
+            header_page: The kernel's description of a page.
+            formats: Group and format of each event.
+            page_bytes: Size of a page.
+            mappings: ``EVENT=FUNCTION`` for probes whose names say nothing.
+
+        Raises:
+            FormatError: If the description is not understood.
+            QueryError: If a mapping is none.
+        """
+        made = Formats(header_page)
+        for system, text in formats:
+            made.add(text, system)
+        layout = page_layout(header_page, page_bytes, 8, False)
+        if layout is None:
+            raise FormatError(f"header_page does not describe a page of {page_bytes} bytes")
+        self._layout = layout
+        self._ticker = Ticker(mappings)
+        self._known = KnownEvents(
+            made.events,
+            common_of(made.events.values()),
+            self._ticker.vocabulary,
+            self._ticker.tally,
+            printed_names(made.events),
+        )
+        self._held: RawEvents | None = None
+
+    def tick(
+        self,
+        pages: Mapping[int, bytes],
+        until_ns: int | None,
+        comms: Mapping[int, str],
+        *,
+        is_last: bool = False,
+    ) -> Tick:
+        """Decode pages.
+
+        Args:
+            pages: What each CPU's buffer held.
+            until_ns: When the first buffer was begun to be read: of events up to then all
+                are here; later ones are held back, for a thread may have moved to a CPU
+                that was read before.  None: nothing more will come.
+            comms: Names of threads.
+            is_last: Whether this is the end.
+        """
+        batches = list(self._events(pages, comms))
+        if self._held is not None:
+            batches.insert(0, self._held)
+            self._held = None
+        if not batches:
+            return self._ticker.tick((), is_last=is_last)
+        events = concatenate(batches)
+        events = events.take(np.argsort(events.ts_ns, kind="stable"))
+        if until_ns is not None and not is_last:
+            due = events.ts_ns <= until_ns
+            self._held = events.take(~due)
+            events = events.take(due)
+        return self._ticker.tick([events], is_last=is_last)
+
+    def _events(self, pages: Mapping[int, bytes], comms: Mapping[int, str]) -> Iterator[RawEvents]:
+        sources = [CpuPages(cpu, _reader(data)) for cpu, data in sorted(pages.items()) if data]
+        if not sources:
+            return
+        n_pages = sum(map(len, pages.values())) // self._layout.size
+        merge = Merge(sources, self._layout, min(ROUND_PAGES, max(2 * n_pages, len(sources))))
+        tally = self._ticker.tally
+        yield from RingReader(merge, self._known, Clock(), tally, comms, {}).batches()
+        tally.note_damage(merge.n_damaged, "pages")
+
+
+class _reader:  # noqa: N801 - a function with a place
+    """Gives bytes piece by piece, as a file does."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = np.frombuffer(data, np.uint8), 0
+
+    def __call__(self, into: Bytes) -> int:
+        n = min(len(into), len(self._data) - self._at)
+        into[:n] = self._data[self._at : self._at + n]
+        self._at += n
+        return n

@@ -1,0 +1,140 @@
+"""``tdxtrace watch``: a pipe in; a table, lines of JSON, metrics or an exit status out."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+from running import SAMPLES, refused
+from testbed import program
+
+HEAD = b"".join((SAMPLES / "contended.txt").read_bytes().splitlines(keepends=True)[:2000])
+
+
+def watch(*words: str, data: bytes = HEAD) -> subprocess.CompletedProcess[bytes]:
+    command = program("watch", "-", "--interval", "50ms", *words)
+    return subprocess.run(command, input=data, capture_output=True, check=False, timeout=120)
+
+
+def test_lines_of_json_end_with_all_of_it() -> None:
+    done = watch("--jsonl")
+    assert (done.returncode, done.stderr) == (0, b"")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told[-1]["events"] == 2000
+    assert told[-1]["leaves"]["TDH.MEM.PAGE.AUG"]["busy"] > 0
+
+
+def test_a_table_of_80_columns() -> None:
+    done = watch("--no-color")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "2,000 events" in done.stdout.decode()
+    assert b"\x1b[3" not in done.stdout
+
+
+def test_a_name_that_moves_the_cursor_is_shown_harmlessly() -> None:
+    hostile = re.sub(rb"^.{16}-", b"CPU\x1b[2J 0/KVM     -", HEAD, flags=re.MULTILINE)
+    done = watch("--no-color", data=hostile)
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b[2J" not in done.stdout
+
+
+def test_a_threshold_ends_it() -> None:
+    done = watch("--jsonl", "--fail-on", "max-attempts>2")
+    assert done.returncode == 3
+    assert done.stderr.startswith(b"tdxtrace: max-attempts is ")
+    assert watch("--jsonl", "--fail-on", "max-attempts>100000").returncode == 0
+
+
+def test_a_threshold_ends_it_while_the_pipe_is_open() -> None:
+    command = program("watch", "-", "--interval", "50ms", "--jsonl", "--fail-on", "busy>10")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write(HEAD)
+        process.stdin.flush()
+        assert process.wait(60) == 3
+
+
+def test_a_signal_ends_it_well() -> None:
+    command = program("watch", "-", "--interval", "50ms", "--jsonl")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(HEAD)
+        process.stdin.flush()
+        while not json.loads(process.stdout.readline())["events"]:
+            pass
+        process.send_signal(signal.SIGTERM)
+        last = process.stdout.read().splitlines()[-1]
+        assert json.loads(last)["events"] == 2000
+        assert process.wait(60) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_prometheus_is_answered() -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    where = f"127.0.0.1:{free_port()}"
+    command = program("watch", "-", "--interval", "50ms", "--jsonl", "--metrics", where)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(HEAD)
+        process.stdin.flush()
+        told = {"events": 0}
+        while told["events"] < 2000:
+            told = json.loads(process.stdout.readline())
+        with urllib.request.urlopen(f"http://{where}/metrics") as answer:
+            families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+        process.stdin.close()
+        process.stdout.read()
+        assert process.wait(60) == 0
+    (events,) = families["tdxtrace_events"].samples
+    assert events.value == 2000
+    busy = sum(sample.value for sample in families["tdxtrace_busy"].samples)
+    assert busy == sum(one["n"] for one in told["busy"])  # type: ignore[attr-defined]
+    assert "tdxtrace_attempts" in families
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("trace.txt",), 2, "watch takes - for standard input"),
+        (("-", "--metrics", "0.0.0.0:9464"), 2, "not on loopback"),
+        (("-", "--metrics", "example.org:1"), 2, "not on loopback"),
+        (("-", "--metrics", "nonsense"), 2, "not an address"),
+        (("-", "--interval", "never"), 2, "not a time"),
+        (("-", "--fail-on", "max-atempts>3"), 2, "nearest: max-attempts"),
+    ],
+)
+def test_bad_words(words: tuple[str, ...], status: int, said: str) -> None:
+    assert said in refused(status, "watch", *words)
+
+
+def test_what_is_no_trace() -> None:
+    done = watch("--jsonl", data=b"hello world\n")
+    assert done.returncode == 1
+    assert b"standard input is no trace" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert watch("--jsonl", data=b"").returncode == 1
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = watch("--jsonl", "--metrics", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert done.returncode == 1
+    assert b"cannot listen on 127.0.0.1" in done.stderr
