@@ -11,6 +11,7 @@ next begins STEP_NS later.  A word is one of
 ``2/)S``        ... it returns
 ``>X``          an entry of the vCPU and its exit, as kvm_entry and kvm_exit show it (EXITS)
 ``?3``          kvm_page_fault on page 3
+``out14``       kvm_userspace_exit with errno 14 (a memory fault)
 ``_``  ``_7s``  a silence of one millisecond, of 7 s, 20ms, 300us
 ``lost@1``      events of CPU 1 were lost here; ``lost`` alone: of any CPU
 ``overwritten`` what CPU 1 (``@1``) recorded before its first event is gone
@@ -59,13 +60,15 @@ LEAVES = {
     "flush": 18,
     "init": 21,
     "reclaim": 28,
+    "finalize": 17,
     "remove": 29,
     "track": 38,
+    "unblock": 39,
     "cachewb": 40,
     "wbinvd": 41,
 }
-TAKES_GPA = {"", "add", "sept", "block", "demote", "remove"}
-TAKES_TD = TAKES_GPA | {"create", "init", "track"}
+TAKES_GPA = {"", "add", "sept", "block", "demote", "remove", "unblock"}
+TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize"}
 TAKES_VP = {"enter", "flush"}
 TAKES_PAGE = {"reclaim", "wbinvd"}
 
@@ -81,6 +84,7 @@ STATUS = {
     "J": 0x8000_0004_0000_0000,  # INTERRUPTED_RESTARTABLE
     "E": 0xC000_0100_0000_0001,  # OPERAND_INVALID, RCX
     "T": 0xC000_0B08_0000_0001,  # TLB_TRACKING_NOT_DONE, RCX
+    "Z": 0x9000_0205_0000_0000,  # an exit: HOST_PRIORITY_BUSY_TIMEOUT
     "X": 48,  # an exit: EPT violation
     "H": 12,  # an exit: HLT
     "C": 77,  # an exit: TDCALL
@@ -106,6 +110,7 @@ _CALL = re.compile(
 _END = re.compile(r"(?:(?P<thread>\d+)/)?\)(?P<status>[A-Z])(?:@(?P<cpu>\d+))?")
 _ENTRY = re.compile(r"(?:(?P<thread>\d+)/)?>(?P<exit>[A-Z])(?P<fast>f?)")
 _FAULT = re.compile(r"(?:(?P<thread>\d+)/)?\?(?P<page>\d+)")
+_OUT = re.compile(r"(?:(?P<thread>\d+)/)?out(?P<errno>\d+)")
 _LOSS = re.compile(r"(?P<kind>lost|overwritten|full|midway)(?:@(?P<cpu>\d+))?")
 _PAUSE = re.compile(r"_(?:(?P<n>\d+)(?P<unit>s|ms|us))?")
 _KINDS = {
@@ -127,6 +132,7 @@ class Story:
     calls: list[Row] = field(default_factory=list)
     entries: list[Row] = field(default_factory=list)
     faults: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
     gaps: list[tuple[str, int | None, int]] = field(default_factory=list)
     heard: list[tuple[int, int]] = field(default_factory=list)
     """Time and CPU of every event."""
@@ -148,6 +154,11 @@ class Story:
     def page_faults(self) -> pl.DataFrame:
         """The ``page_faults`` table."""
         return pl.DataFrame(self.faults, schema=PAGE_FAULTS.schema)
+
+    @property
+    def host_events(self) -> pl.DataFrame:
+        """The ``host_events`` table."""
+        return pl.DataFrame(self.events, schema=HOST_EVENTS.schema)
 
     @property
     def losses(self) -> pl.DataFrame:
@@ -182,7 +193,7 @@ class Story:
             seamcalls=self.seamcalls,
             vm_entries=self.vm_entries,
             page_faults=self.page_faults,
-            host_events=HOST_EVENTS.empty(),
+            host_events=self.host_events,
             threads=pl.DataFrame(threads, schema=THREADS.schema),
             losses=self.losses,
             provenance=Provenance((source,), 0, "told", "0"),
@@ -195,6 +206,7 @@ class Story:
             (_LOSS, self._lose),
             (_ENTRY, self._enter),
             (_FAULT, self._fault),
+            (_OUT, self._out),
             (_END, self._end),
             (_CALL, self._call),
         ):
@@ -300,6 +312,10 @@ class Story:
         row = self._place(found["thread"])
         row |= {"ts_ns": self._hear(0), "gpa": int(found["page"]) * 0x1000, "error_code": 2}
         self.faults.append(row | {"seq": self.line, "vcpu_id": row["tid"], "n_lines": 1})
+
+    def _out(self, found: re.Match[str]) -> None:
+        row = self._place(found["thread"]) | {"ts_ns": self._hear(0), "event": "kvm_userspace_exit"}
+        self.events.append(row | {"errno": int(found["errno"]), "seq": self.line, "n_lines": 1})
 
 
 def story(text: str, processes: Mapping[int, int] | None = None) -> Story:

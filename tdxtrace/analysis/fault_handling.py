@@ -70,6 +70,8 @@ def handled_faults(
     rows = _with_installs(rows, calls)
     rows = _with_userspace(rows, events)
     rows = _with_state(rows, calls)
+    watched = calls.filter(pl.col("leaf") == _BLOCK)["source"].unique()
+    rows = rows.with_columns(watched=pl.col("source").is_in(watched.implode()))
     rows = _with_others(rows, calls)
     return rows.with_columns(_why()).select(
         *_VCPU, "nth", "ts_ns", "gpa", "why", by_seq=_evidence()
@@ -230,7 +232,8 @@ def _why() -> pl.Expr:
         .then(pl.lit("churned"))
         .when(blocked & pl.col("next_leaf").is_in(_TAKES_AWAY))
         .then(pl.lit("invalidated"))
-        .when(settled)
+        # Where BLOCK is not probed a page may have been blocked since.
+        .when(settled & pl.col("watched"))
         .then(pl.lit("pending"))
         .when("race")
         .then(pl.lit("raced"))

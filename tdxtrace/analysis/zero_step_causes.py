@@ -115,7 +115,11 @@ def _counted(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
         )
         .filter(pl.col("last").is_not_null())
     )
-    first = (pl.col("last") - pl.col("n_faults_before").cast(pl.Int64) + 1).clip(0)
+    # What the module refused by name was preceded by seven faults at one RIP, even where the
+    # pages changed in between.
+    armed = pl.when(pl.col("form") == "busy_sept").then(STEPPING_EPF_THRESHOLD + 1).otherwise(0)
+    n = pl.max_horizontal(pl.col("n_faults_before").cast(pl.Int64), armed)
+    first = (pl.col("last") - n + 1).clip(0)
     windows = last.select(*_EPISODE, "tid", nth=pl.int_ranges(first, pl.col("last") + 1)).explode(
         "nth"
     )
@@ -131,7 +135,7 @@ def _counted(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
 
 def _decided(found: pl.DataFrame) -> pl.DataFrame:
     """The cause by majority, its share, and the last row that shows it."""
-    cause, n, why = pl.lit("unknown"), pl.col("n_unexplained"), pl.lit("unexplained")
+    cause, n, why = pl.lit("unknown"), pl.lit(0, pl.UInt32), pl.lit("unexplained")
     for name, explained in _COUNTS.items():
         if explained in _CAUSE:
             most = pl.col(name) * 2 > pl.col("n_faults")

@@ -147,4 +147,11 @@ def verdicts_command(request: Request, of: ModuleOptions, printing: Printing) ->
 
     Example: tdxtrace verdicts trace.txt --dmesg dmesg.txt
     """
-    printing.show(of.analyze(request).verdicts, request)
+    rows = of.analyze(request).verdicts
+    if printing.form is not OutputFormat.table or printing.output is not None:
+        printing.show(rows, request)
+        return
+    from tdxtrace.cli import outputs
+    from tdxtrace.report.verdict_text import verdict_text
+
+    outputs.print_screen(verdict_text(rows, printing.limit), request.no_color)

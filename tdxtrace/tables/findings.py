@@ -138,7 +138,11 @@ ZERO_STEP_CAUSES = Table(
         Column("start_ns", I64, "First entry that was refused.", unit="ns"),
         Column("fault_ns", I64, "First fault of the run that led to it.", "ns", nullable=True),
         Column("cause", pl.Enum(STEP_CAUSES), "Why most of these faults were not settled."),
-        Column("share", pl.Float64(), "Share of the faults that the cause explains, 0 to 1."),
+        Column(
+            "share",
+            pl.Float64(),
+            "Share of the faults that it explains, 0 to 1; unknown: 0.",
+        ),
         Column("n_faults", U32, "Faults of the run that the trace shows."),
         Column("n_pages", U32, "Different pages among them."),
         Column("n_memory_fault", U32, "Went to userspace as KVM_EXIT_MEMORY_FAULT."),

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
+from tdxtrace.analysis.verdicts.rules import by_word, grouped, rule_statements, ruled
 from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
 from tdxtrace.tables.verdicts import VERDICTS
 from tdxtrace.tdx.leaves import leaf_name
@@ -24,14 +24,13 @@ _RULE: Final = {
     "host_conflict": "locks_never_wait",
     "armed_entry": "armed_entry_holds_tree",
     "guest": "host_priority",
-    "kernel_bug": "rule_of_a_correct_kernel",
     "unexplained": "no_cause_without_holder",
 }
 _BECAUSE: Final = {
     "host_conflict": "another SEAMCALL of the host held the lock; it has to be tried again",
     "armed_entry": "an entry that zero-step mitigation had armed held the lock",
     "guest": "a TDCALL of the guest held it; host priority gives it to the host's next try",
-    "kernel_bug": "this breaks a rule that a correct kernel keeps",
+    "kernel_bug": "in a correct kernel",
     "unexplained": "the trace does not show who held it",
 }
 _PROBE: Final = "probe entry and return of every tdh_* wrapper, and tdx_vcpu_run for TDH.VP.ENTER"
@@ -73,14 +72,14 @@ def _given() -> dict[str, pl.Expr]:
         pl.col("resource").fill_null("operand unknown"),
         pl.lit("): "),
         by_word("cause", _BECAUSE),
-        pl.concat_str(pl.lit(": "), rule).fill_null(""),
+        pl.concat_str(pl.lit(" "), by_word("rule", rule_statements())).fill_null(""),
         pl.lit("."),
     )
     return {
         "verdict": verdict,
         "what": what,
         "sentence": sentence,
-        "rule": by_word("cause", _RULE),
+        "rule": pl.coalesce(rule, by_word("cause", _RULE)),
         "decided_by": pl.col("advice").fill_null(_PROBE),
     }
 
@@ -107,9 +106,13 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
             "verdict": pl.when("sure").then(pl.lit("BUG")).otherwise(pl.lit("UNDECIDED")),
             "what": pl.when("sure").then(name).otherwise(name + ", not sure"),
             "sentence": pl.concat_str(
-                _times("call"), pl.lit(" of "), _leaf(), pl.lit(" broke the rule "), name + "."
+                _times("call"),
+                pl.lit(" of "),
+                _leaf(),
+                pl.lit(" that should not be: in a correct kernel "),
+                by_word("rule", rule_statements()) + ".",
             ),
-            "rule": pl.lit("rule_of_a_correct_kernel"),
+            "rule": name,
             "decided_by": pl.lit(_PROBE),
         },
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import polars as pl
 
 from tdxtrace.tables.verdicts import SUBJECTS, VERDICTS, VERDICTS_GIVEN
+from tdxtrace.tdx.bug_rules import bug_rule_table
 
 _MODULE: Final = "intel/tdx-module 1.5.01 to 1.5.25"
 RULES: Final = {
@@ -14,10 +16,6 @@ RULES: Final = {
     "armed_entry_holds_tree": f"{_MODULE} td_transitions/tdh_vp_enter.c, handle_stepping_filter",
     "host_priority": f"{_MODULE} src/common/helpers/tdx_locks.h, sept_lock_acquire_host",
     "no_cause_without_holder": "a cause needs a holder that overlaps: tdx-module lock table",
-    "rule_of_a_correct_kernel": (
-        "Yan Zhao, 2025-09-02 (lore aLa34QCJCXGLk/fl) and S. Christopherson, 2024-09 to 2024-10: "
-        "KVM keeps its own calls apart; see the rule's own source"
-    ),
     "vmm_must_convert": (
         "Linux Documentation/virt/kvm/api.rst, KVM_EXIT_MEMORY_FAULT; Yan Zhao, 2024-09-25: the "
         "selftest that ignores it; S. Christopherson, 2024-10-08: working as intended"
@@ -47,7 +45,22 @@ RULES: Final = {
     "block_track_then_operate": f"{_MODULE} src/common/helpers/helpers.h, is_tlb_tracked",
     "message_alone": "a message tells the status of one call, not who held what",
 }
-"""Every rule by name, and where it comes from."""
+"""Our rules by name, and where each comes from; those of a correct kernel have a table."""
+
+
+@cache
+def rule_sources() -> dict[str, str]:
+    """Every rule by name, and where it comes from."""
+    table = bug_rule_table()
+    return RULES | dict(zip(table["rule"], table["source"], strict=True))
+
+
+@cache
+def rule_statements() -> dict[str, str]:
+    """What holds in a correct kernel, by the rule's name."""
+    table = bug_rule_table()
+    return dict(zip(table["rule"], table["statement"], strict=True))
+
 
 # Rows that are named as evidence of a group.
 _N_EVIDENCE: Final = 5
@@ -92,7 +105,7 @@ def ruled(
             verdict=pl.col("verdict").cast(pl.Enum(VERDICTS_GIVEN)),
             subject=pl.lit(subject, pl.Enum(SUBJECTS)),
             evidence_table=pl.lit(table),
-            rule_source=pl.col("rule").replace_strict(RULES, return_dtype=pl.String),
+            rule_source=pl.col("rule").replace_strict(rule_sources(), return_dtype=pl.String),
             decided_by=decided_by.cast(pl.String),
             evidence=pl.col("evidence").fill_null(""),
         )

@@ -1,0 +1,186 @@
+"""Why a vCPU faulted so often at one instruction: small stories, one per cause."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from story import Story, story, without
+
+from tdxtrace.analysis.step_thresholds import step_thresholds
+from tdxtrace.analysis.zero_step_causes import zero_step_causes
+from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.errors import TableError
+from tdxtrace.tables.findings import STEP_THRESHOLDS, ZERO_STEP_CAUSES
+
+REFUSED = "enterB enterC"
+FAULT = "enterX ?1 "
+
+
+def causes_of(told: Story, **options: int) -> pl.DataFrame:
+    calls, entries, faults = told.seamcalls, told.vm_entries, told.page_faults
+    steps = zero_steps(calls, entries, faults, told.host_events)
+    found = zero_step_causes(steps, calls, entries, faults, told.host_events, **options)
+    assert found.select("source", "first_seq", "form").equals(
+        steps.select("source", "first_seq", "form")
+    )
+    return ZERO_STEP_CAUSES.check(found)
+
+
+def cause(text: str, **options: int) -> tuple[str, float]:
+    row = causes_of(story(text), **options).row(0, named=True)
+    return row["cause"], round(row["share"], 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Userspace is told of a page to convert, and enters again without.
+        (7 * (FAULT + "out14 ") + REFUSED, ("memory_fault_ignored", 1.0)),
+        (4 * (FAULT + "out14 ") + 3 * FAULT + REFUSED, ("memory_fault_ignored", 0.57)),
+        # Another exit to userspace is none.
+        (7 * (FAULT + "out4 ") + REFUSED, ("unknown", 0.0)),
+        # Blocked and unblocked as it was.
+        ("2/blockS1 " + 7 * FAULT + "enterB 2/unblockS1 enterC", ("block_churn", 1.0)),
+        # Blocked, and then removed or split.
+        ("2/blockS1 " + 7 * FAULT + "enterB 2/trackS 2/removeS1", ("invalidation", 1.0)),
+        ("2/blockS1 " + 7 * FAULT + "enterB 2/demoteS1", ("invalidation", 1.0)),
+        # Blocked, and the trace ends: to be unblocked or removed, who knows.
+        ("2/blockS1 " + 7 * FAULT + REFUSED, ("unknown", 0.0)),
+        # A BLOCK that failed blocks nothing; one of another page or TD not this one.
+        ("2/blockE1 " + 7 * FAULT + "enterB 2/unblockE1", ("unknown", 0.0)),
+        ("2/blockS2 " + 7 * FAULT + "enterB 2/unblockS2", ("unknown", 0.0)),
+        ("K1 2/blockS1#7 " + 7 * FAULT + "enterB 2/unblockS1#7", ("unknown", 0.0)),
+        # The vCPU's own install met busy, and KVM left its loop.
+        (7 * (FAULT + "K1 ") + REFUSED, ("left_loop", 1.0)),
+        # One instruction over many pages, each served.
+        (
+            "".join(f"enterX ?{page} S{page} " for page in range(1, 8)) + REFUSED,
+            ("many_pages", 1.0),
+        ),
+        # Six pages are what the module lets pass; their number explains nothing.
+        (
+            "".join(f"enterX ?{page} S{page} " for page in (1, 2, 3, 4, 5, 6, 6)) + REFUSED,
+            ("unknown", 0.0),
+        ),
+        # Another thread was installing the page all the while.
+        ("2/(1 " + 7 * FAULT + "2/)S " + REFUSED, ("frozen_spte", 1.0)),
+        ("2/(2 " + 7 * FAULT + "2/)S " + REFUSED, ("unknown", 0.0)),
+        # Installed before the entry that faulted, and not blocked since.
+        ("2/blockS9 S1 " + 7 * FAULT + REFUSED, ("pending_page", 1.0)),
+        # Nobody would have seen a BLOCK.
+        ("S1 " + 7 * FAULT + REFUSED, ("unknown", 0.0)),
+        # No majority is no cause.
+        (3 * (FAULT + "out14 ") + 3 * (FAULT + "K1 ") + FAULT + REFUSED, ("unknown", 0.0)),
+    ],
+)
+def test_each_cause(text: str, expected: tuple[str, float]) -> None:
+    assert cause(text) == expected
+
+
+def test_an_invalidation_of_many_pages_is_a_memory_slots() -> None:
+    removals = "".join(f"2/blockS{p} 2/removeS{p} " for p in range(2, 8))
+    text = "2/blockS1 " + 7 * FAULT + "enterB 2/removeS1 " + removals
+    assert cause(text)[0] == "invalidation"
+    assert cause(text, memslot_pages=6)[0] == "memslot_change"
+    assert cause(text, memslot_pages=7)[0] == "invalidation"
+
+
+def test_evidence_is_a_row_that_shows_the_cause() -> None:
+    told = story("2/blockS1 " + 7 * FAULT + "enterB 2/unblockS1 enterC")
+    row = causes_of(told).row(0, named=True)
+    shown = told.seamcalls.filter(pl.col("seq") == row["evidence_seq"])
+    assert shown["leaf"].to_list() == [7]
+    told = story(7 * (FAULT + "out14 ") + REFUSED)
+    row = causes_of(told).row(0, named=True)
+    assert row["evidence_seq"] in told.host_events["seq"]
+    assert (row["n_faults"], row["n_pages"], row["n_memory_fault"]) == (7, 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (7 * "enterX " + REFUSED, ["kvm_page_fault", "userspace_exit", "page_aug", "range_block"]),
+        (7 * FAULT + REFUSED, ["userspace_exit", "page_aug", "range_block"]),
+        ("S9 2/blockS9 out4 " + 7 * FAULT + REFUSED, ["RIP", "possibly_epf_stepping"]),
+    ],
+)
+def test_what_is_unknown_says_what_to_record(text: str, words: list[str]) -> None:
+    (advice,) = causes_of(story(text))["advice"]
+    assert all(word in advice for word in words)
+    assert ("kvm_page_fault" in words) == ("kvm_page_fault" in advice)
+
+
+def test_episodes_of_kvms_own_events_have_causes_too() -> None:
+    told = story(7 * ">X ?1 out14 " + ">F >C")
+    found = causes_of(told)
+    assert found.select("form", "cause").rows() == [("failed_vmentry", "memory_fault_ignored")]
+
+
+def test_a_trace_without_episodes_has_no_causes() -> None:
+    assert causes_of(story("")).is_empty()
+    assert causes_of(story("B1 S1 " + 7 * FAULT + "enterC")).is_empty()
+
+
+def test_a_table_of_another_kind_is_refused() -> None:
+    told = story(FAULT)
+    with pytest.raises(TableError):
+        zero_step_causes(
+            told.seamcalls, told.seamcalls, told.vm_entries, told.page_faults, told.host_events
+        )
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        ["enterX", "enterB", "enterC", "?1", "?2", "S1", "K1", "out14", "2/blockS1", "2/removeS1"]
+        + ["2/unblockS1", "2/(1", ">X", ">F", ">C", "2/enterX", "2/?1", "_"]
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=40)
+@given(WORDS, st.booleans())
+def test_every_fault_has_one_explanation(words: list[str], with_arguments: bool) -> None:
+    kept = [w for i, w in enumerate(words) if w != "2/(1" or w not in words[:i]]
+    told = story(" ".join(kept))
+    if not with_arguments:
+        told.calls = without(told.seamcalls, "td_id", "gpa", "level").to_dicts()
+    causes_of(told)  # checks the table's rules
+
+
+# What each threshold would have made.
+
+
+def sweep(text: str) -> dict[int, tuple[int, int]]:
+    told = story(text)
+    found = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults)
+    STEP_THRESHOLDS.check(found)
+    return {row["threshold"]: (row["n_runs"], row["n_faults"]) for row in found.to_dicts()}
+
+
+@pytest.mark.parametrize("fault", ["enterX ?1 K1 ", ">X ?1 "])
+def test_a_run_counts_for_every_threshold_below_it(fault: str) -> None:
+    end = "enterC " if fault.startswith("enter") else ">C "
+    found = sweep(9 * fault + end + 5 * fault + end)
+    assert list(found) == list(range(4, 17))
+    assert found[4] == (2, 5 + 1)
+    assert found[5] == (1, 4)
+    assert (found[8], found[9], found[16]) == ((1, 1), (0, 0), (0, 0))
+
+
+def test_progress_ends_a_run() -> None:
+    assert sweep(5 * FAULT + "enterC " + 5 * FAULT)[5] == (0, 0)
+    assert sweep(5 * FAULT + "enterQ " + 5 * FAULT)[5] == (1, 5)
+    assert sweep(5 * FAULT + "S1 " + 5 * FAULT)[5] == (0, 0)
+
+
+def test_two_vcpus_are_two_runs() -> None:
+    told = story(5 * ("enterX 2/enterX "))
+    row = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults).row(0, named=True)
+    assert (row["n_runs"], row["n_vcpus"], row["max_run"]) == (2, 2, 5)
+
+
+def test_nothing_entered_gives_nothing() -> None:
+    assert sweep("B1 S1") == {}
