@@ -30,6 +30,16 @@ class About(StrEnum):
     attempts = "attempts"
     shares = "shares"
     rules = "rules"
+    locks = "locks"
+    entries = "entries"
+
+
+_TABLES = {
+    About.shares: "cause_shares",
+    About.rules: "broken_rules",
+    About.locks: "lock_values",
+    About.entries: "entry_waits",
+}
 
 
 @spread
@@ -39,7 +49,11 @@ def busy_causes_command(
     printing: Printing,
     about: Annotated[
         About,
-        typer.Option("--about", help="Each attempt, the share of each cause, or broken rules."),
+        typer.Option(
+            "--about",
+            help="Each busy attempt; the share of each cause; rules that the kernel broke; what "
+            "locks would have bought; refused entries.",
+        ),
     ] = About.attempts,
     cause: Annotated[
         Cause | None, typer.Option("--cause", help="Only attempts with this answer.")
@@ -55,11 +69,8 @@ def busy_causes_command(
     import polars as pl
 
     findings = of.analyze(request)
-    if about is About.shares:
-        printing.show(findings.cause_shares, request)
-        return
-    if about is About.rules:
-        printing.show(findings.broken_rules, request)
+    if about in _TABLES:
+        printing.show(getattr(findings, _TABLES[about]), request)
         return
     rows = findings.busy_causes
     if cause is not None:
