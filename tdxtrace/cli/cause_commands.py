@@ -1,4 +1,4 @@
-"""Commands about causes: busy-causes."""
+"""Commands about causes: busy-causes, explain."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def busy_causes_command(
     """
     import polars as pl
 
-    findings = of.analyze(request)
+    findings = of.analyze(of.read(request), request)
     if about in _TABLES:
         printing.show(getattr(findings, _TABLES[about]), request)
         return
@@ -79,3 +79,27 @@ def busy_causes_command(
     if printing.form is OutputFormat.table and not candidates:
         rows = rows.filter(pl.col("rank") == 1)
     printing.show(rows, request)
+
+
+@spread
+def explain_command(
+    request: Request,
+    of: ModuleOptions,
+    seq: Annotated[int, typer.Option("--seq", metavar="N", min=0, help="Which SEAMCALL: its seq.")],
+    source: Annotated[
+        int, typer.Option("--source", metavar="N", min=0, help="Of which TRACE, counted from 0.")
+    ] = 0,
+    chain: Annotated[
+        bool, typer.Option("--chain/--attempt", help="The time of its whole chain, or its own.")
+    ] = False,
+) -> None:
+    """Show what happened around one SEAMCALL: threads, locks, and who made it busy.
+
+    Example: tdxtrace explain trace.txt --seq 5374
+    """
+    from tdxtrace.analysis.causes.surroundings import surroundings
+    from tdxtrace.report.timeline import as_text
+
+    trace = of.read(request)
+    findings = of.analyze(trace, request)
+    typer.echo(as_text(surroundings(trace, findings, seq, source=source, whole_chain=chain)))
