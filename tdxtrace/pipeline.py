@@ -12,7 +12,9 @@ from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.cause_shares import cause_shares
+from tdxtrace.analysis.causes.entry_waits import entry_waits
 from tdxtrace.analysis.causes.generation import chosen_generations
+from tdxtrace.analysis.causes.lock_values import lock_values
 from tdxtrace.analysis.causes.scene import Scene, scenes
 from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.leaf_stats import leaf_stats
@@ -143,6 +145,10 @@ def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
         "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
         "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+        "lock_values": lambda findings: lock_values(
+            looked_at(), findings.busy_causes, findings.retry_chains
+        ),
+        "entry_waits": lambda _: chosen.of(entry_waits(looked_at()), trace),
     }
 
 
