@@ -179,7 +179,7 @@ def _seen(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     return {
         "n_censored": int(steps["n_censored"].sum()),
         "n_episodes": int(steps["n_episodes"][0]),
-        "design_effect": float(steps["design_effect"][-1]),
+        "design_effect": float(steps["design_effect"].max()),  # type: ignore[arg-type]
         "max_seen": int(steps["within"][-1]),
     }
 
@@ -262,12 +262,12 @@ def _extrapolated(
         why = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
         return _withheld(f"not supported by this trace: {why}", needed)
     most = FURTHER * max(float(told["max_seen"]), 1.0)
-    limit = fitted.bound(curve.target, _z(curve.confidence), most)
+    limit = fitted.bound(curve.target, curve.confidence, most)
     if math.isinf(limit):
         why = f"the tail may reach {FURTHER} times as far as was seen"
         return _withheld(f"not supported by this trace: {why}", needed)
-    z = _z((1 + curve.confidence) / 2)
-    low, high = (fitted.bound(curve.target, end, most) for end in (-z, z))
+    both = (1 + curve.confidence) / 2
+    low, high = (fitted.bound(curve.target, end, most) for end in (1 - both, both))
     whole = _whole(limit, curve.unit)
     beyond = f"extrapolated: at most {told['max_seen']:,} was seen"
     return model | {
@@ -306,12 +306,6 @@ def _whole(value: float, unit: str) -> int:
         return math.ceil(value - 1e-9)
     place = int(np.searchsorted(np.array(TIMES_NS), value - 1e-9))
     return int(TIMES_NS[min(place, len(TIMES_NS) - 1)])
-
-
-def _z(confidence: float) -> float:
-    from scipy import stats
-
-    return float(stats.norm.ppf(confidence))
 
 
 def _needed(curve: _Curve) -> int:
