@@ -17,7 +17,7 @@ _COUNTED: Final = re.compile(r"[\d,]+ requests?")
 _BASIS: Final = {
     "observed": "counted",
     "nothing_busy": "none busy",
-    "extrapolated": "extrapolated",
+    "extrapolated": "model",
     "withheld": "withheld",
 }
 

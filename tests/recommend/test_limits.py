@@ -211,10 +211,25 @@ def test_a_guest_that_made_nothing_busy_has_the_rule_of_three() -> None:
 
 
 def test_without_causes_the_split_is_withheld_with_the_reason() -> None:
-    told = analyze(story("B1 S1 S2").trace)
-    rows = told.limits.filter(pl.col("made_by") != "anyone")
-    assert rows["basis"].unique().to_list() == ["withheld"]
-    assert rows["reason"].str.contains("who made the answers busy").all()
+    chains = chains_of([0, 1, 0])
+    rows = limits(attempts(chains, coverage.answers_of(chains)), chains, NO_LOSS, 1.0)
+    split = rows.filter(pl.col("made_by") != "anyone")
+    assert split["basis"].unique().to_list() == ["withheld"]
+    assert split["reason"].str.contains("who made the answers busy").all()
+
+
+def test_findings_know_who_made_it_busy() -> None:
+    found = analyze(story("B1 S1 K2 S2").trace)
+    assert {"cause", "maker"} <= set(found.attempts["by"])
+    split = found.limits.filter(pl.col("made_by") != "anyone")
+    assert not split["reason"].str.contains("who made the answers busy").any()
+
+
+def test_the_unexplained_are_told() -> None:
+    rows = by_maker(_MIXED, {"146": "unexplained", "1": "guest"}, Wish(0.01, 0.9))
+    told = "78 busy answers are unexplained and count for host and guest"
+    assert rows["anyone"]["reason"] is None
+    assert rows["host"]["reason"] == rows["guest"]["reason"] == told
 
 
 # Merging.
