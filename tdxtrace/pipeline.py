@@ -180,7 +180,9 @@ def _retries(trace: Trace, every: pl.DataFrame) -> dict[str, Question]:
     """How the tables about the number of retries are found."""
     return {
         "busy_answers": lambda found: _answers_of(trace, every, found),
-        "attempts": lambda found: attempts(found.retry_chains, found.busy_answers),
+        "attempts": lambda found: attempts(
+            found.retry_chains, found.busy_answers, found.busy_causes
+        ),
         "latencies": lambda found: latencies(
             trace.seamcalls, found.retry_chains, found.busy_answers
         ),
