@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.capture.recording import PAGES, page_bytes
+from tdxtrace.capture.instance import page_bytes
+from tdxtrace.capture.recording import PAGES
 
 _MAGIC: Final = b"\x17\x08\x44tracing6\0"
 # Option numbers: trace-cmd.dat.v6(5), OPTIONS.

@@ -23,7 +23,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, tracing() as found:
         folder = Path(name)
         bench = build(folder)
-        for recorder in (*FORMS, *OTHERS):
+        for recorder in sys.argv[2:] or (*FORMS, *OTHERS):
             n_chains, n_wrong = 0, 0
             for seed in range(runs):
                 csv, trace = folder / "truth.csv", folder / f"{recorder}-{seed}.dat"
