@@ -100,7 +100,7 @@ class _Call:
 
     def _kept(self) -> dict[str, str]:
         """Names of maps and what the entry puts into them; the first is never zero."""
-        kept = {}
+        kept: dict[str, str] = {}
         if self.entry is not None:
             kept |= {"when": "nsecs", "on": "cpu"}
             kept |= {
