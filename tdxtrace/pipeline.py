@@ -12,7 +12,9 @@ from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.cause_shares import cause_shares
+from tdxtrace.analysis.causes.entry_waits import entry_waits
 from tdxtrace.analysis.causes.generation import chosen_generations
+from tdxtrace.analysis.causes.lock_values import lock_values
 from tdxtrace.analysis.causes.scene import Scene, scenes
 from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.leaf_stats import leaf_stats
@@ -143,6 +145,10 @@ def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
         "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
         "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+        "lock_values": lambda findings: lock_values(
+            looked_at(), findings.busy_causes, findings.retry_chains
+        ),
+        "entry_waits": lambda _: chosen.of(entry_waits(looked_at()), trace),
     }
 
 
@@ -174,7 +180,9 @@ def _retries(trace: Trace, every: pl.DataFrame) -> dict[str, Question]:
     """How the tables about the number of retries are found."""
     return {
         "busy_answers": lambda found: _answers_of(trace, every, found),
-        "attempts": lambda found: attempts(found.retry_chains, found.busy_answers),
+        "attempts": lambda found: attempts(
+            found.retry_chains, found.busy_answers, found.busy_causes
+        ),
         "latencies": lambda found: latencies(
             trace.seamcalls, found.retry_chains, found.busy_answers
         ),

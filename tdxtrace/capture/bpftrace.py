@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from tdxtrace.capture.probes import Fetch, Probe
@@ -11,8 +12,9 @@ from tdxtrace.capture.recipe import Recipe
 # Thread, CPU and time as the kernel prints them (Linux kernel/trace/trace_output.c,
 # trace_print_context), so that the output is an ftrace text; nsecs is CLOCK_MONOTONIC
 # (bpf_ktime_get_ns).
-_WHO: Final = '"%16s-%d [%03d] %llu.%09llu: '
-_WHO_ARGS: Final = "comm, tid, cpu, nsecs / 1000000000, nsecs % 1000000000"
+_WHO: Final = "%16s-%d [%03d] %llu.%09llu: "
+_NS: Final = 1_000_000_000
+_NOW: Final = f"comm, tid, cpu, nsecs / {_NS}, nsecs % {_NS}"
 # KVM's records field by field, in the spelling of ``trace-cmd report -R``.  Fields: Linux
 # 6.16 arch/x86/kvm/trace.h, include/trace/events/kvm.h.
 _KVM: Final = {
@@ -39,56 +41,99 @@ _CASTS: Final = {"x64": "uint64", "s32": "int32"}
 
 
 def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
-    """Yield the lines of the script."""
+    """Yield the lines of the script.
+
+    A call is printed when it returns, entry and return in one piece: bpftrace hands over the
+    output of one CPU after the other's, and a thread may move between the two.
+    """
     yield from (f"//{line[1:]}" for line in heading)
+    yield "// calls that do not return are not seen"
     yield "// run it: bpftrace -q -o trace.txt THIS; then: tdxtrace analyze log trace.txt"
-    for probe in recipe.probes:
-        yield from _probe(probe)
+    maps: list[str] = []
+    for function in dict.fromkeys(probe.function for probe in recipe.probes):
+        sides = {p.is_return: p for p in recipe.probes if p.function == function}
+        call = _Call(sides.get(False), sides[True])
+        maps += call.maps
+        yield from call.lines()
     for event in recipe.events:
         test = f" / args->{event.filter} /" if event.filter else ""
         fields = _KVM[event.event]
         shown = " ".join(f"{name}={form}" for name, form in fields)
         values = ", ".join(f"args->{name}" for name, _ in fields)
         yield f"tracepoint:{event.system}:{event.event}{test}"
-        yield f'{{ printf({_WHO}{event.event}: {shown}\\n", {_WHO_ARGS}, {values}); }}'
+        yield f'{{ printf("{_WHO}{event.event}: {shown}\\n", {_NOW}, {values}); }}'
     # What is kept per thread is no finding: it would be printed at the end.
-    kept = sorted({name for probe in recipe.probes for name in _kept(probe)})
-    if kept:
-        yield f"END {{ {' '.join(f'clear({name});' for name in kept)} }}"
+    if maps:
+        yield f"END {{ {' '.join(f'clear({name});' for name in maps)} }}"
 
 
-def _probe(probe: Probe) -> Iterator[str]:
-    """An entry prints its arguments; a return those that it needs, kept since the entry."""
-    side = "uretprobe" if probe.is_return else "uprobe"
-    if not probe.spot:
-        side = "kretprobe" if probe.is_return else "kprobe"
-    place = f"{probe.spot.rpartition(':')[0]}:{probe.function}" if probe.spot else probe.function
-    kept = _kept(probe)
-    if kept:
-        keeping = " ".join(f"{name}[tid] = arg{name[-1]};" for name in kept)
-        yield f"{side.replace('ret', '')}:{place} {{ {keeping} }}"
-    where = f"(0x0 <- {probe.function})" if probe.is_return else f"({probe.function}+0x0)"
-    forms = " ".join(f"{f.name}={'%d' if f.type == 's32' else '0x%llx'}" for f in probe.fetches)
-    values = ", ".join(_value(probe, fetch) for fetch in probe.fetches)
-    known = f" / {kept[0]}[tid] /" if kept else ""
-    yield f"{side}:{place}{known}"
-    said = f'printf({_WHO}{probe.event}: {where} {forms}\\n", {_WHO_ARGS}, {values});'
-    forget = "".join(f" delete({name}[tid]);" for name in kept)
-    yield f"{{ {said}{forget} }}"
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function's probes: what its entry keeps, what its return prints."""
+
+    entry: Probe | None
+    back: Probe
+
+    def lines(self) -> Iterator[str]:
+        place, kept = self._place(), self._kept()
+        side = ("uprobe", "uretprobe") if self.back.spot else ("kprobe", "kretprobe")
+        if kept:
+            keeping = " ".join(f"{self._map(name)}[tid] = {value};" for name, value in kept.items())
+            yield f"{side[0]}:{place} {{ {keeping} }}"
+        known = f" / {self._map(next(iter(kept)))}[tid] /" if kept else ""
+        yield f"{side[1]}:{place}{known}"
+        forgetting = "".join(f" delete({name}[tid]);" for name in self.maps)
+        form, values = self._text()
+        yield f'{{ printf("{form}", {", ".join(values)});{forgetting} }}'
+
+    @property
+    def maps(self) -> list[str]:
+        """What is kept from entry to return, per thread."""
+        return [self._map(name) for name in self._kept()]
+
+    def _place(self) -> str:
+        path = self.back.spot.rpartition(":")[0]
+        return f"{path}:{self.back.function}" if path else self.back.function
+
+    def _map(self, name: str) -> str:
+        return f"@{self.back.function}_{name}"
+
+    def _kept(self) -> dict[str, str]:
+        """Names of maps and what the entry puts into them; the first is never zero."""
+        kept = {}
+        if self.entry is not None:
+            kept |= {"when": "nsecs", "on": "cpu"}
+            kept |= {
+                fetch.name: _value(fetch, f"arg{fetch.place - 1}") for fetch in self.entry.fetches
+            }
+        for fetch in self.back.fetches:
+            if fetch.kind != "result":
+                kept[f"arg{fetch.place - 1}"] = f"arg{fetch.place - 1}"
+        return kept
+
+    def _text(self) -> tuple[str, list[str]]:
+        """Form and values of what the return prints."""
+        function, form, values = self.back.function, "", []
+        if self.entry is not None:
+            when, on = f"{self._map('when')}[tid]", f"{self._map('on')}[tid]"
+            form += f"{_WHO}{self.entry.event}: ({function}+0x0){_forms(self.entry)}\\n"
+            values += ["comm", "tid", on, f"{when} / {_NS}", f"{when} % {_NS}"]
+            values += [f"{self._map(fetch.name)}[tid]" for fetch in self.entry.fetches]
+        form += f"{_WHO}{self.back.event}: (0x0 <- {function}){_forms(self.back)}\\n"
+        values.append(_NOW)
+        for fetch in self.back.fetches:
+            held = f"{self._map(f'arg{fetch.place - 1}')}[tid]"
+            values.append("retval" if fetch.kind == "result" else _value(fetch, held))
+        return form, values
 
 
-def _kept(probe: Probe) -> list[str]:
-    """Maps for the arguments that a return fetches."""
-    places = {f.place for f in probe.fetches if probe.is_return and f.kind != "result"}
-    return [f"@{probe.function}_arg{place - 1}" for place in sorted(places)]
+def _forms(probe: Probe) -> str:
+    return "".join(f" {f.name}={'%d' if f.type == 's32' else '0x%llx'}" for f in probe.fetches)
 
 
-def _value(probe: Probe, fetch: Fetch) -> str:
+def _value(fetch: Fetch, held: str) -> str:
+    """What is fetched, given the argument that it is or lies behind."""
     cast = _CASTS[fetch.type]
-    if fetch.kind == "result":
-        return "retval"
-    held = f"@{probe.function}_arg{fetch.place - 1}[tid]" if probe.is_return else ""
-    held = held or f"arg{fetch.place - 1}"
     if fetch.kind == "behind":
         return f"*({cast} *)({held} + {fetch.offset})"
     return f"({cast}){held}"

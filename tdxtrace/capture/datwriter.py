@@ -7,12 +7,16 @@ everything twice.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.capture.recording import PAGES, page_bytes
+from tdxtrace.capture.instance import page_bytes
+from tdxtrace.capture.recording import PAGES
 
 _MAGIC: Final = b"\x17\x08\x44tracing6\0"
 # Option numbers: trace-cmd.dat.v6(5), OPTIONS.
@@ -26,32 +30,42 @@ def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
 
     Args:
         folder: A finished recording.  Its pages are gone afterwards, all else is left.
-        target: The file to write; removed again if it cannot be written whole.
+        target: The file to write, which is there whole or not at all.
         uname: What uname says of the machine.
         version: What recorded.
 
     Raises:
-        OSError: If the file cannot be written; pages not yet appended are still there.
+        OSError: If the file cannot be written.  What was appended is then in the folder's
+            joined.dat, all other pages where they were.
     """
     cpus = sorted((folder / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:]))
     page = page_bytes(_text(folder / "events/header_page").decode())
-    head = _head(folder, page, uname, version, cpus)
     sizes = [_size(path / PAGES) for path in cpus]
-    at, table = _rounded(len(head) + 16 * len(cpus) + 8 + 64, page), b""
-    for size in sizes:
-        table += struct.pack("<QQ", at, size)
-        at = _rounded(at + size, page)
-    clock = _text(folder / "trace_clock").strip()
-    head += table + struct.pack("<Q", len(clock)) + clock
-    with target.open("wb") as file:
+    head = _head(folder, page, uname, version, cpus)
+    head += _table(len(head), sizes, _text(folder / "trace_clock").strip(), page)
+    # What the disk holds already is removed as it is appended, but for what is in the making.
+    if shutil.disk_usage(folder).free < len(head) + max(sizes, default=0):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    made = folder / "joined.dat"
+    with made.open("wb", buffering=0) as file:
         file.write(head)
         for path, size in zip(cpus, sizes, strict=True):
-            file.write(b"\0" * (-file.tell() % page))
-            file.flush()
             if size:
                 _append(path / PAGES, file.fileno(), size)
-                file.seek(0, os.SEEK_END)
+                file.write(b"\0" * (-size % page))
                 (path / PAGES).unlink()
+    made.replace(target)
+
+
+def _table(n_before: int, sizes: Sequence[int], clock: bytes, page: int) -> bytes:
+    """Where each CPU's pages are, the clock, and what brings the first of them to a page."""
+    n_bytes = 16 * len(sizes) + 8 + len(clock)
+    at, table = _rounded(n_before + n_bytes, page), b""
+    for size in sizes:
+        table += struct.pack("<QQ", at, size)
+        at += _rounded(size, page)
+    made = table + struct.pack("<Q", len(clock)) + clock
+    return made + b"\0" * (-(n_before + n_bytes) % page)
 
 
 def _head(folder: Path, page: int, uname: str, version: str, cpus: list[Path]) -> bytes:

@@ -16,12 +16,19 @@ from tdxtrace.tables.text import one_line
 
 _CPU: Final = re.compile(r"cpu(\d{1,4})")
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
+_DATA: Final = re.compile(r"field: char data;\s*offset:(\d+);\s*size:(\d+);")
 # A removal is refused while a reader is inside the buffer; readers end within this.
 _PATIENCE_S: Final = 5.0
 _PAUSE_S: Final = 0.05
 # Counters of per_cpu/cpuN/stats that mean that events are gone: Linux
 # Documentation/trace/ftrace.rst.
 LOST: Final = ("overrun", "commit overrun", "dropped events")
+
+
+def page_bytes(header_page: str) -> int:
+    """Size of a page of the buffer: its header and its data."""
+    found = _DATA.search(header_page)
+    return int(found[1]) + int(found[2]) if found else 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,9 @@ class Instance:
         self.write("tracing_on", "0")
         self.write("trace_clock", recipe.clock)
         self.write("buffer_size_kb", str(buffer_kb))
+        # Pages as large as header_page says, which describes the top buffer's (Linux 6.8).
+        kib = page_bytes((self.tracefs / "events/header_page").read_text()) // 1024
+        self.write("buffer_subbuf_size_kb", str(kib), optional=True)
         self.write("options/record-tgid", "1", optional=True)
         chosen = " ".join(map(str, pids))
         if chosen:

@@ -12,9 +12,9 @@ from typing import Final
 
 from tdxtrace.capture.choose import Wanted, order_of
 from tdxtrace.capture.host import Host
-from tdxtrace.capture.instance import Instance
+from tdxtrace.capture.instance import Instance, page_bytes
 from tdxtrace.capture.recorder import made_instance
-from tdxtrace.capture.recording import comms_of, page_bytes
+from tdxtrace.capture.recording import comms_of
 from tdxtrace.errors import InputError
 
 # The reader's own page, and one that is half written: Linux kernel/trace/ring_buffer.c.

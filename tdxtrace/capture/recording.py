@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tdxtrace.capture.instance import Instance
+from tdxtrace.capture.instance import Instance, page_bytes
 from tdxtrace.capture.recipe import Recipe
 
 PAGES: Final = "trace_pipe_raw"
 _CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
-_DATA: Final = re.compile(r"field: char data;\s*offset:(\d+);\s*size:(\d+);")
 
 
 @dataclass(slots=True)
@@ -99,9 +98,3 @@ def comms_of(tracefs: Path) -> dict[int, str]:
     except OSError:
         return {}
     return {int(found["tid"]): found["comm"] for found in _CMDLINE.finditer(text)}
-
-
-def page_bytes(header_page: str) -> int:
-    """Size of a page of the buffer: its header and its data."""
-    found = _DATA.search(header_page)
-    return int(found[1]) + int(found[2]) if found else 4096

@@ -1,4 +1,4 @@
-"""Commands about causes: busy-causes."""
+"""Commands about causes: busy-causes, explain."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ class About(StrEnum):
     attempts = "attempts"
     shares = "shares"
     rules = "rules"
+    locks = "locks"
+    entries = "entries"
+
+
+_TABLES = {
+    About.shares: "cause_shares",
+    About.rules: "broken_rules",
+    About.locks: "lock_values",
+    About.entries: "entry_waits",
+}
 
 
 @spread
@@ -39,7 +49,11 @@ def busy_causes_command(
     printing: Printing,
     about: Annotated[
         About,
-        typer.Option("--about", help="Each attempt, the share of each cause, or broken rules."),
+        typer.Option(
+            "--about",
+            help="Each busy attempt; the share of each cause; rules that the kernel broke; what "
+            "locks would have bought; refused entries.",
+        ),
     ] = About.attempts,
     cause: Annotated[
         Cause | None, typer.Option("--cause", help="Only attempts with this answer.")
@@ -54,12 +68,9 @@ def busy_causes_command(
     """
     import polars as pl
 
-    findings = of.analyze(request)
-    if about is About.shares:
-        printing.show(findings.cause_shares, request)
-        return
-    if about is About.rules:
-        printing.show(findings.broken_rules, request)
+    findings = of.analyze(of.read(request), request)
+    if about in _TABLES:
+        printing.show(getattr(findings, _TABLES[about]), request)
         return
     rows = findings.busy_causes
     if cause is not None:
@@ -68,3 +79,27 @@ def busy_causes_command(
     if printing.form is OutputFormat.table and not candidates:
         rows = rows.filter(pl.col("rank") == 1)
     printing.show(rows, request)
+
+
+@spread
+def explain_command(
+    request: Request,
+    of: ModuleOptions,
+    seq: Annotated[int, typer.Option("--seq", metavar="N", min=0, help="Which SEAMCALL: its seq.")],
+    source: Annotated[
+        int, typer.Option("--source", metavar="N", min=0, help="Of which TRACE, counted from 0.")
+    ] = 0,
+    chain: Annotated[
+        bool, typer.Option("--chain/--attempt", help="The time of its whole chain, or its own.")
+    ] = False,
+) -> None:
+    """Show what happened around one SEAMCALL: threads, locks, and who made it busy.
+
+    Example: tdxtrace explain trace.txt --seq 5374
+    """
+    from tdxtrace.analysis.causes.surroundings import surroundings
+    from tdxtrace.report.timeline import as_text
+
+    trace = of.read(request)
+    findings = of.analyze(trace, request)
+    typer.echo(as_text(surroundings(trace, findings, seq, source=source, whole_chain=chain)))

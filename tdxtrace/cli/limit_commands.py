@@ -1,4 +1,4 @@
-"""Commands about retry limits: attempts, policies."""
+"""Commands about retry limits: attempts, policies, recommend."""
 
 from __future__ import annotations
 
@@ -89,8 +89,50 @@ def policies_command(
     chosen = [policy_named(name, own) for name in dict.fromkeys(names)]
     findings = request.analyze()
     rows = policies(findings.retry_chains, findings.busy_answers, chosen)
-    if printing.form is OutputFormat.table:
-        import polars as pl
+    if printing.form is not OutputFormat.table:
+        printing.show(rows, request)
+        return
+    import polars as pl
 
-        rows = rows.filter(pl.col("n_retried") > 0)
-    printing.show(rows, request)
+    from tdxtrace.report.limits import policies_screen
+
+    shown = rows.filter(pl.col("n_retried") > 0)
+    printing.draw(policies_screen(shown.head(printing.limit) if printing.limit else shown), request)
+
+
+@spread
+def recommend_command(
+    request: Request,
+    printing: Printing,
+    target: Annotated[
+        float | None,
+        typer.Option("--target", metavar="P", help="Chance that a request needs more; 1e-6."),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", metavar="C", help="How sure that is to be.")
+    ] = 0.95,
+    at_most: Annotated[
+        str | None,
+        typer.Option("--at-most", metavar="RATE", help='Instead of --target: "1 VM per year".'),
+    ] = None,
+) -> None:
+    """Recommend after how many attempts, or how long, a caller may stop retrying.
+
+    Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-5
+    """
+    from tdxtrace.errors import QueryError
+    from tdxtrace.recommend.limits import limits, observed_seconds
+    from tdxtrace.recommend.wish import Wish, parse_rate
+    from tdxtrace.report.limits import limits_screen
+
+    if target is not None and at_most is not None:
+        raise QueryError("--target and --at-most are two ways to say the same; choose one")
+    rate = parse_rate(at_most) if at_most is not None else None
+    wish = Wish(1e-6 if target is None else target, confidence, rate)
+    found = request.analyze()
+    seconds = observed_seconds(found.provenance)
+    rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wish)
+    if printing.form is OutputFormat.table:
+        printing.draw(limits_screen(rows), request)
+    else:
+        printing.show(rows, request)

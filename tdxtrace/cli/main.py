@@ -72,6 +72,8 @@ app.command("query")(query.query_command)
 app.command("busy-causes")(cause_commands.busy_causes_command)
 app.command("attempts")(limit_commands.attempts_command)
 app.command("policies")(limit_commands.policies_command)
+app.command("explain")(cause_commands.explain_command)
+app.command("recommend")(limit_commands.recommend_command)
 # A signed status word begins like an option.
 app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
 app.command("simulate")(simulate.simulate_command)

@@ -10,7 +10,7 @@ import typer
 from tdxtrace.cli.inputs import Request
 
 if TYPE_CHECKING:
-    from tdxtrace.tables.trace import Findings
+    from tdxtrace.tables.trace import Findings, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +34,23 @@ class ModuleOptions:
         ),
     ] = None
 
-    def analyze(self, request: Request) -> Findings:
-        """Read the traces and answer what is asked, for this module.
+    def read(self, request: Request) -> Trace:
+        """Read the traces; wrong words are refused before a large one is.
 
         Raises:
-            TdxtraceError: If they cannot be read or understood, or lack what is asked for, or
-                the locks of the module are not known.
+            TdxtraceError: If they cannot be read or understood, or the module is not known.
         """
         from tdxtrace.analysis.causes.generation import chosen_generations
+
+        chosen_generations(self.module, self.generation)
+        return request.read()
+
+    def analyze(self, trace: Trace, request: Request) -> Findings:
+        """Answer what is asked of a trace, for this module.
+
+        Raises:
+            TdxtraceError: If the trace lacks what is asked for.
+        """
         from tdxtrace.pipeline import analyze
 
-        # Wrong words are refused before a large trace is read.
-        chosen_generations(self.module, self.generation)
-        return analyze(
-            request.read(), request.selection, module=self.module, generation=self.generation
-        )
+        return analyze(trace, request.selection, module=self.module, generation=self.generation)

@@ -13,6 +13,7 @@ from tdxtrace.cli.options import OutputFormat
 
 if TYPE_CHECKING:
     import polars as pl
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +41,21 @@ class Printing:
             return
         from tdxtrace.report.listing import listing
 
+        width = outputs.console().width
+        self.draw(listing(rows, self.limit, width), request)
+
+    def draw(self, shown: RenderableType, request: Request) -> None:
+        """Print something that rich can draw, or write it as plain text.
+
+        Raises:
+            InputError: If the file exists and is not to be overwritten, or cannot be written.
+        """
+        from tdxtrace.cli import outputs
+
         if self.output is None:
-            screen = outputs.console(request.no_color)
-            screen.print(listing(rows, self.limit, screen.width))
+            outputs.print_screen(shown, request.no_color)
             return
         plain = outputs.console(no_color=True)
         with plain.capture() as text:
-            plain.print(listing(rows, self.limit, plain.width))
+            plain.print(shown)
         outputs.write_file(self.output, text.get().encode(), self.force)

@@ -147,7 +147,7 @@ def verdicts_command(request: Request, of: ModuleOptions, printing: Printing) ->
 
     Example: tdxtrace verdicts trace.txt --dmesg dmesg.txt
     """
-    rows = of.analyze(request).verdicts
+    rows = of.analyze(of.read(request), request).verdicts
     if printing.form is not OutputFormat.table or printing.output is not None:
         printing.show(rows, request)
         return

@@ -45,7 +45,7 @@ def watch_command(
 
     Memory stays the same for days. Without -, needs root and traces as capture record does.
 
-    Example: ssh host sudo perf trace -e 'tdxtrace:*' ... | tdxtrace watch -
+    Example: ssh HOST sudo cat /sys/kernel/tracing/trace_pipe | tdxtrace watch -
     """
     from tdxtrace.capture.choose import Wanted, seconds_of
     from tdxtrace.cli.watching import Watch, of_host, of_pipe

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tdxtrace.watch.ticks import Tick
 
 _EXIT_THRESHOLD = 3
+# How soon a signal is answered.
+_STEP_S = 0.1
 # What one look gives: whether it is the last one -> rows.
 Look = Callable[[bool], "Tick"]
 
@@ -100,15 +102,16 @@ def of_host(watch: Watch, wanted: Wanted, tracefs: Path | None) -> int:
             found = running.look()
             return ticker.tick(found.pages, found.until_ns, found.comms, is_last=is_last)
 
-        return _run(watch, look, lambda: False, time.sleep)
+        return _run(watch, look, lambda: False, _sleep)
 
 
 def _run(
-    watch: Watch, look: Look, is_over: Callable[[], bool], pause: Callable[[float], None]
+    watch: Watch, look: Look, is_over: Callable[[], bool], pause: Callable[[float], bool]
 ) -> int:
     """Look until the end; return 3 if a threshold was exceeded."""
     running = Running()
-    began = time.monotonic()
+    began = shown = time.monotonic()
+    end = float("inf") if watch.duration_s is None else began + watch.duration_s
     with ended_by_signals() as ended, ExitStack() as stack:
         show = stack.enter_context(_shown(watch, running))
         if watch.metrics is not None:
@@ -116,12 +119,13 @@ def _run(
 
             stack.enter_context(serve(running, *watch.metrics))
         while True:
-            _pause(watch, began, ended, pause)
-            over = watch.duration_s is not None and time.monotonic() - began >= watch.duration_s
-            is_last = over or ended.is_set() or is_over()
+            _pause(min(shown + watch.interval_s, end), ended, pause)
+            is_last = time.monotonic() >= end or ended.is_set() or is_over()
             running.take(look(is_last))
-            show()
             exceeded = broken(watch.rules, running.quantity)
+            if exceeded or is_last or time.monotonic() >= shown + watch.interval_s:
+                show()
+                shown = time.monotonic()
             if exceeded or is_last:
                 break
     for line in exceeded:
@@ -129,16 +133,16 @@ def _run(
     return _EXIT_THRESHOLD if exceeded else 0
 
 
-def _pause(watch: Watch, began: float, ended: Event, pause: Callable[[float], None]) -> None:
-    """Wait for the time of the next look, a signal or the end of the input."""
-    until = time.monotonic() + watch.interval_s
-    if watch.duration_s is not None:
-        until = min(until, began + watch.duration_s)
+def _pause(until: float, ended: Event, pause: Callable[[float], bool]) -> None:
+    """Wait for the time of the next look, a signal, much input or its end."""
     while not ended.is_set() and (left := until - time.monotonic()) > 0:
-        before = time.monotonic()
-        pause(min(left, 0.1))
-        if time.monotonic() - before < min(left, 0.1) / 2:
+        if pause(min(left, _STEP_S)):
             return
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
 
 
 @contextmanager

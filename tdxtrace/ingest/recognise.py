@@ -102,7 +102,13 @@ def checked(name: str) -> str:
 
 
 def _sample(head: bytes) -> list[bytes]:
-    return head.removeprefix(b"\xef\xbb\xbf").splitlines()[:_SAMPLE_LINES]
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    end = 0
+    for _ in range(_SAMPLE_LINES):
+        end = head.find(b"\n", end) + 1
+        if not end:
+            return head.splitlines()[:_SAMPLE_LINES]
+    return head[:end].splitlines()[:_SAMPLE_LINES]
 
 
 def _vote(line: bytes) -> str | None:

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -26,6 +27,9 @@ MAX_LINE_BYTES: Final = 1 << 16
 
 # Bytes read at a time.
 _READ_BYTES: Final = 1 << 20
+# A file of this size is read without a copy between.  Those of tracefs, which wait for
+# events as a pipe does, have no size.
+_LARGE_BYTES: Final = 2 * _READ_BYTES
 # Bytes behind the end of a block that may be read: words are loaded across its end.
 SPARE_BYTES: Final = 512
 # Compressed bytes decoded at a time.  A hostile file may grow by 1,032 (deflate) to
@@ -35,6 +39,7 @@ _SLICE_BYTES: Final = 512
 _MAGIC_BYTES: Final = 10
 
 
+Bytes = NDArray[np.uint8]
 Block = NDArray[np.uint8]
 """Bytes of whole lines, with SPARE_BYTES of room behind them."""
 
@@ -67,6 +72,8 @@ class Stream:
     """Closes the file, for one that is then opened in another way; not standard input."""
     truncated: str = ""
     """Why the input ended early; empty if it did not."""
+    fill: Callable[[memoryview], int] | None = None
+    """Reads on from a large plain file, to where the bytes shall be; 0 at its end."""
 
     def peek(self) -> bytes:
         """Return the first bytes without taking them; empty if there are none."""
@@ -78,6 +85,9 @@ class Stream:
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of whole lines, each ended by a newline; overlong lines are cut."""
+        if self.fill is not None:
+            yield from self._filled(next(self.chunks), self.fill)
+            return
         pieces: list[bytes | memoryview] = []
         size, rest = 0, b""
         for chunk in self.chunks:
@@ -96,6 +106,38 @@ class Stream:
                 pieces, size = [], 0
         if pieces or rest:
             yield block_of([*pieces, rest, b"\n" if rest else b""])
+
+    def _filled(self, rest: bytes, fill: Callable[[memoryview], int]) -> Iterator[Block]:
+        """The same of a plain file: its bytes are read to where they stay."""
+        while True:
+            room = np.empty(len(rest) + CHUNK_BYTES + SPARE_BYTES, np.uint8)
+            room[: len(rest)] = np.frombuffer(rest, np.uint8)
+            size, limit = len(rest), len(room) - SPARE_BYTES
+            while size < limit and (n := fill(room.data[size:limit])):
+                size += n
+            if size == len(rest):
+                break
+            end = _last_newline(room[:size]) + 1
+            rest = room[end:size].tobytes()
+            if len(rest) > 2 * MAX_LINE_BYTES:
+                rest = rest[: MAX_LINE_BYTES + 1]
+            if end:
+                room[end : end + SPARE_BYTES] = 0
+                yield room[:end]
+        if rest:
+            yield block_of([rest, b"" if rest.endswith(b"\n") else b"\n"])
+
+
+def _last_newline(data: Bytes) -> int:
+    """Where the last newline is; -1 if there is none."""
+    end = len(data)
+    while end > 0:
+        start = max(0, end - MAX_LINE_BYTES)
+        found = data[start:end].tobytes().rfind(b"\n")
+        if found >= 0:
+            return start + found
+        end = start
+    return -1
 
 
 def block_of(pieces: Sequence[bytes | memoryview]) -> Block:
@@ -135,6 +177,8 @@ def open_stream(path: str) -> Stream:
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)
     stream.chunks = raw if new is None else _decompress(raw, new, stream)
+    if new is None and size is not None and size >= _LARGE_BYTES:
+        stream.fill = partial(_fill, file, stream, shown)
     return stream
 
 
@@ -156,6 +200,16 @@ def _read(file: IO[bytes], stream: Stream, shown: str) -> bytes:
         raise InputError(f"cannot read {shown}: {_why(error)}") from None
     stream.n_bytes += len(data)
     return data
+
+
+def _fill(file: IO[bytes], stream: Stream, shown: str, into: memoryview) -> int:
+    try:
+        n: int = file.readinto(into)  # type: ignore[attr-defined]
+    except OSError as error:
+        stream.close()
+        raise InputError(f"cannot read {shown}: {_why(error)}") from None
+    stream.n_bytes += n
+    return n
 
 
 def _first(file: IO[bytes], stream: Stream, shown: str) -> bytes:

@@ -36,6 +36,8 @@ LEAST_FIT: Final = 0.01
 _ELSE: Final = "another guest, module version, number of vCPUs or retry policy"
 _NO_CAUSES: Final = "who made the answers busy was not found out: no busy_causes for this trace"
 
+_UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
+
 Floats = NDArray[np.float64]
 
 
@@ -115,7 +117,7 @@ def limits(
         target = wish.target_of(leaf["n_requests"], leaves.height, seconds)
         known = leaf | {"observed_s": seconds, "n_losses": lost, "target": target or wish.target}
         known |= {"confidence": wish.confidence}
-        mine = steps.filter(pl.col("leaf") == leaf["leaf"], pl.col("by").is_in(("leaf", "maker")))
+        mine = steps.filter(pl.col("leaf") == leaf["leaf"])
         rows += list(_of_leaf(mine, known, target is not None, has_makers))
     return LIMITS.conform(pl.DataFrame(rows, schema=LIMITS.schema))
 
@@ -146,20 +148,26 @@ def _leaves(chains: pl.DataFrame) -> pl.DataFrame:
 def _of_leaf(
     steps: pl.DataFrame, known: dict[str, Any], has_target: bool, has_makers: bool
 ) -> Iterator[dict[str, Any]]:
+    unexplained = steps.filter(pl.col("by") == "cause", pl.col("kind") == "unexplained")
+    n_unexplained = _met(unexplained.filter(pl.col("unit") == "attempts"))["n_busy"]
     for maker in MAKERS:
-        by = pl.col("by") == "leaf" if maker == "anyone" else pl.col("kind") == maker
+        of_maker = (pl.col("by") == "maker") & (pl.col("kind") == maker)
+        by = pl.col("by") == "leaf" if maker == "anyone" else of_maker
         curves = steps.filter(by).sort("within")
         in_attempts = curves.filter(pl.col("unit") == "attempts")
         for unit in UNITS:
             rows = curves.filter(pl.col("unit") == unit)
             told = known | {"made_by": maker, "unit": unit, "would_change": _ELSE}
             told |= _met(in_attempts) | _seen(rows, unit)
+            both = _UNEXPLAINED.format(n_unexplained) if maker != "anyone" and n_unexplained else ""
             if maker != "anyone" and not has_makers:
                 yield told | _withheld(_NO_CAUSES)
             elif not has_target:
                 yield told | _withheld("how long was recorded is not known: the clock has no unit")
             else:
-                yield told | _recommended(_curve(rows, unit, told), told)
+                found = _recommended(_curve(rows, unit, told), told)
+                reason = "; ".join(filter(None, (found["reason"], both))) or None
+                yield told | found | {"reason": reason}
 
 
 def _met(steps: pl.DataFrame) -> dict[str, Any]:
@@ -179,7 +187,7 @@ def _seen(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     return {
         "n_censored": int(steps["n_censored"].sum()),
         "n_episodes": int(steps["n_episodes"][0]),
-        "design_effect": float(steps["design_effect"][-1]),
+        "design_effect": float(steps["design_effect"].max()),  # type: ignore[arg-type]
         "max_seen": int(steps["within"][-1]),
     }
 
@@ -262,12 +270,12 @@ def _extrapolated(
         why = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
         return _withheld(f"not supported by this trace: {why}", needed)
     most = FURTHER * max(float(told["max_seen"]), 1.0)
-    limit = fitted.bound(curve.target, _z(curve.confidence), most)
+    limit = fitted.bound(curve.target, curve.confidence, most)
     if math.isinf(limit):
         why = f"the tail may reach {FURTHER} times as far as was seen"
         return _withheld(f"not supported by this trace: {why}", needed)
-    z = _z((1 + curve.confidence) / 2)
-    low, high = (fitted.bound(curve.target, end, most) for end in (-z, z))
+    both = (1 + curve.confidence) / 2
+    low, high = (fitted.bound(curve.target, end, most) for end in (1 - both, both))
     whole = _whole(limit, curve.unit)
     beyond = f"extrapolated: at most {told['max_seen']:,} was seen"
     return model | {
@@ -306,12 +314,6 @@ def _whole(value: float, unit: str) -> int:
         return math.ceil(value - 1e-9)
     place = int(np.searchsorted(np.array(TIMES_NS), value - 1e-9))
     return int(TIMES_NS[min(place, len(TIMES_NS) - 1)])
-
-
-def _z(confidence: float) -> float:
-    from scipy import stats
-
-    return float(stats.norm.ppf(confidence))
 
 
 def _needed(curve: _Curve) -> int:

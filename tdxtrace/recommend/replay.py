@@ -95,12 +95,18 @@ def _of_policy(
     for leaf, rule, n_requests, n_retried in ruled:
         mine = answers.filter(pl.col("leaf") == leaf)
         stops = _stops(mine, rule, warned)
-        row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls}
+        row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
         row |= {"n_requests": n_requests, "n_retried": n_retried}
         row |= _exceeding(mine, stops, rule, n_requests)
         row |= _waiting(mine, stops) | _warnings(mine, warned) | _harm(stops)
         yield row | {"not_known": _not_known(rule, row)}
+
+
+def _rising(rule: Rule) -> str | None:
+    if rule.ladder is None:
+        return None
+    return f"{rule.ladder.initial} x{rule.ladder.factor} to {rule.ladder.bug}"
 
 
 @cache
@@ -234,9 +240,10 @@ def _not_known(rule: Rule, row: dict[str, Any]) -> str:
     if rule.ladder is not None:
         parts.append("the lock held over the loop would keep other calls of the VM out")
     if row["n_undecided"]:
+        n = row["n_undecided"]
         parts.append(
-            f"{row['n_undecided']:,} requests left sight before this policy ends: cut, or given "
-            "up by the policy that the trace was made under"
+            f"{n:,} request{'' if n == 1 else 's'} left sight before this policy ends: cut, or "
+            "given up by the policy that the trace was made under"
         )
     if row["n_bugs"]:
         parts.append("what a dead VM would no longer have asked for is still counted")

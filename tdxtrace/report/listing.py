@@ -19,7 +19,7 @@ _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
     "error_code|requests|holder_td_id|holder_vp_id".split("|")
 )
-_POINTS: Final = ("start_ns", "end_ns", "ts_ns")
+_POINTS: Final = ("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns")
 # What a reader needs first, for terminals too narrow for all; the rest follows in
 # the order of the table.
 _FIRST: Final = (

@@ -6,7 +6,21 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.tables.events import GPA, I32, I64, LEAF, SOURCE, TD, TEXT, TGID, TID, U16, U32, U64
+from tdxtrace.tables.events import (
+    BOOL,
+    GPA,
+    I32,
+    I64,
+    LEAF,
+    SOURCE,
+    TD,
+    TEXT,
+    TGID,
+    TID,
+    U16,
+    U32,
+    U64,
+)
 from tdxtrace.tables.schema import Column, Table
 
 CAUSES: Final = ("host_conflict", "armed_entry", "guest", "kernel_bug", "unexplained")
@@ -30,6 +44,7 @@ BUG_RULES: Final = (
     "aug_busy_on_entry",
     "dropped_block",
 )
+LOCKS: Final = ("seamcall_lock", "mmu_lock")
 STATUS = Column("status", U64, "Completion status (RAX) that is to be explained.")
 VP = Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True)
 TD_OF_CALL = Column(
@@ -158,10 +173,10 @@ LOCK_VALUES = Table(
     key=("source", "lock", "td_id", "leaf"),
     columns=(
         SOURCE,
-        Column("lock", pl.Enum(("seamcall_lock", "mmu_lock")), "The seed's, or mainline's use."),
+        Column("lock", pl.Enum(LOCKS), "The seed's, or mainline's use of mmu_lock."),
         TD,
         LEAF,
-        Column("n_calls", U64, "Attempts of the leaf that the lock would be taken for."),
+        Column("n_calls", U64, "Attempts of the leaf: the lock would be taken for each request."),
         Column("n_busy", U64, "Attempts answered busy."),
         Column("n_removed", U64, "Busy attempts that could not have met their holder."),
         Column("n_kept", U64, "Busy attempts that the lock does not touch: guests, entries."),
@@ -179,4 +194,44 @@ LOCK_VALUES = Table(
     },
 )
 
-CAUSE_TABLES: Final = (BUSY_CAUSES, CAUSE_SHARES, BROKEN_RULES)
+ENTRY_WAITS = Table(
+    name="entry_waits",
+    grain="one row per run of entries of one vCPU that were refused because of the SEPT tree",
+    key=("source", "first_seq"),
+    columns=(
+        SOURCE,
+        Column("first_seq", U64, "seamcalls.seq of the first refused entry."),
+        TID,
+        TGID,
+        TD_OF_CALL,
+        VP,
+        Column("start_ns", I64, "When the first of them began.", unit="ns"),
+        Column("n_refused", U32, "Entries refused: what was spent instead of one wait."),
+        Column("n_holders", U32, "Calls that could hold the tree at the first of them."),
+        Column("last_end_ns", I64, "When the last of those ended.", unit="ns", nullable=True),
+        Column(
+            "wait_ns",
+            I64,
+            "How long the vCPU would have waited for mmu_lock; null if no holder is known.",
+            unit="ns",
+            nullable=True,
+        ),
+        Column("n_after", U32, "Entries that were refused again after that."),
+        Column(
+            "waits_for_all",
+            BOOL,
+            "Whether all of those holders work under mmu_lock.",
+            nullable=True,
+        ),
+        Column(
+            "sufficed",
+            BOOL,
+            "Whether one wait would have let it in; null if no holder is known.",
+            nullable=True,
+        ),
+        Column("entered_ns", I64, "When it was let in.", unit="ns", nullable=True),
+    ),
+    rules={"a run has an entry": pl.col("n_refused") >= 1},
+)
+
+CAUSE_TABLES: Final = (BUSY_CAUSES, CAUSE_SHARES, BROKEN_RULES, LOCK_VALUES, ENTRY_WAITS)

@@ -111,6 +111,7 @@ POLICIES = Table(
         LEAF,
         Column("calls", U32, "Most calls for one request; null: no limit.", nullable=True),
         Column("budget_ns", I64, "Most time for one request; null: none.", "ns", nullable=True),
+        Column("rising", TEXT, "The adaptive loop: first limit, factor, end.", nullable=True),
         Column("kicks", BOOL, "Whether vCPUs are kicked out before the last call."),
         Column("then", TEXT, "What follows when that is not enough: kill, return or again."),
         _REQUESTS,

@@ -252,6 +252,16 @@ class Findings(_Bundle):
         """After how many attempts, or how long, a caller may stop; a millionth, 95 %."""
         return self._answer("limits")
 
+    @property
+    def lock_values(self) -> pl.DataFrame:
+        """The ``lock_values`` table."""
+        return self._answer("lock_values")
+
+    @property
+    def entry_waits(self) -> pl.DataFrame:
+        """The ``entry_waits`` table."""
+        return self._answer("entry_waits")
+
     def _answer(self, name: str) -> pl.DataFrame:
         if name not in self._answers:
             self._answers[name] = self._questions[name](self)

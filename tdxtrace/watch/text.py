@@ -17,9 +17,10 @@ from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.watch.ticks import Tick, Ticker
 
 _READ_BYTES: Final = 1 << 20
-# Text that waits to be read: when it is more, the writer has to wait, and its own buffer
-# overruns, which it then tells.
-_MOST_WAITING: Final = 64 << 20
+# Text that is worth a look before its time, and that may wait at most: then the writer has
+# to wait, and its own buffer overruns, which it then tells.
+_WORTH_A_LOOK: Final = 8 << 20
+_MOST_WAITING: Final = 32 << 20
 # Text that is looked at before it is called no trace.
 _HEAD_BYTES: Final = 1 << 20
 
@@ -53,6 +54,8 @@ class Pipe:
                     return
                 self._chunks.append(data)
                 self._n_bytes += len(data)
+                if self._n_bytes >= _WORTH_A_LOOK:
+                    self._changed.notify_all()
                 self._changed.wait_for(lambda: self._n_bytes < _MOST_WAITING)
 
     @property
@@ -61,10 +64,12 @@ class Pipe:
         with self._changed:
             return self._is_over and not self._chunks
 
-    def wait(self, seconds: float) -> None:
-        """Wait so long, or until the end."""
+    def wait(self, seconds: float) -> bool:
+        """Wait so long; return True at once at the end, or when much has come."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over, seconds)
+            return self._changed.wait_for(
+                lambda: self._is_over or self._n_bytes >= _WORTH_A_LOOK, seconds
+            )
 
     def take(self) -> bytes:
         """Take the whole lines that came; at the end also one without a newline."""

@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import sys
+import tempfile
 import threading
 import tracemalloc
 import zlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
 
 from tdxtrace.errors import InputError, TdxtraceError
+from tdxtrace.ingest import stream as stream_room
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, open_stream
 
@@ -229,6 +232,49 @@ def test_pieces_of_any_size_make_the_same_text(kind: str, sizes: list[int], memb
         stream = open_stream("-")
         assert b"".join(block.tobytes() for block in stream.blocks()) == text * members
         assert (stream.truncated, stream.n_bytes) == ("", len(data))
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), min_size=1),
+    st.booleans(),
+    st.sampled_from([1, 7, 64, 1 << 20]),
+    st.sampled_from([0, 5, 100]),
+)
+def test_a_large_file_is_read_to_where_it_stays(
+    lines: list[bytes], is_whole: bool, chunk: int, long_line: int
+) -> None:
+    """Not copied between, it gives the same whole lines, with room behind each block."""
+    text = b"# head of a trace\n" + b"\n".join([*lines, b"x" * long_line])
+    text += b"\n" if is_whole else b""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream_room, "_LARGE_BYTES", 1)
+        patch.setattr(stream_room, "_READ_BYTES", 16)
+        patch.setattr(stream_room, "CHUNK_BYTES", chunk)
+        path = Path(folder) / "trace.txt"
+        path.write_bytes(text)
+        stream = open_stream(str(path))
+        assert stream.fill is not None
+        assert stream.peek() == text[:16]
+        blocks = list(stream.blocks())
+        stream.close()
+    ended = text if text.endswith(b"\n") else text + b"\n"
+    assert b"".join(block.tobytes() for block in blocks) == ended
+    assert all(block[-1] == ord("\n") for block in blocks)
+    for block in blocks:
+        behind = np.ndarray(len(block) + stream_room.SPARE_BYTES, np.uint8, block.base)
+        assert not behind[len(block) :].any()
+    assert stream.n_bytes == len(text)
+
+
+def test_a_line_longer_than_any_event_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_bytes(TEXT + b"x" * 40_000_000 + b"\n" + TEXT)
+    stream = open_stream(str(path))
+    sizes = [len(block) for block in stream.blocks()]
+    stream.close()
+    assert max(sizes) < 2 * stream_room.CHUNK_BYTES
+    assert read_trace(path).seamcalls.height == 600
 
 
 @pytest.mark.parametrize("kind", PACK)

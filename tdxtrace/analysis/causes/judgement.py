@@ -41,7 +41,7 @@ def ranked(scene: Scene) -> pl.DataFrame:
     return frame.with_columns(
         cause=pl.when("is_armed").then(pl.lit("armed_entry")).otherwise(pl.lit("host_conflict")),
         short_ns=pl.max_horizontal(-pl.col("core_ns"), 0),
-        is_proven=(pl.col("core_ns") >= slack) & (pl.col("grade") < UNCERTAIN),
+        is_proven=(pl.col("core_ns") >= slack) & (pl.col("grade") == WHOLE),
         since=scene.done["begins"].gather(frame["holder"]),
     ).sort("attempt", pl.col("grade") == UNCERTAIN, "short_ns", "grade", "since", "holder")
 

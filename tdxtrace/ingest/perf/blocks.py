@@ -63,8 +63,8 @@ class RecordReader:
         """Yield blocks of records; special ones are taken apart and not given."""
         window = _SMALL_BYTES
         while self.at < self._end:
-            data = self.perf.file.array(self.at, min(window, self._end - self.at))
-            made, stop = self._split(data)
+            block, n_bytes = self._read(min(window, self._end - self.at))
+            made, stop = self._split(block, n_bytes)
             self.at += stop
             if made is not None:
                 window = min(4 * window, BLOCK_BYTES)
@@ -78,10 +78,14 @@ class RecordReader:
         if self._rest:
             self.cut_short = self.cut_short or "compressed records end in the middle"
 
-    def _split(self, data: Bytes) -> tuple[Records | None, int]:
-        n_bytes = len(data)
-        block = np.zeros((n_bytes + PADDING + 7) // 8 * 8, np.uint8)
-        block[:n_bytes] = data
+    def _read(self, wanted: int) -> tuple[Bytes, int]:
+        """Read on into a block as gather.block_of makes it, without a copy between."""
+        block = np.empty((wanted + PADDING + 7) // 8 * 8, np.uint8)
+        n_bytes = self.perf.file.fill(self.at, block[:wanted])
+        block[n_bytes:] = 0
+        return block, n_bytes
+
+    def _split(self, block: Bytes, n_bytes: int) -> tuple[Records | None, int]:
         found = chain.follow(block, n_bytes, self.perf.big_endian)
         if not len(found.start):
             return None, found.end
@@ -133,7 +137,7 @@ class RecordReader:
             self.at = self._end
             return
         data = self._rest + unpacked
-        made, stop = self._split(np.frombuffer(data, np.uint8))
+        made, stop = self._split(block_of(data), len(data))
         self._rest = data[stop:]
         if made is not None:
             yield made

@@ -19,7 +19,6 @@ from tdxtrace.ingest.tally import MAX_CPUS
 
 _HEADER: Final = 8
 _WORD: Final = Field("word", 0, 8, False, True)
-_HALF: Final = Field("half", 0, 4, True, True)
 _FAR: Final = np.uint64((1 << 63) - 1)
 NO_EVENT: Final = -1
 _NO_CPU: Final = np.uint64((1 << 64) - 1)  # UNKNOWN, once it is cut to 32 bits
@@ -125,18 +124,14 @@ class SampleReader:
         if fixed:
             last = max(0, len(block.data) - 8 * len(fixed) - 8)
             body = np.where(body + 8 * len(fixed) <= end, body, last)
+        found = block.columns(body, _places(fixed))
         if attrs.TIME in fixed:
-            time = block.column(body + fixed[attrs.TIME], _WORD)
-            made.ts_ns[mine] = np.minimum(time, _FAR).view(np.int64)
+            made.ts_ns[mine] = np.minimum(found["time"], _FAR).view(np.int64)
         if attrs.TID in fixed:
-            at = body + fixed[attrs.TID]
-            made.tgid[mine] = block.column(at, _HALF).astype(np.int32)
-            made.tid[mine] = block.column(at + 4, _HALF).astype(np.int32)
+            made.tgid[mine], made.tid[mine] = found["tgid"], found["tid"]
         if attrs.CPU in fixed:
-            cpu = block.column(body + fixed[attrs.CPU], _HALF)
-            made.cpu[mine] = np.where(cpu < MAX_CPUS, cpu, np.uint64((1 << 64) - 1)).astype(
-                np.int32
-            )
+            cpu = found["cpu"]
+            made.cpu[mine] = np.where(cpu < MAX_CPUS, cpu, _NO_CPU).astype(np.int32)
         if layout.sample_type & attrs.RAW and self.common is not None:
             base, size = layout.raw_at(block, body, end)
             place = self.common.type
@@ -144,6 +139,20 @@ class SampleReader:
             number = block.numbers(np.where(is_there, base, 0), place)
             made.number[mine] = np.where(is_there, number, NO_EVENT)
             made.base[mine], made.size[mine] = base, size
+
+
+def _places(fixed: Mapping[int, int]) -> dict[str, Field]:
+    """Where a sample keeps what every event has, for those parts that it has."""
+    return {
+        name: Field(name, fixed[part] + offset, size, signed, True)
+        for part, name, offset, size, signed in (
+            (attrs.TIME, "time", 0, 8, False),
+            (attrs.TID, "tgid", 0, 4, True),
+            (attrs.TID, "tid", 4, 4, True),
+            (attrs.CPU, "cpu", 0, 4, True),
+        )
+        if part in fixed
+    }
 
 
 def noise_name(attr: Attr, names: Mapping[int, str]) -> str:

@@ -117,12 +117,11 @@ class Knowledge:
         Returns:
             Places in the vocabulary, -1 where the name is not known; and offsets.
         """
-        words = text.load(at, _NAME_WORDS)
-        event, length = self._by_beginning(words)
+        event, length = self._by_beginning(text.load(at, _BEGIN_WORDS))
         args = at + length
         rest = np.flatnonzero(event < 0)
         if len(rest):
-            event[rest], args[rest] = self._by_name(text, at[rest], words[:, rest])
+            event[rest], args[rest] = self._by_name(text, at[rest])
         return event, args
 
     def _by_beginning(self, words: Words) -> tuple[I32Array, At]:
@@ -138,8 +137,8 @@ class Knowledge:
         event[known[place] != key] = -1
         return event, length
 
-    def _by_name(self, text: Text, at: At, words: Words) -> tuple[I32Array, At]:
-        key, length = _hashes(words)
+    def _by_name(self, text: Text, at: At) -> tuple[I32Array, At]:
+        key, length = _hashes(text.load(at, _NAME_WORDS))
         known = np.array(sorted(self.names), np.uint64)
         events = np.array([self.names[int(k)] for k in known], np.int32)
         if not len(known):

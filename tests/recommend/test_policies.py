@@ -1,0 +1,302 @@
+"""Policies replayed on stories: who would have exceeded, what it would have cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from story import Story, story, without
+
+from tdxtrace.analysis.busy_answers import busy_answers
+from tdxtrace.analysis.retry_chains import retry_chains
+from tdxtrace.errors import InputError, QueryError, TableError
+from tdxtrace.recommend.known import DEFAULTS, EVERY, Ladder, Rule, nanoseconds, policy_named
+from tdxtrace.recommend.policy_file import read_policies
+from tdxtrace.recommend.replay import policies
+from tdxtrace.recommend.resample import interval_of_sum
+from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
+from tdxtrace.tdx.leaves import leaf_table
+
+
+def replay(told: Story, *names: str, calls: pl.DataFrame | None = None) -> pl.DataFrame:
+    calls = told.seamcalls if calls is None else calls
+    chains = retry_chains(calls, told.losses)
+    chosen = [policy_named(name) for name in names] or None
+    return POLICIES.check(policies(chains, busy_answers(calls, chains), chosen))
+
+
+def row_of(text: str, name: str, leaf: int = 6) -> dict[str, Any]:
+    return replay(story(text), name).row(by_predicate=pl.col("leaf") == leaf, named=True)
+
+
+@pytest.mark.parametrize(("calls", "exceeding"), [(1, 2), (2, 2), (3, 1), (4, 0)])
+def test_a_request_exceeds_a_limit_if_it_needs_more_calls(calls: int, exceeding: int) -> None:
+    row = row_of("S1 B2 B2 S2 B3 B3 B3 S3", f"fixed-{calls}")
+    assert (row["n_requests"], row["n_retried"]) == (3, 2)
+    assert (row["n_exceeding"], row["n_undecided"]) == (exceeding, 0)
+    assert row["exceeding_ratio"] == pytest.approx(exceeding / 3)
+    assert row["exceeding_low"] <= row["exceeding_ratio"] <= row["exceeding_high"]
+
+
+def test_a_request_that_was_cut_before_the_limit_is_undecided_and_after_it_is_not() -> None:
+    text = "S1 2/B2 2/B2 2/B2"
+    before, after = row_of(text, "fixed-5"), row_of(text, "fixed-3")
+    assert (before["n_exceeding"], before["n_undecided"]) == (0, 1)
+    assert (after["n_exceeding"], after["n_undecided"]) == (1, 0)
+    assert before["exceeding_low"] == 0.0
+    assert before["exceeding_high"] > row_of("S1 2/B2 2/B2 2/S2", "fixed-5")["exceeding_high"]
+    assert "1 request left sight" in before["not_known"]
+    assert "left sight" not in after["not_known"]
+
+
+def test_an_error_is_an_answer_and_ends_the_retrying() -> None:
+    row = row_of("B1 E1 S2", "fixed-2")
+    assert (row["n_exceeding"], row["n_undecided"]) == (0, 0)
+
+
+def test_v1_makes_seventeen_calls_and_only_after_busy_sept() -> None:
+    assert row_of("B1 " * 16 + "S1", "v1-series")["n_exceeding"] == 0
+    assert row_of("B1 " * 17 + "S1", "v1-series")["n_exceeding"] == 1
+    entry = row_of("B1 K1 S1", "v1-series")
+    assert (entry["n_exceeding"], entry["n_bugs"]) == (1, 1)
+
+
+def test_v1_comes_again_for_a_fault_and_dies_of_a_block() -> None:
+    fault, block = (
+        row_of("B1 " * 20 + "S1", "v1-series"),
+        row_of("blockB1 " * 20 + "blockS1", "v1-series", 7),
+    )
+    assert (fault["then"], fault["n_bugs"], fault["n_vms_killed"]) == ("again", 0, 0)
+    assert (block["then"], block["n_bugs"], block["n_vms_killed"]) == ("kill", 1, 1)
+
+
+@pytest.mark.parametrize(("leaf", "number"), [("block", 7), ("track", 38), ("remove", 29)])
+def test_mainline_makes_two_calls_with_a_kick_between(leaf: str, number: int) -> None:
+    one = row_of(f"{leaf}B1 {leaf}S1", "mainline", number)
+    two = row_of(f"{leaf}B1 {leaf}B1 {leaf}S1", "mainline", number)
+    assert (one["kicks"], one["calls"], one["n_vms_killed"]) == (True, 2, 0)
+    assert (two["n_exceeding"], two["n_vms_killed"]) == (1, 1)
+    assert "kick changes what follows" in two["not_known"]
+
+
+def test_mainline_has_no_limit_for_faults_and_entries_but_dies_of_what_it_does_not_expect() -> None:
+    told = story("B1 " * 40 + "S1 " + "enterB " * 40 + "enterX " + "N2 N2 S2 Y3 S3")
+    rows = {row["leaf"]: row for row in replay(told, "mainline").iter_rows(named=True)}
+    assert (rows[0]["calls"], rows[0]["n_exceeding"]) == (None, 0)
+    # RND_NO_ENTROPY is repeated below every wrapper; SYS_BUSY is not looked for.
+    assert (rows[6]["n_exceeding"], rows[6]["n_bugs"]) == (1, 1)
+
+
+def test_endless_never_exceeds_and_leaves_nothing_undecided() -> None:
+    row = row_of("B1 B1 S2 3/B3", "endless")
+    assert (row["n_exceeding"], row["n_undecided"], row["calls"]) == (0, 0, None)
+
+
+def test_a_budget_ends_at_the_first_busy_answer_after_it() -> None:
+    # Busy answers return after 10, 30 and 50 us.
+    text = "B1 B1 B1 S1"
+    assert row_of(text, "budget-50us")["n_exceeding"] == 0
+    row = row_of(text, "budget-29us")
+    assert (row["n_exceeding"], row["waited_ns"]) == (1, 30_000)
+
+
+def test_time_is_spent_until_done_or_stopped() -> None:
+    text = "S1 B2 B2 B2 S2 B3 S3"
+    assert row_of(text, "endless")["waited_ns"] == 60_000
+    row = row_of(text, "fixed-2")
+    assert row["waited_ns"] == 40_000
+    assert row["waited_low_ns"] <= 40_000 <= row["waited_high_ns"]
+
+
+def test_vms_are_counted_once_by_td_or_process_and_unknown_where_neither_is_seen() -> None:
+    text = "blockB1#1 " * 3 + "blockS1#1 " + "blockB2#1 " * 3 + "blockS2#1 " + "blockB1#2 " * 3
+    told = story(text)
+    assert replay(told, "mainline")["n_vms_killed"].to_list() == [2]
+    blind = without(told.seamcalls, "td_id")
+    assert replay(told, "mainline", calls=blind)["n_vms_killed"].to_list() == [None]
+    of_process = blind.with_columns(tgid=pl.lit(77, pl.Int32))
+    assert replay(told, "mainline", calls=of_process)["n_vms_killed"].to_list() == [1]
+
+
+def test_entries_are_left_with_host_priority_where_the_caller_gives_up_on_the_entry() -> None:
+    # K: the SEPT entry itself, whose bit stays set; B: the tree.
+    assert row_of("K1 K1 K1 S1 K2 K2 K2 S2 B3 B3 B3 S3", "fixed-2")["n_entries_left"] == 2
+    assert row_of("K1 K1 K1 S1", "mainline")["n_entries_left"] == 0
+    assert row_of("K1 K1 K1 S1", "endless")["n_entries_left"] == 0
+
+
+def test_policies_have_a_row_for_each_leaf_they_rule() -> None:
+    rows = replay(story("B1 S1 trackB trackS"))
+    assert rows["policy"].unique(maintain_order=True).to_list() == list(DEFAULTS)
+    seed = rows.filter(pl.col("policy") == "seed-loop")
+    assert seed["leaf"].to_list() == [6]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=25), st.integers(1, 9))
+def test_fixed_limits_are_what_one_can_count(n_busy: list[int], calls: int) -> None:
+    text = " ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(n_busy, 1))
+    row = row_of(text, f"fixed-{calls}")
+    assert row["n_exceeding"] == sum(n + 1 > calls for n in n_busy)
+    assert row["n_retried"] == sum(n > 0 for n in n_busy)
+    assert row["waited_ns"] == sum(
+        (2 * min(n, calls) - 1) * 10_000 for n in n_busy if min(n, calls)
+    )
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=25))
+def test_a_larger_limit_never_exceeds_more_nor_spends_less(n_busy: list[int]) -> None:
+    text = " ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(n_busy, 1))
+    rows = replay(story(text), *(f"fixed-{n}" for n in range(1, 10)))
+    assert rows["n_exceeding"].is_sorted(descending=True)
+    assert rows["waited_ns"].is_sorted()
+
+
+def test_a_few_lone_requests_have_the_exact_interval() -> None:
+    text = " ".join("B1 S1" if n % 50 == 25 else "S1" for n in range(1500))
+    row = row_of(text, "fixed-1")
+    exact = stats.binomtest(30, 1500).proportion_ci(0.95)
+    assert row["exceeding_low"] == pytest.approx(exact.low, rel=0.1)
+    assert row["exceeding_high"] == pytest.approx(exact.high, rel=0.1)
+
+
+def test_nothing_in_is_an_empty_table_out() -> None:
+    assert policies(RETRY_CHAINS.empty(), BUSY_ANSWERS.empty()).equals(POLICIES.empty())
+
+
+def test_columns_that_are_missing_are_named() -> None:
+    with pytest.raises(TableError, match="waited_ns"):
+        policies(RETRY_CHAINS.empty(), BUSY_ANSWERS.empty().drop("waited_ns"))
+
+
+# Resampling.
+
+
+def test_the_interval_of_a_sum_is_the_same_each_time_and_as_wide_as_it_should_be() -> None:
+    import numpy as np
+
+    parts = np.full(400, 5.0)
+    low, high = interval_of_sum(parts, 0.95)
+    assert interval_of_sum(parts, 0.95) == (low, high)
+    # A Poisson number of 400: its standard deviation is 20.
+    assert (low, high) == pytest.approx((2000 - 1.96 * 100, 2000 + 1.96 * 100), rel=0.02)
+    many = interval_of_sum(np.full(40_000, 0.05), 0.95)
+    assert many == pytest.approx((2000 - 19.6, 2000 + 19.6), rel=0.002)
+    assert interval_of_sum(np.array([]), 0.95) == (0.0, 0.0)
+
+
+# Names, and policies of one's own.
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("mainlin", "mainline"),
+        ("seedloop", "seed-loop"),
+        ("fixed-0", "fixed-N"),
+        ("fixed-99999999999", "fixed-N"),
+        ("budget-1", "budget-TIME"),
+        ("v2-series", "v1-series"),
+    ],
+)
+def test_an_unknown_policy_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(QueryError, match=f"no policy '{name}'; nearest: {nearest};"):
+        policy_named(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"), [("1ms", 1_000_000), ("2.5us", 2_500), ("7ns", 7), ("3s", 3_000_000_000)]
+)
+def test_times_have_a_unit(text: str, ns: int) -> None:
+    assert nanoseconds(text) == ns
+
+
+@pytest.mark.parametrize("text", ["", "1", "ms", "-1ms", "0ms", "1 fortnight", "1e3s"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(QueryError, match="not a time"):
+        nanoseconds(text)
+
+
+def test_every_leaf_that_a_known_policy_names_exists() -> None:
+    known = {*leaf_table()["name"], EVERY}
+    for name in ("seed-loop", "v1-series", "mainline", "endless"):
+        assert set(policy_named(name).rules) <= known
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_gives_policies_with_all_their_words(tmp_path: Path) -> None:
+    text = """
+        [policy.patient]
+        calls = 40
+        budget = "2ms"
+        answers = "sept"
+        then = "again"
+        otherwise = "return"
+        kicks = true
+        leaves = ["tdh_mem_page_aug", "TDH.MEM.TRACK"]
+        source = "me"
+        [policy.loop]
+        initial = 8
+        """
+    found = read_policies(written(tmp_path, text))
+    rule = Rule(40, 2_000_000, "sept", "again", "return", True)
+    assert found["patient"].rules == {"TDH.MEM.PAGE.AUG": rule, "TDH.MEM.TRACK": rule}
+    assert found["patient"].source == "me"
+    assert found["loop"].rules == {EVERY: Rule(ladder=Ladder(initial=8))}
+    assert policy_named("patient", found) is found["patient"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[polcy.x]\ncalls = 1", "unknown word 'polcy'; nearest: policy"),
+        ("[policy.x]\ncals = 1", "policy 'x': unknown word 'cals'; nearest: calls"),
+        ("[policy.x]\nanswers = 'sep'", "answers cannot be 'sep'; nearest: sept"),
+        ("[policy.x]\nthen = 'kil'", "then cannot be 'kil'; nearest: kill"),
+        ("[policy.x]\ncalls = 0", "calls must be a whole number from 1"),
+        ("[policy.x]\ncalls = true", "calls must be a whole number"),
+        ("[policy.x]\ncalls = 1.5", "calls must be a whole number"),
+        ("[policy.x]\nfactor = 1", "factor must be a whole number from 2"),
+        ("[policy.x]\nbudget = 5", "budget must be a time in quotes"),
+        ("[policy.x]\nbudget = '5 minutes'", "policy 'x': not a time: '5 minutes'"),
+        ("[policy.x]\nkicks = 'yes'", "kicks must be true or false"),
+        ("[policy.x]\nleaves = 'TDH.MEM.TRACK'", "leaves must be a list"),
+        ("[policy.x]\nleaves = ['TDH.MEM.TRAK']", "nearest known one is TDH.MEM.TRACK"),
+        ("[policy.x]\nleaves = ['9999']", "no leaf has the number 9999"),
+        ("[policy.x]\nsource = 1", "source must be text"),
+        ("[policy]\nx = 1", r"write \[policy.x\]"),
+        ("", r"has no policy; begin one with \[policy.NAME\]"),
+        ("policy = 1", "has no policy"),
+        ("[policy.x", "is not TOML"),
+    ],
+)
+def test_a_slip_is_answered_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(QueryError, match=said) as error:
+        read_policies(written(tmp_path, text))
+    assert str(error.value).isprintable()
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        read_policies(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_policies(tmp_path / "bad.toml")
+
+
+def test_hostile_names_of_policies_are_made_safe(tmp_path: Path) -> None:
+    with pytest.raises(QueryError) as error:
+        read_policies(written(tmp_path, '[policy."\\u001b[31m"]\ncals = 1'))
+    assert str(error.value).isprintable()
