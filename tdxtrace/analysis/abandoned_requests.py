@@ -27,6 +27,8 @@ _PREPARES: Final = leaves.numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"])
 # KVM prints a failure right after the call, from the same thread; a console takes up to some
 # 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
 MESSAGE_NS: Final = 10_000_000
+# printk prints microseconds (Linux kernel/printk/printk.c, print_time).
+_STAMP_NS: Final = 1_000
 _KEY: Final = ("source", "first_seq")
 _COLUMNS: Final = (
     *_KEY,
@@ -204,21 +206,23 @@ def _unprepared(left: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 def _messages(left: pl.DataFrame, said: pl.DataFrame, message_ns: int) -> pl.DataFrame:
     """Failures that the kernel printed about the request's last status."""
-    rows = left.join(
-        said.filter(pl.col("message") == "seamcall_failed").select(
-            "source",
-            "leaf",
-            "ts_ns",
-            "log_source",
-            "seq",
-            final_status="status",
-        ),
-        on=["source", "leaf", "final_status"],
+    keys = ["source", "leaf", "final_status"]
+    failures = said.filter(pl.col("message") == "seamcall_failed").select(
+        "source", "leaf", "ts_ns", "log_source", "seq", final_status="status"
     )
-    after = pl.col("ts_ns") - pl.col("end_ns")
     # A stamp of microseconds may lie before the end it follows.
-    rows = rows.filter(after.is_between(-1000, message_ns)).sort("ts_ns")
-    rows = rows.unique(_KEY, keep="first", maintain_order=True).with_columns(
+    began = left.with_columns(from_ns=pl.col("end_ns") - _STAMP_NS).sort("from_ns")
+    rows = began.join_asof(
+        failures.drop_nulls(keys).sort("ts_ns"),
+        left_on="from_ns",
+        right_on="ts_ns",
+        by=keys,
+        strategy="forward",
+        coalesce=False,
+        check_sortedness=False,
+    )
+    rows = rows.filter(pl.col("ts_ns") - pl.col("end_ns") <= message_ns)
+    rows = rows.with_columns(
         effect_source="log_source",
         effect_seq="seq",
         effect_leaf="leaf",

@@ -44,7 +44,8 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         TableError: If an argument lacks a column or has one of another type.
     """
     requests = RETRY_CHAINS.conform(chains)
-    calls = members(SEAMCALLS.conform(seamcalls).drop("td_id"), requests)
+    columns = ("source", "seq", "tid", "tgid", "leaf", "start_ns", "end_ns", "status")
+    calls = members(SEAMCALLS.conform(seamcalls).select(columns), requests)
     tds = requests.select("source", "td_id", chain="first_seq")
     calls = with_td(calls.join(tds, on=["source", "chain"], how="left"), requests)
     if calls.is_empty():

@@ -45,9 +45,8 @@ class JudgementScore:
 def score_judgements(made: Captured) -> JudgementScore:
     """Hold causes of zero-steps, progress loops and accusations against the truth of the run.
 
-    The cause of an episode is right if it is one that the scenario makes: pages that the VMM
-    leaves unconverted, pages that a host blocks for nothing, or, on a module that takes a
-    pending page for a missing one, a page that was installed.  HOSTILE is right if the
+    The cause of an episode is right if it is one that the run can make at all (a run makes few):
+    which of them made it is for stories to test.  HOSTILE is right if the
     simulated host refuses faults; BUG, if the calls it is about truly broke a rule, or
     the policy gave requests up.
     """
@@ -70,17 +69,25 @@ def _causes(score: JudgementScore, made: Captured) -> None:
 
 
 def _possible(made: Captured) -> set[str]:
-    """Causes of zero-steps that the run's scenario makes."""
+    """Causes of zero-steps that the run's scenario, policy and module make."""
     possible = set()
-    for td in made.run.scenario.tds:
-        if td.ignored_faults:
-            possible.add("memory_fault_ignored")
-        if any(work.kind == "churn_blocks" for work in td.workers):
-            possible.add("block_churn")
-        if td.guest.program == "string-copy":
-            possible.add("many_pages")
-        if not td.pending_ve_disable and made.run.scenario.generation != "C":
-            possible.add("pending_page")
+    run = made.run
+    for td in run.scenario.tds:
+        kinds = {work.kind for work in td.workers}
+        makes = {
+            "memory_fault_ignored": td.ignored_faults > 0,
+            "block_churn": "churn_blocks" in kinds,
+            "many_pages": td.guest.program == "string-copy",
+            "pending_page": not td.pending_ve_disable and run.scenario.generation != "C",
+            "frozen_spte": "prefault" in kinds or td.guest.program == "contend",
+            "invalidation": bool(kinds & {"zap", "delete_slot", "split"}),
+            "memslot_change": "delete_slot" in kinds,
+        }
+        possible |= {cause for cause, made_here in makes.items() if made_here}
+    # A host that enters again while the page is busy: by policy, or for an event.
+    leaves = any(action.action == "leave_loop" for action in run.journal.actions)
+    if leaves or not all(vm.policy.local_loop for vm in run.vms):
+        possible.add("left_loop")
     return possible
 
 

@@ -208,6 +208,12 @@ def test_time_is_shared_between_work_retries_and_waiting() -> None:
     assert (row["wait_ns"], row["rest_ns"]) == (2 * STEP_NS, 0)
 
 
+def test_entries_that_were_refused_are_no_retries_of_ours() -> None:
+    row = findings("enterB enterB enterC S1").time_shares.row(0, named=True)
+    assert (row["n_calls"], row["n_retries"], row["retry_ns"]) == (1, 0, 0)
+    assert (row["done_ns"], row["guest_ns"]) == (STEP_NS, 3 * STEP_NS)
+
+
 def test_phases_are_told_by_finalize_and_by_what_follows_the_last_entry() -> None:
     text = "initS S1 finalizeS enterC S2 enterC flushS reclaimS3 reclaimS4"
     found = findings(text).time_shares

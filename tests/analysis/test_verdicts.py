@@ -120,6 +120,9 @@ def test_loops(text: str, expected: tuple[str, str]) -> None:
         ({"leaf": 22, "status": 0x8000_0200_0000_0080}, "BUG", "TDH.VP.INIT"),
         ({"leaf": 22, "status": 0x8000_0200_0000_0001}, "BUG", "keep its calls apart"),
         ({"leaf": 6, "status": 0x8000_0200_0000_0002}, "BUG", "keep its calls apart"),
+        # RCX of TRACK is the TDR.
+        ({"leaf": 38, "status": 0x8000_0200_0000_0001}, "BUG", "keep its calls apart"),
+        ({"leaf": 38, "status": 0x8000_0200_0000_00A9}, "UNDECIDED", "message alone"),
         ({"leaf": 15, "status": 0xC000_0B08_0000_0001}, "BUG", "block and track"),
         # A SEPT entry may be the guest's, a tree may be anybody's.
         ({"leaf": 6, "status": 0x8000_0200_0000_0001}, "UNDECIDED", "message alone"),

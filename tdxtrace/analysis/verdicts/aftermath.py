@@ -9,8 +9,9 @@ import polars as pl
 from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, VERDICTS
-from tdxtrace.tdx import leaves, word
+from tdxtrace.tdx import word
 from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.operands import resource_table
 from tdxtrace.tdx.status import status_name
 
 _LEFT: Final = {
@@ -43,8 +44,6 @@ _OFF_CPU: Final = (
     "record sched:sched_switch, and kvm_mmu_page_fault%return (1 is RET_PF_RETRY): a thread off "
     "its CPU and KVM's local loop look alike"
 )
-_VP: Final = leaves.leaf_table().filter(pl.col("name").str.starts_with("TDH.VP."))["leaf"]
-_MEM: Final = leaves.leaf_table().filter(pl.col("name").str.starts_with("TDH.MEM."))["leaf"]
 _TRACE: Final = (
     "a trace of that moment: entry and return of every tdh_* wrapper, and tdx_vcpu_run, by the "
     "clock local"
@@ -162,13 +161,18 @@ def _of_message() -> dict[str, pl.Expr]:
 
 
 def _is_of_td_or_vcpu(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
-    """Whether a status says that the TDR or the TDVPR was busy, which leaf by leaf has its id."""
-    operand = word.low32(status)
-    tdr = (operand == word.TDX_OPERAND_ID_TDR) | (
-        leaf.is_in(_MEM.implode()) & (operand == word.TDX_OPERAND_ID_RDX)
+    """Whether a status says that the TDR or the TDVPR was busy, and can say nothing else."""
+    table = resource_table()
+    certain = table.filter(
+        pl.col("resource").is_in(["TDR", "TDVPR"]), pl.col("alternative").is_null()
     )
-    tdvpr = leaf.is_in(_VP.implode()) & (operand == word.TDX_OPERAND_ID_RCX)
-    return (word.is_busy(status) & (tdr | tdvpr)).fill_null(False)
+    keys = certain.select(_of_leaf(pl.col("leaf"), pl.col("operand_id"))).to_series()
+    named = _of_leaf(leaf, word.low32(status)).is_in(keys.implode())
+    return (word.is_busy(status) & named).fill_null(False)
+
+
+def _of_leaf(leaf: pl.Expr, operand_id: pl.Expr) -> pl.Expr:
+    return leaf.cast(pl.UInt64) * (1 << 32) + operand_id.cast(pl.UInt64)
 
 
 def _three(column: str, words: dict[str, tuple[str, str, str]]) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
