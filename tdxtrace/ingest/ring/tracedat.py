@@ -70,6 +70,8 @@ class DatReader:
             self._merge, known, Clock.of(dat.options), self.tally, comms, self.tgids
         )
         yield from reader.batches()
+        if dat.cut_short and not self.tally.n_lines:
+            raise FormatError(self._nothing())
         self._losses()
 
     @property
@@ -122,7 +124,8 @@ class DatReader:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)
             self._owners.append((buffer.name, data.cpu))
-            shift = dat.options.shifts[data.cpu] if data.cpu < len(dat.options.shifts) else None
+            shifts = dat.options.shifts
+            shift = shifts[data.cpu] if 0 <= data.cpu < len(shifts) else None
             correct = None if shift is None else partial(corrected, shift=shift)
             yield CpuPages(data.cpu, pages.read, correct)
 
