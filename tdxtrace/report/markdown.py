@@ -14,6 +14,8 @@ from tdxtrace.report.sections import Grid, Section
 # Documentation/process/submitting-patches.rst.
 WIDTH: Final = 75
 _MOST_ROWS: Final = 12
+# A table may stand out a little; more would be broken by whatever shows it.
+_WIDEST: Final = 96
 # What begins a link, an emphasis, a tag or a cell in CommonMark or GitHub's tables.
 _SPECIAL: Final = re.compile(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))")
 # What makes a line a heading, a list or a quotation where it stands first.
@@ -48,7 +50,10 @@ def text(shown: str) -> str:
 
 
 def _wrapped(line: str, bullet: str = "") -> list[str]:
-    safe = _FIRST.sub(r"\\\1", text(line))
+    return _filled(_FIRST.sub(r"\\\1", text(line)), bullet)
+
+
+def _filled(safe: str, bullet: str) -> list[str]:
     return textwrap.wrap(
         safe,
         WIDTH,
@@ -67,14 +72,10 @@ def _table(grid: Grid) -> Iterator[str]:
     rows = [[text(cell) for cell in row] for row in (grid.titles, *grid.rows[:_MOST_ROWS])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = _that_fit(widths, grid.spare)
-    rules = [
-        "-" * (width - 1) + (":" if n in grid.right else "-") for n, width in enumerate(widths)
-    ]
-    for row in (rows[0], rules, *rows[1:]):
-        cells = [
-            row[n].rjust(widths[n]) if n in grid.right else row[n].ljust(widths[n]) for n in shown
-        ]
-        yield f"| {' | '.join(cells)} |"
+    if _needs(widths, shown) <= _WIDEST:
+        yield from _aligned(grid, rows, widths, shown)
+    else:
+        yield from _listed(rows)
     hidden = len(grid.rows) - _MOST_ROWS
     notes = [f"{hidden} more in the HTML report"] if hidden > 0 else []
     notes += [grid.more] if grid.more else []
@@ -83,11 +84,33 @@ def _table(grid: Grid) -> Iterator[str]:
         yield from _wrapped("; ".join(notes) + ".")
 
 
+def _aligned(
+    grid: Grid, rows: Sequence[Sequence[str]], widths: Sequence[int], shown: Sequence[int]
+) -> Iterator[str]:
+    rules = ["-" * (w - 1) + (":" if n in grid.right else "-") for n, w in enumerate(widths)]
+    for row in (rows[0], rules, *rows[1:]):
+        cells = [
+            row[n].rjust(widths[n]) if n in grid.right else row[n].ljust(widths[n]) for n in shown
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _listed(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Sentences do not fit a table of plain text: an item for each row, its last cell at the end."""
+    for row in rows[1:]:
+        facts = [f"{title} {cell}" for title, cell in zip(rows[0][1:-1], row[1:-1], strict=True)]
+        yield from _filled(f"{row[0]} ({', '.join(facts)}): {row[-1]}", "- ")
+
+
+def _needs(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[n] + 3 for n in shown) + 1
+
+
 def _that_fit(widths: Sequence[int], spare: Sequence[int]) -> list[int]:
     """Columns of a table so wide as a line may be, or that cannot be spared."""
     shown = list(range(len(widths)))
     for column in spare:
-        if sum(widths[n] + 3 for n in shown) + 1 <= WIDTH:
+        if _needs(widths, shown) <= WIDTH:
             break
         shown.remove(column)
     return shown

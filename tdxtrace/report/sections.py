@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
     import altair as alt
+
+
+# A verdict with what would decide it; longer is no table any more.
+_WIDEST: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +67,5 @@ def grid(
     spare: Sequence[int] = (),
 ) -> Grid:
     """Return a table whose cells are safe to show, as text, wherever text is shown."""
-    safe = [tuple(one_line(cell) for cell in row) for row in rows]
+    safe = [tuple(one_line(cell, _WIDEST) for cell in row) for row in rows]
     return Grid(titles, safe, frozenset(right), caption, more, spare)

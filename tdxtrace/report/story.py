@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tdxtrace.report.questions import leaves, quality, short, times, zero_steps
+from tdxtrace.report.questions import (
+    causes,
+    leaves,
+    limits,
+    quality,
+    short,
+    times,
+    verdicts,
+    zero_steps,
+)
 from tdxtrace.report.sections import Section
 from tdxtrace.tables.trace import Findings
 
@@ -11,9 +20,14 @@ def sections(findings: Findings) -> list[Section]:
     """Return the sections of the report on ``findings``, the answer first."""
     return [
         short.section(findings),
+        verdicts.section(findings),
+        limits.section(findings),
         quality.section(findings),
         leaves.section(findings),
+        limits.attempts(findings),
+        limits.replayed(findings),
         times.section(findings),
+        causes.section(findings),
         zero_steps.section(findings),
         zero_steps.vcpus(findings),
     ]

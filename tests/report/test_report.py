@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from contracts import report_breaches
 from hostile import NAMES, hostile
@@ -18,6 +19,8 @@ from story import story
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
 from tdxtrace.report.charts import MAX_MARKS
+from tdxtrace.report.charts.causes import contention_rows
+from tdxtrace.report.charts.curve import curve_rows
 from tdxtrace.report.charts.theme import PALETTE
 from tdxtrace.report.html import _vega, spec_of
 from tdxtrace.report.story import sections
@@ -27,6 +30,10 @@ from tdxtrace.tables.trace import Findings
 
 ZERO_STEPS = SAMPLES / "zerostep.txt"
 FORMS = ("html", "md", "json")
+FIGURES = (
+    *("attempts", "busy_causes", "contention", "leaf_stats", "policies"),
+    *("rate", "timeline", "times"),
+)
 # What a small trace holds, and what the report must say of it.
 STORIES = {
     "": ["No SEAMCALL was captured, and no entry of a vCPU", "No request was captured"],
@@ -65,7 +72,7 @@ def test_a_chart_is_drawn_only_where_there_is_something_to_draw(text: str) -> No
 
 def test_the_answer_comes_first_then_how_far_it_can_be_trusted(findings: Findings) -> None:
     names = [section.name for section in sections(findings)]
-    assert names[:2] == ["short", "losses"]
+    assert names[:4] == ["short", "verdicts", "limits", "losses"]
     first = sections(findings)[0].says
     assert first[0] == "2,843 SEAMCALLs served 968 requests; retried: 60 (6 %)."
     assert "The most attempts one request took: 170 (TDH.VP.ENTER)." in first
@@ -216,11 +223,36 @@ def test_charts_can_be_saved_as_pictures(kind: str, begin: bytes, tmp_path: Path
     done = tdxtrace("report", ZERO_STEPS, "-o", tmp_path / "r.md", f"--{kind}", folder)
     assert done.status == 0, done.stderr
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [f"{name}.{kind}" for name in ("leaf_stats", "rate", "timeline", "times")]
+    assert names == [f"{name}.{kind}" for name in FIGURES]
     for path in folder.iterdir():
         assert path.read_bytes().startswith(begin)
         if kind == "svg":
             assert b"var(--" not in path.read_bytes()
+
+
+def test_the_attempts_curve_is_that_of_the_table(findings: Findings) -> None:
+    rows = curve_rows(findings.attempts)
+    enter = rows.filter(leaf="VP.ENTER", within=1)
+    assert enter["ratio"].item() == pytest.approx(29 / 670, rel=1e-4)
+    assert enter["low"].item() < 29 / 670 < enter["high"].item()
+    assert (rows["ratio"] > 0).all()
+
+
+def test_contention_says_what_was_seen_and_what_could_have_been(findings: Findings) -> None:
+    rows = contention_rows(findings.busy_causes, findings.leaf_stats)
+    both = rows.filter(busy="VP.ENTER", holder="MEM.TRACK")
+    assert "exclude each other in generation A, B, C" in both["expected"].item()
+    answers = findings.busy_causes.filter(pl.col("rank") == 1)["holder_leaf"].count()
+    shown = [int(text.replace(",", "")) for text in rows["text"] if text != "·"]
+    assert sum(shown) == answers > 0
+
+
+def test_a_report_names_the_gravest_verdict_at_once() -> None:
+    text = " ".join(answered("report", SAMPLES / "contended.txt").text.split())
+    head = text.split("## Whose fault")[0]
+    assert "Verdicts on 15 groups of findings: 1 BUG, 7 UNDECIDED, 7 EXPECTED." in head
+    assert "BUG: 41 busy answers of TDH.MEM.TRACK" in head
+    assert "No limit is recommended (at most 1 request in 1,000,000 to need more" in head
 
 
 def test_filters_are_named_in_the_report() -> None:

@@ -6,6 +6,7 @@ import polars as pl
 
 from tdxtrace.report import advice
 from tdxtrace.report.names import leaf_label
+from tdxtrace.report.questions import limits, verdicts
 from tdxtrace.report.sections import Section
 from tdxtrace.report.units import count, duration, plural, share, total
 from tdxtrace.tables.trace import Findings
@@ -17,7 +18,13 @@ def section(findings: Findings) -> Section:
         name="short",
         title="In short",
         definition="",
-        says=[*_retried(findings), *_zero_steps(findings), *_lost(findings), *_next(findings)],
+        says=[
+            *_retried(findings),
+            *_zero_steps(findings),
+            *_judged(findings),
+            *_lost(findings),
+            *_next(findings),
+        ],
     )
 
 
@@ -61,6 +68,13 @@ def _zero_steps(findings: Findings) -> list[str]:
         return ["Zero-step mitigation kept no vCPU from entering."]
     text = f"Zero-step mitigation kept a vCPU out in {plural(sure, 'episode')}"
     return [text + (f"; {count(weak)} more are weak signs." if weak else ".")]
+
+
+def _judged(findings: Findings) -> list[str]:
+    """Verdicts and the recommendation, where there is something to judge."""
+    if findings.leaf_stats.is_empty():
+        return []
+    return [*verdicts.says(findings), *limits.says(findings)]
 
 
 def _lost(findings: Findings) -> list[str]:
