@@ -44,6 +44,7 @@ def watch_command(
     """Watch rates, retry chains, zero-step mitigation and busy causes as they happen.
 
     Memory stays the same for days. Without -, needs root and traces as capture record does.
+    Of perf: perf record -m 8M -o - ... | perf script --show-lost-events -i - | tdxtrace watch -
 
     Example: ssh HOST sudo cat /sys/kernel/tracing/trace_pipe | tdxtrace watch -
     """
