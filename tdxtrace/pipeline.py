@@ -95,7 +95,9 @@ def analyze(
         provenance=trace.provenance,
         options=chosen.to_dict() | said,
         kernel_messages=trace.kernel_messages,
-        _questions=_causes(trace, chosen, mask) | _aftermath(trace, known) | _retries(trace, every),
+        _questions=_causes(trace, chosen, mask, every)
+        | _aftermath(trace, known)
+        | _retries(trace, every),
     )
 
 
@@ -134,20 +136,25 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
 _EVENTS = {table.name: table for table in EVENT_TABLES}
 
 
-def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
+def _causes(
+    trace: Trace, chosen: Selection, mask: int, chains: pl.DataFrame
+) -> dict[str, Question]:
     """How the tables about causes are found: what they rest on is looked at once."""
 
     @cache
     def looked_at() -> tuple[Scene, ...]:
         return tuple(scenes(trace, mask=mask))
 
+    @cache
+    def causes() -> pl.DataFrame:
+        return busy_causes(looked_at())
+
     return {
-        "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
+        "busy_causes": lambda _: chosen.of(causes(), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
         "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
-        "lock_values": lambda findings: lock_values(
-            looked_at(), findings.busy_causes, findings.retry_chains
-        ),
+        # Who queues behind whom is a matter of all calls, also of those not asked for.
+        "lock_values": lambda _: chosen.of(lock_values(looked_at(), causes(), chains), trace),
         "entry_waits": lambda _: chosen.of(entry_waits(looked_at()), trace),
     }
 
