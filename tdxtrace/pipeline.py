@@ -143,14 +143,18 @@ def _causes(trace: Trace, chosen: Selection, every: pl.DataFrame, mask: int) -> 
     def looked_at() -> tuple[Scene, ...]:
         return tuple(scenes(trace, mask=mask))
 
+    @cache
+    def causes() -> pl.DataFrame:
+        return busy_causes(looked_at())
+
     return {
-        "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
+        "busy_causes": lambda _: chosen.of(causes(), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
         "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
         # A queue is made of all that waits in it: the lock is weighed on the whole trace.
-        "lock_values": lambda findings: lock_values(
-            looked_at(), busy_causes(looked_at()), every
-        ).join(findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True),
+        "lock_values": lambda findings: lock_values(looked_at(), causes(), every).join(
+            findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
+        ),
         "entry_waits": lambda _: chosen.of(entry_waits(looked_at()), trace),
     }
 

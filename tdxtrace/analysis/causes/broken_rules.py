@@ -104,15 +104,11 @@ def _on_entry(attempts: pl.DataFrame, best: pl.DataFrame, slack_ns: int) -> pl.D
 def _before_finalize(question: Question) -> pl.DataFrame:
     """Attempts on a TD's own locks while it was being built.
 
-    The last that is known of its life is that it was begun, or the next that it was
-    finalized: an address is used again after a TD is gone.
+    The last that is known of its life is that it was begun, or nothing is and the next is
+    that it was finalized: an address is used again after a TD is gone.  A TD whose vCPU
+    entered was built, whether TDH.MR.FINALIZE was probed or not.
     """
-    life = question.done.select("td_id", "leaf", "status", "begins").with_row_index("evidence")
-    life = life.filter(
-        pl.col("td_id").is_not_null(),
-        (pl.col("status") == 0)
-        & (pl.col("leaf").is_in(_BEGINS_TD) | (pl.col("leaf") == _FINALIZE)),
-    ).select("td_id", "evidence", "begins", built=pl.col("leaf") == _FINALIZE)
+    life = _lives(question.done)
     rows = question.attempts.filter(pl.col("scope").is_in(_OF_TD)).select("row").unique()
     mine = question.done[rows["row"]].select("td_id", "begins").with_columns(rows["row"])
     mine = mine.drop_nulls().sort("begins")
@@ -123,8 +119,24 @@ def _before_finalize(question: Question) -> pl.DataFrame:
     )
     begun = before.filter(~pl.col("built"))
     finished = after.join(before.filter(pl.col("built").is_not_null()), on="row", how="anti")
-    both = pl.concat([begun, finished.filter("built")])
+    both = pl.concat([begun, finished.filter("finalized")])
     return _as_found(both, "busy_before_finalize")
+
+
+def _lives(done: pl.DataFrame) -> pl.DataFrame:
+    """When each TD was begun, finalized, or ran, of those whose building shows."""
+    good = (
+        done.select("td_id", "leaf", "status", "begins")
+        .with_row_index("evidence")
+        .filter((pl.col("status") < word.ERROR_BIT) & pl.col("td_id").is_not_null())
+    )
+    begins, finalizes = pl.col("leaf").is_in(_BEGINS_TD), pl.col("leaf") == _FINALIZE
+    shown = good.filter(begins | finalizes).select("td_id").unique()
+    return (
+        good.filter(begins | finalizes | (pl.col("leaf") == VP_ENTER))
+        .join(shown, on="td_id", how="semi")
+        .select("td_id", "evidence", "begins", built=~begins, finalized=finalizes)
+    )
 
 
 def _without_kick(question: Question, lossy: pl.Series) -> pl.DataFrame:

@@ -1,0 +1,96 @@
+"""Rules that a correct kernel keeps: broken in small stories, and kept in others."""
+
+from __future__ import annotations
+
+import pytest
+from story import story
+
+from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
+from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
+from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES
+from tdxtrace.tdx.bug_rules import bug_rule_table
+
+BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
+
+
+def broken(text: str, before: str = BEFORE) -> list[tuple[str, int, int | None]]:
+    told = story(f"{before} {text}")
+    table = BROKEN_RULES.check(broken_rules(scenes(told.trace, mask=mask_of("B"))))
+    return list(table.select("rule", "leaf", "evidence_seq").iter_rows())
+
+
+def rules(text: str, before: str = BEFORE) -> list[str]:
+    return [rule for rule, _, _ in broken(text, before)]
+
+
+def test_every_rule_has_its_text_and_its_source() -> None:
+    table = bug_rule_table()
+    assert table["rule"].to_list() == list(BUG_RULES)
+    assert (table["statement"].str.len_chars() >= 40).all()
+    assert table["source"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flushK", ["tdvpr_busy"]),
+        ("trackK", ["tdr_busy"]),
+        # A vCPU that ran since before the TRACK before: nobody kicked it out.
+        ("2/enter( trackS trackP 2/)Q", ["track_without_kick"]),
+        ("2/enter( trackS 2/)Q 2/enter( trackP 2/)H", []),
+        ("2/enter( trackP 2/)H", []),  # there was no TRACK before that is known
+        ("2/(1 K1 2/)S", ["aug_busy_on_entry"]),
+        ("2/enter( K1 2/)H", []),  # a guest may have the entry of a page that is added
+        ("2/(1 K2 2/)S", []),
+        ("blockB1 demoteT1", ["dropped_block"]),
+        ("blockB1 blockS1 demoteT1", []),
+        ("blockB1 demoteT2", []),
+        ("demoteT1", []),
+    ],
+)
+def test_a_rule_is_broken_or_kept(text: str, expected: list[str]) -> None:
+    assert rules(text) == expected
+
+
+def test_the_evidence_is_the_other_row() -> None:
+    told = story(f"{BEFORE} blockB1 demoteT1")
+    block = told.seamcalls.filter(leaf=7)["seq"][-1]
+    assert broken("blockB1 demoteT1") == [("dropped_block", 15, block)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # All that were inside came out by an interrupt, none went in again, and still busy.
+        ("2/enter( 3/enter( blockB1 2/)Q 3/)Q _ blockB1", ["busy_after_kick"]),
+        ("2/enter( blockB1 2/)H _ blockB1", []),  # it came out by itself
+        ("2/enter( blockB1 _ blockB1 2/)Q", []),  # it was still inside
+        ("2/enter( blockB1 2/)Q 2/enterH blockB1", []),  # and went in again
+        ("2/enter( blockB1 2/)Q _ blockB2", []),  # another page
+        ("2/enter( blockB1 2/)Q _ blockS1", []),
+        ("2/enter( B1 2/)Q _ B1", []),  # faults are not kicked for
+    ],
+)
+def test_a_second_failure_counts_after_a_kick_only(text: str, expected: list[str]) -> None:
+    assert rules(text, "9/S5 8/blockS7") == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [("", []), ("createS", ["busy_before_finalize"]), ("createS 9/enterH", []), ("createB", [])],
+)
+def test_a_td_that_runs_is_past_its_building(before: str, expected: list[str]) -> None:
+    assert rules("2/block(1 B1 2/)S", f"{BEFORE} {before}") == expected
+
+
+def test_a_bug_comes_before_who_held_it() -> None:
+    told = story(f"{BEFORE} 2/(1 K1 2/)S")
+    (row,) = busy_causes(scenes(told.trace, mask=EVERY)).filter(rank=1).to_dicts()
+    assert (row["cause"], row["rule"]) == ("kernel_bug", "aug_busy_on_entry")
+    assert (row["holder_tid"], row["lock"]) == (2, "SEPT_ENTRY")
+
+
+def test_what_is_lost_beside_it_breaks_no_rule() -> None:
+    assert rules("2/enter( trackS trackP 2/)Q") == ["track_without_kick"]
+    assert rules("2/enter( trackS lost trackP 2/)Q") == []

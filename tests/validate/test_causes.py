@@ -1,0 +1,91 @@
+"""The scorer of causes sees what is wrong, and its confusion table counts everything once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import polars as pl
+import pytest
+
+from tdxtrace.analysis.causes.scene import Scene
+from tdxtrace.tables.causes import CAUSES
+from tdxtrace.validate import causes as scorer
+from tdxtrace.validate import confusion
+from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.cells import Cell, Plan
+from tdxtrace.validate.matrix import Result, simulated
+from tdxtrace.validate.verdict import Thresholds, failures
+
+PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
+CELL = Cell(PLAN, form="trace-cmd", options=("raw", "ns"))
+
+
+@cache
+def _captured() -> Captured:
+    made = capture(simulated(PLAN), CELL)
+    assert made is not None
+    return made
+
+
+def _result(counts: Counter[str]) -> Result:
+    return Result(CELL, {"busy_causes": dict(counts)})
+
+
+def test_a_capture_in_nanoseconds_gets_every_cause_and_holder_right() -> None:
+    score = scorer.score_causes(_captured())
+    assert score.examples == []
+    assert score.counts["told missing"] == score.counts["told extra"] == 0
+    assert score.counts["holder right"] == score.counts["holder named"] > 50
+    assert score.counts["told host_conflict host_conflict"] > 50
+    result = [_result(score.counts)]
+    assert confusion.precision(result) == confusion.recall(result) == 1.0
+    assert failures(result, Thresholds()) == []
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({"cause": "guest"}, "precision of causes"),
+        ({"cause": "kernel_bug"}, "called kernel bugs"),
+        ({"cause": "unexplained"}, "recall of causes"),
+    ],
+)
+def test_a_wrong_cause_is_counted_and_fails(
+    lie: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: Callable[[Iterable[Scene]], pl.DataFrame] = scorer.busy_causes
+
+    def spoilt(scenes: Iterable[Scene]) -> pl.DataFrame:
+        table = found(scenes)
+        mine = pl.col("cause") == "host_conflict"
+        told = pl.when(mine).then(pl.lit(lie["cause"])).otherwise(pl.col("cause").cast(pl.String))
+        return table.with_columns(cause=told.cast(pl.Enum(CAUSES)))
+
+    monkeypatch.setattr(scorer, "busy_causes", spoilt)
+    score = scorer.score_causes(_captured())
+    short = failures([_result(score.counts)], Thresholds())
+    assert any(said in line for line in short)
+
+
+def test_a_wrong_holder_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = scorer.busy_causes
+
+    def spoilt(scenes: Iterable[Scene]) -> pl.DataFrame:
+        other = pl.col("holder_seq") + 1, pl.col("holder_tid") + 1
+        return found(scenes).with_columns(*other)
+
+    monkeypatch.setattr(scorer, "busy_causes", spoilt)
+    score = scorer.score_causes(_captured())
+    assert score.counts["holder right"] == 0
+    assert score.examples[0].startswith("holder not ")
+
+
+def test_the_confusion_table_counts_every_attempt_once() -> None:
+    counts = scorer.score_causes(_captured()).counts
+    head, *rows = confusion.confusion_table([_result(counts)])
+    numbers = [int(n) for row in rows for n in row[4:9] if n != "-"]
+    assert len(head) == len(rows[0])
+    words = (key.split() for key in counts)
+    assert sum(numbers) == sum(counts[" ".join(w)] for w in words if len(w) == 3)
