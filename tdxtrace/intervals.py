@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+# Of the intervals that curves and policies carry.
+CONFIDENCE: Final = 0.95
 
 
 def exact_interval(share: Floats, n: Floats, confidence: float) -> tuple[Floats, Floats]:

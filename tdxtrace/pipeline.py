@@ -95,7 +95,9 @@ def analyze(
         provenance=trace.provenance,
         options=chosen.to_dict() | said,
         kernel_messages=trace.kernel_messages,
-        _questions=_causes(trace, chosen, mask) | _aftermath(trace, known) | _retries(trace, every),
+        _questions=_causes(trace, chosen, every, mask)
+        | _aftermath(trace, chosen, known)
+        | _retries(trace, every),
     )
 
 
@@ -134,7 +136,7 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
 _EVENTS = {table.name: table for table in EVENT_TABLES}
 
 
-def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
+def _causes(trace: Trace, chosen: Selection, every: pl.DataFrame, mask: int) -> dict[str, Question]:
     """How the tables about causes are found: what they rest on is looked at once."""
 
     @cache
@@ -145,9 +147,10 @@ def _causes(trace: Trace, chosen: Selection, mask: int) -> dict[str, Question]:
         "busy_causes": lambda _: chosen.of(busy_causes(looked_at()), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
         "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+        # A queue is made of all that waits in it: the lock is weighed on the whole trace.
         "lock_values": lambda findings: lock_values(
-            looked_at(), findings.busy_causes, findings.retry_chains
-        ),
+            looked_at(), busy_causes(looked_at()), every
+        ).join(findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True),
         "entry_waits": lambda _: chosen.of(entry_waits(looked_at()), trace),
     }
 
@@ -160,18 +163,22 @@ def _generation(trace: Trace, module: str | None, generation: str | None) -> str
     return release[1] if release else None
 
 
-def _aftermath(trace: Trace, generation: str | None) -> dict[str, Question]:
+def _aftermath(trace: Trace, chosen: Selection, generation: str | None) -> dict[str, Question]:
     """How the tables about what came of busy answers are found, and the verdicts on all."""
     calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
+
+    def asked_for(*tables: pl.DataFrame) -> list[pl.DataFrame]:
+        return [chosen.of(table, trace) for table in tables]
+
     return {
         "zero_step_causes": lambda f: zero_step_causes(
             f.zero_steps, calls, entries, faults, trace.host_events
         ),
-        "step_thresholds": lambda _: step_thresholds(calls, entries, faults),
+        "step_thresholds": lambda _: step_thresholds(*asked_for(calls, entries, faults)),
         "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
         "td_conflicts": lambda f: td_conflicts(f.busy_causes),
-        "time_shares": lambda f: time_shares(calls, f.retry_chains),
+        "time_shares": lambda f: time_shares(chosen.of(calls, trace), f.retry_chains),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
 

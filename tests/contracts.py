@@ -8,8 +8,10 @@ from functools import cache
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
+from referencing import Registry, Resource
 
-from tdxtrace.tables.contract import render
+from tdxtrace.tables.catalog import TABLES
+from tdxtrace.tables.contract import render, render_report
 from tdxtrace.tables.schema import Table
 
 
@@ -28,3 +30,15 @@ def breaches(table: Table, rows: Iterable[Mapping[str, Any]]) -> list[str]:
         for row in rows
         for error in validator.iter_errors(row)
     ]
+
+
+def report_breaches(report: Mapping[str, Any]) -> list[str]:
+    """Say how a report breaks its contract, or a row of its tables theirs."""
+    contracts = {f"{t.name}.json": json.loads(render(t)) for t in TABLES}
+    registry = Registry().with_resources(
+        (name, Resource.from_contents(contract)) for name, contract in contracts.items()
+    )
+    schema = json.loads(render_report())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema, registry=registry)
+    return [error.message for error in validator.iter_errors(report)]

@@ -7,7 +7,7 @@ import pytest
 
 import tdxtrace
 from tdxtrace.tables.catalog import TABLES
-from tdxtrace.tables.contract import render
+from tdxtrace.tables.contract import REPORT, render, render_report
 
 PACKAGE = Path(tdxtrace.__file__).parent
 ROOT = PACKAGE.parent
@@ -82,10 +82,11 @@ def test_no_module_is_named_for_nothing() -> None:
 
 def test_contracts_are_up_to_date() -> None:
     folder = ROOT / "schemas"
-    assert {p.name for p in folder.glob("*.json")} == {f"{t.name}.json" for t in TABLES}
-    for table in TABLES:
-        assert (folder / f"{table.name}.json").read_text("utf-8") == render(table), (
-            f"schemas/{table.name}.json is stale: run python -m tdxtrace.tables.contract"
+    contracts = {table.name: render(table) for table in TABLES} | {REPORT: render_report()}
+    assert {p.stem for p in folder.glob("*.json")} == set(contracts)
+    for name, contract in contracts.items():
+        assert (folder / f"{name}.json").read_text("utf-8") == contract, (
+            f"schemas/{name}.json is stale: run python -m tdxtrace.tables.contract"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.intervals import exact_interval, widening
+from tdxtrace.intervals import CONFIDENCE, exact_interval, widening
 
 GROUP: Final = ("leaf", "by", "td_id", "kind")
 
@@ -15,7 +15,6 @@ GROUP: Final = ("leaf", "by", "td_id", "kind")
 # need at the least (A. C. Cameron, D. L. Miller, J. Human Resources 50 (2015) 317: few is
 # "less than 20" to "less than 50"; the t factor below pays for the difference).
 MIN_EPISODES: Final = 10
-CONFIDENCE: Final = 0.95
 
 # Where nothing was busy there is no episode to be unsure of.
 _MANY: Final = 1_000_000

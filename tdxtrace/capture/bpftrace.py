@@ -13,6 +13,8 @@ from tdxtrace.capture.recipe import Recipe
 # trace_print_context), so that the output is an ftrace text; nsecs is CLOCK_MONOTONIC
 # (bpf_ktime_get_ns).
 _WHO: Final = "%16s-%d [%03d] %llu.%09llu: "
+# Pages of its buffer per CPU; 64, its default, hold some hundred lines (bpftrace(8)).
+_ROOM: Final = "BPFTRACE_PERF_RB_PAGES=4096"
 _NS: Final = 1_000_000_000
 _NOW: Final = f"comm, tid, cpu, nsecs / {_NS}, nsecs % {_NS}"
 # KVM's records field by field, in the spelling of ``trace-cmd report -R``.  Fields: Linux
@@ -47,8 +49,9 @@ def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
     output of one CPU after the other's, and a thread may move between the two.
     """
     yield from (f"//{line[1:]}" for line in heading)
-    yield "// calls that do not return are not seen"
-    yield "// run it: bpftrace -q -o trace.txt THIS; then: tdxtrace analyze log trace.txt"
+    yield "// calls that do not return are not seen; where bpftrace says that it lost events,"
+    yield "// the trace has holes that do not show: use more pages, or another dialect"
+    yield f"// run it: {_ROOM} bpftrace -q -o trace.txt THIS; then: tdxtrace analyze log trace.txt"
     maps: list[str] = []
     for function in dict.fromkeys(probe.function for probe in recipe.probes):
         sides = {p.is_return: p for p in recipe.probes if p.function == function}
@@ -75,6 +78,7 @@ class _Call:
     back: Probe
 
     def lines(self) -> Iterator[str]:
+        """Yield the lines of both probes."""
         place, kept = self._place(), self._kept()
         side = ("uprobe", "uretprobe") if self.back.spot else ("kprobe", "kretprobe")
         if kept:
@@ -100,7 +104,7 @@ class _Call:
 
     def _kept(self) -> dict[str, str]:
         """Names of maps and what the entry puts into them; the first is never zero."""
-        kept = {}
+        kept: dict[str, str] = {}
         if self.entry is not None:
             kept |= {"when": "nsecs", "on": "cpu"}
             kept |= {

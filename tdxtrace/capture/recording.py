@@ -19,6 +19,7 @@ from tdxtrace.capture.recipe import Recipe
 
 PAGES: Final = "trace_pipe_raw"
 _CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
+_TGID: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -78,13 +79,22 @@ class Recording:
         self.meet_threads()
         lines = "".join(f"{tid} {comm}\n" for tid, comm in sorted(self.comms.items()))
         (self.folder / "saved_cmdlines").write_text(lines)
-        tgids = self.tracefs / "saved_tgids"
-        if tgids.exists():
-            self._copy(tgids, "saved_tgids")
+        tgids = self._tgids()
+        lines = "".join(f"{tid} {tgid}\n" for tid, tgid in tgids.items())
+        (self.folder / "saved_tgids").write_text(lines)
+        provenance = provenance | {"tgids": tgids}
         for cpu in instance.cpus():
             (self.folder / "per_cpu" / f"cpu{cpu}" / "stats").write_text(instance.stats_text(cpu))
         text = json.dumps(provenance, indent=2) + "\n"
         (self.folder / "capture.json").write_text(text)
+
+    def _tgids(self) -> dict[int, int]:
+        """The process of each thread that the kernel has saved."""
+        try:
+            text = (self.tracefs / "saved_tgids").read_text("ascii", "replace")
+        except OSError:
+            return {}
+        return {int(found["tid"]): int(found["tgid"]) for found in _TGID.finditer(text)}
 
     def discard(self) -> None:
         """Remove the folder."""

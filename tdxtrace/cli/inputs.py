@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tdxtrace.cli import options
 from tdxtrace.errors import InputError
+from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
     from tdxtrace.analysis.selection import Selection
@@ -34,6 +35,11 @@ class Reading:
     formats: options.Formats = None
     dmesg: options.Dmesg = field(default_factory=list)
     quiet: options.Quiet = False
+
+    def say(self, line: str) -> None:
+        """Tell on stderr what was done, unless nothing is to be told."""
+        if not self.quiet:
+            print(f"tdxtrace: {one_line(line)}", file=sys.stderr)
 
     def convert(self, folder: Path) -> None:
         """Read the traces into ``folder``.
@@ -147,8 +153,6 @@ def _progress(quiet: bool) -> Iterator[Report | None]:
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-
-    from tdxtrace.tables.text import one_line
 
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -18,6 +18,7 @@ from tdxtrace.cli import (
     export,
     limit_commands,
     query,
+    report,
     simulate,
     table_commands,
     validate,
@@ -56,6 +57,7 @@ def root(
 
 
 app.command("analyze")(analyze.analyze_command)
+app.command("report")(report.report_command)
 app.command("convert")(convert.convert_command)
 app.command("events")(table_commands.events_command)
 app.command("retry-chains")(table_commands.retry_chains_command)

@@ -30,6 +30,9 @@ def validate_command(
     captures: Annotated[
         bool, typer.Option("--by-capture", help="Add a table by format, probes and fault.")
     ] = False,
+    confusions: Annotated[
+        bool, typer.Option("--by-cause", help="Add a table of true causes against found ones.")
+    ] = False,
     min_exact: Annotated[
         float,
         typer.Option("--min-exact", min=0, max=1, help="Share of sure chains that are exact."),
@@ -40,6 +43,14 @@ def validate_command(
     min_recall: Annotated[
         float, typer.Option("--min-recall", min=0, max=1, help="Of zero-step episodes shown.")
     ] = 0.99,
+    min_cause_precision: Annotated[
+        float,
+        typer.Option("--min-cause-precision", min=0, max=1, help="Of the answers with each cause."),
+    ] = 0.99,
+    min_cause_recall: Annotated[
+        float,
+        typer.Option("--min-cause-recall", min=0, max=1, help="Of each cause, on full captures."),
+    ] = 0.99,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what --json names.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
@@ -48,9 +59,12 @@ def validate_command(
     Example: tdxtrace validate --full --json scores.json
     """
     from tdxtrace.validate import cells, verdict
+    from tdxtrace.validate.confusion import confusion_table
     from tdxtrace.validate.matrix import validate
 
-    wanted = verdict.Thresholds(min_exact, min_precision, min_recall)
+    wanted = verdict.Thresholds(
+        min_exact, min_precision, min_recall, min_cause_precision, min_cause_recall
+    )
     chosen = cells.only(cells.full(seeds) if full else cells.small(), scenarios)
     results = _with_progress(validate, chosen, jobs, quiet)
     if not quiet:
@@ -59,6 +73,8 @@ def validate_command(
         _print(verdict.judgements(results))
     if captures and not quiet:
         _print(verdict.by_capture(results))
+    if confusions and not quiet:
+        _print(confusion_table(results))
     if json_file is not None:
         from tdxtrace.tables.files import whole_file
 

@@ -59,7 +59,7 @@ def opened(
         return
     file = open_data(stream)
     with closing(file):
-        yield open_reader(name, file, vocabulary, tally)
+        yield open_reader(name, file, vocabulary, tally, stream.path)
 
 
 def open_data(stream: Stream) -> DataFile:
@@ -75,8 +75,14 @@ def open_data(stream: Stream) -> DataFile:
     return spool(stream.chunks, stream.path, stream.size)
 
 
-def open_reader(name: str, file: DataFile, vocabulary: Vocabulary, tally: Tally) -> BinaryReader:
-    """Return the reader of format ``name``.
+def open_reader(
+    name: str,
+    file: DataFile,
+    vocabulary: Vocabulary,
+    tally: Tally,
+    path: str | None = None,
+) -> BinaryReader:
+    """Return the reader of format ``name``; beside ``path`` there may be more about it.
 
     Raises:
         FormatError: If the file's head cannot be read.
@@ -86,5 +92,7 @@ def open_reader(name: str, file: DataFile, vocabulary: Vocabulary, tally: Tally)
 
         return PerfReader(file, vocabulary, tally)
     from tdxtrace.ingest.ring.tracedat import DatReader  # noqa: PLC0415 - see opened
+    from tdxtrace.ingest.ring.tracefs import tgids_beside  # noqa: PLC0415
 
-    return DatReader(file, vocabulary, tally)
+    tgids = {} if path is None else tgids_beside(path)
+    return DatReader(file, vocabulary, tally, tgids)

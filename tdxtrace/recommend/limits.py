@@ -4,70 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.intervals import exact_interval
-from tdxtrace.recommend import tail
+from tdxtrace.recommend.beyond import extrapolated, withheld
+from tdxtrace.recommend.curve import Curve, curve_of
 from tdxtrace.recommend.wish import Wish
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
-from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, TIMES_NS, UNITS
+from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, UNITS
 from tdxtrace.tables.trace import Provenance
-
-# A tail is fitted to the part of it that so many independent requests reach, and not at
-# all below the second number.  The coverage study (tests/bench/coverage.py) was run with
-# these; fewer give intervals that reach to infinity, more use less of the tail.
-TAIL_REQUESTS: Final = 200
-LEAST_REQUESTS: Final = 30
-# How much rarer than one among the independent requests seen a model may be asked about,
-# and how much further than the largest seen its answer may lie.  Choices; the first is
-# that of hydrology's return periods, where a few times the record is good practice and
-# a hundred is the most that is dared.
-RARER: Final = 100
-FURTHER: Final = 100
-# A model that the data refute at this level is not used.
-LEAST_FIT: Final = 0.01
 
 _ELSE: Final = "another guest, module version, number of vCPUs or retry policy"
 _NO_CAUSES: Final = "who made the answers busy was not found out: no busy_causes for this trace"
 
+_AS_ANYONE: Final = "as for anyone: it alone supports no smaller one"
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    """One curve of ``attempts``, as columns, with what is wished of it."""
-
-    unit: str
-    within: Floats
-    more: Floats
-    n: Floats
-    n_done: Floats
-    n_censored: Floats
-    effect: Floats
-    target: float
-    confidence: float
-
-    def upper(self, confidence: float) -> Floats:
-        """Upper bounds of P(needs more than each step), one-sided."""
-        return exact_interval(self.more, self.n, 2 * confidence - 1)[1]
-
-    def lower(self, confidence: float) -> Floats:
-        """Lower bounds, one-sided."""
-        return exact_interval(self.more, self.n, 2 * confidence - 1)[0]
-
-    def least(self, share: Floats, target: float | None = None) -> int | None:
-        """The first step from which on a share stays within the target."""
-        above = np.flatnonzero(share > (self.target if target is None else target))
-        place = int(above[-1]) + 1 if len(above) else 0
-        return place if place < len(share) else None
 
 
 def limits(
@@ -150,6 +107,7 @@ def _of_leaf(
 ) -> Iterator[dict[str, Any]]:
     unexplained = steps.filter(pl.col("by") == "cause", pl.col("kind") == "unexplained")
     n_unexplained = _met(unexplained.filter(pl.col("unit") == "attempts"))["n_busy"]
+    whole: dict[str, dict[str, Any]] = {}
     for maker in MAKERS:
         of_maker = (pl.col("by") == "maker") & (pl.col("kind") == maker)
         by = pl.col("by") == "leaf" if maker == "anyone" else of_maker
@@ -159,15 +117,30 @@ def _of_leaf(
             rows = curves.filter(pl.col("unit") == unit)
             told = known | {"made_by": maker, "unit": unit, "would_change": _ELSE}
             told |= _met(in_attempts) | _seen(rows, unit)
-            both = _UNEXPLAINED.format(n_unexplained) if maker != "anyone" and n_unexplained else ""
             if maker != "anyone" and not has_makers:
-                yield told | _withheld(_NO_CAUSES)
+                yield told | withheld(_NO_CAUSES)
             elif not has_target:
-                yield told | _withheld("how long was recorded is not known: the clock has no unit")
+                yield told | withheld("how long was recorded is not known: the clock has no unit")
+            elif maker == "anyone":
+                whole[unit] = _recommended(curve_of(rows, unit, told), told)
+                yield told | whole[unit]
             else:
-                found = _recommended(_curve(rows, unit, told), told)
-                reason = "; ".join(filter(None, (found["reason"], both))) or None
-                yield told | found | {"reason": reason}
+                found = _recommended(curve_of(rows, unit, told), told)
+                yield told | _of_part(found, whole[unit], n_unexplained)
+
+
+def _of_part(found: dict[str, Any], whole: dict[str, Any], n_unexplained: int) -> dict[str, Any]:
+    """The limit of one maker: its own, or that of all, which is never too small for a part."""
+    better = whole["limit"] is not None and _or_none(found["limit"]) > whole["limit"]
+    chosen = whole if better else found
+    parts = [_AS_ANYONE if better else None, chosen["reason"]]
+    parts.append(_UNEXPLAINED.format(n_unexplained) if n_unexplained else None)
+    return chosen | {"reason": "; ".join(filter(None, parts)) or None}
+
+
+def _or_none(limit: int | None) -> float:
+    """A limit as a number; none is beyond all."""
+    return math.inf if limit is None else float(limit)
 
 
 def _met(steps: pl.DataFrame) -> dict[str, Any]:
@@ -192,30 +165,10 @@ def _seen(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     }
 
 
-def _curve(rows: pl.DataFrame, unit: str, told: dict[str, Any]) -> _Curve:
-    n_requests = float(told["n_requests"])
-    wished = (told["target"], told["confidence"])
-    if rows.is_empty():
-        one, none = np.ones(1), np.zeros(1)
-        first = one if unit == "attempts" else none
-        return _Curve(unit, first, none, one * n_requests, one * n_requests, none, one, *wished)
-    return _Curve(
-        unit,
-        rows["within"].to_numpy().astype(float),
-        1 - rows["done_ratio"].to_numpy(),
-        rows["n_effective"].to_numpy(),
-        rows["n_done"].to_numpy().astype(float),
-        rows["n_censored"].to_numpy().astype(float),
-        rows["design_effect"].to_numpy(),
-        *wished,
-    )
-
-
-def _recommended(curve: _Curve, told: dict[str, Any]) -> dict[str, Any]:
+def _recommended(curve: Curve, told: dict[str, Any]) -> dict[str, Any]:
     """The limit from what was counted, else from a model, else why there is none."""
     upper = curve.upper(curve.confidence)
     place = curve.least(upper)
-    needed = _needed(curve)
     caution = _caution(told)
     if place is not None:
         both = (1 + curve.confidence) / 2
@@ -236,96 +189,11 @@ def _recommended(curve: _Curve, told: dict[str, Any]) -> dict[str, Any]:
             "reason": caution,
         }
     if not told["n_retried"]:
-        return _withheld(
+        return withheld(
             f"nothing was busy, which supports P(needs more than one) < {upper[-1]:.2g} only",
-            needed,
+            curve.needed,
         )
-    return _extrapolated(curve, told, needed, caution)
-
-
-def _extrapolated(
-    curve: _Curve, told: dict[str, Any], needed: int, caution: str | None
-) -> dict[str, Any]:
-    """The limit from a model of the tail, or why it is not to be trusted."""
-    tells = curve.n * curve.more
-    deep = np.flatnonzero(tells >= TAIL_REQUESTS)
-    place = int(deep[-1]) if len(deep) else int(np.argmax(tells >= LEAST_REQUESTS))
-    n = float(curve.n[place])
-    if tells[place] < LEAST_REQUESTS or not curve.n_done[place + 1 :].sum():
-        few = f"{tells.max():.1f} independent ones needed more than {curve.within[0]:.0f}"
-        return _withheld(f"not supported by this trace: of its requests only {few}", needed)
-    if curve.target * RARER * n < 1:
-        rare = (
-            f"the target is more than {RARER} times rarer than one of {n:,.0f} independent requests"
-        )
-        return _withheld(f"not supported by this trace: {rare}", needed)
-    fitted = tail.fit(_tail_of(curve, place))
-    model = {
-        "model": "geometric" if fitted.is_geometric else "generalised_pareto",
-        "shape": fitted.shape,
-        "threshold": int(curve.within[place]),
-        "goodness": fitted.goodness,
-    }
-    if fitted.goodness < LEAST_FIT:
-        why = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
-        return _withheld(f"not supported by this trace: {why}", needed)
-    most = FURTHER * max(float(told["max_seen"]), 1.0)
-    limit = fitted.bound(curve.target, curve.confidence, most)
-    if math.isinf(limit):
-        why = f"the tail may reach {FURTHER} times as far as was seen"
-        return _withheld(f"not supported by this trace: {why}", needed)
-    both = (1 + curve.confidence) / 2
-    low, high = (fitted.bound(curve.target, end, most) for end in (1 - both, both))
-    whole = _whole(limit, curve.unit)
-    beyond = f"extrapolated: at most {told['max_seen']:,} was seen"
-    return model | {
-        "limit": whole,
-        "basis": "extrapolated",
-        "exceed_ratio": min(fitted.more(float(whole)), curve.target),
-        "exceed_high": curve.target,
-        "estimate": _whole(fitted.quantile(curve.target), curve.unit),
-        "estimate_low": _whole(low, curve.unit),
-        "estimate_high": None if math.isinf(high) else _whole(high, curve.unit),
-        "needed_requests": needed,
-        "reason": "; ".join(filter(None, (beyond, caution))),
-    }
-
-
-def _tail_of(curve: _Curve, place: int) -> tail.Seen:
-    """What needed more than the step at ``place``."""
-    at = curve.within[place + 1 :]
-    times = np.array(TIMES_NS, float)
-    below = at - 1 if curve.unit == "attempts" else times[np.searchsorted(times, at) - 1]
-    return tail.Seen(
-        threshold=float(curve.within[place]),
-        below=below,
-        at=at,
-        n_done=curve.n_done[place + 1 :],
-        n_censored=curve.n_censored[place + 1 :],
-        share=float(curve.more[place]),
-        n=float(curve.n[place]),
-        weight=1 / float(curve.effect[place]),
-    )
-
-
-def _whole(value: float, unit: str) -> int:
-    """The next whole number, or step of time, that is no smaller."""
-    if unit == "attempts":
-        return math.ceil(value - 1e-9)
-    place = int(np.searchsorted(np.array(TIMES_NS), value - 1e-9))
-    return int(TIMES_NS[min(place, len(TIMES_NS) - 1)])
-
-
-def _needed(curve: _Curve) -> int:
-    """Requests among which none beyond the limit would be enough: the rule of three."""
-    alone = -math.log(1 - curve.confidence) / curve.target
-    return math.ceil(alone * float(curve.effect[-1]))
-
-
-def _withheld(reason: str, needed: int | None = None) -> dict[str, Any]:
-    """A row without a limit."""
-    about = f"; about {needed:,} requests would be needed" if needed is not None else ""
-    return {"limit": None, "basis": "withheld", "reason": reason + about, "needed_requests": needed}
+    return extrapolated(curve, told["max_seen"], caution)
 
 
 def _caution(told: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.intervals import exact_interval, widening
+from tdxtrace.intervals import CONFIDENCE, exact_interval, widening
 from tdxtrace.recommend.known import DEFAULTS, Policy, Rule, policy_named
 from tdxtrace.recommend.ladder import SCHEMA, climb
 from tdxtrace.recommend.resample import interval_of_sum
@@ -17,7 +17,6 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
 from tdxtrace.tdx import leaves, locks, word
 
-_CONFIDENCE: Final = 0.95
 _REQUEST: Final = ("source", "first_seq")
 _DONE: Final = ("succeeded", "failed")
 # TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
@@ -160,10 +159,10 @@ def _exceeding(
     effect = 1.0
     if len(sizes):
         effect = max(float((sizes**2).sum() / sizes.sum()), 1.0)
-        effect *= float(widening(np.array([float(len(sizes))]), _CONFIDENCE)[0])
+        effect *= float(widening(np.array([float(len(sizes))]), CONFIDENCE)[0])
     shares = np.array([stops.height, stops.height + n_undecided]) / n_requests
     trials = np.full(2, n_requests / effect)
-    low, high = exact_interval(shares, trials, _CONFIDENCE)
+    low, high = exact_interval(shares, trials, CONFIDENCE)
     return {
         "n_exceeding": stops.height,
         "n_undecided": n_undecided,
@@ -183,7 +182,7 @@ def _waiting(answers: pl.DataFrame, stops: pl.DataFrame) -> dict[str, Any]:
         .agg(pl.coalesce("stopped_ns", "waited_ns").sum())
         .sort("source", "episode")["stopped_ns"]
     )
-    low, high = interval_of_sum(by_episode.to_numpy().astype(float), _CONFIDENCE)
+    low, high = interval_of_sum(by_episode.to_numpy().astype(float), CONFIDENCE)
     total = int(by_episode.sum())
     return {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import polars as pl
 
+from tdxtrace import __version__
+from tdxtrace.report.sections import Section
 from tdxtrace.report.text import worst_chains
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.trace import Findings
@@ -13,6 +16,8 @@ from tdxtrace.tdx.leaves import leaf_name
 
 # Retry chains that are listed one by one; all of them are in retry_chains.parquet.
 _N_WORST: Final = 100
+# Rows of a table in a report: more belong into the Parquet of analyze --output.
+_N_ROWS: Final = 1000
 
 
 def facts(findings: Findings) -> dict[str, Any]:
@@ -38,4 +43,31 @@ def facts(findings: Findings) -> dict[str, Any]:
         .with_columns(names)
         .to_dicts(),
         "losses": findings.losses.to_dicts(),
+    }
+
+
+def report_facts(title: str, sections: Sequence[Section], findings: Findings) -> dict[str, Any]:
+    """Return a report as JSON-ready data: its sentences, and the tables they rest on.
+
+    Tables are whole and keep their contracts, but of ``retry_chains`` those with most attempts
+    are listed, and of no table more than _N_ROWS rows: ``n_rows`` says how many there are.
+    """
+    tables = findings.tables() | {"retry_chains": worst_chains(findings.retry_chains, _N_WORST)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tdxtrace": __version__,
+        "title": title,
+        "provenance": findings.provenance.to_dict(),
+        "options": dict(findings.options),
+        "sections": [
+            {
+                "name": section.name,
+                "title": section.title,
+                "definition": section.definition,
+                "says": list(section.says),
+            }
+            for section in sections
+        ],
+        "n_rows": {name: rows.height for name, rows in findings.tables().items()},
+        "tables": {name: rows.head(_N_ROWS).to_dicts() for name, rows in tables.items()},
     }

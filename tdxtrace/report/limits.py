@@ -32,7 +32,7 @@ def limits_screen(limits: pl.DataFrame) -> RenderableType:
         return Text("no limits: the trace has no requests")
     named = limits.with_columns(name=_short(pl.col("leaf")))
     table = _table(("TDH.", "busy by", "requests", "retried", "attempts", "time", "basis"))
-    told = named if _has_makers(named) else named.filter(pl.col("made_by") == "anyone")
+    told = named.filter((pl.col("made_by") == "anyone") | _is_split())
     for _, rows in told.group_by("leaf", "made_by", maintain_order=True):
         table.add_row(*map(Text, _limit_cells(rows)))
     first = limits.row(0, named=True)
@@ -41,6 +41,7 @@ def limits_screen(limits: pl.DataFrame) -> RenderableType:
         table,
         *_notes(told),
         *_on_makers(named),
+        *_bursts(named),
         Text(_rests_on(first, limits)),
         Text(f"would change it: more requests, {first['would_change']}", style="dim"),
     )
@@ -99,16 +100,22 @@ def _headline(limits: pl.DataFrame) -> str:
     return f"P(a request needs more than the limit) < {target}, with {sure:g} % confidence"
 
 
-def _has_makers(named: pl.DataFrame) -> bool:
-    return bool((named.filter(pl.col("made_by") != "anyone")["basis"] != "withheld").any())
+def _is_split() -> pl.Expr:
+    """Whether a limit is known for the host or the guest of the row's leaf."""
+    is_known = (pl.col("made_by") != "anyone") & (pl.col("basis") != "withheld")
+    return is_known.any().over("leaf")
 
 
 def _on_makers(named: pl.DataFrame) -> list[Text]:
-    """Why limits for host and guest apart are missing, if all are."""
-    if _has_makers(named):
+    """Why limits for host and guest apart are missing, where they are."""
+    missing = named.filter(~_is_split() & (pl.col("made_by") != "anyone"))
+    if missing.is_empty():
         return []
-    reasons = named.filter(pl.col("made_by") != "anyone")["reason"].unique(maintain_order=True)
-    return [Text(f"for host and guest apart: {reason}") for reason in reasons.drop_nulls()[:1]]
+    why = missing["reason"].drop_nulls().filter(missing["reason"].str.starts_with("who made"))
+    told = why[0] if len(why) else "as little supported"
+    leaves = missing["name"].unique(maintain_order=True)
+    which = "" if len(leaves) == named["name"].n_unique() else ", ".join(leaves) + " "
+    return [Text(f"for host and guest apart {which}withheld: {told}")]
 
 
 def _notes(named: pl.DataFrame) -> list[Text]:
@@ -131,6 +138,19 @@ def _notes(named: pl.DataFrame) -> list[Text]:
         for row in models.iter_rows(named=True)
     ]
     return notes
+
+
+def _bursts(named: pl.DataFrame) -> list[Text]:
+    """In how many bursts the retried requests came: these are what was counted."""
+    retried = named.filter(
+        pl.col("made_by") == "anyone", pl.col("unit") == "attempts", pl.col("n_retried") > 0
+    )
+    told = [
+        f"{name} {n:,} in {episodes:,}"
+        for name, n, episodes in retried.select("name", "n_retried", "n_episodes").iter_rows()
+    ]
+    said = f"retried requests in bursts, which are taken as wholes: {', '.join(told)}"
+    return [Text(said)] if told else []
 
 
 def _rests_on(first: dict[str, Any], limits: pl.DataFrame) -> str:

@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tdxtrace.report import advice
-from tdxtrace.report.units import count, duration, plural, seconds, share, short_duration, word
+from tdxtrace.report.units import (
+    count,
+    duration,
+    plural,
+    seconds,
+    share,
+    short_duration,
+    total,
+    word,
+)
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Source
 from tdxtrace.tdx.leaves import leaf_name
@@ -75,12 +84,12 @@ def _totals(findings: Findings) -> Text:
     n_tds = chains["td_id"].drop_nulls().n_unique()
     vms = plural(n_tds, "TD") if n_tds else plural(chains["tgid"].drop_nulls().n_unique(), "VM")
     parts = [
-        plural(_total(stats, "n_seamcalls"), "SEAMCALL"),
-        plural(_total(stats, "n_requests"), "request"),
-        f"{count(_total(stats, 'retried_seamcalls'))} retried",
+        plural(total(stats, "n_seamcalls"), "SEAMCALL"),
+        plural(total(stats, "n_requests"), "request"),
+        f"{count(total(stats, 'retried_seamcalls'))} retried",
         vms,
         plural(findings.vcpu_stats.height, "vCPU"),
-        plural(_total(findings.vm_stats, "zero_steps"), "zero-step episode"),
+        plural(total(findings.vm_stats, "zero_steps"), "zero-step episode"),
     ]
     if findings.options:
         chosen = ", ".join(f"{name} {value}" for name, value in findings.options.items())
@@ -182,7 +191,7 @@ def _worst(findings: Findings, n: int) -> RenderableType:
             count(row["n_attempts"]),
             short_duration(row["took_ns"]),
             count(row["first_seq"]),
-            row["outcome"] + ("" if row["identity"] == "request" else f" (by {row['identity']})"),
+            chain_end(row),
         )
         for row in named.iter_rows(named=True)
     ]
@@ -196,6 +205,12 @@ def worst_chains(retry_chains: pl.DataFrame, n: int) -> pl.DataFrame:
     retried = retry_chains.filter(pl.col("n_busy") > 0)
     order = ("n_attempts", "took_ns", "first_seq")
     return retried.sort(order, descending=[True, True, False], nulls_last=True).head(n)
+
+
+def chain_end(row: dict[str, Any]) -> str:
+    """Say how a chain ended, and what joined its attempts if that is less than the request."""
+    end: str = row["outcome"]
+    return end if row["identity"] == "request" else f"{end} (by {row['identity']})"
 
 
 def grid(titles: Sequence[str], cells: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
@@ -218,7 +233,3 @@ def _who(findings: Findings, source: int, tid: int | None) -> str:
         return "-"
     names = findings.threads.filter(pl.col("source") == source, pl.col("tid") == tid)["comm"]
     return f"{one_line(names[0], 16)}-{tid}" if len(names) else str(tid)
-
-
-def _total(frame: pl.DataFrame, column: str) -> int:
-    return int(frame[column].sum())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _STEPS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns"))
 
@@ -59,11 +62,16 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.1g} %"
 
 
-def plural(n: int, noun: str) -> str:
-    """Return ``n`` and ``noun`` in the right number.
+def plural(n: int, noun: str, many: str | None = None) -> str:
+    """Return ``n`` and ``noun`` in the right number; ``many`` if it is not made with an s.
 
     Example:
-        >>> plural(1, "gap"), plural(1200, "gap")
-        ('1 gap', '1,200 gaps')
+        >>> plural(1, "gap"), plural(1200, "gap"), plural(2, "entry", "entries")
+        ('1 gap', '1,200 gaps', '2 entries')
     """
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+    return f"{n:,} {noun if n == 1 else many or noun + 's'}"
+
+
+def total(frame: pl.DataFrame, column: str) -> int:
+    """Return the sum of a column of whole numbers; null counts nothing."""
+    return int(frame[column].sum())

@@ -57,6 +57,8 @@ TD_OF_CALL = Column(
 BUSY_CAUSES = Table(
     name="busy_causes",
     grain="one row per candidate cause of an attempt that was answered busy; rank 1 is the answer",
+    meaning="The cause of a busy answer is who held the lock: a host call that overlaps and whose "
+    "lock excludes it, an armed entry, the guest, or a rule that the kernel broke.",
     key=("source", "seq", "rank"),
     columns=(
         SOURCE,

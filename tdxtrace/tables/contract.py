@@ -9,8 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from tdxtrace.tables.catalog import SCHEMA_VERSION, TABLES
+from tdxtrace.tables.events import LOSSES, THREADS
+from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Column, Table
 
+REPORT = "report"
+"""Name of the contract of a whole report."""
 _JSON_TYPES = {"Boolean": "boolean", "String": "string", "Float64": "number"}
 
 
@@ -53,12 +57,64 @@ def render(table: Table) -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
+def render_report() -> str:
+    """Return the JSON Schema of what ``tdxtrace report --format json`` writes, as text."""
+    properties = _report()
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": REPORT,
+        "description": "a report: sentences that answer, and the finding tables they rest on",
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+        "x-schema-version": SCHEMA_VERSION,
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _report() -> dict[str, dict[str, object]]:
+    text: dict[str, object] = {"type": "string"}
+    count: dict[str, object] = {"type": "integer", "minimum": 0}
+    section: dict[str, object] = dict.fromkeys(("name", "title", "definition"), text)
+    section["says"] = {"type": "array", "items": text}
+    rows = {
+        table.name: {"type": "array", "items": {"$ref": f"{table.name}.json"}}
+        for table in (*FINDING_TABLES, THREADS, LOSSES)
+    }
+    return {
+        "schema_version": {"const": SCHEMA_VERSION},
+        "tdxtrace": {"description": "Version that wrote it.", **text},
+        "title": text,
+        "provenance": {"description": "Inputs, and what was assumed of them.", "type": "object"},
+        "options": {"description": "What was asked for, if not all.", "type": "object"},
+        "sections": {
+            "description": "The answers in words, the most important first.",
+            "type": "array",
+            "items": {"type": "object", "properties": section, "required": list(section)},
+        },
+        "n_rows": {
+            "description": "Rows of each table; of a long one only the first are in tables.",
+            "type": "object",
+            "additionalProperties": count,
+        },
+        "tables": {
+            "description": "Rows by table; of retry_chains those with most attempts.",
+            "type": "object",
+            "properties": rows,
+            "required": list(rows),
+            "additionalProperties": False,
+        },
+    }
+
+
 def write(folder: Path) -> None:
     """Write one file per table into ``folder``, and remove files of tables that are gone."""
     for stale in folder.glob("*.json"):
         stale.unlink()
     for table in TABLES:
         (folder / f"{table.name}.json").write_text(render(table), "utf-8")
+    (folder / f"{REPORT}.json").write_text(render_report(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ ENDS: Final = ("entered", "left", "cut")
 RETRY_CHAINS = Table(
     name="retry_chains",
     grain="one row per request, however many SEAMCALLs it took",
+    meaning="A retry chain is all attempts at one request, from the first to the one that settles "
+    "it; one that succeeds at once is a chain of one.",
     key=("source", "first_seq"),
     columns=(
         SOURCE,
@@ -89,6 +91,8 @@ RETRY_CHAINS = Table(
 ZERO_STEPS = Table(
     name="zero_steps",
     grain="one row per episode in which zero-step mitigation kept a vCPU from entering",
+    meaning="A zero-step episode is a run of entries of one vCPU that the TDX module's zero-step "
+    "mitigation refused.",
     key=("source", "first_seq", "form"),
     columns=(
         SOURCE,
@@ -196,6 +200,8 @@ STEP_THRESHOLDS = Table(
 LEAF_STATS = Table(
     name="leaf_stats",
     grain="one row per SEAMCALL leaf: how many attempts and how much time requests took",
+    meaning="A request is what one caller wants done once; it is retried if an attempt at it was "
+    "answered with a retryable status.",
     key=("source", "leaf"),
     columns=(
         SOURCE,
@@ -216,6 +222,7 @@ LEAF_STATS = Table(
 VM_STATS = Table(
     name="vm_stats",
     grain="one row per TD: the counters that kvm->stat would hold",
+    meaning="What KVM's statistics would count for each TD if it counted retries.",
     key=("source", "td_id", "tgid"),
     columns=(
         SOURCE,
@@ -234,6 +241,7 @@ VM_STATS = Table(
 VCPU_STATS = Table(
     name="vcpu_stats",
     grain="one row per vCPU: entries, refusals and zero-step episodes",
+    meaning="An entry is refused if the module answers TDH.VP.ENTER with busy, whatever was busy.",
     key=("source", "tid", "vp_id", "vcpu_id"),
     columns=(
         SOURCE,

@@ -46,6 +46,8 @@ BUSY_ANSWERS = Table(
 ATTEMPTS = Table(
     name="attempts",
     grain="one row per step of a curve: the share of requests done within so many attempts or ns",
+    meaning="The curve of a leaf is the share of its requests that are done within so many "
+    "attempts; requests that left sight before that are censored, not counted as done.",
     key=("leaf", "by", "td_id", "kind", "unit", "within"),
     columns=(
         LEAF,
@@ -105,6 +107,8 @@ LATENCIES = Table(
 POLICIES = Table(
     name="policies",
     grain="one row per policy and leaf: what the policy would have done with these requests",
+    meaning="A policy says how often a caller tries, and what it does when that was not enough; "
+    "here each is replayed on the requests that were recorded.",
     key=("policy", "leaf"),
     columns=(
         Column("policy", TEXT, "Its name."),
@@ -137,6 +141,8 @@ POLICIES = Table(
 LIMITS = Table(
     name="limits",
     grain="one row per leaf, maker of the busy and unit: after how much a caller may stop",
+    meaning="A limit is the smallest number of attempts for which the chance that a request needs "
+    "more is below a target with stated confidence.",
     key=("leaf", "made_by", "unit"),
     columns=(
         LEAF,

@@ -26,7 +26,8 @@ class Column:
 class Table:
     """A table as the rest of the world may rely on it.
 
-    ``rules`` map a rule's name to an expression that is true of a sound row.
+    ``rules`` map a rule's name to an expression that is true of a sound row; ``meaning``
+    defines in one sentence what the table is about.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     rules: Mapping[str, pl.Expr] = field(default_factory=dict)
+    meaning: str = ""
 
     @property
     def schema(self) -> pl.Schema:

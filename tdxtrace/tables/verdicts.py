@@ -144,6 +144,8 @@ TIME_SHARES = Table(
 VERDICTS = Table(
     name="verdicts",
     grain="one row per group of findings that have the same explanation",
+    meaning="A verdict is EXPECTED where the module's rules explain what was seen, BUG where the "
+    "kernel broke one, HOSTILE where the guest did, and UNDECIDED where the trace cannot tell.",
     key=("source", "subject", "td_id", "leaf", "what"),
     columns=(
         SOURCE,

@@ -42,6 +42,12 @@ class Cell:
         return not self.faults and self.arguments and self.probes != "stock"
 
     @property
+    def shows_causes(self) -> bool:
+        """Whether it also shows who was at work when: entries of all calls, nanoseconds."""
+        whole = self.probes == "wrappers" and self.form != "graph" and self.vp_enter
+        return self.is_clean and whole and "ns" in self.options
+
+    @property
     def capture(self) -> str:
         """The capture in a few words."""
         words = [self.form, *self.options, self.probes]
@@ -77,6 +83,7 @@ _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {"faults": ("returns=0.01",)},
     {"faults": ("clock=3",)},
 )
+_BEST: Final = 4
 # What is tried of generations and policies; a scenario's own always is.
 _VARIANTS: Final = (
     (None, None),
@@ -91,6 +98,7 @@ _SMALL_RUNS: Final = (
     ("hostile_guest", "C", "endless"),
     ("balloon", "C", None),
     ("lifecycle", "C", None),
+    ("crowd", "A", None),
 )
 _SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22)
 
@@ -118,7 +126,9 @@ def full(seeds: int = 1) -> list[Cell]:
     for number, plan in enumerate(dict.fromkeys(plans)):
         whole = plan.scenario in _IN_FULL and plan.policy == scenario.named(plan.scenario).policy
         turn = [_CAPTURES[(number * 3 + i) % len(_CAPTURES)] for i in range(3)]
-        captures = _CAPTURES if whole else [_CAPTURES[0], *(c for c in turn if c)]
+        # The second shows most: entries, arguments and nanoseconds.
+        always = [_CAPTURES[0], _CAPTURES[_BEST]]
+        captures = _CAPTURES if whole else [*always, *(c for c in turn if c not in always)]
         cells += _cells([plan], captures)
     return cells
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
 from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.causes import score_causes
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.chains import score_chains
 from tdxtrace.validate.episodes import score_episodes
@@ -31,6 +32,7 @@ SCORERS: Final[dict[str, Callable[[Captured], Score]]] = {
     "retry_chains": score_chains,
     "zero_steps": score_episodes,
     "verdicts": score_judgements,
+    "busy_causes": score_causes,
 }
 Progress = Callable[[int, int], None]
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tdxtrace.validate import confusion
 from tdxtrace.validate.judgements import false_accusations, judged
 from tdxtrace.validate.matrix import Result, total
 
@@ -25,6 +26,10 @@ class Thresholds:
     """Of zero-step episodes of proof and strong form."""
     min_recall: float = 0.99
     """Of zero-step episodes that the capture shows, by proof or strong form."""
+    min_cause_precision: float = 0.99
+    """Of the answers with each cause, on any capture."""
+    min_cause_recall: float = 0.99
+    """Of the busy attempts with each cause, on captures that show who was at work when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,12 @@ class Figures:
     recall: float | None
     unparsed: int
     needless: int
+    cause_precision: float | None = None
+    """Of the cause that comes out worst."""
+    cause_recall: float | None = None
+    """Of the cause that comes out worst, the module's generation said."""
+    false_bugs: int = 0
+    """Busy answers that were called a kernel bug and were none."""
 
 
 def figures(results: Sequence[Result]) -> Figures:
@@ -49,6 +60,9 @@ def figures(results: Sequence[Result]) -> Figures:
         _share(steps["found_surely"], steps["shown"]),
         sum(result.unparsed for result in results),
         chains["needless"],
+        confusion.precision(results),
+        confusion.recall([result for result in results if result.cell.shows_causes]),
+        confusion.false_bugs(results),
     )
 
 
@@ -63,6 +77,8 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
         ("exact chains", have.exact, wanted.min_exact),
         ("zero-step precision", have.precision, wanted.min_precision),
         ("zero-step recall", have.recall, wanted.min_recall),
+        ("precision of causes", have.cause_precision, wanted.min_cause_precision),
+        ("recall of causes", have.cause_recall, wanted.min_cause_recall),
     )
     short = [
         f"{name}: {value:.6f}, at least {least:g} is wanted"
@@ -73,6 +89,8 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
         short.append(f"{have.unparsed} lines were not understood")
     if have.needless:
         short.append(f"{have.needless} chains are marked though the capture shows all of them")
+    if have.false_bugs:
+        short.append(f"{have.false_bugs} busy answers are called kernel bugs and are none")
     return [*short, *false_accusations(total(results, "verdicts"))]
 
 

@@ -58,7 +58,12 @@ def record(
         script = trace.with_suffix(".bt")
         script.write_text(plan)
         command = ["bpftrace", "-q", "-o", str(trace), "-c", " ".join(words), str(script)]
-        subprocess.run(command, check=True, capture_output=True)
+        room = {"BPFTRACE_PERF_RB_PAGES": "4096"}
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=environment | room
+        )
+        lost = [line for line in (done.stdout + done.stderr).splitlines() if "ost" in line]
+        print("".join(f"    bpftrace says: {line}\n" for line in lost), end="")
         return
     # Under lockdown trace-cmd needs these two, and fails all the same when all is written.
     plan = plan.replace("trace-cmd record", "trace-cmd record -d --no-filter")

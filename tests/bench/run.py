@@ -1,10 +1,14 @@
 """Benchmarks: tdxtrace and each installed peer on the same files, in one run.
 
-    python tests/bench/run.py [--events 4000000] [--repeat 3] [--memory] [--only PART]
+    python tests/bench/run.py [--events 4000000] [--rounds 3] [--only PART] [--large]
 
-Inputs are made in a temporary folder.  Every program runs in turn in a process of
-its own, start included, its output to /dev/null; the best of the repeats counts.
-``read`` is the time inside tdxtrace.read_trace alone, ``user`` the processor's.
+Inputs are made in a temporary folder (--folder says where): trace.dat, perf.data and
+text of at least so many events, with all of them ours, and with one in twenty.  Every
+program runs in turn in a process of its own, start included, its output to /dev/null;
+rounds alternate, and the median counts.  ``read s`` is the time inside
+tdxtrace.read_trace alone, ``cpu s`` the processor's.  The last rows show what memory
+``convert`` needs for an input and for one eight times as large: 1 and 8 GB with
+--large, else a tenth of it.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import inputs
@@ -30,10 +36,31 @@ READ = (
     "print(time.perf_counter() - begin, sum(f.height for f in trace.tables().values()))"
 )
 CONVERT = "import sys; from tdxtrace.cli import main; main()"
+MAKE_TEXT = Path(__file__).parent / "make_text.py"
+TEXT_SAMPLE = inputs.SAMPLES / "contended.txt"
+SHARES = {"all ours": 1.0, "5 % ours": 0.05}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program that reads the same file, and how far it goes."""
+
+    name: str
+    command: tuple[str, ...]
+    version: tuple[str, ...]
+
+
 PEERS = {
-    "trace-cmd report": ["trace-cmd", "report"],
-    "perf script": ["perf", "script", "-i"],
+    "trace.dat": (Peer("trace-cmd report", ("trace-cmd", "report"), ("trace-cmd", "--version")),),
+    "perf.data": (Peer("perf script", ("perf", "script", "-i"), ("perf", "--version")),),
+    "text": (
+        Peer("mawk, splits fields", ("mawk", "{s+=NF} END{print s}"), ("mawk", "-W", "version")),
+        Peer("rg, looks at every byte", ("rg", "-c", "tdh_"), ("rg", "--version")),
+    ),
 }
+# Readers in Python that know these formats; named where they are not installed.  Where they
+# are, what they take is not comparable: perfetto keeps the events it knows, LISA those asked for.
+LIBRARIES = ("perfetto", "lisa")
 
 
 @dataclass(frozen=True)
@@ -41,7 +68,7 @@ class Run:
     """What one run of a program took."""
 
     seconds: float
-    user_s: float
+    cpu_s: float
     peak_mib: float
     said: str
 
@@ -49,9 +76,15 @@ class Run:
 def run(command: list[str]) -> Run:
     """Run a program; its output is read only if it is ours."""
     ours = command[0] == sys.executable
+    # Installed by pip, modules are compiled once; a shell that forbids it would have
+    # them compiled in every run.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     begin = time.perf_counter()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE if ours else subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        stdout=subprocess.PIPE if ours else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     ) as child:
         said = child.stdout.read().decode() if child.stdout else ""
         _, status, usage = os.wait4(child.pid, 0)
@@ -62,111 +95,141 @@ def run(command: list[str]) -> Run:
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, said)
 
 
-def best(command: list[str], repeat: int) -> Run:
-    """The fastest of some runs."""
-    return min((run(command) for _ in range(repeat)), key=lambda made: made.seconds)
+def middle(runs: list[Run]) -> Run:
+    """The median of each figure; what was said is the time inside reading."""
+    told = [float(made.said.split()[0]) for made in runs if made.said]
+    return Run(
+        median(made.seconds for made in runs),
+        median(made.cpu_s for made in runs),
+        median(made.peak_mib for made in runs),
+        str(median(told)) if told else "",
+    )
 
 
-def show(name: str, what: str, n_events: int, made: Run, against: Run | None = None) -> None:
+def show(name: str, what: str, n_events: int, made: Run, ratios: str = "") -> None:
     """Print one line of the table."""
-    read = float(made.said.split()[0]) if made.said else None
-    inside = "" if read is None else f"{read:.2f}"
     rate = n_events / made.seconds / 1e6
-    ratio = "" if against is None else f"{against.seconds / made.seconds:.1f} x"
-    if against is not None and read is not None:
-        ratio += f" ({against.seconds / read:.1f} x reading)"
+    inside = f"{float(made.said):.2f}" if made.said else ""
     print(
-        f"| {name} | {what} | {made.seconds:.2f} | {inside} | {made.user_s:.2f} | {rate:.2f} "
-        f"| {made.peak_mib:.0f} | {ratio} |",
+        f"| {what} | {name} | {made.seconds:.2f} | {inside} | {made.cpu_s:.2f} | {rate:.2f} "
+        f"| {made.peak_mib:.0f} | {ratios} |",
         flush=True,
     )
 
 
-def measure(path: Path, what: str, n_events: int, peer: str, repeat: int) -> Run:
-    """Measure tdxtrace on a file, and the peer that reads it too, in turn."""
-    command = [sys.executable, "-c", READ, str(path)]
-    ours = best(command, repeat)
-    if shutil.which(PEERS[peer][0]) is None:
-        show("tdxtrace", what, n_events, ours)
-        return ours
-    other = best([*PEERS[peer], str(path)], repeat)
-    ours = min((ours, best(command, repeat)), key=lambda made: made.seconds)
-    show(peer, what, n_events, other)
-    show("tdxtrace", what, n_events, ours, other)
-    return ours
+def measure(path: Path, what: str, kind: str, n_events: int, rounds: int) -> Run:
+    """Measure tdxtrace and the installed peers on a file, in turn; print a line for each."""
+    ours = [sys.executable, "-c", READ, str(path)]
+    peers = [peer for peer in PEERS[kind] if shutil.which(peer.command[0])]
+    took: dict[str, list[Run]] = {}
+    for _ in range(rounds):
+        took.setdefault("tdxtrace", []).append(run(ours))
+        for peer in peers:
+            took.setdefault(peer.name, []).append(run([*peer.command, str(path)]))
+    made = middle(took.pop("tdxtrace"))
+    others = {name: middle(runs) for name, runs in took.items()}
+    for name, other in others.items():
+        show(name, what, n_events, other)
+    ratios = ", ".join(
+        f"{other.seconds / made.seconds:.1f} x {name.partition(',')[0]}"
+        f" ({other.seconds / float(made.said):.1f} x reading)"
+        for name, other in others.items()
+    )
+    show("tdxtrace", what, n_events, made, ratios)
+    return made
 
 
-def memory(folder: Path) -> None:
-    """Peak memory of convert on an input of 1 GB and of 8 GB."""
-    peaks = []
-    for gigabytes in (1, 8):
-        path = folder / "large.dat"
-        n_events = inputs.write_dat(path, gigabytes * 25_000_000, 0.3)
-        made = run(
-            [
-                sys.executable,
-                "-c",
-                CONVERT,
-                "convert",
-                str(path),
-                "-o",
-                str(folder / f"run{gigabytes}"),
-                "--quiet",
-            ]
-        )
-        peaks.append(made.peak_mib)
-        show("tdxtrace convert", f"trace.dat of {path.stat().st_size / 1e9:.1f} GB", n_events, made)
-        shutil.rmtree(folder / f"run{gigabytes}")
-        path.unlink()
-    print(f"\nconvert, 8 GB to 1 GB: {peaks[1] / peaks[0]:.2f} x the memory")
+def write_text(path: Path, n_events: int, ours: float) -> int:
+    """Write text of at least ``n_events`` lines."""
+    noise = f"{1 - ours:.2f}"
+    size = ("--events", str(n_events), "--noise", noise)
+    done = subprocess.run(
+        [sys.executable, MAKE_TEXT, TEXT_SAMPLE, path, *size],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(done.stdout.split(": ")[1].split()[0].replace(",", ""))
 
 
-SHARES = {"all ours": 1.0, "30 % ours": 0.3, "5 % ours": 0.05}
+WRITERS: dict[str, Callable[[Path, int, float], int]] = {
+    "trace.dat": inputs.write_dat,
+    "perf.data": inputs.write_perf,
+    "text": write_text,
+}
 
 
 def compare(folder: Path, words: argparse.Namespace) -> None:
     """Run everything on every input."""
-    took: dict[str, Run] = {}
-    for peer, kind, write in (
-        ("trace-cmd report", "trace.dat", inputs.write_dat),
-        ("perf script", "perf.data", inputs.write_perf),
-    ):
+    took: dict[str, float] = {}
+    for kind, write in WRITERS.items():
         for share, ours in SHARES.items():
             what = f"{kind}, {share}"
             if words.only in what:
-                path = folder / kind
+                path = folder / f"input.{kind}"
                 n_events = write(path, words.events, ours)
-                took[what] = measure(path, what, n_events, peer, words.repeat)
+                took[what] = measure(path, what, kind, n_events, words.rounds).seconds
                 path.unlink()
-    for kind in ("trace.dat", "perf.data"):
+    for kind in WRITERS:
         both = took.get(f"{kind}, all ours"), took.get(f"{kind}, 5 % ours")
         if both[0] is not None and both[1] is not None:
-            faster = both[0].seconds / both[1].seconds
-            print(f"\n{kind}, 95 % foreign events: {faster:.1f} x faster than all ours")
+            faster = both[0] / both[1]
+            print(f"| {kind}, 95 % foreign | tdxtrace | | | | | | {faster:.1f} x all ours |")
+
+
+def memory(folder: Path, gigabyte: int) -> None:
+    """Peak memory of convert on an input and on one eight times as large."""
+    peaks = []
+    for factor in (1, 8):
+        path, target = folder / "large.dat", folder / f"run{factor}"
+        # A recorded event of the sample takes some 40 bytes.
+        n_events = inputs.write_dat(path, factor * gigabyte // 40, 0.3)
+        words = ["convert", str(path), "-o", str(target), "--quiet"]
+        made = run([sys.executable, "-c", CONVERT, *words])
+        peaks.append(made.peak_mib)
+        ratio = f"{peaks[1] / peaks[0]:.2f} x the memory" if len(peaks) == 2 else ""
+        size = f"trace.dat of {path.stat().st_size / 1e9:.1f} GB"
+        show("tdxtrace convert", size, n_events, made, ratio)
+        shutil.rmtree(target)
+        path.unlink()
+
+
+def versions() -> tuple[list[str], list[str]]:
+    """Versions of the peers that are installed, and names of those that are not."""
+    found, absent = [], []
+    for peer in (peer for peers in PEERS.values() for peer in peers):
+        if shutil.which(peer.command[0]) is None:
+            absent.append(peer.command[0])
+            continue
+        done = subprocess.run(peer.version, check=False, capture_output=True, text=True)
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        found.append(lines[0].strip() if lines else peer.command[0])
+    absent += [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    return found, absent
 
 
 def main() -> None:
     """Make the inputs, run everything, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--events", type=int, default=4_000_000)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--memory", action="store_true", help="also convert 1 GB and 8 GB")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="only inputs whose name has this in it")
+    parser.add_argument("--large", action="store_true", help="convert 1 GB and 8 GB")
+    parser.add_argument("--folder", type=Path, help="where the inputs are made")
     words = parser.parse_args()
+    found, absent = versions()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, "
-        f"Python {platform.python_version()}\n\n"
-        "| program | input | s | read s | user s | M events/s | MiB | against |\n"
+        f"Python {platform.python_version()}; {'; '.join(found)}\n"
+        f"not installed: {', '.join(absent) or 'none'}\n\n"
+        "| input | program | s | read s | cpu s | M events/s | MiB | ratio |\n"
         "|---|---|---|---|---|---|---|---|",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix="tdxtrace-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="tdxtrace-bench-", dir=words.folder) as name:
         compare(Path(name), words)
-        if words.memory:
-            memory(Path(name))
-    absent = [name for name, command in PEERS.items() if shutil.which(command[0]) is None]
-    absent += [name for name in ("perfetto", "lisa") if importlib.util.find_spec(name) is None]
-    print(f"\nnot installed: {', '.join(absent) or 'none'}")
+        if words.only in "convert":
+            memory(Path(name), 1_000_000_000 if words.large else 100_000_000)
 
 
 if __name__ == "__main__":

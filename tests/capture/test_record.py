@@ -45,12 +45,13 @@ def test_every_form_has_the_chains_that_were_made(
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
 
 
+@pytest.mark.parametrize("name", ["trace.dat", "trace.txt", "pages"])
 def test_threads_keep_their_names_and_processes(
-    tracing: Tracing, bench: Path, tmp_path: Path
+    name: str, tracing: Tracing, bench: Path, tmp_path: Path
 ) -> None:
-    done = record(bench, tmp_path / "pages", tmp_path / "truth.csv")
+    done = record(bench, tmp_path / name, tmp_path / "truth.csv")
     assert done.returncode == 0, done.stderr
-    threads = tdxtrace.read_trace(tmp_path / "pages").threads
+    threads = tdxtrace.read_trace(tmp_path / name).threads
     names = set(threads["comm"])
     assert {f"CPU {n}/KVM" for n in range(4)} | {"zap 4", "zap 5"} <= names
     assert threads["tgid"].n_unique() == 1

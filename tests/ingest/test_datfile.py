@@ -248,6 +248,81 @@ def test_latency_tracers_write_text(tmp_path: Path) -> None:
         _read(tmp_path, data)
 
 
+LISTLESS = "the file ends before its last list of options"
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+@pytest.mark.parametrize("compression", ["none", "zlib", "zstd"])
+def test_pages_are_found_without_the_list_of_cpus(
+    machine: Machine, compression: str, tmp_path: Path
+) -> None:
+    recording = _simple(machine)
+    recording.compression = compression
+    data = recording.v7()
+    whole = _read(tmp_path, data)
+    # The list begins with its header, the options that say where the parts are in it.
+    cut = data[: data.rindex(machine.pack("HI", 16, 8)) - 16]
+    trace = _read(tmp_path, cut)
+    assert trace.seamcalls.drop("cpu", "start_cpu").equals(whole.seamcalls.drop("cpu", "start_cpu"))
+    assert trace.seamcalls["cpu"].null_count() == 2
+    told = f"{LISTLESS}; which CPUs its pages are of is not known"
+    assert told in trace.losses.filter(pl.col("kind") == "truncated")["detail"].to_list()
+
+
+@pytest.mark.parametrize("n_cpus", [1, 2, 3])
+def test_cpus_are_named_only_if_all_were_found(n_cpus: int, tmp_path: Path) -> None:
+    """One without events leaves nothing: fewer runs of pages than CPUs tell nothing."""
+    m = LITTLE
+    cpus = [m.page(START + 50 - 50 * cpu, _call(m, 7 + cpu, 0x1000, 0)) for cpu in (0, 1)]
+    data = Recording(m, cpus).v7()
+    cut = bytearray(data[: data.rindex(m.pack("HI", 16, 8)) - 16])
+    options = m.pack("HI", 8, 4) + m.pack("I", n_cpus)
+    options += m.pack("HI", 0, 8) + m.pack("Q", len(cut) + 10**6)
+    # A first list, in front of the pages: it names the number of CPUs and the next list.
+    section = m.pack("HHIQ", 0, 0, 0, len(options)) + options
+    at = cut.index(m.pack("HHI", 3, 0, 0))
+    head = cut.index(b"none\0\0") + 6
+    cut[head : head + 8] = m.pack("Q", at)
+    data = bytes(cut[:at]) + section + bytes(cut[at:])
+    pages = data.index(m.pack("Q", START + 50), at + len(section))
+    begin = at + len(section) + 16
+    data = data[:begin] + bytes(-begin % m.page_size) + data[pages:]
+    if n_cpus == 1:
+        with pytest.raises(FormatError, match=LISTLESS):
+            _read(tmp_path, data)
+        return
+    trace = _read(tmp_path, data)
+    assert trace.seamcalls["cpu"].to_list() == ([1, 0] if n_cpus == 2 else [None, None])
+    told = [d for d in trace.losses["detail"].to_list() if d.startswith(LISTLESS)]
+    assert ["which CPUs" in d for d in told] == [n_cpus == 3]
+
+
+def test_a_recorder_that_died_leaves_pages_of_no_length(tmp_path: Path) -> None:
+    m = LITTLE
+    data = bytearray(_simple(m).v7())
+    data = data[: data.rindex(m.pack("HI", 16, 8)) - 16]
+    at = data.index(m.pack("HHI", 3, 0, 0)) + 8
+    data[at : at + 8] = bytes(8)
+    assert _read(tmp_path, bytes(data)).seamcalls.height == 2
+
+
+def test_a_real_file_cut_anywhere_gives_a_part_that_says_so(tmp_path: Path) -> None:
+    data = (Path(__file__).parents[2] / "sample_traces" / "tracecmd-v7.dat").read_bytes()
+    whole = _read(tmp_path, data)
+    heights = []
+    for end in range(20_300, len(data), 97):
+        trace = _read(tmp_path, data[:end])
+        assert (trace.losses["kind"] == "truncated").any() or trace.seamcalls.height == 612
+        known = trace.seamcalls.drop_nulls("cpu").join(
+            whole.seamcalls, on=["start_ns", "end_ns", "cpu", "tid", "gpa"], nulls_equal=True
+        )
+        assert known.height == trace.seamcalls["cpu"].count()
+        heights.append(trace.seamcalls.height)
+    assert heights[0] > 0
+    assert heights == sorted(heights)
+    assert heights[-1] == whole.seamcalls.height
+
+
 def test_a_file_cut_short_gives_what_is_there(tmp_path: Path) -> None:
     m = LITTLE
     pages = b"".join(m.page(START + 100 * n, _call(m, 7, n << 12, 0)) for n in range(10))

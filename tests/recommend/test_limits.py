@@ -232,6 +232,13 @@ def test_the_unexplained_are_told() -> None:
     assert rows["host"]["reason"] == rows["guest"]["reason"] == told
 
 
+def test_a_part_that_supports_no_limit_of_its_own_has_that_of_all() -> None:
+    # Few enough guests that no tail of theirs can be told; the limit of all bounds them.
+    rows = by_maker(_MIXED, _WHO, Wish(0.035, 0.9))
+    assert rows["anyone"]["basis"] == "observed"
+    assert all(row["limit"] <= rows["anyone"]["limit"] for row in rows.values())
+
+
 # Merging.
 
 

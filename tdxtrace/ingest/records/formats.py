@@ -162,3 +162,14 @@ def page_layout(header_page: str, size: int, long_size: int, big_endian: bool) -
         and (stamp is None or (stamp.offset, stamp.size) == (0, 8))
     )
     return PageLayout(size, data, commit, big_endian) if sound else None
+
+
+def page_size_of(header_page: str) -> int | None:
+    """Bytes of a page as ``events/header_page`` describes it; None where it does not, or absurdly.
+
+    ``data`` is the whole rest of a page, also of one larger than the machine's (sub-buffers,
+    Linux 6.8): kernel/trace/ring_buffer.c, ring_buffer_print_page_header.
+    """
+    data = fields_of(header_page).get("data")
+    sound = data is not None and 64 <= data.end <= MAX_PAGE_BYTES and data.end % 4 == 0
+    return data.end if data is not None and sound else None

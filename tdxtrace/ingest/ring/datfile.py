@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.records.cursor import Cursor, CutShortError, FileCursor
 from tdxtrace.ingest.records.datafile import DataFile
-from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES
+from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES, page_size_of
 from tdxtrace.ingest.records.metadata import Formats, part
 from tdxtrace.ingest.records.unpack import MAX_PART_BYTES, DamagedPartError, Unpack, unpacker
 from tdxtrace.ingest.ring import datoptions
 from tdxtrace.ingest.ring.datoptions import Buffer, CpuData, Options
+from tdxtrace.ingest.ring.datpages import find_cpus
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 _COMPRESSED: Final = 1
 _OPTIONS_SECTION: Final = 0
 _BUFFER_SECTION: Final = 3
+# Bytes of a section's header: number, flags, description, length.
+_SECTION_HEAD: Final = 16
+# Sections that are passed while looking for pages: a file has some ten.
+_MAX_SECTIONS: Final = 1 << 10
+# Highest number of a section or option: trace-cmd.dat.v7(5), BUFFER_TEXT.
+_MAX_SECTION: Final = 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The section of a buffer, found without a list."""
+
+    at: int
+    size: int
+    is_packed: bool
 
 
 @dataclass(slots=True)
@@ -139,7 +156,57 @@ def _read_v7(dat: DatFile, cursor: FileCursor) -> None:
             break
     if at and at in seen and not dat.cut_short:
         dat.cut_short = "its lists of options form a circle"
-    _parts_v7(dat)
+    if dat.cut_short and not dat.options.buffers:
+        found = _walk_sections(dat, cursor.at, seen)
+        _parts_v7(dat)
+        dat.options.buffers = [_listless(dat, section) for section in found]
+        if any(data.cpu < 0 for buffer in dat.options.buffers for data in buffer.cpus):
+            dat.cut_short += "; which CPUs its pages are of is not known"
+    else:
+        _parts_v7(dat)
+
+
+def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
+    """Go from section to section, as no list says where they are; return those of buffers.
+
+    Each says how long it is, but one of a buffer only when it was written to its end.
+    """
+    buffers: list[_Found] = []
+    for _ in range(_MAX_SECTIONS):
+        head = FileCursor(dat.file, dat.big_endian, at)
+        try:
+            number, flags = head.number(2), head.number(2)
+            head.skip(4)
+            size = head.number(8)
+        except CutShortError:
+            break
+        if number == _BUFFER_SECTION:
+            is_open = not size
+            size = size or dat.file.size - head.at
+            buffers.append(_Found(at, size, bool(flags & _COMPRESSED)))
+            if is_open:
+                break
+        elif number in datoptions.PARTS:
+            dat.options.parts.setdefault(number, at)
+        elif number == _OPTIONS_SECTION and size and at not in seen:
+            with suppress(CutShortError, DamagedPartError):
+                _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION), dat.big_endian))
+        elif number > _MAX_SECTION or not size:
+            break
+        at = head.at + size
+    return [] if dat.options.buffers else buffers
+
+
+def _listless(dat: DatFile, found: _Found) -> Buffer:
+    """A buffer whose list of CPUs is missing; its name and clock are in that list too."""
+    size = page_size_of(dat.formats.header_page) or dat.page_size
+    # Clocks of guests are corrected CPU by CPU: without the list that cannot be done.
+    if dat.options.shifts:
+        return Buffer("", found.at, page_size=size)
+    cursor = FileCursor(dat.file, dat.big_endian, found.at + _SECTION_HEAD)
+    n_cpus = dat.options.n_cpus
+    cpus = find_cpus(cursor, found.size, size, found.is_packed, n_cpus)
+    return Buffer("", found.at, page_size=size, cpus=cpus)
 
 
 def _options_v7(dat: DatFile, cursor: Cursor) -> int:

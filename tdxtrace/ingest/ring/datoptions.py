@@ -16,7 +16,7 @@ _DATE, _CPUSTAT, _BUFFER, _TRACECLOCK, _UNAME = 1, 2, 3, 4, 5
 _OFFSET, _CPUCOUNT, _VERSION, _TIME_SHIFT, _TSC2NSEC = 7, 8, 9, 12, 14
 HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES = 16, 17, 18, 19, 21
 _BUFFER_TEXT: Final = 22
-_PARTS: Final = (HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES)
+PARTS: Final = (HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES)
 _NUMBER: Final = re.compile(rb"\s*(?P<sign>[-+]?)(?P<digits>0[xX][0-9a-fA-F]{1,16}|\d{1,19})")
 
 
@@ -94,7 +94,7 @@ class Options:
             self.tsc_mult, self.tsc_shift = cursor.number(4), cursor.number(4)
         elif number == _TIME_SHIFT:
             self.shifts = list(_shifts(cursor))
-        elif number in _PARTS:
+        elif number in PARTS:
             self.parts[number] = cursor.number(8)
         elif number == _CPUCOUNT:
             self.n_cpus = min(cursor.number(4), MAX_CPUS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -35,6 +35,8 @@ class DatReader:
     file: DataFile
     vocabulary: Vocabulary
     tally: Tally
+    tgids: Mapping[int, int] = field(default_factory=dict)
+    """The process of each thread, where something beside the file tells."""
     dat: DatFile = field(init=False)
     _pages: list[Pages] = field(default_factory=list)
     _owners: list[tuple[str, int]] = field(default_factory=list)
@@ -64,8 +66,12 @@ class DatReader:
             symbol_finder(partial(kallsyms_of, dat)),
         )
         comms = comms_of(dat.cmdlines)
-        reader = RingReader(self._merge, known, Clock.of(dat.options), self.tally, comms, {})
+        reader = RingReader(
+            self._merge, known, Clock.of(dat.options), self.tally, comms, self.tgids
+        )
         yield from reader.batches()
+        if dat.cut_short and not self.tally.n_lines:
+            raise FormatError(self._nothing())
         self._losses()
 
     @property
@@ -118,7 +124,8 @@ class DatReader:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)
             self._owners.append((buffer.name, data.cpu))
-            shift = dat.options.shifts[data.cpu] if data.cpu < len(dat.options.shifts) else None
+            shifts = dat.options.shifts
+            shift = shifts[data.cpu] if 0 <= data.cpu < len(shifts) else None
             correct = None if shift is None else partial(corrected, shift=shift)
             yield CpuPages(data.cpu, pages.read, correct)
 

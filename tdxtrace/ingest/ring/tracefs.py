@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from tdxtrace.ingest.records.formats import EventFormat
@@ -14,6 +16,9 @@ _CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULT
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
 _CPU: Final = re.compile(r"^CPU: (?P<cpu>\d{1,4})\s*$", re.MULTILINE)
 
+_MAX_JSON: Final = 64 << 20
+# PID_MAX_LIMIT: Linux include/linux/threads.h.
+_MAX_PID: Final = 1 << 22
 _TGID: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MULTILINE)
 
 
@@ -75,3 +80,18 @@ def note_stats(
         left = stats.get("entries", 0)
         unread = max(0, min(left, left + stats.get("read events", 0) - n_events))
         tally.note("unread", unread, f"{where}CPU {cpu}", cpu=cpu)
+
+
+def tgids_beside(path: str) -> dict[int, int]:
+    """Read the process of each thread from what ``tdxtrace capture`` puts beside a trace.dat.
+
+    The format has no place for it, and without it the vCPUs of two VMs look alike.  No such
+    file, or a damaged one, tells of no thread.
+    """
+    try:
+        with Path(f"{path}.capture.json").open("rb") as file:
+            told = json.loads(file.read(_MAX_JSON))["tgids"]
+        pairs = [(int(tid), tgid) for tid, tgid in told.items() if isinstance(tgid, int)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {tid: tgid for tid, tgid in pairs if 0 < tid < _MAX_PID and 0 < tgid < _MAX_PID}

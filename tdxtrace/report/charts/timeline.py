@@ -1,0 +1,152 @@
+"""When, and on which thread: chains of several attempts, and zero-step episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from tdxtrace.report.charts import MAX_MARKS, axes
+from tdxtrace.report.charts.theme import light, themed
+from tdxtrace.report.names import Threads, leaf_labels
+from tdxtrace.report.units import duration, seconds
+from tdxtrace.tables.trace import Findings
+
+if TYPE_CHECKING:
+    import altair as alt
+
+MAX_THREADS: Final = 32
+"""Rows that fit a screen and can be told apart."""
+EPISODE: Final = "zero-step episode"
+_HUES: Final = {
+    "succeeded": "blue",
+    "failed": "yellow",
+    "resolved_elsewhere": "green",
+    "abandoned": "vermilion",
+    "cut": "grey",
+    EPISODE: "purple",
+}
+_SECOND: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What is drawn, and what is not."""
+
+    rows: pl.DataFrame
+    """thread, kind, start and end (seconds from the trace's start), and texts."""
+    threads: Sequence[str]
+    n_chains: int
+    """Chains of two attempts or more, drawn or not."""
+    n_threads: int
+
+
+def timeline_rows(findings: Findings) -> Timeline:
+    """Choose what to draw: the threads with most of it, then the chains with most attempts."""
+    chains = findings.retry_chains.filter(pl.col("n_busy") > 0)
+    steps = findings.zero_steps
+    of_thread = ["source", "tid"]
+    busiest = (
+        pl.concat(
+            [chains.select(*of_thread, "n_busy"), steps.select(*of_thread, n_busy="n_refused")]
+        )
+        .group_by(of_thread)
+        .agg(pl.col("n_busy").sum())
+        .sort("n_busy", *of_thread, descending=[True, False, False])
+    )
+    drawn = busiest.head(MAX_THREADS).select(of_thread)
+    labels = Threads(findings)
+    label = {row: labels.label(*row) for row in drawn.sort(of_thread).rows()}
+    here = {"on": of_thread, "how": "semi", "nulls_equal": True}
+    worst = (
+        chains.join(drawn, **here)  # type: ignore[arg-type]
+        .sort("n_attempts", "took_ns", "first_seq", descending=[True, True, False], nulls_last=True)
+        .head(MAX_MARKS)
+    )
+    episodes = (
+        steps.join(drawn, **here)  # type: ignore[arg-type]
+        .sort("n_refused", "first_seq", descending=[True, False])
+        .head(MAX_MARKS // 4)
+    )
+    rows = pl.concat([_chains(worst), _episodes(episodes)])
+    # Clocks of several inputs need not agree: each is counted from its own start.
+    starts = {place: told.first_ns for place, told in enumerate(findings.provenance.sources)}
+    begins = pl.col("source").replace_strict(starts, default=None, return_dtype=pl.Int64)
+    made = rows.with_columns(
+        thread=pl.Series([label[row] for row in rows.select(of_thread).rows()], dtype=pl.String),
+        from_s=(pl.col("start_ns") - begins) / _SECOND,
+        to_s=(pl.col("end_ns") - begins) / _SECOND,
+        at=pl.Series([seconds(ns) for ns in rows["start_ns"]], dtype=pl.String),
+        lasted=pl.Series(
+            [duration(b - a) for a, b in rows.select("start_ns", "end_ns").rows()], dtype=pl.String
+        ),
+    ).drop(*of_thread, "start_ns", "end_ns")
+    return Timeline(made, list(dict.fromkeys(label.values())), chains.height, busiest.height)
+
+
+def _chains(chains: pl.DataFrame) -> pl.DataFrame:
+    return chains.select(
+        "source",
+        "tid",
+        "start_ns",
+        "end_ns",
+        kind=pl.col("outcome").cast(pl.String),
+        what=leaf_labels(pl.col("leaf")),
+        tries=pl.format("{} attempts", "n_attempts"),
+        line=pl.col("first_seq"),
+    )
+
+
+def _episodes(steps: pl.DataFrame) -> pl.DataFrame:
+    return steps.select(
+        "source",
+        "tid",
+        "start_ns",
+        "end_ns",
+        kind=pl.lit(EPISODE),
+        what=pl.format(
+            "{} ({})", pl.col("form").cast(pl.String), pl.col("strength").cast(pl.String)
+        ),
+        tries=pl.format("{} entries refused", "n_refused"),
+        line=pl.col("first_seq"),
+    )
+
+
+def timeline(findings: Findings) -> alt.Chart | alt.LayerChart:
+    """Draw chains that met busy, and zero-step episodes, on the thread they happened on.
+
+    Drag to move, Ctrl and the wheel to zoom in time, double click to see all again.
+    """
+    import altair as alt  # noqa: PLC0415
+
+    shown = timeline_rows(findings)
+    kinds = [kind for kind in _HUES if kind in shown.rows["kind"]]
+    scale = alt.Scale(domain=kinds, range=[light(_HUES[kind]) for kind in kinds])
+    zoom = alt.selection_interval(
+        name="zoom", encodings=["x"], bind="scales", zoom="wheel![event.ctrlKey]"
+    )
+    base = alt.Chart(shown.rows).encode(
+        alt.X(
+            "from_s:Q", title="time from the start of the trace", axis=alt.Axis(**axes.time())
+        ).scale(nice=False),
+        alt.Y("thread:N", title=None, sort=list(shown.threads)),
+        color=alt.Color("kind:N", scale=scale),
+        tooltip=["kind", "what", "tries", "lasted", "at", "thread", "line"],
+    )
+    is_episode = alt.datum.kind == EPISODE
+    until = alt.X2("to_s:Q")
+    behind = (
+        base.transform_filter(is_episode)
+        .mark_bar(height=18, opacity=0.35, clip=True, cornerRadius=2)
+        .encode(until)
+    )
+    # A chain of microseconds is no pixel wide: a tick shows where it is.
+    chains = base.transform_filter(~is_episode)
+    bars = chains.mark_bar(height=9, clip=True).encode(until)
+    ticks = chains.mark_tick(size=9, thickness=1, clip=True)
+    # An empty layer would have no extent, of which Vega complains.
+    layers = ([behind] if EPISODE in kinds else []) + ([bars, ticks] if kinds != [EPISODE] else [])
+    drawn: Any = alt.layer(*layers)  # Altair's types allow a facet here
+    return themed(drawn.add_params(zoom), height=22 * len(shown.threads))

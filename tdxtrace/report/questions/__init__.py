@@ -1,0 +1,1 @@
+"""Questions: each module answers one, from findings to a section of the report."""

@@ -1,0 +1,89 @@
+"""How often must a SEAMCALL be retried, leaf by leaf?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.report.charts import spread
+from tdxtrace.report.names import definition, leaf_label
+from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.units import count, duration, plural, share, total
+from tdxtrace.tables.findings import LEAF_STATS, OUTCOMES
+from tdxtrace.tables.trace import Findings
+
+_SHORT: Final = {"succeeded": "ok", "resolved_elsewhere": "elsewhere"}
+
+
+def section(findings: Findings) -> Section:
+    """Show attempts, times and outcomes of each leaf's requests."""
+    stats = findings.leaf_stats
+    about = definition(LEAF_STATS)
+    title = "How often is a SEAMCALL retried?"
+    if stats.is_empty():
+        says = ["No SEAMCALL was captured. Probe the kernel's wrappers to see them."]
+        return Section("leaf_stats", title, about, says)
+    return Section(
+        "leaf_stats",
+        title,
+        about,
+        _says(stats),
+        figures=[
+            Figure(
+                "leaf_stats",
+                "Attempts that requests took, by leaf",
+                f"Requests that are cut count with the attempts seen. {_sum(stats)} in all.",
+                lambda: spread.attempts_by_leaf(stats),
+            )
+        ],
+        grids=[_table(stats)],
+    )
+
+
+def _sum(stats: pl.DataFrame) -> str:
+    return plural(total(stats, "n_requests"), "request")
+
+
+def _says(stats: pl.DataFrame) -> list[str]:
+    retried = stats.filter(pl.col("retried_seamcalls") > 0)
+    if retried.is_empty():
+        return [f"Retried: none of {_sum(stats)}. The first attempt was enough."]
+    said = [
+        f"TDH.{leaf_label(row['leaf'])}: retried {count(row['retried_seamcalls'])} of "
+        f"{plural(row['n_requests'], 'request')} "
+        f"({share(row['retried_seamcalls'], row['n_requests'])}), up to "
+        f"{plural(row['max_attempts'], 'attempt')}."
+        for row in retried.head(3).iter_rows(named=True)
+    ]
+    never = stats.height - retried.height
+    if never:
+        said.append(f"{plural(never, 'other leaf', 'other leaves')} never met busy.")
+    return said
+
+
+def _table(stats: pl.DataFrame) -> Grid:
+    return grid(
+        ("TDH.", "requests", "retried", "share", "p50", "p99", "max", "p99 time", "max time")
+        + ("outcome",),
+        [
+            (
+                leaf_label(row["leaf"]),
+                count(row["n_requests"]),
+                count(row["retried_seamcalls"]),
+                share(row["retried_seamcalls"], row["n_requests"]),
+                count(row["p50_attempts"]),
+                count(row["p99_attempts"]),
+                count(row["max_attempts"]),
+                duration(row["p99_ns"]),
+                duration(row["max_ns"]),
+                ", ".join(
+                    f"{count(row[name])} {_SHORT.get(name, name)}" for name in OUTCOMES if row[name]
+                ),
+            )
+            for row in stats.iter_rows(named=True)
+        ],
+        right=range(1, 9),
+        spare=(7, 3, 4),
+        caption="p50, p99 and max count attempts; times are from the first attempt to the last.",
+    )

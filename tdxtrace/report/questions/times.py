@@ -1,0 +1,119 @@
+"""How long do requests take, and when do they meet busy?"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tdxtrace.report.charts import rate, timeline, times
+from tdxtrace.report.charts.timeline import Timeline
+from tdxtrace.report.names import Threads, definition, leaf_label
+from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.text import chain_end, worst_chains
+from tdxtrace.report.units import count, duration, plural, word
+from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.trace import Findings
+
+_WORST = 12
+
+
+def section(findings: Findings) -> Section:
+    """Show how long requests took, when and where they were retried, and the worst of them."""
+    chains = findings.retry_chains
+    title, about = "When and where are requests retried?", definition(RETRY_CHAINS)
+    retried = chains.filter(pl.col("n_busy") > 0)
+    if chains.is_empty():
+        return Section("retry_chains", title, about, ["No request was captured."])
+    if retried.is_empty():
+        says = ["No request was retried."]
+        return Section("retry_chains", title, about, says, figures=_times(findings))
+    shown = timeline.timeline_rows(findings)
+    return Section(
+        "retry_chains",
+        title,
+        about,
+        [_says(chains, retried)],
+        figures=[
+            *_times(findings),
+            Figure(
+                "rate",
+                "Requests that met busy, over time",
+                "By when the request began; hover for the counts.",
+                lambda: rate.retried_over_time(findings),
+            ),
+            Figure(
+                "timeline",
+                "Retried requests and zero-step episodes, by thread",
+                _drawn(shown) + " Drag to move, Ctrl and the wheel to zoom, double click to reset.",
+                lambda: timeline.timeline(findings),
+            ),
+        ],
+        grids=[_worst(findings, retried.height)],
+    )
+
+
+def _times(findings: Findings) -> list[Figure]:
+    n = times.timed(findings.retry_chains).height
+    if not n:
+        return []
+    missing = findings.retry_chains["took_ns"].null_count()
+    note = f"{plural(n, 'request')}; entries of vCPUs that were not refused are left out"
+    if missing:
+        note += f", and {count(missing)} of which the beginning or the end was not seen"
+    resolution = max(source.clock_resolution_ns for source in findings.provenance.sources)
+    return [
+        Figure(
+            "times",
+            "How long requests took",
+            f"{note}. Each kind adds up to 100 %. The clock's step is {duration(resolution)}.",
+            lambda: times.request_times(findings.retry_chains, resolution),
+        )
+    ]
+
+
+def _says(chains: pl.DataFrame, retried: pl.DataFrame) -> str:
+    known = times.timed(chains)
+    quick = known.filter(pl.col("n_busy") == 0)["took_ns"].to_physical().median()
+    slow = known.filter(pl.col("n_busy") > 0)["took_ns"].to_physical().median()
+    if not isinstance(quick, float) or not isinstance(slow, float):
+        return f"Met busy at least once: {plural(retried.height, 'request')}."
+    return (
+        f"Half of the requests that were answered at once took up to {duration(round(quick))}, "
+        f"half of those that were retried up to {duration(round(slow))}."
+    )
+
+
+def _drawn(shown: Timeline) -> str:
+    n = shown.rows.filter(pl.col("kind") != timeline.EPISODE).height
+    text = f"All {plural(n, 'retried request')}"
+    if n < shown.n_chains:
+        text = f"The {count(n)} with most attempts of {plural(shown.n_chains, 'retried request')}"
+    if len(shown.threads) < shown.n_threads:
+        text += f", on the {len(shown.threads)} threads that met most busy of {shown.n_threads}"
+    return text + "."
+
+
+def _worst(findings: Findings, n_retried: int) -> Grid:
+    rows = worst_chains(findings.retry_chains, _WORST)
+    threads = Threads(findings)
+    return grid(
+        ("TDH.", "page", "thread", "attempts", "time", "rows", "outcome"),
+        [
+            (
+                leaf_label(row["leaf"]),
+                word(row["gpa"]),
+                threads.label(row["source"], row["tid"]),
+                count(row["n_attempts"]),
+                duration(row["took_ns"]),
+                f"{row['first_seq']} to {row['last_seq']}",
+                chain_end(row),
+            )
+            for row in rows.iter_rows(named=True)
+        ],
+        right=(3, 4, 5),
+        spare=(1,),
+        caption="The requests with most attempts; rows are lines or records of the input "
+        "(seamcalls.seq).",
+        more=f"{count(n_retried - rows.height)} more (tdxtrace retry-chains)"
+        if n_retried > rows.height
+        else "",
+    )

@@ -1,0 +1,93 @@
+"""One report in the form that was asked for, and its charts as pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tdxtrace.errors import InputError, QueryError
+from tdxtrace.report.sections import Section
+from tdxtrace.report.story import sections, title
+from tdxtrace.tables.files import whole_file
+from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import Findings
+
+if TYPE_CHECKING:
+    import altair as alt
+
+FORMATS: Final = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md", ".json": "json"}
+_SCALE: Final = 2
+"""Pixels of a PNG for each of the page: sharp on today's screens."""
+
+
+def format_of(path: Path | None) -> str:
+    """Return the format that a file's name tells: html, md or json; md for standard output.
+
+    Raises:
+        QueryError: If the name tells none.
+    """
+    if path is None:
+        return "md"
+    if path.suffix.lower() not in FORMATS:
+        raise QueryError(
+            f"what is {one_line(path.name)} to be? name it .html, .md or .json, or say --format"
+        )
+    return FORMATS[path.suffix.lower()]
+
+
+def report(findings: Findings, form: str) -> bytes:
+    """Return the report on ``findings`` as ``html``, ``md`` or ``json``."""
+    return written(title(findings), sections(findings), form, findings)
+
+
+def written(name: str, parts: list[Section], form: str, findings: Findings) -> bytes:
+    """Return sections under a title, in a form."""
+    if form == "html":
+        from tdxtrace.report.html import html  # noqa: PLC0415 - slow to import
+
+        return html(name, parts).encode()
+    if form == "md":
+        from tdxtrace.report.markdown import markdown  # noqa: PLC0415
+
+        return markdown(name, parts).encode()
+    from tdxtrace.report.facts import report_facts  # noqa: PLC0415
+
+    return (json.dumps(report_facts(name, parts, findings), indent=2) + "\n").encode()
+
+
+def save_charts(findings: Findings, folder: Path, kind: str, force: bool) -> int:
+    """Save every chart of the report as a picture, white behind it; return how many.
+
+    Args:
+        findings: What was found.
+        folder: Where; it is made if need be.
+        kind: ``png`` or ``svg``.
+        force: Whether to overwrite pictures that are there.
+
+    Raises:
+        InputError: If a picture exists and is not to be overwritten, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        shown = one_line(str(folder))
+        raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
+    figures = [figure for section in sections(findings) for figure in section.figures]
+    for figure in figures:
+        with whole_file(folder / f"{figure.name}.{kind}", force) as file:
+            file.write(picture(figure.draw(), kind))
+    return len(figures)
+
+
+def picture(chart: alt.Chart | alt.LayerChart, kind: str) -> bytes:
+    """Return a chart as PNG or SVG, on white."""
+    import vl_convert  # noqa: PLC0415 - slow to import
+
+    from tdxtrace.report.charts.theme import WIDTH, light  # noqa: PLC0415
+
+    spec = chart.to_dict() | {"width": WIDTH}
+    spec["config"] = spec["config"] | {"background": light("paper"), "padding": 12}
+    if kind == "png":
+        return bytes(vl_convert.vegalite_to_png(spec, scale=_SCALE))
+    return str(vl_convert.vegalite_to_svg(spec)).encode()

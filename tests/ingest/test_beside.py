@@ -1,0 +1,29 @@
+"""What lies beside a trace.dat of ours: the processes of threads, or nothing that can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tdxtrace.ingest.ring.tracefs import tgids_beside
+
+
+def test_processes_of_threads(tmp_path: Path) -> None:
+    told = {"tgids": {"7": 5, "8": 5, "9": -1, "0": 3, "99999999": 1, "10": "5"}}
+    (tmp_path / "x.dat.capture.json").write_text(json.dumps(told))
+    assert tgids_beside(str(tmp_path / "x.dat")) == {7: 5, 8: 5}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", "{}", '{"tgids": 3}', '{"tgids": {"a": 1}}']
+)
+def test_what_cannot_be_used_tells_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.dat.capture.json").write_text(text)
+    assert tgids_beside(str(tmp_path / "x.dat")) == {}
+
+
+def test_nothing_beside(tmp_path: Path) -> None:
+    assert tgids_beside(str(tmp_path / "x.dat")) == {}
+    assert tgids_beside("-") == {}

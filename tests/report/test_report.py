@@ -1,0 +1,261 @@
+"""The report: what it says, and that it is safe, small and the same each time."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from contracts import report_breaches
+from hostile import NAMES, hostile
+from running import SAMPLES, answered, refused, tdxtrace
+from story import story
+
+from tdxtrace.ingest.read import read_trace
+from tdxtrace.pipeline import analyze
+from tdxtrace.report.charts import MAX_MARKS
+from tdxtrace.report.charts.causes import contention_rows
+from tdxtrace.report.charts.curve import curve_rows
+from tdxtrace.report.charts.theme import PALETTE
+from tdxtrace.report.html import _vega, spec_of
+from tdxtrace.report.story import sections
+from tdxtrace.report.written import report
+from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import Findings
+
+ZERO_STEPS = SAMPLES / "zerostep.txt"
+FORMS = ("html", "md", "json")
+FIGURES = (
+    *("attempts", "busy_causes", "contention", "leaf_stats", "policies"),
+    *("rate", "timeline", "times"),
+)
+# What a small trace holds, and what the report must say of it.
+STORIES = {
+    "": ["No SEAMCALL was captured, and no entry of a vCPU", "No request was captured"],
+    "S1": ["1 SEAMCALL served 1 request; nothing was answered busy.", "Retried: none of 1 request"],
+    "S1 S2 >X trackS": ["nothing was answered busy", "Nowhere: no episode was found in 1 entry"],
+    "B1 B1 S1": ["retried: 1 (100 %)", "up to 3 attempts", "Cannot be told: no entry of a vCPU"],
+    "B1": ["Cut: 1 of 1 request, 1 by the beginning or end of the trace."],
+    ">X ?3 >H": ["only KVM's own events", "1 vCPU: 0 of 2 entries refused."],
+    "S1 lost@0 S2": ["The input tells of events lost.", "Events were lost"],
+}
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    return analyze(read_trace(ZERO_STEPS))
+
+
+@pytest.mark.parametrize("text", STORIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_report_says_plainly_what_there_is(text: str, form: str) -> None:
+    shown = report(analyze(story(text).trace), form).decode()
+    words = " ".join(html.unescape(shown).split())
+    for sentence in STORIES[text]:
+        assert sentence in words
+    assert "None" not in re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("text", STORIES)
+def test_a_chart_is_drawn_only_where_there_is_something_to_draw(text: str) -> None:
+    for section in sections(analyze(story(text).trace)):
+        assert section.says
+        for figure in section.figures:
+            spec = figure.draw().to_dict()
+            assert any(rows for rows in spec["datasets"].values())
+
+
+def test_the_answer_comes_first_then_how_far_it_can_be_trusted(findings: Findings) -> None:
+    names = [section.name for section in sections(findings)]
+    assert names[:4] == ["short", "verdicts", "limits", "losses"]
+    first = sections(findings)[0].says
+    assert first[0] == "2,843 SEAMCALLs served 968 requests; retried: 60 (6 %)."
+    assert "The most attempts one request took: 170 (TDH.VP.ENTER)." in first
+    assert "Zero-step mitigation kept a vCPU out in 8 episodes." in first
+
+
+def test_figures_are_those_of_the_tables(findings: Findings) -> None:
+    leaves = next(s for s in sections(findings) if s.name == "leaf_stats")
+    (grid,) = leaves.grids
+    shown = {row[0]: row[1:3] for row in grid.rows}
+    assert shown["VP.ENTER"] == ("670", "29")
+    assert shown["MEM.RANGE.BLOCK"] == ("20", "18")
+    assert len(grid.rows) == findings.leaf_stats.height
+
+
+def test_worst_chains_name_the_rows_they_come_from(findings: Findings) -> None:
+    chains = next(s for s in sections(findings) if s.name == "retry_chains")
+    (grid,) = chains.grids
+    assert grid.rows[0][:2] == ("VP.ENTER", "-")
+    assert grid.rows[0][3:6] == ("170", "8.97 ms", "3797 to 5698")
+    assert grid.more == "48 more (tdxtrace retry-chains)"
+
+
+# Safety.
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_name_reaches_a_report_but_as_text(form: str) -> None:
+    shown = report(analyze(hostile()), form).decode()
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "49 in" not in shown
+    if form == "html":
+        policy, _, rest = shown.partition("<style>")
+        assert rest.count("<script>") == 2
+        assert "<img" not in rest.replace(_vega(), "")
+        assert rest.count("</style>") == 1
+        assert "{{ 7 * 7 }}" in html.unescape(policy + rest)
+    if form == "md":
+        assert "<" not in shown
+        assert not re.search(r"(?<!\\)\]\(", shown)
+        assert r"a\|b-4" in shown
+    if form == "json":
+        assert json.loads(shown)["provenance"]["sources"][0]["path"] == NAMES[0]
+
+
+def test_names_can_still_be_read(tmp_path: Path) -> None:
+    shown = html.unescape(report(analyze(hostile()), "html").decode())
+    for name in NAMES[:4]:
+        assert one_line(name, 24) in shown
+
+
+# The page.
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_runs_give_the_same_bytes(form: str, tmp_path: Path) -> None:
+    first = answered("report", ZERO_STEPS, "--format", form).stdout
+    assert answered("report", ZERO_STEPS, "--format", form).stdout == first
+    words = [sys.executable, "-m", "tdxtrace", "report", str(ZERO_STEPS), "--format", form]
+    other = subprocess.run(words, capture_output=True, check=True, timeout=120).stdout
+    assert other == first
+
+
+def test_a_page_needs_nothing_but_itself(findings: Findings) -> None:
+    page = report(findings, "html").decode()
+    assert len(page) < 5_000_000
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)=(?!["']?(?:#|data:))""", own)
+    assert "@import" not in own
+    assert "url(" not in own
+    assert page.count(_vega()) == 1
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_charts_follow_the_colours_of_the_page(findings: Findings) -> None:
+    for section in sections(findings):
+        for figure in section.figures:
+            text = json.dumps(spec_of(figure.draw()))
+            assert "var(--" in text
+            assert not [white for white, _ in PALETTE.values() if f'"{white}"' in text]
+
+
+def _luminance(colour: str) -> float:
+    """WCAG 2.1, relative luminance."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_every_colour_stands_out_from_its_paper(place: int) -> None:
+    paper = _luminance(PALETTE["paper"][place])
+    for name, pair in PALETTE.items():
+        light, dark = sorted((paper, _luminance(pair[place])), reverse=True)
+        needed = {"paper": 1, "line": 1.1, "ink": 7, "muted": 4.5}.get(name, 3)
+        assert (light + 0.05) / (dark + 0.05) >= needed, name
+
+
+def test_a_chart_has_a_few_thousand_marks_at_most_and_says_what_is_left_out() -> None:
+    busy = " ".join(f"{n % 40 + 1}/B{n} {n % 40 + 1}/S{n}" for n in range(2 * MAX_MARKS))
+    findings = analyze(story(busy).trace)
+    chains = next(s for s in sections(findings) if s.name == "retry_chains")
+    for figure in chains.figures:
+        spec = figure.draw().to_dict()
+        assert sum(map(len, spec["datasets"].values())) <= MAX_MARKS
+    caption = next(f.caption for f in chains.figures if f.name == "timeline")
+    assert "The 2,000 with most attempts of 4,000 retried requests" in caption
+    assert "on the 32 threads that met most busy of 40" in caption
+
+
+# The command.
+
+
+def test_a_report_is_written_as_its_name_tells(tmp_path: Path) -> None:
+    for name, begin in (("r.html", b"<!DOCTYPE"), ("r.md", b"# TDX"), ("r.json", b"{")):
+        path = tmp_path / name
+        done = tdxtrace("report", ZERO_STEPS, "-o", path)
+        assert (done.status, done.stdout) == (0, b"")
+        assert done.stderr == f"tdxtrace: wrote {path}\n"
+        assert path.read_bytes().startswith(begin)
+    message = refused(1, "report", ZERO_STEPS, "-o", tmp_path / "r.md")
+    assert message.endswith("exists; say --force to overwrite it")
+    message = refused(2, "report", ZERO_STEPS, "-o", tmp_path / "r.pdf")
+    assert message == "what is r.pdf to be? name it .html, .md or .json, or say --format"
+
+
+def test_markdown_fits_a_mail() -> None:
+    text = answered("report", ZERO_STEPS).text
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 75
+    assert max(map(len, text.splitlines())) <= 96
+    assert text.isascii()
+
+
+@pytest.mark.parametrize("name", ["zerostep.txt", "lost.dat.xz", "qemu.perf.txt.xz"])
+def test_json_keeps_its_contract(name: str) -> None:
+    told = json.loads(answered("report", SAMPLES / name, "--format", "json").text)
+    assert report_breaches(told) == []
+    assert told["n_rows"]["retry_chains"] >= len(told["tables"]["retry_chains"])
+    assert report_breaches(told | {"sections": 3}) != []
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("png", b"\x89PNG"), ("svg", b"<svg")])
+def test_charts_can_be_saved_as_pictures(kind: str, begin: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "charts"
+    done = tdxtrace("report", ZERO_STEPS, "-o", tmp_path / "r.md", f"--{kind}", folder)
+    assert done.status == 0, done.stderr
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{name}.{kind}" for name in FIGURES]
+    for path in folder.iterdir():
+        assert path.read_bytes().startswith(begin)
+        if kind == "svg":
+            assert b"var(--" not in path.read_bytes()
+
+
+def test_the_attempts_curve_is_that_of_the_table(findings: Findings) -> None:
+    rows = curve_rows(findings.attempts)
+    enter = rows.filter(leaf="VP.ENTER", within=1)
+    assert enter["ratio"].item() == pytest.approx(29 / 670, rel=1e-4)
+    assert enter["low"].item() < 29 / 670 < enter["high"].item()
+    assert (rows["ratio"] > 0).all()
+
+
+def test_contention_says_what_was_seen_and_what_could_have_been(findings: Findings) -> None:
+    rows = contention_rows(findings.busy_causes, findings.leaf_stats)
+    both = rows.filter(busy="VP.ENTER", holder="MEM.TRACK")
+    assert "exclude each other in generation A, B, C" in both["expected"].item()
+    answers = findings.busy_causes.filter(pl.col("rank") == 1)["holder_leaf"].count()
+    shown = [int(text.replace(",", "")) for text in rows["text"] if text != "·"]
+    assert sum(shown) == answers > 0
+
+
+def test_a_report_names_the_gravest_verdict_at_once() -> None:
+    text = " ".join(answered("report", SAMPLES / "contended.txt").text.split())
+    head = text.split("## Whose fault")[0]
+    assert "Verdicts on 15 groups of findings: 1 BUG, 7 UNDECIDED, 7 EXPECTED." in head
+    assert "BUG: 41 busy answers of TDH.MEM.TRACK" in head
+    assert "No limit is recommended (at most 1 request in 1,000,000 to need more" in head
+
+
+def test_filters_are_named_in_the_report() -> None:
+    text = answered("report", ZERO_STEPS, "--leaf", "TDH.MEM.TRACK", "--since", "+0.001").text
+    assert "Only a part was asked for: leaves TDH.MEM.TRACK, since +0.001." in text
+    assert "| VP.ENTER" not in text
