@@ -78,7 +78,7 @@ def _possible(made: Captured) -> set[str]:
             "memory_fault_ignored": td.ignored_faults > 0,
             "block_churn": "churn_blocks" in kinds,
             "many_pages": td.guest.program == "string-copy",
-            "pending_page": not td.pending_ve_disable and run.scenario.generation != "C",
+            "pending_page": td.pending_ve_disable or run.scenario.generation != "C",
             "frozen_spte": "prefault" in kinds or td.guest.program == "contend",
             "invalidation": bool(kinds & {"zap", "delete_slot", "split"}),
             "memslot_change": "delete_slot" in kinds,

@@ -10,6 +10,7 @@ from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, VERDICTS
 from tdxtrace.tdx import word
+from tdxtrace.tdx.hexadecimal import hexadecimal
 from tdxtrace.tdx.leaves import leaf_name
 from tdxtrace.tdx.operands import resource_table
 from tdxtrace.tdx.status import status_name
@@ -130,7 +131,10 @@ def _of_message() -> dict[str, pl.Expr]:
     order = (pl.col("code") == word.TDX_TLB_TRACKING_NOT_DONE).fill_null(False)
     serialised = _is_of_td_or_vcpu(status, leaf)
     name = pl.coalesce(status_name(status).str.strip_prefix("TDX_"), pl.lit("status"))
-    what = pl.coalesce(pl.concat_str(name, pl.lit(" "), word.low32(status)), message)
+    low = word.low32(status)
+    operand = pl.when(low != 0).then(pl.concat_str(pl.lit(" "), hexadecimal(low)))
+    what = pl.concat_str(name, operand.fill_null(""))
+    what = pl.when(status.is_not_null()).then(what).otherwise(message)
     because = (
         pl.when(serialised)
         .then(pl.lit("the TD's or vCPU's own page was busy: KVM did not keep its calls apart"))
@@ -149,10 +153,11 @@ def _of_message() -> dict[str, pl.Expr]:
         "verdict": pl.when(serialised | order).then(pl.lit("BUG")).otherwise(pl.lit("UNDECIDED")),
         "what": pl.concat_str(message, pl.lit(": "), what),
         "sentence": pl.format(
-            "The kernel printed {} of {} ({}): {}.",
-            "n_rows",
-            pl.coalesce(leaf_name(leaf), message),
-            what,
+            "{}, as the kernel printed {}: {}.",
+            pl.coalesce(pl.format("{} failed ({})", leaf_name(leaf), what), message),
+            pl.when(pl.col("n_rows") == 1)
+            .then(pl.lit("once"))
+            .otherwise(pl.format("{} times", "n_rows")),
             because,
         ),
         "rule": rule,
