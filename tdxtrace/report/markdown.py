@@ -96,7 +96,7 @@ def _aligned(
 
 
 def _listed(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Sentences do not fit a table of plain text: an item for each row, its last cell at the end."""
+    """Sentences do not fit a table of plain text: an item for each row, its last cell last."""
     for row in rows[1:]:
         facts = [f"{title} {cell}" for title, cell in zip(rows[0][1:-1], row[1:-1], strict=True)]
         yield from _filled(f"{row[0]} ({', '.join(facts)}): {row[-1]}", "- ")
