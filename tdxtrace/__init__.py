@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from tdxtrace.errors import TdxtraceError as TdxtraceError
     from tdxtrace.ingest.read import read_trace as read_trace
     from tdxtrace.pipeline import analyze as analyze
+    from tdxtrace.pipeline import compare as compare
     from tdxtrace.pipeline import query as query
+    from tdxtrace.report.gallery import charts as charts
     from tdxtrace.tables.trace import Findings as Findings
     from tdxtrace.tables.trace import Trace as Trace
 
@@ -19,10 +21,22 @@ _HOMES = {
     "TdxtraceError": "tdxtrace.errors",
     "Trace": "tdxtrace.tables.trace",
     "analyze": "tdxtrace.pipeline",
+    "charts": "tdxtrace.report.gallery",
+    "compare": "tdxtrace.pipeline",
     "query": "tdxtrace.pipeline",
     "read_trace": "tdxtrace.ingest.read",
 }
-__all__ = ["Findings", "TdxtraceError", "Trace", "__version__", "analyze", "query", "read_trace"]
+__all__ = [
+    "Findings",
+    "TdxtraceError",
+    "Trace",
+    "__version__",
+    "analyze",
+    "charts",
+    "compare",
+    "query",
+    "read_trace",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -16,6 +16,7 @@ from tdxtrace.analysis.causes.entry_waits import entry_waits
 from tdxtrace.analysis.causes.generation import chosen_generations
 from tdxtrace.analysis.causes.lock_values import lock_values
 from tdxtrace.analysis.causes.scene import Scene, scenes
+from tdxtrace.analysis.comparisons import comparisons
 from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.progress_loops import progress_loops
@@ -131,6 +132,25 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
         return found
 
     return ask(statement, _EVENTS | {table.name: table for table in FINDING_TABLES}, find)
+
+
+def compare(before: Findings, after: Findings) -> pl.DataFrame:
+    """Say which differences between two traces the data supports.
+
+    Args:
+        before: What was found in the one.
+        after: In the other.
+
+    Returns:
+        The ``comparisons`` table.
+
+    Example:
+        >>> import tdxtrace
+        >>> found = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
+        >>> set(tdxtrace.compare(found, found)["change"])
+        {'not_told'}
+    """
+    return comparisons(before.attempts, after.attempts)
 
 
 _EVENTS = {table.name: table for table in EVENT_TABLES}

@@ -13,10 +13,12 @@ from tdxtrace.cli import (
     analyze,
     capture,
     cause_commands,
+    compare,
     convert,
     decode,
     export,
     limit_commands,
+    notebook,
     query,
     report,
     simulate,
@@ -58,6 +60,7 @@ def root(
 
 app.command("analyze")(analyze.analyze_command)
 app.command("report")(report.report_command)
+app.command("compare")(compare.compare_command)
 app.command("convert")(convert.convert_command)
 app.command("events")(table_commands.events_command)
 app.command("retry-chains")(table_commands.retry_chains_command)
@@ -70,6 +73,7 @@ app.command("progress-loops")(table_commands.progress_loops_command)
 app.command("td-conflicts")(table_commands.td_conflicts_command)
 app.command("time-shares")(table_commands.time_shares_command)
 app.command("export")(export.export_command)
+app.command("notebook")(notebook.notebook_command)
 app.command("query")(query.query_command)
 app.command("busy-causes")(cause_commands.busy_causes_command)
 app.command("attempts")(limit_commands.attempts_command)

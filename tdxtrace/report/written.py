@@ -14,7 +14,10 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import altair as alt
+    import polars as pl
 
 FORMATS: Final = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md", ".json": "json"}
 _SCALE: Final = 2
@@ -38,11 +41,18 @@ def format_of(path: Path | None) -> str:
 
 def report(findings: Findings, form: str) -> bytes:
     """Return the report on ``findings`` as ``html``, ``md`` or ``json``."""
-    return written(title(findings), sections(findings), form, findings)
+    from tdxtrace.report.facts import report_facts  # noqa: PLC0415
+
+    name, parts = title(findings), sections(findings)
+    return _written(name, parts, form, lambda: report_facts(name, parts, findings))
 
 
-def written(name: str, parts: list[Section], form: str, findings: Findings) -> bytes:
-    """Return sections under a title, in a form."""
+def comparison(name: str, parts: list[Section], form: str, rows: pl.DataFrame) -> bytes:
+    """Return a comparison as ``html``, ``md`` or ``json``: the last is the table's rows."""
+    return _written(name, parts, form, rows.to_dicts)
+
+
+def _written(name: str, parts: list[Section], form: str, facts: Callable[[], object]) -> bytes:
     if form == "html":
         from tdxtrace.report.html import html  # noqa: PLC0415 - slow to import
 
@@ -51,9 +61,7 @@ def written(name: str, parts: list[Section], form: str, findings: Findings) -> b
         from tdxtrace.report.markdown import markdown  # noqa: PLC0415
 
         return markdown(name, parts).encode()
-    from tdxtrace.report.facts import report_facts  # noqa: PLC0415
-
-    return (json.dumps(report_facts(name, parts, findings), indent=2) + "\n").encode()
+    return (json.dumps(facts(), indent=2) + "\n").encode()
 
 
 def save_charts(findings: Findings, folder: Path, kind: str, force: bool) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tdxtrace.tables.comparisons import COMPARISONS
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Table
@@ -19,4 +20,4 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 # 2: kernel_messages, so that a stored trace has one more file.
 SCHEMA_VERSION: Final = 2
 
-TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES)
+TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES, COMPARISONS)

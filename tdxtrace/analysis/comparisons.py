@@ -1,0 +1,90 @@
+"""Do requests need more attempts, or more time, than before?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tables.comparisons import COMPARISONS
+from tdxtrace.tables.limits import ATTEMPTS
+
+# Where the curves are compared: a first retry, and the limits that were proposed (mainline
+# calls twice; 5 and 16 in the series of 2024); a tenth of a millisecond to ten.
+AT: Final = {"attempts": (1, 2, 5, 16), "ns": (100_000, 1_000_000, 10_000_000)}
+_CURVE: Final = ("n_requests", "done_ratio", "done_low", "done_high")
+
+
+def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """Compare the shares of requests that needed more, leaf by leaf.
+
+    Each share has an interval that respects bursts; the interval of the difference is made
+    of the two.
+
+    Args:
+        before: The ``attempts`` table of the one trace.
+        after: That of the other.
+
+    Returns:
+        The ``comparisons`` table, ordered by leaf, unit and within.
+
+    Raises:
+        TableError: If one of them is no ``attempts`` table.
+
+    Sources:
+        R. G. Newcombe, Statistics in Medicine 17 (1998) 873, method 10, for intervals of any
+        kind: G. Y. Zou, A. Donner, Statistics in Medicine 27 (2008) 1693.
+    """
+    both = _shares(before).join(
+        _shares(after), on=["leaf", "unit", "within"], how="full", coalesce=True, suffix="_after"
+    )
+    p, q = 1 - pl.col("done_ratio"), 1 - pl.col("done_ratio_after")
+    p_low, p_high = 1 - pl.col("done_high"), 1 - pl.col("done_low")
+    q_low, q_high = 1 - pl.col("done_high_after"), 1 - pl.col("done_low_after")
+    difference = q - p
+    rows = both.select(
+        "leaf",
+        "unit",
+        "within",
+        n_before="n_requests",
+        n_after="n_requests_after",
+        more_before=p,
+        more_after=q,
+        difference=difference,
+        difference_low=difference - ((q - q_low) ** 2 + (p_high - p) ** 2).sqrt(),
+        difference_high=difference + ((q_high - q) ** 2 + (p - p_low) ** 2).sqrt(),
+    ).with_columns(
+        pl.when(pl.col("n_after").is_null())
+        .then(pl.lit("only_before"))
+        .when(pl.col("n_before").is_null())
+        .then(pl.lit("only_after"))
+        .when(pl.col("difference_low") > 0)
+        .then(pl.lit("more"))
+        .when(pl.col("difference_high") < 0)
+        .then(pl.lit("fewer"))
+        .otherwise(pl.lit("not_told"))
+        .cast(COMPARISONS.schema["change"])
+        .alias("change")
+    )
+    return COMPARISONS.conform(rows.sort("leaf", "unit", "within"))
+
+
+def _shares(attempts: pl.DataFrame) -> pl.DataFrame:
+    """The curve of each leaf where it is compared: its last step up to there."""
+    curves = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf")
+    points = pl.DataFrame(
+        [(unit, within) for unit, places in AT.items() for within in places],
+        schema={"unit": curves.schema["unit"], "within": pl.Int64},
+        orient="row",
+    )
+    wanted = curves.select("leaf", "unit").unique().join(points, on="unit").sort("within")
+    return (
+        wanted.join_asof(
+            curves.select("leaf", "unit", "within", *_CURVE).sort("within"),
+            on="within",
+            by=["leaf", "unit"],
+            check_sortedness=False,
+        )
+        .filter(pl.col("n_requests").is_not_null())
+        .sort("leaf", "unit", "within")
+    )

@@ -1,0 +1,58 @@
+"""Two traces compared."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from story import story
+
+import tdxtrace
+from tdxtrace.tables.comparisons import COMPARISONS
+
+
+def compared(before: str, after: str) -> pl.DataFrame:
+    rows = tdxtrace.compare(*(tdxtrace.analyze(story(text).trace) for text in (before, after)))
+    return COMPARISONS.check(rows)
+
+
+def many(n: int, busy: int) -> str:
+    """So many requests, the first ones busy once, each an episode of its own."""
+    return " ".join(f"B{i} S{i} _20ms" if i <= busy else f"S{i} _" for i in range(1, n + 1))
+
+
+def first(rows: pl.DataFrame) -> dict[str, object]:
+    return rows.row(
+        by_predicate=(pl.col("unit") == "attempts") & (pl.col("within") == 1), named=True
+    )
+
+
+def test_what_changed_is_told() -> None:
+    row = first(compared(many(60, 30), many(60, 2)))
+    assert (row["more_before"], row["more_after"]) == (pytest.approx(0.5), pytest.approx(1 / 30))
+    assert row["change"] == "fewer"
+    assert first(compared(many(60, 2), many(60, 30)))["change"] == "more"
+
+
+def test_what_may_be_chance_is_not_told() -> None:
+    assert first(compared(many(60, 3), many(60, 4)))["change"] == "not_told"
+    assert first(compared(many(2, 2), many(2, 0)))["change"] == "not_told"
+
+
+def test_the_other_way_round_is_the_same_difference() -> None:
+    there, back = compared(many(60, 30), many(50, 2)), compared(many(50, 2), many(60, 30))
+    assert there["difference"].to_list() == pytest.approx((-back["difference"]).to_list())
+    assert there["difference_low"].to_list() == pytest.approx((-back["difference_high"]).to_list())
+
+
+def test_a_leaf_that_only_one_has_is_said_to_be() -> None:
+    rows = compared("S1 trackS", "S1")
+    assert set(rows.filter(pl.col("leaf") == 38)["change"]) == {"only_before"}
+    assert set(rows.filter(pl.col("leaf") == 6)["change"]) == {"not_told"}
+    assert set(compared("", "S1")["change"]) == {"only_after"}
+    assert compared("", "").is_empty()
+
+
+def test_more_than_n_counts_what_needed_more_than_n() -> None:
+    rows = compared("B1 B1 S1 S2 S3 S4", "S1 S2 S3 S4").filter(unit="attempts")
+    more = dict(rows.select("within", "more_before").rows())
+    assert more == {1: 0.25, 2: 0.25, 5: 0.0, 16: 0.0}

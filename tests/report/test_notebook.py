@@ -1,0 +1,88 @@
+"""The starter notebook: that it runs, and how things show themselves in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hostile import hostile
+from running import SAMPLES, refused, tdxtrace
+from story import story
+
+import tdxtrace as package
+from tdxtrace.ingest.read import read_trace
+from tdxtrace.report.notebook import notebook
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+STARTER = SAMPLES / "starter.ipynb"
+
+
+def executed(path: Path, folder: Path) -> list[dict[str, str]]:
+    """Run a notebook in a folder; return what each code cell shows, by kind."""
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    client = nbclient.NotebookClient(
+        book, timeout=300, resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute()
+    shown = []
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            shows: dict[str, str] = {}
+            for output in cell.outputs:
+                shows |= dict(output.get("data", {}))
+            shown.append(shows)
+    return shown
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("simulated", [False, True])
+def test_the_notebook_runs_from_top_to_bottom(simulated: bool, tmp_path: Path) -> None:
+    path = STARTER
+    if simulated:
+        path = tmp_path / "n.ipynb"
+        path.write_text(notebook(None))
+    shown = executed(path, tmp_path if simulated else SAMPLES)
+    texts = "\n".join(shows.get("text/html", "") for shows in shown)
+    assert "<code>seamcalls</code>" in texts
+    assert "<code>retry_chains</code>" in texts
+    assert "TDH.VP.ENTER" in texts
+    charts = [shows["image/svg+xml"] for shows in shown if "image/svg+xml" in shows]
+    assert len(charts) == 2
+
+
+def test_the_sample_is_what_the_command_writes() -> None:
+    assert STARTER.read_text() == notebook("zerostep.txt")
+
+
+def test_the_command_writes_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "n.ipynb"
+    done = tdxtrace("notebook", 'it\'s "mine".txt', "-o", path)
+    assert done.status == 0
+    assert "jupyter lab" in done.stderr
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    for cell in code:
+        compile(cell, "cell", "exec")
+    assert """read_trace('it\\'s "mine".txt')""" in code[0]
+    assert "exists" in refused(1, "notebook", "-o", path)
+
+
+def test_charts_are_listed_before_they_are_drawn() -> None:
+    findings = package.analyze(read_trace(SAMPLES / "zerostep.txt"))
+    charts = package.charts(findings)
+    assert "timeline" in charts
+    assert len(charts) == len(list(charts)) == 8
+    assert "  timeline     Retried requests and zero-step" in repr(charts)
+    assert charts._repr_html_().count("<tr>") == len(charts)
+    assert charts["timeline"].to_dict()["width"] == 720
+    assert len(package.charts(package.analyze(story("").trace))) == 0
+
+
+def test_hostile_names_are_text_in_a_notebook() -> None:
+    trace = hostile()
+    for shown in (trace, package.analyze(trace)):
+        assert "<script" not in shown._repr_html_()
+        assert "\x1b" not in repr(shown)
