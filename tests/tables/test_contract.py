@@ -107,6 +107,7 @@ def test_writing_replaces_what_is_stale_and_leaves_other_files(tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} == {
         *(f"{table.name}.json" for table in TABLES),
         "README.md",
+        "report.json",
     }
     for table in TABLES:
         assert (tmp_path / f"{table.name}.json").read_text() == render(table)
