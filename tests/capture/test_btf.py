@@ -53,6 +53,9 @@ def test_offsets_are_the_compilers(compiled: Path) -> None:
     asked = ("vcpu_tdx", "vp_enter_ret"), ("vcpu_tdx", "exit_gpa"), ("kvm_vcpu", "vcpu_id")
     found = [btf.offset_of(*names) for names in (*asked, ("vcpu_tdx", "high"))]
     assert found == list(map(int, said.split()))
+    small = btf.offset_of("vcpu_tdx", "small")  # a bit field that begins with a byte
+    assert small == (btf.offset_of("vcpu_tdx", "colour") or 0) + 4
+    assert btf.offset_of("vcpu_tdx", "more") is None  # one that does not
     assert btf.offset_of("vcpu_tdx", "absent") is None
     assert btf.offset_of("absent", "vcpu_id") is None
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,20 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+STARTED: list[Running] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on(tracing: Tracing) -> Iterator[None]:
+    """End recorders that a failed test left, before it is seen what they leave."""
+    yield
+    for running in STARTED:
+        if running.process.poll() is None:
+            running.process.send_signal(signal.SIGINT)
+            running.end()
+    STARTED.clear()
+
+
 class Running:
     """A recorder that records, in a process of its own."""
 
@@ -35,6 +49,7 @@ class Running:
         command = program("capture", "record", "--program", bench, "-o", output)
         command += ["--", str(bench), "--flood", "1", "600"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        STARTED.append(self)
         until(self._records)
 
     @property
