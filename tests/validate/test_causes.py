@@ -9,6 +9,7 @@ from functools import cache
 import polars as pl
 import pytest
 
+from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.scene import Scene
 from tdxtrace.tables.causes import CAUSES
 from tdxtrace.validate import causes as scorer
@@ -55,7 +56,7 @@ def test_a_capture_in_nanoseconds_gets_every_cause_and_holder_right() -> None:
 def test_a_wrong_cause_is_counted_and_fails(
     lie: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: Callable[[Iterable[Scene]], pl.DataFrame] = scorer.busy_causes
+    found: Callable[[Iterable[Scene]], pl.DataFrame] = busy_causes
 
     def spoilt(scenes: Iterable[Scene]) -> pl.DataFrame:
         table = found(scenes)
@@ -70,7 +71,7 @@ def test_a_wrong_cause_is_counted_and_fails(
 
 
 def test_a_wrong_holder_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = scorer.busy_causes
+    found = busy_causes
 
     def spoilt(scenes: Iterable[Scene]) -> pl.DataFrame:
         other = pl.col("holder_seq") + 1, pl.col("holder_tid") + 1
