@@ -62,7 +62,7 @@ def test_the_tables_are_those_that_are_declared() -> None:
     assert told == reference.reference(), f"docs/tables.md {stale}"
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)", README))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)", README))))
 def test_every_link_leads_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
 
