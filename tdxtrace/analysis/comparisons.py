@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
+from tdxtrace.intervals import exact_interval
 from tdxtrace.tables.comparisons import COMPARISONS
 from tdxtrace.tables.limits import ATTEMPTS
 
 # Where the curves are compared: a first retry, and the limits that were proposed (mainline
 # calls twice; 5 and 16 in the series of 2024); a tenth of a millisecond to ten.
 AT: Final = {"attempts": (1, 2, 5, 16), "ns": (100_000, 1_000_000, 10_000_000)}
+_CONFIDENCE: Final = 0.95
+"""That of the intervals in ``attempts``."""
 _CURVE: Final = ("n_requests", "done_ratio", "done_low", "done_high")
 
 
@@ -78,13 +82,30 @@ def _shares(attempts: pl.DataFrame) -> pl.DataFrame:
         orient="row",
     )
     wanted = curves.select("leaf", "unit").unique().join(points, on="unit").sort("within")
+    found = wanted.join_asof(
+        curves.select("leaf", "unit", "within", *_CURVE).sort("within"),
+        on="within",
+        by=["leaf", "unit"],
+        check_sortedness=False,
+    )
     return (
-        wanted.join_asof(
-            curves.select("leaf", "unit", "within", *_CURVE).sort("within"),
-            on="within",
-            by=["leaf", "unit"],
-            check_sortedness=False,
-        )
-        .filter(pl.col("n_requests").is_not_null())
+        found.join(_none_done(curves), on=["leaf", "unit"], how="left", maintain_order="left")
+        .with_columns(pl.coalesce(name, f"{name}_first") for name in _CURVE)
+        .select("leaf", "unit", "within", *_CURVE)
         .sort("leaf", "unit", "within")
+    )
+
+
+def _none_done(curves: pl.DataFrame) -> pl.DataFrame:
+    """What is known before a curve's first step: no request of so many was done."""
+    firsts = curves.unique(["leaf", "unit"], keep="first", maintain_order=True)
+    n = firsts["n_effective"].to_numpy()
+    _, high = exact_interval(np.zeros(len(n)), n, _CONFIDENCE)
+    return firsts.select(
+        "leaf",
+        "unit",
+        n_requests_first="n_requests",
+        done_ratio_first=pl.lit(0.0),
+        done_low_first=pl.lit(0.0),
+        done_high_first=pl.Series(high, dtype=pl.Float64),
     )

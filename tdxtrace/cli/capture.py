@@ -82,7 +82,9 @@ def doctor_command(
 ) -> None:
     """Say what this host lets be traced, what is lost without the rest, and how to get it.
 
-    Changes nothing. Example: sudo tdxtrace capture doctor
+    Changes nothing.
+
+    Example: sudo tdxtrace capture doctor
     """
     from tdxtrace.capture.doctor import examine
     from tdxtrace.capture.host import Host

@@ -34,7 +34,10 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         for name, group in groups.items():
             fields = [field.name for field in dataclasses.fields(group)]
             given[name] = group(**{field: given.pop(field) for field in fields})
-        command(**given)
+        if any(getattr(given[name], "python", False) for name in groups):
+            _show_calls(command.__name__, given)
+        else:
+            command(**given)
 
     names = {parameter.name for parameter in parameters}
     if len(names) < len(parameters):
@@ -43,6 +46,14 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     run.__dict__["__signature__"] = inspect.Signature(parameters)
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _show_calls(function: str, given: dict[str, Any]) -> None:
+    """Print the library's calls that do what a command does; its name is its function's."""
+    from tdxtrace.cli.as_python import library_calls
+
+    name = function.removesuffix("_command").replace("_", "-")
+    print(library_calls(name, given["request"], given))
 
 
 _KIND = inspect.Parameter.KEYWORD_ONLY

@@ -90,6 +90,7 @@ class Request(Reading):
     until: options.Until = None
     cache: options.Cache = False
     no_color: options.NoColor = False
+    python: options.Python = False
 
     @property
     def selection(self) -> Selection:

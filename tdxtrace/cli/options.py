@@ -83,6 +83,9 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]
+Python = Annotated[
+    bool, typer.Option("--python", help="Print the library's calls that do the same, and stop.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
 FailOn = Annotated[

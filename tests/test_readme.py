@@ -1,0 +1,84 @@
+"""The README: every command in it runs, every name is right."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from running import SAMPLES, tdxtrace
+
+from tdxtrace.tables import reference
+
+ROOT = SAMPLES.parent
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = re.findall(r"^    ((?:sudo )?tdxtrace .*)$", README, re.MULTILINE)
+# Commands that change a host, or take minutes: that they exist, with these options, is tested.
+ONLY_NAMED = ("sudo ", "tdxtrace validate --full")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(SAMPLES, folder / "sample_traces")
+    for name in ("trace.txt", "monday.txt", "tuesday.txt"):
+        shutil.copy(SAMPLES / "zerostep.txt", folder / name)
+    line = "[    1.700000] virt/tdx: BIOS enabled: private KeyID range [16, 64)\n"
+    (folder / "dmesg.txt").write_text(line)
+    return folder
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_runs(line: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    words = shlex.split(line.removeprefix("sudo "))[1:]
+    if line.startswith(ONLY_NAMED):
+        done = tdxtrace(*words, "--help", columns=120)
+        options = [word for word in words if word.startswith("--")]
+        assert done.status == 0
+        assert [option for option in options if option not in done.text] == []
+        return
+    made = [
+        Path(after)
+        for option, after in pairwise(words)
+        if option in ("-o", "--perfetto", "--truth")
+    ]
+    for path in made:
+        path.unlink(missing_ok=True)
+    done = tdxtrace(*words)
+    assert done.status == 0, done.stderr
+    assert all(path.exists() for path in made)
+
+
+def test_the_commands_are_there() -> None:
+    assert len(COMMANDS) >= 15
+    assert all("\t" not in line for line in COMMANDS)
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_its_python_runs(code: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    exec(compile(code, "README.md", "exec"), {})
+    assert Path("timeline.html").stat().st_size > 1000
+
+
+def test_the_tables_are_those_that_are_declared() -> None:
+    stale = "is stale: run python -m tdxtrace.tables.reference"
+    assert reference.filled(README) == README, f"README.md {stale}"
+    told = (ROOT / "docs" / "tables.md").read_text("utf-8")
+    assert told == reference.reference(), f"docs/tables.md {stale}"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)", README))))
+def test_every_link_leads_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_the_screen_that_is_shown_is_the_real_one() -> None:
+    shown = " ".join(tdxtrace("analyze", "log", SAMPLES / "zerostep.txt").text.split())
+    block = README.split("analyze log sample_traces/zerostep.txt\n\n")[1].split("\n    …")[0]
+    for line in block.splitlines():
+        assert " ".join(line.split()) in shown
