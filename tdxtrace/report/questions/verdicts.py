@@ -44,7 +44,7 @@ def says(findings: Findings) -> list[str]:
 def _none_grave(has_undecided: bool) -> str:
     """No reassurance where the trace cannot tell."""
     open_ = "; what is UNDECIDED may still be either" if has_undecided else ""
-    return f"None says BUG, none says HOSTILE{open_}."
+    return f"Nothing is judged BUG, nothing HOSTILE{open_}."
 
 
 def section(findings: Findings) -> Section:
