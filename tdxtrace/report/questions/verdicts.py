@@ -33,12 +33,18 @@ def says(findings: Findings) -> list[str]:
     counts = dict(rows.group_by("verdict").len().rows())
     told = ", ".join(f"{counts[v]} {v}" for v in ORDER if v in counts)
     grave = rows.filter(pl.col("verdict").is_in(["BUG", "HOSTILE"])).head(3)
-    none = [] if grave.height else ["No sign of a kernel bug, and none of a hostile guest."]
+    none = [] if grave.height else [_none_grave("UNDECIDED" in counts)]
     return [
         f"Verdicts on {plural(rows.height, 'group')} of findings: {told}.",
         *none,
         *(f"{row['verdict']}: {row['sentence']}" for row in grave.iter_rows(named=True)),
     ]
+
+
+def _none_grave(has_undecided: bool) -> str:
+    """No reassurance where the trace cannot tell."""
+    open_ = "; what is UNDECIDED may still be either" if has_undecided else ""
+    return f"Nothing is judged BUG, nothing HOSTILE{open_}."
 
 
 def section(findings: Findings) -> Section:
