@@ -1,4 +1,4 @@
-"""The tables for people: a line for each in the README, every column in docs/tables.md."""
+"""The tables for people: a line for each in the README, every column in schemas/README.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def summary() -> str:
     lines = []
     for title, tables in _GROUPS:
         lines += [f"| {title} | |", "|---|---|"]
-        lines += [f"| [`{t.name}`](docs/tables.md#{t.name}) | {_safe(t.grain)} |" for t in tables]
+        lines += [
+            f"| [`{t.name}`](schemas/README.md#{t.name}) | {_safe(t.grain)} |" for t in tables
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -69,10 +71,10 @@ def filled(readme: str) -> str:
 
 
 def write(root: Path) -> None:
-    """Bring README.md and docs/tables.md in ``root`` up to date."""
+    """Bring README.md and schemas/README.md in ``root`` up to date."""
     readme = root / "README.md"
     readme.write_text(filled(readme.read_text("utf-8")), "utf-8")
-    (root / "docs" / "tables.md").write_text(reference(), "utf-8")
+    (root / "schemas" / "README.md").write_text(reference(), "utf-8")
 
 
 if __name__ == "__main__":
