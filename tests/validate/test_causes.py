@@ -90,3 +90,13 @@ def test_the_confusion_table_counts_every_attempt_once() -> None:
     assert len(head) == len(rows[0])
     words = (key.split() for key in counts)
     assert sum(numbers) == sum(counts[" ".join(w)] for w in words if len(w) == 3)
+
+
+def test_a_gate_that_may_be_armed_is_no_answer_beside_a_call_that_had_the_tree() -> None:
+    """Accept storms arm gates by the look of them, and installs meet each other in numbers."""
+    plan = Plan("boot_storm", "A", "v1-series", 1, 6)
+    made = capture(simulated(plan), Cell(plan, form="trace-cmd", options=("raw", "ns")))
+    assert made is not None
+    counts = scorer.score_causes(made).counts
+    assert counts["told host_conflict host_conflict"] > 1000
+    assert counts["told host_conflict armed_entry"] == 0

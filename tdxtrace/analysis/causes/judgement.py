@@ -87,6 +87,13 @@ def _best(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
         pl.col("cause", "is_proven", "grade", "lock").first(),
         n_causes=pl.col("cause").filter(near).n_unique(),
         n_proven=pl.col("cause").filter(as_sure).n_unique(),
+        is_gate=pl.col("cause").first() == "armed_entry",
+        # Whether a call that surely had the tree was at work together with the attempt for
+        # more than half of what both take to get in and out: then it may well have met it.
+        # A gate that is only possibly armed is no answer beside such a call.
+        is_rivalled=(pl.col("grade").first() != WHOLE)
+        & ((pl.col("cause") != "armed_entry") & (pl.col("overlap_ns") > pl.col("short_ns"))).any(),
+        is_together=pl.col("overlap_ns").first() >= 0,
     )
     # A guest may have the lock of an entry as well, and an armed entry that was not probed the
     # tree: only a call that was surely at work rules them out.
@@ -95,11 +102,11 @@ def _best(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
         & (pl.col("lock") != ENTRY)
         & (pl.lit(complete) | (pl.col("lock") != TREE))
     )
+    sure = (pl.col("is_proven") & (pl.col("n_proven") == 1)) | alone
+    gate = pl.col("is_together") & ~pl.col("is_rivalled")
     return best.filter(pl.col("grade") < UNCERTAIN).select(
         row="attempt",
-        told=pl.when((pl.col("is_proven") & (pl.col("n_proven") == 1)) | alone)
-        .then("cause")
-        .otherwise(pl.lit(CLOCK)),
+        told=pl.when(sure & (gate | ~pl.col("is_gate"))).then("cause").otherwise(pl.lit(CLOCK)),
     )
 
 
