@@ -207,6 +207,8 @@ def open_store(folder: Path) -> Trace:
 
 def _read(path: Path, table: Table) -> pl.DataFrame:
     shown = one_line(str(path))
+    # polars may resolve a relative path by a folder that this process has left since.
+    path = path.absolute()
     try:
         facts = pl.read_parquet_metadata(path)
         rows = pl.read_parquet(path)
