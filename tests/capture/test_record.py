@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -74,14 +76,21 @@ def test_trace_cmd_reads_what_we_write(tracing: Tracing, bench: Path, tmp_path: 
 def test_a_full_buffer_is_told_while_it_happens(
     tracing: Tracing, bench: Path, tmp_path: Path
 ) -> None:
-    """Two threads that only call fill a buffer of 64 KiB faster than it is read."""
+    """Two threads that only call fill a buffer of 64 KiB while its reader is kept from running."""
     command = program("capture", "record", "--program", bench, "-o", tmp_path / "pages")
     command += ["--buffer", "64K", "--", str(bench), "--flood", "2", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if "its buffer of 64 KiB is full" in line]
-    assert told, done.stderr
-    summary = done.stderr.splitlines()[-1]
+    recorder = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + PATIENCE_S
+    while recorder.poll() is None and time.monotonic() < until:
+        time.sleep(0.4)
+        recorder.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        recorder.send_signal(signal.SIGCONT)
+    said = recorder.communicate(timeout=PATIENCE_S)[1]
+    assert recorder.returncode == 0, said
+    told = [line for line in said.splitlines() if "its buffer of 64 KiB is full" in line]
+    assert told, said
+    summary = said.splitlines()[-1]
     facts = json.loads((tmp_path / "pages" / "capture.json").read_text())
     assert f"{facts['lost_events']:,} lost" in summary
     trace = tdxtrace.read_trace(tmp_path / "pages")
