@@ -56,8 +56,10 @@ def test_threads_keep_their_names_and_processes(
     threads = tdxtrace.read_trace(tmp_path / name).threads
     names = set(threads["comm"])
     assert {f"CPU {n}/KVM" for n in range(4)} | {"zap 4", "zap 5"} <= names
-    assert threads["tgid"].n_unique() == 1
-    assert threads["tgid"].null_count() == 0
+    assert threads["tgid"].drop_nulls().n_unique() == 1
+    # A text has dashes for a thread that the kernel did not switch to or from while it
+    # recorded (trace_sched_switch.c, tracing_record_taskinfo); mostly there is none.
+    assert threads["tgid"].null_count() <= (2 if name == "trace.txt" else 0)
 
 
 def test_trace_cmd_reads_what_we_write(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
