@@ -7,16 +7,13 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.causes.conflicts import VP_ENTER
+from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD, standing
 from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 
-# Exits that a vCPU makes at an unchanged RIP; any other is an instruction that was executed:
-# TDX module 1.5.01 src/td_transitions/td_exit_stepping.c, vmexit_stepping_filter: only a new
-# RIP clears the state.
-_STANDING: Final = ("EPT_VIOLATION", "EXTERNAL_INTERRUPT", "EXCEPTION_NMI", "INTERRUPT_WINDOW")
-# The seventh counted fault at one RIP logs a page, and the next entry is gated: the same file,
-# STEPPING_EPF_THRESHOLD 6, 1.0.00 to 1.5.25.
-ARMED_AFTER: Final = 7
+# The seventh counted fault at one RIP logs a page, and the next entry is gated: TDX module
+# src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
+ARMED_AFTER: Final = STEPPING_EPF_THRESHOLD + 1
 _BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 
 CERTAIN, POSSIBLE, UNKNOWN = 0, 1, 2
@@ -37,7 +34,6 @@ def armed_entries(done: pl.DataFrame) -> pl.DataFrame:
         Columns row (place in ``done``) and armed (UInt8), for those entries only.
     """
     violation = exit_reason_number("EPT_VIOLATION")
-    standing = [exit_reason_number(name) for name in _STANDING]
     entries = (
         done.lazy()
         .select("leaf", "tid", "status", "begins", "seq")
@@ -47,9 +43,10 @@ def armed_entries(done: pl.DataFrame) -> pl.DataFrame:
     )
     exited = pl.col("status") < word.ERROR_BIT
     reason = pl.when(exited).then(pl.col("status").cast(pl.UInt32, strict=False))
+    moved = reason.is_not_null() & ~reason.is_in(standing())
     steps = entries.with_columns(
         is_fault=(reason == violation).fill_null(False).cast(pl.UInt32),
-        moved=(reason.is_not_null() & ~reason.is_in(standing)).shift().over("tid").fill_null(False),
+        moved=moved.shift().over("tid").fill_null(False),
         was_refused=(pl.col("status") == _BUSY_SEPT).shift().over("tid").fill_null(False),
         entered=exited.fill_null(False),
     ).with_columns(run=pl.col("moved").cast(pl.UInt32).cum_sum().over("tid"))
