@@ -10,7 +10,7 @@ from tdxtrace.analysis.causes.conflicts import VP_ENTER
 
 _COLUMNS: Final = (
     *("seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page", "status"),
-    *("start_ns", "end_ns"),
+    *("start_ns", "end_ns", "cpu"),
 )
 
 
@@ -43,6 +43,7 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         pl.col("exit_reason").cast(pl.UInt64).replace(0xFFFF_FFFF, None).alias("status"),
         "start_ns",
         "end_ns",
+        "cpu",
         returned=pl.col("end_ns").is_not_null(),
     )
     done = calls if entries.is_empty() else pl.concat([calls, entries])

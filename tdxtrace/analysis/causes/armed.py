@@ -24,8 +24,10 @@ def armed_entries(done: pl.DataFrame) -> pl.DataFrame:
 
     ``CERTAIN``: the entry before it was answered busy on the tree, which only an armed gate
     tries.  ``POSSIBLE``: at least ARMED_AFTER EPT violations came before it with no exit
-    that an executed instruction makes; whether RIP moved is not shown.  ``UNKNOWN``: the
-    vCPU was not yet seen to execute anything.  An entry that was itself refused holds nothing.
+    that an executed instruction makes, and an entry was so answered before there was one;
+    since when RIP stood is not shown.  ``UNKNOWN``: as many violations without such an
+    answer, or the vCPU was not yet seen to execute anything.  An entry that was itself
+    refused holds nothing.
 
     Args:
         done: What the threads of one source did (:func:`~.activity.activity`).
@@ -50,13 +52,14 @@ def armed_entries(done: pl.DataFrame) -> pl.DataFrame:
         was_refused=(pl.col("status") == _BUSY_SEPT).shift().over("tid").fill_null(False),
         entered=exited.fill_null(False),
     ).with_columns(run=pl.col("moved").cast(pl.UInt32).cum_sum().over("tid"))
+    gated = (pl.col("status") == _BUSY_SEPT).fill_null(False).any().over("tid", "run")
     n_before = pl.col("is_fault").cum_sum().over("tid", "run") - pl.col("is_fault")
     armed = (
         pl.when("was_refused")
         .then(CERTAIN)
-        .when(n_before >= ARMED_AFTER)
+        .when((n_before >= ARMED_AFTER) & gated)
         .then(POSSIBLE)
-        .when(pl.col("run") == 0)
+        .when((n_before >= ARMED_AFTER) | (pl.col("run") == 0))
         .then(UNKNOWN)
     )
     return (

@@ -85,8 +85,35 @@ def possible(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> 
     return left or question.mask
 
 
+def misses_holders(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> bool:
+    """Whether too many attempts at the tree met nobody under any generation that is left.
+
+    Args:
+        question: The busy attempts.
+        fitting: Their candidate holders.
+        is_lossy: For each row of ``done``, whether events near it may be lost.
+    """
+    masks = _explaining(question, fitting, is_lossy)
+    return _too_many(int((masks == 0).sum()), len(masks))
+
+
 def _unexplained(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> int:
     """Generations that leave too many attempts at the tree without a holder."""
+    masks = _explaining(question, fitting, is_lossy)
+    some = masks.filter(masks > 0)
+    ruled_out = 0
+    for name in GENERATIONS:
+        if _too_many(int(((some & mask_of(name)) == 0).sum()), len(some)):
+            ruled_out |= mask_of(name)
+    return ruled_out
+
+
+def _too_many(n: int, of: int) -> bool:
+    return n >= _ENOUGH and n > _SHARE * of
+
+
+def _explaining(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> pl.Series:
+    """For each attempt at the tree in full sight: generations in which somebody can have it."""
     rows = question.attempts.filter(pl.col("lock") == TREE)["row"]
     flags = pl.DataFrame(
         {"row": rows, "lossy": is_lossy[rows], "sure": question.done["certain"][rows]}
@@ -99,11 +126,5 @@ def _unexplained(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series)
         .group_by("attempt")
         .agg(pl.col("mask").bitwise_or())
     )
-    masks = asked.join(found, left_on="row", right_on="attempt", how="left")["mask"].fill_null(0)
-    some = masks.filter(masks > 0)
-    ruled_out = 0
-    for name in GENERATIONS:
-        n = int(((some & mask_of(name)) == 0).sum())
-        if n >= _ENOUGH and n > _SHARE * len(some):
-            ruled_out |= mask_of(name)
-    return ruled_out
+    joined = asked.join(found, left_on="row", right_on="attempt", how="left")
+    return joined["mask"].fill_null(0)

@@ -33,17 +33,21 @@ def ranked(scene: Scene) -> pl.DataFrame:
 
     Returns:
         The candidates with cause, short_ns (by how much they miss each other between their
-        edges; 0: they do not), is_proven (they meet whatever the clock rounded away), since
-        (the holder's begin).
+        edges; 0: they do not), is_proven (they meet whatever the clock rounded away; never a
+        gate: how soon it let go of the tree is not shown), since (the holder's begin), seen
+        (events at the time of the attempt are in sight, of all CPUs).
     """
     slack = scene.asked.slack_ns
     frame = scene.fitting
     return frame.with_columns(
         cause=pl.when("is_armed").then(pl.lit("armed_entry")).otherwise(pl.lit("host_conflict")),
         short_ns=pl.max_horizontal(-pl.col("core_ns"), 0),
-        is_proven=(pl.col("core_ns") >= slack) & (pl.col("grade") == WHOLE),
+        is_proven=(pl.col("core_ns") >= slack) & (pl.col("grade") == WHOLE) & ~pl.col("is_armed"),
         since=scene.done["begins"].gather(frame["holder"]),
-    ).sort("attempt", pl.col("grade") == UNCERTAIN, "short_ns", "grade", "since", "holder")
+        seen=scene.in_sight.gather(frame["attempt"]),
+    ).sort(
+        "attempt", pl.col("grade") == UNCERTAIN, "short_ns", "is_armed", "grade", "since", "holder"
+    )
 
 
 def causes_of(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
@@ -83,16 +87,20 @@ def _best(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
     complete = VP_ENTER in set(scene.done["leaf"].unique())
     near = pl.col("short_ns") <= pl.col("short_ns").first() + 2 * slack
     as_sure = pl.col("is_proven") & (pl.col("grade") == pl.col("grade").first())
+    fits = (pl.col("grade").first() == WHOLE) & (pl.col("short_ns").first() == 0)
     best = order.group_by("attempt", maintain_order=True).agg(
-        pl.col("cause", "is_proven", "grade", "lock").first(),
+        pl.col("cause", "is_proven", "grade", "lock", "seen").first(),
         n_causes=pl.col("cause").filter(near).n_unique(),
         n_proven=pl.col("cause").filter(as_sure).n_unique(),
         is_gate=pl.col("cause").first() == "armed_entry",
-        # Whether a call that surely had the tree was at work together with the attempt for
-        # more than half of what both take to get in and out: then it may well have met it.
-        # A gate that is only possibly armed is no answer beside such a call.
-        is_rivalled=(pl.col("grade").first() != WHOLE)
-        & ((pl.col("cause") != "armed_entry") & (pl.col("overlap_ns") > pl.col("short_ns"))).any(),
+        # Whether a call that surely had the tree was together with the attempt for more than
+        # half of what both take to get in and out, or for three quarters if the gate was surely
+        # armed and at work: then the attempt may well have met it, and a gate is no answer.
+        is_rivalled=(
+            (pl.col("cause") != "armed_entry")
+            & (pl.col("lock") == TREE)
+            & (pl.col("overlap_ns") > pl.col("short_ns") * pl.when(fits).then(3).otherwise(1))
+        ).any(),
         is_together=pl.col("overlap_ns").first() >= 0,
     )
     # A guest may have the lock of an entry as well, and an armed entry that was not probed the
@@ -103,7 +111,8 @@ def _best(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
         & (pl.lit(complete) | (pl.col("lock") != TREE))
     )
     sure = (pl.col("is_proven") & (pl.col("n_proven") == 1)) | alone
-    gate = pl.col("is_together") & ~pl.col("is_rivalled")
+    # A gate is what is left when no call fits, so every call must be in sight.
+    gate = pl.col("is_together") & ~pl.col("is_rivalled") & pl.col("seen")
     return best.filter(pl.col("grade") < UNCERTAIN).select(
         row="attempt",
         told=pl.when(sure & (gate | ~pl.col("is_gate"))).then("cause").otherwise(pl.lit(CLOCK)),
@@ -154,12 +163,17 @@ def guests_of(scene: Scene, told: pl.DataFrame, order: pl.DataFrame) -> pl.DataF
 
 
 def confidence_of_call() -> pl.Expr:
-    """How sure the best candidate of an attempt is, from its row with ``lossy`` beside it."""
-    alone = (pl.col("n_causes_of") == 1) & ~pl.col("lossy")
+    """How sure the best candidate of an attempt is, from its row with ``lossy`` beside it.
+
+    A call that was surely at work is a weak answer beside a gate that may have been: which
+    of the two it met is not shown, but calls are many and gates are few.
+    """
+    alone = pl.col("n_causes_of") == 1
+    gate = pl.col("is_armed") & (pl.col("grade") == WHOLE) & (pl.col("short_ns") == 0)
     return (
-        pl.when(pl.col("is_proven") & (pl.col("grade") == WHOLE) & alone)
+        pl.when(pl.col("is_proven") & alone & ~pl.col("lossy"))
         .then(pl.lit("proof"))
-        .when(pl.col("is_proven") & ((pl.col("grade") == WHOLE) | alone))
+        .when((pl.col("is_proven") | gate) & alone)
         .then(pl.lit("strong"))
         .otherwise(pl.lit("weak"))
     )

@@ -75,7 +75,9 @@ def reasons(scene: Scene, told: pl.DataFrame, order: pl.DataFrame) -> pl.DataFra
 def _known(scene: Scene, told: pl.DataFrame, order: pl.DataFrame) -> pl.DataFrame:
     """The attempts with what the capture shows of each."""
     rows = scene.asked.attempts.unique("row", keep="first", maintain_order=True)
-    doubtful = order.filter(pl.col("grade") == UNCERTAIN).select(row="attempt").unique()
+    # Not gates: what would show whether one was armed is no longer trace.
+    unsure = (pl.col("grade") == UNCERTAIN) & ~pl.col("is_armed")
+    doubtful = order.filter(unsure).select(row="attempt").unique()
     calls = scene.done[rows["row"]].select("start_ns", "td_id", "gpa", "vp_id", "page")
     entries = scene.done.group_by("leaf").agg(entries=pl.col("start_ns").is_not_null().any())
     locks = rows["lock"].drop_nulls().unique()

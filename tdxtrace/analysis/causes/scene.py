@@ -20,6 +20,8 @@ from tdxtrace.tdx import word
 
 # Answers that say that something was held, or somebody in the way.
 _OTHER_BUSY: Final = (word.TDX_PREVIOUS_TLB_EPOCH_BUSY, word.TDX_SYS_BUSY)
+# Calls of a CPU before its silence means something.
+_TALKATIVE: Final = 100
 # The global lock of the TDH.SYS leaves answers with a code of its own.
 _SYS: Final = "SYS"
 
@@ -55,6 +57,22 @@ class Scene:
         return self.everyone.with_columns(mask=left).filter(pl.col("mask") > 0)
 
     @cached_property
+    def in_sight(self) -> pl.Series:
+        """For each row of ``done``, whether what is told by leaving out all others may be told.
+
+        Not where events may be lost, nor while a CPU is silent at an end of the trace for
+        longer than ever between: its buffer may have been full, which ftrace does not tell.
+        And nowhere in a trace in which attempts at the tree met nobody, because only calls
+        of the host take it: calls are lost without a word, were not probed, or carry stamps
+        of a clock that is apart from the others.
+        """
+        if generation.misses_holders(self.asked, self.fitting, self.lossy):
+            return pl.repeat(False, self.done.height, eager=True)
+        first, last = spoken(self.done)
+        inside = self.done.select((pl.col("begins") >= first) & (pl.col("ends") <= last))
+        return inside.to_series() & ~self.lossy
+
+    @cached_property
     def broken(self) -> pl.DataFrame:
         """Rules that were broken, by row of ``done``."""
         return broken_rules.broken(self.asked, self.fitting, self.lossy)
@@ -77,6 +95,34 @@ def scenes(trace: Trace, *, mask: int = EVERY, entry_ns: int = ENTRY_NS) -> Iter
         slack_ns = step_ns if step_ns > 1 else 0
         asked = Question(done, _attempts(done), slack_ns, mask, entry_ns)
         yield Scene(int(number), asked, _lossy(done, trace.losses, int(number), slack_ns))
+
+
+def spoken(done: pl.DataFrame) -> tuple[int, int]:
+    """Find the part of a trace in which no CPU has fallen silent for good, or is yet to speak.
+
+    A CPU that at an end of the trace is silent for longer than ever between may have had
+    no room for its events: ftrace does not tell what a full buffer kept out.
+
+    Args:
+        done: What the threads did: cpu and ends (ns) of each call.
+
+    Returns:
+        From when until when (ns).
+    """
+    at = pl.col("ends")
+    by_cpu = (
+        done.lazy()
+        .select("cpu", "ends")
+        .sort("cpu", "ends")
+        .group_by("cpu")
+        .agg(first=at.min(), last=at.max(), pause=at.diff().max(), n=pl.len())
+        .filter(pl.col("n") >= _TALKATIVE)
+        .collect()
+    )
+    began, over = done.select(began=at.min(), over=at.max()).row(0)
+    late = by_cpu.filter(pl.col("first") - began > pl.col("pause"))["first"]
+    early = by_cpu.filter(over - pl.col("last") > pl.col("pause"))["last"]
+    return max([began, *late]), min([over, *early])
 
 
 def _attempts(done: pl.DataFrame) -> pl.DataFrame:

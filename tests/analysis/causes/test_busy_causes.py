@@ -14,7 +14,7 @@ from story import Story, story, without
 from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.cause_shares import cause_shares
 from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
-from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.analysis.causes.scene import scenes, spoken
 from tdxtrace.tables.causes import BUSY_CAUSES, CAUSE_SHARES
 from tdxtrace.tables.trace import Trace
 
@@ -23,6 +23,7 @@ from tdxtrace.tables.trace import Trace
 BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 # Seven faults of vCPU 2 without progress: its next entry is gated.
 SEVEN = "2/enterH " + "2/enterX " * 7
+AUG, VIOLATION, BUSY_TREE = 6, 48, 0x8000_0200_0000_0092
 
 
 def answers(told: Story, generation: str = "") -> list[dict[str, Any]]:
@@ -102,19 +103,108 @@ def test_ties_are_said() -> None:
 # Armed entries.
 
 
+def gated(text: str, generation: str = "B", ends: int = 0) -> dict[str, Any]:
+    """The answer of an AUG of thread 1 that is refused 500 ns after thread 2 last entered.
+
+    Busy answers last 1 us here, which is about what they take; ``ends``: so many ns after
+    that entry began the call of thread 3 was over.
+    """
+    told = story(f"{BEFORE} {text}").trace
+    entered = pl.col("start_ns").filter(pl.col("tid") == 2, pl.col("status") == VIOLATION).last()
+    refused, mine = pl.col("status") == BUSY_TREE, (pl.col("tid") == 1) & (pl.col("leaf") == AUG)
+    start = pl.when(refused & mine).then(entered + 500).otherwise("start_ns")
+    calls = told.seamcalls.with_columns(start_ns=start).with_columns(
+        end_ns=pl.when(refused)
+        .then(pl.col("start_ns") + 1000)
+        .when(pl.col("tid") == 3)
+        .then(entered + ends)
+        .otherwise("end_ns")
+    )
+    source = dataclasses.replace(told.provenance.sources[0], clock_resolution_ns=1)
+    known = dataclasses.replace(told.provenance, sources=(source,))
+    finer = dataclasses.replace(told, seamcalls=calls, provenance=known)
+    table = BUSY_CAUSES.check(busy_causes(scenes(finer, mask=mask_of(generation))))
+    return next(row for row in table.filter(rank=1).to_dicts() if row["tid"] == 1)
+
+
+# Its next entry is refused by a gate, so it was armed.
+REFUSED = "4/block(5 2/enterB 4/)S"
+GATED = f"{SEVEN} {REFUSED} 2/enter( B1 2/)X"
+
+
 @pytest.mark.parametrize(
     ("generation", "expected"), [("A", "armed_entry"), ("B", "armed_entry"), ("C", "unexplained")]
 )
 def test_an_armed_entry_holds_the_tree_by_generation(generation: str, expected: str) -> None:
-    told = story(f"{BEFORE} {SEVEN} 2/enter( B1 2/)X")
-    # On its way in it holds the tree for a moment, so the AUG has to come soon after.
-    mine = pl.col("tid") == 1
-    soon = told.seamcalls.with_columns(
-        start_ns=pl.when(mine).then(pl.col("start_ns") - 8_000).otherwise("start_ns"),
-        end_ns=pl.when(mine).then(pl.col("end_ns") - 16_000).otherwise("end_ns"),
-    )
-    (row,) = rows_of(told, soon, generation)
+    assert gated(f"{SEVEN} 2/enter( B1 2/)X {REFUSED}", generation)["cause"] == expected
+
+
+def test_a_gate_that_is_found_armed_later_is_a_weak_answer() -> None:
+    later = gated(f"{SEVEN} 2/enter( B1 2/)X {REFUSED}")
+    assert (later["cause"], later["confidence"]) == ("armed_entry", "weak")
+    before = gated(GATED)
+    assert (before["cause"], before["confidence"]) == ("armed_entry", "strong")
+
+
+def test_faults_without_a_refused_entry_arm_no_gate_for_sure() -> None:
+    row = gated(f"{SEVEN} 2/enter( B1 2/)X")
+    assert (row["cause"], row["lacks"]) == ("unexplained", "holder_probes")
+    # Nor does one that was refused when the guest had moved on since.
+    moved = gated(f"{SEVEN} 2/enter( B1 2/)X 2/enterH {REFUSED}")
+    assert moved["cause"] == "unexplained"
+
+
+def test_a_gate_is_no_answer_where_events_may_be_lost() -> None:
+    assert gated(f"lost {GATED}")["cause"] == "armed_entry"
+    assert gated(GATED.replace("B1", "lost B1"))["cause"] == "unexplained"
+
+
+def test_a_gate_is_no_answer_in_a_trace_whose_attempts_meet_nobody() -> None:
+    alone = " _ 1/enterB"
+    assert gated(GATED + 2 * alone)["cause"] == "armed_entry"
+    assert gated(GATED + 3 * alone)["cause"] == "unexplained"
+
+
+@pytest.mark.parametrize(
+    ("armed", "ends", "expected"),
+    [
+        # Both take 1000 ns to get in and out of the module, of which they share so many.
+        ("before", 1200, "armed_entry"),  # 700
+        ("before", 1300, "unexplained"),  # 800
+        ("before", 1600, "host_conflict"),  # all of it: the call had the tree beyond doubt
+        ("later", 950, "armed_entry"),  # 450
+        ("later", 1050, "unexplained"),  # 550
+        ("later", 1600, "host_conflict"),
+    ],
+)
+def test_a_call_that_may_have_the_tree_comes_before_a_gate(
+    armed: str, ends: int, expected: str
+) -> None:
+    entry = "3/block(6 2/enter( B1 2/)X 3/)S"
+    told = f"{SEVEN} {REFUSED} {entry}" if armed == "before" else f"{SEVEN} {entry} {REFUSED}"
+    row = gated(told, ends=ends)
     assert row["cause"] == expected
+    # Beside a gate that may as well have had it, even a call that surely had it is no proof.
+    assert row["cause"] != "host_conflict" or row["confidence"] == "weak"
+
+
+@pytest.mark.parametrize(
+    ("silent", "expected"),
+    [
+        # CPU 1 speaks every 10 ns, the others until 2000.
+        ((0, 2010), (0, 2000)),
+        ((0, 1500), (0, 1490)),
+        ((300, 2010), (300, 2000)),
+        ((300, 1500), (300, 1490)),
+        ((1500, 2000), (0, 2000)),  # few calls: silence is nothing new
+    ],
+)
+def test_a_cpu_that_falls_silent_for_good_ends_what_is_in_sight(
+    silent: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    ends = [*range(0, 2001, 10), *range(*silent, 10)]
+    cpu = [0] * 201 + [1] * (len(ends) - 201)
+    assert spoken(pl.DataFrame({"cpu": cpu, "ends": ends})) == expected
 
 
 def rows_of(told: Story, calls: pl.DataFrame, generation: str = "") -> list[dict[str, Any]]:
