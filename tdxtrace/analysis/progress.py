@@ -21,7 +21,7 @@ def no_progress_run(steps: pl.DataFrame, standing: list[int]) -> pl.DataFrame:
     another one, so the guest got past the first.
 
     Args:
-        steps: One row per entry or page wanted, ordered within each vCPU by time.
+        steps: One row per entry or page wanted, vCPU after vCPU, each in the order of time.
         standing: Exit reasons that a vCPU can make without executing anything.
 
     Returns:
@@ -33,12 +33,32 @@ def no_progress_run(steps: pl.DataFrame, standing: list[int]) -> pl.DataFrame:
     is_fault = (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
     # What the vCPU was last seen to want: still missing (0) or there by now (1).
     settled = pl.when(is_fault).then(0).when("installs").then(pl.col("installed").cast(pl.Int32))
-    got_it = is_fault & (settled.forward_fill().shift().over(_VCPU) == 1).fill_null(False)
-    first = pl.int_range(pl.len()).over(_VCPU) == 0
-    ends = moved.shift().over(_VCPU).fill_null(False) | got_it
-    return steps.with_columns(
-        run=(first | ends).cum_sum(),
-        is_fault=is_fault,
-        page=pl.when("installs").then("gpa").forward_fill().over(_VCPU),
-        whole=ends.cum_max().over(_VCPU),
+    rows = steps.with_columns(
+        is_fault=is_fault, _first=begins_vcpu(), _moved=moved.shift().fill_null(False)
     )
+    rows = rows.with_columns(
+        _settled=_last_known(settled, since=pl.col("_first")),
+        page=_last_known(pl.when("installs").then("gpa"), since=pl.col("_first")),
+    )
+    got_it = pl.col("is_fault") & (pl.col("_settled").shift() == 1).fill_null(False)
+    rows = rows.with_columns(_ends=~pl.col("_first") & (pl.col("_moved") | got_it))
+    # Runs that ended so far: those of the vCPU alone where its first row's number is taken off.
+    ended = pl.col("_ends").cum_sum().cast(pl.Int64)
+    before = pl.when("_first").then(ended).forward_fill()
+    return rows.with_columns(
+        run=(pl.col("_first") | pl.col("_ends")).cum_sum(), whole=ended > before
+    ).drop("_first", "_moved", "_settled", "_ends")
+
+
+def begins_vcpu() -> pl.Expr:
+    """Whether a row is the first of its vCPU, where those of each follow each other."""
+    changes = [pl.col(name).ne_missing(pl.col(name).shift()) for name in _VCPU]
+    return pl.any_horizontal(*changes, pl.int_range(pl.len()) == 0)
+
+
+def _last_known(value: pl.Expr, since: pl.Expr) -> pl.Expr:
+    """The last value that is not null, up to each row, from the last row with ``since`` on."""
+    place = pl.int_range(pl.len())
+    known = pl.when(value.is_not_null()).then(place).forward_fill()
+    first = pl.when(since).then(place).forward_fill()
+    return pl.when(known >= first).then(value.forward_fill())

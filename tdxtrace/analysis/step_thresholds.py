@@ -57,11 +57,16 @@ def step_thresholds(
     tried = pl.DataFrame({"threshold": list(thresholds)}, schema={"threshold": pl.UInt32})
     beyond = pl.col("n") > pl.col("threshold")
     found = (
-        runs.join(tried, how="cross")
+        runs.group_by("source", "tid", "n")
+        .agg(times=pl.len().cast(pl.UInt64))
+        .join(tried, how="cross")
         .group_by("source", "threshold")
         .agg(
-            n_runs=beyond.sum().cast(pl.UInt64),
-            n_faults=(pl.col("n") - pl.col("threshold")).filter(beyond).sum().cast(pl.UInt64),
+            n_runs=pl.col("times").filter(beyond).sum(),
+            n_faults=((pl.col("n") - pl.col("threshold")) * pl.col("times"))
+            .filter(beyond)
+            .sum()
+            .cast(pl.UInt64),
             n_vcpus=pl.col("tid").filter(beyond).n_unique().cast(pl.UInt32),
             max_run=pl.col("n").max().cast(pl.UInt32),
         )
@@ -73,8 +78,8 @@ def step_thresholds(
 def _told(calls: pl.DataFrame) -> pl.DataFrame:
     """Runs of vCPUs whose TDH.VP.ENTER was probed."""
     vcpus = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    mine = calls.join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
-    return _runs(told_steps(mine).sort(*_VCPU, "when", "seq"))
+    steps = told_steps(calls).join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
+    return _runs(steps.sort(*_VCPU, "when", "seq"))
 
 
 def _stock(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
@@ -83,10 +88,12 @@ def _stock(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> 
     stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
     vcpus = stock.select(_VCPU).unique()
     steps = stock_steps(stock, calls, faults)
-    return _runs(steps.join(vcpus, on=_VCPU, how="semi", nulls_equal=True))
+    mine = steps.join(vcpus, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
+    return _runs(mine)
 
 
 def _runs(steps: pl.DataFrame) -> pl.DataFrame:
     rows = no_progress_run(steps, standing())
-    counted = rows.group_by("source", "tid", "run").agg(n=pl.col("is_fault").sum().cast(pl.Int64))
-    return counted.select("source", "tid", "n")
+    # Runs without a fault go beyond no threshold; the longest of all may still be one of them.
+    counted = rows.group_by("run").agg(pl.col(*_VCPU).first(), n=pl.col("is_fault").sum())
+    return counted.select(*_VCPU, pl.col("n").cast(pl.Int64))

@@ -38,6 +38,8 @@ _INSTALLS: Final = [leaves.parse_leaf(f"TDH.MEM.{n}")[0] for n in ("PAGE.AUG", "
 _EPT_VIOLATION: Final = exit_reason_number("EPT_VIOLATION") or 0
 _BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 _VCPU: Final = ("source", "tid")
+# What steps need of a call.
+_STEP: Final = (*_VCPU, "tgid", "vp_id", "seq", "gpa", "leaf", "status")
 
 
 def zero_steps(
@@ -93,8 +95,14 @@ def zero_steps(
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
     """Episodes from the status of TDH.VP.ENTER itself."""
     vcpus = calls.filter(pl.col("status") == _BUSY_SEPT, pl.col("leaf") == _VP_ENTER)
-    mine = calls.join(vcpus.select(_VCPU).unique(), on=_VCPU, how="semi", nulls_equal=True)
+    mine = _of(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
     return ZERO_STEPS.conform(_episodes(told_steps(mine), "busy_sept"))
+
+
+def _of(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of these vCPUs, in their order."""
+    mine = vcpus.select(_VCPU).unique()
+    return rows.join(mine, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
 
 
 def told_steps(calls: pl.DataFrame) -> pl.DataFrame:
@@ -102,10 +110,12 @@ def told_steps(calls: pl.DataFrame) -> pl.DataFrame:
     entering = pl.col("leaf") == _VP_ENTER
     done = pl.col("status") < word.ERROR_BIT
     installs = pl.col("leaf").is_in(_INSTALLS)
-    return calls.with_columns(when=pl.coalesce("start_ns", "end_ns")).select(
+    tds = calls.group_by(_VCPU).agg(td_id=pl.col("td_id").drop_nulls().first())
+    steps = calls.filter(entering | installs).select(*_STEP, when=pl.coalesce("start_ns", "end_ns"))
+    return steps.join(tds, on=_VCPU, how="left", nulls_equal=True).select(
         *_VCPU,
         "tgid",
-        pl.col("td_id").drop_nulls().first().over(_VCPU),
+        "td_id",
         "vp_id",
         "seq",
         "when",
@@ -209,7 +219,8 @@ def _failed_vmentry(steps: pl.DataFrame) -> pl.DataFrame:
 
 def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     """Runs of exits that look like faults but came too fast to have entered."""
-    run = no_progress_run(steps, standing())
+    fast = pl.col("write") & (pl.col("took_ns") <= emulated_exit_ns)
+    run = no_progress_run(_of(steps.filter(fast), steps), standing())
     nth = pl.col("is_fault").cum_sum().over("run")
     # An entry's own page is what is asked for right after it.
     asked = pl.when(pl.col("installs").shift(-1).over("run")).then(
@@ -219,8 +230,7 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     looks = (
         (nth > STEPPING_EPF_THRESHOLD)
         & pl.col("is_fault")
-        & pl.col("write")
-        & (pl.col("took_ns") <= emulated_exit_ns)
+        & fast
         & same_page
     )
     marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
@@ -237,7 +247,8 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
     """
     if not steps["refused"].any():
         return ZERO_STEPS.empty().with_columns(whole=pl.lit(None, pl.Boolean))
-    run = no_progress_run(steps.sort(*_VCPU, "when", "seq"), standing())
+    mine = _of(steps.filter("refused"), steps).sort(*_VCPU, "when", "seq")
+    run = no_progress_run(mine, standing())
     next_entry = pl.col("reason").is_not_null().reverse().cum_max().reverse().over(_VCPU)
     rows = run.with_columns(
         n_before=pl.col("is_fault").cum_sum().over("run"),
