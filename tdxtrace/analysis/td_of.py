@@ -15,7 +15,10 @@ def with_td(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     Returns:
         The rows in their order; null stays where more than one TD, or none, comes into question.
     """
-    named = known.filter(pl.col("td_id").is_not_null())
+    if not rows["td_id"].null_count():
+        return rows
+    named = known.select("source", "tid", "tgid", "td_id").filter(pl.col("td_id").is_not_null())
+    named = named.unique()
     for keys in (["source", "tid"], ["source", "tgid"], ["source"]):
         only = (
             named.drop_nulls(keys)

@@ -44,65 +44,81 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         TableError: If an argument lacks a column or has one of another type.
     """
     requests = RETRY_CHAINS.conform(chains)
-    columns = ("source", "seq", "tid", "tgid", "leaf", "start_ns", "end_ns", "status")
-    calls = members(SEAMCALLS.conform(seamcalls).select(columns), requests)
-    tds = requests.select("source", "td_id", chain="first_seq")
-    calls = with_td(calls.join(tds, on=["source", "chain"], how="left"), requests)
+    calls = with_td(_attempts(SEAMCALLS.conform(seamcalls), requests), requests)
     if calls.is_empty():
         return TIME_SHARES.empty()
     rows = _phased(calls)
     keys = [*_TD, "phase"]
-    summed = rows.group_by(keys).agg(**_sums())
+    first, last = pl.col("when").min(), pl.col("when_end").max()
+    of_thread = rows.group_by([*keys, "tid"]).agg(
+        **_sums(), start_ns=first, end_ns=last, thread_ns=last - first
+    )
+    sums = pl.all().exclude(*keys, "tid", "start_ns", "end_ns").sum()
+    summed = of_thread.group_by(keys).agg(pl.col("start_ns").min(), pl.col("end_ns").max(), sums)
     waits = (
-        rows.filter(pl.col("leaf") != _VP_ENTER)
+        rows.filter(pl.col("leaf") != _VP_ENTER, ~pl.col("alone"))
         .group_by([*keys, "chain"])
-        .agg(wait=(pl.col("when_end").max() - pl.col("when").min() - pl.col("took").sum()).clip(0))
+        .agg(wait_ns=(last - first - pl.col("took").sum()).clip(0))
+        .group_by(keys)
+        .agg(pl.col("wait_ns").sum())
     )
-    threads = rows.group_by([*keys, "tid"]).agg(
-        span=pl.col("when_end").max() - pl.col("when").min()
-    )
-    found = (
-        summed.join(
-            waits.group_by(keys).agg(wait_ns=pl.col("wait").sum()),
-            on=keys,
-            how="left",
-            nulls_equal=True,
-        )
-        .join(
-            threads.group_by(keys).agg(thread_ns=pl.col("span").sum()),
-            on=keys,
-            how="left",
-            nulls_equal=True,
-        )
-        .with_columns(pl.col("wait_ns").fill_null(0))
-    )
+    found = summed.join(waits, on=keys, how="left", nulls_equal=True)
+    found = found.with_columns(pl.col("wait_ns").fill_null(0))
     used = pl.sum_horizontal("done_ns", "retry_ns", "wait_ns", "guest_ns")
-    found = found.with_columns(
-        rest_ns=(pl.col("thread_ns") - used).clip(0),
-        phase=pl.col("phase").cast(pl.Enum(PHASES)),
-    )
+    found = found.with_columns(rest_ns=(pl.col("thread_ns") - used).clip(0))
     return TIME_SHARES.conform(found.sort(*_TD, "start_ns"))
 
 
-def _phased(calls: pl.DataFrame) -> pl.DataFrame:
-    """Give each call its times and the phase of its TD that it falls in."""
-    when, end = pl.coalesce("start_ns", "end_ns"), pl.coalesce("end_ns", "start_ns")
-    rows = calls.with_columns(
-        when=when, when_end=end, took=(pl.col("end_ns") - pl.col("start_ns")).fill_null(0)
+def _attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+    """Every attempt at these requests with its times and their TD; most requests took one."""
+    once = pl.col("n_attempts") == 1
+    columns = ("source", "td_id", "tid", "tgid", "leaf", "status", "chain", "when", "when_end")
+    single = requests.filter(once).select(
+        *columns[:5],
+        status="final_status",
+        chain="first_seq",
+        when="start_ns",
+        when_end="end_ns",
     )
-    final = pl.col("leaf") == _FINALIZE
-    rows = rows.with_columns(
-        built=pl.col("when_end").filter(final).max().over(_TD),
-        entered=pl.col("when").filter(pl.col("leaf") == _VP_ENTER).max().over(_TD),
+    several = requests.filter(~once)
+    last = several.select("source", seq="last_seq")
+    wanted = status.is_retryable(pl.col("status")).fill_null(False)
+    parts = calls.select("source", "seq", "tid", "tgid", "leaf", "status", "start_ns", "end_ns")
+    parts = pl.concat(
+        [parts.filter(wanted), parts.filter(~wanted).join(last, on=["source", "seq"], how="semi")]
     )
-    tears = pl.col("leaf").is_in(_TEARS_DOWN) & (pl.col("when") >= pl.col("entered").fill_null(0))
-    rows = rows.with_columns(torn=pl.col("when").filter(tears).min().over(_TD))
+    tds = several.select("source", "td_id", chain="first_seq")
+    mine = members(parts, several).join(tds, on=["source", "chain"], how="left")
+    mine = mine.with_columns(
+        when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
+    )
+    # A call that was not seen to begin, or to end, has the same time for both.
+    rows = pl.concat(
+        part.with_columns(alone=pl.lit(place == 0))
+        for place, part in enumerate((single, mine.select(columns)))
+    )
+    return rows.with_columns(took=pl.col("when_end") - pl.col("when"))
+
+
+def _phased(rows: pl.DataFrame) -> pl.DataFrame:
+    """Give each call the phase of its TD that it falls in."""
+    bounds = rows.group_by(_TD).agg(
+        built=pl.col("when_end").filter(pl.col("leaf") == _FINALIZE).max(),
+        entered=pl.col("when").filter(pl.col("leaf") == _VP_ENTER).max(),
+    )
+    keys = list(_TD)
+    tears = rows.filter(pl.col("leaf").is_in(_TEARS_DOWN))
+    tears = tears.join(bounds, on=keys, how="left", nulls_equal=True)
+    late = pl.col("when") >= pl.col("entered").fill_null(0)
+    torn = tears.filter(late).group_by(_TD).agg(torn=pl.col("when").min())
+    bounds = bounds.join(torn, on=keys, how="left", nulls_equal=True)
+    rows = rows.join(bounds, on=keys, how="left", nulls_equal=True)
     phase = (
         pl.when((pl.col("when") <= pl.col("built")).fill_null(False))
-        .then(pl.lit("build"))
+        .then(pl.lit("build", pl.Enum(PHASES)))
         .when((pl.col("when") >= pl.col("torn")).fill_null(False))
-        .then(pl.lit("teardown"))
-        .otherwise(pl.lit("run"))
+        .then(pl.lit("teardown", pl.Enum(PHASES)))
+        .otherwise(pl.lit("run", pl.Enum(PHASES)))
     )
     return rows.with_columns(phase=phase)
 
@@ -111,8 +127,6 @@ def _sums() -> dict[str, pl.Expr]:
     entry = pl.col("leaf") == _VP_ENTER
     retried = status.is_retryable(pl.col("status")).fill_null(False)
     return {
-        "start_ns": pl.col("when").min(),
-        "end_ns": pl.col("when_end").max(),
         "n_calls": (~entry).sum().cast(pl.UInt64),
         "n_retries": (~entry & retried).sum().cast(pl.UInt64),
         "done_ns": pl.col("took").filter(~entry & ~retried).sum(),
