@@ -48,25 +48,49 @@ WHYS: Final = (
 )
 
 
-def handled_faults(
-    calls: pl.DataFrame,
-    entries: pl.DataFrame,
-    faults: pl.DataFrame,
-    events: pl.DataFrame,
-) -> pl.DataFrame:
-    """Say of each private fault why it was or was not settled when the vCPU was entered again.
+def ordered_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """Number the private faults of every vCPU, in the order of its time.
 
     Args:
         calls: The ``seamcalls`` table.
-        entries: The ``vm_entries`` table.
         faults: The ``page_faults`` table; of vCPUs that it lacks, the exits of TDH.VP.ENTER.
+
+    Returns:
+        Columns source, tid, tgid, seq, ts_ns, gpa, nth (from 0), next_ns (when the vCPU faults
+        again; null: never).
+    """
+    private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(_SHARED_BITS, pl.UInt64)) == 0
+    seen = faults.filter(private, pl.col("tid").is_not_null())
+    exits = calls.filter(
+        pl.col("leaf") == _VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
+    ).join(seen.select(_VCPU).unique(), on=_VCPU, how="anti")
+    columns = ("source", "tid", "tgid", "seq", "ts_ns", "gpa")
+    told = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
+    every = pl.concat([seen.select(columns), told]).sort(*_VCPU, "ts_ns", "seq")
+    return every.with_columns(
+        nth=pl.int_range(pl.len()).over(_VCPU), next_ns=pl.col("ts_ns").shift(-1).over(_VCPU)
+    )
+
+
+def handled_faults(
+    asked: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, events: pl.DataFrame
+) -> pl.DataFrame:
+    """Say of private faults why each was or was not settled when the vCPU was entered again.
+
+    Args:
+        asked: Rows of :func:`ordered_faults`.
+        calls: The ``seamcalls`` table.
+        entries: The ``vm_entries`` table.
         events: The ``host_events`` table.
 
     Returns:
-        Columns source, tid, nth (of the vCPU's faults, from 0), ts_ns, gpa, why (one of WHYS,
-        the first in their order that fits) and by_seq (the call or event that shows it).
+        Columns source, tid, nth, ts_ns, gpa, why (one of WHYS, the first in their order that
+        fits) and by_seq (the call or event that shows it).
     """
-    rows = _bounded(with_td(_faults(calls, faults), calls), calls, entries)
+    named = asked.with_columns(
+        id=pl.int_range(pl.len()), page=_page(12), td_id=pl.lit(None, pl.UInt64)
+    )
+    rows = _bounded(with_td(named, calls), calls, entries)
     rows = _with_installs(rows, calls)
     rows = _with_userspace(rows, events)
     rows = _with_state(rows, calls)
@@ -78,22 +102,9 @@ def handled_faults(
     )
 
 
-def _faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """Private faults of every vCPU, in the order of its time."""
-    private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(_SHARED_BITS, pl.UInt64)) == 0
-    seen = faults.filter(private, pl.col("tid").is_not_null())
-    exits = calls.filter(
-        pl.col("leaf") == _VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
-    ).join(seen.select(_VCPU).unique(), on=_VCPU, how="anti")
-    columns = ("source", "tid", "tgid", "seq", "ts_ns", "gpa")
-    told = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
-    every = pl.concat([seen.select(columns), told]).sort(*_VCPU, "ts_ns", "seq")
-    return every.with_columns(
-        nth=pl.int_range(pl.len()).over(_VCPU),
-        id=pl.int_range(pl.len()),
-        page=_page(12),
-        td_id=pl.lit(None, pl.UInt64),
-    )
+def _near(found: pl.DataFrame, rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Of what was found, what has to do with any of the rows."""
+    return found.join(rows.select(keys).unique(), on=keys, how="semi", maintain_order="left")
 
 
 def _page(bits: int) -> pl.Expr:
@@ -104,7 +115,7 @@ def _bounded(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> 
     """When the vCPU had been entered before each fault, and when it was entered again."""
     told = calls.filter(pl.col("leaf") == _VP_ENTER).select(*_VCPU, at="start_ns")
     stock = entries.select(*_VCPU, at="start_ns")
-    starts = pl.concat([told, stock]).drop_nulls().sort("at")
+    starts = _near(pl.concat([told, stock]).drop_nulls(), rows, list(_VCPU)).sort("at")
     rows = rows.sort("ts_ns")
     before = rows.join_asof(
         starts.with_columns(entered_ns="at"),
@@ -128,11 +139,16 @@ def _bounded(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> 
 
 def _within(rows: pl.DataFrame, happened: pl.DataFrame) -> pl.DataFrame:
     """Give what a thread did (column ``at``) the fault that it was serving then."""
-    windows = rows.select(*_VCPU, "id", "ts_ns", "until_ns").sort("ts_ns")
+    windows = rows.select(*_VCPU, "id", "ts_ns", "until_ns", "next_ns").sort("ts_ns")
     return (
-        happened.sort("at")
+        _near(happened, rows, list(_VCPU))
+        .sort("at")
         .join_asof(windows, left_on="at", right_on="ts_ns", by=_VCPU, check_sortedness=False)
-        .filter(pl.col("at") < pl.col("until_ns"))
+        .filter(
+            pl.col("at") < pl.col("until_ns"),
+            # It served the last fault before it, which need not be one of those asked for.
+            (pl.col("at") < pl.col("next_ns")).fill_null(True),
+        )
     )
 
 
@@ -164,10 +180,10 @@ def _with_userspace(rows: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
 
 def _with_state(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     """What was last done to the page, and what is done to it next."""
+    done = calls.filter(pl.col("leaf").is_in(_STATES), pl.col("status") == 0)
+    done = done.with_columns(at=pl.coalesce("start_ns", "end_ns"), page=_page(12))
     changes = (
-        calls.filter(pl.col("leaf").is_in(_STATES), pl.col("status") == 0)
-        .with_columns(at=pl.coalesce("start_ns", "end_ns"), page=_page(12))
-        .drop_nulls([*_PAGE, "at"])
+        _near(done.drop_nulls([*_PAGE, "at"]), rows, list(_PAGE))
         .sort("at")
         .with_columns(next_leaf=pl.col("leaf").shift(-1).over(_PAGE))
         .select(
@@ -193,10 +209,10 @@ def _with_others(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         ("race", [_AUG], "page", 12),
         ("zap", [_BLOCK, _REMOVE], "range", _RANGE_BITS),
     ):
+        keys = ["source", "td_id", key]
+        found = calls.filter(pl.col("leaf").is_in(wanted)).with_columns(_page(bits).alias(key))
         others = (
-            calls.filter(pl.col("leaf").is_in(wanted))
-            .with_columns(_page(bits).alias(key))
-            .drop_nulls(["start_ns", "end_ns", "td_id", key, "tid"])
+            _near(found.drop_nulls(["start_ns", "end_ns", "td_id", key, "tid"]), rows, keys)
             .sort("start_ns")
             .select(
                 "source",
@@ -210,7 +226,7 @@ def _with_others(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
             others,
             left_on="until",
             right_on="at",
-            by=["source", "td_id", key],
+            by=keys,
             check_sortedness=False,
         ).drop("at", strict=False)
         met = (pl.col(f"{name}_end") >= pl.col("ts_ns")) & (pl.col(f"{name}_tid") != pl.col("tid"))

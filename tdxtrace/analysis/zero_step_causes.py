@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.fault_handling import handled_faults
+from tdxtrace.analysis.fault_handling import handled_faults, ordered_faults
 from tdxtrace.analysis.td_of import with_td
 from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
@@ -82,13 +82,12 @@ def zero_step_causes(
     """
     calls = SEAMCALLS.conform(seamcalls)
     episodes = with_td(ZERO_STEPS.conform(steps), calls)
-    faults = handled_faults(
-        calls,
-        VM_ENTRIES.conform(vm_entries),
-        PAGE_FAULTS.conform(page_faults),
-        HOST_EVENTS.conform(host_events),
-    )
-    counted = _counted(episodes, faults)
+    faults = ordered_faults(calls, PAGE_FAULTS.conform(page_faults))
+    windows = _windows(episodes, faults)
+    asked = faults.join(windows, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
+    events = HOST_EVENTS.conform(host_events)
+    told = handled_faults(asked, calls, VM_ENTRIES.conform(vm_entries), events)
+    counted = _counted(windows, told)
     found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(
         pl.col(*_COUNTS, "n_faults", "n_pages").fill_null(0)
     )
@@ -101,8 +100,8 @@ def zero_step_causes(
     )
 
 
-def _counted(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """The explanations of the faults of each episode's run, counted."""
+def _windows(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """The faults (tid, nth) of the run that led to each episode."""
     last = (
         episodes.filter(pl.col("tid").is_not_null())
         .sort("start_ns")
@@ -120,9 +119,13 @@ def _counted(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     armed = pl.when(pl.col("form") == "busy_sept").then(STEPPING_EPF_THRESHOLD + 1).otherwise(0)
     n = pl.max_horizontal(pl.col("n_faults_before").cast(pl.Int64), armed)
     first = (pl.col("last") - n + 1).clip(0)
-    windows = last.select(*_EPISODE, "tid", nth=pl.int_ranges(first, pl.col("last") + 1)).explode(
+    return last.select(*_EPISODE, "tid", nth=pl.int_ranges(first, pl.col("last") + 1)).explode(
         "nth"
     )
+
+
+def _counted(windows: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """The explanations of the faults of each episode's run, counted."""
     mine = windows.join(faults, on=[*_VCPU, "nth"], how="inner")
     return mine.group_by(_EPISODE).agg(
         fault_ns=pl.col("ts_ns").min(),

@@ -227,12 +227,7 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
         pl.col("gpa").shift(-1).over("run")
     )
     same_page = asked == pl.col("page")
-    looks = (
-        (nth > STEPPING_EPF_THRESHOLD)
-        & pl.col("is_fault")
-        & fast
-        & same_page
-    )
+    looks = (nth > STEPPING_EPF_THRESHOLD) & pl.col("is_fault") & fast & same_page
     marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
     return ZERO_STEPS.conform(_episodes(marked, "emulated_ept_violation"))
 
