@@ -96,9 +96,15 @@ def _effect(rows: pl.DataFrame, consequence: str) -> pl.DataFrame:
     )
 
 
+def _settling(calls: pl.DataFrame, left: pl.DataFrame) -> pl.DataFrame:
+    """The few calls that settled any of these requests."""
+    wanted = left.select("source", seq="settled_seq").drop_nulls()
+    return calls.join(wanted, on=["source", "seq"], how="semi")
+
+
 def _settled(left: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     """Requests that another call settled: the chain says which."""
-    by = calls.select(
+    by = _settling(calls, left).select(
         "source",
         effect_leaf="leaf",
         effect_status="status",
@@ -123,7 +129,8 @@ def _timeouts(left: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame) -> 
     if exits.is_empty() or of_entry.is_empty():
         return _none()
     tds = _exits(exits, chains).drop_nulls("td_id")
-    settled = calls.select("source", settled_seq="seq", settled_ns="end_ns")
+    settled = _settling(calls, of_entry)
+    settled = settled.select("source", settled_seq="seq", settled_ns="end_ns")
     waiting = of_entry.join(settled, on=["source", "settled_seq"], how="left")
     rows = (
         waiting.sort("end_ns")
@@ -198,7 +205,8 @@ def _unprepared(left: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         )
     rows = pl.concat(found, how="diagonal")
     # A request that somebody settled first did not make the later call fail.
-    settled = calls.select("source", settled_seq="seq", settled_ns="end_ns")
+    settled = _settling(calls, dropped)
+    settled = settled.select("source", settled_seq="seq", settled_ns="end_ns")
     rows = rows.join(settled, on=["source", "settled_seq"], how="left")
     rows = rows.filter((pl.col("effect_ns") <= pl.col("settled_ns")).fill_null(True))
     return _effect(rows, "later_call_failed")

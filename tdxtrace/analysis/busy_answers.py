@@ -51,7 +51,7 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
             f"retry_chains tells of {retried['n_busy'].sum():,} busy answers, "
             f"seamcalls of {busy.height:,}: they are not of one trace"
         )
-    chains = _in_order(retried, seamcalls)
+    chains = _in_order(retried, busy)
     n_busy = chains["n_busy"].to_numpy()
     request = chains[np.repeat(np.arange(chains.height), n_busy)]
     before = np.repeat(np.cumsum(n_busy) - n_busy, n_busy)
@@ -64,10 +64,10 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
     return BUSY_ANSWERS.conform(answers.sort("source", "seq"))
 
 
-def _in_order(chains: pl.DataFrame, seamcalls: pl.DataFrame) -> pl.DataFrame:
-    """The chains in the order of their calls, thread after thread."""
+def _in_order(chains: pl.DataFrame, busy: pl.DataFrame) -> pl.DataFrame:
+    """The chains in the order of their calls, thread after thread; the first was busy."""
     chains = chains.select("source", "first_seq", "leaf", "start_ns", "n_busy", "episode")
-    firsts = seamcalls.lazy().select("source", "seq", owner=owner())
+    firsts = busy.lazy().select("source", "seq", "owner")
     return (
         chains.lazy()
         .join(firsts, left_on=("source", "first_seq"), right_on=("source", "seq"), how="left")

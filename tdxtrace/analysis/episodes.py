@@ -30,11 +30,18 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
         Statist. Soc. B 65 (2003) 545-556: the estimator, and cutting at the C - 1
         largest distances where the index times the number gives C.
     """
-    retried = (
+    met = retry_chains.lazy().filter(pl.col("n_busy") > 0)
+    places = (
         retry_chains.lazy()
+        .select("source", "leaf", "first_seq", "n_busy")
         .sort(*_OF_LEAF, "first_seq")
         .with_columns(place=pl.int_range(pl.len(), dtype=pl.Int64).over(_OF_LEAF))
         .filter(pl.col("n_busy") > 0)
+        .select("source", "first_seq", "place")
+    )
+    retried = (
+        met.join(places, on=("source", "first_seq"), how="left")
+        .sort(*_OF_LEAF, "first_seq")
         .with_columns(apart=pl.col("place").diff().over(_OF_LEAF))
         .collect()
     )

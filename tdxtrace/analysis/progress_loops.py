@@ -22,6 +22,7 @@ _LOOP: Final = {
     word.TDX_RND_NO_ENTROPY: "entropy",
     word.TDX_SYS_BUSY: "sys_busy",
 }
+_CODES: Final = [status & word.CODE_BITS for status in _LOOP]
 # A fault that KVM serves takes 8 us on a quiet host and 153 us on the busiest that was measured
 # (Dstack pull request 1220, Granite Rapids, Linux 7.0).  Ten times that without a SEAMCALL and
 # without an entry is a thread that retries in KVM, or one that does not run.
@@ -70,7 +71,7 @@ def _loop() -> pl.Expr:
     """What kind of loop an answer belongs to; null for others."""
     code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     return code.replace_strict(
-        pl.Series([status & word.CODE_BITS for status in _LOOP], dtype=pl.UInt64),
+        pl.Series(_CODES, dtype=pl.UInt64),
         pl.Series(list(_LOOP.values())),
         default=None,
         return_dtype=pl.String,
@@ -79,7 +80,8 @@ def _loop() -> pl.Expr:
 
 def _of_calls(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     retried = chains.filter(pl.col("n_busy") > 0)
-    mine = calls.with_columns(loop=_loop()).filter(pl.col("loop").is_not_null())
+    code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
+    mine = calls.filter(code.is_in(_CODES)).with_columns(loop=_loop())
     rows = members(mine, retried)
     if rows.is_empty():
         return PROGRESS_LOOPS.empty()

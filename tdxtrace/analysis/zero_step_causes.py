@@ -86,8 +86,8 @@ def zero_step_causes(
     windows = _windows(episodes, faults)
     asked = faults.join(windows, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
     events = HOST_EVENTS.conform(host_events)
-    told = handled_faults(asked, calls, VM_ENTRIES.conform(vm_entries), events)
-    counted = _counted(windows, told)
+    handled = handled_faults(asked, calls, VM_ENTRIES.conform(vm_entries), events)
+    counted = _counted(windows, handled)
     found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(
         pl.col(*_COUNTS, "n_faults", "n_pages").fill_null(0)
     )

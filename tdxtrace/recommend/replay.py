@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -55,7 +55,8 @@ def policies(
     chains = RETRY_CHAINS.conform(retry_chains)
     requests = _by_leaf(chains)
     answers = _placed(BUSY_ANSWERS.conform(busy_answers), chains)
-    rows = [row for policy in chosen for row in _of_policy(policy, requests, answers)]
+    of_leaf = {int(leaf[0]): mine for leaf, mine in answers.group_by("leaf")}
+    rows = [row for policy in chosen for row in _of_policy(policy, requests, answers, of_leaf)]
     return POLICIES.conform(pl.DataFrame(rows, schema=POLICIES.schema))
 
 
@@ -80,7 +81,10 @@ def _placed(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_policy(
-    policy: Policy, requests: pl.DataFrame, answers: pl.DataFrame
+    policy: Policy,
+    requests: pl.DataFrame,
+    answers: pl.DataFrame,
+    of_leaf: Mapping[int, pl.DataFrame],
 ) -> Iterable[dict[str, Any]]:
     ruled = [
         (leaf, rule, n_requests, n_retried)
@@ -92,14 +96,31 @@ def _of_policy(
     for ladder in {rule.ladder for _, rule, _, _ in ruled if rule.ladder is not None}:
         warned = climb(answers.filter(pl.col("leaf").is_in(climbing)), ladder)
     for leaf, rule, n_requests, n_retried in ruled:
-        mine = answers.filter(pl.col("leaf") == leaf)
-        stops = _stops(mine, rule, warned)
         row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
         row |= {"n_requests": n_requests, "n_retried": n_retried}
-        row |= _exceeding(mine, stops, rule, n_requests)
-        row |= _waiting(mine, stops) | _warnings(mine, warned) | _harm(stops)
+        if leaf in of_leaf:
+            mine = of_leaf[leaf]
+            stops = _stops(mine, rule, warned)
+            row |= _exceeding(mine, stops, rule, n_requests)
+            row |= _waiting(mine, stops) | _warnings(mine, warned) | _harm(stops)
+        else:
+            row |= _nothing_busy(n_requests)
         yield row | {"not_known": _not_known(rule, row)}
+
+
+def _nothing_busy(n_requests: int) -> dict[str, Any]:
+    """What any policy does with requests that were all answered at once."""
+    none, trials = np.zeros(1), np.array([float(n_requests)])
+    return {
+        **dict.fromkeys(("n_exceeding", "n_undecided", "n_warnings", "n_doublings", "n_bugs"), 0),
+        **dict.fromkeys(("waited_ns", "waited_low_ns", "waited_high_ns"), 0),
+        **dict.fromkeys(("n_vms_killed", "n_entries_left"), 0),
+        "raised": None,
+        "exceeding_ratio": 0.0,
+        "exceeding_low": 0.0,
+        "exceeding_high": float(exact_interval(none, trials, CONFIDENCE)[1][0]),
+    }
 
 
 def _rising(rule: Rule) -> str | None:
@@ -218,15 +239,20 @@ def _harm(stops: pl.DataFrame) -> dict[str, Any]:
 
 def _takes_priority() -> pl.Expr:
     """Whether a busy answer leaves the host priority bit of a SEPT entry set."""
+    here = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
+    return word.is_busy(pl.col("status")) & here.is_in(_priority_answers())
+
+
+@cache
+def _priority_answers() -> pl.Series:
+    """Leaf and operand id of these answers, as one list."""
     hp = locks.lock_table().filter(
         pl.col("lock") == "SEPT_ENTRY",
         pl.col("kind") == "entry_hp",
         pl.col("operand_id").is_not_null(),
         pl.col("leaf").is_not_null(),
     )
-    pairs = hp.select(pl.struct("leaf", low=pl.col("operand_id"))).to_series().unique()
-    here = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
-    return word.is_busy(pl.col("status")) & here.is_in(pairs.implode())
+    return hp.select(pl.struct("leaf", low=pl.col("operand_id"))).to_series().unique().implode()
 
 
 def _not_known(rule: Rule, row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -45,7 +46,13 @@ def interval_of_sum(by_episode: Floats, confidence: float) -> tuple[float, float
 
         below, above = stats.norm.ppf(tails) * np.sqrt((by_episode**2).sum())
         return max(total + float(below), 0.0), total + float(above)
-    chance = np.random.Generator(np.random.PCG64(_SEED))
-    sums = chance.poisson(1.0, (_RESAMPLES, len(by_episode))) @ by_episode
+    sums = _times(len(by_episode)) @ by_episode
     low, high = np.quantile(sums, tails)
     return min(float(low), total), max(float(high), total)
+
+
+@lru_cache(maxsize=8)
+def _times(n: int) -> NDArray[np.int64]:
+    """How often each of ``n`` episodes is taken, resample by resample; the same each time."""
+    chance = np.random.Generator(np.random.PCG64(_SEED))
+    return chance.poisson(1.0, (_RESAMPLES, n))

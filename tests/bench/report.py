@@ -95,8 +95,8 @@ def large(n_calls: int) -> Trace:
     traces = parts()
     rounds = [round_of(traces, number) for number in range(N_SETS)]
     n_lines = sum(trace.provenance.sources[0].n_lines for trace in traces)
-    length = max(rounds[0][name]["end_ns"].max() for name in ("seamcalls", "vm_entries"))  # type: ignore[type-var]
-    length = int(length) + 1_000_000  # type: ignore[call-overload]
+    ends = [rounds[0][name]["end_ns"].max() for name in ("seamcalls", "vm_entries")]
+    length = max(int(end) for end in ends if isinstance(end, int)) + 1_000_000
     n_rounds = -(-n_calls // rounds[0]["seamcalls"].height)
     tables = {
         name: pl.concat(
