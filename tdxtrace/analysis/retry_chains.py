@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,12 +55,17 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
         Which statuses are retried: ``tdxtrace.tdx.status.is_retryable``.
     """
     seamcalls, losses = SEAMCALLS.conform(seamcalls), LOSSES.conform(losses)
-    parts = [
-        _of_source(calls, losses, int(source[0]))
-        for source, calls in seamcalls.group_by("source", maintain_order=True)
-    ]
+    parts = [_of_source(calls, losses, source) for source, calls in _by_source(seamcalls)]
     chains = pl.concat([RETRY_CHAINS.empty(), *parts])
     return RETRY_CHAINS.conform(settled.elsewhere(chains).sort("source", "first_seq"))
+
+
+def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The calls of each source; those of one alone are not copied."""
+    sources = seamcalls["source"].unique(maintain_order=True)
+    for source in sources:
+        one = len(sources) == 1
+        yield int(source), seamcalls if one else seamcalls.filter(pl.col("source") == source)
 
 
 def _of_source(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> pl.DataFrame:

@@ -8,10 +8,10 @@ import polars as pl
 
 from tdxtrace.analysis.fault_handling import handled_faults, ordered_faults
 from tdxtrace.analysis.td_of import with_td
-from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_CAUSES, ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tdx import leaves
+from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
 # An invalidation that takes more pages than this is taken for the deletion of a memory slot:
 # a choice of ours (no trace event names the slot), half a 2 MB page.

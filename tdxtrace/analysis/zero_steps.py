@@ -12,13 +12,13 @@ from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 
+# Others take it from here too.
+from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD as STEPPING_EPF_THRESHOLD  # noqa: PLC0414
+
 # Exits that a vCPU makes at an unchanged RIP: what interrupts it, and the fault
 # itself.  Any other exit is an instruction that was executed.  TDX module
 # 1.5.01 src/td_transitions/td_exit_stepping.c: only a new RIP clears the state.
 _STANDING: Final = ("EPT_VIOLATION", "EXTERNAL_INTERRUPT", "EXCEPTION_NMI", "INTERRUPT_WINDOW")
-# Counted EPT violations at one RIP before the module logs pages, from the next one
-# on: STEPPING_EPF_THRESHOLD, the same file, 1.0.00 to 1.5.25.
-STEPPING_EPF_THRESHOLD: Final = 6
 # An exit that the module emulates enters no guest, so it is shorter than the
 # shortest full exit and entry that was measured: CPUID through KVM, 3,851 ns
 # (TUM-DSE/CVM_eval benchmarks/vmexit/README.md, 5bc6ab0).

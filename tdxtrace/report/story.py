@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from tdxtrace.report.questions import (
+    aftermath,
     causes,
+    costs,
     leaves,
     limits,
     quality,
+    sharing,
     short,
+    steps,
     times,
     verdicts,
     zero_steps,
@@ -27,8 +31,15 @@ def sections(findings: Findings) -> list[Section]:
         limits.attempts(findings),
         limits.replayed(findings),
         times.section(findings),
+        costs.latencies(findings),
+        costs.time_shares(findings),
         causes.section(findings),
+        sharing.section(findings),
+        aftermath.abandoned(findings),
+        aftermath.loops(findings),
         zero_steps.section(findings),
+        steps.causes(findings),
+        steps.thresholds(findings),
         zero_steps.vcpus(findings),
     ]
 

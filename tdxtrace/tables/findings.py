@@ -131,6 +131,8 @@ STEP_CAUSES: Final = (
 ZERO_STEP_CAUSES = Table(
     name="zero_step_causes",
     grain="one row per zero-step episode: what made the vCPU fault so often at one instruction",
+    meaning="The cause of a zero-step episode is what kept more than half of the faults that led "
+    "to it from being settled.",
     key=("source", "first_seq", "form"),
     columns=(
         SOURCE,
@@ -186,6 +188,8 @@ ZERO_STEP_CAUSES = Table(
 STEP_THRESHOLDS = Table(
     name="step_thresholds",
     grain="one row per threshold: the episodes that zero-step mitigation would have made with it",
+    meaning="The mitigation lets so many faults at one instruction pass; each run of faults that "
+    "goes beyond is an episode in the making.",
     key=("source", "threshold"),
     columns=(
         SOURCE,

@@ -86,6 +86,8 @@ ATTEMPTS = Table(
 LATENCIES = Table(
     name="latencies",
     grain="one row per leaf: what a busy and a successful SEAMCALL cost, and the gap between tries",
+    meaning="What a busy answer costs beside a success is the ratio of their median times; a pause "
+    "runs from a busy answer to the request's next attempt.",
     key=("leaf",),
     columns=(
         LEAF,

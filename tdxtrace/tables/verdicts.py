@@ -26,6 +26,8 @@ SUBJECTS: Final = ("busy", "broken_rule", "zero_step", "abandoned", "loop", "mes
 ABANDONED_REQUESTS = Table(
     name="abandoned_requests",
     grain="one row per request that its caller left busy, and each thing that came of it",
+    meaning="A request is left busy if its caller went on to something else before it was done; "
+    "what came of it is what the trace shows later.",
     key=("source", "first_seq", "consequence"),
     columns=(
         SOURCE,
@@ -60,6 +62,8 @@ ABANDONED_REQUESTS = Table(
 PROGRESS_LOOPS = Table(
     name="progress_loops",
     grain="one row per request, or fault, that was repeated though nothing held a lock",
+    meaning="A loop is a request, or a fault, that was repeated though nothing held a lock: "
+    "interrupted, short of entropy, the module busy, or KVM's own retrying.",
     key=("source", "first_seq", "loop"),
     columns=(
         SOURCE,
@@ -96,6 +100,8 @@ PROGRESS_LOOPS = Table(
 TD_CONFLICTS = Table(
     name="td_conflicts",
     grain="one row per leaf and resource: whether those who made it busy were of another TD",
+    meaning="TDs share the module, the PAMT of a 2 MB range, keys and caches; they conflict if a "
+    "call of one held what a call of another one found busy.",
     key=("source", "leaf", "resource"),
     columns=(
         SOURCE,
@@ -118,6 +124,8 @@ TD_CONFLICTS = Table(
 TIME_SHARES = Table(
     name="time_shares",
     grain="one row per TD and phase of its life: where its threads' time in SEAMCALLs went",
+    meaning="While a TD is built, runs and is torn down, its threads spend their time in calls "
+    "that settle a request, in calls that do not, between attempts, in the guest, and elsewhere.",
     key=("source", "td_id", "phase"),
     columns=(
         SOURCE,

@@ -32,7 +32,7 @@ ZERO_STEPS = SAMPLES / "zerostep.txt"
 FORMS = ("html", "md", "json")
 FIGURES = (
     *("attempts", "busy_causes", "contention", "leaf_stats", "policies"),
-    *("rate", "timeline", "times"),
+    *("rate", "step_thresholds", "timeline", "times"),
 )
 # What a small trace holds, and what the report must say of it.
 STORIES = {
