@@ -11,8 +11,6 @@ from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRI
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
-
-# Others take it from here too.
 from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD as STEPPING_EPF_THRESHOLD  # noqa: PLC0414
 
 # Exits that a vCPU makes at an unchanged RIP: what interrupts it, and the fault
@@ -38,7 +36,6 @@ _INSTALLS: Final = [leaves.parse_leaf(f"TDH.MEM.{n}")[0] for n in ("PAGE.AUG", "
 _EPT_VIOLATION: Final = exit_reason_number("EPT_VIOLATION") or 0
 _BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 _VCPU: Final = ("source", "tid")
-# What steps need of a call.
 _STEP: Final = (*_VCPU, "tgid", "vp_id", "seq", "gpa", "leaf", "status")
 
 
@@ -223,10 +220,8 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     run = no_progress_run(_of(steps.filter(fast), steps), standing())
     nth = pl.col("is_fault").cum_sum().over("run")
     # An entry's own page is what is asked for right after it.
-    asked = pl.when(pl.col("installs").shift(-1).over("run")).then(
-        pl.col("gpa").shift(-1).over("run")
-    )
-    same_page = asked == pl.col("page")
+    asks, asked = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
+    same_page = pl.when(asks).then(asked) == pl.col("page")
     looks = (nth > STEPPING_EPF_THRESHOLD) & pl.col("is_fault") & fast & same_page
     marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
     return ZERO_STEPS.conform(_episodes(marked, "emulated_ept_violation"))

@@ -51,12 +51,18 @@ def busy_causes_command(
         About,
         typer.Option(
             "--about",
-            help="Each busy attempt; the share of each cause; rules that the kernel broke; what "
-            "locks would have bought; refused entries.",
+            metavar="WHAT",
+            help="attempts, shares of causes, rules that were broken, locks and their worth, or "
+            "entries refused.",
         ),
     ] = About.attempts,
     cause: Annotated[
-        Cause | None, typer.Option("--cause", help="Only attempts with this answer.")
+        Cause | None,
+        typer.Option(
+            "--cause",
+            metavar="CAUSE",
+            help="host_conflict, armed_entry, guest, kernel_bug or unexplained.",
+        ),
     ] = None,
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Also what else fits, not only the answers.")

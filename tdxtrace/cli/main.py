@@ -26,6 +26,7 @@ from tdxtrace.cli import (
     validate,
     watch,
 )
+from tdxtrace.cli.help import WHERE, Command, show_reading
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -51,6 +52,10 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    help_reading: Annotated[
+        bool,
+        typer.Option(WHERE, callback=show_reading, is_eager=True, help="Say how traces are read."),
+    ] = False,
 ) -> None:
     """Find out how often TDX SEAMCALLs are retried, and whose fault it is.
 
@@ -58,34 +63,36 @@ def root(
     """
 
 
-app.command("analyze")(analyze.analyze_command)
-app.command("report")(report.report_command)
-app.command("compare")(compare.compare_command)
+app.command("analyze", cls=Command)(analyze.analyze_command)
+app.command("report", cls=Command)(report.report_command)
+app.command("compare", cls=Command)(compare.compare_command)
 app.command("convert")(convert.convert_command)
-app.command("events")(table_commands.events_command)
-app.command("retry-chains")(table_commands.retry_chains_command)
-app.command("zero-steps")(table_commands.zero_steps_command)
-app.command("verdicts")(table_commands.verdicts_command)
-app.command("zero-step-causes")(table_commands.zero_step_causes_command)
-app.command("step-thresholds")(table_commands.step_thresholds_command)
-app.command("abandoned-requests")(table_commands.abandoned_requests_command)
-app.command("progress-loops")(table_commands.progress_loops_command)
-app.command("td-conflicts")(table_commands.td_conflicts_command)
-app.command("time-shares")(table_commands.time_shares_command)
-app.command("export")(export.export_command)
-app.command("notebook")(notebook.notebook_command)
-app.command("query")(query.query_command)
-app.command("busy-causes")(cause_commands.busy_causes_command)
-app.command("attempts")(limit_commands.attempts_command)
-app.command("policies")(limit_commands.policies_command)
-app.command("explain")(cause_commands.explain_command)
-app.command("recommend")(limit_commands.recommend_command)
+app.command("events", cls=Command)(table_commands.events_command)
+app.command("retry-chains", cls=Command)(table_commands.retry_chains_command)
+app.command("zero-steps", cls=Command)(table_commands.zero_steps_command)
+app.command("verdicts", cls=Command)(table_commands.verdicts_command)
+app.command("zero-step-causes", cls=Command)(table_commands.zero_step_causes_command)
+app.command("step-thresholds", cls=Command)(table_commands.step_thresholds_command)
+app.command("abandoned-requests", cls=Command)(table_commands.abandoned_requests_command)
+app.command("progress-loops", cls=Command)(table_commands.progress_loops_command)
+app.command("td-conflicts", cls=Command)(table_commands.td_conflicts_command)
+app.command("time-shares", cls=Command)(table_commands.time_shares_command)
+app.command("export", cls=Command)(export.export_command)
+app.command("notebook", cls=Command)(notebook.notebook_command)
+app.command("query", cls=Command)(query.query_command)
+app.command("busy-causes", cls=Command)(cause_commands.busy_causes_command)
+app.command("attempts", cls=Command)(limit_commands.attempts_command)
+app.command("policies", cls=Command)(limit_commands.policies_command)
+app.command("explain", cls=Command)(cause_commands.explain_command)
+app.command("recommend", cls=Command)(limit_commands.recommend_command)
 # A signed status word begins like an option.
-app.command("decode", context_settings={"ignore_unknown_options": True})(decode.decode_command)
-app.command("simulate")(simulate.simulate_command)
-app.command("validate")(validate.validate_command)
+app.command("decode", cls=Command, context_settings={"ignore_unknown_options": True})(
+    decode.decode_command
+)
+app.command("simulate", cls=Command)(simulate.simulate_command)
+app.command("validate", cls=Command)(validate.validate_command)
 app.add_typer(capture.app, name="capture")
-app.command("watch")(watch.watch_command)
+app.command("watch", cls=Command)(watch.watch_command)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ class ModuleOptions:
         typer.Option(
             "--module",
             metavar="VERSION",
-            help="Release of the TDX module, e.g. 1.5.16; default: what the trace proves.",
+            help="Release of the TDX module, e.g. 1.5.16.",
         ),
     ] = None
     generation: Annotated[
@@ -30,7 +30,7 @@ class ModuleOptions:
         typer.Option(
             "--generation",
             metavar="LETTER",
-            help="Lock generation instead: A (1.0), B (1.5.01 to 1.5.16), C (1.5.20 and later).",
+            help="Or its locks: A 1.0, B 1.5.01, C from 1.5.20.",
         ),
     ] = None
 

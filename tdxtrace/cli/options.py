@@ -22,15 +22,14 @@ Traces = Annotated[
     list[str],
     typer.Argument(
         metavar="TRACE...",
-        help="trace.dat, perf.data, raw ring-buffer pages; ftrace, trace-cmd report, perf script "
-        "function_graph or dmesg text; plain, gzip, zstd or xz; a folder that convert made; - for "
-        "standard input.",
+        help="trace.dat, perf.data or ring-buffer pages; text of ftrace, trace-cmd report, perf "
+        "script, function_graph or dmesg; packed or not; a folder that convert made; - for stdin.",
         show_default=False,
     ),
 ]
 Vms = Annotated[
     list[str],
-    typer.Option("--vm", metavar="VM", help="Only this TD (0x...) or process; may be repeated."),
+    typer.Option("--vm", metavar="VM", help="Only this TD (0x...) or process; repeatable."),
 ]
 Leaves = Annotated[
     list[str],
@@ -38,10 +37,11 @@ Leaves = Annotated[
 ]
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="S", help="From this second of the clock, or +S from start."),
+    typer.Option("--since", metavar="S", help="From this second, or +S from the start."),
 ]
 Until = Annotated[
-    str | None, typer.Option("--until", metavar="S", help="Up to this second, or +S from start.")
+    str | None,
+    typer.Option("--until", metavar="S", help="Up to this second, or +S from the start."),
 ]
 InputFormat = Annotated[
     str | None,
@@ -72,19 +72,24 @@ Dmesg = Annotated[
     typer.Option(
         "--dmesg",
         metavar="FILE",
-        help="The kernel's log of that time (dmesg, journalctl -k); may be repeated.",
+        help="The kernel's log of that time; repeatable.",
     ),
 ]
 Cache = Annotated[
     bool, typer.Option("--cache", help="Keep converted traces in the user's cache folder.")
 ]
-Format = Annotated[OutputFormat, typer.Option("--format", help="What to print.")]
+Format = Annotated[
+    OutputFormat,
+    typer.Option(
+        "--format", metavar="FORM", show_default=False, help="table, or csv, json, parquet."
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]
 Python = Annotated[
-    bool, typer.Option("--python", help="Print the library's calls that do the same, and stop.")
+    bool, typer.Option("--python", help="Print the library's calls that do the same.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
@@ -93,6 +98,6 @@ FailOn = Annotated[
     typer.Option(
         "--fail-on",
         metavar="RULE",
-        help="Exit with 3 if so, e.g. 'max-attempts>16'; may be repeated.",
+        help="Exit with 3 if so, e.g. 'max-attempts>16'.",
     ),
 ]

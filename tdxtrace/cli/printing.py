@@ -21,7 +21,15 @@ class Printing:
     """Options that say as what a table is printed, and where."""
 
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=0, help="Most rows of --format table; 0: all.")
+        int,
+        typer.Option(
+            "--limit",
+            "-n",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="Most rows, not 40; 0: all.",
+        ),
     ] = 40
     form: options.Format = OutputFormat.table
     output: options.Output = None

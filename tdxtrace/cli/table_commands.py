@@ -40,7 +40,14 @@ class Outcome(StrEnum):
 def events_command(
     request: Request,
     printing: Printing,
-    table: Annotated[EventTable, typer.Option("--table", help="Which.")] = EventTable.seamcalls,
+    table: Annotated[
+        EventTable,
+        typer.Option(
+            "--table",
+            metavar="TABLE",
+            help="vm_entries, page_faults, host_events, kernel_messages, threads or losses.",
+        ),
+    ] = EventTable.seamcalls,
 ) -> None:
     """Print the events that were read: SEAMCALLs, vCPU entries, faults, losses.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import typer.main
 from running import answered
 
+from tdxtrace.cli.help import FOLDED, WHERE
 from tdxtrace.cli.main import app
 
 
@@ -29,10 +31,24 @@ def commands(
 ALL = dict(commands(typer.main.get_command(app)))
 
 
+# A window that was never resized has 80 columns; one made a little higher has these lines.
+SCREEN = {"columns": 80, "lines": 36}
+GROUPS = sorted({words[:n] for words in ALL for n in range(len(words))})
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=" ".join)
+def test_help_of_a_group_names_its_commands(words: tuple[str, ...]) -> None:
+    lines = answered(*words, "--help", columns=SCREEN["columns"]).lines
+    own = {name[len(words)] for name in ALL if name[: len(words)] == words}
+    assert own <= {line.split()[0] for line in lines if line.startswith("  ")}
+    assert max(map(len, lines)) <= SCREEN["columns"]
+
+
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
 def test_help_fits_a_screen_and_has_an_example(words: tuple[str, ...]) -> None:
-    lines = answered(*words, "--help", columns=100).lines
-    assert len(lines) <= 60
+    lines = answered(*words, "--help", columns=SCREEN["columns"]).lines
+    assert len(lines) <= SCREEN["lines"]
+    assert max(map(len, lines)) <= SCREEN["columns"]
     (example,) = [line.strip() for line in lines if line.strip().startswith("Example: ")]
     assert f"tdxtrace {words[0]}" in example
 
@@ -42,6 +58,52 @@ def test_every_option_is_explained(words: tuple[str, ...]) -> None:
     for parameter in ALL[words].params:
         if parameter.param_type_name == "option":
             assert parameter.help, f"{words}: {parameter.name}"
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_every_option_is_in_the_help_or_where_it_points(words: tuple[str, ...]) -> None:
+    text = answered(*words, "--help").text
+    own = _named(text)
+    elsewhere = _named(answered(WHERE).text) if f"tdxtrace {WHERE}" in text else set()
+    for parameter in ALL[words].params:
+        if parameter.param_type_name == "option" and not parameter.hidden:
+            option = parameter.opts[0]
+            assert (option in own) != (option in elsewhere), f"{words}: {option}"
+
+
+def _named(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?\w[\w-]*", text))
+
+
+def test_what_help_leaves_out_stands_in_one_place() -> None:
+    lines = answered(WHERE, columns=SCREEN["columns"]).lines
+    assert len(lines) <= SCREEN["lines"]
+    assert [line for line in lines if line.startswith("Example: tdxtrace analyze")]
+    named = {line.split()[0] for line in lines if line.startswith("  --")}
+    assert named == {option for name in FOLDED for option in _options_named(name)}
+
+
+def _options_named(name: str) -> list[str]:
+    (found,) = [p for p in ALL["events",].params if p.name == name]
+    return list(found.opts)
+
+
+def test_a_shell_completes_what_help_leaves_out() -> None:
+    environment = os.environ | {
+        "_TDXTRACE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "tdxtrace analyze --",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tdxtrace"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    options = {option for name in FOLDED for option in _options_named(name)}
+    assert options <= set(done.stdout.split()), done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

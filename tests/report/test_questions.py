@@ -89,7 +89,7 @@ def test_what_came_of_requests_left_busy_is_counted_by_consequence() -> None:
     assert says.startswith("2 requests left busy. What came of it: another call settled it: 1;")
     assert says.endswith("nothing that the trace shows: 1.")
     (grid,) = section.grids
-    assert [row[:2] + row[4:] for row in grid.rows] == [
+    assert [(*row[:2], *row[4:]) for row in grid.rows] == [
         ("MEM.RANGE.BLOCK", "1", "6", "10", "another call settled it"),
         ("MEM.RANGE.BLOCK", "1", "2", "-", "nothing that the trace shows"),
     ]
@@ -119,7 +119,7 @@ def test_loops_are_told_with_whether_they_moved_on() -> None:
     section = of("N1 N1 S1 N2 S3", "progress_loops")
     assert section.says == ["2 loops: 1 moved on, 1 did not, as far as is seen."]
     (grid,) = section.grids
-    assert [row[1:4] + row[6:7] for row in grid.rows] == [
+    assert [(*row[1:4], row[6]) for row in grid.rows] == [
         ("MEM.PAGE.AUG", "1", "2", "seen"),
         ("MEM.PAGE.AUG", "1", "1", "not seen"),
     ]
