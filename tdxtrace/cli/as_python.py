@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -10,106 +11,216 @@ from typing import Any, Final
 from tdxtrace.cli.inputs import Request
 
 _READING: Final = ("input_format", "mappings", "level_base", "formats", "dmesg")
-# What a command prints where it is not the finding table of its own name; a word in braces
-# is one of its options.
-_ANSWERS: Final[Mapping[str, str]] = {
-    "events": "trace.{table}",
-    "query": "tdxtrace.query(trace, {statement!r})",
-    "busy-causes": "findings.{about}",
-    "explain": "surroundings(trace, findings, {seq})",
-    "recommend": "findings.limits",
+_ABOUT: Final = {
+    "attempts": "busy_causes",
+    "shares": "cause_shares",
+    "rules": "broken_rules",
+    "locks": "lock_values",
+    "entries": "entry_waits",
 }
-_IMPORTS: Final[Mapping[str, str]] = {
-    "explain": "from tdxtrace.analysis.causes.surroundings import surroundings",
-}
-_ABOUT: Final = {"attempts": "busy_causes", "shares": "cause_shares", "rules": "broken_rules"}
-_FILTERS: Final[Mapping[str, str]] = {
-    "outcome": 'pl.col("outcome") == {value!r}',
-    "cause": 'pl.col("rank") == 1, pl.col("cause") == {value!r}',
-    "by": 'pl.col("by") == {value!r}',
-    "unit": 'pl.col("unit") == {value!r}',
-}
+
+
+@dataclass(slots=True)
+class _Script:
+    """Lines of Python in the making."""
+
+    words: Mapping[str, Any]
+    """The options by name."""
+    imports: list[str] = field(default_factory=lambda: ["import tdxtrace"])
+    lines: list[str] = field(default_factory=list)
+
+    def use(self, module: str, *names: str) -> None:
+        """Import names from a module."""
+        self.imports.append(f"from {module} import {', '.join(names)}")
+
+    def show(self, answer: str, name: str = "rows") -> None:
+        """Keep an answer under a name and print it."""
+        if answer != name:
+            self.lines.append(f"{name} = {answer}")
+        self.lines.append(f"print({name})")
+
+    def text(self) -> str:
+        """All of it; modules of Python itself first."""
+        own = [line for line in self.imports if "tdxtrace" in line]
+        others = [line for line in self.imports if "tdxtrace" not in line]
+        parts = [others, own, self.lines]
+        return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def library_calls(command: str, request: Request, given: Mapping[str, Any]) -> str:
     """Return Python that leaves in ``rows`` (or prints, or writes) what a command answers.
 
+    How a table is printed is not part of it: ``rows`` has all that --format parquet has.
+
     Args:
         command: Its name.
         request: What it was asked, and of which traces.
         given: Its other options by name, groups among them.
+
+    Raises:
+        QueryError: If options contradict each other.
     """
-    words = {name: _plain(value) for name, value in given.items()}
-    module = given.get("of")
-    about = _ABOUT.get(str(words.get("about")), words.get("about"))
-    if command in ("report", "export"):
-        return _written(command, request, words)
-    answer = _ANSWERS.get(command, "findings." + command.replace("-", "_"))
-    if command == "analyze":
-        answer = "findings"
-    elif words.get("latencies"):
-        answer = "findings.latencies"
-    answer = answer.format(**words | {"about": about})
-    filters = [
-        text.format(value=words[name])
-        for name, text in _FILTERS.items()
-        if words.get(name) is not None and "latencies" not in answer
-    ]
-    lines = _opened(request, module, answer)
-    for text in filters:
-        answer += f".filter({text})"
-    if filters:
-        lines.insert(0, "import polars as pl")
-    if command in _IMPORTS:
-        lines.insert(1, _IMPORTS[command])
-    name = "findings" if command == "analyze" else "rows"
-    if answer != name:
-        lines.append(f"{name} = {answer}")
-    lines.append(f"print({name})")
-    return "\n".join(lines)
+    script = _Script({name: _plain(value) for name, value in given.items()})
+    _open(script, request)
+    if command not in ("events", "query"):
+        _analyze(script, request, given.get("of"))
+    if command in _WRITERS:
+        _WRITERS[command](script)
+    else:
+        script.show("findings." + command.replace("-", "_"))
+    return script.text()
 
 
-def _opened(request: Request, module: object, answer: str) -> list[str]:
-    """Read the traces, and analyse them if the answer is about findings."""
-    given = [f"{name}={_literal(value)}" for name in _READING if (value := getattr(request, name))]
-    traces = ", ".join([*map(repr, request.traces), *given])
-    lines = ["import tdxtrace"]
+def _open(script: _Script, request: Request) -> None:
+    """Read the traces."""
+    said = {name: getattr(request, name) for name in _READING}
+    given = [f"{name}={_literal(value)}" for name, value in said.items() if value not in (None, [])]
+    # The word ``log`` before the traces may be said to analyze.
+    names = request.traces[1:] if _is_log(script, request) else request.traces
     chosen = request.selection.to_dict()
-    asks = "findings" in answer
-    options = ["trace"]
     if chosen:
+        script.use("tdxtrace.analysis.selection", "Selection")
         words = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-        lines.append("from tdxtrace.analysis.selection import Selection")
-        lines += ["", f"selection = Selection({words})"]
-        options.append("selection")
+        script.lines += [f"selection = Selection({words})"]
+    script.lines.append(f"trace = tdxtrace.read_trace({', '.join([*map(repr, names), *given])})")
+    script.words = {**script.words, "chosen": ["selection"] if chosen else []}
+
+
+def _is_log(script: _Script, request: Request) -> bool:
+    is_analyze = "as_json" in script.words
+    return is_analyze and request.traces[0] == "log" and len(request.traces) > 1
+
+
+def _analyze(script: _Script, request: Request, module: object) -> None:
+    """Find what the answer is made of."""
+    options = ["trace", *script.words["chosen"]]
     for name in ("module", "generation"):
         value = getattr(module, name, None)
         if value is not None:
             options.append(f"{name}={value!r}")
-    lines += [*([] if chosen else [""]), f"trace = tdxtrace.read_trace({traces})"]
-    if asks:
-        lines.append(f"findings = tdxtrace.analyze({', '.join(options)})")
-    elif chosen and "query" not in answer:
-        lines.append("trace = selection.of_trace(trace)")
-    return lines
+    script.lines.append(f"findings = tdxtrace.analyze({', '.join(options)})")
 
 
-def _written(command: str, request: Request, words: Mapping[str, Any]) -> str:
-    lines = _opened(request, None, "findings")
-    if command == "export":
-        lines.insert(1, "from tdxtrace.report.perfetto import write_perfetto")
-        lines.append(f"with open({words['perfetto']!r}, 'wb') as file:")
-        return "\n".join([*lines, "    write_perfetto(trace, findings, file)"])
-    output = words.get("output")
-    form = words.get("form") or (Path(output).suffix[1:] if output else "md")
-    lines.insert(1, "from tdxtrace.report.written import report")
-    lines.append(f"data = report(findings, {form!r})")
-    lines.append(
-        f"with open({output!r}, 'wb') as file:\n    file.write(data)"
-        if output
-        else "print(data.decode())"
-    )
-    return "\n".join(lines)
+def _events(script: _Script) -> None:
+    table = f"trace.{script.words['table']}"
+    script.show(f"selection.of({table}, trace)" if script.words["chosen"] else table)
+
+
+def _query(script: _Script) -> None:
+    options = ["trace", repr(script.words["statement"]), *script.words["chosen"]]
+    script.show(f"tdxtrace.query({', '.join(options)})")
+
+
+def _where(script: _Script, table: str, *names: str) -> None:
+    """A table, of which options pick rows that have their value."""
+    asked = [f'pl.col("{n}") == {script.words[n]!r}' for n in names if script.words.get(n)]
+    if asked:
+        script.imports.insert(0, "import polars as pl")
+    script.show(f"findings.{table}" + (f".filter({', '.join(asked)})" if asked else ""))
+
+
+def _attempts(script: _Script) -> None:
+    if script.words["latencies"]:
+        script.show("findings.latencies")
+    else:
+        _where(script, "attempts", "by", "unit")
+
+
+def _busy_causes(script: _Script) -> None:
+    table = _ABOUT[script.words["about"]]
+    cause = script.words["cause"]
+    if table != "busy_causes" or cause is None:
+        script.show(f"findings.{table}")
+        return
+    script.imports.insert(0, "import polars as pl")
+    is_answer = f'pl.col("rank") == 1, pl.col("cause") == {cause!r}'
+    script.lines.append(f"answered = findings.busy_causes.filter({is_answer})")
+    join = 'answered, on=["source", "seq"], how="semi", maintain_order="left"'
+    script.show(f"findings.busy_causes.join({join})")
+
+
+def _explain(script: _Script) -> None:
+    words = script.words
+    script.use("tdxtrace.analysis.causes.surroundings", "surroundings")
+    script.use("tdxtrace.report.timeline", "as_text")
+    options = f"source={words['source']}, whole_chain={words['chain']}"
+    script.show(f"surroundings(trace, findings, {words['seq']}, {options})", "around")
+    script.lines[-1] = "print(as_text(around))"
+
+
+def _policies(script: _Script) -> None:
+    words = script.words
+    script.use("tdxtrace.recommend.known", "DEFAULTS", "policy_named")
+    script.use("tdxtrace.recommend.replay", "policies")
+    names, own = "DEFAULTS", ""
+    if words["file"] is not None:
+        script.imports.insert(0, "from pathlib import Path")
+        script.use("tdxtrace.recommend.policy_file", "read_policies")
+        script.lines.append(f"own = read_policies(Path({words['file']!r}))")
+        names, own = "[*DEFAULTS, *own]", ", own"
+    if words["policy"]:
+        names = repr(list(dict.fromkeys(words["policy"])))
+        script.imports = [line.replace("DEFAULTS, ", "") for line in script.imports]
+    script.lines.append(f"chosen = [policy_named(name{own}) for name in {names}]")
+    script.show("policies(findings.retry_chains, findings.busy_answers, chosen)")
+
+
+def _recommend(script: _Script) -> None:
+    from tdxtrace.recommend.wish import wish_of
+
+    names = ("target", "confidence", "at_most")
+    said = {name: script.words[name] for name in names if script.words[name] is not None}
+    wish_of(**said)
+    script.use("tdxtrace.recommend.limits", "limits", "observed_seconds")
+    script.use("tdxtrace.recommend.wish", "wish_of")
+    script.lines.append(f"wish = wish_of({', '.join(f'{n}={v!r}' for n, v in said.items())})")
+    script.lines.append("seconds = observed_seconds(findings.provenance)")
+    tables = ", ".join(f"findings.{name}" for name in ("attempts", "retry_chains", "losses"))
+    script.show(f"limits({tables}, seconds, wish)")
+
+
+def _export(script: _Script) -> None:
+    script.use("tdxtrace.report.perfetto", "write_perfetto")
+    if script.words["chosen"]:
+        script.lines.append("trace = selection.of_trace(trace)")
+    script.lines.append(f"with open({script.words['perfetto']!r}, 'wb') as file:")
+    script.lines.append("    write_perfetto(trace, findings, file)")
+
+
+def _report(script: _Script) -> None:
+    from tdxtrace.report.written import format_of
+
+    output = script.words["output"]
+    form = script.words["form"] or format_of(None if output is None else Path(output))
+    script.use("tdxtrace.report.written", "report")
+    script.lines.append(f"data = report(findings, {form!r})")
+    for kind in ("png", "svg"):
+        if script.words[kind] is not None:
+            folder = f"Path({script.words[kind]!r})"
+            script.imports += ["from pathlib import Path"]
+            script.use("tdxtrace.report.written", "save_charts")
+            force = script.words["force"]
+            script.lines.append(f"save_charts(findings, {folder}, {kind!r}, force={force})")
+    script.imports = list(dict.fromkeys(script.imports))
+    if output is None:
+        script.lines.append("print(data.decode(), end='')")
+    else:
+        script.lines += [f"with open({output!r}, 'wb') as file:", "    file.write(data)"]
+
+
+_WRITERS: Final[Mapping[str, Callable[[_Script], None]]] = {
+    "analyze": lambda script: script.show("findings", "findings"),
+    "attempts": _attempts,
+    "busy-causes": _busy_causes,
+    "events": _events,
+    "explain": _explain,
+    "export": _export,
+    "policies": _policies,
+    "query": _query,
+    "recommend": _recommend,
+    "report": _report,
+    "retry-chains": lambda script: _where(script, "retry_chains", "outcome"),
+}
 
 
 def _plain(value: object) -> object:
@@ -120,4 +231,6 @@ def _plain(value: object) -> object:
 
 
 def _literal(value: object) -> str:
-    return repr(str(value) if isinstance(value, Path) else value)
+    if isinstance(value, list):
+        return repr([_plain(one) for one in value])
+    return repr(_plain(value))

@@ -120,15 +120,11 @@ def recommend_command(
 
     Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-5
     """
-    from tdxtrace.errors import QueryError
     from tdxtrace.recommend.limits import limits, observed_seconds
-    from tdxtrace.recommend.wish import Wish, parse_rate
+    from tdxtrace.recommend.wish import wish_of
     from tdxtrace.report.limits import limits_screen
 
-    if target is not None and at_most is not None:
-        raise QueryError("--target and --at-most are two ways to say the same; choose one")
-    rate = parse_rate(at_most) if at_most is not None else None
-    wish = Wish(1e-6 if target is None else target, confidence, rate)
+    wish = wish_of(target=target, confidence=confidence, at_most=at_most)
     found = request.analyze()
     seconds = observed_seconds(found.provenance)
     rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wish)

@@ -67,6 +67,25 @@ class Wish:
         return min(self.per_second / n_leaves * seconds / n_requests, 0.5)
 
 
+def wish_of(
+    *, target: float | None = None, confidence: float = 0.95, at_most: str | None = None
+) -> Wish:
+    """Return what is wished for, in the words of a user.
+
+    Args:
+        target: Chance that a request needs more; a millionth if nothing is said.
+        confidence: How sure that is to be.
+        at_most: A rate such as "1 VM per year", instead of ``target``.
+
+    Raises:
+        QueryError: If both are said, or one of them is not understood.
+    """
+    if target is not None and at_most is not None:
+        raise QueryError("--target and --at-most are two ways to say the same; choose one")
+    rate = parse_rate(at_most) if at_most is not None else None
+    return Wish(1e-6 if target is None else target, confidence, rate)
+
+
 def parse_rate(text: str) -> float:
     """Return a rate such as "1 VM per year" per second.
 

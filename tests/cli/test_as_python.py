@@ -8,27 +8,47 @@ from typing import Any
 import polars as pl
 import pytest
 import typer.main
-from running import SAMPLES, answered
+from running import SAMPLES, answered, refused
 
 from tdxtrace.cli.main import app
 
-TABLE_COMMANDS = {
-    "events": ["--table", "vm_entries", "--since", "+0.01"],
-    "retry-chains": ["--outcome", "succeeded", "--leaf", "TDH.MEM.TRACK"],
-    "zero-steps": [],
-    "zero-step-causes": [],
-    "step-thresholds": [],
-    "abandoned-requests": [],
-    "progress-loops": [],
-    "td-conflicts": [],
-    "time-shares": [],
-    "verdicts": ["--module", "1.5.16"],
-    "busy-causes": ["--about", "shares"],
-    "attempts": ["--unit", "ns"],
-    "query": ["select leaf, count(*) as n from retry_chains group by leaf order by leaf"],
+CHOSEN = [
+    *("--leaf", "TDH.MEM.TRACK", "--leaf", "TDH.VP.ENTER"),
+    *("--since", "+0.001", "--until", "+0.03"),
+]
+# Every option that changes the rows of a command, at least once; None: the options are those of
+# all commands.
+TABLE_COMMANDS: dict[str, list[list[str]]] = {
+    "events": [["--table", table] for table in ("vm_entries", "losses", "threads", "seamcalls")],
+    "retry-chains": [["--outcome", "succeeded"], ["--all"]],
+    "zero-steps": [[]],
+    "zero-step-causes": [[]],
+    "step-thresholds": [[]],
+    "abandoned-requests": [["--vm", "0x5581d90748e0"]],
+    "progress-loops": [[]],
+    "td-conflicts": [[]],
+    "time-shares": [[]],
+    "verdicts": [["--module", "1.5.16"], ["--generation", "C"]],
+    "busy-causes": [
+        *([["--about", about] for about in ("attempts", "shares", "rules", "locks", "entries")]),
+        ["--cause", "host_conflict", "--candidates"],
+        ["--module", "1.5.16", "--about", "shares"],
+    ],
+    "attempts": [["--unit", "ns"], ["--by", "cause"], ["--latencies"]],
+    "query": [["select leaf, count(*) as n from retry_chains group by leaf order by leaf"]],
+    "policies": [[], ["--policy", "fixed-5", "--policy", "mainline", "--policy", "fixed-5"]],
+    "recommend": [
+        *([], ["--target", "1e-3"], ["--confidence", "0.9"]),
+        ["--at-most", "2 VMs per day", "--confidence", "0.8"],
+    ],
 }
-# Of these --python is a beginning: what they add to a table, or print instead, is theirs.
-OTHERS = {"analyze", "report", "export", "policies", "explain", "recommend"}
+CASES = [
+    (command, [*options, *more])
+    for command, variants in TABLE_COMMANDS.items()
+    for place, options in enumerate(variants)
+    for more in ([], CHOSEN)[: 2 if place == 0 else 1]
+]
+OTHERS = {"analyze", "report", "export", "explain"}
 
 
 def ran(code: str) -> dict[str, Any]:
@@ -37,20 +57,71 @@ def ran(code: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("command", TABLE_COMMANDS)
-def test_the_calls_give_the_rows_of_the_command(command: str) -> None:
-    words = [command, str(SAMPLES / "zerostep.txt"), *TABLE_COMMANDS[command]]
-    code = answered(*words, "--python").text
+def same(command: str, *words: str | Path) -> str:
+    """Hold the rows that printed code makes against those of the command; the code."""
+    code = answered(command, *words, "--python").text
     rows = ran(code)["rows"]
-    printed = pl.read_parquet(answered(*words, "--format", "parquet").stdout)
+    printed = pl.read_parquet(answered(command, *words, "--format", "parquet").stdout)
     assert rows.equals(printed)
+    return code
 
 
-@pytest.mark.parametrize("command", sorted(OTHERS - {"export", "explain"}))
-def test_other_commands_begin_so(command: str, tmp_path: Path) -> None:
-    code = answered(command, SAMPLES / "contended.txt", "--python").text
-    names = ran(code)
-    assert names["findings"].retry_chains.height == 503
+@pytest.mark.parametrize(("command", "options"), CASES, ids=[" ".join([c, *o]) for c, o in CASES])
+def test_the_calls_give_the_rows_of_the_command(command: str, options: list[str]) -> None:
+    same(command, SAMPLES / "zerostep.txt", *options)
+
+
+def test_policies_of_a_file_are_replayed_by_the_calls(tmp_path: Path) -> None:
+    file = tmp_path / "it's mine.toml"
+    file.write_text("[policy.mine]\ncalls = 3\n")
+    for more in ([], ["--policy", "mine"], ["--policy", "mainline", "--policy", "mine"]):
+        code = same("policies", SAMPLES / "contended.txt", "--policies", file, *more)
+        assert "read_policies(Path(" in code
+
+
+def test_how_traces_are_read_is_part_of_the_calls(tmp_path: Path) -> None:
+    log = tmp_path / "it's dmesg.txt"
+    log.write_text("[    1.5] SEAMCALL TDH_MEM_PAGE_REMOVE failed: 0x8000020000000001\n")
+    words = ["--map", "my_probe=tdh_mem_page_aug", "--level-base", "0", "--input-format", "ftrace"]
+    for command in ("events", "verdicts"):
+        assert "dmesg=" in same(command, SAMPLES / "contended.txt", "--dmesg", log)
+        assert "level_base=0" in same(command, SAMPLES / "contended.txt", *words)
+
+
+def test_wishes_that_contradict_each_other_are_refused() -> None:
+    words = ("--target", "1e-3", "--at-most", "1 VM per day", "--python")
+    assert "choose one" in refused(2, "recommend", SAMPLES / "contended.txt", *words)
+
+
+@pytest.mark.parametrize("words", [[], ["log"]])
+def test_what_analyze_found_is_found(words: list[str]) -> None:
+    code = answered("analyze", *words, SAMPLES / "contended.txt", "--python").text
+    assert ran(code)["findings"].retry_chains.height == 503
+
+
+def test_an_attempt_is_explained_by_its_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--chain"], ["--source", "0", "--generation", "B"]):
+        words: list[str | Path] = ["explain", SAMPLES / "zerostep.txt", "--seq", "684", *more]
+        code = answered(*words, "--python").text
+        ran(code)
+        assert capsys.readouterr().out == answered(*words).text
+
+
+@pytest.mark.parametrize("more", [[], CHOSEN])
+def test_perfetto_is_written_by_its_calls(more: list[str], tmp_path: Path) -> None:
+    path, other = tmp_path / "a.pftrace", tmp_path / "b.pftrace"
+    ran(answered("export", SAMPLES / "zerostep.txt", "--perfetto", path, *more, "--python").text)
+    answered("export", SAMPLES / "zerostep.txt", "--perfetto", other, *more, "--quiet")
+    assert path.read_bytes() == other.read_bytes()
+
+
+def test_charts_of_a_report_are_saved_by_its_calls(tmp_path: Path) -> None:
+    words: list[str | Path] = ["report", SAMPLES / "contended.txt", "-o", tmp_path / "r.html"]
+    charts: list[str | Path] = ["--svg", tmp_path / "a", "--leaf", "TDH.MEM.TRACK"]
+    ran(answered(*words, *charts, "--python").text)
+    written = (tmp_path / "r.html").read_bytes()
+    assert written == answered(*words[:2], *charts[2:], "--format", "html").stdout
+    assert [path.suffix for path in (tmp_path / "a").iterdir()][:1] == [".svg"]
 
 
 def test_a_report_is_written_by_its_calls(tmp_path: Path) -> None:
