@@ -41,7 +41,8 @@ class Charts(Mapping[str, "alt.Chart | alt.LayerChart"]):
         return len(self._figures)
 
     def __repr__(self) -> str:
-        lines = [f"  {name:<12} {figure.title}" for name, figure in self._figures.items()]
+        width = max(map(len, self._figures), default=0) + 1
+        lines = [f"  {name:<{width}} {figure.title}" for name, figure in self._figures.items()]
         return "\n".join(["Charts: charts[name] draws one", *lines])
 
     def _repr_html_(self) -> str:

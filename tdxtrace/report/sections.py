@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # A verdict with what would decide it; longer is no table any more.
 _WIDEST: Final = 400
+# What is longer than a name, an outcome or a list of rows.
+_SENTENCE: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Grid:
     """What is not shown, and how to see it."""
     spare: Sequence[int] = ()
     """Columns that are left out where there is no room, the first first."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its rows end in sentences: no table any more where there is little room."""
+        return any(len(row[-1]) > _SENTENCE for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,24 @@ def test_every_chart_is_drawn_and_nothing_complains(name: str, page: Page, tmp_p
     assert set(page.requests) <= {path.as_uri(), "data:,"}
 
 
+def test_tables_that_end_in_sentences_stack_where_there_is_little_room(
+    page: Page, tmp_path: Path
+) -> None:
+    path = written(read_trace(SAMPLES / "contended.txt"), tmp_path)
+    told = "[...document.querySelectorAll('table.told')]"
+    for width, shown in ((400, "block"), (1280, "table-row")):
+        page.look(width)
+        page.open(path)
+        names = page.ask(f"{told}.map(t => t.closest('section').id).join()")
+        assert {"verdicts", "limits"} <= set(str(names).split(","))
+        assert page.ask(f"{told}.every(t => t.scrollWidth <= t.parentElement.clientWidth)") is True
+        rows = "document.querySelector('#verdicts tbody tr')"
+        assert page.ask(f"getComputedStyle({rows}).display") == shown
+    assert page.ask("document.querySelector('#verdicts td:nth-child(2)').dataset.title") == (
+        "findings"
+    )
+
+
 def test_charts_change_their_colours_with_the_page(page: Page, tmp_path: Path) -> None:
     path = written(read_trace(SAMPLES / "zerostep.txt"), tmp_path)
     seen = []

@@ -152,8 +152,8 @@ def test_another_td_that_is_to_blame_is_named_by_leaf() -> None:
 def test_a_success_is_weighed_in_busy_answers(stepping: Findings) -> None:
     section = asked(stepping, "latencies")
     row = stepping.latencies.filter(pl.col("leaf") == 6).row(0, named=True)
-    told = f"TDH.MEM.PAGE.AUG: a success takes as long as {1 / row['busy_ratio']:.3g} busy answers"
-    assert told == "TDH.MEM.PAGE.AUG: a success takes as long as 24 busy answers"
+    told = f"TDH.MEM.PAGE.AUG: a success takes {1 / row['busy_ratio']:.3g} times as long as a busy"
+    assert told == "TDH.MEM.PAGE.AUG: a success takes 24 times as long as a busy"
     assert [says for says in section.says if says.startswith(told)]
     assert "(95 % interval: 22 to 26)" in " ".join(section.says)
     assert len(section.grids[0].rows) == stepping.latencies.height

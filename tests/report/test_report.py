@@ -21,9 +21,11 @@ from tdxtrace.pipeline import analyze
 from tdxtrace.report.charts import MAX_MARKS
 from tdxtrace.report.charts.causes import contention_rows
 from tdxtrace.report.charts.curve import curve_rows
+from tdxtrace.report.charts.policies import policy_rows
 from tdxtrace.report.charts.theme import PALETTE
 from tdxtrace.report.html import _vega, spec_of
 from tdxtrace.report.story import sections
+from tdxtrace.report.units import share
 from tdxtrace.report.written import report
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
@@ -235,6 +237,18 @@ def test_the_attempts_curve_is_that_of_the_table(findings: Findings) -> None:
     assert enter["ratio"].item() == pytest.approx(29 / 670, rel=1e-4)
     assert enter["low"].item() < 29 / 670 < enter["high"].item()
     assert (rows["ratio"] > 0).all()
+
+
+def test_policies_are_shown_with_their_intervals(findings: Findings) -> None:
+    rows = policy_rows(findings.policies)
+    mainline = rows.filter(policy="mainline", leaf="VP.ENTER").row(0, named=True)
+    told = findings.policies.filter(policy="mainline", leaf=0).row(0, named=True)
+    assert mainline["ratio"] == pytest.approx(told["exceeding_ratio"])
+    assert mainline["share"] == share(told["n_exceeding"], told["n_requests"])
+    low, high = mainline["ends"].removesuffix(" %").split(" to ")
+    assert float(low) == pytest.approx(100 * told["exceeding_low"], rel=0.05, abs=0.005)
+    assert float(high) == pytest.approx(100 * told["exceeding_high"], rel=0.05)
+    assert not [ends for ends in rows["ends"] if "e-" in ends]
 
 
 def test_contention_says_what_was_seen_and_what_could_have_been(findings: Findings) -> None:

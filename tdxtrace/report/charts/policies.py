@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tdxtrace.report.charts.theme import HUES, light, themed
+from tdxtrace.report.charts.theme import light, themed
 from tdxtrace.report.names import leaf_labels
 from tdxtrace.report.units import count, duration, share
 
@@ -14,34 +14,37 @@ if TYPE_CHECKING:
     import altair as alt
 
 MAX_LEAVES: Final = 4
-"""Leaves beside each other in the row of a policy."""
+"""Columns that fit a narrow page."""
 
 
 def policies_compared(policies: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw the share of requests that need more than a policy grants, with its interval."""
+    """Show the share of requests that need more than a policy grants, and its interval.
+
+    A table of shaded cells: intervals of few requests are so wide that bars would hide each
+    other.
+    """
     import altair as alt  # noqa: PLC0415
 
     rows = policy_rows(policies)
     leaves = rows["leaf"].unique(maintain_order=True).to_list()
     names = rows["policy"].unique(maintain_order=True).to_list()
-    colour = alt.Color(
-        "leaf:N", scale=alt.Scale(domain=leaves, range=[light(hue) for hue in HUES[: len(leaves)]])
+    # A word of a leaf's name a line: four columns are narrow on a narrow page.
+    words = "split(datum.label, '.')"
+    room = 4 + 13 * max(name.count(".") for name in leaves)
+    bare: dict[str, Any] = {"domain": False, "ticks": False}
+    across = alt.Axis(labelAngle=0, orient="top", labelExpr=words, labelPadding=room, **bare)
+    base = alt.Chart(rows).encode(
+        alt.X("leaf:N", title=None, sort=leaves, axis=across),
+        alt.Y("policy:N", title=None, sort=names, axis=alt.Axis(**bare)),
+        tooltip=["policy", "leaf", "need more", "interval", "requests", "retrying", "VMs killed"],
     )
-    y = alt.Y("policy:N", title=None, sort=names)
-    offset = alt.YOffset("leaf:N", sort=leaves)
-    tooltip = ["policy", "leaf", "need more", "interval", "requests", "retrying", "VMs killed"]
-    base = alt.Chart(rows)
-    bars = base.mark_rule(strokeWidth=2, opacity=0.5).encode(
-        alt.X("low:Q", title="share of requests that need more", axis=alt.Axis(format="~%")),
-        alt.X2("high:Q"),
-        y,
-        color=colour,
-        yOffset=offset,
+    scale = alt.Scale(type="sqrt", domain=[0, 1], range=[0, 0.75])
+    cells = base.mark_rect(color=light("vermilion"), stroke=light("line")).encode(
+        fillOpacity=alt.FillOpacity("ratio:Q", scale=scale, legend=None)
     )
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        alt.X("ratio:Q"), y, color=colour, yOffset=offset, tooltip=tooltip
-    )
-    return themed(bars + points, height=(12 * len(leaves) + 12) * len(names))
+    shares = base.mark_text(color=light("ink"), fontSize=13, dy=-7).encode(text="share:N")
+    ends = base.mark_text(color=light("ink"), fontSize=10, dy=9).encode(text="ends:N")
+    return themed(cells + shares + ends, height=38 * len(names))
 
 
 def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
@@ -63,8 +66,8 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
                 "policy": row["policy"],
                 "leaf": row["label"],
                 "ratio": round(row["exceeding_ratio"], 9),
-                "low": round(row["exceeding_low"], 9),
-                "high": round(row["exceeding_high"], 9),
+                "share": share(row["n_exceeding"], row["n_requests"]),
+                "ends": f"{_percent(row['exceeding_low'])} to {_percent(row['exceeding_high'])} %",
                 "need more": f"{count(row['n_exceeding'])} "
                 f"({share(row['n_exceeding'], row['n_requests'])})",
                 "interval": f"{100 * row['exceeding_low']:.3g} to "
@@ -76,3 +79,11 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
             for row in rows.with_columns(label=leaf_labels(pl.col("leaf"))).iter_rows(named=True)
         ]
     )
+
+
+def _percent(ratio: float) -> str:
+    """A share in percent with two digits, as short as it can be."""
+    percent = 100 * ratio
+    if percent < 0.005:
+        return "0"
+    return f"{percent:.2g}" if percent < 99.5 else "100"

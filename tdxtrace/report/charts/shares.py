@@ -23,6 +23,8 @@ _NAMES: Final = {
     "rest_ns": ("else", "grey"),
 }
 
+_TWO_LINES: Final = "split(datum.label, ': ')"
+
 
 def where_time_went(time_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
     """Draw, for each TD and phase, the share of its threads' time that each part took."""
@@ -30,6 +32,8 @@ def where_time_went(time_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
 
     rows = share_rows(time_shares)
     names = rows["of"].unique(maintain_order=True).to_list()
+    # Two lines stand around the middle of their bar.
+    names_axis = alt.Axis(labelExpr=_TWO_LINES, labelOffset=-7)
     parts = [name for name, _ in _NAMES.values()]
     hues = [light(hue) for _, hue in _NAMES.values()]
     chart = (
@@ -39,13 +43,13 @@ def where_time_went(time_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
             alt.X("share:Q", title="share of the threads' time", axis=alt.Axis(format="~%")).scale(
                 domain=[0, 1]
             ),
-            alt.Y("of:N", title=None, sort=names),
+            alt.Y("of:N", title=None, sort=names, axis=names_axis),
             color=alt.Color("part:N", scale=alt.Scale(domain=parts, range=hues)),
             order="order:Q",
             tooltip=["of", "part", "time", "of all"],
         )
     )
-    return themed(chart, height=24 * len(names))
+    return themed(chart, height=32 * len(names))
 
 
 def share_rows(time_shares: pl.DataFrame) -> pl.DataFrame:
@@ -54,7 +58,7 @@ def share_rows(time_shares: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {
-                "of": f"{word(row['td_id'])} {row['phase']}",
+                "of": f"{row['phase']}: {td_label(row['td_id'])}",
                 "part": name,
                 "order": place,
                 "share": round(row[column] / row["all_ns"], 9),
@@ -65,6 +69,11 @@ def share_rows(time_shares: pl.DataFrame) -> pl.DataFrame:
             for place, (column, (name, _)) in enumerate(_NAMES.items())
         ]
     )
+
+
+def td_label(td_id: int | None) -> str:
+    """Return a TD's address, or that nothing tells the TD."""
+    return "TD not told" if td_id is None else word(td_id)
 
 
 def spent(time_shares: pl.DataFrame) -> pl.DataFrame:

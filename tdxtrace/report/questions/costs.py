@@ -9,7 +9,7 @@ import polars as pl
 from tdxtrace.report.charts import shares as chart
 from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.sections import Figure, Grid, Section, grid
-from tdxtrace.report.units import count, duration, share, total, word
+from tdxtrace.report.units import count, duration, share, total
 from tdxtrace.tables.limits import LATENCIES
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import TIME_SHARES
@@ -31,8 +31,8 @@ def latencies(findings: Findings) -> Section:
 def _costs(rows: pl.DataFrame) -> list[str]:
     known = rows.drop_nulls("busy_ratio").sort("n_busy", "leaf", descending=[True, False])
     said = [
-        f"TDH.{leaf_label(row['leaf'])}: a success takes as long as "
-        f"{1 / row['busy_ratio']:.3g} busy answers{_between(row)}."
+        f"TDH.{leaf_label(row['leaf'])}: a success takes {1 / row['busy_ratio']:.3g} times as long "
+        f"as a busy answer{_between(row)}."
         for row in known.head(3).iter_rows(named=True)
     ]
     return said or ["No leaf has both busy answers and successes that can be compared."]
@@ -111,7 +111,7 @@ def _time_shares(rows: pl.DataFrame) -> Grid:
         (*titles, "in the guest", "else"),
         [
             (
-                word(row["td_id"]),
+                chart.td_label(row["td_id"]),
                 row["phase"],
                 duration(row["end_ns"] - row["start_ns"]),
                 count(row["n_calls"]),

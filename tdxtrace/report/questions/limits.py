@@ -145,8 +145,8 @@ def replayed(findings: Findings) -> Section:
             Figure(
                 "policies",
                 "Requests that need more than a policy grants",
-                "With the 95 % interval, for the leaves retried most. Requests are taken as they "
-                "came: another policy would also change who meets whom.",
+                "Each cell: the share, and below it the 95 % interval; leaves retried most. "
+                "Requests are taken as they came: another policy would also change who meets whom.",
                 lambda: policies.policies_compared(findings.policies),
             )
         ],
