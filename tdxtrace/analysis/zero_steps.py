@@ -11,7 +11,7 @@ from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRI
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD as STEPPING_EPF_THRESHOLD  # noqa: PLC0414
+from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
 # Exits that a vCPU makes at an unchanged RIP: what interrupts it, and the fault
 # itself.  Any other exit is an instruction that was executed.  TDX module

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from story import STEP_NS, Story, story, without
 
-from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD, zero_steps
+from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import HOST_EVENTS
 from tdxtrace.tables.findings import ZERO_STEPS
+from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
 
 def steps_of(told: Story, **options: int) -> pl.DataFrame:

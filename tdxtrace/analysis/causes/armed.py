@@ -7,9 +7,10 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.causes.conflicts import VP_ENTER
-from tdxtrace.analysis.zero_steps import STEPPING_EPF_THRESHOLD, standing
+from tdxtrace.analysis.zero_steps import standing
 from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
+from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
 # The seventh counted fault at one RIP logs a page, and the next entry is gated: TDX module
 # src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
