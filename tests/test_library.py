@@ -172,5 +172,17 @@ def test_importing_the_package_loads_nothing_slow() -> None:
     assert run(code) == "[]"
 
 
+def test_the_recorder_needs_nothing_slow() -> None:
+    # What it costs to start is part of what a recording costs.
+    code = (
+        "import sys, tdxtrace.capture.choose, tdxtrace.capture.recorder; "
+        "from tdxtrace.tdx import wrappers; "
+        "assert wrappers.leaf_of('tdh_mem_page_aug') == 6; "
+        "assert wrappers.level_base('6.18') == 0; "
+        "print(sorted({'polars', 'pyarrow', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    assert run(code) == "[]"
+
+
 def test_public_names_are_offered_for_completion() -> None:
     assert set(run("import tdxtrace; print(*dir(tdxtrace))").split()) >= {"read_trace", "analyze"}

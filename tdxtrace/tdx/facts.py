@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
 
 _DATA = Path(__file__).parent / "data"
 
@@ -20,12 +23,31 @@ def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
     Returns:
         The file, row by row, in the order written; an empty field is null.
     """
+    import polars as pl
+
     table = pl.read_csv(_DATA / f"{name}.csv", infer_schema=False)
     return table.with_columns(_number(pl.col(c), dtype) for c, dtype in columns.items())
 
 
+def records(name: str) -> list[dict[str, str | None]]:
+    """Read one file of facts without loading polars, for what must start at once.
+
+    Args:
+        name: The file without its suffix.
+
+    Returns:
+        The file, row by row, in the order written; all is text, and an empty field None.
+    """
+    with (_DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            {column: text or None for column, text in row.items()} for row in csv.DictReader(file)
+        ]
+
+
 def _number(text: pl.Expr, dtype: type[pl.DataType]) -> pl.Expr:
     """The number that ``text`` spells."""
+    import polars as pl
+
     is_hex = text.str.starts_with("0x")
     decimal = pl.when(~is_hex).then(text).str.to_integer(dtype=pl.UInt64)
     hexadecimal = pl.when(is_hex).then(text.str.slice(2)).str.to_integer(base=16, dtype=pl.UInt64)

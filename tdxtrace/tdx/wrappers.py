@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import TYPE_CHECKING
 
-import polars as pl
+from tdxtrace.tdx.facts import facts, records
 
-from tdxtrace.tdx.facts import facts
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @cache
@@ -18,6 +20,8 @@ def wrapper_table() -> pl.DataFrame:
         Columns function, leaf (UInt16; null: any), version (UInt8; null: 0), arguments (words in
         order), arguments_7 (where Linux 7.x differs), source.
     """
+    import polars as pl
+
     return facts("wrappers", leaf=pl.UInt16, version=pl.UInt8)
 
 
@@ -45,7 +49,7 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
     if row is None:
         return ()
     newer = row["arguments_7"] if kernel and _release(kernel) >= (7, 0) else None
-    return tuple(str(newer or row["arguments"] or "").split())
+    return tuple((newer or row["arguments"] or "").split())
 
 
 @cache
@@ -60,7 +64,7 @@ def leaf_of(function: str) -> int | None:
     """
     row = _rows().get(function)
     leaf = row["leaf"] if row else None
-    return None if leaf is None else int(str(leaf))
+    return None if leaf is None else int(leaf, 0)
 
 
 def level_base(kernel: str) -> int | None:
@@ -76,7 +80,7 @@ def level_base(kernel: str) -> int | None:
         0 or 1; None for a kernel whose wrappers were not read.
     """
     row = _kernel(kernel)
-    return None if row is None else int(str(row["level_base"]))
+    return None if row is None else int(row["level_base"] or 0)
 
 
 def is_level_base_inferred(kernel: str) -> bool:
@@ -100,19 +104,17 @@ def _release(kernel: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _kernel(kernel: str) -> dict[str, object] | None:
+def _kernel(kernel: str) -> dict[str, str | None] | None:
     """The row of kernels.csv that covers ``kernel``."""
     major, minor = _release(kernel)
-    table = facts("kernels", major=pl.Int64, minor_first=pl.Int64, minor_last=pl.Int64)
-    rows = table.filter(
-        pl.col("major") == major,
-        pl.col("minor_first") <= minor,
-        pl.col("minor_last").fill_null(minor) >= minor,
-    )
-    return rows.row(0, named=True) if rows.height else None
+    for row in records("kernels"):
+        first, last = int(row["minor_first"] or 0), int(row["minor_last"] or minor)
+        if int(row["major"] or 0) == major and first <= minor <= last:
+            return row
+    return None
 
 
 @cache
-def _rows() -> dict[str, dict[str, object]]:
+def _rows() -> dict[str | None, dict[str, str | None]]:
     """The wrappers by name."""
-    return {row["function"]: row for row in wrapper_table().iter_rows(named=True)}
+    return {row["function"]: row for row in records("wrappers")}
