@@ -225,9 +225,8 @@ def _retries(trace: Trace, every: pl.DataFrame) -> dict[str, Question]:
 def _answers_of(trace: Trace, every: pl.DataFrame, found: Findings) -> pl.DataFrame:
     """The busy answers of the chains that were asked for, placed by all of them."""
     answers = busy_answers(trace.seamcalls, every)
-    return answers.join(
-        found.retry_chains, on=("source", "first_seq"), how="semi", maintain_order="left"
-    )
+    met = found.retry_chains.filter(pl.col("n_busy") > 0)
+    return answers.join(met, on=("source", "first_seq"), how="semi", maintain_order="left")
 
 
 def _limits(found: Findings) -> pl.DataFrame:

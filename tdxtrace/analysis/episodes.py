@@ -30,20 +30,10 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
         Statist. Soc. B 65 (2003) 545-556: the estimator, and cutting at the C - 1
         largest distances where the index times the number gives C.
     """
-    met = retry_chains.lazy().filter(pl.col("n_busy") > 0)
-    places = (
-        retry_chains.lazy()
-        .select("source", "leaf", "first_seq", "n_busy")
-        .sort(*_OF_LEAF, "first_seq")
-        .with_columns(place=pl.int_range(pl.len(), dtype=pl.Int64).over(_OF_LEAF))
-        .filter(pl.col("n_busy") > 0)
-        .select("source", "first_seq", "place")
-    )
     retried = (
-        met.join(places, on=("source", "first_seq"), how="left")
+        _placed(retry_chains)
         .sort(*_OF_LEAF, "first_seq")
         .with_columns(apart=pl.col("place").diff().over(_OF_LEAF))
-        .collect()
     )
     index = retried.group_by(_OF_LEAF).agg(n_cuts=_n_episodes(pl.col("apart")) - 1)
     # Equal distances are all cut or none is, whichever comes nearer to the number.
@@ -54,6 +44,18 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
         .with_columns(episode=pl.col("cut").cum_sum().over(_OF_LEAF).cast(pl.UInt32))
         .drop("place", "apart", "n_cuts", "cut")
     )
+
+
+def _placed(chains: pl.DataFrame) -> pl.DataFrame:
+    """The retried requests, with the place of each among the requests of its leaf."""
+    later = pl.col("first_seq") > pl.col("first_seq").shift()
+    later |= pl.col("source") > pl.col("source").shift()
+    if not chains.select(later.fill_null(True).all()).item():
+        chains = chains.sort("source", "first_seq")
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over(_OF_LEAF)
+    met = pl.col("n_busy") > 0
+    places = chains.select(*_OF_LEAF, "n_busy", place=place).filter(met)["place"]
+    return chains.filter(met).with_columns(places)
 
 
 def _n_episodes(apart: pl.Expr) -> pl.Expr:

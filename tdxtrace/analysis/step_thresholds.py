@@ -18,6 +18,8 @@ from tdxtrace.tdx import leaves
 THRESHOLDS: Final = range(4, 17)
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _VCPU: Final = ("source", "tid")
+# What runs without progress are told by.
+_NEEDED: Final = (*_VCPU, "when", "seq", "reason", "installs", "installed", "gpa")
 
 
 def step_thresholds(
@@ -78,7 +80,7 @@ def step_thresholds(
 def _told(calls: pl.DataFrame) -> pl.DataFrame:
     """Runs of vCPUs whose TDH.VP.ENTER was probed."""
     vcpus = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    steps = told_steps(calls).join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
+    steps = told_steps(calls).select(_NEEDED).join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
     return _runs(steps.sort(*_VCPU, "when", "seq"))
 
 
@@ -86,10 +88,7 @@ def _stock(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> 
     """Runs of the other vCPUs, which only KVM's own events show."""
     told = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
     stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
-    vcpus = stock.select(_VCPU).unique()
-    steps = stock_steps(stock, calls, faults)
-    mine = steps.join(vcpus, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
-    return _runs(mine)
+    return _runs(stock_steps(stock, calls, faults))
 
 
 def _runs(steps: pl.DataFrame) -> pl.DataFrame:

@@ -127,7 +127,7 @@ def told_steps(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """Entries, faults and installs of each vCPU that KVM's own events show, in order."""
+    """Entries of vCPUs that KVM's own events show, their faults and installs, in order."""
     tracks = calls.filter(pl.col("leaf") == _TRACK)
     entered = _in_flight(entries, tracks).select(
         *_VCPU,
@@ -146,10 +146,10 @@ def stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
         took_ns=pl.col("end_ns") - pl.col("start_ns"),
         write=((pl.col("info1") == _WRITE) & (pl.col("info2") == 0)).fill_null(False),
     )
-    installing = calls.filter(pl.col("leaf").is_in(_INSTALLS))
+    installing = _of(entries, calls.filter(pl.col("leaf").is_in(_INSTALLS)))
     done = (pl.col("status") < word.ERROR_BIT).fill_null(False)
     installed = _placed(installing.with_columns(when=pl.coalesce("end_ns", "start_ns")), done)
-    faulted = _placed(faults.with_columns(when=pl.col("ts_ns")), pl.lit(False))
+    faulted = _placed(_of(entries, faults).with_columns(when=pl.col("ts_ns")), pl.lit(False))
     return pl.concat([entered, installed, faulted], how="diagonal").sort(*_VCPU, "when", "seq")
 
 

@@ -214,6 +214,22 @@ def test_entries_that_were_refused_are_no_retries_of_ours() -> None:
     assert (row["done_ns"], row["guest_ns"]) == (STEP_NS, 3 * STEP_NS)
 
 
+def test_pauses_between_refused_entries_are_no_waiting() -> None:
+    found = findings("enterB _ enterB _ enterC B1 _ S1").time_shares
+    assert found["wait_ns"].to_list() == [1_000_000 + 10_000]
+
+
+def test_what_is_reclaimed_before_the_last_entry_is_no_teardown() -> None:
+    text = "createS#7 reclaimS enterC*1#7 trackS#7 reclaimS enterC*1#7 reclaimS"
+    found = findings(text, {1: 9}).time_shares
+    assert dict(found.select("phase", "n_calls").rows())["teardown"] == 1
+
+
+def test_a_td_is_not_guessed_where_there_are_two() -> None:
+    found = findings("trackS#7 trackS#8 wbinvdS", {1: 9}).time_shares
+    assert found["td_id"].null_count() == 1
+
+
 def test_phases_are_told_by_finalize_and_by_what_follows_the_last_entry() -> None:
     text = "initS S1 finalizeS enterC S2 enterC flushS reclaimS3 reclaimS4"
     found = findings(text).time_shares

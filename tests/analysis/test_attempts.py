@@ -187,6 +187,18 @@ def test_calls_in_interrupt_context_go_by_cpu() -> None:
     assert rows.select("number", "first_seq").rows() == [(1, 2), (1, 4), (2, 2)]
 
 
+def test_busy_answers_do_not_depend_on_the_order_of_rows() -> None:
+    told = story(" ".join(request(page, page % 3) for page in range(1, 30)))
+    chains = retry_chains(told.seamcalls, told.losses)
+    mixed = busy_answers(
+        told.seamcalls.sample(fraction=1, shuffle=True, seed=1),
+        chains.sample(fraction=1, shuffle=True, seed=2),
+    )
+    found = busy_answers(told.seamcalls, chains)
+    assert found.height == 30
+    assert mixed.equals(found)
+
+
 def test_tables_of_two_traces_are_refused() -> None:
     told, other = story("B1 S1"), story("B1 B1 S1")
     with pytest.raises(TableError, match="not of one trace"):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from story import Story, story, without
 
+from tdxtrace.analysis.fault_handling import handled_faults, ordered_faults
 from tdxtrace.analysis.step_thresholds import step_thresholds
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
@@ -180,6 +181,45 @@ def test_two_vcpus_are_two_runs() -> None:
     told = story(5 * ("enterX 2/enterX "))
     row = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults).row(0, named=True)
     assert (row["n_runs"], row["n_vcpus"], row["max_run"]) == (2, 2, 5)
+
+
+def test_what_another_vcpu_wanted_ends_no_fault() -> None:
+    assert cause("2/enterX 2/?2 " + 7 * (FAULT + "K1 ") + REFUSED) == ("left_loop", 1.0)
+
+
+def test_runs_of_one_length_are_all_counted() -> None:
+    assert sweep(3 * (5 * FAULT + "enterC "))[4] == (3, 3)
+    assert sweep(2 * (6 * FAULT + "enterC ") + 5 * FAULT)[4] == (3, 2 * 2 + 1)
+
+
+def test_what_one_vcpu_did_is_nothing_to_another() -> None:
+    told = story(3 * FAULT + "S1 " + "2/enterX 2/enterX 2/enterX 2/enterX 2/enterX")
+    row = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults).row(0, named=True)
+    assert (row["n_runs"], row["n_faults"], row["n_vcpus"]) == (1, 1, 1)
+
+
+words = st.sampled_from(
+    ["enterX", "?1", "?2", "S1", "K1", "out14", "enterC", "2/enterX", "2/?1", "2/S1", "2/blockS1"]
+    + ["2/unblockS1", ">X", "enterQ", "2/out14"]
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(words, max_size=25), st.data())
+def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
+    text: list[str], data: st.DataObject
+) -> None:
+    told = story(" ".join(text))
+    every = ordered_faults(told.seamcalls, told.page_faults)
+    rest = (told.seamcalls, told.vm_entries, told.host_events)
+    some = data.draw(st.lists(st.booleans(), min_size=every.height, max_size=every.height))
+    whole = handled_faults(every, *rest).sort("tid", "nth")
+    asked = handled_faults(every.filter(pl.Series(some, dtype=pl.Boolean)), *rest)
+    keys = ["source", "tid", "nth"]
+    assert asked.sort("tid", "nth").equals(
+        whole.join(asked, on=keys, how="semi").sort("tid", "nth")
+    )
+    assert asked.height == sum(some)
 
 
 def test_nothing_entered_gives_nothing() -> None:

@@ -93,6 +93,25 @@ def test_mainline_has_no_limit_for_faults_and_entries_but_dies_of_what_it_does_n
     assert (rows[6]["n_exceeding"], rows[6]["n_bugs"]) == (1, 1)
 
 
+def test_a_leaf_fares_the_same_whatever_other_leaves_met() -> None:
+    busy = "B1 B1 B1 S1 enterD enterD enterD enterC"
+    quiet = "2/trackS 2/trackS 2/trackS"
+    both = replay(story(f"{busy} {quiet}"))
+    alone = pl.concat([replay(story(busy)), replay(story(quiet))])
+    shown = ["policy", "leaf"]
+    assert both.sort(shown).drop("not_known").equals(alone.sort(shown).drop("not_known"))
+    entries = both.filter(policy="fixed-5", leaf=0).row(0, named=True)
+    assert entries["waited_ns"] > 0
+
+
+def test_a_leaf_that_was_never_busy_is_bounded_by_its_number() -> None:
+    row = row_of("trackS trackS trackS", "fixed-5", 38)
+    assert (row["n_exceeding"], row["n_undecided"], row["n_vms_killed"]) == (0, 0, 0)
+    assert (row["exceeding_ratio"], row["exceeding_low"]) == (0, 0)
+    assert row["exceeding_high"] == pytest.approx(1 - 0.025 ** (1 / 3))
+    assert (row["waited_ns"], row["n_entries_left"], row["raised"]) == (0, 0, None)
+
+
 def test_endless_never_exceeds_and_leaves_nothing_undecided() -> None:
     row = row_of("B1 B1 S2 3/B3", "endless")
     assert (row["n_exceeding"], row["n_undecided"], row["calls"]) == (0, 0, None)

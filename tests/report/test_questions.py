@@ -218,6 +218,12 @@ def test_few_thresholds_that_differ_need_no_chart(stepping: Findings) -> None:
     ]
 
 
+def test_thresholds_of_several_inputs_are_added(stepping: Findings) -> None:
+    one = stepping.step_thresholds
+    two = pl.concat([one, one.with_columns(source=pl.lit(1, pl.UInt16))])
+    assert threshold_rows(two)["n_runs"].to_list() == [2 * n for n in one["n_runs"]]
+
+
 def test_every_threshold_may_be_exceeded(stepping: Findings) -> None:
     rows = stepping.step_thresholds.with_columns(n_runs=pl.lit(2, pl.UInt64))
     section = asked(_with(stepping, step_thresholds=rows), "step_thresholds")
