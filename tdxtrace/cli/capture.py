@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tdxtrace.cli.help import Command
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -74,7 +76,7 @@ BtfFiles = Annotated[
 ]
 
 
-@app.command("doctor")
+@app.command("doctor", cls=Command)
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     tracefs: Tracefs = None,
@@ -100,7 +102,7 @@ def doctor_command(
     outputs.print_screen(verdict_line(verdict), no_color)
 
 
-@app.command("plan")
+@app.command("plan", cls=Command)
 def plan_command(
     kernel: Annotated[
         str | None,
@@ -135,7 +137,7 @@ def plan_command(
     typer.echo(render(made, dialect.value), nl=False)
 
 
-@app.command("record")
+@app.command("record", cls=Command)
 def record_command(
     command: Annotated[
         list[str] | None,
@@ -189,7 +191,7 @@ def record_command(
         say(summary(outcome, output))
 
 
-@app.command("clean")
+@app.command("clean", cls=Command)
 def clean_command(tracefs: Tracefs = None) -> None:
     """Remove what a recorder that was killed left behind; nothing of anyone else's.
 

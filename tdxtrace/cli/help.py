@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import typer
@@ -11,10 +12,21 @@ from typer.core import TyperCommand
 # same for every command, and seldom needed.
 FOLDED: Final = ("input_format", "mappings", "level_base", "formats", "cache", "no_color")
 WHERE: Final = "--help-reading"
+_BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
+_TYPE: Final = re.compile(r" <([a-z].*)>$")
+_VALUES: Final = {
+    **dict.fromkeys(("int", "int range", "list[int]"), "N"),
+    **dict.fromkeys(("float", "float range"), "X"),
+    "str": "NAME",
+}
 
 
 class Command(TyperCommand):
     """A command whose help leaves out how traces are read, and says where that stands."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401
+        """Say what is wanted as manuals do, ``TRACE...``, not ``{TRACE...}...``."""
+        return [_piece(piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's click
         """Write arguments and options, and a last line about those that are left out."""
@@ -44,8 +56,24 @@ def show_reading(ctx: typer.Context, wanted: bool) -> None:
     raise typer.Exit
 
 
+def _name(shown: str, has_value: bool) -> str:
+    """A parameter as manuals show it: what stands for its value, not the type in Python."""
+    found = _TYPE.search(shown)
+    if found is None:
+        return shown
+    word = _VALUES.get(found[1], found[1]) if has_value else ""
+    return f"{shown[: found.start()]} {word}".rstrip()
+
+
+def _piece(piece: str) -> str:
+    if piece.startswith("[["):
+        return piece[1:].partition("]]")[0] + "]"
+    return _BRACED.sub(lambda found: found[1] + (found[2] or ""), piece)
+
+
 def _write(ctx: Any, formatter: Any, title: str, params: list[Any]) -> None:  # noqa: ANN401
     records = [record for param in params if (record := param.get_help_record(ctx)) is not None]
+    records = [(_name(name, title == "Options"), text) for name, text in records]
     if records:
         with formatter.section(title):
             formatter.write_dl(records)

@@ -66,7 +66,7 @@ def root(
 app.command("analyze", cls=Command)(analyze.analyze_command)
 app.command("report", cls=Command)(report.report_command)
 app.command("compare", cls=Command)(compare.compare_command)
-app.command("convert")(convert.convert_command)
+app.command("convert", cls=Command)(convert.convert_command)
 app.command("events", cls=Command)(table_commands.events_command)
 app.command("retry-chains", cls=Command)(table_commands.retry_chains_command)
 app.command("zero-steps", cls=Command)(table_commands.zero_steps_command)

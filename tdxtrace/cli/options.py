@@ -58,7 +58,11 @@ Mappings = Annotated[
 LevelBase = Annotated[
     int | None,
     typer.Option(
-        "--level-base", min=0, max=1, help="Number of a 4K level: 0 to Linux 6.19, 1 from 7.x."
+        "--level-base",
+        metavar="N",
+        min=0,
+        max=1,
+        help="Number of a 4K level: 0 to Linux 6.19, 1 from 7.x.",
     ),
 ]
 Formats = Annotated[
