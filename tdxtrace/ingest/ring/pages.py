@@ -133,7 +133,7 @@ def walk(block: Block, layout: PageLayout, heads: PageHeads) -> PageEvents:
     """
     damaged = ~heads.sound
     at, first = _places(block, layout, heads, damaged)
-    head = block.words[at >> 2]
+    head = block.words.take(at >> 2)
     kind, delta = _parts(head, layout.big_endian)
     passed = delta.astype(np.uint64)
     rare = np.flatnonzero((kind - np.uint32(1)) > np.uint32(_PADDING - 2))
@@ -158,7 +158,7 @@ def record_sizes(block: Block, layout: PageLayout, base: Places, long: Places) -
         base: Where they begin.
         long: Where records begin whose length is in front of them.
     """
-    word = block.words[(base - 4) >> 2]
+    word = block.words.take((base - 4) >> 2)
     kind, _ = _parts(word, layout.big_endian)
     size: Places = kind.astype(np.intp) << 2
     if len(long):
@@ -196,26 +196,37 @@ def _places(
     page = np.flatnonzero(heads.sound & (heads.data_size >= 8))
     at = heads.at[page] + layout.data
     end = at + heads.data_size[page]
-    found: list[Places] = []
+    count = np.zeros(len(heads), np.intp)
+    found: list[tuple[Places, Places]] = []
     while len(at):
         step = steps.take(data.take(at))
         if not step.all():
             _look_up(block, layout, at, end, step)
-        found.append(at)
+        found.append((page, at))
         at = at + step
         live = at < end
         if not live.all():
             over = at > end
             if over.any():
                 damaged[page[over]] = True
-                found[-1] = found[-1][~over]
+                found[-1] = page[~over], found[-1][1][~over]
+            count[page[~live]] = len(found) - over[~live]
             page, at, end = page[live], at[live], end[live]
-    places = np.concatenate(found or [np.zeros(0, np.intp)])
-    places.sort(kind="stable")
-    bounds = np.append(heads.at, heads.at[-1:] + layout.size)
-    if len(bounds) < 2 or (bounds[1:] > bounds[:-1]).all():
-        return places, np.searchsorted(places, bounds)
-    raise AssertionError("pages must be given in the order of their place")
+    first = np.concatenate([np.zeros(1, np.intp), np.cumsum(count)])
+    return _in_order(found, first), first
+
+
+def _in_order(found: list[tuple[Places, Places]], first: Places) -> Places:
+    """Put what was found step by step page by page: the k-th step gave the k-th of a page."""
+    places = np.empty(int(first[-1]), np.intp)
+    lanes: Places | None = None
+    target = first
+    for step, (page, at) in enumerate(found):
+        if page is not lanes:
+            lanes, target = page, first[page] + step
+        places[target] = at
+        target += 1
+    return places
 
 
 def _look_up(block: Block, layout: PageLayout, at: Places, end: Places, step: Places) -> None:
