@@ -9,7 +9,7 @@ import polars as pl
 
 from tdxtrace.tdx import leaves, word
 
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
+VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _SEPT_ADD: Final = leaves.parse_leaf("TDH.MEM.SEPT.ADD")[0]
 _PAGE_AUG: Final = leaves.parse_leaf("TDH.MEM.PAGE.AUG")[0]
 _PAGE_ADDS: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD"))
@@ -81,7 +81,7 @@ class Beginning:
             return False
         signs = (
             _TID.is_in(list(self._vcpus)) & pl.col("leaf").is_in(_FAULT_LEAVES),
-            (pl.col("leaf") == _VP_ENTER) & (pl.col("status") == _REFUSED),
+            (pl.col("leaf") == VP_ENTER) & (pl.col("status") == _REFUSED),
             bare_return() & self._has_entries,
         )
         if self._calls.select(pl.any_horizontal(sign.any() for sign in signs)).item():
@@ -99,8 +99,15 @@ def bare_return() -> pl.Expr:
 
 def threads_of(seamcalls: pl.DataFrame, **more: pl.Expr) -> pl.DataFrame:
     """One row per thread: when its first call was, whether it enters a vCPU, and what is asked."""
-    enters = (pl.col("leaf") == _VP_ENTER).any()
+    enters = (pl.col("leaf") == VP_ENTER).any()
     return seamcalls.group_by("tid").agg(when=_WHEN.min(), enters=enters, **more)
+
+
+def _is_old(known: pl.DataFrame, threads: pl.DataFrame) -> bool:
+    """Whether all threads are known, with first rows before any of these."""
+    since, when = known.select(_WHEN.max()).item(), threads["when"].min()
+    is_later = since is not None and when is not None and when > since
+    return is_later and bool(threads["tid"].is_in(known["tid"].implode()).all())
 
 
 def _first_of_threads(
@@ -110,6 +117,8 @@ def _first_of_threads(
     columns: tuple[str, ...],
 ) -> pl.DataFrame:
     """The first row of each thread, of those known and further ``rows`` with their ``threads``."""
+    if known is not None and _is_old(known, threads):
+        return known
     if known is not None:
         # Rows come in order: hardly ever is one of them before those that are known.
         since = known.select("tid", since=_WHEN)

@@ -106,7 +106,7 @@ class Order:
         raw.line = (ours[now] + (self.n_given + 1)).astype(np.int64)
         done = order[:n]
         number = held.number[done]
-        self.known.count(np.bincount(number), number, np.arange(n), self.n_given)
+        self.known.count(np.bincount(number), number, lambda: np.arange(n), self.n_given)
         self._see(held.cpu[done], held.ts_ns[done], limit)
         self.n_given += n
         self.tally.n_lines += n

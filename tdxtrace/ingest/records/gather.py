@@ -28,7 +28,7 @@ def block_of(data: bytes | bytearray | memoryview) -> Bytes:
     return block
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Block:
     """Bytes of a recording and the views that numbers are read through.
 
@@ -93,7 +93,7 @@ class Block:
         return 8 if not low else 4 if not low & 3 else 1
 
     def _read(self, base: Places, place: Field, alignment: int) -> NDArray[np.unsignedinteger]:
-        """The bytes of ``place``, unsigned: numpy takes aligned words six times faster than others."""
+        """Read ``place``, unsigned; numpy takes aligned words six times faster than others."""
         size, at = place.size, place.offset
         within = at & 3
         if alignment == 1 or (within + size > _WORD if size <= _WORD else within):
