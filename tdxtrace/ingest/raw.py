@@ -25,6 +25,8 @@ UNKNOWN = -1
 # Events of which so many come at once are decoded at once, and need not be copied before:
 # fewer would hold the memory of many that are none of ours.
 MANY_EVENTS = 1 << 15
+_MOST_PARTS = 16
+_CLOSE = 1 << 16
 
 
 class Fields(Protocol):
@@ -142,63 +144,51 @@ class Columns:
         return _settled(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A few fields at hand, and behind them many that are still where they were recorded."""
+@dataclass(slots=True)
+class Spread:
+    """Fields of events that are kept in several places."""
 
-    few: Fields
-    many: Fields
+    parts: list[Fields]
+    which: Index
+    """Place in ``parts`` of each event …"""
+    place: Index
+    """… and its place there."""
+    _picked: list[tuple[Index, Fields]] = field(default_factory=list)
+    """Of each part: which events it has, and their fields.  The first one, which has
+    most, has something for all events; the others replace it."""
 
     def __len__(self) -> int:
-        return len(self.few) + len(self.many)
+        return len(self.which)
 
     def names(self) -> frozenset[str]:
         """The slots that any of the events may have."""
-        return self.few.names() | self.many.names()
+        return frozenset().union(*(part.names() for part in self.parts))
 
     def pick(self, at: Index | BoolArray) -> Fields:
-        """The fields of the events at ``at``, in that order."""
-        at = np.flatnonzero(at) if at.dtype == np.bool_ else at
-        where = np.flatnonzero(at < len(self.few))
-        many = self.many.pick(np.maximum(at - len(self.few), 0))
-        return Patched(many, where, self.few.pick(at[where])) if len(where) else many
+        """The fields of the events at ``at``, in that order; parts without any are let go."""
+        which, place = self.which[at], self.place[at]
+        used = np.flatnonzero(np.bincount(which, minlength=len(self.parts)))
+        if len(used) < 2:
+            return self.parts[int(used[0]) if len(used) else 0].pick(place)
+        parts = [self.parts[n] for n in used.tolist()]
+        return Spread(parts, np.searchsorted(used, which), place)
 
     def get(self, name: str) -> Words:
         """Return a slot that is among :meth:`names`."""
-        few, many = _words(self.few, name), _words(self.many, name)
-        return np.concatenate([few[0], many[0]]), np.concatenate([few[1], many[1]])
-
-    def settle(self) -> Values:
-        """Return all of them as arrays."""
-        return _settled(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Patched:
-    """Fields of which some entries are kept elsewhere."""
-
-    most: Fields
-    where: Index
-    """Entries that are not those of ``most`` …"""
-    few: Fields
-    """… but these."""
-
-    def __len__(self) -> int:
-        return len(self.most)
-
-    def names(self) -> frozenset[str]:
-        """The slots that any of the events may have."""
-        return self.few.names() | self.most.names()
-
-    def pick(self, at: Index | BoolArray) -> Fields:
-        """The fields of the events at ``at``, in that order."""
-        return Columns(len(self), *self.settle()).pick(at)
-
-    def get(self, name: str) -> Words:
-        """Return a slot that is among :meth:`names`."""
-        value, there = _words(self.most, name)
-        value[self.where], there[self.where] = _words(self.few, name)
+        if not self._picked:
+            self._pick()
+        value, there = _words(self._picked[0][1], name)
+        for where, fields in self._picked[1:]:
+            value[where], there[where] = _words(fields, name)
         return value, there
+
+    def _pick(self) -> None:
+        counts = np.bincount(self.which, minlength=len(self.parts))
+        for n in np.argsort(-counts, kind="stable").tolist():
+            mine = self.which == n
+            where = np.flatnonzero(mine)
+            place = self.place[where] if self._picked else np.where(mine, self.place, 0)
+            self._picked.append((where, self.parts[n].pick(place)))
 
     def settle(self) -> Values:
         """Return all of them as arrays."""
@@ -206,7 +196,7 @@ class Patched:
 
 
 def _words(fields: Fields, name: str) -> Words:
-    """A slot of events that need not have it."""
+    """A slot of events that need not have it, in arrays of their own."""
     if name in fields.names():
         return fields.get(name)
     return np.zeros(len(fields), np.uint64), np.zeros(len(fields), np.bool_)
@@ -220,18 +210,46 @@ def _settled(fields: Fields) -> Values:
     )
 
 
+def _spread(parts: list[RawEvents]) -> Fields:
+    """The fields of several batches, one behind the other."""
+    kept: list[Fields] = []
+    which: list[Index] = []
+    place: list[Index] = []
+    for part in parts:
+        fields = part.fields()
+        if isinstance(fields, Spread):
+            which.append(fields.which + len(kept))
+            place.append(fields.place)
+            kept += fields.parts
+        else:
+            which.append(np.full(len(fields), len(kept), np.intp))
+            place.append(np.arange(len(fields)))
+            kept.append(fields)
+    return Spread(kept, np.concatenate(which), np.concatenate(place))
+
+
+def distinct(numbers: I32Array) -> I32Array:
+    """The numbers that occur, in order: threads are often close to each other."""
+    if not len(numbers):
+        return numbers
+    least = int(numbers.min())
+    if int(numbers.max()) - least >= _CLOSE:
+        return np.unique(numbers)
+    found = np.flatnonzero(np.bincount(numbers - least)) + least
+    return found.astype(np.int32)
+
+
 def concatenate(parts: list[RawEvents]) -> RawEvents:
     """Join batches in order; a field missing from one is absent there.
 
-    Fields that are still where they were recorded stay there if they are those of the
-    last of two batches; else they are read.
+    Fields that are still where they were recorded stay there if they are many; else they
+    are read.
     """
     parts = [part for part in parts if len(part)] if len(parts) > 1 else parts
     if len(parts) == 1:
         return parts[0]
-    kept: Fields | None = None
-    if len(parts) == 2 and parts[0].kept is None and parts[1].kept is not None:
-        kept = Joined(parts[0].fields(), parts[1].kept)
+    is_kept = len(parts) <= _MOST_PARTS and any(part.kept is not None for part in parts)
+    kept = _spread(parts) if is_kept and sum(map(len, parts)) >= MANY_EVENTS else None
     parts = parts if kept is not None else [part.settled() for part in parts]
     names = sorted({name for part in parts for name in part.values} if kept is None else ())
     return RawEvents(

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import tdxtrace
+from tdxtrace.ingest import raw as raw_events
 from tdxtrace.ingest.decoding import decoder, frames
 from tdxtrace.ingest.decoding.frames import Column, Room, frame
-from tdxtrace.ingest.raw import Columns, Fields, Index, Joined, RawEvents, Values, concatenate
+from tdxtrace.ingest.raw import Columns, Fields, Index, RawEvents, Values, concatenate
 from tdxtrace.ingest.records.formats import Field
 from tdxtrace.ingest.records.gather import Block, block_of
 from tdxtrace.ingest.records.kept import KeptFields, slots_of
@@ -107,23 +108,40 @@ def test_late_fields_are_those_of_each_records_layout(
     _same(late.pick(some).pick(np.zeros(len(some), np.bool_)), at_once.pick(some[:0]))
 
 
-@given(RECORDS, RECORDS, st.data())
-def test_joined_fields_are_those_of_both(
-    early: list[int], which: list[int], data: st.DataObject
+def _events(fields: Fields) -> RawEvents:
+    every = np.zeros(len(fields), np.int64)
+    small, tiny = every.astype(np.int32), every.astype(np.int8)
+    made = RawEvents(every, every, small, small, small, tiny, small)
+    if isinstance(fields, Columns):
+        made.values, made.present = fields.settle()
+    else:
+        made.kept = fields
+    return made
+
+
+@given(st.lists(st.tuples(RECORDS, st.booleans()), min_size=1, max_size=4), st.data())
+def test_joined_fields_are_those_of_all(
+    parts: list[tuple[list[int], bool]], data: st.DataObject
 ) -> None:
-    n = len(early) + len(which)
-    raw = data.draw(st.binary(min_size=RECORD * n, max_size=RECORD * n))
-    _, few = _kept(raw, early, 0)
-    late, _ = _kept(raw, which, RECORD * len(early))
-    joined = Joined(few, late)
-    _, whole = _kept(raw, early + which, 0)
+    which = [layout for layouts, _ in parts for layout in layouts]
+    size = RECORD * len(which)
+    raw = data.draw(st.binary(min_size=size, max_size=size))
+    _, whole = _kept(raw, which, 0)
+    start, batches = 0, []
+    for layouts, is_late in parts:
+        late, at_once = _kept(raw, layouts, start)
+        start += RECORD * len(layouts)
+        batches.append(_events(late if is_late else at_once))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(raw_events, "MANY_EVENTS", 1)
+        first = concatenate(batches[:2])
+        joined = concatenate([first, *batches[2:]]).fields()
     _same(joined, whole)
-    some = np.array(data.draw(st.lists(st.integers(0, n - 1))), np.intp)
+    some = np.array(data.draw(st.lists(st.integers(0, len(which) - 1))), np.intp)
+    again = np.array(data.draw(st.permutations(range(len(some)))), np.intp)
     _same(joined.pick(some), whole.pick(some))
-    again = np.arange(len(some), dtype=np.intp)[::-1]
     _same(joined.pick(some).pick(again), whole.pick(some[again]))
-    values, present = joined.pick(some).settle()
-    _same(Columns(len(some), values, present), whole.pick(some))
+    _same(Columns(len(some), *joined.pick(some).settle()), whole.pick(some))
 
 
 def test_fields_of_two_sizes_are_not_read_late() -> None:
@@ -132,26 +150,16 @@ def test_fields_of_two_sizes_are_not_read_late() -> None:
     assert slots_of([_layout(0, "vm_entry", vcpu_id=(8, 4, False))]) is None
 
 
-def _raw(line: int, fields: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> RawEvents:
-    one = np.array([line])
-    small = one.astype(np.int32)
-    return RawEvents(one, one, small, small, small, small.astype(np.int8), small, *fields)
-
-
-def test_batches_of_which_several_are_kept_are_read() -> None:
-    kept = _raw(1, ({}, {}))
-    kept.kept, _ = _kept(bytes(range(RECORD)), [2], 0)
-    read = int.from_bytes(range(8, 16), "little")
-    few = _raw(1, ({"gpa": np.array([7], np.uint64)}, {"gpa": np.array([True])}))
-    joined = concatenate([few, kept])
-    assert joined.kept is not None
-    assert joined.fields().get("gpa")[0].tolist() == [7, read]
-    for parts in ([few, kept, few], [kept, kept], [kept, few]):
-        settled = concatenate(parts)
-        assert settled.kept is None
-        expected = [7 if part is few else read for part in parts]
-        assert settled.value("gpa").tolist() == expected
-        assert settled.has("status").tolist() == [part is kept for part in parts]
+def test_few_events_of_which_some_are_kept_are_read_when_they_are_joined() -> None:
+    late, at_once = _kept(bytes(range(RECORD)), [2], 0)
+    few = Columns(1, {"gpa": np.array([7], np.uint64)}, {"gpa": np.array([True])})
+    (read,) = at_once.get("gpa")[0].tolist()
+    several: list[list[Fields]] = [[few, late, few], [late, late], [late, few]]
+    for parts in several:
+        joined = concatenate([_events(part) for part in parts])
+        assert joined.kept is None
+        assert joined.value("gpa").tolist() == [7 if part is few else read for part in parts]
+        assert joined.has("status").tolist() == [part is late for part in parts]
 
 
 NUMBERS = st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=9)
