@@ -51,8 +51,11 @@ class Watch:
         leaf = seamcalls["leaf"]
         begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
         self.has_entries |= set(np.flatnonzero(np.bincount(begun.to_numpy())).tolist())
-        threads = _threads_of(seamcalls)
-        self.beginning.look(seamcalls, threads)
+        threads = _quick_threads(seamcalls)
+        if threads is None or not self.beginning.knows(seamcalls, threads):
+            threads = threads_of(seamcalls, first=_WHEN.min(), last=_WHEN.max())
+            self.beginning.look(seamcalls, threads)
+        self.beginning.look_at_done(seamcalls, threads)
         self._extents.append(threads.select("tid", "first", "last"))
         if len(self._extents) > _MANY:
             self._extents = [self._all_extents()]
@@ -78,30 +81,28 @@ class Watch:
         return calls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())
 
 
-def _threads_of(seamcalls: pl.DataFrame) -> pl.DataFrame:
-    """One row per thread: as midway.threads_of, and when its calls first and last ended."""
-    tid = seamcalls["tid"]
-    extent = int(tid.max() or 0) - int(tid.min() or 0)  # type: ignore[arg-type]
-    if extent >= _MANY_TIDS or any(
-        seamcalls[name].null_count() for name in ("tid", "start_ns", "end_ns")
-    ):
-        return threads_of(seamcalls, first=_WHEN.min(), last=_WHEN.max())
-    # The same where nothing is missing: a batch has few threads, which numpy sorts quickly.
-    numbers = tid.to_numpy()
-    order = np.argsort((numbers - numbers.min()).astype(np.uint16), kind="stable")
-    numbers = numbers[order]
-    first = np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)
-    ends = seamcalls["end_ns"].to_numpy()[order]
-    enters = (seamcalls["leaf"].to_numpy() == VP_ENTER)[order]
-    return pl.DataFrame(
-        {
-            "tid": numbers[first],
-            "when": np.minimum.reduceat(seamcalls["start_ns"].to_numpy()[order], first),
-            "enters": np.logical_or.reduceat(enters, first),
-            "first": np.minimum.reduceat(ends, first),
-            "last": np.maximum.reduceat(ends, first),
-        }
-    )
+def _quick_threads(seamcalls: pl.DataFrame) -> pl.DataFrame | None:
+    """The threads of calls that came in the order of their ends and are whole; else None.
+
+    One row per thread: whether it enters a vCPU, and when its calls first and last ended.
+    """
+    if any(seamcalls[name].null_count() for name in ("tid", "start_ns", "end_ns")):
+        return None
+    tid, ends = seamcalls["tid"].to_numpy(), seamcalls["end_ns"].to_numpy()
+    least = int(tid.min())
+    numbers = tid - least
+    n = int(numbers.max()) + 1
+    if n > _MANY_TIDS or (ends[1:] < ends[:-1]).any():
+        return None
+    # Of several values assigned to one place the last one stays.
+    first, last = np.full(n, -1, np.intp), np.zeros(n, np.intp)
+    last[numbers] = np.arange(len(tid))
+    first[numbers[::-1]] = np.arange(len(tid) - 1, -1, -1)
+    enters = np.zeros(n, np.bool_)
+    enters[numbers[seamcalls["leaf"].to_numpy() == VP_ENTER]] = True
+    met = np.flatnonzero(first >= 0)
+    columns = {"tid": (met + least).astype(np.int32), "enters": enters[met]}
+    return pl.DataFrame(columns | {"first": ends[first[met]], "last": ends[last[met]]})
 
 
 def note(watch: Watch, tally: Tally, header: Header) -> None:

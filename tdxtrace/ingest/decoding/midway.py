@@ -59,12 +59,24 @@ class Beginning:
 
     def look(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
         """Look at further ``seamcalls`` rows and at their :func:`threads_of`."""
+        self._calls = _first_of_threads(self._calls, seamcalls, threads, _CALL)
+
+    def knows(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> bool:
+        """Whether all threads are known, with first calls before any of these, which are whole."""
+        if self._calls is None:
+            return False
+        since, least = self._calls.select(_WHEN.max()).item(), seamcalls["start_ns"].min()
+        is_later = since is not None and least is not None and least > since
+        return is_later and bool(threads["tid"].is_in(self._calls["tid"].implode()).all())
+
+    def look_at_done(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
+        """Look at which threads enter vCPUs and which calls were done."""
         self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
         self._vcpus |= set(threads["tid"].filter(threads["enters"]).drop_nulls())
-        self._calls = _first_of_threads(self._calls, seamcalls, threads, _CALL)
         if self._n_done < _MAX_DONE:
             named = pl.col("leaf").is_in(_NAMED) & pl.col("gpa").is_not_null()
-            done = seamcalls.filter(pl.col("status") < word.ERROR_BIT, named).select(_DONE)
+            done = seamcalls.select("status", *_DONE).filter(pl.col("status") < word.ERROR_BIT)
+            done = done.filter(named).select(_DONE)
             self._done.append(done)
             self._n_done += done.height
 
@@ -103,13 +115,6 @@ def threads_of(seamcalls: pl.DataFrame, **more: pl.Expr) -> pl.DataFrame:
     return seamcalls.group_by("tid").agg(when=_WHEN.min(), enters=enters, **more)
 
 
-def _is_old(known: pl.DataFrame, threads: pl.DataFrame) -> bool:
-    """Whether all threads are known, with first rows before any of these."""
-    since, when = known.select(_WHEN.max()).item(), threads["when"].min()
-    is_later = since is not None and when is not None and when > since
-    return is_later and bool(threads["tid"].is_in(known["tid"].implode()).all())
-
-
 def _first_of_threads(
     known: pl.DataFrame | None,
     rows: pl.DataFrame,
@@ -117,8 +122,6 @@ def _first_of_threads(
     columns: tuple[str, ...],
 ) -> pl.DataFrame:
     """The first row of each thread, of those known and further ``rows`` with their ``threads``."""
-    if known is not None and _is_old(known, threads):
-        return known
     if known is not None:
         # Rows come in order: hardly ever is one of them before those that are known.
         since = known.select("tid", since=_WHEN)

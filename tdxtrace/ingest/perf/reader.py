@@ -137,6 +137,7 @@ class PerfReader:
                 number[place] = self._stand_in("undecoded", known.layouts[layout].name)
             ours, index = ours[fits], index[fits]
         base = samples.base[ours]
+        _, in_irq = known.context(block, base)
         is_much = len(ours) * _MUCH >= len(number)
         kept = known.kept(block, base, index) if is_much else None
         raw = RawEvents(
@@ -145,7 +146,7 @@ class PerfReader:
             samples.tid[ours],
             samples.tgid[ours],
             samples.cpu[ours],
-            known.in_irq(block, base),
+            in_irq,
             known.events(index),
             *(({}, {}) if kept is not None else known.fields(block, base, index)),
             kept,

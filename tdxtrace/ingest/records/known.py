@@ -162,19 +162,18 @@ class KnownEvents:
                 present[slot][mine] = there[slot]
         return values, present
 
-    def in_irq(self, block: Block, base: Places) -> I8Array:
-        """Say of each record whether it was made in hard interrupt context."""
-        flags, count = self.common.flags, self.common.preempt_count
-        if flags is None or not flags.is_number:
-            return np.full(len(base), UNKNOWN, np.int8)
-        places = {"flags": flags}
-        if count is not None and count.is_number:
-            places["count"] = count
+    def context(self, block: Block, base: Places) -> tuple[I32Array, I8Array]:
+        """Say of each record which thread made it, and whether in hard interrupt context."""
+        common = self.common
+        asked = {"tid": common.pid, "flags": common.flags, "count": common.preempt_count}
+        places = {name: place for name, place in asked.items() if place and place.is_number}
         found = block.columns(base, places)
-        made: I8Array = ((found["flags"] & _IN_IRQ) != 0).astype(np.int8)
-        if "count" in found:
-            made[found["count"] == _NO_CONTEXT] = UNKNOWN
-        return made
+        tid = in_irq = np.full(len(base), UNKNOWN, np.int8)
+        if "flags" in found:
+            in_irq = ((found["flags"] & _IN_IRQ) != 0).astype(np.int8)
+            if "count" in found:
+                in_irq[found["count"] == _NO_CONTEXT] = UNKNOWN
+        return found.get("tid", tid).astype(np.int32), in_irq
 
     def too_short(self, index: Found, lines: Iterable[int]) -> None:
         """Account for records that lack room for their fields; they are no rows."""

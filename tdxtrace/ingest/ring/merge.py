@@ -147,7 +147,8 @@ class Merge:
         base = np.concatenate([events.base[mine] for mine in keep])
         cpus = np.array([w.source.cpu for w in self._windows], np.int32)
         cpu_ends = np.cumsum([mine.stop - mine.start for mine in keep])
-        made = Round(self._block, stamp, base, events.long, cpus, cpu_ends)
+        size = np.concatenate([events.size[mine] for mine in keep])
+        made = Round(self._block, stamp, base, size, cpus, cpu_ends)
         if gaps:
             rank = np.empty(len(stamp), np.intp)
             rank[made.order()] = np.arange(len(stamp))

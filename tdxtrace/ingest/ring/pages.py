@@ -116,8 +116,8 @@ class PageEvents:
     stamp: U64Array
     base: Places
     """Byte of the block at which each event's record begins."""
-    long: Places
-    """Those of the records whose length is in front of them, not in their header."""
+    size: Places
+    """How many bytes it has."""
     ends: Places
     """Events up to and with each page; the first entry is 0."""
     damaged: BoolArray
@@ -138,32 +138,17 @@ def walk(block: Block, layout: PageLayout, heads: PageHeads) -> PageEvents:
     passed = delta.astype(np.uint64)
     rare = np.flatnonzero((kind - np.uint32(1)) > np.uint32(_PADDING - 2))
     stamp = _stamps(block, at, kind, passed, rare, first, heads)
-    base = at + 4
+    base, size = at + 4, kind.astype(np.intp) << 2
     if not len(rare):
-        return PageEvents(stamp, base, rare, first, damaged)
+        return PageEvents(stamp, base, size, first, damaged)
+    # Those whose length is in front of them, not in their header.
     long = rare[kind[rare] == 0]
+    size[long] = block.words[base[long] >> 2].astype(np.intp) - 4
     base[long] += 4
     is_event = np.ones(len(at), np.bool_)
     is_event[rare] = kind[rare] == 0
     ends = np.concatenate([[0], np.cumsum(is_event)])[first]
-    return PageEvents(stamp[is_event], base[is_event], base[long], ends, damaged)
-
-
-def record_sizes(block: Block, layout: PageLayout, base: Places, long: Places) -> Places:
-    """Return how many bytes the records at ``base`` have.
-
-    Args:
-        block: Their bytes.
-        layout: Of their pages.
-        base: Where they begin.
-        long: Where records begin whose length is in front of them.
-    """
-    word = block.words.take((base - 4) >> 2)
-    kind, _ = _parts(word, layout.big_endian)
-    size: Places = kind.astype(np.intp) << 2
-    if len(long):
-        size = np.where(np.isin(base, long), word.astype(np.intp) - 4, size)
-    return size
+    return PageEvents(stamp[is_event], base[is_event], size[is_event], ends, damaged)
 
 
 def _parts(

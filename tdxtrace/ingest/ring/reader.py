@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
-from tdxtrace.ingest.records.gather import Block, Places
+from tdxtrace.ingest.records.gather import Places
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.ring.clocks import Clock
 from tdxtrace.ingest.ring.merge import Merge
-from tdxtrace.ingest.ring.pages import record_sizes
 from tdxtrace.ingest.ring.rounds import Round
 from tdxtrace.ingest.tally import Tally
 
@@ -69,8 +68,7 @@ class RingReader:
         line_no = rank + (self.tally.n_lines + 1)
         self.tally.n_lines += len(base)
         base = base[at]
-        size = record_sizes(block, self.merge.layout, base, made.long)
-        fits = known.has_room(index, size)
+        fits = known.has_room(index, made.size[at])
         if not fits.all():
             known.too_short(index[~fits], line_no[~fits].tolist())
             base, at, line_no, index = base[fits], at[fits], line_no[fits], index[fits]
@@ -80,7 +78,7 @@ class RingReader:
         self, made: Round, base: Places, at: Places, line: NDArray[np.int64], index: Places
     ) -> RawEvents:
         block, known = made.block, self.known
-        tid = self._tids_of(block, base)
+        tid, in_irq = known.context(block, base)
         self._meet_threads(tid)
         kept = known.kept(block, base, index) if len(base) >= MANY_EVENTS else None
         made.is_kept = kept is not None
@@ -91,17 +89,11 @@ class RingReader:
             tid,
             self._tgids_of(tid),
             made.cpu(at),
-            known.in_irq(block, base),
+            in_irq,
             known.events(index),
             *fields,
             kept,
         )
-
-    def _tids_of(self, block: Block, base: Places) -> I32Array:
-        place = self.known.common.pid
-        if place is None or not place.is_number:
-            return np.full(len(base), UNKNOWN, np.int32)
-        return block.column(base, place).astype(np.int32)
 
     def _tgids_of(self, tid: I32Array) -> I32Array:
         if not self.tgids:

@@ -41,8 +41,8 @@ class Round:
     stamp: U64Array
     base: Places
     """Where each event's record begins: CPU by CPU."""
-    long: Places
-    """Those of the records whose length is in front of them."""
+    size: Places
+    """How many bytes each record has."""
     cpus: I32Array
     cpu_ends: Places
     """Events of the CPUs up to and with each."""
