@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from tdxtrace.tdx import leaves, word
@@ -18,6 +19,7 @@ _NAMED: Final = leaves.numbers_of(
     ("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD")
     + ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE")
 )
+_IS_NAMED: Final = np.isin(np.arange(1 << 16), _NAMED)
 _OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"))
 # A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
 _SHIFT_2M: Final = 21
@@ -53,6 +55,9 @@ class Beginning:
     _vcpus: set[int] = field(default_factory=set)
     _calls: pl.DataFrame | None = None
     """The first call of each thread."""
+    _since: int | None = None
+    """When the last of them was, and of which threads they are, if that was asked for."""
+    _tids: frozenset[int] = frozenset()
     _entries: pl.DataFrame | None = None
     _done: list[pl.DataFrame] = field(default_factory=list)
     _n_done: int = 0
@@ -60,23 +65,28 @@ class Beginning:
     def look(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
         """Look at further ``seamcalls`` rows and at their :func:`threads_of`."""
         self._calls = _first_of_threads(self._calls, seamcalls, threads, _CALL)
+        self._since = None
 
     def knows(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> bool:
         """Whether all threads are known, with first calls before any of these, which are whole."""
         if self._calls is None:
             return False
-        since, least = self._calls.select(_WHEN.max()).item(), seamcalls["start_ns"].min()
-        is_later = since is not None and least is not None and least > since
-        return is_later and bool(threads["tid"].is_in(self._calls["tid"].implode()).all())
+        if self._since is None:
+            self._since = int(self._calls.select(_WHEN.max()).item())
+            self._tids = frozenset(self._calls["tid"])
+        least = int(seamcalls["start_ns"].to_numpy().min())
+        return least > self._since and self._tids.issuperset(threads["tid"].to_list())
 
     def look_at_done(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
         """Look at which threads enter vCPUs and which calls were done."""
         self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
         self._vcpus |= set(threads["tid"].filter(threads["enters"]).drop_nulls())
         if self._n_done < _MAX_DONE:
-            named = pl.col("leaf").is_in(_NAMED) & pl.col("gpa").is_not_null()
-            done = seamcalls.select("status", *_DONE).filter(pl.col("status") < word.ERROR_BIT)
-            done = done.filter(named).select(_DONE)
+            is_done = seamcalls["status"].fill_null(word.ERROR_BIT).to_numpy() < word.ERROR_BIT
+            is_done &= _IS_NAMED[seamcalls["leaf"].to_numpy()]
+            is_done &= seamcalls["gpa"].is_not_null().to_numpy()
+            rows = np.flatnonzero(is_done)
+            done = pl.DataFrame([seamcalls[name].gather(rows) for name in _DONE])
             self._done.append(done)
             self._n_done += done.height
 

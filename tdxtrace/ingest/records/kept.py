@@ -6,12 +6,13 @@ read once, to where they stay.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tdxtrace.ingest.raw import BoolArray, Index, Values, Words
+from tdxtrace.ingest.raw import BoolArray, Index, U64Array, Values, Words
 from tdxtrace.ingest.records.formats import Field
 from tdxtrace.ingest.records.gather import Block, Places
 from tdxtrace.ingest.records.layouts import Layout
@@ -19,7 +20,7 @@ from tdxtrace.ingest.records.layouts import Layout
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where the records of each layout have a slot."""
+    """Where the records of some layouts have a slot, as numbers of one size."""
 
     field: Field
     """Of those that have it; its offset is 0 where they do not agree."""
@@ -29,24 +30,30 @@ class Slot:
     """By layout."""
 
 
-def slots_of(layouts: Sequence[Layout]) -> Mapping[str, Slot] | None:
-    """Say where each slot is; None where the records cannot be read so simply."""
+Slots = Mapping[str, tuple[Slot, ...]]
+"""By name: one for each size in which it occurs, the commonest first."""
+
+
+def slots_of(layouts: Sequence[Layout]) -> Slots | None:
+    """Say where each slot is; None where some records cannot be read so simply."""
     wanted = [layout for layout in layouts if layout.is_wanted]
     if any(layout.kind != "call" for layout in wanted):
         return None
-    made: dict[str, Slot] = {}
+    made: dict[str, tuple[Slot, ...]] = {}
     for name in sorted({name for layout in wanted for name in layout.reads}):
         places = [layout.reads.get(name) if layout.is_wanted else None for layout in layouts]
-        known = [place for place in places if place is not None]
-        if len({(place.size, place.signed) for place in known}) > 1:
-            return None
-        first = known[0]
-        same = all(place.offset == first.offset for place in known)
-        offsets = np.array([0 if place is None else place.offset for place in places], np.intp)
-        has = np.array([place is not None for place in places], np.bool_)
-        field = first if same else replace(first, offset=0)
-        made[name] = Slot(field, None if same else offsets, has)
+        shapes = Counter((place.size, place.signed) for place in places if place is not None)
+        made[name] = tuple(_slot(places, *shape) for shape, _ in shapes.most_common())
     return made
+
+
+def _slot(every: Sequence[Field | None], size: int, signed: bool) -> Slot:
+    places = [p if p is not None and (p.size, p.signed) == (size, signed) else None for p in every]
+    first = next(place for place in places if place is not None)
+    same = all(place.offset == first.offset for place in places if place is not None)
+    offsets = np.array([0 if place is None else place.offset for place in places], np.intp)
+    has = np.array([place is not None for place in places], np.bool_)
+    return Slot(first if same else replace(first, offset=0), None if same else offsets, has)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ class KeptFields:
     base: Places
     layout: Index
     """Index of each record's layout."""
-    slots: Mapping[str, Slot]
+    slots: Slots
     read: Callable[[Block, Places, Index], Values]
     """Reads all fields of records of any layout."""
 
@@ -78,10 +85,21 @@ class KeptFields:
 
     def get(self, name: str) -> Words:
         """Return a slot that is among :meth:`names`."""
-        slot = self.slots[name]
-        there = slot.has.take(self.layout)
+        first, *others = self.slots[name]
+        there = first.has.take(self.layout)
+        value = self._read(first, there)
+        for slot in others:
+            where = np.flatnonzero(slot.has.take(self.layout))
+            if len(where):
+                mine = self.pick(where)
+                there[where] = True
+                value[where] = mine._read(slot, np.ones(len(where), np.bool_))
+        return value, there
+
+    def _read(self, slot: Slot, there: BoolArray) -> U64Array:
+        """Read a slot of the records that have it; of others it is 0."""
         if not there.any():
-            return np.zeros(len(there), np.uint64), there
+            return np.zeros(len(there), np.uint64)
         base, place, every = self.base, slot.field, bool(there.all())
         if slot.offsets is not None:
             base = base + slot.offsets.take(self.layout)
@@ -89,7 +107,7 @@ class KeptFields:
             # Those that lack it may be too short for it: they read what begins them.
             base = np.where(there, base, base - place.offset)
         value = self.block.column(base, place)
-        return value if every else value * there, there
+        return value if every else value * there
 
     def settle(self) -> Values:
         """Return all of them as arrays."""

@@ -14,7 +14,7 @@ from tdxtrace.ingest.events.vocabulary import function_named
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, U64Array, Values
 from tdxtrace.ingest.records.formats import Common, EventFormat, Field
 from tdxtrace.ingest.records.gather import Block, Places
-from tdxtrace.ingest.records.kept import KeptFields, Slot, slots_of
+from tdxtrace.ingest.records.kept import KeptFields, Slots, slots_of
 from tdxtrace.ingest.records.layouts import Layout, layout_of
 from tdxtrace.ingest.tally import Tally
 
@@ -52,7 +52,7 @@ class KnownEvents:
     layouts: list[Layout] = field(default_factory=list)
     _index: Numbers = field(default_factory=_no_index)
     _wanted: BoolArray = field(default_factory=_none_wanted)
-    _slots: Mapping[str, Slot] | None = None
+    _slots: Slots | None = None
     """Where the slots of the first layouts are, if all can be read late."""
     _n_slots: int = 0
     """Layouts that this is of."""
