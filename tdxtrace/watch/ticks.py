@@ -41,6 +41,11 @@ class _Sink:
     seamcalls: list[pl.DataFrame] = field(default_factory=lambda: [SEAMCALLS.empty()])
     vm_entries: list[pl.DataFrame] = field(default_factory=lambda: [VM_ENTRIES.empty()])
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows stay for long: they do not."""
+        return False
+
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Keep rows of the tables that are looked at."""
         if name == "seamcalls":

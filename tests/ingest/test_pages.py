@@ -8,7 +8,7 @@ from recorder import Machine
 
 from tdxtrace.ingest.records.formats import PageLayout, page_layout
 from tdxtrace.ingest.records.gather import Block, block_of
-from tdxtrace.ingest.ring.pages import PageEvents, page_heads, record_sizes, walk
+from tdxtrace.ingest.ring.pages import PageEvents, page_heads, walk
 
 MACHINES = [
     Machine(big_endian, long_size, page_size)
@@ -32,7 +32,7 @@ def _walk(machine: Machine, *pages: bytes) -> tuple[PageEvents, list[int]]:
     block = Block(block_of(b"".join(pages)), layout.order)
     heads = page_heads(block, layout, layout.size * np.arange(len(pages), dtype=np.intp))
     events = walk(block, layout, heads)
-    return events, record_sizes(block, layout, events.base, events.long).tolist()
+    return events, events.size.tolist()
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)

@@ -22,10 +22,11 @@ def paired(events: list[Event], depth: int = MAX_CONTEXTS) -> Paired:
     thread = np.array([e[0] for e in events], np.int64)
     function = np.array([e[1] for e in events], np.int32)
     back = np.array([e[2] for e in events], np.bool_)
-    entry, exit_, given_up, orphan = pair(thread, function, back, depth)
+    entry, exit_, given_up, orphan, still_open = pair(thread, function, back, depth)
     pairs = list(zip(entry.tolist(), exit_.tolist(), strict=True))
     gone = {*entry.tolist(), *exit_.tolist(), *given_up.tolist(), *orphan.tolist()}
     still = [i for i in range(len(events)) if i not in gone]
+    assert still == still_open.tolist()
     return pairs, given_up.tolist(), orphan.tolist(), still
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.ingest.decoding.attempts import Attempts
+from tdxtrace.ingest.decoding.frames import Room
 from tdxtrace.ingest.decoding.kinds import Kinds
 from tdxtrace.ingest.decoding.pairing import Index, pair
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, concatenate
@@ -21,19 +22,22 @@ class Calls:
 
     source: int
     tally: Tally
+    room: Room | None = None
+    """Where rows are put, if they are kept."""
     open: RawEvents = field(default_factory=lambda: concatenate([]))
 
     def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
         """Return the ``seamcalls`` rows that ``parts`` complete."""
         batch = concatenate([self.open, *parts])
-        entry, back, given_up, orphan = _pair(batch, kinds)
-        still = np.ones(len(batch), np.bool_)
-        still[np.concatenate([entry, back, given_up, orphan])] = False
+        entry, back, given_up, orphan, still = _pair(batch, kinds)
         held = _inside_open_call(batch, kinds, still)
-        self.open = batch.take(still | held)
-        paired = ~held[back]
-        entry, back = entry[paired], back[paired]
-        given_up, orphan = (at[~held[at]] for at in (given_up, orphan))
+        if held is not None:
+            paired = ~held[back]
+            entry, back = entry[paired], back[paired]
+            given_up, orphan = (at[~held[at]] for at in (given_up, orphan))
+            held[still] = True
+            still = np.flatnonzero(held)
+        self.open = batch.take(still).settled()
         return self._rows(Attempts(batch, kinds, entry, back, given_up, orphan))
 
     def forget(self, before_ns: int) -> None:
@@ -44,10 +48,8 @@ class Calls:
     def finish(self, kinds: Kinds) -> pl.DataFrame:
         """Return the calls that never returned."""
         batch, self.open = self.open, concatenate([])
-        entry, back, given_up, orphan = _pair(batch, kinds)
-        left = np.ones(len(batch), np.bool_)
-        left[np.concatenate([entry, back, given_up, orphan])] = False
-        never = np.concatenate([given_up, np.flatnonzero(left)])
+        entry, back, given_up, orphan, still = _pair(batch, kinds)
+        never = np.concatenate([given_up, still])
         return self._rows(Attempts(batch, kinds, entry, back, never, orphan))
 
     def _rows(self, rows: Attempts) -> pl.DataFrame:
@@ -60,27 +62,31 @@ class Calls:
         ):
             if n:
                 self.tally.count(kind, detail, None, n)
-        return rows.frame(self.source)
+        return rows.frame(self.source, self.room)
 
 
-def _pair(batch: RawEvents, kinds: Kinds) -> tuple[Index, Index, Index, Index]:
+def _pair(batch: RawEvents, kinds: Kinds) -> tuple[Index, Index, Index, Index, Index]:
     # Where the tool did not print the thread, calls nest by CPU; negative, so
     # that no thread has the same number.
-    thread = np.where(batch.tid != UNKNOWN, batch.tid, -2 - batch.cpu).astype(np.int64)
-    return pair(thread, kinds.function[batch.event], kinds.is_return[batch.event])
+    is_known = batch.tid != UNKNOWN
+    tid = batch.tid if is_known.all() else np.where(is_known, batch.tid, -2 - batch.cpu)
+    event = batch.event.astype(np.intp)
+    thread = tid.astype(np.int64)
+    return pair(thread, kinds.function.take(event), kinds.is_return.take(event))
 
 
-def _inside_open_call(batch: RawEvents, kinds: Kinds, still: BoolArray) -> BoolArray:
-    """Which events lie inside a wrapper's call that has not returned yet.
+def _inside_open_call(batch: RawEvents, kinds: Kinds, still: Index) -> BoolArray | None:
+    """Which events lie inside a wrapper's call that has not returned yet; None if there is none.
 
     They wait for it: the wrapper names the request of the SEAMCALLs inside.
     """
+    if not kinds.has_seamcalls:
+        return None
     held = np.zeros(len(batch), np.bool_)
     inner = kinds.probe[batch.event] == PROBES.index("seamcall")
-    outer = still & ~inner
-    if not (inner.any() and outer.any()):
-        return held
-    opened = np.flatnonzero(outer)
+    opened = still[~inner[still]]
+    if not (inner.any() and len(opened)):
+        return None
     last = dict(zip(batch.tid[opened].tolist(), opened.tolist(), strict=True))
     for tid, position in last.items():
         after = (batch.tid == tid) & inner

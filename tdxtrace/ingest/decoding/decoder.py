@@ -8,11 +8,13 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.decoding.calls import Calls
+from tdxtrace.ingest.decoding.frames import Room
 from tdxtrace.ingest.decoding.kinds import Kinds
 from tdxtrace.ingest.decoding.kvm import Entries, host_events, page_faults
 from tdxtrace.ingest.decoding.sinks import Sink
 from tdxtrace.ingest.events.vocabulary import Event
-from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.memory import keep_freed
+from tdxtrace.ingest.raw import MANY_EVENTS, RawEvents, concatenate
 from tdxtrace.ingest.tally import Tally
 
 # Events decoded at a time: columns of a batch (about 30 words each) take some
@@ -34,14 +36,15 @@ class Decoder:
     _entries: Entries = field(init=False)
 
     def __post_init__(self) -> None:
-        self._calls = Calls(self.source, self.tally)
+        keep_freed()
+        self._calls = Calls(self.source, self.tally, Room() if self.sink.keeps_rows else None)
         self._entries = Entries(self.source)
 
     def feed(self, raw: RawEvents) -> None:
         """Take events, in the order of the source."""
         self._waiting.append(raw)
         self._n_waiting += len(raw)
-        if self._n_waiting >= BATCH_EVENTS:
+        if self._n_waiting >= BATCH_EVENTS or len(raw) >= MANY_EVENTS:
             self._decode()
 
     def flush(self) -> None:
@@ -72,15 +75,20 @@ class Decoder:
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
         if faults := by_kind.get("page_fault"):
-            self.sink.add("page_faults", page_faults(concatenate(faults), self.source))
+            raw = concatenate(faults).settled()
+            self.sink.add("page_faults", page_faults(raw, self.source))
         if others := by_kind.get("host_event"):
-            self.sink.add("host_events", host_events(concatenate(others), self.source, events))
+            raw = concatenate(others).settled()
+            self.sink.add("host_events", host_events(raw, self.source, events))
 
 
 def _by_kind(parts: list[RawEvents], events: list[Event]) -> dict[str, list[RawEvents]]:
     """The events of each kind: whole parts where they hold no other."""
     kinds = np.array([event.kind for event in events])
     found: dict[str, list[RawEvents]] = {}
+    rows = {event.kind for event in events} - {"noise", "unmapped"}
+    if len(rows) == 1:
+        return {rows.pop(): parts}
     for part in parts:
         # To count the few events is quicker than to look up what each line is.
         met = np.unique(kinds[np.flatnonzero(np.bincount(part.event))]).tolist()

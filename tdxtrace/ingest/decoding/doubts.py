@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.ingest.decoding.midway import Beginning, bare_return, threads_of
+from tdxtrace.ingest.decoding.midway import VP_ENTER, Beginning, bare_return, threads_of
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.text import one_line
@@ -17,6 +17,7 @@ from tdxtrace.tables.text import one_line
 # was missing, and they tell nothing of full buffers.
 _MAX_BROKEN: Final = 1 << 20
 _MANY: Final = 64
+_MANY_TIDS: Final = 1 << 16
 _WHEN: Final = pl.coalesce("end_ns", "start_ns")
 _NONE_BROKEN: Final = pl.DataFrame(
     schema={
@@ -50,8 +51,11 @@ class Watch:
         leaf = seamcalls["leaf"]
         begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
         self.has_entries |= set(np.flatnonzero(np.bincount(begun.to_numpy())).tolist())
-        threads = threads_of(seamcalls, first=_WHEN.min(), last=_WHEN.max())
-        self.beginning.look(seamcalls, threads)
+        threads = _quick_threads(seamcalls)
+        if threads is None or not self.beginning.knows(seamcalls, threads):
+            threads = threads_of(seamcalls, first=_WHEN.min(), last=_WHEN.max())
+            self.beginning.look(seamcalls, threads)
+        self.beginning.look_at_done(seamcalls, threads)
         self._extents.append(threads.select("tid", "first", "last"))
         if len(self._extents) > _MANY:
             self._extents = [self._all_extents()]
@@ -75,6 +79,30 @@ class Watch:
         never = pl.col("end_ns").is_null() & (pl.col("last") != _WHEN)
         orphan = pl.col("start_ns").is_null() & (pl.col("first") != _WHEN)
         return calls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())
+
+
+def _quick_threads(seamcalls: pl.DataFrame) -> pl.DataFrame | None:
+    """The threads of calls that came in the order of their ends and are whole; else None.
+
+    One row per thread: whether it enters a vCPU, and when its calls first and last ended.
+    """
+    if any(seamcalls[name].null_count() for name in ("tid", "start_ns", "end_ns")):
+        return None
+    tid, ends = seamcalls["tid"].to_numpy(), seamcalls["end_ns"].to_numpy()
+    least = int(tid.min())
+    numbers = tid - least
+    n = int(numbers.max()) + 1
+    if n > _MANY_TIDS or (ends[1:] < ends[:-1]).any():
+        return None
+    # Of several values assigned to one place the last one stays.
+    first, last = np.full(n, -1, np.intp), np.zeros(n, np.intp)
+    last[numbers] = np.arange(len(tid))
+    first[numbers[::-1]] = np.arange(len(tid) - 1, -1, -1)
+    enters = np.zeros(n, np.bool_)
+    enters[numbers[seamcalls["leaf"].to_numpy() == VP_ENTER]] = True
+    met = np.flatnonzero(first >= 0)
+    columns = {"tid": (met + least).astype(np.int32), "enters": enters[met]}
+    return pl.DataFrame(columns | {"first": ends[first[met]], "last": ends[last[met]]})
 
 
 def note(watch: Watch, tally: Tally, header: Header) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -12,43 +15,119 @@ from tdxtrace.ingest.raw import BoolArray
 from tdxtrace.tables.schema import Table
 
 Values = NDArray[np.generic]
+Column = Values | int
+"""Values of every row, or the one value that all of them have."""
+
+# Rows of the columns of one value that are kept and shared: those of a batch.
+_SHARED_ROWS: Final = 1 << 17
+# Bytes that are asked for at once to keep a column: the kernel gives huge pages only to
+# much memory, a 2 MB page for a fault instead of 4 KiB.
+_ROOM_BYTES: Final = 16 << 20
+# Fewer rows are no use: their table may end with them.
+_ROOM_ROWS: Final = 1 << 13
+_TYPES: Final[Mapping[type[pl.DataType], type[np.generic]]] = {
+    pl.UInt8: np.uint8,
+    pl.UInt16: np.uint16,
+    pl.UInt32: np.uint32,
+    pl.UInt64: np.uint64,
+    pl.Int32: np.int32,
+    pl.Int64: np.int64,
+    pl.Boolean: np.bool_,
+}
+
+
+@dataclass(slots=True)
+class Room:
+    """Memory for the columns of a table that is kept, batch behind batch."""
+
+    _left: dict[str, Values] = field(default_factory=dict)
+
+    def keep(self, name: str, values: Values, wanted: np.dtype[np.generic]) -> Values:
+        """Return ``values``, which must fit the type ``wanted``, where they can stay."""
+        n = len(values)
+        if n < _ROOM_ROWS:
+            return values.astype(wanted, copy=False)
+        room = self._left.get(name)
+        if room is None or len(room) < n:
+            room = np.empty(max(n, _ROOM_BYTES // wanted.itemsize), wanted)
+        mine, self._left[name] = room[:n], room[n:]
+        np.copyto(mine, values, casting="unsafe")
+        return mine
 
 
 def frame(
     table: Table,
     n: int,
-    columns: Mapping[str, Values],
+    columns: Mapping[str, Column],
     seen: Mapping[str, BoolArray],
     texts: Mapping[str, pl.Series] | None = None,
+    room: Room | None = None,
 ) -> pl.DataFrame:
     """Build rows of ``table``.
 
     Args:
         table: Whose columns to make; one that is not given is null.
         n: Number of rows.
-        columns: Values by column.
+        columns: Values by column; of a column of words out of a list, their places in it.
         seen: Where a value was observed; a column without an entry is never null.
         texts: Columns that are no numbers, as they are.
+        room: Where the columns are put, if the rows are kept.
     """
     if not n:
         return table.empty()
     made: list[pl.Series] = []
     for name, dtype in table.schema.items():
+        column = columns.get(name)
         if texts is not None and name in texts:
             made.append(texts[name].alias(name))
-        elif name not in columns or _never(name, seen):
-            made.append(_nothing(name, dtype).new_from_index(0, n))
+        elif column is None or _never(name, seen):
+            made.append(_same(dtype, None, n).alias(name))
+        elif isinstance(column, int):
+            made.append(_same(dtype, column, n).alias(name))
         else:
             # Column by column at once: a query over all would be planned anew for each batch.
-            column = pl.Series(name, columns[name]).cast(dtype, strict=False)
+            series = _series(name, column, dtype, room)
             if name in seen and not seen[name].all():
-                column = column.zip_with(pl.Series(seen[name]), _nothing(name, dtype))
-            made.append(column)
+                series = series.zip_with(pl.Series(seen[name]), _same(dtype, None, 1).alias(name))
+            made.append(series)
     return pl.DataFrame(made)
 
 
-def _nothing(name: str, dtype: pl.DataType) -> pl.Series:
-    return pl.Series(name, [None], dtype)
+def _series(name: str, values: Values, dtype: pl.DataType, room: Room | None) -> pl.Series:
+    """Make a column; what does not fit its type is null."""
+    if isinstance(dtype, pl.Enum):
+        if (values == values[0]).all():
+            return _same(dtype, values[0].item(), len(values)).alias(name)
+        return pl.Series(name, values, pl.UInt32).cat.to(dtype)
+    wanted = np.dtype(_TYPES[type(dtype)])
+    # polars takes an array of the right type as it is; others would be copied once more.
+    if values.dtype == wanted or _fits(values, wanted):
+        values = (
+            values.astype(wanted, copy=False) if room is None else room.keep(name, values, wanted)
+        )
+    return pl.Series(name, values).cast(dtype, strict=False)
+
+
+def _fits(values: Values, wanted: np.dtype[np.generic]) -> bool:
+    if wanted.kind not in "iu" or values.dtype.kind not in "iu":
+        return False
+    limits = np.iinfo(wanted.str)
+    return bool(values.min() >= limits.min and values.max() <= limits.max)
+
+
+@cache
+def _shared(dtype: pl.DataType, value: int | None) -> pl.Series:
+    if isinstance(dtype, pl.Enum) and value is not None:
+        one = pl.Series([dtype.categories[value]], dtype=dtype)
+    else:
+        one = pl.Series([value], dtype=dtype)
+    return one.new_from_index(0, _SHARED_ROWS)
+
+
+def _same(dtype: pl.DataType, value: int | None, n: int) -> pl.Series:
+    """A column of one value: part of one that all batches share, if it is long enough."""
+    shared = _shared(dtype, value)
+    return shared.slice(0, n) if n <= _SHARED_ROWS else shared.new_from_index(0, n)
 
 
 def _never(name: str, seen: Mapping[str, BoolArray]) -> bool:

@@ -20,6 +20,8 @@ class Kinds:
     is_return: BoolArray
     leaf: NDArray[np.int32]
     probe: NDArray[np.int8]
+    has_seamcalls: bool
+    """Whether any of them is a probe of the lower layer."""
 
     @classmethod
     def of(cls, events: list[Event]) -> Kinds:
@@ -30,4 +32,5 @@ class Kinds:
             np.array([e.role == "return" for e in events], np.bool_),
             np.array([UNKNOWN if e.leaf is None else e.leaf for e in events], np.int32),
             np.array([PROBES.index(e.probe) for e in events], np.int8),
+            any(e.probe == "seamcall" for e in events),
         )

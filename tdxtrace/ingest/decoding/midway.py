@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from tdxtrace.tdx import leaves, word
 
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
+VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _SEPT_ADD: Final = leaves.parse_leaf("TDH.MEM.SEPT.ADD")[0]
 _PAGE_AUG: Final = leaves.parse_leaf("TDH.MEM.PAGE.AUG")[0]
 _PAGE_ADDS: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD"))
@@ -18,6 +19,7 @@ _NAMED: Final = leaves.numbers_of(
     ("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD")
     + ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE")
 )
+_IS_NAMED: Final = np.isin(np.arange(1 << 16), _NAMED)
 _OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"))
 # A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
 _SHIFT_2M: Final = 21
@@ -53,18 +55,38 @@ class Beginning:
     _vcpus: set[int] = field(default_factory=set)
     _calls: pl.DataFrame | None = None
     """The first call of each thread."""
+    _since: int | None = None
+    """When the last of them was, and of which threads they are, if that was asked for."""
+    _tids: frozenset[int] = frozenset()
     _entries: pl.DataFrame | None = None
     _done: list[pl.DataFrame] = field(default_factory=list)
     _n_done: int = 0
 
     def look(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
         """Look at further ``seamcalls`` rows and at their :func:`threads_of`."""
+        self._calls = _first_of_threads(self._calls, seamcalls, threads, _CALL)
+        self._since = None
+
+    def knows(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> bool:
+        """Whether all threads are known, with first calls before any of these, which are whole."""
+        if self._calls is None:
+            return False
+        if self._since is None:
+            self._since = int(self._calls.select(_WHEN.max()).item())
+            self._tids = frozenset(self._calls["tid"])
+        least = int(seamcalls["start_ns"].to_numpy().min())
+        return least > self._since and self._tids.issuperset(threads["tid"].to_list())
+
+    def look_at_done(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
+        """Look at which threads enter vCPUs and which calls were done."""
         self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
         self._vcpus |= set(threads["tid"].filter(threads["enters"]).drop_nulls())
-        self._calls = _first_of_threads(self._calls, seamcalls, threads, _CALL)
         if self._n_done < _MAX_DONE:
-            named = pl.col("leaf").is_in(_NAMED) & pl.col("gpa").is_not_null()
-            done = seamcalls.filter(pl.col("status") < word.ERROR_BIT, named).select(_DONE)
+            is_done = seamcalls["status"].fill_null(word.ERROR_BIT).to_numpy() < word.ERROR_BIT
+            is_done &= _IS_NAMED[seamcalls["leaf"].to_numpy()]
+            is_done &= seamcalls["gpa"].is_not_null().to_numpy()
+            rows = np.flatnonzero(is_done)
+            done = pl.DataFrame([seamcalls[name].gather(rows) for name in _DONE])
             self._done.append(done)
             self._n_done += done.height
 
@@ -81,7 +103,7 @@ class Beginning:
             return False
         signs = (
             _TID.is_in(list(self._vcpus)) & pl.col("leaf").is_in(_FAULT_LEAVES),
-            (pl.col("leaf") == _VP_ENTER) & (pl.col("status") == _REFUSED),
+            (pl.col("leaf") == VP_ENTER) & (pl.col("status") == _REFUSED),
             bare_return() & self._has_entries,
         )
         if self._calls.select(pl.any_horizontal(sign.any() for sign in signs)).item():
@@ -99,7 +121,7 @@ def bare_return() -> pl.Expr:
 
 def threads_of(seamcalls: pl.DataFrame, **more: pl.Expr) -> pl.DataFrame:
     """One row per thread: when its first call was, whether it enters a vCPU, and what is asked."""
-    enters = (pl.col("leaf") == _VP_ENTER).any()
+    enters = (pl.col("leaf") == VP_ENTER).any()
     return seamcalls.group_by("tid").agg(when=_WHEN.min(), enters=enters, **more)
 
 

@@ -15,6 +15,10 @@ from tdxtrace.tables.events import EVENT_TABLES
 class Sink(Protocol):
     """What takes the rows of event tables as they are decoded."""
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows stay in memory."""
+
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Take rows of the table ``name``."""
 
@@ -24,6 +28,7 @@ class MemorySink:
     """Keeps all rows."""
 
     tables: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    keeps_rows: bool = True
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Keep rows of the table ``name``."""
@@ -45,6 +50,11 @@ class SourceSink:
     signs: Signs
     watch: Watch = field(default_factory=Watch)
     n_rows: int = 0
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows stay in memory."""
+        return self.target.keeps_rows
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Pass rows on."""

@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.decoding.pairing import Index
-from tdxtrace.ingest.raw import BoolArray, RawEvents, U64Array
+from tdxtrace.ingest.raw import Fields, U64Array, Words
 from tdxtrace.tdx import leaves
 
 # GPA and level share RCX of the MEM leaves: bits 51:12 and 2:0.  Linux
@@ -18,22 +17,26 @@ from tdxtrace.tdx import leaves
 _PAGE_MASK: Final = np.uint64(0x000F_FFFF_FFFF_F000)
 _LEVEL_MASK: Final = np.uint64(0x7)
 
-Words = tuple[U64Array, BoolArray]
+
+def of(fields: Fields, name: str) -> Words:
+    """A field of events that need not have it."""
+    if name in fields.names():
+        return fields.get(name)
+    return np.zeros(len(fields), np.uint64), np.zeros(len(fields), np.bool_)
 
 
-def either(batch: RawEvents, name: str, first: Index, last: Index) -> Words:
-    """A field as its entry has it, else as its return has it."""
-    if name not in batch.values:
-        return np.zeros(len(first), np.uint64), np.zeros(len(first), np.bool_)
-    value, there = batch.values[name], batch.present[name]
-    early = there[first]
+def either(first: Fields, last: Fields, name: str) -> Words:
+    """A field as the entries have it, else as the returns have it."""
+    value, early = of(first, name)
     # Most fields are always of the entry or always of the return: then half is not looked at.
-    if early.all():
-        return value[first], early
-    late = there[last]
+    if name not in last.names() or early.all():
+        return value, early
+    other, late = last.get(name)
     if not early.any():
-        return value[last], late
-    return np.where(early, value[first], value[last]), early | late
+        return other, late
+    if not late.any():
+        return value, early
+    return np.where(early, value, other), early | late
 
 
 def prefer(words: Words, other: Words) -> Words:
@@ -61,17 +64,19 @@ def _registers() -> dict[str, dict[str, NDArray[np.uint16]]]:
     return found
 
 
-def from_registers(batch: RawEvents, leaf: U64Array, first: Index) -> dict[str, Words]:
+def from_registers(first: Fields, leaf: U64Array) -> dict[str, Words]:
     """What the input registers of a SEAMCALL say, for probes on ``__seamcall*``."""
     words: dict[str, Words] = {}
-    if not any(name in batch.values for name in ("rcx", "rdx", "r8")):
+    if first.names().isdisjoint(("rcx", "rdx", "r8")):
         return words
     n = len(first)
+    read = {name: of(first, name) for name in ("rcx", "rdx", "r8")}
     for column, by_register in _registers().items():
         value, there = np.zeros(n, np.uint64), np.zeros(n, np.bool_)
         for register, users in by_register.items():
-            here = np.isin(leaf, users) & batch.has(register)[first]
-            value = np.where(here, batch.value(register)[first], value)
+            found, has = read[register]
+            here = np.isin(leaf, users) & has
+            value = np.where(here, found, value)
             there |= here
         words[column] = value, there
     gpa, has_gpa = words["gpa"]

@@ -101,36 +101,40 @@ class _Walk:
 
     def _all_meet(self, first: Chain, begins: Places) -> Chain | None:
         """Follow every chain by the lengths alone; None unless all meet and nothing is odd."""
-        sizes = self.words.view("u1")[6:].data
-        lengths = np.ndarray(
-            (len(self.words) * 8 - 7,), ">u2" if self.big_endian else "<u2", sizes, strides=(1,)
-        )
-        at = begins << 3
-        limit = np.append(at[1:], self.n_bytes)
+        words, at = self.words, begins
+        limit = np.append(at[1:], -(-self.n_bytes // 8))
         ends, lane = at.copy(), np.arange(len(at))
-        found: list[Places] = [first.start]
+        count = np.zeros(len(at), np.intp)
+        found: list[tuple[Places, Places]] = []
         for _ in range(_PIECE):
-            found.append(at)
-            at = at + lengths[at]
+            found.append((lane, at))
+            # Lengths that are no multiple of 8 are found in the end.
+            at = at + self._words_of(words.take(at))
             live = at < limit
             if live.all():
                 continue
             ends[lane[~live]] = at[~live]
+            count[lane[~live]] = len(found)
             lane, at, limit = lane[live], at[live], limit[live]
             if not len(lane):
                 break
         last = len(begins) - 1
-        if len(lane) or (ends[:-1] != begins[1:] << 3).any():
+        if len(lane) or (ends[:-1] != begins[1:]).any():
             return None
-        start = np.concatenate(found)
-        start.sort(kind="stable")
+        start = _in_order(first.start, found, count)
         # The last chain runs to the block's end, and may stop in the middle of a record.
-        end = int(ends[last])
+        end = int(ends[last]) << 3
         if end > self.n_bytes:
             end, start = int(start[-1]), start[:-1]
-        size, kind = self._parts(self.words[start >> 3])
+        size, kind = self._parts(words.take(start >> 3))
         is_odd = (size < _SHORTEST) | (size & 7 != 0) | _is_special(kind)
         return None if is_odd.any() else Chain(start, end, False)
+
+    def _words_of(self, word: U64Array) -> Places:
+        """Words of the records with these headers."""
+        if self.big_endian:
+            return (word & np.uint64(0xFFFF)).astype(np.intp) >> 3
+        return (word >> np.uint64(51)).view(np.intp)
 
     def _guesses(self, start: int, known: U64Array) -> Places:
         """The first word of each piece that looks like the header of a known kind."""
@@ -222,6 +226,21 @@ class _Walk:
                 return made, -1
         made = self.plain(at, self.n_bytes, found)
         return made, -1
+
+
+def _in_order(before: Places, found: list[tuple[Places, Places]], count: Places) -> Places:
+    """Put what was found step by step chain by chain: the k-th step gave the k-th of a chain."""
+    ends = np.cumsum(count) + len(before)
+    start = np.empty(int(ends[-1]), np.intp)
+    start[: len(before)] = before
+    lanes: Places | None = None
+    target = first = ends - count
+    for step, (lane, at) in enumerate(found):
+        if lane is not lanes:
+            lanes, target = lane, first[lane] + step
+        start[target] = at << 3
+        target += 1
+    return start
 
 
 def _is_special(kind: Places) -> BoolArray:

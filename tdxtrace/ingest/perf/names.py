@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.raw import RawEvents, distinct
 from tdxtrace.ingest.tally import Tally
 
 
@@ -34,7 +34,7 @@ class Names:
         self._apply(limit)
         if not len(raw):
             return
-        for tid in np.unique(raw.tid).tolist():
+        for tid in distinct(raw.tid).tolist():
             names = self._named.get(tid)
             mine = np.flatnonzero(raw.tid == tid) if names and len(names) > 1 else None
             tgid = int(raw.tgid[np.argmax(raw.tid == tid)])

@@ -97,21 +97,21 @@ class Order:
         held = self._joined()
         order = np.argsort(held.ts_ns, kind="stable")
         n = int(np.searchsorted(held.ts_ns[order], limit, "right"))
-        rank = np.empty(len(order), np.intp)
-        rank[order] = np.arange(len(order))
-        ours = rank[held.ours]
-        now = np.flatnonzero(ours < n)
-        now = now[np.argsort(ours[now], kind="stable")]
-        raw = held.raw.take(now)
-        raw.line = (ours[now] + (self.n_given + 1)).astype(np.int64)
-        done = order[:n]
+        done, left = order[:n], np.sort(order[n:])
+        # Where each sample is among ours; -1 if it is none.
+        mine = np.full(len(order), -1, np.intp)
+        mine[held.ours] = np.arange(len(held.ours))
+        now = mine[done]
+        line = np.flatnonzero(now >= 0)
+        raw = held.raw.take(now[line])
+        raw.line = line + (self.n_given + 1)
         number = held.number[done]
-        self.known.count(np.bincount(number), number, np.arange(n), self.n_given)
+        self.known.count(np.bincount(number), number, lambda: np.arange(n), self.n_given)
         self._see(held.cpu[done], held.ts_ns[done], limit)
         self.n_given += n
         self.tally.n_lines += n
         self.names.meet(raw, limit)
-        self._held = [_left(held, np.sort(order[n:]), np.flatnonzero(ours >= n))]
+        self._held = [_left(held, left, mine[left])]
         return raw
 
     def _joined(self) -> Held:
@@ -148,12 +148,14 @@ class Order:
             self.tally.lost(lost.cpu, lost.n_events, line)
 
 
-def _left(held: Held, places: Places, ours: Places) -> Held:
-    """What of ``held`` is not given out: the samples at ``places``, ours among them."""
-    return Held(
-        held.ts_ns[places],
-        held.cpu[places],
-        held.number[places],
-        np.searchsorted(places, held.ours[ours]),
-        held.raw.take(ours),
-    )
+def _left(held: Held, places: Places, mine: Places) -> Held:
+    """What of ``held`` is not given out.
+
+    Args:
+        held: What was held.
+        places: Which samples those are.
+        mine: Where each of them is among ours; -1 if it is none.
+    """
+    ours = np.flatnonzero(mine >= 0)
+    raw = held.raw.take(mine[ours])
+    return Held(held.ts_ns[places], held.cpu[places], held.number[places], ours, raw)

@@ -27,6 +27,8 @@ from tdxtrace.ingest.tally import Tally
 
 _SAMPLE: Final = 9  # PERF_RECORD_SAMPLE, Linux include/uapi/linux/perf_event.h
 _FINISHED_ROUND: Final = 68  # tools/perf/lib/include/perf/event.h
+# A block of which so small a part is ours is not kept in memory for that.
+_MUCH: Final = 4
 
 
 @dataclass(slots=True)
@@ -126,8 +128,8 @@ class PerfReader:
         known, block = self.known, samples.block
         self._name_silent(samples)
         number = samples.number
-        known.meet(number, samples.base, block)
-        ours = np.flatnonzero(known.is_wanted(number))
+        every = known.are_wanted(known.meet(number, samples.base, block))
+        ours = np.arange(len(number)) if every else np.flatnonzero(known.is_wanted(number))
         index = known.index(number[ours])
         fits = known.has_room(index, samples.size[ours])
         if not fits.all():
@@ -135,15 +137,19 @@ class PerfReader:
                 number[place] = self._stand_in("undecoded", known.layouts[layout].name)
             ours, index = ours[fits], index[fits]
         base = samples.base[ours]
+        _, in_irq = known.context(block, base)
+        is_much = len(ours) * _MUCH >= len(number)
+        kept = known.kept(block, base, index) if is_much else None
         raw = RawEvents(
             np.zeros(len(ours), np.int64),
             samples.ts_ns[ours],
             samples.tid[ours],
             samples.tgid[ours],
             samples.cpu[ours],
-            known.in_irq(block, base),
+            in_irq,
             known.events(index),
-            *known.fields(block, base, index),
+            *(({}, {}) if kept is not None else known.fields(block, base, index)),
+            kept,
         )
         return Held(samples.ts_ns, samples.cpu, number, ours, raw)
 

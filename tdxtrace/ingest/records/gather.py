@@ -15,9 +15,8 @@ from tdxtrace.ingest.records.formats import Field
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.intp]
 
-# Fields that lie within so many bytes are fetched together: to fetch a run of bytes
-# costs little more than to fetch one number.
-_MAX_RUN: Final = 256
+_WORD: Final = 4
+_LONG: Final = 8
 # Zeros after a block, so that reading a word at its last byte stays inside.
 PADDING: Final = 16
 
@@ -29,7 +28,7 @@ def block_of(data: bytes | bytearray | memoryview) -> Bytes:
     return block
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Block:
     """Bytes of a recording and the views that numbers are read through.
 
@@ -42,11 +41,16 @@ class Block:
     """``<`` or ``>``, as numpy writes byte orders."""
     words: NDArray[np.uint32] = field(init=False)
     """The aligned words."""
+    _longs: U64Array = field(init=False)
+    """The aligned pairs of words."""
+    _is_native: bool = field(init=False)
     _views: dict[int, NDArray[np.unsignedinteger]] = field(default_factory=dict)
     """The numbers of so many bytes that begin at each byte."""
 
     def __post_init__(self) -> None:
         self.words = self.data.view(f"{self.order}u4")
+        self._longs = self.data[: len(self.data) // 8 * 8].view(f"{self.order}u8")
+        self._is_native = self.words.dtype.isnative and self.data.ctypes.data % 8 == 0
         for size in (2, 4, 8):
             n = max(0, len(self.data) - size + 1)
             self._views[size] = np.ndarray(
@@ -56,7 +60,7 @@ class Block:
 
     def numbers(self, base: Places, place: Field) -> NDArray[np.intp]:
         """Read the event numbers, of 16 bits at most, of the records at ``base``."""
-        number: NDArray[np.intp] = self._views[place.size][base + place.offset].astype(np.intp)
+        number = self._read(base, place, self._alignment(base), {}).astype(np.intp)
         return number if place.size <= 2 else number & 0xFFFF
 
     def column(self, base: Places, place: Field) -> U64Array:
@@ -68,43 +72,56 @@ class Block:
             base: Byte offsets of records.
             place: A field with ``is_number``.
         """
-        found = self._views[place.size][base + place.offset]
-        if place.signed and place.size < 8:
-            signed = found.astype(f"=u{place.size}").view(f"i{place.size}")
-            return signed.astype(np.int64).view(np.uint64)
-        return found.astype(np.uint64, copy=False)
+        return self.columns(base, {"": place})[""]
 
     def columns(self, base: Places, places: Mapping[str, Field]) -> dict[str, U64Array]:
-        """Read several places of the same records: as :meth:`column` does, but at once.
+        """Read several places of the same records: as :meth:`column` does.
 
         Args:
             base: Byte offsets of records.
             places: Fields with ``is_number``.
         """
-        first = min((place.offset for place in places.values()), default=0)
-        size = max((place.end for place in places.values()), default=0) - first
-        if len(places) < 2 or size > _MAX_RUN:
-            return {name: self.column(base, place) for name, place in places.items()}
-        run = np.dtype(
-            {
-                "names": list(places),
-                "formats": [self._format(place) for place in places.values()],
-                "offsets": [place.offset - first for place in places.values()],
-                "itemsize": size,
-            }
-        )
-        # One that would end behind the block is refused by its index, as in column.
-        n = max(0, len(self.data) - size + 1)
-        runs = np.ndarray((n,), f"V{size}", self.data.data, strides=(1,))
-        found = runs[base + first].view(run)
-        return {name: _extended(found[name]) for name in places}
+        alignment = self._alignment(base)
+        words: dict[int, NDArray[np.uint32]] = {}
+        return {
+            name: _extended(self._read(base, place, alignment, words), place)
+            for name, place in places.items()
+        }
 
-    def _format(self, place: Field) -> str:
-        return f"{self.order}{'i' if place.signed else 'u'}{place.size}"
+    def _alignment(self, base: Places) -> int:
+        """What all of ``base`` is a multiple of: 1, 4 or 8, as far as words can be used."""
+        low = int(np.bitwise_or.reduce(base)) & 7 if self._is_native else 1
+        return 8 if not low else 4 if not low & 3 else 1
+
+    def _read(
+        self, base: Places, place: Field, alignment: int, words: dict[int, NDArray[np.uint32]]
+    ) -> NDArray[np.unsignedinteger]:
+        """Read ``place``, unsigned; numpy takes aligned words six times faster than others.
+
+        ``words`` holds those that were read of the same records before, by their offset.
+        """
+        size, at = place.size, place.offset
+        within = at & 3
+        if alignment == 1 or (within + size > _WORD if size <= _WORD else within):
+            return self._views[size][base + at]
+        if size <= _WORD:
+            word = words.get(at - within)
+            if word is None:
+                word = words[at - within] = self.words.take((base + (at - within)) >> 2)
+            if size == _WORD:
+                return word
+            return (word >> np.uint32(8 * within)) & np.uint32((1 << 8 * size) - 1)
+        if alignment == size and not at & 7:
+            return self._longs.take((base + at) >> 3)
+        both = np.empty((len(base), 2), np.intp)
+        np.right_shift(base + at, 2, out=both[:, 0])
+        np.add(both[:, 0], 1, out=both[:, 1])
+        return self.words.take(both).view(np.uint64).ravel()
 
 
-def _extended(column: NDArray[np.integer]) -> U64Array:
+def _extended(column: NDArray[np.unsignedinteger], place: Field) -> U64Array:
     """A column of numbers of any size as 64-bit words; signed ones keep their value."""
-    if column.dtype.kind == "i":
-        return column.astype(np.int64).view(np.uint64)
-    return column.astype(np.uint64)
+    if not place.signed or place.size == _LONG:
+        return column.astype(np.uint64, copy=False)
+    signed = column.astype(f"=u{place.size}", copy=False).view(f"i{place.size}")
+    return signed.astype(np.int64).view(np.uint64)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import function_named
-from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, U64Array
+from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, U64Array, Values
 from tdxtrace.ingest.records.formats import Common, EventFormat, Field
 from tdxtrace.ingest.records.gather import Block, Places
-from tdxtrace.ingest.records.layouts import Layout, Values, layout_of
+from tdxtrace.ingest.records.kept import KeptFields, Slots, slots_of
+from tdxtrace.ingest.records.layouts import Layout, layout_of
 from tdxtrace.ingest.tally import Tally
 
 Numbers = NDArray[np.intp]
@@ -28,8 +29,8 @@ _STAND_INS: Final = 1 << 10
 _NOT_MET: Final = -1
 
 
-def _no_index() -> I32Array:
-    return np.full(_NUMBERS + _STAND_INS + 1, _NOT_MET, np.int32)
+def _no_index() -> Numbers:
+    return np.full(_NUMBERS + _STAND_INS + 1, _NOT_MET, np.intp)
 
 
 def _none_wanted() -> BoolArray:
@@ -49,8 +50,12 @@ class KnownEvents:
     symbol_at: Callable[[int], str | None] = lambda _: None
     """Names the kernel function at an address."""
     layouts: list[Layout] = field(default_factory=list)
-    _index: I32Array = field(default_factory=_no_index)
+    _index: Numbers = field(default_factory=_no_index)
     _wanted: BoolArray = field(default_factory=_none_wanted)
+    _slots: Slots | None = None
+    """Where the slots of the first layouts are, if all can be read late."""
+    _n_slots: int = 0
+    """Layouts that this is of."""
 
     def meet(self, number: Numbers, base: Places, block: Block) -> Found:
         """Learn the numbers that are new; return how often each occurs.
@@ -67,13 +72,15 @@ class KnownEvents:
                 self._take(value, self._layout(value, first, block))
         return found
 
-    def count(self, found: Found, number: Numbers, order: Places, n_before: int) -> None:
+    def count(
+        self, found: Found, number: Numbers, order: Callable[[], Places], n_before: int
+    ) -> None:
         """Account for records: rows by their name, others as losses.
 
         Args:
             found: How often each number occurs.
             number: The numbers of the records.
-            order: The records by time.
+            order: Gives the records by time; asked where a loss is met for the first time.
             n_before: Records before these.
         """
         for value in np.flatnonzero(found).tolist():
@@ -83,17 +90,21 @@ class KnownEvents:
                 continue
             line = None
             if (layout.kind, layout.name) not in self.tally.entries:
-                line = int(np.argmax(number[order] == value)) + n_before + 1
+                line = int(np.argmax(number[order()] == value)) + n_before + 1
             self.tally.count(layout.kind, layout.name, line, n)
 
     def is_wanted(self, number: Numbers) -> BoolArray:
         """Which records become rows, by their numbers."""
-        mask: BoolArray = self._wanted[number]
+        mask: BoolArray = self._wanted.take(number)
         return mask
 
-    def index(self, number: Numbers) -> I32Array:
+    def are_wanted(self, found: Found) -> bool:
+        """Whether all records become rows, by how often each number occurs."""
+        return bool(self._wanted[np.flatnonzero(found)].all())
+
+    def index(self, number: Numbers) -> Found:
         """The indices of the layouts of numbers that were met."""
-        made: I32Array = self._index[number]
+        made: Found = self._index.take(number)
         return made
 
     def stand_in(self, kind: str, name: str) -> int:
@@ -108,10 +119,10 @@ class KnownEvents:
         self._wanted[value] = layout.is_wanted
         self.layouts.append(layout)
 
-    def has_room(self, index: I32Array, size: Places) -> BoolArray:
+    def has_room(self, index: Found, size: Places) -> BoolArray:
         """Which records are long enough for every field that their format promises."""
         least = np.array([layout.size for layout in self.layouts] or [0], np.intp)
-        mask: BoolArray = size >= least[index]
+        mask: BoolArray = size >= least.take(index)
         return mask
 
     def wanted_numbers(self) -> Iterator[int]:
@@ -120,12 +131,23 @@ class KnownEvents:
             if self.layouts[self._index[number]].is_wanted:
                 yield number
 
-    def events(self, index: I32Array) -> I32Array:
+    def events(self, index: Found) -> I32Array:
         """Index into the vocabulary's events for each record."""
-        made: I32Array = np.array([x.event for x in self.layouts] or [0], np.int32)[index]
+        made: I32Array = np.array([x.event for x in self.layouts] or [0], np.int32).take(index)
         return made
 
-    def fields(self, block: Block, base: Places, index: I32Array) -> Values:
+    def kept(self, block: Block, base: Places, index: Found) -> KeptFields | None:
+        """Leave the fields of the records at ``base`` where they are; None if that cannot be.
+
+        The block must not be written again while they are needed.
+        """
+        if self._n_slots != len(self.layouts):
+            self._slots, self._n_slots = slots_of(self.layouts), len(self.layouts)
+        if self._slots is None:
+            return None
+        return KeptFields(block, base, index, self._slots, self.fields)
+
+    def fields(self, block: Block, base: Places, index: Found) -> Values:
         """Read every slot of the records that begin at ``base``."""
         values: dict[str, U64Array] = {}
         present: dict[str, BoolArray] = {}
@@ -140,21 +162,20 @@ class KnownEvents:
                 present[slot][mine] = there[slot]
         return values, present
 
-    def in_irq(self, block: Block, base: Places) -> I8Array:
-        """Say of each record whether it was made in hard interrupt context."""
-        flags, count = self.common.flags, self.common.preempt_count
-        if flags is None or not flags.is_number:
-            return np.full(len(base), UNKNOWN, np.int8)
-        places = {"flags": flags}
-        if count is not None and count.is_number:
-            places["count"] = count
+    def context(self, block: Block, base: Places) -> tuple[I32Array, I8Array]:
+        """Say of each record which thread made it, and whether in hard interrupt context."""
+        common = self.common
+        asked = {"tid": common.pid, "flags": common.flags, "count": common.preempt_count}
+        places = {name: place for name, place in asked.items() if place and place.is_number}
         found = block.columns(base, places)
-        made: I8Array = ((found["flags"] & _IN_IRQ) != 0).astype(np.int8)
-        if "count" in found:
-            made[found["count"] == _NO_CONTEXT] = UNKNOWN
-        return made
+        tid = in_irq = np.full(len(base), UNKNOWN, np.int8)
+        if "flags" in found:
+            in_irq = ((found["flags"] & _IN_IRQ) != 0).astype(np.int8)
+            if "count" in found:
+                in_irq[found["count"] == _NO_CONTEXT] = UNKNOWN
+        return found.get("tid", tid).astype(np.int32), in_irq
 
-    def too_short(self, index: I32Array, lines: Iterable[int]) -> None:
+    def too_short(self, index: Found, lines: Iterable[int]) -> None:
         """Account for records that lack room for their fields; they are no rows."""
         for which, line in zip(index.tolist(), lines, strict=True):
             name = self.layouts[which].name

@@ -11,7 +11,7 @@ import numpy as np
 from tdxtrace.ingest.events import proposed
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import Event
-from tdxtrace.ingest.raw import BoolArray, U64Array
+from tdxtrace.ingest.raw import BoolArray, U64Array, Values
 from tdxtrace.ingest.records.formats import EventFormat, Field
 from tdxtrace.ingest.records.gather import Block, Places
 
@@ -43,8 +43,6 @@ _PROPOSED_SLOTS: Final = {
     "return": {"op": "fn", "err": "status", "rcx": "out_rcx", "rdx": "out_rdx"},
 }
 _KVM_ISA_VMX: Final = 1  # Linux arch/x86/include/uapi/asm/vmx.h and arch/x86/kvm/trace.h
-
-Values = tuple[dict[str, U64Array], dict[str, BoolArray]]
 
 
 @dataclass(frozen=True, slots=True)

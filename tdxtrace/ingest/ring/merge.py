@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,56 +10,16 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.raw import I32Array, U64Array
 from tdxtrace.ingest.records.formats import PageLayout
-from tdxtrace.ingest.records.gather import PADDING, Block, Places
+from tdxtrace.ingest.records.gather import PADDING, Block, Bytes
 from tdxtrace.ingest.ring.pages import PageEvents, PageHeads, join_heads, page_heads, walk
+from tdxtrace.ingest.ring.rounds import Gap, Round
 from tdxtrace.ingest.ring.windows import NEVER, CpuPages, Window
 
 # Pages decoded at a time: enough to spread the cost of a numpy call over many
 # pages, few enough for their events to stay in a core's cache.
 ROUND_PAGES: Final = 2048
 _MAX_BLOCK: Final = 512 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Events that the kernel dropped on a CPU; times in the clock's unit."""
-
-    cpu: int
-    n_events: int | None
-    after: int | None
-    """Stamp of the last event before."""
-    before: int | None
-    """Stamp of the first event after; None if there is none."""
-    rank: int
-    """Place in its round of the first event after."""
-
-
-@dataclass(slots=True)
-class Round:
-    """Events of all CPUs between two moments; every event is in one round.
-
-    The block is overwritten when the next round is asked for.
-    """
-
-    block: Block
-    stamp: U64Array
-    base: Places
-    """Where each event's record begins: CPU by CPU."""
-    long: Places
-    """Those of the records whose length is in front of them."""
-    cpus: I32Array
-    cpu_ends: Places
-    """Events of the CPUs up to and with each."""
-    order: Places
-    """The events by time; those of one moment by CPU, then by place."""
-    gaps: list[Gap]
-
-    def cpu(self, at: Places) -> I32Array:
-        """The CPUs of the events at the places ``at``."""
-        found: I32Array = self.cpus[np.searchsorted(self.cpu_ends, at, "right")]
-        return found
 
 
 @dataclass(slots=True)
@@ -70,6 +31,8 @@ class Merge:
     round_pages: int = ROUND_PAGES
     _windows: list[Window] = field(default_factory=list)
     _block: Block = field(init=False)
+    _free: list[Bytes] = field(default_factory=list)
+    """What was a block that nothing refers to any more."""
 
     def __post_init__(self) -> None:
         n_pages = min(self.round_pages, _MAX_BLOCK // self.layout.size)
@@ -77,13 +40,20 @@ class Merge:
         part = capacity * self.layout.size
         if part * len(self.sources) > _MAX_BLOCK:
             raise FormatError(f"{len(self.sources)} CPUs with pages of {self.layout.size} bytes")
-        data = np.zeros(len(self.sources) * part + PADDING, np.uint8)
-        self._block = Block(data, self.layout.order)
+        self._free.append(np.zeros(len(self.sources) * part + PADDING, np.uint8))
+        self._block = self._new_block(self._free[0])
         none = page_heads(self._block, self.layout, np.zeros(0, np.intp))
         self._windows = [
             Window(source, self.layout, place * part, capacity, none.take(slice(None)))
             for place, source in enumerate(self.sources)
         ]
+
+    def _new_block(self, like: Bytes) -> Block:
+        """A block to fill: an old one, if there is one that is not needed any more."""
+        data = self._free.pop() if self._free else np.zeros_like(like)
+        made = Block(data, self.layout.order)
+        weakref.finalize(made, self._free.append, data).atexit = False
+        return made
 
     @property
     def n_damaged(self) -> int:
@@ -112,10 +82,14 @@ class Merge:
 
     def rounds(self) -> Iterator[Round]:
         """Yield the events, round by round."""
-        is_stuck = False
+        is_stuck = is_kept = False
         while True:
+            full = self._block
+            if is_kept:
+                self._block = self._new_block(full.data)
             for window in self._windows:
-                window.fill(self._block)
+                window.fill(self._block, full)
+            del full
             taken = self._choose()
             if not sum(taken):
                 return
@@ -125,6 +99,8 @@ class Merge:
             is_stuck = before == [(len(w.begin), w.n_given) for w in self._windows]
             if len(made.base):
                 yield made
+            is_kept = made.is_kept
+            del made
 
     def _choose(self) -> list[int]:
         """How many pages of each CPU to decode: those before which nothing can come."""
@@ -171,13 +147,14 @@ class Merge:
         base = np.concatenate([events.base[mine] for mine in keep])
         cpus = np.array([w.source.cpu for w in self._windows], np.int32)
         cpu_ends = np.cumsum([mine.stop - mine.start for mine in keep])
-        order = np.argsort(stamp, kind="stable")
+        size = np.concatenate([events.size[mine] for mine in keep])
+        made = Round(self._block, stamp, base, size, cpus, cpu_ends)
         if gaps:
-            rank = np.empty(len(order), np.intp)
-            rank[order] = np.arange(len(order))
+            rank = np.empty(len(stamp), np.intp)
+            rank[made.order()] = np.arange(len(stamp))
             gaps = [Gap(g.cpu, g.n_events, g.after, g.before, int(rank[g.rank])) for g in gaps]
-            gaps.sort(key=lambda gap: gap.rank)
-        return Round(self._block, stamp, base, events.long, cpus, cpu_ends, order, gaps)
+            made.gaps = sorted(gaps, key=lambda gap: gap.rank)
+        return made
 
 
 def _count(n_lost: int) -> int | None:

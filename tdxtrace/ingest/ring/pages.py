@@ -116,8 +116,8 @@ class PageEvents:
     stamp: U64Array
     base: Places
     """Byte of the block at which each event's record begins."""
-    long: Places
-    """Those of the records whose length is in front of them, not in their header."""
+    size: Places
+    """How many bytes it has."""
     ends: Places
     """Events up to and with each page; the first entry is 0."""
     damaged: BoolArray
@@ -133,37 +133,22 @@ def walk(block: Block, layout: PageLayout, heads: PageHeads) -> PageEvents:
     """
     damaged = ~heads.sound
     at, first = _places(block, layout, heads, damaged)
-    head = block.words[at >> 2]
+    head = block.words.take(at >> 2)
     kind, delta = _parts(head, layout.big_endian)
     passed = delta.astype(np.uint64)
     rare = np.flatnonzero((kind - np.uint32(1)) > np.uint32(_PADDING - 2))
     stamp = _stamps(block, at, kind, passed, rare, first, heads)
-    base = at + 4
+    base, size = at + 4, kind.astype(np.intp) << 2
     if not len(rare):
-        return PageEvents(stamp, base, rare, first, damaged)
+        return PageEvents(stamp, base, size, first, damaged)
+    # Those whose length is in front of them, not in their header.
     long = rare[kind[rare] == 0]
+    size[long] = block.words[base[long] >> 2].astype(np.intp) - 4
     base[long] += 4
     is_event = np.ones(len(at), np.bool_)
     is_event[rare] = kind[rare] == 0
     ends = np.concatenate([[0], np.cumsum(is_event)])[first]
-    return PageEvents(stamp[is_event], base[is_event], base[long], ends, damaged)
-
-
-def record_sizes(block: Block, layout: PageLayout, base: Places, long: Places) -> Places:
-    """Return how many bytes the records at ``base`` have.
-
-    Args:
-        block: Their bytes.
-        layout: Of their pages.
-        base: Where they begin.
-        long: Where records begin whose length is in front of them.
-    """
-    word = block.words[(base - 4) >> 2]
-    kind, _ = _parts(word, layout.big_endian)
-    size: Places = kind.astype(np.intp) << 2
-    if len(long):
-        size = np.where(np.isin(base, long), word.astype(np.intp) - 4, size)
-    return size
+    return PageEvents(stamp[is_event], base[is_event], size[is_event], ends, damaged)
 
 
 def _parts(
@@ -196,26 +181,37 @@ def _places(
     page = np.flatnonzero(heads.sound & (heads.data_size >= 8))
     at = heads.at[page] + layout.data
     end = at + heads.data_size[page]
-    found: list[Places] = []
+    count = np.zeros(len(heads), np.intp)
+    found: list[tuple[Places, Places]] = []
     while len(at):
         step = steps.take(data.take(at))
         if not step.all():
             _look_up(block, layout, at, end, step)
-        found.append(at)
+        found.append((page, at))
         at = at + step
         live = at < end
         if not live.all():
             over = at > end
             if over.any():
                 damaged[page[over]] = True
-                found[-1] = found[-1][~over]
+                found[-1] = page[~over], found[-1][1][~over]
+            count[page[~live]] = len(found) - over[~live]
             page, at, end = page[live], at[live], end[live]
-    places = np.concatenate(found or [np.zeros(0, np.intp)])
-    places.sort(kind="stable")
-    bounds = np.append(heads.at, heads.at[-1:] + layout.size)
-    if len(bounds) < 2 or (bounds[1:] > bounds[:-1]).all():
-        return places, np.searchsorted(places, bounds)
-    raise AssertionError("pages must be given in the order of their place")
+    first = np.concatenate([np.zeros(1, np.intp), np.cumsum(count)])
+    return _in_order(found, first), first
+
+
+def _in_order(found: list[tuple[Places, Places]], first: Places) -> Places:
+    """Put what was found step by step page by page: the k-th step gave the k-th of a page."""
+    places = np.empty(int(first[-1]), np.intp)
+    lanes: Places | None = None
+    target = first
+    for step, (page, at) in enumerate(found):
+        if page is not lanes:
+            lanes, target = page, first[page] + step
+        places[target] = at
+        target += 1
+    return places
 
 
 def _look_up(block: Block, layout: PageLayout, at: Places, end: Places, step: Places) -> None:

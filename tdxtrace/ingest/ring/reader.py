@@ -9,12 +9,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I32Array, RawEvents
-from tdxtrace.ingest.records.gather import Block, Places
+from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
+from tdxtrace.ingest.records.gather import Places
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.ring.clocks import Clock
-from tdxtrace.ingest.ring.merge import Merge, Round
-from tdxtrace.ingest.ring.pages import record_sizes
+from tdxtrace.ingest.ring.merge import Merge
+from tdxtrace.ingest.ring.rounds import Round
 from tdxtrace.ingest.tally import Tally
 
 # What trace-cmd and the kernel print for a thread whose name was not saved.
@@ -54,45 +54,46 @@ class RingReader:
         block, known = made.block, self.known
         base = made.base
         number = block.numbers(base, known.common.type)
-        known.count(known.meet(number, base, block), number, made.order, self.tally.n_lines)
+        found = known.meet(number, base, block)
+        known.count(found, number, made.order, self.tally.n_lines)
         for gap in made.gaps:
             line = gap.rank + self.tally.n_lines + 1
             start, end = self.clock.one(gap.after), self.clock.one(gap.before)
             self.tally.gap(gap.cpu, gap.n_events, line, start, end)
-        rank = np.flatnonzero(known.is_wanted(number)[made.order])
-        at = made.order[rank]
+        if known.are_wanted(found):
+            rank, at = np.arange(len(base)), made.order()
+        else:
+            rank, at = made.ranks(known.is_wanted(number))
         index = known.index(number[at])
         line_no = rank + (self.tally.n_lines + 1)
         self.tally.n_lines += len(base)
-        size = record_sizes(block, self.merge.layout, base[at], made.long)
-        fits = known.has_room(index, size)
+        base = base[at]
+        fits = known.has_room(index, made.size[at])
         if not fits.all():
             known.too_short(index[~fits], line_no[~fits].tolist())
-            at, line_no, index = at[fits], line_no[fits], index[fits]
-        return self._raw(made, base[at], at, line_no, index)
+            base, at, line_no, index = base[fits], at[fits], line_no[fits], index[fits]
+        return self._raw(made, base, at, line_no, index)
 
     def _raw(
-        self, made: Round, base: Places, at: Places, line: NDArray[np.int64], index: I32Array
+        self, made: Round, base: Places, at: Places, line: NDArray[np.int64], index: Places
     ) -> RawEvents:
         block, known = made.block, self.known
-        tid = self._tids_of(block, base)
+        tid, in_irq = known.context(block, base)
         self._meet_threads(tid)
+        kept = known.kept(block, base, index) if len(base) >= MANY_EVENTS else None
+        made.is_kept = kept is not None
+        fields = ({}, {}) if kept is not None else known.fields(block, base, index)
         return RawEvents(
             line,
             self.clock.to_ns(made.stamp[at]),
             tid,
             self._tgids_of(tid),
             made.cpu(at),
-            known.in_irq(block, base),
+            in_irq,
             known.events(index),
-            *known.fields(block, base, index),
+            *fields,
+            kept,
         )
-
-    def _tids_of(self, block: Block, base: Places) -> I32Array:
-        place = self.known.common.pid
-        if place is None or not place.is_number:
-            return np.full(len(base), UNKNOWN, np.int32)
-        return block.column(base, place).astype(np.int32)
 
     def _tgids_of(self, tid: I32Array) -> I32Array:
         if not self.tgids:
@@ -103,8 +104,10 @@ class RingReader:
         return np.where(known[place] == tid, process[place], UNKNOWN).astype(np.int32)
 
     def _meet_threads(self, tid: I32Array) -> None:
-        usual = (tid >= 0) & (tid < _USUAL_TIDS)
-        new = tid if not usual.all() else tid[~self._is_met[tid]]
+        # Negative numbers are large ones without their sign.
+        is_usual = tid.view(np.uint32).max(initial=0) < _USUAL_TIDS
+        met = self._is_met.take(tid) if is_usual else np.zeros(len(tid), np.bool_)
+        new = tid[~met] if not met.all() else tid[:0]
         for one in np.unique(new).tolist():
             if one not in self._tids:
                 self._tids.add(one)

@@ -53,14 +53,17 @@ class Window:
     n_damaged: int = 0
     n_events: int = 0
 
-    def fill(self, block: Block) -> None:
-        """Move what is left to the front and read pages behind it."""
+    def fill(self, block: Block, before: Block) -> None:
+        """Move what is left of the block ``before`` to the front and read pages behind it."""
         left, size = len(self.begin), self.layout.size
-        if not self.has_more or left > self.capacity // 2:
+        is_enough = not self.has_more or left > self.capacity // 2
+        if is_enough and block is before:
             return
         place = int(self.heads.at[0]) if left else self.at
-        block.data[self.at : self.at + left * size] = block.data[place : place + left * size]
-        self.heads.at -= place - self.at
+        block.data[self.at : self.at + left * size] = before.data[place : place + left * size]
+        self.heads.at = self.heads.at - (place - self.at)
+        if is_enough:
+            return
         start, end = self.at + left * size, self.at + self.capacity * size
         n_more = self.source.read(block.data[start:end]) // size
         if not n_more:
@@ -70,8 +73,8 @@ class Window:
         begin = np.where(fresh.sound, self.corrected(fresh.start), np.uint64(0)).astype(np.int64)
         # A page that seems to begin before the one in front of it is damaged: its
         # events stay where they are in the recording.
-        before = self.begin[-1:] if left else np.zeros(1, np.int64)
-        begin = np.maximum.accumulate(np.concatenate([before, begin]))[1:]
+        latest = self.begin[-1:] if left else np.zeros(1, np.int64)
+        begin = np.maximum.accumulate(np.concatenate([latest, begin]))[1:]
         self.heads = join_heads([self.heads, fresh])
         self.begin = np.concatenate([self.begin, begin])
 

@@ -1,0 +1,22 @@
+"""How the memory of arrays is given back: not between one batch and the next."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+# Below 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX on 64 bits), the largest size that moves the
+# thresholds: mallopt(3), M_MMAP_THRESHOLD.
+_BYTES: Final = 31 << 20
+
+
+def keep_freed() -> None:
+    """Let the allocator of the C library keep what a batch frees for the next one.
+
+    glibc gives freed memory back to the kernel as soon as there is more of it than twice
+    the largest piece that was ever freed; every batch would then pay for its page faults
+    again.  To free one large piece, which was never touched, ends that; at most twice its
+    size is then kept.  Other C libraries are not impressed.
+    """
+    np.empty(_BYTES, np.uint8)
