@@ -76,6 +76,7 @@ def analyze(
         64
     """
     chosen = selection or Selection()
+    trace.defragment()
     known = _generation(trace, module, generation)
     mask = chosen_generations(module, known if generation is None else generation)
     said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}

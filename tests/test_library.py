@@ -63,6 +63,16 @@ def test_arrow_holds_the_same_rows(trace: Trace, findings: Findings) -> None:
             assert pl.DataFrame(table).equals(frame)
 
 
+def test_rows_in_many_pieces_are_put_into_one(trace: Trace) -> None:
+    many = dataclasses.replace(
+        trace, seamcalls=pl.concat(list(trace.seamcalls.iter_slices(100)), rechunk=False)
+    )
+    assert many.seamcalls.n_chunks() > 1
+    tdxtrace.analyze(many)
+    assert many.seamcalls.n_chunks() == 1
+    assert many.seamcalls.equals(trace.seamcalls)
+
+
 def test_the_provenance_is_plain_data(trace: Trace) -> None:
     told = trace.provenance.to_dict()
     (source,) = told["sources"]

@@ -127,6 +127,16 @@ class Trace(_Bundle):
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = EVENT_TABLES
 
+    def defragment(self) -> None:
+        """Put the rows of every table into one piece of memory, where they lie in many.
+
+        A reader leaves a piece per batch; to pick rows out of hundreds takes ten times as
+        long.  The tables stay equal; while one is moved it is there twice.
+        """
+        for name, rows in self.tables().items():
+            if rows.n_chunks() > 1:
+                object.__setattr__(self, name, rows.rechunk())
+
     def sql(self, statement: str) -> pl.DataFrame:
         """Ask in SQL, of the events and of the findings about them.
 
