@@ -57,12 +57,12 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     seamcalls, losses = SEAMCALLS.conform(seamcalls), LOSSES.conform(losses)
     parts = [_of_source(calls, losses, source) for source, calls in _by_source(seamcalls)]
     chains = pl.concat([RETRY_CHAINS.empty(), *parts])
-    return RETRY_CHAINS.conform(settled.elsewhere(chains).sort("source", "first_seq"))
+    return RETRY_CHAINS.conform(settled.elsewhere(chains))
 
 
 def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """The calls of each source; those of one alone are not copied."""
-    sources = seamcalls["source"].unique(maintain_order=True)
+    """The calls of each source in turn; those of one alone are not copied."""
+    sources = seamcalls["source"].unique().sort()
     for source in sources:
         one = len(sources) == 1
         yield int(source), seamcalls if one else seamcalls.filter(pl.col("source") == source)
@@ -82,7 +82,7 @@ def _of_source(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> pl.Dat
     after[faulting] = _following(previous=skipping, among=others)[faulting]
     links = _Links(previous, before, after, _joined(thread, previous))
     parts = [_chains(thread, links, rows) for rows in (others, np.flatnonzero(entering))]
-    return pl.concat(parts)
+    return pl.concat(parts).sort("first_seq")
 
 
 @dataclass(slots=True)

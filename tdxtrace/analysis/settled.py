@@ -24,7 +24,7 @@ def elsewhere(chains: pl.DataFrame) -> pl.DataFrame:
         chains: The ``retry_chains`` table without ``resolved_elsewhere``.
 
     Returns:
-        The same rows, in any order.
+        The same rows in the same order.
     """
     chains = _with_td(chains)
     given_up = chains.filter(
@@ -39,16 +39,17 @@ def elsewhere(chains: pl.DataFrame) -> pl.DataFrame:
         given_up.select(_REQUEST).unique(), on=_REQUEST, how="semi", nulls_equal=True
     )
     found = _first_after(given_up, done)
-    return (
-        chains.join(found, on=("source", "first_seq"), how="left")
-        .with_columns(settled_seq=pl.col("by_seq"))
-        .with_columns(
-            outcome=pl.when(pl.col("settled_seq").is_not_null())
-            .then(pl.lit("resolved_elsewhere", pl.Enum(OUTCOMES)))
-            .otherwise("outcome")
-        )
-        .drop("by_seq")
+    by = _beside(chains, found, ("source", "first_seq"))
+    resolved = pl.lit("resolved_elsewhere", pl.Enum(OUTCOMES))
+    return chains.with_columns(
+        settled_seq=by, outcome=pl.when(by.is_not_null()).then(resolved).otherwise("outcome")
     )
+
+
+def _beside(chains: pl.DataFrame, found: pl.DataFrame, keys: tuple[str, ...]) -> pl.Series:
+    """What was found for each chain by these columns; to join all columns takes much longer."""
+    named = chains.select(keys).join(found, on=keys, how="left", maintain_order="left")
+    return named.to_series(len(keys))
 
 
 def _first_after(given_up: pl.DataFrame, done: pl.DataFrame) -> pl.DataFrame:
@@ -78,9 +79,6 @@ def _with_td(chains: pl.DataFrame) -> pl.DataFrame:
             .filter(pl.col("n") == 1)
             .drop("n")
         )
-        chains = (
-            chains.join(only, on=("source", owner), how="left")
-            .with_columns(td_id=pl.coalesce("td_id", "td"))
-            .drop("td")
-        )
+        td = _beside(chains, only, ("source", owner))
+        chains = chains.with_columns(td_id=pl.coalesce("td_id", td))
     return chains
