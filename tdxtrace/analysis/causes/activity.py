@@ -55,20 +55,26 @@ def _bounded(done: pl.DataFrame) -> pl.DataFrame:
     certain = pl.col("start_ns").is_not_null() & pl.col("end_ns").is_not_null()
     if not (done["start_ns"].null_count() or done["end_ns"].null_count()):
         return done.with_columns(begins="start_ns", ends="end_ns", certain=certain)
-    at = pl.coalesce("start_ns", "end_ns")
-    latest = pl.max_horizontal("start_ns", "end_ns")
+    at, latest = pl.coalesce("start_ns", "end_ns"), pl.max_horizontal("start_ns", "end_ns")
     first, last = done.select(first=at.min(), last=latest.max()).row(0)
-    ordered = done.with_row_index("row").with_columns(at=at).sort("tid", "at", "seq")
+    order = done.select(pl.arg_sort_by("tid", at, "seq")).to_series()
     before = pl.coalesce("end_ns", "start_ns").shift().over("tid").fill_null(first)
     after = pl.coalesce("start_ns", "end_ns").shift(-1).over("tid").fill_null(last)
-    return (
-        ordered.with_columns(
-            begins=pl.coalesce("start_ns", pl.min_horizontal(before, "end_ns")),
-            ends=pl.coalesce("end_ns", pl.max_horizontal(after, "start_ns")),
-            certain=certain,
+    # Few calls lack an end: only they are looked at more closely.
+    open_ended = (
+        done.select("tid", "start_ns", "end_ns")[order]
+        .with_columns(row=order, before=before, after=after)
+        .filter(~certain)
+        .select(
+            "row",
+            begins=pl.coalesce("start_ns", pl.min_horizontal("before", "end_ns")),
+            ends=pl.coalesce("end_ns", pl.max_horizontal("after", "start_ns")),
         )
-        .sort("row")
-        .drop("row", "at")
+    )
+    return done.with_columns(
+        begins=done["start_ns"].clone().scatter(open_ended["row"], open_ended["begins"]),
+        ends=done["end_ns"].clone().scatter(open_ended["row"], open_ended["ends"]),
+        certain=certain,
     )
 
 
