@@ -54,6 +54,8 @@ class Threads:
 
     def lossy_before(self, rows: Index) -> Times:
         """The running count of losses where the thread of each row begins."""
+        if not self.lossy[-1:].any():
+            return np.zeros(len(rows), np.int64)
         first = np.searchsorted(self.owner, self.owner[rows])
         return np.where(first > 0, self.lossy[np.maximum(first - 1, 0)], 0)
 

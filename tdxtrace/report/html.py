@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any, Final
 
@@ -31,12 +32,12 @@ def html(title: str, sections: list[Section]) -> str:
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - slow to import
     from markupsafe import Markup  # noqa: PLC0415
 
-    specs = [
-        (figure.name, Markup(_json(spec_of(figure.draw()))))
-        for section in sections
-        for figure in section.figures
-    ]
-    vega = _vega() if specs else ""
+    figures = [figure for section in sections for figure in section.figures]
+    with ThreadPoolExecutor(1) as apart:
+        # The library of the charts takes as long to pack as they take to draw.
+        packed = apart.submit(_vega) if figures else None
+        specs = [(figure.name, Markup(_json(spec_of(figure.draw())))) for figure in figures]
+        vega = packed.result() if packed else ""
     script = _read("script.js")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         _read("report.html.j2")

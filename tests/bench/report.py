@@ -1,11 +1,12 @@
-"""What a report of many SEAMCALLs takes once they are read: seconds for each part, size, memory.
+"""What a report of many SEAMCALLs takes once they are read: seconds, size, memory.
 
-    python tests/bench/report.py [--calls 5000000] [--profile PART] [--form html]
+    python tests/bench/report.py [--calls 5000000] [--parts] [--profile PART] [--form html]
 
 Simulates several scenarios (a quiet boot, attacks that make zero-step episodes, hostile guests,
 hosts that give up), reads what would have been recorded, and puts these traces one after the
-other until there are so many calls: four sets of TDs and threads take turns.  Then asks for what
-``tdxtrace report`` asks for, in its order; each part is what was not found before it.
+other until there are so many calls: four sets of TDs and threads take turns.  Then does what
+``tdxtrace report`` does; ``--parts`` asks for each answer by itself before, in the report's
+order, so that each part is what was not found before it.
 """
 
 from __future__ import annotations
@@ -144,6 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=5_000_000)
     parser.add_argument("--form", default="html", choices=("html", "md", "json"))
+    parser.add_argument(
+        "--parts", action="store_true", help="every answer by itself, not two at a time"
+    )
     parser.add_argument("--profile", metavar="PART", help="print a profile of this part")
     words = parser.parse_args()
     clock = Clock(words.profile)
@@ -151,15 +155,14 @@ def main() -> None:
     trace.check()
     clock.total = 0.0
     findings: Findings = clock.part("analyze", lambda: analyze(trace))
-    for name in ANSWERS:
+    for name in ANSWERS if words.parts or words.profile else ():
         clock.part(name, lambda name=name: getattr(findings, name))  # type: ignore[misc]
-    made = clock.part("sections", lambda: sections(findings))
     page = clock.part(words.form, lambda: report(findings, words.form))
     busy = findings.leaf_stats["n_busy"].sum()
     print(
         f"{clock.total:.1f} s in all for {trace.seamcalls.height:,} SEAMCALLs, {busy:,} busy, "
         f"{findings.zero_steps.height:,} zero-step episodes; {title(findings)!r}: "
-        f"{len(made)} sections, {len(page):,} bytes; peak "
+        f"{len(sections(findings))} sections, {len(page):,} bytes; peak "
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
     )
 
