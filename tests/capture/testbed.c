@@ -221,7 +221,8 @@ static void fault(struct worker *w, u64 gpa)
 {
 	u64 e1, e2;
 	struct op *op = begin(w, "tdh_mem_sept_add", gpa & ~0x1FFFFFULL, 1);
-	while (answered(op, tdh_mem_sept_add(w->td, op->gpa, 1, op, &e1, &e2)))
+	/* Never given up: without a Secure EPT page the module adds no page. */
+	while (answered(op, tdh_mem_sept_add(w->td, op->gpa, 1, op, &e1, &e2)) || op->status)
 		;
 	op = begin(w, "tdh_mem_page_aug", gpa, 0);
 	while (answered(op, tdh_mem_page_aug(w->td, gpa, 0, op, &e1, &e2)))

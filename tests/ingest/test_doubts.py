@@ -103,6 +103,28 @@ def test_a_return_in_the_middle_says_nothing_about_the_start() -> None:
     assert doubts(read_text(text), "started_midway") == []
 
 
+def block(stamp: int) -> str:
+    """Thread 8 blocks the page 0x1000, from ``stamp`` microseconds to one later."""
+    place: dict[str, Any] = {"task": "worker-8", "cpu": 2}
+    caller = "tdx_sept_zap_private_spte+0x9b/0x1a0 [kvm_intel]"
+    began, ended = f"1.{stamp:06}", f"1.{stamp + 1:06}"
+    arguments = "td=0x7d000 gpa=0x1000 level=0"
+    return line(began, f"block: (tdh_mem_range_block+0x4/0xb0) {arguments}", **place) + line(
+        ended, f"block_ret: ({caller} <- tdh_mem_range_block) ret=0x0", **place
+    )
+
+
+def test_a_page_that_is_used_before_it_was_made_was_made_before_the_trace() -> None:
+    assert len(doubts(read_text(block(5) + call(10)), "started_midway")) == 1
+    assert doubts(read_text(call(10) + block(15)), "started_midway") == []
+
+
+def test_a_thread_that_is_held_up_after_it_made_a_page_does_not_mean_midway() -> None:
+    began, ended = call(10).splitlines(keepends=True)
+    late = ended.replace("1.000011", "1.000030")
+    assert doubts(read_text(began + block(20) + late), "started_midway") == []
+
+
 # Overwriting was off and a buffer ran full.
 
 

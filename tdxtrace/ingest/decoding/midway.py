@@ -34,7 +34,7 @@ _CALL: Final = (
     *("td_id", "vp_id", "gpa", "level", "page"),
 )
 _ENTRY: Final = ("seq", "tid", "start_ns", "end_ns")
-_DONE: Final = ("leaf", "td_id", "gpa", "level", "end_ns")
+_DONE: Final = ("leaf", "td_id", "gpa", "level", "start_ns", "end_ns")
 # Successful calls that are looked at: pages used before they were made are met early.
 _MAX_DONE: Final = 1 << 18
 
@@ -148,8 +148,8 @@ def _first_of_threads(
 
 def _unmapped_before(done: pl.DataFrame) -> bool:
     """Whether a page was blocked or removed that was not seen to be added."""
-    used = _first_success(done, pl.col("leaf").is_in(_OF_MAPPED), _PAGE)
-    added = _first_success(done, pl.col("leaf").is_in(_PAGE_ADDS), _PAGE)
+    used = done.filter(pl.col("leaf").is_in(_OF_MAPPED))
+    added = done.filter(pl.col("leaf").is_in(_PAGE_ADDS))
     return _earlier(used, added, _PAGE)
 
 
@@ -159,19 +159,19 @@ def _without_sept_page(done: pl.DataFrame) -> bool:
     numbered = done.with_columns(region=pl.col("gpa") // (1 << _SHIFT_2M))
     pages = (pl.col("leaf") == _PAGE_AUG) & (pl.col("level") == 0)
     tables = (pl.col("leaf") == _SEPT_ADD) & (pl.col("level") == 1)
-    return _earlier(
-        _first_success(numbered, pages, region), _first_success(numbered, tables, region), region
-    )
-
-
-def _first_success(done: pl.DataFrame, wanted: pl.Expr, key: tuple[str, str]) -> pl.DataFrame:
-    return done.filter(wanted).group_by(key).agg(when=pl.col("end_ns").min())
+    return _earlier(numbered.filter(pages), numbered.filter(tables), region)
 
 
 def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bool:
-    """Whether something was used before it was made, though making was captured."""
+    """Whether something was used before it was made, though making was captured.
+
+    Its thread may be held up on the way back from making it, and others use it meanwhile:
+    only what was used before its making even began shows anything.
+    """
     if used.is_empty() or made.is_empty():
         return False
-    both = used.join(made, on=key, how="left", nulls_equal=True)
-    before = pl.col("when_right").is_null() | (pl.col("when") < pl.col("when_right"))
+    uses = used.group_by(key).agg(when=pl.col("end_ns").min())
+    makes = made.group_by(key).agg(began=_WHEN.min())
+    both = uses.join(makes, on=key, how="left", nulls_equal=True)
+    before = pl.col("began").is_null() | (pl.col("when") < pl.col("began"))
     return bool(both.select(before.any()).item())
