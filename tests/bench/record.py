@@ -127,11 +127,19 @@ def theirs(path: Path, bench: Path | None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=quiet, stderr=quiet)
 
 
+def is_on(switch: Path) -> bool:
+    """Whether an instance traces; its files come a moment after its folder."""
+    try:
+        return switch.read_text().strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
 def wait_for(found: Tracing, n: int) -> None:
     """Wait until so many instances of ours and theirs are on."""
     while True:
         instances = [p for p in (found.path / "instances").iterdir() if p.name.startswith("tdx")]
-        on = [p for p in instances if (p / "tracing_on").read_text().strip() == "1"]
+        on = [p for p in instances if is_on(p / "tracing_on")]
         if len(on) == n:
             break
         time.sleep(0.1)
