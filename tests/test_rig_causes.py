@@ -92,13 +92,18 @@ def by_seq(trace: Trace, truth: dict[tuple[int, int], list[Attempt]]) -> dict[in
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_causes_agree_with_what_the_program_logged(name: str) -> None:
+def captured(name: str) -> tuple[Trace, dict[int, Attempt]]:
+    """A capture and what the program logged of it, by row."""
     path, truth = CASES[name]
     if not path.exists():
         pytest.skip(f"{name}: the captures of the rig are not beside this checkout")
     trace = read_trace(path)
-    real = by_seq(trace, logged(truth))
+    return trace, by_seq(trace, logged(truth))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_causes_agree_with_what_the_program_logged(name: str) -> None:
+    trace, real = captured(name)
     answers = BUSY_CAUSES.check(busy_causes(scenes(trace, mask=EVERY))).filter(rank=1)
     assert answers.height == sum(attempt.is_busy for attempt in real.values()) > 10
     wrong = []
@@ -112,11 +117,7 @@ def test_causes_agree_with_what_the_program_logged(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_holder_that_the_program_shows_is_rarely_missed(name: str) -> None:
-    path, truth = CASES[name]
-    if not path.exists():
-        pytest.skip(f"{name}: the captures of the rig are not beside this checkout")
-    trace = read_trace(path)
-    real = by_seq(trace, logged(truth))
+    trace, real = captured(name)
     # The program takes the tree as generation A does, beside what it does otherwise.
     answers = busy_causes(scenes(trace, mask=mask_of("A"))).filter(rank=1)
     working = [a for a in real.values() if a.leaf in _ON_TREE and not a.is_busy]

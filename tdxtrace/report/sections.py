@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tdxtrace.report.units import count
 from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Section:
     """The answer in sentences, the most important first; never empty."""
     figures: Sequence[Figure] = ()
     grids: Sequence[Grid] = ()
+
+
+def more(n_hidden: int, command: str) -> str:
+    """Say how many rows a table leaves out, and which command prints them; empty if none."""
+    return f"{count(n_hidden)} more (tdxtrace {command})" if n_hidden > 0 else ""
 
 
 def grid(

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Grid, Section, grid
+from tdxtrace.report.sections import Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS
@@ -68,7 +68,7 @@ def _abandoned(rows: pl.DataFrame) -> Grid:
         spare=(5, 2),
         caption="Soonest and latest: from the last attempt to what shows it. A request may have "
         "more than one consequence; of the rows the first are named.",
-        more=_more(groups, "abandoned-requests"),
+        more=more(groups.height - _MOST, "abandoned-requests"),
     )
 
 
@@ -118,10 +118,5 @@ def _loops(rows: pl.DataFrame) -> Grid:
         spare=(7, 5),
         caption="Local retry: a fault after which the vCPU's thread was silent for long; KVM's own "
         "loop and a thread off its CPU look alike. Interrupts: the most during one loop.",
-        more=_more(groups, "progress-loops"),
+        more=more(groups.height - _MOST, "progress-loops"),
     )
-
-
-def _more(groups: pl.DataFrame, command: str) -> str:
-    hidden = groups.height - _MOST
-    return f"{count(hidden)} more (tdxtrace {command})" if hidden > 0 else ""

@@ -8,7 +8,7 @@ import polars as pl
 
 from tdxtrace.report.charts import causes
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.sections import Figure, Grid, Section, grid, more
 from tdxtrace.report.units import count, plural, share, total
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.trace import Findings
@@ -74,7 +74,5 @@ def _table(shares: pl.DataFrame) -> Grid:
         ],
         right=(3, 4, 5),
         spare=(5,),
-        more=f"{count(rows.height - _MOST)} more (tdxtrace busy-causes --about shares)"
-        if rows.height > _MOST
-        else "",
+        more=more(rows.height - _MOST, "busy-causes --about shares"),
     )

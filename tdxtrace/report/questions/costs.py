@@ -8,7 +8,7 @@ import polars as pl
 
 from tdxtrace.report.charts import shares as chart
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.sections import Figure, Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, share, total
 from tdxtrace.tables.limits import LATENCIES
 from tdxtrace.tables.trace import Findings
@@ -67,7 +67,7 @@ def _latencies(rows: pl.DataFrame) -> Grid:
         spare=(7, 5),
         caption="Medians of the calls whose beginning and end were seen. Pauses: from a busy "
         "answer to the next attempt.",
-        more=_more(ordered, "attempts --latencies"),
+        more=more(ordered.height - _MOST, "attempts --latencies"),
     )
 
 
@@ -124,10 +124,5 @@ def _time_shares(rows: pl.DataFrame) -> Grid:
         spare=(9, 2, 8),
         caption="SEAMCALLs but VP.ENTER; times are summed over threads. The TDs that spent most on "
         "retrying first.",
-        more=_more(rows, "time-shares"),
+        more=more(rows.height - _MOST, "time-shares"),
     )
-
-
-def _more(rows: pl.DataFrame, command: str) -> str:
-    hidden = rows.height - _MOST
-    return f"{count(hidden)} more (tdxtrace {command})" if hidden > 0 else ""

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Grid, Section, grid
+from tdxtrace.report.sections import Grid, Section, grid, more
 from tdxtrace.report.units import count, plural, total
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import TD_CONFLICTS
@@ -55,7 +55,5 @@ def _table(met: pl.DataFrame) -> Grid:
         ],
         right=range(2, 7),
         spare=(6,),
-        more=f"{count(rows.height - _MOST)} more (tdxtrace td-conflicts)"
-        if rows.height > _MOST
-        else "",
+        more=more(rows.height - _MOST, "td-conflicts"),
     )

@@ -7,7 +7,7 @@ import polars as pl
 from tdxtrace.report.charts import rate, timeline, times
 from tdxtrace.report.charts.timeline import Timeline
 from tdxtrace.report.names import Threads, definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.sections import Figure, Grid, Section, grid, more
 from tdxtrace.report.text import chain_end, worst_chains
 from tdxtrace.report.units import count, duration, plural, word
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -113,7 +113,5 @@ def _worst(findings: Findings, n_retried: int) -> Grid:
         spare=(1,),
         caption="The requests with most attempts; rows are lines or records of the input "
         "(seamcalls.seq).",
-        more=f"{count(n_retried - rows.height)} more (tdxtrace retry-chains)"
-        if n_retried > rows.height
-        else "",
+        more=more(n_retried - rows.height, "retry-chains"),
     )

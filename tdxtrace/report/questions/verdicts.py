@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.names import definition
-from tdxtrace.report.sections import Grid, Section, grid
+from tdxtrace.report.sections import Grid, Section, grid, more
 from tdxtrace.report.units import count, plural
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import VERDICTS
@@ -75,9 +75,7 @@ def _table(rows: pl.DataFrame) -> Grid:
         right=(1,),
         spare=(3, 2),
         caption="Rows are the first lines or records (seq) that show it.",
-        more=f"{count(rows.height - _MOST)} more (tdxtrace verdicts)"
-        if rows.height > _MOST
-        else "",
+        more=more(rows.height - _MOST, "verdicts"),
     )
 
 

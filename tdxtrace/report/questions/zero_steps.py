@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from tdxtrace.report.names import Threads, definition
-from tdxtrace.report.sections import Grid, Section, grid
+from tdxtrace.report.sections import Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, plural, seconds, total, word
 from tdxtrace.tables.findings import VCPU_STATS, ZERO_STEPS
 from tdxtrace.tables.trace import Findings
@@ -64,9 +64,7 @@ def _episodes(findings: Findings) -> Grid:
         right=(1, 2, 3, 4, 7),
         spare=(5, 1, 4),
         caption="The most refused entries first; rows are lines or records of the input.",
-        more=f"{count(steps.height - _MOST)} more (tdxtrace zero-steps)"
-        if steps.height > _MOST
-        else "",
+        more=more(steps.height - _MOST, "zero-steps"),
     )
 
 
