@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,17 @@ class Fields(Protocol):
 
     def settle(self) -> Values:
         """Return all of them as arrays, which need nothing else to be kept."""
+
+
+@runtime_checkable
+class Apart(Fields, Protocol):
+    """Fields that can be taken out of what they were recorded in, and be put together again."""
+
+    def apart(self) -> Fields:
+        """The same fields, which need nothing else to be kept."""
+
+    def after(self, first: Fields) -> Fields | None:
+        """These behind others; None if those are none that were taken out."""
 
 
 @dataclass(slots=True)
@@ -106,6 +117,12 @@ class RawEvents:
         """Where a field was seen."""
         found = self.present.get(name)
         return np.zeros(len(self), np.bool_) if found is None else found
+
+    def apart(self) -> RawEvents:
+        """The same events, for which nothing else needs to be kept."""
+        if not isinstance(self.kept, Apart):
+            return self.settled()
+        return replace(self, kept=self.kept.apart())
 
     def fields(self) -> Fields:
         """The fields, wherever they are."""
@@ -225,6 +242,10 @@ def _spread(parts: list[RawEvents]) -> Fields:
             which.append(np.full(len(fields), len(kept), np.intp))
             place.append(np.arange(len(fields)))
             kept.append(fields)
+    if len(parts) == 2 and len(kept) == 2 and isinstance(kept[1], Apart):
+        both = kept[1].after(kept[0])
+        if both is not None:
+            return both
     return Spread(kept, np.concatenate(which), np.concatenate(place))
 
 

@@ -11,7 +11,7 @@ from tdxtrace.ingest.decoding.attempts import Attempts
 from tdxtrace.ingest.decoding.frames import Room
 from tdxtrace.ingest.decoding.kinds import Kinds
 from tdxtrace.ingest.decoding.pairing import Index, pair
-from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, concatenate
+from tdxtrace.ingest.raw import UNKNOWN, Apart, BoolArray, RawEvents, concatenate
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.events import PROBES
 
@@ -37,8 +37,24 @@ class Calls:
             given_up, orphan = (at[~held[at]] for at in (given_up, orphan))
             held[still] = True
             still = np.flatnonzero(held)
-        self.open = batch.take(still).settled()
-        return self._rows(Attempts(batch, kinds, entry, back, given_up, orphan))
+        self.open = batch.take(still).apart()
+        return self._all(batch, kinds, (entry, back), given_up, orphan)
+
+    def _all(
+        self,
+        batch: RawEvents,
+        kinds: Kinds,
+        pairs: tuple[Index, Index],
+        given_up: Index,
+        orphan: Index,
+    ) -> pl.DataFrame:
+        if isinstance(batch.kept, Apart) and not (len(given_up) or len(orphan)):
+            from tdxtrace.ingest.decoding.rowloops import rows  # noqa: PLC0415 - imports numba
+
+            made = rows(batch, kinds, pairs, self.source, self.room or Room())
+            if made is not None:
+                return made
+        return self._rows(Attempts(batch, kinds, *pairs, given_up, orphan))
 
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""
@@ -72,7 +88,12 @@ def _pair(batch: RawEvents, kinds: Kinds) -> tuple[Index, Index, Index, Index, I
     tid = batch.tid if is_known.all() else np.where(is_known, batch.tid, -2 - batch.cpu)
     event = batch.event.astype(np.intp)
     thread = tid.astype(np.int64)
-    return pair(thread, kinds.function.take(event), kinds.is_return.take(event))
+    match = pair
+    if isinstance(batch.kept, Apart):
+        from tdxtrace.ingest.decoding import loops  # noqa: PLC0415 - imports numba
+
+        match = loops.pair
+    return match(thread, kinds.function.take(event), kinds.is_return.take(event))
 
 
 def _inside_open_call(batch: RawEvents, kinds: Kinds, still: Index) -> BoolArray | None:

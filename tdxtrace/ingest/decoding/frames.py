@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from tdxtrace.ingest.raw import BoolArray
 from tdxtrace.tables.schema import Table
@@ -20,9 +21,11 @@ Column = Values | int
 
 # Rows of the columns of one value that are kept and shared: those of a batch.
 _SHARED_ROWS: Final = 1 << 17
-# Bytes that are asked for at once to keep a column: the kernel gives huge pages only to
+# Bytes that are asked for at once to keep columns: the kernel gives huge pages only to
 # much memory, a 2 MB page for a fault instead of 4 KiB.
-_ROOM_BYTES: Final = 16 << 20
+_ROOM_BYTES: Final = 64 << 20
+# Where columns begin: Arrow, Columnar Format, buffer alignment.
+_ALIGNMENT: Final = 64
 # Fewer rows are no use: their table may end with them.
 _ROOM_ROWS: Final = 1 << 13
 _TYPES: Final[Mapping[type[pl.DataType], type[np.generic]]] = {
@@ -40,17 +43,24 @@ _TYPES: Final[Mapping[type[pl.DataType], type[np.generic]]] = {
 class Room:
     """Memory for the columns of a table that is kept, batch behind batch."""
 
-    _left: dict[str, Values] = field(default_factory=dict)
+    _left: Values = field(default_factory=lambda: np.empty(0, np.uint8))
 
-    def keep(self, name: str, values: Values, wanted: np.dtype[np.generic]) -> Values:
+    def give(self, shape: tuple[int, ...], wanted: DTypeLike) -> NDArray[Any]:
+        """Return an array of ``shape`` that can stay."""
+        dtype = np.dtype(wanted)
+        size = math.prod(shape) * dtype.itemsize
+        padded = -(-size // _ALIGNMENT) * _ALIGNMENT
+        if len(self._left) < padded:
+            self._left = np.empty(max(padded, _ROOM_BYTES), np.uint8)
+        mine, self._left = self._left[:size], self._left[padded:]
+        return mine.view(dtype).reshape(shape)
+
+    def keep(self, values: Values, wanted: np.dtype[np.generic]) -> Values:
         """Return ``values``, which must fit the type ``wanted``, where they can stay."""
         n = len(values)
         if n < _ROOM_ROWS:
             return values.astype(wanted, copy=False)
-        room = self._left.get(name)
-        if room is None or len(room) < n:
-            room = np.empty(max(n, _ROOM_BYTES // wanted.itemsize), wanted)
-        mine, self._left[name] = room[:n], room[n:]
+        mine = self.give((n,), wanted)
         np.copyto(mine, values, casting="unsafe")
         return mine
 
@@ -86,11 +96,20 @@ def frame(
             made.append(_same(dtype, column, n).alias(name))
         else:
             # Column by column at once: a query over all would be planned anew for each batch.
-            series = _series(name, column, dtype, room)
-            if name in seen and not seen[name].all():
-                series = series.zip_with(pl.Series(seen[name]), _same(dtype, None, 1).alias(name))
-            made.append(series)
+            numbers = _series(name, column, dtype, room)
+            made.append(_masked(numbers, seen.get(name)))
     return pl.DataFrame(made)
+
+
+def series(name: str, values: Values, seen: BoolArray | None) -> pl.Series:
+    """Make a column of numbers that have its type; null where they were not ``seen``."""
+    return _masked(pl.Series(name, values), seen)
+
+
+def _masked(numbers: pl.Series, seen: BoolArray | None) -> pl.Series:
+    if seen is None or seen.all():
+        return numbers
+    return numbers.zip_with(pl.Series(seen), _same(numbers.dtype, None, 1).alias(numbers.name))
 
 
 def _series(name: str, values: Values, dtype: pl.DataType, room: Room | None) -> pl.Series:
@@ -102,9 +121,7 @@ def _series(name: str, values: Values, dtype: pl.DataType, room: Room | None) ->
     wanted = np.dtype(_TYPES[type(dtype)])
     # polars takes an array of the right type as it is; others would be copied once more.
     if values.dtype == wanted or _fits(values, wanted):
-        values = (
-            values.astype(wanted, copy=False) if room is None else room.keep(name, values, wanted)
-        )
+        values = values.astype(wanted, copy=False) if room is None else room.keep(values, wanted)
     return pl.Series(name, values).cast(dtype, strict=False)
 
 

@@ -99,6 +99,8 @@ class Common:
 # struct trace_entry, Linux include/linux/trace_events.h: what records hold if no
 # format says otherwise.
 _TYPE: Final = Field("common_type", 0, 2, False, True)
+# Kernels with the real-time patches had four bytes more than the eight of others.
+_MOST_COMMON: Final = 16
 
 
 def common_of(formats: Iterable[EventFormat]) -> Common:
@@ -111,12 +113,9 @@ def common_of(formats: Iterable[EventFormat]) -> Common:
         fields = event.fields
         place = fields.get("common_type")
         if place is not None and place.is_number and place.end <= 8:
-            return Common(
-                place,
-                fields.get("common_pid"),
-                fields.get("common_flags"),
-                fields.get("common_preempt_count"),
-            )
+            names = ("common_pid", "common_flags", "common_preempt_count")
+            others = (fields.get(name) for name in names)
+            return Common(place, *(x if x and x.end <= _MOST_COMMON else None for x in others))
     return Common(_TYPE, None, None, None)
 
 

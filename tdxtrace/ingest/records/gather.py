@@ -41,7 +41,7 @@ class Block:
     """``<`` or ``>``, as numpy writes byte orders."""
     words: NDArray[np.uint32] = field(init=False)
     """The aligned words."""
-    _longs: U64Array = field(init=False)
+    longs: U64Array = field(init=False)
     """The aligned pairs of words."""
     _is_native: bool = field(init=False)
     _views: dict[int, NDArray[np.unsignedinteger]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Block:
 
     def __post_init__(self) -> None:
         self.words = self.data.view(f"{self.order}u4")
-        self._longs = self.data[: len(self.data) // 8 * 8].view(f"{self.order}u8")
+        self.longs = self.data[: len(self.data) // 8 * 8].view(f"{self.order}u8")
         self._is_native = self.words.dtype.isnative and self.data.ctypes.data % 8 == 0
         for size in (2, 4, 8):
             n = max(0, len(self.data) - size + 1)
@@ -112,7 +112,7 @@ class Block:
                 return word
             return (word >> np.uint32(8 * within)) & np.uint32((1 << 8 * size) - 1)
         if alignment == size and not at & 7:
-            return self._longs.take((base + at) >> 3)
+            return self.longs.take((base + at) >> 3)
         both = np.empty((len(base), 2), np.intp)
         np.right_shift(base + at, 2, out=both[:, 0])
         np.add(both[:, 0], 1, out=both[:, 1])

@@ -37,6 +37,18 @@ def _none_wanted() -> BoolArray:
     return np.zeros(_NUMBERS + _STAND_INS + 1, np.bool_)
 
 
+@dataclass(frozen=True, slots=True)
+class ByLayout:
+    """What is known of event numbers and, by the index of their layouts, of those."""
+
+    index: Numbers
+    """By number: of its layout."""
+    size: Places
+    """Bytes a record must have."""
+    event: I32Array
+    """Index into the vocabulary's events."""
+
+
 @dataclass(slots=True)
 class KnownEvents:
     """Learns what each event number means when its first record comes."""
@@ -57,15 +69,18 @@ class KnownEvents:
     _n_slots: int = 0
     """Layouts that this is of."""
 
-    def meet(self, number: Numbers, base: Places, block: Block) -> Found:
+    def meet(
+        self, number: Numbers, base: Places, block: Block, found: Found | None = None
+    ) -> Found:
         """Learn the numbers that are new; return how often each occurs.
 
         Args:
             number: What the records say they are.
             base: Where they begin in ``block``.
             block: Their bytes.
+            found: How often each number occurs, if that is known.
         """
-        found = np.bincount(number, minlength=1)
+        found = np.bincount(number, minlength=1) if found is None else found
         for value in np.flatnonzero(found).tolist():
             if self._index[value] == _NOT_MET:
                 first = int(base[np.argmax(number == value)])
@@ -125,6 +140,12 @@ class KnownEvents:
         mask: BoolArray = size >= least.take(index)
         return mask
 
+    def by_layout(self) -> ByLayout:
+        """What a loop has to look up of every record."""
+        sizes = np.array([layout.size for layout in self.layouts] or [0], np.intp)
+        events = np.array([layout.event for layout in self.layouts] or [0], np.int32)
+        return ByLayout(self._index, sizes, events)
+
     def wanted_numbers(self) -> Iterator[int]:
         """The numbers met so far whose records become rows."""
         for number in np.flatnonzero(self._index != _NOT_MET).tolist():
@@ -136,14 +157,18 @@ class KnownEvents:
         made: I32Array = np.array([x.event for x in self.layouts] or [0], np.int32).take(index)
         return made
 
+    def can_keep(self) -> bool:
+        """Whether the fields of all layouts met so far can be read late."""
+        if self._n_slots != len(self.layouts):
+            self._slots, self._n_slots = slots_of(self.layouts), len(self.layouts)
+        return self._slots is not None
+
     def kept(self, block: Block, base: Places, index: Found) -> KeptFields | None:
         """Leave the fields of the records at ``base`` where they are; None if that cannot be.
 
         The block must not be written again while they are needed.
         """
-        if self._n_slots != len(self.layouts):
-            self._slots, self._n_slots = slots_of(self.layouts), len(self.layouts)
-        if self._slots is None:
+        if not self.can_keep() or self._slots is None:
             return None
         return KeptFields(block, base, index, self._slots, self.fields)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,6 +29,10 @@ class Merge:
     sources: list[CpuPages]
     layout: PageLayout
     round_pages: int = ROUND_PAGES
+    is_large: bool = False
+    """Whether compiled loops pay."""
+    _walk: Callable[[Block, PageLayout, PageHeads], PageEvents] = walk
+    """Finds the events of pages; what it gave may be overwritten when it is asked again."""
     _windows: list[Window] = field(default_factory=list)
     _block: Block = field(init=False)
     _free: list[Bytes] = field(default_factory=list)
@@ -38,6 +42,10 @@ class Merge:
         n_pages = min(self.round_pages, _MAX_BLOCK // self.layout.size)
         capacity = max(2, -(-n_pages // max(1, len(self.sources))))
         part = capacity * self.layout.size
+        if self.is_large and not self.layout.big_endian:
+            from tdxtrace.ingest.ring.loops import Walker  # noqa: PLC0415 - imports numba
+
+            self._walk = Walker().walk
         if part * len(self.sources) > _MAX_BLOCK:
             raise FormatError(f"{len(self.sources)} CPUs with pages of {self.layout.size} bytes")
         self._free.append(np.zeros(len(self.sources) * part + PADDING, np.uint8))
@@ -125,7 +133,7 @@ class Merge:
         heads = join_heads(
             [w.heads.take(slice(n)) for w, n in zip(self._windows, taken, strict=True)]
         )
-        events = walk(self._block, self.layout, heads)
+        events = self._walk(self._block, self.layout, heads)
         keep: list[slice] = []
         gaps: list[Gap] = []
         first, n_kept = 0, 0

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.errors import FormatError, InputError
+from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.raw import RawEvents
@@ -134,13 +135,15 @@ class PageReader:
         for cpu, file in sorted(self.pages.files.items()):
             self._files.append(PlainPages(file, layout, 0, file.size))
             sources.append(CpuPages(cpu, self._files[-1].read))
-        merge = Merge(sources, layout)
+        is_large = pays(self.pages.size)
+        merge = Merge(sources, layout, is_large=is_large)
         events = self.formats.events
         names = printed_names(events)
         known = KnownEvents(events, common_of(events.values()), self.vocabulary, self.tally, names)
         comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
         tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
-        yield from RingReader(merge, known, Clock(), self.tally, comms, tgids).batches()
+        reader = RingReader(merge, known, Clock(), self.tally, comms, tgids, is_large)
+        yield from reader.batches()
         self.tally.note_damage(merge.n_damaged, "pages")
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
             self.tally.note("truncated", None, detail)

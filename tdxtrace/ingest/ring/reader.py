@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
-from tdxtrace.ingest.records.gather import Places
-from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.gather import Block, Places
+from tdxtrace.ingest.records.known import KnownEvents, Numbers
 from tdxtrace.ingest.ring.clocks import Clock
 from tdxtrace.ingest.ring.merge import Merge
 from tdxtrace.ingest.ring.rounds import Round
 from tdxtrace.ingest.tally import Tally
+
+if TYPE_CHECKING:
+    from tdxtrace.ingest.records.loops import RecordFields, Table
+    from tdxtrace.ingest.ring.loops import HeadReader
 
 # What trace-cmd and the kernel print for a thread whose name was not saved.
 _NO_NAME: Final = "<...>"
@@ -34,9 +38,22 @@ class RingReader:
     tally: Tally
     comms: Mapping[int, str]
     tgids: Mapping[int, int]
+    is_large: bool = False
+    """Whether compiled loops pay."""
     _tids: set[int] = field(default_factory=set)
     _is_met: BoolArray = field(default_factory=lambda: np.zeros(_USUAL_TIDS, np.bool_))
     """Which of the usual thread numbers are in ``_tids``."""
+    _heads: HeadReader | None = None
+    """Reads what heads records, if compiled loops pay."""
+    _table: Table | None = None
+    """Where the fields of the layouts are that were met so far."""
+
+    def __post_init__(self) -> None:
+        if self.is_large and not self.merge.layout.big_endian:
+            from tdxtrace.ingest.ring.loops import HeadReader  # noqa: PLC0415 - imports numba
+
+            heads = HeadReader(self.known.common)
+            self._heads = heads if heads.can_read else None
 
     def batches(self) -> Iterator[RawEvents]:
         """Yield the events that may become rows, in the order of their time."""
@@ -53,8 +70,12 @@ class RingReader:
     def _events(self, made: Round) -> RawEvents:
         block, known = made.block, self.known
         base = made.base
-        number = block.numbers(base, known.common.type)
-        found = known.meet(number, base, block)
+        if self._heads is not None:
+            number, found = self._heads.numbers(block, base)
+            known.meet(number, base, block, found)
+        else:
+            number = block.numbers(base, known.common.type)
+            found = known.meet(number, base, block)
         known.count(found, number, made.order, self.tally.n_lines)
         for gap in made.gaps:
             line = gap.rank + self.tally.n_lines + 1
@@ -64,9 +85,12 @@ class RingReader:
             rank, at = np.arange(len(base)), made.order()
         else:
             rank, at = made.ranks(known.is_wanted(number))
-        index = known.index(number[at])
         line_no = rank + (self.tally.n_lines + 1)
         self.tally.n_lines += len(base)
+        quick = self._quickly(made, number, at, line_no)
+        if quick is not None:
+            return quick
+        index = known.index(number[at])
         base = base[at]
         fits = known.has_room(index, made.size[at])
         if not fits.all():
@@ -88,12 +112,44 @@ class RingReader:
             self.clock.to_ns(made.stamp[at]),
             tid,
             self._tgids_of(tid),
-            made.cpu(at),
+            made.cpu().take(at),
             in_irq,
             known.events(index),
             *fields,
             kept,
         )
+
+    def _quickly(
+        self, made: Round, number: Numbers, at: Places, line: NDArray[np.int64]
+    ) -> RawEvents | None:
+        """The events ``at``, read by a compiled loop; None if that cannot be."""
+        known, block = self.known, made.block
+        if self._heads is None or len(at) < MANY_EVENTS or not known.can_keep():
+            return None
+        records = (made.stamp, made.base, made.size, number, made.cpu())
+        heads = self._heads.heads(block, records, at, known.by_layout(), self._is_met)
+        if heads is None:
+            return None
+        self._meet(heads.fresh)
+        made.is_kept = True
+        return RawEvents(
+            line,
+            self.clock.to_ns(heads.stamp),
+            heads.tid,
+            self._tgids_of(heads.tid),
+            heads.cpu,
+            heads.in_irq,
+            heads.event,
+            kept=self._late(block, heads.base, heads.index),
+        )
+
+    def _late(self, block: Block, base: Places, index: Places) -> RecordFields:
+        """Leave the fields where they are."""
+        from tdxtrace.ingest.records.loops import RecordFields, table_of  # noqa: PLC0415 - numba
+
+        if self._table is None or len(self._table.size) != len(self.known.layouts):
+            self._table = table_of(self.known.layouts)
+        return RecordFields(block, block, base, index, self._table)
 
     def _tgids_of(self, tid: I32Array) -> I32Array:
         if not self.tgids:
@@ -107,8 +163,11 @@ class RingReader:
         # Negative numbers are large ones without their sign.
         is_usual = tid.view(np.uint32).max(initial=0) < _USUAL_TIDS
         met = self._is_met.take(tid) if is_usual else np.zeros(len(tid), np.bool_)
-        new = tid[~met] if not met.all() else tid[:0]
-        for one in np.unique(new).tolist():
+        self._meet(tid[~met] if not met.all() else tid[:0])
+
+    def _meet(self, tids: I32Array) -> None:
+        """Name the threads that are new."""
+        for one in np.unique(tids).tolist():
             if one not in self._tids:
                 self._tids.add(one)
                 if 0 <= one < _USUAL_TIDS:

@@ -51,9 +51,9 @@ class Round:
     """Whether something refers to the block."""
     _order: Places | None = None
 
-    def cpu(self, at: Places) -> I32Array:
-        """The CPUs of the events at the places ``at``."""
-        found: I32Array = np.repeat(self.cpus, np.diff(self.cpu_ends, prepend=0)).take(at)
+    def cpu(self) -> I32Array:
+        """The CPU of each event."""
+        found: I32Array = np.repeat(self.cpus, np.diff(self.cpu_ends, prepend=0))
         return found
 
     def order(self) -> Places:

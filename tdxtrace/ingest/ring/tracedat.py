@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tdxtrace.errors import FormatError
+from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import TICK_CLOCKS, Header
 from tdxtrace.ingest.raw import RawEvents
@@ -56,7 +57,8 @@ class DatReader:
         if not sources:
             raise FormatError(self._nothing())
         layout = self._layout(dat.page_size)
-        self._merge = Merge(sources, layout, ROUND_PAGES)
+        is_large = pays(self.file.size)
+        self._merge = Merge(sources, layout, ROUND_PAGES, is_large)
         known = KnownEvents(
             dat.formats.events,
             common_of(dat.formats.events.values()),
@@ -67,7 +69,7 @@ class DatReader:
         )
         comms = comms_of(dat.cmdlines)
         reader = RingReader(
-            self._merge, known, Clock.of(dat.options), self.tally, comms, self.tgids
+            self._merge, known, Clock.of(dat.options), self.tally, comms, self.tgids, is_large
         )
         yield from reader.batches()
         if dat.cut_short and not self.tally.n_lines:

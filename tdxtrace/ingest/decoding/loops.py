@@ -1,0 +1,128 @@
+"""Compiled loops of the decoder: which return belongs to which entry."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.compiled import compiled
+from tdxtrace.ingest.decoding.pairing import MAX_CONTEXTS, Index
+from tdxtrace.ingest.raw import BoolArray, I32Array, I64Array
+
+_NONE: Final = -1
+# What became of an event that is in no pair.
+_GIVEN_UP: Final = 1
+_ORPHAN: Final = 2
+_OPEN: Final = 3
+# Of a table of threads, in slots: it grows when half of it is taken.
+_LEAST_SLOTS: Final = 1 << 10
+_MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: Knuth, TAOCP 6.4
+
+
+def pair(
+    thread: I64Array, function: I32Array, is_return: BoolArray, depth: int = MAX_CONTEXTS
+) -> tuple[Index, Index, Index, Index, Index]:
+    """Match each return with the last open entry of its function in its thread.
+
+    What it takes and gives is said at :func:`tdxtrace.ingest.decoding.pairing.pair`.
+    """
+    n = len(thread)
+    entry, back = np.empty(n // 2, np.intp), np.empty(n // 2, np.intp)
+    fate, below = np.zeros(n, np.uint8), np.empty(n, np.intp)
+    slots = _LEAST_SLOTS
+    n_pairs = _NONE
+    while n_pairs == _NONE:
+        top, owner = np.full(slots, _NONE, np.intp), np.full(slots, _NONE, np.intp)
+        n_pairs = _pair(
+            thread, function, is_return, depth, (top, owner, below), (entry, back, fate)
+        )
+        slots *= 4
+    if not fate.any():
+        none = np.zeros(0, np.intp)
+        return entry[:n_pairs], back[:n_pairs], none, none, none
+    given_up, orphan, still = (np.flatnonzero(fate == x) for x in (_GIVEN_UP, _ORPHAN, _OPEN))
+    return entry[:n_pairs], back[:n_pairs], given_up, orphan, still
+
+
+@compiled
+def _slot(thread: I64Array, at: int, owner: Index) -> int:
+    """Where the thread of an event is in the table, or will be."""
+    mask = len(owner) - 1
+    place = int(np.uint64(thread[at]) * _MIX >> np.uint64(32)) & mask
+    while owner[place] != _NONE and thread[owner[place]] != thread[at]:
+        place = (place + 1) & mask
+    return place
+
+
+@compiled
+def _pair(
+    thread: I64Array,
+    function: I32Array,
+    is_return: BoolArray,
+    depth: int,
+    stacks: tuple[Index, Index, Index],
+    into: tuple[Index, Index, NDArray[np.uint8]],
+) -> int:
+    """Write the pairs and the fate of other events; return how many pairs, -1: a small table.
+
+    Open entries are a list: ``top`` of each thread, ``below`` each the one before it.
+    """
+    top, owner, below = stacks
+    entry, back, fate = into
+    fate[:] = 0
+    n_pairs = n_threads = slot = 0
+    for at in range(len(thread)):
+        if at == 0 or thread[at] != thread[at - 1]:
+            slot = _slot(thread, at, owner)
+            if owner[slot] == _NONE:
+                n_threads += 1
+                if 2 * n_threads > len(owner):
+                    return _NONE
+                owner[slot] = at
+        if is_return[at]:
+            found = top[slot]
+            while found != _NONE and function[found] != function[at]:
+                found = below[found]
+            if found == _NONE:
+                fate[at] = _ORPHAN
+                continue
+            while top[slot] != found:
+                fate[top[slot]] = _GIVEN_UP
+                top[slot] = below[top[slot]]
+            fate[found] = 0
+            top[slot] = below[found]
+            entry[n_pairs], back[n_pairs] = found, at
+            n_pairs += 1
+        else:
+            if top[slot] != _NONE:
+                _give_up_oldest(function, at, depth, slot, (top, below, fate))
+            below[at], top[slot], fate[at] = top[slot], at, _OPEN
+    return n_pairs
+
+
+@compiled
+def _give_up_oldest(
+    function: I32Array,
+    at: int,
+    depth: int,
+    slot: int,
+    stack: tuple[Index, Index, NDArray[np.uint8]],
+) -> None:
+    """Before one more entry of a function: end the oldest if there would be too many."""
+    top, below, fate = stack
+    n_open, oldest, above_oldest, above = 0, _NONE, _NONE, _NONE
+    place = top[slot]
+    while place != _NONE:
+        if function[place] == function[at]:
+            n_open += 1
+            oldest, above_oldest = place, above
+        above, place = place, below[place]
+    if n_open < depth:
+        return
+    fate[oldest] = _GIVEN_UP
+    if above_oldest == _NONE:
+        top[slot] = below[oldest]
+    else:
+        below[above_oldest] = below[oldest]
