@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.ahead import ahead
+from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.decoding import doubts, levels
 from tdxtrace.ingest.decoding.decoder import Decoder
 from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
@@ -168,6 +169,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
     stream, name = _open(path, wanted, options)
+    sink.watch.is_large = pays(stream.size)
     try:
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,9 @@ from tdxtrace.ingest.raw import UNKNOWN, Apart, BoolArray, RawEvents, concatenat
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.events import PROBES
 
+if TYPE_CHECKING:
+    from tdxtrace.ingest.decoding.rowloops import RowMaker
+
 
 @dataclass(slots=True)
 class Calls:
@@ -25,6 +29,8 @@ class Calls:
     room: Room | None = None
     """Where rows are put, if they are kept."""
     open: RawEvents = field(default_factory=lambda: concatenate([]))
+    _quick: RowMaker | None = None
+    """Makes rows of many whole calls."""
 
     def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
         """Return the ``seamcalls`` rows that ``parts`` complete."""
@@ -49,12 +55,17 @@ class Calls:
         orphan: Index,
     ) -> pl.DataFrame:
         if isinstance(batch.kept, Apart) and not (len(given_up) or len(orphan)):
-            from tdxtrace.ingest.decoding.rowloops import rows  # noqa: PLC0415 - imports numba
-
-            made = rows(batch, kinds, pairs, self.source, self.room or Room())
+            made = self._maker().rows(batch, kinds, pairs)
             if made is not None:
                 return made
         return self._rows(Attempts(batch, kinds, *pairs, given_up, orphan))
+
+    def _maker(self) -> RowMaker:
+        if self._quick is None:
+            from tdxtrace.ingest.decoding.rowloops import RowMaker  # noqa: PLC0415 - imports numba
+
+            self._quick = RowMaker(self.source, Room() if self.room is None else self.room)
+        return self._quick
 
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""

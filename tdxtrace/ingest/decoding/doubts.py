@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.ingest.decoding.midway import VP_ENTER, Beginning, bare_return, threads_of
+from tdxtrace.ingest.decoding.midway import IS_NAMED, VP_ENTER, Beginning, bare_return, threads_of
+from tdxtrace.ingest.decoding.pairing import Index
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.text import one_line
@@ -34,6 +35,8 @@ _NONE_BROKEN: Final = pl.DataFrame(
 class Watch:
     """What the calls of a source tell of losses, batch by batch."""
 
+    is_large: bool = False
+    """Whether compiled loops pay."""
     n_never: int = 0
     n_orphans: int = 0
     has_entries: set[int] = field(default_factory=set)
@@ -48,15 +51,19 @@ class Watch:
         n_never, n_orphans = seamcalls["end_ns"].null_count(), seamcalls["start_ns"].null_count()
         self.n_never += n_never
         self.n_orphans += n_orphans
-        leaf = seamcalls["leaf"]
-        begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
-        self.has_entries |= set(np.flatnonzero(np.bincount(begun.to_numpy())).tolist())
-        threads = _quick_threads(seamcalls)
+        threads = done = None
+        if self.is_large and not n_never + n_orphans:
+            threads, done = self._look_quickly(seamcalls)
+        if threads is None:
+            leaf = seamcalls["leaf"]
+            begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
+            self.has_entries |= set(np.flatnonzero(np.bincount(begun.to_numpy())).tolist())
+            threads = _quick_threads(seamcalls)
         if threads is None or not self.beginning.knows(seamcalls, threads):
             threads = threads_of(seamcalls, first=_WHEN.min(), last=_WHEN.max())
             self.beginning.look(seamcalls, threads)
-        self.beginning.look_at_done(seamcalls, threads)
-        self._extents.append(threads.select("tid", "first", "last"))
+        self.beginning.look_at_done(seamcalls, threads, done)
+        self._extents.append(pl.DataFrame([threads[name] for name in ("tid", "first", "last")]))
         if len(self._extents) > _MANY:
             self._extents = [self._all_extents()]
         if self._n_broken <= _MAX_BROKEN and n_never + n_orphans:
@@ -64,6 +71,23 @@ class Watch:
             broken = seamcalls.filter(pl.col("end_ns").is_null() | bare_return()).select(columns)
             self._broken.append(broken)
             self._n_broken += broken.height
+
+    def _look_quickly(self, seamcalls: pl.DataFrame) -> tuple[pl.DataFrame | None, Index | None]:
+        """The threads of many whole calls, and which calls were done; None if it cannot be so."""
+        from tdxtrace.ingest.decoding.loops import look  # noqa: PLC0415 - imports numba
+
+        columns = [seamcalls[name] for name in ("tid", "end_ns", "leaf", "status")]
+        if any(column.null_count() for column in columns):
+            return None, None
+        tid, ends, leaf, status = (column.to_numpy() for column in columns)
+        seen = look(tid, ends, leaf, status, VP_ENTER, IS_NAMED)
+        if seen is None:
+            return None, None
+        self.has_entries.update(seen.leaves.tolist())
+        threads = {"tid": seen.tid, "enters": seen.enters}
+        return pl.DataFrame(
+            threads | {"first": ends[seen.first], "last": ends[seen.last]}
+        ), seen.done
 
     def _all_extents(self) -> pl.DataFrame:
         grouped = pl.concat(self._extents).group_by("tid")

@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.ingest.decoding.pairing import Index
+from tdxtrace.ingest.raw import BoolArray
 from tdxtrace.tdx import leaves, word
 
 VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
@@ -19,7 +21,7 @@ _NAMED: Final = leaves.numbers_of(
     ("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD")
     + ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE")
 )
-_IS_NAMED: Final = np.isin(np.arange(1 << 16), _NAMED)
+IS_NAMED: Final[BoolArray] = np.isin(np.arange(1 << 16), _NAMED)
 _OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"))
 # A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
 _SHIFT_2M: Final = 21
@@ -77,18 +79,20 @@ class Beginning:
         least = int(seamcalls["start_ns"].to_numpy().min())
         return least > self._since and self._tids.issuperset(threads["tid"].to_list())
 
-    def look_at_done(self, seamcalls: pl.DataFrame, threads: pl.DataFrame) -> None:
-        """Look at which threads enter vCPUs and which calls were done."""
+    def look_at_done(
+        self, seamcalls: pl.DataFrame, threads: pl.DataFrame, done: Index | None = None
+    ) -> None:
+        """Look at which threads enter vCPUs and which calls were done: ``done``, if known."""
         self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
-        self._vcpus |= set(threads["tid"].filter(threads["enters"]).drop_nulls())
-        if self._n_done < _MAX_DONE:
-            is_done = seamcalls["status"].fill_null(word.ERROR_BIT).to_numpy() < word.ERROR_BIT
-            is_done &= _IS_NAMED[seamcalls["leaf"].to_numpy()]
-            is_done &= seamcalls["gpa"].is_not_null().to_numpy()
-            rows = np.flatnonzero(is_done)
-            done = pl.DataFrame([seamcalls[name].gather(rows) for name in _DONE])
-            self._done.append(done)
-            self._n_done += done.height
+        if threads["enters"].any():
+            self._vcpus |= set(threads["tid"].filter(threads["enters"]).drop_nulls())
+        if self._n_done >= _MAX_DONE:
+            return
+        rows = _done_of(seamcalls) if done is None else done
+        made = pl.DataFrame([seamcalls[name].gather(rows) for name in _DONE])
+        made = made.filter(pl.col("gpa").is_not_null())
+        self._done.append(made)
+        self._n_done += made.height
 
     def look_at_entries(self, vm_entries: pl.DataFrame) -> None:
         """Look at further ``vm_entries`` rows."""
@@ -110,6 +114,13 @@ class Beginning:
             return True
         done = pl.concat(self._done)
         return _unmapped_before(done) or _without_sept_page(done)
+
+
+def _done_of(seamcalls: pl.DataFrame) -> Index:
+    """The calls of pages without an error."""
+    is_done = seamcalls["status"].fill_null(word.ERROR_BIT).to_numpy() < word.ERROR_BIT
+    is_done &= IS_NAMED[seamcalls["leaf"].to_numpy()]
+    return np.flatnonzero(is_done)
 
 
 def bare_return() -> pl.Expr:

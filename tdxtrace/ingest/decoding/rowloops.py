@@ -56,42 +56,68 @@ class _Words:
     """The highest of them, if the number has a sign."""
 
 
-def rows(
-    batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index], source: int, room: Room
-) -> pl.DataFrame | None:
-    """Make the rows of ``seamcalls`` of pairs of events, in the order of their returns.
+@dataclass(slots=True)
+class RowMaker:
+    """Makes the rows of one source."""
 
-    They are those that :class:`tdxtrace.ingest.decoding.attempts.Attempts` makes.
+    source: int
+    room: Room
+    """Where they are put."""
+    _table: Table | None = None
+    _names: frozenset[str] = frozenset()
+    _words: _Words | None = None
 
-    Returns:
-        None if the events say more than is read here.
-    """
-    fields = batch.kept
-    if not isinstance(fields, RecordFields) or not _is_simple(batch, kinds, fields):
-        return None
-    n, words = len(pairs[0]), _words_of(fields.table, fields.names())
-    made = _Made(
-        room.give((3, n), np.int64),
-        room.give((3, n), np.uint16),
-        room.give((n,), np.int32),
-        np.empty((3, n), np.bool_),
-        room.give((n,), np.uint8),
-        room.give((len(words.names) - 1, n), np.uint64),
-        np.empty(n, np.intp),
-    )
-    if not _rows(
-        pairs,
-        (batch.line, batch.ts_ns),
-        (batch.cpu, batch.tid, batch.event, kinds.leaf),
-        batch.in_irq,
-        (fields.block.longs, fields.before.longs),
-        (fields.base, fields.layout),
-        (len(fields.table.size), words.of_return, words.offset, words.mask, words.sign),
-        (made.when, made.small, made.tid, made.flags, made.level, made.value, made.kind),
-    ):
-        return None
-    columns, there = _others(batch, kinds, pairs)
-    return frame(SEAMCALLS, n, {"source": source, **columns}, there, made.series(words), room)
+    def rows(
+        self, batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index]
+    ) -> pl.DataFrame | None:
+        """Make the rows of ``seamcalls`` of pairs of events, in the order of their returns.
+
+        They are those that :class:`tdxtrace.ingest.decoding.attempts.Attempts` makes.
+
+        Returns:
+            None if the events say more than is read here.
+        """
+        fields, met = batch.kept, np.flatnonzero(np.bincount(batch.event))
+        if not isinstance(fields, RecordFields) or not _is_simple(batch, kinds, fields, met):
+            return None
+        n, words = len(pairs[0]), self._words_of(fields.table, fields.names())
+        made = _Made(
+            self.room.give((3, n), np.int64),
+            self.room.give((3, n), np.uint16),
+            self.room.give((n,), np.int32),
+            np.empty((3, n), np.bool_),
+            self.room.give((n,), np.uint8),
+            self.room.give((len(words.names) - 1, n), np.uint64),
+            np.empty(n, np.intp),
+        )
+        if not _rows(
+            pairs,
+            (batch.line, batch.ts_ns),
+            (batch.cpu, batch.tid, batch.event, kinds.leaf),
+            batch.in_irq,
+            (fields.block.longs, fields.before.longs),
+            (fields.base, fields.layout),
+            (len(fields.table.size), words.of_return, words.offset, words.mask, words.sign),
+            (made.when, made.small, made.tid, made.flags, made.level, made.value, made.kind),
+        ):
+            return None
+        probes = np.unique(kinds.probe[met])
+        columns: dict[str, Column] = {
+            "source": self.source,
+            "n_lines": _PAIR_LINES,
+            "probe": int(probes[0]) if len(probes) == 1 else kinds.probe[batch.event[pairs[1]]],
+        }
+        seen: dict[str, BoolArray] = {}
+        if batch.tgid.max(initial=UNKNOWN) != UNKNOWN:
+            tgid = np.maximum(*(batch.tgid.take(at) for at in pairs))
+            columns["tgid"], seen["tgid"] = tgid, tgid != UNKNOWN
+        return frame(SEAMCALLS, n, columns, seen, made.series(words), self.room)
+
+    def _words_of(self, table: Table, names: frozenset[str]) -> _Words:
+        """Say where the words are of the columns that ``names`` can fill."""
+        if self._words is None or self._table is not table or self._names != names:
+            self._words, self._table, self._names = _words_of(table, names), table, names
+        return self._words
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +161,8 @@ class _Made:
         }
 
 
-def _others(
-    batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index]
-) -> tuple[dict[str, Column], dict[str, BoolArray]]:
-    """Columns that nearly always have one value, if any."""
-    entry, back = pairs
-    columns: dict[str, Column] = {"n_lines": _PAIR_LINES}
-    seen: dict[str, BoolArray] = {}
-    columns["probe"] = kinds.probe.take(batch.event.take(back))
-    if batch.tgid.max(initial=UNKNOWN) != UNKNOWN:
-        tgid = np.maximum(batch.tgid.take(entry), batch.tgid.take(back))
-        columns["tgid"], seen["tgid"] = tgid, tgid != UNKNOWN
-    return columns, seen
-
-
-def _is_simple(batch: RawEvents, kinds: Kinds, fields: RecordFields) -> bool:
+def _is_simple(batch: RawEvents, kinds: Kinds, fields: RecordFields, met: Index) -> bool:
     """Whether every event is of a wrapper of one leaf, and all is known that is always known."""
-    met = np.flatnonzero(np.bincount(batch.event))
     return (
         not kinds.has_seamcalls
         and fields.names() <= _SIMPLE
