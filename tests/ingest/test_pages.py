@@ -8,6 +8,7 @@ from recorder import Machine
 
 from tdxtrace.ingest.records.formats import PageLayout, page_layout
 from tdxtrace.ingest.records.gather import Block, block_of
+from tdxtrace.ingest.ring.loops import Walker
 from tdxtrace.ingest.ring.pages import PageEvents, page_heads, walk
 
 MACHINES = [
@@ -32,7 +33,17 @@ def _walk(machine: Machine, *pages: bytes) -> tuple[PageEvents, list[int]]:
     block = Block(block_of(b"".join(pages)), layout.order)
     heads = page_heads(block, layout, layout.size * np.arange(len(pages), dtype=np.intp))
     events = walk(block, layout, heads)
+    if not machine.big_endian:
+        _is_same(events, Walker().walk(block, layout, heads))
     return events, events.size.tolist()
+
+
+def _is_same(events: PageEvents, compiled: PageEvents) -> None:
+    assert compiled.stamp.tolist() == events.stamp.tolist()
+    assert compiled.base.tolist() == events.base.tolist()
+    assert compiled.size.tolist() == events.size.tolist()
+    assert compiled.ends.tolist() == events.ends.tolist()
+    assert compiled.damaged.tolist() == events.damaged.tolist()
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)

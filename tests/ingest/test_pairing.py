@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import aug, aug_ret, is_accounted_for, line, read_text
 
+from tdxtrace.ingest.decoding import loops
 from tdxtrace.ingest.decoding.pairing import MAX_CONTEXTS, pair
 
 Event = tuple[int, int, bool]
@@ -22,7 +23,10 @@ def paired(events: list[Event], depth: int = MAX_CONTEXTS) -> Paired:
     thread = np.array([e[0] for e in events], np.int64)
     function = np.array([e[1] for e in events], np.int32)
     back = np.array([e[2] for e in events], np.bool_)
-    entry, exit_, given_up, orphan, still_open = pair(thread, function, back, depth)
+    found = pair(thread, function, back, depth)
+    for one, other in zip(loops.pair(thread, function, back, depth), found, strict=True):
+        assert one.tolist() == other.tolist()
+    entry, exit_, given_up, orphan, still_open = found
     pairs = list(zip(entry.tolist(), exit_.tolist(), strict=True))
     gone = {*entry.tolist(), *exit_.tolist(), *given_up.tolist(), *orphan.tolist()}
     still = [i for i in range(len(events)) if i not in gone]
