@@ -34,6 +34,15 @@ class Header:
     """Whether the recording has the kernel's own counts of what was lost."""
 
 
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a source says of itself, and its clock where it does not say."""
+
+    header: Header
+    clock: str
+    resolution_ns: int
+
+
 def read_header(head: bytes) -> Header:
     """Read the comments in the first block of a file."""
     entries = _ENTRIES.search(head)

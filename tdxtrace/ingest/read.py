@@ -16,7 +16,7 @@ from tdxtrace.ingest.decoding.decoder import Decoder
 from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
-from tdxtrace.ingest.headers import Header, read_header
+from tdxtrace.ingest.headers import Heading, read_header
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
@@ -54,15 +54,6 @@ class ReadOptions:
     """Whether the input is one of these."""
     progress: Progress = field(default=lambda _path, _done, _size: None)
     """Called with the path, the bytes read so far and the size of the input, if known."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Heading:
-    """What a source says of itself, and its clock where it does not say."""
-
-    header: Header
-    clock: str
-    resolution_ns: int
 
 
 def read_trace(
@@ -205,7 +196,7 @@ def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, 
 
 def _read_binary(
     name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
-) -> _Heading:
+) -> Heading:
     # To import every reader takes longer than to read a small input with one.
     from tdxtrace.ingest.binary import opened  # noqa: PLC0415
 
@@ -216,7 +207,7 @@ def _read_binary(
             options.progress(stream.path, reader.position, stream.size)
         if stream.truncated:
             decoder.tally.note("truncated", None, stream.truncated)
-        return _Heading(reader.header(), "unnamed", 1)
+        return Heading(reader.header(), "unnamed", 1)
 
 
 def _read_text(
@@ -225,7 +216,7 @@ def _read_text(
     vocabulary: Vocabulary,
     decoder: Decoder,
     options: ReadOptions,
-) -> tuple[str, _Heading]:
+) -> tuple[str, Heading]:
     from tdxtrace.ingest.text.graph import GraphReader  # noqa: PLC0415 - see _read_binary
     from tdxtrace.ingest.text.lines import LineReader  # noqa: PLC0415
     from tdxtrace.ingest.text.reader import TextReader  # noqa: PLC0415
@@ -254,10 +245,10 @@ def _read_text(
         tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
     looks = "integer" if lines.has_integer_clock else "unnamed"
     clock = "relative" if name in RELATIVE else looks
-    return name, _Heading(read_header(first[:_HEADER_BYTES]), clock, lines.resolution_ns or 1)
+    return name, Heading(read_header(first[:_HEADER_BYTES]), clock, lines.resolution_ns or 1)
 
 
-def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> _Heading:
+def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> Heading:
     from tdxtrace.ingest.messages.reader import MessageReader  # noqa: PLC0415 - see _read_binary
 
     log = MessageReader(name, decoder.source, decoder.tally)
@@ -265,7 +256,7 @@ def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decod
         decoder.sink.add("kernel_messages", rows)
     if stream.truncated:
         decoder.tally.note("truncated", None, stream.truncated, line_no=decoder.tally.n_lines)
-    return _Heading(read_header(b""), log.clock_name, log.resolution_ns)
+    return Heading(read_header(b""), log.clock_name, log.resolution_ns)
 
 
 def _head(blocks: Iterator[Block]) -> bytes:
@@ -283,7 +274,7 @@ def _each(first: bytes, rest: Iterator[Block]) -> Iterator[Block]:
     yield from rest
 
 
-def _source(path: str, name: str, stream: Stream, tally: Tally, heading: _Heading) -> Source:
+def _source(path: str, name: str, stream: Stream, tally: Tally, heading: Heading) -> Source:
     first_ns, last_ns = tally.span()
     return Source(
         path,

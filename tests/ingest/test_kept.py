@@ -20,6 +20,7 @@ from tdxtrace.ingest.records.formats import Field
 from tdxtrace.ingest.records.gather import Block, block_of
 from tdxtrace.ingest.records.kept import KeptFields, slots_of
 from tdxtrace.ingest.records.layouts import Layout
+from tdxtrace.ingest.records.loops import RecordFields, table_of
 from tdxtrace.ingest.ring import reader, tracedat
 from tdxtrace.tables.events import SEAMCALLS
 
@@ -91,6 +92,9 @@ def _kept(data: bytes, which: list[int], start: int) -> tuple[KeptFields, Column
 def _same(late: Fields, at_once: Fields) -> None:
     assert len(late) == len(at_once)
     for name in at_once.names():
+        if name not in late.names():
+            assert not at_once.get(name)[1].any()
+            continue
         for one, other in zip(late.get(name), at_once.get(name), strict=True):
             assert one.tolist() == other.tolist(), name
 
@@ -98,13 +102,29 @@ def _same(late: Fields, at_once: Fields) -> None:
 RECORDS = st.lists(st.integers(0, 7), min_size=1, max_size=8)
 
 
+def _compiled(data: bytes, which: list[int], start: int) -> RecordFields:
+    """The same records, to be read by a compiled loop."""
+    base = start + RECORD * np.arange(len(which), dtype=np.intp)
+    block = Block(block_of(data), "<")
+    return RecordFields(block, block, base, np.array(which, np.intp), table_of(LAYOUTS))
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
 @given(RECORDS, st.integers(0, 9), st.data())
 def test_late_fields_are_those_of_each_records_layout(
-    which: list[int], start: int, data: st.DataObject
+    is_compiled: bool, which: list[int], start: int, data: st.DataObject
 ) -> None:
     size = start + RECORD * len(which)
     raw = data.draw(st.binary(min_size=size, max_size=size))
+    late: Fields
     late, at_once = _kept(raw, which, start)
+    if is_compiled:
+        late = _compiled(raw, which, start)
+        which = [layout for layout in which if LAYOUTS[layout].is_wanted]
+        assert late.names() == {name for layout in which for name in LAYOUTS[layout].reads}
+        apart = late.pick(np.arange(len(late))).apart()
+        _same(apart, at_once)
+        _same(apart.apart(), at_once)
     _same(late, at_once)
     some = np.array(data.draw(st.lists(st.integers(0, len(which) - 1))), np.intp)
     _same(late.pick(some), at_once.pick(some))
@@ -127,12 +147,18 @@ def test_joined_fields_are_those_of_all(
     parts: list[tuple[list[int], bool]], data: st.DataObject
 ) -> None:
     which = [layout for layouts, _ in parts for layout in layouts]
+    is_compiled = data.draw(st.booleans())
     size = RECORD * len(which)
     raw = data.draw(st.binary(min_size=size, max_size=size))
     _, whole = _kept(raw, which, 0)
     start, batches = 0, []
     for layouts, is_late in parts:
+        late: Fields
         late, at_once = _kept(raw, layouts, start)
+        if is_compiled:
+            late = _compiled(raw, layouts, start)
+            # Events of a batch before this one may have been taken out of their block.
+            late = late.apart() if start == 0 and data.draw(st.booleans()) else late
         start += RECORD * len(layouts)
         batches.append(_events(late if is_late else at_once))
     with pytest.MonkeyPatch.context() as patched:

@@ -75,10 +75,10 @@ class Decoder:
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
         if faults := by_kind.get("page_fault"):
-            raw = concatenate(faults).settled()
+            raw = concatenate(faults)
             self.sink.add("page_faults", page_faults(raw, self.source))
         if others := by_kind.get("host_event"):
-            raw = concatenate(others).settled()
+            raw = concatenate(others)
             self.sink.add("host_events", host_events(raw, self.source, events))
 
 
@@ -87,12 +87,13 @@ def _by_kind(parts: list[RawEvents], events: list[Event]) -> dict[str, list[RawE
     kinds = np.array([event.kind for event in events])
     found: dict[str, list[RawEvents]] = {}
     rows = {event.kind for event in events} - {"noise", "unmapped"}
-    if len(rows) == 1:
-        return {rows.pop(): parts}
+    if rows == {"call"}:
+        return {"call": parts}
     for part in parts:
         # To count the few events is quicker than to look up what each line is.
         met = np.unique(kinds[np.flatnonzero(np.bincount(part.event))]).tolist()
         for kind in met:
             mine = part if len(met) == 1 else part.take((kinds == kind)[part.event])
-            found.setdefault(kind, []).append(mine)
+            # The fields of calls are read when their rows are made.
+            found.setdefault(kind, []).append(mine if kind == "call" else mine.settled())
     return found

@@ -26,7 +26,7 @@ class Entries:
 
     def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
         """Return the ``vm_entries`` rows that ``parts`` complete."""
-        batch = concatenate([self.open, *parts]).settled()
+        batch = concatenate([self.open, *parts])
         entry, back, given_up, orphan = _pair(batch, kinds)
         still = np.ones(len(batch), np.bool_)
         still[np.concatenate([entry, back, given_up, orphan])] = False

@@ -157,18 +157,14 @@ class KnownEvents:
         made: I32Array = np.array([x.event for x in self.layouts] or [0], np.int32).take(index)
         return made
 
-    def can_keep(self) -> bool:
-        """Whether the fields of all layouts met so far can be read late."""
-        if self._n_slots != len(self.layouts):
-            self._slots, self._n_slots = slots_of(self.layouts), len(self.layouts)
-        return self._slots is not None
-
     def kept(self, block: Block, base: Places, index: Found) -> KeptFields | None:
         """Leave the fields of the records at ``base`` where they are; None if that cannot be.
 
         The block must not be written again while they are needed.
         """
-        if not self.can_keep() or self._slots is None:
+        if self._n_slots != len(self.layouts):
+            self._slots, self._n_slots = slots_of(self.layouts), len(self.layouts)
+        if self._slots is None:
             return None
         return KeptFields(block, base, index, self._slots, self.fields)
 

@@ -68,12 +68,26 @@ class Layout:
         """Read the slots of the records that begin at ``base``, and where each was there."""
         values = block.columns(base, self.reads)
         present = {slot: np.ones(len(base), np.bool_) for slot in values}
-        if "isa" in values:
-            present["exit_reason"] = values.pop("isa") == _KVM_ISA_VMX
-            del present["isa"]
-        if self.name.endswith("kvm_userspace_exit") and "errno" in values:
-            _choose_errno(values, present)
-        return values, present
+        return understood(values, present)
+
+
+def understood(values: dict[str, U64Array], present: dict[str, BoolArray]) -> Values:
+    """Turn slots of records, as they were read, into what KVM prints of them.
+
+    A reason to exit counts where the processor is one of Intel's; ``errno``, if negative,
+    stands for the reason: KVM prints one or the other.
+    """
+    if "isa" in values:
+        is_vmx = values.pop("isa") == _KVM_ISA_VMX
+        present["exit_reason"] &= is_vmx | ~present.pop("isa")
+    if "errno" in values:
+        errno, there = values["errno"].view(np.int64), present["errno"]
+        failed = (errno < 0) & there
+        values["errno"] = np.where(failed, -errno, 0).astype(np.uint64)
+        present["errno"] = failed
+        if "reason" in present:
+            present["reason"] &= ~failed
+    return values, present
 
 
 def layout_of(
@@ -125,11 +139,3 @@ def _reads(made: EventFormat, event: Event) -> dict[str, Field]:
         if slot is not None and place.is_number:
             reads.setdefault(slot, place)
     return reads
-
-
-def _choose_errno(values: dict[str, U64Array], present: dict[str, BoolArray]) -> None:
-    """A negative errno stands for the reason: KVM prints one or the other."""
-    errno = values["errno"].view(np.int64)
-    failed = errno < 0
-    values["errno"] = np.where(failed, -errno, 0).astype(np.uint64)
-    present["errno"], present["reason"] = failed, ~failed

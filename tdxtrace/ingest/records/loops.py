@@ -10,7 +10,7 @@ import numpy as np
 from tdxtrace.ingest.compiled import compiled
 from tdxtrace.ingest.raw import BoolArray, Fields, Index, U64Array, Values, Words
 from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places
-from tdxtrace.ingest.records.layouts import Layout
+from tdxtrace.ingest.records.layouts import Layout, understood
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class RecordFields:
     def settle(self) -> Values:
         """Return all of them as arrays."""
         found = {name: self.get(name) for name in sorted(self.names())}
-        return (
+        return understood(
             {name: value for name, (value, _) in found.items()},
             {name: there for name, (_, there) in found.items()},
         )

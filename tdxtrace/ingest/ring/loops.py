@@ -133,6 +133,8 @@ class Heads:
     """Index into the vocabulary's events."""
     fresh: I32Array
     """Threads that were not met before; those of unusual numbers may come again."""
+    fits: bool = True
+    """False if a record is too short for the fields of its layout: reading ended there."""
 
 
 @dataclass(slots=True)
@@ -167,7 +169,7 @@ class HeadReader:
 
     def heads(
         self, block: Block, records: Records, at: Places, known: ByLayout, is_met: BoolArray
-    ) -> Heads | None:
+    ) -> Heads:
         """Read what heads the records at the places ``at``, in that order.
 
         Args:
@@ -176,9 +178,6 @@ class HeadReader:
             at: Their places there.
             known: Of their numbers.
             is_met: By thread number, up to some: whether it was met; set for those that are.
-
-        Returns:
-            None if one of them is too short for the fields of its layout.
         """
         n = len(at)
         made = Heads(
@@ -202,7 +201,7 @@ class HeadReader:
             (made.stamp, made.base, made.index, made.cpu),
             (made.tid, made.in_irq, made.event, made.fresh),
         )
-        return None if n_fresh < 0 else replace(made, fresh=made.fresh[:n_fresh])
+        return replace(made, fresh=made.fresh[: max(n_fresh, ~n_fresh)], fits=n_fresh >= 0)
 
 
 @compiled
@@ -234,7 +233,7 @@ def _heads(
     where: tuple[U64Array, Places, Places, I32Array],
     who: tuple[I32Array, I8Array, I32Array, I32Array],
 ) -> int:
-    """Write what heads records; return how many threads are new, -1 if a record is too short."""
+    """Write what heads records; return the number of new threads, ~it if a record is too short."""
     pid, flags, count = offsets
     stamp, base, size, number, cpu = records
     index_of, least, event_of = known
@@ -245,7 +244,7 @@ def _heads(
         i = at[k]
         layout, place = index_of[number[i]], base[i]
         if size[i] < least[layout]:
-            return -1
+            return ~n_fresh
         thread = _thread(data, place + pid)
         new_stamp[k], new_base[k], index[k], new_cpu[k] = stamp[i], place, layout, cpu[i]
         tid[k], event[k] = thread, event_of[layout]

@@ -124,15 +124,14 @@ class RingReader:
     ) -> RawEvents | None:
         """The events ``at``, read by a compiled loop; None if that cannot be."""
         known, block = self.known, made.block
-        if self._heads is None or len(at) < MANY_EVENTS or not known.can_keep():
+        if self._heads is None:
             return None
         records = (made.stamp, made.base, made.size, number, made.cpu())
         heads = self._heads.heads(block, records, at, known.by_layout(), self._is_met)
-        if heads is None:
-            return None
         self._meet(heads.fresh)
-        made.is_kept = True
-        return RawEvents(
+        if not heads.fits:
+            return None
+        events = RawEvents(
             line,
             self.clock.to_ns(heads.stamp),
             heads.tid,
@@ -142,6 +141,8 @@ class RingReader:
             heads.event,
             kept=self._late(block, heads.base, heads.index),
         )
+        made.is_kept = len(at) >= MANY_EVENTS
+        return events if made.is_kept else events.settled()
 
     def _late(self, block: Block, base: Places, index: Places) -> RecordFields:
         """Leave the fields where they are."""
