@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import SEEDS, mutate
 from polars.testing import assert_frame_equal
+from recorder import Machine, Recording
 
 import tdxtrace
 from tdxtrace.ingest import compiled
@@ -68,6 +69,30 @@ def test_compiled_loops_read_the_same_tables(path: Path, monkeypatch: pytest.Mon
     for most_pages in (2, 16, 2048):
         monkeypatch.setattr(tracedat, "ROUND_PAGES", most_pages)
         _same(_read(path, EVERY), _read(path, NEVER))
+
+
+@pytest.mark.parametrize("scenario", ["balloon"])
+def test_compiled_loops_read_kvms_own_events(scenario: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.dat"
+    words = ["simulate", scenario, "--format", "trace.dat", "-o", str(path), "--fault", "lost=0.02"]
+    subprocess.run([sys.executable, "-m", "tdxtrace", *words, "--seed", "3"], check=True)
+    read = _read(path, EVERY)
+    assert isinstance(read, tdxtrace.Trace)
+    assert read.vm_entries.height > 100
+    assert read.seamcalls.height > 100
+    _same(read, _read(path, NEVER))
+
+
+def test_threads_of_a_round_with_a_record_too_short_are_named(tmp_path: Path) -> None:
+    m, path = Machine(), tmp_path / "trace.dat"
+    records = m.event(1, m.enter(7, 1 << 12)) + m.event(1, m.leave(7, 0))
+    records += m.event(1, m.enter(8, 1 << 12)) + m.event(1, m.leave(8, 0)[:16])
+    path.write_bytes(Recording(m, (m.page(1000, records),)).v6())
+    read = _read(path, EVERY)
+    assert isinstance(read, tdxtrace.Trace)
+    assert read.threads["tid"].to_list() == [7, 8]
+    assert "undecoded" in read.losses["kind"]
+    _same(read, _read(path, NEVER))
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
