@@ -4,14 +4,14 @@
 
 Inputs are made in a temporary folder (--folder says where): trace.dat, perf.data and
 text of at least so many events, with all of them ours, and with one in twenty.  Every
-program runs in turn in a process of its own, start included, its output to /dev/null;
-rounds alternate, and the median counts.  ``read s`` is the time inside
-tdxtrace.read_trace alone, ``cpu s`` the processor's.  The first row is what tdxtrace takes
-for a few hundred events: its start; the rate ``steady`` leaves that out.  --folder should
-be one in memory, such as /dev/shm, where the kernel does not keep files in its cache.  The
-last rows show what memory
-``convert`` needs for an input and for one eight times as large: 1 and 8 GB with
---large, else a tenth of it.
+program runs in turn in a process of its own, start included, its output to /dev/null.
+Its rounds follow one another, so that memory which a virtual machine's host takes away
+meanwhile is not asked for again in each of them, and the median counts.  ``read s`` is
+the time inside tdxtrace.read_trace alone, ``cpu s`` the processor's.  The first row is what
+tdxtrace takes for a few hundred events: its start; the rate ``steady`` leaves that out.
+--folder should be one in memory, such as /dev/shm, where the kernel does not keep files in
+its cache.  The last rows show what memory ``convert`` needs for an input and for one eight
+times as large: 1 and 8 GB with --large, else a tenth of it.
 """
 
 from __future__ import annotations
@@ -135,13 +135,11 @@ def measure(path: Path, what: str, kind: str, n_events: int, rounds: int, start_
     """Measure tdxtrace and the installed peers on a file, in turn; print a line for each."""
     ours = [sys.executable, "-c", READ, str(path)]
     peers = [peer for peer in PEERS[kind] if shutil.which(peer.command[0])]
-    took: dict[str, list[Run]] = {}
-    for _ in range(rounds):
-        took.setdefault("tdxtrace", []).append(run(ours))
-        for peer in peers:
-            took.setdefault(peer.name, []).append(run([*peer.command, str(path)]))
-    made = middle(took.pop("tdxtrace"))
-    others = {name: middle(runs) for name, runs in took.items()}
+    others = {
+        peer.name: middle([run([*peer.command, str(path)]) for _ in range(rounds)])
+        for peer in peers
+    }
+    made = middle([run(ours) for _ in range(rounds)])
     for name, other in others.items():
         show(name, what, n_events, other)
     ratios = ", ".join(
