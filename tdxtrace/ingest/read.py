@@ -160,7 +160,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
     stream, name = _open(path, wanted, options)
-    sink.watch.is_large = pays(stream.size)
+    decoder.is_large = sink.watch.is_large = pays(stream.size)
     try:
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)

@@ -28,6 +28,8 @@ class Calls:
     tally: Tally
     room: Room | None = None
     """Where rows are put, if they are kept."""
+    is_large: bool = False
+    """Whether compiled loops pay."""
     open: RawEvents = field(default_factory=lambda: concatenate([]))
     _quick: RowMaker | None = None
     """Makes rows of many whole calls."""
@@ -35,7 +37,7 @@ class Calls:
     def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
         """Return the ``seamcalls`` rows that ``parts`` complete."""
         batch = concatenate([self.open, *parts])
-        entry, back, given_up, orphan, still = _pair(batch, kinds)
+        entry, back, given_up, orphan, still = _pair(batch, kinds, self.is_large)
         held = _inside_open_call(batch, kinds, still)
         if held is not None:
             paired = ~held[back]
@@ -75,7 +77,7 @@ class Calls:
     def finish(self, kinds: Kinds) -> pl.DataFrame:
         """Return the calls that never returned."""
         batch, self.open = self.open, concatenate([])
-        entry, back, given_up, orphan, still = _pair(batch, kinds)
+        entry, back, given_up, orphan, still = _pair(batch, kinds, self.is_large)
         never = np.concatenate([given_up, still])
         return self._rows(Attempts(batch, kinds, entry, back, never, orphan))
 
@@ -92,7 +94,9 @@ class Calls:
         return rows.frame(self.source, self.room)
 
 
-def _pair(batch: RawEvents, kinds: Kinds) -> tuple[Index, Index, Index, Index, Index]:
+def _pair(
+    batch: RawEvents, kinds: Kinds, is_large: bool
+) -> tuple[Index, Index, Index, Index, Index]:
     # Where the tool did not print the thread, calls nest by CPU; negative, so
     # that no thread has the same number.
     is_known = batch.tid != UNKNOWN
@@ -100,7 +104,7 @@ def _pair(batch: RawEvents, kinds: Kinds) -> tuple[Index, Index, Index, Index, I
     event = batch.event.astype(np.intp)
     thread = tid.astype(np.int64)
     match = pair
-    if isinstance(batch.kept, Apart):
+    if is_large:
         from tdxtrace.ingest.decoding import loops  # noqa: PLC0415 - imports numba
 
         match = loops.pair

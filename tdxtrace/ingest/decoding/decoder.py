@@ -30,6 +30,8 @@ class Decoder:
     events: list[Event]
     tally: Tally
     sink: Sink
+    is_large: bool = False
+    """Whether compiled loops pay; may be set while reading."""
     _waiting: list[RawEvents] = field(default_factory=list)
     _n_waiting: int = 0
     _calls: Calls = field(init=False)
@@ -71,6 +73,7 @@ class Decoder:
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
         if calls := by_kind.get("call"):
+            self._calls.is_large = self.is_large
             self.sink.add("seamcalls", self._calls.feed(calls, kinds))
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
