@@ -120,7 +120,6 @@ def test_late_fields_are_those_of_each_records_layout(
     late, at_once = _kept(raw, which, start)
     if is_compiled:
         late = _compiled(raw, which, start)
-        which = [layout for layout in which if LAYOUTS[layout].is_wanted]
         assert late.names() == {name for layout in which for name in LAYOUTS[layout].reads}
         apart = late.pick(np.arange(len(late))).apart()
         _same(apart, at_once)
