@@ -62,6 +62,7 @@ LAYOUTS = (
     _layout(7, gpa=(20, 4, True), status=(7, 1, False)),
 )
 RECORD = 40
+TABLE = table_of(LAYOUTS)
 
 
 def _one_by_one(data: bytes, base: list[int], which: list[int]) -> Columns:
@@ -106,7 +107,7 @@ def _compiled(data: bytes, which: list[int], start: int) -> RecordFields:
     """The same records, to be read by a compiled loop."""
     base = start + RECORD * np.arange(len(which), dtype=np.intp)
     block = Block(block_of(data), "<")
-    return RecordFields(block, block, base, np.array(which, np.intp), table_of(LAYOUTS))
+    return RecordFields(block, block, base, np.array(which, np.intp), TABLE)
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

@@ -207,6 +207,9 @@ WHOLE = st.lists(PAIR, min_size=1, max_size=8).map(
 BATCH = st.one_of(WHOLE, WHOLE, st.lists(CALL, min_size=1, max_size=12))
 
 
+TABLE = table_of(LAYOUTS)
+
+
 def _batch(rows: Sequence[tuple[int, ...]], data: bytes, first: int) -> RawEvents:
     layout, tid, in_irq, cpu, ts_ns, tgid = (np.array(x, np.int64) for x in zip(*rows, strict=True))
     block = Block(block_of(data), "<")
@@ -219,7 +222,7 @@ def _batch(rows: Sequence[tuple[int, ...]], data: bytes, first: int) -> RawEvent
         cpu.astype(np.int32),
         in_irq.astype(np.int8),
         layout.astype(np.int32),
-        kept=RecordFields(block, block, base, layout.astype(np.intp), table_of(LAYOUTS)),
+        kept=RecordFields(block, block, base, layout.astype(np.intp), TABLE),
     )
 
 

@@ -111,8 +111,8 @@ class RecordFields:
         return RecordFields(block, block, ~place, self.layout, self.table)
 
     def after(self, first: Fields) -> RecordFields | None:
-        """Put these behind others, if those are apart; None if they are not."""
-        if not isinstance(first, RecordFields) or len(first.table.size) > len(self.table.size):
+        """Put these behind others; None if those are not apart, or of other layouts."""
+        if not isinstance(first, RecordFields) or first.table is not self.table:
             return None
         if (first.base >= 0).any():
             return None
