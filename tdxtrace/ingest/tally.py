@@ -166,6 +166,11 @@ class Tally:
         self.first_ns[UNKNOWN] = min(self.first_ns[UNKNOWN], ts_ns.min())
         self.last_ns[UNKNOWN] = max(self.last_ns[UNKNOWN], ts_ns.max())
 
+    @property
+    def has_open_gap(self) -> bool:
+        """Whether it matters what CPU is heard of next."""
+        return bool(self._open_gaps)
+
     def _close_gaps(self, cpu: I32Array, ts_ns: I64Array) -> None:
         still_open = []
         for gap in self._open_gaps:

@@ -138,20 +138,24 @@ class SampleLayout:
             end: Where each ends; a record that does not fit has no bytes.
         """
         at = body + 8 * len(self.fixed)
-        if self.sample_type & READ:
-            at = self._after_read(block, at, end)
+        words, each = self.read_words
+        if each:
+            at = at + 8 * each * _count(block, at, end)
+        at = at + 8 * words
         if self.sample_type & CALLCHAIN:
             at = at + 8 * (1 + _count(block, at, end))
         at = np.minimum(at, end)
         size = block.column(at, Field("size", 0, 4, False, True)).astype(np.intp)
         return at + 4, np.where(at + 4 + size <= end, size, 0)
 
-    def _after_read(self, block: Block, at: Places, end: Places) -> Places:
+    @property
+    def read_words(self) -> tuple[int, int]:
+        """Words that READ puts into a sample, and further ones for each that the first counts."""
+        if not self.sample_type & READ:
+            return 0, 0
         each = 1 + bool(self.read_format & _READ_ID) + bool(self.read_format & _READ_LOST)
         times = bool(self.read_format & _TIME_ENABLED) + bool(self.read_format & _TIME_RUNNING)
-        if self.read_format & _GROUP:
-            return at + 8 * (1 + times + each * _count(block, at, end))
-        return at + 8 * (each + times)
+        return (1 + times, each) if self.read_format & _GROUP else (each + times, 0)
 
 
 def _count(block: Block, at: Places, end: Places) -> Places:

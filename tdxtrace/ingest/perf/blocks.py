@@ -18,6 +18,7 @@ BLOCK_BYTES: Final = 8 << 20
 # What is read first, and after a record that has to be taken apart: the next one
 # may be of that kind too.
 _SMALL_BYTES: Final = 8 << 10
+SAMPLE: Final = 9  # PERF_RECORD_SAMPLE, Linux include/uapi/linux/perf_event.h
 _HEADER: Final = 8
 _MAX_RECORD: Final = 1 << 16
 # A record holds at most 64 KiB of compressed data; what comes out at a time is bounded
@@ -34,7 +35,37 @@ class Records:
 
     block: Block
     start: Places
-    end: Places
+    """Where each begins …"""
+    end: int
+    """… and the last one ends."""
+    others: Places
+    """Which of them are no samples."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def n_samples(self) -> int:
+        """How many of them are samples."""
+        return len(self.start) - len(self.others)
+
+    @property
+    def samples(self) -> Places:
+        """Which of them are samples."""
+        mask = np.ones(len(self.start), np.bool_)
+        mask[self.others] = False
+        return np.flatnonzero(mask)
+
+    def types(self, which: Places) -> Places:
+        """The types of some of them."""
+        made: Places = self.block.words[self.start[which] >> 2].astype(np.intp)
+        return made
+
+    def span(self, which: Places) -> tuple[Places, Places]:
+        """Where some of them begin and end."""
+        following = np.minimum(which + 1, len(self.start) - 1)
+        end = np.where(which + 1 < len(self.start), self.start[following], self.end)
+        return self.start[which], end
 
 
 class _Zstd(Protocol):
@@ -88,14 +119,11 @@ class RecordReader:
         return block, n_bytes
 
     def _split(self, block: Bytes, n_bytes: int) -> tuple[Records | None, int]:
+        made = Block(block, ">" if self.perf.big_endian else "<")
         found = chain.follow(block, n_bytes, self.perf.big_endian)
-        if not len(found.start):
-            return None, found.end
-        end = np.append(found.start[1:], found.end)
-        return Records(self._block(block), found.start, end), found.end
-
-    def _block(self, data: Bytes) -> Block:
-        return Block(data, ">" if self.perf.big_endian else "<")
+        start, stop = found.start, found.end
+        others = np.flatnonzero(made.words[start >> 2] != SAMPLE)
+        return (Records(made, start, stop, others) if len(start) else None), stop
 
     def _special(self) -> Iterator[Records]:
         """Take the record at ``at``, which is of no common kind; pass over it if it is sound."""
@@ -124,8 +152,10 @@ class RecordReader:
             yield from self._single(head + body)
 
     def _single(self, record: bytes) -> Iterator[Records]:
+        block = Block(block_of(record), ">" if self.perf.big_endian else "<")
         start = np.zeros(1, np.intp)
-        yield Records(self._block(block_of(record)), start, start + len(record))
+        others = np.flatnonzero(block.words[:1] != SAMPLE)
+        yield Records(block, start, len(record), others)
 
     def _unpack(self, body: bytes, kind: int) -> Iterator[Records]:
         """Unpack the next part of the stream that all compressed records form."""

@@ -35,8 +35,9 @@ class Notes:
     names: Names
     order: Order
 
-    def take(self, records: Records, places: Places, kind: Places) -> None:
-        """Take the records at ``places``; ``kind`` is the type of every record."""
+    def take(self, records: Records, kind: Places) -> None:
+        """Take the records that are no samples; ``kind`` is the type of each."""
+        places = records.others
         self.tally.n_lines += len(places)
         self.tally.n_headers += len(places)
         handlers = {
@@ -48,14 +49,14 @@ class Notes:
             _ATTR: self._attr,
             _FEATURE: self._feature,
         }
-        for place in places.tolist():
-            number = int(kind[place])
+        start, end = records.span(places)
+        for number, begin, stop in zip(kind.tolist(), start.tolist(), end.tolist(), strict=True):
             handle = handlers.get(number)
             if handle is None:
                 if number not in _UNDERSTOOD:
                     self._unknown("unknown_record", number)
                 continue
-            data = records.block.data[int(records.start[place]) : int(records.end[place])]
+            data = records.block.data[begin:stop]
             try:
                 handle(Cursor(data.tobytes(), self.perf.big_endian, 4))
             except CutShortError:

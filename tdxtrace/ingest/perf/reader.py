@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
-
-import numpy as np
 
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.perf import attrs
-from tdxtrace.ingest.perf.blocks import RecordReader, Records
+from tdxtrace.ingest.perf.blocks import RecordReader
 from tdxtrace.ingest.perf.file import PerfFile, read_head
+from tdxtrace.ingest.perf.held import Held, StandIns, Waiting
 from tdxtrace.ingest.perf.names import Names
 from tdxtrace.ingest.perf.notes import Notes
-from tdxtrace.ingest.perf.order import Held, Order
-from tdxtrace.ingest.perf.samples import SampleReader, Samples, noise_name, printed_name
+from tdxtrace.ingest.perf.order import Order
+from tdxtrace.ingest.perf.samples import SampleReader, noise_name, printed_name
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import common_of
-from tdxtrace.ingest.records.gather import Places
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.tally import Tally
-
-_SAMPLE: Final = 9  # PERF_RECORD_SAMPLE, Linux include/uapi/linux/perf_event.h
-_FINISHED_ROUND: Final = 68  # tools/perf/lib/include/perf/event.h
-# A block of which so small a part is ours is not kept in memory for that.
-_MUCH: Final = 4
 
 
 @dataclass(slots=True)
@@ -45,7 +37,6 @@ class PerfReader:
     samples: SampleReader = field(default_factory=SampleReader)
     notes: Notes = field(init=False)
     _records: RecordReader = field(init=False)
-    _stand_ins: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.perf = read_head(self.file)
@@ -68,19 +59,15 @@ class PerfReader:
         Raises:
             FormatError: If nothing describes the events.
         """
-        is_first = True
         for records in self._records.blocks():
-            kind = (records.block.words[records.start >> 2]).astype(np.intp)
-            which = np.flatnonzero(kind == _SAMPLE)
-            self.notes.take(records, np.flatnonzero(kind != _SAMPLE), kind)
-            if len(which) and is_first:
-                is_first = False
+            self.notes.take(records, records.types(records.others))
+            if records.n_samples and self.order.waiting is None:
                 self._begin()
-            self._hold(records, which, np.flatnonzero(kind == _FINISHED_ROUND))
+            self.order.hold(records)
             made = self.order.ready()
             if made is not None:
                 yield made
-        if is_first:
+        if self.order.waiting is None:
             self._begin()
         made = self.order.rest()
         if made is not None:
@@ -110,60 +97,12 @@ class PerfReader:
             )
         self._learn()
         self.order.known = self.known
+        self.order.waiting = self._waiting()
 
-    def _hold(self, records: Records, which: Places, rounds: Places) -> None:
-        """Hand over the samples; a round ends behind those in front of its mark."""
-        if not len(which):
-            for _ in rounds:
-                self.order.end_round(-1)
-            return
-        samples = self.samples.read(records, which)
-        self.order.hold(self._held(samples))
-        ends = np.searchsorted(which, rounds)
-        newest = np.maximum.accumulate(samples.ts_ns)
-        for end in ends.tolist():
-            self.order.end_round(int(newest[end - 1]) if end else -1)
-
-    def _held(self, samples: Samples) -> Held:
-        known, block = self.known, samples.block
-        self._name_silent(samples)
-        number = samples.number
-        every = known.are_wanted(known.meet(number, samples.base, block))
-        ours = np.arange(len(number)) if every else np.flatnonzero(known.is_wanted(number))
-        index = known.index(number[ours])
-        fits = known.has_room(index, samples.size[ours])
-        if not fits.all():
-            for place, layout in zip(ours[~fits].tolist(), index[~fits].tolist(), strict=True):
-                number[place] = self._stand_in("undecoded", known.layouts[layout].name)
-            ours, index = ours[fits], index[fits]
-        base = samples.base[ours]
-        _, in_irq = known.context(block, base)
-        is_much = len(ours) * _MUCH >= len(number)
-        kept = known.kept(block, base, index) if is_much else None
-        raw = RawEvents(
-            np.zeros(len(ours), np.int64),
-            samples.ts_ns[ours],
-            samples.tid[ours],
-            samples.tgid[ours],
-            samples.cpu[ours],
-            in_irq,
-            known.events(index),
-            *(({}, {}) if kept is not None else known.fields(block, base, index)),
-            kept,
-        )
-        return Held(samples.ts_ns, samples.cpu, number, ours, raw)
-
-    def _name_silent(self, samples: Samples) -> None:
-        """Give samples without a record the number that stands for their attribute."""
-        for attr in np.unique(samples.attr).tolist():
-            name = noise_name(self.perf.attrs[attr], self.perf.names)
-            mine = samples.silent[samples.attr == attr]
-            samples.number[mine] = self._stand_in("noise", name)
-
-    def _stand_in(self, kind: str, name: str) -> int:
-        if (kind, name) not in self._stand_ins:
-            self._stand_ins[kind, name] = self.known.stand_in(kind, name)
-        return self._stand_ins[kind, name]
+    def _waiting(self) -> Waiting:
+        """What holds samples until their turn comes."""
+        names = StandIns(self.known, lambda n: noise_name(self.perf.attrs[n], self.perf.names))
+        return Held(self.known, self.samples, names)
 
     def _losses(self) -> None:
         """Add what the recording as a whole lost, or was told to leave out."""

@@ -63,11 +63,11 @@ class SampleReader:
         self._ids = np.array([i for i, _ in pairs], np.uint64)
         self._attr_of_id = np.array([n for _, n in pairs], np.intp)
 
-    def read(self, records: Records, which: Places) -> Samples:
-        """Read the samples among ``records``: those at the indices ``which``."""
+    def read(self, records: Records) -> Samples:
+        """Read the samples among ``records``."""
         block = records.block
-        body, end = records.start[which] + _HEADER, records.end[which]
-        n = len(which)
+        start, end = records.span(records.samples)
+        body, n = start + _HEADER, len(start)
         made = Samples(
             block=block,
             ts_ns=np.zeros(n, np.int64),
@@ -92,6 +92,10 @@ class SampleReader:
             made.attr = self.attrs_of(block, body[silent], end[silent])
         return made
 
+    def ids(self) -> tuple[U64Array, NDArray[np.intp]]:
+        """The ids of samples, sorted, and the attribute of each."""
+        return self._ids, self._attr_of_id
+
     def _of_layout(self, layout: SampleLayout) -> NDArray[np.bool_]:
         return np.array(
             [
@@ -114,16 +118,16 @@ class SampleReader:
         self,
         made: Samples,
         layout: SampleLayout,
-        mine: slice | NDArray[np.bool_],
+        mine: slice | NDArray[np.bool_] | Places,
         body: Places,
         end: Places,
     ) -> None:
         block, fixed = made.block, layout.fixed
-        # A sample shorter than its fixed part reads as zeros: what follows it is
-        # another record, never beyond the block.
-        if fixed:
-            last = max(0, len(block.data) - 8 * len(fixed) - 8)
-            body = np.where(body + 8 * len(fixed) <= end, body, last)
+        is_whole = body + 8 * len(fixed) <= end
+        if not is_whole.all():
+            # One shorter than its fixed part says nothing.
+            mine = np.arange(len(made))[mine][is_whole]
+            body, end = body[is_whole], end[is_whole]
         found = block.columns(body, _places(fixed))
         if attrs.TIME in fixed:
             made.ts_ns[mine] = np.minimum(found["time"], _FAR).view(np.int64)
