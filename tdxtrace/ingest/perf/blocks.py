@@ -78,6 +78,8 @@ class RecordReader:
     """Gives the records of a perf.data, in the order of the file."""
 
     perf: PerfFile
+    is_compiled: bool = False
+    """Whether chains are followed by compiled loops; only of this machine's byte order."""
     at: int = 0
     n_damaged: int = 0
     """Places at which no record could be."""
@@ -120,9 +122,12 @@ class RecordReader:
 
     def _split(self, block: Bytes, n_bytes: int) -> tuple[Records | None, int]:
         made = Block(block, ">" if self.perf.big_endian else "<")
-        found = chain.follow(block, n_bytes, self.perf.big_endian)
-        start, stop = found.start, found.end
-        others = np.flatnonzero(made.words[start >> 2] != SAMPLE)
+        if self.is_compiled:
+            start, others, stop = _followed(block, n_bytes)
+        else:
+            found = chain.follow(block, n_bytes, self.perf.big_endian)
+            start, stop = found.start, found.end
+            others = np.flatnonzero(made.words[start >> 2] != SAMPLE)
         return (Records(made, start, stop, others) if len(start) else None), stop
 
     def _special(self) -> Iterator[Records]:
@@ -196,3 +201,12 @@ class RecordReader:
         self._n_unpacked += len(made)
         bound = _MAX_RATIO * self._n_packed + _MAX_UNPACKED
         return bytes(made) if self._n_unpacked < bound else None
+
+
+def _followed(block: Bytes, n_bytes: int) -> tuple[Places, Places, int]:
+    """The begins of the records, which of them are no samples, and where they end."""
+    from tdxtrace.ingest.perf import loops  # noqa: PLC0415 - see compiled.pays
+
+    start, others = np.empty((2, n_bytes // 8), np.int64)
+    n, n_others, end, _ = loops.follow(block.view(np.int64), n_bytes, start, others)
+    return start[:n], others[:n_others].copy(), end

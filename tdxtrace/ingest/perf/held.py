@@ -28,7 +28,7 @@ class Given:
     """Those that become rows; ``line`` counts from all samples before."""
     found: Found
     """How often each event number occurs."""
-    number: Numbers
+    number: Numbers | I32Array
     """Which event each sample is of …"""
     order: Callable[[], Places]
     """… and which of these entries it has.  Valid until more samples are taken."""
@@ -71,23 +71,44 @@ class StandIns:
     known: KnownEvents
     name_of: Callable[[int], str]
     """What perf calls the event of an attribute."""
+    silent: dict[int, int] = field(default_factory=dict)
+    """Of samples that hold no record, by attribute."""
+    short: dict[int, int] = field(default_factory=dict)
+    """Of samples whose record lacks room for the fields of its layout, by that."""
     _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def of_attrs(self, attr: Places) -> Numbers:
-        """The numbers of samples without a record, by their attributes."""
-        made = np.zeros(len(attr), np.intp)
-        for which in np.unique(attr).tolist():
-            made[attr == which] = self._number("noise", self.name_of(which))
-        return made
+    def learn(self, samples: Samples) -> tuple[Places, Found]:
+        """Give every sample a number, and meet those that are new.
 
-    def too_short(self, layout: int) -> int:
-        """The number of samples whose record lacks room for the fields of its layout."""
-        return self._number("undecoded", self.known.layouts[layout].name)
+        Returns:
+            Which samples become rows, and the index of their layouts.
+        """
+        known, number = self.known, samples.number
+        for attr in np.unique(samples.attr).tolist():
+            mine = samples.silent[samples.attr == attr]
+            number[mine] = self._number(self.silent, attr, "noise", self.name_of)
+        every = known.are_wanted(known.meet(number, samples.base, samples.block))
+        ours = np.arange(len(number)) if every else np.flatnonzero(known.is_wanted(number))
+        index = known.index(number[ours])
+        fits = known.has_room(index, samples.size[ours])
+        if not fits.all():
+            for place, layout in zip(ours[~fits].tolist(), index[~fits].tolist(), strict=True):
+                number[place] = self._number(self.short, layout, "undecoded", self._layout)
+            ours, index = ours[fits], index[fits]
+        return ours, index
 
-    def _number(self, kind: str, name: str) -> int:
-        if (kind, name) not in self._numbers:
-            self._numbers[kind, name] = self.known.stand_in(kind, name)
-        return self._numbers[kind, name]
+    def _layout(self, which: int) -> str:
+        return self.known.layouts[which].name
+
+    def _number(
+        self, numbers: dict[int, int], which: int, kind: str, name_of: Callable[[int], str]
+    ) -> int:
+        if which not in numbers:
+            name = name_of(which)
+            if (kind, name) not in self._numbers:
+                self._numbers[kind, name] = self.known.stand_in(kind, name)
+            numbers[which] = self._numbers[kind, name]
+        return numbers[which]
 
 
 @dataclass(slots=True)
@@ -171,15 +192,7 @@ class Held:
 
     def _part(self, samples: Samples) -> Part:
         known, block, number = self.known, samples.block, samples.number
-        number[samples.silent] = self.names.of_attrs(samples.attr)
-        every = known.are_wanted(known.meet(number, samples.base, block))
-        ours = np.arange(len(number)) if every else np.flatnonzero(known.is_wanted(number))
-        index = known.index(number[ours])
-        fits = known.has_room(index, samples.size[ours])
-        if not fits.all():
-            for place, layout in zip(ours[~fits].tolist(), index[~fits].tolist(), strict=True):
-                number[place] = self.names.too_short(layout)
-            ours, index = ours[fits], index[fits]
+        ours, index = self.names.learn(samples)
         base = samples.base[ours]
         _, in_irq = known.context(block, base)
         is_much = len(ours) * _MUCH >= len(number)

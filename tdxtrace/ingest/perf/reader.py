@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tdxtrace.errors import FormatError
+from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.perf import attrs
@@ -41,7 +43,9 @@ class PerfReader:
     def __post_init__(self) -> None:
         self.perf = read_head(self.file)
         self.names = Names(self.tally)
-        self._records = RecordReader(self.perf)
+        is_native = self.perf.big_endian == (sys.byteorder == "big")
+        is_compiled = is_native and sys.byteorder == "little" and pays(self.file.size)
+        self._records = RecordReader(self.perf, is_compiled)
         self._learn()
         self.order = Order(self.known, self.tally, self.names)
         self.notes = Notes(self.perf, self.tally, self.names, self.order)
@@ -102,7 +106,12 @@ class PerfReader:
     def _waiting(self) -> Waiting:
         """What holds samples until their turn comes."""
         names = StandIns(self.known, lambda n: noise_name(self.perf.attrs[n], self.perf.names))
-        return Held(self.known, self.samples, names)
+        made: Waiting | None = None
+        if self._records.is_compiled:
+            from tdxtrace.ingest.perf.pool.pool import pool_of  # noqa: PLC0415 - see compiled.pays
+
+            made = pool_of(self.known, self.samples, names, self.tally)
+        return Held(self.known, self.samples, names) if made is None else made
 
     def _losses(self) -> None:
         """Add what the recording as a whole lost, or was told to leave out."""

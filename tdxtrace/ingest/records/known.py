@@ -88,7 +88,7 @@ class KnownEvents:
         return found
 
     def count(
-        self, found: Found, number: Numbers, order: Callable[[], Places], n_before: int
+        self, found: Found, number: Numbers | I32Array, order: Callable[[], Places], n_before: int
     ) -> None:
         """Account for records: rows by their name, others as losses.
 

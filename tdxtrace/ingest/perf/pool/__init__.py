@@ -1,0 +1,1 @@
+"""Samples of a large perf.data that wait for their turn."""
