@@ -35,7 +35,7 @@ import tdxtrace
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.perf import chain
+from tdxtrace.ingest.perf import chain, order
 from tdxtrace.ingest.raw import concatenate
 from tdxtrace.ingest.recognise import recording
 from tdxtrace.ingest.records.gather import block_of
@@ -61,6 +61,7 @@ def _outcome(path: Path, large: int) -> list[Any]:
     said: list[Any] = []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compiled, "LARGE_BYTES", large)
+        patched.setattr(order, "LEAST_READY", 0)
         stream, tally, batches = open_stream(str(path)), Tally(), []
         try:
             assert recording(stream.peek()) == "perf.data"

@@ -17,6 +17,8 @@ from tdxtrace.ingest.tally import Entry, Tally
 # Samples held back while no round ends: perf itself flushes half of its queue when
 # that is full (tools/perf/util/ordered-events.c, OE_FLUSH__HALF).
 _MAX_HELD: Final = 1 << 22
+# Samples that are worth a batch where blocks are small.
+LEAST_READY: Final = 1 << 16
 _FINISHED_ROUND: Final = 68  # tools/perf/lib/include/perf/event.h
 
 
@@ -43,6 +45,8 @@ class Order:
     names: Names
     waiting: Waiting | None = None
     """None until the first sample."""
+    n_least: int = 0
+    """Samples that must wait before any are given out."""
     n_given: int = 0
     """Samples so far: perf script prints a line for each."""
     _lost: list[Lost] = field(default_factory=list)
@@ -71,7 +75,9 @@ class Order:
     def ready(self) -> RawEvents | None:
         """Give out what cannot be preceded by anything that follows."""
         limit = self._limit
-        if self.waiting is not None and len(self.waiting) > _MAX_HELD:
+        if self.waiting is None or len(self.waiting) < self.n_least:
+            return None
+        if len(self.waiting) > _MAX_HELD:
             limit = int(np.median(self.waiting.times()))
         return self._until(limit)
 

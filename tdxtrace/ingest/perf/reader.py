@@ -10,7 +10,7 @@ from tdxtrace.errors import FormatError
 from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
-from tdxtrace.ingest.perf import attrs
+from tdxtrace.ingest.perf import attrs, order
 from tdxtrace.ingest.perf.blocks import RecordReader
 from tdxtrace.ingest.perf.file import PerfFile, read_head
 from tdxtrace.ingest.perf.held import Held, StandIns, Waiting
@@ -102,6 +102,7 @@ class PerfReader:
         self._learn()
         self.order.known = self.known
         self.order.waiting = self._waiting()
+        self.order.n_least = order.LEAST_READY if self._records.is_reused else 0
 
     def _waiting(self) -> Waiting:
         """What holds samples until their turn comes."""
@@ -111,6 +112,8 @@ class PerfReader:
             from tdxtrace.ingest.perf.pool.pool import pool_of  # noqa: PLC0415 - see compiled.pays
 
             made = pool_of(self.known, self.samples, names, self.tally)
+        # A pool copies what it needs of a block.
+        self._records.is_reused = made is not None
         return Held(self.known, self.samples, names) if made is None else made
 
     def _losses(self) -> None:

@@ -157,13 +157,6 @@ class KnownEvents:
         made: I32Array = np.array([x.event for x in self.layouts] or [0], np.int32).take(index)
         return made
 
-    def indices(self) -> Numbers:
-        """The index of each number's layout, negative where it was not met.
-
-        The array is the one that is looked at: what is met later stands in it too.
-        """
-        return self._index
-
     def kept(self, block: Block, base: Places, index: Found) -> KeptFields | None:
         """Leave the fields of the records at ``base`` where they are; None if that cannot be.
 

@@ -19,9 +19,10 @@ from tdxtrace.ingest.perf.blocks import Records
 from tdxtrace.ingest.perf.held import Given, StandIns
 from tdxtrace.ingest.perf.pool import loops as waiting
 from tdxtrace.ingest.perf.samples import SampleReader
-from tdxtrace.ingest.raw import I32Array, I64Array, RawEvents, U64Array
+from tdxtrace.ingest.raw import MANY_EVENTS, I32Array, I64Array, RawEvents, U64Array
 from tdxtrace.ingest.records.gather import PADDING, Block, Places
 from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.loops import RecordFields, Table, table_of
 from tdxtrace.ingest.tally import Tally
 
 _COLUMNS: Final = ("ts_ns", "place", "who", "cpu", "base", "size")
@@ -69,9 +70,13 @@ class Pool:
     _columns: list[I64Array] = field(default_factory=lambda: [_none()] * len(_COLUMNS))
     """When each sample was taken, and where it is in the store; and what is of no use then."""
     _store: I64Array = field(default_factory=_none)
+    _spare: I64Array = field(default_factory=_none)
+    """What samples are ordered in."""
     _least: I64Array = field(default_factory=_none)
     """Bytes of each layout's records, -1 for those that are no rows."""
     _words: I64Array = field(default_factory=_none)
+    _table: Table = field(default_factory=lambda: table_of([]))
+    _index: I64Array = field(default_factory=_none)
     _event: I32Array = field(default_factory=lambda: _none().astype(np.int32))
     _short: I64Array = field(default_factory=_none)
     _silent: I64Array = field(default_factory=_none)
@@ -110,7 +115,7 @@ class Pool:
     def _admit(self, longs: I64Array, end: int) -> bool:
         """Put samples up to ``end`` where they wait, if all about them is known."""
         _, place, *heads = self._columns
-        known = self.known.indices(), self._least, self._short, self._silent
+        known = self._index, self._least, self._short, self._silent
         n_words, n_rows = loops.admit(
             longs,
             (*heads, place),
@@ -128,21 +133,23 @@ class Pool:
 
     def _look_up(self) -> None:
         """Take what the loops need to know of layouts, of which there may be more now."""
-        layouts, names = self.known.layouts, self.names
+        layouts, names, known = self.known.layouts, self.names, self.known.by_layout()
         self._least = np.array([x.size if x.is_wanted else -1 for x in layouts], np.int64)
         self._words = (self._least + 7) >> 3
-        self._event = np.array([x.event for x in layouts], np.int32)
+        self._table = table_of(layouts)
+        self._index, self._event = known.index, known.event
         self._short = np.array([names.short.get(n, -1) for n in range(len(layouts))], np.int64)
         n_attrs = max(1, len(self.samples.attrs))
         self._silent = np.array([names.silent.get(n, -1) for n in range(n_attrs)], np.int64)
-        self._n_numbers = int(np.flatnonzero(self.known.indices() >= 0).max(initial=-1)) + 1
+        self._n_numbers = int(np.flatnonzero(known.index >= 0).max(initial=-1)) + 1
 
     def give(self, limit: int, n_before: int, is_plain: bool) -> Given | None:
         """Give out the samples up to a moment."""
         self._drop()
         n, store, tally = self._n, self._store, self.tally
-        time, order, bounds = np.empty((3, n + 1), np.int64)
-        spare = np.empty(2 * n, np.int64)
+        if len(self._spare) < 5 * n + 1:
+            self._spare = np.empty(5 * len(self._columns[0]) + 1, np.int64)
+        time, order, spare, bounds = np.split(self._spare[: 5 * n + 1], (n, 2 * n, 4 * n))
         ts_ns, place = self._columns[:2]
         n_due = waiting.sort(ts_ns, place, n, limit, time, order, spare, bounds)
         if not n_due:
@@ -174,9 +181,9 @@ class Pool:
     def _raw(self, records: I64Array, rows: list[NDArray[Any]]) -> RawEvents:
         line, ts_ns, tid, tgid, cpu, in_irq, event, base, layout = rows
         block = Block(records.view(np.uint8), "<")
-        kept = self.known.kept(block, base, layout)
-        values, present = ({}, {}) if kept is not None else self.known.fields(block, base, layout)
-        return RawEvents(line, ts_ns, tid, tgid, cpu, in_irq, event, values, present, kept)
+        fields = RecordFields(block, block, base, layout, self._table)
+        raw = RawEvents(line, ts_ns, tid, tgid, cpu, in_irq, event, kept=fields)
+        return raw if len(raw) >= MANY_EVENTS else raw.settled()
 
     def _drop(self) -> None:
         """Let go what was given out."""
@@ -198,7 +205,7 @@ class Pool:
 
 def _grown(column: I64Array, n: int, least: int) -> I64Array:
     """A longer column with the same first ``n`` entries."""
-    made = np.empty(max(least, 2 * len(column)), np.int64)
+    made = np.empty(max(least, len(column) * 5 // 4), np.int64)
     made[:n] = column[:n]
     return made
 
