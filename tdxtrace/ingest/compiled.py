@@ -11,6 +11,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 # From this size on compiled loops save more than the 0.4 s that loading them takes
 # (tests/bench/compiled.py).
 LARGE_BYTES: Final = 128 << 20
+# Arrays are not counted while loops use them (_nrt): that took longer than what they did.
+_OPTIONS: Final = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
 
 
 def pays(n_bytes: int | None) -> bool:
@@ -31,14 +33,24 @@ def compiled(function: F) -> F:
 
     It runs without the interpreter's lock, raises nothing and checks no bounds.  Where
     nothing can be kept on disk (no folder of numba's may be written) it is compiled in
-    every run.
+    every run.  What was kept is used until the module changes: constants of another
+    module that the loop uses are not looked at.
     """
     import numba  # noqa: PLC0415 - slow to import: see pays
 
     compile_loop: Any = numba.njit
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
-        made: F = compile_loop(cache=True, **options)(function)
+        made: F = compile_loop(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # "no locator available": numba.core.caching
-        made = compile_loop(**options)(function)
+        made = compile_loop(**_OPTIONS)(function)
+    return made
+
+
+def inlined(function: F) -> F:
+    """Make a function part of the compiled loops that call it: only they can."""
+    import numba  # noqa: PLC0415 - see compiled
+
+    compile_loop: Any = numba.njit
+    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    made: F = compile_loop(forceinline=True, **wrappers, **_OPTIONS)(function)
     return made

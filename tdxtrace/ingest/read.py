@@ -237,7 +237,7 @@ def _read_text(
         batches = lines.read_blocks(_each(first, blocks))
     else:
         lines = LineReader(name, vocabulary, tally)
-        batches = TextReader(lines).read(_each(first, blocks))
+        batches = TextReader(lines, stream.size).read(_each(first, blocks))
     for batch in batches:
         decoder.feed(batch)
         options.progress(path, stream.n_bytes, stream.size)

@@ -167,8 +167,8 @@ class Tally:
         self.last_ns[UNKNOWN] = max(self.last_ns[UNKNOWN], ts_ns.max())
 
     @property
-    def has_open_gap(self) -> bool:
-        """Whether it matters what CPU is heard of next."""
+    def has_open_gaps(self) -> bool:
+        """Whether it matters in which order further events are told."""
         return bool(self._open_gaps)
 
     def _close_gaps(self, cpu: I32Array, ts_ns: I64Array) -> None:

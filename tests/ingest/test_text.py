@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.raw import RawEvents, concatenate
 from tdxtrace.ingest.stream import Block, block_of
@@ -161,8 +162,14 @@ def by_line(lines: list[bytes], form: str) -> Made:
     return columns(to_raw(found), names), account(reader.tally), clock, sorted(set(names))
 
 
-def by_block(lines: list[bytes], form: str, sizes: Sequence[int]) -> Made:
-    """What the fast path makes of them, in blocks of so many lines."""
+def by_block(
+    lines: list[bytes], form: str, sizes: Sequence[int], *, is_large: bool = False
+) -> Made:
+    """What the fast path makes of them, in blocks of so many lines.
+
+    Args:
+        is_large: Whether it does so with compiled loops.
+    """
 
     def blocks() -> Iterator[Block]:
         at, turn = 0, 0
@@ -172,7 +179,9 @@ def by_block(lines: list[bytes], form: str, sizes: Sequence[int]) -> Made:
             at, turn = at + size, turn + 1
 
     reader = LineReader(form, Vocabulary(), Tally())
-    raw = concatenate(list(TextReader(reader).read(blocks())))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
+        raw = concatenate(list(TextReader(reader).read(blocks())))
     assert reader.tally.n_lines == len(lines)
     names = [event.name for event in reader.vocabulary.events]
     clock = reader.resolution_ns, reader.has_integer_clock
@@ -190,10 +199,12 @@ def same(lines: list[bytes], form: str, sizes: Sequence[int] = (200,)) -> None:
             number = slow[0]["line"][at]
             assert (slot, lines[number - 1], one[at]) == (slot, lines[number - 1], other[at])
     assert slow == quick
+    assert by_block(lines, form, sizes, is_large=True) == quick
 
 
+@pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("head", ["tracefs", "tgid", "trace-cmd", "nine decimals", "perf"])
-def test_most_lines_of_a_long_trace_go_the_fast_way(head: str) -> None:
+def test_most_lines_of_a_long_trace_go_the_fast_way(head: str, is_large: bool) -> None:
     """Else the tests below would compare the general path with itself."""
     patterns = [HEADS[head] + EVENTS[name] for name in ("entry", "return", "success", "sched")]
     text = b"\n".join(lines_of(patterns, 4000, 1)) + b"\n"
@@ -207,6 +218,7 @@ def test_most_lines_of_a_long_trace_go_the_fast_way(head: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LineReader, "line", counted)
+        patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
         n_events = sum(len(raw) for raw in TextReader(reader).read(iter([block_of([text])])))
     assert n_events == sum(reader.tally.events.values()) > 2000
     assert len(slow) < 400
@@ -359,8 +371,9 @@ def test_more_layouts_names_and_shapes_than_are_kept() -> None:
 
 def test_windows_line_ends() -> None:
     lines = lines_of([HEADS["tracefs"] + EVENTS["entry"], OTHERS["lost"]], 300, 9)
-    told = by_block([line + b"\r" for line in lines], "ftrace", (150,))
-    assert told == by_line(lines, "ftrace")
+    for is_large in (False, True):
+        told = by_block([line + b"\r" for line in lines], "ftrace", (150,), is_large=is_large)
+        assert told == by_line(lines, "ftrace")
 
 
 def mixtures(heads: list[str]) -> st.SearchStrategy[list[str]]:

@@ -86,7 +86,7 @@ class Order:
         return self._until(NEVER)
 
     def _until(self, limit: int) -> RawEvents | None:
-        is_plain = not self.tally.has_open_gap and not any(x.ts_ns <= limit for x in self._lost)
+        is_plain = not self.tally.has_open_gaps and not any(x.ts_ns <= limit for x in self._lost)
         given = None
         if self.waiting is not None:
             given = self.waiting.give(limit, self.n_given, is_plain)

@@ -35,15 +35,19 @@ _8: Final = _U(8)
 class Text:
     """A block of whole lines, readable as bytes and as runs of 8-byte words anywhere."""
 
-    __slots__ = ("_runs", "data", "ends", "starts")
+    __slots__ = ("_runs", "block", "data", "ends", "starts")
 
-    def __init__(self, block: Block) -> None:
-        """Take a block, and the room behind it to load words across its end."""
+    def __init__(self, block: Block, ends: At | None = None) -> None:
+        """Take a block, and the room behind it to load words across its end.
+
+        Args:
+            block: Whole lines.
+            ends: Where they end, if that is known.
+        """
+        self.block = block
         self.data: Block = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
         self._runs: dict[int, NDArray[np.void]] = {}
-        places = range(0, len(block), _PART)
-        parts = [np.flatnonzero(block[at : at + _PART] == NEWLINE) + at for at in places]
-        self.ends = np.concatenate([np.zeros(0, np.intp), *parts])
+        self.ends = _ends(block) if ends is None else ends
         self.starts = np.empty_like(self.ends)
         self.starts[:1] = 0
         self.starts[1:] = self.ends[:-1] + 1
@@ -68,6 +72,12 @@ class Text:
     def line(self, number: int) -> bytes:
         """The text of a line, without its newline."""
         return self.data[self.starts[number] : self.ends[number]].tobytes()
+
+
+def _ends(block: Block) -> At:
+    places = range(0, len(block), _PART)
+    parts = [np.flatnonzero(block[at : at + _PART] == NEWLINE) + at for at in places]
+    return np.concatenate([np.zeros(0, np.intp), *parts])
 
 
 def column(words: Words, offset: int) -> U64Array:

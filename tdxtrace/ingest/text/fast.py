@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -13,6 +14,28 @@ from tdxtrace.ingest.text.bytewise import At, Text
 from tdxtrace.ingest.text.knowledge import Knowledge
 from tdxtrace.ingest.text.layouts import Heads, read_heads
 
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """Threads of some lines, and the two words of 16 columns with their names."""
+
+    tid: I32Array
+    tgid: I32Array
+    first: U64Array
+    second: U64Array
+
+    def keys(self) -> U64Array:
+        """A hash of each."""
+        numbers = self.tid.astype(np.uint64) ^ (self.tgid.astype(np.uint64) << np.uint64(32))
+        names: U64Array = self.second * _ODD
+        return names ^ self.first ^ numbers
+
+    def take(self, index: At | BoolArray) -> Met:
+        """Those at ``index``, in that order."""
+        return Met(self.tid[index], self.tgid[index], self.first[index], self.second[index])
+
 
 @dataclass(slots=True)
 class Parsed:
@@ -20,15 +43,32 @@ class Parsed:
 
     events: RawEvents
     """Events with fields, ``line`` being the row."""
-    comm: tuple[U64Array, U64Array]
-    """Names of their threads, as the two words of 16 columns."""
+    met: Met
+    """Threads of these events, again and again, but seldom that of the line before."""
     rows: At
-    """Every line that was read; ``event``, ``cpu`` and ``ts_ns`` go with it."""
+    """Every line that was read; ``cpu`` and ``ts_ns`` go with it."""
+    cpu: I32Array
+    ts_ns: I64Array
+    left: At
+    """The lines that were not."""
+    counts: list[tuple[int, int, int]]
+    """Of each event that was read: which, its lines and the row of the first of them."""
+    heard: list[tuple[int, int, int]] | None = None
+    """CPUs, from when to when they were heard of; None: not looked for."""
+    digits: frozenset[int] = frozenset()
+    """Digits after the point of its stamps: 9, 6, or 0 for an integer clock."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """What was read in one layout."""
+
+    events: RawEvents
+    comm: tuple[U64Array, U64Array]
+    rows: At
     event: I32Array
     cpu: I32Array
     ts_ns: I64Array
-    digits: frozenset[int] = frozenset()
-    """Digits after the point of its stamps: 9, 6, or 0 for an integer clock."""
 
 
 @dataclass(slots=True)
@@ -48,7 +88,7 @@ class _Fields:
         self.present[slot][at] = True
 
 
-def parse(text: Text, knowledge: Knowledge, has_fields: BoolArray) -> tuple[Parsed, At]:
+def parse(text: Text, knowledge: Knowledge, has_fields: BoolArray) -> Parsed:
     """Read the lines of a block that fit what is known in every byte.
 
     Args:
@@ -57,24 +97,48 @@ def parse(text: Text, knowledge: Knowledge, has_fields: BoolArray) -> tuple[Pars
         has_fields: For each event of the vocabulary, whether its lines become rows.
 
     Returns:
-        What was read, in the order of the lines; and the rows that were not.
+        What was read, in the order of the lines.
     """
     left = np.ones(len(text), np.bool_)
-    parts = []
+    parts, digits = [], set()
     for layout in knowledge.layouts:
         rows = np.flatnonzero(left)
         if not len(rows):
             break
-        heads = read_heads(text, rows, layout)
-        part = _of_layout(text, knowledge, has_fields, heads, layout.part)
+        part = _of_layout(text, knowledge, has_fields, read_heads(text, rows, layout))
         left[part.rows] = False
         parts.append(part)
-    return _joined(parts), np.flatnonzero(left)
+        digits |= {layout.part} if len(part.rows) else set()
+    made = _joined(parts)
+    return Parsed(
+        made.events,
+        _met(made),
+        made.rows,
+        made.cpu,
+        made.ts_ns,
+        np.flatnonzero(left),
+        _counts(made),
+        digits=frozenset(digits),
+    )
 
 
-def _of_layout(
-    text: Text, knowledge: Knowledge, has_fields: BoolArray, heads: Heads, digits: int
-) -> Parsed:
+def _met(made: _Part) -> Met:
+    every = Met(made.events.tid, made.events.tgid, *made.comm)
+    key = every.keys()
+    # The same thread often comes again on the next line.
+    changed = np.flatnonzero(key[1:] != key[:-1]) + 1
+    return every.take(np.concatenate([np.zeros(min(len(key), 1), np.intp), changed]))
+
+
+def _counts(made: _Part) -> list[tuple[int, int, int]]:
+    counts = np.bincount(made.event)
+    return [
+        (event, int(counts[event]), int(made.rows[np.argmax(made.event == event)]))
+        for event in np.flatnonzero(counts).tolist()
+    ]
+
+
+def _of_layout(text: Text, knowledge: Knowledge, has_fields: BoolArray, heads: Heads) -> _Part:
     in_irq, good = knowledge.in_irq(heads.flags)
     event, args = knowledge.events_of(text, heads.at)
     good &= event >= 0
@@ -101,8 +165,7 @@ def _of_layout(
     comm = (heads.comm[0][kept], heads.comm[1][kept])
     read = every if good.all() else good
     rows = heads.rows[read]
-    seen = frozenset([digits] if len(rows) else [])
-    return Parsed(events, comm, rows, event[read], heads.cpu[read], heads.ts_ns[read], seen)
+    return _Part(events, comm, rows, event[read], heads.cpu[read], heads.ts_ns[read])
 
 
 def _fill(
@@ -138,14 +201,14 @@ def _fill(
     return done
 
 
-def _joined(parts: list[Parsed]) -> Parsed:
+def _joined(parts: list[_Part]) -> _Part:
     if len(parts) == 1:
         return parts[0]
     none = np.zeros(0, np.uint64)
     rows = np.concatenate([np.zeros(0, np.intp), *(p.rows for p in parts)])
     events = concatenate([p.events for p in parts])
     order, by_line = np.argsort(rows, kind="stable"), np.argsort(events.line, kind="stable")
-    return Parsed(
+    return _Part(
         events.take(by_line),
         (
             np.concatenate([none, *(p.comm[0] for p in parts)])[by_line],
@@ -155,5 +218,4 @@ def _joined(parts: list[Parsed]) -> Parsed:
         np.concatenate([np.zeros(0, np.int32), *(p.event for p in parts)])[order],
         np.concatenate([np.zeros(0, np.int32), *(p.cpu for p in parts)])[order],
         np.concatenate([np.zeros(0, np.int64), *(p.ts_ns for p in parts)])[order],
-        frozenset().union(*(p.digits for p in parts)),
     )

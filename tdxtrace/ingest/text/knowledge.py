@@ -48,6 +48,8 @@ class Knowledge:
 
     beginnings: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Hash of the first bytes of an event's text: the event, and where its arguments begin."""
+    version: int = 0
+    """Counts what was learned."""
 
     def copy(self) -> Knowledge:
         """What is known now: a thread may use it while more is learned."""
@@ -58,6 +60,7 @@ class Knowledge:
             dict(self.names),
             self.spellings,
             dict(self.beginnings),
+            self.version,
         )
 
     def learn_head(self, line: bytes, flags: str, in_irq: int) -> bool:
@@ -70,6 +73,7 @@ class Knowledge:
         if layout not in self.layouts:
             self.layouts.append(layout)
         self.flags[word] = in_irq
+        self.version += new
         return new
 
     def learn_name(self, token: bytes, event: int) -> bool:
@@ -80,6 +84,7 @@ class Knowledge:
         if self.spellings.setdefault(key, token) != token or key in self.names:
             return False
         self.names[key] = event
+        self.version += 1
         return True
 
     def learn_beginning(self, line: bytes, event: int, args_at: int) -> None:
@@ -91,6 +96,7 @@ class Knowledge:
         if args_at - layout.event < len(text) == 8 * _BEGIN_WORDS:
             words = np.frombuffer(text, "<u8").reshape(-1, 1)
             self.beginnings.setdefault(int(_begin(words)[0]), (event, args_at - layout.event))
+            self.version += 1
 
     def learn_template(
         self, event: int, n_bytes: int, make: Callable[[bool], Template | None]
@@ -109,6 +115,7 @@ class Knowledge:
         if template is None or template in known:
             return False
         known.append(template)
+        self.version += 1
         return True
 
     def events_of(self, text: Text, at: At) -> tuple[I32Array, At]:

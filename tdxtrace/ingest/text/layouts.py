@@ -65,6 +65,26 @@ class Layout:
         """Words of a line that hold its head."""
         return self.event // 8 + 2
 
+    @property
+    def literals(self) -> dict[int, int]:
+        """The bytes between the fields, by their columns."""
+        found: dict[int, int] = {
+            self.comm + COMM_BYTES: self.dash,
+            self.bracket: ord("["),
+            self.bracket + 4: ord("]"),
+            self.event - 2: ord(":"),
+            self.event - 1: ord(" "),
+        }
+        if self.part:
+            found[self.stamp + self.seconds] = ord(".")
+        flags = range(self.bracket + 6, self.bracket + 6 + self.flags)
+        blanks = [c for c in range(self.bracket + 5, self.stamp) if c not in flags]
+        found |= dict.fromkeys(blanks, ord(" "))
+        if self.tgid is not None:
+            after = self.tgid + _TGID_BYTES
+            found |= {self.tgid - 1: ord("("), after: ord(")"), after + 1: ord(" ")}
+        return found
+
 
 @dataclass(slots=True)
 class Heads:
@@ -138,24 +158,9 @@ def read_heads(text: Text, rows: At, layout: Layout) -> Heads:
 
 def _literals(head: Words, layout: Layout) -> BoolArray:
     """Whether all that is between the fields is as in the layout."""
-    expected: dict[int, int] = {
-        layout.comm + COMM_BYTES: layout.dash,
-        layout.bracket: ord("["),
-        layout.bracket + 4: ord("]"),
-        layout.event - 2: ord(":"),
-        layout.event - 1: ord(" "),
-    }
-    if layout.part:
-        expected[layout.stamp + layout.seconds] = ord(".")
-    flags = range(layout.bracket + 6, layout.bracket + 6 + layout.flags)
-    blanks = [c for c in range(layout.bracket + 5, layout.stamp) if c not in flags]
-    expected |= dict.fromkeys(blanks, ord(" "))
-    if layout.tgid is not None:
-        after = layout.tgid + _TGID_BYTES
-        expected |= {layout.tgid - 1: ord("("), after: ord(")"), after + 1: ord(" ")}
     good = np.ones(head.shape[1], np.bool_)
     for index, word in enumerate(head):
-        mine = {c - 8 * index: byte for c, byte in expected.items() if c // 8 == index}
+        mine = {c - 8 * index: byte for c, byte in layout.literals.items() if c // 8 == index}
         mask = sum(0xFF << 8 * place for place in mine)
         if mask:
             value = sum(byte << 8 * place for place, byte in mine.items())

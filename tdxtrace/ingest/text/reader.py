@@ -2,42 +2,79 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.raw import BoolArray, RawEvents, U64Array, concatenate
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, block_of
 from tdxtrace.ingest.text import fast
 from tdxtrace.ingest.text.bytewise import At, Text
-from tdxtrace.ingest.text.fast import Parsed
+from tdxtrace.ingest.text.fast import Met, Parsed
 from tdxtrace.ingest.text.knowledge import Knowledge
 from tdxtrace.ingest.text.lines import Line, LineReader, Quick, in_irq, to_raw
 from tdxtrace.ingest.text.templates import template_of
 
+if TYPE_CHECKING:
+    from tdxtrace.ingest.text.looped import Packed
+
 # Blocks parsed while others are decoded.  numpy lets go of the interpreter while it
 # computes, but not between its calls: a second thread gained nothing
 # (tests/bench/ingest_text.py).
-_WORKERS: Final = 1
+_AHEAD: Final = 1
 # Lines that are read one by one before the fast path is asked again, so that one
 # new event name does not send a whole block the slow way.
 _LESSON: Final = 64
-_ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 # Threads to know of, where an input never ends.
 _MOST_THREADS: Final = 1 << 16
 _NOT_ROWS: Final = ("noise", "unmapped")
 
 
 @dataclass(slots=True)
+class _Known:
+    """What is known at one time, as a thread may use it while more is learned."""
+
+    knowledge: Knowledge
+    has_fields: BoolArray
+    is_large: bool
+    """Whether compiled loops pay."""
+    rooms: list[U64Array]
+    """Memory that these work in."""
+    _packed: Packed | None = None
+
+    def parse(self, block: Block) -> tuple[Text, Parsed]:
+        """Read a block as far as it fits what is known."""
+        made = self._looped(block, may_end_in_cr=True) if self.is_large else None
+        return self.parse_text(_text_of(block)) if made is None else made
+
+    def parse_text(self, text: Text) -> tuple[Text, Parsed]:
+        """Read lines of a block that have no carriage return at their ends, or shall keep it."""
+        made = self._looped(text.block, may_end_in_cr=False) if self.is_large else None
+        return (text, fast.parse(text, self.knowledge, self.has_fields)) if made is None else made
+
+    def _looped(self, block: Block, *, may_end_in_cr: bool) -> tuple[Text, Parsed] | None:
+        from tdxtrace.ingest.text import looped  # noqa: PLC0415 - see compiled.pays
+
+        if self._packed is None:
+            self._packed = looped.packed(self.knowledge, self.has_fields)
+        if self._packed is None:
+            return None
+        return looped.parse(block, self._packed, self.rooms, may_end_in_cr=may_end_in_cr)
+
+
+@dataclass(slots=True)
 class _Block:
     """A block on its way through the fast path."""
 
-    work: Future[tuple[Text, Parsed, At]]
+    work: Future[tuple[Text, Parsed] | None]
+    """None: there was no block."""
     lessons: int
     """How much was known when it was parsed."""
 
@@ -47,44 +84,74 @@ class TextReader:
     """Reads blocks of lines into raw events, in order, and counts the rest."""
 
     lines: LineReader
+    size: int | None = None
+    """Bytes of the input if it is a file: then its blocks are taken in a thread."""
     knowledge: Knowledge = field(default_factory=Knowledge)
     _lessons: int = 0
+    _n_bytes: int = 0
+    _known: _Known | None = None
+    _rooms: list[U64Array] = field(default_factory=list)
     _keys: U64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Hashes of the threads and names that were noted."""
 
     def read(self, blocks: Iterator[Block]) -> Iterator[RawEvents]:
-        """Yield the events of each block; blocks are parsed ahead in threads."""
-        with ThreadPoolExecutor(_WORKERS, "tdxtrace-text") as pool:
-            ahead: list[_Block] = []
-            for block in blocks:
-                ahead.append(self._submit(pool, block))
-                if len(ahead) > _WORKERS:
-                    yield self._finish(ahead.pop(0))
-            for waiting in ahead:
-                yield self._finish(waiting)
+        """Yield the events of each block; blocks are parsed ahead in a thread."""
+        with ThreadPoolExecutor(1, "tdxtrace-text") as pool:
+            ahead: deque[_Block] = deque()
+            is_over = False
+            while ahead or not is_over:
+                while not is_over and len(ahead) <= _AHEAD:
+                    block = self._submit(pool, blocks)
+                    is_over = block is None
+                    ahead += [] if block is None else [block]
+                if ahead:
+                    block = ahead.popleft()
+                    made = block.work.result()
+                    is_over |= made is None
+                    if made is not None:
+                        yield self._finish(*made, block.lessons)
 
     def forget_threads(self) -> None:
         """Forget which threads were noted if they are many: they are noted again."""
         if len(self._keys) > _MOST_THREADS:
             self._keys = np.zeros(0, np.uint64)
 
-    def _submit(self, pool: ThreadPoolExecutor, block: Block) -> _Block:
-        work = pool.submit(_parse, block, self.knowledge.copy(), self._has_fields())
-        return _Block(work, self._lessons)
+    def _submit(self, pool: ThreadPoolExecutor, blocks: Iterator[Block]) -> _Block | None:
+        """Have a block parsed; None if there are no more."""
+        known = self._now_known()
+        if self.size:
+            return _Block(pool.submit(_parse_next, blocks, known), self._lessons)
+        block = next(blocks, None)
+        return None if block is None else _Block(pool.submit(known.parse, block), self._lessons)
+
+    def _now_known(self) -> _Known:
+        """What is known, as it was given to a thread before if nothing was learned since."""
+        known, has_fields = self._known, self._has_fields()
+        is_large = pays(max(self.size or 0, self._n_bytes))
+        if (
+            known is None
+            or known.knowledge.version != self.knowledge.version
+            or len(known.has_fields) != len(has_fields)
+            or known.is_large != is_large
+        ):
+            known = self._known = _Known(self.knowledge.copy(), has_fields, is_large, self._rooms)
+        return known
 
     def _has_fields(self) -> BoolArray:
         events = self.lines.vocabulary.events
         return np.array([e.kind not in _NOT_ROWS for e in events] or [False], np.bool_)
 
-    def _finish(self, block: _Block) -> RawEvents:
+    def _finish(self, text: Text, parsed: Parsed, lessons: int) -> RawEvents:
         """Read what the fast path left, learn from it, and put both in order."""
-        text, parsed, left = block.work.result()
         first = self.lines.tally.n_lines + 1
         self.lines.tally.n_lines += len(text)
-        while len(left) > _LESSON and (block.lessons < self._lessons or self._teach(text, left)):
-            block.lessons = self._lessons
-            parsed, left = fast.parse(text, self.knowledge, self._has_fields())
-        slow = self._slowly(first, text, parsed, left)
+        self._n_bytes += len(text.block)
+        while len(parsed.left) > _LESSON and (
+            lessons < self._lessons or self._teach(text, parsed.left)
+        ):
+            lessons = self._lessons
+            text, parsed = self._now_known().parse_text(text)
+        slow = self._slowly(first, text, parsed)
         self._account(first, parsed)
         return _merged(first, parsed.events, slow)
 
@@ -119,11 +186,16 @@ class TextReader:
         self._lessons += new
         return new
 
-    def _slowly(self, first: int, text: Text, parsed: Parsed, left: At) -> RawEvents:
+    def _slowly(self, first: int, text: Text, parsed: Parsed) -> RawEvents:
         """Read lines one by one, and let the tally hear of those of both paths in order."""
         found: list[Line] = []
+        tally = self.lines.tally
+        if not len(parsed.left) and parsed.heard is not None and not tally.has_open_gaps:
+            for heard in parsed.heard:
+                tally.heard(*heard)
+            return to_raw(found)
         self.lines.quick = Quick(parsed.rows + first, parsed.cpu, parsed.ts_ns)
-        for row in left.tolist():
+        for row in parsed.left.tolist():
             line = text.line(row)
             whole = line if len(line) <= MAX_LINE_BYTES else line[:80]
             read = self.lines.line(first + row, whole)
@@ -135,45 +207,45 @@ class TextReader:
     def _account(self, start: int, parsed: Parsed) -> None:
         """Count events by name and note threads, of lines that the fast path read."""
         tally, events = self.lines.tally, self.lines.vocabulary.events
-        counts = np.bincount(parsed.event, minlength=len(events))
-        for index in np.flatnonzero(counts).tolist():
-            event, n = events[index], int(counts[index])
+        for index, n, first in parsed.counts:
+            event = events[index]
             if event.kind in _NOT_ROWS:
-                first = int(parsed.rows[np.argmax(parsed.event == index)])
                 tally.count(event.kind, event.name, start + first, n)
             else:
                 tally.events[event.name] += n
         for digits in parsed.digits:
             self.lines.note_digits(digits)
-        self._note_threads(parsed)
+        self._note_threads(parsed.met)
 
-    def _note_threads(self, parsed: Parsed) -> None:
-        raw = parsed.events
-        if not len(raw):
-            return
+    def _note_threads(self, met: Met) -> None:
         # A thread that was met without its process is met again when that is known.
-        tids = raw.tid.astype(np.uint64) ^ (raw.tgid.astype(np.uint64) << np.uint64(32))
-        key = parsed.comm[0] ^ (parsed.comm[1] * _ODD) ^ tids
-        # The same thread often comes again on the next line.
-        changed = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1])
+        key = met.keys()
         if len(self._keys):
-            place = np.minimum(np.searchsorted(self._keys, key[changed]), len(self._keys) - 1)
-            changed = changed[self._keys[place] != key[changed]]
-        new, first = np.unique(key[changed], return_index=True)
-        self._keys = np.union1d(self._keys, new)
-        for at in changed[first].tolist():
-            words = int(parsed.comm[0][at]), int(parsed.comm[1][at])
-            tid, tgid = int(raw.tid[at]), int(raw.tgid[at])
+            place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+            new = self._keys[place] != key
+            key, met = key[new], met.take(new)
+        new_keys, first = np.unique(key, return_index=True)
+        if len(new_keys):
+            self._keys = np.union1d(self._keys, new_keys)
+        met = met.take(first)
+        columns = met.tid.tolist(), met.tgid.tolist(), met.first.tolist(), met.second.tolist()
+        for tid, tgid, *words in zip(*columns, strict=True):
             name = b"".join(word.to_bytes(8, "little") for word in words)
             comm = name.strip(b" \t").decode("utf-8", "replace")
             self.lines.tally.meet(tid, comm, tgid)
 
 
-def _parse(block: Block, knowledge: Knowledge, has_fields: BoolArray) -> tuple[Text, Parsed, At]:
+def _parse_next(blocks: Iterator[Block], known: _Known) -> tuple[Text, Parsed] | None:
+    block = next(blocks, None)
+    return None if block is None else known.parse(block)
+
+
+def _text_of(block: Block) -> Text:
+    """The lines of a block, without carriage returns at their ends."""
     text = Text(block)
     if (text.data[text.ends - 1] == ord("\r")).any():
         text = Text(block_of([block.tobytes().replace(b"\r\n", b"\n")]))
-    return text, *fast.parse(text, knowledge, has_fields)
+    return text
 
 
 def _merged(first: int, quick: RawEvents, slow: RawEvents) -> RawEvents:

@@ -46,6 +46,12 @@ class Template:
     constants: tuple[tuple[str, int], ...]
     """Fields whose value follows from the literals, such as a symbolic exit reason."""
 
+    @property
+    def slots(self) -> list[str]:
+        """The fields that it fills."""
+        numbers = [number.slot for number in self.numbers if number.slot is not None]
+        return numbers + [slot for slot, _ in self.constants]
+
     def match(self, text: Text, at: At) -> tuple[BoolArray, dict[str, U64Array]]:
         """Read arguments of ``n_bytes`` that begin at ``at``.
 

@@ -1,0 +1,288 @@
+"""Loops that read a block of text line by line: compiled, for inputs so large that it pays.
+
+They do what fast.parse does, in one pass over the bytes.  Nothing here checks bounds: lines
+end within the block, which has room behind it to load words from (SPARE_BYTES), and what is
+known of lines (looped.packed) names no place farther than that behind where one begins.
+
+All numbers are unsigned: a signed index may be meant from the end, which is asked each time.
+Constants of the arrays are here: machine code that was kept is not made anew where other
+modules change.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tdxtrace.ingest.compiled import compiled, inlined
+from tdxtrace.ingest.raw import U64Array
+from tdxtrace.ingest.text.words import (
+    NO_NUMBER,
+    NONE,
+    U,
+    decimal,
+    first_bytes,
+    first_mark,
+    hexadecimal,
+    line_end,
+    process,
+    thread,
+)
+
+# Columns of what is read.  Of each line where it ends; of those that were left which it is;
+N_COLUMNS: Final = 14
+END, LEFT = 0, 1
+# of those that were read which it is, and what its head says;
+ROW, TS_NS, CPU, TID, TGID, IN_IRQ, EVENT, COMM_1, COMM_2 = range(2, 11)
+# of those with fields, and of those whose thread may be new, the place among those read;
+OWN, THREAD = 11, 12
+# and of those with fields a bit for each slot that was seen, and the slots.
+SEEN, VALUES = 13, U(N_COLUMNS)
+# What is counted: of each event its lines and the first of them, of each CPU its times, of
+# threads that were met a hash, of each layout whether a line has it.
+N_SUMS: Final = 6
+COUNT, FIRST, FIRST_NS, LAST_NS, MET, HAS_LAYOUT = range(N_SUMS)
+LEAST_SUMS: Final = 1 << 10
+# Where it is said what is known; of a table where it begins, and its last place.
+N_HEADS, HEADS, HAS_FIELDS, LONGEST = map(U, range(4))
+FLAGS, BEGINNINGS, NAMES, SHAPES, N_KNOWN = map(U, range(4, 13, 2))
+# What is known of a head, in columns of its line.
+SIZE, COMM_AT, BRACKET_AT, TGID_AT, N_FLAGS, STAMP_AT, N_SECONDS = map(U, range(7))
+N_PART, SCALE, EVENT_AT, IS_DASHED, N_LITERALS, LITERALS = map(U, range(7, 13))
+# How the reading of a block ended.
+DONE, HAS_CR, IS_FULL = range(3)
+
+_HIGH: Final = U(0x8080808080808080)
+_PRINTED: Final = U(0x2121212121212121)
+MIX: Final = U(0x9E3779B97F4A7C15)  # knowledge
+_0, _1, _2, _3, _4, _5, _6, _7, _8 = map(U, range(9))
+_17, _29, _32, _54, _255 = map(U, (17, 29, 32, 54, 255))
+_CR, _BLANK = map(U, b"\r ")
+_MAX_SECONDS: Final = U(9_000_000_000)  # layouts
+_BILLION: Final = U(1_000_000_000)
+# Rows whose fields are set to nothing at a time: a power of 2.
+_CLEARED: Final = U(256)
+
+
+@compiled
+def parse(
+    words: U64Array,
+    n_bytes: U,
+    may_end_in_cr: bool,
+    known: U64Array,
+    rows: U64Array,
+    sums: U64Array,
+) -> tuple[int, U, U, U, U, U]:
+    """Read a block of whole lines.
+
+    Args:
+        words: The word that begins at each of its bytes.
+        n_bytes: Its length.
+        may_end_in_cr: Whether to stop where a line ends in a carriage return.
+        known: What lines look like: looped.packed.
+        rows: Columns to write.
+        sums: What is counted.
+
+    Returns:
+        How it ended; how many lines there are, were read, have fields, were left, and
+        have a thread that may be new.
+    """
+    at = n_lines = n_read = n_own = n_left = n_threads = _0
+    how, n_most = DONE, U(rows.shape[1])
+    _clear(rows, _0)
+    while at < n_bytes:
+        end = line_end(words, at)
+        if n_lines == n_most:
+            how = IS_FULL
+            break
+        if may_end_in_cr and end > _0 and words[end - _1] & _255 == _CR:
+            how = HAS_CR
+            break
+        rows[END, n_lines] = end
+        event = _line(words, at, end, known, rows, n_read, n_own, sums)
+        if event == NONE:
+            rows[LEFT, n_left] = n_lines
+            n_left += _1
+        else:
+            rows[ROW, n_read] = n_lines
+            _count(event, rows, n_read, sums)
+            if known[known[HAS_FIELDS] + event]:
+                n_threads += _meet(rows, n_read, n_threads, sums)
+                rows[OWN, n_own] = n_read
+                n_own += _1
+                if n_own & (_CLEARED - _1) == _0:
+                    _clear(rows, n_own)
+            n_read += _1
+        n_lines += _1
+        at = end + _1
+    return how, n_lines, n_read, n_own, n_left, n_threads
+
+
+@inlined
+def _line(
+    words: U64Array, at: U, end: U, known: U64Array, rows: U64Array, row: U, own: U, sums: U64Array
+) -> U:
+    """Read a line in the first layout that it fits; return its event."""
+    head = known[HEADS]
+    for layout in range(known[N_HEADS]):
+        event_at = at + known[head + EVENT_AT]
+        if end > event_at and _head(words, at, known, head, rows, row):
+            event, args = _event(words, event_at, known)
+            if event != NONE and (
+                not known[known[HAS_FIELDS] + event]
+                or _fields(words, args, end, event, known, rows, own)
+            ):
+                rows[EVENT, row] = event
+                sums[HAS_LAYOUT, layout] = _1
+                return event
+        head += known[head + SIZE]
+    return NONE
+
+
+@inlined
+def _head(words: U64Array, at: U, known: U64Array, head: U, rows: U64Array, row: U) -> bool:
+    """Read the head of a line; return whether it fits the layout in every byte."""
+    differs, first = _0, head + LITERALS
+    for k in range(first, first + _3 * known[head + N_LITERALS], _3):
+        differs |= (words[at + known[k]] ^ known[k + _1]) & known[k + _2]
+    bracket = at + known[head + BRACKET_AT]
+    cpu, is_cpu = decimal(words, bracket + _1, _3)
+    if differs or not is_cpu:
+        return False
+    n_flags, before = known[head + N_FLAGS], known[head + TGID_AT]
+    flags = words[bracket + _6] & first_bytes(n_flags) if n_flags else _0
+    meaning = _find(known, FLAGS, flags)
+    comm, stop = at + known[head + COMM_AT], at + before - _1 if before else bracket
+    tid = thread(words[comm + _17], stop - comm - _17, known[head + IS_DASHED])
+    stamp, n = at + known[head + STAMP_AT], known[head + N_SECONDS]
+    ts_ns, is_stamp = decimal(words, stamp, n)
+    if meaning == NONE or not is_stamp or tid == NO_NUMBER:
+        return False
+    tgid = process(words[at + before]) if before else NONE
+    if tgid == NO_NUMBER:
+        return False
+    if known[head + N_PART]:
+        part, is_part = decimal(words, stamp + n + _1, known[head + N_PART])
+        if not is_part or ts_ns >= _MAX_SECONDS:
+            return False
+        ts_ns = ts_ns * _BILLION + part * known[head + SCALE]
+    rows[TS_NS, row], rows[CPU, row], rows[TID, row] = ts_ns, cpu, tid
+    rows[IN_IRQ, row], rows[TGID, row] = meaning - _1, tgid
+    rows[COMM_1, row], rows[COMM_2, row] = words[comm], words[comm + _8]
+    return True
+
+
+@inlined
+def _event(words: U64Array, at: U, known: U64Array) -> tuple[U, U]:
+    """Which event's text begins at a place, and where its arguments do."""
+    key = words[at] * MIX
+    for k in range(_8, _32, _8):
+        key = ((key ^ (key >> _29)) + words[at + k]) * MIX
+    found = _find(known, BEGINNINGS, key)
+    if found != NONE:
+        return found >> _8, at + (found & _255)
+    key, n = _0, _8
+    for _ in range(6):
+        word = words[at]
+        controls = (word - _PRINTED) & ~word & _HIGH
+        n = first_mark(controls) if controls else _8
+        key = (key ^ (word & first_bytes(n) if n else _0)) * MIX
+        key ^= key >> _29
+        at += n
+        if n < _8:
+            break
+    while words[at] & _255 == _BLANK:
+        at += _1
+    return _find(known, NAMES, _0 if n == _8 else key), at
+
+
+@inlined
+def _fields(
+    words: U64Array, args: U, end: U, event: U, known: U64Array, rows: U64Array, own: U
+) -> bool:
+    """Read arguments in the first shape of their event and length that they have."""
+    size = end - args + _1
+    if size > known[LONGEST]:
+        return False
+    at = _find(known, SHAPES, (event << _32) | size)
+    n_shapes = _0 if at == NONE else known[at]
+    at += _1
+    for _ in range(n_shapes):
+        numbers = at + _4 + _2 * known[at]
+        constants = numbers + _4 * known[at + _1]
+        after = constants + _2 * known[at + _2]
+        differs, word = _0, args
+        for k in range(at + _4, numbers, _2):
+            differs |= (words[word] ^ known[k]) & known[k + _1]
+            word += _8
+        if not differs and _numbers(words, args, numbers, constants, known, rows, own):
+            for k in range(constants, after, _2):
+                rows[VALUES + known[k], own] = known[k + _1]
+            rows[SEEN, own] = known[at + _3]
+            return True
+        at = after
+    return False
+
+
+@inlined
+def _numbers(
+    words: U64Array, args: U, first: U, last: U, known: U64Array, rows: U64Array, own: U
+) -> bool:
+    """Read the numbers of a shape into a row; leave nothing there where one is none."""
+    is_good = True
+    for k in range(first, last, _4):
+        at, n, slot = args + known[k], known[k + _1], known[k + _3]
+        if known[k + _2]:
+            value, is_number = hexadecimal(words, at, n)
+        else:
+            value, is_number = decimal(words, at, n)
+        is_good &= is_number
+        if slot != NONE:
+            rows[VALUES + slot, own] = value
+    if not is_good:
+        for k in range(first, last, _4):
+            if known[k + _3] != NONE:
+                rows[VALUES + known[k + _3], own] = _0
+    return is_good
+
+
+@inlined
+def _clear(rows: U64Array, own: U) -> None:
+    """Set the fields of the next rows to nothing."""
+    stop = min(own + _CLEARED, U(rows.shape[1]))
+    for slot in range(VALUES, U(rows.shape[0])):
+        for k in range(own, stop):
+            rows[slot, k] = _0
+
+
+@inlined
+def _count(event: U, rows: U64Array, row: U, sums: U64Array) -> None:
+    """Count a line for its event and its CPU."""
+    if sums[COUNT, event] == _0:
+        sums[FIRST, event] = row
+    sums[COUNT, event] += _1
+    cpu, ts_ns = rows[CPU, row], rows[TS_NS, row]
+    sums[FIRST_NS, cpu] = min(sums[FIRST_NS, cpu], ts_ns)
+    sums[LAST_NS, cpu] = max(sums[LAST_NS, cpu], ts_ns)
+
+
+@inlined
+def _meet(rows: U64Array, row: U, n_threads: U, sums: U64Array) -> U:
+    """Note a row if its thread was not met under that name a short while ago; 1 if so."""
+    key = (rows[COMM_1, row] ^ (rows[COMM_2, row] * MIX)) * MIX
+    key = (key ^ rows[TID, row] ^ (rows[TGID, row] << _32)) * MIX
+    if sums[MET, key >> _54] == key:
+        return _0
+    sums[MET, key >> _54] = key
+    rows[THREAD, n_threads] = row
+    return _1
+
+
+@inlined
+def _find(known: U64Array, table: U, key: U) -> U:
+    """What a key stands for in a table; NONE if it is not there."""
+    first, last = known[table], known[table + _1]
+    at: U = ((key * MIX) >> _32) & last
+    while known[first + _2 * at + _1] != NONE and known[first + _2 * at] != key:
+        at = (at + _1) & last
+    found: U = known[first + _2 * at + _1]
+    return found
