@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ways import by_block, by_line, same
 
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.raw import RawEvents, concatenate
-from tdxtrace.ingest.stream import Block, block_of
+from tdxtrace.ingest.stream import block_of
 from tdxtrace.ingest.tally import Tally
-from tdxtrace.ingest.text.lines import LineReader, to_raw
+from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
 
 # Lines of one kind: `{n}` becomes another number on each line, `{h}` another in hex, `{w}` a
@@ -109,97 +109,6 @@ def lines_of(patterns: Sequence[str], n: int, seed: int) -> list[bytes]:
         parts[1::2] = [draw(what, k, luck) for what in parts[1::2]]
         made.append("".join(parts).encode())
     return made
-
-
-def account(tally: Tally) -> dict[str, Any]:
-    """All that a tally holds, so that two can be compared.
-
-    Of a probe whose function is unknown the fast path reads no more than the name: a line
-    of it that is cut is ``unmapped`` there, ``noise`` for the general path.
-    """
-    entries: dict[tuple[str, str], tuple[int, int]] = {}
-    for (kind, detail), e in tally.entries.items():
-        key = "passed over" if kind in ("noise", "unmapped") else kind, detail
-        line_no, n = entries.get(key, (e.line_no, 0))
-        assert e.line_no is not None
-        assert line_no is not None
-        entries[key] = min(line_no, e.line_no), n + e.n_lines
-    return {
-        "headers": tally.n_headers,
-        "events": dict(tally.events),
-        "entries": entries,
-        "gaps": [(g.line_no, g.cpu, g.start_ns, g.end_ns, g.n_events) for g in tally.gaps],
-        "threads": tally.threads,
-        "cpus": tally.cpus(),
-        "span": tally.span(),
-    }
-
-
-Made = tuple[dict[str, Any], dict[str, Any], tuple[int, bool], list[str]]
-
-
-def columns(raw: RawEvents, names: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        name: getattr(raw, name).tolist() for name in ("line", "ts_ns", "tid", "tgid", "cpu")
-    }
-    found["in_irq"] = raw.in_irq.tolist()
-    found["event"] = [names[i] for i in raw.event.tolist()]
-    for slot in sorted(raw.values):
-        there = raw.has(slot)
-        if there.any():
-            words = zip(raw.value(slot).tolist(), there.tolist(), strict=True)
-            found[slot] = [word if seen else None for word, seen in words]
-    return found
-
-
-def by_line(lines: list[bytes], form: str) -> Made:
-    """What the general path makes of the lines, one after the other."""
-    reader = LineReader(form, Vocabulary(), Tally())
-    found = [line for n, text in enumerate(lines, 1) if (line := reader.line(n, text)) is not None]
-    reader.tell_seen()
-    names = [event.name for event in reader.vocabulary.events]
-    clock = reader.resolution_ns, reader.has_integer_clock
-    return columns(to_raw(found), names), account(reader.tally), clock, sorted(set(names))
-
-
-def by_block(
-    lines: list[bytes], form: str, sizes: Sequence[int], *, is_large: bool = False
-) -> Made:
-    """What the fast path makes of them, in blocks of so many lines.
-
-    Args:
-        is_large: Whether it does so with compiled loops.
-    """
-
-    def blocks() -> Iterator[Block]:
-        at, turn = 0, 0
-        while at < len(lines):
-            size = sizes[turn % len(sizes)]
-            yield block_of([b"\n".join(lines[at : at + size]), b"\n"])
-            at, turn = at + size, turn + 1
-
-    reader = LineReader(form, Vocabulary(), Tally())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
-        raw = concatenate(list(TextReader(reader).read(blocks())))
-    assert reader.tally.n_lines == len(lines)
-    names = [event.name for event in reader.vocabulary.events]
-    clock = reader.resolution_ns, reader.has_integer_clock
-    return columns(raw, names), account(reader.tally), clock, sorted(set(names))
-
-
-def same(lines: list[bytes], form: str, sizes: Sequence[int] = (200,)) -> None:
-    slow, quick = by_line(lines, form), by_block(lines, form, sizes)
-    for slot in slow[0].keys() | quick[0].keys():
-        one, other = slow[0].get(slot), quick[0].get(slot)
-        if one != other:
-            assert one is not None, slot
-            assert other is not None, slot
-            at = next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
-            number = slow[0]["line"][at]
-            assert (slot, lines[number - 1], one[at]) == (slot, lines[number - 1], other[at])
-    assert slow == quick
-    assert by_block(lines, form, sizes, is_large=True) == quick
 
 
 @pytest.mark.parametrize("is_large", [False, True])

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from tdxtrace.ingest.raw import BoolArray, Index, RawEvents, U64Array
+from tdxtrace.ingest.raw import BoolArray, Index, RawEvents, U64Array, Values
 from tdxtrace.ingest.stream import SPARE_BYTES, Block
 from tdxtrace.ingest.text import loops
 from tdxtrace.ingest.text.bytewise import Text
@@ -74,26 +74,37 @@ def parse(
 def _parsed(rows: U64Array, sums: U64Array, packed: Packed, sizes: list[int]) -> Parsed:
     """Take what was read out of the room it is in."""
     n_read, n_own, n_left, n_met = sizes
-    read = rows[:, :n_read]
-    own = slice(n_read) if n_own == n_read else rows[loops.OWN, :n_own].astype(np.intp)
+    read, fields = rows[:, :n_read], rows[:, :n_own]
+    row, ts_ns = read[loops.ROW].astype(np.intp), read[loops.TS_NS].astype(np.int64)
+    cpu, event = read[loops.CPU].astype(np.int32), read[loops.EVENT].astype(np.int32)
+    # Most often every line that was read has fields: then nothing is copied again.
+    own = slice(None) if n_own == n_read else fields[loops.OWN].astype(np.intp)
+    events = RawEvents(
+        row[own],
+        ts_ns[own],
+        read[loops.TID][own].astype(np.int32),
+        read[loops.TGID][own].astype(np.int32),
+        cpu[own],
+        read[loops.IN_IRQ][own].astype(np.int8),
+        event[own],
+        *_fields(fields, packed.slots),
+    )
     layouts = np.flatnonzero(sums[loops.HAS_LAYOUT]).tolist()
     return Parsed(
-        _events(read, own, rows[:, :n_own], packed.slots),
+        events,
         _met(read, rows[loops.THREAD, :n_met].astype(np.intp)),
-        read[loops.ROW].astype(np.intp),
-        read[loops.CPU].astype(np.int32),
-        read[loops.TS_NS].astype(np.int64),
+        row,
+        cpu,
+        ts_ns,
         rows[loops.LEFT, :n_left].astype(np.intp),
-        _counts(sums, read),
+        _counts(sums, row),
         _heard(sums),
         frozenset(packed.parts[layout] for layout in layouts),
     )
 
 
-def _events(
-    read: U64Array, own: slice | Index, fields: U64Array, slots: tuple[str, ...]
-) -> RawEvents:
-    """Events with fields."""
+def _fields(fields: U64Array, slots: tuple[str, ...]) -> Values:
+    """Fields of events, by slot."""
     seen = fields[loops.SEEN]
     anywhere = int(np.bitwise_or.reduce(seen))
     everywhere = int(np.bitwise_and.reduce(seen)) if len(seen) else 0
@@ -104,17 +115,7 @@ def _events(
             is_all = everywhere >> k & 1
             values[slot] = fields[loops.N_COLUMNS + k].copy()
             present[slot] = np.ones(len(seen), np.bool_) if is_all else _bit(seen, k)
-    return RawEvents(
-        read[loops.ROW][own].astype(np.int64),
-        read[loops.TS_NS][own].astype(np.int64),
-        read[loops.TID][own].astype(np.int32),
-        read[loops.TGID][own].astype(np.int32),
-        read[loops.CPU][own].astype(np.int32),
-        read[loops.IN_IRQ][own].astype(np.int8),
-        read[loops.EVENT][own].astype(np.int32),
-        values,
-        present,
-    )
+    return values, present
 
 
 def _bit(words: U64Array, n: int) -> BoolArray:
@@ -132,10 +133,10 @@ def _met(read: U64Array, rows: Index) -> Met:
     )
 
 
-def _counts(sums: U64Array, read: U64Array) -> list[tuple[int, int, int]]:
+def _counts(sums: U64Array, row: Index) -> list[tuple[int, int, int]]:
     """Of each event that was read its number, its lines and the first of these."""
     events = np.flatnonzero(sums[loops.COUNT]).tolist()
-    first = read[loops.ROW][sums[loops.FIRST, events].astype(np.intp)].tolist()
+    first = row[sums[loops.FIRST, events].astype(np.intp)].tolist()
     return list(zip(events, sums[loops.COUNT, events].tolist(), first, strict=True))
 
 

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -60,13 +61,15 @@ class _Known:
         return (text, fast.parse(text, self.knowledge, self.has_fields)) if made is None else made
 
     def _looped(self, block: Block, *, may_end_in_cr: bool) -> tuple[Text, Parsed] | None:
-        from tdxtrace.ingest.text import looped  # noqa: PLC0415 - see compiled.pays
-
-        if self._packed is None:
+        looped = _loops()
+        if looped is not None and self._packed is None:
             self._packed = looped.packed(self.knowledge, self.has_fields)
-        if self._packed is None:
+        if looped is None or self._packed is None:
             return None
-        return looped.parse(block, self._packed, self.rooms, may_end_in_cr=may_end_in_cr)
+        made: tuple[Text, Parsed] | None = looped.parse(
+            block, self._packed, self.rooms, may_end_in_cr=may_end_in_cr
+        )
+        return made
 
 
 @dataclass(slots=True)
@@ -233,6 +236,16 @@ class TextReader:
             name = b"".join(word.to_bytes(8, "little") for word in words)
             comm = name.strip(b" \t").decode("utf-8", "replace")
             self.lines.tally.meet(tid, comm, tgid)
+
+
+@cache
+def _loops() -> ModuleType | None:
+    """The module that has compiled loops; None where numba does not suit what else is there."""
+    try:
+        from tdxtrace.ingest.text import looped  # noqa: PLC0415 - see compiled.pays
+    except ImportError:  # "Numba needs NumPy 2.4 or less"
+        return None
+    return looped
 
 
 def _parse_next(blocks: Iterator[Block], known: _Known) -> tuple[Text, Parsed] | None:
