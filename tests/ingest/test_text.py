@@ -151,6 +151,13 @@ def test_lines_in_between(other: str) -> None:
     same(lines_of(patterns, 400, 3), "ftrace")
 
 
+def test_a_gap_ends_in_a_block_in_which_all_lines_look_alike() -> None:
+    lines = lines_of([HEADS["tracefs"] + EVENTS["entry"]], 600, 11)
+    lines[299] = b"CPU:3 [LOST 7 EVENTS]"
+    assert by_block(lines, "ftrace", (100,)).account["gaps"][0][3] is not None
+    same(lines, "ftrace", (100,))
+
+
 def test_one_rare_line_among_many_common_ones() -> None:
     common = lines_of([HEADS["tracefs"] + EVENTS["sched"]], 1000, 4)
     for number, event in enumerate(EVENTS.values()):
@@ -192,6 +199,37 @@ def test_a_line_that_nearly_fits_what_was_learned(wrong: str) -> None:
     odd = HEADS["tracefs"].format(n=3, t="004250") + wrong
     lines[100] = lines[250] = lines[399] = odd.encode()
     same(lines, "ftrace")
+
+
+WHOLE = "       CPU 0/KVM-77      [001] ..... {stamp}: aug_in: (0x5646) td={td} gpa=0x8000 level=0"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "td"),
+    [
+        ("1234.001500", "0xff00a900000000b1"),
+        ("1234.001500", "123456789012345"),
+        ("1234567890123456", "0xff"),
+        ("1234567.001500999", "0xff"),
+    ],
+)
+def test_one_wrong_byte_at_any_place_of_a_number(stamp: str, td: str) -> None:
+    """Each line has another; of numbers of any length, as words of eight bytes are read."""
+    numbers = stamp if len(td) < 10 else td
+    odd = []
+    for at in range(len(numbers)):
+        for wrong in "/:@G`g .x\x00\xb0":
+            changed = numbers[:at] + wrong + numbers[at + 1 :]
+            now = {"stamp": stamp, "td": td} | {"stamp" if numbers is stamp else "td": changed}
+            odd.append(WHOLE.format(**now).encode("latin-1"))
+    same([*200 * [WHOLE.format(stamp=stamp, td=td).encode()], *odd], "ftrace", (200,))
+
+
+@pytest.mark.parametrize("seconds", ["8999999999", "9000000000", "9223372036", "9999999999"])
+def test_stamps_that_hardly_fit_and_that_do_not(seconds: str) -> None:
+    usual = [WHOLE.format(stamp=f"1234567890.{k:06}", td="0xff").encode() for k in range(300)]
+    odd = [WHOLE.format(stamp=f"{seconds}.{k}", td="0xff").encode() for k in (854775, 854776)]
+    same([*usual, *odd, *usual, *odd], "ftrace", (300,))
 
 
 @pytest.mark.parametrize(
