@@ -31,7 +31,8 @@ def _is_there() -> bool:
 def compiled(function: F) -> F:
     """Compile a loop over arrays with its first call, and keep the machine code on disk.
 
-    It runs without the interpreter's lock, raises nothing and checks no bounds.  Where
+    It runs without the interpreter's lock, makes no arrays, raises nothing and checks no
+    bounds.  Where
     nothing can be kept on disk (no folder of numba's may be written) it is compiled in
     every run.  What was kept is used until the module changes: constants of another
     module that the loop uses are not looked at.

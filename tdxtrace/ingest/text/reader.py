@@ -26,10 +26,10 @@ from tdxtrace.ingest.text.templates import template_of
 if TYPE_CHECKING:
     from tdxtrace.ingest.text.looped import Packed
 
-# Blocks parsed while others are decoded.  numpy lets go of the interpreter while it
-# computes, but not between its calls: a second thread gained nothing
-# (tests/bench/ingest_text.py).
-_AHEAD: Final = 1
+# Blocks of a file that are read and parsed ahead: decoding takes now longer, now less.  A
+# second thread that parses gains nothing: numpy lets go of the interpreter while it computes,
+# but not between its calls (tests/bench/ingest_text.py), and compiled loops wait for decoding.
+_AHEAD: Final = 3
 # Lines that are read one by one before the fast path is asked again, so that one
 # new event name does not send a whole block the slow way.
 _LESSON: Final = 64
@@ -101,9 +101,9 @@ class TextReader:
         """Yield the events of each block; blocks are parsed ahead in a thread."""
         with ThreadPoolExecutor(1, "tdxtrace-text") as pool:
             ahead: deque[_Block] = deque()
-            is_over = False
+            is_over, n_ahead = False, _AHEAD if self.size else 1
             while ahead or not is_over:
-                while not is_over and len(ahead) <= _AHEAD:
+                while not is_over and len(ahead) <= n_ahead:
                     block = self._submit(pool, blocks)
                     is_over = block is None
                     ahead += [] if block is None else [block]
