@@ -149,7 +149,10 @@ class HeadReader:
         """Whether the common fields have the sizes that they have in every kernel so far."""
         places = self._places()
         sizes = tuple(place.size if place and place.is_number else 0 for place in places)
-        return sizes == _SIZES and all(place.end <= PADDING for place in places if place)
+        # The records of a page begin at multiples of four.
+        return sizes == _SIZES and all(
+            place.end <= PADDING and place.offset % place.size == 0 for place in places if place
+        )
 
     def _places(self) -> tuple[Field | None, ...]:
         common = self.common
@@ -164,7 +167,7 @@ class HeadReader:
             self._number = np.empty(len(base), np.intp)
         number, counts = self._number[: len(base)], np.zeros(_NUMBERS, np.intp)
         at = self.common.type.offset
-        _numbers(block.data, at, base, number, counts)
+        _numbers(block.data.view(np.uint16), at, base, number, counts)
         return number, counts
 
     def heads(
@@ -193,6 +196,7 @@ class HeadReader:
         _, *places = self._places()
         n_fresh = _heads(
             block.data,
+            block.data.view(np.int32),
             tuple(place.offset for place in places if place),
             records,
             at,
@@ -205,26 +209,19 @@ class HeadReader:
 
 
 @compiled
-def _numbers(data: Bytes, offset: int, base: Places, number: Places, counts: Places) -> None:
+def _numbers(
+    halves: NDArray[np.uint16], offset: int, base: Places, number: Places, counts: Places
+) -> None:
     for i in range(len(base)):
-        at = base[i] + offset
-        value = int(data[at]) | int(data[at + 1]) << 8
+        value = halves[np.uint64(base[i] + offset) >> np.uint64(1)]
         number[i] = value
         counts[value] += 1
 
 
 @compiled
-def _thread(data: Bytes, at: int) -> int:
-    """The signed number of 32 bits at a place."""
-    value = 0
-    for k in range(4):
-        value |= int(data[at + k]) << 8 * k
-    return value if value < 1 << 31 else value - (1 << 32)
-
-
-@compiled
 def _heads(
     data: Bytes,
+    words: NDArray[np.int32],
     offsets: tuple[int, ...],
     records: Records,
     at: Places,
@@ -241,21 +238,21 @@ def _heads(
     tid, in_irq, event, fresh = who
     n_fresh = 0
     for k in range(len(at)):
-        i = at[k]
-        layout, place = index_of[number[i]], base[i]
+        # Unsigned, so that no place is looked up from the end.
+        i = np.uint64(at[k])
+        place = base[i]
+        layout = np.uint64(index_of[np.uint64(number[i])])
         if size[i] < least[layout]:
             return ~n_fresh
-        thread = _thread(data, place + pid)
+        thread = words[np.uint64(place + pid) >> np.uint64(2)]
         new_stamp[k], new_base[k], index[k], new_cpu[k] = stamp[i], place, layout, cpu[i]
         tid[k], event[k] = thread, event_of[layout]
-        if data[place + count] == _NO_CONTEXT:
-            in_irq[k] = UNKNOWN
-        else:
-            in_irq[k] = 1 if data[place + flags] & _IN_IRQ else 0
+        context = 1 if data[np.uint64(place + flags)] & _IN_IRQ else 0
+        in_irq[k] = UNKNOWN if data[np.uint64(place + count)] == _NO_CONTEXT else context
         is_usual = 0 <= thread < len(is_met)
-        if not is_usual or not is_met[thread]:
+        if not is_usual or not is_met[np.uint64(thread)]:
             fresh[n_fresh] = thread
             n_fresh += 1
             if is_usual:
-                is_met[thread] = True
+                is_met[np.uint64(thread)] = True
     return n_fresh
