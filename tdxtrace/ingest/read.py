@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.ahead import ahead
+from tdxtrace.ingest.ahead import Behind, ahead
 from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.decoding import doubts, levels
 from tdxtrace.ingest.decoding.decoder import Decoder
@@ -160,16 +161,16 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
     stream, name = _open(path, wanted, options)
-    decoder.is_large = sink.watch.is_large = pays(stream.size)
-    try:
+    decoder.is_large = sink.watch.is_large = is_large = pays(stream.size)
+    with closing(stream), Behind() if is_large else nullcontext() as sink.behind:
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)
         else:
             name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
-    finally:
-        stream.close()
+        if name not in LOG_FORMATS:
+            decoder.finish()
+    sink.behind = None
     if name not in LOG_FORMATS:
-        decoder.finish()
         doubts.note(sink.watch, tally, heading.header)
     if not sink.n_rows and not options.is_log:
         raise FormatError(doubts.nothing_in(one_line(path), tally))

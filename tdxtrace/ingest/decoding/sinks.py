@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import polars as pl
 
+from tdxtrace.ingest.ahead import Behind
 from tdxtrace.ingest.decoding.doubts import Watch
 from tdxtrace.ingest.decoding.levels import Signs
 from tdxtrace.tables.events import EVENT_TABLES
@@ -50,6 +52,8 @@ class SourceSink:
     signs: Signs
     watch: Watch = field(default_factory=Watch)
     n_rows: int = 0
+    behind: Behind | None = None
+    """Takes the rows while others are made, if there are many."""
 
     @property
     def keeps_rows(self) -> bool:
@@ -61,6 +65,12 @@ class SourceSink:
         if not rows.height:
             return
         self.n_rows += rows.height
+        if self.behind is None:
+            self._add(name, rows)
+        else:
+            self.behind.do(partial(self._add, name, rows))
+
+    def _add(self, name: str, rows: pl.DataFrame) -> None:
         if name == "seamcalls":
             self.signs.look(rows)
             self.watch.look(rows)
