@@ -161,7 +161,8 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
     stream, name = _open(path, wanted, options)
-    decoder.is_large = sink.watch.is_large = is_large = pays(stream.size)
+    is_text = name not in BINARY_FORMATS
+    decoder.is_large = sink.watch.is_large = is_large = pays(stream.size, is_text=is_text)
     with closing(stream), Behind() if is_large else nullcontext() as sink.behind:
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)
