@@ -18,6 +18,7 @@ from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.headers import Heading, read_header
+from tdxtrace.ingest.memory import without_collector
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
@@ -163,7 +164,8 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     stream, name = _open(path, wanted, options)
     is_text = name not in BINARY_FORMATS
     decoder.is_large = sink.watch.is_large = is_large = pays(stream.size, is_text=is_text)
-    with closing(stream), Behind() if is_large else nullcontext() as sink.behind:
+    calm = without_collector() if is_large else nullcontext()
+    with closing(stream), calm, Behind() if is_large else nullcontext() as sink.behind:
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)
         else:

@@ -101,14 +101,12 @@ def _pair(
     # that no thread has the same number.
     is_known = batch.tid != UNKNOWN
     tid = batch.tid if is_known.all() else np.where(is_known, batch.tid, -2 - batch.cpu)
-    event = batch.event.astype(np.intp)
-    thread = tid.astype(np.int64)
-    match = pair
     if is_large:
         from tdxtrace.ingest.decoding import loops  # noqa: PLC0415 - imports numba
 
-        match = loops.pair
-    return match(thread, kinds.function.take(event), kinds.is_return.take(event))
+        return loops.pair_events(tid, batch.event, kinds.function, kinds.is_return)
+    event, thread = batch.event.astype(np.intp), tid.astype(np.int64)
+    return pair(thread, kinds.function.take(event), kinds.is_return.take(event))
 
 
 def _inside_open_call(batch: RawEvents, kinds: Kinds, still: Index) -> BoolArray | None:

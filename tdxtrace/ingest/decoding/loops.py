@@ -35,6 +35,18 @@ def pair(
 
     What it takes and gives is said at :func:`tdxtrace.ingest.decoding.pairing.pair`.
     """
+    every = np.arange(len(thread), dtype=np.int32)
+    return pair_events(thread, every, function, is_return, depth)
+
+
+def pair_events(
+    thread: I64Array | I32Array,
+    event: I32Array,
+    function: I32Array,
+    is_return: BoolArray,
+    depth: int = MAX_CONTEXTS,
+) -> tuple[Index, Index, Index, Index, Index]:
+    """Do the same where function and side are given by event, and each row has its event."""
     n = len(thread)
     entry, back = np.empty(n // 2, np.intp), np.empty(n // 2, np.intp)
     fate, below = np.zeros(n, np.uint8), np.empty(n, np.intp)
@@ -43,10 +55,10 @@ def pair(
     while n_pairs == _NONE:
         top, owner = np.full(slots, _NONE, np.intp), np.full(slots, _NONE, np.intp)
         n_pairs = _pair(
-            thread, function, is_return, depth, (top, owner, below), (entry, back, fate)
+            (thread, event, function, is_return), depth, (top, owner, below), (entry, back, fate)
         )
         slots *= 4
-    others = np.flatnonzero(fate)
+    others = np.flatnonzero(fate) if 2 * n_pairs < n else np.zeros(0, np.intp)
     given_up, orphan, still = (others[fate[others] == x] for x in (_GIVEN_UP, _ORPHAN, _OPEN))
     return entry[:n_pairs], back[:n_pairs], given_up, orphan, still
 
@@ -63,9 +75,7 @@ def _slot(thread: I64Array | I32Array, at: int, owner: Index) -> int:
 
 @compiled
 def _pair(
-    thread: I64Array,
-    function: I32Array,
-    is_return: BoolArray,
+    events: tuple[I64Array | I32Array, I32Array, I32Array, BoolArray],
     depth: int,
     stacks: tuple[Index, Index, Index],
     into: tuple[Index, Index, NDArray[np.uint8]],
@@ -74,6 +84,7 @@ def _pair(
 
     Open entries are a list: ``top`` of each thread, ``below`` each the one before it.
     """
+    thread, event, function, is_return = events
     top, owner, below = stacks
     entry, back, fate = into
     fate[:] = 0
@@ -86,9 +97,10 @@ def _pair(
                 if 2 * n_threads > len(owner):
                     return _NONE
                 owner[slot] = at
-        if is_return[at]:
+        what = function[event[at]]
+        if is_return[event[at]]:
             found = top[slot]
-            while found != _NONE and function[found] != function[at]:
+            while found != _NONE and function[event[found]] != what:
                 found = below[found]
             if found == _NONE:
                 fate[at] = _ORPHAN
@@ -102,25 +114,26 @@ def _pair(
             n_pairs += 1
         else:
             if top[slot] != _NONE:
-                _give_up_oldest(function, at, depth, slot, (top, below, fate))
+                _give_up_oldest((event, function), what, depth, slot, (top, below, fate))
             below[at], top[slot], fate[at] = top[slot], at, _OPEN
     return n_pairs
 
 
 @compiled
 def _give_up_oldest(
-    function: I32Array,
-    at: int,
+    events: tuple[I32Array, I32Array],
+    what: int,
     depth: int,
     slot: int,
     stack: tuple[Index, Index, NDArray[np.uint8]],
 ) -> None:
     """Before one more entry of a function: end the oldest if there would be too many."""
+    event, function = events
     top, below, fate = stack
     n_open, oldest, above_oldest, above = 0, _NONE, _NONE, _NONE
     place = top[slot]
     while place != _NONE:
-        if function[place] == function[at]:
+        if function[event[place]] == what:
             n_open += 1
             oldest, above_oldest = place, above
         above, place = place, below[place]

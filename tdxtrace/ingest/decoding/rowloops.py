@@ -22,6 +22,8 @@ from tdxtrace.tables.events import SEAMCALLS
 U8Array = NDArray[np.uint8]
 U16Array = NDArray[np.uint16]
 
+_Columns = tuple[I64Array, U16Array, I32Array, BoolArray, U8Array, U64Array, Index, BoolArray]
+
 # Slots of the entry or, if it has none, of the return: decoding/attempts.py.
 _OF_ENTRY: Final[Mapping[str, tuple[str, ...]]] = {
     name: (name,) for name in ("level", "td_id", "vp_id", "gpa", "page", "ext_err1", "ext_err2")
@@ -77,10 +79,13 @@ class RowMaker:
         Returns:
             None if the events say more than is read here.
         """
-        fields, met = batch.kept, np.flatnonzero(np.bincount(batch.event))
-        if not isinstance(fields, RecordFields) or not _is_simple(batch, kinds, fields, met):
+        fields = batch.kept
+        if not isinstance(fields, RecordFields):
             return None
-        n, words = len(pairs[0]), self._words_of(fields.table, fields.names())
+        names, met = fields.names(), fields.table.event[fields.layouts()]
+        if not _is_simple(batch, kinds, names, met):
+            return None
+        n, words = len(pairs[0]), self._words_of(fields.table, names)
         made = _Made(
             self.room.give((3, n), np.int64),
             self.room.give((3, n), np.uint16),
@@ -89,6 +94,7 @@ class RowMaker:
             self.room.give((n,), np.uint8),
             self.room.give((len(words.names) - 1, n), np.uint64),
             np.empty(n, np.intp),
+            np.zeros(len(words.mask), np.bool_),
         )
         if not _rows(
             pairs,
@@ -98,7 +104,7 @@ class RowMaker:
             (fields.block.longs, fields.before.longs),
             (fields.base, fields.layout),
             (len(fields.table.size), words.of_return, words.offset, words.mask, words.sign),
-            (made.when, made.small, made.tid, made.flags, made.level, made.value, made.kind),
+            made.columns(),
         ):
             return None
         probes = np.unique(kinds.probe[met])
@@ -136,6 +142,13 @@ class _Made:
     """The other words."""
     kind: Index
     """Which row of :class:`_Words` each is of."""
+    met: BoolArray
+    """Which of those there are."""
+
+    def columns(self) -> _Columns:
+        """All of it, as a loop takes it."""
+        whole = self.when, self.small, self.tid, self.flags
+        return *whole, self.level, self.value, self.kind, self.met
 
     def series(self, words: _Words) -> dict[str, pl.Series]:
         """The columns that have anything."""
@@ -149,10 +162,9 @@ class _Made:
             "tid": (self.tid, None),
             "in_irq": (self.flags[1], self.flags[2]),
         }
-        met = np.flatnonzero(np.bincount(self.kind))
         for i, name in enumerate(words.names):
             has = words.mask[:, i] != 0
-            seen = None if has[met].all() else has.take(self.kind)
+            seen = None if has[self.met].all() else has.take(self.kind)
             made[name] = (self.value[i - 1] if i else self.level), seen
         return {
             name: series(name, values, seen)
@@ -161,11 +173,11 @@ class _Made:
         }
 
 
-def _is_simple(batch: RawEvents, kinds: Kinds, fields: RecordFields, met: Index) -> bool:
+def _is_simple(batch: RawEvents, kinds: Kinds, names: frozenset[str], met: Index) -> bool:
     """Whether every event is of a wrapper of one leaf, and all is known that is always known."""
     return (
         not kinds.has_seamcalls
-        and fields.names() <= _SIMPLE
+        and names <= _SIMPLE
         and not (kinds.leaf[met] == UNKNOWN).any()
         and not (batch.tid == UNKNOWN).any()
         and int(batch.cpu.min(initial=0)) >= 0
@@ -234,7 +246,7 @@ def _rows(
     blocks: tuple[U64Array, U64Array],
     records: tuple[Places, Index],
     words: tuple[int, BoolArray, Places, U64Array, U64Array],
-    into: tuple[I64Array, U16Array, I32Array, BoolArray, U8Array, U64Array, Index],
+    into: _Columns,
 ) -> bool:
     """Write the columns of every pair; return whether every level is as small as it should be."""
     entry, back = pairs
@@ -243,7 +255,7 @@ def _rows(
     base, layout = records
     data, before = blocks
     n_layouts, of_return, offset, mask, sign = words
-    when, small, tid, flags, level, value, kinds = into
+    when, small, tid, flags, level, value, kinds, met = into
     greatest = np.uint64(0)
     for i in range(len(entry)):
         # Unsigned, so that no place is looked up from the end.
@@ -256,6 +268,7 @@ def _rows(
         flags[2, i] = context != UNKNOWN
         kind = np.uint64(layout[first] * n_layouts + layout[last])
         kinds[i] = kind
+        met[kind] = True
         for column in range(mask.shape[1]):
             record = base[last] if of_return[kind, column] else base[first]
             at = (record if record >= 0 else ~record) + offset[kind, column]

@@ -24,6 +24,8 @@ class Table:
     is_signed: BoolArray
     size: Places
     """By layout: bytes that a record must have."""
+    event: Index
+    """By layout: index into the vocabulary's events."""
 
 
 def table_of(layouts: Sequence[Layout]) -> Table:
@@ -36,6 +38,7 @@ def table_of(layouts: Sequence[Layout]) -> Table:
         np.zeros(shape, np.uint64),
         np.zeros(shape, np.bool_),
         np.array([layout.size for layout in layouts], np.intp),
+        np.array([layout.event for layout in layouts], np.intp),
     )
     for column, layout in enumerate(layouts):
         for name, place in layout.reads.items() if layout.is_wanted else ():
@@ -59,23 +62,27 @@ class RecordFields:
     """Byte of the block at which each record begins; of one in ``before`` its complement."""
     layout: Index
     table: Table
-    _names: frozenset[str] | None = None
+    met: Index | None = None
+    """The layouts that occur, if that is known."""
     _read: dict[str, Words] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.base)
 
+    def layouts(self) -> Index:
+        """The layouts that occur, ascending."""
+        if self.met is None:
+            self.met = np.flatnonzero(np.bincount(self.layout, minlength=1))
+        return self.met
+
     def names(self) -> frozenset[str]:
         """The slots that any of the records has."""
-        if self._names is None:
-            layouts = np.flatnonzero(np.bincount(self.layout, minlength=1))
-            has = self.table.bits[:, layouts].max(axis=1, initial=0)
-            self._names = frozenset(self.table.names[row] for row in np.flatnonzero(has))
-        return self._names
+        has = self.table.bits[:, self.layouts()].max(axis=1, initial=0)
+        return frozenset(self.table.names[row] for row in np.flatnonzero(has))
 
     def pick(self, at: Index | BoolArray) -> RecordFields:
         """The fields of the records at ``at``, in that order."""
-        return replace(self, base=self.base[at], layout=self.layout[at], _names=None, _read={})
+        return replace(self, base=self.base[at], layout=self.layout[at], met=None, _read={})
 
     def get(self, name: str) -> Words:
         """Return a slot that is among :meth:`names`."""
@@ -118,7 +125,8 @@ class RecordFields:
             return None
         base = np.concatenate([first.base, self.base])
         layout = np.concatenate([first.layout, self.layout])
-        return RecordFields(self.block, first.before, base, layout, self.table)
+        met = np.union1d(first.layouts(), self.layouts())
+        return RecordFields(self.block, first.before, base, layout, self.table, met)
 
 
 @compiled

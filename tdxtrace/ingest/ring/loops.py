@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tdxtrace.ingest.compiled import compiled
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, I64Array, U64Array
-from tdxtrace.ingest.records.formats import Common, Field, PageLayout
-from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places
+from tdxtrace.ingest.records.formats import Common, PageLayout
+from tdxtrace.ingest.records.gather import Block, Places
 from tdxtrace.ingest.records.known import ByLayout
 from tdxtrace.ingest.ring.pages import PageEvents, PageHeads
 
@@ -31,13 +31,10 @@ _LEAST_BYTES: Final = 8
 _NUMBERS: Final = 1 << 16  # common_type has 16 bits: struct trace_entry
 # As in known.py, from enum trace_flag_type, Linux include/linux/trace_events.h.
 _IN_IRQ: Final = 0x08 | 0x40
-_NO_CONTEXT: Final = 0xFF
-# Bytes of the type, thread, flags and preempt count in every kernel so far: struct
-# trace_entry, Linux include/linux/trace_events.h.
-_SIZES: Final = (2, 4, 1, 1)
+_NO_CONTEXT: Final = np.uint64(0xFF)
 
-Records = tuple[U64Array, Places, Places, Places, I32Array]
-"""Stamp, place, size, event number and CPU of each record."""
+Records = tuple[U64Array, Places, Places, U64Array, I32Array]
+"""Stamp, place, size, first eight bytes and CPU of each record."""
 
 
 @dataclass(slots=True)
@@ -47,12 +44,13 @@ class Walker:
     _stamp: U64Array = field(default_factory=lambda: np.empty(0, np.uint64))
     _base: Places = field(default_factory=lambda: np.empty(0, np.intp))
     _size: Places = field(default_factory=lambda: np.empty(0, np.intp))
+    _head: U64Array = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def walk(self, block: Block, layout: PageLayout, heads: PageHeads) -> PageEvents:
         """Find every event of some pages: as :func:`tdxtrace.ingest.ring.pages.walk` does."""
         n = int(heads.data_size[heads.sound].sum()) // _LEAST_BYTES
         if len(self._stamp) < n:
-            self._stamp = np.empty(n, np.uint64)
+            self._stamp, self._head = np.empty(n, np.uint64), np.empty(n, np.uint64)
             self._base, self._size = np.empty(n, np.intp), np.empty(n, np.intp)
         ends = np.zeros(len(heads) + 1, np.intp)
         damaged = ~heads.sound
@@ -61,10 +59,20 @@ class Walker:
             heads.at + layout.data,
             heads.data_size,
             heads.start,
-            (damaged, ends, self._stamp, self._base, self._size),
+            (damaged, ends, self._stamp, self._base, self._size, self._head),
         )
-        found = slice(int(ends[-1]))
-        return PageEvents(self._stamp[found], self._base[found], self._size[found], ends, damaged)
+        n = int(ends[-1])
+        return PageEvents(
+            self._stamp[:n], self._base[:n], self._size[:n], ends, damaged, self._head[:n]
+        )
+
+
+@compiled
+def _two(words: NDArray[np.uint32], at: int) -> np.uint64:
+    """Eight bytes at a place that is a multiple of four."""
+    place = np.uint64(at) >> np.uint64(2)
+    low, high = words[place], words[place + np.uint64(1)]
+    return np.uint64(low) | np.uint64(high) << np.uint64(32)
 
 
 @compiled
@@ -73,10 +81,10 @@ def _walk(
     begin: Places,
     data_size: I64Array,
     start: U64Array,
-    into: tuple[BoolArray, Places, U64Array, Places, Places],
+    into: tuple[BoolArray, Places, U64Array, Places, Places, U64Array],
 ) -> None:
     """Write what the records of every page are; ``damaged`` pages are left out."""
-    damaged, ends, stamp, base, size = into
+    damaged, ends, stamp, base, size, first = into
     n = 0
     for page in range(len(begin)):
         at, now = int(begin[page]), start[page]
@@ -94,6 +102,7 @@ def _walk(
                     break
                 now += delta
                 stamp[n], base[n], size[n] = min(now, _FAR), at + 4, step - 4
+                first[n] = _two(words, at + 4)
                 n += 1
                 at += step
                 continue
@@ -113,6 +122,7 @@ def _walk(
                     now += word << _DELTA_BITS
             if kind == np.uint64(0):
                 stamp[n], base[n], size[n] = min(now, _FAR), at + 8, int(word) - 4
+                first[n] = _two(words, at + 8)
                 n += 1
             at += step
         ends[page + 1] = n
@@ -133,106 +143,84 @@ class Heads:
     """Index into the vocabulary's events."""
     fresh: I32Array
     """Threads that were not met before; those of unusual numbers may come again."""
+    layouts: Places
+    """Those that occur."""
     fits: bool = True
     """False if a record is too short for the fields of its layout: reading ended there."""
 
 
-@dataclass(slots=True)
-class HeadReader:
-    """Reads what every record has."""
+def are_usual(common: Common) -> bool:
+    """Whether the common fields are where they are in every kernel so far."""
+    places = common.type, common.pid, common.flags, common.preempt_count
+    found = [(place.offset, place.size) for place in places if place and place.is_number]
+    return found == [(0, 2), (4, 4), (2, 1), (3, 1)]
 
-    common: Common
-    _number: Places = field(default_factory=lambda: np.empty(0, np.intp))
 
-    @property
-    def can_read(self) -> bool:
-        """Whether the common fields have the sizes that they have in every kernel so far."""
-        places = self._places()
-        sizes = tuple(place.size if place and place.is_number else 0 for place in places)
-        # The records of a page begin at multiples of four.
-        return sizes == _SIZES and all(
-            place.end <= PADDING and place.offset % place.size == 0 for place in places if place
-        )
+def numbers(head: U64Array) -> tuple[Places, Places]:
+    """Return the event numbers of records with these heads, and how often each occurs."""
+    number, counts = np.empty(len(head), np.intp), np.zeros(_NUMBERS, np.intp)
+    greatest = _numbers(head, number, counts)
+    return number, counts[: greatest + 1]
 
-    def _places(self) -> tuple[Field | None, ...]:
-        common = self.common
-        return common.type, common.pid, common.flags, common.preempt_count
 
-    def numbers(self, block: Block, base: Places) -> tuple[Places, Places]:
-        """Return the event numbers of the records at ``base``, and how often each occurs.
+def heads(records: Records, at: Places, known: ByLayout, is_met: BoolArray) -> Heads:
+    """Read what heads the records at the places ``at``, in that order.
 
-        They are overwritten when it is asked again.
-        """
-        if len(self._number) < len(base):
-            self._number = np.empty(len(base), np.intp)
-        number, counts = self._number[: len(base)], np.zeros(_NUMBERS, np.intp)
-        at = self.common.type.offset
-        _numbers(block.data.view(np.uint16), at, base, number, counts)
-        return number, counts
-
-    def heads(
-        self, block: Block, records: Records, at: Places, known: ByLayout, is_met: BoolArray
-    ) -> Heads:
-        """Read what heads the records at the places ``at``, in that order.
-
-        Args:
-            block: Their bytes.
-            records: Among which they are.
-            at: Their places there.
-            known: Of their numbers.
-            is_met: By thread number, up to some: whether it was met; set for those that are.
-        """
-        n = len(at)
-        made = Heads(
-            np.empty(n, np.uint64),
-            np.empty(n, np.intp),
-            np.empty(n, np.intp),
-            np.empty(n, np.int32),
-            np.empty(n, np.int32),
-            np.empty(n, np.int8),
-            np.empty(n, np.int32),
-            np.empty(n, np.int32),
-        )
-        _, *places = self._places()
-        n_fresh = _heads(
-            block.data,
-            block.data.view(np.int32),
-            tuple(place.offset for place in places if place),
-            records,
-            at,
-            (known.index, known.size, known.event),
-            is_met,
-            (made.stamp, made.base, made.index, made.cpu),
-            (made.tid, made.in_irq, made.event, made.fresh),
-        )
-        return replace(made, fresh=made.fresh[: max(n_fresh, ~n_fresh)], fits=n_fresh >= 0)
+    Args:
+        records: Among which they are.
+        at: Their places there.
+        known: Of their numbers.
+        is_met: By thread number, up to some: whether it was met; set for those that are.
+    """
+    n = len(at)
+    made = Heads(
+        np.empty(n, np.uint64),
+        np.empty(n, np.intp),
+        np.empty(n, np.intp),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n, np.int8),
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.zeros(len(known.size), np.intp),
+    )
+    n_fresh = _heads(
+        records,
+        at,
+        (known.index, known.size, known.event),
+        is_met,
+        (made.stamp, made.base, made.index, made.cpu),
+        (made.tid, made.in_irq, made.event, made.fresh),
+        made.layouts,
+    )
+    fresh, met = made.fresh[: max(n_fresh, ~n_fresh)], np.flatnonzero(made.layouts)
+    return replace(made, fresh=fresh, layouts=met, fits=n_fresh >= 0)
 
 
 @compiled
-def _numbers(
-    halves: NDArray[np.uint16], offset: int, base: Places, number: Places, counts: Places
-) -> None:
-    for i in range(len(base)):
-        value = halves[np.uint64(base[i] + offset) >> np.uint64(1)]
+def _numbers(head: U64Array, number: Places, counts: Places) -> int:
+    """Write the numbers and how often each occurs; return the greatest."""
+    greatest = np.uint64(0)
+    for i in range(len(head)):
+        value = head[i] & np.uint64(0xFFFF)
         number[i] = value
         counts[value] += 1
+        greatest = max(greatest, value)
+    return int(greatest)
 
 
 @compiled
 def _heads(
-    data: Bytes,
-    words: NDArray[np.int32],
-    offsets: tuple[int, ...],
     records: Records,
     at: Places,
     known: tuple[Places, Places, I32Array],
     is_met: BoolArray,
     where: tuple[U64Array, Places, Places, I32Array],
     who: tuple[I32Array, I8Array, I32Array, I32Array],
+    met: Places,
 ) -> int:
     """Write what heads records; return the number of new threads, ~it if a record is too short."""
-    pid, flags, count = offsets
-    stamp, base, size, number, cpu = records
+    stamp, base, size, head, cpu = records
     index_of, least, event_of = known
     new_stamp, new_base, index, new_cpu = where
     tid, in_irq, event, fresh = who
@@ -240,15 +228,16 @@ def _heads(
     for k in range(len(at)):
         # Unsigned, so that no place is looked up from the end.
         i = np.uint64(at[k])
-        place = base[i]
-        layout = np.uint64(index_of[np.uint64(number[i])])
+        word = head[i]
+        layout = np.uint64(index_of[word & np.uint64(0xFFFF)])
         if size[i] < least[layout]:
             return ~n_fresh
-        thread = words[np.uint64(place + pid) >> np.uint64(2)]
-        new_stamp[k], new_base[k], index[k], new_cpu[k] = stamp[i], place, layout, cpu[i]
+        met[layout] = 1
+        thread = np.int32(word >> np.uint64(32))
+        new_stamp[k], new_base[k], index[k], new_cpu[k] = stamp[i], base[i], layout, cpu[i]
         tid[k], event[k] = thread, event_of[layout]
-        context = 1 if data[np.uint64(place + flags)] & _IN_IRQ else 0
-        in_irq[k] = UNKNOWN if data[np.uint64(place + count)] == _NO_CONTEXT else context
+        context = 1 if word >> np.uint64(16) & np.uint64(_IN_IRQ) else 0
+        in_irq[k] = UNKNOWN if word >> np.uint64(24) & np.uint64(0xFF) == _NO_CONTEXT else context
         is_usual = 0 <= thread < len(is_met)
         if not is_usual or not is_met[np.uint64(thread)]:
             fresh[n_fresh] = thread

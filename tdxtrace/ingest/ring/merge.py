@@ -157,6 +157,8 @@ class Merge:
         cpu_ends = np.cumsum([mine.stop - mine.start for mine in keep])
         size = np.concatenate([events.size[mine] for mine in keep])
         made = Round(self._block, stamp, base, size, cpus, cpu_ends)
+        if events.head is not None:
+            made.head = np.concatenate([events.head[mine] for mine in keep])
         if gaps:
             rank = np.empty(len(stamp), np.intp)
             rank[made.order()] = np.arange(len(stamp))

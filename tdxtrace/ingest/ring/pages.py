@@ -122,6 +122,8 @@ class PageEvents:
     """Events up to and with each page; the first entry is 0."""
     damaged: BoolArray
     """Pages of which something could not be read."""
+    head: U64Array | None = None
+    """The first eight bytes of each record, if they were read on the way."""
 
 
 def walk(block: Block, layout: PageLayout, heads: PageHeads) -> PageEvents:

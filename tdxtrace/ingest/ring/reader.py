@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
 from tdxtrace.ingest.records.gather import Block, Places
-from tdxtrace.ingest.records.known import KnownEvents, Numbers
+from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.ring.clocks import Clock
 from tdxtrace.ingest.ring.merge import Merge
 from tdxtrace.ingest.ring.rounds import Round
 from tdxtrace.ingest.tally import Tally
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from tdxtrace.ingest.records.loops import RecordFields, Table
-    from tdxtrace.ingest.ring.loops import HeadReader
 
 # What trace-cmd and the kernel print for a thread whose name was not saved.
 _NO_NAME: Final = "<...>"
@@ -43,17 +44,16 @@ class RingReader:
     _tids: set[int] = field(default_factory=set)
     _is_met: BoolArray = field(default_factory=lambda: np.zeros(_USUAL_TIDS, np.bool_))
     """Which of the usual thread numbers are in ``_tids``."""
-    _heads: HeadReader | None = None
-    """Reads what heads records, if compiled loops pay."""
+    _loops: ModuleType | None = None
+    """What reads the heads of records, if compiled loops pay."""
     _table: Table | None = None
     """Where the fields of the layouts are that were met so far."""
 
     def __post_init__(self) -> None:
-        if self.is_large and not self.merge.layout.big_endian:
-            from tdxtrace.ingest.ring.loops import HeadReader  # noqa: PLC0415 - imports numba
+        if self.is_large:
+            from tdxtrace.ingest.ring import loops  # noqa: PLC0415 - imports numba
 
-            heads = HeadReader(self.known.common)
-            self._heads = heads if heads.can_read else None
+            self._loops = loops if loops.are_usual(self.known.common) else None
 
     def batches(self) -> Iterator[RawEvents]:
         """Yield the events that may become rows, in the order of their time."""
@@ -70,8 +70,8 @@ class RingReader:
     def _events(self, made: Round) -> RawEvents:
         block, known = made.block, self.known
         base = made.base
-        if self._heads is not None:
-            number, found = self._heads.numbers(block, base)
+        if made.head is not None and self._loops is not None:
+            number, found = self._loops.numbers(made.head)
             known.meet(number, base, block, found)
         else:
             number = block.numbers(base, known.common.type)
@@ -87,7 +87,7 @@ class RingReader:
             rank, at = made.ranks(known.is_wanted(number))
         line_no = rank + (self.tally.n_lines + 1)
         self.tally.n_lines += len(base)
-        quick = self._quickly(made, number, at, line_no)
+        quick = self._quickly(made, at, line_no)
         if quick is not None:
             return quick
         index = known.index(number[at])
@@ -119,15 +119,13 @@ class RingReader:
             kept,
         )
 
-    def _quickly(
-        self, made: Round, number: Numbers, at: Places, line: NDArray[np.int64]
-    ) -> RawEvents | None:
+    def _quickly(self, made: Round, at: Places, line: NDArray[np.int64]) -> RawEvents | None:
         """The events ``at``, read by a compiled loop; None if that cannot be."""
         known, block = self.known, made.block
-        if self._heads is None:
+        if made.head is None or self._loops is None:
             return None
-        records = (made.stamp, made.base, made.size, number, made.cpu())
-        heads = self._heads.heads(block, records, at, known.by_layout(), self._is_met)
+        records = (made.stamp, made.base, made.size, made.head, made.cpu())
+        heads = self._loops.heads(records, at, known.by_layout(), self._is_met)
         self._meet(heads.fresh)
         if not heads.fits:
             return None
@@ -139,18 +137,18 @@ class RingReader:
             heads.cpu,
             heads.in_irq,
             heads.event,
-            kept=self._late(block, heads.base, heads.index),
+            kept=self._late(block, heads.base, heads.index, heads.layouts),
         )
         made.is_kept = len(at) >= MANY_EVENTS
         return events if made.is_kept else events.settled()
 
-    def _late(self, block: Block, base: Places, index: Places) -> RecordFields:
+    def _late(self, block: Block, base: Places, index: Places, met: Places) -> RecordFields:
         """Leave the fields where they are."""
         from tdxtrace.ingest.records.loops import RecordFields, table_of  # noqa: PLC0415 - numba
 
         if self._table is None or len(self._table.size) != len(self.known.layouts):
             self._table = table_of(self.known.layouts)
-        return RecordFields(block, block, base, index, self._table)
+        return RecordFields(block, block, base, index, self._table, met)
 
     def _tgids_of(self, tid: I32Array) -> I32Array:
         if not self.tgids:

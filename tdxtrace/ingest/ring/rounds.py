@@ -47,6 +47,8 @@ class Round:
     cpu_ends: Places
     """Events of the CPUs up to and with each."""
     gaps: list[Gap] = field(default_factory=list)
+    head: U64Array | None = None
+    """The first eight bytes of each record, if they were read on the way."""
     is_kept: bool = False
     """Whether something refers to the block."""
     _order: Places | None = None
