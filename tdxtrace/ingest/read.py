@@ -162,8 +162,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     tally, vocabulary = Tally(), Vocabulary(mappings)
     decoder = Decoder(number, vocabulary.events, tally, sink)
     stream, name = _open(path, wanted, options)
-    is_text = name not in BINARY_FORMATS
-    decoder.is_large = sink.watch.is_large = is_large = pays(stream.size, is_text=is_text)
+    decoder.is_large = sink.watch.is_large = is_large = pays(stream.size)
     calm = without_collector() if is_large else nullcontext()
     with closing(stream), calm, Behind() if is_large else nullcontext() as sink.behind:
         if name is not None and name in BINARY_FORMATS:

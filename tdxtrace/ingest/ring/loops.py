@@ -76,6 +76,15 @@ def _two(words: NDArray[np.uint32], at: int) -> np.uint64:
 
 
 @compiled
+def _passed(now: np.uint64, kind: np.uint64, delta: np.uint64, word: np.uint64) -> np.uint64:
+    """The moment after a record that is not a short event; ``word`` is its second."""
+    if kind == np.uint64(_TIME_STAMP):
+        full = delta | word << _DELTA_BITS | now & _HIGH
+        return full + (np.uint64(1) << _STAMP_BITS if full < now else np.uint64(0))
+    return now + delta + (word << _DELTA_BITS if kind == np.uint64(_TIME_EXTEND) else np.uint64(0))
+
+
+@compiled
 def _walk(
     words: NDArray[np.uint32],
     begin: Places,
@@ -113,13 +122,7 @@ def _walk(
             if at + step > end or (kind < np.uint64(_TIME_EXTEND) and word < np.uint64(4)):
                 damaged[page] = True
                 break
-            if kind == np.uint64(_TIME_STAMP):
-                full = delta | word << _DELTA_BITS | now & _HIGH
-                now = full + (np.uint64(1) << _STAMP_BITS if full < now else np.uint64(0))
-            else:
-                now += delta
-                if kind == np.uint64(_TIME_EXTEND):
-                    now += word << _DELTA_BITS
+            now = _passed(now, kind, delta, word)
             if kind == np.uint64(0):
                 stamp[n], base[n], size[n] = min(now, _FAR), at + 8, int(word) - 4
                 first[n] = _two(words, at + 8)

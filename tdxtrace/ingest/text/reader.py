@@ -130,7 +130,7 @@ class TextReader:
     def _now_known(self) -> _Known:
         """What is known, as it was given to a thread before if nothing was learned since."""
         known, has_fields = self._known, self._has_fields()
-        is_large = pays(max(self.size or 0, self._n_bytes), is_text=True)
+        is_large = pays(max(self.size or 0, self._n_bytes))
         if (
             known is None
             or known.knowledge.version != self.knowledge.version
