@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -112,3 +113,6 @@ def main() -> None:
         # The reader (head, less) has enough: say nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_INPUT) from None
+    finally:
+        # The process ends: Python need not look through all modules for circles of objects.
+        gc.freeze()

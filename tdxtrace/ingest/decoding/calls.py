@@ -66,7 +66,8 @@ class Calls:
         if self._quick is None:
             from tdxtrace.ingest.decoding.rowloops import RowMaker  # noqa: PLC0415 - imports numba
 
-            self._quick = RowMaker(self.source, Room() if self.room is None else self.room)
+            room = Room(is_kept=False) if self.room is None else self.room
+            self._quick = RowMaker(self.source, room)
         return self._quick
 
     def forget(self, before_ns: int) -> None:

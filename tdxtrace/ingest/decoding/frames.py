@@ -50,6 +50,8 @@ class Room:
     piece of memory on.
     """
 
+    is_kept: bool = True
+    """False for rows that are soon given up: their memory is used again and again."""
     _left: Values = field(default_factory=lambda: np.empty(0, np.uint8))
     _has_begun: bool = False
     _ahead: Future[Values] | None = None
@@ -57,6 +59,8 @@ class Room:
     def give(self, shape: tuple[int, ...], wanted: DTypeLike) -> NDArray[Any]:
         """Return an array of ``shape`` that can stay."""
         dtype = np.dtype(wanted)
+        if not self.is_kept:
+            return np.empty(shape, dtype)
         size = math.prod(shape) * dtype.itemsize
         padded = -(-size // _ALIGNMENT) * _ALIGNMENT
         if len(self._left) < padded:
