@@ -180,6 +180,8 @@ LAYOUTS = (
     _layout(3, status=(20, 4, True), gpa=(8, 8, False), ext_err1=(12, 8, False)),
     _layout(4, level=(26, 1, False), status=(27, 1, True)),
     _layout(5, ext_err2=(8, 8, False), out_rdx=(16, 8, False), out_rcx=(8, 2, False)),
+    # What says more of a call than the loop reads: the number of a page.
+    _layout(4, gfn=(8, 4, False)),
 )
 EVENTS = [
     Event("a", "call", "entry", "tdh_a", 6),
@@ -197,9 +199,12 @@ REST = (
     st.integers(-1, 1),  # process
 )
 CALL = st.tuples(st.integers(0, 5), st.integers(-2, 3), *REST)  # layout and event, thread
-USUAL = st.tuples(st.integers(-1, 1), st.integers(0, 3), st.integers(0, 9), st.integers(-1, 1))
-PAIR = st.tuples(st.sampled_from((0, 2, 4)), st.integers(0, 3), USUAL, USUAL).map(
-    lambda x: ((x[0], x[1], *x[2]), (x[0] + 1, x[1], *x[3]))
+USUAL = st.tuples(
+    st.integers(-1, 1), st.sampled_from((0, 1, 2, 0x10000)), st.integers(0, 9), st.integers(-1, 1)
+)
+ENDS = {0: 1, 2: 3, 4: 5, 6: 5}
+PAIR = st.tuples(st.sampled_from(tuple(ENDS)), st.integers(0, 3), USUAL, USUAL).map(
+    lambda x: ((x[0], x[1], *x[2]), (ENDS[x[0]], x[1], *x[3]))
 )
 WHOLE = st.lists(PAIR, min_size=1, max_size=8).map(
     lambda x: [event for both in x for event in both]
@@ -212,6 +217,7 @@ TABLE = table_of(LAYOUTS)
 
 def _batch(rows: Sequence[tuple[int, ...]], data: bytes, first: int) -> RawEvents:
     layout, tid, in_irq, cpu, ts_ns, tgid = (np.array(x, np.int64) for x in zip(*rows, strict=True))
+    event = np.array([of.event for of in LAYOUTS])[layout]
     block = Block(block_of(data), "<")
     base = RECORD * np.arange(len(rows), dtype=np.intp)
     return RawEvents(
@@ -221,7 +227,7 @@ def _batch(rows: Sequence[tuple[int, ...]], data: bytes, first: int) -> RawEvent
         tgid.astype(np.int32),
         cpu.astype(np.int32),
         in_irq.astype(np.int8),
-        layout.astype(np.int32),
+        event.astype(np.int32),
         kept=RecordFields(block, block, base, layout.astype(np.intp), TABLE),
     )
 
