@@ -200,7 +200,10 @@ REST = (
 )
 CALL = st.tuples(st.integers(0, 5), st.integers(-2, 3), *REST)  # layout and event, thread
 USUAL = st.tuples(
-    st.integers(-1, 1), st.sampled_from((0, 1, 2, 0x10000)), st.integers(0, 9), st.integers(-1, 1)
+    st.integers(-1, 1),
+    st.sampled_from((*range(16), 0x10000)),
+    st.integers(0, 9),
+    st.integers(-1, 1),
 )
 ENDS = {0: 1, 2: 3, 4: 5, 6: 5}
 PAIR = st.tuples(st.sampled_from(tuple(ENDS)), st.integers(0, 3), USUAL, USUAL).map(
