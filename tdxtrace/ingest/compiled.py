@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -26,7 +25,11 @@ def pays(n_bytes: int | None) -> bool:
 
 
 def _is_there() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import numba  # noqa: F401, PLC0415 - slow to import: see pays
+    except ImportError:  # not installed, or "Numba needs NumPy 2.4 or less"
+        return False
+    return True
 
 
 def compiled(function: F) -> F:
