@@ -107,7 +107,7 @@ def by_block(
     reader = LineReader(form, Vocabulary(), Tally())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
-        raw = concatenate(list(TextReader(reader).read(blocks())))
+        raw = concatenate(list(TextReader(reader).read(blocks()))).settled()
     assert reader.tally.n_lines == len(lines)
     for slot, value in raw.values.items():
         assert not value[~raw.has(slot)].any()

@@ -21,7 +21,6 @@ from ways import both_fast, by_block
 
 import tdxtrace
 from tdxtrace.ingest import compiled, stream
-from tdxtrace.ingest.raw import U64Array
 from tdxtrace.ingest.stream import block_of
 from tdxtrace.ingest.text.knowledge import Knowledge
 
@@ -151,13 +150,11 @@ def test_without_numba_large_text_is_read_with_numpy(monkeypatch: pytest.MonkeyP
     text = b"\n".join(lines_of(SAMPLES / "contended.txt"))
     whole = read_text(text)
     monkeypatch.setattr(compiled, "LARGE_BYTES", 0)
-    for missing in ("tdxtrace.ingest.compiled._is_there", "tdxtrace.ingest.text.reader._loops"):
-        with monkeypatch.context() as patch:
-            patch.setattr(missing, lambda: None)
-            made = read_text(text)
-        assert {n: f.rows() for n, f in made.tables().items()} == {
-            n: f.rows() for n, f in whole.tables().items()
-        }
+    monkeypatch.setattr("tdxtrace.ingest.compiled._is_there", lambda: False)
+    made = read_text(text)
+    assert {n: f.rows() for n, f in made.tables().items()} == {
+        n: f.rows() for n, f in whole.tables().items()
+    }
 
 
 def test_small_inputs_do_not_load_numba() -> None:
@@ -175,11 +172,11 @@ def test_very_short_lines_are_left_to_numpy() -> None:
 
     packed = looped.packed(Knowledge(), np.zeros(1, np.bool_))
     assert packed is not None
-    rooms: list[U64Array] = []
+    desks: list[looped.Desk] = []
     for n, is_read in ((1, True), (2, False), (5000, False)):
-        made = looped.parse(block_of([b"\n" * n]), packed, rooms, may_end_in_cr=True)
+        made = looped.parse(block_of([b"\n" * n]), packed, desks, may_end_in_cr=True)
         assert (made is not None) is is_read
-    assert looped.parse(block_of([b"\n"])[:0], packed, rooms, may_end_in_cr=True) is None
+    assert looped.parse(block_of([b"\n"])[:0], packed, desks, may_end_in_cr=True) is None
     lines = [b"" if k % 3 else line for k, line in enumerate(lines_of(SAMPLES / "contended.txt"))]
     both_fast([*lines, *[b""] * 3000, *lines], "ftrace", (400, 3000))
 
@@ -228,11 +225,11 @@ t.test_very_short_lines_are_left_to_numpy()
 
 # The checks are there: without its newline a block has no end.
 from tdxtrace.ingest.text import loops, looped
-known = looped.packed(t.Knowledge(), np.zeros(1, np.bool_)).words
-words, rows = np.zeros(800, np.uint8), np.zeros((loops.N_COLUMNS, 9), np.uint64)
-words = np.ndarray((793,), "<u8", words, strides=(1,))
+known = looped.packed(t.Knowledge(), np.zeros(1, np.bool_))
+desk, sums = looped.Desk(9, 1), np.zeros((loops.N_SUMS, 1024), np.uint64)
+words = np.ndarray((793,), "<u8", np.zeros(800, np.uint8), strides=(1,))
 try:
-    loops.parse(words, np.uint64(9), True, known, rows, np.zeros((6, 1024), np.uint64))
+    desk.parse(words, 9, known, sums, may_end_in_cr=True)
 except IndexError:
     print("checked")
 """

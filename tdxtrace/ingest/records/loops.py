@@ -26,6 +26,8 @@ class Table:
     """By layout: bytes that a record must have."""
     event: Index
     """By layout: index into the vocabulary's events."""
+    is_printed: bool = False
+    """Whether the numbers are as KVM prints them, not as it records them."""
 
 
 def table_of(layouts: Sequence[Layout]) -> Table:
@@ -103,10 +105,9 @@ class RecordFields:
     def settle(self) -> Values:
         """Return all of them as arrays."""
         found = {name: self.get(name) for name in sorted(self.names())}
-        return understood(
-            {name: value for name, (value, _) in found.items()},
-            {name: there for name, (_, there) in found.items()},
-        )
+        values = {name: value for name, (value, _) in found.items()}
+        present = {name: there for name, (_, there) in found.items()}
+        return (values, present) if self.table.is_printed else understood(values, present)
 
     def apart(self) -> RecordFields:
         """The same fields, in copies of their records: the block is not needed any more."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tdxtrace.ingest.raw import BoolArray, Index, RawEvents, U64Array, Values
+from tdxtrace.ingest.raw import BoolArray, Index, RawEvents, U64Array
+from tdxtrace.ingest.records.gather import PADDING
+from tdxtrace.ingest.records.gather import Block as Records
+from tdxtrace.ingest.records.loops import RecordFields, Table
 from tdxtrace.ingest.stream import SPARE_BYTES, Block
 from tdxtrace.ingest.text import loops
 from tdxtrace.ingest.text.bytewise import Text
@@ -21,30 +25,65 @@ from tdxtrace.ingest.text.templates import Template
 _SHORT_LINE: Final = 48
 _NONE: Final = (1 << 64) - 1
 _MIX: Final = int(loops.MIX)
-_MAX_SLOTS: Final = 64
-_NO_ROOM: Final = np.zeros(0, np.uint64)
+_MAX_WORDS: Final = 64
+
+
+Number = TypeVar("Number", bound=np.integer)
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What is known of lines, in one array, and the names of the slots."""
+    """What is known of lines, in one array, and what their fields are."""
 
     words: U64Array
-    slots: tuple[str, ...]
+    fields: Table
+    """Where those of each event and set of slots are, once they are read."""
     parts: tuple[int, ...]
-    """Of each layout the digits after the point of its stamps."""
+    """Of each layout of heads the digits after the point of its stamps."""
     n_events: int
+
+    @property
+    def n_words(self) -> int:
+        """Words that the fields of a line take."""
+        return int(self.words[int(loops.RECORD_WORDS)])
+
+
+class Desk:
+    """Memory to work in, for one block after the other."""
+
+    def __init__(self, n_lines: int, n_words: int) -> None:
+        """Make room for so many lines with so many words of fields each."""
+        self.n_lines, self.n_words = n_lines, n_words
+        self.notes = np.empty((loops.N_COLUMNS, n_lines), np.uint64)
+        self.line, self.ts_ns = np.empty(n_lines, np.int64), np.empty(n_lines, np.int64)
+        self.cpu, self.tid = np.empty(n_lines, np.int32), np.empty(n_lines, np.int32)
+        self.tgid, self.event = np.empty(n_lines, np.int32), np.empty(n_lines, np.int32)
+        self.in_irq, self.layout = np.empty(n_lines, np.int8), np.empty(n_lines, np.intp)
+        self.values = np.zeros(n_lines * n_words + PADDING // 8, np.uint64)
+
+    def has_room(self, n_lines: int, n_words: int) -> bool:
+        """Whether so many lines fit."""
+        return self.n_lines >= n_lines and len(self.values) >= n_lines * n_words + PADDING // 8
+
+    def parse(
+        self, words: U64Array, n_bytes: int, packed: Packed, sums: U64Array, *, may_end_in_cr: bool
+    ) -> tuple[int, list[int]]:
+        """Run the loop; return how it ended and how many lines there are of each sort."""
+        heads = self.line, self.ts_ns, self.cpu, self.tid, self.tgid, self.in_irq, self.event
+        into = self.notes, (*heads, self.layout), self.values, sums
+        how, *sizes = loops.parse(words, np.uint64(n_bytes), may_end_in_cr, packed.words, into)
+        return how, [int(size) for size in sizes]
 
 
 def parse(
-    block: Block, packed: Packed, rooms: list[U64Array], *, may_end_in_cr: bool
+    block: Block, packed: Packed, desks: list[Desk], *, may_end_in_cr: bool
 ) -> tuple[Text, Parsed] | None:
     """Read the lines of a block that fit what is known in every byte.
 
     Args:
         block: Whole lines.
         packed: What is known.
-        rooms: Memory to work in, which is left there for the next block; none at first.
+        desks: Memory to work in, which is left there for the next block; none at first.
         may_end_in_cr: Whether not to read a block in which a line ends in a carriage return.
 
     Returns:
@@ -55,82 +94,72 @@ def parse(
         return None
     data = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
     words: U64Array = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
-    shape = loops.N_COLUMNS + len(packed.slots), len(block) // _SHORT_LINE + 1
-    room = rooms.pop() if rooms else _NO_ROOM
-    if len(room) < shape[0] * shape[1]:
-        room = np.empty(shape[0] * shape[1], np.uint64)
-    rows = room[: shape[0] * shape[1]].reshape(shape)
+    n_lines = len(block) // _SHORT_LINE + 1
+    desk = desks.pop() if desks else Desk(0, 0)
+    if not desk.has_room(n_lines, packed.n_words):
+        desk = Desk(n_lines, packed.n_words)
     sums = np.zeros((loops.N_SUMS, max(loops.LEAST_SUMS, packed.n_events)), np.uint64)
     sums[loops.FIRST_NS] = _NONE
-    how, *sizes = loops.parse(words, np.uint64(len(block)), may_end_in_cr, packed.words, rows, sums)
+    how, sizes = desk.parse(words, len(block), packed, sums, may_end_in_cr=may_end_in_cr)
     made = None
     if how == loops.DONE:
-        text = Text(block, rows[loops.END, : int(sizes[0])].astype(np.intp))
-        made = text, _parsed(rows, sums, packed, [int(size) for size in sizes[1:]])
-    rooms.append(room)
+        text = Text(block, desk.notes[loops.END, : sizes[0]].astype(np.intp))
+        made = text, _parsed(desk, sums, packed, sizes[1:])
+    desks.append(desk)
     return made
 
 
-def _parsed(rows: U64Array, sums: U64Array, packed: Packed, sizes: list[int]) -> Parsed:
-    """Take what was read out of the room it is in."""
+def _parsed(desk: Desk, sums: U64Array, packed: Packed, sizes: list[int]) -> Parsed:
+    """Take what was read off the desk."""
     n_read, n_own, n_left, n_met = sizes
-    read, fields = rows[:, :n_read], rows[:, :n_own]
-    row, ts_ns = read[loops.ROW].astype(np.intp), read[loops.TS_NS].astype(np.int64)
-    cpu, event = read[loops.CPU].astype(np.int32), read[loops.EVENT].astype(np.int32)
-    # Most often every line that was read has fields: then nothing is copied again.
-    own = slice(None) if n_own == n_read else fields[loops.OWN].astype(np.intp)
+    row, ts_ns, cpu = (
+        desk.line[:n_read].copy(),
+        desk.ts_ns[:n_read].copy(),
+        desk.cpu[:n_read].copy(),
+    )
+    # Most often every line that was read has fields.
+    own = None if n_own == n_read else desk.notes[loops.OWN, :n_own].astype(np.intp)
     events = RawEvents(
-        row[own],
-        ts_ns[own],
-        read[loops.TID][own].astype(np.int32),
-        read[loops.TGID][own].astype(np.int32),
-        cpu[own],
-        read[loops.IN_IRQ][own].astype(np.int8),
-        event[own],
-        *_fields(fields, packed.slots),
+        row if own is None else row[own],
+        ts_ns if own is None else ts_ns[own],
+        _taken(desk.tid, n_own, own),
+        _taken(desk.tgid, n_own, own),
+        cpu if own is None else cpu[own],
+        _taken(desk.in_irq, n_own, own),
+        _taken(desk.event, n_own, own),
+        kept=_fields(desk, packed, n_own),
     )
     layouts = np.flatnonzero(sums[loops.HAS_LAYOUT]).tolist()
     return Parsed(
         events,
-        _met(read, rows[loops.THREAD, :n_met].astype(np.intp)),
+        _met(desk, desk.notes[loops.THREAD, :n_met].astype(np.intp)),
         row,
         cpu,
         ts_ns,
-        rows[loops.LEFT, :n_left].astype(np.intp),
+        desk.notes[loops.LEFT, :n_left].astype(np.intp),
         _counts(sums, row),
         _heard(sums),
         frozenset(packed.parts[layout] for layout in layouts),
     )
 
 
-def _fields(fields: U64Array, slots: tuple[str, ...]) -> Values:
-    """Fields of events, by slot."""
-    seen = fields[loops.SEEN]
-    anywhere = int(np.bitwise_or.reduce(seen))
-    everywhere = int(np.bitwise_and.reduce(seen)) if len(seen) else 0
-    values: dict[str, U64Array] = {}
-    present: dict[str, BoolArray] = {}
-    for k, slot in enumerate(slots):
-        if anywhere >> k & 1:
-            is_all = everywhere >> k & 1
-            values[slot] = fields[loops.N_COLUMNS + k].copy()
-            present[slot] = np.ones(len(seen), np.bool_) if is_all else _bit(seen, k)
-    return values, present
+def _taken(column: NDArray[Number], n: int, own: Index | None) -> NDArray[Number]:
+    """Copy a column of lines with fields, which are the first ``n`` if they are all."""
+    return column[:n].copy() if own is None else column[own]
 
 
-def _bit(words: U64Array, n: int) -> BoolArray:
-    made: BoolArray = (words & np.uint64(1 << n)) != 0
-    return made
+def _fields(desk: Desk, packed: Packed, n_own: int) -> RecordFields:
+    """The fields of lines that have them, as records behind one another."""
+    words = desk.values[: n_own * packed.n_words + PADDING // 8].copy()
+    block = Records(words.view(np.uint8), "<")
+    base = np.arange(n_own) * (8 * packed.n_words)
+    return RecordFields(block, block, base, desk.layout[:n_own].copy(), packed.fields)
 
 
-def _met(read: U64Array, rows: Index) -> Met:
+def _met(desk: Desk, rows: Index) -> Met:
     """Threads that may be new."""
-    return Met(
-        read[loops.TID][rows].astype(np.int32),
-        read[loops.TGID][rows].astype(np.int32),
-        read[loops.COMM_1][rows],
-        read[loops.COMM_2][rows],
-    )
+    names = desk.notes[loops.COMM_1][rows], desk.notes[loops.COMM_2][rows]
+    return Met(desk.tid[rows], desk.tgid[rows], *names)
 
 
 def _counts(sums: U64Array, row: Index) -> list[tuple[int, int, int]]:
@@ -154,9 +183,9 @@ def packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed | None:
         None if it is more than fits there, which no trace has taught.
     """
     kinds = {kind: group for kind, group in knowledge.templates.items() if group}
-    shapes = [shape for group in kinds.values() for shape in group]
-    slots = tuple(sorted({slot for shape in shapes for slot in shape.slots}))
-    if len(slots) > _MAX_SLOTS:
+    layouts = _layouts(kinds)
+    n_words = max((len(slots) for _, slots in layouts), default=0)
+    if n_words > _MAX_WORDS:
         return None
     words = [0] * int(loops.N_KNOWN)
     words[int(loops.N_HEADS)], words[int(loops.HEADS)] = len(knowledge.layouts), len(words)
@@ -169,7 +198,9 @@ def packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed | None:
         groups[event << 32 | n_bytes] = len(words)
         words.append(len(group))
         for shape in group:
-            words += _shape(shape, slots)
+            slots = _slots(shape)
+            words += _shape(shape, slots, layouts[event, slots])
+    words[int(loops.RECORD_WORDS)] = n_words
     words[int(loops.LONGEST)] = max((n_bytes for _, n_bytes in kinds), default=0)
     flags = {word: meaning + 1 for word, meaning in knowledge.flags.items()}
     begin = {key: event << 8 | args for key, (event, args) in knowledge.beginnings.items()}
@@ -184,7 +215,35 @@ def packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed | None:
         words[int(place) : int(place) + 2] = len(words), len(table) // 2 - 1
         words += table
     parts = tuple(layout.part for layout in knowledge.layouts)
-    return Packed(np.array(words, np.uint64), slots, parts, len(has_fields))
+    fields = _table_of(list(layouts), n_words)
+    return Packed(np.array(words, np.uint64), fields, parts, len(has_fields))
+
+
+def _slots(shape: Template) -> tuple[str, ...]:
+    """What a shape fills, in the order in which it stands in records."""
+    return tuple(sorted(set(shape.slots)))
+
+
+def _layouts(
+    kinds: Mapping[tuple[int, int], Sequence[Template]],
+) -> dict[tuple[int, tuple[str, ...]], int]:
+    """Number the layouts of records: there is one for each event and what it fills."""
+    found = ((event, _slots(shape)) for (event, _), group in kinds.items() for shape in group)
+    return {layout: n for n, layout in enumerate(dict.fromkeys(found))}
+
+
+def _table_of(layouts: Sequence[tuple[int, tuple[str, ...]]], n_words: int) -> Table:
+    """Say where in a record each slot is."""
+    names = tuple(sorted({slot for _, slots in layouts for slot in slots}))
+    shape = len(names), len(layouts)
+    offset, bits = np.zeros(shape, np.intp), np.zeros(shape, np.uint64)
+    for column, (_, slots) in enumerate(layouts):
+        for k, slot in enumerate(slots):
+            at = names.index(slot), column
+            offset[at], bits[at] = 8 * k, 64
+    size = np.full(len(layouts), 8 * n_words, np.intp)
+    event = np.array([event for event, _ in layouts], np.intp)
+    return Table(names, offset, bits, np.zeros(shape, np.bool_), size, event, is_printed=True)
 
 
 def _head(layout: Layout) -> list[int]:
@@ -210,10 +269,9 @@ def _literals(layout: Layout) -> list[tuple[int, int, int]]:
     return found
 
 
-def _shape(shape: Template, slots: tuple[str, ...]) -> list[int]:
-    """What loops know of a shape: how much of each, a bit for each slot, and all of it."""
-    seen = sum(1 << slots.index(slot) for slot in set(shape.slots))
-    made = [len(shape.masks), len(shape.numbers), len(shape.constants), seen]
+def _shape(shape: Template, slots: tuple[str, ...], layout: int) -> list[int]:
+    """What loops know of a shape: how much of each, the layout of its record, and all of it."""
+    made = [len(shape.masks), len(shape.numbers), len(shape.constants), layout]
     for literal, mask in zip(shape.literals, shape.masks, strict=True):
         made += [int(literal), int(mask)]
     for number in shape.numbers:

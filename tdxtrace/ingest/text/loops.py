@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from tdxtrace.ingest.compiled import compiled, inlined
-from tdxtrace.ingest.raw import U64Array
+from tdxtrace.ingest.raw import I8Array, I32Array, I64Array, Index, U64Array
 from tdxtrace.ingest.text.words import (
     NO_NUMBER,
     NONE,
@@ -28,15 +28,13 @@ from tdxtrace.ingest.text.words import (
     thread,
 )
 
-# Columns of what is read.  Of each line where it ends; of those that were left which it is;
-N_COLUMNS: Final = 14
+# Columns of what is noted.  Of each line where it ends; of those that were left which it is;
+N_COLUMNS: Final = 6
 END, LEFT = 0, 1
-# of those that were read which it is, and what its head says;
-ROW, TS_NS, CPU, TID, TGID, IN_IRQ, EVENT, COMM_1, COMM_2 = range(2, 11)
 # of those with fields, and of those whose thread may be new, the place among those read;
-OWN, THREAD = 11, 12
-# and of those with fields a bit for each slot that was seen, and the slots.
-SEEN, VALUES = 13, U(N_COLUMNS)
+OWN, THREAD = 2, 3
+# and of those that were read the name.
+COMM_1, COMM_2 = 4, 5
 # What is counted: of each event its lines and the first of them, of each CPU its times, of
 # threads that were met a hash, of each layout whether a line has it.
 N_SUMS: Final = 6
@@ -44,7 +42,9 @@ COUNT, FIRST, FIRST_NS, LAST_NS, MET, HAS_LAYOUT = range(N_SUMS)
 LEAST_SUMS: Final = 1 << 10
 # Where it is said what is known; of a table where it begins, and its last place.
 N_HEADS, HEADS, HAS_FIELDS, LONGEST = map(U, range(4))
-FLAGS, BEGINNINGS, NAMES, SHAPES, N_KNOWN = map(U, range(4, 13, 2))
+FLAGS, BEGINNINGS, NAMES, SHAPES = map(U, range(4, 12, 2))
+# Words that the fields of a line take.
+RECORD_WORDS, N_KNOWN = map(U, (12, 13))
 # What is known of a head, in columns of its line.
 SIZE, COMM_AT, BRACKET_AT, TGID_AT, N_FLAGS, STAMP_AT, N_SECONDS = map(U, range(7))
 N_PART, SCALE, EVENT_AT, IS_DASHED, N_LITERALS, LITERALS = map(U, range(7, 13))
@@ -59,8 +59,9 @@ _17, _29, _32, _54, _255 = map(U, (17, 29, 32, 54, 255))
 _CR, _BLANK = map(U, b"\r ")
 _MAX_SECONDS: Final = U(9_000_000_000)  # layouts
 _BILLION: Final = U(1_000_000_000)
-# Rows whose fields are set to nothing at a time: a power of 2.
-_CLEARED: Final = U(256)
+
+# Of lines that were read: which it is and what its head says; of those with fields the layout.
+_Heads = tuple[I64Array, I64Array, I32Array, I32Array, I32Array, I8Array, I32Array, Index]
 
 
 @compiled
@@ -69,8 +70,7 @@ def parse(
     n_bytes: U,
     may_end_in_cr: bool,
     known: U64Array,
-    rows: U64Array,
-    sums: U64Array,
+    into: tuple[U64Array, _Heads, U64Array, U64Array],
 ) -> tuple[int, U, U, U, U, U]:
     """Read a block of whole lines.
 
@@ -79,16 +79,16 @@ def parse(
         n_bytes: Its length.
         may_end_in_cr: Whether to stop where a line ends in a carriage return.
         known: What lines look like: looped.packed.
-        rows: Columns to write.
-        sums: What is counted.
+        into: Where to write: columns of what is noted, what heads say, the fields of each
+            line with fields behind one another, and what is counted.
 
     Returns:
         How it ended; how many lines there are, were read, have fields, were left, and
         have a thread that may be new.
     """
     at = n_lines = n_read = n_own = n_left = n_threads = _0
+    rows, heads, _, sums = into
     how, n_most = DONE, U(rows.shape[1])
-    _clear(rows, _0)
     while at < n_bytes:
         end = line_end(words, at)
         if n_lines == n_most:
@@ -98,19 +98,17 @@ def parse(
             how = HAS_CR
             break
         rows[END, n_lines] = end
-        event = _line(words, at, end, known, rows, n_read, n_own, sums)
+        event = _line(words, at, end, known, into, n_read, n_own)
         if event == NONE:
             rows[LEFT, n_left] = n_lines
             n_left += _1
         else:
-            rows[ROW, n_read] = n_lines
-            _count(event, rows, n_read, sums)
+            heads[0][n_read] = n_lines
+            _count(event, heads, n_read, sums)
             if known[known[HAS_FIELDS] + event]:
-                n_threads += _meet(rows, n_read, n_threads, sums)
+                n_threads += _meet(rows, heads, n_read, n_threads, sums)
                 rows[OWN, n_own] = n_read
                 n_own += _1
-                if n_own & (_CLEARED - _1) == _0:
-                    _clear(rows, n_own)
             n_read += _1
         n_lines += _1
         at = end + _1
@@ -119,19 +117,26 @@ def parse(
 
 @inlined
 def _line(
-    words: U64Array, at: U, end: U, known: U64Array, rows: U64Array, row: U, own: U, sums: U64Array
+    words: U64Array,
+    at: U,
+    end: U,
+    known: U64Array,
+    into: tuple[U64Array, _Heads, U64Array, U64Array],
+    row: U,
+    own: U,
 ) -> U:
     """Read a line in the first layout that it fits; return its event."""
+    rows, heads, values, sums = into
     head = known[HEADS]
     for layout in range(known[N_HEADS]):
         event_at = at + known[head + EVENT_AT]
-        if end > event_at and _head(words, at, known, head, rows, row):
+        if end > event_at and _head(words, at, known, head, rows, heads, row):
             event, args = _event(words, event_at, known)
             if event != NONE and (
                 not known[known[HAS_FIELDS] + event]
-                or _fields(words, args, end, event, known, rows, own)
+                or _fields(words, args, end, event, known, values, heads[7], own)
             ):
-                rows[EVENT, row] = event
+                heads[6][row] = event
                 sums[HAS_LAYOUT, layout] = _1
                 return event
         head += known[head + SIZE]
@@ -139,7 +144,9 @@ def _line(
 
 
 @inlined
-def _head(words: U64Array, at: U, known: U64Array, head: U, rows: U64Array, row: U) -> bool:
+def _head(
+    words: U64Array, at: U, known: U64Array, head: U, rows: U64Array, heads: _Heads, row: U
+) -> bool:
     """Read the head of a line; return whether it fits the layout in every byte."""
     differs, first = _0, head + LITERALS
     for k in range(first, first + _3 * known[head + N_LITERALS], _3):
@@ -165,8 +172,9 @@ def _head(words: U64Array, at: U, known: U64Array, head: U, rows: U64Array, row:
         if not is_part or ts_ns >= _MAX_SECONDS:
             return False
         ts_ns = ts_ns * _BILLION + part * known[head + SCALE]
-    rows[TS_NS, row], rows[CPU, row], rows[TID, row] = ts_ns, cpu, tid
-    rows[IN_IRQ, row], rows[TGID, row] = meaning - _1, tgid
+    _, stamps, cpus, tids, tgids, in_irq, _, _ = heads
+    stamps[row], cpus[row], tids[row] = ts_ns, cpu, tid
+    in_irq[row], tgids[row] = meaning - _1, tgid
     rows[COMM_1, row], rows[COMM_2, row] = words[comm], words[comm + _8]
     return True
 
@@ -197,7 +205,14 @@ def _event(words: U64Array, at: U, known: U64Array) -> tuple[U, U]:
 
 @inlined
 def _fields(
-    words: U64Array, args: U, end: U, event: U, known: U64Array, rows: U64Array, own: U
+    words: U64Array,
+    args: U,
+    end: U,
+    event: U,
+    known: U64Array,
+    values: U64Array,
+    layouts: Index,
+    own: U,
 ) -> bool:
     """Read arguments in the first shape of their event and length that they have."""
     size = end - args + _1
@@ -205,6 +220,7 @@ def _fields(
         return False
     at = _find(known, SHAPES, (event << _32) | size)
     n_shapes = _0 if at == NONE else known[at]
+    into = own * known[RECORD_WORDS]
     at += _1
     for _ in range(n_shapes):
         numbers = at + _4 + _2 * known[at]
@@ -214,10 +230,10 @@ def _fields(
         for k in range(at + _4, numbers, _2):
             differs |= (words[word] ^ known[k]) & known[k + _1]
             word += _8
-        if not differs and _numbers(words, args, numbers, constants, known, rows, own):
+        if not differs and _numbers(words, args, numbers, constants, known, values, into):
             for k in range(constants, after, _2):
-                rows[VALUES + known[k], own] = known[k + _1]
-            rows[SEEN, own] = known[at + _3]
+                values[into + known[k]] = known[k + _1]
+            layouts[own] = known[at + _3]
             return True
         at = after
     return False
@@ -225,9 +241,9 @@ def _fields(
 
 @inlined
 def _numbers(
-    words: U64Array, args: U, first: U, last: U, known: U64Array, rows: U64Array, own: U
+    words: U64Array, args: U, first: U, last: U, known: U64Array, values: U64Array, into: U
 ) -> bool:
-    """Read the numbers of a shape into a row; leave nothing there where one is none."""
+    """Read the numbers of a shape; return whether all are numbers."""
     is_good = True
     for k in range(first, last, _4):
         at, n, slot = args + known[k], known[k + _1], known[k + _3]
@@ -237,39 +253,26 @@ def _numbers(
             value, is_number = decimal(words, at, n)
         is_good &= is_number
         if slot != NONE:
-            rows[VALUES + slot, own] = value
-    if not is_good:
-        for k in range(first, last, _4):
-            if known[k + _3] != NONE:
-                rows[VALUES + known[k + _3], own] = _0
+            values[into + slot] = value
     return is_good
 
 
 @inlined
-def _clear(rows: U64Array, own: U) -> None:
-    """Set the fields of the next rows to nothing."""
-    stop = min(own + _CLEARED, U(rows.shape[1]))
-    for slot in range(VALUES, U(rows.shape[0])):
-        for k in range(own, stop):
-            rows[slot, k] = _0
-
-
-@inlined
-def _count(event: U, rows: U64Array, row: U, sums: U64Array) -> None:
+def _count(event: U, heads: _Heads, row: U, sums: U64Array) -> None:
     """Count a line for its event and its CPU."""
     if sums[COUNT, event] == _0:
         sums[FIRST, event] = row
     sums[COUNT, event] += _1
-    cpu, ts_ns = rows[CPU, row], rows[TS_NS, row]
+    cpu, ts_ns = U(heads[2][row]), U(heads[1][row])
     sums[FIRST_NS, cpu] = min(sums[FIRST_NS, cpu], ts_ns)
     sums[LAST_NS, cpu] = max(sums[LAST_NS, cpu], ts_ns)
 
 
 @inlined
-def _meet(rows: U64Array, row: U, n_threads: U, sums: U64Array) -> U:
+def _meet(rows: U64Array, heads: _Heads, row: U, n_threads: U, sums: U64Array) -> U:
     """Note a row if its thread was not met under that name a short while ago; 1 if so."""
     key = (rows[COMM_1, row] ^ (rows[COMM_2, row] * MIX)) * MIX
-    key = (key ^ rows[TID, row] ^ (rows[TGID, row] << _32)) * MIX
+    key = (key ^ U(heads[3][row]) ^ (U(heads[4][row]) << _32)) * MIX
     if sums[MET, key >> _54] == key:
         return _0
     sums[MET, key >> _54] = key

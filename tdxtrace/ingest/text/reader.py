@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
-from types import ModuleType
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -24,12 +23,14 @@ from tdxtrace.ingest.text.lines import Line, LineReader, Quick, in_irq, to_raw
 from tdxtrace.ingest.text.templates import template_of
 
 if TYPE_CHECKING:
-    from tdxtrace.ingest.text.looped import Packed
+    from tdxtrace.ingest.text.looped import Desk, Packed
 
-# Blocks of a file that are read and parsed ahead: decoding takes now longer, now less.  A
-# second thread that parses gains nothing: numpy lets go of the interpreter while it computes,
-# but not between its calls (tests/bench/ingest_text.py), and compiled loops wait for decoding.
+# Blocks of a file that are read and parsed ahead: decoding takes now longer, now less.
 _AHEAD: Final = 3
+# Threads that parse with compiled loops, which take twice as long as decoding.  With numpy
+# a second gains nothing: it lets go of the interpreter while it computes, but not between
+# its calls (tests/bench/ingest_text.py).
+_PARSERS: Final = 2
 # Lines that are read one by one before the fast path is asked again, so that one
 # new event name does not send a whole block the slow way.
 _LESSON: Final = 64
@@ -46,7 +47,7 @@ class _Known:
     has_fields: BoolArray
     is_large: bool
     """Whether compiled loops pay."""
-    rooms: list[U64Array]
+    desks: list[Desk]
     """Memory that these work in."""
     _packed: Packed | None = None
 
@@ -61,15 +62,13 @@ class _Known:
         return (text, fast.parse(text, self.knowledge, self.has_fields)) if made is None else made
 
     def _looped(self, block: Block, *, may_end_in_cr: bool) -> tuple[Text, Parsed] | None:
-        looped = _loops()
-        if looped is not None and self._packed is None:
+        from tdxtrace.ingest.text import looped  # noqa: PLC0415 - imports numba: see pays
+
+        if self._packed is None:
             self._packed = looped.packed(self.knowledge, self.has_fields)
-        if looped is None or self._packed is None:
+        if self._packed is None:
             return None
-        made: tuple[Text, Parsed] | None = looped.parse(
-            block, self._packed, self.rooms, may_end_in_cr=may_end_in_cr
-        )
-        return made
+        return looped.parse(block, self._packed, self.desks, may_end_in_cr=may_end_in_cr)
 
 
 @dataclass(slots=True)
@@ -93,18 +92,22 @@ class TextReader:
     _lessons: int = 0
     _n_bytes: int = 0
     _known: _Known | None = None
-    _rooms: list[U64Array] = field(default_factory=list)
+    _desks: list[Desk] = field(default_factory=list)
     _keys: U64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Hashes of the threads and names that were noted."""
 
     def read(self, blocks: Iterator[Block]) -> Iterator[RawEvents]:
         """Yield the events of each block; blocks are parsed ahead in a thread."""
-        with ThreadPoolExecutor(1, "tdxtrace-text") as pool:
+        n_parsers = _PARSERS if self.size and pays(self.size) else 1
+        with (
+            ThreadPoolExecutor(1, "tdxtrace-lines") as taker,
+            ThreadPoolExecutor(n_parsers, "tdxtrace-text") as parsers,
+        ):
             ahead: deque[_Block] = deque()
             is_over, n_ahead = False, _AHEAD if self.size else 1
             while ahead or not is_over:
                 while not is_over and len(ahead) <= n_ahead:
-                    block = self._submit(pool, blocks)
+                    block = self._submit(taker, parsers, blocks)
                     is_over = block is None
                     ahead += [] if block is None else [block]
                 if ahead:
@@ -119,13 +122,16 @@ class TextReader:
         if len(self._keys) > _MOST_THREADS:
             self._keys = np.zeros(0, np.uint64)
 
-    def _submit(self, pool: ThreadPoolExecutor, blocks: Iterator[Block]) -> _Block | None:
+    def _submit(
+        self, taker: ThreadPoolExecutor, parsers: ThreadPoolExecutor, blocks: Iterator[Block]
+    ) -> _Block | None:
         """Have a block parsed; None if there are no more."""
         known = self._now_known()
         if self.size:
-            return _Block(pool.submit(_parse_next, blocks, known), self._lessons)
+            taken = taker.submit(next, blocks, None)
+            return _Block(parsers.submit(_parse_taken, taken, known), self._lessons)
         block = next(blocks, None)
-        return None if block is None else _Block(pool.submit(known.parse, block), self._lessons)
+        return None if block is None else _Block(parsers.submit(known.parse, block), self._lessons)
 
     def _now_known(self) -> _Known:
         """What is known, as it was given to a thread before if nothing was learned since."""
@@ -137,7 +143,7 @@ class TextReader:
             or len(known.has_fields) != len(has_fields)
             or known.is_large != is_large
         ):
-            known = self._known = _Known(self.knowledge.copy(), has_fields, is_large, self._rooms)
+            known = self._known = _Known(self.knowledge.copy(), has_fields, is_large, self._desks)
         return known
 
     def _has_fields(self) -> BoolArray:
@@ -238,18 +244,8 @@ class TextReader:
             self.lines.tally.meet(tid, comm, tgid)
 
 
-@cache
-def _loops() -> ModuleType | None:
-    """The module that has compiled loops; None where numba does not suit what else is there."""
-    try:
-        from tdxtrace.ingest.text import looped  # noqa: PLC0415 - see compiled.pays
-    except ImportError:  # "Numba needs NumPy 2.4 or less"
-        return None
-    return looped
-
-
-def _parse_next(blocks: Iterator[Block], known: _Known) -> tuple[Text, Parsed] | None:
-    block = next(blocks, None)
+def _parse_taken(taken: Future[Block | None], known: _Known) -> tuple[Text, Parsed] | None:
+    block = taken.result()
     return None if block is None else known.parse(block)
 
 
