@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, TypeVar
+
+from tdxtrace.ingest.memory import without_collector
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,12 +27,32 @@ def pays(n_bytes: int | None) -> bool:
     return n_bytes is not None and n_bytes >= LARGE_BYTES and _is_there()
 
 
+@cache
 def _is_there() -> bool:
     try:
-        import numba  # noqa: F401, PLC0415 - slow to import: see pays
+        with without_collector():
+            import numba  # noqa: F401, PLC0415 - slow to import: see pays
+
+            _load_arrays()
     except ImportError:  # not installed, or "Numba needs NumPy 2.4 or less"
         return False
     return True
+
+
+def _load_arrays() -> None:
+    """Import what numba needs for arrays, but not scipy.linalg.
+
+    numba.np.arraymath imports that to see whether it is there, which takes as long as
+    numba itself.  It is there, as scipy is a dependency, and is imported where it is used.
+    """
+    from numba.np import linalg  # noqa: PLC0415 - slow to import: see pays
+
+    check = linalg.ensure_blas
+    linalg.ensure_blas = lambda: None
+    try:
+        import numba.np.arraymath  # noqa: F401, PLC0415 - see pays
+    finally:
+        linalg.ensure_blas = check
 
 
 def compiled(function: F) -> F:

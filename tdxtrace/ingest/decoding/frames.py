@@ -26,6 +26,9 @@ Column = Values | int
 _SHARED_ROWS: Final = 1 << 17
 # Bytes that are asked for at once to keep columns: those of some 500,000 calls.
 _ROOM_BYTES: Final = 32 << 20
+# MADV_POPULATE_WRITE of Linux 5.14, include/uapi/asm-generic/mman-common.h: half the time
+# that the kernel takes where each page is met for itself.
+_POPULATE: Final = 23
 # Where columns begin: Arrow, Columnar Format, buffer alignment.
 _ALIGNMENT: Final = 64
 # Fewer rows are no use: their table may end with them.
@@ -74,7 +77,7 @@ class Room:
             return _memory(_ROOM_BYTES)
         made = _memory(_ROOM_BYTES) if self._ahead is None else self._ahead.result()
         self._ahead = Future()
-        Thread(target=_touch, args=(_memory(_ROOM_BYTES), self._ahead), daemon=True).start()
+        Thread(target=_cleared, args=(_ROOM_BYTES, self._ahead), daemon=True).start()
         return made
 
     def keep(self, values: Values, wanted: np.dtype[np.generic]) -> Values:
@@ -93,13 +96,21 @@ def _memory(n_bytes: int) -> Values:
     numpy asks for huge ones: a virtual machine whose free memory goes back to its host
     waits 2.6 s for a GB of them, and 0.7 s for one of small pages.
     """
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return np.frombuffer(mmap.mmap(-1, n_bytes, private), np.uint8)
+    return np.frombuffer(_mapping(n_bytes), np.uint8)
 
 
-def _touch(memory: Values, done: Future[Values]) -> None:
-    """Have the kernel give every page."""
-    memory[:: mmap.PAGESIZE] = 0
+def _mapping(n_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _cleared(n_bytes: int, done: Future[Values]) -> None:
+    """Memory of which the kernel has given every page: at once, where it can."""
+    mapping = _mapping(n_bytes)
+    memory = np.frombuffer(mapping, np.uint8)
+    try:
+        mapping.madvise(_POPULATE)
+    except OSError:
+        memory[:: mmap.PAGESIZE] = 0
     done.set_result(memory)
 
 
