@@ -27,7 +27,6 @@ def pays(n_bytes: int | None) -> bool:
     return n_bytes is not None and n_bytes >= LARGE_BYTES and _is_there()
 
 
-@cache
 def _is_there() -> bool:
     try:
         with without_collector():
@@ -39,6 +38,7 @@ def _is_there() -> bool:
     return True
 
 
+@cache
 def _load_arrays() -> None:
     """Import what numba needs for arrays, but not scipy.linalg.
 
