@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tdxtrace.ingest.memory import ROOM, behind
+
 U64Array = NDArray[np.uint64]
 I64Array = NDArray[np.int64]
 I32Array = NDArray[np.int32]
@@ -26,7 +28,6 @@ UNKNOWN = -1
 # fewer would hold the memory of many that are none of ours.
 MANY_EVENTS = 1 << 15
 _MOST_PARTS = 16
-_CLOSE = 1 << 16
 
 
 class Fields(Protocol):
@@ -82,6 +83,8 @@ class RawEvents:
     present: dict[str, BoolArray] = field(default_factory=dict)
     kept: Fields | None = None
     """Fields that are still where they were recorded."""
+    has_room: bool = False
+    """Whether memory.roomy made the columns, so that others fit before them."""
 
     def __len__(self) -> int:
         return len(self.line)
@@ -123,6 +126,23 @@ class RawEvents:
         if not isinstance(self.kept, Apart):
             return self.settled()
         return replace(self, kept=self.kept.apart())
+
+    def after(self, first: RawEvents) -> RawEvents | None:
+        """These behind others, where they are; None if there is no room for those."""
+        can_be = self.has_room and len(first) <= ROOM and isinstance(self.kept, Apart)
+        fields = self.kept.after(first.fields()) if can_be else None  # type: ignore[union-attr]
+        if fields is None:
+            return None
+        who = behind(first.tid, self.tid), behind(first.tgid, self.tgid)
+        return RawEvents(
+            behind(first.line, self.line),
+            behind(first.ts_ns, self.ts_ns),
+            *who,
+            behind(first.cpu, self.cpu),
+            behind(first.in_irq, self.in_irq),
+            behind(first.event, self.event),
+            kept=fields,
+        )
 
     def fields(self) -> Fields:
         """The fields, wherever they are."""
@@ -249,17 +269,6 @@ def _spread(parts: list[RawEvents]) -> Fields:
     return Spread(kept, np.concatenate(which), np.concatenate(place))
 
 
-def distinct(numbers: I32Array) -> I32Array:
-    """The numbers that occur, in order: threads are often close to each other."""
-    if not len(numbers):
-        return numbers
-    least = int(numbers.min())
-    if int(numbers.max()) - least >= _CLOSE:
-        return np.unique(numbers)
-    found = np.flatnonzero(np.bincount(numbers - least)) + least
-    return found.astype(np.int32)
-
-
 def concatenate(parts: list[RawEvents]) -> RawEvents:
     """Join batches in order; a field missing from one is absent there.
 
@@ -269,6 +278,10 @@ def concatenate(parts: list[RawEvents]) -> RawEvents:
     parts = [part for part in parts if len(part)] if len(parts) > 1 else parts
     if len(parts) == 1:
         return parts[0]
+    if len(parts) == 2 and len(parts[1]) >= MANY_EVENTS:
+        both = parts[1].after(parts[0])
+        if both is not None:
+            return both
     is_kept = len(parts) <= _MOST_PARTS and any(part.kept is not None for part in parts)
     kept = _spread(parts) if is_kept and sum(map(len, parts)) >= MANY_EVENTS else None
     parts = parts if kept is not None else [part.settled() for part in parts]

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.run import WRITERS
 
 SIZES = (500_000, 1_000_000, 2_000_000, 3_000_000, 6_000_000, 12_000_000)
+# It ends as the commands do: without a last look for circles of objects.
 READ = (
-    "import sys, tdxtrace; from tdxtrace.ingest import compiled; "
-    "compiled.LARGE_BYTES = int(sys.argv[2]); tdxtrace.read_trace(sys.argv[1])"
+    "import gc, sys, tdxtrace; from tdxtrace.ingest import compiled; "
+    "compiled.LARGE_BYTES = int(sys.argv[2]); tdxtrace.read_trace(sys.argv[1]); gc.freeze()"
 )
 ALWAYS, NEVER = "0", str(1 << 60)
 

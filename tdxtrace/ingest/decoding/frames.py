@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 from collections.abc import Mapping
@@ -77,7 +78,7 @@ class Room:
             return _memory(_ROOM_BYTES)
         made = _memory(_ROOM_BYTES) if self._ahead is None else self._ahead.result()
         self._ahead = Future()
-        Thread(target=_cleared, args=(_ROOM_BYTES, self._ahead), daemon=True).start()
+        Thread(target=_touch, args=(_memory(_ROOM_BYTES), self._ahead), daemon=True).start()
         return made
 
     def keep(self, values: Values, wanted: np.dtype[np.generic]) -> Values:
@@ -96,20 +97,15 @@ def _memory(n_bytes: int) -> Values:
     numpy asks for huge ones: a virtual machine whose free memory goes back to its host
     waits 2.6 s for a GB of them, and 0.7 s for one of small pages.
     """
-    return np.frombuffer(_mapping(n_bytes), np.uint8)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return np.frombuffer(mmap.mmap(-1, n_bytes, private), np.uint8)
 
 
-def _mapping(n_bytes: int) -> mmap.mmap:
-    return mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def _cleared(n_bytes: int, done: Future[Values]) -> None:
-    """Memory of which the kernel has given every page: at once, where it can."""
-    mapping = _mapping(n_bytes)
-    memory = np.frombuffer(mapping, np.uint8)
-    try:
-        mapping.madvise(_POPULATE)
-    except OSError:
+def _touch(memory: Values, done: Future[Values]) -> None:
+    """Have the kernel give every page: at once, where it can."""
+    # mmap.madvise would keep the interpreter's lock meanwhile.
+    libc = ctypes.CDLL(None)
+    if libc.madvise(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(len(memory)), _POPULATE):
         memory[:: mmap.PAGESIZE] = 0
     done.set_result(memory)
 

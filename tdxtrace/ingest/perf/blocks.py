@@ -16,9 +16,9 @@ from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places, block_
 # that reads and the one that decodes wait for each other at more calls of numpy.
 BLOCK_BYTES: Final = 8 << 20
 # For compiled loops, which wait for nothing: what was read is still in the cache of
-# the processor when the last of them comes to it.  0.5, 2 and 8 MiB took 65, 59 and 73 ns
-# for each of 12 million samples.
-SMALL_BLOCK_BYTES: Final = 2 << 20
+# the processor when the last of them comes to it.  2, 4 and 8 MiB took 1.44, 1.33 and 1.35 s
+# for 12 million samples.
+SMALL_BLOCK_BYTES: Final = 4 << 20
 # What is read first, and after a record that has to be taken apart: the next one
 # may be of that kind too.
 _SMALL_BYTES: Final = 8 << 10

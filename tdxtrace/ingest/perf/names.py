@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tdxtrace.ingest.raw import RawEvents, distinct
+from tdxtrace.ingest.raw import I32Array, RawEvents
 from tdxtrace.ingest.tally import Tally
+
+# Threads whose numbers are no farther apart are looked up in a list of so many.
+_CLOSE = 1 << 16
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class Names:
         self._apply(limit)
         if not len(raw):
             return
-        for tid in distinct(raw.tid).tolist():
+        for tid in _distinct(raw.tid).tolist():
             names = self._named.get(tid)
             mine = np.flatnonzero(raw.tid == tid) if names and len(names) > 1 else None
             tgid = int(raw.tgid[np.argmax(raw.tid == tid)])
@@ -63,3 +66,14 @@ class Names:
             if comm is not None:
                 self._named.setdefault(tid, []).append((ts_ns, comm))
         del self._changes[:due]
+
+
+def _distinct(numbers: I32Array) -> I32Array:
+    """The numbers that occur, in order: threads are often close to each other."""
+    if not len(numbers):
+        return numbers
+    least = int(numbers.min())
+    if int(numbers.max()) - least >= _CLOSE:
+        return np.unique(numbers)
+    found = np.flatnonzero(np.bincount(numbers - least)) + least
+    return found.astype(np.int32)

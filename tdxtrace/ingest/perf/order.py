@@ -18,7 +18,7 @@ from tdxtrace.ingest.tally import Entry, Tally
 # that is full (tools/perf/util/ordered-events.c, OE_FLUSH__HALF).
 _MAX_HELD: Final = 1 << 22
 # Samples that are worth a batch where blocks are small.
-LEAST_READY: Final = 1 << 16
+LEAST_READY: Final = 1 << 17
 _FINISHED_ROUND: Final = 68  # tools/perf/lib/include/perf/event.h
 
 

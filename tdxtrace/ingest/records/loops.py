@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tdxtrace.ingest.compiled import compiled
+from tdxtrace.ingest.memory import behind
 from tdxtrace.ingest.raw import BoolArray, Fields, Index, U64Array, Values, Words
 from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places
 from tdxtrace.ingest.records.layouts import Layout, understood
@@ -66,6 +67,8 @@ class RecordFields:
     table: Table
     met: Index | None = None
     """The layouts that occur, if that is known."""
+    has_room: bool = False
+    """Whether ``base`` and ``layout`` were made by memory.roomy."""
     _read: dict[str, Words] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -84,7 +87,8 @@ class RecordFields:
 
     def pick(self, at: Index | BoolArray) -> RecordFields:
         """The fields of the records at ``at``, in that order."""
-        return replace(self, base=self.base[at], layout=self.layout[at], met=None, _read={})
+        base, layout = self.base[at], self.layout[at]
+        return RecordFields(self.block, self.before, base, layout, self.table)
 
     def get(self, name: str) -> Words:
         """Return a slot that is among :meth:`names`."""
@@ -124,8 +128,11 @@ class RecordFields:
             return None
         if (first.base >= 0).any():
             return None
-        base = np.concatenate([first.base, self.base])
-        layout = np.concatenate([first.layout, self.layout])
+        if self.has_room:
+            base, layout = behind(first.base, self.base), behind(first.layout, self.layout)
+        else:
+            base = np.concatenate([first.base, self.base])
+            layout = np.concatenate([first.layout, self.layout])
         met = np.union1d(first.layouts(), self.layouts())
         return RecordFields(self.block, first.before, base, layout, self.table, met)
 

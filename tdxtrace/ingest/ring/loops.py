@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.compiled import compiled
+from tdxtrace.ingest.memory import roomy
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, I64Array, U64Array
 from tdxtrace.ingest.records.formats import Common, PageLayout
 from tdxtrace.ingest.records.gather import Block, Places
@@ -177,13 +178,13 @@ def heads(records: Records, at: Places, known: ByLayout, is_met: BoolArray) -> H
     """
     n = len(at)
     made = Heads(
-        np.empty(n, np.uint64),
-        np.empty(n, np.intp),
-        np.empty(n, np.intp),
-        np.empty(n, np.int32),
-        np.empty(n, np.int32),
-        np.empty(n, np.int8),
-        np.empty(n, np.int32),
+        roomy(n, np.uint64),
+        roomy(n, np.intp),
+        roomy(n, np.intp),
+        roomy(n, np.int32),
+        roomy(n, np.int32),
+        roomy(n, np.int8),
+        roomy(n, np.int32),
         np.empty(n, np.int32),
         np.zeros(len(known.size), np.intp),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tdxtrace.ingest.memory import roomy
 from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
 from tdxtrace.ingest.records.gather import Block, Places
 from tdxtrace.ingest.records.known import KnownEvents
@@ -85,7 +86,7 @@ class RingReader:
             rank, at = np.arange(len(base)), made.order()
         else:
             rank, at = made.ranks(known.is_wanted(number))
-        line_no = rank + (self.tally.n_lines + 1)
+        line_no = np.add(rank, self.tally.n_lines + 1, out=roomy(len(rank), np.int64))
         self.tally.n_lines += len(base)
         quick = self._quickly(made, at, line_no)
         if quick is not None:
@@ -129,15 +130,17 @@ class RingReader:
         self._meet(heads.fresh)
         if not heads.fits:
             return None
+        stamp, clock = heads.stamp, self.clock
         events = RawEvents(
             line,
-            self.clock.to_ns(heads.stamp),
+            stamp.view(np.int64) if clock.is_plain else clock.to_ns(stamp),
             heads.tid,
             self._tgids_of(heads.tid),
             heads.cpu,
             heads.in_irq,
             heads.event,
             kept=self._late(block, heads.base, heads.index, heads.layouts),
+            has_room=True,
         )
         made.is_kept = len(at) >= MANY_EVENTS
         return events if made.is_kept else events.settled()
@@ -148,11 +151,13 @@ class RingReader:
 
         if self._table is None or len(self._table.size) != len(self.known.layouts):
             self._table = table_of(self.known.layouts)
-        return RecordFields(block, block, base, index, self._table, met)
+        return RecordFields(block, block, base, index, self._table, met, has_room=True)
 
     def _tgids_of(self, tid: I32Array) -> I32Array:
         if not self.tgids:
-            return np.full(len(tid), UNKNOWN, np.int32)
+            unknown: I32Array = roomy(len(tid), np.int32)
+            unknown[:] = UNKNOWN
+            return unknown
         known = np.array(sorted(self.tgids), np.int32)
         process = np.array([self.tgids[t] for t in known.tolist()], np.int32)
         place = np.minimum(np.searchsorted(known, tid), len(known) - 1)

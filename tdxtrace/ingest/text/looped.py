@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tdxtrace.ingest.memory import roomy
 from tdxtrace.ingest.raw import BoolArray, Index, RawEvents, U64Array
 from tdxtrace.ingest.records.gather import PADDING
 from tdxtrace.ingest.records.gather import Block as Records
@@ -112,22 +113,22 @@ def parse(
 def _parsed(desk: Desk, sums: U64Array, packed: Packed, sizes: list[int]) -> Parsed:
     """Take what was read off the desk."""
     n_read, n_own, n_left, n_met = sizes
-    row, ts_ns, cpu = (
-        desk.line[:n_read].copy(),
-        desk.ts_ns[:n_read].copy(),
-        desk.cpu[:n_read].copy(),
-    )
+    every = np.s_[:n_read]
+    row, ts_ns = _taken(desk.line, every, n_read), _taken(desk.ts_ns, every, n_read)
+    cpu = _taken(desk.cpu, every, n_read)
     # Most often every line that was read has fields.
-    own = None if n_own == n_read else desk.notes[loops.OWN, :n_own].astype(np.intp)
+    is_all = n_own == n_read
+    own = every if is_all else desk.notes[loops.OWN, :n_own].astype(np.intp)
     events = RawEvents(
-        row if own is None else row[own],
-        ts_ns if own is None else ts_ns[own],
-        _taken(desk.tid, n_own, own),
-        _taken(desk.tgid, n_own, own),
-        cpu if own is None else cpu[own],
-        _taken(desk.in_irq, n_own, own),
-        _taken(desk.event, n_own, own),
+        row if is_all else _taken(row, own, n_own),
+        ts_ns if is_all else _taken(ts_ns, own, n_own),
+        _taken(desk.tid, own, n_own),
+        _taken(desk.tgid, own, n_own),
+        cpu if is_all else _taken(cpu, own, n_own),
+        _taken(desk.in_irq, own, n_own),
+        _taken(desk.event, own, n_own),
         kept=_fields(desk, packed, n_own),
+        has_room=True,
     )
     layouts = np.flatnonzero(sums[loops.HAS_LAYOUT]).tolist()
     return Parsed(
@@ -143,17 +144,20 @@ def _parsed(desk: Desk, sums: U64Array, packed: Packed, sizes: list[int]) -> Par
     )
 
 
-def _taken(column: NDArray[Number], n: int, own: Index | None) -> NDArray[Number]:
-    """Copy a column of lines with fields, which are the first ``n`` if they are all."""
-    return column[:n].copy() if own is None else column[own]
+def _taken(column: NDArray[Number], which: Index | slice, n: int) -> NDArray[Number]:
+    """Copy ``n`` entries of a column to where others fit before them."""
+    made: NDArray[Number] = roomy(n, column.dtype)
+    made[:] = column[which]
+    return made
 
 
 def _fields(desk: Desk, packed: Packed, n_own: int) -> RecordFields:
     """The fields of lines that have them, as records behind one another."""
     words = desk.values[: n_own * packed.n_words + PADDING // 8].copy()
     block = Records(words.view(np.uint8), "<")
-    base = np.arange(n_own) * (8 * packed.n_words)
-    return RecordFields(block, block, base, desk.layout[:n_own].copy(), packed.fields)
+    base, layout = roomy(n_own, np.intp), _taken(desk.layout, np.s_[:n_own], n_own)
+    np.multiply(np.arange(n_own), 8 * packed.n_words, out=base)
+    return RecordFields(block, block, base, layout, packed.fields, has_room=True)
 
 
 def _met(desk: Desk, rows: Index) -> Met:

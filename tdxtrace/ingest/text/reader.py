@@ -259,7 +259,7 @@ def _text_of(block: Block) -> Text:
 
 def _merged(first: int, quick: RawEvents, slow: RawEvents) -> RawEvents:
     """Events of both paths in the order of their lines."""
-    quick.line = quick.line + first
+    quick.line += first
     if not len(slow):
         return quick
     both = concatenate([quick, slow])
