@@ -120,8 +120,8 @@ def test_a_whole_file_gives_the_same_trace(
     }[ending]
     path = tmp_path / "trace.txt"
     path.write_bytes(text)
-    for module, constant in ((stream, "CHUNK_BYTES"), (stream, "_READ_BYTES")):
-        monkeypatch.setattr(module, constant, chunk)
+    for constant in ("CHUNK_BYTES", "_LARGE_CHUNK_BYTES", "_READ_BYTES"):
+        monkeypatch.setattr(stream, constant, chunk)
     monkeypatch.setattr(stream, "_LARGE_BYTES", 2 * chunk)
     monkeypatch.setattr(compiled, "LARGE_BYTES", 1 << 60)
     quick = tables_of(path)

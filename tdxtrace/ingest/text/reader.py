@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Blocks of a file that are read and parsed ahead: decoding takes now longer, now less.
 _AHEAD: Final = 3
+_LARGE_AHEAD: Final = 2
 # Threads that parse with compiled loops, which take twice as long as decoding.  With numpy
 # a second gains nothing: it lets go of the interpreter while it computes, but not between
 # its calls (tests/bench/ingest_text.py).
@@ -98,13 +99,14 @@ class TextReader:
 
     def read(self, blocks: Iterator[Block]) -> Iterator[RawEvents]:
         """Yield the events of each block; blocks are parsed ahead in a thread."""
-        n_parsers = _PARSERS if self.size and pays(self.size) else 1
+        is_large = bool(self.size) and pays(self.size)
+        n_parsers, n_ahead = (_PARSERS, _LARGE_AHEAD) if is_large else (1, _AHEAD)
         with (
             ThreadPoolExecutor(1, "tdxtrace-lines") as taker,
             ThreadPoolExecutor(n_parsers, "tdxtrace-text") as parsers,
         ):
             ahead: deque[_Block] = deque()
-            is_over, n_ahead = False, _AHEAD if self.size else 1
+            is_over, n_ahead = False, n_ahead if self.size else 1
             while ahead or not is_over:
                 while not is_over and len(ahead) <= n_ahead:
                     block = self._submit(taker, parsers, blocks)
