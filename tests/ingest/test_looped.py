@@ -171,7 +171,6 @@ def test_very_short_lines_are_left_to_numpy() -> None:
     from tdxtrace.ingest.text import looped
 
     packed = looped.packed(Knowledge(), np.zeros(1, np.bool_))
-    assert packed is not None
     desks: list[looped.Desk] = []
     for n, is_read in ((1, True), (2, False), (5000, False)):
         made = looped.parse(block_of([b"\n" * n]), packed, desks, may_end_in_cr=True)

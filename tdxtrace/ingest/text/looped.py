@@ -26,8 +26,6 @@ from tdxtrace.ingest.text.templates import Template
 _SHORT_LINE: Final = 48
 _NONE: Final = (1 << 64) - 1
 _MIX: Final = int(loops.MIX)
-_MAX_WORDS: Final = 64
-
 
 Number = TypeVar("Number", bound=np.integer)
 
@@ -84,22 +82,26 @@ def parse(
     Args:
         block: Whole lines.
         packed: What is known.
-        desks: Memory to work in, which is left there for the next block; none at first.
+        desks: Memory to work in, left there for the next block; none at first.
         may_end_in_cr: Whether not to read a block in which a line ends in a carriage return.
 
     Returns:
-        Its lines and what was read, as fast.parse gives it; or None if this cannot be done
-        here: where lines end in a carriage return, or are very short.
+        Its lines and what was read, as fast.parse gives it; None if lines end in a carriage
+        return, or are very short.
     """
     if not len(block) or block[-1] != ord("\n"):
         return None
     data = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
     words: U64Array = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
     n_lines = len(block) // _SHORT_LINE + 1
-    desk = desks.pop() if desks else Desk(0, 0)
+    try:
+        desk = desks.pop()
+    except IndexError:  # none, or another thread was quicker
+        desk = Desk(0, 0)
     if not desk.has_room(n_lines, packed.n_words):
         desk = Desk(n_lines, packed.n_words)
-    sums = np.zeros((loops.N_SUMS, max(loops.LEAST_SUMS, packed.n_events)), np.uint64)
+    n_sums = max(loops.LEAST_SUMS, packed.n_events, len(packed.fields.size))
+    sums = np.zeros((loops.N_SUMS, n_sums), np.uint64)
     sums[loops.FIRST_NS] = _NONE
     how, sizes = desk.parse(words, len(block), packed, sums, may_end_in_cr=may_end_in_cr)
     made = None
@@ -127,7 +129,7 @@ def _parsed(desk: Desk, sums: U64Array, packed: Packed, sizes: list[int]) -> Par
         cpu if is_all else _taken(cpu, own, n_own),
         _taken(desk.in_irq, own, n_own),
         _taken(desk.event, own, n_own),
-        kept=_fields(desk, packed, n_own),
+        kept=_fields(desk, packed, n_own, np.flatnonzero(sums[loops.HAS_FIELDS_OF])),
         has_room=True,
     )
     layouts = np.flatnonzero(sums[loops.HAS_LAYOUT]).tolist()
@@ -151,13 +153,13 @@ def _taken(column: NDArray[Number], which: Index | slice, n: int) -> NDArray[Num
     return made
 
 
-def _fields(desk: Desk, packed: Packed, n_own: int) -> RecordFields:
-    """The fields of lines that have them, as records behind one another."""
+def _fields(desk: Desk, packed: Packed, n_own: int, met: Index) -> RecordFields:
+    """The fields of lines that have them, as records behind one another, of layouts ``met``."""
     words = desk.values[: n_own * packed.n_words + PADDING // 8].copy()
     block = Records(words.view(np.uint8), "<")
     base, layout = roomy(n_own, np.intp), _taken(desk.layout, np.s_[:n_own], n_own)
     np.multiply(np.arange(n_own), 8 * packed.n_words, out=base)
-    return RecordFields(block, block, base, layout, packed.fields, has_room=True)
+    return RecordFields(block, block, base, layout, packed.fields, met, has_room=True)
 
 
 def _met(desk: Desk, rows: Index) -> Met:
@@ -180,17 +182,11 @@ def _heard(sums: U64Array) -> list[tuple[int, int, int]]:
     return list(zip(cpus.tolist(), first, last, strict=True))
 
 
-def packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed | None:
-    """Put what is known into one array, as loops.parse takes it.
-
-    Returns:
-        None if it is more than fits there, which no trace has taught.
-    """
+def packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed:
+    """Put what is known into one array, as loops.parse takes it."""
     kinds = {kind: group for kind, group in knowledge.templates.items() if group}
     layouts = _layouts(kinds)
     n_words = max((len(slots) for _, slots in layouts), default=0)
-    if n_words > _MAX_WORDS:
-        return None
     words = [0] * int(loops.N_KNOWN)
     words[int(loops.N_HEADS)], words[int(loops.HEADS)] = len(knowledge.layouts), len(words)
     for layout in knowledge.layouts:

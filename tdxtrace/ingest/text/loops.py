@@ -36,9 +36,9 @@ OWN, THREAD = 2, 3
 # and of those that were read the name.
 COMM_1, COMM_2 = 4, 5
 # What is counted: of each event its lines and the first of them, of each CPU its times, of
-# threads that were met a hash, of each layout whether a line has it.
-N_SUMS: Final = 6
-COUNT, FIRST, FIRST_NS, LAST_NS, MET, HAS_LAYOUT = range(N_SUMS)
+# threads that were met a hash, of each layout of heads and of fields whether a line has it.
+N_SUMS: Final = 7
+COUNT, FIRST, FIRST_NS, LAST_NS, MET, HAS_LAYOUT, HAS_FIELDS_OF = range(N_SUMS)
 LEAST_SUMS: Final = 1 << 10
 # Where it is said what is known; of a table where it begins, and its last place.
 N_HEADS, HEADS, HAS_FIELDS, LONGEST = map(U, range(4))
@@ -110,6 +110,7 @@ def parse(
             _count(event, heads, n_read, sums)
             if known[known[HAS_FIELDS] + event]:
                 n_threads += _meet(rows, heads, n_read, n_threads, sums)
+                sums[HAS_FIELDS_OF, U(heads[7][n_own])] = _1
                 rows[OWN, n_own] = n_read
                 n_own += _1
             n_read += _1

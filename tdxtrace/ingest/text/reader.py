@@ -67,8 +67,6 @@ class _Known:
 
         if self._packed is None:
             self._packed = looped.packed(self.knowledge, self.has_fields)
-        if self._packed is None:
-            return None
         return looped.parse(block, self._packed, self.desks, may_end_in_cr=may_end_in_cr)
 
 
