@@ -22,7 +22,8 @@ from recorder import ENTER, EXIT, FOREIGN, Machine
 
 import tdxtrace
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.perf import chain
+from tdxtrace.ingest import compiled
+from tdxtrace.ingest.perf import blocks, chain
 from tdxtrace.ingest.perf.chain import follow
 from tdxtrace.ingest.records.gather import block_of
 
@@ -150,6 +151,24 @@ def test_lost_samples_have_a_place_and_a_count(tmp_path: Path) -> None:
     assert trace.losses.filter(pl.col("kind") == "lost_events").select(columns).rows() == [
         (0, 5, START + 10, START + 90, 15, 2)
     ]
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("block", [96, 1 << 20])
+def test_losses_at_no_time_are_behind_what_is_in_front_of_them(
+    block: int, is_large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``sample_id_all``: wherever blocks end."""
+    for name in ("_SMALL_BYTES", "BLOCK_BYTES", "SMALL_BLOCK_BYTES"):
+        monkeypatch.setattr(blocks, name, block)
+    monkeypatch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
+    made = PerfRecording(flags=0)
+    lost = made.record(2, made.machine.pack("QQ", 71, 12))
+    made.body = made.call(START, 7, 0, 0) + lost + made.call(START + 60, 7, 0, 0)
+    made.body += made.end_round() + made.call(START + 90, 7, 0, 0) + lost
+    trace = _read(tmp_path, made.file())
+    found = trace.losses.filter(pl.col("kind") == "lost_events")
+    assert found.select("line_no", "n_events").rows() == [(3, 12), (7, 12)]
 
 
 def test_lost_samples_without_a_place_are_counted(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ class Notes:
     tally: Tally
     names: Names
     order: Order
+    _place: int = 0
+    """Of the record at hand, among those of its block that are no samples."""
 
     def take(self, records: Records, kind: Places) -> None:
         """Take the records that are no samples; ``kind`` is the type of each."""
@@ -50,7 +52,9 @@ class Notes:
             _FEATURE: self._feature,
         }
         start, end = records.span(places)
-        for number, begin, stop in zip(kind.tolist(), start.tolist(), end.tolist(), strict=True):
+        every = zip(kind.tolist(), start.tolist(), end.tolist(), strict=True)
+        for place, (number, begin, stop) in enumerate(every):
+            self._place = place
             handle = handlers.get(number)
             if handle is None:
                 if number not in _UNDERSTOOD:
@@ -91,7 +95,7 @@ class Notes:
         n_events = cursor.number(8)
         time, cpu = self._trailer(cursor.data)
         if n_events:
-            self.order.lose(Lost(time, cpu, n_events))
+            self.order.lose(Lost(time, cpu, n_events), self._place)
             self.tally.n_headers -= 1
 
     def _lost_samples(self, cursor: Cursor) -> None:

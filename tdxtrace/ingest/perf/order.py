@@ -50,6 +50,7 @@ class Order:
     n_given: int = 0
     """Samples so far: perf script prints a line for each."""
     _lost: list[Lost] = field(default_factory=list)
+    _timeless: list[tuple[int, Lost]] = field(default_factory=list)
     _newest: int = -1
     _newest_before: int = -1
     _limit: int = -1
@@ -60,16 +61,22 @@ class Order:
             newest = np.full(len(records.others) + 1, -1)
         else:
             newest = self.waiting.hold(records)
+        for place, lost in self._timeless:
+            lost.ts_ns = max(self._newest, int(newest[place]))
+        self._timeless = []
         self._newest = max(self._newest, int(newest[-1]))
         rounds = np.flatnonzero(records.types(records.others) == _FINISHED_ROUND)
         for moment in newest[rounds].tolist():
             self._limit = self._newest_before
             self._newest_before = max(moment, self._newest_before)
 
-    def lose(self, lost: Lost) -> None:
-        """Take a record of losses."""
+    def lose(self, lost: Lost, place: int) -> None:
+        """Take a record of losses, before its block; ``place`` counts those that are no samples.
+
+        One that does not say when is put behind all samples in front of it.
+        """
         if lost.ts_ns < 0:
-            lost.ts_ns = self._newest
+            self._timeless.append((place, lost))
         self._lost.append(lost)
 
     def ready(self) -> RawEvents | None:
