@@ -160,9 +160,9 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     tally, vocabulary = Tally(), Vocabulary(mappings)
-    decoder = Decoder(number, vocabulary.events, tally, sink)
     stream, name = _open(path, wanted, options)
-    decoder.is_large = sink.watch.is_large = is_large = pays(stream.size)
+    sink.watch.is_large = is_large = pays(stream.size)
+    decoder = Decoder(number, vocabulary.events, tally, sink, is_large)
     calm = without_collector() if is_large else nullcontext()
     with closing(stream), calm, Behind() if is_large else nullcontext() as sink.behind:
         if name is not None and name in BINARY_FORMATS:

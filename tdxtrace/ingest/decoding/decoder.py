@@ -31,7 +31,7 @@ class Decoder:
     tally: Tally
     sink: Sink
     is_large: bool = False
-    """Whether compiled loops pay; may be set while reading."""
+    """Whether compiled loops pay."""
     _waiting: list[RawEvents] = field(default_factory=list)
     _n_waiting: int = 0
     _calls: Calls = field(init=False)
@@ -39,7 +39,8 @@ class Decoder:
 
     def __post_init__(self) -> None:
         keep_freed()
-        self._calls = Calls(self.source, self.tally, Room() if self.sink.keeps_rows else None)
+        room = Room() if self.sink.keeps_rows else None
+        self._calls = Calls(self.source, self.tally, room, self.is_large)
         self._entries = Entries(self.source)
 
     def feed(self, raw: RawEvents) -> None:
@@ -73,7 +74,6 @@ class Decoder:
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
         if calls := by_kind.get("call"):
-            self._calls.is_large = self.is_large
             self.sink.add("seamcalls", self._calls.feed(calls, kinds))
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
