@@ -10,8 +10,8 @@ from tdxtrace.ingest.memory import without_collector
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# From this size on compiled loops save more than the 0.5 s that loading them takes: 300 MB of
-# text, 400 MB of perf.data and 550 MB of trace.dat are read in the same time with and without
+# From this size on compiled loops save more than the 0.3 s that loading them takes: 200 MB of
+# text, 180 MB of trace.dat and 230 MB of perf.data are read in the same time with and without
 # (tests/bench/compiled.py).
 LARGE_BYTES: Final = 256 << 20
 # Arrays are not counted while loops use them (_nrt): that took longer than what they did.
