@@ -316,6 +316,17 @@ def test_more_layouts_names_and_shapes_than_are_kept() -> None:
     same(lines_of(patterns, 1500, 8), "ftrace", (700, 100))
 
 
+@pytest.mark.parametrize("head", ["tracefs", "instance"])
+def test_no_blank_between_thread_and_cpu(head: str) -> None:
+    """No tool prints that: whether it is met first or later, it says no thread."""
+    whole = lines_of([HEADS[head] + EVENTS["entry"]], 240, 10)
+    cut = [line.replace(b" [", b"[", 1) for line in whole]
+    grown = [line.replace(b" [", b"6[", 1) for line in whole]
+    for odd in (cut, grown):
+        assert odd[0] != whole[0]
+        same([*odd[:3], *whole[:150], *odd], "ftrace", (200,))
+
+
 def test_windows_line_ends() -> None:
     lines = lines_of([HEADS["tracefs"] + EVENTS["entry"], OTHERS["lost"]], 300, 9)
     for is_large in (False, True):

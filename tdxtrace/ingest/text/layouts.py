@@ -21,7 +21,7 @@ _TID_BYTES: Final = 8
 _TGID_BYTES: Final = 7
 _HEAD: Final = re.compile(
     rb"^(?P<prefix>\S+:\s+)?(?P<comm>.{16})(?P<dash>[- ])(?P<tid>[ \d]+?)"
-    rb"(?P<tgid>\((?:[ ]*\d+|-+)\) )?\[\d\d\d\](?P<flags> [^\s:]{4,5}(?= ))?(?P<gap> *)"
+    rb"(?P<tgid>\((?:[ ]*\d+|-+)\) )?(?<= )\[\d\d\d\](?P<flags> [^\s:]{4,5}(?= ))?(?P<gap> *)"
     rb"(?P<seconds>\d{1,16})(?:\.(?P<part>\d{6}|\d{9}))?: ",
     re.DOTALL,
 )
@@ -70,6 +70,7 @@ class Layout:
         """The bytes between the fields, by their columns."""
         found: dict[int, int] = {
             self.comm + COMM_BYTES: self.dash,
+            self.bracket - 1: ord(" "),
             self.bracket: ord("["),
             self.bracket + 4: ord("]"),
             self.event - 2: ord(":"),
