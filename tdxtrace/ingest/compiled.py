@@ -44,15 +44,16 @@ def _load_arrays() -> None:
 
     numba.np.arraymath imports that to see whether it is there, which takes as long as
     numba itself.  It is there, as scipy is a dependency, and is imported where it is used.
+    A numba without that check is left alone.
     """
     from numba.np import linalg  # noqa: PLC0415 - slow to import: see pays
 
-    check = linalg.ensure_blas
-    linalg.ensure_blas = lambda: None
-    try:
-        import numba.np.arraymath  # noqa: F401, PLC0415 - see pays
-    finally:
-        linalg.ensure_blas = check
+    if hasattr(linalg, "ensure_blas"):
+        check, linalg.ensure_blas = linalg.ensure_blas, lambda: None
+        try:
+            import numba.np.arraymath  # noqa: F401, PLC0415 - see pays
+        finally:
+            linalg.ensure_blas = check
 
 
 def compiled(function: F) -> F:

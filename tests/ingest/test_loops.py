@@ -309,3 +309,14 @@ def test_what_calls_tell_of_their_threads(told: list[tuple[int, int, int, bool]]
         )
         is None
     )
+
+
+def test_numba_still_multiplies_matrices() -> None:
+    """Loops are loaded without scipy.linalg; who asks numba for it gets it."""
+    program = (
+        "import sys; from tdxtrace.ingest import compiled; assert compiled.pays(1 << 40);"
+        "assert 'scipy.linalg' not in sys.modules; import numba, numpy as np;"
+        "f = numba.njit(lambda a: a @ a); assert (f(2 * np.eye(3)) == 4 * np.eye(3)).all();"
+        "numba.njit(lambda a: np.corrcoef(a))(np.eye(3))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

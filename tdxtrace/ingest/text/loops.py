@@ -61,6 +61,8 @@ _MAX_SECONDS: Final = U(9_000_000_000)  # layouts
 _BILLION: Final = U(1_000_000_000)
 
 # Of lines that were read: which it is and what its head says; of those with fields the layout.
+_ROW, _TS_NS, _CPU, _TID, _TGID, _IN_IRQ, _EVENT = range(7)
+_LAYOUT: Final = 7
 _Heads = tuple[I64Array, I64Array, I32Array, I32Array, I32Array, I8Array, I32Array, Index]
 
 
@@ -106,11 +108,11 @@ def parse(
             rows[LEFT, n_left] = n_lines
             n_left += _1
         else:
-            heads[0][n_read] = n_lines
+            heads[_ROW][n_read] = n_lines
             _count(event, heads, n_read, sums)
             if known[known[HAS_FIELDS] + event]:
                 n_threads += _meet(rows, heads, n_read, n_threads, sums)
-                sums[HAS_FIELDS_OF, U(heads[7][n_own])] = _1
+                sums[HAS_FIELDS_OF, U(heads[_LAYOUT][n_own])] = _1
                 rows[OWN, n_own] = n_read
                 n_own += _1
             n_read += _1
@@ -138,9 +140,9 @@ def _line(
             event, args = _event(words, event_at, known)
             if event != NONE and (
                 not known[known[HAS_FIELDS] + event]
-                or _fields(words, args, end, event, known, values, heads[7], own)
+                or _fields(words, args, end, event, known, values, heads[_LAYOUT], own)
             ):
-                heads[6][row] = event
+                heads[_EVENT][row] = event
                 sums[HAS_LAYOUT, layout] = _1
                 return event
         head += known[head + SIZE]
@@ -152,13 +154,13 @@ def _head(
     words: U64Array, at: U, known: U64Array, head: U, rows: U64Array, heads: _Heads, row: U
 ) -> bool:
     """Read the head of a line; return whether it fits the layout in every byte."""
-    differs, first = _0, head + LITERALS
+    first = head + LITERALS
     for k in range(first, first + _3 * known[head + N_LITERALS], _3):
         if (words[at + known[k]] ^ known[k + _1]) & known[k + _2]:
             return False
     bracket = at + known[head + BRACKET_AT]
     cpu, is_cpu = decimal(words, bracket + _1, _3)
-    if differs or not is_cpu:
+    if not is_cpu:
         return False
     n_flags, before = known[head + N_FLAGS], known[head + TGID_AT]
     flags = words[bracket + _6] & first_bytes(n_flags) if n_flags else _0
@@ -177,9 +179,8 @@ def _head(
         if not is_part or ts_ns >= _MAX_SECONDS:
             return False
         ts_ns = ts_ns * _BILLION + part * known[head + SCALE]
-    _, stamps, cpus, tids, tgids, in_irq, _, _ = heads
-    stamps[row], cpus[row], tids[row] = ts_ns, cpu, tid
-    in_irq[row], tgids[row] = meaning - _1, tgid
+    heads[_TS_NS][row], heads[_CPU][row], heads[_TID][row] = ts_ns, cpu, tid
+    heads[_IN_IRQ][row], heads[_TGID][row] = meaning - _1, tgid
     rows[COMM_1, row], rows[COMM_2, row] = words[comm], words[comm + _8]
     return True
 
@@ -268,7 +269,7 @@ def _count(event: U, heads: _Heads, row: U, sums: U64Array) -> None:
     if sums[COUNT, event] == _0:
         sums[FIRST, event] = row
     sums[COUNT, event] += _1
-    cpu, ts_ns = U(heads[2][row]), U(heads[1][row])
+    cpu, ts_ns = U(heads[_CPU][row]), U(heads[_TS_NS][row])
     sums[FIRST_NS, cpu] = min(sums[FIRST_NS, cpu], ts_ns)
     sums[LAST_NS, cpu] = max(sums[LAST_NS, cpu], ts_ns)
 
@@ -277,7 +278,7 @@ def _count(event: U, heads: _Heads, row: U, sums: U64Array) -> None:
 def _meet(rows: U64Array, heads: _Heads, row: U, n_threads: U, sums: U64Array) -> U:
     """Note a row if its thread was not met under that name a short while ago; 1 if so."""
     key = (rows[COMM_1, row] ^ (rows[COMM_2, row] * MIX)) * MIX
-    key = (key ^ U(heads[3][row]) ^ (U(heads[4][row]) << _32)) * MIX
+    key = (key ^ U(heads[_TID][row]) ^ (U(heads[_TGID][row]) << _32)) * MIX
     if sums[MET, key >> _54] == key:
         return _0
     sums[MET, key >> _54] = key
