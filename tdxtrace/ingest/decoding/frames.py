@@ -30,6 +30,9 @@ _ROOM_BYTES: Final = 32 << 20
 # MADV_POPULATE_WRITE of Linux 5.14, include/uapi/asm-generic/mman-common.h: half the time
 # that the kernel takes where each page is met for itself.
 _POPULATE: Final = 23
+# Asked for at a time: meanwhile no other thread can ask for memory, or give any back.
+_POPULATED_BYTES: Final = 1 << 20
+assert _ROOM_BYTES % _POPULATED_BYTES == 0
 # Where columns begin: Arrow, Columnar Format, buffer alignment.
 _ALIGNMENT: Final = 64
 # Fewer rows are no use: their table may end with them.
@@ -102,11 +105,12 @@ def _memory(n_bytes: int) -> Values:
 
 
 def _touch(memory: Values, done: Future[Values]) -> None:
-    """Have the kernel give every page: at once, where it can."""
+    """Have the kernel give every page: many at once, where it can."""
     # mmap.madvise would keep the interpreter's lock meanwhile.
-    libc = ctypes.CDLL(None)
-    if libc.madvise(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(len(memory)), _POPULATE):
-        memory[:: mmap.PAGESIZE] = 0
+    give, size = ctypes.CDLL(None).madvise, ctypes.c_size_t(_POPULATED_BYTES)
+    for at in range(0, len(memory), _POPULATED_BYTES):
+        if give(ctypes.c_void_p(memory.ctypes.data + at), size, _POPULATE):
+            memory[at : at + _POPULATED_BYTES : mmap.PAGESIZE] = 0
     done.set_result(memory)
 
 
