@@ -15,7 +15,8 @@ N = TypeVar("N", bound=np.number)
 # Below 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX on 64 bits), the largest size that moves the
 # thresholds: mallopt(3), M_MMAP_THRESHOLD.
 _BYTES: Final = 31 << 20
-# Entries that the calls still open when a batch ends may need before those of the next.
+# Entries that the calls still open when a batch ends may need before those of the next: one
+# for each CPU of a large host.  Where there are more, both batches are copied.
 ROOM: Final = 256
 
 

@@ -17,7 +17,8 @@ from tdxtrace.ingest.tally import Entry, Tally
 # Samples held back while no round ends: perf itself flushes half of its queue when
 # that is full (tools/perf/util/ordered-events.c, OE_FLUSH__HALF).
 _MAX_HELD: Final = 1 << 22
-# Samples that are worth a batch where blocks are small.
+# Samples that are worth a batch where blocks are small: half as many took 1.6 instead of 1.3 s
+# for 12 million.
 LEAST_READY: Final = 1 << 17
 _FINISHED_ROUND: Final = 68  # tools/perf/lib/include/perf/event.h
 

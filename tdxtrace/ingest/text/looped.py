@@ -52,7 +52,7 @@ class Desk:
 
     def __init__(self, n_lines: int, n_words: int) -> None:
         """Make room for so many lines with so many words of fields each."""
-        self.n_lines, self.n_words = n_lines, n_words
+        self.n_lines = n_lines
         self.notes = np.empty((loops.N_COLUMNS, n_lines), np.uint64)
         self.line, self.ts_ns = np.empty(n_lines, np.int64), np.empty(n_lines, np.int64)
         self.cpu, self.tid = np.empty(n_lines, np.int32), np.empty(n_lines, np.int32)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Blocks of a file that are read and parsed ahead: decoding takes now longer, now less.
 _AHEAD: Final = 3
+# Of those that compiled loops parse, which are twice as large: 1, 2 and 3 of them took 2.4, 2.0
+# and 2.1 s for 12 million lines.
 _LARGE_AHEAD: Final = 2
 # Threads that parse with compiled loops, which take twice as long as decoding.  With numpy
 # a second gains nothing: it lets go of the interpreter while it computes, but not between
@@ -46,28 +48,27 @@ class _Known:
 
     knowledge: Knowledge
     has_fields: BoolArray
-    is_large: bool
-    """Whether compiled loops pay."""
+    packed: Packed | None
+    """The same as compiled loops take it, if they pay."""
     desks: list[Desk]
     """Memory that these work in."""
-    _packed: Packed | None = None
 
     def parse(self, block: Block) -> tuple[Text, Parsed]:
         """Read a block as far as it fits what is known."""
-        made = self._looped(block, may_end_in_cr=True) if self.is_large else None
+        made = self._looped(block, may_end_in_cr=True)
         return self.parse_text(_text_of(block)) if made is None else made
 
     def parse_text(self, text: Text) -> tuple[Text, Parsed]:
         """Read lines of a block that have no carriage return at their ends, or shall keep it."""
-        made = self._looped(text.block, may_end_in_cr=False) if self.is_large else None
+        made = self._looped(text.block, may_end_in_cr=False)
         return (text, fast.parse(text, self.knowledge, self.has_fields)) if made is None else made
 
     def _looped(self, block: Block, *, may_end_in_cr: bool) -> tuple[Text, Parsed] | None:
+        if self.packed is None:
+            return None
         from tdxtrace.ingest.text import looped  # noqa: PLC0415 - imports numba: see pays
 
-        if self._packed is None:
-            self._packed = looped.packed(self.knowledge, self.has_fields)
-        return looped.parse(block, self._packed, self.desks, may_end_in_cr=may_end_in_cr)
+        return looped.parse(block, self.packed, self.desks, may_end_in_cr=may_end_in_cr)
 
 
 @dataclass(slots=True)
@@ -97,14 +98,15 @@ class TextReader:
 
     def read(self, blocks: Iterator[Block]) -> Iterator[RawEvents]:
         """Yield the events of each block; blocks are parsed ahead in a thread."""
-        is_large = bool(self.size) and pays(self.size)
-        n_parsers, n_ahead = (_PARSERS, _LARGE_AHEAD) if is_large else (1, _AHEAD)
+        n_parsers = n_ahead = 1
+        if self.size:
+            n_parsers, n_ahead = (_PARSERS, _LARGE_AHEAD) if pays(self.size) else (1, _AHEAD)
         with (
             ThreadPoolExecutor(1, "tdxtrace-lines") as taker,
             ThreadPoolExecutor(n_parsers, "tdxtrace-text") as parsers,
         ):
             ahead: deque[_Block] = deque()
-            is_over, n_ahead = False, n_ahead if self.size else 1
+            is_over = False
             while ahead or not is_over:
                 while not is_over and len(ahead) <= n_ahead:
                     block = self._submit(taker, parsers, blocks)
@@ -141,9 +143,11 @@ class TextReader:
             known is None
             or known.knowledge.version != self.knowledge.version
             or len(known.has_fields) != len(has_fields)
-            or known.is_large != is_large
+            or (known.packed is not None) != is_large
         ):
-            known = self._known = _Known(self.knowledge.copy(), has_fields, is_large, self._desks)
+            knowledge = self.knowledge.copy()
+            packed = _packed(knowledge, has_fields) if is_large else None
+            known = self._known = _Known(knowledge, has_fields, packed, self._desks)
         return known
 
     def _has_fields(self) -> BoolArray:
@@ -242,6 +246,12 @@ class TextReader:
             name = b"".join(word.to_bytes(8, "little") for word in words)
             comm = name.strip(b" \t").decode("utf-8", "replace")
             self.lines.tally.meet(tid, comm, tgid)
+
+
+def _packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed:
+    from tdxtrace.ingest.text import looped  # noqa: PLC0415 - imports numba: see pays
+
+    return looped.packed(knowledge, has_fields)
 
 
 def _parse_taken(taken: Future[Block | None], known: _Known) -> tuple[Text, Parsed] | None:
