@@ -106,12 +106,15 @@ def _memory(n_bytes: int) -> Values:
 
 def _touch(memory: Values, done: Future[Values]) -> None:
     """Have the kernel give every page: many at once, where it can."""
-    # mmap.madvise would keep the interpreter's lock meanwhile.
-    give, size = ctypes.CDLL(None).madvise, ctypes.c_size_t(_POPULATED_BYTES)
-    for at in range(0, len(memory), _POPULATED_BYTES):
-        if give(ctypes.c_void_p(memory.ctypes.data + at), size, _POPULATE):
-            memory[at : at + _POPULATED_BYTES : mmap.PAGESIZE] = 0
-    done.set_result(memory)
+    try:
+        # mmap.madvise would keep the interpreter's lock meanwhile.
+        give, size = ctypes.CDLL(None).madvise, ctypes.c_size_t(_POPULATED_BYTES)
+        for at in range(0, len(memory), _POPULATED_BYTES):
+            if give(ctypes.c_void_p(memory.ctypes.data + at), size, _POPULATE):
+                memory[at : at + _POPULATED_BYTES : mmap.PAGESIZE] = 0
+    finally:
+        # Whatever happens, it can be used: somebody waits for it.
+        done.set_result(memory)
 
 
 def frame(
