@@ -34,8 +34,8 @@ class Calls:
     _quick: RowMaker | None = None
     """Makes rows of many whole calls."""
 
-    def feed(self, parts: list[RawEvents], kinds: Kinds) -> pl.DataFrame:
-        """Return the ``seamcalls`` rows that ``parts`` complete."""
+    def feed(self, parts: list[RawEvents], kinds: Kinds) -> list[pl.DataFrame]:
+        """Return ``seamcalls`` rows that are complete; some wait until there are more."""
         batch = concatenate([self.open, *parts])
         entry, back, given_up, orphan, still = _pair(batch, kinds, self.is_large)
         held = _inside_open_call(batch, kinds, still)
@@ -55,12 +55,12 @@ class Calls:
         pairs: tuple[Index, Index],
         given_up: Index,
         orphan: Index,
-    ) -> pl.DataFrame:
+    ) -> list[pl.DataFrame]:
         if isinstance(batch.kept, Apart) and not (len(given_up) or len(orphan)):
-            made = self._maker().rows(batch, kinds, pairs)
-            if made is not None:
-                return made
-        return self._rows(Attempts(batch, kinds, *pairs, given_up, orphan))
+            maker = self._maker()
+            if maker.add(batch, kinds, pairs):
+                return maker.full()
+        return [*self.rest(), self._rows(Attempts(batch, kinds, *pairs, given_up, orphan))]
 
     def _maker(self) -> RowMaker:
         if self._quick is None:
@@ -75,12 +75,16 @@ class Calls:
         if len(self.open) and (self.open.ts_ns < before_ns).any():
             self.open = self.open.take(self.open.ts_ns >= before_ns)
 
-    def finish(self, kinds: Kinds) -> pl.DataFrame:
-        """Return the calls that never returned."""
+    def rest(self) -> list[pl.DataFrame]:
+        """Return the rows that wait."""
+        return [] if self._quick is None else self._quick.rest()
+
+    def finish(self, kinds: Kinds) -> list[pl.DataFrame]:
+        """Return the rows that wait, and the calls that never returned."""
         batch, self.open = self.open, concatenate([])
         entry, back, given_up, orphan, still = _pair(batch, kinds, self.is_large)
         never = np.concatenate([given_up, still])
-        return self._rows(Attempts(batch, kinds, entry, back, never, orphan))
+        return [*self.rest(), self._rows(Attempts(batch, kinds, entry, back, never, orphan))]
 
     def _rows(self, rows: Attempts) -> pl.DataFrame:
         merged = rows.merge_wrappers()

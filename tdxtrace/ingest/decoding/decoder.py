@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import polars as pl
 
 from tdxtrace.ingest.decoding.calls import Calls
 from tdxtrace.ingest.decoding.frames import Room
@@ -53,6 +54,7 @@ class Decoder:
     def flush(self) -> None:
         """Decode what was fed, however little it is: for what is looked at as it comes."""
         self._decode()
+        self._add_calls(self._calls.rest())
 
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and has not ended: its end was lost."""
@@ -62,8 +64,12 @@ class Decoder:
     def finish(self) -> None:
         """Hand over what waits for events that will not come."""
         self._decode()
-        self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
+        self._add_calls(self._calls.finish(Kinds.of(self.events)))
         self.sink.add("vm_entries", self._entries.finish())
+
+    def _add_calls(self, frames: list[pl.DataFrame]) -> None:
+        for rows in frames:
+            self.sink.add("seamcalls", rows)
 
     def _decode(self) -> None:
         if not self._n_waiting:
@@ -74,7 +80,7 @@ class Decoder:
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
         if calls := by_kind.get("call"):
-            self.sink.add("seamcalls", self._calls.feed(calls, kinds))
+            self._add_calls(self._calls.feed(calls, kinds))
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
         if faults := by_kind.get("page_fault"):

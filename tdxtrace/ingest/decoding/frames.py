@@ -27,6 +27,8 @@ Column = Values | int
 _SHARED_ROWS: Final = 1 << 17
 # Bytes that are asked for at once to keep columns: those of some 500,000 calls.
 _ROOM_BYTES: Final = 32 << 20
+# The same for those that are soon given up: some 60,000 calls, as a batch has.
+_PASSING_BYTES: Final = 4 << 20
 # MADV_POPULATE_WRITE of Linux 5.14, include/uapi/asm-generic/mman-common.h: half the time
 # that the kernel takes where each page is met for itself.
 _POPULATE: Final = 23
@@ -62,6 +64,11 @@ class Room:
     _left: Values = field(default_factory=lambda: np.empty(0, np.uint8))
     _has_begun: bool = False
     _ahead: Future[Values] | None = None
+
+    @property
+    def at_once(self) -> int:
+        """Bytes that columns are best made of."""
+        return _ROOM_BYTES if self.is_kept else _PASSING_BYTES
 
     def give(self, shape: tuple[int, ...], wanted: DTypeLike) -> NDArray[Any]:
         """Return an array of ``shape`` that can stay."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,6 +13,7 @@ from tdxtrace.ingest.compiled import compiled
 from tdxtrace.ingest.decoding.frames import Column, Room, frame, series
 from tdxtrace.ingest.decoding.kinds import Kinds
 from tdxtrace.ingest.decoding.pairing import Index
+from tdxtrace.ingest.decoding.rowwords import SIMPLE, Words, words_of
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, I64Array, RawEvents, U64Array
 from tdxtrace.ingest.records.gather import Places
 from tdxtrace.ingest.records.loops import RecordFields, Table
@@ -22,80 +22,79 @@ from tdxtrace.tables.events import SEAMCALLS
 U8Array = NDArray[np.uint8]
 U16Array = NDArray[np.uint16]
 
-_Columns = tuple[I64Array, U16Array, I32Array, BoolArray, U8Array, U64Array, Index, BoolArray]
+_Columns = tuple[I64Array, U16Array, I32Array, U8Array, U64Array, BoolArray, BoolArray]
 
-# Slots of the entry or, if it has none, of the return: decoding/attempts.py.
-_OF_ENTRY: Final[Mapping[str, tuple[str, ...]]] = {
-    name: (name,) for name in ("level", "td_id", "vp_id", "gpa", "page", "ext_err1", "ext_err2")
-}
-# Slots of the return, the first that it has: among them what a SEAMCALL answered.
-_OF_RETURN: Final[Mapping[str, tuple[str, ...]]] = {
-    **_OF_ENTRY,
-    "ext_err1": ("ext_err1", "out_rcx"),
-    "ext_err2": ("ext_err2", "out_rdx"),
-    "status": ("status",),
-}
-# Others, as registers and numbers of functions, say more of a call than is read here.
-_SIMPLE: Final = frozenset(slot for slots in _OF_RETURN.values() for slot in slots)
 _PAIR_LINES: Final = 2
-_LEVEL: Final = "level"
 _MOST_CPU: Final = 0xFFFF
 _MOST_LEVEL: Final = 0xFF
+# Columns begin where Arrow wants them if their rows are a multiple of this.
+_ROWS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """Where the words of some columns are, by the layouts of entry and return, and column."""
+class _Shape(NamedTuple):
+    """What the rows of a frame have in common."""
 
-    names: tuple[str, ...]
-    """The first is ``level``, whose numbers are small."""
-    of_return: BoolArray
-    """Whether it is the return that has the word."""
-    offset: Places
-    mask: U64Array
-    """The bits that count; 0 where neither has the word."""
-    sign: U64Array
-    """The highest of them, if the number has a sign."""
+    table: Table
+    slots: frozenset[str]
+    """That their events may have."""
+    words: Words
+    probe: int | None
+    """None: not that."""
+    has_tgid: bool
 
 
 @dataclass(slots=True)
-class RowMaker:
-    """Makes the rows of one source."""
+class _Filled:
+    """Columns of one frame, of which the first ``n`` rows are filled."""
 
-    source: int
-    room: Room
-    """Where they are put."""
-    _table: Table | None = None
-    _names: frozenset[str] = frozenset()
-    _words: _Words | None = None
+    shape: _Shape
+    when: I64Array
+    """Place in the source, begin and end."""
+    small: U16Array
+    """Leaf, CPU of the entry, CPU of the return."""
+    tid: I32Array
+    level: U8Array
+    value: U64Array
+    """The other words."""
+    tgid: I32Array
+    """Empty if none is known."""
+    flags: BoolArray
+    """Whether the begin is not after the end; whether in interrupt context; whether known."""
+    seen: BoolArray
+    """Whether there is a level, and each of the other words."""
+    probe: I8Array
+    n: int = 0
 
-    def rows(
-        self, batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index]
-    ) -> pl.DataFrame | None:
-        """Make the rows of ``seamcalls`` of pairs of events, in the order of their returns.
-
-        They are those that :class:`tdxtrace.ingest.decoding.attempts.Attempts` makes.
-
-        Returns:
-            None if the events say more than is read here.
-        """
-        fields = batch.kept
-        if not isinstance(fields, RecordFields):
-            return None
-        names, met = fields.names(), fields.table.event[fields.layouts()]
-        if not _is_simple(batch, kinds, names, met):
-            return None
-        n, words = len(pairs[0]), self._words_of(fields.table, names)
-        made = _Made(
-            self.room.give((3, n), np.int64),
-            self.room.give((3, n), np.uint16),
-            self.room.give((n,), np.int32),
-            np.empty((3, n), np.bool_),
-            self.room.give((n,), np.uint8),
-            self.room.give((len(words.names) - 1, n), np.uint64),
-            np.empty(n, np.intp),
-            np.zeros(len(words.mask), np.bool_),
+    @classmethod
+    def new(cls, shape: _Shape, room: Room) -> _Filled:
+        """Columns without rows: as many as the room gives at once."""
+        n_words = len(shape.words.names)
+        parts = (
+            *((3, np.int64), (3, np.uint16), (1, np.int32), (1, np.uint8)),
+            *((n_words - 1, np.uint64), (int(shape.has_tgid), np.int32)),
         )
+        width = sum(n * np.dtype(kind).itemsize for n, kind in parts)
+        n_rows = max(1, room.at_once // (width * _ROWS)) * _ROWS
+        memory, at = room.give((n_rows * width,), np.uint8), 0
+        made: list[NDArray[Any]] = []
+        for n, kind in parts:
+            end = at + n * n_rows * np.dtype(kind).itemsize
+            made.append(memory[at:end].view(kind).reshape(n, n_rows))
+            at = end
+        when, small, tid, level, value, tgid = made
+        flags, seen = np.empty((3, n_rows), np.bool_), np.empty((n_words, n_rows), np.bool_)
+        probe = np.empty(n_rows if shape.probe is None else 0, np.int8)
+        return cls(shape, when, small, tid[0], level[0], value, tgid, flags, seen, probe)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that there can be."""
+        return len(self.tid)
+
+    def add(self, batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index]) -> bool:
+        """Fill the next rows, which must be left; False, and nothing, if a level is none."""
+        fields, words = batch.kept, self.shape.words
+        assert isinstance(fields, RecordFields)
         if not _rows(
             pairs,
             (batch.line, batch.ts_ns),
@@ -104,137 +103,141 @@ class RowMaker:
             (fields.block.longs, fields.before.longs),
             (fields.base, fields.layout),
             (len(fields.table.size), words.of_return, words.offset, words.mask, words.sign),
-            made.columns(),
+            self.n,
+            (self.when, self.small, self.tid, self.level, self.value, self.flags, self.seen),
         ):
-            return None
-        probes = np.unique(kinds.probe[met])
-        columns: dict[str, Column] = {
-            "source": self.source,
-            "n_lines": _PAIR_LINES,
-            "probe": int(probes[0]) if len(probes) == 1 else kinds.probe[batch.event[pairs[1]]],
-        }
-        seen: dict[str, BoolArray] = {}
-        if batch.tgid.max(initial=UNKNOWN) != UNKNOWN:
-            tgid = np.maximum(*(batch.tgid.take(at) for at in pairs))
-            columns["tgid"], seen["tgid"] = tgid, tgid != UNKNOWN
-        return frame(SEAMCALLS, n, columns, seen, made.series(words), self.room)
+            return False
+        mine = slice(self.n, self.n + len(pairs[0]))
+        if len(self.tgid):
+            first, last = (batch.tgid.take(at) for at in pairs)
+            np.maximum(first, last, out=self.tgid[0, mine])
+        if len(self.probe):
+            self.probe[mine] = kinds.probe[batch.event[pairs[1]]]
+        self.n = mine.stop
+        return True
 
-    def _words_of(self, table: Table, names: frozenset[str]) -> _Words:
-        """Say where the words are of the columns that ``names`` can fill."""
-        if self._words is None or self._table is not table or self._names != names:
-            self._words, self._table, self._names = _words_of(table, names), table, names
-        return self._words
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """The columns of some rows."""
-
-    when: I64Array
-    """Place in the source, begin and end."""
-    small: U16Array
-    """Leaf, CPU of the entry, CPU of the return."""
-    tid: I32Array
-    flags: BoolArray
-    """Whether the begin is not after the end; whether in interrupt context; whether known."""
-    level: U8Array
-    value: U64Array
-    """The other words."""
-    kind: Index
-    """Which row of :class:`_Words` each is of."""
-    met: BoolArray
-    """Which of those there are."""
-
-    def columns(self) -> _Columns:
-        """All of it, as a loop takes it."""
-        whole = self.when, self.small, self.tid, self.flags
-        return *whole, self.level, self.value, self.kind, self.met
-
-    def series(self, words: _Words) -> dict[str, pl.Series]:
-        """The columns that have anything."""
+    def frame(self, source: int, room: Room) -> pl.DataFrame:
+        """The rows as ``seamcalls``."""
+        mine = slice(self.n)
+        forward, is_irq, is_known = (flag[mine] for flag in self.flags)
         made: dict[str, tuple[NDArray[Any], BoolArray | None]] = {
             "seq": (self.when[0].view(np.uint64), None),
-            "start_ns": (self.when[1], self.flags[0]),
+            "start_ns": (self.when[1], forward),
             "end_ns": (self.when[2], None),
             "leaf": (self.small[0], None),
             "start_cpu": (self.small[1], None),
             "cpu": (self.small[2], None),
             "tid": (self.tid, None),
-            "in_irq": (self.flags[1], self.flags[2]),
         }
-        for i, name in enumerate(words.names):
-            has = words.mask[:, i] != 0
-            seen = None if has[self.met].all() else has.take(self.kind)
-            made[name] = (self.value[i - 1] if i else self.level), seen
-        return {
-            name: series(name, values, seen)
+        if len(self.tgid):
+            made["tgid"] = self.tgid[0], self.tgid[0, mine] != UNKNOWN
+        for i, name in enumerate(self.shape.words.names):
+            made[name] = self.value[i - 1] if i else self.level, self.seen[i, mine]
+        columns: dict[str, Column] = {
+            "source": source,
+            "n_lines": _PAIR_LINES,
+            "probe": self.probe[mine] if self.shape.probe is None else self.shape.probe,
+        }
+        given = {
+            name: series(name, values[mine], seen)
             for name, (values, seen) in made.items()
             if seen is None or seen.any()
         }
+        if is_known.any():
+            given["in_irq"] = series("in_irq", is_irq, is_known)
+        return frame(SEAMCALLS, self.n, columns, {}, given, room)
+
+
+@dataclass(slots=True)
+class RowMaker:
+    """Makes the rows of one source: of many batches those of one frame."""
+
+    source: int
+    room: Room
+    """Where they are put."""
+    _filled: _Filled | None = None
+    """The rows of the next frame."""
+    _full: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index]) -> bool:
+        """Make the rows of ``seamcalls`` of pairs of events, in the order of their returns.
+
+        They are those that :class:`tdxtrace.ingest.decoding.attempts.Attempts` makes.
+
+        Returns:
+            False if the events say more than is read here: then there are none of them.
+        """
+        fields = batch.kept
+        if not isinstance(fields, RecordFields):
+            return False
+        names, met = fields.names(), fields.table.event[fields.layouts()]
+        if not _is_simple(batch, kinds, names, met):
+            return False
+        has_tgid = bool(batch.tgid.max(initial=UNKNOWN) != UNKNOWN)
+        probes = np.unique(kinds.probe[met]).tolist()
+        probe = probes[0] if len(probes) == 1 else None
+        filled = first = self._fitting(fields.table, names, probe, has_tgid)
+        n_before, done, whole = first.n, 0, []
+        while done < len(pairs[0]):
+            if filled.n == filled.n_rows:
+                whole.append(filled)
+                filled = _Filled.new(filled.shape, self.room)
+            which = slice(done, done + filled.n_rows - filled.n)
+            if not filled.add(batch, kinds, (pairs[0][which], pairs[1][which])):
+                first.n = n_before
+                return False
+            done = which.stop
+        for one in whole:
+            self._close(one)
+        self._filled = filled
+        return True
+
+    def _fitting(
+        self, table: Table, slots: frozenset[str], probe: int | None, has_tgid: bool
+    ) -> _Filled:
+        """Where rows are put that have this in common."""
+        if self._filled is not None:
+            shape = self._filled.shape
+            if (
+                shape.table is table
+                and (shape.probe, shape.has_tgid) == (probe, has_tgid)
+                and slots <= shape.slots
+            ):
+                return self._filled
+            # They may alternate between slots: not more frames than tables.
+            slots = slots | shape.slots if shape.table is table else slots
+            self._close(self._filled)
+        shape = _Shape(table, slots, words_of(table, slots), probe, has_tgid)
+        self._filled = _Filled.new(shape, self.room)
+        return self._filled
+
+    def _close(self, filled: _Filled) -> None:
+        if filled.n:
+            self._full.append(filled.frame(self.source, self.room))
+        self._filled = None
+
+    def full(self) -> list[pl.DataFrame]:
+        """The frames that were filled since this was asked last."""
+        full, self._full = self._full, []
+        return full
+
+    def rest(self) -> list[pl.DataFrame]:
+        """The same and the rows that no frame has yet."""
+        if self._filled is not None:
+            self._close(self._filled)
+        return self.full()
 
 
 def _is_simple(batch: RawEvents, kinds: Kinds, names: frozenset[str], met: Index) -> bool:
     """Whether every event is of a wrapper of one leaf, and all is known that is always known."""
     return (
         not kinds.has_seamcalls
-        and names <= _SIMPLE
+        and names <= SIMPLE
         and not (kinds.leaf[met] == UNKNOWN).any()
         and not (batch.tid == UNKNOWN).any()
         and int(batch.cpu.min(initial=0)) >= 0
         and int(batch.cpu.max(initial=0)) <= _MOST_CPU
     )
-
-
-def _words_of(table: Table, names: frozenset[str]) -> _Words:
-    """Say where the words are of the columns that ``names`` can fill."""
-    columns = tuple(
-        column
-        for column, slots in _OF_RETURN.items()
-        if column == _LEVEL or not names.isdisjoint(slots)
-    )
-    n = len(table.size)
-    shape = n, n, len(columns)
-    made = _Words(
-        columns,
-        np.zeros(shape, np.bool_),
-        np.zeros(shape, np.intp),
-        np.zeros(shape, np.uint64),
-        np.zeros(shape, np.uint64),
-    )
-    for at, column in enumerate(columns):
-        # The last that is written counts: the entry's, else the first of the return's.
-        for slot in reversed(_OF_RETURN[column]):
-            _put(made, table, slot, np.s_[:, :, at], of_return=True)
-        for slot in _OF_ENTRY.get(column, ()):
-            _put(made, table, slot, np.s_[:, :, at], of_return=False)
-    flat = n * n, len(columns)
-    return _Words(
-        columns,
-        made.of_return.reshape(flat),
-        made.offset.reshape(flat),
-        made.mask.reshape(flat),
-        made.sign.reshape(flat),
-    )
-
-
-def _put(made: _Words, table: Table, slot: str, where: Any, *, of_return: bool) -> None:  # noqa: ANN401
-    """Say where a slot is, for the layouts that have it."""
-    if slot not in table.names:
-        return
-    row = table.names.index(slot)
-    bits = table.bits[row]
-    has = bits > 0
-    ones = np.where(has, ~np.uint64(0) >> (np.uint64(64) - np.where(has, bits, 1)), np.uint64(0))
-    top = np.where(table.is_signed[row], ones ^ (ones >> np.uint64(1)), np.uint64(0))
-    every = np.s_[:] if of_return else np.s_[:, None]
-    for array, values in (
-        (made.of_return, np.full(len(bits), of_return)),
-        (made.offset, table.offset[row]),
-        (made.mask, ones),
-        (made.sign, top),
-    ):
-        into = array[where]
-        np.copyto(into, values[every], where=np.broadcast_to(has[every], into.shape))
 
 
 @compiled
@@ -246,6 +249,7 @@ def _rows(
     blocks: tuple[U64Array, U64Array],
     records: tuple[Places, Index],
     words: tuple[int, BoolArray, Places, U64Array, U64Array],
+    n_before: int,
     into: _Columns,
 ) -> bool:
     """Write the columns of every pair; return whether every level is as small as it should be."""
@@ -255,20 +259,19 @@ def _rows(
     base, layout = records
     data, before = blocks
     n_layouts, of_return, offset, mask, sign = words
-    when, small, tid, flags, level, value, kinds, met = into
+    when, small, tid, level, value, flags, seen = into
     greatest = np.uint64(0)
     for i in range(len(entry)):
         # Unsigned, so that no place is looked up from the end.
-        first, last = np.uint64(entry[i]), np.uint64(back[i])
-        when[0, i], when[1, i], when[2, i] = line[last], ts_ns[first], ts_ns[last]
-        small[0, i], small[1, i], small[2, i] = leaf_of[event[last]], cpu_of[first], cpu_of[last]
-        tid[i] = tid_of[last]
+        first, last, to = np.uint64(entry[i]), np.uint64(back[i]), np.uint64(n_before + i)
+        when[0, to], when[1, to], when[2, to] = line[last], ts_ns[first], ts_ns[last]
+        small[0, to] = leaf_of[event[last]]
+        small[1, to], small[2, to] = cpu_of[first], cpu_of[last]
+        tid[to] = tid_of[last]
         context = in_irq[last] if in_irq[last] != UNKNOWN else in_irq[first]
-        flags[0, i], flags[1, i] = ts_ns[first] <= ts_ns[last], context == 1
-        flags[2, i] = context != UNKNOWN
+        flags[0, to], flags[1, to] = ts_ns[first] <= ts_ns[last], context == 1
+        flags[2, to] = context != UNKNOWN
         kind = np.uint64(layout[first] * n_layouts + layout[last])
-        kinds[i] = kind
-        met[kind] = True
         for column in range(mask.shape[1]):
             record = base[last] if of_return[kind, column] else base[first]
             at = (record if record >= 0 else ~record) + offset[kind, column]
@@ -281,9 +284,10 @@ def _rows(
             word = low >> shift | high << np.uint64(1) << np.uint64(63) - shift
             word &= mask[kind, column]
             word = (word ^ sign[kind, column]) - sign[kind, column]
+            seen[column, to] = mask[kind, column] != np.uint64(0)
             if column:
-                value[column - 1, i] = word
+                value[column - 1, to] = word
             else:
-                level[i] = word
+                level[to] = word
                 greatest = max(greatest, word)
     return bool(greatest <= np.uint64(_MOST_LEVEL))
