@@ -273,20 +273,22 @@ def _rows(
         flags[2, to] = context != UNKNOWN
         kind = np.uint64(layout[first] * n_layouts + layout[last])
         for column in range(mask.shape[1]):
-            record = base[last] if of_return[kind, column] else base[first]
-            at = (record if record >= 0 else ~record) + offset[kind, column]
-            shift, place = np.uint64((at & 7) * 8), np.uint64(at >> 3)
-            after = place + np.uint64(1)
-            if record >= 0:
-                low, high = data[place], data[after]
-            else:
-                low, high = before[place], before[after]
-            word = low >> shift | high << np.uint64(1) << np.uint64(63) - shift
-            word &= mask[kind, column]
-            word = (word ^ sign[kind, column]) - sign[kind, column]
-            seen[column, to] = mask[kind, column] != np.uint64(0)
+            at = np.uint64(column)
+            bits, word = mask[kind, at], np.uint64(0)
+            if bits:
+                record = base[last] if of_return[kind, at] else base[first]
+                begin = (record if record >= 0 else ~record) + offset[kind, at]
+                shift, place = np.uint64((begin & 7) * 8), np.uint64(begin >> 3)
+                after = place + np.uint64(1)
+                if record >= 0:
+                    low, high = data[place], data[after]
+                else:
+                    low, high = before[place], before[after]
+                word = (low >> shift | high << np.uint64(1) << np.uint64(63) - shift) & bits
+                word = (word ^ sign[kind, at]) - sign[kind, at]
+            seen[at, to] = bits != np.uint64(0)
             if column:
-                value[column - 1, to] = word
+                value[at - np.uint64(1), to] = word
             else:
                 level[to] = word
                 greatest = max(greatest, word)

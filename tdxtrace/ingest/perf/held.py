@@ -28,10 +28,8 @@ class Given:
     """Those that become rows; ``line`` counts from all samples before."""
     found: Found
     """How often each event number occurs."""
-    number: Numbers | I32Array
-    """Which event each sample is of …"""
-    order: Callable[[], Places]
-    """… and which of these entries it has.  Valid until more samples are taken."""
+    by_time: Callable[[], Numbers | I32Array]
+    """Gives the event number of each; valid until more samples are taken."""
     heard: Callable[[], tuple[I32Array, I64Array]] | None
     """On which CPU and when each was taken; None: the tally knows."""
 
@@ -174,8 +172,7 @@ class Held:
             n,
             given.raw,
             np.bincount(given.number),
-            given.number,
-            lambda: np.arange(n),
+            lambda: given.number,
             lambda: (given.cpu, given.ts_ns),
         )
 

@@ -102,7 +102,7 @@ class Order:
             if limit == NEVER:
                 self._see(np.zeros(0, np.int32), np.zeros(0, np.int64), limit)
             return None
-        self.known.count(given.found, given.number, given.order, self.n_given)
+        self.known.count(given.found, given.by_time, self.n_given)
         if given.heard is not None:
             self._see(*given.heard(), limit)
         self.n_given += given.n

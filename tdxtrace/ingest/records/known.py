@@ -47,6 +47,8 @@ class ByLayout:
     """Bytes a record must have."""
     event: I32Array
     """Index into the vocabulary's events."""
+    is_wanted: BoolArray
+    """Whether its records become rows."""
 
 
 @dataclass(slots=True)
@@ -87,15 +89,13 @@ class KnownEvents:
                 self._take(value, self._layout(value, first, block))
         return found
 
-    def count(
-        self, found: Found, number: Numbers | I32Array, order: Callable[[], Places], n_before: int
-    ) -> None:
+    def count(self, found: Found, by_time: Callable[[], Numbers | I32Array], n_before: int) -> None:
         """Account for records: rows by their name, others as losses.
 
         Args:
             found: How often each number occurs.
-            number: The numbers of the records.
-            order: Gives the records by time; asked where a loss is met for the first time.
+            by_time: Gives the numbers of the records, by time; asked where a loss is met
+                for the first time.
             n_before: Records before these.
         """
         for value in np.flatnonzero(found).tolist():
@@ -105,8 +105,12 @@ class KnownEvents:
                 continue
             line = None
             if (layout.kind, layout.name) not in self.tally.entries:
-                line = int(np.argmax(number[order()] == value)) + n_before + 1
+                line = int(np.argmax(by_time() == value)) + n_before + 1
             self.tally.count(layout.kind, layout.name, line, n)
+
+    def are_met(self, found: Found) -> bool:
+        """Whether all records have numbers that were met, by how often each number occurs."""
+        return not (self._index[np.flatnonzero(found)] == _NOT_MET).any()
 
     def is_wanted(self, number: Numbers) -> BoolArray:
         """Which records become rows, by their numbers."""
@@ -116,6 +120,10 @@ class KnownEvents:
     def are_wanted(self, found: Found) -> bool:
         """Whether all records become rows, by how often each number occurs."""
         return bool(self._wanted[np.flatnonzero(found)].all())
+
+    def n_wanted(self, found: Found) -> int:
+        """How many records become rows, by how often each number occurs."""
+        return int(found[self._wanted[: len(found)]].sum())
 
     def index(self, number: Numbers) -> Found:
         """The indices of the layouts of numbers that were met."""
@@ -144,7 +152,8 @@ class KnownEvents:
         """What a loop has to look up of every record."""
         sizes = np.array([layout.size for layout in self.layouts] or [0], np.intp)
         events = np.array([layout.event for layout in self.layouts] or [0], np.int32)
-        return ByLayout(self._index, sizes, events)
+        wanted = np.array([layout.is_wanted for layout in self.layouts] or [False], np.bool_)
+        return ByLayout(self._index, sizes, events, wanted)
 
     def wanted_numbers(self) -> Iterator[int]:
         """The numbers met so far whose records become rows."""

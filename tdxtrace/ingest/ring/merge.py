@@ -105,7 +105,7 @@ class Merge:
             before = [(len(window.begin), window.n_given) for window in self._windows]
             made = self._decode(taken, moment, limit)
             is_stuck = before == [(len(w.begin), w.n_given) for w in self._windows]
-            if len(made.base):
+            if len(made):
                 yield made
             is_kept = made.is_kept
             del made
@@ -151,17 +151,13 @@ class Merge:
         return self._round(events, keep, gaps)
 
     def _round(self, events: PageEvents, keep: list[slice], gaps: list[Gap]) -> Round:
-        stamp = np.concatenate([events.stamp[mine] for mine in keep])
-        base = np.concatenate([events.base[mine] for mine in keep])
         cpus = np.array([w.source.cpu for w in self._windows], np.int32)
-        cpu_ends = np.cumsum([mine.stop - mine.start for mine in keep])
-        size = np.concatenate([events.size[mine] for mine in keep])
-        made = Round(self._block, stamp, base, size, cpus, cpu_ends)
-        if events.head is not None:
-            made.head = np.concatenate([events.head[mine] for mine in keep])
+        starts = np.array([mine.start for mine in keep], np.intp)
+        stops = np.array([mine.stop for mine in keep], np.intp)
+        made = Round(self._block, events, cpus, starts, stops)
         if gaps:
-            rank = np.empty(len(stamp), np.intp)
-            rank[made.order()] = np.arange(len(stamp))
+            rank = np.empty(len(made), np.intp)
+            rank[made.order()] = np.arange(len(rank))
             gaps = [Gap(g.cpu, g.n_events, g.after, g.before, int(rank[g.rank])) for g in gaps]
             made.gaps = sorted(gaps, key=lambda gap: gap.rank)
         return made

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.memory import roomy
 from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
 from tdxtrace.ingest.records.gather import Block, Places
-from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.known import KnownEvents, Numbers
 from tdxtrace.ingest.ring.clocks import Clock
 from tdxtrace.ingest.ring.merge import Merge
 from tdxtrace.ingest.ring.rounds import Round
@@ -46,15 +46,15 @@ class RingReader:
     _is_met: BoolArray = field(default_factory=lambda: np.zeros(_USUAL_TIDS, np.bool_))
     """Which of the usual thread numbers are in ``_tids``."""
     _loops: ModuleType | None = None
-    """What reads the heads of records, if compiled loops pay."""
+    """What orders events and reads the heads of records, if compiled loops pay."""
     _table: Table | None = None
     """Where the fields of the layouts are that were met so far."""
 
     def __post_init__(self) -> None:
         if self.is_large:
-            from tdxtrace.ingest.ring import loops  # noqa: PLC0415 - imports numba
+            from tdxtrace.ingest.ring import mergeloops  # noqa: PLC0415 - imports numba
 
-            self._loops = loops if loops.are_usual(self.known.common) else None
+            self._loops = mergeloops if mergeloops.are_usual(self.known.common) else None
 
     def batches(self) -> Iterator[RawEvents]:
         """Yield the events that may become rows, in the order of their time."""
@@ -69,35 +69,34 @@ class RingReader:
             self.tally.gap(gap.cpu, gap.n_events, self.tally.n_lines + 1, after, None)
 
     def _events(self, made: Round) -> RawEvents:
-        block, known = made.block, self.known
-        base = made.base
-        if made.head is not None and self._loops is not None:
-            number, found = self._loops.numbers(made.head)
-            known.meet(number, base, block, found)
-        else:
-            number = block.numbers(base, known.common.type)
-            found = known.meet(number, base, block)
-        known.count(found, number, made.order, self.tally.n_lines)
+        known, n_before = self.known, self.tally.n_lines
+        can_be = self._loops is not None and made.events.head is not None
+        found = self._loops.count(made) if can_be else None  # type: ignore[union-attr]
+        if found is None or not known.are_met(found):
+            found = known.meet(self._numbers(made), made.base(), made.block)
+        known.count(found, lambda: self._numbers(made)[made.order()], n_before)
         for gap in made.gaps:
-            line = gap.rank + self.tally.n_lines + 1
             start, end = self.clock.one(gap.after), self.clock.one(gap.before)
-            self.tally.gap(gap.cpu, gap.n_events, line, start, end)
+            self.tally.gap(gap.cpu, gap.n_events, gap.rank + n_before + 1, start, end)
+        self.tally.n_lines += len(made)
+        quick = self._quickly(made, found, n_before) if can_be else None
+        return self._slowly(made, found, n_before) if quick is None else quick
+
+    def _numbers(self, made: Round) -> Numbers:
+        return made.block.numbers(made.base(), self.known.common.type)
+
+    def _slowly(self, made: Round, found: Places, n_before: int) -> RawEvents:
+        known, base, number = self.known, made.base(), self._numbers(made)
         if known.are_wanted(found):
             rank, at = np.arange(len(base)), made.order()
         else:
             rank, at = made.ranks(known.is_wanted(number))
-        line_no = np.add(rank, self.tally.n_lines + 1, out=roomy(len(rank), np.int64))
-        self.tally.n_lines += len(base)
-        quick = self._quickly(made, at, line_no)
-        if quick is not None:
-            return quick
-        index = known.index(number[at])
-        base = base[at]
-        fits = known.has_room(index, made.size[at])
+        line, index, base = rank + (n_before + 1), known.index(number[at]), base[at]
+        fits = known.has_room(index, made.size()[at])
         if not fits.all():
-            known.too_short(index[~fits], line_no[~fits].tolist())
-            base, at, line_no, index = base[fits], at[fits], line_no[fits], index[fits]
-        return self._raw(made, base, at, line_no, index)
+            known.too_short(index[~fits], line[~fits].tolist())
+            base, at, line, index = base[fits], at[fits], line[fits], index[fits]
+        return self._raw(made, base, at, line, index)
 
     def _raw(
         self, made: Round, base: Places, at: Places, line: NDArray[np.int64], index: Places
@@ -110,7 +109,7 @@ class RingReader:
         fields = ({}, {}) if kept is not None else known.fields(block, base, index)
         return RawEvents(
             line,
-            self.clock.to_ns(made.stamp[at]),
+            self.clock.to_ns(made.stamp()[at]),
             tid,
             self._tgids_of(tid),
             made.cpu().take(at),
@@ -120,29 +119,29 @@ class RingReader:
             kept,
         )
 
-    def _quickly(self, made: Round, at: Places, line: NDArray[np.int64]) -> RawEvents | None:
-        """The events ``at``, read by a compiled loop; None if that cannot be."""
-        known, block = self.known, made.block
-        if made.head is None or self._loops is None:
-            return None
-        records = (made.stamp, made.base, made.size, made.head, made.cpu())
-        heads = self._loops.heads(records, at, known.by_layout(), self._is_met)
+    def _quickly(self, made: Round, found: Places, n_before: int) -> RawEvents | None:
+        """The events that may become rows, read by a compiled loop; None if that cannot be."""
+        assert self._loops is not None
+        known, clock = self.known, self.clock
+        heads = self._loops.ordered(
+            made, known.n_wanted(found), n_before, known.by_layout(), self._is_met
+        )
         self._meet(heads.fresh)
         if not heads.fits:
             return None
-        stamp, clock = heads.stamp, self.clock
+        stamp = heads.stamp
         events = RawEvents(
-            line,
+            heads.line,
             stamp.view(np.int64) if clock.is_plain else clock.to_ns(stamp),
             heads.tid,
             self._tgids_of(heads.tid),
             heads.cpu,
             heads.in_irq,
             heads.event,
-            kept=self._late(block, heads.base, heads.index, heads.layouts),
+            kept=self._late(made.block, heads.base, heads.index, heads.layouts),
             has_room=True,
         )
-        made.is_kept = len(at) >= MANY_EVENTS
+        made.is_kept = len(events) >= MANY_EVENTS
         return events if made.is_kept else events.settled()
 
     def _late(self, block: Block, base: Places, index: Places, met: Places) -> RecordFields:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import BoolArray, I32Array, U64Array
 from tdxtrace.ingest.records.gather import Block, Places
+from tdxtrace.ingest.ring.pages import PageEvents
+
+N = TypeVar("N", bound=np.number)
 
 # To look up the rank of one event among those of a CPU costs as much as to put so many
 # events in order.
@@ -34,34 +38,54 @@ class Gap:
 class Round:
     """Events of all CPUs between two moments; every event is in one round.
 
-    The block is overwritten when the next round is asked for, unless it is kept.
+    The block and the events are overwritten when the next round is asked for, unless
+    the block is kept.
     """
 
     block: Block
-    stamp: U64Array
-    base: Places
-    """Where each event's record begins: CPU by CPU."""
-    size: Places
-    """How many bytes each record has."""
+    events: PageEvents
+    """Those of the pages that have events of this round."""
     cpus: I32Array
-    cpu_ends: Places
-    """Events of the CPUs up to and with each."""
+    starts: Places
+    """Where each CPU's events of this round begin in ``events`` …"""
+    stops: Places
+    """… and where they end."""
     gaps: list[Gap] = field(default_factory=list)
-    head: U64Array | None = None
-    """The first eight bytes of each record, if they were read on the way."""
     is_kept: bool = False
     """Whether something refers to the block."""
     _order: Places | None = None
+    _stamp: U64Array | None = None
+
+    def __len__(self) -> int:
+        return int((self.stops - self.starts).sum())
+
+    def _mine(self, column: NDArray[N]) -> NDArray[N]:
+        runs = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        return np.concatenate([column[start:stop] for start, stop in runs])
+
+    def stamp(self) -> U64Array:
+        """When each event was: CPU by CPU."""
+        if self._stamp is None:
+            self._stamp = self._mine(self.events.stamp)
+        return self._stamp
+
+    def base(self) -> Places:
+        """Where each event's record begins."""
+        return self._mine(self.events.base)
+
+    def size(self) -> Places:
+        """How many bytes each record has."""
+        return self._mine(self.events.size)
 
     def cpu(self) -> I32Array:
         """The CPU of each event."""
-        found: I32Array = np.repeat(self.cpus, np.diff(self.cpu_ends, prepend=0))
+        found: I32Array = np.repeat(self.cpus, self.stops - self.starts)
         return found
 
     def order(self) -> Places:
         """The events by time; those of one moment by CPU, then by place."""
         if self._order is None:
-            self._order = np.argsort(self.stamp, kind="stable")
+            self._order = np.argsort(self.stamp(), kind="stable")
         return self._order
 
     def ranks(self, wanted: BoolArray) -> tuple[Places, Places]:
@@ -77,15 +101,15 @@ class Round:
 
     def _ranks_of(self, mine: Places) -> Places | None:
         """The same for a few events; None where time does not go forward on a CPU."""
-        starts = np.append(0, self.cpu_ends)
-        runs = [self.stamp[a:b] for a, b in itertools.pairwise(starts.tolist())]
+        stamp, starts = self.stamp(), np.append(0, np.cumsum(self.stops - self.starts))
+        runs = [stamp[a:b] for a, b in itertools.pairwise(starts.tolist())]
         if not all((run[1:] >= run[:-1]).all() for run in runs):
             return None
         bounds = np.searchsorted(mine, starts)
         rank = np.empty(len(mine), np.intp)
         for cpu, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
             places = mine[first:last]
-            stamps = self.stamp[places]
+            stamps = stamp[places]
             before = places - starts[cpu]
             for other, run in enumerate(runs):
                 if other != cpu and len(places):

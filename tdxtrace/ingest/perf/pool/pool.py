@@ -173,8 +173,7 @@ class Pool:
             n_due,
             raw,
             found,
-            halves[1::2],
-            lambda: order,
+            lambda: halves[1::2][order],
             None if is_plain else lambda: (halves[order << 1], time),
         )
 
