@@ -10,7 +10,7 @@ import numpy as np
 
 from tdxtrace.ingest.compiled import compiled
 from tdxtrace.ingest.perf.loops import BARE, HEAD, LOW, MAX_CPUS, Columns
-from tdxtrace.ingest.raw import I64Array
+from tdxtrace.ingest.raw import I32Array, I64Array
 
 
 @compiled
@@ -94,33 +94,30 @@ def give(
     order: I64Array,
     n_before: int,
     store: I64Array,
-    layouts: Columns,
+    event: I32Array,
     found: I64Array,
     heard: Columns,
     rows: Columns,
-    records: I64Array,
-) -> tuple[int, int]:
-    """Put samples one after the other, and see what numbers and CPUs there are.
+) -> int:
+    """Put the heads of samples one after the other, and see what numbers and CPUs there are.
 
     Args:
         time: When samples were taken, in order.
         order: Where they are in ``store``; as long.
         n_before: Samples before these.
         store: As loops.admit fills it.
-        layouts: Words of each layout's records, and its event.
+        event: Of each layout.
         found: Counts each number; longer than any that loops.admit was told.
         heard: When each CPU was heard of first, and last; MAX_CPUS and one more for all.
         rows: Filled for the samples that become rows: line, ts_ns, tid, tgid, cpu, in_irq,
-            event, base (in bytes) and layout; with room for them.
-        records: Filled with their records; with room for SLACK more.
+            event, base (of its record, in bytes of ``store``) and layout; with room for them.
 
     Returns:
-        How many rows, and how many words of records.
+        How many rows.
     """
-    words, event = layouts
     first_ns, last_ns = heard
     line, ts_out, tid_out, tgid_out, cpu_out, irq_out, event_out, base, layout_out = rows
-    n, used = 0, 0
+    n = 0
     for k in range(len(order)):
         ts_ns, at = time[k], order[k]
         cpu = np.int32(store[at])
@@ -135,25 +132,25 @@ def give(
         which &= LOW
         line[n], ts_out[n], cpu_out[n], event_out[n] = n_before + k + 1, ts_ns, cpu, event[which]
         tgid_out[n], tid_out[n] = np.int32(store[at + 2]), np.int32(store[at + 2] >> 32)
-        base[n], layout_out[n] = used << 3, which
+        base[n], layout_out[n] = (at + HEAD) << 3, which
         n += 1
-        at += HEAD
-        for to in range(used, used + words[which], 4):
-            records[to], records[to + 1] = store[at], store[at + 1]
-            records[to + 2], records[to + 3] = store[at + 2], store[at + 3]
-            at += 4
-        used += words[which]
     if len(order):
         first_ns[MAX_CPUS] = min(first_ns[MAX_CPUS], time[0])
         last_ns[MAX_CPUS] = max(last_ns[MAX_CPUS], time[len(order) - 1])
-    return n, used
+    return n
 
 
 @compiled
 def keep(
-    n: int, limit: int, ts_ns: I64Array, place: I64Array, store: I64Array, words: I64Array
+    n: int,
+    limit: int,
+    ts_ns: I64Array,
+    place: I64Array,
+    store: I64Array,
+    words: I64Array,
+    into: I64Array,
 ) -> tuple[int, int, int]:
-    """Drop the samples up to ``limit``: the others move up, in the columns and in ``store``.
+    """Drop the samples up to ``limit``: the others move up in the columns, and into a new store.
 
     Args:
         n: Samples that wait.
@@ -162,6 +159,7 @@ def keep(
         place: … and where it is in ``store``.
         store: As loops.admit fills it.
         words: Of each layout's records.
+        into: Filled as that; with room for what the samples use of it.
 
     Returns:
         Samples that wait then, words that they use, and how many of them become rows.
@@ -177,6 +175,6 @@ def keep(
         ts_ns[left], place[left] = ts_ns[i], used
         left += 1
         for word in range(at, at + size):
-            store[used] = store[word]
+            into[used] = store[word]
             used += 1
     return left, used, n_rows

@@ -1,8 +1,8 @@
 """Samples of a large perf.data that wait for their turn, read by compiled loops.
 
 What becomes of every sample is what held.Held makes of it.  Records that become rows
-are copied twice: out of their block to where samples wait, the *store*, and from there,
-one behind the other in the order of time, to where their fields are read.
+are copied out of their block to where samples wait, the *store*, and are read there: when
+samples are given out, those that wait on move to another one.
 """
 
 from __future__ import annotations
@@ -156,18 +156,13 @@ class Pool:
             return None
         time, order = time[:n_due], order[:n_due]
         rows = tuple(np.empty(min(n_due, self._n_rows), kind) for kind in _ROWS)
-        records = np.empty(self._n_words + loops.SLACK, np.int64)
         found = np.zeros(self._n_numbers, np.intp)
         heard = tally.first_ns, tally.last_ns
         if not is_plain:
             heard = heard[0].copy(), heard[1].copy()
-        layouts = self._words, self._event
-        n_rows, n_words = waiting.give(
-            time, order, n_before, store, layouts, found, heard, rows, records
-        )
+        n_rows = waiting.give(time, order, n_before, store, self._event, found, heard, rows)
         self._given = limit
-        records[n_words : n_words + PADDING // 8] = 0
-        raw = self._raw(records[: n_words + PADDING // 8], [row[:n_rows] for row in rows])
+        raw = self._raw([row[:n_rows] for row in rows])
         halves = store.view(np.int32)
         return Given(
             n_due,
@@ -177,9 +172,9 @@ class Pool:
             None if is_plain else lambda: (halves[order << 1], time),
         )
 
-    def _raw(self, records: I64Array, rows: list[NDArray[Any]]) -> RawEvents:
+    def _raw(self, rows: list[NDArray[Any]]) -> RawEvents:
         line, ts_ns, tid, tgid, cpu, in_irq, event, base, layout = rows
-        block = Block(records.view(np.uint8), "<")
+        block = Block(self._store.view(np.uint8), "<")
         fields = RecordFields(block, block, base, layout, self._table)
         raw = RawEvents(line, ts_ns, tid, tgid, cpu, in_irq, event, kept=fields)
         return raw if len(raw) >= MANY_EVENTS else raw.settled()
@@ -188,7 +183,9 @@ class Pool:
         """Let go what was given out."""
         if self._given is not None:
             ts_ns, place = self._columns[:2]
-            made = waiting.keep(self._n, self._given, ts_ns, place, self._store, self._words)
+            store, self._store = self._store, np.empty_like(self._store)
+            of = self._n, self._given, ts_ns, place
+            made = waiting.keep(*of, store, self._words, self._store)
             self._n, self._n_words, self._n_rows = made
             self._given = None
 
