@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from tdxtrace.ingest.memory import without_collector
 
@@ -16,6 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 LARGE_BYTES: Final = 256 << 20
 # Arrays are not counted while loops use them (_nrt): that took longer than what they did.
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+# Versions of numba whose machine code was seen to run without what compiling needs.
+_LOADS_QUICKLY: Final = frozenset({(0, 66), (0, 67), (0, 68)})
 
 
 def pays(n_bytes: int | None) -> bool:
@@ -31,8 +33,6 @@ def _is_there() -> bool:
     try:
         with without_collector():
             import numba  # noqa: F401, PLC0415 - slow to import: see pays
-
-            _load_arrays()
     except ImportError:  # not installed, or "Numba needs NumPy 2.4 or less"
         return False
     return True
@@ -67,11 +67,36 @@ def compiled(function: F) -> F:
     import numba  # noqa: PLC0415 - slow to import: see pays
 
     compile_loop: Any = numba.njit
+    made: Any = compile_loop(**_OPTIONS)(function)
     try:
-        made: F = compile_loop(cache=True, **_OPTIONS)(function)
+        made._cache = _kept()(function)
     except RuntimeError:  # "no locator available": numba.core.caching
-        made = compile_loop(**_OPTIONS)(function)
-    return made
+        _load_arrays()
+    return cast("F", made)
+
+
+@cache
+def _kept() -> Any:  # noqa: ANN401 - numba has no types
+    """What keeps machine code on disk, and loads it without what only compiling needs.
+
+    numba makes itself ready to compile before it loads what is kept: that takes as long as
+    to import it.  Loops that count no arrays and raise nothing use nothing of that.
+    """
+    import numba  # noqa: PLC0415 - see compiled
+    from numba.core import caching  # noqa: PLC0415 - see compiled
+
+    usual: Any = caching.FunctionCache
+
+    class Kept(usual):  # type: ignore[misc]
+        def load_overload(self, signature: object, context: object) -> object:
+            if numba.version_info.short in _LOADS_QUICKLY:
+                found = self._load_overload(signature, context)
+                if found is not None:
+                    return found
+            _load_arrays()
+            return super().load_overload(signature, context)
+
+    return Kept
 
 
 def inlined(function: F) -> F:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.compiled import compiled
+from tdxtrace.ingest.compiled import compiled, inlined
 from tdxtrace.ingest.perf import chain
 from tdxtrace.ingest.raw import I64Array
 
@@ -114,37 +114,123 @@ def _count(longs: I64Array, at: int, end: int) -> int:
     return left if n < 0 or n > left else int(n)
 
 
+@inlined
+def _said(
+    longs: I64Array, body: int, stop: int, table: NDArray[np.int64], row: int
+) -> tuple[int, int, int, int, int]:
+    """What a sample says of itself, and where its record is.
+
+    When it was taken, its thread and process in one word, its CPU, the word in whose middle
+    its record begins, and the record's bytes.
+    """
+    at, ts_ns, who, cpu, size = body + table[row, FIXED], 0, -1, -1, 0
+    # One shorter than its fixed part says nothing.
+    if at <= stop:
+        if table[row, TIME] >= 0:
+            ts_ns = longs[((body + table[row, TIME]) >> 3) & PLACE]
+            ts_ns = _FAR if ts_ns < 0 else ts_ns
+        if table[row, THREAD] >= 0:
+            who = longs[((body + table[row, THREAD]) >> 3) & PLACE]
+        if table[row, CPU] >= 0:
+            cpu = longs[((body + table[row, CPU]) >> 3) & PLACE] & LOW
+        if table[row, RAW]:
+            if table[row, VARIES]:
+                at = _raw_at(longs, at, stop, table, row)
+            size = longs[(at >> 3) & PLACE] & LOW if at + 4 <= stop else 0
+            size = size if at + 4 + size <= stop else 0
+    return ts_ns, who, cpu if cpu < MAX_CPUS else -1, min(at, stop) >> 3, size
+
+
+@inlined
+def _put(
+    longs: I64Array,
+    said: tuple[int, int, int, int],
+    known: Columns,
+    places: tuple[int, int, int, int],
+    store: I64Array,
+    used: int,
+) -> int:
+    """Put a sample where it waits; return the words used then, -1 if something is not known.
+
+    Of one without a record the size is -1 less its attribute.
+    """
+    who, cpu, word, n_bytes = said
+    index, least, stand_in, silent = known
+    shift, mask, flags_at, count_at = places
+    word &= PLACE
+    last = len(longs) - 1
+    head = ((longs[word] >> 32) & LOW) | (longs[word + 1] << 32)
+    number = (head >> shift) & mask if n_bytes >= 0 else silent[-1 - n_bytes]
+    which = index[number] if number >= 0 else -1
+    if which >= 0 and 0 <= n_bytes < least[which]:
+        number = stand_in[which]
+        which = index[number] if number >= 0 else -1
+    if which < 0:
+        return -1
+    to = used & PLACE
+    store[to], store[to + 1] = number << 32 | (cpu & LOW), -1
+    if least[which] < 0:
+        return to + BARE
+    in_irq: Any = np.int64(((head >> max(flags_at, 0)) & _IN_IRQ) != 0)
+    if flags_at < 0 or (count_at >= 0 and (head >> count_at) & 0xFF == 0xFF):
+        in_irq = -1
+    store[to + 1], store[to + 2] = (in_irq + 1) << 32 | which, who
+    to += HEAD
+    end: int = to + ((least[which] + 7) >> 3)
+    while to < end:
+        # Close to the block's end there may be no four words.
+        a, b = longs[word + 1], longs[min(word + 2, last)]
+        c, d = longs[min(word + 3, last)], longs[min(word + 4, last)]
+        store[to] = head
+        store[to + 1] = ((a >> 32) & LOW) | (b << 32)
+        store[to + 2] = ((b >> 32) & LOW) | (c << 32)
+        store[to + 3] = ((c >> 32) & LOW) | (d << 32)
+        head = ((d >> 32) & LOW) | (longs[min(word + 5, last)] << 32)
+        word, to = word + 4, to + 4
+    return end
+
+
 @compiled
-def heads(
+def hold(
     longs: I64Array,
     records: tuple[Any, ...],
     shape: tuple[Any, ...],
-    columns: Columns,
+    known: Columns,
+    places: tuple[int, int, int, int],
+    into: Columns,
     n: int,
+    used: int,
     newest: I64Array,
-) -> int:
-    """Read what every sample of a block says of itself, and where its record is.
+) -> tuple[int, int, int]:
+    """Put the samples of a block where they wait, those that become rows with their records.
 
     Args:
         longs: The block, 16 bytes longer than its records.
         records: Begin of each, a multiple of 8, as :func:`follow` finds; where the last
             one ends; and the indices of those that are no samples, ascending.
         shape: See pool.Shape.
-        columns: Filled from ``n`` on: when each sample was taken, its thread and process
-            in one word, its CPU, the word in whose middle its record begins, and the
-            record's bytes; of one without a record -1 less its attribute.
-        n: Samples that are in the columns before.
+        known: By number, its layout; by layout, the bytes its records must have, or -1
+            if they are no rows; by layout, the number of those that are too short; by
+            attribute, the number of samples that hold no record.  Negative: not known.
+        places: Of the first eight bytes of a record: shift and mask of its event's
+            number, shift of its flags and of its preempt count, -1 if it has none.
+        into: Filled from ``n`` on: when each sample was taken, and where it is in the
+            store; and, from ``used`` on, that store, with room for HEAD words for each
+            sample, those of the block, and SLACK.
+        n: Samples that wait.
+        used: Words of the store that are used.
         newest: Filled for each other record with the moment of the newest sample in
             front of it, or -1, and behind these with that of all; one longer than they are.
 
     Returns:
-        How many samples are in the columns then.
+        How many samples wait then, how many words are used, and how many of the samples of
+        the block become rows; -1 words if there is one of which something is not known.
     """
     start, end, others = records
     table, layout_of, id_at, ids, attr_of_id, room = shape
-    ts_out, who_out, cpu_out, base, size_out = columns
+    ts_out, place, store = into
     latest: Any = np.int64(-1)
-    at_other, row, attr = 0, 0, 0
+    at_other, row, attr, n_rows = 0, 0, 0, 0
     for i in range(len(start)):
         if at_other < len(others) and others[at_other] == i:
             newest[at_other] = latest
@@ -153,100 +239,18 @@ def heads(
         body, stop = start[i] + 8, end if i == len(start) - 1 else start[i + 1]
         if len(table) > 1:
             row = layout_of[_attr_of(longs[_id_word(body, id_at, stop)], ids, attr_of_id)]
-        at, ts_ns, who, cpu, size = body + table[row, FIXED], 0, -1, -1, 0
-        # One shorter than its fixed part says nothing.
-        if at <= stop:
-            if table[row, TIME] >= 0:
-                ts_ns = longs[((body + table[row, TIME]) >> 3) & PLACE]
-                ts_ns = _FAR if ts_ns < 0 else ts_ns
-            if table[row, THREAD] >= 0:
-                who = longs[((body + table[row, THREAD]) >> 3) & PLACE]
-            if table[row, CPU] >= 0:
-                cpu = longs[((body + table[row, CPU]) >> 3) & PLACE] & LOW
-            if table[row, RAW]:
-                if table[row, VARIES]:
-                    at = _raw_at(longs, at, stop, table, row)
-                size = longs[(at >> 3) & PLACE] & LOW if at + 4 <= stop else 0
-                size = size if at + 4 + size <= stop else 0
+        ts_ns, who, cpu, word, size = _said(longs, body, stop, table, row)
         if size < room:
             if id_at >= 0:
                 attr = _attr_of(longs[_id_word(body, id_at, stop)], ids, attr_of_id)
             size = -1 - attr
-        latest = max(latest, ts_ns)
         to = n & PLACE
-        ts_out[to], who_out[to], cpu_out[to] = ts_ns, who, cpu if cpu < MAX_CPUS else -1
-        base[to], size_out[to] = min(at, stop) >> 3, size
+        ts_out[to], place[to] = ts_ns, used
+        used = _put(longs, (who, cpu, word, size), known, places, store, used)
+        if used < 0:
+            return n, -1, 0
+        n_rows += store[(place[to] & PLACE) + 1] >= 0
+        latest = max(latest, ts_ns)
         n += 1
     newest[at_other] = latest
-    return n
-
-
-@compiled
-def admit(
-    longs: I64Array,
-    columns: Columns,
-    known: Columns,
-    places: tuple[int, int, int, int],
-    store: I64Array,
-    used: int,
-    first: int,
-    end: int,
-) -> tuple[int, int]:
-    """Put samples where they wait, those that become rows with their records.
-
-    Args:
-        longs: The block, 16 bytes longer than its records.
-        columns: What :func:`heads` found, without the times; and, filled, where each
-            sample is in ``store``.
-        known: By number, its layout; by layout, the bytes its records must have, or -1
-            if they are no rows; by layout, the number of those that are too short; by
-            attribute, the number of samples that hold no record.  Negative: not known.
-        places: Of the first eight bytes of a record: shift and mask of its event's
-            number, shift of its flags and of its preempt count, -1 if it has none.
-        store: Filled from ``used`` on; with room for HEAD words for each sample, those
-            of the block, and SLACK.
-        used: Words that are used.
-        first: The first sample in the columns …
-        end: … and where they end.
-
-    Returns:
-        Words that are used then, and how many of the samples become rows; -1 if there is
-        one of which something is not known.
-    """
-    who, cpu, base, size, place = columns
-    index, least, stand_in, silent = known
-    shift, mask, flags_at, count_at = places
-    n_rows, last = 0, len(longs) - 1
-    for i in range(first, end):
-        word, n_bytes = base[i] & PLACE, size[i]
-        head = ((longs[word] >> 32) & LOW) | (longs[word + 1] << 32)
-        number = (head >> shift) & mask if n_bytes >= 0 else silent[-1 - n_bytes]
-        which = index[number] if number >= 0 else -1
-        if which >= 0 and 0 <= n_bytes < least[which]:
-            number = stand_in[which]
-            which = index[number] if number >= 0 else -1
-        if which < 0:
-            return -1, 0
-        to = used & PLACE
-        place[i], store[to], store[to + 1] = to, number << 32 | (cpu[i] & LOW), -1
-        used = to + BARE
-        if least[which] < 0:
-            continue
-        n_rows += 1
-        in_irq: Any = np.int64(((head >> max(flags_at, 0)) & _IN_IRQ) != 0)
-        if flags_at < 0 or (count_at >= 0 and (head >> count_at) & 0xFF == 0xFF):
-            in_irq = -1
-        store[to + 1], store[to + 2] = (in_irq + 1) << 32 | which, who[i]
-        to += HEAD
-        used = to + ((least[which] + 7) >> 3)
-        while to < used:
-            # Close to the block's end there may be no four words.
-            a, b = longs[word + 1], longs[min(word + 2, last)]
-            c, d = longs[min(word + 3, last)], longs[min(word + 4, last)]
-            store[to] = head
-            store[to + 1] = ((a >> 32) & LOW) | (b << 32)
-            store[to + 2] = ((b >> 32) & LOW) | (c << 32)
-            store[to + 3] = ((c >> 32) & LOW) | (d << 32)
-            head = ((d >> 32) & LOW) | (longs[min(word + 5, last)] << 32)
-            word, to = word + 4, to + 4
-    return used, n_rows
+    return n, used, n_rows

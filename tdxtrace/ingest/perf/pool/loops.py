@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tdxtrace.ingest.compiled import compiled
+from tdxtrace.ingest.compiled import compiled, inlined
 from tdxtrace.ingest.perf.loops import BARE, HEAD, LOW, MAX_CPUS, Columns
 from tdxtrace.ingest.raw import I32Array, I64Array
 
@@ -63,13 +63,26 @@ def sort(
     return m
 
 
+@inlined
+def _after(time: I64Array, low: int, high: int, moment: int) -> int:
+    """The first of ascending times that is later than a moment."""
+    while low < high:
+        middle = (low + high) >> 1
+        if time[middle] <= moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @compiled
 def _merge(
     time: I64Array, order: I64Array, first: int, middle: int, end: int, spare: I64Array
 ) -> None:
     """Merge two neighbouring runs, neither of which is empty, in place."""
-    first += np.searchsorted(time[first:middle], time[middle], "right")
-    end = middle + np.searchsorted(time[middle:end], time[middle - 1], "left")
+    # numpy's searchsorted would be loaded with all that numba knows of arrays.
+    first = _after(time, first, middle, time[middle])
+    end = _after(time, middle, end, time[middle - 1] - 1)
     n = middle - first
     other = len(spare) >> 1
     for i in range(n):
@@ -105,9 +118,9 @@ def give(
         time: When samples were taken, in order.
         order: Where they are in ``store``; as long.
         n_before: Samples before these.
-        store: As loops.admit fills it.
+        store: As loops.hold fills it.
         event: Of each layout.
-        found: Counts each number; longer than any that loops.admit was told.
+        found: Counts each number; longer than any that loops.hold was told.
         heard: When each CPU was heard of first, and last; MAX_CPUS and one more for all.
         rows: Filled for the samples that become rows: line, ts_ns, tid, tgid, cpu, in_irq,
             event, base (of its record, in bytes of ``store``) and layout; with room for them.
@@ -157,7 +170,7 @@ def keep(
         limit: The moment.
         ts_ns: When each was taken …
         place: … and where it is in ``store``.
-        store: As loops.admit fills it.
+        store: As loops.hold fills it.
         words: Of each layout's records.
         into: Filled as that; with room for what the samples use of it.
 

@@ -25,7 +25,7 @@ from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.records.loops import RecordFields, Table, table_of
 from tdxtrace.ingest.tally import Tally
 
-_COLUMNS: Final = ("ts_ns", "place", "who", "cpu", "base", "size")
+_COLUMNS: Final = ("ts_ns", "place")
 _ROWS: Final = (
     *(np.int64, np.int64),
     *(np.int32, np.int32, np.int32, np.int8, np.int32),
@@ -39,7 +39,7 @@ def _none() -> I64Array:
 
 
 class Shape(NamedTuple):
-    """What loops.heads needs to know of samples."""
+    """What loops.hold needs to know of samples."""
 
     table: NDArray[np.int64]
     """A row for each layout of samples: see loops."""
@@ -63,12 +63,12 @@ class Pool:
     tally: Tally
     shape: Shape
     places: tuple[int, int, int, int]
-    """What loops.admit needs to know of records."""
+    """What loops.hold needs to know of records."""
     _n: int = 0
     _n_words: int = 0
     _n_rows: int = 0
     _columns: list[I64Array] = field(default_factory=lambda: [_none()] * len(_COLUMNS))
-    """When each sample was taken, and where it is in the store; and what is of no use then."""
+    """When each sample was taken, and where it is in the store."""
     _store: I64Array = field(default_factory=_none)
     _spare: I64Array = field(default_factory=_none)
     """What samples are ordered in."""
@@ -102,33 +102,29 @@ class Pool:
         longs = records.block.data.view(np.int64)
         self._make_room(records.n_samples, len(longs))
         newest = np.empty(len(records.others) + 1, np.int64)
-        ts_ns, _, *heads = self._columns
-        where = records.start, records.end, records.others
-        end = loops.heads(longs, where, tuple(self.shape), (ts_ns, *heads), self._n, newest)
-        if not self._admit(longs, end):
+        if not self._hold(longs, records, newest):
             self.names.learn(self.samples.read(records))
             self._look_up()
-            if not self._admit(longs, end):
+            if not self._hold(longs, records, newest):
                 raise AssertionError("compiled loops ask for what numpy does not find")
         return newest
 
-    def _admit(self, longs: I64Array, end: int) -> bool:
-        """Put samples up to ``end`` where they wait, if all about them is known."""
-        _, place, *heads = self._columns
-        known = self._index, self._least, self._short, self._silent
-        n_words, n_rows = loops.admit(
+    def _hold(self, longs: I64Array, records: Records, newest: I64Array) -> bool:
+        """Put samples where they wait, if all about them is known."""
+        n, n_words, n_rows = loops.hold(
             longs,
-            (*heads, place),
-            known,
+            (records.start, records.end, records.others),
+            tuple(self.shape),
+            (self._index, self._least, self._short, self._silent),
             self.places,
-            self._store,
-            self._n_words,
+            (*self._columns, self._store),
             self._n,
-            end,
+            self._n_words,
+            newest,
         )
         if n_words < 0:
             return False
-        self._n, self._n_words, self._n_rows = end, n_words, self._n_rows + n_rows
+        self._n, self._n_words, self._n_rows = n, n_words, self._n_rows + n_rows
         return True
 
     def _look_up(self) -> None:
@@ -150,7 +146,7 @@ class Pool:
         if len(self._spare) < 5 * n + 1:
             self._spare = np.empty(5 * len(self._columns[0]) + 1, np.int64)
         time, order, spare, bounds = np.split(self._spare[: 5 * n + 1], (n, 2 * n, 4 * n))
-        ts_ns, place = self._columns[:2]
+        ts_ns, place = self._columns
         n_due = waiting.sort(ts_ns, place, n, limit, time, order, spare, bounds)
         if not n_due:
             return None
@@ -182,7 +178,7 @@ class Pool:
     def _drop(self) -> None:
         """Let go what was given out."""
         if self._given is not None:
-            ts_ns, place = self._columns[:2]
+            ts_ns, place = self._columns
             store, self._store = self._store, np.empty_like(self._store)
             of = self._n, self._given, ts_ns, place
             made = waiting.keep(*of, store, self._words, self._store)
