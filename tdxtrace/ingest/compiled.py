@@ -10,10 +10,10 @@ from tdxtrace.ingest.memory import without_collector
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# From this size on compiled loops save more than the 0.3 s that loading them takes: 200 MB of
-# text, 180 MB of trace.dat and 230 MB of perf.data are read in the same time with and without
+# From this size on compiled loops save more than the 0.15 s that loading them takes: 130 MB of
+# text, 110 MB of trace.dat and 100 MB of perf.data are read in the same time with and without
 # (tests/bench/compiled.py).
-LARGE_BYTES: Final = 256 << 20
+LARGE_BYTES: Final = 128 << 20
 # Arrays are not counted while loops use them (_nrt): that took longer than what they did.
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
 # Versions of numba whose machine code was seen to run without what compiling needs.
