@@ -7,6 +7,7 @@ samples are given out, those that wait on move to another one.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -70,6 +71,8 @@ class Pool:
     _columns: list[I64Array] = field(default_factory=lambda: [_none()] * len(_COLUMNS))
     """When each sample was taken, and where it is in the store."""
     _store: I64Array = field(default_factory=_none)
+    _free: list[I64Array] = field(default_factory=list)
+    """What was a store, and nothing refers to any more."""
     _spare: I64Array = field(default_factory=_none)
     """What samples are ordered in."""
     _least: I64Array = field(default_factory=_none)
@@ -171,6 +174,7 @@ class Pool:
     def _raw(self, rows: list[NDArray[Any]]) -> RawEvents:
         line, ts_ns, tid, tgid, cpu, in_irq, event, base, layout = rows
         block = Block(self._store.view(np.uint8), "<")
+        weakref.finalize(block, self._free.append, self._store).atexit = False
         fields = RecordFields(block, block, base, layout, self._table)
         raw = RawEvents(line, ts_ns, tid, tgid, cpu, in_irq, event, kept=fields)
         return raw if len(raw) >= MANY_EVENTS else raw.settled()
@@ -179,11 +183,19 @@ class Pool:
         """Let go what was given out."""
         if self._given is not None:
             ts_ns, place = self._columns
-            store, self._store = self._store, np.empty_like(self._store)
+            store, self._store = self._store, self._new_store(len(self._store))
             of = self._n, self._given, ts_ns, place
             made = waiting.keep(*of, store, self._words, self._store)
             self._n, self._n_words, self._n_rows = made
             self._given = None
+
+    def _new_store(self, n_words: int) -> I64Array:
+        """A store of so many words: an old one, if there is one that is large enough."""
+        while self._free:
+            store = self._free.pop()
+            if len(store) >= n_words:
+                return store
+        return np.empty(n_words, np.int64)
 
     def _make_room(self, n_samples: int, n_words: int) -> None:
         """Have room for so many more samples of a block of so many words."""
