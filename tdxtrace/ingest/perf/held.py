@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from tdxtrace.ingest.perf.blocks import Records
+from tdxtrace.ingest.perf.names import distinct
 from tdxtrace.ingest.perf.samples import SampleReader, Samples
 from tdxtrace.ingest.raw import I32Array, I64Array, RawEvents, concatenate
 from tdxtrace.ingest.records.gather import Places
@@ -32,6 +33,8 @@ class Given:
     """Gives the event number of each; valid until more samples are taken."""
     heard: Callable[[], tuple[I32Array, I64Array]] | None
     """On which CPU and when each was taken; None: the tally knows."""
+    tids: I32Array
+    """The threads of ``raw``, ascending."""
 
 
 class Waiting(Protocol):
@@ -174,6 +177,7 @@ class Held:
             np.bincount(given.number),
             lambda: given.number,
             lambda: (given.cpu, given.ts_ns),
+            distinct(given.raw.tid),
         )
 
     def _joined(self) -> Part:

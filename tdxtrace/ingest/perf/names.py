@@ -32,12 +32,16 @@ class Names:
         """Take a FORK record: the new thread has the name of the one it came from."""
         insort(self._changes, (ts_ns, len(self._changes), tid, parent), key=lambda x: x[:2])
 
-    def meet(self, raw: RawEvents, limit: int) -> None:
-        """Put the threads of ``raw``, whose events happened up to ``limit``, into the tally."""
+    def meet(self, raw: RawEvents, tids: I32Array, limit: int) -> None:
+        """Put the threads of ``raw``, whose events happened up to ``limit``, into the tally.
+
+        Args:
+            raw: The events.
+            tids: Their threads, ascending.
+            limit: The moment.
+        """
         self._apply(limit)
-        if not len(raw):
-            return
-        for tid in _distinct(raw.tid).tolist():
+        for tid in tids.tolist():
             names = self._named.get(tid)
             mine = np.flatnonzero(raw.tid == tid) if names and len(names) > 1 else None
             tgid = int(raw.tgid[np.argmax(raw.tid == tid)])
@@ -68,7 +72,7 @@ class Names:
         del self._changes[:due]
 
 
-def _distinct(numbers: I32Array) -> I32Array:
+def distinct(numbers: I32Array) -> I32Array:
     """The numbers that occur, in order: threads are often close to each other."""
     if not len(numbers):
         return numbers

@@ -107,7 +107,7 @@ class Order:
             self._see(*given.heard(), limit)
         self.n_given += given.n
         self.tally.n_lines += given.n
-        self.names.meet(given.raw, limit)
+        self.names.meet(given.raw, given.tids, limit)
         return given.raw
 
     def _see(self, cpu: I32Array, ts_ns: I64Array, limit: int) -> None:

@@ -16,7 +16,7 @@ from tdxtrace.ingest.records.known import KnownEvents, Numbers
 from tdxtrace.ingest.ring.clocks import Clock
 from tdxtrace.ingest.ring.merge import Merge
 from tdxtrace.ingest.ring.rounds import Round
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tally import USUAL_TIDS, Tally
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 # What trace-cmd and the kernel print for a thread whose name was not saved.
 _NO_NAME: Final = "<...>"
 _IDLE: Final = "<idle>"
-# PID_MAX_LIMIT of a 64-bit kernel: Linux include/linux/threads.h.
-_USUAL_TIDS: Final = 4 << 20
 
 
 @dataclass(slots=True)
@@ -43,7 +41,7 @@ class RingReader:
     is_large: bool = False
     """Whether compiled loops pay."""
     _tids: set[int] = field(default_factory=set)
-    _is_met: BoolArray = field(default_factory=lambda: np.zeros(_USUAL_TIDS, np.bool_))
+    _is_met: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
     """Which of the usual thread numbers are in ``_tids``."""
     _loops: ModuleType | None = None
     """What orders events and reads the heads of records, if compiled loops pay."""
@@ -164,7 +162,7 @@ class RingReader:
 
     def _meet_threads(self, tid: I32Array) -> None:
         # Negative numbers are large ones without their sign.
-        is_usual = tid.view(np.uint32).max(initial=0) < _USUAL_TIDS
+        is_usual = tid.view(np.uint32).max(initial=0) < USUAL_TIDS
         met = self._is_met.take(tid) if is_usual else np.zeros(len(tid), np.bool_)
         self._meet(tid[~met] if not met.all() else tid[:0])
 
@@ -173,7 +171,7 @@ class RingReader:
         for one in np.unique(tids).tolist():
             if one not in self._tids:
                 self._tids.add(one)
-                if 0 <= one < _USUAL_TIDS:
+                if 0 <= one < USUAL_TIDS:
                     self._is_met[one] = True
                 comm = self.comms.get(one, _IDLE if one == 0 else _NO_NAME)
                 self.tally.meet(one, comm, self.tgids.get(one, UNKNOWN))

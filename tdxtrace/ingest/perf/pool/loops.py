@@ -10,7 +10,7 @@ import numpy as np
 
 from tdxtrace.ingest.compiled import compiled, inlined
 from tdxtrace.ingest.perf.loops import BARE, HEAD, LOW, MAX_CPUS, Columns
-from tdxtrace.ingest.raw import I32Array, I64Array
+from tdxtrace.ingest.raw import BoolArray, I32Array, I64Array
 
 
 @compiled
@@ -111,7 +111,8 @@ def give(
     found: I64Array,
     heard: Columns,
     rows: Columns,
-) -> int:
+    met: tuple[BoolArray, I32Array],
+) -> tuple[int, int]:
     """Put the heads of samples one after the other, and see what numbers and CPUs there are.
 
     Args:
@@ -124,13 +125,16 @@ def give(
         heard: When each CPU was heard of first, and last; MAX_CPUS and one more for all.
         rows: Filled for the samples that become rows: line, ts_ns, tid, tgid, cpu, in_irq,
             event, base (of its record, in bytes of ``store``) and layout; with room for them.
+        met: By thread number, up to some, whether a row has it, false at first; and,
+            filled, the numbers that rows have: unusual ones more than once.
 
     Returns:
-        How many rows.
+        How many rows, and how many of these numbers.
     """
+    is_met, tids = met
     first_ns, last_ns = heard
     line, ts_out, tid_out, tgid_out, cpu_out, irq_out, event_out, base, layout_out = rows
-    n = 0
+    n, n_tids = 0, 0
     for k in range(len(order)):
         ts_ns, at = time[k], order[k]
         cpu = np.int32(store[at])
@@ -144,13 +148,20 @@ def give(
         irq_out[n] = (which >> 32) - 1
         which &= LOW
         line[n], ts_out[n], cpu_out[n], event_out[n] = n_before + k + 1, ts_ns, cpu, event[which]
-        tgid_out[n], tid_out[n] = np.int32(store[at + 2]), np.int32(store[at + 2] >> 32)
+        tid = np.int32(store[at + 2] >> 32)
+        tgid_out[n], tid_out[n] = np.int32(store[at + 2]), tid
+        is_usual = 0 <= tid < len(is_met)
+        if not is_usual or not is_met[tid]:
+            tids[n_tids] = tid
+            n_tids += 1
+            if is_usual:
+                is_met[tid] = True
         base[n], layout_out[n] = (at + HEAD) << 3, which
         n += 1
     if len(order):
         first_ns[MAX_CPUS] = min(first_ns[MAX_CPUS], time[0])
         last_ns[MAX_CPUS] = max(last_ns[MAX_CPUS], time[len(order) - 1])
-    return n
+    return n, n_tids
 
 
 @compiled

@@ -20,11 +20,18 @@ from tdxtrace.ingest.perf.blocks import Records
 from tdxtrace.ingest.perf.held import Given, StandIns
 from tdxtrace.ingest.perf.pool import loops as waiting
 from tdxtrace.ingest.perf.samples import SampleReader
-from tdxtrace.ingest.raw import MANY_EVENTS, I32Array, I64Array, RawEvents, U64Array
+from tdxtrace.ingest.raw import (
+    MANY_EVENTS,
+    BoolArray,
+    I32Array,
+    I64Array,
+    RawEvents,
+    U64Array,
+)
 from tdxtrace.ingest.records.gather import PADDING, Block, Places
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.records.loops import RecordFields, Table, table_of
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tally import USUAL_TIDS, Tally
 
 _COLUMNS: Final = ("ts_ns", "place")
 _ROWS: Final = (
@@ -73,6 +80,8 @@ class Pool:
     _store: I64Array = field(default_factory=_none)
     _free: list[I64Array] = field(default_factory=list)
     """What was a store, and nothing refers to any more."""
+    _is_met: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
+    """By thread number: all false between one batch and the next."""
     _spare: I64Array = field(default_factory=_none)
     """What samples are ordered in."""
     _least: I64Array = field(default_factory=_none)
@@ -159,9 +168,14 @@ class Pool:
         heard = tally.first_ns, tally.last_ns
         if not is_plain:
             heard = heard[0].copy(), heard[1].copy()
-        n_rows = waiting.give(time, order, n_before, store, self._event, found, heard, rows)
+        tids = np.empty(len(rows[0]), np.int32)
+        n_rows, n_tids = waiting.give(
+            *(time, order, n_before, store, self._event, found, heard, rows), (self._is_met, tids)
+        )
         self._given = limit
         raw = self._raw([row[:n_rows] for row in rows])
+        tids = np.unique(tids[:n_tids])
+        self._is_met[tids[(tids >= 0) & (tids < len(self._is_met))]] = False
         halves = store.view(np.int32)
         return Given(
             n_due,
@@ -169,6 +183,7 @@ class Pool:
             found,
             lambda: halves[1::2][order],
             None if is_plain else lambda: (halves[order << 1], time),
+            tids,
         )
 
     def _raw(self, rows: list[NDArray[Any]]) -> RawEvents:
