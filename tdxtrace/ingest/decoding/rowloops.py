@@ -39,13 +39,13 @@ class _Shape(NamedTuple):
     """That their events may have."""
     words: Words
     probe: int | None
-    """None: not that."""
+    """None: they differ."""
     has_tgid: bool
 
 
 @dataclass(slots=True)
 class _Filled:
-    """Columns of one frame, of which the first ``n`` rows are filled."""
+    """Columns of which the first ``n`` rows are filled."""
 
     shape: _Shape
     when: I64Array
@@ -64,17 +64,20 @@ class _Filled:
     """Whether there is a level, and each of the other words."""
     probe: I8Array
     n: int = 0
+    n_given: int = 0
+    """Rows that a frame has already."""
 
     @classmethod
-    def new(cls, shape: _Shape, room: Room) -> _Filled:
-        """Columns without rows: as many as the room gives at once."""
+    def new(cls, shape: _Shape, room: Room, n_rows: int) -> _Filled:
+        """Columns for ``n_rows``, but not for more than the room gives at once."""
         n_words = len(shape.words.names)
         parts = (
             *((3, np.int64), (3, np.uint16), (1, np.int32), (1, np.uint8)),
             *((n_words - 1, np.uint64), (int(shape.has_tgid), np.int32)),
         )
         width = sum(n * np.dtype(kind).itemsize for n, kind in parts)
-        n_rows = max(1, room.at_once // (width * _ROWS)) * _ROWS
+        most = max(1, room.at_once // (width * _ROWS))
+        n_rows = min(most, n_rows // _ROWS + 1) * _ROWS
         memory, at = room.give((n_rows * width,), np.uint8), 0
         made: list[NDArray[Any]] = []
         for n, kind in parts:
@@ -117,8 +120,9 @@ class _Filled:
         return True
 
     def frame(self, source: int, room: Room) -> pl.DataFrame:
-        """The rows as ``seamcalls``."""
-        mine = slice(self.n)
+        """The rows that no frame has yet, as ``seamcalls``."""
+        mine, n = slice(self.n_given, self.n), self.n - self.n_given
+        self.n_given = self.n
         forward, is_irq, is_known = (flag[mine] for flag in self.flags)
         made: dict[str, tuple[NDArray[Any], BoolArray | None]] = {
             "seq": (self.when[0].view(np.uint64), None),
@@ -145,7 +149,7 @@ class _Filled:
         }
         if is_known.any():
             given["in_irq"] = series("in_irq", is_irq, is_known)
-        return frame(SEAMCALLS, self.n, columns, {}, given, room)
+        return frame(SEAMCALLS, n, columns, {}, given, room)
 
 
 @dataclass(slots=True)
@@ -156,7 +160,7 @@ class RowMaker:
     room: Room
     """Where they are put."""
     _filled: _Filled | None = None
-    """The rows of the next frame."""
+    """Where the next rows are put."""
     _full: list[pl.DataFrame] = field(default_factory=list)
 
     def add(self, batch: RawEvents, kinds: Kinds, pairs: tuple[Index, Index]) -> bool:
@@ -176,45 +180,45 @@ class RowMaker:
         has_tgid = bool(batch.tgid.max(initial=UNKNOWN) != UNKNOWN)
         probes = np.unique(kinds.probe[met]).tolist()
         probe = probes[0] if len(probes) == 1 else None
-        filled = first = self._fitting(fields.table, names, probe, has_tgid)
+        n_pairs = len(pairs[0])
+        filled = first = self._fitting((fields.table, names, probe, has_tgid), n_pairs)
         n_before, done, whole = first.n, 0, []
-        while done < len(pairs[0]):
+        while done < n_pairs:
             if filled.n == filled.n_rows:
                 whole.append(filled)
-                filled = _Filled.new(filled.shape, self.room)
+                filled = _Filled.new(filled.shape, self.room, 2 * filled.n_rows)
             which = slice(done, done + filled.n_rows - filled.n)
             if not filled.add(batch, kinds, (pairs[0][which], pairs[1][which])):
                 first.n = n_before
                 return False
             done = which.stop
         for one in whole:
-            self._close(one)
+            self._give(one)
         self._filled = filled
         return True
 
-    def _fitting(
-        self, table: Table, slots: frozenset[str], probe: int | None, has_tgid: bool
-    ) -> _Filled:
-        """Where rows are put that have this in common."""
+    def _fitting(self, of: tuple[Table, frozenset[str], int | None, bool], n_rows: int) -> _Filled:
+        """Where rows are put that have this in common, now and if they come in turn with others.
+
+        What is not filled of columns is lost: they are no longer than ``n_rows`` at first.
+        """
+        table, slots, probe, has_tgid = of
         if self._filled is not None:
-            shape = self._filled.shape
-            if (
-                shape.table is table
-                and (shape.probe, shape.has_tgid) == (probe, has_tgid)
-                and slots <= shape.slots
-            ):
+            before = self._filled.shape
+            probe = probe if probe == before.probe else None
+            has_tgid = has_tgid or before.has_tgid
+            slots = slots | before.slots if table is before.table else slots
+            is_same = (slots, probe, has_tgid) == (before.slots, before.probe, before.has_tgid)
+            if is_same and table is before.table:
                 return self._filled
-            # They may alternate between slots: not more frames than tables.
-            slots = slots | shape.slots if shape.table is table else slots
-            self._close(self._filled)
+            self._give(self._filled)
         shape = _Shape(table, slots, words_of(table, slots), probe, has_tgid)
-        self._filled = _Filled.new(shape, self.room)
+        self._filled = _Filled.new(shape, self.room, n_rows)
         return self._filled
 
-    def _close(self, filled: _Filled) -> None:
-        if filled.n:
+    def _give(self, filled: _Filled) -> None:
+        if filled.n > filled.n_given:
             self._full.append(filled.frame(self.source, self.room))
-        self._filled = None
 
     def full(self) -> list[pl.DataFrame]:
         """The frames that were filled since this was asked last."""
@@ -224,7 +228,7 @@ class RowMaker:
     def rest(self) -> list[pl.DataFrame]:
         """The same and the rows that no frame has yet."""
         if self._filled is not None:
-            self._close(self._filled)
+            self._give(self._filled)
         return self.full()
 
 

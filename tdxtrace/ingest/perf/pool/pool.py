@@ -169,8 +169,9 @@ class Pool:
         if not is_plain:
             heard = heard[0].copy(), heard[1].copy()
         tids = np.empty(len(rows[0]), np.int32)
+        met = self._is_met, tids
         n_rows, n_tids = waiting.give(
-            *(time, order, n_before, store, self._event, found, heard, rows), (self._is_met, tids)
+            time, order, n_before, store, self._event, found, heard, rows, met
         )
         self._given = limit
         raw = self._raw([row[:n_rows] for row in rows])
