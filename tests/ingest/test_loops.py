@@ -34,6 +34,7 @@ from tdxtrace.ingest.records.layouts import Layout
 from tdxtrace.ingest.records.loops import RecordFields, table_of
 from tdxtrace.ingest.ring import reader, tracedat
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.tables.events import SEAMCALLS
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "sample_traces"
@@ -188,8 +189,8 @@ EVENTS = [
     Event("b", "call", "return", "tdh_a", 6),
     Event("c", "call", "entry", "tdh_b", 0),
     Event("d", "call", "return", "tdh_b", 0),
-    Event("e", "call", "entry", "tdh_c", 12),
-    Event("f", "call", "return", "tdh_c", 12),
+    Event("e", "call", "entry", "tdh_c", 12, "vcpu_run"),
+    Event("f", "call", "return", "tdh_c", 12, "vcpu_run"),
 ]
 RECORD = 48
 REST = (
@@ -287,6 +288,54 @@ def test_rows_of_whole_calls_are_made_in_one_pass(monkeypatch: pytest.MonkeyPatc
     assert made["start_cpu"].to_list() == [1, 3]
     assert made["in_irq"].to_list() == [False, None]
     assert made["tgid"].to_list() == [None, 5]
+
+
+def _pairs_of(n: int, tgid: int = -1, layout: int = 0) -> list[tuple[int, ...]]:
+    return [(layout + at % 2, 7, 0, 1, at, tgid) for at in range(2 * n)]
+
+
+def _records(n: int) -> bytearray:
+    """Records of so many pairs whose words are all 1, and fit into any column."""
+    word = (1).to_bytes(8, "little")
+    return bytearray(word * (2 * n * RECORD // 8))
+
+
+def _frames(monkeypatch: pytest.MonkeyPatch, batches: list[RawEvents]) -> list[pl.DataFrame]:
+    """What is given for each batch, and in the end, where columns have eight rows at most."""
+    monkeypatch.setattr(raw_events, "MANY_EVENTS", 1)
+    monkeypatch.setattr(frames, "_PASSING_BYTES", 1)
+    monkeypatch.setattr(rowloops, "_ROWS", 8)
+    maker, kinds = Calls(0, Tally()), Kinds.of(EVENTS)
+    made = [pl.concat([SEAMCALLS.empty(), *maker.feed([b], kinds)]) for b in batches]
+    return [*made, pl.concat([SEAMCALLS.empty(), *maker.finish(kinds)])]
+
+
+def test_of_a_batch_with_a_level_that_is_none_no_row_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is found in the second columns that the batch's rows are put in."""
+    held = _records(9)
+    held[-2 * RECORD + 24 : -2 * RECORD + 28] = (256).to_bytes(4, "little")
+    first = _batch(_pairs_of(3), bytes(_records(3)), 1)
+    made = _frames(monkeypatch, [first, _batch(_pairs_of(9), bytes(held), 7)])
+    assert [rows.height for rows in made] == [0, 12, 0]
+    assert made[1]["seq"].to_list() == list(range(2, 26, 2))
+    assert made[1]["level"].null_count() == 1
+
+
+def test_rows_have_what_only_some_batches_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [(-1, 0), (5, 0), (-1, 2), (5, 4)]
+    batches = [
+        _batch(_pairs_of(2, tgid, layout), bytes(_records(2)), 1 + 4 * n)
+        for n, (tgid, layout) in enumerate(told)
+    ]
+    made = pl.concat(_frames(monkeypatch, batches))
+    assert made["seq"].to_list() == list(range(2, 18, 2))
+    assert made["tgid"].to_list() == [None, None, 5, 5, None, None, 5, 5]
+    assert made["probe"].to_list() == 6 * ["wrapper"] + 2 * ["vcpu_run"]
+    slow = Calls(0, Tally())
+    rows = [row for raw in batches for row in slow.feed([raw.settled()], Kinds.of(EVENTS))]
+    assert_frame_equal(made, pl.concat(rows))
 
 
 SEEN = st.tuples(st.integers(-3, 3), st.integers(0, 1), st.sampled_from((6, 0, 12)), st.booleans())

@@ -32,7 +32,8 @@ class Signs:
         """Look at rows with the levels as captured."""
         if self.has_zero:
             return
-        levels = seamcalls.filter(pl.col("probe") != "seamcall", pl.col("level").is_not_null())
+        told = seamcalls.select("probe", "level", "leaf", "gpa")
+        levels = told.filter(pl.col("probe") != "seamcall", pl.col("level").is_not_null())
         if levels.is_empty():
             return
         self.has_levels = True

@@ -152,7 +152,8 @@ def _first_of_threads(
         if threads.is_empty():
             return known
         rows = rows.filter(_TID.is_in(threads["tid"].implode()))
-    first = rows.filter(_TID.is_not_null() & (_WHEN.min().over("tid") == _WHEN)).select(columns)
+    told = rows.select(columns)
+    first = told.filter(_TID.is_not_null() & (_WHEN.min().over("tid") == _WHEN))
     both = first if known is None else pl.concat([known, first])
     return both.sort(_WHEN, "seq").unique(subset="tid", keep="first")
 
