@@ -280,3 +280,13 @@ def test_chains_are_followed_as_numpy_follows_them(seed: int) -> None:
     assert (end, bool(is_damaged)) == (expected.end, expected.is_damaged)
     kinds = block.view(np.uint32)[expected.start >> 2]
     assert others[:n_others].tolist() == np.flatnonzero(kinds != 9).tolist()
+
+
+def test_a_store_that_is_too_short_is_not_used_again() -> None:
+    from tdxtrace.ingest.perf.pool.pool import store_of
+
+    long, short = np.zeros(9, np.int64), np.zeros(3, np.int64)
+    free = [short, long, short]
+    assert store_of(5, free) is long
+    assert len(store_of(5, free)) == 5
+    assert free == []

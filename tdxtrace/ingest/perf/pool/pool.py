@@ -199,19 +199,11 @@ class Pool:
         """Let go what was given out."""
         if self._given is not None:
             ts_ns, place = self._columns
-            store, self._store = self._store, self._new_store(len(self._store))
+            store, self._store = self._store, store_of(len(self._store), self._free)
             of = self._n, self._given, ts_ns, place
             made = waiting.keep(*of, store, self._words, self._store)
             self._n, self._n_words, self._n_rows = made
             self._given = None
-
-    def _new_store(self, n_words: int) -> I64Array:
-        """A store of so many words: an old one, if there is one that is large enough."""
-        while self._free:
-            store = self._free.pop()
-            if len(store) >= n_words:
-                return store
-        return np.empty(n_words, np.int64)
 
     def _make_room(self, n_samples: int, n_words: int) -> None:
         """Have room for so many more samples of a block of so many words."""
@@ -221,6 +213,15 @@ class Pool:
         n_words += self._n_words + loops.HEAD * n_samples + loops.SLACK
         if n_words > len(self._store):
             self._store = _grown(self._store, self._n_words, n_words)
+
+
+def store_of(n_words: int, free: list[I64Array]) -> I64Array:
+    """A store of so many words: one of ``free``, if it is long enough; others are let go."""
+    while free:
+        store = free.pop()
+        if len(store) >= n_words:
+            return store
+    return np.empty(n_words, np.int64)
 
 
 def _grown(column: I64Array, n: int, least: int) -> I64Array:
