@@ -119,19 +119,19 @@ class _Filled:
         self.n = mine.stop
         return True
 
-    def frame(self, source: int, room: Room) -> pl.DataFrame:
+    def frame(self, source: int) -> pl.DataFrame:
         """The rows that no frame has yet, as ``seamcalls``."""
         mine, n = slice(self.n_given, self.n), self.n - self.n_given
         self.n_given = self.n
-        forward, is_irq, is_known = (flag[mine] for flag in self.flags)
         made: dict[str, tuple[NDArray[Any], BoolArray | None]] = {
             "seq": (self.when[0].view(np.uint64), None),
-            "start_ns": (self.when[1], forward),
+            "start_ns": (self.when[1], self.flags[0, mine]),
             "end_ns": (self.when[2], None),
             "leaf": (self.small[0], None),
             "start_cpu": (self.small[1], None),
             "cpu": (self.small[2], None),
             "tid": (self.tid, None),
+            "in_irq": (self.flags[1], self.flags[2, mine]),
         }
         if len(self.tgid):
             made["tgid"] = self.tgid[0], self.tgid[0, mine] != UNKNOWN
@@ -147,9 +147,7 @@ class _Filled:
             for name, (values, seen) in made.items()
             if seen is None or seen.any()
         }
-        if is_known.any():
-            given["in_irq"] = series("in_irq", is_irq, is_known)
-        return frame(SEAMCALLS, n, columns, {}, given, room)
+        return frame(SEAMCALLS, n, columns, {}, given)
 
 
 @dataclass(slots=True)
@@ -218,7 +216,7 @@ class RowMaker:
 
     def _give(self, filled: _Filled) -> None:
         if filled.n > filled.n_given:
-            self._full.append(filled.frame(self.source, self.room))
+            self._full.append(filled.frame(self.source))
 
     def full(self) -> list[pl.DataFrame]:
         """The frames that were filled since this was asked last."""

@@ -25,7 +25,7 @@ _OF_RETURN: Final[Mapping[str, tuple[str, ...]]] = {
 }
 # Others, as registers and numbers of functions, say more of a call than is read here.
 SIMPLE: Final = frozenset(slot for slots in _OF_RETURN.values() for slot in slots)
-LEVEL: Final = "level"
+_LEVEL: Final = "level"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def words_of(table: Table, names: frozenset[str]) -> Words:
     columns = tuple(
         column
         for column, slots in _OF_RETURN.items()
-        if column == LEVEL or not names.isdisjoint(slots)
+        if column == _LEVEL or not names.isdisjoint(slots)
     )
     n = len(table.size)
     shape = n, n, len(columns)

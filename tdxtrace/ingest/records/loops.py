@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tdxtrace.ingest.compiled import compiled
+from tdxtrace.ingest.compiled import compiled, inlined
 from tdxtrace.ingest.memory import behind
-from tdxtrace.ingest.raw import BoolArray, Fields, Index, U64Array, Values, Words
+from tdxtrace.ingest.raw import BoolArray, Fields, I32Array, Index, U64Array, Values, Words
 from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places
 from tdxtrace.ingest.records.layouts import Layout, understood
 
@@ -135,6 +135,21 @@ class RecordFields:
             layout = np.concatenate([first.layout, self.layout])
         met = np.union1d(first.layouts(), self.layouts())
         return RecordFields(self.block, first.before, base, layout, self.table, met)
+
+
+@inlined
+def met(tid: np.int32, is_met: BoolArray, tids: I32Array, n: int) -> int:
+    """Put a thread behind the first ``n`` of ``tids`` unless it was met; return how many then.
+
+    ``is_met`` says it of threads by their numbers, up to some: unusual ones come again.
+    """
+    is_usual = 0 <= tid < len(is_met)
+    if is_usual and is_met[np.uint64(tid)]:
+        return n
+    tids[n] = tid
+    if is_usual:
+        is_met[np.uint64(tid)] = True
+    return n + 1
 
 
 @compiled

@@ -13,6 +13,7 @@ from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I8Array, I32Array, I64Array,
 from tdxtrace.ingest.records.formats import Common
 from tdxtrace.ingest.records.gather import Places
 from tdxtrace.ingest.records.known import ByLayout
+from tdxtrace.ingest.records.loops import met
 from tdxtrace.ingest.ring.rounds import Round
 
 _NUMBERS: Final = 1 << 16  # common_type has 16 bits: struct trace_entry
@@ -79,7 +80,7 @@ def ordered(made: Round, n: int, n_before: int, known: ByLayout, is_met: BoolArr
     places = roomy(n, np.intp), roomy(n, np.intp)
     cpu, event = roomy(n, np.int32), roomy(n, np.int32)
     tid, in_irq, fresh = roomy(n, np.int32), roomy(n, np.int8), np.empty(n, np.int32)
-    met = np.zeros(len(known.size), np.intp)
+    layouts = np.zeros(len(known.size), np.intp)
     n_fresh = _order(
         (events.stamp, events.base, events.size, events.head),
         (made.starts - (np.cumsum(n_of) - n_of), made.cpus),
@@ -88,11 +89,11 @@ def ordered(made: Round, n: int, n_before: int, known: ByLayout, is_met: BoolArr
         (known.index, known.size, known.event, known.is_wanted),
         is_met,
         (*when, *places, cpu, tid, in_irq, event, fresh),
-        met,
+        layouts,
     )
     fresh = fresh[: max(n_fresh, ~n_fresh)]
     heads = *when, *places, cpu, tid, in_irq, event
-    return Ordered(*heads, fresh, np.flatnonzero(met), fits=n_fresh >= 0)
+    return Ordered(*heads, fresh, np.flatnonzero(layouts), fits=n_fresh >= 0)
 
 
 @compiled
@@ -118,7 +119,7 @@ def _order(
     into: tuple[
         I64Array, U64Array, Places, Places, I32Array, I32Array, I8Array, I32Array, I32Array
     ],
-    met: Places,
+    layouts: Places,
 ) -> int:
     """Write what heads records; return the number of new threads, ~it if a record is too short."""
     stamp, base, size, head = events
@@ -138,7 +139,7 @@ def _order(
             continue
         if size[i] < least[layout]:
             return ~n_fresh
-        met[layout] = 1
+        layouts[layout] = 1
         thread = np.int32(word >> np.uint64(32))
         line[k], new_stamp[k] = n_before + rank + 1, stamp[i]
         new_base[k], index[k] = base[i], layout
@@ -146,10 +147,5 @@ def _order(
         context = 1 if word >> np.uint64(16) & np.uint64(_IN_IRQ) else 0
         in_irq[k] = UNKNOWN if word >> np.uint64(24) & np.uint64(0xFF) == _NO_CONTEXT else context
         k += np.uint64(1)
-        is_usual = 0 <= thread < len(is_met)
-        if not is_usual or not is_met[np.uint64(thread)]:
-            fresh[n_fresh] = thread
-            n_fresh += 1
-            if is_usual:
-                is_met[np.uint64(thread)] = True
+        n_fresh = met(thread, is_met, fresh, n_fresh)
     return n_fresh

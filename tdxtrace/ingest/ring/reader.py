@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.memory import roomy
 from tdxtrace.ingest.raw import MANY_EVENTS, UNKNOWN, BoolArray, I32Array, RawEvents
 from tdxtrace.ingest.records.gather import Block, Places
-from tdxtrace.ingest.records.known import KnownEvents, Numbers
+from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.ring.clocks import Clock
 from tdxtrace.ingest.ring.merge import Merge
 from tdxtrace.ingest.ring.rounds import Round
@@ -68,23 +68,22 @@ class RingReader:
 
     def _events(self, made: Round) -> RawEvents:
         known, n_before = self.known, self.tally.n_lines
-        can_be = self._loops is not None and made.events.head is not None
-        found = self._loops.count(made) if can_be else None  # type: ignore[union-attr]
+        loops = None if made.events.head is None else self._loops
+        found = None if loops is None else loops.count(made)
+        place = known.common.type
         if found is None or not known.are_met(found):
-            found = known.meet(self._numbers(made), made.base(), made.block)
-        known.count(found, lambda: self._numbers(made)[made.order()], n_before)
+            found = known.meet(made.number(place), made.base(), made.block)
+        known.count(found, lambda: made.number(place)[made.order()], n_before)
         for gap in made.gaps:
             start, end = self.clock.one(gap.after), self.clock.one(gap.before)
             self.tally.gap(gap.cpu, gap.n_events, gap.rank + n_before + 1, start, end)
         self.tally.n_lines += len(made)
-        quick = self._quickly(made, found, n_before) if can_be else None
+        quick = None if loops is None else self._quickly(loops, made, found, n_before)
         return self._slowly(made, found, n_before) if quick is None else quick
 
-    def _numbers(self, made: Round) -> Numbers:
-        return made.block.numbers(made.base(), self.known.common.type)
-
     def _slowly(self, made: Round, found: Places, n_before: int) -> RawEvents:
-        known, base, number = self.known, made.base(), self._numbers(made)
+        known, base = self.known, made.base()
+        number = made.number(known.common.type)
         if known.are_wanted(found):
             rank, at = np.arange(len(base)), made.order()
         else:
@@ -117,13 +116,13 @@ class RingReader:
             kept,
         )
 
-    def _quickly(self, made: Round, found: Places, n_before: int) -> RawEvents | None:
+    def _quickly(
+        self, loops: ModuleType, made: Round, found: Places, n_before: int
+    ) -> RawEvents | None:
         """The events that may become rows, read by a compiled loop; None if that cannot be."""
-        assert self._loops is not None
         known, clock = self.known, self.clock
-        heads = self._loops.ordered(
-            made, known.n_wanted(found), n_before, known.by_layout(), self._is_met
-        )
+        n = known.n_wanted(found)
+        heads = loops.ordered(made, n, n_before, known.by_layout(), self._is_met)
         self._meet(heads.fresh)
         if not heads.fits:
             return None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import BoolArray, I32Array, U64Array
+from tdxtrace.ingest.records.formats import Field
 from tdxtrace.ingest.records.gather import Block, Places
 from tdxtrace.ingest.ring.pages import PageEvents
 
@@ -55,6 +56,8 @@ class Round:
     """Whether something refers to the block."""
     _order: Places | None = None
     _stamp: U64Array | None = None
+    _base: Places | None = None
+    _number: Places | None = None
 
     def __len__(self) -> int:
         return int((self.stops - self.starts).sum())
@@ -71,7 +74,15 @@ class Round:
 
     def base(self) -> Places:
         """Where each event's record begins."""
-        return self._mine(self.events.base)
+        if self._base is None:
+            self._base = self._mine(self.events.base)
+        return self._base
+
+    def number(self, place: Field) -> Places:
+        """Which event each record is of: what it says at ``place``, always the same one."""
+        if self._number is None:
+            self._number = self.block.numbers(self.base(), place)
+        return self._number
 
     def size(self) -> Places:
         """How many bytes each record has."""

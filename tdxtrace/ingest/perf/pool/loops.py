@@ -11,6 +11,7 @@ import numpy as np
 from tdxtrace.ingest.compiled import compiled, inlined
 from tdxtrace.ingest.perf.loops import BARE, HEAD, LOW, MAX_CPUS, Columns
 from tdxtrace.ingest.raw import BoolArray, I32Array, I64Array
+from tdxtrace.ingest.records.loops import met
 
 
 @compiled
@@ -111,7 +112,7 @@ def give(
     found: I64Array,
     heard: Columns,
     rows: Columns,
-    met: tuple[BoolArray, I32Array],
+    threads: tuple[BoolArray, I32Array],
 ) -> tuple[int, int]:
     """Put the heads of samples one after the other, and see what numbers and CPUs there are.
 
@@ -125,13 +126,13 @@ def give(
         heard: When each CPU was heard of first, and last; MAX_CPUS and one more for all.
         rows: Filled for the samples that become rows: line, ts_ns, tid, tgid, cpu, in_irq,
             event, base (of its record, in bytes of ``store``) and layout; with room for them.
-        met: By thread number, up to some, whether a row has it, false at first; and,
+        threads: By thread number, up to some, whether a row has it, false at first; and,
             filled, the numbers that rows have: unusual ones more than once.
 
     Returns:
         How many rows, and how many of these numbers.
     """
-    is_met, tids = met
+    is_met, tids = threads
     first_ns, last_ns = heard
     line, ts_out, tid_out, tgid_out, cpu_out, irq_out, event_out, base, layout_out = rows
     n, n_tids = 0, 0
@@ -150,12 +151,7 @@ def give(
         line[n], ts_out[n], cpu_out[n], event_out[n] = n_before + k + 1, ts_ns, cpu, event[which]
         tid = np.int32(store[at + 2] >> 32)
         tgid_out[n], tid_out[n] = np.int32(store[at + 2]), tid
-        is_usual = 0 <= tid < len(is_met)
-        if not is_usual or not is_met[tid]:
-            tids[n_tids] = tid
-            n_tids += 1
-            if is_usual:
-                is_met[tid] = True
+        n_tids = met(tid, is_met, tids, n_tids)
         base[n], layout_out[n] = (at + HEAD) << 3, which
         n += 1
     if len(order):

@@ -20,14 +20,7 @@ from tdxtrace.ingest.perf.blocks import Records
 from tdxtrace.ingest.perf.held import Given, StandIns
 from tdxtrace.ingest.perf.pool import loops as waiting
 from tdxtrace.ingest.perf.samples import SampleReader
-from tdxtrace.ingest.raw import (
-    MANY_EVENTS,
-    BoolArray,
-    I32Array,
-    I64Array,
-    RawEvents,
-    U64Array,
-)
+from tdxtrace.ingest.raw import MANY_EVENTS, BoolArray, I32Array, I64Array, RawEvents, U64Array
 from tdxtrace.ingest.records.gather import PADDING, Block, Places
 from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.records.loops import RecordFields, Table, table_of
@@ -169,9 +162,9 @@ class Pool:
         if not is_plain:
             heard = heard[0].copy(), heard[1].copy()
         tids = np.empty(len(rows[0]), np.int32)
-        met = self._is_met, tids
+        threads = self._is_met, tids
         n_rows, n_tids = waiting.give(
-            time, order, n_before, store, self._event, found, heard, rows, met
+            time, order, n_before, store, self._event, found, heard, rows, threads
         )
         self._given = limit
         raw = self._raw([row[:n_rows] for row in rows])
