@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
+from tdxtrace.compiler import cache_folder, cache_in
 from tdxtrace.ingest.memory import without_collector
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,18 +61,19 @@ def compiled(function: F) -> F:
     """Compile a loop over arrays with its first call, and keep the machine code on disk.
 
     It runs without the interpreter's lock, makes no arrays, raises nothing and checks no
-    bounds.  Where nothing can be kept on disk (no folder of numba's may be written) it is
-    compiled in every run.  What was kept is used until the module changes: constants of
-    another module that the loop uses are not looked at.
+    bounds.  Where nothing can be kept on disk it is compiled in every run: see
+    :func:`tdxtrace.compiler.cache_folder`.
     """
     import numba  # noqa: PLC0415 - slow to import: see pays
 
     compile_loop: Any = numba.njit
     made: Any = compile_loop(**_OPTIONS)(function)
-    try:
-        made._cache = _kept()(function)
-    except RuntimeError:  # "no locator available": numba.core.caching
+    folder = cache_folder()
+    if folder is None:
         _load_arrays()
+    else:
+        with cache_in(folder):
+            made._cache = _kept()(function)
     return cast("F", made)
 
 

@@ -1,0 +1,152 @@
+"""How loops run: the same answer either way, and no machine code of other sources."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdxtrace import compiler
+
+_LOOPS = """
+from package.constants import STEP
+
+def _next(total):
+    return total + STEP
+
+def count(values, into):
+    total = 0
+    for i in range(len(values)):
+        total = _next(total)
+        into[i] = total
+    return total
+"""
+_PROGRAM = """
+import numpy as np
+from package import compiler, loops
+values = np.zeros(3, np.int64)
+print(compiler.compiled(loops.count)(values, values), values.tolist())
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package with a copy of the compiler, a loop, and a constant of another module."""
+    made = tmp_path / "package"
+    made.mkdir()
+    shutil.copy(compiler.__file__, made / "compiler.py")
+    (made / "__init__.py").write_text("")
+    (made / "loops.py").write_text(_LOOPS)
+    (made / "constants.py").write_text("STEP = 1\n")
+    return made
+
+
+def _run(package: Path, cache: Path) -> tuple[str, str]:
+    """Run the loop in a process of its own; return what it printed, and the notices."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        cwd=package.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def test_machine_code_is_kept_and_said_to_be_made_once(package: Path, tmp_path: Path) -> None:
+    answer, notice = _run(package, tmp_path / "cache")
+    assert answer == "3 [1, 2, 3]"
+    assert "compiling" in notice
+    assert list((tmp_path / "cache").rglob("*.nbc"))
+    assert _run(package, tmp_path / "cache") == (answer, "")
+
+
+def test_a_constant_of_another_module_is_part_of_the_key(package: Path, tmp_path: Path) -> None:
+    _run(package, tmp_path / "cache")
+    (package / "constants.py").write_text("STEP = 5\n")
+    assert _run(package, tmp_path / "cache")[0] == "15 [5, 10, 15]"
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x05N."])
+def test_damaged_machine_code_is_passed_over(
+    ending: str, content: bytes, package: Path, tmp_path: Path
+) -> None:
+    _run(package, tmp_path / "cache")
+    for path in (tmp_path / "cache").rglob(f"*.{ending}"):
+        path.write_bytes(content)
+    answer, notice = _run(package, tmp_path / "cache")
+    assert answer == "3 [1, 2, 3]"
+    assert notice.count("\n") <= 1
+    assert "Traceback" not in notice
+
+
+def test_where_nothing_can_be_kept_each_run_compiles(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    answer, notice = _run(package, tmp_path / "file" / "cache")
+    assert answer == "3 [1, 2, 3]"
+    assert "not kept" in notice
+    assert notice.count("\n") == 1
+
+
+def test_machine_code_that_others_may_write_is_not_used(package: Path, tmp_path: Path) -> None:
+    _run(package, tmp_path / "cache")
+    (made,) = (tmp_path / "cache").glob("loops-*")
+    made.chmod(0o777)
+    for path in made.rglob("*.nbc"):
+        path.write_bytes(b"cos\nsystem\n(S'touch unpickled'\ntR.")
+    answer, notice = _run(package, tmp_path / "cache")
+    assert answer == "3 [1, 2, 3]"
+    assert "others may write there" in notice
+    assert not (package.parent / "unpickled").exists()
+
+
+def test_machine_code_of_other_sources_goes_when_it_is_unused(
+    package: Path, tmp_path: Path
+) -> None:
+    old, recent = (tmp_path / "cache" / f"loops-{name}" for name in ("old", "recent"))
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+        (folder / "used").touch()
+    os.utime(old / "used", (0, 0))
+    _run(package, tmp_path / "cache")
+    assert not old.exists()
+    assert recent.exists()
+
+
+def test_small_inputs_are_interpreted() -> None:
+    assert compiler.choose(None) is compiler.interpreted
+    assert compiler.choose(compiler.COMPILE_BYTES - 1) is compiler.interpreted
+    assert compiler.choose(compiler.COMPILE_BYTES) is compiler.compiled
+
+
+def test_without_numba_everything_is_interpreted_and_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    compiler._tell_once.cache_clear()
+    assert compiler.choose(1 << 40) is compiler.interpreted
+    assert compiler.choose(1 << 40) is compiler.interpreted
+    assert capsys.readouterr().err.count("numba is not installed") == 1
+
+
+def _mix(value: np.uint64) -> np.uint64:
+    return value * np.uint64(0x9E3779B97F4A7C15)
+
+
+def test_unsigned_numbers_wrap_either_way() -> None:
+    run = compiler.interpreted(_mix)
+    assert run(np.uint64(3)) == compiler.compiled(_mix)(np.uint64(3)) == 0xDAA66D2C7DDF743F
+
+
+def test_interpreted_an_index_out_of_range_is_an_error() -> None:
+    def beyond(values: np.ndarray) -> int:
+        return int(values[np.uint64(len(values))])
+
+    with pytest.raises(IndexError):
+        compiler.interpreted(beyond)(np.zeros(3, np.int64))
