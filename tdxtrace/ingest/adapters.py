@@ -1,0 +1,43 @@
+"""Between the old and the new form of a batch, until all readers and the decoder have moved."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tdxtrace.ingest.batch import SLOTS, FieldLayouts, RecordBatch
+from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.records.layouts import understood
+
+
+def as_raw(batch: RecordBatch) -> RawEvents:
+    """Return a batch as the old decoder takes it."""
+    names = {slot for layout in np.unique(batch.layout) for slot in batch.layouts.slots[layout]}
+    found = {("errno" if n == "signed_errno" else n): batch.get(n) for n in sorted(names)}
+    values = {name: value for name, (value, _) in found.items()}
+    present = {name: there for name, (_, there) in found.items()}
+    if "signed_errno" in names or "isa" in names:
+        values, present = understood(values, present)
+    heads = batch.line, batch.ts_ns, batch.tid, batch.tgid, batch.cpu, batch.in_irq, batch.event
+    return RawEvents(*heads, values, present)
+
+
+def as_batch(raw: RawEvents, layouts: FieldLayouts) -> RecordBatch:
+    """Return what a reader gave in the old form as the new decoder takes it."""
+    made = raw.settled()
+    names = sorted(made.values, key=SLOTS.index)
+    n = len(made)
+    which = np.zeros(n, np.int64)
+    for bit, name in enumerate(names):
+        which |= made.present[name].astype(np.int64) << bit
+    masks, inverse = np.unique(which, return_inverse=True)
+    slots = [tuple(x for b, x in enumerate(names) if m >> b & 1) for m in masks.tolist()]
+    numbers = np.array([layouts.intern(s) for s in slots] or [0], np.int32)
+    n_words = np.array([len(s) for s in slots] or [0], np.int64)[inverse]
+    first = np.cumsum(n_words) - n_words
+    words = np.zeros(int(n_words.sum()), np.uint64)
+    for k, mine in enumerate(slots):
+        at = np.flatnonzero(inverse == k)
+        for position, name in enumerate(mine):
+            words[first[at] + position] = made.values[name][at]
+    heads = made.line, made.ts_ns, made.tid, made.tgid, made.cpu, made.in_irq, made.event
+    return RecordBatch(*heads, numbers[inverse], first, words, layouts)

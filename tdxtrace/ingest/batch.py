@@ -1,0 +1,153 @@
+"""What every reader hands to the decoder: events in columns, not yet paired.
+
+The fields of an event are 64-bit words, one behind the other, as its layout says: no
+reader's bytes have to be kept for them, and the decoder knows neither records nor lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64Array = NDArray[np.uint64]
+I64Array = NDArray[np.int64]
+I32Array = NDArray[np.int32]
+I16Array = NDArray[np.int16]
+I8Array = NDArray[np.int8]
+BoolArray = NDArray[np.bool_]
+Index = NDArray[np.intp]
+
+# What a reader writes where the input does not say: no thread, CPU or process
+# has a negative number, and the tables turn it into null.
+UNKNOWN: Final = -1
+ABSENT: Final = -1
+
+SLOTS: Final = (
+    *("td_id", "vp_id", "gpa", "gfn", "level", "page", "status", "fn", "leaf", "version"),
+    *("rcx", "rdx", "r8", "out_rcx", "out_rdx", "ext_err1", "ext_err2", "duration_ns"),
+    *("vcpu_id", "immediate_exit", "exit_reason", "isa", "info1", "info2", "intr_info"),
+    *("error_code", "rip", "requests", "reason", "errno", "signed_errno"),
+)
+"""The fields that events can have.  ``isa`` and ``signed_errno`` are as KVM records them:
+the decoder concludes from them what KVM would print as ``exit_reason``, ``reason``, ``errno``."""
+
+
+@dataclass(slots=True)
+class FieldLayouts:
+    """Which fields events have, and in which order their words stand: a list that only grows.
+
+    A layout is a tuple of slots; an event of that layout has one word for each.
+    """
+
+    slots: list[tuple[str, ...]] = field(default_factory=list)
+    _number: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def intern(self, slots: Sequence[str]) -> int:
+        """Return the number of the layout with these ``slots``, in this order."""
+        key = tuple(slots)
+        number = self._number.setdefault(key, len(self.slots))
+        if number == len(self.slots):
+            self.slots.append(key)
+        return number
+
+    def positions(self) -> I16Array:
+        """By layout and by place in SLOTS: which of its words the slot is; ABSENT: none."""
+        layouts = list(self.slots)
+        made = np.full((max(1, len(layouts)), len(SLOTS)), ABSENT, np.int16)
+        for number, slots in enumerate(layouts):
+            for position, slot in enumerate(slots):
+                made[number, SLOTS.index(slot)] = position
+        return made
+
+    def n_words(self) -> Index:
+        """By layout: how many words its events have."""
+        return np.array([len(slots) for slots in list(self.slots)] or [0], np.intp)
+
+
+@dataclass(slots=True)
+class RecordBatch:
+    """Events of one source that may become rows, one entry each, in the order of their time."""
+
+    line: I64Array
+    """Position in the source, from 1: the line or record number."""
+    ts_ns: I64Array
+    tid: I32Array
+    tgid: I32Array
+    cpu: I32Array
+    in_irq: I8Array
+    """1: hard interrupt context, 0: not, UNKNOWN: no flags."""
+    event: I32Array
+    """Index into the registry's list of events."""
+    layout: I32Array
+    """Number of the layout of its words."""
+    first_word: I64Array
+    """Place of its first word in ``words``."""
+    words: U64Array
+    layouts: FieldLayouts
+    """The same for all batches of a source."""
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    @classmethod
+    def empty(cls, layouts: FieldLayouts) -> RecordBatch:
+        """No events."""
+        i64, i32 = np.zeros(0, np.int64), np.zeros(0, np.int32)
+        heads = i64, i64, i32, i32, i32, np.zeros(0, np.int8), i32, i32, i64
+        return cls(*heads, np.zeros(0, np.uint64), layouts)
+
+    def take(self, at: Index | BoolArray) -> RecordBatch:
+        """The events at ``at``, in that order; their words stay where they are."""
+        return RecordBatch(
+            self.line[at],
+            self.ts_ns[at],
+            self.tid[at],
+            self.tgid[at],
+            self.cpu[at],
+            self.in_irq[at],
+            self.event[at],
+            self.layout[at],
+            self.first_word[at],
+            self.words,
+            self.layouts,
+        )
+
+    def detached(self) -> RecordBatch:
+        """The same events with copies of their words alone, in their order."""
+        n_words = self.layouts.n_words().take(self.layout)
+        first = np.cumsum(n_words) - n_words
+        at = np.repeat(self.first_word - first, n_words) + np.arange(int(n_words.sum()))
+        return replace(self, first_word=first.astype(np.int64), words=self.words[at])
+
+    def get(self, slot: str) -> tuple[U64Array, BoolArray]:
+        """A field of every event: its values, 0 where there is none, and where there is one."""
+        position = self.layouts.positions()[:, SLOTS.index(slot)].take(self.layout)
+        is_there = position != ABSENT
+        if not is_there.any():
+            return np.zeros(len(self), np.uint64), is_there
+        at = np.where(is_there, self.first_word + position, 0)
+        return np.where(is_there, self.words[at], np.uint64(0)), is_there
+
+
+def concatenate(parts: Sequence[RecordBatch]) -> RecordBatch:
+    """Join batches of one source, of which there is at least one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    before = np.cumsum([0, *(len(part.words) for part in parts)])
+    return RecordBatch(
+        np.concatenate([p.line for p in parts]),
+        np.concatenate([p.ts_ns for p in parts]),
+        np.concatenate([p.tid for p in parts]),
+        np.concatenate([p.tgid for p in parts]),
+        np.concatenate([p.cpu for p in parts]),
+        np.concatenate([p.in_irq for p in parts]),
+        np.concatenate([p.event for p in parts]),
+        np.concatenate([p.layout for p in parts]),
+        np.concatenate([p.first_word + n for p, n in zip(parts, before.tolist(), strict=False)]),
+        np.concatenate([p.words for p in parts]),
+        parts[0].layouts,
+    )
