@@ -9,9 +9,9 @@ import sys
 import polars as pl
 import pyarrow as pa
 import pytest
-from running import SAMPLES
-from story import story
-from texts import ONE_CALL, read_text
+from support.running import SAMPLES
+from support.story import story
+from support.texts import ONE_CALL, read_text
 
 import tdxtrace
 from tdxtrace import Findings, TdxtraceError, Trace

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rig import CAPTURES
-from texts import is_accounted_for, read_text
+from support.rig import CAPTURES
+from support.texts import is_accounted_for, read_text
 
 from tdxtrace.errors import FormatError, TdxtraceError
 from tdxtrace.ingest.read import read_trace

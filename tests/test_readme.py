@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from running import SAMPLES, tdxtrace
+from support.running import SAMPLES, tdxtrace
 
 from tdxtrace.tables import reference
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import rig
-from rig import CAPTURES, SAMPLES
-from texts import is_accounted_for, read_text
+from support import rig
+from support.rig import CAPTURES, SAMPLES
+from support.texts import is_accounted_for, read_text
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze

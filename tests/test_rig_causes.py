@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rig import CAPTURES, CLOCK_NS, LEAVES, SAMPLES
+from support.rig import CAPTURES, CLOCK_NS, LEAVES, SAMPLES
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.conflicts import EVERY, mask_of

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import SAMPLES
+from support.running import SAMPLES
 
 ROOT = SAMPLES.parent
 DATA = sorted((ROOT / "tdxtrace" / "tdx" / "data").glob("*.csv"))

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 from hypothesis import given, settings
-from logs import WORDS, with_log
-from story import STEP_NS, story
+from support.logs import WORDS, with_log
+from support.story import STEP_NS, story
 
 from tdxtrace import Findings, analyze
 from tdxtrace.analysis.abandoned_requests import MESSAGE_NS

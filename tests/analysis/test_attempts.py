@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from story import Story, story
+from support.story import Story, story
 
 from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from story import Story, story, without
+from support.story import Story, story, without
 
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.latencies import latencies

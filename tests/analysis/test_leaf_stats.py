@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import story
+from support.story import story
 
 from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.retry_chains import retry_chains

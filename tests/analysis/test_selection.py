@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from story import story
+from support.story import story
 
 from tdxtrace.analysis.selection import Selection, nanoseconds
 from tdxtrace.errors import QueryError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from story import story
+from support.story import story
 
 from tdxtrace.analysis.thresholds import QUANTITIES, exceeded, parse_rule
 from tdxtrace.errors import QueryError

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Story, story, without
+from support.story import Story, story, without
 
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
 from tdxtrace.analysis.zero_steps import zero_steps

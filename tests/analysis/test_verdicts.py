@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logs import WORDS, with_log
-from story import story
+from support.logs import WORDS, with_log
+from support.story import story
 
 from tdxtrace import analyze
 from tdxtrace.analysis.verdicts.busy import on_broken_rules, on_busy

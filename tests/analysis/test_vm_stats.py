@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Story, story, without
+from support.story import Story, story, without
 
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.vm_stats import vm_stats

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Story, story, without
+from support.story import Story, story, without
 
 from tdxtrace.analysis.fault_handling import handled_faults, ordered_faults
 from tdxtrace.analysis.step_thresholds import step_thresholds

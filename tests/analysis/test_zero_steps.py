@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import STEP_NS, Story, story, without
+from support.story import STEP_NS, Story, story, without
 
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import TableError

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from testbed import build, program, tracing, truth, wrong_chains
+from support.testbed import build, program, tracing, truth, wrong_chains
 
 FORMS = ("trace.dat", "trace.txt", "pages")
 OTHERS = ("tracefs", "trace-cmd", "perf", "bpftrace")

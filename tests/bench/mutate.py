@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from mutations import SEEDS, mutate, survive
+from support.mutations import SEEDS, mutate, survive
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from testbed import Tracing, build, program, tracing
+from support.testbed import Tracing, build, program, tracing
 
 GROUP = "tdxbench"
 BUFFER_KB = 32768

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from running import SAMPLES
-from testbed import program
+from support.running import SAMPLES
+from support.testbed import program
 
 STAMP = re.compile(rb" (\d{5})\.(\d{6}): ")
 

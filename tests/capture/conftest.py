@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import testbed
-from testbed import Tracing
+from support import testbed
+from support.testbed import Tracing
 
 
 @pytest.fixture

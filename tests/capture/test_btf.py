@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hosts import made, structure
+from support.hosts import made, structure
 
 from tdxtrace.capture.btf import Btf, open_btf
 from tdxtrace.errors import FormatError, InputError

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from recorder import FORMATS, Machine
-from running import tdxtrace as run
+from support.recorder import FORMATS, Machine
+from support.running import tdxtrace as run
 
 import tdxtrace
 from tdxtrace.capture.datwriter import write_dat

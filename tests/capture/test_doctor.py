@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hosts import kallsyms, tdx_host, write
-from running import answered
+from support.hosts import kallsyms, tdx_host, write
+from support.running import answered
 
 from tdxtrace.capture.checks import STATES
 from tdxtrace.capture.doctor import Verdict, examine

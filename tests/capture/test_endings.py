@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import answered, refused, tdxtrace
-from testbed import Tracing, program
+from support.running import answered, refused, tdxtrace
+from support.testbed import Tracing, program
 
 import tdxtrace as library
 from tdxtrace.capture.drains import Drain

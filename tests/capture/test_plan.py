@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hosts import WRAPPERS, kallsyms, made, structure, tdx_host
-from running import answered, refused
-from testbed import Tracing, wrong_chains
+from support.hosts import WRAPPERS, kallsyms, made, structure, tdx_host
+from support.running import answered, refused
+from support.testbed import Tracing, wrong_chains
 
 from tdxtrace.capture import buffers
 from tdxtrace.capture import tracing as host_tracing

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from running import refused
-from testbed import Tracing, program, wrong_chains
+from support.running import refused
+from support.testbed import Tracing, program, wrong_chains
 
 import tdxtrace
 

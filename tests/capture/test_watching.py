@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from testbed import LEAVES, Tracing, program, truth
+from support.testbed import LEAVES, Tracing, program, truth
 
 PATIENCE_S = 120
 NAMES = {

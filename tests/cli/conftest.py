@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import SAMPLES
+from support.running import SAMPLES
 
 
 def _head(name: str, n: int, folder: Path) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from contracts import breaches
-from running import ESC, SAMPLE_FILES, SAMPLES, answered, refused, tdxtrace
-from story import STATUS
-from texts import ONE_CALL, aug, aug_ret, line
+from support.contracts import breaches
+from support.running import ESC, SAMPLE_FILES, SAMPLES, answered, refused, tdxtrace
+from support.story import STATUS
+from support.texts import ONE_CALL, aug, aug_ret, line
 
 from tdxtrace.cli import outputs
 from tdxtrace.ingest.read import read_trace

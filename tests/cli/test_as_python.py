@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import typer.main
-from running import SAMPLES, answered, refused
+from support.running import SAMPLES, answered, refused
 
 from tdxtrace.cli.main import app
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from running import answered, refused, tdxtrace
-from texts import ONE_CALL, line
+from support.running import answered, refused, tdxtrace
+from support.texts import ONE_CALL, line
 
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + bytes(range(256))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from contracts import breaches
-from running import ESC, SAMPLES, answered, refused
+from support.contracts import breaches
+from support.running import ESC, SAMPLES, answered, refused
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from contracts import breaches
-from running import SAMPLES, answered, refused, tdxtrace
+from support.contracts import breaches
+from support.running import SAMPLES, answered, refused, tdxtrace
 
 from tdxtrace.tables.comparisons import COMPARISONS
 

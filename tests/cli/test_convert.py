@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recordings import SAMPLES
+from support.recordings import SAMPLES
 from typer.testing import CliRunner
 
 from tdxtrace.cli.main import app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from running import answered, refused, tdxtrace
+from support.running import answered, refused, tdxtrace
 
 
 def decoded(*words: str) -> str:

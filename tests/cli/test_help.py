@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from running import answered
+from support.running import answered
 
 from tdxtrace.cli.help import FOLDED, WHERE
 from tdxtrace.cli.main import app

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import SAMPLES, answered, tdxtrace
+from support.running import SAMPLES, answered, tdxtrace
 
 import tdxtrace as package
 from tdxtrace.cli.help import WHERE

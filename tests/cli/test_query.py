@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from running import answered, refused, tdxtrace
+from support.running import answered, refused, tdxtrace
 
 from tdxtrace.ingest.read import read_trace
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from contracts import breaches
-from running import SAMPLES, answered, refused, tdxtrace
-from texts import ONE_CALL, line
+from support.contracts import breaches
+from support.running import SAMPLES, answered, refused, tdxtrace
+from support.texts import ONE_CALL, line
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze

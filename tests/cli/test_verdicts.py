@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from running import ESC, answered, refused
-from texts import ONE_CALL
+from support.running import ESC, answered, refused
+from support.texts import ONE_CALL
 
 FAILED = "SEAMCALL TDH_VP_INIT failed: 0x8000020000000080"
 

@@ -11,8 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from running import SAMPLES, refused
-from testbed import program
+from support.running import SAMPLES, refused
+from support.testbed import program
 
 HEAD = b"".join((SAMPLES / "contended.txt").read_bytes().splitlines(keepends=True)[:2000])
 

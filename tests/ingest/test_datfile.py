@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from recorder import FORMATS, Machine, Recording, format_file
+from support.recorder import FORMATS, Machine, Recording, format_file
 
 import tdxtrace
 from tdxtrace.errors import FormatError

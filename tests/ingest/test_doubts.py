@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from texts import BUSY, aug, aug_ret, is_accounted_for, line, read_text
+from support.texts import BUSY, aug, aug_ret, is_accounted_for, line, read_text
 
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.errors import FormatError

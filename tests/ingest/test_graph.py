@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from texts import BUSY, is_accounted_for, lost, read_text
+from support.texts import BUSY, is_accounted_for, lost, read_text
 
 from tdxtrace.errors import FormatError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from texts import ONE_CALL, read_text
+from support.texts import ONE_CALL, read_text
 
 from tdxtrace.ingest.headers import read_header
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from texts import is_accounted_for, line, lost, read_text
+from support.texts import is_accounted_for, line, lost, read_text
 
 from tdxtrace.ingest.events.fields import KVM_DECODERS
 from tdxtrace.tables.trace import Trace

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 import pytest
-from story import story
-from texts import aug, aug_ret, line, read_text
+from support.story import story
+from support.texts import aug, aug_ret, line, read_text
 
 from tdxtrace.ingest.decoding.levels import Signs, normalised
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from texts import aug, aug_ret, line, read_text
+from support.texts import aug, aug_ret, line, read_text
 
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.raw import UNKNOWN

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recordings import SAMPLES, SHARED
-from texts import read_text
-from ways import both_fast, by_block
+from support.recordings import SAMPLES, SHARED
+from support.texts import read_text
+from support.ways import both_fast, by_block
 
 import tdxtrace
 from tdxtrace.ingest import compiled, stream
@@ -213,7 +213,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import numpy as np
 import test_looped as t
-from ways import both_fast
+from support.ways import both_fast
 
 for path in t.FILES[:5]:
     lines = t.lines_of(path)[:150]

@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import SEEDS, mutate
 from polars.testing import assert_frame_equal
-from recorder import Machine, Recording
+from support.mutations import SEEDS, mutate
+from support.recorder import Machine, Recording
 
 import tdxtrace
 from tdxtrace.ingest import compiled
@@ -109,7 +109,7 @@ import random, sys
 from pathlib import Path
 import pytest
 from ingest import test_loops
-from mutations import SEEDS, mutate
+from support.mutations import SEEDS, mutate
 path = Path(sys.argv[1])
 for kind in test_loops.DAMAGED:
     data, chance = SEEDS[kind](), random.Random(kind + " checked")

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from texts import ONE_CALL, accounts, is_accounted_for, lost, read_text
+from support.texts import ONE_CALL, accounts, is_accounted_for, lost, read_text
 
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.recognise import recognise

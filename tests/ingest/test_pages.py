@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorder import Machine
+from support.recorder import Machine
 
 from tdxtrace.ingest.records.formats import PageLayout, page_layout
 from tdxtrace.ingest.records.gather import Block, block_of

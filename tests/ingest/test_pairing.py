@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from texts import aug, aug_ret, is_accounted_for, line, read_text
+from support.texts import aug, aug_ret, is_accounted_for, line, read_text
 
 from tdxtrace.ingest.decoding import loops
 from tdxtrace.ingest.decoding.pairing import MAX_CONTEXTS, pair

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import mutate
-from perf_recorder import (
+from polars.testing import assert_frame_equal
+from support.mutations import mutate
+from support.perf_recorder import (
     CALLCHAIN,
     CPU,
     ID,
@@ -27,9 +28,8 @@ from perf_recorder import (
     USUAL,
     PerfRecording,
 )
-from polars.testing import assert_frame_equal
-from recorder import ENTER, EXIT, FOREIGN, Machine
-from recordings import SAMPLES, SHARED, shared
+from support.recorder import ENTER, EXIT, FOREIGN, Machine
+from support.recordings import SAMPLES, SHARED, shared
 
 import tdxtrace
 from tdxtrace.ingest import compiled

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from perf_recorder import (
+from support.perf_recorder import (
     CALLCHAIN,
     CPU,
     ID,
@@ -18,7 +18,7 @@ from perf_recorder import (
     USUAL,
     PerfRecording,
 )
-from recorder import ENTER, EXIT, FOREIGN, Machine
+from support.recorder import ENTER, EXIT, FOREIGN, Machine
 
 import tdxtrace
 from tdxtrace.errors import FormatError

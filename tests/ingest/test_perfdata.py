@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from recordings import SAMPLES, as_ns, assert_same_events, cut_to_us, read, shared
+from support.recordings import SAMPLES, as_ns, assert_same_events, cut_to_us, read, shared
 
 import tdxtrace
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from texts import BUSY, is_accounted_for, line, lost, read_text
+from support.texts import BUSY, is_accounted_for, line, lost, read_text
 
 from tdxtrace.ingest.events.proposed import DECODERS
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import (
+from support.texts import (
     BUSY,
     ONE_CALL,
     accounts,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recorder import Machine, Recording, format_file
+from support.recorder import Machine, Recording, format_file
 
 import tdxtrace
 

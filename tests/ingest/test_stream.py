@@ -20,7 +20,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
+from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
 
 from tdxtrace.errors import InputError, TdxtraceError
 from tdxtrace.ingest import stream as stream_room

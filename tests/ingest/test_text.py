@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ways import by_block, by_line, same
+from support.ways import by_block, by_line, same
 
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.met import Vocabulary

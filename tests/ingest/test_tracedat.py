@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from recordings import (
+from support.recordings import (
     SAMPLES,
     as_ns,
     assert_same_events,

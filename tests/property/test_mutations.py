@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mutations import SEEDS, mutate, survive
+from support.mutations import SEEDS, mutate, survive
 
 PER_SEED = 2600
 """Of each of the eight recordings: 20,800 in all."""

@@ -13,7 +13,7 @@ from bench import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from story import story
+from support.story import story
 
 from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers

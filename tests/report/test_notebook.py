@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hostile import hostile
-from running import SAMPLES, refused, tdxtrace
-from story import story
+from support.hostile import hostile
+from support.running import SAMPLES, refused, tdxtrace
+from support.story import story
 
 import tdxtrace as package
 from tdxtrace.ingest.read import read_trace

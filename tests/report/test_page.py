@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Page, browser
-from hostile import hostile
-from running import SAMPLES
+from support.browser import CHROMIUM, Page, browser
+from support.hostile import hostile
+from support.running import SAMPLES
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
@@ -112,7 +112,7 @@ def test_tooltips_show_names_as_text(page: Page, tmp_path: Path) -> None:
 
 
 def test_an_empty_trace_is_a_page_too(page: Page, tmp_path: Path) -> None:
-    from story import story
+    from support.story import story
 
     page.look(400)
     page.open(written(story("").trace, tmp_path))

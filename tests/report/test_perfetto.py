@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from running import SAMPLES, refused, tdxtrace
-from story import Story, story
+from support.running import SAMPLES, refused, tdxtrace
+from support.story import Story, story
 
 from tdxtrace.pipeline import analyze
 from tdxtrace.report.flows import with_chains

@@ -6,8 +6,8 @@ import dataclasses
 
 import polars as pl
 import pytest
-from running import SAMPLES
-from story import story
+from support.running import SAMPLES
+from support.story import story
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze

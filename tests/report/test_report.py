@@ -11,10 +11,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from contracts import report_breaches
-from hostile import NAMES, hostile
-from running import SAMPLES, answered, refused, tdxtrace
-from story import story
+from support.contracts import report_breaches
+from support.hostile import NAMES, hostile
+from support.running import SAMPLES, answered, refused, tdxtrace
+from support.story import story
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze

@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import polars as pl
 import pytest
-from contracts import breaches
-from running import SAMPLE_FILES, SAMPLES
-from story import story
+from support.contracts import breaches
+from support.running import SAMPLE_FILES, SAMPLES
+from support.story import story
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze

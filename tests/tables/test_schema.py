@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from story import story
+from support.story import story
 
 from tdxtrace.errors import TableError
 from tdxtrace.tables.catalog import TABLES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from story import story
+from support.story import story
 
 import tdxtrace
 from tdxtrace.analysis.selection import Selection

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from recordings import SAMPLES, read
+from support.recordings import SAMPLES, read
 
 import tdxtrace
 from tdxtrace.errors import InputError, TableError

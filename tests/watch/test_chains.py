@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import SAMPLES
-from story import story
+from support.running import SAMPLES
+from support.story import story
 
 import tdxtrace
 from tdxtrace.analysis.retry_chains import retry_chains

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
-from recorder import FORMATS, Machine
+from support.recorder import FORMATS, Machine
 
 from tdxtrace.watch.pages import PageTicker
 from tdxtrace.watch.ticks import Tick

@@ -7,8 +7,8 @@ import json
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import SAMPLES
-from story import story
+from support.running import SAMPLES
+from support.story import story
 
 import tdxtrace
 from tdxtrace.analysis.thresholds import QUANTITIES as OF_FINDINGS

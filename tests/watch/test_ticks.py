@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import SAMPLES
+from support.running import SAMPLES
 
 import tdxtrace
 from tdxtrace.errors import FormatError, QueryError

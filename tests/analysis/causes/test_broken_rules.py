@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from story import story
+from support.story import story
 
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.conflicts import EVERY, mask_of

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Story, story, without
+from support.story import Story, story, without
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.cause_shares import cause_shares

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from story import story
+from support.story import story
 
 from tdxtrace.analysis.causes.conflicts import names_of
 from tdxtrace.analysis.causes.generation import chosen_generations

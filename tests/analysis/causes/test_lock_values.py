@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from story import Story, story
+from support.story import Story, story
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.conflicts import mask_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 from hypothesis import strategies as st
-from story import Story
+from support.story import Story
 
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.trace import Trace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import polars as pl
-from story import story
+from support.story import story
 
 from tdxtrace.tables.trace import Trace
 

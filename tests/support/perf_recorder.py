@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import zstandard
-from recorder import ENTER, EXIT, FOREIGN, FORMATS, Machine, Recording
+from support.recorder import ENTER, EXIT, FOREIGN, FORMATS, Machine, Recording
 
 IP, TID, TIME, READ, CALLCHAIN = 1, 2, 4, 16, 32
 ID, CPU, PERIOD, RAW, IDENTIFIER = 64, 128, 256, 1024, 1 << 16

@@ -11,7 +11,7 @@ import pytest
 
 from tdxtrace.cli import main
 
-SAMPLES = Path(__file__).parent.parent / "sample_traces"
+SAMPLES = Path(__file__).parents[2] / "sample_traces"
 SAMPLE_FILES = sorted(path for path in SAMPLES.iterdir() if ".txt" in path.name)
 # What no terminal may get from a file: it would move the cursor, or colour what follows.
 ESC = "\x1b"

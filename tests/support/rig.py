@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import polars as pl
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 SAMPLES: Final = ROOT / "sample_traces"
 CAPTURES: Final = ROOT.parent / "shared" / "captures"
 

@@ -18,7 +18,7 @@ import pytest
 
 import tdxtrace
 
-SOURCE = Path(__file__).parent / "capture" / "testbed.c"
+SOURCE = Path(__file__).parents[1] / "capture" / "testbed.c"
 LEAVES = {
     "tdh_vp_enter": 0,
     "tdh_mem_sept_add": 3,

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from perf_recorder import PerfRecording
-from recorder import FOREIGN, Machine, Recording
+from support.perf_recorder import PerfRecording
+from support.recorder import FOREIGN, Machine, Recording
 
 import tdxtrace
 from tdxtrace.ingest.binary import opened
