@@ -186,6 +186,21 @@ def test_modules_and_functions_have_docstrings_and_functions_are_short(path: Pat
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+def test_no_path_is_a_pattern_of_paths() -> None:
+    """polars takes ``*``, ``?`` and ``[`` in a path for a pattern unless it is told not to."""
+    strays = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            call = ast.unparse(node.func)
+            told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            # Of the calls that read files, this one opens a single one.
+            if call.startswith(("pl.read_", "pl.scan_")) and call != "pl.read_parquet_metadata":
+                strays += [f"{path}:{node.lineno}"] if told.get("glob") != "False" else []
+    assert not strays
+
+
 def test_no_module_is_named_for_nothing() -> None:
     assert not {p.stem for p in MODULES} & {"utils", "helpers", "common", "core", "misc"}
 

@@ -216,7 +216,7 @@ def _read(path: Path, table: Table) -> pl.DataFrame:
     path = path.absolute()
     try:
         facts = pl.read_parquet_metadata(path)
-        rows = pl.read_parquet(path)
+        rows = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"cannot read {shown}: {one_line(str(error), 60)}") from None
     said = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)

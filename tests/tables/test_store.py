@@ -124,3 +124,12 @@ def test_the_cache_knows_an_input_by_what_it_is(tmp_path: Path) -> None:
     path.write_text("two")
     assert first != cached([path], ("v1",))
     assert cached(["-"], ()) is None
+
+
+@pytest.mark.parametrize("name", ["run*", "run[1]", "run?", "**", "run{1}", "~", "a b", "run%31"])
+def test_the_name_of_a_store_is_no_pattern(name: str, tmp_path: Path) -> None:
+    convert([SAMPLES / "contended.txt"], tmp_path / "run1", _PLAIN)
+    convert([SAMPLES / "lost.dat.xz"], tmp_path / name, _PLAIN)
+    again, trace = tdxtrace.read_trace(tmp_path / name), read(SAMPLES / "lost.dat.xz")
+    for table, frame in trace.tables().items():
+        assert_frame_equal(again.tables()[table], frame)

@@ -38,6 +38,16 @@ def test_numbers_are_read_in_hexadecimal_and_decimal() -> None:
     assert first.select("leaf", "operand_id").rows() == [(40, 0xBA), (40, 0xBC)]
 
 
+def test_the_folder_of_the_files_is_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("venv1", "1"), ("venv[1]", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "some.csv").write_text(f"n\n{value}\n")
+    monkeypatch.setattr(tdxtrace.tdx.facts, "_DATA", tmp_path / "venv[1]")
+    assert facts("some", n=pl.UInt8)["n"].to_list() == [2]
+
+
 def test_an_empty_field_is_null() -> None:
     table = facts("locks", operand_id=pl.UInt32)
     assert table.filter(pl.col("lock") == "SYS")["operand_id"].null_count() > 0
