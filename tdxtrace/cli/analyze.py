@@ -37,7 +37,8 @@ def analyze_command(
     from tdxtrace.analysis.thresholds import exceeded, parse_rule
 
     rules = [parse_rule(text) for text in fail_on]
-    findings = replace(request, traces=_traces(request.traces)).analyze()
+    request = replace(request, traces=_traces(request.traces))
+    findings = request.analyze()
     _write(findings, output, as_json, request)
     broken = exceeded(findings, rules)
     for line in broken:
@@ -56,7 +57,7 @@ def _write(findings: Findings, output: Path | None, as_json: bool, request: Requ
     from tdxtrace.report.facts import facts
 
     if output is not None:
-        outputs.write_folder(output, findings.tables(), facts(findings))
+        outputs.write_folder(output, findings.tables(), facts(findings), request.inputs)
     if as_json:
         typer.echo(outputs.json_text(facts(findings)), nl=False)
     elif not request.quiet:

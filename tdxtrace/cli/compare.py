@@ -44,6 +44,6 @@ def compare_command(
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    outputs.write_file(output, data, force)
+    outputs.write_file(output, data, force=force, inputs=(before, after))
     if not quiet:
         print(f"tdxtrace: wrote {output}", file=sys.stderr)

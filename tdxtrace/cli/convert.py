@@ -27,9 +27,6 @@ def convert_command(
 
     Example: tdxtrace convert trace.dat -o run1; tdxtrace analyze run1
     """
-    from tdxtrace.tables.store import make_room
-
-    make_room(output, force)
-    reading.convert(output)
+    reading.convert(output, force)
     if not reading.quiet:
         print(f"tdxtrace: wrote {output}", file=sys.stderr)

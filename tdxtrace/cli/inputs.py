@@ -41,8 +41,13 @@ class Reading:
         if not self.quiet:
             print(f"tdxtrace: {one_line(line)}", file=sys.stderr)
 
-    def convert(self, folder: Path) -> None:
-        """Read the traces into ``folder``.
+    @property
+    def inputs(self) -> list[str | Path | None]:
+        """Every file and folder that is read; None: one not given."""
+        return [*self.traces, *self.dmesg, self.formats]
+
+    def convert(self, folder: Path, force: bool = False) -> None:
+        """Read the traces into ``folder``, and replace what has that name if ``force``.
 
         Raises:
             TdxtraceError: If they cannot be read, or the folder not be written.
@@ -58,7 +63,7 @@ class Reading:
                 report,
                 self.dmesg,
             )
-            convert(self.traces, folder, how)
+            convert(self.traces, folder, how, force)
 
     def read(self) -> Trace:
         """Read the traces.

@@ -90,14 +90,15 @@ def policies_command(
     findings = request.analyze()
     rows = policies(findings.retry_chains, findings.busy_answers, chosen)
     if printing.form is not OutputFormat.table:
-        printing.show(rows, request)
+        printing.show(rows, request, file)
         return
     import polars as pl
 
     from tdxtrace.report.limits import policies_screen
 
     shown = rows.filter(pl.col("n_retried") > 0)
-    printing.draw(policies_screen(shown.head(printing.limit) if printing.limit else shown), request)
+    shown = shown.head(printing.limit) if printing.limit else shown
+    printing.draw(policies_screen(shown), request, file)
 
 
 @spread

@@ -29,6 +29,6 @@ def notebook_command(
     from tdxtrace.cli.outputs import write_file
     from tdxtrace.report.notebook import notebook
 
-    write_file(output, notebook(trace).encode(), force)
+    write_file(output, notebook(trace).encode(), force=force, inputs=[trace])
     if not quiet:
         print(f"tdxtrace: wrote {output}; open it with: jupyter lab {output}", file=sys.stderr)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import polars as pl
 
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.tables.files import whole_file
+from tdxtrace.tables.files import Inputs, whole_file
+from tdxtrace.tables.store import is_store
 from tdxtrace.tables.text import one_line
 
 # What a spreadsheet's cell holds: Excel's limit, 32,767 characters.
@@ -64,11 +66,19 @@ def _defused(texts: pl.Expr) -> pl.Expr:
     return printable.str.replace(r"^([=+\-@])", "'$1")
 
 
-def write_table(rows: pl.DataFrame, form: OutputFormat, output: Path | None, force: bool) -> None:
+def write_table(
+    rows: pl.DataFrame,
+    form: OutputFormat,
+    output: Path | None,
+    *,
+    force: bool,
+    inputs: Inputs,
+) -> None:
     """Write a table as ``form`` to ``output``, or to stdout.
 
     Raises:
-        InputError: If ``output`` exists and is not to be overwritten, or cannot be written.
+        InputError: If ``output`` exists and is not to be overwritten, is one of ``inputs``, or
+            cannot be written.
         QueryError: If Parquet would go to a terminal.
     """
     if form is OutputFormat.parquet and output is None and sys.stdout.isatty():
@@ -78,25 +88,35 @@ def write_table(rows: pl.DataFrame, form: OutputFormat, output: Path | None, for
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        write_file(output, data, force)
+        write_file(output, data, force=force, inputs=inputs)
 
 
-def write_file(path: Path, data: bytes, force: bool) -> None:
+def write_file(path: Path, data: bytes, *, force: bool, inputs: Inputs) -> None:
     """Write a file so that it is there whole or not at all.
 
     Raises:
-        InputError: If it exists and ``force`` is not given, or cannot be written.
+        InputError: If it exists and ``force`` is not given, is one of ``inputs``, or cannot be
+            written.
     """
-    with whole_file(path, force) as file:
+    with whole_file(path, force=force, inputs=inputs) as file:
         file.write(data)
 
 
-def write_folder(folder: Path, tables: dict[str, pl.DataFrame], facts: dict[str, Any]) -> None:
+def write_folder(
+    folder: Path,
+    tables: dict[str, pl.DataFrame],
+    facts: dict[str, Any],
+    inputs: Sequence[str | Path | None],
+) -> None:
     """Write every table as Parquet, and ``findings.json``, into ``folder``.
 
     Raises:
-        InputError: If the folder cannot be made or written.
+        InputError: If the folder cannot be made or written, is a converted trace, which has
+            tables of the same names, or if a file to write is one of ``inputs``.
     """
+    if is_store(folder):
+        shown = one_line(str(folder))
+        raise InputError(f"{shown} is a converted trace; name another folder for the answers")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,8 +124,9 @@ def write_folder(folder: Path, tables: dict[str, pl.DataFrame], facts: dict[str,
         raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
     for name, rows in tables.items():
         data = serialise(rows, OutputFormat.parquet)
-        write_file(folder / f"{name}.parquet", data, force=True)
-    write_file(folder / "findings.json", json_text(facts).encode(), force=True)
+        write_file(folder / f"{name}.parquet", data, force=True, inputs=inputs)
+    data = json_text(facts).encode()
+    write_file(folder / "findings.json", data, force=True, inputs=inputs)
 
 
 def json_text(facts: dict[str, Any]) -> str:

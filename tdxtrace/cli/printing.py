@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,28 +36,31 @@ class Printing:
     output: options.Output = None
     force: options.Force = False
 
-    def show(self, rows: pl.DataFrame, request: Request) -> None:
-        """Print ``rows``, which answer ``request``.
+    def show(self, rows: pl.DataFrame, request: Request, *others: Path | None) -> None:
+        """Print ``rows``, which answer ``request``; ``others`` are further files that it read.
 
         Raises:
-            InputError: If the file exists and is not to be overwritten, or cannot be written.
+            InputError: If the file exists and is not to be overwritten, was read, or cannot be
+                written.
             QueryError: If Parquet would go to a terminal.
         """
         from tdxtrace.cli import outputs
 
         if self.form is not OutputFormat.table:
-            outputs.write_table(rows, self.form, self.output, self.force)
+            inputs = [*request.inputs, *others]
+            outputs.write_table(rows, self.form, self.output, force=self.force, inputs=inputs)
             return
         from tdxtrace.report.listing import listing
 
         width = outputs.console().width
-        self.draw(listing(rows, self.limit, width), request)
+        self.draw(listing(rows, self.limit, width), request, *others)
 
-    def draw(self, shown: RenderableType, request: Request) -> None:
-        """Print something that rich can draw, or write it as plain text.
+    def draw(self, shown: RenderableType, request: Request, *others: Path | None) -> None:
+        """Print something that rich can draw, or write it as plain text; see :meth:`show`.
 
         Raises:
-            InputError: If the file exists and is not to be overwritten, or cannot be written.
+            InputError: If the file exists and is not to be overwritten, was read, or cannot be
+                written.
         """
         from tdxtrace.cli import outputs
 
@@ -66,4 +70,5 @@ class Printing:
         plain = outputs.console(no_color=True)
         with plain.capture() as text:
             plain.print(shown)
-        outputs.write_file(self.output, text.get().encode(), self.force)
+        inputs = [*request.inputs, *others]
+        outputs.write_file(self.output, text.get().encode(), force=self.force, inputs=inputs)

@@ -50,11 +50,11 @@ def report_command(
     data = written.report(findings, shape.value)
     for folder, kind in ((png, "png"), (svg, "svg")):
         if folder is not None:
-            n = written.save_charts(findings, folder, kind, force)
+            n = written.save_charts(findings, folder, kind, force, request.inputs)
             request.say(f"wrote {n} charts into {folder}")
     if output is None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        outputs.write_file(output, data, force)
+        outputs.write_file(output, data, force=force, inputs=request.inputs)
         request.say(f"wrote {output}")

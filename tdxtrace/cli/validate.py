@@ -78,7 +78,7 @@ def validate_command(
     if json_file is not None:
         from tdxtrace.tables.files import whole_file
 
-        with whole_file(json_file, force) as file:
+        with whole_file(json_file, force=force, inputs=()) as file:
             file.write(verdict.as_json(results, wanted).encode())
     short = verdict.failures(results, wanted)
     for line in short:

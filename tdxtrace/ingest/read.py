@@ -24,6 +24,7 @@ from tdxtrace.ingest.recognise import checked, log_format, recognise, recording,
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.clocks import LOG_FORMATS
+from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS, RAW_PAGES, Provenance, Source, Trace
@@ -105,17 +106,20 @@ def read_trace(
     return Trace(**tables, provenance=provenance)
 
 
-def convert(paths: Sequence[str | Path], folder: Path, options: ReadOptions) -> None:
+def convert(
+    paths: Sequence[str | Path], folder: Path, options: ReadOptions, force: bool = False
+) -> None:
     """Read traces into a folder that :func:`read_trace` opens at once.
 
-    Rows are written as they are decoded, so that memory does not grow with the input.
+    Memory does not grow with the input. ``force`` replaces a store once the new one is whole.
 
     Raises:
-        InputError: If an input cannot be read or the folder not be written.
+        InputError: If an input cannot be read, or the folder not be written, or is an input.
         FormatError: If an input is no trace.
         QueryError: If a format or mapping names something unknown.
     """
-    store = StoreWriter(folder)
+    refuse_overwriting(folder, [*paths, *options.dmesg, options.formats])
+    store = StoreWriter(folder, force)
     try:
         base, provenance = _read_all(paths, options, store)
         change = {"seamcalls": partial(levels.normalised, base=base)} if base else {}

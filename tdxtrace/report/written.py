@@ -14,7 +14,7 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import altair as alt
     import polars as pl
@@ -64,7 +64,13 @@ def _written(name: str, parts: list[Section], form: str, facts: Callable[[], obj
     return (json.dumps(facts(), indent=2) + "\n").encode()
 
 
-def save_charts(findings: Findings, folder: Path, kind: str, force: bool) -> int:
+def save_charts(
+    findings: Findings,
+    folder: Path,
+    kind: str,
+    force: bool,
+    inputs: Sequence[str | Path | None] = (),
+) -> int:
     """Save every chart of the report as a picture, white behind it; return how many.
 
     Args:
@@ -72,9 +78,11 @@ def save_charts(findings: Findings, folder: Path, kind: str, force: bool) -> int
         folder: Where; it is made if need be.
         kind: ``png`` or ``svg``.
         force: Whether to overwrite pictures that are there.
+        inputs: What ``findings`` was read from, which is never overwritten.
 
     Raises:
-        InputError: If a picture exists and is not to be overwritten, or cannot be written.
+        InputError: If a picture exists and is not to be overwritten, is one of ``inputs``, or
+            cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +91,7 @@ def save_charts(findings: Findings, folder: Path, kind: str, force: bool) -> int
         raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
     figures = [figure for section in sections(findings) for figure in section.figures]
     for figure in figures:
-        with whole_file(folder / f"{figure.name}.{kind}", force) as file:
+        with whole_file(folder / f"{figure.name}.{kind}", force=force, inputs=inputs) as file:
             file.write(picture(figure.draw(), kind))
     return len(figures)
 

@@ -14,8 +14,9 @@ from tdxtrace.simulate import engine, faults, output, scenario, tiles
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.observe import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
-from tdxtrace.tables.files import whole_file
+from tdxtrace.tables.files import refuse_overwriting, whole_file
 
+_SCENARIO: Final = "scenario.toml"
 _TIME: Final = re.compile(r"^(?P<n>\d+)(?P<unit>ms|s)$")
 
 
@@ -83,7 +84,7 @@ def simulate(name: str | None, seed: int, changes: Changes, wanted: Wanted, targ
 
     Raises:
         QueryError: If a word names nothing, or the words do not go together.
-        InputError: If something cannot be written.
+        InputError: If something cannot be written, or would overwrite the scenario.
     """
     if name is None:
         raise QueryError("no scenario named; see tdxtrace simulate --list")
@@ -95,6 +96,9 @@ def simulate(name: str | None, seed: int, changes: Changes, wanted: Wanted, targ
         raise QueryError("--repeat and --fault truncated do not go together")
     if target.truth is not None and target.truth.exists() and not target.truth.is_dir():
         raise InputError(f"{target.truth} is a file; name a folder for the truth")
+    inputs = [name] if Path(name).suffix == ".toml" else []
+    if target.truth is not None:
+        refuse_overwriting(target.truth / _SCENARIO, inputs)
     run = engine.run(chosen, seed)
     if wanted.repeat > 1:
         run = tiles.closed(run)
@@ -103,9 +107,9 @@ def simulate(name: str | None, seed: int, changes: Changes, wanted: Wanted, targ
         chunks = tiles.tiles(recording, form, run.end_ns, wanted.repeat)
     else:
         chunks = iter([output.bytes_of(run, recording, form)])
-    n_bytes = _write(chunks, target)
+    n_bytes = _write(chunks, target, inputs)
     if target.truth is not None:
-        _write_truth(run, wanted, target)
+        _write_truth(run, wanted, target, inputs)
     n_calls = len(run.journal.calls)
     return (
         f"{chosen.name}: {n_calls:,} SEAMCALLs in {chosen.duration_ms} ms, "
@@ -159,7 +163,7 @@ def _capture(wanted: Wanted) -> Capture:
     return Capture(wanted.probes, arguments=wanted.arguments)
 
 
-def _write(chunks: Iterator[bytes], target: Target) -> int:
+def _write(chunks: Iterator[bytes], target: Target, inputs: list[str]) -> int:
     n_bytes = 0
     if target.trace is None:
         for chunk in chunks:
@@ -167,14 +171,14 @@ def _write(chunks: Iterator[bytes], target: Target) -> int:
             n_bytes += len(chunk)
         sys.stdout.buffer.flush()
         return n_bytes
-    with whole_file(target.trace, target.force) as file:
+    with whole_file(target.trace, force=target.force, inputs=inputs) as file:
         for chunk in chunks:
             file.write(chunk)
             n_bytes += len(chunk)
     return n_bytes
 
 
-def _write_truth(run: Run, wanted: Wanted, target: Target) -> None:
+def _write_truth(run: Run, wanted: Wanted, target: Target, inputs: list[str]) -> None:
     """Write each truth table as CSV, and the scenario with its seed as TOML."""
     from tdxtrace.simulate import truth  # noqa: PLC0415 - polars is slow to load
     from tdxtrace.tables.truth import TRUTH_TABLES  # noqa: PLC0415
@@ -190,6 +194,6 @@ def _write_truth(run: Run, wanted: Wanted, target: Target) -> None:
         for table in TRUTH_TABLES
     }
     made = f"# seed = {run.seed}, repeat = {wanted.repeat}\n{run.scenario.to_toml()}"
-    for name, text in {**files, "scenario.toml": made}.items():
-        with whole_file(target.truth / name, target.force) as file:
+    for name, text in {**files, _SCENARIO: made}.items():
+        with whole_file(target.truth / name, force=target.force, inputs=inputs) as file:
             file.write(text.encode())

@@ -1,24 +1,40 @@
-"""A file that appears under its name only when all of it is written."""
+"""How a file or a folder is written: whole or not at all, and never over what is read."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from tdxtrace.errors import InputError
 from tdxtrace.tables.text import one_line
 
+# Linux include/uapi/linux/fcntl.h and fs.h: renameat2(2).
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+Id = tuple[int, int]
+"""Device and inode of a file or folder."""
+Inputs = Iterable[str | Path | None]
+"""Files and folders that a command reads; ``-``: standard input, None: one not given."""
+
 
 @contextmanager
-def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name only when all of it is written.
 
+    Args:
+        path: The file; a pipe or a device is written to as it is.
+        force: Whether to replace one that is there.
+        inputs: What the same command reads: see :func:`refuse_overwriting`.
+
     Raises:
-        InputError: If it exists and ``force`` is not given, or cannot be written.
+        InputError: If it exists and ``force`` is not given, is an input, or cannot be written.
     """
     shown = one_line(str(path))
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -28,6 +44,7 @@ def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
         return
     if path.exists() and not force:
         raise InputError(f"{shown} exists; say --force to overwrite it")
+    refuse_overwriting(path, inputs)
     made: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(
@@ -56,3 +73,110 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def refuse_overwriting(target: Path, inputs: Inputs) -> None:
+    """Refuse a file or folder to write that is, or belongs to, what the same command reads.
+
+    Files are compared by device and inode, so that neither a link nor another spelling of
+    a path hides that they are the same.
+
+    Args:
+        target: A file, or a folder that is replaced as a whole.
+        inputs: What is read.
+
+    Raises:
+        InputError: If ``target`` is an input, is there and lies in a folder that is an
+            input, or is a folder in which an input lies.
+    """
+    own, *above = _ids(target)
+    if own is None:
+        return
+    for name in inputs:
+        if name is None:
+            continue
+        source = Path("/dev/stdin" if str(name) == "-" else name)
+        # A link that lies in a folder is lost with it, whatever it leads to.
+        read, *around = [*_ids(source), *_ids(source.parent)]
+        if read is not None and (own in (read, *around) or read in above):
+            raise InputError(
+                f"{one_line(str(target))} would overwrite the input {one_line(str(name))}; "
+                "name another output"
+            )
+
+
+def _ids(path: Path) -> list[Id | None]:
+    """What a path leads to, and each folder above that; None: not there, a pipe or a device."""
+    try:
+        real = Path(os.path.realpath(path))
+        return [_id(place) for place in (real, *real.parents)]
+    except (OSError, ValueError):  # no working directory; a zero byte in the path
+        return [None]
+
+
+def _id(path: Path) -> Id | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    is_kept = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return (found.st_dev, found.st_ino) if is_kept else None
+
+
+def give_name(made: Path, target: Path) -> None:
+    """Give a file or folder the name ``target``, and remove after that what had it.
+
+    At any moment ``target`` is the old one or the new one, also if the process is killed.
+    Only where the file system cannot exchange two names, an old folder has for an instant
+    the name of ``made`` with ``.old`` behind it.
+
+    Args:
+        made: What is written; in the folder of ``target``, or one on the same file system.
+        target: Its name from now on.
+
+    Raises:
+        OSError: If it cannot be renamed: all is as it was.
+        InputError: If it has its name, but what had it before cannot be removed.
+    """
+    if not os.path.lexists(target) or not (made.is_dir() or target.is_dir()):
+        made.replace(target)
+        return
+    if not _exchanged(made, target):
+        aside = made.with_name(made.name + ".old")
+        target.rename(aside)
+        try:
+            made.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        aside.rename(made)
+    try:
+        remove(made)
+    except OSError as error:
+        raise InputError(
+            f"{one_line(str(target))} is written; what had its name before cannot be removed "
+            f"and is in {one_line(str(made))}: {error.strerror}"
+        ) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it.
+
+    Raises:
+        OSError: If that is not possible.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; return whether the system can do that."""
+    import ctypes  # noqa: PLC0415 - seldom needed
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ import polars as pl
 from tdxtrace.errors import InputError, TableError
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.files import give_name
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace
@@ -75,13 +77,24 @@ class _TableFile:
 
 @dataclass(slots=True)
 class StoreWriter:
-    """Writes the tables of a Trace into a folder that appears whole or not at all."""
+    """Writes the tables of a Trace into a folder that appears whole or not at all.
+
+    Args:
+        folder: Its name; where that is a link, the folder that it leads to.
+        force: Whether to replace a store of that name, once the new one is whole.
+
+    Raises:
+        InputError: If the folder cannot be made, or something is there that is kept.
+    """
 
     folder: Path
+    force: bool = False
     _files: dict[str, _TableFile] = field(default_factory=dict)
     _work: Path = field(init=False)
 
     def __post_init__(self) -> None:
+        self.folder = Path(os.path.realpath(self.folder))
+        _check_replaceable(self.folder, self.force)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._work = Path(tempfile.mkdtemp(prefix=".tdxtrace-", dir=self.folder.parent))
@@ -123,7 +136,7 @@ class StoreWriter:
             change: What is done to the rows of a table now that all are known.
 
         Raises:
-            InputError: If something cannot be written.
+            InputError: If something cannot be written, or something else got the name.
         """
         facts = {"schema_version": SCHEMA_VERSION, "provenance": provenance.to_dict()}
         try:
@@ -133,7 +146,8 @@ class StoreWriter:
                 file.close()
             (self._work / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             self._work.chmod(0o755)
-            self._work.replace(self.folder)
+            _check_replaceable(self.folder, self.force)
+            give_name(self._work, self.folder)
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
 
@@ -164,11 +178,11 @@ def _groups(path: Path, table: Table) -> Iterator[pl.DataFrame]:
             yield rows.cast(table.schema)
 
 
-def make_room(folder: Path, force: bool) -> None:
-    """See to it that a store can be given the name ``folder``.
+def _check_replaceable(folder: Path, force: bool) -> None:
+    """Refuse a name that something has which is no store, or a store if not ``force``.
 
     Raises:
-        InputError: If something is there that is not to be replaced, or is no store.
+        InputError: If so.
     """
     shown = one_line(str(folder))
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -177,10 +191,6 @@ def make_room(folder: Path, force: bool) -> None:
         raise InputError(f"{shown} exists and is no converted trace; name another folder")
     if not force:
         raise InputError(f"{shown} exists; say --force to replace it")
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
 
 
 def is_store(folder: Path) -> bool:

@@ -104,7 +104,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with whole_file(tmp_path / "trace.txt", force=False) as file:
+        with whole_file(tmp_path / "trace.txt", force=False, inputs=()) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 

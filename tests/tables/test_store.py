@@ -13,7 +13,7 @@ from tdxtrace.errors import InputError, TableError
 from tdxtrace.ingest.read import convert, options_of
 from tdxtrace.tables.cache import cached
 from tdxtrace.tables.catalog import SCHEMA_VERSION
-from tdxtrace.tables.store import StoreWriter, make_room
+from tdxtrace.tables.store import StoreWriter, is_store
 
 _PLAIN = options_of(None, (), None, None, None)
 _TRACES = ["lost.dat.xz", "qemu.perf.data.xz", "contended.txt"]
@@ -95,12 +95,12 @@ def test_what_is_no_store_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(InputError, match="is no converted trace; name another folder"):
-        make_room(tmp_path / "mine", force=True)
+        StoreWriter(tmp_path / "mine", force=True)
     folder = _convert(tmp_path, "lost.dat.xz")
     with pytest.raises(InputError, match="exists; say --force"):
-        make_room(folder, force=False)
-    make_room(folder, force=True)
-    assert not folder.exists()
+        StoreWriter(folder, force=False)
+    StoreWriter(folder, force=True).discard()
+    assert is_store(folder)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

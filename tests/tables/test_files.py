@@ -1,0 +1,116 @@
+"""Names that files and folders get only when they are whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from tdxtrace.errors import InputError
+from tdxtrace.tables import files
+from tdxtrace.tables.files import give_name, refuse_overwriting
+
+
+def _folder(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "text").write_text(text)
+    return path
+
+
+def _refuse(*_: object) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("old", ["nothing", "empty", "folder", "file", "link"])
+def test_a_folder_takes_the_place_of_what_had_its_name(
+    old: str, can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchanged", _refuse)
+    target = tmp_path / "run"
+    if old == "empty":
+        target.mkdir()
+    elif old == "folder":
+        _folder(target, "old")
+    elif old == "file":
+        target.write_text("old")
+    elif old == "link":
+        target.symlink_to(_folder(tmp_path / "other", "kept"))
+    give_name(_folder(tmp_path / "made", "new"), target)
+    assert (target / "text").read_text() == "new"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == ({"run", "other"} if old == "link" else {"run"})
+    assert old != "link" or (tmp_path / "other" / "text").read_text() == "kept"
+
+
+def test_a_file_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.write_text("new")
+    give_name(made, _folder(tmp_path / "run", "old").parent / "run")
+    assert (tmp_path / "run").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_name_is_never_without_its_folder(tmp_path: Path) -> None:
+    target, ended, missed = _folder(tmp_path / "run", "0"), Event(), 0
+
+    def look() -> None:
+        nonlocal missed
+        while not ended.is_set():
+            missed += not target.exists()
+
+    looking = Thread(target=look)
+    looking.start()
+    for n in range(300):
+        give_name(_folder(tmp_path / "made", str(n)), target)
+    ended.set()
+    looking.join()
+    assert missed == 0
+
+
+def test_what_cannot_be_renamed_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchanged", _refuse)
+    target = _folder(tmp_path / "run", "old")
+    made = _folder(tmp_path / "made", "new")
+    real = Path.rename
+
+    def rename(self: Path, name: Path) -> Path:
+        if self == made:
+            raise OSError(5, "the disk is broken")
+        return real(self, name)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="the disk is broken"):
+        give_name(made, target)
+    assert (target / "text").read_text() == "old"
+    assert (made / "text").read_text() == "new"
+
+
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    target = _folder(tmp_path / "run", "old")
+    with pytest.raises(InputError, match=r"is written; .* is in .*made: Permission denied"):
+        give_name(_folder(tmp_path / "made", "new"), target)
+    assert (target / "text").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["new", "/dev/null", "a\0b"])
+def test_what_is_no_file_is_no_input_that_is_lost(name: str, tmp_path: Path) -> None:
+    (tmp_path / "old").touch()
+    refuse_overwriting(tmp_path / name, ["/dev/null", "-", tmp_path / name, "a\0b", "no/such"])
+    refuse_overwriting(tmp_path / "old", ["/dev/null", "-", tmp_path / name, "a\0b", "no/such"])
+
+
+def test_a_new_file_in_a_folder_that_is_read_is_no_loss(tmp_path: Path) -> None:
+    refuse_overwriting(tmp_path / "report.html", [tmp_path])
+    (tmp_path / "report.html").touch()
+    with pytest.raises(InputError, match=r"report.html would overwrite the input .*; name another"):
+        refuse_overwriting(tmp_path / "report.html", [tmp_path])
