@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from tdxtrace.capture.host import Host
 from tdxtrace.capture.programs import program as program_at
 from tdxtrace.capture.recipe import GROUP, Detail, Kernel, Recipe, Wish, recipe
 from tdxtrace.capture.recorder import Form, Order
+from tdxtrace.capture.recording import work_folders
 from tdxtrace.errors import InputError, QueryError
+from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.text import one_line
 
 # The wrappers' arguments that a program's functions have, if the user does not say: those of
@@ -136,8 +137,7 @@ def order_of(
     seconds = None if wanted.duration is None else seconds_of(wanted.duration)
     asked = None if wanted.buffer is None else _kib(wanted.buffer)
     own_tracefs(host)
-    if is_written:
-        _make_room(wanted.output, wanted.force)
+    leftovers = _replaceable(wanted) if is_written else []
     made = recipe_of(host, wanted)
     n_cpus = tracing.n_cpus(host)
     size = buffers.affordable_kb(made.buffer_kb, n_cpus, tracing.available_kb(host))
@@ -150,23 +150,33 @@ def order_of(
         tuple(wanted.command),
         tuple(wanted.pids),
         say,
+        leftovers,
     )
 
 
-def _make_room(output: Path, force: bool) -> None:
-    """See that nothing is overwritten unasked, before anything is traced."""
+def _replaceable(wanted: Wanted) -> list[Path]:
+    """See that nothing is overwritten unasked, before anything is traced.
+
+    Returns:
+        What earlier recorders left beside the output; it goes when the recording is whole.
+
+    Raises:
+        InputError: If something is in the way.
+    """
+    output = wanted.output
     shown = one_line(str(output))
-    part = output.with_name(output.name + ".part")
-    for path in (output, part):
-        if path.exists() and not force:
+    left, _ = work_folders(output)
+    for path in (output, *left):
+        if path.exists() and not wanted.force:
             raise InputError(f"{one_line(str(path))} exists; say --force to overwrite it")
+        refuse_overwriting(path, [wanted.program])
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise InputError(f"{shown} is no file, and no folder")
     if output.is_dir() and not (output / "capture.json").exists() and any(output.iterdir()):
         raise InputError(f"{shown} is a folder that tdxtrace did not make")
     if not output.absolute().parent.is_dir():
         raise InputError(f"cannot write {shown}: there is no folder {shown!r} would be in")
-    for path in (output, part):
-        if path.is_dir():
-            shutil.rmtree(path)
+    return left
 
 
 def _form(output: Path) -> Form:

@@ -17,6 +17,7 @@ from typing import Final
 
 from tdxtrace.capture.instance import page_bytes
 from tdxtrace.capture.recording import PAGES
+from tdxtrace.tables.files import give_name
 
 _MAGIC: Final = b"\x17\x08\x44tracing6\0"
 # Option numbers: trace-cmd.dat.v6(5), OPTIONS.
@@ -30,7 +31,7 @@ def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
 
     Args:
         folder: A finished recording.  Its pages are gone afterwards, all else is left.
-        target: The file to write, which is there whole or not at all.
+        target: The file to write, which is there whole or not at all; replaced if it exists.
         uname: What uname says of the machine.
         version: What recorded.
 
@@ -54,7 +55,7 @@ def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
                 _append(path / PAGES, file.fileno(), size)
                 file.write(b"\0" * (-size % page))
                 (path / PAGES).unlink()
-    made.replace(target)
+    give_name(made, target)
 
 
 def _table(n_before: int, sizes: Sequence[int], clock: bytes, page: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -22,8 +23,9 @@ from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import LOST, Instance
 from tdxtrace.capture.provenance import Tellings, provenance
 from tdxtrace.capture.recipe import Recipe
-from tdxtrace.capture.recording import Recording
+from tdxtrace.capture.recording import Recording, work_folders
 from tdxtrace.errors import InputError
+from tdxtrace.tables.files import give_name
 from tdxtrace.tables.text import one_line
 
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,6 +57,8 @@ class Order:
     pids: Sequence[int] = ()
     say: Callable[[str], None] = field(default=lambda _: None)
     """Told of losses while they happen."""
+    leftovers: Sequence[Path] = ()
+    """Folders of earlier recordings, removed when this one is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ class _Session:
             InputError: If the kernel refuses something, or the output cannot be written.
         """
         order = self.order
-        folder = order.output.with_name(order.output.name + ".part")
+        _, folder = work_folders(order.output)
         recording = Recording(folder, self.instance.tracefs, self.host.release)
         try:
             recording.begin(self.instance, order.recipe)
@@ -273,17 +277,19 @@ def _deliver(recording: Recording, order: Order, told: dict[str, Any]) -> None:
     """Give the user what was asked for, in place of the folder."""
     folder = recording.folder
     if order.form is Form.pages:
-        folder.replace(order.output)
-        return
-    beside = order.output.with_name(order.output.name + ".capture.json")
-    if order.form is Form.text:
-        (folder / "trace.txt").replace(order.output)
+        give_name(folder, order.output)
     else:
-        name = os.uname()
-        uname = f"{name.sysname} {name.nodename} {name.release} {name.machine}"
-        write_dat(folder, order.output, uname, f"tdxtrace {told['tdxtrace']}")
-    (folder / "capture.json").replace(beside)
-    recording.discard()
+        if order.form is Form.text:
+            give_name(folder / "trace.txt", order.output)
+        else:
+            name = os.uname()
+            uname = f"{name.sysname} {name.nodename} {name.release} {name.machine}"
+            write_dat(folder, order.output, uname, f"tdxtrace {told['tdxtrace']}")
+        beside = order.output.with_name(order.output.name + ".capture.json")
+        give_name(folder / "capture.json", beside)
+        recording.discard()
+    for path in order.leftovers:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _kept(folder: Path) -> str:

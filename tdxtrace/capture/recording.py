@@ -8,9 +8,11 @@ saved_tgids, osrelease, capture.json.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,6 +101,21 @@ class Recording:
     def discard(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def work_folders(output: Path) -> tuple[list[Path], Path]:
+    """Return the folders that earlier recorders left beside ``output``, and a free name for one.
+
+    They are ``OUTPUT.part``, ``OUTPUT.1.part`` and so on: what was recorded till a recorder
+    was killed or met an error.
+    """
+    left: list[Path] = []
+    for n in count():
+        path = output.with_name(f"{output.name}.{n}.part" if n else f"{output.name}.part")
+        if not os.path.lexists(path):
+            return left, path
+        left.append(path)
+    raise AssertionError("there is always another number")
 
 
 def comms_of(tracefs: Path) -> dict[int, str]:

@@ -44,10 +44,10 @@ def _nothing_goes_on(tracing: Tracing) -> Iterator[None]:
 class Running:
     """A recorder that records, in a process of its own."""
 
-    def __init__(self, tracing: Tracing, bench: Path, output: Path) -> None:
+    def __init__(self, tracing: Tracing, bench: Path, output: Path, *words: str) -> None:
         self.tracing, self.output = tracing, output
         command = program("capture", "record", "--program", bench, "-o", output)
-        command += ["--", str(bench), "--flood", "1", "600"]
+        command += [*words, "--", str(bench), "--flood", "1", "600"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         STARTED.append(self)
         until(self._records)
@@ -133,6 +133,27 @@ def test_kill_9_and_clean(tracing: Tracing, bench: Path, tmp_path: Path) -> None
     assert answered("capture", "clean").lines == [f"removed {name}"]
     assert answered("capture", "clean").lines == ["nothing to clean"]
     assert library.read_trace(tmp_path / "trace.dat.part").seamcalls.height > 0
+
+
+@pytest.mark.parametrize("name", ["pages", "trace.dat"])
+def test_the_old_recording_outlives_a_killed_one(
+    name: str, tracing: Tracing, bench: Path, tmp_path: Path
+) -> None:
+    """Also what an earlier recorder left; both go when the new recording is whole."""
+    for old in (tmp_path / name, tmp_path / f"{name}.part"):
+        old.mkdir()
+        (old / "capture.json").write_text("old")
+    running = Running(tracing, bench, tmp_path / name, "--force")
+    running.kill(bench)
+    for old in (tmp_path / name, tmp_path / f"{name}.part"):
+        assert (old / "capture.json").read_text() == "old"
+    assert (tmp_path / f"{name}.1.part").is_dir()
+    assert answered("capture", "clean").text.startswith("removed ")
+    running = Running(tracing, bench, tmp_path / name, "--force")
+    running.process.send_signal(signal.SIGINT)
+    assert running.end()[0] == 0
+    assert library.read_trace(tmp_path / name).seamcalls.height > 0
+    assert list(tmp_path.glob("*.part")) == []
 
 
 def test_clean_leaves_what_is_in_use(tracing: Tracing, bench: Path, tmp_path: Path) -> None:

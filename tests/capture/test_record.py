@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -131,6 +133,29 @@ def test_nothing_is_overwritten_unasked(tracing: Tracing, bench: Path, tmp_path:
     assert "did not make" in refused(1, *other)
     assert (tmp_path / "folder" / "letter").read_text() == "mine"
     assert output.read_text() == "mine"
+
+
+def test_a_program_is_not_overwritten_by_its_recording(
+    tracing: Tracing, bench: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.dat"
+    link.symlink_to(bench)
+    before = bench.read_bytes()
+    for output in (bench, link):
+        words = ("capture", "record", "--program", bench, "-o", output, "--duration", "100ms")
+        assert "would overwrite the input" in refused(1, *words, "--force")
+    assert (bench.read_bytes(), link.is_symlink()) == (before, True)
+
+
+def test_a_device_is_not_replaced(tracing: Tracing, bench: Path, tmp_path: Path) -> None:
+    device = tmp_path / "null.dat"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no device can be made here")
+    words = ("capture", "record", "--program", bench, "-o", device, "--duration", "100ms")
+    assert "is no file" in refused(1, *words, "--force")
+    assert device.is_char_device()
 
 
 @pytest.mark.parametrize(
