@@ -1,0 +1,180 @@
+"""The simulator writes the same bytes as before, for every scenario, generation and format.
+
+``same_output.txt`` holds one line a run: what was simulated, its seed, and the start of the
+SHA-256 of each thing that was written.  After a change that is meant to change the output:
+
+    python tests/simulate/test_same_output.py
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tdxtrace.simulate import command, engine, faults, output, scenario, tiles, truth
+from tdxtrace.simulate.engine import Run
+from tdxtrace.simulate.generations import GENERATIONS
+from tdxtrace.simulate.guests import PROGRAMS
+from tdxtrace.simulate.observe import PROBES, Capture
+from tdxtrace.simulate.scenario import KERNELS, Scenario
+from tdxtrace.tables.truth import TRUTH_TABLES
+
+HASHES = Path(__file__).with_name("same_output.txt")
+SEEDS = (1, 2)
+# Long enough for what the scenario is about to happen: some hundred calls to some thousand.
+DURATION_MS = {
+    "balloon": 3,
+    "boot_storm": 1,
+    "conversion_churn": 2,
+    "crowd": 10,
+    "fresh_memory": 1,
+    "host_gives_up": 25,
+    "hostile_guest": 5,
+    "hotplug": 14,
+    "lifecycle": 60,
+    "memory_fault_ignored": 6,
+    "memslot_deletion": 8,
+    "page_split": 8,
+    "prefault_race": 1,
+    "quiet": 40,
+    "removal": 2,
+    "single_step_attack": 3,
+    "string_copy": 4,
+    "zero_step_attack": 3,
+}
+POLICIES = ("mainline", "v1-series", "seed-loop", "endless", "fixed-1", "fixed-3")
+OPTIONS = {
+    "tracefs": (
+        ["tgid"],
+        ["latency"],
+        ["latency", "verbose"],
+        ["no-irq-info"],
+        ["no-irq-info", "tgid"],
+        ["clock=x86-tsc"],
+    ),
+    "trace-cmd": (["ns"], ["raw"], ["no-plugin"], ["flags"], ["instance=rig"]),
+    "perf": (["ns"], ["process"], ["hide-lost"]),
+}
+FAULTS = (
+    "lost=0.2",
+    "overwritten=0.5",
+    "full=0.3",
+    "truncated=0.4",
+    "clock=50",
+    "returns=0.2",
+)
+
+
+def _short(name: str, generation: str = "C") -> Scenario:
+    return scenario.named(name).with_(duration_ms=DURATION_MS[name], generation=generation)
+
+
+def _scenarios() -> dict[str, Scenario]:
+    """Every run whose truth and formats are hashed, by what the line calls it."""
+    made = {}
+    for name in scenario.names():
+        for generation in GENERATIONS:
+            if name != "page_split" or generation != "A":
+                made[f"{name} {generation}"] = _short(name, generation)
+    for policy in POLICIES:
+        made[f"hostile_guest policy={policy}"] = _short("hostile_guest").with_(policy=policy)
+    for kernel in KERNELS:
+        made[f"hostile_guest kernel={kernel}"] = _short("hostile_guest").with_(
+            kernel=kernel, policy="v1-series"
+        )
+    for program in PROGRAMS:
+        td = _short("page_split").tds[0]
+        guest = dataclasses.replace(td.guest, program=program, pages=1024)
+        made[f"page_split guest={program}"] = _short("page_split").with_(
+            tds=(dataclasses.replace(td, accepted=512, guest=guest),), duration_ms=2
+        )
+    return made
+
+
+def _run_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
+    rows = truth.rows_of(run)
+    tables = [truth.csv_of(t.schema.names(), rows[t.name]) for t in TRUTH_TABLES]
+    yield "truth", "".join(tables).encode()
+    recording = faults.record(run, Capture(), ())
+    for name in output.FORMATS:
+        yield name, output.bytes_of(run, recording, output.form_of(name))
+
+
+def _option_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
+    recording = faults.record(run, Capture(), (faults.fault_of("lost=0.1"),))
+    for name, choices in OPTIONS.items():
+        for options in choices:
+            form = output.form_of(name, options)
+            yield f"{name},{','.join(options)}", output.bytes_of(run, recording, form)
+
+
+def _probe_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
+    for probes in PROBES:
+        for arguments in (True, False):
+            recording = faults.record(run, Capture(probes, arguments=arguments), ())
+            for name in ("trace-cmd", "trace.dat"):
+                data = output.bytes_of(run, recording, output.form_of(name))
+                yield f"{probes},{arguments},{name}", data
+
+
+def _fault_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
+    for fault in FAULTS:
+        recording = faults.record(run, Capture(), (faults.fault_of(fault),))
+        for name in ("trace-pipe", "perf", "graph", "trace.dat"):
+            yield f"{fault},{name}", output.bytes_of(run, recording, output.form_of(name))
+
+
+def _tiled_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
+    closed = tiles.closed(run)
+    for name in ("tracefs", "trace-cmd", "perf"):
+        recording = faults.record(closed, Capture(), (faults.fault_of("lost=0.1"),))
+        chunks = tiles.tiles(recording, output.form_of(name), run.end_ns, 3)
+        yield f"{name},repeat=3", b"".join(chunks)
+
+
+_MORE = {
+    "options": ("balloon", _option_outputs),
+    "probes": ("lifecycle", _probe_outputs),
+    "faults": ("balloon", _fault_outputs),
+    "repeat": ("zero_step_attack", _tiled_outputs),
+}
+
+
+def _outputs(what: str, seed: int) -> Iterator[tuple[str, bytes]]:
+    if what == "listing":
+        yield "list", command.listing().encode()
+        yield "describe", "".join(map(command.description, scenario.names())).encode()
+    elif what in _MORE:
+        name, outputs = _MORE[what]
+        yield from outputs(engine.run(_short(name), seed))
+    else:
+        yield from _run_outputs(engine.run(RUNS[what], seed))
+
+
+def _line(what: str, seed: int) -> str:
+    parts = (f"{n}:{hashlib.sha256(d).hexdigest()[:8]}" for n, d in _outputs(what, seed))
+    return f"{what} seed={seed} | {' '.join(parts)}"
+
+
+RUNS = _scenarios()
+WHAT = [*RUNS, *_MORE, "listing"]
+
+
+def _known() -> dict[str, str]:
+    return {line.partition(" | ")[0]: line for line in HASHES.read_text().splitlines()}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("what", WHAT)
+def test_the_output_is_the_same_as_before(what: str, seed: int) -> None:
+    assert _line(what, seed) == _known()[f"{what} seed={seed}"]
+
+
+def test_every_known_line_is_checked() -> None:
+    assert list(_known()) == [f"{what} seed={seed}" for what in WHAT for seed in SEEDS]
+
+
+if __name__ == "__main__":
+    HASHES.write_text("".join(f"{_line(what, seed)}\n" for what in WHAT for seed in SEEDS))
