@@ -76,8 +76,10 @@ def simulate_command(
     if list_ or describe is not None:
         typer.echo(command.listing() if describe is None else command.description(describe))
         return
-    changes = command.Changes(duration, vcpus, generation, policy, kernel)
-    wanted = command.Wanted(form, tuple(options), probes, arguments, tuple(faults), repeat)
-    summary = command.simulate(name, seed, changes, wanted, command.Target(output, truth, force))
+    changes = command.ScenarioChanges(duration, vcpus, generation, policy, kernel)
+    trace = command.TraceOptions(form, tuple(options), probes, arguments, tuple(faults), repeat)
+    summary = command.simulate(
+        name, seed, changes, trace, command.OutputPaths(output, truth, force)
+    )
     if not quiet:
         print(summary, file=sys.stderr)

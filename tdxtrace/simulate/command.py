@@ -1,4 +1,4 @@
-"""One call from words to files: what ``tdxtrace simulate`` does."""
+"""The command ``tdxtrace simulate``: from options to trace and truth files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.simulate import engine, faults, output, scenario, tiles
+from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
-from tdxtrace.simulate.observe import PROBES, Capture
+from tdxtrace.simulate.record import faults, output
+from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
 from tdxtrace.tables.files import refuse_overwriting, whole_file
 
@@ -21,8 +22,8 @@ _TIME: Final = re.compile(r"^(?P<n>\d+)(?P<unit>ms|s)$")
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """What is to differ from the scenario as it ships; None: nothing."""
+class ScenarioChanges:
+    """Changes to a scenario; None keeps its value."""
 
     duration: str | None = None
     vcpus: int | None = None
@@ -32,8 +33,8 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be recorded, and how it is to be written."""
+class TraceOptions:
+    """What is recorded, and the format it is written in."""
 
     form: str = "tracefs"
     options: tuple[str, ...] = ()
@@ -44,8 +45,8 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Where it goes: a file (None: standard output), and a folder for the truth."""
+class OutputPaths:
+    """The trace's file (None: standard output), and the folder of the truth (None: none)."""
 
     trace: Path | None = None
     truth: Path | None = None
@@ -53,46 +54,52 @@ class Target:
 
 
 def listing() -> str:
-    """Name every scenario, one a line, with what it is."""
-    made = [scenario.named(name) for name in scenario.names()]
-    width = max(len(s.name) for s in made)
-    return "\n".join(f"{s.name:<{width}}  {s.title}" for s in made)
+    """Return one line for every scenario: name and title."""
+    scenarios = [scenario.named(name) for name in scenario.names()]
+    width = max(len(s.name) for s in scenarios)
+    return "\n".join(f"{s.name:<{width}}  {s.title}" for s in scenarios)
 
 
 def description(name: str) -> str:
-    """Say what a scenario is, and give it as TOML.
+    """Return a scenario's title, description and TOML.
 
     Raises:
         QueryError: If there is none of that name.
     """
-    made = _scenario(name)
-    return f"{made.name}: {made.title}\n\n{made.description}\n\n{made.to_toml()}".rstrip()
+    found = _scenario(name)
+    return f"{found.name}: {found.title}\n\n{found.description}\n\n{found.to_toml()}".rstrip()
 
 
-def simulate(name: str | None, seed: int, changes: Changes, wanted: Wanted, target: Target) -> str:
+def simulate(
+    name: str | None,
+    seed: int,
+    changes: ScenarioChanges,
+    options: TraceOptions,
+    target: OutputPaths,
+) -> str:
     """Simulate a scenario and write its trace and its truth.
 
     Args:
         name: A scenario that ships, or a TOML file.
-        seed: Chance.
-        changes: What differs from the scenario.
-        wanted: What is recorded and in which form.
-        target: Where to write.
+        seed: Seed of the run.
+        changes: Changes to the scenario.
+        options: What is recorded, and in which format.
+        target: The files to write.
 
     Returns:
-        One line that says what was made.
+        A summary in one line.
 
     Raises:
-        QueryError: If a word names nothing, or the words do not go together.
-        InputError: If something cannot be written, or would overwrite the scenario.
+        QueryError: If an option names nothing, or options do not go together.
+        InputError: If a file cannot be read or written, or would overwrite the scenario.
     """
     if name is None:
         raise QueryError("no scenario named; see tdxtrace simulate --list")
-    chosen = _changed(_scenario(name), changes)
-    form = output.form_of(wanted.form, wanted.options)
-    capture = _capture(wanted)
-    broken = tuple(faults.fault_of(text) for text in wanted.faults)
-    if wanted.repeat > 1 and any(fault.kind == "truncated" for fault in broken):
+    chosen = _with_changes(_scenario(name), changes)
+    form = output.parse_format(options.form, options.options)
+    capture = _capture(options)
+    capture_faults = tuple(faults.parse_fault(text) for text in options.faults)
+    if options.repeat > 1 and any(fault.kind == "truncated" for fault in capture_faults):
         raise QueryError("--repeat and --fault truncated do not go together")
     if target.truth is not None and target.truth.exists() and not target.truth.is_dir():
         raise InputError(f"{target.truth} is a file; name a folder for the truth")
@@ -100,16 +107,16 @@ def simulate(name: str | None, seed: int, changes: Changes, wanted: Wanted, targ
     if target.truth is not None:
         refuse_overwriting(target.truth / _SCENARIO, inputs)
     run = engine.run(chosen, seed)
-    if wanted.repeat > 1:
-        run = tiles.closed(run)
-    recording = faults.record(run, capture, broken)
-    if wanted.repeat > 1:
-        chunks = tiles.tiles(recording, form, run.end_ns, wanted.repeat)
+    if options.repeat > 1:
+        run = output.without_open_requests(run)
+    recording = faults.record(run, capture, capture_faults)
+    if options.repeat > 1:
+        chunks = output.repeated(recording, form, run.end_ns, options.repeat)
     else:
-        chunks = iter([output.bytes_of(run, recording, form)])
+        chunks = iter([output.render_bytes(run, recording, form)])
     n_bytes = _write(chunks, target, inputs)
     if target.truth is not None:
-        _write_truth(run, wanted, target, inputs)
+        _write_truth(run, options, target, inputs)
     n_calls = len(run.journal.calls)
     return (
         f"{chosen.name}: {n_calls:,} SEAMCALLs in {chosen.duration_ms} ms, "
@@ -129,7 +136,7 @@ def _scenario(name: str) -> Scenario:
         raise QueryError(f"{name} is no text") from None
 
 
-def _changed(chosen: Scenario, changes: Changes) -> Scenario:
+def _with_changes(chosen: Scenario, changes: ScenarioChanges) -> Scenario:
     duration_ms = None if changes.duration is None else milliseconds(changes.duration)
     return chosen.with_vcpus(changes.vcpus).with_(
         duration_ms=duration_ms,
@@ -140,10 +147,10 @@ def _changed(chosen: Scenario, changes: Changes) -> Scenario:
 
 
 def milliseconds(text: str) -> int:
-    """Read a length of time such as ``2s`` or ``50ms``.
+    """Parse a duration such as ``2s`` or ``50ms``.
 
     Raises:
-        QueryError: If it is none.
+        QueryError: If it is not one.
 
     Example:
         >>> milliseconds("2s")
@@ -155,15 +162,15 @@ def milliseconds(text: str) -> int:
     return int(found["n"]) * (1000 if found["unit"] == "s" else 1)
 
 
-def _capture(wanted: Wanted) -> Capture:
-    if wanted.probes not in PROBES:
-        raise QueryError(f"no probes {wanted.probes!r}; there are: {', '.join(PROBES)}")
-    if wanted.form == "graph" and wanted.probes != "wrappers":
+def _capture(options: TraceOptions) -> Capture:
+    if options.probes not in PROBES:
+        raise QueryError(f"no probes {options.probes!r}; there are: {', '.join(PROBES)}")
+    if options.form == "graph" and options.probes != "wrappers":
         raise QueryError("function_graph sees wrappers only; leave --probes out")
-    return Capture(wanted.probes, arguments=wanted.arguments)
+    return Capture(options.probes, arguments=options.arguments)
 
 
-def _write(chunks: Iterator[bytes], target: Target, inputs: list[str]) -> int:
+def _write(chunks: Iterator[bytes], target: OutputPaths, inputs: list[str]) -> int:
     n_bytes = 0
     if target.trace is None:
         for chunk in chunks:
@@ -178,7 +185,7 @@ def _write(chunks: Iterator[bytes], target: Target, inputs: list[str]) -> int:
     return n_bytes
 
 
-def _write_truth(run: Run, wanted: Wanted, target: Target, inputs: list[str]) -> None:
+def _write_truth(run: Run, options: TraceOptions, target: OutputPaths, inputs: list[str]) -> None:
     """Write each truth table as CSV, and the scenario with its seed as TOML."""
     from tdxtrace.simulate import truth  # noqa: PLC0415 - polars is slow to load
     from tdxtrace.tables.truth import TRUTH_TABLES  # noqa: PLC0415
@@ -193,7 +200,7 @@ def _write_truth(run: Run, wanted: Wanted, target: Target, inputs: list[str]) ->
         f"{table.name}.csv": truth.csv_of(table.schema.names(), rows[table.name])
         for table in TRUTH_TABLES
     }
-    made = f"# seed = {run.seed}, repeat = {wanted.repeat}\n{run.scenario.to_toml()}"
-    for name, text in {**files, _SCENARIO: made}.items():
+    toml = f"# seed = {run.seed}, repeat = {options.repeat}\n{run.scenario.to_toml()}"
+    for name, text in {**files, _SCENARIO: toml}.items():
         with whole_file(target.truth / name, force=target.force, inputs=inputs) as file:
             file.write(text.encode())

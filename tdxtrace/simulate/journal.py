@@ -1,11 +1,11 @@
-"""What happened, as it happens: calls, requests, who was refused by whom, events."""
+"""The record of a run: calls, requests, busy reasons, kernel events, policy actions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from tdxtrace.simulate.words import (
+from tdxtrace.simulate.module.abi import (
     ERROR_BIT,
     HIGH_HALF,
     INTERRUPTED_BUSY,
@@ -15,14 +15,12 @@ from tdxtrace.simulate.words import (
     PREVIOUS_TLB_EPOCH_BUSY,
     RND_NO_ENTROPY,
 )
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.thread import Thread
 
-if TYPE_CHECKING:
-    from tdxtrace.simulate.state import Call
-    from tdxtrace.simulate.threads import Thread
-
-# A host that gets one of these issues the same call again, now or after a kick; the
-# resource is what it waits for, where no lock is.
-UNSETTLED: Final = {
+# Status codes after which a host issues the same call again, now or after a kick, and the
+# resource it waits for where that is not a lock.
+RETRYABLE: Final = {
     OPERAND_BUSY: "",
     PREVIOUS_TLB_EPOCH_BUSY: "PREVIOUS_EPOCH",
     RND_NO_ENTROPY: "ENTROPY",
@@ -32,8 +30,8 @@ UNSETTLED: Final = {
 }
 
 
-class Event(NamedTuple):
-    """One line that is no SEAMCALL: a tracepoint of KVM, or a line of the kernel log."""
+class KernelEvent(NamedTuple):
+    """A tracepoint of KVM, or a line of the kernel log (``name`` is then ``dmesg``)."""
 
     ts_ns: int
     cpu: int
@@ -44,7 +42,7 @@ class Event(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What one caller wants done once, and the attempts at it."""
+    """One thing that a caller wants done, with all attempts at it."""
 
     number: int
     leaf: str
@@ -55,19 +53,20 @@ class Request:
     level: int
     calls: list[Call]
     segments: int = 1
-    entered: int = 0
+    """Groups of attempts between which the vCPU was entered again."""
+    n_entries: int = 0
     """vCPU entries of the thread up to the latest attempt."""
     outcome: str = ""
     """Empty while it is open."""
 
     @property
     def key(self) -> tuple[int, str, int, int]:
-        """What makes another call a call for the same thing."""
+        """TD, leaf, page and level: equal for requests for the same thing."""
         return self.td, self.leaf, self.gpa, self.level
 
 
-class Action(NamedTuple):
-    """Something the policy did: a kick, a warning, a bug, giving up."""
+class PolicyAction(NamedTuple):
+    """Something the busy policy did: a kick, a warning, a bug, giving up."""
 
     ts_ns: int
     thread: Thread
@@ -79,7 +78,7 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class Episode:
-    """One time the zero-step gate of a vCPU was armed, until RIP moved on."""
+    """One zero-step episode of a vCPU: from the arming of its gate until RIP moved on."""
 
     thread: Thread
     td: int
@@ -96,80 +95,84 @@ class Episode:
 
 
 class Journal:
-    """Everything that is worth telling of a run, in the order it became known."""
+    """Everything recorded of a run, in the order in which it ended."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.events: list[Event] = []
+        self.events: list[KernelEvent] = []
         self.requests: list[Request] = []
-        self.actions: list[Action] = []
+        self.actions: list[PolicyAction] = []
         self.episodes: list[Episode] = []
         self.epochs: list[tuple[int, int, int]] = []
         """Time, TD and number of each epoch that TRACK began."""
-        self._left: dict[tuple[int, str, int, int], list[Request]] = {}
-        self._settled: dict[tuple[int, str, int, int], int] = {}
+        self.pending: dict[Thread, Request] = {}
+        """The request of each thread whose last attempt was answered with a retryable status."""
+        self._abandoned: dict[tuple[int, str, int, int], list[Request]] = {}
+        self._succeeded_ns: dict[tuple[int, str, int, int], int] = {}
 
-    def open(self, leaf: str, thread: Thread, td: int, vcpu: int, page: tuple[int, int]) -> Request:
+    def open_request(
+        self, leaf: str, thread: Thread, td: int, vcpu: int, page: tuple[int, int]
+    ) -> Request:
         """Begin a request; ``page`` is its guest page and level, (-1, -1) if it has none."""
         request = Request(len(self.requests), leaf, thread, td, vcpu, *page, [])
         self.requests.append(request)
         return request
 
-    def answered(self, request: Request, call: Call) -> bool:
-        """Add an attempt and its answer; returns whether it settled the request."""
+    def add_attempt(self, request: Request, call: Call) -> bool:
+        """Add a completed attempt; returns whether it settled the request.
+
+        Another request of the thread that was still pending is abandoned.
+        """
         thread = request.thread
-        if request.calls and thread.n_entries != request.entered:
+        if request.calls and thread.n_entries != request.n_entries:
             request.segments += 1
-        request.entered = thread.n_entries
+        request.n_entries = thread.n_entries
         thread.n_calls += 1
         request.calls.append(call)
         self.calls.append(call)
-        if thread.pending is not None and thread.pending is not request:
-            self.leave(thread.pending)
-        thread.pending = None
-        if call.status & HIGH_HALF in UNSETTLED:
-            thread.pending = request
+        pending = self.pending.pop(thread, None)
+        if pending is not None and pending is not request:
+            self.abandon(pending)
+        if call.status & HIGH_HALF in RETRYABLE:
+            self.pending[thread] = request
             return False
         if call.status & ERROR_BIT:
             request.outcome = "failed"
             return True
         request.outcome = "succeeded"
-        self._settle(request.key, call.end_ns)
+        self._succeeded_ns[request.key] = call.end_ns
+        for other in self._abandoned.pop(request.key, ()):
+            other.outcome = "resolved_elsewhere"
         return True
 
-    def leave(self, request: Request) -> None:
-        """The caller went on to something else without having its request settled."""
+    def abandon(self, request: Request) -> None:
+        """Record that the caller goes on without having its request settled."""
         if request.outcome or not request.calls:
             return
-        if request.thread.pending is request:
-            request.thread.pending = None
+        if self.pending.get(request.thread) is request:
+            del self.pending[request.thread]
         request.outcome = "abandoned"
-        if self._settled.get(request.key, -1) >= request.calls[0].start_ns:
+        if self._succeeded_ns.get(request.key, -1) >= request.calls[0].start_ns:
             request.outcome = "resolved_elsewhere"
         elif request.leaf != "TDH.VP.ENTER":
-            self._left.setdefault(request.key, []).append(request)
+            self._abandoned.setdefault(request.key, []).append(request)
 
-    def entered(self, request: Request, call: Call) -> bool:
-        """Add a TDH.VP.ENTER and its answer; returns whether it settled the request.
+    def add_entry(self, request: Request, call: Call) -> bool:
+        """Add a completed TDH.VP.ENTER; returns whether it settled the request.
 
-        It leaves another request of its thread open: a fault's goes on after it.
+        A pending request of the thread stays open: that of a fault goes on after the entry.
         """
         request.thread.n_calls += 1
         request.thread.n_entries += 1
         request.calls.append(call)
         self.calls.append(call)
-        if call.status & HIGH_HALF in UNSETTLED:
+        if call.status & HIGH_HALF in RETRYABLE:
             return False
         request.outcome = "failed" if call.status & ERROR_BIT else "succeeded"
         return True
 
-    def _settle(self, key: tuple[int, str, int, int], end_ns: int) -> None:
-        self._settled[key] = end_ns
-        for request in self._left.pop(key, ()):
-            request.outcome = "resolved_elsewhere"
-
-    def cut_off(self, end_ns: int) -> None:
-        """End of the run: drop what lies behind it; what is still open is cut."""
+    def truncate(self, end_ns: int) -> None:
+        """Drop what happened after the end of the run; requests still open are cut."""
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
         for request in self.requests:

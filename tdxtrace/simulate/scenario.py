@@ -1,4 +1,4 @@
-"""A scenario: everything that is chosen about a run but its seed, as data and as TOML."""
+"""A scenario: all parameters of a run but its seed, as data and as TOML."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from importlib import resources
 from typing import Any, Final, TypeVar
 
 from tdxtrace.errors import QueryError
-from tdxtrace.simulate.generations import GENERATIONS
-from tdxtrace.simulate.guests import Guest, program_named
-from tdxtrace.simulate.policies import policy_named
-from tdxtrace.simulate.times import Times, times_of
-from tdxtrace.simulate.workers import KINDS, Work
+from tdxtrace.simulate.durations import Durations, durations_from
+from tdxtrace.simulate.guest.programs import GuestSpec, program_named
+from tdxtrace.simulate.kvm.policies import policy_named
+from tdxtrace.simulate.kvm.vmm_threads import WORKER_KINDS, WorkerSpec
+from tdxtrace.simulate.module.generations import GENERATIONS
 
 KERNELS: Final = ("6.16", "6.18", "6.19", "7.0")
 # HP_LOCK_TIMEOUT may be 10 ms to 100 s: intel/tdx-module include/td_control_structures.h.
@@ -27,7 +27,7 @@ _MOST: Final = {"cpus": 4096, "tds": 64, "vcpus": 1024}
 class TdSpec:
     """One TD, or several alike."""
 
-    guest: Guest
+    guest: GuestSpec
     count: int = 1
     vcpus: int = 4
     accepted: int = 512
@@ -36,20 +36,20 @@ class TdSpec:
     large_pages: bool = False
     """Whether the host maps 2 MB where the guest accepts 2 MB (huge page series)."""
     ignored_faults: int = 0
-    """MEMORY_FAULT exits in a row that the VMM lets pass before it converts the page."""
+    """MEMORY_FAULT exits in a row that the VMM ignores before it converts the page."""
     mismatched: int = 0
-    """First so many of the guest's pages that the VMM has marked shared at the start."""
+    """Number of the guest's first pages that the VMM has marked shared at the start."""
     refuses_faults: bool = False
     """Whether the host leaves the faults of vCPU 0 unserved: a zero-step attack."""
     userspace_share: float = 0.3
     build: bool = False
     """Whether the trace begins with the TD's creation."""
-    workers: tuple[Work, ...] = ()
+    workers: tuple[WorkerSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A run, but for its seed."""
+    """All parameters of a run but its seed."""
 
     name: str
     title: str
@@ -61,52 +61,59 @@ class Scenario:
     duration_ms: int = 50
     cpus: int = 16
     interrupt_us: int = 1000
-    """Mean time between interrupts of a host processor."""
+    """Mean time between interrupts of a host CPU."""
     event_us: int = 1000
-    """Mean time between interrupts of a vCPU's own."""
+    """Mean time between interrupts of the guest's own on each vCPU."""
     no_entropy: float = 0.0
-    """Chance that a call finds no entropy when it needs some."""
+    """Probability that a call finds no entropy when it needs some."""
     hp_timeout_us: int = 1_000_000
     times: Mapping[str, list[int]] = field(default_factory=dict)
 
-    def durations(self) -> Times:
-        """The times of this scenario: the defaults, and what it sets."""
-        return times_of(self.times)
+    def durations(self) -> Durations:
+        """The durations of this scenario: the defaults, with those it sets."""
+        return durations_from(self.times)
 
     def with_(self, **changes: Any) -> Scenario:  # noqa: ANN401 - whatever a field holds
-        """Return the scenario with some fields changed, checked again.
+        """Return the scenario with some fields changed; those that are None stay.
 
         Raises:
-            QueryError: If what comes out is no sound scenario.
+            QueryError: If the result cannot be run.
         """
         made = dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
         return checked(made)
 
     def with_vcpus(self, n: int | None) -> Scenario:
-        """Return the scenario with so many vCPUs in every TD."""
+        """Return the scenario with ``n`` vCPUs in every TD; None changes nothing."""
         if n is None:
             return self
         return self.with_(tds=tuple(dataclasses.replace(td, vcpus=n) for td in self.tds))
 
     def to_toml(self) -> str:
-        """The scenario as text that ``load`` reads."""
-        head = {k: v for k, v in _plain(self).items() if k not in ("tds", "times")}
-        lines = [f"{k} = {_value(v)}" for k, v in head.items()]
+        """The scenario as TOML text, the input of ``load``."""
+        head = {k: v for k, v in _fields_of(self).items() if k not in ("tds", "times")}
+        lines = [f"{k} = {_toml_value(v)}" for k, v in head.items()]
         if self.times:
-            lines += ["", "[times]", *(f"{k} = {_value(list(v))}" for k, v in self.times.items())]
+            lines += [
+                "",
+                "[times]",
+                *(f"{k} = {_toml_value(list(v))}" for k, v in self.times.items()),
+            ]
         for td in self.tds:
             lines += ["", "[[tds]]"]
-            rest = {k: v for k, v in _plain(td).items() if k not in ("guest", "workers")}
-            lines += [f"{k} = {_value(v)}" for k, v in rest.items()]
-            lines += ["[tds.guest]", *(f"{k} = {_value(v)}" for k, v in _plain(td.guest).items())]
+            rest = {k: v for k, v in _fields_of(td).items() if k not in ("guest", "workers")}
+            lines += [f"{k} = {_toml_value(v)}" for k, v in rest.items()]
+            lines += [
+                "[tds.guest]",
+                *(f"{k} = {_toml_value(v)}" for k, v in _fields_of(td.guest).items()),
+            ]
             for work in td.workers:
                 lines += ["[[tds.workers]]"]
-                lines += [f"{k} = {_value(v)}" for k, v in _plain(work).items()]
+                lines += [f"{k} = {_toml_value(v)}" for k, v in _fields_of(work).items()]
         return "\n".join(lines) + "\n"
 
 
 def names() -> list[str]:
-    """The names of the scenarios that come with tdxtrace."""
+    """Names of the scenarios that come with tdxtrace, sorted."""
     folder = resources.files("tdxtrace.simulate") / "scenarios"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
 
@@ -115,7 +122,7 @@ def named(name: str) -> Scenario:
     """Return a scenario that comes with tdxtrace.
 
     Raises:
-        QueryError: If there is none of that name; says the nearest.
+        QueryError: If there is none of that name; the message names the nearest.
     """
     known = names()
     if name not in known:
@@ -126,10 +133,11 @@ def named(name: str) -> Scenario:
 
 
 def load(text: str) -> Scenario:
-    """Read a scenario from TOML.
+    """Parse a scenario from TOML.
 
     Raises:
-        QueryError: If it is no TOML, has an unknown key, a wrong type or an impossible value.
+        QueryError: If it is no TOML, or has an unknown key, a wrong type or a value out of
+            range.
     """
     try:
         given = tomllib.loads(text)
@@ -137,17 +145,19 @@ def load(text: str) -> Scenario:
         raise QueryError(f"the scenario is no TOML: {error}") from None
     tds = []
     for td in _tables(given.pop("tds", []), "tds"):
-        guest = _made(Guest, td.pop("guest", {}), "tds.guest")
-        works = [_made(Work, w, "tds.workers") for w in _tables(td.pop("workers", []), "workers")]
-        tds.append(_made(TdSpec, {**td, "guest": guest, "workers": tuple(works)}, "tds"))
-    return checked(_made(Scenario, {**given, "tds": tuple(tds)}, "the scenario"))
+        guest = _build(GuestSpec, td.pop("guest", {}), "tds.guest")
+        works = [
+            _build(WorkerSpec, w, "tds.workers") for w in _tables(td.pop("workers", []), "workers")
+        ]
+        tds.append(_build(TdSpec, {**td, "guest": guest, "workers": tuple(works)}, "tds"))
+    return checked(_build(Scenario, {**given, "tds": tuple(tds)}, "the scenario"))
 
 
 def checked(scenario: Scenario) -> Scenario:
     """Return ``scenario`` if it can be run.
 
     Raises:
-        QueryError: If not; one line says what is wrong.
+        QueryError: If it cannot; one line says why.
     """
     wrong = next(filter(None, _problems(scenario)), None)
     if wrong is not None:
@@ -157,8 +167,8 @@ def checked(scenario: Scenario) -> Scenario:
 
 def _problems(s: Scenario) -> list[str | None]:
     return [
-        _refused(policy_named, s.policy),
-        _refused(times_of, s.times),
+        _error_of(policy_named, s.policy),
+        _error_of(durations_from, s.times),
         _one_of("generation", s.generation, tuple(GENERATIONS)),
         _one_of("kernel", s.kernel, KERNELS),
         _within("duration_ms", s.duration_ms, 1, 3_600_000),
@@ -175,19 +185,19 @@ def _problems(s: Scenario) -> list[str | None]:
 def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
     large = td.large_pages and s.generation == "A"
     return [
-        _refused(program_named, td.guest.program),
+        _error_of(program_named, td.guest.program),
         _within("vcpus", td.vcpus, 1, _MOST["vcpus"]),
         _within("count", td.count, 1, _MOST["tds"]),
         _within("pages", td.guest.pages, 1, 1 << 24),
         _within("run_us", td.guest.run_us, 1, 10**9),
         "large pages and generation A do not go together: 1.0.x has no DEMOTE" if large else None,
-        *(_one_of("worker", work.kind, tuple(KINDS)) for work in td.workers),
+        *(_one_of("worker", work.kind, tuple(WORKER_KINDS)) for work in td.workers),
         *(_within("every_us", work.every_us, 1, 10**9) for work in td.workers),
         *(_within("batch", work.batch, 1, max(1, work.pages)) for work in td.workers),
     ]
 
 
-def _refused(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any reader of any word
+def _error_of(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any reader of any word
     try:
         read(value)
     except ValueError as error:
@@ -206,7 +216,7 @@ def _within(what: str, value: int, low: int, high: int) -> str | None:
 _T = TypeVar("_T")
 
 
-def _made(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
+def _build(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name, value in given.items():
         if name not in known:
@@ -235,11 +245,11 @@ def _tables(given: Any, where: str) -> list[dict[str, Any]]:  # noqa: ANN401 - w
     return given
 
 
-def _plain(made: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
+def _fields_of(made: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
     return {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
 
 
-def _value(value: object) -> str:
+def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

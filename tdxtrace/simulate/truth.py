@@ -1,7 +1,7 @@
-"""What a run knows: its truth tables, as rows and as CSV files.
+"""The truth tables of a run, as rows and as CSV.
 
-CSV, because a Parquet file holds the version of the library that wrote it, and a run
-is the same to the byte everywhere.  The columns are declared in ``tables.truth``.
+CSV, because a Parquet file holds the version of the library that wrote it, and a run's
+files are the same bytes everywhere.  The columns are declared in ``tables.truth``.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from collections.abc import Iterator
 from typing import Final
 
 from tdxtrace.simulate.engine import Run
-from tdxtrace.simulate.journal import UNSETTLED, Request
-from tdxtrace.simulate.names import CLOCK_START_NS, td_address
-from tdxtrace.simulate.state import Call
-from tdxtrace.simulate.words import HIGH_HALF, LEAF, OPERAND_BUSY
+from tdxtrace.simulate.journal import RETRYABLE, Request
+from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record.symbols import CLOCK_START_NS, td_address
 
 Row = tuple[object, ...]
 _LOW_HALF: Final = 0xFFFF
 
 
 def rows_of(run: Run) -> dict[str, list[Row]]:
-    """Return every truth table of a run, by name, as rows in the order of its columns."""
+    """Return the rows of every truth table of a run, by table name, in column order."""
     journal = run.journal
     return {
-        "truth_chains": [_chain(request) for request in journal.requests],
-        "truth_attempts": [row for request in journal.requests for row in _attempts(request)],
-        "truth_busy": [row for request in journal.requests for row in _busies(request)],
-        "truth_zero_steps": list(_episodes(run)),
+        "truth_chains": [_chain_row(request) for request in journal.requests],
+        "truth_attempts": [row for request in journal.requests for row in _attempt_rows(request)],
+        "truth_busy": [row for request in journal.requests for row in _busy_rows(request)],
+        "truth_zero_steps": list(_episode_rows(run)),
         "truth_epochs": [
             (_clock(ts_ns), td_address(td), epoch)
             for ts_ns, td, epoch in journal.epochs
             if ts_ns <= run.end_ns
         ],
-        "truth_actions": list(_actions(run)),
+        "truth_actions": list(_action_rows(run)),
     }
 
 
 def csv_of(columns: list[str], rows: list[Row]) -> str:
-    """Return rows as CSV; nothing in them needs quotes."""
+    """Return rows as CSV; no value needs quotes."""
     lines = [",".join(columns)]
     lines += [",".join(_text(value) for value in row) for row in rows]
     return "\n".join(lines) + "\n"
@@ -53,11 +53,11 @@ def _clock(ns: int) -> int:
     return CLOCK_START_NS + ns
 
 
-def _unsettled(call: Call) -> bool:
-    return call.status & HIGH_HALF in UNSETTLED
+def _is_retryable(call: Call) -> bool:
+    return call.status & HIGH_HALF in RETRYABLE
 
 
-def _chain(request: Request) -> Row:
+def _chain_row(request: Request) -> Row:
     calls = request.calls
     has_page = request.level >= 0
     return (
@@ -72,8 +72,8 @@ def _chain(request: Request) -> Row:
         _clock(calls[0].start_ns),
         _clock(calls[-1].end_ns),
         len(calls),
-        len({call.wrapper for call in calls}) if calls[0].wrapper else len(calls),
-        sum(_unsettled(call) for call in calls),
+        len({call.wrapper_call for call in calls}) if calls[0].wrapper_call else len(calls),
+        sum(_is_retryable(call) for call in calls),
         request.segments,
         request.outcome,
         calls[-1].status,
@@ -81,24 +81,24 @@ def _chain(request: Request) -> Row:
     )
 
 
-def _attempts(request: Request) -> Iterator[Row]:
+def _attempt_rows(request: Request) -> Iterator[Row]:
     for number, call in enumerate(request.calls, 1):
         times = (_clock(call.start_ns), _clock(call.end_ns))
-        yield request.number, number, call.wrapper, call.cpu, *times, call.status
+        yield request.number, number, call.wrapper_call, call.cpu, *times, call.status
 
 
-def _busies(request: Request) -> Iterator[Row]:
+def _busy_rows(request: Request) -> Iterator[Row]:
     for number, call in enumerate(request.calls, 1):
-        if not _unsettled(call):
+        if not _is_retryable(call):
             continue
-        refusal = call.refusal
-        holders = () if refusal is None else refusal.holders
+        reason = call.busy_reason
+        holders = () if reason is None else reason.holders
         is_busy = call.status & HIGH_HALF == OPERAND_BUSY
         yield (
             request.number,
             number,
             _clock(call.end_ns),
-            refusal.resource if refusal is not None else "",
+            reason.resource if reason is not None else "",
             call.status & _LOW_HALF if is_busy else 0,
             len(holders),
             *_holder(holders[0] if holders else None),
@@ -119,7 +119,7 @@ def _holder(call: object) -> Row:
     )
 
 
-def _episodes(run: Run) -> Iterator[Row]:
+def _episode_rows(run: Run) -> Iterator[Row]:
     for e in run.journal.episodes:
         if e.armed_ns > run.end_ns:
             continue
@@ -140,7 +140,7 @@ def _episodes(run: Run) -> Iterator[Row]:
         )
 
 
-def _actions(run: Run) -> Iterator[Row]:
+def _action_rows(run: Run) -> Iterator[Row]:
     seen: set[Row] = set()
     for a in run.journal.actions:
         key = (a.ts_ns, a.thread.tid, a.action)

@@ -9,11 +9,12 @@ from pathlib import Path
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
-from tdxtrace.simulate import faults, output
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.journal import Request
-from tdxtrace.simulate.observe import Capture, Seen
-from tdxtrace.simulate.state import Call
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record import faults, output
+from tdxtrace.simulate.record.probes import Capture
+from tdxtrace.simulate.record.recording import TraceEvent
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.validate.cells import Cell
 
@@ -26,7 +27,7 @@ class Captured:
     run: Run
     trace: Trace
     findings: Findings
-    lines: dict[int, Seen]
+    lines: dict[int, TraceEvent]
     """Event that each line of the file stands for."""
     returns: dict[int, int]
     """Line of the return of each SEAMCALL, by id of its call, where it can be read."""
@@ -45,10 +46,10 @@ def capture(run: Run, cell: Cell) -> Captured | None:
         What came of it; None if the capture holds nothing that could be read.
     """
     probed = Capture(cell.probes, vp_enter=cell.vp_enter, arguments=cell.arguments)
-    recording = faults.record(run, probed, tuple(map(faults.fault_of, cell.faults)))
-    form = output.form_of(cell.form, cell.options)
-    rendered = output.lines_of(recording, form)
-    data = output.bytes_of(run, recording, form)
+    recording = faults.record(run, probed, tuple(map(faults.parse_fault, cell.faults)))
+    form = output.parse_format(cell.form, cell.options)
+    rendered = output.render_lines(recording, form)
+    data = output.render_bytes(run, recording, form)
     n_whole = data.count(b"\n")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.txt"
@@ -61,13 +62,13 @@ def capture(run: Run, cell: Cell) -> Captured | None:
     lines = {
         number: item
         for number, (_, item) in enumerate(rendered[:n_whole], 1)
-        if isinstance(item, Seen)
+        if isinstance(item, TraceEvent)
     }
     made = Captured(cell, run, trace, findings, lines, {}, {}, {})
     if not data.endswith(b"\n") and n_whole < len(rendered):
         made.partial_line = n_whole + 1
         item = rendered[n_whole][1]
-        if isinstance(item, Seen):
+        if isinstance(item, TraceEvent):
             lines[made.partial_line] = item
     for request in run.journal.requests:
         if request.outcome == "succeeded":

@@ -10,9 +10,9 @@ from typing import Any, Final
 from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
 from tdxtrace.analysis.causes.scene import scenes
-from tdxtrace.simulate.journal import UNSETTLED
-from tdxtrace.simulate.state import Call
-from tdxtrace.simulate.words import HIGH_HALF, LEAF, OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY
+from tdxtrace.simulate.journal import RETRYABLE
+from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY
+from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import Captured, row_of
 
 # A kernel that keeps its rules never meets these, whoever holds them.
@@ -59,7 +59,7 @@ def score_causes(made: Captured) -> CauseScore:
 def _truth(made: Captured) -> Iterator[tuple[int, Call, str]]:
     """Line, call and true cause of each busy answer that the capture shows."""
     for request in made.run.journal.requests:
-        last = {call.wrapper or id(call): call for call in request.calls}
+        last = {call.wrapper_call or id(call): call for call in request.calls}
         calls = request.calls if made.cell.probes == "seamcall" else list(last.values())
         for call in calls:
             line = made.returns.get(id(call))
@@ -70,23 +70,23 @@ def _truth(made: Captured) -> Iterator[tuple[int, Call, str]]:
 
 def true_cause(call: Call) -> str:
     """Who made a call busy, by what the simulated module knows."""
-    assert call.status & HIGH_HALF in UNSETTLED
-    refusal = call.refusal
-    assert refusal is not None
-    holder = refusal.holders[0] if refusal.holders else None
-    if refusal.resource in _BUG_LOCKS:
+    assert call.status & HIGH_HALF in RETRYABLE
+    busy_reason = call.busy_reason
+    assert busy_reason is not None
+    holder = busy_reason.holders[0] if busy_reason.holders else None
+    if busy_reason.resource in _BUG_LOCKS:
         return "kernel_bug"
     assert isinstance(holder, Call)
     if holder.guest:
         return "guest"
-    return "armed_entry" if refusal.resource == "TREE" and holder.armed else "host_conflict"
+    return "armed_entry" if busy_reason.resource == "TREE" and holder.armed else "host_conflict"
 
 
 def _judge_holder(score: CauseScore, made: Captured, row: dict[str, Any], call: Call) -> None:
-    refusal = call.refusal
-    if row["holder_seq"] is None or refusal is None or len(refusal.holders) != 1:
+    busy_reason = call.busy_reason
+    if row["holder_seq"] is None or busy_reason is None or len(busy_reason.holders) != 1:
         return
-    holder = refusal.holders[0]
+    holder = busy_reason.holders[0]
     if row["n_tied"] > 1 or not isinstance(holder, Call) or holder.thread is None:
         return
     score.counts["holder named"] += 1
@@ -105,6 +105,6 @@ def _example(score: CauseScore, what: str, row: dict[str, Any], call: Call) -> N
     if len(score.examples) < 6:
         kept = ("seq", "cause", "confidence", "holder_seq", "holder_leaf", "overlap_ns", "lock")
         told = {name: row[name] for name in kept}
-        refusal = call.refusal
-        held = [getattr(h, "leaf", "?") for h in refusal.holders] if refusal else []
+        busy_reason = call.busy_reason
+        held = [getattr(h, "leaf", "?") for h in busy_reason.holders] if busy_reason else []
         score.examples.append(f"{what} {told}; {call.leaf} {call.status:#x} held by {held}")

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.simulate.journal import UNSETTLED, Request
-from tdxtrace.simulate.state import Call
-from tdxtrace.simulate.words import HIGH_HALF, LEAF
+from tdxtrace.simulate.journal import RETRYABLE, Request
+from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF
+from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import Captured, row_of
 
 MEASURES: Final = ("requests", "exact", "marked", "wrong", "missing", "extra", "needless", "unseen")
@@ -71,7 +71,9 @@ def score_chains(made: Captured) -> ChainScore:
             _example(score, "needless", want, mine)
         if verdict in ("wrong", "missing"):
             _example(score, verdict, want, mine)
-    known = claimed | {row_of(made, call) for call in made.run.inside} | {made.partial_line}
+    known = (
+        claimed | {row_of(made, call) for call in made.run.unfinished_entries} | {made.partial_line}
+    )
     extra = [row for row in found if row["first_seq"] not in known and not _is_marked(row)]
     score.counts["extra"] += len(extra)
     score.examples += [f"extra: {row}" for row in extra[:2]]
@@ -93,8 +95,8 @@ def _example(score: ChainScore, verdict: str, want: _Expected, mine: list[dict[s
 def _expected(made: Captured, request: Request) -> _Expected:
     """The request as its wrapper's calls show it; each SEAMCALL where those are probed."""
     calls = request.calls
-    if made.cell.probes != "seamcall" and calls[0].wrapper:
-        last = {call.wrapper: call for call in calls}
+    if made.cell.probes != "seamcall" and calls[0].wrapper_call:
+        last = {call.wrapper_call: call for call in calls}
         calls = list(last.values())
     rows = [row_of(made, call) for call in calls]
     outcome = request.outcome
@@ -126,7 +128,7 @@ def _settled_in_sight(made: Captured, given_up: Request) -> bool:
 
 
 def _unsettled(call: Call) -> bool:
-    return call.status & HIGH_HALF in UNSETTLED
+    return call.status & HIGH_HALF in RETRYABLE
 
 
 def _last_rows(made: Captured) -> dict[int, int]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.simulate.journal import Episode
-from tdxtrace.simulate.names import CLOCK_START_NS
-from tdxtrace.simulate.state import Call
-from tdxtrace.simulate.words import EXIT_EPT_VIOLATION, OPERAND, OPERAND_BUSY
+from tdxtrace.simulate.module.abi import EXIT_EPT_VIOLATION, OPERAND, OPERAND_BUSY
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record.symbols import CLOCK_START_NS
 from tdxtrace.validate.captured import Captured
 
 STRENGTHS: Final = ("proof", "strong", "weak")
@@ -96,7 +96,7 @@ def _first_progress(made: Captured) -> dict[int, int]:
     visible = {(seen.tid, seen.ts_ns) for seen in made.lines.values()}
     first: dict[int, int] = {}
     for call in made.run.journal.calls:
-        if call.asked and call.thread is not None:
+        if call.vmcall_reason and call.thread is not None:
             place = (call.thread.tid, CLOCK_START_NS + call.end_ns)
             if place in visible:
                 first.setdefault(call.thread.tid, call.end_ns)

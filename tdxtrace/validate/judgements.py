@@ -10,8 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.simulate.journal import Request
-from tdxtrace.simulate.state import Call
-from tdxtrace.simulate.words import (
+from tdxtrace.simulate.module.abi import (
     HIGH_HALF,
     INTERRUPTED_BUSY,
     INTERRUPTED_RESTARTABLE,
@@ -21,6 +20,7 @@ from tdxtrace.simulate.words import (
     PREVIOUS_TLB_EPOCH_BUSY,
     RND_NO_ENTROPY,
 )
+from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import Captured
 from tdxtrace.validate.causes import true_cause
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.journal import Request
-from tdxtrace.simulate.state import Call
-from tdxtrace.simulate.words import EXIT_CPUID, is_busy
+from tdxtrace.simulate.module.abi import EXIT_CPUID, is_busy
+from tdxtrace.simulate.module.state import Call
 
 SAMPLES = Path(__file__).parents[2] / "sample_traces"
 
@@ -45,7 +45,7 @@ def _round_trip(run: Run, asked: int) -> float:
     gaps = []
     for calls in _by_thread(run).values():
         for one, two in pairwise(calls):
-            if one.asked == asked and two.leaf == "TDH.VP.ENTER":
+            if one.vmcall_reason == asked and two.leaf == "TDH.VP.ENTER":
                 gaps.append(two.start_ns - one.end_ns)
     times = run.scenario.durations()
     through = sum(

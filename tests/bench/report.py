@@ -54,8 +54,8 @@ def parts() -> list[Trace]:
     with tempfile.TemporaryDirectory(prefix="tdxtrace-bench-") as folder:
         for name in SCENARIOS:
             path = Path(folder) / f"{name}.txt"
-            wanted, target = command.Wanted(), command.Target(path)
-            command.simulate(name, 1, command.Changes(), wanted, target)
+            options, paths = command.TraceOptions(), command.OutputPaths(path)
+            command.simulate(name, 1, command.ScenarioChanges(), options, paths)
             made.append(read_trace(path))
     return made
 

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from tdxtrace.cli import main
-from tdxtrace.simulate import engine, faults, output, scenario, tiles, truth
-from tdxtrace.simulate.observe import Capture
+from tdxtrace.simulate import engine, scenario, truth
+from tdxtrace.simulate.record import faults, output
+from tdxtrace.simulate.record.probes import Capture
 from tdxtrace.tables.files import whole_file
 from tdxtrace.tables.truth import TRUTH_TABLES
 
@@ -43,12 +44,14 @@ def test_the_same_words_give_the_same_bytes_whatever_the_hash_seed(tmp_path: Pat
 
 def test_a_known_run_is_the_same_on_every_python() -> None:
     run = engine.run(scenario.named("zero_step_attack").with_(duration_ms=4), 5)
-    data = output.bytes_of(run, faults.record(run, Capture(), ()), output.form_of("tracefs"))
+    data = output.render_bytes(
+        run, faults.record(run, Capture(), ()), output.parse_format("tracefs")
+    )
     told = repr([(name, rows) for name, rows in truth.rows_of(run).items()]).encode()
     assert hashlib.sha256(data + told).hexdigest()[:16] == KNOWN
 
 
-# Changes only when the simulator is meant to behave otherwise; then it is set anew.
+# ScenarioChanges only when the simulator is meant to behave otherwise; then it is set anew.
 KNOWN = "a206321f14b3cf81"
 
 
@@ -174,11 +177,13 @@ def test_truth_as_csv_reads_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_tiles_repeat_a_trace_without_joining_chains() -> None:
-    run = tiles.closed(engine.run(scenario.named("zero_step_attack").with_(duration_ms=4), 1))
+    run = output.without_open_requests(
+        engine.run(scenario.named("zero_step_attack").with_(duration_ms=4), 1)
+    )
     recording = faults.record(run, Capture(), ())
     n_events = len(recording.events())
     for form in ("tracefs", "trace-cmd", "perf"):
-        chunks = list(tiles.tiles(recording, output.form_of(form), run.end_ns, 3))
+        chunks = list(output.repeated(recording, output.parse_format(form), run.end_ns, 3))
         lines = b"".join(chunks).decode().splitlines()
         events = [line for line in lines if "4189." in line or "4191." in line or "4193." in line]
         assert len(events) == 3 * n_events
@@ -190,9 +195,9 @@ def test_nothing_is_left_open_at_the_end_of_a_tile() -> None:
     made = scenario.named("zero_step_attack").with_(generation="B", duration_ms=5)
     run = engine.run(made, 1)
     open_ = {id(c) for r in run.journal.requests if r.outcome == "cut" for c in r.calls}
-    kept = {id(c) for c in tiles.closed(run).journal.calls}
+    kept = {id(c) for c in output.without_open_requests(run).journal.calls}
     assert open_
     assert kept
-    assert run.inside
+    assert run.unfinished_entries
     assert not kept & open_
-    assert tiles.closed(run).inside == ()
+    assert output.without_open_requests(run).unfinished_entries == ()

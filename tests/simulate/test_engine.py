@@ -8,7 +8,7 @@ import pytest
 from tdxtrace.errors import QueryError
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
-from tdxtrace.simulate.words import OPERAND_BUSY, is_busy
+from tdxtrace.simulate.module.abi import OPERAND_BUSY, is_busy
 
 BUSY_TREE = OPERAND_BUSY | 0x92
 BUSY_RCX = OPERAND_BUSY | 0x01
@@ -57,9 +57,9 @@ def test_every_busy_answer_has_a_holder_that_was_there(generation: str) -> None:
         run = _run(name, generation=generation, duration_ms=8)
         busy = [c for c in run.journal.calls if is_busy(c.status)]
         for call in busy:
-            assert call.refusal is not None
-            assert call.refusal.holders, (name, call.leaf, hex(call.status))
-            for holder in call.refusal.holders:
+            assert call.busy_reason is not None
+            assert call.busy_reason.holders, (name, call.leaf, hex(call.status))
+            for holder in call.busy_reason.holders:
                 assert holder.start_ns < call.end_ns  # type: ignore[attr-defined]
 
 
@@ -78,8 +78,8 @@ def test_armed_entries_meet_aug_only_before_1_5_20() -> None:
         return {
             holder.leaf  # type: ignore[attr-defined]
             for c in run.journal.calls
-            if c.leaf == "TDH.VP.ENTER" and c.status == BUSY_TREE and c.refusal
-            for holder in c.refusal.holders
+            if c.leaf == "TDH.VP.ENTER" and c.status == BUSY_TREE and c.busy_reason
+            for holder in c.busy_reason.holders
         }
 
     assert met("B") >= {"TDH.MEM.RANGE.BLOCK", "TDH.MEM.RANGE.UNBLOCK"}
@@ -99,7 +99,7 @@ def test_host_priority_lets_a_host_win_after_one_critical_section() -> None:
     chains = [r for r in run.journal.requests if "BLOCK" in r.leaf and len(r.calls) > 1]
     assert max(len(r.calls) for r in chains) > 3
     for request in chains:
-        holders = {c.refusal.holders for c in request.calls if c.refusal is not None}
+        holders = {c.busy_reason.holders for c in request.calls if c.busy_reason is not None}
         assert len(holders) == 1
         assert all(holder.guest for holder in next(iter(holders)))
 
@@ -129,8 +129,8 @@ def test_scarce_entropy_is_retried_inside_one_wrapper() -> None:
     assert retried
     for request in retried:
         assert {c.status for c in request.calls[:-1]} == {0x8000_0203_0000_0000}
-        assert max(Counter(c.wrapper for c in request.calls).values()) <= 10
-    assert any(len({c.wrapper for c in r.calls}) == 1 for r in retried)
+        assert max(Counter(c.wrapper_call for c in request.calls).values()) <= 10
+    assert any(len({c.wrapper_call for c in r.calls}) == 1 for r in retried)
 
 
 def test_cache_write_back_is_resumed_in_interrupt_context() -> None:
@@ -166,7 +166,7 @@ def test_a_truth_of_scenarios_is_their_text() -> None:
         ({"policy": "mainlin"}, "no policy 'mainlin'; nearest: mainline"),
         ({"policy": "fixed-0"}, "no policy 'fixed-0'"),
         ({"duration_ms": -5}, "duration_ms is -5, not within"),
-        ({"times": {"aug": [4, 3, 2, 1]}}, "not a span"),
+        ({"times": {"aug": [4, 3, 2, 1]}}, "not a duration"),
         ({"times": {"agu": [1, 2, 3, 4]}}, "no such time"),
         ({"no_entropy": 1.0}, "no_entropy is a chance below 1"),
     ],

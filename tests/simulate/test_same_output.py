@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tdxtrace.simulate import command, engine, faults, output, scenario, tiles, truth
+from tdxtrace.simulate import command, engine, scenario, truth
 from tdxtrace.simulate.engine import Run
-from tdxtrace.simulate.generations import GENERATIONS
-from tdxtrace.simulate.guests import PROGRAMS
-from tdxtrace.simulate.observe import PROBES, Capture
+from tdxtrace.simulate.guest.programs import PROGRAMS
+from tdxtrace.simulate.module.generations import GENERATIONS
+from tdxtrace.simulate.record import faults, output
+from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import KERNELS, Scenario
 from tdxtrace.tables.truth import TRUTH_TABLES
 
@@ -99,15 +100,15 @@ def _run_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
     yield "truth", "".join(tables).encode()
     recording = faults.record(run, Capture(), ())
     for name in output.FORMATS:
-        yield name, output.bytes_of(run, recording, output.form_of(name))
+        yield name, output.render_bytes(run, recording, output.parse_format(name))
 
 
 def _option_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
-    recording = faults.record(run, Capture(), (faults.fault_of("lost=0.1"),))
+    recording = faults.record(run, Capture(), (faults.parse_fault("lost=0.1"),))
     for name, choices in OPTIONS.items():
         for options in choices:
-            form = output.form_of(name, options)
-            yield f"{name},{','.join(options)}", output.bytes_of(run, recording, form)
+            form = output.parse_format(name, options)
+            yield f"{name},{','.join(options)}", output.render_bytes(run, recording, form)
 
 
 def _probe_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
@@ -115,22 +116,22 @@ def _probe_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
         for arguments in (True, False):
             recording = faults.record(run, Capture(probes, arguments=arguments), ())
             for name in ("trace-cmd", "trace.dat"):
-                data = output.bytes_of(run, recording, output.form_of(name))
+                data = output.render_bytes(run, recording, output.parse_format(name))
                 yield f"{probes},{arguments},{name}", data
 
 
 def _fault_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
     for fault in FAULTS:
-        recording = faults.record(run, Capture(), (faults.fault_of(fault),))
+        recording = faults.record(run, Capture(), (faults.parse_fault(fault),))
         for name in ("trace-pipe", "perf", "graph", "trace.dat"):
-            yield f"{fault},{name}", output.bytes_of(run, recording, output.form_of(name))
+            yield f"{fault},{name}", output.render_bytes(run, recording, output.parse_format(name))
 
 
 def _tiled_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
-    closed = tiles.closed(run)
+    closed = output.without_open_requests(run)
     for name in ("tracefs", "trace-cmd", "perf"):
-        recording = faults.record(closed, Capture(), (faults.fault_of("lost=0.1"),))
-        chunks = tiles.tiles(recording, output.form_of(name), run.end_ns, 3)
+        recording = faults.record(closed, Capture(), (faults.parse_fault("lost=0.1"),))
+        chunks = output.repeated(recording, output.parse_format(name), run.end_ns, 3)
         yield f"{name},repeat=3", b"".join(chunks)
 
 

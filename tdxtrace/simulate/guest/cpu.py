@@ -1,0 +1,109 @@
+"""The guest side of a vCPU: its steps under way, its interrupts, its stepping filter.
+
+Each step has a RIP of its own: a step that faults is begun again at the same RIP, one that
+is done is progress.  Every VM exit, also one that the module handles inside, passes the
+stepping filter (intel/tdx-module ``src/td_transitions/td_exit_stepping.c``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import simpy
+
+from tdxtrace.simulate.guest.programs import Frame, Step, VmExit
+from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.host.vcpu_state import VcpuState
+from tdxtrace.simulate.journal import Episode
+from tdxtrace.simulate.module.abi import EXIT_INTERRUPT
+
+# Distance between the RIPs of two steps: more than the 32 bytes that single-stepping is
+# suspected within (td_exit_stepping.c, INTEL64_MAX_INST_LEN doubled).
+_RIP_STEP: Final = 64
+_INTERRUPT_VECTOR: Final = 0x800000EC
+
+
+class GuestCpu:
+    """The program of one vCPU and the stack of its steps under way."""
+
+    def __init__(self, state: VcpuState, program: Iterator[Step]) -> None:
+        self.state = state
+        self.td = state.vcpu.td
+        self.env = state.machine.env
+        self.program = program
+        self.frames: list[Frame] = []
+        self._n_faults = 0
+        self._last_rip = 0x1000_0000
+
+    def next_rip(self) -> int:
+        """A RIP that no step had before."""
+        self._last_rip += _RIP_STEP
+        return self._last_rip
+
+    def push(self, step: Step) -> None:
+        """Begin a step, at a RIP of its own."""
+        self.frames.append(Frame(step, self.next_rip()))
+
+    def pop(self) -> None:
+        """Complete the step on top; RIP moves past it."""
+        self.state.vcpu.rip = self.frames.pop().rip + 1
+
+    def must_exit(self) -> bool:
+        """Whether an IPI or an interrupt of the host CPU is pending."""
+        return self.state.ipi_pending or self.state.next_interrupt <= self.env.now
+
+    def apply_stepping_filter(self, rip: int) -> None:
+        """Pass a VM exit at ``rip``, seen by the host or not, through the module's filter."""
+        state, zero_step = self.state, self.state.vcpu.zero_step
+        if rip != zero_step.entry_rip:
+            self._n_faults = 0
+            if state.episode is not None:
+                state.episode.cleared_ns = int(self.env.now)
+                state.episode = None
+        zero_step.on_exit(rip)
+
+    def count_fault(self, gpa: int | None) -> None:
+        """Count an EPT violation that becomes a TD exit and counts for zero-step."""
+        state = self.state
+        self._n_faults += 1
+        if state.vcpu.zero_step.on_counted_fault(gpa):
+            vcpu, now = state.vcpu, int(self.env.now)
+            state.episode = Episode(
+                state.thread, self.td.number, vcpu.number, vcpu.rip, gpa or 0, now, 0
+            )
+            state.machine.journal.episodes.append(state.episode)
+        if state.episode is not None:
+            state.episode.n_faults = self._n_faults
+
+    def exit_for_interrupt(self) -> VmExit:
+        """The exit that a pending interrupt causes."""
+        state, now = self.state, int(self.env.now)
+        state.ipi_pending = False
+        if state.next_interrupt <= now:
+            state.next_interrupt = now + 1 + state.random.exponential(state.interrupt_mean_ns)
+        self.apply_stepping_filter(state.vcpu.rip)
+        return VmExit(EXIT_INTERRUPT, interruption=_INTERRUPT_VECTOR)
+
+    def elapse(self, ns: int, masked: bool = False) -> SimProcess[int]:
+        """Let the guest run for ``ns``; returns how many ns it ran until it was interrupted.
+
+        Args:
+            ns: How long at most.
+            masked: Whether interrupts wait: inside the module, or in a short handler.
+        """
+        state, env = self.state, self.env
+        if not masked:
+            if state.ipi_pending:
+                return 0
+            ns = min(ns, max(0, state.next_interrupt - int(env.now)))
+        if ns <= 0:
+            return 0
+        began = int(env.now)
+        state.interruptible = not masked
+        try:
+            yield env.timeout(ns)
+        except simpy.Interrupt:
+            state.ipi_pending = True
+        state.interruptible = False
+        return int(env.now) - began

@@ -1,0 +1,239 @@
+"""Guest programs: what the vCPUs of a TD do, as streams of steps.
+
+A program is a generator of steps, which are plain tuples.  Memory is counted in pages from
+the start of the TD's private memory; pages that a scenario maps beforehand are accepted.
+
+| step | meaning |
+|---|---|
+| (RUN, ns) | compute, interruptible anywhere |
+| (TOUCH, gpa, access) | one access to a private page: 1 read, 2 write, 4 fetch |
+| (REPEAT, 0, pages, access) | a string instruction over pages, all at one RIP |
+| (ACCEPT, gpa, level) | TDG.MEM.PAGE.ACCEPT, re-executed until it succeeds |
+| (ATTR, gpa, n) | TDG.MEM.PAGE.ATTR.RD on a page, n times in a row |
+| (VMCALL, reason, ...) | TDG.VP.VMCALL: HLT, an I/O port, a hypercall |
+| (VMCALL, TDCALL, pages, shared) | TDG.VP.VMCALL<MapGPA>: make pages shared or private |
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from tdxtrace.simulate.module.abi import EXIT_CPUID, EXIT_HLT, EXIT_IO, EXIT_MSR_WRITE, EXIT_TDCALL
+from tdxtrace.simulate.thread import RandomStream
+
+RUN: Final = 0
+TOUCH: Final = 1
+REPEAT: Final = 2
+ACCEPT: Final = 3
+ATTR: Final = 4
+VMCALL: Final = 5
+
+READ: Final = 1
+WRITE: Final = 2
+
+Step = tuple[Any, ...]
+
+
+class VmExit(NamedTuple):
+    """A VM exit that reaches the host: RAX, RCX, RDX, R8 and R9 of TDH.VP.ENTER."""
+
+    status: int
+    qualification: int = 0
+    extended: int = 0
+    gpa: int = 0
+    interruption: int = 0
+    vmcall_reason: int = 0
+    """Reason of a TDG.VP.VMCALL, as the VMX exit reason that KVM translates it to."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """A step in progress: its RIP, and how much of it is done (ns, pages or calls)."""
+
+    step: Step
+    rip: int
+    done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    """The guest of one TD as the scenario describes it."""
+
+    program: str
+    pages: int = 512
+    """Pages it works on, from ``first_page`` on."""
+    first_page: int = 0
+    run_us: int = 50
+    """Mean time it computes between two accesses, accepts or exits."""
+    exit_share: float = 0.1
+    """Share of these that are followed by a TDG.VP.VMCALL (HLT, I/O, MSR, CPUID)."""
+    halt_share: float = 0.3
+    """Share of HLT among these."""
+    begin_ms: int = 0
+    run_pages: int = 8
+    """Pages of one string instruction or one conversion."""
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuPlace:
+    """The vCPU that runs a program: number, number of vCPUs, random stream, start of memory."""
+
+    number: int
+    n_vcpus: int
+    random: RandomStream
+    memory: int
+
+    def gpa(self, page: int) -> int:
+        """Guest physical address of a page of the TD's private memory."""
+        return self.memory + (page << 12)
+
+
+def steady(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Compute, access mapped memory, exit now and then."""
+    while True:
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        if guest.pages:
+            yield TOUCH, place.gpa(guest.first_page + place.random.below(guest.pages)), WRITE
+        if place.random.chance(guest.exit_share):
+            yield _exit(guest, place)
+
+
+def _exit(guest: GuestSpec, place: VcpuPlace) -> Step:
+    u = place.random.uniform()
+    if u < guest.halt_share:
+        return VMCALL, EXIT_HLT
+    others = (EXIT_IO, EXIT_MSR_WRITE, EXIT_CPUID)
+    return VMCALL, others[place.random.below(len(others))]
+
+
+def boot(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Accept all memory by 4 KB, each vCPU its share; then run steadily."""
+    for page in range(place.number, guest.pages, place.n_vcpus):
+        yield ACCEPT, place.gpa(guest.first_page + page), 0
+        yield RUN, 1 + place.random.exponential(guest.run_us * 10)
+    yield from steady(guest, place)
+
+
+def boot_large(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Accept memory by 2 MB, falling back to 4 KB where the host maps no large pages."""
+    for page in range(512 * place.number, guest.pages, 512 * place.n_vcpus):
+        yield ACCEPT, place.gpa(guest.first_page + page), 1
+        yield RUN, 1 + place.random.exponential(guest.run_us * 10)
+    yield from steady(guest, place)
+
+
+def balloon(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Take pages from a pool and accept them again and again, as a balloon deflates."""
+    while True:
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        for _ in range(guest.run_pages):
+            page = place.random.below(guest.pages)
+            yield ACCEPT, place.gpa(guest.first_page + page), 0
+        if place.random.chance(guest.exit_share):
+            yield _exit(guest, place)
+
+
+def convert(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Convert pages to shared and back and accept them, each vCPU in a region of its own."""
+    share = max(guest.run_pages, guest.pages // place.n_vcpus)
+    first = guest.first_page + place.number * share
+    while True:
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        at = first + place.random.below(max(1, share - guest.run_pages))
+        pages = [place.gpa(at + i) for i in range(guest.run_pages)]
+        yield VMCALL, EXIT_TDCALL, pages, True
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        yield VMCALL, EXIT_TDCALL, pages, False
+        for gpa in pages:
+            yield ACCEPT, gpa, 0
+
+
+def fresh(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Access pages that the #VE handler accepts (pending_ve_disable = 0)."""
+    for page in range(place.number, guest.pages, place.n_vcpus):
+        yield RUN, 1 + place.random.exponential(guest.run_us * 10)
+        yield TOUCH, place.gpa(guest.first_page + page), WRITE if page % 4 else READ
+    yield from steady(guest, place)
+
+
+def contend(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Access the same unaccepted pages on all vCPUs at the same time."""
+    for page in range(guest.pages):
+        yield RUN, 1 + place.random.exponential(guest.run_us * 10)
+        yield TOUCH, place.gpa(guest.first_page + page), READ if page % 2 else WRITE
+    yield from steady(guest, place)
+
+
+def string_copy(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """REP MOVS over runs of pages that the host may have blocked, at one RIP a run."""
+    while True:
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        at = place.random.below(max(1, guest.pages - guest.run_pages))
+        pages = [place.gpa(guest.first_page + at + i) for i in range(guest.run_pages)]
+        yield REPEAT, 0, pages, WRITE
+        if place.random.chance(guest.exit_share):
+            yield _exit(guest, place)
+
+
+def hotplug(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Run on little memory; then accept a new block, each vCPU its share."""
+    ran = 0
+    while ran < guest.begin_ms * 1_000_000:
+        step = RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        ran += step[1]
+        yield step
+    yield from boot(guest, place)
+
+
+def hold_entries(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Attack: read the attributes of the same few pages without end, to lock their entries."""
+    while True:
+        page = guest.first_page + place.random.below(guest.pages)
+        yield ATTR, place.gpa(page), 40
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+
+
+def accept_again(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Attack: accept the same 2 MB pages repeatedly; each locks its entry for long."""
+    while True:
+        page = guest.first_page + 512 * place.random.below(max(1, guest.pages // 512))
+        yield ACCEPT, place.gpa(page), 1
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+
+
+def idle(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Halt, wake up for a timer, halt again."""
+    while True:
+        yield RUN, 1 + place.random.exponential(guest.run_us * 100)
+        yield VMCALL, EXIT_HLT
+
+
+PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
+    "accept-again": accept_again,
+    "balloon": balloon,
+    "boot": boot,
+    "boot-large": boot_large,
+    "contend": contend,
+    "convert": convert,
+    "fresh": fresh,
+    "hold-entries": hold_entries,
+    "hotplug": hotplug,
+    "idle": idle,
+    "steady": steady,
+    "string-copy": string_copy,
+}
+
+
+def program_named(name: str) -> Callable[[GuestSpec, VcpuPlace], Iterator[Step]]:
+    """Return a guest program by its name.
+
+    Raises:
+        ValueError: If there is none of that name; the message names the nearest.
+    """
+    if name not in PROGRAMS:
+        near = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0)[0]
+        raise ValueError(f"no guest {name!r}; nearest: {near}; all: {', '.join(PROGRAMS)}")
+    return PROGRAMS[name]

@@ -1,0 +1,1 @@
+"""The host below KVM: processors, kernel locks, SEAMCALLs, the state of a vCPU."""

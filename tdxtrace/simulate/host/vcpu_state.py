@@ -1,0 +1,76 @@
+"""The state of one vCPU, which KVM's run loop, the guest and everything that kicks it share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import simpy
+
+from tdxtrace.simulate.durations import Durations
+from tdxtrace.simulate.host.machine import Machine
+from tdxtrace.simulate.journal import Episode
+from tdxtrace.simulate.module.state import Call, Vcpu
+from tdxtrace.simulate.thread import RandomStream, Thread
+
+
+@dataclass(slots=True, eq=False)
+class VcpuState:
+    """One vCPU: its thread, the module's record of it, pending interrupts, counters.
+
+    All times are ns of the simulation's clock.
+    """
+
+    machine: Machine
+    vcpu: Vcpu
+    thread: Thread
+    interrupt_mean_ns: int = 1_000_000
+    """Mean time between interrupts of the host CPU."""
+    event_mean_ns: int = 1_000_000
+    """Mean time between interrupts of the guest's own."""
+    userspace_share: float = 0.0
+    """Share of the I/O exits that go on to the VMM."""
+    ignored_faults: int = 0
+    """KVM_EXIT_MEMORY_FAULT exits in a row that the VMM ignores before it converts the page."""
+    refuses_faults: bool = False
+    """Whether the host leaves private faults unserved: a zero-step attack."""
+    vmcall_arguments: tuple[Any, ...] = ()
+    """Arguments of the guest's last TDG.VP.VMCALL: for MapGPA the pages, and whether shared."""
+    inside: bool = False
+    """Whether a TDH.VP.ENTER is in progress."""
+    n_entries: int = 0
+    entering: Call | None = None
+    """The TDH.VP.ENTER that runs the guest now."""
+    process: simpy.Process | None = None
+    ipi_pending: bool = False
+    """Whether an IPI arrived that has not yet caused an exit."""
+    interruptible: bool = False
+    """Whether the guest is in a wait that an IPI ends at once."""
+    entry_delay_ns: int = 0
+    """Time of the entry itself that passes before the guest's first step."""
+    next_interrupt: int = 0
+    """Time of the host CPU's next interrupt."""
+    next_event: int = 0
+    """Time of the guest's own next interrupt: a timer, an IPI."""
+    episode: Episode | None = None
+    """The zero-step episode in progress, if the gate is armed."""
+    random: RandomStream = field(init=False)
+    durations: Durations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = self.thread.random
+        self.durations = self.machine.durations
+
+    def kick(self, entry: int | None = None) -> None:
+        """Deliver an IPI; ignored unless the vCPU is still in entry number ``entry``."""
+        if not self.inside or entry not in (None, self.n_entries):
+            return
+        if self.interruptible and self.process is not None:
+            self.interruptible = False
+            self.process.interrupt()
+        else:
+            self.ipi_pending = True
+
+    def has_event(self) -> bool:
+        """Whether an event is pending (kvm_vcpu_has_events): the local retry loop ends then."""
+        return self.next_event <= self.thread.now

@@ -1,0 +1,118 @@
+"""A private EPT violation in KVM: trace it, map the page, retry where the policy loops.
+
+Sources: Linux 6.16 ``arch/x86/kvm/vmx/tdx.c tdx_handle_ept_violation``,
+``arch/x86/kvm/mmu/tdp_mmu.c kvm_tdp_mmu_map``, ``mmu.c kvm_faultin_pfn``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.host.vcpu_state import VcpuState
+from tdxtrace.simulate.journal import Request
+from tdxtrace.simulate.kvm import retries
+from tdxtrace.simulate.kvm.vm import FROZEN, PRESENT, Vm
+from tdxtrace.simulate.module.abi import ERROR_BIT, ROOT_LEVEL, is_busy, page_bytes
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.thread import Thread
+
+# Result of a fault: RET_PF_* of Linux arch/x86/kvm/mmu/mmu_internal.h, and errors.
+RETRY: Final = 1
+FIXED: Final = 5
+SPURIOUS: Final = 6
+MEMORY_FAULT: Final = -14
+BUGGED: Final = -5
+
+# A private fault is always passed on as a write: EPT_VIOLATION_ACC_WRITE, tdx.c.
+WRITE: Final = 0x2
+
+
+def handle(vm: Vm, vcpu: VcpuState, gpa: int, level: int) -> SimProcess[int]:
+    """Serve one EPT violation of a vCPU on a private page.
+
+    ``kvm_page_fault`` is traced once, whatever follows.  With a local loop the fault is
+    retried until it is settled or an event is pending for the vCPU; without, the guest is
+    entered again with the page still missing.
+
+    Returns:
+        RETRY, FIXED, SPURIOUS, MEMORY_FAULT or BUGGED.
+    """
+    thread, machine = vcpu.thread, vcpu.machine
+    machine.log_event(thread, "kvm_page_fault", vcpu.vcpu.number, gpa, WRITE)
+    thread.now += thread.random.duration(machine.durations.handle_fault)
+    if gpa in vm.shared_pages:
+        return MEMORY_FAULT
+    turns = 0
+    while True:
+        result = yield from populate(vm, thread, gpa, level)
+        if result != RETRY or not vm.policy.local_loop:
+            return result
+        turns += 1
+        if vcpu.has_event():
+            vm.log_action(thread, "leave_loop", "TDH.MEM.PAGE.AUG", turns)
+            return RETRY
+        thread.now += thread.random.duration(machine.durations.local_turn)
+
+
+def populate(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]:
+    """Map one page as the TDP MMU does, mmu_lock held for reading: tables first, then the page.
+
+    Returns:
+        RETRY, FIXED, SPURIOUS or BUGGED.
+    """
+    yield from vm.machine.acquire_lock(thread, vm.mmu_lock, exclusive=False)
+    result = yield from _map_levels(vm, thread, gpa, level)
+    yield from vm.machine.sync_clock(thread)
+    vm.mmu_lock.release()
+    return result
+
+
+def _map_levels(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]:
+    if vm.dead:
+        return BUGGED
+    if vm.is_invalidating(gpa):
+        return RETRY
+    result = SPURIOUS
+    for at in range(ROOT_LEVEL, level - 1, -1):
+        key = (gpa & -page_bytes(at)) | at
+        spte = vm.sptes.get(key)
+        if spte == FROZEN:
+            return RETRY
+        if spte is None:
+            result = yield from _install(vm, thread, key, at == level)
+            if result != FIXED:
+                return result
+    return result
+
+
+def _install(vm: Vm, thread: Thread, key: int, is_page: bool) -> SimProcess[int]:
+    """Freeze one mirror SPTE, make the SEAMCALL for it, then set or clear it."""
+    gpa, level = key & -4096, key & 0xFFF
+    leaf = "TDH.MEM.PAGE.AUG" if is_page else "TDH.MEM.SEPT.ADD"
+    vm.sptes[key] = FROZEN
+    page = vm.new_page(level if is_page else 0)
+
+    def make_call() -> Call:
+        call = vm.call(leaf, gpa, level)
+        call.page = page
+        return call
+
+    status = yield from retries.install(
+        vm, thread, _request(vm, thread, leaf, (gpa, level)), make_call
+    )
+    # Other threads see the SPTE change when the call has returned.
+    yield from vm.machine.sync_clock(thread)
+    if not status & ERROR_BIT:
+        vm.sptes[key] = PRESENT
+        return FIXED
+    del vm.sptes[key]
+    return RETRY if is_busy(status) and not vm.dead else BUGGED
+
+
+def _request(vm: Vm, thread: Thread, leaf: str, page: tuple[int, int]) -> Request:
+    """The pending request of this thread for the same page, or a new one."""
+    pending = vm.machine.journal.pending.get(thread)
+    if pending is not None and pending.key == (vm.number, leaf, *page):
+        return pending
+    return vm.request(leaf, thread, page)

@@ -1,0 +1,240 @@
+"""The thread of one vCPU on the host: enter the guest, serve the exit, enter again.
+
+The one place that knows the guest's execution and KVM's exit handlers.
+
+Sources: Linux 6.16 ``arch/x86/kvm/x86.c vcpu_run``, ``vcpu_enter_guest``;
+``arch/x86/kvm/vmx/tdx.c tdx_vcpu_run``, ``tdx_handle_exit``, ``tdx_vcpu_load``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tdxtrace.simulate.guest import execution
+from tdxtrace.simulate.guest.cpu import GuestCpu
+from tdxtrace.simulate.guest.programs import Step, VmExit
+from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.host.vcpu_state import VcpuState
+from tdxtrace.simulate.journal import Request
+from tdxtrace.simulate.kvm import lifecycle, page_fault, zap
+from tdxtrace.simulate.kvm.vm import NO_PAGE, Vm
+from tdxtrace.simulate.module import vp_enter
+from tdxtrace.simulate.module.abi import (
+    ERROR_BIT,
+    EXIT_EPT_VIOLATION,
+    EXIT_HLT,
+    EXIT_IO,
+    EXIT_TDCALL,
+    OPERAND,
+    OPERAND_BUSY,
+    SUCCESS,
+    is_busy,
+)
+from tdxtrace.simulate.module.state import NOWHERE, Call
+
+KVM_EXIT_IO: Final = 2
+KVM_EXIT_HYPERCALL: Final = 3
+KVM_EXIT_INTERNAL_ERROR: Final = 17
+EFAULT: Final = -14
+
+
+class VcpuRun:
+    """KVM_RUN of one vCPU, from its first entry to the end of the VM."""
+
+    def __init__(self, vm: Vm, state: VcpuState, program: Iterator[Step]) -> None:
+        self.vm = vm
+        self.state = state
+        self.machine = state.machine
+        self.guest = GuestCpu(state, program)
+        self._slice_ends = 0
+        self._busy_entry: tuple[Request, int] | None = None
+        self._n_ignored = 0
+
+    def run(self) -> SimProcess[None]:
+        """Run the vCPU until the VM is dead or stopping."""
+        state, thread, machine = self.state, self.state.thread, self.machine
+        yield from self._schedule_in()
+        state.next_interrupt = thread.now + state.random.exponential(state.interrupt_mean_ns)
+        state.next_event = thread.now + state.random.exponential(state.event_mean_ns)
+        while not (self.vm.dead or self.vm.stopping):
+            yield from self._maybe_preempt()
+            if state.vcpu.lp not in (NOWHERE, thread.cpu):
+                yield from lifecycle.flush_on_last_cpu(self.vm, thread, state.vcpu)
+            thread.now += state.random.duration(state.durations.before_entry)
+            yield from machine.sync_clock(thread)
+            if machine.in_irq_handler[thread.cpu]:
+                yield from machine.wait_for_irq_handler(thread)
+                continue
+            if self.vm.entry_barrier is not None:
+                thread.irqs_enabled = True
+                yield self.vm.entry_barrier
+                thread.irqs_enabled = False
+                thread.now = int(machine.env.now)
+                continue
+            exit_ = yield from self.enter()
+            yield from self._handle_exit(exit_)
+        if self._busy_entry is not None:
+            machine.journal.abandon(self._busy_entry[0])
+        machine.cpus.release(thread.cpu)
+
+    def enter(self) -> SimProcess[VmExit]:
+        """Make one TDH.VP.ENTER; returns the exit, or the status that refused the entry."""
+        state, thread = self.state, self.state.thread
+        env, module = self.machine.env, self.machine.module
+        state.inside = True
+        state.n_entries += 1
+        call = Call("TDH.VP.ENTER", thread, self.vm.td, state.vcpu)
+        call.start_ns, call.cpu, call.page = thread.now, thread.cpu, state.vcpu.number
+        yield env.timeout(state.random.duration(state.durations.into_module))
+        status = vp_enter.acquire_entry_locks(module, call, thread.cpu)
+        if status == SUCCESS:
+            yield env.timeout(state.random.duration(state.durations.epoch_window))
+            status = vp_enter.pass_zero_step_gate(module, call)
+        if status == SUCCESS:
+            exit_ = yield from self._run_guest(call)
+            thread.now = int(env.now) + state.random.duration(state.durations.leave_guest)
+        else:
+            exit_ = VmExit(status, call.out_rcx, call.out_rdx, call.gpa)
+            thread.now = int(env.now)
+            self._count_refused_entry(status)
+        thread.now += state.random.duration(state.durations.out_of_module)
+        self._record(call, exit_)
+        return exit_
+
+    def _run_guest(self, call: Call) -> SimProcess[VmExit]:
+        state = self.state
+        delay = state.random.duration(state.durations.enter_guest)
+        if call.armed:
+            # The tree is held until the guest's state is restored; the other locks dropped
+            # there (OP_STATE) no call of this model takes exclusively.
+            yield self.machine.env.timeout(delay)
+            delay = 0
+        vp_enter.enter_guest(call)
+        state.entry_delay_ns = delay
+        state.entering = call
+        exit_ = yield from execution.run(self.guest)
+        vp_enter.exit_guest(self.machine.module, call)
+        state.entering = None
+        return exit_
+
+    def _record(self, call: Call, exit_: VmExit) -> None:
+        thread = self.state.thread
+        call.end_ns, call.status = thread.now, exit_.status
+        call.vmcall_reason = exit_.vmcall_reason
+        call.out_rcx, call.out_rdx = exit_.qualification, exit_.extended
+        call.gpa, call.out_r8, call.operand = exit_.gpa, exit_.gpa, exit_.interruption
+        request = self._entry_request()
+        is_settled = self.machine.journal.add_entry(request, call)
+        self._busy_entry = None if is_settled else (request, thread.n_calls)
+        self.state.inside = False
+        self.vm.notify_vcpu_exited()
+
+    def _entry_request(self) -> Request:
+        """The request to enter that was answered busy just before, or a new one."""
+        thread, journal = self.state.thread, self.machine.journal
+        if self._busy_entry is not None:
+            request, n_calls = self._busy_entry
+            if n_calls == thread.n_calls:
+                return request
+            journal.abandon(request)
+        vcpu = self.state.vcpu.number
+        return journal.open_request("TDH.VP.ENTER", thread, self.vm.number, vcpu, NO_PAGE)
+
+    def _count_refused_entry(self, status: int) -> None:
+        episode, now = self.state.episode, int(self.machine.env.now)
+        if episode is None or status == OPERAND_BUSY | OPERAND["TD_EPOCH"]:
+            return
+        if status == EXIT_EPT_VIOLATION:
+            episode.n_emulated += 1
+        elif status == OPERAND_BUSY | OPERAND["SEPT_TREE"]:
+            episode.n_busy += 1
+        else:
+            return
+        if episode.first_refused_ns is None:
+            episode.first_refused_ns = now
+        episode.last_refused_ns = now
+
+    def _handle_exit(self, exit_: VmExit) -> SimProcess[None]:
+        state, thread = self.state, self.state.thread
+        thread.now += state.random.duration(state.durations.handle_exit)
+        if is_busy(exit_.status):
+            if self.vm.policy.flush_mmu_lock and exit_.status & 0xFF == OPERAND["SEPT_TREE"]:
+                yield from self.machine.acquire_lock(thread, self.vm.mmu_lock, exclusive=True)
+                self.vm.mmu_lock.release()
+        elif exit_.status & ERROR_BIT:
+            yield from self._internal_error(exit_.status)
+        elif exit_.status == EXIT_EPT_VIOLATION:
+            yield from self._handle_ept_violation(exit_)
+        elif exit_.vmcall_reason == EXIT_HLT:
+            yield from self._halt()
+        elif exit_.vmcall_reason == EXIT_IO and state.random.chance(state.userspace_share):
+            yield from self._exit_to_userspace(KVM_EXIT_IO)
+        elif exit_.vmcall_reason == EXIT_TDCALL:
+            yield from self._map_gpa()
+
+    def _handle_ept_violation(self, exit_: VmExit) -> SimProcess[None]:
+        state, vm = self.state, self.vm
+        if state.refuses_faults:
+            fields = (state.vcpu.number, exit_.gpa, page_fault.WRITE)
+            self.machine.log_event(state.thread, "kvm_page_fault", *fields)
+            return
+        level = 1 if vm.large_pages and exit_.extended >> 32 & 7 == 1 else 0
+        result = yield from page_fault.handle(vm, state, exit_.gpa, level)
+        if result == page_fault.MEMORY_FAULT:
+            yield from self._exit_to_userspace(EFAULT)
+            self._n_ignored += 1
+            if self._n_ignored > state.ignored_faults:
+                self._n_ignored = 0
+                vm.shared_pages.discard(exit_.gpa)
+
+    def _internal_error(self, status: int) -> SimProcess[None]:
+        thread = self.state.thread
+        self.machine.log_event(thread, "dmesg", "vp_enter_ret", thread.tgid, status)
+        yield from self._exit_to_userspace(KVM_EXIT_INTERNAL_ERROR)
+        self.vm.log_action(thread, "stop", "TDH.VP.ENTER", status)
+        self.vm.stopping = True
+
+    def _map_gpa(self) -> SimProcess[None]:
+        """Serve MapGPA: the VMM changes the attributes, and what becomes shared is zapped."""
+        state, vm = self.state, self.vm
+        if not state.vmcall_arguments:
+            return
+        pages, to_shared = state.vmcall_arguments
+        yield from self._exit_to_userspace(KVM_EXIT_HYPERCALL)
+        state.thread.now += state.random.duration(state.durations.convert)
+        if to_shared:
+            yield from zap.zap_range(vm, state.thread, pages)
+            vm.shared_pages.update(pages)
+        else:
+            vm.shared_pages.difference_update(pages)
+
+    def _exit_to_userspace(self, reason: int) -> SimProcess[None]:
+        """Return to the VMM and come back."""
+        state = self.state
+        self.machine.log_event(state.thread, "kvm_userspace_exit", reason)
+        state.thread.now += state.random.duration(state.durations.userspace)
+        yield from self.machine.sync_clock(state.thread)
+
+    def _halt(self) -> SimProcess[None]:
+        state = self.state
+        yield from self.machine.sync_clock(state.thread)
+        self.machine.cpus.release(state.thread.cpu)
+        wait = state.next_event - int(self.machine.env.now)
+        if wait > 0:
+            yield self.machine.env.timeout(wait)
+        yield from self._schedule_in()
+
+    def _schedule_in(self) -> SimProcess[None]:
+        state, thread, machine = self.state, self.state.thread, self.machine
+        thread.cpu = yield from machine.cpus.acquire(state, thread.cpu)
+        thread.now = int(machine.env.now) + state.random.duration(state.durations.switch)
+        self._slice_ends = thread.now + state.durations.slice.median
+        state.next_interrupt = max(state.next_interrupt, thread.now)
+
+    def _maybe_preempt(self) -> SimProcess[None]:
+        cpus, thread = self.machine.cpus, self.state.thread
+        if cpus.has_waiters and thread.now >= self._slice_ends:
+            yield from self.machine.sync_clock(thread)
+            cpus.release(thread.cpu)
+            yield from self._schedule_in()

@@ -1,0 +1,136 @@
+"""One VM as KVM keeps it: its TD, mirror page tables, locks and vCPUs, and how it is kicked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import simpy
+
+from tdxtrace.simulate.host.machine import Machine
+from tdxtrace.simulate.host.scheduler import RwLock, SimProcess
+from tdxtrace.simulate.host.vcpu_state import VcpuState
+from tdxtrace.simulate.journal import PolicyAction, Request
+from tdxtrace.simulate.kvm.policies import Policy
+from tdxtrace.simulate.module.abi import page_bytes
+from tdxtrace.simulate.module.state import Call, Td
+from tdxtrace.simulate.thread import Thread
+
+# State of a mirror SPTE: none, FROZEN while a SEAMCALL for it is in progress, PRESENT.
+PRESENT: Final = 1
+FROZEN: Final = 2
+NO_PAGE: Final = (-1, -1)
+NO_VCPU: Final = -1
+
+
+class Vm:
+    """A VM: KVM's mirror of the Secure EPT, its locks, its vCPUs, its policy."""
+
+    def __init__(self, machine: Machine, number: int, policy: Policy) -> None:
+        self.machine = machine
+        self.number = number
+        self.policy = policy
+        self.td = Td(machine.module.generation, number)
+        self.mmu_lock = RwLock(machine.env)
+        self.seamcall_lock = RwLock(machine.env)
+        self.sptes: dict[int, int] = {}
+        """State of each mirror SPTE, by the page's address and level together."""
+        self.invalidating: list[tuple[int, int]] = []
+        self.shared_pages: set[int] = set()
+        """Pages that userspace has marked shared: a private access exits with MEMORY_FAULT."""
+        self.large_pages = False
+        self.interrupt_mean_ns = 1_000_000
+        self.vcpus: list[VcpuState] = []
+        self.dead = False
+        self.stopping = False
+        # wait_for_sept_zap: Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_no_vcpus_enter_start.
+        self.entry_barrier: simpy.Event | None = None
+        self.exit_waiters: list[simpy.Event] = []
+        # Private key ids begin after the shared ones: [32, 64) in canonical/tdx issue 25.
+        self.hkid = 32 + number
+        self._pages = (number + 1) << 40
+
+    def new_page(self, level: int = 0) -> int:
+        """Allocate a physical page of a level, aligned to its size."""
+        size = page_bytes(level)
+        self._pages = (self._pages + size - 1) & -size
+        page = self._pages
+        self._pages += size
+        return page
+
+    def call(self, leaf: str, gpa: int = 0, level: int = 0) -> Call:
+        """A SEAMCALL on this TD, not yet made."""
+        call = Call(leaf, td=self.td)
+        call.gpa, call.level = gpa, level
+        return call
+
+    def request(self, leaf: str, thread: Thread, page: tuple[int, int] = NO_PAGE) -> Request:
+        """Begin a request on this TD."""
+        return self.machine.journal.open_request(leaf, thread, self.number, NO_VCPU, page)
+
+    def log_action(self, thread: Thread, action: str, leaf: str, detail: int = 0) -> None:
+        """Record what the policy does."""
+        journal = self.machine.journal
+        journal.actions.append(PolicyAction(thread.now, thread, self.number, action, leaf, detail))
+
+    def is_invalidating(self, gpa: int) -> bool:
+        """Whether an invalidation that covers a page is in progress (mmu_invalidate_retry)."""
+        return any(start <= gpa < end for start, end in self.invalidating)
+
+    def kvm_bug_on(self, thread: Thread, leaf: str, status: int) -> None:
+        """KVM_BUG_ON: mark the VM dead; every ioctl on it fails from now on."""
+        if self.dead:
+            return
+        self.log_action(thread, "bug", leaf, status)
+        self.machine.log_event(thread, "dmesg", "failed", leaf, status)
+        self.mark_dead()
+
+    def mark_dead(self) -> None:
+        """Let no vCPU enter any more, and kick all of them."""
+        self.dead = True
+        for state in self.vcpus:
+            state.kick()
+
+    def kick(self, thread: Thread) -> SimProcess[None]:
+        """Send an IPI to every vCPU in its guest, and wait until each has exited once."""
+        machine, env = self.machine, self.machine.env
+        yield from machine.sync_clock(thread)
+        inside = [state for state in self.vcpus if state.inside]
+        for state in inside:
+            thread.now += thread.random.duration(machine.durations.send_ipi)
+            flight = (
+                thread.now - int(env.now) + thread.random.duration(machine.durations.ipi_flight)
+            )
+            arrival = env.timeout(flight)
+            assert arrival.callbacks is not None
+            arrival.callbacks.append(_delivery(state, state.n_entries))
+        entries = [(state, state.n_entries) for state in inside]
+        while any(state.inside and state.n_entries == n for state, n in entries):
+            exited = env.event()
+            self.exit_waiters.append(exited)
+            yield exited
+        thread.now = max(thread.now, int(env.now))
+
+    def notify_vcpu_exited(self) -> None:
+        """Wake the threads that wait for a vCPU to exit."""
+        waiters, self.exit_waiters = self.exit_waiters, []
+        for event in waiters:
+            event.succeed()
+
+    def no_vcpus_enter_start(self, thread: Thread, leaf: str) -> SimProcess[None]:
+        """Keep vCPUs from entering the guest, and kick those that are in it."""
+        self.log_action(thread, "kick", leaf, sum(state.inside for state in self.vcpus))
+        self.entry_barrier = self.machine.env.event()
+        yield from self.kick(thread)
+
+    def no_vcpus_enter_stop(self, thread: Thread) -> SimProcess[None]:
+        """Let vCPUs enter the guest again."""
+        yield from self.machine.sync_clock(thread)
+        barrier, self.entry_barrier = self.entry_barrier, None
+        if barrier is not None:
+            barrier.succeed()
+
+
+def _delivery(state: VcpuState, entry: int) -> Callable[[simpy.Event], None]:
+    """The callback of an IPI's arrival: kicks the vCPU if it is still in that entry."""
+    return lambda _: state.kick(entry)

@@ -1,0 +1,178 @@
+"""Threads of the VMM besides the vCPUs: they zap, prefault, split, delete and attack.
+
+Each kind of worker is a function that acts once; a worker has a CPU while it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.kvm import lifecycle, page_fault, retries, zap
+from tdxtrace.simulate.kvm.vm import PRESENT, Vm
+from tdxtrace.simulate.module.abi import ERROR_BIT, INTERRUPTED_BUSY, INTERRUPTED_RESTARTABLE
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.thread import Thread
+
+_LARGE: Final = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """A worker as the scenario describes it: its kind, its region of pages, its interval."""
+
+    kind: str
+    first_page: int = 0
+    """First page of its region, counted from the start of the TD's memory."""
+    pages: int = 64
+    every_us: int = 1000
+    """Mean time between two actions."""
+    batch: int = 1
+    """Pages per action."""
+    hold_us: int = 20
+    """How long an attacker keeps a page blocked."""
+    begin_ms: int = 0
+    """Time of its first action; 0: after an interval like any other."""
+
+
+class Worker:
+    """One thread of the VMM that acts at intervals."""
+
+    inside = False
+
+    def __init__(self, vm: Vm, thread: Thread, spec: WorkerSpec, memory: int) -> None:
+        self.vm = vm
+        self.thread = thread
+        self.spec = spec
+        self.first_gpa = memory + (spec.first_page << 12)
+
+    def kick(self, entry: int | None = None) -> None:
+        """Ignore an IPI: it runs no guest."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the VM is dead or stopping."""
+        return self.vm.dead or self.vm.stopping
+
+    def run(self) -> SimProcess[None]:
+        """Sleep and act in turn until the VM is dead or stopping."""
+        machine, random = self.vm.machine, self.thread.random
+        act = WORKER_KINDS[self.spec.kind]
+        pause_ns = self.spec.begin_ms * 1_000_000
+        while not self.is_done:
+            yield machine.env.timeout(pause_ns or 1 + random.exponential(self.spec.every_us * 1000))
+            pause_ns = 0
+            yield from self.schedule_in()
+            yield from act(self)
+            yield from self.schedule_out()
+
+    def schedule_in(self) -> SimProcess[None]:
+        """Wait for a CPU."""
+        machine = self.vm.machine
+        self.thread.cpu = yield from machine.cpus.acquire(self, self.thread.cpu)
+        self.thread.now = int(machine.env.now) + self.thread.random.duration(
+            machine.durations.switch
+        )
+
+    def schedule_out(self) -> SimProcess[None]:
+        """Release the CPU."""
+        yield from self.vm.machine.sync_clock(self.thread)
+        self.vm.machine.cpus.release(self.thread.cpu)
+
+    def random_pages(self, size: int = 4096) -> list[int]:
+        """Addresses of ``batch`` consecutive pages at a random place of its region."""
+        n = max(1, self.spec.pages - self.spec.batch + 1)
+        first = self.thread.random.below(n)
+        return [self.first_gpa + (first + i) * size for i in range(self.spec.batch)]
+
+
+def _zap(worker: Worker) -> SimProcess[None]:
+    """Punch a hole: remove pages that the guest gave back, or that are converted."""
+    yield from zap.zap_range(worker.vm, worker.thread, worker.random_pages())
+
+
+def _prefault(worker: Worker) -> SimProcess[None]:
+    """KVM_PRE_FAULT_MEMORY: map pages before the guest asks for them."""
+    for gpa in worker.random_pages():
+        if worker.is_done:
+            return
+        yield from page_fault.populate(worker.vm, worker.thread, gpa, 0)
+        worker.thread.now += worker.thread.random.duration(worker.vm.machine.durations.zap_step)
+
+
+def _delete_slot(worker: Worker) -> SimProcess[None]:
+    """Delete a memory slot: remove all of its pages in one invalidation."""
+    pages = [worker.first_gpa + (i << 12) for i in range(worker.spec.pages)]
+    yield from zap.zap_range(worker.vm, worker.thread, pages)
+
+
+def _churn_blocks(worker: Worker) -> SimProcess[None]:
+    """Attack: block a page of the victim, wait for its fault, unblock it."""
+    vm = worker.vm
+    gpa = worker.random_pages()[0]
+    yield from vm.machine.acquire_lock(worker.thread, vm.mmu_lock, exclusive=True)
+    yield from vm.machine.sync_clock(worker.thread)
+    vm.mmu_lock.release()
+    if vm.sptes.get(gpa) == PRESENT:
+        hold = worker.spec.hold_us * 1000
+        yield from zap.block_and_unblock(vm, worker.thread, gpa, hold)
+
+
+def _split(worker: Worker) -> SimProcess[None]:
+    """Split a 2 MB page: BLOCK, TRACK, kick, and DEMOTE until no interrupt stops it."""
+    vm, thread, machine = worker.vm, worker.thread, worker.vm.machine
+    gpa = worker.random_pages(_LARGE)[0] & -_LARGE
+    yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+    if vm.sptes.get(gpa | 1) == PRESENT and gpa not in vm.sptes:
+        status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
+        if not status & ERROR_BIT:
+            status = yield from zap.track(vm, thread)
+        if not status & ERROR_BIT:
+            yield from _demote(worker, gpa)
+    yield from machine.sync_clock(thread)
+    vm.mmu_lock.release()
+
+
+def _demote(worker: Worker, gpa: int) -> SimProcess[None]:
+    vm, thread, durations = worker.vm, worker.thread, worker.vm.machine.durations
+    request = vm.request("TDH.MEM.PAGE.DEMOTE", thread, (gpa, 1))
+    page = vm.new_page()
+    while not vm.dead:
+        call: Call = vm.call("TDH.MEM.PAGE.DEMOTE", gpa, 1)
+        call.page = page
+        # Probability of an interrupt of the host CPU during the work of the leaf.
+        work_ns = durations.demote.median
+        call.interrupt_pending = thread.random.chance(work_ns / max(1, vm.interrupt_mean_ns))
+        status = yield from vm.machine.seamcall(thread, request, call, durations.demote)
+        if status not in (INTERRUPTED_RESTARTABLE, INTERRUPTED_BUSY):
+            break
+        thread.now += thread.random.duration(durations.wrapper_turn)
+    if status & ERROR_BIT:
+        vm.kvm_bug_on(thread, "TDH.MEM.PAGE.DEMOTE", status)
+        return
+    for i in range(512):
+        vm.sptes[gpa + (i << 12)] = PRESENT
+
+
+def _stop(worker: Worker) -> SimProcess[None]:
+    """Stop the VM and tear its TD down."""
+    vm = worker.vm
+    vm.stopping = True
+    for state in vm.vcpus:
+        state.kick()
+    while any(state.inside for state in vm.vcpus):
+        worker.thread.now += 10_000
+        yield from vm.machine.sync_clock(worker.thread)
+    yield from lifecycle.tear_down(vm, worker.thread, packages=2)
+
+
+WORKER_KINDS: Final[dict[str, Callable[[Worker], SimProcess[None]]]] = {
+    "zap": _zap,
+    "prefault": _prefault,
+    "delete_slot": _delete_slot,
+    "churn_blocks": _churn_blocks,
+    "split": _split,
+    "stop": _stop,
+}

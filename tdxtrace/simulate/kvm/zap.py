@@ -1,0 +1,124 @@
+"""Removal of private pages: block, track, kick, remove, write back.
+
+Sources: Linux 6.16 ``arch/x86/kvm/vmx/tdx.c tdx_sept_remove_private_spte``,
+``tdx_sept_zap_private_spte``, ``tdx_track``, ``tdx_sept_drop_private_spte``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.journal import RETRYABLE
+from tdxtrace.simulate.kvm import retries
+from tdxtrace.simulate.kvm.vm import NO_PAGE, PRESENT, Vm
+from tdxtrace.simulate.module.abi import (
+    ERROR_BIT,
+    HIGH_HALF,
+    OPERAND_BUSY,
+    PREVIOUS_TLB_EPOCH_BUSY,
+    SUCCESS,
+)
+from tdxtrace.simulate.thread import Thread
+
+# Pages zapped before mmu_lock is released once: tdp_mmu_iter_cond_resched, here by count
+# since the model has no need_resched.
+_BATCH: Final = 16
+
+
+def zap_range(vm: Vm, thread: Thread, pages: Sequence[int], level: int = 0) -> SimProcess[None]:
+    """Invalidate a range and remove every private page of it that is mapped.
+
+    Args:
+        vm: The VM.
+        thread: The calling thread: a vCPU's, or another of the VMM.
+        pages: Addresses of guest pages, ascending.
+        level: Their size.
+    """
+    if not pages:
+        return
+    machine = vm.machine
+    covered = (pages[0], pages[-1] + (1 << 12 + 9 * level))
+    yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+    vm.invalidating.append(covered)
+    for done, gpa in enumerate(pages, 1):
+        if vm.dead:
+            break
+        if vm.sptes.get(gpa | level) == PRESENT:
+            yield from remove_page(vm, thread, gpa, level)
+        if done % _BATCH == 0 and done < len(pages):
+            yield from machine.sync_clock(thread)
+            vm.mmu_lock.release()
+            yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+    yield from machine.sync_clock(thread)
+    vm.invalidating.remove(covered)
+    vm.mmu_lock.release()
+
+
+def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]:
+    """Remove one private page, mmu_lock held for writing; returns 0 or the failing status."""
+    durations, random = vm.machine.durations, thread.random
+    status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, level)
+    if not status & ERROR_BIT:
+        status = yield from track(vm, thread)
+    if not status & ERROR_BIT:
+        page = vm.td.sept.entry(gpa, level).page
+        thread.now += random.duration(durations.zap_step)
+        status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.PAGE.REMOVE", gpa, level)
+    if status & ERROR_BIT:
+        return status
+    del vm.sptes[gpa | level]
+    yield from write_back(vm, thread, page)
+    return 0
+
+
+def track(vm: Vm, thread: Thread) -> SimProcess[int]:
+    """TRACK, and if it succeeds a kick, so that every vCPU goes on in the new epoch."""
+    thread.now += thread.random.duration(vm.machine.durations.zap_step)
+    status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.TRACK")
+    if not status & ERROR_BIT:
+        journal = vm.machine.journal
+        journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
+        yield from vm.kick(thread)
+    return status
+
+
+def write_back(vm: Vm, thread: Thread, page: int) -> SimProcess[None]:
+    """PHYMEM.PAGE.WBINVD of a page that was private, then clear it."""
+    request = vm.request("TDH.PHYMEM.PAGE.WBINVD", thread)
+    call = vm.call("TDH.PHYMEM.PAGE.WBINVD")
+    call.page, call.operand = page, vm.hkid
+    thread.now += thread.random.duration(vm.machine.durations.zap_step)
+    yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.wbinvd)
+    thread.now += thread.random.duration(vm.machine.durations.clear_page)
+
+
+def block_and_unblock(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:
+    """Attack: block a page, wait for the fault, unblock it.
+
+    No busy policy applies: each call is repeated until it is not busy, with a kick where
+    TRACK waits for vCPUs; it stops if another thread changed the page first.
+    """
+    durations = vm.machine.durations
+    for leaf, work in (
+        ("TDH.MEM.RANGE.BLOCK", durations.block),
+        ("TDH.MEM.TRACK", durations.track),
+        ("TDH.MEM.RANGE.UNBLOCK", durations.block),
+    ):
+        page = NO_PAGE if leaf == "TDH.MEM.TRACK" else (gpa, 0)
+        request = vm.request(leaf, thread, page)
+        status = OPERAND_BUSY
+        while status & HIGH_HALF in RETRYABLE and not vm.dead:
+            call = vm.call(leaf, gpa) if page != NO_PAGE else vm.call(leaf)
+            status = yield from vm.machine.seamcall(thread, request, call, work)
+            thread.now += thread.random.duration(durations.wrapper_turn)
+            if status == PREVIOUS_TLB_EPOCH_BUSY:
+                retries.blame_previous_epoch(vm, request)
+                yield from vm.kick(thread)
+        if leaf == "TDH.MEM.TRACK":
+            vm.machine.journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
+            yield from vm.kick(thread)
+            thread.now += hold_ns
+        elif status != SUCCESS:
+            return

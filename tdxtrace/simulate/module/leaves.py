@@ -1,0 +1,207 @@
+"""Preconditions and effects of each leaf on the module's state.
+
+Sources: intel/tdx-module ``src/vmm_dispatcher/api_calls/tdh_*.c``, the function of the
+leaf's name; states and tracking by ``sept_manager.c`` and ``helpers.h is_tlb_tracked``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tdxtrace.simulate.module.abi import (
+    BLOCKED,
+    EPT_ENTRY_STATE_INCORRECT,
+    FREE,
+    GPA_RANGE_ALREADY_BLOCKED,
+    GPA_RANGE_NOT_BLOCKED,
+    MAPPED,
+    NL_BLOCKED,
+    NL_MAPPED,
+    OP_STATE_INCORRECT,
+    OPERAND,
+    PENDING,
+    PENDING_BLOCKED,
+    PREVIOUS_TLB_EPOCH_BUSY,
+    SUCCESS,
+    TLB_TRACKING_NOT_DONE,
+    VCPU_NOT_ASSOCIATED,
+)
+from tdxtrace.simulate.module.sept import BLOCKED_STATE, UNBLOCKED_STATE, SeptEntry
+from tdxtrace.simulate.module.state import INITIALIZED, NOWHERE, RUNNABLE, TRACKED_STATES, Call, Td
+
+_RCX: Final = OPERAND["RCX"]
+
+
+def check(call: Call) -> int:
+    """Check that the state allows ``call``, which holds its locks; returns SUCCESS or a status."""
+    leaf_check = _CHECKS.get(call.leaf)
+    return SUCCESS if leaf_check is None else leaf_check(call)
+
+
+def commit(call: Call) -> int:
+    """Apply the effect of ``call``; returns its final status."""
+    leaf_commit = _COMMITS.get(call.leaf)
+    return SUCCESS if leaf_commit is None else leaf_commit(call)
+
+
+def pamt_page(resource: str, call: Call) -> tuple[int, int]:
+    """Physical page and level of a PAMT lock of ``call``."""
+    if resource == "PAMT_NEW" or call.entry is None:
+        return call.page, call.level if call.leaf == "TDH.MEM.PAGE.AUG" else 0
+    if resource == "PAMT_2M":
+        return _large_page(call), 1
+    return call.entry.page, call.level if call.leaf == "TDH.MEM.PAGE.REMOVE" else 0
+
+
+def _large_page(call: Call) -> int:
+    """The 2 MB page of DEMOTE (that of the entry) or PROMOTE (below the table of the entry)."""
+    entry, td = _operands(call)
+    if call.leaf == "TDH.MEM.PAGE.DEMOTE":
+        return entry.page
+    return td.sept.entry(entry.gpa, 0).page
+
+
+def _operands(call: Call) -> tuple[SeptEntry, Td]:
+    assert call.entry is not None
+    assert call.td is not None
+    return call.entry, call.td
+
+
+def _state_is(*allowed: int) -> Callable[[Call], int]:
+    def check_call(call: Call) -> int:
+        entry, _ = _operands(call)
+        return SUCCESS if entry.state in allowed else EPT_ENTRY_STATE_INCORRECT | _RCX
+
+    return check_call
+
+
+def _check_aug(call: Call) -> int:
+    entry, td = _operands(call)
+    if td.op_state not in TRACKED_STATES:
+        return OP_STATE_INCORRECT
+    return SUCCESS if entry.state == FREE else EPT_ENTRY_STATE_INCORRECT | _RCX
+
+
+def _check_block(call: Call) -> int:
+    entry, _ = _operands(call)
+    if entry.state in UNBLOCKED_STATE:
+        return GPA_RANGE_ALREADY_BLOCKED | _RCX
+    return SUCCESS if entry.state in BLOCKED_STATE else EPT_ENTRY_STATE_INCORRECT | _RCX
+
+
+def _blocked_and_tracked(*allowed: int) -> Callable[[Call], int]:
+    """Check that the entry is blocked, in one of these states, and the blocking is tracked."""
+
+    def check_call(call: Call) -> int:
+        entry, td = _operands(call)
+        if entry.state not in UNBLOCKED_STATE:
+            return GPA_RANGE_NOT_BLOCKED | _RCX
+        if entry.state not in allowed:
+            return EPT_ENTRY_STATE_INCORRECT | _RCX
+        if td.op_state in TRACKED_STATES and not td.epochs.is_tracked(entry.blocked_in):
+            return TLB_TRACKING_NOT_DONE | _RCX
+        return SUCCESS
+
+    return check_call
+
+
+def _check_flush(call: Call) -> int:
+    assert call.vcpu is not None
+    return VCPU_NOT_ASSOCIATED if call.vcpu.lp == NOWHERE else SUCCESS
+
+
+def _install(state: int) -> Callable[[Call], int]:
+    def commit_call(call: Call) -> int:
+        entry, _ = _operands(call)
+        entry.state, entry.page = state, call.page
+        return SUCCESS
+
+    return commit_call
+
+
+def _block(call: Call) -> int:
+    entry, td = _operands(call)
+    entry.state = BLOCKED_STATE[entry.state]
+    entry.blocked_in = td.epochs.current
+    return SUCCESS
+
+
+def _unblock(call: Call) -> int:
+    entry, _ = _operands(call)
+    entry.state = UNBLOCKED_STATE[entry.state]
+    return SUCCESS
+
+
+def _free(call: Call) -> int:
+    entry, _ = _operands(call)
+    entry.state, entry.page = FREE, 0
+    return SUCCESS
+
+
+def _track(call: Call) -> int:
+    assert call.td is not None
+    return SUCCESS if call.td.epochs.advance() else PREVIOUS_TLB_EPOCH_BUSY
+
+
+def _demote(call: Call) -> int:
+    entry, td = _operands(call)
+    large = entry.page
+    entry.state, entry.page = NL_MAPPED, call.page
+    for i, child in enumerate(td.sept.children(entry)):
+        child.state, child.page = MAPPED, large + (i << 12)
+    return SUCCESS
+
+
+def _promote(call: Call) -> int:
+    entry, td = _operands(call)
+    children = td.sept.children(entry)
+    entry.state, entry.page = MAPPED, children[0].page
+    for child in children:
+        child.state, child.page = FREE, 0
+    return SUCCESS
+
+
+def _set_op_state(state: int) -> Callable[[Call], int]:
+    def commit_call(call: Call) -> int:
+        assert call.td is not None
+        call.td.op_state = state
+        return SUCCESS
+
+    return commit_call
+
+
+def _flush(call: Call) -> int:
+    assert call.vcpu is not None
+    call.vcpu.lp = NOWHERE
+    call.vcpu.td.n_associated -= 1
+    return SUCCESS
+
+
+_CHECKS: Final[dict[str, Callable[[Call], int]]] = {
+    "TDH.MEM.SEPT.ADD": _state_is(FREE),
+    "TDH.MEM.PAGE.ADD": _state_is(FREE),
+    "TDH.MEM.PAGE.AUG": _check_aug,
+    "TDH.MEM.RANGE.BLOCK": _check_block,
+    "TDH.MEM.RANGE.UNBLOCK": _blocked_and_tracked(BLOCKED, PENDING_BLOCKED, NL_BLOCKED),
+    "TDH.MEM.PAGE.REMOVE": _blocked_and_tracked(BLOCKED, PENDING_BLOCKED),
+    "TDH.MEM.SEPT.REMOVE": _blocked_and_tracked(NL_BLOCKED),
+    "TDH.MEM.PAGE.DEMOTE": _blocked_and_tracked(BLOCKED),
+    "TDH.MEM.PAGE.PROMOTE": _blocked_and_tracked(NL_BLOCKED),
+    "TDH.VP.FLUSH": _check_flush,
+}
+_COMMITS: Final[dict[str, Callable[[Call], int]]] = {
+    "TDH.MEM.SEPT.ADD": _install(NL_MAPPED),
+    "TDH.MEM.PAGE.ADD": _install(MAPPED),
+    "TDH.MEM.PAGE.AUG": _install(PENDING),
+    "TDH.MEM.RANGE.BLOCK": _block,
+    "TDH.MEM.RANGE.UNBLOCK": _unblock,
+    "TDH.MEM.PAGE.REMOVE": _free,
+    "TDH.MEM.SEPT.REMOVE": _free,
+    "TDH.MEM.TRACK": _track,
+    "TDH.MEM.PAGE.DEMOTE": _demote,
+    "TDH.MEM.PAGE.PROMOTE": _promote,
+    "TDH.MNG.INIT": _set_op_state(INITIALIZED),
+    "TDH.MR.FINALIZE": _set_op_state(RUNNABLE),
+    "TDH.VP.FLUSH": _flush,
+}

@@ -1,0 +1,247 @@
+"""The module's locks: a failed attempt is answered at once, none is ever waited for.
+
+``SharexLock`` and ``EntryLock`` are single locks; ``LockGroup`` and ``PamtPageLock`` acquire
+several.
+
+Sources: intel/tdx-module 1.5.01 to 1.5.25, ``src/common/helpers/tdx_locks.h``
+(``acquire_sharex_lock*``, ``release_sharex_lock*``, ``sept_lock_acquire_host``,
+``sept_lock_acquire_guest``, ``sept_lock_release``);
+``src/common/memory_handlers/pamt_manager.c``: a walk to a 4 KB entry holds its 2 MB parent
+shared (``pamt_walk``), work on a 2 MB page takes the 2 MB entry itself (``pamt_promote``,
+``pamt_demote``); ``tdh_mem_page_promote.c`` of 1.5.01 to 1.5.16 locks the 512 entries below
+the one it promotes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from tdxtrace.simulate.module.abi import page_bytes
+
+# Result of an attempt to acquire a lock.
+ACQUIRED: Final = 0
+BUSY: Final = 1
+BUSY_HOST_PRIORITY: Final = 2
+"""Returned to a guest only: the lock is free, but reserved for a host that failed before."""
+
+
+class Holder(Protocol):
+    """What can hold a lock: a SEAMCALL of the host or a TDCALL of a guest."""
+
+    guest: bool
+    """Whether it is a TDCALL of a guest."""
+
+
+class SharexLock:
+    """A lock with many sharers or one exclusive holder; no queue, no fairness, no priority."""
+
+    __slots__ = ("exclusive", "sharers")
+
+    def __init__(self) -> None:
+        self.exclusive: Holder | None = None
+        # A dict keeps the order of acquisition; the order of a set is not reproducible.
+        self.sharers: dict[Holder, None] = {}
+
+    def acquire(self, who: Holder, exclusive: bool) -> int:
+        """Try to acquire the lock; returns ACQUIRED or BUSY."""
+        if self.exclusive is not None or (exclusive and self.sharers):
+            return BUSY
+        if exclusive:
+            self.exclusive = who
+        else:
+            self.sharers[who] = None
+        return ACQUIRED
+
+    def release(self, who: Holder) -> None:
+        """Release the lock, shared or exclusive."""
+        if self.exclusive is who:
+            self.exclusive = None
+        else:
+            del self.sharers[who]
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Current holders, the longest-standing first."""
+        return (self.exclusive,) if self.exclusive is not None else tuple(self.sharers)
+
+
+class SharexHpLock(SharexLock):
+    """A sharex lock with host priority: after a failed attempt of the host, guests are refused.
+
+    Only a failed attempt of the host sets ``host_priority``, only a successful one of
+    the host clears it; a release keeps it.  It excludes guests, never another host.
+    """
+
+    __slots__ = ("host_priority",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host_priority = False
+
+    def acquire(self, who: Holder, exclusive: bool) -> int:
+        """Try to acquire the lock; returns ACQUIRED, BUSY, or for a guest BUSY_HOST_PRIORITY."""
+        if who.guest:
+            return self._take_as_guest(who, exclusive)
+        if self.exclusive is not None or (exclusive and self.sharers):
+            self.host_priority = True
+            return BUSY
+        self.host_priority = False
+        if exclusive:
+            self.exclusive = who
+        else:
+            self.sharers[who] = None
+        return ACQUIRED
+
+    def promote(self, who: Holder) -> int:
+        """Try to make a host's shared hold exclusive; on BUSY it stays shared."""
+        if len(self.sharers) > 1:
+            self.host_priority = True
+            return BUSY
+        del self.sharers[who]
+        self.exclusive = who
+        self.host_priority = False
+        return ACQUIRED
+
+    def _take_as_guest(self, who: Holder, exclusive: bool) -> int:
+        # A guest's exclusive attempt tests the holders before the priority bit, its shared
+        # attempt the bit first: truth table of acquire_sharex_lock_hp_sh/ex.
+        if exclusive and (self.exclusive is not None or self.sharers):
+            return BUSY
+        if self.host_priority:
+            return BUSY_HOST_PRIORITY
+        return super().acquire(who, exclusive)
+
+
+class EntryLock:
+    """The lock bit (TDEL) and host-priority bit (TDHP) of one Secure EPT entry."""
+
+    __slots__ = ("host_priority", "owner")
+
+    def __init__(self) -> None:
+        self.owner: Holder | None = None
+        self.host_priority = False
+
+    def acquire(self, who: Holder, exclusive: bool = True) -> int:
+        """Try to lock the entry; returns ACQUIRED, BUSY, or for a guest BUSY_HOST_PRIORITY."""
+        assert exclusive, "an entry lock is never shared"
+        if self.owner is not None:
+            self.host_priority = self.host_priority or not who.guest
+            return BUSY
+        if who.guest and self.host_priority:
+            return BUSY_HOST_PRIORITY
+        self.owner = who
+        if not who.guest:
+            self.host_priority = False
+        return ACQUIRED
+
+    def release(self, who: Holder) -> None:
+        """Unlock the entry; the priority bit stays."""
+        assert self.owner is who
+        self.owner = None
+
+    def holders(self) -> tuple[Holder, ...]:
+        """The current holder, if any."""
+        return () if self.owner is None else (self.owner,)
+
+
+Lock = SharexLock | EntryLock
+
+
+class LockGroup:
+    """Locks that are acquired one after the other, all or none."""
+
+    __slots__ = ("_refused", "_taken", "_wanted")
+
+    def __init__(self, wanted: Sequence[tuple[Lock, bool | None]]) -> None:
+        # None stands for the mode that the caller asks for.
+        self._wanted = wanted
+        self._taken: list[Lock] = []
+        self._refused: Lock | None = None
+
+    def acquire(self, who: Holder, exclusive: bool) -> int:
+        """Try to acquire every lock in order; returns the result of the first that fails."""
+        for lock, mode in self._wanted:
+            result = lock.acquire(who, exclusive if mode is None else mode)
+            if result != ACQUIRED:
+                self._refused = lock
+                self.release(who)
+                return result
+            self._taken.append(lock)
+        return ACQUIRED
+
+    def release(self, who: Holder) -> None:
+        """Release all of them."""
+        while self._taken:
+            self._taken.pop().release(who)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Holders of the lock whose acquisition failed."""
+        return () if self._refused is None else self._refused.holders()
+
+
+class PamtPageLock:
+    """The lock of the PAMT entry of one page, together with its 2 MB parent, shared."""
+
+    __slots__ = ("_own", "_pamt", "_parent", "_refused")
+
+    def __init__(self, pamt: Pamt, page: int, level: int) -> None:
+        self._pamt = pamt
+        self._own = page & -page_bytes(level) | level
+        self._parent = page & -page_bytes(1) | 1 if level == 0 else None
+        self._refused: SharexLock | None = None
+
+    def acquire(self, who: Holder, exclusive: bool) -> int:
+        """Try to acquire the parent, then the entry; holds neither if one fails."""
+        entry = self._pamt.entry
+        if self._parent is not None:
+            parent = entry(self._parent)
+            result = parent.acquire(who, False)
+            if result != ACQUIRED:
+                self._refused = parent
+                return result
+        own = entry(self._own)
+        result = own.acquire(who, exclusive)
+        if result != ACQUIRED:
+            self._refused = own
+            if self._parent is not None:
+                self._pamt.release(self._parent, who)
+        return result
+
+    def release(self, who: Holder) -> None:
+        """Release the entry and its parent."""
+        self._pamt.release(self._own, who)
+        if self._parent is not None:
+            self._pamt.release(self._parent, who)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Holders of the PAMT entry whose acquisition failed."""
+        return () if self._refused is None else self._refused.holders()
+
+
+class Pamt:
+    """The PAMT entries that are locked or reserved for a host; others are not stored."""
+
+    __slots__ = ("_entries", "_host_priority")
+
+    def __init__(self, host_priority: bool) -> None:
+        self._host_priority = host_priority
+        self._entries: dict[int, SharexLock] = {}
+
+    def page(self, page: int, level: int) -> PamtPageLock:
+        """The lock of a page of ``level`` (0 is 4 KB, 1 is 2 MB), including its parent."""
+        return PamtPageLock(self, page, level)
+
+    def entry(self, key: int) -> SharexLock:
+        """The lock of the PAMT entry whose key is a page's address and level together."""
+        lock = self._entries.get(key)
+        if lock is None:
+            lock = self._entries[key] = SharexHpLock() if self._host_priority else SharexLock()
+        return lock
+
+    def release(self, key: int, who: Holder) -> None:
+        """Release an entry, and drop it if it is neither held nor reserved for a host."""
+        lock = self._entries[key]
+        lock.release(who)
+        idle = lock.exclusive is None and not lock.sharers
+        if idle and not getattr(lock, "host_priority", False):
+            del self._entries[key]

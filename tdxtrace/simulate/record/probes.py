@@ -1,0 +1,265 @@
+"""What a tracer on the host records of a run: one event for each hit of a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+from tdxtrace.simulate.engine import Run
+from tdxtrace.simulate.journal import KernelEvent
+from tdxtrace.simulate.module.abi import LEAF
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record import symbols, tracepoints
+from tdxtrace.simulate.record.recording import TraceEvent
+from tdxtrace.simulate.record.symbols import CLOCK_START_NS, VCPU_RUN, WRAPPERS
+from tdxtrace.simulate.record.tracepoints import EventSpec, Fields
+
+# 7.x passes a page frame number where 6.x passed a struct page.
+_PFN_IN_7: Final = ("TDH.MEM.PAGE.ADD", "TDH.MEM.PAGE.AUG", "TDH.PHYMEM.PAGE.WBINVD")
+
+
+def td_number(call: Call) -> int:
+    """Number of the VM that a call is on."""
+    assert call.td is not None
+    return call.td.number
+
+
+class CallArguments:
+    """Arguments and registers of calls, as probes fetch them.
+
+    Args:
+        level_base: Number of the 4K level in the kernel's wrappers: 0, from 7.0 on 1.
+    """
+
+    def __init__(self, level_base: int) -> None:
+        self._level_base = level_base
+
+    def of(self, call: Call, arguments: tuple[str, ...]) -> tuple[int, ...]:
+        """The named arguments of the wrapper that made ``call``."""
+        return tuple(self._argument(call, name) for name in arguments)
+
+    def _argument(self, call: Call, name: str) -> int:
+        if name == "td":
+            return symbols.td_address(td_number(call))
+        if name == "vp":
+            assert call.vcpu is not None
+            return symbols.vp_address(td_number(call), call.vcpu.number)
+        if name == "page":
+            as_pfn = self._level_base and call.leaf in _PFN_IN_7
+            return call.page >> 12 if as_pfn else symbols.struct_page(call.page)
+        if name == "level":
+            return call.level + self._level_base
+        return call.gpa if name == "gpa" else call.operand
+
+    def registers(self, call: Call) -> tuple[int, int, int]:
+        """RCX, RDX and R8 as the kernel loads them."""
+        tdr = symbols.control_page(td_number(call)) if call.td is not None else 0
+        if call.leaf.startswith("TDH.MEM.") and call.leaf != "TDH.MEM.TRACK":
+            return call.gpa | call.level, tdr, call.page
+        if call.leaf == "TDH.MR.EXTEND":
+            return call.gpa, tdr, 0
+        if call.leaf.startswith("TDH.PHYMEM."):
+            return call.page or call.operand, 0, 0
+        if call.leaf.startswith("TDH.VP."):
+            return self._vp_registers(call, tdr)
+        if call.leaf == "TDH.MNG.ADDCX":
+            return call.page, tdr, 0
+        return tdr, call.operand if call.leaf == "TDH.MNG.CREATE" else 0, 0
+
+    def _vp_registers(self, call: Call, tdr: int) -> tuple[int, int, int]:
+        assert call.vcpu is not None
+        tdvpr = symbols.control_page(td_number(call), call.vcpu.number)
+        if call.leaf == "TDH.VP.ADDCX":
+            return call.page, tdvpr, 0
+        return tdvpr, tdr if call.leaf == "TDH.VP.CREATE" else 0, 0
+
+
+PROBES: Final = ("wrappers", "retargs", "seamcall", "stock")
+
+# Time between a probe and the start or end of the call.
+_BEFORE_NS: Final = 90
+_AFTER_NS: Final = 60
+_INSIDE_NS: Final = 25
+
+# SEAMCALLs with outputs go through __seamcall_ret, the others through __seamcall: Linux
+# arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret() and seamcall().
+_WITH_OUTPUT: Final = frozenset(
+    [
+        "TDH.MEM.PAGE.ADD",
+        "TDH.MEM.SEPT.ADD",
+        "TDH.MEM.PAGE.AUG",
+        "TDH.MEM.RANGE.BLOCK",
+        "TDH.MEM.RANGE.UNBLOCK",
+        "TDH.MEM.PAGE.REMOVE",
+        "TDH.MEM.PAGE.DEMOTE",
+        "TDH.MR.EXTEND",
+        "TDH.MNG.INIT",
+        "TDH.PHYMEM.PAGE.RECLAIM",
+    ]
+)
+
+
+_STATUS: Final = (("ret", "x64"),)
+_REGISTERS: Final = ("rcx", "rdx", "r8")
+# Wrappers whose two last arguments point to where RCX and RDX are returned.
+_EXTENDED: Final = frozenset(WRAPPERS[leaf][0] for leaf in _WITH_OUTPUT if ".MEM." in leaf)
+_TYPES: Final = {"level": "s32", "hkid": "u64", "resume": "u8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Options of a recording: what is probed."""
+
+    probes: str = "wrappers"
+    """wrappers: entry and return of each tdh_*; retargs: returns with arguments; seamcall:
+    __seamcall and __seamcall_ret; stock: KVM's own tracepoints and nothing else."""
+    vp_enter: bool = True
+    """Whether tdx_vcpu_run is probed for the status of TDH.VP.ENTER."""
+    kvm: bool = True
+    """Whether KVM's tracepoints are recorded."""
+    arguments: bool = True
+    """Whether the probes fetch arguments (td, gpa, level); without, only statuses."""
+
+
+class ProbeRecorder:
+    """Recorder of the events that a run causes with these options."""
+
+    def __init__(self, run: Run, capture: Capture) -> None:
+        self.run = run
+        self.capture = capture
+        self.level_base = 1 if run.scenario.kernel.startswith("7") else 0
+        self._specs: dict[tuple[str, str], EventSpec] = {}
+        self._call_arguments = CallArguments(self.level_base)
+
+    def events(self) -> list[TraceEvent]:
+        """All events of the run, sorted by timestamp (ns of the trace's clock)."""
+        recorded: list[TraceEvent] = []
+        calls = self.run.journal.calls
+        entries = [call for call in calls if call.leaf == "TDH.VP.ENTER"]
+        others = sorted((c for c in calls if c.wrapper_call), key=lambda c: c.wrapper_call)
+        for _, inside in groupby(others, key=lambda c: c.wrapper_call):
+            recorded.extend(self._call(tuple(inside)))
+        for call in entries:
+            recorded.extend(self._entry(call))
+        for call in self.run.unfinished_entries:
+            recorded.extend(self._entry(call))
+        if self.capture.kvm:
+            traced = (event for event in self.run.journal.events if event.name != "dmesg")
+            recorded.extend(map(self._kernel_event, traced))
+        # Buffers are per CPU and merged by timestamp; among equal ones the lowest CPU goes
+        # first, in the kernel (__find_next_entry) as in trace-cmd.
+        recorded.sort(key=lambda event: (event.ts_ns, event.cpu))
+        end_ns = CLOCK_START_NS + self.run.end_ns
+        return [event for event in recorded if event.ts_ns <= end_ns]
+
+    def _call(self, calls: tuple[Call, ...]) -> Iterator[TraceEvent]:
+        probes = self.capture.probes
+        if probes == "stock":
+            return
+        if probes == "seamcall":
+            for call in calls:
+                yield from self._seamcall(call)
+            return
+        first, last = calls[0], calls[-1]
+        function, arguments = WRAPPERS[first.leaf]
+        if not self.capture.arguments:
+            arguments = ()
+        if probes == "wrappers":
+            spec = self._spec("entry", f"{function}_enter", function, _typed(arguments))
+            yield self._event(
+                first, first.start_ns, spec, self._call_arguments.of(first, arguments), calls
+            )
+            spec = self._spec("return", f"{function}_exit", function, _STATUS)
+            yield self._event(last, last.end_ns, spec, (last.status,), calls)
+            return
+        outputs = ("ext1", "ext2") if function in _EXTENDED and arguments else ()
+        fields = (*_STATUS, *_typed(arguments), *((name, "x64") for name in outputs))
+        values = (
+            last.status,
+            *self._call_arguments.of(last, arguments),
+            last.out_rcx,
+            last.out_rdx,
+        )
+        spec = self._spec("return", f"{function}_done", function, fields)
+        yield self._event(last, last.end_ns, spec, values[: len(fields)], calls)
+
+    def _seamcall(self, call: Call) -> Iterator[TraceEvent]:
+        with_output = call.leaf in _WITH_OUTPUT
+        function = "__seamcall_ret" if with_output else "__seamcall"
+        fn = LEAF[call.leaf] | call.version << 16
+        registers = self._call_arguments.registers(call) if self.capture.arguments else ()
+        inputs: Fields = (("fn", "x64"), *((r, "x64") for r in _REGISTERS[: len(registers)]))
+        start, end = call.start_ns + _INSIDE_NS, call.end_ns - _INSIDE_NS
+        if with_output:
+            spec = self._spec("entry", "sc_ret_in", function, inputs)
+            yield self._event(call, start, spec, (fn, *registers), (call,))
+            outputs = (call.out_rcx, call.out_rdx, 0)[: len(registers)]
+            values = (call.status, fn, *outputs)
+        else:
+            values = (call.status, fn, *registers)
+        name = "sc_ret" if with_output else "sc"
+        spec = self._spec("return", name, function, (*_STATUS, *inputs))
+        yield self._event(call, end, spec, values, (call,))
+
+    def _entry(self, call: Call) -> Iterator[TraceEvent]:
+        """The events of one TDH.VP.ENTER; of an unfinished one, only those of its start."""
+        vcpu = call.page
+        vp = symbols.vcpu_address(td_number(call), vcpu)
+        probed = self.capture.vp_enter and self.capture.probes != "stock"
+        if probed:
+            spec = self._spec("entry", "vpenter_in", VCPU_RUN, (("vp", "x64"),))
+            yield self._event(call, call.start_ns - _BEFORE_NS, spec, (vp,), (call,))
+        if self.capture.kvm:
+            fields = (vcpu, 0, 0, 0, 0)
+            yield self._event(call, call.start_ns, tracepoints.KVM_ENTRY, fields, ())
+        if not call.end_ns:
+            return
+        if self.capture.kvm:
+            yield self._event(call, call.end_ns, *tracepoints.kvm_exit(call, vcpu), ())
+        if probed:
+            types = (("status", "x64"), ("gpa", "x64"), ("vp", "x64"), ("fast", "u32"))
+            spec = self._spec("return", "vpenter", VCPU_RUN, types)
+            values = (call.status, call.out_r8, vp, 0)
+            yield self._event(call, call.end_ns + _AFTER_NS, spec, values, (call,))
+
+    def _kernel_event(self, event: KernelEvent) -> TraceEvent:
+        spec, values = tracepoints.kvm_event(event)
+        thread = event.thread
+        ts_ns = CLOCK_START_NS + event.ts_ns
+        return TraceEvent(
+            ts_ns, event.cpu, thread.tid, thread.tgid, thread.comm, False, spec, values
+        )
+
+    def _event(
+        self,
+        call: Call,
+        ts_ns: int,
+        spec: EventSpec,
+        values: tuple[int, ...],
+        calls: tuple[Call, ...],
+    ) -> TraceEvent:
+        thread = call.thread
+        assert thread is not None
+        return TraceEvent(
+            CLOCK_START_NS + ts_ns,
+            call.cpu,
+            thread.tid,
+            thread.tgid,
+            thread.comm,
+            call.in_irq,
+            spec,
+            values,
+            calls,
+        )
+
+    def _spec(self, kind: str, name: str, function: str, fields: Fields) -> EventSpec:
+        spec = self._specs.get((kind, name))
+        if spec is None:
+            spec = self._specs[kind, name] = EventSpec("tdx", name, kind, fields, function)
+        return spec
+
+
+def _typed(arguments: tuple[str, ...]) -> Fields:
+    return tuple((name, _TYPES.get(name, "x64")) for name in arguments)
