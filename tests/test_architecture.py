@@ -44,6 +44,8 @@ IMPORT_TDXTRACE = {
 # Circles of imports that are still there, by their modules. Remove an entry with its circle;
 # add none: move what both modules need into a third.
 KNOWN_CIRCLES: set[frozenset[str]] = set()
+# A package of the simulator may import itself, those named before it, and modules of no package.
+SIMULATOR = ("module", "host", "guest", "kvm", "record")
 MAX_FUNCTION_LINES = 40
 
 
@@ -164,6 +166,16 @@ def test_modules_of_a_room_do_not_import_in_a_circle() -> None:
     assert not shorter, f"shorten in KNOWN_CIRCLES, part of it is no circle any more: {shorter}"
     assert not new, "modules import each other in a circle: " + ", ".join(edges)
     assert not gone, f"remove from KNOWN_CIRCLES, it is no circle any more: {gone}"
+
+
+@pytest.mark.parametrize("package", SIMULATOR)
+def test_the_packages_of_the_simulator_are_layers(package: str) -> None:
+    later = tuple(f"tdxtrace.simulate.{n}." for n in SIMULATOR[SIMULATOR.index(package) + 1 :])
+    modules = [m for m in TEXTS if m.startswith(f"tdxtrace.simulate.{package}.")]
+    assert modules
+    for module in modules:
+        strays = {name for name in _imported(TEXTS[module]) if f"{name}.".startswith(later)}
+        assert not strays, f"{module} may not import {sorted(strays)}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

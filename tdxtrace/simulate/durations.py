@@ -38,10 +38,6 @@ class Duration:
                 "times are not negative and grow from low over median and p99 to high"
             )
 
-    def scaled(self, factor: float) -> Duration:
-        """The same distribution, ``factor`` times as long."""
-        return Duration(*(int(ns * factor) for ns in (self.low, self.median, self.p99, self.high)))
-
 
 def fixed(ns: int) -> Duration:
     """A duration that does not vary."""
@@ -102,7 +98,7 @@ class Durations:
     # To the VMM and back, and the work of the VMM itself.  Not public.
     userspace: Duration = _us(4.0, 9.0, 45.0, 400.0)
     convert: Duration = _us(3.0, 6.0, 30.0, 300.0)
-    # GuestSpec: one TDCALL that stays in the module (0.65 us: CPUID answered inside,
+    # Guest: one TDCALL that stays in the module (0.65 us: CPUID answered inside,
     # TUM-DSE/CVM_eval), of which a page's zeroing on ACCEPT is extra; #VE; interrupts.
     tdcall: Duration = _us(0.55, 0.65, 0.9, 3.0)
     zero_page: Duration = _us(0.10, 0.14, 0.3, 1.5)
@@ -127,7 +123,7 @@ def durations_from(given: Mapping[str, list[int]]) -> Durations:
         ValueError: If a name is unknown or its four numbers are no distribution.
     """
     known = {field.name for field in dataclasses.fields(Durations)}
-    made = {}
+    changes = {}
     for name, numbers in given.items():
         if name not in known:
             raise ValueError(f"no such time: {name!r}; there are: {', '.join(sorted(known))}")
@@ -135,5 +131,5 @@ def durations_from(given: Mapping[str, list[int]]) -> Durations:
             raise ValueError(
                 f"time {name!r} takes four whole numbers of ns: low, median, p99, high"
             )
-        made[name] = Duration(*numbers)
-    return dataclasses.replace(Durations(), **made)
+        changes[name] = Duration(*numbers)
+    return dataclasses.replace(Durations(), **changes)

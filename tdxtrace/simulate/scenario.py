@@ -79,8 +79,8 @@ class Scenario:
         Raises:
             QueryError: If the result cannot be run.
         """
-        made = dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
-        return checked(made)
+        known = {k: v for k, v in changes.items() if v is not None}
+        return checked(dataclasses.replace(self, **known))
 
     def with_vcpus(self, n: int | None) -> Scenario:
         """Return the scenario with ``n`` vCPUs in every TD; None changes nothing."""
@@ -222,9 +222,9 @@ def _build(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             raise QueryError(f"{where} has no {name!r}; nearest: {near}")
-        wanted = str(known[name].type)
-        if wanted in _TYPES and type(value) not in _TYPES[wanted]:
-            raise QueryError(f"{name!r} of {where} is {value!r}, not {wanted}")
+        declared = str(known[name].type)
+        if declared in _TYPES and type(value) not in _TYPES[declared]:
+            raise QueryError(f"{name!r} of {where} is {value!r}, not {declared}")
     try:
         return kind(**given)
     except TypeError as error:
@@ -245,8 +245,8 @@ def _tables(given: Any, where: str) -> list[dict[str, Any]]:  # noqa: ANN401 - w
     return given
 
 
-def _fields_of(made: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
-    return {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+def _fields_of(instance: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses here
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
 
 
 def _toml_value(value: object) -> str:

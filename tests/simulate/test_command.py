@@ -1,4 +1,4 @@
-"""``tdxtrace simulate``: the same bytes for the same words, whole files, one line per mistake."""
+"""``tdxtrace simulate``: same bytes for same options, whole files, one line per error."""
 
 import csv
 import hashlib
@@ -30,16 +30,26 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
-def test_the_same_words_give_the_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
-    made = []
+def test_the_same_options_give_the_same_bytes_under_any_hash_seed(tmp_path: Path) -> None:
+    outputs = []
     for seed in ("1", "2"):
-        out, told = tmp_path / f"{seed}.txt", tmp_path / f"truth{seed}"
-        words = ("crowd", "--seed", "9", "--duration", "8ms", "-o", str(out), "--truth", str(told))
+        out, truth_dir = tmp_path / f"{seed}.txt", tmp_path / f"truth{seed}"
+        words = (
+            "crowd",
+            "--seed",
+            "9",
+            "--duration",
+            "8ms",
+            "-o",
+            str(out),
+            "--truth",
+            str(truth_dir),
+        )
         done = _simulate(*words, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
-        made.append((out.read_bytes(), _files(told)))
-    assert made[0] == made[1]
-    assert set(made[0][1]) == {"scenario.toml", *(f"{t.name}.csv" for t in TRUTH_TABLES)}
+        outputs.append((out.read_bytes(), _files(truth_dir)))
+    assert outputs[0] == outputs[1]
+    assert set(outputs[0][1]) == {"scenario.toml", *(f"{t.name}.csv" for t in TRUTH_TABLES)}
 
 
 def test_a_known_run_is_the_same_on_every_python() -> None:
@@ -47,16 +57,16 @@ def test_a_known_run_is_the_same_on_every_python() -> None:
     data = output.render_bytes(
         run, faults.record(run, Capture(), ()), output.parse_format("tracefs")
     )
-    told = repr([(name, rows) for name, rows in truth.rows_of(run).items()]).encode()
-    assert hashlib.sha256(data + told).hexdigest()[:16] == KNOWN
+    tables = repr([(name, rows) for name, rows in truth.rows_of(run).items()]).encode()
+    assert hashlib.sha256(data + tables).hexdigest()[:16] == KNOWN
 
 
-# ScenarioChanges only when the simulator is meant to behave otherwise; then it is set anew.
+# Changes only with a deliberate change of the simulator; then it is set anew.
 KNOWN = "a206321f14b3cf81"
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "says"),
+    ("words", "status", "message"),
     [
         (["balon"], 2, "no scenario 'balon'; nearest: balloon"),
         ([], 2, "no scenario named"),
@@ -78,10 +88,10 @@ KNOWN = "a206321f14b3cf81"
         (["quiet", "--truth", "/proc/version"], 1, "/proc/version is a file"),
     ],
 )
-def test_bad_words_get_one_line(
+def test_invalid_options_get_one_line(
     words: list[str],
     status: int,
-    says: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -90,12 +100,12 @@ def test_bad_words_get_one_line(
         main()
     text = capsys.readouterr().err
     assert left.value.code == status, text
-    assert says in text
+    assert message in text
     assert text.startswith("tdxtrace: ")
     assert len(text.splitlines()) == 1
 
 
-def test_an_existing_file_is_kept(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
     out = tmp_path / "trace.txt"
     out.write_text("mine")
     done = _simulate("quiet", "--duration", "1ms", "-o", str(out))
@@ -135,12 +145,12 @@ def test_list_and_describe_name_every_scenario() -> None:
     listed = _simulate("--list").stdout.decode().splitlines()
     assert [line.split()[0] for line in listed] == scenario.names()
     assert len(listed) >= 12
-    told = _simulate("--describe", "zero_step_attack").stdout.decode()
-    assert told.startswith("zero_step_attack: a host that zero-steps")
-    assert 'kind = "churn_blocks"' in told
+    text = _simulate("--describe", "zero_step_attack").stdout.decode()
+    assert text.startswith("zero_step_attack: a host that zero-steps")
+    assert 'kind = "churn_blocks"' in text
 
 
-def test_a_scenario_of_ones_own_runs_from_a_file(tmp_path: Path) -> None:
+def test_a_scenario_runs_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(scenario.named("quiet").to_toml().replace('"quiet"', '"mine"'))
     done = _simulate(str(path), "--duration", "2ms", "--vcpus", "2", "-q")
@@ -153,7 +163,7 @@ def test_a_scenario_of_ones_own_runs_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", scenario.names())
-def test_the_truth_keeps_its_promises(name: str) -> None:
+def test_the_truth_tables_match_their_declarations(name: str) -> None:
     run = engine.run(scenario.named(name).with_(duration_ms=6), 1)
     rows = truth.rows_of(run)
     frames = {
@@ -164,7 +174,7 @@ def test_the_truth_keeps_its_promises(name: str) -> None:
     assert chains["n_busy"].sum() == frames["truth_busy"].height
 
 
-def test_truth_as_csv_reads_back_as_it_was(tmp_path: Path) -> None:
+def test_truth_csv_names_busy_resources_and_holders(tmp_path: Path) -> None:
     done = _simulate(
         "hostile_guest", "--duration", "6ms", "--truth", str(tmp_path / "t"), "-o", "/dev/null",
     )  # fmt: skip
@@ -176,7 +186,7 @@ def test_truth_as_csv_reads_back_as_it_was(tmp_path: Path) -> None:
     assert {row["holder"] for row in rows} >= {"TDG.MEM.PAGE.ATTR"}
 
 
-def test_tiles_repeat_a_trace_without_joining_chains() -> None:
+def test_repetitions_differ_only_in_their_seconds() -> None:
     run = output.without_open_requests(
         engine.run(scenario.named("zero_step_attack").with_(duration_ms=4), 1)
     )
@@ -191,9 +201,9 @@ def test_tiles_repeat_a_trace_without_joining_chains() -> None:
         assert [line.replace("4189.", "4191.") for line in first] == second
 
 
-def test_nothing_is_left_open_at_the_end_of_a_tile() -> None:
-    made = scenario.named("zero_step_attack").with_(generation="B", duration_ms=5)
-    run = engine.run(made, 1)
+def test_a_repetition_has_no_open_requests_or_entries() -> None:
+    chosen = scenario.named("zero_step_attack").with_(generation="B", duration_ms=5)
+    run = engine.run(chosen, 1)
     open_ = {id(c) for r in run.journal.requests if r.outcome == "cut" for c in r.calls}
     kept = {id(c) for c in output.without_open_requests(run).journal.calls}
     assert open_

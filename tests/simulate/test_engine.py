@@ -1,4 +1,4 @@
-"""Runs as a whole: the same for the same seed, physically possible, true to the policies."""
+"""Whole runs: reproducible, physically possible, and as the busy policies say."""
 
 from collections import Counter
 from functools import cache
@@ -27,11 +27,11 @@ def _calls(run: Run) -> list[tuple[int, int, int, int, str, int, int]]:
 
 
 @pytest.mark.parametrize("name", scenario.names())
-def test_every_scenario_runs_the_same_twice_and_is_possible(name: str) -> None:
+def test_every_scenario_is_reproducible_and_runs_one_call_at_a_time(name: str) -> None:
     first, second = (engine.run(scenario.named(name).with_(duration_ms=6), 3) for _ in range(2))
     assert _calls(first) == _calls(second)
-    told = [[(*a[:1], *a[2:]) for a in run.journal.actions] for run in (first, second)]
-    assert told[0] == told[1]
+    actions = [[(*a[:1], *a[2:]) for a in run.journal.actions] for run in (first, second)]
+    assert actions[0] == actions[1]
     assert first.journal.calls
     for owner in ("cpu", "thread"):
         last: dict[object, int] = {}
@@ -41,7 +41,7 @@ def test_every_scenario_runs_the_same_twice_and_is_possible(name: str) -> None:
             last[key] = call.end_ns
 
 
-def test_another_seed_gives_another_run() -> None:
+def test_runs_with_different_seeds_differ() -> None:
     assert _calls(_run("balloon", 1)) != _calls(_run("balloon", 2))
 
 
@@ -52,7 +52,7 @@ def test_a_quiet_td_is_never_refused() -> None:
 
 
 @pytest.mark.parametrize("generation", ["A", "B", "C"])
-def test_every_busy_answer_has_a_holder_that_was_there(generation: str) -> None:
+def test_every_busy_answer_has_holders_that_began_before(generation: str) -> None:
     for name in ("zero_step_attack", "hostile_guest", "balloon"):
         run = _run(name, generation=generation, duration_ms=8)
         busy = [c for c in run.journal.calls if is_busy(c.status)]
@@ -72,7 +72,7 @@ def test_the_gate_refuses_only_after_seven_faults() -> None:
     assert sum(e.n_busy for e in run.journal.episodes) == n_busy
 
 
-def test_armed_entries_meet_aug_only_before_1_5_20() -> None:
+def test_armed_entries_conflict_with_aug_only_before_1_5_20() -> None:
     def met(generation: str) -> set[str]:
         run = _run("zero_step_attack", generation=generation)
         return {
@@ -106,8 +106,8 @@ def test_host_priority_lets_a_host_win_after_one_critical_section() -> None:
 
 def test_the_seed_loop_warns_and_doubles() -> None:
     long_held = {"attr": [20_000, 40_000, 80_000, 100_000]}
-    made = scenario.named("hostile_guest").with_(policy="seed-loop", times=long_held)
-    run = engine.run(made, 1)
+    chosen = scenario.named("hostile_guest").with_(policy="seed-loop", times=long_held)
+    run = engine.run(chosen, 1)
     warned = [a.detail for a in run.journal.actions if a.action == "warn"]
     assert warned[:2] == [16, 32]
     assert warned == [16 << i for i in range(len(warned))]
@@ -152,15 +152,15 @@ def test_a_pending_page_keeps_the_gate_shut_before_1_5_20() -> None:
     assert worst["B"] > 100 * worst["C"]
 
 
-def test_a_truth_of_scenarios_is_their_text() -> None:
+def test_scenarios_survive_a_round_trip_through_toml() -> None:
     for name in scenario.names():
-        made = scenario.named(name)
-        assert scenario.load(made.to_toml()) == made
-        assert made.name == name
+        chosen = scenario.named(name)
+        assert scenario.load(chosen.to_toml()) == chosen
+        assert chosen.name == name
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"generation": "D"}, "generation 'D' is not one of A, B, C"),
         ({"policy": "mainlin"}, "no policy 'mainlin'; nearest: mainline"),
@@ -172,9 +172,9 @@ def test_a_truth_of_scenarios_is_their_text() -> None:
     ],
 )
 def test_an_impossible_scenario_is_refused_in_one_line(
-    change: dict[str, object], says: str
+    change: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(QueryError, match=says) as error:
+    with pytest.raises(QueryError, match=message) as error:
         scenario.named("quiet").with_(**change)
     assert "\n" not in str(error.value)
 
@@ -185,7 +185,7 @@ def test_large_pages_need_a_module_that_can_split_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("name = ", "is no TOML"),
         ('name = "x"\ntitle = "y"\nspeed = 3', "has no 'speed'; nearest"),
@@ -194,8 +194,8 @@ def test_large_pages_need_a_module_that_can_split_them() -> None:
         ('name = "x"\ntitle = "y"', "TDs is 0"),
     ],
 )
-def test_a_broken_scenario_file_is_refused_in_one_line(text: str, says: str) -> None:
-    with pytest.raises(QueryError, match=says):
+def test_a_broken_scenario_file_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
         scenario.load(text)
 
 

@@ -74,24 +74,34 @@ def _short(name: str, generation: str = "C") -> Scenario:
 
 def _scenarios() -> dict[str, Scenario]:
     """Every run whose truth and formats are hashed, by what the line calls it."""
-    made = {}
+    runs = {}
     for name in scenario.names():
         for generation in GENERATIONS:
             if name != "page_split" or generation != "A":
-                made[f"{name} {generation}"] = _short(name, generation)
+                runs[f"{name} {generation}"] = _short(name, generation)
     for policy in POLICIES:
-        made[f"hostile_guest policy={policy}"] = _short("hostile_guest").with_(policy=policy)
+        runs[f"hostile_guest policy={policy}"] = _short("hostile_guest").with_(policy=policy)
     for kernel in KERNELS:
-        made[f"hostile_guest kernel={kernel}"] = _short("hostile_guest").with_(
+        runs[f"hostile_guest kernel={kernel}"] = _short("hostile_guest").with_(
             kernel=kernel, policy="v1-series"
         )
     for program in PROGRAMS:
         td = _short("page_split").tds[0]
         guest = dataclasses.replace(td.guest, program=program, pages=1024)
-        made[f"page_split guest={program}"] = _short("page_split").with_(
+        runs[f"page_split guest={program}"] = _short("page_split").with_(
             tds=(dataclasses.replace(td, accepted=512, guest=guest),), duration_ms=2
         )
-    return made
+    return runs | _long_held_locks()
+
+
+def _long_held_locks() -> dict[str, Scenario]:
+    """Runs in which the policies' warnings, limits and timeouts take effect."""
+    runs = {}
+    for lock_ns in (100_000, 1_000_000):
+        held = {"attr": [lock_ns, lock_ns, 2 * lock_ns, 3 * lock_ns]}
+        for name, policy in (("hostile_guest", "seed-loop"), ("host_gives_up", "fixed-1")):
+            runs[f"{name} locks held {lock_ns} ns"] = _short(name).with_(policy=policy, times=held)
+    return runs
 
 
 def _run_outputs(run: Run) -> Iterator[tuple[str, bytes]]:

@@ -10,16 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from tdxtrace.simulate.guest.cpu import GuestCpu
-from tdxtrace.simulate.guest.programs import (
-    ACCEPT,
-    ATTR,
-    REPEAT,
-    RUN,
-    TOUCH,
-    VMCALL,
-    Frame,
-    VmExit,
-)
+from tdxtrace.simulate.guest.programs import ACCEPT, ATTR, REPEAT, RUN, TOUCH, VMCALL, Frame, VmExit
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.module import generations
 from tdxtrace.simulate.module.abi import (
@@ -242,8 +233,8 @@ def _busy(cpu: GuestCpu, status: int) -> MaybeExit:
 
 def _accept_violation(cpu: GuestCpu, frame: Frame, walk: tuple[int, int, int]) -> VmExit:
     """An EPT violation of ACCEPT itself: exits as a write, and counts for zero-step only in A."""
-    wanted, ended, state = walk
-    extended = _ACCEPT_VIOLATION | wanted << 32 | ended << 35 | (state & 0xFF) << 38
+    asked_level, ended, state = walk
+    extended = _ACCEPT_VIOLATION | asked_level << 32 | ended << 35 | (state & 0xFF) << 38
     gpa = frame.step[1]
     cpu.state.vcpu.hp_busy_since = None
     if cpu.state.machine.module.generation.counts_every_violation:

@@ -1,4 +1,4 @@
-"""What threads of the host wait for, in turn: kernel locks and CPUs."""
+"""Kernel locks and CPUs, for which threads wait in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of one vCPU, which KVM's run loop, the guest and everything that kicks it share."""
+"""The state of one vCPU, shared by KVM's run loop, its exit handlers and the guest."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def build(vm: Vm, thread: Thread, gpas: list[int], no_entropy: float) -> SimProc
         vm: The VM; its vCPUs exist in the model, but not yet in the module.
         thread: The main thread of the VMM.
         gpas: Addresses of its first guest pages.
-        no_entropy: Probability that the module finds no entropy when it chance some.
+        no_entropy: Probability that the module finds no entropy when it needs some.
     """
     machine, manage = vm.machine, vm.machine.durations.manage
     # tdx_lock keeps two TDs from contending for the key ownership table.

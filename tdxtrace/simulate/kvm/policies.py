@@ -36,7 +36,7 @@ class Policy:
     one_at_a_time: bool = False
     """Whether a lock of the VM is held over each call and its retries."""
     flush_mmu_lock: bool = False
-    """Whether a busy TDH.VP.ENTER takes and drops mmu_lock before it is repeated."""
+    """Whether mmu_lock is acquired and released before a busy TDH.VP.ENTER is repeated."""
 
 
 # RANGE.BLOCK, TRACK and REMOVE: one call, a kick, one more; AUG and SEPT.ADD: once, and

@@ -27,20 +27,16 @@ def install(vm: Vm, thread: Thread, request: Request, make_call: MakeCall) -> Si
     Returns:
         The last status; if it is busy, the fault must be retried.
     """
-    work = (
-        vm.machine.durations.aug if request.leaf.endswith("AUG") else vm.machine.durations.sept_add
-    )
-    status = yield from _call_until_settled(
-        vm, thread, request, make_call, (work, vm.policy.install_calls)
-    )
+    durations = vm.machine.durations
+    work = durations.aug if request.leaf.endswith("AUG") else durations.sept_add
+    limits = work, vm.policy.install_calls
+    status = yield from _call_until_settled(vm, thread, request, make_call, limits)
     if status & ERROR_BIT and not is_busy(status):
         vm.kvm_bug_on(thread, request.leaf, status)
     return status
 
 
-def zap_seamcall(
-    vm: Vm, thread: Thread, leaf: str, gpa: int = 0, level: int = 0
-) -> SimProcess[int]:
+def zap_call(vm: Vm, thread: Thread, leaf: str, gpa: int = 0, level: int = 0) -> SimProcess[int]:
     """RANGE.BLOCK, TRACK or PAGE.REMOVE as the zap path makes it, where it must not fail.
 
     Returns:

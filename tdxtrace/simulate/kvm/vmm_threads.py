@@ -126,7 +126,7 @@ def _split(worker: Worker) -> SimProcess[None]:
     gpa = worker.random_pages(_LARGE)[0] & -_LARGE
     yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
     if vm.sptes.get(gpa | 1) == PRESENT and gpa not in vm.sptes:
-        status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
+        status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
         if not status & ERROR_BIT:
             status = yield from zap.track(vm, thread)
         if not status & ERROR_BIT:

@@ -59,13 +59,13 @@ def zap_range(vm: Vm, thread: Thread, pages: Sequence[int], level: int = 0) -> S
 def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]:
     """Remove one private page, mmu_lock held for writing; returns 0 or the failing status."""
     durations, random = vm.machine.durations, thread.random
-    status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, level)
+    status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, level)
     if not status & ERROR_BIT:
         status = yield from track(vm, thread)
     if not status & ERROR_BIT:
         page = vm.td.sept.entry(gpa, level).page
         thread.now += random.duration(durations.zap_step)
-        status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.PAGE.REMOVE", gpa, level)
+        status = yield from retries.zap_call(vm, thread, "TDH.MEM.PAGE.REMOVE", gpa, level)
     if status & ERROR_BIT:
         return status
     del vm.sptes[gpa | level]
@@ -76,7 +76,7 @@ def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
 def track(vm: Vm, thread: Thread) -> SimProcess[int]:
     """TRACK, and if it succeeds a kick, so that every vCPU goes on in the new epoch."""
     thread.now += thread.random.duration(vm.machine.durations.zap_step)
-    status = yield from retries.zap_seamcall(vm, thread, "TDH.MEM.TRACK")
+    status = yield from retries.zap_call(vm, thread, "TDH.MEM.TRACK")
     if not status & ERROR_BIT:
         journal = vm.machine.journal
         journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))

@@ -154,7 +154,7 @@ class Module:
         if resource == "ENTRY" and entry is not None:
             return entry
         if resource == "CHILDREN" and call.td is not None and entry is not None:
-            return LockGroup([(child, True) for child in call.td.sept.children(entry)])
+            return LockGroup(call.td.sept.children(entry))
         if resource in _PLATFORM:
             package = call.package if resource in _PER_PACKAGE else 0
             return self._platform.setdefault((resource, package), SharexLock())

@@ -150,45 +150,44 @@ Lock = SharexLock | EntryLock
 class LockGroup:
     """Locks that are acquired one after the other, all or none."""
 
-    __slots__ = ("_refused", "_taken", "_wanted")
+    __slots__ = ("_acquired", "_busy", "_locks")
 
-    def __init__(self, wanted: Sequence[tuple[Lock, bool | None]]) -> None:
-        # None stands for the mode that the caller asks for.
-        self._wanted = wanted
-        self._taken: list[Lock] = []
-        self._refused: Lock | None = None
+    def __init__(self, locks: Sequence[Lock]) -> None:
+        self._locks = locks
+        self._acquired: list[Lock] = []
+        self._busy: Lock | None = None
 
     def acquire(self, who: Holder, exclusive: bool) -> int:
         """Try to acquire every lock in order; returns the result of the first that fails."""
-        for lock, mode in self._wanted:
-            result = lock.acquire(who, exclusive if mode is None else mode)
+        for lock in self._locks:
+            result = lock.acquire(who, exclusive)
             if result != ACQUIRED:
-                self._refused = lock
+                self._busy = lock
                 self.release(who)
                 return result
-            self._taken.append(lock)
+            self._acquired.append(lock)
         return ACQUIRED
 
     def release(self, who: Holder) -> None:
         """Release all of them."""
-        while self._taken:
-            self._taken.pop().release(who)
+        while self._acquired:
+            self._acquired.pop().release(who)
 
     def holders(self) -> tuple[Holder, ...]:
         """Holders of the lock whose acquisition failed."""
-        return () if self._refused is None else self._refused.holders()
+        return () if self._busy is None else self._busy.holders()
 
 
 class PamtPageLock:
     """The lock of the PAMT entry of one page, together with its 2 MB parent, shared."""
 
-    __slots__ = ("_own", "_pamt", "_parent", "_refused")
+    __slots__ = ("_busy", "_own", "_pamt", "_parent")
 
     def __init__(self, pamt: Pamt, page: int, level: int) -> None:
         self._pamt = pamt
         self._own = page & -page_bytes(level) | level
         self._parent = page & -page_bytes(1) | 1 if level == 0 else None
-        self._refused: SharexLock | None = None
+        self._busy: SharexLock | None = None
 
     def acquire(self, who: Holder, exclusive: bool) -> int:
         """Try to acquire the parent, then the entry; holds neither if one fails."""
@@ -197,12 +196,12 @@ class PamtPageLock:
             parent = entry(self._parent)
             result = parent.acquire(who, False)
             if result != ACQUIRED:
-                self._refused = parent
+                self._busy = parent
                 return result
         own = entry(self._own)
         result = own.acquire(who, exclusive)
         if result != ACQUIRED:
-            self._refused = own
+            self._busy = own
             if self._parent is not None:
                 self._pamt.release(self._parent, who)
         return result
@@ -215,7 +214,7 @@ class PamtPageLock:
 
     def holders(self) -> tuple[Holder, ...]:
         """Holders of the PAMT entry whose acquisition failed."""
-        return () if self._refused is None else self._refused.holders()
+        return () if self._busy is None else self._busy.holders()
 
 
 class Pamt:

@@ -1,6 +1,6 @@
 """The kernel log: what KVM prints about failed calls, rate-limited.
 
-EventFormats: Linux 6.16 arch/x86/kvm/vmx/tdx.c, pr_tdx_error*; 6.19 TDX_BUG_ON*; the seed's
+Formats: Linux 6.16 arch/x86/kvm/vmx/tdx.c, pr_tdx_error*; 6.19 TDX_BUG_ON*; the seed
 loop: P. Bonzini, 2024-09-10.  Rate limit: lib/ratelimit.c, 10 messages in 5 seconds.
 """
 

@@ -85,18 +85,18 @@ class EventFormats:
     @classmethod
     def of(cls, events: list[TraceEvent]) -> EventFormats:
         """Number the kinds of ``events``, in the order of their first event."""
-        made = cls()
+        formats = cls()
         for event in events:
-            if event.spec not in made.layouts:
-                made.layouts[event.spec] = _layout(event.spec, len(made.layouts))
-        return made
+            if event.spec not in formats.layouts:
+                formats.layouts[event.spec] = _layout(event.spec, len(formats.layouts))
+        return formats
 
     def systems(self) -> dict[str, list[bytes]]:
         """Format files by system, as trace-cmd stores them."""
-        found: dict[str, list[bytes]] = {}
+        systems: dict[str, list[bytes]] = {}
         for spec, layout in self.layouts.items():
-            found.setdefault(spec.group, []).append(_text(layout).encode())
-        return found
+            systems.setdefault(spec.group, []).append(_text(layout).encode())
+        return systems
 
 
 def _leading(spec: EventSpec) -> list[tuple[int, str, int]]:

@@ -97,10 +97,9 @@ def _overwrite(recording: Recording, share: float, _: RandomStream) -> None:
 
 
 def _fill(recording: Recording, share: float, _: RandomStream) -> None:
-    before = recording.n_written
     _drop_ends(recording, share, oldest=False)
     # entries-written does not count events that found no room.
-    recording.n_written = before - (before - len(recording.events()))
+    recording.n_written = len(recording.events())
 
 
 def _drop_ends(recording: Recording, share: float, oldest: bool) -> None:

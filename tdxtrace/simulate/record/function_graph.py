@@ -1,4 +1,4 @@
-"""The function_graph tracer with funcgraph-retval, -retval-hex, -args, -abstime and -proc.
+"""Text of the function_graph tracer with funcgraph-retval, -retval-hex, -args, -abstime, -proc.
 
 Transcribed from Linux 6.15 kernel/trace/trace_functions_graph.c (print_graph_abs_time,
 print_graph_cpu, print_graph_proc, print_graph_duration, print_graph_retval) and
@@ -11,6 +11,7 @@ from typing import Final
 
 from tdxtrace.simulate.record.recording import LostEvents, Recording, RenderedLines, TraceEvent
 from tdxtrace.simulate.record.symbols import WRAPPERS
+from tdxtrace.simulate.record.tracefs import gap_mark
 
 _HEAD: Final = (
     "# tracer: function_graph",
@@ -18,7 +19,6 @@ _HEAD: Final = (
     "#     TIME        CPU  TASK/PID         DURATION                  FUNCTION CALLS",
     "#      |          |     |    |           |   |                     |   |   |   |",
 )
-_MARKS: Final = ((10**9, "$"), (10**8, "@"), (10**7, "*"), (10**6, "#"), (10**5, "!"), (10**4, "+"))
 # print_graph_proc: TRACE_GRAPH_PROCINFO_LENGTH, and a name cut to seven characters.
 _PROC_WIDTH: Final = 14
 _COMM_CUT: Final = 7
@@ -107,8 +107,7 @@ def _prologue(event: TraceEvent, n_cpus: int) -> str:
 
 
 def _duration(ns: int) -> str:
-    mark = next((sign for least, sign in _MARKS if ns > least), " ")
     text = f"{ns // 1000}"
     if len(text) < 7:
         text += "." + f"{ns % 1000:03}"[: 7 - len(text)]
-    return f"{mark} {text} us {' ' * (8 - len(text))}"
+    return f"{gap_mark(ns)} {text} us {' ' * (8 - len(text))}"

@@ -10,9 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tdxtrace.simulate.module.abi import EXIT_TDCALL
 from tdxtrace.simulate.record import symbols
 from tdxtrace.simulate.record.recording import LostEvents, Recording, RenderedLines, TraceEvent
-from tdxtrace.simulate.record.tracepoints import KVM_ENTRY, KVM_EXIT, KVM_USERSPACE_EXIT, field_text
+from tdxtrace.simulate.record.tracepoints import (
+    EXIT_REASONS,
+    KVM_ENTRY,
+    KVM_EXIT,
+    KVM_USERSPACE_EXIT,
+    field_text,
+)
 
 
 def _numeric(event: TraceEvent) -> str:
@@ -32,16 +39,8 @@ def _numeric(event: TraceEvent) -> str:
     return f"({address:x} <- {symbols.caller_address(spec.function):x})" + event.fields_text()
 
 
-# plugin_kvm.c of libtraceevent 1.7.1, _VMX: the reasons it names, as far as runs have them.
-_PLUGIN_REASONS: Final = {
-    0: "EXCEPTION_NMI",
-    1: "EXTERNAL_INTERRUPT",
-    10: "CPUID",
-    12: "HLT",
-    30: "IO_INSTRUCTION",
-    32: "MSR_WRITE",
-    48: "EPT_VIOLATION",
-}
+# plugin_kvm.c of libtraceevent 1.7.1, _VMX, names all of them but TDCALL.
+_PLUGIN_REASONS: Final = {k: name for k, name in EXIT_REASONS.items() if k != EXIT_TDCALL}
 
 
 @dataclass(frozen=True, slots=True)

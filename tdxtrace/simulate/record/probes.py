@@ -16,6 +16,8 @@ from tdxtrace.simulate.record.recording import TraceEvent
 from tdxtrace.simulate.record.symbols import CLOCK_START_NS, VCPU_RUN, WRAPPERS
 from tdxtrace.simulate.record.tracepoints import EventSpec, Fields
 
+Values = tuple[int, ...]
+
 # 7.x passes a page frame number where 6.x passed a struct page.
 _PFN_IN_7: Final = ("TDH.MEM.PAGE.ADD", "TDH.MEM.PAGE.AUG", "TDH.PHYMEM.PAGE.WBINVD")
 
@@ -36,7 +38,7 @@ class CallArguments:
     def __init__(self, level_base: int) -> None:
         self._level_base = level_base
 
-    def of(self, call: Call, arguments: tuple[str, ...]) -> tuple[int, ...]:
+    def of(self, call: Call, arguments: tuple[str, ...]) -> Values:
         """The named arguments of the wrapper that made ``call``."""
         return tuple(self._argument(call, name) for name in arguments)
 
@@ -131,7 +133,7 @@ class ProbeRecorder:
         self.capture = capture
         self.level_base = 1 if run.scenario.kernel.startswith("7") else 0
         self._specs: dict[tuple[str, str], EventSpec] = {}
-        self._call_arguments = CallArguments(self.level_base)
+        self._arguments = CallArguments(self.level_base)
 
     def events(self) -> list[TraceEvent]:
         """All events of the run, sorted by timestamp (ns of the trace's clock)."""
@@ -168,20 +170,14 @@ class ProbeRecorder:
             arguments = ()
         if probes == "wrappers":
             spec = self._spec("entry", f"{function}_enter", function, _typed(arguments))
-            yield self._event(
-                first, first.start_ns, spec, self._call_arguments.of(first, arguments), calls
-            )
+            values = self._arguments.of(first, arguments)
+            yield self._event(first, first.start_ns, spec, values, calls)
             spec = self._spec("return", f"{function}_exit", function, _STATUS)
             yield self._event(last, last.end_ns, spec, (last.status,), calls)
             return
         outputs = ("ext1", "ext2") if function in _EXTENDED and arguments else ()
         fields = (*_STATUS, *_typed(arguments), *((name, "x64") for name in outputs))
-        values = (
-            last.status,
-            *self._call_arguments.of(last, arguments),
-            last.out_rcx,
-            last.out_rdx,
-        )
+        values = (last.status, *self._arguments.of(last, arguments), last.out_rcx, last.out_rdx)
         spec = self._spec("return", f"{function}_done", function, fields)
         yield self._event(last, last.end_ns, spec, values[: len(fields)], calls)
 
@@ -189,7 +185,7 @@ class ProbeRecorder:
         with_output = call.leaf in _WITH_OUTPUT
         function = "__seamcall_ret" if with_output else "__seamcall"
         fn = LEAF[call.leaf] | call.version << 16
-        registers = self._call_arguments.registers(call) if self.capture.arguments else ()
+        registers = self._arguments.registers(call) if self.capture.arguments else ()
         inputs: Fields = (("fn", "x64"), *((r, "x64") for r in _REGISTERS[: len(registers)]))
         start, end = call.start_ns + _INSIDE_NS, call.end_ns - _INSIDE_NS
         if with_output:
@@ -226,33 +222,15 @@ class ProbeRecorder:
 
     def _kernel_event(self, event: KernelEvent) -> TraceEvent:
         spec, values = tracepoints.kvm_event(event)
-        thread = event.thread
-        ts_ns = CLOCK_START_NS + event.ts_ns
-        return TraceEvent(
-            ts_ns, event.cpu, thread.tid, thread.tgid, thread.comm, False, spec, values
-        )
+        t, ts_ns = event.thread, CLOCK_START_NS + event.ts_ns
+        return TraceEvent(ts_ns, event.cpu, t.tid, t.tgid, t.comm, False, spec, values)
 
     def _event(
-        self,
-        call: Call,
-        ts_ns: int,
-        spec: EventSpec,
-        values: tuple[int, ...],
-        calls: tuple[Call, ...],
+        self, call: Call, at_ns: int, spec: EventSpec, values: Values, calls: tuple[Call, ...]
     ) -> TraceEvent:
-        thread = call.thread
-        assert thread is not None
-        return TraceEvent(
-            CLOCK_START_NS + ts_ns,
-            call.cpu,
-            thread.tid,
-            thread.tgid,
-            thread.comm,
-            call.in_irq,
-            spec,
-            values,
-            calls,
-        )
+        assert call.thread is not None
+        t, ts_ns = call.thread, CLOCK_START_NS + at_ns
+        return TraceEvent(ts_ns, call.cpu, t.tid, t.tgid, t.comm, call.in_irq, spec, values, calls)
 
     def _spec(self, kind: str, name: str, function: str, fields: Fields) -> EventSpec:
         spec = self._specs.get((kind, name))

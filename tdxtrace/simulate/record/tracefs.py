@@ -1,4 +1,4 @@
-"""The tracefs files ``trace`` and ``trace_pipe``, under the options that change their text.
+"""The text of the tracefs files ``trace`` and ``trace_pipe``, with the options that change it.
 
 Transcribed from Linux 6.18 kernel/trace/trace_output.c (trace_print_context,
 trace_print_lat_context, trace_print_time, trace_find_mark) and trace.c (the headers).
@@ -29,6 +29,11 @@ class TracefsOptions:
     verbose: bool = False
     pipe: bool = False
     clock: str = "mono"
+
+
+def gap_mark(ns: int) -> str:
+    """The mark of a gap or a duration: trace_output.c, trace_find_mark."""
+    return next((mark for least, mark in _MARKS if ns > least), " ")
 
 
 def render(recording: Recording, options: TracefsOptions) -> RenderedLines:
@@ -104,9 +109,8 @@ def _latency(event: TraceEvent, index: int, next_ns: int, options: TracefsOption
             f"[{timestamp:08x}] {since_us // 1000}.{since_us % 1000:03}ms "
             f"(+{gap_us // 1000}.{gap_us % 1000:03}ms): "
         )
-    mark = next((sign for least, sign in _MARKS if gap_ns > least), " ")
     head = f"{event.comm[:8]:>8}-{event.tid:<7} {event.cpu:>3}{event.flags()}"
-    return f"{head} {since_us:>4}us{mark}: "
+    return f"{head} {since_us:>4}us{gap_mark(gap_ns)}: "
 
 
 def _head(recording: Recording, options: TracefsOptions) -> list[str]:

@@ -1,12 +1,12 @@
-"""Who is answered busy by whom: every pair of calls, against a table copied from the source.
+"""Which call makes which other busy: every pair, against a table made from the source.
 
 The table is not derived from ``generations``: it was made by reading the module's leaves,
 one pair at a time.  Row: the call that tries.  Column: the call in flight on another
 processor, same TD.  Number: operand id in RAX; ``g``: only on the same SEPT entry; ``v``:
 only on the same vCPU; ``.``: no collision.  E: TDH.VP.ENTER before the guest runs, E*: with
 the zero-step gate armed, RUN: guest running, SRD: SEPT.RD, MNG: any TDR-exclusive MNG
-leaf, MNR: MNG.RD, EXT: EXPORT.TRACK, EXM: EXPORT.MEM (its entry conflicts are told in a
-list, here as operand 1), ACC: the guest's PAGE.ACCEPT or ATTR.
+leaf, MNR: MNG.RD, EXT: EXPORT.TRACK, EXM: EXPORT.MEM (its entry conflicts are reported in
+a list, here as operand 1), ACC: the guest's PAGE.ACCEPT or ATTR.
 """
 
 import itertools
@@ -103,8 +103,8 @@ class World:
             self.td.sept.entry(gpa, 0).page = (7 + side) << 30
 
     def call(self, name: str, side: int, same: bool) -> tuple[int, Call]:
-        """Let side 0 or 1 try the locks of a call; on the same vCPU and entry, or not."""
-        # Two entries of one vCPU meet its state, not its lock: take two vCPUs for them.
+        """Try the locks of a call for side 0 or 1, on the same vCPU and entry or not."""
+        # Two entries of one vCPU are refused by its state, not its lock: use two vCPUs.
         vcpu = self.vcpus[0 if same else side]
         leaf = "TDH.VP.ENTER" if name in ENTERING else LEAVES[name]
         call = Call(leaf, td=self.td, vcpu=vcpu, guest=name == "ACC")
@@ -119,7 +119,7 @@ class World:
 
 
 def _answer(generation: str, attempt: str, holder: str, same: bool) -> int:
-    """The operand id the attempt is refused with; 0 if it is let through."""
+    """The operand id of the busy answer to the attempt; 0 if it succeeds."""
     world = World(generation)
     status, _ = world.call(holder, 0, same)
     assert status == SUCCESS
@@ -159,7 +159,7 @@ def test_generation_a_has_no_entry_locks() -> None:
     assert _answer("A", "AUG", "ACC", same=True) == 0
 
 
-def test_vp_init_v1_takes_the_tdr_alone() -> None:
+def test_vp_init_v1_takes_the_tdr_exclusive() -> None:
     world = World("B")
     world.call("VRD", 0, same=False)
     sequence = world.module.generation.lock_sequences["TDH.VP.INIT v1"]

@@ -1,4 +1,4 @@
-"""Calls of the module: states, tracking, priority, interruption, and the way into a guest."""
+"""Calls of the module: states, tracking, host priority, interruption, VM entry."""
 
 import pytest
 
@@ -76,7 +76,7 @@ class Host:
             zero_step.on_counted_fault(GPA + (page << 12))
 
 
-def test_a_page_goes_through_its_life() -> None:
+def test_a_page_is_added_blocked_tracked_and_removed() -> None:
     host = Host()
     assert host.do("TDH.MEM.PAGE.AUG") == SUCCESS
     assert host.entry_state == PENDING
@@ -90,7 +90,7 @@ def test_a_page_goes_through_its_life() -> None:
     assert host.entry_state == FREE
 
 
-def test_a_refused_walk_tells_entry_and_level() -> None:
+def test_a_failed_walk_returns_entry_and_level() -> None:
     host = Host()
     host.td.sept.entry(GPA, 1).state = FREE
     status, call = host.start("TDH.MEM.PAGE.AUG")
@@ -145,7 +145,7 @@ def test_a_running_guest_keeps_only_tdvpr_and_tdr() -> None:
     assert host.do("TDH.VP.FLUSH") == VCPU_NOT_ASSOCIATED
 
 
-def test_a_vcpu_belongs_to_the_processor_that_entered_it() -> None:
+def test_a_vcpu_is_associated_with_the_cpu_that_entered_it() -> None:
     host = Host()
     _, inside = host.enter(lp=3)
     assert host.enter(lp=3)[0] == VCPU_STATE_INCORRECT
@@ -189,7 +189,7 @@ def test_a_page_still_missing_gives_an_emulated_write_fault() -> None:
     assert len(host.vcpus[0].zero_step.pages) == 2
 
 
-def test_an_armed_entry_lets_the_tree_go_before_the_guest_runs() -> None:
+def test_an_armed_entry_releases_the_tree_before_the_guest_runs() -> None:
     host = Host("B")
     host.arm()
     host.td.sept.entry(GPA, 0).state = MAPPED
@@ -205,7 +205,7 @@ def test_an_armed_entry_lets_the_tree_go_before_the_guest_runs() -> None:
     ("generation", "ve_disable", "enters"),
     [("B", False, False), ("C", False, True), ("B", True, False), ("C", True, False)],
 )
-def test_what_a_pending_page_means_to_the_gate(
+def test_whether_the_gate_passes_a_pending_page(
     generation: str, ve_disable: bool, enters: bool
 ) -> None:
     host = Host(generation)
@@ -215,7 +215,7 @@ def test_what_a_pending_page_means_to_the_gate(
     assert (host.enter()[0] == SUCCESS) == enters
 
 
-def test_a_guest_is_kept_out_after_the_host_failed_and_gave_up() -> None:
+def test_a_guest_is_refused_after_the_host_failed_and_gave_up() -> None:
     host = Host()
     _, accepting = host.start(ACCEPT, guest=True)
     assert host.start("TDH.MEM.PAGE.AUG")[0] == OPERAND_BUSY | RCX
@@ -277,7 +277,7 @@ def test_promote_joins_what_demote_split() -> None:
     assert (entry.state, entry.page) == (MAPPED, 1 << 40)
 
 
-def test_work_on_a_large_page_meets_work_on_its_small_ones() -> None:
+def test_work_on_a_large_page_conflicts_with_work_on_its_small_ones() -> None:
     host = Host()
     _, small = host.start("TDH.MEM.PAGE.AUG")
     large = Call("TDH.MEM.PAGE.AUG", td=host.td)
@@ -288,7 +288,7 @@ def test_work_on_a_large_page_meets_work_on_its_small_ones() -> None:
     assert host.module.begin(large) == SUCCESS
 
 
-def test_no_entropy_is_said_after_the_locks_were_had() -> None:
+def test_no_entropy_is_returned_after_the_locks_were_acquired() -> None:
     host = Host()
     call = Call("TDH.MNG.CREATE")
     call.page, call.no_entropy = PAGE, True

@@ -103,7 +103,7 @@ def test_plain_sharex_lets_an_exclusive_seeker_starve() -> None:
     assert lock.acquire(seeker, EXCLUSIVE) == ACQUIRED
 
 
-def test_entry_lock_keeps_a_guest_out_until_the_host_came() -> None:
+def test_entry_lock_refuses_a_guest_until_the_host_acquired_it() -> None:
     entry, guest, host = EntryLock(), Caller(GUEST), Caller()
     assert entry.acquire(guest) == ACQUIRED
     assert entry.acquire(host) == BUSY
@@ -115,14 +115,14 @@ def test_entry_lock_keeps_a_guest_out_until_the_host_came() -> None:
     assert not entry.host_priority
 
 
-def test_a_guest_that_fails_asks_for_no_priority() -> None:
+def test_a_failed_guest_sets_no_priority() -> None:
     entry, first = EntryLock(), Caller(GUEST)
     entry.acquire(first)
     assert entry.acquire(Caller(GUEST)) == BUSY
     assert not entry.host_priority
 
 
-def test_another_host_may_take_what_was_kept_for_a_host() -> None:
+def test_another_host_may_acquire_a_lock_reserved_for_a_host() -> None:
     entry, holder = EntryLock(), Caller()
     entry.acquire(holder)
     assert entry.acquire(Caller()) == BUSY

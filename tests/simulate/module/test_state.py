@@ -1,4 +1,4 @@
-"""The zero-step state machine, transition by transition."""
+"""Zero-step counters and TLB epochs, transition by transition."""
 
 from tdxtrace.simulate.module.state import TlbEpochs, ZeroStep
 
@@ -68,7 +68,7 @@ def test_one_track_succeeds_while_vcpus_of_the_current_epoch_run() -> None:
     assert td.current == 2
 
 
-def test_a_block_is_tracked_once_nobody_of_its_epoch_is_inside() -> None:
+def test_a_block_is_tracked_once_no_vcpu_of_its_epoch_is_inside() -> None:
     td = TlbEpochs()
     td.advance()
     inside, blocked_in = td.enter(), td.current

@@ -1,6 +1,6 @@
-"""Lines like those of the real tools: shapes from captures of Linux 6.18, trace-cmd 3.1, perf 6.1.
+"""Lines as the real tools print them: Linux 6.18, trace-cmd 3.1, perf 6.1.
 
-Each expected line was written by such a tool, with the values of this run put in.
+Each expected line was printed by such a tool, with the values replaced by those of the run.
 """
 
 import re
@@ -23,8 +23,8 @@ def _run(name: str, kernel: str = "6.18") -> Run:
 
 
 def _record(name: str, probes: str = "wrappers", *fault: str, kernel: str = "6.18") -> Recording:
-    broken = tuple(faults.parse_fault(text) for text in fault)
-    return faults.record(_run(name, kernel), Capture(probes), broken)
+    faults_ = tuple(faults.parse_fault(text) for text in fault)
+    return faults.record(_run(name, kernel), Capture(probes), faults_)
 
 
 def _lines(recording: Recording, form: str, *options: str) -> list[str]:
@@ -35,7 +35,7 @@ def _first(lines: list[str], word: str) -> str:
     return next(line for line in lines if word in line)
 
 
-def test_the_head_of_trace_is_the_kernels() -> None:
+def test_the_header_of_trace_is_that_of_the_kernel() -> None:
     recording = _record("balloon")
     n = len(recording.events())
     assert _lines(recording, "tracefs")[:12] == [
@@ -54,7 +54,7 @@ def test_the_head_of_trace_is_the_kernels() -> None:
     ]
 
 
-def test_the_head_moves_with_a_tgid_column() -> None:
+def test_the_header_shifts_with_a_tgid_column() -> None:
     head = _lines(_record("balloon"), "tracefs", "tgid")[4:12]
     assert head[0] == "#                                          _-----=> irqs-off/BH-disabled"
     assert head[5] == "#                                        |||| /     delay"
@@ -158,7 +158,9 @@ def test_the_head_moves_with_a_tgid_column() -> None:
         ),
     ],
 )
-def test_a_line_has_the_tools_shape(form: str, options: list[str], word: str, shape: str) -> None:
+def test_a_line_has_the_format_of_the_tool(
+    form: str, options: list[str], word: str, shape: str
+) -> None:
     line = _first(_lines(_record("balloon"), form, *options), word)
     assert re.fullmatch(shape, line), line
 
@@ -195,15 +197,15 @@ def test_level_and_page_change_their_meaning_in_7_0() -> None:
         ("graph", r"CPU:\d+ \[LOST \d+ EVENTS\]"),
     ],
 )
-def test_losses_are_told_in_the_tools_words(form: str, shape: str) -> None:
+def test_losses_are_printed_as_by_the_tools(form: str, shape: str) -> None:
     recording = _record("balloon", "wrappers", "lost=0.1")
-    told = [line for line in _lines(recording, form) if re.fullmatch(shape, line)]
+    printed = [line for line in _lines(recording, form) if re.fullmatch(shape, line)]
     gaps = [item for item in recording.items if not hasattr(item, "spec")]
     assert gaps
-    assert len(told) == len(gaps)
+    assert len(printed) == len(gaps)
 
 
-def test_no_marker_tells_of_what_was_overwritten() -> None:
+def test_overwritten_events_leave_no_marker() -> None:
     recording = _record("balloon", "wrappers", "overwritten=0.5")
     lines = _lines(recording, "tracefs")
     kept = len(recording.events())
@@ -220,7 +222,7 @@ def test_the_line_after_a_loss_has_no_instance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "option", "says"),
+    ("form", "option", "message"),
     [
         ("tracfs", "", "nearest: tracefs"),
         ("tracefs", "ns", "has no option 'ns'; it has: tgid"),
@@ -229,13 +231,13 @@ def test_the_line_after_a_loss_has_no_instance() -> None:
         ("dmesg", "tgid", "it has: none"),
     ],
 )
-def test_a_wrong_word_for_a_format_is_answered(form: str, option: str, says: str) -> None:
-    with pytest.raises(QueryError, match=says):
+def test_an_invalid_format_or_option_is_refused(form: str, option: str, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
         parse_format(form, [option] if option else [])
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("lots=1", "no fault 'lots'; nearest: lost"),
         ("lost=all", "write lost=0.1"),
@@ -243,15 +245,15 @@ def test_a_wrong_word_for_a_format_is_answered(form: str, option: str, says: str
         ("clock=-3", "not within"),
     ],
 )
-def test_a_wrong_fault_is_answered(text: str, says: str) -> None:
-    with pytest.raises(QueryError, match=says):
+def test_an_invalid_fault_is_refused(text: str, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
         faults.parse_fault(text)
 
 
 def test_dmesg_prints_what_6_18_and_6_19_print() -> None:
     for kernel, labels in (("6.18", ("rcx", "rdx")), ("6.19", ("entry", "level_state"))):
-        made = scenario.named("hostile_guest").with_(policy="v1-series", kernel=kernel)
-        run = engine.run(made, 1)
+        chosen = scenario.named("hostile_guest").with_(policy="v1-series", kernel=kernel)
+        run = engine.run(chosen, 1)
         text = output.render_bytes(
             run, faults.record(run, Capture(), ()), parse_format("dmesg")
         ).decode()
@@ -272,8 +274,8 @@ def test_dmesg_is_rate_limited() -> None:
     lines = output.render_bytes(
         run, faults.record(run, Capture(), ()), parse_format("dmesg")
     ).decode()
-    told = [line for line in lines.splitlines() if "vp_enter_ret 0x9000020500000000" in line]
-    assert 1 <= len(told) <= 10
+    printed = [line for line in lines.splitlines() if "vp_enter_ret 0x9000020500000000" in line]
+    assert 1 <= len(printed) <= 10
 
 
 def test_the_kernel_and_trace_cmd_round_to_microseconds_and_perf_cuts() -> None:

@@ -28,11 +28,11 @@ def _record(name: str, *fault: str) -> Recording:
 
 def _report(path: Path, *args: str) -> list[str]:
     assert TRACE_CMD is not None
-    made = subprocess.run(
+    done = subprocess.run(
         [TRACE_CMD, "report", *args, str(path)], capture_output=True, text=True, check=True
     )
-    assert made.stderr == ""
-    return made.stdout.splitlines()
+    assert done.stderr == ""
+    return done.stdout.splitlines()
 
 
 @needs_trace_cmd
@@ -54,14 +54,14 @@ def test_trace_cmd_reads_it_as_we_print_it(
 
 
 @needs_trace_cmd
-def test_a_loss_without_a_count_is_told_as_one(tmp_path: Path) -> None:
+def test_a_loss_without_a_count_is_printed(tmp_path: Path) -> None:
     recording = _record("balloon", "lost=0.3")
     path = tmp_path / "trace.dat"
     path.write_bytes(trace_dat.render(recording, 7))
     assert any(line.endswith(" [EVENTS DROPPED]") for line in _report(path))
 
 
-def test_a_page_holds_what_the_ring_buffer_would() -> None:
+def test_pages_are_those_of_the_ring_buffer() -> None:
     recording = _record("balloon")
     data = trace_dat.cpu_pages(recording, 0, EventFormats.of(recording.events()))
     assert len(data) % 4096 == 0
@@ -75,7 +75,7 @@ def test_a_page_holds_what_the_ring_buffer_would() -> None:
     assert stamps == sorted(stamps)
 
 
-def test_a_long_silence_takes_a_time_extension() -> None:
+def test_a_long_gap_takes_a_time_extension() -> None:
     recording = _record("balloon")
     events = [event for event in recording.events() if event.cpu == 0][:2]
     events[1].ts_ns = events[0].ts_ns + (1 << 27) + 5
