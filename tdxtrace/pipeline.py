@@ -11,11 +11,10 @@ from tdxtrace.analysis.abandoned_requests import abandoned_requests
 from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
-from tdxtrace.analysis.causes.cause_shares import cause_shares
-from tdxtrace.analysis.causes.entry_waits import entry_waits
+from tdxtrace.analysis.causes.cause_counts import cause_shares, td_conflicts
+from tdxtrace.analysis.causes.evidence import BusyEvidence, gather_evidence
 from tdxtrace.analysis.causes.generation import chosen_generations
-from tdxtrace.analysis.causes.lock_values import lock_values
-from tdxtrace.analysis.causes.scene import Scene, scenes
+from tdxtrace.analysis.causes.lock_effects import entry_waits, lock_values
 from tdxtrace.analysis.comparisons import comparisons
 from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.leaf_stats import leaf_stats
@@ -24,7 +23,6 @@ from tdxtrace.analysis.related_messages import module_release
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.step_thresholds import step_thresholds
-from tdxtrace.analysis.td_conflicts import td_conflicts
 from tdxtrace.analysis.time_shares import time_shares
 from tdxtrace.analysis.vcpu_stats import vcpu_stats
 from tdxtrace.analysis.verdicts.verdicts import verdicts
@@ -161,22 +159,22 @@ def _causes(trace: Trace, chosen: Selection, every: pl.DataFrame, mask: int) -> 
     """How the tables about causes are found: what they rest on is looked at once."""
 
     @cache
-    def looked_at() -> tuple[Scene, ...]:
-        return tuple(scenes(trace, mask=mask))
+    def evidence() -> tuple[BusyEvidence, ...]:
+        return tuple(gather_evidence(trace, mask=mask))
 
     @cache
     def causes() -> pl.DataFrame:
-        return busy_causes(looked_at())
+        return busy_causes(evidence())
 
     return {
         "busy_causes": lambda _: chosen.of(causes(), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
-        "broken_rules": lambda _: chosen.of(broken_rules(looked_at()), trace),
+        "broken_rules": lambda _: chosen.of(broken_rules(evidence()), trace),
         # A queue is made of all that waits in it: the lock is weighed on the whole trace.
-        "lock_values": lambda findings: lock_values(looked_at(), causes(), every).join(
+        "lock_values": lambda findings: lock_values(evidence(), causes(), every).join(
             findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
         ),
-        "entry_waits": lambda _: chosen.of(entry_waits(looked_at()), trace),
+        "entry_waits": lambda _: chosen.of(entry_waits(evidence()), trace),
     }
 
 

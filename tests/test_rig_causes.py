@@ -11,8 +11,8 @@ import pytest
 from support.rig import CAPTURES, CLOCK_NS, LEAVES, SAMPLES
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
-from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
-from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
+from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.trace import Trace
@@ -104,7 +104,9 @@ def captured(name: str) -> tuple[Trace, dict[int, Attempt]]:
 @pytest.mark.parametrize("name", CASES)
 def test_causes_agree_with_what_the_program_logged(name: str) -> None:
     trace, real = captured(name)
-    answers = BUSY_CAUSES.check(busy_causes(scenes(trace, mask=EVERY))).filter(rank=1)
+    answers = BUSY_CAUSES.check(busy_causes(gather_evidence(trace, mask=ALL_GENERATIONS))).filter(
+        rank=1
+    )
     assert answers.height == sum(attempt.is_busy for attempt in real.values()) > 10
     wrong = []
     for row in answers.filter(cause="host_conflict").iter_rows(named=True):
@@ -119,7 +121,7 @@ def test_causes_agree_with_what_the_program_logged(name: str) -> None:
 def test_a_holder_that_the_program_shows_is_rarely_missed(name: str) -> None:
     trace, real = captured(name)
     # The program takes the tree as generation A does, beside what it does otherwise.
-    answers = busy_causes(scenes(trace, mask=mask_of("A"))).filter(rank=1)
+    answers = busy_causes(gather_evidence(trace, mask=mask_of("A"))).filter(rank=1)
     working = [a for a in real.values() if a.leaf in _ON_TREE and not a.is_busy]
     held, missed = 0, 0
     for row in answers.filter(resource="SEPT tree").iter_rows(named=True):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
-from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
-from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
+from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.simulate.journal import RETRYABLE
 from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY
 from tdxtrace.simulate.module.state import Call
@@ -39,8 +39,8 @@ def score_causes(made: Captured) -> CauseScore:
     """
     score = CauseScore()
     truth = list(_truth(made))
-    for how, mask in ((TOLD, mask_of(made.run.scenario.generation)), (UNTOLD, EVERY)):
-        table = busy_causes(scenes(made.trace, mask=mask))
+    for how, mask in ((TOLD, mask_of(made.run.scenario.generation)), (UNTOLD, ALL_GENERATIONS)):
+        table = busy_causes(gather_evidence(made.trace, mask=mask))
         found = {row["seq"]: row for row in table.filter(rank=1).iter_rows(named=True)}
         for line, call, cause in truth:
             row = found.get(line)

@@ -14,8 +14,8 @@ from support.story import STEP_NS, story
 
 from tdxtrace import Findings, analyze
 from tdxtrace.analysis.abandoned_requests import MESSAGE_NS
+from tdxtrace.analysis.causes.cause_counts import td_conflicts
 from tdxtrace.analysis.related_messages import module_release, related_messages
-from tdxtrace.analysis.td_conflicts import td_conflicts
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.clocks import agreement
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, TD_CONFLICTS, TIME_SHARES

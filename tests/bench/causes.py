@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
-from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.tables.events import (
     HOST_EVENTS,
     LOSSES,
@@ -102,7 +102,7 @@ def main() -> None:
     trace = traced(calls(asked.calls, asked.busy))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     wall, cpu = time.perf_counter(), time.process_time()
-    seen = list(scenes(trace))
+    seen = list(gather_evidence(trace))
     for name, find in (("busy_causes", busy_causes), ("broken_rules", broken_rules)):
         rows = find(seen).height
         took = time.perf_counter() - wall, time.process_time() - cpu

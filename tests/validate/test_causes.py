@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
-from tdxtrace.analysis.causes.scene import Scene
+from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.tables.causes import CAUSES
 from tdxtrace.validate import causes as scorer
 from tdxtrace.validate import confusion
@@ -56,10 +56,10 @@ def test_a_capture_in_nanoseconds_gets_every_cause_and_holder_right() -> None:
 def test_a_wrong_cause_is_counted_and_fails(
     lie: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: Callable[[Iterable[Scene]], pl.DataFrame] = busy_causes
+    found: Callable[[Iterable[BusyEvidence]], pl.DataFrame] = busy_causes
 
-    def spoilt(scenes: Iterable[Scene]) -> pl.DataFrame:
-        table = found(scenes)
+    def spoilt(gather_evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
+        table = found(gather_evidence)
         mine = pl.col("cause") == "host_conflict"
         told = pl.when(mine).then(pl.lit(lie["cause"])).otherwise(pl.col("cause").cast(pl.String))
         return table.with_columns(cause=told.cast(pl.Enum(CAUSES)))
@@ -73,9 +73,9 @@ def test_a_wrong_cause_is_counted_and_fails(
 def test_a_wrong_holder_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = busy_causes
 
-    def spoilt(scenes: Iterable[Scene]) -> pl.DataFrame:
+    def spoilt(gather_evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
         other = pl.col("holder_seq") + 1, pl.col("holder_tid") + 1
-        return found(scenes).with_columns(*other)
+        return found(gather_evidence).with_columns(*other)
 
     monkeypatch.setattr(scorer, "busy_causes", spoilt)
     score = scorer.score_causes(_captured())

@@ -1,1 +1,1 @@
-"""Who made a SEAMCALL busy, which rules a kernel broke, and what a lock would have bought."""
+"""Causes of busy SEAMCALLs, kernel rules that were broken, and effects of a lock."""

@@ -1,4 +1,4 @@
-"""What every thread did and for how long: SEAMCALLs, and entries that only KVM shows."""
+"""Calls of every thread with their time bounds: SEAMCALLs, and vCPU entries seen by KVM only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _COLUMNS: Final = (
 
 
 def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
-    """Put what the threads of one source did into one table.
+    """Merge the SEAMCALLs and vCPU entries of one source into one table with time bounds.
 
-    A call whose entry was not seen began after whatever its thread did before; one whose
-    return was not seen ended before what it did next.  Entries of vCPUs whose
-    TDH.VP.ENTER was not probed are taken from KVM's own events.
+    A call without a recorded entry is bounded by the thread's previous call, one without a
+    recorded return by its next call.  vCPUs whose TDH.VP.ENTER was not probed are represented
+    by the ``vm_entries`` of KVM's own events.
 
     Args:
         seamcalls: The ``seamcalls`` rows of one source.
@@ -27,13 +27,13 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         One row per call or entry, in the order of ``seamcalls``, entries last: columns of
-        ``seamcalls`` with td_id completed, and begins and ends (Int64, ns: bounds where
-        start_ns or end_ns is null), certain (Boolean: both were seen).  The status of an
-        entry that KVM shows as failed is null.
+        ``seamcalls`` with td_id inferred where null, and begins and ends (Int64, ns: bounds
+        where start_ns or end_ns is null), certain (Boolean: both were recorded).  The status
+        of an entry that KVM reports as failed is null.
     """
     calls = seamcalls.select(*_COLUMNS, returned=pl.col("status").is_not_null())
-    told = calls.filter(pl.col("leaf") == VP_ENTER).select("tid").unique()
-    entries = vm_entries.join(told, on="tid", how="anti").select(
+    probed = calls.filter(pl.col("leaf") == VP_ENTER).select("tid").unique()
+    entries = vm_entries.join(probed, on="tid", how="anti").select(
         "seq",
         pl.lit(VP_ENTER, pl.UInt16).alias("leaf"),
         "tid",
@@ -46,23 +46,22 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         "cpu",
         returned=pl.col("end_ns").is_not_null(),
     )
-    done = calls if entries.is_empty() else pl.concat([calls, entries])
-    return _bounded(_with_td(done))
+    return _bounded(_infer_td(calls if entries.is_empty() else pl.concat([calls, entries])))
 
 
-def _bounded(done: pl.DataFrame) -> pl.DataFrame:
-    """Begins and ends of every row, bounded by the thread's neighbours where not seen."""
+def _bounded(calls: pl.DataFrame) -> pl.DataFrame:
+    """Add begins, ends (ns) and certain, bounded by the neighbouring calls of the thread."""
     certain = pl.col("start_ns").is_not_null() & pl.col("end_ns").is_not_null()
-    if not (done["start_ns"].null_count() or done["end_ns"].null_count()):
-        return done.with_columns(begins="start_ns", ends="end_ns", certain=certain)
+    if not (calls["start_ns"].null_count() or calls["end_ns"].null_count()):
+        return calls.with_columns(begins="start_ns", ends="end_ns", certain=certain)
     at, latest = pl.coalesce("start_ns", "end_ns"), pl.max_horizontal("start_ns", "end_ns")
-    first, last = done.select(first=at.min(), last=latest.max()).row(0)
-    order = done.select(pl.arg_sort_by("tid", at, "seq")).to_series()
+    first, last = calls.select(first=at.min(), last=latest.max()).row(0)
+    order = calls.select(pl.arg_sort_by("tid", at, "seq")).to_series()
     before = pl.coalesce("end_ns", "start_ns").shift().over("tid").fill_null(first)
     after = pl.coalesce("start_ns", "end_ns").shift(-1).over("tid").fill_null(last)
-    # Few calls lack an end: only they are looked at more closely.
+    # Few calls lack a bound: only those are computed.
     open_ended = (
-        done.select("tid", "start_ns", "end_ns")[order]
+        calls.select("tid", "start_ns", "end_ns")[order]
         .with_columns(row=order, before=before, after=after)
         .filter(~certain)
         .select(
@@ -71,18 +70,18 @@ def _bounded(done: pl.DataFrame) -> pl.DataFrame:
             ends=pl.coalesce("end_ns", pl.max_horizontal("after", "start_ns")),
         )
     )
-    return done.with_columns(
-        begins=done["start_ns"].clone().scatter(open_ended["row"], open_ended["begins"]),
-        ends=done["end_ns"].clone().scatter(open_ended["row"], open_ended["ends"]),
+    return calls.with_columns(
+        begins=calls["start_ns"].clone().scatter(open_ended["row"], open_ended["begins"]),
+        ends=calls["end_ns"].clone().scatter(open_ended["row"], open_ended["ends"]),
         certain=certain,
     )
 
 
-def _with_td(done: pl.DataFrame) -> pl.DataFrame:
-    """The TD of calls that do not name it: the only one of the thread, process or source."""
-    if not done["td_id"].null_count():
-        return done
-    named = done.filter(pl.col("td_id").is_not_null())
+def _infer_td(calls: pl.DataFrame) -> pl.DataFrame:
+    """Fill a null td_id with the only TD of the thread, else of the process, else of the source."""
+    if not calls["td_id"].null_count():
+        return calls
+    named = calls.filter(pl.col("td_id").is_not_null())
     everywhere = named["td_id"].unique()
     for owner in ("tid", "tgid"):
         only = (
@@ -92,11 +91,11 @@ def _with_td(done: pl.DataFrame) -> pl.DataFrame:
             .filter(pl.col("n") == 1)
             .select(owner, "only")
         )
-        done = (
-            done.join(only, on=owner, how="left", maintain_order="left")
+        calls = (
+            calls.join(only, on=owner, how="left", maintain_order="left")
             .with_columns(pl.coalesce("td_id", "only").alias("td_id"))
             .drop("only")
         )
     if len(everywhere) == 1:
-        done = done.with_columns(pl.col("td_id").fill_null(everywhere[0]))
-    return done
+        calls = calls.with_columns(pl.col("td_id").fill_null(everywhere[0]))
+    return calls

@@ -1,4 +1,4 @@
-"""Busy causes: who made each SEAMCALL busy, by which lock of which module generation."""
+"""The ``busy_causes`` and ``broken_rules`` tables."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes import judgement, lacking
-from tdxtrace.analysis.causes.candidates import UNCERTAIN
-from tdxtrace.analysis.causes.conflicts import EVERY, modes, names_of
-from tdxtrace.analysis.causes.scene import Scene
+from tdxtrace.analysis.causes import attribution
+from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, modes, names_of
+from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES, BUSY_CAUSES, CAUSES, CONFIDENCES
 from tdxtrace.tdx import word
 from tdxtrace.tdx.operands import resource
 
-# Candidates shown for an attempt beside the answer.
-_OTHERS: Final = 3
+# Candidates listed for an attempt beside the row of rank 1.
+_MAX_OTHERS: Final = 3
 _EPOCH: Final = "previous TLB epoch"
 
 
-def busy_causes(scenes: Iterable[Scene]) -> pl.DataFrame:
-    """Say who made each attempt busy.
+def busy_causes(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
+    """Find the cause of each busy attempt.
 
     A candidate is a call of another thread that overlaps the attempt in time, works on the
-    same thing and holds a lock that excludes it, under a lock generation of the module that
+    same resource and holds a lock that excludes it, under a lock generation of the module that
     the user and the trace leave possible.  ``host_conflict`` and ``armed_entry`` are such
     calls; ``guest`` is what remains for the lock of an SEPT entry where a complete capture
     shows no call of the host; ``kernel_bug`` is a busy answer that a correct kernel never
     gets, whoever held the lock.  Everything else is ``unexplained``, with the reason.
 
     Clock resolution widens the test for overlap and lowers the confidence; so does a loss
-    near the attempt.  A call whose start or end was lost is listed, but is never an answer.
+    near the attempt.  A call whose start or end was lost is listed, but is never the holder.
 
     Args:
-        scenes: One per source (:func:`~.scene.scenes`).
+        sources: Evidence of each source (:func:`~.evidence.gather_evidence`).
 
     Returns:
         The ``busy_causes`` table, by source, seq and rank.  Every attempt that was answered
@@ -44,15 +44,15 @@ def busy_causes(scenes: Iterable[Scene]) -> pl.DataFrame:
     Sources:
         Locks and modes: ``tdxtrace.tdx.locks``; that guests take entry locks only: the same.
     """
-    parts = [_of_source(scene) for scene in scenes]
+    parts = [_answers_of_source(evidence) for evidence in sources]
     return BUSY_CAUSES.conform(pl.concat([BUSY_CAUSES.empty(), *parts]))
 
 
-def broken_rules(scenes: Iterable[Scene]) -> pl.DataFrame:
+def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
     """List the calls that break a rule which a correct kernel keeps.
 
     Args:
-        scenes: One per source.
+        sources: Evidence of each source.
 
     Returns:
         The ``broken_rules`` table, by source, seq and rule.  It has every rule that a call
@@ -62,95 +62,97 @@ def broken_rules(scenes: Iterable[Scene]) -> pl.DataFrame:
         Of each rule: ``tdxtrace.tdx.bug_rules.bug_rule_table``.
     """
     parts = [BROKEN_RULES.empty()]
-    for scene in scenes:
-        found, done = scene.broken, scene.done
-        calls = done[found["row"]].select(
+    for evidence in sources:
+        found, calls = evidence.broken, evidence.calls
+        breaking = calls[found["row"]].select(
             "seq", "end_ns", "leaf", "tid", "tgid", "td_id", "gpa", "status"
         )
-        evidence = done["seq"].gather(found["evidence"].fill_null(0))
-        rows = pl.concat([calls, found.drop("row")], how="horizontal").with_columns(
-            source=pl.lit(scene.source, pl.UInt16),
-            evidence_seq=pl.when(pl.col("evidence").is_not_null()).then(evidence),
+        other_seq = calls["seq"].gather(found["evidence"].fill_null(0))
+        rows = pl.concat([breaking, found.drop("row")], how="horizontal").with_columns(
+            source=pl.lit(evidence.source, pl.UInt16),
+            evidence_seq=pl.when(pl.col("evidence").is_not_null()).then(other_seq),
         )
         parts.append(BROKEN_RULES.conform(rows))
     return pl.concat(parts).sort("source", "seq", "rule")
 
 
-def _of_source(scene: Scene) -> pl.DataFrame:
-    if scene.asked.attempts.is_empty():
+def _answers_of_source(evidence: BusyEvidence) -> pl.DataFrame:
+    if evidence.busy.attempts.is_empty():
         return BUSY_CAUSES.empty()
-    order = judgement.ranked(scene)
-    told = judgement.causes_of(scene, order)
-    answers = _answers(scene, _gathered(scene, told, order)).join(
-        lacking.reasons(scene, told, order), on="row", how="left"
+    ranked = attribution.rank_candidates(evidence)
+    call_cause = attribution.cause_from_calls(evidence, ranked)
+    answers = _answers(evidence, _gather_facts(evidence, call_cause, ranked)).join(
+        attribution.reasons(evidence, call_cause, ranked), on="row", how="left"
     )
     unexplained = pl.col("cause") == "unexplained"
     answers = answers.with_columns(
         pl.when(unexplained).then(name).alias(name) for name in ("lacks", "advice")
     )
-    rest = _others(order, answers)
+    rest = _others(ranked, answers)
     rows = pl.concat([answers.select(_KEPT), rest], how="diagonal_relaxed").sort("row", "rank")
-    return BUSY_CAUSES.conform(_described(scene, rows))
+    return BUSY_CAUSES.conform(_described(evidence, rows))
 
 
-def _gathered(scene: Scene, told: pl.DataFrame, order: pl.DataFrame) -> pl.DataFrame:
-    """What is known of each attempt: what calls tell, the best of them, guests, broken rules."""
-    best = order.unique("attempt", keep="first", maintain_order=True).rename({"attempt": "row"})
+def _gather_facts(
+    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame
+) -> pl.DataFrame:
+    """Per attempt: its cause by host calls, its best candidate, guests inside, broken rules."""
+    best = ranked.unique("attempt", keep="first", maintain_order=True).rename({"attempt": "row"})
     bugs = (
-        scene.broken.join(told, on="row", how="semi")
+        evidence.broken.join(call_cause, on="row", how="semi")
         .sort("row", "rule")
         .unique("row", keep="first", maintain_order=True)
     )
-    guests = judgement.guests_of(scene, told, order)
+    guests = attribution.guest_holders(evidence, call_cause, ranked)
     return (
-        told.join(best, on="row", how="left")
-        .join(_tied(scene, order), on="row", how="left")
+        call_cause.join(best, on="row", how="left")
+        .join(_tied(evidence, ranked), on="row", how="left")
         .join(guests, on="row", how="left", suffix="_inside")
         .join(bugs, on="row", how="left", suffix="_bug")
         .sort("row")
-        .with_columns(lossy=scene.lossy.gather(told["row"]))
+        .with_columns(lossy=evidence.lossy.gather(call_cause["row"]))
         .with_columns(
             is_bug=pl.col("rule").is_not_null(),
-            by_call=pl.col("told").is_in(["host_conflict", "armed_entry"]),
+            by_call=pl.col("call_cause").is_in(["host_conflict", "armed_entry"]),
             by_guest=pl.col("n_inside").is_not_null(),
-            fits=(pl.col("grade") < UNCERTAIN).fill_null(False),
+            fits=(pl.col("grade") < BOUNDS_UNKNOWN).fill_null(False),
         )
     )
 
 
-def _answers(scene: Scene, known: pl.DataFrame) -> pl.DataFrame:
-    """The row of rank 1 of each attempt.  A broken rule comes before who held the lock."""
-    zaps = judgement.shows_zaps(set(scene.done["leaf"].unique()))
+def _answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
+    """Rows of rank 1, one per attempt.  A broken rule comes before who held the lock."""
+    zaps = attribution.shows_zaps(set(evidence.calls["leaf"].unique()))
     by_guest = pl.when(pl.col("is_inside") & pl.lit(zaps)).then(pl.lit("strong"))
     one_guest = pl.col("by_guest") & (pl.col("n_inside") == 1)
-    held = pl.col("by_call") | (pl.col("is_bug") & pl.col("fits"))
-    return known.select(
+    has_holder = pl.col("by_call") | (pl.col("is_bug") & pl.col("fits"))
+    return facts.select(
         "row",
         "rule",
         rank=pl.lit(1, pl.UInt32),
-        cause=_first("kernel_bug", "told", "guest", "unexplained"),
+        cause=_choose_cause("kernel_bug", "call_cause", "guest", "unexplained"),
         confidence=pl.when("is_bug")
         .then(pl.col("confidence").cast(pl.String))
         .when("by_call")
-        .then(judgement.confidence_of_call())
+        .then(attribution.confidence_of_call())
         .when("by_guest")
         .then(by_guest.otherwise(pl.lit("weak")))
         .otherwise(pl.lit("none")),
-        holder=pl.when(held)
+        holder=pl.when(has_holder)
         .then("holder")
         .when("is_bug")
         .then("evidence")
         .when(one_guest)
         .then("holder_inside"),
-        overlap_ns=pl.when(held).then("overlap_ns").when(one_guest).then("overlap_ns_inside"),
-        n_tied=pl.when(held).then("n_tied").when("by_guest").then("n_inside").otherwise(1),
-        lock=pl.when(held).then("lock"),
-        mask=pl.when(held).then("mask"),
+        overlap_ns=pl.when(has_holder).then("overlap_ns").when(one_guest).then("overlap_ns_inside"),
+        n_tied=pl.when(has_holder).then("n_tied").when("by_guest").then("n_inside").otherwise(1),
+        lock=pl.when(has_holder).then("lock"),
+        mask=pl.when(has_holder).then("mask"),
     ).with_columns(pl.col("n_tied").cast(pl.UInt32))
 
 
-def _first(bug: str, call: str, guest: str, nothing: str) -> pl.Expr:
-    """Which cause an attempt has: a broken rule's, what calls tell, a guest's, or none."""
+def _choose_cause(bug: str, call: str, guest: str, nothing: str) -> pl.Expr:
+    """Cause of an attempt: of a broken rule, of host calls, a guest, or none."""
     return (
         pl.when("is_bug")
         .then(pl.lit(bug))
@@ -168,18 +170,18 @@ _KEPT: Final = (
 )
 
 
-def _tied(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
-    """How many candidates fit as well as the best of their attempt, and of how many causes."""
-    slack = scene.asked.slack_ns
-    first = pl.col("short_ns", "grade", "cause").first().over("attempt").name.suffix("_best")
+def _tied(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFrame:
+    """Number of candidates that fit as well as the best of their attempt, and of their causes."""
+    slack = evidence.busy.slack_ns
+    first = pl.col("miss_ns", "grade", "cause").first().over("attempt").name.suffix("_best")
     same = (
         (pl.col("grade") == pl.col("grade_best"))
         & (pl.col("cause") == pl.col("cause_best"))
-        & (pl.col("short_ns") <= pl.col("short_ns_best") + slack)
+        & (pl.col("miss_ns") <= pl.col("miss_ns_best") + slack)
     )
-    near = pl.col("short_ns") <= pl.col("short_ns_best") + 2 * slack
+    near = pl.col("miss_ns") <= pl.col("miss_ns_best") + 2 * slack
     return (
-        order.with_columns(first)
+        ranked.with_columns(first)
         .group_by(row="attempt")
         .agg(
             n_tied=same.sum().cast(pl.UInt32),
@@ -188,29 +190,31 @@ def _tied(scene: Scene, order: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _others(order: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """Candidates that are not the answer, best first."""
+def _others(ranked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """Rows of rank 2 and above: candidates that are not the holder, best first."""
     taken = answers.select("row", "holder").drop_nulls()
-    rest = order.rename({"attempt": "row"}).join(
+    rest = ranked.rename({"attempt": "row"}).join(
         taken, on=["row", "holder"], how="anti", maintain_order="left"
     )
     place = pl.int_range(pl.len(), dtype=pl.UInt32).over("row")
     sure = pl.when("is_proven").then(pl.lit("strong")).otherwise(pl.lit("weak"))
     shown = rest.with_columns(rank=place + 2, confidence=sure, n_tied=pl.lit(1, pl.UInt32)).filter(
-        pl.col("rank") < 2 + _OTHERS
+        pl.col("rank") < 2 + _MAX_OTHERS
     )
     return shown.select(name for name in _KEPT if name in shown.columns)
 
 
-def _described(scene: Scene, rows: pl.DataFrame) -> pl.DataFrame:
-    """Attempt and holder in full, by the rows of ``done`` they stand in."""
-    attempts = scene.asked.attempts.unique("row", keep="first")
+def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the columns of attempt and holder, looked up by their rows of ``calls``."""
+    attempts = evidence.busy.attempts.unique("row", keep="first")
     first = attempts.select("row", first_lock="lock", every="mask")
-    frame = _both(scene.done, rows).join(first, on="row", how="left", maintain_order="left")
-    letters = {mask: names_of(mask) for mask in range(EVERY + 1)}
-    mask = pl.coalesce("mask", "every") & pl.lit(scene.mask, pl.UInt8)
+    frame = _with_attempt_and_holder(evidence.calls, rows).join(
+        first, on="row", how="left", maintain_order="left"
+    )
+    letters = {mask: names_of(mask) for mask in range(ALL_GENERATIONS + 1)}
+    mask = pl.coalesce("mask", "every") & pl.lit(evidence.mask, pl.UInt8)
     frame = frame.with_columns(
-        source=pl.lit(scene.source, pl.UInt16),
+        source=pl.lit(evidence.source, pl.UInt16),
         resource=pl.coalesce(resource(pl.col("status"), pl.col("leaf")), _epoch()),
         lock=pl.coalesce("lock", "first_lock"),
         generations=mask.replace_strict(letters, return_dtype=pl.String),
@@ -221,11 +225,11 @@ def _described(scene: Scene, rows: pl.DataFrame) -> pl.DataFrame:
     return _with_modes(frame, mask)
 
 
-def _both(done: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    mine = done[rows["row"]].select(
+def _with_attempt_and_holder(calls: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    mine = calls[rows["row"]].select(
         *("seq", "start_ns", "end_ns", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "status")
     )
-    theirs = done[rows["holder"].fill_null(0)].select(
+    theirs = calls[rows["holder"].fill_null(0)].select(
         holder_seq="seq",
         holder_leaf="leaf",
         holder_tid="tid",
@@ -239,13 +243,13 @@ def _both(done: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _epoch() -> pl.Expr:
-    """The name of what TRACK waits for, which no operand id has."""
+    """Name of the resource that a TRACK waits for, which has no operand id."""
     code = word.status_code(pl.col("status"))
     return pl.when(code == word.TDX_PREVIOUS_TLB_EPOCH_BUSY).then(pl.lit(_EPOCH))
 
 
 def _with_modes(frame: pl.DataFrame, mask: pl.Expr) -> pl.DataFrame:
-    """How each of the two took the lock, in the newest generation that is left."""
+    """Add the mode in which each of the two took the lock, in the newest possible generation."""
     newest = pl.when(mask & 4 > 0).then(4).when(mask & 2 > 0).then(2).otherwise(1).cast(pl.UInt8)
     frame = frame.with_columns(newest=newest)
     for leaf, name in (("leaf", "mode"), ("holder_leaf", "holder_mode")):

@@ -1,4 +1,4 @@
-"""Which host calls could have held what an attempt found busy?"""
+"""Calls that may have held the lock that a busy attempt found taken."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.analysis.causes import armed, conflicts, keys
-from tdxtrace.analysis.causes.conflicts import TREE, VP_ENTER, Conflicts
-from tdxtrace.analysis.causes.overlaps import Index, Spans, Times, meetings
+from tdxtrace.analysis.causes import conflicts, keys
+from tdxtrace.analysis.causes.conflicts import TREE, VP_ENTER, LockConflicts
+from tdxtrace.analysis.causes.overlaps import Index, Intervals, Times, overlapping_pairs
+from tdxtrace.analysis.zero_steps import standing
 from tdxtrace.tdx import word
+from tdxtrace.tdx.exit_reasons import exit_reason_number
+from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
-# TDH.VP.ENTER lets go of the epoch, OP_STATE and the tree before the guest runs, and a trace
-# does not show when that is.  It is over before the shortest full exit and entry that was
-# measured: CPUID through KVM, 3,851 ns (TUM-DSE/CVM_eval benchmarks/vmexit/README.md,
-# 5bc6ab0).  Inferred, not measured.
+# TDH.VP.ENTER releases the epoch, OP_STATE and the tree before the guest runs; a trace does not
+# show when.  Upper bound: the shortest full exit and entry that was measured, CPUID through
+# KVM, 3,851 ns (TUM-DSE/CVM_eval benchmarks/vmexit/README.md, 5bc6ab0).  Inferred.
 ENTRY_NS: Final = 3_851
 
-WHOLE, BRIEF, UNCERTAIN = 0, 1, 2
-"""How well a candidate fits: it held the lock to its end; for a moment, or perhaps; its own
-bounds are not known."""
+HELD_TO_END, HELD_BRIEFLY, BOUNDS_UNKNOWN = 0, 1, 2
+"""Grades of a candidate: it held the lock to its end; briefly, or perhaps; bounds not known."""
 CANDIDATES: Final = {
     "attempt": pl.UInt32,
     "holder": pl.UInt32,
@@ -36,57 +37,57 @@ CANDIDATES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of one source."""
+class BusyAttempts:
+    """Busy attempts of one source, and what bounds the search for their holders."""
 
-    done: pl.DataFrame
-    """What its threads did."""
+    calls: pl.DataFrame
+    """Calls of all threads (:func:`~.activity.activity`)."""
     attempts: pl.DataFrame
-    """Busy attempts: row (in ``done``), leaf, operand_id, lock, scope, mask, one row per lock."""
+    """Columns row (in ``calls``), leaf, operand_id, lock, scope, mask; per attempt and lock."""
     slack_ns: int
-    """Resolution of its clock: how far apart two stamps of one instant can lie."""
+    """Resolution of the clock: how far apart two timestamps of one instant can lie."""
     mask: int
     """Generations to consider."""
     entry_ns: int = ENTRY_NS
 
 
-def candidates(question: Question) -> pl.DataFrame:
+def find_candidates(busy: BusyAttempts) -> pl.DataFrame:
     """Find every host call that overlaps a busy attempt and holds a lock against it.
 
     Returns:
         Columns of CANDIDATES, one row per attempt, lock and holder: attempt and holder are
-        rows of ``done``; mask the generations in which the two collide; grade as above;
-        overlap_ns how long both lasted together, below 0 within the slack; core_ns
-        how far one of them could be moved and they would still meet between their edges
-        (:func:`edges`), below 0 by how much they miss each other.
+        rows of ``calls``; mask the generations in which the two exclude each other; grade as
+        above; overlap_ns the time both lasted together, below 0 within the slack; core_ns the
+        overlap of the times that remain when :func:`min_lock_latency` is taken off both ends,
+        below 0 by how far they are apart.
     """
-    begun = question.done["start_ns"].gather(question.attempts["row"]).is_not_null()
-    timed = question.attempts.filter(begun & question.attempts["lock"].is_not_null())
+    begun = busy.calls["start_ns"].gather(busy.attempts["row"]).is_not_null()
+    timed = busy.attempts.filter(begun & busy.attempts["lock"].is_not_null())
     parts = [
-        _on_lock(question, str(lock[0]), rows)
+        _candidates_of_lock(busy, str(lock[0]), rows)
         for lock, rows in timed.group_by("lock", maintain_order=True)
     ]
     return pl.concat([pl.DataFrame(schema=CANDIDATES), *parts])
 
 
-def _on_lock(question: Question, lock: str, attempts: pl.DataFrame) -> pl.DataFrame:
-    table = conflicts.conflicts(lock)
+def _candidates_of_lock(busy: BusyAttempts, lock: str, attempts: pl.DataFrame) -> pl.DataFrame:
+    table = conflicts.lock_conflicts(lock)
     attempting = attempts["leaf"].unique().to_numpy().astype(np.intp)
-    holding = table.holders(attempting, question.mask)
-    leaf = question.done["leaf"].to_numpy()
+    holding = table.holders(attempting, busy.mask)
+    leaf = busy.calls["leaf"].to_numpy()
     rows = np.flatnonzero(holding[leaf])
-    grade = np.full(len(rows), WHOLE, np.uint8)
+    grade = np.full(len(rows), HELD_TO_END, np.uint8)
     is_entry = leaf[rows] == VP_ENTER
     if lock == TREE and is_entry.any():
-        rows, grade = _gated(question.done, rows[~is_entry])
+        rows, grade = _add_armed_entries(busy.calls, rows[~is_entry])
         is_entry = leaf[rows] == VP_ENTER
-    grade = _grades(question.done, lock, rows, grade)
-    kept = grade <= UNCERTAIN
+    grade = _grades(busy.calls, lock, rows, grade)
+    kept = grade <= BOUNDS_UNKNOWN
     rows, is_entry, grade = rows[kept], is_entry[kept], grade[kept]
-    begins, ends = (question.done[name].to_numpy()[rows] for name in ("begins", "ends"))
-    if conflicts.is_head_only(lock):
-        ends = np.where(is_entry, np.minimum(ends, begins + question.entry_ns), ends)
-    pairs = _pairs(question, table, attempts["row"].to_numpy().astype(np.intp), rows, begins, ends)
+    begins, ends = (busy.calls[name].to_numpy()[rows] for name in ("begins", "ends"))
+    if conflicts.is_released_before_guest(lock):
+        ends = np.where(is_entry, np.minimum(ends, begins + busy.entry_ns), ends)
+    pairs = _pairs(busy, table, attempts["row"].to_numpy().astype(np.intp), rows, begins, ends)
     attempt, place, mask, overlap, core = pairs
     return pl.DataFrame(
         {
@@ -103,94 +104,111 @@ def _on_lock(question: Question, lock: str, attempts: pl.DataFrame) -> pl.DataFr
     )
 
 
-def _gated(done: pl.DataFrame, others: Index) -> tuple[Index, NDArray[np.uint8]]:
-    """Holders of the tree: other leaves as they are, and the entries whose gate was armed."""
-    entries = armed.armed_entries(done)
+def _add_armed_entries(calls: pl.DataFrame, others: Index) -> tuple[Index, NDArray[np.uint8]]:
+    """Candidate holders of the tree: other leaves as given, and entries armed by the mitigation."""
+    entries = armed_entries(calls)
     rows = np.concatenate([others, entries["row"].to_numpy().astype(np.intp)])
-    whole = np.full(len(others), WHOLE, np.uint8)
+    whole = np.full(len(others), HELD_TO_END, np.uint8)
     return rows, np.concatenate([whole, entries["armed"].to_numpy()])
 
 
-_NEVER: Final = UNCERTAIN + 1
+_NOT_HELD: Final = BOUNDS_UNKNOWN + 1
 
 
 def _grades(
-    done: pl.DataFrame, lock: str, rows: Index, grade: NDArray[np.uint8]
+    calls: pl.DataFrame, lock: str, rows: Index, grade: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Lower the grade of calls that failed on the way, or whose bounds are not known."""
     status, certain = pl.col("status"), pl.col("certain")
-    busy = word.is_busy(status)
-    briefly = conflicts.held_before().filter(pl.col("lock") == lock).select("leaf", "operand_id")
-    frame = done[rows].select("leaf", "certain", busy=busy.fill_null(False), id=word.low32(status))
+    is_busy = word.is_busy(status)
+    held_before = (
+        conflicts.held_before().filter(pl.col("lock") == lock).select("leaf", "operand_id")
+    )
+    frame = calls[rows].select(
+        "leaf", "certain", busy=is_busy.fill_null(False), id=word.low32(status)
+    )
     frame = frame.join(
-        briefly.with_columns(brief=pl.lit(True)),
+        held_before.with_columns(brief=pl.lit(True)),
         left_on=["leaf", "id"],
         right_on=["leaf", "operand_id"],
         how="left",
         maintain_order="left",
     )
-    failed = pl.when(~pl.col("busy")).then(WHOLE).when("brief").then(BRIEF).otherwise(_NEVER)
-    doubt = pl.when(certain).then(WHOLE).otherwise(UNCERTAIN)
+    failed = (
+        pl.when(~pl.col("busy"))
+        .then(HELD_TO_END)
+        .when("brief")
+        .then(HELD_BRIEFLY)
+        .otherwise(_NOT_HELD)
+    )
+    bounds = pl.when(certain).then(HELD_TO_END).otherwise(BOUNDS_UNKNOWN)
     worst: NDArray[np.int32] = (
-        frame.select(pl.max_horizontal(failed, doubt).cast(pl.Int32)).to_series().to_numpy()
+        frame.select(pl.max_horizontal(failed, bounds).cast(pl.Int32)).to_series().to_numpy()
     )
     return np.maximum(grade, worst.astype(np.uint8))
 
 
-def edges(done: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> Times:
-    """How long each call takes at the least to get to its locks, and as long to come back.
+def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> Times:
+    """Estimate the shortest time from the start of a call to its locks, and from them to its end.
 
-    A busy answer does nothing but go into the module, fail, and come out, with probes on
-    either side.  So it met the lock about its middle, and half of what a busy answer takes
-    at the least lies before a call has its locks and after it gave them back.  This is
-    taken from the trace itself, for TDH.VP.ENTER and for other leaves apart; inferred.
+    A busy answer only enters the module, fails, and returns, with probes on either side.  So it
+    met the lock about its middle, and half of the duration of a short busy answer passes before
+    a call has its locks and after it released them.  Taken from the trace itself, separately
+    for TDH.VP.ENTER and for other leaves; inferred.
 
     Args:
-        done: What the threads of one source did.
+        calls: Calls of one source.
         attempts: Rows of its busy attempts.
-        slack_ns: Resolution of the clock: what lasts less shows as nothing.
+        slack_ns: Resolution of the clock: shorter durations are recorded as 0.
 
     Returns:
-        ns for each row of ``done``; 0 where no busy answer was timed.
+        ns for each row of ``calls``; 0 where no busy answer was timed.
     """
-    busy = done[attempts].select("start_ns", "end_ns", "leaf").drop_nulls()
-    took = busy.select(ns=pl.col("end_ns") - pl.col("start_ns"), enters=pl.col("leaf") == VP_ENTER)
+    failed = calls[attempts].select("start_ns", "end_ns", "leaf").drop_nulls()
+    took = failed.select(
+        ns=pl.col("end_ns") - pl.col("start_ns"), enters=pl.col("leaf") == VP_ENTER
+    )
     least = [
-        max(int(part["ns"].quantile(_LEAST, "lower") or 0), slack_ns) // 2
+        max(int(part["ns"].quantile(_LATENCY_QUANTILE, "lower") or 0), slack_ns) // 2
         for part in (took.filter(~pl.col("enters")), took.filter("enters"))
     ]
     other, enter = least if all(least) else (max(least), max(least))
-    return np.where(done["leaf"].to_numpy() == VP_ENTER, enter, other).astype(np.int64)
+    return np.where(calls["leaf"].to_numpy() == VP_ENTER, enter, other).astype(np.int64)
 
 
-# Not the very shortest: one pair of stamps may be wrong.
-_LEAST: Final = 0.1
+# Not the minimum: one pair of timestamps may be wrong.
+_LATENCY_QUANTILE: Final = 0.1
 
-_Found = tuple[Index, Index, NDArray[np.uint8], Times, Times]
+_Pairs = tuple[Index, Index, NDArray[np.uint8], Times, Times]
 
 
 def _pairs(
-    question: Question, table: Conflicts, attempts: Index, rows: Index, begins: Times, ends: Times
-) -> _Found:
-    """Attempts and places in ``rows`` that meet, are about one thing, and collide."""
-    done = question.done
-    asked_key, held_key = keys.keys(done, table.scope, attempts, rows)
-    mine, theirs = np.flatnonzero(asked_key >= 0), np.flatnonzero(held_key >= 0)
-    start, end = (done[name].to_numpy()[attempts] for name in ("begins", "ends"))
-    tid = done["tid"].fill_null(-1).to_numpy()
-    leaf = done["leaf"].to_numpy()
-    edge = edges(done, question.attempts["row"].unique(), question.slack_ns)
-    found: list[_Found] = []
-    asked = Spans(asked_key[mine], start[mine], end[mine])
-    held = Spans(held_key[theirs], begins[theirs], ends[theirs])
-    for i, j in meetings(asked, held, question.slack_ns):
+    busy: BusyAttempts,
+    table: LockConflicts,
+    attempts: Index,
+    rows: Index,
+    begins: Times,
+    ends: Times,
+) -> _Pairs:
+    """Attempts, and places in ``rows`` that overlap them on the same resource and exclude them."""
+    calls = busy.calls
+    wanted_key, held_key = keys.keys(calls, table.scope, attempts, rows)
+    mine, theirs = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
+    start, end = (calls[name].to_numpy()[attempts] for name in ("begins", "ends"))
+    tid = calls["tid"].fill_null(-1).to_numpy()
+    leaf = calls["leaf"].to_numpy()
+    latency = min_lock_latency(calls, busy.attempts["row"].unique(), busy.slack_ns)
+    found: list[_Pairs] = []
+    wanted = Intervals(wanted_key[mine], start[mine], end[mine])
+    held = Intervals(held_key[theirs], begins[theirs], ends[theirs])
+    for i, j in overlapping_pairs(wanted, held, busy.slack_ns):
         a, h = mine[i], theirs[j]
-        mask = table.masks[leaf[attempts[a]], leaf[rows[h]]] & np.uint8(question.mask)
+        mask = table.masks[leaf[attempts[a]], leaf[rows[h]]] & np.uint8(busy.mask)
         keep = (mask > 0) & (tid[attempts[a]] != tid[rows[h]])
         a, h, mask = a[keep], h[keep], mask[keep]
-        same = keys.same_thing(done, table.scope, attempts[a], rows[h])
+        same = keys.is_same_resource(calls, table.scope, attempts[a], rows[h])
         a, h, mask = a[same], h[same], mask[same]
-        own, other = edge[attempts[a]], edge[rows[h]]
+        own, other = latency[attempts[a]], latency[rows[h]]
         overlap = np.minimum(end[a], ends[h]) - np.maximum(start[a], begins[h])
         half = (end[a] - start[a]) // 2
         own = np.minimum(own, half)
@@ -203,3 +221,101 @@ def _pairs(
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     return attempt, place, mask, overlap, core
+
+
+# The seventh counted fault at one RIP logs a page and arms the next entry: TDX module
+# src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
+ARMED_AFTER: Final = STEPPING_EPF_THRESHOLD + 1
+_BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
+
+ARMED, PERHAPS_ARMED, ARMED_UNKNOWN = 0, 1, 2
+
+
+def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
+    """Find the entries that may have held the SEPT tree for zero-step mitigation.
+
+    ``ARMED``: the entry before it was answered busy on the tree, which only an armed mitigation
+    tries to take.  ``PERHAPS_ARMED``: at least ARMED_AFTER EPT violations preceded it without an
+    exit that an executed instruction causes, and an entry of that run was answered busy; how
+    long RIP stood still is not shown.  ``ARMED_UNKNOWN``: as many violations without such an
+    answer, or the vCPU was not yet seen to execute anything.  An entry that was itself refused
+    holds nothing.
+
+    Args:
+        calls: Calls of one source (:func:`~.activity.activity`).
+
+    Returns:
+        Columns row (place in ``calls``) and armed (UInt8), for those entries only.
+    """
+    violation = exit_reason_number("EPT_VIOLATION")
+    entries = (
+        calls.lazy()
+        .select("leaf", "tid", "status", "begins", "seq")
+        .with_row_index("row")
+        .filter(pl.col("leaf") == VP_ENTER)
+        .sort("tid", "begins", "seq")
+    )
+    exited = pl.col("status") < word.ERROR_BIT
+    reason = pl.when(exited).then(pl.col("status").cast(pl.UInt32, strict=False))
+    moved = reason.is_not_null() & ~reason.is_in(standing())
+    steps = entries.with_columns(
+        is_fault=(reason == violation).fill_null(False).cast(pl.UInt32),
+        moved=moved.shift().over("tid").fill_null(False),
+        was_refused=(pl.col("status") == _BUSY_SEPT).shift().over("tid").fill_null(False),
+        entered=exited.fill_null(False),
+    ).with_columns(run=pl.col("moved").cast(pl.UInt32).cum_sum().over("tid"))
+    refused_in_run = (pl.col("status") == _BUSY_SEPT).fill_null(False).any().over("tid", "run")
+    n_before = pl.col("is_fault").cum_sum().over("tid", "run") - pl.col("is_fault")
+    armed = (
+        pl.when("was_refused")
+        .then(ARMED)
+        .when((n_before >= ARMED_AFTER) & refused_in_run)
+        .then(PERHAPS_ARMED)
+        .when((n_before >= ARMED_AFTER) | (pl.col("run") == 0))
+        .then(ARMED_UNKNOWN)
+    )
+    return (
+        steps.with_columns(armed=armed.cast(pl.UInt8))
+        .filter(pl.col("armed").is_not_null() & pl.col("entered"))
+        .select("row", "armed")
+        .collect()
+    )
+
+
+GUESTS_INSIDE = {"attempt": pl.UInt32, "holder": pl.UInt32, "overlap_ns": pl.Int64}
+
+
+def guests_inside(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> pl.DataFrame:
+    """Find the entries of a TD whose guest may have run during each attempt on that TD.
+
+    A guest takes the lock of an SEPT entry in TDG.MEM.PAGE.ACCEPT, ATTR.RD and ATTR.WR, of which
+    the host sees no call: a trace only shows that the vCPU was inside.
+
+    Args:
+        calls: Calls of one source.
+        attempts: Rows of ``calls``.
+        slack_ns: Resolution of the clock.
+
+    Returns:
+        Columns of GUESTS_INSIDE, one row per attempt and entry.
+    """
+    rows = attempts.to_numpy().astype(np.intp)
+    entries = np.flatnonzero((calls["leaf"] == VP_ENTER).to_numpy())
+    wanted_key, held_key = keys.keys(calls, "td", rows, entries)
+    begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
+    tid = calls["tid"].fill_null(-1).to_numpy()
+    mine, theirs = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
+    rows, entries = rows[mine], entries[theirs]
+    wanted = Intervals(wanted_key[mine], begins[rows], ends[rows])
+    held = Intervals(held_key[theirs], begins[entries], ends[entries])
+    parts = [pl.DataFrame(schema=GUESTS_INSIDE)]
+    for i, j in overlapping_pairs(wanted, held, slack_ns):
+        attempt, entry = rows[i], entries[j]
+        other = tid[attempt] != tid[entry]
+        attempt, entry = attempt[other], entry[other]
+        overlap = np.minimum(ends[attempt], ends[entry]) - np.maximum(
+            begins[attempt], begins[entry]
+        )
+        columns = {"attempt": attempt, "holder": entry, "overlap_ns": overlap}
+        parts.append(pl.DataFrame(columns, schema_overrides=GUESTS_INSIDE))
+    return pl.concat(parts)

@@ -1,4 +1,4 @@
-"""Which locks can a busy status mean, and which leaves keep it from being taken?"""
+"""Locks that a busy status can mean, and the leaves that exclude each other on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdxtrace.tdx.leaves import parse_leaf
 from tdxtrace.tdx.locks import conflict_table, lock_table
 
 GENERATIONS: Final = ("A", "B", "C")
-EVERY: Final = 0b111
+ALL_GENERATIONS: Final = 0b111
 """All generations, as a mask: bit 0 is A."""
 VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 TREE: Final = "SEPT_TREE"
@@ -24,24 +24,24 @@ _N_LEAVES: Final = 256
 # Of two locks with one scope, calls collide if they name the same thing; the other TD of a
 # service TD's calls is no argument that a capture shows, so it counts as the TD.
 _SCOPES: Final = {"service td": "td", "target td": "td", "2M range": "page"}
-_HEAD: Final = ("entry", "instant")
+_RELEASED_BEFORE_GUEST: Final = ("entry", "instant")
 
 Masks = NDArray[np.uint8]
 
 
 def mask_of(generation: str) -> int:
-    """The bit of one generation."""
+    """Return the bit of one generation."""
     return 1 << GENERATIONS.index(generation)
 
 
 def names_of(mask: int) -> str:
-    """The letters of a mask: 6 is BC."""
+    """Return the letters of a mask: 6 is BC."""
     return "".join(name for name in GENERATIONS if mask & mask_of(name))
 
 
 @dataclass(frozen=True, slots=True)
-class Conflicts:
-    """Who collides with whom on one lock."""
+class LockConflicts:
+    """Leaves that exclude each other on one lock."""
 
     lock: str
     scope: str
@@ -50,7 +50,7 @@ class Conflicts:
     """[attempting leaf, holding leaf]: generations in which they exclude each other."""
 
     def holders(self, attempting: NDArray[np.intp], mask: int) -> NDArray[np.bool_]:
-        """Leaves that can keep any of ``attempting`` out, under the generations of ``mask``."""
+        """Return the leaves that can keep any of ``attempting`` out, in generations of ``mask``."""
         rows = self.masks[np.unique(attempting)] & np.uint8(mask)
         return np.asarray(rows.any(axis=0), np.bool_)
 
@@ -60,7 +60,7 @@ def locks_of_busy() -> pl.DataFrame:
     """Return the locks that OPERAND_BUSY can mean, one row per leaf, operand id and lock.
 
     Returns:
-        Columns leaf (UInt16), operand_id (UInt32), lock, scope (as in :class:`Conflicts`),
+        Columns leaf (UInt16), operand_id (UInt32), lock, scope (as in :class:`LockConflicts`),
         mask (UInt8: generations whose leaf takes the lock and answers with this id), sequence
         (UInt8: when it is tried, in the newest of them).
     """
@@ -75,10 +75,10 @@ def locks_of_busy() -> pl.DataFrame:
 
 @cache
 def held_before() -> pl.DataFrame:
-    """Return which locks a call had for a moment that was answered busy on a later one.
+    """Return the locks that a call held briefly before it was answered busy on a later one.
 
     Returns:
-        Columns leaf (UInt16), operand_id (UInt32) and lock: by that answer, the lock was held.
+        Columns leaf (UInt16), operand_id (UInt32) and lock: that answer implies the lock was held.
     """
     taken = _host_locks().select("generation", "leaf", "lock", "sequence")
     failed = (
@@ -96,11 +96,11 @@ def held_before() -> pl.DataFrame:
 
 
 @cache
-def conflicts(lock: str) -> Conflicts:
-    """Return who collides on a lock, from the lock table of every generation.
+def lock_conflicts(lock: str) -> LockConflicts:
+    """Return the leaves that exclude each other on a lock, in every generation.
 
     Conditions that a capture rarely shows (the version of a leaf, an armed entry) count as
-    fulfilled: what they exclude is sorted out where the calls are looked at.
+    fulfilled; what they exclude is filtered where the calls are examined.
     """
     rows = conflict_table().filter(
         pl.col("lock") == lock, pl.col("leaf").is_not_null(), pl.col("holder_leaf").is_not_null()
@@ -109,7 +109,7 @@ def conflicts(lock: str) -> Conflicts:
     for generation, leaf, holder in rows.select("generation", "leaf", "holder_leaf").iter_rows():
         masks[leaf, holder] |= mask_of(generation)
     scope = lock_table().filter(pl.col("lock") == lock)["scope"][0]
-    return Conflicts(lock, _SCOPES.get(scope, scope), masks)
+    return LockConflicts(lock, _SCOPES.get(scope, scope), masks)
 
 
 @cache
@@ -128,14 +128,14 @@ def modes() -> pl.DataFrame:
 
 
 @cache
-def is_head_only(lock: str) -> bool:
-    """Whether TDH.VP.ENTER lets go of the lock before the guest runs."""
+def is_released_before_guest(lock: str) -> bool:
+    """Whether TDH.VP.ENTER releases the lock before the guest runs."""
     rows = lock_table().filter(pl.col("lock") == lock, pl.col("leaf") == VP_ENTER)
-    return bool(rows["held"].is_in(_HEAD).all()) and rows.height > 0
+    return bool(rows["held"].is_in(_RELEASED_BEFORE_GUEST).all()) and rows.height > 0
 
 
 def _host_locks() -> pl.DataFrame:
-    """The lock table's rows of SEAMCALLs, generations as bits."""
+    """Rows of the lock table that are SEAMCALLs, generations as bits."""
     bits = {name: mask_of(name) for name in GENERATIONS}
     return (
         lock_table()

@@ -1,4 +1,4 @@
-"""Which lock generations of the TDX module can have made a trace?"""
+"""Lock generations of the TDX module that can have produced a trace."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes.candidates import UNCERTAIN, Question
+from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts
 from tdxtrace.analysis.causes.conflicts import (
-    EVERY,
+    ALL_GENERATIONS,
     GENERATIONS,
     TREE,
     VP_ENTER,
@@ -18,17 +18,19 @@ from tdxtrace.errors import QueryError
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.locks import generation_of
 
-# Leaves that want the tree alone in every generation, and that KVM calls: where a capture
-# shows none of them, nothing says that they were probed.
-_ALONE: Final = numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.RANGE.UNBLOCK", "TDH.MEM.SEPT.REMOVE"])
-# Busy answers that a generation leaves without any possible holder before it is ruled out,
-# and their share: one alone may be a call that the capture missed without saying so.
-_ENOUGH: Final = 3
-_SHARE: Final = 0.02
+# Leaves that take the tree exclusively in every generation, and that KVM calls: a capture
+# without any of them may not have probed them.
+_EXCLUSIVE_LEAVES: Final = numbers_of(
+    ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.RANGE.UNBLOCK", "TDH.MEM.SEPT.REMOVE"]
+)
+# Number and share of busy answers without a possible holder from which on a generation is
+# ruled out: a single one may be a call that was lost without a loss record.
+_MIN_UNEXPLAINED: Final = 3
+_MIN_UNEXPLAINED_SHARE: Final = 0.02
 
 
 def chosen_generations(module: str | None, generation: str | None) -> int:
-    """The generations that a user leaves, as a mask; all if neither is said.
+    """Return the generations that the user allows, as a mask; all if neither is given.
 
     Args:
         module: Release of the module, such as 1.5.16.
@@ -37,7 +39,7 @@ def chosen_generations(module: str | None, generation: str | None) -> int:
     Raises:
         QueryError: If there is no such generation, the release is not known, or they disagree.
     """
-    mask = EVERY
+    mask = ALL_GENERATIONS
     if generation is not None:
         if generation.upper() not in GENERATIONS:
             raise QueryError(
@@ -58,73 +60,78 @@ def chosen_generations(module: str | None, generation: str | None) -> int:
     return mask
 
 
-def possible(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> int:
-    """Rule out the generations under which busy answers of a source cannot be explained.
+def possible_generations(
+    busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series
+) -> int:
+    """Rule out the generations under which the busy answers of a source cannot be explained.
 
-    An operand id that a leaf does not return in a generation rules it out.  So does a
-    busy tree without any possible holder, several times over: only calls of the host take
-    the tree, so a capture that shows all of them shows the holder.  An AUG that is busy
-    against an armed entry rules out C, one that is busy against nothing but other AUGs
-    leaves only A.
+    A generation is ruled out if a leaf does not return an operand id in it that was seen, or
+    if it leaves several busy answers on the tree without any possible holder: only host calls
+    take the tree, so a complete capture contains the holder.  An AUG that is busy against an
+    armed entry rules out C, one that is busy against nothing but other AUGs leaves only A.
 
     Args:
-        question: The busy attempts, under the generations that the user leaves.
-        fitting: Their candidate holders.
-        is_lossy: For each row of ``done``, whether events near it may be lost.
+        busy: The busy attempts, under the generations that the user allows.
+        possible_holders: Their candidate holders.
+        is_lossy: For each row of ``calls``, whether events near it may be lost.
 
     Returns:
-        The mask of what is left; what the user left, if everything would be ruled out.
+        The mask of what is left; what the user allowed, if everything would be ruled out.
     """
-    left = question.mask
-    for mask in question.attempts.group_by("row").agg(pl.col("mask").bitwise_or())["mask"].unique():
+    left = busy.mask
+    for mask in busy.attempts.group_by("row").agg(pl.col("mask").bitwise_or())["mask"].unique():
         left &= int(mask)
-    leaves = set(question.done["leaf"].unique())
-    sees_all = VP_ENTER in leaves and bool(leaves & set(_ALONE))
+    leaves = set(busy.calls["leaf"].unique())
+    sees_all = VP_ENTER in leaves and bool(leaves & set(_EXCLUSIVE_LEAVES))
     if left and sees_all:
-        left &= ~_unexplained(question, fitting, is_lossy)
-    return left or question.mask
+        left &= ~_generations_without_holder(busy, possible_holders, is_lossy)
+    return left or busy.mask
 
 
-def misses_holders(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> bool:
-    """Whether too many attempts at the tree met nobody under any generation that is left.
+def misses_holders(busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series) -> bool:
+    """Whether too many attempts at the tree have no holder in any generation that is left.
 
     Args:
-        question: The busy attempts.
-        fitting: Their candidate holders.
-        is_lossy: For each row of ``done``, whether events near it may be lost.
+        busy: The busy attempts.
+        possible_holders: Their candidate holders.
+        is_lossy: For each row of ``calls``, whether events near it may be lost.
     """
-    masks = _explaining(question, fitting, is_lossy)
-    return _too_many(int((masks == 0).sum()), len(masks))
+    masks = _explaining_generations(busy, possible_holders, is_lossy)
+    return _is_too_many(int((masks == 0).sum()), len(masks))
 
 
-def _unexplained(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> int:
+def _generations_without_holder(
+    busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series
+) -> int:
     """Generations that leave too many attempts at the tree without a holder."""
-    masks = _explaining(question, fitting, is_lossy)
+    masks = _explaining_generations(busy, possible_holders, is_lossy)
     some = masks.filter(masks > 0)
     ruled_out = 0
     for name in GENERATIONS:
-        if _too_many(int(((some & mask_of(name)) == 0).sum()), len(some)):
+        if _is_too_many(int(((some & mask_of(name)) == 0).sum()), len(some)):
             ruled_out |= mask_of(name)
     return ruled_out
 
 
-def _too_many(n: int, of: int) -> bool:
-    return n >= _ENOUGH and n > _SHARE * of
+def _is_too_many(n: int, of: int) -> bool:
+    return n >= _MIN_UNEXPLAINED and n > _MIN_UNEXPLAINED_SHARE * of
 
 
-def _explaining(question: Question, fitting: pl.DataFrame, is_lossy: pl.Series) -> pl.Series:
-    """For each attempt at the tree in full sight: generations in which somebody can have it."""
-    rows = question.attempts.filter(pl.col("lock") == TREE)["row"]
+def _explaining_generations(
+    busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series
+) -> pl.Series:
+    """For each fully observed attempt at the tree: generations in which it has a holder."""
+    rows = busy.attempts.filter(pl.col("lock") == TREE)["row"]
     flags = pl.DataFrame(
-        {"row": rows, "lossy": is_lossy[rows], "sure": question.done["certain"][rows]}
+        {"row": rows, "lossy": is_lossy[rows], "sure": busy.calls["certain"][rows]}
     )
-    asked = flags.filter(~pl.col("lossy") & pl.col("sure")).select("row")
-    # Between their edges, or of unknown bounds: a call that merely touches held nothing.
-    plausible = (pl.col("core_ns") >= -2 * question.slack_ns) | (pl.col("grade") == UNCERTAIN)
+    attempts = flags.filter(~pl.col("lossy") & pl.col("sure")).select("row")
+    # A call that overlaps only while it enters or leaves the module held nothing.
+    plausible = (pl.col("core_ns") >= -2 * busy.slack_ns) | (pl.col("grade") == BOUNDS_UNKNOWN)
     found = (
-        fitting.filter((pl.col("lock") == TREE) & plausible)
+        possible_holders.filter((pl.col("lock") == TREE) & plausible)
         .group_by("attempt")
         .agg(pl.col("mask").bitwise_or())
     )
-    joined = asked.join(found, left_on="row", right_on="attempt", how="left")
+    joined = attempts.join(found, left_on="row", right_on="attempt", how="left")
     return joined["mask"].fill_null(0)

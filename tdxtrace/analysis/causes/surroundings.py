@@ -1,4 +1,4 @@
-"""What happened around one attempt: its answer, its chain, and what other threads did."""
+"""Context of one attempt: its causes, its chain, and the calls of other threads at that time."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from tdxtrace.analysis.causes.activity import activity
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.trace import Findings, Trace
 
-# How much of the time around an attempt is shown, in lengths of it; a holder may reach
-# further out, but then its ends are not what the picture is about.
-_BEFORE: Final = 3
-_LEAST_NS: Final = 2_000
+# Margin around an attempt, in multiples of its length; a holder that reaches further is cut.
+_MARGIN_LENGTHS: Final = 3
+_MIN_MARGIN_NS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """One attempt and its time."""
+    """One attempt and the calls around it."""
 
     attempt: dict[str, Any]
-    """Its row in ``seamcalls``, with the TD completed."""
+    """Its row in ``seamcalls``, with the TD inferred."""
     answers: list[dict[str, Any]]
     """Its rows in ``busy_causes``, by rank; none if it was not busy."""
     chain: dict[str, Any] | None
     """The row in ``retry_chains`` that it belongs to."""
     calls: pl.DataFrame
-    """What any thread did in that time: rows of :func:`~.activity.activity`, by begin."""
+    """Calls of all threads in that time: rows of :func:`~.activity.activity`, by begin."""
     first_ns: int
     last_ns: int
     names: dict[int, str]
@@ -38,30 +37,30 @@ class Surroundings:
 def surroundings(
     trace: Trace, findings: Findings, seq: int, *, source: int = 0, whole_chain: bool = False
 ) -> Surroundings:
-    """Find what happened around one SEAMCALL.
+    """Return the context of one SEAMCALL.
 
     Args:
-        trace: What was recorded.
-        findings: What was found in all of it.
-        seq: Place of the call: ``seq`` of its row in ``seamcalls``.
-        source: Which input.
-        whole_chain: Show the time of its whole chain, not of the attempt alone.
+        trace: The recorded events.
+        findings: The findings of the whole trace.
+        seq: ``seq`` of the call in ``seamcalls``.
+        source: Number of the input.
+        whole_chain: Cover the time of its whole chain, not of the attempt alone.
 
     Raises:
         QueryError: If there is no such call; names the nearest.
     """
-    calls = trace.seamcalls.filter(pl.col("source") == source)
-    done = activity(calls, trace.vm_entries.filter(pl.col("source") == source))
-    mine = done.filter(pl.col("seq") == seq, pl.col("seq").is_in(calls["seq"].implode()))
-    if mine.is_empty():
-        raise QueryError(_no_such(calls, seq, source))
-    attempt = mine.row(0, named=True)
+    seamcalls = trace.seamcalls.filter(pl.col("source") == source)
+    calls = activity(seamcalls, trace.vm_entries.filter(pl.col("source") == source))
+    own = calls.filter(pl.col("seq") == seq, pl.col("seq").is_in(seamcalls["seq"].implode()))
+    if own.is_empty():
+        raise QueryError(_not_found(seamcalls, seq, source))
+    attempt = own.row(0, named=True)
     by_source = pl.col("source") == source
     causes = findings.busy_causes.filter(by_source, pl.col("seq") == seq).sort("rank")
     chain = _chain(findings.retry_chains.filter(by_source), attempt)
     answers = causes.to_dicts()
-    first_ns, last_ns = _window(done, attempt, answers, chain if whole_chain else None)
-    inside = done.filter(pl.col("begins") <= last_ns, pl.col("ends") >= first_ns)
+    first_ns, last_ns = _time_window(calls, attempt, answers, chain if whole_chain else None)
+    inside = calls.filter(pl.col("begins") <= last_ns, pl.col("ends") >= first_ns)
     threads = trace.threads.filter(by_source).unique("tid", keep="first", maintain_order=True)
     return Surroundings(
         attempt,
@@ -74,16 +73,16 @@ def surroundings(
     )
 
 
-def _no_such(calls: pl.DataFrame, seq: int, source: int) -> str:
-    if calls.is_empty():
+def _not_found(seamcalls: pl.DataFrame, seq: int, source: int) -> str:
+    if seamcalls.is_empty():
         return f"no SEAMCALL at seq {seq}: input {source} has none"
     away = (pl.col("seq").cast(pl.Int64) - seq).abs()
-    nearest = calls.select("seq").sort(away, "seq").item(0, 0)
+    nearest = seamcalls.select("seq").sort(away, "seq").item(0, 0)
     return f"no SEAMCALL at seq {seq}; nearest: {nearest}; tdxtrace busy-causes lists them"
 
 
 def _chain(chains: pl.DataFrame, attempt: dict[str, Any]) -> dict[str, Any] | None:
-    """The chain of the same thread and leaf that reaches over the attempt."""
+    """The chain of the same thread and leaf that contains the attempt."""
     seq = attempt["seq"]
     over = chains.filter(
         pl.col("tid").eq_missing(attempt["tid"]),
@@ -94,21 +93,21 @@ def _chain(chains: pl.DataFrame, attempt: dict[str, Any]) -> dict[str, Any] | No
     return None if over.is_empty() else over.row(-1, named=True)
 
 
-def _window(
-    done: pl.DataFrame,
+def _time_window(
+    calls: pl.DataFrame,
     attempt: dict[str, Any],
     answers: list[dict[str, Any]],
     chain: dict[str, Any] | None,
 ) -> tuple[int, int]:
-    """From when to when: the attempt or chain, and of its holder what lies near."""
+    """First and last ns: of the attempt or chain, and of its holder where it lies near."""
     first, last = attempt["begins"], attempt["ends"]
     if chain is not None:
         first, last = min(first, chain["start_ns"]), max(last, chain["end_ns"])
-    around = max(_BEFORE * (last - first), _LEAST_NS)
+    around = max(_MARGIN_LENGTHS * (last - first), _MIN_MARGIN_NS)
     holder = answers[0]["holder_seq"] if answers else None
-    held = done.filter(pl.col("seq") == holder) if holder is not None else done.clear()
+    held = calls.filter(pl.col("seq") == holder) if holder is not None else calls.clear()
     since, until = first, last
     for begins, ends in held.select("begins", "ends").iter_rows():
         since, until = max(begins, first - around), min(ends, last + around)
-    margin = max((last - first) // 2, _LEAST_NS // 4)
+    margin = max((last - first) // 2, _MIN_MARGIN_NS // 4)
     return min(first, since) - margin, max(last, until) + margin

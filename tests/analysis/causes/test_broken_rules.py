@@ -1,4 +1,4 @@
-"""Rules that a correct kernel keeps: broken in small stories, and kept in others."""
+"""Kernel rules, broken and kept, in small scenarios."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from support.story import story
 
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
-from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
-from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
+from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES
 from tdxtrace.tdx.bug_rules import bug_rule_table
 
@@ -16,7 +16,7 @@ BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 
 def broken(text: str, before: str = BEFORE) -> list[tuple[str, int, int | None]]:
     told = story(f"{before} {text}")
-    table = BROKEN_RULES.check(broken_rules(scenes(told.trace, mask=mask_of("B"))))
+    table = BROKEN_RULES.check(broken_rules(gather_evidence(told.trace, mask=mask_of("B"))))
     return list(table.select("rule", "leaf", "evidence_seq").iter_rows())
 
 
@@ -36,7 +36,7 @@ def test_every_rule_has_its_text_and_its_source() -> None:
     [
         ("flushK", ["tdvpr_busy"]),
         ("trackK", ["tdr_busy"]),
-        # A vCPU that ran since before the TRACK before: nobody kicked it out.
+        # A vCPU that ran since before the TRACK before: it was not kicked.
         ("2/enter( trackS trackP 2/)Q", ["track_without_kick"]),
         ("2/enter( trackS 2/)Q 2/enter( trackP 2/)H", []),
         ("2/enter( trackP 2/)H", []),  # there was no TRACK before that is known
@@ -62,7 +62,7 @@ def test_the_evidence_is_the_other_row() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # All that were inside came out by an interrupt, none went in again, and still busy.
+        # All vCPUs inside exited by an interrupt, none entered again, and it is still busy.
         ("2/enter( 3/enter( blockB1 2/)Q 3/)Q _ blockB1", ["busy_after_kick"]),
         ("2/enter( blockB1 2/)H _ blockB1", []),  # it came out by itself
         ("2/enter( blockB1 _ blockB1 2/)Q", []),  # it was still inside
@@ -80,17 +80,19 @@ def test_a_second_failure_counts_after_a_kick_only(text: str, expected: list[str
     ("before", "expected"),
     [("", []), ("createS", ["busy_before_finalize"]), ("createS 9/enterH", []), ("createB", [])],
 )
-def test_a_td_that_runs_is_past_its_building(before: str, expected: list[str]) -> None:
+def test_a_td_that_runs_was_built(before: str, expected: list[str]) -> None:
     assert rules("2/block(1 B1 2/)S", f"{BEFORE} {before}") == expected
 
 
-def test_a_bug_comes_before_who_held_it() -> None:
+def test_a_broken_rule_outranks_the_holder() -> None:
     told = story(f"{BEFORE} 2/(1 K1 2/)S")
-    (row,) = busy_causes(scenes(told.trace, mask=EVERY)).filter(rank=1).to_dicts()
+    (row,) = (
+        busy_causes(gather_evidence(told.trace, mask=ALL_GENERATIONS)).filter(rank=1).to_dicts()
+    )
     assert (row["cause"], row["rule"]) == ("kernel_bug", "aug_busy_on_entry")
     assert (row["holder_tid"], row["lock"]) == (2, "SEPT_ENTRY")
 
 
-def test_what_is_lost_beside_it_breaks_no_rule() -> None:
+def test_no_rule_is_broken_beside_a_loss() -> None:
     assert rules("2/enter( trackS trackP 2/)Q") == ["track_without_kick"]
     assert rules("2/enter( trackS lost trackP 2/)Q") == []

@@ -1,4 +1,4 @@
-"""Who made it busy: small stories, told and judged."""
+"""Causes of busy attempts in small scenarios."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from hypothesis import strategies as st
 from support.story import Story, story, without
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
-from tdxtrace.analysis.causes.cause_shares import cause_shares
-from tdxtrace.analysis.causes.conflicts import EVERY, mask_of
-from tdxtrace.analysis.causes.scene import scenes, spoken
+from tdxtrace.analysis.causes.cause_counts import cause_shares
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
+from tdxtrace.analysis.causes.evidence import gather_evidence, observed_interval
 from tdxtrace.tables.causes import BUSY_CAUSES, CAUSE_SHARES
 from tdxtrace.tables.trace import Trace
 
-# A vCPU that ran and came out by executing something: what it did before is known, and a
-# capture of it shows entries.
+# A vCPU that entered, and exited by executing an instruction: the capture shows entries.
 BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
-# Seven faults of vCPU 2 without progress: its next entry is gated.
-SEVEN = "2/enterH " + "2/enterX " * 7
+# Seven faults of vCPU 2 without progress: its next entry is armed.
+SEVEN_FAULTS = "2/enterH " + "2/enterX " * 7
 AUG, VIOLATION, BUSY_TREE = 6, 48, 0x8000_0200_0000_0092
 
 
 def answers(told: Story, generation: str = "") -> list[dict[str, Any]]:
-    mask = mask_of(generation) if generation else EVERY
-    table = BUSY_CAUSES.check(busy_causes(scenes(told.trace, mask=mask)))
+    mask = mask_of(generation) if generation else ALL_GENERATIONS
+    table = BUSY_CAUSES.check(busy_causes(gather_evidence(told.trace, mask=mask)))
     assert table.filter(rank=1)["seq"].is_unique().all()
     return table.filter(rank=1).to_dicts()
 
@@ -38,7 +37,7 @@ def answer(text: str, generation: str = "") -> tuple[str, int | None, int | None
     return row["cause"], row["holder_leaf"], row["holder_tid"]
 
 
-def lack(text: str, generation: str = "") -> str:
+def lacks(text: str, generation: str = "") -> str:
     (row,) = answers(story(f"{BEFORE} {text}"), generation)
     assert row["cause"] == "unexplained"
     assert row["advice"]
@@ -55,9 +54,9 @@ def lack(text: str, generation: str = "") -> str:
         ("2/track( enterD 2/)S", "B", ("host_conflict", 38, 2)),
         ("2/sept(1 K1 2/)S", "B", ("kernel_bug", 3, 2)),
         ("2/sept(1 removeK1 2/)S", "B", ("host_conflict", 3, 2)),
-        # Of two that may have it, the one that is at work all the while.
+        # Of two that may hold it, the one that overlaps throughout.
         ("2/block(1 3/block(2 2/)S _300us B3 3/)S", "B", ("host_conflict", 7, 3)),
-        # It let go because it failed itself: the other one has it.
+        # It released the lock because it failed itself: the other one holds it.
         ("2/block(1 3/block(2 B3 2/)B 3/)S", "B", ("host_conflict", 7, 3)),
     ],
 )
@@ -84,7 +83,7 @@ def test_a_call_that_cannot_hold_it_is_no_cause(text: str, generation: str) -> N
     assert answer(text, generation)[0] == "unexplained"
 
 
-def test_an_answer_says_by_which_lock_and_under_which_generations() -> None:
+def test_an_answer_names_lock_and_generations() -> None:
     (row,) = answers(story(f"{BEFORE} 2/block(1 B1 2/)S"))
     assert (row["lock"], row["mode"], row["holder_mode"]) == ("SEPT_TREE", "SH", "EX")
     assert (row["generations"], row["confidence"], row["n_tied"]) == ("ABC", "proof", 1)
@@ -92,10 +91,10 @@ def test_an_answer_says_by_which_lock_and_under_which_generations() -> None:
     assert row["overlap_ns"] == row["end_ns"] - row["start_ns"]
 
 
-def test_ties_are_said() -> None:
+def test_equally_good_candidates_are_counted() -> None:
     (row,) = answers(story(f"{BEFORE} 2/(3 3/(4 blockB1 3/)S 2/)S"), "B")
     assert (row["cause"], row["holder_tid"], row["n_tied"]) == ("host_conflict", 2, 2)
-    table = busy_causes(scenes(story(f"{BEFORE} 2/(3 3/(4 blockB1 3/)S 2/)S").trace))
+    table = busy_causes(gather_evidence(story(f"{BEFORE} 2/(3 3/(4 blockB1 3/)S 2/)S").trace))
     assert table["rank"].to_list() == [1, 2]
     assert table["holder_tid"].to_list() == [2, 3]
 
@@ -103,11 +102,11 @@ def test_ties_are_said() -> None:
 # Armed entries.
 
 
-def gated(text: str, generation: str = "B", ends: int = 0) -> dict[str, Any]:
-    """The answer of an AUG of thread 1 that is refused 500 ns after thread 2 last entered.
+def answer_beside_entry(text: str, generation: str = "B", ends: int = 0) -> dict[str, Any]:
+    """The row of rank 1 of an AUG of thread 1, busy 500 ns after thread 2 last entered.
 
-    Busy answers last 1 us here, which is about what they take; ``ends``: so many ns after
-    that entry began the call of thread 3 was over.
+    Busy answers last 1 us; ``ends``: ns from the start of that entry to the end of the call
+    of thread 3.
     """
     told = story(f"{BEFORE} {text}").trace
     entered = pl.col("start_ns").filter(pl.col("tid") == 2, pl.col("status") == VIOLATION).last()
@@ -123,46 +122,49 @@ def gated(text: str, generation: str = "B", ends: int = 0) -> dict[str, Any]:
     source = dataclasses.replace(told.provenance.sources[0], clock_resolution_ns=1)
     known = dataclasses.replace(told.provenance, sources=(source,))
     finer = dataclasses.replace(told, seamcalls=calls, provenance=known)
-    table = BUSY_CAUSES.check(busy_causes(scenes(finer, mask=mask_of(generation))))
+    table = BUSY_CAUSES.check(busy_causes(gather_evidence(finer, mask=mask_of(generation))))
     return next(row for row in table.filter(rank=1).to_dicts() if row["tid"] == 1)
 
 
-# Its next entry is refused by a gate, so it was armed.
+# The next entry is refused, so the mitigation was armed.
 REFUSED = "4/block(5 2/enterB 4/)S"
-GATED = f"{SEVEN} {REFUSED} 2/enter( B1 2/)X"
+ARMED_ENTRY = f"{SEVEN_FAULTS} {REFUSED} 2/enter( B1 2/)X"
 
 
 @pytest.mark.parametrize(
     ("generation", "expected"), [("A", "armed_entry"), ("B", "armed_entry"), ("C", "unexplained")]
 )
 def test_an_armed_entry_holds_the_tree_by_generation(generation: str, expected: str) -> None:
-    assert gated(f"{SEVEN} 2/enter( B1 2/)X {REFUSED}", generation)["cause"] == expected
+    assert (
+        answer_beside_entry(f"{SEVEN_FAULTS} 2/enter( B1 2/)X {REFUSED}", generation)["cause"]
+        == expected
+    )
 
 
-def test_a_gate_that_is_found_armed_later_is_a_weak_answer() -> None:
-    later = gated(f"{SEVEN} 2/enter( B1 2/)X {REFUSED}")
+def test_an_entry_shown_armed_only_later_is_a_weak_answer() -> None:
+    later = answer_beside_entry(f"{SEVEN_FAULTS} 2/enter( B1 2/)X {REFUSED}")
     assert (later["cause"], later["confidence"]) == ("armed_entry", "weak")
-    before = gated(GATED)
+    before = answer_beside_entry(ARMED_ENTRY)
     assert (before["cause"], before["confidence"]) == ("armed_entry", "strong")
 
 
-def test_faults_without_a_refused_entry_arm_no_gate_for_sure() -> None:
-    row = gated(f"{SEVEN} 2/enter( B1 2/)X")
+def test_faults_without_a_refused_entry_do_not_prove_an_armed_entry() -> None:
+    row = answer_beside_entry(f"{SEVEN_FAULTS} 2/enter( B1 2/)X")
     assert (row["cause"], row["lacks"]) == ("unexplained", "holder_probes")
     # Nor does one that was refused when the guest had moved on since.
-    moved = gated(f"{SEVEN} 2/enter( B1 2/)X 2/enterH {REFUSED}")
+    moved = answer_beside_entry(f"{SEVEN_FAULTS} 2/enter( B1 2/)X 2/enterH {REFUSED}")
     assert moved["cause"] == "unexplained"
 
 
-def test_a_gate_is_no_answer_where_events_may_be_lost() -> None:
-    assert gated(f"lost {GATED}")["cause"] == "armed_entry"
-    assert gated(GATED.replace("B1", "lost B1"))["cause"] == "unexplained"
+def test_an_armed_entry_is_no_answer_where_events_may_be_lost() -> None:
+    assert answer_beside_entry(f"lost {ARMED_ENTRY}")["cause"] == "armed_entry"
+    assert answer_beside_entry(ARMED_ENTRY.replace("B1", "lost B1"))["cause"] == "unexplained"
 
 
-def test_a_gate_is_no_answer_in_a_trace_whose_attempts_meet_nobody() -> None:
+def test_an_armed_entry_is_no_answer_in_a_trace_that_misses_holders() -> None:
     alone = " _ 1/enterB"
-    assert gated(GATED + 2 * alone)["cause"] == "armed_entry"
-    assert gated(GATED + 3 * alone)["cause"] == "unexplained"
+    assert answer_beside_entry(ARMED_ENTRY + 2 * alone)["cause"] == "armed_entry"
+    assert answer_beside_entry(ARMED_ENTRY + 3 * alone)["cause"] == "unexplained"
 
 
 @pytest.mark.parametrize(
@@ -177,12 +179,16 @@ def test_a_gate_is_no_answer_in_a_trace_whose_attempts_meet_nobody() -> None:
         ("later", 1600, "host_conflict"),
     ],
 )
-def test_a_call_that_may_have_the_tree_comes_before_a_gate(
+def test_a_call_that_may_hold_the_tree_outranks_an_armed_entry(
     armed: str, ends: int, expected: str
 ) -> None:
     entry = "3/block(6 2/enter( B1 2/)X 3/)S"
-    told = f"{SEVEN} {REFUSED} {entry}" if armed == "before" else f"{SEVEN} {entry} {REFUSED}"
-    row = gated(told, ends=ends)
+    told = (
+        f"{SEVEN_FAULTS} {REFUSED} {entry}"
+        if armed == "before"
+        else f"{SEVEN_FAULTS} {entry} {REFUSED}"
+    )
+    row = answer_beside_entry(told, ends=ends)
     assert row["cause"] == expected
     # Beside a gate that may as well have had it, even a call that surely had it is no proof.
     assert row["cause"] != "host_conflict" or row["confidence"] == "weak"
@@ -199,56 +205,56 @@ def test_a_call_that_may_have_the_tree_comes_before_a_gate(
         ((1500, 2000), (0, 2000)),  # few calls: silence is nothing new
     ],
 )
-def test_a_cpu_that_falls_silent_for_good_ends_what_is_in_sight(
+def test_a_cpu_that_stays_silent_bounds_the_observed_interval(
     silent: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     ends = [*range(0, 2001, 10), *range(*silent, 10)]
     cpu = [0] * 201 + [1] * (len(ends) - 201)
-    assert spoken(pl.DataFrame({"cpu": cpu, "ends": ends})) == expected
+    assert observed_interval(pl.DataFrame({"cpu": cpu, "ends": ends})) == expected
 
 
 def rows_of(told: Story, calls: pl.DataFrame, generation: str = "") -> list[dict[str, Any]]:
     trace = dataclasses.replace(told.trace, seamcalls=calls)
-    mask = mask_of(generation) if generation else EVERY
-    table = BUSY_CAUSES.check(busy_causes(scenes(trace, mask=mask)))
+    mask = mask_of(generation) if generation else ALL_GENERATIONS
+    table = BUSY_CAUSES.check(busy_causes(gather_evidence(trace, mask=mask)))
     return table.filter(rank=1).to_dicts()
 
 
 def test_an_entry_after_six_faults_holds_no_tree() -> None:
-    six = SEVEN.replace("2/enterX ", "", 1)
+    six = SEVEN_FAULTS.replace("2/enterX ", "", 1)
     assert answer(f"{six} 2/enter( B1 2/)X", "B")[0] == "unexplained"
 
 
 def test_a_guest_that_runs_holds_no_tree() -> None:
     # The entry was over long before: what remains of TDH.VP.ENTER is the guest.
-    assert answer(f"{SEVEN} 2/enter( _ B1 2/)X", "B")[0] == "unexplained"
+    assert answer(f"{SEVEN_FAULTS} 2/enter( _ B1 2/)X", "B")[0] == "unexplained"
 
 
 # Guests.
 
 
-def test_an_entry_lock_that_no_host_call_holds_is_a_guests() -> None:
+def test_an_entry_lock_that_no_host_call_holds_was_held_by_a_guest() -> None:
     rows = answers(story(f"{BEFORE} 2/enter( removeK1 2/)H"), "B")
     assert [(r["cause"], r["holder_tid"], r["confidence"]) for r in rows] == [
         ("guest", 2, "strong")
     ]
 
 
-def test_of_several_guests_none_is_named() -> None:
+def test_several_possible_guests_leave_the_holder_unnamed() -> None:
     (row,) = answers(story(f"{BEFORE} 2/enter( 3/S1 3/enter( removeK1 2/)H 3/)H"), "B")
     assert (row["cause"], row["holder_tid"], row["n_tied"]) == ("guest", None, 2)
 
 
-def test_without_a_guest_inside_nobody_had_it() -> None:
-    assert lack("removeK1", "B") == "holder_probes"
+def test_without_a_guest_inside_the_cause_is_unexplained() -> None:
+    assert lacks("removeK1", "B") == "holder_probes"
 
 
-def test_where_entries_were_not_probed_a_guest_is_a_weak_answer() -> None:
+def test_without_probed_entries_a_guest_is_a_weak_answer() -> None:
     (row,) = answers(story("S1 8/blockS7 removeK1"), "B")
     assert (row["cause"], row["confidence"]) == ("guest", "weak")
 
 
-def test_one_leaf_probed_only_tells_nothing() -> None:
+def test_a_capture_of_one_leaf_explains_nothing() -> None:
     (row,) = answers(story("S1 K2 S3"), "B")
     assert (row["cause"], row["lacks"]) == ("unexplained", "holder_probes")
     assert "tdh_mem_" in row["advice"]
@@ -270,14 +276,14 @@ def test_without_arguments_the_td_is_not_known() -> None:
 
 
 def widened(told: Story, ns: int = 15_000) -> Trace:
-    """The story, with what it lost reaching further on."""
+    """The trace, with its losses prolonged by ``ns``."""
     losses = told.losses.with_columns(end_ns=pl.col("end_ns") + ns)
     return dataclasses.replace(told.trace, losses=losses)
 
 
-def test_what_was_lost_beside_it_may_be_the_holder() -> None:
+def test_an_attempt_beside_a_loss_is_unexplained() -> None:
     told = story(f"{BEFORE} 2/enter( lost removeK1 2/)H")
-    (row,) = busy_causes(scenes(widened(told), mask=mask_of("B"))).to_dicts()
+    (row,) = busy_causes(gather_evidence(widened(told), mask=mask_of("B"))).to_dicts()
     assert (row["cause"], row["lacks"]) == ("unexplained", "lost_events")
     assert answer("2/enter( removeK1 2/)H", "B")[0] == "guest"
 
@@ -285,14 +291,14 @@ def test_what_was_lost_beside_it_may_be_the_holder() -> None:
 def test_a_loss_around_an_attempt_lowers_the_confidence() -> None:
     text = f"{BEFORE} 2/block(1 lost B1 2/)S"
     (sure,) = answers(story(text.replace("lost ", "")), "B")
-    (row,) = busy_causes(scenes(widened(story(text)), mask=mask_of("B"))).to_dicts()
+    (row,) = busy_causes(gather_evidence(widened(story(text)), mask=mask_of("B"))).to_dicts()
     assert (sure["confidence"], row["confidence"]) == ("proof", "strong")
     assert row["cause"] == "host_conflict"
 
 
-def test_a_holder_whose_end_was_not_seen_is_named_but_no_answer() -> None:
+def test_a_call_without_an_end_is_listed_but_not_the_answer() -> None:
     told = story(f"{BEFORE} 2/block(1 B1")
-    table = busy_causes(scenes(told.trace, mask=mask_of("B")))
+    table = busy_causes(gather_evidence(told.trace, mask=mask_of("B")))
     assert table["cause"].to_list() == ["unexplained", "host_conflict"]
     assert table["lacks"].to_list() == ["trace_edge", None]
     assert table["holder_leaf"].to_list() == [None, 7]
@@ -314,8 +320,8 @@ WORDS = [
 ]
 
 
-def _tellable(words: list[str]) -> str:
-    """Only returns of what was begun."""
+def _well_formed(words: list[str]) -> str:
+    """Drop returns without a call."""
     is_open, told = False, []
     for word in words:
         if word.startswith("2/") and ((")" in word) != is_open):
@@ -326,10 +332,10 @@ def _tellable(words: list[str]) -> str:
 
 
 @settings(max_examples=40)
-@given(st.lists(st.sampled_from(WORDS), max_size=14).map(_tellable))
+@given(st.lists(st.sampled_from(WORDS), max_size=14).map(_well_formed))
 def test_every_busy_attempt_has_one_answer_and_shares_sum_to_one(text: str) -> None:
     told = story(text)
-    table = BUSY_CAUSES.check(busy_causes(scenes(told.trace)))
+    table = BUSY_CAUSES.check(busy_causes(gather_evidence(told.trace)))
     status = told.seamcalls["status"].cast(pl.Float64)
     n_busy = int(((status >= 0x8000_0200_0000_0000) & (status < 0x8000_0203_0000_0000)).sum())
     assert table.filter(rank=1).height == n_busy

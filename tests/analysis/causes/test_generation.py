@@ -1,4 +1,4 @@
-"""Which module made a trace: as a user says, or as the trace proves."""
+"""Lock generations that the user or the trace rule out."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import pytest
 from support.story import story
 
 from tdxtrace.analysis.causes.conflicts import names_of
+from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.analysis.causes.generation import chosen_generations
-from tdxtrace.analysis.causes.scene import scenes
 from tdxtrace.errors import QueryError
 
 BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 
 
 def proven(text: str, before: str = BEFORE) -> str:
-    (scene,) = scenes(story(f"{before} {text}").trace)
-    return names_of(scene.mask)
+    (evidence,) = gather_evidence(story(f"{before} {text}").trace)
+    return names_of(evidence.mask)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def proven(text: str, before: str = BEFORE) -> str:
         ("2/(1 B2 2/)S _ " * 3, "A"),
         ("2/(1 B2 2/)S _ " * 2, "ABC"),  # one or two may be calls that the capture missed
         ("lost " + "2/(1 B2 2/)S _ " * 3, "A"),
-        ("_ B1 _ B2 _ B3", "ABC"),  # nobody has a holder: nothing is proven
+        ("_ B1 _ B2 _ B3", "ABC"),  # none has a holder: nothing is proven
     ],
 )
 def test_a_trace_rules_out_what_cannot_explain_it(text: str, expected: str) -> None:
@@ -51,11 +51,15 @@ def test_a_capture_that_may_miss_holders_proves_nothing() -> None:
         ("1.5.16", "B", "B"),
     ],
 )
-def test_a_user_may_say_it(module: str | None, generation: str | None, expected: str) -> None:
+def test_module_or_generation_may_be_given(
+    module: str | None, generation: str | None, expected: str
+) -> None:
     assert names_of(chosen_generations(module, generation)) == expected
 
 
 @pytest.mark.parametrize(("module", "generation"), [("7", None), (None, "X"), ("1.5.16", "C")])
-def test_what_does_not_exist_is_refused(module: str | None, generation: str | None) -> None:
+def test_unknown_or_contradictory_choices_are_refused(
+    module: str | None, generation: str | None
+) -> None:
     with pytest.raises(QueryError):
         chosen_generations(module, generation)

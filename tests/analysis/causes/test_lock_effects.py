@@ -1,4 +1,4 @@
-"""What a lock would have bought, and one wait of a refused vCPU."""
+"""Effects of a lock: ``lock_values`` and ``entry_waits``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from support.story import Story, story
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.conflicts import mask_of
-from tdxtrace.analysis.causes.entry_waits import entry_waits
-from tdxtrace.analysis.causes.lock_values import lock_values, queued
-from tdxtrace.analysis.causes.scene import scenes
+from tdxtrace.analysis.causes.evidence import gather_evidence
+from tdxtrace.analysis.causes.lock_effects import entry_waits, lock_values, queue_waits
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.tables.causes import ENTRY_WAITS, LOCK_VALUES
 
@@ -24,9 +23,9 @@ BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 
 def values(text: str, generation: str = "B") -> dict[tuple[str, int], dict[str, Any]]:
     told = story(f"{BEFORE} {text}")
-    looked = list(scenes(told.trace, mask=mask_of(generation)))
+    sources = list(gather_evidence(told.trace, mask=mask_of(generation)))
     chains = retry_chains(told.seamcalls, told.losses)
-    table = LOCK_VALUES.check(lock_values(looked, busy_causes(looked), chains))
+    table = LOCK_VALUES.check(lock_values(sources, busy_causes(sources), chains))
     return {(row["lock"], row["leaf"]): row for row in table.iter_rows(named=True)}
 
 
@@ -38,7 +37,7 @@ def values(text: str, generation: str = "B") -> dict[tuple[str, int], dict[str, 
         ("2/enter( removeK1 2/)H", "B", 29, 0, 0),  # a guest takes no lock of the host
     ],
 )
-def test_a_lock_removes_what_it_keeps_apart(
+def test_a_lock_removes_conflicts_that_it_serialises(
     text: str, generation: str, leaf: int, by_seamcall_lock: int, by_mmu_lock: int
 ) -> None:
     found = values(text, generation)
@@ -79,22 +78,22 @@ def test_the_queue_is_served_in_order(steps: list[tuple[int, int, bool]]) -> Non
         expected.append(begins - at)
         all_done = max(all_done, begins + lasts)
         writers_done = begins + lasts if alone else writers_done
-    assert queued(arrival, service, writes).tolist() == expected
+    assert queue_waits(arrival, service, writes).tolist() == expected
 
 
 # Refused entries.
 
-SEVEN = "2/enterH " + "2/enterX " * 7
+SEVEN_FAULTS = "2/enterH " + "2/enterX " * 7
 
 
 def waits(text: str) -> dict[str, Any]:
-    told: Story = story(f"{BEFORE} {SEVEN} {text}")
-    table = ENTRY_WAITS.check(entry_waits(scenes(told.trace, mask=mask_of("B"))))
+    told: Story = story(f"{BEFORE} {SEVEN_FAULTS} {text}")
+    table = ENTRY_WAITS.check(entry_waits(gather_evidence(told.trace, mask=mask_of("B"))))
     (row,) = table.to_dicts()
     return row
 
 
-def test_one_wait_for_the_zap_in_flight_would_have_done() -> None:
+def test_one_wait_for_the_zap_in_flight_would_have_sufficed() -> None:
     row = waits("3/block(1 2/enterB 2/enterB 2/enterB 3/)S 2/enterH")
     assert (row["n_refused"], row["n_holders"], row["n_after"]) == (3, 1, 0)
     assert (row["waits_for_all"], row["sufficed"]) == (True, True)
@@ -107,12 +106,12 @@ def test_one_wait_is_not_enough_if_another_zap_follows() -> None:
     assert (row["n_refused"], row["n_after"], row["sufficed"]) == (2, 1, False)
 
 
-def test_where_no_holder_is_known_nothing_is_said_of_the_wait() -> None:
+def test_without_a_known_holder_the_wait_is_null() -> None:
     row = waits("2/enterB 2/enterH")
     assert (row["n_holders"], row["wait_ns"], row["sufficed"]) == (0, None, None)
 
 
-def test_nothing_busy_is_an_empty_table() -> None:
+def test_no_busy_attempts_give_an_empty_table() -> None:
     told = story("S1 S2")
-    assert entry_waits(scenes(told.trace)).is_empty()
+    assert entry_waits(gather_evidence(told.trace)).is_empty()
     assert isinstance(entry_waits([]), pl.DataFrame)

@@ -1,0 +1,166 @@
+"""Evidence on the busy attempts of one source: calls, candidate holders, losses, broken rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.analysis import gaps
+from tdxtrace.analysis.causes import broken_rules, generation
+from tdxtrace.analysis.causes.activity import activity
+from tdxtrace.analysis.causes.candidates import ENTRY_NS, BusyAttempts, find_candidates
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, locks_of_busy
+from tdxtrace.tables.trace import Trace
+from tdxtrace.tdx import word
+
+# Statuses other than OPERAND_BUSY that say that a lock was held, or a vCPU not yet tracked.
+_OTHER_BUSY: Final = (word.TDX_PREVIOUS_TLB_EPOCH_BUSY, word.TDX_SYS_BUSY)
+# Calls of a CPU from which on its silence is significant.
+_MIN_CALLS_PER_CPU: Final = 100
+# The global lock of the TDH.SYS leaves answers with a code of its own.
+_SYS: Final = "SYS"
+
+
+@dataclass(frozen=True)
+class BusyEvidence:
+    """Evidence of one source, computed on first use."""
+
+    source: int
+    busy: BusyAttempts
+    lossy: pl.Series
+    """For each row of ``calls``, whether events near it may be lost."""
+
+    @property
+    def calls(self) -> pl.DataFrame:
+        """Calls of all threads (:func:`~.activity.activity`)."""
+        return self.busy.calls
+
+    @cached_property
+    def candidates(self) -> pl.DataFrame:
+        """Candidate holders, in every generation that the user allows."""
+        return find_candidates(self.busy)
+
+    @cached_property
+    def mask(self) -> int:
+        """Generations that the user and the trace allow."""
+        return generation.possible_generations(self.busy, self.candidates, self.lossy)
+
+    @cached_property
+    def possible_holders(self) -> pl.DataFrame:
+        """Candidate holders in the generations of ``mask``."""
+        left = pl.col("mask") & pl.lit(self.mask, pl.UInt8)
+        return self.candidates.with_columns(mask=left).filter(pl.col("mask") > 0)
+
+    @cached_property
+    def fully_observed(self) -> pl.Series:
+        """For each row of ``calls``, whether the absence of a candidate is evidence there.
+
+        Not where events may be lost, nor where a CPU is silent at an end of the trace for longer
+        than ever between: its buffer may have been full, which ftrace does not report.  And
+        nowhere in a trace in which attempts at the tree have no candidate, since only host calls
+        take the tree: calls are missing without a loss record, were not probed, or have
+        timestamps of an unsynchronised clock.
+        """
+        if generation.misses_holders(self.busy, self.possible_holders, self.lossy):
+            return pl.repeat(False, self.calls.height, eager=True)
+        first, last = observed_interval(self.calls)
+        inside = self.calls.select((pl.col("begins") >= first) & (pl.col("ends") <= last))
+        return inside.to_series() & ~self.lossy
+
+    @cached_property
+    def broken(self) -> pl.DataFrame:
+        """Rules that were broken, by row of ``calls``."""
+        return broken_rules.find_broken_rules(self.busy, self.possible_holders, self.lossy)
+
+
+def gather_evidence(
+    trace: Trace, *, mask: int = ALL_GENERATIONS, entry_ns: int = ENTRY_NS
+) -> Iterator[BusyEvidence]:
+    """Yield the evidence of each source of a trace.
+
+    Args:
+        trace: The event tables, and the resolution of each source's clock.
+        mask: Generations of the module to consider.
+        entry_ns: Longest time in ns for which TDH.VP.ENTER holds what it releases before VM entry.
+    """
+    for number in trace.seamcalls["source"].unique().sort():
+        seamcalls = trace.seamcalls.filter(pl.col("source") == number)
+        entries = trace.vm_entries.filter(pl.col("source") == number)
+        calls = activity(seamcalls, entries)
+        sources = trace.provenance.sources
+        step_ns = sources[number].clock_resolution_ns if number < len(sources) else 1
+        slack_ns = step_ns if step_ns > 1 else 0
+        busy = BusyAttempts(calls, _attempts(calls), slack_ns, mask, entry_ns)
+        yield BusyEvidence(int(number), busy, _lossy(calls, trace.losses, int(number), slack_ns))
+
+
+def observed_interval(calls: pl.DataFrame) -> tuple[int, int]:
+    """Return the interval in which every CPU is known to have recorded.
+
+    A CPU that at an end of the trace is silent for longer than ever between may have had a
+    full buffer, which ftrace does not report.
+
+    Args:
+        calls: cpu and ends (ns) of each call.
+
+    Returns:
+        First and last ns.
+    """
+    at = pl.col("ends")
+    by_cpu = (
+        calls.lazy()
+        .select("cpu", "ends")
+        .sort("cpu", "ends")
+        .group_by("cpu")
+        .agg(first=at.min(), last=at.max(), pause=at.diff().max(), n=pl.len())
+        .filter(pl.col("n") >= _MIN_CALLS_PER_CPU)
+        .collect()
+    )
+    began, over = calls.select(began=at.min(), over=at.max()).row(0)
+    late = by_cpu.filter(pl.col("first") - began > pl.col("pause"))["first"]
+    early = by_cpu.filter(over - pl.col("last") > pl.col("pause"))["last"]
+    return max([began, *late]), min([over, *early])
+
+
+def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
+    """Busy attempts, one row per lock that the answer can mean; lock is null if none is known."""
+    code = word.status_code(pl.col("status"))
+    others = pl.any_horizontal(code == other for other in _OTHER_BUSY)
+    answers = (
+        calls.lazy()
+        .with_row_index("row")
+        .filter((word.is_busy(pl.col("status")) | others), pl.col("end_ns").is_not_null())
+        .select("row", "leaf", operand_id=word.low32(pl.col("status")), code=code)
+        .collect()
+    )
+    named = answers.filter(pl.col("code") == word.TDX_OPERAND_BUSY)
+    found = named.join(
+        locks_of_busy(),
+        on=["leaf", "operand_id"],
+        how="left",
+        maintain_order="left",
+    )
+    system = answers.filter(pl.col("code") == word.TDX_SYS_BUSY).with_columns(
+        lock=pl.lit(_SYS), scope=pl.lit("module")
+    )
+    epoch = answers.filter(pl.col("code") == word.TDX_PREVIOUS_TLB_EPOCH_BUSY)
+    return (
+        pl.concat([found, system, epoch], how="diagonal")
+        .with_columns(pl.col("mask").fill_null(ALL_GENERATIONS).cast(pl.UInt8))
+        .sort("row", "sequence")
+        .select("row", "leaf", "operand_id", "lock", "scope", "mask")
+    )
+
+
+def _lossy(calls: pl.DataFrame, losses: pl.DataFrame, source: int, slack_ns: int) -> pl.Series:
+    windows = gaps.Windows(losses, source)
+    if not windows.any:
+        return pl.Series(np.zeros(calls.height, np.bool_))
+    anywhere = np.full(calls.height, gaps.NO_CPU, np.int64)
+    begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
+    return pl.Series(windows.overlap(anywhere, begins - slack_ns - 1, ends + slack_ns + 1))
