@@ -17,16 +17,14 @@ from tdxtrace.analysis.causes.generation import chosen_generations
 from tdxtrace.analysis.causes.lock_effects import entry_waits, lock_values
 from tdxtrace.analysis.comparisons import comparisons
 from tdxtrace.analysis.latencies import latencies
-from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.progress_loops import progress_loops
 from tdxtrace.analysis.related_messages import module_release
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
+from tdxtrace.analysis.stats import leaf_stats, vcpu_stats, vm_stats
 from tdxtrace.analysis.step_thresholds import step_thresholds
 from tdxtrace.analysis.time_shares import time_shares
-from tdxtrace.analysis.vcpu_stats import vcpu_stats
 from tdxtrace.analysis.verdicts.verdicts import verdicts
-from tdxtrace.analysis.vm_stats import vm_stats
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.recommend.limits import limits, observed_seconds
@@ -79,11 +77,11 @@ def analyze(
     mask = chosen_generations(module, known if generation is None else generation)
     said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     every = retry_chains(trace.seamcalls, trace.losses)
-    chains = chosen.of(every, trace)
+    chains = chosen.filter(every, trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
-    steps = chosen.of(steps, trace)
-    entries = chosen.of(trace.vm_entries, trace)
-    calls = chosen.of(trace.seamcalls, trace)
+    steps = chosen.filter(steps, trace)
+    entries = chosen.filter(trace.vm_entries, trace)
+    calls = chosen.filter(trace.seamcalls, trace)
     return Findings(
         retry_chains=chains,
         leaf_stats=leaf_stats(chains),
@@ -124,7 +122,7 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
 
     def find(name: str) -> pl.DataFrame:
         if name in _EVENTS:
-            return chosen.of(getattr(trace, name), trace)
+            return chosen.filter(getattr(trace, name), trace)
         if not findings:
             findings.append(analyze(trace, chosen))
         found: pl.DataFrame = getattr(findings[0], name)
@@ -167,14 +165,14 @@ def _causes(trace: Trace, chosen: Selection, every: pl.DataFrame, mask: int) -> 
         return busy_causes(evidence())
 
     return {
-        "busy_causes": lambda _: chosen.of(causes(), trace),
+        "busy_causes": lambda _: chosen.filter(causes(), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
-        "broken_rules": lambda _: chosen.of(broken_rules(evidence()), trace),
+        "broken_rules": lambda _: chosen.filter(broken_rules(evidence()), trace),
         # A queue is made of all that waits in it: the lock is weighed on the whole trace.
         "lock_values": lambda findings: lock_values(evidence(), causes(), every).join(
             findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
         ),
-        "entry_waits": lambda _: chosen.of(entry_waits(evidence()), trace),
+        "entry_waits": lambda _: chosen.filter(entry_waits(evidence()), trace),
     }
 
 
@@ -191,7 +189,7 @@ def _aftermath(trace: Trace, chosen: Selection, generation: str | None) -> dict[
     calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
 
     def asked_for(*tables: pl.DataFrame) -> list[pl.DataFrame]:
-        return [chosen.of(table, trace) for table in tables]
+        return [chosen.filter(table, trace) for table in tables]
 
     return {
         "zero_step_causes": lambda f: zero_step_causes(
@@ -201,7 +199,7 @@ def _aftermath(trace: Trace, chosen: Selection, generation: str | None) -> dict[
         "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
         "td_conflicts": lambda f: td_conflicts(f.busy_causes),
-        "time_shares": lambda f: time_shares(chosen.of(calls, trace), f.retry_chains),
+        "time_shares": lambda f: time_shares(chosen.filter(calls, trace), f.retry_chains),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
 

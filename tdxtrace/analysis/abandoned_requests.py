@@ -1,4 +1,4 @@
-"""Abandoned requests: what callers left busy, and what came of it later."""
+"""The ``abandoned_requests`` table: requests that were left busy, and their consequences."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.related_messages import related_messages
-from tdxtrace.analysis.td_of import with_td
+from tdxtrace.analysis.threads import infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, CONSEQUENCES
 from tdxtrace.tdx import leaves, word
 
-# A failed host acquire of an entry leaves the host's priority behind, which shuts guests out until
-# a host takes that lock: TDX module 1.5 src/common/helpers/tdx_locks.h, sept_lock_acquire_host.
-# Only memory leaves whose answer was BUSY, operand RCX, met an entry.
-_ON_ENTRY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_RCX
-# What a range that was not blocked, or not tracked, answers: 1.5 helpers.h is_tlb_tracked;
+# A failed host acquire of an SEPT entry sets host priority on it, which shuts guests out until the
+# host takes that lock: TDX module 1.5 src/common/helpers/tdx_locks.h, sept_lock_acquire_host.
+# Only memory leaves that answer BUSY with operand RCX mean an entry.
+_BUSY_ON_ENTRY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_RCX
+# Statuses of a range that was not blocked, or not tracked: 1.5 helpers.h is_tlb_tracked;
 # public reports: canonical/tdx issue 213, Chen Yu on the kvm list, 2024-05-26.
 _GPA_RANGE_NOT_BLOCKED: Final = 0xC000_0B06_0000_0000
-_UNPREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, _GPA_RANGE_NOT_BLOCKED)
+_NOT_PREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, _GPA_RANGE_NOT_BLOCKED)
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
-_PREPARES: Final = leaves.numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"])
+_PREPARING_LEAVES: Final = leaves.numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"])
 # KVM prints a failure right after the call, from the same thread; a console takes up to some
 # 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
 MESSAGE_NS: Final = 10_000_000
 # printk prints microseconds (Linux kernel/printk/printk.c, print_time).
-_STAMP_NS: Final = 1_000
+_TIMESTAMP_NS: Final = 1_000
 _KEY: Final = ("source", "first_seq")
-_COLUMNS: Final = (
+_SETTLED: Final = ("source", "settled_seq", "settled_ns")
+_EFFECT_COLUMNS: Final = (
     *_KEY,
     "consequence",
     "effect_source",
@@ -44,18 +45,18 @@ _COLUMNS: Final = (
 def abandoned_requests(
     trace: Trace, chains: pl.DataFrame, *, message_ns: int = MESSAGE_NS
 ) -> pl.DataFrame:
-    """Say of each request that was left busy what came of it.
+    """Find the consequences of each request that was left busy.
 
-    ``host_priority_timeout``: the request met an entry, and before anyone settled it a
-    vCPU of that TD left with HOST_PRIORITY_BUSY_TIMEOUT.  ``later_call_failed``: a
-    BLOCK or TRACK was left busy, and the next call that needs it failed on that page for lack of
-    it.  ``kernel_message``: the kernel printed a failure of that leaf with that
-    status within ``message_ns``.  ``settled_later``: another call settled it.
+    ``host_priority_timeout``: the request was busy on an SEPT entry, and before another call
+    settled it a vCPU of that TD exited with HOST_PRIORITY_BUSY_TIMEOUT.  ``later_call_failed``:
+    a BLOCK or TRACK was left busy, and the next call that requires it failed on that page.
+    ``kernel_message``: the kernel printed a failure of that leaf with that status within
+    ``message_ns``.  ``settled_later``: another call settled it.
 
     Args:
         trace: The events.
         chains: The ``retry_chains`` table of it.
-        message_ns: Longest time from a call to the message about it.
+        message_ns: Longest time in ns from a call to the message about it.
 
     Returns:
         The ``abandoned_requests`` table: one row per consequence, ``none_seen`` where there is
@@ -64,26 +65,26 @@ def abandoned_requests(
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
-    left = RETRY_CHAINS.conform(chains).filter(
+    abandoned = RETRY_CHAINS.conform(chains).filter(
         pl.col("outcome").is_in(["abandoned", "resolved_elsewhere"]),
         pl.col("final_status").is_not_null(),
     )
-    if left.is_empty():
+    if abandoned.is_empty():
         return ABANDONED_REQUESTS.empty()
     calls = SEAMCALLS.conform(trace.seamcalls)
     effects = [
-        _settled(left, calls),
-        _timeouts(left, calls, chains),
-        _unprepared(left, calls),
-        _messages(left, related_messages(trace), message_ns),
+        _settled_later(abandoned, calls),
+        _timeouts(abandoned, calls, chains),
+        _later_failures(abandoned, calls),
+        _kernel_messages(abandoned, related_messages(trace), message_ns),
     ]
-    seen = pl.concat(effect.select(_COLUMNS) for effect in effects)
-    every = left.select(
+    seen = pl.concat(effect.select(_EFFECT_COLUMNS) for effect in effects)
+    requests = abandoned.select(
         *("source", "first_seq", "leaf", "tid", "tgid", "td_id", "gpa", "level"),
         "final_status",
         left_ns="end_ns",
     ).join(seen, on=_KEY, how="left")
-    found = every.with_columns(
+    found = requests.with_columns(
         consequence=pl.col("consequence").fill_null("none_seen").cast(pl.Enum(CONSEQUENCES)),
         after_ns=(pl.col("effect_ns") - pl.col("left_ns")).clip(0),
     )
@@ -96,49 +97,58 @@ def _effect(rows: pl.DataFrame, consequence: str) -> pl.DataFrame:
     )
 
 
-def _settling(calls: pl.DataFrame, left: pl.DataFrame) -> pl.DataFrame:
-    """The few calls that settled any of these requests."""
-    wanted = left.select("source", seq="settled_seq").drop_nulls()
-    return calls.join(wanted, on=["source", "seq"], how="semi")
-
-
-def _settled(left: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Requests that another call settled: the chain says which."""
-    by = _settling(calls, left).select(
+def _settling_calls(calls: pl.DataFrame, abandoned: pl.DataFrame) -> pl.DataFrame:
+    """Calls that settled any of these requests: source, settled_seq, settled_ns and the effect."""
+    wanted = abandoned.select("source", seq="settled_seq").drop_nulls()
+    return calls.join(wanted, on=["source", "seq"], how="semi").select(
         "source",
         effect_leaf="leaf",
         effect_status="status",
         effect_ns=pl.coalesce("end_ns", "start_ns"),
         settled_seq="seq",
+        settled_ns="end_ns",
     )
-    rows = left.filter(pl.col("settled_seq").is_not_null()).join(by, on=["source", "settled_seq"])
+
+
+def _settled_later(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """Requests that another call settled, by ``settled_seq`` of their chain."""
+    settling = _settling_calls(calls, abandoned)
+    rows = abandoned.join(settling, on=["source", "settled_seq"])
     rows = rows.with_columns(effect_source="source", effect_seq="settled_seq")
     return _effect(rows, "settled_later")
 
 
-def _timeouts(left: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Entries left busy, and the exits by host priority's timeout of the same TD."""
+def _timeouts(abandoned: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Requests left busy on an entry, and the first host priority timeout of the same TD."""
     status = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     code = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
     exits = calls.filter(pl.col("leaf") == _VP_ENTER, status == code)
-    of_entry = left.filter(
-        pl.col("final_status") == _ON_ENTRY,
+    of_entry = abandoned.filter(
+        pl.col("final_status") == _BUSY_ON_ENTRY,
         pl.col("leaf").is_in(_memory_leaves()),
         pl.col("td_id").is_not_null(),
     )
     if exits.is_empty() or of_entry.is_empty():
-        return _none()
-    tds = _exits(exits, chains).drop_nulls("td_id")
-    settled = _settling(calls, of_entry)
-    settled = settled.select("source", settled_seq="seq", settled_ns="end_ns")
-    waiting = of_entry.join(settled, on=["source", "settled_seq"], how="left")
-    rows = (
-        waiting.sort("end_ns")
+        return _no_effects()
+    keys = ["source", "td_id"]
+    rows = _next_effects(of_entry, _timeout_exits(exits, chains), keys, calls)
+    return _effect(rows, "host_priority_timeout")
+
+
+def _next_effects(
+    requests: pl.DataFrame, effects: pl.DataFrame, keys: list[str], calls: pl.DataFrame
+) -> pl.DataFrame:
+    """Requests with the first effect after them, unless another call settled them before it."""
+    settled = _settling_calls(calls, requests).select(_SETTLED)
+    columns = (c for c in effects.columns if c.startswith("effect_"))
+    return (
+        requests.join(settled, on=["source", "settled_seq"], how="left")
+        .sort("end_ns")
         .join_asof(
-            tds.sort("effect_ns"),
+            effects.drop_nulls(keys).select(*keys, *columns).sort("effect_ns"),
             left_on="end_ns",
             right_on="effect_ns",
-            by=["source", "td_id"],
+            by=keys,
             strategy="forward",
             coalesce=False,
             check_sortedness=False,
@@ -148,11 +158,10 @@ def _timeouts(left: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame) -> 
             (pl.col("effect_ns") <= pl.col("settled_ns")).fill_null(True),
         )
     )
-    return _effect(rows, "host_priority_timeout")
 
 
-def _exits(exits: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    return with_td(exits, chains).select(
+def _timeout_exits(exits: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    return infer_td(exits, chains).select(
         "source",
         "td_id",
         effect_source="source",
@@ -168,10 +177,10 @@ def _memory_leaves() -> list[int]:
     return table.filter(pl.col("request") == "gpa")["leaf"].to_list()
 
 
-def _unprepared(left: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """BLOCKs left busy, and the calls on the same page that failed for lack of them."""
+def _later_failures(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """BLOCKs and TRACKs left busy, and the first call on the same page that required them."""
     status = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
-    failed = calls.filter(status.is_in(_UNPREPARED)).select(
+    failed = calls.filter(status.is_in(_NOT_PREPARED)).select(
         "source",
         "td_id",
         "gpa",
@@ -181,45 +190,30 @@ def _unprepared(left: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         effect_status="status",
         effect_ns=pl.coalesce("end_ns", "start_ns"),
     )
-    dropped = left.filter(pl.col("leaf").is_in(_PREPARES), pl.col("td_id").is_not_null())
+    dropped = abandoned.filter(
+        pl.col("leaf").is_in(_PREPARING_LEAVES), pl.col("td_id").is_not_null()
+    )
     if failed.is_empty() or dropped.is_empty():
-        return _none()
-    found = []
-    for keys in (["source", "td_id", "gpa"], ["source", "td_id"]):
-        by_page = "gpa" in keys
-        mine = dropped.filter(pl.col("gpa").is_not_null() == by_page)
-        found.append(
-            mine.sort("end_ns")
-            .join_asof(
-                failed.drop_nulls(keys)
-                .select(*keys, *(c for c in failed.columns if c.startswith("effect_")))
-                .sort("effect_ns"),
-                left_on="end_ns",
-                right_on="effect_ns",
-                by=keys,
-                strategy="forward",
-                coalesce=False,
-                check_sortedness=False,
-            )
-            .filter(pl.col("effect_ns").is_not_null())
-        )
-    rows = pl.concat(found, how="diagonal")
-    # A request that somebody settled first did not make the later call fail.
-    settled = _settling(calls, dropped)
-    settled = settled.select("source", settled_seq="seq", settled_ns="end_ns")
-    rows = rows.join(settled, on=["source", "settled_seq"], how="left")
-    rows = rows.filter((pl.col("effect_ns") <= pl.col("settled_ns")).fill_null(True))
+        return _no_effects()
+    has_page = pl.col("gpa").is_not_null()
+    parts = [
+        _next_effects(dropped.filter(has_page), failed, ["source", "td_id", "gpa"], calls),
+        _next_effects(dropped.filter(~has_page), failed, ["source", "td_id"], calls),
+    ]
+    rows = pl.concat(parts, how="diagonal")
     return _effect(rows, "later_call_failed")
 
 
-def _messages(left: pl.DataFrame, said: pl.DataFrame, message_ns: int) -> pl.DataFrame:
-    """Failures that the kernel printed about the request's last status."""
+def _kernel_messages(
+    abandoned: pl.DataFrame, messages: pl.DataFrame, message_ns: int
+) -> pl.DataFrame:
+    """Failures that the kernel printed with the request's last status."""
     keys = ["source", "leaf", "final_status"]
-    failures = said.filter(pl.col("message") == "seamcall_failed").select(
+    failures = messages.filter(pl.col("message") == "seamcall_failed").select(
         "source", "leaf", "ts_ns", "log_source", "seq", final_status="status"
     )
-    # A stamp of microseconds may lie before the end it follows.
-    began = left.with_columns(from_ns=pl.col("end_ns") - _STAMP_NS).sort("from_ns")
+    # A timestamp in microseconds may lie before the end of the call it follows.
+    began = abandoned.with_columns(from_ns=pl.col("end_ns") - _TIMESTAMP_NS).sort("from_ns")
     rows = began.join_asof(
         failures.drop_nulls(keys).sort("ts_ns"),
         left_on="from_ns",
@@ -240,7 +234,7 @@ def _messages(left: pl.DataFrame, said: pl.DataFrame, message_ns: int) -> pl.Dat
     return _effect(rows, "kernel_message")
 
 
-def _none() -> pl.DataFrame:
+def _no_effects() -> pl.DataFrame:
     types = {
         "source": pl.UInt16,
         "first_seq": pl.UInt64,

@@ -1,4 +1,4 @@
-"""Do requests need more attempts, or more time, than before?"""
+"""The ``comparisons`` table: changes of the needed attempts or time between two traces."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tdxtrace.intervals import exact_interval
 from tdxtrace.tables.comparisons import COMPARISONS
 from tdxtrace.tables.limits import ATTEMPTS
 
-# Where the curves are compared: a first retry, and the limits that were proposed (mainline
-# calls twice; 5 and 16 in the series of 2024); a tenth of a millisecond to ten.
-AT: Final = {"attempts": (1, 2, 5, 16), "ns": (100_000, 1_000_000, 10_000_000)}
+# Steps at which curves are compared: a first retry and the proposed limits (mainline calls
+# twice; 5 and 16 in the series of 2024); 0.1 to 10 ms.
+COMPARED_AT: Final = {"attempts": (1, 2, 5, 16), "ns": (100_000, 1_000_000, 10_000_000)}
 _CONFIDENCE: Final = 0.95
-"""That of the intervals in ``attempts``."""
+"""Confidence of the intervals in ``attempts``."""
 _CURVE: Final = ("n_requests", "done_ratio", "done_low", "done_high")
 
 
 def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     """Compare the shares of requests that needed more, leaf by leaf.
 
-    Each share has an interval that respects bursts; the interval of the difference is made
-    of the two.
+    Each share has an interval that accounts for bursts; the interval of the difference is
+    computed from the two.
 
     Args:
         before: The ``attempts`` table of the one trace.
@@ -39,8 +39,8 @@ def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
         R. G. Newcombe, Statistics in Medicine 17 (1998) 873, method 10, for intervals of any
         kind: G. Y. Zou, A. Donner, Statistics in Medicine 27 (2008) 1693.
     """
-    both = _shares(before).join(
-        _shares(after), on=["leaf", "unit", "within"], how="full", coalesce=True, suffix="_after"
+    both = _points(before).join(
+        _points(after), on=["leaf", "unit", "within"], how="full", coalesce=True, suffix="_after"
     )
     p, q = 1 - pl.col("done_ratio"), 1 - pl.col("done_ratio_after")
     p_low, p_high = 1 - pl.col("done_high"), 1 - pl.col("done_low")
@@ -73,11 +73,11 @@ def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     return COMPARISONS.conform(rows.sort("leaf", "unit", "within"))
 
 
-def _shares(attempts: pl.DataFrame) -> pl.DataFrame:
-    """The curve of each leaf where it is compared: its last step up to there."""
+def _points(attempts: pl.DataFrame) -> pl.DataFrame:
+    """Values of the curve of each leaf at the compared steps."""
     curves = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf")
     points = pl.DataFrame(
-        [(unit, within) for unit, places in AT.items() for within in places],
+        [(unit, within) for unit, places in COMPARED_AT.items() for within in places],
         schema={"unit": curves.schema["unit"], "within": pl.Int64},
         orient="row",
     )
@@ -89,15 +89,17 @@ def _shares(attempts: pl.DataFrame) -> pl.DataFrame:
         check_sortedness=False,
     )
     return (
-        found.join(_none_done(curves), on=["leaf", "unit"], how="left", maintain_order="left")
+        found.join(
+            _before_first_step(curves), on=["leaf", "unit"], how="left", maintain_order="left"
+        )
         .with_columns(pl.coalesce(name, f"{name}_first") for name in _CURVE)
         .select("leaf", "unit", "within", *_CURVE)
         .sort("leaf", "unit", "within")
     )
 
 
-def _none_done(curves: pl.DataFrame) -> pl.DataFrame:
-    """What is known before a curve's first step: no request of so many was done."""
+def _before_first_step(curves: pl.DataFrame) -> pl.DataFrame:
+    """Values before a curve's first step: none of the requests was done."""
     firsts = curves.unique(["leaf", "unit"], keep="first", maintain_order=True)
     n = firsts["n_effective"].to_numpy()
     _, high = exact_interval(np.zeros(len(n)), n, _CONFIDENCE)

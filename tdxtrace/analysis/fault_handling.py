@@ -1,4 +1,4 @@
-"""What became of each private fault before its vCPU was entered again."""
+"""Handling of each private fault before its vCPU was entered again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.td_of import with_td
+from tdxtrace.analysis.threads import infer_td
 from tdxtrace.tdx import leaves
 
 # A fault on a shared page keeps the shared bit: Linux 6.16 tdx_handle_ept_violation traces it
@@ -21,22 +21,22 @@ _AUG, _SEPT_ADD, _BLOCK, _UNBLOCK, _REMOVE = leaves.numbers_of(
     f"TDH.MEM.{name}"
     for name in ("PAGE.AUG", "SEPT.ADD", "RANGE.BLOCK", "RANGE.UNBLOCK", "PAGE.REMOVE")
 )
-# What ends a block as it was meant to end: intel/tdx-module 1.5 tdh_mem_page_remove.c and the
-# like, each of which wants the range blocked and tracked.
-_TAKES_AWAY: Final = [
+# Leaves that a BLOCK prepares: intel/tdx-module 1.5 tdh_mem_page_remove.c and the like, each of
+# which requires the range to be blocked and tracked.
+_REMOVALS: Final = [
     _REMOVE,
     *leaves.numbers_of(
         f"TDH.MEM.{name}"
         for name in ("PAGE.DEMOTE", "PAGE.PROMOTE", "PAGE.RELOCATE", "SEPT.REMOVE")
     ),
 ]
-_STATES: Final = [_AUG, _BLOCK, _UNBLOCK, *_TAKES_AWAY]
+_STATE_CHANGES: Final = [_AUG, _BLOCK, _UNBLOCK, *_REMOVALS]
 _VCPU: Final = ("source", "tid")
 _PAGE: Final = ("source", "td_id", "page")
-# 2 MB: what one invalidation of the mirror table freezes at once is a range, not a page.
+# 2 MB: one invalidation of the mirror table freezes a range, not a page.
 _RANGE_BITS: Final = 21
 
-WHYS: Final = (
+EXPLANATIONS: Final = (
     "memory_fault",
     "served",
     "left_loop",
@@ -48,7 +48,7 @@ WHYS: Final = (
 )
 
 
-def ordered_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     """Number the private faults of every vCPU, in the order of its time.
 
     Args:
@@ -65,45 +65,45 @@ def ordered_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
         pl.col("leaf") == _VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
     ).join(seen.select(_VCPU).unique(), on=_VCPU, how="anti")
     columns = ("source", "tid", "tgid", "seq", "ts_ns", "gpa")
-    told = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
-    every = pl.concat([seen.select(columns), told]).sort(*_VCPU, "ts_ns", "seq")
+    probed = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
+    every = pl.concat([seen.select(columns), probed]).sort(*_VCPU, "ts_ns", "seq")
     return every.with_columns(
         nth=pl.int_range(pl.len()).over(_VCPU), next_ns=pl.col("ts_ns").shift(-1).over(_VCPU)
     )
 
 
-def handled_faults(
-    asked: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, events: pl.DataFrame
+def explain_faults(
+    wanted: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, events: pl.DataFrame
 ) -> pl.DataFrame:
-    """Say of private faults why each was or was not settled when the vCPU was entered again.
+    """Explain why each private fault was or was not resolved when the vCPU was entered again.
 
     Args:
-        asked: Rows of :func:`ordered_faults`.
+        wanted: Rows of :func:`number_faults`.
         calls: The ``seamcalls`` table.
         entries: The ``vm_entries`` table.
         events: The ``host_events`` table.
 
     Returns:
-        Columns source, tid, nth, ts_ns, gpa, why (one of WHYS, the first in their order that
-        fits) and by_seq (the call or event that shows it).
+        Columns source, tid, nth, ts_ns, gpa, explanation (one of EXPLANATIONS, the first in
+        their order that fits) and by_seq (the call or event that shows it).
     """
-    named = asked.with_columns(
+    named = wanted.with_columns(
         id=pl.int_range(pl.len()), page=_page(12), td_id=pl.lit(None, pl.UInt64)
     )
-    rows = _bounded(with_td(named, calls), calls, entries)
+    rows = _with_entries(infer_td(named, calls), calls, entries)
     rows = _with_installs(rows, calls)
     rows = _with_userspace(rows, events)
     rows = _with_state(rows, calls)
-    watched = calls.filter(pl.col("leaf") == _BLOCK)["source"].unique()
-    rows = rows.with_columns(watched=pl.col("source").is_in(watched.implode()))
-    rows = _with_others(rows, calls)
-    return rows.with_columns(_why()).select(
-        *_VCPU, "nth", "ts_ns", "gpa", "why", by_seq=_evidence()
+    block_is_probed = calls.filter(pl.col("leaf") == _BLOCK)["source"].unique()
+    rows = rows.with_columns(block_is_probed=pl.col("source").is_in(block_is_probed.implode()))
+    rows = _with_concurrent_calls(rows, calls)
+    return rows.with_columns(_explanation()).select(
+        *_VCPU, "nth", "ts_ns", "gpa", "explanation", by_seq=_evidence_seq()
     )
 
 
-def _near(found: pl.DataFrame, rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Of what was found, what has to do with any of the rows."""
+def _matching(found: pl.DataFrame, rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Rows of ``found`` with the keys of any of ``rows``."""
     return found.join(rows.select(keys).unique(), on=keys, how="semi", maintain_order="left")
 
 
@@ -111,11 +111,11 @@ def _page(bits: int) -> pl.Expr:
     return pl.col("gpa") // (1 << bits)
 
 
-def _bounded(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
-    """When the vCPU had been entered before each fault, and when it was entered again."""
-    told = calls.filter(pl.col("leaf") == _VP_ENTER).select(*_VCPU, at="start_ns")
-    stock = entries.select(*_VCPU, at="start_ns")
-    starts = _near(pl.concat([told, stock]).drop_nulls(), rows, list(_VCPU)).sort("at")
+def _with_entries(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
+    """Add the last entry of the vCPU before each fault, and the next one after it (ns)."""
+    probed = calls.filter(pl.col("leaf") == _VP_ENTER).select(*_VCPU, at="start_ns")
+    kvm_only = entries.select(*_VCPU, at="start_ns")
+    starts = _matching(pl.concat([probed, kvm_only]).drop_nulls(), rows, list(_VCPU)).sort("at")
     rows = rows.sort("ts_ns")
     before = rows.join_asof(
         starts.with_columns(entered_ns="at"),
@@ -137,28 +137,28 @@ def _bounded(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> 
     return after.with_columns(pl.col("until_ns").fill_null(pl.lit((1 << 63) - 1, pl.Int64)))
 
 
-def _within(rows: pl.DataFrame, happened: pl.DataFrame) -> pl.DataFrame:
-    """Give what a thread did (column ``at``) the fault that it was serving then."""
+def _during_fault(rows: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
+    """Assign the actions of a thread (column ``at``) to the fault that it handled then."""
     windows = rows.select(*_VCPU, "id", "ts_ns", "until_ns", "next_ns").sort("ts_ns")
     return (
-        _near(happened, rows, list(_VCPU))
+        _matching(actions, rows, list(_VCPU))
         .sort("at")
         .join_asof(windows, left_on="at", right_on="ts_ns", by=_VCPU, check_sortedness=False)
         .filter(
             pl.col("at") < pl.col("until_ns"),
-            # It served the last fault before it, which need not be one of those asked for.
+            # It handled the last fault before it, which need not be among the wanted ones.
             (pl.col("at") < pl.col("next_ns")).fill_null(True),
         )
     )
 
 
 def _with_installs(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """What the vCPU's own thread tried to install."""
-    tried = calls.filter(pl.col("leaf").is_in([_AUG, _SEPT_ADD]), pl.col("tid").is_not_null())
-    tried = tried.with_columns(at=pl.coalesce("start_ns", "end_ns"))
+    """Add the installs that the vCPU's own thread attempted."""
+    installs = calls.filter(pl.col("leaf").is_in([_AUG, _SEPT_ADD]), pl.col("tid").is_not_null())
+    installs = installs.with_columns(at=pl.coalesce("start_ns", "end_ns"))
     done = pl.col("status") == 0
     summed = (
-        _within(rows, tried)
+        _during_fault(rows, installs)
         .group_by("id")
         .agg(
             n_tried=pl.len(),
@@ -170,20 +170,20 @@ def _with_installs(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_userspace(rows: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Whether the fault went to userspace."""
-    out = (pl.col("errno") == _EFAULT) | (pl.col("reason") == _MEMORY_FAULT)
-    exits = events.filter(out.fill_null(False), pl.col("tid").is_not_null())
+    """Add the exit to userspace for the fault."""
+    left_kernel = (pl.col("errno") == _EFAULT) | (pl.col("reason") == _MEMORY_FAULT)
+    exits = events.filter(left_kernel.fill_null(False), pl.col("tid").is_not_null())
     exits = exits.with_columns(at=pl.col("ts_ns")).select(*_VCPU, "at", "seq")
-    summed = _within(rows, exits).group_by("id").agg(event_seq=pl.col("seq").first())
+    summed = _during_fault(rows, exits).group_by("id").agg(event_seq=pl.col("seq").first())
     return rows.join(summed, on="id", how="left")
 
 
 def _with_state(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """What was last done to the page, and what is done to it next."""
-    done = calls.filter(pl.col("leaf").is_in(_STATES), pl.col("status") == 0)
+    """Add the last change of the page, and the next one."""
+    done = calls.filter(pl.col("leaf").is_in(_STATE_CHANGES), pl.col("status") == 0)
     done = done.with_columns(at=pl.coalesce("start_ns", "end_ns"), page=_page(12))
     changes = (
-        _near(done.drop_nulls([*_PAGE, "at"]), rows, list(_PAGE))
+        _matching(done.drop_nulls([*_PAGE, "at"]), rows, list(_PAGE))
         .sort("at")
         .with_columns(next_leaf=pl.col("leaf").shift(-1).over(_PAGE))
         .select(
@@ -202,8 +202,8 @@ def _with_state(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_others(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Calls of other threads in flight while the fault was served: an install, a removal."""
+def _with_concurrent_calls(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """Add installs and removals by other threads while the fault was handled."""
     rows = rows.with_columns(until=pl.col("until_ns"), range=_page(_RANGE_BITS)).sort("until")
     for name, wanted, key, bits in (
         ("race", [_AUG], "page", 12),
@@ -212,7 +212,7 @@ def _with_others(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         keys = ["source", "td_id", key]
         found = calls.filter(pl.col("leaf").is_in(wanted)).with_columns(_page(bits).alias(key))
         others = (
-            _near(found.drop_nulls(["start_ns", "end_ns", "td_id", key, "tid"]), rows, keys)
+            _matching(found.drop_nulls(["start_ns", "end_ns", "td_id", key, "tid"]), rows, keys)
             .sort("start_ns")
             .select(
                 "source",
@@ -229,12 +229,14 @@ def _with_others(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
             by=keys,
             check_sortedness=False,
         ).drop("at", strict=False)
-        met = (pl.col(f"{name}_end") >= pl.col("ts_ns")) & (pl.col(f"{name}_tid") != pl.col("tid"))
-        rows = rows.with_columns(met.fill_null(False).alias(name))
+        concurrent = (pl.col(f"{name}_end") >= pl.col("ts_ns")) & (
+            pl.col(f"{name}_tid") != pl.col("tid")
+        )
+        rows = rows.with_columns(concurrent.fill_null(False).alias(name))
     return rows
 
 
-def _why() -> pl.Expr:
+def _explanation() -> pl.Expr:
     blocked = pl.col("state") == _BLOCK
     settled = (pl.col("state") == _AUG) & (pl.col("state_ns") <= pl.col("entered_ns"))
     return (
@@ -246,31 +248,31 @@ def _why() -> pl.Expr:
         .then(pl.lit("left_loop"))
         .when(blocked & (pl.col("next_leaf") == _UNBLOCK))
         .then(pl.lit("churned"))
-        .when(blocked & pl.col("next_leaf").is_in(_TAKES_AWAY))
+        .when(blocked & pl.col("next_leaf").is_in(_REMOVALS))
         .then(pl.lit("invalidated"))
-        # Where BLOCK is not probed a page may have been blocked since.
-        .when(settled & pl.col("watched"))
+        # Without probes on BLOCK a page may have been blocked since.
+        .when(settled & pl.col("block_is_probed"))
         .then(pl.lit("pending"))
         .when("race")
         .then(pl.lit("raced"))
         .when("zap")
         .then(pl.lit("invalidated"))
         .otherwise(pl.lit("unexplained"))
-        .alias("why")
+        .alias("explanation")
     )
 
 
-def _evidence() -> pl.Expr:
-    why = pl.col("why")
+def _evidence_seq() -> pl.Expr:
+    explanation = pl.col("explanation")
     return (
-        pl.when(why == "memory_fault")
+        pl.when(explanation == "memory_fault")
         .then("event_seq")
-        .when(why.is_in(["served", "left_loop"]))
+        .when(explanation.is_in(["served", "left_loop"]))
         .then("install_seq")
-        .when(why == "raced")
+        .when(explanation == "raced")
         .then("race_seq")
-        .when((why == "invalidated") & (pl.col("state") != _BLOCK).fill_null(True))
+        .when((explanation == "invalidated") & (pl.col("state") != _BLOCK).fill_null(True))
         .then("zap_seq")
-        .when(why != "unexplained")
+        .when(explanation != "unexplained")
         .then("state_seq")
     )

@@ -1,4 +1,4 @@
-"""What does a busy answer cost beside a success, and how long do callers pause in between?"""
+"""The ``latencies`` table: duration of busy answers and successes, and pauses between attempts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from tdxtrace.intervals import Floats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, LATENCIES
@@ -19,17 +19,15 @@ _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _REQUEST: Final = ("source", "first_seq")
 _GAPS: Final = ("p50_gap_ns", "p99_gap_ns", "max_gap_ns")
 
-Times = NDArray[np.float64]
-
 
 def latencies(
     seamcalls: pl.DataFrame, retry_chains: pl.DataFrame, busy_answers: pl.DataFrame
 ) -> pl.DataFrame:
-    """Compare what busy and successful calls of a leaf take, and what lies between tries.
+    """Compare durations of busy and successful calls of a leaf, and pauses between attempts.
 
     The ratio is of medians: one interrupt inside a call would move a mean. Its interval
-    joins the exact intervals of the two medians. Success over busy, the inverse, is the
-    number of tries that cost as much as the work itself (P. Bonzini, September 2024).
+    combines the exact intervals of the two medians. Success over busy, the inverse, is the
+    number of attempts that cost as much as the work itself (P. Bonzini, September 2024).
 
     A pause runs from the return of a busy answer to the start of the request's next
     attempt: the caller's own work, a kick, a preemption or the guest in between.
@@ -55,20 +53,23 @@ def latencies(
     timed = calls.lazy().filter(pl.col("leaf").is_in(answers["leaf"].unique().implode()))
     timed = timed.select("source", "seq", "leaf", "status", "start_ns", "end_ns")
     timed = timed.with_columns(took=(pl.col("end_ns") - pl.col("start_ns")).cast(pl.Float64))
-    done = timed.filter(pl.col("status") < word.ERROR_BIT).select("leaf", "took").collect()
-    mine = answers.lazy().select("source", "seq")
-    busy = timed.join(mine, on=("source", "seq"), how="semi").collect()
+    succeeded = timed.filter(pl.col("status") < word.ERROR_BIT).select("leaf", "took").collect()
+    busy_seqs = answers.lazy().select("source", "seq")
+    busy = timed.join(busy_seqs, on=("source", "seq"), how="semi").collect()
     gaps = _gaps(timed, busy, answers, RETRY_CHAINS.conform(retry_chains))
     rows = [
         _row(
-            leaf, _times(busy, leaf, "took"), _times(done, leaf, "took"), _times(gaps, leaf, "gap")
+            leaf,
+            _durations(busy, leaf, "took"),
+            _durations(succeeded, leaf, "took"),
+            _durations(gaps, leaf, "gap"),
         )
         for leaf in answers["leaf"].unique().sort()
     ]
     return LATENCIES.conform(pl.DataFrame(rows, schema=LATENCIES.schema))
 
 
-def _times(frame: pl.DataFrame, leaf: int, column: str) -> Times:
+def _durations(frame: pl.DataFrame, leaf: int, column: str) -> Floats:
     return np.sort(frame.filter(pl.col("leaf") == leaf)[column].drop_nulls().to_numpy())
 
 
@@ -94,33 +95,40 @@ def _gaps(
     return tries.select("leaf", gap=pl.when(same).then(gap)).drop_nulls()
 
 
-def _row(leaf: int, busy: Times, done: Times, gaps: Times) -> dict[str, Any]:
-    row: dict[str, Any] = {"leaf": leaf, "n_busy": len(busy), "n_succeeded": len(done)}
+def _row(leaf: int, busy: Floats, succeeded: Floats, gaps: Floats) -> dict[str, Any]:
+    row: dict[str, Any] = {"leaf": leaf, "n_busy": len(busy), "n_succeeded": len(succeeded)}
     if len(gaps):
         places = [math.ceil(share * len(gaps)) - 1 for share in (0.5, 0.99, 1.0)]
         row |= dict(zip(_GAPS, map(int, gaps[places]), strict=True))
-    row |= {"n_gaps": len(gaps), "busy_ns": _median(busy), "succeeded_ns": _median(done)}
+    row |= {"n_gaps": len(gaps), "busy_ns": _median(busy), "succeeded_ns": _median(succeeded)}
     if leaf == _VP_ENTER:
         row["succeeded_ns"] = None
         return row | {"withheld": "a successful TDH.VP.ENTER returns when the guest exits"}
-    return row | _ratio(busy, done)
+    return row | _ratio(busy, succeeded)
 
 
-def _median(times: Times) -> float | None:
-    return float(np.median(times)) if len(times) else None
+def _median(durations: Floats) -> float | None:
+    return float(np.median(durations)) if len(durations) else None
 
 
-def _ratio(busy: Times, done: Times) -> dict[str, Any]:
-    """The ratio of the medians and its interval, or why there is none."""
-    for name, times in (("busy answers", busy), ("successes", done)):
-        if not len(times):
+def _ratio(busy: Floats, succeeded: Floats) -> dict[str, Any]:
+    """Ratio of the medians and its interval, or the reason why it is withheld."""
+    for name, durations in (("busy answers", busy), ("successes", succeeded)):
+        if not len(durations):
             return {"withheld": f"no {name} whose beginning and end were seen"}
-        if not np.median(times):
+        if not np.median(durations):
             return {"withheld": f"half of the {name} took no time by this clock"}
-    ratio = math.log(np.median(busy)) - math.log(np.median(done))
-    (busy_low, busy_high), (done_low, done_high) = _of_median(busy), _of_median(done)
-    below = math.hypot(math.log(np.median(busy)) - busy_low, done_high - math.log(np.median(done)))
-    above = math.hypot(busy_high - math.log(np.median(busy)), math.log(np.median(done)) - done_low)
+    ratio = math.log(np.median(busy)) - math.log(np.median(succeeded))
+    (busy_low, busy_high), (succeeded_low, succeeded_high) = (
+        _median_interval(busy),
+        _median_interval(succeeded),
+    )
+    below = math.hypot(
+        math.log(np.median(busy)) - busy_low, succeeded_high - math.log(np.median(succeeded))
+    )
+    above = math.hypot(
+        busy_high - math.log(np.median(busy)), math.log(np.median(succeeded)) - succeeded_low
+    )
     found = {"busy_ratio": math.exp(ratio)}
     if math.isfinite(below):
         found["busy_ratio_low"] = math.exp(ratio - below)
@@ -130,14 +138,14 @@ def _ratio(busy: Times, done: Times) -> dict[str, Any]:
     return found | {"withheld": "too few calls for both ends of the interval" if few else None}
 
 
-def _of_median(times: Times) -> tuple[float, float]:
-    """Logarithms of the order statistics that hold the median, infinite where too few."""
+def _median_interval(durations: Floats) -> tuple[float, float]:
+    """Logarithms of the order statistics that bound the median; infinite where too few."""
     from scipy import stats
 
-    n = len(times)
+    n = len(durations)
     tail = (1 - _CONFIDENCE) / 2
     # The largest k with P(fewer than k of n below the median) <= tail.
     k = int(stats.binom.ppf(tail, n, 0.5))
-    if k == 0 or times[k - 1] <= 0:
-        return -math.inf, math.inf if k == 0 else math.log(times[n - k])
-    return math.log(times[k - 1]), math.log(times[n - k])
+    if k == 0 or durations[k - 1] <= 0:
+        return -math.inf, math.inf if k == 0 else math.log(durations[n - k])
+    return math.log(durations[k - 1]), math.log(durations[n - k])

@@ -1,4 +1,4 @@
-"""Progress loops: calls repeated though nothing held a lock, and whether they got anywhere."""
+"""The ``progress_loops`` table: calls repeated without a held lock, and their progress."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.members import members
+from tdxtrace.analysis.retry_chains import assign_chain
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import LOOPS, PROGRESS, PROGRESS_LOOPS
 from tdxtrace.tdx import leaves, word
 
-_LOOP: Final = {
+_LOOP_OF_STATUS: Final = {
     word.TDX_INTERRUPTED_RESUMABLE: "resumable",
     word.TDX_INTERRUPTED_RESTARTABLE: "restartable",
     word.TDX_INTERRUPTED_BUSY: "interrupted",
@@ -22,10 +22,10 @@ _LOOP: Final = {
     word.TDX_RND_NO_ENTROPY: "entropy",
     word.TDX_SYS_BUSY: "sys_busy",
 }
-_CODES: Final = [status & word.CODE_BITS for status in _LOOP]
-# A fault that KVM serves takes 8 us on a quiet host and 153 us on the busiest that was measured
-# (Dstack pull request 1220, Granite Rapids, Linux 7.0).  Ten times that without a SEAMCALL and
-# without an entry is a thread that retries in KVM, or one that does not run.
+_CODES: Final = [status & word.CODE_BITS for status in _LOOP_OF_STATUS]
+# Handling a fault takes KVM 8 us on a quiet host and 153 us on the busiest that was measured
+# (Dstack pull request 1220, Granite Rapids, Linux 7.0).  After ten times that without a SEAMCALL
+# or an entry, the thread retries in KVM or does not run.
 LOCAL_RETRY_NS: Final = 1_530_000
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _VCPU: Final = ("source", "tid")
@@ -35,14 +35,14 @@ _INTERRUPTS: Final = r"irq|interrupt|local_timer|reschedule|ipi|nmi|vector"
 def progress_loops(
     trace: Trace, chains: pl.DataFrame, *, local_retry_ns: int = LOCAL_RETRY_NS
 ) -> pl.DataFrame:
-    """Find what was repeated without any lock being held, and whether it moved on.
+    """Find calls that were repeated without a held lock, and whether they made progress.
 
     Requests answered INTERRUPTED_*, RND_NO_ENTROPY or SYS_BUSY: progress is ``seen`` where the
     request settled in the end, or where RCX of two resumable answers differs; ``not_seen`` where
     it was given up, or all its answers were the same; ``unknown`` where its end was not
     recorded.  And faults after which a vCPU's thread made neither a SEAMCALL nor an entry for
     ``local_retry_ns``, where both are recorded: KVM's local loop (RET_PF_RETRY), or a thread
-    that was off its CPU; nothing in them tells the two apart.
+    that was off its CPU; the trace cannot distinguish the two.
 
     Args:
         trace: The events.
@@ -61,28 +61,31 @@ def progress_loops(
         arch/x86/kvm/vmx/tdx.c, tdx_handle_ept_violation.
     """
     calls = SEAMCALLS.conform(trace.seamcalls)
-    loops = [_of_calls(calls, RETRY_CHAINS.conform(chains)), _local(trace, calls, local_retry_ns)]
+    loops = [
+        _repeated_calls(calls, RETRY_CHAINS.conform(chains)),
+        _local_retries(trace, calls, local_retry_ns),
+    ]
     found = pl.concat([PROGRESS_LOOPS.empty(), *(loop for loop in loops if loop.height)])
     counted = _with_interrupts(found, trace)
     return PROGRESS_LOOPS.conform(counted.sort("source", "start_ns", "first_seq"))
 
 
-def _loop() -> pl.Expr:
-    """What kind of loop an answer belongs to; null for others."""
+def _loop_kind() -> pl.Expr:
+    """Kind of loop that a status belongs to; null for others."""
     code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     return code.replace_strict(
         pl.Series(_CODES, dtype=pl.UInt64),
-        pl.Series(list(_LOOP.values())),
+        pl.Series(list(_LOOP_OF_STATUS.values())),
         default=None,
         return_dtype=pl.String,
     )
 
 
-def _of_calls(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+def _repeated_calls(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     retried = chains.filter(pl.col("n_busy") > 0)
     code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
-    mine = calls.filter(code.is_in(_CODES)).with_columns(loop=_loop())
-    rows = members(mine, retried)
+    answered = calls.filter(code.is_in(_CODES)).with_columns(loop=_loop_kind())
+    rows = assign_chain(answered, retried)
     if rows.is_empty():
         return PROGRESS_LOOPS.empty()
     when = pl.coalesce("start_ns", "end_ns")
@@ -113,22 +116,22 @@ def _of_calls(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _local(trace: Trace, calls: pl.DataFrame, local_retry_ns: int) -> pl.DataFrame:
-    """Faults after which a vCPU's thread was silent for long."""
+def _local_retries(trace: Trace, calls: pl.DataFrame, local_retry_ns: int) -> pl.DataFrame:
+    """Faults after which a vCPU's thread was silent for ``local_retry_ns``."""
     faults = PAGE_FAULTS.conform(trace.page_faults).filter(pl.col("tid").is_not_null())
     entries = VM_ENTRIES.conform(trace.vm_entries)
     events = HOST_EVENTS.conform(trace.host_events)
-    # Without probes on SEAMCALLs a silence says nothing.
+    # Without probes on SEAMCALLs a silence is no evidence.
     seen = calls.filter(pl.col("leaf") != _VP_ENTER).select("source").unique()
     faults = faults.join(seen, on="source", how="semi")
-    acts = pl.concat(
+    activity = pl.concat(
         [
             *(f.select(*_VCPU, at=pl.coalesce("start_ns", "end_ns")) for f in (calls, entries)),
             *(f.select(*_VCPU, at="ts_ns") for f in (events, faults)),
         ]
     ).drop_nulls()
     rows = faults.sort("ts_ns").join_asof(
-        acts.with_columns(next_ns="at").sort("at"),
+        activity.with_columns(next_ns="at").sort("at"),
         left_on="ts_ns",
         right_on="at",
         by=_VCPU,
@@ -157,10 +160,10 @@ def _local(trace: Trace, calls: pl.DataFrame, local_retry_ns: int) -> pl.DataFra
 
 
 def _with_interrupts(found: pl.DataFrame, trace: Trace) -> pl.DataFrame:
-    """Count the interrupts on the loop's CPU while it lasted, where interrupts were recorded."""
+    """Add the number of interrupts on the loop's CPU while it lasted, where recorded."""
     events = trace.host_events.filter(pl.col("event").str.contains(_INTERRUPTS))
     in_irq = trace.seamcalls.filter(pl.col("in_irq").fill_null(False))
-    hits = pl.concat(
+    interrupts = pl.concat(
         [
             events.select("source", "cpu", at="ts_ns"),
             in_irq.select("source", "cpu", at=pl.coalesce("start_ns", "end_ns")),
@@ -168,7 +171,7 @@ def _with_interrupts(found: pl.DataFrame, trace: Trace) -> pl.DataFrame:
     ).drop_nulls()
     if events.is_empty() or found.is_empty():
         return found
-    sums = hits.sort("at").with_columns(n=pl.int_range(1, pl.len() + 1).over("source", "cpu"))
+    sums = interrupts.sort("at").with_columns(n=pl.int_range(1, pl.len() + 1).over("source", "cpu"))
     rows = found.with_columns(end=pl.col("start_ns") + pl.col("took_ns"))
     for at, name in (("start_ns", "before"), ("end", "until")):
         keyed = sums.select("source", "cpu", "at", pl.col("n").alias(name))

@@ -1,4 +1,4 @@
-"""Which messages of the kernel can be set beside which trace, and which TDX module ran."""
+"""Kernel messages comparable with each trace, and the TDX module release that they name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tdxtrace.tdx.locks import generation_of
 
 
 def related_messages(trace: Trace) -> pl.DataFrame:
-    """Return messages beside each input with events whose clock is that of their log.
+    """Return the kernel messages whose clock is comparable with that of an input with events.
 
-    Messages of logs whose times mean something else are withheld.
+    Messages of logs whose clock differs are left out.
 
     Args:
         trace: The events and messages.
 
     Returns:
         ``kernel_messages`` with ``source`` the trace's input and ``log_source`` the log's; one
-        row per message and input that it can be compared with.
+        row per message and comparable input.
     """
-    said = KERNEL_MESSAGES.conform(trace.kernel_messages).filter(pl.col("ts_ns").is_not_null())
+    messages = KERNEL_MESSAGES.conform(trace.kernel_messages).filter(pl.col("ts_ns").is_not_null())
     sources = trace.provenance.sources
     pairs = [
         (number, log)
@@ -33,19 +33,19 @@ def related_messages(trace: Trace) -> pl.DataFrame:
         and agreement(source, other).comparable
     ]
     schema = {"source": pl.UInt16, "log_source": pl.UInt16}
-    beside = pl.DataFrame(pairs, schema=schema, orient="row")
-    return said.rename({"source": "log_source"}).join(beside, on="log_source")
+    comparable_pairs = pl.DataFrame(pairs, schema=schema, orient="row")
+    return messages.rename({"source": "log_source"}).join(comparable_pairs, on="log_source")
 
 
 def module_release(messages: pl.DataFrame) -> tuple[str, str | None] | None:
-    """Say which release of the TDX module the kernel's log names, and its lock generation.
+    """Return the release of the TDX module that the kernel's log names, and its lock generation.
 
     Args:
         messages: The ``kernel_messages`` table.
 
     Returns:
-        The release and its generation (A, B or C; None: of a release whose source was not read,
-        or not named in full); None if no message names one, or two name different ones.
+        The release and its generation (A, B or C; None: unknown release, or not named in
+        full); None if no message names a release, or two name different ones.
 
     Example:
         >>> from tdxtrace.tables.events import KERNEL_MESSAGES

@@ -1,4 +1,4 @@
-"""Which rows a user asked for: by TD, leaf and time."""
+"""Selection of rows by TD, leaf and time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to keep; the default keeps everything."""
+    """Filter by TD, leaf and time; the default keeps everything."""
 
     vms: tuple[str, ...] = ()
     """TD addresses (``0x…``) or process numbers."""
@@ -33,13 +33,13 @@ class Selection:
     until: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for, without what was not."""
+        """Return the fields that are set."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
-    def of(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
-        """Return the rows of a table of ``trace`` that were asked for.
+    def filter(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
+        """Return the selected rows of a table of ``trace``.
 
-        A row is within the time if any part of it is.  A filter on something that
+        A row is within the time if any part of it is.  A filter on a column that
         the table does not have (a page fault has no leaf) keeps its rows.
 
         Raises:
@@ -47,43 +47,43 @@ class Selection:
         """
         kept = rows
         if self.leaves and "leaf" in rows.columns:
-            kept = kept.filter(pl.col("leaf").is_in([_leaf(name) for name in self.leaves]))
+            kept = kept.filter(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
         if self.vms and {"td_id", "tgid"} & set(rows.columns):
-            kept = kept.filter(self._of_vms(rows, trace))
+            kept = kept.filter(self._is_of_vms(rows, trace))
         has_time = any(name in rows.columns for name in _BEGINS)
         timed = has_time and (self.since or self.until)
-        return kept.filter(self._in_time(rows, trace)) if timed else kept
+        return kept.filter(self._is_in_time(rows, trace)) if timed else kept
 
-    def of_trace(self, trace: Trace) -> Trace:
-        """Return ``trace`` with those rows of its events that were asked for.
+    def filter_trace(self, trace: Trace) -> Trace:
+        """Return ``trace`` with the selected rows of its event tables.
 
         Raises:
-            QueryError: As :meth:`of` does.
+            QueryError: As :meth:`filter` does.
         """
         return dataclasses.replace(
             trace,
-            seamcalls=self.of(trace.seamcalls, trace),
-            vm_entries=self.of(trace.vm_entries, trace),
-            page_faults=self.of(trace.page_faults, trace),
-            host_events=self.of(trace.host_events, trace),
+            seamcalls=self.filter(trace.seamcalls, trace),
+            vm_entries=self.filter(trace.vm_entries, trace),
+            page_faults=self.filter(trace.page_faults, trace),
+            host_events=self.filter(trace.host_events, trace),
         )
 
-    def _of_vms(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
+    def _is_of_vms(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
         kept = pl.lit(False)
         for text in self.vms:
-            column, number = _vm(text, trace)
-            mine = pl.lit(False)
+            column, number = _resolve_vm(text, trace)
+            matches = pl.lit(False)
             unknown = pl.lit(True)
             if column in rows.columns:
-                mine, unknown = pl.col(column) == number, pl.col(column).is_null()
+                matches, unknown = pl.col(column) == number, pl.col(column).is_null()
             if "tid" in rows.columns:
                 threads = _threads_of(column, number, trace)
                 here = pl.struct("source", "tid").is_in(threads.to_struct().implode())
-                mine |= unknown & here
-            kept |= mine.fill_null(False)
+                matches |= unknown & here
+            kept |= matches.fill_null(False)
         return kept
 
-    def _in_time(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
+    def _is_in_time(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
         begins = pl.coalesce(c for c in _BEGINS if c in rows.columns)
         ends = pl.coalesce(c for c in _ENDS if c in rows.columns)
         first = min(starts_ns(trace.provenance.sources), default=0)
@@ -96,7 +96,10 @@ class Selection:
 
 
 def nanoseconds(text: str, start_ns: int) -> int:
-    """Return the time that ``text`` names: seconds, or ``+seconds`` from ``start_ns``.
+    """Parse a time: seconds, or ``+seconds`` from ``start_ns``.
+
+    Returns:
+        The time in ns.
 
     Raises:
         QueryError: If it is neither.
@@ -112,15 +115,15 @@ def nanoseconds(text: str, start_ns: int) -> int:
     return value + (start_ns if found["sign"] else 0)
 
 
-def _leaf(name: str) -> int:
+def _parse_leaf(name: str) -> int:
     try:
         return leaves.parse_leaf(name)[0]
     except ValueError as error:
         raise QueryError(str(error)) from None
 
 
-def _vm(text: str, trace: Trace) -> tuple[str, int]:
-    """The column and number that name a VM: a TD's address or its process."""
+def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
+    """Column and number that identify a VM: a TD's address or its process."""
     tds = trace.seamcalls["td_id"].drop_nulls().unique()
     tables = (trace.seamcalls, trace.vm_entries, trace.page_faults)
     processes = {tgid for table in tables for tgid in table["tgid"].drop_nulls().unique()}

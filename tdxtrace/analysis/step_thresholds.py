@@ -1,4 +1,4 @@
-"""Step thresholds: how many zero-step episodes each threshold would have made."""
+"""The ``step_thresholds`` table: zero-step episodes that each threshold would have caused."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.progress import no_progress_run
-from tdxtrace.analysis.zero_steps import standing, stock_steps, told_steps
+from tdxtrace.analysis.zero_steps import (
+    exits_without_progress,
+    no_progress_run,
+    steps_from_kvm_events,
+    steps_from_seamcalls,
+)
 from tdxtrace.tables.events import PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_THRESHOLDS
 from tdxtrace.tdx import leaves
@@ -18,8 +22,8 @@ from tdxtrace.tdx import leaves
 THRESHOLDS: Final = range(4, 17)
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _VCPU: Final = ("source", "tid")
-# What runs without progress are told by.
-_NEEDED: Final = (*_VCPU, "when", "seq", "reason", "installs", "installed", "gpa")
+# Columns of steps that ``no_progress_run`` needs.
+_STEP_COLUMNS: Final = (*_VCPU, "when", "seq", "reason", "installs", "installed", "gpa")
 
 
 def step_thresholds(
@@ -29,20 +33,20 @@ def step_thresholds(
     *,
     thresholds: Iterable[int] = THRESHOLDS,
 ) -> pl.DataFrame:
-    """Count the runs of faults without progress that go beyond each threshold.
+    """Count the runs of faults without progress that exceed each threshold.
 
     A run is the EPT violations of one vCPU between two signs of progress, as in
     :func:`~tdxtrace.analysis.zero_steps.zero_steps`.  A threshold of n lets n of them pass; the
-    next arms the mitigation.  The guest's RIP is in no trace, so a run may hold several
+    next arms the mitigation.  The guest's RIP is in no trace, so a run may span several
     instructions: each count is an upper bound.  A fault that the module emulated because it was
-    armed already is in the run too, so the counts say which runs would have armed, not how long
-    they would have been.
+    armed already is in the run too, so the counts say which runs would have armed it, not how
+    long they would have been.
 
     Args:
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         page_faults: The ``page_faults`` table.
-        thresholds: Those to try.
+        thresholds: Thresholds to evaluate.
 
     Returns:
         The ``step_thresholds`` table: for each source with vCPU entries every threshold, lowest
@@ -53,23 +57,28 @@ def step_thresholds(
     """
     calls = SEAMCALLS.conform(seamcalls)
     entries = VM_ENTRIES.conform(vm_entries)
-    runs = pl.concat([_told(calls), _stock(entries, calls, PAGE_FAULTS.conform(page_faults))])
+    runs = pl.concat(
+        [
+            _runs_from_seamcalls(calls),
+            _runs_from_kvm_events(entries, calls, PAGE_FAULTS.conform(page_faults)),
+        ]
+    )
     if runs.is_empty():
         return STEP_THRESHOLDS.empty()
     tried = pl.DataFrame({"threshold": list(thresholds)}, schema={"threshold": pl.UInt32})
-    beyond = pl.col("n") > pl.col("threshold")
+    exceeds = pl.col("n") > pl.col("threshold")
     found = (
         runs.group_by("source", "tid", "n")
         .agg(times=pl.len().cast(pl.UInt64))
         .join(tried, how="cross")
         .group_by("source", "threshold")
         .agg(
-            n_runs=pl.col("times").filter(beyond).sum(),
+            n_runs=pl.col("times").filter(exceeds).sum(),
             n_faults=((pl.col("n") - pl.col("threshold")) * pl.col("times"))
-            .filter(beyond)
+            .filter(exceeds)
             .sum()
             .cast(pl.UInt64),
-            n_vcpus=pl.col("tid").filter(beyond).n_unique().cast(pl.UInt32),
+            n_vcpus=pl.col("tid").filter(exceeds).n_unique().cast(pl.UInt32),
             max_run=pl.col("n").max().cast(pl.UInt32),
         )
         .sort("source", "threshold")
@@ -77,22 +86,28 @@ def step_thresholds(
     return STEP_THRESHOLDS.conform(found)
 
 
-def _told(calls: pl.DataFrame) -> pl.DataFrame:
+def _runs_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
     """Runs of vCPUs whose TDH.VP.ENTER was probed."""
     vcpus = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    steps = told_steps(calls).select(_NEEDED).join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
+    steps = (
+        steps_from_seamcalls(calls)
+        .select(_STEP_COLUMNS)
+        .join(vcpus, on=_VCPU, how="semi", nulls_equal=True)
+    )
     return _runs(steps.sort(*_VCPU, "when", "seq"))
 
 
-def _stock(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+def _runs_from_kvm_events(
+    entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
+) -> pl.DataFrame:
     """Runs of the other vCPUs, which only KVM's own events show."""
-    told = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
-    return _runs(stock_steps(stock, calls, faults))
+    probed = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
+    kvm_only = entries.join(probed, on=_VCPU, how="anti", nulls_equal=True)
+    return _runs(steps_from_kvm_events(kvm_only, calls, faults))
 
 
 def _runs(steps: pl.DataFrame) -> pl.DataFrame:
-    rows = no_progress_run(steps, standing())
-    # Runs without a fault go beyond no threshold; the longest of all may still be one of them.
+    rows = no_progress_run(steps, exits_without_progress())
+    # Runs without a fault exceed no threshold, but count for max_run.
     counted = rows.group_by("run").agg(pl.col(*_VCPU).first(), n=pl.col("is_fault").sum())
     return counted.select(*_VCPU, pl.col("n").cast(pl.Int64))

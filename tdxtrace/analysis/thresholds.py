@@ -1,4 +1,4 @@
-"""Whether findings exceed what a user allows."""
+"""User-defined failure rules such as ``max-attempts>16``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tdxtrace.tables.trace import Findings
 _RULE: Final = re.compile(
     r"^\s*(?P<name>[\w-]+)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<limit>\d+(\.\d+)?)\s*$"
 )
-_SIGNS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+_OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -27,8 +27,8 @@ _SIGNS: Final[Mapping[str, Callable[[float, float], bool]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One threshold: fail if the quantity compares so with the limit."""
+class FailRule:
+    """Fail if the quantity compares so with the limit."""
 
     name: str
     sign: str
@@ -48,7 +48,7 @@ def _longest_ms(findings: Findings) -> float:
     return float(longest) / 1e6 if isinstance(longest, int) else 0.0
 
 
-# What can be compared.  Empty findings count as 0: nothing was exceeded.
+# Quantities by name.  Empty findings count as 0.
 QUANTITIES: Final[Mapping[str, Callable[[Findings], float]]] = {
     "max-attempts": lambda f: float(f.leaf_stats["max_attempts"].cast(pl.Int64).max() or 0),  # type: ignore[arg-type]
     "max-chain-ms": _longest_ms,
@@ -62,11 +62,11 @@ QUANTITIES: Final[Mapping[str, Callable[[Findings], float]]] = {
 }
 
 
-def parse_rule(text: str) -> Rule:
-    """Read a rule such as ``max-attempts>16``.
+def parse_rule(text: str) -> FailRule:
+    """Parse a rule such as ``max-attempts>16``.
 
     Raises:
-        QueryError: If it is none, or names no quantity; says the nearest one.
+        QueryError: If it is malformed, or names no quantity; names the nearest one.
     """
     found = _RULE.match(text)
     if found is None:
@@ -77,18 +77,18 @@ def parse_rule(text: str) -> Rule:
         raise QueryError(
             f"unknown quantity {name!r}; nearest: {near}; all: {', '.join(QUANTITIES)}"
         )
-    return Rule(name, found["sign"], float(found["limit"]))
+    return FailRule(name, found["sign"], float(found["limit"]))
 
 
-def exceeded(findings: Findings, rules: Sequence[Rule]) -> list[str]:
-    """Say which of ``rules`` the findings break, one line each."""
-    return broken(rules, lambda name: QUANTITIES[name](findings))
+def check_findings(findings: Findings, rules: Sequence[FailRule]) -> list[str]:
+    """Return a line for each of ``rules`` that the findings meet."""
+    return check_rules(rules, lambda name: QUANTITIES[name](findings))
 
 
-def broken(rules: Sequence[Rule], quantity: Callable[[str], float]) -> list[str]:
-    """Say which of ``rules`` are broken, one line each, by what ``quantity`` says of a name."""
+def check_rules(rules: Sequence[FailRule], quantity: Callable[[str], float]) -> list[str]:
+    """Return a line for each of ``rules`` that is met; ``quantity`` returns a value by name."""
     return [
         f"{rule.name} is {value:g}, the rule is to fail on {rule.name}{rule.sign}{rule.limit:g}"
         for rule in rules
-        if _SIGNS[rule.sign](value := quantity(rule.name), rule.limit)
+        if _OPERATORS[rule.sign](value := quantity(rule.name), rule.limit)
     ]

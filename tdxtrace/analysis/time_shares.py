@@ -1,4 +1,4 @@
-"""Time shares: how much of a TD's build, run and teardown its threads spent on retries."""
+"""The ``time_shares`` table: time spent on retries in a TD's build, run and teardown."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.members import members
-from tdxtrace.analysis.td_of import with_td
+from tdxtrace.analysis.retry_chains import assign_chain
+from tdxtrace.analysis.threads import infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.verdicts import PHASES, TIME_SHARES
@@ -26,16 +26,16 @@ _TD: Final = ("source", "td_id")
 
 
 def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Say where the threads' time went in each phase of each TD's life.
+    """Sum the time of the threads of each TD by phase: work, retries, waits, guest, rest.
 
     Times are summed over threads; the attempts at one request are those of its retry chain,
-    and ``wait_ns`` is the time between them.  Calls that were not seen to begin, or to end,
+    and ``wait_ns`` is the time between them.  Calls whose start or end was not recorded
     count in ``n_calls`` and in no time.  A TD without TDH.MR.FINALIZE in the trace has no build
     phase: it was built before.
 
     Args:
         seamcalls: The ``seamcalls`` table.
-        chains: The ``retry_chains`` table of it, which knows the TD of calls that do not name it.
+        chains: The ``retry_chains`` table of it, which has inferred TDs.
 
     Returns:
         The ``time_shares`` table, by source, TD and time.
@@ -44,10 +44,10 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         TableError: If an argument lacks a column or has one of another type.
     """
     requests = RETRY_CHAINS.conform(chains)
-    calls = with_td(_attempts(SEAMCALLS.conform(seamcalls), requests), requests)
+    calls = infer_td(_all_attempts(SEAMCALLS.conform(seamcalls), requests), requests)
     if calls.is_empty():
         return TIME_SHARES.empty()
-    rows = _phased(calls)
+    rows = _with_phase(calls)
     keys = [*_TD, "phase"]
     first, last = pl.col("when").min(), pl.col("when_end").max()
     of_thread = rows.group_by([*keys, "tid"]).agg(
@@ -56,7 +56,7 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     sums = pl.all().exclude(*keys, "tid", "start_ns", "end_ns").sum()
     summed = of_thread.group_by(keys).agg(pl.col("start_ns").min(), pl.col("end_ns").max(), sums)
     waits = (
-        rows.filter(pl.col("leaf") != _VP_ENTER, ~pl.col("alone"))
+        rows.filter(pl.col("leaf") != _VP_ENTER, ~pl.col("single"))
         .group_by([*keys, "chain"])
         .agg(wait_ns=(last - first - pl.col("took").sum()).clip(0))
         .group_by(keys)
@@ -69,8 +69,8 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     return TIME_SHARES.conform(found.sort(*_TD, "start_ns"))
 
 
-def _attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
-    """Every attempt at these requests with its times and their TD; most requests took one."""
+def _all_attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+    """Every attempt at these requests with its times and TD; most requests took one."""
     once = pl.col("n_attempts") == 1
     columns = ("source", "td_id", "tid", "tgid", "leaf", "status", "chain", "when", "when_end")
     single = requests.filter(once).select(
@@ -88,35 +88,37 @@ def _attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
         [parts.filter(wanted), parts.filter(~wanted).join(last, on=["source", "seq"], how="semi")]
     )
     tds = several.select("source", "td_id", chain="first_seq")
-    mine = members(parts, several).join(tds, on=["source", "chain"], how="left")
-    mine = mine.with_columns(
+    chained = assign_chain(parts, several).join(tds, on=["source", "chain"], how="left")
+    chained = chained.with_columns(
         when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
     )
-    # A call that was not seen to begin, or to end, has the same time for both.
+    # A call whose start or end was not recorded has the same time for both.
     rows = pl.concat(
-        part.with_columns(alone=pl.lit(place == 0))
-        for place, part in enumerate((single, mine.select(columns)))
+        part.with_columns(single=pl.lit(place == 0))
+        for place, part in enumerate((single, chained.select(columns)))
     )
     return rows.with_columns(took=pl.col("when_end") - pl.col("when"))
 
 
-def _phased(rows: pl.DataFrame) -> pl.DataFrame:
-    """Give each call the phase of its TD that it falls in."""
+def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the phase of its TD's life to each call."""
     bounds = rows.group_by(_TD).agg(
         built=pl.col("when_end").filter(pl.col("leaf") == _FINALIZE).max(),
         entered=pl.col("when").filter(pl.col("leaf") == _VP_ENTER).max(),
     )
     keys = list(_TD)
-    tears = rows.filter(pl.col("leaf").is_in(_TEARS_DOWN))
-    tears = tears.join(bounds, on=keys, how="left", nulls_equal=True)
-    late = pl.col("when") >= pl.col("entered").fill_null(0)
-    torn = tears.filter(late).group_by(_TD).agg(torn=pl.col("when").min())
-    bounds = bounds.join(torn, on=keys, how="left", nulls_equal=True)
+    teardowns = rows.filter(pl.col("leaf").is_in(_TEARS_DOWN))
+    teardowns = teardowns.join(bounds, on=keys, how="left", nulls_equal=True)
+    after_last_entry = pl.col("when") >= pl.col("entered").fill_null(0)
+    teardown_ns = (
+        teardowns.filter(after_last_entry).group_by(_TD).agg(teardown_ns=pl.col("when").min())
+    )
+    bounds = bounds.join(teardown_ns, on=keys, how="left", nulls_equal=True)
     rows = rows.join(bounds, on=keys, how="left", nulls_equal=True)
     phase = (
         pl.when((pl.col("when") <= pl.col("built")).fill_null(False))
         .then(pl.lit("build", pl.Enum(PHASES)))
-        .when((pl.col("when") >= pl.col("torn")).fill_null(False))
+        .when((pl.col("when") >= pl.col("teardown_ns")).fill_null(False))
         .then(pl.lit("teardown", pl.Enum(PHASES)))
         .otherwise(pl.lit("run", pl.Enum(PHASES)))
     )

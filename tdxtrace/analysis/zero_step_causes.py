@@ -1,4 +1,4 @@
-"""Zero-step causes: what made a vCPU fault so often at one instruction."""
+"""The ``zero_step_causes`` table: causes of the faults that led to zero-step episodes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.fault_handling import handled_faults, ordered_faults
-from tdxtrace.analysis.td_of import with_td
+from tdxtrace.analysis.fault_handling import explain_faults, number_faults
+from tdxtrace.analysis.threads import infer_td
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_CAUSES, ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tdx import leaves
 from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
-# An invalidation that takes more pages than this is taken for the deletion of a memory slot:
+# An invalidation of more pages than this counts as the deletion of a memory slot:
 # a choice of ours (no trace event names the slot), half a 2 MB page.
 MEMSLOT_PAGES: Final = 256
 _COUNTS: Final = {
@@ -26,7 +26,7 @@ _COUNTS: Final = {
     "n_churned": "churned",
     "n_unexplained": "unexplained",
 }
-_CAUSE: Final = {
+_CAUSE_OF: Final = {
     "memory_fault": "memory_fault_ignored",
     "left_loop": "left_loop",
     "pending": "pending_page",
@@ -54,11 +54,11 @@ def zero_step_causes(
     *,
     memslot_pages: int = MEMSLOT_PAGES,
 ) -> pl.DataFrame:
-    """Say of each zero-step episode why the faults that led to it were not settled.
+    """Determine for each zero-step episode why the faults that led to it were not resolved.
 
     Each fault of the run gets one explanation (``fault_handling``).  The cause is the one
     that more than half of them have; ``many_pages`` where they touch more pages than the
-    module lets pass and most were served.  Else ``unknown``: no majority is no cause.
+    module lets pass and most were served; else ``unknown``.
 
     Args:
         steps: The ``zero_steps`` table.
@@ -66,8 +66,8 @@ def zero_step_causes(
         vm_entries: The ``vm_entries`` table.
         page_faults: The ``page_faults`` table.
         host_events: The ``host_events`` table.
-        memslot_pages: Pages removed in a row by one thread from which on an invalidation is
-            taken for a memory slot's.
+        memslot_pages: Consecutive pages removed by one thread from which on an invalidation
+            counts as that of a memory slot.
 
     Returns:
         The ``zero_step_causes`` table, in the order of ``steps``.
@@ -81,27 +81,27 @@ def zero_step_causes(
         tdx_handle_ept_violation; pending pages: TDX module 1.5.16 and 1.5.20 is_epf_expected.
     """
     calls = SEAMCALLS.conform(seamcalls)
-    episodes = with_td(ZERO_STEPS.conform(steps), calls)
-    faults = ordered_faults(calls, PAGE_FAULTS.conform(page_faults))
-    windows = _windows(episodes, faults)
-    asked = faults.join(windows, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
+    episodes = infer_td(ZERO_STEPS.conform(steps), calls)
+    faults = number_faults(calls, PAGE_FAULTS.conform(page_faults))
+    ranges = _fault_ranges(episodes, faults)
+    wanted = faults.join(ranges, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
     events = HOST_EVENTS.conform(host_events)
-    handled = handled_faults(asked, calls, VM_ENTRIES.conform(vm_entries), events)
-    counted = _counted(windows, handled)
+    handled = explain_faults(wanted, calls, VM_ENTRIES.conform(vm_entries), events)
+    counted = _count_explanations(ranges, handled)
     found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(
         pl.col(*_COUNTS, "n_faults", "n_pages").fill_null(0)
     )
-    found = _decided(found)
-    found = _slots(found, calls, memslot_pages)
+    found = _majority_cause(found)
+    found = _memslot_changes(found, calls, memslot_pages)
     found = found.join(_advice(calls, page_faults, host_events), on="source", how="left")
-    told = pl.when(pl.col("cause") == "unknown").then(pl.col("advice").fill_null(_RIP))
+    advice = pl.when(pl.col("cause") == "unknown").then(pl.col("advice").fill_null(_RIP))
     return ZERO_STEP_CAUSES.conform(
-        found.with_columns(advice=told, cause=pl.col("cause").cast(pl.Enum(STEP_CAUSES)))
+        found.with_columns(advice=advice, cause=pl.col("cause").cast(pl.Enum(STEP_CAUSES)))
     )
 
 
-def _windows(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """The faults (tid, nth) of the run that led to each episode."""
+def _fault_ranges(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """Faults (tid, nth) of the run that led to each episode."""
     last = (
         episodes.filter(pl.col("tid").is_not_null())
         .sort("start_ns")
@@ -114,7 +114,7 @@ def _windows(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
         )
         .filter(pl.col("last").is_not_null())
     )
-    # What the module refused by name was preceded by seven faults at one RIP, even where the
+    # An entry refused with operand SEPT was preceded by seven faults at one RIP, even where the
     # pages changed in between.
     armed = pl.when(pl.col("form") == "busy_sept").then(STEPPING_EPF_THRESHOLD + 1).otherwise(0)
     n = pl.max_horizontal(pl.col("n_faults_before").cast(pl.Int64), armed)
@@ -124,46 +124,51 @@ def _windows(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _counted(windows: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """The explanations of the faults of each episode's run, counted."""
-    mine = windows.join(faults, on=[*_VCPU, "nth"], how="inner")
-    return mine.group_by(_EPISODE).agg(
+def _count_explanations(ranges: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """Counts of the explanations of each episode's faults."""
+    in_range = ranges.join(faults, on=[*_VCPU, "nth"], how="inner")
+    return in_range.group_by(_EPISODE).agg(
         fault_ns=pl.col("ts_ns").min(),
         n_faults=pl.len().cast(pl.UInt32),
         n_pages=pl.col("gpa").drop_nulls().n_unique().cast(pl.UInt32),
-        shown=pl.struct("why", "by_seq", "nth").sort_by("nth"),
-        **{name: (pl.col("why") == why).sum().cast(pl.UInt32) for name, why in _COUNTS.items()},
+        shown=pl.struct("explanation", "by_seq", "nth").sort_by("nth"),
+        **{
+            name: (pl.col("explanation") == explanation).sum().cast(pl.UInt32)
+            for name, explanation in _COUNTS.items()
+        },
     )
 
 
-def _decided(found: pl.DataFrame) -> pl.DataFrame:
-    """The cause by majority, its share, and the last row that shows it."""
-    cause, n, why = pl.lit("unknown"), pl.lit(0, pl.UInt32), pl.lit("unexplained")
+def _majority_cause(found: pl.DataFrame) -> pl.DataFrame:
+    """Cause by majority, its share, and the last row that shows it."""
+    cause, n, explanation = pl.lit("unknown"), pl.lit(0, pl.UInt32), pl.lit("unexplained")
     for name, explained in _COUNTS.items():
-        if explained in _CAUSE:
+        if explained in _CAUSE_OF:
             most = pl.col(name) * 2 > pl.col("n_faults")
-            cause = pl.when(most).then(pl.lit(_CAUSE[explained])).otherwise(cause)
+            cause = pl.when(most).then(pl.lit(_CAUSE_OF[explained])).otherwise(cause)
             n = pl.when(most).then(pl.col(name)).otherwise(n)
-            why = pl.when(most).then(pl.lit(explained)).otherwise(why)
+            explanation = pl.when(most).then(pl.lit(explained)).otherwise(explanation)
     many = (pl.col("n_pages") > STEPPING_EPF_THRESHOLD) & (
         pl.col("n_served") * 2 > pl.col("n_faults")
     )
     cause = pl.when(many).then(pl.lit("many_pages")).otherwise(cause)
     n = pl.when(many).then(pl.col("n_served")).otherwise(n)
-    why = pl.when(many).then(pl.lit("served")).otherwise(why)
+    explanation = pl.when(many).then(pl.lit("served")).otherwise(explanation)
     share = pl.when(pl.col("n_faults") > 0).then(n / pl.col("n_faults")).otherwise(0.0)
-    told = found.with_columns(cause=cause, share=share.cast(pl.Float64), why=why)
-    rows = told.explode("shown").unnest("shown", separator=":")
+    decided = found.with_columns(cause=cause, share=share.cast(pl.Float64), explanation=explanation)
+    rows = decided.explode("shown").unnest("shown", separator=":")
     shown = (
-        rows.filter(pl.col("shown:why") == pl.col("why"), pl.col("cause") != "unknown")
+        rows.filter(
+            pl.col("shown:explanation") == pl.col("explanation"), pl.col("cause") != "unknown"
+        )
         .group_by(_EPISODE, maintain_order=True)
         .agg(evidence_seq=pl.col("shown:by_seq").drop_nulls().last())
     )
-    return told.join(shown, on=_EPISODE, how="left", maintain_order="left")
+    return decided.join(shown, on=_EPISODE, how="left", maintain_order="left")
 
 
-def _slots(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: int) -> pl.DataFrame:
-    """Tell long invalidations, those of a memory slot, from others."""
+def _memslot_changes(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: int) -> pl.DataFrame:
+    """Set the cause of long invalidations to ``memslot_change``."""
     taken = calls.filter(pl.col("leaf").is_in([_BLOCK, _REMOVE]), pl.col("status") == 0)
     by = taken.select("source", "tid", evidence_seq="seq", by_tid="tid").drop("tid")
     removed = (
@@ -196,11 +201,11 @@ def _slots(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: int) -> pl.D
 def _advice(
     calls: pl.DataFrame, page_faults: pl.DataFrame, host_events: pl.DataFrame
 ) -> pl.DataFrame:
-    """For each input: what it should have recorded to tell why faults were not settled."""
+    """Per input: what to record so that unresolved faults can be explained."""
     wanted = []
     for source in sorted({*calls["source"].unique(), *page_faults["source"].unique()}):
         here = calls.filter(pl.col("source") == source)["leaf"].unique()
-        lacks = [
+        missing = [
             text
             for text, there in (
                 ("kvm:kvm_page_fault", (page_faults["source"] == source).any()),
@@ -210,6 +215,6 @@ def _advice(
             )
             if not there
         ]
-        wanted.append((source, "record also " + ", ".join(lacks) if lacks else _RIP))
+        wanted.append((source, "record also " + ", ".join(missing) if missing else _RIP))
     schema = {"source": pl.UInt16, "advice": pl.String}
     return pl.DataFrame(wanted, schema=schema, orient="row")

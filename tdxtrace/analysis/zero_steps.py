@@ -1,4 +1,4 @@
-"""Zero-step episodes: where the module's mitigation kept a vCPU from entering."""
+"""The ``zero_steps`` table: episodes in which zero-step mitigation kept a vCPU from entering."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.progress import no_progress_run
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
 
-# Exits that a vCPU makes at an unchanged RIP: what interrupts it, and the fault
-# itself.  Any other exit is an instruction that was executed.  TDX module
+# Exits that a vCPU can have at an unchanged RIP: interruptions, and the fault
+# itself.  Any other exit means an executed instruction.  TDX module
 # 1.5.01 src/td_transitions/td_exit_stepping.c: only a new RIP clears the state.
-_STANDING: Final = ("EPT_VIOLATION", "EXTERNAL_INTERRUPT", "EXCEPTION_NMI", "INTERRUPT_WINDOW")
-# An exit that the module emulates enters no guest, so it is shorter than the
+_EXITS_WITHOUT_PROGRESS: Final = (
+    "EPT_VIOLATION",
+    "EXTERNAL_INTERRUPT",
+    "EXCEPTION_NMI",
+    "INTERRUPT_WINDOW",
+)
+# An exit that the module emulates runs no guest code, so it is shorter than the
 # shortest full exit and entry that was measured: CPUID through KVM, 3,851 ns
 # (TUM-DSE/CVM_eval benchmarks/vmexit/README.md, 5bc6ab0).
 EMULATED_EXIT_NS: Final = 3_851
-# KVM reports an answer it has no exit reason for as -1: Linux 6.16
+# KVM reports a status without an exit reason as -1: Linux 6.16
 # arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason.
 _NOT_ENTERED: Final = 0xFFFF_FFFF
 # Any other error of TDH.VP.ENTER gives the same -1, and goes on to userspace as
@@ -66,8 +70,8 @@ def zero_steps(
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         page_faults: The ``page_faults`` table.
-        host_events: The ``host_events`` table; without it, internal errors are not told apart.
-        emulated_exit_ns: Longest entry-to-exit time of an exit that entered nothing.
+        host_events: The ``host_events`` table; without it, internal errors are not recognised.
+        emulated_exit_ns: Longest entry-to-exit time of an exit that ran no guest code.
 
     Returns:
         The ``zero_steps`` table, by source and time.
@@ -79,31 +83,31 @@ def zero_steps(
     entries = VM_ENTRIES.conform(vm_entries)
     faults = PAGE_FAULTS.conform(page_faults)
     proof = _busy_sept(calls)
-    told = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    stock = entries.join(told, on=_VCPU, how="anti", nulls_equal=True)
+    probed = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
+    kvm_only = entries.join(probed, on=_VCPU, how="anti", nulls_equal=True)
     if host_events is not None:
-        stock = _without_errors(stock, HOST_EVENTS.conform(host_events))
-    steps = stock_steps(stock, calls, faults)
-    others = [_failed_vmentry(steps), _emulated(steps, emulated_exit_ns)]
-    found = pl.concat([ZERO_STEPS.empty(), proof, *others])
+        kvm_only = _drop_internal_errors(kvm_only, HOST_EVENTS.conform(host_events))
+    steps = steps_from_kvm_events(kvm_only, calls, faults)
+    from_kvm_events = [_failed_vmentry(steps), _emulated(steps, emulated_exit_ns)]
+    found = pl.concat([ZERO_STEPS.empty(), proof, *from_kvm_events])
     return ZERO_STEPS.conform(found.sort("source", "start_ns", "first_seq"))
 
 
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
-    """Episodes from the status of TDH.VP.ENTER itself."""
+    """Episodes from the status of TDH.VP.ENTER."""
     vcpus = calls.filter(pl.col("status") == _BUSY_SEPT, pl.col("leaf") == _VP_ENTER)
-    mine = _of(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
-    return ZERO_STEPS.conform(_episodes(told_steps(mine), "busy_sept"))
+    own = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
+    return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own), "busy_sept"))
 
 
-def _of(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+def _rows_of_vcpus(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """The rows of these vCPUs, in their order."""
-    mine = vcpus.select(_VCPU).unique()
-    return rows.join(mine, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
+    own = vcpus.select(_VCPU).unique()
+    return rows.join(own, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
 
 
-def told_steps(calls: pl.DataFrame) -> pl.DataFrame:
-    """Entries and installs of vCPUs whose TDH.VP.ENTER was probed, as steps of their threads."""
+def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
+    """Entries and installs of vCPUs whose TDH.VP.ENTER was probed, one row per step."""
     entering = pl.col("leaf") == _VP_ENTER
     done = pl.col("status") < word.ERROR_BIT
     installs = pl.col("leaf").is_in(_INSTALLS)
@@ -126,10 +130,12 @@ def told_steps(calls: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """Entries of vCPUs that KVM's own events show, their faults and installs, in order."""
+def steps_from_kvm_events(
+    entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
+) -> pl.DataFrame:
+    """Entries of vCPUs from KVM's own events, their faults and installs, in order."""
     tracks = calls.filter(pl.col("leaf") == _TRACK)
-    entered = _in_flight(entries, tracks).select(
+    entered = _mark_concurrent_track(entries, tracks).select(
         *_VCPU,
         "tgid",
         td_id=pl.lit(None, pl.UInt64),
@@ -146,15 +152,17 @@ def stock_steps(entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
         took_ns=pl.col("end_ns") - pl.col("start_ns"),
         write=((pl.col("info1") == _WRITE) & (pl.col("info2") == 0)).fill_null(False),
     )
-    installing = _of(entries, calls.filter(pl.col("leaf").is_in(_INSTALLS)))
+    installing = _rows_of_vcpus(entries, calls.filter(pl.col("leaf").is_in(_INSTALLS)))
     done = (pl.col("status") < word.ERROR_BIT).fill_null(False)
-    installed = _placed(installing.with_columns(when=pl.coalesce("end_ns", "start_ns")), done)
-    faulted = _placed(_of(entries, faults).with_columns(when=pl.col("ts_ns")), pl.lit(False))
+    installed = _page_steps(installing.with_columns(when=pl.coalesce("end_ns", "start_ns")), done)
+    faulted = _page_steps(
+        _rows_of_vcpus(entries, faults).with_columns(when=pl.col("ts_ns")), pl.lit(False)
+    )
     return pl.concat([entered, installed, faulted], how="diagonal").sort(*_VCPU, "when", "seq")
 
 
-def _placed(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
-    """A page that was faulted on or installed, as a step of its thread."""
+def _page_steps(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
+    """Faults on or installs of a page, as steps of their thread."""
     return rows.select(
         *_VCPU,
         "tgid",
@@ -168,21 +176,21 @@ def _placed(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
     )
 
 
-def _without_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Forget the reason of failed entries that KVM reported as internal errors."""
+def _drop_internal_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Set exit_reason to null for failed entries that KVM reported as internal errors."""
     when = pl.coalesce("end_ns", "start_ns").alias("when")
     errors = events.filter(pl.col("reason") == _INTERNAL_ERROR, pl.col("errno").fill_null(0) == 0)
     last = errors.select(*_VCPU, when="ts_ns").sort("when")
     order = entries.select(*_VCPU, "seq", when).drop_nulls("tid").sort("when")
     reported = last.join_asof(order, on="when", by=_VCPU, check_sortedness=False)
     wrong = reported.select("source", "seq", wrong=pl.lit(True)).unique()
-    told = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
+    probed = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
     kept = pl.col("wrong").is_null() | (pl.col("exit_reason") != _NOT_ENTERED)
-    return told.with_columns(exit_reason=pl.when(kept).then("exit_reason")).drop("wrong")
+    return probed.with_columns(exit_reason=pl.when(kept).then("exit_reason")).drop("wrong")
 
 
-def _in_flight(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
-    """Mark failed entries during which a TDH.MEM.TRACK ran: those meet the TD's epoch."""
+def _mark_concurrent_track(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
+    """Mark failed entries during which a TDH.MEM.TRACK ran: these meet the TD's epoch."""
     failed = entries.filter(pl.col("exit_reason") == _NOT_ENTERED)
     if failed.is_empty() or tracks.is_empty():
         return entries.with_columns(tracking=pl.lit(False))
@@ -208,18 +216,18 @@ def _in_flight(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
 
 
 def _failed_vmentry(steps: pl.DataFrame) -> pl.DataFrame:
-    """Failed entries that a sufficient run of faults led to, or may have."""
+    """Episodes of failed entries after a sufficient run of faults, or one of unknown length."""
     found = _episodes(steps, "failed_vmentry")
     enough = pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD
     return ZERO_STEPS.conform(found.filter(enough | ~pl.col("whole")))
 
 
 def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
-    """Runs of exits that look like faults but came too fast to have entered."""
+    """Episodes of EPT violations that came too fast to have entered the guest."""
     fast = pl.col("write") & (pl.col("took_ns") <= emulated_exit_ns)
-    run = no_progress_run(_of(steps.filter(fast), steps), standing())
+    run = no_progress_run(_rows_of_vcpus(steps.filter(fast), steps), exits_without_progress())
     nth = pl.col("is_fault").cum_sum().over("run")
-    # An entry's own page is what is asked for right after it.
+    # The page of an entry is that of the next step.
     asks, asked = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
     same_page = pl.when(asks).then(asked) == pl.col("page")
     looks = (nth > STEPPING_EPF_THRESHOLD) & pl.col("is_fault") & fast & same_page
@@ -228,17 +236,17 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
 
 
 def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
-    """Join refused entries of a vCPU that no sign of progress lies between.
+    """Join refused entries of a vCPU without a sign of progress between them.
 
     Args:
         steps: One row per entry or install of a page, by vCPU; ``refused`` marks the
             entries that an episode is made of.
-        form: Which form the refusals are.
+        form: Form of the episodes.
     """
     if not steps["refused"].any():
         return ZERO_STEPS.empty().with_columns(whole=pl.lit(None, pl.Boolean))
-    mine = _of(steps.filter("refused"), steps).sort(*_VCPU, "when", "seq")
-    run = no_progress_run(mine, standing())
+    own = _rows_of_vcpus(steps.filter("refused"), steps).sort(*_VCPU, "when", "seq")
+    run = no_progress_run(own, exits_without_progress())
     next_entry = pl.col("reason").is_not_null().reverse().cum_max().reverse().over(_VCPU)
     rows = run.with_columns(
         n_before=pl.col("is_fault").cum_sum().over("run"),
@@ -246,7 +254,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         goes_on=pl.col("entry").reverse().cum_max().reverse().shift(-1).over(_VCPU),
     )
     refused = rows.filter("refused")
-    inside = _emulated_inside(rows)
+    inside = _count_emulated(rows)
     found = refused.group_by("source", "run", maintain_order=True).agg(
         first_seq=pl.col("seq").first(),
         last_seq=pl.col("seq").last(),
@@ -264,10 +272,10 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         enters_later=pl.col("enters_later").last(),
         goes_on=pl.col("goes_on").last(),
     )
-    return _finished(found.join(inside, on=("source", "run"), how="left"), form)
+    return _with_end_and_strength(found.join(inside, on=("source", "run"), how="left"), form)
 
 
-def _emulated_inside(rows: pl.DataFrame) -> pl.DataFrame:
+def _count_emulated(rows: pl.DataFrame) -> pl.DataFrame:
     """EPT violations between the first and the last refusal of each run."""
     so_far = pl.col("refused").cum_sum().over("run")
     total = pl.col("refused").sum().over("run")
@@ -275,7 +283,7 @@ def _emulated_inside(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.group_by("source", "run").agg(n_emulated=between.sum().cast(pl.UInt32))
 
 
-def _finished(found: pl.DataFrame, form: str) -> pl.DataFrame:
+def _with_end_and_strength(found: pl.DataFrame, form: str) -> pl.DataFrame:
     ended = (
         pl.when("enters_later")
         .then(pl.lit("entered"))
@@ -283,10 +291,10 @@ def _finished(found: pl.DataFrame, form: str) -> pl.DataFrame:
         .then(pl.lit("cut"))
         .otherwise(pl.lit("left"))
     )
-    likely = (pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD) & pl.col("enters_later")
+    is_strong = (pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD) & pl.col("enters_later")
     strength = {
         "busy_sept": pl.lit("proof"),
-        "failed_vmentry": pl.when(likely).then(pl.lit("strong")).otherwise(pl.lit("weak")),
+        "failed_vmentry": pl.when(is_strong).then(pl.lit("strong")).otherwise(pl.lit("weak")),
     }.get(form, pl.lit("weak"))
     return found.with_columns(
         form=pl.lit(form, pl.Enum(FORMS)),
@@ -295,6 +303,61 @@ def _finished(found: pl.DataFrame, form: str) -> pl.DataFrame:
     )
 
 
-def standing() -> list[int]:
-    """Exit reasons that a vCPU can make without executing anything."""
-    return [number for name in _STANDING if (number := exit_reason_number(name)) is not None]
+def exits_without_progress() -> list[int]:
+    """Return the exit reasons that a vCPU can have without executing anything."""
+    return [
+        number
+        for name in _EXITS_WITHOUT_PROGRESS
+        if (number := exit_reason_number(name)) is not None
+    ]
+
+
+def no_progress_run(steps: pl.DataFrame, exits: list[int]) -> pl.DataFrame:
+    """Number the runs of steps in which a vCPU gave no sign of progress.
+
+    A run ends at an exit that only an executed instruction causes, and where the
+    vCPU faults again after the wanted page was installed: it then wants another
+    one, so the guest got past the first.
+
+    Args:
+        steps: One row per entry or wanted page, sorted by vCPU and time.
+        exits: Exit reasons that a vCPU can have without executing anything.
+
+    Returns:
+        The same rows with ``run`` (unique over the table), ``is_fault`` (an EPT
+        violation), ``page`` (the last wanted page) and ``whole`` (the run
+        does not begin where the vCPU's record does).
+    """
+    moved = pl.col("reason").is_not_null() & ~pl.col("reason").is_in([*exits, _NOT_ENTERED])
+    is_fault = (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
+    # State of the last wanted page: missing (0) or installed (1).
+    page_state = pl.when(is_fault).then(0).when("installs").then(pl.col("installed").cast(pl.Int32))
+    rows = steps.with_columns(
+        is_fault=is_fault, _first=begins_vcpu(), _moved=moved.shift().fill_null(False)
+    )
+    rows = rows.with_columns(
+        _page_state=_last_known(page_state, since=pl.col("_first")),
+        page=_last_known(pl.when("installs").then("gpa"), since=pl.col("_first")),
+    )
+    page_arrived = pl.col("is_fault") & (pl.col("_page_state").shift() == 1).fill_null(False)
+    rows = rows.with_columns(_ends=~pl.col("_first") & (pl.col("_moved") | page_arrived))
+    # Runs that ended so far; minus the number at the vCPU's first row: those of the vCPU.
+    ended = pl.col("_ends").cum_sum().cast(pl.Int64)
+    before = pl.when("_first").then(ended).forward_fill()
+    return rows.with_columns(
+        run=(pl.col("_first") | pl.col("_ends")).cum_sum(), whole=ended > before
+    ).drop("_first", "_moved", "_page_state", "_ends")
+
+
+def begins_vcpu() -> pl.Expr:
+    """Whether a row is the first of its vCPU, in rows sorted by vCPU."""
+    changes = [pl.col(name).ne_missing(pl.col(name).shift()) for name in _VCPU]
+    return pl.any_horizontal(*changes, pl.int_range(pl.len()) == 0)
+
+
+def _last_known(value: pl.Expr, since: pl.Expr) -> pl.Expr:
+    """Last value that is not null, since the last row with ``since``."""
+    place = pl.int_range(pl.len())
+    known = pl.when(value.is_not_null()).then(place).forward_fill()
+    first = pl.when(since).then(place).forward_fill()
+    return pl.when(known >= first).then(value.forward_fill())

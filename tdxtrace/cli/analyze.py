@@ -34,13 +34,13 @@ def analyze_command(
 
     Example: tdxtrace analyze log trace.txt --fail-on 'max-attempts>16'
     """
-    from tdxtrace.analysis.thresholds import exceeded, parse_rule
+    from tdxtrace.analysis.thresholds import check_findings, parse_rule
 
     rules = [parse_rule(text) for text in fail_on]
     request = replace(request, traces=_traces(request.traces))
     findings = request.analyze()
     _write(findings, output, as_json, request)
-    broken = exceeded(findings, rules)
+    broken = check_findings(findings, rules)
     for line in broken:
         print(f"tdxtrace: {line}", file=sys.stderr)
     if broken:

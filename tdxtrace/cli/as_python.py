@@ -103,7 +103,7 @@ def _analyze(script: _Script, request: Request, module: object) -> None:
 
 def _events(script: _Script) -> None:
     table = f"trace.{script.words['table']}"
-    script.show(f"selection.of({table}, trace)" if script.words["chosen"] else table)
+    script.show(f"selection.filter({table}, trace)" if script.words["chosen"] else table)
 
 
 def _query(script: _Script) -> None:
@@ -182,7 +182,7 @@ def _recommend(script: _Script) -> None:
 def _export(script: _Script) -> None:
     script.use("tdxtrace.report.perfetto", "write_perfetto")
     if script.words["chosen"]:
-        script.lines.append("trace = selection.of_trace(trace)")
+        script.lines.append("trace = selection.filter_trace(trace)")
     script.lines.append(f"with open({script.words['perfetto']!r}, 'wb') as file:")
     script.lines.append("    write_perfetto(trace, findings, file)")
 

@@ -35,6 +35,6 @@ def export_command(
     trace, chosen = request.read(), request.selection
     findings = analyze(trace, chosen)
     with whole_file(perfetto, force=force, inputs=request.inputs) as file:
-        n = write_perfetto(chosen.of_trace(trace), findings, file)
+        n = write_perfetto(chosen.filter_trace(trace), findings, file)
     if not request.quiet:
         print(f"tdxtrace: wrote {n:,} packets; open them at ui.perfetto.dev", file=sys.stderr)

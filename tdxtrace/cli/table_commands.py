@@ -54,7 +54,7 @@ def events_command(
     Example: tdxtrace events trace.txt --table losses
     """
     trace = request.read()
-    printing.show(request.selection.of(getattr(trace, table), trace), request)
+    printing.show(request.selection.filter(getattr(trace, table), trace), request)
 
 
 @spread

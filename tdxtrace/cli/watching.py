@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from tdxtrace.analysis.thresholds import Rule, broken, parse_rule
+from tdxtrace.analysis.thresholds import FailRule, check_rules, parse_rule
 from tdxtrace.capture.choose import Wanted
 from tdxtrace.capture.recorder import ended_by_signals
 from tdxtrace.cli.outputs import console
@@ -35,7 +35,7 @@ class Watch:
 
     interval_s: float
     duration_s: float | None
-    rules: Sequence[Rule]
+    rules: Sequence[FailRule]
     metrics: tuple[str, int] | None
     form: str
     no_color: bool
@@ -122,7 +122,7 @@ def _run(
             _pause(min(shown + watch.interval_s, end), ended, pause)
             is_last = time.monotonic() >= end or ended.is_set() or is_over()
             running.take(look(is_last))
-            exceeded = broken(watch.rules, running.quantity)
+            exceeded = check_rules(watch.rules, running.quantity)
             if exceeded or is_last or time.monotonic() >= shown + watch.interval_s:
                 show()
                 shown = time.monotonic()

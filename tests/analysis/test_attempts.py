@@ -1,4 +1,4 @@
-"""The attempts curve: held against scipy's own, and against what a person can count."""
+"""The attempts curve, against scipy's and against hand counts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def request(page: int, n_busy: int, end: str = "S") -> str:
     return calls + (f"{page}/{end}{page} " if end != "cut" else "")
 
 
-def test_shares_are_those_that_one_can_count() -> None:
+def test_shares_of_uncensored_requests_are_plain_ratios() -> None:
     rows = curve_of(story("S1 S2 B3 S3 B4 B4 B4 S4"))
     assert rows.select("within", "done_ratio", "n_at_risk", "n_done").rows() == [
         (1, 0.5, 4, 2),
@@ -44,7 +44,7 @@ def test_an_error_ends_the_retrying_too() -> None:
     assert rows.select("within", "done_ratio").rows() == [(1, 0.5), (2, 1.0)]
 
 
-def test_a_request_cut_short_is_not_counted_as_short() -> None:
+def test_a_cut_request_is_censored() -> None:
     # Thread 2 is still busy when the trace ends: it needed more than three.
     rows = curve_of(story("S1 B3 B3 B3 B3 B3 S3 2/B2 2/B2 2/B2"))
     assert rows.select("within", "n_done", "n_censored", "done_ratio").rows() == [
@@ -54,17 +54,17 @@ def test_a_request_cut_short_is_not_counted_as_short() -> None:
     ]
 
 
-def test_a_request_given_up_or_settled_elsewhere_needed_more() -> None:
+def test_an_abandoned_or_resolved_request_is_censored() -> None:
     given_up = curve_of(story("B1 B1 S2"))
     assert given_up.select("within", "n_censored").rows() == [(1, 0), (2, 1)]
     assert given_up["done_ratio"].to_list() == [0.5, 0.5]
-    elsewhere = curve_of(story("B1 B1 S2 2/S1"))
-    assert elsewhere["done_ratio"].to_list() == [pytest.approx(2 / 3)] * 2
+    resolve_elsewhere = curve_of(story("B1 B1 S2 2/S1"))
+    assert resolve_elsewhere["done_ratio"].to_list() == [pytest.approx(2 / 3)] * 2
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
-def test_the_curve_is_kaplan_and_meiers(requests: list[tuple[int, bool]]) -> None:
+def test_the_curve_is_the_kaplan_meier_estimate(requests: list[tuple[int, bool]]) -> None:
     text = " ".join(
         request(page, n, "S" if done else "cut") for page, (n, done) in enumerate(requests, 1)
     )
@@ -83,7 +83,7 @@ def test_the_curve_is_kaplan_and_meiers(requests: list[tuple[int, bool]]) -> Non
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
-def test_who_leaves_a_step_is_who_was_there_before(n_busy: list[int]) -> None:
+def test_counts_at_each_step_add_up(n_busy: list[int]) -> None:
     rows = curve_of(story(" ".join(request(p, n) for p, n in enumerate(n_busy, 1))))
     at_risk, done = rows["n_at_risk"].to_list(), rows["n_done"].to_list()
     assert at_risk[0] == rows["n_requests"][0] == len(n_busy)
@@ -92,7 +92,7 @@ def test_who_leaves_a_step_is_who_was_there_before(n_busy: list[int]) -> None:
     assert rows["done_ratio"][-1] == 1.0
 
 
-def test_requests_far_apart_are_as_many_as_they_are() -> None:
+def test_isolated_requests_have_no_design_effect() -> None:
     chance = np.random.default_rng(1)
     told = story(" ".join(request(1, int(busy)) for busy in chance.random(1500) < 0.03))
     row = curve_of(told).row(0, named=True)
@@ -103,7 +103,7 @@ def test_requests_far_apart_are_as_many_as_they_are() -> None:
     assert row["done_high"] >= exact.high - 0.002
 
 
-def test_bursts_tell_less_than_their_number() -> None:
+def test_bursts_reduce_the_effective_number() -> None:
     burst = " ".join(request(1, 1) for _ in range(10))
     quiet = " ".join(request(1, 0) for _ in range(90))
     row = curve_of(story(" ".join([burst, quiet] * 12))).row(0, named=True)
@@ -127,13 +127,13 @@ def test_steps_of_time_are_preferred_numbers_in_order() -> None:
     assert TIMES_NS[-1] == 8_000_000_000_000
 
 
-def test_resources_are_told_apart_over_all_requests() -> None:
+def test_each_resource_has_a_curve_over_all_requests() -> None:
     rows = curve_of(story("S1 B2 K2 K2 S2"), by="resource")
     found = rows.filter(pl.col("within") > 1).select("kind", "within", "n_requests").rows()
     assert found == [("SEPT entry", 3, 2), ("SEPT tree", 2, 2)]
 
 
-def test_vms_are_told_apart() -> None:
+def test_each_vm_has_a_curve() -> None:
     rows = curve_of(story("S1#1 B2#2 S2#2 S3#2"), by="td")
     assert rows.select("td_id", "within", "done_ratio").rows() == [
         (0x7D001, 1, 1.0),
@@ -151,7 +151,7 @@ def test_several_sources_are_taken_together() -> None:
     assert whole.select("within", "n_done").rows() == [(1, 3), (2, 1), (3, 1)]
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     assert attempts(RETRY_CHAINS.empty(), BUSY_ANSWERS.empty()).equals(ATTEMPTS.empty())
 
 
@@ -177,7 +177,7 @@ def test_busy_answers_are_counted_within_their_request() -> None:
     assert rows["number"].to_list() == [1, 1, 2, 2, 3, 1]
 
 
-def test_a_faults_requests_that_the_entry_parts_are_one() -> None:
+def test_a_fault_retried_across_entries_is_one_request() -> None:
     rows = answers_of("B1 enterX B1 enterB enterX S1")
     assert rows.select("leaf", "number").rows() == [(6, 1), (6, 2), (0, 1)]
 

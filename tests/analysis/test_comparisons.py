@@ -26,25 +26,25 @@ def first(rows: pl.DataFrame) -> dict[str, object]:
     )
 
 
-def test_what_changed_is_told() -> None:
+def test_a_change_is_reported() -> None:
     row = first(compared(many(60, 30), many(60, 0)))
     assert (row["more_before"], row["more_after"]) == (pytest.approx(0.5), 0.0)
     assert row["change"] == "fewer"
     assert first(compared(many(60, 0), many(60, 30)))["change"] == "more"
 
 
-def test_what_may_be_chance_is_not_told() -> None:
+def test_a_difference_within_chance_is_not_told() -> None:
     assert first(compared(many(60, 3), many(60, 4)))["change"] == "not_told"
     assert first(compared(many(2, 2), many(2, 0)))["change"] == "not_told"
 
 
-def test_the_other_way_round_is_the_same_difference() -> None:
+def test_swapping_the_traces_negates_the_difference() -> None:
     there, back = compared(many(60, 30), many(50, 2)), compared(many(50, 2), many(60, 30))
     assert there["difference"].to_list() == pytest.approx((-back["difference"]).to_list())
     assert there["difference_low"].to_list() == pytest.approx((-back["difference_high"]).to_list())
 
 
-def test_a_leaf_that_only_one_has_is_said_to_be() -> None:
+def test_a_leaf_of_only_one_trace_is_marked() -> None:
     rows = compared("S1 trackS", "S1")
     assert set(rows.filter(pl.col("leaf") == 38)["change"]) == {"only_before"}
     assert set(rows.filter(pl.col("leaf") == 6)["change"]) == {"not_told"}

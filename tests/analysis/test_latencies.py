@@ -1,4 +1,4 @@
-"""What busy and successful calls cost, and the pauses between tries."""
+"""Durations of busy and successful calls, and pauses between attempts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_ratio_is_of_medians_and_lies_in_its_interval() -> None:
     assert row["withheld"] is None
 
 
-def test_one_interrupt_does_not_move_it() -> None:
+def test_one_interrupt_does_not_move_the_ratio() -> None:
     (row,) = rows_of(story("B1 S1 " * 30 + "( _7s )S"))
     assert row["busy_ratio"] == 1.0
 
@@ -53,7 +53,7 @@ def test_the_ratio_is_withheld_for_entries_which_return_when_the_guest_does() ->
     assert "guest" in row["withheld"]
 
 
-def test_it_is_withheld_where_nothing_succeeded_or_no_entry_was_seen() -> None:
+def test_the_ratio_is_withheld_without_successes_or_entries() -> None:
     (row,) = rows_of(story("B1 B1"))
     assert row["withheld"] == "no successes whose beginning and end were seen"
     told = story("B1 S1")
@@ -61,7 +61,7 @@ def test_it_is_withheld_where_nothing_succeeded_or_no_entry_was_seen() -> None:
     assert row["withheld"] == "no busy answers whose beginning and end were seen"
 
 
-def test_it_is_withheld_where_the_clock_is_too_coarse() -> None:
+def test_the_ratio_is_withheld_where_the_clock_is_too_coarse() -> None:
     told = story("B1 S1")
     (row,) = rows_of(told, told.seamcalls.with_columns(end_ns="start_ns"))
     assert row["withheld"] == "half of the busy answers took no time by this clock"
@@ -79,6 +79,6 @@ def test_leaves_that_were_never_busy_have_no_row() -> None:
     assert [row["leaf"] for row in rows] == [6, 7]
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     nothing = latencies(SEAMCALLS.empty(), RETRY_CHAINS.empty(), BUSY_ANSWERS.empty())
     assert nothing.equals(LATENCIES.empty())

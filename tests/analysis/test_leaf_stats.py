@@ -1,4 +1,4 @@
-"""Sums over the chains of a leaf."""
+"""Counters per leaf."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.story import story
 
-from tdxtrace.analysis.leaf_stats import leaf_stats
 from tdxtrace.analysis.retry_chains import retry_chains
+from tdxtrace.analysis.stats import leaf_stats
 from tdxtrace.errors import TableError
 from tdxtrace.tables.findings import LEAF_STATS, OUTCOMES, RETRY_CHAINS
 
@@ -82,7 +82,7 @@ def test_a_quantile_is_the_smallest_number_that_so_many_did_not_exceed(
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
-def test_quantiles_keep_their_promise(attempts: list[int]) -> None:
+def test_quantiles_satisfy_their_definition(attempts: list[int]) -> None:
     row = stats_of(" ".join(_request(p, n) for p, n in enumerate(attempts, 1))).row(0, named=True)
     ranked = sorted(attempts)
     for share, name in ((0.5, "p50_attempts"), (0.99, "p99_attempts")):
@@ -90,7 +90,7 @@ def test_quantiles_keep_their_promise(attempts: list[int]) -> None:
     assert row["max_attempts"] == max(attempts)
 
 
-def test_the_longest_time_leaves_out_what_was_not_seen_to_begin_or_end() -> None:
+def test_the_longest_time_ignores_calls_without_start_or_end() -> None:
     told = story("S1 B2~ S2 S3")
     chains = retry_chains(told.seamcalls, told.losses)
     row = leaf_stats(chains).row(0, named=True)
@@ -104,7 +104,7 @@ def test_sources_are_kept_apart() -> None:
     assert rows == [(0, 1), (1, 1)]
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     nothing = leaf_stats(RETRY_CHAINS.empty())
     assert nothing.is_empty()
     assert nothing.schema == LEAF_STATS.schema

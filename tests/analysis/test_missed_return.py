@@ -1,4 +1,4 @@
-"""A call whose return the probe missed leaves the next one in doubt."""
+"""Calls after one whose return was not recorded."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_the_next_attempt_at_the_same_page_may_be_a_retry(tmp_path: Path) -> Non
     assert _outcomes(tmp_path, "0x1000") == ["cut", "cut"]
 
 
-def test_a_call_for_another_page_is_not_in_doubt(tmp_path: Path) -> None:
+def test_a_call_for_another_page_is_not_doubtful(tmp_path: Path) -> None:
     assert _outcomes(tmp_path, "0x2000") == ["cut", "succeeded"]
 
 

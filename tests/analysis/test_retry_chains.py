@@ -1,4 +1,4 @@
-"""Stories in, chains out; and laws that hold of any story."""
+"""Retry chains of small scenarios, and properties of any scenario."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_retryable_answers_join_whatever_their_mix() -> None:
 @pytest.mark.parametrize(
     "status", [0xC000_0B0A_0000_0001, 0x8000_0702_0000_0000, 0x9000_0205_0000_0000]
 )
-def test_an_error_that_another_attempt_cannot_mend_joins_nothing(status: int) -> None:
+def test_an_error_that_is_not_retryable_joins_nothing(status: int) -> None:
     told = story("E1 S1")
     told.calls[0]["status"] = status
     rows = chains_of(told).select("n_attempts", "n_busy", "outcome", "final_status").rows()
@@ -76,7 +76,7 @@ def test_bits_that_the_module_sets_at_run_time_do_not_hide_a_busy(bit: int) -> N
     assert chains_of(told)["n_attempts"].to_list() == [2]
 
 
-def test_a_chain_says_where_it_was_when_and_how_long() -> None:
+def test_a_chain_has_its_place_time_and_duration() -> None:
     told = story("B7#2 K7#2 S7#2")
     chain = chains_of(told).row(0, named=True)
     calls = told.seamcalls
@@ -171,7 +171,7 @@ def test_segments_count_the_stretches_between_entries() -> None:
         ("demoteJ1 demoteJ1 demoteS1", ["3 succeeded"]),
     ],
 )
-def test_threads_tds_pages_levels_and_leaves_tell_requests_apart(
+def test_threads_tds_pages_levels_and_leaves_distinguish_requests(
     text: str, expected: list[str]
 ) -> None:
     assert ends(text) == expected
@@ -181,7 +181,7 @@ def test_entries_of_a_vcpu_make_a_chain_and_an_exit_ends_it() -> None:
     assert ends("enterB enterD enterX enterH enterC") == ["3 succeeded", *2 * ["1 succeeded"]]
 
 
-def test_the_guests_own_time_is_no_part_of_entering() -> None:
+def test_time_in_the_guest_is_not_part_of_an_entry() -> None:
     told = story("enterB enterC")
     chain = chains_of(told).row(0, named=True)
     first, last = told.calls
@@ -258,7 +258,7 @@ def test_two_threads_on_one_page_are_two_requests() -> None:
         ("2/track( B1 S1", ["1 cut by trace_end", "2 succeeded"]),
     ],
 )
-def test_the_end_of_the_trace_cuts_what_was_not_settled(text: str, expected: list[str]) -> None:
+def test_the_end_of_the_trace_cuts_open_chains(text: str, expected: list[str]) -> None:
     assert ends(text) == expected
 
 
@@ -324,7 +324,7 @@ def test_a_loss_on_another_cpu_cuts_nothing(text: str, expected: list[str]) -> N
     assert ends(text) == expected
 
 
-def test_the_chain_after_the_first_one_behind_a_gap_is_whole() -> None:
+def test_the_second_chain_after_a_gap_is_whole() -> None:
     told = ends("B1@1 S1@1 lost@1 B2@1 S2@1 B3@1 S3@1")
     assert told == ["2 succeeded", "2 cut by lost_events", "2 succeeded"]
 
@@ -347,7 +347,7 @@ def test_a_buffer_that_was_overwritten_or_full_cuts_like_a_gap(
 @pytest.mark.parametrize(
     "text", ["B U B S", "B U S", "U S", "B U enterX S", "blockB blockU blockB blockS"]
 )
-def test_where_an_answer_is_missing_no_chain_of_that_request_counts_as_whole(text: str) -> None:
+def test_a_missing_status_cuts_the_chains_of_its_request(text: str) -> None:
     requests = chains_of(story(text)).filter(pl.col("leaf") != 0)
     assert requests["outcome"].unique().to_list() == ["cut"]
     assert requests["cut_by"].unique().to_list() == ["lost_events"]
@@ -386,7 +386,7 @@ def identities(calls: pl.DataFrame) -> list[tuple[str, int]]:
         ((), "cachewbI cachewbS", [("request", 2)]),
     ],
 )
-def test_where_arguments_are_missing_the_chain_says_what_joined_it(
+def test_missing_arguments_show_in_identity(
     missing: tuple[str, ...], text: str, expected: list[tuple[str, int]]
 ) -> None:
     assert identities(without(story(text).seamcalls, *missing)) == expected
@@ -428,7 +428,7 @@ def test_calls_made_by_ipi_belong_to_their_cpu(text: str, expected: list[str]) -
     assert ends(text) == expected
 
 
-def test_ipi_leaves_go_by_cpu_also_where_flags_do_not_tell() -> None:
+def test_ipi_leaves_go_by_cpu_also_without_flags() -> None:
     calls = without(story("cachewbI 2/cachewbI 3/cachewbS").seamcalls, "in_irq")
     assert identities(calls) == [("request", 3)]
 
@@ -456,7 +456,7 @@ def test_time_orders_calls_and_not_the_place_in_the_file() -> None:
 
 
 @pytest.mark.parametrize("known", [0, 1, 2])
-def test_one_call_whose_process_was_printed_tells_the_chains(known: int) -> None:
+def test_one_call_with_a_process_names_that_of_the_chain(known: int) -> None:
     told = story("B1 B1 S1")
     told.calls[known]["tgid"] = 40
     assert chains_of(told)["tgid"].to_list() == [40]
@@ -536,7 +536,7 @@ def test_shifting_all_times_shifts_only_times(text: str, shift: int) -> None:
 
 @few
 @given(whole_stories, st.integers(0, 99))
-def test_where_stamps_are_equal_the_order_of_lines_counts(text: str, seed: int) -> None:
+def test_equal_timestamps_are_ordered_by_line(text: str, seed: int) -> None:
     """A clock of jiffies, or one that counts, gives many calls one time."""
     told = story(text)
     still = pl.col("start_ns", "end_ns") // 10**15
@@ -608,7 +608,7 @@ def test_losing_the_beginning_never_makes_a_wrong_chain(text: str, n: int) -> No
     assert trusted.join(whole, on=key, how="anti", nulls_equal=True).is_empty()
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     nothing = story("")
     chains = retry_chains(nothing.seamcalls, nothing.losses)
     assert chains.is_empty()

@@ -1,4 +1,4 @@
-"""Which rows a user gets who asks for some."""
+"""Selection by TD, leaf and time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECOND = 1_000_000_000
 
 
 def rows_of(trace: Trace, table: str = "seamcalls", **asked: object) -> pl.DataFrame:
-    return Selection(**asked).of(getattr(trace, table), trace)  # type: ignore[arg-type]
+    return Selection(**asked).filter(getattr(trace, table), trace)  # type: ignore[arg-type]
 
 
 def pages(rows: pl.DataFrame) -> list[int]:
@@ -25,13 +25,13 @@ def pages(rows: pl.DataFrame) -> list[int]:
 TWO_VMS = story("S1#1 2/S2#2 enterC 2/enterC 3/S3#1 2/>C 2/?7 >C", {1: 10, 2: 20, 3: 10}).trace
 
 
-def test_nothing_asked_is_everything() -> None:
+def test_an_empty_selection_keeps_everything() -> None:
     for name, rows in TWO_VMS.tables().items():
         assert rows_of(TWO_VMS, name).equals(rows)
     assert Selection().to_dict() == {}
 
 
-def test_what_was_asked_is_told_again() -> None:
+def test_a_selection_lists_its_fields() -> None:
     asked = Selection(vms=("10",), since="+1")
     assert asked.to_dict() == {"vms": ("10",), "since": "+1"}
 
@@ -51,11 +51,11 @@ def test_leaves_go_by_name_or_number(leaf: str, expected: list[int]) -> None:
     assert rows_of(TWO_VMS, leaves=(leaf,))["leaf"].to_list() == expected
 
 
-def test_several_leaves_are_either() -> None:
+def test_several_leaves_are_a_union() -> None:
     assert rows_of(TWO_VMS, leaves=("TDH.VP.ENTER", "6")).height == 5
 
 
-def test_a_leaf_that_does_not_exist_is_told_with_the_nearest() -> None:
+def test_an_unknown_leaf_is_refused_with_the_nearest() -> None:
     with pytest.raises(QueryError, match=r"TDH\.MEM\.PAGE\.AUG"):
         rows_of(TWO_VMS, leaves=("TDH.MEM.PAGE.AGU",))
 
@@ -65,7 +65,7 @@ def test_a_vm_goes_by_its_td_or_its_process(vm: str) -> None:
     assert pages(rows_of(TWO_VMS, vms=(vm,))) == [1, 3]
 
 
-def test_several_vms_are_either() -> None:
+def test_several_vms_are_a_union() -> None:
     assert pages(rows_of(TWO_VMS, vms=("10", "0x7d002"))) == [1, 2, 3]
 
 
@@ -86,7 +86,7 @@ def test_a_td_keeps_all_that_its_threads_did(processes: dict[int, int]) -> None:
     assert found.vm_stats["td_id"].to_list() == [0x7D001]
 
 
-def test_a_process_keeps_what_the_tool_printed_no_process_for() -> None:
+def test_a_process_keeps_calls_without_a_recorded_process() -> None:
     trace = story("S1#1 S2#1 2/S3#2", {1: 10, 2: 20}).trace
     calls = trace.seamcalls.with_columns(
         tgid=pl.when(pl.col("gpa") == 0x2000).then(None).otherwise("tgid")
@@ -102,13 +102,13 @@ def test_tables_without_a_vm_keep_their_rows() -> None:
 
 
 @pytest.mark.parametrize("vm", ["0x7d009", "11", "-1"])
-def test_a_vm_that_is_not_there_is_told_with_one_that_is(vm: str) -> None:
+def test_an_unknown_vm_is_refused_with_the_nearest(vm: str) -> None:
     with pytest.raises(QueryError, match=f"no VM {vm} in the trace; nearest: (0x7d00|10|20)"):
         rows_of(TWO_VMS, vms=(vm,))
 
 
 @pytest.mark.parametrize("vm", ["", "alice", "0x", "1.5"])
-def test_what_is_no_vm_at_all_is_told(vm: str) -> None:
+def test_a_malformed_vm_is_refused(vm: str) -> None:
     with pytest.raises(QueryError, match="not a VM"):
         rows_of(TWO_VMS, vms=(vm,))
 
@@ -145,7 +145,7 @@ def test_nanoseconds_are_exact() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1e9", "noon", "1.", ".5", "1.0000000001", "1:30"])
-def test_what_is_no_time_is_told(text: str) -> None:
+def test_a_malformed_time_is_refused(text: str) -> None:
     with pytest.raises(QueryError, match="not a time"):
         nanoseconds(text, 0)
 
@@ -184,7 +184,7 @@ def test_time_filters_every_table_that_has_times() -> None:
         assert rows_of(trace, name, since="+0.5").height == 1
 
 
-def test_what_has_no_time_is_kept() -> None:
+def test_rows_without_a_time_are_kept() -> None:
     trace = story("S1 _1s S2 lost").trace
     noise = {"source": 0, "kind": "noise", "severity": "info", "n_lines": 1, "detail": "a"}
     timeless = pl.DataFrame([noise | {"advice": ""}], schema=trace.losses.schema)
@@ -194,13 +194,13 @@ def test_what_has_no_time_is_kept() -> None:
     assert rows_of(both, "threads", since="+0.5").height == 1
 
 
-def test_a_call_that_was_seen_in_part_is_placed_by_what_was_seen() -> None:
+def test_a_partly_recorded_call_is_placed_by_its_known_time() -> None:
     trace = story("S1~ _1s U2").trace
     assert rows_of(trace, until="+0.5").height == 1
     assert rows_of(trace, since="+0.5").height == 1
 
 
-def test_filters_are_all_to_be_met() -> None:
+def test_filters_are_combined_by_and() -> None:
     rows = rows_of(TWO_VMS, vms=("10",), leaves=("6",), until="+0.00003")
     assert pages(rows) == [1]
 

@@ -1,11 +1,11 @@
-"""Rules by which the run of a CI job fails."""
+"""Failure rules of a CI job."""
 
 from __future__ import annotations
 
 import pytest
 from support.story import story
 
-from tdxtrace.analysis.thresholds import QUANTITIES, exceeded, parse_rule
+from tdxtrace.analysis.thresholds import QUANTITIES, check_findings, parse_rule
 from tdxtrace.errors import QueryError
 from tdxtrace.pipeline import analyze
 
@@ -33,13 +33,13 @@ def test_every_quantity_has_its_value(name: str, value: float) -> None:
     assert QUANTITIES[name](BUSY) == pytest.approx(value)
 
 
-def test_every_quantity_is_asked_for_here() -> None:
+def test_every_quantity_is_tested_here() -> None:
     marks = test_every_quantity_has_its_value.pytestmark  # type: ignore[attr-defined]
     assert {name for name, _ in marks[0].args[1]} == set(QUANTITIES)
 
 
 @pytest.mark.parametrize("name", sorted(QUANTITIES))
-def test_where_nothing_was_found_every_quantity_is_zero(name: str) -> None:
+def test_empty_findings_give_zero_for_every_quantity(name: str) -> None:
     assert QUANTITIES[name](CALM) == 0
 
 
@@ -62,12 +62,12 @@ def test_where_nothing_was_found_every_quantity_is_zero(name: str) -> None:
     ],
 )
 def test_a_rule_compares(rule: str, broken: bool) -> None:
-    assert bool(exceeded(BUSY, [parse_rule(rule)])) is broken
+    assert bool(check_findings(BUSY, [parse_rule(rule)])) is broken
 
 
 def test_each_broken_rule_is_one_line_with_value_and_limit() -> None:
     rules = [parse_rule(text) for text in ("max-attempts>3", "failed>9", "cut>=2")]
-    assert exceeded(BUSY, rules) == [
+    assert check_findings(BUSY, rules) == [
         "max-attempts is 4, the rule is to fail on max-attempts>3",
         "cut is 2, the rule is to fail on cut>=2",
     ]
@@ -76,12 +76,12 @@ def test_each_broken_rule_is_one_line_with_value_and_limit() -> None:
 @pytest.mark.parametrize(
     "text", ["", "max-attempts", "max-attempts>", ">3", "max-attempts>x", "max-attempts=>3", "a!=1"]
 )
-def test_what_is_no_rule_is_told(text: str) -> None:
+def test_a_malformed_rule_is_refused(text: str) -> None:
     with pytest.raises(QueryError, match="not a rule"):
         parse_rule(text)
 
 
-def test_an_unknown_quantity_is_told_with_the_nearest_and_all() -> None:
+def test_an_unknown_quantity_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         QueryError, match=r"unknown quantity 'max-tries'; nearest: max-.*zero-steps"
     ):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.story import Story, story, without
 
-from tdxtrace.analysis.vcpu_stats import vcpu_stats
+from tdxtrace.analysis.stats import vcpu_stats
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
@@ -73,7 +73,7 @@ def test_the_vcpu_with_most_episodes_comes_first() -> None:
     assert stats_of(told)["tid"].to_list() == [3, 4, 2, 1]
 
 
-def test_vcpus_whose_thread_was_not_printed_are_one_row() -> None:
+def test_vcpus_without_a_recorded_thread_share_a_row() -> None:
     told = story("enterC 2/enterC")
     calls = without(told.seamcalls, "tid", "vp_id")
     rows = vcpu_stats(calls, told.vm_entries, ZERO_STEPS.empty())
@@ -101,7 +101,7 @@ def test_every_entry_and_episode_is_counted_once(text: str) -> None:
     assert stats["zero_steps_weak"].sum() == weak
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     nothing = vcpu_stats(SEAMCALLS.empty(), VM_ENTRIES.empty(), ZERO_STEPS.empty())
     assert nothing.is_empty()
     assert nothing.schema == VCPU_STATS.schema

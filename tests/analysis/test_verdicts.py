@@ -1,4 +1,4 @@
-"""Who is accused, of what, on which evidence; and who is not."""
+"""Verdicts and their evidence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_zero_steps(text: str, expected: tuple[str, str]) -> None:
     assert told(text, "zero_step") == [expected]
 
 
-def test_weak_signs_accuse_nobody() -> None:
+def test_weak_evidence_gives_no_accusation() -> None:
     # KVM's own events only: an exit that came too fast, which may be anything.
     text = "2/blockS1 " + 7 * ">W ?1 " + 60 * ">Wf ?1 " + "2/unblockS1 >C"
     found = told(text, "zero_step")
@@ -77,9 +77,7 @@ OLD, NEW = "though it could take a #VE", "only where the TD takes no #VE"
         ({"module": "1.5.24"}, NEW),
     ],
 )
-def test_a_pending_page_accuses_nobody_for_the_tds_attribute_is_not_seen(
-    options: dict[str, str], words: str
-) -> None:
+def test_a_pending_page_gives_no_accusation(options: dict[str, str], words: str) -> None:
     (row,) = given_on(story(PENDING).trace, **options).filter(subject="zero_step").to_dicts()
     assert (row["verdict"], row["what"]) == ("UNDECIDED", "pending_page")
     assert words in row["sentence"]
@@ -181,7 +179,7 @@ def test_busy_answers(row: dict[str, Any], verdict: str) -> None:
     assert found["n_rows"].to_list() == [1]
 
 
-def test_a_broken_rule_is_told_once() -> None:
+def test_a_broken_rule_is_reported_once() -> None:
     busy = causes({"cause": "kernel_bug", "confidence": "proof", "rule": "tdr_busy"})
     base: dict[str, Any] = {"source": 0, "end_ns": 0, "leaf": 6, "status": 1}
     rows = [
@@ -215,7 +213,7 @@ def test_at_most_five_rows_are_named() -> None:
 
 @settings(max_examples=40)
 @given(WORDS)
-def test_verdicts_keep_their_promises_and_name_rows_that_exist(words: list[str]) -> None:
+def test_verdicts_conform_and_name_existing_rows(words: list[str]) -> None:
     trace = story(" ".join(words)).trace
     found = analyze(trace)
     for row in VERDICTS.check(found.verdicts).iter_rows(named=True):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.story import Story, story, without
 
 from tdxtrace.analysis.retry_chains import retry_chains
-from tdxtrace.analysis.vm_stats import vm_stats
+from tdxtrace.analysis.stats import vm_stats
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import TableError
 from tdxtrace.tables.findings import RETRY_CHAINS, VM_STATS, ZERO_STEPS
@@ -21,7 +21,7 @@ def stats_of(told: Story, calls: pl.DataFrame | None = None) -> pl.DataFrame:
     return VM_STATS.check(vm_stats(retry_chains(calls, told.losses), steps))
 
 
-def test_a_td_counts_the_requests_that_met_busy_at_least_once() -> None:
+def test_a_td_counts_each_retried_request_once() -> None:
     told = story("B1#1 B1#1 S1#1 S2#1 trackP#1 trackS#1 2/S1#2 enterB enterC 2/enterC")
     rows = stats_of(told).to_dicts()
     assert rows == [
@@ -104,7 +104,7 @@ stories = st.lists(words, max_size=60).map(" ".join)
 
 @settings(max_examples=25)
 @given(stories, st.dictionaries(st.integers(1, 3), st.integers(10, 11)))
-def test_nothing_is_counted_twice_or_forgotten(text: str, processes: dict[int, int]) -> None:
+def test_every_request_is_counted_once(text: str, processes: dict[int, int]) -> None:
     told = story(text, processes)
     stats = stats_of(told)
     chains = retry_chains(told.seamcalls, told.losses)
@@ -116,7 +116,7 @@ def test_nothing_is_counted_twice_or_forgotten(text: str, processes: dict[int, i
     assert stats["zero_steps"].sum() == steps.filter(pl.col("strength") != "weak").height
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     nothing = vm_stats(RETRY_CHAINS.empty(), ZERO_STEPS.empty())
     assert nothing.is_empty()
     assert nothing.schema == VM_STATS.schema

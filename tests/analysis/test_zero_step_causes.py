@@ -1,4 +1,4 @@
-"""Why a vCPU faulted so often at one instruction: small stories, one per cause."""
+"""Causes of zero-step episodes, one small scenario per cause."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.story import Story, story, without
 
-from tdxtrace.analysis.fault_handling import handled_faults, ordered_faults
+from tdxtrace.analysis.fault_handling import explain_faults, number_faults
 from tdxtrace.analysis.step_thresholds import step_thresholds
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
@@ -80,7 +80,7 @@ def test_each_cause(text: str, expected: tuple[str, float]) -> None:
     assert cause(text) == expected
 
 
-def test_an_invalidation_of_many_pages_is_a_memory_slots() -> None:
+def test_an_invalidation_of_many_pages_is_a_memslot_change() -> None:
     removals = "".join(f"2/blockS{p} 2/removeS{p} " for p in range(2, 8))
     text = "2/blockS1 " + 7 * FAULT + "enterB 2/removeS1 " + removals
     assert cause(text)[0] == "invalidation"
@@ -107,7 +107,7 @@ def test_evidence_is_a_row_that_shows_the_cause() -> None:
         ("S9 2/blockS9 out4 " + 7 * FAULT + REFUSED, ["RIP", "possibly_epf_stepping"]),
     ],
 )
-def test_what_is_unknown_says_what_to_record(text: str, words: list[str]) -> None:
+def test_an_unknown_cause_says_what_to_record(text: str, words: list[str]) -> None:
     (advice,) = causes_of(story(text))["advice"]
     assert all(word in advice for word in words)
     assert ("kvm_page_fault" in words) == ("kvm_page_fault" in advice)
@@ -183,7 +183,7 @@ def test_two_vcpus_are_two_runs() -> None:
     assert (row["n_runs"], row["n_vcpus"], row["max_run"]) == (2, 2, 5)
 
 
-def test_what_another_vcpu_wanted_ends_no_fault() -> None:
+def test_an_install_by_another_vcpu_ends_no_fault() -> None:
     assert cause("2/enterX 2/?2 " + 7 * (FAULT + "K1 ") + REFUSED) == ("left_loop", 1.0)
 
 
@@ -192,7 +192,7 @@ def test_runs_of_one_length_are_all_counted() -> None:
     assert sweep(2 * (6 * FAULT + "enterC ") + 5 * FAULT)[4] == (3, 2 * 2 + 1)
 
 
-def test_what_one_vcpu_did_is_nothing_to_another() -> None:
+def test_vcpus_do_not_affect_each_other() -> None:
     told = story(3 * FAULT + "S1 " + "2/enterX 2/enterX 2/enterX 2/enterX 2/enterX")
     row = step_thresholds(told.seamcalls, told.vm_entries, told.page_faults).row(0, named=True)
     assert (row["n_runs"], row["n_faults"], row["n_vcpus"]) == (1, 1, 1)
@@ -210,16 +210,16 @@ def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
     text: list[str], data: st.DataObject
 ) -> None:
     told = story(" ".join(text))
-    every = ordered_faults(told.seamcalls, told.page_faults)
+    every = number_faults(told.seamcalls, told.page_faults)
     rest = (told.seamcalls, told.vm_entries, told.host_events)
     some = data.draw(st.lists(st.booleans(), min_size=every.height, max_size=every.height))
-    whole = handled_faults(every, *rest).sort("tid", "nth")
-    asked = handled_faults(every.filter(pl.Series(some, dtype=pl.Boolean)), *rest)
+    whole = explain_faults(every, *rest).sort("tid", "nth")
+    wanted = explain_faults(every.filter(pl.Series(some, dtype=pl.Boolean)), *rest)
     keys = ["source", "tid", "nth"]
-    assert asked.sort("tid", "nth").equals(
-        whole.join(asked, on=keys, how="semi").sort("tid", "nth")
+    assert wanted.sort("tid", "nth").equals(
+        whole.join(wanted, on=keys, how="semi").sort("tid", "nth")
     )
-    assert asked.height == sum(some)
+    assert wanted.height == sum(some)
 
 
 def test_nothing_entered_gives_nothing() -> None:

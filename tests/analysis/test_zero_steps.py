@@ -1,4 +1,4 @@
-"""What keeps a vCPU out, and what only looks so."""
+"""Zero-step episodes, and traces that only look like one."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def test_an_internal_error_is_no_zero_step(
     }
     schema = HOST_EVENTS.empty().schema
     events = pl.DataFrame([dict.fromkeys(schema) | event], schema=schema)
-    elsewhere = events.with_columns(tid=pl.lit(2, pl.Int32))
+    resolve_elsewhere = events.with_columns(tid=pl.lit(2, pl.Int32))
     tables = (told.seamcalls, told.vm_entries, told.page_faults)
     assert zero_steps(*tables, events).filter(form="failed_vmentry").height == expected
-    assert zero_steps(*tables, elsewhere).filter(form="failed_vmentry").height == 1
+    assert zero_steps(*tables, resolve_elsewhere).filter(form="failed_vmentry").height == 1
 
 
 def test_an_episode_says_whose_it_was_when_and_on_which_page() -> None:
@@ -234,8 +234,8 @@ def test_a_track_of_another_vm_explains_nothing(processes: dict[int, int], n: in
 
 def test_a_track_of_another_source_explains_nothing() -> None:
     told = story(ARMED + "2/track( >F 2/)S >C")
-    elsewhere = told.seamcalls.with_columns(source=pl.lit(1, pl.UInt16))
-    assert zero_steps(elsewhere, told.vm_entries, told.page_faults).height == 1
+    resolve_elsewhere = told.seamcalls.with_columns(source=pl.lit(1, pl.UInt16))
+    assert zero_steps(resolve_elsewhere, told.vm_entries, told.page_faults).height == 1
 
 
 def test_a_vcpu_whose_entries_were_probed_is_not_counted_twice() -> None:
@@ -347,7 +347,7 @@ def test_another_vcpu_changes_nothing(text: str) -> None:
     assert alone.equals(steps_of(told).filter(mine))
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     nothing = steps_of(story(""))
     assert nothing.is_empty()
     assert nothing.schema == ZERO_STEPS.schema

@@ -30,7 +30,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.attempts import attempts
-from tdxtrace.analysis.episodes import episodes
+from tdxtrace.analysis.busy_answers import episodes
 from tdxtrace.recommend.limits import limits
 from tdxtrace.recommend.wish import Wish
 from tdxtrace.tables.events import LOSSES

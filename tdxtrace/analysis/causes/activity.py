@@ -7,9 +7,10 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.causes.conflicts import VP_ENTER
+from tdxtrace.analysis.threads import infer_td
 
 _COLUMNS: Final = (
-    *("seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page", "status"),
+    *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page", "status"),
     *("start_ns", "end_ns", "cpu"),
 )
 
@@ -34,6 +35,7 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
     calls = seamcalls.select(*_COLUMNS, returned=pl.col("status").is_not_null())
     probed = calls.filter(pl.col("leaf") == VP_ENTER).select("tid").unique()
     entries = vm_entries.join(probed, on="tid", how="anti").select(
+        "source",
         "seq",
         pl.lit(VP_ENTER, pl.UInt16).alias("leaf"),
         "tid",
@@ -46,7 +48,8 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         "cpu",
         returned=pl.col("end_ns").is_not_null(),
     )
-    return _bounded(_infer_td(calls if entries.is_empty() else pl.concat([calls, entries])))
+    merged = calls if entries.is_empty() else pl.concat([calls, entries])
+    return _bounded(infer_td(merged, merged))
 
 
 def _bounded(calls: pl.DataFrame) -> pl.DataFrame:
@@ -75,27 +78,3 @@ def _bounded(calls: pl.DataFrame) -> pl.DataFrame:
         ends=calls["end_ns"].clone().scatter(open_ended["row"], open_ended["ends"]),
         certain=certain,
     )
-
-
-def _infer_td(calls: pl.DataFrame) -> pl.DataFrame:
-    """Fill a null td_id with the only TD of the thread, else of the process, else of the source."""
-    if not calls["td_id"].null_count():
-        return calls
-    named = calls.filter(pl.col("td_id").is_not_null())
-    everywhere = named["td_id"].unique()
-    for owner in ("tid", "tgid"):
-        only = (
-            named.filter(pl.col(owner).is_not_null())
-            .group_by(owner)
-            .agg(pl.col("td_id").n_unique().alias("n"), pl.col("td_id").first().alias("only"))
-            .filter(pl.col("n") == 1)
-            .select(owner, "only")
-        )
-        calls = (
-            calls.join(only, on=owner, how="left", maintain_order="left")
-            .with_columns(pl.coalesce("td_id", "only").alias("td_id"))
-            .drop("only")
-        )
-    if len(everywhere) == 1:
-        calls = calls.with_columns(pl.col("td_id").fill_null(everywhere[0]))
-    return calls

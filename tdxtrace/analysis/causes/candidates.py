@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tdxtrace.analysis.arrays import Index, Times
 from tdxtrace.analysis.causes import conflicts, keys
 from tdxtrace.analysis.causes.conflicts import TREE, VP_ENTER, LockConflicts
-from tdxtrace.analysis.causes.overlaps import Index, Intervals, Times, overlapping_pairs
-from tdxtrace.analysis.zero_steps import standing
+from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
+from tdxtrace.analysis.zero_steps import exits_without_progress
 from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
@@ -257,7 +258,7 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     )
     exited = pl.col("status") < word.ERROR_BIT
     reason = pl.when(exited).then(pl.col("status").cast(pl.UInt32, strict=False))
-    moved = reason.is_not_null() & ~reason.is_in(standing())
+    moved = reason.is_not_null() & ~reason.is_in(exits_without_progress())
     steps = entries.with_columns(
         is_fault=(reason == violation).fill_null(False).cast(pl.UInt32),
         moved=moved.shift().over("tid").fill_null(False),

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.analysis.causes.overlaps import Index, Times
+from tdxtrace.analysis.arrays import Index, Times
 
 NO_KEY: Final = -1
 _PAGE_SHIFT: Final = 12

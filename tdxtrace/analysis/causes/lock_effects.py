@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tdxtrace.analysis.arrays import Times
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
 from tdxtrace.analysis.causes.conflicts import TREE, VP_ENTER
 from tdxtrace.analysis.causes.evidence import BusyEvidence
-from tdxtrace.analysis.causes.overlaps import Times
 from tdxtrace.tables.causes import BUSY_CAUSES, ENTRY_WAITS, LOCK_VALUES, LOCKS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tdx.leaves import numbers_of

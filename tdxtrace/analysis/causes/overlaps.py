@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Times = NDArray[np.int64]
-Index = NDArray[np.intp]
+from tdxtrace.analysis.arrays import Index, Times
 
 # Attempts joined at a time: with a few hundred threads each overlaps a few hundred calls,
 # which keeps a batch below some 100 MB.

@@ -1,1 +1,1 @@
-"""Verdicts: whose fault it is, per group of findings, by which rule."""
+"""Verdicts on groups of findings, each with the rule that decided it."""

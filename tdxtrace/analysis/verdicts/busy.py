@@ -6,27 +6,27 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.verdicts.rules import by_word, grouped, rule_statements, ruled
+from tdxtrace.analysis.verdicts.rules import group_findings, look_up, rule_statements, verdict_rows
 from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
 from tdxtrace.tables.verdicts import VERDICTS
 from tdxtrace.tdx.leaves import leaf_name
 
-# A rule is held to be broken only where nothing else could be: weak evidence is no evidence here.
-_SURE: Final = ("proof", "strong")
-_VERDICT: Final = {
+# Confidences from which on a rule counts as broken.
+_SURE_CONFIDENCE: Final = ("proof", "strong")
+_VERDICT_OF: Final = {
     "host_conflict": "EXPECTED",
     "armed_entry": "EXPECTED",
     "guest": "EXPECTED",
     "kernel_bug": "BUG",
     "unexplained": "UNDECIDED",
 }
-_RULE: Final = {
+_RULE_OF: Final = {
     "host_conflict": "locks_never_wait",
     "armed_entry": "armed_entry_holds_tree",
     "guest": "host_priority",
     "unexplained": "no_cause_without_holder",
 }
-_BECAUSE: Final = {
+_REASON: Final = {
     "host_conflict": "another SEAMCALL of the host held the lock; it has to be tried again",
     "armed_entry": "an entry that zero-step mitigation had armed held the lock",
     "guest": "a TDCALL of the guest held it; host priority gives it to the host's next try",
@@ -45,18 +45,18 @@ def on_busy(causes: pl.DataFrame) -> pl.DataFrame:
     rows = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
     if rows.is_empty():
         return VERDICTS.empty()
-    sure = (pl.col("cause") != "kernel_bug") | pl.col("confidence").is_in(_SURE)
-    groups = grouped(
+    sure = (pl.col("cause") != "kernel_bug") | pl.col("confidence").is_in(_SURE_CONFIDENCE)
+    groups = group_findings(
         rows.with_columns(sure=sure),
         ["resource", "cause", "rule", "sure"],
         "seq",
         advice=pl.col("advice").drop_nulls().first(),
     )
-    return ruled(groups, "busy", "busy_causes", _given())
+    return verdict_rows(groups, "busy", "busy_causes", _verdict_columns())
 
 
-def _given() -> dict[str, pl.Expr]:
-    verdict = pl.when("sure").then(by_word("cause", _VERDICT)).otherwise(pl.lit("UNDECIDED"))
+def _verdict_columns() -> dict[str, pl.Expr]:
+    verdict = pl.when("sure").then(look_up("cause", _VERDICT_OF)).otherwise(pl.lit("UNDECIDED"))
     rule = pl.col("rule").cast(pl.String)
     what = pl.concat_str(
         pl.coalesce(rule, pl.col("cause").cast(pl.String)),
@@ -65,21 +65,21 @@ def _given() -> dict[str, pl.Expr]:
         pl.when("sure").then(pl.lit("")).otherwise(pl.lit(", not sure")),
     )
     sentence = pl.concat_str(
-        _times("busy answer"),
+        _count_of("busy answer"),
         pl.lit(" of "),
         _leaf(),
         pl.lit(" ("),
         pl.col("resource").fill_null("operand unknown"),
         pl.lit("): "),
-        by_word("cause", _BECAUSE),
-        pl.concat_str(pl.lit(" "), by_word("rule", rule_statements())).fill_null(""),
+        look_up("cause", _REASON),
+        pl.concat_str(pl.lit(" "), look_up("rule", rule_statements())).fill_null(""),
         pl.lit("."),
     )
     return {
         "verdict": verdict,
         "what": what,
         "sentence": sentence,
-        "rule": pl.coalesce(rule, by_word("cause", _RULE)),
+        "rule": pl.coalesce(rule, look_up("cause", _RULE_OF)),
         "decided_by": pl.col("advice").fill_null(_PROBE),
     }
 
@@ -91,14 +91,14 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
         broken: The ``broken_rules`` table.
         causes: The ``busy_causes`` table, whose answers have their own verdicts.
     """
-    told = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1).select("source", "seq", "rule")
-    rows = BROKEN_RULES.conform(broken).join(told, on=["source", "seq", "rule"], how="anti")
+    judged = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1).select("source", "seq", "rule")
+    rows = BROKEN_RULES.conform(broken).join(judged, on=["source", "seq", "rule"], how="anti")
     if rows.is_empty():
         return VERDICTS.empty()
-    sure = pl.col("confidence").is_in(_SURE)
-    groups = grouped(rows.with_columns(sure=sure), ["rule", "sure"], "seq")
+    sure = pl.col("confidence").is_in(_SURE_CONFIDENCE)
+    groups = group_findings(rows.with_columns(sure=sure), ["rule", "sure"], "seq")
     name = pl.col("rule").cast(pl.String)
-    return ruled(
+    return verdict_rows(
         groups,
         "broken_rule",
         "broken_rules",
@@ -106,11 +106,11 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
             "verdict": pl.when("sure").then(pl.lit("BUG")).otherwise(pl.lit("UNDECIDED")),
             "what": pl.when("sure").then(name).otherwise(name + ", not sure"),
             "sentence": pl.concat_str(
-                _times("call"),
+                _count_of("call"),
                 pl.lit(" of "),
                 _leaf(),
                 pl.lit(" that should not be: in a correct kernel "),
-                by_word("rule", rule_statements()) + ".",
+                look_up("rule", rule_statements()) + ".",
             ),
             "rule": name,
             "decided_by": pl.lit(_PROBE),
@@ -123,7 +123,7 @@ def _leaf() -> pl.Expr:
     return pl.coalesce(leaf_name(pl.col("leaf")), number, pl.lit("a call"))
 
 
-def _times(what: str) -> pl.Expr:
+def _count_of(what: str) -> pl.Expr:
     n = pl.col("n_rows")
     plural = pl.when(n == 1).then(pl.lit(f" {what}")).otherwise(pl.lit(f" {what}s"))
     return pl.concat_str(n.cast(pl.String), plural)

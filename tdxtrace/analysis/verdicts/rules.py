@@ -45,60 +45,60 @@ RULES: Final = {
     "block_track_then_operate": f"{_MODULE} src/common/helpers/helpers.h, is_tlb_tracked",
     "message_alone": "a message tells the status of one call, not who held what",
 }
-"""Our rules by name, and where each comes from; those of a correct kernel have a table."""
+"""Rules by name, with sources; those that a correct kernel keeps are in ``bug_rule_table``."""
 
 
 @cache
 def rule_sources() -> dict[str, str]:
-    """Every rule by name, and where it comes from."""
+    """Return the source of every rule, by its name."""
     table = bug_rule_table()
     return RULES | dict(zip(table["rule"], table["source"], strict=True))
 
 
 @cache
 def rule_statements() -> dict[str, str]:
-    """What holds in a correct kernel, by the rule's name."""
+    """Return what holds in a correct kernel, by the name of the rule."""
     table = bug_rule_table()
     return dict(zip(table["rule"], table["statement"], strict=True))
 
 
-# Rows that are named as evidence of a group.
+# Number of rows listed as evidence of a group.
 _N_EVIDENCE: Final = 5
-_GROUP: Final = ("source", "td_id", "leaf")
+_GROUP_KEY: Final = ("source", "td_id", "leaf")
 
 
-def grouped(rows: pl.DataFrame, by: list[str], seq: str, **more: pl.Expr) -> pl.DataFrame:
+def group_findings(rows: pl.DataFrame, by: list[str], seq: str, **more: pl.Expr) -> pl.DataFrame:
     """Group findings and name their first rows.
 
     Args:
         rows: Findings with source, td_id, leaf.
         by: Further columns that make a group.
-        seq: Column that names a row.
+        seq: Column that identifies a row.
         more: Further aggregates.
 
     Returns:
         One row per group, in order of appearance: its keys, n_rows, evidence and ``more``.
     """
     shown = pl.col(seq).drop_nulls().unique(maintain_order=True).head(_N_EVIDENCE)
-    return rows.group_by([*_GROUP, *by], maintain_order=True).agg(
+    return rows.group_by([*_GROUP_KEY, *by], maintain_order=True).agg(
         n_rows=pl.len().cast(pl.UInt64),
         evidence=shown.cast(pl.String).implode().list.join(" "),
         **more,
     )
 
 
-def ruled(
-    groups: pl.DataFrame, subject: str, table: str, given: dict[str, pl.Expr]
+def verdict_rows(
+    groups: pl.DataFrame, subject: str, table: str, columns: dict[str, pl.Expr]
 ) -> pl.DataFrame:
-    """Make rows of ``verdicts`` from groups.
+    """Build rows of ``verdicts`` from groups.
 
     Args:
-        groups: What :func:`grouped` returned.
-        subject: What they are about.
+        groups: Rows of :func:`group_findings`.
+        subject: Subject of the verdicts.
         table: Table that the evidence is in.
-        given: verdict, what, sentence, rule and decided_by.
+        columns: verdict, what, sentence, rule and decided_by.
     """
-    rows = groups.with_columns(**given)
+    rows = groups.with_columns(**columns)
     decided_by = pl.when(pl.col("verdict") == "UNDECIDED").then("decided_by")
     return VERDICTS.conform(
         rows.with_columns(
@@ -112,8 +112,8 @@ def ruled(
     )
 
 
-def by_word(column: str, words: dict[str, str]) -> pl.Expr:
-    """What ``words`` say of each value of a column."""
+def look_up(column: str, words: dict[str, str]) -> pl.Expr:
+    """Map the values of a column by ``words``; null for others."""
     return (
         pl.col(column).cast(pl.String).replace_strict(words, default=None, return_dtype=pl.String)
     )

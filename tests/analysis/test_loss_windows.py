@@ -1,4 +1,4 @@
-"""Windows of loss, asked about intervals; held against a look at each pair."""
+"""Windows of loss, against a test of every pair."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdxtrace.analysis.gaps import NO_CPU, Windows, edges
+from tdxtrace.analysis.loss_windows import NO_CPU, LossWindows, start_windows
 from tdxtrace.tables.events import LOSSES
 
 Window = tuple[int | None, int | None, int | None]
@@ -32,7 +32,7 @@ def losses_of(windows: list[Window], kind: str = "lost_events", source: int = 0)
     return pl.DataFrame(rows, schema=LOSSES.schema)
 
 
-def hit(windows: Windows, cpu: int, start: int, end: int) -> bool:
+def hit(windows: LossWindows, cpu: int, start: int, end: int) -> bool:
     found = windows.overlap(np.array([cpu]), np.array([start]), np.array([end]))
     return bool(found[0])
 
@@ -52,27 +52,27 @@ def hit(windows: Windows, cpu: int, start: int, end: int) -> bool:
 def test_an_interval_overlaps_a_window_if_they_share_time(
     start: int, end: int, expected: bool
 ) -> None:
-    assert hit(Windows(losses_of([(1, 10, 20)]), 0), 1, start, end) is expected
+    assert hit(LossWindows(losses_of([(1, 10, 20)]), 0), 1, start, end) is expected
 
 
 @pytest.mark.parametrize(
     ("of_window", "of_interval", "expected"),
     [(1, 1, True), (1, 2, False), (None, 2, True), (1, NO_CPU, True), (None, NO_CPU, True)],
 )
-def test_a_window_concerns_its_cpu_and_one_without_a_cpu_every_one(
+def test_a_window_applies_to_its_cpu_or_to_all(
     of_window: int | None, of_interval: int, expected: bool
 ) -> None:
-    windows = Windows(losses_of([(of_window, 10, 20)]), 0)
+    windows = LossWindows(losses_of([(of_window, 10, 20)]), 0)
     assert hit(windows, of_interval, 12, 13) is expected
 
 
 def test_a_window_without_start_or_end_reaches_to_the_traces_edge() -> None:
-    assert hit(Windows(losses_of([(1, None, 20)]), 0), 1, -(10**18), -(10**17))
-    assert hit(Windows(losses_of([(1, 10, None)]), 0), 1, 10**17, 10**18)
+    assert hit(LossWindows(losses_of([(1, None, 20)]), 0), 1, -(10**18), -(10**17))
+    assert hit(LossWindows(losses_of([(1, 10, None)]), 0), 1, 10**17, 10**18)
 
 
 def test_a_loss_without_any_time_is_no_window() -> None:
-    windows = Windows(losses_of([(1, None, None)]), 0)
+    windows = LossWindows(losses_of([(1, None, None)]), 0)
     assert not windows.any
     assert not hit(windows, 1, -(10**18), 10**18)
 
@@ -88,7 +88,7 @@ def test_a_loss_without_any_time_is_no_window() -> None:
     ],
 )
 def test_a_window_within_another_does_not_shorten_it(windows: list[Window]) -> None:
-    found = Windows(losses_of(windows), 0)
+    found = LossWindows(losses_of(windows), 0)
     assert hit(found, 1, 80, 90)
     assert hit(found, 1, 30, 40)
 
@@ -96,23 +96,23 @@ def test_a_window_within_another_does_not_shorten_it(windows: list[Window]) -> N
 @pytest.mark.parametrize("kind", ["lost_events", "overwritten", "buffer_full"])
 def test_kinds_that_hide_events_are_windows(kind: str) -> None:
     losses = losses_of([(1, 10, 20)], kind)
-    assert Windows(losses, 0).any
-    assert not edges(losses, 0).any
+    assert LossWindows(losses, 0).any
+    assert not start_windows(losses, 0).any
 
 
 @pytest.mark.parametrize("kind", ["noise", "unparsed", "callchain", "merged", "unpaired_entry"])
-def test_kinds_that_hide_nothing_are_none(kind: str) -> None:
-    assert not Windows(losses_of([(1, 10, 20)], kind), 0).any
+def test_other_kinds_are_no_windows(kind: str) -> None:
+    assert not LossWindows(losses_of([(1, 10, 20)], kind), 0).any
 
 
-def test_a_trace_that_began_midway_has_an_edge_and_no_window() -> None:
+def test_a_trace_that_started_midway_has_a_start_window_only() -> None:
     losses = losses_of([(None, None, 20)], "started_midway")
-    assert edges(losses, 0).any
-    assert not Windows(losses, 0).any
+    assert start_windows(losses, 0).any
+    assert not LossWindows(losses, 0).any
 
 
 def test_windows_of_another_source_do_not_count() -> None:
-    assert not Windows(losses_of([(1, 10, 20)], source=1), 0).any
+    assert not LossWindows(losses_of([(1, 10, 20)], source=1), 0).any
 
 
 times = st.integers(-5, 25)
@@ -137,9 +137,9 @@ def covers(window: Window, cpu: int, start: int, end: int) -> bool:
     st.lists(st.tuples(cpus, open_spans).map(lambda w: (w[0], *w[1])), max_size=8),
     st.lists(st.tuples(st.sampled_from([NO_CPU, 0, 1, 2]), spans), max_size=12),
 )
-def test_the_answer_is_that_of_looking_at_every_pair(
+def test_the_result_equals_that_of_testing_every_pair(
     windows: list[Window], asked: list[tuple[int, tuple[int, int]]]
 ) -> None:
     columns = zip(*((cpu, *span) for cpu, span in asked), strict=True) if asked else ((), (), ())
-    found = Windows(losses_of(windows), 0).overlap(*(np.array(c, np.int64) for c in columns))
+    found = LossWindows(losses_of(windows), 0).overlap(*(np.array(c, np.int64) for c in columns))
     assert found.tolist() == [any(covers(w, cpu, *span) for w in windows) for cpu, span in asked]

@@ -1,4 +1,4 @@
-"""What came of what was left busy, what was repeated for nothing, where the time went."""
+"""Abandoned requests, progress loops, time shares and conflicts between TDs."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def left(found: Findings) -> list[tuple[int, str]]:
         ),
     ],
 )
-def test_what_came_of_a_request_left_busy(text: str, expected: list[tuple[int, str]]) -> None:
+def test_consequences_of_an_abandoned_request(text: str, expected: list[tuple[int, str]]) -> None:
     assert left(findings(text)) == expected
 
 
-def test_another_tds_timeout_is_not_ours() -> None:
+def test_the_timeout_of_another_td_is_no_consequence() -> None:
     text = "3/S1#7 removeK1 trackS 3/enterZ"
     assert left(findings(text, {1: 10, 3: 30})) == [(29, "none_seen")]
 
 
-def test_the_row_that_shows_it_is_named() -> None:
+def test_the_row_of_the_effect_is_named() -> None:
     told = story("blockK1 trackS _ 2/demoteT1")
     row = analyze(told.trace).abandoned_requests.row(0, named=True)
     effect = told.seamcalls.filter(pl.col("seq") == row["effect_seq"])
@@ -136,7 +136,7 @@ def test_clocks_that_differ_are_not_compared() -> None:
         (["1.5.16", "1.5.24"], None),
     ],
 )
-def test_the_log_names_the_module(
+def test_the_module_release_is_read_from_the_log(
     versions: list[str | None], expected: tuple[str, str | None] | None
 ) -> None:
     said = [{"message": "module_version", "module_version": v} for v in versions]
@@ -177,7 +177,7 @@ def test_loops_and_their_progress(text: str, expected: list[tuple[str, int, str]
     assert loops(text) == expected
 
 
-def test_output_that_moves_on_is_progress() -> None:
+def test_a_changing_rcx_is_progress() -> None:
     told = story("cachewbI cachewbI trackS _ S1")
     for number, row in enumerate(told.calls):
         row["ext_err1"] = number
@@ -208,29 +208,29 @@ def test_time_is_shared_between_work_retries_and_waiting() -> None:
     assert (row["wait_ns"], row["rest_ns"]) == (2 * STEP_NS, 0)
 
 
-def test_entries_that_were_refused_are_no_retries_of_ours() -> None:
+def test_refused_entries_do_not_count_as_retries() -> None:
     row = findings("enterB enterB enterC S1").time_shares.row(0, named=True)
     assert (row["n_calls"], row["n_retries"], row["retry_ns"]) == (1, 0, 0)
     assert (row["done_ns"], row["guest_ns"]) == (STEP_NS, 3 * STEP_NS)
 
 
-def test_pauses_between_refused_entries_are_no_waiting() -> None:
+def test_pauses_between_refused_entries_are_not_wait_time() -> None:
     found = findings("enterB _ enterB _ enterC B1 _ S1").time_shares
     assert found["wait_ns"].to_list() == [1_000_000 + 10_000]
 
 
-def test_what_is_reclaimed_before_the_last_entry_is_no_teardown() -> None:
+def test_a_reclaim_before_the_last_entry_is_not_teardown() -> None:
     text = "createS#7 reclaimS enterC*1#7 trackS#7 reclaimS enterC*1#7 reclaimS"
     found = findings(text, {1: 9}).time_shares
     assert dict(found.select("phase", "n_calls").rows())["teardown"] == 1
 
 
-def test_a_td_is_not_guessed_where_there_are_two() -> None:
+def test_no_td_is_inferred_where_there_are_two() -> None:
     found = findings("trackS#7 trackS#8 wbinvdS", {1: 9}).time_shares
     assert found["td_id"].null_count() == 1
 
 
-def test_phases_are_told_by_finalize_and_by_what_follows_the_last_entry() -> None:
+def test_phases_are_bounded_by_finalize_and_the_last_entry() -> None:
     text = "initS S1 finalizeS enterC S2 enterC flushS reclaimS3 reclaimS4"
     found = findings(text).time_shares
     assert found.select("phase", "n_calls").rows() == [("build", 3), ("run", 2), ("teardown", 2)]
@@ -253,7 +253,7 @@ def conflict(rows: Iterable[dict[str, Any]]) -> list[tuple[int, ...]]:
     return found.select(columns).rows()
 
 
-def test_holders_of_another_td_are_told_apart() -> None:
+def test_holders_of_another_td_are_counted_separately() -> None:
     rows: list[dict[str, Any]] = [
         {"td_id": 1, "holder_td_id": 1},
         {"td_id": 1, "holder_td_id": 2},
@@ -270,7 +270,7 @@ def test_holders_of_another_td_are_told_apart() -> None:
 
 @settings(max_examples=40)
 @given(WORDS)
-def test_every_table_keeps_its_promises(words: list[str]) -> None:
+def test_every_table_conforms_to_its_schema(words: list[str]) -> None:
     found = findings(" ".join(words))
     found.check()
     chains = found.retry_chains

@@ -1,4 +1,4 @@
-"""Who settled a request that its caller gave up."""
+"""Abandoned requests that another call settled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdxtrace.analysis.settled import elsewhere
+from tdxtrace.analysis.retry_chains import resolve_elsewhere
 from tdxtrace.tables.findings import RETRY_CHAINS
 
 
@@ -37,7 +37,7 @@ def chain(seq: int, outcome: str, **other: Any) -> dict[str, Any]:  # noqa: ANN4
 
 def settled(*rows: dict[str, Any]) -> dict[int, tuple[str, int | None]]:
     frame = pl.DataFrame(rows, schema=RETRY_CHAINS.schema)
-    made = RETRY_CHAINS.check(RETRY_CHAINS.conform(elsewhere(frame)))
+    made = RETRY_CHAINS.check(RETRY_CHAINS.conform(resolve_elsewhere(frame)))
     return {
         seq: (outcome, by)
         for seq, outcome, by in made.select("first_seq", "outcome", "settled_seq").rows()
@@ -75,16 +75,16 @@ def test_only_a_success_settles(outcome: str) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed"])
-def test_what_was_not_given_up_stays_what_it_was(outcome: str) -> None:
+def test_other_outcomes_are_unchanged(outcome: str) -> None:
     assert settled(chain(1, outcome), chain(2, "succeeded"))[1] == (outcome, None)
 
 
-def test_what_was_cut_stays_cut() -> None:
+def test_a_cut_chain_stays_cut() -> None:
     told = settled(chain(1, "cut", cut_by="trace_end"), chain(2, "succeeded"))
     assert told[1] == ("cut", None)
 
 
-def test_where_neither_page_nor_td_is_known_nothing_can_be_told() -> None:
+def test_without_page_and_td_nothing_is_resolved() -> None:
     nothing = {"td_id": None, "gpa": None, "level": None}
     told = settled(chain(1, "abandoned", **nothing), chain(2, "succeeded", **nothing))
     assert told[1] == ("abandoned", None)
@@ -116,7 +116,7 @@ def test_a_missing_td_is_that_of_the_thread_or_of_its_process(
     known: dict[str, int], unknown: dict[str, int], expected: int | None
 ) -> None:
     rows = [chain(1, "succeeded", **known), chain(2, "succeeded", td_id=None, **unknown)]
-    made = elsewhere(pl.DataFrame(rows, schema=RETRY_CHAINS.schema))
+    made = resolve_elsewhere(pl.DataFrame(rows, schema=RETRY_CHAINS.schema))
     assert made.filter(first_seq=2)["td_id"].to_list() == [expected]
 
 
@@ -132,7 +132,7 @@ def test_a_missing_td_is_that_of_the_thread_or_of_its_process(
         max_size=20,
     )
 )
-def test_the_answer_is_that_of_looking_at_every_pair(
+def test_the_result_equals_that_of_testing_every_pair(
     told: list[tuple[str, int, int, int]],
 ) -> None:
     rows = [

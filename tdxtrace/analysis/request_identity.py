@@ -1,4 +1,4 @@
-"""What tells one request of a leaf from another, and how much of it was captured."""
+"""Identity of a request: the operands that distinguish it, and how many of them were captured."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.gaps import Flags, Times
-from tdxtrace.analysis.threads import Index, Threads
+from tdxtrace.analysis.arrays import Flags, Index, Times
+from tdxtrace.analysis.threads import ThreadCalls
 from tdxtrace.tables.findings import IDENTITIES
 from tdxtrace.tdx import leaves
 
-# What identifies a request of each kind that the leaf table knows; a level also
-# tells requests for one page apart, but is implied where it was not captured.
+# Columns that identify a request, by kind of the leaf table; a level also distinguishes
+# requests for one page, but is implied where it was not captured.
 _IDENTIFIED_BY: Final = {
     "gpa": ("td_id", "gpa"),
     "td": ("td_id",),
@@ -24,8 +24,8 @@ _IDENTIFIED_BY: Final = {
 _COLUMNS: Final = ("td_id", "gpa", "level", "vp_id", "page")
 
 
-def same_request(threads: Threads, previous: Index) -> Flags:
-    """Whether nothing that was captured tells a call from the ``previous`` one of its leaf."""
+def same_request(threads: ThreadCalls, previous: Index) -> Flags:
+    """Whether no captured operand distinguishes a call from the ``previous`` one of its leaf."""
     same = np.ones(len(previous), np.bool_)
     for column in _COLUMNS:
         value, known = _values(threads, column)
@@ -33,15 +33,15 @@ def same_request(threads: Threads, previous: Index) -> Flags:
     return same
 
 
-def contradictions(threads: Threads, rows: Index, joined: Flags) -> Flags:
-    """Where a chain meets another request than it began with, after calls that named none.
+def contradictions(threads: ThreadCalls, rows: Index, joined: Flags) -> Flags:
+    """Find where a chain names another request than before, after calls that named none.
 
     Calls whose arguments were not captured could belong to either.
 
     Args:
         threads: The calls.
         rows: Some of them, such that the calls of a chain follow each other.
-        joined: For each of ``rows``, whether it goes on with the chain before it.
+        joined: For each of ``rows``, whether it continues the chain before it.
 
     Returns:
         For each of ``rows``, whether it names another page, TD or vCPU than the last
@@ -56,32 +56,36 @@ def contradictions(threads: Threads, rows: Index, joined: Flags) -> Flags:
             continue
         last = np.maximum.accumulate(np.where(known, place, 0))
         before = np.concatenate([[0], last[:-1]])
-        told = joined & known & known[before] & (before >= begins)
-        found |= told & (value != value[before])
+        comparable = joined & known & known[before] & (before >= begins)
+        found |= comparable & (value != value[before])
     return found
 
 
-def _values(threads: Threads, column: str) -> tuple[Times, Flags]:
-    """A column's values, and where it was captured and tells requests apart."""
+def _values(threads: ThreadCalls, column: str) -> tuple[Times, Flags]:
+    """A column's values, and where it was captured and identifies requests of the leaf."""
     if column not in threads.named:
         known = threads.frame[column].is_not_null().to_numpy()
         value = threads.frame[column].fill_null(0).to_numpy()
-        threads.named[column] = value, known & np.isin(threads.leaf, _users(column))
+        threads.named[column] = value, known & np.isin(threads.leaf, _leaves_identified_by(column))
     return threads.named[column]
 
 
-def in_request(column: str) -> pl.Expr:
-    """A column only where it tells requests of the leaf apart, as gpa does not for VP.ENTER."""
-    return pl.when(pl.col("leaf").is_in(_users(column))).then(column).alias(column)
+def identifying(column: str) -> pl.Expr:
+    """Return a column, null where it identifies no request of the leaf, as gpa for VP.ENTER."""
+    return pl.when(pl.col("leaf").is_in(_leaves_identified_by(column))).then(column).alias(column)
 
 
 def identity() -> pl.Expr:
-    """What joined the attempts: the whole request, a part of it, or the thread alone."""
+    """Return what identified the attempts: the whole request, a part of it, or the thread alone."""
     named = pl.lit("request")
     for kind, columns in _IDENTIFIED_BY.items():
         whole = pl.all_horizontal(pl.col(c).is_not_null() for c in columns)
         part = _part_of_page() if kind == "gpa" else pl.lit("thread")
-        named = pl.when(pl.col("leaf").is_in(_of_kind(kind)) & ~whole).then(part).otherwise(named)
+        named = (
+            pl.when(pl.col("leaf").is_in(_leaves_of_kind(kind)) & ~whole)
+            .then(part)
+            .otherwise(named)
+        )
     return named.cast(pl.Enum(IDENTITIES)).alias("identity")
 
 
@@ -96,17 +100,17 @@ def _part_of_page() -> pl.Expr:
     )
 
 
-def _users(column: str) -> list[int]:
-    """Leaves whose requests ``column`` tells apart."""
+def _leaves_identified_by(column: str) -> list[int]:
+    """Leaves whose requests ``column`` identifies."""
     return [
         leaf
         for kind, columns in _IDENTIFIED_BY.items()
         if column in columns or (column == "level" and kind == "gpa")
-        for leaf in _of_kind(kind)
+        for leaf in _leaves_of_kind(kind)
     ]
 
 
 @cache
-def _of_kind(kind: str) -> tuple[int, ...]:
+def _leaves_of_kind(kind: str) -> tuple[int, ...]:
     table = leaves.leaf_table()
     return tuple(table.filter(pl.col("request") == kind)["leaf"])

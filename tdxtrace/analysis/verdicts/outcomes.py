@@ -1,4 +1,4 @@
-"""Verdicts on what was left busy, what was repeated, and what the kernel printed."""
+"""Verdicts on abandoned requests, progress loops and kernel messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
+from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_rows
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, VERDICTS
 from tdxtrace.tdx import word
@@ -15,7 +15,7 @@ from tdxtrace.tdx.leaves import leaf_name
 from tdxtrace.tdx.operands import resource_table
 from tdxtrace.tdx.status import status_name
 
-_LEFT: Final = {
+_BY_CONSEQUENCE: Final = {
     "host_priority_timeout": (
         "BUG",
         "entry_left_busy",
@@ -31,12 +31,12 @@ _LEFT: Final = {
     "settled_later": ("EXPECTED", "settled_by_another", "left busy and settled by another call"),
     "none_seen": ("UNDECIDED", "end_not_seen", "left busy, and nothing shows what came of it"),
 }
-_LEFT_DECIDED: Final = {
+_DECIDED_BY: Final = {
     "kernel_message": "the verdict on the busy answer itself; for that " + "probe every tdh_* "
     "wrapper at entry and return",
     "none_seen": "record until the TD ends, with tdx_vcpu_run probed, and give --dmesg",
 }
-_LOOP: Final = {
+_BY_PROGRESS: Final = {
     "seen": ("EXPECTED", "interruptible_flow", "repeated, and done in the end"),
     "not_seen": ("UNDECIDED", "no_maximum_of_restarts", "repeated without visible progress"),
     "unknown": ("UNDECIDED", "end_not_seen", "repeated; its end was not recorded"),
@@ -60,24 +60,24 @@ def on_abandoned(abandoned: pl.DataFrame) -> pl.DataFrame:
     rows = ABANDONED_REQUESTS.conform(abandoned)
     if rows.is_empty():
         return VERDICTS.empty()
-    groups = grouped(rows, ["consequence"], "first_seq")
-    verdict, rule, because = _three("consequence", _LEFT)
-    return ruled(
+    groups = group_findings(rows, ["consequence"], "first_seq")
+    verdict, rule, reason = _verdict_rule_reason("consequence", _BY_CONSEQUENCE)
+    return verdict_rows(
         groups,
         "abandoned",
         "abandoned_requests",
         {
             "verdict": verdict,
             "what": pl.col("consequence").cast(pl.String),
-            "sentence": _sentence("request", because),
+            "sentence": _sentence("request", reason),
             "rule": rule,
-            "decided_by": by_word("consequence", _LEFT_DECIDED),
+            "decided_by": look_up("consequence", _DECIDED_BY),
         },
     )
 
 
 def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
-    """Give verdicts on what was repeated without a lock, per TD, leaf, kind and progress.
+    """Give verdicts on progress loops, per TD, leaf, kind and progress.
 
     Args:
         loops: The ``progress_loops`` table.
@@ -85,12 +85,14 @@ def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
     rows = PROGRESS_LOOPS.conform(loops)
     if rows.is_empty():
         return VERDICTS.empty()
-    groups = grouped(rows, ["loop", "progress"], "first_seq", repeats=pl.col("n_repeats").max())
-    verdict, rule, because = _three("progress", _LOOP)
+    groups = group_findings(
+        rows, ["loop", "progress"], "first_seq", repeats=pl.col("n_repeats").max()
+    )
+    verdict, rule, reason = _verdict_rule_reason("progress", _BY_PROGRESS)
     local = pl.col("loop") == "local_retry"
     silent = pl.lit("followed by a long silence of the vCPU's thread, without SEAMCALL or entry")
-    most = pl.format("answered {} up to {} times, {}", "loop", "repeats", because)
-    return ruled(
+    most = pl.format("answered {} up to {} times, {}", "loop", "repeats", reason)
+    return verdict_rows(
         groups,
         "loop",
         "progress_loops",
@@ -109,24 +111,23 @@ def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
 
 
 def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
-    """Give verdicts on what the kernel printed, per leaf and status.
+    """Give verdicts on kernel messages, per leaf and status.
 
-    A message tells one status: whose fault it is follows only where a correct kernel
-    never gets it.
+    A message names one status: the fault follows only where a correct kernel never gets it.
 
     Args:
         messages: The ``kernel_messages`` table.
     """
-    said = ("seamcall_failed", "vp_enter_ret", "exceeded_retries", "crashing")
-    rows = KERNEL_MESSAGES.conform(messages).filter(pl.col("message").is_in(said))
+    failures = ("seamcall_failed", "vp_enter_ret", "exceeded_retries", "crashing")
+    rows = KERNEL_MESSAGES.conform(messages).filter(pl.col("message").is_in(failures))
     if rows.is_empty():
         return VERDICTS.empty()
     rows = rows.with_columns(td_id=pl.lit(None, pl.UInt64), code=word.status_code(pl.col("status")))
-    groups = grouped(rows, ["message", "status", "code"], "seq")
-    return ruled(groups, "message", "kernel_messages", _of_message())
+    groups = group_findings(rows, ["message", "status", "code"], "seq")
+    return verdict_rows(groups, "message", "kernel_messages", _message_columns())
 
 
-def _of_message() -> dict[str, pl.Expr]:
+def _message_columns() -> dict[str, pl.Expr]:
     status, leaf, message = pl.col("status"), pl.col("leaf"), pl.col("message").cast(pl.String)
     order = (pl.col("code") == word.TDX_TLB_TRACKING_NOT_DONE).fill_null(False)
     serialised = _is_of_td_or_vcpu(status, leaf)
@@ -135,7 +136,7 @@ def _of_message() -> dict[str, pl.Expr]:
     operand = pl.when(low != 0).then(pl.concat_str(pl.lit(" "), hexadecimal(low)))
     what = pl.concat_str(name, operand.fill_null(""))
     what = pl.when(status.is_not_null()).then(what).otherwise(message)
-    because = (
+    reason = (
         pl.when(serialised)
         .then(pl.lit("the TD's or vCPU's own page was busy: KVM did not keep its calls apart"))
         .when(order)
@@ -158,7 +159,7 @@ def _of_message() -> dict[str, pl.Expr]:
             pl.when(pl.col("n_rows") == 1)
             .then(pl.lit("once"))
             .otherwise(pl.format("{} times", "n_rows")),
-            because,
+            reason,
         ),
         "rule": rule,
         "decided_by": pl.lit(_TRACE),
@@ -166,31 +167,33 @@ def _of_message() -> dict[str, pl.Expr]:
 
 
 def _is_of_td_or_vcpu(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
-    """Whether a status says that the TDR or the TDVPR was busy, and can say nothing else."""
+    """Whether a status means that the TDR or the TDVPR was busy, and nothing else."""
     table = resource_table()
     certain = table.filter(
         pl.col("resource").is_in(["TDR", "TDVPR"]), pl.col("alternative").is_null()
     )
-    keys = certain.select(_of_leaf(pl.col("leaf"), pl.col("operand_id"))).to_series()
-    named = _of_leaf(leaf, word.low32(status)).is_in(keys.implode())
+    keys = certain.select(_operand_key(pl.col("leaf"), pl.col("operand_id"))).to_series()
+    named = _operand_key(leaf, word.low32(status)).is_in(keys.implode())
     return (word.is_busy(status) & named).fill_null(False)
 
 
-def _of_leaf(leaf: pl.Expr, operand_id: pl.Expr) -> pl.Expr:
+def _operand_key(leaf: pl.Expr, operand_id: pl.Expr) -> pl.Expr:
     return leaf.cast(pl.UInt64) * (1 << 32) + operand_id.cast(pl.UInt64)
 
 
-def _three(column: str, words: dict[str, tuple[str, str, str]]) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    verdict, rule, because = (
-        by_word(column, {key: told[i] for key, told in words.items()}) for i in range(3)
+def _verdict_rule_reason(
+    column: str, words: dict[str, tuple[str, str, str]]
+) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    verdict, rule, reason = (
+        look_up(column, {key: judged[i] for key, judged in words.items()}) for i in range(3)
     )
-    return verdict, rule, because
+    return verdict, rule, reason
 
 
-def _sentence(what: str, because: pl.Expr) -> pl.Expr:
+def _sentence(what: str, reason: pl.Expr) -> pl.Expr:
     n = pl.col("n_rows")
     plural = pl.when(n == 1).then(pl.lit(f" {what}")).otherwise(pl.lit(f" {what}s"))
     leaf = pl.coalesce(leaf_name(pl.col("leaf")), pl.lit("a vCPU"))
     return pl.concat_str(
-        n.cast(pl.String), plural, pl.lit(" of "), leaf, pl.lit(": "), because, pl.lit(".")
+        n.cast(pl.String), plural, pl.lit(" of "), leaf, pl.lit(": "), reason, pl.lit(".")
     )

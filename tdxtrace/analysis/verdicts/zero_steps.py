@@ -6,15 +6,15 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.verdicts.rules import by_word, grouped, ruled
+from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_rows
 from tdxtrace.tables.findings import ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tables.verdicts import VERDICTS
 from tdxtrace.tdx import leaves
 
-# A host that serves faults lets the guest execute something between them.  Where more than half
-# of the entries of the vCPUs concerned executed nothing, it does not: a choice of ours.
-KEPT_OUT_SHARE: Final = 0.5
-# Standard errors that the share has to lie above it: one chance in 700 for a host at the share.
+# A host that serves faults lets the guest execute something between them.  It does not if more
+# than half of the entries of the vCPUs ran no guest code: a choice of ours.
+REFUSED_SHARE: Final = 0.5
+# Standard errors by which the share must exceed it: p = 1/700 for a host at the share.
 _SIGMA: Final = 3.0
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _KEY: Final = ["source", "first_seq", "form"]
@@ -28,7 +28,7 @@ _EXPECTED: Final = {
     "left_loop": "KVM left its retry loop for a signal or an interrupt while the page was busy",
     "many_pages": "one instruction touched more new pages than the threshold; all were served",
 }
-_RULE: Final = {
+_RULE_OF: Final = {
     "memory_fault_ignored": "vmm_must_convert",
     **dict.fromkeys(("frozen_spte", "invalidation", "memslot_change", "left_loop"), "known_race"),
     "many_pages": "honest_run_of_pages",
@@ -46,7 +46,7 @@ _PENDING_C: Final = (
 )
 _CHURN: Final = (
     "the host blocked pages and unblocked them with nothing done in between, which KVM never "
-    "does; {} of the entries of these vCPUs executed anything"
+    "does; only {} of these vCPUs' entries ran guest code"
 )
 _WHO_BLOCKS: Final = (
     "record call stacks of tdh_mem_range_unblock (perf record -g) and which process makes them: "
@@ -68,8 +68,8 @@ def on_zero_steps(
 ) -> pl.DataFrame:
     """Give verdicts on zero-step episodes, per TD and cause.
 
-    HOSTILE needs sure episodes (not only weak ones), pages that were blocked and unblocked for
-    nothing, and vCPUs of which more than half of the entries executed nothing.
+    HOSTILE requires sure episodes (not only weak ones), pages that were blocked and unblocked
+    without use, and vCPUs of which more than half of the entries ran no guest code.
 
     Args:
         steps: The ``zero_steps`` table.
@@ -94,7 +94,7 @@ def on_zero_steps(
         ]
     )
     rows = rows.with_columns(leaf=pl.lit(_VP_ENTER, pl.UInt16), sure=pl.col("strength") != "weak")
-    groups = grouped(
+    groups = group_findings(
         rows,
         ["cause", "sure"],
         "first_seq",
@@ -102,12 +102,12 @@ def on_zero_steps(
         n_out=(pl.col("n_refused") + pl.col("n_emulated")).sum().cast(pl.Int64),
         advice=pl.col("advice").drop_nulls().first(),
     )
-    groups = _with_share(groups, entries)
-    return ruled(groups, "zero_step", "zero_steps", _given(generation))
+    groups = _with_refused_share(groups, entries)
+    return verdict_rows(groups, "zero_step", "zero_steps", _verdict_columns(generation))
 
 
-def _with_share(groups: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
-    """The share of the vCPUs' entries that were kept out, and its lower bound."""
+def _with_refused_share(groups: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
+    """Add the share of the vCPUs' entries that were refused, and its lower bound."""
     counts = entries.group_by("source", "tid").len("n_entries")
     summed = (
         groups.with_row_index("group")
@@ -124,23 +124,23 @@ def _with_share(groups: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _given(generation: str | None) -> dict[str, pl.Expr]:
+def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
     cause, sure = pl.col("cause").cast(pl.String), pl.col("sure")
-    churn = sure & (cause == "block_churn") & (pl.col("bound") > KEPT_OUT_SHARE)
+    is_hostile = sure & (cause == "block_churn") & (pl.col("bound") > REFUSED_SHARE)
     verdict = (
         pl.when(cause.is_in(list(_EXPECTED)))
         .then(pl.lit("EXPECTED"))
-        .when(churn)
+        .when(is_hostile)
         .then(pl.lit("HOSTILE"))
         .otherwise(pl.lit("UNDECIDED"))
     )
     executed = ((1 - pl.col("share")) * 100).round(0).cast(pl.Int64).cast(pl.String) + " %"
-    because = (
+    reason = (
         pl.when(cause == "block_churn")
         .then(pl.format(_CHURN, executed))
         .when(cause == "pending_page")
         .then(pl.lit(_PENDING_C if generation == "C" else _PENDING))
-        .otherwise(by_word("cause", _EXPECTED).fill_null("why is not to be seen"))
+        .otherwise(look_up("cause", _EXPECTED).fill_null("why is not to be seen"))
     )
     n = pl.col("n_rows")
     episodes = (
@@ -156,7 +156,7 @@ def _given(generation: str | None) -> dict[str, pl.Expr]:
     return {
         "verdict": verdict,
         "what": pl.when(sure).then(cause).otherwise(cause + ", weak signs"),
-        "sentence": pl.concat_str(n.cast(pl.String), episodes, pl.lit(": "), because, pl.lit(".")),
-        "rule": by_word("cause", _RULE),
+        "sentence": pl.concat_str(n.cast(pl.String), episodes, pl.lit(": "), reason, pl.lit(".")),
+        "rule": look_up("cause", _RULE_OF),
         "decided_by": decided_by,
     }

@@ -1,4 +1,4 @@
-"""Runs without progress, held against a vCPU that is followed step by step."""
+"""Runs without progress, against a step-by-step model of one vCPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdxtrace.analysis.progress import no_progress_run
+from tdxtrace.analysis.zero_steps import no_progress_run
 
 EPT, HLT, INTERRUPT, NOT_ENTERED = 48, 12, 1, 0xFFFF_FFFF
 SCHEMA = {
@@ -49,7 +49,7 @@ def followed(steps: list[dict[str, Any]]) -> list[tuple[int, bool, int | None, b
 
 
 @given(vcpus)
-def test_runs_are_those_of_each_vcpu_alone(drawn: list[list[dict[str, Any]]]) -> None:
+def test_runs_equal_those_of_each_vcpu_alone(drawn: list[list[dict[str, Any]]]) -> None:
     rows = [
         {"source": 0, "tid": None if tid == 0 else tid, **step}
         for tid, steps in enumerate(drawn)

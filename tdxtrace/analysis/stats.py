@@ -1,0 +1,204 @@
+"""Counters per leaf, TD and vCPU: the ``leaf_stats``, ``vm_stats`` and ``vcpu_stats`` tables."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.findings import (
+    LEAF_STATS,
+    OUTCOMES,
+    RETRY_CHAINS,
+    VCPU_STATS,
+    VM_STATS,
+    ZERO_STEPS,
+)
+from tdxtrace.tdx import leaves
+from tdxtrace.tdx.word import is_busy
+
+
+def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
+    """Aggregate the retry chains of each leaf.
+
+    Quantiles are over the requests whose end was recorded: a cut chain needed at least
+    what was recorded of it, and counts for the maximum only.  They are values that
+    occurred (the smallest that at least that share did not exceed).
+
+    Args:
+        retry_chains: The ``retry_chains`` table.
+
+    Returns:
+        The ``leaf_stats`` table, the leaf with most retried requests first.
+
+    Raises:
+        TableError: If ``retry_chains`` lacks a column or has one of another type.
+    """
+    whole = pl.col("outcome") != "cut"
+    attempts = pl.col("n_attempts").filter(whole)
+    took = pl.col("took_ns").filter(whole)
+    counted = (
+        RETRY_CHAINS.conform(retry_chains)
+        .group_by("source", "leaf")
+        .agg(
+            n_requests=pl.len().cast(pl.UInt64),
+            n_seamcalls=pl.col("n_attempts").sum().cast(pl.UInt64),
+            retried_seamcalls=(pl.col("n_busy") > 0).sum().cast(pl.UInt64),
+            n_busy=pl.col("n_busy").sum().cast(pl.UInt64),
+            p50_attempts=attempts.quantile(0.5, "equiprobable").cast(pl.UInt32),
+            p99_attempts=attempts.quantile(0.99, "equiprobable").cast(pl.UInt32),
+            max_attempts=pl.col("n_attempts").max(),
+            p99_ns=took.quantile(0.99, "equiprobable").cast(pl.Int64),
+            max_ns=pl.col("took_ns").max(),
+            **{name: (pl.col("outcome") == name).sum().cast(pl.UInt64) for name in OUTCOMES},
+        )
+    )
+    order = ("source", "retried_seamcalls", "n_requests", "leaf")
+    return LEAF_STATS.conform(counted.sort(order, descending=[False, True, True, False]))
+
+
+_VP_ENTER = leaves.parse_leaf("TDH.VP.ENTER")[0]
+_TD_KEY = ("source", "td_id", "tgid")
+
+
+def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFrame:
+    """Count requests, retried requests and zero-step episodes per TD.
+
+    ``retried_seamcalls`` is the stat of the seed mail: it goes up by one at the
+    first busy answer to a request, however many follow.
+
+    Args:
+        retry_chains: The ``retry_chains`` table.
+        zero_steps: The ``zero_steps`` table.
+
+    Returns:
+        The ``vm_stats`` table, the most retried TD first.  Requests whose TD the
+        capture does not show are counted by process, or in a row without either.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+
+    Sources:
+        P. Bonzini, Re: [PATCH 09/21] KVM: TDX: Retry seamcall when TDX_OPERAND_BUSY
+        with operand SEPT, 2024-09-10.
+    """
+    chains = RETRY_CHAINS.conform(retry_chains).with_columns(_one_process_per_td())
+    steps = ZERO_STEPS.conform(zero_steps).filter(pl.col("strength") != "weak")
+    entering = pl.col("leaf") == _VP_ENTER
+    counted = chains.group_by(_TD_KEY, maintain_order=True).agg(
+        n_seamcalls=pl.col("n_attempts").sum().cast(pl.UInt64),
+        n_requests=pl.len().cast(pl.UInt64),
+        retried_seamcalls=(pl.col("n_busy") > 0).sum().cast(pl.UInt64),
+        n_busy=pl.col("n_busy").sum().cast(pl.UInt64),
+        max_attempts=pl.col("n_attempts").max(),
+        n_vcpus=pl.col("tid").filter(entering).n_unique().cast(pl.UInt32),
+    )
+    episodes = _episodes_by_td(steps, chains)
+    joined = counted.join(episodes, on=_TD_KEY, how="full", nulls_equal=True, coalesce=True)
+    filled = joined.with_columns(pl.col(pl.UInt64, pl.UInt32).exclude("td_id").fill_null(0))
+    return VM_STATS.conform(
+        filled.sort("source", "retried_seamcalls", "td_id", descending=[False, True, False])
+    )
+
+
+def _episodes_by_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Zero-step episodes per TD, which is inferred from other calls of the thread or process."""
+    threads = (
+        chains.filter(pl.col("tid").is_not_null())
+        .select("source", "tid", of_td="td_id", of_process="tgid")
+        .unique(subset=("source", "tid"), maintain_order=True)
+    )
+    tds = (
+        chains.filter(pl.col("tgid").is_not_null(), pl.col("td_id").is_not_null())
+        .group_by("source", "tgid")
+        .agg(only_td=pl.col("td_id").first(), n=pl.col("td_id").n_unique())
+        .filter(pl.col("n") == 1)
+    )
+    return (
+        steps.join(threads, on=("source", "tid"), how="left")
+        .with_columns(pl.coalesce("td_id", "of_td"), pl.coalesce("tgid", "of_process"))
+        .join(tds, on=("source", "tgid"), how="left")
+        .with_columns(pl.coalesce("td_id", "only_td"))
+        .group_by(_TD_KEY)
+        .agg(zero_steps=pl.len().cast(pl.UInt64))
+    )
+
+
+def _one_process_per_td() -> pl.Expr:
+    """The process of a TD, also for its threads whose process was not recorded."""
+    of_td = pl.col("tgid").drop_nulls().first().over("source", "td_id")
+    return pl.when(pl.col("td_id").is_null()).then("tgid").otherwise(of_td).alias("tgid")
+
+
+_NOT_ENTERED = 0xFFFF_FFFF  # kvm_exit's reason -1, see zero_steps
+_THREAD = ("source", "tid")
+
+
+def vcpu_stats(
+    seamcalls: pl.DataFrame, vm_entries: pl.DataFrame, zero_steps: pl.DataFrame
+) -> pl.DataFrame:
+    """Count entries and zero-step episodes per vCPU, as the seed mail's vCPU stat would.
+
+    A vCPU is the thread that enters it.  Entries come from TDH.VP.ENTER where it
+    was captured, else from kvm_entry and kvm_exit.
+
+    Args:
+        seamcalls: The ``seamcalls`` table.
+        vm_entries: The ``vm_entries`` table.
+        zero_steps: The ``zero_steps`` table.
+
+    Returns:
+        The ``vcpu_stats`` table, the vCPU with most episodes first.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+    """
+    calls = SEAMCALLS.conform(seamcalls).filter(pl.col("leaf") == _VP_ENTER)
+    numbers = VM_ENTRIES.conform(vm_entries)
+    kvm_only = numbers.join(
+        calls.select(_THREAD).unique(), on=_THREAD, how="anti", nulls_equal=True
+    )
+    busy = is_busy(pl.col("status")).fill_null(False)
+    refused = (pl.col("exit_reason") == _NOT_ENTERED).fill_null(False)
+    counted = pl.concat(
+        [
+            calls.group_by(_THREAD).agg(
+                *_vcpu_identity("vp_id", pl.lit(None, pl.UInt32).alias("vcpu_id")), *_counts(busy)
+            ),
+            kvm_only.group_by(_THREAD).agg(
+                *_vcpu_identity(pl.lit(None, pl.UInt64).alias("vp_id"), "vcpu_id"),
+                *_counts(refused),
+            ),
+        ]
+    )
+    ids = numbers.group_by(_THREAD).agg(number=pl.col("vcpu_id").drop_nulls().first())
+    tds = (
+        SEAMCALLS.conform(seamcalls)
+        .group_by(_THREAD)
+        .agg(td_id=pl.col("td_id").drop_nulls().first())
+    )
+    weak = pl.col("strength") == "weak"
+    episodes = (
+        ZERO_STEPS.conform(zero_steps)
+        .group_by(_THREAD)
+        .agg(zero_steps=(~weak).sum().cast(pl.UInt64), zero_steps_weak=weak.sum().cast(pl.UInt64))
+    )
+    for other in (ids, tds, episodes):
+        counted = counted.join(other, on=_THREAD, how="left", nulls_equal=True)
+    filled = counted.with_columns(
+        pl.coalesce("vcpu_id", "number").alias("vcpu_id"),
+        pl.col("zero_steps", "zero_steps_weak").fill_null(0),
+    )
+    order = ("source", "zero_steps", "n_refused", "tid")
+    return VCPU_STATS.conform(filled.sort(order, descending=[False, True, True, False]))
+
+
+def _vcpu_identity(vp_id: str | pl.Expr, vcpu_id: str | pl.Expr) -> list[pl.Expr]:
+    first = [pl.col(c) if isinstance(c, str) else c for c in (vp_id, vcpu_id)]
+    return [pl.col("tgid").max(), *(c.drop_nulls().first() for c in first)]
+
+
+def _counts(refused: pl.Expr) -> list[pl.Expr]:
+    return [
+        pl.len().cast(pl.UInt64).alias("n_entries"),
+        refused.sum().cast(pl.UInt64).alias("n_refused"),
+    ]
