@@ -1,7 +1,8 @@
-"""How sure a share is that was seen among so many: exact intervals, and what bursts cost."""
+"""Confidence intervals of shares and sums, and the effect of clustering on them."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -9,14 +10,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Of the intervals that curves and policies carry.
+# Confidence of the intervals of curves and policies.
 CONFIDENCE: Final = 0.95
 
 
 def exact_interval(share: Floats, n: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Return the exact binomial interval of shares seen among ``n`` trials.
 
-    Numbers of trials may be broken, as effective ones are.
+    Numbers of trials may be fractional, as effective ones are.
 
     Args:
         share: Shares seen, 0 to 1.
@@ -24,7 +25,7 @@ def exact_interval(share: Floats, n: Floats, confidence: float) -> tuple[Floats,
         confidence: Of the two-sided interval; one-sided at (1 + confidence) / 2.
 
     Returns:
-        Lower and upper ends. None seen among n at 0.95 one-sided is the rule of three.
+        Lower and upper ends. No hit among n at 0.95 one-sided is the rule of three.
 
     Sources:
         C. J. Clopper, E. S. Pearson, Biometrika 26 (1934) 404, as quantiles of the beta
@@ -38,23 +39,23 @@ def exact_interval(share: Floats, n: Floats, confidence: float) -> tuple[Floats,
     """
     from scipy import special
 
-    met, not_met = share * n, (1 - share) * n
+    hits, misses = share * n, (1 - share) * n
     tail = (1 - confidence) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        low = special.betaincinv(met, not_met + 1, tail)
-        high = special.betaincinv(met + 1, not_met, 1 - tail)
+        low = special.betaincinv(hits, misses + 1, tail)
+        high = special.betaincinv(hits + 1, misses, 1 - tail)
     return (
-        np.where(met > 0, np.minimum(low, share), 0.0),
-        np.where(not_met > 0, np.maximum(high, share), 1.0),
+        np.where(hits > 0, np.minimum(low, share), 0.0),
+        np.where(misses > 0, np.maximum(high, share), 1.0),
     )
 
 
-def widening(n_episodes: Floats, confidence: float) -> Floats:
-    """Return by how much a design effect grows that is known from few episodes only.
+def few_clusters_factor(n_episodes: Floats, confidence: float) -> Floats:
+    """Return the factor by which a design effect grows when few episodes are behind it.
 
     Args:
-        n_episodes: Episodes it was found from.
-        confidence: Of the interval that it is for.
+        n_episodes: Episodes that it was estimated from.
+        confidence: Confidence of the interval that it is for.
 
     Sources:
         E. L. Korn, B. I. Graubard, Survey Methodology 24 (1998) 193: the squared ratio
@@ -63,7 +64,55 @@ def widening(n_episodes: Floats, confidence: float) -> Floats:
     """
     from scipy import stats
 
-    middle = (1 + confidence) / 2
-    freedom = np.maximum(n_episodes - 1.0, 1.0)
-    ratio: Floats = (stats.t.ppf(middle, freedom) / stats.norm.ppf(middle)) ** 2
+    level = (1 + confidence) / 2
+    degrees_of_freedom = np.maximum(n_episodes - 1.0, 1.0)
+    ratio: Floats = (stats.t.ppf(level, degrees_of_freedom) / stats.norm.ppf(level)) ** 2
     return ratio
+
+
+# Any number; fixed, so that runs are reproducible.
+_SEED: Final = 20240910
+# Enough for the ends of a 95 % interval: 25 resamples lie beyond each.
+_RESAMPLES: Final = 1000
+# With more episodes the resampled sum is close to normal and is not drawn: its variance is the
+# sum of the squares.
+_MAX_RESAMPLED: Final = 1000
+
+
+def interval_of_sum(by_episode: Floats, confidence: float) -> tuple[float, float]:
+    """Return the bootstrap interval of a sum over episodes.
+
+    Each episode is drawn a Poisson number of times, as if the same host had run once more
+    for as long (the number of episodes is random too).  The seed is fixed.
+
+    Args:
+        by_episode: Summand of each episode, in the order of time.
+        confidence: Of the two-sided interval.
+
+    Returns:
+        Both ends; 0 and 0 where there was no episode.
+
+    Sources:
+        B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13:
+        percentile intervals.  Clusters as the unit: A. C. Davison, D. V. Hinkley,
+        Bootstrap Methods and their Application (1997), section 3.8.
+    """
+    if not len(by_episode):
+        return 0.0, 0.0
+    total = float(by_episode.sum())
+    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
+    if len(by_episode) > _MAX_RESAMPLED:
+        from scipy import stats
+
+        below, above = stats.norm.ppf(tails) * np.sqrt((by_episode**2).sum())
+        return max(total + float(below), 0.0), total + float(above)
+    sums = _poisson_weights(len(by_episode)) @ by_episode
+    low, high = np.quantile(sums, tails)
+    return min(float(low), total), max(float(high), total)
+
+
+@lru_cache(maxsize=8)
+def _poisson_weights(n: int) -> NDArray[np.int64]:
+    """Number of times each of ``n`` episodes is drawn, per resample; the same each time."""
+    chance = np.random.Generator(np.random.PCG64(_SEED))
+    return chance.poisson(1.0, (_RESAMPLES, n))

@@ -1,4 +1,4 @@
-"""The composition: a Trace in, Findings out; only here do the rooms meet."""
+"""Composition of all analyses: a Trace in, Findings out; only here do the rooms meet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tdxtrace.tables.sql import ask
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.locks import generation_of
 
-Question = Callable[[Findings], pl.DataFrame]
+Finder = Callable[[Findings], pl.DataFrame]
 
 
 def analyze(
@@ -45,25 +45,24 @@ def analyze(
     module: str | None = None,
     generation: str | None = None,
 ) -> Findings:
-    """Answer every question that ``trace`` can answer.
+    """Run every analysis of ``trace``.
 
-    Chains and episodes are always found over the whole trace, since what a thread
-    did in between decides what belongs together; ``selection`` then picks among
-    the findings.
+    Chains and episodes are always found over the whole trace, since the other calls of a
+    thread decide what belongs together; ``selection`` then filters the findings.
 
     Args:
-        trace: What was recorded.
-        selection: Which TDs, leaves and times to keep; all by default.
+        trace: The recorded events.
+        selection: TDs, leaves and times to keep; all by default.
         module: Release of the TDX module, such as 1.5.16, where it is known.
         generation: Its lock generation, A, B or C, instead.
 
     Returns:
-        One finding table per question, and the losses that bound the answers.
+        One finding table per analysis, and the losses that bound the answers.
 
     Raises:
         QueryError: If the selection names a TD or leaf that the trace does not have, or
             the locks of the module are not known.
-        TableError: If a table of ``trace`` is not what it is declared to be.
+        TableError: If a table of ``trace`` does not match its declaration.
 
     Example:
         >>> import tdxtrace
@@ -71,17 +70,17 @@ def analyze(
         >>> findings.retry_chains["n_attempts"].max()
         64
     """
-    chosen = selection or Selection()
+    selected = selection or Selection()
     trace.defragment()
-    known = _generation(trace, module, generation)
-    mask = chosen_generations(module, known if generation is None else generation)
-    said = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
-    every = retry_chains(trace.seamcalls, trace.losses)
-    chains = chosen.filter(every, trace)
+    known_generation = _generation(trace, module, generation)
+    mask = chosen_generations(module, known_generation if generation is None else generation)
+    given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
+    all_chains = retry_chains(trace.seamcalls, trace.losses)
+    chains = selected.filter(all_chains, trace)
     steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
-    steps = chosen.filter(steps, trace)
-    entries = chosen.filter(trace.vm_entries, trace)
-    calls = chosen.filter(trace.seamcalls, trace)
+    steps = selected.filter(steps, trace)
+    entries = selected.filter(trace.vm_entries, trace)
+    calls = selected.filter(trace.seamcalls, trace)
     return Findings(
         retry_chains=chains,
         leaf_stats=leaf_stats(chains),
@@ -91,21 +90,21 @@ def analyze(
         threads=trace.threads,
         losses=trace.losses,
         provenance=trace.provenance,
-        options=chosen.to_dict() | said,
+        options=selected.to_dict() | given,
         kernel_messages=trace.kernel_messages,
-        _questions=_causes(trace, chosen, every, mask)
-        | _aftermath(trace, chosen, known)
-        | _retries(trace, every),
+        _questions=_cause_finders(trace, selected, all_chains, mask)
+        | _outcome_finders(trace, selected, known_generation)
+        | _retry_finders(trace, all_chains),
     )
 
 
 def query(trace: Trace, statement: str, selection: Selection | None = None) -> pl.DataFrame:
-    """Answer a question in SQL, over every event and finding table of ``trace``.
+    """Run an SQL statement over every event and finding table of ``trace``.
 
     Args:
-        trace: What was recorded; it is analysed only if the statement names a finding.
+        trace: The recorded events; analysed only if the statement names a finding table.
         statement: One SELECT in the dialect of polars.
-        selection: Which TDs, leaves and times the tables hold; all by default.
+        selection: TDs, leaves and times that the tables hold; all by default.
 
     Raises:
         QueryError: If the statement is not understood, or the selection names a TD or
@@ -117,14 +116,14 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
         >>> tdxtrace.query(trace, "select count(*) from seamcalls").item()
         2011
     """
-    chosen = selection or Selection()
+    selected = selection or Selection()
     findings: list[Findings] = []
 
     def find(name: str) -> pl.DataFrame:
         if name in _EVENTS:
-            return chosen.filter(getattr(trace, name), trace)
+            return selected.filter(getattr(trace, name), trace)
         if not findings:
-            findings.append(analyze(trace, chosen))
+            findings.append(analyze(trace, selected))
         found: pl.DataFrame = getattr(findings[0], name)
         return found
 
@@ -132,11 +131,11 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
 
 
 def compare(before: Findings, after: Findings) -> pl.DataFrame:
-    """Say which differences between two traces the data supports.
+    """Compare two traces, and return the differences that the data supports.
 
     Args:
-        before: What was found in the one.
-        after: In the other.
+        before: Findings of the one.
+        after: Findings of the other.
 
     Returns:
         The ``comparisons`` table.
@@ -153,8 +152,10 @@ def compare(before: Findings, after: Findings) -> pl.DataFrame:
 _EVENTS = {table.name: table for table in EVENT_TABLES}
 
 
-def _causes(trace: Trace, chosen: Selection, every: pl.DataFrame, mask: int) -> dict[str, Question]:
-    """How the tables about causes are found: what they rest on is looked at once."""
+def _cause_finders(
+    trace: Trace, selected: Selection, all_chains: pl.DataFrame, mask: int
+) -> dict[str, Finder]:
+    """Functions for the tables about causes, which share one collection of evidence."""
 
     @cache
     def evidence() -> tuple[BusyEvidence, ...]:
@@ -165,49 +166,51 @@ def _causes(trace: Trace, chosen: Selection, every: pl.DataFrame, mask: int) -> 
         return busy_causes(evidence())
 
     return {
-        "busy_causes": lambda _: chosen.filter(causes(), trace),
+        "busy_causes": lambda _: selected.filter(causes(), trace),
         "cause_shares": lambda findings: cause_shares(findings.busy_causes),
-        "broken_rules": lambda _: chosen.filter(broken_rules(evidence()), trace),
-        # A queue is made of all that waits in it: the lock is weighed on the whole trace.
-        "lock_values": lambda findings: lock_values(evidence(), causes(), every).join(
+        "broken_rules": lambda _: selected.filter(broken_rules(evidence()), trace),
+        # Queues consist of all requests, so the lock is evaluated on the whole trace.
+        "lock_values": lambda findings: lock_values(evidence(), causes(), all_chains).join(
             findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
         ),
-        "entry_waits": lambda _: chosen.filter(entry_waits(evidence()), trace),
+        "entry_waits": lambda _: selected.filter(entry_waits(evidence()), trace),
     }
 
 
 def _generation(trace: Trace, module: str | None, generation: str | None) -> str | None:
-    """The module's lock generation: as the user says, else as the kernel's log does."""
+    """The module's lock generation: as given by the user, else by the kernel's log."""
     if generation is not None or module is not None:
         return generation.upper() if generation is not None else generation_of(module or "")
     release = module_release(trace.kernel_messages)
     return release[1] if release else None
 
 
-def _aftermath(trace: Trace, chosen: Selection, generation: str | None) -> dict[str, Question]:
-    """How the tables about what came of busy answers are found, and the verdicts on all."""
+def _outcome_finders(
+    trace: Trace, selected: Selection, generation: str | None
+) -> dict[str, Finder]:
+    """Functions for the tables about outcomes of busy answers, and the verdicts."""
     calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
 
-    def asked_for(*tables: pl.DataFrame) -> list[pl.DataFrame]:
-        return [chosen.filter(table, trace) for table in tables]
+    def select(*tables: pl.DataFrame) -> list[pl.DataFrame]:
+        return [selected.filter(table, trace) for table in tables]
 
     return {
         "zero_step_causes": lambda f: zero_step_causes(
             f.zero_steps, calls, entries, faults, trace.host_events
         ),
-        "step_thresholds": lambda _: step_thresholds(*asked_for(calls, entries, faults)),
+        "step_thresholds": lambda _: step_thresholds(*select(calls, entries, faults)),
         "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
         "td_conflicts": lambda f: td_conflicts(f.busy_causes),
-        "time_shares": lambda f: time_shares(chosen.filter(calls, trace), f.retry_chains),
+        "time_shares": lambda f: time_shares(selected.filter(calls, trace), f.retry_chains),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
 
 
-def _retries(trace: Trace, every: pl.DataFrame) -> dict[str, Question]:
-    """How the tables about the number of retries are found."""
+def _retry_finders(trace: Trace, all_chains: pl.DataFrame) -> dict[str, Finder]:
+    """Functions for the tables about the number of retries."""
     return {
-        "busy_answers": lambda found: _answers_of(trace, every, found),
+        "busy_answers": lambda found: _selected_answers(trace, all_chains, found),
         "attempts": lambda found: attempts(
             found.retry_chains, found.busy_answers, found.busy_causes
         ),
@@ -219,14 +222,14 @@ def _retries(trace: Trace, every: pl.DataFrame) -> dict[str, Question]:
     }
 
 
-def _answers_of(trace: Trace, every: pl.DataFrame, found: Findings) -> pl.DataFrame:
-    """The busy answers of the chains that were asked for, placed by all of them."""
-    answers = busy_answers(trace.seamcalls, every)
-    met = found.retry_chains.filter(pl.col("n_busy") > 0)
-    return answers.join(met, on=("source", "first_seq"), how="semi", maintain_order="left")
+def _selected_answers(trace: Trace, all_chains: pl.DataFrame, found: Findings) -> pl.DataFrame:
+    """Busy answers of the selected chains, numbered over all chains."""
+    answers = busy_answers(trace.seamcalls, all_chains)
+    retried = found.retry_chains.filter(pl.col("n_busy") > 0)
+    return answers.join(retried, on=("source", "first_seq"), how="semi", maintain_order="left")
 
 
 def _limits(found: Findings) -> pl.DataFrame:
-    """The limits for the default target."""
+    """Limits for the default target."""
     seconds = observed_seconds(found.provenance)
     return limits(found.attempts, found.retry_chains, found.losses, seconds)

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.intervals import CONFIDENCE, exact_interval, widening
+from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor
 
 GROUP: Final = ("leaf", "by", "td_id", "kind")
 
@@ -110,7 +110,7 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
         .over(GROUP),
     )
     n_known = steps["n_known"].fill_null(_UNLIMITED_EPISODES).to_numpy().astype(float)
-    widened = widening(n_known, CONFIDENCE)
+    widened = few_clusters_factor(n_known, CONFIDENCE)
     # Equivalent number of uncensored requests: S (1 - S) over Greenwood's variance.
     n_uncensored = (1 - pl.col("more")) / (pl.col("more") * pl.col("_greenwood"))
     n_uncensored = pl.when(pl.col("more") > 0).then(

@@ -150,7 +150,7 @@ def _explain(script: _Script) -> None:
 
 def _policies(script: _Script) -> None:
     words = script.words
-    script.use("tdxtrace.recommend.known", "DEFAULTS", "policy_named")
+    script.use("tdxtrace.recommend.policy_definitions", "DEFAULTS", "policy_named")
     script.use("tdxtrace.recommend.replay", "policies")
     names, own = "DEFAULTS", ""
     if words["file"] is not None:
@@ -166,17 +166,19 @@ def _policies(script: _Script) -> None:
 
 
 def _recommend(script: _Script) -> None:
-    from tdxtrace.recommend.wish import wish_of
+    from tdxtrace.recommend.target import parse_target
 
     names = ("target", "confidence", "at_most")
     said = {name: script.words[name] for name in names if script.words[name] is not None}
-    wish_of(**said)
+    parse_target(**said)
     script.use("tdxtrace.recommend.limits", "limits", "observed_seconds")
-    script.use("tdxtrace.recommend.wish", "wish_of")
-    script.lines.append(f"wish = wish_of({', '.join(f'{n}={v!r}' for n, v in said.items())})")
+    script.use("tdxtrace.recommend.target", "parse_target")
+    script.lines.append(
+        f"target = parse_target({', '.join(f'{n}={v!r}' for n, v in said.items())})"
+    )
     script.lines.append("seconds = observed_seconds(findings.provenance)")
     tables = ", ".join(f"findings.{name}" for name in ("attempts", "retry_chains", "losses"))
-    script.show(f"limits({tables}, seconds, wish)")
+    script.show(f"limits({tables}, seconds, target)")
 
 
 def _export(script: _Script) -> None:

@@ -80,7 +80,7 @@ def policies_command(
 
     Example: tdxtrace policies trace.txt --policy mainline --policy fixed-16
     """
-    from tdxtrace.recommend.known import DEFAULTS, policy_named
+    from tdxtrace.recommend.policy_definitions import DEFAULTS, policy_named
     from tdxtrace.recommend.policy_file import read_policies
     from tdxtrace.recommend.replay import policies
 
@@ -122,13 +122,13 @@ def recommend_command(
     Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-5
     """
     from tdxtrace.recommend.limits import limits, observed_seconds
-    from tdxtrace.recommend.wish import wish_of
+    from tdxtrace.recommend.target import parse_target
     from tdxtrace.report.limits import limits_screen
 
-    wish = wish_of(target=target, confidence=confidence, at_most=at_most)
+    wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
     found = request.analyze()
     seconds = observed_seconds(found.provenance)
-    rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wish)
+    rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wanted)
     if printing.form is OutputFormat.table:
         printing.draw(limits_screen(rows), request)
     else:

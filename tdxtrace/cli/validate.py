@@ -58,29 +58,29 @@ def validate_command(
 
     Example: tdxtrace validate --full --json scores.json
     """
-    from tdxtrace.validate import cells, verdict
-    from tdxtrace.validate.confusion import confusion_table
+    from tdxtrace.validate import acceptance, cells
+    from tdxtrace.validate.acceptance import confusion_table
     from tdxtrace.validate.matrix import validate
 
-    wanted = verdict.Thresholds(
+    wanted = acceptance.Thresholds(
         min_exact, min_precision, min_recall, min_cause_precision, min_cause_recall
     )
-    chosen = cells.only(cells.full(seeds) if full else cells.small(), scenarios)
+    chosen = cells.select_scenarios(cells.full(seeds) if full else cells.small(), scenarios)
     results = _with_progress(validate, chosen, jobs, quiet)
     if not quiet:
-        _print(verdict.table(results))
+        _print(acceptance.table(results))
         typer.echo()
-        _print(verdict.judgements(results))
+        _print(acceptance.verdict_table(results))
     if captures and not quiet:
-        _print(verdict.by_capture(results))
+        _print(acceptance.by_capture(results))
     if confusions and not quiet:
         _print(confusion_table(results))
     if json_file is not None:
         from tdxtrace.tables.files import whole_file
 
         with whole_file(json_file, force=force, inputs=()) as file:
-            file.write(verdict.as_json(results, wanted).encode())
-    short = verdict.failures(results, wanted)
+            file.write(acceptance.as_json(results, wanted).encode())
+    short = acceptance.failures(results, wanted)
     for line in short:
         print(f"tdxtrace: {line}", file=sys.stderr)
     if short:

@@ -1,1 +1,1 @@
-"""From curves to decisions: policies replayed, limits with their uncertainty."""
+"""Replay of retry policies, and recommended limits with their uncertainty."""

@@ -1,4 +1,4 @@
-"""After how many attempts, or how long, may a caller stop? With what it rests on."""
+"""The ``limits`` table: safe retry limits in attempts and time, per leaf, with uncertainty."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from tdxtrace.recommend.beyond import extrapolated, withheld
 from tdxtrace.recommend.curve import Curve, curve_of
-from tdxtrace.recommend.wish import Wish
+from tdxtrace.recommend.extrapolate import extrapolate, withheld
+from tdxtrace.recommend.target import Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, UNITS
 from tdxtrace.tables.trace import Provenance
 
-_ELSE: Final = "another guest, module version, number of vCPUs or retry policy"
+_VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
 _NO_CAUSES: Final = "who made the answers busy was not found out: no busy_causes for this trace"
 
-_AS_ANYONE: Final = "as for anyone: it alone supports no smaller one"
+_SAME_AS_ANYONE: Final = "as for anyone: it alone supports no smaller one"
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
-
-Floats = NDArray[np.float64]
 
 
 def limits(
@@ -32,27 +28,27 @@ def limits(
     retry_chains: pl.DataFrame,
     losses: pl.DataFrame,
     seconds: float | None = None,
-    wish: Wish | None = None,
+    target: Target | None = None,
 ) -> pl.DataFrame:
-    """Recommend a limit for every leaf, or say why none can be recommended.
+    """Recommend a limit for every leaf, or give the reason why none can be recommended.
 
     The limit is the smallest number such that P(a request needs more) is below the target
-    with the confidence wished for. Within what was seen that is an exact binomial bound of
-    the effective number of requests (Clopper and Pearson); where none was busy it is the
-    rule of three. Beyond, a tail of generalised Pareto form is fitted, the geometric one
-    among them, and the limit is the upper end of its quantile by profile likelihood, shape
-    free, whatever form was chosen. It is withheld where the tail is reached by too few
-    requests, the model does not fit, or the target is much rarer than what was counted.
+    with the given confidence. Within the data that is an exact binomial bound of the
+    effective number of requests (Clopper and Pearson); where none was busy it is the
+    rule of three. Beyond, a generalised Pareto tail is fitted, which includes the geometric
+    one, and the limit is the upper end of its quantile by profile likelihood with free
+    shape, whatever form was chosen. It is withheld where too few requests reach the tail,
+    the model does not fit, or the target is much rarer than what was counted.
 
-    ``guest`` counts the busy answers that are left if a lock of the host keeps its other
-    calls out; answers that nobody can explain count for host and guest.
+    ``guest`` counts the busy answers that remain if a lock of the host keeps its other
+    calls out; unexplained answers count for host and guest.
 
     Args:
         attempts: The ``attempts`` table.
         retry_chains: The ``retry_chains`` table that it was made from.
         losses: The ``losses`` table.
-        seconds: How long was recorded, for a wish per time; see :func:`observed_seconds`.
-        wish: Target and confidence.
+        seconds: Recorded time in s, for a target rate; see :func:`observed_seconds`.
+        target: Ratio of requests that may need more, and confidence.
 
     Returns:
         The ``limits`` table, the leaf with most retried requests first.
@@ -64,23 +60,23 @@ def limits(
         The definition of a limit: the project's issue 6. Generalised Pareto tails:
         J. Pickands, Annals of Statistics 3 (1975) 119.
     """
-    wish = wish or Wish()
+    target = target or Target()
     steps = ATTEMPTS.conform(attempts)
     leaves = _leaves(RETRY_CHAINS.conform(retry_chains))
     lost = LOSSES.conform(losses).filter(pl.col("severity") == "data_loss").height
     has_makers = not steps.filter(pl.col("by") == "maker").is_empty()
     rows = []
     for leaf in leaves.iter_rows(named=True):
-        target = wish.target_of(leaf["n_requests"], leaves.height, seconds)
-        known = leaf | {"observed_s": seconds, "n_losses": lost, "target": target or wish.target}
-        known |= {"confidence": wish.confidence}
-        mine = steps.filter(pl.col("leaf") == leaf["leaf"])
-        rows += list(_of_leaf(mine, known, target is not None, has_makers))
+        ratio = target.for_leaf(leaf["n_requests"], leaves.height, seconds)
+        row_base = leaf | {"observed_s": seconds, "n_losses": lost, "target": ratio or target.ratio}
+        row_base |= {"confidence": target.confidence}
+        of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
+        rows += list(_rows_of_leaf(of_leaf, row_base, ratio is not None, has_makers))
     return LIMITS.conform(pl.DataFrame(rows, schema=LIMITS.schema))
 
 
 def observed_seconds(provenance: Provenance) -> float | None:
-    """How long the sources recorded in all, None where a clock counts ticks of no known length."""
+    """Return the recorded time of all sources in s; None where a clock counts unknown ticks."""
     spans = [
         (s.last_ns - s.first_ns) / 1e9
         for s in provenance.sources
@@ -102,12 +98,12 @@ def _leaves(chains: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _of_leaf(
-    steps: pl.DataFrame, known: dict[str, Any], has_target: bool, has_makers: bool
+def _rows_of_leaf(
+    steps: pl.DataFrame, row_base: dict[str, Any], has_target: bool, has_makers: bool
 ) -> Iterator[dict[str, Any]]:
     unexplained = steps.filter(pl.col("by") == "cause", pl.col("kind") == "unexplained")
-    n_unexplained = _met(unexplained.filter(pl.col("unit") == "attempts"))["n_busy"]
-    whole: dict[str, dict[str, Any]] = {}
+    n_unexplained = _retry_counts(unexplained.filter(pl.col("unit") == "attempts"))["n_busy"]
+    of_anyone: dict[str, dict[str, Any]] = {}
     for maker in MAKERS:
         of_maker = (pl.col("by") == "maker") & (pl.col("kind") == maker)
         by = pl.col("by") == "leaf" if maker == "anyone" else of_maker
@@ -115,36 +111,40 @@ def _of_leaf(
         in_attempts = curves.filter(pl.col("unit") == "attempts")
         for unit in UNITS:
             rows = curves.filter(pl.col("unit") == unit)
-            told = known | {"made_by": maker, "unit": unit, "would_change": _ELSE}
-            told |= _met(in_attempts) | _seen(rows, unit)
+            row = row_base | {"made_by": maker, "unit": unit, "would_change": _VALID_FOR}
+            row |= _retry_counts(in_attempts) | _curve_extent(rows, unit)
             if maker != "anyone" and not has_makers:
-                yield told | withheld(_NO_CAUSES)
+                yield row | withheld(_NO_CAUSES)
             elif not has_target:
-                yield told | withheld("how long was recorded is not known: the clock has no unit")
+                yield row | withheld("how long was recorded is not known: the clock has no unit")
             elif maker == "anyone":
-                whole[unit] = _recommended(curve_of(rows, unit, told), told)
-                yield told | whole[unit]
+                of_anyone[unit] = _recommend(curve_of(rows, unit, row), row)
+                yield row | of_anyone[unit]
             else:
-                found = _recommended(curve_of(rows, unit, told), told)
-                yield told | _of_part(found, whole[unit], n_unexplained)
+                found = _recommend(curve_of(rows, unit, row), row)
+                yield row | _limit_of_maker(found, of_anyone[unit], n_unexplained)
 
 
-def _of_part(found: dict[str, Any], whole: dict[str, Any], n_unexplained: int) -> dict[str, Any]:
-    """The limit of one maker: its own, or that of all, which is never too small for a part."""
-    better = whole["limit"] is not None and _or_none(found["limit"]) > whole["limit"]
-    chosen = whole if better else found
-    parts = [_AS_ANYONE if better else None, chosen["reason"]]
+def _limit_of_maker(
+    found: dict[str, Any], of_anyone: dict[str, Any], n_unexplained: int
+) -> dict[str, Any]:
+    """The limit of one maker: its own or that of all, which also bounds each part."""
+    use_anyone = (
+        of_anyone["limit"] is not None and _limit_or_infinity(found["limit"]) > of_anyone["limit"]
+    )
+    chosen = of_anyone if use_anyone else found
+    parts = [_SAME_AS_ANYONE if use_anyone else None, chosen["reason"]]
     parts.append(_UNEXPLAINED.format(n_unexplained) if n_unexplained else None)
     return chosen | {"reason": "; ".join(filter(None, parts)) or None}
 
 
-def _or_none(limit: int | None) -> float:
-    """A limit as a number; none is beyond all."""
+def _limit_or_infinity(limit: int | None) -> float:
+    """A limit as a number; None is infinite."""
     return math.inf if limit is None else float(limit)
 
 
-def _met(steps: pl.DataFrame) -> dict[str, Any]:
-    """How many requests met busy, and how often, from a curve in attempts."""
+def _retry_counts(steps: pl.DataFrame) -> dict[str, Any]:
+    """Number of retried requests and of busy answers, from a curve in attempts."""
     retried = steps.select(
         (pl.col("n_done") * (pl.col("within") > 1)).sum() + pl.col("n_censored").sum()
     )
@@ -152,11 +152,11 @@ def _met(steps: pl.DataFrame) -> dict[str, Any]:
     return {"n_retried": int(retried.item()), "n_busy": int(steps.select(busy.sum()).item())}
 
 
-def _seen(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
-    """How far a curve goes and what is lost on the way."""
+def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
+    """Largest step of a curve, its censored requests, episodes and design effect."""
     if steps.is_empty():
-        least = 1 if unit == "attempts" else 0
-        return {"n_censored": 0, "n_episodes": 0, "design_effect": 1.0, "max_seen": least}
+        first_within = 1 if unit == "attempts" else 0
+        return {"n_censored": 0, "n_episodes": 0, "design_effect": 1.0, "max_seen": first_within}
     return {
         "n_censored": int(steps["n_censored"].sum()),
         "n_episodes": int(steps["n_episodes"][0]),
@@ -165,45 +165,45 @@ def _seen(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     }
 
 
-def _recommended(curve: Curve, told: dict[str, Any]) -> dict[str, Any]:
-    """The limit from what was counted, else from a model, else why there is none."""
+def _recommend(curve: Curve, row: dict[str, Any]) -> dict[str, Any]:
+    """The limit from the data, else from a model, else the reason why there is none."""
     upper = curve.upper(curve.confidence)
-    place = curve.least(upper)
-    caution = _caution(told)
+    place = curve.first_within(upper)
+    caution = _caution(row)
     if place is not None:
         both = (1 + curve.confidence) / 2
         ends = [
-            curve.least(curve.more),
-            curve.least(curve.lower(both)),
-            curve.least(curve.upper(both)),
+            curve.first_within(curve.exceedance),
+            curve.first_within(curve.lower(both)),
+            curve.first_within(curve.upper(both)),
         ]
         estimate, low, high = (None if end is None else int(curve.within[end]) for end in ends)
         return {
             "limit": int(curve.within[place]),
-            "basis": "observed" if told["n_retried"] else "nothing_busy",
-            "exceed_ratio": float(max(curve.more[place], 0.0)),
+            "basis": "observed" if row["n_retried"] else "nothing_busy",
+            "exceed_ratio": float(max(curve.exceedance[place], 0.0)),
             "exceed_high": float(upper[place]),
             "estimate": estimate,
             "estimate_low": low,
             "estimate_high": high,
             "reason": caution,
         }
-    if not told["n_retried"]:
+    if not row["n_retried"]:
         return withheld(
             f"nothing was busy, which supports P(needs more than one) < {upper[-1]:.2g} only",
             curve.needed,
         )
-    return extrapolated(curve, told["max_seen"], caution)
+    return extrapolate(curve, row["max_seen"], caution)
 
 
-def _caution(told: dict[str, Any]) -> str | None:
-    """What makes a limit less sure than its numbers say."""
+def _caution(row: dict[str, Any]) -> str | None:
+    """Reasons why a limit is less sure than its numbers."""
     parts = []
-    if told["n_censored"]:
+    if row["n_censored"]:
         parts.append(
-            f"{told['n_censored']:,} requests were cut or given up while busy, and are taken to "
+            f"{row['n_censored']:,} requests were cut or given up while busy, and are taken to "
             "have gone on as others did"
         )
-    if told["n_losses"]:
-        parts.append(f"the recording has losses ({told['n_losses']:,})")
+    if row["n_losses"]:
+        parts.append(f"the recording has losses ({row['n_losses']:,})")
     return "; ".join(parts) or None

@@ -1,4 +1,4 @@
-"""Policies that a user wrote down in a TOML file."""
+"""User-defined policies from a TOML file."""
 
 from __future__ import annotations
 
@@ -9,26 +9,35 @@ from pathlib import Path
 from typing import Any, Final
 
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.recommend.known import (
+from tdxtrace.recommend.policy_definitions import (
     ANSWERS,
-    EVERY,
+    ANY_LEAF,
+    AT_LIMIT,
     MAX_CALLS,
-    THENS,
-    Ladder,
-    Policy,
-    Rule,
+    DoublingLimit,
+    LeafPolicy,
+    RetryPolicy,
     nanoseconds,
 )
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.leaves import leaf_table, parse_leaf
 
-_RULE: Final = ("calls", "budget", "answers", "then", "otherwise", "kicks", "initial", "factor")
-_KEYS: Final = (*_RULE, "bug", "leaves", "source")
-_LADDER: Final = ("initial", "factor", "bug")
-_CHOICES: Final = {"answers": ANSWERS, "then": THENS, "otherwise": THENS}
+_POLICY_KEYS: Final = (
+    "calls",
+    "budget",
+    "answers",
+    "then",
+    "otherwise",
+    "kicks",
+    "initial",
+    "factor",
+)
+_KEYS: Final = (*_POLICY_KEYS, "bug", "leaves", "source")
+_DOUBLING_KEYS: Final = ("initial", "factor", "bug")
+_CHOICES: Final = {"answers": ANSWERS, "then": AT_LIMIT, "otherwise": AT_LIMIT}
 
 
-def read_policies(path: Path) -> dict[str, Policy]:
+def read_policies(path: Path) -> dict[str, RetryPolicy]:
     """Read policies from a TOML file, one table ``[policy.NAME]`` each.
 
     Keys, all optional: ``calls`` (most calls), ``budget`` (most time, "1ms"), ``answers``
@@ -51,14 +60,14 @@ def read_policies(path: Path) -> dict[str, Policy]:
         given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise QueryError(f"{shown} is not TOML: {one_line(str(error))}") from None
-    _known(shown, given, ("policy",))
+    _check_keys(shown, given, ("policy",))
     policies = given.get("policy")
     if not isinstance(policies, dict) or not policies:
         raise QueryError(f"{shown} has no policy; begin one with [policy.NAME]")
     return {name: _policy(shown, name, keys) for name, keys in policies.items()}
 
 
-def _known(where: str, given: Mapping[str, Any], words: Sequence[str]) -> None:
+def _check_keys(where: str, given: Mapping[str, Any], words: Sequence[str]) -> None:
     for word in given:
         if word not in words:
             near = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
@@ -66,15 +75,15 @@ def _known(where: str, given: Mapping[str, Any], words: Sequence[str]) -> None:
             raise QueryError(f"{where}: unknown word {shown!r}; nearest: {near}")
 
 
-def _policy(path: str, name: str, keys: object) -> Policy:
+def _policy(path: str, name: str, keys: object) -> RetryPolicy:
     where = f"{path}, policy {one_line(name, 60)!r}"
     if not isinstance(keys, dict):
         raise QueryError(f"{path}: write [policy.{one_line(name, 60)}] and its words below it")
-    _known(where, keys, _KEYS)
+    _check_keys(where, keys, _KEYS)
     source = keys.get("source", f"policy {one_line(name, 60)} of {path}")
     if not isinstance(source, str):
         raise QueryError(f"{where}: source must be text")
-    rule = Rule(
+    rule = LeafPolicy(
         calls=_number(where, keys, "calls"),
         budget_ns=_budget(where, keys),
         **{
@@ -82,10 +91,12 @@ def _policy(path: str, name: str, keys: object) -> Policy:
             for word, words in _CHOICES.items()
             if word in keys
         },
-        kicks=_yes(where, keys),
-        ladder=_ladder(where, keys),
+        kicks=_flag(where, keys),
+        doubling=_doubling_limit(where, keys),
     )
-    return Policy(one_line(name, 60), one_line(source), dict.fromkeys(_leaves(where, keys), rule))
+    return RetryPolicy(
+        one_line(name, 60), one_line(source), dict.fromkeys(_leaves(where, keys), rule)
+    )
 
 
 def _number(where: str, keys: Mapping[str, Any], word: str, least: int = 1) -> int | None:
@@ -117,28 +128,28 @@ def _choice(where: str, value: object, word: str, words: Sequence[str]) -> str:
     return str(value)
 
 
-def _yes(where: str, keys: Mapping[str, Any]) -> bool:
+def _flag(where: str, keys: Mapping[str, Any]) -> bool:
     value = keys.get("kicks", False)
     if not isinstance(value, bool):
         raise QueryError(f"{where}: kicks must be true or false")
     return value
 
 
-def _ladder(where: str, keys: Mapping[str, Any]) -> Ladder | None:
+def _doubling_limit(where: str, keys: Mapping[str, Any]) -> DoublingLimit | None:
     given = {
         word: number
-        for word in _LADDER
+        for word in _DOUBLING_KEYS
         if (number := _number(where, keys, word, 2 if word == "factor" else 1)) is not None
     }
-    return Ladder(**given) if given else None
+    return DoublingLimit(**given) if given else None
 
 
 def _leaves(where: str, keys: Mapping[str, Any]) -> list[str]:
-    names = keys.get("leaves", [EVERY])
+    names = keys.get("leaves", [ANY_LEAF])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise QueryError(f'{where}: leaves must be a list, such as ["TDH.MEM.PAGE.AUG"]')
     try:
-        return [name if name == EVERY else _canonical(name) for name in names]
+        return [name if name == ANY_LEAF else _canonical(name) for name in names]
     except ValueError as error:
         raise QueryError(f"{where}: {one_line(str(error))}") from None
 

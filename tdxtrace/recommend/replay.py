@@ -1,4 +1,4 @@
-"""What would each policy have done with the requests of this trace?"""
+"""The ``policies`` table: replay of retry policies over the recorded requests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.intervals import CONFIDENCE, exact_interval, widening
-from tdxtrace.recommend.known import DEFAULTS, Policy, Rule, policy_named
-from tdxtrace.recommend.ladder import SCHEMA, climb
-from tdxtrace.recommend.resample import interval_of_sum
+from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor, interval_of_sum
+from tdxtrace.recommend.doubling_limit import SCHEMA, replay
+from tdxtrace.recommend.policy_definitions import DEFAULTS, LeafPolicy, RetryPolicy, policy_named
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
 from tdxtrace.tdx import leaves, locks, word
@@ -21,27 +20,27 @@ _REQUEST: Final = ("source", "first_seq")
 _DONE: Final = ("succeeded", "failed")
 # TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
 _SEPT_BUSY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
-# sc_retry() below every wrapper repeats these itself, at most ten calls, before a policy
-# sees an answer: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
-_BELOW: Final = word.TDX_RND_NO_ENTROPY
+# sc_retry() below every wrapper repeats these itself, at most ten calls, before the caller
+# sees a status: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
+_RETRIED_BELOW: Final = word.TDX_RND_NO_ENTROPY
 
 
 def policies(
     retry_chains: pl.DataFrame,
     busy_answers: pl.DataFrame,
-    chosen: Sequence[Policy] | None = None,
+    chosen: Sequence[RetryPolicy] | None = None,
 ) -> pl.DataFrame:
-    """Replay policies over the requests as they came.
+    """Replay policies over the recorded requests.
 
-    A request is taken to get the same answers under every policy, at the same times. A
-    policy stops at the first busy answer after which it makes no further call. A request
-    that was cut or given up before a policy would have stopped is undecided, and widens
-    the interval: none or all of them would have gone on so long.
+    Each request gets the same answers under every policy, at the same times. A policy
+    stops at the first busy answer after which it makes no further call. A request that
+    was cut or given up before a policy would have stopped is undecided, and widens the
+    interval: none or all of them would have exceeded it.
 
     Args:
         retry_chains: The ``retry_chains`` table.
         busy_answers: The ``busy_answers`` table of the same chains, or of more.
-        chosen: Which; the mail's and those argued for on the list by default.
+        chosen: Policies to replay; the mail's and those argued for on the list by default.
 
     Returns:
         The ``policies`` table, a row for each leaf that the policy has a rule for, in the
@@ -54,9 +53,9 @@ def policies(
         chosen = [policy_named(name) for name in DEFAULTS]
     chains = RETRY_CHAINS.conform(retry_chains)
     requests = _by_leaf(chains)
-    answers = _placed(BUSY_ANSWERS.conform(busy_answers), chains)
-    of_leaf = {int(leaf[0]): mine for leaf, mine in answers.group_by("leaf")}
-    rows = [row for policy in chosen for row in _of_policy(policy, requests, answers, of_leaf)]
+    answers = _with_requests(BUSY_ANSWERS.conform(busy_answers), chains)
+    of_leaf = {int(leaf[0]): own for leaf, own in answers.group_by("leaf")}
+    rows = [row for policy in chosen for row in _rows_of_policy(policy, requests, answers, of_leaf)]
     return POLICIES.conform(pl.DataFrame(rows, schema=POLICIES.schema))
 
 
@@ -68,8 +67,8 @@ def _by_leaf(chains: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _placed(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """The busy answers with what their request is: its VM and page, when it began, its end."""
+def _with_requests(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Busy answers with the VM, page, start and outcome of their request."""
     of_request = chains.filter(pl.col("n_busy") > 0).select(
         *("source", "first_seq", "td_id", "tgid", "gpa", "start_ns"),
         done=pl.col("outcome").is_in(_DONE),
@@ -80,37 +79,37 @@ def _placed(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _of_policy(
-    policy: Policy,
+def _rows_of_policy(
+    policy: RetryPolicy,
     requests: pl.DataFrame,
     answers: pl.DataFrame,
     of_leaf: Mapping[int, pl.DataFrame],
 ) -> Iterable[dict[str, Any]]:
-    ruled = [
+    covered = [
         (leaf, rule, n_requests, n_retried)
         for leaf, n_requests, n_retried in requests.iter_rows()
-        if (rule := policy.rule(_name(leaf))) is not None
+        if (rule := policy.rule(_leaf_name(leaf))) is not None
     ]
-    climbing = [leaf for leaf, rule, _, _ in ruled if rule.ladder is not None]
-    warned = pl.DataFrame(schema=SCHEMA)
-    for ladder in {rule.ladder for _, rule, _, _ in ruled if rule.ladder is not None}:
-        warned = climb(answers.filter(pl.col("leaf").is_in(climbing)), ladder)
-    for leaf, rule, n_requests, n_retried in ruled:
+    doubling_leaves = [leaf for leaf, rule, _, _ in covered if rule.doubling is not None]
+    warnings = pl.DataFrame(schema=SCHEMA)
+    for doubling in {rule.doubling for _, rule, _, _ in covered if rule.doubling is not None}:
+        warnings = replay(answers.filter(pl.col("leaf").is_in(doubling_leaves)), doubling)
+    for leaf, rule, n_requests, n_retried in covered:
         row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
         row |= {"n_requests": n_requests, "n_retried": n_retried}
         if leaf in of_leaf:
-            mine = of_leaf[leaf]
-            stops = _stops(mine, rule, warned)
-            row |= _exceeding(mine, stops, rule, n_requests)
-            row |= _waiting(mine, stops) | _warnings(mine, warned) | _harm(stops)
+            own = of_leaf[leaf]
+            stops = _stopping_answers(own, rule, warnings)
+            row |= _exceeding(own, stops, rule, n_requests)
+            row |= _waited(own, stops) | _warnings(own, warnings) | _killed_vms(stops)
         else:
             row |= _nothing_busy(n_requests)
         yield row | {"not_known": _not_known(rule, row)}
 
 
 def _nothing_busy(n_requests: int) -> dict[str, Any]:
-    """What any policy does with requests that were all answered at once."""
+    """Columns of a leaf without a busy answer, the same under any policy."""
     none, trials = np.zeros(1), np.array([float(n_requests)])
     return {
         **dict.fromkeys(("n_exceeding", "n_undecided", "n_warnings", "n_doublings", "n_bugs"), 0),
@@ -123,44 +122,46 @@ def _nothing_busy(n_requests: int) -> dict[str, Any]:
     }
 
 
-def _rising(rule: Rule) -> str | None:
-    if rule.ladder is None:
+def _rising(rule: LeafPolicy) -> str | None:
+    if rule.doubling is None:
         return None
-    return f"{rule.ladder.initial} x{rule.ladder.factor} to {rule.ladder.bug}"
+    return f"{rule.doubling.initial} x{rule.doubling.factor} to {rule.doubling.bug}"
 
 
 @cache
-def _name(leaf: int) -> str | None:
+def _leaf_name(leaf: int) -> str | None:
     table = leaves.leaf_table()
     names = table.filter(pl.col("leaf") == leaf)["name"]
     return None if names.is_empty() else str(names[0])
 
 
-def _stops(answers: pl.DataFrame, rule: Rule, warned: pl.DataFrame) -> pl.DataFrame:
+def _stopping_answers(
+    answers: pl.DataFrame, rule: LeafPolicy, warnings: pl.DataFrame
+) -> pl.DataFrame:
     """The answer at which the policy would have stopped, of each request that has one."""
     ends = pl.lit(False)
     if rule.calls is not None:
         ends = ends | (pl.col("number") >= rule.calls)
     if rule.budget_ns is not None:
         ends = ends | (pl.col("waited_ns") > rule.budget_ns)
-    if rule.ladder is not None:
-        bugs = warned.filter("bug").select("source", "seq", bug=pl.lit(True))
+    if rule.doubling is not None:
+        bugs = warnings.filter("bug").select("source", "seq", bug=pl.lit(True))
         answers = answers.join(bugs, on=("source", "seq"), how="left")
         ends = ends | pl.col("bug").fill_null(False)
-    strange = ~_answered(rule.answers)
+    not_retried = ~_is_retried(rule.answers)
     return (
         answers.with_columns(then=pl.when(ends).then(pl.lit(rule.then)))
-        .with_columns(then=pl.when(strange).then(pl.lit(rule.otherwise)).otherwise("then"))
+        .with_columns(then=pl.when(not_retried).then(pl.lit(rule.otherwise)).otherwise("then"))
         .filter(pl.col("then").is_not_null())
         .sort(*_REQUEST, "number")
         .unique(_REQUEST, keep="first", maintain_order=True)
     )
 
 
-def _answered(answers: str) -> pl.Expr:
-    """Whether a policy of this kind tries again after an answer."""
+def _is_retried(answers: str) -> pl.Expr:
+    """Whether a policy of this kind retries after an answer."""
     status = pl.col("status")
-    below = word.status_code(status) == pl.lit(_BELOW, dtype=pl.UInt64)
+    below = word.status_code(status) == pl.lit(_RETRIED_BELOW, dtype=pl.UInt64)
     return {
         "any": pl.lit(True),
         "busy": word.is_busy(status) | below,
@@ -169,10 +170,10 @@ def _answered(answers: str) -> pl.Expr:
 
 
 def _exceeding(
-    answers: pl.DataFrame, stops: pl.DataFrame, rule: Rule, n_requests: int
+    answers: pl.DataFrame, stops: pl.DataFrame, rule: LeafPolicy, n_requests: int
 ) -> dict[str, Any]:
-    """How many requests need more than the policy gives, with a 95 % interval."""
-    ends = rule.calls is not None or rule.budget_ns is not None or rule.ladder is not None
+    """Number of requests that need more than the policy gives, with a 95 % interval."""
+    ends = rule.calls is not None or rule.budget_ns is not None or rule.doubling is not None
     unseen = answers.filter(~pl.col("done")).select(_REQUEST).unique()
     unseen = unseen.join(stops.select(_REQUEST), on=_REQUEST, how="anti")
     n_undecided = unseen.height if ends or rule.answers != "any" else 0
@@ -180,7 +181,7 @@ def _exceeding(
     effect = 1.0
     if len(sizes):
         effect = max(float((sizes**2).sum() / sizes.sum()), 1.0)
-        effect *= float(widening(np.array([float(len(sizes))]), CONFIDENCE)[0])
+        effect *= float(few_clusters_factor(np.array([float(len(sizes))]), CONFIDENCE)[0])
     shares = np.array([stops.height, stops.height + n_undecided]) / n_requests
     trials = np.full(2, n_requests / effect)
     low, high = exact_interval(shares, trials, CONFIDENCE)
@@ -193,7 +194,7 @@ def _exceeding(
     }
 
 
-def _waiting(answers: pl.DataFrame, stops: pl.DataFrame) -> dict[str, Any]:
+def _waited(answers: pl.DataFrame, stops: pl.DataFrame) -> dict[str, Any]:
     """Time from each request's first call to the last busy answer that the policy saw."""
     last = answers.group_by(*_REQUEST, "episode").agg(pl.col("waited_ns").max())
     stopped = stops.select(*_REQUEST, stopped_ns="waited_ns")
@@ -208,37 +209,37 @@ def _waiting(answers: pl.DataFrame, stops: pl.DataFrame) -> dict[str, Any]:
     return {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
 
 
-def _warnings(answers: pl.DataFrame, warned: pl.DataFrame) -> dict[str, Any]:
-    mine = warned.join(answers.select("source", "seq", "at_ns"), on=("source", "seq"))
-    raised = mine.filter(pl.col("raised_to").is_not_null()).sort("source", "seq")
-    told = [
+def _warnings(answers: pl.DataFrame, warnings: pl.DataFrame) -> dict[str, Any]:
+    own = warnings.join(answers.select("source", "seq", "at_ns"), on=("source", "seq"))
+    raised = own.filter(pl.col("raised_to").is_not_null()).sort("source", "seq")
+    texts = [
         f"{to} at {ns // 10**9}.{ns % 10**9:09} s" + (f" (input {source})" if source else "")
         for source, to, ns in raised.select("source", "raised_to", "at_ns").iter_rows()
     ]
     return {
-        "n_warnings": mine.height,
+        "n_warnings": own.height,
         "n_doublings": raised.height,
-        "raised": "; ".join(told) or None,
+        "raised": "; ".join(texts) or None,
     }
 
 
-def _harm(stops: pl.DataFrame) -> dict[str, Any]:
-    """VMs that would have died, and entries whose lock would have stayed the host's."""
+def _killed_vms(stops: pl.DataFrame) -> dict[str, Any]:
+    """Number of VMs that would have died, and of entries left with host priority."""
     killed = stops.filter(pl.col("then") == "kill")
     vms = killed.with_columns(vm=pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64)))
     known = vms.filter(pl.col("vm").is_not_null())
-    left = stops.filter(pl.col("then") != "again", _takes_priority())
+    left_busy = stops.filter(pl.col("then") != "again", _sets_host_priority())
     return {
         "n_bugs": killed.height,
         "n_vms_killed": known.select("source", "vm").n_unique()
         if killed.is_empty() or not known.is_empty()
         else None,
-        "n_entries_left": left.select("source", "td_id", "gpa").n_unique(),
+        "n_entries_left": left_busy.select("source", "td_id", "gpa").n_unique(),
     }
 
 
-def _takes_priority() -> pl.Expr:
-    """Whether a busy answer leaves the host priority bit of a SEPT entry set."""
+def _sets_host_priority() -> pl.Expr:
+    """Whether a busy answer leaves the host priority bit of an SEPT entry set."""
     here = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
     return word.is_busy(pl.col("status")) & here.is_in(_priority_answers())
 
@@ -255,14 +256,14 @@ def _priority_answers() -> pl.Series:
     return hp.select(pl.struct("leaf", low=pl.col("operand_id"))).to_series().unique().implode()
 
 
-def _not_known(rule: Rule, row: dict[str, Any]) -> str:
-    """What the trace cannot tell about a row, in words."""
+def _not_known(rule: LeafPolicy, row: dict[str, Any]) -> str:
+    """What the trace cannot show about a row, in words."""
     parts = ["requests are taken as they came: another policy would change who meets whom"]
     if rule.kicks:
         parts.append(
             "a kick changes what follows: with the vCPUs out, the last call may find less busy"
         )
-    if rule.ladder is not None:
+    if rule.doubling is not None:
         parts.append("the lock held over the loop would keep other calls of the VM out")
     if row["n_undecided"]:
         n = row["n_undecided"]

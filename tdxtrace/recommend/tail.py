@@ -1,4 +1,4 @@
-"""How far does a tail reach that was not seen to its end: a model, its fit, its interval."""
+"""Generalised Pareto model of the tail of needed attempts: fit, goodness, quantile interval."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from tdxtrace.intervals import Floats
 
-# Shapes above this have no mean and nothing to recommend; below 0 a tail would end at a
-# number, which no count of busy answers can promise.
+# A shape of 1 or more has no mean; below 0 the tail would have an upper end, which cannot be
+# assumed of busy answers.
 _MAX_SHAPE: Final = 1.5
-# Below this the generalised Pareto tail is the geometric one to the last digit.
+# Below this shape the generalised Pareto tail equals the geometric one numerically.
 _GEOMETRIC: Final = 1e-6
-# The shape is at the border of its range if it is 0: half of a chi-square with one degree
+# A shape of 0 is at the boundary of its range: half of a chi-square with one degree
 # of freedom (S. G. Self, K.-Y. Liang, J. Am. Stat. Assoc. 82 (1987) 605), at 5 %.
-_BORDER: Final = 2.706
-# Cells of a chi-square test should expect so many at the least (W. G. Cochran, Biometrics
+_CHI2_AT_BOUNDARY: Final = 2.706
+# Smallest expected count of a cell of a chi-square test (W. G. Cochran, Biometrics
 # 10 (1954) 417).
-_CELL: Final = 5.0
+_MIN_EXPECTED: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a tail is fitted to: requests that needed more than ``threshold``."""
+class TailSample:
+    """Requests that needed more than ``threshold``, grouped by step."""
 
     threshold: float
     below: Floats
-    """For each step seen: the largest value before it."""
+    """For each step: the largest value before it."""
     at: Floats
     """The step: requests that were done here needed more than ``below`` and no more."""
     n_done: Floats
@@ -40,9 +39,9 @@ class Seen:
     share: float
     """P(a request needs more than the threshold), as estimated."""
     n: float
-    """Independent requests that tell as much as all do, the share's trials."""
+    """Effective number of independent requests behind ``share``."""
     weight: float
-    """What one request of the tail counts: one over the design effect."""
+    """Weight of one request of the tail: one over the design effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +55,40 @@ class Tail:
         threshold, profile likelihood for what lies beyond the data.
     """
 
-    seen: Seen
+    sample: TailSample
     shape: float
     scale: float
     is_geometric: bool
     goodness: float
     best: float
-    """Logarithm of the likelihood at its maximum, shape free."""
+    """Logarithm of the likelihood at its maximum, with free shape."""
 
-    def more(self, x: float) -> float:
-        """P(a request needs more than ``x``), as the chosen model estimates it."""
-        beyond = np.array([x - self.seen.threshold])
-        return self.seen.share * float(np.exp(_log_more(beyond, self.shape, self.scale))[0])
+    def exceedance(self, x: float) -> float:
+        """Return P(a request needs more than ``x``) under the chosen model."""
+        excess = np.array([x - self.sample.threshold])
+        return self.sample.share * float(np.exp(_log_survival(excess, self.shape, self.scale))[0])
 
     def quantile(self, target: float) -> float:
-        """Where the estimate falls to ``target``."""
-        return self.seen.threshold + _beyond(target / self.seen.share, self.shape, self.scale)
+        """Return the value that the estimate exceeds with probability ``target``."""
+        return self.sample.threshold + _excess_quantile(
+            target / self.sample.share, self.shape, self.scale
+        )
 
     @property
     def n(self) -> float:
-        """Independent requests that the tail was fitted to."""
-        return self.seen.weight * float(self.seen.n_done.sum() + self.seen.n_censored.sum())
+        """Effective number of requests that the tail was fitted to."""
+        return self.sample.weight * float(self.sample.n_done.sum() + self.sample.n_censored.sum())
 
     def bound(self, target: float, confidence: float, most: float) -> float:
-        """Return one end of the interval of the quantile, by the profile likelihood.
+        """Return one end of the interval of the quantile, by profile likelihood.
 
-        The likeliest shape is too small on average, by a known part of its standard error;
-        an upper end lies further out by as much. Student's quantile stands for the normal
-        one.
+        The maximum likelihood shape is biased low by a known part of its standard error; an
+        upper end is moved out by as much. Student's quantile replaces the normal one.
 
         Args:
             target: P(X > quantile).
             confidence: One-sided: above 1/2 that of an upper end, below that of a lower.
-            most: Where to give up.
+            most: Largest end to search for.
 
         Returns:
             The end; ``inf`` beyond ``most``, the threshold where it lies below.
@@ -104,75 +104,79 @@ class Tail:
         if z > 0:
             z += (3 + self.shape) / ((1 + 2 * self.shape) * math.sqrt(self.n))
         middle = self.quantile(target)
-        start = self.seen.threshold
+        start = self.sample.threshold
 
-        def beyond_z(log_x: float) -> float:
-            return self._drop(math.exp(log_x), target) - z * z
+        def drop_minus_z2(log_x: float) -> float:
+            return self._likelihood_drop(math.exp(log_x), target) - z * z
 
         if z > 0:
-            if middle >= most or self._drop(most - start, target) < z * z:
+            if middle >= most or self._likelihood_drop(most - start, target) < z * z:
                 return math.inf
             ends = (math.log(middle - start), math.log(most - start))
         else:
             ends = (math.log(max(1e-3 * (middle - start), 1e-9)), math.log(middle - start))
-            if beyond_z(ends[0]) < 0:
+            if drop_minus_z2(ends[0]) < 0:
                 return start
-        if beyond_z(ends[0]) * beyond_z(ends[1]) > 0:
+        if drop_minus_z2(ends[0]) * drop_minus_z2(ends[1]) > 0:
             return middle
-        return start + math.exp(optimize.brentq(beyond_z, *ends, xtol=1e-4))
+        return start + math.exp(optimize.brentq(drop_minus_z2, *ends, xtol=1e-4))
 
-    def _drop(self, beyond: float, target: float) -> float:
-        """Twice the fall of the log likelihood if the quantile were ``beyond`` the threshold."""
-        seen = self.seen
-        spread = math.sqrt((1 - seen.share) / (seen.share * seen.n))
+    def _likelihood_drop(self, excess: float, target: float) -> float:
+        """Twice the drop of the log likelihood with the quantile at threshold + ``excess``."""
+        sample = self.sample
+        spread = math.sqrt((1 - sample.share) / (sample.share * sample.n))
 
         def loss(at: Floats) -> float:
             shape = min(max(float(at[0]), 0.0), _MAX_SHAPE)
-            share = min(seen.share * math.exp(float(at[1]) * spread), 1 - 1e-12)
+            share = min(sample.share * math.exp(float(at[1]) * spread), 1 - 1e-12)
             if share <= target:
                 return math.inf
-            scale = _scale(beyond, target / share, shape)
+            scale = _scale(excess, target / share, shape)
             outside = abs(float(at[0]) - shape)
-            return 1e3 * outside - _log_likelihood(seen, shape, scale) - _of_share(seen, share)
+            return (
+                1e3 * outside
+                - _log_likelihood(sample, shape, scale)
+                - _log_likelihood_of_share(sample, share)
+            )
 
-        found = _least(loss, (max(self.shape, 0.05), 0.0), (0.15, 0.5))
+        found = _minimize(loss, (max(self.shape, 0.05), 0.0), (0.15, 0.5))
         return max(2 * (self.best + float(found.fun)), 0.0)
 
 
-def fit(seen: Seen) -> Tail:
+def fit(sample: TailSample) -> Tail:
     """Fit the tail by maximum likelihood, and choose between geometric and heavier.
 
     Args:
-        seen: What is known of the tail; at least one request in it was done.
+        sample: The tail; at least one request in it was done.
     """
     from scipy import optimize
 
-    mean = float((seen.n_done @ (seen.at - seen.threshold)) / seen.n_done.sum())
+    mean = float((sample.n_done @ (sample.at - sample.threshold)) / sample.n_done.sum())
 
     def geometric(log_scale: float) -> float:
-        return -_log_likelihood(seen, 0.0, math.exp(log_scale))
+        return -_log_likelihood(sample, 0.0, math.exp(log_scale))
 
     def pareto(at: Floats) -> float:
         shape = min(max(float(at[0]), 0.0), _MAX_SHAPE)
         outside = abs(float(at[0]) - shape)
-        return 1e3 * outside - _log_likelihood(seen, shape, math.exp(float(at[1])))
+        return 1e3 * outside - _log_likelihood(sample, shape, math.exp(float(at[1])))
 
     around = (math.log(mean) - 6, math.log(mean) + 6)
-    light = optimize.minimize_scalar(geometric, bounds=around, method="bounded")
-    heavy = _least(pareto, (0.1, float(light.x)), (0.2, -0.3))
-    best = max(-float(heavy.fun), -float(light.fun))
-    is_geometric = 2 * (best + float(light.fun)) < _BORDER
-    shape = 0.0 if is_geometric else min(max(float(heavy.x[0]), 0.0), _MAX_SHAPE)
-    scale = math.exp(float(light.x if is_geometric else heavy.x[1]))
-    of_share = _of_share(seen, seen.share)
-    p = _goodness(seen, shape, scale, 1 if is_geometric else 2)
-    return Tail(seen, shape, scale, is_geometric, p, best + of_share)
+    geometric_fit = optimize.minimize_scalar(geometric, bounds=around, method="bounded")
+    pareto_fit = _minimize(pareto, (0.1, float(geometric_fit.x)), (0.2, -0.3))
+    best = max(-float(pareto_fit.fun), -float(geometric_fit.fun))
+    is_geometric = 2 * (best + float(geometric_fit.fun)) < _CHI2_AT_BOUNDARY
+    shape = 0.0 if is_geometric else min(max(float(pareto_fit.x[0]), 0.0), _MAX_SHAPE)
+    scale = math.exp(float(geometric_fit.x if is_geometric else pareto_fit.x[1]))
+    of_share = _log_likelihood_of_share(sample, sample.share)
+    p = _goodness(sample, shape, scale, 1 if is_geometric else 2)
+    return Tail(sample, shape, scale, is_geometric, p, best + of_share)
 
 
-def _least(
+def _minimize(
     loss: Callable[[Floats], float], start: tuple[float, float], step: tuple[float, float]
 ) -> Any:  # noqa: ANN401 - scipy has no types
-    """Where a function of two numbers is least, looked for from ``start`` in such steps."""
+    """Minimize a function of two variables by Nelder-Mead, with this start and initial steps."""
     from scipy import optimize
 
     simplex = np.array([start, (start[0] + step[0], start[1]), (start[0], start[1] + step[1])])
@@ -180,63 +184,67 @@ def _least(
     return optimize.minimize(loss, np.array(start), method="Nelder-Mead", options=options)
 
 
-def _log_more(beyond: Floats, shape: float, scale: float) -> Floats:
-    """Logarithm of P(X > threshold + beyond | X > threshold)."""
+def _log_survival(excess: Floats, shape: float, scale: float) -> Floats:
+    """Logarithm of P(X > threshold + excess | X > threshold)."""
     if shape < _GEOMETRIC:
-        return -beyond / scale
-    logs: Floats = -np.log1p(shape * beyond / scale) / shape
+        return -excess / scale
+    logs: Floats = -np.log1p(shape * excess / scale) / shape
     return logs
 
 
-def _beyond(share: float, shape: float, scale: float) -> float:
-    """Where P(X > threshold + beyond | X > threshold) is ``share``."""
+def _excess_quantile(share: float, shape: float, scale: float) -> float:
+    """Excess at which P(X > threshold + excess | X > threshold) is ``share``."""
     if shape < _GEOMETRIC:
         return -scale * math.log(share)
     return scale * math.expm1(-shape * math.log(share)) / shape
 
 
-def _scale(beyond: float, share: float, shape: float) -> float:
-    """The scale that makes it so."""
-    return beyond / _beyond(share, shape, 1.0)
+def _scale(excess: float, share: float, shape: float) -> float:
+    """Scale at which P(X > threshold + excess | X > threshold) is ``share``."""
+    return excess / _excess_quantile(share, shape, 1.0)
 
 
-def _log_likelihood(seen: Seen, shape: float, scale: float) -> float:
-    low = _log_more(seen.below - seen.threshold, shape, scale)
-    high = _log_more(seen.at - seen.threshold, shape, scale)
+def _log_likelihood(sample: TailSample, shape: float, scale: float) -> float:
+    low = _log_survival(sample.below - sample.threshold, shape, scale)
+    high = _log_survival(sample.at - sample.threshold, shape, scale)
     inside = low + np.log(-np.expm1(np.minimum(high - low, -1e-300)))
-    return seen.weight * float(seen.n_done @ inside + seen.n_censored @ high)
+    return sample.weight * float(sample.n_done @ inside + sample.n_censored @ high)
 
 
-def _of_share(seen: Seen, share: float) -> float:
-    met = seen.share * seen.n
-    return met * math.log(share) + (seen.n - met) * math.log1p(-share) if share < 1 else 0.0
+def _log_likelihood_of_share(sample: TailSample, share: float) -> float:
+    observed = sample.share * sample.n
+    return (
+        observed * math.log(share) + (sample.n - observed) * math.log1p(-share)
+        if share < 1
+        else 0.0
+    )
 
 
-def _goodness(seen: Seen, shape: float, scale: float, n_fitted: int) -> float:
-    """The p-value of Pearson's chi-square, neighbouring steps taken together.
+def _goodness(sample: TailSample, shape: float, scale: float, n_fitted: int) -> float:
+    """The p-value of Pearson's chi-square, with neighbouring steps merged.
 
-    Censored requests are left out of both sides: each step expects its share of those
-    that were still there.
+    Censored requests are left out of both sides: each step expects its share of the requests
+    still at risk.
     """
     from scipy import stats
 
-    leaving = seen.n_done + seen.n_censored
+    leaving = sample.n_done + sample.n_censored
     at_risk = np.cumsum(leaving[::-1])[::-1]
-    low = _log_more(seen.below - seen.threshold, shape, scale)
-    high = _log_more(seen.at - seen.threshold, shape, scale)
-    # Where nobody left, from one step that was seen to the next, some were expected too.
-    silent = at_risk * -np.expm1(low - np.concatenate([[0.0], high[:-1]]))
+    low = _log_survival(sample.below - sample.threshold, shape, scale)
+    high = _log_survival(sample.at - sample.threshold, shape, scale)
+    # Expected counts between two steps at which a request was done or censored.
+    between_steps = at_risk * -np.expm1(low - np.concatenate([[0.0], high[:-1]]))
     here = at_risk * -np.expm1(high - low)
-    met = np.column_stack([np.zeros_like(silent), seen.n_done]).ravel()
-    expected = np.column_stack([silent, here]).ravel()
+    observed = np.column_stack([np.zeros_like(between_steps), sample.n_done]).ravel()
+    expected = np.column_stack([between_steps, here]).ravel()
     cells: list[tuple[float, float]] = []
-    done = hoped = 0.0
-    for one, more in zip(met, expected, strict=True):
-        done, hoped = done + float(one), hoped + float(more)
-        if hoped * seen.weight >= _CELL:
-            cells.append((done, hoped))
-            done = hoped = 0.0
+    done = expected_n = 0.0
+    for n_seen, n_expected in zip(observed, expected, strict=True):
+        done, expected_n = done + float(n_seen), expected_n + float(n_expected)
+        if expected_n * sample.weight >= _MIN_EXPECTED:
+            cells.append((done, expected_n))
+            done = expected_n = 0.0
     if len(cells) <= n_fitted:
         return 1.0
-    square = seen.weight * sum((n - more) ** 2 / more for n, more in cells)
+    square = sample.weight * sum((n - cell) ** 2 / cell for n, cell in cells)
     return float(stats.chi2.sf(square, max(len(cells) - n_fitted, 1)))

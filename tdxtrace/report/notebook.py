@@ -71,7 +71,7 @@ _CELLS: Final = (
     ),
     (
         "code",
-        "from tdxtrace.recommend.known import policy_named\n"
+        "from tdxtrace.recommend.policy_definitions import policy_named\n"
         "from tdxtrace.recommend.replay import policies\n\n"
         'wanted = [policy_named(name, {}) for name in ("fixed-4", "budget-100us", "mainline")]\n'
         "replayed = policies(findings.retry_chains, findings.busy_answers, wanted)\n"

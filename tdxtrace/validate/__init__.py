@@ -1,1 +1,1 @@
-"""Whether the analyses are right: simulated captures, scored against the truth."""
+"""Scores of every analysis against simulated truth."""

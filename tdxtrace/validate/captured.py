@@ -1,9 +1,10 @@
-"""One cell's capture: written, read back, and each line traced to what it stands for."""
+"""Capture of one cell: written, read back, and each line mapped to the simulated event."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdxtrace.errors import FormatError
@@ -20,30 +21,43 @@ from tdxtrace.validate.cells import Cell
 
 
 @dataclass(slots=True)
-class Captured:
-    """What a cell's capture shows, what was read of it, and what it stands for."""
+class CapturedRun:
+    """A capture, its findings, and the simulated events behind its lines."""
 
     cell: Cell
     run: Run
     trace: Trace
     findings: Findings
     lines: dict[int, TraceEvent]
-    """Event that each line of the file stands for."""
+    """Event behind each line of the file."""
     returns: dict[int, int]
     """Line of the return of each SEAMCALL, by id of its call, where it can be read."""
     entries: dict[int, int]
-    """Line of its entry."""
+    """Line of the entry of each SEAMCALL, by id of its call."""
     settling: dict[tuple[int, str, int, int], list[Request]]
-    """Requests that succeeded, by what they were for."""
+    """Requests that succeeded, by their key."""
     partial_line: int = 0
     """Line that the end of the file cuts in two; 0 if none."""
 
 
-def capture(run: Run, cell: Cell) -> Captured | None:
+@dataclass(slots=True)
+class Score:
+    """Counts by name, and a few examples of wrong results."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add_example(self, text: str, most: int = 6) -> None:
+        """Keep an example unless there are ``most`` already."""
+        if len(self.examples) < most:
+            self.examples.append(text)
+
+
+def capture_run(run: Run, cell: Cell) -> CapturedRun | None:
     """Write one capture of a run, read and analyse it.
 
     Returns:
-        What came of it; None if the capture holds nothing that could be read.
+        The capture and its findings; None if it holds nothing that could be read.
     """
     probed = Capture(cell.probes, vp_enter=cell.vp_enter, arguments=cell.arguments)
     recording = faults.record(run, probed, tuple(map(faults.parse_fault, cell.faults)))
@@ -64,7 +78,7 @@ def capture(run: Run, cell: Cell) -> Captured | None:
         for number, (_, item) in enumerate(rendered[:n_whole], 1)
         if isinstance(item, TraceEvent)
     }
-    made = Captured(cell, run, trace, findings, lines, {}, {}, {})
+    made = CapturedRun(cell, run, trace, findings, lines, {}, {}, {})
     if not data.endswith(b"\n") and n_whole < len(rendered):
         made.partial_line = n_whole + 1
         item = rendered[n_whole][1]
@@ -73,11 +87,11 @@ def capture(run: Run, cell: Cell) -> Captured | None:
     for request in run.journal.requests:
         if request.outcome == "succeeded":
             made.settling.setdefault(request.key, []).append(request)
-    _place(made)
+    _index_lines(made)
     return made
 
 
-def _place(made: Captured) -> None:
+def _index_lines(made: CapturedRun) -> None:
     single = made.cell.form == "graph"
     for number, seen in made.lines.items():
         if not seen.calls:
@@ -89,6 +103,6 @@ def _place(made: Captured) -> None:
                 made.entries.setdefault(id(call), number)
 
 
-def row_of(made: Captured, call: Call) -> int | None:
-    """The ``seq`` of the seamcalls row that stands for a call; None if nothing was seen of it."""
+def row_of(made: CapturedRun, call: Call) -> int | None:
+    """Return the ``seq`` of the seamcalls row of a call; None if nothing of it was recorded."""
     return made.returns.get(id(call), made.entries.get(id(call)))

@@ -1,10 +1,8 @@
-"""Score of the busy causes: a confusion table of true and found causes, and the holders."""
+"""Score of the busy causes: counts of true and found causes, and of right holders."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tdxtrace.analysis.causes.busy_causes import busy_causes
@@ -13,33 +11,28 @@ from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.simulate.journal import RETRYABLE
 from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY
 from tdxtrace.simulate.module.state import Call
-from tdxtrace.validate.captured import Captured, row_of
+from tdxtrace.validate.captured import CapturedRun, Score, row_of
 
-# A kernel that keeps its rules never meets these, whoever holds them.
+# Locks on which a correct kernel never gets a busy answer.
 _BUG_LOCKS: Final = ("TDR", "TDVPR", "PREVIOUS_EPOCH")
 _BUSY: Final = (OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY)
-TOLD, UNTOLD = "told", "untold"
-"""Whether the module's generation was said, or had to be found or left open."""
+GENERATION_GIVEN, GENERATION_OPEN = "told", "untold"
+"""Whether the module's generation was given, or had to be inferred or left open."""
 
 
-@dataclass(slots=True)
-class CauseScore:
-    """Counts by ``told true-cause found-cause``, of holders named and right, and examples."""
+def score_causes(made: CapturedRun) -> Score:
+    """Compare the cause of every captured busy attempt with the true one.
 
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-
-def score_causes(made: Captured) -> CauseScore:
-    """Hold the cause of every busy attempt that the capture shows against the true one.
-
-    The analysis runs twice: with the module's generation said, and without.  A holder is
+    The analysis runs twice: with the module's generation given, and without.  A holder is
     right if it is the call that truly held the lock; where the module counts several holders,
-    or the analysis says that several fit as well, its cause alone is judged.
+    or the analysis finds several that fit as well, only the cause is scored.
     """
-    score = CauseScore()
+    score = Score()
     truth = list(_truth(made))
-    for how, mask in ((TOLD, mask_of(made.run.scenario.generation)), (UNTOLD, ALL_GENERATIONS)):
+    for how, mask in (
+        (GENERATION_GIVEN, mask_of(made.run.scenario.generation)),
+        (GENERATION_OPEN, ALL_GENERATIONS),
+    ):
         table = busy_causes(gather_evidence(made.trace, mask=mask))
         found = {row["seq"]: row for row in table.filter(rank=1).iter_rows(named=True)}
         for line, call, cause in truth:
@@ -50,13 +43,13 @@ def score_causes(made: Captured) -> CauseScore:
             score.counts[f"{how} {cause} {row['cause']}"] += 1
             if row["cause"] not in (cause, "unexplained"):
                 _example(score, f"{how}: {cause}, found", row, call)
-            elif row["cause"] == cause and how == TOLD:
+            elif row["cause"] == cause and how == GENERATION_GIVEN:
                 _judge_holder(score, made, row, call)
         score.counts[f"{how} extra"] += len(found.keys() - {line for line, _, _ in truth})
     return score
 
 
-def _truth(made: Captured) -> Iterator[tuple[int, Call, str]]:
+def _truth(made: CapturedRun) -> Iterator[tuple[int, Call, str]]:
     """Line, call and true cause of each busy answer that the capture shows."""
     for request in made.run.journal.requests:
         last = {call.wrapper_call or id(call): call for call in request.calls}
@@ -69,7 +62,7 @@ def _truth(made: Captured) -> Iterator[tuple[int, Call, str]]:
 
 
 def true_cause(call: Call) -> str:
-    """Who made a call busy, by what the simulated module knows."""
+    """Return the cause of a busy call, from the state of the simulated module."""
     assert call.status & HIGH_HALF in RETRYABLE
     busy_reason = call.busy_reason
     assert busy_reason is not None
@@ -82,7 +75,7 @@ def true_cause(call: Call) -> str:
     return "armed_entry" if busy_reason.resource == "TREE" and holder.armed else "host_conflict"
 
 
-def _judge_holder(score: CauseScore, made: Captured, row: dict[str, Any], call: Call) -> None:
+def _judge_holder(score: Score, made: CapturedRun, row: dict[str, Any], call: Call) -> None:
     busy_reason = call.busy_reason
     if row["holder_seq"] is None or busy_reason is None or len(busy_reason.holders) != 1:
         return
@@ -101,10 +94,9 @@ def _judge_holder(score: CauseScore, made: Captured, row: dict[str, Any], call: 
         _example(score, f"holder not {holder.leaf} of {holder.thread.tid}, but", row, call)
 
 
-def _example(score: CauseScore, what: str, row: dict[str, Any], call: Call) -> None:
-    if len(score.examples) < 6:
-        kept = ("seq", "cause", "confidence", "holder_seq", "holder_leaf", "overlap_ns", "lock")
-        told = {name: row[name] for name in kept}
-        busy_reason = call.busy_reason
-        held = [getattr(h, "leaf", "?") for h in busy_reason.holders] if busy_reason else []
-        score.examples.append(f"{what} {told}; {call.leaf} {call.status:#x} held by {held}")
+def _example(score: Score, what: str, row: dict[str, Any], call: Call) -> None:
+    columns = ("seq", "cause", "confidence", "holder_seq", "holder_leaf", "overlap_ns", "lock")
+    shown = {name: row[name] for name in columns}
+    busy_reason = call.busy_reason
+    held = [getattr(h, "leaf", "?") for h in busy_reason.holders] if busy_reason else []
+    score.add_example(f"{what} {shown}; {call.leaf} {call.status:#x} held by {held}")

@@ -1,4 +1,4 @@
-"""What is tried: scenarios, module generations, policies, formats, captures, faults, seeds."""
+"""Cells of the validation: scenarios, generations, policies, formats, captures, faults, seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdxtrace.simulate import scenario
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run of the simulator: what is shared by the cells that read its captures."""
+    """One run of the simulator, shared by the cells that read its captures."""
 
     scenario: str
     generation: str
@@ -38,25 +38,25 @@ class Cell:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the capture shows all there is to see: nothing lost, every argument."""
+        """Whether the capture is complete: nothing lost, every argument."""
         return not self.faults and self.arguments and self.probes != "stock"
 
     @property
     def shows_causes(self) -> bool:
-        """Whether it also shows who was at work when: entries of all calls, nanoseconds."""
+        """Whether it also has entries of all calls in nanoseconds."""
         whole = self.probes == "wrappers" and self.form != "graph" and self.vp_enter
         return self.is_clean and whole and "ns" in self.options
 
     @property
     def capture(self) -> str:
-        """The capture in a few words."""
+        """Short description of the capture."""
         words = [self.form, *self.options, self.probes]
         words += [] if self.vp_enter else ["no vpenter"]
         words += [] if self.arguments else ["no arguments"]
         return " ".join([*words, *self.faults])
 
 
-# Captures that are tried on every run: each format, each kind of probes, each fault.
+# Captures: each format, each kind of probes, each fault.
 _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"options": ("tgid",)},
@@ -84,7 +84,7 @@ _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {"faults": ("clock=3",)},
 )
 _BEST: Final = 4
-# What is tried of generations and policies; a scenario's own always is.
+# Generations and policies, besides a scenario's own.
 _VARIANTS: Final = (
     (None, None),
     ("B", "v1-series"),
@@ -104,16 +104,16 @@ _SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22)
 
 
 def small() -> list[Cell]:
-    """The cells that a test run has time for: few runs, one capture of each kind."""
+    """Return the cells of a test run: few runs, one capture of each kind."""
     plans = [_plan(name, generation, policy, 1) for name, generation, policy in _SMALL_RUNS]
     return list(_cells(plans, [_CAPTURES[i] for i in _SMALL_CAPTURES]))
 
 
 def full(seeds: int = 1) -> list[Cell]:
-    """Every scenario in every variant; every capture of some, four in turn of the others.
+    """Return every scenario in every variant; all captures of some, a few in turn of the others.
 
     What a capture shows depends little on the scenario, so not all of their product is
-    needed to see each pair of a capture and a kind of trouble.
+    needed to cover each pair of a capture and a kind of trouble.
     """
     plans = [
         _plan(name, generation, policy, seed)
@@ -124,20 +124,22 @@ def full(seeds: int = 1) -> list[Cell]:
     ]
     cells: list[Cell] = []
     for number, plan in enumerate(dict.fromkeys(plans)):
-        whole = plan.scenario in _IN_FULL and plan.policy == scenario.named(plan.scenario).policy
+        whole = (
+            plan.scenario in _ALL_CAPTURES and plan.policy == scenario.named(plan.scenario).policy
+        )
         turn = [_CAPTURES[(number * 3 + i) % len(_CAPTURES)] for i in range(3)]
-        # The second shows most: entries, arguments and nanoseconds.
+        # The second is the most complete: entries, arguments and nanoseconds.
         always = [_CAPTURES[0], _CAPTURES[_BEST]]
         captures = _CAPTURES if whole else [*always, *(c for c in turn if c not in always)]
         cells += _cells([plan], captures)
     return cells
 
 
-def only(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
-    """Keep the cells of some scenarios; all if none is named.
+def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
+    """Return the cells of some scenarios; all if none is named.
 
     Raises:
-        QueryError: If a name is none of these cells'.
+        QueryError: If none of the cells is of a named scenario.
     """
     known = sorted({cell.plan.scenario for cell in cells})
     for name in names:
@@ -147,7 +149,7 @@ def only(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if not names or cell.plan.scenario in names]
 
 
-_IN_FULL: Final = ("zero_step_attack", "hostile_guest", "balloon", "lifecycle", "crowd")
+_ALL_CAPTURES: Final = ("zero_step_attack", "hostile_guest", "balloon", "lifecycle", "crowd")
 
 
 def _plan(name: str, generation: str | None, policy: str | None, seed: int) -> Plan:
@@ -157,13 +159,13 @@ def _plan(name: str, generation: str | None, policy: str | None, seed: int) -> P
         generation or own.generation,
         policy or own.policy,
         seed,
-        # What a scenario is about may begin late: a life cycle ends, a timeout comes.
-        own.duration_ms if name in _LATE else _DURATION_MS,
+        # These scenarios show their effect late: the end of a life cycle, a timeout.
+        own.duration_ms if name in _FULL_LENGTH else _DURATION_MS,
         own.kernel,
     )
 
 
-_LATE: Final = ("lifecycle", "host_gives_up", "hotplug")
+_FULL_LENGTH: Final = ("lifecycle", "host_gives_up", "hotplug")
 
 
 def _cells(plans: list[Plan], captures: Sequence[dict[str, Any]]) -> Iterator[Cell]:

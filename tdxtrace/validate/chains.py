@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
@@ -11,14 +10,14 @@ import polars as pl
 from tdxtrace.simulate.journal import RETRYABLE, Request
 from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF
 from tdxtrace.simulate.module.state import Call
-from tdxtrace.validate.captured import Captured, row_of
+from tdxtrace.validate.captured import CapturedRun, Score, row_of
 
 MEASURES: Final = ("requests", "exact", "marked", "wrong", "missing", "extra", "needless", "unseen")
 
 
 @dataclass(slots=True)
 class _Expected:
-    """What a capture can show of one request: rows of its wrapper calls, and how it ended."""
+    """What a capture can show of one request: rows of its wrapper calls, and its outcome."""
 
     request: Request
     rows: list[int | None]
@@ -30,25 +29,17 @@ class _Expected:
     outcome: str
 
 
-@dataclass(slots=True)
-class ChainScore:
-    """Counts, and a few examples of what went wrong."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-
-def score_chains(made: Captured) -> ChainScore:
-    """Hold every chain that was found against the request it should stand for.
+def score_chains(made: CapturedRun) -> Score:
+    """Compare every chain that was found with its simulated request.
 
     ``exact``: as many attempts, as many busy, the same first and last call and outcome.
-    ``marked``: not so, but the chain says of itself that it was cut, or that its calls
-    were joined by less than the whole request.  ``wrong``, ``missing``, ``extra``: a
-    chain that is sure of something untrue, a request none stands for, a chain of calls
-    that belong to none.  ``needless``: marked though the capture shows all of it.
+    ``marked``: not so, but the chain is marked as cut, or its calls were joined by less
+    than the whole request.  ``wrong``, ``missing``, ``extra``: an unmarked chain that is
+    untrue, a request without a chain, a chain whose calls belong to no request.
+    ``needless``: marked though the capture shows all of it.
     ``unseen``: requests of which nothing was captured.
     """
-    score = ChainScore()
+    score = Score()
     found = made.findings.retry_chains.rows(named=True)
     by_first = {row["first_seq"]: row for row in found}
     by_thread: dict[tuple[int, int], list[dict[str, Any]]] = {}
@@ -57,20 +48,20 @@ def score_chains(made: Captured) -> ChainScore:
     claimed: set[int] = set()
     last_of_thread = _last_rows(made)
     for request in made.run.journal.requests:
-        want = _expected(made, request)
-        mine = [by_first[row] for row in want.rows if row in by_first]
-        claimed.update(row["first_seq"] for row in mine)
-        verdict = _verdict(want, mine, last_of_thread)
-        if verdict == "missing" and _covered_by_marked(made, want, by_thread):
+        expected = _expected(made, request)
+        own = [by_first[row] for row in expected.rows if row in by_first]
+        claimed.update(row["first_seq"] for row in own)
+        verdict = _verdict(expected, own, last_of_thread)
+        if verdict == "missing" and _is_in_marked_chain(made, expected, by_thread):
             verdict = "marked"
         score.counts["requests"] += 1
         score.counts[verdict] += 1
-        plain = made.cell.is_clean and _was_plain(want, last_of_thread)
-        if verdict == "marked" and plain and not _may_have_begun_before(made, mine):
+        plain = made.cell.is_clean and _is_fully_captured(expected, last_of_thread)
+        if verdict == "marked" and plain and not _may_have_begun_before(made, own):
             score.counts["needless"] += 1
-            _example(score, "needless", want, mine)
+            _example(score, "needless", expected, own)
         if verdict in ("wrong", "missing"):
-            _example(score, verdict, want, mine)
+            _example(score, verdict, expected, own)
     known = (
         claimed | {row_of(made, call) for call in made.run.unfinished_entries} | {made.partial_line}
     )
@@ -80,19 +71,16 @@ def score_chains(made: Captured) -> ChainScore:
     return score
 
 
-def _example(score: ChainScore, verdict: str, want: _Expected, mine: list[dict[str, Any]]) -> None:
-    if len(score.examples) < 6:
-        r = want.request
-        got = [
-            (m["first_seq"], m["n_attempts"], m["n_busy"], m["outcome"], m["cut_by"]) for m in mine
-        ]
-        score.examples.append(
-            f"{verdict}: {r.leaf} tid {r.thread.tid} gpa {r.gpa:#x}: {len(want.rows)} calls, "
-            f"{want.n_busy} busy, {want.outcome}, rows {want.rows[:4]}; found {got}"
-        )
+def _example(score: Score, verdict: str, expected: _Expected, own: list[dict[str, Any]]) -> None:
+    r = expected.request
+    got = [(m["first_seq"], m["n_attempts"], m["n_busy"], m["outcome"], m["cut_by"]) for m in own]
+    score.add_example(
+        f"{verdict}: {r.leaf} tid {r.thread.tid} gpa {r.gpa:#x}: {len(expected.rows)} calls, "
+        f"{expected.n_busy} busy, {expected.outcome}, rows {expected.rows[:4]}; found {got}"
+    )
 
 
-def _expected(made: Captured, request: Request) -> _Expected:
+def _expected(made: CapturedRun, request: Request) -> _Expected:
     """The request as its wrapper's calls show it; each SEAMCALL where those are probed."""
     calls = request.calls
     if made.cell.probes != "seamcall" and calls[0].wrapper_call:
@@ -100,13 +88,13 @@ def _expected(made: Captured, request: Request) -> _Expected:
         calls = list(last.values())
     rows = [row_of(made, call) for call in calls]
     outcome = request.outcome
-    if outcome == "resolved_elsewhere" and not _settled_in_sight(made, request):
-        # What settled it lies outside the capture: nothing says that somebody did.
+    if outcome == "resolved_elsewhere" and not _settled_in_capture(made, request):
+        # The call that settled it is not in the capture.
         outcome = "abandoned"
     needs_entry = made.cell.probes == "wrappers"
     return _Expected(
         request,
-        # Where the file's end cuts a line in two, nothing can be held against it.
+        # A line that the end of the file cuts in two does not count.
         [None if row == made.partial_line else row for row in rows],
         [
             id(call) in made.returns and (not needs_entry or id(call) in made.entries)
@@ -118,7 +106,7 @@ def _expected(made: Captured, request: Request) -> _Expected:
     )
 
 
-def _settled_in_sight(made: Captured, given_up: Request) -> bool:
+def _settled_in_capture(made: CapturedRun, given_up: Request) -> bool:
     """Whether the capture shows a success on the same request after this one began."""
     return any(
         request.calls[-1].end_ns >= given_up.calls[0].start_ns
@@ -131,7 +119,7 @@ def _unsettled(call: Call) -> bool:
     return call.status & HIGH_HALF in RETRYABLE
 
 
-def _last_rows(made: Captured) -> dict[int, int]:
+def _last_rows(made: CapturedRun) -> dict[int, int]:
     """Last row of each thread among its own calls: where the capture ends for it."""
     rows = made.trace.seamcalls
     own = rows.filter(~pl.col("in_irq").fill_null(False), pl.col("tid").is_not_null())
@@ -139,59 +127,67 @@ def _last_rows(made: Captured) -> dict[int, int]:
     return dict(zip(last["tid"], last["seq"], strict=True))
 
 
-def _may_have_begun_before(made: Captured, mine: list[dict[str, Any]]) -> bool:
-    """Whether TDs ran before the capture: nothing says that a thread's first call is a first."""
+def _may_have_begun_before(made: CapturedRun, own: list[dict[str, Any]]) -> bool:
+    """Whether TDs ran before the capture, so that a thread's first call may not be a first."""
     ran = not all(td.build for td in made.run.scenario.tds)
-    return ran and any(row["cut_by"] == "trace_start" for row in mine)
+    return ran and any(row["cut_by"] == "trace_start" for row in own)
 
 
-def _was_plain(want: _Expected, last_of_thread: dict[int, int]) -> bool:
+def _is_fully_captured(expected: _Expected, last_of_thread: dict[int, int]) -> bool:
     """Whether the capture shows the request from its first call to the one that settles it."""
-    whole = None not in want.rows and all(want.is_whole)
-    last = want.rows[-1]
-    ends = last is not None and last < last_of_thread.get(want.request.thread.tid, 0)
-    return whole and (want.settled or (ends and want.outcome != "cut"))
+    whole = None not in expected.rows and all(expected.is_whole)
+    last = expected.rows[-1]
+    ends = last is not None and last < last_of_thread.get(expected.request.thread.tid, 0)
+    return whole and (expected.settled or (ends and expected.outcome != "cut"))
 
 
 def _verdict(
-    want: _Expected,
-    mine: list[dict[str, Any]],
+    expected: _Expected,
+    own: list[dict[str, Any]],
     last_of_thread: dict[int, int],
 ) -> str:
-    if all(row is None for row in want.rows):
+    if all(row is None for row in expected.rows):
         return "unseen"
-    if not mine:
+    if not own:
         return "missing"
-    if len(mine) == 1 and _is_exact(want, mine[0], last_of_thread):
+    if len(own) == 1 and _is_exact(expected, own[0], last_of_thread):
         return "exact"
-    return "marked" if all(_is_marked(row) for row in mine) else "wrong"
+    return "marked" if all(_is_marked(row) for row in own) else "wrong"
 
 
-def _is_exact(want: _Expected, row: dict[str, Any], last_of_thread: dict[int, int]) -> bool:
-    outcome = want.outcome
-    if not want.settled and want.rows[-1] == last_of_thread.get(want.request.thread.tid):
-        # Given up, and the thread is never heard of again: the capture cannot tell.
+def _is_exact(expected: _Expected, row: dict[str, Any], last_of_thread: dict[int, int]) -> bool:
+    outcome = expected.outcome
+    if not expected.settled and expected.rows[-1] == last_of_thread.get(
+        expected.request.thread.tid
+    ):
+        # The last call of the thread: the capture cannot show that it was given up.
         outcome = "cut"
     found = (row["first_seq"], row["last_seq"], row["n_attempts"], row["n_busy"], row["outcome"])
-    return found == (want.rows[0], want.rows[-1], len(want.rows), want.n_busy, outcome)
+    return found == (
+        expected.rows[0],
+        expected.rows[-1],
+        len(expected.rows),
+        expected.n_busy,
+        outcome,
+    )
 
 
 def _is_marked(row: dict[str, Any]) -> bool:
     return bool(row["outcome"] == "cut" or row["identity"] != "request")
 
 
-def _covered_by_marked(
-    made: Captured, want: _Expected, by_thread: dict[tuple[int, int], list[dict[str, Any]]]
+def _is_in_marked_chain(
+    made: CapturedRun, expected: _Expected, by_thread: dict[tuple[int, int], list[dict[str, Any]]]
 ) -> bool:
-    """Whether the chains that swallowed the request's calls say that they are uncertain.
+    """Whether the chains that contain the request's calls are marked as uncertain.
 
     A call whose return was lost can be paired with the return of a later one: then the
-    chain that begins at its entry is the one to look at.  Its neighbours touch the same
-    instants within a step of the clock and stand for calls of their own, so one marked
+    chain that begins at its entry is examined.  Its neighbours touch the same instants
+    within a step of the clock and stand for calls of their own, so one marked
     chain there is enough.
     """
-    rows = by_thread.get((want.request.thread.tid, LEAF[want.request.leaf]), [])
-    first = next(row for row in want.rows if row is not None)
+    rows = by_thread.get((expected.request.thread.tid, LEAF[expected.request.leaf]), [])
+    first = next(row for row in expected.rows if row is not None)
     began = made.lines[first].ts_ns
     step = made.trace.provenance.sources[0].clock_resolution_ns
     over = [

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.simulate.journal import Episode
 from tdxtrace.simulate.module.abi import EXIT_EPT_VIOLATION, OPERAND, OPERAND_BUSY
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.record.symbols import CLOCK_START_NS
-from tdxtrace.validate.captured import Captured
+from tdxtrace.validate.captured import CapturedRun, Score
 
 STRENGTHS: Final = ("proof", "strong", "weak")
 _BUSY_SEPT: Final = OPERAND_BUSY | OPERAND["SEPT_TREE"]
 
 
-@dataclass(slots=True)
-class EpisodeScore:
-    """For each strength: found and true; for the truth: shown, and found by which form."""
+def score_episodes(made: CapturedRun) -> Score:
+    """Compare the episodes that were found with the simulated ones.
 
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-
-def score_episodes(made: Captured) -> EpisodeScore:
-    """Hold the episodes that were found against those that were.
-
-    An episode found is true if the gate kept an entry out within it: refused it, or
-    answered it with an emulated fault.  An episode that was is found if
-    an entry it refused lies within one that was found, on its thread.  Only entries whose
-    answer can be read in the capture count as shown, and where only kvm_exit shows them,
-    only after the vCPU was first seen to execute something (else: at the edge).
+    A found episode is true if the mitigation refused an entry within it, or answered one
+    with an emulated fault.  A simulated episode is found if an entry it refused lies within
+    a found one, on its thread.  Only entries whose answer can be read in the capture count
+    as shown; where only kvm_exit shows them, only after the vCPU was first seen to execute
+    something (else: at the edge).
     """
-    score = EpisodeScore()
+    score = Score()
     shown = _shown(made)
     refused = {line: call for line, call in shown.items() if call.status == _BUSY_SEPT}
     emulated = {line: call for line, call in shown.items() if _is_emulated(call)}
-    kept_out = {**refused, **emulated}
+    refused_or_emulated = {**refused, **emulated}
     spans = []
     for row in made.findings.zero_steps.rows(named=True):
         strength, tid = row["strength"], row["tid"]
         span = range(row["first_seq"], row["last_seq"] + 1)
         is_true = any(
             line in span and call.thread is not None and call.thread.tid == tid
-            for line, call in kept_out.items()
+            for line, call in refused_or_emulated.items()
         )
         score.counts[f"{strength}_found"] += 1
         score.counts[f"{strength}_true"] += is_true
-        if not is_true and strength != "weak" and len(score.examples) < 4:
-            score.examples.append(f"not an episode: {row}")
+        if not is_true and strength != "weak":
+            score.add_example(f"not an episode: {row}", 4)
         spans.append((tid, row["first_seq"], row["last_seq"], strength))
     moved = _first_progress(made)
     for episode, lines in _episodes(made, _decidable(made, refused)):
@@ -61,15 +51,15 @@ def score_episodes(made: Captured) -> EpisodeScore:
         sure = by & {"proof", "strong"}
         score.counts["found_surely"] += bool(sure)
         score.counts["found_weakly"] += bool(by) and not sure
-        if not sure and len(score.examples) < 4:
-            score.examples.append(f"not found: {episode}, lines {lines[:3]}")
+        if not sure:
+            score.add_example(f"not found: {episode}, lines {lines[:3]}", 4)
     return score
 
 
-def _decidable(made: Captured, refused: dict[int, Call]) -> dict[int, Call]:
-    """Refused entries that kvm_exit alone can tell from those that met a TRACK.
+def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
+    """Refused entries that kvm_exit alone can distinguish from those that met a TRACK.
 
-    With the status of TDH.VP.ENTER all can be told; where TRACK is probed, those that no
+    With the status of TDH.VP.ENTER that is all; where TRACK is probed, those that no
     TRACK overlaps; the others count as neither shown nor at the edge.
     """
     if made.cell.vp_enter or made.cell.probes == "stock":
@@ -86,10 +76,10 @@ def _decidable(made: Captured, refused: dict[int, Call]) -> dict[int, Call]:
     }
 
 
-def _first_progress(made: Captured) -> dict[int, int]:
-    """When each vCPU was first seen to execute something: only then is a run of faults whole.
+def _first_progress(made: CapturedRun) -> dict[int, int]:
+    """Time of each vCPU's first executed instruction: only later runs of faults are whole.
 
-    With the status of TDH.VP.ENTER itself nothing depends on what was before.
+    With the status of TDH.VP.ENTER nothing depends on earlier events.
     """
     if made.cell.vp_enter and made.cell.probes != "stock":
         return {call.thread.tid: -1 for call in made.run.journal.calls if call.thread}
@@ -107,8 +97,8 @@ def _any(lines: list[int], first: int, last: int) -> bool:
     return any(first <= line <= last for line in lines)
 
 
-def _shown(made: Captured) -> dict[int, Call]:
-    """Line that shows each entry's answer: of the status probe, else of kvm_exit."""
+def _shown(made: CapturedRun) -> dict[int, Call]:
+    """Line with each entry's answer: of the status probe, else of kvm_exit."""
     entries = {id(call): call for call in made.run.journal.calls if call.leaf == "TDH.VP.ENTER"}
     if made.cell.vp_enter and made.cell.probes != "stock":
         return {made.returns[i]: call for i, call in entries.items() if i in made.returns}
@@ -130,8 +120,8 @@ def _is_emulated(call: Call) -> bool:
     return call.status == EXIT_EPT_VIOLATION and call.armed and not call.entered
 
 
-def _episodes(made: Captured, refused: dict[int, Call]) -> list[tuple[Episode, list[int]]]:
-    """Episodes with the lines that show their refused entries; those without any left out."""
+def _episodes(made: CapturedRun, refused: dict[int, Call]) -> list[tuple[Episode, list[int]]]:
+    """Episodes with the lines of their refused entries; those without any are left out."""
     found = []
     for episode in made.run.journal.episodes:
         ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1

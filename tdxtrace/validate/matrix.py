@@ -1,4 +1,4 @@
-"""Runs every cell and adds up the scores; later analyses plug in by one more scorer."""
+"""Runs every cell and sums the scores; an analysis is added by one more scorer."""
 
 from __future__ import annotations
 
@@ -8,30 +8,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
-from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.captured import CapturedRun, Score, capture_run
 from tdxtrace.validate.causes import score_causes
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.chains import score_chains
 from tdxtrace.validate.episodes import score_episodes
-from tdxtrace.validate.judgements import score_judgements
-
-
-class Score(Protocol):
-    """What a scorer returns: counts by name, and examples of what is wrong."""
-
-    counts: Counter[str]
-    examples: list[str]
-
+from tdxtrace.validate.verdicts import score_verdicts
 
 # One scorer per analysis, by the name of the table it returns.
-SCORERS: Final[dict[str, Callable[[Captured], Score]]] = {
+SCORERS: Final[dict[str, Callable[[CapturedRun], Score]]] = {
     "retry_chains": score_chains,
     "zero_steps": score_episodes,
-    "verdicts": score_judgements,
+    "verdicts": score_verdicts,
     "busy_causes": score_causes,
 }
 Progress = Callable[[int, int], None]
@@ -52,9 +44,9 @@ def validate(cells: list[Cell], jobs: int = 0, progress: Progress | None = None)
     """Run and score cells.
 
     Args:
-        cells: Which; those of one plan share its simulation.
-        jobs: Processes to use; 0: one for each CPU.
-        progress: Called with plans done and plans in all.
+        cells: Cells to run; those of one plan share its simulation.
+        jobs: Number of processes; 0: one for each CPU.
+        progress: Called with the number of plans done and of all plans.
 
     Returns:
         One result per cell, in their order.
@@ -75,7 +67,7 @@ def _run(groups: list[list[Cell]], jobs: int) -> Iterator[list[Result]]:
     if jobs == 1 or len(groups) == 1:
         yield from map(score_group, groups)
         return
-    # polars has threads of its own, which a forked child would find stopped.
+    # The thread pool of polars does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         for future in as_completed([pool.submit(score_group, group) for group in groups]):
@@ -101,11 +93,11 @@ def simulated(plan: Plan) -> Run:
 
 def _scored(run: Run, cell: Cell) -> Result:
     result = Result(cell)
-    made = capture(run, cell)
+    made = capture_run(run, cell)
     if made is None:
         return result
     losses = made.trace.losses.filter(made.trace.losses["kind"].is_in(["unparsed", "undecoded"]))
-    # A line that the end of the file cuts in two is rightly not understood.
+    # A line that the end of the file cuts in two cannot be parsed.
     result.unparsed = max(0, int(losses["n_lines"].sum()) - bool(made.partial_line))
     for name, scorer in SCORERS.items():
         score = scorer(made)
@@ -115,7 +107,7 @@ def _scored(run: Run, cell: Cell) -> Result:
 
 
 def total(results: Iterable[Result], analysis: str) -> Counter[str]:
-    """Counts of one analysis over many cells."""
+    """Return the sums of the counts of one analysis over many cells."""
     added: Counter[str] = Counter()
     for result in results:
         added.update(result.counts.get(analysis, {}))

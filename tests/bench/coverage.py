@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import episodes
 from tdxtrace.recommend.limits import limits
-from tdxtrace.recommend.wish import Wish
+from tdxtrace.recommend.target import Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS
@@ -178,7 +178,7 @@ def one(cell: Cell, seed: int) -> Counter[str]:
             is_held = row["done_low"][0] <= 1 - cell.more(n) <= row["done_high"][0]
             held.update({f"{name} asked": 1, f"{name} so": int(is_held)})
     for name, target in (("counted", COUNTED), ("far", cell.far)):
-        wish = Wish(target, 0.95)
+        wish = Target(target, 0.95)
         steps = curve.filter(pl.col("unit") == "attempts")
         found = limits(steps, chains, LOSSES.empty(), 1.0, wish).row(0, named=True)
         held.update({f"{name} {found['basis']}": 1, f"{name} traces": 1})

@@ -88,7 +88,7 @@ def test_how_traces_are_read_is_part_of_the_calls(tmp_path: Path) -> None:
         assert "level_base=0" in same(command, SAMPLES / "contended.txt", *words)
 
 
-def test_wishes_that_contradict_each_other_are_refused() -> None:
+def test_contradictory_targets_are_refused() -> None:
     words = ("--target", "1e-3", "--at-most", "1 VM per day", "--python")
     assert "choose one" in refused(2, "recommend", SAMPLES / "contended.txt", *words)
 

@@ -1,4 +1,4 @@
-"""Limits: what is counted, what is extrapolated, what is withheld, and that it holds."""
+"""Limits that are observed, extrapolated or withheld, and their coverage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tdxtrace.intervals import exact_interval
 from tdxtrace.pipeline import analyze
 from tdxtrace.recommend import tail
 from tdxtrace.recommend.limits import limits, observed_seconds
-from tdxtrace.recommend.wish import Wish, parse_rate
+from tdxtrace.recommend.target import Target, parse_rate
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -46,10 +46,10 @@ def chains_of(n_busy: list[int] | np.ndarray[Any, Any], source: int = 0) -> pl.D
     return chains.select(RETRY_CHAINS.schema.names()).cast(RETRY_CHAINS.schema)
 
 
-def row_of(n_busy: list[int] | np.ndarray[Any, Any], wish: Wish, unit: str = "attempts") -> Any:  # noqa: ANN401
+def row_of(n_busy: list[int] | np.ndarray[Any, Any], target: Target, unit: str = "attempts") -> Any:  # noqa: ANN401
     chains = chains_of(n_busy)
     curve = attempts(chains, coverage.answers_of(chains))
-    rows = LIMITS.check(limits(curve, chains, NO_LOSS, 1.0, wish))
+    rows = LIMITS.check(limits(curve, chains, NO_LOSS, 1.0, target))
     return rows.row(
         by_predicate=(pl.col("made_by") == "anyone") & (pl.col("unit") == unit), named=True
     )
@@ -63,7 +63,7 @@ def apart(numbers: list[int], clean: int) -> list[int]:
 
 
 def test_the_limit_is_where_the_exact_bound_meets_the_target() -> None:
-    row = row_of(apart([1] * 40 + [2] * 20 + [3] * 5, 10_000), Wish(2e-3))
+    row = row_of(apart([1] * 40 + [2] * 20 + [3] * 5, 10_000), Target(2e-3))
     assert (row["basis"], row["limit"]) == ("observed", 3)
     n = row["n_requests"]
     above = stats.beta.ppf(0.95, 5 + 1, n - 5)
@@ -75,47 +75,47 @@ def test_the_limit_is_where_the_exact_bound_meets_the_target() -> None:
     assert row["reason"] is None
 
 
-def test_a_surer_limit_is_no_smaller_and_a_rarer_one_neither() -> None:
+def test_limits_grow_with_confidence_and_rarity() -> None:
     numbers = apart([1] * 60 + [2] * 30 + [3] * 15 + [4] * 4, 20_000)
-    limit = [row_of(numbers, Wish(2e-3, sure))["limit"] for sure in (0.6, 0.9, 0.99, 0.9999)]
+    limit = [row_of(numbers, Target(2e-3, sure))["limit"] for sure in (0.6, 0.9, 0.99, 0.9999)]
     assert limit == sorted(limit)
-    limit = [row_of(numbers, Wish(target))["limit"] for target in (1e-2, 5e-3, 2e-3, 1e-3)]
+    limit = [row_of(numbers, Target(target))["limit"] for target in (1e-2, 5e-3, 2e-3, 1e-3)]
     assert limit == sorted(limit)
 
 
 def test_where_nothing_was_busy_the_rule_of_three_bounds_it() -> None:
-    enough = row_of([0] * 3000, Wish(1e-3))
+    enough = row_of([0] * 3000, Target(1e-3))
     assert (enough["basis"], enough["limit"], enough["exceed_ratio"]) == ("nothing_busy", 1, 0.0)
     assert enough["exceed_high"] == pytest.approx(3 / 3000, rel=0.01)
-    few = row_of([0] * 2990, Wish(1e-3))
+    few = row_of([0] * 2990, Target(1e-3))
     assert (few["basis"], few["limit"]) == ("withheld", None)
     assert few["needed_requests"] == 2996
     assert "nothing was busy" in few["reason"]
     assert "about 2,996 requests would be needed" in few["reason"]
 
 
-def test_in_time_nothing_busy_is_no_time_at_all() -> None:
-    assert row_of([0] * 3000, Wish(1e-3), "ns")["limit"] == 0
+def test_without_busy_answers_the_limit_in_time_is_zero() -> None:
+    assert row_of([0] * 3000, Target(1e-3), "ns")["limit"] == 0
 
 
 def test_few_busy_requests_support_no_tail() -> None:
-    row = row_of(apart([1, 2, 1, 5, 1], 500), Wish(1e-4))
+    row = row_of(apart([1, 2, 1, 5, 1], 500), Target(1e-4))
     assert (row["basis"], row["limit"]) == ("withheld", None)
-    assert row["reason"].startswith("not supported by this trace: of its requests only ")
+    assert row["reason"].startswith("not supported by this trace: too few independent ")
     assert row["needed_requests"] >= 29_957
 
 
 def test_a_target_far_rarer_than_what_was_counted_is_not_supported() -> None:
     numbers = apart(list(np.random.default_rng(3).geometric(0.5, 300)), 5_000)
-    assert row_of(numbers, Wish(1e-5))["basis"] == "extrapolated"
-    row = row_of(numbers, Wish(1e-6))
+    assert row_of(numbers, Target(1e-5))["basis"] == "extrapolated"
+    row = row_of(numbers, Target(1e-6))
     assert row["basis"] == "withheld"
     assert "100 times rarer" in row["reason"]
 
 
-def test_a_tail_that_was_not_seen_to_its_end_is_extrapolated_and_marked() -> None:
+def test_a_limit_beyond_the_data_is_extrapolated_and_marked() -> None:
     numbers = apart(list(np.random.default_rng(5).geometric(0.5, 400)), 40_000)
-    row = row_of(numbers, Wish(1e-6))
+    row = row_of(numbers, Target(1e-6))
     assert (row["basis"], row["model"], row["shape"]) == ("extrapolated", "geometric", 0.0)
     truth = 1 + math.ceil(math.log(1e-6 / 0.01) / math.log(0.5))
     assert row["max_seen"] < truth <= row["limit"] <= 3 * truth
@@ -126,43 +126,43 @@ def test_a_tail_that_was_not_seen_to_its_end_is_extrapolated_and_marked() -> Non
     assert row["reason"].startswith("extrapolated: at most")
 
 
-def test_a_heavy_tail_is_known_for_one() -> None:
+def test_a_heavy_tail_is_recognised() -> None:
     u = np.random.default_rng(2).random(3_000)
     heavy = np.ceil(2 * (u**-0.6 - 1) / 0.6)
-    row = row_of(apart([int(max(n, 1)) for n in heavy], 100_000), Wish(1e-5))
+    row = row_of(apart([int(max(n, 1)) for n in heavy], 100_000), Target(1e-5))
     assert row["model"] == "generalised_pareto"
     assert row["shape"] == pytest.approx(0.6, abs=0.25)
 
 
 def test_a_tail_that_fits_no_model_is_withheld() -> None:
     # Most of them once or twice, the others ten to twelve times, and none in between.
-    row = row_of(apart([1, 2, 1, 2, 10, 11, 12] * 80, 50_000), Wish(1e-5))
+    row = row_of(apart([1, 2, 1, 2, 10, 11, 12] * 80, 50_000), Target(1e-5))
     assert (row["basis"], row["limit"]) == ("withheld", None)
     assert "neither geometric nor generalised Pareto" in row["reason"]
 
 
 def test_bursts_make_limits_larger_or_withhold_them() -> None:
     numbers = [1] * 100 + [2] * 40 + [3] * 20
-    alone = row_of(apart(numbers, 40_000), Wish(1e-3))
+    alone = row_of(apart(numbers, 40_000), Target(1e-3))
     burst = [n for _ in range(16) for n in (*[0] * 2_500, *[1] * 6, *[2] * 3, 3)]
-    together = row_of(burst, Wish(1e-3))
+    together = row_of(burst, Target(1e-3))
     assert alone["basis"] == "observed"
     assert together["design_effect"] > 2 * alone["design_effect"]
     assert together["limit"] is None or together["limit"] >= alone["limit"]
 
 
-def test_requests_given_up_by_the_policy_of_the_trace_leave_the_rest_open() -> None:
+def test_abandoned_requests_are_censored() -> None:
     told = story(" ".join(f"B{p} B{p} B{p}" if p % 9 == 0 else f"S{p}" for p in range(1, 1200)))
     chains = retry_chains(told.seamcalls, told.losses)
     curve = attempts(chains, busy_answers(told.seamcalls, chains))
-    row = limits(curve, chains, told.losses, 1.0, Wish(0.05)).row(0, named=True)
+    row = limits(curve, chains, told.losses, 1.0, Target(0.05)).row(0, named=True)
     assert (row["basis"], row["n_censored"]) == ("withheld", 133)
 
 
 # By who made it busy.
 
 
-def by_maker(text: str, causes: dict[str, str], wish: Wish) -> dict[str, dict[str, Any]]:
+def by_maker(text: str, causes: dict[str, str], target: Target) -> dict[str, dict[str, Any]]:
     told = story(text)
     chains = retry_chains(told.seamcalls, told.losses)
     answers = busy_answers(told.seamcalls, chains)
@@ -173,7 +173,7 @@ def by_maker(text: str, causes: dict[str, str], wish: Wish) -> dict[str, dict[st
     caused = caused.with_columns(pl.lit(None).alias(name) for name in missing)
     table = caused.select(BUSY_CAUSES.schema.names()).cast(BUSY_CAUSES.schema)
     curve = ATTEMPTS.check(attempts(chains, answers, table))
-    rows = LIMITS.check(limits(curve, chains, told.losses, 1.0, wish))
+    rows = LIMITS.check(limits(curve, chains, told.losses, 1.0, target))
     attempted = rows.filter(pl.col("unit") == "attempts")
     return {row["made_by"]: row for row in attempted.iter_rows(named=True)}
 
@@ -183,7 +183,7 @@ _MIXED = " ".join(f"B{p} B{p} K{p} S{p}" if p % 40 == 0 else f"S{p}" for p in ra
 
 
 def test_host_and_guest_get_limits_of_their_own() -> None:
-    rows = by_maker(_MIXED, _WHO, Wish(0.01, 0.9))
+    rows = by_maker(_MIXED, _WHO, Target(0.01, 0.9))
     assert {name: row["limit"] for name, row in rows.items()} == {
         "anyone": 4,
         "host": 3,
@@ -196,8 +196,8 @@ def test_host_and_guest_get_limits_of_their_own() -> None:
     }
 
 
-def test_what_nobody_can_explain_counts_for_both() -> None:
-    rows = by_maker(_MIXED, {"146": "unexplained", "1": "armed_entry"}, Wish(0.01, 0.9))
+def test_unexplained_answers_count_for_host_and_guest() -> None:
+    rows = by_maker(_MIXED, {"146": "unexplained", "1": "armed_entry"}, Target(0.01, 0.9))
     assert {name: row["limit"] for name, row in rows.items()} == {
         "anyone": 4,
         "host": 3,
@@ -206,7 +206,7 @@ def test_what_nobody_can_explain_counts_for_both() -> None:
 
 
 def test_a_guest_that_made_nothing_busy_has_the_rule_of_three() -> None:
-    rows = by_maker(_MIXED, {"146": "host_conflict", "1": "kernel_bug"}, Wish(0.01, 0.9))
+    rows = by_maker(_MIXED, {"146": "host_conflict", "1": "kernel_bug"}, Target(0.01, 0.9))
     assert (rows["guest"]["basis"], rows["guest"]["limit"]) == ("nothing_busy", 1)
 
 
@@ -218,26 +218,26 @@ def test_without_causes_the_split_is_withheld_with_the_reason() -> None:
     assert split["reason"].str.contains("who made the answers busy").all()
 
 
-def test_findings_know_who_made_it_busy() -> None:
+def test_findings_have_limits_by_maker() -> None:
     found = analyze(story("B1 S1 K2 S2").trace)
     assert {"cause", "maker"} <= set(found.attempts["by"])
     split = found.limits.filter(pl.col("made_by") != "anyone")
     assert not split["reason"].str.contains("who made the answers busy").any()
 
 
-def test_the_unexplained_are_told() -> None:
-    rows = by_maker(_MIXED, {"146": "unexplained", "1": "guest"}, Wish(0.01, 0.9))
+def test_the_number_of_unexplained_answers_is_in_the_reason() -> None:
+    rows = by_maker(_MIXED, {"146": "unexplained", "1": "guest"}, Target(0.01, 0.9))
     told = "78 busy answers are unexplained and count for host and guest"
     assert rows["anyone"]["reason"] is None
     assert rows["host"]["reason"] == rows["guest"]["reason"] == told
 
 
-def test_a_part_that_supports_no_limit_of_its_own_has_that_of_all() -> None:
+def test_a_maker_without_a_limit_of_its_own_has_that_of_all() -> None:
     # Two episodes of the guest are too few to tell how uneven they are.
     guests = {305, 905}
     ends = {p: "K" if p in guests else "B" for p in (*guests, *range(10, 1200, 10))}
     text = " ".join(f"{ends.get(p, '')}{p if p in ends else ''} S{p}" for p in range(1, 1200))
-    rows = by_maker(text, _WHO, Wish(0.01, 0.9))
+    rows = by_maker(text, _WHO, Target(0.01, 0.9))
     assert {name: row["limit"] for name, row in rows.items()} == {
         "anyone": 2,
         "host": 2,
@@ -264,49 +264,49 @@ def test_merging_traces_is_analysing_them_together(traces: list[list[int]]) -> N
     apart_ = [retry_chains(calls, NO_LOSS) for calls in told]
     merged = pl.concat(apart_)
     of_each = [busy_answers(calls, own) for calls, own in zip(told, apart_, strict=True)]
-    wish = Wish(0.2, 0.8)
-    one = limits(attempts(chains, answers), chains, NO_LOSS, 1.0, wish)
+    target = Target(0.2, 0.8)
+    one = limits(attempts(chains, answers), chains, NO_LOSS, 1.0, target)
     other = limits(
-        attempts(merged[::-1], pl.concat(of_each[::-1])), merged[::-1], NO_LOSS, 1.0, wish
+        attempts(merged[::-1], pl.concat(of_each[::-1])), merged[::-1], NO_LOSS, 1.0, target
     )
     assert one.equals(other)
 
 
-def test_two_runs_say_the_same() -> None:
+def test_limits_are_reproducible() -> None:
     numbers = apart(list(np.random.default_rng(5).geometric(0.5, 400)), 40_000)
-    assert row_of(numbers, Wish(1e-6)) == row_of(numbers, Wish(1e-6))
+    assert row_of(numbers, Target(1e-6)) == row_of(numbers, Target(1e-6))
 
 
 # Wishes.
 
 
 def test_a_rate_is_shared_out_among_the_leaves() -> None:
-    wish = Wish(per_second=parse_rate("1 VM per hour"))
+    target = Target(per_second=parse_rate("1 VM per hour"))
     # 3600 requests of a leaf in an hour, two leaves: half a request of each may exceed.
-    assert wish.target_of(3600, 2, 3600.0) == pytest.approx(0.5 / 3600)
-    assert wish.target_of(3600, 2, None) is None
-    assert wish.target_of(1, 1, 1e9) == 0.5
-    assert Wish(1e-4).target_of(5, 3, None) == 1e-4
+    assert target.for_leaf(3600, 2, 3600.0) == pytest.approx(0.5 / 3600)
+    assert target.for_leaf(3600, 2, None) is None
+    assert target.for_leaf(1, 1, 1e9) == 0.5
+    assert Target(1e-4).for_leaf(5, 3, None) == 1e-4
 
 
 def test_without_a_clock_a_rate_is_withheld() -> None:
     chains = chains_of([0] * 100)
     curve = attempts(chains, coverage.answers_of(chains))
-    rows = limits(curve, chains, NO_LOSS, None, Wish(per_second=1.0))
+    rows = limits(curve, chains, NO_LOSS, None, Target(per_second=1.0))
     row = rows.filter(pl.col("made_by") == "anyone").row(0, named=True)
     assert "how long was recorded is not known" in row["reason"]
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0, 2.0, math.nan])
-def test_a_target_that_is_no_chance_is_refused(target: float) -> None:
+def test_a_target_outside_0_to_1_is_refused(target: float) -> None:
     with pytest.raises(QueryError, match="choose one above 0 and below 1"):
-        Wish(target)
+        Target(target)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.4, 1.0, 2.0, 95.0, math.nan])
-def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
     with pytest.raises(QueryError, match=r"choose one from 0.5 to below 1, such as 0.95"):
-        Wish(confidence=confidence)
+        Target(confidence=confidence)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
         ("", "not a rate"),
     ],
 )
-def test_a_rate_that_is_none_is_refused(text: str, said: str) -> None:
+def test_a_malformed_rate_is_refused(text: str, said: str) -> None:
     with pytest.raises(QueryError, match=said):
         parse_rate(text)
 
@@ -339,7 +339,7 @@ def test_time_recorded_is_known_only_if_the_clock_has_a_unit() -> None:
 # The parts.
 
 
-def test_the_exact_interval_is_scipys() -> None:
+def test_the_exact_interval_equals_that_of_scipy() -> None:
     for met, n in ((0, 10), (3, 10), (10, 10), (1, 100_000)):
         low, high = exact_interval(np.array([met / n]), np.array([float(n)]), 0.95)
         theirs = stats.binomtest(met, n).proportion_ci(0.95)
@@ -350,23 +350,25 @@ def test_a_tails_bounds_hold_its_quantile_between_them() -> None:
     chance = np.random.default_rng(1)
     counts = np.bincount(chance.geometric(0.4, 500))[1:].astype(float)
     at = np.arange(1, len(counts) + 1, dtype=float) + 1
-    seen = tail.Seen(1.0, at - 1, at, counts, np.zeros_like(counts), 0.05, 10_000.0, 1.0)
+    seen = tail.TailSample(1.0, at - 1, at, counts, np.zeros_like(counts), 0.05, 10_000.0, 1.0)
     fitted = tail.fit(seen)
     quantile = fitted.quantile(1e-5)
     ends = [fitted.bound(1e-5, z, 1e6) for z in (0.001, 0.2, 0.8, 0.999)]
     assert ends == sorted(ends)
     assert ends[1] < quantile < ends[2]
-    assert fitted.more(quantile) == pytest.approx(1e-5)
+    assert fitted.exceedance(quantile) == pytest.approx(1e-5)
     assert fitted.scale == pytest.approx(-1 / math.log(0.6), rel=0.2)
     # Half as much weight is as half as many requests: wider.
-    half = tail.fit(tail.Seen(1.0, at - 1, at, counts, np.zeros_like(counts), 0.05, 5_000.0, 0.5))
+    half = tail.fit(
+        tail.TailSample(1.0, at - 1, at, counts, np.zeros_like(counts), 0.05, 5_000.0, 0.5)
+    )
     assert half.bound(1e-5, 0.95, 1e6) > fitted.bound(1e-5, 0.95, 1e6)
 
 
 @pytest.mark.parametrize(
     "cell", [coverage.Cell(False, 4_000, False), coverage.Cell(True, 4_000, True)]
 )
-def test_intervals_hold_the_truth_about_as_often_as_they_say(cell: coverage.Cell) -> None:
+def test_intervals_have_about_their_nominal_coverage(cell: coverage.Cell) -> None:
     held = sum((coverage.one(cell, seed) for seed in range(20)), start=Counter[str]())
     assert held["within 1 asked"] == 20
     assert held["within 1 so"] >= 16
@@ -375,7 +377,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(cell: coverage.Cell
         assert held[f"{name} kept"] >= 0.8 * held[f"{name} limits"]
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     assert limits(ATTEMPTS.empty(), RETRY_CHAINS.empty(), NO_LOSS).equals(LIMITS.empty())
 
 

@@ -1,4 +1,4 @@
-"""Policies replayed on stories: who would have exceeded, what it would have cost."""
+"""Policies replayed on small scenarios."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from support.story import Story, story, without
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.errors import InputError, QueryError, TableError
-from tdxtrace.recommend.known import DEFAULTS, EVERY, Ladder, Rule, nanoseconds, policy_named
+from tdxtrace.intervals import interval_of_sum
+from tdxtrace.recommend.policy_definitions import (
+    ANY_LEAF,
+    DEFAULTS,
+    DoublingLimit,
+    LeafPolicy,
+    nanoseconds,
+    policy_named,
+)
 from tdxtrace.recommend.policy_file import read_policies
 from tdxtrace.recommend.replay import policies
-from tdxtrace.recommend.resample import interval_of_sum
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
 from tdxtrace.tdx.leaves import leaf_table
@@ -85,7 +92,7 @@ def test_mainline_makes_two_calls_with_a_kick_between(leaf: str, number: int) ->
     assert "kick changes what follows" in two["not_known"]
 
 
-def test_mainline_has_no_limit_for_faults_and_entries_but_dies_of_what_it_does_not_expect() -> None:
+def test_mainline_retries_faults_and_entries_without_limit_only() -> None:
     told = story("B1 " * 40 + "S1 " + "enterB " * 40 + "enterX " + "N2 N2 S2 Y3 S3")
     rows = {row["leaf"]: row for row in replay(told, "mainline").iter_rows(named=True)}
     assert (rows[0]["calls"], rows[0]["n_exceeding"]) == (None, 0)
@@ -93,7 +100,7 @@ def test_mainline_has_no_limit_for_faults_and_entries_but_dies_of_what_it_does_n
     assert (rows[6]["n_exceeding"], rows[6]["n_bugs"]) == (1, 1)
 
 
-def test_a_leaf_fares_the_same_whatever_other_leaves_met() -> None:
+def test_leaves_do_not_affect_each_other() -> None:
     busy = "B1 B1 B1 S1 enterD enterD enterD enterC"
     quiet = "2/trackS 2/trackS 2/trackS"
     both = replay(story(f"{busy} {quiet}"))
@@ -159,7 +166,7 @@ def test_policies_have_a_row_for_each_leaf_they_rule() -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=25), st.integers(1, 9))
-def test_fixed_limits_are_what_one_can_count(n_busy: list[int], calls: int) -> None:
+def test_fixed_limits_equal_a_direct_count(n_busy: list[int], calls: int) -> None:
     text = " ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(n_busy, 1))
     row = row_of(text, f"fixed-{calls}")
     assert row["n_exceeding"] == sum(n + 1 > calls for n in n_busy)
@@ -171,7 +178,7 @@ def test_fixed_limits_are_what_one_can_count(n_busy: list[int], calls: int) -> N
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=25))
-def test_a_larger_limit_never_exceeds_more_nor_spends_less(n_busy: list[int]) -> None:
+def test_a_larger_limit_exceeds_no_more_and_takes_no_less_time(n_busy: list[int]) -> None:
     text = " ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(n_busy, 1))
     rows = replay(story(text), *(f"fixed-{n}" for n in range(1, 10)))
     assert rows["n_exceeding"].is_sorted(descending=True)
@@ -186,7 +193,7 @@ def test_a_few_lone_requests_have_the_exact_interval() -> None:
     assert row["exceeding_high"] == pytest.approx(exact.high, rel=0.1)
 
 
-def test_nothing_in_is_an_empty_table_out() -> None:
+def test_empty_input_gives_an_empty_table() -> None:
     assert policies(RETRY_CHAINS.empty(), BUSY_ANSWERS.empty()).equals(POLICIES.empty())
 
 
@@ -198,7 +205,7 @@ def test_columns_that_are_missing_are_named() -> None:
 # Resampling.
 
 
-def test_the_interval_of_a_sum_is_the_same_each_time_and_as_wide_as_it_should_be() -> None:
+def test_the_interval_of_a_sum_is_reproducible_and_of_nominal_width() -> None:
     import numpy as np
 
     parts = np.full(400, 5.0)
@@ -238,13 +245,13 @@ def test_times_have_a_unit(text: str, ns: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "ms", "-1ms", "0ms", "1 fortnight", "1e3s"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_a_malformed_time_is_refused(text: str) -> None:
     with pytest.raises(QueryError, match="not a time"):
         nanoseconds(text)
 
 
 def test_every_leaf_that_a_known_policy_names_exists() -> None:
-    known = {*leaf_table()["name"], EVERY}
+    known = {*leaf_table()["name"], ANY_LEAF}
     for name in ("seed-loop", "v1-series", "mainline", "endless"):
         assert set(policy_named(name).rules) <= known
 
@@ -255,7 +262,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_file_gives_policies_with_all_their_words(tmp_path: Path) -> None:
+def test_a_file_defines_policies_with_all_keys(tmp_path: Path) -> None:
     text = """
         [policy.patient]
         calls = 40
@@ -270,10 +277,10 @@ def test_a_file_gives_policies_with_all_their_words(tmp_path: Path) -> None:
         initial = 8
         """
     found = read_policies(written(tmp_path, text))
-    rule = Rule(40, 2_000_000, "sept", "again", "return", True)
+    rule = LeafPolicy(40, 2_000_000, "sept", "again", "return", True)
     assert found["patient"].rules == {"TDH.MEM.PAGE.AUG": rule, "TDH.MEM.TRACK": rule}
     assert found["patient"].source == "me"
-    assert found["loop"].rules == {EVERY: Rule(ladder=Ladder(initial=8))}
+    assert found["loop"].rules == {ANY_LEAF: LeafPolicy(doubling=DoublingLimit(initial=8))}
     assert policy_named("patient", found) is found["patient"]
 
 
@@ -301,7 +308,7 @@ def test_a_file_gives_policies_with_all_their_words(tmp_path: Path) -> None:
         ("[policy.x", "is not TOML"),
     ],
 )
-def test_a_slip_is_answered_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_reported_in_one_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(QueryError, match=said) as error:
         read_policies(written(tmp_path, text))
     assert str(error.value).isprintable()

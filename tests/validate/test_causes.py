@@ -1,4 +1,4 @@
-"""The scorer of causes sees what is wrong, and its confusion table counts everything once."""
+"""The scorer of causes, on correct and altered findings, and the confusion table."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from tdxtrace.analysis.causes.busy_causes import busy_causes
 from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.tables.causes import CAUSES
 from tdxtrace.validate import causes as scorer
-from tdxtrace.validate import confusion
-from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.acceptance import (
+    Thresholds,
+    cause_precision,
+    cause_recall,
+    confusion_table,
+    failures,
+)
+from tdxtrace.validate.captured import CapturedRun, capture_run
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.matrix import Result, simulated
-from tdxtrace.validate.verdict import Thresholds, failures
 
 PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
 CELL = Cell(PLAN, form="trace-cmd", options=("raw", "ns"))
 
 
 @cache
-def _captured() -> Captured:
-    made = capture(simulated(PLAN), CELL)
+def _captured() -> CapturedRun:
+    made = capture_run(simulated(PLAN), CELL)
     assert made is not None
     return made
 
@@ -41,7 +46,7 @@ def test_a_capture_in_nanoseconds_gets_every_cause_and_holder_right() -> None:
     assert score.counts["holder right"] == score.counts["holder named"] > 50
     assert score.counts["told host_conflict host_conflict"] > 50
     result = [_result(score.counts)]
-    assert confusion.precision(result) == confusion.recall(result) == 1.0
+    assert cause_precision(result) == cause_recall(result) == 1.0
     assert failures(result, Thresholds()) == []
 
 
@@ -60,8 +65,8 @@ def test_a_wrong_cause_is_counted_and_fails(
 
     def spoilt(gather_evidence: Iterable[BusyEvidence]) -> pl.DataFrame:
         table = found(gather_evidence)
-        mine = pl.col("cause") == "host_conflict"
-        told = pl.when(mine).then(pl.lit(lie["cause"])).otherwise(pl.col("cause").cast(pl.String))
+        own = pl.col("cause") == "host_conflict"
+        told = pl.when(own).then(pl.lit(lie["cause"])).otherwise(pl.col("cause").cast(pl.String))
         return table.with_columns(cause=told.cast(pl.Enum(CAUSES)))
 
     monkeypatch.setattr(scorer, "busy_causes", spoilt)
@@ -85,17 +90,17 @@ def test_a_wrong_holder_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_confusion_table_counts_every_attempt_once() -> None:
     counts = scorer.score_causes(_captured()).counts
-    head, *rows = confusion.confusion_table([_result(counts)])
+    head, *rows = confusion_table([_result(counts)])
     numbers = [int(n) for row in rows for n in row[4:9] if n != "-"]
     assert len(head) == len(rows[0])
     words = (key.split() for key in counts)
     assert sum(numbers) == sum(counts[" ".join(w)] for w in words if len(w) == 3)
 
 
-def test_a_gate_that_may_be_armed_is_no_answer_beside_a_call_that_had_the_tree() -> None:
+def test_a_perhaps_armed_entry_is_no_answer_beside_a_call_that_had_the_tree() -> None:
     """Accept storms arm gates by the look of them, and installs meet each other in numbers."""
     plan = Plan("boot_storm", "A", "v1-series", 1, 6)
-    made = capture(simulated(plan), Cell(plan, form="trace-cmd", options=("raw", "ns")))
+    made = capture_run(simulated(plan), Cell(plan, form="trace-cmd", options=("raw", "ns")))
     assert made is not None
     counts = scorer.score_causes(made).counts
     assert counts["told host_conflict host_conflict"] > 1000

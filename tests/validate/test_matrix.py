@@ -1,4 +1,4 @@
-"""The small matrix, through the program: every analysis right on every capture of it."""
+"""The small matrix through the command: no analysis fails on any capture."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The scorers see what is wrong: findings are spoilt by hand, and the score has to tell."""
+"""The scorers of chains and episodes, on correct and altered findings."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,24 +8,24 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.acceptance import Thresholds, failures, figures, table
+from tdxtrace.validate.captured import CapturedRun, capture_run
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.chains import score_chains
 from tdxtrace.validate.episodes import score_episodes
 from tdxtrace.validate.matrix import Result, simulated
-from tdxtrace.validate.verdict import Thresholds, failures, figures, table
 
 PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
 
 
 @cache
-def _captured(**changes: Any) -> Captured:  # noqa: ANN401 - fields of a cell
-    made = capture(simulated(PLAN), dataclasses.replace(Cell(PLAN), **changes))
+def _captured(**changes: Any) -> CapturedRun:  # noqa: ANN401 - fields of a cell
+    made = capture_run(simulated(PLAN), dataclasses.replace(Cell(PLAN), **changes))
     assert made is not None
     return made
 
 
-def _with(table_name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Captured:
+def _with(table_name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> CapturedRun:
     made = _captured()
     frame: Any = change(getattr(made.findings, table_name))
     findings = dataclasses.replace(made.findings, **{table_name: frame})
@@ -49,7 +49,7 @@ def test_the_analysis_as_it_is_gets_everything_right() -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("n_attempts", 7), ("n_busy", 1), ("outcome", "failed"), ("last_seq", 1)]
 )
-def test_a_chain_that_is_sure_of_something_untrue_is_wrong(column: str, value: object) -> None:
+def test_an_unmarked_chain_that_is_untrue_is_wrong(column: str, value: object) -> None:
     def spoil(chains: pl.DataFrame) -> pl.DataFrame:
         here = _row(chains, outcome="succeeded", n_attempts=1)
         dtype = chains.schema[column]
@@ -66,7 +66,7 @@ def test_a_chain_that_is_left_out_is_missing() -> None:
     assert score_chains(spoilt).counts["missing"] == 1
 
 
-def test_a_chain_of_nothing_is_extra() -> None:
+def test_a_chain_without_a_request_is_extra() -> None:
     def spoil(chains: pl.DataFrame) -> pl.DataFrame:
         made_up = chains.head(1).with_columns(first_seq=pl.lit(10**9, pl.UInt64))
         return pl.concat([chains, made_up])
@@ -74,7 +74,7 @@ def test_a_chain_of_nothing_is_extra() -> None:
     assert score_chains(_with("retry_chains", spoil)).counts["extra"] == 1
 
 
-def test_a_chain_marked_for_nothing_is_needless() -> None:
+def test_a_fully_captured_chain_that_is_marked_is_needless() -> None:
     def spoil(chains: pl.DataFrame) -> pl.DataFrame:
         here = _row(chains, outcome="succeeded", n_attempts=1)
         cut = pl.when(here).then(pl.lit("cut").cast(chains.schema["outcome"])).otherwise("outcome")
@@ -84,7 +84,7 @@ def test_a_chain_marked_for_nothing_is_needless() -> None:
     assert (counts["marked"], counts["needless"], counts["wrong"]) == (1, 1, 0)
 
 
-def test_an_episode_where_none_was_costs_precision() -> None:
+def test_a_false_episode_lowers_precision() -> None:
     def spoil(steps: pl.DataFrame) -> pl.DataFrame:
         elsewhere = steps.head(1).with_columns(tid=pl.lit(1, pl.Int32))
         return pl.concat([steps, elsewhere])
@@ -93,7 +93,7 @@ def test_an_episode_where_none_was_costs_precision() -> None:
     assert counts["proof_found"] == counts["proof_true"] + 1
 
 
-def test_an_episode_left_out_costs_recall() -> None:
+def test_a_missing_episode_lowers_recall() -> None:
     whole = score_episodes(_captured()).counts
     assert whole["shown"] == whole["found_surely"] > 0
     counts = score_episodes(_with("zero_steps", lambda steps: steps.tail(-1))).counts
@@ -126,7 +126,7 @@ def _result(**chains: int) -> Result:
         (Result(Cell(PLAN), unparsed=3), "3 lines were not understood"),
     ],
 )
-def test_whatever_falls_short_is_said(result: Result, says: str) -> None:
+def test_every_missed_threshold_is_reported(result: Result, says: str) -> None:
     assert any(line.startswith(says) for line in failures([result], Thresholds()))
 
 

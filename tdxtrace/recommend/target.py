@@ -1,4 +1,4 @@
-"""What a user wants of a limit: how rare, and how surely."""
+"""Target of a limit: the ratio of requests that may exceed it, and the confidence."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _PERIODS: Final = {
 _RATE: Final = re.compile(
     r"(?P<n>\d+(?:\.\d+)?)\s+(?P<what>[a-z]+)\s+(?P<per>[a-z]+)\s+(?P<period>[a-z]+)", re.IGNORECASE
 )
-_WHAT: Final = ("vm", "vms")
+_SUBJECTS: Final = ("vm", "vms")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """The chance that a request needs more than the limit, and how sure that is to be.
+class Target:
+    """Ratio of requests that may need more than the limit, and its confidence.
 
-    A millionth and 95 % are what the project's task names; no number was ever agreed on.
+    The defaults, 1e-6 and 95 %, are those of the project's task; none was ever agreed on.
     """
 
-    target: float = 1e-6
+    ratio: float = 1e-6
     confidence: float = 0.95
     per_second: float | None = None
-    """Requests that may exceed their limit, on the whole host; instead of ``target``."""
+    """Requests per second that may exceed their limit, on the whole host; instead of ``ratio``."""
 
     def __post_init__(self) -> None:
-        """Refuse what no limit can keep.
+        """Validate the numbers.
 
         Raises:
             QueryError: If a number is not between 0 and 1.
         """
-        if not 0 < self.target < 1:
+        if not 0 < self.ratio < 1:
             raise QueryError(
-                f"--target {self.target:g} is no chance that can be kept; "
+                f"--target {self.ratio:g} is no chance that can be kept; "
                 "choose one above 0 and below 1, such as 1e-6"
             )
         if not 0.5 <= self.confidence < 1:
@@ -54,43 +54,43 @@ class Wish:
                 "choose one from 0.5 to below 1, such as 0.95"
             )
 
-    def target_of(self, n_requests: int, n_leaves: int, seconds: float | None) -> float | None:
-        """The chance for a leaf, None if a rate was wished for and time is not known.
+    def for_leaf(self, n_requests: int, n_leaves: int, seconds: float | None) -> float | None:
+        """Return the ratio for a leaf; None if it is a rate and the recorded time is not known.
 
-        A wish for the host is shared out evenly among its leaves: if each keeps its part,
-        all keep the whole.
+        A rate for the host is divided evenly among its leaves: if each keeps its part, the
+        host keeps the whole.
         """
         if self.per_second is None:
-            return self.target
+            return self.ratio
         if not seconds:
             return None
         return min(self.per_second / n_leaves * seconds / n_requests, 0.5)
 
 
-def wish_of(
+def parse_target(
     *, target: float | None = None, confidence: float = 0.95, at_most: str | None = None
-) -> Wish:
-    """Return what is wished for, in the words of a user.
+) -> Target:
+    """Parse the options for a target.
 
     Args:
-        target: Chance that a request needs more; a millionth if nothing is said.
-        confidence: How sure that is to be.
+        target: Ratio of requests that may need more; 1e-6 by default.
+        confidence: Confidence of the limit.
         at_most: A rate such as "1 VM per year", instead of ``target``.
 
     Raises:
-        QueryError: If both are said, or one of them is not understood.
+        QueryError: If both are given, or one of them is malformed.
     """
     if target is not None and at_most is not None:
         raise QueryError("--target and --at-most are two ways to say the same; choose one")
     rate = parse_rate(at_most) if at_most is not None else None
-    return Wish(1e-6 if target is None else target, confidence, rate)
+    return Target(1e-6 if target is None else target, confidence, rate)
 
 
 def parse_rate(text: str) -> float:
-    """Return a rate such as "1 VM per year" per second.
+    """Parse a rate such as "1 VM per year", and return it per second.
 
     Raises:
-        QueryError: If it is not understood; names the nearest right word.
+        QueryError: If it is malformed; names the nearest right word.
 
     Example:
         >>> round(1 / parse_rate("1 VM per hour"))
@@ -100,7 +100,7 @@ def parse_rate(text: str) -> float:
     shown = one_line(text, 60)
     if found is None:
         raise QueryError(f'not a rate: {shown!r}; write it as in "1 VM per year"')
-    for group, words in (("what", _WHAT), ("per", ("per",)), ("period", tuple(_PERIODS))):
+    for group, words in (("what", _SUBJECTS), ("per", ("per",)), ("period", tuple(_PERIODS))):
         word = found[group].lower()
         if word not in words:
             near = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]

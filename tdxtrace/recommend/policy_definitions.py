@@ -1,4 +1,4 @@
-"""What KVM does, did or was proposed to do when a SEAMCALL is busy: each policy as data."""
+"""Retry policies that KVM has, had or that were proposed, as data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Final
 
 from tdxtrace.errors import QueryError
 
-# Which answers a policy tries again after: exactly 0x8000020000000092, OPERAND_BUSY with
-# any operand, or whatever the module means to be tried again.
+# Statuses that a policy retries: exactly 0x8000020000000092, OPERAND_BUSY with any operand,
+# or any retryable status.
 ANSWERS: Final = ("sept", "busy", "any")
-# What follows when a policy ends: the VM is dead, the caller gets an error, or the fault
-# handler or the guest comes again by itself.
-THENS: Final = ("kill", "return", "again")
-EVERY: Final = "*"
+# What follows when a policy stops: the VM dies, the caller gets an error, or the fault
+# handler or the guest retries by itself.
+AT_LIMIT: Final = ("kill", "return", "again")
+ANY_LEAF: Final = "*"
 
 # Leaves that tdx_seamcall_sept() of the v1 series wrapped; the mail's loop was to stand in
 # its place.  [PATCH 09/21] and [PATCH 15/21], 2024-09-04, tdx_ops.h.
@@ -33,17 +33,17 @@ MAX_CALLS: Final = 2**32 - 1  # the mail's "max" is a u32
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
-    """A limit that rises: at so many busy answers warn, and multiply it; at the last, stop.
+class DoublingLimit:
+    """A limit that is multiplied when it is met; at ``bug`` busy answers the VM dies.
 
     Exactly as the mail has it (P. Bonzini, 2024-09-10), quirks included:
 
     - the limit is one number for the host, kept from VM to VM, and never lowered;
     - it is read anew at each busy answer and compared for equality, so a request that
-      comes to a limit which another CPU has just raised goes on to the new one unwarned;
+      reaches a limit which another CPU has just raised goes on to the new one unwarned;
     - the first busy answer is only counted: a limit of 1 is never met;
     - the VM dies at ``bug`` busy answers only if the limit has just that value by then:
-      from 10, doubled, it goes 640, 1280 and passes 1024 by; the limit is not raised
+      from 10, doubled, it goes 640, 1280 and skips 1024; the limit is not raised
       then, so each later request that gets there kills its VM too;
     - there is no delay, and no bound in time.
     """
@@ -54,8 +54,8 @@ class Ladder:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """What a policy does about one leaf; None is no limit."""
+class LeafPolicy:
+    """Retry policy for one leaf; None is no limit."""
 
     calls: int | None = None
     budget_ns: int | None = None
@@ -64,39 +64,39 @@ class Rule:
     otherwise: str = "kill"
     """What follows a retryable answer that is not among ``answers``."""
     kicks: bool = False
-    ladder: Ladder | None = None
+    doubling: DoublingLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """Rules by leaf; EVERY stands for those not named, which without it have no rule."""
+class RetryPolicy:
+    """Policies by leaf; ANY_LEAF stands for those not named, which without it have no rule."""
 
     name: str
     source: str
-    rules: Mapping[str, Rule] = field(default_factory=dict)
+    rules: Mapping[str, LeafPolicy] = field(default_factory=dict)
 
-    def rule(self, leaf: str | None) -> Rule | None:
-        """The rule for a leaf, None where the policy has none."""
-        return self.rules.get(leaf or EVERY, self.rules.get(EVERY))
+    def rule(self, leaf: str | None) -> LeafPolicy | None:
+        """Return the policy for a leaf, None where there is none."""
+        return self.rules.get(leaf or ANY_LEAF, self.rules.get(ANY_LEAF))
 
 
-_ENDLESS: Final = Rule(answers="any")
-_ONCE: Final = Rule(calls=1)
-_ONCE_OR_DEAD: Final = Rule(calls=1, then="kill")
+_ENDLESS: Final = LeafPolicy(answers="any")
+_ONCE: Final = LeafPolicy(calls=1)
+_ONCE_OR_DEAD: Final = LeafPolicy(calls=1, then="kill")
 # One call, all vCPUs kicked out and held off, one more: 6.16 tdx_no_vcpus_enter_start()
 # in tdx_sept_zap_private_spte, tdx_track, tdx_sept_drop_private_spte; 6.19
 # tdh_do_no_vcpus(); then KVM_BUG_ON.
-_KICK: Final = Rule(calls=2, then="kill", kicks=True)
+_KICK: Final = LeafPolicy(calls=2, then="kill", kicks=True)
 
-MAINLINE: Final = Policy(
+MAINLINE: Final = RetryPolicy(
     "mainline",
     "Linux 6.16 and later, arch/x86/kvm/vmx/tdx.c and arch/x86/virt/vmx/tdx/tdx.c",
     {
         # -EBUSY, RET_PF_RETRY, and the loop of tdx_handle_ept_violation: no count.
-        "TDH.MEM.PAGE.AUG": Rule(then="again"),
-        "TDH.MEM.SEPT.ADD": Rule(then="again"),
+        "TDH.MEM.PAGE.AUG": LeafPolicy(then="again"),
+        "TDH.MEM.SEPT.ADD": LeafPolicy(then="again"),
         # EXIT_FASTPATH_EXIT_HANDLED, and vcpu_run enters again: no count.
-        "TDH.VP.ENTER": Rule(then="again"),
+        "TDH.VP.ENTER": LeafPolicy(then="again"),
         "TDH.MEM.RANGE.BLOCK": _KICK,
         "TDH.MEM.TRACK": _KICK,
         "TDH.MEM.PAGE.REMOVE": _KICK,
@@ -107,43 +107,45 @@ MAINLINE: Final = Policy(
         "TDH.VP.FLUSH": _ONCE_OR_DEAD,
         "TDH.MNG.KEY.CONFIG": _ONCE_OR_DEAD,
         # TDX_SEAMCALL_RETRIES in smp_func_do_phymem_cache_wb.
-        "TDH.PHYMEM.CACHE.WB": Rule(calls=10_000, answers="any"),
+        "TDH.PHYMEM.CACHE.WB": LeafPolicy(calls=10_000, answers="any"),
         "TDH.SYS.DISABLE": _ENDLESS,
-        EVERY: _ONCE,
+        ANY_LEAF: _ONCE,
     },
 )
 # SEAMCALL_RETRY_MAX is 16 and tested before it is counted down: 17 calls, and only after
 # 0x8000020000000092.  PAGE.AUG and SEPT.ADD then answer -EAGAIN to the MMU; PAGE.REMOVE
 # and TRACK stand in loops of their own without an end; a failing RANGE.BLOCK is a
 # KVM_BUG_ON (R. Edgecombe, 2024-09-09).
-V1_SERIES: Final = Policy(
+V1_SERIES: Final = RetryPolicy(
     "v1-series",
     "[PATCH 09/21] KVM: TDX: Retry seamcall when TDX_OPERAND_BUSY with operand SEPT, 2024-09-04",
     {
-        **dict.fromkeys(SEPT_LEAVES, Rule(calls=17, answers="sept")),
-        "TDH.MEM.PAGE.AUG": Rule(calls=17, answers="sept", then="again"),
-        "TDH.MEM.SEPT.ADD": Rule(calls=17, answers="sept", then="again"),
-        "TDH.MEM.RANGE.BLOCK": Rule(calls=17, answers="sept", then="kill"),
-        "TDH.MEM.PAGE.REMOVE": Rule(answers="sept"),
-        "TDH.MEM.TRACK": Rule(),
-        "TDH.PHYMEM.PAGE.WBINVD": Rule(),
-        "TDH.VP.ENTER": Rule(then="again"),
+        **dict.fromkeys(SEPT_LEAVES, LeafPolicy(calls=17, answers="sept")),
+        "TDH.MEM.PAGE.AUG": LeafPolicy(calls=17, answers="sept", then="again"),
+        "TDH.MEM.SEPT.ADD": LeafPolicy(calls=17, answers="sept", then="again"),
+        "TDH.MEM.RANGE.BLOCK": LeafPolicy(calls=17, answers="sept", then="kill"),
+        "TDH.MEM.PAGE.REMOVE": LeafPolicy(answers="sept"),
+        "TDH.MEM.TRACK": LeafPolicy(),
+        "TDH.PHYMEM.PAGE.WBINVD": LeafPolicy(),
+        "TDH.VP.ENTER": LeafPolicy(then="again"),
     },
 )
 # The loop goes around the S-EPT calls; a busy TDH.VP.ENTER takes and drops mmu_lock and
 # enters again, without a count.  The sketch looks at no status: whatever fails is repeated.
-SEED_LOOP: Final = Policy(
+SEED_LOOP: Final = RetryPolicy(
     "seed-loop",
     "P. Bonzini, Re: [PATCH 09/21] KVM: TDX: Retry seamcall ..., 2024-09-10",
     {
-        **dict.fromkeys(SEPT_LEAVES, Rule(answers="any", then="kill", ladder=Ladder())),
-        "TDH.VP.ENTER": Rule(answers="any", then="again"),
+        **dict.fromkeys(
+            SEPT_LEAVES, LeafPolicy(answers="any", then="kill", doubling=DoublingLimit())
+        ),
+        "TDH.VP.ENTER": LeafPolicy(answers="any", then="again"),
     },
 )
-ENDLESS: Final = Policy(
+ENDLESS: Final = RetryPolicy(
     "endless",
     "TDH.MEM.TRACK of the v1 series, for every call (Yan Zhao, 2024-09-14)",
-    {EVERY: _ENDLESS},
+    {ANY_LEAF: _ENDLESS},
 )
 _NAMED: Final = {p.name: p for p in (SEED_LOOP, V1_SERIES, MAINLINE, ENDLESS)}
 # 5: P. Bonzini, "just to be safe", September 2024.  16: the mail's first limit.  10000:
@@ -160,32 +162,34 @@ _TIME: Final = re.compile(r"(?P<n>\d+(?:\.\d+)?)(?P<unit>ns|us|ms|s)")
 _UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
-def policy_named(name: str, own: Mapping[str, Policy] | None = None) -> Policy:
-    """Return a policy by name: a known one, of the user's file, ``fixed-5`` or ``budget-1ms``.
+def policy_named(name: str, own: Mapping[str, RetryPolicy] | None = None) -> RetryPolicy:
+    """Return a policy by name: predefined, of the user's file, ``fixed-5`` or ``budget-1ms``.
 
     Raises:
-        QueryError: If there is none of that name; says the nearest.
+        QueryError: If there is none of that name; names the nearest.
     """
-    known = {**_NAMED, **(own or {})}
-    if name in known:
-        return known[name]
+    policies = {**_NAMED, **(own or {})}
+    if name in policies:
+        return policies[name]
     fixed = _FIXED.fullmatch(name)
     if fixed is not None and int(fixed["n"]) <= MAX_CALLS:
-        rule = Rule(calls=int(fixed["n"]), answers="any")
-        return Policy(name, f"{fixed['n']} calls and no more, whatever the leaf", {EVERY: rule})
+        rule = LeafPolicy(calls=int(fixed["n"]), answers="any")
+        return RetryPolicy(
+            name, f"{fixed['n']} calls and no more, whatever the leaf", {ANY_LEAF: rule}
+        )
     if name.startswith("budget-") and _TIME.fullmatch(name.removeprefix("budget-")):
-        rule = Rule(budget_ns=nanoseconds(name.removeprefix("budget-")), answers="any")
-        return Policy(name, "no call more after so long", {EVERY: rule})
-    words = (*known, *_PATTERNS)
-    near = difflib.get_close_matches(name, words, n=1, cutoff=0)[0]
-    raise QueryError(f"no policy {name!r}; nearest: {near}; all: {', '.join(words)}")
+        rule = LeafPolicy(budget_ns=nanoseconds(name.removeprefix("budget-")), answers="any")
+        return RetryPolicy(name, "no call more after so long", {ANY_LEAF: rule})
+    words = (*policies, *_PATTERNS)
+    nearest = difflib.get_close_matches(name, words, n=1, cutoff=0)[0]
+    raise QueryError(f"no policy {name!r}; nearest: {nearest}; all: {', '.join(words)}")
 
 
 def nanoseconds(text: str) -> int:
-    """Return a time such as 500us, 1ms or 2.5s in ns.
+    """Parse a time such as 500us, 1ms or 2.5s, and return it in ns.
 
     Raises:
-        QueryError: If it is none, or nothing.
+        QueryError: If it is malformed or zero.
 
     Example:
         >>> nanoseconds("2.5ms")

@@ -1,4 +1,4 @@
-"""The mail's loop, replayed step by step on stories made by hand."""
+"""The mail's doubling limit, replayed on small scenarios."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from support.story import Story, story
 
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.retry_chains import retry_chains
-from tdxtrace.recommend.known import SEPT_LEAVES, Ladder, Policy, Rule, policy_named
-from tdxtrace.recommend.ladder import climb
+from tdxtrace.recommend.doubling_limit import replay
+from tdxtrace.recommend.policy_definitions import (
+    SEPT_LEAVES,
+    DoublingLimit,
+    LeafPolicy,
+    RetryPolicy,
+    policy_named,
+)
 from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.limits import POLICIES
 
@@ -18,8 +24,8 @@ def answers_of(told: Story) -> pl.DataFrame:
     return busy_answers(told.seamcalls, retry_chains(told.seamcalls, told.losses))
 
 
-def warnings(text: str, ladder: Ladder | None = None) -> list[tuple[int | None, bool]]:
-    rows = climb(answers_of(story(text)), ladder or Ladder())
+def warnings(text: str, doubling: DoublingLimit | None = None) -> list[tuple[int | None, bool]]:
+    rows = replay(answers_of(story(text)), doubling or DoublingLimit())
     return rows.sort("seq").select("raised_to", "bug").rows()
 
 
@@ -31,30 +37,30 @@ def chain(n: int, page: int = 1, thread: int = 1) -> str:
     return busies(n, page, thread) + f"{thread}/S{page} "
 
 
-def loop(text: str, ladder: Ladder | None = None) -> dict[str, object]:
+def loop(text: str, doubling: DoublingLimit | None = None) -> dict[str, object]:
     told = story(text)
     chains = retry_chains(told.seamcalls, told.losses)
-    rule = Rule(answers="any", then="kill", ladder=ladder or Ladder())
-    policy = Policy("loop", "", dict.fromkeys(SEPT_LEAVES, rule))
+    rule = LeafPolicy(answers="any", then="kill", doubling=doubling or DoublingLimit())
+    policy = RetryPolicy("loop", "", dict.fromkeys(SEPT_LEAVES, rule))
     rows = POLICIES.check(policies(chains, busy_answers(told.seamcalls, chains), [policy]))
     return rows.row(0, named=True)
 
 
-def test_fifteen_busies_and_a_success_say_nothing() -> None:
+def test_fifteen_busy_answers_give_no_warning() -> None:
     row = loop(chain(15))
     assert (row["n_warnings"], row["n_doublings"], row["raised"]) == (0, 0, None)
     assert (row["n_requests"], row["n_retried"]) == (1, 1)
 
 
-def test_the_sixteenth_busy_warns_and_doubles() -> None:
+def test_the_sixteenth_busy_answer_warns_and_doubles() -> None:
     assert warnings(chain(16)) == [(32, False)]
 
 
-def test_forty_busies_on_a_fresh_host_warn_at_16_and_32_and_leave_64() -> None:
+def test_forty_busy_answers_warn_at_16_and_32_and_leave_64() -> None:
     assert warnings(chain(40)) == [(32, False), (64, False)]
 
 
-def test_the_next_forty_say_nothing_for_the_limit_is_never_lowered() -> None:
+def test_the_limit_is_never_lowered() -> None:
     assert warnings(chain(40) + "_ " + chain(40, page=2)) == [(32, False), (64, False)]
 
 
@@ -89,15 +95,15 @@ def test_the_vm_dies_at_the_1024th_busy() -> None:
 
 
 def test_the_limit_is_not_raised_at_the_end_so_the_next_vm_dies_too() -> None:
-    small = Ladder(initial=4, factor=2, bug=8)
+    small = DoublingLimit(initial=4, factor=2, bug=8)
     text = "2/B1#1 " * 9 + "2/S1#1 " + "3/B1#2 " * 7 + "3/S1#2 " + "4/B1#3 " * 8 + "4/S1#3"
     assert warnings(text, small) == [(8, False), (None, True), (None, True)]
     row = loop(text, small)
     assert (row["n_bugs"], row["n_vms_killed"]) == (2, 2)
 
 
-def test_a_limit_that_passes_the_last_by_kills_nobody() -> None:
-    assert warnings(chain(60), Ladder(initial=10, factor=2, bug=32)) == [
+def test_a_limit_that_skips_the_last_kills_no_vm() -> None:
+    assert warnings(chain(60), DoublingLimit(initial=10, factor=2, bug=32)) == [
         (20, False),
         (40, False),
         (80, False),
@@ -105,16 +111,16 @@ def test_a_limit_that_passes_the_last_by_kills_nobody() -> None:
 
 
 def test_a_limit_of_one_is_never_met_for_the_first_busy_is_only_counted() -> None:
-    assert warnings(chain(50), Ladder(initial=1)) == []
+    assert warnings(chain(50), DoublingLimit(initial=1)) == []
 
 
 def test_a_limit_of_two_is_met_at_the_second() -> None:
-    assert warnings(chain(2), Ladder(initial=2, factor=3, bug=6)) == [(6, False)]
-    assert warnings(chain(1), Ladder(initial=2, factor=3, bug=6)) == []
+    assert warnings(chain(2), DoublingLimit(initial=2, factor=3, bug=6)) == [(6, False)]
+    assert warnings(chain(1), DoublingLimit(initial=2, factor=3, bug=6)) == []
 
 
-def test_the_time_spent_ends_where_the_vm_dies() -> None:
-    small = Ladder(initial=2, factor=2, bug=4)
+def test_time_counts_until_the_vm_dies() -> None:
+    small = DoublingLimit(initial=2, factor=2, bug=4)
     whole = loop(busies(3) + "S1", small)
     dead = loop(busies(9) + "S1", small)
     # Each call takes 10 us and the next begins 10 us later: the 4th returns 70 us after the first.
@@ -126,7 +132,7 @@ def test_a_host_that_was_recorded_twice_began_anew_in_between() -> None:
     told = story(chain(16))
     answers = answers_of(told)
     again = answers.with_columns(source=pl.lit(1, pl.UInt16))
-    rows = climb(pl.concat([answers, again]), Ladder())
+    rows = replay(pl.concat([answers, again]), DoublingLimit())
     assert rows.select("source", "raised_to").rows() == [(0, 32), (1, 32)]
 
 

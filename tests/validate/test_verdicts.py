@@ -1,4 +1,4 @@
-"""The score of verdicts sees false accusations: the truth is turned round, and it has to tell."""
+"""The scorer of verdicts, with the simulated truth inverted."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tdxtrace.validate.captured import Captured, capture
+from tdxtrace.validate.captured import CapturedRun, capture_run
 from tdxtrace.validate.cells import Cell, Plan
-from tdxtrace.validate.judgements import false_accusations, judged, score_judgements
 from tdxtrace.validate.matrix import simulated
+from tdxtrace.validate.verdicts import false_accusations, score_verdicts, verdict_score_rows
 
 ATTACK = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
 LIFE = Plan("lifecycle", "C", "mainline", 1, 60)
 
 
 @cache
-def _captured(plan: Plan, **changes: Any) -> Captured:  # noqa: ANN401 - fields of a cell
-    made = capture(simulated(plan), dataclasses.replace(Cell(plan), **changes))
+def _captured(plan: Plan, **changes: Any) -> CapturedRun:  # noqa: ANN401 - fields of a cell
+    made = capture_run(simulated(plan), dataclasses.replace(Cell(plan), **changes))
     assert made is not None
     return made
 
 
-def _with_tds(made: Captured, **changes: Any) -> Captured:  # noqa: ANN401
+def _with_tds(made: CapturedRun, **changes: Any) -> CapturedRun:  # noqa: ANN401
     """The same capture of a run in which the host is said to have been another."""
     scenario = made.run.scenario
     tds = tuple(dataclasses.replace(td, **changes) for td in scenario.tds)
@@ -35,14 +35,14 @@ def _with_tds(made: Captured, **changes: Any) -> Captured:  # noqa: ANN401
 
 
 def test_an_attack_is_named_and_its_cause_right() -> None:
-    counts = score_judgements(_captured(ATTACK)).counts
+    counts = score_verdicts(_captured(ATTACK)).counts
     assert counts["hostile_shown"] == counts["hostile_named"] == counts["HOSTILE"] == 1
     assert counts["causes_right"] == counts["causes_found"] > 0
     assert false_accusations(counts) == []
 
 
 def test_an_innocent_host_must_not_be_accused() -> None:
-    score = score_judgements(_with_tds(_captured(ATTACK), refuses_faults=False))
+    score = score_verdicts(_with_tds(_captured(ATTACK), refuses_faults=False))
     assert score.counts["HOSTILE_false"] == 1
     assert "1 verdicts HOSTILE are false" in false_accusations(score.counts)
     assert any("accused" in text for text in score.examples)
@@ -50,7 +50,7 @@ def test_an_innocent_host_must_not_be_accused() -> None:
 
 def test_a_wrong_cause_is_seen() -> None:
     made = _with_tds(_captured(ATTACK), workers=())
-    counts = score_judgements(made).counts
+    counts = score_verdicts(made).counts
     assert counts["causes_right"] == 0
     assert any("zero-step causes are wrong" in text for text in false_accusations(counts))
 
@@ -62,13 +62,13 @@ def test_a_kernel_without_bugs_must_not_be_accused() -> None:
     bug = bug.with_columns(verdict=pl.lit("BUG", verdicts.schema["verdict"]), evidence=pl.lit("1"))
     answers = {**made.findings._answers, "verdicts": bug}
     findings = dataclasses.replace(made.findings, _answers=answers)
-    counts = score_judgements(dataclasses.replace(made, findings=findings)).counts
+    counts = score_verdicts(dataclasses.replace(made, findings=findings)).counts
     assert counts["BUG_false"] == 1
 
 
 @pytest.mark.parametrize("probes", ["wrappers", "seamcall"])
 def test_loops_are_counted_as_the_probes_show_them(probes: str) -> None:
-    counts = score_judgements(_captured(LIFE, probes=probes)).counts
+    counts = score_verdicts(_captured(LIFE, probes=probes)).counts
     assert counts["loops_shown"] == counts["loops_right"] > 0
     assert false_accusations(counts) == []
 
@@ -88,13 +88,15 @@ def test_a_wrong_loop_is_seen(change: dict[str, pl.Expr]) -> None:
     spoilt = loops.head(1).with_columns(**change).cast(loops.schema)
     answers = {**made.findings._answers, "progress_loops": spoilt}
     findings = dataclasses.replace(made.findings, _answers=answers)
-    counts = score_judgements(dataclasses.replace(made, findings=findings)).counts
+    counts = score_verdicts(dataclasses.replace(made, findings=findings)).counts
     assert counts["loops_wrong"] + counts["loops_false"] == 1
     assert false_accusations(counts) == ["1 progress loops are wrong"]
 
 
 def test_the_table_has_a_row_for_each_scenario() -> None:
-    rows = judged({"a": Counter(causes_found=2, causes_right=1, BUG=3), "all": Counter()})
+    rows = verdict_score_rows(
+        {"a": Counter(causes_found=2, causes_right=1, BUG=3), "all": Counter()}
+    )
     assert rows[1][:3] == ["a", "1/2", "0/2"]
     assert "0/3" in rows[1]
     assert set(rows[2][1:7]) == {"-"}

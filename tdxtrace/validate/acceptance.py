@@ -1,24 +1,25 @@
-"""Whether the scores are good enough, as a table, as JSON and as a yes or no."""
+"""Whether scores meet the thresholds, as tables, as JSON and as failures."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tdxtrace.validate import confusion
-from tdxtrace.validate.judgements import false_accusations, judged
+from tdxtrace.tables.causes import CAUSES
+from tdxtrace.validate.causes import GENERATION_GIVEN, GENERATION_OPEN
 from tdxtrace.validate.matrix import Result, total
+from tdxtrace.validate.verdicts import false_accusations, verdict_score_rows
 
 _CHAINS: Final = ("exact", "marked", "wrong", "missing", "extra", "needless", "unseen")
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What must be reached; the defaults are what the project promises."""
+    """Scores to be reached; the defaults are those that the project promises."""
 
     min_exact: float = 1.0
     """Share of the chains not marked as uncertain that are exact."""
@@ -34,7 +35,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The shares that thresholds are about, over some cells; None where nothing counts."""
+    """Shares that thresholds apply to, over some cells; None where nothing counts."""
 
     exact: float | None
     precision: float | None
@@ -42,15 +43,15 @@ class Figures:
     unparsed: int
     needless: int
     cause_precision: float | None = None
-    """Of the cause that comes out worst."""
+    """Of the cause with the worst precision."""
     cause_recall: float | None = None
-    """Of the cause that comes out worst, the module's generation said."""
+    """Of the cause with the worst recall, the module's generation given."""
     false_bugs: int = 0
-    """Busy answers that were called a kernel bug and were none."""
+    """Busy answers that were wrongly called a kernel bug."""
 
 
 def figures(results: Sequence[Result]) -> Figures:
-    """Work the shares out."""
+    """Compute the shares."""
     chains, steps = total(results, "retry_chains"), total(results, "zero_steps")
     sure = sum(chains[name] for name in ("exact", "wrong", "missing", "extra"))
     found = steps["proof_found"] + steps["strong_found"]
@@ -60,9 +61,9 @@ def figures(results: Sequence[Result]) -> Figures:
         _share(steps["found_surely"], steps["shown"]),
         sum(result.unparsed for result in results),
         chains["needless"],
-        confusion.precision(results),
-        confusion.recall([result for result in results if result.cell.shows_causes]),
-        confusion.false_bugs(results),
+        cause_precision(results),
+        cause_recall([result for result in results if result.cell.shows_causes]),
+        false_bugs(results),
     )
 
 
@@ -71,7 +72,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
-    """Say what falls short, one line each; nothing if all is well."""
+    """Return a line for each threshold that is missed."""
     have = figures(results)
     limits = (
         ("exact chains", have.exact, wanted.min_exact),
@@ -95,7 +96,7 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:
-    """Rows for people: a heading, one row per scenario, one for all."""
+    """Return table rows for display: a heading, one row per scenario, one for all."""
     head = ["scenario", "cells", *_CHAINS, "proof", "strong", "weak", "recall", "at edge"]
     by_name: dict[str, list[Result]] = {}
     for result in results:
@@ -104,18 +105,18 @@ def table(results: Sequence[Result]) -> list[list[str]]:
     return [head, *rows, _row("all", results)]
 
 
-def judgements(results: Sequence[Result]) -> Sequence[list[str]]:
-    """The scores of verdicts and of what they rest on, by scenario."""
+def verdict_table(results: Sequence[Result]) -> Sequence[list[str]]:
+    """Return the scores of verdicts and their inputs, by scenario."""
     names = sorted({result.cell.plan.scenario for result in results})
     parts = {
         name: total((r for r in results if r.cell.plan.scenario == name), "verdicts")
         for name in names
     }
-    return judged({**parts, "all": total(results, "verdicts")})
+    return verdict_score_rows({**parts, "all": total(results, "verdicts")})
 
 
 def by_capture(results: Sequence[Result]) -> list[list[str]]:
-    """The same by capture: which format, which probes, which fault."""
+    """Return the scores of :func:`table` by capture: format, probes, fault."""
     head = ["capture", "cells", *_CHAINS, "proof", "strong", "weak", "recall", "at edge"]
     parts: dict[str, list[Result]] = {}
     for result in results:
@@ -142,7 +143,7 @@ def _of(steps: Counter[str], strength: str) -> str:
 
 
 def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
-    """Everything, for machines: thresholds, shares, and each cell with its counts."""
+    """Return thresholds, shares and each cell with its counts as JSON."""
     made: dict[str, Any] = {
         "thresholds": dataclasses.asdict(wanted),
         "figures": dataclasses.asdict(figures(results)),
@@ -158,3 +159,78 @@ def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
         ],
     }
     return json.dumps(made, indent=1) + "\n"
+
+
+_TRUE: Final = CAUSES[:-1]
+_NAME: Final = "busy_causes"
+
+
+def confusion_table(results: Sequence[Result]) -> list[list[str]]:
+    """Return table rows for display: a heading, one row per generation, quality and true cause.
+
+    A number is of captured busy attempts; the last column is the share of them with the
+    right cause.
+    """
+    rows = [["module", "capture", "generation", "true cause", *CAUSES, "recall"]]
+    for generation, quality, part in _groups(results):
+        for how in (GENERATION_GIVEN, GENERATION_OPEN):
+            counts = total(part, _NAME)
+            for cause in _TRUE:
+                found = [counts[f"{how} {cause} {name}"] for name in CAUSES]
+                if sum(found):
+                    right = found[CAUSES.index(cause)] / sum(found)
+                    numbers = [str(n) if n else "-" for n in found]
+                    rows.append([generation, quality, how, cause, *numbers, f"{right:.3f}"])
+    return rows
+
+
+def _groups(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:
+    for generation in sorted({result.cell.plan.generation for result in results}):
+        for quality in ("full", "degraded"):
+            part = [
+                result
+                for result in results
+                if result.cell.plan.generation == generation
+                and result.cell.shows_causes == (quality == "full")
+            ]
+            if part:
+                yield generation, quality, part
+
+
+def cause_precision(results: Iterable[Result]) -> float | None:
+    """Precision of the cause with the worst one; None without an answer."""
+    counts = total(results, _NAME)
+    shares = [_cause_share(counts, [(true, found) for true in _TRUE], found) for found in _TRUE]
+    return min((share for share in shares if share is not None), default=None)
+
+
+def cause_recall(results: Iterable[Result]) -> float | None:
+    """Recall of the cause with the worst one."""
+    counts = total(results, _NAME)
+    shares = [
+        _cause_share(counts, [(true, name) for name in CAUSES], true, (GENERATION_GIVEN,))
+        for true in _TRUE
+    ]
+    return min((share for share in shares if share is not None), default=None)
+
+
+def _cause_share(
+    counts: Counter[str],
+    pairs: list[tuple[str, str]],
+    cause: str,
+    hows: tuple[str, ...] = (GENERATION_GIVEN, GENERATION_OPEN),
+) -> float | None:
+    whole = sum(counts[f"{how} {true} {found}"] for how in hows for true, found in pairs)
+    right = sum(counts[f"{how} {cause} {cause}"] for how in hows)
+    return right / whole if whole else None
+
+
+def false_bugs(results: Iterable[Result]) -> int:
+    """Number of answers that are wrongly kernel_bug."""
+    counts = total(results, _NAME)
+    return sum(
+        counts[f"{how} {true} kernel_bug"]
+        for how in (GENERATION_GIVEN, GENERATION_OPEN)
+        for true in _TRUE
+        if true != "kernel_bug"
+    )

@@ -1,10 +1,9 @@
-"""Score of the verdicts and of what they rest on: no one is accused who is innocent."""
+"""Score of the verdicts, of zero-step causes and of progress loops: no false accusation."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import polars as pl
@@ -21,7 +20,7 @@ from tdxtrace.simulate.module.abi import (
     RND_NO_ENTROPY,
 )
 from tdxtrace.simulate.module.state import Call
-from tdxtrace.validate.captured import Captured
+from tdxtrace.validate.captured import CapturedRun, Score
 from tdxtrace.validate.causes import true_cause
 
 _LOOPS: Final = {
@@ -31,33 +30,25 @@ _LOOPS: Final = {
     RND_NO_ENTROPY: "entropy",
 }
 _BUSY: Final = (OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY)
-ACCUSES: Final = ("BUG", "HOSTILE")
+ACCUSATIONS: Final = ("BUG", "HOSTILE")
 
 
-@dataclass(slots=True)
-class JudgementScore:
-    """Counts: causes of zero-steps, loops, and verdicts by kind."""
+def score_verdicts(made: CapturedRun) -> Score:
+    """Compare causes of zero-steps, progress loops and accusations with the truth of the run.
 
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-
-def score_judgements(made: Captured) -> JudgementScore:
-    """Hold causes of zero-steps, progress loops and accusations against the truth of the run.
-
-    The cause of an episode is right if it is one that the run can make at all (a run makes few):
-    which of them made it is for stories to test.  HOSTILE is right if the
-    simulated host refuses faults; BUG, if the calls it is about truly broke a rule, or
-    the policy gave requests up.
+    The cause of an episode is right if the run can cause it at all (a run has few causes);
+    which of them did is tested on small scenarios.  HOSTILE is right if the simulated host
+    refuses faults; BUG, if the calls it is about truly broke a rule, or the policy gave
+    requests up.
     """
-    score = JudgementScore()
-    _causes(score, made)
-    _loops(score, made)
-    _accusations(score, made)
+    score = Score()
+    _score_causes(score, made)
+    _score_loops(score, made)
+    _score_accusations(score, made)
     return score
 
 
-def _causes(score: JudgementScore, made: Captured) -> None:
+def _score_causes(score: Score, made: CapturedRun) -> None:
     possible = _possible(made)
     for row in made.findings.zero_step_causes.iter_rows(named=True):
         cause = row["cause"]
@@ -65,11 +56,11 @@ def _causes(score: JudgementScore, made: Captured) -> None:
         score.counts["causes_unknown"] += cause == "unknown"
         score.counts["causes_right"] += cause in possible
         if cause not in possible and cause != "unknown":
-            _example(score, f"cause {cause} of {row['first_seq']}, possible are {possible}")
+            score.add_example(f"cause {cause} of {row['first_seq']}, possible are {possible}")
 
 
-def _possible(made: Captured) -> set[str]:
-    """Causes of zero-steps that the run's scenario, policy and module make."""
+def _possible(made: CapturedRun) -> set[str]:
+    """Causes of zero-steps that the scenario, policy and module of the run can have."""
     possible = set()
     run = made.run
     for td in run.scenario.tds:
@@ -84,15 +75,15 @@ def _possible(made: Captured) -> set[str]:
             "memslot_change": "delete_slot" in kinds,
         }
         possible |= {cause for cause, made_here in makes.items() if made_here}
-    # A host that enters again while the page is busy: by policy, or for an event.
+    # The host enters again while the page is busy: by policy, or for an event.
     leaves = any(action.action == "leave_loop" for action in run.journal.actions)
     if leaves or not all(vm.policy.local_loop for vm in run.vms):
         possible.add("left_loop")
     return possible
 
 
-def _loops(score: JudgementScore, made: Captured) -> None:
-    """Loops of the capture, each answer at the line that shows it, against those found."""
+def _score_loops(score: Score, made: CapturedRun) -> None:
+    """Compare the loops of the capture with those found, by line."""
     truth: dict[int, tuple[Request, str, int]] = {}
     for request in made.run.journal.requests:
         shown = _answers(made, request)
@@ -105,16 +96,16 @@ def _loops(score: JudgementScore, made: Captured) -> None:
         line: first for first, (request, _, _) in truth.items() for line in _lines(made, request)
     }
     for row in rows.iter_rows(named=True):
-        _loop(score, row, truth.get(lines.get(row["first_seq"], 0)), made.cell.is_clean)
+        _score_loop(score, row, truth.get(lines.get(row["first_seq"], 0)), made.cell.is_clean)
 
 
-def _lines(made: Captured, request: Request) -> list[int]:
+def _lines(made: CapturedRun, request: Request) -> list[int]:
     return [made.returns[id(call)] for call in request.calls if id(call) in made.returns] + [
         made.entries[id(call)] for call in request.calls if id(call) in made.entries
     ]
 
 
-def _answers(made: Captured, request: Request) -> dict[int, str]:
+def _answers(made: CapturedRun, request: Request) -> dict[int, str]:
     """Line and kind of each answer of a request that makes a loop and can be read."""
     last: dict[int, Call] = {}
     for call in request.calls:
@@ -128,8 +119,8 @@ def _answers(made: Captured, request: Request) -> dict[int, str]:
     }
 
 
-def _loop(
-    score: JudgementScore,
+def _score_loop(
+    score: Score,
     row: dict[str, Any],
     true: tuple[Request, str, int] | None,
     is_clean: bool,
@@ -137,7 +128,7 @@ def _loop(
     score.counts["loops_found"] += 1
     if true is None:
         score.counts["loops_false"] += 1
-        _example(score, f"no such loop: {row}")
+        score.add_example(f"no such loop: {row}")
         return
     request, loop, n = true
     seen = request.outcome in ("succeeded", "resolved_elsewhere")
@@ -147,27 +138,27 @@ def _loop(
     score.counts["loops_wrong"] += wrong
     score.counts["loops_right"] += not wrong
     if wrong:
-        _example(score, f"loop {row}, truly {loop} x {n}, {request.outcome}")
+        score.add_example(f"loop {row}, truly {loop} x {n}, {request.outcome}")
 
 
-def _accusations(score: JudgementScore, made: Captured) -> None:
+def _score_accusations(score: Score, made: CapturedRun) -> None:
     hostile = any(td.refuses_faults for td in made.run.scenario.tds)
     sure = made.findings.zero_steps.filter(pl.col("strength") != "weak").height
     given = made.findings.verdicts
     for row in given.iter_rows(named=True):
         score.counts[f"{row['verdict']}"] += 1
-        if row["verdict"] not in ACCUSES:
+        if row["verdict"] not in ACCUSATIONS:
             continue
         right = hostile if row["verdict"] == "HOSTILE" else _is_bug(made, row)
         score.counts[f"{row['verdict']}_false"] += not right
         if not right:
-            _example(score, f"accused: {row['sentence']} ({row['evidence']})")
+            score.add_example(f"accused: {row['sentence']} ({row['evidence']})")
     if hostile and sure:
         score.counts["hostile_shown"] += 1
         score.counts["hostile_named"] += "HOSTILE" in given["verdict"]
 
 
-def _is_bug(made: Captured, row: dict[str, Any]) -> bool:
+def _is_bug(made: CapturedRun, row: dict[str, Any]) -> bool:
     """Whether the run truly has the bug that a verdict names."""
     journal = made.run.journal
     if any(action.action == "give_up" for action in journal.actions):
@@ -183,20 +174,15 @@ def _is_bug(made: Captured, row: dict[str, Any]) -> bool:
     )
 
 
-def _example(score: JudgementScore, text: str) -> None:
-    if len(score.examples) < 6:
-        score.examples.append(text)
-
-
 def false_accusations(counts: Counter[str]) -> list[str]:
-    """Say what is wrong with verdicts, one line each; nothing if all is well.
+    """Return a line for each kind of wrong verdict; none if all are right.
 
     Args:
-        counts: Sums of the counts of :func:`score_judgements`.
+        counts: Sums of the counts of :func:`score_verdicts`.
     """
     wrong = [
         f"{counts[f'{verdict}_false']} verdicts {verdict} are false"
-        for verdict in ACCUSES
+        for verdict in ACCUSATIONS
         if counts[f"{verdict}_false"]
     ]
     named = counts["causes_found"] - counts["causes_unknown"]
@@ -215,8 +201,8 @@ _SHOWN: Final = (
 )
 
 
-def judged(parts: dict[str, Counter[str]]) -> Sequence[list[str]]:
-    """Rows for people: a heading, then one row per scenario.
+def verdict_score_rows(parts: dict[str, Counter[str]]) -> Sequence[list[str]]:
+    """Return table rows for display: a heading, then one row per scenario.
 
     Args:
         parts: Sums of the counts by scenario.
@@ -226,6 +212,6 @@ def judged(parts: dict[str, Counter[str]]) -> Sequence[list[str]]:
     rows = [head]
     for name, counts in parts.items():
         shares = [f"{counts[n]}/{counts[of]}" if counts[of] else "-" for _, n, of in _SHOWN]
-        accused = [f"{counts[f'{v}_false']}/{counts[v]}" if counts[v] else "-" for v in ACCUSES]
+        accused = [f"{counts[f'{v}_false']}/{counts[v]}" if counts[v] else "-" for v in ACCUSATIONS]
         rows.append([name, *shares, *accused, *(str(counts[v]) for v in ("UNDECIDED", "EXPECTED"))])
     return rows

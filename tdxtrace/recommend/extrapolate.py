@@ -1,0 +1,132 @@
+"""Limits beyond the observed data, from a model of the tail, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+
+from tdxtrace.recommend import tail
+from tdxtrace.recommend.curve import Curve
+from tdxtrace.tables.limits import TIMES_NS
+
+# Effective number of requests above the threshold of a tail: wanted, and required at least.
+# The coverage study (tests/bench/coverage.py) was run with these; fewer give infinite
+# intervals, more use less of the tail.
+TAIL_REQUESTS: Final = 200
+MIN_TAIL_REQUESTS: Final = 30
+# Largest ratio of one in the effective number of requests to the target, and of the limit to
+# the largest value seen: choices of ours.
+MAX_RARITY: Final = 100
+MAX_EXTRAPOLATION: Final = 100
+# A model with a smaller p-value is not used.
+MIN_GOODNESS: Final = 0.01
+
+
+def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, Any]:
+    """Return the limit that a model of the tail gives, or why it is withheld.
+
+    Args:
+        curve: Curve whose target was not met within the data.
+        max_seen: The most that any request was seen to need.
+        caution: Further reasons for uncertainty.
+
+    Returns:
+        Columns of the ``limits`` table.
+    """
+    place = _threshold(curve)
+    reason = _reason_unsupported(curve, place)
+    if reason is not None:
+        return withheld(f"not supported by this trace: {reason}", curve.needed)
+    fitted = tail.fit(_tail_sample(curve, place))
+    model = {
+        "model": "geometric" if fitted.is_geometric else "generalised_pareto",
+        "shape": fitted.shape,
+        "threshold": int(curve.within[place]),
+        "goodness": fitted.goodness,
+    }
+    max_limit = MAX_EXTRAPOLATION * max(float(max_seen), 1.0)
+    limit = fitted.bound(curve.target, curve.confidence, max_limit)
+    if fitted.goodness < MIN_GOODNESS:
+        reason = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
+    elif math.isinf(limit):
+        reason = f"the tail may reach {MAX_EXTRAPOLATION} times as far as was seen"
+    if reason is not None:
+        return withheld(f"not supported by this trace: {reason}", curve.needed)
+    return (
+        model
+        | _ends(curve, fitted, limit, max_limit)
+        | {
+            "reason": "; ".join(
+                filter(None, (f"extrapolated: at most {max_seen:,} was seen", caution))
+            )
+        }
+    )
+
+
+def _threshold(curve: Curve) -> int:
+    """Index of the step above which the tail begins."""
+    n_tail = curve.n * curve.exceedance
+    deep = np.flatnonzero(n_tail >= TAIL_REQUESTS)
+    return int(deep[-1]) if len(deep) else int(np.argmax(n_tail >= MIN_TAIL_REQUESTS))
+
+
+def _reason_unsupported(curve: Curve, place: int) -> str | None:
+    """Reason why no model is fitted; None if one can be."""
+    n_tail = curve.n * curve.exceedance
+    if n_tail[place] < MIN_TAIL_REQUESTS or not curve.n_done[place + 1 :].sum():
+        few = "fewer than 1" if n_tail.max() < 1 else f"{n_tail.max():.1f}"
+        return f"too few independent retries ({few}) to estimate a limit"
+    n = float(curve.n[place])
+    if curve.target * MAX_RARITY * n < 1:
+        return f"the target is more than {MAX_RARITY} times rarer than one of {n:,.0f} requests"
+    return None
+
+
+def _ends(curve: Curve, fitted: tail.Tail, limit: float, max_limit: float) -> dict[str, Any]:
+    """The limit in whole steps, and the interval of the quantile that it bounds."""
+    both = (1 + curve.confidence) / 2
+    low, high = (fitted.bound(curve.target, end, max_limit) for end in (1 - both, both))
+    whole = _round_up(limit, curve.unit)
+    return {
+        "limit": whole,
+        "basis": "extrapolated",
+        "exceed_ratio": min(fitted.exceedance(float(whole)), curve.target),
+        "exceed_high": curve.target,
+        "estimate": _round_up(fitted.quantile(curve.target), curve.unit),
+        "estimate_low": _round_up(low, curve.unit),
+        "estimate_high": None if math.isinf(high) else _round_up(high, curve.unit),
+        "needed_requests": curve.needed,
+    }
+
+
+def _tail_sample(curve: Curve, place: int) -> tail.TailSample:
+    """Requests that needed more than the step at ``place``."""
+    at = curve.within[place + 1 :]
+    times = np.array(TIMES_NS, float)
+    below = at - 1 if curve.unit == "attempts" else times[np.searchsorted(times, at) - 1]
+    return tail.TailSample(
+        threshold=float(curve.within[place]),
+        below=below,
+        at=at,
+        n_done=curve.n_done[place + 1 :],
+        n_censored=curve.n_censored[place + 1 :],
+        share=float(curve.exceedance[place]),
+        n=float(curve.n[place]),
+        weight=1 / float(curve.effect[place]),
+    )
+
+
+def _round_up(value: float, unit: str) -> int:
+    """The next whole number, or step of time, that is no smaller."""
+    if unit == "attempts":
+        return math.ceil(value - 1e-9)
+    place = int(np.searchsorted(np.array(TIMES_NS), value - 1e-9))
+    return int(TIMES_NS[min(place, len(TIMES_NS) - 1)])
+
+
+def withheld(reason: str, needed: int | None = None) -> dict[str, Any]:
+    """Return the columns of a row without a limit, with the reason."""
+    about = f"; about {needed:,} requests would be needed" if needed is not None else ""
+    return {"limit": None, "basis": "withheld", "reason": reason + about, "needed_requests": needed}
