@@ -292,9 +292,11 @@ def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     """
     begins = chains.select("source", "tid", "leaf", "first_seq", "last_seq", chain="first_seq")
     # join_asof takes no null in its keys.
-    begins, mine = (f.with_columns(thread=pl.col("tid").fill_null(-1)) for f in (begins, calls))
+    begins, own_calls = (
+        f.with_columns(thread=pl.col("tid").fill_null(-1)) for f in (begins, calls)
+    )
     return (
-        mine.sort("seq")
+        own_calls.sort("seq")
         .join_asof(
             begins.drop("tid").sort("first_seq"),
             left_on="seq",

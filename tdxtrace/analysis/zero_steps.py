@@ -228,8 +228,8 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     run = no_progress_run(_rows_of_vcpus(steps.filter(fast), steps), exits_without_progress())
     nth = pl.col("is_fault").cum_sum().over("run")
     # The page of an entry is that of the next step.
-    asks, asked = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
-    same_page = pl.when(asks).then(asked) == pl.col("page")
+    next_installs, next_gpa = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
+    same_page = pl.when(next_installs).then(next_gpa) == pl.col("page")
     looks = (nth > STEPPING_EPF_THRESHOLD) & pl.col("is_fault") & fast & same_page
     marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
     return ZERO_STEPS.conform(_episodes(marked, "emulated_ept_violation"))

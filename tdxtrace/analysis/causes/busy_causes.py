@@ -226,10 +226,10 @@ def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_attempt_and_holder(calls: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    mine = calls[rows["row"]].select(
+    attempt_columns = calls[rows["row"]].select(
         *("seq", "start_ns", "end_ns", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "status")
     )
-    theirs = calls[rows["holder"].fill_null(0)].select(
+    holder_columns = calls[rows["holder"].fill_null(0)].select(
         holder_seq="seq",
         holder_leaf="leaf",
         holder_tid="tid",
@@ -237,8 +237,8 @@ def _with_attempt_and_holder(calls: pl.DataFrame, rows: pl.DataFrame) -> pl.Data
         holder_vp_id="vp_id",
     )
     known = rows["holder"].is_not_null()
-    return pl.concat([rows, mine, theirs], how="horizontal").with_columns(
-        pl.when(known).then(name).alias(name) for name in theirs.columns
+    return pl.concat([rows, attempt_columns, holder_columns], how="horizontal").with_columns(
+        pl.when(known).then(name).alias(name) for name in holder_columns.columns
     )
 
 

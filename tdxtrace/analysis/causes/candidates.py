@@ -194,16 +194,16 @@ def _pairs(
     """Attempts, and places in ``rows`` that overlap them on the same resource and exclude them."""
     calls = busy.calls
     wanted_key, held_key = keys.keys(calls, table.scope, attempts, rows)
-    mine, theirs = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
+    keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
     start, end = (calls[name].to_numpy()[attempts] for name in ("begins", "ends"))
     tid = calls["tid"].fill_null(-1).to_numpy()
     leaf = calls["leaf"].to_numpy()
     latency = min_lock_latency(calls, busy.attempts["row"].unique(), busy.slack_ns)
     found: list[_Pairs] = []
-    wanted = Intervals(wanted_key[mine], start[mine], end[mine])
-    held = Intervals(held_key[theirs], begins[theirs], ends[theirs])
+    wanted = Intervals(wanted_key[keyed_wanted], start[keyed_wanted], end[keyed_wanted])
+    held = Intervals(held_key[keyed_held], begins[keyed_held], ends[keyed_held])
     for i, j in overlapping_pairs(wanted, held, busy.slack_ns):
-        a, h = mine[i], theirs[j]
+        a, h = keyed_wanted[i], keyed_held[j]
         mask = table.masks[leaf[attempts[a]], leaf[rows[h]]] & np.uint8(busy.mask)
         keep = (mask > 0) & (tid[attempts[a]] != tid[rows[h]])
         a, h, mask = a[keep], h[keep], mask[keep]
@@ -305,10 +305,10 @@ def guests_inside(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> pl
     wanted_key, held_key = keys.keys(calls, "td", rows, entries)
     begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
     tid = calls["tid"].fill_null(-1).to_numpy()
-    mine, theirs = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
-    rows, entries = rows[mine], entries[theirs]
-    wanted = Intervals(wanted_key[mine], begins[rows], ends[rows])
-    held = Intervals(held_key[theirs], begins[entries], ends[entries])
+    keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
+    rows, entries = rows[keyed_wanted], entries[keyed_held]
+    wanted = Intervals(wanted_key[keyed_wanted], begins[rows], ends[rows])
+    held = Intervals(held_key[keyed_held], begins[entries], ends[entries])
     parts = [pl.DataFrame(schema=GUESTS_INSIDE)]
     for i, j in overlapping_pairs(wanted, held, slack_ns):
         attempt, entry = rows[i], entries[j]

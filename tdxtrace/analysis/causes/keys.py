@@ -51,10 +51,10 @@ def keys(calls: pl.DataFrame, scope: str, wanted: Index, held: Index) -> tuple[T
     if not columns:
         return np.zeros(len(wanted), np.int64), np.zeros(len(held), np.int64)
     needed = required_columns(scope)
-    mine = _key_columns(calls.select(*needed, *_level_column(scope))[wanted], columns)
-    theirs = _key_columns(calls.select(*needed, *_level_column(scope))[held], columns)
-    numbers = mine.drop_nulls().unique().with_row_index("key")
-    return _numbered(mine, numbers), _numbered(theirs, numbers)
+    wanted_keys = _key_columns(calls.select(*needed, *_level_column(scope))[wanted], columns)
+    held_keys = _key_columns(calls.select(*needed, *_level_column(scope))[held], columns)
+    numbers = wanted_keys.drop_nulls().unique().with_row_index("key")
+    return _numbered(wanted_keys, numbers), _numbered(held_keys, numbers)
 
 
 def _level_column(scope: str) -> tuple[str, ...]:

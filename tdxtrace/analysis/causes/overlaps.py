@@ -93,10 +93,10 @@ def _expand_ranges(left: Index, right: Index) -> tuple[Index, Index]:
 def _by_key(wanted: Intervals, held: Intervals, slack_ns: int) -> Iterator[tuple[Index, Index]]:
     """Join key by key, for traces so long that key and time do not fit one integer."""
     for key in np.unique(wanted.key):
-        mine, theirs = np.flatnonzero(wanted.key == key), np.flatnonzero(held.key == key)
+        wanted_rows, held_rows = np.flatnonzero(wanted.key == key), np.flatnonzero(held.key == key)
         parts = [
             Intervals(np.zeros(len(rows), np.int64), of.start[rows], of.end[rows])
-            for of, rows in ((wanted, mine), (held, theirs))
+            for of, rows in ((wanted, wanted_rows), (held, held_rows))
         ]
         for i, j in overlapping_pairs(parts[0], parts[1], slack_ns):
-            yield mine[i], theirs[j]
+            yield wanted_rows[i], held_rows[j]

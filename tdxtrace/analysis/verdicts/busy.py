@@ -91,8 +91,8 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
         broken: The ``broken_rules`` table.
         causes: The ``busy_causes`` table, whose answers have their own verdicts.
     """
-    judged = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1).select("source", "seq", "rule")
-    rows = BROKEN_RULES.conform(broken).join(judged, on=["source", "seq", "rule"], how="anti")
+    given = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1).select("source", "seq", "rule")
+    rows = BROKEN_RULES.conform(broken).join(given, on=["source", "seq", "rule"], how="anti")
     if rows.is_empty():
         return VERDICTS.empty()
     sure = pl.col("confidence").is_in(_SURE_CONFIDENCE)

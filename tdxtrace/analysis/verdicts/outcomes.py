@@ -185,7 +185,7 @@ def _verdict_rule_reason(
     column: str, words: dict[str, tuple[str, str, str]]
 ) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
     verdict, rule, reason = (
-        look_up(column, {key: judged[i] for key, judged in words.items()}) for i in range(3)
+        look_up(column, {key: given[i] for key, given in words.items()}) for i in range(3)
     )
     return verdict, rule, reason
 
