@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.related_messages import related_messages
-from tdxtrace.analysis.threads import infer_td
+from tdxtrace.analysis.threads import VP_ENTER, infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace
@@ -22,7 +22,6 @@ _BUSY_ON_ENTRY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_RCX
 # public reports: canonical/tdx issue 213, Chen Yu on the kvm list, 2024-05-26.
 _GPA_RANGE_NOT_BLOCKED: Final = 0xC000_0B06_0000_0000
 _NOT_PREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, _GPA_RANGE_NOT_BLOCKED)
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _PREPARING_LEAVES: Final = leaves.numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"])
 # KVM prints a failure right after the call, from the same thread; a console takes up to some
 # 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
@@ -122,7 +121,7 @@ def _timeouts(abandoned: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame
     """Requests left busy on an entry, and the first host priority timeout of the same TD."""
     status = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     code = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
-    exits = calls.filter(pl.col("leaf") == _VP_ENTER, status == code)
+    exits = calls.filter(pl.col("leaf") == VP_ENTER, status == code)
     of_entry = abandoned.filter(
         pl.col("final_status") == _BUSY_ON_ENTRY,
         pl.col("leaf").is_in(_memory_leaves()),
@@ -173,8 +172,7 @@ def _timeout_exits(exits: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _memory_leaves() -> list[int]:
-    table = leaves.leaf_table()
-    return table.filter(pl.col("request") == "gpa")["leaf"].to_list()
+    return leaves.leaf_table().filter(pl.col("request") == "gpa")["leaf"].to_list()
 
 
 def _later_failures(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:

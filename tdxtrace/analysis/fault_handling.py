@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.threads import infer_td
+from tdxtrace.analysis.threads import VP_ENTER, infer_td
 from tdxtrace.tdx import leaves
 
 # A fault on a shared page keeps the shared bit: Linux 6.16 tdx_handle_ept_violation traces it
@@ -16,7 +16,6 @@ _EFAULT: Final = 14
 # KVM_EXIT_MEMORY_FAULT: Linux include/uapi/linux/kvm.h.  It leaves the kernel as -EFAULT.
 _MEMORY_FAULT: Final = 39
 _EPT_VIOLATION: Final = 48
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _AUG, _SEPT_ADD, _BLOCK, _UNBLOCK, _REMOVE = leaves.numbers_of(
     f"TDH.MEM.{name}"
     for name in ("PAGE.AUG", "SEPT.ADD", "RANGE.BLOCK", "RANGE.UNBLOCK", "PAGE.REMOVE")
@@ -62,7 +61,7 @@ def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(_SHARED_BITS, pl.UInt64)) == 0
     seen = faults.filter(private, pl.col("tid").is_not_null())
     exits = calls.filter(
-        pl.col("leaf") == _VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
+        pl.col("leaf") == VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
     ).join(seen.select(_VCPU).unique(), on=_VCPU, how="anti")
     columns = ("source", "tid", "tgid", "seq", "ts_ns", "gpa")
     probed = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
@@ -113,7 +112,7 @@ def _page(bits: int) -> pl.Expr:
 
 def _with_entries(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
     """Add the last entry of the vCPU before each fault, and the next one after it (ns)."""
-    probed = calls.filter(pl.col("leaf") == _VP_ENTER).select(*_VCPU, at="start_ns")
+    probed = calls.filter(pl.col("leaf") == VP_ENTER).select(*_VCPU, at="start_ns")
     kvm_only = entries.select(*_VCPU, at="start_ns")
     starts = _matching(pl.concat([probed, kvm_only]).drop_nulls(), rows, list(_VCPU)).sort("at")
     rows = rows.sort("ts_ns")

@@ -8,14 +8,14 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.intervals import Floats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, LATENCIES
-from tdxtrace.tdx import leaves, word
+from tdxtrace.tdx import word
 
 _CONFIDENCE: Final = 0.95
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _REQUEST: Final = ("source", "first_seq")
 _GAPS: Final = ("p50_gap_ns", "p99_gap_ns", "max_gap_ns")
 
@@ -101,7 +101,7 @@ def _row(leaf: int, busy: Floats, succeeded: Floats, gaps: Floats) -> dict[str, 
         places = [math.ceil(share * len(gaps)) - 1 for share in (0.5, 0.99, 1.0)]
         row |= dict(zip(_GAPS, map(int, gaps[places]), strict=True))
     row |= {"n_gaps": len(gaps), "busy_ns": _median(busy), "succeeded_ns": _median(succeeded)}
-    if leaf == _VP_ENTER:
+    if leaf == VP_ENTER:
         row["succeeded_ns"] = None
         return row | {"withheld": "a successful TDH.VP.ENTER returns when the guest exits"}
     return row | _ratio(busy, succeeded)

@@ -7,11 +7,12 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.retry_chains import assign_chain
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import LOOPS, PROGRESS, PROGRESS_LOOPS
-from tdxtrace.tdx import leaves, word
+from tdxtrace.tdx import word
 
 _LOOP_OF_STATUS: Final = {
     word.TDX_INTERRUPTED_RESUMABLE: "resumable",
@@ -27,7 +28,6 @@ _CODES: Final = [status & word.CODE_BITS for status in _LOOP_OF_STATUS]
 # (Dstack pull request 1220, Granite Rapids, Linux 7.0).  After ten times that without a SEAMCALL
 # or an entry, the thread retries in KVM or does not run.
 LOCAL_RETRY_NS: Final = 1_530_000
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _VCPU: Final = ("source", "tid")
 _INTERRUPTS: Final = r"irq|interrupt|local_timer|reschedule|ipi|nmi|vector"
 
@@ -122,7 +122,7 @@ def _local_retries(trace: Trace, calls: pl.DataFrame, local_retry_ns: int) -> pl
     entries = VM_ENTRIES.conform(trace.vm_entries)
     events = HOST_EVENTS.conform(trace.host_events)
     # Without probes on SEAMCALLs a silence is no evidence.
-    seen = calls.filter(pl.col("leaf") != _VP_ENTER).select("source").unique()
+    seen = calls.filter(pl.col("leaf") != VP_ENTER).select("source").unique()
     faults = faults.join(seen, on="source", how="semi")
     activity = pl.concat(
         [

@@ -15,6 +15,7 @@ from tdxtrace.analysis.request_identity import contradictions, identifying, iden
 from tdxtrace.analysis.threads import (
     NONE,
     TD_OWNERS,
+    VP_ENTER,
     ThreadCalls,
     infer_td,
     left_lookup,
@@ -28,7 +29,6 @@ from tdxtrace.tdx import leaves, word
 # which faults again: the same request, after a TDH.VP.ENTER.  Linux 6.16
 # arch/x86/kvm/vmx/tdx.c, tdx_handle_ept_violation (RET_PF_RETRY resumes the guest).
 FAULT_LEAVES: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 
 
 def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
@@ -78,7 +78,7 @@ def _chains_of_source(calls: pl.DataFrame, losses: pl.DataFrame, source: int) ->
     thread = order_by_thread(calls, losses, source)
     all_rows = np.arange(len(thread.owner))
     before = thread.previous(all_rows)
-    entering = thread.leaf == _VP_ENTER
+    entering = thread.leaf == VP_ENTER
     faulting = np.isin(thread.leaf, leaves.numbers_of(FAULT_LEAVES))
     others = np.flatnonzero(~entering)
     previous_non_entry = np.full(len(all_rows), NONE)
@@ -222,7 +222,7 @@ def _duration(opening: pl.DataFrame, closing: pl.DataFrame) -> pl.Series:
             "last": closing["end_ns"],
         }
     )
-    end = pl.when(pl.col("leaf") == _VP_ENTER).then("entered").otherwise("last")
+    end = pl.when(pl.col("leaf") == VP_ENTER).then("entered").otherwise("last")
     return both.select(took_ns=end - pl.col("first")).to_series()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import (
     LEAF_STATS,
@@ -13,7 +14,6 @@ from tdxtrace.tables.findings import (
     VM_STATS,
     ZERO_STEPS,
 )
-from tdxtrace.tdx import leaves
 from tdxtrace.tdx.word import is_busy
 
 
@@ -56,7 +56,6 @@ def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
     return LEAF_STATS.conform(counted.sort(order, descending=[False, True, True, False]))
 
 
-_VP_ENTER = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _TD_KEY = ("source", "td_id", "tgid")
 
 
@@ -83,7 +82,7 @@ def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFra
     """
     chains = RETRY_CHAINS.conform(retry_chains).with_columns(_one_process_per_td())
     steps = ZERO_STEPS.conform(zero_steps).filter(pl.col("strength") != "weak")
-    entering = pl.col("leaf") == _VP_ENTER
+    entering = pl.col("leaf") == VP_ENTER
     counted = chains.group_by(_TD_KEY, maintain_order=True).agg(
         n_seamcalls=pl.col("n_attempts").sum().cast(pl.UInt64),
         n_requests=pl.len().cast(pl.UInt64),
@@ -152,11 +151,9 @@ def vcpu_stats(
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
-    calls = SEAMCALLS.conform(seamcalls).filter(pl.col("leaf") == _VP_ENTER)
+    calls = SEAMCALLS.conform(seamcalls).filter(pl.col("leaf") == VP_ENTER)
     numbers = VM_ENTRIES.conform(vm_entries)
-    kvm_only = numbers.join(
-        calls.select(_THREAD).unique(), on=_THREAD, how="anti", nulls_equal=True
-    )
+    kvm_only = unprobed_entries(numbers, calls)
     busy = is_busy(pl.col("status")).fill_null(False)
     refused = (pl.col("exit_reason") == _NOT_ENTERED).fill_null(False)
     counted = pl.concat(

@@ -7,6 +7,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
 from tdxtrace.analysis.zero_steps import (
     exits_without_progress,
     no_progress_run,
@@ -15,12 +16,10 @@ from tdxtrace.analysis.zero_steps import (
 )
 from tdxtrace.tables.events import PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_THRESHOLDS
-from tdxtrace.tdx import leaves
 
 # The module's is 6 (STEPPING_EPF_THRESHOLD, TDX module 1.0.00 to 1.5.25, td_exit_stepping.h);
 # the list argued over 6, 10 and more (S. Christopherson, 2024-10-10).
 THRESHOLDS: Final = range(4, 17)
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _VCPU: Final = ("source", "tid")
 # Columns of steps that ``no_progress_run`` needs.
 _STEP_COLUMNS: Final = (*_VCPU, "when", "seq", "reason", "installs", "installed", "gpa")
@@ -88,7 +87,7 @@ def step_thresholds(
 
 def _runs_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
     """Runs of vCPUs whose TDH.VP.ENTER was probed."""
-    vcpus = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
+    vcpus = calls.filter(pl.col("leaf") == VP_ENTER).select(_VCPU).unique()
     steps = (
         steps_from_seamcalls(calls)
         .select(_STEP_COLUMNS)
@@ -101,9 +100,7 @@ def _runs_from_kvm_events(
     entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
 ) -> pl.DataFrame:
     """Runs of the other vCPUs, which only KVM's own events show."""
-    probed = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    kvm_only = entries.join(probed, on=_VCPU, how="anti", nulls_equal=True)
-    return _runs(steps_from_kvm_events(kvm_only, calls, faults))
+    return _runs(steps_from_kvm_events(unprobed_entries(entries, calls), calls, faults))
 
 
 def _runs(steps: pl.DataFrame) -> pl.DataFrame:

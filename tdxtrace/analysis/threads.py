@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.analysis import loss_windows
 from tdxtrace.analysis.arrays import Flags, Index, Times
-from tdxtrace.tdx.leaves import numbers_of
+from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 from tdxtrace.tdx.status import is_retryable
 
 # Issued by IPI, in hard interrupt context of whatever task is current: they belong
@@ -20,6 +20,7 @@ from tdxtrace.tdx.status import is_retryable
 # smp_func_do_phymem_cache_wb.
 IPI_LEAVES: Final = ("TDH.VP.FLUSH", "TDH.PHYMEM.CACHE.WB")
 NONE: Final = -1
+VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _LOW: Final = np.iinfo(np.int64).min
 
 # Columns of ``seamcalls`` that retry chains need.
@@ -129,6 +130,12 @@ def _may_miss_events(frame: pl.DataFrame, first: Flags, windows: loss_windows.Lo
 
 
 TD_OWNERS: Final = (("source", "tid"), ("source", "tgid"), ("source",))
+
+
+def unprobed_entries(entries: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """Return the ``vm_entries`` of vCPUs without a TDH.VP.ENTER among ``seamcalls`` rows."""
+    probed = calls.filter(pl.col("leaf") == VP_ENTER).select("source", "tid").unique()
+    return entries.join(probed, on=("source", "tid"), how="anti", nulls_equal=True)
 
 
 def infer_td(

@@ -7,13 +7,12 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.retry_chains import assign_chain
-from tdxtrace.analysis.threads import infer_td
+from tdxtrace.analysis.threads import VP_ENTER, infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.verdicts import PHASES, TIME_SHARES
 from tdxtrace.tdx import leaves, status
 
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 # Building ends with TDH.MR.FINALIZE: no vCPU can be entered before (TDX module 1.5,
 # check_td_in_correct_build_state, tdh_vp_enter.c wants OP_STATE RUNNABLE).
 _FINALIZE: Final = leaves.parse_leaf("TDH.MR.FINALIZE")[0]
@@ -56,7 +55,7 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     sums = pl.all().exclude(*keys, "tid", "start_ns", "end_ns").sum()
     summed = of_thread.group_by(keys).agg(pl.col("start_ns").min(), pl.col("end_ns").max(), sums)
     waits = (
-        rows.filter(pl.col("leaf") != _VP_ENTER, ~pl.col("single"))
+        rows.filter(pl.col("leaf") != VP_ENTER, ~pl.col("single"))
         .group_by([*keys, "chain"])
         .agg(wait_ns=(last - first - pl.col("took").sum()).clip(0))
         .group_by(keys)
@@ -104,7 +103,7 @@ def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the phase of its TD's life to each call."""
     bounds = rows.group_by(_TD).agg(
         built=pl.col("when_end").filter(pl.col("leaf") == _FINALIZE).max(),
-        entered=pl.col("when").filter(pl.col("leaf") == _VP_ENTER).max(),
+        entered=pl.col("when").filter(pl.col("leaf") == VP_ENTER).max(),
     )
     keys = list(_TD)
     teardowns = rows.filter(pl.col("leaf").is_in(_TEARS_DOWN))
@@ -126,7 +125,7 @@ def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sums() -> dict[str, pl.Expr]:
-    entry = pl.col("leaf") == _VP_ENTER
+    entry = pl.col("leaf") == VP_ENTER
     retried = status.is_retryable(pl.col("status")).fill_null(False)
     return {
         "n_calls": (~entry).sum().cast(pl.UInt64),

@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
@@ -34,7 +35,6 @@ _INTERNAL_ERROR: Final = 17
 # A private fault is passed on as a write: EPT_VIOLATION_ACC_WRITE, the same file.
 _WRITE: Final = 0x2
 
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _TRACK: Final = leaves.parse_leaf("TDH.MEM.TRACK")[0]
 _INSTALLS: Final = [leaves.parse_leaf(f"TDH.MEM.{n}")[0] for n in ("PAGE.AUG", "SEPT.ADD")]
 _EPT_VIOLATION: Final = exit_reason_number("EPT_VIOLATION") or 0
@@ -83,8 +83,7 @@ def zero_steps(
     entries = VM_ENTRIES.conform(vm_entries)
     faults = PAGE_FAULTS.conform(page_faults)
     proof = _busy_sept(calls)
-    probed = calls.filter(pl.col("leaf") == _VP_ENTER).select(_VCPU).unique()
-    kvm_only = entries.join(probed, on=_VCPU, how="anti", nulls_equal=True)
+    kvm_only = unprobed_entries(entries, calls)
     if host_events is not None:
         kvm_only = _drop_internal_errors(kvm_only, HOST_EVENTS.conform(host_events))
     steps = steps_from_kvm_events(kvm_only, calls, faults)
@@ -95,7 +94,7 @@ def zero_steps(
 
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
     """Episodes from the status of TDH.VP.ENTER."""
-    vcpus = calls.filter(pl.col("status") == _BUSY_SEPT, pl.col("leaf") == _VP_ENTER)
+    vcpus = calls.filter(pl.col("status") == _BUSY_SEPT, pl.col("leaf") == VP_ENTER)
     own = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
     return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own), "busy_sept"))
 
@@ -108,7 +107,7 @@ def _rows_of_vcpus(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
     """Entries and installs of vCPUs whose TDH.VP.ENTER was probed, one row per step."""
-    entering = pl.col("leaf") == _VP_ENTER
+    entering = pl.col("leaf") == VP_ENTER
     done = pl.col("status") < word.ERROR_BIT
     installs = pl.col("leaf").is_in(_INSTALLS)
     tds = calls.group_by(_VCPU).agg(td_id=pl.col("td_id").drop_nulls().first())
@@ -184,9 +183,9 @@ def _drop_internal_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.Dat
     order = entries.select(*_VCPU, "seq", when).drop_nulls("tid").sort("when")
     reported = last.join_asof(order, on="when", by=_VCPU, check_sortedness=False)
     wrong = reported.select("source", "seq", wrong=pl.lit(True)).unique()
-    probed = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
+    marked = entries.join(wrong, on=("source", "seq"), how="left", maintain_order="left")
     kept = pl.col("wrong").is_null() | (pl.col("exit_reason") != _NOT_ENTERED)
-    return probed.with_columns(exit_reason=pl.when(kept).then("exit_reason")).drop("wrong")
+    return marked.with_columns(exit_reason=pl.when(kept).then("exit_reason")).drop("wrong")
 
 
 def _mark_concurrent_track(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:

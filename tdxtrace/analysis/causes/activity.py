@@ -6,8 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes.conflicts import VP_ENTER
-from tdxtrace.analysis.threads import infer_td
+from tdxtrace.analysis.threads import VP_ENTER, infer_td
 
 _COLUMNS: Final = (
     *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page", "status"),

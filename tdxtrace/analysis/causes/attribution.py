@@ -8,15 +8,9 @@ import polars as pl
 
 from tdxtrace.analysis.causes import keys
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END, guests_inside
-from tdxtrace.analysis.causes.conflicts import (
-    ENTRY,
-    GENERATIONS,
-    TREE,
-    VP_ENTER,
-    lock_conflicts,
-    mask_of,
-)
+from tdxtrace.analysis.causes.conflicts import ENTRY, GENERATIONS, TREE, lock_conflicts, mask_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import LACKS
 from tdxtrace.tdx.leaves import leaf_table, numbers_of
 

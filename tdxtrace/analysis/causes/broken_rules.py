@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts
-from tdxtrace.analysis.causes.conflicts import VP_ENTER
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import BUG_RULES, CONFIDENCES
 from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import exit_reason_number

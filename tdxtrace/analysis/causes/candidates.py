@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Index, Times
 from tdxtrace.analysis.causes import conflicts, keys
-from tdxtrace.analysis.causes.conflicts import TREE, VP_ENTER, LockConflicts
+from tdxtrace.analysis.causes.conflicts import TREE, LockConflicts
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.analysis.zero_steps import exits_without_progress
 from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import exit_reason_number

@@ -10,13 +10,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.tdx.leaves import parse_leaf
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tdx.locks import conflict_table, lock_table
 
 GENERATIONS: Final = ("A", "B", "C")
 ALL_GENERATIONS: Final = 0b111
 """All generations, as a mask: bit 0 is A."""
-VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 TREE: Final = "SEPT_TREE"
 ENTRY: Final = "SEPT_ENTRY"
 # Leaf numbers fit 8 bits: the highest known is 254.

@@ -7,13 +7,8 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts
-from tdxtrace.analysis.causes.conflicts import (
-    ALL_GENERATIONS,
-    GENERATIONS,
-    TREE,
-    VP_ENTER,
-    mask_of,
-)
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, GENERATIONS, TREE, mask_of
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.errors import QueryError
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.locks import generation_of

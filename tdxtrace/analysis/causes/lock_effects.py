@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Times
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
-from tdxtrace.analysis.causes.conflicts import TREE, VP_ENTER
+from tdxtrace.analysis.causes.conflicts import TREE
 from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import BUSY_CAUSES, ENTRY_WAITS, LOCK_VALUES, LOCKS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tdx.leaves import numbers_of

@@ -6,17 +6,16 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
 from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_rows
 from tdxtrace.tables.findings import ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tables.verdicts import VERDICTS
-from tdxtrace.tdx import leaves
 
 # A host that serves faults lets the guest execute something between them.  It does not if more
 # than half of the entries of the vCPUs ran no guest code: a choice of ours.
 REFUSED_SHARE: Final = 0.5
 # Standard errors by which the share must exceed it: p = 1/700 for a host at the share.
 _SIGMA: Final = 3.0
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _KEY: Final = ["source", "first_seq", "form"]
 _EXPECTED: Final = {
     "memory_fault_ignored": "userspace entered again without converting the page that "
@@ -84,16 +83,11 @@ def on_zero_steps(
         return VERDICTS.empty()
     entries = pl.concat(
         [
-            seamcalls.filter(pl.col("leaf") == _VP_ENTER).select("source", "tid"),
-            vm_entries.join(
-                seamcalls.filter(pl.col("leaf") == _VP_ENTER).select("source", "tid").unique(),
-                on=["source", "tid"],
-                how="anti",
-                nulls_equal=True,
-            ).select("source", "tid"),
+            seamcalls.filter(pl.col("leaf") == VP_ENTER).select("source", "tid"),
+            unprobed_entries(vm_entries, seamcalls).select("source", "tid"),
         ]
     )
-    rows = rows.with_columns(leaf=pl.lit(_VP_ENTER, pl.UInt16), sure=pl.col("strength") != "weak")
+    rows = rows.with_columns(leaf=pl.lit(VP_ENTER, pl.UInt16), sure=pl.col("strength") != "weak")
     groups = group_findings(
         rows,
         ["cause", "sure"],
