@@ -20,8 +20,8 @@ from tdxtrace.capture.instance import Instance, page_bytes
 from tdxtrace.capture.recipe import Recipe
 
 PAGES: Final = "trace_pipe_raw"
-_CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
-_TGID: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MULTILINE)
+_CMDLINE: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
+_TGID: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MULTILINE)
 
 
 @dataclass(slots=True)

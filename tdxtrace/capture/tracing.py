@@ -101,7 +101,7 @@ def fprobes(host: Host) -> Check:
     seen = host.traced("README")
     if seen.text is None:
         return Check("fprobes", "unknown", f"tracefs' README is {seen.why}", lost)
-    if not re.search(r"^\s*f\[", seen.text, re.MULTILINE) and "f[:" not in seen.text:
+    if not re.search(r"^[^\S\n]*f\[", seen.text, re.MULTILINE) and "f[:" not in seen.text:
         return Check(
             "fprobes", "limited", "no f: events", lost, "CONFIG_FPROBE_EVENTS=y, Linux 6.5"
         )

@@ -13,7 +13,6 @@ from typer.core import TyperCommand
 FOLDED: Final = ("input_format", "mappings", "level_base", "formats", "cache", "no_color")
 WHERE: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
-_TYPE: Final = re.compile(r" <([a-z].*)>$")
 _VALUES: Final = {
     **dict.fromkeys(("int", "int range", "list[int]"), "N"),
     **dict.fromkeys(("float", "float range"), "X"),
@@ -58,11 +57,12 @@ def show_reading(ctx: typer.Context, wanted: bool) -> None:
 
 def _name(shown: str, has_value: bool) -> str:
     """A parameter as manuals show it: what stands for its value, not the type in Python."""
-    found = _TYPE.search(shown)
-    if found is None:
+    name, _, rest = shown.partition(" <")
+    if not (rest.endswith(">") and rest[0].islower()):
         return shown
-    word = _VALUES.get(found[1], found[1]) if has_value else ""
-    return f"{shown[: found.start()]} {word}".rstrip()
+    kind = rest.removesuffix(">")
+    word = _VALUES.get(kind, kind) if has_value else ""
+    return f"{name} {word}".rstrip()
 
 
 def _piece(piece: str) -> str:

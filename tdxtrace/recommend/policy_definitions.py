@@ -158,7 +158,7 @@ DEFAULTS: Final = (
 )
 _PATTERNS: Final = ("fixed-N", "budget-TIME")
 _FIXED: Final = re.compile(r"fixed-(?P<n>[1-9]\d{0,9})")
-_TIME: Final = re.compile(r"(?P<n>\d+(?:\.\d+)?)(?P<unit>ns|us|ms|s)")
+_TIME: Final = re.compile(r"^(?P<n>\d+(?:\.\d+)?)(?P<unit>ns|us|ms|s)")
 _UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 

@@ -20,7 +20,8 @@ _PERIODS: Final = {
     "year": _YEAR_S,
 }
 _RATE: Final = re.compile(
-    r"(?P<n>\d+(?:\.\d+)?)\s+(?P<what>[a-z]+)\s+(?P<per>[a-z]+)\s+(?P<period>[a-z]+)", re.IGNORECASE
+    r"^(?P<n>\d+(?:\.\d+)?)\s+(?P<what>[a-z]+)\s+(?P<per>[a-z]+)\s+(?P<period>[a-z]+)",
+    re.IGNORECASE,
 )
 _SUBJECTS: Final = ("vm", "vms")
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from tdxtrace.report.units import count, duration, plural, short_duration
 from tdxtrace.tdx.leaves import leaf_name
 
-_COUNTED: Final = re.compile(r"[\d,]+ requests?")
+_COUNTED: Final = re.compile(r"(?<![\d,])[\d,]++ requests?")
 _BASIS: Final = {
     "observed": "counted",
     "nothing_busy": "none busy",

@@ -20,7 +20,7 @@ LEAVES: Final = "leaves"
 # Text and quoted names, which are left as they are, or a number as the kernel prints
 # words: the SQL of polars takes 0x... for bytes.
 _WORDS: Final = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|(?<![\w.])0[xX](?P<hex>[0-9a-fA-F]+)\b""")
-_ASKS: Final = re.compile(r"\s*\(*\s*(?:select|with|show)\b", re.IGNORECASE)
+_ASKS: Final = re.compile(r"^\s*+\(*+\s*+(?:select|with|show)\b", re.IGNORECASE)
 # Functions of the SQL of polars that open files: a question is about the trace only.
 _OPENS_FILES: Final = re.compile(r"\b(?:read|scan)_\w+\s*\(", re.IGNORECASE)
 _NO_COLUMN: Final = re.compile(r"(?:unable to find column |no column named )['\"]([^'\"]*)['\"]")

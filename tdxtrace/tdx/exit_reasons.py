@@ -20,7 +20,7 @@ _BASIC: Final = 0xFFFF
 NOT_ENTERED: Final = 0xFFFF_FFFF
 _NOT_ENTERED_NAME: Final = "FAILED_VMENTRY (-1)"
 # libtraceevent's KVM plugin prints "UNKNOWN (4294967295)".
-_NUMBER_IN_BRACKETS: Final = re.compile(r"\w+ \((-?\d{1,20})\)")
+_NUMBER_IN_BRACKETS: Final = re.compile(r"^\w+ \((-?\d{1,20})\)")
 
 
 @cache

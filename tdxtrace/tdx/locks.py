@@ -110,7 +110,7 @@ def generation_of(version: str) -> str | None:
         >>> generation_of("1.5.16"), generation_of("1.5.20"), generation_of("1.5.99")
         ('B', 'C', None)
     """
-    found = re.search(r"(\d+\.\d+)(?:\.(\d+))?", version)
+    found = re.search(r"(?<!\d)(\d++\.\d++)(?:\.(\d+))?", version)
     if found is None:
         return None
     update = int(found[2]) if found[2] else None

@@ -100,7 +100,7 @@ def is_level_base_inferred(kernel: str) -> bool:
 
 def _release(kernel: str) -> tuple[int, int]:
     """Major and minor number of a kernel release; (0, 0) if there are none."""
-    found = re.match(r"(\d+)\.(\d+)", kernel)
+    found = re.match(r"^(\d+)\.(\d+)", kernel)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 

@@ -71,9 +71,10 @@ def to_word(text: str, base: int = 0) -> int | None:
 
 
 _PLAIN = re.compile(r"0x[0-9a-f]+|\d+")
-_ADDRESS = re.compile(r"(?:0x)?[0-9a-f]+(?=\)| <-)")
+_ADDRESS = re.compile(r"(?:0x|(?<![0-9a-f]))[0-9a-f]++(?=\)| <-)")
 _PAIR = re.compile(
-    r'(?:^|(?<=[\s(,]))(?P<key>[A-Za-z_]\w*)=(?P<value>"[^"]*"|\{[^}]*\}|\([^)]*\)|[^\s,()]*)'
+    r"(?:^|(?<=[\s(,]))(?P<key>[A-Za-z_]\w*)="
+    r'(?P<value>"[^"]*"|\{[^{}]*+\}|\([^()]*+\)|\(?[^\s,()]*)'
 )
 
 
@@ -104,7 +105,8 @@ _NUMBER: Final = {
 # Before 5.10: "info QUALIFICATION INTR_INFO", bare hex.
 _OLD_INFO = re.compile(r"\binfo (?P<a>[0-9a-f]+) (?P<b>[0-9a-f]+)\b")
 _REASON = re.compile(
-    r"\breason (?P<text>.+?)(?= rip | info| intr_info | error_code |$)|\bexit_reason=(?P<n>\w+)"
+    r"\breason (?P<text>.+?)(?= rip | info| intr_info | error_code |$)|\bexit_reason=(?P<n>\w+)",
+    re.DOTALL,
 )
 _ENTRY_REST = re.compile(r"\b(?:rip|intr_info|error_code)[ =](?P<n>0x[0-9a-f]+)")
 

@@ -18,6 +18,9 @@ _WORD: Final = rf"(?P<status>{_HEX})(?![0-9a-fA-F])"
 # in PAGE.RECLAIM), 6.19 TDX_BUG_ON_N entry and level_state, 6.8 of Ubuntu RCX and RDX.
 RCX: Final = re.compile(rf"\b(?:rcx|entry),? (?P<word>{_HEX})\b", re.IGNORECASE)
 RDX: Final = re.compile(rf"\b(?:rdx|level_state),? (?P<word>{_HEX})\b", re.IGNORECASE)
+# What precedes the first "tdx: " of a line.  Atomic, as searching from each of several takes time
+# that grows with the square of their number: a message may be what any user wrote.
+_AFTER_TDX: Final = r"^(?>.*?tdx: )"
 # Lines of registers alone, behind a failure: Linux 6.8 arch/x86/virt/vmx/tdx/tdx.c
 # seamcall_err_ret, 6.5 of Ubuntu "additional output".
 REGISTERS: Final = re.compile(
@@ -138,13 +141,15 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
     # TDH_VP_RD[TD_VMCS.0x…] failed 0x…, TDH_VP_WR[….0x…] = 0x… failed: 0x…, TDH_MNG_RD[…].
     (
         "seamcall_failed",
-        re.compile(rf"(?P<leaf>TDH_[A-Z_]+)\[[^\]]{{1,40}}\].{{0,24}}? failed:? {_WORD}", re.ASCII),
+        re.compile(
+            rf"(?P<leaf>TDH_[A-Z_]{{1,40}})\[[^\]]{{1,40}}\].{{0,24}}? failed:? {_WORD}", re.ASCII
+        ),
         _failed,
     ),
     # "TDH.SYS.DISABLE failed: 0x…"; VMware: "TDH.MNG.INIT failed with status: 0x…".
     (
         "seamcall_failed",
-        re.compile(rf"(?P<leaf>TDH[._][A-Z._]+) failed(?: with status)?: {_WORD}", re.ASCII),
+        re.compile(rf"(?P<leaf>TDH[._][A-Z._]{{1,40}}) failed(?: with status)?: {_WORD}", re.ASCII),
         _failed,
     ),
     # 6.16 tdx_handle_exit; the number is the current thread (kvm_host.h, kvm_err).
@@ -164,7 +169,7 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
         "warning",
         re.compile(
             r"^WARNING: CPU: (?P<cpu>\d+) PID: (?P<tid>\d+) "
-            r"(?P<place>at \S+:\d+(?: (?P<function>\S+))?.*)$",
+            r"(?P<place>at (?>\S+:\d+)(?: (?P<function>\S++))?+.*)$",
             re.ASCII,
         ),
         _warned,
@@ -173,8 +178,8 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
     (
         "warning",
         re.compile(
-            r"^WARNING: (?P<place>\S+:\d+ at (?P<function>\S+).*), "
-            r"CPU#(?P<cpu>\d+): .*/(?P<tid>\d+)$",
+            r"^WARNING: (?=.*/\d++$)(?P<place>\S+:\d++ at (?P<function>[^\s,]++).*), "
+            r"CPU#(?P<cpu>\d++): .*/(?P<tid>\d++)$",
             re.ASCII,
         ),
         _warned,
@@ -192,7 +197,7 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
     ),
     (
         "hkid_leaked",
-        re.compile(r"tdh_mng_\w+\(\) failed\. HKID -?\d+ is leaked", re.ASCII),
+        re.compile(r"tdh_mng_\w{1,40}\(\) failed\. HKID -?\d+ is leaked", re.ASCII),
         _nothing,
     ),
     (
@@ -207,8 +212,9 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
     (
         "module_version",
         re.compile(
-            r"tdx: .*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
-            re.IGNORECASE | re.ASCII,
+            _AFTER_TDX
+            + r".*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
+            re.IGNORECASE | re.ASCII | re.MULTILINE,
         ),
         _version,
     ),
@@ -216,18 +222,20 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
     (
         "module_version",
         re.compile(
-            r"TDX module: .*\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
-            re.ASCII,
+            r"^(?>.*?TDX module: ).*"
+            r"\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
+            re.ASCII | re.MULTILINE,
         ),
         _major,
     ),
     (
         "module_state",
         re.compile(
-            r"tdx: .*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down|.*failed)"
-            r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3)|Failed to initialize TDX module"
+            _AFTER_TDX + r"(?:(?>.*?module ).*failed"
+            r"|.*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down)"
+            r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3))|Failed to initialize TDX module"
             r"|All packages need to have online CPU",
-            re.IGNORECASE,
+            re.IGNORECASE | re.MULTILINE,
         ),
         _nothing,
     ),

@@ -15,7 +15,7 @@ _FIELD: Final = re.compile(
 )
 _NAME: Final = re.compile(r"^name: (?P<name>\S{1,200})\s*$", re.MULTILINE)
 _ID: Final = re.compile(r"^ID: (?P<id>\d{1,9})\s*$", re.MULTILINE)
-_WORD: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?P<array>\[[^\]]*\])?$")
+_WORD: Final = re.compile(r"\b[^\WA-Za-z_]*+(?P<name>[A-Za-z_]\w*+)\s*+(?P<array>\[[^\[\]]*+\])?$")
 _NUMBER_SIZES: Final = (1, 2, 4, 8)
 # A sub-buffer has at most 2^7 pages: Linux kernel/trace/ring_buffer.c, RB_SUBBUF_ORDER_MAX
 # and buffer_subbuf_size_kb; pages of 64 KiB are the largest in use.

@@ -17,7 +17,7 @@ _OFFSET, _CPUCOUNT, _VERSION, _TIME_SHIFT, _TSC2NSEC = 7, 8, 9, 12, 14
 HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES = 16, 17, 18, 19, 21
 _BUFFER_TEXT: Final = 22
 PARTS: Final = (HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, CMDLINES)
-_NUMBER: Final = re.compile(rb"\s*(?P<sign>[-+]?)(?P<digits>0[xX][0-9a-fA-F]{1,16}|\d{1,19})")
+_NUMBER: Final = re.compile(rb"^\s*(?P<sign>[-+]?)(?P<digits>0[xX][0-9a-fA-F]{1,16}|\d{1,19})")
 
 
 @dataclass(frozen=True, slots=True)

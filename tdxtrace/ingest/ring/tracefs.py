@@ -12,14 +12,14 @@ from typing import Final
 from tdxtrace.ingest.records.formats import EventFormat
 from tdxtrace.ingest.tally import Tally
 
-_CMDLINE: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
+_CMDLINE: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
 _CPU: Final = re.compile(r"^CPU: (?P<cpu>\d{1,4})\s*$", re.MULTILINE)
 
 _MAX_JSON: Final = 64 << 20
 # PID_MAX_LIMIT: Linux include/linux/threads.h.
 _MAX_PID: Final = 1 << 22
-_TGID: Final = re.compile(r"^\s*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MULTILINE)
+_TGID: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MULTILINE)
 
 
 def printed_names(events: Mapping[int, EventFormat]) -> Callable[[EventFormat], str]:

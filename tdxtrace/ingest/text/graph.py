@@ -27,19 +27,23 @@ from tdxtrace.tdx import wrappers
 # (funcgraph-proc), flags (latency-format), duration, then the tree.  Linux
 # kernel/trace/trace_functions_graph.c, print_graph_prologue, print_graph_duration.
 LINE: Final = re.compile(
-    r"^\s*(?:(?P<sec>\d{1,10})\.(?P<frac>\d{6})\s*\|\s*)?(?P<cpu>\d{1,4})\)\s*"
-    r"(?:(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*\|\s*)?(?:(?P<flags>[.a-zA-Z][.a-zA-Z0-9]{3,4})\s*\|)?"
-    r"\s*[$@*#!+]?\s*(?:(?P<us>\d{1,12})\.(?P<ns>\d{3}) us)?\s*\|\s(?P<body>.*)$"
+    r"^\s*+(?:(?P<sec>\d{1,10})\.(?P<frac>\d{6})\s*+\|\s*+)?(?P<cpu>\d{1,4})\)\s*+"
+    r"(?:(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*+\|\s*+)?"
+    r"(?:(?P<flags>[.a-zA-Z][.a-zA-Z0-9]{3,4})\s*+\|)?"
+    r"\s*+[$@*#!+]?\s*+(?:(?P<us>\d{1,12})\.(?P<ns>\d{3}) us)?\s*+\|\s(?P<body>.*)"
 )
 _CALL: Final = re.compile(
     r"^\s*(?P<function>[A-Za-z_][\w.]*)(?: \[\w+\])?\((?P<args>.*?)\)\s*(?P<end>;|\{)"
     r"\s*(?:/\*(?P<note>.*)\*/)?"
 )
-_END: Final = re.compile(r"^\s*\}(?:\s*/\*\s*(?P<function>[A-Za-z_][\w.]*)?(?P<note>.*)\*/)?\s*$")
+_END: Final = re.compile(
+    r"^\s*+\}(?:\s*+/\*\s*+(?P<function>[A-Za-z_][\w.]*+)?+(?P<note>.*)\*/)?+\s*$"
+)
 # 6.5 to 6.12 print "= VALUE", later kernels "ret=VALUE".
 _RETURNED: Final = re.compile(r"(?:\bret=|= )(?P<n>-?(?:0x)?[0-9a-f]+)\b")
 _SWITCH: Final = re.compile(
-    r"^\s*(?P<cpu>\d{1,4})\)\s+(?P<from>\S.*?)-\d+\s+=>\s+(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*$"
+    r"^(?=.*-\d{1,9}\s*$)\s*+(?P<cpu>\d{1,4})\)\s++(?P<from>\S.*?)-\d++\s++=>\s++"
+    r"(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*$"
 )
 _RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]")
 

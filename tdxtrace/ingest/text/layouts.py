@@ -20,7 +20,7 @@ COMM_BYTES: Final = 16
 _TID_BYTES: Final = 8
 _TGID_BYTES: Final = 7
 _HEAD: Final = re.compile(
-    rb"^(?P<prefix>\S+:\s+)?(?P<comm>.{16})(?P<dash>[- ])(?P<tid>[ \d]+?)"
+    rb"^(?P<prefix>\S+:\s+)?(?P<comm>.{16})(?P<dash>[- ])(?P<tid>[ \d]{1,8}?)"
     rb"(?P<tgid>\((?:[ ]*\d+|-+)\) )?(?<= )\[\d\d\d\](?P<flags> [^\s:]{4,5}(?= ))?(?P<gap> *)"
     rb"(?P<seconds>\d{1,16})(?:\.(?P<part>\d{6}|\d{9}))?: ",
     re.DOTALL,

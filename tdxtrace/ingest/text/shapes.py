@@ -45,28 +45,31 @@ _N = r"(?P<n>\d{1,19})"
 # kernel/trace/trace_output.c, trace_print_context), so its '-' stands in column
 # 16 whatever the name holds.  Only tools that cut or pad differently need the
 # second, leftmost match.
-_TASK = rf"(?P<comm>.{{16}}|.+?)-{_TID}\s+"
-_TGID = r"(?:\(\s*(?P<tgid>\d{1,9}|-+)\)\s+)?"
+_TASK = rf"(?P<comm>.{{16}}|.+?|(?<=\s))-{_TID}\s++"
+_TGID = r"(?:\(\s*+(?P<tgid>\d{1,9}|-++)\)\s++)?"
 # irqs-off, need-resched, context, preempt depth and, since 5.15, migrate depth.
-_FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s+)?"
-_STAMP = r"(?P<sec>\d{1,19})(?:\.(?P<frac>\d+))?"
-_REST = r"(?P<rest>.*)$"
+_FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s++)?"
+_WORDS = r"(?P<comm>\S++(?:\s++\S++)*?)"
+_STAMP = r"(?P<sec>\d{1,19})(?:\.(?P<frac>\d++))?"
+_REST = r"(?P<rest>.*)"
 
-FTRACE: Final = re.compile(rf"^\s*{_TASK}{_TGID}\[{_CPU}\]\s*{_FLAGS}{_STAMP}:\s+{_REST}", re.ASCII)
+FTRACE: Final = re.compile(
+    rf"^\s*+{_TASK}{_TGID}\[{_CPU}\]\s*+{_FLAGS}{_STAMP}:\s++{_REST}", re.ASCII
+)
 _FTRACE_FIXED: Final = re.compile(
-    rf"^(?P<comm>.{{16}})-{_TID}\s+{_TGID}\[{_CPU}\]\s*{_FLAGS}{_STAMP}:\s+{_REST}",
+    rf"^(?P<comm>.{{16}})-{_TID}\s++{_TGID}\[{_CPU}\]\s*+{_FLAGS}{_STAMP}:\s++{_REST}",
     re.ASCII,
 )
 # CPU and flags in one word; the tracefs file prints microseconds since its first
 # event and a mark for long gaps, trace-cmd report -l the absolute stamp.
 LATENCY: Final = re.compile(
-    rf"^\s*(?P<comm>.+?)-{_TID}\s+{_CPU}(?P<flags>[^\s\d][^\s]{{3,4}})\s+"
-    rf"(?:(?P<us>\d{{1,19}})us.?\s*|{_STAMP}):\s+{_REST}",
+    rf"^\s*+(?P<comm>.+?|(?<=\s))-{_TID}\s++{_CPU}(?P<flags>[^\s\d][^\s]{{3,4}})\s++"
+    rf"(?:(?P<us>\d{{1,19}})us.?\s*|{_STAMP}):\s++{_REST}",
     re.ASCII,
 )
 VERBOSE: Final = re.compile(
-    rf"^\s*(?P<comm>.+?)\s+{_TID}\s+{_CPU}\s+\d+\s+[0-9a-f]{{8}}\s+[0-9a-f]{{8}}\s+"
-    rf"\[[0-9a-f]+\]\s+(?P<ms>\d{{1,19}})\.(?P<frac>\d{{3}})ms\s+\([+-]?\d+\.\d+ms\):\s+{_REST}",
+    rf"^\s*+(?:{_WORDS}\s++|(?<=\s\s)){_TID}\s++{_CPU}\s++\d++\s++[0-9a-f]{{8}}\s++[0-9a-f]{{8}}\s++"
+    rf"\[[0-9a-f]++\]\s++(?P<ms>\d{{1,19}})\.(?P<frac>\d{{3}})ms\s++\([+-]?\d++\.\d++ms\):\s++{_REST}",
     re.ASCII,
 )
 NO_PAYLOAD: Final = re.compile(rf"^{_TID}\s+{_CPU}\s+(?P<ts>\d+)\s+type:\s+(?P<id>\d+)$")
@@ -74,16 +77,16 @@ NO_PAYLOAD: Final = re.compile(rf"^{_TID}\s+{_CPU}\s+(?P<ts>\d+)\s+type:\s+(?P<i
 NO_CONTEXT: Final = re.compile(r"^\s*[A-Za-z_][\w:.-]*: +(?:\(|vcpu |reason |rip |[a-z_]\w*[=:])")
 # perf script: every part but the event can be switched off with -F.
 PERF: Final = re.compile(
-    r"^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+)?"
-    r"\s*(?:(?P<comm>\S.*?)??\s+)??(?:(?:(?P<tgid>-?\d{1,9})/\s*)?(?P<tid>-?\d{1,9})\s+)?"
-    r"(?:(?P<flags>[.a-zA-Z]{4,5})\s+)?(?:\[(?P<cpu>\d{1,4})\]\s+)?"
-    r"(?P<sec>\d{1,19})\.(?P<frac>\d{6}|\d{9}):\s+(?:\d+\s+)?"
-    r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*)$",
+    r"^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d++)?+"
+    rf"\s*+(?:{_WORDS}\s++)??(?:(?:(?P<tgid>-?\d{{1,9}})/\s*+)?(?P<tid>-?\d{{1,9}})\s++)?"
+    r"(?:(?P<flags>[.a-zA-Z]{4,5})\s++)?(?:\[(?P<cpu>\d{1,4})\]\s++)?"
+    r"(?P<sec>\d{1,19})\.(?P<frac>\d{6}|\d{9}):\s++(?:\d++\s++)?"
+    r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*)",
     re.ASCII,
 )
-_EVENT = re.compile(r"(?P<event><[^>]*>|[\w.:-]*?\w):(?:\s+(?P<args>.*)|$)", re.DOTALL | re.ASCII)
+_EVENT = re.compile(r"^(?P<event><[^>]*>|[\w.:-]*?\w):(?:\s++(?P<args>.*)|$)", re.DOTALL | re.ASCII)
 _PERF_EVENT = re.compile(
-    r"(?P<event>[\w./-]+(?::[\w./-]+)?):(?:\s+(?P<args>.*)|$)", re.DOTALL | re.ASCII
+    r"^(?P<event>[\w./-]++(?::[\w./-]++)?):(?:\s++(?P<args>.*)|$)", re.DOTALL | re.ASCII
 )
 
 LOST: Final = re.compile(
@@ -96,7 +99,8 @@ HEADER: Final = re.compile(
     r"^(?:#|\s*$|cpus=\d+\s*$|version = \d+\s*$|CPU \d+ is empty\s*$|trace-cmd version )"
 )
 CALLCHAIN: Final = re.compile(
-    r"^(?:\s+[0-9a-f]{4,16} .*\(.*\)|\s+=> .*|\s*[0-9a-f]{8,16}\s+\S+|.*: <stack trace>)\s*$"
+    r"^(?:\s++(?:[0-9a-f]{4,16} (?>.*?\().*\)|=> .*+)"
+    r"|\s*+[0-9a-f]{8,16}\s++\S++|.*: <stack trace>)\s*$"
 )
 QUOTE: Final = re.compile(r"^(?:> ?)+")
 
@@ -139,7 +143,7 @@ def split_verbose(line: str) -> Head | None:
     if found is None:
         return None
     seconds, millis = divmod(int(found["ms"]), 1000)
-    return _head(found, found["comm"], UNKNOWN, "", (seconds, f"{millis:03}{found['frac']}"))
+    return _head(found, found["comm"] or "", UNKNOWN, "", (seconds, f"{millis:03}{found['frac']}"))
 
 
 def split_perf(line: str) -> Head | None:
