@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
+from tdxtrace.ingest.stream import matched_part
 from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS
@@ -107,8 +108,9 @@ def _sample(head: bytes) -> list[bytes]:
     for _ in range(_SAMPLE_LINES):
         end = head.find(b"\n", end) + 1
         if not end:
-            return head.splitlines()[:_SAMPLE_LINES]
-    return head[:end].splitlines()[:_SAMPLE_LINES]
+            end = len(head)
+            break
+    return [matched_part(line) for line in head[:end].splitlines()[:_SAMPLE_LINES]]
 
 
 def _vote(line: bytes) -> str | None:

@@ -24,9 +24,12 @@ from tdxtrace.tables.text import one_line
 CHUNK_BYTES: Final = 8 << 20
 # With compiled loops 8, 16 and 24 MB took 2.2, 2.0 and 2.1 s for 12 million lines.
 _LARGE_CHUNK_BYTES: Final = 2 * CHUNK_BYTES
-# A line of this length is no event: the kernel formats one into a page
-# (TRACE_SEQ_SIZE, Linux include/linux/trace_seq.h, 8 KiB).
-MAX_LINE_BYTES: Final = 1 << 16
+# The longest line that is matched.  The kernel formats an event into 8 KiB (TRACE_SEQ_SIZE, Linux
+# include/linux/trace_seq.h) and a message into 2 (PRINTK_MESSAGE_MAX, kernel/printk/internal.h):
+# one on a longer line is `overlong`.
+MAX_LINE_BYTES: Final = 8192
+# Of a line that does not end so much is kept.  A line of a journal has more than its message.
+KEPT_LINE_BYTES: Final = 1 << 16
 
 # Bytes read at a time.
 _READ_BYTES: Final = 1 << 20
@@ -97,8 +100,8 @@ class Stream:
             end = chunk.rfind(b"\n") + 1
             if not end:
                 rest += chunk
-                if len(rest) > 2 * MAX_LINE_BYTES:
-                    rest = rest[: MAX_LINE_BYTES + 1]
+                if len(rest) > 2 * KEPT_LINE_BYTES:
+                    rest = rest[: KEPT_LINE_BYTES + 1]
                 continue
             pieces += [rest, memoryview(chunk)[:end]]
             size += len(rest) + end
@@ -123,8 +126,8 @@ class Stream:
                 break
             end = _last_newline(room[:size]) + 1
             rest = room[end:size].tobytes()
-            if len(rest) > 2 * MAX_LINE_BYTES:
-                rest = rest[: MAX_LINE_BYTES + 1]
+            if len(rest) > 2 * KEPT_LINE_BYTES:
+                rest = rest[: KEPT_LINE_BYTES + 1]
             if end:
                 room[end : end + SPARE_BYTES] = 0
                 yield room[:end]
@@ -136,7 +139,7 @@ def _last_newline(data: Bytes) -> int:
     """Where the last newline is; -1 if there is none."""
     end = len(data)
     while end > 0:
-        start = max(0, end - MAX_LINE_BYTES)
+        start = max(0, end - KEPT_LINE_BYTES)
         found = data[start:end].tobytes().rfind(b"\n")
         if found >= 0:
             return start + found
@@ -155,6 +158,11 @@ def block_of(pieces: Sequence[bytes | memoryview]) -> Block:
         room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
         at += len(piece)
     return room[:size]
+
+
+def matched_part(line: bytes) -> bytes:
+    """The line; of an overlong one MAX_LINE_BYTES, and a byte that keeps it from seeming whole."""
+    return line if len(line) <= MAX_LINE_BYTES else line[:MAX_LINE_BYTES] + b"\0"
 
 
 def open_stream(path: str) -> Stream:

@@ -57,6 +57,7 @@ _ADVICE: Final = {
     "truncated": "the input ends early; copy it again whole",
     "unparsed": "not a line of ftrace, trace-cmd or perf text; if it is, please report its shape",
     "undecoded": "the event's fields are missing or of another kernel; please report the line",
+    "overlong": "longer than a line of the kernel can be; if it is one, please report it",
     "no_payload": "the 'raw' trace option drops the fields; switch it off: echo 0 > options/raw",
     "no_abstime": "switch absolute time on: echo 1 > options/funcgraph-abstime",
     "suppressed": "the kernel's rate limit: counts of messages are lower bounds; probe the calls",
@@ -90,7 +91,8 @@ class Tally:
     threads: dict[tuple[int, str], int] = field(default_factory=dict)
     first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.max))
     last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.min))
-    _open_gaps: list[Entry] = field(default_factory=list)
+    _open_gaps: dict[int, list[Entry]] = field(default_factory=dict)
+    """By CPU: a marker of one that is silent is not looked at with every line of the others."""
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
         """Account for ``n`` lines, of which ``line_no`` is the first."""
@@ -125,7 +127,7 @@ class Tally:
         start = int(before) if before != _FAR.min else None
         gap = Entry("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
-        self._open_gaps.append(gap)
+        self._open_gaps.setdefault(cpu, []).append(gap)
 
     def note_damage(self, n_damaged: int, what: str) -> None:
         """Record parts of a recording that cannot be what the kernel wrote."""
@@ -174,14 +176,11 @@ class Tally:
         return bool(self._open_gaps)
 
     def _close_gaps(self, cpu: I32Array, ts_ns: I64Array) -> None:
-        still_open = []
-        for gap in self._open_gaps:
-            here = ts_ns if gap.cpu == UNKNOWN else ts_ns[cpu == gap.cpu]
-            if len(here):
-                gap.end_ns = int(here[0])
-            else:
-                still_open.append(gap)
-        self._open_gaps = still_open
+        """Let gaps end at the first of these stamps on their CPU; on any, if that is unknown."""
+        heard, first = np.unique(cpu, return_index=True)
+        for each, at in ((UNKNOWN, 0), *zip(heard.tolist(), first.tolist(), strict=True)):
+            for gap in self._open_gaps.pop(each, ()):
+                gap.end_ns = int(ts_ns[at])
 
     def cpus(self) -> list[int]:
         """CPUs that were heard of, in order."""

@@ -29,6 +29,7 @@ LOSS_KINDS: Final = (
     "unknown_record",
     "unparsed",
     "undecoded",
+    "overlong",
     "unmapped",
     "no_payload",
     "no_time",

@@ -11,7 +11,7 @@ from typing import Final
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.recognise import recognise, voted
-from tdxtrace.ingest.stream import CHUNK_BYTES, MAX_LINE_BYTES, block_of
+from tdxtrace.ingest.stream import CHUNK_BYTES, KEPT_LINE_BYTES, block_of
 from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.watch.ticks import Tick, Ticker
@@ -79,7 +79,7 @@ class Pipe:
             self._changed.notify_all()
         text = self._rest + came
         end = len(text) if is_over else text.rfind(b"\n") + 1
-        self._rest = text[end:][-2 * MAX_LINE_BYTES :]
+        self._rest = text[end:][-2 * KEPT_LINE_BYTES :]
         return text[:end] + (b"\n" if is_over and text[:end] and not text.endswith(b"\n") else b"")
 
 

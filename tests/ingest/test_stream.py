@@ -25,7 +25,7 @@ from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, 
 from tdxtrace.errors import InputError, TdxtraceError
 from tdxtrace.ingest import stream as stream_room
 from tdxtrace.ingest.read import read_trace
-from tdxtrace.ingest.stream import MAX_LINE_BYTES, open_stream
+from tdxtrace.ingest.stream import KEPT_LINE_BYTES, open_stream
 
 TEXT = "".join(
     aug(f"1.{2 * n:06}", f"gpa={n << 12:#x}") + aug_ret(f"1.{2 * n + 1:06}", f"ret={n:#x}")
@@ -179,7 +179,7 @@ def test_every_block_ends_with_a_line(data: bytes, expected: bytes, tmp_path: Pa
     assert blocks_of(data, tmp_path) == (expected, "")
 
 
-@pytest.mark.parametrize("length", [MAX_LINE_BYTES - 1, 3 * MAX_LINE_BYTES, 10_000_000])
+@pytest.mark.parametrize("length", [KEPT_LINE_BYTES - 1, 3 * KEPT_LINE_BYTES, 10_000_000])
 def test_a_long_line_is_one_line(length: int) -> None:
     trace = read_text(ONE_CALL + "x" * length + "\n" + ONE_CALL.replace("1.", "2."))
     assert trace.provenance.sources[0].n_lines == 5

@@ -11,7 +11,7 @@ import polars as pl
 from tdxtrace.ingest.messages import stamps, vocabulary
 from tdxtrace.ingest.messages.stamps import Stamped
 from tdxtrace.ingest.raw import UNKNOWN
-from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block
+from tdxtrace.ingest.stream import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
@@ -53,13 +53,13 @@ class MessageReader:
     def read(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
         """Yield the rows of each block of whole lines."""
         for block in blocks:
-            lines = [self._text(line) for line in block.tobytes().split(b"\n")[:-1]]
+            lines = block.tobytes().split(b"\n")[:-1]
             if not self.clock:
-                told = (self._stamped(line) for line in lines[:_SAMPLE_LINES])
+                told = (self._stamped(self._text(line)) for line in lines[:_SAMPLE_LINES])
                 self.clock = stamps.clock_of(line for line in told if line is not None)
             for line in lines:
                 self.tally.n_lines += 1
-                self._line(line)
+                self._line(self._text(line), len(line))
             yield self._take(all_of_them=False)
         yield self._take(all_of_them=True)
 
@@ -73,14 +73,14 @@ class MessageReader:
         """The finest step of the stamps, in ns."""
         return stamps.step_of(self.clock)
 
-    @staticmethod
-    def _text(line: bytes) -> str:
-        return line[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
+    def _text(self, line: bytes) -> str:
+        kept = line[:KEPT_LINE_BYTES] if self.format == "journal-json" else matched_part(line)
+        return kept.decode("utf-8", "replace").rstrip("\r")
 
     def _stamped(self, line: str) -> Stamped | None:
         return stamps.entry(line) if self.format == "journal-json" else stamps.stamped(line)
 
-    def _line(self, line: str) -> None:
+    def _line(self, line: str, n_bytes: int) -> None:
         number = self.tally.n_lines
         if self.format == "kernel-log" and stamps.HEADER.match(line):
             self._n_boots += bool(stamps.BOOT.match(line)) and self._last_ns > 0
@@ -94,6 +94,8 @@ class MessageReader:
         self._look_for_boots(told, ts_ns)
         if not told.of_kernel:
             self.tally.count("noise", "of another program", number, 1)
+        elif (len(told.text) if self.format == "journal-json" else n_bytes) > MAX_LINE_BYTES:
+            self.tally.count_sample("overlong", one_line(told.text, 80), number)
         elif not self._goes_on(told.text) and not self._begins(told.text, ts_ns, number):
             self.tally.count("noise", "about something else", number, 1)
         if ts_ns is not None:

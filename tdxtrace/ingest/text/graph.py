@@ -15,7 +15,7 @@ from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import KEYS, Event, Role, functions
 from tdxtrace.ingest.raw import UNKNOWN, RawEvents
-from tdxtrace.ingest.stream import Block
+from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import shapes
 from tdxtrace.ingest.text.lines import Line, to_raw
@@ -70,7 +70,7 @@ class GraphReader:
 
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""
-        line = text.decode("utf-8", "replace").rstrip("\r")
+        line = matched_part(text).decode("utf-8", "replace").rstrip("\r")
         switch = _SWITCH.match(line)
         if switch is not None:
             self._running[int(switch["cpu"])] = switch["comm"], int(switch["tid"])
@@ -79,13 +79,22 @@ class GraphReader:
             return None
         found = LINE.match(line)
         if found is not None:
-            return self._body(number, found)
+            if len(text) <= MAX_LINE_BYTES:
+                return self._body(number, found)
+            self._count_overlong(number, found["body"])
+            return None
         lost = shapes.lost_of(line)
         if lost is not None:
             self.tally.lost(lost.cpu, lost.n_events, number)
         else:
             self.tally.count_sample("unparsed", one_line(line, 80), number)
         return None
+
+    def _count_overlong(self, number: int, body: str) -> None:
+        """Account for a call that is not read, by the name at its beginning."""
+        function = body.strip().partition("(")[0]
+        kind = ("overlong", function) if function in functions() else ("noise", "function_graph")
+        self.tally.count(*kind, number)
 
     def _body(self, number: int, found: re.Match[str]) -> Line | None:
         call = _CALL.match(found["body"])

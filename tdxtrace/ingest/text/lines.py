@@ -12,6 +12,7 @@ from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import Event, names_a_probe
 from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array, RawEvents
+from tdxtrace.ingest.stream import MAX_LINE_BYTES, matched_part
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import shapes
 from tdxtrace.ingest.text.shapes import Head
@@ -74,6 +75,9 @@ class LineReader:
 
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""
+        is_whole = len(text) <= MAX_LINE_BYTES
+        if not is_whole:
+            text = matched_part(text)
         # latin-1 keeps bytes and columns apart; names are decoded when they are kept.
         line = text.decode("latin-1").rstrip("\r")
         if line.startswith(">"):
@@ -94,7 +98,7 @@ class LineReader:
             self.tally.lost(lost.cpu, lost.n_events, number)
         else:
             self._seen.append((number, head.cpu, ts_ns))
-            return self._event(number, head, ts_ns)
+            return self._event(number, head, ts_ns, is_whole)
         return None
 
     def head(self, line: str) -> Head | None:
@@ -154,12 +158,15 @@ class LineReader:
         self.note_digits(min(len(digits), 9))
         return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0")) if digits else whole
 
-    def _event(self, number: int, head: Head, ts_ns: int) -> Line | None:
+    def _event(self, number: int, head: Head, ts_ns: int, is_whole: bool) -> Line | None:
         index = self.vocabulary.index_of(head.event or "(no event name)", head.args)
         event = self.vocabulary.events[index]
         if event.kind in ("noise", "unmapped"):
             damaged = event.kind == "noise" and self.may_be_probe(event.name)
             self.tally.count("undecoded" if damaged else event.kind, event.name, number)
+            return None
+        if not is_whole:
+            self.tally.count("overlong", event.name, number)
             return None
         fields = self.understood(event, head.args)
         if fields is None:

@@ -175,7 +175,7 @@ class TextReader:
         return any(learned)
 
     def _learn(self, line: bytes) -> bool:
-        head = self.lines.head(line.decode("latin-1"))
+        head = self.lines.head(line.decode("latin-1")) if len(line) <= MAX_LINE_BYTES else None
         if head is None or not head.event:
             return False
         vocabulary = self.lines.vocabulary
@@ -209,9 +209,7 @@ class TextReader:
             return to_raw(found)
         self.lines.quick = Quick(parsed.rows + first, parsed.cpu, parsed.ts_ns)
         for row in parsed.left.tolist():
-            line = text.line(row)
-            whole = line if len(line) <= MAX_LINE_BYTES else line[:80]
-            read = self.lines.line(first + row, whole)
+            read = self.lines.line(first + row, text.line(row))
             if read is not None:
                 found.append(read)
         self.lines.tell_seen()
