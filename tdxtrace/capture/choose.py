@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tdxtrace.capture import buffers, dynamic, machine, symbols, tracing
 from tdxtrace.capture.btf import open_btf
 from tdxtrace.capture.host import Host
+from tdxtrace.capture.options import Detail, RecordOptions
 from tdxtrace.capture.programs import program as program_at
-from tdxtrace.capture.recipe import GROUP, Detail, Kernel, Recipe, Wish, recipe
+from tdxtrace.capture.recipe import GROUP, Kernel, Recipe, Wish, recipe
 from tdxtrace.capture.recorder import Form, Order
 from tdxtrace.capture.recording import work_folders
 from tdxtrace.errors import InputError, QueryError
@@ -68,23 +68,6 @@ def wish_of(
     return Wish(Detail(detail), seamcalls, only_tds, rate or buffers.RATE, group)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the user says of a recording."""
-
-    detail: str
-    seamcalls: bool = False
-    only_tds: bool = False
-    rate: int | None = None
-    program: Path | None = None
-    output: Path = Path("trace.dat")
-    buffer: str | None = None
-    duration: str | None = None
-    command: Sequence[str] = ()
-    pids: Sequence[int] = ()
-    force: bool = False
-
-
 def own_tracefs(host: Host) -> Path:
     """Return tracefs, which this process may write.
 
@@ -100,7 +83,7 @@ def own_tracefs(host: Host) -> Path:
     return where
 
 
-def recipe_of(host: Host, wanted: Wanted) -> Recipe:
+def recipe_of(host: Host, wanted: RecordOptions) -> Recipe:
     """Choose what to trace on this host, under a name that no other process has.
 
     Raises:
@@ -125,7 +108,7 @@ def recipe_of(host: Host, wanted: Wanted) -> Recipe:
 
 
 def order_of(
-    host: Host, wanted: Wanted, say: Callable[[str], None], *, is_written: bool = True
+    host: Host, wanted: RecordOptions, say: Callable[[str], None], *, is_written: bool = True
 ) -> Order:
     """Put the order for a recording together, and refuse what would not work.
 
@@ -154,7 +137,7 @@ def order_of(
     )
 
 
-def _replaceable(wanted: Wanted) -> list[Path]:
+def _replaceable(wanted: RecordOptions) -> list[Path]:
     """See that nothing is overwritten unasked, before anything is traced.
 
     Returns:

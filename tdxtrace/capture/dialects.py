@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from tdxtrace.capture import bpftrace
+from tdxtrace.capture.options import Dialect
 from tdxtrace.capture.probes import TraceEvent
 from tdxtrace.capture.recipe import Recipe
 
 _MAPPED_MB: Final = 8
 
 
-def render(recipe: Recipe, dialect: str) -> str:
+def render(recipe: Recipe, dialect: Dialect) -> str:
     """Return the script that records what ``recipe`` says.
 
     Args:
         recipe: What to record.
-        dialect: One of DIALECTS.
+        dialect: The tool that shall record.
 
     Returns:
         A shell script that takes the output file and, behind it, a command to trace;
         for bpftrace a script whose output is a trace.
     """
-    return DIALECTS[dialect](recipe)
+    return _RENDERERS[dialect](recipe)
 
 
 def heading(recipe: Recipe) -> list[str]:
@@ -151,9 +152,9 @@ def _bpftrace(recipe: Recipe) -> str:
     return "\n".join(["#!/usr/bin/env bpftrace", *bpftrace.script(recipe, heading(recipe))]) + "\n"
 
 
-DIALECTS: Final[dict[str, Callable[[Recipe], str]]] = {
-    "tracefs": _tracefs,
-    "trace-cmd": _trace_cmd,
-    "perf": _perf,
-    "bpftrace": _bpftrace,
+_RENDERERS: Final[Mapping[Dialect, Callable[[Recipe], str]]] = {
+    Dialect.tracefs: _tracefs,
+    Dialect.trace_cmd: _trace_cmd,
+    Dialect.perf: _perf,
+    Dialect.bpftrace: _bpftrace,
 }

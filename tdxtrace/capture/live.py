@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.capture.choose import Wanted, order_of
+from tdxtrace.capture.choose import order_of
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import Instance, page_bytes
+from tdxtrace.capture.options import RecordOptions
 from tdxtrace.capture.recorder import made_instance
 from tdxtrace.capture.recording import comms_of
 from tdxtrace.errors import InputError
@@ -72,7 +73,7 @@ class Live:
 
 
 @contextmanager
-def live(host: Host, wanted: Wanted) -> Iterator[Live]:
+def live(host: Host, wanted: RecordOptions) -> Iterator[Live]:
     """Trace in an instance of our own as long as the context lasts; remove it and the probes.
 
     Raises:

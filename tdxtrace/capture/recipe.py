@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Final
 
 from tdxtrace.capture import buffers
 from tdxtrace.capture.btf import Btf
+from tdxtrace.capture.options import Detail
 from tdxtrace.capture.probes import Fetch, Probe, TraceEvent
 from tdxtrace.capture.symbols import NOINSTR, Symbols
 from tdxtrace.tdx import wrappers
@@ -39,14 +39,6 @@ _TYPES: Final = {
     "level": "s32",
 }
 _LOWER: Final = ("__seamcall", "__seamcall_ret")
-
-
-class Detail(StrEnum):
-    """How much is traced."""
-
-    minimal = "minimal"
-    full = "full"
-    stock = "stock"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from tdxtrace.capture import buffers, dynamic, symbols
 from tdxtrace.capture.btf import open_btf
 from tdxtrace.capture.checks import Check
 from tdxtrace.capture.host import Host, may_write
-from tdxtrace.capture.recipe import Detail, Kernel, Wish, offsets, recipe
+from tdxtrace.capture.options import Detail
+from tdxtrace.capture.recipe import Kernel, Wish, offsets, recipe
 from tdxtrace.errors import TdxtraceError
 
 _MOUNT: Final = "mount -t tracefs nodev /sys/kernel/tracing"

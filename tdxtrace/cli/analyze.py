@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdxtrace.cli import options
-from tdxtrace.cli.groups import spread
-from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.option_groups import expand_option_groups
+from tdxtrace.cli.query_options import QueryOptions
 
 if TYPE_CHECKING:
     from tdxtrace.tables.trace import Findings
 
 
-@spread
+@expand_option_groups
 def analyze_command(
-    request: Request,
+    query: QueryOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -37,9 +37,9 @@ def analyze_command(
     from tdxtrace.analysis.thresholds import check_findings, parse_rule
 
     rules = [parse_rule(text) for text in fail_on]
-    request = replace(request, traces=_traces(request.traces))
-    findings = request.analyze()
-    _write(findings, output, as_json, request)
+    query = replace(query, traces=_traces(query.traces))
+    findings = query.analyze()
+    _write(findings, output, as_json, query)
     broken = check_findings(findings, rules)
     for line in broken:
         print(f"tdxtrace: {line}", file=sys.stderr)
@@ -52,16 +52,16 @@ def _traces(words: list[str]) -> list[str]:
     return words[1:] if words[0] == "log" and len(words) > 1 else words
 
 
-def _write(findings: Findings, output: Path | None, as_json: bool, request: Request) -> None:
+def _write(findings: Findings, output: Path | None, as_json: bool, query: QueryOptions) -> None:
     from tdxtrace.cli import outputs
     from tdxtrace.report.facts import facts
 
     if output is not None:
-        outputs.write_folder(output, findings.tables(), facts(findings), request.inputs)
+        outputs.write_folder(output, findings.tables(), facts(findings), query.inputs)
     if as_json:
         typer.echo(outputs.json_text(facts(findings)), nl=False)
-    elif not request.quiet:
+    elif not query.quiet:
         from tdxtrace.report.text import screen
 
         height = shutil.get_terminal_size(fallback=(80, 24)).lines
-        outputs.print_screen(screen(findings, height), request.no_color)
+        outputs.print_screen(screen(findings, height), query.no_color)

@@ -8,16 +8,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.options import ABOUT_TABLES
+from tdxtrace.cli.query_options import QueryOptions
 
 _READING: Final = ("input_format", "mappings", "level_base", "formats", "dmesg")
-_ABOUT: Final = {
-    "attempts": "busy_causes",
-    "shares": "cause_shares",
-    "rules": "broken_rules",
-    "locks": "lock_values",
-    "entries": "entry_waits",
-}
 
 
 @dataclass(slots=True)
@@ -47,23 +41,23 @@ class _Script:
         return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def library_calls(command: str, request: Request, given: Mapping[str, Any]) -> str:
+def library_calls(command: str, query: QueryOptions, given: Mapping[str, Any]) -> str:
     """Return Python that leaves in ``rows`` (or prints, or writes) what a command answers.
 
     How a table is printed is not part of it: ``rows`` has all that --format parquet has.
 
     Args:
         command: Its name.
-        request: What it was asked, and of which traces.
+        query: What it was asked, and of which traces.
         given: Its other options by name, groups among them.
 
     Raises:
         QueryError: If options contradict each other.
     """
     script = _Script({name: _plain(value) for name, value in given.items()})
-    _open(script, request)
+    _open(script, query)
     if command not in ("events", "query"):
-        _analyze(script, request, given.get("of"))
+        _analyze(script, query, given.get("of"))
     if command in _WRITERS:
         _WRITERS[command](script)
     else:
@@ -71,13 +65,13 @@ def library_calls(command: str, request: Request, given: Mapping[str, Any]) -> s
     return script.text()
 
 
-def _open(script: _Script, request: Request) -> None:
+def _open(script: _Script, query: QueryOptions) -> None:
     """Read the traces."""
-    said = {name: getattr(request, name) for name in _READING}
+    said = {name: getattr(query, name) for name in _READING}
     given = [f"{name}={_literal(value)}" for name, value in said.items() if value not in (None, [])]
     # The word ``log`` before the traces may be said to analyze.
-    names = request.traces[1:] if _is_log(script, request) else request.traces
-    chosen = request.selection.to_dict()
+    names = query.traces[1:] if _is_log(script, query) else query.traces
+    chosen = query.selection.to_dict()
     if chosen:
         script.use("tdxtrace.analysis.selection", "Selection")
         words = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
@@ -86,12 +80,12 @@ def _open(script: _Script, request: Request) -> None:
     script.words = {**script.words, "chosen": ["selection"] if chosen else []}
 
 
-def _is_log(script: _Script, request: Request) -> bool:
+def _is_log(script: _Script, query: QueryOptions) -> bool:
     is_analyze = "as_json" in script.words
-    return is_analyze and request.traces[0] == "log" and len(request.traces) > 1
+    return is_analyze and query.traces[0] == "log" and len(query.traces) > 1
 
 
-def _analyze(script: _Script, request: Request, module: object) -> None:
+def _analyze(script: _Script, query: QueryOptions, module: object) -> None:
     """Find what the answer is made of."""
     options = ["trace", *script.words["chosen"]]
     for name in ("module", "generation"):
@@ -127,7 +121,7 @@ def _attempts(script: _Script) -> None:
 
 
 def _busy_causes(script: _Script) -> None:
-    table = _ABOUT[script.words["about"]]
+    table = ABOUT_TABLES[script.words["about"]]
     cause = script.words["cause"]
     if table != "busy_causes" or cause is None:
         script.show(f"findings.{table}")
@@ -190,10 +184,10 @@ def _export(script: _Script) -> None:
 
 
 def _report(script: _Script) -> None:
-    from tdxtrace.report.written import format_of
+    from tdxtrace.report.formats import format_of
 
     output = script.words["output"]
-    form = script.words["form"] or format_of(None if output is None else Path(output))
+    form = script.words["form"] or format_of(None if output is None else Path(output)).value
     script.use("tdxtrace.report.written", "report")
     script.lines.append(f"data = report(findings, {form!r})")
     for kind in ("png", "svg"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tdxtrace.capture.options import Detail, Dialect, RecordOptions
 from tdxtrace.cli.help import Command
 
 app = typer.Typer(
@@ -15,23 +15,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="See what this host lets be traced, get the recipe, record, clean up.",
 )
-
-
-class Detail(StrEnum):
-    """How much is traced."""
-
-    minimal = "minimal"
-    full = "full"
-    stock = "stock"
-
-
-class Dialect(StrEnum):
-    """Whose words a recipe is in."""
-
-    tracefs = "tracefs"
-    trace_cmd = "trace-cmd"
-    perf = "perf"
-    bpftrace = "bpftrace"
 
 
 Level = Annotated[
@@ -134,7 +117,7 @@ def plan_command(
 
     chosen = wanted_kernel(Host(tracefs_at=tracefs), kernel, kallsyms, btf, program)
     made = recipe(chosen, wish_of(level.value, seamcalls, only_tds, rate))
-    typer.echo(render(made, dialect.value), nl=False)
+    typer.echo(render(made, dialect), nl=False)
 
 
 @app.command("record", cls=Command)
@@ -170,13 +153,13 @@ def record_command(
 
     Example: sudo tdxtrace capture record -o trace.dat --duration 10s
     """
-    from tdxtrace.capture.choose import Wanted, order_of
+    from tdxtrace.capture.choose import order_of
     from tdxtrace.capture.host import Host
     from tdxtrace.capture.recorder import record
     from tdxtrace.cli.capture_text import say, summary
 
     host = Host(tracefs_at=tracefs)
-    wanted = Wanted(
+    wanted = RecordOptions(
         *(level.value, seamcalls, only_tds, rate, program),
         output=output,
         buffer=buffer,

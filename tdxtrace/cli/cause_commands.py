@@ -1,52 +1,23 @@
-"""Commands about causes: busy-causes, explain."""
+"""Commands that explain busy answers and status words: busy-causes, explain, decode."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from tdxtrace.cli.groups import spread
-from tdxtrace.cli.inputs import Request
-from tdxtrace.cli.module_options import ModuleOptions
-from tdxtrace.cli.options import OutputFormat
-from tdxtrace.cli.printing import Printing
+from tdxtrace.cli.option_groups import expand_option_groups
+from tdxtrace.cli.options import ABOUT_TABLES, About, OutputFormat
+from tdxtrace.cli.printing import PrintOptions
+from tdxtrace.cli.query_options import ModuleOptions, QueryOptions
+from tdxtrace.tables.enums import Cause, listed
 
 
-class Cause(StrEnum):
-    """Who can make a SEAMCALL busy."""
-
-    host_conflict = "host_conflict"
-    armed_entry = "armed_entry"
-    guest = "guest"
-    kernel_bug = "kernel_bug"
-    unexplained = "unexplained"
-
-
-class About(StrEnum):
-    """Tables about causes."""
-
-    attempts = "attempts"
-    shares = "shares"
-    rules = "rules"
-    locks = "locks"
-    entries = "entries"
-
-
-_TABLES = {
-    About.shares: "cause_shares",
-    About.rules: "broken_rules",
-    About.locks: "lock_values",
-    About.entries: "entry_waits",
-}
-
-
-@spread
+@expand_option_groups
 def busy_causes_command(
-    request: Request,
+    query: QueryOptions,
     of: ModuleOptions,
-    printing: Printing,
+    printing: PrintOptions,
     about: Annotated[
         About,
         typer.Option(
@@ -61,7 +32,7 @@ def busy_causes_command(
         typer.Option(
             "--cause",
             metavar="CAUSE",
-            help="host_conflict, armed_entry, guest, kernel_bug or unexplained.",
+            help=f"{listed(Cause)}.",
         ),
     ] = None,
     candidates: Annotated[
@@ -74,9 +45,9 @@ def busy_causes_command(
     """
     import polars as pl
 
-    findings = of.analyze(of.read(request), request)
-    if about in _TABLES:
-        printing.show(getattr(findings, _TABLES[about]), request)
+    findings = of.analyze(of.read(query), query)
+    if about is not About.attempts:
+        printing.show(getattr(findings, ABOUT_TABLES[about]), query)
         return
     rows = findings.busy_causes
     if cause is not None:
@@ -84,12 +55,12 @@ def busy_causes_command(
         rows = rows.join(answered, on=["source", "seq"], how="semi", maintain_order="left")
     if printing.form is OutputFormat.table and not candidates:
         rows = rows.filter(pl.col("rank") == 1)
-    printing.show(rows, request)
+    printing.show(rows, query)
 
 
-@spread
+@expand_option_groups
 def explain_command(
-    request: Request,
+    query: QueryOptions,
     of: ModuleOptions,
     seq: Annotated[int, typer.Option("--seq", metavar="N", min=0, help="Which SEAMCALL: its seq.")],
     source: Annotated[
@@ -106,6 +77,37 @@ def explain_command(
     from tdxtrace.analysis.causes.surroundings import surroundings
     from tdxtrace.report.timeline import as_text
 
-    trace = of.read(request)
-    findings = of.analyze(trace, request)
+    trace = of.read(query)
+    findings = of.analyze(trace, query)
     typer.echo(as_text(surroundings(trace, findings, seq, source=source, whole_chain=chain)))
+
+
+def decode_command(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STATUS...",
+            help="Status words: hex or decimal, signed or not.",
+            show_default=False,
+        ),
+    ],
+    leaf: Annotated[
+        str | None,
+        typer.Option("--leaf", metavar="LEAF", help="Leaf that answered so: name or number."),
+    ] = None,
+) -> None:
+    """Say what a SEAMCALL's completion status (RAX) means.
+
+    Example: tdxtrace decode 0x8000020000000092 --leaf TDH.VP.ENTER
+    """
+    from tdxtrace.errors import QueryError
+    from tdxtrace.tdx.explain import as_text, explain, parse_status
+    from tdxtrace.tdx.leaves import parse_leaf
+
+    try:
+        number, version = (None, 0) if leaf is None else parse_leaf(leaf)
+        statuses = [parse_status(word) for word in words]
+    except ValueError as error:
+        raise QueryError(str(error)) from None
+    texts = [as_text(explain(status, number, version)) for status in statuses]
+    typer.echo("\n\n".join(texts))

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tdxtrace.cli.groups import spread
-from tdxtrace.cli.inputs import Request
+from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
-from tdxtrace.cli.printing import Printing
+from tdxtrace.cli.printing import PrintOptions
+from tdxtrace.cli.query_options import QueryOptions
+from tdxtrace.tables.enums import Unit, View
 
 
-class View(StrEnum):
-    """What a curve can be of."""
-
-    leaf = "leaf"
-    td = "td"
-    resource = "resource"
-    cause = "cause"
-    maker = "maker"
-
-
-class Unit(StrEnum):
-    """What a curve counts."""
-
-    attempts = "attempts"
-    ns = "ns"
-
-
-@spread
+@expand_option_groups
 def attempts_command(
-    request: Request,
-    printing: Printing,
+    query: QueryOptions,
+    printing: PrintOptions,
     by: Annotated[View, typer.Option("--by", help="One curve for each.")] = View.leaf,
     unit: Annotated[
         Unit, typer.Option("--unit", help="Attempts, or ns spent retrying.")
@@ -50,18 +33,18 @@ def attempts_command(
     """
     import polars as pl
 
-    findings = request.analyze()
+    findings = query.analyze()
     if latencies:
-        printing.show(findings.latencies, request)
+        printing.show(findings.latencies, query)
         return
     rows = findings.attempts.filter(pl.col("by") == by.value, pl.col("unit") == unit.value)
-    printing.show(rows, request)
+    printing.show(rows, query)
 
 
-@spread
+@expand_option_groups
 def policies_command(
-    request: Request,
-    printing: Printing,
+    query: QueryOptions,
+    printing: PrintOptions,
     policy: Annotated[
         list[str],
         typer.Option(
@@ -87,10 +70,10 @@ def policies_command(
     own = read_policies(file) if file is not None else {}
     names = policy or [*DEFAULTS, *own]
     chosen = [policy_named(name, own) for name in dict.fromkeys(names)]
-    findings = request.analyze()
+    findings = query.analyze()
     rows = policies(findings.retry_chains, findings.busy_answers, chosen)
     if printing.form is not OutputFormat.table:
-        printing.show(rows, request, file)
+        printing.show(rows, query, file)
         return
     import polars as pl
 
@@ -98,13 +81,13 @@ def policies_command(
 
     shown = rows.filter(pl.col("n_retried") > 0)
     shown = shown.head(printing.limit) if printing.limit else shown
-    printing.draw(policies_screen(shown), request, file)
+    printing.draw(policies_screen(shown), query, file)
 
 
-@spread
+@expand_option_groups
 def recommend_command(
-    request: Request,
-    printing: Printing,
+    query: QueryOptions,
+    printing: PrintOptions,
     target: Annotated[
         float | None,
         typer.Option("--target", metavar="P", help="Chance that a request needs more; 1e-6."),
@@ -126,10 +109,10 @@ def recommend_command(
     from tdxtrace.report.limits import limits_screen
 
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
-    found = request.analyze()
+    found = query.analyze()
     seconds = observed_seconds(found.provenance)
     rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wanted)
     if printing.form is OutputFormat.table:
-        printing.draw(limits_screen(rows), request)
+        printing.draw(limits_screen(rows), query)
     else:
-        printing.show(rows, request)
+        printing.show(rows, query)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Final
 
 import typer
 
@@ -14,14 +15,8 @@ from tdxtrace.cli import (
     analyze,
     capture,
     cause_commands,
-    compare,
-    convert,
-    decode,
-    export,
+    file_commands,
     limit_commands,
-    notebook,
-    query,
-    report,
     simulate,
     table_commands,
     validate,
@@ -64,36 +59,30 @@ def root(
     """
 
 
-app.command("analyze", cls=Command)(analyze.analyze_command)
-app.command("report", cls=Command)(report.report_command)
-app.command("compare", cls=Command)(compare.compare_command)
-app.command("convert", cls=Command)(convert.convert_command)
-app.command("events", cls=Command)(table_commands.events_command)
-app.command("retry-chains", cls=Command)(table_commands.retry_chains_command)
-app.command("zero-steps", cls=Command)(table_commands.zero_steps_command)
-app.command("verdicts", cls=Command)(table_commands.verdicts_command)
-app.command("zero-step-causes", cls=Command)(table_commands.zero_step_causes_command)
-app.command("step-thresholds", cls=Command)(table_commands.step_thresholds_command)
-app.command("abandoned-requests", cls=Command)(table_commands.abandoned_requests_command)
-app.command("progress-loops", cls=Command)(table_commands.progress_loops_command)
-app.command("td-conflicts", cls=Command)(table_commands.td_conflicts_command)
-app.command("time-shares", cls=Command)(table_commands.time_shares_command)
-app.command("export", cls=Command)(export.export_command)
-app.command("notebook", cls=Command)(notebook.notebook_command)
-app.command("query", cls=Command)(query.query_command)
-app.command("busy-causes", cls=Command)(cause_commands.busy_causes_command)
-app.command("attempts", cls=Command)(limit_commands.attempts_command)
-app.command("policies", cls=Command)(limit_commands.policies_command)
-app.command("explain", cls=Command)(cause_commands.explain_command)
-app.command("recommend", cls=Command)(limit_commands.recommend_command)
+_COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "analyze": analyze.analyze_command,
+    "report": file_commands.report_command,
+    "compare": file_commands.compare_command,
+    "convert": file_commands.convert_command,
+    **table_commands.COMMANDS,
+    "export": file_commands.export_command,
+    "notebook": file_commands.notebook_command,
+    "query": table_commands.query_command,
+    "busy-causes": cause_commands.busy_causes_command,
+    "attempts": limit_commands.attempts_command,
+    "policies": limit_commands.policies_command,
+    "explain": cause_commands.explain_command,
+    "recommend": limit_commands.recommend_command,
+    "decode": cause_commands.decode_command,
+    "simulate": simulate.simulate_command,
+    "validate": validate.validate_command,
+    "watch": watch.watch_command,
+}
 # A signed status word begins like an option.
-app.command("decode", cls=Command, context_settings={"ignore_unknown_options": True})(
-    decode.decode_command
-)
-app.command("simulate", cls=Command)(simulate.simulate_command)
-app.command("validate", cls=Command)(validate.validate_command)
+_SETTINGS: Final = {"decode": {"ignore_unknown_options": True}}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=Command, context_settings=_SETTINGS.get(_name))(_command)
 app.add_typer(capture.app, name="capture")
-app.command("watch", cls=Command)(watch.watch_command)
 
 
 def main() -> None:

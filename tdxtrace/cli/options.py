@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -16,6 +17,26 @@ class OutputFormat(StrEnum):
     csv = "csv"
     json = "json"
     parquet = "parquet"
+
+
+class About(StrEnum):
+    """Tables about causes that ``busy-causes`` prints."""
+
+    attempts = "attempts"
+    shares = "shares"
+    rules = "rules"
+    locks = "locks"
+    entries = "entries"
+
+
+ABOUT_TABLES: Final[Mapping[str, str]] = {
+    About.attempts: "busy_causes",
+    About.shares: "cause_shares",
+    About.rules: "broken_rules",
+    About.locks: "lock_values",
+    About.entries: "entry_waits",
+}
+"""The finding table of each."""
 
 
 Traces = Annotated[

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdxtrace.cli import options
-from tdxtrace.cli.inputs import Request
 from tdxtrace.cli.options import OutputFormat
+from tdxtrace.cli.query_options import QueryOptions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Printing:
+class PrintOptions:
     """Options that say as what a table is printed, and where."""
 
     limit: Annotated[
@@ -36,8 +36,8 @@ class Printing:
     output: options.Output = None
     force: options.Force = False
 
-    def show(self, rows: pl.DataFrame, request: Request, *others: Path | None) -> None:
-        """Print ``rows``, which answer ``request``; ``others`` are further files that it read.
+    def show(self, rows: pl.DataFrame, query: QueryOptions, *others: Path | None) -> None:
+        """Print ``rows``, which answer ``query``; ``others`` are further files that it read.
 
         Raises:
             InputError: If the file exists and is not to be overwritten, was read, or cannot be
@@ -47,15 +47,15 @@ class Printing:
         from tdxtrace.cli import outputs
 
         if self.form is not OutputFormat.table:
-            inputs = [*request.inputs, *others]
+            inputs = [*query.inputs, *others]
             outputs.write_table(rows, self.form, self.output, force=self.force, inputs=inputs)
             return
         from tdxtrace.report.listing import listing
 
         width = outputs.console().width
-        self.draw(listing(rows, self.limit, width), request, *others)
+        self.draw(listing(rows, self.limit, width), query, *others)
 
-    def draw(self, shown: RenderableType, request: Request, *others: Path | None) -> None:
+    def draw(self, shown: RenderableType, query: QueryOptions, *others: Path | None) -> None:
         """Print something that rich can draw, or write it as plain text; see :meth:`show`.
 
         Raises:
@@ -65,10 +65,10 @@ class Printing:
         from tdxtrace.cli import outputs
 
         if self.output is None:
-            outputs.print_screen(shown, request.no_color)
+            outputs.print_screen(shown, query.no_color)
             return
         plain = outputs.console(no_color=True)
         with plain.capture() as text:
             plain.print(shown)
-        inputs = [*request.inputs, *others]
+        inputs = [*query.inputs, *others]
         outputs.write_file(self.output, text.get().encode(), force=self.force, inputs=inputs)

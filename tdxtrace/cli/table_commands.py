@@ -1,51 +1,34 @@
-"""Commands that print one table: events, retry-chains, zero-steps, verdicts and their parts."""
+"""Commands that print one table, and ``query``, which prints what SQL selects.
+
+Those that print a finding table as it is are made in one loop from the table's name.
+"""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Final
 
 import typer
 
-from tdxtrace.cli.groups import spread
-from tdxtrace.cli.inputs import Request
-from tdxtrace.cli.module_options import ModuleOptions
+from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
-from tdxtrace.cli.printing import Printing
+from tdxtrace.cli.printing import PrintOptions
+from tdxtrace.cli.query_options import ModuleOptions, QueryOptions
+from tdxtrace.tables.enums import EventTable, Outcome, listed
+
+Command = Callable[..., None]
 
 
-class EventTable(StrEnum):
-    """Tables of a Trace."""
-
-    seamcalls = "seamcalls"
-    vm_entries = "vm_entries"
-    page_faults = "page_faults"
-    host_events = "host_events"
-    kernel_messages = "kernel_messages"
-    threads = "threads"
-    losses = "losses"
-
-
-class Outcome(StrEnum):
-    """How a chain can end."""
-
-    succeeded = "succeeded"
-    failed = "failed"
-    resolved_elsewhere = "resolved_elsewhere"
-    abandoned = "abandoned"
-    cut = "cut"
-
-
-@spread
+@expand_option_groups
 def events_command(
-    request: Request,
-    printing: Printing,
+    query: QueryOptions,
+    printing: PrintOptions,
     table: Annotated[
         EventTable,
         typer.Option(
             "--table",
             metavar="TABLE",
-            help="vm_entries, page_faults, host_events, kernel_messages, threads or losses.",
+            help=f"{listed(EventTable, EventTable.seamcalls)}.",
         ),
     ] = EventTable.seamcalls,
 ) -> None:
@@ -53,14 +36,14 @@ def events_command(
 
     Example: tdxtrace events trace.txt --table losses
     """
-    trace = request.read()
-    printing.show(request.selection.filter(getattr(trace, table), trace), request)
+    trace = query.read()
+    printing.show(query.selection.filter(getattr(trace, table), trace), query)
 
 
-@spread
+@expand_option_groups
 def retry_chains_command(
-    request: Request,
-    printing: Printing,
+    query: QueryOptions,
+    printing: PrintOptions,
     outcome: Annotated[
         Outcome | None, typer.Option("--outcome", help="Only chains that ended so.")
     ] = None,
@@ -74,7 +57,7 @@ def retry_chains_command(
     """
     import polars as pl
 
-    rows = request.analyze().retry_chains
+    rows = query.analyze().retry_chains
     as_table = printing.form is OutputFormat.table
     if outcome is not None:
         rows = rows.filter(pl.col("outcome") == outcome.value)
@@ -82,83 +65,88 @@ def retry_chains_command(
         rows = rows.filter(pl.col("n_busy") > 0)
     if as_table:
         rows = rows.sort("n_attempts", "first_seq", descending=[True, False])
-    printing.show(rows, request)
+    printing.show(rows, query)
 
 
-@spread
-def zero_steps_command(request: Request, printing: Printing) -> None:
-    """Print the zero-step episodes: where a vCPU was kept from entering.
-
-    Example: tdxtrace zero-steps trace.txt --format json
-    """
-    printing.show(request.analyze().zero_steps, request)
-
-
-@spread
-def zero_step_causes_command(request: Request, printing: Printing) -> None:
-    """Print what made each zero-step episode's vCPU fault so often.
-
-    Example: tdxtrace zero-step-causes trace.txt --format csv
-    """
-    printing.show(request.analyze().zero_step_causes, request)
-
-
-@spread
-def step_thresholds_command(request: Request, printing: Printing) -> None:
-    """Print how many zero-step episodes each threshold would have made.
-
-    Example: tdxtrace step-thresholds trace.txt
-    """
-    printing.show(request.analyze().step_thresholds, request)
-
-
-@spread
-def abandoned_requests_command(request: Request, printing: Printing) -> None:
-    """Print the requests that were left busy, and what came of each.
-
-    Example: tdxtrace abandoned-requests trace.txt --dmesg dmesg.txt
-    """
-    printing.show(request.analyze().abandoned_requests, request)
-
-
-@spread
-def progress_loops_command(request: Request, printing: Printing) -> None:
-    """Print what was repeated though nothing held a lock, and whether it moved on.
-
-    Example: tdxtrace progress-loops trace.txt
-    """
-    printing.show(request.analyze().progress_loops, request)
-
-
-@spread
-def td_conflicts_command(request: Request, printing: Printing) -> None:
-    """Print whether TDs made each other's SEAMCALLs busy.
-
-    Example: tdxtrace td-conflicts trace.txt
-    """
-    printing.show(request.analyze().td_conflicts, request)
-
-
-@spread
-def time_shares_command(request: Request, printing: Printing) -> None:
-    """Print where threads' time went while each TD was built, ran, was torn down.
-
-    Example: tdxtrace time-shares trace.txt
-    """
-    printing.show(request.analyze().time_shares, request)
-
-
-@spread
-def verdicts_command(request: Request, of: ModuleOptions, printing: Printing) -> None:
+@expand_option_groups
+def verdicts_command(query: QueryOptions, of: ModuleOptions, printing: PrintOptions) -> None:
     """Print whose fault it is: BUG, HOSTILE, UNDECIDED or EXPECTED, with evidence and rule.
 
     Example: tdxtrace verdicts trace.txt --dmesg dmesg.txt
     """
-    rows = of.analyze(of.read(request), request).verdicts
+    rows = of.analyze(of.read(query), query).verdicts
     if printing.form is not OutputFormat.table or printing.output is not None:
-        printing.show(rows, request)
+        printing.show(rows, query)
         return
     from tdxtrace.cli import outputs
     from tdxtrace.report.verdict_text import verdict_text
 
-    outputs.print_screen(verdict_text(rows, printing.limit), request.no_color)
+    outputs.print_screen(verdict_text(rows, printing.limit), query.no_color)
+
+
+@expand_option_groups
+def query_command(
+    query: QueryOptions,
+    statement: Annotated[
+        str,
+        typer.Argument(metavar="SQL", help="One SELECT, polars' dialect.", show_default=False),
+    ],
+    printing: PrintOptions,
+) -> None:
+    """Ask every table in SQL; "show tables" names them, leaves (leaf, name) can be joined.
+
+    Example: tdxtrace query trace.txt "select outcome, count(*) from retry_chains group by 1"
+    """
+    from tdxtrace import pipeline
+
+    printing.show(pipeline.query(query.read(), statement, query.selection), query)
+
+
+def _table_command(table: str, sentence: str, example: str = "") -> Command:
+    """Make the command that prints a finding table as it is.
+
+    Args:
+        table: Name of the table.
+        sentence: First line of its help.
+        example: Options that the example in the help has.
+    """
+
+    def command(query: QueryOptions, printing: PrintOptions) -> None:
+        printing.show(getattr(query.analyze(), table), query)
+
+    words = f"tdxtrace {table.replace('_', '-')} trace.txt {example}".rstrip()
+    command.__name__ = f"{table}_command"
+    command.__doc__ = f"{sentence}\n\nExample: {words}"
+    return expand_option_groups(command)
+
+
+# By table, in the order of the help. Those of which only words are given print it as it is.
+_COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
+    "events": events_command,
+    "retry_chains": retry_chains_command,
+    "zero_steps": (
+        "Print the zero-step episodes: where a vCPU was kept from entering.",
+        "--format json",
+    ),
+    "verdicts": verdicts_command,
+    "zero_step_causes": (
+        "Print what made each zero-step episode's vCPU fault so often.",
+        "--format csv",
+    ),
+    "step_thresholds": ("Print how many zero-step episodes each threshold would have made.",),
+    "abandoned_requests": (
+        "Print the requests that were left busy, and what came of each.",
+        "--dmesg dmesg.txt",
+    ),
+    "progress_loops": (
+        "Print what was repeated though nothing held a lock, and whether it moved on.",
+    ),
+    "td_conflicts": ("Print whether TDs made each other's SEAMCALLs busy.",),
+    "time_shares": ("Print where threads' time went while each TD was built, ran, was torn down.",),
+}
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    table.replace("_", "-"): made if callable(made) else _table_command(table, *made)
+    for table, made in _COMMANDS.items()
+}
+"""Commands that print one table, by name."""

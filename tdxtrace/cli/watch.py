@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tdxtrace.capture.options import Detail, RecordOptions
 from tdxtrace.cli import capture, options
 
 
@@ -31,7 +32,7 @@ def watch_command(
         typer.Option("--metrics", metavar="HOST:PORT", help="For Prometheus; loopback only."),
     ] = None,
     mappings: options.Mappings = [],  # noqa: B006
-    level: capture.Level = capture.Detail.full,
+    level: capture.Level = Detail.full,
     seamcalls: capture.Seamcalls = False,
     only_tds: capture.OnlyTds = False,
     rate: capture.Rate = None,
@@ -48,7 +49,7 @@ def watch_command(
 
     Example: ssh HOST sudo cat /sys/kernel/tracing/trace_pipe | tdxtrace watch -
     """
-    from tdxtrace.capture.choose import Wanted, seconds_of
+    from tdxtrace.capture.choose import seconds_of
     from tdxtrace.cli.watching import Watch, of_host, of_pipe
     from tdxtrace.errors import QueryError
 
@@ -65,7 +66,7 @@ def watch_command(
     if source == "-":
         status = of_pipe(watch, mappings)
     else:
-        wanted = Wanted(
+        wanted = RecordOptions(
             *(level.value, seamcalls, only_tds, rate, program), buffer=buffer, pids=pids
         )
         status = of_host(watch, wanted, tracefs)

@@ -13,7 +13,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from tdxtrace.analysis.thresholds import FailRule, check_rules, parse_rule
-from tdxtrace.capture.choose import Wanted
+from tdxtrace.capture.options import RecordOptions
 from tdxtrace.capture.recorder import ended_by_signals
 from tdxtrace.cli.outputs import console
 from tdxtrace.errors import InputError
@@ -83,7 +83,7 @@ def of_pipe(watch: Watch, mappings: Sequence[str]) -> int:
     return _run(watch, look, lambda: pipe.is_over, pipe.wait)
 
 
-def of_host(watch: Watch, wanted: Wanted, tracefs: Path | None) -> int:
+def of_host(watch: Watch, wanted: RecordOptions, tracefs: Path | None) -> int:
     """Watch this host in an instance of our own; return the exit status.
 
     Raises:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tdxtrace.errors import InputError, QueryError
+from tdxtrace.errors import InputError
 from tdxtrace.report.sections import Section
 from tdxtrace.report.story import sections, title
 from tdxtrace.tables.files import whole_file
@@ -19,24 +19,8 @@ if TYPE_CHECKING:
     import altair as alt
     import polars as pl
 
-FORMATS: Final = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md", ".json": "json"}
 _SCALE: Final = 2
 """Pixels of a PNG for each of the page: sharp on today's screens."""
-
-
-def format_of(path: Path | None) -> str:
-    """Return the format that a file's name tells: html, md or json; md for standard output.
-
-    Raises:
-        QueryError: If the name tells none.
-    """
-    if path is None:
-        return "md"
-    if path.suffix.lower() not in FORMATS:
-        raise QueryError(
-            f"what is {one_line(path.name)} to be? name it .html, .md or .json, or say --format"
-        )
-    return FORMATS[path.suffix.lower()]
 
 
 def report(findings: Findings, form: str) -> bytes:

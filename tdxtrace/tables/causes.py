@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.tables.enums import Cause, names
 from tdxtrace.tables.events import (
     BOOL,
     GPA,
@@ -23,7 +24,7 @@ from tdxtrace.tables.events import (
 )
 from tdxtrace.tables.schema import Column, Table
 
-CAUSES: Final = ("host_conflict", "armed_entry", "guest", "kernel_bug", "unexplained")
+CAUSES: Final = names(Cause)
 CONFIDENCES: Final = ("proof", "strong", "weak", "none")
 LACKS: Final = (
     "entry_probes",

@@ -7,6 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tables.causes import CAUSE_TABLES, TD_OF_CALL
+from tdxtrace.tables.enums import Outcome, names
 from tdxtrace.tables.events import (
     GPA,
     I64,
@@ -25,7 +26,7 @@ from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, LATENCIES, LIMITS, PO
 from tdxtrace.tables.schema import Column, Table
 from tdxtrace.tables.verdicts import VERDICT_TABLES
 
-OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "cut")
+OUTCOMES: Final = names(Outcome)
 IDENTITIES: Final = ("request", "gpa", "td", "thread")
 CUTS: Final = ("trace_start", "trace_end", "lost_events")
 FORMS: Final = ("busy_sept", "failed_vmentry", "emulated_ept_violation")

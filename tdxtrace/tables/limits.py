@@ -6,12 +6,13 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.tables.enums import Unit, View, names
 from tdxtrace.tables.events import BOOL, I64, LEAF, SOURCE, TEXT, U32, U64
 from tdxtrace.tables.schema import Column, Table
 
 F64: Final = pl.Float64()
-VIEWS: Final = ("leaf", "td", "resource", "cause", "maker")
-UNITS: Final = ("attempts", "ns")
+VIEWS: Final = names(View)
+UNITS: Final = names(Unit)
 MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")

@@ -45,11 +45,12 @@ def record_syscalls(output: Path) -> None:
     """Record system calls as ``tdxtrace capture record`` records probes, until SIGTERM."""
     from tdxtrace.capture import choose
     from tdxtrace.capture.host import Host
+    from tdxtrace.capture.options import RecordOptions
     from tdxtrace.capture.probes import TraceEvent
     from tdxtrace.capture.recorder import record
 
     host = Host()
-    wanted = choose.Wanted("stock", output=output, buffer=f"{BUFFER_KB}K", force=True)
+    wanted = RecordOptions("stock", output=output, buffer=f"{BUFFER_KB}K", force=True)
     order = choose.order_of(host, wanted, print)
     events = tuple(TraceEvent("raw_syscalls", event) for event in SYSCALLS)
     record(host, replace(order, recipe=replace(order.recipe, events=events)))

@@ -14,8 +14,9 @@ from support.testbed import Tracing, wrong_chains
 
 from tdxtrace.capture import buffers
 from tdxtrace.capture import tracing as host_tracing
-from tdxtrace.capture.dialects import DIALECTS, render
-from tdxtrace.capture.recipe import Detail, Kernel, Recipe, Wish, recipe
+from tdxtrace.capture.dialects import render
+from tdxtrace.capture.options import Detail, Dialect
+from tdxtrace.capture.recipe import Kernel, Recipe, Wish, recipe
 from tdxtrace.capture.symbols import Symbols
 
 
@@ -154,9 +155,9 @@ def test_the_running_kernel_is_asked(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "bpftrace"])
+@pytest.mark.parametrize("dialect", [name for name in Dialect if name is not Dialect.bpftrace])
 @pytest.mark.parametrize("release", ["6.16", "6.19", "7.1", "8.0"])
-def test_scripts_are_shell(dialect: str, release: str) -> None:
+def test_scripts_are_shell(dialect: Dialect, release: str) -> None:
     made_: Recipe = recipe(of_release(release), Wish(only_tds=True))
     script = render(made_, dialect)
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)

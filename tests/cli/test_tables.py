@@ -14,10 +14,14 @@ from support.contracts import breaches
 from support.running import SAMPLES, answered, refused, tdxtrace
 from support.texts import ONE_CALL, line
 
+from tdxtrace.cli.options import ABOUT_TABLES
+from tdxtrace.cli.table_commands import COMMANDS
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
+from tdxtrace.tables.enums import EventTable
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import (
+    FINDING_TABLES,
     RETRY_CHAINS,
     STEP_THRESHOLDS,
     ZERO_STEP_CAUSES,
@@ -234,3 +238,22 @@ def test_raw_words_are_shown_in_hex_and_names_by_name(chains: Path) -> None:
     kvm = line("1.000001", "kvm_exit: vcpu 0 reason 0xffff FAILED_VMENTRY 0x7fff0000 rip 0x0")
     told = answered("events", "-", "--table", "vm_entries", stdin=kvm.encode()).text
     assert "FAILED_VMENTRY (-1)" in told
+
+
+def test_event_tables_can_be_chosen_as_the_catalog_has_them() -> None:
+    assert list(EventTable) == [table.name for table in EVENT_TABLES]
+
+
+def test_every_finding_table_has_a_command() -> None:
+    by_options = {
+        "busy-causes": set(ABOUT_TABLES.values()),
+        "attempts": {"attempts", "latencies"},
+        "policies": {"policies"},
+        "recommend": {"limits"},
+        # Parts of what analyze and attempts print; whole with query and analyze --output.
+        "query": {"leaf_stats", "vm_stats", "vcpu_stats", "busy_answers"},
+    }
+    own = {name.replace("-", "_") for name in COMMANDS} - {"events"}
+    others = set().union(*by_options.values())
+    assert own.isdisjoint(others)
+    assert own | others == {table.name for table in FINDING_TABLES}

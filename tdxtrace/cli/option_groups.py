@@ -9,7 +9,7 @@ from functools import update_wrapper
 from typing import Any, get_type_hints
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
+def expand_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` the options of each of its parameters that is a dataclass.
 
     The fields of such a class are declared as typer wants its parameters,
@@ -53,7 +53,7 @@ def _show_calls(function: str, given: dict[str, Any]) -> None:
     from tdxtrace.cli.as_python import library_calls
 
     name = function.removesuffix("_command").replace("_", "-")
-    print(library_calls(name, given["request"], given))
+    print(library_calls(name, given["query"], given))
 
 
 _KIND = inspect.Parameter.KEYWORD_ONLY

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tdxtrace.cli.groups import spread
+from tdxtrace.cli.option_groups import expand_option_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ def run(*words: str) -> tuple[int, dict[str, Any]]:
     app = typer.Typer()
 
     @app.command()
-    @spread
+    @expand_option_groups
     def paint(shades: Shades, deep: Annotated[bool, typer.Option("--deep")] = False) -> None:
         got.update(dataclasses.asdict(shades), deep=deep, type=type(shades))
 
@@ -50,4 +50,4 @@ def test_an_option_may_not_come_twice() -> None:
     def paint(colours: Colours, names: Annotated[str, typer.Option()] = "") -> None: ...
 
     with pytest.raises(TypeError, match="paint has an option twice"):
-        spread(paint)
+        expand_option_groups(paint)

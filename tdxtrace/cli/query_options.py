@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tdxtrace.cli import options
 from tdxtrace.errors import InputError
@@ -25,7 +27,7 @@ Report = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """Options that say how traces are to be read."""
 
     traces: options.Traces
@@ -86,7 +88,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Reading):
+class QueryOptions(ReadOptions):
     """Options that say what is asked, and of which traces."""
 
     vm: options.Vms = field(default_factory=list)
@@ -123,7 +125,7 @@ class Request(Reading):
         from tdxtrace.ingest.read import read_trace
 
         folder = self._cached() if self.cache else None
-        return Reading.read(self) if folder is None else read_trace(folder)
+        return ReadOptions.read(self) if folder is None else read_trace(folder)
 
     def _cached(self) -> Path | None:
         """The folder with the converted traces, made if need be; None if they cannot be kept."""
@@ -142,6 +144,49 @@ class Request(Reading):
             if not is_store(folder):
                 raise
         return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleOptions:
+    """The module, by its release or by its locks; the trace may tell, or leave it open."""
+
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            metavar="VERSION",
+            help="Release of the TDX module, e.g. 1.5.16.",
+        ),
+    ] = None
+    generation: Annotated[
+        str | None,
+        typer.Option(
+            "--generation",
+            metavar="LETTER",
+            help="Or its locks: A 1.0, B 1.5.01, C from 1.5.20.",
+        ),
+    ] = None
+
+    def read(self, query: QueryOptions) -> Trace:
+        """Read the traces; wrong words are refused before a large one is.
+
+        Raises:
+            TdxtraceError: If they cannot be read or understood, or the module is not known.
+        """
+        from tdxtrace.analysis.causes.generation import chosen_generations
+
+        chosen_generations(self.module, self.generation)
+        return query.read()
+
+    def analyze(self, trace: Trace, query: QueryOptions) -> Findings:
+        """Answer what is asked of a trace, for this module.
+
+        Raises:
+            TdxtraceError: If the trace lacks what is asked for.
+        """
+        from tdxtrace.pipeline import analyze
+
+        return analyze(trace, query.selection, module=self.module, generation=self.generation)
 
 
 @contextmanager

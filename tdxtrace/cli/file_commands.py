@@ -1,0 +1,160 @@
+"""Commands that write files: report, compare, convert, export, notebook."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tdxtrace.cli import options
+from tdxtrace.cli.option_groups import expand_option_groups
+from tdxtrace.cli.query_options import QueryOptions, ReadOptions
+from tdxtrace.report.formats import ReportFormat, format_of
+
+
+@expand_option_groups
+def report_command(
+    query: QueryOptions,
+    output: options.Output = None,
+    form: Annotated[
+        ReportFormat | None,
+        typer.Option("--format", help="Default: by the name of --output, else md."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="DIR", help="Save each chart there as PNG.")
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="DIR", help="Save each chart there as SVG.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Write a report: one HTML file that works offline, Markdown for a mail, or JSON.
+
+    Example: tdxtrace report trace.txt -o report.html
+    """
+    from tdxtrace.cli import outputs
+    from tdxtrace.report import written
+
+    chosen = form or format_of(output)
+    findings = query.analyze()
+    data = written.report(findings, chosen.value)
+    for folder, kind in ((png, "png"), (svg, "svg")):
+        if folder is not None:
+            n = written.save_charts(findings, folder, kind, force, query.inputs)
+            query.say(f"wrote {n} charts into {folder}")
+    if output is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        outputs.write_file(output, data, force=force, inputs=query.inputs)
+        query.say(f"wrote {output}")
+
+
+def compare_command(
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help="A trace, or a folder.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="The other.")],
+    leaf: options.Leaves = [],  # noqa: B006 - typer reads, nobody writes it
+    output: options.Output = None,
+    form: Annotated[
+        ReportFormat | None,
+        typer.Option("--format", help="Default: by the name of --output, else md."),
+    ] = None,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare two traces: which differences in retries does the data support?
+
+    Example: tdxtrace compare before.txt after.txt --leaf TDH.MEM.PAGE.AUG
+    """
+    from tdxtrace.analysis.selection import Selection
+    from tdxtrace.cli import outputs
+    from tdxtrace.ingest.read import read_trace
+    from tdxtrace.pipeline import analyze, compare
+    from tdxtrace.report import comparison, written
+
+    shape = form or format_of(output)
+    selection = Selection(leaves=tuple(leaf))
+    old, new = (analyze(read_trace(path), selection) for path in (before, after))
+    rows = compare(old, new)
+    data = written.comparison(
+        comparison.title(old, new), comparison.sections(old, new, rows), shape.value, rows
+    )
+    if output is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    outputs.write_file(output, data, force=force, inputs=(before, after))
+    if not quiet:
+        print(f"tdxtrace: wrote {output}", file=sys.stderr)
+
+
+@expand_option_groups
+def convert_command(
+    reading: ReadOptions,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to make.", show_default=False),
+    ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a folder that convert made.")
+    ] = False,
+) -> None:
+    """Read traces once and keep their tables (Parquet): name the folder in place of a trace.
+
+    Example: tdxtrace convert trace.dat -o run1; tdxtrace analyze run1
+    """
+    reading.convert(output, force)
+    if not reading.quiet:
+        print(f"tdxtrace: wrote {output}", file=sys.stderr)
+
+
+@expand_option_groups
+def export_command(
+    query: QueryOptions,
+    perfetto: Annotated[
+        Path,
+        typer.Option(
+            "--perfetto", metavar="FILE", help="Trace for ui.perfetto.dev.", show_default=False
+        ),
+    ],
+    force: options.Force = False,
+) -> None:
+    """Write a trace for Perfetto: SEAMCALLs by thread, retries as flows, zero-step, losses.
+
+    Example: tdxtrace export trace.txt --perfetto out.pftrace --since +1 --until +2
+    """
+    from tdxtrace.pipeline import analyze
+    from tdxtrace.report.perfetto import write_perfetto
+    from tdxtrace.tables.files import whole_file
+
+    trace, chosen = query.read(), query.selection
+    findings = analyze(trace, chosen)
+    with whole_file(perfetto, force=force, inputs=query.inputs) as file:
+        n = write_perfetto(chosen.filter_trace(trace), findings, file)
+    if not query.quiet:
+        print(f"tdxtrace: wrote {n:,} packets; open them at ui.perfetto.dev", file=sys.stderr)
+
+
+def notebook_command(
+    trace: Annotated[
+        str | None,
+        typer.Argument(metavar="TRACE", help="What it opens; else it simulates a trace."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")
+    ] = Path("tdxtrace.ipynb"),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a Jupyter notebook that opens a trace, draws it, asks it and changes a policy.
+
+    Example: tdxtrace notebook trace.txt -o look.ipynb; jupyter lab look.ipynb
+    """
+    from tdxtrace.cli.outputs import write_file
+    from tdxtrace.report.notebook import notebook
+
+    write_file(output, notebook(trace).encode(), force=force, inputs=[trace])
+    if not quiet:
+        print(f"tdxtrace: wrote {output}; open it with: jupyter lab {output}", file=sys.stderr)
