@@ -1,1 +1,1 @@
-"""Capture: what a host lets be traced, the recipe that does it, and the recorder."""
+"""Capture: checks of what a host can trace, recipes for it, and the recorder."""

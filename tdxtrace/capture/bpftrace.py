@@ -1,4 +1,4 @@
-"""A recipe as a bpftrace script, whose output reads like the kernel's own trace."""
+"""Recipes as bpftrace scripts whose output has the format of a kernel trace."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A function's probes: what its entry keeps, what its return prints."""
+    """Probes of a function: its entry stores values, its return prints them."""
 
     entry: Probe | None
     back: Probe
@@ -92,7 +92,7 @@ class _Call:
 
     @property
     def maps(self) -> list[str]:
-        """What is kept from entry to return, per thread."""
+        """Return the values stored per thread from entry to return."""
         return [self._map(name) for name in self._kept()]
 
     def _place(self) -> str:
@@ -103,7 +103,7 @@ class _Call:
         return f"@{self.back.function}_{name}"
 
     def _kept(self) -> dict[str, str]:
-        """Names of maps and what the entry puts into them; the first is never zero."""
+        """Return map names and the values stored in them; the first is never zero."""
         kept: dict[str, str] = {}
         if self.entry is not None:
             kept |= {"when": "nsecs", "on": "cpu"}
@@ -116,7 +116,7 @@ class _Call:
         return kept
 
     def _text(self) -> tuple[str, list[str]]:
-        """Form and values of what the return prints."""
+        """Return format string and values that the return prints."""
         function, form, values = self.back.function, "", []
         if self.entry is not None:
             when, on = f"{self._map('when')}[tid]", f"{self._map('on')}[tid]"
@@ -136,7 +136,7 @@ def _forms(probe: Probe) -> str:
 
 
 def _value(fetch: Fetch, held: str) -> str:
-    """What is fetched, given the argument that it is or lies behind."""
+    """Return the expression of a fetch."""
     cast = _CASTS[fetch.type]
     if fetch.kind == "behind":
         return f"*({cast} *)({held} + {fetch.offset})"

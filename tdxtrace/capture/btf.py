@@ -1,4 +1,4 @@
-"""Where is a member of a kernel structure?  Answered from BTF, the kernel's own type data."""
+"""Offsets of structure members, from BTF, the kernel's type data."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _MAX_DEPTH: Final = 16
 
 @dataclass(slots=True)
 class Btf:
-    """The types of a kernel or, on top of them, of a module."""
+    """Types of a kernel, or of a module on top of it."""
 
     data: bytes
     shown: str
     base: Btf | None = None
     _at: list[int] = field(default_factory=list)
-    """Where each own type begins."""
+    """Offset of each of its own types."""
     _strings: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
@@ -46,11 +46,11 @@ class Btf:
 
     @property
     def n_types(self) -> int:
-        """Number of types, those of the base included; type 0 is void."""
+        """Number of types including those of the base; type 0 is void."""
         return len(self._at) + (1 if self.base is None else self.base.n_types)
 
     def offset_of(self, structure: str, member: str) -> int | None:
-        """Return the byte offset of a member, also of one inside an unnamed part.
+        """Return the byte offset of a member; searches anonymous members too.
 
         Args:
             structure: Name of the struct, such as "vcpu_tdx".
@@ -96,7 +96,7 @@ class Btf:
                 yield at
 
     def _bits(self, at: int, member: str, depth: int) -> int | None:
-        """Bit offset of ``member`` in the struct or union at ``at``."""
+        """Return the bit offset of ``member`` in the struct or union at ``at``."""
         _, info, _ = _TYPE.unpack_from(self.data, at)
         unnamed = []
         where: int
@@ -117,7 +117,7 @@ class Btf:
         return None
 
     def _inside(self, number: int, member: str, depth: int) -> int | None:
-        """Bit offset of ``member`` in type ``number``, if that is a struct or union."""
+        """Return the bit offset of ``member`` in type ``number`` if that is a struct or union."""
         if self.base is not None and number < self.base.n_types:
             return self.base._inside(number, member, depth)
         first = 1 if self.base is None else self.base.n_types
@@ -131,7 +131,7 @@ class Btf:
         return self._bits(at, member, depth) if kind in (_STRUCT, _UNION) else None
 
     def _string(self, where: int) -> bytes:
-        """A name; a module's numbers go on behind those of its base."""
+        """Return the name at a string offset; offsets past the base's strings are the module's."""
         before = 0 if self.base is None else self.base._n_string_bytes
         if self.base is not None and where < before:
             return self.base._string(where)

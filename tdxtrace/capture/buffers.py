@@ -1,4 +1,4 @@
-"""How large must the ring buffer be, so that nothing is lost while the reader is away?"""
+"""Size of the ring buffer such that nothing is lost while the reader is delayed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tdxtrace.capture.probes import Probe
 # Events per second on the busiest CPU.  A TD's vCPU that faults in memory makes a few
 # SEAMCALLs per fault; the shortest exit and entry measured takes 3.9 us (TUM-DSE/CVM_eval
 # benchmarks/vmexit/README.md), so about 250,000 entries per second and CPU is the most
-# that a guest can cause, seldom reached.  A choice, not a measurement: --rate changes it.
+# that a guest can cause, rarely reached.  A choice, not a measurement: --rate changes it.
 RATE: Final = 250_000
-# Seconds that the reader may be kept from running, and the share of the buffer that is
-# full when it is woken (buffer_percent, 50: Linux Documentation/trace/ftrace.rst).
+# Longest delay of the reader in seconds, and the fill level at which it is woken
+# (buffer_percent, 50: Linux Documentation/trace/ftrace.rst).
 STALL_S: Final = 1.0
 WAKE_SHARE: Final = 0.5
 # kvm_exit, the longest of KVM's own events, takes 68 bytes (6.18 format file).
@@ -23,7 +23,7 @@ _MOST_KB: Final = 1 << 20
 
 
 def bytes_per_event(probes: Iterable[Probe]) -> float:
-    """Mean size of a record, every probe being as frequent as the next."""
+    """Return the mean record size in bytes, assuming that all probes fire equally often."""
     sizes = [probe.n_bytes for probe in probes]
     return sum(sizes) / len(sizes) if sizes else _STOCK_BYTES
 
@@ -32,7 +32,7 @@ def size_kb(probes: Iterable[Probe], rate: int) -> int:
     """Return the buffer per CPU in KiB, a power of two.
 
     Args:
-        probes: What writes into it.
+        probes: Probes that write into it.
         rate: Events per second on the busiest CPU.
     """
     needed = rate * bytes_per_event(probes) * STALL_S / (1 - WAKE_SHARE) / 1024
@@ -43,7 +43,7 @@ def size_kb(probes: Iterable[Probe], rate: int) -> int:
 
 
 def affordable_kb(size: int, n_cpus: int, available_kb: int | None) -> int:
-    """Return ``size`` per CPU, or less where all CPUs' would take over a quarter of the memory."""
+    """Return ``size`` (KiB per CPU), or less if all CPUs took over a quarter of memory."""
     if available_kb is None:
         return size
     while size > _LEAST_KB and size * n_cpus * 4 > available_kb:

@@ -1,4 +1,4 @@
-"""Which kernel, or program, and what of it: the user's words become a recipe's ingredients."""
+"""From command-line options to a kernel, a recipe and a recording plan."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from tdxtrace.capture.btf import open_btf
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.options import Detail, RecordOptions
 from tdxtrace.capture.programs import program as program_at
-from tdxtrace.capture.recipe import GROUP, Kernel, Recipe, Wish, recipe
-from tdxtrace.capture.recorder import Form, Order
+from tdxtrace.capture.recipe import GROUP, Kernel, Recipe, RecipeOptions, recipe
+from tdxtrace.capture.recorder import OutputForm, RecordingPlan
 from tdxtrace.capture.recording import work_folders
 from tdxtrace.errors import InputError, QueryError
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.text import one_line
 
-# The wrappers' arguments that a program's functions have, if the user does not say: those of
-# the first kernel with TDs.
+# Default kernel release for the wrapper signatures of a program: the first with TDX.
 _FIRST: Final = "6.16"
 
 
-def wanted_kernel(
+def kernel_to_trace(
     host: Host,
     release: str | None,
     kallsyms: Path | None,
     btf: Sequence[Path],
     program: Path | None,
 ) -> Kernel:
-    """Return the kernel that is meant: the running one, unless a word says otherwise.
+    """Return the kernel to trace: the running one, unless an option names another.
 
     Args:
-        host: The machine.
-        release: Of another kernel, such as "6.16".
-        kallsyms: A copy of its symbols.
-        btf: Its types, and those of its kvm_intel.
-        program: A program to trace in its place.
+        host: This host.
+        release: Release of another kernel, such as "6.16".
+        kallsyms: Copy of its /proc/kallsyms.
+        btf: BTF files of it and of its kvm_intel.
+        program: Program to trace instead.
 
     Raises:
-        QueryError: If the release is no release, or words contradict each other.
+        QueryError: If the release cannot be parsed, or options contradict each other.
         InputError: If a file cannot be read.
-        FormatError: If a file is not what it should be.
+        FormatError: If a file has the wrong format.
     """
     if release is not None and not re.match(r"\d{1,3}\.\d{1,4}(?!\d)", release):
         raise QueryError(f"not a kernel release: {one_line(release, 40)!r}; write e.g. 6.16")
@@ -61,18 +60,18 @@ def wanted_kernel(
     return Kernel(release or host.release, known, open_btf(btf) if btf else None)
 
 
-def wish_of(
+def recipe_options(
     detail: str, seamcalls: bool, only_tds: bool, rate: int | None, group: str = GROUP
-) -> Wish:
-    """Put the user's words together."""
-    return Wish(Detail(detail), seamcalls, only_tds, rate or buffers.RATE, group)
+) -> RecipeOptions:
+    """Return recipe options, with the default rate if none is given."""
+    return RecipeOptions(Detail(detail), seamcalls, only_tds, rate or buffers.RATE, group)
 
 
-def own_tracefs(host: Host) -> Path:
-    """Return tracefs, which this process may write.
+def writable_tracefs(host: Host) -> Path:
+    """Return the tracefs mount point, which this process may write to.
 
     Raises:
-        InputError: If it is not mounted, or not ours to write; says what to do.
+        InputError: If it is not mounted or not writable; the message has the remedy.
     """
     for check in (machine.privilege(host), tracing.tracefs(host)):
         if check.state == "missing":
@@ -83,76 +82,77 @@ def own_tracefs(host: Host) -> Path:
     return where
 
 
-def recipe_of(host: Host, wanted: RecordOptions) -> Recipe:
-    """Choose what to trace on this host, under a name that no other process has.
+def recipe_of(host: Host, options: RecordOptions) -> Recipe:
+    """Return the recipe for this host, with an event group unique to this process.
 
     Raises:
         InputError: If nothing can be traced, or the program cannot be read.
-        FormatError: If the program is none.
+        FormatError: If the program is not an ELF file.
     """
-    kernel = wanted_kernel(host, None, None, (), wanted.program)
-    wish = wish_of(
-        wanted.detail, wanted.seamcalls, wanted.only_tds, wanted.rate, dynamic.own_name()
+    kernel = kernel_to_trace(host, None, None, (), options.program)
+    chosen = recipe_options(
+        options.detail, options.seamcalls, options.only_tds, options.rate, dynamic.own_name()
     )
-    made = recipe(kernel, wish)
-    if not made.probes and wish.detail is not Detail.stock:
+    made = recipe(kernel, chosen)
+    if not made.probes and chosen.detail is not Detail.stock:
         raise InputError(
             "this kernel has no SEAMCALL wrapper to probe; record KVM's own events with --level "
             "stock, or see: tdxtrace capture doctor"
         )
-    if made.probes and wanted.program is None:
+    if made.probes and options.program is None:
         check = tracing.kprobes(host)
         if check.state != "ok":
             raise InputError(f"no kprobes: {check.found}; use --level stock, or {check.remedy}")
     return made
 
 
-def order_of(
-    host: Host, wanted: RecordOptions, say: Callable[[str], None], *, is_written: bool = True
-) -> Order:
-    """Put the order for a recording together, and refuse what would not work.
+def plan_recording(
+    host: Host, options: RecordOptions, say: Callable[[str], None], *, is_written: bool = True
+) -> RecordingPlan:
+    """Check the options of a recording and return its plan.
 
     Raises:
-        QueryError: If a time or size is none.
+        QueryError: If a time or size cannot be parsed.
         InputError: If the output exists, or the host lacks something.
-        FormatError: If the program is none.
+        FormatError: If the program is not an ELF file.
     """
-    seconds = None if wanted.duration is None else seconds_of(wanted.duration)
-    asked = None if wanted.buffer is None else _kib(wanted.buffer)
-    own_tracefs(host)
-    leftovers = _replaceable(wanted) if is_written else []
-    made = recipe_of(host, wanted)
+    seconds = None if options.duration is None else seconds_of(options.duration)
+    asked = None if options.buffer is None else _kib(options.buffer)
+    writable_tracefs(host)
+    leftovers = _replaceable(options) if is_written else []
+    made = recipe_of(host, options)
     n_cpus = tracing.n_cpus(host)
     size = buffers.affordable_kb(made.buffer_kb, n_cpus, tracing.available_kb(host))
-    return Order(
+    return RecordingPlan(
         made,
-        wanted.output,
-        _form(wanted.output),
+        options.output,
+        _form(options.output),
         asked or size,
         seconds,
-        tuple(wanted.command),
-        tuple(wanted.pids),
+        tuple(options.command),
+        tuple(options.pids),
         say,
         leftovers,
     )
 
 
-def _replaceable(wanted: RecordOptions) -> list[Path]:
-    """See that nothing is overwritten unasked, before anything is traced.
+def _replaceable(options: RecordOptions) -> list[Path]:
+    """Check the output path before anything is traced.
 
     Returns:
-        What earlier recorders left beside the output; it goes when the recording is whole.
+        Directories that earlier recorders left beside the output; to be removed once the
+        recording is complete.
 
     Raises:
-        InputError: If something is in the way.
+        InputError: If something exists and must not be overwritten.
     """
-    output = wanted.output
+    output = options.output
     shown = one_line(str(output))
     left, _ = work_folders(output)
     for path in (output, *left):
-        if path.exists() and not wanted.force:
+        if path.exists() and not options.force:
             raise InputError(f"{one_line(str(path))} exists; say --force to overwrite it")
-        refuse_overwriting(path, [wanted.program])
+        refuse_overwriting(path, [options.program])
     if output.exists() and not (output.is_file() or output.is_dir()):
         raise InputError(f"{shown} is no file, and no folder")
     if output.is_dir() and not (output / "capture.json").exists() and any(output.iterdir()):
@@ -162,15 +162,15 @@ def _replaceable(wanted: RecordOptions) -> list[Path]:
     return left
 
 
-def _form(output: Path) -> Form:
-    return {".dat": Form.dat, ".txt": Form.text}.get(output.suffix, Form.pages)
+def _form(output: Path) -> OutputForm:
+    return {".dat": OutputForm.dat, ".txt": OutputForm.text}.get(output.suffix, OutputForm.pages)
 
 
 def seconds_of(text: str) -> float:
-    """Read a length of time such as 10s, 500ms, 5min.
+    """Parse a duration such as 10s, 500ms or 5min; return seconds.
 
     Raises:
-        QueryError: If it is none.
+        QueryError: If it is not a duration.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|)", text.strip())
     if found is None or not float(found[1]):

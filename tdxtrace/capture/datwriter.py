@@ -1,4 +1,4 @@
-"""A folder of pages becomes one trace.dat, which trace-cmd and KernelShark read as well.
+"""Writer of trace.dat files, which trace-cmd and KernelShark can read.
 
 Version 6, the one that all of them read: trace-cmd.dat.v6(5).  The CPUs' pages are appended
 one after the other, and each file is removed when it was, so that the disk need not hold
@@ -59,7 +59,7 @@ def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
 
 
 def _table(n_before: int, sizes: Sequence[int], clock: bytes, page: int) -> bytes:
-    """Where each CPU's pages are, the clock, and what brings the first of them to a page."""
+    """Return the table of CPU data offsets, the clock, and padding to a page boundary."""
     n_bytes = 16 * len(sizes) + 8 + len(clock)
     at, table = _rounded(n_before + n_bytes, page), b""
     for size in sizes:
@@ -70,7 +70,7 @@ def _table(n_before: int, sizes: Sequence[int], clock: bytes, page: int) -> byte
 
 
 def _head(folder: Path, page: int, uname: str, version: str, cpus: list[Path]) -> bytes:
-    """All that lies before the table of CPUs."""
+    """Return the file header up to the table of CPUs."""
     out = bytearray(_MAGIC + bytes([_LITTLE_ENDIAN, _LONG]) + struct.pack("<I", page))
     for name in ("header_page", "header_event"):
         text = _text(folder / "events" / name)
@@ -126,7 +126,7 @@ def _rounded(at: int, page: int) -> int:
 
 
 def _append(source: Path, target: int, size: int) -> None:
-    """Append a file within the kernel."""
+    """Append a file with sendfile(2)."""
     fd = os.open(source, os.O_RDONLY)
     try:
         at = 0

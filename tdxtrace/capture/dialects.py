@@ -1,4 +1,4 @@
-"""A recipe in the words of the tool that shall record: a shell script, or a bpftrace one."""
+"""Recipes as scripts: shell for tracefs, trace-cmd and perf, or bpftrace."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MAPPED_MB: Final = 8
 
 
 def render(recipe: Recipe, dialect: Dialect) -> str:
-    """Return the script that records what ``recipe`` says.
+    """Render a recipe as a script.
 
     Args:
         recipe: What to record.
-        dialect: The tool that shall record.
+        dialect: Tool to record with.
 
     Returns:
         A shell script that takes the output file and, behind it, a command to trace;
@@ -30,8 +30,8 @@ def render(recipe: Recipe, dialect: Dialect) -> str:
 
 
 def heading(recipe: Recipe) -> list[str]:
-    """What every script says first, as comment lines."""
-    lines = [f"tdxtrace capture plan: Linux {recipe.release or '?'}, level {recipe.wish.detail}"]
+    """Return the comment lines at the top of every script."""
+    lines = [f"tdxtrace capture plan: Linux {recipe.release or '?'}, level {recipe.options.detail}"]
     lines += [f"note: {text}" for text in recipe.notes]
     lines += [f"not answered: {text}" for text in recipe.cannot]
     return [
@@ -66,12 +66,12 @@ def _tracefs(recipe: Recipe) -> str:
 
 
 def _trace_cmd(recipe: Recipe) -> str:
-    """Not with -d, which trace-cmd needs under lockdown: it switches off all of ftrace.
+    """Render for trace-cmd, without -d (needed under lockdown): it would switch off all of ftrace.
 
     Kprobes at the beginning of a function are ftrace's: Linux kernel/kprobes.c,
     CONFIG_KPROBES_ON_FTRACE.
     """
-    words = ["trace-cmd record", "-B", recipe.wish.group, "-C", recipe.clock]
+    words = ["trace-cmd record", "-B", recipe.options.group, "-C", recipe.clock]
     words += ["-b", str(recipe.buffer_kb)]
     body = [
         '# On a locked-down kernel this ends with "Can\'t enable ftrace"; there use:',
@@ -89,7 +89,7 @@ def _trace_cmd(recipe: Recipe) -> str:
 
 
 def _perf(recipe: Recipe) -> str:
-    """Perf puts no clock in its file that others share unless it is told one (-k)."""
+    """Render for perf; without -k its clock would not match that of other recordings."""
     body = [
         *_prepare(recipe),
         "out=${1:-perf.data}",
@@ -107,8 +107,8 @@ def _perf(recipe: Recipe) -> str:
 
 
 def _prepare(recipe: Recipe) -> Iterable[str]:
-    """Our lines are appended to dynamic_events and removed again; others are left alone."""
-    group = recipe.wish.group
+    """Return lines that add our events to dynamic_events, and remove them at exit."""
+    group = recipe.options.group
     yield "T=${TRACEFS:-/sys/kernel/tracing}"
     yield f"I=$T/instances/{group}"
     yield "reader= added="
@@ -127,14 +127,14 @@ def _prepare(recipe: Recipe) -> Iterable[str]:
 
 
 def _enabled(recipe: Recipe) -> list[str]:
-    """What is switched on in the instance: our group, and the kernel's own events."""
-    ours = [recipe.wish.group] if recipe.probes else []
+    """Return the events to enable: our group, and the kernel's tracepoints."""
+    ours = [recipe.options.group] if recipe.probes else []
     return ours + [event.name for event in recipe.events]
 
 
 def _with_filters(recipe: Recipe, event: str, filter_: str, between: str) -> Iterable[str]:
     if recipe.probes:
-        yield f"{event} '{recipe.wish.group}{between}*'"
+        yield f"{event} '{recipe.options.group}{between}*'"
     for one in recipe.events:
         yield f"{event} {one.system}{between}{one.event}{_filter(one, filter_)}"
 

@@ -1,4 +1,4 @@
-"""What does this host let be captured; what is lost where something is missing, and the remedy?"""
+"""Check what can be captured on a host, what is lost where a check fails, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tdxtrace.capture import machine, tracing
-from tdxtrace.capture.checks import STATES, Check
-from tdxtrace.capture.host import Host
+from tdxtrace.capture.host import STATES, Check, Host
 
 _CHECKS: Final[tuple[Callable[[Host], Check], ...]] = (
     machine.kernel,
@@ -38,7 +37,7 @@ _CHECKS: Final[tuple[Callable[[Host], Check], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What all checks together allow."""
+    """Conclusion from all checks."""
 
     can: str
     """``full``, ``stock`` (KVM's own events), ``program`` (uprobes only) or ``nothing``."""
@@ -51,11 +50,11 @@ class Verdict:
 
 
 def examine(host: Host) -> Verdict:
-    """Look at the host and change nothing.
+    """Check the host without changing anything.
 
     Returns:
-        Every check, in the order in which things are needed, and what they allow.
-        A thing that could not be seen is ``unknown``, never called present or missing.
+        Every check, prerequisites first, and the conclusion. What could not be determined is
+        ``unknown``, never reported as present or missing.
     """
     checks = tuple(check(host) for check in _CHECKS)
     return _verdict(checks)

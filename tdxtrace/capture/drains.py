@@ -1,4 +1,4 @@
-"""Threads that take what the kernel's buffers hold: pages of one CPU, or text of all."""
+"""Threads that copy the ring buffers to disk: pages of one CPU, or text of all."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from typing import Final
 # /proc/sys/fs/pipe-max-size, 1 MiB by default.
 _PIPE_BYTES: Final = 1 << 20
 _TEXT_BYTES: Final = 1 << 18
-# The kernel wakes a reader when the buffer is half full (buffer_percent); this is how often
-# it looks by itself, so that a quiet CPU's events get to the disk.
-_LOOK_MS: Final = 1000
+# The kernel wakes a reader when the buffer is half full (buffer_percent); polling writes the
+# events of a quiet CPU to disk as well.
+_POLL_MS: Final = 1000
 
 
 @dataclass(slots=True)
 class Drain:
-    """One thread that moves data from a file of tracefs to a file of ours."""
+    """Thread that copies a tracefs file to disk as it fills."""
 
     source: Path
     target: Path
     page_bytes: int
-    """Size of a page of the buffer; 0: the source gives text."""
+    """Size of a ring-buffer page in bytes; 0: the source is text."""
     failed: Callable[[], None]
-    """Called when the thread ends by an error."""
+    """Called when the thread ends with an error."""
     error: BaseException | None = None
     n_bytes: int = 0
     head: bytes = b""
-    """What the target begins with."""
+    """Written to the target first."""
     _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
     _thread: Thread | None = None
 
     def start(self) -> None:
-        """Open both files and begin.
+        """Open both files and start the thread.
 
         Raises:
             OSError: If one cannot be opened.
@@ -54,7 +54,7 @@ class Drain:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let it take what is left, now that nothing more is written; wait for its end."""
+        """Have the thread copy the rest, and wait for it; tracing must be off."""
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join()
@@ -74,7 +74,7 @@ class Drain:
             os.close(target)
 
     def _pages(self, source: int, target: int) -> None:
-        """Move whole pages by splice(2), which copies none of them into this process."""
+        """Copy whole pages with splice(2), without passing them through this process."""
         end, begin = os.pipe()
         try:
             size = _grow(begin)
@@ -117,15 +117,15 @@ class Drain:
         self.n_bytes += len(data)
 
     def _is_over(self, source: int) -> bool:
-        """Wait until there is enough to take, or a while; tell whether to end."""
+        """Wait for data or a while; return whether to end."""
         waiting = select.poll()
         waiting.register(source, select.POLLIN)
         waiting.register(self._wake, select.POLLIN)
-        return any(fd == self._wake for fd, _ in waiting.poll(_LOOK_MS))
+        return any(fd == self._wake for fd, _ in waiting.poll(_POLL_MS))
 
 
 def _grow(pipe: int) -> int:
-    """Make a pipe as large as is allowed; return its size."""
+    """Enlarge a pipe as far as allowed; return its size in bytes."""
     try:
         return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     except OSError:
@@ -133,15 +133,15 @@ def _grow(pipe: int) -> int:
 
 
 def _read(source: int, size: int) -> bytes:
-    """Read what there is; empty if there is nothing now."""
+    """Read what is available; empty if nothing is."""
     try:
         return os.read(source, size)
     except BlockingIOError:
         return b""
 
 
-def why(error: BaseException) -> str:
-    """Say what ended a drain."""
+def error_text(error: BaseException) -> str:
+    """Return the reason a copy ended, as text."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full"
     if isinstance(error, OSError):

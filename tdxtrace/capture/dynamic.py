@@ -1,8 +1,8 @@
-"""Our lines in the kernel's list of dynamic events, our instances: made, told apart, removed.
+"""Dynamic events and instances that belong to tdxtrace: add, identify, remove.
 
-The list is global.  Lines are appended and removed one by one; the file is never opened for
-truncation, which would remove everyone's (Linux kernel/trace/trace_dynevent.c,
-dyn_event_open).  What is ours is told by its group: ``tdxtrace_PID_STARTED``.
+dynamic_events is global.  Lines are appended and removed one by one; the file is never opened
+for truncation, which would remove all events (Linux kernel/trace/trace_dynevent.c,
+dyn_event_open).  Ours are identified by their group: ``tdxtrace_PID_STARTED``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LISTS: Final = ("dynamic_events", "kprobe_events", "uprobe_events")
 
 
 def own_name(pid: int | None = None) -> str:
-    """The name of this process's instance and group: unlike any other's, also of the same pid."""
+    """Return the unique name of this process's instance and event group."""
     number = os.getpid() if pid is None else pid
     return f"{PREFIX}{number}_{_started(number) or 0}"
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None if there is none.
+    """Return the start time of a process in clock ticks since boot; None if there is none.
 
     Field 22 of /proc/PID/stat: proc(5).  The name before it may hold anything.
     """
@@ -40,7 +40,7 @@ def _started(pid: int) -> int | None:
 
 
 def lines(tracefs: Path) -> list[str]:
-    """All dynamic events, of anyone; none where they cannot be read."""
+    """Return all dynamic events of the host; empty if they cannot be read."""
     found: list[str] = []
     for name in _LISTS:
         try:
@@ -53,7 +53,7 @@ def lines(tracefs: Path) -> list[str]:
 
 
 def instances(tracefs: Path) -> list[str]:
-    """All instances, of anyone."""
+    """Return the names of all instances."""
     try:
         return sorted(os.listdir(tracefs / "instances"))  # noqa: PTH208 - names, not paths
     except OSError:
@@ -61,18 +61,18 @@ def instances(tracefs: Path) -> list[str]:
 
 
 def is_ours(line: str) -> bool:
-    """Whether a dynamic event was made by a tdxtrace."""
+    """Return whether a dynamic event was added by tdxtrace."""
     return bool(_OURS.match(line))
 
 
 def events_of(tracefs: Path, name: str) -> list[str]:
-    """The events of the group ``name``."""
+    """Return the events of the group ``name``."""
     found = (_OURS.match(line) for line in lines(tracefs))
     return [match["event"] for match in found if match and match["group"] == name]
 
 
 def leftovers(tracefs: Path) -> list[str]:
-    """Names of instances and groups of ours whose process is gone, sorted."""
+    """Return names of our instances and groups whose process no longer exists, sorted."""
     groups = {match["group"] for line in lines(tracefs) if (match := _OURS.match(line))}
     names = groups | {name for name in instances(tracefs) if name.startswith(PREFIX)}
     return sorted(name for name in names if _is_gone(name))
@@ -84,17 +84,17 @@ def _is_gone(name: str) -> bool:
 
 
 def add(tracefs: Path, made: Iterable[str]) -> None:
-    """Append lines, one write each.
+    """Append event definitions, one write each.
 
     Raises:
-        OSError: If the kernel refuses one; ``filename`` is that line.
+        OSError: If the kernel refuses one; ``filename`` is that definition.
     """
     for line in made:
         _append(tracefs, line, line)
 
 
 def _append(tracefs: Path, text: str, line: str) -> None:
-    """Write to dynamic_events; before Linux 5.0 to the list that the line belongs to."""
+    """Write to dynamic_events; before Linux 5.0 to kprobe_events or uprobe_events."""
     target = tracefs / "dynamic_events"
     if not target.exists():
         target = tracefs / ("uprobe_events" if ":0x" in line else "kprobe_events")
@@ -110,10 +110,10 @@ def _append(tracefs: Path, text: str, line: str) -> None:
 
 
 def remove(tracefs: Path, name: str) -> list[str]:
-    """Remove the events of the group ``name``, which must be one of ours.
+    """Remove the events of the group ``name``, which must be ours.
 
     Returns:
-        Events that the kernel would not let go, with its reason.
+        Events that could not be removed, with the reason.
     """
     if not name.startswith(PREFIX):
         raise ValueError(name)

@@ -1,4 +1,4 @@
-"""What a host says of itself: its small files, read without changing anything."""
+"""Read-only view of a host's files in /proc, /sys and tracefs, and checks on them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# Where tracefs is mounted by default, and where older systems have it.  Linux
+STATES: Final = ("ok", "limited", "missing", "unknown", "note")
+# Default mount point of tracefs, and that of older systems.  Linux
 # Documentation/trace/ftrace.rst, "The File System".
 TRACEFS: Final = "sys/kernel/tracing"
 _OLD_TRACEFS: Final = "sys/kernel/debug/tracing"
-# A file of /proc or tracefs that is read whole; kallsyms is the longest (some 15 MB).
+# Limit for files read whole; the longest is kallsyms (some 15 MB).
 _MAX_BYTES: Final = 64 << 20
 _WHY: Final = {
     errno.ENOENT: "missing",
@@ -23,8 +24,24 @@ _WHY: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a file said, or why it said nothing."""
+class Check:
+    """Result of one check of the host."""
+
+    name: str
+    state: str
+    """One of STATES: limited is present with restrictions, unknown could not be determined, note is
+    only informative."""
+    found: str
+    """What was found."""
+    lost: str = ""
+    """What cannot be answered if it fails."""
+    remedy: str = ""
+    """How to fix it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """Content of a file, or the reason it could not be read."""
 
     text: str | None
     why: str = ""
@@ -38,25 +55,25 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine as seen through its files; ``root`` may be a copy of them."""
+    """Host whose files are below ``root``, which may be a copy."""
 
     root: Path = Path("/")
     tracefs_at: Path | None = None
-    """Where tracefs is, if the user says so."""
+    """tracefs mount point given by the user; None: look it up."""
 
-    def read(self, path: str | Path) -> Reading:
-        """Read a file named from the root, without its leading slash."""
+    def read(self, path: str | Path) -> FileContent:
+        """Read a file; ``path`` is relative to ``root``."""
         return read(self.root / path)
 
     def exists(self, path: str | Path) -> bool:
-        """Whether there is such a file, as far as may be seen."""
+        """Return whether the file exists and is visible to this process."""
         try:
             return (self.root / path).exists()
         except OSError:
             return False
 
     def names(self, path: str | Path) -> list[str]:
-        """The names in a folder, sorted; none where it cannot be read."""
+        """Return the names in a directory, sorted; empty if it cannot be read."""
         try:
             return sorted(os.listdir(self.root / path))  # noqa: PTH208 - names, not paths
         except OSError:
@@ -64,13 +81,13 @@ class Host:
 
     @property
     def release(self) -> str:
-        """The kernel's release, such as "6.18.44-foo"; "" if it is not to be had."""
-        told = self.read("proc/sys/kernel/osrelease").line
-        return told or (os.uname().release if self.root == Path("/") else "")
+        """Kernel release, such as "6.18.44-foo"; "" if unknown."""
+        facts = self.read("proc/sys/kernel/osrelease").line
+        return facts or (os.uname().release if self.root == Path("/") else "")
 
     @property
     def tracefs(self) -> Path | None:
-        """Where tracefs is mounted; None if it is not, or may not be seen."""
+        """Tracefs mount point; None if not mounted or not visible."""
         if self.tracefs_at is not None:
             return self.tracefs_at
         mounted = [
@@ -87,19 +104,19 @@ class Host:
                 continue
         return None
 
-    def traced(self, path: str) -> Reading:
-        """Read a file of tracefs; ``missing`` where tracefs is not mounted."""
+    def read_tracefs(self, path: str) -> FileContent:
+        """Read a file of tracefs; ``missing`` if tracefs is not mounted."""
         where = self.tracefs
-        return Reading(None, "missing") if where is None else read(where / path)
+        return FileContent(None, "missing") if where is None else read(where / path)
 
 
-def read(path: Path) -> Reading:
+def read(path: Path) -> FileContent:
     """Read a small file as text."""
     try:
         with path.open("rb") as file:
-            return Reading(file.read(_MAX_BYTES).decode("utf-8", "replace"))
+            return FileContent(file.read(_MAX_BYTES).decode("utf-8", "replace"))
     except OSError as error:
-        return Reading(None, _WHY.get(error.errno or 0, os.strerror(error.errno or 0)))
+        return FileContent(None, _WHY.get(error.errno or 0, os.strerror(error.errno or 0)))
 
 
 def may_write(path: Path) -> bool:

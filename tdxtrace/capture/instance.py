@@ -1,4 +1,4 @@
-"""A tracefs instance of our own: made, set up, counted and removed; nothing else is written."""
+"""Private tracefs instance: create, set up, read statistics, remove; and remove leftovers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tdxtrace.capture import dynamic
 from tdxtrace.capture.recipe import Recipe
 from tdxtrace.errors import InputError
 from tdxtrace.tables.text import one_line
@@ -17,34 +18,34 @@ from tdxtrace.tables.text import one_line
 _CPU: Final = re.compile(r"cpu(\d{1,4})")
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
 _DATA: Final = re.compile(r"field: char data;\s*offset:(\d+);\s*size:(\d+);")
-# A removal is refused while a reader is inside the buffer; readers end within this.
+# The kernel refuses removal while the buffer is being read; readers end within this.
 _PATIENCE_S: Final = 5.0
 _PAUSE_S: Final = 0.05
-# Counters of per_cpu/cpuN/stats that mean that events are gone: Linux
+# Counters of per_cpu/cpuN/stats that count lost events: Linux
 # Documentation/trace/ftrace.rst.
 LOST: Final = ("overrun", "commit overrun", "dropped events")
 
 
 def page_bytes(header_page: str) -> int:
-    """Size of a page of the buffer: its header and its data."""
+    """Return the size of a ring-buffer page in bytes, header included."""
     found = _DATA.search(header_page)
     return int(found[1]) + int(found[2]) if found else 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An instance by the name ``name``."""
+    """The tracefs instance ``name``."""
 
     tracefs: Path
     name: str
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """Directory of the instance."""
         return self.tracefs / "instances" / self.name
 
     def create(self) -> None:
-        """Make it.
+        """Create the instance.
 
         Raises:
             InputError: If the kernel refuses.
@@ -61,7 +62,7 @@ class Instance:
         """Set clock, buffer, options, filters and events; tracing stays off.
 
         Raises:
-            InputError: If the kernel refuses one; the message is what was to be written.
+            InputError: If a write is refused; the message has the text and the file.
         """
         self.write("tracing_on", "0")
         self.write("trace_clock", recipe.clock)
@@ -98,27 +99,27 @@ class Instance:
                 raise InputError(said) from None
 
     def cpus(self) -> list[int]:
-        """The CPUs that have a buffer."""
+        """Return the CPUs that have a buffer."""
         found = (_CPU.fullmatch(path.name) for path in (self.path / "per_cpu").iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def stats_text(self, cpu: int) -> str:
-        """The kernel's counters of a CPU's buffer."""
+        """Return the kernel's statistics of a CPU's buffer as text."""
         try:
             return (self.path / f"per_cpu/cpu{cpu}/stats").read_text("ascii", "replace")
         except OSError:
             return ""
 
     def stats(self, cpu: int) -> dict[str, int]:
-        """The same as numbers."""
-        return numbers_of(self.stats_text(cpu))
+        """Return the kernel's statistics of a CPU's buffer as numbers."""
+        return parse_stats(self.stats_text(cpu))
 
     def switch(self, *, on: bool) -> None:
-        """Start or stop writing into the buffer."""
+        """Start or stop tracing."""
         self.write("tracing_on", "1" if on else "0", optional=not on)
 
     def remove(self) -> str:
-        """Switch everything off and remove it; return why it is still there, "" if it is not."""
+        """Stop tracing and remove the instance; return "" or the reason it could not be removed."""
         until = time.monotonic() + _PATIENCE_S
         while self.path.exists():
             self.switch(on=False)
@@ -132,6 +133,33 @@ class Instance:
         return ""
 
 
-def numbers_of(stats: str) -> dict[str, int]:
-    """Read the counters of a CPU's buffer."""
+def parse_stats(stats: str) -> dict[str, int]:
+    """Parse per_cpu/cpuN/stats."""
     return {found["key"]: int(found["n"]) for found in _STAT.finditer(stats)}
+
+
+@dataclass(frozen=True, slots=True)
+class CleanResult:
+    """Result of removing leftovers."""
+
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Names, with the reason they could not be removed."""
+
+
+def clean(tracefs: Path) -> CleanResult:
+    """Remove instances and probes that killed recorders left behind, and nothing else.
+
+    Their names contain a pid and its start time; without such a process they are leftovers.
+    A recorder in another PID namespace holds its instance open: the kernel then refuses to
+    remove it, and its probes are kept too.
+    """
+    removed, kept = [], []
+    for name in dynamic.leftovers(tracefs):
+        left = Instance(tracefs, name).remove()
+        why = [left] if left else dynamic.remove(tracefs, name)
+        if why:
+            kept.append(f"{name}: {'; '.join(why)}")
+        else:
+            removed.append(name)
+    return CleanResult(tuple(removed), tuple(kept))

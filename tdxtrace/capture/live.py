@@ -1,4 +1,4 @@
-"""An instance that is looked at while it runs: what its buffers hold, taken page by page."""
+"""Live instance: read the ring buffers page by page while tracing goes on."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.capture.choose import order_of
+from tdxtrace.capture.choose import plan_recording
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import Instance, page_bytes
 from tdxtrace.capture.options import RecordOptions
-from tdxtrace.capture.recorder import made_instance
+from tdxtrace.capture.recorder import temporary_instance
 from tdxtrace.capture.recording import comms_of
 from tdxtrace.errors import InputError
 
-# The reader's own page, and one that is half written: Linux kernel/trace/ring_buffer.c.
+# The reader page, and one being written: Linux kernel/trace/ring_buffer.c.
 _SPARE_PAGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What one look found."""
+class Snapshot:
+    """What the buffers held at one time."""
 
     pages: dict[int, bytes]
     until_ns: int
-    """Events up to then are all here."""
+    """All events up to this time (CLOCK_MONOTONIC, ns) are in ``pages`` or an earlier snapshot."""
     comms: dict[int, str]
 
 
 @dataclass(slots=True)
-class Live:
-    """An instance that runs."""
+class LiveInstance:
+    """Instance that is tracing."""
 
     instance: Instance
     header_page: str
@@ -42,12 +42,12 @@ class Live:
     """Group and format of each event."""
     page_bytes: int
     most_pages: int
-    """Pages of a CPU's buffer: nothing from before a look can lie behind so many."""
+    """Most pages to read per CPU and snapshot: those of its buffer."""
     files: dict[int, int] = field(default_factory=dict)
-    """The open buffer of each CPU."""
+    """File descriptor of trace_pipe_raw, by CPU."""
 
-    def look(self) -> Look:
-        """Take what the buffers hold now.
+    def read_buffers(self) -> Snapshot:
+        """Read the current contents of all buffers.
 
         Raises:
             InputError: If a buffer cannot be read.
@@ -59,7 +59,7 @@ class Live:
                 pages[cpu] = b"".join(self._pages(fd))
         except OSError as error:
             raise InputError(f"cannot read the buffer of a CPU: {error.strerror}") from None
-        return Look(pages, until, comms_of(self.instance.tracefs))
+        return Snapshot(pages, until, comms_of(self.instance.tracefs))
 
     def _pages(self, fd: int) -> Iterator[bytes]:
         for _ in range(self.most_pages):
@@ -73,25 +73,27 @@ class Live:
 
 
 @contextmanager
-def live(host: Host, wanted: RecordOptions) -> Iterator[Live]:
-    """Trace in an instance of our own as long as the context lasts; remove it and the probes.
+def live_instance(host: Host, options: RecordOptions) -> Iterator[LiveInstance]:
+    """Trace in a private instance as long as the context lasts; then remove it and its probes.
 
     Raises:
-        InputError: If something cannot be made or read; says what to do.
+        InputError: If something cannot be created or read; the message has the remedy.
     """
-    order = order_of(host, wanted, lambda _: None, is_written=False)
+    plan = plan_recording(host, options, lambda _: None, is_written=False)
     tracefs = host.tracefs
     assert tracefs is not None
-    instance = Instance(tracefs, order.recipe.wish.group)
-    with made_instance(instance, order), ExitStack() as files:
+    instance = Instance(tracefs, plan.recipe.options.group)
+    with temporary_instance(instance, plan), ExitStack() as files:
         events = tracefs / "events"
         header = (events / "header_page").read_text()
-        names = [p.name for p in order.recipe.probes] + [e.name for e in order.recipe.events]
+        names = [p.name for p in plan.recipe.probes] + [e.name for e in plan.recipe.events]
         formats = [
             (name.partition("/")[0], (events / name / "format").read_bytes()) for name in names
         ]
         size = page_bytes(header)
-        made = Live(instance, header, formats, size, order.buffer_kb * 1024 // size + _SPARE_PAGES)
+        made = LiveInstance(
+            instance, header, formats, size, plan.buffer_kb * 1024 // size + _SPARE_PAGES
+        )
         for cpu in instance.cpus():
             made.files[cpu] = _open(instance.path / f"per_cpu/cpu{cpu}/trace_pipe_raw", files)
         instance.switch(on=True)

@@ -1,4 +1,4 @@
-"""The machine under the tracing: kernel, rights, lockdown, processor, KVM, TDX module, tools."""
+"""Checks of the host: kernel, privilege, lockdown, CPU, KVM, TDX module, tools."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 import shutil
 from typing import Final
 
-from tdxtrace.capture.checks import Check
-from tdxtrace.capture.host import Host
+from tdxtrace.capture.host import Check, Host
 from tdxtrace.tdx import wrappers
 
 # include/uapi/linux/capability.h.
@@ -28,7 +27,7 @@ _MAX_MESSAGES: Final = 100_000
 
 
 def kernel(host: Host) -> Check:
-    """The release, and whether the arguments of its wrappers are known."""
+    """Check the release, and whether the signatures of its wrappers are known."""
     release = host.release
     if not release:
         return Check("kernel", "unknown", "no release in /proc", "the level base", "mount /proc")
@@ -46,7 +45,7 @@ def kernel(host: Host) -> Check:
 
 
 def privilege(host: Host) -> Check:
-    """Whether this process may trace: CAP_SYS_ADMIN, or root in practice."""
+    """Check for CAP_SYS_ADMIN, in practice root."""
     found = _CAPS.search(host.read("proc/self/status").text or "")
     if found is None:
         return Check("root", "unknown", "no capabilities in /proc", "everything", "mount /proc")
@@ -58,7 +57,7 @@ def privilege(host: Host) -> Check:
 
 
 def lockdown(host: Host) -> Check:
-    """Lockdown: confidentiality forbids kprobes and tracefs, integrity allows them.
+    """Check lockdown: confidentiality forbids kprobes and tracefs, integrity allows them.
 
     Source: Linux include/linux/security.h, enum lockdown_reason: LOCKDOWN_KPROBES,
     LOCKDOWN_BPF_READ_KERNEL, LOCKDOWN_PERF and LOCKDOWN_TRACEFS are above
@@ -93,7 +92,7 @@ def lockdown(host: Host) -> Check:
 
 
 def cpu(host: Host) -> Check:
-    """Whether the processor and BIOS offer TDX: flag tdx_host_platform, Linux 6.7 or later."""
+    """Check that CPU and BIOS offer TDX: flag tdx_host_platform, Linux 6.7 or later."""
     seen = host.read("proc/cpuinfo")
     if seen.text is None:
         return Check("cpu", "unknown", f"/proc/cpuinfo is {seen.why}")
@@ -109,7 +108,7 @@ def cpu(host: Host) -> Check:
 
 
 def kvm_intel(host: Host) -> Check:
-    """Whether KVM runs TDs here: parameter tdx of kvm_intel, Linux 6.16 or later."""
+    """Check that KVM can run TDs: parameter tdx of kvm_intel, Linux 6.16 or later."""
     if not host.exists("sys/module/kvm_intel"):
         return Check(
             "kvm_intel", "missing", "not loaded", "TDs and their probes", "modprobe kvm_intel tdx=1"
@@ -123,13 +122,13 @@ def kvm_intel(host: Host) -> Check:
 
 
 def tdx_module(host: Host) -> Check:
-    """The module's version: of sysfs, else of the kernel's log.
+    """Check the TDX module's version, from sysfs or else the kernel log.
 
     Source: Linux 7.x Documentation/ABI/testing/sysfs-devices-faux-tdx-host.
     """
-    told = host.read("sys/devices/faux/tdx_host/version").line
-    if told:
-        return Check("tdx_module", "ok", f"{told[:40]} (sysfs)")
+    facts = host.read("sys/devices/faux/tdx_host/version").line
+    if facts:
+        return Check("tdx_module", "ok", f"{facts[:40]} (sysfs)")
     text = _log(host)
     if text is None:
         return Check(
@@ -166,13 +165,13 @@ def tdx_module(host: Host) -> Check:
 
 
 def tools(host: Host) -> Check:
-    """Other tracers on the path; none is needed."""
+    """List other tracers on the PATH; none is needed."""
     found = [name for name in _TOOLS if shutil.which(name)]
     return Check("tools", "note", ", ".join(found) if found else "none; none is needed")
 
 
 def _log(host: Host) -> str | None:
-    """The kernel's log: /dev/kmsg, record by record, or a copy of dmesg's text."""
+    """Return the kernel log from /dev/kmsg (or a copy of it); None if not readable."""
     path = host.root / "dev/kmsg"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -183,7 +182,7 @@ def _log(host: Host) -> str | None:
         for _ in range(_MAX_MESSAGES):
             try:
                 part = os.read(fd, 8192)
-            except BrokenPipeError:  # overwritten while we read: go on behind it
+            except BrokenPipeError:  # overwritten meanwhile: continue with the next record
                 continue
             if not part:
                 break

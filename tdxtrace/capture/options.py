@@ -1,4 +1,4 @@
-"""What a user may say of a capture: how much to trace, for which tool, and of a recording."""
+"""Options of a capture: level of detail, recipe dialect, and those of a recording."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Detail(StrEnum):
 
 
 class Dialect(StrEnum):
-    """Tools for which a recipe can be written."""
+    """Tools that a recipe can be written for."""
 
     tracefs = "tracefs"
     trace_cmd = "trace-cmd"

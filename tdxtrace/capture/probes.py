@@ -1,4 +1,4 @@
-"""A probe: a function of the kernel or of a program, which side of it, and what to fetch."""
+"""Probes on functions of the kernel or a program, and the values they fetch."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Fetch:
     kind: str
     """``argument``, ``behind`` (memory that an argument points to), ``result``."""
     place: int = 0
-    """Which argument, from 1."""
+    """Number of the argument, from 1."""
     offset: int = 0
-    """Bytes from where the argument points."""
+    """Bytes added to the address in the argument."""
     type: str = "x64"
 
     @classmethod
     def argument(cls, name: str, place: int, type_: str) -> Fetch:
-        """An argument itself."""
+        """Fetch an argument."""
         return cls(name, "argument", place, 0, type_)
 
     @classmethod
     def behind(cls, name: str, place: int, offset: int, type_: str = "x64") -> Fetch:
-        """What lies ``offset`` bytes behind the address that an argument is."""
+        """Fetch memory ``offset`` bytes past the address in an argument."""
         return cls(name, "behind", place, offset, type_)
 
     @classmethod
     def result(cls, name: str) -> Fetch:
-        """What the function returns."""
+        """Fetch the return value."""
         return cls(name, "result")
 
     def words(self, is_return: bool) -> str:
-        """The fetch in the words of tracefs: Linux Documentation/trace/kprobetrace.rst."""
+        """Return the fetch in tracefs syntax: Linux Documentation/trace/kprobetrace.rst."""
         if self.kind == "result":
             return f"{self.name}=$retval:{self.type}"
         where = f"$arg{self.place}" if is_return else f"%{REGISTERS[self.place - 1]}"
@@ -68,24 +68,24 @@ class Probe:
 
     @property
     def event(self) -> str:
-        """The name of its event, which readers tell the function by."""
+        """Name of the event; it contains the function, which readers look for."""
         return f"{self.function}_{'return' if self.is_return else 'entry'}"
 
     @property
     def name(self) -> str:
-        """Group and event."""
+        """``group/event``."""
         return f"{self.group}/{self.event}"
 
     @property
     def line(self) -> str:
-        """The line that makes it, for dynamic_events, kprobe_events or uprobe_events."""
+        """Definition for dynamic_events, kprobe_events or uprobe_events."""
         side = "r" if self.is_return else "p"
         words = [fetch.words(self.is_return) for fetch in self.fetches]
         return " ".join([f"{side}:{self.name}", self.spot or self.function, *words])
 
     @property
     def n_bytes(self) -> int:
-        """What one record of it takes in the ring buffer."""
+        """Size of a record in the ring buffer."""
         head = _HEAD + (_RETURN_HEAD if self.is_return else _ENTRY_HEAD)
         size = head + sum(_SIZES[fetch.type] for fetch in self.fetches)
         return (size + 3) & -4
@@ -93,7 +93,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """A tracepoint that the kernel has."""
+    """Tracepoint of the kernel."""
 
     system: str
     event: str
@@ -101,5 +101,5 @@ class TraceEvent:
 
     @property
     def name(self) -> str:
-        """System and event."""
+        """``system/event``."""
         return f"{self.system}/{self.event}"

@@ -1,4 +1,4 @@
-"""Where are the wrappers of a program that behaves like a TDX host, so that uprobes see them?
+"""Programs that stand in for a TDX host: uprobes on functions named like the wrappers.
 
 Such a program (tests/capture/testbed.c is one) has functions with the names and arguments of
 the kernel's wrappers; probes on it go through the same tracing machinery as a kernel's.
@@ -22,15 +22,15 @@ _FORBIDDEN: Final = " \t\n\r\"'\\"
 
 
 def program(path: Path, release: str) -> Kernel:
-    """Find the functions of a program that have the names of wrappers.
+    """Return a program's functions that are named like wrappers, as a kernel to trace.
 
     Args:
         path: An ELF file with symbols.
-        release: The kernel whose wrappers' arguments they have, such as "6.16".
+        release: Kernel release whose wrapper signatures they have, such as "6.16".
 
     Raises:
-        InputError: If it cannot be read, or its path cannot be given to the kernel.
-        FormatError: If it is no ELF file, or has none of the functions.
+        InputError: If it cannot be read, or the kernel does not accept its path.
+        FormatError: If it is not an ELF file, or has no such function.
     """
     where = str(path.absolute())
     shown = one_line(where)
@@ -43,7 +43,7 @@ def program(path: Path, release: str) -> Kernel:
 
 
 def _functions(path: Path, shown: str) -> dict[str, int]:
-    """Offset in the file of each function that is a wrapper by its name."""
+    """Return the file offset of each function named like a wrapper."""
     from elftools.common.exceptions import ELFError  # noqa: PLC0415 - only where it is needed
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415
     from elftools.elf.sections import SymbolTableSection  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Where a recording comes from: kernel, module, clock, probes, losses, VMs and their vCPUs."""
+"""Provenance of a recording: kernel, module, clock, probes, losses, VMs and their vCPUs."""
 
 from __future__ import annotations
 
@@ -19,27 +19,24 @@ _VCPU: Final = re.compile(r"anon_inode:kvm-vcpu:(?P<vcpu>\d{1,6})")
 
 
 @dataclass(slots=True)
-class Tellings:
-    """What was seen of the VMs while the recording went on."""
+class VmObserver:
+    """VMs seen during the recording, by pid: vCPU numbers and thread names."""
 
     vms: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def look(self, proc: Path = Path("/proc")) -> None:
-        """Note every process that has vCPUs now, its threads and their names."""
+    def observe(self, proc: Path = Path("/proc")) -> None:
+        """Record every process that has vCPUs now, with its threads."""
         for pid, vcpus in _processes(proc):
-            told = self.vms.setdefault(pid, {"vcpus": [], "threads": {}})
-            told["vcpus"] = sorted({*told["vcpus"], *vcpus})
+            facts = self.vms.setdefault(pid, {"vcpus": [], "threads": {}})
+            facts["vcpus"] = sorted({*facts["vcpus"], *vcpus})
             for tid, comm in _threads(proc / str(pid)):
-                told["threads"][str(tid)] = comm
+                facts["threads"][str(tid)] = comm
 
 
 def provenance(
-    host: Host, recipe: Recipe, instance: Instance, buffer_kb: int, tellings: Tellings
+    host: Host, recipe: Recipe, instance: Instance, buffer_kb: int, vm_observer: VmObserver
 ) -> dict[str, Any]:
-    """Return all that a reader of the recording may ask.
-
-    Counters are the kernel's, per CPU: events overwritten, refused and read.
-    """
+    """Return the content of capture.json; counters are the kernel's, per CPU."""
     from tdxtrace import __version__  # noqa: PLC0415 - the package imports the readers
 
     stats = {str(cpu): instance.stats(cpu) for cpu in instance.cpus()}
@@ -55,7 +52,7 @@ def provenance(
         "events": [{"name": e.name, "filter": e.filter} for e in recipe.events],
         "not_answered": list(recipe.cannot),
         "notes": list(recipe.notes),
-        "vms": tellings.vms,
+        "vms": vm_observer.vms,
         "cpus": stats,
         "lost_events": sum(one.get(key, 0) for one in stats.values() for key in LOST),
         "read_events": sum(one.get("read events", 0) for one in stats.values()),
@@ -63,7 +60,7 @@ def provenance(
 
 
 def _processes(proc: Path) -> Iterator[tuple[int, list[int]]]:
-    """Processes that hold vCPUs, with the numbers of those."""
+    """Yield processes with open vCPUs, and the numbers of these."""
     for pid in _numbers(proc):
         found = []
         for fd in _names(proc / str(pid) / "fd"):

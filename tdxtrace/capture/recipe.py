@@ -1,4 +1,4 @@
-"""What to trace on a kernel: which probes, events and clock, and what stays unanswered."""
+"""Recipes: probes, events, clock and buffer for a kernel, and what they cannot answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RETURN_ARGS_SINCE: Final = (6, 9)
 _STOCK_EVENTS: Final = ("kvm_entry", "kvm_exit", "kvm_page_fault", "kvm_userspace_exit")
 _MINIMAL_EVENTS: Final = ("kvm_entry", "kvm_exit")
 _RIP_FIELD: Final = {"kvm_entry": "rip", "kvm_exit": "guest_rip", "kvm_page_fault": "guest_rip"}
-# The fault path and the zap: where busy is met, and how it ends.
+# Fault path and zap: where calls are answered busy, and how that ends.
 _MINIMAL: Final = (
     "tdh_mem_page_aug",
     "tdh_mem_sept_add",
@@ -33,7 +33,7 @@ _MINIMAL: Final = (
     "tdh_mem_page_remove",
     "tdh_vp_enter",
 )
-# Parameters worth their bytes, by the words of wrappers.csv, and their types.
+# Arguments to record, by the words of wrappers.csv, and their types.
 _TYPES: Final = {
     **dict.fromkeys(("td", "vp", "gpa", "page", "pfn", "fn"), "x64"),
     "level": "s32",
@@ -42,8 +42,8 @@ _LOWER: Final = ("__seamcall", "__seamcall_ret")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What the user asks for."""
+class RecipeOptions:
+    """Options of a recipe."""
 
     detail: Detail = Detail.full
     seamcalls: bool = False
@@ -51,25 +51,25 @@ class Wish:
     only_tds: bool = False
     """Leave out the KVM events of VMs that are no TDs."""
     rate: int = buffers.RATE
-    """Events per second to be expected on the busiest CPU."""
+    """Events per second expected on the busiest CPU."""
     group: str = GROUP
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What is known of the kernel to trace."""
+    """Kernel to trace."""
 
     release: str
     symbols: Symbols
     btf: Btf | None = None
     return_args: bool | None = None
-    """Whether return probes may fetch arguments; None: told by the release."""
+    """Whether return probes can fetch arguments; None: derived from the release."""
     spots: Mapping[str, str] = field(default_factory=dict)
-    """``PATH:0xOFFSET`` of each function, where a program is traced in the kernel's place."""
+    """``PATH:0xOFFSET`` of each function, if a program is traced instead of the kernel."""
 
     @property
     def has_return_args(self) -> bool:
-        """Whether return probes may fetch arguments."""
+        """Whether return probes can fetch arguments."""
         if self.return_args is not None:
             return self.return_args
         return version_of(self.release) >= RETURN_ARGS_SINCE
@@ -77,53 +77,53 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that is needed to record, in any dialect."""
+    """All that is needed to record, for any tool."""
 
     release: str
-    wish: Wish
+    options: RecipeOptions
     probes: tuple[Probe, ...]
     events: tuple[TraceEvent, ...]
     clock: str
     buffer_kb: int
-    """Per CPU."""
+    """KiB per CPU."""
     level_base: int | None
     cannot: tuple[str, ...]
-    """Questions that what is recorded will not answer."""
+    """Questions that the recording will not answer."""
     notes: tuple[str, ...]
 
 
-def recipe(kernel: Kernel, wish: Wish) -> Recipe:
+def recipe(kernel: Kernel, options: RecipeOptions) -> Recipe:
     """Choose what to trace.
 
     Args:
-        kernel: What is known of it.
-        wish: What the user asks for.
+        kernel: Kernel to trace.
+        options: Level of detail and the like.
 
     Returns:
-        The recipe.  On a kernel whose wrappers' arguments are not known, the SEAMCALLs
-        themselves are probed, whose arguments are the same everywhere.
+        The recipe.  On a kernel whose wrapper signatures are not known, __seamcall and
+        __seamcall_ret are probed, whose arguments are the same on every kernel.
     """
     probes: list[Probe] = []
-    if wish.detail is not Detail.stock:
+    if options.detail is not Detail.stock:
         if wrappers.level_base(kernel.release) is not None:
-            probes += _wrappers(kernel, wish)
-        if wish.seamcalls or not probes:
-            probes += _seamcalls(kernel, wish)
-        probes += _vp_enter(kernel, wish)
+            probes += _wrappers(kernel, options)
+        if options.seamcalls or not probes:
+            probes += _seamcalls(kernel, options)
+        probes += _vp_enter(kernel, options)
     if kernel.spots:
         probes = [replace(probe, spot=kernel.spots[probe.function]) for probe in probes]
-    names = () if kernel.spots else _event_names(wish.detail)
-    events = tuple(_event(name, wish) for name in names)
+    names = () if kernel.spots else _event_names(options.detail)
+    events = tuple(_event(name, options) for name in names)
     return Recipe(
         kernel.release,
-        wish,
+        options,
         tuple(probes),
         events,
         CLOCK,
-        buffers.size_kb(probes, wish.rate),
+        buffers.size_kb(probes, options.rate),
         wrappers.level_base(kernel.release),
-        tuple(_cannot(kernel, wish, probes)),
-        tuple(_notes(kernel, wish, probes)),
+        tuple(_cannot(kernel, options, probes)),
+        tuple(_notes(kernel, options, probes)),
     )
 
 
@@ -134,7 +134,7 @@ def version_of(release: str) -> tuple[int, int]:
 
 
 def merged(functions: frozenset[str] | None) -> list[str]:
-    """Wrappers that a kernel can have, by leaf: those that were merged, or that it was seen to."""
+    """Return the wrappers that a kernel has: of ``functions``, or without them all merged ones."""
     table = wrappers.wrapper_table()
     return [
         str(row["function"])
@@ -148,18 +148,20 @@ def merged(functions: frozenset[str] | None) -> list[str]:
     ]
 
 
-def _wrappers(kernel: Kernel, wish: Wish) -> list[Probe]:
-    names = _MINIMAL if wish.detail is Detail.minimal else merged(kernel.symbols.names)
+def _wrappers(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
+    names = _MINIMAL if options.detail is Detail.minimal else merged(kernel.symbols.names)
     probes: list[Probe] = []
     for function in names:
         words = wrappers.signature(function, kernel.release)
         if words and kernel.symbols.may_probe(function):
-            probes += _of_wrapper(function, words, kernel, wish)
+            probes += _of_wrapper(function, words, kernel, options)
     return probes
 
 
-def _of_wrapper(function: str, words: tuple[str, ...], kernel: Kernel, wish: Wish) -> list[Probe]:
-    """Entry and return; for the minimal level one return that names its request too."""
+def _of_wrapper(
+    function: str, words: tuple[str, ...], kernel: Kernel, options: RecipeOptions
+) -> list[Probe]:
+    """Return entry and return probe; for the minimal level one return probe with arguments."""
     request = tuple(
         Fetch.argument(word, place, _TYPES[word])
         for place, word in enumerate(words, 1)
@@ -171,16 +173,16 @@ def _of_wrapper(function: str, words: tuple[str, ...], kernel: Kernel, wish: Wis
         for word in ("ext_err1", "ext_err2")
         if word in words and words.index(word) < 6 and kernel.has_return_args
     )
-    if wish.detail is Detail.minimal and kernel.has_return_args:
-        return [Probe(wish.group, function, True, (status, *request))]
+    if options.detail is Detail.minimal and kernel.has_return_args:
+        return [Probe(options.group, function, True, (status, *request))]
     return [
-        Probe(wish.group, function, False, request),
-        Probe(wish.group, function, True, (status, *errors)),
+        Probe(options.group, function, False, request),
+        Probe(options.group, function, True, (status, *errors)),
     ]
 
 
-def _seamcalls(kernel: Kernel, wish: Wish) -> list[Probe]:
-    """The assembly below the wrappers: (fn, args), args being rcx, rdx, r8, ... in memory.
+def _seamcalls(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
+    """Return probes on __seamcall and __seamcall_ret: (fn, args), args points to rcx, rdx, r8, ....
 
     Offsets: struct tdx_module_args, Linux arch/x86/include/asm/shared/tdx.h.
     """
@@ -189,13 +191,13 @@ def _seamcalls(kernel: Kernel, wish: Wish) -> list[Probe]:
     for function in _LOWER:
         if kernel.symbols.may_probe(function):
             entry = (Fetch.argument("fn", 1, "x64"), *registers)
-            probes.append(Probe(wish.group, function, False, entry))
-            probes.append(Probe(wish.group, function, True, (Fetch.result("ret"),)))
+            probes.append(Probe(options.group, function, False, entry))
+            probes.append(Probe(options.group, function, True, (Fetch.result("ret"),)))
     return probes
 
 
-def _vp_enter(kernel: Kernel, wish: Wish) -> list[Probe]:
-    """TDH.VP.ENTER cannot be probed; its status lies in struct vcpu_tdx when its caller returns.
+def _vp_enter(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
+    """Return the probe on tdx_vcpu_run, which reads TDH.VP.ENTER's status from struct vcpu_tdx.
 
     struct kvm_vcpu is the first member of struct vcpu_tdx: Linux 6.16 arch/x86/kvm/vmx/tdx.h.
     """
@@ -210,11 +212,11 @@ def _vp_enter(kernel: Kernel, wish: Wish) -> list[Probe]:
         Fetch.behind("gpa", 1, gpa),
         Fetch.behind("vcpu", 1, vcpu, "s32"),
     )
-    return [Probe(wish.group, "tdx_vcpu_run", True, fetched)]
+    return [Probe(options.group, "tdx_vcpu_run", True, fetched)]
 
 
 def offsets(btf: Btf | None) -> tuple[int, int, int] | None:
-    """Offsets of vp_enter_ret, exit_gpa and vcpu_id from a vCPU's address; None if not known."""
+    """Return offsets of vp_enter_ret, exit_gpa and vcpu_id from a vCPU's address; None: unknown."""
     if btf is None:
         return None
     status = btf.offset_of("vcpu_tdx", "vp_enter_ret")
@@ -227,12 +229,12 @@ def _event_names(detail: Detail) -> tuple[str, ...]:
     return _MINIMAL_EVENTS if detail is Detail.minimal else _STOCK_EVENTS
 
 
-def _event(name: str, wish: Wish) -> TraceEvent:
+def _event(name: str, options: RecipeOptions) -> TraceEvent:
     rip = _RIP_FIELD.get(name)
-    return TraceEvent("kvm", name, f"{rip} == 0" if rip and wish.only_tds else "")
+    return TraceEvent("kvm", name, f"{rip} == 0" if rip and options.only_tds else "")
 
 
-def _cannot(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
+def _cannot(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[str]:
     """Sources: kernel-side behaviour in Linux 6.16 arch/x86/kvm/vmx/tdx.c, KVM's trace.h."""
     said = []
     names = {probe.function for probe in probes}
@@ -240,7 +242,7 @@ def _cannot(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
         said.append("which SEAMCALL was busy, how often, and on what: KVM's own events show none")
         said.append("retries inside one page fault: KVM repeats PAGE.AUG and SEPT.ADD unseen")
         said.append("chains, limits and causes: only failed entries of vCPUs can be counted")
-    elif wish.detail is Detail.minimal and kernel.has_return_args:
+    elif options.detail is Detail.minimal and kernel.has_return_args:
         said.append("how long an attempt took, and who held the lock: only returns are probed")
         said.append("requests other than AUG, SEPT.ADD, BLOCK, TRACK and REMOVE")
     if names and not names & set(_LOWER):
@@ -251,15 +253,15 @@ def _cannot(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
     if not names & {"tdx_vcpu_run", "tdh_vp_enter"}:
         said.append(
             "why an entry of a vCPU failed: zero-step mitigation (SEPT), a TRACK (TD_EPOCH) and "
-            f"other errors all show as exit reason -1; {_how_vp_enter(kernel, wish)}"
+            f"other errors all show as exit reason -1; {_how_vp_enter(kernel, options)}"
         )
     if probes and not names - {"tdx_vcpu_run"}:
         said.append("SEAMCALLs: none of the functions that issue them can be probed here")
     return said
 
 
-def _how_vp_enter(kernel: Kernel, wish: Wish) -> str:
-    if wish.detail is Detail.stock:
+def _how_vp_enter(kernel: Kernel, options: RecipeOptions) -> str:
+    if options.detail is Detail.stock:
         return "use --level minimal or full"
     if not kernel.has_return_args:
         return "needs return probes that fetch arguments, Linux 6.9 or later"
@@ -268,7 +270,7 @@ def _how_vp_enter(kernel: Kernel, wish: Wish) -> str:
     return "name the kernel's BTF: --btf /sys/kernel/btf/vmlinux --btf /sys/kernel/btf/kvm_intel"
 
 
-def _notes(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
+def _notes(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[str]:
     notes = []
     base = wrappers.level_base(kernel.release)
     if base is None:
@@ -284,9 +286,9 @@ def _notes(kernel: Kernel, wish: Wish, probes: list[Probe]) -> list[str]:
             "tdx_vcpu_run also returns when KVM held the vCPU back for a zap: then its status is "
             "that of the entry before, and no kvm_entry lies before it"
         )
-    if wish.only_tds:
+    if options.only_tds:
         notes.append("the filters take VMs whose instruction pointer KVM does not know for TDs")
     missing = [f for f in _MINIMAL if not kernel.symbols.has(f) and f not in NOINSTR]
-    if missing and wish.detail is not Detail.stock:
+    if missing and options.detail is not Detail.stock:
         notes.append(f"not in {kernel.symbols.source}: {', '.join(missing)}")
     return notes

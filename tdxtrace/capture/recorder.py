@@ -1,4 +1,4 @@
-"""Recording: probes and an instance of our own, a thread per CPU, everything gone afterwards."""
+"""Recorder: probes, a private instance and a thread per CPU, all removed afterwards."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from tdxtrace.capture import dynamic
 from tdxtrace.capture.datwriter import write_dat
-from tdxtrace.capture.drains import Drain, why
+from tdxtrace.capture.drains import Drain, error_text
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import LOST, Instance
-from tdxtrace.capture.provenance import Tellings, provenance
+from tdxtrace.capture.provenance import VmObserver, provenance
 from tdxtrace.capture.recipe import Recipe
 from tdxtrace.capture.recording import Recording, work_folders
 from tdxtrace.errors import InputError
@@ -29,15 +29,15 @@ from tdxtrace.tables.files import give_name
 from tdxtrace.tables.text import one_line
 
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LOOK_S: Final = 1.0
-# How long the command may take to end after SIGTERM.
+_POLL_S: Final = 1.0
+# Time that the command has to end after SIGTERM.
 _PATIENCE_S: Final = 5.0
-# VMs come and go slowly; looking for them reads all of /proc.
-_LOOK_FOR_VMS_S: Final = 10.0
+# VMs come and go slowly, and finding them reads all of /proc.
+_VM_SCAN_S: Final = 10.0
 
 
-class Form(StrEnum):
-    """What is written."""
+class OutputForm(StrEnum):
+    """Format of the output."""
 
     dat = "trace.dat"
     text = "text"
@@ -45,60 +45,60 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be recorded, where to, and for how long."""
+class RecordingPlan:
+    """What to record, where to, and for how long."""
 
     recipe: Recipe
     output: Path
-    form: Form
+    form: OutputForm
     buffer_kb: int
     duration_s: float | None = None
     command: Sequence[str] = ()
     pids: Sequence[int] = ()
     say: Callable[[str], None] = field(default=lambda _: None)
-    """Told of losses while they happen."""
+    """Called with a message when events are lost, and when something cannot be removed."""
     leftovers: Sequence[Path] = ()
-    """Folders of earlier recordings, removed when this one is whole."""
+    """Directories of earlier recordings, removed once this one is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a recording ended."""
+    """Result of a recording."""
 
     provenance: dict[str, Any]
     n_bytes: int
     seconds: float
     status: int | None
-    """Of the command, if one was run and ended."""
+    """Exit status of the command; None if none was run, or it was ended."""
 
 
-def record(host: Host, order: Order) -> Outcome:
-    """Record until the command ends, the time is over, or SIGINT, SIGTERM or SIGHUP comes.
+def record(host: Host, plan: RecordingPlan) -> Outcome:
+    """Record until the command ends, the time is over, or SIGINT, SIGTERM or SIGHUP arrives.
 
-    Whatever happens, the probes and the instance are removed; only a kill -9 leaves them,
-    for :func:`tdxtrace.capture.clean.clean`.  Nothing is written but lines of ours in
-    dynamic_events and files of the instance.
+    Probes and instance are always removed; only SIGKILL leaves them to
+    :func:`tdxtrace.capture.instance.clean`.  Nothing but dynamic_events and the instance is
+    written to.
 
     Args:
         host: The machine.
-        order: What to record.
+        plan: What to record.
 
     Raises:
-        InputError: If something cannot be made, read or written.  What was recorded till
-            then is kept in the folder that the message names.
+        InputError: If something cannot be created, read or written.  What was recorded until
+            then is kept in the directory that the message names.
     """
     tracefs = host.tracefs
     if tracefs is None:
         raise InputError("tracefs is not mounted; see: tdxtrace capture doctor")
-    name = order.recipe.wish.group
+    name = plan.recipe.options.group
     instance = Instance(tracefs, name)
-    with ended_by_signals() as ended, made_instance(instance, order):
-        return _Session(host, order, instance, ended).run()
+    with stop_on_signals() as ended, temporary_instance(instance, plan):
+        return _Session(host, plan, instance, ended).run()
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[Event]:
-    """Give an event that is set when the user, or the system, wants the end."""
+def stop_on_signals() -> Iterator[Event]:
+    """Yield an event that SIGINT, SIGTERM and SIGHUP set."""
     ended = Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -113,23 +113,23 @@ def ended_by_signals() -> Iterator[Event]:
 
 
 @contextmanager
-def made_instance(instance: Instance, order: Order) -> Iterator[None]:
-    """Make the probes and the instance; remove both, in the other order, in the end.
+def temporary_instance(instance: Instance, plan: RecordingPlan) -> Iterator[None]:
+    """Create the probes and the instance; remove the instance and then the probes on exit.
 
     Raises:
         InputError: If the kernel refuses one.
     """
     try:
-        _add_probes(instance.tracefs, order.recipe)
+        _add_probes(instance.tracefs, plan.recipe)
         instance.create()
-        instance.set_up(order.recipe, order.buffer_kb, order.pids)
+        instance.set_up(plan.recipe, plan.buffer_kb, plan.pids)
         yield
     finally:
         left = instance.remove()
         kept = [left] if left else []
         kept += dynamic.remove(instance.tracefs, instance.name)
         if kept:
-            order.say(f"not removed: {'; '.join(kept)}; run: tdxtrace capture clean")
+            plan.say(f"not removed: {'; '.join(kept)}; run: tdxtrace capture clean")
 
 
 def _add_probes(tracefs: Path, recipe: Recipe) -> None:
@@ -144,35 +144,35 @@ def _add_probes(tracefs: Path, recipe: Recipe) -> None:
 
 @dataclass(slots=True)
 class _Session:
-    """The time between the first event and the last."""
+    """One recording from start to end."""
 
     host: Host
-    order: Order
+    plan: RecordingPlan
     instance: Instance
     ended: Event
     drains: list[Drain] = field(default_factory=list)
     child: subprocess.Popen[bytes] | None = None
-    tellings: Tellings = field(default_factory=Tellings)
+    vm_observer: VmObserver = field(default_factory=VmObserver)
     _lost: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> Outcome:
-        """Record until the order says so, and say what came of it.
+        """Record as planned.
 
         Raises:
-            InputError: If the kernel refuses something, or the output cannot be written.
+            InputError: If the kernel refuses a request, or the output cannot be written.
         """
-        order = self.order
-        _, folder = work_folders(order.output)
+        plan = self.plan
+        _, folder = work_folders(plan.output)
         recording = Recording(folder, self.instance.tracefs, self.host.release)
         try:
-            recording.begin(self.instance, order.recipe)
+            recording.begin(self.instance, plan.recipe)
             began = time.monotonic()
             self._start(recording)
             self._wait(recording)
             seconds = time.monotonic() - began
         except OSError as error:
             self._stop()
-            raise InputError(f"cannot record: {why(error)}{_kept(folder)}") from None
+            raise InputError(f"cannot record: {error_text(error)}{_kept(folder)}") from None
         except BaseException:
             self._stop()
             raise
@@ -184,14 +184,14 @@ class _Session:
         for drain in self.drains:
             drain.start()
         self.instance.switch(on=True)
-        if self.order.command:
-            self.child = subprocess.Popen(self.order.command)
+        if self.plan.command:
+            self.child = subprocess.Popen(self.plan.command)
 
     def _drains(self, recording: Recording) -> Iterator[Drain]:
         per_cpu = self.instance.path
-        if self.order.form is Form.text:
+        if self.plan.form is OutputForm.text:
             head = f"# tracer: nop\n#\n# os release : {self.host.release}\n"
-            head += f"# clockid: {self.order.recipe.clock}\n"
+            head += f"# clockid: {self.plan.recipe.clock}\n"
             target = recording.folder / "trace.txt"
             source = per_cpu / "trace_pipe"
             yield Drain(source, target, 0, self.ended.set, head=head.encode())
@@ -203,22 +203,22 @@ class _Session:
 
     def _wait(self, recording: Recording) -> None:
         begun = time.monotonic()
-        looked = begun - _LOOK_FOR_VMS_S
+        looked = begun - _VM_SCAN_S
         while not self.ended.is_set():
             now = time.monotonic()
-            if now - looked >= _LOOK_FOR_VMS_S:
-                self.tellings.look()
+            if now - looked >= _VM_SCAN_S:
+                self.vm_observer.observe()
                 looked = now
-            recording.meet_threads()
-            self._report()
-            left = _LOOK_S
-            if self.order.duration_s is not None:
-                left = min(left, begun + self.order.duration_s - now)
+            recording.record_threads()
+            self._report_losses()
+            left = _POLL_S
+            if self.plan.duration_s is not None:
+                left = min(left, begun + self.plan.duration_s - now)
             if left <= 0 or self._child_ended(left):
                 return
 
     def _child_ended(self, seconds: float) -> bool:
-        """Wait for the end of the command, or of all; a signal cuts the waiting short."""
+        """Wait up to ``seconds``, or for a signal; return whether the command has ended."""
         if self.child is None:
             self.ended.wait(seconds)
             return False
@@ -229,15 +229,15 @@ class _Session:
             self.ended.wait(0.02)
         return False
 
-    def _report(self) -> None:
-        """Say of each CPU what it lost since the last look."""
+    def _report_losses(self) -> None:
+        """Report what each CPU lost since the last report."""
         for cpu in self.instance.cpus():
             stats = self.instance.stats(cpu)
             lost = sum(stats.get(key, 0) for key in LOST)
             new = lost - self._lost.get(cpu, 0)
             if new > 0:
-                self.order.say(
-                    f"CPU {cpu} lost {new:,} events: its buffer of {self.order.buffer_kb} KiB is "
+                self.plan.say(
+                    f"CPU {cpu} lost {new:,} events: its buffer of {self.plan.buffer_kb} KiB is "
                     "full; record with a larger --buffer, or fewer events (--level minimal)"
                 )
             self._lost[cpu] = lost
@@ -255,44 +255,46 @@ class _Session:
                 self.child.wait()
 
     def _finish(self, recording: Recording, seconds: float) -> Outcome:
-        order, folder = self.order, recording.folder
-        self._report()
-        self.tellings.look()
-        told = provenance(self.host, order.recipe, self.instance, order.buffer_kb, self.tellings)
-        told["seconds"] = round(seconds, 3)
+        plan, folder = self.plan, recording.folder
+        self._report_losses()
+        self.vm_observer.observe()
+        facts = provenance(self.host, plan.recipe, self.instance, plan.buffer_kb, self.vm_observer)
+        facts["seconds"] = round(seconds, 3)
         n_bytes = sum(drain.n_bytes for drain in self.drains)
         try:
-            recording.finish(self.instance, told)
+            recording.finish(self.instance, facts)
             broken = next((drain.error for drain in self.drains if drain.error), None)
             if broken is not None:
-                raise InputError(f"the recording ended early: {why(broken)}{_kept(folder)}")
-            _deliver(recording, order, told)
+                raise InputError(f"the recording ended early: {error_text(broken)}{_kept(folder)}")
+            _deliver(recording, plan, facts)
         except OSError as error:
-            raise InputError(f"cannot write the recording: {why(error)}{_kept(folder)}") from None
+            raise InputError(
+                f"cannot write the recording: {error_text(error)}{_kept(folder)}"
+            ) from None
         status = None if self.child is None else self.child.poll()
-        return Outcome(told, n_bytes, seconds, status)
+        return Outcome(facts, n_bytes, seconds, status)
 
 
-def _deliver(recording: Recording, order: Order, told: dict[str, Any]) -> None:
-    """Give the user what was asked for, in place of the folder."""
+def _deliver(recording: Recording, plan: RecordingPlan, facts: dict[str, Any]) -> None:
+    """Replace the temporary directory by the output that was asked for."""
     folder = recording.folder
-    if order.form is Form.pages:
-        give_name(folder, order.output)
+    if plan.form is OutputForm.pages:
+        give_name(folder, plan.output)
     else:
-        if order.form is Form.text:
-            give_name(folder / "trace.txt", order.output)
+        if plan.form is OutputForm.text:
+            give_name(folder / "trace.txt", plan.output)
         else:
             name = os.uname()
             uname = f"{name.sysname} {name.nodename} {name.release} {name.machine}"
-            write_dat(folder, order.output, uname, f"tdxtrace {told['tdxtrace']}")
-        beside = order.output.with_name(order.output.name + ".capture.json")
+            write_dat(folder, plan.output, uname, f"tdxtrace {facts['tdxtrace']}")
+        beside = plan.output.with_name(plan.output.name + ".capture.json")
         give_name(folder / "capture.json", beside)
         recording.discard()
-    for path in order.leftovers:
+    for path in plan.leftovers:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _kept(folder: Path) -> str:
-    """Where what was recorded till then is."""
+    """Return the part of an error message that says where the recorded data is."""
     shown = one_line(str(folder))
     return f"; what was recorded till then is in {shown}" if folder.exists() else ""

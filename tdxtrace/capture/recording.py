@@ -1,7 +1,7 @@
-"""The folder a recording is written to: pages of each CPU and all that is needed to read them.
+"""Directory of a recording: ring-buffer pages of each CPU and the metadata to read them.
 
-It looks like the instance it comes from, so that it can be read at any time, also when the
-recorder was killed: per_cpu/cpuN/trace_pipe_raw, events/*/*/format, trace_clock, saved_cmdlines,
+It is laid out as the tracefs instance, and readable at any time, even if the recorder was
+killed: per_cpu/cpuN/trace_pipe_raw, events/*/*/format, trace_clock, saved_cmdlines,
 saved_tgids, osrelease, capture.json.
 """
 
@@ -26,16 +26,16 @@ _TGID: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MU
 
 @dataclass(slots=True)
 class Recording:
-    """The folder of one recording in the making."""
+    """Directory of a recording that is being written."""
 
     folder: Path
     tracefs: Path
     release: str
     comms: dict[int, str] = field(default_factory=dict)
-    """The last name of each thread that was seen."""
+    """Last known name of each thread, by tid."""
 
     def begin(self, instance: Instance, recipe: Recipe) -> None:
-        """Make the folder and copy what does not change.
+        """Create the directory and copy the metadata that does not change.
 
         Raises:
             OSError: If it cannot be written.
@@ -60,25 +60,25 @@ class Recording:
         target.write_bytes(source.read_bytes())
 
     def pages_of(self, cpu: int) -> Path:
-        """The file of a CPU's pages."""
+        """Return the file for a CPU's pages."""
         return self.folder / "per_cpu" / f"cpu{cpu}" / PAGES
 
     @property
     def page_bytes(self) -> int:
-        """Size of a page of the buffer, as the kernel's header_page tells."""
+        """Size of a ring-buffer page in bytes, from header_page."""
         return page_bytes((self.tracefs / "events/header_page").read_text())
 
-    def meet_threads(self) -> None:
-        """Note the names of threads; the kernel keeps only the last 128 by default."""
+    def record_threads(self) -> None:
+        """Record the current thread names; the kernel keeps only the last 128 by default."""
         self.comms.update(comms_of(self.tracefs))
 
     def finish(self, instance: Instance, provenance: dict[str, Any]) -> None:
-        """Write what is known only at the end.
+        """Write the metadata that is known only at the end.
 
         Raises:
             OSError: If it cannot be written.
         """
-        self.meet_threads()
+        self.record_threads()
         lines = "".join(f"{tid} {comm}\n" for tid, comm in sorted(self.comms.items()))
         (self.folder / "saved_cmdlines").write_text(lines)
         tgids = self._tgids()
@@ -91,7 +91,7 @@ class Recording:
         (self.folder / "capture.json").write_text(text)
 
     def _tgids(self) -> dict[int, int]:
-        """The process of each thread that the kernel has saved."""
+        """Return the tgid of each tid in saved_tgids."""
         try:
             text = (self.tracefs / "saved_tgids").read_text("ascii", "replace")
         except OSError:
@@ -99,15 +99,15 @@ class Recording:
         return {int(found["tid"]): int(found["tgid"]) for found in _TGID.finditer(text)}
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Remove the directory."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def work_folders(output: Path) -> tuple[list[Path], Path]:
-    """Return the folders that earlier recorders left beside ``output``, and a free name for one.
+    """Return the directories that earlier recorders left beside ``output``, and an unused name.
 
-    They are ``OUTPUT.part``, ``OUTPUT.1.part`` and so on: what was recorded till a recorder
-    was killed or met an error.
+    They are ``OUTPUT.part``, ``OUTPUT.1.part`` and so on: what was recorded before a recorder
+    was killed or failed.
     """
     left: list[Path] = []
     for n in count():
@@ -119,7 +119,7 @@ def work_folders(output: Path) -> tuple[list[Path], Path]:
 
 
 def comms_of(tracefs: Path) -> dict[int, str]:
-    """The names of threads that the kernel has saved."""
+    """Return the thread names in saved_cmdlines, by tid."""
     try:
         text = (tracefs / "saved_cmdlines").read_text("utf-8", "replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Which of the functions that matter does this kernel have, and may they be probed?"""
+"""Functions of a kernel that matter here, and whether kprobes accept them."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ _BLACKLISTED: Final = re.compile(r"^0x[0-9a-f]+-0x[0-9a-f]+\s+(?P<name>\S+)", re
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """What is known of a kernel's functions."""
+    """Known functions of a kernel."""
 
     names: frozenset[str] | None = None
-    """Those of ours that the kernel has; None: not known, all of its version are assumed."""
+    """Functions found among those of interest; None: unknown, those of its release are assumed."""
     blacklisted: frozenset[str] = NOINSTR
-    """Those that kprobes refuse."""
+    """Functions that kprobes refuse."""
     source: str = "the kernel's version"
 
     def has(self, function: str) -> bool:
-        """Whether the kernel has the function, as far as is known."""
+        """Return whether the kernel has the function, or may have it."""
         return self.names is None or function in self.names
 
     def may_probe(self, function: str) -> bool:
-        """Whether a kprobe on it can be had."""
+        """Return whether a kprobe on the function is possible."""
         return self.has(function) and function not in self.blacklisted
 
 
 def from_kallsyms(text: str, shown: str) -> Symbols:
-    """Read the text of /proc/kallsyms.
+    """Parse the text of /proc/kallsyms.
 
-    A clone such as ``name.constprop.0`` has other arguments than ``name``: it does not count.
+    Clones such as ``name.constprop.0`` are skipped: their arguments differ.
 
     Raises:
-        FormatError: If the text is no list of symbols.
+        FormatError: If the text is not a symbol list.
     """
     if not _ANY.search(text):
         raise FormatError(f"{shown} is no kallsyms; expected lines 'ADDRESS t NAME'")
@@ -67,7 +67,7 @@ def from_file(path: Path) -> Symbols:
 
     Raises:
         InputError: If it cannot be read.
-        FormatError: If it is none.
+        FormatError: If it is not a symbol list.
     """
     shown = one_line(str(path))
     found = read(path)
@@ -77,7 +77,7 @@ def from_file(path: Path) -> Symbols:
 
 
 def of_host(host: Host) -> Symbols:
-    """Ask the running kernel: its symbols, and its blacklist where debugfs shows it."""
+    """Return symbols and kprobe blacklist of the running kernel, as far as readable."""
     text = host.read("proc/kallsyms").text
     if not text or not _ANY.search(text):
         return Symbols()

@@ -1,4 +1,4 @@
-"""The tracing of this kernel: tracefs, probes, types, events, clocks, buffers, leftovers."""
+"""Checks of the kernel's tracing: tracefs, probes, BTF, events, clocks, buffers, leftovers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Final
 
 from tdxtrace.capture import buffers, dynamic, symbols
 from tdxtrace.capture.btf import open_btf
-from tdxtrace.capture.checks import Check
-from tdxtrace.capture.host import Host, may_write
+from tdxtrace.capture.host import Check, Host, may_write
 from tdxtrace.capture.options import Detail
-from tdxtrace.capture.recipe import Kernel, Wish, offsets, recipe
+from tdxtrace.capture.recipe import Kernel, RecipeOptions, offsets, recipe
 from tdxtrace.errors import TdxtraceError
 
 _MOUNT: Final = "mount -t tracefs nodev /sys/kernel/tracing"
@@ -22,7 +21,7 @@ _WRAPPERS: Final = ("tdh_mem_page_aug", "tdh_mem_sept_add")
 
 
 def tracefs(host: Host) -> Check:
-    """Whether there is a tracefs that takes instances of ours."""
+    """Check that tracefs is mounted and instances can be created."""
     where = host.tracefs
     lost = "everything"
     if where is None:
@@ -45,7 +44,7 @@ def tracefs(host: Host) -> Check:
 
 
 def wrappers_there(host: Host) -> Check:
-    """Whether the kernel has the functions that issue SEAMCALLs."""
+    """Check that the kernel has the functions that issue SEAMCALLs."""
     known = symbols.of_host(host)
     if known.names is None:
         return Check(
@@ -64,7 +63,7 @@ def wrappers_there(host: Host) -> Check:
 
 
 def kprobes(host: Host) -> Check:
-    """Whether kprobe events can be made."""
+    """Check that kprobe events can be added."""
     lost = "SEAMCALLs, all of them: only KVM's own events remain (--level stock)"
     remedy = "a kernel with CONFIG_KPROBE_EVENTS=y (every distribution's has it)"
     where = host.tracefs
@@ -81,8 +80,8 @@ def kprobes(host: Host) -> Check:
 
 
 def return_arguments(host: Host) -> Check:
-    """Whether a return probe may fetch what the function was entered with."""
-    seen = host.traced("README")
+    """Check that return probes can fetch the arguments of the function."""
+    seen = host.read_tracefs("README")
     lost = "ext_err1 and ext_err2, the status of TDH.VP.ENTER; the minimal level costs twice"
     if seen.text is None:
         return Check("return_arguments", "unknown", f"tracefs' README is {seen.why}", lost)
@@ -92,14 +91,14 @@ def return_arguments(host: Host) -> Check:
 
 
 def has_return_arguments(readme: str) -> bool:
-    """Whether tracefs' README names $argN among what return probes support."""
+    """Return whether tracefs' README lists $argN for return probes."""
     return bool(re.search(r"kernel return probes support:.*\$arg<N>", readme))
 
 
 def fprobes(host: Host) -> Check:
-    """Whether fprobe events can be made; kprobes do as well."""
+    """Check that fprobe events can be added; kprobes serve as well."""
     lost = "nothing where kprobes are there: they see the same calls"
-    seen = host.traced("README")
+    seen = host.read_tracefs("README")
     if seen.text is None:
         return Check("fprobes", "unknown", f"tracefs' README is {seen.why}", lost)
     if not re.search(r"^[^\S\n]*f\[", seen.text, re.MULTILINE) and "f[:" not in seen.text:
@@ -110,7 +109,7 @@ def fprobes(host: Host) -> Check:
 
 
 def uprobes(host: Host) -> Check:
-    """Whether programs can be probed: the way in which tdxtrace tests its own capture."""
+    """Check that programs can be probed, as the tests of capture do."""
     where = host.tracefs
     lost = "capture from a program that stands in for a TDX host (--program)"
     if where is None:
@@ -121,7 +120,7 @@ def uprobes(host: Host) -> Check:
 
 
 def blacklist(host: Host) -> Check:
-    """Which of our functions kprobes refuse."""
+    """List the functions of interest that kprobes refuse."""
     seen = host.read("sys/kernel/debug/kprobes/blacklist")
     known = symbols.of_host(host)
     refused = sorted(known.blacklisted)
@@ -137,7 +136,7 @@ def blacklist(host: Host) -> Check:
 
 
 def btf(host: Host) -> Check:
-    """Whether the place of TDH.VP.ENTER's status in struct vcpu_tdx can be found."""
+    """Check that BTF has the offset of TDH.VP.ENTER's status in struct vcpu_tdx."""
     lost = "the status of TDH.VP.ENTER: zero-step and TRACK look alike (exit reason -1)"
     paths = btf_paths(host)
     if not paths:
@@ -160,14 +159,14 @@ def btf(host: Host) -> Check:
 
 
 def btf_paths(host: Host) -> list[Path]:
-    """The running kernel's types, and those of kvm_intel if it is a module."""
+    """Return the BTF files of the kernel, and of kvm_intel if it is a module."""
     folder = host.root / "sys/kernel/btf"
     return [path for name in ("vmlinux", "kvm_intel") if (path := folder / name).exists()]
 
 
 def kernel_of(host: Host) -> Kernel:
-    """What the running kernel says of itself, for a recipe."""
-    readme = host.traced("README").text
+    """Return the running kernel, as a recipe needs it."""
+    readme = host.read_tracefs("README").text
     try:
         types = open_btf(btf_paths(host)) if btf_paths(host) else None
     except TdxtraceError:
@@ -181,7 +180,7 @@ def kernel_of(host: Host) -> Kernel:
 
 
 def kvm_events(host: Host) -> Check:
-    """Whether KVM's own tracepoints are there."""
+    """Check for KVM's tracepoints."""
     where = host.tracefs
     lost = "entries and exits of vCPUs, page faults"
     if where is None:
@@ -193,8 +192,8 @@ def kvm_events(host: Host) -> Check:
 
 
 def function_graph(host: Host) -> Check:
-    """Whether function_graph prints return values: another way to see wrappers return."""
-    seen = host.traced("available_tracers")
+    """Check that function_graph prints return values, an alternative to return probes."""
+    seen = host.read_tracefs("available_tracers")
     lost = "nothing where kprobes are there; else a second way to see statuses"
     if seen.text is None:
         return Check("function_graph", "unknown", f"available_tracers is {seen.why}", lost)
@@ -209,8 +208,8 @@ def function_graph(host: Host) -> Check:
 
 
 def clock(host: Host) -> Check:
-    """Whether there is a clock that all CPUs share and others can be held against."""
-    seen = host.traced("trace_clock")
+    """Check for a clock that is common to all CPUs and comparable with other recordings."""
+    seen = host.read_tracefs("trace_clock")
     if seen.text is None:
         return Check("clock", "unknown", f"trace_clock is {seen.why}", "comparable times")
     if re.search(r"\bmono\b", seen.text):
@@ -221,12 +220,12 @@ def clock(host: Host) -> Check:
 
 
 def buffer(host: Host) -> Check:
-    """Which buffer the recommended rate needs, and whether memory allows it."""
+    """Check that memory suffices for the buffer that the default rate needs."""
     cpus = n_cpus(host)
-    made = recipe(kernel_of(host), Wish(Detail.full))
+    made = recipe(kernel_of(host), RecipeOptions(Detail.full))
     size = buffers.affordable_kb(made.buffer_kb, cpus, available_kb(host))
     said = f"{size} KiB for each of {cpus} CPUs, for {buffers.RATE:,} events/s on the busiest"
-    now = host.traced("buffer_size_kb").line
+    now = host.read_tracefs("buffer_size_kb").line
     said += f"; the top buffer has {now}" if now else ""
     if size < made.buffer_kb:
         lost = f"some of a burst: {made.buffer_kb} KiB each would be over a quarter of the memory"
@@ -235,7 +234,7 @@ def buffer(host: Host) -> Check:
 
 
 def n_cpus(host: Host) -> int:
-    """CPUs that have a ring buffer: the possible ones, not just those online."""
+    """Return the number of CPUs with a ring buffer: the possible ones, not just those online."""
     where = host.tracefs
     try:
         listed = [] if where is None else list((where / "per_cpu").glob("cpu[0-9]*"))
@@ -245,13 +244,13 @@ def n_cpus(host: Host) -> int:
 
 
 def available_kb(host: Host) -> int | None:
-    """Memory that can be had, in KiB; None where it is not told."""
+    """Return the available memory in KiB; None if unknown."""
     found = _MEMORY.search(host.read("proc/meminfo").text or "")
     return int(found[1]) if found else None
 
 
 def leftovers(host: Host) -> Check:
-    """Instances and probes of ours whose recorder is gone."""
+    """Check for instances and probes of recorders that no longer run."""
     where = host.tracefs
     if where is None:
         return Check("leftovers", "unknown", "tracefs is not mounted")
@@ -268,7 +267,7 @@ def leftovers(host: Host) -> Check:
 
 
 def others(host: Host) -> Check:
-    """Who else traces: left alone, but they cost time and may explain it."""
+    """List other tracing that is active; it is left alone, but costs time."""
     where = host.tracefs
     if where is None:
         return Check("others", "unknown", "tracefs is not mounted")
@@ -280,7 +279,7 @@ def others(host: Host) -> Check:
 
 
 def _by_config(host: Host, name: str, option: str, lost: str, remedy: str) -> Check:
-    """What the kernel was built with, where tracefs cannot be asked."""
+    """Check the kernel configuration, where tracefs cannot be read."""
     text = host.read(f"boot/config-{host.release}").text
     if text is None:
         try:

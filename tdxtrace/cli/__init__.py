@@ -1,4 +1,4 @@
-"""The command line: words become one library call, text and an exit status."""
+"""The command line: each command is one call of the library, its output and an exit status."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def analyze_command(
 
 
 def _traces(words: list[str]) -> list[str]:
-    """The traces: the word ``log`` before them may be said or left out."""
+    """Traces without the optional word ``log`` before them."""
     return words[1:] if words[0] == "log" and len(words) > 1 else words
 
 

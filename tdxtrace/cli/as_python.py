@@ -1,4 +1,4 @@
-"""``--python``: the calls of the library that do what a command does."""
+"""``--python``: equivalent Python code for a command."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _READING: Final = ("input_format", "mappings", "level_base", "formats", "dmesg")
 
 @dataclass(slots=True)
 class _Script:
-    """Lines of Python in the making."""
+    """Python script under construction."""
 
     words: Mapping[str, Any]
-    """The options by name."""
+    """Options by name, as plain values."""
     imports: list[str] = field(default_factory=lambda: ["import tdxtrace"])
     lines: list[str] = field(default_factory=list)
 
@@ -28,13 +28,13 @@ class _Script:
         self.imports.append(f"from {module} import {', '.join(names)}")
 
     def show(self, answer: str, name: str = "rows") -> None:
-        """Keep an answer under a name and print it."""
+        """Assign an expression to a name and print it."""
         if answer != name:
             self.lines.append(f"{name} = {answer}")
         self.lines.append(f"print({name})")
 
     def text(self) -> str:
-        """All of it; modules of Python itself first."""
+        """Text of the script: standard-library imports, other imports, code."""
         own = [line for line in self.imports if "tdxtrace" in line]
         others = [line for line in self.imports if "tdxtrace" not in line]
         parts = [others, own, self.lines]
@@ -42,14 +42,14 @@ class _Script:
 
 
 def library_calls(command: str, query: QueryOptions, given: Mapping[str, Any]) -> str:
-    """Return Python that leaves in ``rows`` (or prints, or writes) what a command answers.
+    """Return Python code that assigns to ``rows`` (or prints, or writes) what a command prints.
 
-    How a table is printed is not part of it: ``rows`` has all that --format parquet has.
+    Formatting is left out: ``rows`` has the rows and columns of --format parquet.
 
     Args:
-        command: Its name.
-        query: What it was asked, and of which traces.
-        given: Its other options by name, groups among them.
+        command: Name of the command.
+        query: Its query options.
+        given: Its other options by name, option groups included.
 
     Raises:
         QueryError: If options contradict each other.
@@ -66,10 +66,10 @@ def library_calls(command: str, query: QueryOptions, given: Mapping[str, Any]) -
 
 
 def _open(script: _Script, query: QueryOptions) -> None:
-    """Read the traces."""
+    """Add the call of ``read_trace``."""
     said = {name: getattr(query, name) for name in _READING}
     given = [f"{name}={_literal(value)}" for name, value in said.items() if value not in (None, [])]
-    # The word ``log`` before the traces may be said to analyze.
+    # analyze accepts the word ``log`` before the traces.
     names = query.traces[1:] if _is_log(script, query) else query.traces
     chosen = query.selection.to_dict()
     if chosen:
@@ -86,7 +86,7 @@ def _is_log(script: _Script, query: QueryOptions) -> bool:
 
 
 def _analyze(script: _Script, query: QueryOptions, module: object) -> None:
-    """Find what the answer is made of."""
+    """Add the call of ``analyze``."""
     options = ["trace", *script.words["chosen"]]
     for name in ("module", "generation"):
         value = getattr(module, name, None)
@@ -106,7 +106,7 @@ def _query(script: _Script) -> None:
 
 
 def _where(script: _Script, table: str, *names: str) -> None:
-    """A table, of which options pick rows that have their value."""
+    """Show a table, filtered by the options ``names`` that were given."""
     asked = [f'pl.col("{n}") == {script.words[n]!r}' for n in names if script.words.get(n)]
     if asked:
         script.imports.insert(0, "import polars as pl")
@@ -220,7 +220,7 @@ _WRITERS: Final[Mapping[str, Callable[[_Script], None]]] = {
 
 
 def _plain(value: object) -> object:
-    """The value of an option as Python writes it."""
+    """Value of an option as a plain Python object."""
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""``tdxtrace capture``: what can be traced here, the recipe for it, the recording itself."""
+"""``tdxtrace capture``: check what can be traced, print a recipe, record, clean up."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def plan_command(
 
     Example: tdxtrace capture plan --kernel 6.18 --dialect trace-cmd > record.sh
     """
-    from tdxtrace.capture.choose import wanted_kernel, wish_of
+    from tdxtrace.capture.choose import kernel_to_trace, recipe_options
     from tdxtrace.capture.dialects import render
     from tdxtrace.capture.host import Host
     from tdxtrace.capture.recipe import recipe
 
-    chosen = wanted_kernel(Host(tracefs_at=tracefs), kernel, kallsyms, btf, program)
-    made = recipe(chosen, wish_of(level.value, seamcalls, only_tds, rate))
+    chosen = kernel_to_trace(Host(tracefs_at=tracefs), kernel, kallsyms, btf, program)
+    made = recipe(chosen, recipe_options(level.value, seamcalls, only_tds, rate))
     typer.echo(render(made, dialect), nl=False)
 
 
@@ -153,13 +153,13 @@ def record_command(
 
     Example: sudo tdxtrace capture record -o trace.dat --duration 10s
     """
-    from tdxtrace.capture.choose import order_of
+    from tdxtrace.capture.choose import plan_recording
     from tdxtrace.capture.host import Host
     from tdxtrace.capture.recorder import record
-    from tdxtrace.cli.capture_text import say, summary
+    from tdxtrace.cli.capture_text import notify, summary
 
     host = Host(tracefs_at=tracefs)
-    wanted = RecordOptions(
+    options = RecordOptions(
         *(level.value, seamcalls, only_tds, rate, program),
         output=output,
         buffer=buffer,
@@ -168,10 +168,10 @@ def record_command(
         pids=pids,
         force=force,
     )
-    order = order_of(host, wanted, say)
-    outcome = record(host, order)
+    plan = plan_recording(host, options, notify)
+    outcome = record(host, plan)
     if not quiet:
-        say(summary(outcome, output))
+        notify(summary(outcome, output))
 
 
 @app.command("clean", cls=Command)
@@ -180,12 +180,12 @@ def clean_command(tracefs: Tracefs = None) -> None:
 
     Example: sudo tdxtrace capture clean
     """
-    from tdxtrace.capture.choose import own_tracefs
-    from tdxtrace.capture.clean import clean
+    from tdxtrace.capture.choose import writable_tracefs
     from tdxtrace.capture.host import Host
+    from tdxtrace.capture.instance import clean
     from tdxtrace.errors import InputError
 
-    done = clean(own_tracefs(Host(tracefs_at=tracefs)))
+    done = clean(writable_tracefs(Host(tracefs_at=tracefs)))
     for name in done.removed:
         typer.echo(f"removed {name}")
     if not (done.removed or done.kept):

@@ -1,4 +1,4 @@
-"""How the doctor's verdict, and what a recorder has to say, look in a terminal."""
+"""Terminal output of ``capture doctor`` and ``capture record``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SUMMARY: Final = {
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Each check, and under it what is lost without it and how to get it."""
+    """Return the checks as a table, with what is lost and the remedy where one fails."""
     from rich.table import Table
     from rich.text import Text
 
@@ -46,19 +46,19 @@ def verdict_table(verdict: Verdict) -> Table:
 
 
 def verdict_line(verdict: Verdict) -> Text:
-    """What it comes to."""
+    """Return the overall verdict as one line."""
     from rich.text import Text
 
     return Text(f"\n{_SUMMARY[verdict.can]}\n({one_line(verdict.why)})")
 
 
-def say(text: str) -> None:
-    """Say a line on standard error."""
+def notify(text: str) -> None:
+    """Print a line to stderr."""
     print(f"tdxtrace: {one_line(text, 2000)}", file=sys.stderr)
 
 
 def summary(outcome: Outcome, output: Path) -> str:
-    """What was recorded and lost, in a line."""
+    """Return what was recorded and lost as one line."""
     told = outcome.provenance
     lost = f"{told['lost_events']:,} lost" if told["lost_events"] else "none lost"
     return (

@@ -43,13 +43,13 @@ def report_command(
     for folder, kind in ((png, "png"), (svg, "svg")):
         if folder is not None:
             n = written.save_charts(findings, folder, kind, force, query.inputs)
-            query.say(f"wrote {n} charts into {folder}")
+            query.notify(f"wrote {n} charts into {folder}")
     if output is None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
         outputs.write_file(output, data, force=force, inputs=query.inputs)
-        query.say(f"wrote {output}")
+        query.notify(f"wrote {output}")
 
 
 def compare_command(

@@ -1,4 +1,4 @@
-"""How help is shown: on one screen, what is seldom needed in a place of its own."""
+"""Help of commands: it fits one screen, with rarely used options listed separately."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand
 
-# Options that say how a trace is to be read where it does not tell itself, and the like: the
-# same for every command, and seldom needed.
-FOLDED: Final = ("input_format", "mappings", "level_base", "formats", "cache", "no_color")
-WHERE: Final = "--help-reading"
+# Options about reading that are the same for every command and rarely needed.
+HIDDEN_OPTIONS: Final = ("input_format", "mappings", "level_base", "formats", "cache", "no_color")
+READING_HELP: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
 _VALUES: Final = {
     **dict.fromkeys(("int", "int range", "list[int]"), "N"),
@@ -21,30 +20,30 @@ _VALUES: Final = {
 
 
 class Command(TyperCommand):
-    """A command whose help leaves out how traces are read, and says where that stands."""
+    """Command whose help omits HIDDEN_OPTIONS and refers to READING_HELP."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401
-        """Say what is wanted as manuals do, ``TRACE...``, not ``{TRACE...}...``."""
+        """Return usage as man pages write it: ``TRACE...``, not ``{TRACE...}...``."""
         return [_piece(piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's click
-        """Write arguments and options, and a last line about those that are left out."""
+        """Write arguments and options, and a line that refers to the omitted ones."""
         every = self.get_params(ctx)
         reads = any(param.name == "mappings" for param in every)
-        shown = [param for param in every if not (reads and param.name in FOLDED)]
+        shown = [param for param in every if not (reads and param.name in HIDDEN_OPTIONS)]
         for kind, title in (("argument", "Arguments"), ("option", "Options")):
             _write(ctx, formatter, title, [p for p in shown if p.param_type_name == kind])
         if reads:
             formatter.write_paragraph()
-            formatter.write_text(f"More options, on how traces are read: tdxtrace {WHERE}")
+            formatter.write_text(f"More options, on how traces are read: tdxtrace {READING_HELP}")
 
 
-def show_reading(ctx: typer.Context, wanted: bool) -> None:
-    """Print the options that the help of commands leaves out, and stop."""
-    if not wanted:
+def print_reading_help(ctx: typer.Context, is_set: bool) -> None:
+    """Print the options that the help of commands omits, and exit."""
+    if not is_set:
         return
     command = ctx.command.commands["events"]  # type: ignore[attr-defined]
-    folded = [param for param in command.params if param.name in FOLDED]
+    folded = [param for param in command.params if param.name in HIDDEN_OPTIONS]
     formatter = ctx.make_formatter()
     formatter.write_text("Every command that reads traces has these options as well.")
     formatter.write_paragraph()
@@ -56,7 +55,7 @@ def show_reading(ctx: typer.Context, wanted: bool) -> None:
 
 
 def _name(shown: str, has_value: bool) -> str:
-    """A parameter as manuals show it: what stands for its value, not the type in Python."""
+    """Parameter as man pages write it: a placeholder for its value, not its Python type."""
     name, _, rest = shown.partition(" <")
     if not (rest.endswith(">") and rest[0].islower()):
         return shown

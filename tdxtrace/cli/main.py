@@ -1,4 +1,4 @@
-"""The program: its commands, its one place for errors, its exit status."""
+"""Entry point: the commands, error handling and exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tdxtrace.cli import (
     validate,
     watch,
 )
-from tdxtrace.cli.help import WHERE, Command, show_reading
+from tdxtrace.cli.help import READING_HELP, Command, print_reading_help
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -37,8 +37,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_set: bool) -> None:
+    if is_set:
         typer.echo(f"tdxtrace {__version__}")
         raise typer.Exit
 
@@ -50,7 +50,12 @@ def root(
     ] = False,
     help_reading: Annotated[
         bool,
-        typer.Option(WHERE, callback=show_reading, is_eager=True, help="Say how traces are read."),
+        typer.Option(
+            READING_HELP,
+            callback=print_reading_help,
+            is_eager=True,
+            help="Say how traces are read.",
+        ),
     ] = False,
 ) -> None:
     """Find out how often TDX SEAMCALLs are retried, and whose fault it is.
@@ -88,8 +93,8 @@ app.add_typer(capture.app, name="capture")
 def main() -> None:
     """Run the command line.
 
-    Exit status: 0 answered, 1 the input is wrong, 2 the words are wrong, 3 a
-    threshold given by the user was exceeded.
+    Exit status: 0 success, 1 bad input, 2 bad usage, 3 a threshold given by the user was
+    exceeded.
     """
     try:
         app(prog_name="tdxtrace")
@@ -99,9 +104,9 @@ def main() -> None:
         print(f"tdxtrace: {error}", file=sys.stderr)
         raise SystemExit(EXIT_WORDS if isinstance(error, QueryError) else EXIT_INPUT) from None
     except BrokenPipeError:
-        # The reader (head, less) has enough: say nothing more, also not at exit.
+        # The reader (head, less) closed the pipe: print no error, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_INPUT) from None
     finally:
-        # The process ends: Python need not look through all modules for circles of objects.
+        # The process ends: spare the garbage collector its last pass over all modules.
         gc.freeze()

@@ -1,4 +1,4 @@
-"""The same counters for Prometheus, on loopback only: names of threads are not among them."""
+"""Prometheus exporter of the watch counters, on loopback only and without thread names."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tdxtrace.watch.running import Running
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-# Bounds of the histogram of attempts; the last is where attempts are counted together.
+# Upper bounds of the histogram of attempts; more are counted in the last bucket.
 _BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1023)
 
 
-def address(text: str) -> tuple[str, int]:
-    """Read HOST:PORT; the host must be this machine's loopback.
+def parse_address(text: str) -> tuple[str, int]:
+    """Parse HOST:PORT; the host must be a loopback address.
 
     Raises:
-        QueryError: If it is none, or reaches beyond this machine.
+        QueryError: If it is no address, or not a loopback address.
     """
     host, _, port = text.rpartition(":")
     host = "127.0.0.1" if host == "localhost" else host.strip("[]")
@@ -40,10 +40,10 @@ def address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def serve(running: Running, host: str, port: int) -> Iterator[None]:
-    """Answer Prometheus as long as the context lasts.
+    """Serve metrics as long as the context lasts.
 
     Raises:
-        InputError: If the port cannot be had.
+        InputError: If the port cannot be bound.
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
@@ -62,13 +62,13 @@ def serve(running: Running, host: str, port: int) -> Iterator[None]:
 
 
 class _Collector:
-    """What is asked of the state at each scrape."""
+    """Collector that reads the counters at each scrape."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics as they are now."""
+        """Yield the current metrics."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         running = self._running

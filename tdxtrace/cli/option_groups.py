@@ -1,4 +1,4 @@
-"""Options that go together: a command takes a group as one parameter, typer sees each option."""
+"""Groups of options: one parameter of the command function, many options for typer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 
 
 def expand_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` the options of each of its parameters that is a dataclass.
+    """Return ``command`` with each dataclass parameter expanded into one option per field.
 
-    The fields of such a class are declared as typer wants its parameters,
-    ``Annotated`` with an option. The command line has one option for each, and the
-    command is called with the class made of them.
+    The fields are annotated as typer expects parameters to be. The returned function takes
+    all options, builds the dataclasses and calls ``command``; with --python it prints
+    equivalent Python code instead.
 
     Raises:
         TypeError: If two parameters, or two fields, have the same name.
@@ -30,7 +30,7 @@ def expand_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(parameter.replace(kind=_KIND, annotation=hints[name]))
 
-    def run(**given: Any) -> None:  # noqa: ANN401 - of every type that an option has
+    def run(**given: Any) -> None:  # noqa: ANN401 - options have various types
         for name, group in groups.items():
             fields = [field.name for field in dataclasses.fields(group)]
             given[name] = group(**{field: given.pop(field) for field in fields})
@@ -49,7 +49,7 @@ def expand_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _show_calls(function: str, given: dict[str, Any]) -> None:
-    """Print the library's calls that do what a command does; its name is its function's."""
+    """Print Python code equivalent to the command whose function is ``function``."""
     from tdxtrace.cli.as_python import library_calls
 
     name = function.removesuffix("_command").replace("_", "-")

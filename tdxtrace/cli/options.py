@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 
 class OutputFormat(StrEnum):
-    """What a table is printed as."""
+    """Formats in which a table is printed."""
 
     table = "table"
     csv = "csv"

@@ -1,4 +1,4 @@
-"""How a command writes: tables in four forms, files whole or not at all."""
+"""Output of commands: tables in four formats, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def console(no_color: bool = False) -> Console:
-    """A console on stdout: as wide as the terminal, 80 columns where there is none."""
+    """Return a console on stdout, as wide as the terminal or 80 columns without one."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "80"))
@@ -34,7 +34,7 @@ def console(no_color: bool = False) -> Console:
 
 
 def print_screen(shown: RenderableType, no_color: bool = False) -> None:
-    """Print something that rich can draw."""
+    """Print a rich renderable."""
     console(no_color).print(shown)
 
 
@@ -52,7 +52,7 @@ def serialise(rows: pl.DataFrame, form: OutputFormat) -> bytes:
 
 
 def _defused(texts: pl.Expr) -> pl.Expr:
-    """Text that a terminal does not obey and a spreadsheet does not take for a formula.
+    """Return text without control characters, and that no spreadsheet takes for a formula.
 
     Cells that begin with one of = + - @ or a tab get an apostrophe before it: OWASP, "CSV
     Injection".
@@ -92,7 +92,7 @@ def write_table(
 
 
 def write_file(path: Path, data: bytes, *, force: bool, inputs: Inputs) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file atomically: it exists complete, or not at all.
 
     Raises:
         InputError: If it exists and ``force`` is not given, is one of ``inputs``, or cannot be

@@ -1,4 +1,4 @@
-"""How a command prints the one table that it is about."""
+"""Options that control how a command prints its table, and the printing itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrintOptions:
-    """Options that say as what a table is printed, and where."""
+    """Options for the format and destination of a table."""
 
     limit: Annotated[
         int,
@@ -37,7 +37,7 @@ class PrintOptions:
     force: options.Force = False
 
     def show(self, rows: pl.DataFrame, query: QueryOptions, *others: Path | None) -> None:
-        """Print ``rows``, which answer ``query``; ``others`` are further files that it read.
+        """Print ``rows``, the answer to ``query``; ``others`` are further files that it read.
 
         Raises:
             InputError: If the file exists and is not to be overwritten, was read, or cannot be
@@ -56,7 +56,7 @@ class PrintOptions:
         self.draw(listing(rows, self.limit, width), query, *others)
 
     def draw(self, shown: RenderableType, query: QueryOptions, *others: Path | None) -> None:
-        """Print something that rich can draw, or write it as plain text; see :meth:`show`.
+        """Print a rich renderable, or write it as plain text; see :meth:`show`.
 
         Raises:
             InputError: If the file exists and is not to be overwritten, was read, or cannot be

@@ -1,4 +1,4 @@
-"""How a command reads its traces: options to one call, with progress on stderr."""
+"""Option groups for reading and selecting, and the reading itself with progress on stderr."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from tdxtrace.analysis.selection import Selection
     from tdxtrace.tables.trace import Findings, Trace
 
-# Inputs read faster than this need no progress bar.
-_PATIENCE_S = 1.0
+# Inputs read faster than this get no progress bar.
+_PROGRESS_AFTER_S = 1.0
 
-Report = Callable[[str, int, int | None], None]
+ProgressCallback = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """Options that say how traces are to be read."""
+    """Options that control how traces are read."""
 
     traces: options.Traces
     input_format: options.InputFormat = None
@@ -38,21 +38,21 @@ class ReadOptions:
     dmesg: options.Dmesg = field(default_factory=list)
     quiet: options.Quiet = False
 
-    def say(self, line: str) -> None:
-        """Tell on stderr what was done, unless nothing is to be told."""
+    def notify(self, line: str) -> None:
+        """Print a message to stderr, unless --quiet was given."""
         if not self.quiet:
             print(f"tdxtrace: {one_line(line)}", file=sys.stderr)
 
     @property
     def inputs(self) -> list[str | Path | None]:
-        """Every file and folder that is read; None: one not given."""
+        """Files and directories that are read; None for an option that was not given."""
         return [*self.traces, *self.dmesg, self.formats]
 
     def convert(self, folder: Path, force: bool = False) -> None:
-        """Read the traces into ``folder``, and replace what has that name if ``force``.
+        """Convert the traces into the store ``folder``; ``force`` replaces an existing one.
 
         Raises:
-            TdxtraceError: If they cannot be read, or the folder not be written.
+            TdxtraceError: If they cannot be read, or the folder cannot be written.
         """
         from tdxtrace.ingest.read import convert, options_of
 
@@ -89,7 +89,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryOptions(ReadOptions):
-    """Options that say what is asked, and of which traces."""
+    """Options that select traces and the part of them to analyze."""
 
     vm: options.Vms = field(default_factory=list)
     leaf: options.Leaves = field(default_factory=list)
@@ -101,13 +101,13 @@ class QueryOptions(ReadOptions):
 
     @property
     def selection(self) -> Selection:
-        """What to keep of the answers."""
+        """Filters to apply."""
         from tdxtrace.analysis.selection import Selection
 
         return Selection(tuple(self.vm), tuple(self.leaf), self.since, self.until)
 
     def analyze(self) -> Findings:
-        """Read the traces and answer what is asked.
+        """Read and analyze the traces.
 
         Raises:
             TdxtraceError: If they cannot be read or understood, or lack what is asked for.
@@ -117,7 +117,7 @@ class QueryOptions(ReadOptions):
         return analyze(self.read(), self.selection)
 
     def read(self) -> Trace:
-        """Read the traces, or what was kept of them if that is wanted.
+        """Read the traces; with --cache from the store that an earlier run made.
 
         Raises:
             TdxtraceError: If they cannot be read or understood.
@@ -128,7 +128,7 @@ class QueryOptions(ReadOptions):
         return ReadOptions.read(self) if folder is None else read_trace(folder)
 
     def _cached(self) -> Path | None:
-        """The folder with the converted traces, made if need be; None if they cannot be kept."""
+        """Return the cached store, converting if needed; None if the traces cannot be cached."""
         from tdxtrace import __version__
         from tdxtrace.tables.cache import cached
         from tdxtrace.tables.store import is_store
@@ -140,7 +140,7 @@ class QueryOptions(ReadOptions):
         try:
             self.convert(folder)
         except InputError:
-            # Another tdxtrace may have made it in the meantime.
+            # Another tdxtrace may have written it in the meantime.
             if not is_store(folder):
                 raise
         return folder
@@ -148,7 +148,7 @@ class QueryOptions(ReadOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleOptions:
-    """The module, by its release or by its locks; the trace may tell, or leave it open."""
+    """TDX module release or lock generation; by default derived from the trace."""
 
     module: Annotated[
         str | None,
@@ -168,7 +168,7 @@ class ModuleOptions:
     ] = None
 
     def read(self, query: QueryOptions) -> Trace:
-        """Read the traces; wrong words are refused before a large one is.
+        """Check the options, then read the traces.
 
         Raises:
             TdxtraceError: If they cannot be read or understood, or the module is not known.
@@ -179,7 +179,7 @@ class ModuleOptions:
         return query.read()
 
     def analyze(self, trace: Trace, query: QueryOptions) -> Findings:
-        """Answer what is asked of a trace, for this module.
+        """Analyze a trace, assuming this module.
 
         Raises:
             TdxtraceError: If the trace lacks what is asked for.
@@ -190,8 +190,8 @@ class ModuleOptions:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Report | None]:
-    """Give a callback that draws a bar on stderr once a second has passed."""
+def _progress(quiet: bool) -> Iterator[ProgressCallback | None]:
+    """Yield a callback that draws a progress bar on stderr once a second has passed."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -217,7 +217,7 @@ def _progress(quiet: bool) -> Iterator[Report | None]:
     started = time.monotonic()
 
     def report(path: str, done: int, size: int | None) -> None:
-        if time.monotonic() - started < _PATIENCE_S:
+        if time.monotonic() - started < _PROGRESS_AFTER_S:
             return
         if not bar.live.is_started:
             bar.start()

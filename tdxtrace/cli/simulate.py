@@ -1,4 +1,4 @@
-"""``tdxtrace simulate SCENARIO``: a trace whose truth is known."""
+"""``tdxtrace simulate SCENARIO``: a synthetic trace with its ground truth."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def _table_command(table: str, sentence: str, example: str = "") -> Command:
     return expand_option_groups(command)
 
 
-# By table, in the order of the help. Those of which only words are given print it as it is.
+# By table, in the order of the help. A tuple describes a command that prints its table as it
+# is: arguments of _table_command.
 _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
     "events": events_command,
     "retry_chains": retry_chains_command,

@@ -1,4 +1,4 @@
-"""``tdxtrace validate``: are the analyses right, on captures whose truth is known?"""
+"""``tdxtrace validate``: score the analyses on captures with known truth."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def validate_command(
     from tdxtrace.validate.acceptance import confusion_table
     from tdxtrace.validate.matrix import validate
 
-    wanted = acceptance.Thresholds(
+    thresholds = acceptance.Thresholds(
         min_exact, min_precision, min_recall, min_cause_precision, min_cause_recall
     )
     chosen = cells.select_scenarios(cells.full(seeds) if full else cells.small(), scenarios)
@@ -79,8 +79,8 @@ def validate_command(
         from tdxtrace.tables.files import whole_file
 
         with whole_file(json_file, force=force, inputs=()) as file:
-            file.write(acceptance.as_json(results, wanted).encode())
-    short = acceptance.failures(results, wanted)
+            file.write(acceptance.as_json(results, thresholds).encode())
+    short = acceptance.failures(results, thresholds)
     for line in short:
         print(f"tdxtrace: {line}", file=sys.stderr)
     if short:

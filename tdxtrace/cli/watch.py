@@ -1,4 +1,4 @@
-"""``tdxtrace watch``: what goes on now, from the running host or from a pipe."""
+"""``tdxtrace watch``: live view of the running host, or of text from a pipe."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def watch_command(
     Example: ssh HOST sudo cat /sys/kernel/tracing/trace_pipe | tdxtrace watch -
     """
     from tdxtrace.capture.choose import seconds_of
-    from tdxtrace.cli.watching import Watch, of_host, of_pipe
+    from tdxtrace.cli.watching import WatchOptions, watch_host, watch_pipe
     from tdxtrace.errors import QueryError
 
     if source not in (None, "-"):
         raise QueryError("watch takes - for standard input, or nothing for this host")
-    watch = Watch.of(
+    watch = WatchOptions.of(
         seconds_of(interval),
         None if duration is None else seconds_of(duration),
         fail_on,
@@ -64,10 +64,10 @@ def watch_command(
         no_color,
     )
     if source == "-":
-        status = of_pipe(watch, mappings)
+        status = watch_pipe(watch, mappings)
     else:
-        wanted = RecordOptions(
+        recording = RecordOptions(
             *(level.value, seamcalls, only_tds, rate, program), buffer=buffer, pids=pids
         )
-        status = of_host(watch, wanted, tracefs)
+        status = watch_host(watch, recording, tracefs)
     raise typer.Exit(status)

@@ -1,4 +1,4 @@
-"""How what was seen so far looks in a terminal: 80 columns, a few tables."""
+"""Terminal view of ``tdxtrace watch``: a few tables in 80 columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROWS = 8
 
 
 def view(running: Running) -> Group:
-    """The screen: rates, leaves, worst chains, vCPUs kept out, what was busy."""
+    """Return the screen: rates, leaves, longest chains, refused vCPUs, busy resources."""
     from rich.console import Group
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Looking again and again: ticks become a screen, lines of JSON, metrics and an exit status."""
+"""Loop of ``tdxtrace watch``: ticks become a screen, JSON lines, metrics and an exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tdxtrace.analysis.thresholds import FailRule, check_rules, parse_rule
 from tdxtrace.capture.options import RecordOptions
-from tdxtrace.capture.recorder import ended_by_signals
+from tdxtrace.capture.recorder import stop_on_signals
 from tdxtrace.cli.outputs import console
 from tdxtrace.errors import InputError
 from tdxtrace.watch.running import Running
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from tdxtrace.watch.ticks import Tick
 
 _EXIT_THRESHOLD = 3
-# How soon a signal is answered.
+# Longest delay before a signal is noticed.
 _STEP_S = 0.1
-# What one look gives: whether it is the last one -> rows.
-Look = Callable[[bool], "Tick"]
+# One poll: takes whether it is the last, returns the rows since the one before.
+Poll = Callable[[bool], "Tick"]
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """How to look, and what to do with it."""
+class WatchOptions:
+    """Interval, duration, thresholds and outputs of ``tdxtrace watch``."""
 
     interval_s: float
     duration_s: float | None
@@ -49,70 +49,70 @@ class Watch:
         metrics: str | None,
         form: str,
         no_color: bool,
-    ) -> Watch:
-        """Read the user's words.
+    ) -> WatchOptions:
+        """Parse the options of the command line.
 
         Raises:
-            QueryError: If a rule or an address is none.
+            QueryError: If a rule or an address cannot be parsed.
         """
-        from tdxtrace.cli.metrics import address
+        from tdxtrace.cli.metrics import parse_address
 
         rules = tuple(map(parse_rule, fail_on))
-        where = None if metrics is None else address(metrics)
+        where = None if metrics is None else parse_address(metrics)
         return cls(interval_s, duration_s, rules, where, form, no_color)
 
 
-def of_pipe(watch: Watch, mappings: Sequence[str]) -> int:
-    """Watch what comes through standard input, until it ends; return the exit status.
+def watch_pipe(watch: WatchOptions, mappings: Sequence[str]) -> int:
+    """Watch standard input until it ends; return the exit status.
 
     Raises:
-        TdxtraceError: If it is no trace.
+        TdxtraceError: If it is not a trace.
     """
     from tdxtrace.watch.text import Pipe, TextTicker
 
     pipe = Pipe(sys.stdin.fileno())
     ticker = TextTicker("standard input", mappings)
 
-    def look(is_last: bool) -> Tick:
+    def poll(is_last: bool) -> Tick:
         is_over = pipe.is_over
         if pipe.error is not None:
             raise InputError(f"cannot read standard input: {pipe.error.strerror}")
         return ticker.tick(pipe.take(), is_last=is_last or is_over)
 
     pipe.start()
-    return _run(watch, look, lambda: pipe.is_over, pipe.wait)
+    return _run(watch, poll, lambda: pipe.is_over, pipe.wait)
 
 
-def of_host(watch: Watch, wanted: RecordOptions, tracefs: Path | None) -> int:
-    """Watch this host in an instance of our own; return the exit status.
+def watch_host(watch: WatchOptions, options: RecordOptions, tracefs: Path | None) -> int:
+    """Watch this host through a private tracefs instance; return the exit status.
 
     Raises:
         TdxtraceError: If it cannot be traced.
     """
     from tdxtrace.capture.host import Host
-    from tdxtrace.capture.live import live
+    from tdxtrace.capture.live import live_instance
     from tdxtrace.watch.pages import PageTicker
 
-    with live(Host(tracefs_at=tracefs), wanted) as running:
+    with live_instance(Host(tracefs_at=tracefs), options) as running:
         ticker = PageTicker(running.header_page, running.formats, running.page_bytes)
 
-        def look(is_last: bool) -> Tick:
+        def poll(is_last: bool) -> Tick:
             if is_last:
                 running.instance.switch(on=False)
-            found = running.look()
+            found = running.read_buffers()
             return ticker.tick(found.pages, found.until_ns, found.comms, is_last=is_last)
 
-        return _run(watch, look, lambda: False, _sleep)
+        return _run(watch, poll, lambda: False, _sleep)
 
 
 def _run(
-    watch: Watch, look: Look, is_over: Callable[[], bool], pause: Callable[[float], bool]
+    watch: WatchOptions, poll: Poll, is_over: Callable[[], bool], pause: Callable[[float], bool]
 ) -> int:
-    """Look until the end; return 3 if a threshold was exceeded."""
+    """Poll until the end; return 3 if a threshold was exceeded, else 0."""
     running = Running()
     began = shown = time.monotonic()
     end = float("inf") if watch.duration_s is None else began + watch.duration_s
-    with ended_by_signals() as ended, ExitStack() as stack:
+    with stop_on_signals() as ended, ExitStack() as stack:
         show = stack.enter_context(_shown(watch, running))
         if watch.metrics is not None:
             from tdxtrace.cli.metrics import serve
@@ -121,7 +121,7 @@ def _run(
         while True:
             _pause(min(shown + watch.interval_s, end), ended, pause)
             is_last = time.monotonic() >= end or ended.is_set() or is_over()
-            running.take(look(is_last))
+            running.take(poll(is_last))
             exceeded = check_rules(watch.rules, running.quantity)
             if exceeded or is_last or time.monotonic() >= shown + watch.interval_s:
                 show()
@@ -134,7 +134,7 @@ def _run(
 
 
 def _pause(until: float, ended: Event, pause: Callable[[float], bool]) -> None:
-    """Wait for the time of the next look, a signal, much input or its end."""
+    """Wait until the next poll is due, a signal arrives, or ``pause`` returns true."""
     while not ended.is_set() and (left := until - time.monotonic()) > 0:
         if pause(min(left, _STEP_S)):
             return
@@ -146,8 +146,8 @@ def _sleep(seconds: float) -> bool:
 
 
 @contextmanager
-def _shown(watch: Watch, running: Running) -> Iterator[Callable[[], None]]:
-    """Give what shows the state after each look."""
+def _shown(watch: WatchOptions, running: Running) -> Iterator[Callable[[], None]]:
+    """Yield a function that shows the current state."""
     if watch.form == "json":
 
         def line() -> None:

@@ -51,9 +51,9 @@ def record_syscalls(output: Path) -> None:
 
     host = Host()
     wanted = RecordOptions("stock", output=output, buffer=f"{BUFFER_KB}K", force=True)
-    order = choose.order_of(host, wanted, print)
+    plan = choose.plan_recording(host, wanted, print)
     events = tuple(TraceEvent("raw_syscalls", event) for event in SYSCALLS)
-    record(host, replace(order, recipe=replace(order.recipe, events=events)))
+    record(host, replace(plan, recipe=replace(plan.recipe, events=events)))
 
 
 def run(found: Tracing, folder: Path, command: list[str], bench: Path | None) -> None:

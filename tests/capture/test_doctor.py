@@ -9,9 +9,8 @@ import pytest
 from support.hosts import kallsyms, tdx_host, write
 from support.running import answered
 
-from tdxtrace.capture.checks import STATES
 from tdxtrace.capture.doctor import Verdict, examine
-from tdxtrace.capture.host import Host
+from tdxtrace.capture.host import STATES, Host
 
 
 def state(verdict: Verdict, name: str) -> str:

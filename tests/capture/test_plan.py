@@ -16,7 +16,7 @@ from tdxtrace.capture import buffers
 from tdxtrace.capture import tracing as host_tracing
 from tdxtrace.capture.dialects import render
 from tdxtrace.capture.options import Detail, Dialect
-from tdxtrace.capture.recipe import Kernel, Recipe, Wish, recipe
+from tdxtrace.capture.recipe import Kernel, Recipe, RecipeOptions, recipe
 from tdxtrace.capture.symbols import Symbols
 
 
@@ -132,12 +132,12 @@ def of_release(release: str = "6.18") -> Kernel:
 
 def test_the_buffer_grows_with_the_rate() -> None:
     def size(rate: int) -> int:
-        return recipe(of_release(), Wish(Detail.full, rate=rate)).buffer_kb
+        return recipe(of_release(), RecipeOptions(Detail.full, rate=rate)).buffer_kb
 
     sizes = [size(rate) for rate in (1, 10_000, 100_000, 1_000_000)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
-    needed = 100_000 * buffers.bytes_per_event(recipe(of_release(), Wish()).probes)
+    needed = 100_000 * buffers.bytes_per_event(recipe(of_release(), RecipeOptions()).probes)
     assert size(100_000) * 1024 >= 2 * needed
 
 
@@ -149,7 +149,7 @@ def test_memory_bounds_the_buffer() -> None:
 
 
 def test_the_running_kernel_is_asked(tmp_path: Path) -> None:
-    made_ = recipe(host_tracing.kernel_of(tdx_host(tmp_path)), Wish())
+    made_ = recipe(host_tracing.kernel_of(tdx_host(tmp_path)), RecipeOptions())
     assert {probe.function for probe in made_.probes} == {
         name for name in WRAPPERS if name.startswith("tdh_") and name != "tdh_vp_enter"
     }
@@ -158,7 +158,7 @@ def test_the_running_kernel_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dialect", [name for name in Dialect if name is not Dialect.bpftrace])
 @pytest.mark.parametrize("release", ["6.16", "6.19", "7.1", "8.0"])
 def test_scripts_are_shell(dialect: Dialect, release: str) -> None:
-    made_: Recipe = recipe(of_release(release), Wish(only_tds=True))
+    made_: Recipe = recipe(of_release(release), RecipeOptions(only_tds=True))
     script = render(made_, dialect)
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 

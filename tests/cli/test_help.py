@@ -13,7 +13,7 @@ import pytest
 import typer.main
 from support.running import answered
 
-from tdxtrace.cli.help import FOLDED, WHERE
+from tdxtrace.cli.help import HIDDEN_OPTIONS, READING_HELP
 from tdxtrace.cli.main import app
 
 
@@ -66,7 +66,7 @@ def test_every_option_is_explained(words: tuple[str, ...]) -> None:
 def test_every_option_is_in_the_help_or_where_it_points(words: tuple[str, ...]) -> None:
     text = answered(*words, "--help").text
     own = _named(text)
-    elsewhere = _named(answered(WHERE).text) if f"tdxtrace {WHERE}" in text else set()
+    elsewhere = _named(answered(READING_HELP).text) if f"tdxtrace {READING_HELP}" in text else set()
     for parameter in ALL[words].params:
         if parameter.param_type_name == "option" and not parameter.hidden:
             option = parameter.opts[0]
@@ -78,11 +78,11 @@ def _named(text: str) -> set[str]:
 
 
 def test_what_help_leaves_out_stands_in_one_place() -> None:
-    lines = answered(WHERE, columns=SCREEN["columns"]).lines
+    lines = answered(READING_HELP, columns=SCREEN["columns"]).lines
     assert len(lines) <= SCREEN["lines"]
     assert [line for line in lines if line.startswith("Example: tdxtrace analyze")]
     named = {line.split()[0] for line in lines if line.startswith("  --")}
-    assert named == {option for name in FOLDED for option in _options_named(name)}
+    assert named == {option for name in HIDDEN_OPTIONS for option in _options_named(name)}
 
 
 def _options_named(name: str) -> list[str]:
@@ -104,7 +104,7 @@ def test_a_shell_completes_what_help_leaves_out() -> None:
         timeout=60,
         check=False,
     )
-    options = {option for name in FOLDED for option in _options_named(name)}
+    options = {option for name in HIDDEN_OPTIONS for option in _options_named(name)}
     assert options <= set(done.stdout.split()), done.stderr
 
 

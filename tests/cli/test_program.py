@@ -12,7 +12,7 @@ import pytest
 from support.running import SAMPLES, answered, tdxtrace
 
 import tdxtrace as package
-from tdxtrace.cli.help import WHERE
+from tdxtrace.cli.help import READING_HELP
 
 COMMANDS = ("analyze", "events", "retry-chains", "zero-steps", "decode")
 ENVIRONMENT = os.environ | {"COLUMNS": "80", "LINES": "24", "PYTHONWARNINGS": "error"}
@@ -56,7 +56,7 @@ def test_every_command_that_prints_a_table_takes_the_same_options(
     command: str, option: str
 ) -> None:
     own = answered(command, "--help").text
-    assert option in own or (WHERE in own and option in answered(WHERE).text)
+    assert option in own or (READING_HELP in own and option in answered(READING_HELP).text)
 
 
 def test_without_words_it_shows_help() -> None:
