@@ -1,4 +1,4 @@
-"""Which rules does a correct kernel never break, whatever guests and interrupts do?"""
+"""Rules that a correct kernel never breaks, whatever guests and interrupts do."""
 
 from __future__ import annotations
 

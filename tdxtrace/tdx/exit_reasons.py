@@ -1,4 +1,4 @@
-"""Why did a vCPU come back: VMX exit reasons, as the kernel's kvm_exit event prints them."""
+"""VMX exit reasons, as the kernel's kvm_exit event prints them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def exit_reason_name(reason: pl.Expr) -> pl.Expr:
     """Name exit reasons as ``kvm_exit`` does: EPT_VIOLATION, INVALID_STATE FAILED_VMENTRY, 0x4c.
 
     Bits 15:0 are named, or written in hexadecimal; then come FAILED_VMENTRY for bit 31 and the
-    other high bits.  All ones is said "FAILED_VMENTRY (-1)", where the kernel prints
+    other high bits.  All ones is written "FAILED_VMENTRY (-1)", where the kernel prints
     0xffff FAILED_VMENTRY 0x7fff0000.
 
     Args:
@@ -70,10 +70,10 @@ def exit_reason_name(reason: pl.Expr) -> pl.Expr:
 
 
 def exit_reason_number(name: str) -> int | None:
-    """Read the reason of a ``kvm_exit`` line, whichever tool printed it.
+    """Parse the reason of a ``kvm_exit`` line, as any tool prints it.
 
     Args:
-        name: What stands between "reason" and "rip": a name, hexadecimal, flags after it, or
+        name: The text between "reason" and "rip": a name or hexadecimal, then flags, or
             libtraceevent's "UNKNOWN (77)".
 
     Returns:
@@ -92,7 +92,7 @@ def exit_reason_number(name: str) -> int | None:
 
 
 def _word(word: str) -> int | None:
-    """One word of a reason."""
+    """Return the value of one word of a reason; None if unknown."""
     if re.fullmatch(r"0x[0-9a-f]{1,8}", word):
         return int(word, 16)
     return _numbers().get(word)
@@ -100,6 +100,6 @@ def _word(word: str) -> int | None:
 
 @cache
 def _numbers() -> dict[str, int]:
-    """Exit reasons by name and by alias."""
+    """Return exit reasons by name and by alias."""
     rows = exit_reason_table().select("number", "name", "alias").rows()
     return {name: number for number, *names in rows for name in names if name}

@@ -1,4 +1,4 @@
-"""What does this one status word mean, for somebody who has it from a log?"""
+"""Explanation of a single status word, such as one found in a log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ACCEPTED: Final = "0x and up to 16 hex digits, 16 hex digits, or a decimal of 6
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All that is known about one status word."""
+    """Facts about one status word."""
 
     status: int
     leaf: int | None
@@ -52,21 +52,21 @@ class Explanation:
     is_fatal: bool
     is_host_hint: bool
     low32: str | None
-    """What bits 31:0 say; None if nothing."""
+    """Meaning of bits 31:0; None if they are 0 or mean nothing."""
     operand_id: int | None
     resource: tuple[str, ...]
-    """What was busy: on this leaf or, without a leaf, what it is on which leaves."""
+    """What was busy on this leaf; without a leaf, the resources by leaf."""
     holders: tuple[Holders, ...]
-    """Who can hold it; empty without a leaf."""
+    """Possible holders; empty without a leaf."""
     retry: str
     kvm: tuple[str, ...]
-    """What KVM does with it, after the kernel version that does so."""
+    """Reactions of KVM, each after the kernel versions concerned."""
     meaning: str | None
     sources: tuple[str, ...]
 
 
 def parse_status(text: str) -> int:
-    """Read a status word that somebody copied from a log.
+    """Parse a status word as found in logs.
 
     Exactly 16 digits without ``0x`` are hexadecimal, as in a register dump, even where all of them
     are decimal digits: a decimal number of 16 digits has some of the reserved bits 59:48 set, so it
@@ -80,7 +80,7 @@ def parse_status(text: str) -> int:
         The word, 0 to 2**64 - 1.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If the text is none of these.
 
     Example:
         >>> hex(parse_status("-9223369837831520110"))
@@ -98,7 +98,7 @@ def parse_status(text: str) -> int:
 
 
 def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanation:
-    """Gather what is known about a status word.
+    """Return the known facts about a status word.
 
     Args:
         status: The word: RAX after the SEAMCALL.
@@ -107,7 +107,7 @@ def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanati
         version: The version of the leaf that was called.
 
     Returns:
-        The facts, and the sources they come from.
+        The facts and their sources.
     """
     fact = _fact(status)
     call = pl.select(leaf_name(pl.lit(leaf, dtype=pl.UInt16))).item()
@@ -142,14 +142,14 @@ def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanati
 
 
 def as_text(explanation: Explanation, width: int = 78) -> str:
-    """Set an explanation as plain text for one screen.
+    """Format an explanation as plain text for one screen.
 
     Args:
         explanation: What :func:`explain` returned.
         width: Columns of the screen; fewer than 40 count as 40.
 
     Returns:
-        At most 24 lines, none longer than ``width``; what had to be left out is marked with "...".
+        At most 24 lines of at most ``width`` columns; omissions are marked with "...".
     """
     width = max(width, _MIN_WIDTH)
     sections = [_section(label, texts, width) for label, texts in _parts(explanation) if texts]
@@ -164,7 +164,7 @@ def as_text(explanation: Explanation, width: int = 78) -> str:
 
 
 def _fact(status: int) -> dict[str, Any]:
-    """The row of the status table, by whole word before code; empty if there is none."""
+    """Return the row of the status table for the whole word, else for its code; else empty."""
     rows = status_table().to_dicts()
     for row in rows:
         if row["status"] & LOW_BITS and row["status"] == status:
@@ -176,7 +176,7 @@ def _fact(status: int) -> dict[str, Any]:
 
 
 def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
-    """What bits 31:0 of a word say, where column low32 of the status table says ``holds``."""
+    """Return the meaning of bits 31:0; ``holds`` is column low32 of the status table."""
     low = status & LOW_BITS
     is_success = status & CODE_BITS == TDX_SUCCESS
     if holds == "operand_id" and (low or status & CODE_BITS != TDX_OPERAND_BUSY):
@@ -194,7 +194,7 @@ def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
 
 
 def _resources(operand_id: int, leaf: int | None) -> list[dict[str, Any]]:
-    """What a busy operand is: text and source."""
+    """Return the resources a busy operand can mean: text and source."""
     rows = resource_table().filter(pl.col("operand_id") == operand_id).to_dicts()
     if leaf is None:
         return list(_by_family(rows))
@@ -209,7 +209,7 @@ def _resources(operand_id: int, leaf: int | None) -> list[dict[str, Any]]:
 
 
 def _by_family(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """For each resource: the leaves on which the operand is that, whole families as MEM.*."""
+    """Yield each resource with its leaves; a whole family is written as MEM.*."""
     families = Counter(row["call"].split(".")[1] for row in rows)
     for resource in dict.fromkeys(row["resource"] for row in rows):
         calls = [row["call"] for row in rows if row["resource"] == resource]
@@ -225,7 +225,7 @@ def _by_family(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _reactions(call: str | None, name: str | None, *, is_error: bool) -> list[dict[str, Any]]:
-    """What KVM does: about this leaf and status, else about the status and about any error."""
+    """Return KVM's reactions to this leaf and status, else to the status or to any error."""
     rows = facts("kvm").to_dicts()
     exact = [row for row in rows if (row["call"], row["status"]) == (call, name)]
     wider = {("*", name), ("-", name) if call is None else (call, "*")}
@@ -233,12 +233,12 @@ def _reactions(call: str | None, name: str | None, *, is_error: bool) -> list[di
 
 
 def _parts(e: Explanation) -> Iterator[tuple[str, list[str]]]:
-    """The sections of the text: label and paragraphs."""
+    """Yield the sections of the text: label and paragraphs."""
     yield "", [", ".join(filter(None, [f"{e.status:#018x}  {e.name or 'unknown code'}", e.low32]))]
     flags = [(e.is_error, "error"), (e.is_non_recoverable, "non-recoverable")]
     flags += [(e.is_fatal, "fatal"), (e.is_host_hint, "host hint")]
-    said = ", ".join(word for is_set, word in flags if is_set) or "none"
-    yield "class", [f"{e.status_class or 'unknown'}; bits set: {said}"]
+    named = ", ".join(word for is_set, word in flags if is_set) or "none"
+    yield "class", [f"{e.status_class or 'unknown'}; bits set: {named}"]
     if e.leaf is not None:
         yield "leaf", [f"{e.leaf} {e.call or '(unknown)'}, version {e.version}"]
     yield "meaning", [e.meaning or "only the name is known" if e.name else "not known"]
@@ -250,7 +250,7 @@ def _parts(e: Explanation) -> Iterator[tuple[str, list[str]]]:
 
 
 def _held_by(held: Holders) -> str:
-    """One paragraph about who can hold a lock; long lists that say "all" are said so."""
+    """Return a paragraph about the holders of a lock; a long complete list is abbreviated."""
     is_long = held.is_every and len(held.host) > _MOST_NAMED
     names = ", ".join(map(_short, held.host)) or "no host call"
     host = f"every call that takes it ({len(held.host)})" if is_long else names
@@ -259,7 +259,7 @@ def _held_by(held: Holders) -> str:
 
 
 def _section(label: str, texts: list[str], width: int) -> list[str]:
-    """Lines of one section, the label before the first."""
+    """Return the lines of a section, with the label before the first."""
     margin = 9 if label else 0
     lines = [line for text in texts for line in wrap(text, width - margin)]
     return [f"{label if not n else '':{margin}}{line}".rstrip() for n, line in enumerate(lines)]

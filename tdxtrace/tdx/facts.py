@@ -1,4 +1,4 @@
-"""Where are the facts written down, and how are they read?"""
+"""Reader of the CSV files with facts about TDX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DATA = Path(__file__).parent / "data"
 
 
 def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
-    """Read one file of facts; every row of it says in ``source`` where it comes from.
+    """Read one file of facts; column ``source`` of each row names where it comes from.
 
     Args:
         name: The file without its suffix.
@@ -21,7 +21,7 @@ def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
             decimal, or in hexadecimal with ``0x``.
 
     Returns:
-        The file, row by row, in the order written; an empty field is null.
+        One row per line of the file, in its order; an empty field is null.
     """
     import polars as pl
 
@@ -30,13 +30,13 @@ def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
 
 
 def records(name: str) -> list[dict[str, str | None]]:
-    """Read one file of facts without loading polars, for what must start at once.
+    """Read one file of facts without importing polars, for code that must start fast.
 
     Args:
         name: The file without its suffix.
 
     Returns:
-        The file, row by row, in the order written; all is text, and an empty field None.
+        One dict per line of the file, in its order; all values are text, an empty field is None.
     """
     with (_DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return [
@@ -45,7 +45,7 @@ def records(name: str) -> list[dict[str, str | None]]:
 
 
 def _number(text: pl.Expr, dtype: type[pl.DataType]) -> pl.Expr:
-    """The number that ``text`` spells."""
+    """Parse decimal or 0x-hexadecimal numbers."""
     import polars as pl
 
     is_hex = text.str.starts_with("0x")

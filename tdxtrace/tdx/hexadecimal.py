@@ -1,4 +1,4 @@
-"""How is a number written in hexadecimal?"""
+"""Numbers in hexadecimal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DIGITS: Final = [f"{byte:02x}" for byte in _BYTES]
 
 
 def hexadecimal(number: pl.Expr) -> pl.Expr:
-    """Write unsigned numbers as the kernel's ``0x%llx`` does.
+    """Format unsigned numbers as the kernel's ``0x%llx`` does.
 
     Args:
         number: Any unsigned integer.
@@ -26,6 +26,6 @@ def hexadecimal(number: pl.Expr) -> pl.Expr:
 
 
 def _byte(word: pl.Expr, place: int) -> pl.Expr:
-    """The two digits of byte ``place`` of ``word``, 0 being the lowest."""
+    """Return the two digits of byte ``place`` of ``word``; 0 is the lowest."""
     byte = (word // pl.lit(1 << 8 * place, dtype=pl.UInt64)) & pl.lit(0xFF, dtype=pl.UInt64)
     return byte.replace_strict(_BYTES, _DIGITS, return_dtype=pl.String)

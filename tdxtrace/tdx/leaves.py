@@ -1,4 +1,4 @@
-"""Which SEAMCALL leaf is meant, and what does it work on?"""
+"""SEAMCALL leaves: numbers, names, versions and what a request of each is identified by."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def leaf_name(leaf: pl.Expr) -> pl.Expr:
 
 
 def split_fn(fn: pl.Expr) -> pl.Expr:
-    """Take RAX at entry apart.
+    """Split RAX at entry into its fields.
 
     Args:
         fn: First argument of __seamcall and its kin, UInt64.
@@ -92,7 +92,7 @@ def split_fn(fn: pl.Expr) -> pl.Expr:
 
 
 def parse_leaf(text: str) -> tuple[int, int]:
-    """Read a leaf that a person or a log wrote.
+    """Parse a leaf name or number, as written by users and logs.
 
     Args:
         text: A name in any case, of the module (TDH.VP.ENTER), the kernel (TDH_VP_ENTER) or a

@@ -1,4 +1,4 @@
-"""Which locks does a SEAMCALL take, in which order, and whom does that keep out?"""
+"""Locks that each call takes, in order, and the calls that exclude each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.leaves import leaf_table
 
-# Scopes that are the same kind of thing: two calls on them collide if they name the same one.
+# Scopes of one kind: two calls on them conflict if they name the same object.
 # Walking to a 4K page holds the PAMT entries above it shared, so a 2M range counts as its pages:
 # intel/tdx-module 1.5.01 src/common/memory_handlers/pamt_manager.c, pamt_walk().
 _SAME_SCOPE: Final = {"service td": "td", "target td": "td", "2M range": "page"}
@@ -20,19 +20,19 @@ _SAME_SCOPE: Final = {"service td": "td", "target td": "td", "2M range": "page"}
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Who can hold a lock that was found held."""
+    """Possible holders of a lock that was found held."""
 
     generations: tuple[str, ...]
-    """Lock generations of the module that this is true of, newest first."""
+    """Lock generations of the module this applies to, newest first."""
     lock: str
     scope: str
-    """What the two calls must have in common."""
+    """Object that both calls must name."""
     host: tuple[str, ...]
-    """SEAMCALLs; what must be true of one follows it in brackets."""
+    """SEAMCALLs; a condition follows in parentheses."""
     guest: tuple[str, ...]
     """TDCALLs."""
     is_every: bool
-    """Whether every host call that takes the lock is among them."""
+    """Whether ``host`` has every SEAMCALL that takes the lock."""
 
 
 @cache
@@ -63,10 +63,10 @@ def lock_table() -> pl.DataFrame:
 
 @cache
 def conflict_table() -> pl.DataFrame:
-    """Return who can make whom busy, one row per pair of locks that exclude each other.
+    """Return the lock conflicts, one row per pair of locks that exclude each other.
 
-    Follows from the lock table: same generation, same lock, scopes of one kind, and not both
-    shared.  Whether two calls really meet depends on the scope: the same TD, vCPU, entry or page.
+    Derived from the lock table: same generation, same lock, scopes of one kind, and not both
+    shared.  Two calls conflict if they also name the same object: TD, vCPU, entry or page.
 
     Returns:
         The columns generation, call, leaf, sequence, lock, scope, mode, condition, operand_id of
@@ -94,7 +94,7 @@ def conflict_table() -> pl.DataFrame:
 
 
 def generation_of(version: str) -> str | None:
-    """Say which lock generation a release of the TDX module belongs to.
+    """Return the lock generation of a TDX module release.
 
     A: 1.0, the SEPT tree lock is exclusive for every change.  B: 1.5.01 to 1.5.16, shared for most,
     and an armed TDH.VP.ENTER takes it exclusively.  C: from 1.5.20, with host priority, and the
@@ -123,7 +123,7 @@ def generation_of(version: str) -> str | None:
 
 
 def holders(leaf: int, operand_id: int, version: int = 0) -> tuple[Holders, ...]:
-    """Say who can hold what a leaf found busy.
+    """Return the possible holders of an operand that a leaf found busy.
 
     Args:
         leaf: The leaf that failed.
@@ -131,8 +131,8 @@ def holders(leaf: int, operand_id: int, version: int = 0) -> tuple[Holders, ...]
         version: Version of the leaf.
 
     Returns:
-        One entry per lock that the id can mean, generations that agree in one, newest first; empty
-        if the leaf is not known to return this id.
+        One entry per lock that the id can mean, generations with equal answers merged, newest
+        first; empty if the leaf is not known to return this id.
     """
     condition = pl.col("condition").str.extract(r"^version (\d+)").cast(pl.Int64)
     conflicts = conflict_table().filter(
@@ -154,13 +154,13 @@ def holders(leaf: int, operand_id: int, version: int = 0) -> tuple[Holders, ...]
 
 
 def _holder(row: dict[str, Any]) -> str:
-    """A holder, and what has to be true of it."""
+    """Return a holder's name, with its conditions in parentheses."""
     running = "in the guest" if row["holder_held"] == "guest run" else None
     terms = [term for term in (row["holder_condition"], running) if term]
     return str(row["holder"]) + (f" ({', '.join(terms)})" if terms else "")
 
 
 def _n_takers(generation: object, lock: object) -> int:
-    """How many leaves take a lock."""
+    """Return the number of leaves that take a lock."""
     takers = lock_table().filter(pl.col("generation") == generation, pl.col("lock") == lock)
     return takers["leaf"].drop_nulls().n_unique()

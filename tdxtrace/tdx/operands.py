@@ -1,4 +1,4 @@
-"""What was busy: what do the low 32 bits of a status word name, on this leaf?"""
+"""Operand ids: what bits 31:0 of a busy status name, by leaf."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def operand_name(operand_id: pl.Expr) -> pl.Expr:
 
 
 def resource(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
-    """Say which resource a busy status means on its leaf: "SEPT entry", "TDR", "TD epoch".
+    """Return the resource that a busy status names on its leaf: "SEPT entry", "TDR", "TD epoch".
 
     Id 1 (RCX) is the SEPT entry on most MEM leaves, the TDVPR on VP leaves, the TDR on TRACK and
     on MNG leaves, a PAMT entry on PHYMEM leaves.  Where a leaf can mean two things by one id, this

@@ -1,4 +1,4 @@
-"""What did a SEAMCALL answer: names, classes and what to do about a status word."""
+"""Status words of SEAMCALLs: names, classes and how a host should react."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def status_name(status: pl.Expr) -> pl.Expr:
 
 
 def status_class(status: pl.Expr) -> pl.Expr:
-    """Say which class (bits 47:40) status words belong to: busy, SEPT, key, software.
+    """Return the class (bits 47:40) of status words: busy, SEPT, key, software.
 
     Args:
         status: Status words, UInt64.
@@ -140,7 +140,7 @@ def status_class(status: pl.Expr) -> pl.Expr:
 
 
 def host_retry(status: pl.Expr) -> pl.Expr:
-    """Say what a host does about status words, in one word.
+    """Return how a host should react to status words, as one word.
 
     Args:
         status: Status words, UInt64.
@@ -152,7 +152,7 @@ def host_retry(status: pl.Expr) -> pl.Expr:
 
 
 def is_retryable(status: pl.Expr) -> pl.Expr:
-    """Tell statuses that join two attempts at one request; the rule is above RETRIED.
+    """Return whether a status joins two attempts at one request; the rule is above RETRIED.
 
     Args:
         status: Status words, UInt64.
@@ -164,7 +164,7 @@ def is_retryable(status: pl.Expr) -> pl.Expr:
 
 
 def describe_status(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
-    """Say a status in a few words, for a table that people read.
+    """Describe status words in a few words, for printed tables.
 
     Such as "SUCCESS", "exit EPT_VIOLATION" (TDH.VP.ENTER), "OPERAND_BUSY SEPT tree",
     "RND_NO_ENTROPY".  A word that ends a request badly is given whole:
@@ -198,7 +198,7 @@ def describe_status(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
 
 
 def _detail(status: pl.Expr) -> pl.Expr:
-    """The low half in words where it is not 0: operand, or hexadecimal."""
+    """Return the low half as text where it is not 0: operand, or hexadecimal."""
     holds_operand = _look_up(status, "low32") == "operand_id"
     operand = pl.when(holds_operand).then(operand_name(low32(status)))
     is_known = status_name(status).is_not_null()
@@ -209,12 +209,12 @@ def _detail(status: pl.Expr) -> pl.Expr:
 
 
 def _words(*parts: pl.Expr) -> pl.Expr:
-    """The parts that are there, a blank between."""
+    """Join the parts that are not null with blanks."""
     return pl.concat_str(*parts, separator=" ", ignore_nulls=True)
 
 
 def _look_up(status: pl.Expr, column: str) -> pl.Expr:
-    """A column of the status table, by whole word first and then by code."""
+    """Look up a column of the status table, by whole word first and then by code."""
     is_whole = low32(pl.col("status")) != 0
     words = status_table().filter(is_whole)
     codes = status_table().filter(~is_whole)
@@ -230,6 +230,6 @@ def _look_up(status: pl.Expr, column: str) -> pl.Expr:
 
 @cache
 def _retried_codes() -> pl.Series:
-    """The codes whose host_retry is in RETRIED."""
+    """Return the codes whose host_retry is in RETRIED."""
     retried = status_table().filter(pl.col("host_retry").is_in(RETRIED))
     return retried.select(status_code(pl.col("status"))).to_series()

@@ -1,4 +1,4 @@
-"""When the TDX module's zero-step mitigation begins."""
+"""Threshold of the TDX module's zero-step mitigation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bits of a status word (RAX after a SEAMCALL) mean what?"""
+"""Bits of a status word (RAX after a SEAMCALL)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TDX_OPERAND_ID_TD_EPOCH: Final = 0xA9
 
 
 def bits(status: pl.Expr, mask: int) -> pl.Expr:
-    """Keep the bits of ``mask``.
+    """Mask status words.
 
     Args:
         status: Status words, UInt64.
@@ -64,7 +64,7 @@ def bits(status: pl.Expr, mask: int) -> pl.Expr:
 
 
 def status_code(status: pl.Expr) -> pl.Expr:
-    """Reduce status words to what is compared: bits 63:32 without bits 61 and 60.
+    """Return the code of status words: bits 63:32 without bits 61 and 60.
 
     Args:
         status: Status words, UInt64.
@@ -76,7 +76,7 @@ def status_code(status: pl.Expr) -> pl.Expr:
 
 
 def low32(status: pl.Expr) -> pl.Expr:
-    """Take bits 31:0: operand id, exit reason or other detail, as the code says.
+    """Return bits 31:0: operand id, exit reason or other detail, as the code says.
 
     Args:
         status: Status words, UInt64.
@@ -88,7 +88,7 @@ def low32(status: pl.Expr) -> pl.Expr:
 
 
 def is_error(status: pl.Expr) -> pl.Expr:
-    """Tell words with bit 63 set: the call failed.
+    """Return whether bit 63 is set: the call failed.
 
     TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE has it too in the module's spelling, although it is an
     exit of a guest that ran.
@@ -103,7 +103,7 @@ def is_error(status: pl.Expr) -> pl.Expr:
 
 
 def is_success(status: pl.Expr) -> pl.Expr:
-    """Tell words with bit 63 clear: the call did its work, or found it done.
+    """Return whether bit 63 is clear: the call succeeded, or found its work done.
 
     After TDH.VP.ENTER such a word is an exit: the guest ran (or seemed to), and bits 31:0 are the
     exit reason.  The deaths TDX_NON_RECOVERABLE_* are among them.
@@ -118,7 +118,7 @@ def is_success(status: pl.Expr) -> pl.Expr:
 
 
 def is_busy(status: pl.Expr) -> pl.Expr:
-    """Tell TDX_OPERAND_BUSY, whatever the operand.
+    """Return whether the code is TDX_OPERAND_BUSY, for any operand.
 
     Args:
         status: Status words, UInt64.

@@ -1,4 +1,4 @@
-"""Which SEAMCALL does a kernel function issue, and what are its arguments?"""
+"""Kernel functions that issue SEAMCALLs: leaf and arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wrapper_table() -> pl.DataFrame:
 
 @cache
 def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
-    """Say what each argument of a wrapper is, in order.
+    """Return the meaning of each argument of a wrapper, in order.
 
     The words: ``td`` and ``vp`` are addresses of struct tdx_td and tdx_vp, ``gpa`` is a guest
     physical address in bytes, ``level`` counts from :func:`level_base`, ``page`` is an address of a
@@ -68,7 +68,7 @@ def leaf_of(function: str) -> int | None:
 
 
 def level_base(kernel: str) -> int | None:
-    """Say which number a kernel's wrappers pass as the level of a 4K page.
+    """Return the number that a kernel's wrappers pass as the level of a 4K page.
 
     The module counts 4K as 0.  Wrappers of 6.16 to 6.19 do so too; those of 7.x take enum pg_level,
     where 4K is 1 (see :func:`is_level_base_inferred`).
@@ -84,7 +84,7 @@ def level_base(kernel: str) -> int | None:
 
 
 def is_level_base_inferred(kernel: str) -> bool:
-    """Tell whether :func:`level_base` is an inference for this kernel.
+    """Return whether :func:`level_base` is inferred for this kernel.
 
     For 7.x it is: the change was read in a development tree of 2026, not in a release.
 
@@ -99,13 +99,13 @@ def is_level_base_inferred(kernel: str) -> bool:
 
 
 def _release(kernel: str) -> tuple[int, int]:
-    """Major and minor number of a kernel release; (0, 0) if there are none."""
+    """Parse major and minor number of a kernel release; (0, 0) if there are none."""
     found = re.match(r"^(\d+)\.(\d+)", kernel)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _kernel(kernel: str) -> dict[str, str | None] | None:
-    """The row of kernels.csv that covers ``kernel``."""
+    """Return the row of kernels.csv for ``kernel``; None if there is none."""
     major, minor = _release(kernel)
     for row in records("kernels"):
         first, last = int(row["minor_first"] or 0), int(row["minor_last"] or minor)
@@ -116,5 +116,5 @@ def _kernel(kernel: str) -> dict[str, str | None] | None:
 
 @cache
 def _rows() -> dict[str | None, dict[str, str | None]]:
-    """The wrappers by name."""
+    """Return the wrappers by name."""
     return {row["function"]: row for row in records("wrappers")}
