@@ -35,7 +35,7 @@ _MINIMAL: Final = (
 )
 # Arguments to record, by the words of wrappers.csv, and their types.
 _TYPES: Final = {
-    **dict.fromkeys(("td", "vp", "gpa", "page", "pfn", "fn"), "x64"),
+    **dict.fromkeys(("td", "vp", "gpa", "pfn", "fn", *wrappers.PAGES), "x64"),
     "level": "s32",
 }
 _LOWER: Final = ("__seamcall", "__seamcall_ret")

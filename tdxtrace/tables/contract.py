@@ -49,7 +49,7 @@ def render(table: Table) -> str:
         "description": table.grain,
         "type": "object",
         "properties": {c.name: _column(c) for c in table.columns},
-        "required": [c.name for c in table.columns],
+        "required": [c.name for c in table.columns if not c.optional],
         "additionalProperties": False,
         "x-key": list(table.key),
         "x-schema-version": SCHEMA_VERSION,

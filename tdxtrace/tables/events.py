@@ -7,6 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tables.schema import Column, Table
+from tdxtrace.tdx.wrappers import PAGES
 
 U8, U16, U32, U64 = pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()
 I32, I64, BOOL, TEXT = pl.Int32(), pl.Int64(), pl.Boolean(), pl.String()
@@ -100,6 +101,16 @@ SEAMCALLS = Table(
         Column("in_irq", BOOL, "Issued in hard interrupt context (flags).", nullable=True),
         Column("probe", pl.Enum(PROBES), "What was probed to see the call."),
         N_LINES,
+        *(
+            Column(
+                name,
+                U64,
+                f"{which} page argument; the column is missing where no call has one.",
+                nullable=True,
+                optional=True,
+            )
+            for name, which in zip(PAGES[1:], ("Second", "Third"), strict=True)
+        ),
     ),
     rules={
         "entry or return was seen": pl.col("start_ns").is_not_null()

@@ -20,6 +20,8 @@ class Column:
     unit: str | None = None
     nullable: bool = False
     """Null means "not observed"; a column that is always observed forbids it."""
+    optional: bool = False
+    """A table has the column only if a row of it has a value there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,26 @@ class Table:
 
     @property
     def schema(self) -> pl.Schema:
-        """Column names and types, in order."""
-        return pl.Schema({c.name: c.dtype for c in self.columns})
+        """Names and types of the columns that every such table has, in order."""
+        return pl.Schema({c.name: c.dtype for c in self.columns if not c.optional})
+
+    def schema_of(self, frame: pl.DataFrame) -> pl.Schema:
+        """Names and types of all columns that ``frame`` may have, in order."""
+        given = frame.schema
+        present = {c.name: c.dtype for c in self.columns if c.optional and c.name in given}
+        return pl.Schema({**self.schema, **present})
+
+    def with_optional(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return ``frame`` with every optional column, null where it had none."""
+        missing = (c for c in self.columns if c.optional and c.name not in frame.schema)
+        return frame.with_columns(pl.lit(None, c.dtype).alias(c.name) for c in missing)
+
+    def without_unused(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return ``frame`` without the optional columns that are null in all rows."""
+        optional = {c.name for c in self.columns if c.optional}
+        return frame.drop(
+            c.name for c in frame if c.name in optional and c.null_count() == frame.height
+        )
 
     def empty(self) -> pl.DataFrame:
         """The table with no rows: what "nothing found" looks like."""
@@ -49,22 +69,23 @@ class Table:
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Select exactly this table's columns, or say why that is impossible.
 
-        Looks at names and types only; :meth:`check` reads the values.
+        Optional columns that are present stay.  Looks at names and types only; :meth:`check`
+        reads the values.
 
         Raises:
             TableError: If a column is missing or has another type.
         """
-        have = frame.schema
+        have, wanted = frame.schema, self.schema_of(frame)
         problems = [
-            f"column {c.name!r} is {have[c.name]}, not {c.dtype}"
-            if c.name in have
-            else f"column {c.name!r} is missing"
-            for c in self.columns
-            if have.get(c.name) != c.dtype
+            f"column {name!r} is {have[name]}, not {dtype}"
+            if name in have
+            else f"column {name!r} is missing"
+            for name, dtype in wanted.items()
+            if have.get(name) != dtype
         ]
         if problems:
             raise TableError(f"not a {self.name!r} table: " + "; ".join(problems))
-        return frame.select(self.schema.names())
+        return frame.select(wanted.names())
 
     def check(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return ``frame`` if every row keeps the table's promises.

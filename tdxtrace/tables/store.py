@@ -66,7 +66,9 @@ class _TableFile:
     def _write(self) -> None:
         import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, seldom needed
 
-        rows = pl.concat([self.table.empty(), *self._waiting]).to_arrow()
+        rows = self.table.with_optional(
+            pl.concat([self.table.empty(), *self._waiting], how="diagonal")
+        ).to_arrow()
         self._waiting, self._n_waiting = [], 0
         if self._writer is None:
             kept = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
@@ -175,7 +177,7 @@ def _groups(path: Path, table: Table) -> Iterator[pl.DataFrame]:
         for group in range(parts.num_row_groups):
             rows = pl.from_arrow(parts.read_row_group(group))
             assert isinstance(rows, pl.DataFrame)
-            yield rows.cast(table.schema)
+            yield rows.cast(table.schema_of(rows))
 
 
 def _check_replaceable(folder: Path, force: bool) -> None:
@@ -236,7 +238,7 @@ def _read(path: Path, table: Table) -> pl.DataFrame:
             f"of version {SCHEMA_VERSION}; convert the trace again"
         )
     try:
-        return table.conform(rows.cast(table.schema))
+        return table.without_unused(table.conform(rows.cast(table.schema_of(rows))))
     except pl.exceptions.PolarsError:
         raise TableError(f"{shown} does not have the columns of {table.name!r}") from None
 

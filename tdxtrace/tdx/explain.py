@@ -15,7 +15,7 @@ from tdxtrace.tdx.exit_reasons import exit_reason_name
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.leaves import leaf_name
 from tdxtrace.tdx.locks import Holders, holders
-from tdxtrace.tdx.operands import operand_table, resource_table
+from tdxtrace.tdx.operands import operand_id_table, resource_table
 from tdxtrace.tdx.status import HOST_RETRY, status_table
 from tdxtrace.tdx.word import (
     CODE_BITS,
@@ -180,7 +180,7 @@ def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
     low = status & LOW_BITS
     is_success = status & CODE_BITS == TDX_SUCCESS
     if holds == "operand_id" and (low or status & CODE_BITS != TDX_OPERAND_BUSY):
-        named = operand_table().filter(pl.col("operand_id") == low)["name"]
+        named = operand_id_table().filter(pl.col("operand_id") == low)["name"]
         return f"operand {low:#x} {named.item() if named.len() else '(unknown)'}"
     reason = f"exit {pl.select(exit_reason_name(pl.lit(low, dtype=pl.UInt32))).item()}"
     if holds == "exit_reason" and (leaf == _VP_ENTER or not is_success):
@@ -203,7 +203,7 @@ def _resources(operand_id: int, leaf: int | None) -> list[dict[str, Any]]:
             alternative = row["alternative"] and f"or {row['alternative']}"
             texts = (row["resource"], alternative, row["note"])
             return [{"text": text, "source": row["source"]} for text in texts if text]
-    anywhere = operand_table().filter(pl.col("operand_id") == operand_id)["resource"].to_list()
+    anywhere = operand_id_table().filter(pl.col("operand_id") == operand_id)["resource"].to_list()
     known = anywhere[0] if anywhere and anywhere[0] else "unknown"
     return [{"text": f"{known}; not known to be returned by this leaf", "source": None}]
 

@@ -26,15 +26,12 @@ def leaf_table() -> pl.DataFrame:
     """Return the leaves of the TDX module, one row per leaf.
 
     ``request`` says what a request of the leaf is identified by: "gpa" (TD, page and level), "td",
-    "vcpu", "page" (a physical page) or "global".  The ``*_register`` columns name the input
-    register of the SEAMCALL that holds the object, null if none does.  An address in a register
-    may carry flags or, where ``level_in_gpa`` says so, the level in bits 2:0: mask it to a page
-    before comparing.
+    "vcpu", "page" (a physical page) or "global".  Which registers hold these objects:
+    :func:`tdxtrace.tdx.operands.operand_table`.
 
     Returns:
         Columns leaf (UInt16), name, kernel_name, wrappers (list of kernel functions), max_version
-        (UInt8; null: not known), request, gpa_register, level_in_gpa (Boolean), td_register,
-        vp_register, page_register, since, source.  Ordered by leaf.
+        (UInt8; null: not known), request, since, source.  Ordered by leaf.
     """
     wrappers = (
         wrapper_table()
@@ -48,11 +45,9 @@ def leaf_table() -> pl.DataFrame:
         .with_columns(
             pl.col("name").str.replace_all(".", "_", literal=True).alias("kernel_name"),
             pl.col("wrappers").fill_null([]),
-            pl.col("level_in_gpa") == "yes",
         )
         .select(
             *("leaf", "name", "kernel_name", "wrappers", "max_version", "request"),
-            *("gpa_register", "level_in_gpa", "td_register", "vp_register", "page_register"),
             *("since", "source"),
         )
     )

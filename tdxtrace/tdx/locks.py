@@ -11,6 +11,7 @@ import polars as pl
 
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.leaves import leaf_table
+from tdxtrace.tdx.operands import operand_id_table, operand_table
 
 # Scopes of one kind: two calls on them conflict if they name the same object.
 # Walking to a 4K page holds the PAMT entries above it shared, so a 2M range counts as its pages:
@@ -45,20 +46,33 @@ def lock_table() -> pl.DataFrame:
     Returns:
         Columns generation (A, B, C), call (TDH.* of the host, TDG.* of the guest), leaf (UInt16;
         null for TDG.*), sequence (UInt8, 1 first), lock, scope (what must coincide for two calls to
-        collide: td, vcpu, entry, page, ...), mode (SH or EX), kind (sharex; _hp: with host
-        priority; entry_hp, bit, mutex, cas, pconfig), held (leaf: to the end of the call; instant;
-        entry: until VM entry; guest run: until the guest exits), condition (null: always),
-        operand_id (UInt32; null where the failure shows elsewhere, see note), note, source.
+        collide: td, vcpu, entry, page, ...), page (UInt8: which page operand of the call a lock on
+        a page is about; 1 where operand_id names the register of none), mode (SH or EX), kind
+        (sharex; _hp: with host priority; entry_hp, bit, mutex, cas, pconfig), held (leaf: to the
+        end of the call; instant; entry: until VM entry; guest run: until the guest exits),
+        condition (null: always), operand_id (UInt32; null where the failure shows elsewhere, see
+        note), note, source.
     """
     numbers = leaf_table().select("leaf", call="name")
+    is_page = pl.col("scope").replace(_SAME_SCOPE) == "page"
     return (
         facts("locks", sequence=pl.UInt8, operand_id=pl.UInt32)
         .join(numbers, on="call", how="left", maintain_order="left")
+        .join(_page_operands(), on=["leaf", "operand_id"], how="left", maintain_order="left")
+        .with_columns(page=pl.when(is_page).then(pl.col("page").fill_null(1)))
         .select(
-            *("generation", "call", "leaf", "sequence", "lock", "scope", "mode", "kind", "held"),
-            *("condition", "operand_id", "note", "source"),
+            *("generation", "call", "leaf", "sequence", "lock", "scope", "page", "mode", "kind"),
+            *("held", "condition", "operand_id", "note", "source"),
         )
     )
+
+
+def _page_operands() -> pl.DataFrame:
+    """Return leaf, operand_id and page (UInt8, from 1) of the registers that hold a page."""
+    ids = operand_id_table().select("operand_id", register="name")
+    number = pl.col("role").str.extract(r"^page(?: (\d+))?$").fill_null("1").cast(pl.UInt8)
+    pages = operand_table().filter(pl.col("role").str.starts_with("page"))
+    return pages.join(ids, on="register").select("leaf", "operand_id", page=number)
 
 
 @cache
@@ -69,15 +83,17 @@ def conflict_table() -> pl.DataFrame:
     shared.  Two calls conflict if they also name the same object: TD, vCPU, entry or page.
 
     Returns:
-        The columns generation, call, leaf, sequence, lock, scope, mode, condition, operand_id of
-        the call that fails, and holder, holder_leaf, holder_mode, holder_condition, holder_held of
-        the call that holds.
+        The columns generation, call, leaf, sequence, lock, scope, page, mode, condition, operand_id
+        of the call that fails, and holder, holder_leaf, holder_scope, holder_page, holder_mode,
+        holder_condition, holder_held of the call that holds.
     """
     locks = lock_table().with_columns(pl.col("scope").replace(_SAME_SCOPE).alias("kind_of_scope"))
     holders = locks.select(
         *("generation", "lock", "kind_of_scope"),
         holder="call",
         holder_leaf="leaf",
+        holder_scope="scope",
+        holder_page="page",
         holder_mode="mode",
         holder_condition="condition",
         holder_held="held",
@@ -85,7 +101,7 @@ def conflict_table() -> pl.DataFrame:
     return (
         locks.select(
             *("generation", "call", "leaf", "sequence", "lock", "scope", "kind_of_scope"),
-            *("mode", "condition", "operand_id"),
+            *("page", "mode", "condition", "operand_id"),
         )
         .join(holders, on=["generation", "lock", "kind_of_scope"], maintain_order="left_right")
         .filter((pl.col("mode") == "EX") | (pl.col("holder_mode") == "EX"))

@@ -1,4 +1,4 @@
-"""Operand ids: what bits 31:0 of a busy status name, by leaf."""
+"""Operands: what a leaf's registers hold, and what the operand id of a busy status names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,33 @@ import polars as pl
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.word import is_busy, low32
 
+# Columns of ``seamcalls`` that are not named for the role that they hold.
+_COLUMNS: Final = {"td": "td_id", "vcpu": "vp_id"}
 # Operand ids fit 16 bits (the highest known is 0x140), so a leaf and an id fit one UInt32.
 _ID_SPACE: Final = 1 << 16
 
 
 @cache
 def operand_table() -> pl.DataFrame:
+    """Return the operands of the leaves, one row per leaf, input register and role.
+
+    Roles are td (address of the TDR), vcpu (of the TDVPR), gpa, level, and page: an address in
+    host physical memory; a second and third page of a call are "page 2" and "page 3".  A register
+    that holds an address and a level has one row for each: bits 51:12 and bits 2:0.
+
+    Returns:
+        Columns leaf (UInt16), call (its name), register (RCX, RDX, ...), role, column (of
+        ``seamcalls``) and source.
+    """
+    role = pl.col("role")
+    column = role.replace(_COLUMNS).str.replace_all(" ", "_", literal=True)
+    return facts("operands", leaf=pl.UInt16).select(
+        "leaf", "call", "register", "role", column.alias("column"), "source"
+    )
+
+
+@cache
+def operand_id_table() -> pl.DataFrame:
     """Return the operand ids, one row per id.
 
     Returns:
@@ -49,7 +70,7 @@ def operand_name(operand_id: pl.Expr) -> pl.Expr:
     Returns:
         String; null for null and for an unknown id.
     """
-    table = operand_table()
+    table = operand_id_table()
     return operand_id.cast(pl.UInt32).replace_strict(
         table["operand_id"], table["name"], default=None, return_dtype=pl.String
     )
@@ -76,7 +97,7 @@ def resource(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
     operand_id = pl.when(is_busy(status) & (low32(status) != 0)).then(low32(status))
     key = pl.when(operand_id < _ID_SPACE).then(leaf.cast(pl.UInt32) * _ID_SPACE + operand_id)
     on_leaf = key.replace_strict(keys, table["resource"], default=None, return_dtype=pl.String)
-    anywhere = operand_table().with_columns(pl.coalesce("resource", "name"))
+    anywhere = operand_id_table().with_columns(pl.coalesce("resource", "name"))
     on_any = operand_id.replace_strict(
         anywhere["operand_id"], anywhere["resource"], default=None, return_dtype=pl.String
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tdxtrace.tdx.facts import facts, records
 
 if TYPE_CHECKING:
     import polars as pl
+
+# Also the columns of ``seamcalls`` that hold them.
+PAGES: Final = ("page", "page_2", "page_3")
+"""Words of wrappers.csv for the pages that a call takes, in the order of its parameters."""
 
 
 @cache
@@ -31,9 +35,9 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
 
     The words: ``td`` and ``vp`` are addresses of struct tdx_td and tdx_vp, ``gpa`` is a guest
     physical address in bytes, ``level`` counts from :func:`level_base`, ``page`` is an address of a
-    struct page and ``pfn`` a page frame number, ``ext_err1`` and ``ext_err2`` are addresses where
-    RCX and RDX go, ``fn`` is RAX at entry and ``args`` the address of a struct tdx_module_args
-    (rcx, rdx, r8, ...).
+    struct page and ``pfn`` a page frame number, ``page_2`` and ``page_3`` are further pages,
+    ``ext_err1`` and ``ext_err2`` are addresses where RCX and RDX go, ``fn`` is RAX at entry and
+    ``args`` the address of a struct tdx_module_args (rcx, rdx, r8, ...).
 
     Args:
         function: The kernel's name of it, such as tdh_mem_page_aug.

@@ -75,7 +75,7 @@ def test_parquet_is_the_table_itself(command: Command, tmp_path: Path) -> None:
 
 def test_csv_has_a_header_and_every_row(command: Command) -> None:
     done = answered(*command.words, "--format", "csv")
-    assert done.lines[0].split(",") == [column.name for column in command.table.columns]
+    assert done.lines[0].split(",") == list(command.table.schema)
     rows = pl.read_csv(io.BytesIO(done.stdout), infer_schema_length=None)
     assert rows.height == command.rows.height
 

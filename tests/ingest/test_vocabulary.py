@@ -361,6 +361,26 @@ def test_level_and_gpa_share_a_register() -> None:
     assert columns(text, "gpa", "level") == [(0x8020_0000, 1)]
 
 
+def test_a_call_may_take_several_pages() -> None:
+    entry = "sc_in: (__seamcall+0x0/0x40) fn=0x3a rcx=0x100200001 rdx=0x99000 r8=0x9a000"
+    text = line("1.000001", entry) + line("1.000002", "sc: (tdh_x+0x9b <- __seamcall) ret=0x0")
+    names = ("leaf", "page", "level", "page_2", "page_3", "gpa", "td_id", "status")
+    rows = [(58, 0x1_0020_0000, 1, 0x99000, 0x9A000, None, None, 0)]
+    assert columns(text, *names) == rows
+    # Rows of other calls, before and behind, have none of these pages.
+    other = (6, 0x99000, 0, None, None, 0x8000_0000, 0x7D000, 0)
+    before, after = (line(f"{n}.0", SC_ENTRY) + line(f"{n}.1", SC_RETURN) for n in (0, 2))
+    assert columns(before + text + after, *names) == [other, *rows, other]
+
+
+def test_a_page_of_a_wrapper_may_be_a_frame_number() -> None:
+    text = line("1.000001", "pamt_in: (tdh_phymem_pamt_add+0x0/0x40) pfn=0x100200 pamt_pages=0x5b")
+    text += line("1.000002", "pamt: (tdx_pamt_get+0x9b <- tdh_phymem_pamt_add) ret=0x0")
+    trace = read_text(text)
+    assert trace.seamcalls.select("leaf", "page", "status").rows() == [(58, 0x100200, 0)]
+    assert "page_2" not in trace.seamcalls.columns
+
+
 @pytest.mark.parametrize(
     ("fn", "leaf", "version"),
     [("0x6", 6, 0), ("0x10016", 22, 1), ("65558", 22, 1), ("0x10003", 3, 1), ("0x26", 38, 0)],

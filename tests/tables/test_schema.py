@@ -103,7 +103,20 @@ def test_tables_have_names_of_their_own() -> None:
     assert len({table.name for table in TABLES}) == len(TABLES)
 
 
-@given(st.sampled_from(SEAMCALLS.columns))
+@given(st.sampled_from([column for column in SEAMCALLS.columns if not column.optional]))
 def test_a_table_without_a_column_is_refused(column: Column) -> None:
     with pytest.raises(TableError, match=f"column '{column.name}' is missing"):
         SEAMCALLS.check(story("B S").seamcalls.drop(column.name))
+
+
+def test_an_optional_column_is_there_only_if_a_row_has_a_value() -> None:
+    calls = story("B S").seamcalls
+    assert SEAMCALLS.empty().columns == calls.columns
+    wide = SEAMCALLS.with_optional(calls)
+    assert [name for name in wide.columns if name not in calls.columns] == ["page_2", "page_3"]
+    assert SEAMCALLS.check(wide).equals(wide)
+    assert SEAMCALLS.without_unused(wide).equals(calls)
+    second = wide.with_columns(page_2=pl.lit(0x1000, pl.UInt64))
+    assert SEAMCALLS.without_unused(second).columns == [*calls.columns, "page_2"]
+    with pytest.raises(TableError, match="'page_2' is Int64, not UInt64"):
+        SEAMCALLS.conform(calls.with_columns(page_2=pl.lit(1, pl.Int64)))

@@ -27,8 +27,8 @@ def test_every_fact_names_a_public_source(path: Path) -> None:
 def test_the_files_are_all_tables() -> None:
     assert [path.name for path in FILES] == [
         *("bug_rules.csv", "exit_reasons.csv", "generations.csv", "kernels.csv", "kvm.csv"),
-        *("leaves.csv", "locks.csv", "operand_ids.csv", "resources.csv", "status_codes.csv"),
-        "wrappers.csv",
+        *("leaves.csv", "locks.csv", "operand_ids.csv", "operands.csv", "resources.csv"),
+        *("status_codes.csv", "wrappers.csv"),
     ]
 
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx.leaves import leaf_name, leaf_table, parse_leaf, split_fn
+from tdxtrace.tdx.operands import operand_table
 
 NUMBERS = {
     "TDH.VP.ENTER": 0,
@@ -148,20 +150,30 @@ def test_registers_hold_what_the_dispatcher_passes_on(
 ) -> None:
     row = leaf_table().row(by_predicate=pl.col("name") == name, named=True)
     assert row["request"] == request_
-    assert tuple(row[f"{kind}_register"] for kind in ("gpa", "td", "vp", "page")) == registers
+    held = dict(operand_table().filter(pl.col("call") == name).select("role", "register").rows())
+    assert tuple(map(held.get, ("gpa", "td", "vcpu", "page"))) == registers
 
 
 def test_the_level_rides_in_rcx_only_where_the_module_takes_a_level() -> None:
-    level = dict(leaf_table().select("name", "level_in_gpa").iter_rows())
+    roles = operand_table().group_by("call").agg(held=pl.struct("register", "role"))
+    level = {call: {"register": "RCX", "role": "level"} in held for call, held in roles.rows()}
     assert [level[f"TDH.{name}"] for name in ("MEM.PAGE.AUG", "MR.EXTEND", "MEM.TRACK")] == [
-        *(True, False, None)
+        *(True, False, False)
     ]
 
 
+def test_operands_are_of_leaves_and_are_columns() -> None:
+    table = operand_table()
+    named = table.join(leaf_table().select("leaf", call="name"), on=["leaf", "call"], how="semi")
+    assert named.equals(table)
+    assert table.select("leaf", "role").is_unique().all()
+    assert set(table["column"]) <= {column.name for column in SEAMCALLS.columns}
+
+
 def test_a_request_is_identified_by_a_register_that_exists() -> None:
-    for row in leaf_table().iter_rows(named=True):
-        register = {"gpa": "gpa", "td": "td", "vcpu": "vp", "page": "page"}.get(row["request"])
-        assert register is None or row[f"{register}_register"] is not None, row["name"]
+    held = set(operand_table().select("leaf", "role").rows())
+    for leaf, name, request_ in leaf_table().select("leaf", "name", "request").iter_rows():
+        assert request_ == "global" or (leaf, request_) in held, name
 
 
 def test_a_leaf_knows_its_kernel_name_and_wrappers() -> None:

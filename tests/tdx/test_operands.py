@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdxtrace.tdx.operands import operand_name, operand_table, resource, resource_table
+from tdxtrace.tdx.operands import operand_id_table, operand_name, resource, resource_table
 
 BUSY = 0x8000020000000000
 
@@ -122,7 +122,7 @@ def test_operand_ids_have_the_names_of_the_headers() -> None:
 
 def test_a_leaf_and_an_id_are_listed_once() -> None:
     assert resource_table().select("leaf", "operand_id").is_unique().all()
-    assert operand_table()["operand_id"].is_unique().all()
+    assert operand_id_table()["operand_id"].is_unique().all()
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**16 - 1))

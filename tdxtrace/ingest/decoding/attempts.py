@@ -15,6 +15,7 @@ from tdxtrace.ingest.decoding.pairing import Index
 from tdxtrace.ingest.decoding.words import either, from_registers, of, prefer
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, RawEvents, U64Array, Words
 from tdxtrace.tables.events import PROBES, SEAMCALLS
+from tdxtrace.tdx.wrappers import PAGES
 
 # fn: leaf in bits 15:0, version in bits 23:16; bit 63 is a call to P-SEAMLDR.
 _LEAF_MASK: Final = np.uint64(0xFFFF)
@@ -23,6 +24,8 @@ _PAGE_SHIFT: Final = np.uint64(12)
 # Columns whose numbers a source may not tell.
 _NUMBERED: Final = ("start_cpu", "cpu", "tid", "tgid")
 _PAIR_LINES: Final = 2
+_OPERANDS: Final = ("td_id", "vp_id", "gpa", "level", "page")
+_FURTHER_PAGES: Final = frozenset(PAGES[1:])
 
 
 class Attempts:
@@ -157,16 +160,17 @@ class Attempts:
 
     def _words(self, leaf: U64Array) -> dict[str, Words]:
         first, last = self.early, self.late
+        further = sorted(_FURTHER_PAGES & (first.names() | last.names()))
         words = {
             name: either(first, last, name)
-            for name in ("td_id", "vp_id", "gpa", "level", "page", "ext_err1", "ext_err2")
+            for name in (*_OPERANDS, "ext_err1", "ext_err2", *further)
         }
         gfn, has_gfn = either(first, last, "gfn")
         if has_gfn.any():
             words["gpa"] = prefer(words["gpa"], (gfn << _PAGE_SHIFT, has_gfn))
         words["status"] = of(last, "status")
         for name, found in from_registers(first, leaf).items():
-            words[name] = prefer(words[name], found)
+            words[name] = prefer(words[name], found) if name in words else found
         for name, register in (("ext_err1", "out_rcx"), ("ext_err2", "out_rdx")):
             if register in last.names():
                 words[name] = prefer(words[name], last.get(register))
@@ -179,7 +183,7 @@ class Attempts:
         assert self.parents is not None
         child = np.flatnonzero(self.parents != ABSENT)
         parent = self.parents[child]
-        for name in ("td_id", "vp_id", "gpa", "level", "page"):
+        for name in (*_OPERANDS, *(_FURTHER_PAGES & words.keys())):
             value, there = words[name]
             take = there[parent]
             value[child[take]] = value[parent[take]]

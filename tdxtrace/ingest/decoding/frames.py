@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
@@ -145,7 +145,7 @@ def frame(
     if not n:
         return table.empty()
     made: list[pl.Series] = []
-    for name, dtype in table.schema.items():
+    for name, dtype in _wanted(table, columns, seen):
         column = columns.get(name)
         if texts is not None and name in texts:
             made.append(texts[name].alias(name))
@@ -158,6 +158,15 @@ def frame(
             numbers = _series(name, column, dtype, room)
             made.append(_masked(numbers, seen.get(name)))
     return pl.DataFrame(made)
+
+
+def _wanted(
+    table: Table, columns: Mapping[str, Column], seen: Mapping[str, BoolArray]
+) -> Iterator[tuple[str, pl.DataType]]:
+    """Yield name and type of the columns to make: optional ones only if they have a value."""
+    for column in table.columns:
+        if not column.optional or (column.name in columns and not _never(column.name, seen)):
+            yield column.name, column.dtype
 
 
 def series(name: str, values: Values, seen: BoolArray | None) -> pl.Series:

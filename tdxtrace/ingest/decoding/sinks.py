@@ -39,7 +39,9 @@ class MemorySink:
     def whole(self) -> dict[str, pl.DataFrame]:
         """Every event table, in the catalog's order."""
         return {
-            table.name: pl.concat([table.empty(), *self.tables.get(table.name, [])], rechunk=False)
+            table.name: pl.concat(
+                [table.empty(), *self.tables.get(table.name, [])], how="diagonal", rechunk=False
+            )
             for table in EVENT_TABLES
         }
 

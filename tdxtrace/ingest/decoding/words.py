@@ -6,13 +6,13 @@ from functools import cache
 from typing import Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import Fields, U64Array, Words
-from tdxtrace.tdx import leaves
+from tdxtrace.tdx.operands import operand_table
+from tdxtrace.tdx.wrappers import PAGES
 
-# GPA and level share RCX of the MEM leaves: bits 51:12 and 2:0.  Linux
+# An address and a level that share a register: bits 51:12 and 2:0.  Linux
 # arch/x86/virt/vmx/tdx/tdx.c passes gpa | level; TDX module ABI, TDH.MEM.PAGE.AUG.
 _PAGE_MASK: Final = np.uint64(0x000F_FFFF_FFFF_F000)
 _LEVEL_MASK: Final = np.uint64(0x7)
@@ -49,37 +49,40 @@ def prefer(words: Words, other: Words) -> Words:
 @cache
 def _registers() -> dict[str, dict[str, NDArray[np.uint16]]]:
     """For each column and SEAMCALL input register: the leaves that pass it there."""
-    table = leaves.leaf_table()
     found: dict[str, dict[str, NDArray[np.uint16]]] = {}
-    for column, register in (
-        ("gpa", "gpa_register"),
-        ("td_id", "td_register"),
-        ("vp_id", "vp_register"),
-        ("page", "page_register"),
+    for (column, register), rows in operand_table().group_by(
+        "column", "register", maintain_order=True
     ):
-        found[column] = {
-            name.lower(): table.filter(pl.col(register) == name)["leaf"].to_numpy()
-            for name in table[register].drop_nulls().unique()
-        }
+        leaves = rows["leaf"].to_numpy()
+        found.setdefault(str(column), {})[str(register).lower()] = leaves
     return found
 
 
 def from_registers(first: Fields, leaf: U64Array) -> dict[str, Words]:
     """What the input registers of a SEAMCALL say, for probes on ``__seamcall*``."""
     words: dict[str, Words] = {}
-    if first.names().isdisjoint(("rcx", "rdx", "r8")):
+    by_column = _registers()
+    registers = {register for users in by_column.values() for register in users}
+    if first.names().isdisjoint(registers):
         return words
     n = len(first)
-    read = {name: of(first, name) for name in ("rcx", "rdx", "r8")}
-    for column, by_register in _registers().items():
+    read = {name: of(first, name) for name in registers}
+    has_level = {name: np.isin(leaf, users) for name, users in by_column["level"].items()}
+    for column, by_register in by_column.items():
         value, there = np.zeros(n, np.uint64), np.zeros(n, np.bool_)
         for register, users in by_register.items():
             found, has = read[register]
             here = np.isin(leaf, users) & has
+            if column == "level":
+                found = found & _LEVEL_MASK
+            elif register in has_level:
+                found = np.where(has_level[register], found & _PAGE_MASK, found)
             value = np.where(here, found, value)
             there |= here
-        words[column] = value, there
+        if there.any() or column not in PAGES[1:]:
+            words[column] = value, there
+    # An address in guest memory without a level is that of a 4K page.
     gpa, has_gpa = words["gpa"]
-    words["level"] = gpa & _LEVEL_MASK, has_gpa
-    words["gpa"] = gpa & _PAGE_MASK, has_gpa
+    level, has_level_ = words["level"]
+    words["gpa"], words["level"] = (gpa & _PAGE_MASK, has_gpa), (level, has_level_ | has_gpa)
     return words

@@ -111,6 +111,7 @@ KEYS: Final[Mapping[str, str]] = {
     "gfn": "gfn",
     **dict.fromkeys(("level", "lvl"), "level"),
     **dict.fromkeys(("page", "pfn", "hpa"), "page"),
+    **{name: name for name in wrappers.PAGES[1:]},
     **dict.fromkeys(("ext1", "ext_err1", "err1", "e1", "entry"), "ext_err1"),
     **dict.fromkeys(("ext2", "ext_err2", "err2", "e2", "level_state"), "ext_err2"),
     **dict.fromkeys(("ret", "retval", "status", "err", "rc", "rax", "vp_enter_ret"), "status"),
@@ -121,7 +122,7 @@ KEYS: Final[Mapping[str, str]] = {
     "r8": "r8",
     **dict.fromkeys(("vcpu", "vcpu_id"), "vcpu_id"),
 }
-_PASSED_BY_VALUE: Final = ("td", "vp", "gpa", "level", "page", "pfn", "fn")
+_PASSED_BY_VALUE: Final = ("td", "vp", "gpa", "level", "pfn", "fn", *wrappers.PAGES)
 # These write the output registers over struct tdx_module_args before they return
 # (Linux arch/x86/virt/vmx/tdx/seamcall.S); __seamcall leaves it untouched.
 _OVERWRITES_ARGS: Final = ("__seamcall_ret", "__seamcall_saved_ret")
