@@ -7,10 +7,12 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.threads import VP_ENTER, infer_td
+from tdxtrace.tables.events import SEAMCALLS
+from tdxtrace.tdx.wrappers import PAGES
 
 _COLUMNS: Final = (
-    *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page", "status"),
-    *("start_ns", "end_ns", "cpu"),
+    *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", *PAGES),
+    *("status", "start_ns", "end_ns", "cpu"),
 )
 
 
@@ -31,7 +33,9 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         where start_ns or end_ns is null), certain (Boolean: both were recorded).  The status
         of an entry that KVM reports as failed is null.
     """
-    calls = seamcalls.select(*_COLUMNS, returned=pl.col("status").is_not_null())
+    calls = SEAMCALLS.with_optional(seamcalls).select(
+        *_COLUMNS, returned=pl.col("status").is_not_null()
+    )
     probed = calls.filter(pl.col("leaf") == VP_ENTER).select("tid").unique()
     entries = vm_entries.join(probed, on="tid", how="anti").select(
         "source",
@@ -40,7 +44,7 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         "tid",
         "tgid",
         *(pl.lit(None, calls.schema[c]).alias(c) for c in ("td_id", "vp_id", "gpa")),
-        *(pl.lit(None, calls.schema[c]).alias(c) for c in ("level", "page")),
+        *(pl.lit(None, calls.schema[c]).alias(c) for c in ("level", *PAGES)),
         pl.col("exit_reason").cast(pl.UInt64).replace(0xFFFF_FFFF, None).alias("status"),
         "start_ns",
         "end_ns",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes import keys
@@ -13,6 +14,7 @@ from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import LACKS
 from tdxtrace.tdx.leaves import leaf_table, numbers_of
+from tdxtrace.tdx.wrappers import PAGES
 
 # Why no host call is the cause.
 NO_CANDIDATE, CLOCK_TOO_COARSE, GENERATIONS_DISAGREE = (
@@ -270,7 +272,7 @@ def _facts(evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFram
     # Not armed entries: a longer trace would not show whether one was armed.
     unsure = (pl.col("grade") == BOUNDS_UNKNOWN) & ~pl.col("is_armed")
     doubtful = ranked.filter(unsure).select(row="attempt").unique()
-    operands = evidence.calls[rows["row"]].select("start_ns", "td_id", "gpa", "vp_id", "page")
+    operands = evidence.calls[rows["row"]].select("start_ns", "td_id", "gpa", "vp_id", *PAGES)
     entries = evidence.calls.group_by("leaf").agg(entries=pl.col("start_ns").is_not_null().any())
     locks = rows["lock"].drop_nulls().unique()
     missing = {str(lock): _unprobed(evidence, str(lock)) for lock in locks}
@@ -302,8 +304,16 @@ def _lacks_operands(rows: pl.DataFrame) -> pl.Expr:
 
 def _unprobed(evidence: BusyEvidence, lock: str) -> str:
     """Names of probes on leaves that can hold the lock and of which no call was recorded."""
-    attempting = evidence.busy.attempts.filter(pl.col("lock") == lock)["leaf"].unique()
-    holding = lock_conflicts(lock).holders(attempting.to_numpy().astype("intp"), evidence.mask)
+    attempting = evidence.busy.attempts.filter(pl.col("lock") == lock)
+    leaves = attempting["leaf"].unique().to_numpy().astype("intp")
+    holding = np.any(
+        [
+            conflicts.holders(leaves, evidence.mask)
+            for scope in attempting["scope"].unique()
+            for conflicts in lock_conflicts(lock, scope)
+        ],
+        axis=0,
+    )
     seen = set(evidence.calls["leaf"].unique())
     wrappers = dict(leaf_table().select("leaf", "wrappers").iter_rows())
     names = [

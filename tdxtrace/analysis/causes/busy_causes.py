@@ -251,12 +251,19 @@ def _epoch() -> pl.Expr:
 def _with_modes(frame: pl.DataFrame, mask: pl.Expr) -> pl.DataFrame:
     """Add the mode in which each of the two took the lock, in the newest possible generation."""
     newest = pl.when(mask & 4 > 0).then(4).when(mask & 2 > 0).then(2).otherwise(1).cast(pl.UInt8)
-    frame = frame.with_columns(newest=newest)
-    for leaf, name in (("leaf", "mode"), ("holder_leaf", "holder_mode")):
+    status = pl.col("status")
+    operand = pl.when(word.is_busy(status)).then(word.low32(status))
+    frame = frame.with_columns(newest=newest, operand_id=operand)
+    for leaf, name, more in (
+        ("leaf", "mode", ()),
+        ("leaf", "operand_mode", ("operand_id",)),
+        ("holder_leaf", "holder_mode", ()),
+    ):
         frame = frame.join(
-            modes().rename({"mode": name, "leaf": leaf, "mask": "newest"}),
-            on=["newest", leaf, "lock"],
+            modes(*more).rename({"mode": name, "leaf": leaf, "mask": "newest"}),
+            on=["newest", leaf, "lock", *more],
             how="left",
             maintain_order="left",
         )
-    return frame
+    # A leaf may take a lock in another mode for each of its operands.
+    return frame.with_columns(mode=pl.coalesce("operand_mode", "mode"))

@@ -65,15 +65,29 @@ def find_candidates(busy: BusyAttempts) -> pl.DataFrame:
     """
     begun = busy.calls["start_ns"].gather(busy.attempts["row"]).is_not_null()
     timed = busy.attempts.filter(begun & busy.attempts["lock"].is_not_null())
-    parts = [
-        _candidates_of_lock(busy, str(lock[0]), rows)
-        for lock, rows in timed.group_by("lock", maintain_order=True)
-    ]
-    return pl.concat([pl.DataFrame(schema=CANDIDATES), *parts])
+    parts = [pl.DataFrame(schema=CANDIDATES)]
+    for (lock, scope), rows in timed.group_by("lock", "scope", maintain_order=True):
+        tables = conflicts.lock_conflicts(str(lock), str(scope))
+        found = [_candidates_of_lock(busy, table, rows) for table in tables]
+        parts.append(_merge([part for part in found if part.height]))
+    return pl.concat(parts)
 
 
-def _candidates_of_lock(busy: BusyAttempts, lock: str, attempts: pl.DataFrame) -> pl.DataFrame:
-    table = conflicts.lock_conflicts(lock)
+def _merge(found: list[pl.DataFrame]) -> pl.DataFrame:
+    """Concatenate candidates; a holder of several pages that match an attempt is one row."""
+    rows = pl.concat([pl.DataFrame(schema=CANDIDATES), *found])
+    if len(found) < 2:
+        return rows
+    pair = ["attempt", "holder", "lock"]
+    return rows.group_by(pair, maintain_order=True).agg(
+        pl.col("mask").bitwise_or(), pl.exclude(*pair, "mask").first()
+    )
+
+
+def _candidates_of_lock(
+    busy: BusyAttempts, table: LockConflicts, attempts: pl.DataFrame
+) -> pl.DataFrame:
+    lock = table.lock
     attempting = attempts["leaf"].unique().to_numpy().astype(np.intp)
     holding = table.holders(attempting, busy.mask)
     leaf = busy.calls["leaf"].to_numpy()
@@ -194,7 +208,7 @@ def _pairs(
 ) -> _Pairs:
     """Attempts, and places in ``rows`` that overlap them on the same resource and exclude them."""
     calls = busy.calls
-    wanted_key, held_key = keys.keys(calls, table.scope, attempts, rows)
+    wanted_key, held_key = keys.keys(calls, table.scope, table.holder_scope, attempts, rows)
     keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
     start, end = (calls[name].to_numpy()[attempts] for name in ("begins", "ends"))
     tid = calls["tid"].fill_null(-1).to_numpy()
@@ -208,7 +222,7 @@ def _pairs(
         mask = table.masks[leaf[attempts[a]], leaf[rows[h]]] & np.uint8(busy.mask)
         keep = (mask > 0) & (tid[attempts[a]] != tid[rows[h]])
         a, h, mask = a[keep], h[keep], mask[keep]
-        same = keys.is_same_resource(calls, table.scope, attempts[a], rows[h])
+        same = keys.is_same_resource(calls, table, attempts[a], rows[h])
         a, h, mask = a[same], h[same], mask[same]
         own, other = latency[attempts[a]], latency[rows[h]]
         overlap = np.minimum(end[a], ends[h]) - np.maximum(start[a], begins[h])
@@ -303,7 +317,7 @@ def guests_inside(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> pl
     """
     rows = attempts.to_numpy().astype(np.intp)
     entries = np.flatnonzero((calls["leaf"] == VP_ENTER).to_numpy())
-    wanted_key, held_key = keys.keys(calls, "td", rows, entries)
+    wanted_key, held_key = keys.keys(calls, "td", "td", rows, entries)
     begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
     tid = calls["tid"].fill_null(-1).to_numpy()
     keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)

@@ -20,9 +20,10 @@ TREE: Final = "SEPT_TREE"
 ENTRY: Final = "SEPT_ENTRY"
 # Leaf numbers fit 8 bits: the highest known is 254.
 _N_LEAVES: Final = 256
+_RANGE: Final = "2M range"
 # Of two locks with one scope, calls collide if they name the same thing; the other TD of a
 # service TD's calls is no argument that a capture shows, so it counts as the TD.
-_SCOPES: Final = {"service td": "td", "target td": "td", "2M range": "page"}
+_SCOPES: Final = {"service td": "td", "target td": "td", _RANGE: "page"}
 _RELEASED_BEFORE_GUEST: Final = ("entry", "instant")
 
 Masks = NDArray[np.uint8]
@@ -44,9 +45,16 @@ class LockConflicts:
 
     lock: str
     scope: str
-    """What two calls must have in common: td, vcpu, entry, page, module, package, …"""
+    """What the attempting call names: td, vcpu, entry, page (the second of a call: page 2),
+    module, package, …"""
+    holder_scope: str
+    """What the holding call names: the same, but perhaps another of its pages."""
     masks: Masks
     """[attempting leaf, holding leaf]: generations in which they exclude each other."""
+    wants_range: NDArray[np.bool_]
+    """[attempting leaf]: whether it locks the 2M range that its page is in."""
+    holds_range: NDArray[np.bool_]
+    """[holding leaf]: whether it locks the 2M range that its page is in."""
 
     def holders(self, attempting: NDArray[np.intp], mask: int) -> NDArray[np.bool_]:
         """Return the leaves that can keep any of ``attempting`` out, in generations of ``mask``."""
@@ -95,32 +103,64 @@ def held_before() -> pl.DataFrame:
 
 
 @cache
-def lock_conflicts(lock: str) -> LockConflicts:
+def lock_conflicts(lock: str, scope: str) -> tuple[LockConflicts, ...]:
     """Return the leaves that exclude each other on a lock, in every generation.
 
     Conditions that a capture rarely shows (the version of a leaf, an armed entry) count as
     fulfilled; what they exclude is filtered where the calls are examined.
+
+    Args:
+        lock: Name of the lock.
+        scope: What the attempting call names, as in :func:`locks_of_busy`.
+
+    Returns:
+        At least one; one for each page of holding calls, if they hold the lock on several.
     """
     rows = conflict_table().filter(
         pl.col("lock") == lock, pl.col("leaf").is_not_null(), pl.col("holder_leaf").is_not_null()
     )
-    masks = np.zeros((_N_LEAVES, _N_LEAVES), np.uint8)
-    for generation, leaf, holder in rows.select("generation", "leaf", "holder_leaf").iter_rows():
-        masks[leaf, holder] |= mask_of(generation)
-    scope = lock_table().filter(pl.col("lock") == lock)["scope"][0]
-    return LockConflicts(lock, _SCOPES.get(scope, scope), masks)
+    named = rows.with_columns(_scope(), holder_scope=_scope("holder_"))
+    of_scope = named.filter(pl.col("scope") == scope)
+    found = []
+    for holder_scope in of_scope["holder_scope"].unique(maintain_order=True).to_list() or [scope]:
+        masks = np.zeros((_N_LEAVES, _N_LEAVES), np.uint8)
+        part = of_scope.filter(pl.col("holder_scope") == holder_scope)
+        columns = part.select("generation", "leaf", "holder_leaf")
+        for generation, leaf, holder in columns.iter_rows():
+            masks[leaf, holder] |= mask_of(generation)
+        ranges = (_leaves_with_range(lock, name) for name in (scope, holder_scope))
+        found.append(LockConflicts(lock, scope, holder_scope, masks, *ranges))
+    return tuple(found)
+
+
+def _scope(side: str = "") -> pl.Expr:
+    """Return the scope of a lock with its kinds merged; a further page has its number behind it."""
+    kind, page = pl.col(f"{side}scope").replace(_SCOPES), pl.col(f"{side}page")
+    return pl.when(page > 1).then(pl.format("{} {}", kind, page)).otherwise(kind)
+
+
+def _leaves_with_range(lock: str, scope: str) -> NDArray[np.bool_]:
+    """Return by leaf whether its lock of this scope is on a whole 2M range."""
+    rows = _host_locks().filter(pl.col("lock") == lock, pl.col("scope") == scope, "is_range")
+    found = np.zeros(_N_LEAVES, np.bool_)
+    found[rows["leaf"].to_numpy()] = True
+    return found
 
 
 @cache
-def modes() -> pl.DataFrame:
+def modes(*more: str) -> pl.DataFrame:
     """Return in which mode each leaf takes each lock, one row per generation, leaf and lock.
 
+    Args:
+        *more: Further columns to distinguish by, such as operand_id.
+
     Returns:
-        Columns mask (UInt8, one bit), leaf, lock, mode (SH or EX; EX if it takes several).
+        Columns mask (UInt8, one bit), leaf, lock, those of ``more``, and mode (SH or EX; EX if it
+        takes several).
     """
     return (
         _host_locks()
-        .group_by("mask", "leaf", "lock")
+        .group_by("mask", "leaf", "lock", *more)
         .agg(pl.col("mode").min())
         .with_columns(pl.col("leaf").cast(pl.UInt16))
     )
@@ -141,6 +181,7 @@ def _host_locks() -> pl.DataFrame:
         .filter(pl.col("leaf").is_not_null())
         .with_columns(
             mask=pl.col("generation").replace_strict(bits, return_dtype=pl.UInt8),
-            scope=pl.col("scope").replace(_SCOPES),
+            scope=_scope(),
+            is_range=pl.col("scope") == _RANGE,
         )
     )

@@ -9,6 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Index, Times
+from tdxtrace.analysis.causes.conflicts import LockConflicts
+from tdxtrace.tdx.wrappers import PAGES
 
 NO_KEY: Final = -1
 _PAGE_SHIFT: Final = 12
@@ -19,27 +21,34 @@ _LEVEL_SHIFT: Final = 9
 _KERNEL: Final = 1 << 63
 _STRUCT_PAGE_SHIFT: Final = 6
 
+# Scopes that are a page, and the column that has it: the first, second, ... page of a call.
+_PAGES: Final = {name.replace("_", " "): name for name in PAGES}
 # Columns that identify the resource, by scope; a module or package has one of each kind.
 _KEY_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "td": ("td_id",),
     "vcpu": ("vp_id",),
     "entry": ("td_id", "entry"),
-    "page": ("frame_kind", "range"),
+    **dict.fromkeys(_PAGES, ("frame_kind", "range")),
     "stream": ("td_id",),
 }
 
 
 def required_columns(scope: str) -> tuple[str, ...]:
     """Return the columns of ``seamcalls`` that identify what a call works on, by lock scope."""
-    return {"entry": ("td_id", "gpa"), "page": ("page",)}.get(scope, _KEY_COLUMNS.get(scope, ()))
+    if scope in _PAGES:
+        return (_PAGES[scope],)
+    return {"entry": ("td_id", "gpa")}.get(scope, _KEY_COLUMNS.get(scope, ()))
 
 
-def keys(calls: pl.DataFrame, scope: str, wanted: Index, held: Index) -> tuple[Times, Times]:
+def keys(
+    calls: pl.DataFrame, scope: str, holder_scope: str, wanted: Index, held: Index
+) -> tuple[Times, Times]:
     """Number the resources of the wanted calls, and match those of the held calls to them.
 
     Args:
         calls: Calls of one source (:func:`~.activity.activity`).
-        scope: Lock scope: what two calls must have in common.
+        scope: What the wanted calls name: the scope of their lock.
+        holder_scope: What the held calls name.
         wanted: Rows of ``calls`` whose partners are wanted.
         held: Rows among which partners are looked for.
 
@@ -50,23 +59,23 @@ def keys(calls: pl.DataFrame, scope: str, wanted: Index, held: Index) -> tuple[T
     columns = _KEY_COLUMNS.get(scope, ())
     if not columns:
         return np.zeros(len(wanted), np.int64), np.zeros(len(held), np.int64)
-    needed = required_columns(scope)
-    wanted_keys = _key_columns(calls.select(*needed, *_level_column(scope))[wanted], columns)
-    held_keys = _key_columns(calls.select(*needed, *_level_column(scope))[held], columns)
+    wanted_keys = _key_columns(calls, scope, wanted)
+    held_keys = _key_columns(calls, holder_scope, held)
     numbers = wanted_keys.drop_nulls().unique().with_row_index("key")
     return _numbered(wanted_keys, numbers), _numbered(held_keys, numbers)
 
 
-def _level_column(scope: str) -> tuple[str, ...]:
-    return ("level",) if scope in ("entry", "page") else ()
-
-
-def _key_columns(rows: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
-    if "entry" in columns:
+def _key_columns(calls: pl.DataFrame, scope: str, at: Index) -> pl.DataFrame:
+    needed = (*required_columns(scope), *(("level",) if scope == "entry" else ()))
+    rows = calls.select(needed)[at]
+    if scope == "entry":
         rows = rows.with_columns(entry=_entry())
-    if "range" in columns:
-        rows = rows.with_columns(range=_frame() // (1 << _LEVEL_SHIFT), frame_kind=_frame_kind())
-    return rows.select(columns)
+    elif scope in _PAGES:
+        page = pl.col(_PAGES[scope])
+        rows = rows.with_columns(
+            range=_frame(page) // (1 << _LEVEL_SHIFT), frame_kind=page >= _KERNEL
+        )
+    return rows.select(_KEY_COLUMNS[scope])
 
 
 def _numbered(rows: pl.DataFrame, numbers: pl.DataFrame) -> Times:
@@ -82,8 +91,7 @@ def _entry() -> pl.Expr:
     return (pl.col("gpa") - pl.col("gpa") % size) + level
 
 
-def _frame() -> pl.Expr:
-    page = pl.col("page")
+def _frame(page: pl.Expr) -> pl.Expr:
     shift = (
         pl.when(page >= _KERNEL)
         .then(1 << _STRUCT_PAGE_SHIFT)
@@ -94,12 +102,8 @@ def _frame() -> pl.Expr:
     return page // shift.cast(pl.UInt64)
 
 
-def _frame_kind() -> pl.Expr:
-    return pl.col("page") >= _KERNEL
-
-
 def is_same_resource(
-    calls: pl.DataFrame, scope: str, wanted: Index, held: Index
+    calls: pl.DataFrame, conflicts: LockConflicts, wanted: Index, held: Index
 ) -> NDArray[np.bool_]:
     """Tell for pairs of calls with equal keys whether they want the same lock.
 
@@ -107,14 +111,29 @@ def is_same_resource(
     two calls collide if they name the same page, or one of them works on the whole range.
     Source: intel/tdx-module 1.5.01 src/common/memory_handlers/pamt_manager.c, pamt_walk.
     """
-    if scope != "page":
+    if conflicts.scope not in _PAGES:
         return np.ones(len(wanted), np.bool_)
-    frame, large = zip(*(_frame_and_size(calls[rows]) for rows in (wanted, held)), strict=True)
+    sides = (
+        (wanted, conflicts.scope, conflicts.wants_range),
+        (held, conflicts.holder_scope, conflicts.holds_range),
+    )
+    frame, large = zip(*(_frame_and_size(calls, *side) for side in sides), strict=True)
     same: NDArray[np.bool_] = (frame[0] == frame[1]) | large[0] | large[1]
     return same
 
 
-def _frame_and_size(rows: pl.DataFrame) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the 4K frame number of each call, and whether it works on a larger page."""
-    shown = rows.select(frame=_frame().fill_null(0), large=(pl.col("level") > 0).fill_null(False))
-    return shown["frame"].to_numpy(), shown["large"].to_numpy()
+def _frame_and_size(
+    calls: pl.DataFrame, at: Index, scope: str, locks_range: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the 4K frame number of each call, and whether it works on a larger page.
+
+    A level is that of the first page.
+    """
+    column = _PAGES[scope]
+    shown = calls.select(column, "level", "leaf")[at].select(
+        "leaf",
+        frame=_frame(pl.col(column)).fill_null(0),
+        large=(pl.col("level") > 0).fill_null(False) & pl.lit(column == PAGES[0]),
+    )
+    is_range = locks_range[shown["leaf"].to_numpy()]
+    return shown["frame"].to_numpy(), shown["large"].to_numpy() | is_range

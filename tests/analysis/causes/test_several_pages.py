@@ -1,0 +1,163 @@
+"""Calls that take several pages: what was busy is matched by the page that the answer names.
+
+A leaf is nothing but rows of the tables in tdxtrace/tdx/data: the last test adds one that no
+module has.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from support.texts import line
+
+import tdxtrace
+import tdxtrace.tdx.facts
+
+# Numbers of intel/tdx-module 1.5.20 include/tdx_api_defs.h and tdx_error_codes_defs.h.
+AUG, RECLAIM, PAMT_ADD = 0x06, 0x1C, 0x3A
+BUSY = 0x8000_0200_0000_0000
+RCX, RDX, R8 = 0x1, 0x2, 0x8
+
+RANGE, FIRST, SECOND = 0x1_0020_0000, 0x9_9000, 0x9_A000
+ADDS = {"rcx": RANGE | 1, "rdx": FIRST, "r8": SECOND}
+
+
+def call(
+    tid: int, begins: int, ends: int, leaf: int, status: int = 0, **registers: int
+) -> list[tuple[int, str]]:
+    """A SEAMCALL of a thread from one microsecond to another, seen by probes on __seamcall."""
+    inputs = " ".join(f"{name}={value:#x}" for name, value in registers.items())
+    place: dict[str, Any] = {"task": f"vm-{tid}", "cpu": tid % 8}
+    entry = f"sc_in: (__seamcall+0x0/0x40) fn={leaf:#x} {inputs}"
+    back = f"sc: (seamcall+0x9b/0xb0 <- __seamcall) ret={status:#x}"
+    return [
+        (begins, line(f"1.{begins:06}", entry, **place)),
+        (ends, line(f"1.{ends:06}", back, **place)),
+    ]
+
+
+def text_of(*calls: list[tuple[int, str]]) -> str:
+    return "".join(text for _, text in sorted(event for one in calls for event in one))
+
+
+def answers(text: str, folder: Path) -> list[tuple[Any, ...]]:
+    """Leaf of each busy call, its cause, the thread that held the lock, and the two modes."""
+    (folder / "trace.txt").write_text(text)
+    trace = tdxtrace.read_trace(folder / "trace.txt")
+    causes = tdxtrace.analyze(trace, generation="C").busy_causes
+    first = causes.filter(pl.col("rank") == 1)
+    return first.select("leaf", "cause", "holder_tid", "mode", "holder_mode").rows()
+
+
+@pytest.mark.parametrize(
+    ("operand", "page", "mode"),
+    [
+        # A page of the 2M range that is to be added, and the pages that are given for it.
+        (RCX, RANGE + 0x3_4000, "EX"),
+        (RDX, FIRST, "SH"),
+        (R8, SECOND, "SH"),
+    ],
+)
+def test_the_holder_is_the_call_on_the_page_that_was_busy(
+    operand: int, page: int, mode: str, tmp_path: Path
+) -> None:
+    others = {RANGE + 0x3_4000, FIRST, SECOND} - {page}
+    reclaims = [call(20 + n, 100, 300, RECLAIM, rcx=other) for n, other in enumerate(others)]
+    text = text_of(
+        *reclaims,
+        call(11, 100, 300, RECLAIM, rcx=page),
+        call(12, 200, 210, PAMT_ADD, BUSY | operand, **ADDS),
+    )
+    assert answers(text, tmp_path) == [(PAMT_ADD, "host_conflict", 11, mode, "EX")]
+
+
+@pytest.mark.parametrize("page", [RANGE, RANGE + 0x1F_F000, FIRST, SECOND])
+def test_every_page_of_a_call_keeps_others_out(page: int, tmp_path: Path) -> None:
+    augs = {"rcx": 0x8000_0000, "rdx": 0x7_D000, "r8": page}
+    busy = call(11, 200, 210, AUG, BUSY | R8, **augs)
+    text = text_of(busy, call(12, 100, 300, PAMT_ADD, **ADDS))
+    assert answers(text, tmp_path)[0][:3] == (AUG, "host_conflict", 12)
+
+
+@pytest.mark.parametrize("page", [RANGE + 0x20_0000, FIRST - 0x1000, SECOND + 0x1000])
+def test_a_page_beside_them_is_free(page: int, tmp_path: Path) -> None:
+    augs = {"rcx": 0x8000_0000, "rdx": 0x7_D000, "r8": page}
+    busy = call(11, 200, 210, AUG, BUSY | R8, **augs)
+    text = text_of(busy, call(12, 100, 300, PAMT_ADD, **ADDS))
+    assert answers(text, tmp_path)[0][:3] == (AUG, "unexplained", None)
+
+
+def test_a_page_that_was_not_captured_explains_nothing(tmp_path: Path) -> None:
+    held = call(11, 100, 300, RECLAIM, rcx=FIRST)
+    busy = call(12, 200, 210, PAMT_ADD, BUSY | RDX, rcx=RANGE | 1)
+    (tmp_path / "trace.txt").write_text(text_of(held, busy))
+    trace = tdxtrace.read_trace(tmp_path / "trace.txt")
+    (answer,) = tdxtrace.analyze(trace, generation="C").busy_causes.to_dicts()
+    assert (answer["cause"], answer["lacks"]) == ("unexplained", "arguments")
+
+
+ROWS = {
+    "leaves": '77,TDH.PHYMEM.PAIR.BIND,0,page,,"inferred: made for a test"',
+    "operands": """77,TDH.PHYMEM.PAIR.BIND,RCX,page,inferred: made for a test
+77,TDH.PHYMEM.PAIR.BIND,RDX,page 2,inferred: made for a test""",
+    "wrappers": "tdh_phymem_pair_bind,77,,page page_2,,inferred: made for a test",
+    "locks": """C,TDH.PHYMEM.PAIR.BIND,1,PAMT,page,SH,sharex_hp,leaf,,0x1,,inferred: made for a test
+C,TDH.PHYMEM.PAIR.BIND,2,PAMT,page,EX,sharex_hp,leaf,,0x2,,inferred: made for a test""",
+    "resources": """77,TDH.PHYMEM.PAIR.BIND,0x1,PAMT entry,,,inferred: made for a test
+77,TDH.PHYMEM.PAIR.BIND,0x2,PAMT entry of the pair,,,inferred: made for a test""",
+}
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import tdxtrace.tdx.facts
+tdxtrace.tdx.facts._DATA = Path("data")
+import tdxtrace
+from tdxtrace.ingest.read import convert, options_of
+convert(["trace.txt"], Path("store"), options_of(None, (), None, None, None))
+trace = tdxtrace.read_trace("trace.txt")
+assert trace.seamcalls.equals(tdxtrace.read_trace("store").seamcalls)
+findings = tdxtrace.analyze(trace, generation="C")
+print(json.dumps([trace.seamcalls.to_dicts(), findings.busy_causes.to_dicts(),
+                  findings.leaf_stats["leaf"].to_list()]))
+"""
+
+
+def test_a_leaf_with_two_pages_is_rows_of_tables_alone(tmp_path: Path) -> None:
+    source = Path(tdxtrace.tdx.facts.__file__).parent / "data"
+    shutil.copytree(source, tmp_path / "data")
+    for name, rows in ROWS.items():
+        with (tmp_path / "data" / f"{name}.csv").open("a") as file:
+            file.write(rows + "\n")
+    place: dict[str, Any] = {"task": "vm-14", "cpu": 4}
+    entry = "bind: (tdh_phymem_pair_bind+0x4/0xb0) arg1=0x50000 arg2=0x51000"
+    back = "bind_done: (tdx_bind+0x9b/0xb0 <- tdh_phymem_pair_bind) ret=0x0"
+    text = text_of(
+        # The second page is held by thread 11, the first by one that kept nobody out.
+        call(11, 100, 300, RECLAIM, rcx=SECOND),
+        call(13, 100, 300, RECLAIM, rcx=FIRST),
+        call(12, 200, 210, 77, BUSY | RDX, rcx=FIRST, rdx=SECOND),
+        # Probed by its wrapper, it holds its second page against thread 15.
+        [(400, line("1.000400", entry, **place)), (600, line("1.000600", back, **place))],
+        call(15, 500, 510, RECLAIM, BUSY | RCX, rcx=0x5_1000),
+    )
+    (tmp_path / "trace.txt").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    calls, causes, leaves = json.loads(done.stdout)
+    bound = [(c["page"], c["page_2"], c["status"]) for c in calls if c["leaf"] == 77]
+    assert bound == [(FIRST, SECOND, BUSY | RDX), (0x5_0000, 0x5_1000, 0)]
+    assert leaves.count(77) == 1
+    first = {one["leaf"]: one for one in causes if one["rank"] == 1}
+    mine = first[77]
+    assert (mine["cause"], mine["holder_tid"], mine["mode"]) == ("host_conflict", 11, "EX")
+    assert mine["resource"] == "PAMT entry of the pair"
+    assert (first[RECLAIM]["holder_tid"], first[RECLAIM]["holder_leaf"]) == (14, 77)
