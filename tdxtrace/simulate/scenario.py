@@ -16,6 +16,7 @@ from tdxtrace.simulate.guest.programs import GuestSpec, program_named
 from tdxtrace.simulate.kvm.policies import policy_named
 from tdxtrace.simulate.kvm.vmm_threads import WORKER_KINDS, WorkerSpec
 from tdxtrace.simulate.module.generations import GENERATIONS
+from tdxtrace.simulate.tables import rows
 
 KERNELS: Final = ("6.16", "6.18", "6.19", "7.0")
 # HP_LOCK_TIMEOUT may be 10 ms to 100 s: intel/tdx-module include/td_control_structures.h.
@@ -108,7 +109,8 @@ class Scenario:
             ]
             for work in td.workers:
                 lines += ["[[tds.workers]]"]
-                lines += [f"{k} = {_toml_value(v)}" for k, v in _fields_of(work).items()]
+                given = {k: v for k, v in _fields_of(work).items() if k != "leaf" or v}
+                lines += [f"{k} = {_toml_value(v)}" for k, v in given.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -165,6 +167,9 @@ def checked(scenario: Scenario) -> Scenario:
     return scenario
 
 
+_OF_PAGES: Final = ("page", "level")
+
+
 def _problems(s: Scenario) -> list[str | None]:
     return [
         _error_of(policy_named, s.policy),
@@ -192,9 +197,18 @@ def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
         _within("run_us", td.guest.run_us, 1, 10**9),
         "large pages and generation A do not go together: 1.0.x has no DEMOTE" if large else None,
         *(_one_of("worker", work.kind, tuple(WORKER_KINDS)) for work in td.workers),
+        *(_one_of("leaf", w.leaf, _leaves_on_pages(s)) for w in td.workers if w.kind == "seamcall"),
         *(_within("every_us", work.every_us, 1, 10**9) for work in td.workers),
         *(_within("batch", work.batch, 1, max(1, work.pages)) for work in td.workers),
     ]
+
+
+def _leaves_on_pages(s: Scenario) -> tuple[str, ...]:
+    """Leaves of this generation that have a wrapper and take nothing but pages."""
+    others = {row["leaf"] for row in rows("operands") if row["role"].split()[0] not in _OF_PAGES}
+    sequences = GENERATIONS[s.generation].lock_sequences if s.generation in GENERATIONS else {}
+    named = (row["leaf"] for row in rows("leaves") if row["wrapper"])
+    return tuple(leaf for leaf in named if leaf in sequences and leaf not in others)
 
 
 def _error_of(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any reader of any word

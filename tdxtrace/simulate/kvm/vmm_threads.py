@@ -12,8 +12,14 @@ from typing import Final
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.kvm import lifecycle, page_fault, retries, zap
 from tdxtrace.simulate.kvm.vm import PRESENT, Vm
-from tdxtrace.simulate.module.abi import ERROR_BIT, INTERRUPTED_BUSY, INTERRUPTED_RESTARTABLE
+from tdxtrace.simulate.module.abi import (
+    ERROR_BIT,
+    INTERRUPTED_BUSY,
+    INTERRUPTED_RESTARTABLE,
+    page_bytes,
+)
 from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.tables import rows
 from tdxtrace.simulate.thread import Thread
 
 _LARGE: Final = 1 << 21
@@ -35,6 +41,8 @@ class WorkerSpec:
     """How long an attacker keeps a page blocked."""
     begin_ms: int = 0
     """Time of its first action; 0: after an interval like any other."""
+    leaf: str = ""
+    """Leaf that a worker of kind seamcall calls."""
 
 
 class Worker:
@@ -156,6 +164,26 @@ def _demote(worker: Worker, gpa: int) -> SimProcess[None]:
         vm.sptes[gpa + (i << 12)] = PRESENT
 
 
+def _seamcall(worker: Worker) -> SimProcess[None]:
+    """Call a leaf that takes only pages once, with new pages.
+
+    A leaf with a level works on a 2 MB range: that which the VM takes its next pages from.
+    Further pages lie outside of it.
+    """
+    vm, thread, leaf = worker.vm, worker.thread, worker.spec.leaf
+    roles = [row["role"] for row in rows("operands") if row["leaf"] == leaf]
+    call = vm.call(leaf)
+    n_further = sum(role.startswith("page ") for role in roles)
+    outside = vm.new_page(1) if n_further else 0
+    call.further_pages = tuple(outside + (n << 12) for n in range(n_further))
+    call.level = int("level" in roles)
+    call.page = vm.new_page() & -page_bytes(call.level)
+    request = vm.request(leaf, thread)
+    status = yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.manage)
+    if status & ERROR_BIT:
+        vm.machine.journal.abandon(request)
+
+
 def _stop(worker: Worker) -> SimProcess[None]:
     """Stop the VM and tear its TD down."""
     vm = worker.vm
@@ -173,6 +201,7 @@ WORKER_KINDS: Final[dict[str, Callable[[Worker], SimProcess[None]]]] = {
     "prefault": _prefault,
     "delete_slot": _delete_slot,
     "churn_blocks": _churn_blocks,
+    "seamcall": _seamcall,
     "split": _split,
     "stop": _stop,
 }

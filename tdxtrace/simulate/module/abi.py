@@ -4,13 +4,15 @@ Transcribed from the module's own headers, apart from ``tdxtrace.tdx``: a simula
 shared its numbers with the readers would agree with their mistakes.
 
 Sources: intel/tdx-module 1.5.01 ``include/tdx_api_defs.h`` (status codes and operand
-ids), ``src/vmm_dispatcher/tdx_vmm_dispatcher.h`` (leaf numbers), the SEPT entry
+ids), ``src/vmm_dispatcher/tdx_vmm_dispatcher.h`` (leaf numbers, in data/leaves.csv), the SEPT entry
 states of ``src/common/memory_handlers/sept_manager.h``.
 """
 
 from __future__ import annotations
 
 from typing import Final
+
+from tdxtrace.simulate.tables import rows
 
 SUCCESS: Final = 0x0
 INTERRUPTED_RESUMABLE: Final = 0x8000_0003_0000_0000
@@ -52,41 +54,7 @@ OPERAND: Final = {
 }
 
 # SEAMCALL leaves, RAX bits 15:0.
-LEAF: Final = {
-    "TDH.VP.ENTER": 0,
-    "TDH.MNG.ADDCX": 1,
-    "TDH.MEM.PAGE.ADD": 2,
-    "TDH.MEM.SEPT.ADD": 3,
-    "TDH.VP.ADDCX": 4,
-    "TDH.MEM.PAGE.RELOCATE": 5,
-    "TDH.MEM.PAGE.AUG": 6,
-    "TDH.MEM.RANGE.BLOCK": 7,
-    "TDH.MNG.KEY.CONFIG": 8,
-    "TDH.MNG.CREATE": 9,
-    "TDH.VP.CREATE": 10,
-    "TDH.MNG.RD": 11,
-    "TDH.MEM.PAGE.DEMOTE": 15,
-    "TDH.MR.EXTEND": 16,
-    "TDH.MR.FINALIZE": 17,
-    "TDH.VP.FLUSH": 18,
-    "TDH.MNG.VPFLUSHDONE": 19,
-    "TDH.MNG.KEY.FREEID": 20,
-    "TDH.MNG.INIT": 21,
-    "TDH.VP.INIT": 22,
-    "TDH.MEM.PAGE.PROMOTE": 23,
-    "TDH.MEM.SEPT.RD": 25,
-    "TDH.VP.RD": 26,
-    "TDH.PHYMEM.PAGE.RECLAIM": 28,
-    "TDH.MEM.PAGE.REMOVE": 29,
-    "TDH.MEM.SEPT.REMOVE": 30,
-    "TDH.MEM.TRACK": 38,
-    "TDH.MEM.RANGE.UNBLOCK": 39,
-    "TDH.PHYMEM.CACHE.WB": 40,
-    "TDH.PHYMEM.PAGE.WBINVD": 41,
-    "TDH.VP.WR": 43,
-    "TDH.EXPORT.MEM": 68,
-    "TDH.EXPORT.TRACK": 71,
-}
+LEAF: Final = {row["leaf"]: int(row["number"]) for row in rows("leaves")}
 
 # States of a Secure EPT entry, as RDX bits 15:8 show them.
 FREE: Final = 0

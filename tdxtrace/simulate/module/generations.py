@@ -1,8 +1,7 @@
 """Lock generations of the module: which locks each leaf takes, in which order.
 
-Transcribed from the module's source, one line a leaf: every lock as RESOURCE, MODE
-(SH shared, EX exclusive), OPERAND.  The first lock that fails decides the operand id.
-Generation B is the complete table; A and C list only the leaves that differ.
+data/locks.csv is transcribed from the module's source, one row a leaf: every lock as RESOURCE,
+MODE (SH shared, EX exclusive), OPERAND.  The first lock that fails decides the operand id.
 
 Sources: intel/tdx-module 1.5.01 to 1.5.25, ``src/vmm_dispatcher/api_calls/tdh_*.c``,
 ``src/td_transitions/tdh_vp_enter.c``, ``src/td_dispatcher/vm_exits/tdg_mem_page_*.c``;
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdxtrace.simulate.module.abi import OPERAND
+from tdxtrace.simulate.tables import rows
 
 LockStep = tuple[str, bool, int]
 """Resource, whether exclusive, operand id of a failure."""
@@ -28,86 +28,24 @@ ARMED: Final = "TDH.VP.ENTER armed"
 ACCEPT: Final = "TDG.MEM.PAGE.ACCEPT"
 ATTR: Final = "TDG.MEM.PAGE.ATTR"
 
-_TD: Final = "TDR SH RDX, OP_STATE SH OP_STATE"
-_ENTRY: Final = "ENTRY EX RCX"
-_B: Final = f"""
-TDH.VP.ENTER: TDVPR SH RCX, TDR SH TDR, OP_STATE SH OP_STATE, EPOCH SH TD_EPOCH
-{ARMED}: TREE EX SEPT_TREE
-TDH.MNG.ADDCX: TDR EX RDX, PAMT_NEW EX RCX
-TDH.MEM.PAGE.ADD: TDR EX RDX, PAMT_NEW EX R8
-TDH.MEM.SEPT.ADD: {_TD}, TREE SH SEPT_TREE, {_ENTRY}, PAMT_NEW EX R8
-TDH.VP.ADDCX: TDVPR EX RDX, TDR SH TDR, OP_STATE SH OP_STATE, PAMT_NEW EX RCX
-TDH.MEM.PAGE.RELOCATE: {_TD}, TREE SH SEPT_TREE, {_ENTRY}, PAMT_OLD EX RCX, PAMT_NEW EX R8
-TDH.MEM.PAGE.AUG: {_TD}, TREE SH SEPT_TREE, {_ENTRY}, PAMT_NEW EX R8
-TDH.MEM.RANGE.BLOCK: {_TD}, TREE EX SEPT_TREE, {_ENTRY}
-TDH.MEM.RANGE.UNBLOCK: {_TD}, TREE EX SEPT_TREE, {_ENTRY}
-TDH.MNG.KEY.CONFIG: TDR EX RCX, KET EX KET
-TDH.MNG.CREATE: PAMT_NEW EX RCX, KOT EX KOT
-TDH.VP.CREATE: {_TD}, PAMT_NEW EX RCX
-TDH.MNG.RD: TDR SH RCX, OP_STATE SH OP_STATE
-TDH.MEM.PAGE.DEMOTE: {_TD}, TREE SH SEPT_TREE, {_ENTRY}, PAMT_NEW EX R8, PAMT_2M EX RCX
-TDH.MR.EXTEND: TDR EX RDX
-TDH.MR.FINALIZE: TDR EX RCX
-TDH.VP.FLUSH: TDVPR EX RCX, TDR SH TDR
-TDH.MNG.VPFLUSHDONE: TDR EX RCX, KOT EX KOT
-TDH.MNG.KEY.FREEID: TDR EX RCX, KOT EX KOT
-TDH.MNG.INIT: TDR EX RCX
-TDH.VP.INIT: TDVPR EX RCX, TDR SH TDR, OP_STATE SH OP_STATE
-TDH.VP.INIT v1: TDVPR EX RCX, TDR EX TDR, OP_STATE SH OP_STATE
-TDH.MEM.PAGE.PROMOTE: {_TD}, TREE SH SEPT_TREE, {_ENTRY}, CHILDREN EX RCX, PAMT_OLD EX RCX, \
-PAMT_2M EX RCX
-TDH.MEM.SEPT.RD: {_TD}, TREE SH SEPT_TREE, {_ENTRY}
-TDH.VP.RD: TDVPR SH RCX, TDR SH TDR, OP_STATE SH OP_STATE
-TDH.VP.WR: TDVPR SH RCX, TDR SH TDR, OP_STATE SH OP_STATE
-TDH.PHYMEM.PAGE.RECLAIM: PAMT_OLD EX RCX, TDR SH TDR
-TDH.MEM.PAGE.REMOVE: {_TD}, TREE SH SEPT_TREE, {_ENTRY}, PAMT_OLD EX RCX
-TDH.MEM.SEPT.REMOVE: {_TD}, TREE EX SEPT_TREE, {_ENTRY}, PAMT_OLD EX RCX
-TDH.MEM.TRACK: TDR SH RCX, OP_STATE SH OP_STATE, EPOCH EX TD_EPOCH
-TDH.PHYMEM.CACHE.WB: WBCACHE EX WBCACHE, KOT SH KOT
-TDH.PHYMEM.PAGE.WBINVD: PAMT_OLD SH RCX
-TDH.EXPORT.MEM: {_TD}, MIG SH MIG, MIGSC EX MIGSC, TREE SH SEPT_TREE, {_ENTRY}
-TDH.EXPORT.TRACK: TDR SH RCX, OP_STATE EX OP_STATE, MIG EX MIG, MIGSC EX MIGSC
-{ACCEPT}: {_ENTRY}
-{ATTR}: {_ENTRY}
-"""
-# A: one plain lock for the whole tree, exclusive for every leaf that changes it, and no
-# locks of entries: 1.0.03 helpers.c lock_sept_check_and_walk_any_gpa.
-_A: Final = f"""
-TDH.MEM.SEPT.ADD: {_TD}, TREE EX SEPT_TREE, PAMT_NEW EX R8
-TDH.MEM.PAGE.RELOCATE: {_TD}, TREE EX SEPT_TREE, PAMT_OLD EX RCX, PAMT_NEW EX R8
-TDH.MEM.PAGE.AUG: {_TD}, TREE EX SEPT_TREE, PAMT_NEW EX R8
-TDH.MEM.RANGE.BLOCK: {_TD}, TREE EX SEPT_TREE
-TDH.MEM.RANGE.UNBLOCK: {_TD}, TREE EX SEPT_TREE
-TDH.MEM.PAGE.DEMOTE: {_TD}, TREE EX SEPT_TREE, PAMT_NEW EX R8, PAMT_2M EX RCX
-TDH.MEM.PAGE.PROMOTE: {_TD}, TREE EX SEPT_TREE, PAMT_OLD EX RCX, PAMT_2M EX RCX
-TDH.MEM.SEPT.RD: {_TD}, TREE SH SEPT_TREE
-TDH.MEM.PAGE.REMOVE: {_TD}, TREE EX SEPT_TREE, PAMT_OLD EX RCX
-TDH.MEM.SEPT.REMOVE: {_TD}, TREE EX SEPT_TREE, PAMT_OLD EX RCX
-{ACCEPT}:
-{ATTR}:
-"""
-# C: an armed entry takes the tree shared, PROMOTE takes it exclusive and no children.
-_C: Final = f"""
-{ARMED}: TREE SH SEPT_TREE
-TDH.MEM.PAGE.PROMOTE: {_TD}, TREE EX SEPT_TREE, {_ENTRY}, PAMT_OLD EX RCX, PAMT_2M EX RCX
-"""
 
-
-def _parse(table: str) -> dict[str, LockSequence]:
+def _sequences(generation: str) -> dict[str, LockSequence]:
+    """Lock sequences of the calls that data/locks.csv has for a generation, by call."""
     sequences = {}
-    for line in table.strip().splitlines():
-        leaf, _, locks = line.partition(":")
-        steps = (words.split() for words in locks.split(",") if words.strip())
-        sequences[leaf] = tuple(
-            (name, mode == "EX", OPERAND[operand]) for name, mode, operand in steps
-        )
+    for row in rows("locks"):
+        if row["generation"] == generation:
+            steps = (lock.split() for lock in row["locks"].split(";") if lock)
+            sequences[row["call"]] = tuple(
+                (name, mode == "EX", OPERAND[operand]) for name, mode, operand in steps
+            )
     return sequences
 
 
+# A: one plain lock for the whole tree, exclusive for every leaf that changes it, and no
+# locks of entries: 1.0.03 helpers.c lock_sept_check_and_walk_any_gpa.
+# C: an armed entry takes the tree shared, PROMOTE takes it exclusive and no children.
 LOCK_SEQUENCES: Final = {
-    "A": _parse(_B) | _parse(_A),
-    "B": _parse(_B),
-    "C": _parse(_B) | _parse(_C),
+    name: _sequences("B") | (_sequences(name) if name != "B" else {}) for name in "ABC"
 }
 
 

@@ -46,7 +46,14 @@ def commit(call: Call) -> int:
 
 
 def pamt_page(resource: str, call: Call) -> tuple[int, int]:
-    """Physical page and level of a PAMT lock of ``call``."""
+    """Physical page and level of a PAMT lock of ``call``.
+
+    PAMT_RANGE is the 2 MB range of its page, PAMT_PAGE_2 and so on are its further pages.
+    """
+    if resource == "PAMT_RANGE":
+        return call.page, 1
+    if resource.startswith("PAMT_PAGE_"):
+        return call.further_pages[int(resource.removeprefix("PAMT_PAGE_")) - 2], 0
     if resource == "PAMT_NEW" or call.entry is None:
         return call.page, call.level if call.leaf == "TDH.MEM.PAGE.AUG" else 0
     if resource == "PAMT_2M":

@@ -41,7 +41,8 @@ class SharexLock:
     def __init__(self) -> None:
         self.exclusive: Holder | None = None
         # A dict keeps the order of acquisition; the order of a set is not reproducible.
-        self.sharers: dict[Holder, None] = {}
+        self.sharers: dict[Holder, int] = {}
+        """How often each sharer holds it: a call on two pages shares the entry above both."""
 
     def acquire(self, who: Holder, exclusive: bool) -> int:
         """Try to acquire the lock; returns ACQUIRED or BUSY."""
@@ -50,13 +51,15 @@ class SharexLock:
         if exclusive:
             self.exclusive = who
         else:
-            self.sharers[who] = None
+            self.sharers[who] = self.sharers.get(who, 0) + 1
         return ACQUIRED
 
     def release(self, who: Holder) -> None:
         """Release the lock, shared or exclusive."""
         if self.exclusive is who:
             self.exclusive = None
+        elif self.sharers[who] > 1:
+            self.sharers[who] -= 1
         else:
             del self.sharers[who]
 
@@ -89,7 +92,7 @@ class SharexHpLock(SharexLock):
         if exclusive:
             self.exclusive = who
         else:
-            self.sharers[who] = None
+            self.sharers[who] = self.sharers.get(who, 0) + 1
         return ACQUIRED
 
     def promote(self, who: Holder) -> int:

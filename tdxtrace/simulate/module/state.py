@@ -149,6 +149,8 @@ class Call:
     gpa = 0
     level = 0
     page = 0
+    further_pages: tuple[int, ...] = ()
+    """Its second page and those after it, if it takes several."""
     package = 0
     version = 0
     operand = 0

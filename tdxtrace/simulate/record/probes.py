@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from tdxtrace.simulate.engine import Run
@@ -13,13 +14,17 @@ from tdxtrace.simulate.module.abi import LEAF
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.record import symbols, tracepoints
 from tdxtrace.simulate.record.recording import TraceEvent
-from tdxtrace.simulate.record.symbols import CLOCK_START_NS, VCPU_RUN, WRAPPERS
+from tdxtrace.simulate.record.symbols import (
+    CLOCK_START_NS,
+    PFN_IN_7,
+    VCPU_RUN,
+    WITH_OUTPUT,
+    WRAPPERS,
+)
 from tdxtrace.simulate.record.tracepoints import EventSpec, Fields
+from tdxtrace.simulate.tables import rows
 
 Values = tuple[int, ...]
-
-# 7.x passes a page frame number where 6.x passed a struct page.
-_PFN_IN_7: Final = ("TDH.MEM.PAGE.ADD", "TDH.MEM.PAGE.AUG", "TDH.PHYMEM.PAGE.WBINVD")
 
 
 def td_number(call: Call) -> int:
@@ -48,34 +53,40 @@ class CallArguments:
         if name == "vp":
             assert call.vcpu is not None
             return symbols.vp_address(td_number(call), call.vcpu.number)
-        if name == "page":
-            as_pfn = self._level_base and call.leaf in _PFN_IN_7
-            return call.page >> 12 if as_pfn else symbols.struct_page(call.page)
+        if name == "pfn":
+            return call.page >> 12
+        if name.startswith("page"):
+            page = _page(call, name.partition("_")[2])
+            as_pfn = self._level_base and call.leaf in PFN_IN_7
+            return page >> 12 if as_pfn else symbols.struct_page(page)
         if name == "level":
             return call.level + self._level_base
         return call.gpa if name == "gpa" else call.operand
 
     def registers(self, call: Call) -> tuple[int, int, int]:
         """RCX, RDX and R8 as the kernel loads them."""
-        tdr = symbols.control_page(td_number(call)) if call.td is not None else 0
-        if call.leaf.startswith("TDH.MEM.") and call.leaf != "TDH.MEM.TRACK":
-            return call.gpa | call.level, tdr, call.page
-        if call.leaf == "TDH.MR.EXTEND":
-            return call.gpa, tdr, 0
-        if call.leaf.startswith("TDH.PHYMEM."):
-            return call.page or call.operand, 0, 0
-        if call.leaf.startswith("TDH.VP."):
-            return self._vp_registers(call, tdr)
-        if call.leaf == "TDH.MNG.ADDCX":
-            return call.page, tdr, 0
-        return tdr, call.operand if call.leaf == "TDH.MNG.CREATE" else 0, 0
+        values = dict.fromkeys(_REGISTERS, 0)
+        for register, role in _ROLES.get(call.leaf, ()):
+            values[register] |= _operand(call, role)
+        rcx, rdx, r8 = values.values()
+        return rcx, rdx, r8
 
-    def _vp_registers(self, call: Call, tdr: int) -> tuple[int, int, int]:
+
+def _operand(call: Call, role: str) -> int:
+    """What a register holds that has this role in data/operands.csv."""
+    if role.startswith("page"):
+        return _page(call, role.partition(" ")[2])
+    if role == "td":
+        return symbols.control_page(td_number(call)) if call.td is not None else 0
+    if role == "vcpu":
         assert call.vcpu is not None
-        tdvpr = symbols.control_page(td_number(call), call.vcpu.number)
-        if call.leaf == "TDH.VP.ADDCX":
-            return call.page, tdvpr, 0
-        return tdvpr, tdr if call.leaf == "TDH.VP.CREATE" else 0, 0
+        return symbols.control_page(td_number(call), call.vcpu.number)
+    return {"gpa": call.gpa, "level": call.level}.get(role, call.operand)
+
+
+def _page(call: Call, number: str) -> int:
+    """The first page of a call, or its second, third, ... by number."""
+    return call.further_pages[int(number) - 2] if number else call.page
 
 
 PROBES: Final = ("wrappers", "retargs", "seamcall", "stock")
@@ -85,28 +96,14 @@ _BEFORE_NS: Final = 90
 _AFTER_NS: Final = 60
 _INSIDE_NS: Final = 25
 
-# SEAMCALLs with outputs go through __seamcall_ret, the others through __seamcall: Linux
-# arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret() and seamcall().
-_WITH_OUTPUT: Final = frozenset(
-    [
-        "TDH.MEM.PAGE.ADD",
-        "TDH.MEM.SEPT.ADD",
-        "TDH.MEM.PAGE.AUG",
-        "TDH.MEM.RANGE.BLOCK",
-        "TDH.MEM.RANGE.UNBLOCK",
-        "TDH.MEM.PAGE.REMOVE",
-        "TDH.MEM.PAGE.DEMOTE",
-        "TDH.MR.EXTEND",
-        "TDH.MNG.INIT",
-        "TDH.PHYMEM.PAGE.RECLAIM",
-    ]
-)
-
-
 _STATUS: Final = (("ret", "x64"),)
 _REGISTERS: Final = ("rcx", "rdx", "r8")
+_ROLES: Final = {
+    leaf: tuple((row["register"].lower(), row["role"]) for row in operands)
+    for leaf, operands in groupby(rows("operands"), key=itemgetter("leaf"))
+}
 # Wrappers whose two last arguments point to where RCX and RDX are returned.
-_EXTENDED: Final = frozenset(WRAPPERS[leaf][0] for leaf in _WITH_OUTPUT if ".MEM." in leaf)
+_EXTENDED: Final = frozenset(WRAPPERS[leaf][0] for leaf in WITH_OUTPUT if ".MEM." in leaf)
 _TYPES: Final = {"level": "s32", "hkid": "u64", "resume": "u8"}
 
 
@@ -182,7 +179,7 @@ class ProbeRecorder:
         yield self._event(last, last.end_ns, spec, values[: len(fields)], calls)
 
     def _seamcall(self, call: Call) -> Iterator[TraceEvent]:
-        with_output = call.leaf in _WITH_OUTPUT
+        with_output = call.leaf in WITH_OUTPUT
         function = "__seamcall_ret" if with_output else "__seamcall"
         fn = LEAF[call.leaf] | call.version << 16
         registers = self._arguments.registers(call) if self.capture.arguments else ()

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from tdxtrace.simulate.tables import rows
+
 # The trace's clock at the start of a run: an uptime like those of the rig's captures.
 CLOCK_START_NS: Final = 4_189_190_000_000
 _TD_BASE: Final = 0xFF11_0001_8A00_0000
@@ -17,34 +19,16 @@ _VCPU_BASE: Final = 0xFF11_0001_9000_0000
 _PAGE_STRUCTS: Final = 0xFFD4_0000_0000_0000
 _STRUCT_PAGE_BYTES: Final = 64
 
+_WRAPPER_ROWS: Final = [row for row in rows("leaves") if row["wrapper"]]
 # Leaf: wrapper and its arguments up to the first that is only an output.
 WRAPPERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "TDH.MNG.ADDCX": ("tdh_mng_addcx", ("td", "page")),
-    "TDH.MEM.PAGE.ADD": ("tdh_mem_page_add", ("td", "gpa", "page")),
-    "TDH.MEM.SEPT.ADD": ("tdh_mem_sept_add", ("td", "gpa", "level", "page")),
-    "TDH.VP.ADDCX": ("tdh_vp_addcx", ("vp", "page")),
-    "TDH.MEM.PAGE.AUG": ("tdh_mem_page_aug", ("td", "gpa", "level", "page")),
-    "TDH.MEM.RANGE.BLOCK": ("tdh_mem_range_block", ("td", "gpa", "level")),
-    "TDH.MNG.KEY.CONFIG": ("tdh_mng_key_config", ("td",)),
-    "TDH.MNG.CREATE": ("tdh_mng_create", ("td", "hkid")),
-    "TDH.VP.CREATE": ("tdh_vp_create", ("td", "vp")),
-    "TDH.MEM.PAGE.DEMOTE": ("tdh_mem_page_demote", ("td", "gpa", "level", "page")),
-    "TDH.MEM.PAGE.PROMOTE": ("tdh_mem_page_promote", ("td", "gpa", "level", "page")),
-    "TDH.MR.EXTEND": ("tdh_mr_extend", ("td", "gpa")),
-    "TDH.MR.FINALIZE": ("tdh_mr_finalize", ("td",)),
-    "TDH.VP.FLUSH": ("tdh_vp_flush", ("vp",)),
-    "TDH.MNG.VPFLUSHDONE": ("tdh_mng_vpflushdone", ("td",)),
-    "TDH.MNG.KEY.FREEID": ("tdh_mng_key_freeid", ("td",)),
-    "TDH.MNG.INIT": ("tdh_mng_init", ("td",)),
-    "TDH.VP.INIT": ("tdh_vp_init", ("vp",)),
-    "TDH.PHYMEM.PAGE.RECLAIM": ("tdh_phymem_page_reclaim", ("page",)),
-    "TDH.MEM.PAGE.REMOVE": ("tdh_mem_page_remove", ("td", "gpa", "level")),
-    "TDH.MEM.SEPT.REMOVE": ("tdh_mem_sept_remove", ("td", "gpa", "level")),
-    "TDH.MEM.TRACK": ("tdh_mem_track", ("td",)),
-    "TDH.MEM.RANGE.UNBLOCK": ("tdh_mem_range_unblock", ("td", "gpa", "level")),
-    "TDH.PHYMEM.CACHE.WB": ("tdh_phymem_cache_wb", ("resume",)),
-    "TDH.PHYMEM.PAGE.WBINVD": ("tdh_phymem_page_wbinvd_hkid", ("hkid", "page")),
+    row["leaf"]: (row["wrapper"], tuple(row["arguments"].split())) for row in _WRAPPER_ROWS
 }
+PFN_IN_7: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["pfn_in_7"])
+"""Leaves whose wrapper takes a page frame number in 7.x, where it took a struct page in 6.x."""
+WITH_OUTPUT: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["has_output"])
+"""SEAMCALLs with outputs, which go through __seamcall_ret, the others through __seamcall: Linux
+arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret() and seamcall()."""
 VCPU_RUN: Final = "tdx_vcpu_run"
 
 # Caller of each function as the kernel prints it: symbol, offset, size, module.
@@ -61,7 +45,7 @@ _CALLERS: Final[Mapping[str, str]] = {
     VCPU_RUN: "vt_vcpu_run+0x2e/0x60 [kvm_intel]",
 }
 _FALLBACK: Final = "tdx_vm_ioctl+0x151/0x8a0 [kvm_intel]"
-_FUNCTIONS: Final = sorted({name for name, _ in WRAPPERS.values()})
+_PLACES: Final = {row["wrapper"]: int(row["place"]) for row in _WRAPPER_ROWS}
 
 
 def td_address(td: int) -> int:
@@ -114,7 +98,7 @@ def function_address(function: str) -> int:
         return 0xFFFF_FFFF_C0A5_1240
     if function.startswith("__seamcall"):
         return 0xFFFF_FFFF_8128_F000 + 0x80 * function.count("_")
-    return 0xFFFF_FFFF_8129_0000 + 0x100 * _FUNCTIONS.index(function) + 4
+    return 0xFFFF_FFFF_8129_0000 + 0x100 * _PLACES[function] + 4
 
 
 def caller_address(function: str) -> int:

@@ -1,0 +1,27 @@
+"""The simulator's tables of leaves: numbers, wrappers, registers and locks, as rows of CSV.
+
+They are transcribed apart from ``tdxtrace.tdx``: a simulator that shared its facts with the
+readers would agree with their mistakes.  A leaf without effects of its own is rows alone:
+
+- ``data/leaves.csv``: number, wrapper, its arguments up to the first that is only an output,
+  whether 7.x passes a page frame number as ``page``, whether it goes through __seamcall_ret,
+  and the place of its code among the wrappers;
+- ``data/operands.csv``: what each input register holds: td, vcpu, gpa, level, page, page 2,
+  page 3, or operand (another number);
+- ``data/locks.csv``: the locks of a call in the order they are acquired, each as resource, mode
+  and operand, for generation B (A and C have the rows that differ, or that B lacks).
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib import resources
+from typing import Final
+
+_DATA: Final = resources.files("tdxtrace.simulate") / "data"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    """Read ``data/NAME.csv``: one dict per row, in the order of the file."""
+    text = (_DATA / f"{name}.csv").read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
