@@ -11,7 +11,7 @@ from tdxtrace.analysis.threads import infer_td
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_CAUSES, ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tdx import leaves
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 # An invalidation of more pages than this counts as the deletion of a memory slot:
 # a choice of ours (no trace event names the slot), half a 2 MB page.

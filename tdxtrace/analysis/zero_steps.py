@@ -10,8 +10,7 @@ from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
-from tdxtrace.tdx.exit_reasons import exit_reason_number
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 
 # Exits that a vCPU can have at an unchanged RIP: interruptions, and the fault
 # itself.  Any other exit means an executed instruction.  TDX module

@@ -10,8 +10,8 @@ import polars as pl
 
 from tdxtrace.report.units import plural, seconds, short_duration, word
 from tdxtrace.tables.text import one_line
-from tdxtrace.tdx.bug_rules import bug_rule_table
 from tdxtrace.tdx.leaves import leaf_name, parse_leaf
+from tdxtrace.tdx.locks import bug_rule_table
 from tdxtrace.tdx.status import describe_status
 from tdxtrace.tdx.word import is_busy
 

@@ -1,4 +1,4 @@
-"""VMX exit reasons, as the kernel's kvm_exit event prints them."""
+"""VMX exit reasons, as the kernel's kvm_exit event prints them, and the zero-step threshold."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from tdxtrace.tdx.hexadecimal import hexadecimal
 # Intel SDM volume 3, 27.1.7, bit 31; the only flag that kvm_exit names (Linux 6.18).
 FAILED_VMENTRY: Final = 0x8000_0000
 _BASIC: Final = 0xFFFF
+
+# Counted EPT violations at one RIP before the module logs pages, from the next one
+# on: STEPPING_EPF_THRESHOLD, TDX module 1.0.00 to 1.5.25, td_exit_stepping.h.
+STEPPING_EPF_THRESHOLD: Final = 6
 
 # What KVM traces when TDH.VP.ENTER returned no exit reason: busy (SEPT tree and TD epoch alike) or
 # an error.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason().

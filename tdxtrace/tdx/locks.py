@@ -1,4 +1,4 @@
-"""Locks that each call takes, in order, and the calls that exclude each other."""
+"""Locks that each call takes, in order, the calls that exclude each other, and bug rules."""
 
 from __future__ import annotations
 
@@ -180,3 +180,14 @@ def _n_takers(generation: object, lock: object) -> int:
     """Return the number of leaves that take a lock."""
     takers = lock_table().filter(pl.col("generation") == generation, pl.col("lock") == lock)
     return takers["leaf"].drop_nulls().n_unique()
+
+
+@cache
+def bug_rule_table() -> pl.DataFrame:
+    """Return the rules, one row each.
+
+    Returns:
+        Columns rule (its name, as in ``busy_causes`` and ``broken_rules``), statement (what holds
+        in a correct kernel) and source.
+    """
+    return facts("bug_rules")

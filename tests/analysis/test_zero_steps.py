@@ -12,7 +12,7 @@ from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import HOST_EVENTS
 from tdxtrace.tables.findings import ZERO_STEPS
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 
 def steps_of(told: Story, **options: int) -> pl.DataFrame:

@@ -59,7 +59,7 @@ def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
         breaks; ``busy_causes`` names the first for a call that was busy.
 
     Sources:
-        Of each rule: ``tdxtrace.tdx.bug_rules.bug_rule_table``.
+        Of each rule: ``tdxtrace.tdx.locks.bug_rule_table``.
     """
     parts = [BROKEN_RULES.empty()]
     for evidence in sources:

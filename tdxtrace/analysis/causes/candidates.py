@@ -16,8 +16,7 @@ from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.analysis.zero_steps import exits_without_progress
 from tdxtrace.tdx import word
-from tdxtrace.tdx.exit_reasons import exit_reason_number
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 
 # TDH.VP.ENTER releases the epoch, OP_STATE and the tree before the guest runs; a trace does not
 # show when.  Upper bound: the shortest full exit and entry that was measured, CPUID through

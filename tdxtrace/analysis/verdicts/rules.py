@@ -8,7 +8,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tables.verdicts import SUBJECTS, VERDICTS, VERDICTS_GIVEN
-from tdxtrace.tdx.bug_rules import bug_rule_table
+from tdxtrace.tdx.locks import bug_rule_table
 
 _MODULE: Final = "intel/tdx-module 1.5.01 to 1.5.25"
 RULES: Final = {

@@ -8,7 +8,7 @@ import polars as pl
 
 from tdxtrace.report.charts.theme import light, themed
 from tdxtrace.report.units import count
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 if TYPE_CHECKING:
     import altair as alt

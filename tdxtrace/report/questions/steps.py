@@ -12,7 +12,7 @@ from tdxtrace.report.sections import Figure, Grid, Section, grid
 from tdxtrace.report.units import count, plural, share
 from tdxtrace.tables.findings import STEP_THRESHOLDS, ZERO_STEP_CAUSES
 from tdxtrace.tables.trace import Findings
-from tdxtrace.tdx.stepping import STEPPING_EPF_THRESHOLD
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 _NO_ENTRY: Final = "Cannot be told: no entry of a vCPU was captured."
 _BECAUSE: Final = {

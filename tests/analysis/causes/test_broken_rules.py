@@ -9,7 +9,7 @@ from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
 from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES
-from tdxtrace.tdx.bug_rules import bug_rule_table
+from tdxtrace.tdx.locks import bug_rule_table
 
 BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
 
