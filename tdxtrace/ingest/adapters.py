@@ -12,7 +12,7 @@ from tdxtrace.ingest.records.layouts import understood
 def as_raw(batch: RecordBatch) -> RawEvents:
     """Return a batch as the old decoder takes it."""
     names = {slot for layout in np.unique(batch.layout) for slot in batch.layouts.slots[layout]}
-    found = {("errno" if n == "signed_errno" else n): batch.get(n) for n in sorted(names)}
+    found = {name: batch.get(name) for name in sorted(names)}
     values = {name: value for name, (value, _) in found.items()}
     present = {name: there for name, (_, there) in found.items()}
     if "signed_errno" in names or "isa" in names:

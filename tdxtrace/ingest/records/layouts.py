@@ -31,7 +31,7 @@ _KVM_SLOTS: Final[Mapping[str, Mapping[str, str]]] = {
         "fault_address": "gpa",
         "error_code": "error_code",
     },
-    "kvm_userspace_exit": {"reason": "reason", "errno": "errno"},
+    "kvm_userspace_exit": {"reason": "reason", "errno": "signed_errno"},
 }
 # What an event cannot do without; other architectures have events of these names
 # with other fields.
@@ -74,14 +74,14 @@ class Layout:
 def understood(values: dict[str, U64Array], present: dict[str, BoolArray]) -> Values:
     """Turn slots of records, as they were read, into what KVM prints of them.
 
-    A reason to exit counts where the processor is one of Intel's; ``errno``, if negative,
-    stands for the reason: KVM prints one or the other.
+    A reason to exit counts where the processor is one of Intel's; ``signed_errno``, if
+    negative, stands for the reason: KVM prints one or the other.
     """
     if "isa" in values:
         is_vmx = values.pop("isa") == _KVM_ISA_VMX
         present["exit_reason"] &= is_vmx | ~present.pop("isa")
-    if "errno" in values:
-        errno, there = values["errno"].view(np.int64), present["errno"]
+    if "signed_errno" in values:
+        errno, there = values.pop("signed_errno").view(np.int64), present.pop("signed_errno")
         failed = (errno < 0) & there
         values["errno"] = np.where(failed, -errno, 0).astype(np.uint64)
         present["errno"] = failed
