@@ -16,6 +16,10 @@ Heads = tuple[int, int, int, int, int]
 """Where records have their common fields, in bytes: that of the event's number and its mask,
 the thread's number, the flags, the preempt count; -1 for those that they lack."""
 
+# Columns of the table of layouts, and of that of their fields: see records.fields.FieldTables.
+FIRST, BEHIND, LEAST, EVENT, SLOTS = range(5)
+OFFSET, MASK, SIGN = range(3)
+
 # enum trace_flag_type, Linux include/linux/trace_events.h: HARDIRQ and NMI.
 _IN_IRQ: Final = 0x08 | 0x40
 _NO_CONTEXT: Final = 0xFF  # preempt count of uprobe events: it tells nothing
@@ -46,7 +50,7 @@ def read_fields(
     record: int,
     first: int,
     end: int,
-    fields: tuple[I64Array, I64Array, I64Array],
+    fields: I64Array,
     words: I64Array,
     n_words: int,
 ) -> int:
@@ -55,16 +59,16 @@ def read_fields(
     Args:
         int64_at: The number at each byte.
         record: The byte at which the record begins.
-        first: Place in ``fields`` of the first one that its layout has …
+        first: Row in ``fields`` of the first one that its layout has …
         end: … and behind the last.
-        fields: Offset in bytes, mask and sign bit of each; no sign bit: 0, unsigned.
+        fields: By field: OFFSET in bytes, MASK, and SIGN bit; 0: unsigned.
         words: Filled; with room for them.
         n_words: Words before these.
     """
-    offset, mask, sign = fields
     for field in range(first, end):
-        word = int64_at[record + offset[field]] & mask[field]
-        words[n_words] = (word ^ sign[field]) - sign[field]
+        word = int64_at[record + fields[field, OFFSET]] & fields[field, MASK]
+        sign = fields[field, SIGN]
+        words[n_words] = (word ^ sign) - sign
         n_words += 1
     return n_words
 

@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from tdxtrace.ingest.batch import FieldLayouts, I64Array
+from tdxtrace.ingest.batch import I64Array
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import function_named
-from tdxtrace.ingest.records.fields import FieldTables, tables_of
+from tdxtrace.ingest.records.fields import FieldTables
 from tdxtrace.ingest.records.formats import Common, EventFormat
 from tdxtrace.ingest.records.layouts import Layout, layout_of
 from tdxtrace.ingest.tally import Tally
@@ -37,14 +37,13 @@ class EventCatalog:
     """What the recording's own tool prints as the name of an event."""
     symbol_at: Callable[[int], str | None] = lambda _: None
     """Names the kernel function at an address."""
-    slots: FieldLayouts = field(default_factory=FieldLayouts)
-    """What the words of events are: of every batch of the source."""
+    tables: FieldTables = field(default_factory=FieldTables)
+    """By layout: where records have their fields."""
     layouts: list[Layout] = field(default_factory=list)
     index: I64Array = field(default_factory=_no_index)
     """By event number: index into ``layouts``, or NOT_INTERNED."""
     _numbers: list[int] = field(default_factory=list)
     """By layout: the event number."""
-    _tables: FieldTables | None = None
 
     def intern(self, number: int, int64_at: I64Array, record: int) -> int:
         """Return the layout of an event number, made from its first record if it is new.
@@ -74,6 +73,7 @@ class EventCatalog:
     def _add(self, number: int, layout: Layout) -> None:
         self.index[number] = len(self.layouts)
         self.layouts.append(layout)
+        self.tables.add(layout)
         self._numbers.append(number)
 
     def _symbol(self, made: EventFormat, int64_at: I64Array, record: int) -> str | None:
@@ -85,33 +85,26 @@ class EventCatalog:
         word = int(int64_at[at]) if at < len(int64_at) else 0
         return self.symbol_at(word & (1 << 8 * place.size) - 1)
 
-    def tables(self) -> FieldTables:
-        """Where the fields of all layouts are."""
-        if self._tables is None or len(self._tables.event) != len(self.layouts):
-            self._tables = tables_of(self.layouts, self.slots)
-        return self._tables
-
     def wanted_numbers(self) -> Iterator[int]:
         """The numbers so far whose records become rows."""
         pairs = zip(self._numbers, self.layouts, strict=True)
         return (number for number, layout in pairs if layout.is_wanted)
 
-    def count(self, n: I64Array, line: I64Array, n_short: I64Array, short_line: I64Array) -> None:
+    def count(self, counts: I64Array) -> None:
         """Account for records: those of rows by their name, others as losses.
 
         Args:
-            n: By layout, how many records came.
-            line: By layout, the number of the first of them.
-            n_short: By layout, how many of them lack room for their fields: they are no rows.
-            short_line: By layout, the number of the first of these.
+            counts: By layout: how many records came, the number of the first of them; how many
+                of them lack room for their fields and are no rows, and the first of these.
         """
-        for _, which in sorted((self._numbers[x], x) for x in np.flatnonzero(n).tolist()):
+        n, line, n_short, short_line = (column.tolist() for column in counts.T)
+        for _, which in sorted((self._numbers[x], x) for x in range(len(self.layouts)) if n[x]):
             layout = self.layouts[which]
             if layout.is_wanted:
-                self.tally.events[layout.name] += int(n[which] - n_short[which])
+                self.tally.events[layout.name] += n[which] - n_short[which]
             else:
-                self.tally.count(layout.kind, layout.name, int(line[which]), int(n[which]))
-        short = np.flatnonzero(n_short)
-        for which in short[np.argsort(short_line[short], kind="stable")].tolist():
+                self.tally.count(layout.kind, layout.name, line[which], n[which])
+        short = [x for x in range(len(self.layouts)) if n_short[x]]
+        for which in sorted(short, key=lambda x: short_line[x]):
             name = self.layouts[which].name
-            self.tally.count("undecoded", name, int(short_line[which]), int(n_short[which]))
+            self.tally.count("undecoded", name, short_line[which], n_short[which])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.batch import SLOTS, FieldLayouts, I32Array, I64Array
+from tdxtrace.ingest.batch import SLOTS, FieldLayouts, I64Array
 from tdxtrace.ingest.loops.fields import Heads
 from tdxtrace.ingest.records.formats import Common, Field
 from tdxtrace.ingest.records.layouts import Layout
@@ -43,41 +42,41 @@ def _offset(place: Field | None, size: int) -> int:
     return place.offset if place and place.is_number and place.size == size else -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FieldTables:
     """Where the records of each layout have their fields: arrays for ``loops.fields``."""
 
-    first: I64Array
-    """By layout, and one more: where its fields begin in the arrays of ``fields``."""
-    fields: tuple[I64Array, I64Array, I64Array]
-    """Offset in bytes, mask, and sign bit of each field; 0: unsigned."""
-    least: I64Array
-    """By layout: bytes that a record must have; -1 if its records become no rows."""
-    event: I32Array
-    """By layout: index into the registry's list of events."""
-    slots: I32Array
-    """By layout: number of its slots in FieldLayouts."""
+    slots: FieldLayouts = field(default_factory=FieldLayouts)
+    """What the words of their records are."""
+    n: int = 0
+    """Layouts so far."""
+    n_fields: int = 0
+    layouts: I64Array = field(default_factory=lambda: np.zeros((16, 5), np.int64))
+    """By layout: FIRST of its rows in ``fields`` and the one BEHIND them, the LEAST bytes that a
+    record must have or -1 if its records become no rows, its EVENT in the registry's list, and
+    the number of its SLOTS in FieldLayouts. There are more rows than layouts."""
+    fields: I64Array = field(default_factory=lambda: np.zeros((64, 3), np.int64))
+    """By field: OFFSET in bytes, MASK, and SIGN bit; 0: unsigned."""
+
+    def add(self, layout: Layout) -> None:
+        """Add a layout behind the others."""
+        reads = {s: x for s, x in layout.reads.items() if s in SLOTS} if layout.is_wanted else {}
+        while self.n == len(self.layouts):
+            self.layouts = np.concatenate([self.layouts, np.zeros_like(self.layouts)])
+        while self.n_fields + len(reads) > len(self.fields):
+            self.fields = np.concatenate([self.fields, np.zeros_like(self.fields)])
+        first = self.n_fields
+        for place in reads.values():
+            self.fields[self.n_fields] = _numbers(place)
+            self.n_fields += 1
+        least = layout.size if layout.is_wanted else -1
+        slots = self.slots.intern(tuple(reads))
+        self.layouts[self.n] = first, self.n_fields, least, layout.event, slots
+        self.n += 1
 
 
-def tables_of(layouts: Sequence[Layout], slots: FieldLayouts) -> FieldTables:
-    """Make the tables of ``layouts``; add to ``slots`` what their records' words are."""
-    read = [
-        {s: place for s, place in layout.reads.items() if s in SLOTS} if layout.is_wanted else {}
-        for layout in layouts
-    ]
-    places = [place for one in read for place in one.values()]
-    bits = [8 * place.size for place in places]
-    is_short_and_signed = [place.signed and place.size < 8 for place in places]
-    return FieldTables(
-        np.cumsum([0, *map(len, read)], dtype=np.int64),
-        (
-            np.array([place.offset for place in places], np.int64),
-            np.array([-1 if n == 64 else (1 << n) - 1 for n in bits], np.int64),
-            np.array(
-                [x << n - 1 for x, n in zip(is_short_and_signed, bits, strict=True)], np.int64
-            ),
-        ),
-        np.array([layout.size if layout.is_wanted else -1 for layout in layouts], np.int64),
-        np.array([layout.event for layout in layouts], np.int32),
-        np.array([slots.intern(tuple(one)) for one in read], np.int32),
-    )
+def _numbers(place: Field) -> tuple[int, int, int]:
+    bits = 8 * place.size
+    if bits == 64:
+        return place.offset, -1, 0
+    return place.offset, (1 << bits) - 1, 1 << bits - 1 if place.signed else 0
