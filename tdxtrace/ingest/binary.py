@@ -49,7 +49,7 @@ def opened(
     """
     if name == RAW_PAGES:
         # A reader is imported with its first recording: most need only one.
-        from tdxtrace.ingest.ring.rawpages import PageReader, open_pages, read_formats  # noqa: PLC0415
+        from tdxtrace.ingest.tracedat.raw_pages import PageReader, open_pages, read_formats  # noqa: PLC0415
 
         pages = open_pages(Path(stream.path))
         stream.size = stream.n_bytes = pages.size
@@ -91,8 +91,8 @@ def open_reader(
         from tdxtrace.ingest.perf.reader import PerfReader  # noqa: PLC0415 - see opened
 
         return PerfReader(file, vocabulary, tally)
-    from tdxtrace.ingest.ring.tracedat import DatReader  # noqa: PLC0415 - see opened
-    from tdxtrace.ingest.ring.tracefs import tgids_beside  # noqa: PLC0415
+    from tdxtrace.ingest.tracedat.reader import DatReader  # noqa: PLC0415 - see opened
+    from tdxtrace.ingest.tracedat.tracefs import tgids_beside  # noqa: PLC0415
 
     tgids = {} if path is None else tgids_beside(path)
     return DatReader(file, vocabulary, tally, tgids)

@@ -189,7 +189,7 @@ def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, 
     """Open an input; say which binary format it has, or is said to have."""
     is_folder = False
     if Path(path).is_dir():
-        from tdxtrace.ingest.ring.rawpages import find_pages  # noqa: PLC0415 - see _read_binary
+        from tdxtrace.ingest.tracedat.raw_pages import find_pages  # noqa: PLC0415 - see _read_binary
 
         is_folder = bool(find_pages(Path(path)))
     if wanted != RAW_PAGES and not is_folder:

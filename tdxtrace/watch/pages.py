@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError
+from tdxtrace.ingest.adapters import as_raw
 from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.formats import common_of, page_layout
-from tdxtrace.ingest.records.gather import Bytes
-from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.records.metadata import Formats
-from tdxtrace.ingest.ring.clocks import Clock
-from tdxtrace.ingest.ring.merge import ROUND_PAGES, Merge
-from tdxtrace.ingest.ring.reader import RingReader
-from tdxtrace.ingest.ring.tracefs import printed_names
-from tdxtrace.ingest.ring.windows import CpuPages
+from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
+from tdxtrace.ingest.tracedat.tracefs import printed_names
 from tdxtrace.watch.ticks import Tick, Ticker
 
 
@@ -45,12 +44,12 @@ class PageTicker:
         made = Formats(header_page)
         for system, text in formats:
             made.add(text, system)
-        layout = page_layout(header_page, page_bytes, 8, False)
+        layout = page_layout(header_page, page_bytes)
         if layout is None:
             raise FormatError(f"header_page does not describe a page of {page_bytes} bytes")
         self._layout = layout
         self._ticker = Ticker(mappings)
-        self._known = KnownEvents(
+        self._catalog = EventCatalog(
             made.events,
             common_of(made.events.values()),
             self._ticker.vocabulary,
@@ -93,13 +92,13 @@ class PageTicker:
 
     def _events(self, pages: Mapping[int, bytes], comms: Mapping[int, str]) -> Iterator[RawEvents]:
         sources = [CpuPages(cpu, _reader(data)) for cpu, data in sorted(pages.items()) if data]
-        if not sources:
-            return
-        n_pages = sum(map(len, pages.values())) // self._layout.size
-        merge = Merge(sources, self._layout, min(ROUND_PAGES, max(2 * n_pages, len(sources))))
+        size = sum(map(len, pages.values()))
         tally = self._ticker.tally
-        yield from RingReader(merge, self._known, Clock(), tally, comms, {}).batches()
-        tally.note_damage(merge.n_damaged, "pages")
+        reader = RingReader(
+            sources, self._layout, self._catalog, tally, comms=comms, run=choose(size)
+        )
+        yield from map(as_raw, reader.batches())
+        tally.note_damage(reader.n_damaged, "pages")
 
 
 class _reader:  # noqa: N801 - a function with a place
@@ -108,7 +107,7 @@ class _reader:  # noqa: N801 - a function with a place
     def __init__(self, data: bytes) -> None:
         self._data, self._at = np.frombuffer(data, np.uint8), 0
 
-    def __call__(self, into: Bytes) -> int:
+    def __call__(self, into: NDArray[np.uint8]) -> int:
         n = min(len(into), len(self._data) - self._at)
         into[:n] = self._data[self._at : self._at + n]
         self._at += n

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
@@ -11,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-import tdxtrace
 from tdxtrace.ingest import raw as raw_events
-from tdxtrace.ingest.decoding import decoder, frames
+from tdxtrace.ingest.decoding import frames
 from tdxtrace.ingest.decoding.frames import Column, Room, frame
 from tdxtrace.ingest.raw import Columns, Fields, Index, RawEvents, Values, concatenate
 from tdxtrace.ingest.records.formats import Field
@@ -21,28 +18,7 @@ from tdxtrace.ingest.records.gather import Block, block_of
 from tdxtrace.ingest.records.kept import KeptFields, slots_of
 from tdxtrace.ingest.records.layouts import Layout
 from tdxtrace.ingest.records.loops import RecordFields, table_of
-from tdxtrace.ingest.ring import reader, tracedat
 from tdxtrace.tables.events import SEAMCALLS
-
-SAMPLES = Path(__file__).parent.parent.parent / "sample_traces"
-RECORDINGS = sorted(SAMPLES.glob("*.dat*"))
-
-
-@pytest.mark.parametrize("path", RECORDINGS, ids=lambda p: p.name)
-def test_tables_do_not_depend_on_when_fields_are_read(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_once = tdxtrace.read_trace(path)
-    monkeypatch.setattr(frames, "_ROOM_ROWS", 1)
-    for most_pages in (2, 16, 2048):
-        monkeypatch.setattr(tracedat, "ROUND_PAGES", most_pages)
-        for least in (1, 200):
-            monkeypatch.setattr(reader, "MANY_EVENTS", least)
-            monkeypatch.setattr(decoder, "MANY_EVENTS", least)
-            late = tdxtrace.read_trace(path)
-            assert late.provenance == at_once.provenance
-            for name, rows in at_once.tables().items():
-                assert_frame_equal(late.tables()[name], rows)
 
 
 def _layout(event: int, kind: str = "call", **places: tuple[int, int, bool]) -> Layout:

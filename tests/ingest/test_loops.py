@@ -19,6 +19,7 @@ from support.mutations import SEEDS, mutate
 from support.recorder import Machine, Recording
 
 import tdxtrace
+from tdxtrace import compiler
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest import raw as raw_events
 from tdxtrace.ingest.compiled import pays
@@ -32,8 +33,8 @@ from tdxtrace.ingest.records.formats import Field
 from tdxtrace.ingest.records.gather import Block, block_of
 from tdxtrace.ingest.records.layouts import Layout
 from tdxtrace.ingest.records.loops import RecordFields, table_of
-from tdxtrace.ingest.ring import reader, tracedat
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tracedat import merge
 from tdxtrace.tables.events import SEAMCALLS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +49,8 @@ def _read(path: Path, least: int) -> tdxtrace.Trace | str:
     """Read with compiled loops if the input has at least so many bytes."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compiled, "LARGE_BYTES", least)
-        for module in (reader, decoder, raw_events):
+        patched.setattr(compiler, "COMPILE_BYTES", least)
+        for module in (decoder, raw_events):
             patched.setattr(module, "MANY_EVENTS", 1)
         try:
             return tdxtrace.read_trace(path)
@@ -67,8 +69,9 @@ def _same(one: tdxtrace.Trace | str, other: tdxtrace.Trace | str) -> None:
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda p: p.name)
 def test_compiled_loops_read_the_same_tables(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for most_pages in (2, 16, 2048):
-        monkeypatch.setattr(tracedat, "ROUND_PAGES", most_pages)
+    for n_bytes, n_rows in ((4096, 100), (1 << 18, 1 << 17)):
+        monkeypatch.setattr(merge, "_CPU_BYTES", n_bytes)
+        monkeypatch.setattr(merge, "BATCH_ROWS", n_rows)
         _same(_read(path, EVERY), _read(path, NEVER))
 
 
@@ -399,7 +402,7 @@ def test_machine_code_that_was_kept_is_loaded_without_the_compiler(tmp_path: Pat
     """Also that of every other loop runs where nothing else was loaded; numba then compiles."""
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     kept = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    recordings = ("tracecmd-v7.dat", "qemu.perf.data.xz", "contended.txt")
+    recordings = ("qemu.perf.data.xz", "contended.txt")
     command = [sys.executable, "-c", LOADED, *(str(SAMPLES / name) for name in recordings)]
     for _ in range(2):
         done = subprocess.run(

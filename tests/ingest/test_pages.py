@@ -1,54 +1,62 @@
-"""Pages of the ring buffer: what the kernel can write on one, in any byte order."""
+"""Pages of the ring buffer: what the kernel can write on one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.recorder import Machine
+from support.referee import referee
 
-from tdxtrace.ingest.records.formats import PageLayout, page_layout
-from tdxtrace.ingest.records.gather import Block, block_of
-from tdxtrace.ingest.ring.loops import Walker
-from tdxtrace.ingest.ring.pages import PageEvents, page_heads, walk
+from tdxtrace.ingest.loops import pages
+from tdxtrace.ingest.loops.pages import next_event, page_start
+from tdxtrace.ingest.records.fields import PADDING, int64_at
+from tdxtrace.ingest.records.formats import page_layout
+from tdxtrace.ingest.tracedat.clocks import shifts_of
 
-MACHINES = [
-    Machine(big_endian, long_size, page_size)
-    for big_endian in (False, True)
-    for long_size in (4, 8)
-    for page_size in (4096, 65536)
-]
 START = 10**12
+SIZES = (4096, 65536)
 
 
-def _layout(machine: Machine) -> PageLayout:
-    header = machine.header_page.decode()
-    made = page_layout(header, machine.page_size, machine.long_size, machine.big_endian)
-    assert made is not None
-    return made
+class Event(NamedTuple):
+    """What was found of an event."""
+
+    time: int
+    record: bytes
 
 
-def _walk(machine: Machine, *pages: bytes) -> tuple[PageEvents, list[int]]:
-    """Walk pages; return the events and the sizes of their records."""
-    layout = _layout(machine)
-    block = Block(block_of(b"".join(pages)), layout.order)
-    heads = page_heads(block, layout, layout.size * np.arange(len(pages), dtype=np.intp))
-    events = walk(block, layout, heads)
-    if not machine.big_endian:
-        _is_same(events, Walker().walk(block, layout, heads))
-    return events, events.size.tolist()
+def _shape(machine: Machine) -> pages.PageShape:
+    layout = page_layout(machine.header_page.decode(), machine.page_size)
+    assert layout is not None
+    return layout.size, layout.data, layout.commit
 
 
-def _is_same(events: PageEvents, compiled: PageEvents) -> None:
-    assert compiled.stamp.tolist() == events.stamp.tolist()
-    assert compiled.base.tolist() == events.base.tolist()
-    assert compiled.size.tolist() == events.size.tolist()
-    assert compiled.ends.tolist() == events.ends.tolist()
-    assert compiled.damaged.tolist() == events.damaged.tolist()
+def _block(data: bytes) -> np.ndarray:
+    return np.frombuffer(data + bytes(PADDING), np.uint8).copy()
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
-def test_every_kind_of_record(machine: Machine) -> None:
-    m = machine
+def _walk(machine: Machine, *written: bytes) -> tuple[list[Event], int]:
+    """Walk pages of one CPU; return the events and the number of damaged pages."""
+    block = _block(b"".join(written))
+    sources = np.zeros((1, pages.N_COLUMNS), np.int64)
+    sources[0, pages.PAGES_END] = machine.page_size * len(written)
+    shape, shifts, found = _shape(machine), shifts_of([None]), []
+    while referee(next_event)(int64_at(block), shape, shifts, sources, 0):
+        time, at, n = sources[0, [pages.TIME, pages.RECORD, pages.SIZE]].tolist()
+        found.append(Event(time, block[at : at + n].tobytes()))
+    return found, int(sources[0, pages.N_DAMAGED])
+
+
+def _times(events: list[Event]) -> list[int]:
+    return [event.time for event in events]
+
+
+@pytest.mark.parametrize("page_size", SIZES)
+def test_every_kind_of_record(page_size: int) -> None:
+    m = Machine(page_size=page_size)
     records = (
         m.event(5, b"a" * 8)
         + m.extend(1 << 40)
@@ -59,19 +67,18 @@ def test_every_kind_of_record(machine: Machine) -> None:
         + m.stamp(START + (1 << 50))
         + m.event(4, b"e" * 4)
     )
-    events, sizes = _walk(m, m.page(START, records))
+    events, n_damaged = _walk(m, m.page(START, records))
     since = [5, 6 + (1 << 40), 8 + (1 << 40), 11 + (1 << 40), 4 + (1 << 50)]
-    assert (events.stamp - np.uint64(START)).tolist() == since
-    assert sizes == [8, 112, 116, 12, 4]
-    assert not events.damaged.any()
+    assert [event.time - START for event in events] == since
+    content = [b"a" * 8, b"b" * 112, b"c" * 116, b"d" * 12, b"e" * 4]
+    assert [event.record for event in events] == content
+    assert not n_damaged
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
-def test_padding_at_no_time_is_the_rest_of_the_page(machine: Machine) -> None:
-    records = machine.event(5, b"a" * 8) + machine.head(29, 0) + b"\x55" * 40
-    events, _ = _walk(machine, machine.page(START, records))
-    assert events.stamp.tolist() == [START + 5]
-    assert not events.damaged.any()
+def test_padding_at_no_time_is_the_rest_of_the_page() -> None:
+    m = Machine()
+    records = m.event(5, b"a" * 8) + m.head(29, 0) + b"\x55" * 40
+    assert _walk(m, m.page(START, records)) == ([Event(START + 5, b"a" * 8)], 0)
 
 
 @pytest.mark.parametrize("start", [1 << 59, (3 << 59) + 12345])
@@ -80,24 +87,29 @@ def test_clocks_beyond_59_bits_keep_their_high_bits(start: int) -> None:
     records = m.stamp(start + 100) + m.event(1, b"a" * 4) + m.stamp(start + (1 << 40))
     records += m.event(2, b"b" * 4)
     events, _ = _walk(m, m.page(start, records))
-    assert events.stamp.tolist() == [start + 101, start + (1 << 40) + 2]
+    assert _times(events) == [start + 101, start + (1 << 40) + 2]
 
 
 def test_a_stamp_that_wraps_goes_on_in_the_next_59_bits() -> None:
     m, start = Machine(), (1 << 59) - 10
-    records = m.stamp(5) + m.event(1, b"a" * 4)
-    events, _ = _walk(m, m.page(start, records))
-    assert events.stamp.tolist() == [(1 << 59) + 6]
+    events, _ = _walk(m, m.page(start, m.stamp(5) + m.event(1, b"a" * 4)))
+    assert _times(events) == [(1 << 59) + 6]
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_times_that_no_clock_reaches_stay_at_the_last_one() -> None:
+    m, start = Machine(), pages.FAR - 10
+    records = m.event(5, b"a" * 4) + m.event(9, b"b" * 4) + m.extend(1 << 58) + m.event(1, b"c" * 4)
+    events, _ = _walk(m, m.page(start, records + m.stamp(7) + m.event(1, b"d" * 4)))
+    assert _times(events) == [start + 5, pages.FAR, pages.FAR, pages.FAR]
+
+
+@pytest.mark.parametrize("page_size", SIZES)
 @pytest.mark.parametrize("lost", [0, 1, 12345, None])
-def test_lost_events_are_marked_on_the_page_behind_them(machine: Machine, lost: int | None) -> None:
-    layout = _layout(machine)
-    page = machine.page(START, machine.event(1, b"a" * 8), lost)
-    heads = page_heads(Block(block_of(page), layout.order), layout, np.zeros(1, np.intp))
-    assert heads.lost.tolist() == [-1 if lost is None else lost]
-    assert heads.data_size.tolist() == [12]
+def test_lost_events_are_marked_on_the_page_behind_them(lost: int | None, page_size: int) -> None:
+    m = Machine(page_size=page_size)
+    block = _block(m.page(START, m.event(1, b"a" * 8), lost))
+    expected = START, 12, -1 if lost is None else lost
+    assert referee(page_start)(int64_at(block), 0, _shape(m)) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,9 +125,9 @@ def test_lost_events_are_marked_on_the_page_behind_them(machine: Machine, lost: 
 def test_a_record_that_cannot_be_ends_its_page_only(records: bytes) -> None:
     m = Machine()
     good = m.event(1, b"a" * 8)
-    events, _ = _walk(m, m.page(START, good + records), m.page(START + 9, good))
-    assert events.stamp.tolist() == [START + 1, START + 10]
-    assert events.damaged.tolist() == [True, False]
+    events, n_damaged = _walk(m, m.page(START, good + records), m.page(START + 9, good))
+    assert _times(events) == [START + 1, START + 10]
+    assert n_damaged == 1
 
 
 def test_absurd_headers_are_passed_over() -> None:
@@ -123,15 +135,13 @@ def test_absurd_headers_are_passed_over() -> None:
     good = m.page(START, m.event(1, b"a" * 8))
     too_long = good[:8] + m.pack("Q", 4081) + good[16:]
     no_time = m.pack("Q", 1 << 63) + good[8:]
-    events, _ = _walk(m, too_long, no_time, good)
-    assert events.damaged.tolist() == [True, True, False]
-    assert events.ends.tolist() == [0, 0, 0, 1]
+    assert _walk(m, too_long, no_time, good) == ([Event(START + 1, b"a" * 8)], 2)
 
 
 _records = st.lists(
     st.one_of(
         st.tuples(st.just("event"), st.integers(0, (1 << 27) - 1), st.integers(1, 40)),
-        st.tuples(st.just("long"), st.integers(0, 1000), st.integers(1, 40)),
+        st.tuples(st.just("long"), st.integers(0, 1000), st.integers(0, 40)),
         st.tuples(st.just("extend"), st.integers(0, 1 << 50), st.just(0)),
         st.tuples(st.just("stamp"), st.integers(0, 1 << 50), st.just(0)),
         st.tuples(st.just("padding"), st.integers(1, 1000), st.integers(1, 9)),
@@ -140,30 +150,29 @@ _records = st.lists(
 )
 
 
-@given(st.lists(_records, min_size=1, max_size=6), st.booleans())
-def test_pages_side_by_side_read_as_pages_one_by_one(
-    pages: list[list[tuple[str, int, int]]], big_endian: bool
+@given(st.lists(_records, min_size=1, max_size=6))
+def test_pages_are_read_one_after_the_other(
+    written_records: list[list[tuple[str, int, int]]],
 ) -> None:
-    m = Machine(big_endian, page_size=65536)
+    m = Machine(page_size=65536)
     written, expected = [], []
-    for content in pages:
+    for content in written_records:
         records, now = b"", START
         for kind, number, n_words in content:
+            payload = b"p" * 4 * n_words
+            # Time does not run backwards in a buffer.
+            now += number
             if kind == "event":
-                records, now = records + m.event(number, b"p" * 4 * n_words), now + number
-                expected.append((now, 4 * n_words))
+                records += m.event(number, payload)
+                expected.append(Event(now, payload))
             elif kind == "long":
-                records, now = records + m.long_event(number, b"p" * 4 * n_words), now + number
-                expected.append((now, 4 * n_words))
+                records += m.long_event(number, payload)
+                expected.append(Event(now, payload))
             elif kind == "extend":
-                records, now = records + m.extend(number), now + number
+                records += m.extend(number)
             elif kind == "stamp":
-                # Time does not run backwards in a buffer.
-                now = now + number
                 records += m.stamp(now)
             else:
-                records, now = records + m.padding(4 * n_words, number), now + number
+                records += m.padding(4 * n_words, number)
         written.append(m.page(START, records))
-    events, sizes = _walk(m, *written)
-    assert list(zip(events.stamp.tolist(), sizes, strict=True)) == expected
-    assert not events.damaged.any()
+    assert _walk(m, *written) == (expected, 0)

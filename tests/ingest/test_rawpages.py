@@ -1,16 +1,18 @@
 """Pages as tracefs gives them: those inside a trace.dat, saved as trace_pipe_raw would be."""
 
 import lzma
+import shutil
 from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
+from support.recorder import Machine
 from support.recordings import SAMPLES, read
 
 import tdxtrace
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.records.datafile import open_file
-from tdxtrace.ingest.ring.datfile import read_dat
+from tdxtrace.ingest.tracedat.file import read_dat
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,22 @@ def test_other_files_are_no_pages(tracefs: Path, tmp_path: Path) -> None:
     (tmp_path / "cpu0.raw").write_bytes(b"\xff" * 8192)
     with pytest.raises(FormatError, match="does not begin with pages of 4096 bytes"):
         tdxtrace.read_trace(tmp_path, formats=tracefs / "events")
+
+
+@pytest.mark.parametrize(
+    ("machine", "kind"),
+    [(Machine(big_endian=True), "big-endian"), (Machine(long_size=4), "32-bit")],
+    ids=["big-endian", "32-bit"],
+)
+def test_pages_of_other_machines_are_refused(
+    machine: Machine, kind: str, tracefs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu0.raw").write_bytes(machine.page(10**9, machine.event(1, b"a" * 8)))
+    shutil.copytree(tracefs / "events", tmp_path / "events")
+    (tmp_path / "events" / "header_page").write_bytes(machine.header_page)
+    with pytest.raises(FormatError, match=f"recorded on a {kind} machine; only") as refused:
+        tdxtrace.read_trace(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_page_cut_short_gives_the_events_before_the_cut(tracefs: Path, tmp_path: Path) -> None:

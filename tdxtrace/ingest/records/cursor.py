@@ -16,7 +16,7 @@ class Cursor:
     """Reads forward through bytes; what is not there raises CutShortError."""
 
     data: bytes
-    big_endian: bool
+    big_endian: bool = False
     at: int = 0
 
     def take(self, n_bytes: int) -> bytes:
@@ -55,7 +55,7 @@ class FileCursor:
     """The same for a file, without reading it whole."""
 
     file: DataFile
-    big_endian: bool
+    big_endian: bool = False
     at: int = 0
 
     def take(self, n_bytes: int) -> bytes:

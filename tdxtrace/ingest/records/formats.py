@@ -1,4 +1,4 @@
-"""What does an event's format file say: its number, its name, its fields."""
+"""What an event's format file says: its number, its name, its fields."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from tdxtrace.errors import FormatError
 
 # One field as the kernel prints it: Linux kernel/trace/trace_events.c, f_show().
 # "signed" came with 2.6.30; a declaration holds any text but a semicolon.
@@ -86,6 +88,21 @@ def fields_of(text: str) -> dict[str, Field]:
     return fields
 
 
+def foreign_machine(shown: str, is_big_endian: bool, advice: str) -> FormatError:
+    """Return the error for a recording of a machine on which TDX does not exist.
+
+    Args:
+        shown: The recording's name, safe to show.
+        is_big_endian: Whether that is the reason; else it is a 32-bit machine.
+        advice: What to do instead.
+    """
+    kind = "big-endian" if is_big_endian else "32-bit"
+    return FormatError(
+        f"{shown} was recorded on a {kind} machine; only recordings of 64-bit little-endian "
+        f"machines, such as TDX hosts, can be read; {advice}"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Common:
     """Where every event keeps its number, thread and context."""
@@ -127,16 +144,11 @@ class PageLayout:
     """Of the whole page (sub-buffer)."""
     data: int
     """Where its events begin."""
-    commit: Field
-    big_endian: bool
-
-    @property
-    def order(self) -> str:
-        """Byte order as numpy writes it."""
-        return ">" if self.big_endian else "<"
+    commit: int
+    """Where the length of its events is, a number of eight bytes."""
 
 
-def page_layout(header_page: str, size: int, long_size: int, big_endian: bool) -> PageLayout | None:
+def page_layout(header_page: str, size: int) -> PageLayout | None:
     """Read ``events/header_page``; None if it cannot be that of a page of ``size`` bytes.
 
     Args:
@@ -144,23 +156,21 @@ def page_layout(header_page: str, size: int, long_size: int, big_endian: bool) -
             is that of every kernel since 2.6.30 (Linux kernel/trace/ring_buffer.c,
             ring_buffer_print_page_header).
         size: Bytes of a page.
-        long_size: Bytes of a long in the kernel, where the text does not say.
-        big_endian: Byte order of the recording.
     """
     fields = fields_of(header_page)
-    commit = fields.get("commit") or Field("commit", 8, long_size, True, True)
+    commit = fields.get("commit") or Field("commit", 8, 8, True, True)
     first = fields.get("data")
-    data = commit.offset + commit.size if first is None else first.offset
+    data = commit.end if first is None else first.offset
     stamp = fields.get("timestamp")
     sound = (
         size <= MAX_PAGE_BYTES
-        and commit.size in (4, 8)
+        and commit.size == 8
         and commit.end <= data < size
         and data % 4 == 0
         and size % 4 == 0
         and (stamp is None or (stamp.offset, stamp.size) == (0, 8))
     )
-    return PageLayout(size, data, commit, big_endian) if sound else None
+    return PageLayout(size, data, commit.offset) if sound else None
 
 
 def page_size_of(header_page: str) -> int | None:

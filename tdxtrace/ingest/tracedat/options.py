@@ -70,17 +70,16 @@ class Options:
     parts: dict[int, int] = field(default_factory=dict)
     """Offset of each part's section, by option number."""
 
-    def take(self, number: int, data: bytes, big_endian: bool, has_sections: bool) -> None:
+    def take(self, number: int, data: bytes, has_sections: bool) -> None:
         """Take one option; one that is cut short says nothing.
 
         Args:
             number: Its number.
             data: Its bytes.
-            big_endian: Byte order of the file.
             has_sections: Whether the file is of version 7, whose buffers list their CPUs.
         """
         try:
-            self._take(number, Cursor(data, big_endian), has_sections)
+            self._take(number, Cursor(data), has_sections)
         except CutShortError:
             return
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tdxtrace.ingest.records.cursor import CutShortError, FileCursor
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout
-from tdxtrace.ingest.records.gather import Bytes
 from tdxtrace.ingest.records.unpack import DamagedPartError, Unpack
 
-# Flag and length in a page's header, as in pages.py; the count of lost events at the
+Bytes = NDArray[np.uint8]
+
+# Flag and length in a page's header, as in loops/pages.py; the count of lost events at the
 # page's end is gone with its end.
 _MISSED_EVENTS: Final = 1 << 31
 _COMMIT_MASK: Final = (1 << 27) - 1
@@ -32,6 +34,11 @@ class PlainPages:
     at: int
     size: int
     cut_short: str = ""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that are left to read."""
+        return self.size
 
     def read(self, into: Bytes) -> int:
         """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
@@ -52,12 +59,9 @@ def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
     if left <= layout.data or begin + layout.size > len(pages):
         return begin
     pages[n_bytes : begin + layout.size] = 0
-    place = layout.commit
-    start = begin + place.offset
-    long = pages[start : start + place.size].view(f"{layout.order}u{place.size}")
-    commit = int(long[0])
-    flags = commit & _MISSED_EVENTS
-    long[0] = flags | min(commit & _COMMIT_MASK, left - layout.data)
+    commit = pages[begin + layout.commit : begin + layout.commit + 8].view("<u8")
+    n_bytes = min(int(commit[0]) & _COMMIT_MASK, left - layout.data)
+    commit[0] = int(commit[0]) & _MISSED_EVENTS | n_bytes
     return begin + layout.size
 
 
@@ -72,6 +76,16 @@ class PackedPages:
     cut_short: str = ""
     n_unpacked: int = 0
     _rest: memoryview = field(default_factory=lambda: memoryview(b""))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all chunks before the first is read, if all are as large as that."""
+        head = FileCursor(self.cursor.file, at=self.cursor.at)
+        try:
+            n_chunks, _, size = head.number(4), head.number(4), head.number(4)
+        except CutShortError:
+            return 0
+        return n_chunks * size
 
     def read(self, into: Bytes) -> int:
         """Fill ``into`` with further pages; return how many bytes, 0 at the end."""

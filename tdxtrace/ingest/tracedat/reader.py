@@ -1,47 +1,49 @@
-"""A trace.dat of trace-cmd becomes raw events: of all its buffers, in order of time."""
+"""A trace.dat of trace-cmd as batches of events: of all its buffers, in order of time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.compiled import pays
+from tdxtrace.ingest.adapters import as_raw
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import TICK_CLOCKS, Header
 from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.cursor import FileCursor
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
-from tdxtrace.ingest.records.known import KnownEvents
 from tdxtrace.ingest.records.symbols import symbol_finder
-from tdxtrace.ingest.ring.clocks import Clock, corrected
-from tdxtrace.ingest.ring.datfile import DatFile, is_packed, kallsyms_of, read_dat
-from tdxtrace.ingest.ring.datoptions import Buffer
-from tdxtrace.ingest.ring.merge import ROUND_PAGES, Merge
-from tdxtrace.ingest.ring.pagefiles import PackedPages, PlainPages
-from tdxtrace.ingest.ring.reader import RingReader
-from tdxtrace.ingest.ring.tracefs import comms_of, cpu_stats, note_stats, printed_names
-from tdxtrace.ingest.ring.windows import CpuPages
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tracedat.clocks import Clock
+from tdxtrace.ingest.tracedat.file import DatFile, is_packed, kallsyms_of, read_dat
+from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
+from tdxtrace.ingest.tracedat.options import Buffer
+from tdxtrace.ingest.tracedat.pages import PackedPages, PlainPages
+from tdxtrace.ingest.tracedat.tracefs import comms_of, cpu_stats, note_stats, printed_names
 
 Pages = PlainPages | PackedPages
 
 
 @dataclass(slots=True)
 class DatReader:
-    """Reads one trace.dat into raw events, and counts the rest."""
+    """Reads one trace.dat into batches of events, and counts the rest."""
 
     file: DataFile
     vocabulary: Vocabulary
     tally: Tally
     tgids: Mapping[int, int] = field(default_factory=dict)
     """The process of each thread, where something beside the file tells."""
+    run: Runner[Any] | None = None
+    """How to run loops; None: by the size of the pages."""
     dat: DatFile = field(init=False)
     _pages: list[Pages] = field(default_factory=list)
     _owners: list[tuple[str, int]] = field(default_factory=list)
-    _merge: Merge | None = None
+    _ring: RingReader | None = None
 
     def __post_init__(self) -> None:
         self.dat = read_dat(self.file)
@@ -56,10 +58,7 @@ class DatReader:
         sources = [source for buffer in dat.options.buffers for source in self._sources(buffer)]
         if not sources:
             raise FormatError(self._nothing())
-        layout = self._layout(dat.page_size)
-        is_large = pays(self.file.size)
-        self._merge = Merge(sources, layout, ROUND_PAGES, is_large)
-        known = KnownEvents(
+        catalog = EventCatalog(
             dat.formats.events,
             common_of(dat.formats.events.values()),
             self.vocabulary,
@@ -67,14 +66,25 @@ class DatReader:
             printed_names(dat.formats.events),
             symbol_finder(partial(kallsyms_of, dat)),
         )
-        comms = comms_of(dat.cmdlines)
-        reader = RingReader(
-            self._merge, known, Clock.of(dat.options), self.tally, comms, self.tgids, is_large
+        self._ring = RingReader(
+            sources,
+            self._layout(dat.page_size),
+            catalog,
+            self.tally,
+            Clock.of(dat.options),
+            comms_of(dat.cmdlines),
+            self.tgids,
+            self.run or choose(self.n_bytes),
         )
-        yield from reader.batches()
+        yield from map(as_raw, self._ring.batches())
         if dat.cut_short and not self.tally.n_lines:
             raise FormatError(self._nothing())
         self._losses()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all pages, once they are unpacked."""
+        return sum(pages.n_bytes for pages in self._pages)
 
     @property
     def position(self) -> int:
@@ -100,7 +110,7 @@ class DatReader:
 
     def _layout(self, page_size: int) -> PageLayout:
         dat = self.dat
-        made = page_layout(dat.formats.header_page, page_size, dat.long_size, dat.big_endian)
+        made = page_layout(dat.formats.header_page, page_size)
         if made is None:
             raise FormatError(
                 f"{self.file.shown} is a damaged trace.dat: its header_page does not describe "
@@ -120,7 +130,7 @@ class DatReader:
             if not data.size:
                 continue
             if packed and dat.unpack is not None:
-                cursor = FileCursor(self.file, dat.big_endian, data.at)
+                cursor = FileCursor(self.file, at=data.at)
                 pages: Pages = PackedPages(cursor, layout, dat.unpack)
             else:
                 pages = PlainPages(self.file, layout, data.at, data.size)
@@ -128,8 +138,7 @@ class DatReader:
             self._owners.append((buffer.name, data.cpu))
             shifts = dat.options.shifts
             shift = shifts[data.cpu] if 0 <= data.cpu < len(shifts) else None
-            correct = None if shift is None else partial(corrected, shift=shift)
-            yield CpuPages(data.cpu, pages.read, correct)
+            yield CpuPages(data.cpu, pages.read, shift)
 
     def _page_size(self, buffer: Buffer) -> None:
         """Version 7 gives each buffer its page size: the sub-buffer's, since Linux 6.8."""
@@ -147,7 +156,7 @@ class DatReader:
 
     def _losses(self) -> None:
         """Add what the file as a whole lost."""
-        self.tally.note_damage(0 if self._merge is None else self._merge.n_damaged, "pages")
+        self.tally.note_damage(0 if self._ring is None else self._ring.n_damaged, "pages")
         for detail in sorted({p.cut_short for p in self._pages if p.cut_short}):
             self.tally.note("truncated", None, detail)
         if self.dat.cut_short:
@@ -162,9 +171,9 @@ class DatReader:
 
     def _n_events(self, name: str, cpu: int) -> int | None:
         """Events that were read of a CPU in the buffer ``name``; None if it has no pages."""
-        if self._merge is None or (name, cpu) not in self._owners:
+        if self._ring is None or (name, cpu) not in self._owners:
             return None
-        return self._merge.n_events()[self._owners.index((name, cpu))]
+        return self._ring.n_events()[self._owners.index((name, cpu))]
 
 
 def _tool(version: list[str]) -> str:

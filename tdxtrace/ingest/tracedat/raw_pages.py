@@ -6,33 +6,46 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.compiled import pays
+from tdxtrace.ingest.adapters import as_raw
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.loops.pages import page_start
 from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile, open_file
-from tdxtrace.ingest.records.formats import PageLayout, common_of, fields_of, page_layout
-from tdxtrace.ingest.records.gather import Block, block_of
-from tdxtrace.ingest.records.known import KnownEvents
+from tdxtrace.ingest.records.fields import PADDING, int64_at
+from tdxtrace.ingest.records.formats import (
+    PageLayout,
+    common_of,
+    fields_of,
+    foreign_machine,
+    page_layout,
+)
 from tdxtrace.ingest.records.metadata import Formats
-from tdxtrace.ingest.ring.clocks import Clock
-from tdxtrace.ingest.ring.datoptions import clock_of
-from tdxtrace.ingest.ring.merge import Merge
-from tdxtrace.ingest.ring.pagefiles import PlainPages
-from tdxtrace.ingest.ring.pages import page_heads
-from tdxtrace.ingest.ring.reader import RingReader
-from tdxtrace.ingest.ring.tracefs import comms_of, cpu_stats, note_stats, printed_names, tgids_of
-from tdxtrace.ingest.ring.windows import CpuPages
 from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.tracedat.clocks import Clock
+from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
+from tdxtrace.ingest.tracedat.options import clock_of
+from tdxtrace.ingest.tracedat.pages import PlainPages
+from tdxtrace.ingest.tracedat.tracefs import (
+    comms_of,
+    cpu_stats,
+    note_stats,
+    printed_names,
+    tgids_of,
+)
 from tdxtrace.tables.text import one_line
 
 _CPU: Final = re.compile(r"cpu(?P<cpu>\d{1,4})(?!\d)")
 _PAGES: Final = "trace_pipe_raw"
+_INSTEAD: Final = "save the text of tracefs' file trace instead"
+_PAGE_BYTES: Final = 4096
 _MAX_TEXT: Final = 16 << 20
 
 
@@ -116,12 +129,14 @@ def _text(path: Path) -> str:
 
 @dataclass(slots=True)
 class PageReader:
-    """Reads pages into raw events, and counts the rest."""
+    """Reads pages into batches of events, and counts the rest."""
 
     pages: RawPages
     formats: Formats
     vocabulary: Vocabulary
     tally: Tally
+    run: Runner[Any] | None = None
+    """How to run loops; None: by the size of the pages."""
     _files: list[PlainPages] = field(default_factory=list)
 
     def batches(self) -> Iterator[RawEvents]:
@@ -135,16 +150,17 @@ class PageReader:
         for cpu, file in sorted(self.pages.files.items()):
             self._files.append(PlainPages(file, layout, 0, file.size))
             sources.append(CpuPages(cpu, self._files[-1].read))
-        is_large = pays(self.pages.size)
-        merge = Merge(sources, layout, is_large=is_large)
         events = self.formats.events
         names = printed_names(events)
-        known = KnownEvents(events, common_of(events.values()), self.vocabulary, self.tally, names)
+        catalog = EventCatalog(
+            events, common_of(events.values()), self.vocabulary, self.tally, names
+        )
         comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
         tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
-        reader = RingReader(merge, known, Clock(), self.tally, comms, tgids, is_large)
-        yield from reader.batches()
-        self.tally.note_damage(merge.n_damaged, "pages")
+        run = self.run or choose(self.pages.size)
+        reader = RingReader(sources, layout, catalog, self.tally, Clock(), comms, tgids, run)
+        yield from map(as_raw, reader.batches())
+        self.tally.note_damage(reader.n_damaged, "pages")
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
             self.tally.note("truncated", None, detail)
         for cpu, stats in self._stats():
@@ -170,30 +186,31 @@ class PageReader:
         return found
 
     def _layout(self) -> PageLayout:
-        """The pages' layout; their byte order is the one in which their headers make sense."""
-        header = self.formats.header_page
+        """The layout of the pages, one of which must begin at least one of the files."""
+        header, shown = self.formats.header_page, self.pages.shown
         fields = fields_of(header)
-        size = fields["data"].offset + fields["data"].size if "data" in fields else 4096
-        best: tuple[int, PageLayout] | None = None
-        for big_endian in (False, True):
-            made = page_layout(header, size, 8, big_endian)
-            if made is not None:
-                sound = self._n_sound(made)
-                if sound and (best is None or sound > best[0]):
-                    best = sound, made
-        if best is None:
-            raise FormatError(f"{self.pages.shown} does not begin with pages of {size} bytes")
-        return best[1]
+        size = fields["data"].end if "data" in fields else _PAGE_BYTES
+        if "commit" in fields and fields["commit"].size == 4:
+            raise foreign_machine(shown, False, _INSTEAD)
+        layout = page_layout(header, size)
+        if layout is not None and self._begin(layout):
+            return layout
+        if layout is not None and self._begin(layout, is_swapped=True):
+            raise foreign_machine(shown, True, _INSTEAD)
+        raise FormatError(f"{shown} does not begin with pages of {size} bytes")
 
-    def _n_sound(self, layout: PageLayout) -> int:
-        """How many of the files begin with what can be a page."""
-        n = 0
+    def _begin(self, layout: PageLayout, *, is_swapped: bool = False) -> bool:
+        """Whether one of the files begins with what can be a page, by its bytes or swapped."""
+        shape = layout.size, layout.data, layout.commit
         for file in self.pages.files.values():
-            first = file.read(0, layout.size)
+            first = np.frombuffer(file.read(0, layout.size), np.uint8)
             if len(first) > layout.data:
-                first = first.ljust(layout.size, b"\0")
-                heads = page_heads(
-                    Block(block_of(first), layout.order), layout, np.zeros(1, np.intp)
-                )
-                n += bool(heads.sound[0])
-        return n
+                page = np.zeros(layout.size + PADDING, np.uint8)
+                page[: len(first)] = first
+                if is_swapped:
+                    page.view("<u8")[: layout.size // 8].byteswap(inplace=True)
+                at = int64_at(page)
+                # The length and its flags need the lower half of the number only.
+                if page_start(at, 0, shape)[0] >= 0 and at[layout.commit] >> 32 == 0:
+                    return True
+        return False

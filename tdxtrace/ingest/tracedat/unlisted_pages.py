@@ -1,4 +1,4 @@
-"""Where do the pages of a trace.dat lie that has lost the list which says so?
+"""The places of the pages of a trace.dat that lost the list which says them.
 
 Version 7 writes the list of a buffer's CPUs behind its pages: a file that was cut
 short, or whose recorder died, has the pages but not the list.
@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from tdxtrace.ingest.raw import U64Array
+from tdxtrace.ingest.batch import U64Array
 from tdxtrace.ingest.records.cursor import CutShortError, FileCursor
-from tdxtrace.ingest.ring.datoptions import CpuData
 from tdxtrace.ingest.tally import MAX_CPUS
+from tdxtrace.ingest.tracedat.options import CpuData
 
 # Pages whose stamps are read at a time.
 _PAGES: Final = 1024
@@ -87,7 +87,6 @@ def _packed_runs(cursor: FileCursor, end: int, page_size: int, most: int) -> lis
 
 def _plain_runs(cursor: FileCursor, end: int, page_size: int, most: int) -> list[tuple[int, int]]:
     """Part the pages where time goes back: on one CPU it never does."""
-    order = ">u8" if cursor.big_endian else "<u8"
     begin = _aligned(cursor.at, page_size)
     if begin >= end:
         return []
@@ -97,7 +96,7 @@ def _plain_runs(cursor: FileCursor, end: int, page_size: int, most: int) -> list
         data = cursor.file.array(at, min(_PAGES * page_size, end - at))
         n_pages = len(data) // page_size
         words = data[: n_pages * page_size].reshape(n_pages, page_size)[:, :8]
-        stamps: U64Array = np.ascontiguousarray(words).view(order)[:, 0].astype(np.uint64)
+        stamps: U64Array = np.ascontiguousarray(words).view("<u8")[:, 0].astype(np.uint64)
         both = np.concatenate([last, stamps])
         back = np.flatnonzero(both[1:] < both[:-1]) + 1 - len(last)
         starts += (at + back * page_size).tolist()

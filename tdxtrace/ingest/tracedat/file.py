@@ -9,12 +9,12 @@ from typing import Final
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.records.cursor import Cursor, CutShortError, FileCursor
 from tdxtrace.ingest.records.datafile import DataFile
-from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES, page_size_of
+from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES, foreign_machine, page_size_of
 from tdxtrace.ingest.records.metadata import Formats, part
 from tdxtrace.ingest.records.unpack import MAX_PART_BYTES, DamagedPartError, Unpack, unpacker
-from tdxtrace.ingest.ring import datoptions
-from tdxtrace.ingest.ring.datoptions import Buffer, CpuData, Options
-from tdxtrace.ingest.ring.datpages import find_cpus
+from tdxtrace.ingest.tracedat import options
+from tdxtrace.ingest.tracedat.options import Buffer, CpuData, Options
+from tdxtrace.ingest.tracedat.unlisted_pages import find_cpus
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 _COMPRESSED: Final = 1
@@ -43,8 +43,6 @@ class DatFile:
 
     file: DataFile
     version: int
-    big_endian: bool
-    long_size: int
     page_size: int
     compression: str = "none"
     unpack: Unpack | None = None
@@ -59,9 +57,10 @@ def read_dat(file: DataFile) -> DatFile:
     """Read everything but the trace data.
 
     Raises:
-        FormatError: If its version or compression cannot be read, or its head is damaged.
+        FormatError: If its version, machine or compression is none that can be read, or its
+            head is damaged.
     """
-    cursor = FileCursor(file, False, len(MAGIC))
+    cursor = FileCursor(file, at=len(MAGIC))
     try:
         version = cursor.text(8)
         if version not in ("6", "7"):
@@ -69,15 +68,19 @@ def read_dat(file: DataFile) -> DatFile:
                 f"{file.shown} is a trace.dat of version {version!r}; 6 and 7 can be read; "
                 "convert it: trace-cmd convert"
             )
-        cursor.big_endian = cursor.number(1) == 1
-        long_size, page_size = cursor.number(1), cursor.number(4)
+        is_big_endian, long_size = cursor.number(1) == 1, cursor.number(1)
+        if is_big_endian or long_size == 4:
+            raise foreign_machine(
+                file.shown, is_big_endian, f"print it: trace-cmd report {file.shown}"
+            )
+        page_size = cursor.number(4)
     except CutShortError:
         raise FormatError(f"{file.shown} is a trace.dat cut short in its first bytes") from None
-    if long_size not in (4, 8) or not 64 <= page_size <= MAX_PAGE_BYTES or page_size % 4:
+    if long_size != 8 or not 64 <= page_size <= MAX_PAGE_BYTES or page_size % 4:
         raise FormatError(
             f"{file.shown} is a damaged trace.dat: longs of {long_size}, pages of {page_size} bytes"
         )
-    dat = DatFile(file, int(version), cursor.big_endian, long_size, page_size)
+    dat = DatFile(file, int(version), page_size)
     if dat.version == 7:
         _read_v7(dat, cursor)
     else:
@@ -93,7 +96,7 @@ def _read_v6(dat: DatFile, cursor: FileCursor) -> None:
         dat.formats.read_ftrace(cursor)
         dat.formats.read_events(cursor)
         where = "kallsyms"
-        dat.options.parts[datoptions.KALLSYMS] = cursor.at
+        dat.options.parts[options.KALLSYMS] = cursor.at
         cursor.skip(cursor.number(4))
         where = "the printk formats"
         cursor.skip(cursor.number(4))
@@ -109,9 +112,9 @@ def _options_v6(dat: DatFile, cursor: FileCursor) -> None:
     n_cpus = cursor.number(4)
     kind = cursor.take(10)
     if kind.startswith(b"options"):
-        while (number := cursor.number(2)) != datoptions.DONE:
+        while (number := cursor.number(2)) != options.DONE:
             data = part(cursor, cursor.number(4))
-            dat.options.take(number, data, dat.big_endian, False)
+            dat.options.take(number, data, False)
         kind = cursor.take(10)
     n_cpus = dat.options.n_cpus if dat.options.n_cpus is not None else n_cpus
     others = dat.options.buffers
@@ -126,11 +129,11 @@ def _buffer_v6(dat: DatFile, cursor: FileCursor, kind: bytes, n_cpus: int, name:
         return Buffer(name, cursor.at, is_text=True)
     if not kind.startswith(b"flyrecord"):
         raise CutShortError
-    table = Cursor(part(cursor, 16 * n_cpus), dat.big_endian)
+    table = Cursor(part(cursor, 16 * n_cpus))
     cpus = tuple(CpuData(cpu, table.number(8), table.number(8)) for cpu in range(n_cpus))
     if dat.options.has_clock and not name:
         text = part(cursor, cursor.number(8))
-        dat.options.clock = datoptions.clock_of(text.decode("utf-8", "replace"))
+        dat.options.clock = options.clock_of(text.decode("utf-8", "replace"))
     return Buffer(name, cursor.at, page_size=dat.page_size, cpus=cpus)
 
 
@@ -147,7 +150,7 @@ def _read_v7(dat: DatFile, cursor: FileCursor) -> None:
     while at and at not in seen:
         seen.add(at)
         try:
-            at = _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION), dat.big_endian))
+            at = _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION)))
         except CutShortError:
             dat.cut_short = "the file ends before its last list of options"
             break
@@ -173,7 +176,7 @@ def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
     """
     buffers: list[_Found] = []
     for _ in range(_MAX_SECTIONS):
-        head = FileCursor(dat.file, dat.big_endian, at)
+        head = FileCursor(dat.file, at=at)
         try:
             number, flags = head.number(2), head.number(2)
             head.skip(4)
@@ -186,11 +189,11 @@ def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
             buffers.append(_Found(at, size, bool(flags & _COMPRESSED)))
             if is_open:
                 break
-        elif number in datoptions.PARTS:
+        elif number in options.PARTS:
             dat.options.parts.setdefault(number, at)
         elif number == _OPTIONS_SECTION and size and at not in seen:
             with suppress(CutShortError, DamagedPartError):
-                _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION), dat.big_endian))
+                _options_v7(dat, Cursor(_section(dat, at, _OPTIONS_SECTION)))
         elif number > _MAX_SECTION or not size:
             break
         at = head.at + size
@@ -203,7 +206,7 @@ def _listless(dat: DatFile, found: _Found) -> Buffer:
     # Clocks of guests are corrected CPU by CPU: without the list that cannot be done.
     if dat.options.shifts:
         return Buffer("", found.at, page_size=size)
-    cursor = FileCursor(dat.file, dat.big_endian, found.at + _SECTION_HEAD)
+    cursor = FileCursor(dat.file, at=found.at + _SECTION_HEAD)
     n_cpus = dat.options.n_cpus
     cpus = find_cpus(cursor, found.size, size, found.is_packed, n_cpus)
     return Buffer("", found.at, page_size=size, cpus=cpus)
@@ -214,34 +217,34 @@ def _options_v7(dat: DatFile, cursor: Cursor) -> int:
     while cursor.left >= 6:
         number, size = cursor.number(2), cursor.number(4)
         data = cursor.take(size)
-        if number == datoptions.DONE:
-            return Cursor(data, dat.big_endian).number(8)
-        dat.options.take(number, data, dat.big_endian, True)
+        if number == options.DONE:
+            return Cursor(data).number(8)
+        dat.options.take(number, data, True)
     return 0
 
 
 def _parts_v7(dat: DatFile) -> None:
     for number, name in (
-        (datoptions.HEADER_INFO, "headers"),
-        (datoptions.FTRACE_EVENTS, "formats of ftrace's own events"),
-        (datoptions.EVENT_FORMATS, "event formats"),
-        (datoptions.CMDLINES, "command lines"),
+        (options.HEADER_INFO, "headers"),
+        (options.FTRACE_EVENTS, "formats of ftrace's own events"),
+        (options.EVENT_FORMATS, "event formats"),
+        (options.CMDLINES, "command lines"),
     ):
         at = dat.options.parts.get(number)
         if at is None:
             continue
         try:
-            _take_section(dat, number, Cursor(_section(dat, at, number), dat.big_endian))
+            _take_section(dat, number, Cursor(_section(dat, at, number)))
         except (CutShortError, DamagedPartError):
             dat.cut_short = dat.cut_short or f"the {name} are damaged"
 
 
 def _take_section(dat: DatFile, number: int, cursor: Cursor) -> None:
-    if number == datoptions.HEADER_INFO:
+    if number == options.HEADER_INFO:
         dat.formats.read_headers(cursor)
-    elif number == datoptions.FTRACE_EVENTS:
+    elif number == options.FTRACE_EVENTS:
         dat.formats.read_ftrace(cursor)
-    elif number == datoptions.EVENT_FORMATS:
+    elif number == options.EVENT_FORMATS:
         dat.formats.read_events(cursor)
     else:
         dat.cmdlines = cursor.take(cursor.number(8)).decode("utf-8", "replace")
@@ -252,14 +255,14 @@ def kallsyms_of(dat: DatFile) -> bytes:
 
     Tens of MB: to be read only where an address has to be named.
     """
-    at = dat.options.parts.get(datoptions.KALLSYMS)
+    at = dat.options.parts.get(options.KALLSYMS)
     if at is None:
         return b""
     try:
         if dat.version == 6:
-            symbols: FileCursor | Cursor = FileCursor(dat.file, dat.big_endian, at)
+            symbols: FileCursor | Cursor = FileCursor(dat.file, at=at)
         else:
-            symbols = Cursor(_section(dat, at, datoptions.KALLSYMS), dat.big_endian)
+            symbols = Cursor(_section(dat, at, options.KALLSYMS))
         return part(symbols, symbols.number(4))
     except (CutShortError, DamagedPartError):
         return b""
@@ -272,7 +275,7 @@ def _section(dat: DatFile, at: int, number: int) -> bytes:
         CutShortError: If the file ends in it.
         DamagedPartError: If it is another section, or does not unpack.
     """
-    head = FileCursor(dat.file, dat.big_endian, at)
+    head = FileCursor(dat.file, at=at)
     found, flags = head.number(2), head.number(2)
     head.skip(4)
     size = head.number(8)
@@ -288,7 +291,7 @@ def is_packed(dat: DatFile, buffer: Buffer) -> bool:
     """Whether a buffer's pages are compressed, as its section's header says."""
     if dat.version == 6:
         return False
-    head = FileCursor(dat.file, dat.big_endian, buffer.at)
+    head = FileCursor(dat.file, at=buffer.at)
     try:
         number, flags = head.number(2), head.number(2)
     except CutShortError:
