@@ -13,9 +13,9 @@ class CutShortError(Exception):
 
 @dataclass(slots=True)
 class Cursor:
-    """Reads forward through bytes; what is not there raises CutShortError."""
+    """Reads forward through bytes, or a file; what is not there raises CutShortError."""
 
-    data: bytes
+    source: bytes | DataFile
     big_endian: bool = False
     at: int = 0
 
@@ -25,48 +25,9 @@ class Cursor:
         Raises:
             CutShortError: If there are fewer.
         """
-        made = self.data[self.at : self.at + n_bytes]
-        if n_bytes < 0 or len(made) < n_bytes:
+        if not 0 <= n_bytes <= self.left:
             raise CutShortError
-        self.at += n_bytes
-        return made
-
-    def number(self, n_bytes: int) -> int:
-        """Return the next unsigned number of ``n_bytes`` bytes."""
-        return int.from_bytes(self.take(n_bytes), "big" if self.big_endian else "little")
-
-    def text(self) -> str:
-        """Return the next text, which a zero byte ends."""
-        end = self.data.find(b"\0", self.at)
-        if end < 0:
-            raise CutShortError
-        made = self.data[self.at : end].decode("utf-8", "replace")
-        self.at = end + 1
-        return made
-
-    @property
-    def left(self) -> int:
-        """Bytes that are left."""
-        return len(self.data) - self.at
-
-
-@dataclass(slots=True)
-class FileCursor:
-    """The same for a file, without reading it whole."""
-
-    file: DataFile
-    big_endian: bool = False
-    at: int = 0
-
-    def take(self, n_bytes: int) -> bytes:
-        """Return the next ``n_bytes`` bytes.
-
-        Raises:
-            CutShortError: If there are fewer.
-        """
-        if n_bytes > self.file.size - self.at:
-            raise CutShortError
-        made = self.file.read(self.at, n_bytes)
+        made = self._ahead(n_bytes)
         if len(made) < n_bytes:
             raise CutShortError
         self.at += n_bytes
@@ -76,14 +37,13 @@ class FileCursor:
         """Return the next unsigned number of ``n_bytes`` bytes."""
         return int.from_bytes(self.take(n_bytes), "big" if self.big_endian else "little")
 
-    def text(self, most: int = 256) -> str:
+    def text(self, most: int = 4096) -> str:
         """Return the next text, which a zero byte ends, of at most ``most`` bytes."""
-        ahead = self.file.read(self.at, most + 1)
-        end = ahead.find(b"\0")
-        if end < 0:
+        text, end, _ = self._ahead(most + 1).partition(b"\0")
+        if not end:
             raise CutShortError
-        self.at += end + 1
-        return ahead[:end].decode("utf-8", "replace")
+        self.at += len(text) + 1
+        return text.decode("utf-8", "replace")
 
     def skip(self, n_bytes: int) -> None:
         """Pass over ``n_bytes`` bytes.
@@ -91,6 +51,26 @@ class FileCursor:
         Raises:
             CutShortError: If there are fewer.
         """
-        if n_bytes > self.file.size - self.at:
+        if n_bytes > self.left:
             raise CutShortError
         self.at += n_bytes
+
+    @property
+    def left(self) -> int:
+        """Bytes that are left."""
+        size = len(self.source) if isinstance(self.source, bytes) else self.source.size
+        return size - self.at
+
+    @property
+    def data(self) -> bytes:
+        """All bytes, where they are in memory."""
+        return self.source if isinstance(self.source, bytes) else b""
+
+    def _ahead(self, n_bytes: int) -> bytes:
+        if isinstance(self.source, bytes):
+            return self.source[self.at : self.at + n_bytes]
+        return self.source.read(self.at, n_bytes)
+
+
+# Until the reader of perf.data has moved: FileCursor, Cursor.data and Cursor.big_endian.
+FileCursor = Cursor

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError, FileCursor
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError
 from tdxtrace.ingest.records.formats import EventFormat, parse_format
 from tdxtrace.ingest.records.unpack import MAX_PART_BYTES
-
-AnyCursor = Cursor | FileCursor
 
 
 @dataclass(slots=True)
@@ -24,7 +22,7 @@ class Formats:
         if made is not None:
             self.events.setdefault(made.number, made)
 
-    def read_headers(self, cursor: AnyCursor) -> None:
+    def read_headers(self, cursor: Cursor) -> None:
         """Read ``header_page`` and pass over ``header_event``.
 
         Raises:
@@ -37,7 +35,7 @@ class Formats:
             raise CutShortError
         part(cursor, cursor.number(8))
 
-    def read_ftrace(self, cursor: AnyCursor) -> None:
+    def read_ftrace(self, cursor: Cursor) -> None:
         """Read the formats of ftrace's own events.
 
         Raises:
@@ -46,7 +44,7 @@ class Formats:
         for _ in range(cursor.number(4)):
             self.add(part(cursor, cursor.number(8)), "ftrace")
 
-    def read_events(self, cursor: AnyCursor) -> None:
+    def read_events(self, cursor: Cursor) -> None:
         """Read the formats of all other events, system by system.
 
         Raises:
@@ -58,7 +56,7 @@ class Formats:
                 self.add(part(cursor, cursor.number(8)), system)
 
 
-def part(cursor: AnyCursor, size: int) -> bytes:
+def part(cursor: Cursor, size: int) -> bytes:
     """Take ``size`` bytes that are held in memory.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError, FileCursor
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES, foreign_machine, page_size_of
 from tdxtrace.ingest.records.metadata import Formats, part
@@ -60,7 +60,7 @@ def read_dat(file: DataFile) -> DatFile:
         FormatError: If its version, machine or compression is none that can be read, or its
             head is damaged.
     """
-    cursor = FileCursor(file, at=len(MAGIC))
+    cursor = Cursor(file, at=len(MAGIC))
     try:
         version = cursor.text(8)
         if version not in ("6", "7"):
@@ -88,7 +88,7 @@ def read_dat(file: DataFile) -> DatFile:
     return dat
 
 
-def _read_v6(dat: DatFile, cursor: FileCursor) -> None:
+def _read_v6(dat: DatFile, cursor: Cursor) -> None:
     """Version 6: the parts follow one another."""
     where = "the event formats"
     try:
@@ -108,7 +108,7 @@ def _read_v6(dat: DatFile, cursor: FileCursor) -> None:
         dat.cut_short = f"the file ends in {where}"
 
 
-def _options_v6(dat: DatFile, cursor: FileCursor) -> None:
+def _options_v6(dat: DatFile, cursor: Cursor) -> None:
     n_cpus = cursor.number(4)
     kind = cursor.take(10)
     if kind.startswith(b"options"):
@@ -124,7 +124,7 @@ def _options_v6(dat: DatFile, cursor: FileCursor) -> None:
         dat.options.buffers.append(_buffer_v6(dat, cursor, cursor.take(10), n_cpus, other.name))
 
 
-def _buffer_v6(dat: DatFile, cursor: FileCursor, kind: bytes, n_cpus: int, name: str) -> Buffer:
+def _buffer_v6(dat: DatFile, cursor: Cursor, kind: bytes, n_cpus: int, name: str) -> Buffer:
     if kind.startswith(b"latency"):
         return Buffer(name, cursor.at, is_text=True)
     if not kind.startswith(b"flyrecord"):
@@ -137,7 +137,7 @@ def _buffer_v6(dat: DatFile, cursor: FileCursor, kind: bytes, n_cpus: int, name:
     return Buffer(name, cursor.at, page_size=dat.page_size, cpus=cpus)
 
 
-def _read_v7(dat: DatFile, cursor: FileCursor) -> None:
+def _read_v7(dat: DatFile, cursor: Cursor) -> None:
     """Version 7: options say where the parts are; each option list may name a next one."""
     try:
         dat.compression = cursor.text(32)
@@ -176,7 +176,7 @@ def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
     """
     buffers: list[_Found] = []
     for _ in range(_MAX_SECTIONS):
-        head = FileCursor(dat.file, at=at)
+        head = Cursor(dat.file, at=at)
         try:
             number, flags = head.number(2), head.number(2)
             head.skip(4)
@@ -206,9 +206,9 @@ def _listless(dat: DatFile, found: _Found) -> Buffer:
     # Clocks of guests are corrected CPU by CPU: without the list that cannot be done.
     if dat.options.shifts:
         return Buffer("", found.at, page_size=size)
-    cursor = FileCursor(dat.file, at=found.at + _SECTION_HEAD)
-    n_cpus = dat.options.n_cpus
-    cpus = find_cpus(cursor, found.size, size, found.is_packed, n_cpus)
+    at = found.at + _SECTION_HEAD
+    end = min(at + found.size, dat.file.size)
+    cpus = find_cpus(dat.file, (at, end), size, found.is_packed, dat.options.n_cpus)
     return Buffer("", found.at, page_size=size, cpus=cpus)
 
 
@@ -259,10 +259,10 @@ def kallsyms_of(dat: DatFile) -> bytes:
     if at is None:
         return b""
     try:
-        if dat.version == 6:
-            symbols: FileCursor | Cursor = FileCursor(dat.file, at=at)
-        else:
-            symbols = Cursor(_section(dat, at, options.KALLSYMS))
+        is_part = dat.version == 6
+        symbols = (
+            Cursor(dat.file, at=at) if is_part else Cursor(_section(dat, at, options.KALLSYMS))
+        )
         return part(symbols, symbols.number(4))
     except (CutShortError, DamagedPartError):
         return b""
@@ -275,7 +275,7 @@ def _section(dat: DatFile, at: int, number: int) -> bytes:
         CutShortError: If the file ends in it.
         DamagedPartError: If it is another section, or does not unpack.
     """
-    head = FileCursor(dat.file, at=at)
+    head = Cursor(dat.file, at=at)
     found, flags = head.number(2), head.number(2)
     head.skip(4)
     size = head.number(8)
@@ -291,7 +291,7 @@ def is_packed(dat: DatFile, buffer: Buffer) -> bool:
     """Whether a buffer's pages are compressed, as its section's header says."""
     if dat.version == 6:
         return False
-    head = FileCursor(dat.file, at=buffer.at)
+    head = Cursor(dat.file, at=buffer.at)
     try:
         number, flags = head.number(2), head.number(2)
     except CutShortError:

@@ -79,12 +79,12 @@ class Options:
             has_sections: Whether the file is of version 7, whose buffers list their CPUs.
         """
         try:
-            self._take(number, Cursor(data), has_sections)
+            self._take(number, data, has_sections)
         except CutShortError:
             return
 
-    def _take(self, number: int, cursor: Cursor, has_sections: bool) -> None:
-        data = cursor.data
+    def _take(self, number: int, data: bytes, has_sections: bool) -> None:
+        cursor = Cursor(data)
         if number in (_DATE, _OFFSET):
             self.offset_ns += strtoll(data) * (1000 if number == _DATE else 1)
         elif number in (_BUFFER, _BUFFER_TEXT):

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.records.cursor import CutShortError, FileCursor
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout
 from tdxtrace.ingest.records.unpack import DamagedPartError, Unpack
@@ -23,6 +23,8 @@ _COMMIT_MASK: Final = (1 << 27) - 1
 # size of a page; all pages of a file unpack to less than this many times its size.
 _MAX_CHUNK_BYTES: Final = 16 << 20
 _MAX_RATIO: Final = 1000
+_DAMAGED: Final = "a compressed part of a CPU's pages is damaged"
+_CUT_SHORT: Final = "the file ends in the middle of a CPU's pages"
 
 
 @dataclass(slots=True)
@@ -46,7 +48,7 @@ class PlainPages:
         made = self.file.fill(self.at, into[:wanted])
         self.at, self.size = self.at + made, self.size - made
         if made < wanted:
-            self.size, self.cut_short = 0, "the file ends in the middle of a CPU's pages"
+            self.size, self.cut_short = 0, _CUT_SHORT
         return _whole(into, made, self.layout)
 
 
@@ -69,23 +71,24 @@ def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
 class PackedPages:
     """Pages in chunks that are compressed one by one: trace.dat version 7."""
 
-    cursor: FileCursor
+    file: DataFile
     layout: PageLayout
+    at: int
     unpack: Unpack
-    n_chunks: int | None = None
     cut_short: str = ""
     n_unpacked: int = 0
+    n_bytes: int = field(init=False)
+    """Bytes of all chunks, if all are as large as the first."""
+    _n_chunks: int = 0
     _rest: memoryview = field(default_factory=lambda: memoryview(b""))
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all chunks before the first is read, if all are as large as that."""
-        head = FileCursor(self.cursor.file, at=self.cursor.at)
-        try:
-            n_chunks, _, size = head.number(4), head.number(4), head.number(4)
-        except CutShortError:
-            return 0
-        return n_chunks * size
+    def __post_init__(self) -> None:
+        head = self.file.read(self.at, 12)
+        self.at += 4
+        self._n_chunks, size = (int.from_bytes(head[at : at + 4], "little") for at in (0, 8))
+        self.n_bytes = self._n_chunks * size
+        if len(head) < 4:
+            self.cut_short = _CUT_SHORT
 
     def read(self, into: Bytes) -> int:
         """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
@@ -103,21 +106,22 @@ class PackedPages:
 
     def _chunk(self) -> memoryview:
         """Unpack the next chunk; empty at the end, or where it is damaged."""
+        if not self._n_chunks:
+            return memoryview(b"")
+        self._n_chunks -= 1
+        cursor = Cursor(self.file, at=self.at)
         try:
-            if self.n_chunks is None:
-                self.n_chunks = self.cursor.number(4)
-            if self.n_chunks <= 0:
-                return memoryview(b"")
-            self.n_chunks -= 1
-            packed, size = self.cursor.number(4), self.cursor.number(4)
+            packed, size = cursor.number(4), cursor.number(4)
             self.n_unpacked += size
-            bound = _MAX_RATIO * self.cursor.file.size
-            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > bound:
+            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > _MAX_RATIO * self.file.size:
                 raise DamagedPartError
-            return memoryview(self.unpack(self.cursor.take(packed), size))
-        except CutShortError:
-            self.cut_short = "the file ends in the middle of a CPU's pages"
-        except DamagedPartError:
-            self.cut_short = "a compressed part of a CPU's pages is damaged"
-        self.n_chunks = 0
-        return memoryview(b"")
+            made = memoryview(self.unpack(cursor.take(packed), size))
+        except (CutShortError, DamagedPartError) as error:
+            is_cut = isinstance(error, CutShortError)
+            self.cut_short = (
+                _CUT_SHORT if is_cut else "a compressed part of a CPU's pages is damaged"
+            )
+            self._n_chunks = 0
+            return memoryview(b"")
+        self.at = cursor.at
+        return made

@@ -14,7 +14,6 @@ from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import TICK_CLOCKS, Header
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.catalog import EventCatalog
-from tdxtrace.ingest.records.cursor import FileCursor
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
 from tdxtrace.ingest.records.symbols import symbol_finder
@@ -89,7 +88,7 @@ class DatReader:
     @property
     def position(self) -> int:
         """Bytes of the file that were read, for progress."""
-        return sum(p.at if isinstance(p, PlainPages) else p.cursor.at for p in self._pages[-1:])
+        return sum(pages.at for pages in self._pages[-1:])
 
     def header(self) -> Header:
         """What the file says of the recording."""
@@ -130,8 +129,7 @@ class DatReader:
             if not data.size:
                 continue
             if packed and dat.unpack is not None:
-                cursor = FileCursor(self.file, at=data.at)
-                pages: Pages = PackedPages(cursor, layout, dat.unpack)
+                pages: Pages = PackedPages(self.file, layout, data.at, dat.unpack)
             else:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)

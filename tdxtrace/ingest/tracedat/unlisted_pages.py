@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from tdxtrace.ingest.batch import U64Array
-from tdxtrace.ingest.records.cursor import CutShortError, FileCursor
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError
+from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.tally import MAX_CPUS
 from tdxtrace.ingest.tracedat.options import CpuData
 
@@ -25,9 +25,9 @@ _FREE_CHUNKS: Final = 4096
 
 
 def find_cpus(
-    cursor: FileCursor, size: int, page_size: int, is_packed: bool, n_cpus: int | None
+    file: DataFile, place: tuple[int, int], page_size: int, is_packed: bool, n_cpus: int | None
 ) -> tuple[CpuData, ...]:
-    """Find the pages of each CPU among ``size`` bytes of a buffer's data.
+    """Find the pages of each CPU in a buffer's data.
 
     trace-cmd writes the CPUs one after the other, each from the next multiple of a
     page (lib/trace-cmd/trace-output.c, out_write_cpu_data); one without events leaves
@@ -35,8 +35,8 @@ def find_cpus(
     else a run of pages is of one CPU that is not known, and in itself in order of time.
 
     Args:
-        cursor: At the first byte behind the section's header.
-        size: Bytes of the section, up to the end of the file at most.
+        file: The trace.dat.
+        place: The first byte of the data, and the one behind it.
         page_size: Bytes of a page.
         is_packed: Whether the pages are compressed.
         n_cpus: CPUs of the recorded machine, where the file says it.
@@ -44,10 +44,9 @@ def find_cpus(
     Returns:
         Empty where there are more runs of pages than CPUs: then these are no pages.
     """
-    end = min(cursor.at + size, cursor.file.size)
     most = MAX_CPUS if n_cpus is None else n_cpus
     find = _packed_runs if is_packed else _plain_runs
-    runs = find(cursor, end, page_size, most)
+    runs = find(file, _aligned(place[0], page_size), place[1], page_size, most)
     if len(runs) > most:
         return ()
     numbers = range(len(runs)) if len(runs) == n_cpus else [_UNKNOWN_CPU] * len(runs)
@@ -60,11 +59,13 @@ def _aligned(at: int, page_size: int) -> int:
     return -(-at // page_size) * page_size
 
 
-def _packed_runs(cursor: FileCursor, end: int, page_size: int, most: int) -> list[tuple[int, int]]:
+def _packed_runs(
+    file: DataFile, begin: int, end: int, page_size: int, most: int
+) -> list[tuple[int, int]]:
     """Follow the chunks of each CPU: their number, then each with its lengths."""
     runs: list[tuple[int, int]] = []
-    cursor.at = _aligned(cursor.at, page_size)
-    left = _FREE_CHUNKS + max(0, end - cursor.at) // _CHUNK_BYTES
+    cursor = Cursor(file, at=begin)
+    left = _FREE_CHUNKS + max(0, end - begin) // _CHUNK_BYTES
     while cursor.at < end and len(runs) <= most:
         begin = cursor.at
         try:
@@ -85,22 +86,20 @@ def _packed_runs(cursor: FileCursor, end: int, page_size: int, most: int) -> lis
     return runs
 
 
-def _plain_runs(cursor: FileCursor, end: int, page_size: int, most: int) -> list[tuple[int, int]]:
+def _plain_runs(
+    file: DataFile, begin: int, end: int, page_size: int, most: int
+) -> list[tuple[int, int]]:
     """Part the pages where time goes back: on one CPU it never does."""
-    begin = _aligned(cursor.at, page_size)
-    if begin >= end:
-        return []
     starts = [begin]
     last = np.zeros(0, np.uint64)
     for at in range(begin, end, _PAGES * page_size):
-        data = cursor.file.array(at, min(_PAGES * page_size, end - at))
+        data = file.array(at, min(_PAGES * page_size, end - at))
         n_pages = len(data) // page_size
         words = data[: n_pages * page_size].reshape(n_pages, page_size)[:, :8]
-        stamps: U64Array = np.ascontiguousarray(words).view("<u8")[:, 0].astype(np.uint64)
-        both = np.concatenate([last, stamps])
-        back = np.flatnonzero(both[1:] < both[:-1]) + 1 - len(last)
+        times = np.concatenate([last, np.ascontiguousarray(words).view("<u8")[:, 0]])
+        back = np.flatnonzero(times[1:] < times[:-1]) + 1 - len(last)
         starts += (at + back * page_size).tolist()
-        last = stamps[-1:]
+        last = times[-1:]
         if len(starts) > most:
             break
-    return list(zip(starts, [*starts[1:], end], strict=True))
+    return list(zip(starts, [*starts[1:], end], strict=True)) if begin < end else []
