@@ -88,6 +88,7 @@ def merge(
     shape, heads, shifts = forms
     number_to_layout, layouts, fields = catalog
     columns, words, gaps, counts = into
+    most_rows, most_words, most_gaps = len(columns[0]), len(words) - MOST_WORDS, len(gaps)
     n_sources, n_events, n_rows, n_words, n_gaps, n_threads = done
     while n_sources > 0:
         source = int(order[0])
@@ -103,7 +104,7 @@ def merge(
         layout = int(number_to_layout[event_number(int64_at, record, heads)])
         if layout < 0:
             return NEEDS_LAYOUT, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
-        if n_rows == len(columns[0]) or n_words + MOST_WORDS > len(words) or n_gaps == len(gaps):
+        if n_rows == most_rows or n_words > most_words or n_gaps == most_gaps:
             return FULL, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
         n_events += 1
         n_gaps = _take_event(sources, source, n_events, gaps, n_gaps)
