@@ -150,3 +150,13 @@ def test_interpreted_an_index_out_of_range_is_an_error() -> None:
 
     with pytest.raises(IndexError):
         compiler.interpreted(beyond)(np.zeros(3, np.int64))
+
+
+def test_a_loop_that_makes_an_array_is_refused() -> None:
+    """Nothing is counted while loops run, so nothing could free it."""
+
+    def make(values: np.ndarray) -> int:
+        return len(np.empty(len(values)))
+
+    with pytest.raises(Exception, match="NRT"):
+        compiler.compiled(make)(np.zeros(3, np.int64))

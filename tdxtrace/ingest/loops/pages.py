@@ -175,4 +175,4 @@ def corrected(stamp: int, shifts: Shifts, source: int) -> int:
 
 
 def _signed(stamp: np.uint64) -> int:
-    return int(stamp) if stamp < np.uint64(FAR) else FAR
+    return int(np.int64(stamp)) if stamp < np.uint64(FAR) else FAR
