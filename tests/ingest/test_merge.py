@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,6 +95,13 @@ def _source(data: bytes) -> Callable[[NDArray[np.uint8]], int]:
     return read
 
 
+def _loss(event: Event) -> tuple[str, str]:
+    """What a record is counted as that becomes no row."""
+    if event[1] == FOREIGN:
+        return "noise", "noise"
+    return "undecoded", f"tdh_mem_page_aug_{'enter' if event[1] == ENTER else 'exit'}"
+
+
 def _joined(batches: Iterator[RecordBatch]) -> RecordBatch:
     return concatenate(list(batches))
 
@@ -140,6 +148,18 @@ def test_events_of_all_cpus_come_in_their_order(
     assert set(ring.tally.threads) == {
         (t, "<idle>" if t == 0 else "<...>") for t in batch.tid.tolist()
     }
+    assert {name: n for name, n in ring.tally.events.items() if n} == dict(Counter(names))
+    lost = [event for *_, event in every if event[1] == FOREIGN or event[5] < 0]
+    entries = ring.tally.entries.values()
+    assert {(e.kind, e.detail): e.n_lines for e in entries} == dict(Counter(map(_loss, lost)))
+    for entry in entries:
+        mine = (entry.kind, entry.detail)
+        first = next(
+            line
+            for line, (*_, event) in enumerate(every, 1)
+            if (event[1] == FOREIGN or event[5] < 0) and _loss(event) == mine
+        )
+        assert entry.line_no == first
     assert ring.n_events() == [len(told) for _, told in made]
 
 

@@ -119,8 +119,10 @@ def test_lost_events_are_marked_on_the_page_behind_them(lost: int | None, page_s
         Machine().head(0, 1) + Machine().pack("I", 1 << 30),
         Machine().head(29, 1) + Machine().pack("I", 0),
         Machine().head(20, 1) + b"short",
+        Machine().head(0, 1) + Machine().pack("I", 9) + bytes(4),
+        Machine().head(30, 1),
     ],
-    ids=["no length", "beyond", "padding of nothing", "cut"],
+    ids=["no length", "beyond", "padding of nothing", "cut", "a word too long", "half an extend"],
 )
 def test_a_record_that_cannot_be_ends_its_page_only(records: bytes) -> None:
     m = Machine()
