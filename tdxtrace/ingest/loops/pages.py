@@ -41,7 +41,7 @@ _TYPE_BITS: Final = 5
 _DELTA_BITS: Final = 27
 _DELTA_MASK: Final = (1 << _DELTA_BITS) - 1
 _WORD_MASK: Final = (1 << 32) - 1
-# An absolute stamp has 59 bits; those above are those of the stamp before it (rb_fix_abs_ts).
+# An absolute timestamp has 59 bits; its high bits are those of the one before (rb_fix_abs_ts).
 _STAMP_BITS: Final = 59
 _STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
 # Flags beside the length of a page's data: events were lost before it, and their number
@@ -78,7 +78,7 @@ def page_start(int64_at: I64Array, page: int, shape: PageShape) -> tuple[int, in
 def next_record(int64_at: I64Array, at: int, end: int, now: int) -> tuple[int, int, int, int]:
     """Find the next event of a page.
 
-    Time extends, absolute stamps and padding move the clock or the place and are no events.
+    Time extends, absolute timestamps and padding move the clock or the place and are no events.
 
     Args:
         int64_at: The number at each byte.
@@ -149,8 +149,8 @@ def next_event(
         sources[source, END] = page + shape[1] + (0 if is_empty else n_bytes)
 
 
-def corrected(stamp: int, shifts: Shifts, source: int) -> int:
-    """Return a guest CPU's stamp as the host's clock would have shown it.
+def corrected(timestamp: int, shifts: Shifts, source: int) -> int:
+    """Return a guest CPU's timestamp as the host's clock would have shown it.
 
     Between two corrections the one before holds, or a line from it to the next, as the
     recording says (trace-cmd, lib/trace-cmd/trace-input.c, timestamp_host_sync).
@@ -158,8 +158,8 @@ def corrected(stamp: int, shifts: Shifts, source: int) -> int:
     firsts, interpolates, time, offset, factor, fraction = shifts
     first, n = int(firsts[source]), int(firsts[source + 1] - firsts[source])
     if n == 0:
-        return stamp
-    guest = np.uint64(stamp)
+        return timestamp
+    guest = np.uint64(timestamp)
     if n == 1:
         return _signed(guest + np.uint64(offset[first]))
     low = first
@@ -174,5 +174,5 @@ def corrected(stamp: int, shifts: Shifts, source: int) -> int:
     return _signed((guest * factor[low] >> fraction[low]) + np.uint64(moved))
 
 
-def _signed(stamp: np.uint64) -> int:
-    return int(np.int64(stamp)) if stamp < np.uint64(FAR) else FAR
+def _signed(timestamp: np.uint64) -> int:
+    return int(np.int64(timestamp)) if timestamp < np.uint64(FAR) else FAR

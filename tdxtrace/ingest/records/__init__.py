@@ -1,1 +1,1 @@
-"""What trace.dat and perf.data have in common: formats of events, numbers at places."""
+"""Parts that trace.dat and perf.data share: event formats, fields of records."""

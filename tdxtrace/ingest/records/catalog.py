@@ -1,4 +1,4 @@
-"""Which event numbers of a binary recording are ours, and what their records hold."""
+"""The events of a binary recording by number, with the layouts of their records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an event's format file says: its number, its name, its fields."""
+"""Format files of events: number, name and fields of each."""
 
 from __future__ import annotations
 
@@ -161,14 +161,14 @@ def page_layout(header_page: str, size: int) -> PageLayout | None:
     commit = fields.get("commit") or Field("commit", 8, 8, True, True)
     first = fields.get("data")
     data = commit.end if first is None else first.offset
-    stamp = fields.get("timestamp")
+    timestamp = fields.get("timestamp")
     sound = (
         size <= MAX_PAGE_BYTES
         and commit.size == 8
         and commit.end <= data < size
         and data % 4 == 0
         and size % 4 == 0
-        and (stamp is None or (stamp.offset, stamp.size) == (0, 8))
+        and (timestamp is None or (timestamp.offset, timestamp.size) == (0, 8))
     )
     return PageLayout(size, data, commit.offset) if sound else None
 

@@ -1,4 +1,4 @@
-"""Which fields of a binary event fill which slots: the same rules as for its text."""
+"""Slots that the fields of binary events fill: the same rules as for text."""
 
 from __future__ import annotations
 

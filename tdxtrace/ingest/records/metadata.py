@@ -1,4 +1,4 @@
-"""The parts of the kernel's tracing files that trace.dat and perf.data both keep."""
+"""Descriptions of pages and events that trace.dat and perf.data both hold."""
 
 from __future__ import annotations
 

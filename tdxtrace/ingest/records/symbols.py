@@ -1,4 +1,4 @@
-"""Which kernel function is at an address, as the recording's kallsyms has it."""
+"""Kernel functions by address, from the recording's kallsyms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compressed parts of a recording unpack to, never more than they declare."""
+"""Decompression of parts of a recording, never to more than they declare."""
 
 from __future__ import annotations
 

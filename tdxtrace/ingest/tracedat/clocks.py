@@ -1,4 +1,4 @@
-"""What moment a stamp of the ring buffer means, in ns."""
+"""Conversion of timestamps of the ring buffer to ns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MASK: Final = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How stamps become ns: scaled, if they count cycles, and moved.
+    """How timestamps become ns: scaled, if they count cycles, and moved.
 
     The offset of TSC2NSEC is not applied, as trace-cmd report does not (lib/trace-cmd/
     trace-input.c, timestamp_calc): its times and ours are the same.
@@ -34,25 +34,25 @@ class Clock:
         mult = options.tsc_mult if usable else 0
         return cls(mult, options.tsc_shift if usable else 0, options.offset_ns)
 
-    def to_ns(self, stamps: I64Array) -> I64Array:
-        """Return the moments of ``stamps``, which are not negative."""
+    def to_ns(self, timestamps: I64Array) -> I64Array:
+        """Convert ``timestamps``, which are not negative."""
         if not self.mult and not self.offset_ns:
-            return stamps
-        made = stamps.view(np.uint64)
+            return timestamps
+        made = timestamps.view(np.uint64)
         made = made if not self.mult else _scaled(made, self.mult, self.shift)
         if self.offset_ns:
             made = made + np.uint64(self.offset_ns & _MASK)
         ns: I64Array = (made if self.offset_ns else np.minimum(made, np.uint64(FAR))).view(np.int64)
         return ns
 
-    def one(self, stamp: int) -> int | None:
-        """The moment of a single stamp; None if it is negative: there is none."""
-        return None if stamp < 0 else int(self.to_ns(np.array([stamp], np.int64))[0])
+    def one(self, timestamp: int) -> int | None:
+        """Convert a single timestamp; None if it is negative: there is none."""
+        return None if timestamp < 0 else int(self.to_ns(np.array([timestamp], np.int64))[0])
 
 
-def _scaled(stamps: U64Array, mult: int, shift: int) -> U64Array:
-    """``stamps * mult >> shift`` without losing high bits (mul_u64_u32_shr in the kernel)."""
-    low, high = stamps & np.uint64(0xFFFF_FFFF), stamps >> np.uint64(32)
+def _scaled(timestamps: U64Array, mult: int, shift: int) -> U64Array:
+    """``timestamps * mult >> shift`` without losing high bits (mul_u64_u32_shr in the kernel)."""
+    low, high = timestamps & np.uint64(0xFFFF_FFFF), timestamps >> np.uint64(32)
     made = low * np.uint64(mult) >> np.uint64(shift)
     carried = high * np.uint64(mult)
     moved = carried << np.uint64(32 - shift) if shift <= 32 else carried >> np.uint64(shift - 32)

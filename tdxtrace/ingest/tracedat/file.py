@@ -1,4 +1,4 @@
-"""What is in a trace.dat: its parts, found and unpacked, for versions 6 and 7."""
+"""The parts of a trace.dat of version 6 or 7, found and decompressed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Found:
 
     at: int
     size: int
-    is_packed: bool
+    is_compressed: bool
 
 
 @dataclass(slots=True)
@@ -208,7 +208,7 @@ def _listless(dat: DatFile, found: _Found) -> Buffer:
         return Buffer("", found.at, page_size=size)
     at = found.at + _SECTION_HEAD
     end = min(at + found.size, dat.file.size)
-    cpus = find_cpus(dat.file, (at, end), size, found.is_packed, dat.options.n_cpus)
+    cpus = find_cpus(dat.file, (at, end), size, found.is_compressed, dat.options.n_cpus)
     return Buffer("", found.at, page_size=size, cpus=cpus)
 
 
@@ -287,7 +287,7 @@ def _section(dat: DatFile, at: int, number: int) -> bytes:
     return dat.unpack(head.take(min(packed, size)), unpacked)
 
 
-def is_packed(dat: DatFile, buffer: Buffer) -> bool:
+def is_compressed(dat: DatFile, buffer: Buffer) -> bool:
     """Whether a buffer's pages are compressed, as its section's header says."""
     if dat.version == 6:
         return False

@@ -1,4 +1,4 @@
-"""What the options of a trace.dat say: clocks, losses, buffers, where the parts are."""
+"""Options of a trace.dat: clocks, losses, buffers, places of the parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of one CPU, as files keep them: plain, or compressed in chunks."""
+"""The pages of one CPU in a file: plain, or compressed in chunks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
 
 
 @dataclass(slots=True)
-class PackedPages:
+class CompressedPages:
     """Pages in chunks that are compressed one by one: trace.dat version 7."""
 
     file: DataFile

@@ -19,13 +19,13 @@ from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
 from tdxtrace.ingest.records.symbols import symbol_finder
 from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.tracedat.clocks import Clock
-from tdxtrace.ingest.tracedat.file import DatFile, is_packed, kallsyms_of, read_dat
+from tdxtrace.ingest.tracedat.file import DatFile, is_compressed, kallsyms_of, read_dat
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
 from tdxtrace.ingest.tracedat.options import Buffer
-from tdxtrace.ingest.tracedat.pages import PackedPages, PlainPages
+from tdxtrace.ingest.tracedat.pages import CompressedPages, PlainPages
 from tdxtrace.ingest.tracedat.tracefs import comms_of, cpu_stats, note_stats, printed_names
 
-Pages = PlainPages | PackedPages
+Pages = PlainPages | CompressedPages
 
 
 @dataclass(slots=True)
@@ -124,12 +124,12 @@ class DatReader:
         if buffer.page_size not in (0, dat.page_size):
             self._page_size(buffer)
         layout = self._layout(dat.page_size)
-        packed = is_packed(dat, buffer)
+        in_chunks = is_compressed(dat, buffer)
         for data in buffer.cpus:
             if not data.size:
                 continue
-            if packed and dat.unpack is not None:
-                pages: Pages = PackedPages(self.file, layout, data.at, dat.unpack)
+            if in_chunks and dat.unpack is not None:
+                pages: Pages = CompressedPages(self.file, layout, data.at, dat.unpack)
             else:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)

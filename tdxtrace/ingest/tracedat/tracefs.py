@@ -1,4 +1,4 @@
-"""What the small files of tracefs say: names, processes, counters of losses."""
+"""Small files of tracefs: names, processes, counters of losses."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.tally import MAX_CPUS
 from tdxtrace.ingest.tracedat.options import CpuData
 
-# Pages whose stamps are read at a time.
+# Pages whose timestamps are read at a time.
 _PAGES: Final = 1024
 _UNKNOWN_CPU: Final = -1
 # trace-cmd packs ten pages a chunk (lib/trace-cmd/trace-compress.c), into some 4 KB; where
@@ -25,7 +25,7 @@ _FREE_CHUNKS: Final = 4096
 
 
 def find_cpus(
-    file: DataFile, place: tuple[int, int], page_size: int, is_packed: bool, n_cpus: int | None
+    file: DataFile, place: tuple[int, int], page_size: int, is_compressed: bool, n_cpus: int | None
 ) -> tuple[CpuData, ...]:
     """Find the pages of each CPU in a buffer's data.
 
@@ -38,14 +38,14 @@ def find_cpus(
         file: The trace.dat.
         place: The first byte of the data, and the one behind it.
         page_size: Bytes of a page.
-        is_packed: Whether the pages are compressed.
+        is_compressed: Whether the pages are compressed.
         n_cpus: CPUs of the recorded machine, where the file says it.
 
     Returns:
         Empty where there are more runs of pages than CPUs: then these are no pages.
     """
     most = MAX_CPUS if n_cpus is None else n_cpus
-    find = _packed_runs if is_packed else _plain_runs
+    find = _compressed_runs if is_compressed else _plain_runs
     runs = find(file, _aligned(place[0], page_size), place[1], page_size, most)
     if len(runs) > most:
         return ()
@@ -59,7 +59,7 @@ def _aligned(at: int, page_size: int) -> int:
     return -(-at // page_size) * page_size
 
 
-def _packed_runs(
+def _compressed_runs(
     file: DataFile, begin: int, end: int, page_size: int, most: int
 ) -> list[tuple[int, int]]:
     """Follow the chunks of each CPU: their number, then each with its lengths."""
