@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from tdxtrace.compiler import choose
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.raw import RawEvents
@@ -88,9 +89,9 @@ def open_reader(
         FormatError: If the file's head cannot be read.
     """
     if name == "perf.data":
-        from tdxtrace.ingest.perf.reader import PerfReader  # noqa: PLC0415 - see opened
+        from tdxtrace.ingest.perfdata.reader import PerfReader  # noqa: PLC0415 - see opened
 
-        return PerfReader(file, vocabulary, tally)
+        return PerfReader(file, vocabulary, tally, choose(file.size))
     from tdxtrace.ingest.tracedat.reader import DatReader  # noqa: PLC0415 - see opened
     from tdxtrace.ingest.tracedat.tracefs import tgids_beside  # noqa: PLC0415
 

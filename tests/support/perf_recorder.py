@@ -1,4 +1,4 @@
-"""Writes small perf.data files as perf record would, of files and pipes, in any byte order.
+"""Writes small perf.data files as perf record would, of files and pipes.
 
 Nothing here is shared with the readers: the layouts are spelled out again, from
 tools/perf/Documentation/perf.data-file-format.txt and include/uapi/linux/perf_event.h.
@@ -114,7 +114,9 @@ class PerfRecording:
 
     def _tracing_data(self) -> bytes:
         made = Recording(self.machine, formats=FORMATS)
-        head = b"\x17\x08\x44tracing0.6\0" + bytes([self.machine.big_endian, 8])
+        head = b"\x17\x08\x44tracing0.6\0" + bytes(
+            [self.machine.big_endian, self.machine.long_size]
+        )
         head += self.machine.pack("I", 4096) + made.headers()
         return head + self.machine.pack("I", 0) + made.events()
 

@@ -1,0 +1,239 @@
+"""The records of perf data follow one another, each says how long it is; samples are queued.
+
+Words come as ``int64_at``: see loops.fields.  Layouts: Linux include/uapi/linux/perf_event.h,
+PERF_RECORD_SAMPLE.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.ingest.loops.fields import (
+    BEHIND,
+    FIRST,
+    LEAST,
+    Heads,
+    I64Array,
+    context,
+    event_number,
+    read_fields,
+)
+from tdxtrace.ingest.loops.merge import MOST_WORDS
+
+# Why queue_samples stopped: at the end, or before a record that is not simply passed over (of
+# another kind, cut off, or damaged); where there is no more room; before the first sample;
+# before a sample of an event that is not interned yet.
+END, FULL, FIRST_SAMPLE, NEW_EVENT = range(4)
+# Columns of sample layouts: bytes of the parts that have a fixed size; offsets of time, thread
+# and CPU behind the header, -1: none; whether the tracepoint's record is there; words that READ
+# adds, and further ones for each that its first one counts; whether there is a call chain.
+FIXED, TIME, THREAD, CPU, RAW, READ_WORDS, READ_EACH, CALLCHAIN = range(8)
+# Columns of queued samples: CPU; process (low half) and thread; layout and state; first word.
+ON_CPU, WHO, WHAT, FIRST_WORD, N_COLUMNS = range(5)
+# The state of a sample: of one that becomes a row 1 + in_irq (0: unknown).
+STATE_BITS: Final = 3
+NO_ROW, TOO_SHORT = 3, 4
+
+MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
+_SAMPLE: Final = 9  # PERF_RECORD_SAMPLE
+# What follows these is of another kind, or packed; enum perf_user_event_type,
+# tools/perf/lib/include/perf/event.h.
+TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2 = 66, 71, 81, 83
+_HEADER: Final = 8
+_LOW: Final = 0xFFFF_FFFF
+_FAR: Final = (1 << 63) - 1
+SIGN: Final = -(1 << 63)
+
+Arrays = tuple[NDArray[Any], ...]
+Shape = tuple[int, int, int, int, int, int]
+"""What is looked up of every sample: columns FIXED to RAW, and whether others are not 0."""
+
+
+def queue_samples(
+    int64_at: I64Array,
+    at: int,
+    n_bytes: int,
+    samples: tuple[Any, ...],
+    events: tuple[Any, ...],
+    queue: Arrays,
+    others: Arrays,
+    n: int,
+    n_words: int,
+    newest: int,
+) -> tuple[int, int, int, int, int, int, int]:
+    """Follow records; put samples behind those that wait, with their fields if they become rows.
+
+    Args:
+        int64_at: The number at each byte of a block that ends with records.fields.PADDING.
+        at: The byte at which a record begins.
+        n_bytes: Where the block's records end.
+        samples: The table of sample layouts, without rows before the first sample; by
+            attribute, the row there; offset of a sample's id behind the header (-1: none), the
+            ids with their sign flipped, ascending, and the attribute of each; by attribute,
+            the layout of samples that hold no record.
+        events: Common fields (loops.fields.Heads); bytes that tell a record's event; by event
+            number, its layout, or -1: not interned; and the tables of layouts and of fields
+            (records.fields).
+        queue: Filled: time in ns of samples; N_COLUMNS columns; the words of their fields.
+        others: Filled, for each record that is no sample: its byte, and ``newest`` there.
+        n: Samples that wait.
+        n_words: Words of their fields.
+        newest: Time of the newest sample so far.
+
+    Returns:
+        Why it stopped; the byte of the record in the sample whose event is not interned; the
+        byte at which it stopped; ``n`` and ``n_words`` then; how many others; ``newest`` then.
+    """
+    table, row_of_attr, attr_ids, _ = samples
+    heads, _, _, layouts, fields = events
+    times, columns, words = queue
+    n_others, row, loaded = 0, 0, -1
+    shape = (0, -1, -1, -1, 0, 0)
+    while at + _HEADER <= n_bytes:
+        header = int(int64_at[at])
+        kind, stop, body = header & _LOW, at + ((header >> 48) & 0xFFFF), at + _HEADER
+        if stop < body or stop > n_bytes:
+            break
+        if kind in (TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2):
+            break
+        is_full = n == len(times) or n_words + MOST_WORDS > len(words)
+        if is_full or n_others == len(others[0]):
+            return FULL, 0, at, n, n_words, n_others, newest
+        if kind != _SAMPLE:
+            others[0][n_others], others[1][n_others] = at, newest
+            at, n_others = stop, n_others + 1
+            continue
+        if len(table) == 0:
+            return FIRST_SAMPLE, 0, at, n, n_words, n_others, newest
+        if len(table) > 1:
+            row = int(row_of_attr[_attr_of(int64_at, body, stop, attr_ids)])
+        if row != loaded:
+            shape, loaded = _shape(table, row), row
+        time, who, cpu = _heading(int64_at, body, stop, shape)
+        record, n_record = _record(int64_at, body, stop, shape, table, row)
+        layout = _layout(int64_at, body, stop, record, n_record, samples, events)
+        if layout < 0:
+            return NEW_EVENT, record, at, n, n_words, n_others, newest
+        state = _state(int64_at, record, n_record, heads, int(layouts[layout, LEAST]))
+        times[n], columns[n, ON_CPU], columns[n, WHO] = time, cpu, who
+        columns[n, WHAT], columns[n, FIRST_WORD] = (layout << STATE_BITS) | state, n_words
+        if state < NO_ROW:
+            first, behind = int(layouts[layout, FIRST]), int(layouts[layout, BEHIND])
+            n_words = read_fields(int64_at, record, first, behind, fields, words, n_words)
+        at, n, newest = stop, n + 1, max(newest, time)
+    return END, 0, at, n, n_words, n_others, newest
+
+
+def _shape(table: NDArray[np.int64], row: int) -> Shape:
+    """What a row of the table of sample layouts says, its last three columns in one."""
+    return (
+        int(table[row, FIXED]),
+        int(table[row, TIME]),
+        int(table[row, THREAD]),
+        int(table[row, CPU]),
+        int(table[row, RAW]),
+        int(table[row, READ_WORDS]) + int(table[row, CALLCHAIN]),
+    )
+
+
+def _heading(int64_at: I64Array, body: int, stop: int, shape: Shape) -> tuple[int, int, int]:
+    """Time, process and thread in one word, and CPU of a sample: 0 and -1 if it is too short."""
+    fixed, time_at, thread_at, cpu_at, _, _ = shape
+    time, who, cpu = 0, -1, -1
+    if body + fixed <= stop:
+        if time_at >= 0:
+            time = int(int64_at[body + time_at])
+            if time < 0:
+                time = _FAR
+        if thread_at >= 0:
+            who = int(int64_at[body + thread_at])
+        if cpu_at >= 0:
+            cpu = int(int64_at[body + cpu_at]) & _LOW
+            if cpu >= MAX_CPUS:
+                cpu = -1
+    return time, who, cpu
+
+
+def _record(
+    int64_at: I64Array, body: int, stop: int, shape: Shape, table: NDArray[np.int64], row: int
+) -> tuple[int, int]:
+    """Where a sample's record begins, and its bytes: 0 if it has none, or one that is cut off."""
+    at, n_bytes = body + shape[0], 0
+    if shape[4] and at <= stop:
+        if shape[5]:
+            at = _behind_varying(int64_at, at, stop, table, row)
+        if at + 4 <= stop:
+            n_bytes = int(int64_at[at]) & _LOW
+        if at + 4 + n_bytes > stop:
+            n_bytes = 0
+    return at + 4, n_bytes
+
+
+def _state(int64_at: I64Array, record: int, n_bytes: int, heads: Heads, least: int) -> int:
+    """The state of a sample, by the bytes that its layout needs; -1: it becomes no row."""
+    if n_bytes < least:
+        return TOO_SHORT
+    if least < 0:
+        return NO_ROW
+    return context(int64_at, record, heads)[1] + 1
+
+
+def _layout(
+    int64_at: I64Array,
+    body: int,
+    stop: int,
+    record: int,
+    n_bytes: int,
+    samples: tuple[Any, ...],
+    events: tuple[Any, ...],
+) -> int:
+    """The layout of the event that a sample's record is of; -1: not interned."""
+    _, _, attr_ids, no_record = samples
+    heads, n_type_bytes, index, _, _ = events
+    if n_bytes < n_type_bytes:
+        return int(no_record[_attr_of(int64_at, body, stop, attr_ids)])
+    return int(index[event_number(int64_at, record, heads)])
+
+
+def _attr_of(int64_at: I64Array, body: int, stop: int, attr_ids: tuple[Any, ...]) -> int:
+    """The attribute of a sample: that of the first id which is not below its own.
+
+    Samples that name none are of the first attribute; of one that is too short to, its header
+    is taken for the id.
+    """
+    id_at, ids, attr_of_id = attr_ids
+    if id_at < 0:
+        return 0
+    wanted = int(int64_at[body + id_at if body + id_at + 8 <= stop else body - _HEADER]) ^ SIGN
+    low, high = 0, len(ids) - 1
+    while low < high:
+        middle = (low + high) >> 1
+        if int(ids[middle]) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return int(attr_of_id[low])
+
+
+def _behind_varying(
+    int64_at: I64Array, at: int, stop: int, table: NDArray[np.int64], row: int
+) -> int:
+    """The byte behind what READ and CALLCHAIN put into a sample at ``at``: at most ``stop``."""
+    each = int(table[row, READ_EACH])
+    if each:
+        at += 8 * each * _counted(int64_at, at, stop)
+    at += 8 * int(table[row, READ_WORDS])
+    if table[row, CALLCHAIN]:
+        at += 8 * (1 + _counted(int64_at, at, stop))
+    return min(at, stop)
+
+
+def _counted(int64_at: I64Array, at: int, stop: int) -> int:
+    """The number at ``at``: at most as many words as are left."""
+    if at + 8 > stop:
+        return 0
+    n, n_left = int(int64_at[at]), (stop - at) >> 3
+    return n_left if n < 0 or n > n_left else n

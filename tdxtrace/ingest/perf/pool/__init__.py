@@ -1,1 +1,0 @@
-"""Samples of a large perf.data that wait for their turn."""

@@ -1,0 +1,1 @@
+"""perf.data: what perf record writes to a file or a pipe."""
