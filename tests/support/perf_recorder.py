@@ -46,7 +46,7 @@ class PerfRecording:
     ) -> bytes:
         """A sample that holds a tracepoint's record."""
         m, kind = self.machine, self.sample_types[event]
-        tid = int.from_bytes(payload[4:8], "big" if m.big_endian else "little")
+        tid = int.from_bytes(payload[4:8], "little")
         parts = {
             IDENTIFIER: m.pack("Q", IDS[event]),
             IP: m.pack("Q", 0xFFFF),
@@ -104,12 +104,8 @@ class PerfRecording:
 
     def _attr(self, event: int) -> bytes:
         m = self.machine
-        flags = self.flags
-        if m.big_endian:
-            flags = int(f"{flags:064b}"[::-1], 2)
-        made = m.pack(
-            "IIQQQQQ", 2, 96, event, self.period, self.sample_types[event], self.read_format, flags
-        )
+        kinds = self.sample_types[event], self.read_format, self.flags
+        made = m.pack("IIQQQQQ", 2, 96, event, self.period, *kinds)
         return made.ljust(96, b"\0")
 
     def _tracing_data(self) -> bytes:

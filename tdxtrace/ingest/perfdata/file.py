@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError, FileCursor
+from tdxtrace.ingest.records.cursor import Cursor, CutShortError
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import foreign_machine
 from tdxtrace.ingest.records.metadata import Formats, part
@@ -209,7 +209,7 @@ def read_head(file: DataFile) -> PerfFile:
     """
     if file.read(0, 8) == _SWAPPED_MAGIC:
         raise _foreign_machine(file, True)
-    cursor = FileCursor(file, at=8)
+    cursor = Cursor(file, at=8)
     try:
         if cursor.number(8) == _PIPE_HEADER:
             return PerfFile(file, _PIPE_HEADER, file.size - _PIPE_HEADER)
@@ -231,12 +231,12 @@ def read_head(file: DataFile) -> PerfFile:
     return perf
 
 
-def _section(cursor: FileCursor) -> tuple[int, int]:
+def _section(cursor: Cursor) -> tuple[int, int]:
     return cursor.number(8), cursor.number(8)
 
 
 def _attrs(perf: PerfFile, at: int, size: int, attr_size: int) -> None:
-    cursor = FileCursor(perf.file, at=at)
+    cursor = Cursor(perf.file, at=at)
     for _ in range(min(size // attr_size, _MAX_ATTRS)):
         try:
             data = cursor.take(attr_size - 16)
@@ -248,14 +248,14 @@ def _attrs(perf: PerfFile, at: int, size: int, attr_size: int) -> None:
 
 
 def _features(perf: PerfFile, flags: list[int]) -> None:
-    table = FileCursor(perf.file, at=perf.data_at + perf.data_size)
+    table = Cursor(perf.file, at=perf.data_at + perf.data_size)
     for number in range(_N_FEATURES):
         if not flags[number // 64] >> number % 64 & 1:
             continue
         try:
             at, size = _section(table)
             if number in (TRACING_DATA, _OSRELEASE, _VERSION, _EVENT_DESC):
-                perf.take_feature(number, part(FileCursor(perf.file, at=at), size))
+                perf.take_feature(number, part(Cursor(perf.file, at=at), size))
         except CutShortError:
             perf.cut_short = perf.cut_short or "the file ends in its list of features"
             return

@@ -16,7 +16,6 @@ class Cursor:
     """Reads forward through bytes, or a file; what is not there raises CutShortError."""
 
     source: bytes | DataFile
-    big_endian: bool = False
     at: int = 0
 
     def take(self, n_bytes: int) -> bytes:
@@ -35,7 +34,7 @@ class Cursor:
 
     def number(self, n_bytes: int) -> int:
         """Return the next unsigned number of ``n_bytes`` bytes."""
-        return int.from_bytes(self.take(n_bytes), "big" if self.big_endian else "little")
+        return int.from_bytes(self.take(n_bytes), "little")
 
     def text(self, most: int = 4096) -> str:
         """Return the next text, which a zero byte ends, of at most ``most`` bytes."""
@@ -61,16 +60,7 @@ class Cursor:
         size = len(self.source) if isinstance(self.source, bytes) else self.source.size
         return size - self.at
 
-    @property
-    def data(self) -> bytes:
-        """All bytes, where they are in memory."""
-        return self.source if isinstance(self.source, bytes) else b""
-
     def _ahead(self, n_bytes: int) -> bytes:
         if isinstance(self.source, bytes):
             return self.source[self.at : self.at + n_bytes]
         return self.source.read(self.at, n_bytes)
-
-
-# Until the reader of perf.data has moved: FileCursor, Cursor.data and Cursor.big_endian.
-FileCursor = Cursor
