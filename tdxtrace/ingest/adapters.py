@@ -24,7 +24,7 @@ def as_raw(batch: RecordBatch) -> RawEvents:
 def as_batch(raw: RawEvents, layouts: FieldLayouts) -> RecordBatch:
     """Return what a reader gave in the old form as the new decoder takes it."""
     made = raw.settled()
-    names = sorted(made.values, key=SLOTS.index)
+    names = sorted(made.values.keys() & set(SLOTS), key=SLOTS.index)
     n = len(made)
     which = np.zeros(n, np.int64)
     for bit, name in enumerate(names):

@@ -1,12 +1,11 @@
-"""Reading, decoding and keeping at the same time: each in a thread of its own."""
+"""Reading and decoding at the same time: reading in a thread of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from queue import Queue
 from threading import Event, Thread
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
@@ -51,47 +50,3 @@ def _work(batches: Iterator[T], waiting: Queue[_Given[T]], is_over: Event) -> No
         waiting.put((False, None))
     except BaseException as error:
         waiting.put((False, error))
-
-
-class Behind:
-    """Does what it is given in a thread of its own, one thing after the other.
-
-    The first error ends that; it is raised where the next thing is given, or in the end.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: Queue[Callable[[], None] | None] = Queue(_DEPTH)
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._waiting.put(None)
-        self._thread.join()
-        if error is None:
-            self._raise()
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Have something done; wait if there is much to do already."""
-        self._raise()
-        self._waiting.put(work)
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _work(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            if self._error is None:
-                try:
-                    work()
-                except BaseException as error:
-                    self._error = error

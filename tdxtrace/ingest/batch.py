@@ -13,6 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tdxtrace.tdx.wrappers import PAGES
+
 U64Array = NDArray[np.uint64]
 I64Array = NDArray[np.int64]
 I32Array = NDArray[np.int32]
@@ -27,8 +29,8 @@ UNKNOWN: Final = -1
 ABSENT: Final = -1
 
 SLOTS: Final = (
-    *("td_id", "vp_id", "gpa", "gfn", "level", "page", "status", "fn", "leaf", "version"),
-    *("rcx", "rdx", "r8", "out_rcx", "out_rdx", "ext_err1", "ext_err2", "duration_ns"),
+    *("td_id", "vp_id", "gpa", "gfn", "level", *PAGES, "status", "fn", "leaf", "version"),
+    *("rcx", "rdx", "r8", "out_rcx", "out_rdx", "out_r8", "ext_err1", "ext_err2", "duration_ns"),
     *("vcpu_id", "immediate_exit", "exit_reason", "isa", "info1", "info2", "intr_info"),
     *("error_code", "rip", "requests", "reason", "errno", "signed_errno"),
 )

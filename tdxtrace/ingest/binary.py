@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from tdxtrace.compiler import choose
+from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
 from tdxtrace.ingest.stream import Stream
 from tdxtrace.ingest.tally import Tally
@@ -20,7 +20,7 @@ from tdxtrace.tables.trace import RAW_PAGES
 class BinaryReader(Protocol):
     """What reads a binary recording into raw events, and counts the rest in a tally."""
 
-    def batches(self) -> Iterator[RawEvents]:
+    def batches(self) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time."""
 
     def header(self) -> Header:

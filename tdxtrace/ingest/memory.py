@@ -1,4 +1,4 @@
-"""How memory is given back while much is read: not between one batch and the next."""
+"""Arrays with room before them, and reading without looking for reference cycles."""
 
 from __future__ import annotations
 
@@ -12,23 +12,9 @@ from numpy.typing import DTypeLike, NDArray
 
 N = TypeVar("N", bound=np.number)
 
-# Below 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX on 64 bits), the largest size that moves the
-# thresholds: mallopt(3), M_MMAP_THRESHOLD.
-_BYTES: Final = 31 << 20
 # Entries that the calls still open when a batch ends may need before those of the next: one
 # for each CPU of a large host.  Where there are more, both batches are copied.
 ROOM: Final = 256
-
-
-def keep_freed() -> None:
-    """Let the allocator of the C library keep what a batch frees for the next one.
-
-    glibc gives freed memory back to the kernel as soon as there is more of it than twice
-    the largest piece that was ever freed; every batch would then pay for its page faults
-    again.  To free one large piece, which was never touched, ends that; at most twice its
-    size is then kept.  Other C libraries are not impressed.
-    """
-    np.empty(_BYTES, np.uint8)
 
 
 @contextmanager

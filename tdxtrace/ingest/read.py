@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.ahead import Behind, ahead
-from tdxtrace.ingest.compiled import pays
-from tdxtrace.ingest.decoding import doubts, levels
-from tdxtrace.ingest.decoding.decoder import Decoder
-from tdxtrace.ingest.decoding.sinks import MemorySink, Sink, SourceSink
+from tdxtrace.ingest.ahead import ahead
+from tdxtrace.ingest.decode import implied_losses, levels
+from tdxtrace.ingest.decode.decoder import Decoder
+from tdxtrace.ingest.decode.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.headers import Heading, read_header
-from tdxtrace.ingest.memory import without_collector
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
@@ -149,14 +148,14 @@ def _read_all(
 
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
-    signs = levels.Signs()
+    detector = levels.LevelBaseDetector()
     as_log = replace(options, input_format=None, is_log=True)
     inputs = [*((path, options) for path in paths), *((path, as_log) for path in options.dmesg)]
     sources = tuple(
-        _read(str(path), number, how, SourceSink(sink, signs))
+        _read(str(path), number, how, SourceSink(sink, detector))
         for number, (path, how) in enumerate(inputs)
     )
-    base, evidence = signs.base(options.level_base, [source.kernel for source in sources])
+    base, evidence = detector.base(options.level_base, [source.kernel for source in sources])
     return base, Provenance(sources, base, evidence, __version__, notes_on(sources))
 
 
@@ -165,21 +164,19 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     tally, vocabulary = Tally(), Vocabulary(mappings)
     stream, name = _open(path, wanted, options)
-    sink.watch.is_large = is_large = pays(stream.size)
-    decoder = Decoder(number, vocabulary.events, tally, sink, is_large)
-    calm = without_collector() if is_large else nullcontext()
-    with closing(stream), calm, Behind() if is_large else nullcontext() as sink.behind:
+    sink.losses.run = run = choose(stream.size)
+    decoder = Decoder(number, vocabulary.events, tally, sink, run)
+    with closing(stream):
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)
         else:
             name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
         if name not in LOG_FORMATS:
             decoder.finish()
-    sink.behind = None
     if name not in LOG_FORMATS:
-        doubts.note(sink.watch, tally, heading.header)
+        implied_losses.note(sink.losses, tally, heading.header)
     if not sink.n_rows and not options.is_log:
-        raise FormatError(doubts.nothing_in(one_line(path), tally))
+        raise FormatError(implied_losses.nothing_in(one_line(path), tally))
     sink.add("losses", tally.losses(number))
     sink.add("threads", tally.thread_table(number))
     return _source(path, name, stream, tally, heading)

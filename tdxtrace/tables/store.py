@@ -105,11 +105,6 @@ class StoreWriter:
         for table in EVENT_TABLES:
             self._files[table.name] = _TableFile(table, self._work / f"{table.name}.parquet")
 
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether rows stay in memory: they do not."""
-        return False
-
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Take rows of the table ``name``.
 

@@ -48,7 +48,7 @@ class Chains:
             losses: What was lost since then.
             now_ns: Time of the newest event.
         """
-        calls = pl.concat([self._last, seamcalls])
+        calls = pl.concat([self._last, seamcalls], how="diagonal")
         if calls.is_empty():
             return RETRY_CHAINS.empty()
         chains = self._whole(retry_chains(calls, losses))

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.adapters import as_raw
-from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.batch import RecordBatch, concatenate
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.formats import common_of, page_layout
 from tdxtrace.ingest.records.metadata import Formats
@@ -56,7 +55,7 @@ class PageTicker:
             self._ticker.tally,
             printed_names(made.events),
         )
-        self._held: RawEvents | None = None
+        self._held: RecordBatch | None = None
 
     def tick(
         self,
@@ -86,18 +85,20 @@ class PageTicker:
         events = events.take(np.argsort(events.ts_ns, kind="stable"))
         if until_ns is not None and not is_last:
             due = events.ts_ns <= until_ns
-            self._held = events.take(~due)
+            self._held = events.take(~due).detached()
             events = events.take(due)
         return self._ticker.tick([events], is_last=is_last)
 
-    def _events(self, pages: Mapping[int, bytes], comms: Mapping[int, str]) -> Iterator[RawEvents]:
+    def _events(
+        self, pages: Mapping[int, bytes], comms: Mapping[int, str]
+    ) -> Iterator[RecordBatch]:
         sources = [CpuPages(cpu, _reader(data)) for cpu, data in sorted(pages.items()) if data]
         size = sum(map(len, pages.values()))
         tally = self._ticker.tally
         reader = RingReader(
             sources, self._layout, self._catalog, tally, comms=comms, run=choose(size)
         )
-        yield from map(as_raw, reader.batches())
+        yield from reader.batches()
         tally.note_damage(reader.n_damaged, "pages")
 
 

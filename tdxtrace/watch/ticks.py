@@ -8,7 +8,9 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.ingest.decoding.decoder import Decoder
+from tdxtrace.compiler import COMPILE_BYTES, choose
+from tdxtrace.ingest.batch import RecordBatch
+from tdxtrace.ingest.decode.decoder import Decoder
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.raw import RawEvents
@@ -41,11 +43,6 @@ class _Sink:
     seamcalls: list[pl.DataFrame] = field(default_factory=lambda: [SEAMCALLS.empty()])
     vm_entries: list[pl.DataFrame] = field(default_factory=lambda: [VM_ENTRIES.empty()])
 
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether rows stay for long: they do not."""
-        return False
-
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Keep rows of the tables that are looked at."""
         if name == "seamcalls":
@@ -55,7 +52,7 @@ class _Sink:
 
 
 class Ticker:
-    """Turns raw events into ticks; what is counted is counted anew in each, so nothing grows."""
+    """Turns events into ticks; what is counted is counted anew in each, so nothing grows."""
 
     def __init__(self, mappings: Iterable[str] = ()) -> None:
         """Begin.
@@ -70,10 +67,12 @@ class Ticker:
         self.vocabulary = Vocabulary(told)
         self.tally = Tally()
         self._sink = _Sink()
-        self._decoder = Decoder(0, self.vocabulary.events, self.tally, self._sink)
+        # What is followed goes on and on: it is large.
+        run = choose(COMPILE_BYTES)
+        self._decoder = Decoder(0, self.vocabulary.events, self.tally, self._sink, run)
         self._n_before = 0
 
-    def tick(self, batches: Iterable[RawEvents], *, is_last: bool = False) -> Tick:
+    def tick(self, batches: Iterable[RecordBatch | RawEvents], *, is_last: bool = False) -> Tick:
         """Decode what came; at the end also what waits for returns that will not come."""
         for batch in batches:
             self._decoder.feed(batch)
@@ -82,7 +81,7 @@ class Ticker:
         else:
             self._decoder.flush()
         made = Tick(
-            pl.concat(self._sink.seamcalls),
+            pl.concat(self._sink.seamcalls, how="diagonal"),
             pl.concat(self._sink.vm_entries),
             self.tally.losses(0),
             {tid: comm for tid, comm in self.tally.threads if comm != "<...>"},

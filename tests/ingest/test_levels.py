@@ -9,7 +9,7 @@ import pytest
 from support.story import story
 from support.texts import aug, aug_ret, line, read_text
 
-from tdxtrace.ingest.decoding.levels import Signs, normalised
+from tdxtrace.ingest.decode.levels import LevelBaseDetector, normalised
 
 
 def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:
@@ -20,10 +20,10 @@ def concluded(
     calls: pl.DataFrame, told: int | None, kernels: Sequence[str | None]
 ) -> tuple[int, str]:
     """What is concluded from batches of one call each."""
-    signs = Signs()
+    detector = LevelBaseDetector()
     for row in calls.iter_slices(1):
-        signs.look(row)
-    return signs.base(told, kernels)
+        detector.observe(row)
+    return detector.base(told, kernels)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.referee import referee
 from support.texts import aug, aug_ret, is_accounted_for, line, read_text
 
-from tdxtrace.ingest.decoding import loops
-from tdxtrace.ingest.decoding.pairing import MAX_CONTEXTS, pair
+from tdxtrace.ingest.decode.calls import MAX_CONTEXTS
+from tdxtrace.ingest.decode.events import number_threads
+from tdxtrace.ingest.loops import pairing as loop
 
 Event = tuple[int, int, bool]
 Paired = tuple[list[tuple[int, int]], list[int], list[int], list[int]]
@@ -20,18 +22,18 @@ Paired = tuple[list[tuple[int, int]], list[int], list[int], list[int]]
 
 def paired(events: list[Event], depth: int = MAX_CONTEXTS) -> Paired:
     """Pairs, entries given up, returns without entry, entries still open."""
-    thread = np.array([e[0] for e in events], np.int64)
-    function = np.array([e[1] for e in events], np.int32)
-    back = np.array([e[2] for e in events], np.bool_)
-    found = pair(thread, function, back, depth)
-    for one, other in zip(loops.pair(thread, function, back, depth), found, strict=True):
-        assert one.tolist() == other.tolist()
-    entry, exit_, given_up, orphan, still_open = found
-    pairs = list(zip(entry.tolist(), exit_.tolist(), strict=True))
-    gone = {*entry.tolist(), *exit_.tolist(), *given_up.tolist(), *orphan.tolist()}
-    still = [i for i in range(len(events)) if i not in gone]
-    assert still == still_open.tolist()
-    return pairs, given_up.tolist(), orphan.tolist(), still
+    number, n_threads = number_threads(np.array([e[0] for e in events], np.int32), referee)
+    # Each function has two kinds of events: 2 n enters it, 2 n + 1 returns from it.
+    kind = np.array([2 * e[1] + e[2] for e in events], np.int32)
+    function, is_return = np.arange(512, dtype=np.int32) // 2, np.arange(512) % 2 == 1
+    top, below = np.full(n_threads, -1, np.int64), np.empty(len(events), np.int64)
+    partner, fate = np.full(len(events), -1, np.int64), np.empty(len(events), np.uint8)
+    told = number, kind, function, is_return
+    referee(loop.pair)(*told, depth, top, below, partner, fate)
+    at = {what: np.flatnonzero(fate == what).tolist() for what in range(5)}
+    assert sorted(partner[partner >= 0].tolist()) == at[loop.ENTRY_OF_PAIR]
+    pairs = [(int(partner[end]), end) for end in at[loop.RETURN_OF_PAIR]]
+    return pairs, at[loop.GIVEN_UP], at[loop.ORPHAN], at[loop.OPEN]
 
 
 def by_stack(events: list[Event], depth: int) -> Paired:
@@ -212,7 +214,7 @@ def test_without_thread_numbers_calls_pair_by_cpu() -> None:
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_pairs_are_found_across_batches(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a batch leaves open waits for the next one."""
-    from tdxtrace.ingest.decoding import decoder as decode
+    from tdxtrace.ingest.decode import decoder as decode
 
     texts = []
     for k in range(40):

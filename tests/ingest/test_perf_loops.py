@@ -31,8 +31,7 @@ from support.referee import referee
 
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import TdxtraceError
-from tdxtrace.ingest.adapters import as_batch
-from tdxtrace.ingest.batch import SLOTS, FieldLayouts, RecordBatch
+from tdxtrace.ingest.batch import SLOTS, RecordBatch
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.loops import perf_records
 from tdxtrace.ingest.loops.merge import MOST_WORDS
@@ -77,7 +76,7 @@ def _outcome(path: Path, run: Runner[Any]) -> list[Any]:
     tally, file = Tally(), open_file(str(path))
     try:
         reader = PerfReader(file, Vocabulary(), tally, run)
-        said += [_rows(as_batch(batch, FieldLayouts())) for batch in reader.batches()]
+        said += [_rows(batch) for batch in reader.batches()]
         said += [reader.header(), reader.position]
     except TdxtraceError as error:
         said.append(str(error))
@@ -227,7 +226,7 @@ def _rows_of(path: Path) -> list[tuple[int, ...]]:
     file = open_file(str(path))
     batches = list(PerfReader(file, Vocabulary(), Tally(), interpreted).batches())
     file.close()
-    return [row for batch in batches for row in _rows(as_batch(batch, FieldLayouts()))]
+    return [row for batch in batches for row in _rows(batch)]
 
 
 TIMES = st.lists(st.integers(0, 40) | st.integers(-(1 << 63), (1 << 63) - 1), max_size=60)

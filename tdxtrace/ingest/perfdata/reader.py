@@ -8,7 +8,7 @@ from typing import Any
 
 from tdxtrace.compiler import Runner
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.adapters import as_raw
+from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.loops.perf_records import END, FIRST_SAMPLE
@@ -16,7 +16,6 @@ from tdxtrace.ingest.perfdata.file import TRACEPOINT, Attr, PerfFile, read_head
 from tdxtrace.ingest.perfdata.ordered_events import Given, OrderedEvents
 from tdxtrace.ingest.perfdata.records import Bytes, RecordReader
 from tdxtrace.ingest.perfdata.sideband import SidebandRecords, ThreadNames
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import EventFormat, common_of
@@ -54,7 +53,7 @@ class PerfReader:
         self._catalog = EventCatalog(formats, common, self.vocabulary, self.tally, _printed_name)
         self.ordered.learn(attrs, self.perf.event_name, self._catalog)
 
-    def batches(self) -> Iterator[RawEvents]:
+    def batches(self) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
 
         Raises:
@@ -103,11 +102,11 @@ class PerfReader:
         self._has_begun = True
         self._learn(self.perf.formats.events, self.perf.attrs)
 
-    def _batch(self, given: Given | None) -> Iterator[RawEvents]:
+    def _batch(self, given: Given | None) -> Iterator[RecordBatch]:
         """Yield the events of samples, if there are any, and record their threads."""
         if given is not None:
             self.names.record(given.batch, given.limit, given.tids, given.first_row)
-            yield as_raw(given.batch)
+            yield given.batch
 
     def _note_losses(self) -> None:
         """Note what the recording as a whole lost, or was told to leave out."""

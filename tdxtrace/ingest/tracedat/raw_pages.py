@@ -12,11 +12,10 @@ import numpy as np
 
 from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.adapters import as_raw
+from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.loops.pages import page_start
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile, open_file
 from tdxtrace.ingest.records.fields import PADDING, int64_at
@@ -139,7 +138,7 @@ class PageReader:
     """How to run loops; None: by the size of the pages."""
     _files: list[PlainPages] = field(default_factory=list)
 
-    def batches(self) -> Iterator[RawEvents]:
+    def batches(self) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
 
         Raises:
@@ -159,7 +158,7 @@ class PageReader:
         tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
         run = self.run or choose(self.pages.size)
         reader = RingReader(sources, layout, catalog, self.tally, Clock(), comms, tgids, run)
-        yield from map(as_raw, reader.batches())
+        yield from reader.batches()
         self.tally.note_damage(reader.n_damaged, "pages")
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
             self.tally.note("truncated", None, detail)

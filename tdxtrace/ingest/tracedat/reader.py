@@ -9,10 +9,9 @@ from typing import Any
 
 from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.adapters import as_raw
+from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import TICK_CLOCKS, Header
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
@@ -47,7 +46,7 @@ class DatReader:
     def __post_init__(self) -> None:
         self.dat = read_dat(self.file)
 
-    def batches(self) -> Iterator[RawEvents]:
+    def batches(self) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
 
         Raises:
@@ -75,7 +74,7 @@ class DatReader:
             self.tgids,
             self.run or choose(self.n_bytes),
         )
-        yield from map(as_raw, self._ring.batches())
+        yield from self._ring.batches()
         if dat.cut_short and not self.tally.n_lines:
             raise FormatError(self._nothing())
         self._losses()

@@ -15,7 +15,7 @@ _BITS_PER_LEVEL = 9
 
 
 @dataclass(slots=True)
-class Signs:
+class LevelBaseDetector:
     """What the levels of a capture tell, batch by batch.
 
     Up to 6.19 the wrappers take the module's level (4K = 0), in 7.x ``enum
@@ -28,9 +28,9 @@ class Signs:
     has_zero: bool = False
     has_misaligned: bool = False
 
-    def look(self, seamcalls: pl.DataFrame) -> None:
-        """Look at rows with the levels as captured."""
-        if self.has_zero:
+    def observe(self, seamcalls: pl.DataFrame) -> None:
+        """Take further ``seamcalls`` rows, with the levels as captured."""
+        if self.has_zero or seamcalls["level"].null_count() == seamcalls.height:
             return
         told = seamcalls.select("probe", "level", "leaf", "gpa")
         levels = told.filter(pl.col("probe") != "seamcall", pl.col("level").is_not_null())

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import polars as pl
 
-from tdxtrace.ingest.ahead import Behind
-from tdxtrace.ingest.decoding.doubts import Watch
-from tdxtrace.ingest.decoding.levels import Signs
+from tdxtrace.ingest.decode.implied_losses import LossDetector
+from tdxtrace.ingest.decode.levels import LevelBaseDetector
 from tdxtrace.tables.events import EVENT_TABLES
 
 
 class Sink(Protocol):
     """What takes the rows of event tables as they are decoded."""
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether rows stay in memory."""
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Take rows of the table ``name``."""
@@ -30,7 +24,6 @@ class MemorySink:
     """Keeps all rows."""
 
     tables: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    keeps_rows: bool = True
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Keep rows of the table ``name``."""
@@ -51,31 +44,18 @@ class SourceSink:
     """Passes on the rows of one source and looks at them on the way."""
 
     target: Sink
-    signs: Signs
-    watch: Watch = field(default_factory=Watch)
+    level_base: LevelBaseDetector
+    losses: LossDetector = field(default_factory=LossDetector)
     n_rows: int = 0
-    behind: Behind | None = None
-    """Takes the rows while others are made, if there are many."""
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether rows stay in memory."""
-        return self.target.keeps_rows
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
         """Pass rows on."""
         if not rows.height:
             return
         self.n_rows += rows.height
-        if self.behind is None:
-            self._add(name, rows)
-        else:
-            self.behind.do(partial(self._add, name, rows))
-
-    def _add(self, name: str, rows: pl.DataFrame) -> None:
         if name == "seamcalls":
-            self.signs.look(rows)
-            self.watch.look(rows)
+            self.level_base.observe(rows)
+            self.losses.observe_calls(rows)
         elif name == "vm_entries":
-            self.watch.beginning.look_at_entries(rows)
+            self.losses.observe_entries(rows)
         self.target.add(name, rows)

@@ -1,0 +1,201 @@
+"""From entry and return probes to SEAMCALL attempts, one batch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.compiler import Runner
+from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I64Array, RecordBatch, concatenate
+from tdxtrace.ingest.decode.events import ABSENT, Kinds, Paired, Words, make_rows, pair, read_fields
+from tdxtrace.ingest.decode.frames import frame
+from tdxtrace.ingest.loops import operands, pairing, wrappers
+from tdxtrace.ingest.tally import Tally
+from tdxtrace.tables.events import PROBES, SEAMCALLS
+from tdxtrace.tdx.operands import operand_table
+
+# A function that does not call itself can be open at most once per context of
+# its CPU: task, softirq, hardirq, NMI.  Linux, include/linux/trace_recursion.h
+# (TRACE_CTX_NORMAL … TRACE_CTX_NMI).  An entry deeper than that has lost its return.
+MAX_CONTEXTS: Final = 4
+# Bit 63 of RAX at entry is a call to P-SEAMLDR: tdx.leaves.split_fn.
+_SEAMLDR: Final = np.uint64(1 << 63)
+_INNER: Final = PROBES.index("seamcall")
+_BOTH: Final = (*operands.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
+# Which column a slot fills, of the return and then, which is preferred, of the entry.
+_OF_RETURN: Final[Mapping[str, str]] = {
+    **{"out_rcx": "ext_err1", "out_rdx": "ext_err2"},
+    **{name: name for name in (*_BOTH, "status", "duration_ns")},
+}
+_OF_ENTRY: Final[Mapping[str, str]] = {name: name for name in (*_BOTH, *operands.REGISTERS)}
+
+
+@dataclass(slots=True)
+class Calls:
+    """Pairs calls and keeps those still open; rows come out as they are complete."""
+
+    source: int
+    tally: Tally
+    run: Runner[Any]
+    open: RecordBatch | None = None
+    """What waits for a return."""
+
+    def feed(self, parts: Sequence[RecordBatch], kinds: Kinds) -> pl.DataFrame:
+        """Return the ``seamcalls`` rows that are complete with the events of ``parts``."""
+        batch = concatenate([*([] if self.open is None else [self.open]), *parts])
+        made = pair(batch, kinds, MAX_CONTEXTS, self.run)
+        is_open = made.fate == pairing.OPEN
+        if kinds.has_inner:
+            is_inner = kinds.probe.take(batch.event) == _INNER
+            outer = np.full(made.n_threads, ABSENT, np.int64)
+            self.run(wrappers.wait_for_wrappers)(made.thread, is_inner, is_open, outer)
+        self.open = batch.take(np.flatnonzero(is_open)).detached()
+        return self._rows(batch, kinds, made, (made.fate >= pairing.RETURN_OF_PAIR) & ~is_open)
+
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and is still open."""
+        if self.open is not None:
+            self.open = self.open.take(self.open.ts_ns >= before_ns).detached()
+
+    def finish(self, kinds: Kinds) -> pl.DataFrame:
+        """Return the calls that never returned."""
+        if self.open is None:
+            return SEAMCALLS.empty()
+        batch, self.open = self.open, None
+        made = pair(batch, kinds, MAX_CONTEXTS, self.run)
+        return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
+
+    def _rows(
+        self, batch: RecordBatch, kinds: Kinds, made: Paired, is_row: BoolArray
+    ) -> pl.DataFrame:
+        rows = Attempts(batch, kinds, made, np.flatnonzero(is_row), self.run)
+        for kind, detail, n in rows.leave_out():
+            if n:
+                self.tally.count(kind, detail, None, n)
+        return rows.frame(self.source)
+
+
+class Attempts:
+    """Attempts of one batch: pairs, entries alone and returns alone, by the last event of each."""
+
+    def __init__(
+        self, batch: RecordBatch, kinds: Kinds, made: Paired, at: I64Array, run: Runner[Any]
+    ) -> None:
+        """Take the places ``at`` of the last event of each attempt."""
+        self.batch, self.kinds, self.run = batch, kinds, run
+        self.thread, self.n_threads = made.thread.take(at), made.n_threads
+        self.start, self.end = made.rows(at)
+        self.n = len(at)
+        event = batch.event.take(at)
+        self.leaf = kinds.leaf.take(event)
+        self.probe: I8Array = kinds.probe.take(event)
+        # Registers also of a return without entry: __seamcall leaves them as they were.
+        first = np.where(self.start >= 0, self.start, self.end)
+        reads = (self.end, _OF_RETURN), (first, _OF_ENTRY)
+        self.words: dict[str, Words] = read_fields(batch, reads, run)
+        if not self.words.keys().isdisjoint(("fn", "leaf", "version", "gfn", *operands.REGISTERS)):
+            self._read_operands()
+        self.dropped = np.zeros(self.n, np.bool_)
+
+    def _read_operands(self) -> None:
+        told = [self.words.get(name, _no_words(self.n)) for name in operands.FIELDS]
+        value, seen = (np.stack(arrays) for arrays in zip(*told, strict=True))
+        self.run(operands.read_operands)(_registers(), value, seen, self.leaf)
+        self.words |= {name: (value[i], seen[i]) for i, name in enumerate(operands.FIELDS)}
+
+    def leave_out(self) -> list[tuple[str, str, int]]:
+        """Leave out what is no attempt; return kind, detail and number of lines of each loss.
+
+        A wrapper's call around SEAMCALLs that were recorded too; P-SEAMLDR's calls; calls
+        that name no leaf, as a return of ``__seamcall_ret`` whose entry, which named it, was
+        not recorded.
+        """
+        wrapper = self._find_wrappers()
+        around = np.zeros(self.n, np.bool_)
+        if wrapper is not None:
+            around[wrapper[wrapper >= 0]] = True
+            self._inherit(wrapper)
+        fn, has_fn = self.words.get("fn", _no_words(1))
+        unknown = (self.leaf == UNKNOWN) & ~around
+        loader = has_fn & (fn >= _SEAMLDR) & ~around
+        self.dropped = around | unknown | loader
+        return [
+            ("merged", "", self._n_lines(around)),
+            ("noise", "P-SEAMLDR calls", self._n_lines(loader)),
+            ("undecoded", "calls that name no leaf", self._n_lines(unknown)),
+        ]
+
+    def _n_lines(self, is_row: BoolArray) -> int:
+        if not is_row.any():
+            return 0
+        return int((self.start[is_row] >= 0).sum() + (self.end[is_row] >= 0).sum())
+
+    def _find_wrappers(self) -> I64Array | None:
+        """Return the row of the wrapper's call around each SEAMCALL, ABSENT where there is none.
+
+        None if not both layers were recorded.
+        """
+        is_inner = self.probe == _INNER
+        if not self.kinds.has_inner or is_inner.all() or not is_inner.any():
+            return None
+        wrapper = np.full(self.n, ABSENT, np.int64)
+        rows = self.thread, self.start, self.end, is_inner
+        row_at, latest, after = (
+            np.full(size, ABSENT, np.int64)
+            for size in (len(self.batch), self.n_threads, self.n_threads)
+        )
+        self.run(wrappers.find_enclosing)(*rows, row_at, latest, wrapper)
+        value, seen = self.words.get("status", _no_words(self.n))
+        status = np.where(seen, value, np.uint64(0))
+        ends_at = np.full(self.n, ABSENT, np.int64)
+        self.run(wrappers.find_returned)(*rows, self.leaf, status, after, ends_at, wrapper)
+        return wrapper
+
+    def _inherit(self, wrapper: I64Array) -> None:
+        """Give SEAMCALLs inside a wrapper's call what only the wrapper's probe saw."""
+        child = np.flatnonzero(wrapper >= 0)
+        parent = wrapper[child]
+        for name in operands.IN_REGISTERS if len(child) else ():
+            if name in self.words:
+                value, seen = self.words[name]
+                take = seen[parent]
+                value[child[take]] = value[parent[take]]
+                seen[child[take]] = True
+
+    def frame(self, source: int) -> pl.DataFrame:
+        """The rows as ``seamcalls``, in the order of their lines."""
+        columns, seen = make_rows(self.batch, self.start, self.end, self.run)
+        if "duration_ns" in self.words:
+            # function_graph prints a call without children on one line, with its duration.
+            took, has_took = self.words["duration_ns"]
+            columns["start_ns"] = np.where(
+                has_took, columns["end_ns"] - took.view(np.int64), columns["start_ns"]
+            )
+            seen["start_ns"] |= has_took
+        columns |= {"source": source, "leaf": self.leaf, "probe": self.probe}
+        for name, (value, there) in self.words.items():
+            if name != "leaf":
+                columns[name], seen[name] = value, there
+        made = frame(SEAMCALLS, self.n, columns, seen)
+        return made.filter(~pl.Series(self.dropped)) if self.dropped.any() else made
+
+
+def _no_words(n: int) -> Words:
+    return np.zeros(n, np.uint64), np.zeros(n, np.bool_)
+
+
+@cache
+def _registers() -> I8Array:
+    """By leaf and operand of operands.IN_REGISTERS: place of the register that holds it."""
+    table = operand_table()
+    shape = int(table["leaf"].to_numpy().max()) + 1, len(operands.IN_REGISTERS)
+    made = np.full(shape, operands.NO_REGISTER, np.int8)
+    for leaf, name, register in table.select("leaf", "column", "register").iter_rows():
+        place = operands.REGISTERS.index(register.lower())
+        made[leaf, operands.IN_REGISTERS.index(name)] = place
+    return made

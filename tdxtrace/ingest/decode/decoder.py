@@ -1,0 +1,100 @@
+"""From batches of events to event tables: the same memory whatever the size of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from tdxtrace.compiler import Runner, interpreted
+from tdxtrace.ingest.adapters import as_batch
+from tdxtrace.ingest.batch import FieldLayouts, RecordBatch, concatenate
+from tdxtrace.ingest.decode.calls import Calls
+from tdxtrace.ingest.decode.events import Kinds
+from tdxtrace.ingest.decode.kvm import VmEntries, host_events, page_faults
+from tdxtrace.ingest.decode.sinks import Sink
+from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.raw import RawEvents
+from tdxtrace.ingest.tally import Tally
+
+# Events decoded at a time: columns of a batch (about 30 words each) take some
+# 8 MiB, and the cost of a call into numpy or polars is spread over enough rows.
+BATCH_EVENTS: Final = 1 << 15
+
+
+@dataclass(slots=True)
+class Decoder:
+    """Collects events of one source and turns them into rows as they come."""
+
+    source: int
+    events: list[Event]
+    tally: Tally
+    sink: Sink
+    run: Runner[Any] = interpreted
+    _waiting: list[RecordBatch] = field(default_factory=list)
+    _n_waiting: int = 0
+    _layouts: FieldLayouts = field(default_factory=FieldLayouts)
+    _calls: Calls = field(init=False)
+    _entries: VmEntries = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._calls = Calls(self.source, self.tally, self.run)
+        self._entries = VmEntries(self.source, self.run)
+
+    def feed(self, batch: RecordBatch | RawEvents) -> None:
+        """Take events, in the order of the source."""
+        if isinstance(batch, RawEvents):
+            batch = as_batch(batch, self._layouts)
+        self._waiting.append(batch)
+        self._n_waiting += len(batch)
+        if self._n_waiting >= BATCH_EVENTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Decode what was fed, however little it is: for what is looked at as it comes."""
+        if not self._n_waiting:
+            return
+        parts, self._waiting, self._n_waiting = self._waiting, [], 0
+        # A reader may meet further events meanwhile, in a thread of its own.
+        events = list(self.events)
+        kinds = Kinds.of(events)
+        by_kind = _by_kind(parts, events)
+        if calls := by_kind.get("call"):
+            self.sink.add("seamcalls", self._calls.feed(calls, kinds))
+        if entries := by_kind.get("vm_entry"):
+            self.sink.add("vm_entries", self._entries.feed(entries, kinds))
+        if faults := by_kind.get("page_fault"):
+            rows = page_faults(concatenate(faults), self.source, self.run)
+            self.sink.add("page_faults", rows)
+        if others := by_kind.get("host_event"):
+            rows = host_events(concatenate(others), self.source, events, self.run)
+            self.sink.add("host_events", rows)
+
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and has not ended: its end was lost."""
+        self._calls.forget(before_ns)
+        self._entries.forget(before_ns)
+
+    def finish(self) -> None:
+        """Hand over what waits for events that will not come."""
+        self.flush()
+        self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
+        self.sink.add("vm_entries", self._entries.finish())
+
+
+def _by_kind(parts: Sequence[RecordBatch], events: Sequence[Event]) -> dict[str, list[RecordBatch]]:
+    """The events of each kind: whole parts where they hold no other."""
+    kinds = {event.kind for event in events} - {"noise", "unmapped"}
+    if len(kinds) == 1:
+        return {kind: list(parts) for kind in kinds}
+    found: dict[str, list[RecordBatch]] = {}
+    for kind in sorted(kinds):
+        is_mine = np.array([event.kind == kind for event in events])
+        for part in parts:
+            at = np.flatnonzero(is_mine.take(part.event))
+            if len(at):
+                mine = part if len(at) == len(part) else part.take(at)
+                found.setdefault(kind, []).append(mine)
+    return found

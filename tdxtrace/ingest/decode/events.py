@@ -1,0 +1,170 @@
+"""Events of one batch: what the decoder asks of them, and their fields in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdxtrace.compiler import Runner
+from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch, U64Array
+from tdxtrace.ingest.decode.frames import Column
+from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.loops import pairing, rows, threads
+from tdxtrace.ingest.loops.columns import copy_fields
+from tdxtrace.tables.events import PROBES
+
+Words = tuple[U64Array, BoolArray]
+"""A field of every row, and where it was observed."""
+Reads = tuple[I64Array, Mapping[str, str]]
+"""Place of each row's event, ABSENT where it has none; and the column that each slot fills."""
+
+ABSENT: Final = -1
+_FIRST_SLOTS: Final = 1 << 10
+_PAIR_LINES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What the decoder asks of every event, as arrays indexed by event."""
+
+    function: I32Array
+    is_return: BoolArray
+    leaf: I32Array
+    """UNKNOWN where each event names its own."""
+    probe: NDArray[np.int8]
+    """Place in PROBES."""
+    has_inner: bool
+    """Whether any of them is a probe of the lower layer, __seamcall and its kin."""
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> Kinds:
+        """Look every event up once."""
+        functions = {name: i for i, name in enumerate(sorted({e.function for e in events}))}
+        return cls(
+            np.array([functions[e.function] for e in events], np.int32),
+            np.array([e.role == "return" for e in events], np.bool_),
+            np.array([UNKNOWN if e.leaf is None else e.leaf for e in events], np.int32),
+            np.array([PROBES.index(e.probe) for e in events], np.int8),
+            any(e.probe == "seamcall" for e in events),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What became of the events of a batch."""
+
+    thread: I32Array
+    """Number of each event's thread."""
+    n_threads: int
+    partner: I64Array
+    """Place of the entry of each return, ABSENT where it has none."""
+    fate: NDArray[np.uint8]
+    """One of the constants of loops.pairing."""
+
+    def rows(self, at: I64Array) -> tuple[I64Array, I64Array]:
+        """Return the places of entry and return of rows whose last events are at ``at``."""
+        is_entry = self.fate.take(at) <= pairing.GIVEN_UP
+        is_entry &= self.fate.take(at) != pairing.RETURN_OF_PAIR
+        if not is_entry.any():
+            return self.partner.take(at), at
+        return np.where(is_entry, at, self.partner.take(at)), np.where(is_entry, ABSENT, at)
+
+
+def pair(batch: RecordBatch, kinds: Kinds, depth: int, run: Runner[Any]) -> Paired:
+    """Match entries and returns: see :func:`tdxtrace.ingest.loops.pairing.pair`.
+
+    Where the tool did not print the thread, calls nest by CPU.
+    """
+    is_known = batch.tid != UNKNOWN
+    # Negative, so that no thread has the same number.
+    tid = batch.tid if is_known.all() else np.where(is_known, batch.tid, -2 - batch.cpu)
+    number, n_threads = number_threads(tid, run)
+    n = len(batch)
+    top = np.full(n_threads, ABSENT, np.int64)
+    below = np.empty(n, np.int64)
+    partner, fate = np.full(n, ABSENT, np.int64), np.empty(n, np.uint8)
+    told = number, batch.event, kinds.function, kinds.is_return
+    run(pairing.pair)(*told, depth, top, below, partner, fate)
+    return Paired(number, n_threads, partner, fate)
+
+
+def number_threads(tid: I32Array, run: Runner[Any]) -> tuple[I32Array, int]:
+    """Number threads from 0 as they occur; return each event's, and how many there are."""
+    number, n_slots, n = np.empty(len(tid), np.int32), _FIRST_SLOTS, threads.TABLE_FULL
+    while n == threads.TABLE_FULL:
+        slots, owner = np.full(n_slots, ABSENT, np.int32), np.empty(n_slots, np.int32)
+        n = run(threads.number_threads)(tid, slots, owner, number)
+        n_slots *= 4
+    return number, n
+
+
+def make_rows(
+    batch: RecordBatch, start: I64Array, end: I64Array, run: Runner[Any]
+) -> tuple[dict[str, Column], dict[str, BoolArray]]:
+    """Return the columns that all tables of pairs have, and where each was observed.
+
+    Args:
+        batch: The events.
+        start: Place of each row's entry, ABSENT where it was not recorded.
+        end: Place of each row's return, ABSENT where it was not recorded.
+        run: How to run loops.
+    """
+    n = len(start)
+    seq, began, ended = (np.empty(n, np.int64) for _ in range(3))
+    cpus, ids = np.empty((2, n), np.uint16), np.empty((2, n), np.int32)
+    in_irq, seen = np.empty(n, np.bool_), np.zeros((len(rows.OBSERVED), n), np.bool_)
+    heads = batch.line, batch.ts_ns, batch.cpu, batch.tid, batch.tgid, batch.in_irq
+    run(rows.make_rows)(start, end, *heads, seq, began, ended, cpus, ids, in_irq, seen)
+    is_pair = (start >= 0) & (end >= 0)
+    columns: dict[str, Column] = {
+        "seq": seq.view(np.uint64),
+        "start_ns": began,
+        "end_ns": ended,
+        "start_cpu": cpus[0],
+        "cpu": cpus[1],
+        "tid": ids[0],
+        "tgid": ids[1],
+        "in_irq": in_irq,
+        "n_lines": _PAIR_LINES if is_pair.all() else is_pair.astype(np.uint8) + np.uint8(1),
+    }
+    return columns, dict(zip(rows.OBSERVED, seen, strict=True))
+
+
+def read_fields(
+    batch: RecordBatch, reads: Sequence[Reads], run: Runner[Any], columns: Sequence[str] = ()
+) -> dict[str, Words]:
+    """Read fields of a batch into columns.
+
+    Args:
+        batch: The events.
+        reads: One event of each row, and its fields; what comes later, also within one
+            mapping, replaces what came before.
+        run: How to run loops.
+        columns: Columns that are wanted even if no event fills them.
+
+    Returns:
+        By column the words of all rows, and where there is one.
+    """
+    n_layouts = len(batch.layouts.slots)
+    used = np.flatnonzero(np.bincount(batch.layout, minlength=n_layouts)).tolist()
+    met = {slot for layout in used for slot in batch.layouts.slots[layout]}
+    filled = [to for _, fills in reads for slot, to in fills.items() if slot in met]
+    names = list(dict.fromkeys((*columns, *filled)))
+    shape = len(names), len(reads[0][0])
+    value, seen = np.empty(shape, np.uint64), np.zeros(shape, np.bool_)
+    for event, fills in reads:
+        begin, column, position = np.zeros(n_layouts + 1, np.int64), [], []
+        for layout in used:
+            slots = batch.layouts.slots[layout]
+            mine = [slot for slot in fills if slot in slots]
+            column += [names.index(fills[slot]) for slot in mine]
+            position += [slots.index(slot) for slot in mine]
+            begin[layout + 1] = len(mine)
+        where = np.cumsum(begin), np.array(column, np.int64), np.array(position, np.int64)
+        words = batch.layout, batch.first_word, batch.words
+        run(copy_fields)(event, *words, *where, value, seen)
+    return {name: (value[row], seen[row]) for row, name in enumerate(names)}
