@@ -165,30 +165,3 @@ def test_numba_still_multiplies_matrices() -> None:
         "numba.njit(lambda a: np.corrcoef(a))(np.eye(3))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-LOADED = """
-import sys
-from pathlib import Path
-import pytest
-from ingest import test_loops
-for path in sys.argv[1:]:
-    assert not isinstance(test_loops._read(Path(path), test_loops.EVERY), str)
-print(sorted({"numba.np.arrayobj", "scipy.linalg"} & sys.modules.keys()))
-import numba
-assert numba.njit(lambda x: [x])(2) == [2]
-"""
-
-
-def test_machine_code_that_was_kept_is_loaded_without_the_compiler(tmp_path: Path) -> None:
-    """Also that of every other loop runs where nothing else was loaded; numba then compiles."""
-    paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    recordings = ("qemu.perf.data.xz", "contended.txt")
-    command = [sys.executable, "-c", LOADED, *(str(SAMPLES / name) for name in recordings)]
-    for _ in range(2):
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=os.environ | paths | kept
-        )
-        assert done.returncode == 0, done.stderr
-    assert done.stdout == "[]\n"
