@@ -158,5 +158,5 @@ def test_a_loop_that_makes_an_array_is_refused() -> None:
     def make(values: np.ndarray) -> int:
         return len(np.empty(len(values)))
 
-    with pytest.raises(Exception, match="NRT|returning of array"):
+    with pytest.raises(Exception, match=r"NRT|returning of array"):
         compiler.compiled(make)(np.zeros(3, np.int64))

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tdxtrace.errors import InputError
-from tdxtrace.ingest.records.gather import Bytes
 from tdxtrace.tables.text import one_line
+
+Bytes = NDArray[np.uint8]
 
 # xz packs trace data 50 times, zeros 7,000 times: beyond this ratio and size it is
 # no recording but a bomb.

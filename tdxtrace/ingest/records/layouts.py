@@ -13,7 +13,6 @@ from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import Event
 from tdxtrace.ingest.raw import BoolArray, U64Array, Values
 from tdxtrace.ingest.records.formats import EventFormat, Field
-from tdxtrace.ingest.records.gather import Block, Places
 
 # Fields of KVM's tracepoints, Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.
 _KVM_SLOTS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -63,12 +62,6 @@ class Layout:
     def is_wanted(self) -> bool:
         """Whether its records become rows."""
         return self.kind not in ("noise", "unmapped", "undecoded")
-
-    def read(self, block: Block, base: Places) -> Values:
-        """Read the slots of the records that begin at ``base``, and where each was there."""
-        values = block.columns(base, self.reads)
-        present = {slot: np.ones(len(base), np.bool_) for slot in values}
-        return understood(values, present)
 
 
 def understood(values: dict[str, U64Array], present: dict[str, BoolArray]) -> Values:

@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tdxtrace.ingest.records.cursor import Cursor, CutShortError
-from tdxtrace.ingest.records.datafile import DataFile
+from tdxtrace.ingest.records.datafile import Bytes, DataFile
 from tdxtrace.ingest.records.formats import PageLayout
 from tdxtrace.ingest.records.unpack import DamagedPartError, Unpack
-
-Bytes = NDArray[np.uint8]
 
 # Flag and length in a page's header, as in loops/pages.py; the count of lost events at the
 # page's end is gone with its end.
