@@ -1,4 +1,4 @@
-"""Between the old and the new form of a batch, until all readers and the decoder have moved."""
+"""From the old form of a batch to the new one, until all readers have moved."""
 
 from __future__ import annotations
 
@@ -6,19 +6,6 @@ import numpy as np
 
 from tdxtrace.ingest.batch import SLOTS, FieldLayouts, RecordBatch
 from tdxtrace.ingest.raw import RawEvents
-from tdxtrace.ingest.records.layouts import understood
-
-
-def as_raw(batch: RecordBatch) -> RawEvents:
-    """Return a batch as the old decoder takes it."""
-    names = {slot for layout in np.unique(batch.layout) for slot in batch.layouts.slots[layout]}
-    found = {name: batch.get(name) for name in sorted(names)}
-    values = {name: value for name, (value, _) in found.items()}
-    present = {name: there for name, (_, there) in found.items()}
-    if "signed_errno" in names or "isa" in names:
-        values, present = understood(values, present)
-    heads = batch.line, batch.ts_ns, batch.tid, batch.tgid, batch.cpu, batch.in_irq, batch.event
-    return RawEvents(*heads, values, present)
 
 
 def as_batch(raw: RawEvents, layouts: FieldLayouts) -> RecordBatch:

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from tdxtrace.ingest.events import proposed
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import Event
-from tdxtrace.ingest.raw import BoolArray, U64Array, Values
 from tdxtrace.ingest.records.formats import EventFormat, Field
 
 # Fields of KVM's tracepoints, Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.
@@ -41,7 +38,6 @@ _PROPOSED_SLOTS: Final = {
     | {name: name for name in ("rcx", "rdx", "r8")},
     "return": {"op": "fn", "err": "status", "rcx": "out_rcx", "rdx": "out_rdx"},
 }
-_KVM_ISA_VMX: Final = 1  # Linux arch/x86/include/uapi/asm/vmx.h and arch/x86/kvm/trace.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +58,6 @@ class Layout:
     def is_wanted(self) -> bool:
         """Whether its records become rows."""
         return self.kind not in ("noise", "unmapped", "undecoded")
-
-
-def understood(values: dict[str, U64Array], present: dict[str, BoolArray]) -> Values:
-    """Turn slots of records, as they were read, into what KVM prints of them.
-
-    A reason to exit counts where the processor is one of Intel's; ``signed_errno``, if
-    negative, stands for the reason: KVM prints one or the other.
-    """
-    if "isa" in values:
-        is_vmx = values.pop("isa") == _KVM_ISA_VMX
-        present["exit_reason"] &= is_vmx | ~present.pop("isa")
-    if "signed_errno" in values:
-        errno, there = values.pop("signed_errno").view(np.int64), present.pop("signed_errno")
-        failed = (errno < 0) & there
-        values["errno"] = np.where(failed, -errno, 0).astype(np.uint64)
-        present["errno"] = failed
-        if "reason" in present:
-            present["reason"] &= ~failed
-    return values, present
 
 
 def layout_of(

@@ -11,7 +11,7 @@ from tdxtrace.ingest.compiled import compiled, inlined
 from tdxtrace.ingest.memory import behind
 from tdxtrace.ingest.raw import BoolArray, Fields, I32Array, Index, U64Array, Values, Words
 from tdxtrace.ingest.records.gather import PADDING, Block, Bytes, Places
-from tdxtrace.ingest.records.layouts import Layout, understood
+from tdxtrace.ingest.records.layouts import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class RecordFields:
         found = {name: self.get(name) for name in sorted(self.names())}
         values = {name: value for name, (value, _) in found.items()}
         present = {name: there for name, (_, there) in found.items()}
-        return (values, present) if self.table.is_printed else understood(values, present)
+        return values, present
 
     def apart(self) -> RecordFields:
         """The same fields, in copies of their records: the block is not needed any more."""
