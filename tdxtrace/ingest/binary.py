@@ -12,13 +12,13 @@ from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import Stream
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.trace import RAW_PAGES
 
 
 class BinaryReader(Protocol):
-    """What reads a binary recording into raw events, and counts the rest in a tally."""
+    """What reads a binary recording into raw events, and counts the rest in a stats."""
 
     def batches(self) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time."""
@@ -33,7 +33,7 @@ class BinaryReader(Protocol):
 
 @contextmanager
 def opened(
-    name: str, stream: Stream, formats: Path | None, vocabulary: Vocabulary, tally: Tally
+    name: str, stream: Stream, formats: Path | None, vocabulary: Vocabulary, stats: SourceStats
 ) -> Iterator[BinaryReader]:
     """Open a recording of format ``name``; close it in the end.
 
@@ -42,7 +42,7 @@ def opened(
         stream: The input.
         formats: Folder with the formats of events, for raw pages.
         vocabulary: Where events are looked up, and added.
-        tally: Where the rest is counted.
+        stats: Where the rest is counted.
 
     Raises:
         InputError: If it cannot be read.
@@ -56,11 +56,11 @@ def opened(
         stream.size = stream.n_bytes = pages.size
         with closing(pages):
             folder = pages.beside / "events" if formats is None else formats
-            yield PageReader(pages, read_formats(folder), vocabulary, tally)
+            yield PageReader(pages, read_formats(folder), vocabulary, stats)
         return
     file = open_data(stream)
     with closing(file):
-        yield open_reader(name, file, vocabulary, tally, stream.path)
+        yield open_reader(name, file, vocabulary, stats, stream.path)
 
 
 def open_data(stream: Stream) -> DataFile:
@@ -80,7 +80,7 @@ def open_reader(
     name: str,
     file: DataFile,
     vocabulary: Vocabulary,
-    tally: Tally,
+    stats: SourceStats,
     path: str | None = None,
 ) -> BinaryReader:
     """Return the reader of format ``name``; beside ``path`` there may be more about it.
@@ -91,9 +91,9 @@ def open_reader(
     if name == "perf.data":
         from tdxtrace.ingest.perfdata.reader import PerfReader  # noqa: PLC0415 - see opened
 
-        return PerfReader(file, vocabulary, tally, choose(file.size))
+        return PerfReader(file, vocabulary, stats, choose(file.size))
     from tdxtrace.ingest.tracedat.reader import DatReader  # noqa: PLC0415 - see opened
     from tdxtrace.ingest.tracedat.tracefs import tgids_beside  # noqa: PLC0415
 
     tgids = {} if path is None else tgids_beside(path)
-    return DatReader(file, vocabulary, tally, tgids)
+    return DatReader(file, vocabulary, stats, tgids)

@@ -20,8 +20,8 @@ from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.headers import Heading, read_header
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
@@ -162,10 +162,10 @@ def _read_all(
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
-    tally, vocabulary = Tally(), Vocabulary(mappings)
+    stats, vocabulary = SourceStats(), Vocabulary(mappings)
     stream, name = _open(path, wanted, options)
     sink.losses.run = run = choose(stream.size)
-    decoder = Decoder(number, vocabulary.events, tally, sink, run)
+    decoder = Decoder(number, vocabulary.events, stats, sink, run)
     with closing(stream):
         if name is not None and name in BINARY_FORMATS:
             heading = _read_binary(name, stream, vocabulary, decoder, options)
@@ -174,12 +174,12 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
         if name not in LOG_FORMATS:
             decoder.finish()
     if name not in LOG_FORMATS:
-        implied_losses.note(sink.losses, tally, heading.header)
+        implied_losses.note(sink.losses, stats, heading.header)
     if not sink.n_rows and not options.is_log:
-        raise FormatError(implied_losses.nothing_in(one_line(path), tally))
-    sink.add("losses", tally.losses(number))
-    sink.add("threads", tally.thread_table(number))
-    return _source(path, name, stream, tally, heading)
+        raise FormatError(implied_losses.nothing_in(one_line(path), stats))
+    sink.add("losses", stats.losses(number))
+    sink.add("threads", stats.thread_table(number))
+    return _source(path, name, stream, stats, heading)
 
 
 def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
@@ -205,12 +205,12 @@ def _read_binary(
     from tdxtrace.ingest.binary import opened  # noqa: PLC0415
 
     formats = None if options.formats is None else Path(options.formats)
-    with opened(name, stream, formats, vocabulary, decoder.tally) as reader:
+    with opened(name, stream, formats, vocabulary, decoder.stats) as reader:
         for batch in ahead(reader.batches()):
             decoder.feed(batch)
             options.progress(stream.path, reader.position, stream.size)
         if stream.truncated:
-            decoder.tally.note("truncated", None, stream.truncated)
+            decoder.stats.record_loss("truncated", None, stream.truncated)
         return Heading(reader.header(), "unnamed", 1)
 
 
@@ -225,7 +225,7 @@ def _read_text(
     from tdxtrace.ingest.text.lines import LineReader  # noqa: PLC0415
     from tdxtrace.ingest.text.reader import TextReader  # noqa: PLC0415
 
-    path, tally = stream.path, decoder.tally
+    path, stats = stream.path, decoder.stats
     blocks = stream.blocks()
     first = _head(blocks)
     if not first.strip():
@@ -237,16 +237,16 @@ def _read_text(
         return name, _read_log(name, _each(first, blocks), stream, decoder)
     lines: LineReader | GraphReader
     if name == "function-graph":
-        lines = GraphReader(vocabulary, tally)
+        lines = GraphReader(vocabulary, stats)
         batches = lines.read_blocks(_each(first, blocks))
     else:
-        lines = LineReader(name, vocabulary, tally)
+        lines = LineReader(name, vocabulary, stats)
         batches = TextReader(lines, stream.size).read(_each(first, blocks))
     for batch in batches:
         decoder.feed(batch)
         options.progress(path, stream.n_bytes, stream.size)
     if stream.truncated:
-        tally.note("truncated", None, stream.truncated, line_no=tally.n_lines)
+        stats.record_loss("truncated", None, stream.truncated, line_no=stats.n_lines)
     looks = "integer" if lines.has_integer_clock else "unnamed"
     clock = "relative" if name in RELATIVE else looks
     return name, Heading(read_header(first[:_HEADER_BYTES]), clock, lines.resolution_ns or 1)
@@ -255,11 +255,13 @@ def _read_text(
 def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> Heading:
     from tdxtrace.ingest.messages.reader import MessageReader  # noqa: PLC0415 - see _read_binary
 
-    log = MessageReader(name, decoder.source, decoder.tally)
+    log = MessageReader(name, decoder.source, decoder.stats)
     for rows in log.read(blocks):
         decoder.sink.add("kernel_messages", rows)
     if stream.truncated:
-        decoder.tally.note("truncated", None, stream.truncated, line_no=decoder.tally.n_lines)
+        decoder.stats.record_loss(
+            "truncated", None, stream.truncated, line_no=decoder.stats.n_lines
+        )
     return Heading(read_header(b""), log.clock_name, log.resolution_ns)
 
 
@@ -278,20 +280,20 @@ def _each(first: bytes, rest: Iterator[Block]) -> Iterator[Block]:
     yield from rest
 
 
-def _source(path: str, name: str, stream: Stream, tally: Tally, heading: Heading) -> Source:
-    first_ns, last_ns = tally.span()
+def _source(path: str, name: str, stream: Stream, stats: SourceStats, heading: Heading) -> Source:
+    first_ns, last_ns = stats.span()
     return Source(
         path,
         name,
         stream.compression,
         stream.n_bytes,
-        tally.n_lines,
-        tally.n_headers,
+        stats.n_lines,
+        stats.n_headers,
         first_ns,
         last_ns,
         heading.header.clock or heading.clock,
         heading.resolution_ns,
         heading.header.kernel,
         heading.header.tool,
-        dict(tally.events.most_common()),
+        dict(stats.events.most_common()),
     )

@@ -52,7 +52,7 @@ class PageTicker:
             made.events,
             common_of(made.events.values()),
             self._ticker.vocabulary,
-            self._ticker.tally,
+            self._ticker.stats,
             printed_names(made.events),
         )
         self._held: RecordBatch | None = None
@@ -94,12 +94,12 @@ class PageTicker:
     ) -> Iterator[RecordBatch]:
         sources = [CpuPages(cpu, _reader(data)) for cpu, data in sorted(pages.items()) if data]
         size = sum(map(len, pages.values()))
-        tally = self._ticker.tally
+        stats = self._ticker.stats
         reader = RingReader(
-            sources, self._layout, self._catalog, tally, comms=comms, run=choose(size)
+            sources, self._layout, self._catalog, stats, comms=comms, run=choose(size)
         )
         yield from reader.batches()
-        tally.note_damage(reader.n_damaged, "pages")
+        stats.record_damage(reader.n_damaged, "pages")
 
 
 class _reader:  # noqa: N801 - a function with a place

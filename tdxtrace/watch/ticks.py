@@ -14,7 +14,7 @@ from tdxtrace.ingest.decode.decoder import Decoder
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import mapping_of
 from tdxtrace.ingest.raw import RawEvents
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 
 # A call or a stay in the guest that began so long ago has lost its end: no SEAMCALL takes
@@ -65,11 +65,11 @@ class Ticker:
         """
         told = {event: (name, role) for event, name, role in map(mapping_of, mappings)}
         self.vocabulary = Vocabulary(told)
-        self.tally = Tally()
+        self.stats = SourceStats()
         self._sink = _Sink()
         # What is followed goes on and on: it is large.
         run = choose(COMPILE_BYTES)
-        self._decoder = Decoder(0, self.vocabulary.events, self.tally, self._sink, run)
+        self._decoder = Decoder(0, self.vocabulary.events, self.stats, self._sink, run)
         self._n_before = 0
 
     def tick(self, batches: Iterable[RecordBatch | RawEvents], *, is_last: bool = False) -> Tick:
@@ -83,21 +83,21 @@ class Ticker:
         made = Tick(
             pl.concat(self._sink.seamcalls, how="diagonal"),
             pl.concat(self._sink.vm_entries),
-            self.tally.losses(0),
-            {tid: comm for tid, comm in self.tally.threads if comm != "<...>"},
-            self.tally.n_lines - self._n_before,
-            self.tally.span()[1],
+            self.stats.losses(0),
+            {tid: comm for tid, comm in self.stats.threads if comm != "<...>"},
+            self.stats.n_lines - self._n_before,
+            self.stats.span()[1],
         )
         self._renew(made.last_ns)
         return made
 
     def _renew(self, last_ns: int | None) -> None:
         """Forget what was told; go on counting where we are."""
-        tally, self._n_before = self.tally, self.tally.n_lines
-        tally.gaps.clear()
-        tally.entries.clear()
-        tally.threads.clear()
-        tally.events.clear()
+        stats, self._n_before = self.stats, self.stats.n_lines
+        stats.gaps.clear()
+        stats.entries.clear()
+        stats.threads.clear()
+        stats.events.clear()
         self._sink.seamcalls = [SEAMCALLS.empty()]
         self._sink.vm_entries = [VM_ENTRIES.empty()]
         if last_ns is not None:

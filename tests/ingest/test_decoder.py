@@ -25,7 +25,7 @@ from tdxtrace.ingest.decode.levels import LevelBaseDetector
 from tdxtrace.ingest.decode.sinks import MemorySink, SourceSink
 from tdxtrace.ingest.decode.spans import spans_of
 from tdxtrace.ingest.events.vocabulary import Event
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx.wrappers import PAGES
 
@@ -113,9 +113,9 @@ class Decoded:
 
 def decoded(parts: Sequence[Sequence[Told]], run: Runner[Any] = interpreted) -> Decoded:
     """Decode batches of events."""
-    sink, tally, layouts = MemorySink(), Tally(), FieldLayouts()
+    sink, stats, layouts = MemorySink(), SourceStats(), FieldLayouts()
     target = SourceSink(sink, LevelBaseDetector(), LossDetector(run))
-    made, first = Decoder(3, EVENTS, tally, target, run), 1
+    made, first = Decoder(3, EVENTS, stats, target, run), 1
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(decoder, "BATCH_EVENTS", 1)
         for part in parts:
@@ -124,7 +124,7 @@ def decoded(parts: Sequence[Sequence[Told]], run: Runner[Any] = interpreted) -> 
         made.finish()
     target.losses.broken()
     target.losses.start.is_midway()
-    return Decoded(sink.whole(), {key: entry.n_lines for key, entry in tally.entries.items()})
+    return Decoded(sink.whole(), {key: entry.n_lines for key, entry in stats.entries.items()})
 
 
 def calls_of(*events: Told) -> list[dict[str, Any]]:
@@ -350,7 +350,7 @@ def test_every_event_is_in_a_row_or_counted(story: list[Told]) -> None:
 
 def test_what_never_ends_is_forgotten() -> None:
     sink = MemorySink()
-    made = Decoder(0, EVENTS, Tally(), sink)
+    made = Decoder(0, EVENTS, SourceStats(), sink)
     made.feed(batch_of([Told("aug entry", ts_ns=5), Told("kvm:kvm_entry", ts_ns=5)]))
     made.flush()
     made.forget(6)

@@ -11,8 +11,8 @@ import pytest
 from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
 from support.ways import same
 
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import KEPT_LINE_BYTES, MAX_LINE_BYTES
-from tdxtrace.ingest.tally import Tally
 
 GRAPH = (
     "# tracer: function_graph\n 1.000001 |  1) vcpu-7 | 2.500 us | tdh_mem_track{}; /* ret=0x0 */\n"
@@ -112,12 +112,12 @@ def test_long_lines_are_the_same_in_every_way() -> None:
 
 
 def test_markers_of_losses_on_a_silent_cpu_take_time_in_proportion() -> None:
-    tally = Tally()
+    stats = SourceStats()
     begun = time.process_time()
     for number in range(20_000):
-        tally.lost(number % 8 + 1, 1, number)
-        tally.see(np.zeros(1, np.int32), np.array([number]))
+        stats.record_lost_events(number % 8 + 1, 1, number)
+        stats.observe_timestamps(np.zeros(1, np.int32), np.array([number]))
     assert time.process_time() - begun < 5
-    tally.see(np.array([5, 5, 3], np.int32), np.array([20_001, 20_000, 20_007]))
-    ends = {(gap.cpu, gap.end_ns) for gap in tally.gaps}
+    stats.observe_timestamps(np.array([5, 5, 3], np.int32), np.array([20_001, 20_000, 20_007]))
+    ends = {(gap.cpu, gap.end_ns) for gap in stats.gaps}
     assert ends == {(c, {5: 20_001, 3: 20_007}.get(c)) for c in range(1, 9)}

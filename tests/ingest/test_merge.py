@@ -25,7 +25,7 @@ from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import open_file
 from tdxtrace.ingest.records.formats import common_of, page_layout
 from tdxtrace.ingest.records.metadata import Formats
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat import merge, reader
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
 
@@ -74,13 +74,13 @@ def _reader(cpus: list[bytes]) -> RingReader:
     for system, texts in FORMATS.items():
         for text in texts:
             formats.add(text, system)
-    tally = Tally()
+    stats = SourceStats()
     common = common_of(formats.events.values())
-    catalog = EventCatalog(formats.events, common, Vocabulary(), tally, lambda made: made.name)
+    catalog = EventCatalog(formats.events, common, Vocabulary(), stats, lambda made: made.name)
     layout = page_layout(M.header_page.decode(), M.page_size)
     assert layout is not None
     sources = [CpuPages(10 + n, _source(pages)) for n, pages in enumerate(cpus)]
-    return RingReader(sources, layout, catalog, tally, run=referee)
+    return RingReader(sources, layout, catalog, stats, run=referee)
 
 
 def _source(data: bytes) -> Callable[[NDArray[np.uint8]], int]:
@@ -145,12 +145,12 @@ def test_events_of_all_cpus_come_in_their_order(
         assert there.tolist() == [event[1] == number for *_, event in ours]
         words = [_record(event)[offset : offset + size] for *_, event in ours if event[1] == number]
         assert value[there].tolist() == [int.from_bytes(word, "little") for word in words]
-    assert set(ring.tally.threads) == {
+    assert set(ring.stats.threads) == {
         (t, "<idle>" if t == 0 else "<...>") for t in batch.tid.tolist()
     }
-    assert {name: n for name, n in ring.tally.events.items() if n} == dict(Counter(names))
+    assert {name: n for name, n in ring.stats.events.items() if n} == dict(Counter(names))
     lost = [event for *_, event in every if event[1] == FOREIGN or event[5] < 0]
-    entries = ring.tally.entries.values()
+    entries = ring.stats.entries.values()
     assert {(e.kind, e.detail): e.n_lines for e in entries} == dict(Counter(map(_loss, lost)))
     for entry in entries:
         mine = (entry.kind, entry.detail)
@@ -173,23 +173,23 @@ def test_a_cpu_whose_time_goes_back_keeps_its_order() -> None:
     assert list(moments) == [(8, 40), (7, 50), (8, 55), (7, 59), (9, 20)]
 
 
-def _account(tally: Tally) -> tuple[object, ...]:
-    entries = [(e.kind, e.detail, e.line_no, e.n_lines) for e in tally.entries.values()]
-    gaps = [(g.kind, g.cpu, g.line_no, g.start_ns, g.end_ns, g.n_events) for g in tally.gaps]
-    return dict(tally.events), entries, gaps, tally.threads, tally.n_lines, tally.span()
+def _account(stats: SourceStats) -> tuple[object, ...]:
+    entries = [(e.kind, e.detail, e.line_no, e.n_lines) for e in stats.entries.values()]
+    gaps = [(g.kind, g.cpu, g.line_no, g.start_ns, g.end_ns, g.n_events) for g in stats.gaps]
+    return dict(stats.events), entries, gaps, stats.threads, stats.n_lines, stats.span()
 
 
 def _read(path: Path) -> object:
     """Read a trace.dat whose loops run both ways; what it gives, or the error."""
-    file, tally = open_file(str(path)), Tally()
+    file, stats = open_file(str(path)), SourceStats()
     try:
-        dat = reader.DatReader(file, Vocabulary(), tally, run=referee)
+        dat = reader.DatReader(file, Vocabulary(), stats, run=referee)
         n_rows = sum(len(batch) for batch in dat.batches())
     except FormatError as error:
         return str(error)
     finally:
         file.close()
-    return n_rows, _account(tally)
+    return n_rows, _account(stats)
 
 
 RECORDINGS = sorted(

@@ -39,7 +39,7 @@ from tdxtrace.ingest.perfdata import ordered_events, records
 from tdxtrace.ingest.perfdata.reader import PerfReader
 from tdxtrace.ingest.records.datafile import open_file
 from tdxtrace.ingest.records.fields import PADDING
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 
 pytest.importorskip("numba", reason="numba, which compiles loops, is not installed")
 
@@ -73,17 +73,17 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def _outcome(path: Path, run: Runner[Any]) -> list[Any]:
     """All that reading a recording gives, up to the event that it fails at."""
     said: list[Any] = []
-    tally, file = Tally(), open_file(str(path))
+    stats, file = SourceStats(), open_file(str(path))
     try:
-        reader = PerfReader(file, Vocabulary(), tally, run)
+        reader = PerfReader(file, Vocabulary(), stats, run)
         said += [_rows(batch) for batch in reader.batches()]
         said += [reader.header(), reader.position]
     except TdxtraceError as error:
         said.append(str(error))
     finally:
         file.close()
-    said += [tally.n_lines, tally.n_headers, dict(tally.events), tally.span(), tally.cpus()]
-    return [*said, tally.losses(0).rows(), tally.thread_table(0).rows()]
+    said += [stats.n_lines, stats.n_headers, dict(stats.events), stats.span(), stats.cpus()]
+    return [*said, stats.losses(0).rows(), stats.thread_table(0).rows()]
 
 
 def _rows(batch: RecordBatch) -> list[tuple[int, ...]]:
@@ -224,7 +224,7 @@ def test_rows_do_not_depend_on_batches(
 
 def _rows_of(path: Path) -> list[tuple[int, ...]]:
     file = open_file(str(path))
-    batches = list(PerfReader(file, Vocabulary(), Tally(), interpreted).batches())
+    batches = list(PerfReader(file, Vocabulary(), SourceStats(), interpreted).batches())
     file.close()
     return [row for batch in batches for row in _rows(batch)]
 
@@ -263,7 +263,7 @@ def test_records_are_followed_by_their_lengths(seed: int, tmp_path: Path) -> Non
     data = np.array(words, np.uint64).tobytes()[: chance.randrange(24_000)]
     path = tmp_path / "perf.data"
     path.write_bytes(_of_layouts([USUAL] * 3).file())
-    reader = PerfReader(open_file(str(path)), Vocabulary(), Tally(), referee)
+    reader = PerfReader(open_file(str(path)), Vocabulary(), SourceStats(), referee)
     list(reader.batches())
     block = np.frombuffer(data + bytes(PADDING), np.uint8).copy()
     found: list[int] = []

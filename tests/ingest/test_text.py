@@ -14,8 +14,8 @@ from support.ways import by_block, by_line, same
 
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import block_of
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
 
@@ -117,7 +117,7 @@ def test_most_lines_of_a_long_trace_go_the_fast_way(head: str, is_large: bool) -
     """Else the tests below would compare the general path with itself."""
     patterns = [HEADS[head] + EVENTS[name] for name in ("entry", "return", "success", "sched")]
     text = b"\n".join(lines_of(patterns, 4000, 1)) + b"\n"
-    reader = LineReader("perf-script" if head == "perf" else "ftrace", Vocabulary(), Tally())
+    reader = LineReader("perf-script" if head == "perf" else "ftrace", Vocabulary(), SourceStats())
     slow: list[int] = []
     by_hand = LineReader.line
 
@@ -129,7 +129,7 @@ def test_most_lines_of_a_long_trace_go_the_fast_way(head: str, is_large: bool) -
         patch.setattr(LineReader, "line", counted)
         patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
         n_events = sum(len(raw) for raw in TextReader(reader).read(iter([block_of([text])])))
-    assert n_events == sum(reader.tally.events.values()) > 2000
+    assert n_events == sum(reader.stats.events.values()) > 2000
     assert len(slow) < 400
 
 
@@ -292,9 +292,9 @@ def test_a_process_that_is_known_only_later(known_from: int) -> None:
         line.replace(b"(   7100)", b"(-------)") if k < known_from else line
         for k, line in enumerate(later)
     ]
-    reader = LineReader("ftrace", Vocabulary(), Tally())
+    reader = LineReader("ftrace", Vocabulary(), SourceStats())
     list(TextReader(reader).read(iter([block_of([b"\n".join(lines), b"\n"])])))
-    assert reader.tally.threads == {(77, "CPU 0/KVM"): 7100}
+    assert reader.stats.threads == {(77, "CPU 0/KVM"): 7100}
 
 
 def test_processes_of_any_length() -> None:

@@ -15,8 +15,8 @@ import tdxtrace
 from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.recognise import recording
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import open_stream
-from tdxtrace.ingest.tally import Tally
 
 START = 10**9
 # Words that lengths, counts and offsets go wrong with.
@@ -119,13 +119,13 @@ def survive(path: Path, whole: bool) -> str:
 
 def _events(path: Path) -> None:
     stream = open_stream(str(path))
-    name, tally = recording(stream.peek()), Tally()
+    name, stats = recording(stream.peek()), SourceStats()
     try:
         if name is not None:
-            with opened(name, stream, None, Vocabulary(), tally) as reader:
+            with opened(name, stream, None, Vocabulary(), stats) as reader:
                 n_events = sum(len(batch) for batch in reader.batches())
                 reader.header()
-            assert n_events <= tally.n_lines
-            tally.losses(0)
+            assert n_events <= stats.n_lines
+            stats.losses(0)
     finally:
         stream.close()

@@ -11,8 +11,8 @@ import pytest
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import Block, block_of
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text.lines import LineReader, to_raw
 from tdxtrace.ingest.text.reader import TextReader
 
@@ -29,28 +29,28 @@ class Made:
     """What the account merges."""
 
 
-def account(tally: Tally) -> dict[str, Any]:
-    """All that a tally holds, so that two can be compared.
+def account(stats: SourceStats) -> dict[str, Any]:
+    """All that a stats holds, so that two can be compared.
 
     Of a probe whose function is unknown the fast path reads no more than the name: a line
     of it that is cut is ``unmapped`` there, ``noise`` for the general path.
     """
     entries: dict[tuple[str, str], tuple[int, int]] = {}
-    for (kind, detail), e in tally.entries.items():
+    for (kind, detail), e in stats.entries.items():
         key = "passed over" if kind in ("noise", "unmapped") else kind, detail
         line_no, n = entries.get(key, (e.line_no, 0))
         assert e.line_no is not None
         assert line_no is not None
         entries[key] = min(line_no, e.line_no), n + e.n_lines
     return {
-        "headers": tally.n_headers,
-        "events": dict(tally.events),
+        "headers": stats.n_headers,
+        "events": dict(stats.events),
         "entries": entries,
-        "gaps": [(g.line_no, g.cpu, g.start_ns, g.end_ns, g.n_events) for g in tally.gaps],
-        "threads": tally.threads,
-        "cpus": tally.cpus(),
-        "times": [(int(tally.first_ns[c]), int(tally.last_ns[c])) for c in tally.cpus()],
-        "span": tally.span(),
+        "gaps": [(g.line_no, g.cpu, g.start_ns, g.end_ns, g.n_events) for g in stats.gaps],
+        "threads": stats.threads,
+        "cpus": stats.cpus(),
+        "times": [(int(stats.first_ns[c]), int(stats.last_ns[c])) for c in stats.cpus()],
+        "span": stats.span(),
     }
 
 
@@ -72,14 +72,14 @@ def columns(raw: RawEvents, names: list[str]) -> dict[str, Any]:
 def _made(raw: RawEvents, reader: LineReader) -> Made:
     names = [event.name for event in reader.vocabulary.events]
     clock = reader.resolution_ns, reader.has_integer_clock
-    entries = {key: (e.line_no, e.n_lines) for key, e in reader.tally.entries.items()}
-    told = account(reader.tally)
+    entries = {key: (e.line_no, e.n_lines) for key, e in reader.stats.entries.items()}
+    told = account(reader.stats)
     return Made(columns(raw, names), told, clock, sorted(set(names)), entries)
 
 
 def by_line(lines: Sequence[bytes], form: str) -> Made:
     """What the general path makes of the lines, one after the other."""
-    reader = LineReader(form, Vocabulary(), Tally())
+    reader = LineReader(form, Vocabulary(), SourceStats())
     found = [line for n, text in enumerate(lines, 1) if (line := reader.line(n, text)) is not None]
     reader.tell_seen()
     return _made(to_raw(found), reader)
@@ -104,11 +104,11 @@ def by_block(
             yield block_of([b"\n".join(lines[at : at + size]), b"\n"])
             at, turn = at + size, turn + 1
 
-    reader = LineReader(form, Vocabulary(), Tally())
+    reader = LineReader(form, Vocabulary(), SourceStats())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
         raw = concatenate(list(TextReader(reader).read(blocks()))).settled()
-    assert reader.tally.n_lines == len(lines)
+    assert reader.stats.n_lines == len(lines)
     for slot, value in raw.values.items():
         assert not value[~raw.has(slot)].any()
     return _made(raw, reader)

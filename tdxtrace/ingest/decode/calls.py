@@ -15,7 +15,7 @@ from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I64Array, RecordB
 from tdxtrace.ingest.decode.events import ABSENT, Kinds, Paired, Words, make_rows, pair, read_fields
 from tdxtrace.ingest.decode.frames import frame
 from tdxtrace.ingest.loops import operands, pairing, wrappers
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import PROBES, SEAMCALLS
 from tdxtrace.tdx.operands import operand_table
 
@@ -40,7 +40,7 @@ class Calls:
     """Pairs calls and keeps those still open; rows come out as they are complete."""
 
     source: int
-    tally: Tally
+    stats: SourceStats
     run: Runner[Any]
     open: RecordBatch | None = None
     """What waits for a return."""
@@ -76,7 +76,7 @@ class Calls:
         rows = Attempts(batch, kinds, made, np.flatnonzero(is_row), self.run)
         for kind, detail, n in rows.leave_out():
             if n:
-                self.tally.count(kind, detail, None, n)
+                self.stats.count(kind, detail, None, n)
         return rows.frame(self.source)
 
 

@@ -17,7 +17,7 @@ from tdxtrace.ingest.decode.kvm import VmEntries, host_events, page_faults
 from tdxtrace.ingest.decode.sinks import Sink
 from tdxtrace.ingest.events.vocabulary import Event
 from tdxtrace.ingest.raw import RawEvents
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 
 # Events decoded at a time: columns of a batch (about 30 words each) take some
 # 8 MiB, and the cost of a call into numpy or polars is spread over enough rows.
@@ -30,7 +30,7 @@ class Decoder:
 
     source: int
     events: list[Event]
-    tally: Tally
+    stats: SourceStats
     sink: Sink
     run: Runner[Any] = interpreted
     _waiting: list[RecordBatch] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Decoder:
     _entries: VmEntries = field(init=False)
 
     def __post_init__(self) -> None:
-        self._calls = Calls(self.source, self.tally, self.run)
+        self._calls = Calls(self.source, self.stats, self.run)
         self._entries = VmEntries(self.source, self.run)
 
     def feed(self, batch: RecordBatch | RawEvents) -> None:

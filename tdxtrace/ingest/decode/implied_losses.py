@@ -12,7 +12,7 @@ from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.decode.spans import spans_of
 from tdxtrace.ingest.decode.trace_start import StartDetector, bare_return
 from tdxtrace.ingest.headers import Header
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.text import one_line
 
 # Calls without an end or a begin that are looked at: where there are more, a probe
@@ -81,31 +81,31 @@ class LossDetector:
         return calls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())
 
 
-def note(detector: LossDetector, tally: Tally, header: Header) -> None:
-    """Add to ``tally`` the losses that no line of the input stands for."""
-    _overwritten(tally, header)
+def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
+    """Add to ``stats`` the losses that no line of the input stands for."""
+    _overwritten(stats, header)
     if not header.counts_losses:
-        _buffer_full(detector.broken(), tally)
-    first_ns, _ = tally.span()
-    lossless = not any(gap.kind != "truncated" for gap in tally.gaps)
+        _buffer_full(detector.broken(), stats)
+    first_ns, _ = stats.span()
+    lossless = not any(gap.kind != "truncated" for gap in stats.gaps)
     if lossless and first_ns is not None and detector.start.is_midway():
-        tally.note("started_midway", None, end_ns=first_ns)
-    tally.note("unpaired_entry", detector.n_never)
-    tally.note("unpaired_return", detector.n_orphans)
+        stats.record_loss("started_midway", None, end_ns=first_ns)
+    stats.record_loss("unpaired_entry", detector.n_never)
+    stats.record_loss("unpaired_return", detector.n_orphans)
 
 
-def nothing_in(shown: str, tally: Tally) -> str:
+def nothing_in(shown: str, stats: SourceStats) -> str:
     """Say that a trace has no SEAMCALL and no KVM event, what it has, and what to record."""
-    names = [detail for kind, detail in tally.entries if kind in ("noise", "unmapped") and detail]
-    if any(kind == "no_abstime" for kind, _ in tally.entries):
+    names = [detail for kind, detail in stats.entries if kind in ("noise", "unmapped") and detail]
+    if any(kind == "no_abstime" for kind, _ in stats.entries):
         return f"{shown} has no times; switch them on: echo 1 > options/funcgraph-abstime"
     if "about something else" in names:
         return f"{shown} is a kernel log without a message about TDX; give it with --dmesg"
-    if not names and not tally.events:
-        return f"{shown} holds no event that is known; its first line: {_sample(tally)}"
+    if not names and not stats.events:
+        return f"{shown} holds no event that is known; its first line: {_sample(stats)}"
     some = ", ".join(one_line(name, 30) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    unmapped = any(kind == "unmapped" for kind, _ in tally.entries)
+    unmapped = any(kind == "unmapped" for kind, _ in stats.entries)
     way = (
         "say what the probes are with --map EVENT=FUNCTION"
         if unmapped
@@ -114,33 +114,35 @@ def nothing_in(shown: str, tally: Tally) -> str:
     return f"{shown} has no SEAMCALL and no KVM event; it has {some}{more}; {way}"
 
 
-def _sample(tally: Tally) -> str:
-    return next((repr(e.detail) for e in tally.entries.values() if e.detail), "only headers")
+def _sample(stats: SourceStats) -> str:
+    return next((repr(e.detail) for e in stats.entries.values() if e.detail), "only headers")
 
 
-def _overwritten(tally: Tally, header: Header) -> None:
+def _overwritten(stats: SourceStats, header: Header) -> None:
     """In overwrite mode each CPU's record starts at its first event, not before."""
     if header.entries_kept is None or header.entries_written is None:
         return
     lost = header.entries_written - header.entries_kept
     if lost <= 0:
         return
-    tally.note("overwritten", lost, "entries-in-buffer < entries-written")
-    for cpu in tally.cpus():
-        tally.note("overwritten", None, f"CPU {cpu}", cpu=cpu, end_ns=int(tally.first_ns[cpu]))
+    stats.record_loss("overwritten", lost, "entries-in-buffer < entries-written")
+    for cpu in stats.cpus():
+        stats.record_loss(
+            "overwritten", None, f"CPU {cpu}", cpu=cpu, end_ns=int(stats.first_ns[cpu])
+        )
 
 
-def _buffer_full(broken: pl.DataFrame, tally: Tally) -> None:
+def _buffer_full(broken: pl.DataFrame, stats: SourceStats) -> None:
     """With overwrite off a full buffer drops what is new, and no line says so.
 
     A call that never returned though its thread went on, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.
     """
-    if any(gap.kind != "truncated" for gap in tally.gaps) or not broken.height:
+    if any(gap.kind != "truncated" for gap in stats.gaps) or not broken.height:
         return
     latest = int(broken.select(_WHEN.max()).item())
-    for cpu in tally.cpus():
-        last = int(tally.last_ns[cpu])
+    for cpu in stats.cpus():
+        last = int(stats.last_ns[cpu])
         ends_here = (pl.col("cpu") == cpu) & (pl.col("start_ns") == last)
         if last <= latest or broken.select(ends_here.any()).item():
-            tally.note("buffer_full", None, f"CPU {cpu}", cpu=cpu, start_ns=last)
+            stats.record_loss("buffer_full", None, f"CPU {cpu}", cpu=cpu, start_ns=last)

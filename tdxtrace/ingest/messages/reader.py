@@ -11,8 +11,8 @@ import polars as pl
 from tdxtrace.ingest.messages import stamps, vocabulary
 from tdxtrace.ingest.messages.stamps import Stamped
 from tdxtrace.ingest.raw import UNKNOWN
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
 
@@ -41,7 +41,7 @@ class MessageReader:
 
     format: str
     source: int
-    tally: Tally
+    stats: SourceStats
     clock: str = ""
     _boot: str = ""
     _n_boots: int = 1
@@ -58,7 +58,7 @@ class MessageReader:
                 told = (self._stamped(self._text(line)) for line in lines[:_SAMPLE_LINES])
                 self.clock = stamps.clock_of(line for line in told if line is not None)
             for line in lines:
-                self.tally.n_lines += 1
+                self.stats.n_lines += 1
                 self._line(self._text(line), len(line))
             yield self._take(all_of_them=False)
         yield self._take(all_of_them=True)
@@ -81,25 +81,25 @@ class MessageReader:
         return stamps.entry(line) if self.format == "journal-json" else stamps.stamped(line)
 
     def _line(self, line: str, n_bytes: int) -> None:
-        number = self.tally.n_lines
+        number = self.stats.n_lines
         if self.format == "kernel-log" and stamps.HEADER.match(line):
             self._n_boots += bool(stamps.BOOT.match(line)) and self._last_ns > 0
-            self.tally.n_headers += 1
+            self.stats.n_headers += 1
             return
         told = self._stamped(line)
         if told is None:
-            self.tally.count_sample("unparsed", one_line(line, 80), number)
+            self.stats.count_sample("unparsed", one_line(line, 80), number)
             return
         ts_ns = told.ts_ns if told.clock == self.clock else None
         self._look_for_boots(told, ts_ns)
         if not told.of_kernel:
-            self.tally.count("noise", "of another program", number, 1)
+            self.stats.count("noise", "of another program", number, 1)
         elif (len(told.text) if self.format == "journal-json" else n_bytes) > MAX_LINE_BYTES:
-            self.tally.count_sample("overlong", one_line(told.text, 80), number)
+            self.stats.count_sample("overlong", one_line(told.text, 80), number)
         elif not self._goes_on(told.text) and not self._begins(told.text, ts_ns, number):
-            self.tally.count("noise", "about something else", number, 1)
+            self.stats.count("noise", "about something else", number, 1)
         if ts_ns is not None:
-            self.tally.heard(UNKNOWN, ts_ns, ts_ns)
+            self.stats.extend_cpu_span(UNKNOWN, ts_ns, ts_ns)
 
     def _look_for_boots(self, told: Stamped, ts_ns: int | None) -> None:
         """The kernel's clock begins again with each boot."""
@@ -145,7 +145,7 @@ class MessageReader:
         row = {"source": self.source, "seq": number, "ts_ns": ts_ns, "message": message}
         row |= fields | {"text": text[:_MAX_TEXT], "n_lines": 1}
         self._rows.append(row)
-        self.tally.events[message] += 1
+        self.stats.events[message] += 1
         if message in ("seamcall_failed", "warning"):
             self._open = row
         elif message == "suppressed":
@@ -154,7 +154,7 @@ class MessageReader:
 
     def _count_suppressed(self, row: dict[str, Any]) -> None:
         place = {"line_no": row["seq"], "end_ns": row["ts_ns"]}
-        self.tally.note("suppressed", row["n_events"], row["function"], **place)
+        self.stats.record_loss("suppressed", row["n_events"], row["function"], **place)
 
     def _take(self, all_of_them: bool) -> pl.DataFrame:
         """The rows so far; but for the last block all that nothing can be added to."""

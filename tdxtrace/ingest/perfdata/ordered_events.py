@@ -25,7 +25,7 @@ from tdxtrace.ingest.perfdata.file import Attr
 from tdxtrace.ingest.perfdata.records import Bytes
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.fields import heads_of, int64_at
-from tdxtrace.ingest.tally import USUAL_TIDS, Entry, Tally
+from tdxtrace.ingest.stats import USUAL_TIDS, Loss, SourceStats
 
 NEVER: Final = np.iinfo(np.int64).max
 # Samples that wait while no round ends: perf itself flushes half of its queue when
@@ -64,7 +64,7 @@ class OrderedEvents:
     """Queues samples until rounds of perf's buffers end, and gives them out by time."""
 
     run: Runner[Any]
-    tally: Tally
+    stats: SourceStats
     n_given: int = 0
     """Samples so far: perf script prints a line for each."""
     _catalog: EventCatalog = field(init=False)
@@ -180,13 +180,13 @@ class OrderedEvents:
             return None
         order = due[in_time_order(self._queue[0][due])]
         lost = sorted((x for x in self._lost if x.ts_ns <= limit), key=lambda x: x.ts_ns)
-        if lost or self.tally.has_open_gaps:
+        if lost or self.stats.has_open_gaps:
             # A loss is closed by the next sample of its CPU: step by step.
             self._note_losses(lost, order)
             self._lost = [x for x in self._lost if x.ts_ns > limit]
         given = self._taken(order, limit)
         self.n_given += len(order)
-        self.tally.n_lines += len(order)
+        self.stats.n_lines += len(order)
         self._n, self._n_words = self.run(drop_until)(
             limit, self._n, tuple(self._queue), self._catalog.tables.layouts
         )
@@ -205,7 +205,7 @@ class OrderedEvents:
             tuple(self._queue),
             tables.layouts,
             counts,
-            (self.tally.first_ns, self.tally.last_ns),
+            (self.stats.first_ns, self.stats.last_ns),
             (self._is_met, tids, first_row),
             rows,
             words,
@@ -225,20 +225,20 @@ class OrderedEvents:
         start = 0
         for one in lost:
             end = int(np.searchsorted(ts_ns, one.ts_ns, "right"))
-            self.tally.see(cpu[start:end], ts_ns[start:end])
+            self.stats.observe_timestamps(cpu[start:end], ts_ns[start:end])
             self._note_loss(one, self.n_given + end + 1)
             start = end
-        self.tally.see(cpu[start:], ts_ns[start:])
+        self.stats.observe_timestamps(cpu[start:], ts_ns[start:])
 
     def _note_loss(self, lost: Lost, line: int) -> None:
-        same: Entry | None = next(
-            (g for g in self.tally.gaps[-8:] if (g.line_no, g.cpu) == (line, lost.cpu)), None
+        same: Loss | None = next(
+            (g for g in self.stats.gaps[-8:] if (g.line_no, g.cpu) == (line, lost.cpu)), None
         )
         if same is not None:
             same.n_events = (same.n_events or 0) + lost.n_events
             same.n_lines += 1
         else:
-            self.tally.lost(lost.cpu, lost.n_events, line)
+            self.stats.record_lost_events(lost.cpu, lost.n_events, line)
 
 
 def in_time_order(ts_ns: I64Array) -> Index:

@@ -19,7 +19,7 @@ from tdxtrace.ingest.perfdata.sideband import SidebandRecords, ThreadNames
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import EventFormat, common_of
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class PerfReader:
 
     file: DataFile
     vocabulary: Vocabulary
-    tally: Tally
+    stats: SourceStats
     run: Runner[Any]
     """How to run loops."""
     perf: PerfFile = field(init=False)
@@ -42,15 +42,15 @@ class PerfReader:
 
     def __post_init__(self) -> None:
         self.perf = read_head(self.file)
-        self.names = ThreadNames(self.tally)
-        self.ordered = OrderedEvents(self.run, self.tally)
-        self.sideband = SidebandRecords(self.perf, self.tally, self.names, self.ordered)
+        self.names = ThreadNames(self.stats)
+        self.ordered = OrderedEvents(self.run, self.stats)
+        self.sideband = SidebandRecords(self.perf, self.stats, self.names, self.ordered)
         self._records = RecordReader(self.perf)
         self._learn({}, [])
 
     def _learn(self, formats: Mapping[int, EventFormat], attrs: Sequence[Attr]) -> None:
         common = common_of(formats.values())
-        self._catalog = EventCatalog(formats, common, self.vocabulary, self.tally, _printed_name)
+        self._catalog = EventCatalog(formats, common, self.vocabulary, self.stats, _printed_name)
         self.ordered.learn(attrs, self.perf.event_name, self._catalog)
 
     def batches(self) -> Iterator[RecordBatch]:
@@ -113,13 +113,13 @@ class PerfReader:
         ours = set(self._catalog.wanted_numbers())
         wanted = [a for a in self.perf.attrs if a.type == TRACEPOINT and a.config in ours]
         for kind, way in sorted({loss for attr in wanted for loss in attr.missing().items()}):
-            self.tally.note(kind, None, f"record with {way}")
+            self.stats.record_loss(kind, None, f"record with {way}")
         if self._records.is_damaged:
             n_left = self.perf.data_at + self.perf.data_size - self._records.at
-            self.tally.note("damaged", None, f"{max(0, n_left)} bytes of records")
+            self.stats.record_loss("damaged", None, f"{max(0, n_left)} bytes of records")
         for detail in dict.fromkeys((self.perf.cut_short, self._records.cut_short)):
             if detail:
-                self.tally.note("truncated", None, detail)
+                self.stats.record_loss("truncated", None, detail)
 
 
 def _printed_name(made: EventFormat) -> str:

@@ -13,7 +13,7 @@ from tdxtrace.ingest.batch import UNKNOWN, I32Array, Index, RecordBatch
 from tdxtrace.ingest.perfdata.file import CPU, TIME, PerfFile
 from tdxtrace.ingest.perfdata.ordered_events import Lost, OrderedEvents
 from tdxtrace.ingest.records.cursor import CutShortError
-from tdxtrace.ingest.tally import MAX_CPUS, Tally
+from tdxtrace.ingest.stats import MAX_CPUS, SourceStats
 
 # enum perf_event_type, Linux include/uapi/linux/perf_event.h, and enum
 # perf_user_event_type, tools/perf/lib/include/perf/event.h.
@@ -34,7 +34,7 @@ _MAX_NAME: Final = 64
 class ThreadNames:
     """The names of threads through time, as COMM and FORK records tell them."""
 
-    tally: Tally
+    stats: SourceStats
     _changes: list[tuple[int, int, int, int | str]] = field(default_factory=list)
     """Time, place in the file, thread, and its new name or the thread it is forked from."""
     _named: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
@@ -57,14 +57,14 @@ class ThreadNames:
         for tid, row in zip(tids.tolist(), first_row.tolist(), strict=True):
             names, tgid = self._named.get(tid), int(batch.tgid[row])
             if names is None:
-                self.tally.meet(tid, "swapper" if tid == 0 else f":{tid}", tgid)
+                self.stats.record_thread(tid, "swapper" if tid == 0 else f":{tid}", tgid)
             elif len(names) == 1:
-                self.tally.meet(tid, names[0][1], tgid)
+                self.stats.record_thread(tid, names[0][1], tgid)
             else:
                 since = np.array([ts_ns for ts_ns, _ in names], np.int64)
                 places = np.searchsorted(since, batch.ts_ns[batch.tid == tid], "right") - 1
                 for place in np.unique(np.maximum(places, 0)).tolist():
-                    self.tally.meet(tid, names[place][1], tgid)
+                    self.stats.record_thread(tid, names[place][1], tgid)
                 self._named[tid] = names[-1:]
 
     def _apply(self, limit: int) -> None:
@@ -85,15 +85,15 @@ class SidebandRecords:
     """Takes the records that are no samples, one at a time, in the order of the file."""
 
     perf: PerfFile
-    tally: Tally
+    stats: SourceStats
     names: ThreadNames
     ordered: OrderedEvents
 
     def take(self, record: bytes, newest: int) -> None:
         """Take a record; the newest sample in front of it is of the time ``newest``."""
         kind, _, _ = _HEADER.unpack_from(record)
-        self.tally.n_lines += 1
-        self.tally.n_headers += 1
+        self.stats.n_lines += 1
+        self.stats.n_headers += 1
         takers = {
             _LOST: self._lost,
             _COMM: self._comm,
@@ -113,8 +113,8 @@ class SidebandRecords:
             self._not_understood("unknown_record", kind)
 
     def _not_understood(self, loss: str, kind: int) -> None:
-        self.tally.count(loss, f"record of type {kind}", None)
-        self.tally.n_headers -= 1
+        self.stats.count(loss, f"record of type {kind}", None)
+        self.stats.n_headers -= 1
 
     def _trailer(self, record: bytes) -> tuple[int, int]:
         """When and on which CPU a record was made, where it says."""
@@ -138,18 +138,18 @@ class SidebandRecords:
         time, cpu = self._trailer(record)
         if n_events:
             self.ordered.lose(Lost(newest if time < 0 else time, cpu, n_events))
-            self.tally.n_headers -= 1
+            self.stats.n_headers -= 1
 
     def _lost_samples(self, record: bytes, _: int) -> None:
         """Take how many samples were never put into a buffer: not told when."""
         misc, _, n_events = struct.unpack_from("<HHQ", record, 4)
         if not misc & _FILTERED:
-            self.tally.note("lost_events", n_events, "LOST_SAMPLES record, no place")
+            self.stats.record_loss("lost_events", n_events, "LOST_SAMPLES record, no place")
 
     def _throttle(self, record: bytes, _: int) -> None:
         time, cpu = self._trailer(record)
         when = {"start_ns": time} if time >= 0 else {}
-        self.tally.note("throttled", None, f"{self.tally.n_lines}", cpu=cpu, **when)
+        self.stats.record_loss("throttled", None, f"{self.stats.n_lines}", cpu=cpu, **when)
 
     def _comm(self, record: bytes, _: int) -> None:
         _, tid = struct.unpack_from("<ii", record, 8)

@@ -14,7 +14,7 @@ from tdxtrace.ingest.events.vocabulary import function_named
 from tdxtrace.ingest.records.fields import FieldTables
 from tdxtrace.ingest.records.formats import Common, EventFormat
 from tdxtrace.ingest.records.layouts import Layout, layout_of
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 
 NOT_INTERNED: Final = -1
 _NUMBERS: Final = 1 << 16  # common_type has 16 bits: struct trace_entry
@@ -32,7 +32,7 @@ class EventCatalog:
     formats: Mapping[int, EventFormat]
     common: Common
     vocabulary: Vocabulary
-    tally: Tally
+    stats: SourceStats
     printed_name: Callable[[EventFormat], str]
     """What the recording's own tool prints as the name of an event."""
     symbol_at: Callable[[int], str | None] = lambda _: None
@@ -101,10 +101,10 @@ class EventCatalog:
         for _, which in sorted((self._numbers[x], x) for x in range(len(self.layouts)) if n[x]):
             layout = self.layouts[which]
             if layout.is_wanted:
-                self.tally.events[layout.name] += n[which] - n_short[which]
+                self.stats.events[layout.name] += n[which] - n_short[which]
             else:
-                self.tally.count(layout.kind, layout.name, line[which], n[which])
+                self.stats.count(layout.kind, layout.name, line[which], n[which])
         short = [x for x in range(len(self.layouts)) if n_short[x]]
         for which in sorted(short, key=lambda x: short_line[x]):
             name = self.layouts[which].name
-            self.tally.count("undecoded", name, short_line[which], n_short[which])
+            self.stats.count("undecoded", name, short_line[which], n_short[which])

@@ -15,8 +15,8 @@ from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import KEYS, Event, Role, functions
 from tdxtrace.ingest.raw import UNKNOWN, RawEvents
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, matched_part
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import shapes
 from tdxtrace.ingest.text.lines import Line, to_raw
 from tdxtrace.ingest.text.shapes import Head
@@ -53,7 +53,7 @@ class GraphReader:
     """Reads function_graph lines of one source into raw events, and counts the rest."""
 
     vocabulary: Vocabulary
-    tally: Tally
+    stats: SourceStats
     resolution_ns: int = 1
     """Durations have nanoseconds, whatever the stamps have."""
     has_integer_clock: bool = False
@@ -62,9 +62,9 @@ class GraphReader:
     def read_blocks(self, blocks: Iterable[Block]) -> Iterator[RawEvents]:
         """Yield the calls of each block of whole lines."""
         for block in blocks:
-            first = self.tally.n_lines + 1
+            first = self.stats.n_lines + 1
             lines = block.tobytes().split(b"\n")[:-1]
-            self.tally.n_lines += len(lines)
+            self.stats.n_lines += len(lines)
             calls = (self.line(number, text) for number, text in enumerate(lines, first))
             yield to_raw([call for call in calls if call is not None])
 
@@ -75,7 +75,7 @@ class GraphReader:
         if switch is not None:
             self._running[int(switch["cpu"])] = switch["comm"], int(switch["tid"])
         if switch is not None or shapes.HEADER.match(line) or _RULE.match(line):
-            self.tally.n_headers += 1
+            self.stats.n_headers += 1
             return None
         found = LINE.match(line)
         if found is not None:
@@ -85,30 +85,30 @@ class GraphReader:
             return None
         lost = shapes.lost_of(line)
         if lost is not None:
-            self.tally.lost(lost.cpu, lost.n_events, number)
+            self.stats.record_lost_events(lost.cpu, lost.n_events, number)
         else:
-            self.tally.count_sample("unparsed", one_line(line, 80), number)
+            self.stats.count_sample("unparsed", one_line(line, 80), number)
         return None
 
     def _count_overlong(self, number: int, body: str) -> None:
         """Account for a call that is not read, by the name at its beginning."""
         function = body.strip().partition("(")[0]
         kind = ("overlong", function) if function in functions() else ("noise", "function_graph")
-        self.tally.count(*kind, number)
+        self.stats.count(*kind, number)
 
     def _body(self, number: int, found: re.Match[str]) -> Line | None:
         call = _CALL.match(found["body"])
         end = _END.match(found["body"]) if call is None else None
         function = (call or end or {"function": None})["function"]
         if function not in functions():
-            self.tally.count("noise", "function_graph", number)
+            self.stats.count("noise", "function_graph", number)
             return None
         if found["sec"] is None:
-            self.tally.count("no_abstime", "function_graph", number)
+            self.stats.count("no_abstime", "function_graph", number)
             return None
         ts_ns = int(found["sec"]) * 1_000_000_000 + int(found["frac"]) * 1000
         cpu = int(found["cpu"])
-        self.tally.see(np.array([cpu], np.int32), np.array([ts_ns], np.int64))
+        self.stats.observe_timestamps(np.array([cpu], np.int32), np.array([ts_ns], np.int64))
         values = _values(call, end)
         role: Role = "return" if call is None else "single" if call["end"] == ";" else "entry"
         if role == "single":
@@ -116,7 +116,7 @@ class GraphReader:
             values.values["duration_ns"] = duration
             ts_ns += duration
         if role != "entry" and "status" not in values.values:
-            self.tally.count("undecoded", f"{function} without ret=", number)
+            self.stats.count("undecoded", f"{function} without ret=", number)
             return None
         return self._made(number, found, function, role, ts_ns, values)
 
@@ -134,8 +134,8 @@ class GraphReader:
         if found["tid"]:
             comm, tid = self._running[cpu] = found["comm"], int(found["tid"])
         index = self.vocabulary.add(_event(function, role))
-        self.tally.events[function] += 1
-        self.tally.meet(tid, comm, UNKNOWN)
+        self.stats.events[function] += 1
+        self.stats.record_thread(tid, comm, UNKNOWN)
         head = Head(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)
         return Line(number, head, ts_ns, index, values)
 

@@ -12,8 +12,8 @@ from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.met import Vocabulary
 from tdxtrace.ingest.events.vocabulary import Event, names_a_probe
 from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array, RawEvents
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, matched_part
-from tdxtrace.ingest.tally import Tally
 from tdxtrace.ingest.text import shapes
 from tdxtrace.ingest.text.shapes import Head
 from tdxtrace.tables.text import one_line
@@ -65,7 +65,7 @@ class LineReader:
 
     format: str
     vocabulary: Vocabulary
-    tally: Tally
+    stats: SourceStats
     resolution_ns: int = 0
     """Finest step of the stamps seen; 0 until one was, 1 also for integer clocks."""
     has_integer_clock: bool = False
@@ -83,7 +83,7 @@ class LineReader:
         if line.startswith(">"):
             line = shapes.QUOTE.sub("", line)
         if shapes.HEADER.match(line):
-            self.tally.n_headers += 1
+            self.stats.n_headers += 1
             return None
         head = self.head(line)
         if head is None:
@@ -95,7 +95,7 @@ class LineReader:
             self._no_event(number, line)
         elif lost is not None:
             self.tell_seen(number)
-            self.tally.lost(lost.cpu, lost.n_events, number)
+            self.stats.record_lost_events(lost.cpu, lost.n_events, number)
         else:
             self._seen.append((number, head.cpu, ts_ns))
             return self._event(number, head, ts_ns, is_whole)
@@ -121,7 +121,7 @@ class LineReader:
         return fields if all(slot in fields.values for slot in event.needs) else None
 
     def tell_seen(self, upto: int | None = None) -> None:
-        """Let the tally know of the stamps of the lines before line ``upto``, in their order."""
+        """Let the stats know of the stamps of the lines before line ``upto``, in their order."""
         line, cpu, ts_ns = (np.array([seen[i] for seen in self._seen], np.int64) for i in range(3))
         self._seen = []
         if self.quick is not None:
@@ -129,7 +129,7 @@ class LineReader:
             order = np.argsort(np.concatenate([line, quick.line]), kind="stable")
             cpu = np.concatenate([cpu, quick.cpu])[order]
             ts_ns = np.concatenate([ts_ns, quick.ts_ns])[order]
-        self.tally.see(cpu.astype(np.int32), ts_ns)
+        self.stats.observe_timestamps(cpu.astype(np.int32), ts_ns)
 
     def note_digits(self, digits: int) -> None:
         """Note how fine a stamp with so many digits after the point is."""
@@ -143,15 +143,15 @@ class LineReader:
         sample = one_line(line.encode("latin-1").decode("utf-8", "replace"), 80)
         if lost is not None:
             self.tell_seen(number)
-            self.tally.lost(lost.cpu, lost.n_events, number)
+            self.stats.record_lost_events(lost.cpu, lost.n_events, number)
         elif shapes.CALLCHAIN.match(line):
-            self.tally.count("callchain", "", number)
+            self.stats.count("callchain", "", number)
         elif shapes.NO_PAYLOAD.match(line):
-            self.tally.count("no_payload", "", number)
+            self.stats.count("no_payload", "", number)
         elif shapes.NO_CONTEXT.match(line):
-            self.tally.count_sample("no_time", sample, number)
+            self.stats.count_sample("no_time", sample, number)
         else:
-            self.tally.count_sample("unparsed", sample, number)
+            self.stats.count_sample("unparsed", sample, number)
 
     def _ts_ns(self, head: Head) -> int:
         whole, digits = head.ts
@@ -163,18 +163,18 @@ class LineReader:
         event = self.vocabulary.events[index]
         if event.kind in ("noise", "unmapped"):
             damaged = event.kind == "noise" and self.may_be_probe(event.name)
-            self.tally.count("undecoded" if damaged else event.kind, event.name, number)
+            self.stats.count("undecoded" if damaged else event.kind, event.name, number)
             return None
         if not is_whole:
-            self.tally.count("overlong", event.name, number)
+            self.stats.count("overlong", event.name, number)
             return None
         fields = self.understood(event, head.args)
         if fields is None:
-            self.tally.count("undecoded", event.name, number)
+            self.stats.count("undecoded", event.name, number)
             return None
-        self.tally.events[event.name] += 1
+        self.stats.events[event.name] += 1
         comm = head.comm.encode("latin-1").decode("utf-8", "replace")
-        self.tally.meet(head.tid, comm, head.tgid)
+        self.stats.record_thread(head.tid, comm, head.tgid)
         return Line(number, head, ts_ns, index, fields)
 
 

@@ -156,8 +156,8 @@ class TextReader:
 
     def _finish(self, text: Text, parsed: Parsed, lessons: int) -> RawEvents:
         """Read what the fast path left, learn from it, and put both in order."""
-        first = self.lines.tally.n_lines + 1
-        self.lines.tally.n_lines += len(text)
+        first = self.lines.stats.n_lines + 1
+        self.lines.stats.n_lines += len(text)
         self._n_bytes += len(text.block)
         while len(parsed.left) > _LESSON and (
             lessons < self._lessons or self._teach(text, parsed.left)
@@ -200,12 +200,12 @@ class TextReader:
         return new
 
     def _slowly(self, first: int, text: Text, parsed: Parsed) -> RawEvents:
-        """Read lines one by one, and let the tally hear of those of both paths in order."""
+        """Read lines one by one, and let the stats hear of those of both paths in order."""
         found: list[Line] = []
-        tally = self.lines.tally
-        if not len(parsed.left) and parsed.heard is not None and not tally.has_open_gaps:
+        stats = self.lines.stats
+        if not len(parsed.left) and parsed.heard is not None and not stats.has_open_gaps:
             for heard in parsed.heard:
-                tally.heard(*heard)
+                stats.extend_cpu_span(*heard)
             return to_raw(found)
         self.lines.quick = Quick(parsed.rows + first, parsed.cpu, parsed.ts_ns)
         for row in parsed.left.tolist():
@@ -217,13 +217,13 @@ class TextReader:
 
     def _account(self, start: int, parsed: Parsed) -> None:
         """Count events by name and note threads, of lines that the fast path read."""
-        tally, events = self.lines.tally, self.lines.vocabulary.events
+        stats, events = self.lines.stats, self.lines.vocabulary.events
         for index, n, first in parsed.counts:
             event = events[index]
             if event.kind in _NOT_ROWS:
-                tally.count(event.kind, event.name, start + first, n)
+                stats.count(event.kind, event.name, start + first, n)
             else:
-                tally.events[event.name] += n
+                stats.events[event.name] += n
         for digits in parsed.digits:
             self.lines.note_digits(digits)
         self._note_threads(parsed.met)
@@ -243,7 +243,7 @@ class TextReader:
         for tid, tgid, *words in zip(*columns, strict=True):
             name = b"".join(word.to_bytes(8, "little") for word in words)
             comm = name.strip(b" \t").decode("utf-8", "replace")
-            self.lines.tally.meet(tid, comm, tgid)
+            self.lines.stats.record_thread(tid, comm, tgid)
 
 
 def _packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed:

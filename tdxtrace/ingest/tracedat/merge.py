@@ -18,7 +18,7 @@ from tdxtrace.ingest.loops.fields import Heads, event_number
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.fields import PADDING, heads_of, int64_at
 from tdxtrace.ingest.records.formats import PageLayout
-from tdxtrace.ingest.tally import USUAL_TIDS, Tally
+from tdxtrace.ingest.stats import USUAL_TIDS, SourceStats
 from tdxtrace.ingest.tracedat.clocks import Clock, shifts_of
 from tdxtrace.ingest.tracedat.options import Shift
 
@@ -81,7 +81,7 @@ class RingReader:
     cpus: Sequence[CpuPages]
     layout: PageLayout
     catalog: EventCatalog
-    tally: Tally
+    stats: SourceStats
     clock: Clock = field(default_factory=Clock)
     comms: Mapping[int, str] = field(default_factory=dict)
     tgids: Mapping[int, int] = field(default_factory=dict)
@@ -121,10 +121,10 @@ class RingReader:
             )
             first_ns, last_ns = self.clock.one(first), self.clock.one(last)
             if source[page_loop.N_EVENTS] and first_ns is not None and last_ns is not None:
-                self.tally.heard(cpu, first_ns, last_ns)
+                self.stats.extend_cpu_span(cpu, first_ns, last_ns)
             if source[page_loop.N_LOST]:
                 n_lost = _counted(int(source[page_loop.N_LOST]))
-                self.tally.gap(cpu, n_lost, self.tally.n_lines + 1, last_ns, None)
+                self.stats.record_gap(cpu, n_lost, self.stats.n_lines + 1, last_ns, None)
 
     @property
     def n_damaged(self) -> int:
@@ -141,7 +141,7 @@ class RingReader:
         run, tables, at = self.run(loop.merge), self.catalog.tables, int64_at(self._bytes)
         forms = self._forms()
         out = _Output.with_room(BATCH_ROWS, len(tables.layouts))
-        done = n_sources, self.tally.n_lines, 0, 0, 0, 0
+        done = n_sources, self.stats.n_lines, 0, 0, 0, 0
         while True:
             status, done = run(
                 at,
@@ -155,7 +155,7 @@ class RingReader:
             )
             if status == loop.NEEDS_PAGES:
                 self._fill(int(order[0]))
-                if done[1] - self.tally.n_lines > _MANY_EVENTS:
+                if done[1] - self.stats.n_lines > _MANY_EVENTS:
                     break
             elif status == loop.NEEDS_LAYOUT:
                 record = int(self._sources[order[0], page_loop.RECORD])
@@ -186,8 +186,8 @@ class RingReader:
         self.catalog.count(out.counts)
         for source, n_lost, after, before, line in out.gaps[:n_gaps].tolist():
             start_ns, end_ns = self.clock.one(after), self.clock.one(before)
-            self.tally.gap(self.cpus[source].cpu, _counted(n_lost), line, start_ns, end_ns)
-        self.tally.n_lines = n_lines
+            self.stats.record_gap(self.cpus[source].cpu, _counted(n_lost), line, start_ns, end_ns)
+        self.stats.n_lines = n_lines
         self._name(out.threads[:n_threads])
         line, time, tid, cpu, in_irq, event, layout, first_word = (
             _cut(column, n_rows) for column in out.columns
@@ -210,7 +210,7 @@ class RingReader:
             if tid not in self._tids:
                 self._tids.add(tid)
                 comm = self.comms.get(tid, _IDLE if tid == 0 else _NO_NAME)
-                self.tally.meet(tid, comm, self.tgids.get(tid, UNKNOWN))
+                self.stats.record_thread(tid, comm, self.tgids.get(tid, UNKNOWN))
 
 
 def _counted(n_lost: int) -> int | None:

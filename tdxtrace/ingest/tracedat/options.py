@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.ingest.records.cursor import Cursor, CutShortError
-from tdxtrace.ingest.tally import MAX_CPUS
+from tdxtrace.ingest.stats import MAX_CPUS
 
 # Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; those below 16 also in v6.
 DONE: Final = 0

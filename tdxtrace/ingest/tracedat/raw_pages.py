@@ -27,7 +27,7 @@ from tdxtrace.ingest.records.formats import (
     page_layout,
 )
 from tdxtrace.ingest.records.metadata import Formats
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat.clocks import Clock
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
 from tdxtrace.ingest.tracedat.options import clock_of
@@ -133,7 +133,7 @@ class PageReader:
     pages: RawPages
     formats: Formats
     vocabulary: Vocabulary
-    tally: Tally
+    stats: SourceStats
     run: Runner[Any] | None = None
     """How to run loops; None: by the size of the pages."""
     _files: list[PlainPages] = field(default_factory=list)
@@ -152,18 +152,18 @@ class PageReader:
         events = self.formats.events
         names = printed_names(events)
         catalog = EventCatalog(
-            events, common_of(events.values()), self.vocabulary, self.tally, names
+            events, common_of(events.values()), self.vocabulary, self.stats, names
         )
         comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
         tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
         run = self.run or choose(self.pages.size)
-        reader = RingReader(sources, layout, catalog, self.tally, Clock(), comms, tgids, run)
+        reader = RingReader(sources, layout, catalog, self.stats, Clock(), comms, tgids, run)
         yield from reader.batches()
-        self.tally.note_damage(reader.n_damaged, "pages")
+        self.stats.record_damage(reader.n_damaged, "pages")
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
-            self.tally.note("truncated", None, detail)
-        for cpu, stats in self._stats():
-            note_stats(self.tally, cpu, stats, "", None)
+            self.stats.record_loss("truncated", None, detail)
+        for cpu, counters in self._stats():
+            note_stats(self.stats, cpu, counters, "", None)
 
     @property
     def position(self) -> int:

@@ -16,7 +16,7 @@ from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
 from tdxtrace.ingest.records.symbols import symbol_finder
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat.clocks import Clock
 from tdxtrace.ingest.tracedat.file import DatFile, is_compressed, kallsyms_of, read_dat
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
@@ -33,7 +33,7 @@ class DatReader:
 
     file: DataFile
     vocabulary: Vocabulary
-    tally: Tally
+    stats: SourceStats
     tgids: Mapping[int, int] = field(default_factory=dict)
     """The process of each thread, where something beside the file tells."""
     run: Runner[Any] | None = None
@@ -60,7 +60,7 @@ class DatReader:
             dat.formats.events,
             common_of(dat.formats.events.values()),
             self.vocabulary,
-            self.tally,
+            self.stats,
             printed_names(dat.formats.events),
             symbol_finder(partial(kallsyms_of, dat)),
         )
@@ -68,14 +68,14 @@ class DatReader:
             sources,
             self._layout(dat.page_size),
             catalog,
-            self.tally,
+            self.stats,
             Clock.of(dat.options),
             comms_of(dat.cmdlines),
             self.tgids,
             self.run or choose(self.n_bytes),
         )
         yield from self._ring.batches()
-        if dat.cut_short and not self.tally.n_lines:
+        if dat.cut_short and not self.stats.n_lines:
             raise FormatError(self._nothing())
         self._losses()
 
@@ -153,18 +153,18 @@ class DatReader:
 
     def _losses(self) -> None:
         """Add what the file as a whole lost."""
-        self.tally.note_damage(0 if self._ring is None else self._ring.n_damaged, "pages")
+        self.stats.record_damage(0 if self._ring is None else self._ring.n_damaged, "pages")
         for detail in sorted({p.cut_short for p in self._pages if p.cut_short}):
-            self.tally.note("truncated", None, detail)
+            self.stats.record_loss("truncated", None, detail)
         if self.dat.cut_short:
-            self.tally.note("truncated", None, self.dat.cut_short)
+            self.stats.record_loss("truncated", None, self.dat.cut_short)
         name = ""
         for text in self.dat.options.cpu_stats:
             if "Buffer:" in text:
                 name = text.partition("Buffer:")[2].strip()
-            for cpu, stats in cpu_stats(text):
+            for cpu, counters in cpu_stats(text):
                 where = f"buffer {name}, " if name else ""
-                note_stats(self.tally, cpu, stats, where, self._n_events(name, cpu))
+                note_stats(self.stats, cpu, counters, where, self._n_events(name, cpu))
 
     def _n_events(self, name: str, cpu: int) -> int | None:
         """Events that were read of a CPU in the buffer ``name``; None if it has no pages."""

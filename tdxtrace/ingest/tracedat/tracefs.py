@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tdxtrace.ingest.records.formats import EventFormat
-from tdxtrace.ingest.tally import Tally
+from tdxtrace.ingest.stats import SourceStats
 
 _CMDLINE: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<comm>.{1,64})$", re.MULTILINE)
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
@@ -50,7 +50,7 @@ def cpu_stats(text: str) -> Iterator[tuple[int, dict[str, int]]]:
 
 
 def note_stats(
-    tally: Tally, cpu: int, stats: Mapping[str, int], where: str, n_events: int | None
+    stats: SourceStats, cpu: int, counters: Mapping[str, int], where: str, n_events: int | None
 ) -> None:
     """Add what the kernel's counters say was lost and no page tells of.
 
@@ -60,26 +60,30 @@ def note_stats(
     Documentation/trace/ftrace.rst, per_cpu/cpu0/stats).
 
     Args:
-        tally: Where losses are put.
+        stats: Where losses are put.
         cpu: The CPU.
-        stats: Its counters.
+        counters: Its counters.
         where: What goes before "CPU n" in the detail.
         n_events: Events of it that the recording has, if known: trace-cmd extract
             reads what the counters still call entries.
     """
-    gaps = [gap for gap in tally.gaps if gap.kind == "lost_events" and gap.cpu == cpu]
-    unmarked = stats.get("overrun", 0) - sum(gap.n_events or 0 for gap in gaps)
+    gaps = [gap for gap in stats.gaps if gap.kind == "lost_events" and gap.cpu == cpu]
+    unmarked = counters.get("overrun", 0) - sum(gap.n_events or 0 for gap in gaps)
     uncounted = [gap for gap in gaps if gap.n_events is None]
     if len(uncounted) == 1 and unmarked > 0:
         # A page without room for the count says only that something was lost.
         uncounted[0].n_events, unmarked = unmarked, 0
-    tally.note("overwritten", max(0, unmarked), f"{where}CPU {cpu}", cpu=cpu)
-    tally.note("buffer_full", stats.get("dropped events", 0), f"{where}CPU {cpu}", cpu=cpu)
-    tally.note("lost_events", stats.get("commit overrun", 0), f"{where}commit overrun", cpu=cpu)
+    stats.record_loss("overwritten", max(0, unmarked), f"{where}CPU {cpu}", cpu=cpu)
+    stats.record_loss(
+        "buffer_full", counters.get("dropped events", 0), f"{where}CPU {cpu}", cpu=cpu
+    )
+    stats.record_loss(
+        "lost_events", counters.get("commit overrun", 0), f"{where}commit overrun", cpu=cpu
+    )
     if n_events is not None:
-        left = stats.get("entries", 0)
-        unread = max(0, min(left, left + stats.get("read events", 0) - n_events))
-        tally.note("unread", unread, f"{where}CPU {cpu}", cpu=cpu)
+        left = counters.get("entries", 0)
+        unread = max(0, min(left, left + counters.get("read events", 0) - n_events))
+        stats.record_loss("unread", unread, f"{where}CPU {cpu}", cpu=cpu)
 
 
 def tgids_beside(path: str) -> dict[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tdxtrace.ingest.records.cursor import Cursor, CutShortError
 from tdxtrace.ingest.records.datafile import DataFile
-from tdxtrace.ingest.tally import MAX_CPUS
+from tdxtrace.ingest.stats import MAX_CPUS
 from tdxtrace.ingest.tracedat.options import CpuData
 
 # Pages whose timestamps are read at a time.

@@ -66,7 +66,7 @@ _ADVICE: Final = {
 
 
 @dataclass(slots=True)
-class Entry:
+class Loss:
     """One row of ``losses`` in the making."""
 
     kind: str
@@ -80,23 +80,23 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Tally:
+class SourceStats:
     """Counts over one source, filled block by block."""
 
     n_lines: int = 0
     n_headers: int = 0
     events: Counter[str] = field(default_factory=Counter)
-    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
-    gaps: list[Entry] = field(default_factory=list)
+    entries: dict[tuple[str, str], Loss] = field(default_factory=dict)
+    gaps: list[Loss] = field(default_factory=list)
     threads: dict[tuple[int, str], int] = field(default_factory=dict)
     first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.max))
     last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.min))
-    _open_gaps: dict[int, list[Entry]] = field(default_factory=dict)
+    _open_gaps: dict[int, list[Loss]] = field(default_factory=dict)
     """By CPU: a marker of one that is silent is not looked at with every line of the others."""
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
         """Account for ``n`` lines, of which ``line_no`` is the first."""
-        entry = self.entries.setdefault((kind, detail), Entry(kind, detail, line_no))
+        entry = self.entries.setdefault((kind, detail), Loss(kind, detail, line_no))
         if line_no is not None and entry.line_no is not None:
             entry.line_no = min(entry.line_no, line_no)
         entry.n_lines += n
@@ -104,11 +104,11 @@ class Tally:
 
     def count_sample(self, kind: str, sample: str, line_no: int) -> None:
         """Account for one line among others of its kind; the first one is shown."""
-        entry = self.entries.setdefault((kind, ""), Entry(kind, sample, line_no))
+        entry = self.entries.setdefault((kind, ""), Loss(kind, sample, line_no))
         entry.n_lines += 1
         entry.n_events = (entry.n_events or 0) + 1
 
-    def meet(self, tid: int, comm: str, tgid: int) -> None:
+    def record_thread(self, tid: int, comm: str, tgid: int) -> None:
         """Note a thread under a name, and its process once that is known.
 
         A tid that was given again has the later process: the kernel hands out numbers upwards
@@ -116,24 +116,26 @@ class Tally:
         """
         self.threads[tid, comm] = max(tgid, self.threads.get((tid, comm), UNKNOWN))
 
-    def note(self, kind: str, n_events: int | None, detail: str = "", **place: int | None) -> None:
+    def record_loss(
+        self, kind: str, n_events: int | None, detail: str = "", **place: int | None
+    ) -> None:
         """Record something lost that no line of the input stands for."""
         if n_events is None or n_events > 0:
-            self.gaps.append(Entry(kind, detail, n_events=n_events, **place))  # type: ignore[arg-type]
+            self.gaps.append(Loss(kind, detail, n_events=n_events, **place))  # type: ignore[arg-type]
 
-    def lost(self, cpu: int, n_events: int | None, line_no: int) -> None:
+    def record_lost_events(self, cpu: int, n_events: int | None, line_no: int) -> None:
         """Record a marker of lost events; its gap ends at the CPU's next event."""
         before = self.last_ns[min(cpu, MAX_CPUS)]
         start = int(before) if before != _FAR.min else None
-        gap = Entry("lost_events", "", line_no, cpu, start, None, n_events, 1)
+        gap = Loss("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
         self._open_gaps.setdefault(cpu, []).append(gap)
 
-    def note_damage(self, n_damaged: int, what: str) -> None:
+    def record_damage(self, n_damaged: int, what: str) -> None:
         """Record parts of a recording that cannot be what the kernel wrote."""
-        self.note("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
+        self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
 
-    def gap(
+    def record_gap(
         self,
         cpu: int,
         n_events: int | None,
@@ -142,15 +144,15 @@ class Tally:
         end_ns: int | None,
     ) -> None:
         """Record events lost on a CPU between two moments; ``line_no`` is the first after."""
-        self.gaps.append(Entry("lost_events", "", line_no, cpu, start_ns, end_ns, n_events))
+        self.gaps.append(Loss("lost_events", "", line_no, cpu, start_ns, end_ns, n_events))
 
-    def heard(self, cpu: int, first_ns: int, last_ns: int) -> None:
+    def extend_cpu_span(self, cpu: int, first_ns: int, last_ns: int) -> None:
         """Note from when to when a CPU was heard of."""
         for place in (min(cpu, MAX_CPUS), UNKNOWN):
             self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
             self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
 
-    def see(self, cpu: I32Array, ts_ns: I64Array) -> None:
+    def observe_timestamps(self, cpu: I32Array, ts_ns: I64Array) -> None:
         """Note when each CPU was heard of; closes gaps that were open on it."""
         if not len(cpu):
             return
