@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tdxtrace.compiler import choose
 from tdxtrace.ingest.batch import RecordBatch
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
 from tdxtrace.ingest.stats import SourceStats
@@ -33,7 +33,7 @@ class BinaryReader(Protocol):
 
 @contextmanager
 def opened(
-    name: str, stream: Stream, formats: Path | None, vocabulary: Vocabulary, stats: SourceStats
+    name: str, stream: Stream, formats: Path | None, registry: EventRegistry, stats: SourceStats
 ) -> Iterator[BinaryReader]:
     """Open a recording of format ``name``; close it in the end.
 
@@ -41,7 +41,7 @@ def opened(
         name: One of BINARY_FORMATS.
         stream: The input.
         formats: Folder with the formats of events, for raw pages.
-        vocabulary: Where events are looked up, and added.
+        registry: Where events are looked up, and added.
         stats: Where the rest is counted.
 
     Raises:
@@ -56,11 +56,11 @@ def opened(
         stream.size = stream.n_bytes = pages.size
         with closing(pages):
             folder = pages.beside / "events" if formats is None else formats
-            yield PageReader(pages, read_formats(folder), vocabulary, stats)
+            yield PageReader(pages, read_formats(folder), registry, stats)
         return
     file = open_data(stream)
     with closing(file):
-        yield open_reader(name, file, vocabulary, stats, stream.path)
+        yield open_reader(name, file, registry, stats, stream.path)
 
 
 def open_data(stream: Stream) -> DataFile:
@@ -79,7 +79,7 @@ def open_data(stream: Stream) -> DataFile:
 def open_reader(
     name: str,
     file: DataFile,
-    vocabulary: Vocabulary,
+    registry: EventRegistry,
     stats: SourceStats,
     path: str | None = None,
 ) -> BinaryReader:
@@ -91,9 +91,9 @@ def open_reader(
     if name == "perf.data":
         from tdxtrace.ingest.perfdata.reader import PerfReader  # noqa: PLC0415 - see opened
 
-        return PerfReader(file, vocabulary, stats, choose(file.size))
+        return PerfReader(file, registry, stats, choose(file.size))
     from tdxtrace.ingest.tracedat.reader import DatReader  # noqa: PLC0415 - see opened
     from tdxtrace.ingest.tracedat.tracefs import tgids_beside  # noqa: PLC0415
 
     tgids = {} if path is None else tgids_beside(path)
-    return DatReader(file, vocabulary, stats, tgids)
+    return DatReader(file, registry, stats, tgids)

@@ -78,7 +78,7 @@ class RawEvents:
     in_irq: I8Array
     """1: hard interrupt context, 0: not, UNKNOWN: no flags."""
     event: I32Array
-    """Index into the vocabulary's list of events."""
+    """Index into the registry's list of events."""
     values: dict[str, U64Array] = field(default_factory=dict)
     present: dict[str, BoolArray] = field(default_factory=dict)
     kept: Fields | None = None

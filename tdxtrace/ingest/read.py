@@ -15,8 +15,7 @@ from tdxtrace.ingest.ahead import ahead
 from tdxtrace.ingest.decode import implied_losses, levels
 from tdxtrace.ingest.decode.decoder import Decoder
 from tdxtrace.ingest.decode.sinks import MemorySink, Sink, SourceSink
-from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.events.vocabulary import mapping_of
+from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.headers import Heading, read_header
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
@@ -162,15 +161,15 @@ def _read_all(
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
     wanted = None if options.input_format is None else checked(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
-    stats, vocabulary = SourceStats(), Vocabulary(mappings)
+    stats, registry = SourceStats(), EventRegistry(mappings)
     stream, name = _open(path, wanted, options)
     sink.losses.run = run = choose(stream.size)
-    decoder = Decoder(number, vocabulary.events, stats, sink, run)
+    decoder = Decoder(number, registry.events, stats, sink, run)
     with closing(stream):
         if name is not None and name in BINARY_FORMATS:
-            heading = _read_binary(name, stream, vocabulary, decoder, options)
+            heading = _read_binary(name, stream, registry, decoder, options)
         else:
-            name, heading = _read_text(wanted, stream, vocabulary, decoder, options)
+            name, heading = _read_text(wanted, stream, registry, decoder, options)
         if name not in LOG_FORMATS:
             decoder.finish()
     if name not in LOG_FORMATS:
@@ -199,13 +198,13 @@ def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, 
 
 
 def _read_binary(
-    name: str, stream: Stream, vocabulary: Vocabulary, decoder: Decoder, options: ReadOptions
+    name: str, stream: Stream, registry: EventRegistry, decoder: Decoder, options: ReadOptions
 ) -> Heading:
     # To import every reader takes longer than to read a small input with one.
     from tdxtrace.ingest.binary import opened  # noqa: PLC0415
 
     formats = None if options.formats is None else Path(options.formats)
-    with opened(name, stream, formats, vocabulary, decoder.stats) as reader:
+    with opened(name, stream, formats, registry, decoder.stats) as reader:
         for batch in ahead(reader.batches()):
             decoder.feed(batch)
             options.progress(stream.path, reader.position, stream.size)
@@ -217,7 +216,7 @@ def _read_binary(
 def _read_text(
     wanted: str | None,
     stream: Stream,
-    vocabulary: Vocabulary,
+    registry: EventRegistry,
     decoder: Decoder,
     options: ReadOptions,
 ) -> tuple[str, Heading]:
@@ -237,10 +236,10 @@ def _read_text(
         return name, _read_log(name, _each(first, blocks), stream, decoder)
     lines: LineReader | GraphReader
     if name == "function-graph":
-        lines = GraphReader(vocabulary, stats)
+        lines = GraphReader(registry, stats)
         batches = lines.read_blocks(_each(first, blocks))
     else:
-        lines = LineReader(name, vocabulary, stats)
+        lines = LineReader(name, registry, stats)
         batches = TextReader(lines, stream.size).read(_each(first, blocks))
     for batch in batches:
         decoder.feed(batch)

@@ -51,7 +51,7 @@ class PageTicker:
         self._catalog = EventCatalog(
             made.events,
             common_of(made.events.values()),
-            self._ticker.vocabulary,
+            self._ticker.registry,
             self._ticker.stats,
             printed_names(made.events),
         )

@@ -116,7 +116,7 @@ class TextTicker:
         name = recognise(head, self._shown)
         if name == "function-graph":
             raise FormatError(f"{self._shown} is function_graph text, which cannot be followed")
-        return TextReader(LineReader(name, self._ticker.vocabulary, self._ticker.stats))
+        return TextReader(LineReader(name, self._ticker.registry, self._ticker.stats))
 
     def _events(self, text: bytes) -> Iterator[RawEvents]:
         reader = self._reader

@@ -11,8 +11,7 @@ import polars as pl
 from tdxtrace.compiler import COMPILE_BYTES, choose
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.decode.decoder import Decoder
-from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.events.vocabulary import mapping_of
+from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
@@ -64,12 +63,12 @@ class Ticker:
             QueryError: If a mapping is none.
         """
         told = {event: (name, role) for event, name, role in map(mapping_of, mappings)}
-        self.vocabulary = Vocabulary(told)
+        self.registry = EventRegistry(told)
         self.stats = SourceStats()
         self._sink = _Sink()
         # What is followed goes on and on: it is large.
         run = choose(COMPILE_BYTES)
-        self._decoder = Decoder(0, self.vocabulary.events, self.stats, self._sink, run)
+        self._decoder = Decoder(0, self.registry.events, self.stats, self._sink, run)
         self._n_before = 0
 
     def tick(self, batches: Iterable[RecordBatch | RawEvents], *, is_last: bool = False) -> Tick:

@@ -24,7 +24,7 @@ from tdxtrace.ingest.decode.implied_losses import LossDetector
 from tdxtrace.ingest.decode.levels import LevelBaseDetector
 from tdxtrace.ingest.decode.sinks import MemorySink, SourceSink
 from tdxtrace.ingest.decode.spans import spans_of
-from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx.wrappers import PAGES

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdxtrace.ingest.events.fields import exit_reason, pairs, to_word
-from tdxtrace.ingest.events.vocabulary import KEYS
+from tdxtrace.ingest.events.registry import KEYS
 
 WORD = 0x8000_0200_0000_0092
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.texts import aug, aug_ret, line, read_text
 
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.raw import UNKNOWN
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.text.lines import LineReader, in_irq
@@ -54,8 +54,8 @@ def test_after_very_many_names_further_ones_are_counted_together() -> None:
 
 
 def test_a_name_is_one_event_however_often_it_comes() -> None:
-    reader = LineReader("ftrace", Vocabulary(), SourceStats())
+    reader = LineReader("ftrace", EventRegistry(), SourceStats())
     for number in range(1, 4):
         reader.line(number, line(f"1.00000{number}", "kvm_entry: vcpu 0").encode().rstrip())
-    assert [event.name for event in reader.vocabulary.events] == ["kvm_entry"]
+    assert [event.name for event in reader.registry.events] == ["kvm_entry"]
     assert reader.stats.events == {"kvm_entry": 3}

@@ -20,7 +20,7 @@ from support.referee import referee
 
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import UNKNOWN, RecordBatch, concatenate
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import open_file
 from tdxtrace.ingest.records.formats import common_of, page_layout
@@ -76,7 +76,7 @@ def _reader(cpus: list[bytes]) -> RingReader:
             formats.add(text, system)
     stats = SourceStats()
     common = common_of(formats.events.values())
-    catalog = EventCatalog(formats.events, common, Vocabulary(), stats, lambda made: made.name)
+    catalog = EventCatalog(formats.events, common, EventRegistry(), stats, lambda made: made.name)
     layout = page_layout(M.header_page.decode(), M.page_size)
     assert layout is not None
     sources = [CpuPages(10 + n, _source(pages)) for n, pages in enumerate(cpus)]
@@ -131,7 +131,7 @@ def test_events_of_all_cpus_come_in_their_order(
     assert batch.cpu.tolist() == [cpu for _, _, cpu, _ in ours]
     assert batch.tid.tolist() == [event[2] for *_, event in ours]
     assert batch.in_irq.tolist() == [_in_irq(*event[3:5]) for *_, event in ours]
-    names = [ring.catalog.vocabulary.events[n].name for n in batch.event]
+    names = [ring.catalog.registry.events[n].name for n in batch.event]
     assert names == [
         "tdh_mem_page_aug_enter" if event[1] == ENTER else "tdh_mem_page_aug_exit"
         for *_, event in ours
@@ -183,7 +183,7 @@ def _read(path: Path) -> object:
     """Read a trace.dat whose loops run both ways; what it gives, or the error."""
     file, stats = open_file(str(path)), SourceStats()
     try:
-        dat = reader.DatReader(file, Vocabulary(), stats, run=referee)
+        dat = reader.DatReader(file, EventRegistry(), stats, run=referee)
         n_rows = sum(len(batch) for batch in dat.batches())
     except FormatError as error:
         return str(error)

@@ -32,7 +32,7 @@ from support.referee import referee
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import TdxtraceError
 from tdxtrace.ingest.batch import SLOTS, RecordBatch
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.loops import perf_records
 from tdxtrace.ingest.loops.merge import MOST_WORDS
 from tdxtrace.ingest.perfdata import ordered_events, records
@@ -75,7 +75,7 @@ def _outcome(path: Path, run: Runner[Any]) -> list[Any]:
     said: list[Any] = []
     stats, file = SourceStats(), open_file(str(path))
     try:
-        reader = PerfReader(file, Vocabulary(), stats, run)
+        reader = PerfReader(file, EventRegistry(), stats, run)
         said += [_rows(batch) for batch in reader.batches()]
         said += [reader.header(), reader.position]
     except TdxtraceError as error:
@@ -224,7 +224,7 @@ def test_rows_do_not_depend_on_batches(
 
 def _rows_of(path: Path) -> list[tuple[int, ...]]:
     file = open_file(str(path))
-    batches = list(PerfReader(file, Vocabulary(), SourceStats(), interpreted).batches())
+    batches = list(PerfReader(file, EventRegistry(), SourceStats(), interpreted).batches())
     file.close()
     return [row for batch in batches for row in _rows(batch)]
 
@@ -263,7 +263,7 @@ def test_records_are_followed_by_their_lengths(seed: int, tmp_path: Path) -> Non
     data = np.array(words, np.uint64).tobytes()[: chance.randrange(24_000)]
     path = tmp_path / "perf.data"
     path.write_bytes(_of_layouts([USUAL] * 3).file())
-    reader = PerfReader(open_file(str(path)), Vocabulary(), SourceStats(), referee)
+    reader = PerfReader(open_file(str(path)), EventRegistry(), SourceStats(), referee)
     list(reader.batches())
     block = np.frombuffer(data + bytes(PADDING), np.uint8).copy()
     found: list[int] = []

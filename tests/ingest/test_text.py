@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.ways import by_block, by_line, same
 
 from tdxtrace.ingest import compiled
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import block_of
 from tdxtrace.ingest.text.lines import LineReader
@@ -117,7 +117,9 @@ def test_most_lines_of_a_long_trace_go_the_fast_way(head: str, is_large: bool) -
     """Else the tests below would compare the general path with itself."""
     patterns = [HEADS[head] + EVENTS[name] for name in ("entry", "return", "success", "sched")]
     text = b"\n".join(lines_of(patterns, 4000, 1)) + b"\n"
-    reader = LineReader("perf-script" if head == "perf" else "ftrace", Vocabulary(), SourceStats())
+    reader = LineReader(
+        "perf-script" if head == "perf" else "ftrace", EventRegistry(), SourceStats()
+    )
     slow: list[int] = []
     by_hand = LineReader.line
 
@@ -292,7 +294,7 @@ def test_a_process_that_is_known_only_later(known_from: int) -> None:
         line.replace(b"(   7100)", b"(-------)") if k < known_from else line
         for k, line in enumerate(later)
     ]
-    reader = LineReader("ftrace", Vocabulary(), SourceStats())
+    reader = LineReader("ftrace", EventRegistry(), SourceStats())
     list(TextReader(reader).read(iter([block_of([b"\n".join(lines), b"\n"])])))
     assert reader.stats.threads == {(77, "CPU 0/KVM"): 7100}
 

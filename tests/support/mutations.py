@@ -13,7 +13,7 @@ from support.recorder import FOREIGN, Machine, Recording
 
 import tdxtrace
 from tdxtrace.ingest.binary import opened
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.recognise import recording
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import open_stream
@@ -122,7 +122,7 @@ def _events(path: Path) -> None:
     name, stats = recording(stream.peek()), SourceStats()
     try:
         if name is not None:
-            with opened(name, stream, None, Vocabulary(), stats) as reader:
+            with opened(name, stream, None, EventRegistry(), stats) as reader:
                 n_events = sum(len(batch) for batch in reader.batches())
                 reader.header()
             assert n_events <= stats.n_lines

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tdxtrace.ingest import compiled
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.raw import RawEvents, concatenate
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import Block, block_of
@@ -70,7 +70,7 @@ def columns(raw: RawEvents, names: list[str]) -> dict[str, Any]:
 
 
 def _made(raw: RawEvents, reader: LineReader) -> Made:
-    names = [event.name for event in reader.vocabulary.events]
+    names = [event.name for event in reader.registry.events]
     clock = reader.resolution_ns, reader.has_integer_clock
     entries = {key: (e.line_no, e.n_lines) for key, e in reader.stats.entries.items()}
     told = account(reader.stats)
@@ -79,7 +79,7 @@ def _made(raw: RawEvents, reader: LineReader) -> Made:
 
 def by_line(lines: Sequence[bytes], form: str) -> Made:
     """What the general path makes of the lines, one after the other."""
-    reader = LineReader(form, Vocabulary(), SourceStats())
+    reader = LineReader(form, EventRegistry(), SourceStats())
     found = [line for n, text in enumerate(lines, 1) if (line := reader.line(n, text)) is not None]
     reader.tell_seen()
     return _made(to_raw(found), reader)
@@ -104,7 +104,7 @@ def by_block(
             yield block_of([b"\n".join(lines[at : at + size]), b"\n"])
             at, turn = at + size, turn + 1
 
-    reader = LineReader(form, Vocabulary(), SourceStats())
+    reader = LineReader(form, EventRegistry(), SourceStats())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
         raw = concatenate(list(TextReader(reader).read(blocks()))).settled()

@@ -15,7 +15,7 @@ from tdxtrace.ingest.decode.calls import Calls
 from tdxtrace.ingest.decode.events import Kinds
 from tdxtrace.ingest.decode.kvm import VmEntries, host_events, page_faults
 from tdxtrace.ingest.decode.sinks import Sink
-from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.stats import SourceStats
 

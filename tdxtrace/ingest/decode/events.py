@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch, U64Array
 from tdxtrace.ingest.decode.frames import Column
-from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.loops import pairing, rows, threads
 from tdxtrace.ingest.loops.columns import copy_fields
 from tdxtrace.tables.events import PROBES

@@ -9,7 +9,7 @@ from typing import Any
 from tdxtrace.compiler import Runner
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.loops.perf_records import END, FIRST_SAMPLE
 from tdxtrace.ingest.perfdata.file import TRACEPOINT, Attr, PerfFile, read_head
@@ -27,7 +27,7 @@ class PerfReader:
     """Reads one perf.data into batches of events, and counts the rest."""
 
     file: DataFile
-    vocabulary: Vocabulary
+    registry: EventRegistry
     stats: SourceStats
     run: Runner[Any]
     """How to run loops."""
@@ -50,7 +50,7 @@ class PerfReader:
 
     def _learn(self, formats: Mapping[int, EventFormat], attrs: Sequence[Attr]) -> None:
         common = common_of(formats.values())
-        self._catalog = EventCatalog(formats, common, self.vocabulary, self.stats, _printed_name)
+        self._catalog = EventCatalog(formats, common, self.registry, self.stats, _printed_name)
         self.ordered.learn(attrs, self.perf.event_name, self._catalog)
 
     def batches(self) -> Iterator[RecordBatch]:

@@ -9,8 +9,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.batch import I64Array
-from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.events.vocabulary import function_named
+from tdxtrace.ingest.events.registry import EventRegistry, function_named
 from tdxtrace.ingest.records.fields import FieldTables
 from tdxtrace.ingest.records.formats import Common, EventFormat
 from tdxtrace.ingest.records.layouts import Layout, layout_of
@@ -31,7 +30,7 @@ class EventCatalog:
 
     formats: Mapping[int, EventFormat]
     common: Common
-    vocabulary: Vocabulary
+    registry: EventRegistry
     stats: SourceStats
     printed_name: Callable[[EventFormat], str]
     """What the recording's own tool prints as the name of an event."""
@@ -59,7 +58,7 @@ class EventCatalog:
                 layout = Layout(0, "undecoded", f"event {number} without a format", {}, 0)
             else:
                 symbol = self._symbol(made, int64_at, record)
-                layout = layout_of(made, self.printed_name(made), self.vocabulary, symbol)
+                layout = layout_of(made, self.printed_name(made), self.registry, symbol)
             self._add(number, layout)
         return int(self.index[number])
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tdxtrace.ingest.events import proposed
-from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.events.vocabulary import Event
+from tdxtrace.ingest.events import out_of_tree
+from tdxtrace.ingest.events.registry import Event, EventRegistry
 from tdxtrace.ingest.records.formats import EventFormat, Field
 
 # Fields of KVM's tracepoints, Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.
@@ -32,7 +31,7 @@ _KVM_SLOTS: Final[Mapping[str, Mapping[str, str]]] = {
 # What an event cannot do without; other architectures have events of these names
 # with other fields.
 _KVM_NEEDS: Final = {"kvm_entry": "vcpu_id", "kvm_exit": "exit_reason", "kvm_page_fault": "gpa"}
-# SEAMCALL tracepoints out of tree: their registers and what they call them (proposed.py).
+# SEAMCALL tracepoints out of tree: their registers and what they call them (out_of_tree.py).
 _PROPOSED_SLOTS: Final = {
     "entry": {"op": "fn", "gpa": "gpa", "hpa": "page", "level": "level"}
     | {name: name for name in ("rcx", "rdx", "r8")},
@@ -45,7 +44,7 @@ class Layout:
     """How records of one event number are read."""
 
     event: int
-    """Index into the vocabulary's events."""
+    """Index into the registry's events."""
     kind: str
     """Of the event: ``call``, ``noise``…; ``undecoded`` where its fields are not those known."""
     name: str
@@ -61,18 +60,18 @@ class Layout:
 
 
 def layout_of(
-    made: EventFormat, name: str, vocabulary: Vocabulary, symbol: str | None = None
+    made: EventFormat, name: str, registry: EventRegistry, symbol: str | None = None
 ) -> Layout:
     """Say how to read the records of an event.
 
     Args:
         made: Its format.
         name: What the recording's own tool prints as its name.
-        vocabulary: Where the event is looked up, and added.
+        registry: Where the event is looked up, and added.
         symbol: The kernel function at its probe, where the recording tells.
     """
-    index = vocabulary.index_of(name, _as_text(made, symbol))
-    event = vocabulary.events[index]
+    index = registry.event_id(name, _as_text(made, symbol))
+    event = registry.events[index]
     reads = {} if event.kind in ("noise", "unmapped") else _reads(made, event)
     needs = tuple("fn" if need == "leaf" else need for need in event.needs)
     kind: str = event.kind
@@ -101,8 +100,8 @@ def _as_text(made: EventFormat, symbol: str | None) -> str:
 
 def _reads(made: EventFormat, event: Event) -> dict[str, Field]:
     slots = _KVM_SLOTS.get(made.name, event.slots)
-    if made.name in proposed.DECODERS:
-        slots = _PROPOSED_SLOTS[proposed.DECODERS[made.name][0]]
+    if made.name in out_of_tree.DECODERS:
+        slots = _PROPOSED_SLOTS[out_of_tree.DECODERS[made.name][0]]
     reads: dict[str, Field] = {}
     for key, place in made.fields.items():
         slot = None if key.startswith("common_") else slots.get(key.lower())

@@ -26,7 +26,7 @@ class Table:
     size: Places
     """By layout: bytes that a record must have."""
     event: Index
-    """By layout: index into the vocabulary's events."""
+    """By layout: index into the registry's events."""
     is_printed: bool = False
     """Whether the numbers are as KVM prints them, not as it records them."""
 

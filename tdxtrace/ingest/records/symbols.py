@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from tdxtrace.ingest.events.vocabulary import functions
+from tdxtrace.ingest.events.registry import functions
 
 _LINE: Final = rb"^(?P<address>[0-9a-f]{8,16}) [tTwW] (?P<name>%s)(?:\s|$)"
 # A probe sits at most this far into its function: an entry probe behind its

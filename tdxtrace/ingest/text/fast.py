@@ -94,7 +94,7 @@ def parse(text: Text, knowledge: Knowledge, has_fields: BoolArray) -> Parsed:
     Args:
         text: The block.
         knowledge: What was learned so far.
-        has_fields: For each event of the vocabulary, whether its lines become rows.
+        has_fields: For each event of the registry, whether its lines become rows.
 
     Returns:
         What was read, in the order of the lines.

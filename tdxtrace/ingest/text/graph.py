@@ -12,8 +12,7 @@ import numpy as np
 
 from tdxtrace.ingest.events import fields
 from tdxtrace.ingest.events.fields import Fields
-from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.events.vocabulary import KEYS, Event, Role, functions
+from tdxtrace.ingest.events.registry import KEYS, Event, EventRegistry, Role, functions
 from tdxtrace.ingest.raw import UNKNOWN, RawEvents
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, matched_part
@@ -52,7 +51,7 @@ _RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]")
 class GraphReader:
     """Reads function_graph lines of one source into raw events, and counts the rest."""
 
-    vocabulary: Vocabulary
+    registry: EventRegistry
     stats: SourceStats
     resolution_ns: int = 1
     """Durations have nanoseconds, whatever the stamps have."""
@@ -133,7 +132,7 @@ class GraphReader:
         comm, tid = self._running.get(cpu, ("", UNKNOWN))
         if found["tid"]:
             comm, tid = self._running[cpu] = found["comm"], int(found["tid"])
-        index = self.vocabulary.add(_event(function, role))
+        index = self.registry.add(_event(function, role))
         self.stats.events[function] += 1
         self.stats.record_thread(tid, comm, UNKNOWN)
         head = Head(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)

@@ -42,7 +42,7 @@ class Knowledge:
     flags: dict[int, int] = field(default_factory=dict)
     """Flag characters as a word: whether they mean hard interrupt context."""
     names: dict[int, int] = field(default_factory=dict)
-    """Hash of a name: the event's place in the vocabulary."""
+    """Hash of a name: the event's place in the registry."""
     spellings: dict[int, bytes] = field(default_factory=dict)
     """The name behind each hash, so that two names cannot pass for one."""
 
@@ -122,7 +122,7 @@ class Knowledge:
         """Say which event's name begins at each place, and where its arguments begin.
 
         Returns:
-            Places in the vocabulary, -1 where the name is not known; and offsets.
+            Places in the registry, -1 where the name is not known; and offsets.
         """
         event, length = self._by_beginning(text.load(at, _BEGIN_WORDS))
         args = at + length

@@ -9,8 +9,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.events.fields import Fields
-from tdxtrace.ingest.events.met import Vocabulary
-from tdxtrace.ingest.events.vocabulary import Event, names_a_probe
+from tdxtrace.ingest.events.registry import Event, EventRegistry, names_a_probe
 from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array, RawEvents
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.stream import MAX_LINE_BYTES, matched_part
@@ -64,7 +63,7 @@ class LineReader:
     """Reads lines of one source into raw events, and counts the rest."""
 
     format: str
-    vocabulary: Vocabulary
+    registry: EventRegistry
     stats: SourceStats
     resolution_ns: int = 0
     """Finest step of the stamps seen; 0 until one was, 1 also for integer clocks."""
@@ -111,7 +110,7 @@ class LineReader:
 
     def may_be_probe(self, name: str) -> bool:
         """Whether lines of this name should look like a probe's."""
-        return names_a_probe(name, self.vocabulary.mappings)
+        return names_a_probe(name, self.registry.mappings)
 
     def understood(self, event: Event, args: str) -> Fields | None:
         """Read the fields of an event's line; None if its table cannot do with them."""
@@ -159,8 +158,8 @@ class LineReader:
         return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0")) if digits else whole
 
     def _event(self, number: int, head: Head, ts_ns: int, is_whole: bool) -> Line | None:
-        index = self.vocabulary.index_of(head.event or "(no event name)", head.args)
-        event = self.vocabulary.events[index]
+        index = self.registry.event_id(head.event or "(no event name)", head.args)
+        event = self.registry.events[index]
         if event.kind in ("noise", "unmapped"):
             damaged = event.kind == "noise" and self.may_be_probe(event.name)
             self.stats.count("undecoded" if damaged else event.kind, event.name, number)

@@ -151,7 +151,7 @@ class TextReader:
         return known
 
     def _has_fields(self) -> BoolArray:
-        events = self.lines.vocabulary.events
+        events = self.lines.registry.events
         return np.array([e.kind not in _NOT_ROWS for e in events] or [False], np.bool_)
 
     def _finish(self, text: Text, parsed: Parsed, lessons: int) -> RawEvents:
@@ -178,9 +178,9 @@ class TextReader:
         head = self.lines.head(line.decode("latin-1")) if len(line) <= MAX_LINE_BYTES else None
         if head is None or not head.event:
             return False
-        vocabulary = self.lines.vocabulary
-        index = vocabulary.index_of(head.event, head.args)
-        event = vocabulary.events[index]
+        registry = self.lines.registry
+        index = registry.event_id(head.event, head.args)
+        event = registry.events[index]
         if event.name != head.event:
             return False
         if event.kind in _NOT_ROWS and self.lines.may_be_probe(event.name):
@@ -217,7 +217,7 @@ class TextReader:
 
     def _account(self, start: int, parsed: Parsed) -> None:
         """Count events by name and note threads, of lines that the fast path read."""
-        stats, events = self.lines.stats, self.lines.vocabulary.events
+        stats, events = self.lines.stats, self.lines.registry.events
         for index, n, first in parsed.counts:
             event = events[index]
             if event.kind in _NOT_ROWS:

@@ -13,7 +13,7 @@ import numpy as np
 from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.batch import RecordBatch
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.loops.pages import page_start
 from tdxtrace.ingest.records.catalog import EventCatalog
@@ -132,7 +132,7 @@ class PageReader:
 
     pages: RawPages
     formats: Formats
-    vocabulary: Vocabulary
+    registry: EventRegistry
     stats: SourceStats
     run: Runner[Any] | None = None
     """How to run loops; None: by the size of the pages."""
@@ -151,9 +151,7 @@ class PageReader:
             sources.append(CpuPages(cpu, self._files[-1].read))
         events = self.formats.events
         names = printed_names(events)
-        catalog = EventCatalog(
-            events, common_of(events.values()), self.vocabulary, self.stats, names
-        )
+        catalog = EventCatalog(events, common_of(events.values()), self.registry, self.stats, names)
         comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
         tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
         run = self.run or choose(self.pages.size)

@@ -10,7 +10,7 @@ from typing import Any
 from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch
-from tdxtrace.ingest.events.met import Vocabulary
+from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.headers import TICK_CLOCKS, Header
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
@@ -32,7 +32,7 @@ class DatReader:
     """Reads one trace.dat into batches of events, and counts the rest."""
 
     file: DataFile
-    vocabulary: Vocabulary
+    registry: EventRegistry
     stats: SourceStats
     tgids: Mapping[int, int] = field(default_factory=dict)
     """The process of each thread, where something beside the file tells."""
@@ -59,7 +59,7 @@ class DatReader:
         catalog = EventCatalog(
             dat.formats.events,
             common_of(dat.formats.events.values()),
-            self.vocabulary,
+            self.registry,
             self.stats,
             printed_names(dat.formats.events),
             symbol_finder(partial(kallsyms_of, dat)),

@@ -8,13 +8,13 @@ import pytest
 from support.texts import BUSY, is_accounted_for, line, lost, read_text
 
 from tdxtrace.errors import QueryError
-from tdxtrace.ingest.events.vocabulary import (
+from tdxtrace.ingest.events.registry import (
     Event,
     Role,
+    classify,
     function_named,
     functions,
     mapping_of,
-    recognise,
 )
 
 ENTRY = "(0x5646b46b3a50) td=0x7d000 gpa=0x80000000 level=0"
@@ -26,7 +26,7 @@ RAW_RETURN = "__probe_func=5646b46b3a50 __probe_ret_ip=5646b46b5e9e ret=0x0"
 
 
 def known(name: str, args: str = ENTRY, **mappings: tuple[str, Role | None]) -> Event:
-    return recognise(name, args, mappings)
+    return classify(name, args, mappings)
 
 
 AUG = [

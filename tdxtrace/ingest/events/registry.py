@@ -1,4 +1,4 @@
-"""Which event is it: a SEAMCALL probe however named, a KVM tracepoint, or noise."""
+"""What an event of a name is (SEAMCALL probe, KVM tracepoint, noise); the events of a source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Final, Literal
 
 from tdxtrace.errors import QueryError
-from tdxtrace.ingest.events import fields, proposed
+from tdxtrace.ingest.events import fields, out_of_tree
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.tdx import wrappers
 
@@ -150,7 +150,7 @@ def mapping_of(text: str) -> tuple[str, str, Role | None]:
     return event, known, role or None  # type: ignore[return-value]
 
 
-def recognise(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None]]) -> Event:
+def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None]]) -> Event:
     """Say what the event ``name`` is, from one line of it.
 
     Args:
@@ -161,7 +161,7 @@ def recognise(name: str, args: str, mappings: Mapping[str, tuple[str, Role | Non
     bare = name.rpartition(":")[2]
     if bare in fields.KVM_DECODERS:
         return _kvm(name, bare)
-    if bare in proposed.DECODERS:
+    if bare in out_of_tree.DECODERS:
         return _proposed(name, bare)
     role = role_of(args)
     told = mappings.get(name) or mappings.get(bare)
@@ -258,7 +258,7 @@ def _kvm(name: str, bare: str) -> Event:
 
 
 def _proposed(name: str, bare: str) -> Event:
-    role, decode = proposed.DECODERS[bare]
+    role, decode = out_of_tree.DECODERS[bare]
     needs = ("leaf", "status") if role == "return" else ("leaf",)
     return Event(name, "call", role, "__seamcall", probe="tracepoint", decode=decode, needs=needs)
 
@@ -289,3 +289,38 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
         needs + (("status",) if role == "return" else ()),
         slots,
     )
+
+
+# Names of noise that are told apart; a hostile file could hold a new one on every line.
+_MAX_NAMES: Final = 4096
+
+
+@dataclass(slots=True)
+class EventRegistry:
+    """The events of one source by name, in the order they were met."""
+
+    mappings: Mapping[str, tuple[str, Role | None]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    _known: dict[tuple[str, str | None], int] = field(default_factory=dict)
+
+    def event_id(self, name: str, args: str) -> int:
+        """Return the place of event ``name`` in ``events``, meeting it if it is new.
+
+        Two probes of one name, an entry and a return, are two events.
+        """
+        key = name, role_of(args)
+        index = self._known.get(key)
+        if index is None:
+            if len(self.events) >= _MAX_NAMES:
+                key = "(other names)", None
+            index = self._known.setdefault(key, len(self.events))
+            if index == len(self.events):
+                self.events.append(classify(key[0], args, self.mappings))
+        return index
+
+    def add(self, event: Event) -> int:
+        """Return the place of ``event`` in ``events``, adding it if its name is new."""
+        index = self._known.setdefault((event.name, None), len(self.events))
+        if index == len(self.events):
+            self.events.append(event)
+        return index

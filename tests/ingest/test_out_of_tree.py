@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from support.texts import BUSY, is_accounted_for, line, lost, read_text
 
-from tdxtrace.ingest.events.proposed import DECODERS
+from tdxtrace.ingest.events.out_of_tree import DECODERS
 
 
 def values(event: str, args: str) -> dict[str, int]:
