@@ -12,8 +12,8 @@ from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
+from tdxtrace.ingest.source import Stream
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import Stream
 from tdxtrace.tables.trace import RAW_PAGES
 
 

@@ -19,8 +19,8 @@ from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.headers import Heading, read_header
 from tdxtrace.ingest.notes import RELATIVE, notes_on
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
+from tdxtrace.ingest.source import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import Block, Stream, block_of, open_stream
 from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.store import StoreWriter, is_store, open_store

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Final
 
 from tdxtrace.errors import FormatError, QueryError
-from tdxtrace.ingest.stream import matched_part
+from tdxtrace.ingest.source import matched_part
 from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import BINARY_FORMATS

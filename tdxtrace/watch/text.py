@@ -11,7 +11,7 @@ from typing import Final
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.recognise import recognise, voted
-from tdxtrace.ingest.stream import CHUNK_BYTES, KEPT_LINE_BYTES, block_of
+from tdxtrace.ingest.source import CHUNK_BYTES, KEPT_LINE_BYTES, block_of
 from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
 from tdxtrace.watch.ticks import Tick, Ticker

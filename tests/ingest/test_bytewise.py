@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdxtrace.ingest.stream import block_of
+from tdxtrace.ingest.source import block_of
 from tdxtrace.ingest.text import bytewise
 from tdxtrace.ingest.text.bytewise import Text, Words
 

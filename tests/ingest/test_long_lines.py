@@ -11,8 +11,8 @@ import pytest
 from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
 from support.ways import same
 
+from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import KEPT_LINE_BYTES, MAX_LINE_BYTES
 
 GRAPH = (
     "# tracer: function_graph\n 1.000001 |  1) vcpu-7 | 2.500 us | tdh_mem_track{}; /* ret=0x0 */\n"

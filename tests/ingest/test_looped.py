@@ -20,8 +20,8 @@ from support.texts import read_text
 from support.ways import both_fast, by_block
 
 import tdxtrace
-from tdxtrace.ingest import compiled, stream
-from tdxtrace.ingest.stream import block_of
+from tdxtrace.ingest import compiled, source
+from tdxtrace.ingest.source import block_of
 from tdxtrace.ingest.text.knowledge import Knowledge
 
 pytest.importorskip("numba", reason="numba has no release for this Python yet")
@@ -105,7 +105,7 @@ def tables_of(path: Path) -> tuple[dict[str, list[tuple[object, ...]]], object]:
     return {name: frame.rows() for name, frame in trace.tables().items()}, trace.provenance
 
 
-@pytest.mark.parametrize("chunk", [1 << 14, stream.CHUNK_BYTES])
+@pytest.mark.parametrize("chunk", [1 << 14, source.CHUNK_BYTES])
 @pytest.mark.parametrize("ending", ["", "no newline", "CRLF", "cut"])
 @pytest.mark.parametrize("name", ["contended.txt", "lost.txt.xz", "qemu.perf.txt.xz"])
 def test_a_whole_file_gives_the_same_trace(
@@ -121,8 +121,8 @@ def test_a_whole_file_gives_the_same_trace(
     path = tmp_path / "trace.txt"
     path.write_bytes(text)
     for constant in ("CHUNK_BYTES", "_LARGE_CHUNK_BYTES", "_READ_BYTES"):
-        monkeypatch.setattr(stream, constant, chunk)
-    monkeypatch.setattr(stream, "_LARGE_BYTES", 2 * chunk)
+        monkeypatch.setattr(source, constant, chunk)
+    monkeypatch.setattr(source, "_LARGE_BYTES", 2 * chunk)
     monkeypatch.setattr(compiled, "LARGE_BYTES", 1 << 60)
     quick = tables_of(path)
     monkeypatch.setattr(compiled, "LARGE_BYTES", 0)

@@ -14,8 +14,8 @@ from support.ways import by_block, by_line, same
 
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.registry import EventRegistry
+from tdxtrace.ingest.source import block_of
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import block_of
 from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
 

@@ -15,8 +15,8 @@ import tdxtrace
 from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.recognise import recording
+from tdxtrace.ingest.source import open_stream
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import open_stream
 
 START = 10**9
 # Words that lengths, counts and offsets go wrong with.

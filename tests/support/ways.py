@@ -11,8 +11,8 @@ import pytest
 from tdxtrace.ingest import compiled
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.raw import RawEvents, concatenate
+from tdxtrace.ingest.source import Block, block_of
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import Block, block_of
 from tdxtrace.ingest.text.lines import LineReader, to_raw
 from tdxtrace.ingest.text.reader import TextReader
 

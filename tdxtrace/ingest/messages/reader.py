@@ -11,8 +11,8 @@ import polars as pl
 from tdxtrace.ingest.messages import stamps, vocabulary
 from tdxtrace.ingest.messages.stamps import Stamped
 from tdxtrace.ingest.raw import UNKNOWN
+from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.raw import BoolArray, U64Array
-from tdxtrace.ingest.stream import SPARE_BYTES, Block
+from tdxtrace.ingest.source import SPARE_BYTES, Block
 
 At = NDArray[np.intp]
 Words = NDArray[np.uint64]

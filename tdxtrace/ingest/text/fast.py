@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.raw import BoolArray, I32Array, I64Array, RawEvents, U64Array, concatenate
-from tdxtrace.ingest.stream import SPARE_BYTES
+from tdxtrace.ingest.source import SPARE_BYTES
 from tdxtrace.ingest.text.bytewise import At, Text
 from tdxtrace.ingest.text.knowledge import Knowledge
 from tdxtrace.ingest.text.layouts import Heads, read_heads

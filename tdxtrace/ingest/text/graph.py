@@ -14,8 +14,8 @@ from tdxtrace.ingest.events import fields
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.registry import KEYS, Event, EventRegistry, Role, functions
 from tdxtrace.ingest.raw import UNKNOWN, RawEvents
+from tdxtrace.ingest.source import MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.text import shapes
 from tdxtrace.ingest.text.lines import Line, to_raw
 from tdxtrace.ingest.text.shapes import Head

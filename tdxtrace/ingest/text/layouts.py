@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.raw import UNKNOWN, BoolArray, I32Array, I64Array, U64Array
-from tdxtrace.ingest.stream import SPARE_BYTES
+from tdxtrace.ingest.source import SPARE_BYTES
 from tdxtrace.ingest.text import bytewise
 from tdxtrace.ingest.text.bytewise import At, Text, Words
 

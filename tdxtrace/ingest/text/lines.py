@@ -11,8 +11,8 @@ import numpy as np
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.registry import Event, EventRegistry, names_a_probe
 from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array, RawEvents
+from tdxtrace.ingest.source import MAX_LINE_BYTES, matched_part
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.stream import MAX_LINE_BYTES, matched_part
 from tdxtrace.ingest.text import shapes
 from tdxtrace.ingest.text.shapes import Head
 from tdxtrace.tables.text import one_line

@@ -14,7 +14,7 @@ from tdxtrace.ingest.raw import BoolArray, Index, RawEvents, U64Array
 from tdxtrace.ingest.records.gather import PADDING
 from tdxtrace.ingest.records.gather import Block as Records
 from tdxtrace.ingest.records.loops import RecordFields, Table
-from tdxtrace.ingest.stream import SPARE_BYTES, Block
+from tdxtrace.ingest.source import SPARE_BYTES, Block
 from tdxtrace.ingest.text import loops
 from tdxtrace.ingest.text.bytewise import Text
 from tdxtrace.ingest.text.fast import Met, Parsed

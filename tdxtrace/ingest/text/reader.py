@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.raw import BoolArray, RawEvents, U64Array, concatenate
-from tdxtrace.ingest.stream import MAX_LINE_BYTES, Block, block_of
+from tdxtrace.ingest.source import MAX_LINE_BYTES, Block, block_of
 from tdxtrace.ingest.text import fast
 from tdxtrace.ingest.text.bytewise import At, Text
 from tdxtrace.ingest.text.fast import Met, Parsed

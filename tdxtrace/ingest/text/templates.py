@@ -10,7 +10,7 @@ import numpy as np
 
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.raw import BoolArray, U64Array
-from tdxtrace.ingest.stream import SPARE_BYTES
+from tdxtrace.ingest.source import SPARE_BYTES
 from tdxtrace.ingest.text import bytewise
 from tdxtrace.ingest.text.bytewise import At, Text
 

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
 
 from tdxtrace.errors import InputError, TdxtraceError
-from tdxtrace.ingest import stream as stream_room
+from tdxtrace.ingest import source as stream_room
 from tdxtrace.ingest.read import read_trace
-from tdxtrace.ingest.stream import KEPT_LINE_BYTES, open_stream
+from tdxtrace.ingest.source import KEPT_LINE_BYTES, open_stream
 
 TEXT = "".join(
     aug(f"1.{2 * n:06}", f"gpa={n << 12:#x}") + aug_ret(f"1.{2 * n + 1:06}", f"ret={n:#x}")
