@@ -252,7 +252,7 @@ def _read_text(
 
 
 def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> Heading:
-    from tdxtrace.ingest.messages.reader import MessageReader  # noqa: PLC0415 - see _read_binary
+    from tdxtrace.ingest.kernel_log.reader import MessageReader  # noqa: PLC0415 - see _read_binary
 
     log = MessageReader(name, decoder.source, decoder.stats)
     for rows in log.read(blocks):

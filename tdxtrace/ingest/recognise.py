@@ -115,8 +115,8 @@ def _sample(head: bytes) -> list[bytes]:
 
 def _vote(line: bytes) -> str | None:
     # What only text needs is imported only for text: recordings start sooner.
-    from tdxtrace.ingest.messages.reader import looks_like  # noqa: PLC0415
-    from tdxtrace.ingest.messages.stamps import looks_logged  # noqa: PLC0415
+    from tdxtrace.ingest.kernel_log.prefixes import looks_logged  # noqa: PLC0415
+    from tdxtrace.ingest.kernel_log.reader import looks_like  # noqa: PLC0415
     from tdxtrace.ingest.text import graph, shapes  # noqa: PLC0415
 
     text = shapes.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.ingest.messages import stamps, vocabulary
-from tdxtrace.ingest.messages.stamps import Stamped
+from tdxtrace.ingest.kernel_log import messages, prefixes
+from tdxtrace.ingest.kernel_log.prefixes import Stamped
 from tdxtrace.ingest.raw import UNKNOWN
 from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
@@ -29,10 +29,10 @@ SEVERAL_BOOTS: Final = "printk of several boots"
 def looks_like(line: str) -> str | None:
     """Which log format a line looks like; None if it does not look like one."""
     if line.startswith("{"):
-        return "journal-json" if stamps.entry(line) is not None else None
-    if stamps.looks_logged(line):
+        return "journal-json" if prefixes.entry(line) is not None else None
+    if prefixes.looks_logged(line):
         return "kernel-log"
-    return "kernel-log" if vocabulary.decoded(stamps.stamped(line).text) is not None else None
+    return "kernel-log" if messages.decoded(prefixes.stamped(line).text) is not None else None
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class MessageReader:
             lines = block.tobytes().split(b"\n")[:-1]
             if not self.clock:
                 told = (self._stamped(self._text(line)) for line in lines[:_SAMPLE_LINES])
-                self.clock = stamps.clock_of(line for line in told if line is not None)
+                self.clock = prefixes.clock_of(line for line in told if line is not None)
             for line in lines:
                 self.stats.n_lines += 1
                 self._line(self._text(line), len(line))
@@ -66,24 +66,24 @@ class MessageReader:
     @property
     def clock_name(self) -> str:
         """The clock of the stamps, as the provenance names it."""
-        return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == stamps.PRINTK else self.clock
+        return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == prefixes.PRINTK else self.clock
 
     @property
     def resolution_ns(self) -> int:
         """The finest step of the stamps, in ns."""
-        return stamps.step_of(self.clock)
+        return prefixes.step_of(self.clock)
 
     def _text(self, line: bytes) -> str:
         kept = line[:KEPT_LINE_BYTES] if self.format == "journal-json" else matched_part(line)
         return kept.decode("utf-8", "replace").rstrip("\r")
 
     def _stamped(self, line: str) -> Stamped | None:
-        return stamps.entry(line) if self.format == "journal-json" else stamps.stamped(line)
+        return prefixes.entry(line) if self.format == "journal-json" else prefixes.stamped(line)
 
     def _line(self, line: str, n_bytes: int) -> None:
         number = self.stats.n_lines
-        if self.format == "kernel-log" and stamps.HEADER.match(line):
-            self._n_boots += bool(stamps.BOOT.match(line)) and self._last_ns > 0
+        if self.format == "kernel-log" and prefixes.HEADER.match(line):
+            self._n_boots += bool(prefixes.BOOT.match(line)) and self._last_ns > 0
             self.stats.n_headers += 1
             return
         told = self._stamped(line)
@@ -117,15 +117,15 @@ class MessageReader:
         if row is None:
             return False
         if row["message"] == "warning":
-            found = vocabulary.RAX.match(text)
+            found = messages.RAX.match(text)
             if found is None:
                 return False
             row["rax"] = int(found["word"], 16)
-        elif not vocabulary.REGISTERS.match(text) or row["n_lines"] > _MAX_REGISTER_LINES:
+        elif not messages.REGISTERS.match(text) or row["n_lines"] > _MAX_REGISTER_LINES:
             self._open = None
             return False
         else:
-            for name, pattern in (("rcx", vocabulary.RCX), ("rdx", vocabulary.RDX)):
+            for name, pattern in (("rcx", messages.RCX), ("rdx", messages.RDX)):
                 found = pattern.search(text)
                 if found is not None and row.get(name) is None:
                     row[name] = int(found["word"], 16)
@@ -136,9 +136,9 @@ class MessageReader:
 
     def _begins(self, text: str, ts_ns: int | None, number: int) -> bool:
         """Whether a line is a message of ours; it then has a row."""
-        if vocabulary.END_TRACE.match(text):
+        if messages.END_TRACE.match(text):
             self._open = None
-        said = vocabulary.decoded(text)
+        said = messages.decoded(text)
         if said is None:
             return False
         message, fields = said
