@@ -10,7 +10,7 @@ from typing import Protocol
 from tdxtrace.compiler import choose
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.headers import Header
+from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.records.datafile import DataFile, open_file, spool
 from tdxtrace.ingest.source import Stream
 from tdxtrace.ingest.stats import SourceStats

@@ -16,8 +16,7 @@ from tdxtrace.ingest.decode import implied_losses, levels
 from tdxtrace.ingest.decode.decoder import Decoder
 from tdxtrace.ingest.decode.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
-from tdxtrace.ingest.headers import Heading, read_header
-from tdxtrace.ingest.notes import RELATIVE, notes_on
+from tdxtrace.ingest.provenance import RELATIVE, Heading, notes_on, read_header
 from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
 from tdxtrace.ingest.source import Block, Stream, block_of, open_stream
 from tdxtrace.ingest.stats import SourceStats

@@ -10,12 +10,12 @@ from tdxtrace.compiler import Runner
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.loops.perf_records import END, FIRST_SAMPLE
 from tdxtrace.ingest.perfdata.file import TRACEPOINT, Attr, PerfFile, read_head
 from tdxtrace.ingest.perfdata.ordered_events import Given, OrderedEvents
 from tdxtrace.ingest.perfdata.records import Bytes, RecordReader
 from tdxtrace.ingest.perfdata.sideband import SidebandRecords, ThreadNames
+from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import EventFormat, common_of

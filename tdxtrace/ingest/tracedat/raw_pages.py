@@ -14,8 +14,8 @@ from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.headers import Header
 from tdxtrace.ingest.loops.pages import page_start
+from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile, open_file
 from tdxtrace.ingest.records.fields import PADDING, int64_at

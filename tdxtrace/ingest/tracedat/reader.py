@@ -11,7 +11,7 @@ from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.headers import TICK_CLOCKS, Header
+from tdxtrace.ingest.provenance import TICK_CLOCKS, Header
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
