@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from tdxtrace.tables.clocks import LOG_FORMATS, agreement
+from tdxtrace.tables.clocks import agreement
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx.locks import generation_of
@@ -28,9 +28,7 @@ def related_messages(trace: Trace) -> pl.DataFrame:
         (number, log)
         for number, source in enumerate(sources)
         for log, other in enumerate(sources)
-        if source.format not in LOG_FORMATS
-        and other.format in LOG_FORMATS
-        and agreement(source, other).comparable
+        if not source.is_log and other.is_log and agreement(source, other).comparable
     ]
     schema = {"source": pl.UInt16, "log_source": pl.UInt16}
     comparable_pairs = pl.DataFrame(pairs, schema=schema, orient="row")

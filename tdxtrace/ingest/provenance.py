@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tdxtrace.tables.clocks import LOG_FORMATS, agreement
+from tdxtrace.tables.clocks import agreement
+from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Source
 
@@ -28,28 +29,23 @@ _PERF: Final = re.compile(rb"^# perf version : (\S+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Facts that comment lines give; None where they give none."""
+    """What an input says of the recording; None where it says nothing."""
 
-    kernel: str | None
-    tool: str | None
-    clock: str | None
-    entries_kept: int | None
-    entries_written: int | None
+    kernel: str | None = None
+    tool: str | None = None
+    clock: str | None = None
+    entries_kept: int | None = None
+    entries_written: int | None = None
     counts_losses: bool = False
     """Whether the recording has the kernel's own counts of what was lost."""
+    kind_of_clock: str = "unnamed"
+    """What is known of the clock without its name: see ``tables.trace.Source.clock``."""
+    resolution_ns: int = 1
+    """Finest step of the timestamps, in ns."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """What a source says of itself, and its clock where it does not say."""
-
-    header: Header
-    clock: str
-    resolution_ns: int
-
-
-def read_header(head: bytes) -> Header:
-    """Read the comments in the first block of a file."""
+def read_comments(head: bytes) -> Header:
+    """Read the comments in the first block of a text."""
     entries = _ENTRIES.search(head)
     perf = _PERF.search(head)
     clock = _PERF_CLOCK.search(head)
@@ -68,12 +64,8 @@ def read_header(head: bytes) -> Header:
     )
 
 
-RELATIVE: Final = ("ftrace-latency", "ftrace-verbose")
-"""Formats whose times count from their first event."""
-
-
 def notes_on(sources: Sequence[Source]) -> tuple[str, ...]:
-    """Say of each input what its times mean, and of each log what it can be compared with."""
+    """Return a note on each input whose times need one, and on what each log is compared with."""
     return tuple(note for source in sources for note in _notes(source, sources))
 
 
@@ -83,11 +75,11 @@ def _notes(source: Source, sources: Sequence[Source]) -> Iterator[str]:
         yield f"{where}: {source.clock} clock; times are in its ticks, shown as ns"
     if source.clock == "local":
         yield f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)"
-    if source.format in RELATIVE:
+    if format_named(source.format).times != "absolute":
         yield f"{where}: times count from the first event; cannot be merged by time"
-    if source.format in LOG_FORMATS:
+    if source.is_log:
         for trace in sources:
-            if trace.format not in LOG_FORMATS:
+            if not trace.is_log:
                 agreed = agreement(trace, source)
                 how = "compared" if agreed.comparable else "NOT compared"
                 yield f"{where}: {how} by time with {one_line(trace.path)}: {agreed.reason}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError, InputError
@@ -16,24 +14,15 @@ from tdxtrace.ingest.decode import implied_losses, levels
 from tdxtrace.ingest.decode.decoder import Decoder
 from tdxtrace.ingest.decode.sinks import MemorySink, Sink, SourceSink
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
-from tdxtrace.ingest.provenance import RELATIVE, Heading, notes_on, read_header
-from tdxtrace.ingest.recognise import checked, log_format, recognise, recording, voted
-from tdxtrace.ingest.source import Block, Stream, block_of, open_stream
+from tdxtrace.ingest.formats import Input, format_wanted, open_input
+from tdxtrace.ingest.provenance import Header, notes_on
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.tables.clocks import LOG_FORMATS
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line
-from tdxtrace.tables.trace import BINARY_FORMATS, RAW_PAGES, Provenance, Source, Trace
-
-if TYPE_CHECKING:
-    from tdxtrace.ingest.text.graph import GraphReader
-    from tdxtrace.ingest.text.lines import LineReader
+from tdxtrace.tables.trace import Provenance, Source, Trace
 
 Progress = Callable[[str, int, int | None], None]
-# Comments at the head of a file: perf's name every event, with all its attributes.
-_HEADER_BYTES: Final = 1 << 16
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +30,7 @@ class ReadOptions:
     """How inputs are to be read where they do not say it themselves."""
 
     input_format: str | None = None
-    """One of recognise.FORMATS; None: told by the content."""
+    """One of tables.formats.INPUT_FORMATS; None: told by the content."""
     mappings: Sequence[str] = ()
     """``EVENT=FUNCTION[:entry|:return]`` for probes whose name says nothing."""
     level_base: int | None = None
@@ -158,140 +147,50 @@ def _read_all(
 
 
 def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
-    wanted = None if options.input_format is None else checked(options.input_format)
+    """Open one input and tell its format, read it, decode it, and account for the rest."""
+    wanted, is_log = format_wanted(options.input_format), options.is_log
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     stats, registry = SourceStats(), EventRegistry(mappings)
-    stream, name = _open(path, wanted, options)
-    sink.losses.run = run = choose(stream.size)
-    decoder = Decoder(number, registry.events, stats, sink, run)
-    with closing(stream):
-        if name is not None and name in BINARY_FORMATS:
-            heading = _read_binary(name, stream, registry, decoder, options)
-        else:
-            name, heading = _read_text(wanted, stream, registry, decoder, options)
-        if name not in LOG_FORMATS:
+    folder = None if options.formats is None or is_log else Path(options.formats)
+    with open_input(path, wanted, is_log=is_log, event_formats=folder, number=number) as given:
+        sink.losses.run = run = choose(given.n_bytes)
+        reader = given.reader(registry, stats, run)
+        decoder = Decoder(number, registry.events, stats, sink, run)
+        has_events = given.format.holds == "events"
+        take = decoder.feed if has_events else partial(sink.add, "kernel_messages")
+        # Text of a pipe is awaited in this thread, as Ctrl-C interrupts no other.
+        for batch in reader.batches() if given.is_piped_text else ahead(reader.batches()):
+            take(batch)
+            options.progress(path, reader.position, given.stream.size)
+        if given.stream.truncated:
+            line_no = stats.n_lines if given.format.unit == "line" else None
+            stats.record_loss("truncated", None, given.stream.truncated, line_no=line_no)
+        header = reader.header()
+        if has_events:
             decoder.finish()
-    if name not in LOG_FORMATS:
-        implied_losses.note(sink.losses, stats, heading.header)
-    if not sink.n_rows and not options.is_log:
+            implied_losses.note(sink.losses, stats, header)
+    if not sink.n_rows and not is_log:
         raise FormatError(implied_losses.nothing_in(one_line(path), stats))
     sink.add("losses", stats.losses(number))
     sink.add("threads", stats.thread_table(number))
-    return _source(path, name, stream, stats, heading)
+    return _source(given, stats, header)
 
 
-def _open(path: str, wanted: str | None, options: ReadOptions) -> tuple[Stream, str | None]:
-    """Open an input; say which binary format it has, or is said to have."""
-    is_folder = False
-    if Path(path).is_dir():
-        from tdxtrace.ingest.tracedat.raw_pages import find_pages  # noqa: PLC0415 - see _read_binary
-
-        is_folder = bool(find_pages(Path(path)))
-    if wanted != RAW_PAGES and not is_folder:
-        stream = open_stream(path)
-        name = wanted or recording(stream.peek())
-        if name is not None or options.formats is None:
-            return stream, name
-        stream.close()
-    return Stream(path, "none", iter(())), RAW_PAGES
-
-
-def _read_binary(
-    name: str, stream: Stream, registry: EventRegistry, decoder: Decoder, options: ReadOptions
-) -> Heading:
-    # To import every reader takes longer than to read a small input with one.
-    from tdxtrace.ingest.binary import opened  # noqa: PLC0415
-
-    formats = None if options.formats is None else Path(options.formats)
-    with opened(name, stream, formats, registry, decoder.stats) as reader:
-        for batch in ahead(reader.batches()):
-            decoder.feed(batch)
-            options.progress(stream.path, reader.position, stream.size)
-        if stream.truncated:
-            decoder.stats.record_loss("truncated", None, stream.truncated)
-        return Heading(reader.header(), "unnamed", 1)
-
-
-def _read_text(
-    wanted: str | None,
-    stream: Stream,
-    registry: EventRegistry,
-    decoder: Decoder,
-    options: ReadOptions,
-) -> tuple[str, Heading]:
-    from tdxtrace.ingest.text.graph import GraphReader  # noqa: PLC0415 - see _read_binary
-    from tdxtrace.ingest.text.lines import LineReader  # noqa: PLC0415
-    from tdxtrace.ingest.text.reader import TextReader  # noqa: PLC0415
-
-    path, stats = stream.path, decoder.stats
-    blocks = stream.blocks()
-    first = _head(blocks)
-    if not first.strip():
-        why = f": {stream.truncated}" if stream.truncated else ""
-        raise InputError(f"{one_line(path)} holds no text{why}")
-    tell = log_format if options.is_log else recognise
-    name = wanted or tell(first, one_line(path))
-    if name in LOG_FORMATS:
-        return name, _read_log(name, _each(first, blocks), stream, decoder)
-    lines: LineReader | GraphReader
-    if name == "function-graph":
-        lines = GraphReader(registry, stats)
-        batches = lines.read_blocks(_each(first, blocks))
-    else:
-        lines = LineReader(name, registry, stats)
-        batches = TextReader(lines, stream.size).read(_each(first, blocks))
-    for batch in batches:
-        decoder.feed(batch)
-        options.progress(path, stream.n_bytes, stream.size)
-    if stream.truncated:
-        stats.record_loss("truncated", None, stream.truncated, line_no=stats.n_lines)
-    looks = "integer" if lines.has_integer_clock else "unnamed"
-    clock = "relative" if name in RELATIVE else looks
-    return name, Heading(read_header(first[:_HEADER_BYTES]), clock, lines.resolution_ns or 1)
-
-
-def _read_log(name: str, blocks: Iterator[Block], stream: Stream, decoder: Decoder) -> Heading:
-    from tdxtrace.ingest.kernel_log.reader import MessageReader  # noqa: PLC0415 - see _read_binary
-
-    log = MessageReader(name, decoder.source, decoder.stats)
-    for rows in log.read(blocks):
-        decoder.sink.add("kernel_messages", rows)
-    if stream.truncated:
-        decoder.stats.record_loss(
-            "truncated", None, stream.truncated, line_no=decoder.stats.n_lines
-        )
-    return Heading(read_header(b""), log.clock_name, log.resolution_ns)
-
-
-def _head(blocks: Iterator[Block]) -> bytes:
-    """Take blocks until there is an event line in them: a pipe may give one line at a time."""
-    head = b""
-    for block in blocks:
-        head += block.tobytes()
-        if len(head) >= _HEADER_BYTES or voted(head):
-            break
-    return head
-
-
-def _each(first: bytes, rest: Iterator[Block]) -> Iterator[Block]:
-    yield block_of([first.removeprefix(_BOM)])
-    yield from rest
-
-
-def _source(path: str, name: str, stream: Stream, stats: SourceStats, heading: Heading) -> Source:
+def _source(given: Input, stats: SourceStats, header: Header) -> Source:
+    """Put together what provenance says of an input."""
     first_ns, last_ns = stats.span()
     return Source(
-        path,
-        name,
-        stream.compression,
-        stream.n_bytes,
+        given.stream.path,
+        given.format.name,
+        given.stream.compression,
+        given.stream.n_bytes,
         stats.n_lines,
         stats.n_headers,
         first_ns,
         last_ns,
-        heading.header.clock or heading.clock,
-        heading.resolution_ns,
-        heading.header.kernel,
-        heading.header.tool,
+        header.clock or header.kind_of_clock,
+        header.resolution_ns,
+        header.kernel,
+        header.tool,
         dict(stats.events.most_common()),
     )

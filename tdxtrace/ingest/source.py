@@ -89,6 +89,22 @@ class Stream:
                 return chunk
         return b""
 
+    def size_up_to(self, n_bytes: int) -> int:
+        """Return the decompressed size, or some size from ``n_bytes`` on if it is as large.
+
+        Unless the file system knows it, so much is read ahead; to be called before ``blocks``.
+        """
+        if self.compression == "none" and self.size is not None:
+            return self.size
+        size, taken = 0, []
+        for chunk in self.chunks:
+            taken.append(chunk)
+            size += len(chunk)
+            if size >= n_bytes:
+                break
+        self.chunks = itertools.chain(taken, self.chunks)
+        return size
+
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of whole lines, each ended by a newline; overlong lines are cut."""
         if self.fill is not None:

@@ -8,9 +8,6 @@ from typing import Final
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Source
 
-LOG_FORMATS: Final = ("kernel-log", "journal-json")
-"""Formats of inputs that hold messages of the kernel, not events."""
-
 # printk stamps with local_clock() (Linux kernel/printk/printk.c, vprintk_store); so do ftrace's
 # clocks local and global (kernel/trace/trace_clock.c: sched_clock) and perf's own
 # (kernel/events/core.c, perf_event_clock), which "perf" of ftrace reads too.  CLOCK_MONOTONIC is
@@ -58,5 +55,5 @@ def agreement(trace: Source, log: Source) -> Agreement:
 
 def starts_ns(sources: tuple[Source, ...]) -> list[int]:
     """When each input with events begins, in ns; of logs only where there is nothing else."""
-    traces = [s for s in sources if s.format not in LOG_FORMATS]
+    traces = [s for s in sources if not s.is_log]
     return [s.first_ns for s in traces or sources if s.first_ns is not None]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import ask
 from tdxtrace.tables.text import escape, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-RAW_PAGES: Final = "trace_pipe_raw"
-BINARY_FORMATS: Final = ("trace.dat", "perf.data", RAW_PAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,12 @@ class Source:
     @property
     def unit(self) -> str:
         """What ``n_lines``, ``n_headers``, ``events`` and every ``seq`` count."""
-        return "record" if self.format in BINARY_FORMATS else "line"
+        return format_named(self.format).unit
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the input holds messages of the kernel's log, not events."""
+        return format_named(self.format).holds == "messages"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from threading import Condition, Thread
 from typing import Final
 
 from tdxtrace.errors import FormatError
+from tdxtrace.ingest.formats import detect_text, most_likely
 from tdxtrace.ingest.raw import RawEvents
-from tdxtrace.ingest.recognise import recognise, voted
 from tdxtrace.ingest.source import CHUNK_BYTES, KEPT_LINE_BYTES, block_of
 from tdxtrace.ingest.text.lines import LineReader
 from tdxtrace.ingest.text.reader import TextReader
+from tdxtrace.tables.formats import FUNCTION_GRAPH
 from tdxtrace.watch.ticks import Tick, Ticker
 
 _READ_BYTES: Final = 1 << 20
@@ -109,14 +110,14 @@ class TextTicker:
 
     def _recognised(self, head: bytes, is_last: bool) -> TextReader | None:
         """Tell the format; None while too little came."""
-        if voted(head) is None and len(head) < _HEAD_BYTES and not is_last:
+        if most_likely(head) is None and len(head) < _HEAD_BYTES and not is_last:
             return None
         if not head and is_last:
             raise FormatError(f"{self._shown} ended before any event came")
-        name = recognise(head, self._shown)
-        if name == "function-graph":
+        found = detect_text(head, self._shown)
+        if found == FUNCTION_GRAPH:
             raise FormatError(f"{self._shown} is function_graph text, which cannot be followed")
-        return TextReader(LineReader(name, self._ticker.registry, self._ticker.stats))
+        return TextReader(LineReader(found.name, self._ticker.registry, self._ticker.stats))
 
     def _events(self, text: bytes) -> Iterator[RawEvents]:
         reader = self._reader

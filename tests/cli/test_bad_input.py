@@ -112,11 +112,11 @@ def test_a_bug_would_keep_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """Only our own errors become one line: hiding others would hide our mistakes."""
     from tdxtrace.ingest import read
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     path = tmp_path / "t"
     path.write_text(ONE_CALL)
-    monkeypatch.setattr(read, "open_stream", broken)
+    monkeypatch.setattr(read, "open_input", broken)
     with pytest.raises(ZeroDivisionError):
         tdxtrace("analyze", path)

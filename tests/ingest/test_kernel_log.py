@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.texts import ONE_CALL, accounts, is_accounted_for, lost, read_text
 
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.recognise import recognise
+from tdxtrace.ingest.formats import detect_text
 from tdxtrace.tables.trace import Trace
 
 REAL = Path(__file__).parents[3] / "shared" / "domain" / "real-log-lines.txt"
@@ -312,7 +312,7 @@ def test_times_of_several_boots_cannot_be_compared(lines: list[str]) -> None:
     ],
 )
 def test_a_log_is_told_by_its_lines(text: str, form: str) -> None:
-    assert recognise(text.encode(), "x") == form
+    assert detect_text(text.encode(), "x").name == form
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_log_is_told_by_its_lines(text: str, form: str) -> None:
 )
 def test_other_text_is_no_log(text: str) -> None:
     with pytest.raises(FormatError, match="no trace"):
-        recognise(text.encode(), "x")
+        detect_text(text.encode(), "x")
 
 
 def test_a_log_without_tdx_is_no_trace_alone_but_may_accompany_one(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ from support.perf_recorder import PerfRecording
 from support.recorder import FOREIGN, Machine, Recording
 
 import tdxtrace
-from tdxtrace.ingest.binary import opened
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.recognise import recording
-from tdxtrace.ingest.source import open_stream
+from tdxtrace.ingest.formats import open_input
 from tdxtrace.ingest.stats import SourceStats
 
 START = 10**9
@@ -118,14 +116,11 @@ def survive(path: Path, whole: bool) -> str:
 
 
 def _events(path: Path) -> None:
-    stream = open_stream(str(path))
-    name, stats = recording(stream.peek()), SourceStats()
-    try:
-        if name is not None:
-            with opened(name, stream, None, EventRegistry(), stats) as reader:
-                n_events = sum(len(batch) for batch in reader.batches())
-                reader.header()
+    stats = SourceStats()
+    with open_input(str(path)) as given:
+        if given.format.unit == "record":
+            reader = given.reader(EventRegistry(), stats)
+            n_events = sum(len(batch) for batch in reader.batches())
+            reader.header()
             assert n_events <= stats.n_lines
             stats.losses(0)
-    finally:
-        stream.close()

@@ -10,8 +10,15 @@ import polars as pl
 
 from tdxtrace.ingest.kernel_log import messages, prefixes
 from tdxtrace.ingest.kernel_log.prefixes import Stamped
+from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.raw import UNKNOWN
-from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
+from tdxtrace.ingest.source import (
+    KEPT_LINE_BYTES,
+    MAX_LINE_BYTES,
+    Block,
+    Stream,
+    matched_part,
+)
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
@@ -26,15 +33,6 @@ _MAX_REGISTER_LINES: Final = 3
 SEVERAL_BOOTS: Final = "printk of several boots"
 
 
-def looks_like(line: str) -> str | None:
-    """Which log format a line looks like; None if it does not look like one."""
-    if line.startswith("{"):
-        return "journal-json" if prefixes.entry(line) is not None else None
-    if prefixes.looks_logged(line):
-        return "kernel-log"
-    return "kernel-log" if messages.decoded(prefixes.stamped(line).text) is not None else None
-
-
 @dataclass(slots=True)
 class MessageReader:
     """Reads lines of one log into rows, and counts the rest."""
@@ -42,6 +40,9 @@ class MessageReader:
     format: str
     source: int
     stats: SourceStats
+    stream: Stream
+    blocks: Iterable[Block]
+    """The lines of the stream."""
     clock: str = ""
     _boot: str = ""
     _n_boots: int = 1
@@ -50,9 +51,9 @@ class MessageReader:
     """The failure or warning whose registers may follow."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def read(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
+    def batches(self) -> Iterator[pl.DataFrame]:
         """Yield the rows of each block of whole lines."""
-        for block in blocks:
+        for block in self.blocks:
             lines = block.tobytes().split(b"\n")[:-1]
             if not self.clock:
                 told = (self._stamped(self._text(line)) for line in lines[:_SAMPLE_LINES])
@@ -63,15 +64,16 @@ class MessageReader:
             yield self._take(all_of_them=False)
         yield self._take(all_of_them=True)
 
-    @property
-    def clock_name(self) -> str:
-        """The clock of the stamps, as the provenance names it."""
-        return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == prefixes.PRINTK else self.clock
+    def header(self) -> Header:
+        """What the log says of itself: its clock."""
+        is_printk = self.clock == prefixes.PRINTK
+        clock = SEVERAL_BOOTS if self._n_boots > 1 and is_printk else self.clock
+        return Header(kind_of_clock=clock, resolution_ns=prefixes.step_of(self.clock))
 
     @property
-    def resolution_ns(self) -> int:
-        """The finest step of the stamps, in ns."""
-        return prefixes.step_of(self.clock)
+    def position(self) -> int:
+        """Bytes read so far, for progress."""
+        return self.stream.n_bytes
 
     def _text(self, line: bytes) -> str:
         kept = line[:KEPT_LINE_BYTES] if self.format == "journal-json" else matched_part(line)

@@ -6,7 +6,7 @@ import pytest
 from support.texts import ONE_CALL, read_text
 
 from tdxtrace.errors import FormatError, QueryError
-from tdxtrace.ingest.recognise import FORMATS, checked, recognise
+from tdxtrace.ingest.formats import FORMATS, detect_text, format_wanted
 
 FTRACE = "       CPU 0/KVM-7       [001] .....  1.000001: kvm_entry: vcpu 0\n"
 LATENCY = "   CPU 0/K-23548     1d.... 29678us+: kvm_entry: vcpu 0\n"
@@ -19,7 +19,7 @@ GRAPH = "   50.000010 |   1)   1.000 us    |  tdh_mem_track(); /* ret=0x0 */\n"
 
 
 def told(text: str | bytes) -> str:
-    return recognise(text.encode() if isinstance(text, str) else text, "x.txt")
+    return detect_text(text.encode() if isinstance(text, str) else text, "x.txt").name
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_files_name_does_not_matter(name: str) -> None:
 
 def test_a_format_can_be_told() -> None:
     for form in FORMATS:
-        assert checked(form) == form
+        assert format_wanted(form.name) == form
     text = "nothing\n" * 3000 + ONE_CALL
     with pytest.raises(FormatError):
         read_text(text)

@@ -1,0 +1,440 @@
+"""Registry of input formats: how an input of each is recognised, by its content, and read.
+
+What an input of a format holds stands in ``tables.formats``, as the tables need it too.
+Readers are imported with the first input that needs them: to import all of them takes longer
+than to read a small input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tdxtrace.compiler import COMPILE_BYTES, Runner, interpreted
+from tdxtrace.errors import FormatError, InputError, QueryError
+from tdxtrace.ingest.events.registry import EventRegistry
+from tdxtrace.ingest.provenance import Header, read_comments
+from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
+from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.tables.formats import (
+    FTRACE,
+    FTRACE_LATENCY,
+    FTRACE_VERBOSE,
+    FUNCTION_GRAPH,
+    INPUT_FORMATS,
+    JOURNAL_JSON,
+    KERNEL_LOG,
+    PERF_DATA,
+    PERF_SCRIPT,
+    RAW_PAGES,
+    TRACE_DAT,
+    InputFormat,
+)
+from tdxtrace.tables.text import one_line
+
+if TYPE_CHECKING:
+    from tdxtrace.ingest.records.datafile import DataFile
+    from tdxtrace.ingest.text.graph import GraphReader
+    from tdxtrace.ingest.text.lines import LineReader
+
+# Magic numbers of what people pass by mistake, and what to do instead.
+_NO_TRACE: Final = (
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"BZh", "bzip2; recompress it with zstd, xz or gzip"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x7fELF", "a program (ELF)"),
+)
+_SAMPLE_LINES: Final = 2000
+_MAGIC_BYTES: Final = 64
+# Comments at the head of a file: perf's name every event, with all its attributes.
+_HEADER_BYTES: Final = 1 << 16
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class Reader(Protocol):
+    """Reads one input to its end, and counts in its stats what becomes no event."""
+
+    def batches(self) -> Iterator[Any]:
+        """Yield events that may become rows, in order; of a kernel log, rows of its table."""
+
+    def header(self) -> Header:
+        """Return what the input says of the recording, once it was read."""
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far, for progress."""
+
+
+@dataclass(slots=True)
+class Input:
+    """One input, opened and recognised: what its reader is made of."""
+
+    stream: Stream
+    format: InputFormat
+    n_bytes: int
+    """Bytes once decompressed; exact only below COMPILE_BYTES."""
+    number: int = 0
+    """Which of the inputs it is."""
+    text: bytes = b""
+    """Of text: its beginning, to the first line of an event."""
+    blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
+    """Of text: all of it."""
+    event_formats: Path | None = None
+    """Of raw pages: the folder with the formats of events, if it is not beside them."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """What is closed with the input."""
+
+    @property
+    def is_piped_text(self) -> bool:
+        """Whether the input is text that comes from a pipe, when it comes."""
+        return self.format.unit == "line" and self.stream.size is None
+
+    def reader(
+        self, registry: EventRegistry, stats: SourceStats, run: Runner[Any] = interpreted
+    ) -> Reader:
+        """Return the reader of this input.
+
+        Args:
+            registry: Where events are looked up, and added.
+            stats: Where the rest is counted.
+            run: How the reader runs its loops.
+
+        Raises:
+            InputError: If it cannot be read.
+            FormatError: If its head cannot be read.
+        """
+        return FORMATS[self.format].open(self, registry, stats, run)
+
+
+@contextmanager
+def open_input(
+    path: str,
+    wanted: InputFormat | None = None,
+    *,
+    is_log: bool = False,
+    event_formats: Path | None = None,
+    number: int = 0,
+) -> Iterator[Input]:
+    """Open an input and tell its format; close it, and what its reader opened, in the end.
+
+    Args:
+        path: A file, a folder of raw pages, or ``-`` for standard input.
+        wanted: The format, where its content shall not tell it.
+        is_log: Whether it is said to be a log of the kernel.
+        event_formats: Folder with the formats of events: what is no recording is raw pages.
+        number: Which of the inputs it is.
+
+    Raises:
+        InputError: If it is missing, empty or cannot be read.
+        FormatError: If it is no trace; says what it looks like.
+    """
+    with ExitStack() as stack:
+        if wanted != RAW_PAGES and not _is_folder_of_pages(path):
+            stream = stack.enter_context(closing(open_stream(path)))
+            found = wanted or detect_recording(stream.peek())
+            if found is not None or event_formats is None:
+                n_bytes = stream.size_up_to(COMPILE_BYTES)
+                if found is None or found.unit == "line":
+                    yield _text_input(stream, n_bytes, number, found, is_log)
+                else:
+                    yield Input(stream, found, n_bytes, number, stack=stack)
+                return
+        n_bytes = _size_of_pages(path)
+        stream = Stream(path, "none", iter(()), n_bytes, n_bytes)
+        yield Input(stream, RAW_PAGES, n_bytes, number, event_formats=event_formats, stack=stack)
+
+
+def _is_folder_of_pages(path: str) -> bool:
+    if not Path(path).is_dir():
+        return False
+    from tdxtrace.ingest.tracedat.raw_pages import find_pages
+
+    return bool(find_pages(Path(path)))
+
+
+def _size_of_pages(path: str) -> int:
+    from tdxtrace.ingest.tracedat.raw_pages import find_pages
+
+    return sum(file.stat().st_size for file in find_pages(Path(path)).values())
+
+
+def _text_input(
+    stream: Stream, n_bytes: int, number: int, wanted: InputFormat | None, is_log: bool
+) -> Input:
+    """Read the beginning of a text and tell its format.
+
+    Raises:
+        InputError: If there is no text.
+        FormatError: If it has no known format.
+    """
+    blocks = stream.blocks()
+    text, shown = _beginning(blocks), one_line(stream.path)
+    if not text.strip():
+        why = f": {stream.truncated}" if stream.truncated else ""
+        raise InputError(f"{shown} holds no text{why}")
+    detect = detect_log if is_log else detect_text
+    first = block_of([text.removeprefix(_BOM)])
+    return Input(
+        stream, wanted or detect(text, shown), n_bytes, number, text, chain([first], blocks)
+    )
+
+
+def _beginning(blocks: Iterator[Block]) -> bytes:
+    """Take blocks until there is an event line in them: a pipe may give one line at a time."""
+    text = b""
+    for block in blocks:
+        text += block.tobytes()
+        if len(text) >= _HEADER_BYTES or most_likely(text):
+            break
+    return text
+
+
+# The readers.
+
+
+def _trace_dat(
+    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
+) -> Reader:
+    from tdxtrace.ingest.tracedat.reader import DatReader
+    from tdxtrace.ingest.tracedat.tracefs import tgids_beside
+
+    return DatReader(_data_file(given), registry, stats, tgids_beside(given.stream.path))
+
+
+def _perf_data(
+    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
+) -> Reader:
+    from tdxtrace.ingest.perfdata.reader import PerfReader
+
+    return PerfReader(_data_file(given), registry, stats, run)
+
+
+def _raw_pages(
+    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
+) -> Reader:
+    from tdxtrace.ingest.tracedat.raw_pages import PageReader, open_pages, read_formats
+
+    pages = given.stack.enter_context(closing(open_pages(Path(given.stream.path))))
+    folder = pages.beside / "events" if given.event_formats is None else given.event_formats
+    return PageReader(pages, read_formats(folder), registry, stats)
+
+
+def _event_lines(
+    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
+) -> Reader:
+    from tdxtrace.ingest.text.lines import LineReader
+    from tdxtrace.ingest.text.reader import TextReader
+
+    lines = LineReader(given.format.name, registry, stats)
+    return _TextReader(given, lines, TextReader(lines, given.stream.size).read(given.blocks))
+
+
+def _function_graph(
+    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
+) -> Reader:
+    from tdxtrace.ingest.text.graph import GraphReader
+
+    lines = GraphReader(registry, stats)
+    return _TextReader(given, lines, lines.read_blocks(given.blocks))
+
+
+def _kernel_log(
+    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
+) -> Reader:
+    from tdxtrace.ingest.kernel_log.reader import MessageReader
+
+    return MessageReader(given.format.name, given.number, stats, given.stream, given.blocks)
+
+
+def _data_file(given: Input) -> DataFile:
+    """Give access to any place of an input: of the file, or of what it unpacks to.
+
+    Raises:
+        InputError: If it cannot be read, or unpacks to absurdly much.
+    """
+    from tdxtrace.ingest.records.datafile import open_file, spool
+
+    stream = given.stream
+    if stream.compression == "none" and stream.size is not None:
+        stream.close()
+        stream.n_bytes = stream.size
+        file = open_file(stream.path)
+    else:
+        file = spool(stream.chunks, stream.path, stream.size)
+    return given.stack.enter_context(closing(file))
+
+
+@dataclass(slots=True)
+class _TextReader:
+    """A reader of lines, with what its input says by comments and by its timestamps."""
+
+    given: Input
+    lines: LineReader | GraphReader
+    events: Iterator[Any]
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the events of each block."""
+        return self.events
+
+    def header(self) -> Header:
+        """What the input says of the recording."""
+        kind = "integer" if self.lines.has_integer_clock else "unnamed"
+        if self.given.format.times != "absolute":
+            kind = "relative"
+        said = read_comments(self.given.text[:_HEADER_BYTES])
+        return replace(said, kind_of_clock=kind, resolution_ns=self.lines.resolution_ns or 1)
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far, for progress."""
+        return self.given.stream.n_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRow:
+    """How inputs of one format are read, and recognised if they are binary."""
+
+    open: Callable[[Input, EventRegistry, SourceStats, Runner[Any]], Reader]
+    magic: tuple[bytes, ...] = ()
+    """What a binary recording begins with, in any of its versions."""
+
+
+FORMATS: Final = {
+    FTRACE: FormatRow(_event_lines),
+    FTRACE_LATENCY: FormatRow(_event_lines),
+    FTRACE_VERBOSE: FormatRow(_event_lines),
+    FUNCTION_GRAPH: FormatRow(_function_graph),
+    PERF_SCRIPT: FormatRow(_event_lines),
+    TRACE_DAT: FormatRow(_trace_dat, magic=(b"\x17\x08\x44tracing",)),
+    PERF_DATA: FormatRow(_perf_data, magic=(b"PERFILE2", b"2ELIFREP")),
+    RAW_PAGES: FormatRow(_raw_pages),
+    KERNEL_LOG: FormatRow(_kernel_log),
+    JOURNAL_JSON: FormatRow(_kernel_log),
+}
+"""The registry: one row for each format.  Text is recognised line by line: see _line_tests."""
+
+
+@cache
+def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
+    """What a line of each text format passes, in this order: the first that it passes counts."""
+    from tdxtrace.ingest.kernel_log import messages, prefixes
+    from tdxtrace.ingest.text import graph, shapes
+
+    return (
+        (KERNEL_LOG, prefixes.looks_logged),
+        (FTRACE, shapes.split_ftrace),
+        (FTRACE_LATENCY, shapes.split_latency),
+        (FTRACE_VERBOSE, shapes.split_verbose),
+        (PERF_SCRIPT, shapes.split_perf),
+        (FUNCTION_GRAPH, graph.LINE.match),
+        (JOURNAL_JSON, lambda line: line.startswith("{") and prefixes.entry(line)),
+        (KERNEL_LOG, lambda line: messages.decoded(prefixes.stamped(line).text)),
+    )
+
+
+# Detection.
+
+
+def format_wanted(name: str | None) -> InputFormat | None:
+    """Return the format that a user names, if one is named.
+
+    Raises:
+        QueryError: If there is none of that name; names them all.
+    """
+    if name is not None and name not in INPUT_FORMATS:
+        raise QueryError(f"unknown format {name!r}; there are: {', '.join(INPUT_FORMATS)}")
+    return None if name is None else INPUT_FORMATS[name]
+
+
+def detect_recording(head: bytes) -> InputFormat | None:
+    """Return the format of a binary recording that begins with ``head``; None if it is none."""
+    return next((made for made, row in FORMATS.items() if head.startswith(row.magic)), None)
+
+
+def detect_text(head: bytes, shown: str) -> InputFormat:
+    """Return the format of a text that begins with ``head``.
+
+    Raises:
+        FormatError: If no line of it looks like any format; says what it looks like.
+    """
+    for magic, what in _NO_TRACE:
+        if head.startswith(magic):
+            raise FormatError(f"{shown} is {what}")
+    found = most_likely(head)
+    if found is not None:
+        return found
+    from tdxtrace.ingest.text import shapes
+
+    texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
+    if any(shapes.HEADER.match(text) or shapes.lost_of(text) for text in texts):
+        return FTRACE
+    if any(shapes.NO_CONTEXT.match(text) or shapes.NO_PAYLOAD.match(text) for text in texts):
+        return FTRACE
+    raise FormatError(f"{shown} is no trace: {_describe(head)}")
+
+
+def detect_log(head: bytes, shown: str) -> InputFormat:
+    """Return the format of a text that the user says is a log of the kernel.
+
+    Raises:
+        FormatError: If it is something else.
+    """
+    found = most_likely(head) or KERNEL_LOG
+    if found.holds != "messages" or b"\0" in head[:_MAGIC_BYTES]:
+        raise FormatError(
+            f"{shown} is no log of the kernel, it looks like {found.name}; see dmesg(1)"
+        )
+    return found
+
+
+def most_likely(head: bytes) -> InputFormat | None:
+    """Return the format that most of the event lines in ``head`` have; None if there is none.
+
+    A text is a log of the kernel only if it has no event line: people put both into one file,
+    and an event tells more than a message.
+    """
+    votes = Counter(found for line in _sample(head) if (found := _format_of(line)))
+    events = Counter({found: n for found, n in votes.items() if found.holds == "events"})
+    return next((found for found, _ in (events or votes).most_common(1)), None)
+
+
+def _sample(head: bytes) -> list[bytes]:
+    head = head.removeprefix(_BOM)
+    end = 0
+    for _ in range(_SAMPLE_LINES):
+        end = head.find(b"\n", end) + 1
+        if not end:
+            end = len(head)
+            break
+    return [matched_part(line) for line in head[:end].splitlines()[:_SAMPLE_LINES]]
+
+
+def _format_of(line: bytes) -> InputFormat | None:
+    from tdxtrace.ingest.text import shapes
+
+    text = shapes.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))
+    if text.startswith("#"):
+        return None
+    return next((found for found, passes in _line_tests() if passes(text)), None)
+
+
+def _describe(head: bytes) -> str:
+    if b"\0" in head:
+        return "it is binary and of no kind that is known"
+    first = next((line for line in head.splitlines() if line.strip()), b"")
+    text = one_line(first.decode("utf-8", "replace"), 60)
+    if re.match(r"^\w+\(.*\) += ", text):
+        return "it looks like strace output; record with trace-cmd, perf or tracefs"
+    return (
+        f"its first line is {text!r}; expected ftrace, trace-cmd report, perf script or dmesg text"
+    )

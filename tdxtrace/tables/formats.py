@@ -1,0 +1,56 @@
+"""The formats of inputs, as provenance names them: what each holds and how it counts.
+
+How an input of a format is recognised and read is one row of ``ingest.formats`` each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class InputFormat:
+    """One format of inputs."""
+
+    name: str
+    """As ``--input-format`` takes it."""
+    unit: Literal["line", "record"] = "line"
+    """What its inputs are made of: lines of text, records of a binary file."""
+    holds: Literal["events", "messages"] = "events"
+    """Events of a trace, or messages of the kernel's log."""
+    times: Literal["absolute", "since first event"] = "absolute"
+
+
+FTRACE: Final = InputFormat("ftrace")
+FTRACE_LATENCY: Final = InputFormat("ftrace-latency", times="since first event")
+FTRACE_VERBOSE: Final = InputFormat("ftrace-verbose", times="since first event")
+FUNCTION_GRAPH: Final = InputFormat("function-graph")
+PERF_SCRIPT: Final = InputFormat("perf-script")
+TRACE_DAT: Final = InputFormat("trace.dat", unit="record")
+PERF_DATA: Final = InputFormat("perf.data", unit="record")
+RAW_PAGES: Final = InputFormat("trace_pipe_raw", unit="record")
+KERNEL_LOG: Final = InputFormat("kernel-log", holds="messages")
+JOURNAL_JSON: Final = InputFormat("journal-json", holds="messages")
+
+INPUT_FORMATS: Final = {
+    made.name: made
+    for made in (
+        FTRACE,
+        FTRACE_LATENCY,
+        FTRACE_VERBOSE,
+        FUNCTION_GRAPH,
+        PERF_SCRIPT,
+        TRACE_DAT,
+        PERF_DATA,
+        RAW_PAGES,
+        KERNEL_LOG,
+        JOURNAL_JSON,
+    )
+}
+"""Every format by its name."""
+
+
+def format_named(name: str) -> InputFormat:
+    """Return the format of this name; one that a later version wrote counts as lines of events."""
+    return INPUT_FORMATS.get(name) or InputFormat(name)
