@@ -1,24 +1,25 @@
-"""Reading and decoding at the same time: reading in a thread of its own."""
+"""Reading ahead of decoding, in a second thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from queue import Queue
 from threading import Event, Thread
 from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-# Batches that wait: enough to bridge a slow one, few enough to stay small.
+# Batches queued: enough to even out slow ones, few enough to bound memory.
 _DEPTH: Final = 4
-# A batch, or how it ended: with an error or, at the end of all, with none.
+# A batch, or the end: an error, or None.
 _Given = tuple[bool, T | BaseException | None]
 
 
-def ahead(batches: Iterator[T]) -> Iterator[T]:
-    """Yield what ``batches`` yields, made ahead by a thread; numpy lets both run.
+def ahead(batches: Iterator[T]) -> Generator[T]:
+    """Yield what ``batches`` yields, iterated by a second thread up to _DEPTH items ahead.
 
-    Whatever ``batches`` raises is raised here, after what it gave before.
+    An exception of ``batches`` is raised here, after the items before it. Closing this waits for
+    the item in progress.
     """
     waiting: Queue[_Given[T]] = Queue(_DEPTH)
     is_over = Event()
@@ -35,7 +36,7 @@ def ahead(batches: Iterator[T]) -> Iterator[T]:
     finally:
         is_over.set()
         while thread.is_alive():
-            # The thread may wait to hand over a batch that nobody wants any more.
+            # The thread may be blocked in put.
             while not waiting.empty():
                 waiting.get()
             thread.join(0.01)

@@ -1,8 +1,8 @@
-"""Registry of input formats: how an input of each is recognised, by its content, and read.
+"""Registry of input formats: how an input of each is recognised by its content, and read.
 
-What an input of a format holds stands in ``tables.formats``, as the tables need it too.
-Readers are imported with the first input that needs them: to import all of them takes longer
-than to read a small input.
+``tables.formats`` has their names and what inputs of them hold, which tables need too.
+A reader is imported when its first input is opened: importing all of them takes longer than
+reading a small input.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tdxtrace.ingest.text.graph import GraphReader
     from tdxtrace.ingest.text.lines import LineReader
 
-# Magic numbers of what people pass by mistake, and what to do instead.
+# Magic numbers of files that are passed by mistake, and what to do instead.
 _NO_TRACE: Final = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG", "a PNG picture"),
@@ -56,7 +56,7 @@ _NO_TRACE: Final = (
 )
 _SAMPLE_LINES: Final = 2000
 _MAGIC_BYTES: Final = 64
-# Comments at the head of a file: perf's name every event, with all its attributes.
+# Bytes that may be comments at the head of a text: perf lists every event with its attributes.
 _HEADER_BYTES: Final = 1 << 16
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -83,16 +83,16 @@ class Input:
     format: InputFormat
     n_bytes: int
     """Bytes once decompressed; exact only below COMPILE_BYTES."""
+    stack: ExitStack
+    """What is closed with the input."""
     number: int = 0
     """Which of the inputs it is."""
     text: bytes = b""
     """Of text: its beginning, to the first line of an event."""
     blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
     """Of text: all of it."""
-    event_formats: Path | None = None
+    event_formats: str | Path | None = None
     """Of raw pages: the folder with the formats of events, if it is not beside them."""
-    stack: ExitStack = field(default_factory=ExitStack)
-    """What is closed with the input."""
 
     @property
     def is_piped_text(self) -> bool:
@@ -122,15 +122,15 @@ def open_input(
     wanted: InputFormat | None = None,
     *,
     is_log: bool = False,
-    event_formats: Path | None = None,
+    event_formats: str | Path | None = None,
     number: int = 0,
 ) -> Iterator[Input]:
-    """Open an input and tell its format; close it, and what its reader opened, in the end.
+    """Open an input and detect its format; close it, and what its reader opened, in the end.
 
     Args:
         path: A file, a folder of raw pages, or ``-`` for standard input.
-        wanted: The format, where its content shall not tell it.
-        is_log: Whether it is said to be a log of the kernel.
+        wanted: The format; detected if None.
+        is_log: Whether the user says that it is a log of the kernel.
         event_formats: Folder with the formats of events: what is no recording is raw pages.
         number: Which of the inputs it is.
 
@@ -144,14 +144,14 @@ def open_input(
             found = wanted or detect_recording(stream.peek())
             if found is not None or event_formats is None:
                 n_bytes = stream.size_up_to(COMPILE_BYTES)
+                given = Input(stream, found or FTRACE, n_bytes, stack, number)
                 if found is None or found.unit == "line":
-                    yield _text_input(stream, n_bytes, number, found, is_log)
-                else:
-                    yield Input(stream, found, n_bytes, number, stack=stack)
+                    _begin_text(given, found, is_log)
+                yield given
                 return
         n_bytes = _size_of_pages(path)
         stream = Stream(path, "none", iter(()), n_bytes, n_bytes)
-        yield Input(stream, RAW_PAGES, n_bytes, number, event_formats=event_formats, stack=stack)
+        yield Input(stream, RAW_PAGES, n_bytes, stack, number, event_formats=event_formats)
 
 
 def _is_folder_of_pages(path: str) -> bool:
@@ -168,25 +168,21 @@ def _size_of_pages(path: str) -> int:
     return sum(file.stat().st_size for file in find_pages(Path(path)).values())
 
 
-def _text_input(
-    stream: Stream, n_bytes: int, number: int, wanted: InputFormat | None, is_log: bool
-) -> Input:
-    """Read the beginning of a text and tell its format.
+def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
+    """Read the beginning of a text, and detect its format if it is not ``wanted``.
 
     Raises:
         InputError: If there is no text.
         FormatError: If it has no known format.
     """
-    blocks = stream.blocks()
-    text, shown = _beginning(blocks), one_line(stream.path)
-    if not text.strip():
-        why = f": {stream.truncated}" if stream.truncated else ""
+    blocks, shown = given.stream.blocks(), one_line(given.stream.path)
+    given.text = _beginning(blocks)
+    if not given.text.strip():
+        why = f": {given.stream.truncated}" if given.stream.truncated else ""
         raise InputError(f"{shown} holds no text{why}")
     detect = detect_log if is_log else detect_text
-    first = block_of([text.removeprefix(_BOM)])
-    return Input(
-        stream, wanted or detect(text, shown), n_bytes, number, text, chain([first], blocks)
-    )
+    given.format = wanted or detect(given.text, shown)
+    given.blocks = chain([block_of([given.text.removeprefix(_BOM)])], blocks)
 
 
 def _beginning(blocks: Iterator[Block]) -> bytes:
@@ -225,8 +221,8 @@ def _raw_pages(
     from tdxtrace.ingest.tracedat.raw_pages import PageReader, open_pages, read_formats
 
     pages = given.stack.enter_context(closing(open_pages(Path(given.stream.path))))
-    folder = pages.beside / "events" if given.event_formats is None else given.event_formats
-    return PageReader(pages, read_formats(folder), registry, stats)
+    folder = given.event_formats or pages.beside / "events"
+    return PageReader(pages, read_formats(Path(folder)), registry, stats)
 
 
 def _event_lines(
@@ -331,14 +327,14 @@ def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
     from tdxtrace.ingest.text import graph, shapes
 
     return (
-        (KERNEL_LOG, prefixes.looks_logged),
+        (KERNEL_LOG, prefixes.has_log_prefix),
         (FTRACE, shapes.split_ftrace),
         (FTRACE_LATENCY, shapes.split_latency),
         (FTRACE_VERBOSE, shapes.split_verbose),
         (PERF_SCRIPT, shapes.split_perf),
         (FUNCTION_GRAPH, graph.LINE.match),
-        (JOURNAL_JSON, lambda line: line.startswith("{") and prefixes.entry(line)),
-        (KERNEL_LOG, lambda line: messages.decoded(prefixes.stamped(line).text)),
+        (JOURNAL_JSON, lambda line: line.startswith("{") and prefixes.parse_journal_entry(line)),
+        (KERNEL_LOG, lambda line: messages.parse_message(prefixes.split_prefix(line).text)),
     )
 
 

@@ -13,7 +13,7 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Source
 
 # trace clocks that do not count nanoseconds: Linux Documentation/trace/ftrace.rst,
-# trace_clock; trace-cmd prints their stamps as integers (trace-input.c, extract_trace_clock).
+# trace_clock; trace-cmd prints their timestamps as integers (trace-input.c, extract_trace_clock).
 TICK_CLOCKS: Final = ("counter", "x86-tsc", "ppc-tb")
 
 _ENTRIES: Final = re.compile(

@@ -1,8 +1,9 @@
-"""The front door: a path, several paths or standard input become a Trace."""
+"""Reading of inputs: open, detect, read, decode, account, into a Trace or a store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,22 +28,20 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How inputs are to be read where they do not say it themselves."""
+    """What inputs do not say themselves, and what is read beside them."""
 
     input_format: str | None = None
-    """One of tables.formats.INPUT_FORMATS; None: told by the content."""
+    """A name in tables.formats.INPUT_FORMATS; None: detected from the content."""
     mappings: Sequence[str] = ()
-    """``EVENT=FUNCTION[:entry|:return]`` for probes whose name says nothing."""
+    """``EVENT=FUNCTION[:entry|:return]`` for probes whose names do not contain the function."""
     level_base: int | None = None
-    """Number that the kernel gives a 4K page; None: told by kernel version and values."""
+    """Number that the kernel gives a 4K page; None: told by its version and the values."""
     formats: str | Path | None = None
-    """Folder with the formats of events, for pages that come without."""
+    """Folder with the formats of events, for raw pages."""
     dmesg: Sequence[str | Path] = ()
     """Logs of the kernel, read with the traces."""
-    is_log: bool = False
-    """Whether the input is one of these."""
     progress: Progress = field(default=lambda _path, _done, _size: None)
-    """Called with the path, the bytes read so far and the size of the input, if known."""
+    """Called with the path, the bytes read so far and the size of the input; None: unknown."""
 
 
 def read_trace(
@@ -60,15 +59,15 @@ def read_trace(
         paths: Files, plain or compressed with gzip, zstd or xz; ``-`` is standard
             input.  Each is one source of the Trace.  Or one folder that ``tdxtrace
             convert`` made.
-        input_format: Name of the format; told from the content if None.
-        mappings: ``EVENT=FUNCTION`` for probes whose names say nothing, with
-            ``:entry`` or ``:return`` where the text does not tell either.
+        input_format: Name of the format; detected from the content if None.
+        mappings: ``EVENT=FUNCTION`` for probes whose names do not contain the function, with
+            ``:entry`` or ``:return`` where the text does not show it.
         level_base: Number the traced kernel gives a 4K page (6.16 to 6.19: 0,
-            7.x: 1); found out if None.
+            7.x: 1); detected if None.
         formats: Folder with the kernel's ``events`` (formats, header_page), for raw pages.
-        dmesg: Logs of the kernel, as dmesg or journalctl print them; each is a source
-            more, that may hold nothing about TDX.
-        progress: Called now and then with path, bytes read and size (None: unknown).
+        dmesg: Logs of the kernel, as dmesg or journalctl print them; each is one more
+            source, which may hold nothing about TDX.
+        progress: Called after each batch with path, bytes read and size (None: unknown).
 
     Returns:
         A Trace whose tables are sorted by source; every line of every input is a
@@ -122,7 +121,7 @@ def options_of(
     progress: Progress | None,
     dmesg: Sequence[str | Path] = (),
 ) -> ReadOptions:
-    """Put the options of :func:`read_trace` together."""
+    """Return the options of :func:`read_trace` as one."""
     made = ReadOptions(input_format, mappings, level_base, formats, dmesg)
     return made if progress is None else replace(made, progress=progress)
 
@@ -136,30 +135,33 @@ def _read_all(
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
     detector = levels.LevelBaseDetector()
-    as_log = replace(options, input_format=None, is_log=True)
-    inputs = [*((path, options) for path in paths), *((path, as_log) for path in options.dmesg)]
+    as_log = replace(options, input_format=None, formats=None)
+    inputs = [(path, False) for path in paths] + [(path, True) for path in options.dmesg]
     sources = tuple(
-        _read(str(path), number, how, SourceSink(sink, detector))
-        for number, (path, how) in enumerate(inputs)
+        _read(str(path), number, as_log if is_log else options, SourceSink(sink, detector), is_log)
+        for number, (path, is_log) in enumerate(inputs)
     )
     base, evidence = detector.base(options.level_base, [source.kernel for source in sources])
     return base, Provenance(sources, base, evidence, __version__, notes_on(sources))
 
 
-def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Source:
-    """Open one input and tell its format, read it, decode it, and account for the rest."""
-    wanted, is_log = format_wanted(options.input_format), options.is_log
+def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log: bool) -> Source:
+    """Open one input and detect its format, read it, decode it, and account for the rest."""
+    wanted = format_wanted(options.input_format)
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     stats, registry = SourceStats(), EventRegistry(mappings)
-    folder = None if options.formats is None or is_log else Path(options.formats)
-    with open_input(path, wanted, is_log=is_log, event_formats=folder, number=number) as given:
+    with open_input(
+        path, wanted, is_log=is_log, event_formats=options.formats, number=number
+    ) as given:
         sink.losses.run = run = choose(given.n_bytes)
         reader = given.reader(registry, stats, run)
         decoder = Decoder(number, registry.events, stats, sink, run)
         has_events = given.format.holds == "events"
         take = decoder.feed if has_events else partial(sink.add, "kernel_messages")
-        # Text of a pipe is awaited in this thread, as Ctrl-C interrupts no other.
-        for batch in reader.batches() if given.is_piped_text else ahead(reader.batches()):
+        batches = reader.batches()
+        if not given.is_piped_text:  # Ctrl-C interrupts only this thread's wait for a pipe
+            batches = given.stack.enter_context(closing(ahead(batches)))
+        for batch in batches:
             take(batch)
             options.progress(path, reader.position, given.stream.size)
         if given.stream.truncated:
@@ -177,7 +179,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink) -> Sou
 
 
 def _source(given: Input, stats: SourceStats, header: Header) -> Source:
-    """Put together what provenance says of an input."""
+    """Return what provenance says of an input."""
     first_ns, last_ns = stats.span()
     return Source(
         given.stream.path,

@@ -1,4 +1,4 @@
-"""Which bytes a path gives: opened, decompressed, cut into blocks of whole lines."""
+"""The bytes of an input: opened, decompressed, cut into blocks of whole lines."""
 
 from __future__ import annotations
 
@@ -16,43 +16,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.errors import InputError
-from tdxtrace.ingest.compiled import pays
 from tdxtrace.tables.text import one_line
 
-# Large enough to hide the cost of numpy's calls, small enough for what is computed
-# from one to stay in cache: 2, 4, 8, 16 MB took 1.5, 1.2, 1.0, 1.1.
-CHUNK_BYTES: Final = 8 << 20
-# With compiled loops 8, 16 and 24 MB took 2.2, 2.0 and 2.1 s for 12 million lines.
-_LARGE_CHUNK_BYTES: Final = 2 * CHUNK_BYTES
+# With blocks of 8, 16 and 24 MB 12 million lines took 2.2, 2.0 and 2.1 s.
+CHUNK_BYTES: Final = 16 << 20
 # The longest line that is matched.  The kernel formats an event into 8 KiB (TRACE_SEQ_SIZE, Linux
 # include/linux/trace_seq.h) and a message into 2 (PRINTK_MESSAGE_MAX, kernel/printk/internal.h):
 # one on a longer line is `overlong`.
 MAX_LINE_BYTES: Final = 8192
-# Of a line that does not end so much is kept.  A line of a journal has more than its message.
+# Bytes kept of a line that does not end.  A line of a journal has more than its message.
 KEPT_LINE_BYTES: Final = 1 << 16
 
 # Bytes read at a time.
 _READ_BYTES: Final = 1 << 20
-# A file of this size is read without a copy between.  Those of tracefs, which wait for
-# events as a pipe does, have no size.
+# Files from this size on are read straight into blocks.  Those of tracefs, which wait for
+# events as a pipe does, have size 0.
 _LARGE_BYTES: Final = 2 * _READ_BYTES
-# Bytes behind the end of a block that may be read: words are loaded across its end.
+# Bytes after the end of a block that may be read: words are loaded across its end.
 SPARE_BYTES: Final = 512
 # Compressed bytes decoded at a time.  A hostile file may grow by 1,032 (deflate) to
 # 32,768 (a zstd block of 128 KiB from 4 bytes, RFC 8878 3.1.1.2.2): at most 16 MiB.
 _SLICE_BYTES: Final = 512
-# Bytes that tell what it is: trace.dat has the longest magic number.
+# Length of the longest magic number, that of trace.dat.
 _MAGIC_BYTES: Final = 10
 
 
 Bytes = NDArray[np.uint8]
 Block = NDArray[np.uint8]
-"""Bytes of whole lines, with SPARE_BYTES of room behind them."""
+"""Bytes of whole lines; SPARE_BYTES zeros follow them in memory."""
 
 
 class _Decompressor(Protocol):
     def decompress(self, data: bytes, /) -> bytes:
-        """Return what ``data`` gives."""
+        """Return the bytes that ``data`` unpacks to."""
 
     @property
     def eof(self) -> bool:
@@ -60,29 +56,29 @@ class _Decompressor(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """What was given after its end."""
+        """Data after the end of the compressed stream."""
 
 
 @dataclass(slots=True)
 class Stream:
-    """The decompressed bytes of one input, and how it ended."""
+    """The decompressed bytes of one input, and whether it ended early."""
 
     path: str
     compression: str
     chunks: Iterator[bytes]
     n_bytes: int = 0
-    """Bytes taken from the input so far, as stored."""
+    """Stored (compressed) bytes read so far."""
     size: int | None = None
-    """Bytes of the input as stored, where it can be known."""
+    """Stored (compressed) size in bytes; None for a pipe."""
     close: Callable[[], None] = lambda: None
-    """Closes the file, for one that is then opened in another way; not standard input."""
+    """Closes the file; leaves standard input open."""
     truncated: str = ""
-    """Why the input ended early; empty if it did not."""
+    """Why the input ended early; empty: it did not."""
     fill: Callable[[memoryview], int] | None = None
-    """Reads on from a large plain file, to where the bytes shall be; 0 at its end."""
+    """Of a large plain file: reads its next bytes into a buffer; returns how many, 0 at its end."""
 
     def peek(self) -> bytes:
-        """Return the first bytes without taking them; empty if there are none."""
+        """Return the first bytes without consuming them; empty if there are none."""
         for chunk in self.chunks:
             self.chunks = itertools.chain([chunk], self.chunks)
             if chunk:
@@ -90,9 +86,9 @@ class Stream:
         return b""
 
     def size_up_to(self, n_bytes: int) -> int:
-        """Return the decompressed size, or some size from ``n_bytes`` on if it is as large.
+        """Return the decompressed size; of more than ``n_bytes`` any number that large.
 
-        Unless the file system knows it, so much is read ahead; to be called before ``blocks``.
+        Where the file system does not tell it, this reads so much ahead. Call it before ``blocks``.
         """
         if self.compression == "none" and self.size is not None:
             return self.size
@@ -130,10 +126,9 @@ class Stream:
             yield block_of([*pieces, rest, b"\n" if rest else b""])
 
     def _filled(self, rest: bytes, fill: Callable[[memoryview], int]) -> Iterator[Block]:
-        """The same of a plain file: its bytes are read to where they stay."""
-        n_bytes = _LARGE_CHUNK_BYTES if pays(self.size) else CHUNK_BYTES
+        """Yield the blocks of a plain file, each read into its own memory."""
         while True:
-            room = np.empty(len(rest) + n_bytes + SPARE_BYTES, np.uint8)
+            room = np.empty(len(rest) + CHUNK_BYTES + SPARE_BYTES, np.uint8)
             room[: len(rest)] = np.frombuffer(rest, np.uint8)
             size, limit = len(rest), len(room) - SPARE_BYTES
             while size < limit and (n := fill(room.data[size:limit])):
@@ -152,7 +147,7 @@ class Stream:
 
 
 def _last_newline(data: Bytes) -> int:
-    """Where the last newline is; -1 if there is none."""
+    """Index of the last newline; -1 if there is none."""
     end = len(data)
     while end > 0:
         start = max(0, end - KEPT_LINE_BYTES)
@@ -164,7 +159,7 @@ def _last_newline(data: Bytes) -> int:
 
 
 def block_of(pieces: Sequence[bytes | memoryview]) -> Block:
-    """Put bytes together, with room behind them."""
+    """Join bytes to a block."""
     size = sum(map(len, pieces))
     # numpy asks the kernel for huge pages where bytes() does not: far fewer page faults.
     room = np.empty(size + SPARE_BYTES, np.uint8)
@@ -182,7 +177,7 @@ def matched_part(line: bytes) -> bytes:
 
 
 def open_stream(path: str) -> Stream:
-    """Open ``path`` (``-`` is standard input) and see how it is compressed.
+    """Open ``path`` (``-`` is standard input) and tell its compression by its magic number.
 
     Raises:
         InputError: If there is no such file, it is a directory, empty or unreadable.
@@ -241,7 +236,7 @@ def _fill(file: IO[bytes], stream: Stream, shown: str, into: memoryview) -> int:
 
 
 def _first(file: IO[bytes], stream: Stream, shown: str) -> bytes:
-    """Read enough to tell the compression; a pipe may give a byte at a time."""
+    """Read as much as a magic number has; a pipe may give a byte at a time."""
     head = b""
     while len(head) < _MAGIC_BYTES and (more := _read(file, stream, shown)):
         head += more
@@ -278,7 +273,7 @@ def _zstd() -> _Decompressor:
 def _decompress(
     raw: Iterator[bytes], new: Callable[[], _Decompressor], stream: Stream
 ) -> Iterator[bytes]:
-    """Decompress member after member; what could be read before damage is kept."""
+    """Decompress member after member; keep what was decompressed before damage."""
     codec, fresh, made = new(), True, bytearray()
     try:
         for part in _slices(raw):

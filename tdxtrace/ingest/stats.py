@@ -1,4 +1,4 @@
-"""What became of every line that is not a row: noise, losses, headers, threads."""
+"""Statistics of one input: lines and events by name, losses, threads, when each CPU recorded."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _ADVICE: Final = {
 
 @dataclass(slots=True)
 class Loss:
-    """One row of ``losses`` in the making."""
+    """One row of ``losses``, counted so far."""
 
     kind: str
     detail: str = ""
@@ -81,21 +81,28 @@ class Loss:
 
 @dataclass(slots=True)
 class SourceStats:
-    """Counts over one source, filled block by block."""
+    """Statistics of one source, filled batch by batch."""
 
     n_lines: int = 0
+    """Lines or records."""
     n_headers: int = 0
     events: Counter[str] = field(default_factory=Counter)
+    """Events that became rows, by name."""
     entries: dict[tuple[str, str], Loss] = field(default_factory=dict)
+    """Lines that became no row, by kind and detail."""
     gaps: list[Loss] = field(default_factory=list)
+    """Losses that no line stands for, and lost events."""
     threads: dict[tuple[int, str], int] = field(default_factory=dict)
+    """Process (tgid) of each thread, by tid and name."""
     first_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.max))
+    """First timestamp by CPU; at UNKNOWN that of all."""
     last_ns: I64Array = field(default_factory=lambda: np.full(MAX_CPUS + 1, _FAR.min))
+    """Last timestamp by CPU; at UNKNOWN that of all."""
     _open_gaps: dict[int, list[Loss]] = field(default_factory=dict)
-    """By CPU: a marker of one that is silent is not looked at with every line of the others."""
+    """Gaps without an end, by CPU."""
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
-        """Account for ``n`` lines, of which ``line_no`` is the first."""
+        """Count ``n`` lines of a kind that become no row; ``line_no`` is the first of them."""
         entry = self.entries.setdefault((kind, detail), Loss(kind, detail, line_no))
         if line_no is not None and entry.line_no is not None:
             entry.line_no = min(entry.line_no, line_no)
@@ -103,28 +110,28 @@ class SourceStats:
         entry.n_events = (entry.n_events or 0) + n
 
     def count_sample(self, kind: str, sample: str, line_no: int) -> None:
-        """Account for one line among others of its kind; the first one is shown."""
+        """Count one line of a kind, whose detail is the text of the first such line."""
         entry = self.entries.setdefault((kind, ""), Loss(kind, sample, line_no))
         entry.n_lines += 1
         entry.n_events = (entry.n_events or 0) + 1
 
     def record_thread(self, tid: int, comm: str, tgid: int) -> None:
-        """Note a thread under a name, and its process once that is known.
+        """Record the name of a thread, and its process if ``tgid`` is not UNKNOWN.
 
-        A tid that was given again has the later process: the kernel hands out numbers upwards
-        (alloc_pid, kernel/pid.c).
+        A tid that was used again has the later process: the kernel assigns numbers in ascending
+        order (alloc_pid, kernel/pid.c).
         """
         self.threads[tid, comm] = max(tgid, self.threads.get((tid, comm), UNKNOWN))
 
     def record_loss(
         self, kind: str, n_events: int | None, detail: str = "", **place: int | None
     ) -> None:
-        """Record something lost that no line of the input stands for."""
+        """Record a loss that no line of the input stands for, unless ``n_events`` is 0."""
         if n_events is None or n_events > 0:
             self.gaps.append(Loss(kind, detail, n_events=n_events, **place))  # type: ignore[arg-type]
 
     def record_lost_events(self, cpu: int, n_events: int | None, line_no: int) -> None:
-        """Record a marker of lost events; its gap ends at the CPU's next event."""
+        """Record a line that reports lost events; the gap ends at the next event of its CPU."""
         before = self.last_ns[min(cpu, MAX_CPUS)]
         start = int(before) if before != _FAR.min else None
         gap = Loss("lost_events", "", line_no, cpu, start, None, n_events, 1)
@@ -132,7 +139,7 @@ class SourceStats:
         self._open_gaps.setdefault(cpu, []).append(gap)
 
     def record_damage(self, n_damaged: int, what: str) -> None:
-        """Record parts of a recording that cannot be what the kernel wrote."""
+        """Record how many parts (``what``) of a recording cannot be what the kernel wrote."""
         self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
 
     def record_gap(
@@ -143,25 +150,24 @@ class SourceStats:
         start_ns: int | None,
         end_ns: int | None,
     ) -> None:
-        """Record events lost on a CPU between two moments; ``line_no`` is the first after."""
+        """Record events lost on a CPU between two times; ``line_no`` is the first record after."""
         self.gaps.append(Loss("lost_events", "", line_no, cpu, start_ns, end_ns, n_events))
 
     def extend_cpu_span(self, cpu: int, first_ns: int, last_ns: int) -> None:
-        """Note from when to when a CPU was heard of."""
+        """Extend the time in which a CPU recorded; UNKNOWN stands for a CPU that is not printed."""
         for place in (min(cpu, MAX_CPUS), UNKNOWN):
             self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
             self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
 
     def observe_timestamps(self, cpu: I32Array, ts_ns: I64Array) -> None:
-        """Note when each CPU was heard of; closes gaps that were open on it."""
+        """Extend the time in which each CPU recorded, by events in order; end its open gaps."""
         if not len(cpu):
             return
         if self._open_gaps:
             self._close_gaps(cpu, ts_ns)
         place = np.minimum(cpu, MAX_CPUS)
         if (ts_ns[1:] >= ts_ns[:-1]).all():
-            # In order of time the first and the last of each CPU are what counts, and
-            # of several values assigned to one place the last one stays.
+            # Of several values assigned to one index numpy keeps the last one.
             first, last = self.first_ns.copy(), self.last_ns.copy()
             first[place[::-1]], last[place] = ts_ns[::-1], ts_ns
             np.minimum(self.first_ns, first, out=self.first_ns)
@@ -174,29 +180,30 @@ class SourceStats:
 
     @property
     def has_open_gaps(self) -> bool:
-        """Whether it matters in which order further events are told."""
+        """Whether a gap waits for the next event of its CPU."""
         return bool(self._open_gaps)
 
     def _close_gaps(self, cpu: I32Array, ts_ns: I64Array) -> None:
-        """Let gaps end at the first of these stamps on their CPU; on any, if that is unknown."""
-        heard, first = np.unique(cpu, return_index=True)
-        for each, at in ((UNKNOWN, 0), *zip(heard.tolist(), first.tolist(), strict=True)):
+        """End open gaps at the first timestamp of their CPU; of any CPU where theirs is unknown."""
+        cpus, first = np.unique(cpu, return_index=True)
+        for each, at in ((UNKNOWN, 0), *zip(cpus.tolist(), first.tolist(), strict=True)):
             for gap in self._open_gaps.pop(each, ()):
                 gap.end_ns = int(ts_ns[at])
 
     def cpus(self) -> list[int]:
-        """CPUs that were heard of, in order."""
+        """CPUs that recorded an event, in ascending order."""
         return [int(c) for c in np.flatnonzero(self.last_ns[:MAX_CPUS] != _FAR.min)]
 
     def span(self) -> tuple[int | None, int | None]:
-        """Time of the first and of the last event of any kind, in ns."""
+        """Timestamps of the first and of the last event of any kind, in ns; None without events."""
         if self.last_ns[UNKNOWN] == _FAR.min:
             return None, None
         return int(self.first_ns[UNKNOWN]), int(self.last_ns[UNKNOWN])
 
     def losses(self, source: int) -> pl.DataFrame:
-        """The ``losses`` rows of this source."""
-        entries = [*self.gaps, *self.entries.values()]
+        """Return the ``losses`` rows of this source."""
+        # What the decoder counts has no line: it comes last, as the reader may be ahead of it.
+        entries = [*self.gaps, *sorted(self.entries.values(), key=lambda e: e.line_no is None)]
         rows = [
             {
                 "source": source,
@@ -216,7 +223,7 @@ class SourceStats:
         return pl.DataFrame(rows, schema=LOSSES.schema, orient="row") if rows else LOSSES.empty()
 
     def thread_table(self, source: int) -> pl.DataFrame:
-        """The ``threads`` rows of this source."""
+        """Return the ``threads`` rows of this source."""
         rows = [
             (source, tid, None if tgid == UNKNOWN else tgid, comm)
             for (tid, comm), tgid in sorted(self.threads.items())

@@ -28,5 +28,5 @@ def test_the_thread_ends_with_whoever_asked() -> None:
     batches = ahead(iter(range(1000)))
     assert next(batches) == 0
     assert isinstance(batches, Iterator)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert threading.active_count() == before

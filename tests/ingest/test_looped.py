@@ -120,7 +120,7 @@ def test_a_whole_file_gives_the_same_trace(
     }[ending]
     path = tmp_path / "trace.txt"
     path.write_bytes(text)
-    for constant in ("CHUNK_BYTES", "_LARGE_CHUNK_BYTES", "_READ_BYTES"):
+    for constant in ("CHUNK_BYTES", "_READ_BYTES"):
         monkeypatch.setattr(source, constant, chunk)
     monkeypatch.setattr(source, "_LARGE_BYTES", 2 * chunk)
     monkeypatch.setattr(compiled, "LARGE_BYTES", 1 << 60)

@@ -1,1 +1,1 @@
-"""Which events there are, and what their fields mean."""
+"""Events: what each is, by its name, and the fields of its text."""

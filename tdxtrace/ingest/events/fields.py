@@ -1,4 +1,4 @@
-"""Which numbers an event's text holds, and where in the text they stand."""
+"""The numbers in an event's text, and their columns."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _U32_MASK: Final = (1 << 32) - 1
 
 @dataclass(slots=True)
 class Fields:
-    """The values of one event by slot, and the columns of its text they came from."""
+    """The values of one event by slot, and the columns of its text that they were read from."""
 
     values: dict[str, int] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Only for values that are exactly the number printed there."""
+    """Only of values that are printed as they are."""
     hexadecimal: set[str] = field(default_factory=set)
-    """Slots that the format prints in hex, with or without 0x."""
+    """Slots that are printed in hex, with or without 0x."""
     skips: list[tuple[int, int]] = field(default_factory=list)
-    """Numbers that differ from line to line and that no table needs."""
+    """Columns of numbers that no table needs and that differ from line to line."""
 
     def put(self, slot: str, found: re.Match[str], group: str, base: int = 0) -> None:
-        """Take the number that ``group`` matched, if it matched and is one."""
+        """Set a slot to the number that ``group`` matched, if it matched a number."""
         text = found[group]
         word = None if text is None else to_word(text, base)
         if word is not None:
@@ -40,7 +40,7 @@ class Fields:
 
 
 def to_word(text: str, base: int = 0) -> int | None:
-    """Return the 64-bit word that ``text`` prints, or None if it is no number.
+    """Return the 64-bit word printed as ``text``; None if it is no number.
 
     Tools print the same word as 0x hex, bare hex (libtraceevent, pointers),
     unsigned or signed decimal; trace-cmd 3.1's -R prints zero as nothing after
@@ -51,7 +51,7 @@ def to_word(text: str, base: int = 0) -> int | None:
 
     Args:
         text: Digits, without blanks.
-        base: 16 where the format is known to be bare hex; 0 to judge by the text.
+        base: 16 where numbers are known to be bare hex; 0: told by the text.
 
     Example:
         >>> hex(to_word("-9223369837831520110"))
@@ -79,7 +79,7 @@ _PAIR = re.compile(
 
 
 def pairs(args: str, slots: Mapping[str, str]) -> Fields:
-    """Read ``key=value`` pairs; ``slots`` says which keys matter and what they are."""
+    """Read ``key=value`` pairs whose key is in ``slots``, which gives the slot of each."""
     fields = Fields()
     if args.startswith("("):
         where = args.partition(")")[0] + ")"

@@ -1,4 +1,4 @@
-"""SEAMCALL tracepoints that were proposed or live out of tree, and what they print."""
+"""SEAMCALL tracepoints that are not in mainline: proposed ones and those of other trees."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Decoder = Callable[[str], Fields]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What lines of one name mean: their table, their part in it, their fields."""
+    """What an event name stands for: the table of its events, their role in it, their fields."""
 
     name: str
     """As printed, group included."""
@@ -29,17 +29,16 @@ class Event:
     function: str = ""
     """The kernel function, for SEAMCALL probes."""
     leaf: int | None = None
-    """None where each line names its own leaf (``fn=``)."""
+    """None where each event has its own (``fn=``)."""
     probe: str = "wrapper"
     decode: Decoder = lambda _: Fields()
     needs: tuple[str, ...] = ()
-    """Fields without which the line is not understood."""
+    """Fields without which an event is ``undecoded``."""
     slots: Mapping[str, str] = field(default_factory=dict)
-    """What the arguments' keys mean: the slot each fills, in text and in records."""
+    """Slot (see batch.SLOTS) by name of an argument, in text and in records."""
 
 
-# How users name entry and return probes; what is left of a name when the
-# function is taken out must be made of these.
+# What the name of a probe may have besides the function: how users name entries and returns.
 _PHASE_WORDS: Final = frozenset(
     [
         "enter",
@@ -74,8 +73,7 @@ _PHASE_WORDS: Final = frozenset(
         "tdr",
     ]
 )
-# Short names seen in recipes and on mailing lists, besides those made by
-# leaving out the prefixes of the wrapper.
+# Short names seen in recipes and on mailing lists, besides wrappers without their prefix.
 _SHORT: Final = {
     "aug": "tdh_mem_page_aug",
     "septadd": "tdh_mem_sept_add",
@@ -151,22 +149,22 @@ def mapping_of(text: str) -> tuple[str, str, Role | None]:
 
 
 def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None]]) -> Event:
-    """Say what the event ``name`` is, from one line of it.
+    """Return what the event ``name`` is, by one line of it.
 
     Args:
         name: The event as printed, with its group if there is one.
-        args: The text after it: which side of a call it is, is read from this.
-        mappings: What the user said about names, by name with or without group.
+        args: The text after it, which shows whether it is an entry or a return.
+        mappings: Function and role that the user gives a name, with or without its group.
     """
     bare = name.rpartition(":")[2]
     if bare in fields.KVM_DECODERS:
         return _kvm(name, bare)
     if bare in out_of_tree.DECODERS:
-        return _proposed(name, bare)
+        return _out_of_tree(name, bare)
     role = role_of(args)
-    told = mappings.get(name) or mappings.get(bare)
-    if told is not None:
-        return _call(name, told[0], told[1] or role or "entry", args)
+    given = mappings.get(name) or mappings.get(bare)
+    if given is not None:
+        return _call(name, given[0], given[1] or role or "entry", args)
     if role is None:
         return Event(name, "noise")
     function = _function_in(args, role) or function_named(bare) or _function_of_group(name)
@@ -175,7 +173,7 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
 
 @cache
 def function_named(name: str) -> str | None:
-    """Return the kernel function that an event's or user's name speaks of, or None."""
+    """Return the kernel function that a name of an event, or of a user, contains; or None."""
     words = name.lower().replace(".", "_")
     if words in _aliases():
         return _aliases()[words]
@@ -189,20 +187,20 @@ def function_named(name: str) -> str | None:
 
 
 def _function_of_group(name: str) -> str | None:
-    """The function that the group names, where the event's own name is only a side."""
+    """The function that the group names, where the event's own name is only entry or return."""
     group, _, bare = name.rpartition(":")
     is_side = all(word in _PHASE_WORDS for word in bare.lower().split("_"))
     return function_named(group) if is_side else None
 
 
 def names_a_probe(name: str, mappings: Mapping[str, tuple[str, Role | None]]) -> bool:
-    """Whether an event of this name may be a probe, even if a line of it does not look so."""
+    """Whether an event of this name may be a probe, whatever one line of it looks like."""
     bare = name.rpartition(":")[2]
     return name in mappings or bare in mappings or function_named(bare) is not None
 
 
 def _without(words: str, alias: str) -> list[str] | None:
-    """The words of a name around ``alias``, or None where it is not in it."""
+    """The words of a name around ``alias``; None if it does not contain it."""
     before, found, after = f"_{words}_".partition(f"_{alias}_")
     return [word for word in f"{before}_{after}".split("_") if word] if found else None
 
@@ -224,7 +222,7 @@ def _aliases() -> Mapping[str, str]:
 
 
 def role_of(args: str) -> Role | None:
-    """Which side of a call the text of a probe shows; None if it is no probe's."""
+    """Return whether the text of a probe is of an entry or a return; None if of no probe."""
     if not args.startswith("(") and "__probe_" not in args:
         return None
     if _ARROW.search(args):
@@ -233,9 +231,9 @@ def role_of(args: str) -> Role | None:
 
 
 def _function_in(args: str, role: Role) -> str | None:
-    """The wrapper that a kprobe's text names: on a return, the side without an offset.
+    """The wrapper that a kprobe's text names: of a return, the symbol without an offset.
 
-    Which side of the arrow is the function depends on the tool, the offset does not.
+    Tools differ in the side of the arrow on which the function is.
     """
     if role == "entry":
         found = _SYMBOL.match(args)
@@ -257,7 +255,7 @@ def _kvm(name: str, bare: str) -> Event:
     return Event(name, "host_event", decode=decode)
 
 
-def _proposed(name: str, bare: str) -> Event:
+def _out_of_tree(name: str, bare: str) -> Event:
     role, decode = out_of_tree.DECODERS[bare]
     needs = ("leaf", "status") if role == "return" else ("leaf",)
     return Event(name, "call", role, "__seamcall", probe="tracepoint", decode=decode, needs=needs)
@@ -291,22 +289,22 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
     )
 
 
-# Names of noise that are told apart; a hostile file could hold a new one on every line.
+# Names kept apart; a hostile file could have a new one on every line.
 _MAX_NAMES: Final = 4096
 
 
 @dataclass(slots=True)
 class EventRegistry:
-    """The events of one source by name, in the order they were met."""
+    """The events of one source: a list that grows, whose indexes are the event IDs."""
 
     mappings: Mapping[str, tuple[str, Role | None]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     _known: dict[tuple[str, str | None], int] = field(default_factory=dict)
 
     def event_id(self, name: str, args: str) -> int:
-        """Return the place of event ``name`` in ``events``, meeting it if it is new.
+        """Return the ID of event ``name``, by one line of it; classify it if it is new.
 
-        Two probes of one name, an entry and a return, are two events.
+        An entry and a return probe of one name are two events.
         """
         key = name, role_of(args)
         index = self._known.get(key)
@@ -319,7 +317,7 @@ class EventRegistry:
         return index
 
     def add(self, event: Event) -> int:
-        """Return the place of ``event`` in ``events``, adding it if its name is new."""
+        """Return the ID of the event of this name; add ``event`` if there is none."""
         index = self._known.setdefault((event.name, None), len(self.events))
         if index == len(self.events):
             self.events.append(event)

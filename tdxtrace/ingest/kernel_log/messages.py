@@ -1,4 +1,4 @@
-"""What the kernel says about TDX: each message's text, and what is read from it."""
+"""Messages of the kernel about TDX: the pattern of each, and the fields read from it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from typing import Any, Final
 
 from tdxtrace.tdx import leaves
 
-Fields = dict[str, Any]
+MessageFields = dict[str, Any]
 _HEX: Final = r"0x[0-9a-fA-F]{1,16}"
 _U64: Final = (1 << 64) - 1
-# A seventeenth digit is no register's.
+# A register has at most 16 digits.
 _WORD: Final = rf"(?P<status>{_HEX})(?![0-9a-fA-F])"
-# Of the registers that follow a status, RCX and RDX tell something on memory leaves: the SEPT
-# entry, its level and state.  Linux 6.16 pr_tdx_error_N names them rcx, rdx (with a stray comma
+# Of the registers after a status, RCX and RDX matter, on memory leaves: the SEPT entry, its level
+# and state.  Linux 6.16 pr_tdx_error_N names them rcx, rdx (with a stray comma
 # in PAGE.RECLAIM), 6.19 TDX_BUG_ON_N entry and level_state, 6.8 of Ubuntu RCX and RDX.
 RCX: Final = re.compile(rf"\b(?:rcx|entry),? (?P<word>{_HEX})\b", re.IGNORECASE)
 RDX: Final = re.compile(rf"\b(?:rdx|level_state),? (?P<word>{_HEX})\b", re.IGNORECASE)
 # What precedes the first "tdx: " of a line.  Atomic, as searching from each of several takes time
 # that grows with the square of their number: a message may be what any user wrote.
 _AFTER_TDX: Final = r"^(?>.*?tdx: )"
-# Lines of registers alone, behind a failure: Linux 6.8 arch/x86/virt/vmx/tdx/tdx.c
+# Lines of registers alone, after a failure: Linux 6.8 arch/x86/virt/vmx/tdx/tdx.c
 # seamcall_err_ret, 6.5 of Ubuntu "additional output".
 REGISTERS: Final = re.compile(
     rf"^(?:(?:virt/)?tdx: )?(?:additional output: rcx|RCX|R0?[89]|R1[0-5]) {_HEX}\b.*$",
     re.IGNORECASE,
 )
-# The first of them names the registers, the others only go on.
+# First line of the registers of a warning.
 RAX: Final = re.compile(r"^RAX: (?P<word>[0-9a-f]{16}) RBX: ")
-CUT_HERE: Final = re.compile(r"^-+\[ cut here \]-+$")
 END_TRACE: Final = re.compile(r"^---\[ end trace ")
-# Places a warning has to come from to be about TDX.
+# Places in the kernel whose warnings are about TDX.
 _ABOUT: Final = re.compile(r"tdx|seamcall|tdh_|sept|kvm/vmx|virt/kvm|arch/x86/kvm", re.IGNORECASE)
 
 
-def _failed(found: re.Match[str]) -> Fields:
+def _failed(found: re.Match[str]) -> MessageFields:
     rest = found.string[found.end("status") :]
     rcx, rdx = RCX.search(rest), RDX.search(rest)
     return {
@@ -55,15 +54,15 @@ def _leaf(text: str) -> int | None:
         return None
 
 
-def _failed_on(found: re.Match[str]) -> Fields:
+def _failed_on(found: re.Match[str]) -> MessageFields:
     return _failed(found) | {"cpu": _small(found["cpu"])}
 
 
-def _entered(found: re.Match[str]) -> Fields:
+def _entered(found: re.Match[str]) -> MessageFields:
     return {"leaf": 0, "status": int(found["status"], 16), "tid": int(found["tid"])}
 
 
-def _warned(found: re.Match[str]) -> Fields | None:
+def _warned(found: re.Match[str]) -> MessageFields | None:
     place = found["place"]
     if _ABOUT.search(place) is None:
         return None
@@ -73,34 +72,34 @@ def _warned(found: re.Match[str]) -> Fields | None:
     return {**where, **numbers}
 
 
-def _bug(found: re.Match[str]) -> Fields | None:
+def _bug(found: re.Match[str]) -> MessageFields | None:
     return {} if _ABOUT.search(found["place"]) else None
 
 
-def _suppressed(found: re.Match[str]) -> Fields | None:
-    """A rate limit that swallowed messages; others' are not ours."""
+def _suppressed(found: re.Match[str]) -> MessageFields | None:
+    """Count of messages that a rate limit suppressed; None if not in a function of TDX or KVM."""
     if not re.search(r"tdx|seamcall|sept|tdh_|vmx|kvm|vcpu", found["function"], re.IGNORECASE):
         return None
     return {"function": found["function"], "n_events": int(found["n"])}
 
 
-def _guest(found: re.Match[str]) -> Fields:
+def _guest(found: re.Match[str]) -> MessageFields:
     return {"gpa": int(found["gpa"], 16), "vcpu_id": int(found["vcpu"])}
 
 
-def _version(found: re.Match[str]) -> Fields:
+def _version(found: re.Match[str]) -> MessageFields:
     return {"module_version": found["version"]}
 
 
-def _major(found: re.Match[str]) -> Fields:
+def _major(found: re.Match[str]) -> MessageFields:
     return {"module_version": f"{found['major']}.{found['minor']}"}
 
 
-def _tries(found: re.Match[str]) -> Fields:
+def _tries(found: re.Match[str]) -> MessageFields:
     return {"n_events": int(found["n"])}
 
 
-def _nothing(_found: re.Match[str]) -> Fields:
+def _nothing(_found: re.Match[str]) -> MessageFields:
     return {}
 
 
@@ -112,8 +111,8 @@ def _tid(text: str | None) -> int | None:
     return int(text) if text is not None and len(text) <= 9 else None
 
 
-Reader = Callable[[re.Match[str]], Fields | None]
-# Message, pattern searched for, what is read.  The first that fits and reads counts.
+Reader = Callable[[re.Match[str]], MessageFields | None]
+# Message, its pattern, and what reads a match.  The first that does not return None counts.
 PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
     # Linux 6.5 of Ubuntu, canonical/tdx issue 25: "SEAMCALL failed: CPU 94: leaf 33, error 0x…".
     (
@@ -240,14 +239,14 @@ PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
         _nothing,
     ),
 )
-# Words without which no pattern fits: most lines of a log have none of them.
+# Every pattern needs one of these words; most lines of a log have none.
 _HINT: Final = re.compile(
     r"tdx|SEAMCALL|TDH|vp_enter_ret|S-EPT|WARNING: |BUG|suppressed|HKID|before accepting|packages"
 )
 
 
-def decoded(text: str) -> tuple[str, Fields] | None:
-    """Say what a message is and what it tells; None if it is not about TDX."""
+def parse_message(text: str) -> tuple[str, MessageFields] | None:
+    """Return the name of a message about TDX and its fields; None for other messages."""
     if _HINT.search(text) is None and "TDX" not in text:
         return None
     for message, pattern, read in PATTERNS:

@@ -1,4 +1,4 @@
-"""A log of the kernel becomes rows of ``kernel_messages``; every other line is counted."""
+"""Reader of a kernel log: rows of ``kernel_messages``, and counts of all other lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.ingest.kernel_log import messages, prefixes
-from tdxtrace.ingest.kernel_log.prefixes import Stamped
+from tdxtrace.ingest.kernel_log.prefixes import LogLine
 from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.raw import UNKNOWN
 from tdxtrace.ingest.source import (
@@ -23,32 +23,35 @@ from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
 
-# Lines that tell by which clock a log is stamped.
+# Lines whose prefixes tell the clock of a log.
 _SAMPLE_LINES: Final = 2000
-# printk's stamps may be some microseconds out of order, and never seconds, but for a boot.
+# printk's timestamps are out of order by microseconds at most, except where another boot begins.
 _BOOT_BACK_NS: Final = 1_000_000_000
 _MAX_TEXT: Final = 400
-# Lines of registers that follow a failure: three in the longest form.
+# Lines of registers after a failed SEAMCALL: three in the longest form.
 _MAX_REGISTER_LINES: Final = 3
 SEVERAL_BOOTS: Final = "printk of several boots"
 
 
 @dataclass(slots=True)
 class MessageReader:
-    """Reads lines of one log into rows, and counts the rest."""
+    """Reads one kernel log into rows of ``kernel_messages``."""
 
     format: str
+    """``kernel-log`` or ``journal-json``."""
     source: int
+    """Number of the input."""
     stats: SourceStats
     stream: Stream
     blocks: Iterable[Block]
     """The lines of the stream."""
     clock: str = ""
+    """Clock of the timestamps that are read: the most common one."""
     _boot: str = ""
     _n_boots: int = 1
     _last_ns: int = 0
     _open: dict[str, Any] | None = None
-    """The failure or warning whose registers may follow."""
+    """Row of the failure or warning whose registers may be on the next line."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self) -> Iterator[pl.DataFrame]:
@@ -56,8 +59,8 @@ class MessageReader:
         for block in self.blocks:
             lines = block.tobytes().split(b"\n")[:-1]
             if not self.clock:
-                told = (self._stamped(self._text(line)) for line in lines[:_SAMPLE_LINES])
-                self.clock = prefixes.clock_of(line for line in told if line is not None)
+                sample = (self._split(self._text(line)) for line in lines[:_SAMPLE_LINES])
+                self.clock = prefixes.most_common_clock(line for line in sample if line)
             for line in lines:
                 self.stats.n_lines += 1
                 self._line(self._text(line), len(line))
@@ -65,10 +68,10 @@ class MessageReader:
         yield self._take(all_of_them=True)
 
     def header(self) -> Header:
-        """What the log says of itself: its clock."""
+        """Return the clock of the log and its resolution."""
         is_printk = self.clock == prefixes.PRINTK
         clock = SEVERAL_BOOTS if self._n_boots > 1 and is_printk else self.clock
-        return Header(kind_of_clock=clock, resolution_ns=prefixes.step_of(self.clock))
+        return Header(kind_of_clock=clock, resolution_ns=prefixes.resolution_ns(self.clock))
 
     @property
     def position(self) -> int:
@@ -79,8 +82,9 @@ class MessageReader:
         kept = line[:KEPT_LINE_BYTES] if self.format == "journal-json" else matched_part(line)
         return kept.decode("utf-8", "replace").rstrip("\r")
 
-    def _stamped(self, line: str) -> Stamped | None:
-        return prefixes.entry(line) if self.format == "journal-json" else prefixes.stamped(line)
+    def _split(self, line: str) -> LogLine | None:
+        is_json = self.format == "journal-json"
+        return prefixes.parse_journal_entry(line) if is_json else prefixes.split_prefix(line)
 
     def _line(self, line: str, n_bytes: int) -> None:
         number = self.stats.n_lines
@@ -88,33 +92,33 @@ class MessageReader:
             self._n_boots += bool(prefixes.BOOT.match(line)) and self._last_ns > 0
             self.stats.n_headers += 1
             return
-        told = self._stamped(line)
-        if told is None:
+        found = self._split(line)
+        if found is None:
             self.stats.count_sample("unparsed", one_line(line, 80), number)
             return
-        ts_ns = told.ts_ns if told.clock == self.clock else None
-        self._look_for_boots(told, ts_ns)
-        if not told.of_kernel:
+        ts_ns = found.ts_ns if found.clock == self.clock else None
+        self._count_boots(found.boot, ts_ns)
+        if not found.of_kernel:
             self.stats.count("noise", "of another program", number, 1)
-        elif (len(told.text) if self.format == "journal-json" else n_bytes) > MAX_LINE_BYTES:
-            self.stats.count_sample("overlong", one_line(told.text, 80), number)
-        elif not self._goes_on(told.text) and not self._begins(told.text, ts_ns, number):
+        elif (len(found.text) if self.format == "journal-json" else n_bytes) > MAX_LINE_BYTES:
+            self.stats.count_sample("overlong", one_line(found.text, 80), number)
+        elif not self._continues(found.text) and not self._starts(found.text, ts_ns, number):
             self.stats.count("noise", "about something else", number, 1)
         if ts_ns is not None:
             self.stats.extend_cpu_span(UNKNOWN, ts_ns, ts_ns)
 
-    def _look_for_boots(self, told: Stamped, ts_ns: int | None) -> None:
-        """The kernel's clock begins again with each boot."""
-        if told.boot and told.boot != self._boot:
+    def _count_boots(self, boot: str, ts_ns: int | None) -> None:
+        """Count boots: by their name if a line has it, else where the timestamps restart."""
+        if boot and boot != self._boot:
             self._n_boots += bool(self._boot)
-            self._boot = told.boot
+            self._boot = boot
         elif ts_ns is not None and ts_ns < self._last_ns - _BOOT_BACK_NS:
             self._n_boots += 1
         if ts_ns is not None:
             self._last_ns = ts_ns
 
-    def _goes_on(self, text: str) -> bool:
-        """Whether a line has registers of the message before it."""
+    def _continues(self, text: str) -> bool:
+        """Add the registers on a line to the message before it; return whether there are any."""
         row = self._open
         if row is None:
             return False
@@ -136,14 +140,14 @@ class MessageReader:
             self._open = None
         return True
 
-    def _begins(self, text: str, ts_ns: int | None, number: int) -> bool:
-        """Whether a line is a message of ours; it then has a row."""
+    def _starts(self, text: str, ts_ns: int | None, number: int) -> bool:
+        """Make a row of a line that is a message about TDX; return whether it is one."""
         if messages.END_TRACE.match(text):
             self._open = None
-        said = messages.decoded(text)
-        if said is None:
+        parsed = messages.parse_message(text)
+        if parsed is None:
             return False
-        message, fields = said
+        message, fields = parsed
         row = {"source": self.source, "seq": number, "ts_ns": ts_ns, "message": message}
         row |= fields | {"text": text[:_MAX_TEXT], "n_lines": 1}
         self._rows.append(row)
@@ -159,7 +163,7 @@ class MessageReader:
         self.stats.record_loss("suppressed", row["n_events"], row["function"], **place)
 
     def _take(self, all_of_them: bool) -> pl.DataFrame:
-        """The rows so far; but for the last block all that nothing can be added to."""
+        """Take the finished rows; with ``all_of_them`` also one whose registers may follow."""
         taken = [row for row in self._rows if all_of_them or row is not self._open]
         self._rows = [] if all_of_them else [row for row in self._rows if row is self._open]
         return pl.DataFrame(taken, schema=KERNEL_MESSAGES.schema)
