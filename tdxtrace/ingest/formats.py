@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tdxtrace.compiler import COMPILE_BYTES, Runner, interpreted
+from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.provenance import Header, read_comments
@@ -64,8 +64,16 @@ _BOM: Final = b"\xef\xbb\xbf"
 class Reader(Protocol):
     """Reads one input to its end, and counts in its stats what becomes no event."""
 
-    def batches(self) -> Iterator[Any]:
-        """Yield events that may become rows, in order; of a kernel log, rows of its table."""
+    @property
+    def n_bytes(self) -> int:
+        """Bytes to be read, once they are decompressed; some large number if there are many."""
+
+    def batches(self, run: Runner[Any]) -> Iterator[Any]:
+        """Yield events that may become rows, in order; of a kernel log, rows of its table.
+
+        Args:
+            run: How loops run.
+        """
 
     def header(self) -> Header:
         """Return what the input says of the recording, once it was read."""
@@ -81,8 +89,6 @@ class Input:
 
     stream: Stream
     format: InputFormat
-    n_bytes: int
-    """Bytes once decompressed; exact only below COMPILE_BYTES."""
     stack: ExitStack
     """What is closed with the input."""
     number: int = 0
@@ -91,6 +97,8 @@ class Input:
     """Of text: its beginning, to the first line of an event."""
     blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
     """Of text: all of it."""
+    n_bytes: int = 0
+    """Of text: its size; exact only below COMPILE_BYTES."""
     event_formats: str | Path | None = None
     """Of raw pages: the folder with the formats of events, if it is not beside them."""
 
@@ -99,21 +107,18 @@ class Input:
         """Whether the input is text that comes from a pipe, when it comes."""
         return self.format.unit == "line" and self.stream.size is None
 
-    def reader(
-        self, registry: EventRegistry, stats: SourceStats, run: Runner[Any] = interpreted
-    ) -> Reader:
+    def reader(self, registry: EventRegistry, stats: SourceStats) -> Reader:
         """Return the reader of this input.
 
         Args:
             registry: Where events are looked up, and added.
             stats: Where the rest is counted.
-            run: How the reader runs its loops.
 
         Raises:
             InputError: If it cannot be read.
             FormatError: If its head cannot be read.
         """
-        return FORMATS[self.format].open(self, registry, stats, run)
+        return FORMATS[self.format].open(self, registry, stats)
 
 
 @contextmanager
@@ -143,15 +148,13 @@ def open_input(
             stream = stack.enter_context(closing(open_stream(path)))
             found = wanted or detect_recording(stream.peek())
             if found is not None or event_formats is None:
-                n_bytes = stream.size_up_to(COMPILE_BYTES)
-                given = Input(stream, found or FTRACE, n_bytes, stack, number)
+                given = Input(stream, found or FTRACE, stack, number)
                 if found is None or found.unit == "line":
                     _begin_text(given, found, is_log)
                 yield given
                 return
-        n_bytes = _size_of_pages(path)
-        stream = Stream(path, "none", iter(()), n_bytes, n_bytes)
-        yield Input(stream, RAW_PAGES, n_bytes, stack, number, event_formats=event_formats)
+        stream = Stream(path, "none", iter(()))
+        yield Input(stream, RAW_PAGES, stack, number, event_formats=event_formats)
 
 
 def _is_folder_of_pages(path: str) -> bool:
@@ -162,12 +165,6 @@ def _is_folder_of_pages(path: str) -> bool:
     return bool(find_pages(Path(path)))
 
 
-def _size_of_pages(path: str) -> int:
-    from tdxtrace.ingest.tracedat.raw_pages import find_pages
-
-    return sum(file.stat().st_size for file in find_pages(Path(path)).values())
-
-
 def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
     """Read the beginning of a text, and detect its format if it is not ``wanted``.
 
@@ -175,6 +172,7 @@ def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
         InputError: If there is no text.
         FormatError: If it has no known format.
     """
+    given.n_bytes = given.stream.size_up_to(COMPILE_BYTES)
     blocks, shown = given.stream.blocks(), one_line(given.stream.path)
     given.text = _beginning(blocks)
     if not given.text.strip():
@@ -198,58 +196,64 @@ def _beginning(blocks: Iterator[Block]) -> bytes:
 # The readers.
 
 
-def _trace_dat(
-    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
-) -> Reader:
+def _trace_dat(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.tracedat.reader import DatReader
     from tdxtrace.ingest.tracedat.tracefs import tgids_beside
 
     return DatReader(_data_file(given), registry, stats, tgids_beside(given.stream.path))
 
 
-def _perf_data(
-    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
-) -> Reader:
+def _perf_data(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.perfdata.reader import PerfReader
 
-    return PerfReader(_data_file(given), registry, stats, run)
+    return PerfReader(_data_file(given), registry, stats)
 
 
-def _raw_pages(
-    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
-) -> Reader:
+def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.tracedat.raw_pages import PageReader, open_pages, read_formats
 
     pages = given.stack.enter_context(closing(open_pages(Path(given.stream.path))))
+    given.stream.size = given.stream.n_bytes = pages.size
     folder = given.event_formats or pages.beside / "events"
     return PageReader(pages, read_formats(Path(folder)), registry, stats)
 
 
-def _event_lines(
-    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
-) -> Reader:
+def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.lines import LineReader
     from tdxtrace.ingest.text.reader import TextReader
 
     lines = LineReader(given.format.name, registry, stats)
-    return _TextReader(given, lines, TextReader(lines, given.stream.size).read(given.blocks))
+    reader = TextReader(lines, given.stream.size)
+    return _TextReader(
+        given, lambda _run: reader.read(given.blocks), lambda: _clock_of(given.format, lines)
+    )
 
 
-def _function_graph(
-    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
-) -> Reader:
+def _function_graph(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.graph import GraphReader
 
     lines = GraphReader(registry, stats)
-    return _TextReader(given, lines, lines.read_blocks(given.blocks))
+    return _TextReader(
+        given, lambda _run: lines.read_blocks(given.blocks), lambda: _clock_of(given.format, lines)
+    )
 
 
-def _kernel_log(
-    given: Input, registry: EventRegistry, stats: SourceStats, run: Runner[Any]
-) -> Reader:
+def _clock_of(form: InputFormat, lines: LineReader | GraphReader) -> tuple[str, int]:
+    """What timestamps show of their clock: its kind and its resolution in ns."""
+    kind = "integer" if lines.has_integer_clock else "unnamed"
+    return "relative" if form.times != "absolute" else kind, lines.resolution_ns or 1
+
+
+def _kernel_log(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+    from tdxtrace.ingest.kernel_log import prefixes
     from tdxtrace.ingest.kernel_log.reader import MessageReader
 
-    return MessageReader(given.format.name, given.number, stats, given.stream, given.blocks)
+    log = MessageReader(given.format.name, given.number, stats)
+    return _TextReader(
+        given,
+        lambda _run: log.batches(given.blocks),
+        lambda: (log.clock_name, prefixes.resolution_ns(log.clock)),
+    )
 
 
 def _data_file(given: Input) -> DataFile:
@@ -272,35 +276,36 @@ def _data_file(given: Input) -> DataFile:
 
 @dataclass(slots=True)
 class _TextReader:
-    """A reader of lines, with what its input says by comments and by its timestamps."""
+    """Reader of an input of text lines."""
 
     given: Input
-    lines: LineReader | GraphReader
-    events: Iterator[Any]
+    batches: Callable[[Runner[Any]], Iterator[Any]]
+    clock: Callable[[], tuple[str, int]]
+    """The kind of clock and its resolution in ns, once the text was read."""
 
-    def batches(self) -> Iterator[Any]:
-        """Yield the events of each block."""
-        return self.events
-
-    def header(self) -> Header:
-        """What the input says of the recording."""
-        kind = "integer" if self.lines.has_integer_clock else "unnamed"
-        if self.given.format.times != "absolute":
-            kind = "relative"
-        said = read_comments(self.given.text[:_HEADER_BYTES])
-        return replace(said, kind_of_clock=kind, resolution_ns=self.lines.resolution_ns or 1)
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of text."""
+        return self.given.n_bytes
 
     @property
     def position(self) -> int:
         """Bytes read so far, for progress."""
         return self.given.stream.n_bytes
 
+    def header(self) -> Header:
+        """What comments and timestamps of the text say; a log has no comments."""
+        has_comments = self.given.format.holds == "events"
+        said = read_comments(self.given.text[:_HEADER_BYTES] if has_comments else b"")
+        kind, resolution_ns = self.clock()
+        return replace(said, kind_of_clock=kind, resolution_ns=resolution_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class FormatRow:
     """How inputs of one format are read, and recognised if they are binary."""
 
-    open: Callable[[Input, EventRegistry, SourceStats, Runner[Any]], Reader]
+    open: Callable[[Input, EventRegistry, SourceStats], Reader]
     magic: tuple[bytes, ...] = ()
     """What a binary recording begins with, in any of its versions."""
 

@@ -153,12 +153,12 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
     with open_input(
         path, wanted, is_log=is_log, event_formats=options.formats, number=number
     ) as given:
-        sink.losses.run = run = choose(given.n_bytes)
-        reader = given.reader(registry, stats, run)
+        reader = given.reader(registry, stats)
+        sink.losses.run = run = choose(reader.n_bytes)
         decoder = Decoder(number, registry.events, stats, sink, run)
         has_events = given.format.holds == "events"
         take = decoder.feed if has_events else partial(sink.add, "kernel_messages")
-        batches = reader.batches()
+        batches = reader.batches(run)
         if not given.is_piped_text:  # Ctrl-C interrupts only this thread's wait for a pipe
             batches = given.stack.enter_context(closing(ahead(batches)))
         for batch in batches:

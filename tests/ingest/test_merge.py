@@ -183,8 +183,8 @@ def _read(path: Path) -> object:
     """Read a trace.dat whose loops run both ways; what it gives, or the error."""
     file, stats = open_file(str(path)), SourceStats()
     try:
-        dat = reader.DatReader(file, EventRegistry(), stats, run=referee)
-        n_rows = sum(len(batch) for batch in dat.batches())
+        dat = reader.DatReader(file, EventRegistry(), stats)
+        n_rows = sum(len(batch) for batch in dat.batches(referee))
     except FormatError as error:
         return str(error)
     finally:

@@ -75,8 +75,8 @@ def _outcome(path: Path, run: Runner[Any]) -> list[Any]:
     said: list[Any] = []
     stats, file = SourceStats(), open_file(str(path))
     try:
-        reader = PerfReader(file, EventRegistry(), stats, run)
-        said += [_rows(batch) for batch in reader.batches()]
+        reader = PerfReader(file, EventRegistry(), stats)
+        said += [_rows(batch) for batch in reader.batches(run)]
         said += [reader.header(), reader.position]
     except TdxtraceError as error:
         said.append(str(error))
@@ -224,7 +224,7 @@ def test_rows_do_not_depend_on_batches(
 
 def _rows_of(path: Path) -> list[tuple[int, ...]]:
     file = open_file(str(path))
-    batches = list(PerfReader(file, EventRegistry(), SourceStats(), interpreted).batches())
+    batches = list(PerfReader(file, EventRegistry(), SourceStats()).batches(interpreted))
     file.close()
     return [row for batch in batches for row in _rows(batch)]
 
@@ -263,8 +263,8 @@ def test_records_are_followed_by_their_lengths(seed: int, tmp_path: Path) -> Non
     data = np.array(words, np.uint64).tobytes()[: chance.randrange(24_000)]
     path = tmp_path / "perf.data"
     path.write_bytes(_of_layouts([USUAL] * 3).file())
-    reader = PerfReader(open_file(str(path)), EventRegistry(), SourceStats(), referee)
-    list(reader.batches())
+    reader = PerfReader(open_file(str(path)), EventRegistry(), SourceStats())
+    list(reader.batches(referee))
     block = np.frombuffer(data + bytes(PADDING), np.uint8).copy()
     found: list[int] = []
     at, why = 0, perf_records.FULL

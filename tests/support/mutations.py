@@ -12,6 +12,7 @@ from support.perf_recorder import PerfRecording
 from support.recorder import FOREIGN, Machine, Recording
 
 import tdxtrace
+from tdxtrace.compiler import interpreted
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.formats import open_input
 from tdxtrace.ingest.stats import SourceStats
@@ -120,7 +121,7 @@ def _events(path: Path) -> None:
     with open_input(str(path)) as given:
         if given.format.unit == "record":
             reader = given.reader(EventRegistry(), stats)
-            n_events = sum(len(batch) for batch in reader.batches())
+            n_events = sum(len(batch) for batch in reader.batches(interpreted))
             reader.header()
             assert n_events <= stats.n_lines
             stats.losses(0)

@@ -10,15 +10,8 @@ import polars as pl
 
 from tdxtrace.ingest.kernel_log import messages, prefixes
 from tdxtrace.ingest.kernel_log.prefixes import LogLine
-from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.raw import UNKNOWN
-from tdxtrace.ingest.source import (
-    KEPT_LINE_BYTES,
-    MAX_LINE_BYTES,
-    Block,
-    Stream,
-    matched_part,
-)
+from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
@@ -42,9 +35,6 @@ class MessageReader:
     source: int
     """Number of the input."""
     stats: SourceStats
-    stream: Stream
-    blocks: Iterable[Block]
-    """The lines of the stream."""
     clock: str = ""
     """Clock of the timestamps that are read: the most common one."""
     _boot: str = ""
@@ -54,9 +44,9 @@ class MessageReader:
     """Row of the failure or warning whose registers may be on the next line."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def batches(self) -> Iterator[pl.DataFrame]:
+    def batches(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
         """Yield the rows of each block of whole lines."""
-        for block in self.blocks:
+        for block in blocks:
             lines = block.tobytes().split(b"\n")[:-1]
             if not self.clock:
                 sample = (self._split(self._text(line)) for line in lines[:_SAMPLE_LINES])
@@ -67,16 +57,10 @@ class MessageReader:
             yield self._take(all_of_them=False)
         yield self._take(all_of_them=True)
 
-    def header(self) -> Header:
-        """Return the clock of the log and its resolution."""
-        is_printk = self.clock == prefixes.PRINTK
-        clock = SEVERAL_BOOTS if self._n_boots > 1 and is_printk else self.clock
-        return Header(kind_of_clock=clock, resolution_ns=prefixes.resolution_ns(self.clock))
-
     @property
-    def position(self) -> int:
-        """Bytes read so far, for progress."""
-        return self.stream.n_bytes
+    def clock_name(self) -> str:
+        """The clock as provenance names it."""
+        return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == prefixes.PRINTK else self.clock
 
     def _text(self, line: bytes) -> str:
         kept = line[:KEPT_LINE_BYTES] if self.format == "journal-json" else matched_part(line)

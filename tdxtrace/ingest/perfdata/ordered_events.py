@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.compiler import Runner
+from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import BoolArray, I32Array, I64Array, Index, RecordBatch
 from tdxtrace.ingest.loops import perf_records as loops
 from tdxtrace.ingest.loops.fields import Heads, event_number
@@ -63,8 +63,9 @@ class Given:
 class OrderedEvents:
     """Queues samples until rounds of perf's buffers end, and gives them out by time."""
 
-    run: Runner[Any]
     stats: SourceStats
+    run: Runner[Any] = interpreted
+    """How loops run; set before the first sample."""
     n_given: int = 0
     """Samples so far: perf script prints a line for each."""
     _catalog: EventCatalog = field(init=False)

@@ -29,8 +29,6 @@ class PerfReader:
     file: DataFile
     registry: EventRegistry
     stats: SourceStats
-    run: Runner[Any]
-    """How to run loops."""
     perf: PerfFile = field(init=False)
     names: ThreadNames = field(init=False)
     ordered: OrderedEvents = field(init=False)
@@ -43,7 +41,7 @@ class PerfReader:
     def __post_init__(self) -> None:
         self.perf = read_head(self.file)
         self.names = ThreadNames(self.stats)
-        self.ordered = OrderedEvents(self.run, self.stats)
+        self.ordered = OrderedEvents(self.stats)
         self.sideband = SidebandRecords(self.perf, self.stats, self.names, self.ordered)
         self._records = RecordReader(self.perf)
         self._learn({}, [])
@@ -53,12 +51,18 @@ class PerfReader:
         self._catalog = EventCatalog(formats, common, self.registry, self.stats, _printed_name)
         self.ordered.learn(attrs, self.perf.event_name, self._catalog)
 
-    def batches(self) -> Iterator[RecordBatch]:
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file."""
+        return self.file.size
+
+    def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
 
         Raises:
             FormatError: If nothing describes the events.
         """
+        self.ordered.run = run
         for _ in self._records.read(self._follow):
             yield from self._batch(self.ordered.ready())
         if not self._has_begun:

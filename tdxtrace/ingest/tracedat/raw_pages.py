@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tdxtrace.compiler import Runner, choose
+from tdxtrace.compiler import Runner
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
@@ -134,11 +134,14 @@ class PageReader:
     formats: Formats
     registry: EventRegistry
     stats: SourceStats
-    run: Runner[Any] | None = None
-    """How to run loops; None: by the size of the pages."""
     _files: list[PlainPages] = field(default_factory=list)
 
-    def batches(self) -> Iterator[RecordBatch]:
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.pages.size
+
+    def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
 
         Raises:
@@ -154,7 +157,6 @@ class PageReader:
         catalog = EventCatalog(events, common_of(events.values()), self.registry, self.stats, names)
         comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
         tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
-        run = self.run or choose(self.pages.size)
         reader = RingReader(sources, layout, catalog, self.stats, Clock(), comms, tgids, run)
         yield from reader.batches()
         self.stats.record_damage(reader.n_damaged, "pages")

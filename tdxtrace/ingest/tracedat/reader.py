@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tdxtrace.compiler import Runner, choose
+from tdxtrace.compiler import Runner
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
@@ -36,26 +36,26 @@ class DatReader:
     stats: SourceStats
     tgids: Mapping[int, int] = field(default_factory=dict)
     """The process of each thread, where something beside the file tells."""
-    run: Runner[Any] | None = None
-    """How to run loops; None: by the size of the pages."""
     dat: DatFile = field(init=False)
+    _sources: list[CpuPages] = field(init=False)
     _pages: list[Pages] = field(default_factory=list)
     _owners: list[tuple[str, int]] = field(default_factory=list)
     _ring: RingReader | None = None
 
     def __post_init__(self) -> None:
         self.dat = read_dat(self.file)
+        buffers = self.dat.options.buffers
+        self._sources = [source for buffer in buffers for source in self._pages_of(buffer)]
+        if not self._sources:
+            raise FormatError(self._nothing())
 
-    def batches(self) -> Iterator[RecordBatch]:
+    def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
 
         Raises:
             FormatError: If the file holds no trace data that can be read.
         """
         dat = self.dat
-        sources = [source for buffer in dat.options.buffers for source in self._sources(buffer)]
-        if not sources:
-            raise FormatError(self._nothing())
         catalog = EventCatalog(
             dat.formats.events,
             common_of(dat.formats.events.values()),
@@ -65,14 +65,14 @@ class DatReader:
             symbol_finder(partial(kallsyms_of, dat)),
         )
         self._ring = RingReader(
-            sources,
+            self._sources,
             self._layout(dat.page_size),
             catalog,
             self.stats,
             Clock.of(dat.options),
             comms_of(dat.cmdlines),
             self.tgids,
-            self.run or choose(self.n_bytes),
+            run,
         )
         yield from self._ring.batches()
         if dat.cut_short and not self.stats.n_lines:
@@ -116,7 +116,7 @@ class DatReader:
             )
         return made
 
-    def _sources(self, buffer: Buffer) -> Iterator[CpuPages]:
+    def _pages_of(self, buffer: Buffer) -> Iterator[CpuPages]:
         dat = self.dat
         if buffer.is_text:
             return
