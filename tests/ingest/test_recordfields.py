@@ -56,7 +56,7 @@ def test_words_are_the_numbers_of_each_layout(
 def test_of_noise_and_of_unknown_slots_nothing_is_read() -> None:
     tables = FieldTables()
     tables.add(_layout({"gpa": (8, 8, False)}, "noise"))
-    tables.add(_layout({"out_r8": (8, 8, False), "gpa": (16, 8, False)}))
+    tables.add(_layout({"no_slot": (8, 8, False), "gpa": (16, 8, False)}))
     assert tables.layouts[:2].tolist() == [[0, 0, -1, 3, 0], [0, 1, SIZE, 3, 1]]
     assert tables.slots.slots == [(), ("gpa",)]
 
