@@ -150,7 +150,9 @@ def read_fields(
         By column the words of all rows, and where there is one.
     """
     n_layouts = len(batch.layouts.slots)
-    used = np.flatnonzero(np.bincount(batch.layout, minlength=n_layouts)).tolist()
+    is_used = np.zeros(n_layouts, np.bool_)
+    is_used[batch.layout] = True
+    used = np.flatnonzero(is_used).tolist()
     met = {slot for layout in used for slot in batch.layouts.slots[layout]}
     filled = [to for _, fills in reads for slot, to in fills.items() if slot in met]
     names = list(dict.fromkeys((*columns, *filled)))

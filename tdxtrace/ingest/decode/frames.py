@@ -56,20 +56,22 @@ def frame(
             made.append(column.alias(name))
         else:
             mask = None if mask is None or mask.all() else mask
-            made.append(_series(column, dtype, mask).alias(name))
+            made.append(_series(name, column, dtype, mask))
     return pl.DataFrame(made)
 
 
-def _series(values: Values, dtype: pl.DataType, mask: BoolArray | None) -> pl.Series:
+def _series(name: str, values: Values, dtype: pl.DataType, mask: BoolArray | None) -> pl.Series:
     if isinstance(dtype, pl.Enum):
         if (values == values[0]).all():
-            return _same(dtype, values[0].item(), len(values))
-        return pl.Series(values, dtype=pl.UInt32).cat.to(dtype)
+            return _same(dtype, values[0].item(), len(values)).alias(name)
+        return pl.Series(name, values, pl.UInt32).cat.to(dtype)
     wanted = np.dtype(_TYPES[type(dtype)])
     if values.dtype == wanted or _fits(values, wanted):
         # polars keeps an array of the right type: of a part of a larger one, a copy.
         values = values.astype(wanted, copy=mask is None and values.base is not None)
-    column = pl.Series(values).cast(dtype, strict=False)
+    column = pl.Series(name, values)
+    if values.dtype != wanted:
+        column = column.cast(dtype, strict=False)
     return column if mask is None else column.zip_with(pl.Series(mask), _same(dtype, None, 1))
 
 

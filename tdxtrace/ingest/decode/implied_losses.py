@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.compiler import Runner, interpreted
+from tdxtrace.ingest.batch import BoolArray
 from tdxtrace.ingest.decode.spans import spans_of
 from tdxtrace.ingest.decode.trace_start import StartDetector, bare_return
 from tdxtrace.ingest.provenance import Header
@@ -18,6 +19,7 @@ from tdxtrace.tables.text import one_line
 # Calls without an end or a begin that are looked at: where there are more, a probe
 # was missing, and they tell nothing of full buffers.
 _MAX_BROKEN: Final = 1 << 20
+_N_LEAVES: Final = 1 << 16
 _WHEN: Final = pl.coalesce("end_ns", "start_ns")
 _NONE_BROKEN: Final = pl.DataFrame(
     schema={
@@ -37,8 +39,8 @@ class LossDetector:
     run: Runner[Any] = interpreted
     n_never: int = 0
     n_orphans: int = 0
-    has_entries: set[int] = field(default_factory=set)
-    """Leaves whose entries were seen; the probe of another is on its return alone."""
+    has_entries: BoolArray = field(default_factory=lambda: np.zeros(_N_LEAVES, np.bool_))
+    """By leaf: whether an entry was seen; the probe of another is on its return alone."""
     start: StartDetector = field(default_factory=StartDetector)
     _extents: dict[int | None, tuple[int, int]] = field(default_factory=dict)
     """When the calls of each thread first and last ended, ns."""
@@ -52,7 +54,7 @@ class LossDetector:
         self.n_orphans += n_orphans
         leaf = seamcalls["leaf"]
         begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
-        self.has_entries |= set(np.flatnonzero(np.bincount(begun.to_numpy())).tolist())
+        self.has_entries[begun.to_numpy()] = True
         spans = spans_of(seamcalls, self.run)
         self.start.observe_calls(seamcalls, spans)
         for tid, first, last in zip(spans.tid, spans.first_end_ns, spans.last_end_ns, strict=True):
@@ -75,7 +77,7 @@ class LossDetector:
         schema = {"tid": pl.Int32, "first": pl.Int64, "last": pl.Int64}
         extents = pl.DataFrame(rows, schema=schema, orient="row")
         calls = pl.concat(self._broken).join(extents, on="tid", how="left", nulls_equal=True)
-        has_entries = pl.col("leaf").is_in(list(self.has_entries))
+        has_entries = pl.col("leaf").is_in(np.flatnonzero(self.has_entries).tolist())
         never = pl.col("end_ns").is_null() & (pl.col("last") != _WHEN)
         orphan = pl.col("start_ns").is_null() & (pl.col("first") != _WHEN)
         return calls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())

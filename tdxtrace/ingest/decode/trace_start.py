@@ -113,8 +113,8 @@ def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSp
 
 def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
     """Return the rows of calls for known pages that ended without an error."""
-    is_completed = _IS_PAGE_LEAF[seamcalls["leaf"].to_numpy()]
-    is_completed &= numbers_of(seamcalls, "status", word.ERROR_BIT) < word.ERROR_BIT
+    is_completed = numbers_of(seamcalls, "status", word.ERROR_BIT) < word.ERROR_BIT
+    is_completed &= _IS_PAGE_LEAF.take(seamcalls["leaf"].to_numpy())
     if seamcalls["gpa"].null_count():
         is_completed &= seamcalls["gpa"].is_not_null().to_numpy()
     return np.flatnonzero(is_completed)
