@@ -300,6 +300,15 @@ def test_calls_of_the_loader_and_without_a_leaf_are_counted() -> None:
     assert made.losses == lost
 
 
+def test_a_column_that_only_some_calls_have_stands_where_the_table_has_it() -> None:
+    """Whatever came first; of a call that is no row it is missing."""
+    parts = [[Told("aug return", 7, {name: 5})] for name in ("page_3", "page_2")]
+    rows = decoded(parts, referee).tables["seamcalls"]
+    assert rows.columns[-2:] == ["page_2", "page_3"]
+    loader = Told("seamcall entry", 7, {"fn": 1 << 63, "page_2": 1})
+    assert "page_2" not in decoded([[loader, *parts[0]]], referee).tables["seamcalls"]
+
+
 # However events are cut into batches.
 
 SIMPLE = ("aug entry", "aug return", "enter entry", "enter return", "graph", "kvm:kvm_entry")

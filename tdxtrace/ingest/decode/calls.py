@@ -181,8 +181,12 @@ class Attempts:
         for name, (value, there) in self.words.items():
             if name != "leaf":
                 columns[name], seen[name] = value, there
-        made = frame(SEAMCALLS, self.n, columns, seen)
-        return made.filter(~pl.Series(self.dropped)) if self.dropped.any() else made
+        if self.dropped.any():
+            kept = np.flatnonzero(~self.dropped)
+            columns = {n: x[kept] if isinstance(x, np.ndarray) else x for n, x in columns.items()}
+            seen = {name: there[kept] for name, there in seen.items()}
+            return frame(SEAMCALLS, len(kept), columns, seen)
+        return frame(SEAMCALLS, self.n, columns, seen)
 
 
 def _no_words(n: int) -> Words:

@@ -10,6 +10,7 @@ import polars as pl
 from tdxtrace.ingest.decode.implied_losses import LossDetector
 from tdxtrace.ingest.decode.levels import LevelBaseDetector
 from tdxtrace.tables.events import EVENT_TABLES
+from tdxtrace.tables.schema import Table
 
 
 class Sink(Protocol):
@@ -31,12 +32,13 @@ class MemorySink:
 
     def whole(self) -> dict[str, pl.DataFrame]:
         """Every event table, in the catalog's order."""
-        return {
-            table.name: pl.concat(
-                [table.empty(), *self.tables.get(table.name, [])], how="diagonal", rechunk=False
-            )
-            for table in EVENT_TABLES
-        }
+        return {table.name: self._joined(table) for table in EVENT_TABLES}
+
+    def _joined(self, table: Table) -> pl.DataFrame:
+        """Join the frames of a table, of which some may lack columns that are optional."""
+        frames = [table.empty(), *self.tables.get(table.name, [])]
+        rows = pl.concat(frames, how="diagonal", rechunk=False)
+        return rows.select(column.name for column in table.columns if column.name in rows)
 
 
 @dataclass(slots=True)
