@@ -110,6 +110,8 @@ class _Compiled:
 # arrays that a loop of 15 ns an event passes to functions took 200 ns, and 100 ns those that
 # it takes out of tuples.
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "_nrt": False}
+# What a loop calls becomes a part of it: nothing calls that from Python, or keeps it by itself.
+_PART: Final = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @functools.cache
@@ -125,7 +127,8 @@ def _jit(loop: FunctionType, *, is_kept: bool, is_called: bool = False) -> Any: 
     }
     twin = FunctionType(loop.__code__, loop.__globals__ | names, loop.__name__, loop.__defaults__)
     twin.__qualname__, twin.__module__ = loop.__qualname__, loop.__module__
-    return cast("Any", numba.njit)(cache=is_kept, forceinline=is_called, **_OPTIONS)(twin)
+    how = _PART if is_called else {"cache": is_kept}
+    return cast("Any", numba.njit)(**how, **_OPTIONS)(twin)
 
 
 @contextlib.contextmanager

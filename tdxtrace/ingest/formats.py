@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tdxtrace.compiler import COMPILE_BYTES, Runner
+from tdxtrace.compiler import COMPILE_BYTES, Runner, interpreted
 from tdxtrace.errors import FormatError, InputError, QueryError
+from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.provenance import Header, read_comments
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
@@ -41,8 +42,9 @@ from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
     from tdxtrace.ingest.records.datafile import DataFile
-    from tdxtrace.ingest.text.graph import GraphReader
-    from tdxtrace.ingest.text.lines import LineReader
+    from tdxtrace.ingest.text.function_graph import GraphReader
+    from tdxtrace.ingest.text.line_formats import LineFormat
+    from tdxtrace.ingest.text.reader import LineReader
 
 # Magic numbers of files that are passed by mistake, and what to do instead.
 _NO_TRACE: Final = (
@@ -219,22 +221,23 @@ def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Rea
 
 
 def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
-    from tdxtrace.ingest.text.lines import LineReader
-    from tdxtrace.ingest.text.reader import TextReader
+    from tdxtrace.ingest.text.reader import LineReader, TextReader
 
     lines = LineReader(given.format.name, registry, stats)
-    reader = TextReader(lines, given.stream.size)
-    return _TextReader(
-        given, lambda _run: reader.read(given.blocks), lambda: _clock_of(given.format, lines)
-    )
+
+    def batches(run: Runner[Any]) -> Iterator[RecordBatch]:
+        # Few lines are read sooner one at a time than by the loop, interpreted.
+        return TextReader(lines, None if run is interpreted else run).batches(given.blocks)
+
+    return _TextReader(given, batches, lambda: _clock_of(given.format, lines))
 
 
 def _function_graph(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
-    from tdxtrace.ingest.text.graph import GraphReader
+    from tdxtrace.ingest.text.function_graph import GraphReader
 
     lines = GraphReader(registry, stats)
     return _TextReader(
-        given, lambda _run: lines.read_blocks(given.blocks), lambda: _clock_of(given.format, lines)
+        given, lambda _run: lines.batches(given.blocks), lambda: _clock_of(given.format, lines)
     )
 
 
@@ -329,18 +332,19 @@ FORMATS: Final = {
 def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
     """What a line of each text format passes, in this order: the first that it passes counts."""
     from tdxtrace.ingest.kernel_log import messages, prefixes
-    from tdxtrace.ingest.text import graph, shapes
+    from tdxtrace.ingest.text import function_graph, line_formats
 
     return (
         (KERNEL_LOG, prefixes.has_log_prefix),
-        (FTRACE, shapes.split_ftrace),
-        (FTRACE_LATENCY, shapes.split_latency),
-        (FTRACE_VERBOSE, shapes.split_verbose),
-        (PERF_SCRIPT, shapes.split_perf),
-        (FUNCTION_GRAPH, graph.LINE.match),
+        *((INPUT_FORMATS[row.name], partial(_matches, row)) for row in line_formats.LINE_FORMATS),
+        (FUNCTION_GRAPH, function_graph.LINE.match),
         (JOURNAL_JSON, lambda line: line.startswith("{") and prefixes.parse_journal_entry(line)),
         (KERNEL_LOG, lambda line: messages.parse_message(prefixes.split_prefix(line).text)),
     )
+
+
+def _matches(row: LineFormat, line: str) -> bool:
+    return any(pattern.match(line) for pattern in row.patterns)
 
 
 # Detection.
@@ -374,12 +378,14 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     found = most_likely(head)
     if found is not None:
         return found
-    from tdxtrace.ingest.text import shapes
+    from tdxtrace.ingest.text import line_formats
 
     texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
-    if any(shapes.HEADER.match(text) or shapes.lost_of(text) for text in texts):
+    if any(line_formats.HEADER.match(text) or line_formats.lost_of(text) for text in texts):
         return FTRACE
-    if any(shapes.NO_CONTEXT.match(text) or shapes.NO_PAYLOAD.match(text) for text in texts):
+    if any(
+        line_formats.NO_CONTEXT.match(text) or line_formats.NO_PAYLOAD.match(text) for text in texts
+    ):
         return FTRACE
     raise FormatError(f"{shown} is no trace: {_describe(head)}")
 
@@ -421,9 +427,9 @@ def _sample(head: bytes) -> list[bytes]:
 
 
 def _format_of(line: bytes) -> InputFormat | None:
-    from tdxtrace.ingest.text import shapes
+    from tdxtrace.ingest.text import line_formats
 
-    text = shapes.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))
+    text = line_formats.QUOTE.sub("", line.decode("utf-8", "replace").rstrip("\r"))
     if text.startswith("#"):
         return None
     return next((found for found, passes in _line_tests() if passes(text)), None)

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.ingest.raw import UNKNOWN, I32Array, I64Array
+from tdxtrace.ingest.batch import UNKNOWN, I32Array, I64Array
 from tdxtrace.tables.events import LOSSES, THREADS
 from tdxtrace.tables.text import one_line
 

@@ -9,11 +9,10 @@ from threading import Condition, Thread
 from typing import Final
 
 from tdxtrace.errors import FormatError
+from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.formats import detect_text, most_likely
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.source import CHUNK_BYTES, KEPT_LINE_BYTES, block_of
-from tdxtrace.ingest.text.lines import LineReader
-from tdxtrace.ingest.text.reader import TextReader
+from tdxtrace.ingest.text.reader import LineReader, TextReader
 from tdxtrace.tables.formats import FUNCTION_GRAPH
 from tdxtrace.watch.ticks import Tick, Ticker
 
@@ -119,10 +118,10 @@ class TextTicker:
             raise FormatError(f"{self._shown} is function_graph text, which cannot be followed")
         return TextReader(LineReader(found.name, self._ticker.registry, self._ticker.stats))
 
-    def _events(self, text: bytes) -> Iterator[RawEvents]:
+    def _events(self, text: bytes) -> Iterator[RecordBatch]:
         reader = self._reader
         if reader is not None and text:
-            yield from reader.read(block_of([piece]) for piece in _pieces(text))
+            yield from reader.batches(block_of([piece]) for piece in _pieces(text))
             reader.forget_threads()
 
 

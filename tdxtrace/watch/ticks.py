@@ -12,7 +12,6 @@ from tdxtrace.compiler import COMPILE_BYTES, choose
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.decode.decoder import Decoder
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 
@@ -71,7 +70,7 @@ class Ticker:
         self._decoder = Decoder(0, self.registry.events, self.stats, self._sink, run)
         self._n_before = 0
 
-    def tick(self, batches: Iterable[RecordBatch | RawEvents], *, is_last: bool = False) -> Tick:
+    def tick(self, batches: Iterable[RecordBatch], *, is_last: bool = False) -> Tick:
         """Decode what came; at the end also what waits for returns that will not come."""
         for batch in batches:
             self._decoder.feed(batch)

@@ -2,7 +2,7 @@
 
     python tests/bench/compiled.py [--kind trace.dat] [--folder /dev/shm] [--rounds 5]
 
-Reads inputs of growing size with the loops that numba compiles and with those in numpy,
+Reads inputs of growing size with compiled loops and with interpreted ones,
 in processes of their own, start included; the median counts.  The last row is a run with
 an empty cache: it compiles what it needs, once for all later runs.
 """
@@ -24,8 +24,8 @@ from bench.run import WRITERS
 SIZES = (500_000, 1_000_000, 2_000_000, 3_000_000, 6_000_000, 12_000_000)
 # It ends as the commands do: without a last look for circles of objects.
 READ = (
-    "import gc, sys, tdxtrace; from tdxtrace.ingest import compiled; "
-    "compiled.LARGE_BYTES = int(sys.argv[2]); tdxtrace.read_trace(sys.argv[1]); gc.freeze()"
+    "import gc, sys, tdxtrace; from tdxtrace import compiler; "
+    "compiler.COMPILE_BYTES = int(sys.argv[2]); tdxtrace.read_trace(sys.argv[1]); gc.freeze()"
 )
 ALWAYS, NEVER = "0", str(1 << 60)
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the inputs are made")
     words = parser.parse_args()
-    print("| events | MB | numpy s | compiled s | ratio |\n|---|---|---|---|---|")
+    print("| events | MB | interpreted s | compiled s | ratio |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="tdxtrace-bench-", dir=words.folder) as name:
         path, cache = Path(name) / "input", Path(name) / "cache"
         for n_events in SIZES:

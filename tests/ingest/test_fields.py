@@ -162,7 +162,7 @@ def test_any_text_gives_words_whose_spans_print_them(args: str) -> None:
     fields = pairs(args, KEYS)
     for slot, (begin, end) in fields.spans.items():
         assert to_word(args[begin:end]) == fields.values[slot]
-    for begin, end in fields.skips:
+    for begin, end in fields.unread(args):
         assert 0 <= begin < end <= len(args)
 
 

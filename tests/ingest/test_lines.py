@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from support.texts import aug, aug_ret, line, read_text
 
+from tdxtrace.ingest.batch import UNKNOWN
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.raw import UNKNOWN
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.text.lines import LineReader, in_irq
+from tdxtrace.ingest.text.reader import LineReader, in_irq
 
 
 @pytest.mark.parametrize(

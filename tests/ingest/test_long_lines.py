@@ -22,6 +22,12 @@ MOST_S = 2.0
 """Of this process, for what takes some milliseconds; minutes if it takes the square of it."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_before() -> None:
+    """Compile the loop over lines, as a large text does where nothing is kept: in seconds."""
+    read_text(ONE_CALL * 10_000)
+
+
 def at_once(text: str) -> tuple[dict[str, int], int]:
     """What is lost of a text, and its calls and messages."""
     begun = time.process_time()

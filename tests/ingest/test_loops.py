@@ -1,4 +1,4 @@
-"""Compiled loops give what the loops in numpy give, and are loaded for large inputs only."""
+"""Compiled loops read what interpreted ones read, and are loaded for large inputs only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from support.recorder import Machine, Recording
 
 import tdxtrace
 from tdxtrace import compiler
-from tdxtrace.ingest import compiled
-from tdxtrace.ingest import raw as raw_events
-from tdxtrace.ingest.compiled import pays
 from tdxtrace.ingest.tracedat import merge
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,10 +28,7 @@ NEVER = 1 << 60
 def _read(path: Path, least: int) -> tdxtrace.Trace | str:
     """Read with compiled loops if the input has at least so many bytes."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(compiled, "LARGE_BYTES", least)
         patched.setattr(compiler, "COMPILE_BYTES", least)
-        for module in (raw_events,):
-            patched.setattr(module, "MANY_EVENTS", 1)
         try:
             return tdxtrace.read_trace(path)
         except tdxtrace.TdxtraceError as error:
@@ -128,40 +122,4 @@ def test_without_the_compiler_large_inputs_are_read_too(monkeypatch: pytest.Monk
     path = SAMPLES / "tracecmd-v7.dat"
     expected = _read(path, EVERY)
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert not pays(NEVER)
     _same(_read(path, EVERY), expected)
-
-
-def test_loops_pay_for_large_inputs_of_known_size() -> None:
-    sizes = (None, 0, compiled.LARGE_BYTES - 1, compiled.LARGE_BYTES)
-    assert [pays(size) for size in sizes] == [False, False, False, True]
-
-
-def test_where_nothing_can_be_kept_loops_are_compiled_in_every_run(tmp_path: Path) -> None:
-    taken = tmp_path / "taken"
-    taken.write_text("no folder")
-    run = (
-        "import numpy as np, tdxtrace.ingest.compiled as c\n"
-        "def double(a):\n    a[0] *= 2\n"
-        "a = np.array([21])\nc.compiled(double)(a)\nprint(a[0])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", run],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(taken)},
-    )
-    assert done.stdout == "42\n"
-
-
-def test_numba_still_multiplies_matrices() -> None:
-    """Loops are loaded without scipy.linalg; who asks numba for it gets it."""
-    program = (
-        "import sys; from tdxtrace.ingest import compiled; assert compiled.pays(1 << 40);"
-        "compiled._load_arrays(); assert 'scipy.linalg' not in sys.modules;"
-        "import numba, numpy as np;"
-        "f = numba.njit(lambda a: a @ a); assert (f(2 * np.eye(3)) == 4 * np.eye(3)).all();"
-        "numba.njit(lambda a: np.corrcoef(a))(np.eye(3))"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

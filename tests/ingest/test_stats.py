@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tdxtrace.ingest.raw import UNKNOWN
+from tdxtrace.ingest.batch import UNKNOWN
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import LOSS_KINDS, LOSSES, THREADS
 

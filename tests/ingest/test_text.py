@@ -1,4 +1,4 @@
-"""The fast path reads what the general path reads: same events, same account of the rest."""
+"""The loop reads what the line-at-a-time reader reads: same events, same account of the rest."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.ways import by_block, by_line, same
+from support.ways import blocks_of, by_block, by_line, same
 
-from tdxtrace.ingest import compiled
+from tdxtrace.compiler import compiled
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.source import block_of
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.text.lines import LineReader
-from tdxtrace.ingest.text.reader import TextReader
+from tdxtrace.ingest.text import line_formats
+from tdxtrace.ingest.text.line_formats import LineFormat
+from tdxtrace.ingest.text.reader import LineReader, TextReader
 
 # Lines of one kind: `{n}` becomes another number on each line, `{h}` another in hex, `{w}` a
 # word of 16 hex digits, `{d}` digits of any length, `{t}` the stamp's fraction.
@@ -111,28 +111,52 @@ def lines_of(patterns: Sequence[str], n: int, seed: int) -> list[bytes]:
     return made
 
 
-@pytest.mark.parametrize("is_large", [False, True])
-@pytest.mark.parametrize("head", ["tracefs", "tgid", "trace-cmd", "nine decimals", "perf"])
-def test_most_lines_of_a_long_trace_go_the_fast_way(head: str, is_large: bool) -> None:
-    """Else the tests below would compare the general path with itself."""
+# Quoted lines and names longer than their columns are read one at a time.
+@pytest.mark.parametrize("head", [name for name in HEADS if name not in ("quoted", "long name")])
+def test_most_lines_of_a_long_trace_are_read_in_the_loop(head: str) -> None:
+    """Else the tests below would compare the line-at-a-time reader with itself."""
     patterns = [HEADS[head] + EVENTS[name] for name in ("entry", "return", "success", "sched")]
-    text = b"\n".join(lines_of(patterns, 4000, 1)) + b"\n"
-    reader = LineReader(
-        "perf-script" if head == "perf" else "ftrace", EventRegistry(), SourceStats()
+    n_events, n_slow = counted(
+        lines_of(patterns, 4000, 1), "perf-script" if head in IN_PERF else "ftrace"
     )
+    assert n_events > 2000
+    assert n_slow < 400
+
+
+def counted(lines: Sequence[bytes], form: str) -> tuple[int, int]:
+    """Read lines as one block; return how many events there are, and lines read one at a time."""
+    reader = LineReader(form, EventRegistry(), SourceStats())
     slow: list[int] = []
     by_hand = LineReader.line
 
-    def counted(self: LineReader, number: int, line: bytes) -> Any:  # noqa: ANN401
+    def one(self: LineReader, number: int, line: bytes) -> Any:  # noqa: ANN401
         slow.append(number)
         return by_hand(self, number, line)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LineReader, "line", counted)
-        patch.setattr(compiled, "LARGE_BYTES", 0 if is_large else 1 << 60)
-        n_events = sum(len(raw) for raw in TextReader(reader).read(iter([block_of([text])])))
-    assert n_events == sum(reader.stats.events.values()) > 2000
-    assert len(slow) < 400
+        patch.setattr(LineReader, "line", one)
+        read = TextReader(reader, compiled).batches(blocks_of(lines, (len(lines),)))
+        n_events = sum(map(len, read))
+    assert n_events == sum(reader.stats.events.values())
+    return n_events, len(slow)
+
+
+STRANGE = re.compile(
+    r"^<(?P<cpu>\d{1,3})> +(?P<us>\d{1,15})us (?P<comm>\S.*?) +tgid= *(?P<tgid>\d{1,7}) "
+    r"+tid= *(?P<tid>\d{1,7}) +(?P<rest>.*)"
+)
+
+
+def test_a_new_prefix_is_one_row_and_one_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is then read one line at a time and, at once, also in the loop."""
+    row = LineFormat("strange", (STRANGE,), line_formats.LINE_FORMATS[0].event)
+    monkeypatch.setattr(line_formats, "LINE_FORMATS", (*line_formats.LINE_FORMATS, row))
+    head = "<{n}>      1{t}us CPU {n}/KVM        tgid=   71{n} tid=   71{n} "
+    lines = lines_of([head + EVENTS[name] for name in ("entry", "return", "sched")], 1000, 3)
+    same(lines, "strange", (300,))
+    n_events, n_slow = counted(lines, "strange")
+    assert n_events > 500
+    assert 0 < n_slow < 400
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -295,7 +319,7 @@ def test_a_process_that_is_known_only_later(known_from: int) -> None:
         for k, line in enumerate(later)
     ]
     reader = LineReader("ftrace", EventRegistry(), SourceStats())
-    list(TextReader(reader).read(iter([block_of([b"\n".join(lines), b"\n"])])))
+    list(TextReader(reader, compiled).batches(blocks_of(lines, (100,))))
     assert reader.stats.threads == {(77, "CPU 0/KVM"): 7100}
 
 
@@ -331,8 +355,8 @@ def test_no_blank_between_thread_and_cpu(head: str) -> None:
 
 def test_windows_line_ends() -> None:
     lines = lines_of([HEADS["tracefs"] + EVENTS["entry"], OTHERS["lost"]], 300, 9)
-    for is_large in (False, True):
-        told = by_block([line + b"\r" for line in lines], "ftrace", (150,), is_large=is_large)
+    for run in (None, compiled):
+        told = by_block([line + b"\r" for line in lines], "ftrace", (150,), run)
         assert told == by_line(lines, "ftrace")
 
 

@@ -9,14 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from tdxtrace.compiler import Runner, interpreted
-from tdxtrace.ingest.adapters import as_batch
-from tdxtrace.ingest.batch import FieldLayouts, RecordBatch, concatenate
+from tdxtrace.ingest.batch import RecordBatch, concatenate
 from tdxtrace.ingest.decode.calls import Calls
 from tdxtrace.ingest.decode.events import Kinds
 from tdxtrace.ingest.decode.kvm import VmEntries, host_events, page_faults
 from tdxtrace.ingest.decode.sinks import Sink
 from tdxtrace.ingest.events.registry import Event
-from tdxtrace.ingest.raw import RawEvents
 from tdxtrace.ingest.stats import SourceStats
 
 # Events decoded at a time: columns of a batch (about 30 words each) take some
@@ -35,7 +33,6 @@ class Decoder:
     run: Runner[Any] = interpreted
     _waiting: list[RecordBatch] = field(default_factory=list)
     _n_waiting: int = 0
-    _layouts: FieldLayouts = field(default_factory=FieldLayouts)
     _calls: Calls = field(init=False)
     _entries: VmEntries = field(init=False)
 
@@ -43,10 +40,8 @@ class Decoder:
         self._calls = Calls(self.source, self.stats, self.run)
         self._entries = VmEntries(self.source, self.run)
 
-    def feed(self, batch: RecordBatch | RawEvents) -> None:
+    def feed(self, batch: RecordBatch) -> None:
         """Take events, in the order of the source."""
-        if isinstance(batch, RawEvents):
-            batch = as_batch(batch, self._layouts)
         self._waiting.append(batch)
         self._n_waiting += len(batch)
         if self._n_waiting >= BATCH_EVENTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,9 +24,10 @@ class Fields:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Only of values that are printed as they are."""
     hexadecimal: set[str] = field(default_factory=set)
-    """Slots that are printed in hex, with or without 0x."""
-    skips: list[tuple[int, int]] = field(default_factory=list)
-    """Columns of numbers that no table needs and that differ from line to line."""
+    """Slots that the format prints in hex, with or without 0x."""
+    unread: Callable[[str], Iterable[tuple[int, int]]] = lambda _: ()
+    """Finds numbers in the text that differ from line to line and that no table needs; those
+    of ``spans`` may be among them."""
 
     def put(self, slot: str, found: re.Match[str], group: str, base: int = 0) -> None:
         """Set a slot to the number that ``group`` matched, if it matched a number."""
@@ -79,18 +80,21 @@ _PAIR = re.compile(
 
 
 def pairs(args: str, slots: Mapping[str, str]) -> Fields:
-    """Read ``key=value`` pairs whose key is in ``slots``, which gives the slot of each."""
-    fields = Fields()
-    if args.startswith("("):
-        where = args.partition(")")[0] + ")"
-        fields.skips.extend(found.span() for found in _ADDRESS.finditer(where))
+    """Read ``key=value`` pairs; ``slots`` says which keys matter and what they are."""
+    fields = Fields(unread=_unread_of_pairs)
     for found in _PAIR.finditer(args):
         slot = slots.get(found["key"].lower())
         if slot is not None and slot not in fields.values:
             fields.put(slot, found, "value")
-        elif _PLAIN.fullmatch(found["value"]):
-            fields.skips.append(found.span("value"))
     return fields
+
+
+def _unread_of_pairs(args: str) -> Iterable[tuple[int, int]]:
+    """Addresses before the pairs, and the numbers of all of these."""
+    where = args.partition(")")[0] + ")" if args.startswith("(") else ""
+    values = (found.span("value") for found in _PAIR.finditer(args))
+    yield from (found.span() for found in _ADDRESS.finditer(where))
+    yield from (span for span in values if _PLAIN.fullmatch(args, *span))
 
 
 _VCPU = re.compile(r"\bvcpu(?:_id=|\s+)(?P<n>\d+)")
@@ -114,7 +118,7 @@ _ENTRY_REST = re.compile(r"\b(?:rip|intr_info|error_code)[ =](?P<n>0x[0-9a-f]+)"
 def kvm_entry(args: str) -> Fields:
     """Read ``kvm_entry`` in every layout since 2.6.31; empty on other architectures."""
     fields = _search(args, {"vcpu_id": _VCPU})
-    fields.skips.extend(found.span("n") for found in _ENTRY_REST.finditer(args))
+    fields.unread = lambda text: (found.span("n") for found in _ENTRY_REST.finditer(text))
     if "vcpu_id" in fields.values:
         glued = "[immediate exit]" in args or re.search(r"\bimmediate_exit=(?!0\b|0x0\b)\w", args)
         fields.values["immediate_exit"] = int(bool(glued))

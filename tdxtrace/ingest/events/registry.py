@@ -289,7 +289,8 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
     )
 
 
-# Names kept apart; a hostile file could have a new one on every line.
+# Names of noise that are told apart, and as many of other events; a hostile file could hold a
+# new one on every line.
 _MAX_NAMES: Final = 4096
 
 
@@ -309,11 +310,14 @@ class EventRegistry:
         key = name, role_of(args)
         index = self._known.get(key)
         if index is None:
-            if len(self.events) >= _MAX_NAMES:
+            event = classify(name, args, self.mappings)
+            is_noise = event.kind in ("noise", "unmapped")
+            if len(self.events) >= _MAX_NAMES * (1 if is_noise else 2):
                 key = "(other names)", None
+                event = classify(key[0], args, self.mappings)
             index = self._known.setdefault(key, len(self.events))
             if index == len(self.events):
-                self.events.append(classify(key[0], args, self.mappings))
+                self.events.append(event)
         return index
 
     def add(self, event: Event) -> int:

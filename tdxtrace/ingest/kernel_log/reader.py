@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import polars as pl
 
+from tdxtrace.ingest.batch import UNKNOWN
 from tdxtrace.ingest.kernel_log import messages, prefixes
 from tdxtrace.ingest.kernel_log.prefixes import LogLine
-from tdxtrace.ingest.raw import UNKNOWN
 from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import KERNEL_MESSAGES

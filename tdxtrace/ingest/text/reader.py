@@ -1,275 +1,408 @@
-"""Text in blocks: the fast path for lines like those seen, the general one for the rest."""
+"""Text becomes events: line by line, and in a loop for lines like those that were read so."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tdxtrace.ingest.compiled import pays
-from tdxtrace.ingest.raw import BoolArray, RawEvents, U64Array, concatenate
-from tdxtrace.ingest.source import MAX_LINE_BYTES, Block, block_of
-from tdxtrace.ingest.text import fast
-from tdxtrace.ingest.text.bytewise import At, Text
-from tdxtrace.ingest.text.fast import Met, Parsed
-from tdxtrace.ingest.text.knowledge import Knowledge
-from tdxtrace.ingest.text.lines import Line, LineReader, Quick, in_irq, to_raw
-from tdxtrace.ingest.text.templates import template_of
+from tdxtrace.compiler import Runner, choose, interpreted
+from tdxtrace.ingest.batch import (
+    ABSENT,
+    SLOTS,
+    UNKNOWN,
+    FieldLayouts,
+    I64Array,
+    RecordBatch,
+    concatenate,
+)
+from tdxtrace.ingest.events.fields import Fields
+from tdxtrace.ingest.events.registry import Event, EventRegistry, names_a_probe
+from tdxtrace.ingest.loops import lines as loops
+from tdxtrace.ingest.loops.lines import Columns
+from tdxtrace.ingest.source import MAX_LINE_BYTES, SPARE_BYTES, Block, matched_part
+from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.text import line_formats
+from tdxtrace.ingest.text.line_formats import LineFormat, LinePrefix
+from tdxtrace.ingest.text.patterns import PatternCache
+from tdxtrace.tables.text import one_line
 
-if TYPE_CHECKING:
-    from tdxtrace.ingest.text.looped import Desk, Packed
-
-# Blocks of a file that are read and parsed ahead: decoding takes now longer, now less.
-_AHEAD: Final = 3
-# Of those that compiled loops parse, which are twice as large: 1, 2 and 3 of them took 2.4, 2.0
-# and 2.1 s for 12 million lines.
-_LARGE_AHEAD: Final = 2
-# Threads that parse with compiled loops, which take twice as long as decoding.  With numpy
-# a second gains nothing: it lets go of the interpreter while it computes, but not between
-# its calls (tests/bench/ingest_text.py).
-_PARSERS: Final = 2
-# Lines that are read one by one before the fast path is asked again, so that one
-# new event name does not send a whole block the slow way.
-_LESSON: Final = 64
+# Room is made for lines that are no shorter than this on average: those of events are not.
+_SHORT_LINE: Final = 48
+# Lines that fit no pattern, after which patterns are learned from a sample of them.
+_MOST_LEFT: Final = 256
+_SAMPLE_SIZE: Final = 64
 # Threads to know of, where an input never ends.
 _MOST_THREADS: Final = 1 << 16
+_INT64_MAX: Final = (1 << 63) - 1
+_KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
 _NOT_ROWS: Final = ("noise", "unmapped")
 
 
+class Line(NamedTuple):
+    """One event line, read: its prefix, its stamp in ns and its fields."""
+
+    number: int
+    prefix: LinePrefix
+    ts_ns: int
+    event: int
+    fields: Fields
+
+
 @dataclass(slots=True)
-class _Known:
-    """What is known at one time, as a thread may use it while more is learned."""
+class LineReader:
+    """Reads lines of one source one at a time, and counts those that are no event.
 
-    knowledge: Knowledge
-    has_fields: BoolArray
-    packed: Packed | None
-    """The same as compiled loops take it, if they pay."""
-    desks: list[Desk]
-    """Memory that these work in."""
+    What it gives is right: the loop gives the same, or leaves a line to it.
+    """
 
-    def parse(self, block: Block) -> tuple[Text, Parsed]:
-        """Read a block as far as it fits what is known."""
-        made = self._looped(block, may_end_in_cr=True)
-        return self.parse_text(_text_of(block)) if made is None else made
+    format: str
+    registry: EventRegistry
+    stats: SourceStats
+    layouts: FieldLayouts = field(default_factory=FieldLayouts)
+    resolution_ns: int = 0
+    """Finest step of the stamps seen; 0 until one was, 1 also for integer clocks."""
+    has_integer_clock: bool = False
+    formats: Sequence[LineFormat] = field(init=False)
+    beside: I64Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    """By line of the same block that the loop read: which it is, its CPU and its stamp."""
+    _seen: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def parse_text(self, text: Text) -> tuple[Text, Parsed]:
-        """Read lines of a block that have no carriage return at their ends, or shall keep it."""
-        made = self._looped(text.block, may_end_in_cr=False)
-        return (text, fast.parse(text, self.knowledge, self.has_fields)) if made is None else made
+    def __post_init__(self) -> None:
+        """Look the format up."""
+        self.formats = line_formats.formats_of(self.format)
 
-    def _looped(self, block: Block, *, may_end_in_cr: bool) -> tuple[Text, Parsed] | None:
-        if self.packed is None:
+    def line(self, number: int, text: bytes) -> Line | None:
+        """Read one line; None if it became no event, and is then accounted for."""
+        is_whole = len(text) <= MAX_LINE_BYTES
+        if not is_whole:
+            text = matched_part(text)
+        # latin-1 keeps bytes and columns apart; names are decoded when they are kept.
+        line = text.decode("latin-1").rstrip("\r")
+        if line.startswith(">"):
+            line = line_formats.QUOTE.sub("", line)
+        if line_formats.HEADER.match(line):
+            self.stats.n_headers += 1
             return None
-        from tdxtrace.ingest.text import looped  # noqa: PLC0415 - imports numba: see pays
+        prefix = self.prefix(line)
+        if prefix is None:
+            self._no_event(number, line)
+            return None
+        ts_ns = prefix.ts_ns
+        self.note_digits(min(len(prefix.ts[1]), 9))
+        lost = line_formats.perf_lost_of(prefix)
+        if ts_ns > _INT64_MAX:
+            self._no_event(number, line)
+        elif lost is not None:
+            self.tell_seen(number)
+            self.stats.record_lost_events(lost.cpu, lost.n_events, number)
+        else:
+            self._seen.append((number, prefix.cpu, ts_ns))
+            return self._event(number, prefix, ts_ns, is_whole)
+        return None
 
-        return looped.parse(block, self.packed, self.desks, may_end_in_cr=may_end_in_cr)
+    def prefix(self, line: str) -> LinePrefix | None:
+        """Read the prefix of a line in the first of the formats that it fits."""
+        return line_formats.read_prefix(line, self.formats)
+
+    def may_be_probe(self, name: str) -> bool:
+        """Whether lines of this name should look like a probe's."""
+        return names_a_probe(name, self.registry.mappings)
+
+    def understood(self, event: Event, args: str) -> Fields | None:
+        """Read the fields of an event's line; None if its table cannot do with them."""
+        fields = event.decode(args)
+        if event.kind in _KVM_TABLES and not fields.values:
+            return None
+        return fields if all(slot in fields.values for slot in event.needs) else None
+
+    def tell_seen(self, upto: int | None = None) -> None:
+        """Let the stats know of the stamps of the lines before line ``upto``, in their order.
+
+        That are lines that were read here, and those that the loop read: ``beside``.
+        """
+        seen = np.array(self._seen, np.int64).reshape(-1, 3)
+        self._seen = []
+        end = len(self.beside) if upto is None else int(np.searchsorted(self.beside[:, 0], upto))
+        beside, self.beside = self.beside[:end], self.beside[end:]
+        if len(beside):
+            seen = np.concatenate([seen, beside])
+            seen = seen[np.argsort(seen[:, 0], kind="stable")]
+        self.stats.observe_timestamps(seen[:, 1].astype(np.int32), np.ascontiguousarray(seen[:, 2]))
+
+    def note_digits(self, digits: int) -> None:
+        """Note how fine a stamp with so many digits after the point is."""
+        if digits == 0:
+            self.has_integer_clock = True
+        step = 10 ** (9 - digits) if digits else 1
+        self.resolution_ns = min(self.resolution_ns or step, step)
+
+    def _no_event(self, number: int, line: str) -> None:
+        lost = line_formats.lost_of(line)
+        sample = one_line(line.encode("latin-1").decode("utf-8", "replace"), 80)
+        if lost is not None:
+            self.tell_seen(number)
+            self.stats.record_lost_events(lost.cpu, lost.n_events, number)
+        elif line_formats.CALLCHAIN.match(line):
+            self.stats.count("callchain", "", number)
+        elif line_formats.NO_PAYLOAD.match(line):
+            self.stats.count("no_payload", "", number)
+        elif line_formats.NO_CONTEXT.match(line):
+            self.stats.count_sample("no_time", sample, number)
+        else:
+            self.stats.count_sample("unparsed", sample, number)
+
+    def _event(self, number: int, prefix: LinePrefix, ts_ns: int, is_whole: bool) -> Line | None:
+        index = self.registry.event_id(prefix.event or "(no event name)", prefix.args)
+        event = self.registry.events[index]
+        if event.kind in _NOT_ROWS:
+            damaged = event.kind == "noise" and self.may_be_probe(event.name)
+            self.stats.count("undecoded" if damaged else event.kind, event.name, number)
+            return None
+        if not is_whole:
+            self.stats.count("overlong", event.name, number)
+            return None
+        fields = self.understood(event, prefix.args)
+        if fields is None:
+            self.stats.count("undecoded", event.name, number)
+            return None
+        self.stats.events[event.name] += 1
+        comm = prefix.comm.encode("latin-1").decode("utf-8", "replace")
+        self.stats.record_thread(prefix.tid, comm, prefix.tgid)
+        return Line(number, prefix, ts_ns, index, fields)
 
 
-@dataclass(slots=True)
-class _Block:
-    """A block on its way through the fast path."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What the loop made of some lines of a block; lines count from 0."""
 
-    work: Future[tuple[Text, Parsed] | None]
-    """None: there was no block."""
-    lessons: int
-    """How much was known when it was parsed."""
+    batch: RecordBatch
+    """Also of lines without rows: their layout is ABSENT."""
+    columns: Columns
+    end: int
+    """Byte at which the next line begins."""
+    n_lines: int
+    n_own: int
+    """Lines with rows."""
+    left: I64Array
+    """By line that was left: which it is, where it begins and ends."""
+    threads: loops.U64Array
 
 
 @dataclass(slots=True)
 class TextReader:
-    """Reads blocks of lines into raw events, in order, and counts the rest."""
+    """Reads blocks of lines into batches of events, in order, and counts the rest."""
 
     lines: LineReader
-    size: int | None = None
-    """Bytes of the input if it is a file: then its blocks are taken in a thread."""
-    knowledge: Knowledge = field(default_factory=Knowledge)
-    _lessons: int = 0
+    run: Runner[Any] | None = None
+    """How the loop is run; None: lines are read one at a time until there are so many that it
+    pays to compile the loop."""
+    patterns: PatternCache = field(init=False)
     _n_bytes: int = 0
-    _known: _Known | None = None
-    _desks: list[Desk] = field(default_factory=list)
-    _keys: U64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Hashes of the threads and names that were noted."""
+    _threads: set[tuple[int, ...]] = field(default_factory=set)
+    """Those that were noted."""
 
-    def read(self, blocks: Iterator[Block]) -> Iterator[RawEvents]:
-        """Yield the events of each block; blocks are parsed ahead in a thread."""
-        n_parsers = n_ahead = 1
-        if self.size:
-            n_parsers, n_ahead = (_PARSERS, _LARGE_AHEAD) if pays(self.size) else (1, _AHEAD)
-        with (
-            ThreadPoolExecutor(1, "tdxtrace-lines") as taker,
-            ThreadPoolExecutor(n_parsers, "tdxtrace-text") as parsers,
-        ):
-            ahead: deque[_Block] = deque()
-            is_over = False
-            while ahead or not is_over:
-                while not is_over and len(ahead) <= n_ahead:
-                    block = self._submit(taker, parsers, blocks)
-                    is_over = block is None
-                    ahead += [] if block is None else [block]
-                if ahead:
-                    block = ahead.popleft()
-                    made = block.work.result()
-                    is_over |= made is None
-                    if made is not None:
-                        yield self._finish(*made, block.lessons)
+    def __post_init__(self) -> None:
+        """Begin without patterns."""
+        self.patterns = PatternCache(self.lines.prefix, self.lines.layouts)
+
+    def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
+        """Yield the events of each block of whole lines."""
+        for block in filter(len, blocks):
+            self._n_bytes += len(block)
+            if self.run is None and (run := choose(self._n_bytes)) is not interpreted:
+                self.run = run
+            yield self._line_by_line(block) if self.run is None else self._in_loop(block, self.run)
 
     def forget_threads(self) -> None:
         """Forget which threads were noted if they are many: they are noted again."""
-        if len(self._keys) > _MOST_THREADS:
-            self._keys = np.zeros(0, np.uint64)
+        if len(self._threads) > _MOST_THREADS:
+            self._threads.clear()
 
-    def _submit(
-        self, taker: ThreadPoolExecutor, parsers: ThreadPoolExecutor, blocks: Iterator[Block]
-    ) -> _Block | None:
-        """Have a block parsed; None if there are no more."""
-        known = self._now_known()
-        if self.size:
-            taken = taker.submit(next, blocks, None)
-            return _Block(parsers.submit(_parse_taken, taken, known), self._lessons)
-        block = next(blocks, None)
-        return None if block is None else _Block(parsers.submit(known.parse, block), self._lessons)
-
-    def _now_known(self) -> _Known:
-        """What is known, as it was given to a thread before if nothing was learned since."""
-        known, has_fields = self._known, self._has_fields()
-        is_large = pays(max(self.size or 0, self._n_bytes))
-        if (
-            known is None
-            or known.knowledge.version != self.knowledge.version
-            or len(known.has_fields) != len(has_fields)
-            or (known.packed is not None) != is_large
-        ):
-            knowledge = self.knowledge.copy()
-            packed = _packed(knowledge, has_fields) if is_large else None
-            known = self._known = _Known(knowledge, has_fields, packed, self._desks)
-        return known
-
-    def _has_fields(self) -> BoolArray:
-        events = self.lines.registry.events
-        return np.array([e.kind not in _NOT_ROWS for e in events] or [False], np.bool_)
-
-    def _finish(self, text: Text, parsed: Parsed, lessons: int) -> RawEvents:
-        """Read what the fast path left, learn from it, and put both in order."""
+    def _line_by_line(self, block: Block) -> RecordBatch:
         first = self.lines.stats.n_lines + 1
-        self.lines.stats.n_lines += len(text)
-        self._n_bytes += len(text.block)
-        while len(parsed.left) > _LESSON and (
-            lessons < self._lessons or self._teach(text, parsed.left)
-        ):
-            lessons = self._lessons
-            text, parsed = self._now_known().parse_text(text)
-        slow = self._slowly(first, text, parsed)
-        self._account(first, parsed)
-        return _merged(first, parsed.events, slow)
-
-    def _teach(self, text: Text, left: At) -> bool:
-        """Learn from lines spread over what was left; return whether there was anything new."""
-        some = left[np.unique(np.linspace(0, len(left) - 1, _LESSON).astype(np.intp))]
-        learned = [self._learn(text.line(int(row))) for row in some]
-        return any(learned)
-
-    def _learn(self, line: bytes) -> bool:
-        head = self.lines.head(line.decode("latin-1")) if len(line) <= MAX_LINE_BYTES else None
-        if head is None or not head.event:
-            return False
-        registry = self.lines.registry
-        index = registry.event_id(head.event, head.args)
-        event = registry.events[index]
-        if event.name != head.event:
-            return False
-        if event.kind in _NOT_ROWS and self.lines.may_be_probe(event.name):
-            # Other lines of the name may be calls: the general path tells them apart.
-            return False
-        if event.kind == "noise" and head.args[:1] in ("", "("):
-            return False  # maybe a probe's line, cut
-        new = self.knowledge.learn_head(line, head.flags, in_irq(head.flags))
-        new |= self.knowledge.learn_name(head.event.encode("latin-1") + b":", index)
-        if event.kind not in _NOT_ROWS:
-            fields = self.lines.understood(event, head.args)
-            if fields is not None:
-                make = partial(template_of, head.args, fields)
-                new |= self.knowledge.learn_template(index, len(head.args) + 1, make)
-        self.knowledge.learn_beginning(line, index, head.args_at)
-        self._lessons += new
-        return new
-
-    def _slowly(self, first: int, text: Text, parsed: Parsed) -> RawEvents:
-        """Read lines one by one, and let the stats hear of those of both paths in order."""
-        found: list[Line] = []
-        stats = self.lines.stats
-        if not len(parsed.left) and parsed.heard is not None and not stats.has_open_gaps:
-            for heard in parsed.heard:
-                stats.extend_cpu_span(*heard)
-            return to_raw(found)
-        self.lines.quick = Quick(parsed.rows + first, parsed.cpu, parsed.ts_ns)
-        for row in parsed.left.tolist():
-            read = self.lines.line(first + row, text.line(row))
-            if read is not None:
-                found.append(read)
+        texts = block.tobytes().split(b"\n")[:-1]
+        self.lines.stats.n_lines += len(texts)
+        read = (self.lines.line(number, text) for number, text in enumerate(texts, first))
+        found = [line for line in read if line is not None]
         self.lines.tell_seen()
-        return to_raw(found)
+        return to_batch(found, self.lines.layouts)
 
-    def _account(self, start: int, parsed: Parsed) -> None:
-        """Count events by name and note threads, of lines that the fast path read."""
+    def _in_loop(self, block: Block, run: Runner[Any]) -> RecordBatch:
+        """Run the loop; read what it leaves, learn from that, and go on behind where it ended."""
+        assert block[-1] == ord("\n")  # else the loop would look for it behind the block
+        parts: list[RecordBatch] = []
+        at = 0
+        while at < len(block):
+            read = self._read(block, at, run)
+            parts.append(self._account(block, read))
+            at = read.end
+        return concatenate(parts)
+
+    def _read(self, block: Block, at: int, run: Runner[Any]) -> _Read:
+        """Read the lines of a block from byte ``at`` on, up to its end or fewer."""
+        text = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
+        words: loops.U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
+        patterns = self.patterns.packed()
+        n_lines = (len(block) - at) // _SHORT_LINE + 1
+        columns = _columns(n_lines, len(self.lines.registry.events), len(patterns.prefixes))
+        numbers = np.uint64(at), np.uint64(len(block)), np.uint64(MAX_LINE_BYTES)
+        read = run(loops.read_lines)(words, *numbers, patterns, columns)
+        end, n_lines, n_read, n_own, n_words, n_left, n_threads = map(int, read)
+        batch = RecordBatch(
+            columns.line[:n_read],
+            columns.ts_ns[:n_read],
+            columns.tid[:n_read],
+            columns.tgid[:n_read],
+            columns.cpu[:n_read],
+            columns.in_irq[:n_read],
+            columns.event[:n_read],
+            columns.layout[:n_read],
+            columns.first_word[:n_read],
+            columns.words[:n_words],
+            self.lines.layouts,
+        )
+        left, threads = columns.left[:n_left], columns.threads[:n_threads]
+        return _Read(batch, columns, end, n_lines, n_own, left, threads)
+
+    def _account(self, block: Block, read: _Read) -> RecordBatch:
+        """Count and note what the loop and the line-at-a-time reader read, and put it in order."""
+        stats, batch = self.lines.stats, read.batch
+        first = stats.n_lines + 1
+        stats.n_lines += read.n_lines
+        batch.line += first
+        slow = self._read_left(block, read, first)
+        self._count(read, first)
+        quick = batch if read.n_own == len(batch) else batch.take(batch.layout != ABSENT)
+        if not len(slow):
+            return quick
+        both = concatenate([quick, slow])
+        return both.take(np.argsort(both.line, kind="stable"))
+
+    def _read_left(self, block: Block, read: _Read, first: int) -> RecordBatch:
+        """Read lines one by one, and let the stats hear of those of both paths in order."""
+        stats, batch = self.lines.stats, read.batch
+        if not len(read.left) and not stats.has_open_gaps:
+            cpus = read.columns.cpus
+            for place in np.flatnonzero(cpus[:, 0]).tolist():
+                stats.extend_cpu_span(place - 1, int(cpus[place, 1]), int(cpus[place, 2]))
+            return RecordBatch.empty(self.lines.layouts)
+        self.lines.beside = np.stack([batch.line, batch.cpu, batch.ts_ns], axis=1)
+        texts = [block[start:end].tobytes() for _, start, end in read.left.tolist()]
+        numbers = (read.left[:, 0] + first).tolist()
+        lines = (self.lines.line(n, text) for n, text in zip(numbers, texts, strict=True))
+        found = [line for line in lines if line is not None]
+        self.lines.tell_seen()
+        sample = np.unique(np.linspace(0, len(texts) - 1, _SAMPLE_SIZE).astype(np.intp))
+        for row in sample[: len(texts)].tolist():
+            self._learn_from(texts[row])
+        return to_batch(found, self.lines.layouts)
+
+    def _learn_from(self, text: bytes) -> None:
+        """Learn the patterns of a line."""
+        line = text.decode("latin-1").rstrip("\r")
+        found = line_formats.match_prefix(line, self.lines.formats)
+        if found is None or len(text) > MAX_LINE_BYTES:
+            return
+        prefix = line_formats.prefix_of(*found)
+        if not prefix.event or prefix.ts_ns > _INT64_MAX:
+            return
+        registry = self.lines.registry
+        index = registry.event_id(prefix.event, prefix.args)
+        event = registry.events[index]
+        if event.name != prefix.event or not self.patterns.learn_prefix(
+            line, found[1], prefix, in_irq(prefix.flags)
+        ):
+            return
+        if event.kind not in _NOT_ROWS:
+            fields = self.lines.understood(event, prefix.args)
+            if fields is not None:
+                self.patterns.learn_arguments(event.name, index, prefix.args, fields, event.decode)
+        elif not self.lines.may_be_probe(event.name) and not (
+            # Maybe a probe's line, cut.
+            event.kind == "noise" and prefix.args[:1] in ("", "(")
+        ):
+            self.patterns.learn_name(event.name, index, prefix.args)
+
+    def _count(self, read: _Read, first: int) -> None:
+        """Count the loop's lines by event, note their threads and how fine their stamps are."""
         stats, events = self.lines.stats, self.lines.registry.events
-        for index, n, first in parsed.counts:
-            event = events[index]
+        counts = read.columns.events
+        for index in np.flatnonzero(counts[:, 0]).tolist():
+            event, n_lines = events[index], int(counts[index, 0])
             if event.kind in _NOT_ROWS:
-                stats.count(event.kind, event.name, start + first, n)
+                stats.count(event.kind, event.name, first + int(counts[index, 1]), n_lines)
             else:
-                stats.events[event.name] += n
-        for digits in parsed.digits:
-            self.lines.note_digits(digits)
-        self._note_threads(parsed.met)
-
-    def _note_threads(self, met: Met) -> None:
-        # A thread that was met without its process is met again when that is known.
-        key = met.keys()
-        if len(self._keys):
-            place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-            new = self._keys[place] != key
-            key, met = key[new], met.take(new)
-        new_keys, first = np.unique(key, return_index=True)
-        if len(new_keys):
-            self._keys = np.union1d(self._keys, new_keys)
-        met = met.take(first)
-        columns = met.tid.tolist(), met.tgid.tolist(), met.first.tolist(), met.second.tolist()
-        for tid, tgid, *words in zip(*columns, strict=True):
-            name = b"".join(word.to_bytes(8, "little") for word in words)
-            comm = name.strip(b" \t").decode("utf-8", "replace")
-            self.lines.stats.record_thread(tid, comm, tgid)
+                stats.events[event.name] += n_lines
+        for columns, number in self.patterns.prefixes.items():
+            if number < len(read.columns.used) and read.columns.used[number]:
+                self.lines.note_digits(columns.digits)
+        for *words, tid, tgid, has_rows in read.threads.tolist():
+            key = *words, tid, tgid
+            # One that was met without its process is met again when that is known.
+            if has_rows and key not in self._threads:
+                self._threads.add(key)
+                name = b"".join(word.to_bytes(8, "little") for word in words)
+                comm = name.rstrip(b"\0").strip(b" \t").decode("utf-8", "replace")
+                stats.record_thread(tid - 1, comm, tgid - 1)
 
 
-def _packed(knowledge: Knowledge, has_fields: BoolArray) -> Packed:
-    from tdxtrace.ingest.text import looped  # noqa: PLC0415 - imports numba: see pays
+def _columns(n_lines: int, n_events: int, n_prefixes: int) -> Columns:
+    """Room for what is read from so many lines."""
+    return Columns(
+        line=np.empty(n_lines, np.int64),
+        ts_ns=np.empty(n_lines, np.int64),
+        tid=np.empty(n_lines, np.int32),
+        tgid=np.empty(n_lines, np.int32),
+        cpu=np.empty(n_lines, np.int32),
+        in_irq=np.empty(n_lines, np.int8),
+        event=np.empty(n_lines, np.int32),
+        layout=np.empty(n_lines, np.int32),
+        first_word=np.empty(n_lines, np.int64),
+        words=np.empty(4 * n_lines + loops.MOST_FIELDS, np.uint64),
+        left=np.empty((_MOST_LEFT, 3), np.int64),
+        threads=np.empty((loops.MOST_THREADS, loops.THREAD_COLUMNS), np.uint64),
+        thread_table=np.zeros(2 * loops.MOST_THREADS, np.int32),
+        events=np.zeros((n_events, 2), np.int64),
+        cpus=np.zeros((loops.MOST_CPUS + 2, 3), np.int64),
+        used=np.zeros(n_prefixes, np.int8),
+        numbers=np.empty(loops.N_NUMBERS, np.uint64),
+    )
 
-    return looped.packed(knowledge, has_fields)
+
+def in_irq(flags: str) -> int:
+    """1 in hard interrupt or NMI context, 0 elsewhere, UNKNOWN without flags.
+
+    The third flag is the context: h, H, z and Z are hardirq, hardirq inside
+    softirq and NMI (Linux kernel/trace/trace_output.c, trace_print_lat_fmt).
+    uprobe events carry 0xff for all flags, so ``..ff`` tells nothing.
+    """
+    if len(flags) < 4 or flags.endswith("ff"):
+        return UNKNOWN
+    return int(flags[2] in "hHzZ")
 
 
-def _parse_taken(taken: Future[Block | None], known: _Known) -> tuple[Text, Parsed] | None:
-    block = taken.result()
-    return None if block is None else known.parse(block)
+def to_batch(lines: Sequence[Line], layouts: FieldLayouts) -> RecordBatch:
+    """Put lines into columns."""
+    fields = [_words(line.fields.values) for line in lines]
+    n_words = np.array([len(words) for words in fields], np.int64)
+    return RecordBatch(
+        np.array([line.number for line in lines], np.int64),
+        np.array([line.ts_ns for line in lines], np.int64),
+        np.array([line.prefix.tid for line in lines], np.int32),
+        np.array([line.prefix.tgid for line in lines], np.int32),
+        np.array([line.prefix.cpu for line in lines], np.int32),
+        np.array([in_irq(line.prefix.flags) for line in lines], np.int8),
+        np.array([line.event for line in lines], np.int32),
+        np.array([layouts.intern(tuple(words)) for words in fields], np.int32),
+        np.cumsum(n_words) - n_words,
+        np.array([word for words in fields for word in words.values()], np.uint64),
+        layouts,
+    )
 
 
-def _text_of(block: Block) -> Text:
-    """The lines of a block, without carriage returns at their ends."""
-    text = Text(block)
-    if (text.data[text.ends - 1] == ord("\r")).any():
-        text = Text(block_of([block.tobytes().replace(b"\r\n", b"\n")]))
-    return text
-
-
-def _merged(first: int, quick: RawEvents, slow: RawEvents) -> RawEvents:
-    """Events of both paths in the order of their lines."""
-    quick.line += first
-    if not len(slow):
-        return quick
-    both = concatenate([quick, slow])
-    order: NDArray[np.intp] = np.argsort(both.line, kind="stable")
-    return both.take(order)
+def _words(values: Mapping[str, int]) -> dict[str, int]:
+    """Those of the fields that tables have."""
+    return {slot: word for slot, word in values.items() if slot in SLOTS}

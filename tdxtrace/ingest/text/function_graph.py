@@ -10,15 +10,15 @@ from typing import Final
 
 import numpy as np
 
+from tdxtrace.ingest.batch import UNKNOWN, FieldLayouts, RecordBatch
 from tdxtrace.ingest.events import fields
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.registry import KEYS, Event, EventRegistry, Role, functions
-from tdxtrace.ingest.raw import UNKNOWN, RawEvents
 from tdxtrace.ingest.source import MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.text import shapes
-from tdxtrace.ingest.text.lines import Line, to_raw
-from tdxtrace.ingest.text.shapes import Head
+from tdxtrace.ingest.text import line_formats
+from tdxtrace.ingest.text.line_formats import LinePrefix
+from tdxtrace.ingest.text.reader import Line, to_batch
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx import wrappers
 
@@ -53,19 +53,20 @@ class GraphReader:
 
     registry: EventRegistry
     stats: SourceStats
+    layouts: FieldLayouts = field(default_factory=FieldLayouts)
     resolution_ns: int = 1
     """Durations have nanoseconds, whatever the stamps have."""
     has_integer_clock: bool = False
     _running: dict[int, tuple[str, int]] = field(default_factory=dict)
 
-    def read_blocks(self, blocks: Iterable[Block]) -> Iterator[RawEvents]:
+    def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
         """Yield the calls of each block of whole lines."""
         for block in blocks:
             first = self.stats.n_lines + 1
             lines = block.tobytes().split(b"\n")[:-1]
             self.stats.n_lines += len(lines)
             calls = (self.line(number, text) for number, text in enumerate(lines, first))
-            yield to_raw([call for call in calls if call is not None])
+            yield to_batch([call for call in calls if call is not None], self.layouts)
 
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""
@@ -73,7 +74,7 @@ class GraphReader:
         switch = _SWITCH.match(line)
         if switch is not None:
             self._running[int(switch["cpu"])] = switch["comm"], int(switch["tid"])
-        if switch is not None or shapes.HEADER.match(line) or _RULE.match(line):
+        if switch is not None or line_formats.HEADER.match(line) or _RULE.match(line):
             self.stats.n_headers += 1
             return None
         found = LINE.match(line)
@@ -82,7 +83,7 @@ class GraphReader:
                 return self._body(number, found)
             self._count_overlong(number, found["body"])
             return None
-        lost = shapes.lost_of(line)
+        lost = line_formats.lost_of(line)
         if lost is not None:
             self.stats.record_lost_events(lost.cpu, lost.n_events, number)
         else:
@@ -135,7 +136,7 @@ class GraphReader:
         index = self.registry.add(_event(function, role))
         self.stats.events[function] += 1
         self.stats.record_thread(tid, comm, UNKNOWN)
-        head = Head(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)
+        head = LinePrefix(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)
         return Line(number, head, ts_ns, index, values)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from tdxtrace.ingest.raw import UNKNOWN
+from tdxtrace.ingest.batch import UNKNOWN
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class LinePrefix(NamedTuple):
     """The part of a line that every event has, and where its event begins."""
 
     comm: str
@@ -26,6 +26,12 @@ class Head:
     args_at: int
     """Column of the line at which ``args`` begins."""
 
+    @property
+    def ts_ns(self) -> int:
+        """The stamp in ns, or in ticks of an integer clock."""
+        whole, digits = self.ts
+        return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0")) if digits else whole
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
@@ -33,6 +39,26 @@ class Lost:
 
     cpu: int
     n_events: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LineFormat:
+    """One row of the registry: what lines of a text format look like."""
+
+    name: str
+    """As ``--input-format`` has it."""
+    patterns: tuple[re.Pattern[str], ...]
+    """Of the part before the event, likeliest first.
+
+    Their groups are what is read, all but ``rest`` optional.  ``rest``: the event with its
+    arguments.  ``comm``: the thread's name, or ``task``: the same, perhaps with the name of a
+    trace-cmd instance before it.  ``tid``, ``tgid``, ``cpu``, ``flags``.  The stamp: a number
+    named after its unit (UNITS), and ``frac``, the digits after its point.
+    """
+    event: re.Pattern[str]
+    """Of ``rest``: groups ``event`` and ``args``."""
+    others: tuple[str, ...] = ()
+    """Formats whose lines may be among those of this one."""
 
 
 # Longer numbers are no numbers of Linux: a thread has at most 7 digits (PID_MAX_LIMIT,
@@ -45,7 +71,7 @@ _N = r"(?P<n>\d{1,19})"
 # kernel/trace/trace_output.c, trace_print_context), so its '-' stands in column
 # 16 whatever the name holds.  Only tools that cut or pad differently need the
 # second, leftmost match.
-_TASK = rf"(?P<comm>.{{16}}|.+?|(?<=\s))-{_TID}\s++"
+_TASK = rf"(?P<task>.{{16}}|.+?|(?<=\s))-{_TID}\s++"
 _TGID = r"(?:\(\s*+(?P<tgid>\d{1,9}|-++)\)\s++)?"
 # irqs-off, need-resched, context, preempt depth and, since 5.15, migrate depth.
 _FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s++)?"
@@ -105,65 +131,61 @@ CALLCHAIN: Final = re.compile(
 QUOTE: Final = re.compile(r"^(?:> ?)+")
 
 
-def split_ftrace(line: str) -> Head | None:
-    """Read a line of the tracefs ``trace`` file, ``trace_pipe`` or trace-cmd report."""
-    found = _FTRACE_FIXED.match(line) or FTRACE.match(line)
-    if found is None:
-        return None
-    comm = found["comm"]
-    # trace-cmd names the instance of every line: "rig: " before the 16 columns.
-    if len(comm) > 16 and comm[:-16].rstrip().endswith(":"):
-        comm = comm[-16:]
-    tgid = found["tgid"]
-    return _head(
-        found,
-        comm.strip(" \t"),
-        _digits(tgid),
-        found["flags"] or "",
-        (int(found["sec"]), found["frac"]),
-    )
+# What tells the formats of text apart: the first row that a line fits names it.
+LINE_FORMATS: Final = (
+    LineFormat("ftrace", (_FTRACE_FIXED, FTRACE), _EVENT, ("ftrace-latency", "perf-script")),
+    LineFormat("ftrace-latency", (LATENCY,), _EVENT, ("ftrace",)),
+    LineFormat("ftrace-verbose", (VERBOSE,), _EVENT, ("ftrace",)),
+    LineFormat("perf-script", (PERF,), _PERF_EVENT, ("ftrace",)),
+)
+# Nanoseconds in one of the number before the point of a stamp.
+UNITS: Final = {"sec": 1_000_000_000, "ms": 1_000_000, "us": 1000}
 
 
-def split_latency(line: str) -> Head | None:
-    """Read a line in latency format: tracefs option ``latency-format``, ``report -l``."""
-    found = LATENCY.match(line)
-    if found is None:
-        return None
-    if found["us"]:
-        seconds, micros = divmod(int(found["us"]), 1_000_000)
-        stamp: tuple[int, str | None] = (seconds, f"{micros:06}")
-    else:
-        stamp = (int(found["sec"]), found["frac"])
-    return _head(found, found["comm"], UNKNOWN, found["flags"], stamp)
+def formats_of(name: str) -> tuple[LineFormat, ...]:
+    """Return the formats that lines of an input may have, likeliest first."""
+    rows = {row.name: row for row in LINE_FORMATS}
+    return (rows[name], *(rows[other] for other in rows[name].others))
 
 
-def split_verbose(line: str) -> Head | None:
-    """Read a line of latency format with the ``verbose`` option."""
-    found = VERBOSE.match(line)
-    if found is None:
-        return None
-    seconds, millis = divmod(int(found["ms"]), 1000)
-    return _head(found, found["comm"] or "", UNKNOWN, "", (seconds, f"{millis:03}{found['frac']}"))
+def match_prefix(
+    line: str, formats: Iterable[LineFormat]
+) -> tuple[LineFormat, re.Match[str]] | None:
+    """Return the first format that a line fits, and how."""
+    for row in formats:
+        for pattern in row.patterns:
+            found = pattern.match(line)
+            if found is not None:
+                return row, found
+    return None
 
 
-def split_perf(line: str) -> Head | None:
-    """Read an event line of perf script, with whatever -F left of it."""
-    found = PERF.match(line)
-    if found is None:
-        return None
-    event = _PERF_EVENT.match(found["rest"])
-    name, args, at = ("", found["rest"], 0) if event is None else _event_parts(event)
-    return Head(
-        (found["comm"] or "").strip(" \t"),
-        _digits(found["tid"]),
-        _digits(found["tgid"]),
-        _digits(found["cpu"]),
-        found["flags"] or "",
-        (int(found["sec"]), found["frac"] or ""),
+def prefix_of(row: LineFormat, found: re.Match[str]) -> LinePrefix:
+    """Return what the prefix of a line says, and its event."""
+    groups = found.groupdict()
+    rest = found["rest"]
+    event = row.event.match(rest)
+    name, args, args_at = "", rest, found.start("rest")
+    if event is not None:
+        name, args = event["event"], event["args"] or ""
+        args_at += event.end() - len(args)
+    return LinePrefix(
+        _comm(groups).strip(" \t"),
+        _number(groups.get("tid")),
+        _number(groups.get("tgid")),
+        _number(groups.get("cpu")),
+        groups.get("flags") or "",
+        _stamp(groups),
         name,
         args,
-        found.start("rest") + at,
+        args_at,
     )
+
+
+def read_prefix(line: str, formats: Iterable[LineFormat]) -> LinePrefix | None:
+    """Read the prefix of a line in the first format that it fits; None if it fits none."""
+    made = match_prefix(line, formats)
+    return None if made is None else prefix_of(*made)
 
 
 def lost_of(line: str) -> Lost | None:
@@ -174,35 +196,29 @@ def lost_of(line: str) -> Lost | None:
     return Lost(int(found["cpu"]), int(found["n"]) if found["n"] else None)
 
 
-def perf_lost_of(head: Head) -> Lost | None:
+def perf_lost_of(head: LinePrefix) -> Lost | None:
     """Read perf's marker, which looks like an event without a group."""
     found = _PERF_LOST.match(head.args) if head.event == "" else None
     return None if found is None else Lost(head.cpu, int(found["n"]))
 
 
-def _event_parts(found: re.Match[str]) -> tuple[str, str, int]:
-    args = found["args"]
-    return found["event"], args or "", found.start("args") if args is not None else found.end()
+def _comm(groups: Mapping[str, str | None]) -> str:
+    """The name of the thread: 16 columns where an instance's name, "rig: ", is before it."""
+    task = groups.get("task") or ""
+    if len(task) > 16 and task[:-16].rstrip().endswith(":"):
+        return task[-16:]
+    return task or groups.get("comm") or ""
 
 
-def _head(
-    found: re.Match[str], comm: str, tgid: int, flags: str, stamp: tuple[int, str | None]
-) -> Head:
-    rest = found["rest"]
-    event = _EVENT.match(rest)
-    name, args, at = ("", rest, 0) if event is None else _event_parts(event)
-    return Head(
-        comm,
-        int(found["tid"]),
-        tgid,
-        int(found["cpu"]),
-        flags,
-        (stamp[0], stamp[1] or ""),
-        name,
-        args,
-        found.start("rest") + at,
-    )
+def _stamp(groups: Mapping[str, str | None]) -> tuple[int, str]:
+    """Seconds and the digits after their point; or the number of an integer clock and none."""
+    frac = groups.get("frac") or ""
+    if text := groups.get("sec"):
+        return int(text), frac
+    unit, n_digits = ("ms", 3) if "ms" in groups else ("us", 6)
+    seconds, rest = divmod(int(groups[unit] or 0), 10**n_digits)
+    return seconds, f"{rest:0{n_digits}}{frac}"
 
 
-def _digits(text: str | None) -> int:
-    return int(text) if text and text.lstrip("-").isdigit() and text[0] != "-" else UNKNOWN
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else UNKNOWN

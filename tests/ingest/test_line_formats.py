@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import pytest
 
-from tdxtrace.ingest.raw import UNKNOWN
-from tdxtrace.ingest.text import shapes
-from tdxtrace.ingest.text.lines import SPLITTERS
-from tdxtrace.ingest.text.shapes import Head
+from tdxtrace.ingest.batch import UNKNOWN
+from tdxtrace.ingest.text import line_formats
+from tdxtrace.ingest.text.line_formats import LINE_FORMATS, LinePrefix, formats_of, read_prefix
 
 
-def head_of(line: str, form: str = "ftrace") -> Head | None:
-    return next((head for split in SPLITTERS[form] if (head := split(line)) is not None), None)
+def head_of(line: str, form: str = "ftrace") -> LinePrefix | None:
+    return read_prefix(line, formats_of(form))
 
 
-def read(line: str, form: str = "ftrace") -> Head:
+def read(line: str, form: str = "ftrace") -> LinePrefix:
     head = head_of(line, form)
     assert head is not None, f"no {form} line: {line!r}"
     assert line[head.args_at :] == head.args or head.event == ""
@@ -28,7 +27,7 @@ Place = tuple[str, int, int, int, str, tuple[int, str]]
 NO = UNKNOWN
 
 
-def place(head: Head) -> Place:
+def place(head: LinePrefix) -> Place:
     return head.comm, head.tid, head.tgid, head.cpu, head.flags, head.ts
 
 
@@ -416,7 +415,7 @@ def test_lines_of_perf_script(line: str, expected: Place, event: str, args: str)
     ],
 )
 def test_markers_of_lost_events(line: str, expected: tuple[int, int | None]) -> None:
-    lost = shapes.lost_of(line)
+    lost = line_formats.lost_of(line)
     assert lost is not None
     assert (lost.cpu, lost.n_events) == expected
 
@@ -425,7 +424,7 @@ def test_markers_of_lost_events(line: str, expected: tuple[int, int | None]) -> 
     "line", ["", "LOST EVENTS", "CPU 3 is empty", "CPU:x [LOST EVENTS]", "CPU:0 [LOST EVENTS] and"]
 )
 def test_what_is_no_marker(line: str) -> None:
-    assert shapes.lost_of(line) is None
+    assert line_formats.lost_of(line) is None
 
 
 @pytest.mark.parametrize(
@@ -436,14 +435,14 @@ def test_what_is_no_marker(line: str) -> None:
     ],
 )
 def test_perfs_marker_looks_like_an_event(line: str, n: int) -> None:
-    lost = shapes.perf_lost_of(read(line, "perf-script"))
+    lost = line_formats.perf_lost_of(read(line, "perf-script"))
     assert lost is not None
     assert (lost.cpu, lost.n_events) == (0, n)
 
 
 def test_an_event_that_speaks_of_losses_is_no_marker() -> None:
     head = read("fake 24454 [000]  1203.336878: app:note: PERF_RECORD_LOST lost 489", "perf-script")
-    assert shapes.perf_lost_of(head) is None
+    assert line_formats.perf_lost_of(head) is None
 
 
 @pytest.mark.parametrize(
@@ -463,7 +462,7 @@ def test_an_event_that_speaks_of_losses_is_no_marker() -> None:
     ],
 )
 def test_lines_that_describe_the_recording(line: str) -> None:
-    assert shapes.HEADER.match(line)
+    assert line_formats.HEADER.match(line)
     assert head_of(line) is None
 
 
@@ -478,7 +477,7 @@ def test_lines_that_describe_the_recording(line: str) -> None:
     ],
 )
 def test_lines_of_a_callchain(line: str) -> None:
-    assert shapes.CALLCHAIN.match(line)
+    assert line_formats.CALLCHAIN.match(line)
 
 
 @pytest.mark.parametrize(
@@ -495,8 +494,8 @@ def test_lines_of_a_callchain(line: str) -> None:
     ],
 )
 def test_lines_that_are_no_events(line: str) -> None:
-    for form in SPLITTERS:
-        assert head_of(line, form) is None
+    for row in LINE_FORMATS:
+        assert head_of(line, row.name) is None
 
 
 @pytest.mark.parametrize("digits", [6, 9])
@@ -519,4 +518,4 @@ def test_an_events_name_may_hold_its_group(line: str, event: str) -> None:
 
 
 def test_quotation_marks_of_mail_are_known() -> None:
-    assert shapes.QUOTE.sub("", "> > a-1 [000] 1.000001: x: y") == "a-1 [000] 1.000001: x: y"
+    assert line_formats.QUOTE.sub("", "> > a-1 [000] 1.000001: x: y") == "a-1 [000] 1.000001: x: y"
