@@ -54,16 +54,16 @@ class ReadOptions:
         Raises:
             TdxtraceError: If they cannot be read, or the folder cannot be written.
         """
-        from tdxtrace.ingest.read import convert, options_of
+        from tdxtrace.ingest.read import ReadOptions, convert
 
         with _progress(self.quiet) as report:
-            how = options_of(
+            how = ReadOptions(
                 self.input_format,
                 self.mappings,
                 self.level_base,
                 self.formats,
-                report,
                 self.dmesg,
+                report,
             )
             convert(self.traces, folder, how, force)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class ReadOptions:
     """Folder with the formats of events, for raw pages."""
     dmesg: Sequence[str | Path] = ()
     """Logs of the kernel, read with the traces."""
-    progress: Progress = field(default=lambda _path, _done, _size: None)
+    progress: Progress | None = None
     """Called with the path, the bytes read so far and the size of the input; None: unknown."""
 
 
@@ -84,7 +84,7 @@ def read_trace(
     if stores:
         raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
     sink = MemorySink()
-    options = options_of(input_format, mappings, level_base, formats, progress, dmesg)
+    options = ReadOptions(input_format, mappings, level_base, formats, dmesg, progress)
     base, provenance = _read_all(paths, options, sink)
     tables = sink.whole()
     tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
@@ -111,19 +111,6 @@ def convert(
         store.finish(provenance, change)
     finally:
         store.discard()
-
-
-def options_of(
-    input_format: str | None,
-    mappings: Sequence[str],
-    level_base: int | None,
-    formats: str | Path | None,
-    progress: Progress | None,
-    dmesg: Sequence[str | Path] = (),
-) -> ReadOptions:
-    """Return the options of :func:`read_trace` as one."""
-    made = ReadOptions(input_format, mappings, level_base, formats, dmesg)
-    return made if progress is None else replace(made, progress=progress)
 
 
 def _read_all(
@@ -163,7 +150,8 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
             batches = given.stack.enter_context(closing(ahead(batches)))
         for batch in batches:
             take(batch)
-            options.progress(path, reader.position, given.stream.size)
+            if options.progress is not None:
+                options.progress(path, reader.position, given.stream.size)
         if given.stream.truncated:
             line_no = stats.n_lines if given.format.unit == "line" else None
             stats.record_loss("truncated", None, given.stream.truncated, line_no=line_no)

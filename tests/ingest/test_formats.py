@@ -7,6 +7,7 @@ from support.texts import ONE_CALL, read_text
 
 from tdxtrace.errors import FormatError, QueryError
 from tdxtrace.ingest.formats import FORMATS, detect_text, format_wanted
+from tdxtrace.tables.formats import INPUT_FORMATS, format_named
 
 FTRACE = "       CPU 0/KVM-7       [001] .....  1.000001: kvm_entry: vcpu 0\n"
 LATENCY = "   CPU 0/K-23548     1d.... 29678us+: kvm_entry: vcpu 0\n"
@@ -97,6 +98,16 @@ def test_garbage_is_one_clear_line_wherever_it_is_noticed(n: int) -> None:
 @pytest.mark.parametrize("name", ["perf.data", "trace.dat", "x.jpg", "x.gz", "noext"])
 def test_the_files_name_does_not_matter(name: str) -> None:
     assert read_text(ONE_CALL, name=name).provenance.sources[0].format == "ftrace"
+
+
+def test_every_format_has_a_reader() -> None:
+    assert list(FORMATS) == list(INPUT_FORMATS.values())
+    assert [form.name for form in FORMATS] == list(INPUT_FORMATS)
+
+
+def test_a_format_of_a_later_version_counts_lines_of_events() -> None:
+    form = format_named("of later")
+    assert (form.name, form.unit, form.holds) == ("of later", "line", "events")
 
 
 def test_a_format_can_be_told() -> None:

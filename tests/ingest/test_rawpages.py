@@ -67,6 +67,19 @@ def test_one_cpu_is_read_alone_given_the_formats(tracefs: Path) -> None:
     assert trace.seamcalls["cpu"].unique().to_list() == [1]
 
 
+def test_formats_are_of_the_pages_alone_not_of_a_log_beside_them(
+    tracefs: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "dmesg"
+    log.write_text("[    1.000001] tdx: TDX module initialized\n")
+    trace = tdxtrace.read_trace(tracefs, formats=tracefs / "events", dmesg=[log])
+    assert [source.format for source in trace.provenance.sources] == [
+        "trace_pipe_raw",
+        "kernel-log",
+    ]
+    assert trace.kernel_messages["message"].to_list() == ["module_state"]
+
+
 def test_formats_must_be_somewhere(tracefs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no event formats; name a copy of /sys/kernel"):
         tdxtrace.read_trace(tracefs, formats=tmp_path)

@@ -25,7 +25,7 @@ from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, 
 from tdxtrace.errors import InputError, TdxtraceError
 from tdxtrace.ingest import source as stream_room
 from tdxtrace.ingest.read import read_trace
-from tdxtrace.ingest.source import KEPT_LINE_BYTES, open_stream
+from tdxtrace.ingest.source import KEPT_LINE_BYTES, Stream, open_stream
 
 TEXT = "".join(
     aug(f"1.{2 * n:06}", f"gpa={n << 12:#x}") + aug_ret(f"1.{2 * n + 1:06}", f"ret={n:#x}")
@@ -434,3 +434,30 @@ def test_noise_takes_no_memory_of_its_own(tmp_path: Path) -> None:
     peak(1000)
     # Three times the lines; how many blocks are at hand at once depends on the threads.
     assert peak(750_000) < 1.5 * peak(250_000)
+
+
+@pytest.mark.parametrize("pack", PACK)
+@pytest.mark.parametrize("n_bytes", [1, len(TEXT), len(TEXT) + 1])
+def test_the_size_is_known_before_the_blocks_are_read(
+    pack: str, n_bytes: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(PACK[pack](TEXT))
+    stream = open_stream(str(path))
+    size = stream.size_up_to(n_bytes)
+    assert size == len(TEXT) if n_bytes > len(TEXT) else size >= n_bytes
+    assert b"".join(block.tobytes() for block in stream.blocks()) == TEXT
+
+
+def test_no_more_of_a_pipe_is_awaited_than_is_asked_for() -> None:
+    taken: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for n in range(5):
+            taken.append(n)
+            yield TEXT
+
+    stream = Stream("-", "none", chunks())
+    assert stream.size_up_to(2 * len(TEXT)) == 2 * len(TEXT)
+    assert taken == [0, 1]
+    assert b"".join(block.tobytes() for block in stream.blocks()) == 5 * TEXT

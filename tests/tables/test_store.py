@@ -10,12 +10,12 @@ from support.recordings import SAMPLES, read
 
 import tdxtrace
 from tdxtrace.errors import InputError, TableError
-from tdxtrace.ingest.read import convert, options_of
+from tdxtrace.ingest.read import ReadOptions, convert
 from tdxtrace.tables.cache import cached
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.store import StoreWriter, is_store
 
-_PLAIN = options_of(None, (), None, None, None)
+_PLAIN = ReadOptions()
 _TRACES = ["lost.dat.xz", "qemu.perf.data.xz", "contended.txt"]
 
 
@@ -46,7 +46,7 @@ def test_several_sources_share_a_folder(tmp_path: Path) -> None:
 
 def test_levels_are_normalised_once_all_rows_are_known(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    convert([SAMPLES / "lost.dat.xz"], folder, options_of(None, (), 1, None, None))
+    convert([SAMPLES / "lost.dat.xz"], folder, ReadOptions(level_base=1))
     lowered = tdxtrace.read_trace(folder).seamcalls["level"]
     expected = tdxtrace.read_trace(SAMPLES / "lost.dat.xz", level_base=1).seamcalls["level"]
     assert lowered.to_list() == expected.to_list()

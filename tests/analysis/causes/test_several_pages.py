@@ -119,8 +119,8 @@ from pathlib import Path
 import tdxtrace.tdx.facts
 tdxtrace.tdx.facts._DATA = Path("data")
 import tdxtrace
-from tdxtrace.ingest.read import convert, options_of
-convert(["trace.txt"], Path("store"), options_of(None, (), None, None, None))
+from tdxtrace.ingest.read import ReadOptions, convert
+convert(["trace.txt"], Path("store"), ReadOptions())
 trace = tdxtrace.read_trace("trace.txt")
 assert trace.seamcalls.equals(tdxtrace.read_trace("store").seamcalls)
 findings = tdxtrace.analyze(trace, generation="C")
