@@ -202,8 +202,9 @@ class SourceStats:
 
     def losses(self, source: int) -> pl.DataFrame:
         """Return the ``losses`` rows of this source."""
-        # What the decoder counts has no line: it comes last, as the reader may be ahead of it.
-        entries = [*self.gaps, *sorted(self.entries.values(), key=lambda e: e.line_no is None)]
+        # By line: readers count in blocks of any size, the decoder (without a line) at any time.
+        by_line = sorted(self.entries.values(), key=lambda e: (e.line_no is None, e.line_no or 0))
+        entries = [*self.gaps, *by_line]
         rows = [
             {
                 "source": source,

@@ -65,11 +65,12 @@ def test_the_advice_for_a_probe_names_it() -> None:
     assert "--map p_0x4240\\x1b=" in stats.losses(0)["advice"][0]
 
 
-def test_what_the_decoder_counts_comes_last_whenever_it_does() -> None:
+def test_losses_are_in_order_of_their_first_line_and_what_the_decoder_counts_is_last() -> None:
     stats = SourceStats()
     stats.count("merged", "", None, 7)
     stats.count("noise", "sys_enter", 4)
-    assert rows(stats, "kind", "line_no") == [("noise", 4), ("merged", None)]
+    stats.count("noise", "sched_switch", 3)
+    assert rows(stats, "kind", "line_no") == [("noise", 3), ("noise", 4), ("merged", None)]
 
 
 # Gaps.
