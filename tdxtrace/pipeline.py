@@ -31,7 +31,7 @@ from tdxtrace.recommend.limits import limits, observed_seconds
 from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
-from tdxtrace.tables.sql import ask
+from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.locks import generation_of
 
@@ -92,7 +92,7 @@ def analyze(
         provenance=trace.provenance,
         options=selected.to_dict() | given,
         kernel_messages=trace.kernel_messages,
-        _questions=_cause_finders(trace, selected, all_chains, mask)
+        _analyses=_cause_finders(trace, selected, all_chains, mask)
         | _outcome_finders(trace, selected, known_generation)
         | _retry_finders(trace, all_chains),
     )
@@ -127,7 +127,7 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
         found: pl.DataFrame = getattr(findings[0], name)
         return found
 
-    return ask(statement, _EVENTS | {table.name: table for table in FINDING_TABLES}, find)
+    return run_query(statement, _EVENTS | {table.name: table for table in FINDING_TABLES}, find)
 
 
 def compare(before: Findings, after: Findings) -> pl.DataFrame:

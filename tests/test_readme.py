@@ -72,7 +72,7 @@ def test_its_python_runs(code: str, checkout: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_tables_are_those_that_are_declared() -> None:
     stale = "is stale: run python -m tdxtrace.tables.reference"
-    assert reference.filled(README) == README, f"README.md {stale}"
+    assert reference.with_summary(README) == README, f"README.md {stale}"
     told = (ROOT / "schemas" / "README.md").read_text("utf-8")
     assert told == reference.reference(), f"schemas/README.md {stale}"
 

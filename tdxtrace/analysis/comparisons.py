@@ -8,8 +8,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.intervals import exact_interval
-from tdxtrace.tables.comparisons import COMPARISONS
-from tdxtrace.tables.limits import ATTEMPTS
+from tdxtrace.tables.limits import ATTEMPTS, COMPARISONS
 
 # Steps at which curves are compared: a first retry and the proposed limits (mainline calls
 # twice; 5 and 16 in the series of 2024); 0.1 to 10 ms.

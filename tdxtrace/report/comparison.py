@@ -11,7 +11,7 @@ from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.questions import quality, short
 from tdxtrace.report.sections import Figure, Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural
-from tdxtrace.tables.comparisons import COMPARISONS
+from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.trace import Findings
 
 _WORDS = {"more": "more than before", "fewer": "fewer than before", "not_told": "not told"}

@@ -1,23 +1,23 @@
-"""Every table of tdxtrace, in one list.
+"""All tables of tdxtrace, and the version of their schemas.
 
-``schemas/*.json`` and the column reference in the README are generated from
-here (``python -m tdxtrace.tables.contract``); a test fails when they differ.
+``schemas/*.json`` (``python -m tdxtrace.tables.contract``) and ``schemas/README.md``
+(``python -m tdxtrace.tables.reference``) are generated from here; a test fails when they differ.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from tdxtrace.tables.comparisons import COMPARISONS
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.truth import TRUTH_TABLES
 
-# Raise this whenever a generated contract changes in a way a reader can see.
+# Increment when a table, column, type, key or enum value changes; descriptions do not count.
 #
 # 1: first published.
-# 2: kernel_messages, so that a stored trace has one more file.
+# 2: table kernel_messages, one more file in a stored trace.
 SCHEMA_VERSION: Final = 2
 
 TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES, COMPARISONS)

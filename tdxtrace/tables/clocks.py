@@ -1,4 +1,4 @@
-"""Whether the times of two inputs can be compared: a trace's and a kernel log's."""
+"""Comparison of the clocks of a trace and of a kernel log."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _DEFAULT: Final = "unnamed"
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Whether two inputs can be compared by time, and why."""
+    """Whether the times of two inputs can be compared, and why."""
 
     comparable: bool
     reason: str
 
 
 def agreement(trace: Source, log: Source) -> Agreement:
-    """Say whether times of a trace and of a kernel log mean the same.
+    """Return whether the times of a trace and of a kernel log can be compared.
 
     Args:
         trace: An input with events.
-        log: An input with messages of the kernel.
+        log: An input with kernel messages.
     """
     if log.clock != _PRINTK:
         return Agreement(
@@ -54,6 +54,6 @@ def agreement(trace: Source, log: Source) -> Agreement:
 
 
 def starts_ns(sources: tuple[Source, ...]) -> list[int]:
-    """When each input with events begins, in ns; of logs only where there is nothing else."""
+    """Return the first timestamp of each input with events, in ns; of each log if there is none."""
     traces = [s for s in sources if not s.is_log]
     return [s.first_ns for s in traces or sources if s.first_ns is not None]

@@ -1,4 +1,4 @@
-"""The catalog as JSON Schema files: what other programs may rely on."""
+"""JSON Schema files of the tables and of the JSON report, generated from the catalog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Column, Table
 
 REPORT = "report"
-"""Name of the contract of a whole report."""
+"""Name of the schema of the JSON report."""
 _JSON_TYPES = {"Boolean": "boolean", "String": "string", "Float64": "number"}
 
 
@@ -63,7 +63,7 @@ def render_report() -> str:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": REPORT,
-        "description": "a report: sentences that answer, and the finding tables they rest on",
+        "description": "a report: its sections as sentences, and the finding tables behind them",
         "type": "object",
         "properties": properties,
         "required": list(properties),
@@ -86,20 +86,20 @@ def _report() -> dict[str, dict[str, object]]:
         "schema_version": {"const": SCHEMA_VERSION},
         "tdxtrace": {"description": "Version that wrote it.", **text},
         "title": text,
-        "provenance": {"description": "Inputs, and what was assumed of them.", "type": "object"},
-        "options": {"description": "What was asked for, if not all.", "type": "object"},
+        "provenance": {"description": "Inputs, and assumptions about them.", "type": "object"},
+        "options": {"description": "Filters that were applied, if any.", "type": "object"},
         "sections": {
-            "description": "The answers in words, the most important first.",
+            "description": "Sections of the report, the most important first.",
             "type": "array",
             "items": {"type": "object", "properties": section, "required": list(section)},
         },
         "n_rows": {
-            "description": "Rows of each table; of a long one only the first are in tables.",
+            "description": "Number of rows of each table; tables has the first rows of a long one.",
             "type": "object",
             "additionalProperties": count,
         },
         "tables": {
-            "description": "Rows by table; of retry_chains those with most attempts.",
+            "description": "Rows by table; of retry_chains those with the most attempts.",
             "type": "object",
             "properties": rows,
             "required": list(rows),
@@ -109,7 +109,7 @@ def _report() -> dict[str, dict[str, object]]:
 
 
 def write(folder: Path) -> None:
-    """Write one file per table into ``folder``, and remove files of tables that are gone."""
+    """Write one file per table into ``folder``, and remove its other ``*.json`` files."""
     for stale in folder.glob("*.json"):
         stale.unlink()
     for table in TABLES:

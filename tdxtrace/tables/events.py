@@ -1,4 +1,4 @@
-"""The event tables, what happened: declared once, with units and grain."""
+"""The event tables, what was recorded: columns, types, units, grain and rules."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ LOSS_KINDS: Final = (
     "merged",
     "suppressed",
 )
-# What a line says.  Formats: Linux 6.16 to 7.x arch/x86/kvm/vmx/tdx.c and
-# arch/x86/virt/vmx/tdx/tdx.c, older trees as met in public logs; the two of the seed's loop:
+# Kinds of messages.  Formats: Linux 6.16 to 7.x arch/x86/kvm/vmx/tdx.c and
+# arch/x86/virt/vmx/tdx/tdx.c, older trees as found in public logs; crashing and exceeded_retries:
 # P. Bonzini, 2024-09-10.
 MESSAGES: Final = (
     "seamcall_failed",
@@ -57,31 +57,36 @@ MESSAGES: Final = (
     "module_state",
 )
 
-SOURCE = Column("source", U16, "Which input: index into the provenance's sources.")
-CPU = Column("cpu", U16, "Host CPU of the line the row is placed by.", nullable=True)
-TID = Column("tid", I32, "Host thread; null where the tool did not print it.", nullable=True)
+SOURCE = Column("source", U16, "Input: index into provenance.sources.")
+CPU = Column("cpu", U16, "Host CPU of the line or record named by seq.", nullable=True)
+TID = Column("tid", I32, "Host thread ID; null if the tool did not print it.", nullable=True)
 TGID = Column(
-    "tgid", I32, "Process of the thread (one QEMU is one VM), where recorded.", nullable=True
+    "tgid",
+    I32,
+    "Process ID of the thread (one QEMU process is one VM), where recorded.",
+    nullable=True,
 )
-N_LINES = Column("n_lines", U8, "Input lines or records this row was made from.")
+N_LINES = Column("n_lines", U8, "Input lines or records that this row was made from.")
 TD = Column(
     "td_id",
     U64,
-    "The TD as the capture names it: address of its struct tdx_td, or its TDR page.",
+    "The TD as recorded: address of its struct tdx_td, or its TDR page.",
     nullable=True,
 )
-GPA = Column("gpa", U64, "Guest page the call works on, as passed.", nullable=True)
-LEVEL = Column("level", U8, "Level as the module counts: 0 is 4K, 1 is 2M, 2 is 1G.", nullable=True)
+GPA = Column("gpa", U64, "Guest physical address passed to the call.", nullable=True)
+LEVEL = Column(
+    "level", U8, "Page level as the TDX module counts: 0 is 4K, 1 is 2M, 2 is 1G.", nullable=True
+)
 LEAF = Column("leaf", U16, "SEAMCALL leaf number (RAX bits 15:0 at entry).")
-VCPU = Column("vcpu_id", U32, "vCPU number KVM printed.", nullable=True)
+VCPU = Column("vcpu_id", U32, "vCPU number printed by KVM.", nullable=True)
 
 SEAMCALLS = Table(
     name="seamcalls",
-    grain="one row per SEAMCALL attempt that returned, or was seen to start",
+    grain="one row per SEAMCALL attempt whose entry or return was recorded",
     key=("source", "seq"),
     columns=(
         SOURCE,
-        Column("seq", U64, "Line or record of the return; of the entry if no return was seen."),
+        Column("seq", U64, "Line or record of the return; of the entry if no return was recorded."),
         Column("start_ns", I64, "When the entry was recorded.", unit="ns", nullable=True),
         Column("end_ns", I64, "When the return was recorded.", unit="ns", nullable=True),
         Column("start_cpu", U16, "CPU of the entry.", nullable=True),
@@ -89,7 +94,7 @@ SEAMCALLS = Table(
         TID,
         TGID,
         LEAF,
-        Column("version", U8, "Leaf version (RAX bits 23:16), where seen.", nullable=True),
+        Column("version", U8, "Leaf version (RAX bits 23:16), where recorded.", nullable=True),
         TD,
         Column("vp_id", U64, "The vCPU: address of its struct tdx_vp, or TDVPR.", nullable=True),
         GPA,
@@ -98,8 +103,13 @@ SEAMCALLS = Table(
         Column("status", U64, "Raw completion status (RAX); null: never returned.", nullable=True),
         Column("ext_err1", U64, "RCX out: the SEPT entry on MEM leaves.", nullable=True),
         Column("ext_err2", U64, "RDX out: level and state on MEM leaves.", nullable=True),
-        Column("in_irq", BOOL, "Issued in hard interrupt context (flags).", nullable=True),
-        Column("probe", pl.Enum(PROBES), "What was probed to see the call."),
+        Column(
+            "in_irq",
+            BOOL,
+            "Whether it was issued in hard interrupt context (trace flags).",
+            nullable=True,
+        ),
+        Column("probe", pl.Enum(PROBES), "Kind of probe that recorded the call."),
         N_LINES,
         *(
             Column(
@@ -113,9 +123,9 @@ SEAMCALLS = Table(
         ),
     ),
     rules={
-        "entry or return was seen": pl.col("start_ns").is_not_null()
+        "an entry or a return was recorded": pl.col("start_ns").is_not_null()
         | pl.col("end_ns").is_not_null(),
-        "time runs forward": pl.col("start_ns") <= pl.col("end_ns"),
+        "end is not before start": pl.col("start_ns") <= pl.col("end_ns"),
     },
 )
 
@@ -125,28 +135,30 @@ VM_ENTRIES = Table(
     key=("source", "seq"),
     columns=(
         SOURCE,
-        Column("seq", U64, "Line or record of the exit; of the entry if no exit was seen."),
+        Column("seq", U64, "Line or record of the exit; of the entry if no exit was recorded."),
         Column("start_ns", I64, "When kvm_entry was recorded.", unit="ns", nullable=True),
         Column("end_ns", I64, "When kvm_exit was recorded.", unit="ns", nullable=True),
         CPU,
         TID,
         TGID,
         VCPU,
-        Column("exit_reason", U32, "VMX exit reason; 0xffffffff: not entered.", nullable=True),
+        Column("exit_reason", U32, "VMX exit reason; 0xffffffff: the entry failed.", nullable=True),
         Column("info1", U64, "Exit qualification (RCX of TDH.VP.ENTER).", nullable=True),
         Column("info2", U64, "Extended exit qualification (RDX).", nullable=True),
         Column("intr_info", U32, "Interruption information.", nullable=True),
         Column("error_code", U32, "Interruption error code.", nullable=True),
         Column("rip", U64, "Guest RIP at the exit; 0 for a TD.", nullable=True),
         Column("requests", U64, "vcpu->requests at the exit (6.14 and later).", nullable=True),
-        Column("immediate_exit", BOOL, "Entered only to exit at once (6.9+).", nullable=True),
+        Column(
+            "immediate_exit", BOOL, "Entered to exit immediately (6.9 and later).", nullable=True
+        ),
         N_LINES,
     ),
 )
 
 PAGE_FAULTS = Table(
     name="page_faults",
-    grain="one row per EPT violation that KVM began to handle",
+    grain="one row per EPT violation handled by KVM",
     key=("source", "seq"),
     columns=(
         SOURCE,
@@ -157,7 +169,7 @@ PAGE_FAULTS = Table(
         TGID,
         VCPU,
         Column("gpa", U64, "Faulting guest physical address."),
-        Column("error_code", U64, "Exit qualification, as KVM passes it on.", nullable=True),
+        Column("error_code", U64, "Exit qualification, as KVM passes it.", nullable=True),
         Column("rip", U64, "Guest RIP; 0 for a TD.", nullable=True),
         N_LINES,
     ),
@@ -165,7 +177,7 @@ PAGE_FAULTS = Table(
 
 HOST_EVENTS = Table(
     name="host_events",
-    grain="one row per other KVM event that explains an attempt or a gap",
+    grain="one row per other KVM event that helps to explain an attempt or a gap",
     key=("source", "seq"),
     columns=(
         SOURCE,
@@ -174,80 +186,82 @@ HOST_EVENTS = Table(
         CPU,
         TID,
         TGID,
-        Column("event", TEXT, "The kernel's name of the event."),
+        Column("event", TEXT, "Name of the event in the kernel."),
         VCPU,
         Column("reason", I32, "KVM_EXIT_* number of a userspace exit.", nullable=True),
         Column("errno", I32, "errno of a userspace exit that failed.", nullable=True),
-        Column("gpa", U64, "Guest physical address, where the event has one.", nullable=True),
+        Column("gpa", U64, "Guest physical address, if the event has one.", nullable=True),
         N_LINES,
     ),
 )
 
 THREADS = Table(
     name="threads",
-    grain="one row per thread and name seen on a line that became a row",
+    grain="one row per thread and thread name (comm) in the event tables",
     key=("source", "tid", "comm"),
     columns=(
         SOURCE,
-        Column("tid", I32, "Host thread."),
+        Column("tid", I32, "Host thread ID."),
         TGID,
-        Column("comm", TEXT, "Name as recorded: hostile text, escape it before showing."),
+        Column("comm", TEXT, "Thread name as recorded: untrusted text, escape it before display."),
     ),
 )
 
 KERNEL_MESSAGES = Table(
     name="kernel_messages",
-    grain="one row per message about TDX in the kernel's log",
+    grain="one row per message about TDX in the kernel log",
     key=("source", "seq"),
     columns=(
         SOURCE,
-        Column("seq", U64, "Line of the log; the first of those that make up the message."),
+        Column("seq", U64, "First line of the message in the log."),
         Column(
             "ts_ns",
             I64,
-            "When it was printed, on the log's clock; null: no stamp, or one of another clock.",
+            "When it was printed, on the log's clock; null: no timestamp, or another clock.",
             unit="ns",
             nullable=True,
         ),
         CPU,
         TID,
-        Column("message", pl.Enum(MESSAGES), "What it says."),
-        Column("leaf", U16, "SEAMCALL leaf it names.", nullable=True),
-        Column("status", U64, "Status word it gives.", nullable=True),
+        Column("message", pl.Enum(MESSAGES), "Kind of message."),
+        Column("leaf", U16, "SEAMCALL leaf named in the message.", nullable=True),
+        Column("status", U64, "Status word in the message.", nullable=True),
         Column("rcx", U64, "RCX out; on MEM leaves the SEPT entry.", nullable=True),
         Column("rdx", U64, "RDX out; on MEM leaves level and state.", nullable=True),
         VCPU,
-        Column("gpa", U64, "Guest physical address it names.", nullable=True),
+        Column("gpa", U64, "Guest physical address in the message.", nullable=True),
         Column(
             "n_events",
             U64,
-            "suppressed: messages not printed, at least; exceeded_retries: tries made.",
+            "suppressed: messages not printed (lower bound); exceeded_retries: attempts made.",
             nullable=True,
         ),
-        Column("function", TEXT, "Function of a warning or of a rate limit.", nullable=True),
-        Column("rax", U64, "RAX in the registers of a warning: often the status.", nullable=True),
+        Column("function", TEXT, "Function that warned or was rate limited.", nullable=True),
+        Column(
+            "rax", U64, "RAX in the register dump of a warning: often the status.", nullable=True
+        ),
         Column("module_version", TEXT, "Release of the TDX module.", nullable=True),
-        Column("text", TEXT, "The message as printed: hostile text, escape it before showing."),
+        Column("text", TEXT, "The message as printed: untrusted text, escape it before display."),
         N_LINES,
     ),
 )
 
 LOSSES = Table(
     name="losses",
-    grain="one row per thing lost, skipped, truncated or not understood",
+    grain="one row per loss: events or input lost, skipped, truncated or not understood",
     key=("source", "kind", "line_no", "cpu", "detail"),
     columns=(
         SOURCE,
-        Column("line_no", U64, "Line or record where it begins.", nullable=True),
-        Column("kind", pl.Enum(LOSS_KINDS), "What happened."),
-        Column("severity", pl.Enum(SEVERITIES), "Whether answers may suffer."),
-        Column("cpu", U16, "The CPU concerned; null: any.", nullable=True),
-        Column("start_ns", I64, "Last event known before the gap.", unit="ns", nullable=True),
-        Column("end_ns", I64, "First event known after the gap.", unit="ns", nullable=True),
-        Column("n_events", U64, "Events lost or passed over; null: unknown.", nullable=True),
+        Column("line_no", U64, "Line or record where the loss begins.", nullable=True),
+        Column("kind", pl.Enum(LOSS_KINDS), "Kind of loss."),
+        Column("severity", pl.Enum(SEVERITIES), "Effect on the results: none (info) or possible."),
+        Column("cpu", U16, "CPU affected; null: may be any.", nullable=True),
+        Column("start_ns", I64, "Last event before the gap.", unit="ns", nullable=True),
+        Column("end_ns", I64, "First event after the gap.", unit="ns", nullable=True),
+        Column("n_events", U64, "Events lost or skipped; null: unknown.", nullable=True),
         Column("n_lines", U64, "Input lines or records this row accounts for."),
-        Column("detail", TEXT, "The event's name, or a sample of the text: hostile."),
-        Column("advice", TEXT, "What to do next time."),
+        Column("detail", TEXT, "Event name or a sample of the text: untrusted text."),
+        Column("advice", TEXT, "How to avoid it in the next capture."),
     ),
 )
 

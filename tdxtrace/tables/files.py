@@ -1,4 +1,4 @@
-"""How a file or a folder is written: whole or not at all, and never over what is read."""
+"""Atomic writing of files and folders, and refusal to overwrite inputs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _RENAME_EXCHANGE: Final = 2
 Id = tuple[int, int]
 """Device and inode of a file or folder."""
 Inputs = Iterable[str | Path | None]
-"""Files and folders that a command reads; ``-``: standard input, None: one not given."""
+"""Files and folders that a command reads; ``-``: standard input, None: option not given."""
 
 
 @contextmanager
 def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name only when all of it is written.
+    """Open a temporary file that is renamed to ``path`` when all of it is written.
 
     Args:
-        path: The file; a pipe or a device is written to as it is.
-        force: Whether to replace one that is there.
+        path: The file; a pipe or a device is written to directly.
+        force: Whether to replace an existing file.
         inputs: What the same command reads: see :func:`refuse_overwriting`.
 
     Raises:
@@ -38,7 +38,7 @@ def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]
     """
     shown = one_line(str(path))
     if path.exists() and not path.is_file() and not path.is_dir():
-        # A pipe or a device (/dev/null) is written to, never replaced.
+        # A pipe or a device (/dev/null) is never replaced.
         with _opened(path) as file:
             yield file
         return
@@ -76,18 +76,18 @@ def _umask() -> int:
 
 
 def refuse_overwriting(target: Path, inputs: Inputs) -> None:
-    """Refuse a file or folder to write that is, or belongs to, what the same command reads.
+    """Raise an error if writing ``target`` would change an input of the same command.
 
-    Files are compared by device and inode, so that neither a link nor another spelling of
-    a path hides that they are the same.
+    Files are compared by device and inode, so that links and other spellings of a path are
+    recognised.
 
     Args:
         target: A file, or a folder that is replaced as a whole.
         inputs: What is read.
 
     Raises:
-        InputError: If ``target`` is an input, is there and lies in a folder that is an
-            input, or is a folder in which an input lies.
+        InputError: If ``target`` is an input, exists within an input folder, or is a folder
+            that contains an input.
     """
     own, *above = _ids(target)
     if own is None:
@@ -96,7 +96,7 @@ def refuse_overwriting(target: Path, inputs: Inputs) -> None:
         if name is None:
             continue
         source = Path("/dev/stdin" if str(name) == "-" else name)
-        # A link that lies in a folder is lost with it, whatever it leads to.
+        # A link is lost with the folder that contains it, whatever it points to.
         read, *around = [*_ids(source), *_ids(source.parent)]
         if read is not None and (own in (read, *around) or read in above):
             raise InputError(
@@ -106,7 +106,7 @@ def refuse_overwriting(target: Path, inputs: Inputs) -> None:
 
 
 def _ids(path: Path) -> list[Id | None]:
-    """What a path leads to, and each folder above that; None: not there, a pipe or a device."""
+    """Ids of the resolved path and of each folder above it; None: missing, a pipe or a device."""
     try:
         real = Path(os.path.realpath(path))
         return [_id(place) for place in (real, *real.parents)]
@@ -124,19 +124,19 @@ def _id(path: Path) -> Id | None:
 
 
 def give_name(made: Path, target: Path) -> None:
-    """Give a file or folder the name ``target``, and remove after that what had it.
+    """Rename a file or folder to ``target``, then remove what had that name before.
 
-    At any moment ``target`` is the old one or the new one, also if the process is killed.
-    Only where the file system cannot exchange two names, an old folder has for an instant
-    the name of ``made`` with ``.old`` behind it.
+    ``target`` is the old one or the new one at any time, also if the process is killed.  If
+    the file system cannot exchange two names, there is a moment in which the old folder is
+    named like ``made`` with the suffix ``.old`` and ``target`` does not exist.
 
     Args:
-        made: What is written; in the folder of ``target``, or one on the same file system.
-        target: Its name from now on.
+        made: The new file or folder, on the file system of ``target``.
+        target: The new name.
 
     Raises:
-        OSError: If it cannot be renamed: all is as it was.
-        InputError: If it has its name, but what had it before cannot be removed.
+        OSError: If it cannot be renamed; nothing has changed then.
+        InputError: If it was renamed, but the old one cannot be removed.
     """
     if not os.path.lexists(target) or not (made.is_dir() or target.is_dir()):
         made.replace(target)
@@ -160,10 +160,10 @@ def give_name(made: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it.
+    """Remove a file, a link, or a folder with its contents.
 
     Raises:
-        OSError: If that is not possible.
+        OSError: If it cannot be removed.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -172,7 +172,7 @@ def remove(path: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; return whether the system can do that."""
+    """Exchange two names atomically; return whether the system supports it."""
     import ctypes  # noqa: PLC0415 - seldom needed
 
     rename = getattr(ctypes.CDLL(None), "renameat2", None)

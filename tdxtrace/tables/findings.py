@@ -1,4 +1,4 @@
-"""The finding tables, what it means: declared once, with units and grain."""
+"""The finding tables, what was found in a trace: columns, types, units, grain and rules."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ ENDS: Final = ("entered", "left", "cut")
 
 RETRY_CHAINS = Table(
     name="retry_chains",
-    grain="one row per request, however many SEAMCALLs it took",
-    meaning="A retry chain is all attempts at one request, from the first to the one that settles "
-    "it; one that succeeds at once is a chain of one.",
+    grain="one row per request, with all its attempts",
+    meaning="A retry chain is the sequence of all attempts at one request, from the first to the "
+    "one that completes it; a request that succeeds at once is a chain of one.",
     key=("source", "first_seq"),
     columns=(
         SOURCE,
@@ -49,38 +49,63 @@ RETRY_CHAINS = Table(
         Column(
             "td_id",
             U64,
-            "The TD: as the capture says, else the only one its thread or process used.",
+            "The TD: as recorded, else the only one used by the thread or process.",
             nullable=True,
         ),
-        Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True),
+        Column("vp_id", U64, "The vCPU, where recorded.", nullable=True),
         GPA,
         LEVEL,
-        Column("start_ns", I64, "Start of the first attempt (its return, if no entry).", unit="ns"),
-        Column("end_ns", I64, "End of the last attempt (its entry, if no return).", unit="ns"),
+        Column(
+            "start_ns",
+            I64,
+            "Start of the first attempt (its end, if no entry was recorded).",
+            unit="ns",
+        ),
+        Column(
+            "end_ns",
+            I64,
+            "End of the last attempt (its start, if no return was recorded).",
+            unit="ns",
+        ),
         Column(
             "took_ns",
             I64,
-            "First attempt's start to the last one's end (of VP.ENTER: to its start, for then "
-            "the guest runs); null where either was not seen.",
+            "Start of the first attempt to the end of the last (for VP.ENTER to its start, when "
+            "the guest runs); null: one of them was not recorded.",
             unit="ns",
             nullable=True,
         ),
-        Column("n_attempts", U32, "SEAMCALLs in the chain, the last included."),
-        Column("n_busy", U32, "Attempts that were answered with a retryable status."),
-        Column("n_segments", U32, "Stretches between re-entries of the vCPU on the same fault."),
+        Column("n_attempts", U32, "SEAMCALLs in the chain, including the last."),
+        Column("n_busy", U32, "Attempts answered with a retryable status."),
+        Column(
+            "n_segments",
+            U32,
+            "Parts of the chain, separated by re-entries of the vCPU with the same fault.",
+        ),
         Column("outcome", pl.Enum(OUTCOMES), "How the request ended."),
-        Column("final_status", U64, "Status of the last attempt; null: none seen.", nullable=True),
-        Column("identity", pl.Enum(IDENTITIES), "What joined the attempts, least to trust last."),
-        Column("cut_by", pl.Enum(CUTS), "Why it is censored; null unless cut.", nullable=True),
+        Column(
+            "final_status",
+            U64,
+            "Status of the last attempt; null: no return was recorded.",
+            nullable=True,
+        ),
+        Column(
+            "identity",
+            pl.Enum(IDENTITIES),
+            "What the attempts were joined by; the first value is the most reliable.",
+        ),
+        Column(
+            "cut_by", pl.Enum(CUTS), "Why the chain is censored; null unless cut.", nullable=True
+        ),
         Column(
             "settled_seq",
             U64,
-            "seamcalls.seq of the call that settled it elsewhere.",
+            "seamcalls.seq of the call by another thread that completed the request.",
             nullable=True,
         ),
     ),
     rules={
-        "time runs forward": pl.col("start_ns") <= pl.col("end_ns"),
+        "end is not before start": pl.col("start_ns") <= pl.col("end_ns"),
         "a chain has an attempt": pl.col("n_attempts") >= 1,
         "all but the last are busy": pl.col("n_busy").is_between(
             pl.col("n_attempts") - 1, pl.col("n_attempts")
@@ -91,30 +116,40 @@ RETRY_CHAINS = Table(
 
 ZERO_STEPS = Table(
     name="zero_steps",
-    grain="one row per episode in which zero-step mitigation kept a vCPU from entering",
-    meaning="A zero-step episode is a run of entries of one vCPU that the TDX module's zero-step "
-    "mitigation refused.",
+    grain="one row per zero-step episode: entries of a vCPU refused by zero-step mitigation",
+    meaning="A zero-step episode is a run of consecutive entries of one vCPU that the TDX module's "
+    "zero-step mitigation refused.",
     key=("source", "first_seq", "form"),
     columns=(
         SOURCE,
-        Column("first_seq", U64, "Row that opens it: seamcalls.seq or vm_entries.seq."),
-        Column("last_seq", U64, "Last row in which the vCPU was kept out."),
+        Column("first_seq", U64, "First row of the episode: seamcalls.seq or vm_entries.seq."),
+        Column("last_seq", U64, "Last row of the episode."),
         TID,
         TGID,
         TD,
-        Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True),
+        Column("vp_id", U64, "The vCPU, where recorded.", nullable=True),
         VCPU,
-        Column("start_ns", I64, "First entry that was refused.", unit="ns"),
-        Column("end_ns", I64, "Last entry that was refused.", unit="ns"),
-        Column("form", pl.Enum(FORMS), "How it shows."),
-        Column("strength", pl.Enum(STRENGTHS), "How sure the form is."),
-        Column("n_refused", U32, "Entries refused with a busy answer (or a failed entry)."),
-        Column("n_emulated", U32, "EPT-violation exits inside it that entered nothing (weak)."),
-        Column("n_faults_before", U32, "EPT violations in a row that led to it."),
-        Column("gpa", U64, "Last page that faulted before it.", nullable=True),
-        Column("ended", pl.Enum(ENDS), "Whether the vCPU entered again, left, or the trace ends."),
+        Column("start_ns", I64, "First refused entry.", unit="ns"),
+        Column("end_ns", I64, "Last refused entry.", unit="ns"),
+        Column("form", pl.Enum(FORMS), "How the trace shows the episode."),
+        Column("strength", pl.Enum(STRENGTHS), "Strength of the evidence."),
+        Column("n_refused", U32, "Entries refused with a busy status (or failed entries)."),
+        Column(
+            "n_emulated",
+            U32,
+            "EPT-violation exits within the episode that the module emulated (weak).",
+        ),
+        Column("n_faults_before", U32, "Consecutive EPT violations that led to the episode."),
+        Column(
+            "gpa", U64, "Last faulting guest physical address before the episode.", nullable=True
+        ),
+        Column(
+            "ended",
+            pl.Enum(ENDS),
+            "End: the vCPU entered, stopped trying (left), or the trace ended (cut).",
+        ),
     ),
-    rules={"time runs forward": pl.col("start_ns") <= pl.col("end_ns")},
+    rules={"end is not before start": pl.col("start_ns") <= pl.col("end_ns")},
 )
 
 STEP_CAUSES: Final = (
@@ -131,35 +166,43 @@ STEP_CAUSES: Final = (
 
 ZERO_STEP_CAUSES = Table(
     name="zero_step_causes",
-    grain="one row per zero-step episode: what made the vCPU fault so often at one instruction",
-    meaning="The cause of a zero-step episode is what kept more than half of the faults that led "
-    "to it from being settled.",
+    grain="one row per zero-step episode: cause of the repeated faults at one instruction",
+    meaning="The cause of a zero-step episode is the reason why more than half of the faults that "
+    "led to it were not resolved.",
     key=("source", "first_seq", "form"),
     columns=(
         SOURCE,
         Column("first_seq", U64, "zero_steps.first_seq of the episode."),
-        Column("form", pl.Enum(FORMS), "How it shows."),
+        Column("form", pl.Enum(FORMS), "How the trace shows the episode."),
         TID,
         TGID,
         TD_OF_CALL,
-        Column("start_ns", I64, "First entry that was refused.", unit="ns"),
-        Column("fault_ns", I64, "First fault of the run that led to it.", "ns", nullable=True),
-        Column("cause", pl.Enum(STEP_CAUSES), "Why most of these faults were not settled."),
+        Column("start_ns", I64, "First refused entry.", unit="ns"),
+        Column(
+            "fault_ns", I64, "First fault of the run that led to the episode.", "ns", nullable=True
+        ),
+        Column("cause", pl.Enum(STEP_CAUSES), "Why most of these faults were not resolved."),
         Column(
             "share",
             pl.Float64(),
-            "Share of the faults that it explains, 0 to 1; unknown: 0.",
+            "Share of the faults explained by the cause, 0 to 1; unknown: 0.",
         ),
-        Column("n_faults", U32, "Faults of the run that the trace shows."),
-        Column("n_pages", U32, "Different pages among them."),
-        Column("n_memory_fault", U32, "Went to userspace as KVM_EXIT_MEMORY_FAULT."),
-        Column("n_left_loop", U32, "Met busy, and the vCPU was entered again with it unsettled."),
-        Column("n_served", U32, "The page was installed before the vCPU was entered again."),
-        Column("n_pending", U32, "The page had been installed before the entry that faulted."),
-        Column("n_raced", U32, "Another thread was installing the page."),
-        Column("n_invalidated", U32, "The page was blocked, and then taken away or split."),
-        Column("n_churned", U32, "The page was blocked, and then unblocked as it was."),
-        Column("n_unexplained", U32, "None of these."),
+        Column("n_faults", U32, "Faults of the run in the trace."),
+        Column("n_pages", U32, "Distinct pages among them."),
+        Column("n_memory_fault", U32, "Faults passed to userspace as KVM_EXIT_MEMORY_FAULT."),
+        Column(
+            "n_left_loop",
+            U32,
+            "Faults answered busy, after which the vCPU was entered with the page missing.",
+        ),
+        Column(
+            "n_served", U32, "Faults whose page was installed before the vCPU was entered again."
+        ),
+        Column("n_pending", U32, "Faults on a page installed before the entry that faulted."),
+        Column("n_raced", U32, "Faults on a page that another thread was installing."),
+        Column("n_invalidated", U32, "Faults on a page that was blocked, then removed or split."),
+        Column("n_churned", U32, "Faults on a page that was blocked, then unblocked unchanged."),
+        Column("n_unexplained", U32, "Faults with none of these explanations."),
         Column(
             "evidence_seq",
             U64,
@@ -167,7 +210,7 @@ ZERO_STEP_CAUSES = Table(
             "host_events.seq.",
             nullable=True,
         ),
-        Column("advice", TEXT, "What capture would have told.", nullable=True),
+        Column("advice", TEXT, "What to record to explain it.", nullable=True),
     ),
     rules={
         "every fault has one explanation": pl.sum_horizontal(
@@ -181,31 +224,31 @@ ZERO_STEP_CAUSES = Table(
             "n_unexplained",
         )
         == pl.col("n_faults"),
-        "what is unknown has advice": (pl.col("cause") == "unknown")
+        "advice is set for unknown only": (pl.col("cause") == "unknown")
         == pl.col("advice").is_not_null(),
     },
 )
 
 STEP_THRESHOLDS = Table(
     name="step_thresholds",
-    grain="one row per threshold: the episodes that zero-step mitigation would have made with it",
-    meaning="The mitigation lets so many faults at one instruction pass; each run of faults that "
-    "goes beyond is an episode in the making.",
+    grain="one row per threshold: zero-step episodes that this threshold would have caused",
+    meaning="The mitigation allows a number of faults at one instruction; each run of faults that "
+    "exceeds this threshold would start an episode.",
     key=("source", "threshold"),
     columns=(
         SOURCE,
-        Column("threshold", U32, "Faults at one instruction that are let pass (the module: 6)."),
-        Column("n_runs", U64, "Runs of faults without progress that go beyond it."),
-        Column("n_faults", U64, "Faults beyond it, over all runs."),
+        Column("threshold", U32, "Faults allowed at one instruction (TDX module: 6)."),
+        Column("n_runs", U64, "Runs of faults without progress that exceed it."),
+        Column("n_faults", U64, "Faults in excess of it, over all runs."),
         Column("n_vcpus", U32, "vCPUs with such a run."),
-        Column("max_run", U32, "Most faults in one run; upper bound, for RIP is not seen."),
+        Column("max_run", U32, "Most faults in one run; an upper bound, as RIP is not recorded."),
     ),
 )
 
 LEAF_STATS = Table(
     name="leaf_stats",
-    grain="one row per SEAMCALL leaf: how many attempts and how much time requests took",
-    meaning="A request is what one caller wants done once; it is retried if an attempt at it was "
+    grain="one row per SEAMCALL leaf: attempts and time that its requests took",
+    meaning="A request is one operation that a caller asks for; it is retried if an attempt was "
     "answered with a retryable status.",
     key=("source", "leaf"),
     columns=(
@@ -213,12 +256,12 @@ LEAF_STATS = Table(
         LEAF,
         Column("n_requests", U64, "Retry chains."),
         Column("n_seamcalls", U64, "SEAMCALL attempts."),
-        Column("retried_seamcalls", U64, "Requests that met a retryable status at least once."),
+        Column("retried_seamcalls", U64, "Requests with at least one retryable status."),
         Column("n_busy", U64, "Attempts answered with a retryable status."),
-        Column("p50_attempts", U32, "Half of the requests took at most so many.", nullable=True),
-        Column("p99_attempts", U32, "99 % of the requests took at most so many.", nullable=True),
-        Column("max_attempts", U32, "Most attempts that one request took, cut ones included."),
-        Column("p99_ns", I64, "99 % of the requests took at most so long.", "ns", nullable=True),
+        Column("p50_attempts", U32, "Median attempts per request.", nullable=True),
+        Column("p99_attempts", U32, "99th percentile of attempts per request.", nullable=True),
+        Column("max_attempts", U32, "Maximum attempts of a request, cut ones included."),
+        Column("p99_ns", I64, "99th percentile of time per request.", "ns", nullable=True),
         Column("max_ns", I64, "Longest request, cut ones included.", "ns", nullable=True),
         *(Column(name, U64, f"Requests whose outcome is {name}.") for name in OUTCOMES),
     ),
@@ -227,7 +270,7 @@ LEAF_STATS = Table(
 VM_STATS = Table(
     name="vm_stats",
     grain="one row per TD: the counters that kvm->stat would hold",
-    meaning="What KVM's statistics would count for each TD if it counted retries.",
+    meaning="Counters that KVM's statistics would hold for each TD if KVM counted retries.",
     key=("source", "td_id", "tgid"),
     columns=(
         SOURCE,
@@ -235,30 +278,30 @@ VM_STATS = Table(
         TGID,
         Column("n_seamcalls", U64, "SEAMCALL attempts."),
         Column("n_requests", U64, "Retry chains."),
-        Column("retried_seamcalls", U64, "Requests that met busy at least once (the seed's stat)."),
+        Column("retried_seamcalls", U64, "Requests answered busy at least once."),
         Column("n_busy", U64, "Attempts answered busy."),
-        Column("max_attempts", U32, "Most attempts one request took."),
-        Column("n_vcpus", U32, "vCPUs seen to enter."),
-        Column("zero_steps", U64, "Zero-step episodes, weak ones left out."),
+        Column("max_attempts", U32, "Maximum attempts of a request."),
+        Column("n_vcpus", U32, "vCPUs with a recorded entry."),
+        Column("zero_steps", U64, "Zero-step episodes, without weak ones."),
     ),
 )
 
 VCPU_STATS = Table(
     name="vcpu_stats",
     grain="one row per vCPU: entries, refusals and zero-step episodes",
-    meaning="An entry is refused if the module answers TDH.VP.ENTER with busy, whatever was busy.",
+    meaning="An entry is refused if the module answers TDH.VP.ENTER with busy, for any operand.",
     key=("source", "tid", "vp_id", "vcpu_id"),
     columns=(
         SOURCE,
         TID,
         TGID,
         TD,
-        Column("vp_id", U64, "The vCPU, where the capture says.", nullable=True),
+        Column("vp_id", U64, "The vCPU, where recorded.", nullable=True),
         VCPU,
-        Column("n_entries", U64, "Attempts to enter it."),
-        Column("n_refused", U64, "Entries answered busy, any operand."),
-        Column("zero_steps", U64, "Zero-step episodes, weak ones left out."),
-        Column("zero_steps_weak", U64, "Possible episodes that only a weak sign shows."),
+        Column("n_entries", U64, "Attempts to enter the vCPU."),
+        Column("n_refused", U64, "Entries answered busy, with any operand."),
+        Column("zero_steps", U64, "Zero-step episodes, without weak ones."),
+        Column("zero_steps_weak", U64, "Possible episodes with weak evidence only."),
     ),
 )
 

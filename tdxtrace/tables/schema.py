@@ -1,4 +1,4 @@
-"""What a table declaration is, and how a frame is held against one."""
+"""Declarations of tables, and checks of data frames against them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tdxtrace.errors import TableError
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a :class:`Table`: its name, type, unit and meaning."""
+    """A column of a :class:`Table`: name, type, description, unit."""
 
     name: str
     dtype: pl.DataType
     doc: str
     unit: str | None = None
     nullable: bool = False
-    """Null means "not observed"; a column that is always observed forbids it."""
+    """Whether null, which means "not observed", is allowed."""
     optional: bool = False
-    """A table has the column only if a row of it has a value there."""
+    """Whether the column is missing in a table in which no row has a value for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as the rest of the world may rely on it.
+    """A table: its columns, its key and rules that hold for every row.
 
-    ``rules`` map a rule's name to an expression that is true of a sound row; ``meaning``
-    defines in one sentence what the table is about.
+    ``grain`` says what a row is; ``meaning`` defines the term behind the table in one
+    sentence; ``rules`` map a rule's name to an expression that is true for every valid row.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Table:
         )
 
     def empty(self) -> pl.DataFrame:
-        """The table with no rows: what "nothing found" looks like."""
+        """The table with no rows."""
         return self.schema.to_frame()
 
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Select exactly this table's columns, or say why that is impossible.
+        """Return ``frame`` with exactly this table's columns, in order.
 
         Optional columns that are present stay.  Looks at names and types only; :meth:`check`
         reads the values.
@@ -88,26 +88,27 @@ class Table:
         return frame.select(wanted.names())
 
     def check(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return ``frame`` if every row keeps the table's promises.
+        """Return ``frame`` with this table's columns, after checking every row.
 
         Raises:
-            TableError: If a null, a repeated key or a broken rule is found; the
-                message counts the rows behind each.
+            TableError: If a column is missing or has another type, a value is null where
+                that is not allowed, a key is repeated or a rule is broken; the message counts
+                the rows of each.
         """
-        promises = {
+        checks = {
             f"{c.name} is never null": pl.col(c.name).is_not_null()
             for c in self.columns
             if not c.nullable
         }
-        promises["key is unique: " + ", ".join(self.key)] = pl.struct(self.key).is_unique()
-        promises |= self.rules
+        checks["key is unique: " + ", ".join(self.key)] = pl.struct(self.key).is_unique()
+        checks |= self.rules
         conformed = self.conform(frame)
         counts = conformed.select(
-            (~promise.fill_null(True)).sum().alias(name) for name, promise in promises.items()
+            (~check.fill_null(True)).sum().alias(name) for name, check in checks.items()
         ).row(0, named=True)
         broken = [
             f"{name!r} fails in {n} of {conformed.height} rows" for name, n in counts.items() if n
         ]
         if broken:
-            raise TableError(f"unsound {self.name!r} table: " + "; ".join(broken))
+            raise TableError(f"invalid {self.name!r} table: " + "; ".join(broken))
         return conformed

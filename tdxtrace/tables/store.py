@@ -1,4 +1,4 @@
-"""A Trace as a folder of Parquet files: written batch by batch, opened at once."""
+"""Storage of a Trace as a folder of Parquet files, and the cache of such folders."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 PROVENANCE: Final = "provenance.json"
-# Rows that are written at a time: groups so large cost readers little, and take
-# some 40 MB before they are written.
+# Rows per Parquet row group: large enough for fast reading, about 40 MB while buffered.
 _GROUP_ROWS: Final = 1 << 18
 _TABLE_KEY: Final = "tdxtrace.table"
 _VERSION_KEY: Final = "tdxtrace.schema_version"
@@ -35,7 +34,7 @@ _TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABL
 
 @dataclass(slots=True)
 class _TableFile:
-    """One Parquet file in the making."""
+    """A Parquet file that is being written."""
 
     table: Table
     path: Path
@@ -46,7 +45,7 @@ class _TableFile:
     _is_whole: bool = False
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take rows; they are written when there are enough of them."""
+        """Buffer rows; write them when there are enough for a row group."""
         self._waiting.append(rows)
         self._n_waiting += rows.height
         self.n_rows += rows.height
@@ -54,7 +53,7 @@ class _TableFile:
             self._write()
 
     def close(self) -> None:
-        """Write what is left; the file is then whole."""
+        """Write the remaining rows and complete the file."""
         if self._is_whole:
             return
         self._is_whole = True
@@ -79,14 +78,14 @@ class _TableFile:
 
 @dataclass(slots=True)
 class StoreWriter:
-    """Writes the tables of a Trace into a folder that appears whole or not at all.
+    """Writer of a Trace's tables into a temporary folder that is renamed when complete.
 
     Args:
-        folder: Its name; where that is a link, the folder that it leads to.
-        force: Whether to replace a store of that name, once the new one is whole.
+        folder: Name of the folder; a link is resolved.
+        force: Whether to replace an existing store, once the new one is complete.
 
     Raises:
-        InputError: If the folder cannot be made, or something is there that is kept.
+        InputError: If the folder cannot be created, or exists and may not be replaced.
     """
 
     folder: Path
@@ -106,7 +105,7 @@ class StoreWriter:
             self._files[table.name] = _TableFile(table, self._work / f"{table.name}.parquet")
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
-        """Take rows of the table ``name``.
+        """Add rows to the table ``name``.
 
         Raises:
             InputError: If they cannot be written.
@@ -117,23 +116,23 @@ class StoreWriter:
             raise _cannot_write(self.folder, error) from None
 
     def n_rows(self, name: str) -> int:
-        """Rows of a table so far."""
+        """Number of rows of a table so far."""
         return self._files[name].n_rows
 
     def batches(self, name: str) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a table so far, in batches; none can be added after that."""
+        """Yield the rows of a table in batches; no row can be added afterwards."""
         self._files[name].close()
         yield from _groups(self._files[name].path, self._files[name].table)
 
     def finish(self, provenance: Provenance, change: Mapping[str, Change]) -> None:
-        """Write the provenance and give the folder its name.
+        """Write the provenance and rename the folder to its final name.
 
         Args:
             provenance: Where the rows come from.
-            change: What is done to the rows of a table now that all are known.
+            change: Function applied to the rows of a table, by table name.
 
         Raises:
-            InputError: If something cannot be written, or something else got the name.
+            InputError: If something cannot be written, or the name was taken meanwhile.
         """
         facts = {"schema_version": SCHEMA_VERSION, "provenance": provenance.to_dict()}
         try:
@@ -158,7 +157,7 @@ class StoreWriter:
         new.path.replace(old.path)
 
     def discard(self) -> None:
-        """Remove what was written, unless the folder already has its name."""
+        """Remove the temporary folder, if it was not renamed."""
         shutil.rmtree(self._work, ignore_errors=True)
 
 
@@ -176,10 +175,10 @@ def _groups(path: Path, table: Table) -> Iterator[pl.DataFrame]:
 
 
 def _check_replaceable(folder: Path, force: bool) -> None:
-    """Refuse a name that something has which is no store, or a store if not ``force``.
+    """Check that ``folder`` is missing, an empty folder or, with ``force``, a store.
 
     Raises:
-        InputError: If so.
+        InputError: If it is anything else.
     """
     shown = one_line(str(folder))
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -191,16 +190,16 @@ def _check_replaceable(folder: Path, force: bool) -> None:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether ``folder`` holds a converted Trace."""
+    """Whether ``folder`` contains a stored Trace."""
     return (folder / PROVENANCE).is_file()
 
 
 def open_store(folder: Path) -> Trace:
-    """Open a folder that :class:`StoreWriter` made.
+    """Read a Trace from a folder written by :class:`StoreWriter`.
 
     Raises:
         InputError: If a file of it cannot be read.
-        TableError: If it was made by a tdxtrace with other tables.
+        TableError: If it has another schema version or other columns.
     """
     shown = one_line(str(folder))
     try:
@@ -219,7 +218,7 @@ def open_store(folder: Path) -> Trace:
 
 def _read(path: Path, table: Table) -> pl.DataFrame:
     shown = one_line(str(path))
-    # polars may resolve a relative path by a folder that this process has left since.
+    # polars may resolve a relative path against a former working directory.
     path = path.absolute()
     try:
         facts = pl.read_parquet_metadata(path)

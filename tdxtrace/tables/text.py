@@ -1,11 +1,11 @@
-"""How hostile text from a trace is made safe to show."""
+"""Escaping of untrusted text from a trace for terminals and HTML."""
 
 from __future__ import annotations
 
 import html
 import unicodedata
 
-# Categories that move the cursor, hide text or reorder it: control characters
+# Unicode categories that move the cursor, hide text or reorder it: control characters
 # (ESC among them), format characters (bidirectional overrides), surrogates,
 # private use, line and paragraph separators.  Unicode 15, chapter 4.5.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -26,5 +26,5 @@ def one_line(text: str, width: int = 200) -> str:
 
 
 def escape(text: str, width: int = 200) -> str:
-    """Return ``text`` as one line that is also safe inside HTML."""
+    """Return :func:`one_line` of ``text``, escaped for HTML."""
     return html.escape(one_line(text, width))

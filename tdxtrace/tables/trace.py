@@ -1,4 +1,4 @@
-"""What is carried from room to room: a Trace of events, Findings about it."""
+"""The containers of tables: Trace (events) and Findings (analysis results)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREAD
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.schema import Table
-from tdxtrace.tables.sql import ask
+from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import escape, one_line
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input: where it came from and what its lines turned out to be."""
+    """One input: path, format, clock, time span, and number of lines by event."""
 
     path: str
     format: str
@@ -33,60 +33,60 @@ class Source:
     first_ns: int | None
     last_ns: int | None
     clock: str
-    """The clock's name where the input tells it; else ``unnamed``, ``integer`` (ticks
+    """Name of the clock where the input has it; else ``unnamed``, ``integer`` (ticks
     of unknown length) or ``relative`` (since the first event)."""
     clock_resolution_ns: int
     kernel: str | None
     tool: str | None
     events: Mapping[str, int]
-    """Lines or records per event name, our own events and noise alike."""
+    """Lines or records by event name, including events that are not used."""
 
     @property
     def unit(self) -> str:
-        """What ``n_lines``, ``n_headers``, ``events`` and every ``seq`` count."""
+        """Unit of ``n_lines``, ``n_headers``, ``events`` and every ``seq``: line or record."""
         return format_named(self.format).unit
 
     @property
     def is_log(self) -> bool:
-        """Whether the input holds messages of the kernel's log, not events."""
+        """Whether the input holds kernel messages, not events."""
         return format_named(self.format).holds == "messages"
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a Trace comes from and what was assumed when it was read."""
+    """Inputs of a Trace, and assumptions made when they were read."""
 
     sources: tuple[Source, ...]
     level_base: int
-    """Number the capture gave to a 4K level; tables hold it normalised to 0."""
+    """Number of the 4K level in the input (0 or 1); in the tables it is 0."""
     level_base_evidence: str
     tdxtrace: str
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """The provenance as plain data, for JSON."""
         return dataclasses.asdict(self)
 
 
-class _Bundle:
-    """Tables with names: how they are listed, exported and shown."""
+class _TableBundle:
+    """Base of Trace and Findings: lists, exports, checks and displays their tables."""
 
     __slots__ = ()
     _tables: tuple[Table, ...] = ()
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """Every table by name, in the catalog's order."""
+        """All tables by name, in the catalog's order."""
         return {table.name: getattr(self, table.name) for table in self._tables}
 
     def to_arrow(self) -> dict[str, pa.Table]:
-        """Every table by name, as Arrow."""
+        """All tables by name, as Arrow tables."""
         return {name: frame.to_arrow() for name, frame in self.tables().items()}
 
     def check(self) -> None:
-        """Hold every table against its declaration.
+        """Check every table against its declaration.
 
         Raises:
-            TableError: If a table breaks a promise.
+            TableError: If a table does not match; see :meth:`Table.check`.
         """
         for table in self._tables:
             table.check(getattr(self, table.name))
@@ -99,7 +99,7 @@ class _Bundle:
         return [(t.name, self._size(t.name), t.grain) for t in self._tables]
 
     def _title(self) -> str:
-        raise NotImplementedError  # pragma: no cover - both bundles define it
+        raise NotImplementedError  # pragma: no cover - both subclasses define it
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _, _ in self._rows())
@@ -117,8 +117,8 @@ class _Bundle:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Trace(_Bundle):
-    """What happened: event tables of one or more recordings, and their provenance."""
+class Trace(_TableBundle):
+    """Event tables of one or more recordings, and their provenance."""
 
     seamcalls: pl.DataFrame
     vm_entries: pl.DataFrame
@@ -131,26 +131,26 @@ class Trace(_Bundle):
     _tables = EVENT_TABLES
 
     def defragment(self) -> None:
-        """Put the rows of every table into one piece of memory, where they lie in many.
+        """Rechunk every table that has several chunks, in place.
 
-        A reader leaves a piece per batch; to pick rows out of hundreds takes ten times as
-        long.  The tables stay equal; while one is moved it is there twice.
+        A reader leaves a chunk per batch; gathering rows from hundreds of chunks takes ten
+        times as long.  While a table is rechunked it is in memory twice.
         """
         for name, rows in self.tables().items():
             if rows.n_chunks() > 1:
                 object.__setattr__(self, name, rows.rechunk())
 
     def sql(self, statement: str) -> pl.DataFrame:
-        """Ask in SQL, of the events and of the findings about them.
+        """Run an SQL query on the events and on the findings about them.
 
-        The findings are found anew where the statement names one; to ask often, keep
+        The analysis runs each time a statement names a finding table; for several queries keep
         ``findings = analyze(trace)`` and use ``findings.sql``.
 
         Args:
             statement: One SELECT in the dialect of polars.
 
         Raises:
-            QueryError: If it is not understood; a wrong name is answered with the nearest.
+            QueryError: If it is not understood; the message gives the nearest known name.
 
         Example:
             >>> import tdxtrace
@@ -158,7 +158,7 @@ class Trace(_Bundle):
             >>> trace.sql("select max(n_attempts) from retry_chains").item()
             64
         """
-        # A trace knows no analysis: it asks the front door, as its user would.
+        # tables may not import analysis: the public function is used, as by a caller.
         import tdxtrace  # noqa: PLC0415
 
         return tdxtrace.query(self, statement)
@@ -168,10 +168,10 @@ class Trace(_Bundle):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Findings(_Bundle):
-    """What it means: one finding table per question, and what it rests on.
+class Findings(_TableBundle):
+    """Finding tables of a Trace, and their provenance.
 
-    Answers that take longer are found when they are first asked for, and kept.
+    Tables that take longer are computed on first access, and cached.
     """
 
     retry_chains: pl.DataFrame
@@ -184,116 +184,118 @@ class Findings(_Bundle):
     provenance: Provenance
     options: Mapping[str, object] = field(default_factory=dict)
     """Filters that were applied before the analysis."""
-    _questions: Mapping[str, Callable[[Findings], pl.DataFrame]] = field(default_factory=dict)
-    """How each answer is found that was not asked for yet, by table."""
-    _answers: dict[str, pl.DataFrame] = field(default_factory=dict)
+    _analyses: Mapping[str, Callable[[Findings], pl.DataFrame]] = field(default_factory=dict)
+    """Function that computes each table on first access, by table name."""
+    _computed: dict[str, pl.DataFrame] = field(default_factory=dict)
+    """Tables computed so far."""
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = (*FINDING_TABLES, KERNEL_MESSAGES, THREADS, LOSSES)
 
     @property
     def zero_step_causes(self) -> pl.DataFrame:
-        """What made each zero-step episode's vCPU fault so often."""
-        return self._answer("zero_step_causes")
+        """The ``zero_step_causes`` table: cause of each zero-step episode."""
+        return self._table("zero_step_causes")
 
     @property
     def step_thresholds(self) -> pl.DataFrame:
-        """Episodes that each threshold would have made."""
-        return self._answer("step_thresholds")
+        """The ``step_thresholds`` table: episodes that each threshold would have caused."""
+        return self._table("step_thresholds")
 
     @property
     def abandoned_requests(self) -> pl.DataFrame:
-        """What came of requests that were left busy."""
-        return self._answer("abandoned_requests")
+        """The ``abandoned_requests`` table: consequences of requests abandoned busy."""
+        return self._table("abandoned_requests")
 
     @property
     def progress_loops(self) -> pl.DataFrame:
-        """What was repeated though nothing held a lock."""
-        return self._answer("progress_loops")
+        """The ``progress_loops`` table: requests and faults repeated without lock conflict."""
+        return self._table("progress_loops")
 
     @property
     def td_conflicts(self) -> pl.DataFrame:
-        """Whether one TD made another one's calls busy."""
-        return self._answer("td_conflicts")
+        """The ``td_conflicts`` table: busy answers caused by other TDs."""
+        return self._table("td_conflicts")
 
     @property
     def time_shares(self) -> pl.DataFrame:
-        """Where threads' time went in each phase of a TD."""
-        return self._answer("time_shares")
+        """The ``time_shares`` table: time of each TD's threads by phase and activity."""
+        return self._table("time_shares")
 
     @property
     def verdicts(self) -> pl.DataFrame:
-        """Whose fault it is, per group of findings."""
-        return self._answer("verdicts")
+        """The ``verdicts`` table: BUG, HOSTILE, EXPECTED or UNDECIDED per group of findings."""
+        return self._table("verdicts")
 
     @property
     def busy_causes(self) -> pl.DataFrame:
-        """The ``busy_causes`` table."""
-        return self._answer("busy_causes")
+        """The ``busy_causes`` table: candidate causes of each busy attempt."""
+        return self._table("busy_causes")
 
     @property
     def cause_shares(self) -> pl.DataFrame:
-        """The ``cause_shares`` table."""
-        return self._answer("cause_shares")
+        """The ``cause_shares`` table: number of busy attempts by cause."""
+        return self._table("cause_shares")
 
     @property
     def broken_rules(self) -> pl.DataFrame:
-        """The ``broken_rules`` table."""
-        return self._answer("broken_rules")
+        """The ``broken_rules`` table: calls that show a kernel bug."""
+        return self._table("broken_rules")
 
     @property
     def busy_answers(self) -> pl.DataFrame:
-        """Every busy answer with its place in its request."""
-        return self._answer("busy_answers")
+        """The ``busy_answers`` table: every busy answer with its ordinal in its request."""
+        return self._table("busy_answers")
 
     @property
     def attempts(self) -> pl.DataFrame:
-        """Shares of requests done within so many attempts, or so much time."""
-        return self._answer("attempts")
+        """The ``attempts`` table: share of requests done by number of attempts or time."""
+        return self._table("attempts")
 
     @property
     def latencies(self) -> pl.DataFrame:
-        """What busy and successful calls cost."""
-        return self._answer("latencies")
+        """The ``latencies`` table: durations of busy and successful calls."""
+        return self._table("latencies")
 
     @property
     def policies(self) -> pl.DataFrame:
-        """What the policies of the mailing list would have done."""
-        return self._answer("policies")
+        """The ``policies`` table: the default policies replayed on the requests."""
+        return self._table("policies")
 
     @property
     def limits(self) -> pl.DataFrame:
-        """After how many attempts, or how long, a caller may stop; a millionth, 95 %."""
-        return self._answer("limits")
+        """The ``limits`` table: recommended limits for the default target (1e-6, 95 %)."""
+        return self._table("limits")
 
     @property
     def lock_values(self) -> pl.DataFrame:
-        """The ``lock_values`` table."""
-        return self._answer("lock_values")
+        """The ``lock_values`` table: effect that kernel locks would have."""
+        return self._table("lock_values")
 
     @property
     def entry_waits(self) -> pl.DataFrame:
-        """The ``entry_waits`` table."""
-        return self._answer("entry_waits")
+        """The ``entry_waits`` table: refused entries that one wait would have replaced."""
+        return self._table("entry_waits")
 
-    def _answer(self, name: str) -> pl.DataFrame:
-        if name not in self._answers:
-            self._answers[name] = self._questions[name](self)
-        return self._answers[name]
+    def _table(self, name: str) -> pl.DataFrame:
+        if name not in self._computed:
+            self._computed[name] = self._analyses[name](self)
+        return self._computed[name]
 
     def _size(self, name: str) -> str:
-        waits = name in self._questions and name not in self._answers
-        return "on demand" if waits else _Bundle._size(self, name)
+        is_pending = name in self._analyses and name not in self._computed
+        return "on demand" if is_pending else _TableBundle._size(self, name)
 
     def sql(self, statement: str) -> pl.DataFrame:
-        """Ask in SQL, of the findings.
+        """Run an SQL query on the findings.
 
         Args:
             statement: One SELECT in the dialect of polars.
 
         Raises:
-            QueryError: If it is not understood; a wrong name is answered with the nearest.
+            QueryError: If it is not understood; the message gives the nearest known name.
         """
-        return ask(statement, {t.name: t for t in self._tables}, lambda name: getattr(self, name))
+        tables = {table.name: table for table in self._tables}
+        return run_query(statement, tables, lambda name: getattr(self, name))
 
     def _title(self) -> str:
         return "Findings on " + ", ".join(one_line(s.path) for s in self.provenance.sources)

@@ -1,4 +1,4 @@
-"""The tables about what came of busy answers, and whose fault it was: verdicts and their parts."""
+"""The tables about consequences of busy answers, and the verdicts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SUBJECTS: Final = ("busy", "broken_rule", "zero_step", "abandoned", "loop", "mes
 
 ABANDONED_REQUESTS = Table(
     name="abandoned_requests",
-    grain="one row per request that its caller left busy, and each thing that came of it",
-    meaning="A request is left busy if its caller went on to something else before it was done; "
-    "what came of it is what the trace shows later.",
+    grain="one row per request abandoned busy and consequence",
+    meaning="A request is abandoned if its caller stopped retrying before it succeeded; the "
+    "consequences are what the trace shows later.",
     key=("source", "first_seq", "consequence"),
     columns=(
         SOURCE,
@@ -39,79 +39,92 @@ ABANDONED_REQUESTS = Table(
         GPA,
         LEVEL,
         Column("left_ns", I64, "End of its last attempt.", unit="ns"),
-        Column("final_status", U64, "What that attempt was answered."),
-        Column("consequence", pl.Enum(CONSEQUENCES), "What came of it."),
-        Column("effect_source", SOURCE.dtype, "Input of the row that shows it.", nullable=True),
+        Column("final_status", U64, "Status of its last attempt."),
+        Column("consequence", pl.Enum(CONSEQUENCES), "The consequence."),
+        Column(
+            "effect_source",
+            SOURCE.dtype,
+            "Input of the row that shows the consequence.",
+            nullable=True,
+        ),
         Column(
             "effect_seq",
             U64,
-            "That row: seamcalls.seq, or kernel_messages.seq of a kernel_message.",
+            "The row: seamcalls.seq, or kernel_messages.seq of a kernel_message.",
             nullable=True,
         ),
-        Column("effect_leaf", LEAF.dtype, "Leaf of the call that shows it.", nullable=True),
-        Column("effect_status", U64, "Its status.", nullable=True),
-        Column("after_ns", I64, "From the last attempt to then.", unit="ns", nullable=True),
+        Column(
+            "effect_leaf", LEAF.dtype, "Leaf of the call that shows the consequence.", nullable=True
+        ),
+        Column("effect_status", U64, "Status of that call.", nullable=True),
+        Column(
+            "after_ns",
+            I64,
+            "Time from the last attempt to the consequence.",
+            unit="ns",
+            nullable=True,
+        ),
     ),
     rules={
         "a consequence has a row": (pl.col("consequence") == "none_seen")
         == pl.col("effect_seq").is_null(),
-        "a consequence comes later": pl.col("after_ns") >= 0,
+        "a consequence is not before its request": pl.col("after_ns") >= 0,
     },
 )
 
 PROGRESS_LOOPS = Table(
     name="progress_loops",
-    grain="one row per request, or fault, that was repeated though nothing held a lock",
-    meaning="A loop is a request, or a fault, that was repeated though nothing held a lock: "
-    "interrupted, short of entropy, the module busy, or KVM's own retrying.",
+    grain="one row per request or page fault repeated without a lock conflict",
+    meaning="A loop is a request or page fault that was repeated without a lock conflict: "
+    "the call was interrupted, lacked entropy or met SYS_BUSY, or KVM retried the fault itself.",
     key=("source", "first_seq", "loop"),
     columns=(
         SOURCE,
         Column(
             "first_seq",
             U64,
-            "retry_chains.first_seq; of a local_retry page_faults.seq.",
+            "retry_chains.first_seq; for local_retry: page_faults.seq.",
         ),
-        Column("loop", pl.Enum(LOOPS), "What was repeated, by its answer."),
-        Column("leaf", LEAF.dtype, "SEAMCALL leaf; null: none was made.", nullable=True),
+        Column("loop", pl.Enum(LOOPS), "Kind of loop, by the status that caused it."),
+        Column("leaf", LEAF.dtype, "SEAMCALL leaf; null: no SEAMCALL was made.", nullable=True),
         CPU,
         TID,
         TGID,
         TD_OF_CALL,
         GPA,
-        Column("start_ns", I64, "When it began.", unit="ns"),
-        Column("took_ns", I64, "How long it went on, as far as is seen.", unit="ns"),
-        Column("n_repeats", U32, "Answers of this kind; local_retry: not seen, 0."),
+        Column("start_ns", I64, "Start of the loop.", unit="ns"),
+        Column("took_ns", I64, "Observed duration of the loop.", unit="ns"),
+        Column("n_repeats", U32, "Answers of this kind; local_retry: 0, not observable."),
         Column(
             "progress",
             pl.Enum(PROGRESS),
-            "seen: it ended well, or its output moved on; not_seen: it was still the same.",
+            "seen: it succeeded, or its output advanced; not_seen: its output did not change.",
         ),
         Column(
             "n_interrupts",
             U32,
-            "Interrupts on that CPU in that time; null: none was recorded anywhere.",
+            "Interrupts on that CPU during the loop; null: the trace has no interrupts.",
             nullable=True,
         ),
     ),
-    rules={"time runs forward": pl.col("took_ns") >= 0},
+    rules={"end is not before start": pl.col("took_ns") >= 0},
 )
 
 TD_CONFLICTS = Table(
     name="td_conflicts",
-    grain="one row per leaf and resource: whether those who made it busy were of another TD",
-    meaning="TDs share the module, the PAMT of a 2 MB range, keys and caches; they conflict if a "
-    "call of one held what a call of another one found busy.",
+    grain="one row per leaf and resource: busy answers by whether the holder is of another TD",
+    meaning="TDs share the module, the PAMT of a 2 MB range, keys and caches; two TDs conflict if "
+    "a call of one held a resource that a call of the other found busy.",
     key=("source", "leaf", "resource"),
     columns=(
         SOURCE,
         LEAF,
-        Column("resource", TEXT, "What was busy.", nullable=True),
+        Column("resource", TEXT, "Busy resource.", nullable=True),
         Column("n_busy", U64, "Attempts answered busy."),
-        Column("n_same_td", U64, "Of these, held by the same TD's calls or guest."),
-        Column("n_other_td", U64, "Held by a call of another TD."),
-        Column("n_unknown", U64, "Holder, or one of the TDs, not known."),
-        Column("n_tds", U32, "TDs whose attempts were answered so."),
+        Column("n_same_td", U64, "Of these, held by a call or the guest of the same TD."),
+        Column("n_other_td", U64, "Of these, held by a call of another TD."),
+        Column("n_unknown", U64, "Of these, holder or a TD unknown."),
+        Column("n_tds", U32, "TDs whose attempts were answered busy."),
     ),
     rules={
         "every busy attempt is counted once": pl.col("n_same_td")
@@ -123,57 +136,63 @@ TD_CONFLICTS = Table(
 
 TIME_SHARES = Table(
     name="time_shares",
-    grain="one row per TD and phase of its life: where its threads' time in SEAMCALLs went",
-    meaning="While a TD is built, runs and is torn down, its threads spend their time in calls "
-    "that settle a request, in calls that do not, between attempts, in the guest, and elsewhere.",
+    grain="one row per TD and phase of its life: time of its threads by activity",
+    meaning="The time of a TD's threads while it is built, runs and is torn down, split into calls "
+    "that complete a request, retries, pauses between attempts, the guest, and the rest.",
     key=("source", "td_id", "phase"),
     columns=(
         SOURCE,
         TD_OF_CALL,
-        Column("phase", pl.Enum(PHASES), "build: before the first entry; teardown: after all."),
-        Column("start_ns", I64, "First call of the phase.", unit="ns"),
+        Column(
+            "phase",
+            pl.Enum(PHASES),
+            "build: before the first vCPU entry; teardown: after the last.",
+        ),
+        Column("start_ns", I64, "Start of the first call of the phase.", unit="ns"),
         Column("end_ns", I64, "End of its last call.", unit="ns"),
-        Column("n_calls", U64, "SEAMCALLs but TDH.VP.ENTER."),
-        Column("n_retries", U64, "Those that did not settle their request."),
-        Column("done_ns", I64, "Thread time in calls that settled one.", unit="ns"),
-        Column("retry_ns", I64, "Thread time in calls that did not.", unit="ns"),
-        Column("wait_ns", I64, "Thread time between attempts at one request.", unit="ns"),
+        Column("n_calls", U64, "SEAMCALLs other than TDH.VP.ENTER."),
+        Column("n_retries", U64, "Calls that did not complete their request."),
+        Column("done_ns", I64, "Thread time in calls that completed a request.", unit="ns"),
+        Column(
+            "retry_ns", I64, "Thread time in calls that did not complete their request.", unit="ns"
+        ),
+        Column("wait_ns", I64, "Thread time between attempts at the same request.", unit="ns"),
         Column("guest_ns", I64, "Thread time in TDH.VP.ENTER, where probed.", unit="ns"),
         Column(
             "rest_ns",
             I64,
-            "What else the threads that made calls did from their first to their last.",
+            "Remaining time of these threads, from their first call to their last.",
             unit="ns",
         ),
     ),
-    rules={"time runs forward": pl.col("start_ns") <= pl.col("end_ns")},
+    rules={"end is not before start": pl.col("start_ns") <= pl.col("end_ns")},
 )
 
 VERDICTS = Table(
     name="verdicts",
-    grain="one row per group of findings that have the same explanation",
+    grain="one row per group of findings with the same explanation",
     meaning="A verdict is EXPECTED where the module's rules explain what was seen, BUG where the "
-    "kernel broke one, HOSTILE where the guest did, and UNDECIDED where the trace cannot tell.",
+    "kernel broke one, HOSTILE where the guest did, and UNDECIDED where evidence is missing.",
     key=("source", "subject", "td_id", "leaf", "what"),
     columns=(
         SOURCE,
-        Column("verdict", pl.Enum(VERDICTS_GIVEN), "Whose fault it is."),
-        Column("subject", pl.Enum(SUBJECTS), "What it is about."),
+        Column("verdict", pl.Enum(VERDICTS_GIVEN), "The verdict."),
+        Column("subject", pl.Enum(SUBJECTS), "Kind of finding."),
         TD_OF_CALL,
-        Column("leaf", LEAF.dtype, "SEAMCALL leaf, where one is concerned.", nullable=True),
-        Column("what", TEXT, "The explanation in a word or two: cause, consequence, rule."),
+        Column("leaf", LEAF.dtype, "SEAMCALL leaf, if any.", nullable=True),
+        Column("what", TEXT, "Short explanation: the cause, consequence or rule."),
         Column("n_rows", U64, "Findings in the group."),
         Column("sentence", TEXT, "The verdict in one sentence."),
-        Column("evidence_table", TEXT, "Table that the findings are rows of."),
-        Column("evidence", TEXT, "Their seq (first_seq), at most five, separated by blanks."),
-        Column("rule", TEXT, "Name of the rule that decided."),
-        Column("rule_source", TEXT, "Where the rule comes from."),
+        Column("evidence_table", TEXT, "Table of the findings."),
         Column(
-            "decided_by", TEXT, "What capture would decide; null: it is decided.", nullable=True
+            "evidence", TEXT, "seq (or first_seq) of at most five findings, separated by spaces."
         ),
+        Column("rule", TEXT, "Name of the rule that decided."),
+        Column("rule_source", TEXT, "Source of the rule."),
+        Column("decided_by", TEXT, "What to record to decide it; null: decided.", nullable=True),
     ),
     rules={
-        "what is not decided says what would decide it": (pl.col("verdict") == "UNDECIDED")
+        "decided_by is set for UNDECIDED only": (pl.col("verdict") == "UNDECIDED")
         == pl.col("decided_by").is_not_null(),
         "a verdict has evidence": pl.col("n_rows") >= 1,
     },

@@ -7,7 +7,7 @@ import pytest
 from support.story import story
 
 import tdxtrace
-from tdxtrace.tables.comparisons import COMPARISONS
+from tdxtrace.tables.limits import COMPARISONS
 
 
 def compared(before: str, after: str) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 from support.contracts import breaches
 from support.running import SAMPLES, answered, refused, tdxtrace
 
-from tdxtrace.tables.comparisons import COMPARISONS
+from tdxtrace.tables.limits import COMPARISONS
 
 BEFORE, AFTER = SAMPLES / "contended.txt", SAMPLES / "lost.txt.xz"
 

@@ -38,7 +38,7 @@ def test_filters_hold_for_a_question(chains: Path) -> None:
     [
         ("select leef from seamcalls", "no column 'leef'; nearest: leaf"),
         ("select 1 from retry_chain", "no table 'retry_chain'; nearest: retry_chains"),
-        ("vacuum", "not a question"),
+        ("vacuum", "not a query"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_right_one(

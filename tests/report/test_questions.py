@@ -110,7 +110,7 @@ def test_a_request_with_two_consequences_is_one_request() -> None:
 
 
 def _with(findings: Findings, **answers: pl.DataFrame) -> Findings:
-    changed = dataclasses.replace(findings, _answers=dict(answers))
+    changed = dataclasses.replace(findings, _computed=dict(answers))
     assert {name: getattr(changed, name) for name in answers} == answers
     return changed
 

@@ -1,4 +1,4 @@
-"""Names that files and folders get only when they are whole."""
+"""Atomic replacement of files and folders, and refusal to overwrite inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _refuse(*_: object) -> bool:
 
 @pytest.mark.parametrize("can_exchange", [True, False])
 @pytest.mark.parametrize("old", ["nothing", "empty", "folder", "file", "link"])
-def test_a_folder_takes_the_place_of_what_had_its_name(
+def test_a_folder_replaces_whatever_had_its_name(
     old: str, can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
@@ -46,7 +46,7 @@ def test_a_folder_takes_the_place_of_what_had_its_name(
     assert old != "link" or (tmp_path / "other" / "text").read_text() == "kept"
 
 
-def test_a_file_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.write_text("new")
     give_name(made, _folder(tmp_path / "run", "old").parent / "run")
@@ -54,26 +54,24 @@ def test_a_file_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_the_name_is_never_without_its_folder(tmp_path: Path) -> None:
+def test_the_target_exists_at_any_time(tmp_path: Path) -> None:
     target, ended, missed = _folder(tmp_path / "run", "0"), Event(), 0
 
-    def look() -> None:
+    def watch() -> None:
         nonlocal missed
         while not ended.is_set():
             missed += not target.exists()
 
-    looking = Thread(target=look)
-    looking.start()
+    watcher = Thread(target=watch)
+    watcher.start()
     for n in range(300):
         give_name(_folder(tmp_path / "made", str(n)), target)
     ended.set()
-    looking.join()
+    watcher.join()
     assert missed == 0
 
 
-def test_what_cannot_be_renamed_leaves_all_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_rename_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_exchanged", _refuse)
     target = _folder(tmp_path / "run", "old")
     made = _folder(tmp_path / "made", "new")
@@ -91,7 +89,9 @@ def test_what_cannot_be_renamed_leaves_all_as_it_was(
     assert (made / "text").read_text() == "new"
 
 
-def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -103,13 +103,13 @@ def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["new", "/dev/null", "a\0b"])
-def test_what_is_no_file_is_no_input_that_is_lost(name: str, tmp_path: Path) -> None:
+def test_devices_and_missing_files_are_not_overwritten_inputs(name: str, tmp_path: Path) -> None:
     (tmp_path / "old").touch()
     refuse_overwriting(tmp_path / name, ["/dev/null", "-", tmp_path / name, "a\0b", "no/such"])
     refuse_overwriting(tmp_path / "old", ["/dev/null", "-", tmp_path / name, "a\0b", "no/such"])
 
 
-def test_a_new_file_in_a_folder_that_is_read_is_no_loss(tmp_path: Path) -> None:
+def test_a_new_file_in_an_input_folder_is_allowed(tmp_path: Path) -> None:
     refuse_overwriting(tmp_path / "report.html", [tmp_path])
     (tmp_path / "report.html").touch()
     with pytest.raises(InputError, match=r"report.html would overwrite the input .*; name another"):

@@ -1,4 +1,4 @@
-"""Questions in SQL."""
+"""SQL queries of events and findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trace() -> Trace:
     return story("B1 B1 S1 2/S2 lost@1 2/trackB 2/trackS").trace
 
 
-def test_events_and_findings_can_be_asked_together(trace: Trace) -> None:
+def test_events_and_findings_can_be_joined(trace: Trace) -> None:
     rows = trace.sql(
         "select c.first_seq, s.status from retry_chains c join seamcalls s "
         "on c.last_seq = s.seq order by c.first_seq"
@@ -30,48 +30,46 @@ def test_events_and_findings_can_be_asked_together(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize("table", [t.name for t in (*EVENT_TABLES, *FINDING_TABLES)])
-def test_every_table_can_be_asked(trace: Trace, table: str) -> None:
+def test_every_table_can_be_queried(trace: Trace, table: str) -> None:
     rows = trace.sql(f"select * from {table}")
     whole = trace.tables() | tdxtrace.analyze(trace).tables()
     assert rows.equals(whole[table])
 
 
-def test_words_are_written_as_the_kernel_prints_them(trace: Trace) -> None:
+def test_numbers_may_be_hexadecimal(trace: Trace) -> None:
     busy = trace.sql(f"select seq from seamcalls where status = {BUSY}")
     assert busy["seq"].to_list() == [2, 4, 11]
     assert trace.sql("select seq from seamcalls where gpa = 0X2000")["seq"].to_list() == [8]
 
 
-def test_what_is_in_quotes_stays_as_it_is(trace: Trace) -> None:
+def test_hexadecimal_in_quotes_is_unchanged(trace: Trace) -> None:
     assert trace.sql("select '0x10' as a, 'it''s 0x1' as b").row(0) == ("0x10", "it's 0x1")
     assert trace.sql('select seq as "0x10" from seamcalls limit 1').columns == ["0x10"]
 
 
-def test_leaves_have_names(trace: Trace) -> None:
+def test_leaf_names_can_be_joined(trace: Trace) -> None:
     rows = trace.sql("select distinct name from seamcalls join leaves using (leaf) order by name")
     assert rows["name"].to_list() == ["TDH.MEM.PAGE.AUG", "TDH.MEM.TRACK"]
 
 
-def test_tables_are_named_when_asked_for(trace: Trace) -> None:
+def test_show_tables_lists_every_table(trace: Trace) -> None:
     named = trace.sql("show tables")["name"].to_list()
     assert set(named) == {t.name for t in (*EVENT_TABLES, *FINDING_TABLES)} | {"leaves"}
 
 
-def test_a_question_keeps_to_the_selection(trace: Trace) -> None:
+def test_a_query_respects_the_selection(trace: Trace) -> None:
     only = Selection(leaves=("TDH.MEM.TRACK",))
     for table in ("seamcalls", "retry_chains"):
         rows = tdxtrace.query(trace, f"select distinct leaf from {table}", only)
         assert rows["leaf"].to_list() == [38]
 
 
-def test_findings_are_not_sought_for_a_question_about_events(
-    trace: Trace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_query_of_events_runs_no_analysis(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdxtrace.pipeline.analyze", None)
     assert trace.sql("select count(*) from seamcalls").item() == 6
 
 
-def test_findings_answer_about_themselves(trace: Trace) -> None:
+def test_findings_can_be_queried_without_events(trace: Trace) -> None:
     findings = tdxtrace.analyze(trace)
     assert findings.sql("select sum(n_attempts) from retry_chains").item() == 6
     with pytest.raises(QueryError, match="no table 'seamcalls'; nearest"):
@@ -89,19 +87,21 @@ def test_findings_answer_about_themselves(trace: Trace) -> None:
         ("select hex(seq) from seamcalls", "unsupported function 'hex'"),
         ("select seq from seamcalls where", "SQL not understood: sql parser error"),
         ("select 1; select 2", "one .* statement"),
-        ("drop table seamcalls", "not a question: 'drop table seamcalls'; only SELECT"),
-        ("", "not a question: ''"),
+        ("drop table seamcalls", "not a query: 'drop table seamcalls'; only SELECT"),
+        ("", "not a query: ''"),
         ("select * from read_csv('/etc/passwd')", "no other files"),
         ("select probe from seamcalls where probe = 3", "SQL not understood"),
     ],
 )
-def test_a_wrong_statement_gets_one_clear_line(trace: Trace, statement: str, message: str) -> None:
+def test_an_invalid_statement_is_explained_in_one_line(
+    trace: Trace, statement: str, message: str
+) -> None:
     with pytest.raises(QueryError, match=message) as raised:
         trace.sql(statement)
     assert str(raised.value).isprintable()
 
 
-def test_nothing_found_has_the_columns_asked_for(trace: Trace) -> None:
+def test_an_empty_result_has_the_selected_columns(trace: Trace) -> None:
     rows = story("").trace.sql("select seq, status from seamcalls where leaf = 6")
     assert rows.schema == {"seq": pl.UInt64, "status": pl.UInt64}
     assert rows.is_empty()

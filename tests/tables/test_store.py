@@ -1,4 +1,4 @@
-"""A Trace as a folder of Parquet files, and the cache of such folders."""
+"""Storage of a Trace as a folder of Parquet files, and the cache of such folders."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,12 @@ def _convert(tmp_path: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("name", _TRACES)
-def test_a_converted_trace_is_the_trace(name: str, tmp_path: Path) -> None:
-    again, trace = tdxtrace.read_trace(_convert(tmp_path, name)), read(SAMPLES / name)
-    again.check()
+def test_a_converted_trace_equals_the_original(name: str, tmp_path: Path) -> None:
+    stored, trace = tdxtrace.read_trace(_convert(tmp_path, name)), read(SAMPLES / name)
+    stored.check()
     for table, frame in trace.tables().items():
-        assert_frame_equal(again.tables()[table], frame)
-    assert again.provenance == trace.provenance
+        assert_frame_equal(stored.tables()[table], frame)
+    assert stored.provenance == trace.provenance
 
 
 def test_several_sources_share_a_folder(tmp_path: Path) -> None:
@@ -53,13 +53,13 @@ def test_levels_are_normalised_once_all_rows_are_known(tmp_path: Path) -> None:
     assert lowered.to_list() != read(SAMPLES / "lost.dat.xz").seamcalls["level"].to_list()
 
 
-def test_files_say_what_they_are(tmp_path: Path) -> None:
+def test_files_have_table_name_and_version_in_their_metadata(tmp_path: Path) -> None:
     facts = pl.read_parquet_metadata(_convert(tmp_path, "lost.dat.xz") / "seamcalls.parquet")
     assert facts["tdxtrace.table"] == "seamcalls"
     assert facts["tdxtrace.schema_version"] == str(SCHEMA_VERSION)
 
 
-def test_tables_of_another_version_are_refused_by_number(tmp_path: Path) -> None:
+def test_tables_of_another_version_are_rejected(tmp_path: Path) -> None:
     folder = _convert(tmp_path, "lost.dat.xz")
     facts = json.loads((folder / "provenance.json").read_text())
     (folder / "provenance.json").write_text(json.dumps({**facts, "schema_version": 99}))
@@ -68,7 +68,7 @@ def test_tables_of_another_version_are_refused_by_number(tmp_path: Path) -> None
         tdxtrace.read_trace(folder)
 
 
-def test_a_file_of_another_table_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_table_is_rejected(tmp_path: Path) -> None:
     folder = _convert(tmp_path, "lost.dat.xz")
     (folder / "seamcalls.parquet").write_bytes((folder / "threads.parquet").read_bytes())
     with pytest.raises(TableError, match="says it is table 'threads'"):
@@ -83,7 +83,7 @@ def test_damaged_folders_are_named(name: str, tmp_path: Path) -> None:
         tdxtrace.read_trace(folder)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_no_folder(tmp_path: Path) -> None:
     broken = tmp_path / "broken.dat"
     broken.write_bytes((SAMPLES / "tracecmd-v7.dat").read_bytes()[:64])
     with pytest.raises(tdxtrace.TdxtraceError):
@@ -91,7 +91,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["broken.dat"]
 
 
-def test_what_is_no_store_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_store_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(InputError, match="is no converted trace; name another folder"):
@@ -103,19 +103,19 @@ def test_what_is_no_store_is_not_replaced(tmp_path: Path) -> None:
     assert is_store(folder)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*run"):
         StoreWriter(tmp_path / "file" / "run")
 
 
-def test_a_store_is_read_alone(tmp_path: Path) -> None:
+def test_a_store_cannot_be_read_together_with_other_inputs(tmp_path: Path) -> None:
     folder = _convert(tmp_path, "lost.dat.xz")
     with pytest.raises(InputError, match="read it alone"):
         tdxtrace.read_trace(folder, SAMPLES / "contended.txt")
 
 
-def test_the_cache_knows_an_input_by_what_it_is(tmp_path: Path) -> None:
+def test_the_cache_key_depends_on_content_and_options(tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
     path.write_text("one")
     first = cached([path], ("v1",))
@@ -127,9 +127,9 @@ def test_the_cache_knows_an_input_by_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["run*", "run[1]", "run?", "**", "run{1}", "~", "a b", "run%31"])
-def test_the_name_of_a_store_is_no_pattern(name: str, tmp_path: Path) -> None:
+def test_the_name_of_a_store_is_not_taken_as_a_glob(name: str, tmp_path: Path) -> None:
     convert([SAMPLES / "contended.txt"], tmp_path / "run1", _PLAIN)
     convert([SAMPLES / "lost.dat.xz"], tmp_path / name, _PLAIN)
-    again, trace = tdxtrace.read_trace(tmp_path / name), read(SAMPLES / "lost.dat.xz")
+    stored, trace = tdxtrace.read_trace(tmp_path / name), read(SAMPLES / "lost.dat.xz")
     for table, frame in trace.tables().items():
-        assert_frame_equal(again.tables()[table], frame)
+        assert_frame_equal(stored.tables()[table], frame)

@@ -1,4 +1,4 @@
-"""Hostile text, made safe to show."""
+"""Escaping of untrusted text."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tdxtrace.tables.text import escape, one_line
         ("[red]a</b>", "[red]a</b>"),
     ],
 )
-def test_one_line(text: str, shown: str) -> None:
+def test_control_and_format_characters_are_escaped(text: str, shown: str) -> None:
     assert one_line(text) == shown
 
 
-def test_long_text_is_cut_with_a_mark() -> None:
+def test_long_text_ends_in_an_ellipsis() -> None:
     assert one_line("a" * 50, 10) == "a" * 9 + "…"
     assert one_line("a" * 10, 10) == "a" * 10
     assert one_line("\x1b" * 50, 10) == "\\x1b\\x1b\\…"
@@ -51,7 +51,7 @@ def test_any_text_is_one_printable_line_of_at_most_the_width(text: str, width: i
 
 
 @given(st.text(max_size=50))
-def test_text_for_html_holds_no_markup_and_reads_the_same(text: str) -> None:
+def test_escaped_text_has_no_markup_and_the_same_content(text: str) -> None:
     escaped = escape(text)
     assert not set("<>\"'") & set(escaped)
     assert html.unescape(escaped) == one_line(text)

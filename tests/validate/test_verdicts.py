@@ -60,8 +60,8 @@ def test_a_kernel_without_bugs_must_not_be_accused() -> None:
     verdicts = made.findings.verdicts
     bug = verdicts.filter(pl.col("subject") == "busy").head(1)
     bug = bug.with_columns(verdict=pl.lit("BUG", verdicts.schema["verdict"]), evidence=pl.lit("1"))
-    answers = {**made.findings._answers, "verdicts": bug}
-    findings = dataclasses.replace(made.findings, _answers=answers)
+    answers = {**made.findings._computed, "verdicts": bug}
+    findings = dataclasses.replace(made.findings, _computed=answers)
     counts = score_verdicts(dataclasses.replace(made, findings=findings)).counts
     assert counts["BUG_false"] == 1
 
@@ -86,8 +86,8 @@ def test_a_wrong_loop_is_seen(change: dict[str, pl.Expr]) -> None:
     made = _captured(LIFE)
     loops = made.findings.progress_loops
     spoilt = loops.head(1).with_columns(**change).cast(loops.schema)
-    answers = {**made.findings._answers, "progress_loops": spoilt}
-    findings = dataclasses.replace(made.findings, _answers=answers)
+    answers = {**made.findings._computed, "progress_loops": spoilt}
+    findings = dataclasses.replace(made.findings, _computed=answers)
     counts = score_verdicts(dataclasses.replace(made, findings=findings)).counts
     assert counts["loops_wrong"] + counts["loops_false"] == 1
     assert false_accusations(counts) == ["1 progress loops are wrong"]
