@@ -1,4 +1,4 @@
-"""How often a TDX SEAMCALL has to be retried, and whose fault it is."""
+"""Analysis of SEAMCALL retries on Intel TDX hosts, from ftrace and perf recordings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import a public name when it is first asked for: polars is slow to load."""
+    """Import a public name on first access, as polars is slow to import."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tdxtrace' has no attribute {name!r}")
     from importlib import import_module

@@ -1,23 +1,23 @@
-"""What can go wrong, in four words: the input, its format, a table, the question."""
+"""Exceptions that tdxtrace raises for errors of the user or the input."""
 
 from __future__ import annotations
 
 
 class TdxtraceError(Exception):
-    """Base of every error that is the user's to mend; the message is one line."""
+    """Base class of all errors that the user can correct; the message is one line."""
 
 
 class InputError(TdxtraceError):
-    """A file cannot be opened or read: missing, a directory, unreadable, empty."""
+    """A file cannot be opened, read or written."""
 
 
 class FormatError(TdxtraceError):
-    """A file was read but is no trace that tdxtrace understands."""
+    """A file is not a trace in a format that tdxtrace supports."""
 
 
 class TableError(TdxtraceError):
-    """A frame does not keep the promises of the table it is said to be."""
+    """A data frame or stored table does not match the declaration of its table."""
 
 
 class QueryError(TdxtraceError):
-    """A filter, threshold or option names something that does not exist."""
+    """A query, filter, threshold or option is invalid."""
