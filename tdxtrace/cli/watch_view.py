@@ -33,8 +33,8 @@ def _head(running: Running) -> Iterator[str]:
         f"{rates.get('seamcalls', 0):,.0f} SEAMCALLs/s  {rates.get('busy', 0):,.0f} busy/s"
     )
     in_flight = f"chains in flight: {chains.n_in_flight}"
-    if chains.most_in_flight > 1:
-        in_flight += f", the longest with {chains.most_in_flight:,} attempts so far"
+    if chains.max_attempts_in_flight > 1:
+        in_flight += f", the longest with {chains.max_attempts_in_flight:,} attempts so far"
     if chains.n_given_up:
         in_flight += f"; {chains.n_given_up:,} lost sight of"
     yield in_flight

@@ -1,1 +1,1 @@
-"""Watch: what goes on now, in memory that does not grow, however long it goes on."""
+"""Live statistics of a running trace, in bounded memory."""

@@ -1,4 +1,4 @@
-"""Retry chains of calls that go on coming: those that ended, and those in flight."""
+"""Incremental retry chains: those that ended in a tick, and those still in flight."""
 
 from __future__ import annotations
 
@@ -11,96 +11,96 @@ from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 
-# A thread that asked for something and was not heard of for so long is not coming back to
-# it.  A choice; what is given up so is counted.
+# Time without a new attempt after which a chain is dropped from tracking, and counted.  A choice.
 _STALE_NS: Final = 60 * 1_000_000_000
-# Chains in flight: two at most of a thread (a fault and an entry), so this is 32,768 vCPUs.
-_MOST_IN_FLIGHT: Final = 1 << 16
-_NONE_BEFORE: Final = pl.DataFrame(
+# Maximum chains in flight: a thread has at most two (a fault and an entry), so 32,768 vCPUs.
+_MAX_IN_FLIGHT: Final = 1 << 16
+_NO_EARLIER: Final = pl.DataFrame(
     schema={"seq": pl.UInt64, "attempts": pl.UInt32, "busy": pl.UInt32, "began": pl.Int64}
 )
 
 
 @dataclass(slots=True)
-class Chains:
-    """Joins attempts across looks, keeping of each chain in flight only its last call.
+class ChainTracker:
+    """Joins attempts across ticks; of each chain in flight only the last call is kept.
 
-    The chains are those of :func:`tdxtrace.analysis.retry_chains.retry_chains` over the whole,
-    but: ``resolved_elsewhere`` is told only where the other call came in the same look, and is
-    ``abandoned`` else; ``n_segments`` and ``identity`` are those of the last look, and ``td_id``
-    is not filled in from calls of other looks; a chain not heard of for 60 s of trace time is
-    given up, and counted.
+    The chains are those that :func:`tdxtrace.analysis.retry_chains.retry_chains` finds in the
+    whole trace, except: ``resolved_elsewhere`` needs the other call in the same tick, otherwise
+    the chain is ``abandoned``; ``n_segments`` and ``identity`` are those of the last tick;
+    ``td_id`` is not inferred from calls of other ticks; a chain without a new attempt for 60 s
+    of trace time is dropped, and counted.
     """
 
     n_given_up: int = 0
+    """Chains dropped."""
     _last: pl.DataFrame = field(default_factory=SEAMCALLS.empty)
     """The last call of each chain in flight."""
-    _before: pl.DataFrame = field(default_factory=_NONE_BEFORE.clone)
-    """Of each of those: attempts and busy answers before it, and when the chain began."""
+    _earlier: pl.DataFrame = field(default_factory=_NO_EARLIER.clone)
+    """For each of these: attempts and busy answers before it, and start of the chain."""
 
     def feed(
         self, seamcalls: pl.DataFrame, losses: pl.DataFrame, now_ns: int | None
     ) -> pl.DataFrame:
-        """Take calls; return the ``retry_chains`` rows of the chains that ended.
+        """Add calls; return the ``retry_chains`` rows of the chains that ended.
 
         Args:
-            seamcalls: Calls that returned since the last time.
-            losses: What was lost since then.
+            seamcalls: Calls that returned since the last tick.
+            losses: Losses since the last tick.
             now_ns: Time of the newest event.
         """
         calls = pl.concat([self._last, seamcalls], how="diagonal")
         if calls.is_empty():
             return RETRY_CHAINS.empty()
-        chains = self._whole(retry_chains(calls, losses))
-        flying = (pl.col("cut_by") == "trace_end").fill_null(False)
+        chains = self._with_earlier(retry_chains(calls, losses))
+        is_open = (pl.col("cut_by") == "trace_end").fill_null(False)
         if _ends_in_loss(losses):
-            flying = pl.lit(False)
-        in_flight, ended = chains.filter(flying), chains.filter(~flying)
+            is_open = pl.lit(False)
+        in_flight, ended = chains.filter(is_open), chains.filter(~is_open)
         if now_ns is not None:
             stale = in_flight.filter(pl.col("end_ns") < now_ns - _STALE_NS)
             in_flight = in_flight.filter(pl.col("end_ns") >= now_ns - _STALE_NS)
-            excess = in_flight.height - _MOST_IN_FLIGHT
+            excess = in_flight.height - _MAX_IN_FLIGHT
             if excess > 0:
-                in_flight = in_flight.sort("end_ns").tail(_MOST_IN_FLIGHT)
+                in_flight = in_flight.sort("end_ns").tail(_MAX_IN_FLIGHT)
             self.n_given_up += stale.height + max(0, excess)
         self._keep(calls, in_flight)
         return ended
 
     @property
     def n_in_flight(self) -> int:
-        """Chains in flight."""
+        """Number of chains in flight."""
         return self._last.height
 
     @property
-    def most_in_flight(self) -> int:
-        """Attempts so far of the chain in flight that has most; 0 if there is none."""
-        most = self._before["attempts"].max()
+    def max_attempts_in_flight(self) -> int:
+        """Maximum attempts so far of a chain in flight; 0 if there is none."""
+        most = self._earlier["attempts"].max()
         return most + 1 if isinstance(most, int) else 0
 
-    def _whole(self, chains: pl.DataFrame) -> pl.DataFrame:
-        """Add what was left out of the chains that go on."""
-        before = self._before.rename({"seq": "first_seq"})
-        both = chains.join(before, on="first_seq", how="left", maintain_order="left")
-        earlier = pl.coalesce("began", "start_ns")
+    def _with_earlier(self, chains: pl.DataFrame) -> pl.DataFrame:
+        """Add the attempts of earlier ticks to chains that continue."""
+        earlier = self._earlier.rename({"seq": "first_seq"})
+        both = chains.join(earlier, on="first_seq", how="left", maintain_order="left")
+        start = pl.coalesce("began", "start_ns")
         return both.with_columns(
-            took_ns=pl.col("took_ns") + (pl.col("start_ns") - earlier),
-            start_ns=earlier,
+            took_ns=pl.col("took_ns") + (pl.col("start_ns") - start),
+            start_ns=start,
             n_attempts=pl.col("n_attempts") + pl.col("attempts").fill_null(0),
             n_busy=pl.col("n_busy") + pl.col("busy").fill_null(0),
         ).select(chains.columns)
 
     def _keep(self, calls: pl.DataFrame, in_flight: pl.DataFrame) -> None:
-        self._before = in_flight.select(
+        self._earlier = in_flight.select(
             seq="last_seq",
             attempts=pl.col("n_attempts") - 1,
             busy=(pl.col("n_busy").cast(pl.Int64) - 1).clip(0).cast(pl.UInt32),
             began="start_ns",
         )
-        self._last = calls.join(self._before.select("seq"), on="seq", how="semi")
+        self._last = calls.join(self._earlier.select("seq"), on="seq", how="semi")
 
 
 def _ends_in_loss(losses: pl.DataFrame) -> bool:
-    """Whether what came last was lost: no chain can be followed beyond it."""
+    """Whether events were lost at the end of the tick, so that every chain is cut."""
     kinds = losses.filter(
         pl.col("kind").cast(pl.String).is_in(["lost_events", "overwritten", "buffer_full"]),
         pl.col("end_ns").is_null(),

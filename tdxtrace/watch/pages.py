@@ -1,4 +1,4 @@
-"""Pages of a running instance, followed: each look gives what the buffers held."""
+"""Decoding of ring-buffer pages of a running tracefs instance, one tick at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tdxtrace.watch.ticks import Tick, Ticker
 
 
 class PageTicker:
-    """Reads pages as they come."""
+    """Decoder of ring-buffer pages into ticks."""
 
     def __init__(
         self,
@@ -28,17 +28,17 @@ class PageTicker:
         page_bytes: int,
         mappings: Iterable[str] = (),
     ) -> None:
-        """Begin.
+        """Set up a decoder for one tracefs instance.
 
         Args:
-            header_page: The kernel's description of a page.
-            formats: Group and format of each event.
+            header_page: Contents of ``events/header_page``: the layout of a page.
+            formats: Group and format file of each event.
             page_bytes: Size of a page.
-            mappings: ``EVENT=FUNCTION`` for probes whose names say nothing.
+            mappings: ``EVENT=FUNCTION`` for probes that are not named after their function.
 
         Raises:
-            FormatError: If the description is not understood.
-            QueryError: If a mapping is none.
+            FormatError: If the layout of a page is not understood.
+            QueryError: If a mapping is malformed.
         """
         made = Formats(header_page)
         for system, text in formats:
@@ -65,15 +65,15 @@ class PageTicker:
         *,
         is_last: bool = False,
     ) -> Tick:
-        """Decode pages.
+        """Decode the pages read since the last tick.
 
         Args:
-            pages: What each CPU's buffer held.
-            until_ns: When the first buffer was begun to be read: of events up to then all
-                are here; later ones are held back, for a thread may have moved to a CPU
-                that was read before.  None: nothing more will come.
-            comms: Names of threads.
-            is_last: Whether this is the end.
+            pages: Contents of each CPU's buffer.
+            until_ns: Time at which reading of the first buffer started.  Later events are kept
+                for the next tick, as their thread may have been on a CPU that was read
+                earlier.  None: no more pages follow.
+            comms: Thread names (comm) by thread ID.
+            is_last: Whether this is the last tick.
         """
         batches = list(self._events(pages, comms))
         if self._held is not None:
@@ -103,7 +103,7 @@ class PageTicker:
 
 
 class _reader:  # noqa: N801 - a function with a place
-    """Gives bytes piece by piece, as a file does."""
+    """Reader of bytes in memory with the interface of a file's ``readinto``."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = np.frombuffer(data, np.uint8), 0

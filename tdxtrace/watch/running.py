@@ -1,4 +1,4 @@
-"""What was seen so far: counters by leaf, vCPU and cause, in memory that does not grow."""
+"""Running totals of a live trace: counters by leaf, vCPU and busy resource, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,76 +13,135 @@ import polars as pl
 
 from tdxtrace.tdx import leaves, operands, word
 from tdxtrace.tdx.status import is_retryable
-from tdxtrace.watch.chains import Chains
-from tdxtrace.watch.counters import MOST_ATTEMPTS, Leaf, Vcpu
+from tdxtrace.watch.chains import ChainTracker
 from tdxtrace.watch.ticks import Tick
 
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 _BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
-# KVM's word for an entry that failed: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
+# Exit reason of a failed entry in kvm_exit: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
 # tdx_to_vmx_exit_reason.
 _NOT_ENTERED: Final = 0xFFFF_FFFF
-# Threads and vCPUs of which something is kept; the longest unheard of are forgotten.
-_MOST_KEPT: Final = 4096
-_MOST_WORST: Final = 5
+# Maximum threads and vCPUs kept; the least recently updated are dropped.
+_MAX_THREADS: Final = 4096
+_N_WORST: Final = 5
+# Attempts from here on are counted together: more than any recommendation needs.
+MAX_ATTEMPTS: Final = 1024
+
+
+@dataclass(slots=True)
+class LeafCounters:
+    """Counters of one leaf."""
+
+    n_requests: int = 0
+    n_calls: int = 0
+    n_busy: int = 0
+    n_retried: int = 0
+    max_attempts: int = 0
+    max_ns: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[int] = field(default_factory=Counter)
+    """Requests by number of attempts; MAX_ATTEMPTS stands for that many or more."""
+
+    def quantile(self, share: float) -> int:
+        """Return the attempts within which this share of requests ended; 0 without requests."""
+        left = share * self.n_requests
+        for attempts in sorted(self.attempts):
+            left -= self.attempts[attempts]
+            if left <= 0:
+                return attempts
+        return self.max_attempts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counters as plain data."""
+        return {
+            "requests": self.n_requests,
+            "seamcalls": self.n_calls,
+            "busy": self.n_busy,
+            "retried": self.n_retried,
+            "p50": self.quantile(0.5),
+            "p99": self.quantile(0.99),
+            "max_attempts": self.max_attempts,
+            "max_ns": self.max_ns,
+            "outcomes": dict(self.outcomes),
+        }
+
+
+@dataclass(slots=True)
+class VcpuCounters:
+    """Counters of the entries of one vCPU thread."""
+
+    n_refused: int = 0
+    """Entries refused: TDH.VP.ENTER answered BUSY with operand SEPT (zero-step mitigation)."""
+    episodes: int = 0
+    """Runs of consecutive refused entries."""
+    n_failed: int = 0
+    """kvm_exit with reason -1: zero-step mitigation, a TRACK, or another error."""
+    is_refused: bool = False
+    """Whether the last entry was refused."""
+
+    def to_dict(self) -> dict[str, int]:
+        """The counters as plain data."""
+        return {"refused": self.n_refused, "episodes": self.episodes, "failed": self.n_failed}
 
 
 @dataclass(slots=True)
 class Running:
-    """Everything since the watch began."""
+    """Totals since the watch started."""
 
-    chains: Chains = field(default_factory=Chains)
-    leaves: dict[str, Leaf] = field(default_factory=dict)
+    chains: ChainTracker = field(default_factory=ChainTracker)
+    leaves: dict[str, LeafCounters] = field(default_factory=dict)
     busy: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Busy answers by leaf and what was busy."""
-    vcpus: OrderedDict[int, Vcpu] = field(default_factory=OrderedDict)
+    """Busy answers by leaf and busy resource."""
+    vcpus: OrderedDict[int, VcpuCounters] = field(default_factory=OrderedDict)
+    """Counters by thread ID, the most recently updated last."""
     comms: OrderedDict[int, str] = field(default_factory=OrderedDict)
+    """Thread names by thread ID, the most recently updated last."""
     worst: list[dict[str, Any]] = field(default_factory=list)
-    """The chains of most attempts, ended or not."""
+    """The ended chains with the most attempts."""
     n_events: int = 0
     n_lost: int = 0
     n_refused: int = 0
-    """Entries refused by zero-step mitigation, also of vCPUs that were forgotten."""
+    """Entries refused by zero-step mitigation, including those of dropped vCPUs."""
     n_episodes: int = 0
     began: float = field(default_factory=time.monotonic)
     rates: Mapping[str, float] = field(default_factory=dict)
-    _looked: float = field(default_factory=time.monotonic)
+    """Events, seamcalls, busy answers and lost events per second, over the last tick."""
+    _last_tick: float = field(default_factory=time.monotonic)
 
     def take(self, tick: Tick) -> None:
-        """Add what came since the last look."""
+        """Add a tick."""
         ended = self.chains.feed(tick.seamcalls, tick.losses, tick.last_ns)
         for tid, comm in tick.comms.items():
-            _touch(self.comms, tid, comm)
-        n_busy = self._take_calls(tick.seamcalls)
-        self._take_chains(ended)
-        self._take_entries(tick)
+            _put_latest(self.comms, tid, comm)
+        n_busy = self._add_calls(tick.seamcalls)
+        self._add_chains(ended)
+        self._add_entries(tick)
         lost = _n_lost(tick.losses)
         self.n_events += tick.n_events
         self.n_lost += lost
         now = time.monotonic()
-        seconds = max(now - self._looked, 1e-9)
-        self._looked = now
+        seconds = max(now - self._last_tick, 1e-9)
+        self._last_tick = now
         counted = (tick.n_events, tick.seamcalls.height, n_busy, lost)
         names = ("events", "seamcalls", "busy", "lost")
         self.rates = {name: n / seconds for name, n in zip(names, counted, strict=True)}
 
-    def _take_calls(self, calls: pl.DataFrame) -> int:
+    def _add_calls(self, calls: pl.DataFrame) -> int:
+        """Add to the counters by leaf; return the number of busy answers."""
         if calls.is_empty():
             return 0
         for leaf, n in calls.group_by("leaf").len().iter_rows():
             self._leaf(leaf).n_calls += n
         busy = calls.filter(is_retryable(pl.col("status")).fill_null(False))
-        what = busy.group_by(
-            "leaf", what=operands.resource(pl.col("status"), pl.col("leaf")).fill_null("other")
-        ).len()
-        for leaf, resource, n in what.iter_rows():
+        resource = operands.resource(pl.col("status"), pl.col("leaf")).fill_null("other")
+        for leaf, name, n in busy.group_by("leaf", resource=resource).len().iter_rows():
             self._leaf(leaf).n_busy += n
-            self.busy[_name(leaf), resource] += n
+            self.busy[_name(leaf), name] += n
         return busy.height
 
-    def _take_chains(self, ended: pl.DataFrame) -> None:
+    def _add_chains(self, ended: pl.DataFrame) -> None:
         counts = ended.group_by(
-            "leaf", "outcome", attempts=pl.col("n_attempts").clip(upper_bound=MOST_ATTEMPTS)
+            "leaf", "outcome", attempts=pl.col("n_attempts").clip(upper_bound=MAX_ATTEMPTS)
         ).agg(
             n=pl.len(),
             retried=(pl.col("n_busy") > 0).sum(),
@@ -90,17 +149,17 @@ class Running:
             longest=pl.col("took_ns").max(),
         )
         for leaf, outcome, attempts, n, retried, most, longest in counts.iter_rows():
-            one = self._leaf(leaf)
-            one.n_requests += n
-            one.n_retried += retried
-            one.outcomes[outcome] += n
-            one.attempts[attempts] += n
-            one.max_attempts = max(one.max_attempts, most)
-            one.max_ns = max(one.max_ns, longest or 0)
-        top = ended.filter(pl.col("n_attempts") > 1).top_k(_MOST_WORST, by="n_attempts")
-        self._take_worst(top)
+            counters = self._leaf(leaf)
+            counters.n_requests += n
+            counters.n_retried += retried
+            counters.outcomes[outcome] += n
+            counters.attempts[attempts] += n
+            counters.max_attempts = max(counters.max_attempts, most)
+            counters.max_ns = max(counters.max_ns, longest or 0)
+        top = ended.filter(pl.col("n_attempts") > 1).top_k(_N_WORST, by="n_attempts")
+        self._add_worst(top)
 
-    def _take_worst(self, top: pl.DataFrame) -> None:
+    def _add_worst(self, top: pl.DataFrame) -> None:
         found = [
             {
                 "leaf": _name(row["leaf"]),
@@ -113,10 +172,10 @@ class Running:
             }
             for row in top.iter_rows(named=True)
         ]
-        every = sorted(self.worst + found, key=lambda one: -int(one["attempts"]))
-        self.worst = every[:_MOST_WORST]
+        ranked = sorted(self.worst + found, key=lambda chain: -int(chain["attempts"]))
+        self.worst = ranked[:_N_WORST]
 
-    def _take_entries(self, tick: Tick) -> None:
+    def _add_entries(self, tick: Tick) -> None:
         entering = tick.seamcalls.filter(pl.col("leaf") == _VP_ENTER, pl.col("tid").is_not_null())
         refused = pl.col("refused")
         marked = entering.sort("seq").select(
@@ -134,71 +193,71 @@ class Running:
             )
         )
         for tid, n, begun, first, last in rows.iter_rows():
-            one = self.vcpus.get(tid)
-            if one is None and not n:
+            vcpu = self.vcpus.get(tid)
+            if vcpu is None and not n:
                 continue
-            one = one or Vcpu()
-            episodes = begun - int(first and one.is_refused)
-            one.n_refused += n
-            one.episodes += episodes
-            one.is_refused = last
+            vcpu = vcpu or VcpuCounters()
+            episodes = begun - int(first and vcpu.is_refused)
+            vcpu.n_refused += n
+            vcpu.episodes += episodes
+            vcpu.is_refused = last
             self.n_refused += n
             self.n_episodes += episodes
-            _touch(self.vcpus, tid, one)
+            _put_latest(self.vcpus, tid, vcpu)
         failed = tick.vm_entries.filter(
             pl.col("exit_reason") == _NOT_ENTERED, pl.col("tid").is_not_null()
         )
         for tid, n in failed.group_by("tid").len().iter_rows():
-            one = self.vcpus.get(tid) or Vcpu()
-            one.n_failed += n
-            _touch(self.vcpus, tid, one)
+            vcpu = self.vcpus.get(tid) or VcpuCounters()
+            vcpu.n_failed += n
+            _put_latest(self.vcpus, tid, vcpu)
 
-    def _leaf(self, number: int) -> Leaf:
-        return self.leaves.setdefault(_name(number), Leaf())
+    def _leaf(self, number: int) -> LeafCounters:
+        return self.leaves.setdefault(_name(number), LeafCounters())
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, for one line of JSON."""
+        """The totals as plain data, for one line of JSON."""
         return {
             "seconds": round(time.monotonic() - self.began, 3),
             "events": self.n_events,
             "lost": self.n_lost,
             "rates": {name: round(rate, 1) for name, rate in self.rates.items()},
             "in_flight": self.chains.n_in_flight,
-            "in_flight_max_attempts": self.chains.most_in_flight,
+            "in_flight_max_attempts": self.chains.max_attempts_in_flight,
             "given_up": self.chains.n_given_up,
-            "leaves": {name: one.to_dict() for name, one in sorted(self.leaves.items())},
+            "leaves": {name: leaf.to_dict() for name, leaf in sorted(self.leaves.items())},
             "busy": [
-                {"leaf": leaf, "resource": what, "n": n}
-                for (leaf, what), n in self.busy.most_common()
+                {"leaf": leaf, "resource": resource, "n": n}
+                for (leaf, resource), n in self.busy.most_common()
             ],
             "vcpus": [
-                {"tid": tid, "comm": self.comms.get(tid, ""), **one.to_dict()}
-                for tid, one in self.vcpus.items()
+                {"tid": tid, "comm": self.comms.get(tid, ""), **vcpu.to_dict()}
+                for tid, vcpu in self.vcpus.items()
             ],
             "worst": self.worst,
         }
 
     def quantity(self, name: str) -> float:
-        """What a threshold of that name is held against; see QUANTITIES."""
+        """Return the value that a threshold of this name is compared with; see QUANTITIES."""
         return QUANTITIES[name](self)
 
 
 def _outcome(name: str) -> Callable[[Running], float]:
-    return lambda r: sum(one.outcomes[name] for one in r.leaves.values())
+    return lambda r: sum(leaf.outcomes[name] for leaf in r.leaves.values())
 
 
-def _most(running: Running) -> float:
-    """Also of chains in flight: an endless one never ends."""
-    ended = (one.max_attempts for one in running.leaves.values())
-    return max(running.chains.most_in_flight, *ended, 0)
+def _max_attempts(running: Running) -> float:
+    """Maximum attempts, including chains in flight, as an endless one never ends."""
+    ended = (leaf.max_attempts for leaf in running.leaves.values())
+    return max(running.chains.max_attempts_in_flight, *ended, 0)
 
 
-# The names of tdxtrace.analysis.thresholds.QUANTITIES, asked of what was seen so far.
+# The quantities of tdxtrace.analysis.thresholds.QUANTITIES, computed from the totals.
 QUANTITIES: Final[Mapping[str, Callable[[Running], float]]] = {
-    "max-attempts": _most,
-    "max-chain-ms": lambda r: max((o.max_ns for o in r.leaves.values()), default=0) / 1e6,
-    "retried-seamcalls": lambda r: sum(one.n_retried for one in r.leaves.values()),
-    "busy": lambda r: sum(one.n_busy for one in r.leaves.values()),
+    "max-attempts": _max_attempts,
+    "max-chain-ms": lambda r: max((leaf.max_ns for leaf in r.leaves.values()), default=0) / 1e6,
+    "retried-seamcalls": lambda r: sum(leaf.n_retried for leaf in r.leaves.values()),
+    "busy": lambda r: sum(leaf.n_busy for leaf in r.leaves.values()),
     "abandoned": _outcome("abandoned"),
     "failed": _outcome("failed"),
     "cut": _outcome("cut"),
@@ -208,7 +267,7 @@ QUANTITIES: Final[Mapping[str, Callable[[Running], float]]] = {
 
 
 def _name(leaf: int) -> str:
-    """The leaf's name, or its number."""
+    """Return the leaf's name, or its number."""
     return _names().get(leaf, f"leaf {leaf}")
 
 
@@ -217,15 +276,15 @@ def _names() -> dict[int, str]:
     return dict(leaves.leaf_table().select("leaf", "name").iter_rows())
 
 
-def _touch(kept: OrderedDict[int, Any], key: int, value: Any) -> None:  # noqa: ANN401
-    """Keep a value as the latest; forget the one that was not touched for longest."""
+def _put_latest(kept: OrderedDict[int, Any], key: int, value: Any) -> None:  # noqa: ANN401
+    """Store a value as the most recent; drop the least recent above _MAX_THREADS."""
     kept[key] = value
     kept.move_to_end(key)
-    while len(kept) > _MOST_KEPT:
+    while len(kept) > _MAX_THREADS:
         kept.popitem(last=False)
 
 
 def _n_lost(losses: pl.DataFrame) -> int:
-    """Events lost; a loss of an unknown number counts as one."""
+    """Return the number of lost events; a loss of unknown size counts as one."""
     lost = losses.filter(pl.col("severity") == "data_loss")
     return int(lost["n_events"].fill_null(1).sum())

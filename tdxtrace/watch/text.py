@@ -1,4 +1,4 @@
-"""Text that comes through a pipe, followed: ftrace, trace-cmd report or perf script."""
+"""Decoding of trace text from a pipe (ftrace, trace-cmd report, perf script), tick by tick."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tdxtrace.tables.formats import FUNCTION_GRAPH
 from tdxtrace.watch.ticks import Tick, Ticker
 
 _READ_BYTES: Final = 1 << 20
-# Text that is worth a look before its time, and that may wait at most: then the writer has
-# to wait, and its own buffer overruns, which it then tells.
-_WORTH_A_LOOK: Final = 8 << 20
-_MOST_WAITING: Final = 32 << 20
-# Text that is looked at before it is called no trace.
+# Buffered text that triggers an early tick, and the maximum buffered: then reading stops, the
+# writer blocks, and its own buffer overruns, which it reports as lost events.
+_EARLY_TICK_BYTES: Final = 8 << 20
+_MAX_BUFFERED_BYTES: Final = 32 << 20
+# Text read without recognising a format before the input is rejected.
 _HEAD_BYTES: Final = 1 << 20
 
 
 @dataclass(slots=True)
 class Pipe:
-    """A thread that reads a file descriptor, so that looking at it never waits for long."""
+    """Buffer filled from a file descriptor by a background thread."""
 
     fd: int
     error: OSError | None = None
@@ -38,7 +38,7 @@ class Pipe:
     _changed: Condition = field(default_factory=Condition)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the reading thread."""
         Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -54,50 +54,50 @@ class Pipe:
                     return
                 self._chunks.append(data)
                 self._n_bytes += len(data)
-                if self._n_bytes >= _WORTH_A_LOOK:
+                if self._n_bytes >= _EARLY_TICK_BYTES:
                     self._changed.notify_all()
-                self._changed.wait_for(lambda: self._n_bytes < _MOST_WAITING)
+                self._changed.wait_for(lambda: self._n_bytes < _MAX_BUFFERED_BYTES)
 
     @property
     def is_over(self) -> bool:
-        """Whether everything was read and taken."""
+        """Whether the input ended and all of it was taken."""
         with self._changed:
             return self._is_over and not self._chunks
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long; return True at once at the end, or when much has come."""
+        """Wait for the end of input or enough text for an early tick; False on timeout."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._is_over or self._n_bytes >= _WORTH_A_LOOK, seconds
+                lambda: self._is_over or self._n_bytes >= _EARLY_TICK_BYTES, seconds
             )
 
     def take(self) -> bytes:
-        """Take the whole lines that came; at the end also one without a newline."""
+        """Remove and return the complete lines; at the end of input also an unterminated one."""
         with self._changed:
-            came, self._chunks, self._n_bytes = b"".join(self._chunks), [], 0
+            data, self._chunks, self._n_bytes = b"".join(self._chunks), [], 0
             is_over = self._is_over
             self._changed.notify_all()
-        text = self._rest + came
+        text = self._rest + data
         end = len(text) if is_over else text.rfind(b"\n") + 1
         self._rest = text[end:][-2 * KEPT_LINE_BYTES :]
         return text[:end] + (b"\n" if is_over and text[:end] and not text.endswith(b"\n") else b"")
 
 
 class TextTicker:
-    """Reads lines as they come; the format is told by the first that look like one."""
+    """Decoder of text into ticks; the format is recognised from the first lines."""
 
     def __init__(self, shown: str, mappings: Iterable[str] = ()) -> None:
-        """Begin, with what messages call the input."""
+        """Set up a decoder; error messages name the input ``shown``."""
         self._ticker = Ticker(mappings)
         self._shown = shown
         self._head = b""
         self._reader: TextReader | None = None
 
     def tick(self, text: bytes, *, is_last: bool = False) -> Tick:
-        """Decode whole lines.
+        """Decode complete lines.
 
         Raises:
-            FormatError: If what came so far is no trace that can be followed.
+            FormatError: If the text so far has no format that can be followed.
         """
         if self._reader is None:
             text = self._head + text
@@ -108,7 +108,7 @@ class TextTicker:
         return self._ticker.tick(self._events(text), is_last=is_last)
 
     def _recognised(self, head: bytes, is_last: bool) -> TextReader | None:
-        """Tell the format; None while too little came."""
+        """Return a reader for the format recognised; None if more text is needed."""
         if most_likely(head) is None and len(head) < _HEAD_BYTES and not is_last:
             return None
         if not head and is_last:
@@ -126,7 +126,7 @@ class TextTicker:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """Cut text into blocks of whole lines that fit the caches."""
+    """Split text into blocks of complete lines of about CHUNK_BYTES, which fit the CPU caches."""
     at = 0
     while at < len(text):
         end = at + CHUNK_BYTES

@@ -1,4 +1,4 @@
-"""What came since the last look: rows of the event tables, names of threads, losses."""
+"""Incremental decoding: event rows, thread names and losses since the last tick."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 
-# A call or a stay in the guest that began so long ago has lost its end: no SEAMCALL takes
-# as long, and a vCPU is interrupted by the host's timer.  A choice, and generous.
+# Age at which an open call or vCPU entry is dropped, as its return was lost: no SEAMCALL takes
+# as long, and the host's timer interrupts a vCPU.  A generous choice.
 _FORGET_NS: Final = 300 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What came between two looks."""
+    """Events decoded since the last tick."""
 
     seamcalls: pl.DataFrame
     vm_entries: pl.DataFrame
     losses: pl.DataFrame
     comms: Mapping[int, str]
     n_events: int
-    """Lines or records, our own and others."""
+    """Lines or records, including events that are not used."""
     last_ns: int | None
     """Time of the newest event so far."""
 
 
 @dataclass(slots=True)
 class _Sink:
-    """Keeps the rows of one tick."""
+    """Buffer of the rows of one tick."""
 
     seamcalls: list[pl.DataFrame] = field(default_factory=lambda: [SEAMCALLS.empty()])
     vm_entries: list[pl.DataFrame] = field(default_factory=lambda: [VM_ENTRIES.empty()])
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
-        """Keep rows of the tables that are looked at."""
+        """Keep rows of ``seamcalls`` and ``vm_entries``; drop those of other tables."""
         if name == "seamcalls":
             self.seamcalls.append(rows)
         elif name == "vm_entries":
@@ -50,28 +50,28 @@ class _Sink:
 
 
 class Ticker:
-    """Turns events into ticks; what is counted is counted anew in each, so nothing grows."""
+    """Decoder of events into ticks; counters restart in each, so memory is bounded."""
 
     def __init__(self, mappings: Iterable[str] = ()) -> None:
-        """Begin.
+        """Set up a decoder.
 
         Args:
-            mappings: ``EVENT=FUNCTION`` for probes whose names say nothing.
+            mappings: ``EVENT=FUNCTION`` for probes that are not named after their function.
 
         Raises:
-            QueryError: If a mapping is none.
+            QueryError: If a mapping is malformed.
         """
         told = {event: (name, role) for event, name, role in map(mapping_of, mappings)}
         self.registry = EventRegistry(told)
         self.stats = SourceStats()
         self._sink = _Sink()
-        # What is followed goes on and on: it is large.
+        # The length of a live trace is unknown: loops are compiled as for a large input.
         run = choose(COMPILE_BYTES)
         self._decoder = Decoder(0, self.registry.events, self.stats, self._sink, run)
         self._n_before = 0
 
     def tick(self, batches: Iterable[RecordBatch], *, is_last: bool = False) -> Tick:
-        """Decode what came; at the end also what waits for returns that will not come."""
+        """Decode batches of events; with ``is_last`` also return calls without a return."""
         for batch in batches:
             self._decoder.feed(batch)
         if is_last:
@@ -90,7 +90,7 @@ class Ticker:
         return made
 
     def _renew(self, last_ns: int | None) -> None:
-        """Forget what was told; go on counting where we are."""
+        """Clear the counters and rows already returned, and drop old open calls."""
         stats, self._n_before = self.stats, self.stats.n_lines
         stats.gaps.clear()
         stats.entries.clear()

@@ -1,4 +1,4 @@
-"""Chains of calls that go on coming are those of the whole, however the looks cut them."""
+"""Incremental retry chains equal those of the whole trace, however it is cut into ticks."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from support.story import story
 import tdxtrace
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.tables.events import LOSSES
-from tdxtrace.watch.chains import Chains
+from tdxtrace.watch.chains import ChainTracker
 
-# What a look can tell of a chain; whether another call settled it is told by the whole only.
-_TOLD = ("tid", "leaf", "gpa", "n_attempts", "n_busy", "final_status", "start_ns")
+# Columns that are equal; a call that completed a request elsewhere is found in the whole only.
+_COMPARED = ("tid", "leaf", "gpa", "n_attempts", "n_busy", "final_status", "start_ns")
 _ELSEWHERE = {"resolved_elsewhere": "abandoned"}
 
 
 def listed(chains: pl.DataFrame) -> Counter[tuple[object, ...]]:
-    """Chains as a bag."""
+    """Chains as a multiset."""
     plain = chains.with_columns(pl.col("outcome").cast(pl.String).replace(_ELSEWHERE))
-    return Counter(plain.select(*_TOLD, "took_ns", "outcome").iter_rows())
+    return Counter(plain.select(*_COMPARED, "took_ns", "outcome").iter_rows())
 
 
-def in_looks(calls: pl.DataFrame, cuts: list[int]) -> tuple[pl.DataFrame, Chains]:
-    """Feed calls in the order in which they returned, cut into looks."""
-    chains = Chains()
+def in_ticks(calls: pl.DataFrame, cuts: list[int]) -> tuple[pl.DataFrame, ChainTracker]:
+    """Feed calls in order of return, cut into ticks."""
+    chains = ChainTracker()
     ordered = calls.sort("seq")
     ends = [*sorted(min(cut, ordered.height) for cut in cuts), ordered.height]
     parts, begin = [], 0
     for end in ends:
-        look = ordered[begin:end]
+        part = ordered[begin:end]
         now = ordered["end_ns"][:end].max()
-        parts.append(chains.feed(look, LOSSES.empty(), now if isinstance(now, int) else None))
+        parts.append(chains.feed(part, LOSSES.empty(), now if isinstance(now, int) else None))
         begin = end
     return pl.concat(parts), chains
 
@@ -50,50 +50,50 @@ def sample(name: str) -> pl.DataFrame:
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
 @given(data=st.data())
 @settings(max_examples=8)
-def test_looks_change_no_chain(name: str, data: st.DataObject) -> None:
+def test_cutting_into_ticks_changes_no_chain(name: str, data: st.DataObject) -> None:
     calls = sample(name)
     cuts = data.draw(st.lists(st.integers(0, calls.height), max_size=12))
-    ended, chains = in_looks(calls, cuts)
+    ended, chains = in_ticks(calls, cuts)
     whole = retry_chains(calls, LOSSES.empty())
-    flying = (pl.col("cut_by") == "trace_end").fill_null(False)
-    assert listed(ended) == listed(whole.filter(~flying))
-    assert chains.n_in_flight == whole.filter(flying).height
-    assert chains.most_in_flight == (whole.filter(flying)["n_attempts"].max() or 0)
+    is_open = (pl.col("cut_by") == "trace_end").fill_null(False)
+    assert listed(ended) == listed(whole.filter(~is_open))
+    assert chains.n_in_flight == whole.filter(is_open).height
+    assert chains.max_attempts_in_flight == (whole.filter(is_open)["n_attempts"].max() or 0)
     assert chains.n_given_up == 0
 
 
-def test_a_chain_of_many_looks() -> None:
-    """One call each: attempts add up, and only one call is kept."""
+def test_a_chain_over_many_ticks() -> None:
+    """One call per tick: attempts add up, and only one call is kept."""
     calls = story("B1 B1 B1 B1 S1 S2").seamcalls
-    ended, chains = in_looks(calls, [1, 2, 3, 4])
+    ended, chains = in_ticks(calls, [1, 2, 3, 4])
     assert ended["n_attempts"].to_list() == [5, 1]
     assert ended["n_busy"].to_list() == [4, 0]
     assert ended["start_ns"][0] == calls["start_ns"][0]
     assert chains.n_in_flight == 0
 
 
-def test_an_endless_chain_is_seen_before_it_ends() -> None:
-    ended, chains = in_looks(story("B1 B1 B1").seamcalls, [1, 2])
+def test_an_endless_chain_is_reported_in_flight() -> None:
+    ended, chains = in_ticks(story("B1 B1 B1").seamcalls, [1, 2])
     assert ended.is_empty()
-    assert (chains.n_in_flight, chains.most_in_flight) == (1, 3)
+    assert (chains.n_in_flight, chains.max_attempts_in_flight) == (1, 3)
 
 
-def test_a_fault_goes_on_after_an_entry_in_another_look() -> None:
-    ended, _ = in_looks(story("B1 enterS*1 B1 S1").seamcalls, [1, 2, 3])
+def test_a_fault_continues_after_an_entry_in_another_tick() -> None:
+    ended, _ = in_ticks(story("B1 enterS*1 B1 S1").seamcalls, [1, 2, 3])
     assert sorted(ended.select("leaf", "n_attempts").iter_rows()) == [(0, 1), (6, 3)]
 
 
-def test_what_is_not_heard_of_is_given_up() -> None:
-    """More than a minute later, of another thread."""
+def test_a_stale_chain_is_dropped() -> None:
+    """The next call, of another thread, is more than a minute later."""
     calls = story("B1 _61s 2/S2").seamcalls
-    ended, chains = in_looks(calls, [1])
+    ended, chains = in_ticks(calls, [1])
     assert ended["n_attempts"].to_list() == [1]
     assert (chains.n_in_flight, chains.n_given_up) == (0, 1)
 
 
-def test_a_loss_at_the_end_of_a_look_ends_what_is_in_flight() -> None:
+def test_a_loss_at_the_end_of_a_tick_cuts_chains_in_flight() -> None:
     calls = story("B1 S1").seamcalls.sort("seq")
-    chains = Chains()
+    chains = ChainTracker()
     lost = story("B1 lost").losses.with_columns(end_ns=pl.lit(None, pl.Int64))
     first = chains.feed(calls[:1], lost, None)
     assert first["outcome"].to_list() == ["cut"]

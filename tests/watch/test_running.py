@@ -1,4 +1,4 @@
-"""What is kept while watching: it adds up to what the whole says, and does not grow."""
+"""Running totals: equal to the findings of the whole trace, and bounded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tick(calls: pl.DataFrame, entries: pl.DataFrame | None = None) -> Tick:
 
 
 def watched(text: str, *, pieces: int = 1) -> Running:
-    """A story, told in looks of so many calls."""
+    """Totals of a story, fed in a number of ticks."""
     told = story(text)
     calls = told.seamcalls.sort("seq")
     running = Running()
@@ -40,13 +40,13 @@ def watched(text: str, *, pieces: int = 1) -> Running:
     return running
 
 
-def test_the_same_names_as_thresholds_of_files() -> None:
+def test_quantities_are_those_of_thresholds_of_files() -> None:
     assert list(QUANTITIES) == list(OF_FINDINGS)
 
 
 @given(st.integers(1, 12))
 @settings(max_examples=4)
-def test_sums_are_those_of_the_whole(pieces: int) -> None:
+def test_totals_equal_the_findings_of_the_whole_trace(pieces: int) -> None:
     trace = tdxtrace.read_trace(SAMPLES / "zerostep.txt")
     findings = tdxtrace.analyze(trace)
     calls = trace.seamcalls.sort("seq")
@@ -63,7 +63,7 @@ def test_sums_are_those_of_the_whole(pieces: int) -> None:
     assert {tid: one.n_refused for tid, one in running.vcpus.items()} == by_vcpu
 
 
-def test_refusals_in_a_row_are_one_episode_in_one_look_or_more() -> None:
+def test_consecutive_refusals_are_one_episode_in_any_number_of_ticks() -> None:
     text = "enterB*1 enterB*1 enterB*1 enterS*1 enterB*1 enterS*1"
     for pieces in (1, 2, 3, 6):
         running = watched(text, pieces=pieces)
@@ -72,38 +72,38 @@ def test_refusals_in_a_row_are_one_episode_in_one_look_or_more() -> None:
         assert running.quantity("zero-steps") == 2
 
 
-def test_failed_entries_are_counted_apart() -> None:
-    """KVM's word for them does not tell zero-step mitigation from a TRACK."""
+def test_failed_entries_are_counted_separately() -> None:
+    """The exit reason does not distinguish zero-step mitigation from a TRACK."""
     running = watched("S1 >F >F >X 2/>F")
     assert {tid: one.n_failed for tid, one in running.vcpus.items()} == {1: 2, 2: 1}
     assert running.n_refused == 0
     assert running.quantity("zero-steps") == 0
 
 
-def test_causes_by_leaf() -> None:
+def test_busy_answers_are_counted_by_leaf_and_resource() -> None:
     busy = watched("B1 K1 S1 trackD trackS").busy
     assert busy["TDH.MEM.PAGE.AUG", "SEPT tree"] == 1
     assert busy["TDH.MEM.PAGE.AUG", "SEPT entry"] == 1
     assert busy["TDH.MEM.TRACK", "TD epoch"] == 1
 
 
-def test_quantiles_and_the_worst() -> None:
+def test_quantiles_and_worst_chains() -> None:
     running = watched("S1 S2 S3 B4 B4 S4 S5")
     leaf = running.leaves["TDH.MEM.PAGE.AUG"]
     assert (leaf.n_requests, leaf.quantile(0.5), leaf.quantile(0.99)) == (5, 1, 3)
     assert [one["attempts"] for one in running.worst] == [3]
 
 
-def test_what_is_kept_is_bounded() -> None:
-    """Ten thousand threads come and go."""
+def test_memory_is_bounded() -> None:
+    """Ten thousand threads start and exit."""
     calls = story("B1 S1 enterB*1 enterS*1").seamcalls.sort("seq")
     running = Running()
     for n in range(0, 10_000, 500):
-        looks = [
+        parts = [
             calls.with_columns(tid=pl.lit(n + k, pl.Int32), seq=pl.col("seq") + 100 * (n + k))
             for k in range(500)
         ]
-        running.take(tick(pl.concat(looks)))
+        running.take(tick(pl.concat(parts)))
     assert len(running.vcpus) <= 4096
     assert len(running.comms) <= 4096
     assert len(running.worst) <= 5
@@ -111,7 +111,7 @@ def test_what_is_kept_is_bounded() -> None:
     assert running.chains.n_in_flight == 0
 
 
-def test_it_is_plain_data() -> None:
+def test_totals_can_be_written_as_json() -> None:
     told = json.loads(json.dumps(watched("B1 S1 enterB*1").to_dict()))
     assert told["leaves"]["TDH.MEM.PAGE.AUG"]["max_attempts"] == 2
     assert told["in_flight"] == 1

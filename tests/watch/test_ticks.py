@@ -1,4 +1,4 @@
-"""What comes in pieces is what comes whole, and nothing of it is kept."""
+"""Decoding text tick by tick gives the rows of the whole text, and keeps none of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def whole() -> pl.DataFrame:
     return calls_of([TextTicker("x").tick(text(), is_last=True)])
 
 
-def test_the_calls_are_those_that_the_reader_of_files_finds(tmp_path: object) -> None:
+def test_calls_equal_those_read_from_a_file(tmp_path: object) -> None:
     path = f"{tmp_path}/trace.txt"
     with open(path, "wb") as file:  # noqa: PTH123
         file.write(text())
@@ -46,7 +46,7 @@ def test_the_calls_are_those_that_the_reader_of_files_finds(tmp_path: object) ->
 
 @given(st.lists(st.integers(0, 3000), max_size=12))
 @settings(max_examples=8)
-def test_pieces_change_nothing(cuts: list[int]) -> None:
+def test_cutting_into_ticks_changes_no_row(cuts: list[int]) -> None:
     lines = text().splitlines(keepends=True)
     ticker, ticks, begin = TextTicker("x"), [], 0
     for end in [*sorted(cuts), len(lines)]:
@@ -57,7 +57,7 @@ def test_pieces_change_nothing(cuts: list[int]) -> None:
     assert sum(tick.n_events for tick in ticks) == len(lines)
 
 
-def test_nothing_is_kept_of_a_tick() -> None:
+def test_a_tick_has_nothing_of_the_previous_one() -> None:
     ticker = TextTicker("x")
     first = ticker.tick(text())
     second = ticker.tick(b"")
@@ -67,7 +67,7 @@ def test_nothing_is_kept_of_a_tick() -> None:
     assert second.losses.is_empty()
 
 
-def test_a_call_that_never_returns_is_forgotten() -> None:
+def test_an_open_call_is_dropped_after_300_s() -> None:
     def line(when: int, event: str, args: str) -> bytes:
         return f"  vcpu-7  [000] .....  {when}.000000: {event}: {args}\n".encode()
 
@@ -80,7 +80,7 @@ def test_a_call_that_never_returns_is_forgotten() -> None:
     assert last.seamcalls["leaf"].to_list() == [6]
 
 
-def test_losses_are_told_of_the_tick_in_which_they_were() -> None:
+def test_losses_are_those_of_the_tick() -> None:
     ticker = TextTicker("x")
     ticker.tick(text())
     lost = ticker.tick(b"CPU:1 [LOST 17 EVENTS]\n")
@@ -92,17 +92,17 @@ def test_losses_are_told_of_the_tick_in_which_they_were() -> None:
     ("data", "said"),
     [(b"", "ended before any event"), (b"hello\n", "is no trace"), (b"\0\1" * 99, "is no trace")],
 )
-def test_what_is_no_trace(data: bytes, said: str) -> None:
+def test_input_that_is_no_trace_is_rejected(data: bytes, said: str) -> None:
     with pytest.raises(FormatError, match=said):
         TextTicker("x").tick(data, is_last=True)
 
 
-def test_a_mapping_that_is_none() -> None:
+def test_a_malformed_mapping_is_rejected() -> None:
     with pytest.raises(QueryError):
         Ticker(["nonsense"])
 
 
-def test_a_pipe_gives_whole_lines_and_the_rest_at_its_end() -> None:
+def test_a_pipe_returns_complete_lines_and_the_rest_at_the_end() -> None:
     begin, end = os.pipe()
     pipe = Pipe(begin)
     pipe.start()
