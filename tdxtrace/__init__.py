@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tdxtrace.pipeline import analyze as analyze
     from tdxtrace.pipeline import compare as compare
     from tdxtrace.pipeline import query as query
-    from tdxtrace.report.gallery import charts as charts
+    from tdxtrace.report.outline import charts as charts
     from tdxtrace.tables.trace import Findings as Findings
     from tdxtrace.tables.trace import Trace as Trace
 
@@ -21,7 +21,7 @@ _HOMES = {
     "TdxtraceError": "tdxtrace.errors",
     "Trace": "tdxtrace.tables.trace",
     "analyze": "tdxtrace.pipeline",
-    "charts": "tdxtrace.report.gallery",
+    "charts": "tdxtrace.report.outline",
     "compare": "tdxtrace.pipeline",
     "query": "tdxtrace.pipeline",
     "read_trace": "tdxtrace.ingest.read",

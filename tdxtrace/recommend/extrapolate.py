@@ -51,7 +51,7 @@ def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, A
     if fitted.goodness < MIN_GOODNESS:
         reason = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
     elif math.isinf(limit):
-        reason = f"the tail may reach {MAX_EXTRAPOLATION} times as far as was seen"
+        reason = f"the limit may be {MAX_EXTRAPOLATION} times the observed maximum"
     if reason is not None:
         return withheld(f"not supported by this trace: {reason}", curve.needed)
     return (

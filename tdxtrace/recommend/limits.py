@@ -17,9 +17,9 @@ from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, UNITS
 from tdxtrace.tables.trace import Provenance
 
 _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
-_NO_CAUSES: Final = "who made the answers busy was not found out: no busy_causes for this trace"
+_NO_CAUSES: Final = "causes of busy answers unknown: no busy_causes for this trace"
 
-_SAME_AS_ANYONE: Final = "as for anyone: it alone supports no smaller one"
+_SAME_AS_ANYONE: Final = "same as for anyone: these answers alone support no smaller limit"
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
 
 
@@ -116,7 +116,7 @@ def _rows_of_leaf(
             if maker != "anyone" and not has_makers:
                 yield row | withheld(_NO_CAUSES)
             elif not has_target:
-                yield row | withheld("how long was recorded is not known: the clock has no unit")
+                yield row | withheld("length of the recording unknown: the clock has no unit")
             elif maker == "anyone":
                 of_anyone[unit] = _recommend(curve_of(rows, unit, row), row)
                 yield row | of_anyone[unit]
@@ -190,7 +190,7 @@ def _recommend(curve: Curve, row: dict[str, Any]) -> dict[str, Any]:
         }
     if not row["n_retried"]:
         return withheld(
-            f"nothing was busy, which supports P(needs more than one) < {upper[-1]:.2g} only",
+            f"no busy answers, which supports only P(needs more than one) < {upper[-1]:.2g}",
             curve.needed,
         )
     return extrapolate(curve, row["max_seen"], caution)
@@ -201,8 +201,8 @@ def _caution(row: dict[str, Any]) -> str | None:
     parts = []
     if row["n_censored"]:
         parts.append(
-            f"{row['n_censored']:,} requests were cut or given up while busy, and are taken to "
-            "have gone on as others did"
+            f"{row['n_censored']:,} requests were cut or given up while busy, and are assumed to "
+            "need as many more attempts as others"
         )
     if row["n_losses"]:
         parts.append(f"the recording has losses ({row['n_losses']:,})")

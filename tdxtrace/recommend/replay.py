@@ -258,21 +258,21 @@ def _priority_answers() -> pl.Series:
 
 def _not_known(rule: LeafPolicy, row: dict[str, Any]) -> str:
     """What the trace cannot show about a row, in words."""
-    parts = ["requests are taken as they came: another policy would change who meets whom"]
+    parts = ["arrivals are as recorded: another policy would change which calls conflict"]
     if rule.kicks:
         parts.append(
-            "a kick changes what follows: with the vCPUs out, the last call may find less busy"
+            "a kick removes the vCPUs, so that the last call may be less likely to be busy"
         )
     if rule.doubling is not None:
-        parts.append("the lock held over the loop would keep other calls of the VM out")
+        parts.append("the lock held over the loop would delay other calls of the VM")
     if row["n_undecided"]:
         n = row["n_undecided"]
         parts.append(
-            f"{n:,} request{'' if n == 1 else 's'} left sight before this policy ends: cut, or "
-            "given up by the policy that the trace was made under"
+            f"{n:,} request{'' if n == 1 else 's'} ended unobserved before this policy: cut, or "
+            "given up by the policy of the recorded kernel"
         )
     if row["n_bugs"]:
-        parts.append("what a dead VM would no longer have asked for is still counted")
+        parts.append("requests that a dead VM would not have made are still counted")
     elif row["n_exceeding"]:
         parts.append("what the caller does after giving up is not replayed")
     if row["n_vms_killed"] is None:

@@ -1,1 +1,1 @@
-"""From findings to something to look at."""
+"""Reports of findings: terminal text, HTML, Markdown, JSON, charts, notebook, Perfetto trace."""

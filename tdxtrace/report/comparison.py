@@ -1,4 +1,4 @@
-"""Two traces beside each other: what changed, and what the data cannot tell."""
+"""Sections of the comparison of two traces."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from tdxtrace.report.charts import compared
+from tdxtrace.report.charts.leaves import retried_before_and_after
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.questions import quality, short
-from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.section import Figure, Grid, Section, grid
+from tdxtrace.report.sections import quality, summary
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.trace import Findings
 
-_WORDS = {"more": "more than before", "fewer": "fewer than before", "not_told": "not told"}
+_CHANGES = {"more": "more than before", "fewer": "fewer than before", "not_told": "not significant"}
 
 
 def sections(before: Findings, after: Findings, comparisons: pl.DataFrame) -> list[Section]:
-    """Return the sections of a comparison, the answer first.
+    """Return the sections of a comparison, the summary first.
 
     Args:
-        before: What was found in the one trace.
-        after: In the other.
-        comparisons: The table of that name, made of the two.
+        before: Findings of the first trace.
+        after: Findings of the second trace.
+        comparisons: The ``comparisons`` table of the two.
     """
     both = comparisons.filter(pl.col("difference").is_not_null())
     return [
-        Section("short", "In short", "", _says(before, after, comparisons)),
+        Section("short", "Summary", "", _summary(before, after, comparisons)),
         Section(
             "comparisons",
-            "Which differences does the data support?",
+            "Significant differences",
             definition(COMPARISONS),
-            _supported(both),
+            _significant(both),
             figures=[] if both.is_empty() else [_figure(both)],
             grids=[] if both.is_empty() else [_table(both)],
         ),
@@ -42,40 +42,40 @@ def sections(before: Findings, after: Findings, comparisons: pl.DataFrame) -> li
 
 
 def title(before: Findings, after: Findings) -> str:
-    """Return the comparison's title: the first input of each by name."""
+    """Return the title of the comparison, with the name of each trace's first input."""
     names = [found.provenance.sources[0].path.rpartition("/")[2] for found in (before, after)]
     return f"TDX SEAMCALL retries: {names[0]} and {names[1]}"
 
 
-def _renamed(section: Section, name: str, shown: str) -> Section:
-    return Section(name, shown, "", section.says, section.figures, section.grids)
+def _renamed(section: Section, name: str, title: str) -> Section:
+    return Section(name, title, "", section.says, section.figures, section.grids)
 
 
-def _says(before: Findings, after: Findings, comparisons: pl.DataFrame) -> list[str]:
-    said = [
-        f"{when}: {short.section(found).says[0]}"
+def _summary(before: Findings, after: Findings, comparisons: pl.DataFrame) -> list[str]:
+    sentences = [
+        f"{when}: {summary.section(found).says[0]}"
         for when, found in (("Before", before), ("After", after))
     ]
     changes = comparisons.filter(pl.col("unit") == "attempts", pl.col("within") == 1)
     for change, words in (("more", "more often"), ("fewer", "less often")):
         names = [leaf_label(leaf) for leaf in changes.filter(pl.col("change") == change)["leaf"]]
         if names:
-            said.append(f"Retried {words} than before: {', '.join(names)}.")
+            sentences.append(f"Retried {words} than before: {', '.join(names)}.")
     only = changes.filter(pl.col("change").is_in(["only_before", "only_after"])).height
     if only:
-        said.append(f"Seen in one of the two only: {plural(only, 'leaf', 'leaves')}.")
+        sentences.append(f"Recorded in one trace only: {plural(only, 'leaf', 'leaves')}.")
     if changes.filter(pl.col("change").is_in(["more", "fewer"])).is_empty():
-        said.append("No leaf is retried more, or less, often than before, as far as can be told.")
-    return said
+        sentences.append("No leaf is retried significantly more or less often than before.")
+    return sentences
 
 
-def _supported(both: pl.DataFrame) -> Sequence[str]:
+def _significant(both: pl.DataFrame) -> Sequence[str]:
     if both.is_empty():
-        return ["None: there is no leaf that both traces have."]
-    told = both.filter(pl.col("change") != "not_told").height
+        return ["None: the traces have no leaf in common."]
+    n = both.filter(pl.col("change") != "not_told").height
     return [
-        f"{count(told)} of {plural(both.height, 'difference')}. Each is told at 95 %: about one in "
-        "twenty would seem to be one where nothing changed."
+        f"{count(n)} of {plural(both.height, 'difference')}, each at the 95 % level: about one in "
+        "twenty is significant by chance where nothing changed."
     ]
 
 
@@ -83,14 +83,14 @@ def _figure(both: pl.DataFrame) -> Figure:
     return Figure(
         "comparisons",
         "Requests that needed a second attempt, before and after",
-        "Of the leaves that both traces have; the intervals are in the table.",
-        lambda: compared.retried_before_and_after(both),
+        "Leaves that both traces have; the intervals are in the table.",
+        lambda: retried_before_and_after(both),
     )
 
 
 def _table(both: pl.DataFrame) -> Grid:
     return grid(
-        ("TDH.", "more than", "before", "after", "difference", "95 % interval", "so"),
+        ("TDH.", "more than", "before", "after", "difference", "95 % interval", "change"),
         [
             (
                 leaf_label(row["leaf"]),
@@ -99,21 +99,21 @@ def _table(both: pl.DataFrame) -> Grid:
                 _percent(row["more_after"]),
                 f"{100 * row['difference']:+.2g} %",
                 f"{100 * row['difference_low']:+.2g} to {100 * row['difference_high']:+.2g} %",
-                _WORDS[row["change"]],
+                _CHANGES[row["change"]],
             )
-            for row in _told_first(both).iter_rows(named=True)
+            for row in _significant_first(both).iter_rows(named=True)
         ],
         right=(2, 3, 4, 5),
         spare=(4,),
-        caption="Shares of requests that needed more than so much; the interval is of after less "
-        "before, in percentage points. Where neither needed more is left out.",
+        caption="Shares of requests that needed more; the interval is that of the difference "
+        "(after - before), in percentage points. Rows with no such request are omitted.",
     )
 
 
-def _told_first(both: pl.DataFrame) -> pl.DataFrame:
-    """What changed before what did not, without what never happened in either."""
-    happened = both.filter((pl.col("more_before") > 0) | (pl.col("more_after") > 0))
-    return happened.sort(pl.col("change") == "not_told", maintain_order=True)
+def _significant_first(both: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows with a share above 0 in one of the traces, significant changes first."""
+    nonzero = both.filter((pl.col("more_before") > 0) | (pl.col("more_after") > 0))
+    return nonzero.sort(pl.col("change") == "not_told", maintain_order=True)
 
 
 def _within(unit: str, within: int) -> str:

@@ -1,4 +1,4 @@
-"""Findings as plain data: what ``--json`` prints and ``findings.json`` holds."""
+"""Findings and reports as plain data for JSON: ``--json``, ``findings.json``, ``report.json``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace import __version__
-from tdxtrace.report.sections import Section
+from tdxtrace.report.section import Section
 from tdxtrace.report.text import worst_chains
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
-# Retry chains that are listed one by one; all of them are in retry_chains.parquet.
+# Retry chains that are listed; all of them are in retry_chains.parquet.
 _N_WORST: Final = 100
-# Rows of a table in a report: more belong into the Parquet of analyze --output.
+# Maximum rows of a table in a report; analyze --output writes all of them as Parquet.
 _N_ROWS: Final = 1000
 
 
 def facts(findings: Findings) -> dict[str, Any]:
     """Return findings as JSON-ready data.
 
-    Every table but ``retry_chains`` and ``threads`` is whole, rows in the table's
-    order with the column names of its schema; of the retry chains those with most
-    attempts are listed.
+    Tables have all rows, in the table's order and with its column names, except that of
+    ``retry_chains`` only the _N_WORST with the most attempts are listed, as ``worst_chains``.
     """
     names = pl.col("leaf").pipe(leaf_name).alias("leaf_name")
     return {
@@ -47,10 +46,10 @@ def facts(findings: Findings) -> dict[str, Any]:
 
 
 def report_facts(title: str, sections: Sequence[Section], findings: Findings) -> dict[str, Any]:
-    """Return a report as JSON-ready data: its sentences, and the tables they rest on.
+    """Return a report as JSON-ready data: its sentences, and the tables behind them.
 
-    Tables are whole and keep their contracts, but of ``retry_chains`` those with most attempts
-    are listed, and of no table more than _N_ROWS rows: ``n_rows`` says how many there are.
+    Rows satisfy the schemas of their tables.  ``retry_chains`` has the _N_WORST with the most
+    attempts, other tables at most _N_ROWS rows; ``n_rows`` has the number of rows of each.
     """
     tables = findings.tables() | {"retry_chains": worst_chains(findings.retry_chains, _N_WORST)}
     return {

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network: text, tables, charts that can be asked."""
+"""The report as one self-contained HTML file with text, tables and interactive charts."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import Any, Final
 
 from tdxtrace import __version__
 from tdxtrace.report.charts.theme import FONT, PALETTE, on_page
-from tdxtrace.report.sections import Section
+from tdxtrace.report.section import Section
 
 _PAGE: Final = files("tdxtrace.report") / "page"
-# Names that Altair gives to what has none: a counter of the process at the end.
+# Names that Altair generates, which end in a counter of the process.
 _NUMBERED: Final = re.compile(r'"((?:view|param)_\d+)"')
 
 
 def html(title: str, sections: list[Section]) -> str:
     """Return the page; the same sections give the same bytes.
 
-    Text is escaped by the template, data of the charts as JSON in which no tag can begin, and
-    a policy in the page lets a browser run these scripts only and load nothing.
+    Text is escaped by the template, data of the charts is JSON without ``<``, ``>`` and ``&``,
+    and a Content-Security-Policy allows only the scripts of the page and no network access.
 
     Args:
-        title: Of the page.
-        sections: What is in it.
+        title: Title of the page.
+        sections: Sections of the page, in order.
     """
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - slow to import
     from markupsafe import Markup  # noqa: PLC0415
 
     figures = [figure for section in sections for figure in section.figures]
-    with ThreadPoolExecutor(1) as apart:
-        # The library of the charts takes as long to pack as they take to draw.
-        packed = apart.submit(_vega) if figures else None
+    with ThreadPoolExecutor(1) as background:
+        # Bundling the chart library takes as long as drawing the charts.
+        bundle = background.submit(_vega) if figures else None
         specs = [(figure.name, Markup(_json(spec_of(figure.draw())))) for figure in figures]
-        vega = packed.result() if packed else ""
+        vega = bundle.result() if bundle else ""
     script = _read("script.js")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         _read("report.html.j2")
@@ -58,9 +58,9 @@ def html(title: str, sections: list[Section]) -> str:
 
 
 def spec_of(chart: Any) -> dict[str, Any]:  # noqa: ANN401 - any chart of Altair
-    """Return a chart's specification for a page, the same each time.
+    """Return a chart's Vega-Lite specification for a page, the same each time.
 
-    Altair numbers the views and parameters of a process; here they are numbered by chart.
+    Altair numbers views and parameters by process; here they are renumbered by chart.
     """
     spec: dict[str, Any] = chart.to_dict()
     text = json.dumps(spec)
@@ -84,7 +84,7 @@ def _vega() -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """A Content-Security-Policy (W3C, level 3): Vega compiles expressions, hence unsafe-eval."""
+    """Return a Content-Security-Policy (W3C, level 3); Vega needs unsafe-eval for expressions."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in scripts

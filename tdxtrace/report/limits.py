@@ -1,4 +1,4 @@
-"""Limits and policies for a terminal: what to do, how sure, and what is not known."""
+"""Recommended limits and replayed policies as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tdxtrace.report.names import VALID_FOR
 from tdxtrace.report.units import count, duration, plural, short_duration
 from tdxtrace.tdx.leaves import leaf_name
 
@@ -23,7 +24,7 @@ _BASIS: Final = {
 
 
 def limits_screen(limits: pl.DataFrame) -> RenderableType:
-    """Return recommended limits for reading: one line a leaf, then what they rest on.
+    """Return recommended limits for a terminal: a line per leaf, then notes and the basis.
 
     Args:
         limits: The ``limits`` table.
@@ -32,29 +33,29 @@ def limits_screen(limits: pl.DataFrame) -> RenderableType:
         return Text("no limits: the trace has no requests")
     named = limits.with_columns(name=_short(pl.col("leaf")))
     table = _table(("TDH.", "busy by", "requests", "retried", "attempts", "time", "basis"))
-    told = named.filter((pl.col("made_by") == "anyone") | _is_split())
-    for _, rows in told.group_by("leaf", "made_by", maintain_order=True):
+    listed = named.filter((pl.col("made_by") == "anyone") | _is_split())
+    for _, rows in listed.group_by("leaf", "made_by", maintain_order=True):
         table.add_row(*map(Text, _limit_cells(rows)))
     first = limits.row(0, named=True)
     return Group(
         Text(_headline(limits)),
         table,
-        *_notes(told),
+        *_notes(listed),
         *_on_makers(named),
         *_bursts(named),
-        Text(_rests_on(first, limits)),
-        Text(f"would change it: more requests, {first['would_change']}", style="dim"),
+        Text(_basis(first, limits)),
+        Text(VALID_FOR, style="dim"),
     )
 
 
 def policies_screen(policies: pl.DataFrame) -> RenderableType:
-    """Return replayed policies for reading: one line a policy and leaf, then what is not known.
+    """Return replayed policies for a terminal: a line per policy and leaf, then the unknowns.
 
     Args:
         policies: The ``policies`` table.
     """
     if policies.is_empty():
-        return Text("no rows: nothing of this kind was found")
+        return Text("no rows")
     named = policies.with_columns(name=_short(pl.col("leaf")))
     table = _table(("policy", "TDH.", "stops at", "exceed", "95 %", "then", "warn", "time"))
     for _, rows in named.group_by("policy", maintain_order=True):
@@ -107,22 +108,23 @@ def _is_split() -> pl.Expr:
 
 
 def _on_makers(named: pl.DataFrame) -> list[Text]:
-    """Why limits for host and guest apart are missing, where they are."""
+    """Return the reason why separate limits for host and guest are withheld, if they are."""
     missing = named.filter(~_is_split() & (pl.col("made_by") != "anyone"))
     if missing.is_empty():
         return []
-    why = missing["reason"].drop_nulls().filter(missing["reason"].str.starts_with("who made"))
-    told = why[0] if len(why) else "as little supported"
+    reasons = missing["reason"].drop_nulls()
+    reasons = reasons.filter(reasons.str.starts_with("causes of busy answers unknown"))
+    reason = reasons[0] if len(reasons) else "for the same reasons"
     leaves = missing["name"].unique(maintain_order=True)
     which = "" if len(leaves) == named["name"].n_unique() else ", ".join(leaves) + " "
-    return [Text(f"for host and guest apart {which}withheld: {told}")]
+    return [Text(f"separate limits for host and guest {which}withheld: {reason}")]
 
 
 def _notes(named: pl.DataFrame) -> list[Text]:
-    """Why there is no limit, or what to beware of: each reason once, with its leaves."""
-    told = named.filter(pl.col("reason").is_not_null(), pl.col("unit") == "attempts")
+    """Return each reason or warning once, with its leaves, and a line for each fitted tail."""
+    reasons = named.filter(pl.col("reason").is_not_null(), pl.col("unit") == "attempts")
     notes = []
-    for (reason,), rows in told.group_by("reason", maintain_order=True):
+    for (reason,), rows in reasons.group_by("reason", maintain_order=True):
         leaves = ", ".join(rows["name"].unique(maintain_order=True))
         makers = rows["made_by"].unique(maintain_order=True)
         who = "" if makers.to_list() == ["anyone"] else f" ({', '.join(makers)})"
@@ -141,25 +143,25 @@ def _notes(named: pl.DataFrame) -> list[Text]:
 
 
 def _bursts(named: pl.DataFrame) -> list[Text]:
-    """In how many bursts the retried requests came: these are what was counted."""
+    """Return the number of bursts of retried requests by leaf, the units of the statistics."""
     retried = named.filter(
         pl.col("made_by") == "anyone", pl.col("unit") == "attempts", pl.col("n_retried") > 0
     )
-    told = [
+    parts = [
         f"{name} {n:,} in {episodes:,}"
         for name, n, episodes in retried.select("name", "n_retried", "n_episodes").iter_rows()
     ]
-    said = f"retried requests in bursts, which are taken as wholes: {', '.join(told)}"
-    return [Text(said)] if told else []
+    text = f"retried requests in bursts, each counted as one observation: {', '.join(parts)}"
+    return [Text(text)] if parts else []
 
 
-def _rests_on(first: dict[str, Any], limits: pl.DataFrame) -> str:
+def _basis(first: dict[str, Any], limits: pl.DataFrame) -> str:
     whole = limits.filter(pl.col("made_by") == "anyone", pl.col("unit") == "attempts")
     seconds = first["observed_s"]
-    span = "a time that is not known" if seconds is None else duration(round(seconds * 1e9))
+    span = "unknown duration" if seconds is None else duration(round(seconds * 1e9))
     tds = max(whole["n_tds"].to_list(), default=0)
     return (
-        f"rests on {plural(int(whole['n_requests'].sum()), 'request')}, "
+        f"based on {plural(int(whole['n_requests'].sum()), 'request')}, "
         f"{plural(int(whole['n_busy'].sum()), 'busy answer')}, {span}, {plural(tds, 'TD')}, "
         + ("no losses" if not first["n_losses"] else plural(first["n_losses"], "loss"))
     )
@@ -191,14 +193,14 @@ def _stops_at(row: dict[str, Any]) -> str:
 
 
 def _unknown(named: pl.DataFrame) -> list[Text]:
-    """What replay cannot know, each thing once."""
-    said: dict[str, list[str]] = {}
+    """Return what the replay cannot determine, each text once, with its policies."""
+    rows_of: dict[str, list[str]] = {}
     for policy, name, text in named.select("policy", "name", "not_known").iter_rows():
         for part in _COUNTED.sub("requests (?)", text).split("; "):
-            said.setdefault(part, []).append(f"{policy} {name}")
+            rows_of.setdefault(part, []).append(f"{policy} {name}")
     notes = []
-    for part, where in said.items():
-        policies = list(dict.fromkeys(word.split(" ")[0] for word in where))
-        whose = "" if len(where) == named.height else f" ({', '.join(policies)})"
-        notes.append(Text(f"not known{whose}: {part}", style="dim"))
+    for part, rows in rows_of.items():
+        policies = list(dict.fromkeys(row.split(" ")[0] for row in rows))
+        which = "" if len(rows) == named.height else f" ({', '.join(policies)})"
+        notes.append(Text(f"unknown{which}: {part}", style="dim"))
     return notes

@@ -1,4 +1,4 @@
-"""A table as rows on a terminal: raw words in hex, times in seconds, names made safe."""
+"""Listing of any table on a terminal: words in hex, times in seconds, text escaped."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ _HEX: Final = frozenset(
     "error_code|requests|holder_td_id|holder_vp_id".split("|")
 )
 _POINTS: Final = ("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns")
-# What a reader needs first, for terminals too narrow for all; the rest follows in
-# the order of the table.
+# Columns by priority, for terminals too narrow for all; the others follow in the table's order.
 _FIRST: Final = (
     *("policy", "kind", "event", "leaf", "resource", "cause"),
     *("holder_leaf", "holder_tid", "lacks", "rule", "share_ppm"),
@@ -36,19 +35,18 @@ _BLANK: Final = 1
 
 
 def listing(rows: pl.DataFrame, limit: int = 0, width: int = 80) -> RenderableType:
-    """Return the first rows of a table for reading.
+    """Return the first rows of a table, formatted for a terminal.
 
-    Columns that are null throughout, and ``source`` where there is one input, are
-    left out, and so are those that do not fit; ``leaf``, ``status`` and
-    ``exit_reason`` are shown by name.
+    Columns that are null in all rows, ``source`` if there is one input, and columns that do
+    not fit are left out; ``leaf``, ``status`` and ``exit_reason`` are shown by name.
 
     Args:
         rows: Any table of the catalog.
-        limit: Most rows; 0 for all.
+        limit: Maximum number of rows; 0 for all.
         width: Columns of the terminal.
     """
     if rows.is_empty():
-        return Text("no rows: nothing of this kind was found")
+        return Text("no rows")
     shown = _named(rows.head(limit) if limit else rows)
     cells = {
         name: [_cell(name, value) for value in shown[name]]
@@ -57,7 +55,7 @@ def listing(rows: pl.DataFrame, limit: int = 0, width: int = 80) -> RenderableTy
         and shown[name].null_count() < shown.height
         and not (name == "source" and (shown["source"] == 0).all())
     }
-    columns, left_out = _that_fit(cells, width)
+    columns, left_out = _fitting_columns(cells, width)
     table = Table(box=None, pad_edge=False, padding=(0, _BLANK, 0, 0), header_style="bold")
     for name in columns:
         right = shown[name].dtype.is_numeric() and name not in _HEX
@@ -72,8 +70,8 @@ def listing(rows: pl.DataFrame, limit: int = 0, width: int = 80) -> RenderableTy
     return Group(table, *([Text("… " + ", ".join(notes), style="dim")] if notes else []))
 
 
-def _that_fit(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
-    """Choose columns by need until the line is full, and return them in the table's order."""
+def _fitting_columns(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
+    """Return the columns that fit, by priority, in table order; and the number left out."""
     ranked = sorted(cells, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     chosen: list[str] = []
     used = 0
@@ -87,7 +85,7 @@ def _that_fit(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:
-    """Names for numbers, in columns that have the type they have in a table (SQL may differ)."""
+    """Replace numbers by names in columns with the declared type (an SQL result may differ)."""
     has_leaf = rows.schema.get("leaf") == pl.UInt16
     expressions = [
         describe_status(pl.col(status), pl.col("leaf")).alias(status)

@@ -1,9 +1,10 @@
-"""What things are called where people read: leaves, threads, the definition of a table."""
+"""Display names of leaves and threads, and definitions of tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Final
 
 import polars as pl
 
@@ -12,8 +13,10 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_table
 
+VALID_FOR: Final = "valid only for this workload, module, vCPU count and policy"
+"""Note on a recommended limit."""
 Thread = tuple[int, int | None]
-"""Source and thread."""
+"""Source and thread ID."""
 
 
 @cache
@@ -32,7 +35,7 @@ def leaf_label(leaf: int) -> str:
 
 
 def leaf_labels(leaf: pl.Expr) -> pl.Expr:
-    """The same for a column."""
+    """Return :func:`leaf_label` of a column."""
     return leaf.replace_strict(
         {number: leaf_label(number) for number in _leaf_names()},
         default=pl.lit("leaf ") + leaf.cast(pl.String),
@@ -41,12 +44,12 @@ def leaf_labels(leaf: pl.Expr) -> pl.Expr:
 
 
 class Threads:
-    """Names of threads as they are shown, safe for a terminal and for a page."""
+    """Display names of threads, escaped for a terminal."""
 
     def __init__(self, findings: Findings) -> None:
         self._comms: dict[Thread, str] = {}
         for source, tid, comm in findings.threads.select("source", "tid", "comm").iter_rows():
-            # A thread gets its own name after a while; the last one tells most.
+            # A thread starts with its parent's name: the last name is its own.
             self._comms[source, tid] = one_line(comm, 24)
         self._vcpus = {
             (source, tid): vcpu
@@ -54,19 +57,19 @@ class Threads:
             .drop_nulls()
             .iter_rows()
         }
-        self._many = len(findings.provenance.sources) > 1
+        self._has_several_sources = len(findings.provenance.sources) > 1
 
     def label(self, source: int, tid: int | None) -> str:
-        """Return ``CPU 3/KVM-1234``, with the vCPU's number if the name does not tell it."""
+        """Return e.g. ``CPU 3/KVM-1234``, with the vCPU number if the name does not contain it."""
         if tid is None:
             return "thread not recorded"
         comm = self._comms.get((source, tid), "thread")
         vcpu = self._vcpus.get((source, tid))
-        tells = vcpu is None or comm.startswith(f"CPU {vcpu}/")
-        where = f"{source}: " if self._many else ""
-        return where + ("" if tells else f"vCPU {vcpu}: ") + f"{comm}-{tid}"
+        has_number = vcpu is None or comm.startswith(f"CPU {vcpu}/")
+        where = f"{source}: " if self._has_several_sources else ""
+        return where + ("" if has_number else f"vCPU {vcpu}: ") + f"{comm}-{tid}"
 
 
 def definition(table: Table) -> str:
-    """Return a table's definition in one sentence: what its declaration says."""
+    """Return the definition of a table in one sentence: its meaning, else its grain."""
     return table.meaning or table.grain[0].upper() + table.grain[1:] + "."

@@ -1,11 +1,11 @@
-"""A notebook to start from: open a trace, look, ask, change a policy."""
+"""Starter notebook: read a trace, display findings and charts, query, replay policies."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
 
-# A trace for those who have none: the simulator's, like a host under a zero-step attack.
+# Simulated trace of a host under a zero-step attack, if no trace is given.
 _SIMULATED: Final = "simulated.txt"
 _SIMULATE: Final = (
     "import sys\n\n"
@@ -14,26 +14,26 @@ _SIMULATE: Final = (
 _CELLS: Final = (
     (
         "markdown",
-        "# How often is a SEAMCALL retried, and whose fault is it?\n\n"
-        "Run the cells from top to bottom, then change them. Every table is a polars frame, "
+        "# SEAMCALL retries: attempts, causes and verdicts\n\n"
+        "Run the cells from top to bottom, then change them. Every table is a polars data frame, "
         "every chart an Altair chart.",
     ),
     ("open", ""),
     (
         "markdown",
-        "## What it means\n\n"
-        "`analyze` joins the attempts at one request into retry chains and answers the "
-        "questions; answers that take longer are found when they are first looked at.",
+        "## Findings\n\n"
+        "`analyze` joins the attempts at one request into retry chains and computes the finding "
+        "tables; those that take longer are computed on first access.",
     ),
     ("code", "findings = tdxtrace.analyze(trace)\nfindings"),
     ("code", "findings.leaf_stats"),
-    ("markdown", "## Whose fault it is\n\nEach verdict names the rows and the rule behind it."),
+    ("markdown", "## Verdicts\n\nEach verdict names its evidence rows and its rule."),
     ("code", 'findings.verdicts.select("verdict", "n_rows", "sentence", "evidence")'),
     ("markdown", "## The charts of the report"),
     (
         "code",
         "import altair as alt\n\n"
-        "# Pictures, which need no network. Charts that answer to the mouse: "
+        "# Static images, which need no network. For interactive charts: "
         '"default".\n'
         'alt.renderers.enable("svg")\n'
         "charts = tdxtrace.charts(findings)\n"
@@ -43,8 +43,8 @@ _CELLS: Final = (
     ("code", '"timeline" in charts and charts["timeline"]'),
     (
         "markdown",
-        "## Ask with polars, or in SQL\n\n"
-        "What was answered busy, and how often? Both say the same.",
+        "## Query with polars or SQL\n\n"
+        "Busy answers by leaf and status; both queries give the same rows.",
     ),
     (
         "code",
@@ -66,8 +66,8 @@ _CELLS: Final = (
     ),
     (
         "markdown",
-        "## Change a policy\n\n"
-        "What if the host gave up after 4 attempts, or after 100 us? The same requests, replayed.",
+        "## Replay other policies\n\n"
+        "The requests of the trace, replayed with limits of 4 attempts, 100 us, and as mainline.",
     ),
     (
         "code",
@@ -81,10 +81,10 @@ _CELLS: Final = (
 
 
 def notebook(trace: str | None) -> str:
-    """Return a notebook (format 4.5) that begins with ``trace``, or with a simulated one.
+    """Return a notebook (nbformat 4.5) that reads ``trace``, or a simulated trace.
 
     Args:
-        trace: Path as it is to stand in the notebook; None: simulate one.
+        trace: Path as written into the notebook; None: simulate a trace.
     """
     cells = []
     for place, (kind, text) in enumerate(_CELLS):
@@ -99,17 +99,17 @@ def notebook(trace: str | None) -> str:
             cell |= {"execution_count": None, "outputs": []}
         cells.append(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    told = {
+    book = {
         "cells": cells,
         "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
         "nbformat": 4,
         "nbformat_minor": 5,
     }
-    return json.dumps(told, indent=1, ensure_ascii=True) + "\n"
+    return json.dumps(book, indent=1, ensure_ascii=True) + "\n"
 
 
 def _open(trace: str | None) -> str:
-    """The first cell of code; a path is written as Python writes text."""
+    """Return the first code cell; the path is a Python literal."""
     simulated = "" if trace is not None else _SIMULATE + "\n"
     first = f"import tdxtrace\n\ntrace = tdxtrace.read_trace({trace or _SIMULATED!r})\ntrace"
     return simulated + first

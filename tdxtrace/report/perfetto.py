@@ -1,4 +1,4 @@
-"""What happened, as a file that ui.perfetto.dev opens: threads, SEAMCALLs, chains, losses."""
+"""Export of a trace for ui.perfetto.dev: threads, SEAMCALLs, retry chains, losses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import polars as pl
 
 from tdxtrace.errors import InputError
-from tdxtrace.report.flows import with_chains
-from tdxtrace.report.perfetto_packets import Packets, Slice
+from tdxtrace.report.perfetto_packets import PacketWriter, Slice
 from tdxtrace.report.units import word
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Trace
@@ -20,27 +19,28 @@ from tdxtrace.tdx.status import describe_status, status_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
 _HEX: Final = frozenset({"td_id", "vp_id", "gpa", "page", "error_code", "info1", "rip"})
 _CALLS: Final = "SEAMCALL"
 _GUEST: Final = "guest"
 _ZERO_STEPS: Final = "zero-step"
 _FAULTS: Final = "page faults"
 _EVENTS: Final = "host events"
-_LOSSES: Final = "lost or not understood"
+_LOSSES: Final = "losses"
 
 
 def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
-    """Write the events of ``trace`` in the format of Perfetto, and what was found of them.
+    """Write the events of ``trace`` and its findings as a Perfetto trace.
 
-    Each thread has tracks for its SEAMCALLs (slices named by leaf and status), its stays in
-    the guest, its zero-step episodes, page faults and other events; attempts at one request
-    are joined by a flow.  What was lost has a track of its own.  Times are those of the
-    trace's clock; a call of which only one end was seen is an instant.
+    Each thread has tracks for its SEAMCALLs (slices named by leaf and status), its guest
+    execution, its zero-step episodes, page faults and other events; attempts at one request
+    are connected by a flow.  Losses have their own track.  Times are those of the trace's
+    clock; a call with only an entry or only a return recorded is an instant.
 
     Args:
-        trace: What was recorded; with a selection, the selected rows of it.
-        findings: What was found in it.
-        file: Opened for bytes.
+        trace: The events; with a selection, the selected rows.
+        findings: Findings of the same selection.
+        file: Opened for writing bytes.
 
     Returns:
         Number of packets written.
@@ -53,13 +53,13 @@ def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
         track_descriptor.proto; docs/reference/synthetic-track-event.md.
     """
     try:
-        packets = Packets(file)
+        packets = PacketWriter(file)
     except ImportError:
         raise InputError(
             "the Perfetto export needs the package perfetto: pip install 'tdxtrace[perfetto]'"
         ) from None
-    for source, told in enumerate(trace.provenance.sources):
-        _describe_threads(packets, trace, source, one_line(told.path.rpartition("/")[2], 60))
+    for number, source in enumerate(trace.provenance.sources):
+        _describe_threads(packets, trace, number, one_line(source.path.rpartition("/")[2], 60))
     for rows, make in (
         (with_chains(trace.seamcalls, findings.retry_chains), _call),
         (trace.vm_entries, _entry),
@@ -74,8 +74,8 @@ def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
     return packets.n_packets
 
 
-def _describe_threads(packets: Packets, trace: Trace, source: int, name: str) -> None:
-    """Name every thread once, in the order of the threads table; vCPUs by KVM's number."""
+def _describe_threads(packets: PacketWriter, trace: Trace, source: int, name: str) -> None:
+    """Describe every thread once, in the order of the threads table, with its vCPU number."""
     of = pl.col("source") == source
     vcpus = dict(
         trace.vm_entries.filter(of, pl.col("vcpu_id").is_not_null())
@@ -94,7 +94,7 @@ def _describe_threads(packets: Packets, trace: Trace, source: int, name: str) ->
 
 
 def _slices(rows: pl.DataFrame, make: Callable[[dict[str, Any]], Slice]) -> Iterator[Slice]:
-    """One slice per row, in the order of time, names in place of numbers."""
+    """Yield a slice per row, ordered by time, with names instead of numbers."""
     begins = next(name for name in ("ts_ns", "start_ns") if name in rows.columns)
     ends = "end_ns" if "end_ns" in rows.columns else begins
     named = rows.sort(pl.coalesce(begins, ends), maintain_order=True)
@@ -113,7 +113,7 @@ def _call(row: dict[str, Any]) -> Slice:
     status = row["described"] or "never returned"
     failed = row["status"] != 0
     return Slice(
-        place=(row["source"], row["tid"], _CALLS),
+        track=(row["source"], row["tid"], _CALLS),
         name=row["leaf"] + (f": {row['answer'] or status}" if failed else ""),
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
@@ -125,7 +125,7 @@ def _call(row: dict[str, Any]) -> Slice:
 
 def _entry(row: dict[str, Any]) -> Slice:
     return Slice(
-        place=(row["source"], row["tid"], _GUEST),
+        track=(row["source"], row["tid"], _GUEST),
         name=row["exit_reason"] or "exit not seen",
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
@@ -135,7 +135,7 @@ def _entry(row: dict[str, Any]) -> Slice:
 
 def _zero_step(row: dict[str, Any]) -> Slice:
     return Slice(
-        place=(row["source"], row["tid"], _ZERO_STEPS),
+        track=(row["source"], row["tid"], _ZERO_STEPS),
         name=f"zero-step: {row['form']} ({row['strength']})",
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
@@ -151,26 +151,79 @@ def _fault(row: dict[str, Any]) -> Slice:
 
 def _host_event(row: dict[str, Any]) -> Slice:
     details = _details(row, "seq", "gpa", "reason", "errno", "vcpu_id")
-    place = (row["source"], row["tid"], _EVENTS)
-    return Slice(place, one_line(row["event"], 60), row["ts_ns"], None, details)
+    track = (row["source"], row["tid"], _EVENTS)
+    return Slice(track, one_line(row["event"], 60), row["ts_ns"], None, details)
 
 
 def _loss(row: dict[str, Any], first_ns: int) -> Slice:
-    """A loss whose time is not known is shown where its recording begins."""
+    """Return the slice of a loss; without a time it is at the start of its recording."""
     start, end = row["start_ns"], row["end_ns"]
     untimed = start is None and end is None
     details = _details(row, "n_events", "n_lines", "cpu", "line_no", "severity", "advice")
-    details["time"] = "not known" if untimed else "as far as known"
+    details["time"] = "unknown" if untimed else "approximate"
     details["detail"] = one_line(row["detail"])
     name = row["kind"].replace("_", " ")
     return Slice((row["source"], None, _LOSSES), name, first_ns if untimed else start, end, details)
 
 
 def _details(row: dict[str, Any], *names: str) -> dict[str, str | int]:
-    """What was observed: addresses in hex."""
+    """Return the observed values of these columns, addresses in hex."""
     shown: dict[str, str | int] = {}
     for name in names:
         value = row[name]
         if value is not None:
             shown[name] = word(value) if name in _HEX else value
     return shown
+
+
+# Values that replace nulls in the keys of a join, which does not match nulls.
+_NULL_KEYS: Final = {"tid": -1, "gpa": 2**64 - 1, "vp_id": 2**64 - 1}
+
+
+def with_chains(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataFrame:
+    """Add ``flow`` and ``outcome`` of the chain to the attempts of chains of two or more.
+
+    Args:
+        seamcalls: The ``seamcalls`` table.
+        retry_chains: The ``retry_chains`` table of the same calls.
+
+    Returns:
+        ``seamcalls`` with ``flow`` (UInt64, number of the chain from 1; null for a chain of one
+        attempt) and ``outcome``, in the same order.  A call that completed a request of
+        another thread has the flow of that request, unless it was retried itself.
+    """
+    joined = retry_chains.filter(
+        (pl.col("n_attempts") > 1) | pl.col("settled_seq").is_not_null()
+    ).with_row_index("flow", offset=1)
+    own = _members(seamcalls, joined)
+    settling = (
+        joined.filter(pl.col("settled_seq").is_not_null())
+        .select("source", pl.col("settled_seq").alias("seq"), pl.col("flow").alias("settles"))
+        .unique(["source", "seq"], keep="first", maintain_order=True)
+    )
+    return (
+        own.join(settling, on=["source", "seq"], how="left", maintain_order="left")
+        .with_columns(pl.coalesce("flow", "settles").cast(pl.UInt64).alias("flow"))
+        .drop("settles")
+    )
+
+
+def _members(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Add to each call the last chain with its key that started before it and has not ended."""
+    keys = [pl.col(name).fill_null(value).alias(f"_{name}") for name, value in _NULL_KEYS.items()]
+    # The TD is not part of the key: that of a chain may be inferred from another call.
+    by = ["source", "leaf", "_tid", "_gpa", "_vp_id"]
+    begins = chains.with_columns(keys).select(
+        *by, "flow", "outcome", "last_seq", pl.col("first_seq").alias("seq")
+    )
+    found = (
+        seamcalls.with_row_index("_row")
+        .with_columns(keys)
+        .sort("seq")
+        .join_asof(begins.sort("seq"), on="seq", by=by, strategy="backward", check_sortedness=False)
+        .sort("_row")
+    )
+    ended = pl.col("seq") > pl.col("last_seq")
+    return found.with_columns(
+        pl.when(~ended).then("flow").alias("flow"), pl.when(~ended).then("outcome").alias("outcome")
+    ).select(*seamcalls.columns, "flow", "outcome")

@@ -1,4 +1,4 @@
-"""How slices are written as packets of a Perfetto trace: tracks, names said once, flows."""
+"""Writer of slices as packets of a Perfetto trace: tracks, interned names, flows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
-Place = tuple[int, int | None, str]
-"""Input, thread (None: of the input as a whole) and which of its tracks."""
+TrackKey = tuple[int, int | None, str]
+"""Input, thread ID (None: the input as a whole) and name of the track."""
 
-# Any number but 0, the same in all packets: names are said once per sequence.
+# Any number but 0, the same in all packets: names are interned per sequence.
 # perfetto, trace_packet.proto, trusted_packet_sequence_id.
 _SEQUENCE: Final = 1
 _PID_MAX: Final = 2**31
@@ -17,9 +17,9 @@ _PID_MAX: Final = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Something that took time, or (where one of its ends was not seen) an instant."""
+    """An interval on a track, or an instant if its start or end is None."""
 
-    place: Place
+    track: TrackKey
     name: str
     start_ns: int | None
     end_ns: int | None
@@ -28,8 +28,8 @@ class Slice:
 
 
 @dataclass(slots=True)
-class Packets:
-    """Writes packets; names and texts are given a number where they first occur.
+class PacketWriter:
+    """Writer of packets; names are interned when they first occur.
 
     Raises:
         ImportError: If the package ``perfetto`` is not installed.
@@ -54,7 +54,7 @@ class Packets:
         self._write(packet)
 
     def thread(self, source: int, tid: int, tgid: int | None, name: str, file: str) -> None:
-        """Describe a thread, under its process (or, if that was not recorded, its input)."""
+        """Write the descriptor of a thread's track, below its process (else below its input)."""
         track, is_new = self._track(source, tid)
         if not is_new:
             return
@@ -67,7 +67,7 @@ class Packets:
 
     def add(self, made: Slice) -> None:
         """Write a slice, or an instant, on its track."""
-        track = self._track_of(made.place)
+        track = self._track_of(made.track)
         times = [ns for ns in (made.start_ns, made.end_ns) if ns is not None]
         is_slice = len(times) == 2
         event = self._proto.TrackEvent
@@ -104,7 +104,7 @@ class Packets:
         self.n_packets += 1
 
     def _track(self, *key: Any) -> tuple[int, bool]:  # noqa: ANN401 - hashable
-        """Number of a track, and whether it is a new one."""
+        """Return the number of a track, and whether it is new."""
         is_new = key not in self._tracks
         return self._tracks.setdefault(key, len(self._tracks) + 1), is_new
 
@@ -128,9 +128,9 @@ class Packets:
             self._write(packet)
         return track
 
-    def _track_of(self, place: Place) -> int:
-        source, tid, name = place
-        track, is_new = self._track(*place)
+    def _track_of(self, key: TrackKey) -> int:
+        source, tid, name = key
+        track, is_new = self._track(*key)
         if is_new:
             packet = self._packet()
             packet.track_descriptor.uuid = track
@@ -146,13 +146,13 @@ class Packets:
     def _name(self, packet: Any, name: str) -> int:  # noqa: ANN401
         if name not in self._names:
             self._names[name] = len(self._names) + 1
-            said = packet.interned_data.event_names.add()
-            said.iid, said.name = self._names[name], name
+            entry = packet.interned_data.event_names.add()
+            entry.iid, entry.name = self._names[name], name
         return self._names[name]
 
     def _key(self, packet: Any, name: str) -> int:  # noqa: ANN401
         if name not in self._keys:
             self._keys[name] = len(self._keys) + 1
-            said = packet.interned_data.debug_annotation_names.add()
-            said.iid, said.name = self._keys[name], name
+            entry = packet.interned_data.debug_annotation_names.add()
+            entry.iid, entry.name = self._keys[name], name
         return self._keys[name]

@@ -1,7 +1,8 @@
-"""Findings on one terminal screen: what was read, what was lost, what it means."""
+"""Findings as text for one terminal screen: inputs, losses, leaves, episodes, worst chains."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -10,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tdxtrace.report import advice
 from tdxtrace.report.units import (
     count,
     duration,
@@ -25,10 +25,10 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Source
 from tdxtrace.tdx.leaves import leaf_name
 
-# What a terminal shows without scrolling if it was never resized: VT100, 24 lines.
+# Height of a terminal that was never resized: VT100, 24 lines.
 SCREEN_LINES: Final = 24
 _FIXED_LINES: Final = 15
-"""Lines that do not grow with the findings."""
+"""Lines whose number does not depend on the findings."""
 _OUTCOMES: Final = (
     ("succeeded", "ok"),
     ("failed", "failed"),
@@ -39,15 +39,15 @@ _OUTCOMES: Final = (
 
 
 def screen(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
-    """Return what ``tdxtrace analyze log`` prints.
+    """Return the output of ``tdxtrace analyze log``.
 
     Args:
-        findings: What was found.
-        lines: Height of the screen; more rows of each table are shown on a higher one.
+        findings: The findings.
+        lines: Height of the screen, which determines the number of rows of each table.
     """
-    room = max(lines - _FIXED_LINES, 7)
-    n_leaves = min(findings.leaf_stats.height, max(3, room * 5 // 9))
-    n_rows = max(1, (room - n_leaves) // 2)
+    available = max(lines - _FIXED_LINES, 7)
+    n_leaves = min(findings.leaf_stats.height, max(3, available * 5 // 9))
+    n_rows = max(1, (available - n_leaves) // 2)
     parts: list[RenderableType] = [
         *map(_source, findings.provenance.sources),
         _totals(findings),
@@ -58,7 +58,7 @@ def screen(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
         _zero_steps(findings, n_rows),
         _worst(findings, n_rows),
         Text(),
-        *(Text(f"next: {line}", style="cyan") for line in advice.next_steps(findings)[:2]),
+        *(Text(f"next: {line}", style="cyan") for line in next_steps(findings)[:2]),
     ]
     return Group(*parts)
 
@@ -72,7 +72,7 @@ def _source(source: Source) -> Text:
         f"{source.format}{packed}",
         plural(source.n_lines, source.unit),
         duration(span),
-        f"{source.clock} clock by {short_duration(source.clock_resolution_ns)}",
+        f"{source.clock} clock, {short_duration(source.clock_resolution_ns)} resolution",
         *([f"Linux {one_line(source.kernel, 20)}"] if source.kernel else []),
     ]
     line = Text(one_line(source.path.rpartition("/")[2], 40), style="bold")
@@ -101,7 +101,7 @@ def _lost(findings: Findings) -> Text:
     bad = findings.losses.filter(pl.col("severity") != "info")
     cut = findings.retry_chains.filter(pl.col("cut_by") == "lost_events").height
     if bad.is_empty():
-        return Text("lost: nothing that the input tells of", style="green")
+        return Text("No lost events reported", style="green")
     kinds = [
         f"{kind} {count(n) if n else '(number unknown)'}"
         for kind, n in bad.group_by("kind", maintain_order=True)
@@ -113,11 +113,11 @@ def _lost(findings: Findings) -> Text:
 
 
 def _messages(findings: Findings) -> list[Text]:
-    """What the kernel's log says, in one line; nothing if no log was given."""
-    said = findings.kernel_messages
-    if said.is_empty():
+    """Return the kinds of messages in the kernel log in one line; nothing without a log."""
+    messages = findings.kernel_messages
+    if messages.is_empty():
         return []
-    kinds = said.group_by("message", maintain_order=True).len().sort("len", descending=True)
+    kinds = messages.group_by("message", maintain_order=True).len().sort("len", descending=True)
     shown = ", ".join(f"{count(n)} {kind}" for kind, n in kinds.rows())
     return [Text(f"kernel log: {shown}")]
 
@@ -125,7 +125,7 @@ def _messages(findings: Findings) -> list[Text]:
 def _leaves(findings: Findings, n: int) -> RenderableType:
     stats = findings.leaf_stats
     if stats.is_empty() and findings.kernel_messages.height:
-        return Text("no SEAMCALL was captured: the kernel's log has no calls that succeeded")
+        return Text("no SEAMCALL was captured: the kernel log has no calls that succeeded")
     if stats.is_empty():
         return Text("no SEAMCALL was captured: only KVM's own events", style="yellow")
     rows = stats.head(n).with_columns(name=leaf_name(pl.col("leaf")))
@@ -149,7 +149,7 @@ def _leaves(findings: Findings, n: int) -> RenderableType:
 
 
 def _leaf(row: dict[str, Any]) -> str:
-    """The leaf's name without TDH., which stands in the title."""
+    """Return the leaf's name without TDH., which is in the title."""
     return str(row["name"] or f"leaf {row['leaf']}").removeprefix("TDH.")
 
 
@@ -160,9 +160,9 @@ def _outcomes(row: dict[str, Any]) -> str:
 def _zero_steps(findings: Findings, n: int) -> RenderableType:
     steps = findings.zero_steps
     if steps.is_empty():
-        seen = findings.vcpu_stats.height
-        why = "none found" if seen else "cannot be told: no vCPU entry was captured"
-        return Text(f"zero-step: {why}")
+        has_vcpus = findings.vcpu_stats.height > 0
+        result = "none found" if has_vcpus else "unknown: no vCPU entry was captured"
+        return Text(f"zero-step: {result}")
     cells = [
         (
             _who(findings, row["source"], row["tid"]),
@@ -201,20 +201,20 @@ def _worst(findings: Findings, n: int) -> RenderableType:
 
 
 def worst_chains(retry_chains: pl.DataFrame, n: int) -> pl.DataFrame:
-    """Return the ``n`` chains with most attempts, the longest first among equals."""
+    """Return the ``n`` retried chains with the most attempts, by attempts and duration."""
     retried = retry_chains.filter(pl.col("n_busy") > 0)
     order = ("n_attempts", "took_ns", "first_seq")
     return retried.sort(order, descending=[True, True, False], nulls_last=True).head(n)
 
 
 def chain_end(row: dict[str, Any]) -> str:
-    """Say how a chain ended, and what joined its attempts if that is less than the request."""
+    """Return the outcome of a chain, and its identity if that is less than the request."""
     end: str = row["outcome"]
     return end if row["identity"] == "request" else f"{end} (by {row['identity']})"
 
 
 def grid(titles: Sequence[str], cells: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
-    """Return a table without lines; cells are text, never markup."""
+    """Return a table without borders; cells are plain text, not rich markup."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for place, title in enumerate(titles):
         table.add_column(
@@ -233,3 +233,34 @@ def _who(findings: Findings, source: int, tid: int | None) -> str:
         return "-"
     names = findings.threads.filter(pl.col("source") == source, pl.col("tid") == tid)["comm"]
     return f"{one_line(names[0], 16)}-{tid}" if len(names) else str(tid)
+
+
+def next_steps(findings: Findings) -> list[str]:
+    """Return suggested next commands or capture options, the most useful first."""
+    path = one_line(shlex.quote(findings.provenance.sources[0].path), 60)
+    return [*_about_the_capture(findings), *_about_the_findings(findings, path)]
+
+
+def _about_the_findings(findings: Findings, path: str) -> list[str]:
+    steps = []
+    if findings.zero_steps.height:
+        steps.append(f"tdxtrace zero-steps {path}")
+    abandoned = findings.retry_chains.filter(pl.col("outcome") == "abandoned").height
+    if abandoned:
+        steps.append(f"tdxtrace retry-chains {path} --outcome abandoned")
+    worst = findings.leaf_stats.filter(pl.col("retried_seamcalls") > 0).head(1)
+    if worst.height:
+        name = worst.select(leaf_name(pl.col("leaf"))).item() or str(worst["leaf"][0])
+        steps.append(f"tdxtrace retry-chains {path} --leaf {name}")
+    if findings.kernel_messages.height and findings.retry_chains.is_empty():
+        steps.append(f"tdxtrace events {path} --table kernel_messages")
+    if not steps:
+        steps.append(f"tdxtrace events {path}")
+    return steps
+
+
+def _about_the_capture(findings: Findings) -> list[str]:
+    losses = findings.losses.filter(pl.col("severity") != "info")
+    order = {"data_loss": 0, "error": 1}
+    ranked = sorted(losses.iter_rows(named=True), key=lambda row: order[row["severity"]])
+    return [f"{row['kind'].replace('_', ' ')}: {row['advice']}" for row in ranked[:1]]

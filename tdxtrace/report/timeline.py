@@ -1,4 +1,4 @@
-"""One attempt as text: what is known of it, and a line of time for each thread near it."""
+"""One attempt as text: its cause, and a timeline of the threads around it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MOST_THREADS: Final = 10
 _MOST_CALLS: Final = 14
 _VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _THIS, _HOLDS, _BUSY, _UNKNOWN, _WORKS, _GUEST = "X", "#", "B", "?", "=", "-"
-# Where two calls fall on one place of the picture, the first of these is shown.
+# Precedence of marks where several calls fall on one column.
 _ORDER: Final = "X#B?=-"
 
 
 class Around(Protocol):
-    """What is shown: ``analysis.causes.surroundings.Surroundings``."""
+    """Input of :func:`as_text`: ``analysis.causes.surroundings.Surroundings``."""
 
     @property
     def attempt(self) -> dict[str, Any]:
@@ -38,27 +38,27 @@ class Around(Protocol):
 
     @property
     def chain(self) -> dict[str, Any] | None:
-        """Its chain."""
+        """Its retry chain."""
 
     @property
     def calls(self) -> pl.DataFrame:
-        """What threads did in that time."""
+        """Calls of all threads in the time shown."""
 
     @property
     def first_ns(self) -> int:
-        """Where the picture begins."""
+        """Start of the time shown."""
 
     @property
     def last_ns(self) -> int:
-        """Where it ends."""
+        """End of the time shown."""
 
     @property
     def names(self) -> dict[int, str]:
-        """Names of threads: hostile text."""
+        """Thread names by thread ID: untrusted text."""
 
 
 def as_text(around: Around) -> str:
-    """Return the attempt, its answer and the timeline, as lines of at most WIDTH columns."""
+    """Return the attempt, its cause and the timeline, as lines of at most WIDTH columns."""
     lines = [*_heading(around), *_answer(around), "", *_picture(around), "", *_calls(around)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -88,7 +88,7 @@ def _answer(around: Around) -> Iterator[str]:
         yield "  not busy: nothing to explain"
         return
     best, *others = around.answers
-    yield from _wrapped(f"  cause: {best['cause']}, {_sureness(best)}")
+    yield from _wrapped(f"  cause: {best['cause']}, {_confidence(best)}")
     yield from _wrapped(_because(around, best), 4)
     if best["rule"] is not None:
         rules = dict(bug_rule_table().select("rule", "statement").iter_rows())
@@ -99,21 +99,21 @@ def _answer(around: Around) -> Iterator[str]:
 
 
 def _because(around: Around, answer: dict[str, Any]) -> str:
-    """Why it is the answer: who held it, that no host call did, or what the capture lacks."""
+    """Return the evidence: the holder, that no host call held it, or what is missing."""
     if answer["cause"] == "unexplained":
-        return f"  lacks {answer['lacks']}: {one_line(answer['advice'])}"
+        return f"  missing {answer['lacks']}: {one_line(answer['advice'])}"
     tid = answer["holder_tid"]
     if answer["cause"] == "guest":
         one = f"one of {answer['n_tied']} vCPUs that were"
         whose = one if tid is None else f"{_thread(around, tid)}, the only vCPU that was"
-        return f"  no call of the host had its entry: {whose} in the guest"
+        return f"  no host call held the entry: {whose} in the guest"
     if answer["holder_seq"] is None:
-        return "  held by nobody that the capture shows"
+        return "  held by no recorded call"
     return f"  held by {_holder(around, answer)}"
 
 
-def _sureness(answer: dict[str, Any]) -> str:
-    tied = f", {answer['n_tied']} fit as well" if answer["n_tied"] > 1 else ""
+def _confidence(answer: dict[str, Any]) -> str:
+    tied = f", {answer['n_tied']} candidates tied" if answer["n_tied"] > 1 else ""
     which = f", module generation {' or '.join(answer['generations'])}"
     return f"confidence {answer['confidence']}{tied}{which if answer['generations'] else ''}"
 
@@ -124,12 +124,12 @@ def _holder(around: Around, row: dict[str, Any]) -> str:
     if row["lock"] is not None and row["holder_mode"] is not None:
         text += f": {row['lock']} {row['holder_mode']}, wanted {row['mode']}"
     if row["overlap_ns"] is not None:
-        text += f"; together for {short_duration(max(row['overlap_ns'], 0))}"
+        text += f"; overlap {short_duration(max(row['overlap_ns'], 0))}"
     return text
 
 
 def _picture(around: Around) -> Iterator[str]:
-    """A line per thread: X the attempt, # the holder, B other busy answers, the rest."""
+    """Yield a line per thread, with a mark for each call, and the legend."""
     room = WIDTH - _NAME - 3
     span = max(around.last_ns - around.first_ns, 1)
     length = short_duration(span)
@@ -150,11 +150,11 @@ def _picture(around: Around) -> Iterator[str]:
         yield f"{_thread(around, tid, _NAME):{_NAME}} |{''.join(line)}|"
     if len(threads) > _MOST_THREADS:
         yield f"… and {plural(len(threads) - _MOST_THREADS, 'more thread')}"
-    yield "X this call, # who held it, B busy, = at work, - vCPU entered, ? bounds unknown"
+    yield "X this call, # holder, B busy, = other call, - vCPU entered, ? bounds unknown"
 
 
 def _threads(around: Around) -> list[int | None]:
-    """The attempt's thread, those of its candidates, then the others of its TD and of any."""
+    """Return the attempt's thread, those of its candidates, of its TD, then all others."""
     near = [around.attempt["tid"], *(row["holder_tid"] for row in around.answers)]
     here = around.calls.sort(pl.col("td_id").eq_missing(around.attempt["td_id"]), descending=True)
     found = [*(tid for tid in near if tid is not None), *here["tid"]]
@@ -174,13 +174,13 @@ def _mark(around: Around, call: dict[str, Any]) -> str:
 
 
 def _calls(around: Around) -> Iterator[str]:
-    """The calls near it, the attempt's and the candidates' first of all."""
+    """Yield the attempt, its candidates and the calls nearest in time, as a list."""
     wanted = {around.attempt["seq"], *(row["holder_seq"] for row in around.answers)}
     middle = around.attempt["begins"]
     rows = around.calls.sort(
         ~pl.col("seq").is_in(list(wanted - {None})), (pl.col("begins") - middle).abs()
     ).head(_MOST_CALLS)
-    yield "from the picture's left edge:"
+    yield "times relative to the left edge:"
     for call in rows.sort("begins", "seq").iter_rows(named=True):
         begins, ends = (
             short_duration(abs(call[at] - around.first_ns)) for at in ("begins", "ends")
@@ -204,7 +204,7 @@ def _leaf(leaf: int | None) -> str:
 
 def _status(call: dict[str, Any]) -> str:
     if call["status"] is None:
-        return "nothing that was seen"
+        return "no recorded return"
     row = pl.DataFrame(
         {"s": [call["status"]], "l": [call["leaf"]]}, schema={"s": pl.UInt64, "l": pl.UInt16}
     )
@@ -220,7 +220,7 @@ def _thread(around: Around, tid: int | None, width: int = 40) -> str:
 
 
 def _wrapped(text: str, indent: int = 4) -> Iterator[str]:
-    """Lines of at most WIDTH, broken at blanks, the next ones indented."""
+    """Yield lines of at most WIDTH columns; all but the first are indented."""
     yield from textwrap.wrap(
         text,
         WIDTH,

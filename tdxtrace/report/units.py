@@ -1,4 +1,4 @@
-"""Numbers as people read them: durations, counts, words, shares."""
+"""Formatting of numbers: durations, counts, words, shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STEPS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"), (1, "ns
 
 
 def duration(ns: int | None) -> str:
-    """Return a time in ns with three digits and its unit, ``-`` if it is not known.
+    """Return a time in ns with three significant digits and a unit, ``-`` for None.
 
     Example:
         >>> duration(1_234_567), duration(999), duration(None)
@@ -28,27 +28,27 @@ def duration(ns: int | None) -> str:
 
 
 def short_duration(ns: int | None) -> str:
-    """Return a duration without its blank, for narrow columns."""
+    """Return :func:`duration` without the space, for narrow columns."""
     return duration(ns).replace(" ", "")
 
 
 def seconds(ns: int | None) -> str:
-    """Return a point in time in seconds with all its digits, ``-`` if it is not known."""
+    """Return a time in ns as seconds with nine decimals, ``-`` for None."""
     return "-" if ns is None else f"{ns // 1_000_000_000}.{ns % 1_000_000_000:09}"
 
 
 def count(n: int | None) -> str:
-    """Return a number with thousands apart, ``-`` if it is not known."""
+    """Return a number with thousands separators, ``-`` for None."""
     return "-" if n is None else f"{n:,}"
 
 
 def word(value: int | None) -> str:
-    """Return a raw word in hex, ``-`` if it was not observed."""
+    """Return a word in hex, ``-`` for None."""
     return "-" if value is None else f"{value:#x}"
 
 
 def share(part: int, whole: int) -> str:
-    """Return ``part`` of ``whole`` in percent, with as many digits as it takes not to lie.
+    """Return ``part`` of ``whole`` in percent; a share below 1 % has one significant digit.
 
     Example:
         >>> share(1, 3), share(0, 5), share(1, 100_000), share(0, 0)
@@ -63,7 +63,7 @@ def share(part: int, whole: int) -> str:
 
 
 def plural(n: int, noun: str, many: str | None = None) -> str:
-    """Return ``n`` and ``noun`` in the right number; ``many`` if it is not made with an s.
+    """Return ``n`` and ``noun``, in the plural unless ``n`` is 1: ``many``, or with an s.
 
     Example:
         >>> plural(1, "gap"), plural(1200, "gap"), plural(2, "entry", "entries")
@@ -73,5 +73,5 @@ def plural(n: int, noun: str, many: str | None = None) -> str:
 
 
 def total(frame: pl.DataFrame, column: str) -> int:
-    """Return the sum of a column of whole numbers; null counts nothing."""
+    """Return the sum of an integer column, without nulls."""
     return int(frame[column].sum())

@@ -1,4 +1,4 @@
-"""Verdicts as people read them: whose fault, the sentence, the evidence, the rule."""
+"""Verdicts as text for a terminal: sentence, evidence and rule of each."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _STYLE: Final = {
     "UNDECIDED": "bold yellow",
     "EXPECTED": "bold green",
 }
-_NONE: Final = "no verdict: nothing was busy, refused, left, repeated or printed"
-_WIDEST: Final = 600
+_NONE: Final = "no verdict: nothing was busy, refused, abandoned, repeated or printed"
+_MAX_LINE: Final = 600
 
 
 def verdict_text(verdicts: pl.DataFrame, limit: int) -> RenderableType:
-    """Return what ``tdxtrace verdicts`` prints.
+    """Return the output of ``tdxtrace verdicts``.
 
     Args:
         verdicts: The ``verdicts`` table.
-        limit: Most verdicts to show; 0: all.
+        limit: Maximum number of verdicts; 0: all.
     """
     if verdicts.is_empty():
         return Text(_NONE, style="green")
@@ -54,5 +54,5 @@ def _one(row: dict[str, Any]) -> list[RenderableType]:
         f"rule {row['rule']}: {row['rule_source']}",
     ]
     if row["decided_by"] is not None:
-        lines.append(f"what would decide: {row['decided_by']}")
-    return [title, *(Padding(Text(one_line(line, _WIDEST)), (0, 0, 0, 4)) for line in lines)]
+        lines.append(f"to decide it: {row['decided_by']}")
+    return [title, *(Padding(Text(one_line(line, _MAX_LINE)), (0, 0, 0, 4)) for line in lines)]

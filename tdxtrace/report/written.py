@@ -1,4 +1,4 @@
-"""One report in the form that was asked for, and its charts as pictures."""
+"""Rendering of reports and comparisons as HTML, Markdown or JSON, and of charts as images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tdxtrace.errors import InputError
-from tdxtrace.report.sections import Section
-from tdxtrace.report.story import sections, title
+from tdxtrace.report.outline import sections, title
+from tdxtrace.report.section import Section
 from tdxtrace.tables.files import whole_file
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SCALE: Final = 2
-"""Pixels of a PNG for each of the page: sharp on today's screens."""
+"""Pixels of a PNG per pixel of the page, for high-density screens."""
 
 
 def report(findings: Findings, form: str) -> bytes:
@@ -28,15 +28,15 @@ def report(findings: Findings, form: str) -> bytes:
     from tdxtrace.report.facts import report_facts  # noqa: PLC0415
 
     name, parts = title(findings), sections(findings)
-    return _written(name, parts, form, lambda: report_facts(name, parts, findings))
+    return _render(name, parts, form, lambda: report_facts(name, parts, findings))
 
 
 def comparison(name: str, parts: list[Section], form: str, rows: pl.DataFrame) -> bytes:
-    """Return a comparison as ``html``, ``md`` or ``json``: the last is the table's rows."""
-    return _written(name, parts, form, rows.to_dicts)
+    """Return a comparison as ``html``, ``md`` or ``json``; JSON has the rows of the table."""
+    return _render(name, parts, form, rows.to_dicts)
 
 
-def _written(name: str, parts: list[Section], form: str, facts: Callable[[], object]) -> bytes:
+def _render(name: str, parts: list[Section], form: str, facts: Callable[[], object]) -> bytes:
     if form == "html":
         from tdxtrace.report.html import html  # noqa: PLC0415 - slow to import
 
@@ -55,17 +55,17 @@ def save_charts(
     force: bool,
     inputs: Sequence[str | Path | None] = (),
 ) -> int:
-    """Save every chart of the report as a picture, white behind it; return how many.
+    """Save every chart of the report as an image on white; return the number of charts.
 
     Args:
-        findings: What was found.
-        folder: Where; it is made if need be.
+        findings: The findings.
+        folder: Folder of the images; it is created if missing.
         kind: ``png`` or ``svg``.
-        force: Whether to overwrite pictures that are there.
-        inputs: What ``findings`` was read from, which is never overwritten.
+        force: Whether to overwrite existing images.
+        inputs: Inputs of ``findings``, which are never overwritten.
 
     Raises:
-        InputError: If a picture exists and is not to be overwritten, is one of ``inputs``, or
+        InputError: If an image exists and may not be overwritten, is one of ``inputs``, or
             cannot be written.
     """
     try:

@@ -220,7 +220,7 @@ LIMITS = Table(
             nullable=True,
         ),
         Column("reason", TEXT, "Why it is withheld, or a warning.", nullable=True),
-        Column("would_change", TEXT, "What the limit is valid for: it may change with these."),
+        Column("would_change", TEXT, "Changes that may change the limit."),
     ),
     rules={
         "withheld has no limit": (pl.col("basis") == "withheld") == pl.col("limit").is_null(),

@@ -85,7 +85,7 @@ def test_the_screen_says_what_was_read_lost_and_found() -> None:
     text = answered("analyze", "log", CONTENDED).text
     assert "contended.txt: ftrace, 4,034 lines" in text
     assert "2,011 SEAMCALLs, 503 requests, 129 retried, 1 TD, 8 vCPUs" in text
-    assert "lost: nothing" in text
+    assert "No lost events reported" in text
     row = next(line for line in text.splitlines() if line.startswith("MEM.PAGE.AUG"))
     assert row.split()[1:4] == ["185", "65", "35%"]
     assert "/64" in row

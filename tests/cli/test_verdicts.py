@@ -29,7 +29,7 @@ def trace(tmp_path: Path) -> Path:
 def test_a_log_is_analysed_alone(log: Path) -> None:
     text = answered("analyze", "log", log).text
     assert "kernel log: 1 seamcall_failed" in text
-    assert "no SEAMCALL was captured: the kernel's log has no calls that succeeded" in text
+    assert "no SEAMCALL was captured: the kernel log has no calls that succeeded" in text
     assert "--table kernel_messages" in " ".join(text.split())
 
 
@@ -81,7 +81,7 @@ def test_an_undecided_one_says_what_would_decide(tmp_path: Path) -> None:
     ]
     log.write_text("\n".join(lines) + "\n")
     text = " ".join(answered("verdicts", log, "--limit", "2").text.split())
-    assert text.count("what would decide: a trace of that moment") == 2
+    assert text.count("to decide it: a trace of that moment") == 2
     assert text.endswith("4 UNDECIDED; 2 more (--limit 0)")
 
 

@@ -90,7 +90,7 @@ def test_where_nothing_was_busy_the_rule_of_three_bounds_it() -> None:
     few = row_of([0] * 2990, Target(1e-3))
     assert (few["basis"], few["limit"]) == ("withheld", None)
     assert few["needed_requests"] == 2996
-    assert "nothing was busy" in few["reason"]
+    assert "no busy answers" in few["reason"]
     assert "about 2,996 requests would be needed" in few["reason"]
 
 
@@ -215,14 +215,14 @@ def test_without_causes_the_split_is_withheld_with_the_reason() -> None:
     rows = limits(attempts(chains, coverage.answers_of(chains)), chains, NO_LOSS, 1.0)
     split = rows.filter(pl.col("made_by") != "anyone")
     assert split["basis"].unique().to_list() == ["withheld"]
-    assert split["reason"].str.contains("who made the answers busy").all()
+    assert split["reason"].str.contains("causes of busy answers unknown").all()
 
 
 def test_findings_have_limits_by_maker() -> None:
     found = analyze(story("B1 S1 K2 S2").trace)
     assert {"cause", "maker"} <= set(found.attempts["by"])
     split = found.limits.filter(pl.col("made_by") != "anyone")
-    assert not split["reason"].str.contains("who made the answers busy").any()
+    assert not split["reason"].str.contains("causes of busy answers unknown").any()
 
 
 def test_the_number_of_unexplained_answers_is_in_the_reason() -> None:
@@ -243,7 +243,7 @@ def test_a_maker_without_a_limit_of_its_own_has_that_of_all() -> None:
         "host": 2,
         "guest": 2,
     }
-    assert rows["guest"]["reason"].startswith("as for anyone")
+    assert rows["guest"]["reason"].startswith("same as for anyone")
     assert rows["host"]["reason"] is None
 
 
@@ -294,7 +294,7 @@ def test_without_a_clock_a_rate_is_withheld() -> None:
     curve = attempts(chains, coverage.answers_of(chains))
     rows = limits(curve, chains, NO_LOSS, None, Target(per_second=1.0))
     row = rows.filter(pl.col("made_by") == "anyone").row(0, named=True)
-    assert "how long was recorded is not known" in row["reason"]
+    assert "length of the recording unknown" in row["reason"]
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0, 2.0, math.nan])

@@ -1,4 +1,4 @@
-"""The starter notebook: that it runs, and how things show themselves in it."""
+"""The starter notebook: it runs, and displays tables and charts."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_the_notebook_runs_from_top_to_bottom(simulated: bool, tmp_path: Path) -
     assert len(charts) == 2
 
 
-def test_the_sample_is_what_the_command_writes() -> None:
+def test_the_sample_equals_the_output_of_the_command() -> None:
     assert STARTER.read_text() == notebook("zerostep.txt")
 
 
-def test_the_command_writes_it_once(tmp_path: Path) -> None:
+def test_the_command_does_not_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "n.ipynb"
     done = tdxtrace("notebook", 'it\'s "mine".txt', "-o", path)
     assert done.status == 0
@@ -81,7 +81,7 @@ def test_charts_are_listed_before_they_are_drawn() -> None:
     assert len(package.charts(package.analyze(story("").trace))) == 0
 
 
-def test_hostile_names_are_text_in_a_notebook() -> None:
+def test_untrusted_names_are_escaped_in_a_notebook() -> None:
     trace = hostile()
     for shown in (trace, package.analyze(trace)):
         assert "<script" not in shown._repr_html_()

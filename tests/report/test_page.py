@@ -1,4 +1,4 @@
-"""The report in a browser: charts are drawn, nothing complains, no name is run."""
+"""The report in a browser: charts are drawn without errors, untrusted names are not executed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def written(trace: Trace, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["zerostep.txt", "lost.txt.xz"])
-def test_every_chart_is_drawn_and_nothing_complains(name: str, page: Page, tmp_path: Path) -> None:
+def test_every_chart_is_drawn_without_errors(name: str, page: Page, tmp_path: Path) -> None:
     path = written(read_trace(SAMPLES / name), tmp_path)
     for width, scheme in ((1280, "light"), (400, "dark")):
         page.look(width, scheme)
@@ -48,23 +48,25 @@ def test_every_chart_is_drawn_and_nothing_complains(name: str, page: Page, tmp_p
         assert drawn == page.ask("document.querySelectorAll('.chart').length")
         marks = "[...document.querySelectorAll('.chart')].every(c => c.querySelector('.mark-group "
         assert page.ask(marks + "path[fill], .mark-group path[stroke]') !== null)") is True
-        # Nothing is wider than the page, but tables that scroll in their place.
+        # Nothing is wider than the page, except tables that scroll.
         assert page.ask("document.documentElement.scrollWidth") == width
     assert page.complaints == []
     assert set(page.requests) <= {path.as_uri(), "data:,"}
 
 
-def test_tables_that_end_in_sentences_stack_where_there_is_little_room(
+def test_tables_that_end_in_sentences_are_lists_on_a_narrow_page(
     page: Page, tmp_path: Path
 ) -> None:
     path = written(read_trace(SAMPLES / "contended.txt"), tmp_path)
-    told = "[...document.querySelectorAll('table.told')]"
+    tables = "[...document.querySelectorAll('table.sentences')]"
     for width, shown in ((400, "block"), (1280, "table-row")):
         page.look(width)
         page.open(path)
-        names = page.ask(f"{told}.map(t => t.closest('section').id).join()")
+        names = page.ask(f"{tables}.map(t => t.closest('section').id).join()")
         assert {"verdicts", "limits"} <= set(str(names).split(","))
-        assert page.ask(f"{told}.every(t => t.scrollWidth <= t.parentElement.clientWidth)") is True
+        assert (
+            page.ask(f"{tables}.every(t => t.scrollWidth <= t.parentElement.clientWidth)") is True
+        )
         rows = "document.querySelector('#verdicts tbody tr')"
         assert page.ask(f"getComputedStyle({rows}).display") == shown
     assert page.ask("document.querySelector('#verdicts td:nth-child(2)').dataset.title") == (
@@ -72,7 +74,7 @@ def test_tables_that_end_in_sentences_stack_where_there_is_little_room(
     )
 
 
-def test_charts_change_their_colours_with_the_page(page: Page, tmp_path: Path) -> None:
+def test_charts_change_colours_with_the_page(page: Page, tmp_path: Path) -> None:
     path = written(read_trace(SAMPLES / "zerostep.txt"), tmp_path)
     seen = []
     for scheme in ("light", "dark"):
@@ -86,7 +88,7 @@ def test_charts_change_their_colours_with_the_page(page: Page, tmp_path: Path) -
     assert seen == ["rgb(27, 31, 36)", "rgb(230, 233, 237)", "rgb(27, 31, 36)"]
 
 
-def test_no_name_is_run(page: Page, tmp_path: Path) -> None:
+def test_untrusted_names_are_not_executed(page: Page, tmp_path: Path) -> None:
     page.look(1280)
     page.open(written(hostile(), tmp_path))
     assert page.complaints == []
@@ -111,7 +113,7 @@ def test_tooltips_show_names_as_text(page: Page, tmp_path: Path) -> None:
     assert page.complaints == []
 
 
-def test_an_empty_trace_is_a_page_too(page: Page, tmp_path: Path) -> None:
+def test_an_empty_trace_has_a_page(page: Page, tmp_path: Path) -> None:
     from support.story import story
 
     page.look(400)

@@ -14,8 +14,7 @@ from support.running import SAMPLES, refused, tdxtrace
 from support.story import Story, story
 
 from tdxtrace.pipeline import analyze
-from tdxtrace.report.flows import with_chains
-from tdxtrace.report.perfetto import write_perfetto
+from tdxtrace.report.perfetto import with_chains, write_perfetto
 from tdxtrace.tables.trace import Trace
 
 proto = pytest.importorskip(
@@ -44,10 +43,10 @@ def read_back(data: bytes) -> Shown:
     open_: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for packet in sorted(trace.packet, key=lambda p: p.timestamp):
         if packet.HasField("track_descriptor"):
-            told = packet.track_descriptor
-            parent = tracks[told.parent_uuid] + "/" if told.parent_uuid else ""
-            assert told.uuid not in tracks
-            tracks[told.uuid] = parent + told.name
+            described = packet.track_descriptor
+            parent = tracks[described.parent_uuid] + "/" if described.parent_uuid else ""
+            assert described.uuid not in tracks
+            tracks[described.uuid] = parent + described.name
     for packet in trace.packet:
         names |= {name.iid: name.name for name in packet.interned_data.event_names}
         keys |= {name.iid: name.name for name in packet.interned_data.debug_annotation_names}
@@ -101,14 +100,14 @@ def test_each_seamcall_is_a_slice_of_its_thread() -> None:
     }
 
 
-def test_attempts_at_one_request_are_joined_by_a_flow() -> None:
+def test_attempts_at_one_request_are_connected_by_a_flow() -> None:
     shown = exported(story("B1 2/B2 B1 2/S2 S1 S3").trace)
     step = 20_000
     starts = [[(ns - 1_000_000_000) // step for ns in flow] for flow in shown.flows.values()]
     assert sorted(starts) == [[0, 2, 4], [1, 3]]
 
 
-def test_the_call_that_settles_it_elsewhere_joins_the_flow() -> None:
+def test_the_call_that_completes_a_request_elsewhere_is_in_its_flow() -> None:
     shown = exported(story("B1 2/S1 S2").trace)
     assert [len(flow) for flow in shown.flows.values()] == [2]
 
@@ -120,12 +119,12 @@ def test_a_call_that_never_returned_is_an_instant() -> None:
     assert calls[1][1] == calls[1][2]
 
 
-def test_entries_faults_and_losses_have_tracks_of_their_own() -> None:
+def test_entries_faults_and_losses_have_separate_tracks() -> None:
     shown = exported(story(">X ?3 S3 >H lost@1").trace)
     thread = "story.txt/vCPU 1: CPU 1/KVM 1"
     assert [name for name, *_ in shown.slices[f"{thread}/guest"]] == ["EPT_VIOLATION", "HLT"]
     assert [name for name, *_ in shown.slices[f"{thread}/page faults"]] == ["EPT violation 0x3000"]
-    assert [n for n, *_ in shown.slices["story.txt/lost or not understood"]] == ["lost events"]
+    assert [n for n, *_ in shown.slices["story.txt/losses"]] == ["lost events"]
 
 
 def test_a_zero_step_episode_is_a_slice() -> None:
@@ -140,7 +139,7 @@ def test_a_zero_step_episode_is_a_slice() -> None:
 
 
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt", "lost.dat.xz"])
-def test_a_sample_comes_back_whole(name: str, tmp_path: Path) -> None:
+def test_an_exported_sample_has_all_calls_and_chains(name: str, tmp_path: Path) -> None:
     from tdxtrace.ingest.read import read_trace
 
     path = tmp_path / "out.pftrace"
@@ -177,7 +176,7 @@ def hostile(told: Story) -> Trace:
     )
 
 
-def test_hostile_names_are_text() -> None:
+def test_untrusted_names_are_escaped() -> None:
     file = io.BytesIO()
     trace = hostile(story("B1 S1 >X lost@1"))
     write_perfetto(trace, analyze(trace), file)
@@ -185,7 +184,7 @@ def test_hostile_names_are_text() -> None:
     assert b"<script>alert(1)</script>\\x1b[31m|](http://x)=cmd()" in file.getvalue()
 
 
-def test_an_empty_trace_gives_an_empty_file_that_is_read() -> None:
+def test_an_empty_trace_gives_a_valid_file() -> None:
     assert exported(story("").trace).slices == {}
 
 

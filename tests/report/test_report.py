@@ -1,4 +1,4 @@
-"""The report: what it says, and that it is safe, small and the same each time."""
+"""The report: its sentences, and that it is safe, small and deterministic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tdxtrace.report.charts.curve import curve_rows
 from tdxtrace.report.charts.policies import policy_rows
 from tdxtrace.report.charts.theme import PALETTE
 from tdxtrace.report.html import _vega, spec_of
-from tdxtrace.report.story import sections
+from tdxtrace.report.outline import sections
 from tdxtrace.report.units import share
 from tdxtrace.report.written import report
 from tdxtrace.tables.text import one_line
@@ -36,15 +36,15 @@ FIGURES = (
     *("attempts", "busy_causes", "contention", "leaf_stats", "policies"),
     *("rate", "step_thresholds", "timeline", "times"),
 )
-# What a small trace holds, and what the report must say of it.
+# Stories, and sentences that the report on each must contain.
 STORIES = {
     "": ["No SEAMCALL was captured, and no entry of a vCPU", "No request was captured"],
-    "S1": ["1 SEAMCALL served 1 request; nothing was answered busy.", "Retried: none of 1 request"],
-    "S1 S2 >X trackS": ["nothing was answered busy", "Nowhere: no episode was found in 1 entry"],
-    "B1 B1 S1": ["retried: 1 (100 %)", "up to 3 attempts", "Cannot be told: no entry of a vCPU"],
-    "B1": ["Cut: 1 of 1 request, 1 by the beginning or end of the trace."],
+    "S1": ["1 SEAMCALL served 1 request; none was answered busy.", "Retried: none of 1 request"],
+    "S1 S2 >X trackS": ["none was answered busy", "No episode in 1 entry"],
+    "B1 B1 S1": ["retried: 1 (100 %)", "up to 3 attempts", "Unknown: no entry of a vCPU"],
+    "B1": ["Cut: 1 of 1 request, 1 by the start or end of the trace."],
     ">X ?3 >H": ["only KVM's own events", "1 vCPU: 0 of 2 entries refused."],
-    "S1 lost@0 S2": ["The input tells of events lost.", "Events were lost"],
+    "S1 lost@0 S2": ["The input reports events lost.", "Events were lost"],
 }
 
 
@@ -55,7 +55,7 @@ def findings() -> Findings:
 
 @pytest.mark.parametrize("text", STORIES)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_report_says_plainly_what_there_is(text: str, form: str) -> None:
+def test_a_report_contains_the_expected_sentences(text: str, form: str) -> None:
     shown = report(analyze(story(text).trace), form).decode()
     words = " ".join(html.unescape(shown).split())
     for sentence in STORIES[text]:
@@ -64,7 +64,7 @@ def test_a_report_says_plainly_what_there_is(text: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("text", STORIES)
-def test_a_chart_is_drawn_only_where_there_is_something_to_draw(text: str) -> None:
+def test_no_chart_is_empty(text: str) -> None:
     for section in sections(analyze(story(text).trace)):
         assert section.says
         for figure in section.figures:
@@ -72,16 +72,16 @@ def test_a_chart_is_drawn_only_where_there_is_something_to_draw(text: str) -> No
             assert any(rows for rows in spec["datasets"].values())
 
 
-def test_the_answer_comes_first_then_how_far_it_can_be_trusted(findings: Findings) -> None:
+def test_the_summary_is_first_then_verdicts_limits_and_quality(findings: Findings) -> None:
     names = [section.name for section in sections(findings)]
     assert names[:4] == ["short", "verdicts", "limits", "losses"]
     first = sections(findings)[0].says
     assert first[0] == "2,843 SEAMCALLs served 968 requests; retried: 60 (6 %)."
-    assert "The most attempts one request took: 170 (TDH.VP.ENTER)." in first
-    assert "Zero-step mitigation kept a vCPU out in 8 episodes." in first
+    assert "Maximum attempts of one request: 170 (TDH.VP.ENTER)." in first
+    assert "Zero-step mitigation refused entries of a vCPU in 8 episodes." in first
 
 
-def test_figures_are_those_of_the_tables(findings: Findings) -> None:
+def test_numbers_are_those_of_the_tables(findings: Findings) -> None:
     leaves = next(s for s in sections(findings) if s.name == "leaf_stats")
     (grid,) = leaves.grids
     shown = {row[0]: row[1:3] for row in grid.rows}
@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_tables(findings: Findings) -> None:
     assert len(grid.rows) == findings.leaf_stats.height
 
 
-def test_worst_chains_name_the_rows_they_come_from(findings: Findings) -> None:
+def test_worst_chains_name_their_rows(findings: Findings) -> None:
     chains = next(s for s in sections(findings) if s.name == "retry_chains")
     (grid,) = chains.grids
     assert grid.rows[0][:2] == ("VP.ENTER", "-")
@@ -102,7 +102,7 @@ def test_worst_chains_name_the_rows_they_come_from(findings: Findings) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_name_reaches_a_report_but_as_text(form: str) -> None:
+def test_untrusted_names_are_escaped(form: str) -> None:
     shown = report(analyze(hostile()), form).decode()
     assert "\x1b" not in shown
     assert "\u202e" not in shown
@@ -121,7 +121,7 @@ def test_no_name_reaches_a_report_but_as_text(form: str) -> None:
         assert json.loads(shown)["provenance"]["sources"][0]["path"] == NAMES[0]
 
 
-def test_names_can_still_be_read(tmp_path: Path) -> None:
+def test_escaped_names_are_readable(tmp_path: Path) -> None:
     shown = html.unescape(report(analyze(hostile()), "html").decode())
     for name in NAMES[:4]:
         assert one_line(name, 24) in shown
@@ -139,7 +139,7 @@ def test_two_runs_give_the_same_bytes(form: str, tmp_path: Path) -> None:
     assert other == first
 
 
-def test_a_page_needs_nothing_but_itself(findings: Findings) -> None:
+def test_a_page_is_self_contained(findings: Findings) -> None:
     page = report(findings, "html").decode()
     assert len(page) < 5_000_000
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
@@ -150,7 +150,7 @@ def test_a_page_needs_nothing_but_itself(findings: Findings) -> None:
     assert "default-src 'none'" in html.unescape(page)
 
 
-def test_charts_follow_the_colours_of_the_page(findings: Findings) -> None:
+def test_charts_use_the_colours_of_the_page(findings: Findings) -> None:
     for section in sections(findings):
         for figure in section.figures:
             text = json.dumps(spec_of(figure.draw()))
@@ -168,7 +168,7 @@ def _luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_every_colour_stands_out_from_its_paper(place: int) -> None:
+def test_every_colour_has_enough_contrast(place: int) -> None:
     paper = _luminance(PALETTE["paper"][place])
     for name, pair in PALETTE.items():
         light, dark = sorted((paper, _luminance(pair[place])), reverse=True)
@@ -176,7 +176,7 @@ def test_every_colour_stands_out_from_its_paper(place: int) -> None:
         assert (light + 0.05) / (dark + 0.05) >= needed, name
 
 
-def test_a_chart_has_a_few_thousand_marks_at_most_and_says_what_is_left_out() -> None:
+def test_a_chart_has_at_most_max_marks_and_says_what_is_left_out() -> None:
     busy = " ".join(f"{n % 40 + 1}/B{n} {n % 40 + 1}/S{n}" for n in range(2 * MAX_MARKS))
     findings = analyze(story(busy).trace)
     chains = next(s for s in sections(findings) if s.name == "retry_chains")
@@ -185,13 +185,13 @@ def test_a_chart_has_a_few_thousand_marks_at_most_and_says_what_is_left_out() ->
         assert sum(map(len, spec["datasets"].values())) <= MAX_MARKS
     caption = next(f.caption for f in chains.figures if f.name == "timeline")
     assert "The 2,000 with most attempts of 4,000 retried requests" in caption
-    assert "on the 32 threads that met most busy of 40" in caption
+    assert "on the 32 threads with most busy answers of 40" in caption
 
 
 # The command.
 
 
-def test_a_report_is_written_as_its_name_tells(tmp_path: Path) -> None:
+def test_the_format_follows_from_the_suffix(tmp_path: Path) -> None:
     for name, begin in (("r.html", b"<!DOCTYPE"), ("r.md", b"# TDX"), ("r.json", b"{")):
         path = tmp_path / name
         done = tdxtrace("report", ZERO_STEPS, "-o", path)
@@ -204,14 +204,14 @@ def test_a_report_is_written_as_its_name_tells(tmp_path: Path) -> None:
     assert message == "what is r.pdf to be? name it .html, .md or .json, or say --format"
 
 
-def test_markdown_fits_a_mail() -> None:
+def test_markdown_fits_the_width_of_a_mail() -> None:
     text = answered("report", ZERO_STEPS).text
     assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 75
     assert max(map(len, text.splitlines())) <= 96
 
 
 @pytest.mark.parametrize("name", ["zerostep.txt", "lost.dat.xz", "qemu.perf.txt.xz"])
-def test_json_keeps_its_contract(name: str) -> None:
+def test_json_satisfies_its_schema(name: str) -> None:
     told = json.loads(answered("report", SAMPLES / name, "--format", "json").text)
     assert report_breaches(told) == []
     assert told["n_rows"]["retry_chains"] >= len(told["tables"]["retry_chains"])
@@ -219,7 +219,7 @@ def test_json_keeps_its_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "begin"), [("png", b"\x89PNG"), ("svg", b"<svg")])
-def test_charts_can_be_saved_as_pictures(kind: str, begin: bytes, tmp_path: Path) -> None:
+def test_charts_can_be_saved_as_images(kind: str, begin: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "charts"
     done = tdxtrace("report", ZERO_STEPS, "-o", tmp_path / "r.md", f"--{kind}", folder)
     assert done.status == 0, done.stderr
@@ -251,24 +251,24 @@ def test_policies_are_shown_with_their_intervals(findings: Findings) -> None:
     assert not [ends for ends in rows["ends"] if "e-" in ends]
 
 
-def test_contention_says_what_was_seen_and_what_could_have_been(findings: Findings) -> None:
+def test_contention_has_observed_and_possible_conflicts(findings: Findings) -> None:
     rows = contention_rows(findings.busy_causes, findings.leaf_stats)
     both = rows.filter(busy="VP.ENTER", holder="MEM.TRACK")
-    assert "exclude each other in generation A, B, C" in both["expected"].item()
+    assert "conflict in generation A, B, C" in both["expected"].item()
     answers = findings.busy_causes.filter(pl.col("rank") == 1)["holder_leaf"].count()
     shown = [int(text.replace(",", "")) for text in rows["text"] if text != "·"]
     assert sum(shown) == answers > 0
 
 
-def test_a_report_names_the_gravest_verdict_at_once() -> None:
+def test_the_summary_has_the_most_severe_verdicts() -> None:
     text = " ".join(answered("report", SAMPLES / "contended.txt").text.split())
-    head = text.split("## Whose fault")[0]
+    head = text.split("## Verdicts")[0]
     assert "Verdicts on 15 groups of findings: 1 BUG, 7 UNDECIDED, 7 EXPECTED." in head
     assert "BUG: 41 busy answers of TDH.MEM.TRACK" in head
     assert "No limit is recommended (at most 1 request in 1,000,000 to need more" in head
 
 
-def test_filters_are_named_in_the_report() -> None:
+def test_filters_are_in_the_report() -> None:
     text = answered("report", ZERO_STEPS, "--leaf", "TDH.MEM.TRACK", "--since", "+0.001").text
-    assert "Only a part was asked for: leaves TDH.MEM.TRACK, since +0.001." in text
+    assert "Filtered: leaves TDH.MEM.TRACK, since +0.001." in text
     assert "| VP.ENTER" not in text

@@ -1,8 +1,8 @@
-"""Charts: a frame in, an Altair chart out; one theme, a few thousand marks at most."""
+"""Charts: functions from data frames to Altair charts, with one theme."""
 
 from __future__ import annotations
 
 from typing import Final
 
 MAX_MARKS: Final = 2000
-"""Most marks of one chart: more make a page slow and a picture grey; the rest is summed up."""
+"""Maximum marks of a chart, so that a page stays fast; what is left out is in the caption."""

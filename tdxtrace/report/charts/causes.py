@@ -1,4 +1,4 @@
-"""Who made SEAMCALLs busy: the share of each cause by leaf, and which pairs of leaves met."""
+"""Charts of busy causes: share of each cause by leaf, and conflicts between pairs of leaves."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def causes_by_leaf(cause_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
 
 
 def cause_rows(cause_shares: pl.DataFrame) -> pl.DataFrame:
-    """Return share, and texts for the reader, by leaf, resource and cause."""
+    """Return shares and tooltip texts by leaf, resource and cause."""
     places = {cause: place for place, cause in enumerate(_HUES)}
     of_leaf = pl.col("n_busy").sum().over("leaf")
     rows = (
@@ -77,7 +77,7 @@ def cause_rows(cause_shares: pl.DataFrame) -> pl.DataFrame:
 
 
 def contention(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw which leaf made which busy, and where the locks allow it though it was not seen."""
+    """Draw observed conflicts between leaves, and those only possible by the locks."""
     import altair as alt  # noqa: PLC0415
 
     rows = contention_rows(busy_causes, leaf_stats)
@@ -99,14 +99,16 @@ def contention(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> alt.Chart
 
 
 def contention_rows(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> pl.DataFrame:
-    """Return observed and expected of every pair of leaves seen that can, or did, collide.
+    """Return the pairs of recorded leaves with an observed or an expected conflict.
 
-    Expected: the two take a lock in modes that exclude each other, in some generation of the
-    module (the lock table); observed: busy answers whose most likely cause is a call of the
-    other leaf.
+    Expected: the two take a lock in conflicting modes, in some generation of the module (the
+    lock table).  Observed: busy answers whose most likely cause is a call of the other leaf.
+
+    Returns:
+        busy, holder (leaf names), observed, expected, text (of the cell), shade (0 to 1).
     """
-    seen = set(leaf_stats["leaf"])
-    met: dict[tuple[int, int], int] = {
+    recorded = set(leaf_stats["leaf"])
+    observed: dict[tuple[int, int], int] = {
         (leaf, holder): n
         for leaf, holder, n in busy_causes.filter(
             pl.col("rank") == 1, pl.col("holder_leaf").is_not_null()
@@ -115,28 +117,28 @@ def contention_rows(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> pl.D
         .len()
         .iter_rows()
     }
-    allowed: dict[tuple[int, int], set[str]] = {}
+    possible: dict[tuple[int, int], set[str]] = {}
     for leaf, holder, generation in (
         conflict_table().select("leaf", "holder_leaf", "generation").unique().iter_rows()
     ):
-        if leaf in seen and holder in seen:
-            allowed.setdefault((leaf, holder), set()).add(generation)
-    most = max(met.values(), default=1)
+        if leaf in recorded and holder in recorded:
+            possible.setdefault((leaf, holder), set()).add(generation)
+    most = max(observed.values(), default=1)
     rows = [
         {
             "busy": leaf_label(leaf),
             "holder": leaf_label(holder),
-            "observed": f"{count(met.get((leaf, holder), 0))} busy answers",
-            "expected": _expected(allowed.get((leaf, holder))),
-            "text": count(met[leaf, holder]) if (leaf, holder) in met else "·",
-            "shade": round((met.get((leaf, holder), 0) / most) ** 0.5, 4),
+            "observed": f"{count(observed.get((leaf, holder), 0))} busy answers",
+            "expected": _expected(possible.get((leaf, holder))),
+            "text": count(observed[leaf, holder]) if (leaf, holder) in observed else "·",
+            "shade": round((observed.get((leaf, holder), 0) / most) ** 0.5, 4),
         }
-        for leaf, holder in sorted(met.keys() | allowed.keys())
+        for leaf, holder in sorted(observed.keys() | possible.keys())
     ]
     return pl.DataFrame(rows)
 
 
 def _expected(generations: set[str] | None) -> str:
     if not generations:
-        return "no lock that both take"
-    return "their locks exclude each other in generation " + ", ".join(sorted(generations))
+        return "no common lock"
+    return "their locks conflict in generation " + ", ".join(sorted(generations))

@@ -1,4 +1,4 @@
-"""What share of requests needed more than so many attempts, with its band and known limits."""
+"""Chart of the attempts curve: share of requests that needed more than n attempts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tdxtrace.report.charts import axes
-from tdxtrace.report.charts.theme import HUES, light, themed
+from tdxtrace.report.charts.theme import HUES, count_ticks, light, themed
 from tdxtrace.report.names import leaf_labels
 from tdxtrace.report.units import count
 
@@ -16,15 +15,15 @@ if TYPE_CHECKING:
     import altair as alt
 
 MAX_CURVES: Final = 4
-"""Curves that can be told apart where they cross."""
+"""Maximum curves, so that they can be distinguished where they cross."""
 # Limits that were proposed: mainline calls twice, with a kick between (Linux 6.16,
 # arch/x86/kvm/vmx/tdx.c, tdh_do_no_vcpus()); 5 in mails of the series; 16 in "KVM: TDX: Retry
 # seamcall when TDX_OPERAND_BUSY with operand SEPT", 2024-09-04, and in the seed's loop.
-KNOWN_LIMITS: Final = {2: "2: mainline", 5: "5", 16: "16: seed, v1"}
+PROPOSED_LIMITS: Final = {2: "2: mainline", 5: "5", 16: "16: seed, v1"}
 
 
 def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw 1 - the ``attempts`` curve of each leaf that was retried, on logarithmic axes."""
+    """Draw 1 - the ``attempts`` curve of the most retried leaves, on logarithmic axes."""
     import altair as alt  # noqa: PLC0415
 
     rows = curve_rows(attempts)
@@ -34,7 +33,7 @@ def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | 
         "within:Q",
         title="n attempts (logarithmic)",
         scale=alt.Scale(type="log", domain=[1, high], nice=False),
-        axis=alt.Axis(values=axes.counts(high), format="~s", labelOverlap="greedy"),
+        axis=alt.Axis(values=count_ticks(high), format="~s", labelOverlap="greedy"),
     )
     y = alt.Scale(type="log", domain=[floor, 1], nice=False)
     percent: Any = {"format": "~%", "labelOverlap": "greedy", "tickCount": 5}
@@ -42,7 +41,7 @@ def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | 
     colours = alt.Scale(domain=names, range=[light(hue) for hue in HUES[: len(names)]])
     colour = alt.Color("leaf:N", scale=colours)
     base = alt.Chart(rows)
-    # More bands than one hide each other: those of the others are told by the tooltips.
+    # Several bands would hide each other: those of the other curves are in the tooltips.
     band = (
         base.transform_filter(alt.datum.leaf == names[0])
         .mark_area(interpolate="step-after", opacity=0.2)
@@ -57,15 +56,15 @@ def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | 
         colour,
         tooltip=["leaf", "attempts", "needed more", "interval", "requests"],
     )
-    marks = _marks(_known(limits, names), x, y)
+    marks = _limit_lines(_limits(limits, names), x, y)
     return themed(alt.LayerChart(layer=[*marks, band, lines, points]), height=280)
 
 
-def _marks(known: pl.DataFrame, x: Any, y: Any) -> list[Any]:  # noqa: ANN401 - Altair's
-    """A dashed line at each limit, with its name at the top."""
+def _limit_lines(limits: pl.DataFrame, x: Any, y: Any) -> list[Any]:  # noqa: ANN401 - Altair's
+    """Return dashed lines at the limits, each with its name at the top."""
     import altair as alt  # noqa: PLC0415
 
-    base = alt.Chart(known)
+    base = alt.Chart(limits)
     rules = base.mark_rule(strokeDash=[4, 3], color=light("muted"), clip=True).encode(x)
     texts = base.mark_text(
         align="left", baseline="top", dx=4, dy=2, color=light("muted"), fontSize=11, clip=True
@@ -73,8 +72,8 @@ def _marks(known: pl.DataFrame, x: Any, y: Any) -> list[Any]:  # noqa: ANN401 - 
     return [rules, texts]
 
 
-def _known(limits: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Limits that were proposed, and those recommended for the leaves that are drawn."""
+def _limits(limits: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Return the proposed limits, and those recommended for the leaves that are drawn."""
     own = (
         limits.filter(
             pl.col("unit") == "attempts", pl.col("made_by") == "anyone", pl.col("limit") > 0
@@ -82,7 +81,7 @@ def _known(limits: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         .select(leaf=leaf_labels(pl.col("leaf")), within="limit")
         .filter(pl.col("leaf").is_in(names))
     )
-    rows = [{"within": n, "name": name} for n, name in KNOWN_LIMITS.items()]
+    rows = [{"within": n, "name": name} for n, name in PROPOSED_LIMITS.items()]
     rows += [{"within": n, "name": f"{n}: for {leaf}"} for leaf, n in own.rows()]
     return pl.DataFrame(rows)
 
@@ -90,8 +89,8 @@ def _known(limits: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 def curve_rows(attempts: pl.DataFrame) -> pl.DataFrame:
     """Return the steps of the curves that are drawn, by leaf, as shares that needed more.
 
-    The leaves with most requests that needed a second attempt are drawn.  A share of 0 has no
-    place on a logarithmic axis: it is drawn at half a request.
+    The leaves with the most requests that needed a second attempt are drawn.  A share of 0,
+    which a logarithmic axis cannot show, is drawn as half a request.
     """
     curves = attempts.filter(pl.col("by") == "leaf", pl.col("unit") == "attempts")
     retried = (

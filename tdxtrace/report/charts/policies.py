@@ -1,4 +1,4 @@
-"""Which share of requests each retry policy would have failed."""
+"""Chart of replayed policies: share of requests that exceed each policy, by leaf."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     import altair as alt
 
 MAX_LEAVES: Final = 4
-"""Columns that fit a narrow page."""
+"""Maximum columns, so that they fit a narrow page."""
 
 
 def policies_compared(policies: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Show the share of requests that need more than a policy grants, and its interval.
+    """Draw the share of requests that need more than each policy allows, and its interval.
 
-    A table of shaded cells: intervals of few requests are so wide that bars would hide each
-    other.
+    The chart is a table of shaded cells, as wide intervals of few requests would hide each
+    other in a chart of bars.
     """
     import altair as alt  # noqa: PLC0415
 
     rows = policy_rows(policies)
     leaves = rows["leaf"].unique(maintain_order=True).to_list()
     names = rows["policy"].unique(maintain_order=True).to_list()
-    # A word of a leaf's name a line: four columns are narrow on a narrow page.
+    # One line for each part of a leaf's name, as columns are narrow on a narrow page.
     words = "split(datum.label, '.')"
     room = 4 + 13 * max(name.count(".") for name in leaves)
     bare: dict[str, Any] = {"domain": False, "ticks": False}
@@ -48,7 +48,7 @@ def policies_compared(policies: pl.DataFrame) -> alt.Chart | alt.LayerChart:
 
 
 def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
-    """Return what is drawn: every policy, the leaves with most retried requests."""
+    """Return the rows drawn: every policy, for the leaves with the most retried requests."""
     leaves = (
         policies.filter(pl.col("n_retried") > 0)
         .group_by("leaf")
@@ -82,7 +82,7 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
 
 
 def _percent(ratio: float) -> str:
-    """A share in percent with two digits, as short as it can be."""
+    """Return a share in percent with two significant digits, without the sign."""
     percent = 100 * ratio
     if percent < 0.005:
         return "0"

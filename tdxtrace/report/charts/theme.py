@@ -1,4 +1,4 @@
-"""The looks of every chart: one palette for light, dark and print, told apart by all eyes."""
+"""Theme of the charts: palette for light, dark and print, and common axes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import altair as alt
 
+
 # Name: (on white, on black).  The hues are those of Okabe and Ito, "Color Universal Design"
-# (2008), which people with any common colour blindness can tell apart, darkened or lightened
-# until each has a contrast of 3:1 or more with its paper (WCAG 2.1, 1.4.11).
+# (2008), which people with any common colour blindness can distinguish, darkened or lightened
+# until each has a contrast of 3:1 or more with its background (WCAG 2.1, 1.4.11).
 PALETTE: Final[Mapping[str, tuple[str, str]]] = {
     "paper": ("#ffffff", "#14181d"),
     "ink": ("#1b1f24", "#e6e9ed"),
@@ -26,18 +27,18 @@ PALETTE: Final[Mapping[str, tuple[str, str]]] = {
 HUES: Final = ("blue", "vermilion", "green", "purple", "yellow", "grey")
 FONT: Final = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH: Final = 720
-"""Pixels of a picture; in a page a chart is as wide as the page."""
+"""Width of an image in pixels; in a page a chart is as wide as the page."""
 
 
 def light(name: str) -> str:
-    """Return a colour of the palette, on white."""
+    """Return a colour of the palette for a light background."""
     return PALETTE[name][0]
 
 
 def on_page(spec: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return a chart's specification with colours that follow the page: ``var(--blue)``.
+    """Return a chart's specification with colours as CSS variables, such as ``var(--blue)``.
 
-    The page is light or dark, or printed, and may change while it is open.
+    So they follow the page, which may switch between light, dark and print.
     """
     if isinstance(spec, dict):
         return {key: on_page(value) for key, value in spec.items()}
@@ -50,7 +51,7 @@ _VARIABLES: Final = {on_white: f"var(--{name})" for name, (on_white, _) in PALET
 
 
 def themed(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.LayerChart:
-    """Return ``chart`` as wide as its place, in the colours of the palette."""
+    """Return ``chart`` in the colours of the palette, as wide as its container."""
     axis = {
         "domainColor": light("line"),
         "gridColor": light("line"),
@@ -65,7 +66,7 @@ def themed(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.La
     }
     legend = {
         "orient": "top",
-        # One below the other where there is no room beside each other.
+        # One column on a narrow page.
         "columns": {"expr": "width < 420 ? 1 : 4"},
         "labelColor": light("ink"),
         "titleColor": light("muted"),
@@ -84,3 +85,48 @@ def themed(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.La
         autosize={"type": "fit-x", "contains": "padding"},
     )
     return made
+
+
+# Labels of an axis of nanoseconds; "u" for micro, as in the tables.
+_DURATION_LABELS: Final = (
+    "datum.value < 1e3 ? format(datum.value, '~g') + ' ns' : "
+    "datum.value < 1e6 ? format(datum.value / 1e3, '~g') + ' us' : "
+    "datum.value < 1e9 ? format(datum.value / 1e6, '~g') + ' ms' : "
+    "format(datum.value / 1e9, '~g') + ' s'"
+)
+
+
+def duration_axis(low: float, high: float, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return an axis of nanoseconds on a logarithmic scale, with a label at each power of ten."""
+    return {
+        "values": powers(low, high),
+        "labelExpr": _DURATION_LABELS,
+        "labelOverlap": "greedy",
+        **more,
+    }
+
+
+# Labels of an axis of seconds: 5ms, 1.2s; "u" for micro.
+_SECONDS_LABELS: Final = "replace(format(datum.value, '~s'), 'µ', 'u') + 's'"
+
+
+def time_axis() -> dict[str, Any]:
+    """Return an axis of seconds, with as many labels as fit."""
+    return {
+        "labelExpr": _SECONDS_LABELS,
+        "tickCount": {"expr": "width / 90"},
+        "labelOverlap": "greedy",
+    }
+
+
+def count_ticks(high: float) -> list[int]:
+    """Return ticks 1, 2, 5, 10, 20, ... to above ``high``, for a logarithmic axis of counts."""
+    return [step * power for power in powers(1, high) for step in (1, 2, 5)]
+
+
+def powers(low: float, high: float) -> list[int]:
+    """Return the powers of ten from below ``low`` to above ``high``."""
+    powers_: list[int] = [1]
+    while powers_[-1] < high:
+        powers_.append(powers_[-1] * 10)
+    return [p for p in powers_ if p * 10 > low]

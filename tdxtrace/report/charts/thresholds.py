@@ -1,4 +1,4 @@
-"""How many runs of faults go beyond each zero-step threshold."""
+"""Chart of the runs of faults that exceed each zero-step threshold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import altair as alt
 
 
-def runs_beyond(step_thresholds: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw the number of runs beyond each threshold, the module's own darker."""
+def runs_above(step_thresholds: pl.DataFrame) -> alt.Chart | alt.LayerChart:
+    """Draw the number of runs that exceed each threshold, the module's threshold darker."""
     import altair as alt  # noqa: PLC0415
 
     rows = threshold_rows(step_thresholds).select(
@@ -23,17 +23,17 @@ def runs_beyond(step_thresholds: pl.DataFrame) -> alt.Chart | alt.LayerChart:
         n="n_runs",
         own=pl.when(pl.col("threshold") == STEPPING_EPF_THRESHOLD).then(0.95).otherwise(0.45),
         **{
-            "runs beyond": pl.col("n_runs").map_elements(count, return_dtype=pl.String),
-            "faults beyond": pl.col("n_faults").map_elements(count, return_dtype=pl.String),
+            "runs above": pl.col("n_runs").map_elements(count, return_dtype=pl.String),
+            "faults above": pl.col("n_faults").map_elements(count, return_dtype=pl.String),
             "vCPUs": pl.col("n_vcpus").map_elements(count, return_dtype=pl.String),
         },
     )
     names = rows["threshold"].to_list()
     base = alt.Chart(rows).encode(
         alt.X("threshold:N", title="threshold", sort=names, axis=alt.Axis(labelAngle=0)),
-        alt.Y("n:Q", title="runs beyond", axis=alt.Axis(format="~s", tickCount=4)),
+        alt.Y("n:Q", title="runs above", axis=alt.Axis(format="~s", tickCount=4)),
         opacity=alt.Opacity("own:Q", scale=None),
-        tooltip=["threshold", "runs beyond", "faults beyond", "vCPUs"],
+        tooltip=["threshold", "runs above", "faults above", "vCPUs"],
     )
     return themed(base.mark_bar(color=light("purple")), height=140)
 

@@ -1,4 +1,4 @@
-"""When, and on which thread: chains of several attempts, and zero-step episodes."""
+"""Timeline of retried requests and zero-step episodes, by thread."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tdxtrace.report.charts import MAX_MARKS, axes
-from tdxtrace.report.charts.theme import light, themed
+from tdxtrace.report.charts import MAX_MARKS
+from tdxtrace.report.charts.theme import light, themed, time_axis
 from tdxtrace.report.names import Threads, leaf_labels
 from tdxtrace.report.units import duration, seconds
 from tdxtrace.tables.trace import Findings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 MAX_THREADS: Final = 32
-"""Rows that fit a screen and can be told apart."""
+"""Maximum rows, so that they fit one screen."""
 EPISODE: Final = "zero-step episode"
 _HUES: Final = {
     "succeeded": "blue",
@@ -33,18 +33,18 @@ _SECOND: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What is drawn, and what is not."""
+    """Rows of the timeline, and the numbers of chains and threads including those left out."""
 
     rows: pl.DataFrame
-    """thread, kind, start and end (seconds from the trace's start), and texts."""
+    """thread, kind, from_s, to_s (seconds from the start of the trace), and tooltip texts."""
     threads: Sequence[str]
     n_chains: int
-    """Chains of two attempts or more, drawn or not."""
+    """Retried chains, drawn or not."""
     n_threads: int
 
 
 def timeline_rows(findings: Findings) -> Timeline:
-    """Choose what to draw: the threads with most of it, then the chains with most attempts."""
+    """Return the rows to draw: the busiest threads, and their chains with the most attempts."""
     chains = findings.retry_chains.filter(pl.col("n_busy") > 0)
     steps = findings.zero_steps
     of_thread = ["source", "tid"]
@@ -71,8 +71,8 @@ def timeline_rows(findings: Findings) -> Timeline:
         .head(MAX_MARKS // 4)
     )
     rows = pl.concat([_chains(worst), _episodes(episodes)])
-    # Clocks of several inputs need not agree: each is counted from its own start.
-    starts = {place: told.first_ns for place, told in enumerate(findings.provenance.sources)}
+    # Clocks of several inputs may differ: times are relative to the start of each.
+    starts = {n: source.first_ns for n, source in enumerate(findings.provenance.sources)}
     begins = pl.col("source").replace_strict(starts, default=None, return_dtype=pl.Int64)
     made = rows.with_columns(
         thread=pl.Series([label[row] for row in rows.select(of_thread).rows()], dtype=pl.String),
@@ -115,9 +115,9 @@ def _episodes(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def timeline(findings: Findings) -> alt.Chart | alt.LayerChart:
-    """Draw chains that met busy, and zero-step episodes, on the thread they happened on.
+    """Draw retried chains and zero-step episodes, by thread.
 
-    Drag to move, Ctrl and the wheel to zoom in time, double click to see all again.
+    Drag to pan, Ctrl and the wheel to zoom, double click to reset.
     """
     import altair as alt  # noqa: PLC0415
 
@@ -129,7 +129,7 @@ def timeline(findings: Findings) -> alt.Chart | alt.LayerChart:
     )
     base = alt.Chart(shown.rows).encode(
         alt.X(
-            "from_s:Q", title="time from the start of the trace", axis=alt.Axis(**axes.time())
+            "from_s:Q", title="time from the start of the trace", axis=alt.Axis(**time_axis())
         ).scale(nice=False),
         alt.Y("thread:N", title=None, sort=list(shown.threads)),
         color=alt.Color("kind:N", scale=scale),
@@ -142,11 +142,11 @@ def timeline(findings: Findings) -> alt.Chart | alt.LayerChart:
         .mark_bar(height=18, opacity=0.35, clip=True, cornerRadius=2)
         .encode(until)
     )
-    # A chain of microseconds is no pixel wide: a tick shows where it is.
+    # A chain of microseconds is narrower than a pixel: a tick marks its position.
     chains = base.transform_filter(~is_episode)
     bars = chains.mark_bar(height=9, clip=True).encode(until)
     ticks = chains.mark_tick(size=9, thickness=1, clip=True)
-    # An empty layer would have no extent, of which Vega complains.
+    # An empty layer has no extent, for which Vega logs a warning.
     layers = ([behind] if EPISODE in kinds else []) + ([bars, ticks] if kinds != [EPISODE] else [])
     drawn: Any = alt.layer(*layers)  # Altair's types allow a facet here
     return themed(drawn.add_params(zoom), height=22 * len(shown.threads))

@@ -1,4 +1,4 @@
-"""How long requests took: those that were retried beside those that were not."""
+"""Charts of requests by duration, and of the share retried over time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from tdxtrace.report.charts import axes
-from tdxtrace.report.charts.theme import light, themed
+from tdxtrace.report.charts.theme import duration_axis, light, themed, time_axis
 from tdxtrace.report.units import count, duration, share
+from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import numbers_of
 
 if TYPE_CHECKING:
     import altair as alt
 
-# Bins a power of ten: a bin is a quarter wider than the one before it.
+
+# Bins per power of ten: each is a quarter wider than the one before.
 _PER_DECADE: Final = 10
 _VP_ENTER: Final = numbers_of(["TDH.VP.ENTER"])[0]
 AT_ONCE: Final = "answered at once"
@@ -23,7 +24,7 @@ RETRIED: Final = "retried"
 
 
 def request_times(retry_chains: pl.DataFrame, resolution_ns: int) -> alt.Chart | alt.LayerChart:
-    """Draw what share of the requests took how long, retried or not."""
+    """Draw histograms of the duration of retried and of other requests."""
     import altair as alt  # noqa: PLC0415
 
     rows = time_bins(retry_chains, resolution_ns)
@@ -32,7 +33,7 @@ def request_times(retry_chains: pl.DataFrame, resolution_ns: int) -> alt.Chart |
         "from_ns:Q",
         title="first to last attempt (logarithmic)",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(**axes.durations(low, high)),
+        axis=alt.Axis(**duration_axis(low, high)),
     )
     kinds = [kind for kind in (AT_ONCE, RETRIED) if kind in rows["kind"]]
     hues = {AT_ONCE: light("blue"), RETRIED: light("vermilion")}
@@ -54,12 +55,11 @@ def request_times(retry_chains: pl.DataFrame, resolution_ns: int) -> alt.Chart |
 
 
 def time_bins(retry_chains: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
-    """Return how many requests took how long, by kind: a row per bin that is not empty.
+    """Return the histogram of durations by kind: a row per bin that is not empty.
 
     Args:
-        retry_chains: The requests; those whose time is not known are left out, and entries of
-            vCPUs that were not refused: of those only the time until they began is known, 0.
-        resolution_ns: Of the clock; what took less is shown as so much.
+        retry_chains: The requests; see :func:`timed` for those that are used.
+        resolution_ns: Resolution of the clock; shorter durations are shown as this.
 
     Returns:
         kind, from_ns, to_ns, ratio (of its kind), and time, requests, share as text.
@@ -92,7 +92,11 @@ def time_bins(retry_chains: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
 
 
 def timed(retry_chains: pl.DataFrame) -> pl.DataFrame:
-    """Return the requests whose time is known and tells something."""
+    """Return the requests with a known duration.
+
+    vCPU entries that were not refused are excluded: of these only the time until the entry
+    is known, 0.
+    """
     is_entry = pl.col("leaf") == _VP_ENTER
     return retry_chains.filter(
         pl.col("took_ns").is_not_null() & ~(is_entry & (pl.col("n_busy") == 0))
@@ -112,3 +116,73 @@ _SCHEMA: Final = {
 
 def _edge(bin_: int) -> float:
     return float(f"{math.pow(10, bin_ / _PER_DECADE):.6g}")
+
+
+MAX_BINS: Final = 120
+"""Maximum bins of time: six pixels each on a wide page."""
+# Requests per bin, on average, for a meaningful share.
+_PER_BIN: Final = 20
+_SECOND: Final = 1_000_000_000
+
+
+def retried_over_time(findings: Findings) -> alt.Chart | alt.LayerChart:
+    """Draw the share of requests answered busy, by their start."""
+    import altair as alt  # noqa: PLC0415
+
+    rows = rate_bins(findings.retry_chains)
+    x = alt.X(
+        "from_s:Q",
+        title="time from the first request",
+        axis=alt.Axis(**time_axis()),
+        scale=alt.Scale(nice=False),
+    )
+    tooltip = ["from", "requests", "retried", "share"]
+    chart = (
+        alt.Chart(rows)
+        .mark_rect(color=light("vermilion"), opacity=0.8)
+        .encode(
+            x,
+            alt.X2("to_s:Q"),
+            alt.Y(
+                "ratio:Q",
+                title="share retried",
+                axis=alt.Axis(format="~%", tickCount=5),
+                scale=alt.Scale(domainMin=0),
+            ),
+            y2=alt.Y2Datum(0),
+            tooltip=tooltip,
+        )
+    )
+    return themed(chart, height=160)
+
+
+def rate_bins(retry_chains: pl.DataFrame) -> pl.DataFrame:
+    """Return the requests started and retried in each bin of time.
+
+    Returns:
+        from_s, to_s (seconds from the first request), ratio, and from, requests, retried and
+        share as text; a row per bin that is not empty.
+    """
+    # Clocks of several inputs may differ: times are relative to the first request of each.
+    since = pl.col("start_ns") - pl.col("start_ns").min().over("source")
+    length: int = retry_chains.select(since.max()).item()
+    width = length // max(1, min(MAX_BINS, retry_chains.height // _PER_BIN)) + 1
+    counts = (
+        retry_chains.group_by(bin=since // width)
+        .agg(n=pl.len(), retried=(pl.col("n_busy") > 0).sum())
+        .sort("bin")
+    )
+    return pl.DataFrame(
+        [
+            {
+                "from_s": bin_ * width / _SECOND,
+                "to_s": (bin_ + 1) * width / _SECOND,
+                "ratio": round(retried / n, 9),
+                "from": f"{bin_ * width / _SECOND:.6f} s",
+                "requests": count(n),
+                "retried": count(retried),
+                "share": share(retried, n),
+            }
+            for bin_, n, retried in counts.iter_rows()
+        ]
+    )

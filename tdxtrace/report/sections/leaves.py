@@ -1,4 +1,4 @@
-"""How often must a SEAMCALL be retried, leaf by leaf?"""
+"""Section on retries by leaf."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.report.charts import spread
+from tdxtrace.report.charts import leaves as charts
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.section import Figure, Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural, share, total
 from tdxtrace.tables.findings import LEAF_STATS, OUTCOMES
 from tdxtrace.tables.trace import Findings
@@ -17,10 +17,10 @@ _SHORT: Final = {"succeeded": "ok", "resolved_elsewhere": "elsewhere"}
 
 
 def section(findings: Findings) -> Section:
-    """Show attempts, times and outcomes of each leaf's requests."""
+    """Return the section on attempts, times and outcomes of requests, by leaf."""
     stats = findings.leaf_stats
     about = definition(LEAF_STATS)
-    title = "How often is a SEAMCALL retried?"
+    title = "Retries by leaf"
     if stats.is_empty():
         says = ["No SEAMCALL was captured. Probe the kernel's wrappers to see them."]
         return Section("leaf_stats", title, about, says)
@@ -28,13 +28,13 @@ def section(findings: Findings) -> Section:
         "leaf_stats",
         title,
         about,
-        _says(stats),
+        _sentences(stats),
         figures=[
             Figure(
                 "leaf_stats",
-                "Attempts that requests took, by leaf",
-                f"Requests that are cut count with the attempts seen. {_sum(stats)} in all.",
-                lambda: spread.attempts_by_leaf(stats),
+                "Attempts per request, by leaf",
+                f"Requests that are cut count with the attempts recorded. {_sum(stats)} in all.",
+                lambda: charts.attempts_by_leaf(stats),
             )
         ],
         grids=[_table(stats)],
@@ -45,11 +45,11 @@ def _sum(stats: pl.DataFrame) -> str:
     return plural(total(stats, "n_requests"), "request")
 
 
-def _says(stats: pl.DataFrame) -> list[str]:
+def _sentences(stats: pl.DataFrame) -> list[str]:
     retried = stats.filter(pl.col("retried_seamcalls") > 0)
     if retried.is_empty():
-        return [f"Retried: none of {_sum(stats)}. The first attempt was enough."]
-    said = [
+        return [f"Retried: none of {_sum(stats)}."]
+    sentences = [
         f"TDH.{leaf_label(row['leaf'])}: retried {count(row['retried_seamcalls'])} of "
         f"{plural(row['n_requests'], 'request')} "
         f"({share(row['retried_seamcalls'], row['n_requests'])}), up to "
@@ -58,8 +58,8 @@ def _says(stats: pl.DataFrame) -> list[str]:
     ]
     never = stats.height - retried.height
     if never:
-        said.append(f"{plural(never, 'other leaf', 'other leaves')} never met busy.")
-    return said
+        sentences.append(f"{plural(never, 'other leaf', 'other leaves')} never answered busy.")
+    return sentences
 
 
 def _table(stats: pl.DataFrame) -> Grid:

@@ -1,4 +1,4 @@
-"""What came of requests that were left busy, and of what was repeated without a lock?"""
+"""Sections on abandoned requests and on loops without progress."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Grid, Section, grid, more
+from tdxtrace.report.section import Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS
 
 _MOST: Final = 12
-_CAME: Final = {
-    "host_priority_timeout": "the guest ran into host priority's timeout",
-    "later_call_failed": "a later call failed for lack of it",
-    "kernel_message": "the kernel printed it",
-    "settled_later": "another call settled it",
-    "none_seen": "nothing that the trace shows",
+_CONSEQUENCES: Final = {
+    "host_priority_timeout": "the guest hit the host priority timeout",
+    "later_call_failed": "a later call failed because of it",
+    "kernel_message": "the kernel printed a message",
+    "settled_later": "another call completed it",
+    "none_seen": "no consequence in the trace",
 }
 _NO_REQUEST: Final = "No request was captured."
 
 
 def abandoned(findings: Findings) -> Section:
-    """Show what came of requests that were left busy, leaf by leaf."""
-    title, about = "What came of requests that were left busy?", definition(ABANDONED_REQUESTS)
+    """Return the section on the consequences of abandoned requests, by leaf."""
+    title, about = "What happened to abandoned requests", definition(ABANDONED_REQUESTS)
     rows = findings.abandoned_requests
     if rows.is_empty():
-        none = "No request was left busy in this trace."
+        none = "No request was abandoned in this trace."
         says = [_NO_REQUEST if findings.retry_chains.is_empty() else none]
         return Section("abandoned_requests", title, about, says)
     n = rows.select("source", "first_seq").n_unique()
     counts = dict(rows.group_by("consequence").len().rows())
-    told = "; ".join(f"{_CAME[what]}: {count(counts[what])}" for what in _CAME if what in counts)
-    says = [f"{plural(n, 'request')} left busy. What came of it: {told}."]
+    parts = [f"{text}: {count(counts[c])}" for c, text in _CONSEQUENCES.items() if c in counts]
+    says = [f"{plural(n, 'request')} abandoned. Consequences: {'; '.join(parts)}."]
     return Section("abandoned_requests", title, about, says, grids=[_abandoned(rows)])
 
 
@@ -51,7 +51,7 @@ def _abandoned(rows: pl.DataFrame) -> Grid:
         .sort("consequence", "n", "leaf", descending=[False, True, False])
     )
     return grid(
-        ("TDH.", "requests", "soonest", "latest", "left at rows", "seen at row", "what came of it"),
+        ("TDH.", "requests", "earliest", "latest", "rows", "evidence row", "consequence"),
         [
             (
                 leaf_label(row["leaf"]),
@@ -60,30 +60,30 @@ def _abandoned(rows: pl.DataFrame) -> Grid:
                 duration(row["last"]),
                 row["left"],
                 "-" if row["seen"] is None else str(row["seen"]),
-                _CAME[row["consequence"]],
+                _CONSEQUENCES[row["consequence"]],
             )
             for row in groups.head(_MOST).iter_rows(named=True)
         ],
         right=(1, 2, 3),
         spare=(5, 2),
-        caption="Soonest and latest: from the last attempt to what shows it. A request may have "
-        "more than one consequence; of the rows the first are named.",
+        caption="Earliest and latest: time from the last attempt to the consequence. A request "
+        "may have more than one consequence; rows lists the first ones.",
         more=more(groups.height - _MOST, "abandoned-requests"),
     )
 
 
 def loops(findings: Findings) -> Section:
-    """Show what was repeated without a lock being held, and whether it moved on."""
-    title, about = "Did anything go round without moving on?", definition(PROGRESS_LOOPS)
+    """Return the section on loops without lock conflicts, and whether they made progress."""
+    title, about = "Loops without progress", definition(PROGRESS_LOOPS)
     rows = findings.progress_loops
     if rows.is_empty():
-        none = "Nothing was repeated without a lock, and no vCPU fell silent after a fault."
+        none = "Nothing was repeated without a lock conflict; no vCPU was idle after a fault."
         says = [_NO_REQUEST if findings.retry_chains.is_empty() else none]
         return Section("progress_loops", title, about, says)
     counts = dict(rows.group_by("progress").len().rows())
-    words = {"seen": "moved on", "not_seen": "did not, as far as is seen", "unknown": "not known"}
-    told = ", ".join(f"{count(counts[p])} {words[p]}" for p in words if p in counts)
-    says = [f"{plural(rows.height, 'loop')}: {told}."]
+    texts = {"seen": "with progress", "not_seen": "without progress", "unknown": "unknown"}
+    parts = ", ".join(f"{count(counts[p])} {text}" for p, text in texts.items() if p in counts)
+    says = [f"{plural(rows.height, 'loop')}: {parts}."]
     return Section("progress_loops", title, about, says, grids=[_loops(rows)])
 
 
@@ -100,7 +100,7 @@ def _loops(rows: pl.DataFrame) -> Grid:
         .sort("n", "loop", "leaf", "progress", descending=[True, False, False, False])
     )
     return grid(
-        ("loop", "TDH.", "loops", "most repeats", "longest", "interrupts", "moved on", "rows"),
+        ("loop", "TDH.", "loops", "max repeats", "longest", "interrupts", "progress", "rows"),
         [
             (
                 row["loop"].replace("_", " "),
@@ -116,7 +116,7 @@ def _loops(rows: pl.DataFrame) -> Grid:
         ],
         right=(2, 3, 4, 5),
         spare=(7, 5),
-        caption="Local retry: a fault after which the vCPU's thread was silent for long; KVM's own "
-        "loop and a thread off its CPU look alike. Interrupts: the most during one loop.",
+        caption="Local retry: a fault after which the vCPU's thread had no event for long, because "
+        "of KVM's own loop or because it was not scheduled. Interrupts: maximum during one loop.",
         more=more(groups.height - _MOST, "progress-loops"),
     )

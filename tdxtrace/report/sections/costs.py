@@ -1,4 +1,4 @@
-"""What do busy answers cost: beside a success, and of a TD's time?"""
+"""Sections on the duration of busy answers, and on the time that TDs spend retrying."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.report.charts import shares as chart
+from tdxtrace.report.charts import time_shares as chart
 from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid, more
+from tdxtrace.report.section import Figure, Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, share, total
 from tdxtrace.tables.limits import LATENCIES
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import TIME_SHARES
 
 _MOST: Final = 12
-# Rows that a table tells better than a picture.
+# Rows up to which there is no chart, only the table.
 _FEW: Final = 3
 
 
 def latencies(findings: Findings) -> Section:
-    """Show what a busy answer takes beside a success, and how long callers pause."""
-    title, about = "What does a busy answer cost?", definition(LATENCIES)
+    """Return the section on durations of busy answers and successes, and pauses of callers."""
+    title, about = "Duration of busy answers", definition(LATENCIES)
     rows = findings.latencies
     if rows.is_empty():
-        return Section("latencies", title, about, ["Nothing: nothing was answered busy."])
+        return Section("latencies", title, about, ["No SEAMCALL was answered busy."])
     return Section("latencies", title, about, _costs(rows), grids=[_latencies(rows)])
 
 
 def _costs(rows: pl.DataFrame) -> list[str]:
     known = rows.drop_nulls("busy_ratio").sort("n_busy", "leaf", descending=[True, False])
-    said = [
+    sentences = [
         f"TDH.{leaf_label(row['leaf'])}: a success takes {1 / row['busy_ratio']:.3g} times as long "
         f"as a busy answer{_between(row)}."
         for row in known.head(3).iter_rows(named=True)
     ]
-    return said or ["No leaf has both busy answers and successes that can be compared."]
+    return sentences or ["No leaf has both busy answers and successes that can be charts_leaves."]
 
 
 def _between(row: dict[str, Any]) -> str:
@@ -49,7 +49,7 @@ def _latencies(rows: pl.DataFrame) -> Grid:
     ordered = rows.sort("n_busy", "leaf", descending=[True, False])
     return grid(
         ("TDH.", "busy", "busy takes", "success takes", "p50 pause", "p99 pause", "max pause")
-        + ("beware",),
+        + ("note",),
         [
             (
                 leaf_label(row["leaf"]),
@@ -65,7 +65,7 @@ def _latencies(rows: pl.DataFrame) -> Grid:
         ],
         right=range(1, 7),
         spare=(7, 5),
-        caption="Medians of the calls whose beginning and end were seen. Pauses: from a busy "
+        caption="Medians of the calls with entry and return recorded. Pause: time from a busy "
         "answer to the next attempt.",
         more=more(ordered.height - _MOST, "attempts --latencies"),
     )
@@ -76,9 +76,9 @@ def _time(ns: float | None) -> str:
 
 
 def time_shares(findings: Findings) -> Section:
-    """Show where threads' time went while each TD was built, ran and was torn down."""
-    title, about = "How much of a TD's time is retrying?", definition(TIME_SHARES)
-    rows = chart.spent(findings.time_shares)
+    """Return the section on the time of each TD's threads, by phase and activity."""
+    title, about = "Time spent retrying, by TD", definition(TIME_SHARES)
+    rows = chart.with_total(findings.time_shares)
     if rows.is_empty():
         return Section("time_shares", title, about, ["No SEAMCALL was captured."])
     figures = []
@@ -86,29 +86,29 @@ def time_shares(findings: Findings) -> Section:
         figures = [
             Figure(
                 "time_shares",
-                "Where the time of a TD's threads went",
-                f"Time of the threads that made SEAMCALLs, summed; {chart.drawn(rows)}.",
-                lambda: chart.where_time_went(findings.time_shares),
+                "Time of a TD's threads, by activity",
+                f"Time of the threads that made SEAMCALLs, summed; {chart.drawn_rows(rows)}.",
+                lambda: chart.time_by_activity(findings.time_shares),
             )
         ]
     return Section("time_shares", title, about, _spent(rows), figures, [_time_shares(rows)])
 
 
 def _spent(rows: pl.DataFrame) -> list[str]:
-    said = []
+    sentences = []
     for phase, part in rows.group_by("phase", maintain_order=True):
         retry, wait, all_ = (total(part, name) for name in ("retry_ns", "wait_ns", "all_ns"))
-        said.append(
+        sentences.append(
             f"{str(phase[0]).capitalize()}: {share(retry, all_)} of the threads' time in calls "
-            f"that did not settle their request, {share(wait, all_)} between attempts."
+            f"that did not complete their request, {share(wait, all_)} between attempts."
         )
-    return sorted(said)
+    return sorted(sentences)
 
 
 def _time_shares(rows: pl.DataFrame) -> Grid:
-    titles = ("TD", "phase", "length", "SEAMCALLs", "retries", "settling", "retrying", "between")
+    titles = ("TD", "phase", "length", "SEAMCALLs", "retries", "completing", "retrying", "between")
     return grid(
-        (*titles, "in the guest", "else"),
+        (*titles, "in the guest", "other"),
         [
             (
                 chart.td_label(row["td_id"]),
@@ -122,7 +122,7 @@ def _time_shares(rows: pl.DataFrame) -> Grid:
         ],
         right=range(2, 10),
         spare=(9, 2, 8),
-        caption="SEAMCALLs but VP.ENTER; times are summed over threads. The TDs that spent most on "
-        "retrying first.",
+        caption="SEAMCALLs without VP.ENTER; times are summed over threads. Sorted by time spent "
+        "retrying.",
         more=more(rows.height - _MOST, "time-shares"),
     )

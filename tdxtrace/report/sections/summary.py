@@ -1,27 +1,27 @@
-"""What is the answer in short?"""
+"""Summary section: counts, verdicts and recommendation in a few sentences."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from tdxtrace.report import advice
 from tdxtrace.report.names import leaf_label
-from tdxtrace.report.questions import limits, verdicts
-from tdxtrace.report.sections import Section
+from tdxtrace.report.section import Section
+from tdxtrace.report.sections import limits, verdicts
+from tdxtrace.report.text import next_steps
 from tdxtrace.report.units import count, duration, plural, share, total
 from tdxtrace.tables.trace import Findings
 
 
 def section(findings: Findings) -> Section:
-    """Say how much was seen, how often it was retried, and what to look at next."""
+    """Return the summary: calls and retries, verdicts, limits, losses, and the next command."""
     return Section(
         name="short",
-        title="In short",
+        title="Summary",
         definition="",
         says=[
             *_retried(findings),
             *_zero_steps(findings),
-            *_judged(findings),
+            *_conclusions(findings),
             *_lost(findings),
             *_next(findings),
         ],
@@ -33,29 +33,29 @@ def _retried(findings: Findings) -> list[str]:
     if stats.is_empty():
         has_vcpus = findings.vcpu_stats.height > 0
         seen = "only KVM's own events" if has_vcpus else "and no entry of a vCPU"
-        return [f"No SEAMCALL was captured, {seen}: nothing can be said of retries."]
+        return [f"No SEAMCALL was captured, {seen}: retries cannot be analyzed."]
     n, retried = total(stats, "n_requests"), total(stats, "retried_seamcalls")
     calls = total(stats, "n_seamcalls")
     seen = f"{plural(calls, 'SEAMCALL')} served {plural(n, 'request')}"
     if not retried:
-        return [f"{seen}; nothing was answered busy."]
+        return [f"{seen}; none was answered busy."]
     worst = stats.sort("max_attempts", "leaf", descending=[True, False]).row(0, named=True)
     longest = stats.drop_nulls("max_ns").sort("max_ns", "leaf", descending=[True, False]).head(1)
-    said = [
+    sentences = [
         f"{seen}; retried: {count(retried)} ({share(retried, n)}).",
-        f"The most attempts one request took: {count(worst['max_attempts'])} "
+        f"Maximum attempts of one request: {count(worst['max_attempts'])} "
         f"(TDH.{leaf_label(worst['leaf'])}).",
     ]
     for row in longest.iter_rows(named=True):
         leaf = leaf_label(row["leaf"])
-        said.append(f"The longest request took {duration(row['max_ns'])} (TDH.{leaf}).")
+        sentences.append(f"The longest request took {duration(row['max_ns'])} (TDH.{leaf}).")
     abandoned = total(stats, "abandoned")
     if abandoned:
-        said.append(
-            f"{plural(abandoned, 'request')} met busy and nobody settled "
-            f"{'it' if abandoned == 1 else 'them'} afterwards."
+        sentences.append(
+            f"{plural(abandoned, 'request')} {'was' if abandoned == 1 else 'were'} abandoned busy, "
+            "and not completed by another thread."
         )
-    return said
+    return sentences
 
 
 def _zero_steps(findings: Findings) -> list[str]:
@@ -65,16 +65,16 @@ def _zero_steps(findings: Findings) -> list[str]:
     sure = steps.filter(pl.col("strength") != "weak").height
     weak = steps.height - sure
     if not steps.height:
-        return ["Zero-step mitigation kept no vCPU from entering."]
-    text = f"Zero-step mitigation kept a vCPU out in {plural(sure, 'episode')}"
-    return [text + (f"; {count(weak)} more are weak signs." if weak else ".")]
+        return ["Zero-step mitigation refused no vCPU entry."]
+    text = f"Zero-step mitigation refused entries of a vCPU in {plural(sure, 'episode')}"
+    return [text + (f"; {count(weak)} more have weak evidence." if weak else ".")]
 
 
-def _judged(findings: Findings) -> list[str]:
-    """Verdicts and the recommendation, where there is something to judge."""
+def _conclusions(findings: Findings) -> list[str]:
+    """Verdicts and the recommended limits, if a SEAMCALL was captured."""
     if findings.leaf_stats.is_empty():
         return []
-    return [*verdicts.says(findings), *limits.says(findings)]
+    return [*verdicts.sentences(findings), *limits.sentences(findings)]
 
 
 def _lost(findings: Findings) -> list[str]:
@@ -82,8 +82,8 @@ def _lost(findings: Findings) -> list[str]:
     if bad.is_empty():
         return []
     cut = findings.retry_chains.filter(pl.col("cut_by") == "lost_events").height
-    return [f"Events were lost: {plural(cut, 'request')} cannot be told whole (see Data quality)."]
+    return [f"Events were lost: {plural(cut, 'request')} cut by it (see Data quality)."]
 
 
 def _next(findings: Findings) -> list[str]:
-    return [f"Next: {step}" for step in advice.next_steps(findings)[:1]]
+    return [f"Next: {step}" for step in next_steps(findings)[:1]]

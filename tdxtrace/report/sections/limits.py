@@ -1,4 +1,4 @@
-"""After how many attempts may a caller stop, and what would each policy have done?"""
+"""Sections on recommended retry limits, on the attempts curve, and on replayed policies."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.charts import curve, policies
-from tdxtrace.report.names import definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid
+from tdxtrace.report.names import VALID_FOR, definition, leaf_label
+from tdxtrace.report.section import Figure, Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural, share
 from tdxtrace.tables.limits import ATTEMPTS, LIMITS, POLICIES
 from tdxtrace.tables.trace import Findings
@@ -20,8 +20,8 @@ def _for_anyone(findings: Findings) -> pl.DataFrame:
     return findings.limits.filter(pl.col("unit") == "attempts", pl.col("made_by") == "anyone")
 
 
-def says(findings: Findings) -> list[str]:
-    """Return the recommendation in a sentence, and why there is none where it is withheld."""
+def sentences(findings: Findings) -> list[str]:
+    """Return the recommended limits in a sentence, or why they are withheld."""
     rows = _for_anyone(findings)
     if rows.is_empty():
         return ["No limit is recommended: no request was captured."]
@@ -37,23 +37,23 @@ def says(findings: Findings) -> list[str]:
                 f"{count(wanted['needed_requests'])} requests would be needed."
             )
         return [f"No limit is recommended ({aim}): this trace supports none.{about}"]
-    told = ", ".join(
+    text = ", ".join(
         f"{leaf_label(row['leaf'])} {count(row['limit'])}"
         for row in given.head(6).iter_rows(named=True)
     )
     withheld = rows.height - given.height
     more = f" Withheld for {plural(withheld, 'leaf', 'leaves')}." if withheld else ""
-    return [f"Recommended limits in attempts ({aim}): {told}.{more}"]
+    return [f"Recommended limits in attempts ({aim}): {text}.{more}"]
 
 
 def section(findings: Findings) -> Section:
-    """Show the recommended limit of each leaf, and what it rests on."""
+    """Return the section on the recommended limit of each leaf, and its basis."""
     rows = _for_anyone(findings)
     return Section(
         "limits",
-        "After how many attempts may a caller stop?",
+        "Which retry limit is safe?",
         definition(LIMITS),
-        says(findings),
+        sentences(findings),
         grids=[] if rows.is_empty() else [_table(rows)],
     )
 
@@ -61,7 +61,7 @@ def section(findings: Findings) -> Section:
 def _table(rows: pl.DataFrame) -> Grid:
     ordered = rows.sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
     return grid(
-        ("TDH.", "limit", "basis", "requests", "retried", "most seen", "why, or what to beware of"),
+        ("TDH.", "limit", "basis", "requests", "retried", "max observed", "reason or warning"),
         [
             (
                 leaf_label(row["leaf"]),
@@ -70,29 +70,29 @@ def _table(rows: pl.DataFrame) -> Grid:
                 count(row["n_requests"]),
                 count(row["n_retried"]),
                 count(row["max_seen"]),
-                row["reason"] or f"may change with {row['would_change']}",
+                row["reason"] or VALID_FOR,
             )
             for row in ordered.head(_MOST).iter_rows(named=True)
         ],
         right=(1, 3, 4, 5),
         spare=(6,),
-        caption="Limits in attempts, whoever made the calls busy.",
+        caption="Limits in attempts, for busy answers of any cause.",
         more=f"{count(rows.height - _MOST)} more leaves" if rows.height > _MOST else "",
     )
 
 
 def attempts(findings: Findings) -> Section:
-    """Show which share of requests needed more than so many attempts."""
-    title, about = "How many attempts does a request need?", definition(ATTEMPTS)
+    """Return the section on the share of requests by number of attempts needed."""
+    title, about = "Attempts per request", definition(ATTEMPTS)
     rows = curve.curve_rows(findings.attempts)
     if rows.is_empty():
         return Section("attempts", title, about, ["No request needed a second attempt."])
     names = rows["leaf"].unique(maintain_order=True).to_list()
-    said = []
-    for n in curve.KNOWN_LIMITS:
+    sentences = []
+    for n in curve.PROPOSED_LIMITS:
         leaf = names[0]
         last = rows.filter(pl.col("leaf") == leaf, pl.col("within") <= n).tail(1)
-        said.append(
+        sentences.append(
             f"TDH.{leaf}: {last['needed more'].item()} of the requests needed more than {n} "
             f"attempts (95 % interval: {last['interval'].item()})."
         )
@@ -100,15 +100,15 @@ def attempts(findings: Findings) -> Section:
         "attempts",
         title,
         about,
-        said,
+        sentences,
         figures=[
             Figure(
                 "attempts",
                 "Requests that needed more than n attempts",
                 f"Kaplan-Meier, with the 95 % band of {names[0]}; cut requests are censored. "
-                "A line that falls to the bottom: none needed more. Dashed: limits that were "
-                f"proposed, and those found here. The {plural(len(names), 'leaf', 'leaves')} with "
-                "most retried requests.",
+                "A line at the bottom: none needed more. Dashed: limits that were "
+                f"proposed, and those recommended. The {plural(len(names), 'leaf', 'leaves')} with "
+                "the most retried requests.",
                 lambda: curve.attempts_curve(findings.attempts, findings.limits),
             )
         ],
@@ -116,11 +116,11 @@ def attempts(findings: Findings) -> Section:
 
 
 def replayed(findings: Findings) -> Section:
-    """Show what each policy would have done with the requests of this trace."""
-    title, about = "What would each policy have done?", definition(POLICIES)
+    """Return the section on the replay of each policy on the requests of this trace."""
+    title, about = "Replayed retry policies", definition(POLICIES)
     rows = findings.policies.filter(pl.col("n_retried") > 0)
     if rows.is_empty():
-        return Section("policies", title, about, ["The same: nothing was retried."])
+        return Section("policies", title, about, ["No request was retried."])
     sums = (
         rows.group_by("policy", maintain_order=True)
         .agg(
@@ -144,9 +144,9 @@ def replayed(findings: Findings) -> Section:
         figures=[
             Figure(
                 "policies",
-                "Requests that need more than a policy grants",
-                "Each cell: the share, and below it the 95 % interval; leaves retried most. "
-                "Requests are taken as they came: another policy would also change who meets whom.",
+                "Requests that need more than a policy allows",
+                "Each cell: the share, and below it the 95 % interval; most retried leaves. "
+                "Arrivals are as recorded: another policy would also change which calls conflict.",
                 lambda: policies.policies_compared(findings.policies),
             )
         ],
@@ -156,7 +156,7 @@ def replayed(findings: Findings) -> Section:
 
 def _policies(sums: pl.DataFrame) -> Grid:
     return grid(
-        ("policy", "need more", "not known", "warnings", "VMs killed", "left behind", "retrying"),
+        ("policy", "need more", "unknown", "warnings", "VMs killed", "left blocked", "retrying"),
         [
             (
                 row["policy"],
@@ -171,6 +171,6 @@ def _policies(sums: pl.DataFrame) -> Grid:
         ],
         right=range(1, 7),
         spare=(3,),
-        caption="Leaves that were retried. Not known: requests that left sight before the policy "
-        "ends; left behind: SEPT entries with host priority set.",
+        caption="Retried leaves only. Unknown: requests whose end was not observed within the "
+        "policy; left blocked: SEPT entries left with host priority set.",
     )

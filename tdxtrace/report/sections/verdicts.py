@@ -1,4 +1,4 @@
-"""Whose fault is it?"""
+"""Section on the verdicts."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.names import definition
-from tdxtrace.report.sections import Grid, Section, grid, more
+from tdxtrace.report.section import Grid, Section, grid, more
 from tdxtrace.report.units import count, plural
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import VERDICTS
 
 ORDER: Final = ("BUG", "HOSTILE", "UNDECIDED", "EXPECTED")
-"""What asks for action first."""
+"""Verdicts in order of importance."""
 _MOST: Final = 15
 
 
 def ranked(findings: Findings) -> pl.DataFrame:
-    """Return the verdicts, those that ask for action first, then the larger groups."""
+    """Return the verdicts by importance, then by size of the group."""
     place = pl.col("verdict").cast(pl.Enum(ORDER))
     return findings.verdicts.sort(
         place, "n_rows", "what", descending=[False, True, False], maintain_order=True
     )
 
 
-def says(findings: Findings) -> list[str]:
-    """Return how many groups have which verdict, and the gravest in a sentence each."""
+def sentences(findings: Findings) -> list[str]:
+    """Return the number of groups by verdict, and a sentence for each of the first BUG, HOSTILE."""
     rows = ranked(findings)
     if rows.is_empty():
-        return ["No verdict: nothing was found that somebody would have to answer for."]
+        return ["No verdict: no busy answer, zero-step episode or other finding to judge."]
     counts = dict(rows.group_by("verdict").len().rows())
-    told = ", ".join(f"{counts[v]} {v}" for v in ORDER if v in counts)
-    grave = rows.filter(pl.col("verdict").is_in(["BUG", "HOSTILE"])).head(3)
-    none = [] if grave.height else [_none_grave("UNDECIDED" in counts)]
+    parts = ", ".join(f"{counts[v]} {v}" for v in ORDER if v in counts)
+    severe = rows.filter(pl.col("verdict").is_in(["BUG", "HOSTILE"])).head(3)
+    none = [] if severe.height else [_none_severe("UNDECIDED" in counts)]
     return [
-        f"Verdicts on {plural(rows.height, 'group')} of findings: {told}.",
+        f"Verdicts on {plural(rows.height, 'group')} of findings: {parts}.",
         *none,
-        *(f"{row['verdict']}: {row['sentence']}" for row in grave.iter_rows(named=True)),
+        *(f"{row['verdict']}: {row['sentence']}" for row in severe.iter_rows(named=True)),
     ]
 
 
-def _none_grave(has_undecided: bool) -> str:
-    """No reassurance where the trace cannot tell."""
-    open_ = "; what is UNDECIDED may still be either" if has_undecided else ""
-    return f"Nothing is judged BUG, nothing HOSTILE{open_}."
+def _none_severe(has_undecided: bool) -> str:
+    """No BUG or HOSTILE, with the caveat that UNDECIDED groups could be either."""
+    caveat = "; the UNDECIDED groups could be either" if has_undecided else ""
+    return f"No BUG and no HOSTILE{caveat}."
 
 
 def section(findings: Findings) -> Section:
-    """Show each verdict with the rows and the rule that it rests on."""
+    """Return the section with each verdict, its evidence rows and its rule."""
     rows = ranked(findings)
     return Section(
         "verdicts",
-        "Whose fault is it?",
+        "Verdicts",
         definition(VERDICTS),
-        says(findings),
+        sentences(findings),
         grids=[] if rows.is_empty() else [_table(rows)],
     )
 
 
 def _table(rows: pl.DataFrame) -> Grid:
     return grid(
-        ("verdict", "findings", "rows", "rule", "why, or what would decide it"),
+        ("verdict", "findings", "rows", "rule", "reason"),
         [
             (
                 row["verdict"],
@@ -74,7 +74,7 @@ def _table(rows: pl.DataFrame) -> Grid:
         ],
         right=(1,),
         spare=(3, 2),
-        caption="Rows are the first lines or records (seq) that show it.",
+        caption="Rows are the first lines or records (seq) of the evidence.",
         more=more(rows.height - _MOST, "verdicts"),
     )
 

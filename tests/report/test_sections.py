@@ -1,4 +1,4 @@
-"""The questions about causes, aftermath and costs: what the report says of small traces."""
+"""Sections on causes, outcomes, costs and zero-step episodes, for small traces."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from support.story import story
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
-from tdxtrace.report.charts.shares import MAX_BARS, share_rows
 from tdxtrace.report.charts.thresholds import threshold_rows
-from tdxtrace.report.questions import steps
-from tdxtrace.report.sections import Section
-from tdxtrace.report.story import sections
+from tdxtrace.report.charts.time_shares import MAX_BARS, share_rows
+from tdxtrace.report.outline import sections
+from tdxtrace.report.section import Section
+from tdxtrace.report.sections import zero_steps
 from tdxtrace.tables.catalog import TABLES
 from tdxtrace.tables.findings import STEP_CAUSES
 from tdxtrace.tables.trace import Findings
 
-ASKED = (
+SECTIONS = (
     *("latencies", "time_shares", "td_conflicts", "abandoned_requests", "progress_loops"),
     *("zero_step_causes", "step_thresholds"),
 )
 
 
-def asked(findings: Findings, name: str) -> Section:
+def section_of(findings: Findings, name: str) -> Section:
     (section,) = [section for section in sections(findings) if section.name == name]
     return section
 
 
 def of(text: str, name: str) -> Section:
-    return asked(analyze(story(text).trace), name)
+    return section_of(analyze(story(text).trace), name)
 
 
 @pytest.fixture(scope="module")
@@ -40,58 +40,56 @@ def stepping() -> Findings:
     return analyze(read_trace(SAMPLES / "zerostep.txt"))
 
 
-# Nothing found is one sentence, and no table.
+# Without findings there is one sentence, and no table.
 
 EMPTY = {
-    ("", "latencies"): "Nothing: nothing was answered busy.",
+    ("", "latencies"): "No SEAMCALL was answered busy.",
     ("", "time_shares"): "No SEAMCALL was captured.",
-    ("", "td_conflicts"): "No: nothing was answered busy.",
+    ("", "td_conflicts"): "No SEAMCALL was answered busy.",
     ("", "abandoned_requests"): "No request was captured.",
     ("", "progress_loops"): "No request was captured.",
-    ("", "zero_step_causes"): "Cannot be told: no entry of a vCPU was captured.",
-    ("", "step_thresholds"): "Cannot be told: no entry of a vCPU was captured.",
-    ("S1 S2", "abandoned_requests"): "No request was left busy in this trace.",
+    ("", "zero_step_causes"): "Unknown: no entry of a vCPU was captured.",
+    ("", "step_thresholds"): "Unknown: no entry of a vCPU was captured.",
+    ("S1 S2", "abandoned_requests"): "No request was abandoned in this trace.",
     ("S1", "progress_loops"): (
-        "Nothing was repeated without a lock, and no vCPU fell silent after a fault."
+        "Nothing was repeated without a lock conflict; no vCPU was idle after a fault."
     ),
-    ("enterS S1 enterS", "zero_step_causes"): (
-        "Nothing did: there is no zero-step episode in this trace."
-    ),
+    ("enterS S1 enterS", "zero_step_causes"): ("There is no zero-step episode in this trace."),
     ("enterS S1 enterS", "step_thresholds"): (
-        "No run of faults goes beyond 4, the lowest that was tried: the longest has 0 faults."
+        "No run of faults exceeds 4, the lowest threshold tried: the longest has 0 faults."
     ),
 }
 
 
 @pytest.mark.parametrize(("text", "name"), EMPTY)
-def test_nothing_found_is_one_sentence(text: str, name: str) -> None:
+def test_no_findings_are_one_sentence(text: str, name: str) -> None:
     section = of(text, name)
     assert section.says == [EMPTY[text, name]]
     assert not section.grids
     assert not section.figures
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_each_is_defined_in_a_sentence_of_the_catalog(name: str, stepping: Findings) -> None:
+@pytest.mark.parametrize("name", SECTIONS)
+def test_each_section_has_the_definition_of_its_table(name: str, stepping: Findings) -> None:
     (table,) = [table for table in TABLES if table.name == name]
-    section = asked(stepping, name)
+    section = section_of(stepping, name)
     assert section.definition == table.meaning != ""
     assert section.definition.endswith(".")
-    assert section.title.endswith("?")
+    assert section.title
 
 
 # Something found.
 
 
-def test_what_came_of_requests_left_busy_is_counted_by_consequence() -> None:
+def test_abandoned_requests_are_counted_by_consequence() -> None:
     section = of("blockB1 S2 blockB3 S2 2/blockS3", "abandoned_requests")
     (says,) = section.says
-    assert says.startswith("2 requests left busy. What came of it: another call settled it: 1;")
-    assert says.endswith("nothing that the trace shows: 1.")
+    assert says.startswith("2 requests abandoned. Consequences: another call completed it: 1;")
+    assert says.endswith("no consequence in the trace: 1.")
     (grid,) = section.grids
     assert [(*row[:2], *row[4:]) for row in grid.rows] == [
-        ("MEM.RANGE.BLOCK", "1", "6", "10", "another call settled it"),
-        ("MEM.RANGE.BLOCK", "1", "2", "-", "nothing that the trace shows"),
+        ("MEM.RANGE.BLOCK", "1", "6", "10", "another call completed it"),
+        ("MEM.RANGE.BLOCK", "1", "2", "-", "no consequence in the trace"),
     ]
 
 
@@ -103,10 +101,10 @@ def test_a_request_with_two_consequences_is_one_request() -> None:
             rows.with_columns(consequence=pl.lit("later_call_failed", rows["consequence"].dtype)),
         ]
     )
-    section = asked(
+    section = section_of(
         _with(analyze(story("S1").trace), abandoned_requests=both), "abandoned_requests"
     )
-    assert section.says[0].startswith("1 request left busy.")
+    assert section.says[0].startswith("1 request abandoned.")
 
 
 def _with(findings: Findings, **answers: pl.DataFrame) -> Findings:
@@ -115,9 +113,9 @@ def _with(findings: Findings, **answers: pl.DataFrame) -> Findings:
     return changed
 
 
-def test_loops_are_told_with_whether_they_moved_on() -> None:
+def test_loops_are_counted_by_progress() -> None:
     section = of("N1 N1 S1 N2 S3", "progress_loops")
-    assert section.says == ["2 loops: 1 moved on, 1 did not, as far as is seen."]
+    assert section.says == ["2 loops: 1 with progress, 1 without progress."]
     (grid,) = section.grids
     assert [(*row[1:4], row[6]) for row in grid.rows] == [
         ("MEM.PAGE.AUG", "1", "2", "seen"),
@@ -125,14 +123,14 @@ def test_loops_are_told_with_whether_they_moved_on() -> None:
     ]
 
 
-def test_another_td_that_is_not_to_blame_is_one_line() -> None:
+def test_no_conflict_with_another_td_is_one_sentence() -> None:
     section = of("2/block(1 B1 2/)S S1", "td_conflicts")
     (says,) = section.says
-    assert says.startswith("No other TD is known to have held what was busy. 1 busy answer:")
+    assert says.startswith("No busy answer is known to be caused by another TD. Of 1:")
     assert not section.grids
 
 
-def test_another_td_that_is_to_blame_is_named_by_leaf() -> None:
+def test_conflicts_with_another_td_are_listed_by_leaf() -> None:
     findings = analyze(story("2/block(1 B1 2/)S S1").trace)
     rows = findings.td_conflicts
     met = rows.with_columns(
@@ -141,16 +139,15 @@ def test_another_td_that_is_to_blame_is_named_by_leaf() -> None:
         n_same_td=pl.lit(1, pl.UInt64),
         n_unknown=pl.lit(1, pl.UInt64),
     )
-    section = asked(_with(findings, td_conflicts=met), "td_conflicts")
+    section = section_of(_with(findings, td_conflicts=met), "td_conflicts")
     assert section.says == [
-        "5 busy answers: another TD held it 3 times, the same TD held it 1 time, who did is not "
-        "known of 1."
+        "5 busy answers: 3 caused by another TD, 1 caused by the same TD, 1 unknown."
     ]
     assert section.grids[0].rows[0][2:6] == ("5", "3", "1", "1")
 
 
-def test_a_success_is_weighed_in_busy_answers(stepping: Findings) -> None:
-    section = asked(stepping, "latencies")
+def test_a_success_is_compared_with_a_busy_answer(stepping: Findings) -> None:
+    section = section_of(stepping, "latencies")
     row = stepping.latencies.filter(pl.col("leaf") == 6).row(0, named=True)
     told = f"TDH.MEM.PAGE.AUG: a success takes {1 / row['busy_ratio']:.3g} times as long as a busy"
     assert told == "TDH.MEM.PAGE.AUG: a success takes 24 times as long as a busy"
@@ -160,42 +157,43 @@ def test_a_success_is_weighed_in_busy_answers(stepping: Findings) -> None:
 
 
 def test_times_of_a_td_add_up_in_table_and_chart(stepping: Findings) -> None:
-    section = asked(stepping, "time_shares")
+    section = section_of(stepping, "time_shares")
     assert section.says == [
-        "Run: 0.3 % of the threads' time in calls that did not settle their request, 22 % between "
-        "attempts."
+        "Run: 0.3 % of the threads' time in calls that did not complete their request, 22 % "
+        "between attempts."
     ]
     assert not section.figures, "one row needs no chart"
     assert share_rows(stepping.time_shares)["share"].sum() == pytest.approx(1)
 
 
-def test_a_chart_of_many_tds_says_which_it_leaves_out(stepping: Findings) -> None:
+def test_a_chart_of_many_tds_says_how_many_are_left_out(stepping: Findings) -> None:
     one = stepping.time_shares
     many = pl.concat(one.with_columns(pl.col("td_id") + n) for n in range(MAX_BARS + 2))
-    section = asked(_with(stepping, time_shares=many), "time_shares")
+    section = section_of(_with(stepping, time_shares=many), "time_shares")
     (figure,) = section.figures
     assert "the 16 with most retrying of 18 TDs and phases" in figure.caption
     assert share_rows(many)["of"].n_unique() == MAX_BARS
     assert section.grids[0].more == "6 more (tdxtrace time-shares)"
 
 
-def test_causes_of_episodes_are_told_with_what_would_decide(stepping: Findings) -> None:
-    section = asked(stepping, "zero_step_causes")
-    assert section.says == ["8 episodes: not known 7 (88 %); left loop 1 (12 %)."]
+def test_causes_of_episodes_have_advice_on_what_to_record(stepping: Findings) -> None:
+    section = section_of(stepping, "zero_step_causes")
+    assert section.says == ["8 episodes: unknown 7 (88 %); left loop 1 (12 %)."]
     rows = section.grids[0].rows
-    assert rows[0][:4] == ("not known", "7", "6", "49")
+    assert rows[0][:4] == ("unknown", "7", "6", "49")
     assert rows[0][-1].startswith("record also kvm:kvm_page_fault")
     assert rows[1][4:6] == ("86 %", "1202")
 
 
-def test_every_cause_has_its_words() -> None:
-    assert {*steps._BECAUSE, "unknown"} == set(STEP_CAUSES)
+def test_every_cause_has_a_reason() -> None:
+    assert {*zero_steps._REASONS, "unknown"} == set(STEP_CAUSES)
 
 
-def test_thresholds_are_weighed_against_that_of_the_module(stepping: Findings) -> None:
-    section = asked(stepping, "step_thresholds")
+def test_thresholds_are_compared_with_that_of_the_module(stepping: Findings) -> None:
+    section = section_of(stepping, "step_thresholds")
     assert section.says == [
-        "Beyond the module's 6: at most 4 runs on 3 vCPUs; the longest run has 9 faults.",
+        "Above the module's threshold of 6: at most 4 runs on 3 vCPUs; the longest run has 9 "
+        "faults.",
         "With a threshold of 9 there would be none.",
     ]
     (figure,) = section.figures
@@ -207,11 +205,11 @@ def test_thresholds_are_weighed_against_that_of_the_module(stepping: Findings) -
     assert [row["threshold"] for row in rows if row["own"] > 0.9] == ["6"]
 
 
-def test_few_thresholds_that_differ_need_no_chart(stepping: Findings) -> None:
+def test_few_distinct_thresholds_have_no_chart(stepping: Findings) -> None:
     rows = stepping.step_thresholds.with_columns(
         n_runs=pl.when(pl.col("threshold") < 7).then(1).otherwise(0).cast(pl.UInt64)
     )
-    section = asked(_with(stepping, step_thresholds=rows), "step_thresholds")
+    section = section_of(_with(stepping, step_thresholds=rows), "step_thresholds")
     assert not section.figures
     assert [row[:2] for row in section.grids[0].rows] == [
         *(("4", "1"), ("5", "1"), ("6", "1"), ("7", "0"))
@@ -226,5 +224,5 @@ def test_thresholds_of_several_inputs_are_added(stepping: Findings) -> None:
 
 def test_every_threshold_may_be_exceeded(stepping: Findings) -> None:
     rows = stepping.step_thresholds.with_columns(n_runs=pl.lit(2, pl.UInt64))
-    section = asked(_with(stepping, step_thresholds=rows), "step_thresholds")
-    assert section.says[1].startswith("Even beyond 16, the highest that was tried: 2 runs on")
+    section = section_of(_with(stepping, step_thresholds=rows), "step_thresholds")
+    assert section.says[1].startswith("Above 16, the highest threshold tried: still 2 runs on")

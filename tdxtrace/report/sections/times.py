@@ -1,13 +1,13 @@
-"""How long do requests take, and when do they meet busy?"""
+"""Section on the duration of requests, and on when and on which thread they were retried."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from tdxtrace.report.charts import rate, timeline, times
+from tdxtrace.report.charts import timeline, times
 from tdxtrace.report.charts.timeline import Timeline
 from tdxtrace.report.names import Threads, definition, leaf_label
-from tdxtrace.report.sections import Figure, Grid, Section, grid, more
+from tdxtrace.report.section import Figure, Grid, Section, grid, more
 from tdxtrace.report.text import chain_end, worst_chains
 from tdxtrace.report.units import count, duration, plural, word
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -17,9 +17,9 @@ _WORST = 12
 
 
 def section(findings: Findings) -> Section:
-    """Show how long requests took, when and where they were retried, and the worst of them."""
+    """Return the section on durations of requests, retries by time and thread, worst requests."""
     chains = findings.retry_chains
-    title, about = "When and where are requests retried?", definition(RETRY_CHAINS)
+    title, about = "Retries by time and thread", definition(RETRY_CHAINS)
     retried = chains.filter(pl.col("n_busy") > 0)
     if chains.is_empty():
         return Section("retry_chains", title, about, ["No request was captured."])
@@ -31,14 +31,14 @@ def section(findings: Findings) -> Section:
         "retry_chains",
         title,
         about,
-        [_says(chains, retried)],
+        [_sentences(chains, retried)],
         figures=[
             *_times(findings),
             Figure(
                 "rate",
-                "Requests that met busy, over time",
-                "By when the request began; hover for the counts.",
-                lambda: rate.retried_over_time(findings),
+                "Requests answered busy, over time",
+                "By start of the request; hover for the counts.",
+                lambda: times.retried_over_time(findings),
             ),
             Figure(
                 "timeline",
@@ -56,29 +56,29 @@ def _times(findings: Findings) -> list[Figure]:
     if not n:
         return []
     missing = findings.retry_chains["took_ns"].null_count()
-    note = f"{plural(n, 'request')}; entries of vCPUs that were not refused are left out"
+    note = f"{plural(n, 'request')}, without successful vCPU entries"
     if missing:
-        note += f", and {count(missing)} of which the beginning or the end was not seen"
+        note += f" and without {count(missing)} whose start or end was not recorded"
     resolution = max(source.clock_resolution_ns for source in findings.provenance.sources)
     return [
         Figure(
             "times",
-            "How long requests took",
-            f"{note}. Each kind adds up to 100 %. The clock's step is {duration(resolution)}.",
+            "Duration of requests",
+            f"{note}. Each kind adds up to 100 %. Clock resolution: {duration(resolution)}.",
             lambda: times.request_times(findings.retry_chains, resolution),
         )
     ]
 
 
-def _says(chains: pl.DataFrame, retried: pl.DataFrame) -> str:
+def _sentences(chains: pl.DataFrame, retried: pl.DataFrame) -> str:
     known = times.timed(chains)
     quick = known.filter(pl.col("n_busy") == 0)["took_ns"].to_physical().median()
     slow = known.filter(pl.col("n_busy") > 0)["took_ns"].to_physical().median()
     if not isinstance(quick, float) or not isinstance(slow, float):
-        return f"Met busy at least once: {plural(retried.height, 'request')}."
+        return f"Answered busy at least once: {plural(retried.height, 'request')}."
     return (
-        f"Half of the requests that were answered at once took up to {duration(round(quick))}, "
-        f"half of those that were retried up to {duration(round(slow))}."
+        f"Median duration: {duration(round(quick))} of requests that succeeded at once, "
+        f"{duration(round(slow))} of those that were retried."
     )
 
 
@@ -88,7 +88,7 @@ def _drawn(shown: Timeline) -> str:
     if n < shown.n_chains:
         text = f"The {count(n)} with most attempts of {plural(shown.n_chains, 'retried request')}"
     if len(shown.threads) < shown.n_threads:
-        text += f", on the {len(shown.threads)} threads that met most busy of {shown.n_threads}"
+        text += f", on the {len(shown.threads)} threads with most busy answers of {shown.n_threads}"
     return text + "."
 
 

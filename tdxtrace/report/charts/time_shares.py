@@ -1,4 +1,4 @@
-"""Where the time of a TD's threads went, phase by phase."""
+"""Chart of the time of a TD's threads by activity and phase."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     import altair as alt
 
 MAX_BARS: Final = 16
-"""TDs and phases below each other on one screen."""
+"""Maximum bars, so that they fit one screen."""
 PARTS: Final = ("done_ns", "retry_ns", "wait_ns", "guest_ns", "rest_ns")
 _NAMES: Final = {
     "retry_ns": ("retrying", "vermilion"),
     "wait_ns": ("between attempts", "yellow"),
-    "done_ns": ("settling", "blue"),
+    "done_ns": ("completing", "blue"),
     "guest_ns": ("in the guest", "green"),
-    "rest_ns": ("else", "grey"),
+    "rest_ns": ("other", "grey"),
 }
 
 _TWO_LINES: Final = "split(datum.label, ': ')"
 
 
-def where_time_went(time_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw, for each TD and phase, the share of its threads' time that each part took."""
+def time_by_activity(time_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
+    """Draw the share of each activity in the time of a TD's threads, by TD and phase."""
     import altair as alt  # noqa: PLC0415
 
     rows = share_rows(time_shares)
     names = rows["of"].unique(maintain_order=True).to_list()
-    # Two lines stand around the middle of their bar.
+    # Centers the two lines of a label on its bar.
     names_axis = alt.Axis(labelExpr=_TWO_LINES, labelOffset=-7)
     parts = [name for name, _ in _NAMES.values()]
     hues = [light(hue) for _, hue in _NAMES.values()]
@@ -53,8 +53,8 @@ def where_time_went(time_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
 
 
 def share_rows(time_shares: pl.DataFrame) -> pl.DataFrame:
-    """Return share, and texts for the reader, by TD and phase and part."""
-    drawn = spent(time_shares).filter(pl.col("all_ns") > 0).head(MAX_BARS)
+    """Return shares and tooltip texts by TD, phase and activity."""
+    drawn = with_total(time_shares).filter(pl.col("all_ns") > 0).head(MAX_BARS)
     return pl.DataFrame(
         [
             {
@@ -72,12 +72,12 @@ def share_rows(time_shares: pl.DataFrame) -> pl.DataFrame:
 
 
 def td_label(td_id: int | None) -> str:
-    """Return a TD's address, or that nothing tells the TD."""
-    return "TD not told" if td_id is None else word(td_id)
+    """Return a TD's address, or that the TD is unknown."""
+    return "unknown TD" if td_id is None else word(td_id)
 
 
-def spent(time_shares: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows with ``all_ns``, what most time was lost in first."""
+def with_total(time_shares: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows with ``all_ns``, the sum of activities, by time spent retrying."""
     return time_shares.with_columns(all_ns=pl.sum_horizontal(PARTS)).sort(
         pl.col("retry_ns") + pl.col("wait_ns"),
         *("source", "td_id", "start_ns"),
@@ -85,8 +85,8 @@ def spent(time_shares: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def drawn(rows: pl.DataFrame) -> str:
-    """Say how many of the rows are drawn."""
+def drawn_rows(rows: pl.DataFrame) -> str:
+    """Return text that says how many of the rows are drawn."""
     if rows.height <= MAX_BARS:
         return f"all {plural(rows.height, 'TD and phase', 'TDs and phases')}"
     return f"the {count(MAX_BARS)} with most retrying of {count(rows.height)} TDs and phases"

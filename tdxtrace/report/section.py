@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML, Markdown or JSON: one section per question."""
+"""Parts of a report, independent of its format: sections, figures, tables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import altair as alt
 
 
-# A verdict with what would decide it; longer is no table any more.
-_WIDEST: Final = 400
-# What is longer than a name, an outcome or a list of rows.
+# Maximum characters of a cell: a verdict with its advice.
+_MAX_CELL: Final = 400
+# Length above which a cell is a sentence, not a name, an outcome or a list of rows.
 _SENTENCE: Final = 48
 
 
@@ -24,49 +24,49 @@ class Figure:
     """A chart, drawn when it is needed."""
 
     name: str
-    """File name of its picture, and its place in the page."""
+    """File name of its image, and its anchor in the page."""
     title: str
     caption: str
-    """What was left out or summed up, and how to read it."""
+    """What is left out, and how to read the chart."""
     draw: Callable[[], alt.Chart | alt.LayerChart]
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table for reading; cells are text, one line each, hostile or not."""
+    """A table to display; cells are single lines of text, possibly untrusted."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[int] = frozenset()
-    """Columns of numbers."""
+    """Indices of right-aligned columns."""
     caption: str = ""
     more: str = ""
-    """What is not shown, and how to see it."""
+    """What is left out, and how to see it."""
     spare: Sequence[int] = ()
-    """Columns that are left out where there is no room, the first first."""
+    """Indices of columns to drop where the width is not enough, in this order."""
 
     @property
-    def is_told(self) -> bool:
-        """Whether its rows end in sentences: no table any more where there is little room."""
+    def ends_in_sentences(self) -> bool:
+        """Whether rows end in sentences: such a table is shown as a list on a narrow page."""
         return any(len(row[-1]) > _SENTENCE for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The answer to one question."""
+    """A section of a report."""
 
     name: str
-    """Name of the table it is about; the anchor in the page."""
+    """Name of the table that it presents; its anchor in the page."""
     title: str
     definition: str
     says: Sequence[str]
-    """The answer in sentences, the most important first; never empty."""
+    """Sentences, the most important first; never empty."""
     figures: Sequence[Figure] = ()
     grids: Sequence[Grid] = ()
 
 
 def more(n_hidden: int, command: str) -> str:
-    """Say how many rows a table leaves out, and which command prints them; empty if none."""
+    """Return the note on rows left out and the command that prints them; empty if none."""
     return f"{count(n_hidden)} more (tdxtrace {command})" if n_hidden > 0 else ""
 
 
@@ -79,6 +79,6 @@ def grid(
     more: str = "",
     spare: Sequence[int] = (),
 ) -> Grid:
-    """Return a table whose cells are safe to show, as text, wherever text is shown."""
-    safe = [tuple(one_line(cell, _WIDEST) for cell in row) for row in rows]
+    """Return a Grid with its cells made printable by :func:`one_line`."""
+    safe = [tuple(one_line(cell, _MAX_CELL) for cell in row) for row in rows]
     return Grid(titles, safe, frozenset(right), caption, more, spare)

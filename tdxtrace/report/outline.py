@@ -1,0 +1,121 @@
+"""Outline of the report: its sections in order, its title, and its charts by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from tdxtrace.report.charts.theme import WIDTH
+from tdxtrace.report.section import Figure, Section
+from tdxtrace.report.sections import (
+    causes,
+    costs,
+    leaves,
+    limits,
+    outcomes,
+    quality,
+    summary,
+    times,
+    verdicts,
+    zero_steps,
+)
+from tdxtrace.tables.text import escape
+from tdxtrace.tables.trace import Findings
+
+if TYPE_CHECKING:
+    import altair as alt
+
+
+# The slowest tables, in two independent groups of about the same duration, which are computed
+# in parallel.
+_IN_BACKGROUND: Final = ("step_thresholds", "time_shares", "zero_step_causes", "progress_loops")
+_IN_FOREGROUND: Final = ("busy_causes", "attempts", "limits", "policies", "latencies")
+
+
+def sections(findings: Findings) -> list[Section]:
+    """Return the sections of the report on ``findings``, the summary first."""
+    with ThreadPoolExecutor(1) as background:
+        others = background.submit(_compute, findings, _IN_BACKGROUND)
+        _compute(findings, _IN_FOREGROUND)
+        others.result()
+    return [
+        summary.section(findings),
+        verdicts.section(findings),
+        limits.section(findings),
+        quality.section(findings),
+        leaves.section(findings),
+        limits.attempts(findings),
+        limits.replayed(findings),
+        times.section(findings),
+        costs.latencies(findings),
+        costs.time_shares(findings),
+        causes.section(findings),
+        causes.td_conflicts(findings),
+        outcomes.abandoned(findings),
+        outcomes.loops(findings),
+        zero_steps.section(findings),
+        zero_steps.causes(findings),
+        zero_steps.thresholds(findings),
+        zero_steps.vcpus(findings),
+    ]
+
+
+def _compute(findings: Findings, names: Sequence[str]) -> None:
+    for name in names:
+        getattr(findings, name)
+
+
+def title(findings: Findings) -> str:
+    """Return the title of the report, with the names of at most three inputs."""
+    names = [source.path.rpartition("/")[2] for source in findings.provenance.sources]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return "TDX SEAMCALL retries: " + ", ".join(names[:3]) + more
+
+
+class Charts(Mapping[str, "alt.Chart | alt.LayerChart"]):
+    """Charts of findings by name; only those with data. A chart is drawn on access.
+
+    Example:
+        >>> import tdxtrace
+        >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
+        >>> "timeline" in tdxtrace.charts(tdxtrace.analyze(trace))
+        True
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self._figures: dict[str, Figure] = {
+            figure.name: figure for section in sections(findings) for figure in section.figures
+        }
+
+    def __getitem__(self, name: str) -> alt.Chart | alt.LayerChart:
+        drawn: alt.Chart | alt.LayerChart = self._figures[name].draw().properties(width=WIDTH)
+        return drawn
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        return len(self._figures)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self._figures), default=0) + 1
+        lines = [f"  {name:<{width}} {figure.title}" for name, figure in self._figures.items()]
+        return "\n".join(["Charts: charts[name] draws one", *lines])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td><code>{escape(name)}</code></td>"
+            f"<td style='text-align:left'>{escape(figure.title)}</td></tr>"
+            for name, figure in self._figures.items()
+        )
+        return f"<p><b>Charts</b>: <code>charts[name]</code> draws one</p><table>{rows}</table>"
+
+
+def charts(findings: Findings) -> Charts:
+    """Return the charts of the report on ``findings``, for a notebook.
+
+    Args:
+        findings: What ``analyze`` found.
+    """
+    return Charts(findings)

@@ -1,1 +1,0 @@
-"""Questions: each module answers one, from findings to a section of the report."""
