@@ -54,14 +54,14 @@ def _traces(words: list[str]) -> list[str]:
 
 def _write(findings: Findings, output: Path | None, as_json: bool, query: QueryOptions) -> None:
     from tdxtrace.cli import outputs
-    from tdxtrace.report.facts import facts
+    from tdxtrace.report.json_data import findings_data
 
     if output is not None:
-        outputs.write_folder(output, findings.tables(), facts(findings), query.inputs)
+        outputs.write_folder(output, findings.tables(), findings_data(findings), query.inputs)
     if as_json:
-        typer.echo(outputs.json_text(facts(findings)), nl=False)
+        typer.echo(outputs.json_text(findings_data(findings)), nl=False)
     elif not query.quiet:
-        from tdxtrace.report.text import screen
+        from tdxtrace.report.findings_text import findings_text
 
         height = shutil.get_terminal_size(fallback=(80, 24)).lines
-        outputs.print_screen(screen(findings, height), query.no_color)
+        outputs.print_screen(findings_text(findings, height), query.no_color)

@@ -136,10 +136,10 @@ def _busy_causes(script: _Script) -> None:
 def _explain(script: _Script) -> None:
     words = script.words
     script.use("tdxtrace.analysis.causes.surroundings", "surroundings")
-    script.use("tdxtrace.report.timeline", "as_text")
+    script.use("tdxtrace.report.attempt_text", "attempt_text")
     options = f"source={words['source']}, whole_chain={words['chain']}"
     script.show(f"surroundings(trace, findings, {words['seq']}, {options})", "around")
-    script.lines[-1] = "print(as_text(around))"
+    script.lines[-1] = "print(attempt_text(around))"
 
 
 def _policies(script: _Script) -> None:
@@ -188,13 +188,13 @@ def _report(script: _Script) -> None:
 
     output = script.words["output"]
     form = script.words["form"] or format_of(None if output is None else Path(output)).value
-    script.use("tdxtrace.report.written", "report")
+    script.use("tdxtrace.report.render", "report")
     script.lines.append(f"data = report(findings, {form!r})")
     for kind in ("png", "svg"):
         if script.words[kind] is not None:
             folder = f"Path({script.words[kind]!r})"
             script.imports += ["from pathlib import Path"]
-            script.use("tdxtrace.report.written", "save_charts")
+            script.use("tdxtrace.report.render", "save_charts")
             force = script.words["force"]
             script.lines.append(f"save_charts(findings, {folder}, {kind!r}, force={force})")
     script.imports = list(dict.fromkeys(script.imports))

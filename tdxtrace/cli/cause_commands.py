@@ -75,11 +75,11 @@ def explain_command(
     Example: tdxtrace explain trace.txt --seq 5374
     """
     from tdxtrace.analysis.causes.surroundings import surroundings
-    from tdxtrace.report.timeline import as_text
+    from tdxtrace.report.attempt_text import attempt_text
 
     trace = of.read(query)
     findings = of.analyze(trace, query)
-    typer.echo(as_text(surroundings(trace, findings, seq, source=source, whole_chain=chain)))
+    typer.echo(attempt_text(surroundings(trace, findings, seq, source=source, whole_chain=chain)))
 
 
 def decode_command(

@@ -35,14 +35,14 @@ def report_command(
     Example: tdxtrace report trace.txt -o report.html
     """
     from tdxtrace.cli import outputs
-    from tdxtrace.report import written
+    from tdxtrace.report import render
 
     chosen = form or format_of(output)
     findings = query.analyze()
-    data = written.report(findings, chosen.value)
+    data = render.report(findings, chosen.value)
     for folder, kind in ((png, "png"), (svg, "svg")):
         if folder is not None:
-            n = written.save_charts(findings, folder, kind, force, query.inputs)
+            n = render.save_charts(findings, folder, kind, force, query.inputs)
             query.notify(f"wrote {n} charts into {folder}")
     if output is None:
         sys.stdout.buffer.write(data)
@@ -72,13 +72,13 @@ def compare_command(
     from tdxtrace.cli import outputs
     from tdxtrace.ingest.read import read_trace
     from tdxtrace.pipeline import analyze, compare
-    from tdxtrace.report import comparison, written
+    from tdxtrace.report import comparison, render
 
     shape = form or format_of(output)
     selection = Selection(leaves=tuple(leaf))
     old, new = (analyze(read_trace(path), selection) for path in (before, after))
     rows = compare(old, new)
-    data = written.comparison(
+    data = render.comparison(
         comparison.title(old, new), comparison.sections(old, new, rows), shape.value, rows
     )
     if output is None:

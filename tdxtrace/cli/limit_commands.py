@@ -77,11 +77,11 @@ def policies_command(
         return
     import polars as pl
 
-    from tdxtrace.report.limits import policies_screen
+    from tdxtrace.report.limits_text import policies_text
 
     shown = rows.filter(pl.col("n_retried") > 0)
     shown = shown.head(printing.limit) if printing.limit else shown
-    printing.draw(policies_screen(shown), query, file)
+    printing.draw(policies_text(shown), query, file)
 
 
 @expand_option_groups
@@ -106,13 +106,13 @@ def recommend_command(
     """
     from tdxtrace.recommend.limits import limits, observed_seconds
     from tdxtrace.recommend.target import parse_target
-    from tdxtrace.report.limits import limits_screen
+    from tdxtrace.report.limits_text import limits_text
 
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
     found = query.analyze()
     seconds = observed_seconds(found.provenance)
     rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wanted)
     if printing.form is OutputFormat.table:
-        printing.draw(limits_screen(rows), query)
+        printing.draw(limits_text(rows), query)
     else:
         printing.show(rows, query)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tdxtrace.errors import InputError, QueryError
 from tdxtrace.tables.text import one_line
-from tdxtrace.watch.running import Running
+from tdxtrace.watch.totals import RunningTotals
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -39,7 +39,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def serve(running: Running, host: str, port: int) -> Iterator[None]:
+def serve(totals: RunningTotals, host: str, port: int) -> Iterator[None]:
     """Serve metrics as long as the context lasts.
 
     Raises:
@@ -48,7 +48,7 @@ def serve(running: Running, host: str, port: int) -> Iterator[None]:
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()
-    registry.register(_Collector(running))
+    registry.register(_Collector(totals))
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
@@ -64,37 +64,37 @@ def serve(running: Running, host: str, port: int) -> Iterator[None]:
 class _Collector:
     """Collector that reads the counters at each scrape."""
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
+    def __init__(self, totals: RunningTotals) -> None:
+        self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current metrics."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        running = self._running
-        yield from _by_leaf(running)
+        totals = self._totals
+        yield from _by_leaf(totals)
         busy = CounterMetricFamily(
             "tdxtrace_busy", "Busy answers by what was busy.", labels=["leaf", "resource"]
         )
-        for (leaf, what), n in list(running.busy.items()):
+        for (leaf, what), n in list(totals.busy.items()):
             busy.add_metric([leaf, what], n)
         yield busy
-        yield CounterMetricFamily("tdxtrace_events", "Events seen.", running.n_events)
-        yield CounterMetricFamily("tdxtrace_lost_events", "Events lost.", running.n_lost)
+        yield CounterMetricFamily("tdxtrace_events", "Events seen.", totals.n_events)
+        yield CounterMetricFamily("tdxtrace_lost_events", "Events lost.", totals.n_lost)
         yield CounterMetricFamily(
             "tdxtrace_zero_step_refusals",
             "Entries refused by zero-step mitigation.",
-            running.n_refused,
+            totals.n_refused,
         )
         yield GaugeMetricFamily(
-            "tdxtrace_chains_in_flight", "Requests not settled yet.", running.chains.n_in_flight
+            "tdxtrace_chains_in_flight", "Requests not settled yet.", totals.chains.n_in_flight
         )
         yield GaugeMetricFamily(
-            "tdxtrace_max_attempts", "Most attempts of a request.", running.quantity("max-attempts")
+            "tdxtrace_max_attempts", "Most attempts of a request.", totals.quantity("max-attempts")
         )
 
 
-def _by_leaf(running: Running) -> Iterator[Metric]:
+def _by_leaf(totals: RunningTotals) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
     calls = CounterMetricFamily("tdxtrace_seamcalls", "SEAMCALL attempts.", labels=["leaf"])
@@ -104,7 +104,7 @@ def _by_leaf(running: Running) -> Iterator[Metric]:
     attempts = HistogramMetricFamily(
         "tdxtrace_attempts", "Attempts that a request took.", labels=["leaf"]
     )
-    for leaf, one in list(running.leaves.items()):
+    for leaf, one in list(totals.leaves.items()):
         calls.add_metric([leaf], one.n_calls)
         retried.add_metric([leaf], one.n_retried)
         counted = dict(one.attempts)

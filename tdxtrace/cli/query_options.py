@@ -130,11 +130,10 @@ class QueryOptions(ReadOptions):
     def _cached(self) -> Path | None:
         """Return the cached store, converting if needed; None if the traces cannot be cached."""
         from tdxtrace import __version__
-        from tdxtrace.tables.cache import cached
-        from tdxtrace.tables.store import is_store
+        from tdxtrace.tables.store import cache_path, is_store
 
         how = (__version__, self.input_format, *self.mappings, self.level_base, self.formats)
-        folder = cached([*self.traces, *self.dmesg], (*how, len(self.dmesg)))
+        folder = cache_path([*self.traces, *self.dmesg], (*how, len(self.dmesg)))
         if folder is None or is_store(folder):
             return folder
         try:

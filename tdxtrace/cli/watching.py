@@ -17,7 +17,7 @@ from tdxtrace.capture.options import RecordOptions
 from tdxtrace.capture.recorder import stop_on_signals
 from tdxtrace.cli.outputs import console
 from tdxtrace.errors import InputError
-from tdxtrace.watch.running import Running
+from tdxtrace.watch.totals import RunningTotals
 
 if TYPE_CHECKING:
     from tdxtrace.watch.ticks import Tick
@@ -109,20 +109,20 @@ def _run(
     watch: WatchOptions, poll: Poll, is_over: Callable[[], bool], pause: Callable[[float], bool]
 ) -> int:
     """Poll until the end; return 3 if a threshold was exceeded, else 0."""
-    running = Running()
+    totals = RunningTotals()
     began = shown = time.monotonic()
     end = float("inf") if watch.duration_s is None else began + watch.duration_s
     with stop_on_signals() as ended, ExitStack() as stack:
-        show = stack.enter_context(_shown(watch, running))
+        show = stack.enter_context(_shown(watch, totals))
         if watch.metrics is not None:
             from tdxtrace.cli.metrics import serve
 
-            stack.enter_context(serve(running, *watch.metrics))
+            stack.enter_context(serve(totals, *watch.metrics))
         while True:
             _pause(min(shown + watch.interval_s, end), ended, pause)
             is_last = time.monotonic() >= end or ended.is_set() or is_over()
-            running.take(poll(is_last))
-            exceeded = check_rules(watch.rules, running.quantity)
+            totals.take(poll(is_last))
+            exceeded = check_rules(watch.rules, totals.quantity)
             if exceeded or is_last or time.monotonic() >= shown + watch.interval_s:
                 show()
                 shown = time.monotonic()
@@ -146,12 +146,12 @@ def _sleep(seconds: float) -> bool:
 
 
 @contextmanager
-def _shown(watch: WatchOptions, running: Running) -> Iterator[Callable[[], None]]:
+def _shown(watch: WatchOptions, totals: RunningTotals) -> Iterator[Callable[[], None]]:
     """Yield a function that shows the current state."""
     if watch.form == "json":
 
         def line() -> None:
-            sys.stdout.write(json.dumps(running.to_dict()) + "\n")
+            sys.stdout.write(json.dumps(totals.to_dict()) + "\n")
             sys.stdout.flush()
 
         yield line
@@ -161,4 +161,4 @@ def _shown(watch: WatchOptions, running: Running) -> Iterator[Callable[[], None]
     from tdxtrace.cli.watch_view import view
 
     with Live(console=console(watch.no_color), auto_refresh=False, screen=False) as live:
-        yield lambda: live.update(view(running), refresh=True)
+        yield lambda: live.update(view(totals), refresh=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,9 +25,13 @@ from tdxtrace.tables.trace import Provenance, Source, Trace
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
+
 PROVENANCE: Final = "provenance.json"
 # Rows per Parquet row group: large enough for fast reading, about 40 MB while buffered.
 _GROUP_ROWS: Final = 1 << 18
+# Bytes hashed at either end of a file: a recording that changes only in its middle gets a new
+# modification time.
+_BLOCK_BYTES: Final = 1 << 16
 _TABLE_KEY: Final = "tdxtrace.table"
 _VERSION_KEY: Final = "tdxtrace.schema_version"
 _TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABLES}
@@ -244,3 +249,52 @@ def _provenance(facts: dict[str, Any]) -> Provenance:
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {one_line(str(folder))}: {error.strerror or error}")
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for tdxtrace.
+
+    Sources:
+        XDG Base Directory Specification: XDG_CACHE_HOME, else ~/.cache.
+    """
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path.home() / ".cache"
+    return base / "tdxtrace"
+
+
+def cache_path(paths: Sequence[str | Path], options: Sequence[object]) -> Path | None:
+    """Return the cache folder for the conversion of these inputs with these options.
+
+    A file is identified by its path, size, modification time, first and last bytes.
+
+    Args:
+        paths: The inputs.
+        options: Everything else that the conversion depends on.
+
+    Returns:
+        The folder, which may not exist; None if an input is not a regular file.
+    """
+    digest = hashlib.sha256(repr((SCHEMA_VERSION, *options)).encode())
+    for path in paths:
+        identity = _identity(Path(path))
+        if identity is None:
+            return None
+        digest.update(identity)
+    return cache_folder() / digest.hexdigest()[:32]
+
+
+def _identity(path: Path) -> bytes | None:
+    try:
+        if not path.is_file():
+            return None
+        facts = path.stat()
+        with path.open("rb") as file:
+            first = file.read(_BLOCK_BYTES)
+            file.seek(max(0, facts.st_size - _BLOCK_BYTES))
+            last = file.read(_BLOCK_BYTES)
+    except OSError:
+        return None
+    name = f"{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(
+        "utf-8", "surrogateescape"
+    )
+    return hashlib.sha256(name + first + last).digest()

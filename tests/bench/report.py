@@ -27,7 +27,7 @@ import polars as pl
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
 from tdxtrace.report.outline import sections, title
-from tdxtrace.report.written import report
+from tdxtrace.report.render import report
 from tdxtrace.simulate import command
 from tdxtrace.tables.events import EVENT_TABLES, LOSSES, THREADS
 from tdxtrace.tables.trace import Findings, Trace

@@ -58,8 +58,8 @@ def test_a_request_that_was_cut_before_the_limit_is_undecided_and_after_it_is_no
     assert (after["n_exceeding"], after["n_undecided"]) == (1, 0)
     assert before["exceeding_low"] == 0.0
     assert before["exceeding_high"] > row_of("S1 2/B2 2/B2 2/S2", "fixed-5")["exceeding_high"]
-    assert "1 request left sight" in before["not_known"]
-    assert "left sight" not in after["not_known"]
+    assert "1 request ended unobserved" in before["not_known"]
+    assert "ended unobserved" not in after["not_known"]
 
 
 def test_an_error_is_an_answer_and_ends_the_retrying() -> None:
@@ -89,7 +89,7 @@ def test_mainline_makes_two_calls_with_a_kick_between(leaf: str, number: int) ->
     two = row_of(f"{leaf}B1 {leaf}B1 {leaf}S1", "mainline", number)
     assert (one["kicks"], one["calls"], one["n_vms_killed"]) == (True, 2, 0)
     assert (two["n_exceeding"], two["n_vms_killed"]) == (1, 1)
-    assert "kick changes what follows" in two["not_known"]
+    assert "kick removes the vCPUs" in two["not_known"]
 
 
 def test_mainline_retries_faults_and_entries_without_limit_only() -> None:

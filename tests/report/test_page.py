@@ -12,7 +12,7 @@ from support.running import SAMPLES
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
-from tdxtrace.report.written import report
+from tdxtrace.report.render import report
 from tdxtrace.tables.trace import Trace
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium")

@@ -25,8 +25,8 @@ from tdxtrace.report.charts.policies import policy_rows
 from tdxtrace.report.charts.theme import PALETTE
 from tdxtrace.report.html import _vega, spec_of
 from tdxtrace.report.outline import sections
+from tdxtrace.report.render import report
 from tdxtrace.report.units import share
-from tdxtrace.report.written import report
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 

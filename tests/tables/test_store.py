@@ -11,9 +11,8 @@ from support.recordings import SAMPLES, read
 import tdxtrace
 from tdxtrace.errors import InputError, TableError
 from tdxtrace.ingest.read import ReadOptions, convert
-from tdxtrace.tables.cache import cached
 from tdxtrace.tables.catalog import SCHEMA_VERSION
-from tdxtrace.tables.store import StoreWriter, is_store
+from tdxtrace.tables.store import StoreWriter, cache_path, is_store
 
 _PLAIN = ReadOptions()
 _TRACES = ["lost.dat.xz", "qemu.perf.data.xz", "contended.txt"]
@@ -118,12 +117,12 @@ def test_a_store_cannot_be_read_together_with_other_inputs(tmp_path: Path) -> No
 def test_the_cache_key_depends_on_content_and_options(tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
     path.write_text("one")
-    first = cached([path], ("v1",))
-    assert first == cached([path], ("v1",))
-    assert first != cached([path], ("v2",))
+    first = cache_path([path], ("v1",))
+    assert first == cache_path([path], ("v1",))
+    assert first != cache_path([path], ("v2",))
     path.write_text("two")
-    assert first != cached([path], ("v1",))
-    assert cached(["-"], ()) is None
+    assert first != cache_path([path], ("v1",))
+    assert cache_path(["-"], ()) is None
 
 
 @pytest.mark.parametrize("name", ["run*", "run[1]", "run?", "**", "run{1}", "~", "a b", "run%31"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
+from tdxtrace.report.findings_text import next_steps
 from tdxtrace.report.names import leaf_label
 from tdxtrace.report.section import Section
 from tdxtrace.report.sections import limits, verdicts
-from tdxtrace.report.text import next_steps
 from tdxtrace.report.units import count, duration, plural, share, total
 from tdxtrace.tables.trace import Findings
 

@@ -6,9 +6,9 @@ import polars as pl
 
 from tdxtrace.report.charts import timeline, times
 from tdxtrace.report.charts.timeline import Timeline
+from tdxtrace.report.findings_text import chain_end, worst_chains
 from tdxtrace.report.names import Threads, definition, leaf_label
 from tdxtrace.report.section import Figure, Grid, Section, grid, more
-from tdxtrace.report.text import chain_end, worst_chains
 from tdxtrace.report.units import count, duration, plural, word
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Findings

@@ -38,7 +38,7 @@ _OUTCOMES: Final = (
 )
 
 
-def screen(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
+def findings_text(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
     """Return the output of ``tdxtrace analyze log``.
 
     Args:

@@ -25,8 +25,8 @@ _THIS, _HOLDS, _BUSY, _UNKNOWN, _WORKS, _GUEST = "X", "#", "B", "?", "=", "-"
 _ORDER: Final = "X#B?=-"
 
 
-class Around(Protocol):
-    """Input of :func:`as_text`: ``analysis.causes.surroundings.Surroundings``."""
+class SurroundingsLike(Protocol):
+    """Input of :func:`attempt_text`: ``analysis.causes.surroundings.Surroundings``."""
 
     @property
     def attempt(self) -> dict[str, Any]:
@@ -57,13 +57,13 @@ class Around(Protocol):
         """Thread names by thread ID: untrusted text."""
 
 
-def as_text(around: Around) -> str:
+def attempt_text(around: SurroundingsLike) -> str:
     """Return the attempt, its cause and the timeline, as lines of at most WIDTH columns."""
     lines = [*_heading(around), *_answer(around), "", *_picture(around), "", *_calls(around)]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _heading(around: Around) -> Iterator[str]:
+def _heading(around: SurroundingsLike) -> Iterator[str]:
     attempt = around.attempt
     yield from _wrapped(
         f"seq {attempt['seq']}: {_leaf(attempt['leaf'])} by {_thread(around, attempt['tid'])} "
@@ -83,7 +83,7 @@ def _heading(around: Around) -> Iterator[str]:
         )
 
 
-def _answer(around: Around) -> Iterator[str]:
+def _answer(around: SurroundingsLike) -> Iterator[str]:
     if not around.answers:
         yield "  not busy: nothing to explain"
         return
@@ -98,7 +98,7 @@ def _answer(around: Around) -> Iterator[str]:
             yield from _wrapped(f"  or by {_holder(around, other)}")
 
 
-def _because(around: Around, answer: dict[str, Any]) -> str:
+def _because(around: SurroundingsLike, answer: dict[str, Any]) -> str:
     """Return the evidence: the holder, that no host call held it, or what is missing."""
     if answer["cause"] == "unexplained":
         return f"  missing {answer['lacks']}: {one_line(answer['advice'])}"
@@ -118,7 +118,7 @@ def _confidence(answer: dict[str, Any]) -> str:
     return f"confidence {answer['confidence']}{tied}{which if answer['generations'] else ''}"
 
 
-def _holder(around: Around, row: dict[str, Any]) -> str:
+def _holder(around: SurroundingsLike, row: dict[str, Any]) -> str:
     text = f"{_leaf(row['holder_leaf'])} of {_thread(around, row['holder_tid'])}, "
     text += f"seq {row['holder_seq']}"
     if row["lock"] is not None and row["holder_mode"] is not None:
@@ -128,7 +128,7 @@ def _holder(around: Around, row: dict[str, Any]) -> str:
     return text
 
 
-def _picture(around: Around) -> Iterator[str]:
+def _picture(around: SurroundingsLike) -> Iterator[str]:
     """Yield a line per thread, with a mark for each call, and the legend."""
     room = WIDTH - _NAME - 3
     span = max(around.last_ns - around.first_ns, 1)
@@ -153,7 +153,7 @@ def _picture(around: Around) -> Iterator[str]:
     yield "X this call, # holder, B busy, = other call, - vCPU entered, ? bounds unknown"
 
 
-def _threads(around: Around) -> list[int | None]:
+def _threads(around: SurroundingsLike) -> list[int | None]:
     """Return the attempt's thread, those of its candidates, of its TD, then all others."""
     near = [around.attempt["tid"], *(row["holder_tid"] for row in around.answers)]
     here = around.calls.sort(pl.col("td_id").eq_missing(around.attempt["td_id"]), descending=True)
@@ -161,7 +161,7 @@ def _threads(around: Around) -> list[int | None]:
     return list(dict.fromkeys(found))
 
 
-def _mark(around: Around, call: dict[str, Any]) -> str:
+def _mark(around: SurroundingsLike, call: dict[str, Any]) -> str:
     if call["seq"] == around.attempt["seq"]:
         return _THIS
     if not call["certain"]:
@@ -173,7 +173,7 @@ def _mark(around: Around, call: dict[str, Any]) -> str:
     return _GUEST if call["leaf"] == _VP_ENTER else _WORKS
 
 
-def _calls(around: Around) -> Iterator[str]:
+def _calls(around: SurroundingsLike) -> Iterator[str]:
     """Yield the attempt, its candidates and the calls nearest in time, as a list."""
     wanted = {around.attempt["seq"], *(row["holder_seq"] for row in around.answers)}
     middle = around.attempt["begins"]
@@ -211,7 +211,7 @@ def _status(call: dict[str, Any]) -> str:
     return str(row.select(describe_status(pl.col("s"), pl.col("l"))).item())
 
 
-def _thread(around: Around, tid: int | None, width: int = 40) -> str:
+def _thread(around: SurroundingsLike, tid: int | None, width: int = 40) -> str:
     if tid is None:
         return "an unknown thread"
     number = str(tid)

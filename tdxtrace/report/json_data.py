@@ -8,8 +8,8 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace import __version__
+from tdxtrace.report.findings_text import worst_chains
 from tdxtrace.report.section import Section
-from tdxtrace.report.text import worst_chains
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
@@ -20,7 +20,7 @@ _N_WORST: Final = 100
 _N_ROWS: Final = 1000
 
 
-def facts(findings: Findings) -> dict[str, Any]:
+def findings_data(findings: Findings) -> dict[str, Any]:
     """Return findings as JSON-ready data.
 
     Tables have all rows, in the table's order and with its column names, except that of
@@ -45,7 +45,7 @@ def facts(findings: Findings) -> dict[str, Any]:
     }
 
 
-def report_facts(title: str, sections: Sequence[Section], findings: Findings) -> dict[str, Any]:
+def report_data(title: str, sections: Sequence[Section], findings: Findings) -> dict[str, Any]:
     """Return a report as JSON-ready data: its sentences, and the tables behind them.
 
     Rows satisfy the schemas of their tables.  ``retry_chains`` has the _N_WORST with the most

@@ -23,7 +23,7 @@ _BASIS: Final = {
 }
 
 
-def limits_screen(limits: pl.DataFrame) -> RenderableType:
+def limits_text(limits: pl.DataFrame) -> RenderableType:
     """Return recommended limits for a terminal: a line per leaf, then notes and the basis.
 
     Args:
@@ -48,7 +48,7 @@ def limits_screen(limits: pl.DataFrame) -> RenderableType:
     )
 
 
-def policies_screen(policies: pl.DataFrame) -> RenderableType:
+def policies_text(policies: pl.DataFrame) -> RenderableType:
     """Return replayed policies for a terminal: a line per policy and leaf, then the unknowns.
 
     Args:

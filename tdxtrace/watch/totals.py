@@ -85,7 +85,7 @@ class VcpuCounters:
 
 
 @dataclass(slots=True)
-class Running:
+class RunningTotals:
     """Totals since the watch started."""
 
     chains: ChainTracker = field(default_factory=ChainTracker)
@@ -242,18 +242,18 @@ class Running:
         return QUANTITIES[name](self)
 
 
-def _outcome(name: str) -> Callable[[Running], float]:
+def _outcome(name: str) -> Callable[[RunningTotals], float]:
     return lambda r: sum(leaf.outcomes[name] for leaf in r.leaves.values())
 
 
-def _max_attempts(running: Running) -> float:
+def _max_attempts(totals: RunningTotals) -> float:
     """Maximum attempts, including chains in flight, as an endless one never ends."""
-    ended = (leaf.max_attempts for leaf in running.leaves.values())
-    return max(running.chains.max_attempts_in_flight, *ended, 0)
+    ended = (leaf.max_attempts for leaf in totals.leaves.values())
+    return max(totals.chains.max_attempts_in_flight, *ended, 0)
 
 
 # The quantities of tdxtrace.analysis.thresholds.QUANTITIES, computed from the totals.
-QUANTITIES: Final[Mapping[str, Callable[[Running], float]]] = {
+QUANTITIES: Final[Mapping[str, Callable[[RunningTotals], float]]] = {
     "max-attempts": _max_attempts,
     "max-chain-ms": lambda r: max((leaf.max_ns for leaf in r.leaves.values()), default=0) / 1e6,
     "retried-seamcalls": lambda r: sum(leaf.n_retried for leaf in r.leaves.values()),

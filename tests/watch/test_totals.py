@@ -13,8 +13,8 @@ from support.story import story
 import tdxtrace
 from tdxtrace.analysis.thresholds import QUANTITIES as OF_FINDINGS
 from tdxtrace.tables.events import LOSSES, VM_ENTRIES
-from tdxtrace.watch.running import QUANTITIES, Running
 from tdxtrace.watch.ticks import Tick
+from tdxtrace.watch.totals import QUANTITIES, RunningTotals
 
 
 def tick(calls: pl.DataFrame, entries: pl.DataFrame | None = None) -> Tick:
@@ -29,15 +29,15 @@ def tick(calls: pl.DataFrame, entries: pl.DataFrame | None = None) -> Tick:
     )
 
 
-def watched(text: str, *, pieces: int = 1) -> Running:
+def watched(text: str, *, pieces: int = 1) -> RunningTotals:
     """Totals of a story, fed in a number of ticks."""
     told = story(text)
     calls = told.seamcalls.sort("seq")
-    running = Running()
+    totals = RunningTotals()
     size = max(1, -(-calls.height // pieces))
     for begin in range(0, max(1, calls.height), size):
-        running.take(tick(calls[begin : begin + size], told.vm_entries if not begin else None))
-    return running
+        totals.take(tick(calls[begin : begin + size], told.vm_entries if not begin else None))
+    return totals
 
 
 def test_quantities_are_those_of_thresholds_of_files() -> None:
@@ -50,34 +50,34 @@ def test_totals_equal_the_findings_of_the_whole_trace(pieces: int) -> None:
     trace = tdxtrace.read_trace(SAMPLES / "zerostep.txt")
     findings = tdxtrace.analyze(trace)
     calls = trace.seamcalls.sort("seq")
-    running, size = Running(), -(-calls.height // pieces)
+    totals, size = RunningTotals(), -(-calls.height // pieces)
     for begin in range(0, calls.height, size):
-        running.take(tick(calls[begin : begin + size]))
+        totals.take(tick(calls[begin : begin + size]))
     stats = findings.leaf_stats
-    assert sum(one.n_calls for one in running.leaves.values()) == calls.height
-    assert running.quantity("busy") == stats["n_busy"].sum()
-    assert running.quantity("max-attempts") == stats["max_attempts"].max()
+    assert sum(one.n_calls for one in totals.leaves.values()) == calls.height
+    assert totals.quantity("busy") == stats["n_busy"].sum()
+    assert totals.quantity("max-attempts") == stats["max_attempts"].max()
     refused = (pl.col("leaf") == 0) & (pl.col("status") == 0x8000020000000092)
-    assert running.n_refused == calls.filter(refused).height
+    assert totals.n_refused == calls.filter(refused).height
     by_vcpu = dict(calls.filter(refused).group_by("tid").len().iter_rows())
-    assert {tid: one.n_refused for tid, one in running.vcpus.items()} == by_vcpu
+    assert {tid: one.n_refused for tid, one in totals.vcpus.items()} == by_vcpu
 
 
 def test_consecutive_refusals_are_one_episode_in_any_number_of_ticks() -> None:
     text = "enterB*1 enterB*1 enterB*1 enterS*1 enterB*1 enterS*1"
     for pieces in (1, 2, 3, 6):
-        running = watched(text, pieces=pieces)
-        (one,) = running.vcpus.values()
+        totals = watched(text, pieces=pieces)
+        (one,) = totals.vcpus.values()
         assert (one.n_refused, one.episodes) == (4, 2)
-        assert running.quantity("zero-steps") == 2
+        assert totals.quantity("zero-steps") == 2
 
 
 def test_failed_entries_are_counted_separately() -> None:
     """The exit reason does not distinguish zero-step mitigation from a TRACK."""
-    running = watched("S1 >F >F >X 2/>F")
-    assert {tid: one.n_failed for tid, one in running.vcpus.items()} == {1: 2, 2: 1}
-    assert running.n_refused == 0
-    assert running.quantity("zero-steps") == 0
+    totals = watched("S1 >F >F >X 2/>F")
+    assert {tid: one.n_failed for tid, one in totals.vcpus.items()} == {1: 2, 2: 1}
+    assert totals.n_refused == 0
+    assert totals.quantity("zero-steps") == 0
 
 
 def test_busy_answers_are_counted_by_leaf_and_resource() -> None:
@@ -88,27 +88,27 @@ def test_busy_answers_are_counted_by_leaf_and_resource() -> None:
 
 
 def test_quantiles_and_worst_chains() -> None:
-    running = watched("S1 S2 S3 B4 B4 S4 S5")
-    leaf = running.leaves["TDH.MEM.PAGE.AUG"]
+    totals = watched("S1 S2 S3 B4 B4 S4 S5")
+    leaf = totals.leaves["TDH.MEM.PAGE.AUG"]
     assert (leaf.n_requests, leaf.quantile(0.5), leaf.quantile(0.99)) == (5, 1, 3)
-    assert [one["attempts"] for one in running.worst] == [3]
+    assert [one["attempts"] for one in totals.worst] == [3]
 
 
 def test_memory_is_bounded() -> None:
     """Ten thousand threads start and exit."""
     calls = story("B1 S1 enterB*1 enterS*1").seamcalls.sort("seq")
-    running = Running()
+    totals = RunningTotals()
     for n in range(0, 10_000, 500):
         parts = [
             calls.with_columns(tid=pl.lit(n + k, pl.Int32), seq=pl.col("seq") + 100 * (n + k))
             for k in range(500)
         ]
-        running.take(tick(pl.concat(parts)))
-    assert len(running.vcpus) <= 4096
-    assert len(running.comms) <= 4096
-    assert len(running.worst) <= 5
-    assert running.n_refused == 10_000
-    assert running.chains.n_in_flight == 0
+        totals.take(tick(pl.concat(parts)))
+    assert len(totals.vcpus) <= 4096
+    assert len(totals.comms) <= 4096
+    assert len(totals.worst) <= 5
+    assert totals.n_refused == 10_000
+    assert totals.chains.n_in_flight == 0
 
 
 def test_totals_can_be_written_as_json() -> None:

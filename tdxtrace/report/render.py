@@ -25,10 +25,10 @@ _SCALE: Final = 2
 
 def report(findings: Findings, form: str) -> bytes:
     """Return the report on ``findings`` as ``html``, ``md`` or ``json``."""
-    from tdxtrace.report.facts import report_facts  # noqa: PLC0415
+    from tdxtrace.report.json_data import report_data  # noqa: PLC0415
 
     name, parts = title(findings), sections(findings)
-    return _render(name, parts, form, lambda: report_facts(name, parts, findings))
+    return _render(name, parts, form, lambda: report_data(name, parts, findings))
 
 
 def comparison(name: str, parts: list[Section], form: str, rows: pl.DataFrame) -> bytes:
@@ -36,7 +36,7 @@ def comparison(name: str, parts: list[Section], form: str, rows: pl.DataFrame) -
     return _render(name, parts, form, rows.to_dicts)
 
 
-def _render(name: str, parts: list[Section], form: str, facts: Callable[[], object]) -> bytes:
+def _render(name: str, parts: list[Section], form: str, data: Callable[[], object]) -> bytes:
     if form == "html":
         from tdxtrace.report.html import html  # noqa: PLC0415 - slow to import
 
@@ -45,7 +45,7 @@ def _render(name: str, parts: list[Section], form: str, facts: Callable[[], obje
         from tdxtrace.report.markdown import markdown  # noqa: PLC0415
 
         return markdown(name, parts).encode()
-    return (json.dumps(facts(), indent=2) + "\n").encode()
+    return (json.dumps(data(), indent=2) + "\n").encode()
 
 
 def save_charts(
