@@ -1,4 +1,4 @@
-"""The structure of the package: who imports whom, docstrings, contracts, folders that are named."""
+"""The structure of the package: imports, docstrings, schemas, paths in pyproject.toml."""
 
 import ast
 import tomllib
@@ -192,8 +192,8 @@ def test_modules_and_functions_have_docstrings_and_functions_are_short(path: Pat
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
-def test_no_path_is_a_pattern_of_paths() -> None:
-    """polars takes ``*``, ``?`` and ``[`` in a path for a pattern unless it is told not to."""
+def test_polars_does_not_expand_paths_as_globs() -> None:
+    """polars takes ``*``, ``?`` and ``[`` in a path for a glob unless ``glob=False``."""
     strays = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -207,7 +207,7 @@ def test_no_path_is_a_pattern_of_paths() -> None:
     assert not strays
 
 
-def test_no_module_is_named_for_nothing() -> None:
+def test_no_module_has_a_meaningless_name() -> None:
     assert not {p.stem for p in MODULES} & {"utils", "helpers", "common", "core", "misc"}
 
 

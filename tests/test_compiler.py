@@ -1,4 +1,4 @@
-"""How loops run: the same answer either way, and no machine code of other sources."""
+"""Loops run interpreted and compiled with equal results, and never from stale machine code."""
 
 import os
 import shutil

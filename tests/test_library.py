@@ -1,4 +1,4 @@
-"""The library, as a notebook uses it."""
+"""The public interface of the library."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_path_may_be_text(path: str) -> None:
     assert tdxtrace.read_trace(path).seamcalls.height == 2011
 
 
-def test_every_table_has_its_place(trace: Trace, findings: Findings) -> None:
+def test_every_table_is_an_attribute(trace: Trace, findings: Findings) -> None:
     tables = (*EVENT_TABLES, *FINDING_TABLES)
     assert {*trace.tables(), *findings.tables()} == {table.name for table in tables}
     for bundle in (trace, findings):
@@ -63,7 +63,7 @@ def test_arrow_holds_the_same_rows(trace: Trace, findings: Findings) -> None:
             assert pl.DataFrame(table).equals(frame)
 
 
-def test_rows_in_many_pieces_are_put_into_one(trace: Trace) -> None:
+def test_tables_with_many_chunks_are_rechunked(trace: Trace) -> None:
     many = dataclasses.replace(
         trace, seamcalls=pl.concat(list(trace.seamcalls.iter_slices(100)), rechunk=False)
     )
@@ -84,14 +84,14 @@ def test_the_provenance_is_plain_data(trace: Trace) -> None:
     assert told["level_base"] == 0
 
 
-def test_bundles_cannot_be_changed(trace: Trace, findings: Findings) -> None:
+def test_bundles_are_immutable(trace: Trace, findings: Findings) -> None:
     for bundle in (trace, findings, trace.provenance, trace.provenance.sources[0]):
         name = dataclasses.fields(bundle)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(bundle, name, None)
 
 
-def test_a_broken_bundle_says_which_table() -> None:
+def test_check_names_the_invalid_table() -> None:
     told = story("B S").trace
     told.check()
     broken = dataclasses.replace(told, seamcalls=told.seamcalls.vstack(told.seamcalls))
@@ -99,7 +99,7 @@ def test_a_broken_bundle_says_which_table() -> None:
         broken.check()
 
 
-# How objects show themselves.
+# Display.
 
 
 def test_a_bundle_shows_its_tables_and_their_grain(trace: Trace, findings: Findings) -> None:
@@ -112,7 +112,7 @@ def test_a_bundle_shows_its_tables_and_their_grain(trace: Trace, findings: Findi
     assert all(name in repr(findings) for name in findings.tables())
 
 
-def test_a_bundle_shows_as_a_table_in_a_notebook(findings: Findings) -> None:
+def test_a_bundle_is_an_html_table_in_a_notebook(findings: Findings) -> None:
     shown = findings._repr_html_()
     assert shown.count("<table>") == shown.count("</table>") == 1
     assert shown.count("<tr>") == len(findings.tables()) + 1
@@ -123,7 +123,7 @@ def test_a_bundle_shows_as_a_table_in_a_notebook(findings: Findings) -> None:
 HOSTILE = "<script>alert(1)</script>\x1b[31m&"
 
 
-def test_hostile_names_of_files_are_shown_as_text() -> None:
+def test_untrusted_file_names_are_escaped() -> None:
     told = story("B S").trace
     source = dataclasses.replace(told.provenance.sources[0], path=HOSTILE)
     provenance = dataclasses.replace(told.provenance, sources=(source,))
@@ -147,7 +147,7 @@ def test_an_empty_trace_gives_empty_findings() -> None:
 # Errors.
 
 
-def test_errors_form_a_small_tree() -> None:
+def test_errors_have_a_common_base() -> None:
     kinds = (InputError, FormatError, TableError, QueryError)
     assert all(issubclass(kind, TdxtraceError) for kind in kinds)
     with pytest.raises(tdxtrace.TdxtraceError, match="no such trace"):
@@ -163,7 +163,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize("name", tdxtrace.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(tdxtrace, name) is not None
 
 
@@ -174,7 +174,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_importing_the_package_loads_nothing_slow() -> None:
+def test_the_package_imports_nothing_slow() -> None:
     code = (
         "import sys, tdxtrace; tdxtrace.__version__; slow = {'polars', 'pyarrow', 'numpy', "
         "'rich', 'typer', 'zstandard'}; print(sorted(slow & set(sys.modules)))"
@@ -182,7 +182,7 @@ def test_importing_the_package_loads_nothing_slow() -> None:
     assert run(code) == "[]"
 
 
-def test_the_recorder_needs_nothing_slow() -> None:
+def test_the_recorder_imports_nothing_slow() -> None:
     # What it costs to start is part of what a recording costs.
     code = (
         "import sys, tdxtrace.capture.choose, tdxtrace.capture.recorder; "

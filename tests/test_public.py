@@ -1,4 +1,4 @@
-"""Traces that others published: read without harm, every line accounted for."""
+"""Published traces of others: read or rejected cleanly, with every line accounted for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def by_name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=by_name)
-def test_a_published_text_is_read_or_refused_in_one_clear_line(path: Path) -> None:
+def test_a_published_text_is_read_or_rejected_in_one_line(path: Path) -> None:
     message = "a trace"
     try:
         trace = read_trace(path)
@@ -53,14 +53,14 @@ def test_a_published_text_is_read_or_refused_in_one_clear_line(path: Path) -> No
 
 
 @pytest.mark.parametrize("name", KVM)
-def test_what_kvm_said_becomes_rows(name: str) -> None:
+def test_kvm_events_become_rows(name: str) -> None:
     trace = read_trace(PUBLIC / name)
     tables = (trace.vm_entries, trace.page_faults, trace.host_events)
     assert tuple(table["n_lines"].sum() for table in tables) == KVM[name]
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p not in TEXTS], ids=by_name)
-def test_a_published_recording_is_read_or_refused_with_its_events(path: Path) -> None:
+def test_a_published_recording_is_read_or_rejected_with_its_events(path: Path) -> None:
     if path.name != KVM_HOST:
         with pytest.raises(FormatError, match="has no SEAMCALL and no KVM event; it has"):
             read_trace(path)
@@ -76,7 +76,7 @@ def test_a_text_that_is_no_trace_is_refused_and_recognised() -> None:
         read_trace(PUBLIC / "negative-strace-not-ftrace.txt")
 
 
-def test_losses_in_other_peoples_traces_are_seen() -> None:
+def test_losses_in_published_traces_are_reported() -> None:
     for name, cpu, n in (
         ("ftrace-lost-events-openrisc-trace.txt", 0, None),
         ("slice-trappy-events-dropped.txt", 7, 204600),

@@ -1,4 +1,4 @@
-"""The README: every command in it runs, every name is right."""
+"""The README: its commands and code run, its tables and links are current."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_command_runs(line: str, checkout: Path, monkeypatch: pytest.Monke
     for path in made:
         path.unlink(missing_ok=True)
     for earlier in COMMANDS[: COMMANDS.index(line)]:
-        # What one command makes, a later one may read, wherever the two are tested.
+        # A command may read the output of an earlier one, which may run in another process.
         folder = re.search(r" convert .* -o (\S+)$", earlier)
         if folder is not None and folder[1] in words and not Path(folder[1]).exists():
             assert tdxtrace(*shlex.split(earlier)[1:]).status == 0
@@ -58,7 +58,7 @@ def test_every_command_runs(line: str, checkout: Path, monkeypatch: pytest.Monke
     assert all(path.exists() for path in made)
 
 
-def test_the_commands_are_there() -> None:
+def test_the_readme_has_commands() -> None:
     assert len(COMMANDS) >= 15
     assert all("\t" not in line for line in COMMANDS)
 
@@ -70,7 +70,7 @@ def test_its_python_runs(code: str, checkout: Path, monkeypatch: pytest.MonkeyPa
     assert Path("timeline.html").stat().st_size > 1000
 
 
-def test_the_tables_are_those_that_are_declared() -> None:
+def test_the_list_of_tables_is_current() -> None:
     stale = "is stale: run python -m tdxtrace.tables.reference"
     assert reference.with_summary(README) == README, f"README.md {stale}"
     told = (ROOT / "schemas" / "README.md").read_text("utf-8")
@@ -78,11 +78,11 @@ def test_the_tables_are_those_that_are_declared() -> None:
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)", README))))
-def test_every_link_leads_somewhere(target: str) -> None:
+def test_every_link_has_a_target(target: str) -> None:
     assert (ROOT / target).exists()
 
 
-def test_the_screen_that_is_shown_is_the_real_one() -> None:
+def test_the_output_shown_is_that_of_the_command() -> None:
     shown = " ".join(tdxtrace("analyze", "log", SAMPLES / "zerostep.txt").text.split())
     block = README.split("analyze log sample_traces/zerostep.txt\n\n")[1].split("\n    …")[0]
     for line in block.splitlines():

@@ -1,4 +1,4 @@
-"""Chains and episodes of real captures, against what the traced program logged itself."""
+"""Chains and episodes of real captures, compared with the log of the traced program."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def of_text(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", LOSSLESS, ids=of_text)
-def test_every_chain_is_exact_none_missing_none_extra(case: Case) -> None:
+def test_every_chain_is_exact(case: Case) -> None:
     _, findings = found(case)
     ops = case.ops
     score = rig.compare(findings.retry_chains, ops, is_relative=case.is_relative)
@@ -122,7 +122,7 @@ def test_every_chain_is_exact_none_missing_none_extra(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LOSSY, ids=of_text)
-def test_where_events_were_lost_no_chain_that_is_not_cut_is_wrong(case: Case) -> None:
+def test_with_lost_events_only_cut_chains_differ(case: Case) -> None:
     _, findings = found(case)
     score = rig.compare_lossy(findings.retry_chains, case.ops)
     assert score.problems[:5] == []
@@ -132,13 +132,13 @@ def test_where_events_were_lost_no_chain_that_is_not_cut_is_wrong(case: Case) ->
 
 
 @pytest.mark.parametrize("case", [c for c in LOSSY if "nooverwrite" not in c.text], ids=of_text)
-def test_where_the_text_tells_of_losses_the_table_does(case: Case) -> None:
+def test_losses_in_the_text_are_in_the_table(case: Case) -> None:
     _, findings = found(case)
     assert findings.losses.filter(pl.col("severity") == "data_loss").height > 0
 
 
 @pytest.mark.parametrize("case", [*LOSSLESS, *LOSSY], ids=of_text)
-def test_tables_are_sound_and_lines_accounted_for(case: Case) -> None:
+def test_tables_are_valid_and_lines_accounted_for(case: Case) -> None:
     trace, findings = found(case)
     trace.check()
     findings.check()
@@ -147,7 +147,7 @@ def test_tables_are_sound_and_lines_accounted_for(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LOSSLESS, ids=of_text)
-def test_a_capture_without_losses_says_that_it_has_none(case: Case) -> None:
+def test_a_capture_without_losses_has_none_in_the_table(case: Case) -> None:
     _, findings = found(case)
     assert findings.losses.filter(pl.col("severity") != "info").is_empty()
 
@@ -155,7 +155,7 @@ def test_a_capture_without_losses_says_that_it_has_none(case: Case) -> None:
 @pytest.mark.parametrize(
     "group", [TRACEFS, TRACE_CMD, TRACE_CMD_6, PERF], ids=lambda group: group[0].text.split("/")[0]
 )
-def test_one_capture_gives_the_same_chains_in_every_form_of_its_text(group: list[Case]) -> None:
+def test_one_capture_has_the_same_chains_in_every_text_format(group: list[Case]) -> None:
     columns = ["tid", "leaf", "td_id", "vp_id", "gpa", "level", "n_attempts", "n_busy"]
     columns += ["n_segments", "outcome", "final_status", "identity", "cut_by"]
     tables = [found(case)[1].retry_chains.select(columns) for case in group]
@@ -202,7 +202,7 @@ def test_every_sample_with_a_truth_is_scored_here() -> None:
     assert texts == {f.name.replace(".truth.csv", ".txt") for f in SAMPLES.glob("*.truth.csv")}
 
 
-# What was taken away from a sample is marked, and nothing else is said wrongly.
+# Samples with events removed: affected chains are cut, and no other is wrong.
 
 STAMP = re.compile(r"\[(\d+)\] \S+ +(\d+)\.(\d+): ")
 
@@ -226,7 +226,7 @@ def score_of(name: str, events: list[str]) -> tuple[rig.Score, Findings]:
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
-def test_a_trace_switched_on_in_mid_run_is_cut_and_not_wrong(name: str, share: float) -> None:
+def test_a_trace_started_midway_is_cut_and_not_wrong(name: str, share: float) -> None:
     _, events = lines_of(name)
     score, findings = score_of(name, events[int(share * len(events)) :])
     assert score.problems[:5] == []
@@ -238,7 +238,7 @@ def test_a_trace_switched_on_in_mid_run_is_cut_and_not_wrong(name: str, share: f
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.55, 0.8, 0.99])
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
-def test_a_trace_that_ends_in_mid_run_is_cut_and_not_wrong(name: str, share: float) -> None:
+def test_a_trace_ended_midway_is_cut_and_not_wrong(name: str, share: float) -> None:
     head, events = lines_of(name)
     score, findings = score_of(name, [*head, *events[: int(share * len(events))]])
     assert score.problems[:5] == []
@@ -259,7 +259,7 @@ def with_gap(events: list[str], cpu: int, first: int, n: int) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
-def test_lost_events_cut_what_they_touch_and_make_nothing_wrong(name: str, seed: int) -> None:
+def test_lost_events_cut_affected_chains_only(name: str, seed: int) -> None:
     luck = random.Random(seed)
     head, events = lines_of(name)
     cpu, n = luck.randrange(2), luck.choice([1, 2, 7, 50, 300])
@@ -298,8 +298,8 @@ def test_an_overwritten_buffer_is_cut_and_not_wrong(share: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_missed_returns_are_marked_and_make_nothing_wrong(seed: int) -> None:
-    """A return probe that ran out of instances fires not at all: kprobe_profile tells."""
+def test_missed_returns_are_reported_and_make_no_chain_wrong(seed: int) -> None:
+    """A return probe without a free instance does not fire; kprobe_profile counts it."""
     luck = random.Random(seed)
     name = "contended.txt"
     head, events = lines_of(name)
@@ -312,7 +312,7 @@ def test_missed_returns_are_marked_and_make_nothing_wrong(seed: int) -> None:
     assert told["n_events"] > 0
 
 
-def test_without_arguments_chains_are_joined_by_thread_and_say_so() -> None:
+def test_without_arguments_chains_are_joined_by_thread() -> None:
     name = "contended.txt"
     head, events = lines_of(name)
     bare = [re.sub(r" (?:td|gpa|level|vp|args|hkid|page)=\S+", "", text) for text in events]

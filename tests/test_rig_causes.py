@@ -1,4 +1,4 @@
-"""Causes in real captures, against what the traced program logged of each attempt itself."""
+"""Causes in real captures, compared with the attempts logged by the traced program."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Attempt:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it got nothing."""
+        """Whether it was answered busy."""
         return self.status >> 32 in (0x8000_0200, 0x8000_0201)
 
     @property
@@ -59,8 +59,8 @@ class Attempt:
         """Whether it found its first lock held; TRACK has the epoch when it asks for vCPUs."""
         return self.status >> 32 == 0x8000_0200
 
-    def meets(self, other: Attempt) -> bool:
-        """Whether both were at work at one time, by the program's own clock."""
+    def overlaps(self, other: Attempt) -> bool:
+        """Whether both overlap in time, by the program's clock."""
         return self.start_ns < other.end_ns and other.start_ns < self.end_ns
 
 
@@ -111,14 +111,14 @@ def test_causes_agree_with_what_the_program_logged(name: str) -> None:
     wrong = []
     for row in answers.filter(cause="host_conflict").iter_rows(named=True):
         attempt, holder = real[row["seq"]], real[row["holder_seq"]]
-        if not attempt.meets(holder) or holder.got_nothing:
+        if not attempt.overlaps(holder) or holder.got_nothing:
             wrong.append(row)
     assert wrong == []
     assert answers.filter(cause="host_conflict").height > 0
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_holder_that_the_program_shows_is_rarely_missed(name: str) -> None:
+def test_a_logged_holder_is_rarely_missed(name: str) -> None:
     trace, real = captured(name)
     # The program takes the tree as generation A does, beside what it does otherwise.
     answers = busy_causes(gather_evidence(trace, mask=mask_of("A"))).filter(rank=1)

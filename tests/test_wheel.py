@@ -111,7 +111,7 @@ def test_the_installed_program_analyzes_a_log(place: Path) -> None:
     assert (place / "out" / "retry_chains.parquet").exists()
 
 
-def test_the_installed_program_has_its_vocabulary(place: Path) -> None:
+def test_the_installed_program_decodes_a_status(place: Path) -> None:
     program = place / "env" / "bin" / "tdxtrace"
     done = _run(program, "decode", "0x8000020000000092", "--leaf", "TDH.VP.ENTER", cwd=place)
     assert (done.returncode, done.stderr) == (0, "")
@@ -120,12 +120,12 @@ def test_the_installed_program_has_its_vocabulary(place: Path) -> None:
     assert "KVM" in done.stdout
 
 
-def test_the_installed_program_knows_its_version(place: Path) -> None:
+def test_the_installed_program_prints_its_version(place: Path) -> None:
     done = _run(place / "env" / "bin" / "tdxtrace", "--version", cwd=place)
     assert done.stdout.startswith("tdxtrace ")
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.name)
-def test_every_file_of_facts_can_be_read_where_it_is_installed(place: Path, path: Path) -> None:
+def test_every_data_file_is_installed(place: Path, path: Path) -> None:
     site = next((place / "env").glob("lib/python*/site-packages"))
     assert (site / "tdxtrace" / "tdx" / "data" / path.name).read_bytes() == path.read_bytes()

@@ -1,4 +1,4 @@
-"""A browser without a window, spoken to over its debugging pipe: what a page does and shows."""
+"""A headless browser controlled through its debugging pipe."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync "
     "--disable-dev-shm-usage --remote-debugging-pipe"
 ).split()
-# Chromium reads commands from descriptor 3 and answers on 4: put the pipe there, then be Chromium.
-_PLACE = (
+# Chromium reads commands from descriptor 3 and answers on 4: put the pipe there, then exec it.
+_EXEC = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 
 
 @dataclass
 class Page:
-    """A page that is open, what it wrote to its console and what it asked the network for."""
+    """An open page, the errors and warnings of its console, and its network requests."""
 
     _out: int
     _in: int
@@ -44,23 +44,23 @@ class Page:
     requests: list[str] = field(default_factory=list)
 
     def call(self, method: str, **params: object) -> dict[str, Any]:
-        """Send a command of the DevTools protocol and return what it answers."""
+        """Send a command of the DevTools protocol and return its result."""
         self._n += 1
         message: dict[str, Any] = {"id": self._n, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            told = self._next()
-            if told.get("id") == self._n:
-                assert "error" not in told, told
-                result: dict[str, Any] = told["result"]
+            message = self._next()
+            if message.get("id") == self._n:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
                 return result
 
     def open(self, path: Path) -> None:
-        """Open a file and wait until its charts are drawn, or cannot be."""
+        """Open a file and wait until its charts are drawn or have failed."""
         self.call("Page.navigate", url=path.as_uri())
-        ended = time.monotonic() + _PATIENCE_S
+        ended = time.monotonic() + _TIMEOUT_S
         while time.monotonic() < ended:
             root = "document.documentElement.dataset"
             if self.ask(f"{root}.drawn ?? {root}.failed") is not None:
@@ -70,11 +70,11 @@ class Page:
 
     def ask(self, expression: str) -> object:
         """Return the value of a JavaScript expression."""
-        told = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        return told["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
 
     def look(self, width: int, scheme: str = "light", media: str = "screen") -> None:
-        """Make the page so wide, and light or dark."""
+        """Set the width of the page, and a light or dark colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -89,27 +89,27 @@ class Page:
         """Save the whole page as PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        told = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(told["data"]))
+        image = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(image["data"]))
 
     def pdf(self, path: Path) -> None:
-        """Print it on A4, as a browser does that was asked to."""
+        """Print the page as an A4 PDF."""
         self.call("Emulation.setEmulatedMedia", media="", features=[])
         self.call("Emulation.clearDeviceMetricsOverride")
-        told = self.call(
+        printed = self.call(
             "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True
         )
-        path.write_bytes(base64.b64decode(told["data"]))
+        path.write_bytes(base64.b64decode(printed["data"]))
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             got = os.read(self._in, 1 << 16)
-            assert got, "the browser is gone"
+            assert got, "the browser exited"
             self._buffer += got
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        told: dict[str, Any] = json.loads(message)
-        self._note(told.get("method"), told.get("params", {}))
-        return told
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        self._note(message.get("method"), message.get("params", {}))
+        return message
 
     def _note(self, method: str | None, params: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
@@ -125,7 +125,7 @@ class Page:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe whose ends keep out of the way: Chromium reads descriptor 3 and writes 4."""
+    """A pipe with descriptors above 9, as Chromium needs 3 and 4."""
     low = os.pipe()
     ends = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low)
     for end in low:
@@ -135,7 +135,7 @@ def _pipe() -> tuple[int, int]:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Start a browser with an empty profile; end it, and only it, afterwards."""
+    """Start a browser with an empty profile; kill its process group at the end."""
     assert CHROMIUM is not None
     (to_read, to_write), (from_read, from_write) = _pipe(), _pipe()
 
@@ -143,7 +143,7 @@ def browser(profile: Path) -> Iterator[Page]:
         [
             sys.executable,
             "-c",
-            _PLACE,
+            _EXEC,
             str(to_read),
             str(from_write),
             CHROMIUM,

@@ -1,4 +1,4 @@
-"""Rows held against the published contracts, as a program in another language would."""
+"""Validation of rows and reports against the published JSON Schemas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _validator(text: str) -> Any:  # noqa: ANN401 - the library has no types
 
 
 def breaches(table: Table, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Say how rows break the contract of ``table``; also holds the contract against its own."""
+    """Return the violations of ``table``'s schema by rows; the schema itself is checked too."""
     validator = _validator(render(table))
     return [
         f"{'/'.join(map(str, error.path))}: {error.message}"
@@ -33,7 +33,7 @@ def breaches(table: Table, rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def report_breaches(report: Mapping[str, Any]) -> list[str]:
-    """Say how a report breaks its contract, or a row of its tables theirs."""
+    """Return the violations of the report's schema, including those of its tables' rows."""
     contracts = {f"{t.name}.json": json.loads(render(t)) for t in TABLES}
     registry = Registry().with_resources(
         (name, Resource.from_contents(contract)) for name, contract in contracts.items()

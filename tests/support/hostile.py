@@ -1,4 +1,4 @@
-"""A trace with names that would be run, obeyed or followed if they were not shown as text."""
+"""A trace with names that would be executed or interpreted if they were not escaped."""
 
 from __future__ import annotations
 

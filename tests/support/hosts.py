@@ -1,4 +1,4 @@
-"""Machines that are folders: the small files by which a kernel tells what it can do."""
+"""Fake hosts as folders: the files of /proc and /sys that describe a kernel's tracing."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ README = """  dynamic_events\t\t- Create/append/remove/show the generic dynamic 
 
 
 def kallsyms(*names: str) -> str:
-    """The text of /proc/kallsyms, as a user without rights sees it too."""
+    """The text of /proc/kallsyms, with zero addresses as an unprivileged user sees it."""
     kernel = "".join(f"{0:016x} T {name}\n" for name in names)
     return f"{0:016x} D fixed_percpu_data\n{kernel}{0:016x} t tdx_vcpu_run\t[kvm_intel]\n"
 
 
 def write(root: Path, files: dict[str, str]) -> None:
-    """Put files below ``root``; a name that ends in a slash is a folder."""
+    """Write files below ``root``; a name that ends in a slash is a folder."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 
 def tdx_host(root: Path, release: str = "6.18.3-generic") -> Host:
-    """A host on which everything is there."""
+    """A TDX host with all features for tracing."""
     tracefs = "sys/kernel/tracing"
     write(
         root,
@@ -78,12 +78,12 @@ def tdx_host(root: Path, release: str = "6.18.3-generic") -> Host:
 
 
 def made(types: bytes, strings: bytes) -> bytes:
-    """BTF of these types and names."""
+    """BTF data with these types and strings."""
     head = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
     return head + types + strings
 
 
 def structure(name: int, size: int, *members: tuple[int, int, int]) -> bytes:
-    """A struct: its name, its bytes, and (name, type, bit offset) of each member."""
+    """BTF of a struct: its name, size in bytes, and (name, type, bit offset) of each member."""
     body = b"".join(struct.pack("<III", *member) for member in members)
     return struct.pack("<III", name, 4 << 24 | len(members), size) + body

@@ -1,4 +1,4 @@
-"""A story with the kernel's log beside it, and words that any story may be made of."""
+"""A story with a kernel log, and a hypothesis strategy for the words of stories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = st.lists(
 
 
 def with_log(told: Story, *said: dict[str, Any], clock: str = "printk") -> Trace:
-    """The trace of a story, and a log beside it."""
+    """The trace of a story, with kernel messages as a second source."""
     trace = told.trace
     source = dataclasses.replace(
         trace.provenance.sources[0], path="dmesg.txt", format="kernel-log", clock=clock

@@ -21,7 +21,7 @@ IDS = {ENTER: 71, EXIT: 72, FOREIGN: 73}
 
 @dataclass
 class PerfRecording:
-    """A perf.data in the making: records are added in the order of the file."""
+    """Builder of a perf.data file: records are in the order of the file."""
 
     machine: Machine = field(default_factory=Machine)
     sample_types: dict[int, int] = field(default_factory=lambda: dict.fromkeys(IDS, USUAL))

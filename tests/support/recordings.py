@@ -1,4 +1,4 @@
-"""The recordings that tests read, and how a binary one is compared with its text."""
+"""Sample recordings, and the comparison of a binary recording with its text."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,13 +14,13 @@ ROOT = Path(tdxtrace.__file__).parent.parent
 SAMPLES = ROOT / "sample_traces"
 SHARED = ROOT.parent / "shared" / "captures"
 
-# Times are compared by the caller; places count other things in text and binary.
+# Columns that count lines in text and records in binary files.
 _PLACES = ("seq", "line_no", "n_lines")
 _TIMES = ("start_ns", "end_ns", "ts_ns")
 
 
 def shared(name: str) -> Path:
-    """The path of a capture that lies beside the repository; skips the test without it."""
+    """Path of a capture outside the repository; skips the test if it is missing."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"no {path}: captures that are not part of the repository")
@@ -29,7 +29,7 @@ def shared(name: str) -> Path:
 
 @cache
 def read(path: Path) -> tdxtrace.Trace:
-    """Read a recording once for all tests; check every table."""
+    """Read a recording and check every table; cached for all tests."""
     trace = tdxtrace.read_trace(path)
     trace.check()
     return trace
@@ -44,10 +44,10 @@ def assert_same_events(
     """Compare the event tables of a recording with those of its text.
 
     Args:
-        binary: Of the recording itself.
-        text: Of what the recording's own tool printed.
-        printed: What that tool makes of a time in ns.
-        only_binary: Columns that the text does not print.
+        binary: Trace read from the recording.
+        text: Trace read from the text that trace-cmd or perf printed.
+        printed: How that tool rounds a time in ns.
+        only_binary: Columns that the text does not contain.
     """
     for name, frame in binary.tables().items():
         if name == "losses":
@@ -62,15 +62,15 @@ def assert_same_events(
 
 
 def as_ns(time: pl.Expr) -> pl.Expr:
-    """A tool that prints nanoseconds."""
+    """Times as printed in nanoseconds."""
     return time
 
 
 def rounded_to_us(time: pl.Expr) -> pl.Expr:
-    """trace-cmd and the kernel: to the nearest microsecond."""
+    """Times as printed by trace-cmd and the kernel: to the nearest microsecond."""
     return (time + 500) // 1000 * 1000
 
 
 def cut_to_us(time: pl.Expr) -> pl.Expr:
-    """perf: whole microseconds only."""
+    """Times as printed by perf: truncated to microseconds."""
     return time // 1000 * 1000

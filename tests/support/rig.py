@@ -1,9 +1,9 @@
-"""Captures with ground truth, and how found chains are held against it.
+"""Captures with ground truth, and the comparison of retry chains with it.
 
-A user-space program with functions named as the kernel's wrappers was traced while its
-threads fought for locks like the TDX module's; it wrote down itself what it did
-(sample_traces/README.md).  The copies in sample_traces/ are always there, further ones lie
-beside the checkout where the project is developed.
+A user-space program (the rig) with functions named like the kernel's wrappers was traced while
+its threads competed for locks like those of the TDX module; it logged its operations itself
+(sample_traces/README.md).  Two captures are in sample_traces/; others are outside the
+repository, and their tests are skipped without them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEAVES: Final = {
 }
 _FAULT_LEAVES: Final = (3, 6)
 _VP_ENTER: Final = 0
-# The kernel and trace-cmd round stamps to a microsecond, perf cuts them.
+# The kernel and trace-cmd round timestamps to a microsecond, perf truncates them.
 CLOCK_NS: Final = 1000
 
 Key = tuple[int, int, int | None]
@@ -40,7 +40,7 @@ Key = tuple[int, int, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation as the program logged it: a call and its retries."""
+    """One logged operation: a call and its retries."""
 
     tid: int
     leaf: int
@@ -56,26 +56,26 @@ class Op:
 
     @property
     def key(self) -> Key:
-        """What tells requests apart."""
+        """Identity of the request."""
         return self.tid, self.leaf, self.gpa
 
 
 @dataclass(slots=True)
 class Score:
-    """Chains held against operations."""
+    """Result of comparing chains with operations."""
 
     exact: int = 0
     cut: int = 0
     wrong: list[str] = field(default_factory=list)
-    """Chains that say of an operation what is not so."""
+    """Chains that differ from their operation."""
     extra: list[str] = field(default_factory=list)
-    """Chains that no operation is."""
+    """Chains without an operation."""
     missing: list[str] = field(default_factory=list)
-    """Operations that no chain is."""
+    """Operations without a chain."""
 
     @property
     def problems(self) -> list[str]:
-        """All that is not as it was."""
+        """All differences."""
         return [*self.wrong, *self.extra, *self.missing]
 
 
@@ -84,8 +84,8 @@ def read_ops(path: Path, probed: Iterable[str] = LEAVES, blind: Iterable[str] = 
 
     Args:
         path: A truth.csv.
-        probed: Functions that the capture has probes on; others are left out.
-        blind: Functions whose probes fetch no page.
+        probed: Functions that the capture has probes on; others are ignored.
+        blind: Functions whose probes do not fetch the page.
     """
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["function"] in set(probed)]
@@ -110,10 +110,10 @@ def _op(row: dict[str, str], blind: set[str]) -> Op:
 
 
 def outcomes(ops: list[Op]) -> dict[Op, str]:
-    """How each operation ends by the definitions of the project, from the log alone.
+    """Outcome of each operation by the definitions of ``retry_chains``, from the log alone.
 
-    One that was given up is settled elsewhere if another one succeeded on the same request
-    after it began, and cut if its thread did nothing after it that could have ended it.
+    An operation that was given up is resolved elsewhere if another succeeded on the same
+    request after its start, and cut if its thread has no later operation that could end it.
     """
     done: dict[tuple[int, int, int | None, int | None], list[Op]] = defaultdict(list)
     last: dict[tuple[int, bool], int] = defaultdict(int)
@@ -139,7 +139,7 @@ def _outcome(op: Op, done: list[Op], last: dict[tuple[int, bool], int]) -> str:
 
 
 def by_key(items: Iterable[Any], key: Any) -> dict[Key, list[Any]]:  # noqa: ANN401
-    """Put things that belong to one request in the order of time."""
+    """Group items by request, in the given order."""
     found: dict[Key, list[Any]] = defaultdict(list)
     for item in items:
         found[key(item)].append(item)
@@ -147,7 +147,7 @@ def by_key(items: Iterable[Any], key: Any) -> dict[Key, list[Any]]:  # noqa: ANN
 
 
 def chain_rows(chains: pl.DataFrame) -> list[dict[str, Any]]:
-    """The chains in the order of time."""
+    """The chains ordered by time."""
     return chains.sort("start_ns", "first_seq").to_dicts()
 
 
@@ -156,12 +156,12 @@ def _chain_key(chain: dict[str, Any]) -> Key:
 
 
 def compare(chains: pl.DataFrame, ops: list[Op], *, is_relative: bool = False) -> Score:
-    """Hold the chains of a capture that lost nothing against the truth, one by one in order.
+    """Compare the chains of a capture without losses with the truth, one by one in order.
 
     Args:
         chains: The ``retry_chains`` table.
-        ops: What happened.
-        is_relative: Whether the capture's times count from its first event.
+        ops: The logged operations.
+        is_relative: Whether the capture's times are relative to its first event.
     """
     score, ends = Score(), outcomes(ops)
     mine = by_key(chain_rows(chains), _chain_key)
@@ -188,7 +188,7 @@ def _compare_one(
 
 
 def _fits(chain: dict[str, Any], op: Op, *, is_relative: bool) -> bool:
-    """Whether a chain lies within an operation, as far as clocks can be compared."""
+    """Whether a chain is within the time of an operation, up to the clock resolution."""
     if is_relative:
         took = chain["end_ns"] - chain["start_ns"]
         return bool(took <= op.end_ns - op.start_ns + 2 * CLOCK_NS)
@@ -197,10 +197,9 @@ def _fits(chain: dict[str, Any], op: Op, *, is_relative: bool) -> bool:
 
 
 def compare_lossy(chains: pl.DataFrame, ops: list[Op]) -> Score:
-    """Hold the chains of a capture with losses against the truth.
+    """Compare the chains of a capture with losses with the truth.
 
-    What is not marked as cut has to be an operation exactly; the others may be anything
-    that the capture showed of one.
+    A chain that is not cut must equal an operation; cut chains are only counted.
     """
     score = Score()
     theirs = by_key(sorted(ops, key=lambda op: op.start_ns), lambda op: op.key)
@@ -235,14 +234,14 @@ def _is_one(chain: dict[str, Any], op: Op) -> bool:
 
 
 def shown(chain: dict[str, Any]) -> str:
-    """A chain in a few words."""
+    """A chain as text for messages."""
     names = ("tid", "leaf", "gpa", "first_seq", "start_ns", "end_ns", "n_attempts", "outcome")
     return ", ".join(f"{name} {chain[name]}" for name in (*names, "final_status", "cut_by"))
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One zero-step episode as the program logged it."""
+    """One logged zero-step episode."""
 
     tid: int
     armed_ns: int
@@ -253,7 +252,7 @@ class Episode:
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """Read a truth_zerostep file: episodes in which an entry was refused, by thread and time."""
+    """Read a truth_zerostep file: episodes with refused entries, by thread and time."""
     with path.open(newline="") as file:
         rows = [
             Episode(

@@ -1,4 +1,4 @@
-"""The program, run in this process as a shell would run it."""
+"""Runs of the command-line program within this process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tdxtrace.cli import main
 
 SAMPLES = Path(__file__).parents[2] / "sample_traces"
 SAMPLE_FILES = sorted(path for path in SAMPLES.iterdir() if ".txt" in path.name)
-# What no terminal may get from a file: it would move the cursor, or colour what follows.
+# Escape character, which must never reach a terminal from a file.
 ESC = "\x1b"
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a run left behind."""
+    """Exit status and output of a run."""
 
     status: int
     stdout: bytes
@@ -37,7 +37,7 @@ class Done:
 
 
 class _Pipe(io.TextIOWrapper):
-    """Standard output that is no terminal."""
+    """A standard stream that is not a terminal."""
 
     def __init__(self, data: bytes = b"") -> None:
         self.bytes = io.BytesIO(data)
@@ -45,13 +45,13 @@ class _Pipe(io.TextIOWrapper):
 
 
 def tdxtrace(*words: str | Path, stdin: bytes = b"", columns: int = 80, height: int = 24) -> Done:
-    """Run ``tdxtrace`` with these words.
+    """Run ``tdxtrace`` with these arguments.
 
     Args:
-        words: What stands behind the program's name.
-        stdin: What it reads from standard input.
-        columns: Width of the terminal, as the shell tells.
-        height: Its height.
+        words: The arguments.
+        stdin: Contents of standard input.
+        columns: Width of the terminal (COLUMNS).
+        height: Height of the terminal (LINES).
     """
     out, err = _Pipe(), _Pipe()
     with pytest.MonkeyPatch.context() as patch:
@@ -70,14 +70,14 @@ def tdxtrace(*words: str | Path, stdin: bytes = b"", columns: int = 80, height: 
 
 
 def answered(*words: str | Path, stdin: bytes = b"", columns: int = 80, height: int = 24) -> Done:
-    """Run it and see that it answered, without a word on standard error."""
+    """Run it; assert status 0 and an empty standard error."""
     done = tdxtrace(*words, stdin=stdin, columns=columns, height=height)
     assert (done.status, done.stderr) == (0, "")
     return done
 
 
 def refused(status: int, *words: str | Path, stdin: bytes = b"") -> str:
-    """Run it and see that it refused, in one clear line on standard error and no other."""
+    """Run it; assert the status, no output, and one line on standard error, which is returned."""
     done = tdxtrace(*words, stdin=stdin)
     assert done.status == status, done.stderr
     assert done.stdout == b""

@@ -1,30 +1,30 @@
-"""A small language in which a line of text tells what threads did: ``"B1 B1 2/S7 _ S1"``.
+"""A small language for traces: a line of text such as ``"B1 B1 2/S7 _ S1"`` is a story.
 
-A story is words with blanks between, told in the order of time; each takes STEP_NS and the
-next begins STEP_NS later.  A word is one of
+A story consists of words separated by spaces, in order of time; each event takes STEP_NS.  A
+word is one of
 
 ==============  ===========================================================================
 ``B1``          a SEAMCALL: the letter is its answer (STATUS), the digits are the page
 ``trackB``      ... of another leaf than TDH.MEM.PAGE.AUG, by a word of LEAVES
 ``2/B1``        ... of another thread than 1
-``2/track(``    ... that goes on while the next words happen, until
-``2/)S``        ... it returns
+``2/track(``    ... its entry only; it returns at a later
+``2/)S``        ... return of that thread's call
 ``>X``          an entry of the vCPU and its exit, as kvm_entry and kvm_exit show it (EXITS)
 ``?3``          kvm_page_fault on page 3
 ``out14``       kvm_userspace_exit with errno 14 (a memory fault)
-``_``  ``_7s``  a silence of one millisecond, of 7 s, 20ms, 300us
+``_``  ``_7s``  a pause of one millisecond, of 7 s, 20ms, 300us
 ``lost@1``      events of CPU 1 were lost here; ``lost`` alone: of any CPU
-``overwritten`` what CPU 1 (``@1``) recorded before its first event is gone
-``full@1``      the buffer of CPU 1 took nothing more from here
-``midway``      the trace was switched on while things were going on
+``overwritten`` events of CPU 1 (``@1``) before its first event were overwritten
+``full@1``      the buffer of CPU 1 is full from here
+``midway``      the trace was started while calls were in progress
 ==============  ===========================================================================
 
 After a SEAMCALL: ``@2`` its CPU, ``@2>3`` the CPUs of its entry and of its return, ``#2`` its
-TD, ``^1`` its level, ``*5`` its vCPU, ``~`` only the return was seen and it has no arguments,
-``!`` in hard interrupt context.  After an entry: ``f`` for one that came back at once.
+TD, ``^1`` its level, ``*5`` its vCPU, ``~`` only the return was recorded, without arguments,
+``!`` in hard interrupt context.  After an entry: ``f`` for an exit after FAST_NS.
 
-Numbers are those of the TDX module's and the kernel's headers, written down here again: the
-code under test has its own copy.
+Numbers are those of the headers of the TDX module and the kernel, independent of the code under
+test.
 """
 
 from __future__ import annotations
@@ -125,16 +125,16 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Story:
-    """The event tables that a text tells of."""
+    """The event tables of a story."""
 
     processes: Mapping[int, int] = field(default_factory=dict)
-    """Process of each thread; a thread that is not in it has none."""
+    """Process ID by thread ID; null for other threads."""
     calls: list[Row] = field(default_factory=list)
     entries: list[Row] = field(default_factory=list)
     faults: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     gaps: list[tuple[str, int | None, int]] = field(default_factory=list)
-    heard: list[tuple[int, int]] = field(default_factory=list)
+    times: list[tuple[int, int]] = field(default_factory=list)
     """Time and CPU of every event."""
     now: int = 1_000_000_000
     line: int = 0
@@ -162,18 +162,18 @@ class Story:
 
     @property
     def losses(self) -> pl.DataFrame:
-        """The ``losses`` table: gaps between the last event known before and the next one."""
+        """The ``losses`` table: gaps between the last event before and the next one."""
         return pl.DataFrame([self._loss(*gap) for gap in self.gaps], schema=LOSSES.schema)
 
     @property
     def trace(self) -> Trace:
-        """All of it, as if it had been read from a file ``story.txt``."""
+        """The trace, as if read from a file ``story.txt``."""
         tids = sorted({row["tid"] for row in (*self.calls, *self.entries, *self.faults)})
         threads = [
             {"source": 0, "tid": tid, "tgid": self.processes.get(tid), "comm": f"CPU {tid}/KVM"}
             for tid in tids
         ]
-        times = [ns for ns, _ in self.heard]
+        times = [ns for ns, _ in self.times]
         source = Source(
             path="story.txt",
             format="ftrace",
@@ -196,12 +196,12 @@ class Story:
             host_events=self.host_events,
             threads=pl.DataFrame(threads, schema=THREADS.schema),
             losses=self.losses,
-            provenance=Provenance((source,), 0, "told", "0"),
+            provenance=Provenance((source,), 0, "given", "0"),
         )
 
-    def tell(self, word: str) -> None:
-        """Let one word happen."""
-        for pattern, happen in (
+    def add(self, word: str) -> None:
+        """Add the events of one word."""
+        for pattern, add in (
             (_PAUSE, self._pause),
             (_LOSS, self._lose),
             (_ENTRY, self._enter),
@@ -212,9 +212,9 @@ class Story:
         ):
             found = pattern.fullmatch(word)
             if found is not None:
-                happen(found)
+                add(found)
                 return
-        raise ValueError(f"no word of a story: {word!r}")
+        raise ValueError(f"not a word of a story: {word!r}")
 
     def _pause(self, found: re.Match[str]) -> None:
         self.now += int(found["n"] or 1) * _UNITS[found["unit"] or "ms"]
@@ -226,7 +226,7 @@ class Story:
         self.now += STEP_NS
 
     def _loss(self, kind: str, cpu: int | None, at: int) -> Row:
-        here = [ns for ns, where in self.heard if cpu in (None, where)]
+        here = [ns for ns, where in self.times if cpu in (None, where)]
         before = max((ns for ns in here if ns < at), default=None)
         after = min((ns for ns in here if ns >= at), default=None)
         return {
@@ -247,10 +247,10 @@ class Story:
         tid = int(thread or 1)
         return {"source": 0, "cpu": cpu, "tid": tid, "tgid": self.processes.get(tid)}
 
-    def _hear(self, cpu: int) -> int:
-        """Let an event happen on ``cpu`` now; return its time and step on."""
+    def _event(self, cpu: int) -> int:
+        """Record an event on ``cpu`` now; return its time and advance the clock."""
         self.line += 1
-        self.heard.append((self.now, cpu))
+        self.times.append((self.now, cpu))
         self.now += STEP_NS
         return self.now - STEP_NS
 
@@ -263,7 +263,7 @@ class Story:
         row |= {"leaf": LEAVES[found["leaf"]], "probe": "wrapper", "n_lines": 1}
         row["in_irq"] = "!" in options
         if "~" not in options:
-            row |= {"start_ns": self._hear(first), "start_cpu": first}
+            row |= {"start_ns": self._event(first), "start_cpu": first}
         if found["status"] == "(":
             self._open[row["tid"]] = row
         else:
@@ -293,47 +293,50 @@ class Story:
     def _finish(self, row: Row, status: str) -> None:
         row["status"] = STATUS[status]
         if row["status"] is not None:
-            row |= {"end_ns": self._hear(row["cpu"])}
+            row |= {"end_ns": self._event(row["cpu"])}
             row["n_lines"] += "start_ns" in row
         self.calls.append(row | {"seq": self.line})
 
     def _enter(self, found: re.Match[str]) -> None:
         reason, qualification = EXITS[found["exit"]]
         row = self._place(found["thread"])
-        row |= {"vcpu_id": row["tid"], "start_ns": self._hear(0), "n_lines": 1}
+        row |= {"vcpu_id": row["tid"], "start_ns": self._event(0), "n_lines": 1}
         if found["fast"]:
             self.now += FAST_NS - STEP_NS
         if reason is not None:
-            row |= {"end_ns": self._hear(0), "exit_reason": reason, "n_lines": 2}
+            row |= {"end_ns": self._event(0), "exit_reason": reason, "n_lines": 2}
             row |= {"info1": qualification, "info2": 0}
         self.entries.append(row | {"seq": self.line})
 
     def _fault(self, found: re.Match[str]) -> None:
         row = self._place(found["thread"])
-        row |= {"ts_ns": self._hear(0), "gpa": int(found["page"]) * 0x1000, "error_code": 2}
+        row |= {"ts_ns": self._event(0), "gpa": int(found["page"]) * 0x1000, "error_code": 2}
         self.faults.append(row | {"seq": self.line, "vcpu_id": row["tid"], "n_lines": 1})
 
     def _out(self, found: re.Match[str]) -> None:
-        row = self._place(found["thread"]) | {"ts_ns": self._hear(0), "event": "kvm_userspace_exit"}
+        row = self._place(found["thread"]) | {
+            "ts_ns": self._event(0),
+            "event": "kvm_userspace_exit",
+        }
         self.events.append(row | {"errno": int(found["errno"]), "seq": self.line, "n_lines": 1})
 
 
 def story(text: str, processes: Mapping[int, int] | None = None) -> Story:
-    """Return the tables that ``text`` tells of.
+    """Return the event tables of a story.
 
     Args:
         text: Words of the language above.
-        processes: Process of each thread, where the capture has it.
+        processes: Process ID by thread ID, where recorded.
     """
-    told = Story(processes or {})
+    parsed = Story(processes or {})
     for word in text.split():
-        told.tell(word)
-    # A call that is still going on when the story ends was seen to start only.
-    for tid in list(told._open):
-        told._finish(told._open.pop(tid), "U")
-    return told
+        parsed.add(word)
+    # Calls still in progress at the end of the story have no return.
+    for tid in list(parsed._open):
+        parsed._finish(parsed._open.pop(tid), "U")
+    return parsed
 
 
 def without(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """Return the table as a capture without these columns would have it."""
+    """Return the table with these columns null, as if they were not recorded."""
     return frame.with_columns(pl.lit(None, frame.schema[name]).alias(name) for name in columns)

@@ -1,4 +1,4 @@
-"""A program that stands in for a TDX host, traced by the real kernel: its truth, its chains."""
+"""A program in place of a TDX host, traced by the real kernel, with its ground truth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAVES = {
     "tdh_mem_page_remove": 29,
     "tdh_mem_track": 38,
 }
-# What a request that its caller gave up may be called, and one that was answered.
+# Possible outcomes in retry_chains of each outcome that the program logs.
 OUTCOMES = {
     "success": {"succeeded"},
     "error": {"failed"},
@@ -37,22 +37,21 @@ OUTCOMES = {
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """The kernel's tracing, and what it held before."""
+    """A mounted tracefs."""
 
     path: Path
 
     def state(self) -> tuple[list[str], list[str]]:
-        """Instances and dynamic events, of anyone."""
+        """Names of all instances, and lines of all dynamic events."""
         lines = (self.path / "dynamic_events").read_text().splitlines()
         return sorted(p.name for p in (self.path / "instances").iterdir()), lines
 
 
 @contextmanager
 def tracing() -> Iterator[Tracing]:
-    """Give tracefs; one test at a time, for probes are global.
+    """Yield tracefs to one test at a time, as probes are global.
 
-    Where it is not mounted, it is in a mount namespace of this process's own, which also keeps
-    what other tracers mount from the machine.
+    If it is not mounted, it is mounted in a private mount namespace of this process.
     """
     if os.geteuid():
         pytest.skip("capture through the kernel needs root")
@@ -70,7 +69,7 @@ def _mounted() -> Path | None:
 
 
 def _mount() -> Path | None:
-    """Mount it where no other process sees it."""
+    """Mount tracefs in a private mount namespace; None if that is not possible."""
     place = Path("/sys/kernel/tracing")
     # unshare(2); os.unshare came with Python 3.12.
     if ctypes.CDLL(None, use_errno=True).unshare(0x00020000):  # CLONE_NEWNS
@@ -81,13 +80,13 @@ def _mount() -> Path | None:
 
 
 def usable(found: Tracing) -> None:
-    """Skip where programs cannot be probed."""
+    """Skip the test if the kernel has no uprobe events."""
     if not (found.path / "uprobe_events").exists():
         pytest.skip("this kernel has no uprobe events")
 
 
 def build(folder: Path) -> Path:
-    """Compile the program."""
+    """Compile the program into ``folder``; return its path."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to build the testbed")
     made = folder / "testbed"
@@ -97,12 +96,12 @@ def build(folder: Path) -> Path:
 
 
 def program(*words: str | Path) -> list[str]:
-    """The command that runs tdxtrace as a process of its own."""
+    """The command that runs tdxtrace in a separate process."""
     return [sys.executable, "-m", "tdxtrace", *map(str, words)]
 
 
 def truth(path: Path) -> dict[tuple[int, int], list[tuple[int | None, int, int, set[str], int]]]:
-    """What the program says it did: by thread and leaf, in order."""
+    """Requests that the program logged, by thread and leaf, in order."""
     found: dict[tuple[int, int], list[tuple[int | None, int, int, set[str], int]]] = {}
     rows = pl.read_csv(path, schema_overrides={"status": pl.UInt64, "gpa": pl.UInt64})
     for row in rows.sort("start_ns").iter_rows(named=True):
@@ -113,7 +112,7 @@ def truth(path: Path) -> dict[tuple[int, int], list[tuple[int | None, int, int, 
 
 
 def wrong_chains(trace: Path, csv: Path) -> list[str]:
-    """Say which chains of a recording are not those that the program made."""
+    """Return the differences between the chains of a recording and the requests logged."""
     made = tdxtrace.analyze(tdxtrace.read_trace(trace)).retry_chains
     found: dict[tuple[int, int], list[tuple[int | None, int, int, str, int]]] = {}
     for row in made.sort("start_ns", "first_seq").iter_rows(named=True):
@@ -126,14 +125,14 @@ def wrong_chains(trace: Path, csv: Path) -> list[str]:
         )
         found.setdefault((row["tid"], row["leaf"]), []).append(request)
     wanted = truth(csv)
-    said = [f"no chains of {key}" for key in wanted.keys() - found.keys()]
+    problems = [f"no chains of {key}" for key in wanted.keys() - found.keys()]
     for key, chains in found.items():
         requests = wanted.get(key, [])
         if len(chains) != len(requests):
-            said.append(f"{key}: {len(chains)} chains of {len(requests)} requests")
-        said += [
+            problems.append(f"{key}: {len(chains)} chains of {len(requests)} requests")
+        problems += [
             f"{key}: {chain} is {request}"
             for chain, request in zip(chains, requests, strict=False)
             if chain[:3] != request[:3] or chain[3] not in request[3] or chain[4] != request[4]
         ]
-    return said
+    return problems

@@ -1,4 +1,4 @@
-"""Text as tools write it, handed to the reader as a file."""
+"""Trace text as files for the reader."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def aug(stamp: str, arguments: str = "td=0x7d000 gpa=0x80000000 level=0", **plac
 
 
 def aug_ret(stamp: str, arguments: str = "ret=0x0", **place: Any) -> str:  # noqa: ANN401
-    """Its return."""
+    """The return of tdh_mem_page_aug."""
     caller = "tdx_sept_set_private_spte+0x9b/0x1a0 [kvm_intel]"
     return line(stamp, f"aug_ret: ({caller} <- tdh_mem_page_aug) {arguments}", **place)
 
 
-# A trace that has a row whatever else is in it, for lines that become none.
+# One call, for tests of other lines that give no row.
 ONE_CALL = aug("1.000001") + aug_ret("1.000003")
 
 
@@ -61,8 +61,8 @@ def accounts(trace: Trace) -> list[tuple[int, int]]:
 
 
 def is_accounted_for(trace: Trace) -> bool:
-    """Whether no line of any source vanished, and none was counted twice."""
-    return all(read == told for read, told in accounts(trace))
+    """Whether every line of every source is counted exactly once."""
+    return all(read == counted for read, counted in accounts(trace))
 
 
 def lost(trace: Trace) -> dict[str, int]:
