@@ -61,8 +61,8 @@ class Ticker:
         Raises:
             QueryError: If a mapping is malformed.
         """
-        told = {event: (name, role) for event, name, role in map(mapping_of, mappings)}
-        self.registry = EventRegistry(told)
+        functions = {event: (name, role) for event, name, role in map(mapping_of, mappings)}
+        self.registry = EventRegistry(functions)
         self.stats = SourceStats()
         self._sink = _Sink()
         # The length of a live trace is unknown: loops are compiled as for a large input.
