@@ -1,1 +1,1 @@
-"""From bytes to event tables: one module per format, one decoder, one front door."""
+"""From bytes to event tables: input formats, a reader of each, one decoder."""

@@ -408,7 +408,7 @@ def most_likely(head: bytes) -> InputFormat | None:
     """Return the format that most of the event lines in ``head`` have; None if there is none.
 
     A text is a log of the kernel only if it has no event line: people put both into one file,
-    and an event tells more than a message.
+    and an event says more than a message.
     """
     votes = Counter(found for line in _sample(head) if (found := _format_of(line)))
     events = Counter({found: n for found, n in votes.items() if found.holds == "events"})

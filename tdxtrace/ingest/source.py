@@ -177,7 +177,7 @@ def matched_part(line: bytes) -> bytes:
 
 
 def open_stream(path: str) -> Stream:
-    """Open ``path`` (``-`` is standard input) and tell its compression by its magic number.
+    """Open ``path`` (``-`` is standard input) and detect its compression by its magic number.
 
     Raises:
         InputError: If there is no such file, it is a directory, empty or unreadable.

@@ -52,7 +52,7 @@ def to_word(text: str, base: int = 0) -> int | None:
 
     Args:
         text: Digits, without blanks.
-        base: 16 where numbers are known to be bare hex; 0: told by the text.
+        base: 16 where numbers are known to be bare hex; 0: by the text.
 
     Example:
         >>> hex(to_word("-9223369837831520110"))

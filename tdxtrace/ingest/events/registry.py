@@ -289,8 +289,8 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
     )
 
 
-# Names of noise that are told apart, and as many of other events; a hostile file could hold a
-# new one on every line.
+# Names of noise kept apart, and as many of other events; a hostile file could have a new one on
+# every line.
 _MAX_NAMES: Final = 4096
 
 
