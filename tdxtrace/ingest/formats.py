@@ -17,23 +17,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tdxtrace.compiler import COMPILE_BYTES, Runner, interpreted
+from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
-from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.provenance import Header, read_comments
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.formats import (
     FTRACE,
-    FTRACE_LATENCY,
-    FTRACE_VERBOSE,
     FUNCTION_GRAPH,
     INPUT_FORMATS,
     JOURNAL_JSON,
     KERNEL_LOG,
     PERF_DATA,
-    PERF_SCRIPT,
     RAW_PAGES,
     TRACE_DAT,
     InputFormat,
@@ -224,12 +220,10 @@ def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> R
     from tdxtrace.ingest.text.reader import LineReader, TextReader
 
     lines = LineReader(given.format.name, registry, stats)
-
-    def batches(run: Runner[Any]) -> Iterator[RecordBatch]:
-        # Few lines are read sooner one at a time than by the loop, interpreted.
-        return TextReader(lines, None if run is interpreted else run).batches(given.blocks)
-
-    return _TextReader(given, batches, lambda: _clock_of(given.format, lines))
+    reader = TextReader(lines)
+    return _TextReader(
+        given, lambda run: reader.batches(given.blocks, run), lambda: _clock_of(given.format, lines)
+    )
 
 
 def _function_graph(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
@@ -314,11 +308,8 @@ class FormatRow:
 
 
 FORMATS: Final = {
-    FTRACE: FormatRow(_event_lines),
-    FTRACE_LATENCY: FormatRow(_event_lines),
-    FTRACE_VERBOSE: FormatRow(_event_lines),
+    **{form: FormatRow(_event_lines) for form in INPUT_FORMATS.values() if form.unit == "line"},
     FUNCTION_GRAPH: FormatRow(_function_graph),
-    PERF_SCRIPT: FormatRow(_event_lines),
     TRACE_DAT: FormatRow(_trace_dat, magic=(b"\x17\x08\x44tracing",)),
     PERF_DATA: FormatRow(_perf_data, magic=(b"PERFILE2", b"2ELIFREP")),
     RAW_PAGES: FormatRow(_raw_pages),

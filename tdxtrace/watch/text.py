@@ -121,7 +121,8 @@ class TextTicker:
     def _events(self, text: bytes) -> Iterator[RecordBatch]:
         reader = self._reader
         if reader is not None and text:
-            yield from reader.batches(block_of([piece]) for piece in _pieces(text))
+            blocks = (block_of([piece]) for piece in _pieces(text))
+            yield from reader.batches(blocks, self._ticker.run)
             reader.forget_threads()
 
 

@@ -66,8 +66,8 @@ class Ticker:
         self.stats = SourceStats()
         self._sink = _Sink()
         # The length of a live trace is unknown: loops are compiled as for a large input.
-        run = choose(COMPILE_BYTES)
-        self._decoder = Decoder(0, self.registry.events, self.stats, self._sink, run)
+        self.run = choose(COMPILE_BYTES)
+        self._decoder = Decoder(0, self.registry.events, self.stats, self._sink, self.run)
         self._n_before = 0
 
     def tick(self, batches: Iterable[RecordBatch], *, is_last: bool = False) -> Tick:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.damage import ODD, damaged, partly_damaged
 from support.recordings import SAMPLES, SHARED
 from support.texts import read_text
-from support.ways import blocks_of, by_block, by_line, same
+from support.ways import blocks_of, same
 
 import tdxtrace
 from tdxtrace import compiler
@@ -67,8 +67,8 @@ def test_damaged_lines_are_read_as_one_at_a_time(path: Path) -> None:
 @cache
 def patterns_of(path: Path) -> tuple[LinePatterns, int]:
     """What the lines of a file look like, and how many events they are of."""
-    reader = TextReader(LineReader(form_of(path), EventRegistry(), SourceStats()), compiled)
-    for _ in reader.batches(blocks_of(lines_of(path), (100,))):
+    reader = TextReader(LineReader(form_of(path), EventRegistry(), SourceStats()))
+    for _ in reader.batches(blocks_of(lines_of(path), (100,)), compiled):
         pass
     return reader.patterns.packed(), len(reader.lines.registry.events)
 
@@ -287,26 +287,8 @@ def test_a_whole_file_gives_the_same_trace(
         monkeypatch.setattr(source, constant, chunk)
     monkeypatch.setattr(source, "_LARGE_BYTES", 2 * chunk)
     one_at_a_time = tables_of(path)
-    monkeypatch.setattr("tdxtrace.ingest.text.reader.choose", lambda _: compiled)
+    monkeypatch.setattr(compiler, "COMPILE_BYTES", 0)
     assert tables_of(path) == one_at_a_time
-
-
-def test_the_loop_is_switched_on_in_the_middle_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size is not known: what has come counts."""
-    lines = lines_of(SAMPLES / "zerostep.txt")
-    whole = by_line(lines, "ftrace")
-    sizes: list[int | None] = []
-
-    def choose(n_bytes: int | None) -> compiler.Runner[Any]:
-        sizes.append(n_bytes)
-        return compiled if n_bytes and n_bytes > 10_000 else interpreted
-
-    monkeypatch.setattr("tdxtrace.ingest.text.reader.choose", choose)
-    assert by_block(lines, "ftrace", (50,), None) == whole
-    assert len(sizes) > 1
-    assert sizes[-2] is not None
-    assert sizes[-1] is not None
-    assert sizes[-2] <= 10_000 < sizes[-1]
 
 
 def test_without_numba_large_text_is_read_one_line_at_a_time(

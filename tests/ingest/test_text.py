@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.ways import blocks_of, by_block, by_line, same
 
-from tdxtrace.compiler import compiled
+from tdxtrace.compiler import compiled, interpreted
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.text import line_formats
@@ -135,7 +135,7 @@ def counted(lines: Sequence[bytes], form: str) -> tuple[int, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LineReader, "line", one)
-        read = TextReader(reader, compiled).batches(blocks_of(lines, (len(lines),)))
+        read = TextReader(reader).batches(blocks_of(lines, (len(lines),)), compiled)
         n_events = sum(map(len, read))
     assert n_events == sum(reader.stats.events.values())
     return n_events, len(slow)
@@ -319,7 +319,7 @@ def test_a_process_that_is_known_only_later(known_from: int) -> None:
         for k, line in enumerate(later)
     ]
     reader = LineReader("ftrace", EventRegistry(), SourceStats())
-    list(TextReader(reader, compiled).batches(blocks_of(lines, (100,))))
+    list(TextReader(reader).batches(blocks_of(lines, (100,)), compiled))
     assert reader.stats.threads == {(77, "CPU 0/KVM"): 7100}
 
 
@@ -355,7 +355,7 @@ def test_no_blank_between_thread_and_cpu(head: str) -> None:
 
 def test_windows_line_ends() -> None:
     lines = lines_of([HEADS["tracefs"] + EVENTS["entry"], OTHERS["lost"]], 300, 9)
-    for run in (None, compiled):
+    for run in (interpreted, compiled):
         told = by_block([line + b"\r" for line in lines], "ftrace", (150,), run)
         assert told == by_line(lines, "ftrace")
 

@@ -92,11 +92,11 @@ def blocks_of(lines: Sequence[bytes], sizes: Sequence[int]) -> Iterator[Block]:
 
 
 def by_block(
-    lines: Sequence[bytes], form: str, sizes: Sequence[int], run: Runner[Any] | None = compiled
+    lines: Sequence[bytes], form: str, sizes: Sequence[int], run: Runner[Any] = compiled
 ) -> Made:
-    """What is made of them in blocks of so many lines, by the loop or, without ``run``, without."""
+    """What is made of them in blocks of so many lines; ``interpreted``: one line at a time."""
     reader = LineReader(form, EventRegistry(), SourceStats())
-    batches = list(TextReader(reader, run).batches(blocks_of(lines, sizes)))
+    batches = list(TextReader(reader).batches(blocks_of(lines, sizes), run))
     assert reader.stats.n_lines == len(lines)
     return _made(concatenate(batches), reader)
 

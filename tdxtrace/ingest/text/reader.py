@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tdxtrace.compiler import Runner, choose, interpreted
+from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import (
     ABSENT,
     SLOTS,
@@ -196,11 +196,7 @@ class TextReader:
     """Reads blocks of lines into batches of events, in order, and counts the rest."""
 
     lines: LineReader
-    run: Runner[Any] | None = None
-    """How the loop is run; None: lines are read one at a time until there are so many that it
-    pays to compile the loop."""
     patterns: PatternCache = field(init=False)
-    _n_bytes: int = 0
     _threads: set[tuple[int, ...]] = field(default_factory=set)
     """Those that were noted."""
 
@@ -208,13 +204,14 @@ class TextReader:
         """Begin without patterns."""
         self.patterns = PatternCache(self.lines.prefix, self.lines.layouts)
 
-    def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
-        """Yield the events of each block of whole lines."""
+    def batches(self, blocks: Iterable[Block], run: Runner[Any]) -> Iterator[RecordBatch]:
+        """Yield the events of each block of whole lines.
+
+        Lines are read one at a time if the loop would be ``interpreted``, which takes longer.
+        """
         for block in filter(len, blocks):
-            self._n_bytes += len(block)
-            if self.run is None and (run := choose(self._n_bytes)) is not interpreted:
-                self.run = run
-            yield self._line_by_line(block) if self.run is None else self._in_loop(block, self.run)
+            is_looped = run is not interpreted
+            yield self._in_loop(block, run) if is_looped else self._line_by_line(block)
 
     def forget_threads(self) -> None:
         """Forget which threads were noted if they are many: they are noted again."""
