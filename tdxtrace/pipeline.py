@@ -10,8 +10,12 @@ import polars as pl
 from tdxtrace.analysis.abandoned_requests import abandoned_requests
 from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers
-from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
-from tdxtrace.analysis.causes.cause_counts import cause_shares, td_conflicts
+from tdxtrace.analysis.causes.busy_causes import (
+    broken_rules,
+    busy_causes,
+    cause_shares,
+    td_conflicts,
+)
 from tdxtrace.analysis.causes.evidence import BusyEvidence, gather_evidence
 from tdxtrace.analysis.causes.generation import chosen_generations
 from tdxtrace.analysis.causes.lock_effects import entry_waits, lock_values

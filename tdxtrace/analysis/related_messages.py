@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from tdxtrace.tables.clocks import agreement
 from tdxtrace.tables.events import KERNEL_MESSAGES
-from tdxtrace.tables.trace import Trace
+from tdxtrace.tables.trace import Trace, agreement
 from tdxtrace.tdx.locks import generation_of
 
 

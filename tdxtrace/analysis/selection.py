@@ -11,8 +11,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.errors import QueryError
-from tdxtrace.tables.clocks import starts_ns
-from tdxtrace.tables.trace import Trace
+from tdxtrace.tables.trace import Trace, starts_ns
 from tdxtrace.tdx import leaves
 
 _SECONDS: Final = re.compile(r"^(?P<sign>[+]?)(?P<whole>\d+)(?:\.(?P<part>\d{1,9}))?s?$")

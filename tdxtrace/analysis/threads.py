@@ -1,4 +1,4 @@
-"""Calls in the order of their threads, with possible losses, and the TD of each thread."""
+"""Calls in the order of their threads, time windows of losses, and the TD of each thread."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.analysis import loss_windows
 from tdxtrace.analysis.arrays import Flags, Index, Times
 from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 from tdxtrace.tdx.status import is_retryable
 
+_MIN_NS: Final = np.iinfo(np.int64).min
+_MAX_NS: Final = np.iinfo(np.int64).max
+# Kinds of losses that open a window in which events may be missing.
+_LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full")
+_START: Final = ("started_midway",)
+NO_CPU: Final = -1
 # Issued by IPI, in hard interrupt context of whatever task is current: they belong
 # to the CPU.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_flush_vp_on_cpu,
 # smp_func_do_phymem_cache_wb.
@@ -85,14 +90,14 @@ def order_by_thread(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> T
         begins=pl.coalesce("start_ns", "end_ns"),
         ends=pl.coalesce("end_ns", "start_ns"),
         retryable=is_retryable(pl.col("status")).fill_null(False),
-        first_cpu=pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(loss_windows.NO_CPU),
-        last_cpu=cpu.fill_null(loss_windows.NO_CPU),
+        first_cpu=pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(NO_CPU),
+        last_cpu=cpu.fill_null(NO_CPU),
     )
     frame = frame[frame.select(pl.arg_sort_by("owner", "begins", "seq")).to_series()]
     owners = frame["owner"].to_numpy()
     first = np.ones(len(owners), np.bool_)
     first[1:] = owners[1:] != owners[:-1]
-    windows_of_loss = loss_windows.LossWindows(losses, source)
+    windows_of_loss = LossWindows(losses, source)
     lossy = (
         _may_miss_events(frame, first, windows_of_loss)
         if windows_of_loss.any
@@ -105,11 +110,11 @@ def order_by_thread(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> T
         frame["retryable"].to_numpy(),
         frame["status"].is_not_null().to_numpy(),
         np.cumsum(lossy),
-        loss_windows.start_windows(losses, source).any,
+        start_windows(losses, source).any,
     )
 
 
-def _may_miss_events(frame: pl.DataFrame, first: Flags, windows: loss_windows.LossWindows) -> Times:
+def _may_miss_events(frame: pl.DataFrame, first: Flags, windows: LossWindows) -> Times:
     """Return 1 for each call just before or inside which events may be missing, else 0."""
     start, end = frame["begins"].to_numpy(), frame["ends"].to_numpy()
     first_cpu, last_cpu = frame["first_cpu"].to_numpy(), frame["last_cpu"].to_numpy()
@@ -181,3 +186,68 @@ def left_lookup(rows: pl.DataFrame, values: pl.DataFrame, keys: Sequence[str]) -
     """
     joined = rows.select(keys).join(values, on=keys, how="left", maintain_order="left")
     return joined.to_series(len(keys))
+
+
+class LossWindows:
+    """Windows of loss of one source.
+
+    A window lies between the last event known before and the first one known
+    after it, on one CPU, or on all where the CPU is not known.
+    """
+
+    def __init__(
+        self, losses: pl.DataFrame, source: int, kinds: tuple[str, ...] = _LOSS_KINDS
+    ) -> None:
+        bounded = pl.col("start_ns").is_not_null() | pl.col("end_ns").is_not_null()
+        rows = losses.filter(
+            pl.col("source") == source, pl.col("kind").cast(pl.String).is_in(kinds), bounded
+        ).select(
+            pl.col("cpu").cast(pl.Int64).fill_null(NO_CPU),
+            pl.col("start_ns").fill_null(_MIN_NS),
+            pl.col("end_ns").fill_null(_MAX_NS),
+        )
+        self._by_cpu = {
+            int(cpu[0]): _merged(part["start_ns"].to_numpy(), part["end_ns"].to_numpy())
+            for cpu, part in rows.group_by("cpu")
+        }
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any window."""
+        return bool(self._by_cpu)
+
+    def overlap(self, cpu: Times, start: Times, end: Times) -> Flags:
+        """Return for each interval whether a window of its CPU (or of any) overlaps it.
+
+        Args:
+            cpu: CPU of each interval, NO_CPU where unknown: then every window counts.
+            start: Start in ns.
+            end: End in ns; an interval of no length overlaps nothing.
+        """
+        hit = np.zeros(len(cpu), np.bool_)
+        has_length = start < end
+        for number, (starts, ends) in self._by_cpu.items():
+            here = (cpu == number) | (cpu == NO_CPU)
+            if number == NO_CPU:
+                here[:] = True
+            index = np.searchsorted(ends, start[here], side="right")
+            inside = index < len(starts)
+            found = np.zeros(len(index), np.bool_)
+            found[inside] = starts[index[inside]] < end[here][inside]
+            hit[here] |= found
+        return hit & has_length
+
+
+def start_windows(losses: pl.DataFrame, source: int) -> LossWindows:
+    """Return the windows at the trace's start, where calls were already in progress."""
+    return LossWindows(losses, source, _START)
+
+
+def _merged(start: Times, end: Times) -> tuple[Times, Times]:
+    """Sort the windows and merge those that overlap."""
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], np.maximum.accumulate(end[order])
+    is_first = np.ones(len(start), np.bool_)
+    is_first[1:] = start[1:] > end[:-1]
+    last = np.append(np.flatnonzero(is_first)[1:] - 1, len(start) - 1)
+    return start[is_first], end[last]

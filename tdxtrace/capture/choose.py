@@ -1,24 +1,30 @@
-"""From command-line options to a kernel, a recipe and a recording plan."""
+"""From command-line options to a kernel or program, a recipe and a recording plan."""
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.capture import buffers, dynamic, machine, symbols, tracing
+from tdxtrace.capture import dynamic, machine, symbols, tracing
 from tdxtrace.capture.btf import open_btf
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.options import Detail, RecordOptions
-from tdxtrace.capture.programs import program as program_at
+from tdxtrace.capture.probes import RATE, affordable_kb
 from tdxtrace.capture.recipe import GROUP, Kernel, Recipe, RecipeOptions, recipe
 from tdxtrace.capture.recorder import OutputForm, RecordingPlan
 from tdxtrace.capture.recording import work_folders
-from tdxtrace.errors import InputError, QueryError
+from tdxtrace.capture.symbols import Symbols
+from tdxtrace.errors import FormatError, InputError, QueryError
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.text import one_line
+from tdxtrace.tdx import wrappers
 
+# The kernel takes a uprobe's path up to the first blank, and its offset after the last
+# colon: Linux kernel/trace/trace_uprobe.c, __trace_uprobe_create.
+_FORBIDDEN: Final = " \t\n\r\"'\\"
 # Default kernel release for the wrapper signatures of a program: the first with TDX.
 _FIRST: Final = "6.16"
 
@@ -49,7 +55,7 @@ def kernel_to_trace(
     if program is not None:
         if kallsyms is not None or btf:
             raise QueryError("--program has symbols of its own; leave --from-kallsyms, --btf out")
-        return program_at(program, release or _FIRST)
+        return program_kernel(program, release or _FIRST)
     if release is None and kallsyms is None and not btf:
         return tracing.kernel_of(host)
     if release is None and kallsyms is not None:
@@ -64,7 +70,7 @@ def recipe_options(
     detail: str, seamcalls: bool, only_tds: bool, rate: int | None, group: str = GROUP
 ) -> RecipeOptions:
     """Return recipe options, with the default rate if none is given."""
-    return RecipeOptions(Detail(detail), seamcalls, only_tds, rate or buffers.RATE, group)
+    return RecipeOptions(Detail(detail), seamcalls, only_tds, rate or RATE, group)
 
 
 def writable_tracefs(host: Host) -> Path:
@@ -122,7 +128,7 @@ def plan_recording(
     leftovers = _replaceable(options) if is_written else []
     made = recipe_of(host, options)
     n_cpus = tracing.n_cpus(host)
-    size = buffers.affordable_kb(made.buffer_kb, n_cpus, tracing.available_kb(host))
+    size = affordable_kb(made.buffer_kb, n_cpus, tracing.available_kb(host))
     return RecordingPlan(
         made,
         options.output,
@@ -184,3 +190,55 @@ def _kib(text: str) -> int:
     if not size:
         raise QueryError(f"not a size: {one_line(text, 40)!r}; write e.g. 64M")
     return size
+
+
+def program_kernel(path: Path, release: str) -> Kernel:
+    """Return a program's functions that are named like wrappers, as a kernel to trace.
+
+    Such a program (tests/capture/testbed.c is one) stands in for a TDX host: uprobes on its
+    functions go through the same tracing machinery as probes on a kernel's.
+
+    Args:
+        path: An ELF file with symbols.
+        release: Kernel release whose wrapper signatures they have, such as "6.16".
+
+    Raises:
+        InputError: If it cannot be read, or the kernel does not accept its path.
+        FormatError: If it is not an ELF file, or has no such function.
+    """
+    where = str(path.absolute())
+    shown = one_line(where)
+    if any(c in where for c in _FORBIDDEN):
+        raise InputError(f"{shown}: the kernel takes no blank or quote in a probed path")
+    spots = {name: f"{where}:{at:#x}" for name, at in _functions(path, shown).items()}
+    if not spots:
+        raise FormatError(f"{shown} has no function named like a wrapper (tdh_mem_page_aug, ...)")
+    return Kernel(release, Symbols(frozenset(spots), frozenset(), shown), None, False, spots)
+
+
+def _functions(path: Path, shown: str) -> dict[str, int]:
+    """Return the file offset of each function named like a wrapper."""
+    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - only where it is needed
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+    from elftools.elf.sections import SymbolTableSection  # noqa: PLC0415
+
+    known = set(wrappers.wrapper_table()["function"])
+    try:
+        with path.open("rb") as file:
+            elf = ELFFile(file)
+            tables = [s for s in elf.iter_sections() if isinstance(s, SymbolTableSection)]
+            loaded = [s.header for s in elf.iter_segments() if s.header["p_type"] == "PT_LOAD"]
+            found = {}
+            for symbol in (one for table in tables for one in table.iter_symbols()):
+                at = int(symbol["st_value"])
+                if symbol.name in known and symbol["st_info"]["type"] == "STT_FUNC" and at:
+                    found[symbol.name] = next(
+                        at - s["p_vaddr"] + s["p_offset"]
+                        for s in loaded
+                        if s["p_vaddr"] <= at < s["p_vaddr"] + s["p_filesz"]
+                    )
+            return found
+    except OSError as error:
+        raise InputError(f"cannot read {shown}: {error.strerror}") from None
+    except (ELFError, ValueError, struct.error, StopIteration):
+        raise FormatError(f"{shown} is no ELF program, or is damaged") from None

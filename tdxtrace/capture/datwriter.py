@@ -1,24 +1,31 @@
-"""Writer of trace.dat files, which trace-cmd and KernelShark can read.
+"""Results of a recording: its provenance, and trace.dat for trace-cmd and KernelShark.
 
-Version 6, the one that all of them read: trace-cmd.dat.v6(5).  The CPUs' pages are appended
-one after the other, and each file is removed when it was, so that the disk need not hold
-everything twice.
+Version 6 of trace.dat, the one that all of them read: trace-cmd.dat.v6(5).  The CPUs' pages
+are appended one after the other, and each file is removed when it was, so that the disk need
+not hold everything twice.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tdxtrace.capture.instance import page_bytes
+from tdxtrace.capture import machine
+from tdxtrace.capture.host import Host
+from tdxtrace.capture.instance import LOST, Instance, page_bytes
+from tdxtrace.capture.recipe import Recipe
 from tdxtrace.capture.recording import PAGES
 from tdxtrace.tables.files import give_name
 
+# What an open vCPU is called: Linux virt/kvm/kvm_main.c, create_vcpu_fd.
+_VCPU: Final = re.compile(r"anon_inode:kvm-vcpu:(?P<vcpu>\d{1,6})")
 _MAGIC: Final = b"\x17\x08\x44tracing6\0"
 # Option numbers: trace-cmd.dat.v6(5), OPTIONS.
 _CPUSTAT, _TRACECLOCK, _UNAME, _VERSION = 2, 4, 5, 9
@@ -137,3 +144,79 @@ def _append(source: Path, target: int, size: int) -> None:
             at += done
     finally:
         os.close(fd)
+
+
+@dataclass(slots=True)
+class VmObserver:
+    """VMs seen during the recording, by pid: vCPU numbers and thread names."""
+
+    vms: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def observe(self, proc: Path = Path("/proc")) -> None:
+        """Record every process that has vCPUs now, with its threads."""
+        for pid, vcpus in _processes(proc):
+            facts = self.vms.setdefault(pid, {"vcpus": [], "threads": {}})
+            facts["vcpus"] = sorted({*facts["vcpus"], *vcpus})
+            for tid, comm in _threads(proc / str(pid)):
+                facts["threads"][str(tid)] = comm
+
+
+def provenance(
+    host: Host, recipe: Recipe, instance: Instance, buffer_kb: int, vm_observer: VmObserver
+) -> dict[str, Any]:
+    """Return the content of capture.json; counters are the kernel's, per CPU."""
+    from tdxtrace import __version__  # noqa: PLC0415 - the package imports the readers
+
+    stats = {str(cpu): instance.stats(cpu) for cpu in instance.cpus()}
+    module = machine.tdx_module(host)
+    return {
+        "tdxtrace": __version__,
+        "kernel": host.release,
+        "tdx_module": module.found if module.state == "ok" else None,
+        "clock": recipe.clock,
+        "level_base": recipe.level_base,
+        "buffer_kb_per_cpu": buffer_kb,
+        "probes": [probe.line for probe in recipe.probes],
+        "events": [{"name": e.name, "filter": e.filter} for e in recipe.events],
+        "not_answered": list(recipe.cannot),
+        "notes": list(recipe.notes),
+        "vms": vm_observer.vms,
+        "cpus": stats,
+        "lost_events": sum(one.get(key, 0) for one in stats.values() for key in LOST),
+        "read_events": sum(one.get("read events", 0) for one in stats.values()),
+    }
+
+
+def _processes(proc: Path) -> Iterator[tuple[int, list[int]]]:
+    """Yield processes with open vCPUs, and the numbers of these."""
+    for pid in _numbers(proc):
+        found = []
+        for fd in _names(proc / str(pid) / "fd"):
+            try:
+                link = str((proc / str(pid) / "fd" / fd).readlink())
+            except OSError:
+                continue
+            match = _VCPU.match(link)
+            if match:
+                found.append(int(match["vcpu"]))
+        if found:
+            yield pid, found
+
+
+def _threads(process: Path) -> Iterator[tuple[int, str]]:
+    for tid in _numbers(process / "task"):
+        try:
+            yield tid, (process / "task" / str(tid) / "comm").read_text("utf-8", "replace").strip()
+        except OSError:
+            continue
+
+
+def _numbers(folder: Path) -> list[int]:
+    return sorted(int(name) for name in _names(folder) if name.isdigit())
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names, not paths
+    except OSError:
+        return []

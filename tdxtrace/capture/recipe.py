@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tdxtrace.capture import buffers
 from tdxtrace.capture.btf import Btf
 from tdxtrace.capture.options import Detail
-from tdxtrace.capture.probes import Fetch, Probe, TraceEvent
+from tdxtrace.capture.probes import RATE, Fetch, Probe, TraceEvent, size_kb
 from tdxtrace.capture.symbols import NOINSTR, Symbols
 from tdxtrace.tdx import wrappers
 
@@ -50,7 +49,7 @@ class RecipeOptions:
     """Probe __seamcall and __seamcall_ret too."""
     only_tds: bool = False
     """Leave out the KVM events of VMs that are no TDs."""
-    rate: int = buffers.RATE
+    rate: int = RATE
     """Events per second expected on the busiest CPU."""
     group: str = GROUP
 
@@ -120,7 +119,7 @@ def recipe(kernel: Kernel, options: RecipeOptions) -> Recipe:
         tuple(probes),
         events,
         CLOCK,
-        buffers.size_kb(probes, options.rate),
+        size_kb(probes, options.rate),
         wrappers.level_base(kernel.release),
         tuple(_cannot(kernel, options, probes)),
         tuple(_notes(kernel, options, probes)),

@@ -17,11 +17,10 @@ from types import FrameType
 from typing import Any, Final
 
 from tdxtrace.capture import dynamic
-from tdxtrace.capture.datwriter import write_dat
+from tdxtrace.capture.datwriter import VmObserver, provenance, write_dat
 from tdxtrace.capture.drains import Drain, error_text
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import LOST, Instance
-from tdxtrace.capture.provenance import VmObserver, provenance
 from tdxtrace.capture.recipe import Recipe
 from tdxtrace.capture.recording import Recording, work_folders
 from tdxtrace.errors import InputError

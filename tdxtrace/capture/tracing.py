@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.capture import buffers, dynamic, symbols
+from tdxtrace.capture import dynamic, symbols
 from tdxtrace.capture.btf import open_btf
 from tdxtrace.capture.host import Check, Host, may_write
 from tdxtrace.capture.options import Detail
+from tdxtrace.capture.probes import RATE, affordable_kb
 from tdxtrace.capture.recipe import Kernel, RecipeOptions, offsets, recipe
 from tdxtrace.errors import TdxtraceError
 
@@ -223,8 +224,8 @@ def buffer(host: Host) -> Check:
     """Check that memory suffices for the buffer that the default rate needs."""
     cpus = n_cpus(host)
     made = recipe(kernel_of(host), RecipeOptions(Detail.full))
-    size = buffers.affordable_kb(made.buffer_kb, cpus, available_kb(host))
-    said = f"{size} KiB for each of {cpus} CPUs, for {buffers.RATE:,} events/s on the busiest"
+    size = affordable_kb(made.buffer_kb, cpus, available_kb(host))
+    said = f"{size} KiB for each of {cpus} CPUs, for {RATE:,} events/s on the busiest"
     now = host.read_tracefs("buffer_size_kb").line
     said += f"; the top buffer has {now}" if now else ""
     if size < made.buffer_kb:

@@ -184,7 +184,7 @@ def _export(script: _Script) -> None:
 
 
 def _report(script: _Script) -> None:
-    from tdxtrace.report.formats import format_of
+    from tdxtrace.cli.options import format_of
 
     output = script.words["output"]
     form = script.words["form"] or format_of(None if output is None else Path(output)).value

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from tdxtrace.capture.options import Detail, Dialect, RecordOptions
 from tdxtrace.cli.help import Command
+from tdxtrace.tables.text import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tdxtrace.capture.doctor import Verdict
+    from tdxtrace.capture.recorder import Outcome
+
+_COLOURS: Final = {
+    "ok": "green",
+    "limited": "yellow",
+    "missing": "red",
+    "unknown": "magenta",
+    "note": "default",
+}
+_SUMMARY: Final = {
+    "full": "This host can be captured in full: tdxtrace capture record -o trace.dat",
+    "stock": "Only KVM's own events: tdxtrace capture record --level stock -o trace.dat",
+    "program": "Only programs can be captured (--program), not this kernel's SEAMCALLs.",
+    "nothing": "Nothing can be captured here.",
+}
+
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="See what this host lets be traced, get the recipe, record, clean up.",
 )
-
-
 Level = Annotated[
     Detail,
     typer.Option(
@@ -79,7 +101,6 @@ def doctor_command(
     if as_json:
         typer.echo(outputs.json_text(verdict.to_dict()), nl=False)
         return
-    from tdxtrace.cli.capture_text import verdict_line, verdict_table
 
     outputs.print_screen(verdict_table(verdict), no_color)
     outputs.print_screen(verdict_line(verdict), no_color)
@@ -156,7 +177,6 @@ def record_command(
     from tdxtrace.capture.choose import plan_recording
     from tdxtrace.capture.host import Host
     from tdxtrace.capture.recorder import record
-    from tdxtrace.cli.capture_text import notify, summary
 
     host = Host(tracefs_at=tracefs)
     options = RecordOptions(
@@ -192,3 +212,41 @@ def clean_command(tracefs: Tracefs = None) -> None:
         typer.echo("nothing to clean")
     if done.kept:
         raise InputError(f"not removed: {', '.join(done.kept)}")
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Return the checks as a table, with what is lost and the remedy where one fails."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    for check in verdict.checks:
+        shown = [Text(one_line(check.found))]
+        if check.state != "ok":
+            named = (("lost", check.lost), ("to get it", check.remedy))
+            shown += [Text(f"{label}: {one_line(text)}", "dim") for label, text in named if text]
+        state = Text(check.state, _COLOURS[check.state])
+        table.add_row(Text(check.name.replace("_", " ")), state, Text("\n").join(shown))
+    return table
+
+
+def verdict_line(verdict: Verdict) -> Text:
+    """Return the overall verdict as one line."""
+    from rich.text import Text
+
+    return Text(f"\n{_SUMMARY[verdict.can]}\n({one_line(verdict.why)})")
+
+
+def notify(text: str) -> None:
+    """Print a line to stderr."""
+    print(f"tdxtrace: {one_line(text, 2000)}", file=sys.stderr)
+
+
+def summary(outcome: Outcome, output: Path) -> str:
+    """Return what was recorded and lost as one line."""
+    told = outcome.provenance
+    lost = f"{told['lost_events']:,} lost" if told["lost_events"] else "none lost"
+    return (
+        f"{told['read_events']:,} events in {outcome.seconds:.1f} s, {lost}, "
+        f"{outcome.n_bytes / 1e6:.1f} MB; wrote {output}"
+    )

@@ -12,14 +12,12 @@ import typer
 
 from tdxtrace import __version__
 from tdxtrace.cli import (
-    analyze,
     capture,
     cause_commands,
     file_commands,
     limit_commands,
     simulate,
     table_commands,
-    validate,
     watch,
 )
 from tdxtrace.cli.help import READING_HELP, Command, print_reading_help
@@ -65,7 +63,7 @@ def root(
 
 
 _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
-    "analyze": analyze.analyze_command,
+    "analyze": file_commands.analyze_command,
     "report": file_commands.report_command,
     "compare": file_commands.compare_command,
     "convert": file_commands.convert_command,
@@ -80,7 +78,7 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "recommend": limit_commands.recommend_command,
     "decode": cause_commands.decode_command,
     "simulate": simulate.simulate_command,
-    "validate": validate.validate_command,
+    "validate": simulate.validate_command,
     "watch": watch.watch_command,
 }
 # A signed status word begins like an option.

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and formats of output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+
+from tdxtrace.errors import QueryError
+from tdxtrace.tables.text import one_line
 
 
 class OutputFormat(StrEnum):
@@ -37,8 +40,6 @@ ABOUT_TABLES: Final[Mapping[str, str]] = {
     About.entries: "entry_waits",
 }
 """The finding table of each."""
-
-
 Traces = Annotated[
     list[str],
     typer.Argument(
@@ -126,3 +127,36 @@ FailOn = Annotated[
         help="Exit with 3 if so, e.g. 'max-attempts>16'.",
     ),
 ]
+
+
+class ReportFormat(StrEnum):
+    """Formats of a report or comparison."""
+
+    html = "html"
+    md = "md"
+    json = "json"
+
+
+_BY_SUFFIX: Final = {
+    ".html": ReportFormat.html,
+    ".htm": ReportFormat.html,
+    ".md": ReportFormat.md,
+    ".markdown": ReportFormat.md,
+    ".json": ReportFormat.json,
+}
+
+
+def format_of(path: Path | None) -> ReportFormat:
+    """Return the format that a file's name implies; Markdown for standard output (None).
+
+    Raises:
+        QueryError: If the suffix is none of those known.
+    """
+    if path is None:
+        return ReportFormat.md
+    found = _BY_SUFFIX.get(path.suffix.lower())
+    if found is None:
+        raise QueryError(
+            f"what is {one_line(path.name)} to be? name it .html, .md or .json, or say --format"
+        )
+    return found

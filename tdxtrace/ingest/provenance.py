@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tdxtrace.tables.clocks import agreement
 from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.text import one_line
-from tdxtrace.tables.trace import Source
+from tdxtrace.tables.trace import Source, agreement
 
 # trace clocks that do not count nanoseconds: Linux Documentation/trace/ftrace.rst,
 # trace_clock; trace-cmd prints their timestamps as integers (trace-input.c, extract_trace_clock).

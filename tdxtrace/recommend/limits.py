@@ -8,8 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.recommend.curve import Curve, curve_of
-from tdxtrace.recommend.extrapolate import extrapolate, withheld
+from tdxtrace.recommend.extrapolate import Curve, curve_of, extrapolate, withheld
 from tdxtrace.recommend.target import Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS

@@ -10,12 +10,24 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor, interval_of_sum
-from tdxtrace.recommend.doubling_limit import SCHEMA, replay
-from tdxtrace.recommend.policy_definitions import DEFAULTS, LeafPolicy, RetryPolicy, policy_named
+from tdxtrace.recommend.policy_definitions import (
+    DEFAULTS,
+    MAX_CALLS,
+    DoublingLimit,
+    LeafPolicy,
+    RetryPolicy,
+    policy_named,
+)
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
 from tdxtrace.tdx import leaves, locks, word
 
+_WARNINGS = {
+    "source": pl.UInt16,
+    "seq": pl.UInt64,
+    "raised_to": pl.Int64,
+    "bug": pl.Boolean,
+}
 _REQUEST: Final = ("source", "first_seq")
 _DONE: Final = ("succeeded", "failed")
 # TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
@@ -91,7 +103,7 @@ def _rows_of_policy(
         if (rule := policy.rule(_leaf_name(leaf))) is not None
     ]
     doubling_leaves = [leaf for leaf, rule, _, _ in covered if rule.doubling is not None]
-    warnings = pl.DataFrame(schema=SCHEMA)
+    warnings = pl.DataFrame(schema=_WARNINGS)
     for doubling in {rule.doubling for _, rule, _, _ in covered if rule.doubling is not None}:
         warnings = replay(answers.filter(pl.col("leaf").is_in(doubling_leaves)), doubling)
     for leaf, rule, n_requests, n_retried in covered:
@@ -278,3 +290,46 @@ def _not_known(rule: LeafPolicy, row: dict[str, Any]) -> str:
     if row["n_vms_killed"] is None:
         parts.append("which VMs: the capture has neither TD nor process")
     return "; ".join(parts)
+
+
+def replay(answers: pl.DataFrame, doubling: DoublingLimit) -> pl.DataFrame:
+    """Replay the doubling limit over the busy answers of one or more hosts.
+
+    A limit is met by the first request that gets as many busy answers after the limit
+    took that value; later requests meet the next value.  So each value but the last is
+    met once, and the host's answers are searched once per value.
+
+    Args:
+        answers: Rows of ``busy_answers`` for the calls inside the loop.  The limit is
+            kept from VM to VM, and begins anew with each source.
+        doubling: Initial limit, factor and fatal limit.
+
+    Returns:
+        One row per warning: source, seq of the answer, raised_to (null where it is not
+        raised), bug (whether the VM dies of it).
+    """
+    warnings = [
+        row
+        for source in answers["source"].unique().sort()
+        for row in _replay_host(answers.filter(pl.col("source") == source), doubling, source)
+    ]
+    return pl.DataFrame(warnings, schema=_WARNINGS, orient="row")
+
+
+def _replay_host(
+    answers: pl.DataFrame, doubling: DoublingLimit, source: int
+) -> list[tuple[int, int, int | None, bool]]:
+    warnings: list[tuple[int, int, int | None, bool]] = []
+    limit, since = doubling.initial, -1
+    # The first busy answer takes the other branch, so a limit of 1 is never met.
+    while 1 < limit <= MAX_CALLS:
+        reached = answers.filter(pl.col("number") == limit, pl.col("seq") > since)["seq"].sort()
+        if reached.is_empty():
+            break
+        if limit == doubling.bug:
+            warnings += [(source, seq, None, True) for seq in reached]
+            break
+        since = reached[0]
+        limit *= doubling.factor
+        warnings.append((source, since, limit, False))
+    return warnings

@@ -5,28 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from tdxtrace.simulate.module.abi import (
-    ERROR_BIT,
-    HIGH_HALF,
-    INTERRUPTED_BUSY,
-    INTERRUPTED_RESTARTABLE,
-    INTERRUPTED_RESUMABLE,
-    OPERAND_BUSY,
-    PREVIOUS_TLB_EPOCH_BUSY,
-    RND_NO_ENTROPY,
-)
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.thread import Thread
 
 # Status codes after which a host issues the same call again, now or after a kick, and the
 # resource it waits for where that is not a lock.
 RETRYABLE: Final = {
-    OPERAND_BUSY: "",
-    PREVIOUS_TLB_EPOCH_BUSY: "PREVIOUS_EPOCH",
-    RND_NO_ENTROPY: "ENTROPY",
-    INTERRUPTED_RESUMABLE: "INTERRUPT",
-    INTERRUPTED_RESTARTABLE: "INTERRUPT",
-    INTERRUPTED_BUSY: "TREE_PRIORITY",
+    abi.OPERAND_BUSY: "",
+    abi.PREVIOUS_TLB_EPOCH_BUSY: "PREVIOUS_EPOCH",
+    abi.RND_NO_ENTROPY: "ENTROPY",
+    abi.INTERRUPTED_RESUMABLE: "INTERRUPT",
+    abi.INTERRUPTED_RESTARTABLE: "INTERRUPT",
+    abi.INTERRUPTED_BUSY: "TREE_PRIORITY",
 }
 
 
@@ -133,10 +124,10 @@ class Journal:
         pending = self.pending.pop(thread, None)
         if pending is not None and pending is not request:
             self.abandon(pending)
-        if call.status & HIGH_HALF in RETRYABLE:
+        if call.status & abi.HIGH_HALF in RETRYABLE:
             self.pending[thread] = request
             return False
-        if call.status & ERROR_BIT:
+        if call.status & abi.ERROR_BIT:
             request.outcome = "failed"
             return True
         request.outcome = "succeeded"
@@ -166,9 +157,9 @@ class Journal:
         request.thread.n_entries += 1
         request.calls.append(call)
         self.calls.append(call)
-        if call.status & HIGH_HALF in RETRYABLE:
+        if call.status & abi.HIGH_HALF in RETRYABLE:
             return False
-        request.outcome = "failed" if call.status & ERROR_BIT else "succeeded"
+        request.outcome = "failed" if call.status & abi.ERROR_BIT else "succeeded"
         return True
 
     def truncate(self, end_ns: int) -> None:

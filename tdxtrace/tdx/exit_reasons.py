@@ -9,7 +9,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tdx.facts import facts
-from tdxtrace.tdx.hexadecimal import hexadecimal
+from tdxtrace.tdx.word import hexadecimal
 
 # Intel SDM volume 3, 27.1.7, bit 31; the only flag that kvm_exit names (Linux 6.18).
 FAILED_VMENTRY: Final = 0x8000_0000

@@ -7,79 +7,10 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import exit_reason_name
 from tdxtrace.tdx.facts import facts
-from tdxtrace.tdx.hexadecimal import hexadecimal
 from tdxtrace.tdx.operands import operand_name, resource
-from tdxtrace.tdx.word import (
-    TDX_FLUSHVP_NOT_DONE,
-    TDX_HOST_PRIORITY_BUSY_TIMEOUT,
-    TDX_INTERRUPTED_BUSY,
-    TDX_INTERRUPTED_LIST_FULL,
-    TDX_INTERRUPTED_PAMT,
-    TDX_INTERRUPTED_RESTARTABLE,
-    TDX_INTERRUPTED_RESUMABLE,
-    TDX_KEY_GENERATION_FAILED,
-    TDX_OPERAND_BUSY,
-    TDX_OPERAND_ID_R8,
-    TDX_OPERAND_ID_RCX,
-    TDX_OPERAND_ID_RDX,
-    TDX_OPERAND_ID_SEPT,
-    TDX_OPERAND_ID_TD_EPOCH,
-    TDX_OPERAND_ID_TDR,
-    TDX_OPERAND_INVALID,
-    TDX_PREVIOUS_TLB_EPOCH_BUSY,
-    TDX_RND_NO_ENTROPY,
-    TDX_SUCCESS,
-    TDX_SW_ERROR,
-    TDX_SYS_BUSY,
-    TDX_TLB_TRACKING_NOT_DONE,
-    TDX_VCPU_NOT_ASSOCIATED,
-    is_busy,
-    is_error,
-    is_success,
-    low32,
-    status_code,
-)
-
-__all__ = [
-    "HOST_RETRY",
-    "RETRIED",
-    "TDX_FLUSHVP_NOT_DONE",
-    "TDX_HOST_PRIORITY_BUSY_TIMEOUT",
-    "TDX_INTERRUPTED_BUSY",
-    "TDX_INTERRUPTED_LIST_FULL",
-    "TDX_INTERRUPTED_PAMT",
-    "TDX_INTERRUPTED_RESTARTABLE",
-    "TDX_INTERRUPTED_RESUMABLE",
-    "TDX_KEY_GENERATION_FAILED",
-    "TDX_OPERAND_BUSY",
-    "TDX_OPERAND_ID_R8",
-    "TDX_OPERAND_ID_RCX",
-    "TDX_OPERAND_ID_RDX",
-    "TDX_OPERAND_ID_SEPT",
-    "TDX_OPERAND_ID_TDR",
-    "TDX_OPERAND_ID_TD_EPOCH",
-    "TDX_OPERAND_INVALID",
-    "TDX_PREVIOUS_TLB_EPOCH_BUSY",
-    "TDX_RND_NO_ENTROPY",
-    "TDX_SUCCESS",
-    "TDX_SW_ERROR",
-    "TDX_SYS_BUSY",
-    "TDX_TLB_TRACKING_NOT_DONE",
-    "TDX_VCPU_NOT_ASSOCIATED",
-    "describe_status",
-    "host_retry",
-    "is_busy",
-    "is_error",
-    "is_retryable",
-    "is_success",
-    "low32",
-    "status_class",
-    "status_code",
-    "status_name",
-    "status_table",
-]
 
 # What a host does with a status: the values of column host_retry.
 HOST_RETRY: Final = {
@@ -160,7 +91,7 @@ def is_retryable(status: pl.Expr) -> pl.Expr:
     Returns:
         Boolean, false for an unknown code; null stays null.
     """
-    return status_code(status).is_in(_retried_codes().implode())
+    return word.status_code(status).is_in(_retried_codes().implode())
 
 
 def describe_status(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
@@ -179,32 +110,34 @@ def describe_status(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
         String; null where the status is null.
     """
     name = status_name(status).str.strip_prefix("TDX_")
-    entered = status_code(status) == pl.lit(TDX_SUCCESS, dtype=pl.UInt64)
+    entered = word.status_code(status) == pl.lit(word.TDX_SUCCESS, dtype=pl.UInt64)
     at_exit = (_look_up(status, "low32") == "exit_reason") & (~entered | (leaf == 0))
-    reason = pl.lit("exit ") + exit_reason_name(low32(status))
+    reason = pl.lit("exit ") + exit_reason_name(word.low32(status))
     return (
         pl.when(status.is_null())
         .then(None)
-        .when(is_busy(status))
+        .when(word.is_busy(status))
         .then(_words(name, pl.coalesce(resource(status, leaf), _detail(status))))
         .when(entered & (leaf == 0))
         .then(reason)
         .when(at_exit)
         .then(_words(name, reason))
-        .when(is_success(status) | is_retryable(status))
-        .then(_words(pl.coalesce(name, hexadecimal(status)), _detail(status)))
-        .otherwise(_words(hexadecimal(status), name, _detail(status)))
+        .when(word.is_success(status) | is_retryable(status))
+        .then(_words(pl.coalesce(name, word.hexadecimal(status)), _detail(status)))
+        .otherwise(_words(word.hexadecimal(status), name, _detail(status)))
     )
 
 
 def _detail(status: pl.Expr) -> pl.Expr:
     """Return the low half as text where it is not 0: operand, or hexadecimal."""
     holds_operand = _look_up(status, "low32") == "operand_id"
-    operand = pl.when(holds_operand).then(operand_name(low32(status)))
+    operand = pl.when(holds_operand).then(operand_name(word.low32(status)))
     is_known = status_name(status).is_not_null()
-    shown = (low32(status) != 0) & is_known & is_success(status)
-    return pl.when(low32(status) != 0).then(
-        pl.coalesce(operand, pl.when(shown | holds_operand).then(hexadecimal(low32(status))))
+    shown = (word.low32(status) != 0) & is_known & word.is_success(status)
+    return pl.when(word.low32(status) != 0).then(
+        pl.coalesce(
+            operand, pl.when(shown | holds_operand).then(word.hexadecimal(word.low32(status)))
+        )
     )
 
 
@@ -215,11 +148,11 @@ def _words(*parts: pl.Expr) -> pl.Expr:
 
 def _look_up(status: pl.Expr, column: str) -> pl.Expr:
     """Look up a column of the status table, by whole word first and then by code."""
-    is_whole = low32(pl.col("status")) != 0
+    is_whole = word.low32(pl.col("status")) != 0
     words = status_table().filter(is_whole)
     codes = status_table().filter(~is_whole)
-    keys = codes.select(status_code(pl.col("status"))).to_series()
-    by_code = status_code(status).replace_strict(
+    keys = codes.select(word.status_code(pl.col("status"))).to_series()
+    by_code = word.status_code(status).replace_strict(
         keys, codes[column], default=None, return_dtype=pl.String
     )
     by_word = status.replace_strict(
@@ -232,4 +165,4 @@ def _look_up(status: pl.Expr, column: str) -> pl.Expr:
 def _retried_codes() -> pl.Series:
     """Return the codes whose host_retry is in RETRIED."""
     retried = status_table().filter(pl.col("host_retry").is_in(RETRIED))
-    return retried.select(status_code(pl.col("status"))).to_series()
+    return retried.select(word.status_code(pl.col("status"))).to_series()

@@ -1,4 +1,4 @@
-"""Bits of a status word (RAX after a SEAMCALL)."""
+"""Bits of a status word (RAX after a SEAMCALL), and words in hexadecimal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Final
 
 import polars as pl
 
+_BYTES: Final = range(256)
+_DIGITS: Final = [f"{byte:02x}" for byte in _BYTES]
 # Layout: intel/tdx-module 1.5.01 include/tdx_api_defs.h, union api_error_code_u.
 ERROR_BIT: Final = 1 << 63
 NON_RECOVERABLE_BIT: Final = 1 << 62
@@ -130,3 +132,24 @@ def is_busy(status: pl.Expr) -> pl.Expr:
         Linux 6.16 arch/x86/kvm/vmx/tdx.c, ``tdx_operand_busy()``, which compares bits 63:32.
     """
     return status_code(status) == pl.lit(TDX_OPERAND_BUSY, dtype=pl.UInt64)
+
+
+def hexadecimal(number: pl.Expr) -> pl.Expr:
+    """Format unsigned numbers as the kernel's ``0x%llx`` does.
+
+    Args:
+        number: Any unsigned integer.
+
+    Returns:
+        String; null stays null.
+    """
+    word = number.cast(pl.UInt64)
+    digits = pl.concat_str(_byte(word, place) for place in range(7, -1, -1))
+    significant = digits.str.strip_chars_start("0")
+    return pl.lit("0x") + pl.when(significant == "").then(pl.lit("0")).otherwise(significant)
+
+
+def _byte(word: pl.Expr, place: int) -> pl.Expr:
+    """Return the two digits of byte ``place`` of ``word``; 0 is the lowest."""
+    byte = (word // pl.lit(1 << 8 * place, dtype=pl.UInt64)) & pl.lit(0xFF, dtype=pl.UInt64)
+    return byte.replace_strict(_BYTES, _DIGITS, return_dtype=pl.String)

@@ -15,8 +15,7 @@ from tdxtrace.simulate.engine import Run
 from tdxtrace.validate.captured import CapturedRun, Score, capture_run
 from tdxtrace.validate.causes import score_causes
 from tdxtrace.validate.cells import Cell, Plan
-from tdxtrace.validate.chains import score_chains
-from tdxtrace.validate.episodes import score_episodes
+from tdxtrace.validate.scores import score_chains, score_episodes
 from tdxtrace.validate.verdicts import score_verdicts
 
 # One scorer per analysis, by the name of the table it returns.

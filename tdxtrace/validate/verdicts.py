@@ -9,27 +9,18 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.simulate.journal import Request
-from tdxtrace.simulate.module.abi import (
-    HIGH_HALF,
-    INTERRUPTED_BUSY,
-    INTERRUPTED_RESTARTABLE,
-    INTERRUPTED_RESUMABLE,
-    LEAF,
-    OPERAND_BUSY,
-    PREVIOUS_TLB_EPOCH_BUSY,
-    RND_NO_ENTROPY,
-)
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import CapturedRun, Score
 from tdxtrace.validate.causes import true_cause
 
 _LOOPS: Final = {
-    INTERRUPTED_RESUMABLE: "resumable",
-    INTERRUPTED_RESTARTABLE: "restartable",
-    INTERRUPTED_BUSY: "interrupted",
-    RND_NO_ENTROPY: "entropy",
+    abi.INTERRUPTED_RESUMABLE: "resumable",
+    abi.INTERRUPTED_RESTARTABLE: "restartable",
+    abi.INTERRUPTED_BUSY: "interrupted",
+    abi.RND_NO_ENTROPY: "entropy",
 }
-_BUSY: Final = (OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY)
+_BUSY: Final = (abi.OPERAND_BUSY, abi.PREVIOUS_TLB_EPOCH_BUSY)
 ACCUSATIONS: Final = ("BUG", "HOSTILE")
 
 
@@ -113,9 +104,9 @@ def _answers(made: CapturedRun, request: Request) -> dict[int, str]:
         if line is not None and line != made.partial_line:
             last[line] = call
     return {
-        line: _LOOPS[call.status & HIGH_HALF]
+        line: _LOOPS[call.status & abi.HIGH_HALF]
         for line, call in last.items()
-        if call.status & HIGH_HALF in _LOOPS
+        if call.status & abi.HIGH_HALF in _LOOPS
     }
 
 
@@ -165,8 +156,8 @@ def _is_bug(made: CapturedRun, row: dict[str, Any]) -> bool:
         return True
     evidence = {int(seq) for seq in row["evidence"].split()}
     return any(
-        LEAF[call.leaf] == row["leaf"]
-        and call.status & HIGH_HALF in _BUSY
+        abi.LEAF[call.leaf] == row["leaf"]
+        and call.status & abi.HIGH_HALF in _BUSY
         and made.returns.get(id(call)) in evidence
         and true_cause(call) == "kernel_bug"
         for request in journal.requests

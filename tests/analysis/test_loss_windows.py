@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdxtrace.analysis.loss_windows import NO_CPU, LossWindows, start_windows
+from tdxtrace.analysis.threads import NO_CPU, LossWindows, start_windows
 from tdxtrace.tables.events import LOSSES
 
 Window = tuple[int | None, int | None, int | None]

@@ -14,10 +14,10 @@ from support.story import STEP_NS, story
 
 from tdxtrace import Findings, analyze
 from tdxtrace.analysis.abandoned_requests import MESSAGE_NS
-from tdxtrace.analysis.causes.cause_counts import td_conflicts
+from tdxtrace.analysis.causes.busy_causes import td_conflicts
 from tdxtrace.analysis.related_messages import module_release, related_messages
 from tdxtrace.tables.causes import BUSY_CAUSES
-from tdxtrace.tables.clocks import agreement
+from tdxtrace.tables.trace import agreement
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, TD_CONFLICTS, TIME_SHARES
 
 BUSY_ENTRY = 0x8000_0200_0000_0001

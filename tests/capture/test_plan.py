@@ -12,10 +12,10 @@ from support.hosts import WRAPPERS, kallsyms, made, structure, tdx_host
 from support.running import answered, refused
 from support.testbed import Tracing, wrong_chains
 
-from tdxtrace.capture import buffers
 from tdxtrace.capture import tracing as host_tracing
 from tdxtrace.capture.dialects import render
 from tdxtrace.capture.options import Detail, Dialect
+from tdxtrace.capture.probes import affordable_kb, bytes_per_event
 from tdxtrace.capture.recipe import Kernel, Recipe, RecipeOptions, recipe
 from tdxtrace.capture.symbols import Symbols
 
@@ -137,15 +137,15 @@ def test_the_buffer_grows_with_the_rate() -> None:
     sizes = [size(rate) for rate in (1, 10_000, 100_000, 1_000_000)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
-    needed = 100_000 * buffers.bytes_per_event(recipe(of_release(), RecipeOptions()).probes)
+    needed = 100_000 * bytes_per_event(recipe(of_release(), RecipeOptions()).probes)
     assert size(100_000) * 1024 >= 2 * needed
 
 
 def test_memory_bounds_the_buffer() -> None:
-    assert buffers.affordable_kb(65536, 256, 1 << 30) == 65536
-    assert buffers.affordable_kb(65536, 256, 1 << 22) * 256 * 4 <= 1 << 22
-    assert buffers.affordable_kb(65536, 256, 1) == 1024
-    assert buffers.affordable_kb(65536, 256, None) == 65536
+    assert affordable_kb(65536, 256, 1 << 30) == 65536
+    assert affordable_kb(65536, 256, 1 << 22) * 256 * 4 <= 1 << 22
+    assert affordable_kb(65536, 256, 1) == 1024
+    assert affordable_kb(65536, 256, None) == 65536
 
 
 def test_the_running_kernel_is_asked(tmp_path: Path) -> None:

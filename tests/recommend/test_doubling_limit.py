@@ -8,7 +8,6 @@ from support.story import Story, story
 
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.retry_chains import retry_chains
-from tdxtrace.recommend.doubling_limit import replay
 from tdxtrace.recommend.policy_definitions import (
     SEPT_LEAVES,
     DoublingLimit,
@@ -16,7 +15,7 @@ from tdxtrace.recommend.policy_definitions import (
     RetryPolicy,
     policy_named,
 )
-from tdxtrace.recommend.replay import policies
+from tdxtrace.recommend.replay import policies, replay
 from tdxtrace.tables.limits import POLICIES
 
 

@@ -20,8 +20,7 @@ from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
 from tdxtrace.report.charts import MAX_MARKS
 from tdxtrace.report.charts.causes import contention_rows
-from tdxtrace.report.charts.curve import curve_rows
-from tdxtrace.report.charts.policies import policy_rows
+from tdxtrace.report.charts.limits import curve_rows, policy_rows
 from tdxtrace.report.charts.theme import PALETTE
 from tdxtrace.report.html import _vega, spec_of
 from tdxtrace.report.outline import sections

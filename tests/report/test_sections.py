@@ -11,7 +11,7 @@ from support.story import story
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
-from tdxtrace.report.charts.thresholds import threshold_rows
+from tdxtrace.report.charts.limits import threshold_rows
 from tdxtrace.report.charts.time_shares import MAX_BARS, share_rows
 from tdxtrace.report.outline import sections
 from tdxtrace.report.section import Section

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tdxtrace.tdx.facts
 from tdxtrace.tdx.facts import facts
-from tdxtrace.tdx.hexadecimal import hexadecimal
+from tdxtrace.tdx.word import hexadecimal
 
 FILES = sorted((Path(tdxtrace.tdx.facts.__file__).parent / "data").iterdir())
 

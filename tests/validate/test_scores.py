@@ -11,9 +11,8 @@ import pytest
 from tdxtrace.validate.acceptance import Thresholds, failures, figures, table
 from tdxtrace.validate.captured import CapturedRun, capture_run
 from tdxtrace.validate.cells import Cell, Plan
-from tdxtrace.validate.chains import score_chains
-from tdxtrace.validate.episodes import score_episodes
 from tdxtrace.validate.matrix import Result, simulated
+from tdxtrace.validate.scores import score_chains, score_episodes
 
 PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
 

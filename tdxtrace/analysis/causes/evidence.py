@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.analysis import loss_windows
+from tdxtrace.analysis import threads
 from tdxtrace.analysis.causes import broken_rules, generation
 from tdxtrace.analysis.causes.activity import activity
 from tdxtrace.analysis.causes.candidates import ENTRY_NS, BusyAttempts, find_candidates
@@ -158,9 +158,9 @@ def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _lossy(calls: pl.DataFrame, losses: pl.DataFrame, source: int, slack_ns: int) -> pl.Series:
-    windows = loss_windows.LossWindows(losses, source)
+    windows = threads.LossWindows(losses, source)
     if not windows.any:
         return pl.Series(np.zeros(calls.height, np.bool_))
-    anywhere = np.full(calls.height, loss_windows.NO_CPU, np.int64)
+    anywhere = np.full(calls.height, threads.NO_CPU, np.int64)
     begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
     return pl.Series(windows.overlap(anywhere, begins - slack_ns - 1, ends + slack_ns + 1))

@@ -10,10 +10,10 @@ from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_ro
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, VERDICTS
 from tdxtrace.tdx import word
-from tdxtrace.tdx.hexadecimal import hexadecimal
 from tdxtrace.tdx.leaves import leaf_name
 from tdxtrace.tdx.operands import resource_table
 from tdxtrace.tdx.status import status_name
+from tdxtrace.tdx.word import hexadecimal
 
 _BY_CONSEQUENCE: Final = {
     "host_priority_timeout": (

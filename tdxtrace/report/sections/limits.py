@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.report.charts import curve, policies
+from tdxtrace.report.charts import limits as charts
 from tdxtrace.report.names import VALID_FOR, definition, leaf_label
 from tdxtrace.report.section import Figure, Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural, share
@@ -84,12 +84,12 @@ def _table(rows: pl.DataFrame) -> Grid:
 def attempts(findings: Findings) -> Section:
     """Return the section on the share of requests by number of attempts needed."""
     title, about = "Attempts per request", definition(ATTEMPTS)
-    rows = curve.curve_rows(findings.attempts)
+    rows = charts.curve_rows(findings.attempts)
     if rows.is_empty():
         return Section("attempts", title, about, ["No request needed a second attempt."])
     names = rows["leaf"].unique(maintain_order=True).to_list()
     sentences = []
-    for n in curve.PROPOSED_LIMITS:
+    for n in charts.PROPOSED_LIMITS:
         leaf = names[0]
         last = rows.filter(pl.col("leaf") == leaf, pl.col("within") <= n).tail(1)
         sentences.append(
@@ -109,7 +109,7 @@ def attempts(findings: Findings) -> Section:
                 "A line at the bottom: none needed more. Dashed: limits that were "
                 f"proposed, and those recommended. The {plural(len(names), 'leaf', 'leaves')} with "
                 "the most retried requests.",
-                lambda: curve.attempts_curve(findings.attempts, findings.limits),
+                lambda: charts.attempts_curve(findings.attempts, findings.limits),
             )
         ],
     )
@@ -147,7 +147,7 @@ def replayed(findings: Findings) -> Section:
                 "Requests that need more than a policy allows",
                 "Each cell: the share, and below it the 95 % interval; most retried leaves. "
                 "Arrivals are as recorded: another policy would also change which calls conflict.",
-                lambda: policies.policies_compared(findings.policies),
+                lambda: charts.policies_compared(findings.policies),
             )
         ],
         grids=[_policies(sums)],

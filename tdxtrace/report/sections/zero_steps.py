@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.report.charts import thresholds as chart
+from tdxtrace.report.charts import limits as chart
 from tdxtrace.report.names import Threads, definition
 from tdxtrace.report.section import Figure, Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, plural, seconds, share, total, word

@@ -12,19 +12,7 @@ from typing import Final
 from tdxtrace.simulate.guest.cpu import GuestCpu
 from tdxtrace.simulate.guest.programs import ACCEPT, ATTR, REPEAT, RUN, TOUCH, VMCALL, Frame, VmExit
 from tdxtrace.simulate.host.scheduler import SimProcess
-from tdxtrace.simulate.module import generations
-from tdxtrace.simulate.module.abi import (
-    EXIT_EPT_VIOLATION,
-    EXIT_TDCALL,
-    HIGH_HALF,
-    HOST_PRIORITY_BUSY,
-    HOST_PRIORITY_BUSY_TIMEOUT,
-    MAPPED,
-    NL_BLOCKED,
-    NL_MAPPED,
-    PENDING,
-    SUCCESS,
-)
+from tdxtrace.simulate.module import abi, generations
 from tdxtrace.simulate.module.state import Call
 
 # Extended exit qualification of an EPT violation, type in bits 3:0: 6 is a pending page
@@ -82,7 +70,7 @@ def _step(cpu: GuestCpu, frame: Frame) -> MaybeExit:
     cpu.apply_stepping_filter(frame.rip)
     cpu.pop()
     cpu.state.vmcall_arguments = frame.step[2:]
-    return VmExit(EXIT_TDCALL, _VMCALL_REGISTERS, vmcall_reason=frame.step[1])
+    return VmExit(abi.EXIT_TDCALL, _VMCALL_REGISTERS, vmcall_reason=frame.step[1])
 
 
 def _compute(cpu: GuestCpu, frame: Frame) -> SimProcess[None]:
@@ -121,10 +109,10 @@ def _repeat(cpu: GuestCpu, frame: Frame) -> MaybeExit:
 def _access(cpu: GuestCpu, frame: Frame, gpa: int) -> VmExit | None:
     """Access a page: None if mapped or after #VE (a frame on top), or an EPT violation."""
     page_state = cpu.td.sept.mapping(gpa).state
-    if page_state == MAPPED:
+    if page_state == abi.MAPPED:
         return None
     cpu.apply_stepping_filter(frame.rip)
-    pending = page_state == PENDING
+    pending = page_state == abi.PENDING
     if pending and not cpu.td.pending_ve_disable:
         cpu.push((ACCEPT, gpa & -4096, 0))
         return None
@@ -132,7 +120,7 @@ def _access(cpu: GuestCpu, frame: Frame, gpa: int) -> VmExit | None:
     access = frame.step[-1]
     assert isinstance(access, int)
     extended = _PENDING_VIOLATION if pending else 0
-    return VmExit(EXIT_EPT_VIOLATION, access, extended, gpa & -4096)
+    return VmExit(abi.EXIT_EPT_VIOLATION, access, extended, gpa & -4096)
 
 
 def _tdcall(cpu: GuestCpu, frame: Frame) -> MaybeExit:
@@ -145,19 +133,19 @@ def _tdcall(cpu: GuestCpu, frame: Frame) -> MaybeExit:
     yield cpu.env.timeout(delay + state.random.duration(state.durations.tdcall))
     entry = cpu.td.sept.walk(gpa, level)
     if frame.step[0] == ACCEPT:
-        if entry.level > level and entry.state == MAPPED:
+        if entry.level > level and entry.state == abi.MAPPED:
             cpu.pop()
             return None
         if entry.level > level:
             return _accept_violation(cpu, frame, (level, entry.level, entry.state))
-        if entry.state in (NL_MAPPED, NL_BLOCKED):
+        if entry.state in (abi.NL_MAPPED, abi.NL_BLOCKED):
             _accept_small_pages(cpu, frame)
             return None
     leaf = generations.ACCEPT if frame.step[0] == ACCEPT else generations.ATTR
     call = Call(leaf, state.thread, cpu.td, state.vcpu, guest=True)
     call.gpa, call.entry, call.start_ns = gpa, entry, int(cpu.env.now)
     status = module.acquire(call, module.generation.lock_sequences[leaf])
-    if status != SUCCESS:
+    if status != abi.SUCCESS:
         return (yield from _busy(cpu, status))
     state.vcpu.hp_busy_since = None
     execute = _accept if frame.step[0] == ACCEPT else _read_attributes
@@ -176,18 +164,18 @@ def _read_attributes(cpu: GuestCpu, frame: Frame, call: Call) -> MaybeExit:
 def _accept(cpu: GuestCpu, frame: Frame, call: Call) -> MaybeExit:
     module, entry, level = cpu.state.machine.module, call.entry, frame.step[2]
     assert entry is not None
-    if entry.state not in (PENDING, MAPPED):
+    if entry.state not in (abi.PENDING, abi.MAPPED):
         module.release(call)
         return _accept_violation(cpu, frame, (level, level, entry.state))
-    if entry.state == PENDING:
+    if entry.state == abi.PENDING:
         n_pages = _PAGES_2M if level else 1
         yield from _zero_pages(cpu, frame, n_pages)
         if frame.done >= n_pages:
-            entry.state = MAPPED
+            entry.state = abi.MAPPED
         if not module.generation.entry_writes_keep_priority:
             entry.host_priority = False
     module.release(call)
-    if entry.state == MAPPED:
+    if entry.state == abi.MAPPED:
         cpu.pop()
     return None
 
@@ -219,14 +207,14 @@ def _zero_pages(cpu: GuestCpu, frame: Frame, n_pages: int) -> SimProcess[None]:
 def _busy(cpu: GuestCpu, status: int) -> MaybeExit:
     """Return OPERAND_BUSY to the guest; kept out for a host for too long, the TD exits."""
     state, vcpu, env = cpu.state, cpu.state.vcpu, cpu.env
-    if status & HIGH_HALF != HOST_PRIORITY_BUSY:
+    if status & abi.HIGH_HALF != abi.HOST_PRIORITY_BUSY:
         vcpu.hp_busy_since = None
     elif vcpu.hp_busy_since is None:
         vcpu.hp_busy_since = int(env.now)
     elif env.now - vcpu.hp_busy_since >= state.machine.hp_timeout_ns:
         vcpu.hp_busy_since = None
         cpu.apply_stepping_filter(vcpu.rip + 4)
-        return VmExit(HOST_PRIORITY_BUSY_TIMEOUT)
+        return VmExit(abi.HOST_PRIORITY_BUSY_TIMEOUT)
     yield from cpu.elapse(state.random.duration(state.durations.guest_pause))
     return None
 
@@ -239,4 +227,4 @@ def _accept_violation(cpu: GuestCpu, frame: Frame, walk: tuple[int, int, int]) -
     cpu.state.vcpu.hp_busy_since = None
     if cpu.state.machine.module.generation.counts_every_violation:
         cpu.count_fault(gpa)
-    return VmExit(EXIT_EPT_VIOLATION, _WRITE, extended, gpa)
+    return VmExit(abi.EXIT_EPT_VIOLATION, _WRITE, extended, gpa)

@@ -8,13 +8,7 @@ from tdxtrace.simulate.durations import Duration
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.journal import Request
 from tdxtrace.simulate.kvm.vm import NO_PAGE, Vm
-from tdxtrace.simulate.module.abi import (
-    ERROR_BIT,
-    OPERAND,
-    OPERAND_BUSY,
-    PREVIOUS_TLB_EPOCH_BUSY,
-    is_busy,
-)
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import BusyReason, Call
 from tdxtrace.simulate.thread import Thread
 
@@ -31,7 +25,7 @@ def install(vm: Vm, thread: Thread, request: Request, make_call: MakeCall) -> Si
     work = durations.aug if request.leaf.endswith("AUG") else durations.sept_add
     limits = work, vm.policy.install_calls
     status = yield from _call_until_settled(vm, thread, request, make_call, limits)
-    if status & ERROR_BIT and not is_busy(status):
+    if status & abi.ERROR_BIT and not abi.is_busy(status):
         vm.kvm_bug_on(thread, request.leaf, status)
     return status
 
@@ -52,14 +46,14 @@ def zap_call(vm: Vm, thread: Thread, leaf: str, gpa: int = 0, level: int = 0) ->
 
     before_kick = limit - 1 if policy.kick else limit
     status = yield from _call_until_settled(vm, thread, request, make_call, (work, before_kick))
-    if policy.kick and is_busy(status):
+    if policy.kick and abi.is_busy(status):
         yield from vm.no_vcpus_enter_start(thread, leaf)
         status = yield from machine.seamcall(thread, request, make_call(), work)
         yield from vm.no_vcpus_enter_stop(thread)
-    if status == PREVIOUS_TLB_EPOCH_BUSY:
+    if status == abi.PREVIOUS_TLB_EPOCH_BUSY:
         blame_previous_epoch(vm, request)
-    if status & ERROR_BIT:
-        if policy.last_resort == "bug" or not is_busy(status):
+    if status & abi.ERROR_BIT:
+        if policy.last_resort == "bug" or not abi.is_busy(status):
             vm.kvm_bug_on(thread, leaf, status)
         else:
             vm.log_action(thread, "give_up", leaf, len(request.calls))
@@ -97,7 +91,7 @@ def _call_until_settled(
     work, limit = limits
     if vm.policy.one_at_a_time:
         yield from vm.machine.acquire_lock(thread, vm.seamcall_lock, exclusive=True)
-    status, n_busy = ERROR_BIT, 0
+    status, n_busy = abi.ERROR_BIT, 0
     while not vm.dead:
         status = yield from vm.machine.seamcall(thread, request, make_call(), work)
         if not _should_retry(vm, request.leaf, status):
@@ -117,8 +111,8 @@ def _call_until_settled(
 def _should_retry(vm: Vm, leaf: str, status: int) -> bool:
     # The v1 series compares the whole word, but in its loop around TRACK only the code.
     if vm.policy.exactly_sept and leaf != "TDH.MEM.TRACK":
-        return status == OPERAND_BUSY | OPERAND["SEPT_TREE"]
-    return is_busy(status)
+        return status == abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]
+    return abi.is_busy(status)
 
 
 def _warn_and_double(vm: Vm, thread: Thread, request: Request, n_busy: int) -> bool:

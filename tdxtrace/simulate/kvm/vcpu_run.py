@@ -19,18 +19,7 @@ from tdxtrace.simulate.host.vcpu_state import VcpuState
 from tdxtrace.simulate.journal import Request
 from tdxtrace.simulate.kvm import lifecycle, page_fault, zap
 from tdxtrace.simulate.kvm.vm import NO_PAGE, Vm
-from tdxtrace.simulate.module import vp_enter
-from tdxtrace.simulate.module.abi import (
-    ERROR_BIT,
-    EXIT_EPT_VIOLATION,
-    EXIT_HLT,
-    EXIT_IO,
-    EXIT_TDCALL,
-    OPERAND,
-    OPERAND_BUSY,
-    SUCCESS,
-    is_busy,
-)
+from tdxtrace.simulate.module import abi, vp_enter
 from tdxtrace.simulate.module.state import NOWHERE, Call
 
 KVM_EXIT_IO: Final = 2
@@ -88,10 +77,10 @@ class VcpuRun:
         call.start_ns, call.cpu, call.page = thread.now, thread.cpu, state.vcpu.number
         yield env.timeout(state.random.duration(state.durations.into_module))
         status = vp_enter.acquire_entry_locks(module, call, thread.cpu)
-        if status == SUCCESS:
+        if status == abi.SUCCESS:
             yield env.timeout(state.random.duration(state.durations.epoch_window))
             status = vp_enter.pass_zero_step_gate(module, call)
-        if status == SUCCESS:
+        if status == abi.SUCCESS:
             exit_ = yield from self._run_guest(call)
             thread.now = int(env.now) + state.random.duration(state.durations.leave_guest)
         else:
@@ -143,11 +132,11 @@ class VcpuRun:
 
     def _count_refused_entry(self, status: int) -> None:
         episode, now = self.state.episode, int(self.machine.env.now)
-        if episode is None or status == OPERAND_BUSY | OPERAND["TD_EPOCH"]:
+        if episode is None or status == abi.OPERAND_BUSY | abi.OPERAND["TD_EPOCH"]:
             return
-        if status == EXIT_EPT_VIOLATION:
+        if status == abi.EXIT_EPT_VIOLATION:
             episode.n_emulated += 1
-        elif status == OPERAND_BUSY | OPERAND["SEPT_TREE"]:
+        elif status == abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]:
             episode.n_busy += 1
         else:
             return
@@ -158,19 +147,19 @@ class VcpuRun:
     def _handle_exit(self, exit_: VmExit) -> SimProcess[None]:
         state, thread = self.state, self.state.thread
         thread.now += state.random.duration(state.durations.handle_exit)
-        if is_busy(exit_.status):
-            if self.vm.policy.flush_mmu_lock and exit_.status & 0xFF == OPERAND["SEPT_TREE"]:
+        if abi.is_busy(exit_.status):
+            if self.vm.policy.flush_mmu_lock and exit_.status & 0xFF == abi.OPERAND["SEPT_TREE"]:
                 yield from self.machine.acquire_lock(thread, self.vm.mmu_lock, exclusive=True)
                 self.vm.mmu_lock.release()
-        elif exit_.status & ERROR_BIT:
+        elif exit_.status & abi.ERROR_BIT:
             yield from self._internal_error(exit_.status)
-        elif exit_.status == EXIT_EPT_VIOLATION:
+        elif exit_.status == abi.EXIT_EPT_VIOLATION:
             yield from self._handle_ept_violation(exit_)
-        elif exit_.vmcall_reason == EXIT_HLT:
+        elif exit_.vmcall_reason == abi.EXIT_HLT:
             yield from self._halt()
-        elif exit_.vmcall_reason == EXIT_IO and state.random.chance(state.userspace_share):
+        elif exit_.vmcall_reason == abi.EXIT_IO and state.random.chance(state.userspace_share):
             yield from self._exit_to_userspace(KVM_EXIT_IO)
-        elif exit_.vmcall_reason == EXIT_TDCALL:
+        elif exit_.vmcall_reason == abi.EXIT_TDCALL:
             yield from self._map_gpa()
 
     def _handle_ept_violation(self, exit_: VmExit) -> SimProcess[None]:

@@ -12,12 +12,7 @@ from typing import Final
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.kvm import lifecycle, page_fault, retries, zap
 from tdxtrace.simulate.kvm.vm import PRESENT, Vm
-from tdxtrace.simulate.module.abi import (
-    ERROR_BIT,
-    INTERRUPTED_BUSY,
-    INTERRUPTED_RESTARTABLE,
-    page_bytes,
-)
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.tables import rows
 from tdxtrace.simulate.thread import Thread
@@ -135,9 +130,9 @@ def _split(worker: Worker) -> SimProcess[None]:
     yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
     if vm.sptes.get(gpa | 1) == PRESENT and gpa not in vm.sptes:
         status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
-        if not status & ERROR_BIT:
+        if not status & abi.ERROR_BIT:
             status = yield from zap.track(vm, thread)
-        if not status & ERROR_BIT:
+        if not status & abi.ERROR_BIT:
             yield from _demote(worker, gpa)
     yield from machine.sync_clock(thread)
     vm.mmu_lock.release()
@@ -154,10 +149,10 @@ def _demote(worker: Worker, gpa: int) -> SimProcess[None]:
         work_ns = durations.demote.median
         call.interrupt_pending = thread.random.chance(work_ns / max(1, vm.interrupt_mean_ns))
         status = yield from vm.machine.seamcall(thread, request, call, durations.demote)
-        if status not in (INTERRUPTED_RESTARTABLE, INTERRUPTED_BUSY):
+        if status not in (abi.INTERRUPTED_RESTARTABLE, abi.INTERRUPTED_BUSY):
             break
         thread.now += thread.random.duration(durations.wrapper_turn)
-    if status & ERROR_BIT:
+    if status & abi.ERROR_BIT:
         vm.kvm_bug_on(thread, "TDH.MEM.PAGE.DEMOTE", status)
         return
     for i in range(512):
@@ -177,10 +172,10 @@ def _seamcall(worker: Worker) -> SimProcess[None]:
     outside = vm.new_page(1) if n_further else 0
     call.further_pages = tuple(outside + (n << 12) for n in range(n_further))
     call.level = int("level" in roles)
-    call.page = vm.new_page() & -page_bytes(call.level)
+    call.page = vm.new_page() & -abi.page_bytes(call.level)
     request = vm.request(leaf, thread)
     status = yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.manage)
-    if status & ERROR_BIT:
+    if status & abi.ERROR_BIT:
         vm.machine.journal.abandon(request)
 
 

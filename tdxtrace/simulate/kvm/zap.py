@@ -13,13 +13,7 @@ from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.journal import RETRYABLE
 from tdxtrace.simulate.kvm import retries
 from tdxtrace.simulate.kvm.vm import NO_PAGE, PRESENT, Vm
-from tdxtrace.simulate.module.abi import (
-    ERROR_BIT,
-    HIGH_HALF,
-    OPERAND_BUSY,
-    PREVIOUS_TLB_EPOCH_BUSY,
-    SUCCESS,
-)
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.thread import Thread
 
 # Pages zapped before mmu_lock is released once: tdp_mmu_iter_cond_resched, here by count
@@ -60,13 +54,13 @@ def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
     """Remove one private page, mmu_lock held for writing; returns 0 or the failing status."""
     durations, random = vm.machine.durations, thread.random
     status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, level)
-    if not status & ERROR_BIT:
+    if not status & abi.ERROR_BIT:
         status = yield from track(vm, thread)
-    if not status & ERROR_BIT:
+    if not status & abi.ERROR_BIT:
         page = vm.td.sept.entry(gpa, level).page
         thread.now += random.duration(durations.zap_step)
         status = yield from retries.zap_call(vm, thread, "TDH.MEM.PAGE.REMOVE", gpa, level)
-    if status & ERROR_BIT:
+    if status & abi.ERROR_BIT:
         return status
     del vm.sptes[gpa | level]
     yield from write_back(vm, thread, page)
@@ -77,7 +71,7 @@ def track(vm: Vm, thread: Thread) -> SimProcess[int]:
     """TRACK, and if it succeeds a kick, so that every vCPU goes on in the new epoch."""
     thread.now += thread.random.duration(vm.machine.durations.zap_step)
     status = yield from retries.zap_call(vm, thread, "TDH.MEM.TRACK")
-    if not status & ERROR_BIT:
+    if not status & abi.ERROR_BIT:
         journal = vm.machine.journal
         journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
         yield from vm.kick(thread)
@@ -108,17 +102,17 @@ def block_and_unblock(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProc
     ):
         page = NO_PAGE if leaf == "TDH.MEM.TRACK" else (gpa, 0)
         request = vm.request(leaf, thread, page)
-        status = OPERAND_BUSY
-        while status & HIGH_HALF in RETRYABLE and not vm.dead:
+        status = abi.OPERAND_BUSY
+        while status & abi.HIGH_HALF in RETRYABLE and not vm.dead:
             call = vm.call(leaf, gpa) if page != NO_PAGE else vm.call(leaf)
             status = yield from vm.machine.seamcall(thread, request, call, work)
             thread.now += thread.random.duration(durations.wrapper_turn)
-            if status == PREVIOUS_TLB_EPOCH_BUSY:
+            if status == abi.PREVIOUS_TLB_EPOCH_BUSY:
                 retries.blame_previous_epoch(vm, request)
                 yield from vm.kick(thread)
         if leaf == "TDH.MEM.TRACK":
             vm.machine.journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
             yield from vm.kick(thread)
             thread.now += hold_ns
-        elif status != SUCCESS:
+        elif status != abi.SUCCESS:
             return

@@ -7,18 +7,7 @@ need one of them are answered busy.
 
 from __future__ import annotations
 
-from tdxtrace.simulate.module import leaves
-from tdxtrace.simulate.module.abi import (
-    EPT_WALK_FAILED,
-    HOST_PRIORITY_BUSY,
-    INTERRUPTED_BUSY,
-    INTERRUPTED_RESTARTABLE,
-    INTERRUPTED_RESUMABLE,
-    OPERAND,
-    OPERAND_BUSY,
-    RND_NO_ENTROPY,
-    SUCCESS,
-)
+from tdxtrace.simulate.module import abi, leaves
 from tdxtrace.simulate.module.generations import Generation, LockSequence
 from tdxtrace.simulate.module.locks import (
     ACQUIRED,
@@ -66,11 +55,11 @@ class Module:
         status = self.acquire(
             call, sequences[key] if version and key in sequences else sequences[call.leaf]
         )
-        if status == SUCCESS:
-            status = RND_NO_ENTROPY if call.no_entropy else leaves.check(call)
-            if status != SUCCESS:
+        if status == abi.SUCCESS:
+            status = abi.RND_NO_ENTROPY if call.no_entropy else leaves.check(call)
+            if status != abi.SUCCESS:
                 self.release(call)
-        if status != SUCCESS and call.entry is not None:
+        if status != abi.SUCCESS and call.entry is not None:
             # sept_manager.c set_arch_septe_details_in_vmm_regs: after a walk.
             call.out_rcx = call.entry.word()
             call.out_rdx = call.entry.level | call.entry.state << 8
@@ -79,7 +68,7 @@ class Module:
     def finish(self, call: Call) -> int:
         """Do the work of a call that ``begin`` succeeded for, and release its locks."""
         status = self._interruption(call)
-        if status == SUCCESS:
+        if status == abi.SUCCESS:
             status = leaves.commit(call)
             entry = call.entry
             if entry is not None and not self.generation.entry_writes_keep_priority:
@@ -90,17 +79,17 @@ class Module:
     def _interruption(self, call: Call) -> int:
         """The status with which a long leaf stops at its check for pending work, or SUCCESS."""
         if call.interrupted:
-            return INTERRUPTED_RESUMABLE
+            return abi.INTERRUPTED_RESUMABLE
         if call.leaf in _INTERRUPTIBLE:
             if call.interrupt_pending and self.generation.demote_interruptible:
-                return INTERRUPTED_RESTARTABLE
+                return abi.INTERRUPTED_RESTARTABLE
             assert call.td is not None
             if (
                 getattr(call.td.tree, "host_priority", False)
                 and self.generation.yields_to_tree_priority
             ):
-                return INTERRUPTED_BUSY
-        return SUCCESS
+                return abi.INTERRUPTED_BUSY
+        return abi.SUCCESS
 
     def acquire(self, call: Call, sequence: LockSequence) -> int:
         """Acquire locks in order, in addition to those ``call`` holds.
@@ -127,12 +116,12 @@ class Module:
                 by_host_priority = result == BUSY_HOST_PRIORITY
                 call.busy_reason = BusyReason(resource, lock.holders(), by_host_priority)
                 self.release(call)
-                return (HOST_PRIORITY_BUSY if by_host_priority else OPERAND_BUSY) | operand
+                return (abi.HOST_PRIORITY_BUSY if by_host_priority else abi.OPERAND_BUSY) | operand
             held.append(lock)
         if self._walk(call):
-            return SUCCESS
+            return abi.SUCCESS
         self.release(call)
-        return EPT_WALK_FAILED | OPERAND["RCX"]
+        return abi.EPT_WALK_FAILED | abi.OPERAND["RCX"]
 
     def release(self, call: Call) -> None:
         """Release all locks of ``call``, the last one first."""

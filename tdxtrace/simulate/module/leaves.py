@@ -9,40 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tdxtrace.simulate.module.abi import (
-    BLOCKED,
-    EPT_ENTRY_STATE_INCORRECT,
-    FREE,
-    GPA_RANGE_ALREADY_BLOCKED,
-    GPA_RANGE_NOT_BLOCKED,
-    MAPPED,
-    NL_BLOCKED,
-    NL_MAPPED,
-    OP_STATE_INCORRECT,
-    OPERAND,
-    PENDING,
-    PENDING_BLOCKED,
-    PREVIOUS_TLB_EPOCH_BUSY,
-    SUCCESS,
-    TLB_TRACKING_NOT_DONE,
-    VCPU_NOT_ASSOCIATED,
+from tdxtrace.simulate.module import abi
+from tdxtrace.simulate.module.state import (
+    BLOCKED_STATE,
+    INITIALIZED,
+    NOWHERE,
+    RUNNABLE,
+    TRACKED_STATES,
+    UNBLOCKED_STATE,
+    Call,
+    SeptEntry,
+    Td,
 )
-from tdxtrace.simulate.module.sept import BLOCKED_STATE, UNBLOCKED_STATE, SeptEntry
-from tdxtrace.simulate.module.state import INITIALIZED, NOWHERE, RUNNABLE, TRACKED_STATES, Call, Td
 
-_RCX: Final = OPERAND["RCX"]
+_RCX: Final = abi.OPERAND["RCX"]
 
 
 def check(call: Call) -> int:
     """Check that the state allows ``call``, which holds its locks; returns SUCCESS or a status."""
     leaf_check = _CHECKS.get(call.leaf)
-    return SUCCESS if leaf_check is None else leaf_check(call)
+    return abi.SUCCESS if leaf_check is None else leaf_check(call)
 
 
 def commit(call: Call) -> int:
     """Apply the effect of ``call``; returns its final status."""
     leaf_commit = _COMMITS.get(call.leaf)
-    return SUCCESS if leaf_commit is None else leaf_commit(call)
+    return abi.SUCCESS if leaf_commit is None else leaf_commit(call)
 
 
 def pamt_page(resource: str, call: Call) -> tuple[int, int]:
@@ -78,7 +70,7 @@ def _operands(call: Call) -> tuple[SeptEntry, Td]:
 def _state_is(*allowed: int) -> Callable[[Call], int]:
     def check_call(call: Call) -> int:
         entry, _ = _operands(call)
-        return SUCCESS if entry.state in allowed else EPT_ENTRY_STATE_INCORRECT | _RCX
+        return abi.SUCCESS if entry.state in allowed else abi.EPT_ENTRY_STATE_INCORRECT | _RCX
 
     return check_call
 
@@ -86,15 +78,15 @@ def _state_is(*allowed: int) -> Callable[[Call], int]:
 def _check_aug(call: Call) -> int:
     entry, td = _operands(call)
     if td.op_state not in TRACKED_STATES:
-        return OP_STATE_INCORRECT
-    return SUCCESS if entry.state == FREE else EPT_ENTRY_STATE_INCORRECT | _RCX
+        return abi.OP_STATE_INCORRECT
+    return abi.SUCCESS if entry.state == abi.FREE else abi.EPT_ENTRY_STATE_INCORRECT | _RCX
 
 
 def _check_block(call: Call) -> int:
     entry, _ = _operands(call)
     if entry.state in UNBLOCKED_STATE:
-        return GPA_RANGE_ALREADY_BLOCKED | _RCX
-    return SUCCESS if entry.state in BLOCKED_STATE else EPT_ENTRY_STATE_INCORRECT | _RCX
+        return abi.GPA_RANGE_ALREADY_BLOCKED | _RCX
+    return abi.SUCCESS if entry.state in BLOCKED_STATE else abi.EPT_ENTRY_STATE_INCORRECT | _RCX
 
 
 def _blocked_and_tracked(*allowed: int) -> Callable[[Call], int]:
@@ -103,26 +95,26 @@ def _blocked_and_tracked(*allowed: int) -> Callable[[Call], int]:
     def check_call(call: Call) -> int:
         entry, td = _operands(call)
         if entry.state not in UNBLOCKED_STATE:
-            return GPA_RANGE_NOT_BLOCKED | _RCX
+            return abi.GPA_RANGE_NOT_BLOCKED | _RCX
         if entry.state not in allowed:
-            return EPT_ENTRY_STATE_INCORRECT | _RCX
+            return abi.EPT_ENTRY_STATE_INCORRECT | _RCX
         if td.op_state in TRACKED_STATES and not td.epochs.is_tracked(entry.blocked_in):
-            return TLB_TRACKING_NOT_DONE | _RCX
-        return SUCCESS
+            return abi.TLB_TRACKING_NOT_DONE | _RCX
+        return abi.SUCCESS
 
     return check_call
 
 
 def _check_flush(call: Call) -> int:
     assert call.vcpu is not None
-    return VCPU_NOT_ASSOCIATED if call.vcpu.lp == NOWHERE else SUCCESS
+    return abi.VCPU_NOT_ASSOCIATED if call.vcpu.lp == NOWHERE else abi.SUCCESS
 
 
 def _install(state: int) -> Callable[[Call], int]:
     def commit_call(call: Call) -> int:
         entry, _ = _operands(call)
         entry.state, entry.page = state, call.page
-        return SUCCESS
+        return abi.SUCCESS
 
     return commit_call
 
@@ -131,49 +123,49 @@ def _block(call: Call) -> int:
     entry, td = _operands(call)
     entry.state = BLOCKED_STATE[entry.state]
     entry.blocked_in = td.epochs.current
-    return SUCCESS
+    return abi.SUCCESS
 
 
 def _unblock(call: Call) -> int:
     entry, _ = _operands(call)
     entry.state = UNBLOCKED_STATE[entry.state]
-    return SUCCESS
+    return abi.SUCCESS
 
 
 def _free(call: Call) -> int:
     entry, _ = _operands(call)
-    entry.state, entry.page = FREE, 0
-    return SUCCESS
+    entry.state, entry.page = abi.FREE, 0
+    return abi.SUCCESS
 
 
 def _track(call: Call) -> int:
     assert call.td is not None
-    return SUCCESS if call.td.epochs.advance() else PREVIOUS_TLB_EPOCH_BUSY
+    return abi.SUCCESS if call.td.epochs.advance() else abi.PREVIOUS_TLB_EPOCH_BUSY
 
 
 def _demote(call: Call) -> int:
     entry, td = _operands(call)
     large = entry.page
-    entry.state, entry.page = NL_MAPPED, call.page
+    entry.state, entry.page = abi.NL_MAPPED, call.page
     for i, child in enumerate(td.sept.children(entry)):
-        child.state, child.page = MAPPED, large + (i << 12)
-    return SUCCESS
+        child.state, child.page = abi.MAPPED, large + (i << 12)
+    return abi.SUCCESS
 
 
 def _promote(call: Call) -> int:
     entry, td = _operands(call)
     children = td.sept.children(entry)
-    entry.state, entry.page = MAPPED, children[0].page
+    entry.state, entry.page = abi.MAPPED, children[0].page
     for child in children:
-        child.state, child.page = FREE, 0
-    return SUCCESS
+        child.state, child.page = abi.FREE, 0
+    return abi.SUCCESS
 
 
 def _set_op_state(state: int) -> Callable[[Call], int]:
     def commit_call(call: Call) -> int:
         assert call.td is not None
         call.td.op_state = state
-        return SUCCESS
+        return abi.SUCCESS
 
     return commit_call
 
@@ -182,25 +174,25 @@ def _flush(call: Call) -> int:
     assert call.vcpu is not None
     call.vcpu.lp = NOWHERE
     call.vcpu.td.n_associated -= 1
-    return SUCCESS
+    return abi.SUCCESS
 
 
 _CHECKS: Final[dict[str, Callable[[Call], int]]] = {
-    "TDH.MEM.SEPT.ADD": _state_is(FREE),
-    "TDH.MEM.PAGE.ADD": _state_is(FREE),
+    "TDH.MEM.SEPT.ADD": _state_is(abi.FREE),
+    "TDH.MEM.PAGE.ADD": _state_is(abi.FREE),
     "TDH.MEM.PAGE.AUG": _check_aug,
     "TDH.MEM.RANGE.BLOCK": _check_block,
-    "TDH.MEM.RANGE.UNBLOCK": _blocked_and_tracked(BLOCKED, PENDING_BLOCKED, NL_BLOCKED),
-    "TDH.MEM.PAGE.REMOVE": _blocked_and_tracked(BLOCKED, PENDING_BLOCKED),
-    "TDH.MEM.SEPT.REMOVE": _blocked_and_tracked(NL_BLOCKED),
-    "TDH.MEM.PAGE.DEMOTE": _blocked_and_tracked(BLOCKED),
-    "TDH.MEM.PAGE.PROMOTE": _blocked_and_tracked(NL_BLOCKED),
+    "TDH.MEM.RANGE.UNBLOCK": _blocked_and_tracked(abi.BLOCKED, abi.PENDING_BLOCKED, abi.NL_BLOCKED),
+    "TDH.MEM.PAGE.REMOVE": _blocked_and_tracked(abi.BLOCKED, abi.PENDING_BLOCKED),
+    "TDH.MEM.SEPT.REMOVE": _blocked_and_tracked(abi.NL_BLOCKED),
+    "TDH.MEM.PAGE.DEMOTE": _blocked_and_tracked(abi.BLOCKED),
+    "TDH.MEM.PAGE.PROMOTE": _blocked_and_tracked(abi.NL_BLOCKED),
     "TDH.VP.FLUSH": _check_flush,
 }
 _COMMITS: Final[dict[str, Callable[[Call], int]]] = {
-    "TDH.MEM.SEPT.ADD": _install(NL_MAPPED),
-    "TDH.MEM.PAGE.ADD": _install(MAPPED),
-    "TDH.MEM.PAGE.AUG": _install(PENDING),
+    "TDH.MEM.SEPT.ADD": _install(abi.NL_MAPPED),
+    "TDH.MEM.PAGE.ADD": _install(abi.MAPPED),
+    "TDH.MEM.PAGE.AUG": _install(abi.PENDING),
     "TDH.MEM.RANGE.BLOCK": _block,
     "TDH.MEM.RANGE.UNBLOCK": _unblock,
     "TDH.MEM.PAGE.REMOVE": _free,

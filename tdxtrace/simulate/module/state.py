@@ -1,7 +1,8 @@
-"""The module's state: calls in progress, TDs with their TLB epochs, vCPUs with zero-step.
+"""The module's state: calls, TDs with their TLB epochs and Secure EPT, vCPUs with zero-step.
 
 Sources: intel/tdx-module ``src/common/helpers/helpers.c adjust_tlb_tracking_state``,
 ``helpers.h is_tlb_tracked``, ``src/vmm_dispatcher/api_calls/tdh_mem_track.c``;
+``src/common/memory_handlers/sept_manager.{c,h}`` (the Secure EPT);
 ``src/td_transitions/td_exit_stepping.{c,h}`` (``vmexit_stepping_filter``,
 ``td_exit_epf_stepping_log``, ``td_entry_stepping_filter``), ``tdh_vp_enter.c``
 (``handle_stepping_filter``); the stepping constants are the same in every release from
@@ -13,8 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.generations import Generation
 from tdxtrace.simulate.module.locks import (
+    EntryLock,
     Holder,
     Lock,
     LockGroup,
@@ -22,8 +25,14 @@ from tdxtrace.simulate.module.locks import (
     SharexHpLock,
     SharexLock,
 )
-from tdxtrace.simulate.module.sept import Sept, SeptEntry
 from tdxtrace.simulate.thread import Thread
+
+BLOCKED_STATE: Final = {
+    abi.MAPPED: abi.BLOCKED,
+    abi.PENDING: abi.PENDING_BLOCKED,
+    abi.NL_MAPPED: abi.NL_BLOCKED,
+}
+UNBLOCKED_STATE: Final = {blocked: state for state, blocked in BLOCKED_STATE.items()}
 
 
 class TlbEpochs:
@@ -257,3 +266,65 @@ class Vcpu:
         # Time of the first TDCALL in a row that was refused by host priority
         # (hp_lock_busy_start).
         self.hp_busy_since: int | None = None
+
+
+class SeptEntry(EntryLock):
+    """One entry: its lock, its state, the page it maps, the epoch it was blocked in."""
+
+    __slots__ = ("blocked_in", "gpa", "level", "page", "state")
+
+    def __init__(self, gpa: int, level: int) -> None:
+        super().__init__()
+        self.gpa = gpa
+        self.level = level
+        self.state = abi.FREE
+        self.page = 0
+        self.blocked_in = 0
+
+    def word(self) -> int:
+        """The entry as a failed leaf returns it in RCX: only the page."""
+        return self.page
+
+
+class Sept:
+    """The entries of a TD's Secure EPT; a free one that was never accessed is not stored.
+
+    An entry that points to a table of the next level is NL_MAPPED; one that maps a page is a leaf.
+    """
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        self.entries: dict[int, SeptEntry] = {}
+
+    def entry(self, gpa: int, level: int) -> SeptEntry:
+        """The entry of ``level`` that covers ``gpa``, whether its table exists or not."""
+        base = gpa & -abi.page_bytes(level)
+        found = self.entries.get(base | level)
+        if found is None:
+            found = self.entries[base | level] = SeptEntry(base, level)
+        return found
+
+    def walk(self, gpa: int, level: int) -> SeptEntry:
+        """Walk down to ``level``; returns the entry where the walk ends, possibly above it.
+
+        The loop goes upwards from the wanted entry, with the same result: the tables of
+        its parents exist all or none, since KVM and the module add them top down.
+        """
+        entries = self.entries
+        ended = level
+        for above in range(level + 1, abi.ROOT_LEVEL + 1):
+            parent = entries.get((gpa & -abi.PAGE_BYTES[above]) | above)
+            if parent is not None and parent.state == abi.NL_MAPPED:
+                break
+            ended = above
+        return self.entry(gpa, ended)
+
+    def mapping(self, gpa: int) -> SeptEntry:
+        """The entry where a guest's access to ``gpa`` ends: a leaf of any size, or a free one."""
+        return self.walk(gpa, 0)
+
+    def children(self, entry: SeptEntry) -> list[SeptEntry]:
+        """The 512 entries of the table below ``entry``."""
+        step = abi.page_bytes(entry.level - 1)
+        return [self.entry(entry.gpa + i * step, entry.level - 1) for i in range(512)]

@@ -13,15 +13,7 @@ check_and_associate_vcpu, adjust_tlb_tracking_state, revert_tlb_tracking_state``
 
 from __future__ import annotations
 
-from tdxtrace.simulate.module.abi import (
-    EXIT_EPT_VIOLATION,
-    MAPPED,
-    OP_STATE_INCORRECT,
-    PENDING,
-    SUCCESS,
-    VCPU_ASSOCIATED,
-    VCPU_STATE_INCORRECT,
-)
+from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.dispatcher import Module
 from tdxtrace.simulate.module.generations import ARMED
 from tdxtrace.simulate.module.state import NOWHERE, RUNNABLE, Call, Td, Vcpu
@@ -39,24 +31,24 @@ def acquire_entry_locks(module: Module, call: Call, lp: int) -> int:
     td, vcpu = _td_and_vcpu(call)
     sequence = module.generation.lock_sequences["TDH.VP.ENTER"]
     status = module.acquire(call, sequence[:3])
-    if status == SUCCESS:
+    if status == abi.SUCCESS:
         status = _associate(td, vcpu, lp)
-        if status != SUCCESS:
+        if status != abi.SUCCESS:
             module.release(call)
-    return status if status != SUCCESS else module.acquire(call, sequence[3:])
+    return status if status != abi.SUCCESS else module.acquire(call, sequence[3:])
 
 
 def _associate(td: Td, vcpu: Vcpu, lp: int) -> int:
     if td.op_state != RUNNABLE:
-        return OP_STATE_INCORRECT
+        return abi.OP_STATE_INCORRECT
     if vcpu.running:
-        return VCPU_STATE_INCORRECT
+        return abi.VCPU_STATE_INCORRECT
     if vcpu.lp not in (NOWHERE, lp):
-        return VCPU_ASSOCIATED
+        return abi.VCPU_ASSOCIATED
     if vcpu.lp == NOWHERE:
         vcpu.lp = lp
         td.n_associated += 1
-    return SUCCESS
+    return abi.SUCCESS
 
 
 def pass_zero_step_gate(module: Module, call: Call) -> int:
@@ -73,10 +65,10 @@ def pass_zero_step_gate(module: Module, call: Call) -> int:
     call.locks_held.pop().release(call)
     vcpu.zero_step.on_entry(vcpu.rip)
     if not vcpu.zero_step.armed:
-        return SUCCESS
+        return abi.SUCCESS
     call.armed = True
     status = module.acquire(call, module.generation.lock_sequences[ARMED])
-    if status != SUCCESS:
+    if status != abi.SUCCESS:
         td.epochs.leave(vcpu.epoch)
         return status
     for page in vcpu.zero_step.pages:
@@ -84,16 +76,16 @@ def pass_zero_step_gate(module: Module, call: Call) -> int:
             module.release(call)
             td.epochs.leave(vcpu.epoch)
             call.gpa, call.out_rcx, call.out_rdx = page & -4096, _WRITE, 0
-            return EXIT_EPT_VIOLATION
-    return SUCCESS
+            return abi.EXIT_EPT_VIOLATION
+    return abi.SUCCESS
 
 
 def _would_fault(module: Module, td: Td, page: int) -> bool:
     """Whether an access to a logged page would still cause an exit (is_epf_expected)."""
     state = td.sept.mapping(page).state
-    if state == PENDING and not td.pending_ve_disable:
+    if state == abi.PENDING and not td.pending_ve_disable:
         return not module.generation.pending_is_not_missing
-    return state != MAPPED
+    return state != abi.MAPPED
 
 
 def enter_guest(call: Call) -> None:

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.story import Story, story, without
 
-from tdxtrace.analysis.causes.busy_causes import busy_causes
-from tdxtrace.analysis.causes.cause_counts import cause_shares
+from tdxtrace.analysis.causes.busy_causes import busy_causes, cause_shares
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
 from tdxtrace.analysis.causes.evidence import gather_evidence, observed_interval
 from tdxtrace.tables.causes import BUSY_CAUSES, CAUSE_SHARES
