@@ -17,12 +17,11 @@ from tdxtrace.analysis.causes.busy_causes import (
     td_conflicts,
 )
 from tdxtrace.analysis.causes.evidence import BusyEvidence, gather_evidence
-from tdxtrace.analysis.causes.generation import chosen_generations
+from tdxtrace.analysis.causes.generation import chosen_generations, module_release
 from tdxtrace.analysis.causes.lock_effects import entry_waits, lock_values
 from tdxtrace.analysis.comparisons import comparisons
 from tdxtrace.analysis.latencies import latencies
 from tdxtrace.analysis.progress_loops import progress_loops
-from tdxtrace.analysis.related_messages import module_release
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.stats import leaf_stats, vcpu_stats, vm_stats

@@ -6,11 +6,10 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.related_messages import related_messages
 from tdxtrace.analysis.threads import VP_ENTER, infer_td
-from tdxtrace.tables.events import SEAMCALLS
+from tdxtrace.tables.events import KERNEL_MESSAGES, SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
-from tdxtrace.tables.trace import Trace
+from tdxtrace.tables.trace import Trace, agreement
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, CONSEQUENCES
 from tdxtrace.tdx import leaves, word
 
@@ -244,3 +243,28 @@ def _no_effects() -> pl.DataFrame:
         "effect_ns": pl.Int64,
     }
     return pl.DataFrame(schema=types)
+
+
+def related_messages(trace: Trace) -> pl.DataFrame:
+    """Return the kernel messages whose clock is comparable with that of an input with events.
+
+    Messages of logs whose clock differs are left out.
+
+    Args:
+        trace: The events and messages.
+
+    Returns:
+        ``kernel_messages`` with ``source`` the trace's input and ``log_source`` the log's; one
+        row per message and comparable input.
+    """
+    messages = KERNEL_MESSAGES.conform(trace.kernel_messages).filter(pl.col("ts_ns").is_not_null())
+    sources = trace.provenance.sources
+    pairs = [
+        (number, log)
+        for number, source in enumerate(sources)
+        for log, other in enumerate(sources)
+        if not source.is_log and other.is_log and agreement(source, other).comparable
+    ]
+    schema = {"source": pl.UInt16, "log_source": pl.UInt16}
+    comparable_pairs = pl.DataFrame(pairs, schema=schema, orient="row")
+    return messages.rename({"source": "log_source"}).join(comparable_pairs, on="log_source")

@@ -16,9 +16,6 @@ from tdxtrace.tables.text import one_line
 # arch/x86/kvm/vmx/tdx.c (tdx_vcpu_enter_exit); kernel/kprobes.c,
 # populate_kprobe_blacklist.
 NOINSTR: Final = frozenset({"tdh_vp_enter", "__seamcall_saved_ret", "tdx_vcpu_enter_exit"})
-# Assembly has no call to fentry: fprobe, fentry and the function tracer refuse it.
-# Linux arch/x86/virt/vmx/tdx/seamcall.S.
-ASSEMBLY: Final = frozenset({"__seamcall", "__seamcall_ret", "__seamcall_saved_ret"})
 _OURS: Final = re.compile(
     r"^(?P<address>[0-9a-fA-F]{1,16}) [tTwW] "
     r"(?P<name>tdh_\w{1,60}|__seamcall\w{0,20}|tdx_vcpu_run|tdx_handle_exit|tdx_vcpu_enter_exit)"

@@ -9,8 +9,7 @@ import typer
 
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
-from tdxtrace.cli.printing import PrintOptions
-from tdxtrace.cli.query_options import QueryOptions
+from tdxtrace.cli.query_options import PrintOptions, QueryOptions
 from tdxtrace.tables.enums import Unit, View
 
 

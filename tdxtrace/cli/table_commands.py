@@ -12,8 +12,7 @@ import typer
 
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
-from tdxtrace.cli.printing import PrintOptions
-from tdxtrace.cli.query_options import ModuleOptions, QueryOptions
+from tdxtrace.cli.query_options import ModuleOptions, PrintOptions, QueryOptions
 from tdxtrace.tables.enums import EventTable, Outcome, listed
 
 Command = Callable[..., None]

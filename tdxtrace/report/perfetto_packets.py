@@ -12,7 +12,6 @@ TrackKey = tuple[int, int | None, str]
 # Any number but 0, the same in all packets: names are interned per sequence.
 # perfetto, trace_packet.proto, trusted_packet_sequence_id.
 _SEQUENCE: Final = 1
-_PID_MAX: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True)

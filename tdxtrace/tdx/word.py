@@ -13,7 +13,6 @@ ERROR_BIT: Final = 1 << 63
 NON_RECOVERABLE_BIT: Final = 1 << 62
 FATAL_BIT: Final = 1 << 61
 HOST_HINT_BIT: Final = 1 << 60
-CLASS_BITS: Final = 0xFF << 40
 LOW_BITS: Final = 0xFFFF_FFFF
 
 # The module sets "fatal" (61) and "host recoverability hint" (60) at run time on codes whose

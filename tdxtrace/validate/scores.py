@@ -15,7 +15,6 @@ from tdxtrace.validate.captured import CapturedRun, Score, row_of
 
 STRENGTHS: Final = ("proof", "strong", "weak")
 _BUSY_SEPT: Final = OPERAND_BUSY | OPERAND["SEPT_TREE"]
-MEASURES: Final = ("requests", "exact", "marked", "wrong", "missing", "extra", "needless", "unseen")
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from support.logs import WORDS, with_log
 from support.story import STEP_NS, story
 
 from tdxtrace import Findings, analyze
-from tdxtrace.analysis.abandoned_requests import MESSAGE_NS
+from tdxtrace.analysis.abandoned_requests import MESSAGE_NS, related_messages
 from tdxtrace.analysis.causes.busy_causes import td_conflicts
-from tdxtrace.analysis.related_messages import module_release, related_messages
+from tdxtrace.analysis.causes.generation import module_release
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.trace import agreement
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, TD_CONFLICTS, TIME_SHARES

@@ -10,6 +10,7 @@ from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, GENERATIONS, TREE, mask_of
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.errors import QueryError
+from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.locks import generation_of
 
@@ -53,6 +54,27 @@ def chosen_generations(module: str | None, generation: str | None) -> int:
             raise QueryError(f"module {module!r} is of generation {found}, not {generation!r}")
         mask = mask_of(found)
     return mask
+
+
+def module_release(messages: pl.DataFrame) -> tuple[str, str | None] | None:
+    """Return the release of the TDX module that the kernel's log names, and its lock generation.
+
+    Args:
+        messages: The ``kernel_messages`` table.
+
+    Returns:
+        The release and its generation (A, B or C; None: unknown release, or not named in
+        full); None if no message names a release, or two name different ones.
+
+    Example:
+        >>> from tdxtrace.tables.events import KERNEL_MESSAGES
+        >>> module_release(KERNEL_MESSAGES.empty()) is None
+        True
+    """
+    named = KERNEL_MESSAGES.conform(messages)["module_version"].drop_nulls().unique()
+    if len(named) != 1:
+        return None
+    return str(named[0]), generation_of(str(named[0]))
 
 
 def possible_generations(

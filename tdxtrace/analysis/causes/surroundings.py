@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes.activity import activity
+from tdxtrace.analysis.causes.evidence import activity
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.trace import Findings, Trace
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from tdxtrace.report.charts import timeline, times
-from tdxtrace.report.charts.timeline import Timeline
+from tdxtrace.report.charts import times
+from tdxtrace.report.charts.times import Timeline
 from tdxtrace.report.findings_text import chain_end, worst_chains
 from tdxtrace.report.names import Threads, definition, leaf_label
 from tdxtrace.report.section import Figure, Grid, Section, grid, more
@@ -26,7 +26,7 @@ def section(findings: Findings) -> Section:
     if retried.is_empty():
         says = ["No request was retried."]
         return Section("retry_chains", title, about, says, figures=_times(findings))
-    shown = timeline.timeline_rows(findings)
+    shown = times.timeline_rows(findings)
     return Section(
         "retry_chains",
         title,
@@ -44,7 +44,7 @@ def section(findings: Findings) -> Section:
                 "timeline",
                 "Retried requests and zero-step episodes, by thread",
                 _drawn(shown) + " Drag to move, Ctrl and the wheel to zoom, double click to reset.",
-                lambda: timeline.timeline(findings),
+                lambda: times.timeline(findings),
             ),
         ],
         grids=[_worst(findings, retried.height)],
@@ -83,7 +83,7 @@ def _sentences(chains: pl.DataFrame, retried: pl.DataFrame) -> str:
 
 
 def _drawn(shown: Timeline) -> str:
-    n = shown.rows.filter(pl.col("kind") != timeline.EPISODE).height
+    n = shown.rows.filter(pl.col("kind") != times.EPISODE).height
     text = f"All {plural(n, 'retried request')}"
     if n < shown.n_chains:
         text = f"The {count(n)} with most attempts of {plural(shown.n_chains, 'retried request')}"

@@ -12,23 +12,23 @@ from typing import Final
 class Policy:
     """How often each kind of call is made, and what follows when all of them were busy.
 
-    A number of calls includes the first; 0 means no limit.
+    A number of calls includes the first; 0, the default, means no limit.
     """
 
     name: str
     source: str
-    install_calls: int
+    install_calls: int = 0
     """Calls of PAGE.AUG or SEPT.ADD before the fault handler gets the status."""
-    exactly_sept: bool
+    exactly_sept: bool = False
     """Whether only 0x8000020000000092 is retried, or any operand."""
-    local_loop: bool
+    local_loop: bool = False
     """Whether the fault handler retries without entering the guest, until an event."""
-    zap_calls: int
+    zap_calls: int = 0
     """Calls of RANGE.BLOCK or PAGE.REMOVE."""
-    track_calls: int
-    kick: bool
+    track_calls: int = 0
+    kick: bool = False
     """Whether vCPUs are kicked and kept out of the guest for the last of these calls."""
-    last_resort: str
+    last_resort: str = "bug"
     """``bug``: the VM is dead; ``give_up``: the caller drops the operation."""
     doubling_from: int = 0
     """Busy answers after which to warn and double this limit, up to ``bug_at``; 0: never."""
@@ -46,12 +46,10 @@ MAINLINE: Final = Policy(
     "mainline",
     "Linux 6.16 and later, arch/x86/kvm/vmx/tdx.c",
     install_calls=1,
-    exactly_sept=False,
     local_loop=True,
     zap_calls=2,
     track_calls=2,
     kick=True,
-    last_resort="bug",
 )
 # SEAMCALL_RETRY_MAX 16, tested after the decrement: 17 calls; PAGE.REMOVE and TRACK in
 # loops of their own.  RANGE.BLOCK's failure is a KVM_BUG_ON (R. Edgecombe, 2024-09-09).
@@ -60,24 +58,13 @@ V1_SERIES: Final = Policy(
     "[PATCH 09/21] KVM: TDX: Retry seamcall when TDX_OPERAND_BUSY with operand SEPT, 2024-09-04",
     install_calls=17,
     exactly_sept=True,
-    local_loop=False,
     zap_calls=17,
-    track_calls=0,
-    kick=False,
-    last_resort="bug",
 )
 # The loop of the mail: under a lock, until it succeeds; a warning and a doubled limit at
 # 16, 32, 64 …; KVM_BUG_ON at the 1024th busy answer.
 SEED_LOOP: Final = Policy(
     "seed-loop",
     "P. Bonzini, Re: [PATCH 09/21], 2024-09-10",
-    install_calls=0,
-    exactly_sept=False,
-    local_loop=False,
-    zap_calls=0,
-    track_calls=0,
-    kick=False,
-    last_resort="bug",
     doubling_from=16,
     bug_at=1024,
     one_at_a_time=True,
@@ -86,12 +73,6 @@ SEED_LOOP: Final = Policy(
 ENDLESS: Final = Policy(
     "endless",
     "MEM.TRACK of the v1 series, for every call (Yan Zhao, 2024-09-14)",
-    install_calls=0,
-    exactly_sept=False,
-    local_loop=False,
-    zap_calls=0,
-    track_calls=0,
-    kick=False,
     last_resort="give_up",
 )
 _NAMED: Final = {p.name: p for p in (MAINLINE, V1_SERIES, SEED_LOOP, ENDLESS)}

@@ -93,50 +93,29 @@ def _userspace_text(values: tuple[int, ...]) -> str:
     return f"reason {_USERSPACE.get(reason, hex(reason))} ({reason})"
 
 
-KVM_ENTRY: Final = EventSpec(
-    "kvm",
+def _kvm(name: str, fields: str, text: Callable[[tuple[int, ...]], str]) -> EventSpec:
+    """Return a tracepoint of KVM, its fields written as "NAME TYPE, ..."."""
+    named = ((field, kind) for field, kind in map(str.split, fields.split(",")))
+    return EventSpec("kvm", name, "tracepoint", tuple(named), text=text)
+
+
+KVM_ENTRY: Final = _kvm(
     "kvm_entry",
-    "tracepoint",
-    (
-        ("vcpu_id", "u32"),
-        ("rip", "ulong"),
-        ("immediate_exit", "bool"),
-        ("intr_info", "u32"),
-        ("error_code", "u32"),
-    ),
-    text=_entry_text,
+    "vcpu_id u32, rip ulong, immediate_exit bool, intr_info u32, error_code u32",
+    _entry_text,
 )
-KVM_EXIT: Final = EventSpec(
-    "kvm",
+KVM_EXIT: Final = _kvm(
     "kvm_exit",
-    "tracepoint",
-    (
-        ("exit_reason", "u32"),
-        ("guest_rip", "ulong"),
-        ("isa", "u32"),
-        ("info1", "u64"),
-        ("info2", "u64"),
-        ("intr_info", "u32"),
-        ("error_code", "u32"),
-        ("vcpu_id", "u32"),
-        ("requests", "u64"),
-    ),
-    text=_exit_text,
+    "exit_reason u32, guest_rip ulong, isa u32, info1 u64, info2 u64, intr_info u32, "
+    "error_code u32, vcpu_id u32, requests u64",
+    _exit_text,
 )
-KVM_PAGE_FAULT: Final = EventSpec(
-    "kvm",
+KVM_PAGE_FAULT: Final = _kvm(
     "kvm_page_fault",
-    "tracepoint",
-    (("vcpu_id", "u32"), ("guest_rip", "ulong"), ("fault_address", "u64"), ("error_code", "u64")),
-    text=_fault_text,
+    "vcpu_id u32, guest_rip ulong, fault_address u64, error_code u64",
+    _fault_text,
 )
-KVM_USERSPACE_EXIT: Final = EventSpec(
-    "kvm",
-    "kvm_userspace_exit",
-    "tracepoint",
-    (("reason", "u32"), ("errno", "s32")),
-    text=_userspace_text,
-)
+KVM_USERSPACE_EXIT: Final = _kvm("kvm_userspace_exit", "reason u32, errno s32", _userspace_text)
 
 
 def kvm_exit(call: Call, vcpu: int) -> tuple[EventSpec, tuple[int, ...]]:
