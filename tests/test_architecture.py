@@ -217,7 +217,8 @@ def test_contracts_are_up_to_date() -> None:
     assert {p.stem for p in folder.glob("*.json")} == set(contracts)
     for name, contract in contracts.items():
         assert (folder / f"{name}.json").read_text("utf-8") == contract, (
-            f"schemas/{name}.json is stale: run python -m tdxtrace.tables.contract"
+            f"schemas/{name}.json is stale: run python -m tdxtrace.tables.contract; if more than a "
+            "description changed, increment SCHEMA_VERSION in tdxtrace/tables/catalog.py first"
         )
 
 

@@ -26,9 +26,9 @@ class ChainTracker:
 
     The chains are those that :func:`tdxtrace.analysis.retry_chains.retry_chains` finds in the
     whole trace, except: ``resolved_elsewhere`` needs the other call in the same tick, otherwise
-    the chain is ``abandoned``; ``n_segments`` and ``identity`` are those of the last tick;
-    ``td_id`` is not inferred from calls of other ticks; a chain without a new attempt for 60 s
-    of trace time is dropped, and counted.
+    the chain is ``abandoned`` and has no ``settled_seq``; ``first_seq``, ``n_segments`` and
+    ``identity`` are those of the last tick; ``td_id`` is not inferred from calls of other ticks;
+    a chain without a new attempt for 60 s of trace time is dropped, and counted.
     """
 
     n_given_up: int = 0

@@ -15,17 +15,32 @@ from support.story import story
 import tdxtrace
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.tables.events import LOSSES
+from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.watch.chains import ChainTracker
 
-# Columns that are equal; a call that completed a request elsewhere is found in the whole only.
-_COMPARED = ("tid", "leaf", "gpa", "n_attempts", "n_busy", "final_status", "start_ns")
+# Columns of which a chain over several ticks has those of its last tick: see ChainTracker.
+_OF_LAST_TICK = frozenset({"first_seq", "td_id", "n_segments", "identity", "settled_seq"})
+_COMPARED = (
+    *("source", "last_seq", "leaf", "tid", "tgid", "vp_id", "gpa", "level"),
+    *("start_ns", "end_ns", "took_ns", "n_attempts", "n_busy"),
+    *("outcome", "final_status", "cut_by"),
+)
+# A call that completed a request elsewhere is found in the whole only.
 _ELSEWHERE = {"resolved_elsewhere": "abandoned"}
 
 
 def listed(chains: pl.DataFrame) -> Counter[tuple[object, ...]]:
     """Chains as a multiset."""
     plain = chains.with_columns(pl.col("outcome").cast(pl.String).replace(_ELSEWHERE))
-    return Counter(plain.select(*_COMPARED, "took_ns", "outcome").iter_rows())
+    return Counter(plain.select(_COMPARED).iter_rows())
+
+
+def test_every_column_is_followed_over_ticks_or_named_as_one_that_is_not() -> None:
+    new = set(RETRY_CHAINS.schema) ^ {*_COMPARED, *_OF_LAST_TICK}
+    assert not new, (
+        f"retry_chains: {new}: let ChainTracker (tdxtrace/watch/chains.py) continue it over ticks "
+        "and compare it here; or name it in the docstring there and in _OF_LAST_TICK here"
+    )
 
 
 def in_ticks(calls: pl.DataFrame, cuts: list[int]) -> tuple[pl.DataFrame, ChainTracker]:
