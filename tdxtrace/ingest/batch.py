@@ -27,6 +27,7 @@ Index = NDArray[np.intp]
 # has a negative number, and the tables turn it into null.
 UNKNOWN: Final = -1
 ABSENT: Final = -1
+MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
 
 SLOTS: Final = (
     *("td_id", "vp_id", "gpa", "gfn", "level", *PAGES, "status", "fn", "leaf", "version"),

@@ -9,14 +9,13 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.ingest.batch import UNKNOWN, I32Array, I64Array
+from tdxtrace.ingest.batch import MAX_CPUS, UNKNOWN, I32Array, I64Array
 from tdxtrace.tables.events import LOSSES, THREADS
 from tdxtrace.tables.text import one_line
 
 _FAR: Final = np.iinfo(np.int64)
 # PID_MAX_LIMIT of a 64-bit kernel: Linux include/linux/threads.h.
 USUAL_TIDS: Final = 4 << 20
-MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
 
 _SEVERITY: Final = {
     "noise": "info",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tdxtrace.ingest.ahead import ahead
+from tdxtrace.ingest.read import ahead
 
 
 def test_batches_come_in_order() -> None:

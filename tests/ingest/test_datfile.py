@@ -101,7 +101,7 @@ def test_clock_options_move_time(
 def test_cycle_counters_keep_all_their_bits() -> None:
     import numpy as np
 
-    from tdxtrace.ingest.tracedat.clocks import Clock
+    from tdxtrace.ingest.tracedat.options import Clock
 
     stamps = [303283603803226, (1 << 61) + 12345, 17]
     clock = Clock(mult=0x6AAAAAAB, shift=32)

@@ -23,6 +23,7 @@ import tdxtrace
 from tdxtrace import compiler
 from tdxtrace.compiler import compiled, interpreted
 from tdxtrace.ingest import source
+from tdxtrace.ingest.batch import MAX_CPUS, U64Array
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.loops import lines as loops
 from tdxtrace.ingest.loops.lines import Columns, LinePatterns
@@ -89,7 +90,7 @@ def room_for(n_lines: int, n_words: int, n_left: int, n_events: int, n_prefixes:
         threads=np.zeros((4, loops.THREAD_COLUMNS), U),
         thread_table=np.zeros(8, np.int32),
         events=np.zeros((n_events, 2), np.int64),
-        cpus=np.zeros((loops.MOST_CPUS + 2, 3), np.int64),
+        cpus=np.zeros((MAX_CPUS + 2, 3), np.int64),
         used=np.zeros(n_prefixes, np.int8),
         numbers=np.zeros(loops.N_NUMBERS, U),
     )
@@ -205,7 +206,7 @@ def nearly(draw: st.DrawFn) -> bytes:
 some = st.one_of(texts, decimals, hexadecimals, nearly())
 
 
-def words_of(text: bytes) -> loops.U64Array:
+def words_of(text: bytes) -> U64Array:
     data = np.frombuffer(text + b"\n" + bytes(64), np.uint8)
     return np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
 

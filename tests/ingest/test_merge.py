@@ -23,8 +23,7 @@ from tdxtrace.ingest.batch import UNKNOWN, RecordBatch, concatenate
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import open_file
-from tdxtrace.ingest.records.formats import common_of, page_layout
-from tdxtrace.ingest.records.metadata import Formats
+from tdxtrace.ingest.records.formats import Formats, common_of, page_layout
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat import merge, reader
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 from support.texts import BUSY, is_accounted_for, line, lost, read_text
 
-from tdxtrace.ingest.events.out_of_tree import DECODERS
+from tdxtrace.ingest.events.fields import OUT_OF_TREE
 
 
 def values(event: str, args: str) -> dict[str, int]:
-    return DECODERS[event][1](args).values
+    return OUT_OF_TREE[event][1](args).values
 
 
 ENTER = "cpu: 1 op: TDH_MEM_PAGE_AUG rcx: 0x80000001 rdx: 0x12000 r8: 0x13000 r9: 0x0 r10: 0x0"

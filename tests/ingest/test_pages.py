@@ -13,9 +13,9 @@ from support.referee import referee
 
 from tdxtrace.ingest.loops import pages
 from tdxtrace.ingest.loops.pages import next_event, page_start
-from tdxtrace.ingest.records.fields import PADDING, int64_at
 from tdxtrace.ingest.records.formats import page_layout
-from tdxtrace.ingest.tracedat.clocks import shifts_of
+from tdxtrace.ingest.records.layouts import PADDING, int64_at
+from tdxtrace.ingest.tracedat.options import shifts_of
 
 START = 10**12
 SIZES = (4096, 65536)

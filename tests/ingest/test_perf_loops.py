@@ -34,11 +34,11 @@ from tdxtrace.errors import TdxtraceError
 from tdxtrace.ingest.batch import SLOTS, RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.loops import perf_records
-from tdxtrace.ingest.loops.merge import MOST_WORDS
-from tdxtrace.ingest.perfdata import ordered_events, records
+from tdxtrace.ingest.loops.pages import MOST_WORDS
+from tdxtrace.ingest.perfdata import ordered_events, reader
 from tdxtrace.ingest.perfdata.reader import PerfReader
 from tdxtrace.ingest.records.datafile import open_file
-from tdxtrace.ingest.records.fields import PADDING
+from tdxtrace.ingest.records.layouts import PADDING
 from tdxtrace.ingest.stats import SourceStats
 
 pytest.importorskip("numba", reason="numba, which compiles loops, is not installed")
@@ -66,8 +66,8 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordered_events, "_MIN_ROOM", 1)
     monkeypatch.setattr(ordered_events, "_MAX_OTHERS", 2)
     monkeypatch.setattr(ordered_events, "_MIN_WAITING", 1)
-    monkeypatch.setattr(records, "_SMALL_BYTES", 96)
-    monkeypatch.setattr(records, "_BLOCK_BYTES", 3000)
+    monkeypatch.setattr(reader, "_SMALL_BYTES", 96)
+    monkeypatch.setattr(reader, "_BLOCK_BYTES", 3000)
 
 
 def _outcome(path: Path, run: Runner[Any]) -> list[Any]:
@@ -199,7 +199,7 @@ def test_damaged_recordings_pass_the_referee(
     monkeypatch.setattr(ordered_events, "_MIN_ROOM", MOST_WORDS)
     monkeypatch.setattr(ordered_events, "_MAX_OTHERS", 8)
     monkeypatch.setattr(ordered_events, "_MIN_WAITING", 5)
-    monkeypatch.setattr(records, "_SMALL_BYTES", 1000)
+    monkeypatch.setattr(reader, "_SMALL_BYTES", 1000)
     data, chance, path = RECORDINGS[kind](), random.Random(kind), tmp_path / "perf.data"
     n_read = 0
     for _ in range(400):

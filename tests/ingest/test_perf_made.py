@@ -21,7 +21,7 @@ from support.recorder import ENTER, EXIT, FOREIGN, Machine
 
 import tdxtrace
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.perfdata import ordered_events, records
+from tdxtrace.ingest.perfdata import ordered_events, reader
 
 START = 10**9
 BUSY = 0x8000020000000092
@@ -171,7 +171,7 @@ def test_losses_at_no_time_are_behind_what_is_in_front_of_them(
 ) -> None:
     """Without ``sample_id_all``: wherever blocks end."""
     for name in ("_SMALL_BYTES", "_BLOCK_BYTES"):
-        monkeypatch.setattr(records, name, block)
+        monkeypatch.setattr(reader, name, block)
     made = PerfRecording(flags=0)
     lost = made.record(2, made.machine.pack("QQ", 71, 12))
     made.body = made.call(START, 7, 0, 0) + lost + made.call(START + 60, 7, 0, 0)
@@ -252,7 +252,7 @@ def test_long_records_are_passed_over(tmp_path: Path) -> None:
     made = _simple()
     long = made.record(10, b"x" * 60_000)
     expected = _read(tmp_path, made.file())
-    assert len(long) > records._SMALL_BYTES
+    assert len(long) > reader._SMALL_BYTES
     made.body = long + made.body + long
     trace = _read(tmp_path, made.file())
     assert trace.seamcalls["gpa"].equals(expected.seamcalls["gpa"])

@@ -10,11 +10,9 @@ from support.referee import referee
 
 from tdxtrace.ingest.batch import SLOTS, UNKNOWN
 from tdxtrace.ingest.loops import fields, pages
-from tdxtrace.ingest.records.fields import PADDING, FieldTables, heads_of, int64_at
 from tdxtrace.ingest.records.formats import Common, Field
-from tdxtrace.ingest.records.layouts import Layout
-from tdxtrace.ingest.tracedat.clocks import shifts_of
-from tdxtrace.ingest.tracedat.options import Shift
+from tdxtrace.ingest.records.layouts import PADDING, FieldTables, Layout, heads_of, int64_at
+from tdxtrace.ingest.tracedat.options import Shift, shifts_of
 
 SIZE = 48
 PLACE = st.tuples(st.integers(0, SIZE - 8), st.sampled_from((1, 2, 4, 8)), st.booleans())

@@ -14,7 +14,7 @@ from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I64Array, RecordBatch, concatenate
 from tdxtrace.ingest.decode.events import ABSENT, Kinds, Paired, Words, make_rows, pair, read_fields
 from tdxtrace.ingest.decode.frames import frame
-from tdxtrace.ingest.loops import operands, pairing, wrappers
+from tdxtrace.ingest.loops import operands, pairing
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import PROBES, SEAMCALLS
 from tdxtrace.tdx.operands import operand_table
@@ -53,7 +53,7 @@ class Calls:
         if kinds.has_inner:
             is_inner = kinds.probe.take(batch.event) == _INNER
             outer = np.full(made.n_threads, ABSENT, np.int64)
-            self.run(wrappers.wait_for_wrappers)(made.thread, is_inner, is_open, outer)
+            self.run(pairing.wait_for_wrappers)(made.thread, is_inner, is_open, outer)
         self.open = batch.take(np.flatnonzero(is_open)).detached()
         return self._rows(batch, kinds, made, (made.fate >= pairing.RETURN_OF_PAIR) & ~is_open)
 
@@ -149,11 +149,11 @@ class Attempts:
             np.full(size, ABSENT, np.int64)
             for size in (len(self.batch), self.n_threads, self.n_threads)
         )
-        self.run(wrappers.find_enclosing)(*rows, row_at, latest, wrapper)
+        self.run(pairing.find_enclosing)(*rows, row_at, latest, wrapper)
         value, seen = self.words.get("status", _no_words(self.n))
         status = np.where(seen, value, np.uint64(0))
         ends_at = np.full(self.n, ABSENT, np.int64)
-        self.run(wrappers.find_returned)(*rows, self.leaf, status, after, ends_at, wrapper)
+        self.run(pairing.find_returned)(*rows, self.leaf, status, after, ends_at, wrapper)
         return wrapper
 
     def _inherit(self, wrapper: I64Array) -> None:

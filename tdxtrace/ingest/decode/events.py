@@ -13,8 +13,8 @@ from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch, U64Array
 from tdxtrace.ingest.decode.frames import Column
 from tdxtrace.ingest.events.registry import Event
-from tdxtrace.ingest.loops import pairing, rows, threads
-from tdxtrace.ingest.loops.columns import copy_fields
+from tdxtrace.ingest.loops import pairing, rows
+from tdxtrace.ingest.loops.rows import copy_fields
 from tdxtrace.tables.events import PROBES
 
 Words = tuple[U64Array, BoolArray]
@@ -94,10 +94,10 @@ def pair(batch: RecordBatch, kinds: Kinds, depth: int, run: Runner[Any]) -> Pair
 
 def number_threads(tid: I32Array, run: Runner[Any]) -> tuple[I32Array, int]:
     """Number threads from 0 as they occur; return each event's, and how many there are."""
-    number, n_slots, n = np.empty(len(tid), np.int32), _FIRST_SLOTS, threads.TABLE_FULL
-    while n == threads.TABLE_FULL:
+    number, n_slots, n = np.empty(len(tid), np.int32), _FIRST_SLOTS, rows.TABLE_FULL
+    while n == rows.TABLE_FULL:
         slots, owner = np.full(n_slots, ABSENT, np.int32), np.empty(n_slots, np.int32)
-        n = run(threads.number_threads)(tid, slots, owner, number)
+        n = run(rows.number_threads)(tid, slots, owner, number)
         n_slots *= 4
     return number, n
 

@@ -10,8 +10,7 @@ import polars as pl
 
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import BoolArray
-from tdxtrace.ingest.decode.spans import spans_of
-from tdxtrace.ingest.decode.trace_start import StartDetector, bare_return
+from tdxtrace.ingest.decode.trace_start import StartDetector, bare_return, spans_of
 from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.text import one_line

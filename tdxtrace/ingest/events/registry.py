@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Final, Literal
 
 from tdxtrace.errors import QueryError
-from tdxtrace.ingest.events import fields, out_of_tree
+from tdxtrace.ingest.events import fields
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.tdx import wrappers
 
@@ -159,7 +159,7 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
     bare = name.rpartition(":")[2]
     if bare in fields.KVM_DECODERS:
         return _kvm(name, bare)
-    if bare in out_of_tree.DECODERS:
+    if bare in fields.OUT_OF_TREE:
         return _out_of_tree(name, bare)
     role = role_of(args)
     given = mappings.get(name) or mappings.get(bare)
@@ -256,7 +256,7 @@ def _kvm(name: str, bare: str) -> Event:
 
 
 def _out_of_tree(name: str, bare: str) -> Event:
-    role, decode = out_of_tree.DECODERS[bare]
+    role, decode = fields.OUT_OF_TREE[bare]
     needs = ("leaf", "status") if role == "return" else ("leaf",)
     return Event(name, "call", role, "__seamcall", probe="tracepoint", decode=decode, needs=needs)
 

@@ -1,6 +1,6 @@
 """What a record of the kernel says: its event, the thread that made it, its fields as words.
 
-Bytes come as ``int64_at``: the 64-bit number that begins at each byte (records.fields.int64_at).
+Bytes come as ``int64_at``: the 64-bit number that begins at each byte (records.layouts.int64_at).
 A number of fewer bytes is the lowest part of such a word: little-endian machines only.
 """
 
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from tdxtrace.ingest.batch import BoolArray, I32Array, I64Array
 
-I64Array = NDArray[np.int64]
 Heads = tuple[int, int, int, int, int]
 """Where records have their common fields, in bytes: that of the event's number and its mask,
 the thread's number, the flags, the preempt count; -1 for those that they lack."""
 
-# Columns of the table of layouts, and of that of their fields: see records.fields.FieldTables.
+# Columns of the table of layouts, and of that of their fields: see records.layouts.FieldTables.
 FIRST, BEHIND, LEAST, EVENT, SLOTS = range(5)
 OFFSET, MASK, SIGN = range(3)
 
@@ -73,9 +71,7 @@ def read_fields(
     return n_words
 
 
-def record_thread(
-    tid: int, is_known: NDArray[np.bool_], fresh: NDArray[np.int32], n_fresh: int
-) -> int:
+def record_thread(tid: int, is_known: BoolArray, fresh: I32Array, n_fresh: int) -> int:
     """Put a thread behind the first ``n_fresh`` of ``fresh`` unless known; return how many then.
 
     ``is_known`` says it of threads by their numbers, up to some: others come again and again.

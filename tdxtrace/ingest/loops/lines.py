@@ -13,13 +13,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from tdxtrace.ingest.batch import MAX_CPUS, I8Array, I32Array, I64Array, U64Array
 
 U = np.uint64
-U64Array = NDArray[np.uint64]
-I64Array = NDArray[np.int64]
-I32Array = NDArray[np.int32]
-I8Array = NDArray[np.int8]
 
 
 class LinePatterns(NamedTuple):
@@ -87,10 +84,9 @@ NAME_COLUMNS: Final = NAME_WORDS + MOST_NAME_WORDS
 LITERAL, HEX, DECIMAL, SKIPPED, END = map(U, range(5))
 # Room for the fields of one line, in words.
 MOST_FIELDS: Final = 64
-# Threads and CPUs of one call.
+# Threads of one call.
 MOST_THREADS: Final = 2048
 THREAD_COLUMNS: Final = 5
-MOST_CPUS: Final = 8192  # NR_CPUS, Linux arch/x86/Kconfig
 
 _NONE: Final = U(0xFFFFFFFFFFFFFFFF)
 MIX: Final = U(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: Knuth, TAOCP 6.4
@@ -112,12 +108,10 @@ _HALF: Final = U(0x00000000FFFFFFFF)
 _MILLIONS: Final = U(0x000F424000000064)
 _THOUSANDS: Final = U(0x0000271000000001)
 _0, _1, _2, _3, _4, _5, _6, _7, _8, _9, _10 = map(U, range(11))
-_15, _16, _24, _29, _32, _40, _56, _63, _64, _255 = map(
-    U, (15, 16, 24, 29, 32, 40, 56, 63, 64, 255)
-)
+_16, _24, _29, _32, _40, _56, _63, _64, _255 = map(U, (16, 24, 29, 32, 40, 56, 63, 64, 255))
 _BLANK, _CR, _HASH, _OPENING, _QUOTE = map(U, b" \r#(>")
 _UNKNOWN: Final = -1
-_LITERALS, _N_LITERALS = U(LITERALS), U(N_LITERALS)
+_LITERALS = U(LITERALS)
 _NO_BLANKS, _BLANKS_BEFORE = U(NO_BLANKS), U(BLANKS_BEFORE)
 
 
@@ -522,7 +516,7 @@ def count(into: Columns, row: U, event: U) -> None:
     if into.events[event, 0] == 0:
         into.events[event, 1] = into.line[row]
     into.events[event, 0] += 1
-    cpu, ts_ns = min(U(np.int64(into.cpu[row]) + 1), U(MOST_CPUS + 1)), into.ts_ns[row]
+    cpu, ts_ns = min(U(np.int64(into.cpu[row]) + 1), U(MAX_CPUS + 1)), into.ts_ns[row]
     if into.cpus[cpu, 0] == 0:
         into.cpus[cpu, 1] = into.cpus[cpu, 2] = ts_ns
     into.cpus[cpu, 0] += 1

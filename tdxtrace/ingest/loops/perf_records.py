@@ -1,4 +1,4 @@
-"""The records of perf data follow one another, each says how long it is; samples are queued.
+"""Records of perf data: samples are queued, and come out in the order of their time as rows.
 
 Words come as ``int64_at``: see loops.fields.  Layouts: Linux include/uapi/linux/perf_event.h,
 PERF_RECORD_SAMPLE.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
+from tdxtrace.ingest.batch import MAX_CPUS, I64Array
 from tdxtrace.ingest.loops.fields import (
     BEHIND,
+    EVENT,
     FIRST,
     LEAST,
+    SLOTS,
     Heads,
-    I64Array,
     context,
     event_number,
     read_fields,
+    record_thread,
 )
-from tdxtrace.ingest.loops.merge import MOST_WORDS
+from tdxtrace.ingest.loops.pages import LINE, MOST_WORDS, N_SHORT, SHORT_LINE, N
 
 # Why queue_samples stopped: at the end, or before a record that is not simply passed over (of
 # another kind, cut off, or damaged); where there is no more room; before the first sample;
@@ -37,7 +39,6 @@ ON_CPU, WHO, WHAT, FIRST_WORD, N_COLUMNS = range(5)
 STATE_BITS: Final = 3
 NO_ROW, TOO_SHORT = 3, 4
 
-MAX_CPUS: Final = 8192  # NR_CPUS may be at most 8192 on x86: Linux arch/x86/Kconfig.
 _SAMPLE: Final = 9  # PERF_RECORD_SAMPLE
 # What follows these is of another kind, or packed; enum perf_user_event_type,
 # tools/perf/lib/include/perf/event.h.
@@ -67,7 +68,7 @@ def queue_samples(
     """Follow records; put samples behind those that wait, with their fields if they become rows.
 
     Args:
-        int64_at: The number at each byte of a block that ends with records.fields.PADDING.
+        int64_at: The number at each byte of a block that ends with records.layouts.PADDING.
         at: The byte at which a record begins.
         n_bytes: Where the block's records end.
         samples: The table of sample layouts, without rows before the first sample; by
@@ -76,7 +77,7 @@ def queue_samples(
             the layout of samples that hold no record.
         events: Common fields (loops.fields.Heads); bytes that tell a record's event; by event
             number, its layout, or -1: not interned; and the tables of layouts and of fields
-            (records.fields).
+            (records.layouts).
         queue: Filled: time in ns of samples; N_COLUMNS columns; the words of their fields.
         others: Filled, for each record that is no sample: its byte, and ``newest`` there.
         n: Samples that wait.
@@ -127,7 +128,7 @@ def queue_samples(
     return END, 0, at, n, n_words, n_others, newest
 
 
-def _shape(table: NDArray[np.int64], row: int) -> Shape:
+def _shape(table: I64Array, row: int) -> Shape:
     """What a row of the table of sample layouts says, its last three columns in one."""
     return (
         int(table[row, FIXED]),
@@ -158,7 +159,7 @@ def _heading(int64_at: I64Array, body: int, stop: int, shape: Shape) -> tuple[in
 
 
 def _record(
-    int64_at: I64Array, body: int, stop: int, shape: Shape, table: NDArray[np.int64], row: int
+    int64_at: I64Array, body: int, stop: int, shape: Shape, table: I64Array, row: int
 ) -> tuple[int, int]:
     """Where a sample's record begins, and its bytes: 0 if it has none, or one that is cut off."""
     at, n_bytes = body + shape[0], 0
@@ -218,9 +219,7 @@ def _attr_of(int64_at: I64Array, body: int, stop: int, attr_ids: tuple[Any, ...]
     return int(attr_of_id[low])
 
 
-def _behind_varying(
-    int64_at: I64Array, at: int, stop: int, table: NDArray[np.int64], row: int
-) -> int:
+def _behind_varying(int64_at: I64Array, at: int, stop: int, table: I64Array, row: int) -> int:
     """The byte behind what READ and CALLCHAIN put into a sample at ``at``: at most ``stop``."""
     each = int(table[row, READ_EACH])
     if each:
@@ -237,3 +236,114 @@ def _counted(int64_at: I64Array, at: int, stop: int) -> int:
         return 0
     n, n_left = int(int64_at[at]), (stop - at) >> 3
     return n_left if n < 0 or n > n_left else n
+
+
+_STATE = (1 << STATE_BITS) - 1
+_HIGH_BIT = 1 << 31
+
+
+def take_in_order(
+    order: I64Array,
+    n_before: int,
+    queue: Arrays,
+    layouts: I64Array,
+    counts: I64Array,
+    spans: Arrays,
+    threads: Arrays,
+    rows: Arrays,
+    words: I64Array,
+) -> tuple[int, int, int]:
+    """Copy samples to where rows are made of them, and count them.
+
+    Args:
+        order: Places of the samples in ``queue``, by time.
+        n_before: Samples before these.
+        queue: As queue_samples fills it.
+        layouts: The table of layouts (records.layouts).
+        counts: By layout, the columns of EventCatalog.count; changed.
+        spans: By CPU and, at MAX_CPUS, of all: times in ns of the first and the last sample.
+        threads: By number, whether a thread was met; filled: the threads of rows that were not
+            (those without a place there more than once), and the first row of each.
+        rows: Filled, one entry a row: line, ts_ns, tid, tgid, cpu, in_irq, event, layout and
+            first word, as in batch.RecordBatch.
+        words: Filled with their fields; with room for all words in ``queue``.
+
+    Returns:
+        How many rows, words and threads.
+    """
+    times, columns, queued = queue
+    first_ns, last_ns = spans
+    is_met, tids, first_row = threads
+    line_out, ts_out, tid_out, tgid_out, cpu_out, irq_out, event_out, layout_out, word_out = rows
+    n, n_words, n_threads = 0, 0, 0
+    line = n_before
+    for k in range(len(order)):
+        i = order[k]
+        line += 1
+        ts_ns, cpu, what = int(times[i]), int(columns[i, ON_CPU]), int(columns[i, WHAT])
+        layout, state = what >> STATE_BITS, what & _STATE
+        _count(counts, layout, N, LINE, line)
+        if state == TOO_SHORT:
+            _count(counts, layout, N_SHORT, SHORT_LINE, line)
+        if cpu >= 0:
+            first_ns[cpu] = min(first_ns[cpu], ts_ns)
+            last_ns[cpu] = max(last_ns[cpu], ts_ns)
+        if state >= NO_ROW:
+            continue
+        who, word = int(columns[i, WHO]), int(columns[i, FIRST_WORD])
+        tid = who >> 32
+        n_known, n_threads = n_threads, record_thread(tid, is_met, tids, n_threads)
+        if n_threads > n_known:
+            first_row[n_known] = n
+        line_out[n], ts_out[n], cpu_out[n], irq_out[n] = line, ts_ns, cpu, state - 1
+        tid_out[n], tgid_out[n] = tid, ((who & _LOW) ^ _HIGH_BIT) - _HIGH_BIT
+        event_out[n], layout_out[n] = layouts[layout, EVENT], layouts[layout, SLOTS]
+        word_out[n] = n_words
+        behind = word + int(layouts[layout, BEHIND]) - int(layouts[layout, FIRST])
+        for source in range(word, behind):
+            words[n_words] = queued[source]
+            n_words += 1
+        n += 1
+    if len(order):
+        first_ns[MAX_CPUS] = min(first_ns[MAX_CPUS], times[order[0]])
+        last_ns[MAX_CPUS] = max(last_ns[MAX_CPUS], times[order[len(order) - 1]])
+    return n, n_words, n_threads
+
+
+def _count(counts: I64Array, layout: int, n: int, first_line: int, line: int) -> None:
+    """Raise the column ``n`` of a layout by 1; fill ``first_line`` with the first of them."""
+    if counts[layout, n] == 0:
+        counts[layout, first_line] = line
+    counts[layout, n] += 1
+
+
+def drop_until(limit: int, n: int, queue: Arrays, layouts: I64Array) -> tuple[int, int]:
+    """Drop samples up to ``limit``; the others move up, in the order in which they came.
+
+    Args:
+        limit: Time in ns.
+        n: Samples that wait.
+        queue: As queue_samples fills it; changed.
+        layouts: The table of layouts (records.layouts).
+
+    Returns:
+        How many samples wait then, and how many words they have.
+    """
+    times, columns, words = queue
+    left, n_words = 0, 0
+    for i in range(n):
+        if times[i] <= limit:
+            continue
+        what, word = int(columns[i, WHAT]), int(columns[i, FIRST_WORD])
+        times[left] = times[i]
+        for column in range(N_COLUMNS - 1):
+            columns[left, column] = columns[i, column]
+        columns[left, FIRST_WORD] = n_words
+        left += 1
+        if what & _STATE < NO_ROW:
+            layout = what >> STATE_BITS
+            behind = word + int(layouts[layout, BEHIND]) - int(layouts[layout, FIRST])
+            for source in range(word, behind):
+                words[n_words] = words[source]
+                n_words += 1
+    return left, n_words

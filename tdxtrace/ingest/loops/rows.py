@@ -1,4 +1,4 @@
-"""A row is an entry with its return, or one of them alone: when and where, and whose thread."""
+"""Rows of tables: the heads of entry and return, the fields of events, the threads of rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I32Array, I64Array
+from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I32Array, I64Array, U64Array
 
 OBSERVED: Final = ("start_ns", "end_ns", "start_cpu", "cpu", "tid", "tgid", "in_irq")
 """What may not be known of a row, in the order of the rows of ``seen``."""
@@ -78,3 +78,111 @@ def make_rows(
             context = in_irq[first]
         if context != UNKNOWN:
             row_in_irq[row], seen[_IN_IRQ, row] = context == 1, True
+
+
+def copy_fields(
+    event: I64Array,
+    layout: I32Array,
+    first_word: I64Array,
+    words: U64Array,
+    begin: I64Array,
+    column: I64Array,
+    position: I64Array,
+    value: U64Array,
+    seen: BoolArray,
+) -> None:
+    """Copy fields of one event per row; what a column had before is replaced.
+
+    Args:
+        event: Place of each row's event; -1: none, and nothing is copied.
+        layout: By event: number of its layout.
+        first_word: By event: place of its first word.
+        words: The words of all events.
+        begin: By layout, and one more: where its fields begin in the next two.
+        column: Column that a field goes to.
+        position: Which word of the event the field is.
+        value: One row per column, one entry per row of the table.
+        seen: Where a value was copied to, of the same shape.
+    """
+    for row in range(len(event)):
+        at = event[row]
+        if at < 0:
+            continue
+        mine = layout[at]
+        first = first_word[at]
+        for field in range(begin[mine], begin[mine + 1]):
+            to = column[field]
+            value[to, row] = words[first + position[field]]
+            seen[to, row] = True
+
+
+TABLE_FULL: Final = -1
+# 2^64 divided by the golden ratio: Knuth, TAOCP 6.4, multiplicative hashing.
+_MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
+_HIGH_HALF: Final = np.uint64(32)
+
+
+def number_threads(tid: I32Array, slots: I32Array, slot_tid: I32Array, number: I32Array) -> int:
+    """Write the number of each event's thread; return how many threads there are.
+
+    Args:
+        tid: Thread of each event.
+        slots: Hash table of thread numbers, -1 where a slot is free; its length is a power of 2.
+        slot_tid: The thread in each slot.
+        number: Where to write, one entry per event.
+
+    Returns:
+        TABLE_FULL if more than half of the slots would be taken.
+    """
+    n_threads = before = 0
+    mine = -1
+    mask = len(slots) - 1
+    for at in range(len(tid)):
+        thread = tid[at]
+        if mine < 0 or thread != before:
+            slot = int(np.uint64(thread) * _MULTIPLIER >> _HIGH_HALF) & mask
+            while slots[slot] >= 0 and slot_tid[slot] != thread:
+                slot = (slot + 1) & mask
+            if slots[slot] < 0:
+                if 2 * n_threads >= len(slots):
+                    return TABLE_FULL
+                slots[slot], slot_tid[slot] = n_threads, thread
+                n_threads += 1
+            before, mine = thread, slots[slot]
+        number[at] = mine
+    return n_threads
+
+
+def first_and_last(
+    number: I32Array,
+    began: I64Array,
+    ended: I64Array,
+    seq: U64Array,
+    first_row: I64Array,
+    first_end: I64Array,
+    last_end: I64Array,
+) -> None:
+    """Write which row of each thread began first, and when its rows first and last ended.
+
+    Args:
+        number: Thread of each row, from 0.
+        began: When it began, ns.
+        ended: When it ended, ns.
+        seq: Decides between rows that began at the same time.
+        first_row: By thread: the row that began first; -1 before any.
+        first_end: By thread, ns.
+        last_end: By thread, ns.
+    """
+    for row in range(len(number)):
+        thread = number[row]
+        first = first_row[thread]
+        if first < 0:
+            first_row[thread] = row
+            first_end[thread] = last_end[thread] = ended[row]
+            continue
+        if ended[row] > last_end[thread]:
+            last_end[thread] = ended[row]
+        elif ended[row] < first_end[thread]:
+            first_end[thread] = ended[row]
+        if began[row] <= began[first] and (began[row] < began[first] or seq[row] < seq[first]):
+            first_row[thread] = row

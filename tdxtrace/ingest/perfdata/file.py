@@ -11,8 +11,7 @@ import numpy as np
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.records.cursor import Cursor, CutShortError
 from tdxtrace.ingest.records.datafile import DataFile
-from tdxtrace.ingest.records.formats import foreign_machine
-from tdxtrace.ingest.records.metadata import Formats, part
+from tdxtrace.ingest.records.formats import Formats, foreign_machine, part
 
 _SWAPPED_MAGIC: Final = b"2ELIFREP"
 _PIPE_HEADER: Final = 16

@@ -18,13 +18,13 @@ from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import BoolArray, I32Array, I64Array, Index, RecordBatch
 from tdxtrace.ingest.loops import perf_records as loops
 from tdxtrace.ingest.loops.fields import Heads, event_number
-from tdxtrace.ingest.loops.merge import MOST_WORDS, N_COUNTS
-from tdxtrace.ingest.loops.ordered_events import drop_until, take_in_order
+from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS
+from tdxtrace.ingest.loops.perf_records import drop_until, take_in_order
 from tdxtrace.ingest.perfdata import file as parts
 from tdxtrace.ingest.perfdata.file import Attr
-from tdxtrace.ingest.perfdata.records import Bytes
 from tdxtrace.ingest.records.catalog import EventCatalog
-from tdxtrace.ingest.records.fields import heads_of, int64_at
+from tdxtrace.ingest.records.datafile import Bytes
+from tdxtrace.ingest.records.layouts import heads_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, Loss, SourceStats
 
 NEVER: Final = np.iinfo(np.int64).max

@@ -9,11 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from tdxtrace.ingest.batch import UNKNOWN, I32Array, Index, RecordBatch
+from tdxtrace.ingest.batch import MAX_CPUS, UNKNOWN, I32Array, Index, RecordBatch
 from tdxtrace.ingest.perfdata.file import CPU, TIME, PerfFile
 from tdxtrace.ingest.perfdata.ordered_events import Lost, OrderedEvents
 from tdxtrace.ingest.records.cursor import CutShortError
-from tdxtrace.ingest.stats import MAX_CPUS, SourceStats
+from tdxtrace.ingest.stats import SourceStats
 
 # enum perf_event_type, Linux include/uapi/linux/perf_event.h, and enum
 # perf_user_event_type, tools/perf/lib/include/perf/event.h.

@@ -10,9 +10,8 @@ import numpy as np
 
 from tdxtrace.ingest.batch import I64Array
 from tdxtrace.ingest.events.registry import EventRegistry, function_named
-from tdxtrace.ingest.records.fields import FieldTables
 from tdxtrace.ingest.records.formats import Common, EventFormat
-from tdxtrace.ingest.records.layouts import Layout, layout_of
+from tdxtrace.ingest.records.layouts import FieldTables, Layout, layout_of
 from tdxtrace.ingest.stats import SourceStats
 
 NOT_INTERNED: Final = -1

@@ -1,13 +1,14 @@
-"""Format files of events: number, name and fields of each."""
+"""How pages and events of one kernel look, as a recording or tracefs describes them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.errors import FormatError
+from tdxtrace.ingest.records.cursor import MAX_PART_BYTES, Cursor, CutShortError
 
 # One field as the kernel prints it: Linux kernel/trace/trace_events.c, f_show().
 # "signed" came with 2.6.30; a declaration holds any text but a semicolon.
@@ -182,3 +183,61 @@ def page_size_of(header_page: str) -> int | None:
     data = fields_of(header_page).get("data")
     sound = data is not None and 64 <= data.end <= MAX_PAGE_BYTES and data.end % 4 == 0
     return data.end if data is not None and sound else None
+
+
+@dataclass(slots=True)
+class Formats:
+    """How pages and events of one kernel look, as it described them itself."""
+
+    header_page: str = ""
+    events: dict[int, EventFormat] = field(default_factory=dict)
+
+    def add(self, text: bytes, system: str) -> None:
+        """Take an event's format; of two with one number the first holds."""
+        made = parse_format(text.decode("utf-8", "replace"), system)
+        if made is not None:
+            self.events.setdefault(made.number, made)
+
+    def read_headers(self, cursor: Cursor) -> None:
+        """Read ``header_page`` and pass over ``header_event``.
+
+        Raises:
+            CutShortError: If they are not there.
+        """
+        if cursor.take(12) != b"header_page\0":
+            raise CutShortError
+        self.header_page = part(cursor, cursor.number(8)).decode("utf-8", "replace")
+        if cursor.take(13) != b"header_event\0":
+            raise CutShortError
+        part(cursor, cursor.number(8))
+
+    def read_ftrace(self, cursor: Cursor) -> None:
+        """Read the formats of ftrace's own events.
+
+        Raises:
+            CutShortError: If fewer are there than it says.
+        """
+        for _ in range(cursor.number(4)):
+            self.add(part(cursor, cursor.number(8)), "ftrace")
+
+    def read_events(self, cursor: Cursor) -> None:
+        """Read the formats of all other events, system by system.
+
+        Raises:
+            CutShortError: If fewer are there than it says.
+        """
+        for _ in range(cursor.number(4)):
+            system = cursor.text()
+            for _ in range(cursor.number(4)):
+                self.add(part(cursor, cursor.number(8)), system)
+
+
+def part(cursor: Cursor, size: int) -> bytes:
+    """Take ``size`` bytes that are held in memory.
+
+    Raises:
+        CutShortError: If there are fewer, or absurdly many.
+    """
+    if size > MAX_PART_BYTES:
+        raise CutShortError
+    return cursor.take(size)

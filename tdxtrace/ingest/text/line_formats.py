@@ -119,7 +119,6 @@ LOST: Final = re.compile(
     rf"^\s*(?:\S+:\s+)?CPU:{_CPU} \[(?:LOST )?(?:{_N} )?EVENTS(?: DROPPED)?\]\s*$"
 )
 _PERF_LOST = re.compile(rf"PERF_RECORD_LOST(?:_SAMPLES)? lost {_N}")
-BUFFER_START: Final = re.compile(rf"^#+ CPU {_CPU} buffer started #+\s*$")
 # Lines of tools that describe the recording: trace-cmd's head, perf's comments.
 HEADER: Final = re.compile(
     r"^(?:#|\s*$|cpus=\d+\s*$|version = \d+\s*$|CPU \d+ is empty\s*$|trace-cmd version )"

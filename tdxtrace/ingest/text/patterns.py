@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tdxtrace.compiler import interpreted
-from tdxtrace.ingest.batch import SLOTS, FieldLayouts
+from tdxtrace.ingest.batch import SLOTS, FieldLayouts, U64Array
 from tdxtrace.ingest.events.fields import Fields
 from tdxtrace.ingest.events.registry import Decoder, role_of
 from tdxtrace.ingest.loops import lines
@@ -369,7 +369,7 @@ class PatternCache:
             np.array(nodes, np.uint64),
         )
 
-    def _names_table(self, roots: Mapping[bytes, int]) -> lines.U64Array:
+    def _names_table(self, roots: Mapping[bytes, int]) -> U64Array:
         table = np.zeros((_table_size(len(roots)), lines.NAME_COLUMNS), np.uint64)
         for key, name in self._names.items():
             slot = (_name_key(key) >> 32) & (len(table) - 1)
@@ -481,7 +481,7 @@ def _nodes(tree: Tree, at: int, layouts: FieldLayouts) -> list[int]:
     return made
 
 
-def _flags_table(flags: Mapping[int, int]) -> lines.U64Array:
+def _flags_table(flags: Mapping[int, int]) -> U64Array:
     table = np.zeros((_table_size(len(flags)), 2), np.uint64)
     for key, meaning in flags.items():
         slot = ((key * int(lines.MIX) & _ALL) >> 32) & (len(table) - 1)
@@ -500,7 +500,7 @@ def _table_size(n: int) -> int:
 def _name_key(name: bytes) -> int:
     """The hash that the loop gives a name."""
     text = np.frombuffer(name.ljust(8 * lines.MOST_NAME_WORDS + 8), np.uint8)
-    words: lines.U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
+    words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
     return int(interpreted(lines.name_key)(words, np.uint64(0))[0])
 
 

@@ -11,11 +11,13 @@ import numpy as np
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import (
     ABSENT,
+    MAX_CPUS,
     SLOTS,
     UNKNOWN,
     FieldLayouts,
     I64Array,
     RecordBatch,
+    U64Array,
     concatenate,
 )
 from tdxtrace.ingest.events.fields import Fields
@@ -188,7 +190,7 @@ class _Read:
     """Lines with rows."""
     left: I64Array
     """By line that was left: which it is, where it begins and ends."""
-    threads: loops.U64Array
+    threads: U64Array
 
 
 @dataclass(slots=True)
@@ -241,7 +243,7 @@ class TextReader:
     def _read(self, block: Block, at: int, run: Runner[Any]) -> _Read:
         """Read the lines of a block from byte ``at`` on, up to its end or fewer."""
         text = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
-        words: loops.U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
+        words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
         patterns = self.patterns.packed()
         n_lines = (len(block) - at) // _SHORT_LINE + 1
         columns = _columns(n_lines, len(self.lines.registry.events), len(patterns.prefixes))
@@ -363,7 +365,7 @@ def _columns(n_lines: int, n_events: int, n_prefixes: int) -> Columns:
         threads=np.empty((loops.MOST_THREADS, loops.THREAD_COLUMNS), np.uint64),
         thread_table=np.zeros(2 * loops.MOST_THREADS, np.int32),
         events=np.zeros((n_events, 2), np.int64),
-        cpus=np.zeros((loops.MOST_CPUS + 2, 3), np.int64),
+        cpus=np.zeros((MAX_CPUS + 2, 3), np.int64),
         used=np.zeros(n_prefixes, np.int8),
         numbers=np.empty(loops.N_NUMBERS, np.uint64),
     )

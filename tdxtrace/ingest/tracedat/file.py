@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError
+from tdxtrace.ingest.events.registry import functions
+from tdxtrace.ingest.records.cursor import (
+    MAX_PART_BYTES,
+    Cursor,
+    CutShortError,
+    DamagedPartError,
+    Unpack,
+    unpacker,
+)
 from tdxtrace.ingest.records.datafile import DataFile
-from tdxtrace.ingest.records.formats import MAX_PAGE_BYTES, foreign_machine, page_size_of
-from tdxtrace.ingest.records.metadata import Formats, part
-from tdxtrace.ingest.records.unpack import MAX_PART_BYTES, DamagedPartError, Unpack, unpacker
+from tdxtrace.ingest.records.formats import (
+    MAX_PAGE_BYTES,
+    Formats,
+    foreign_machine,
+    page_size_of,
+    part,
+)
 from tdxtrace.ingest.tracedat import options
 from tdxtrace.ingest.tracedat.options import Buffer, CpuData, Options
-from tdxtrace.ingest.tracedat.unlisted_pages import find_cpus
+from tdxtrace.ingest.tracedat.pages import find_cpus
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 _COMPRESSED: Final = 1
@@ -297,3 +311,35 @@ def is_compressed(dat: DatFile, buffer: Buffer) -> bool:
     except CutShortError:
         return False
     return number == _BUFFER_SECTION and bool(flags & _COMPRESSED)
+
+
+_LINE: Final = rb"^(?P<address>[0-9a-f]{8,16}) [tTwW] (?P<name>%s)(?:\s|$)"
+# A probe sits at most this far into its function: an entry probe behind its
+# prologue (endbr64 and the ftrace call: 9 bytes), a return probe at its start.
+_REACH: Final = 16
+
+
+def symbol_finder(kallsyms: Callable[[], bytes]) -> Callable[[int], str | None]:
+    """Return a function that names the SEAMCALL function at an address, or None.
+
+    Args:
+        kallsyms: Gives the text of /proc/kallsyms; asked once, when first needed.
+    """
+    found: dict[int, str] | None = None
+
+    def name(address: int) -> str | None:
+        nonlocal found
+        if found is None:
+            found = _addresses(kallsyms())
+        near = (found.get(address - step) for step in range(_REACH + 1))
+        return next((symbol for symbol in near if symbol is not None), None)
+
+    return name
+
+
+def _addresses(kallsyms: bytes) -> dict[int, str]:
+    names = b"|".join(re.escape(name.encode()) for name in sorted(functions()))
+    lines = re.finditer(_LINE % names, kallsyms, re.MULTILINE)
+    made = {int(line["address"], 16): line["name"].decode() for line in lines}
+    made.pop(0, None)
+    return made

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
-from tdxtrace.ingest.loops import merge as loop
-from tdxtrace.ingest.loops import pages as page_loop
+from tdxtrace.ingest.loops import pages as loop
 from tdxtrace.ingest.loops.fields import Heads, event_number
 from tdxtrace.ingest.records.catalog import EventCatalog
-from tdxtrace.ingest.records.fields import PADDING, heads_of, int64_at
 from tdxtrace.ingest.records.formats import PageLayout
+from tdxtrace.ingest.records.layouts import PADDING, heads_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, SourceStats
-from tdxtrace.ingest.tracedat.clocks import Clock, shifts_of
-from tdxtrace.ingest.tracedat.options import Shift
+from tdxtrace.ingest.tracedat.options import Clock, Shift, shifts_of
 
 # What trace-cmd and the kernel print for a thread whose name was not saved.
 _NO_NAME: Final = "<...>"
@@ -101,10 +99,10 @@ class RingReader:
         if n * self._part > _MAX_BYTES:
             raise FormatError(f"{n} CPUs with pages of {size} bytes")
         self._bytes = np.zeros(n * self._part + PADDING, np.uint8)
-        self._sources = np.zeros((n, page_loop.N_COLUMNS), np.int64)
-        self._sources[:, page_loop.CPU] = [pages.cpu for pages in self.cpus]
-        self._sources[:, page_loop.HAS_MORE] = 1
-        for column in (page_loop.RECORD, page_loop.TIME, page_loop.LAST_TIME):
+        self._sources = np.zeros((n, loop.N_COLUMNS), np.int64)
+        self._sources[:, loop.CPU] = [pages.cpu for pages in self.cpus]
+        self._sources[:, loop.HAS_MORE] = 1
+        for column in (loop.RECORD, loop.TIME, loop.LAST_TIME):
             self._sources[:, column] = -1
 
     def batches(self) -> Iterator[RecordBatch]:
@@ -116,24 +114,23 @@ class RingReader:
             yield batch
         for source in self._sources:
             cpu, first, last = (
-                int(source[column])
-                for column in (page_loop.CPU, page_loop.FIRST_TIME, page_loop.LAST_TIME)
+                int(source[column]) for column in (loop.CPU, loop.FIRST_TIME, loop.LAST_TIME)
             )
             first_ns, last_ns = self.clock.one(first), self.clock.one(last)
-            if source[page_loop.N_EVENTS] and first_ns is not None and last_ns is not None:
+            if source[loop.N_EVENTS] and first_ns is not None and last_ns is not None:
                 self.stats.extend_cpu_span(cpu, first_ns, last_ns)
-            if source[page_loop.N_LOST]:
-                n_lost = _counted(int(source[page_loop.N_LOST]))
+            if source[loop.N_LOST]:
+                n_lost = _counted(int(source[loop.N_LOST]))
                 self.stats.record_gap(cpu, n_lost, self.stats.n_lines + 1, last_ns, None)
 
     @property
     def n_damaged(self) -> int:
         """Pages so far of which something could not be read."""
-        return int(self._sources[:, page_loop.N_DAMAGED].sum())
+        return int(self._sources[:, loop.N_DAMAGED].sum())
 
     def n_events(self) -> list[int]:
         """Events so far of each CPU's pages."""
-        found: list[int] = self._sources[:, page_loop.N_EVENTS].tolist()
+        found: list[int] = self._sources[:, loop.N_EVENTS].tolist()
         return found
 
     def _next(self, order: I64Array, n_sources: int) -> tuple[int, int, RecordBatch]:
@@ -158,7 +155,7 @@ class RingReader:
                 if done[1] - self.stats.n_lines > _MANY_EVENTS:
                     break
             elif status == loop.NEEDS_LAYOUT:
-                record = int(self._sources[order[0], page_loop.RECORD])
+                record = int(self._sources[order[0], loop.RECORD])
                 self.catalog.intern(event_number(at, record, forms[1]), at, record)
                 n_more = len(tables.layouts) - len(out.counts)
                 out.counts = np.pad(out.counts, ((0, n_more), (0, 0)))
@@ -166,7 +163,7 @@ class RingReader:
                 break
         return status, done[0], self._batch(out, done)
 
-    def _forms(self) -> tuple[page_loop.PageShape, Heads, page_loop.Shifts]:
+    def _forms(self) -> tuple[loop.PageShape, Heads, loop.Shifts]:
         """How pages and the heads of records look, and what corrects the clocks."""
         shape = self.layout.size, self.layout.data, self.layout.commit
         heads = heads_of(self.catalog.common)
@@ -177,8 +174,8 @@ class RingReader:
         start = source * self._part
         n_bytes = self.cpus[source].read(self._bytes[start : start + self._part])
         state = self._sources[source]
-        state[page_loop.NEXT_PAGE], state[page_loop.PAGES_END] = start, start + n_bytes
-        state[page_loop.HAS_MORE] = n_bytes > 0
+        state[loop.NEXT_PAGE], state[loop.PAGES_END] = start, start + n_bytes
+        state[loop.HAS_MORE] = n_bytes > 0
 
     def _batch(self, out: _Output, done: loop.Done) -> RecordBatch:
         """Account for what the loop gave out, and return its rows."""

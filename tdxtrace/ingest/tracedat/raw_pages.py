@@ -18,19 +18,18 @@ from tdxtrace.ingest.loops.pages import page_start
 from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile, open_file
-from tdxtrace.ingest.records.fields import PADDING, int64_at
 from tdxtrace.ingest.records.formats import (
+    Formats,
     PageLayout,
     common_of,
     fields_of,
     foreign_machine,
     page_layout,
 )
-from tdxtrace.ingest.records.metadata import Formats
+from tdxtrace.ingest.records.layouts import PADDING, int64_at
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.tracedat.clocks import Clock
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
-from tdxtrace.ingest.tracedat.options import clock_of
+from tdxtrace.ingest.tracedat.options import Clock, clock_of
 from tdxtrace.ingest.tracedat.pages import PlainPages
 from tdxtrace.ingest.tracedat.tracefs import (
     comms_of,

@@ -15,12 +15,16 @@ from tdxtrace.ingest.provenance import TICK_CLOCKS, Header
 from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
-from tdxtrace.ingest.records.symbols import symbol_finder
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.ingest.tracedat.clocks import Clock
-from tdxtrace.ingest.tracedat.file import DatFile, is_compressed, kallsyms_of, read_dat
+from tdxtrace.ingest.tracedat.file import (
+    DatFile,
+    is_compressed,
+    kallsyms_of,
+    read_dat,
+    symbol_finder,
+)
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
-from tdxtrace.ingest.tracedat.options import Buffer
+from tdxtrace.ingest.tracedat.options import Buffer, Clock
 from tdxtrace.ingest.tracedat.pages import CompressedPages, PlainPages
 from tdxtrace.ingest.tracedat.tracefs import comms_of, cpu_stats, note_stats, printed_names
 
