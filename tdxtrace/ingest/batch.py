@@ -71,6 +71,13 @@ class FieldLayouts:
         return np.array([len(slots) for slots in list(self.slots)] or [0], np.intp)
 
 
+HEADS: Final = {
+    **{"line": np.int64, "ts_ns": np.int64, "tid": np.int32, "tgid": np.int32, "cpu": np.int32},
+    **{"in_irq": np.int8, "event": np.int32, "layout": np.int32, "first_word": np.int64},
+}
+"""The columns of a RecordBatch that have one entry an event, in their order, and their types."""
+
+
 @dataclass(slots=True)
 class RecordBatch:
     """Events of one source that may become rows, one entry each, in the order of their time."""
@@ -99,25 +106,13 @@ class RecordBatch:
     @classmethod
     def empty(cls, layouts: FieldLayouts) -> RecordBatch:
         """No events."""
-        i64, i32 = np.zeros(0, np.int64), np.zeros(0, np.int32)
-        heads = i64, i64, i32, i32, i32, np.zeros(0, np.int8), i32, i32, i64
-        return cls(*heads, np.zeros(0, np.uint64), layouts)
+        heads = {name: np.zeros(0, kind) for name, kind in HEADS.items()}
+        return cls(**heads, words=np.zeros(0, np.uint64), layouts=layouts)
 
     def take(self, at: Index | BoolArray) -> RecordBatch:
         """The events at ``at``, in that order; their words stay where they are."""
-        return RecordBatch(
-            self.line[at],
-            self.ts_ns[at],
-            self.tid[at],
-            self.tgid[at],
-            self.cpu[at],
-            self.in_irq[at],
-            self.event[at],
-            self.layout[at],
-            self.first_word[at],
-            self.words,
-            self.layouts,
-        )
+        heads = {name: getattr(self, name)[at] for name in HEADS}
+        return replace(self, **heads)
 
     def detached(self) -> RecordBatch:
         """The same events with copies of their words alone, in their order."""
@@ -141,16 +136,7 @@ def concatenate(parts: Sequence[RecordBatch]) -> RecordBatch:
     if len(parts) == 1:
         return parts[0]
     before = np.cumsum([0, *(len(part.words) for part in parts)])
-    return RecordBatch(
-        np.concatenate([p.line for p in parts]),
-        np.concatenate([p.ts_ns for p in parts]),
-        np.concatenate([p.tid for p in parts]),
-        np.concatenate([p.tgid for p in parts]),
-        np.concatenate([p.cpu for p in parts]),
-        np.concatenate([p.in_irq for p in parts]),
-        np.concatenate([p.event for p in parts]),
-        np.concatenate([p.layout for p in parts]),
-        np.concatenate([p.first_word + n for p, n in zip(parts, before.tolist(), strict=False)]),
-        np.concatenate([p.words for p in parts]),
-        parts[0].layouts,
-    )
+    heads = {name: np.concatenate([getattr(part, name) for part in parts]) for name in HEADS}
+    heads["first_word"] += np.repeat(before[:-1], [len(part) for part in parts])
+    words = np.concatenate([part.words for part in parts])
+    return RecordBatch(**heads, words=words, layouts=parts[0].layouts)

@@ -158,7 +158,7 @@ def open_input(
 def _is_folder_of_pages(path: str) -> bool:
     if not Path(path).is_dir():
         return False
-    from tdxtrace.ingest.tracedat.raw_pages import find_pages
+    from tdxtrace.ingest.tracedat.reader import find_pages
 
     return bool(find_pages(Path(path)))
 
@@ -208,7 +208,7 @@ def _perf_data(given: Input, registry: EventRegistry, stats: SourceStats) -> Rea
 
 
 def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
-    from tdxtrace.ingest.tracedat.raw_pages import PageReader, open_pages, read_formats
+    from tdxtrace.ingest.tracedat.reader import PageReader, open_pages, read_formats
 
     pages = given.stack.enter_context(closing(open_pages(Path(given.stream.path))))
     given.stream.size = given.stream.n_bytes = pages.size
@@ -372,11 +372,13 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     from tdxtrace.ingest.text import line_formats
 
     texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
-    if any(line_formats.HEADER.match(text) or line_formats.lost_of(text) for text in texts):
-        return FTRACE
-    if any(
-        line_formats.NO_CONTEXT.match(text) or line_formats.NO_PAYLOAD.match(text) for text in texts
-    ):
+    others = (
+        line_formats.HEADER,
+        line_formats.LOST,
+        line_formats.NO_CONTEXT,
+        line_formats.NO_PAYLOAD,
+    )
+    if any(pattern.match(text) for pattern in others for text in texts):
         return FTRACE
     raise FormatError(f"{shown} is no trace: {_describe(head)}")
 

@@ -17,24 +17,14 @@ _FAR: Final = np.iinfo(np.int64)
 # PID_MAX_LIMIT of a 64-bit kernel: Linux include/linux/threads.h.
 USUAL_TIDS: Final = 4 << 20
 
+# Of a loss that is not named here: "error".
 _SEVERITY: Final = {
-    "noise": "info",
-    "callchain": "info",
-    "merged": "info",
-    "unmapped": "data_loss",
-    "started_midway": "data_loss",
-    "unpaired_entry": "info",
-    "unpaired_return": "info",
-    "lost_events": "data_loss",
-    "overwritten": "data_loss",
-    "buffer_full": "data_loss",
-    "truncated": "data_loss",
-    "damaged": "data_loss",
-    "unread": "data_loss",
-    "sampled": "data_loss",
-    "excluded": "data_loss",
-    "throttled": "data_loss",
-    "suppressed": "data_loss",
+    **dict.fromkeys("noise callchain merged unpaired_entry unpaired_return".split(), "info"),
+    **dict.fromkeys(
+        "unmapped started_midway lost_events overwritten buffer_full truncated damaged unread "
+        "sampled excluded throttled suppressed".split(),
+        "data_loss",
+    ),
 }
 _ADVICE: Final = {
     "noise": "none needed; record only the tdx and kvm events to make the file smaller",

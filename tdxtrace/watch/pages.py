@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch, concatenate
-from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.formats import Formats, common_of, page_layout
+from tdxtrace.ingest.records.layouts import EventCatalog
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
 from tdxtrace.ingest.tracedat.tracefs import printed_names
 from tdxtrace.watch.ticks import Tick, Ticker

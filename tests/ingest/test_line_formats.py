@@ -19,7 +19,7 @@ def head_of(line: str, form: str = "ftrace") -> LinePrefix | None:
 def read(line: str, form: str = "ftrace") -> LinePrefix:
     head = head_of(line, form)
     assert head is not None, f"no {form} line: {line!r}"
-    assert line[head.args_at :] == head.args or head.event == ""
+    assert line.endswith(head.args)
     return head
 
 

@@ -21,9 +21,9 @@ from support.referee import referee
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import UNKNOWN, RecordBatch, concatenate
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import open_file
 from tdxtrace.ingest.records.formats import Formats, common_of, page_layout
+from tdxtrace.ingest.records.layouts import EventCatalog
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat import merge, reader
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader

@@ -12,8 +12,16 @@ import polars as pl
 
 from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I64Array, RecordBatch, concatenate
-from tdxtrace.ingest.decode.events import ABSENT, Kinds, Paired, Words, make_rows, pair, read_fields
-from tdxtrace.ingest.decode.frames import frame
+from tdxtrace.ingest.decode.events import (
+    ABSENT,
+    Kinds,
+    Paired,
+    Words,
+    frame,
+    make_rows,
+    pair,
+    read_fields,
+)
 from tdxtrace.ingest.loops import operands, pairing
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import PROBES, SEAMCALLS

@@ -13,6 +13,7 @@ from tdxtrace.ingest.batch import BoolArray
 from tdxtrace.ingest.decode.trace_start import StartDetector, bare_return, spans_of
 from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.text import one_line
 
 # Calls without an end or a begin that are looked at: where there are more, a probe
@@ -20,15 +21,7 @@ from tdxtrace.tables.text import one_line
 _MAX_BROKEN: Final = 1 << 20
 _N_LEAVES: Final = 1 << 16
 _WHEN: Final = pl.coalesce("end_ns", "start_ns")
-_NONE_BROKEN: Final = pl.DataFrame(
-    schema={
-        "leaf": pl.UInt16,
-        "tid": pl.Int32,
-        "cpu": pl.UInt16,
-        "start_ns": pl.Int64,
-        "end_ns": pl.Int64,
-    }
-)
+_NONE_BROKEN: Final = SEAMCALLS.empty().select("leaf", "tid", "cpu", "start_ns", "end_ns")
 
 
 @dataclass(slots=True)

@@ -11,8 +11,7 @@ import polars as pl
 
 from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, I64Array, RecordBatch, concatenate
-from tdxtrace.ingest.decode.events import Kinds, Words, make_rows, pair, read_fields
-from tdxtrace.ingest.decode.frames import Column, frame
+from tdxtrace.ingest.decode.events import Column, Kinds, Words, frame, make_rows, pair, read_fields
 from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.loops import pairing
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, VM_ENTRIES

@@ -40,38 +40,8 @@ class Event:
 
 # What the name of a probe may have besides the function: how users name entries and returns.
 _PHASE_WORDS: Final = frozenset(
-    [
-        "enter",
-        "entry",
-        "exit",
-        "ret",
-        "retval",
-        "return",
-        "returns",
-        "in",
-        "out",
-        "done",
-        "start",
-        "end",
-        "begin",
-        "call",
-        "called",
-        "x",
-        "e",
-        "r",
-        "p",
-        "f",
-        "k",
-        "u",
-        "probe",
-        "kprobe",
-        "kretprobe",
-        "uprobe",
-        "uretprobe",
-        "fprobe",
-        "hkid",
-        "tdr",
-    ]
+    "enter entry exit ret retval return returns in out done start end begin call called "
+    "x e r p f k u probe kprobe kretprobe uprobe uretprobe fprobe hkid tdr".split()
 )
 # Short names seen in recipes and on mailing lists, besides wrappers without their prefix.
 _SHORT: Final = {

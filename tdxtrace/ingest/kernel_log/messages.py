@@ -113,132 +113,92 @@ def _tid(text: str | None) -> int | None:
 
 Reader = Callable[[re.Match[str]], MessageFields | None]
 # Message, its pattern, and what reads a match.  The first that does not return None counts.
-PATTERNS: Final[tuple[tuple[str, re.Pattern[str], Reader], ...]] = (
+_PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
     # Linux 6.5 of Ubuntu, canonical/tdx issue 25: "SEAMCALL failed: CPU 94: leaf 33, error 0x…".
     (
         "seamcall_failed",
-        re.compile(
-            rf"SEAMCALL failed: CPU (?P<cpu>\d+): leaf (?P<leaf>\d{{1,8}}), error {_WORD}", re.ASCII
-        ),
+        rf"SEAMCALL failed: CPU (?P<cpu>\d+): leaf (?P<leaf>\d{{1,8}}), error {_WORD}",
         _failed_on,
     ),
     # "SEAMCALL[NAME] failed on cpu n: NAME (0x…)": out of tree, before 6.5.
     (
         "seamcall_failed",
-        re.compile(
-            rf"SEAMCALL(?P<leaf>\[[\w.]+\]) failed on cpu (?P<cpu>\d+): \w* ?\(?{_WORD}", re.ASCII
-        ),
+        rf"SEAMCALL(?P<leaf>\[[\w.]+\]) failed on cpu (?P<cpu>\d+): \w* ?\(?{_WORD}",
         _failed_on,
     ),
     # 6.16 to 7.x arch/x86/kvm/vmx/tdx.c, pr_tdx_error*, TDX_BUG_ON*; 6.8
     # arch/x86/virt/vmx/tdx/tdx.c, seamcall_err: "SEAMCALL (0x…) failed: 0x…".
-    (
-        "seamcall_failed",
-        re.compile(rf"SEAMCALL (?P<leaf>\(\w{{1,18}}\)|[A-Z][\w.]+) failed: {_WORD}", re.ASCII),
-        _failed,
-    ),
+    ("seamcall_failed", rf"SEAMCALL (?P<leaf>\(\w{{1,18}}\)|[A-Z][\w.]+) failed: {_WORD}", _failed),
     # TDH_VP_RD[TD_VMCS.0x…] failed 0x…, TDH_VP_WR[….0x…] = 0x… failed: 0x…, TDH_MNG_RD[…].
     (
         "seamcall_failed",
-        re.compile(
-            rf"(?P<leaf>TDH_[A-Z_]{{1,40}})\[[^\]]{{1,40}}\].{{0,24}}? failed:? {_WORD}", re.ASCII
-        ),
+        rf"(?P<leaf>TDH_[A-Z_]{{1,40}})\[[^\]]{{1,40}}\].{{0,24}}? failed:? {_WORD}",
         _failed,
     ),
     # "TDH.SYS.DISABLE failed: 0x…"; VMware: "TDH.MNG.INIT failed with status: 0x…".
     (
         "seamcall_failed",
-        re.compile(rf"(?P<leaf>TDH[._][A-Z._]{{1,40}}) failed(?: with status)?: {_WORD}", re.ASCII),
+        rf"(?P<leaf>TDH[._][A-Z._]{{1,40}}) failed(?: with status)?: {_WORD}",
         _failed,
     ),
     # 6.16 tdx_handle_exit; the number is the current thread (kvm_host.h, kvm_err).
-    (
-        "vp_enter_ret",
-        re.compile(rf"kvm \[(?P<tid>\d{{1,9}})\]: TD vp_enter_ret {_WORD}", re.ASCII),
-        _entered,
-    ),
-    (
-        "exceeded_retries",
-        re.compile(r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation", re.ASCII),
-        _tries,
-    ),
-    ("crashing", re.compile(r"Crashing due to lock contention in the TDX module"), _nothing),
+    ("vp_enter_ret", rf"kvm \[(?P<tid>\d{{1,9}})\]: TD vp_enter_ret {_WORD}", _entered),
+    ("exceeded_retries", r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation", _tries),
+    ("crashing", r"Crashing due to lock contention in the TDX module", _nothing),
     # Linux kernel/panic.c __warn, to 6.17; the function is missing where symbols are.
     (
         "warning",
-        re.compile(
-            r"^WARNING: CPU: (?P<cpu>\d+) PID: (?P<tid>\d+) "
-            r"(?P<place>at (?>\S+:\d+)(?: (?P<function>\S++))?+.*)$",
-            re.ASCII,
-        ),
+        r"^WARNING: CPU: (?P<cpu>\d+) PID: (?P<tid>\d+) "
+        r"(?P<place>at (?>\S+:\d+)(?: (?P<function>\S++))?+.*)$",
         _warned,
     ),
     # The same, later.
     (
         "warning",
-        re.compile(
-            r"^WARNING: (?=.*/\d++$)(?P<place>\S+:\d++ at (?P<function>[^\s,]++).*), "
-            r"CPU#(?P<cpu>\d++): .*/(?P<tid>\d++)$",
-            re.ASCII,
-        ),
+        r"^WARNING: (?=.*/\d++$)(?P<place>\S+:\d++ at (?P<function>[^\s,]++).*), "
+        r"CPU#(?P<cpu>\d++): .*/(?P<tid>\d++)$",
         _warned,
     ),
-    (
-        "kernel_bug",
-        re.compile(r"^(?:kernel BUG at|BUG: ) ?(?P<place>.*)$", re.ASCII),
-        _bug,
-    ),
+    ("kernel_bug", r"^(?:kernel BUG at|BUG: ) ?(?P<place>.*)$", _bug),
     # Linux lib/ratelimit.c ___ratelimit; the function is the one that printed.
     (
         "suppressed",
-        re.compile(r"^(?:kvm_intel: )?(?P<function>\w+): (?P<n>\d{1,10}) callbacks suppressed"),
+        r"^(?:kvm_intel: )?(?P<function>\w+): (?P<n>\d{1,10}) callbacks suppressed",
         _suppressed,
     ),
-    (
-        "hkid_leaked",
-        re.compile(r"tdh_mng_\w{1,40}\(\) failed\. HKID -?\d+ is leaked", re.ASCII),
-        _nothing,
-    ),
+    ("hkid_leaked", r"tdh_mng_\w{1,40}\(\) failed\. HKID -?\d+ is leaked", _nothing),
     (
         "guest_access",
-        re.compile(
-            r"Guest access before accepting (?P<gpa>0x[0-9a-f]{1,16}) on vCPU (?P<vcpu>\d{1,9})"
-        ),
+        r"Guest access before accepting (?P<gpa>0x[0-9a-f]{1,16}) on vCPU (?P<vcpu>\d{1,9})",
         _guest,
     ),
     # "Module version: %u.%u.%02u" (2026), "TDX-Module version: ", in full with build number in
     # earlier series; no mainline release before 7.x prints it.
     (
         "module_version",
-        re.compile(
-            _AFTER_TDX
-            + r".*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
-            re.IGNORECASE | re.ASCII | re.MULTILINE,
-        ),
+        "(?im)"
+        + _AFTER_TDX
+        + r".*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
         _version,
     ),
     # Up to 6.8: "TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, minor_version 5".
     (
         "module_version",
-        re.compile(
-            r"^(?>.*?TDX module: ).*"
-            r"\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
-            re.ASCII | re.MULTILINE,
-        ),
+        "(?m)" + r"^(?>.*?TDX module: ).*"
+        r"\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
         _major,
     ),
     (
         "module_state",
-        re.compile(
-            _AFTER_TDX + r"(?:(?>.*?module ).*failed"
-            r"|.*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down)"
-            r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3))|Failed to initialize TDX module"
-            r"|All packages need to have online CPU",
-            re.IGNORECASE | re.MULTILINE,
-        ),
+        "(?im)" + _AFTER_TDX + r"(?:(?>.*?module ).*failed"
+        r"|.*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down)"
+        r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3))|Failed to initialize TDX module"
+        r"|All packages need to have online CPU",
         _nothing,
     ),
 )
+PATTERNS: Final = tuple((name, re.compile(text, re.ASCII), read) for name, text, read in _PATTERNS)
+"""The same, compiled: digits and words are those of ASCII."""
 # Every pattern needs one of these words; most lines of a log have none.
 _HINT: Final = re.compile(
     r"tdx|SEAMCALL|TDH|vp_enter_ret|S-EPT|WARNING: |BUG|suppressed|HKID|before accepting|packages"

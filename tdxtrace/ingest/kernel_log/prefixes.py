@@ -144,25 +144,9 @@ def _dated(ts_ns: int | None, clock: str, rest: str, has_host: bool = False) -> 
     return LogLine(ts_ns, clock, rest, of_kernel)
 
 
-def _kmsg(found: re.Match[str]) -> LogLine:
-    return LogLine(int(found["us"]) * 1000, PRINTK, found["rest"], True)
-
-
-def _human(found: re.Match[str]) -> LogLine:
-    return LogLine(_date(found), ZONELESS, found["rest"], True)
-
-
-def _of_iso(found: re.Match[str]) -> LogLine:
-    return _dated(*_iso(found["stamp"]), found["rest"])
-
-
 def _of_syslog(found: re.Match[str]) -> LogLine:
     clock = ZONELESS if found["year"] else YEARLESS
     return _dated(_date(found), clock, found["rest"], has_host=True)
-
-
-def _relative(found: re.Match[str]) -> LogLine:
-    return LogLine(None, NO_CLOCK, found["rest"], True)
 
 
 def _date(found: re.Match[str]) -> int | None:
@@ -218,9 +202,9 @@ def _message(message: object) -> str:
 
 _PREFIXES: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], LogLine]], ...]] = (
     (_SECONDS, _printk),
-    (_KMSG, _kmsg),
-    (_HUMAN, _human),
-    (_ISO, _of_iso),
+    (_KMSG, lambda found: LogLine(int(found["us"]) * 1000, PRINTK, found["rest"], True)),
+    (_HUMAN, lambda found: LogLine(_date(found), ZONELESS, found["rest"], True)),
+    (_ISO, lambda found: _dated(*_iso(found["stamp"]), found["rest"])),
     (_SYSLOG, _of_syslog),
-    (_RELATIVE, _relative),
+    (_RELATIVE, lambda found: LogLine(None, NO_CLOCK, found["rest"], True)),
 )

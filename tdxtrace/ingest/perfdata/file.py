@@ -9,8 +9,7 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError
-from tdxtrace.ingest.records.datafile import DataFile
+from tdxtrace.ingest.records.datafile import Cursor, CutShortError, DataFile
 from tdxtrace.ingest.records.formats import Formats, foreign_machine, part
 
 _SWAPPED_MAGIC: Final = b"2ELIFREP"
@@ -101,19 +100,15 @@ class Attr:
 
     def missing(self) -> dict[str, str]:
         """What it was not told to record: kind of loss, and how perf record keeps it."""
-        kinds = {
-            "sampled": self.has(_FREQ) or self.period > 1,
-            "no_payload": self.type == TRACEPOINT and not self.sample_type & RAW,
-            "no_time": not self.sample_type & TIME,
-            "excluded": self.has(_EXCLUDE_USER) or self.has(_EXCLUDE_KERNEL),
-        }
-        ways = {
-            "sampled": "-c 1 (every event)",
-            "no_payload": "-R (raw records)",
-            "no_time": "-T (times)",
-            "excluded": "events without :u or :k",
-        }
-        return {kind: ways[kind] for kind, lacks in kinds.items() if lacks}
+        has_no_record = self.type == TRACEPOINT and not self.sample_type & RAW
+        is_excluded = self.has(_EXCLUDE_USER) or self.has(_EXCLUDE_KERNEL)
+        kinds = (
+            ("sampled", "-c 1 (every event)", self.has(_FREQ) or self.period > 1),
+            ("no_payload", "-R (raw records)", has_no_record),
+            ("no_time", "-T (times)", not self.sample_type & TIME),
+            ("excluded", "events without :u or :k", is_excluded),
+        )
+        return {kind: way for kind, way, lacks in kinds if lacks}
 
 
 def _offsets(order: tuple[int, ...], sample_type: int) -> dict[int, int]:

@@ -15,16 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.compiler import Runner, interpreted
-from tdxtrace.ingest.batch import BoolArray, I32Array, I64Array, Index, RecordBatch
+from tdxtrace.ingest.batch import HEADS, BoolArray, I32Array, I64Array, Index, RecordBatch
 from tdxtrace.ingest.loops import perf_records as loops
 from tdxtrace.ingest.loops.fields import Heads, event_number
 from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS
 from tdxtrace.ingest.loops.perf_records import drop_until, take_in_order
 from tdxtrace.ingest.perfdata import file as parts
 from tdxtrace.ingest.perfdata.file import Attr
-from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import Bytes
-from tdxtrace.ingest.records.layouts import heads_of, int64_at
+from tdxtrace.ingest.records.layouts import EventCatalog, heads_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, Loss, SourceStats
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -35,7 +34,6 @@ _MAX_WAITING: Final = 1 << 22
 _MIN_WAITING: Final = 1 << 17
 _MIN_ROOM: Final = 1 << 12
 _MAX_OTHERS: Final = 1 << 12
-_ROWS: Final = (np.int64, np.int64, *[np.int32] * 3, np.int8, np.int32, np.int32, np.int64)
 
 
 @dataclass(slots=True)
@@ -197,7 +195,7 @@ class OrderedEvents:
         """Copy the samples at these places of the queue to a batch, and count them."""
         tables = self._catalog.tables
         counts = np.zeros((len(self._catalog.layouts), N_COUNTS), np.int64)
-        rows = tuple(np.empty(len(order), kind) for kind in _ROWS)
+        rows = tuple(np.empty(len(order), kind) for kind in HEADS.values())
         words = np.empty(self._n_words, np.int64)
         tids, first_row = np.empty(len(order), np.int32), np.empty(len(order), np.int64)
         n, n_words, n_tids = self.run(take_in_order)(
@@ -214,9 +212,9 @@ class OrderedEvents:
         self._catalog.count(counts)
         tids, place = np.unique(tids[:n_tids], return_index=True)
         self._is_met[tids[(tids >= 0) & (tids < len(self._is_met))]] = False
-        line, ts_ns, tid, tgid, cpu, in_irq, event, layout, first_word = (x[:n] for x in rows)
-        heads = line, ts_ns, tid, tgid, cpu, in_irq, event, layout, first_word
-        batch = RecordBatch(*heads, words[:n_words].view(np.uint64), tables.slots)
+        heads = {name: column[:n] for name, column in zip(HEADS, rows, strict=True)}
+        fields = words[:n_words].view(np.uint64)
+        batch = RecordBatch(**heads, words=fields, layouts=tables.slots)
         return Given(batch, limit, tids, first_row[place])
 
     def _note_losses(self, lost: list[Lost], order: Index) -> None:

@@ -19,10 +19,9 @@ from tdxtrace.ingest.perfdata.file import TRACEPOINT, TRACING_DATA, Attr, PerfFi
 from tdxtrace.ingest.perfdata.ordered_events import Given, OrderedEvents
 from tdxtrace.ingest.perfdata.sideband import SidebandRecords, ThreadNames
 from tdxtrace.ingest.provenance import Header
-from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import EventFormat, common_of
-from tdxtrace.ingest.records.layouts import PADDING
+from tdxtrace.ingest.records.layouts import PADDING, EventCatalog
 from tdxtrace.ingest.stats import SourceStats
 
 Bytes = NDArray[np.uint8]

@@ -12,7 +12,7 @@ import numpy as np
 from tdxtrace.ingest.batch import MAX_CPUS, UNKNOWN, I32Array, Index, RecordBatch
 from tdxtrace.ingest.perfdata.file import CPU, TIME, PerfFile
 from tdxtrace.ingest.perfdata.ordered_events import Lost, OrderedEvents
-from tdxtrace.ingest.records.cursor import CutShortError
+from tdxtrace.ingest.records.datafile import CutShortError
 from tdxtrace.ingest.stats import SourceStats
 
 # enum perf_event_type, Linux include/uapi/linux/perf_event.h, and enum

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.records.cursor import MAX_PART_BYTES, Cursor, CutShortError
+from tdxtrace.ingest.records.datafile import MAX_PART_BYTES, Cursor, CutShortError
 
 # One field as the kernel prints it: Linux kernel/trace/trace_events.c, f_show().
 # "signed" came with 2.6.30; a declaration holds any text but a semicolon.

@@ -136,7 +136,7 @@ class GraphReader:
         index = self.registry.add(_event(function, role))
         self.stats.events[function] += 1
         self.stats.record_thread(tid, comm, UNKNOWN)
-        head = LinePrefix(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "", 0)
+        head = LinePrefix(comm, tid, UNKNOWN, cpu, found["flags"] or "", (0, ""), function, "")
         return Line(number, head, ts_ns, index, values)
 
 

@@ -23,8 +23,6 @@ class LinePrefix(NamedTuple):
     event: str
     """Name with its group if printed; "" where the text names none."""
     args: str
-    args_at: int
-    """Column of the line at which ``args`` begins."""
 
     @property
     def ts_ns(self) -> int:
@@ -128,6 +126,8 @@ CALLCHAIN: Final = re.compile(
     r"|\s*+[0-9a-f]{8,16}\s++\S++|.*: <stack trace>)\s*$"
 )
 QUOTE: Final = re.compile(r"^(?:> ?)+")
+WITHOUT_EVENT: Final = (HEADER, LOST, NO_CONTEXT, NO_PAYLOAD)
+"""What shows that a text is of ftrace though none of its lines is an event."""
 
 
 # What tells the formats of text apart: the first row that a line fits names it.
@@ -164,10 +164,7 @@ def prefix_of(row: LineFormat, found: re.Match[str]) -> LinePrefix:
     groups = found.groupdict()
     rest = found["rest"]
     event = row.event.match(rest)
-    name, args, args_at = "", rest, found.start("rest")
-    if event is not None:
-        name, args = event["event"], event["args"] or ""
-        args_at += event.end() - len(args)
+    name, args = ("", rest) if event is None else (event["event"], event["args"] or "")
     return LinePrefix(
         _comm(groups).strip(" \t"),
         _number(groups.get("tid")),
@@ -177,7 +174,6 @@ def prefix_of(row: LineFormat, found: re.Match[str]) -> LinePrefix:
         _stamp(groups),
         name,
         args,
-        args_at,
     )
 
 

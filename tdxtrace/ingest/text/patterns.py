@@ -40,20 +40,8 @@ _NUMBERS: Final = {"tid": lines.TID, "tgid": lines.TGID, "cpu": lines.CPU, "frac
 # Names that a line could be misread by, were it not for its columns; what else could is left
 # to the line-at-a-time reader: see lines.find_thread.
 _NAMES: Final = (
-    "a",
-    "a-1",
-    "a 1",
-    "1",
-    "-",
-    "a:b",
-    "[0]",
-    "a-1 [0]",
-    "1/2",
-    "a (1)",
-    "1.5",
-    "d..1",
-    "abcd",
-    "a abcd",
+    *("a", "a-1", "a 1", "1", "-", "a:b", "[0]", "a-1 [0]", "1/2", "a (1)", "1.5", "d..1"),
+    *("abcd", "a abcd"),
 )
 _ALL: Final = (1 << 64) - 1
 _HEX: Final = re.compile(r"[0-9a-f]{1,16}")

@@ -11,6 +11,7 @@ import numpy as np
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import (
     ABSENT,
+    HEADS,
     MAX_CPUS,
     SLOTS,
     UNKNOWN,
@@ -250,19 +251,9 @@ class TextReader:
         numbers = np.uint64(at), np.uint64(len(block)), np.uint64(MAX_LINE_BYTES)
         read = run(loops.read_lines)(words, *numbers, patterns, columns)
         end, n_lines, n_read, n_own, n_words, n_left, n_threads = map(int, read)
-        batch = RecordBatch(
-            columns.line[:n_read],
-            columns.ts_ns[:n_read],
-            columns.tid[:n_read],
-            columns.tgid[:n_read],
-            columns.cpu[:n_read],
-            columns.in_irq[:n_read],
-            columns.event[:n_read],
-            columns.layout[:n_read],
-            columns.first_word[:n_read],
-            columns.words[:n_words],
-            self.lines.layouts,
-        )
+        heads = {name: getattr(columns, name)[:n_read] for name in HEADS}
+        fields = columns.words[:n_words]
+        batch = RecordBatch(**heads, words=fields, layouts=self.lines.layouts)
         left, threads = columns.left[:n_left], columns.threads[:n_threads]
         return _Read(batch, columns, end, n_lines, n_own, left, threads)
 
@@ -351,15 +342,7 @@ class TextReader:
 def _columns(n_lines: int, n_events: int, n_prefixes: int) -> Columns:
     """Room for what is read from so many lines."""
     return Columns(
-        line=np.empty(n_lines, np.int64),
-        ts_ns=np.empty(n_lines, np.int64),
-        tid=np.empty(n_lines, np.int32),
-        tgid=np.empty(n_lines, np.int32),
-        cpu=np.empty(n_lines, np.int32),
-        in_irq=np.empty(n_lines, np.int8),
-        event=np.empty(n_lines, np.int32),
-        layout=np.empty(n_lines, np.int32),
-        first_word=np.empty(n_lines, np.int64),
+        **{name: np.empty(n_lines, kind) for name, kind in HEADS.items()},
         words=np.empty(4 * n_lines + loops.MOST_FIELDS, np.uint64),
         left=np.empty((_MOST_LEFT, 3), np.int64),
         threads=np.empty((loops.MOST_THREADS, loops.THREAD_COLUMNS), np.uint64),

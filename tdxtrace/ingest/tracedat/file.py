@@ -10,15 +10,15 @@ from typing import Final
 
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.events.registry import functions
-from tdxtrace.ingest.records.cursor import (
+from tdxtrace.ingest.records.datafile import (
     MAX_PART_BYTES,
     Cursor,
     CutShortError,
     DamagedPartError,
+    DataFile,
     Unpack,
     unpacker,
 )
-from tdxtrace.ingest.records.datafile import DataFile
 from tdxtrace.ingest.records.formats import (
     MAX_PAGE_BYTES,
     Formats,

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import FormatError
-from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
+from tdxtrace.ingest.batch import HEADS, UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
 from tdxtrace.ingest.loops import pages as loop
 from tdxtrace.ingest.loops.fields import Heads, event_number
-from tdxtrace.ingest.records.catalog import EventCatalog
 from tdxtrace.ingest.records.formats import PageLayout
-from tdxtrace.ingest.records.layouts import PADDING, heads_of, int64_at
+from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, heads_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, SourceStats
 from tdxtrace.ingest.tracedat.options import Clock, Shift, shifts_of
 
@@ -33,10 +32,6 @@ _WORDS_PER_ROW: Final = 6
 _GAPS: Final = 1 << 10
 # Events after which progress is told, though few of them are ours.
 _MANY_EVENTS: Final = 1 << 20
-_COLUMNS: Final = (
-    *(np.int64, np.int64, np.int32, np.int32, np.int8),
-    *(np.int32, np.int32, np.int64),
-)
 
 
 @dataclass(slots=True)
@@ -64,7 +59,7 @@ class _Output:
     def with_room(cls, n_rows: int, n_layouts: int) -> _Output:
         """Arrays for so many rows."""
         return cls(
-            tuple(np.empty(n_rows, kind) for kind in _COLUMNS),
+            tuple(np.empty(n_rows, kind) for name, kind in HEADS.items() if name != "tgid"),
             np.empty(n_rows * _WORDS_PER_ROW + loop.MOST_WORDS, np.int64),
             np.empty((_GAPS, loop.GAP_COLUMNS), np.int64),
             np.zeros((n_layouts, loop.N_COUNTS), np.int64),

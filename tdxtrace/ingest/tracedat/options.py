@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from tdxtrace.ingest.batch import MAX_CPUS, I64Array, U64Array
 from tdxtrace.ingest.loops.pages import FAR, Shifts
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError
+from tdxtrace.ingest.records.datafile import Cursor, CutShortError
 
 # Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; those below 16 also in v6.
 DONE: Final = 0
@@ -81,10 +82,8 @@ class Options:
             data: Its bytes.
             has_sections: Whether the file is of version 7, whose buffers list their CPUs.
         """
-        try:
+        with suppress(CutShortError):
             self._take(number, data, has_sections)
-        except CutShortError:
-            return
 
     def _take(self, number: int, data: bytes, has_sections: bool) -> None:
         cursor = Cursor(data)
@@ -167,18 +166,9 @@ def _shifts(cursor: Cursor) -> Iterator[Shift]:
     for times, offsets, scalings in rows:
         n = len(times)
         fractions = [cursor.number(8) for _ in range(n)] if cursor.left else [0] * n
-        samples = sorted(
-            {
-                t: (t, _signed(o), s, f)
-                for t, o, s, f in zip(
-                    reversed(times),
-                    reversed(offsets),
-                    reversed(scalings),
-                    reversed(fractions),
-                    strict=True,
-                )
-            }.values()
-        )
+        samples = list(zip(times, map(_signed, offsets), scalings, fractions, strict=True))
+        # Of several corrections of one time the first holds.
+        samples = sorted({sample[0]: sample for sample in reversed(samples)}.values())
         columns = tuple(zip(*samples, strict=True)) if samples else ((), (), (), ())
         yield Shift(interpolate, *columns)
 

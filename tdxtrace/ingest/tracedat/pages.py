@@ -12,8 +12,14 @@ from typing import Final
 import numpy as np
 
 from tdxtrace.ingest.batch import MAX_CPUS
-from tdxtrace.ingest.records.cursor import Cursor, CutShortError, DamagedPartError, Unpack
-from tdxtrace.ingest.records.datafile import Bytes, DataFile
+from tdxtrace.ingest.records.datafile import (
+    Bytes,
+    Cursor,
+    CutShortError,
+    DamagedPartError,
+    DataFile,
+    Unpack,
+)
 from tdxtrace.ingest.records.formats import PageLayout
 from tdxtrace.ingest.tracedat.options import CpuData
 
@@ -120,9 +126,7 @@ class CompressedPages:
             made = memoryview(self.unpack(cursor.take(packed), size))
         except (CutShortError, DamagedPartError) as error:
             is_cut = isinstance(error, CutShortError)
-            self.cut_short = (
-                _CUT_SHORT if is_cut else "a compressed part of a CPU's pages is damaged"
-            )
+            self.cut_short = _CUT_SHORT if is_cut else _DAMAGED
             self._n_chunks = 0
             return memoryview(b"")
         self.at = cursor.at

@@ -1,20 +1,32 @@
-"""A trace.dat of trace-cmd as batches of events: of all its buffers, in order of time."""
+"""Readers of ring buffers: a trace.dat of trace-cmd, or the pages of each CPU as files."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
 
 from tdxtrace.compiler import Runner
-from tdxtrace.errors import FormatError
+from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
+from tdxtrace.ingest.loops.pages import page_start
 from tdxtrace.ingest.provenance import TICK_CLOCKS, Header
-from tdxtrace.ingest.records.catalog import EventCatalog
-from tdxtrace.ingest.records.datafile import DataFile
-from tdxtrace.ingest.records.formats import PageLayout, common_of, page_layout
+from tdxtrace.ingest.records.datafile import DataFile, open_file
+from tdxtrace.ingest.records.formats import (
+    Formats,
+    PageLayout,
+    common_of,
+    fields_of,
+    foreign_machine,
+    page_layout,
+)
+from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, int64_at
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat.file import (
     DatFile,
@@ -24,9 +36,16 @@ from tdxtrace.ingest.tracedat.file import (
     symbol_finder,
 )
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
-from tdxtrace.ingest.tracedat.options import Buffer, Clock
+from tdxtrace.ingest.tracedat.options import Buffer, Clock, clock_of
 from tdxtrace.ingest.tracedat.pages import CompressedPages, PlainPages
-from tdxtrace.ingest.tracedat.tracefs import comms_of, cpu_stats, note_stats, printed_names
+from tdxtrace.ingest.tracedat.tracefs import (
+    comms_of,
+    cpu_stats,
+    note_stats,
+    printed_names,
+    tgids_of,
+)
+from tdxtrace.tables.text import one_line
 
 Pages = PlainPages | CompressedPages
 
@@ -182,3 +201,177 @@ def _tool(version: list[str]) -> str:
     if version[:1] == ["tdxtrace"]:
         return " ".join(version[:2])
     return f"trace-cmd {version[0]}" if version else "trace-cmd"
+
+
+_CPU: Final = re.compile(r"cpu(?P<cpu>\d{1,4})(?!\d)")
+_PAGES: Final = "trace_pipe_raw"
+_INSTEAD: Final = "save the text of tracefs' file trace instead"
+_PAGE_BYTES: Final = 4096
+_MAX_TEXT: Final = 16 << 20
+
+
+@dataclass(slots=True)
+class RawPages:
+    """Files of pages, one of each CPU, and what lies beside them."""
+
+    files: dict[int, DataFile]
+    shown: str
+    beside: Path
+    """The folder that may hold saved_cmdlines, saved_tgids, trace_clock, osrelease, events."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
+
+
+def find_pages(path: Path) -> dict[int, Path]:
+    """Return the files of pages in a folder by CPU, or a single file as its CPU's.
+
+    A folder is one like ``/sys/kernel/tracing`` or its ``per_cpu``, or has a file of each
+    CPU, whose name says which: ``cpu0.raw``.
+    """
+    if path.is_file():
+        found = [path]
+    else:
+        found = sorted(path.glob(f"per_cpu/cpu*/{_PAGES}")) or sorted(path.glob(f"cpu*/{_PAGES}"))
+        found = found or sorted(one for one in path.glob("*cpu[0-9]*") if one.is_file())
+    named = [
+        (_CPU.search(one.parent.name if one.name == _PAGES else one.name), one) for one in found
+    ]
+    if path.is_file():
+        return {int(match["cpu"]) if match else 0: one for match, one in named}
+    return {int(match["cpu"]): one for match, one in named if match}
+
+
+def open_pages(path: Path) -> RawPages:
+    """Open the files of pages at ``path``.
+
+    Raises:
+        InputError: If there are none, or one cannot be read.
+    """
+    shown = one_line(str(path))
+    found = find_pages(path)
+    if not found:
+        raise InputError(f"{shown} holds no pages: no per_cpu/cpu0/{_PAGES}, no cpu0.raw")
+    files = {cpu: open_file(str(one)) for cpu, one in found.items()}
+    return RawPages(files, shown, path if path.is_dir() else path.parent)
+
+
+def read_formats(folder: Path) -> Formats:
+    """Read the ``events`` folder of tracefs, or a copy of it.
+
+    Raises:
+        InputError: If it holds no format.
+    """
+    made = Formats(_text(folder / "header_page"))
+    for path in sorted(folder.glob("*/*/format")):
+        made.add(_text(path).encode(), path.parent.parent.name)
+    if not made.events:
+        raise InputError(
+            f"{one_line(str(folder))} holds no event formats; name a copy of "
+            "/sys/kernel/tracing/events"
+        )
+    return made
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_TEXT).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+@dataclass(slots=True)
+class PageReader:
+    """Reads pages into batches of events, and counts the rest."""
+
+    pages: RawPages
+    formats: Formats
+    registry: EventRegistry
+    stats: SourceStats
+    _files: list[PlainPages] = field(default_factory=list)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.pages.size
+
+    def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
+        """Yield the events that may become rows, in the order of their time.
+
+        Raises:
+            FormatError: If the files hold no pages.
+        """
+        layout = self._layout()
+        sources = []
+        for cpu, file in sorted(self.pages.files.items()):
+            self._files.append(PlainPages(file, layout, 0, file.size))
+            sources.append(CpuPages(cpu, self._files[-1].read))
+        events = self.formats.events
+        names = printed_names(events)
+        catalog = EventCatalog(events, common_of(events.values()), self.registry, self.stats, names)
+        comms = comms_of(_text(self.pages.beside / "saved_cmdlines"))
+        tgids = tgids_of(_text(self.pages.beside / "saved_tgids"))
+        reader = RingReader(sources, layout, catalog, self.stats, Clock(), comms, tgids, run)
+        yield from reader.batches()
+        self.stats.record_damage(reader.n_damaged, "pages")
+        for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
+            self.stats.record_loss("truncated", None, detail)
+        for cpu, counters in self._stats():
+            note_stats(self.stats, cpu, counters, "", None)
+
+    @property
+    def position(self) -> int:
+        """Bytes that were read, for progress."""
+        return sum(file.at for file in self._files)
+
+    def header(self) -> Header:
+        """What lies beside the pages says of the recording."""
+        clock = clock_of(_text(self.pages.beside / "trace_clock")) or None
+        # tdxtrace capture puts the kernel's release there; tracefs itself does not tell it.
+        release = _text(self.pages.beside / "osrelease").strip() or None
+        return Header(release, _PAGES, clock, None, None, bool(self._stats()))
+
+    def _stats(self) -> list[tuple[int, dict[str, int]]]:
+        found = []
+        for cpu in self.pages.files:
+            text = _text(self.pages.beside / "per_cpu" / f"cpu{cpu}" / "stats")
+            found += list(cpu_stats(f"CPU: {cpu}\n{text}")) if text else []
+        return found
+
+    def _layout(self) -> PageLayout:
+        """The layout of the pages, one of which must begin at least one of the files."""
+        header, shown = self.formats.header_page, self.pages.shown
+        fields = fields_of(header)
+        size = fields["data"].end if "data" in fields else _PAGE_BYTES
+        if "commit" in fields and fields["commit"].size == 4:
+            raise foreign_machine(shown, False, _INSTEAD)
+        layout = page_layout(header, size)
+        if layout is not None and self._begin(layout):
+            return layout
+        if layout is not None and self._begin(layout, is_swapped=True):
+            raise foreign_machine(shown, True, _INSTEAD)
+        raise FormatError(f"{shown} does not begin with pages of {size} bytes")
+
+    def _begin(self, layout: PageLayout, *, is_swapped: bool = False) -> bool:
+        """Whether one of the files begins with what can be a page, by its bytes or swapped."""
+        shape = layout.size, layout.data, layout.commit
+        for file in self.pages.files.values():
+            first = np.frombuffer(file.read(0, layout.size), np.uint8)
+            if len(first) > layout.data:
+                page = np.zeros(layout.size + PADDING, np.uint8)
+                page[: len(first)] = first
+                if is_swapped:
+                    page.view("<u8")[: layout.size // 8].byteswap(inplace=True)
+                at = int64_at(page)
+                # The length and its flags need the lower half of the number only.
+                if page_start(at, 0, shape)[0] >= 0 and at[layout.commit] >> 32 == 0:
+                    return True
+        return False
