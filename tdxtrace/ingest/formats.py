@@ -195,8 +195,7 @@ def _beginning(blocks: Iterator[Block]) -> bytes:
 
 
 def _trace_dat(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
-    from tdxtrace.ingest.tracedat.reader import DatReader
-    from tdxtrace.ingest.tracedat.tracefs import tgids_beside
+    from tdxtrace.ingest.tracedat.reader import DatReader, tgids_beside
 
     return DatReader(_data_file(given), registry, stats, tgids_beside(given.stream.path))
 

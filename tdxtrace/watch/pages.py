@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import RecordBatch, concatenate
-from tdxtrace.ingest.records.formats import Formats, common_of, page_layout
+from tdxtrace.ingest.records.formats import Formats, page_layout
 from tdxtrace.ingest.records.layouts import EventCatalog
 from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
-from tdxtrace.ingest.tracedat.tracefs import printed_names
+from tdxtrace.ingest.tracedat.reader import printed_names
 from tdxtrace.watch.ticks import Tick, Ticker
 
 
@@ -49,7 +49,6 @@ class PageTicker:
         self._ticker = Ticker(mappings)
         self._catalog = EventCatalog(
             made.events,
-            common_of(made.events.values()),
             self._ticker.registry,
             self._ticker.stats,
             printed_names(made.events),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdxtrace.ingest.tracedat.tracefs import tgids_beside
+from tdxtrace.ingest.tracedat.reader import tgids_beside
 
 
 def test_processes_of_threads(tmp_path: Path) -> None:

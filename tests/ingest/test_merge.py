@@ -22,7 +22,7 @@ from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import UNKNOWN, RecordBatch, concatenate
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.records.datafile import open_file
-from tdxtrace.ingest.records.formats import Formats, common_of, page_layout
+from tdxtrace.ingest.records.formats import Formats, page_layout
 from tdxtrace.ingest.records.layouts import EventCatalog
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.tracedat import merge, reader
@@ -74,8 +74,7 @@ def _reader(cpus: list[bytes]) -> RingReader:
         for text in texts:
             formats.add(text, system)
     stats = SourceStats()
-    common = common_of(formats.events.values())
-    catalog = EventCatalog(formats.events, common, EventRegistry(), stats, lambda made: made.name)
+    catalog = EventCatalog(formats.events, EventRegistry(), stats, lambda made: made.name)
     layout = page_layout(M.header_page.decode(), M.page_size)
     assert layout is not None
     sources = [CpuPages(10 + n, _source(pages)) for n, pages in enumerate(cpus)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.referee import referee
 
 from tdxtrace.ingest.batch import SLOTS, UNKNOWN
-from tdxtrace.ingest.loops import fields, pages
+from tdxtrace.ingest.loops import pages
 from tdxtrace.ingest.records.formats import Common, Field
 from tdxtrace.ingest.records.layouts import PADDING, FieldTables, Layout, heads_of, int64_at
 from tdxtrace.ingest.tracedat.options import Shift, shifts_of
@@ -40,7 +40,7 @@ def test_words_are_the_numbers_of_each_layout(
     at, words = int64_at(_block(held)), np.zeros(SIZE, np.int64)
     for layout, one in enumerate(reads):
         first, behind, least, event, slots = tables.layouts[layout].tolist()
-        n = referee(fields.read_fields)(at, start, first, behind, tables.fields, words, 2)
+        n = referee(pages.read_fields)(at, start, first, behind, tables.fields, words, 2)
         assert (n, least, event) == (2 + len(one), SIZE, 3)
         assert tables.slots.slots[slots] == tuple(one)
         expected = [
@@ -87,8 +87,8 @@ def test_common_fields_are_where_the_formats_have_them(
         [1, 2, 0x49, 0, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0x07, 0, 0, 0xFF, 0xFF, 0xFF, 0x7F]
     )
     at, heads = int64_at(_block(record)), heads_of(_common(**places))
-    assert referee(fields.event_number)(at, 0, heads) == number
-    assert referee(fields.context)(at, 0, heads) == context
+    assert referee(pages.event_number)(at, 0, heads) == number
+    assert referee(pages.context)(at, 0, heads) == context
 
 
 @given(st.lists(st.integers(-3, 9), max_size=30))
@@ -96,7 +96,7 @@ def test_threads_are_told_once_if_their_numbers_are_usual(tids: list[int]) -> No
     is_known, fresh, n = np.zeros(5, np.bool_), np.zeros(30, np.int32), 0
     is_known[2] = True
     for tid in tids:
-        n = referee(fields.record_thread)(tid, is_known, fresh, n)
+        n = referee(pages.record_thread)(tid, is_known, fresh, n)
     usual = list(dict.fromkeys(tid for tid in tids if 0 <= tid < 5 and tid != 2))
     assert [tid for tid in fresh[:n].tolist() if 0 <= tid < 5] == usual
     assert [t for t in fresh[:n].tolist() if not 0 <= t < 5] == [t for t in tids if not 0 <= t < 5]

@@ -3,18 +3,216 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tdxtrace.compiler import Runner, interpreted
-from tdxtrace.ingest.batch import BoolArray
-from tdxtrace.ingest.decode.trace_start import StartDetector, bare_return, spans_of
+from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array
+from tdxtrace.ingest.decode.events import ABSENT, number_threads
+from tdxtrace.ingest.loops.rows import first_and_last
 from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.text import one_line
+from tdxtrace.tdx import leaves, word
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSpans:
+    """What rows of one batch tell of their threads."""
+
+    number: I32Array
+    """Of each row: the place of its thread in the next three."""
+    tid: list[int | None]
+    """Of each thread; None: rows without a thread."""
+    first_row: list[int]
+    """The row that began first."""
+    first_end_ns: list[int]
+    last_end_ns: list[int]
+    began_ns: I64Array
+    """When each row began, or ended where that is not known."""
+
+    def threads_of(self, rows: BoolArray) -> set[int]:
+        """Return the threads of some rows, where they are known."""
+        has_rows = np.bincount(self.number[rows], minlength=len(self.tid))
+        return {tid for tid, n in zip(self.tid, has_rows, strict=True) if n and tid is not None}
+
+
+def spans_of(rows: pl.DataFrame, run: Runner[Any]) -> ThreadSpans:
+    """Return the spans of the threads of rows with ``tid``, ``seq``, ``start_ns``, ``end_ns``."""
+    tid = numbers_of(rows, "tid", UNKNOWN)
+    number, n_threads = number_threads(tid, run)
+    began, ended = _either(rows, "start_ns", "end_ns"), _either(rows, "end_ns", "start_ns")
+    first_row, first_end, last_end = (np.full(n_threads, ABSENT, np.int64) for _ in range(3))
+    seq = rows["seq"].to_numpy(writable=True)
+    run(first_and_last)(number, began, ended, seq, first_row, first_end, last_end)
+    tids = [None if n == UNKNOWN else n for n in tid.take(first_row).tolist()]
+    ends = first_end.tolist(), last_end.tolist()
+    return ThreadSpans(number, tids, first_row.tolist(), *ends, began)
+
+
+def numbers_of(rows: pl.DataFrame, name: str, missing: int) -> NDArray[Any]:
+    """Return a column as an array, with ``missing`` for null."""
+    column = rows[name]
+    return (column.fill_null(missing) if column.null_count() else column).to_numpy(writable=True)
+
+
+def _either(rows: pl.DataFrame, name: str, other: str) -> I64Array:
+    """Return one column, and another where that is null."""
+    column = rows[name]
+    if column.null_count():
+        column = rows.select(pl.coalesce(name, other)).to_series()
+    return column.to_numpy(writable=True)
+
+
+VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
+_SEPT_ADD: Final = leaves.parse_leaf("TDH.MEM.SEPT.ADD")[0]
+_PAGE_AUG: Final = leaves.parse_leaf("TDH.MEM.PAGE.AUG")[0]
+_PAGE_ADDS: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD"))
+_FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"))
+_OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"))
+# A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
+_SHIFT_2M: Final = 21
+_BEGAN: Final = pl.coalesce("start_ns", "end_ns")
+_PAGE: Final = ("td_id", "gpa")
+_REFUSED: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
+_IS_PAGE_LEAF: Final = np.isin(np.arange(1 << 16), [*_PAGE_ADDS, _SEPT_ADD, *_OF_MAPPED])
+_COMPLETED_COLUMNS: Final = ("leaf", "td_id", "gpa", "level", "start_ns", "end_ns")
+# Successful calls that are looked at: pages used before they were made are met early.
+_MAX_COMPLETED: Final = 1 << 18
+
+
+class _FirstRow(NamedTuple):
+    """The row of a thread that began first."""
+
+    when_ns: int
+    seq: int
+    has_start: bool
+    leaf: int | None = None
+    status: int | None = None
+    is_bare: bool = False
+
+
+@dataclass(slots=True)
+class StartDetector:
+    """What the calls and entries of a source tell of its beginning, batch by batch.
+
+    Any of these shows that TDs ran before the capture began: a vCPU that handles a
+    fault before it was seen to enter, is refused by zero-step mitigation at its first
+    entry, or comes out without having gone in; a call that returns without having
+    started; a page that is blocked or removed but was not seen to be added, or added
+    where no Secure EPT page was, though such calls were captured.  None of them proves
+    the contrary.
+    """
+
+    _has_entries: bool = False
+    _vcpus: set[int] = field(default_factory=set)
+    """Threads that enter a vCPU."""
+    _calls: dict[int, _FirstRow] = field(default_factory=dict)
+    """The first call of each thread."""
+    _entries: dict[int, _FirstRow] = field(default_factory=dict)
+    """The first entry to a vCPU of each thread."""
+    _completed: list[pl.DataFrame] = field(default_factory=list)
+    _n_completed: int = 0
+
+    def observe_calls(self, seamcalls: pl.DataFrame, spans: ThreadSpans) -> None:
+        """Take further ``seamcalls`` rows and the spans of their threads."""
+        self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
+        enters = seamcalls["leaf"].to_numpy() == VP_ENTER
+        self._vcpus |= spans.threads_of(enters)
+        _keep_first(self._calls, seamcalls, spans)
+        if self._n_completed < _MAX_COMPLETED:
+            rows = _completed_of(seamcalls)
+            if len(rows):
+                self._completed.append(seamcalls.select(_COMPLETED_COLUMNS)[rows])
+                self._n_completed += len(rows)
+
+    def observe_entries(self, vm_entries: pl.DataFrame, spans: ThreadSpans) -> None:
+        """Take further ``vm_entries`` rows and the spans of their threads."""
+        _keep_first(self._entries, vm_entries, spans)
+
+    def is_midway(self) -> bool:
+        """Tell whether the capture, which lost nothing, began while TDs ran."""
+        if not all(row.has_start for row in self._entries.values()):
+            return True
+        for tid, row in self._calls.items():
+            if tid in self._vcpus and row.leaf in _FAULT_LEAVES:
+                return True
+            if row.leaf == VP_ENTER and row.status == _REFUSED:
+                return True
+            if row.is_bare and self._has_entries:
+                return True
+        if not self._completed:
+            return False
+        completed = pl.concat(self._completed)
+        return _unmapped_before(completed) or _without_sept_page(completed)
+
+
+def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSpans) -> None:
+    """Keep of each thread, if its number was recorded, the row that began first."""
+    for tid, at in zip(spans.tid, spans.first_row, strict=True):
+        if tid is None:
+            continue
+        when_ns, seq = int(spans.began_ns[at]), int(rows["seq"][at])
+        before = known.get(tid)
+        if before is not None and before[:2] <= (when_ns, seq):
+            continue
+        row = rows.row(at, named=True)
+        has_start = row["start_ns"] is not None
+        names_nothing = all(row.get(name) is None for name in ("gpa", "td_id", "vp_id", "page"))
+        told = row.get("leaf"), row.get("status"), not has_start and names_nothing
+        known[tid] = _FirstRow(when_ns, seq, has_start, *told)
+
+
+def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
+    """Return the rows of calls for known pages that ended without an error."""
+    is_completed = numbers_of(seamcalls, "status", word.ERROR_BIT) < word.ERROR_BIT
+    is_completed &= _IS_PAGE_LEAF.take(seamcalls["leaf"].to_numpy())
+    if seamcalls["gpa"].null_count():
+        is_completed &= seamcalls["gpa"].is_not_null().to_numpy()
+    return np.flatnonzero(is_completed)
+
+
+def bare_return() -> pl.Expr:
+    """A return without entry, which names nothing: not a one-line probe with arguments."""
+    names = ("gpa", "td_id", "vp_id", "page")
+    nothing = pl.all_horizontal(pl.col(name).is_null() for name in names)
+    return pl.col("start_ns").is_null() & nothing
+
+
+def _unmapped_before(done: pl.DataFrame) -> bool:
+    """Whether a page was blocked or removed that was not seen to be added."""
+    used = done.filter(pl.col("leaf").is_in(_OF_MAPPED))
+    added = done.filter(pl.col("leaf").is_in(_PAGE_ADDS))
+    return _earlier(used, added, _PAGE)
+
+
+def _without_sept_page(done: pl.DataFrame) -> bool:
+    """Whether a 4K page was added in 2 MB for which no Secure EPT page was seen to be."""
+    region = ("td_id", "region")
+    numbered = done.with_columns(region=pl.col("gpa") // (1 << _SHIFT_2M))
+    pages = (pl.col("leaf") == _PAGE_AUG) & (pl.col("level") == 0)
+    tables = (pl.col("leaf") == _SEPT_ADD) & (pl.col("level") == 1)
+    return _earlier(numbered.filter(pages), numbered.filter(tables), region)
+
+
+def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bool:
+    """Whether something was used before it was made, though making was captured.
+
+    Its thread may be held up on the way back from making it, and others use it meanwhile:
+    only what was used before its making even began shows anything.
+    """
+    if used.is_empty() or made.is_empty():
+        return False
+    uses = used.group_by(key).agg(when=pl.col("end_ns").min())
+    makes = made.group_by(key).agg(began=_BEGAN.min())
+    both = uses.join(makes, on=key, how="left", nulls_equal=True)
+    before = pl.col("began").is_null() | (pl.col("when") < pl.col("began"))
+    return bool(both.select(before.any()).item())
+
 
 # Calls without an end or a begin that are looked at: where there are more, a probe
 # was missing, and they tell nothing of full buffers.

@@ -11,19 +11,23 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from tdxtrace.ingest.batch import MAX_CPUS, I64Array
-from tdxtrace.ingest.loops.fields import (
+from tdxtrace.ingest.loops.pages import (
     BEHIND,
     EVENT,
     FIRST,
     LEAST,
+    LINE,
+    MOST_WORDS,
+    N_SHORT,
+    SHORT_LINE,
     SLOTS,
     Heads,
+    N,
     context,
     event_number,
     read_fields,
     record_thread,
 )
-from tdxtrace.ingest.loops.pages import LINE, MOST_WORDS, N_SHORT, SHORT_LINE, N
 
 # Why queue_samples stopped: at the end, or before a record that is not simply passed over (of
 # another kind, cut off, or damaged); where there is no more room; before the first sample;

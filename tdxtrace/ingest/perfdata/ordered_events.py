@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import HEADS, BoolArray, I32Array, I64Array, Index, RecordBatch
 from tdxtrace.ingest.loops import perf_records as loops
-from tdxtrace.ingest.loops.fields import Heads, event_number
-from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS
+from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS, Heads, event_number
 from tdxtrace.ingest.loops.perf_records import drop_until, take_in_order
 from tdxtrace.ingest.perfdata import file as parts
 from tdxtrace.ingest.perfdata.file import Attr

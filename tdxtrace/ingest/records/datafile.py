@@ -189,46 +189,40 @@ def unpacker(name: str, shown: str) -> Unpack:
     Raises:
         FormatError: If the method is not known.
     """
-    known = {"zstd": _zstd, "zlib": _zlib, "none": _none, "": _none}
+    known: dict[str, Unpack] = {"zstd": _zstd, "zlib": _zlib, "none": _none, "": _none}
     if name not in known:
         raise FormatError(
             f"{shown} is compressed with {one_line(name, 20)!r}; only zstd and zlib can be read; "
             "convert it: trace-cmd convert --compression none"
         )
-    return known[name]
+    method = known[name]
 
+    def unpack(data: bytes, size: int) -> bytes:
+        made = method(data, size) if size <= MAX_PART_BYTES else b""
+        if len(made) != size:
+            raise DamagedPartError
+        return made
 
-def _checked(size: int) -> None:
-    if size > MAX_PART_BYTES:
-        raise DamagedPartError
+    return unpack
 
 
 def _zlib(data: bytes, size: int) -> bytes:
-    _checked(size)
     try:
-        made = zlib.decompressobj().decompress(data, max(size, 1))
+        return zlib.decompressobj().decompress(data, max(size, 1))
     except zlib.error:
         raise DamagedPartError from None
-    if len(made) != size:
-        raise DamagedPartError
-    return made
 
 
 def _zstd(data: bytes, size: int) -> bytes:
     import zstandard  # noqa: PLC0415 - slow to import, seldom needed
 
-    _checked(size)
     try:
         reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(data)
-        made = reader.read(size)
+        made: bytes = reader.read(size)
     except (zstandard.ZstdError, MemoryError):
         raise DamagedPartError from None
-    if len(made) != size:
-        raise DamagedPartError
     return made
 
 
-def _none(data: bytes, size: int) -> bytes:
-    if len(data) != size:
-        raise DamagedPartError
+def _none(data: bytes, _size: int) -> bytes:
     return data

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.batch import SLOTS, FieldLayouts, I64Array
 from tdxtrace.ingest.events.fields import OUT_OF_TREE
 from tdxtrace.ingest.events.registry import Event, EventRegistry, function_named
-from tdxtrace.ingest.loops.fields import Heads
-from tdxtrace.ingest.records.formats import Common, EventFormat, Field
+from tdxtrace.ingest.loops.pages import Heads
+from tdxtrace.ingest.records.formats import Common, EventFormat, Field, common_of
 from tdxtrace.ingest.stats import SourceStats
 
 # Fields of KVM's tracepoints, Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.
@@ -199,7 +199,6 @@ class EventCatalog:
     """Gives a layout to each event number when its first record comes, and counts records."""
 
     formats: Mapping[int, EventFormat]
-    common: Common
     registry: EventRegistry
     stats: SourceStats
     printed_name: Callable[[EventFormat], str]
@@ -211,8 +210,12 @@ class EventCatalog:
     layouts: list[Layout] = field(default_factory=list)
     index: I64Array = field(default_factory=_no_index)
     """By event number: index into ``layouts``, or NOT_INTERNED."""
+    common: Common = field(init=False)
     _numbers: list[int] = field(default_factory=list)
     """By layout: the event number."""
+
+    def __post_init__(self) -> None:
+        self.common = common_of(self.formats.values())
 
     def intern(self, number: int, int64_at: I64Array, record: int) -> int:
         """Return the layout of an event number, made from its first record if it is new.

@@ -13,7 +13,7 @@ from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import HEADS, UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
 from tdxtrace.ingest.loops import pages as loop
-from tdxtrace.ingest.loops.fields import Heads, event_number
+from tdxtrace.ingest.loops.pages import Heads, event_number
 from tdxtrace.ingest.records.formats import PageLayout
 from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, heads_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, SourceStats
