@@ -13,8 +13,15 @@ from typing import Final, TypeVar
 
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest.decode import implied_losses, levels
-from tdxtrace.ingest.decode.decoder import Decoder, MemorySink, Sink, SourceSink
+from tdxtrace.ingest.decode import implied_losses
+from tdxtrace.ingest.decode.decoder import (
+    Decoder,
+    LevelBaseDetector,
+    MemorySink,
+    Sink,
+    SourceSink,
+    normalised,
+)
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.formats import Input, format_wanted, open_input
 from tdxtrace.ingest.provenance import Header, notes_on
@@ -88,7 +95,7 @@ def read_trace(
     options = ReadOptions(input_format, mappings, level_base, formats, dmesg, progress)
     base, provenance = _read_all(paths, options, sink)
     tables = sink.whole()
-    tables["seamcalls"] = levels.normalised(tables["seamcalls"], base)
+    tables["seamcalls"] = normalised(tables["seamcalls"], base)
     return Trace(**tables, provenance=provenance)
 
 
@@ -108,7 +115,7 @@ def convert(
     store = StoreWriter(folder, force)
     try:
         base, provenance = _read_all(paths, options, store)
-        change = {"seamcalls": partial(levels.normalised, base=base)} if base else {}
+        change = {"seamcalls": partial(normalised, base=base)} if base else {}
         store.finish(provenance, change)
     finally:
         store.discard()
@@ -122,7 +129,7 @@ def _read_all(
 
     if not paths:
         raise InputError("no trace named; give a file, or - for standard input")
-    detector = levels.LevelBaseDetector()
+    detector = LevelBaseDetector()
     as_log = replace(options, input_format=None, formats=None)
     inputs = [(path, False) for path in paths] + [(path, True) for path in options.dmesg]
     sources = tuple(

@@ -18,10 +18,9 @@ from support.referee import referee
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import SLOTS, FieldLayouts, RecordBatch
 from tdxtrace.ingest.decode import decoder
-from tdxtrace.ingest.decode.decoder import Decoder, MemorySink, SourceSink
+from tdxtrace.ingest.decode.decoder import Decoder, LevelBaseDetector, MemorySink, SourceSink
 from tdxtrace.ingest.decode.events import Column, frame
 from tdxtrace.ingest.decode.implied_losses import LossDetector, spans_of
-from tdxtrace.ingest.decode.levels import LevelBaseDetector
 from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS

@@ -9,7 +9,7 @@ import pytest
 from support.story import story
 from support.texts import aug, aug_ret, line, read_text
 
-from tdxtrace.ingest.decode.levels import LevelBaseDetector, normalised
+from tdxtrace.ingest.decode.decoder import LevelBaseDetector, normalised
 
 
 def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:

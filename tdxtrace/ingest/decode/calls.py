@@ -22,7 +22,7 @@ from tdxtrace.ingest.decode.events import (
     pair,
     read_fields,
 )
-from tdxtrace.ingest.loops import operands, pairing
+from tdxtrace.ingest.loops import pairing
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import PROBES, SEAMCALLS
 from tdxtrace.tdx.operands import operand_table
@@ -34,13 +34,13 @@ MAX_CONTEXTS: Final = 4
 # Bit 63 of RAX at entry is a call to P-SEAMLDR: tdx.leaves.split_fn.
 _SEAMLDR: Final = np.uint64(1 << 63)
 _INNER: Final = PROBES.index("seamcall")
-_BOTH: Final = (*operands.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
+_BOTH: Final = (*pairing.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
 # Which column a slot fills, of the return and then, which is preferred, of the entry.
 _OF_RETURN: Final[Mapping[str, str]] = {
     **{"out_rcx": "ext_err1", "out_rdx": "ext_err2"},
     **{name: name for name in (*_BOTH, "status", "duration_ns")},
 }
-_OF_ENTRY: Final[Mapping[str, str]] = {name: name for name in (*_BOTH, *operands.REGISTERS)}
+_OF_ENTRY: Final[Mapping[str, str]] = {name: name for name in (*_BOTH, *pairing.REGISTERS)}
 
 
 @dataclass(slots=True)
@@ -106,15 +106,15 @@ class Attempts:
         first = np.where(self.start >= 0, self.start, self.end)
         reads = (self.end, _OF_RETURN), (first, _OF_ENTRY)
         self.words: dict[str, Words] = read_fields(batch, reads, run)
-        if not self.words.keys().isdisjoint(("fn", "leaf", "version", "gfn", *operands.REGISTERS)):
+        if not self.words.keys().isdisjoint(("fn", "leaf", "version", "gfn", *pairing.REGISTERS)):
             self._read_operands()
         self.dropped = np.zeros(self.n, np.bool_)
 
     def _read_operands(self) -> None:
-        told = [self.words.get(name, _no_words(self.n)) for name in operands.FIELDS]
+        told = [self.words.get(name, _no_words(self.n)) for name in pairing.FIELDS]
         value, seen = (np.stack(arrays) for arrays in zip(*told, strict=True))
-        self.run(operands.read_operands)(_registers(), value, seen, self.leaf)
-        self.words |= {name: (value[i], seen[i]) for i, name in enumerate(operands.FIELDS)}
+        self.run(pairing.read_operands)(_registers(), value, seen, self.leaf)
+        self.words |= {name: (value[i], seen[i]) for i, name in enumerate(pairing.FIELDS)}
 
     def leave_out(self) -> list[tuple[str, str, int]]:
         """Leave out what is no attempt; return kind, detail and number of lines of each loss.
@@ -168,7 +168,7 @@ class Attempts:
         """Give SEAMCALLs inside a wrapper's call what only the wrapper's probe saw."""
         child = np.flatnonzero(wrapper >= 0)
         parent = wrapper[child]
-        for name in operands.IN_REGISTERS if len(child) else ():
+        for name in pairing.IN_REGISTERS if len(child) else ():
             if name in self.words:
                 value, seen = self.words[name]
                 take = seen[parent]
@@ -203,11 +203,11 @@ def _no_words(n: int) -> Words:
 
 @cache
 def _registers() -> I8Array:
-    """By leaf and operand of operands.IN_REGISTERS: place of the register that holds it."""
+    """By leaf and operand of pairing.IN_REGISTERS: place of the register that holds it."""
     table = operand_table()
-    shape = int(table["leaf"].to_numpy().max()) + 1, len(operands.IN_REGISTERS)
-    made = np.full(shape, operands.NO_REGISTER, np.int8)
+    shape = int(table["leaf"].to_numpy().max()) + 1, len(pairing.IN_REGISTERS)
+    made = np.full(shape, pairing.NO_REGISTER, np.int8)
     for leaf, name, register in table.select("leaf", "column", "register").iter_rows():
-        place = operands.REGISTERS.index(register.lower())
-        made[leaf, operands.IN_REGISTERS.index(name)] = place
+        place = pairing.REGISTERS.index(register.lower())
+        made[leaf, pairing.IN_REGISTERS.index(name)] = place
     return made

@@ -101,11 +101,11 @@ def _unread_of_pairs(args: str) -> Iterable[tuple[int, int]]:
 _VCPU = re.compile(r"\bvcpu(?:_id=|\s+)(?P<n>\d+)")
 _RIP = re.compile(r"\b(?:guest_)?rip[ =](?P<n>0x[0-9a-f]+)")
 _NUMBER: Final = {
-    "info1": re.compile(r"\binfo1[ =](?P<n>0x[0-9a-f]*)"),
-    "info2": re.compile(r"\binfo2[ =](?P<n>0x[0-9a-f]*)"),
-    "intr_info": re.compile(r"\bintr_info[ =](?P<n>0x[0-9a-f]*)"),
+    **{
+        name: re.compile(rf"\b{name}[ =](?P<n>0x[0-9a-f]*)")
+        for name in ("info1", "info2", "intr_info", "requests")
+    },
     "error_code": re.compile(r"\berror_code[ =](?P<n>(?:0x)?[0-9a-f]*)"),
-    "requests": re.compile(r"\brequests[ =](?P<n>0x[0-9a-f]*)"),
 }
 # Before 5.10: "info QUALIFICATION INTR_INFO", bare hex.
 _OLD_INFO = re.compile(r"\binfo (?P<a>[0-9a-f]+) (?P<b>[0-9a-f]+)\b")

@@ -55,7 +55,7 @@ def _leaf(text: str) -> int | None:
 
 
 def _failed_on(found: re.Match[str]) -> MessageFields:
-    return _failed(found) | {"cpu": _small(found["cpu"])}
+    return _failed(found) | {"cpu": _number(found["cpu"], 4)}
 
 
 def _entered(found: re.Match[str]) -> MessageFields:
@@ -68,12 +68,8 @@ def _warned(found: re.Match[str]) -> MessageFields | None:
         return None
     function = found["function"]
     where = {"function": function.partition("+")[0] if function else None}
-    numbers = {"cpu": _small(found["cpu"]), "tid": _tid(found["tid"])}
+    numbers = {"cpu": _number(found["cpu"], 4), "tid": _number(found["tid"], 9)}
     return {**where, **numbers}
-
-
-def _bug(found: re.Match[str]) -> MessageFields | None:
-    return {} if _ABOUT.search(found["place"]) else None
 
 
 def _suppressed(found: re.Match[str]) -> MessageFields | None:
@@ -83,32 +79,12 @@ def _suppressed(found: re.Match[str]) -> MessageFields | None:
     return {"function": found["function"], "n_events": int(found["n"])}
 
 
-def _guest(found: re.Match[str]) -> MessageFields:
-    return {"gpa": int(found["gpa"], 16), "vcpu_id": int(found["vcpu"])}
-
-
-def _version(found: re.Match[str]) -> MessageFields:
-    return {"module_version": found["version"]}
-
-
-def _major(found: re.Match[str]) -> MessageFields:
-    return {"module_version": f"{found['major']}.{found['minor']}"}
-
-
-def _tries(found: re.Match[str]) -> MessageFields:
-    return {"n_events": int(found["n"])}
-
-
 def _nothing(_found: re.Match[str]) -> MessageFields:
     return {}
 
 
-def _small(text: str | None) -> int | None:
-    return int(text) if text is not None and len(text) <= 4 else None
-
-
-def _tid(text: str | None) -> int | None:
-    return int(text) if text is not None and len(text) <= 9 else None
+def _number(text: str | None, most_digits: int) -> int | None:
+    return int(text) if text is not None and len(text) <= most_digits else None
 
 
 Reader = Callable[[re.Match[str]], MessageFields | None]
@@ -143,7 +119,11 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
     ),
     # 6.16 tdx_handle_exit; the number is the current thread (kvm_host.h, kvm_err).
     ("vp_enter_ret", rf"kvm \[(?P<tid>\d{{1,9}})\]: TD vp_enter_ret {_WORD}", _entered),
-    ("exceeded_retries", r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation", _tries),
+    (
+        "exceeded_retries",
+        r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation",
+        lambda found: {"n_events": int(found["n"])},
+    ),
     ("crashing", r"Crashing due to lock contention in the TDX module", _nothing),
     # Linux kernel/panic.c __warn, to 6.17; the function is missing where symbols are.
     (
@@ -159,7 +139,11 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         r"CPU#(?P<cpu>\d++): .*/(?P<tid>\d++)$",
         _warned,
     ),
-    ("kernel_bug", r"^(?:kernel BUG at|BUG: ) ?(?P<place>.*)$", _bug),
+    (
+        "kernel_bug",
+        r"^(?:kernel BUG at|BUG: ) ?(?P<place>.*)$",
+        lambda found: {} if _ABOUT.search(found["place"]) else None,
+    ),
     # Linux lib/ratelimit.c ___ratelimit; the function is the one that printed.
     (
         "suppressed",
@@ -170,7 +154,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
     (
         "guest_access",
         r"Guest access before accepting (?P<gpa>0x[0-9a-f]{1,16}) on vCPU (?P<vcpu>\d{1,9})",
-        _guest,
+        lambda found: {"gpa": int(found["gpa"], 16), "vcpu_id": int(found["vcpu"])},
     ),
     # "Module version: %u.%u.%02u" (2026), "TDX-Module version: ", in full with build number in
     # earlier series; no mainline release before 7.x prints it.
@@ -179,14 +163,14 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         "(?im)"
         + _AFTER_TDX
         + r".*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
-        _version,
+        lambda found: {"module_version": found["version"]},
     ),
     # Up to 6.8: "TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, minor_version 5".
     (
         "module_version",
         "(?m)" + r"^(?>.*?TDX module: ).*"
         r"\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
-        _major,
+        lambda found: {"module_version": f"{found['major']}.{found['minor']}"},
     ),
     (
         "module_state",

@@ -65,6 +65,8 @@ class OrderedEvents:
     """How loops run; set before the first sample."""
     n_given: int = 0
     """Samples so far: perf script prints a line for each."""
+    lost: list[Lost] = field(default_factory=list)
+    """Records of losses whose turn has not come."""
     _catalog: EventCatalog = field(init=False)
     _layouts: tuple[Any, ...] = field(init=False)
     """What queue_samples has to know of samples …"""
@@ -78,7 +80,6 @@ class OrderedEvents:
     """… and words of their fields."""
     _is_met: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
     """By thread number: all false between one batch and the next."""
-    _lost: list[Lost] = field(default_factory=list)
     _newest: int = -1
     _newest_of_round: int = -1
     """Of the samples in front of the mark at which the last round ended."""
@@ -150,10 +151,6 @@ class OrderedEvents:
                 made[: len(column)] = column
                 self._queue[place] = made
 
-    def lose(self, lost: Lost) -> None:
-        """Take a record of losses."""
-        self._lost.append(lost)
-
     def end_round(self, newest: int) -> None:
         """Take the mark of a round's end, and the time of the newest sample in front of it."""
         self._limit = self._newest_of_round
@@ -177,11 +174,11 @@ class OrderedEvents:
         if not len(due) and limit != NEVER:
             return None
         order = due[in_time_order(self._queue[0][due])]
-        lost = sorted((x for x in self._lost if x.ts_ns <= limit), key=lambda x: x.ts_ns)
+        lost = sorted((x for x in self.lost if x.ts_ns <= limit), key=lambda x: x.ts_ns)
         if lost or self.stats.has_open_gaps:
             # A loss is closed by the next sample of its CPU: step by step.
             self._note_losses(lost, order)
-            self._lost = [x for x in self._lost if x.ts_ns > limit]
+            self.lost = [x for x in self.lost if x.ts_ns > limit]
         given = self._taken(order, limit)
         self.n_given += len(order)
         self.stats.n_lines += len(order)

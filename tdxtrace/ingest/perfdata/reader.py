@@ -155,7 +155,7 @@ class SidebandRecords:
         _, n_events = struct.unpack_from("<QQ", record, 8)
         time, cpu = self._trailer(record)
         if n_events:
-            self.ordered.lose(Lost(newest if time < 0 else time, cpu, n_events))
+            self.ordered.lost.append(Lost(newest if time < 0 else time, cpu, n_events))
             self.stats.n_headers -= 1
 
     def _lost_samples(self, record: bytes, _: int) -> None:

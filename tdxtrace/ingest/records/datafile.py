@@ -189,7 +189,12 @@ def unpacker(name: str, shown: str) -> Unpack:
     Raises:
         FormatError: If the method is not known.
     """
-    known: dict[str, Unpack] = {"zstd": _zstd, "zlib": _zlib, "none": _none, "": _none}
+    known: dict[str, Unpack] = {
+        "zstd": _zstd,
+        "zlib": _zlib,
+        "none": lambda data, _: data,
+        "": lambda data, _: data,
+    }
     if name not in known:
         raise FormatError(
             f"{shown} is compressed with {one_line(name, 20)!r}; only zstd and zlib can be read; "
@@ -222,7 +227,3 @@ def _zstd(data: bytes, size: int) -> bytes:
     except (zstandard.ZstdError, MemoryError):
         raise DamagedPartError from None
     return made
-
-
-def _none(data: bytes, _size: int) -> bytes:
-    return data

@@ -27,8 +27,8 @@ from tdxtrace.ingest.records.formats import (
     part,
 )
 from tdxtrace.ingest.tracedat import options
+from tdxtrace.ingest.tracedat.merge import find_cpus
 from tdxtrace.ingest.tracedat.options import Buffer, CpuData, Options
-from tdxtrace.ingest.tracedat.pages import find_cpus
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 _COMPRESSED: Final = 1

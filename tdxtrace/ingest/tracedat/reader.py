@@ -37,9 +37,8 @@ from tdxtrace.ingest.tracedat.file import (
     read_dat,
     symbol_finder,
 )
-from tdxtrace.ingest.tracedat.merge import CpuPages, RingReader
+from tdxtrace.ingest.tracedat.merge import CompressedPages, CpuPages, PlainPages, RingReader
 from tdxtrace.ingest.tracedat.options import Buffer, Clock, clock_of
-from tdxtrace.ingest.tracedat.pages import CompressedPages, PlainPages
 from tdxtrace.tables.text import one_line
 
 Pages = PlainPages | CompressedPages
