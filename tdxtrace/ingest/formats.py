@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
 from tdxtrace.ingest.events.registry import EventRegistry
-from tdxtrace.ingest.provenance import Header, read_comments
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import Header, SourceStats, read_comments
 from tdxtrace.tables.formats import (
     FTRACE,
     FUNCTION_GRAPH,

@@ -24,8 +24,7 @@ from tdxtrace.ingest.decode.decoder import (
 )
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.formats import Input, format_wanted, open_input
-from tdxtrace.ingest.provenance import Header, notes_on
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import Header, SourceStats, notes_on
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
 from tdxtrace.tables.text import one_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.texts import ONE_CALL, read_text
 
-from tdxtrace.ingest.provenance import read_comments
+from tdxtrace.ingest.stats import read_comments
 
 TRACEFS = b"# tracer: nop\n#\n# entries-in-buffer/entries-written: 156/41484   #P:2\n"
 LATENCY = b"# tracer: nop\n#\n# nop latency trace v1.1.5 on 6.18.44-foo\n# -----\n"

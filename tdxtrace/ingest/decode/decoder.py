@@ -14,10 +14,9 @@ import polars as pl
 
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import RecordBatch, concatenate
-from tdxtrace.ingest.decode.calls import Calls
+from tdxtrace.ingest.decode.calls import Calls, VmEntries, host_events, page_faults
 from tdxtrace.ingest.decode.events import Kinds
 from tdxtrace.ingest.decode.implied_losses import LossDetector
-from tdxtrace.ingest.decode.kvm import VmEntries, host_events, page_faults
 from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import EVENT_TABLES

@@ -13,8 +13,7 @@ from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array
 from tdxtrace.ingest.decode.events import ABSENT, number_threads
 from tdxtrace.ingest.loops.rows import first_and_last
-from tdxtrace.ingest.provenance import Header
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import Header, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx import leaves, word

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Final, Literal
 
 from tdxtrace.errors import QueryError
 from tdxtrace.ingest.events import fields
-from tdxtrace.ingest.events.fields import Fields
+from tdxtrace.ingest.events.fields import Decoder, Fields
 from tdxtrace.tdx import wrappers
 
 Kind = Literal["call", "vm_entry", "page_fault", "host_event", "noise", "unmapped"]
 Role = Literal["entry", "return", "single"]
-Decoder = Callable[[str], Fields]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +74,14 @@ _PREFIXES: Final = ("", "tdh_", "tdh_mem_", "tdh_phymem_")
 KEYS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("td", "tdr", "kvm_tdx", "td_id"), "td_id"),
     **dict.fromkeys(("vp", "tdvpr", "vp_id"), "vp_id"),
-    "gpa": "gpa",
-    "gfn": "gfn",
     **dict.fromkeys(("level", "lvl"), "level"),
     **dict.fromkeys(("page", "pfn", "hpa"), "page"),
     **{name: name for name in wrappers.PAGES[1:]},
     **dict.fromkeys(("ext1", "ext_err1", "err1", "e1", "entry"), "ext_err1"),
     **dict.fromkeys(("ext2", "ext_err2", "err2", "e2", "level_state"), "ext_err2"),
     **dict.fromkeys(("ret", "retval", "status", "err", "rc", "rax", "vp_enter_ret"), "status"),
-    "fn": "fn",
-    "op": "fn",
-    "rcx": "rcx",
-    "rdx": "rdx",
-    "r8": "r8",
+    **dict.fromkeys(("fn", "op"), "fn"),
+    **{name: name for name in ("gpa", "gfn", "rcx", "rdx", "r8")},
     **dict.fromkeys(("vcpu", "vcpu_id"), "vcpu_id"),
 }
 _PASSED_BY_VALUE: Final = ("td", "vp", "gpa", "level", "pfn", "fn", *wrappers.PAGES)

@@ -79,10 +79,6 @@ def _suppressed(found: re.Match[str]) -> MessageFields | None:
     return {"function": found["function"], "n_events": int(found["n"])}
 
 
-def _nothing(_found: re.Match[str]) -> MessageFields:
-    return {}
-
-
 def _number(text: str | None, most_digits: int) -> int | None:
     return int(text) if text is not None and len(text) <= most_digits else None
 
@@ -124,7 +120,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation",
         lambda found: {"n_events": int(found["n"])},
     ),
-    ("crashing", r"Crashing due to lock contention in the TDX module", _nothing),
+    ("crashing", r"Crashing due to lock contention in the TDX module", lambda _: {}),
     # Linux kernel/panic.c __warn, to 6.17; the function is missing where symbols are.
     (
         "warning",
@@ -150,7 +146,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         r"^(?:kvm_intel: )?(?P<function>\w+): (?P<n>\d{1,10}) callbacks suppressed",
         _suppressed,
     ),
-    ("hkid_leaked", r"tdh_mng_\w{1,40}\(\) failed\. HKID -?\d+ is leaked", _nothing),
+    ("hkid_leaked", r"tdh_mng_\w{1,40}\(\) failed\. HKID -?\d+ is leaked", lambda _: {}),
     (
         "guest_access",
         r"Guest access before accepting (?P<gpa>0x[0-9a-f]{1,16}) on vCPU (?P<vcpu>\d{1,9})",
@@ -178,7 +174,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         r"|.*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down)"
         r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3))|Failed to initialize TDX module"
         r"|All packages need to have online CPU",
-        _nothing,
+        lambda _: {},
     ),
 )
 PATTERNS: Final = tuple((name, re.compile(text, re.ASCII), read) for name, text, read in _PATTERNS)

@@ -27,11 +27,10 @@ from tdxtrace.ingest.perfdata.file import (
     read_head,
 )
 from tdxtrace.ingest.perfdata.ordered_events import Given, Lost, OrderedEvents
-from tdxtrace.ingest.provenance import Header
 from tdxtrace.ingest.records.datafile import CutShortError, DataFile
 from tdxtrace.ingest.records.formats import EventFormat
 from tdxtrace.ingest.records.layouts import PADDING, EventCatalog
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import Header, SourceStats
 
 # enum perf_event_type, Linux include/uapi/linux/perf_event.h, and enum
 # perf_user_event_type, tools/perf/lib/include/perf/event.h.

@@ -189,12 +189,8 @@ def unpacker(name: str, shown: str) -> Unpack:
     Raises:
         FormatError: If the method is not known.
     """
-    known: dict[str, Unpack] = {
-        "zstd": _zstd,
-        "zlib": _zlib,
-        "none": lambda data, _: data,
-        "": lambda data, _: data,
-    }
+    known: dict[str, Unpack] = {"zstd": _zstd, "zlib": _zlib}
+    known |= dict.fromkeys(("none", ""), lambda data, _: data)
     if name not in known:
         raise FormatError(
             f"{shown} is compressed with {one_line(name, 20)!r}; only zstd and zlib can be read; "

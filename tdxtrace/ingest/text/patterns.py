@@ -17,8 +17,8 @@ import numpy as np
 
 from tdxtrace.compiler import interpreted
 from tdxtrace.ingest.batch import SLOTS, FieldLayouts, U64Array
-from tdxtrace.ingest.events.fields import Fields
-from tdxtrace.ingest.events.registry import Decoder, role_of
+from tdxtrace.ingest.events.fields import Decoder, Fields
+from tdxtrace.ingest.events.registry import role_of
 from tdxtrace.ingest.loops import lines
 from tdxtrace.ingest.loops.lines import LinePatterns
 from tdxtrace.ingest.text.line_formats import UNITS, LinePrefix

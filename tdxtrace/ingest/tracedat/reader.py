@@ -18,7 +18,6 @@ from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.loops.pages import page_start
-from tdxtrace.ingest.provenance import TICK_CLOCKS, Header
 from tdxtrace.ingest.records.datafile import DataFile, open_file
 from tdxtrace.ingest.records.formats import (
     EventFormat,
@@ -29,7 +28,7 @@ from tdxtrace.ingest.records.formats import (
     page_layout,
 )
 from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, int64_at
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import TICK_CLOCKS, Header, SourceStats
 from tdxtrace.ingest.tracedat.file import (
     DatFile,
     is_compressed,
@@ -113,14 +112,9 @@ class DatReader:
         clock = options.clock or next((b.clock for b in options.buffers if b.clock), "")
         if clock in TICK_CLOCKS and options.tsc_mult:
             clock = f"{clock} in ns"
-        return Header(
-            words[2] if len(words) > 2 else None,
-            _tool(version),
-            clock or None,
-            None,
-            None,
-            bool(options.cpu_stats),
-        )
+        kernel = words[2] if len(words) > 2 else None
+        counts_losses = bool(options.cpu_stats)
+        return Header(kernel, _tool(version), clock or None, counts_losses=counts_losses)
 
     def _layout(self, page_size: int) -> PageLayout:
         dat = self.dat
