@@ -1,6 +1,6 @@
 """Records of perf data: samples are queued, and come out in the order of their time as rows.
 
-Words come as ``int64_at``: see loops.fields.  Layouts: Linux include/uapi/linux/perf_event.h,
+Words come as ``int64_at``: see loops.pages.  Layouts: Linux include/uapi/linux/perf_event.h,
 PERF_RECORD_SAMPLE.
 """
 
@@ -79,7 +79,7 @@ def queue_samples(
             attribute, the row there; offset of a sample's id behind the header (-1: none), the
             ids with their sign flipped, ascending, and the attribute of each; by attribute,
             the layout of samples that hold no record.
-        events: Common fields (loops.fields.Heads); bytes that tell a record's event; by event
+        events: Common fields (loops.pages.Heads); bytes that tell a record's event; by event
             number, its layout, or -1: not interned; and the tables of layouts and of fields
             (records.layouts).
         queue: Filled: time in ns of samples; N_COLUMNS columns; the words of their fields.

@@ -147,7 +147,7 @@ def _offset(place: Field | None, size: int) -> int:
 
 @dataclass(slots=True)
 class FieldTables:
-    """Where the records of each layout have their fields: arrays for ``loops.fields``."""
+    """Where the records of each layout have their fields: arrays for ``loops.pages``."""
 
     slots: FieldLayouts = field(default_factory=FieldLayouts)
     """What the words of their records are."""
