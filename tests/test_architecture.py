@@ -252,3 +252,12 @@ def test_the_readme_of_shared_test_modules_names_each() -> None:
     rows = [line.split("`") for line in (folder / "README.md").read_text("utf-8").splitlines()]
     named = [row[1] for row in rows if row[0] == "| "]
     assert named == sorted(path.name for path in folder.glob("*.py"))
+
+
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, text in TEXTS.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}

@@ -9,7 +9,7 @@ from typing import Final
 
 from tdxtrace.capture import bpftrace
 from tdxtrace.capture.options import Dialect
-from tdxtrace.capture.probes import TraceEvent
+from tdxtrace.capture.probes import Tracepoint
 from tdxtrace.capture.recipe import Recipe
 
 _MAPPED_MB: Final = 8
@@ -139,7 +139,7 @@ def _with_filters(recipe: Recipe, event: str, filter_: str, between: str) -> Ite
         yield f"{event} {one.system}{between}{one.event}{_filter(one, filter_)}"
 
 
-def _filter(event: TraceEvent, word: str) -> str:
+def _filter(event: Tracepoint, word: str) -> str:
     return f" {word} {shlex.quote(event.filter)}" if event.filter else ""
 
 

@@ -106,7 +106,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceEvent:
+class Tracepoint:
     """Tracepoint of the kernel."""
 
     system: str

@@ -9,7 +9,7 @@ from typing import Final
 
 from tdxtrace.capture.btf import Btf
 from tdxtrace.capture.options import Detail
-from tdxtrace.capture.probes import RATE, Fetch, Probe, TraceEvent, size_kb
+from tdxtrace.capture.probes import RATE, Fetch, Probe, Tracepoint, size_kb
 from tdxtrace.capture.symbols import NOINSTR, Symbols
 from tdxtrace.tdx import wrappers
 
@@ -81,7 +81,7 @@ class Recipe:
     release: str
     options: RecipeOptions
     probes: tuple[Probe, ...]
-    events: tuple[TraceEvent, ...]
+    events: tuple[Tracepoint, ...]
     clock: str
     buffer_kb: int
     """KiB per CPU."""
@@ -228,9 +228,9 @@ def _event_names(detail: Detail) -> tuple[str, ...]:
     return _MINIMAL_EVENTS if detail is Detail.minimal else _STOCK_EVENTS
 
 
-def _event(name: str, options: RecipeOptions) -> TraceEvent:
+def _event(name: str, options: RecipeOptions) -> Tracepoint:
     rip = _RIP_FIELD.get(name)
-    return TraceEvent("kvm", name, f"{rip} == 0" if rip and options.only_tds else "")
+    return Tracepoint("kvm", name, f"{rip} == 0" if rip and options.only_tds else "")
 
 
 def _cannot(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[str]:

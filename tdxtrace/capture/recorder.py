@@ -22,7 +22,7 @@ from tdxtrace.capture.drains import Drain, error_text
 from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import LOST, Instance
 from tdxtrace.capture.recipe import Recipe
-from tdxtrace.capture.recording import Recording, work_folders
+from tdxtrace.capture.recording import RecordingFolder, work_folders
 from tdxtrace.errors import InputError
 from tdxtrace.tables.files import give_name
 from tdxtrace.tables.text import one_line
@@ -61,7 +61,7 @@ class RecordingPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RecordingResult:
     """Result of a recording."""
 
     provenance: dict[str, Any]
@@ -71,7 +71,7 @@ class Outcome:
     """Exit status of the command; None if none was run, or it was ended."""
 
 
-def record(host: Host, plan: RecordingPlan) -> Outcome:
+def record(host: Host, plan: RecordingPlan) -> RecordingResult:
     """Record until the command ends, the time is over, or SIGINT, SIGTERM or SIGHUP arrives.
 
     Probes and instance are always removed; only SIGKILL leaves them to
@@ -154,7 +154,7 @@ class _Session:
     vm_observer: VmObserver = field(default_factory=VmObserver)
     _lost: dict[int, int] = field(default_factory=dict)
 
-    def run(self) -> Outcome:
+    def run(self) -> RecordingResult:
         """Record as planned.
 
         Raises:
@@ -162,7 +162,7 @@ class _Session:
         """
         plan = self.plan
         _, folder = work_folders(plan.output)
-        recording = Recording(folder, self.instance.tracefs, self.host.release)
+        recording = RecordingFolder(folder, self.instance.tracefs, self.host.release)
         try:
             recording.begin(self.instance, plan.recipe)
             began = time.monotonic()
@@ -178,7 +178,7 @@ class _Session:
         self._stop()
         return self._finish(recording, seconds)
 
-    def _start(self, recording: Recording) -> None:
+    def _start(self, recording: RecordingFolder) -> None:
         self.drains = list(self._drains(recording))
         for drain in self.drains:
             drain.start()
@@ -186,7 +186,7 @@ class _Session:
         if self.plan.command:
             self.child = subprocess.Popen(self.plan.command)
 
-    def _drains(self, recording: Recording) -> Iterator[Drain]:
+    def _drains(self, recording: RecordingFolder) -> Iterator[Drain]:
         per_cpu = self.instance.path
         if self.plan.form is OutputForm.text:
             head = f"# tracer: nop\n#\n# os release : {self.host.release}\n"
@@ -200,7 +200,7 @@ class _Session:
             source = per_cpu / f"per_cpu/cpu{cpu}/trace_pipe_raw"
             yield Drain(source, recording.pages_of(cpu), size, self.ended.set)
 
-    def _wait(self, recording: Recording) -> None:
+    def _wait(self, recording: RecordingFolder) -> None:
         begun = time.monotonic()
         looked = begun - _VM_SCAN_S
         while not self.ended.is_set():
@@ -253,7 +253,7 @@ class _Session:
                 self.child.kill()
                 self.child.wait()
 
-    def _finish(self, recording: Recording, seconds: float) -> Outcome:
+    def _finish(self, recording: RecordingFolder, seconds: float) -> RecordingResult:
         plan, folder = self.plan, recording.folder
         self._report_losses()
         self.vm_observer.observe()
@@ -271,10 +271,10 @@ class _Session:
                 f"cannot write the recording: {error_text(error)}{_kept(folder)}"
             ) from None
         status = None if self.child is None else self.child.poll()
-        return Outcome(facts, n_bytes, seconds, status)
+        return RecordingResult(facts, n_bytes, seconds, status)
 
 
-def _deliver(recording: Recording, plan: RecordingPlan, facts: dict[str, Any]) -> None:
+def _deliver(recording: RecordingFolder, plan: RecordingPlan, facts: dict[str, Any]) -> None:
     """Replace the temporary directory by the output that was asked for."""
     folder = recording.folder
     if plan.form is OutputForm.pages:

@@ -25,7 +25,7 @@ _TGID: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MU
 
 
 @dataclass(slots=True)
-class Recording:
+class RecordingFolder:
     """Directory of a recording that is being written."""
 
     folder: Path

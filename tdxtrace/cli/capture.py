@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tdxtrace.capture.doctor import Verdict
-    from tdxtrace.capture.recorder import Outcome
+    from tdxtrace.capture.recorder import RecordingResult
 
 _COLOURS: Final = {
     "ok": "green",
@@ -242,7 +242,7 @@ def notify(text: str) -> None:
     print(f"tdxtrace: {one_line(text, 2000)}", file=sys.stderr)
 
 
-def summary(outcome: Outcome, output: Path) -> str:
+def summary(outcome: RecordingResult, output: Path) -> str:
     """Return what was recorded and lost as one line."""
     told = outcome.provenance
     lost = f"{told['lost_events']:,} lost" if told["lost_events"] else "none lost"

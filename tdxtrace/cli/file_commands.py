@@ -13,7 +13,7 @@ import typer
 from tdxtrace.cli import options
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import ReportFormat, format_of
-from tdxtrace.cli.query_options import QueryOptions, ReadOptions
+from tdxtrace.cli.query_options import QueryOptions, ReadArguments
 
 if TYPE_CHECKING:
     from tdxtrace.tables.trace import Findings
@@ -146,7 +146,7 @@ def compare_command(
 
 @expand_option_groups
 def convert_command(
-    reading: ReadOptions,
+    reading: ReadArguments,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Folder to make.", show_default=False),

@@ -31,7 +31,7 @@ ProgressCallback = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOptions:
+class ReadArguments:
     """Options that control how traces are read."""
 
     traces: options.Traces
@@ -92,7 +92,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueryOptions(ReadOptions):
+class QueryOptions(ReadArguments):
     """Options that select traces and the part of them to analyze."""
 
     vm: options.Vms = field(default_factory=list)
@@ -129,7 +129,7 @@ class QueryOptions(ReadOptions):
         from tdxtrace.ingest.read import read_trace
 
         folder = self._cached() if self.cache else None
-        return ReadOptions.read(self) if folder is None else read_trace(folder)
+        return ReadArguments.read(self) if folder is None else read_trace(folder)
 
     def _cached(self) -> Path | None:
         """Return the cached store, converting if needed; None if the traces cannot be cached."""

@@ -46,13 +46,13 @@ def record_syscalls(output: Path) -> None:
     from tdxtrace.capture import choose
     from tdxtrace.capture.host import Host
     from tdxtrace.capture.options import RecordOptions
-    from tdxtrace.capture.probes import TraceEvent
+    from tdxtrace.capture.probes import Tracepoint
     from tdxtrace.capture.recorder import record
 
     host = Host()
     wanted = RecordOptions("stock", output=output, buffer=f"{BUFFER_KB}K", force=True)
     plan = choose.plan_recording(host, wanted, print)
-    events = tuple(TraceEvent("raw_syscalls", event) for event in SYSCALLS)
+    events = tuple(Tracepoint("raw_syscalls", event) for event in SYSCALLS)
     record(host, replace(plan, recipe=replace(plan.recipe, events=events)))
 
 

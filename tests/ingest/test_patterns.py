@@ -13,7 +13,7 @@ from tdxtrace.ingest.events.registry import KEYS
 from tdxtrace.ingest.loops import lines as loops
 from tdxtrace.ingest.text import line_formats
 from tdxtrace.ingest.text.line_formats import LineFormat, formats_of, match_prefix, prefix_of
-from tdxtrace.ingest.text.patterns import Cell, Digits, PatternCache, arguments_of, columns_of
+from tdxtrace.ingest.text.patterns import ColumnSpan, Digits, PatternCache, arguments_of, columns_of
 
 FTRACE = "       CPU 0/KVM-7100    [001] d.h..  1234.000150: aug_in: (0x5646) td=0xff gpa=0x8000"
 HEX = Digits(loops.HEX, "gpa")
@@ -25,12 +25,15 @@ def test_columns_of_a_prefix() -> None:
     columns = columns_of(FTRACE, found[1], prefix_of(*found))
     assert columns is not None
     assert dict(columns.numbers) == {
-        loops.TID: Cell(17, 24, loops.BLANKS_BEHIND),
-        loops.CPU: Cell(26, 29),
-        loops.WHOLE: Cell(37, 42, loops.BLANKS_BEFORE),
-        loops.PART: Cell(43, 49),
+        loops.TID: ColumnSpan(17, 24, loops.BLANKS_BEHIND),
+        loops.CPU: ColumnSpan(26, 29),
+        loops.WHOLE: ColumnSpan(37, 42, loops.BLANKS_BEFORE),
+        loops.PART: ColumnSpan(43, 49),
     }
-    assert (columns.comm, columns.flags) == (Cell(0, 16, loops.BLANKS_BEFORE), Cell(31, 36))
+    assert (columns.comm, columns.flags) == (
+        ColumnSpan(0, 16, loops.BLANKS_BEFORE),
+        ColumnSpan(31, 36),
+    )
     assert (columns.event, columns.whole_ns, columns.digits) == (51, 10**9, 6)
     between = "".join(chr(byte) for _, byte in columns.literals)
     assert between == "- []  .: "

@@ -36,7 +36,7 @@ _MAX_OTHERS: Final = 1 << 12
 
 
 @dataclass(slots=True)
-class Lost:
+class LostSamples:
     """A LOST record: so many samples of a CPU were dropped before this moment."""
 
     ts_ns: int
@@ -65,7 +65,7 @@ class OrderedEvents:
     """How loops run; set before the first sample."""
     n_given: int = 0
     """Samples so far: perf script prints a line for each."""
-    lost: list[Lost] = field(default_factory=list)
+    lost: list[LostSamples] = field(default_factory=list)
     """Records of losses whose turn has not come."""
     _catalog: EventCatalog = field(init=False)
     _layouts: tuple[Any, ...] = field(init=False)
@@ -213,7 +213,7 @@ class OrderedEvents:
         batch = RecordBatch(**heads, words=fields, layouts=tables.slots)
         return Given(batch, limit, tids, first_row[place])
 
-    def _note_losses(self, lost: list[Lost], order: Index) -> None:
+    def _note_losses(self, lost: list[LostSamples], order: Index) -> None:
         """Note when CPUs were heard of; each loss closes the time before it."""
         cpu = self._queue[1][order, loops.ON_CPU].astype(np.int32)
         ts_ns = self._queue[0][order]
@@ -225,7 +225,7 @@ class OrderedEvents:
             start = end
         self.stats.observe_timestamps(cpu[start:], ts_ns[start:])
 
-    def _note_loss(self, lost: Lost, line: int) -> None:
+    def _note_loss(self, lost: LostSamples, line: int) -> None:
         same: Loss | None = next(
             (g for g in self.stats.gaps[-8:] if (g.line_no, g.cpu) == (line, lost.cpu)), None
         )

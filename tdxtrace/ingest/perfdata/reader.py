@@ -26,7 +26,7 @@ from tdxtrace.ingest.perfdata.file import (
     PerfFile,
     read_head,
 )
-from tdxtrace.ingest.perfdata.ordered_events import Given, Lost, OrderedEvents
+from tdxtrace.ingest.perfdata.ordered_events import Given, LostSamples, OrderedEvents
 from tdxtrace.ingest.records.datafile import CutShortError, DataFile
 from tdxtrace.ingest.records.formats import EventFormat
 from tdxtrace.ingest.records.layouts import PADDING, EventCatalog
@@ -154,7 +154,7 @@ class SidebandRecords:
         _, n_events = struct.unpack_from("<QQ", record, 8)
         time, cpu = self._trailer(record)
         if n_events:
-            self.ordered.lost.append(Lost(newest if time < 0 else time, cpu, n_events))
+            self.ordered.lost.append(LostSamples(newest if time < 0 else time, cpu, n_events))
             self.stats.n_headers -= 1
 
     def _lost_samples(self, record: bytes, _: int) -> None:

@@ -71,7 +71,7 @@ Tree = dict[Token, "Tree"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ColumnSpan:
     """Columns of a name or number: from where to where, and where blanks may be."""
 
     start: int
@@ -89,10 +89,10 @@ class Cell:
 class PrefixColumns:
     """Where the parts of one kind of prefix are, in columns from the start of the line."""
 
-    numbers: tuple[tuple[int, Cell], ...]
+    numbers: tuple[tuple[int, ColumnSpan], ...]
     """By column of lines.LinePatterns.prefixes."""
-    comm: Cell
-    flags: Cell
+    comm: ColumnSpan
+    flags: ColumnSpan
     event: int
     literals: tuple[tuple[int, int], ...]
     """All that is between these parts: columns and their bytes."""
@@ -153,11 +153,11 @@ def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixCol
     if unit is None or event > found.start("rest") or event > _MOST_PREFIX_BYTES or digits > 9:
         return None
     names = {**_NUMBERS, unit: lines.WHOLE}
-    numbers: list[tuple[int, Cell]] = []
-    comm = flags = Cell(0, 0)
+    numbers: list[tuple[int, ColumnSpan]] = []
+    comm = flags = ColumnSpan(0, 0)
     taken = 0
     for start, end, name in sorted((*found.span(name), name) for name in groups):
-        cell: Cell | None = Cell(start, end)
+        cell: ColumnSpan | None = ColumnSpan(start, end)
         if name in names and groups[name].isdigit():
             cell = _number_cell(line, start, end, taken, name)
             numbers += [] if cell is None else [(names[name], cell)]
@@ -165,7 +165,7 @@ def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixCol
             cell = _comm_cell(line, end, taken, prefix.comm)
             comm = cell or comm
         elif name == "flags":
-            flags = Cell(start, end)
+            flags = ColumnSpan(start, end)
         if cell is None:
             return None
         taken = cell.end
@@ -183,18 +183,18 @@ def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixCol
     return made if made.fits else None
 
 
-def _number_cell(line: str, start: int, end: int, taken: int, name: str) -> Cell | None:
+def _number_cell(line: str, start: int, end: int, taken: int, name: str) -> ColumnSpan | None:
     """The columns of a number and the blanks around it, all but one, up to eight columns."""
     before, behind = _blanks_around(line, start, end, taken)
     can_grow = end - start < 8 and name != "frac"
     if before > 1 and can_grow:
-        return Cell(max(start - before + 1, end - 8), end, lines.BLANKS_BEFORE)
+        return ColumnSpan(max(start - before + 1, end - 8), end, lines.BLANKS_BEFORE)
     if behind > 1 and can_grow:
-        return Cell(start, min(end + behind - 1, start + 8), lines.BLANKS_BEHIND)
-    return Cell(start, end) if end - start <= 16 else None
+        return ColumnSpan(start, min(end + behind - 1, start + 8), lines.BLANKS_BEHIND)
+    return ColumnSpan(start, end) if end - start <= 16 else None
 
 
-def _comm_cell(line: str, end: int, taken: int, comm: str) -> Cell | None:
+def _comm_cell(line: str, end: int, taken: int, comm: str) -> ColumnSpan | None:
     """The columns of a name and the blanks before it, or else behind it, sixteen at most."""
     end = len(line[:end].rstrip(" "))
     start = end - len(comm)
@@ -202,9 +202,9 @@ def _comm_cell(line: str, end: int, taken: int, comm: str) -> Cell | None:
         return None
     before, behind = _blanks_around(line, start, end, taken)
     if behind > 1 and before < 2:
-        return Cell(start, min(end + behind - 1, start + _COMM_BYTES), lines.BLANKS_BEHIND)
+        return ColumnSpan(start, min(end + behind - 1, start + _COMM_BYTES), lines.BLANKS_BEHIND)
     first = start - before
-    return Cell(max(first + (first > 0), end - _COMM_BYTES), end, lines.BLANKS_BEFORE)
+    return ColumnSpan(max(first + (first > 0), end - _COMM_BYTES), end, lines.BLANKS_BEFORE)
 
 
 def _blanks_around(line: str, start: int, end: int, taken: int) -> tuple[int, int]:

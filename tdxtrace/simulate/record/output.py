@@ -45,14 +45,14 @@ _OPTIONS["trace-pipe"] = _OPTIONS["tracefs"]
 
 
 @dataclass(frozen=True, slots=True)
-class OutputFormat:
+class RecordingFormat:
     """An output format and its options, validated."""
 
     name: str
     options: tuple[str, ...] = ()
 
 
-def parse_format(name: str, options: Sequence[str] = ()) -> OutputFormat:
+def parse_format(name: str, options: Sequence[str] = ()) -> RecordingFormat:
     """Validate a format's name and its options, each ``WORD`` or ``WORD=VALUE``.
 
     Raises:
@@ -71,10 +71,10 @@ def parse_format(name: str, options: Sequence[str] = ()) -> OutputFormat:
             raise QueryError(f"not an option of {name}: {option!r}")
         if key == "clock" and value not in tracefs.CLOCKS:
             raise QueryError(f"no clock {value!r}; there are: {', '.join(tracefs.CLOCKS)}")
-    return OutputFormat(name, tuple(options))
+    return RecordingFormat(name, tuple(options))
 
 
-def render_lines(recording: Recording, form: OutputFormat) -> RenderedLines:
+def render_lines(recording: Recording, form: RecordingFormat) -> RenderedLines:
     """Return the lines of a text format, each with the event or loss that it prints."""
     if form.name == "graph":
         return function_graph.render(recording)
@@ -88,7 +88,7 @@ def render_lines(recording: Recording, form: OutputFormat) -> RenderedLines:
     return tracefs.render(recording, _set_options(tracefs_options, form))
 
 
-def render_bytes(run: Run, recording: Recording, form: OutputFormat) -> bytes:
+def render_bytes(run: Run, recording: Recording, form: RecordingFormat) -> bytes:
     """Return the file of a format, truncated if the recording says so."""
     if form.name.startswith("trace.dat"):
         data = trace_dat.render(recording, 6 if form.name.endswith("v6") else 7)
@@ -104,7 +104,7 @@ def render_bytes(run: Run, recording: Recording, form: OutputFormat) -> bytes:
 _O = TypeVar("_O")
 
 
-def _set_options(options: _O, form: OutputFormat) -> _O:
+def _set_options(options: _O, form: RecordingFormat) -> _O:
     changes: dict[str, Any] = {}
     for option in form.options:
         key, _, value = option.partition("=")
@@ -138,7 +138,7 @@ def without_open_requests(run: Run) -> Run:
 
 
 def repeated(
-    recording: Recording, form: OutputFormat, duration_ns: int, repeat: int
+    recording: Recording, form: RecordingFormat, duration_ns: int, repeat: int
 ) -> Iterator[bytes]:
     """Yield a text trace of any size: the same events ``repeat`` times, whole seconds apart.
 

@@ -13,7 +13,7 @@ from tdxtrace.errors import FormatError
 from tdxtrace.tables.trace import Trace
 
 
-def doubts(trace: Trace, kind: str) -> list[dict[str, Any]]:
+def losses_of(trace: Trace, kind: str) -> list[dict[str, Any]]:
     assert is_accounted_for(trace)
     trace.check()
     return trace.losses.filter(pl.col("kind") == kind).to_dicts()
@@ -40,7 +40,7 @@ TWO_CPUS = call(10) + call(20, tid=8, cpu=2) + call(30)
 
 def test_an_overwritten_buffer_is_told_by_the_header() -> None:
     trace = read_text(HEAD.format(6, 41484) + TWO_CPUS)
-    rows = doubts(trace, "overwritten")
+    rows = losses_of(trace, "overwritten")
     assert [row["n_events"] for row in rows if row["cpu"] is None] == [41478]
     windows = {row["cpu"]: (row["start_ns"], row["end_ns"]) for row in rows if row["cpu"]}
     assert windows == {1: (None, 1_000_010_000), 2: (None, 1_000_020_000)}
@@ -55,7 +55,7 @@ def test_an_overwritten_buffer_cuts_the_first_chain_of_each_thread() -> None:
 @pytest.mark.parametrize("written", [6, 5, 0])
 def test_a_buffer_that_kept_all_lost_nothing(written: int) -> None:
     trace = read_text(HEAD.format(6, written) + TWO_CPUS)
-    assert doubts(trace, "overwritten") == []
+    assert losses_of(trace, "overwritten") == []
     assert {row[2] for row in outcomes(trace)} == {"succeeded"}
 
 
@@ -71,7 +71,7 @@ def test_a_header_that_makes_no_sense_is_a_comment(numbers: str) -> None:
 def test_a_trace_that_begins_with_a_return_began_midway() -> None:
     text = aug_ret("1.000001", f"ret={BUSY:#x}") + call(10) + call(20)
     trace = read_text(text)
-    assert len(doubts(trace, "started_midway")) == 1
+    assert len(losses_of(trace, "started_midway")) == 1
     told = outcomes(trace)
     assert told[0][2:] == ("cut", "trace_start")
     assert told[-1] == (7, 1, "succeeded", None)
@@ -86,7 +86,7 @@ def test_a_trace_that_began_midway_cuts_the_first_chain_of_every_thread() -> Non
 
 def test_a_trace_that_begins_with_entries_did_not_begin_midway() -> None:
     trace = read_text(call(10) + call(12, tid=8) + call(20))
-    assert doubts(trace, "started_midway") == []
+    assert losses_of(trace, "started_midway") == []
     assert {row[2] for row in outcomes(trace)} == {"succeeded"}
 
 
@@ -94,13 +94,13 @@ def test_one_line_return_probes_have_no_entries_and_do_not_begin_midway() -> Non
     done = "aug_done: (tdx_x+0x9b/0x1a0 <- tdh_mem_page_aug) ret=0x0 td=0x1 gpa={:#x} level=0"
     text = "".join(line(f"1.{k:06}", done.format(k << 12)) for k in range(1, 5))
     trace = read_text(text)
-    assert doubts(trace, "started_midway") == []
+    assert losses_of(trace, "started_midway") == []
     assert {row[2] for row in outcomes(trace)} == {"succeeded"}
 
 
 def test_a_return_in_the_middle_says_nothing_about_the_start() -> None:
     text = call(1) + aug_ret("1.000005") + call(10)
-    assert doubts(read_text(text), "started_midway") == []
+    assert losses_of(read_text(text), "started_midway") == []
 
 
 def block(stamp: int) -> str:
@@ -115,14 +115,14 @@ def block(stamp: int) -> str:
 
 
 def test_a_page_that_is_used_before_it_was_made_was_made_before_the_trace() -> None:
-    assert len(doubts(read_text(block(5) + call(10)), "started_midway")) == 1
-    assert doubts(read_text(call(10) + block(15)), "started_midway") == []
+    assert len(losses_of(read_text(block(5) + call(10)), "started_midway")) == 1
+    assert losses_of(read_text(call(10) + block(15)), "started_midway") == []
 
 
 def test_a_thread_that_is_held_up_after_it_made_a_page_does_not_mean_midway() -> None:
     began, ended = call(10).splitlines(keepends=True)
     late = ended.replace("1.000011", "1.000030")
-    assert doubts(read_text(began + block(20) + late), "started_midway") == []
+    assert losses_of(read_text(began + block(20) + late), "started_midway") == []
 
 
 # Overwriting was off and a buffer ran full.
@@ -140,7 +140,7 @@ def test_calls_that_break_off_where_a_cpu_falls_silent_mean_a_full_buffer() -> N
         ]
     )
     trace = read_text(text)
-    rows = doubts(trace, "buffer_full")
+    rows = losses_of(trace, "buffer_full")
     assert [(row["cpu"], row["start_ns"], row["end_ns"]) for row in rows] == [
         (1, 1_000_030_000, None)
     ]
@@ -152,15 +152,15 @@ def test_calls_that_break_off_where_a_cpu_falls_silent_mean_a_full_buffer() -> N
 def test_a_missing_return_while_its_cpu_goes_on_is_a_missed_probe() -> None:
     text = call(10) + aug("1.000030", "td=0x7d000 gpa=0x5000 level=0", task="CPU/KVM-7")
     trace = read_text(text + call(40) + call(50))
-    assert doubts(trace, "buffer_full") == []
-    assert doubts(trace, "unpaired_entry")[0]["n_events"] == 1
+    assert losses_of(trace, "buffer_full") == []
+    assert losses_of(trace, "unpaired_entry")[0]["n_events"] == 1
 
 
 def test_the_last_call_of_a_thread_may_be_unfinished() -> None:
     text = call(10) + aug("1.000030", "td=0x7d000 gpa=0x5000 level=0", task="CPU/KVM-7")
     trace = read_text(text + call(40, tid=8, cpu=2))
-    assert doubts(trace, "buffer_full") == []
-    assert doubts(trace, "unpaired_entry")[0]["n_events"] == 1
+    assert losses_of(trace, "buffer_full") == []
+    assert losses_of(trace, "unpaired_entry")[0]["n_events"] == 1
 
 
 # What stayed unpaired, and how it is said.
@@ -170,7 +170,7 @@ def test_what_stayed_unpaired_is_counted_and_stands_for_no_line() -> None:
     text = aug_ret("1.000001") + call(10) + aug("1.000020") + aug("1.000030")
     trace = read_text(text)
     for kind, n in (("unpaired_return", 1), ("unpaired_entry", 2)):
-        row = doubts(trace, kind)[0]
+        row = losses_of(trace, kind)[0]
         assert (row["n_events"], row["n_lines"], row["severity"]) == (n, 0, "info")
 
 
