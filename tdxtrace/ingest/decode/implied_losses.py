@@ -126,7 +126,8 @@ class StartDetector:
         if self._n_completed < _MAX_COMPLETED:
             rows = _completed_of(seamcalls)
             if len(rows):
-                self._completed.append(seamcalls.select(_COMPLETED_COLUMNS)[rows])
+                columns = [seamcalls[name].gather(rows) for name in _COMPLETED_COLUMNS]
+                self._completed.append(pl.DataFrame(columns))
                 self._n_completed += len(rows)
 
     def observe_entries(self, vm_entries: pl.DataFrame, spans: ThreadSpans) -> None:
@@ -155,8 +156,10 @@ def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSp
     for tid, at in zip(spans.tid, spans.first_row, strict=True):
         if tid is None:
             continue
-        when_ns, seq = int(spans.began_ns[at]), int(rows["seq"][at])
-        before = known.get(tid)
+        when_ns, before = int(spans.began_ns[at]), known.get(tid)
+        if before is not None and before.when_ns < when_ns:
+            continue
+        seq = int(rows["seq"][at])
         if before is not None and before[:2] <= (when_ns, seq):
             continue
         row = rows.row(at, named=True)
