@@ -1,11 +1,10 @@
 """Digests of every table that traces give: to compare the answers of two versions.
 
-    python -P tests/bench/answers.py FILE... > before.txt
-    python -P tests/bench/answers.py --simulate FOLDER   # writes 40 runs in every format
+    python tests/bench/answers.py FILE... > before.txt
+    python tests/bench/answers.py --simulate FOLDER   # writes 40 runs in every format
 
 One line per input and table: the number of rows and a digest of them. An input that cannot be
-read gives its message. `diff before.txt after.txt` shows what changed. (-P: numba imports the
-package coverage, not coverage.py of this folder.)
+read gives its message. `diff before.txt after.txt` shows what changed.
 """
 
 from __future__ import annotations
@@ -77,6 +76,7 @@ def simulate(folder: Path) -> None:
 
 def main() -> None:
     """Print the digests of the files that are named, or simulate."""
+    del sys.path[0]  # this folder: numba would take its coverage.py for the package coverage
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--simulate", type=Path, help="write 40 runs in every format there")

@@ -16,6 +16,7 @@ import cProfile
 import dataclasses
 import pstats
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -142,6 +143,7 @@ class Clock:
 
 def main() -> None:
     """Make the trace, time every part, print."""
+    del sys.path[0]  # this folder: numba would take its coverage.py for the package coverage
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=5_000_000)
     parser.add_argument("--form", default="html", choices=("html", "md", "json"))
