@@ -30,6 +30,7 @@ Runner = Callable[[F], F]
 # From this size of a recording on, loading numba (0.3 to 0.6 s) costs less than interpreting:
 # python tests/bench/compiled.py.
 COMPILE_BYTES: Final = 1 << 20
+COMPILING: Final = "compiling loops for this machine; later runs use what is kept"
 _PACKAGE: Final = Path(__file__).parent
 _USED: Final = "used"
 _UNUSED_SECONDS: Final = 30 * 24 * 3600
@@ -90,7 +91,7 @@ class _Compiled:
         if folder is not None:
             mark = folder / f"{self._loop.__module__}.{self._loop.__qualname__}"
             if not mark.exists():
-                _tell_once("compiling loops for this machine; later runs use what is kept")
+                _tell_once(COMPILING)
             try:
                 with cache_in(folder):
                     run = _jit(self._loop, is_kept=True)

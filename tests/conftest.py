@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
+
+from tdxtrace import compiler
 
 # A deadline would measure whatever else runs on the machine.
 settings.register_profile("tdxtrace", deadline=None, print_blob=True)
 settings.load_profile("tdxtrace")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiling_was_told() -> None:
+    """Print the notice on compiling before all tests: no test finds it in what it prints itself."""
+    compiler._tell_once(compiler.COMPILING)

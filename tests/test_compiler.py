@@ -1,5 +1,6 @@
 """Loops run interpreted and compiled with equal results, and never from stale machine code."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -129,7 +130,8 @@ def test_without_numba_everything_is_interpreted_and_said_to_be_slow(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    compiler._tell_once.cache_clear()
+    fresh = functools.cache(compiler._tell_once.__wrapped__)
+    monkeypatch.setattr(compiler, "_tell_once", fresh)
     assert compiler.choose(1 << 40) is compiler.interpreted
     assert compiler.choose(1 << 40) is compiler.interpreted
     assert capsys.readouterr().err.count("numba is not installed") == 1
