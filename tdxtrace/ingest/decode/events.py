@@ -245,14 +245,13 @@ def read_fields(
     shape = len(names), len(reads[0][0])
     value, seen = np.empty(shape, np.uint64), np.zeros(shape, np.bool_)
     for event, fills in reads:
-        begin, column, position = np.zeros(n_layouts + 1, np.int64), [], []
+        position = np.full((len(names), n_layouts), ABSENT, np.int64)
         for layout in used:
             slots = batch.layouts.slots[layout]
-            mine = [slot for slot in fills if slot in slots]
-            column += [names.index(fills[slot]) for slot in mine]
-            position += [slots.index(slot) for slot in mine]
-            begin[layout + 1] = len(mine)
-        where = np.cumsum(begin), np.array(column, np.int64), np.array(position, np.int64)
+            for slot in fills:
+                if slot in slots:
+                    position[names.index(fills[slot]), layout] = slots.index(slot)
+        wanted = np.flatnonzero((position != ABSENT).any(axis=1))
         words = batch.layout, batch.first_word, batch.words
-        run(copy_fields)(event, *words, *where, value, seen)
+        run(copy_fields)(event, *words, wanted, position, value, seen)
     return {name: (value[row], seen[row]) for row, name in enumerate(names)}

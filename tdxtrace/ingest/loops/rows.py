@@ -85,8 +85,7 @@ def copy_fields(
     layout: I32Array,
     first_word: I64Array,
     words: U64Array,
-    begin: I64Array,
-    column: I64Array,
+    columns: I64Array,
     position: I64Array,
     value: U64Array,
     seen: BoolArray,
@@ -98,22 +97,19 @@ def copy_fields(
         layout: By event: number of its layout.
         first_word: By event: place of its first word.
         words: The words of all events.
-        begin: By layout, and one more: where its fields begin in the next two.
-        column: Column that a field goes to.
-        position: Which word of the event the field is.
+        columns: Columns that some layout fills.
+        position: By column and layout: which word of the event fills it; -1: none.
         value: One row per column, one entry per row of the table.
         seen: Where a value was copied to, of the same shape.
     """
-    for row in range(len(event)):
-        at = event[row]
-        if at < 0:
-            continue
-        mine = layout[at]
-        first = first_word[at]
-        for field in range(begin[mine], begin[mine + 1]):
-            to = column[field]
-            value[to, row] = words[first + position[field]]
-            seen[to, row] = True
+    for column in columns:
+        for row in range(len(event)):
+            at = event[row]
+            if at >= 0:
+                word = position[column, layout[at]]
+                if word >= 0:
+                    value[column, row] = words[first_word[at] + word]
+                    seen[column, row] = True
 
 
 TABLE_FULL: Final = -1
