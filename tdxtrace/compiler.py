@@ -34,6 +34,8 @@ COMPILE_BYTES: Final = 1 << 20
 COMPILING: Final = "compiling loops for this machine; later runs use what is kept"
 _PACKAGE: Final = Path(__file__).parent
 _USED: Final = "used"
+# One loop at a time: where numba keeps machine code is a setting of the whole process.
+_PREPARING: Final = Lock()
 _UNUSED_SECONDS: Final = 30 * 24 * 3600
 
 
@@ -74,12 +76,11 @@ class _Compiled:
     def __init__(self, loop: Callable[..., Any]) -> None:
         self._loop = loop
         self._run: Any = None
-        self._lock = Lock()
         functools.update_wrapper(self, loop)
 
     def __call__(self, *args: object) -> object:
         if self._run is None:
-            with self._lock, _without_collector():
+            with _PREPARING, _without_collector():
                 self._run = self._run or self._prepare(args)
         return self._run(*args)
 

@@ -25,6 +25,7 @@ def count(values, into):
         into[i] = total
     return total
 """
+_COUNT = _LOOPS.partition("def count")[2]
 _PROGRAM = """
 import numpy as np
 from package import compiler, loops
@@ -45,11 +46,11 @@ def package(tmp_path: Path) -> Path:
     return made
 
 
-def _run(package: Path, cache: Path) -> tuple[str, str]:
+def _run(package: Path, cache: Path, program: str = _PROGRAM) -> tuple[str, str]:
     """Run the loop in a process of its own; return what it printed, and the notices."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
+        [sys.executable, "-c", program],
         cwd=package.parent,
         env=environment,
         capture_output=True,
@@ -65,6 +66,26 @@ def test_machine_code_is_kept_and_said_to_be_made_once(package: Path, tmp_path: 
     assert "compiling" in notice
     assert list((tmp_path / "cache").rglob("*.nbc"))
     assert _run(package, tmp_path / "cache") == (answer, "")
+
+
+def test_threads_that_compile_at_once_keep_machine_code_in_one_folder(
+    package: Path, tmp_path: Path
+) -> None:
+    names = [f"count_{n}" for n in range(6)]
+    more = "".join(f"\n{_LOOPS.partition('def count')[1]}_{n}{_COUNT}" for n in range(6))
+    (package / "loops.py").write_text(_LOOPS + more)
+    program = (
+        "import threading, numba, numpy as np\nfrom package import compiler, loops\n"
+        f"made = [compiler.compiled(getattr(loops, name)) for name in {names}]\n"
+        "a = np.zeros(3, np.int64)\n"
+        "threads = [threading.Thread(target=loop, args=(a, a.copy())) for loop in made]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(numba.config.CACHE_DIR == before)"
+    ).replace("made =", "before = numba.config.CACHE_DIR\nmade =", 1)
+    assert _run(package, tmp_path / "cache", program)[0] == "True"
+    assert not list(package.rglob("*.nbi"))
+    assert len(list((tmp_path / "cache" / "").rglob("loops.count_*.nbi"))) == len(names)
 
 
 def test_a_constant_of_another_module_is_part_of_the_key(package: Path, tmp_path: Path) -> None:
