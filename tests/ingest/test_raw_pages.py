@@ -91,6 +91,19 @@ def test_other_files_are_no_pages(tracefs: Path, tmp_path: Path) -> None:
         tdxtrace.read_trace(tmp_path, formats=tracefs / "events")
 
 
+@pytest.mark.parametrize("upper", [0, 0xFFFFFFFF], ids=["plain", "sign-extended"])
+def test_the_first_page_may_tell_of_lost_events(upper: int, tracefs: Path, tmp_path: Path) -> None:
+    """A recorder that comes late finds the flag on its first page, as the kernel adds it."""
+    page = bytearray((tracefs / "per_cpu" / "cpu1" / "trace_pipe_raw").read_bytes()[:4096])
+    flagged = int.from_bytes(page[8:12], "little") | 1 << 31
+    page[8:16] = flagged.to_bytes(4, "little") + upper.to_bytes(4, "little")
+    path = tmp_path / "cpu1.raw"
+    path.write_bytes(page)
+    trace = tdxtrace.read_trace(path, formats=tracefs / "events")
+    assert not trace.seamcalls.is_empty()
+    assert trace.losses.filter(kind="lost_events")["cpu"].to_list() == [1]
+
+
 @pytest.mark.parametrize(
     ("machine", "kind"),
     [(Machine(big_endian=True), "big-endian"), (Machine(long_size=4), "32-bit")],

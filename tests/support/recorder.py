@@ -119,7 +119,8 @@ class Machine:
         room = self.page_size - 8 - self.long_size
         tail = b""
         if lost != 0:
-            commit |= 1 << 31
+            # The kernel adds the flag as a negative int (ring_buffer.c, RB_MISSED_EVENTS).
+            commit |= (1 << 8 * self.long_size) - (1 << 31)
             if lost is not None:
                 commit |= 1 << 30
                 tail = self.pack("Q" if self.long_size == 8 else "I", lost)

@@ -358,8 +358,10 @@ class PageReader:
                 if is_swapped:
                     page.view("<u8")[: layout.size // 8].byteswap(inplace=True)
                 at = int64_at(page)
-                # The length and its flags need the lower half of the number only.
-                if page_start(at, 0, shape)[0] >= 0 and at[layout.commit] >> 32 == 0:
+                # The length and its flags need the lower half of the number only.  The kernel
+                # adds the flag of lost events, bit 31, as a negative int, so that the upper half
+                # may be all ones (Linux kernel/trace/ring_buffer.c, RB_MISSED_EVENTS).
+                if page_start(at, 0, shape)[0] >= 0 and at[layout.commit] >> 31 in (0, 1, -1):
                     return True
         return False
 
