@@ -40,8 +40,7 @@ def kernel(host: Host) -> Check:
             "names of arguments: SEAMCALLs are probed below the wrappers",
             "none needed from 6.16 on; before it KVM has no TDX",
         )
-    sure = " (inferred)" if wrappers.is_level_base_inferred(release) else ""
-    return Check("kernel", "ok", f"Linux {release}; a 4K page has level {base}{sure}")
+    return Check("kernel", "ok", f"Linux {release}; a 4K page has level {base}")
 
 
 def privilege(host: Host) -> Check:
@@ -124,7 +123,7 @@ def kvm_intel(host: Host) -> Check:
 def tdx_module(host: Host) -> Check:
     """Check the TDX module's version, from sysfs or else the kernel log.
 
-    Source: Linux 7.x Documentation/ABI/testing/sysfs-devices-faux-tdx-host.
+    Source: Linux 7.2 Documentation/ABI/testing/sysfs-devices-faux-tdx-host.
     """
     facts = host.read("sys/devices/faux/tdx_host/version").line
     if facts:

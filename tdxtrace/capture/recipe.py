@@ -278,8 +278,7 @@ def _notes(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[
             "instead, which is the same from 6.16 on"
         )
     else:
-        sure = " (inferred)" if wrappers.is_level_base_inferred(kernel.release) else ""
-        notes.append(f"a 4K page has level {base} in these probes{sure}")
+        notes.append(f"a 4K page has level {base} in these probes")
     if any(probe.function == "tdx_vcpu_run" for probe in probes):
         notes.append(
             "tdx_vcpu_run also returns when KVM held the vCPU back for a zap: then its status is "

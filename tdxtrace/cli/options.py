@@ -84,7 +84,7 @@ LevelBase = Annotated[
         metavar="N",
         min=0,
         max=1,
-        help="Number of a 4K level: 0 to Linux 6.19, 1 from 7.x.",
+        help="Number of a 4K level: 0 to Linux 7.1, 1 from 7.2.",
     ),
 ]
 Formats = Annotated[

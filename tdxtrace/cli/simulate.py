@@ -33,7 +33,9 @@ def simulate_command(
     policy: Annotated[
         str | None, typer.Option("--policy", help="What KVM does with busy: mainline, fixed-8, …")
     ] = None,
-    kernel: Annotated[str | None, typer.Option("--kernel", help="6.16, 6.18, 6.19 or 7.0.")] = None,
+    kernel: Annotated[
+        str | None, typer.Option("--kernel", help="6.16, 6.18, 6.19, 7.0 or 7.2.")
+    ] = None,
     form: Annotated[
         str,
         typer.Option(

@@ -69,8 +69,8 @@ def read_trace(
         input_format: Name of the format; detected from the content if None.
         mappings: ``EVENT=FUNCTION`` for probes whose names do not contain the function, with
             ``:entry`` or ``:return`` where the text does not show it.
-        level_base: Number the traced kernel gives a 4K page (6.16 to 6.19: 0,
-            7.x: 1); detected if None.
+        level_base: Number the traced kernel gives a 4K page (6.16 to 7.1: 0,
+            from 7.2: 1); detected if None.
         formats: Folder with the kernel's ``events`` (formats, header_page), for raw pages.
         dmesg: Logs of the kernel, as dmesg or journalctl print them; each is one more
             source, which may hold nothing about TDX.

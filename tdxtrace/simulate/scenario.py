@@ -18,7 +18,7 @@ from tdxtrace.simulate.kvm.vmm_threads import WORKER_KINDS, WorkerSpec
 from tdxtrace.simulate.module.generations import GENERATIONS
 from tdxtrace.simulate.tables import rows
 
-KERNELS: Final = ("6.16", "6.18", "6.19", "7.0")
+KERNELS: Final = ("6.16", "6.18", "6.19", "7.0", "7.2")
 # HP_LOCK_TIMEOUT may be 10 ms to 100 s: intel/tdx-module include/td_control_structures.h.
 _HP_TIMEOUT_US: Final = (10_000, 100_000_000)
 _MOST: Final = {"cpus": 4096, "tds": 64, "vcpus": 1024}

@@ -4,8 +4,8 @@ They are transcribed apart from ``tdxtrace.tdx``: a simulator that shared its fa
 readers would agree with their mistakes.  A leaf without effects of its own is rows alone:
 
 - ``data/leaves.csv``: number, wrapper, its arguments up to the first that is only an output,
-  whether 7.x passes a page frame number as ``page``, whether it goes through __seamcall_ret,
-  and the place of its code among the wrappers;
+  whether its ``page`` is a page frame number from Linux 7.2 on, whether it goes through
+  __seamcall_ret, and the place of its code among the wrappers;
 - ``data/operands.csv``: what each input register holds: td, vcpu, gpa, level, page, page 2,
   page 3, or operand (another number);
 - ``data/locks.csv``: the locks of a call in the order they are acquired, each as resource, mode

@@ -40,7 +40,7 @@ LOSS_KINDS: Final = (
     "merged",
     "suppressed",
 )
-# Kinds of messages.  Formats: Linux 6.16 to 7.x arch/x86/kvm/vmx/tdx.c and
+# Kinds of messages.  Formats: Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c and
 # arch/x86/virt/vmx/tdx/tdx.c, older trees as found in public logs; crashing and exceeded_retries:
 # P. Bonzini, 2024-09-10.
 MESSAGES: Final = (

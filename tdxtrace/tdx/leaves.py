@@ -15,7 +15,7 @@ from tdxtrace.tdx.wrappers import wrapper_table
 
 # RAX at entry: leaf in 15:0, version in 23:16.  intel/tdx-module 1.5.01
 # src/vmm_dispatcher/tdx_vmm_dispatcher.c.  Bit 63 asks the P-SEAMLDR instead of the module:
-# Linux 7.x arch/x86/virt/vmx/tdx/seamldr.c.
+# Linux 7.2 arch/x86/virt/vmx/tdx/seamldr.c.
 _LEAF_BITS: Final = 0xFFFF
 _VERSION_BITS: Final = 0xFF_0000
 _SEAMLDR_BIT: Final = 1 << 63

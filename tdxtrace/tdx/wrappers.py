@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 # Also the columns of ``seamcalls`` that hold them.
 PAGES: Final = ("page", "page_2", "page_3")
 """Words of wrappers.csv for the pages that a call takes, in the order of its parameters."""
+# 6ad0badd765c and 4c7a1247646c "Use PFN directly for (un)mapping guest private memory": the KVM
+# pull of June 2026 for 7.2-rc1.  A tree of 7.1-rc (5b25f249be32) still passes struct page.
+_NEWER_FORM: Final = (7, 2)
 
 
 @cache
@@ -22,7 +25,7 @@ def wrapper_table() -> pl.DataFrame:
 
     Returns:
         Columns function, leaf (UInt16; null: any), version (UInt8; null: 0), arguments (words in
-        order), arguments_7 (where Linux 7.x differs), source.
+        order), arguments_7_2 (from Linux 7.2 on, where it differs), source.
     """
     import polars as pl
 
@@ -41,7 +44,7 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
 
     Args:
         function: The kernel's name of it, such as tdh_mem_page_aug.
-        kernel: Kernel release; without it, or below 7.0, the form of 6.16 to 6.19.
+        kernel: Kernel release; without it, or below 7.2, the form of 6.16 to 7.1.
 
     Returns:
         One word per argument; empty if the function or its arguments are not known.
@@ -52,7 +55,7 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
     row = _rows().get(function)
     if row is None:
         return ()
-    newer = row["arguments_7"] if kernel and _release(kernel) >= (7, 0) else None
+    newer = row["arguments_7_2"] if kernel and _release(kernel) >= _NEWER_FORM else None
     return tuple((newer or row["arguments"] or "").split())
 
 
@@ -74,8 +77,8 @@ def leaf_of(function: str) -> int | None:
 def level_base(kernel: str) -> int | None:
     """Return the number that a kernel's wrappers pass as the level of a 4K page.
 
-    The module counts 4K as 0.  Wrappers of 6.16 to 6.19 do so too; those of 7.x take enum pg_level,
-    where 4K is 1 (see :func:`is_level_base_inferred`).
+    The module counts 4K as 0.  Wrappers of 6.16 to 7.1 do so too; those from 7.2 on take enum
+    pg_level, where 4K is 1.  Source: the rows of kernels.csv.
 
     Args:
         kernel: Kernel release, such as "6.18.44-foo".
@@ -85,21 +88,6 @@ def level_base(kernel: str) -> int | None:
     """
     row = _kernel(kernel)
     return None if row is None else int(row["level_base"] or 0)
-
-
-def is_level_base_inferred(kernel: str) -> bool:
-    """Return whether :func:`level_base` is inferred for this kernel.
-
-    For 7.x it is: the change was read in a development tree of 2026, not in a release.
-
-    Args:
-        kernel: Kernel release.
-
-    Returns:
-        True if there is an answer and it was inferred.
-    """
-    row = _kernel(kernel)
-    return row is not None and str(row["source"]).startswith("inferred")
 
 
 def _release(kernel: str) -> tuple[int, int]:

@@ -61,9 +61,9 @@ def test_a_kernel_of_6_16() -> None:
     )
 
 
-def test_a_kernel_of_7() -> None:
+def test_a_kernel_from_7_2() -> None:
     """A guest page is a page frame number, a 4K page has level 1."""
-    lines = probes("--kernel", "7.0")
+    lines = probes("--kernel", "7.2")
     assert (
         "p:tdxtrace/tdh_mem_page_aug_entry tdh_mem_page_aug td=%di:x64 gpa=%si:x64 "
         "level=%dx:s32 pfn=%cx:x64" in lines
@@ -72,8 +72,20 @@ def test_a_kernel_of_7() -> None:
         "p:tdxtrace/tdh_mem_sept_add_entry tdh_mem_sept_add td=%di:x64 gpa=%si:x64 "
         "level=%dx:s32 page=%cx:x64" in lines
     )
-    said = answered("capture", "plan", "--kernel", "7.0").text
-    assert "level 1 in these probes (inferred)" in said
+    said = answered("capture", "plan", "--kernel", "7.2").text
+    assert "a 4K page has level 1 in these probes\n" in said
+
+
+@pytest.mark.parametrize("release", ["7.0", "7.1.0-rc5", "7.1.2-generic"])
+def test_a_kernel_of_7_0_or_7_1_is_probed_as_6_19(release: str) -> None:
+    lines = probes("--kernel", release)
+    assert lines == probes("--kernel", "6.19")
+    assert (
+        "p:tdxtrace/tdh_mem_page_aug_entry tdh_mem_page_aug td=%di:x64 gpa=%si:x64 "
+        "level=%dx:s32 page=%cx:x64" in lines
+    )
+    said = answered("capture", "plan", "--kernel", release).text
+    assert "a 4K page has level 0 in these probes\n" in said
 
 
 def test_a_kernel_whose_wrappers_were_not_read_is_probed_below_them() -> None:
@@ -156,7 +168,7 @@ def test_the_running_kernel_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dialect", [name for name in Dialect if name is not Dialect.bpftrace])
-@pytest.mark.parametrize("release", ["6.16", "6.19", "7.1", "8.0"])
+@pytest.mark.parametrize("release", ["6.16", "6.19", "7.1", "7.2", "8.0"])
 def test_scripts_are_shell(dialect: Dialect, release: str) -> None:
     made_: Recipe = recipe(of_release(release), RecipeOptions(only_tds=True))
     script = render(made_, dialect)

@@ -22,7 +22,7 @@ name = "pages"
 title = "calls on pages while the TD faults in memory"
 description = "Host threads call leaves that take nothing but pages."
 generation = "C"
-kernel = "7.0"
+kernel = "7.2"
 duration_ms = 4
 cpus = 16
 [[tds]]

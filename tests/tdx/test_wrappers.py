@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tdxtrace.tdx.wrappers import (
-    is_level_base_inferred,
     leaf_of,
     level_base,
     signature,
@@ -46,33 +45,38 @@ def test_functions_have_the_leaf_and_arguments_of_the_source(
     assert signature(function) == tuple(arguments.split())
 
 
-def test_a_7_kernel_passes_a_page_frame_number_for_guest_pages_only() -> None:
-    assert signature("tdh_mem_page_aug", "7.0.1")[3] == "pfn"
-    assert signature("tdh_mem_page_aug", "6.18.44")[3] == "page"
-    assert signature("tdh_mem_sept_add", "7.0.1")[3] == "page"
+def test_kernels_from_7_2_pass_a_page_frame_number_for_guest_pages_only() -> None:
+    for kernel in ("6.18.44", "7.0.1", "7.1.0-rc3+", "7.1.9-generic"):
+        assert signature("tdh_mem_page_aug", kernel)[3] == "page"
+        assert signature("tdh_mem_page_add", kernel)[2] == "page"
+    for kernel in ("7.2.0-rc1", "7.2", "7.4", "8.0"):
+        assert signature("tdh_mem_page_aug", kernel)[3] == "pfn"
+        assert signature("tdh_mem_page_add", kernel)[2] == "pfn"
+        assert signature("tdh_phymem_page_wbinvd_hkid", kernel)[1] == "pfn"
+        assert signature("tdh_mem_sept_add", kernel)[3] == "page"
 
 
 @pytest.mark.parametrize(
-    ("kernel", "base", "inferred"),
+    ("kernel", "base"),
     [
-        ("6.16", 0, False),
-        ("6.18.44-foo", 0, False),
-        ("6.19.0-rc3+", 0, False),
-        ("7.0.1", 1, True),
-        ("7.2", 1, True),
-        ("6.15.9", None, False),
-        ("6.20", None, False),
-        ("8.0", None, False),
-        ("6", None, False),
-        ("banana", None, False),
-        ("", None, False),
+        ("6.16", 0),
+        ("6.18.44-foo", 0),
+        ("6.19.0-rc3+", 0),
+        ("7.0.1", 0),
+        ("7.1.0-rc7", 0),
+        ("7.2.0-rc1", 1),
+        ("7.2", 1),
+        ("7.10", 1),
+        ("6.15.9", None),
+        ("6.20", None),
+        ("8.0", None),
+        ("6", None),
+        ("banana", None),
+        ("", None),
     ],
 )
-def test_the_level_counts_from_0_before_7_and_from_1_after(
-    kernel: str, base: int | None, inferred: bool
-) -> None:
+def test_the_level_counts_from_0_before_7_2_and_from_1_after(kernel: str, base: int | None) -> None:
     assert level_base(kernel) == base
-    assert is_level_base_inferred(kernel) is inferred
 
 
 def test_the_kernel_initialises_a_vcpu_with_version_1() -> None:

@@ -32,7 +32,7 @@ RULES: Final = {
     "no_majority": "a cause of less than half of the faults is none",
     "dropped_block": "canonical/tdx issue 213: BLOCK's busy answer ignored, DEMOTE fails",
     "entry_left_busy": f"{_MODULE} tdx_locks.h: host priority stays until a host takes the lock",
-    "vm_killed": "Linux 6.16 to 7.x arch/x86/kvm/vmx/tdx.c, KVM_BUG_ON after the second failure",
+    "vm_killed": "Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c, KVM_BUG_ON after the second failure",
     "settled_by_another": "the request's next success clears host priority: tdx_locks.h",
     "end_not_seen": "nothing later in the trace shows what came of it",
     "interruptible_flow": "TDX module 1.5 base specification, interruptible host-side flows",

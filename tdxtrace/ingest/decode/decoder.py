@@ -32,7 +32,7 @@ _BITS_PER_LEVEL = 9
 class LevelBaseDetector:
     """What the levels of a capture tell, batch by batch.
 
-    Up to 6.19 the wrappers take the module's level (4K = 0), in 7.x ``enum
+    Up to 7.1 the wrappers take the module's level (4K = 0), from 7.2 on ``enum
     pg_level`` (4K = 1): the same probe prints other numbers.  A level 0 proves
     the first; a page not aligned to what its level would be under the first
     proves the second.
@@ -77,7 +77,7 @@ class LevelBaseDetector:
         }
         if len(named) == 1:
             return named.pop(), f"kernel {next(k for k in kernels if k)}"
-        return 0, "assumed; say --level-base 1 for kernels 7.x"
+        return 0, "assumed; say --level-base 1 for Linux 7.2 and later"
 
 
 def normalised(seamcalls: pl.DataFrame, base: int) -> pl.DataFrame:

@@ -70,7 +70,7 @@ _SHORT: Final = {
 _PREFIXES: Final = ("", "tdh_", "tdh_mem_", "tdh_phymem_")
 
 # Keys of probe arguments and the field each fills.  The wrappers' own parameter
-# names (Linux arch/x86/virt/vmx/tdx/tdx.c, 6.16 to 7.x) and what people write.
+# names (Linux arch/x86/virt/vmx/tdx/tdx.c, 6.16 to 7.2) and what people write.
 KEYS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("td", "tdr", "kvm_tdx", "td_id"), "td_id"),
     **dict.fromkeys(("vp", "tdvpr", "vp_id"), "vp_id"),

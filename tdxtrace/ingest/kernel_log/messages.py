@@ -98,7 +98,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         rf"SEAMCALL(?P<leaf>\[[\w.]+\]) failed on cpu (?P<cpu>\d+): \w* ?\(?{_WORD}",
         _failed_on,
     ),
-    # 6.16 to 7.x arch/x86/kvm/vmx/tdx.c, pr_tdx_error*, TDX_BUG_ON*; 6.8
+    # 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c, pr_tdx_error*, TDX_BUG_ON*; 6.8
     # arch/x86/virt/vmx/tdx/tdx.c, seamcall_err: "SEAMCALL (0x…) failed: 0x…".
     ("seamcall_failed", rf"SEAMCALL (?P<leaf>\(\w{{1,18}}\)|[A-Z][\w.]+) failed: {_WORD}", _failed),
     # TDH_VP_RD[TD_VMCS.0x…] failed 0x…, TDH_VP_WR[….0x…] = 0x… failed: 0x…, TDH_MNG_RD[…].
@@ -153,7 +153,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         lambda found: {"gpa": int(found["gpa"], 16), "vcpu_id": int(found["vcpu"])},
     ),
     # "Module version: %u.%u.%02u" (2026), "TDX-Module version: ", in full with build number in
-    # earlier series; no mainline release before 7.x prints it.
+    # earlier series; no mainline release before 7.2 prints it.
     (
         "module_version",
         "(?im)"

@@ -16,7 +16,7 @@ from tdxtrace.simulate.record.symbols import CLOCK_START_NS, WRAPPERS, caller_sy
 _INTERVAL_NS: Final = 5_000_000_000
 _BURST: Final = 10
 _WITH_REGISTERS: Final = (".MEM.PAGE.", ".MEM.SEPT.", ".MEM.RANGE.")
-_FROM_6_19: Final = ("6.19", "7.0")
+_BEFORE_6_19: Final = ("6.16", "6.18")
 
 
 def render(run: Run) -> list[str]:
@@ -70,7 +70,7 @@ def _failure(run: Run, event: KernelEvent, leaf: str, status: int) -> Iterator[s
     registers = ""
     if any(part in leaf for part in _WITH_REGISTERS):
         rcx, rdx = _registers(run, event, leaf)
-        is_new = run.scenario.kernel in _FROM_6_19
+        is_new = run.scenario.kernel not in _BEFORE_6_19
         labels = ("entry", "level_state") if is_new else ("rcx", "rdx")
         registers = f", {labels[0]} {rcx:#x}, {labels[1]} {rdx:#x}"
     # KVM_BUG_ON prints a warning once for each place in the code.

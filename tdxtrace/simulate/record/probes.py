@@ -16,7 +16,7 @@ from tdxtrace.simulate.record import symbols, tracepoints
 from tdxtrace.simulate.record.recording import TraceEvent
 from tdxtrace.simulate.record.symbols import (
     CLOCK_START_NS,
-    PFN_IN_7,
+    PFN_FROM_7_2,
     VCPU_RUN,
     WITH_OUTPUT,
     WRAPPERS,
@@ -37,7 +37,7 @@ class CallArguments:
     """Arguments and registers of calls, as probes fetch them.
 
     Args:
-        level_base: Number of the 4K level in the kernel's wrappers: 0, from 7.0 on 1.
+        level_base: Number of the 4K level in the kernel's wrappers: 0, from 7.2 on 1.
     """
 
     def __init__(self, level_base: int) -> None:
@@ -57,7 +57,7 @@ class CallArguments:
             return call.page >> 12
         if name.startswith("page"):
             page = _page(call, name.partition("_")[2])
-            as_pfn = self._level_base and call.leaf in PFN_IN_7
+            as_pfn = self._level_base and call.leaf in PFN_FROM_7_2
             return page >> 12 if as_pfn else symbols.struct_page(page)
         if name == "level":
             return call.level + self._level_base
@@ -122,13 +122,19 @@ class Capture:
     """Whether the probes fetch arguments (td, gpa, level); without, only statuses."""
 
 
+def _level_base(kernel: str) -> int:
+    """Number of the 4K level: 1 from Linux 7.2 on, enum pg_level (4487492b92a4), before it 0."""
+    major, minor = kernel.split(".")
+    return 1 if (int(major), int(minor)) >= (7, 2) else 0
+
+
 class ProbeRecorder:
     """Recorder of the events that a run causes with these options."""
 
     def __init__(self, run: Run, capture: Capture) -> None:
         self.run = run
         self.capture = capture
-        self.level_base = 1 if run.scenario.kernel.startswith("7") else 0
+        self.level_base = _level_base(run.scenario.kernel)
         self._specs: dict[tuple[str, str], EventSpec] = {}
         self._arguments = CallArguments(self.level_base)
 

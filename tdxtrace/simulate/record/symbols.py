@@ -2,7 +2,7 @@
 
 Shapes: kernel pointers of x86-64 with five-level paging (0xff11…: direct map, 0xffd4…:
 struct page), text of vmlinux at 0xffffffff81…, of modules at 0xffffffffc0….  Names and
-order of arguments: Linux 6.16 ``arch/x86/virt/vmx/tdx/tdx.c``, 7.x where it differs.
+order of arguments: Linux 6.16 ``arch/x86/virt/vmx/tdx/tdx.c``, 7.2 where it differs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _WRAPPER_ROWS: Final = [row for row in rows("leaves") if row["wrapper"]]
 WRAPPERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     row["leaf"]: (row["wrapper"], tuple(row["arguments"].split())) for row in _WRAPPER_ROWS
 }
-PFN_IN_7: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["pfn_in_7"])
-"""Leaves whose wrapper takes a page frame number in 7.x, where it took a struct page in 6.x."""
+PFN_FROM_7_2: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["pfn_from_7_2"])
+"""Leaves whose wrapper takes a page frame number from 7.2 on, and a struct page up to 7.1."""
 WITH_OUTPUT: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["has_output"])
 """SEAMCALLs with outputs, which go through __seamcall_ret, the others through __seamcall: Linux
 arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret() and seamcall()."""

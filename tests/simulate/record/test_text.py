@@ -181,10 +181,11 @@ def test_a_busy_entry_shows_as_a_failed_one() -> None:
     assert line.endswith("kvm_exit:             reason UNKNOWN (4294967295) rip 0x0 info 0 0")
 
 
-def test_level_and_page_change_their_meaning_in_7_0() -> None:
-    old = _first(_lines(_record("balloon"), "tracefs"), "tdh_mem_page_aug_enter")
-    new = _first(_lines(_record("balloon", kernel="7.0"), "tracefs"), "tdh_mem_page_aug_enter")
-    assert "level=0 page=0xffd4" in old
+def test_level_and_page_change_their_meaning_in_7_2() -> None:
+    for kernel in ("6.18", "7.0"):
+        old = _first(_lines(_record("balloon", kernel=kernel), "tracefs"), "tdh_mem_page_aug_enter")
+        assert "level=0 page=0xffd4" in old
+    new = _first(_lines(_record("balloon", kernel="7.2"), "tracefs"), "tdh_mem_page_aug_enter")
     assert re.search(r"level=1 page=0x1000\w{4}$", new)
 
 
