@@ -44,7 +44,8 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
 
     Args:
         function: The kernel's name of it, such as tdh_mem_page_aug.
-        kernel: Kernel release; without it, or below 7.2, the form of 6.16 to 7.1.
+        kernel: Kernel release; below 7.2 the form of 6.16 to 7.1.  Without it that form too, and
+            of a function that is newer the form that it has.
 
     Returns:
         One word per argument; empty if the function or its arguments are not known.
@@ -55,8 +56,12 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
     row = _rows().get(function)
     if row is None:
         return ()
-    newer = row["arguments_7_2"] if kernel and _release(kernel) >= _NEWER_FORM else None
-    return tuple((newer or row["arguments"] or "").split())
+    older, newer = row["arguments"], row["arguments_7_2"]
+    if kernel is None:
+        words = older or newer
+    else:
+        words = (newer or older) if _release(kernel) >= _NEWER_FORM else older
+    return tuple((words or "").split())
 
 
 @cache

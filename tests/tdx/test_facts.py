@@ -19,7 +19,9 @@ FILES = sorted((Path(tdxtrace.tdx.facts.__file__).parent / "data").iterdir())
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_fact_names_a_public_source(path: Path) -> None:
     source = facts(path.stem)["source"]
-    public = source.str.contains(r"^(inferred|intel/tdx-module|Linux|huge page|out-of-tree)")
+    public = source.str.contains(
+        r"^(inferred|intel/tdx-module|Intel TDX ABI|Linux|huge page|out-of-tree)"
+    )
     assert public.all()
     assert not source.str.contains("/work|/tmp|shared/|domain/").any()
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdxtrace.tables.events import SEAMCALLS
+from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.leaves import leaf_name, leaf_table, parse_leaf, split_fn
 from tdxtrace.tdx.operands import operand_table
+from tdxtrace.tdx.wrappers import wrapper_table
 
 NUMBERS = {
     "TDH.VP.ENTER": 0,
@@ -38,6 +40,18 @@ NUMBERS = {
     "TDH.EXPORT.MEM": 68,
     "TDH.SYS.DISABLE": 69,
     "TDH.MIG.STREAM.CREATE": 96,
+    "TDH.SYS.RDM": 42,
+    "TDH.MNG.RDM": 46,
+    "TDH.MNG.WRM": 47,
+    "TDH.VP.RDM": 50,
+    "TDH.PHYMEM.PAMT.ADD": 58,
+    "TDH.MEM.SCAN.RANGE": 92,
+    "TDH.QUOTE.GET": 98,
+    "TDH.QUOTE.INIT": 100,
+    "TDH.SPDM.CONNECT": 142,
+    "TDH.SPDM.DISCONNECT": 143,
+    "TDH.SPDM.MNG": 144,
+    "TDH.MMIO.BLOCK": 159,
 }
 
 
@@ -71,6 +85,10 @@ def test_an_unknown_leaf_and_null_have_no_name() -> None:
         ("65558", (22, 1)),
         ("0x000000000000001c", (28, 0)),
         ("250", (250, 0)),
+        ("TDH_IOMMU_SETUP", (128, 0)),  # Linux; the module's source says SETREG
+        ("tdh.iommu.clear", (129, 0)),
+        ("tdh_ide_stream_km", (135, 0)),
+        ("tdh_exec_spdm_mng", (144, 0)),
     ],
 )
 def test_leaves_are_read_as_logs_and_people_write_them(
@@ -143,6 +161,12 @@ def test_fn_of_the_kernels_vp_init_is_leaf_22_version_1() -> None:
         ("TDH.PHYMEM.PAGE.RECLAIM", "page", (None, None, None, "RCX")),
         ("TDH.PHYMEM.CACHE.WB", "global", (None, None, None, None)),
         ("TDH.SYS.INIT", "global", (None, None, None, None)),
+        ("TDH.MEM.SCAN.RANGE", "td", (None, "RDX", None, None)),
+        ("TDH.QUOTE.GET", "td", (None, "RCX", None, None)),
+        ("TDH.MMIO.MAP", "gpa", ("RCX", "RDX", None, "R8")),
+        ("TDH.MMIO.BLOCK", "gpa", ("RCX", "RDX", None, None)),
+        ("TDH.MEM.SHARED.SEPT.WR", "gpa", ("RCX", "RDX", None, None)),
+        ("TDH.VP.RDM", "vcpu", (None, None, None, None)),
     ],
 )
 def test_registers_hold_what_the_dispatcher_passes_on(
@@ -171,9 +195,25 @@ def test_operands_are_of_leaves_and_are_columns() -> None:
 
 
 def test_a_request_is_identified_by_a_register_that_exists() -> None:
+    """A few leaves are known by name alone: their registers are not, so they identify by less."""
     held = set(operand_table().select("leaf", "role").rows())
+    unread = {"TDH.MNG.RDM", "TDH.MNG.WRM", "TDH.VP.RDM", "TDH.VP.WRM"}
     for leaf, name, request_ in leaf_table().select("leaf", "name", "request").iter_rows():
-        assert request_ == "global" or (leaf, request_) in held, name
+        assert request_ == "global" or ((leaf, request_) in held) != (name in unread), name
+
+
+def test_leaves_and_wrappers_that_kvm_reacts_to_exist() -> None:
+    names = set(leaf_table()["name"])
+    calls = set(facts("kvm")["call"]) - {"*", "-"}
+    assert calls <= names
+    assert set(wrapper_table()["leaf"].drop_nulls()) <= set(leaf_table()["leaf"])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "since"), [(58, "1.5.20"), (59, "1.5.20"), (92, "1.5.34"), (254, "1.0"), (46, None)]
+)
+def test_a_leaf_knows_its_first_release(leaf: int, since: str | None) -> None:
+    assert leaf_table().row(by_predicate=pl.col("leaf") == leaf, named=True)["since"] == since
 
 
 def test_a_leaf_knows_its_kernel_name_and_wrappers() -> None:

@@ -79,6 +79,14 @@ def test_the_level_counts_from_0_before_7_2_and_from_1_after(kernel: str, base: 
     assert level_base(kernel) == base
 
 
+def test_a_function_that_only_newer_kernels_have_has_one_form() -> None:
+    """The old form is not made up for a kernel whose own function of this name was not read."""
+    assert signature("tdh_phymem_pamt_add", "7.4") == ("pfn", "pamt_pages")
+    assert signature("tdh_phymem_pamt_add") == ("pfn", "pamt_pages")
+    assert signature("tdh_phymem_pamt_add", "6.18") == ()
+    assert signature("tdh_spdm_create") == ("func_id", "spdm_mt", "spdm_id")
+
+
 def test_the_kernel_initialises_a_vcpu_with_version_1() -> None:
     versions = wrapper_table().filter(version=1)
     assert versions["function"].to_list() == ["tdh_vp_init"]
