@@ -12,6 +12,7 @@ import polars as pl
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.leaves import leaf_table
 from tdxtrace.tdx.operands import operand_id_table, operand_table
+from tdxtrace.tdx.word import TDX_OPERAND_ID_RCX
 
 # Scopes of one kind: two calls on them conflict if they name the same object.
 # Walking to a 4K page holds the PAMT entries above it shared, so a 2M range counts as its pages:
@@ -47,7 +48,8 @@ def lock_table() -> pl.DataFrame:
         Columns generation (A, B, C), call (TDH.* of the host, TDG.* of the guest), leaf (UInt16;
         null for TDG.*), sequence (UInt8, 1 first), lock, scope (what must coincide for two calls to
         collide: td, vcpu, entry, page, ...), page (UInt8: which page operand of the call a lock on
-        a page is about; 1 where operand_id names the register of none), mode (SH or EX), kind
+        a page is about; 1 where operand_id is that of the guest page; null where it is a register
+        or list that no capture has), mode (SH or EX), kind
         (sharex; _hp: with host priority; entry_hp, bit, mutex, cas, pconfig), held (leaf: to the
         end of the call; instant; entry: until VM entry; guest run: until the guest exits),
         condition (null: always), operand_id (UInt32; null where the failure shows elsewhere, see
@@ -55,11 +57,12 @@ def lock_table() -> pl.DataFrame:
     """
     numbers = leaf_table().select("leaf", call="name")
     is_page = pl.col("scope").replace(_SAME_SCOPE) == "page"
+    of_guest_page = pl.when(pl.col("operand_id") == TDX_OPERAND_ID_RCX).then(pl.lit(1, pl.UInt8))
     return (
         facts("locks", sequence=pl.UInt8, operand_id=pl.UInt32)
         .join(numbers, on="call", how="left", maintain_order="left")
         .join(_page_operands(), on=["leaf", "operand_id"], how="left", maintain_order="left")
-        .with_columns(page=pl.when(is_page).then(pl.col("page").fill_null(1)))
+        .with_columns(page=pl.when(is_page).then(pl.coalesce("page", of_guest_page)))
         .select(
             *("generation", "call", "leaf", "sequence", "lock", "scope", "page", "mode", "kind"),
             *("held", "condition", "operand_id", "note", "source"),

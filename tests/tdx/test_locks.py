@@ -61,6 +61,28 @@ def test_an_armed_entry_takes_the_tree_exclusively_up_to_generation_b() -> None:
     ]
 
 
+def test_the_last_pages_of_demote_are_locked_only_with_dynamic_pamt() -> None:
+    rows = lock_table().filter(
+        pl.col("call") == "TDH.MEM.PAGE.DEMOTE", pl.col("operand_id").is_in([12, 13])
+    )
+    assert rows.select("generation", "mode", "operand_id", "condition").rows() == [
+        ("C", "SH", 0xC, "Dynamic PAMT and a 2M page"),
+        ("C", "SH", 0xD, "Dynamic PAMT and a 2M page"),
+    ]
+
+
+def test_a_page_in_a_register_that_no_capture_has_is_no_page_of_the_call() -> None:
+    """R9 of DEMOTE is not the page in R8; only RCX and R8 say which page a lock is about."""
+    rows = lock_table().filter(pl.col("call") == "TDH.MEM.PAGE.DEMOTE", pl.col("lock") == "PAMT")
+    pages = {(operand, page) for operand, page in rows.select("operand_id", "page").iter_rows()}
+    assert pages == {(1, 1), (8, 1), *((operand, None) for operand in (9, 10, 11, 12, 13))}
+
+
+@pytest.mark.parametrize("call", ["TDH.IDE.STREAM.BLOCK", "TDH.DMAR.ADD", "TDH.IQ.INV.REQUEST"])
+def test_calls_of_tdx_connect_take_the_iommu_first(call: str) -> None:
+    assert locks_of("C", call) == [("IOMMU", "EX", 1)]
+
+
 def test_a_running_guest_holds_tdr_and_tdvpr_shared() -> None:
     held = lock_table().filter(pl.col("leaf") == 0, pl.col("held") == "guest run")
     assert set(held.select("lock", "mode").rows()) == {("TDVPR", "SH"), ("TDR", "SH")}
@@ -71,7 +93,7 @@ def test_a_running_guest_holds_tdr_and_tdvpr_shared() -> None:
     ("generation", "exclusive"),
     [
         ("B", {"RANGE.BLOCK", "RANGE.UNBLOCK", "SEPT.REMOVE"}),
-        ("C", {"RANGE.BLOCK", "RANGE.UNBLOCK", "SEPT.REMOVE", "PAGE.PROMOTE"}),
+        ("C", {"RANGE.BLOCK", "RANGE.UNBLOCK", "SEPT.REMOVE", "PAGE.PROMOTE", "TDH.MMIO.BLOCK"}),
     ],
 )
 def test_few_calls_take_the_tree_exclusively(generation: str, exclusive: set[str]) -> None:
@@ -117,6 +139,12 @@ def test_a_second_vcpu_init_finds_the_tdr_held_only_in_version_1() -> None:
         ("C", "TDH.MEM.TRACK", "TDH.MEM.PAGE.AUG", set()),
         ("B", "TDH.MNG.KEY.CONFIG", "TDH.VP.ENTER", {1}),
         ("C", "TDH.PHYMEM.PAMT.ADD", "TDH.MEM.PAGE.AUG", {1, 2, 8}),  # 2M range and page
+        ("C", "TDH.MEM.PAGE.AUG", "TDH.MMIO.BLOCK", {1, 0x92}),
+        ("B", "TDH.MEM.PAGE.AUG", "TDH.MMIO.BLOCK", set()),
+        ("C", "TDH.VP.ENTER", "TDH.MMIO.BLOCK", {0x92}),
+        ("C", "TDH.MEM.PAGE.AUG", "TDH.MEM.SHARED.SEPT.WR", set()),
+        ("C", "TDH.MEM.RANGE.BLOCK", "TDH.MEM.SCAN.RANGE", {0x92}),
+        ("C", "TDH.SPDM.CREATE", "TDH.MMIO.MAP", {1}),
     ],
 )
 def test_calls_collide_on_the_operand_that_the_module_reports(
@@ -142,7 +170,7 @@ def test_who_can_hold_the_tree_against_page_aug() -> None:
     by_generation = {held.generations: held for held in holders(6, 0x92)}
     assert set(by_generation[("C",)].host) == {
         *("TDH.MEM.RANGE.BLOCK", "TDH.MEM.RANGE.UNBLOCK", "TDH.MEM.SEPT.REMOVE"),
-        "TDH.MEM.PAGE.PROMOTE",
+        *("TDH.MEM.PAGE.PROMOTE", "TDH.MMIO.BLOCK"),
     }
     assert "TDH.VP.ENTER (zero-step mitigation armed)" in by_generation[("B",)].host
     assert by_generation[("A",)].is_every
@@ -150,10 +178,14 @@ def test_who_can_hold_the_tree_against_page_aug() -> None:
 
 
 def test_a_guest_can_hold_an_entry_but_not_the_tree() -> None:
-    (held,) = holders(6, 1)
-    assert held.generations == ("C", "B")
-    assert (held.lock, held.scope) == ("SEPT_ENTRY", "entry")
-    assert held.guest == ("TDG.MEM.PAGE.ACCEPT", "TDG.MEM.PAGE.ATTR.RD", "TDG.MEM.PAGE.ATTR.WR")
+    newer, older = holders(6, 1)
+    assert (newer.generations, older.generations) == (("C",), ("B",))
+    assert set(newer.host) - set(older.host) == {f"TDH.MMIO.{n}" for n in ("MAP", "BLOCK", "UNMAP")}
+    for held in (newer, older):
+        assert (held.lock, held.scope) == ("SEPT_ENTRY", "entry")
+        assert held.guest == (
+            *("TDG.MEM.PAGE.ACCEPT", "TDG.MEM.PAGE.ATTR.RD", "TDG.MEM.PAGE.ATTR.WR"),
+        )
 
 
 def test_the_version_of_the_leaf_decides_who_holds_the_tdr() -> None:

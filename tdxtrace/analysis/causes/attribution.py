@@ -296,7 +296,9 @@ def _lacks_operands(rows: pl.DataFrame) -> pl.Expr:
     missing = pl.lit(False)
     for scope in rows["scope"].drop_nulls().unique():
         columns = keys.required_columns(str(scope))
-        if columns:
+        if not keys.is_named(str(scope)):
+            missing |= pl.col("scope") == scope
+        elif columns:
             without = pl.any_horizontal(pl.col(c).is_null() for c in columns)
             missing |= (pl.col("scope") == scope) & without
     return missing.fill_null(False)

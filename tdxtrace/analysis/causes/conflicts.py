@@ -119,7 +119,7 @@ def lock_conflicts(lock: str, scope: str) -> tuple[LockConflicts, ...]:
     rows = conflict_table().filter(
         pl.col("lock") == lock, pl.col("leaf").is_not_null(), pl.col("holder_leaf").is_not_null()
     )
-    named = rows.with_columns(_scope(), holder_scope=_scope("holder_"))
+    named = rows.with_columns(_scope(), _scope("holder_"))
     of_scope = named.filter(pl.col("scope") == scope)
     found = []
     for holder_scope in of_scope["holder_scope"].unique(maintain_order=True).to_list() or [scope]:
@@ -134,9 +134,20 @@ def lock_conflicts(lock: str, scope: str) -> tuple[LockConflicts, ...]:
 
 
 def _scope(side: str = "") -> pl.Expr:
-    """Return the scope of a lock with its kinds merged; a further page has its number behind it."""
+    """Return the scope of a lock with its kinds merged.
+
+    A further page has its number behind it; a page in a register that no capture has (the L2 pages
+    of SEPT.ADD and DEMOTE, the PAMT pages of DEMOTE) is a scope of its own.
+    """
     kind, page = pl.col(f"{side}scope").replace(_SCOPES), pl.col(f"{side}page")
-    return pl.when(page > 1).then(pl.format("{} {}", kind, page)).otherwise(kind)
+    return (
+        pl.when((kind == "page") & page.is_null())
+        .then(pl.lit("page that is not named"))
+        .when(page > 1)
+        .then(pl.format("{} {}", kind, page))
+        .otherwise(kind)
+        .alias(f"{side}scope")
+    )
 
 
 def _leaves_with_range(lock: str, scope: str) -> NDArray[np.bool_]:
@@ -180,8 +191,8 @@ def _host_locks() -> pl.DataFrame:
         lock_table()
         .filter(pl.col("leaf").is_not_null())
         .with_columns(
+            _scope(),
             mask=pl.col("generation").replace_strict(bits, return_dtype=pl.UInt8),
-            scope=_scope(),
             is_range=pl.col("scope") == _RANGE,
         )
     )

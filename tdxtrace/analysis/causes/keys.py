@@ -23,7 +23,11 @@ _STRUCT_PAGE_SHIFT: Final = 6
 
 # Scopes that are a page, and the column that has it: the first, second, ... page of a call.
 _PAGES: Final = {name.replace("_", " "): name for name in PAGES}
-# Columns that identify the resource, by scope; a module or package has one of each kind.
+# Scopes of which there is one, or of which all count as one: calls on it name nothing.
+_ONE: Final = ("module", "package", "tdmr")
+# Columns that identify the resource, by scope.  Of a scope that is in neither (an IOMMU, a page in
+# a register that is not captured) no capture shows which one a call means: calls on it may have
+# met or not, so none is matched with another.
 _KEY_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "td": ("td_id",),
     "vcpu": ("vp_id",),
@@ -38,6 +42,11 @@ def required_columns(scope: str) -> tuple[str, ...]:
     if scope in _PAGES:
         return (_PAGES[scope],)
     return {"entry": ("td_id", "gpa")}.get(scope, _KEY_COLUMNS.get(scope, ()))
+
+
+def is_named(scope: str) -> bool:
+    """Return whether a capture can show which resource of a scope a call works on."""
+    return scope in _KEY_COLUMNS or scope in _ONE
 
 
 def keys(
@@ -56,8 +65,9 @@ def keys(
         A small number for each of ``wanted`` and ``held``; NO_KEY where the resource is not
         known, or is none of the wanted ones.
     """
-    columns = _KEY_COLUMNS.get(scope, ())
-    if not columns:
+    if not (is_named(scope) and is_named(holder_scope)):
+        return np.full(len(wanted), NO_KEY, np.int64), np.full(len(held), NO_KEY, np.int64)
+    if scope in _ONE:
         return np.zeros(len(wanted), np.int64), np.zeros(len(held), np.int64)
     wanted_keys = _key_columns(calls, scope, wanted)
     held_keys = _key_columns(calls, holder_scope, held)

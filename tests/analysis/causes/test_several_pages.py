@@ -21,9 +21,10 @@ import tdxtrace
 import tdxtrace.tdx.facts
 
 # Numbers of intel/tdx-module 1.5.20 include/tdx_api_defs.h and tdx_error_codes_defs.h.
-AUG, RECLAIM, PAMT_ADD = 0x06, 0x1C, 0x3A
+AUG, DEMOTE, RECLAIM, PAMT_ADD = 0x06, 0x0F, 0x1C, 0x3A
+SPDM_CREATE, MMIO_BLOCK = 130, 159
 BUSY = 0x8000_0200_0000_0000
-RCX, RDX, R8 = 0x1, 0x2, 0x8
+RCX, RDX, R8, R9, TREE = 0x1, 0x2, 0x8, 0x9, 0x92
 
 RANGE, FIRST, SECOND = 0x1_0020_0000, 0x9_9000, 0x9_A000
 ADDS = {"rcx": RANGE | 1, "rdx": FIRST, "r8": SECOND}
@@ -101,6 +102,37 @@ def test_a_page_that_was_not_captured_explains_nothing(tmp_path: Path) -> None:
     trace = tdxtrace.read_trace(tmp_path / "trace.txt")
     (answer,) = tdxtrace.analyze(trace, generation="C").busy_causes.to_dicts()
     assert (answer["cause"], answer["lacks"]) == ("unexplained", "arguments")
+
+
+def test_a_page_in_a_register_that_no_capture_has_accuses_nobody(tmp_path: Path) -> None:
+    """R9 of DEMOTE is an L2 SEPT page: who has the page in R8 did not hold it."""
+    held = call(11, 100, 300, RECLAIM, rcx=FIRST)
+    busy = call(12, 200, 210, DEMOTE, BUSY | R9, rcx=0x8000_0001, rdx=0x7_D000, r8=FIRST)
+    assert answers(text_of(held, busy), tmp_path) == [(DEMOTE, "unexplained", None, "EX", None)]
+
+
+@pytest.mark.parametrize(
+    ("td", "expected"),
+    [(0x7_D000, ("host_conflict", 12, "SH", "EX")), (0x8_D000, ("unexplained", None, "SH", None))],
+)
+def test_mmio_block_keeps_the_tree_of_its_td(
+    td: int, expected: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """In 2.0.18 it takes the SEPT tree alone, as RANGE.BLOCK does."""
+    augs = {"rcx": 0x8000_0000, "rdx": 0x7_D000, "r8": FIRST}
+    busy = call(11, 200, 210, AUG, BUSY | TREE, **augs)
+    held = call(12, 100, 300, MMIO_BLOCK, rcx=0x9000_0000, rdx=td)
+    assert answers(text_of(busy, held), tmp_path) == [(AUG, *expected)]
+
+
+def test_which_iommu_is_not_shown_so_no_call_is_accused(tmp_path: Path) -> None:
+    """Two calls of TDX Connect at once may be on two IOMMUs: neither kept the other out."""
+    busy = call(11, 200, 210, SPDM_CREATE, BUSY | RCX, rcx=0x1000, rdx=1, r8=FIRST)
+    held = call(12, 100, 300, SPDM_CREATE, rcx=0x2000, rdx=2, r8=SECOND)
+    text = text_of(busy, held)
+    assert answers(text, tmp_path) == [(SPDM_CREATE, "unexplained", None, "EX", None)]
+    trace = tdxtrace.read_trace(tmp_path / "trace.txt")
+    assert tdxtrace.analyze(trace, generation="C").busy_causes["lacks"].to_list() == ["arguments"]
 
 
 ROWS = {
