@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from tdxtrace.simulate.guest.programs import VcpuPlace, program_named
+from tdxtrace.simulate.guest.programs import HOSTILE_PROGRAMS, VcpuPlace, program_named
 from tdxtrace.simulate.host.machine import Machine
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.host.vcpu_state import VcpuState
-from tdxtrace.simulate.journal import Journal
+from tdxtrace.simulate.journal import Actor, Journal
 from tdxtrace.simulate.kvm import lifecycle
 from tdxtrace.simulate.kvm.policies import policy_named
 from tdxtrace.simulate.kvm.vcpu_run import VcpuRun
-from tdxtrace.simulate.kvm.vm import PRESENT, Vm
+from tdxtrace.simulate.kvm.vm import NO_VCPU, PRESENT, Vm
 from tdxtrace.simulate.kvm.vmm_threads import Worker, WorkerSpec
 from tdxtrace.simulate.module.abi import MAPPED, NL_MAPPED, ROOT_LEVEL, page_bytes
 from tdxtrace.simulate.module.generations import GENERATIONS
@@ -105,12 +105,28 @@ def _make_vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, se
     first = spec.guest.first_page
     vm.shared_pages = {MEMORY + (first + i << 12) for i in range(spec.mismatched)}
     main = Thread(tgid, tgid, "qemu-system-x86", RandomStream(seed, number * _STREAMS))
+    actors = machine.journal.actors
+    actors.append(Actor(main.tid, number, NO_VCPU, "host", "main", "honest"))
+    for vcpu in vcpus:
+        actors += _actors_of(vcpu.state, spec)
     machine.env.process(_start_vm(vm, main, spec, scenario.no_entropy, vcpus))
     for i, work in enumerate(spec.workers):
         stream = number * _STREAMS + _STREAMS // 2 + i
         thread = Thread(tgid + 1000 + i, tgid, "worker", RandomStream(seed, stream))
+        actors.append(Actor(thread.tid, number, NO_VCPU, "host", work.kind, work.conduct))
         machine.env.process(Worker(vm, thread, work, MEMORY).run())
     return vm
+
+
+def _actors_of(state: VcpuState, spec: TdSpec) -> tuple[Actor, Actor]:
+    """The host's thread of a vCPU, and the guest that runs on it."""
+    who = state.thread.tid, state.vcpu.td.number, state.vcpu.number
+    program = spec.guest.program
+    is_hostile = program in HOSTILE_PROGRAMS
+    return (
+        Actor(*who, "host", "vcpu", "hostile" if state.refuses_faults else "honest"),
+        Actor(*who, "guest", program, "hostile" if is_hostile else "honest"),
+    )
 
 
 def _make_vcpu(vm: Vm, scenario: Scenario, spec: TdSpec, i: int, ids: tuple[int, int]) -> VcpuRun:

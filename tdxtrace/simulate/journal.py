@@ -68,6 +68,42 @@ class PolicyAction(NamedTuple):
 
 
 @dataclass(slots=True)
+class CountedFault:
+    """One EPT violation that the module counted for zero-step."""
+
+    gpa: int
+    state: int
+    """State of the Secure EPT entry that the access ended on."""
+    blocked_by: Call | None
+    """The RANGE.BLOCK in force on that entry."""
+    handling: str = ""
+    """What KVM did with it: refused, memory_fault, served, spurious, frozen, invalidating or
+    busy; empty while it has not returned."""
+
+
+class Actor(NamedTuple):
+    """Whoever acts in a run: a thread of the host on one TD, or the guest on one vCPU."""
+
+    tid: int
+    td: int
+    vcpu: int
+    side: str
+    """``host`` or ``guest``."""
+    kind: str
+    """vcpu, main or a kind of worker; of a guest, its program."""
+    conduct: str
+    """``honest``, ``buggy`` or ``hostile``."""
+
+
+class BrokenRule(NamedTuple):
+    """A call that shows that the simulated kernel broke a rule, and the call that proves it."""
+
+    rule: str
+    call: Call
+    evidence: Call | None
+
+
+@dataclass(slots=True)
 class Episode:
     """One zero-step episode of a vCPU: from the arming of its gate until RIP moved on."""
 
@@ -78,6 +114,8 @@ class Episode:
     gpa: int
     armed_ns: int
     n_faults: int
+    faults: list[CountedFault]
+    """The counted faults at that RIP, in order, those after the arming included."""
     n_busy: int = 0
     n_emulated: int = 0
     first_refused_ns: int | None = None
@@ -96,6 +134,11 @@ class Journal:
         self.episodes: list[Episode] = []
         self.epochs: list[tuple[int, int, int]] = []
         """Time, TD and number of each epoch that TRACK began."""
+        self.actors: list[Actor] = []
+        self.acts: dict[tuple[int, str], list[int]] = {}
+        """Number, first and last time of what an actor did, by its thread and side."""
+        self.broken: list[BrokenRule] = []
+        """Broken rules that only the mechanism knows; ``truth`` finds the others."""
         self.pending: dict[Thread, Request] = {}
         """The request of each thread whose last attempt was answered with a retryable status."""
         self._abandoned: dict[tuple[int, str, int, int], list[Request]] = {}
@@ -161,6 +204,12 @@ class Journal:
             return False
         request.outcome = "failed" if call.status & abi.ERROR_BIT else "succeeded"
         return True
+
+    def count_act(self, tid: int, side: str, now: int) -> None:
+        """Count something that an actor did: a worker's turn, a refused fault, a TDCALL."""
+        seen = self.acts.setdefault((tid, side), [0, now, now])
+        seen[0] += 1
+        seen[2] = now
 
     def truncate(self, end_ns: int) -> None:
         """Drop what happened after the end of the run; requests still open are cut."""

@@ -14,7 +14,7 @@ from tdxtrace.errors import QueryError
 from tdxtrace.simulate.durations import Durations, durations_from
 from tdxtrace.simulate.guest.programs import GuestSpec, program_named
 from tdxtrace.simulate.kvm.policies import policy_named
-from tdxtrace.simulate.kvm.vmm_threads import WORKER_KINDS, WorkerSpec
+from tdxtrace.simulate.kvm.vmm_threads import CONDUCTS, WORKER_KINDS, WorkerSpec
 from tdxtrace.simulate.module.generations import GENERATIONS
 from tdxtrace.simulate.tables import rows
 
@@ -199,6 +199,7 @@ def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
         *(_one_of("worker", work.kind, tuple(WORKER_KINDS)) for work in td.workers),
         *(_one_of("leaf", w.leaf, _leaves_on_pages(s)) for w in td.workers if w.kind == "seamcall"),
         *(_within("every_us", work.every_us, 1, 10**9) for work in td.workers),
+        *(_one_of("conduct", work.conduct, CONDUCTS) for work in td.workers),
         *(_within("batch", work.batch, 1, max(1, work.pages)) for work in td.workers),
     ]
 

@@ -87,6 +87,7 @@ class Thread:
         "n_entries",
         "now",
         "random",
+        "retry_reason",
         "tgid",
         "tid",
     )
@@ -103,3 +104,5 @@ class Thread:
         self.n_entries = 0
         # Whether an interrupt handler may run on its CPU now: while it waits.
         self.irqs_enabled = False
+        # Why the last private fault it served has to be retried: frozen, invalidating or busy.
+        self.retry_reason = ""

@@ -2,11 +2,20 @@
 
 CSV, because a Parquet file holds the version of the library that wrote it, and a run's
 files are the same bytes everywhere.  The columns are declared in ``tables.truth``.
+
+They answer, for each thing that an analysis may say: was it so?
+
+- a retry chain: ``truth_chains``, ``truth_attempts``;
+- the holder that made an attempt busy: ``truth_busy``, ``truth_holders``;
+- a broken rule, at these rows: ``truth_broken_rules`` (``true_rules`` finds them);
+- a zero-step episode and its cause: ``truth_zero_steps`` (``true_step_cause`` decides);
+- an actor, and whether it attacks: ``truth_actors``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tdxtrace.simulate.engine import Run
@@ -14,18 +23,29 @@ from tdxtrace.simulate.journal import RETRYABLE, Request
 from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.record.symbols import CLOCK_START_NS, td_address
+from tdxtrace.simulate.true_causes import true_step_cause
+from tdxtrace.simulate.true_rules import true_rules
 
 Row = tuple[object, ...]
+Places = dict[int, tuple[int, int]]
+"""Chain and attempt of each call that belongs to one, by its id."""
 _LOW_HALF: Final = 0xFFFF
+_NOWHERE: Final = (None, None)
 
 
 def rows_of(run: Run) -> dict[str, list[Row]]:
     """Return the rows of every truth table of a run, by table name, in column order."""
     journal = run.journal
+    places = places_of(journal.requests)
     return {
         "truth_chains": [_chain_row(request) for request in journal.requests],
         "truth_attempts": [row for request in journal.requests for row in _attempt_rows(request)],
         "truth_busy": [row for request in journal.requests for row in _busy_rows(request)],
+        "truth_holders": [
+            row for request in journal.requests for row in _holder_rows(request, places)
+        ],
+        "truth_broken_rules": list(_broken_rows(run, places)),
+        "truth_actors": list(_actor_rows(run)),
         "truth_zero_steps": list(_episode_rows(run)),
         "truth_epochs": [
             (_clock(ts_ns), td_address(td), epoch)
@@ -33,6 +53,15 @@ def rows_of(run: Run) -> dict[str, list[Row]]:
             if ts_ns <= run.end_ns
         ],
         "truth_actions": list(_action_rows(run)),
+    }
+
+
+def places_of(requests: Iterable[Request]) -> Places:
+    """Return the chain and the attempt of every call of some requests, by the call's id."""
+    return {
+        id(call): (request.number, number)
+        for request in requests
+        for number, call in enumerate(request.calls, 1)
     }
 
 
@@ -84,7 +113,8 @@ def _chain_row(request: Request) -> Row:
 def _attempt_rows(request: Request) -> Iterator[Row]:
     for number, call in enumerate(request.calls, 1):
         times = (_clock(call.start_ns), _clock(call.end_ns))
-        yield request.number, number, call.wrapper_call, call.cpu, *times, call.status
+        executed = call.executed if call.leaf == "TDH.VP.ENTER" else None
+        yield request.number, number, call.wrapper_call, call.cpu, *times, call.status, executed
 
 
 def _busy_rows(request: Request) -> Iterator[Row]:
@@ -119,7 +149,62 @@ def _holder(call: object) -> Row:
     )
 
 
+def _holder_rows(request: Request, places: Places) -> Iterator[Row]:
+    for number, call in enumerate(request.calls, 1):
+        reason = call.busy_reason
+        if reason is None or not _is_retryable(call):
+            continue
+        holders = (holder for holder in reason.holders if isinstance(holder, Call))
+        for n, holder in enumerate(holders, 1):
+            leaf, *rest = _holder(holder)
+            place = places.get(id(holder), _NOWHERE)
+            yield request.number, number, n, reason.resource, *place, leaf, *rest
+
+
+def _broken_rows(run: Run, places: Places) -> Iterator[Row]:
+    """Broken rules whose call returned before the run ended."""
+    shown = [broken for broken in true_rules(run) if id(broken.call) in places]
+    for rule, call, evidence in sorted(shown, key=lambda broken: broken.call.end_ns):
+        assert call.thread is not None
+        assert call.td is not None
+        by = evidence.thread if evidence is not None else None
+        yield (
+            rule,
+            *places[id(call)],
+            _clock(call.end_ns),
+            LEAF[call.leaf],
+            call.thread.tid,
+            td_address(call.td.number),
+            *places.get(id(evidence), _NOWHERE),
+            evidence.leaf if evidence is not None else None,
+            by.tid if by is not None else None,
+        )
+
+
+def _actor_rows(run: Run) -> Iterator[Row]:
+    caused: Counter[tuple[int, int, str]] = Counter()
+    for request in run.journal.requests:
+        for call in request.calls:
+            holders = call.busy_reason.holders if call.busy_reason is not None else ()
+            first = holders[0] if holders else None
+            if _is_retryable(call) and isinstance(first, Call) and first.thread is not None:
+                side = "guest" if first.guest else "host"
+                td = first.td.number if first.td is not None else -1
+                caused[first.thread.tid, td, side] += 1
+    for actor in run.journal.actors:
+        n, first_ns, last_ns = run.journal.acts.get((actor.tid, actor.side), (0, None, None))
+        yield (
+            actor.tid,
+            td_address(actor.td),
+            actor.vcpu if actor.vcpu >= 0 else None,
+            *(actor.side, actor.kind, actor.conduct, n),
+            *(None if ns is None else _clock(ns) for ns in (first_ns, last_ns)),
+            caused[actor.tid, actor.td, actor.side],
+        )
+
+
 def _episode_rows(run: Run) -> Iterator[Row]:
+    actors = {(a.tid, a.side): a for a in run.journal.actors}
     for e in run.journal.episodes:
         if e.armed_ns > run.end_ns:
             continue
@@ -137,6 +222,7 @@ def _episode_rows(run: Run) -> Iterator[Row]:
             e.n_busy,
             e.n_emulated,
             form if e.n_busy or e.n_emulated else "armed_only",
+            *true_step_cause(e, actors),
         )
 
 

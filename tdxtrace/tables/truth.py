@@ -16,6 +16,28 @@ VCPU = Column("vcpu_id", U32, "vCPU number.", nullable=True)
 TID = Column("tid", I32, "Host thread; in interrupt context the interrupted one.")
 WHEN = Column("ts_ns", I64, "Time on the trace's clock.", unit="ns")
 TRUE_FORMS: Final = ("busy_sept", "emulated_ept_violation", "armed_only")
+CONDUCTS: Final = ("honest", "buggy", "hostile")
+TRUE_STEP_CAUSES: Final = (
+    "memory_fault",
+    "refused",
+    "churned",
+    "invalidated",
+    "raced",
+    "left_loop",
+    "pending",
+    "served",
+    "other",
+)
+_ATTEMPT = Column("attempt", U32, "Number within its chain, from 1.")
+
+
+def _other(name: str, meaning: str) -> tuple[Column, Column]:
+    """Chain and attempt of another call; null if it belongs to no chain."""
+    return (
+        Column(f"{name}_chain", U32, f"Chain of {meaning}.", nullable=True),
+        Column(f"{name}_attempt", U32, "Its number within that chain.", nullable=True),
+    )
+
 
 TRUTH_CHAINS = Table(
     name="truth_chains",
@@ -63,6 +85,12 @@ TRUTH_ATTEMPTS = Table(
         Column("start_ns", I64, "Start, on the trace's clock.", unit="ns"),
         Column("end_ns", I64, "End, on the trace's clock.", unit="ns"),
         Column("status", U64, "Completion status (RAX)."),
+        Column(
+            "executed",
+            BOOL,
+            "Of TDH.VP.ENTER: whether the guest completed an instruction; null: another leaf.",
+            nullable=True,
+        ),
     ),
 )
 
@@ -91,6 +119,87 @@ TRUTH_BUSY = Table(
     ),
 )
 
+TRUTH_HOLDERS = Table(
+    name="truth_holders",
+    grain="one row per holder of the lock that made an attempt busy",
+    meaning="A holder is the call that had the lock at the moment the attempt tried it; "
+    "truth_busy names the longest-standing one of them.",
+    key=("chain", "attempt", "holder"),
+    columns=(
+        CHAIN,
+        _ATTEMPT,
+        Column("holder", U32, "Number of the holder, from 1, the longest-standing first."),
+        Column("resource", TEXT, "Lock held, as in truth_busy."),
+        *_other("holder", "the holder; null for a TDCALL, and for a call that had not returned"),
+        Column("leaf", TEXT, "Leaf of the holder."),
+        Column("tid", I32, "Host thread of the holder.", nullable=True),
+        VCPU,
+        Column("start_ns", I64, "Start of the holder's call.", unit="ns"),
+        Column("is_guest", BOOL, "Whether it is a TDCALL of a guest."),
+        Column("is_armed", BOOL, "Whether it is an armed TDH.VP.ENTER."),
+    ),
+)
+
+TRUTH_BROKEN_RULES = Table(
+    name="truth_broken_rules",
+    grain="one row per rule of a correct kernel, call that breaks it, and call that proves it",
+    meaning="tdr_busy, tdvpr_busy: a call was busy on that lock. busy_before_finalize: on a lock "
+    "of a TD that was being built. aug_busy_on_entry: AUG met a call of the host on its entry. "
+    "track_without_kick: TRACK met a vCPU of the previous epoch. busy_after_kick: the second call "
+    "of BLOCK, TRACK or REMOVE was busy with every vCPU held off, whoever held the lock. "
+    "mmu_lock_excludes: BLOCK, TRACK or REMOVE overlapped such a call, an AUG or a SEPT.ADD of the "
+    "same TD; the call is the one that started later, and each pair is one row. "
+    "host_priority_timeout: TDH.VP.ENTER ended since the host had left an entry reserved for "
+    "itself; the evidence is the attempt that reserved it last.",
+    key=("rule", "chain", "attempt", "evidence_chain", "evidence_attempt"),
+    columns=(
+        Column("rule", TEXT, "The rule."),
+        CHAIN,
+        _ATTEMPT,
+        WHEN,
+        LEAF,
+        TID,
+        TD,
+        *_other("evidence", "the call that proves it; null: none, a TDCALL, or not returned"),
+        Column("evidence_leaf", TEXT, "Leaf of that call.", nullable=True),
+        Column("evidence_tid", I32, "Host thread of that call.", nullable=True),
+    ),
+)
+
+TRUTH_ACTORS = Table(
+    name="truth_actors",
+    grain="one row per actor: a thread of the host on one TD, or the guest on one vCPU",
+    meaning="An accusation is right if the actor it names behaved so, and did it (n_acts, "
+    "n_busy_caused); what a host did when, and to which page, is in the chains of its thread.",
+    key=("tid", "td_id", "side"),
+    columns=(
+        TID,
+        TD,
+        VCPU,
+        Column("side", pl.Enum(("host", "guest")), "The host, or a guest."),
+        Column("kind", TEXT, "vcpu, main, or the kind of a worker; of a guest, its program."),
+        Column(
+            "conduct",
+            pl.Enum(CONDUCTS),
+            "buggy: a kernel or VMM with a mistake; hostile: a host that attacks its guest, or a "
+            "guest that holds entries which it has no reason to use again.",
+        ),
+        Column(
+            "n_acts",
+            U32,
+            "Turns of a worker; faults that the thread of a vCPU left unserved on purpose; TDCALLs "
+            "of a guest that locked an entry.",
+        ),
+        Column("first_ns", I64, "Time of the first of them.", unit="ns", nullable=True),
+        Column("last_ns", I64, "Time of the last of them.", unit="ns", nullable=True),
+        Column(
+            "n_busy_caused",
+            U32,
+            "Busy answers to others whose longest-standing holder this actor was.",
+        ),
+    ),
+)
+
 TRUTH_ZERO_STEPS = Table(
     name="truth_zero_steps",
     grain="one row per time that zero-step mitigation was armed for a vCPU",
@@ -115,6 +224,23 @@ TRUTH_ZERO_STEPS = Table(
         Column("n_busy", U32, "Entries answered OPERAND_BUSY, operand SEPT."),
         Column("n_emulated", U32, "EPT violations emulated by the module without entering."),
         Column("form", pl.Enum(TRUE_FORMS), "Effect on the vCPU."),
+        Column(
+            "cause",
+            pl.Enum((*TRUE_STEP_CAUSES, "mixed")),
+            "What more than half of the faults up to the arming have in common; mixed: nothing.",
+        ),
+        Column("n_pages", U32, "Distinct pages among the faults up to the arming."),
+        Column("n_memory_fault", U32, "Of these, passed to userspace: KVM_EXIT_MEMORY_FAULT."),
+        Column("n_refused", U32, "Left unserved by the host on purpose, the page not blocked."),
+        Column("n_churned", U32, "On a page that was blocked to be unblocked."),
+        Column("n_invalidated", U32, "On a page blocked or about to be removed or split."),
+        Column("n_raced", U32, "On a page or table that another thread was installing."),
+        Column("n_left_loop", U32, "The call that serves it was busy, and the host entered again."),
+        Column("n_pending", U32, "On a page that waits for the guest's ACCEPT."),
+        Column("n_served", U32, "Served: the next fault was another page's, or a new one's."),
+        Column("n_other", U32, "None of these, or not handled when the run ended."),
+        Column("blocker_tid", I32, "Thread that blocked the page of most of them.", nullable=True),
+        Column("is_attack", BOOL, "Whether a hostile actor caused more than half of these faults."),
     ),
 )
 
@@ -143,6 +269,9 @@ TRUTH_TABLES: Final = (
     TRUTH_CHAINS,
     TRUTH_ATTEMPTS,
     TRUTH_BUSY,
+    TRUTH_HOLDERS,
+    TRUTH_BROKEN_RULES,
+    TRUTH_ACTORS,
     TRUTH_ZERO_STEPS,
     TRUTH_EPOCHS,
     TRUTH_ACTIONS,

@@ -15,7 +15,7 @@ import simpy
 from tdxtrace.simulate.guest.programs import Frame, Step, VmExit
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.host.vcpu_state import VcpuState
-from tdxtrace.simulate.journal import Episode
+from tdxtrace.simulate.journal import CountedFault, Episode
 from tdxtrace.simulate.module.abi import EXIT_INTERRUPT
 
 # Distance between the RIPs of two steps: more than the 32 bytes that single-stepping is
@@ -33,7 +33,9 @@ class GuestCpu:
         self.env = state.machine.env
         self.program = program
         self.frames: list[Frame] = []
-        self._n_faults = 0
+        self.n_progress = 0
+        """Instructions completed, as far as the model knows them apart."""
+        self._faults: list[CountedFault] = []
         self._last_rip = 0x1000_0000
 
     def next_rip(self) -> int:
@@ -48,6 +50,7 @@ class GuestCpu:
     def pop(self) -> None:
         """Complete the step on top; RIP moves past it."""
         self.state.vcpu.rip = self.frames.pop().rip + 1
+        self.n_progress += 1
 
     def must_exit(self) -> bool:
         """Whether an IPI or an interrupt of the host CPU is pending."""
@@ -57,7 +60,7 @@ class GuestCpu:
         """Pass a VM exit at ``rip``, seen by the host or not, through the module's filter."""
         state, zero_step = self.state, self.state.vcpu.zero_step
         if rip != zero_step.entry_rip:
-            self._n_faults = 0
+            self._faults = []
             if state.episode is not None:
                 state.episode.cleared_ns = int(self.env.now)
                 state.episode = None
@@ -66,15 +69,17 @@ class GuestCpu:
     def count_fault(self, gpa: int | None) -> None:
         """Count an EPT violation that becomes a TD exit and counts for zero-step."""
         state = self.state
-        self._n_faults += 1
+        entry = self.td.sept.mapping(gpa or 0)
+        state.fault = CountedFault(gpa or 0, entry.state, entry.blocked_by)
+        self._faults.append(state.fault)
         if state.vcpu.zero_step.on_counted_fault(gpa):
             vcpu, now = state.vcpu, int(self.env.now)
             state.episode = Episode(
-                state.thread, self.td.number, vcpu.number, vcpu.rip, gpa or 0, now, 0
+                state.thread, self.td.number, vcpu.number, vcpu.rip, gpa or 0, now, 0, self._faults
             )
             state.machine.journal.episodes.append(state.episode)
         if state.episode is not None:
-            state.episode.n_faults = self._n_faults
+            state.episode.n_faults = len(self._faults)
 
     def exit_for_interrupt(self) -> VmExit:
         """The exit that a pending interrupt causes."""

@@ -12,8 +12,9 @@ from typing import Final
 from tdxtrace.simulate.guest.cpu import GuestCpu
 from tdxtrace.simulate.guest.programs import ACCEPT, ATTR, REPEAT, RUN, TOUCH, VMCALL, Frame, VmExit
 from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.journal import BrokenRule
 from tdxtrace.simulate.module import abi, generations
-from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.module.state import Call, SeptEntry
 
 # Extended exit qualification of an EPT violation, type in bits 3:0: 6 is a pending page
 # (Linux 6.16 arch/x86/kvm/vmx/tdx.h, EXT_EXIT_QUAL_TYPE_PENDING_EPT_VIOLATION).
@@ -43,6 +44,7 @@ def run(cpu: GuestCpu) -> SimProcess[VmExit]:
     if state.next_event <= env.now:
         state.next_event = int(env.now) + state.random.exponential(state.event_mean_ns)
         yield from cpu.elapse(state.random.duration(state.durations.guest_interrupt), masked=True)
+        cpu.n_progress += 1
     while True:
         if cpu.must_exit():
             return cpu.exit_for_interrupt()
@@ -79,6 +81,7 @@ def _compute(cpu: GuestCpu, frame: Frame) -> SimProcess[None]:
     frame.done += took
     if took:
         cpu.state.vcpu.rip = frame.rip = cpu.next_rip()
+        cpu.n_progress += 1
     if took >= left:
         cpu.pop()
 
@@ -99,6 +102,7 @@ def _repeat(cpu: GuestCpu, frame: Frame) -> MaybeExit:
         if exit_ is not None or cpu.frames[-1] is not frame:
             return exit_
         frame.done += 1
+        cpu.n_progress += 1
         yield from cpu.elapse(_COPY_PAGE_NS, masked=True)
         if cpu.must_exit():
             return None
@@ -146,7 +150,8 @@ def _tdcall(cpu: GuestCpu, frame: Frame) -> MaybeExit:
     call.gpa, call.entry, call.start_ns = gpa, entry, int(cpu.env.now)
     status = module.acquire(call, module.generation.lock_sequences[leaf])
     if status != abi.SUCCESS:
-        return (yield from _busy(cpu, status))
+        return (yield from _busy(cpu, status, entry))
+    state.machine.journal.count_act(state.thread.tid, "guest", call.start_ns)
     state.vcpu.hp_busy_since = None
     execute = _accept if frame.step[0] == ACCEPT else _read_attributes
     return (yield from execute(cpu, frame, call))
@@ -156,6 +161,7 @@ def _read_attributes(cpu: GuestCpu, frame: Frame, call: Call) -> MaybeExit:
     yield cpu.env.timeout(cpu.state.random.duration(cpu.state.durations.attr))
     cpu.state.machine.module.release(call)
     frame.done += 1
+    cpu.n_progress += 1
     if frame.done >= frame.step[2]:
         cpu.pop()
     return None
@@ -204,9 +210,10 @@ def _zero_pages(cpu: GuestCpu, frame: Frame, n_pages: int) -> SimProcess[None]:
             break
 
 
-def _busy(cpu: GuestCpu, status: int) -> MaybeExit:
+def _busy(cpu: GuestCpu, status: int, entry: SeptEntry) -> MaybeExit:
     """Return OPERAND_BUSY to the guest; kept out for a host for too long, the TD exits."""
     state, vcpu, env = cpu.state, cpu.state.vcpu, cpu.env
+    cpu.n_progress += 1
     if status & abi.HIGH_HALF != abi.HOST_PRIORITY_BUSY:
         vcpu.hp_busy_since = None
     elif vcpu.hp_busy_since is None:
@@ -214,6 +221,11 @@ def _busy(cpu: GuestCpu, status: int) -> MaybeExit:
     elif env.now - vcpu.hp_busy_since >= state.machine.hp_timeout_ns:
         vcpu.hp_busy_since = None
         cpu.apply_stepping_filter(vcpu.rip + 4)
+        left_by = entry.priority_of
+        if state.entering is not None and isinstance(left_by, Call):
+            state.machine.journal.broken.append(
+                BrokenRule("host_priority_timeout", state.entering, left_by)
+            )
         return VmExit(abi.HOST_PRIORITY_BUSY_TIMEOUT)
     yield from cpu.elapse(state.random.duration(state.durations.guest_pause))
     return None

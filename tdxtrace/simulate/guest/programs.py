@@ -227,6 +227,10 @@ PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
 }
 
 
+# Those that lock entries which they have no reason to work on again: no honest guest does.
+HOSTILE_PROGRAMS: Final = frozenset({"accept-again", "hold-entries"})
+
+
 def program_named(name: str) -> Callable[[GuestSpec, VcpuPlace], Iterator[Step]]:
     """Return a guest program by its name.
 

@@ -9,7 +9,7 @@ import simpy
 
 from tdxtrace.simulate.durations import Durations
 from tdxtrace.simulate.host.machine import Machine
-from tdxtrace.simulate.journal import Episode
+from tdxtrace.simulate.journal import CountedFault, Episode
 from tdxtrace.simulate.module.state import Call, Vcpu
 from tdxtrace.simulate.thread import RandomStream, Thread
 
@@ -54,6 +54,8 @@ class VcpuState:
     """Time of the guest's own next interrupt: a timer, an IPI."""
     episode: Episode | None = None
     """The zero-step episode in progress, if the gate is armed."""
+    fault: CountedFault | None = None
+    """The last fault that the module counted, until KVM has handled it."""
     random: RandomStream = field(init=False)
     durations: Durations = field(init=False)
 

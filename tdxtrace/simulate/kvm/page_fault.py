@@ -72,12 +72,14 @@ def _map_levels(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
     if vm.dead:
         return BUGGED
     if vm.is_invalidating(gpa):
+        thread.retry_reason = "invalidating"
         return RETRY
     result = SPURIOUS
     for at in range(ROOT_LEVEL, level - 1, -1):
         key = (gpa & -page_bytes(at)) | at
         spte = vm.sptes.get(key)
         if spte == FROZEN:
+            thread.retry_reason = "frozen"
             return RETRY
         if spte is None:
             result = yield from _install(vm, thread, key, at == level)
@@ -107,6 +109,7 @@ def _install(vm: Vm, thread: Thread, key: int, is_page: bool) -> SimProcess[int]
         vm.sptes[key] = PRESENT
         return FIXED
     del vm.sptes[key]
+    thread.retry_reason = "busy"
     return RETRY if is_busy(status) and not vm.dead else BUGGED
 
 

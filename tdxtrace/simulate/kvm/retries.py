@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tdxtrace.simulate.durations import Duration
 from tdxtrace.simulate.host.scheduler import SimProcess
-from tdxtrace.simulate.journal import Request
+from tdxtrace.simulate.journal import BrokenRule, Request
 from tdxtrace.simulate.kvm.vm import NO_PAGE, Vm
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import BusyReason, Call
@@ -49,6 +49,8 @@ def zap_call(vm: Vm, thread: Thread, leaf: str, gpa: int = 0, level: int = 0) ->
     if policy.kick and abi.is_busy(status):
         yield from vm.no_vcpus_enter_start(thread, leaf)
         status = yield from machine.seamcall(thread, request, make_call(), work)
+        if abi.is_busy(status):
+            _blame_after_kick(vm, request)
         yield from vm.no_vcpus_enter_stop(thread)
     if status == abi.PREVIOUS_TLB_EPOCH_BUSY:
         blame_previous_epoch(vm, request)
@@ -68,12 +70,23 @@ _WORK = {
 }
 
 
+def _blame_after_kick(vm: Vm, request: Request) -> None:
+    """Record that the call after a kick, with every vCPU held off, was busy all the same."""
+    call = request.calls[-1]
+    holders = call.busy_reason.holders if call.busy_reason is not None else ()
+    held_by = next((holder for holder in holders if isinstance(holder, Call)), None)
+    vm.machine.journal.broken.append(BrokenRule("busy_after_kick", call, held_by))
+
+
 def blame_previous_epoch(vm: Vm, request: Request) -> None:
     """Store the reason of a busy TRACK: the vCPUs that still run in the previous epoch."""
     previous = vm.td.epochs.current - 1
     vcpus = [v for v in vm.vcpus if v.vcpu.running and v.vcpu.epoch == previous]
     holders = tuple(v.entering for v in vcpus if v.entering is not None)
-    request.calls[-1].busy_reason = BusyReason("PREVIOUS_EPOCH", holders, False)
+    call = request.calls[-1]
+    call.busy_reason = BusyReason("PREVIOUS_EPOCH", holders, False)
+    held_by = holders[0] if holders else None
+    vm.machine.journal.broken.append(BrokenRule("track_without_kick", call, held_by))
 
 
 def _call_until_settled(

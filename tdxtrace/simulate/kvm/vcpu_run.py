@@ -26,6 +26,11 @@ KVM_EXIT_IO: Final = 2
 KVM_EXIT_HYPERCALL: Final = 3
 KVM_EXIT_INTERNAL_ERROR: Final = 17
 EFAULT: Final = -14
+_HANDLING: Final = {
+    page_fault.FIXED: "served",
+    page_fault.SPURIOUS: "spurious",
+    page_fault.MEMORY_FAULT: "memory_fault",
+}
 
 
 class VcpuRun:
@@ -102,7 +107,9 @@ class VcpuRun:
         vp_enter.enter_guest(call)
         state.entry_delay_ns = delay
         state.entering = call
+        done = self.guest.n_progress
         exit_ = yield from execution.run(self.guest)
+        call.executed = self.guest.n_progress > done
         vp_enter.exit_guest(self.machine.module, call)
         state.entering = None
         return exit_
@@ -164,12 +171,18 @@ class VcpuRun:
 
     def _handle_ept_violation(self, exit_: VmExit) -> SimProcess[None]:
         state, vm = self.state, self.vm
+        fault, state.fault = state.fault, None
         if state.refuses_faults:
             fields = (state.vcpu.number, exit_.gpa, page_fault.WRITE)
             self.machine.log_event(state.thread, "kvm_page_fault", *fields)
+            self.machine.journal.count_act(state.thread.tid, "host", state.thread.now)
+            if fault is not None:
+                fault.handling = "refused"
             return
         level = 1 if vm.large_pages and exit_.extended >> 32 & 7 == 1 else 0
         result = yield from page_fault.handle(vm, state, exit_.gpa, level)
+        if fault is not None:
+            fault.handling = _HANDLING.get(result, state.thread.retry_reason)
         if result == page_fault.MEMORY_FAULT:
             yield from self._exit_to_userspace(EFAULT)
             self._n_ignored += 1

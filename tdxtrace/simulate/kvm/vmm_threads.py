@@ -18,6 +18,7 @@ from tdxtrace.simulate.tables import rows
 from tdxtrace.simulate.thread import Thread
 
 _LARGE: Final = 1 << 21
+CONDUCTS: Final = ("honest", "buggy", "hostile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class WorkerSpec:
     """Time of its first action; 0: after an interval like any other."""
     leaf: str = ""
     """Leaf that a worker of kind seamcall calls."""
+    conduct: str = "honest"
+    """What it stands for: ``honest``, ``buggy`` (a kernel with a bug) or ``hostile``."""
 
 
 class Worker:
@@ -68,6 +71,7 @@ class Worker:
             yield machine.env.timeout(pause_ns or 1 + random.exponential(self.spec.every_us * 1000))
             pause_ns = 0
             yield from self.schedule_in()
+            machine.journal.count_act(self.thread.tid, "host", self.thread.now)
             yield from act(self)
             yield from self.schedule_out()
 
@@ -112,7 +116,7 @@ def _delete_slot(worker: Worker) -> SimProcess[None]:
 
 
 def _churn_blocks(worker: Worker) -> SimProcess[None]:
-    """Attack: block a page of the victim, wait for its fault, unblock it."""
+    """Block a page, wait for its fault, unblock it: an attack, or a migration (``conduct``)."""
     vm = worker.vm
     gpa = worker.random_pages()[0]
     yield from vm.machine.acquire_lock(worker.thread, vm.mmu_lock, exclusive=True)

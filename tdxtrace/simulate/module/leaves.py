@@ -122,7 +122,7 @@ def _install(state: int) -> Callable[[Call], int]:
 def _block(call: Call) -> int:
     entry, td = _operands(call)
     entry.state = BLOCKED_STATE[entry.state]
-    entry.blocked_in = td.epochs.current
+    entry.blocked_in, entry.blocked_by = td.epochs.current, call
     return abi.SUCCESS
 
 

@@ -118,17 +118,20 @@ class SharexHpLock(SharexLock):
 class EntryLock:
     """The lock bit (TDEL) and host-priority bit (TDHP) of one Secure EPT entry."""
 
-    __slots__ = ("host_priority", "owner")
+    __slots__ = ("host_priority", "owner", "priority_of")
 
     def __init__(self) -> None:
         self.owner: Holder | None = None
         self.host_priority = False
+        self.priority_of: Holder | None = None
+        """The failed attempt of the host that set the bit last."""
 
     def acquire(self, who: Holder, exclusive: bool = True) -> int:
         """Try to lock the entry; returns ACQUIRED, BUSY, or for a guest BUSY_HOST_PRIORITY."""
         assert exclusive, "an entry lock is never shared"
         if self.owner is not None:
-            self.host_priority = self.host_priority or not who.guest
+            if not who.guest:
+                self.host_priority, self.priority_of = True, who
             return BUSY
         if who.guest and self.host_priority:
             return BUSY_HOST_PRIORITY

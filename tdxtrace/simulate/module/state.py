@@ -185,6 +185,8 @@ class Call:
     """Whether it is a TDH.VP.ENTER whose zero-step gate was armed."""
     entered = False
     """Whether it is one that ran the guest."""
+    executed = False
+    """Whether it is one in which the guest completed an instruction."""
     entry: SeptEntry | None = None
     busy_reason: BusyReason | None = None
 
@@ -271,7 +273,7 @@ class Vcpu:
 class SeptEntry(EntryLock):
     """One entry: its lock, its state, the page it maps, the epoch it was blocked in."""
 
-    __slots__ = ("blocked_in", "gpa", "level", "page", "state")
+    __slots__ = ("blocked_by", "blocked_in", "gpa", "level", "page", "state")
 
     def __init__(self, gpa: int, level: int) -> None:
         super().__init__()
@@ -280,6 +282,7 @@ class SeptEntry(EntryLock):
         self.state = abi.FREE
         self.page = 0
         self.blocked_in = 0
+        self.blocked_by: Call | None = None
 
     def word(self) -> int:
         """The entry as a failed leaf returns it in RCX: only the page."""

@@ -1,0 +1,124 @@
+"""The truth tables: what truly happened at which call, and who did it."""
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tdxtrace.simulate import engine, scenario, truth
+from tdxtrace.tables.truth import TRUTH_TABLES
+
+
+@cache
+def _truth(name: str, seed: int = 1, **changes: object) -> dict[str, pl.DataFrame]:
+    rows = truth.rows_of(engine.run(scenario.named(name).with_(**changes), seed))
+    return {
+        t.name: t.check(pl.DataFrame(rows[t.name], t.schema, orient="row")) for t in TRUTH_TABLES
+    }
+
+
+def _attempt(tables: dict[str, pl.DataFrame], chain: int, attempt: int) -> dict[str, Any]:
+    found = tables["truth_attempts"].filter(chain=chain, attempt=attempt)
+    return found.row(0, named=True)
+
+
+# Scenarios in which somebody works on the Secure EPT without mmu_lock.
+WITHOUT_MMU_LOCK = {"string_copy", "zero_step_attack"}
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_mmu_lock_excludes_unless_somebody_does_not_take_it(name: str) -> None:
+    rules = _truth(name, duration_ms=6)["truth_broken_rules"]
+    broken = not rules.filter(rule="mmu_lock_excludes").is_empty()
+    assert broken == (name in WITHOUT_MMU_LOCK)
+
+
+def test_a_broken_mmu_lock_names_two_calls_that_overlap() -> None:
+    tables = _truth("zero_step_attack", generation="B", duration_ms=6)
+    for row in tables["truth_broken_rules"].filter(rule="mmu_lock_excludes").rows(named=True):
+        later = _attempt(tables, row["chain"], row["attempt"])
+        earlier = _attempt(tables, row["evidence_chain"], row["evidence_attempt"])
+        assert earlier["start_ns"] <= later["start_ns"] < earlier["end_ns"]
+
+
+def test_a_timeout_names_the_attempt_that_reserved_the_entry() -> None:
+    tables = _truth("host_gives_up")
+    rows = tables["truth_broken_rules"].filter(rule="host_priority_timeout")
+    assert not rows.is_empty()
+    for row in rows.rows(named=True):
+        assert row["evidence_leaf"] in ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE")
+        left = _attempt(tables, row["evidence_chain"], row["evidence_attempt"])
+        assert left["status"] == 0x8000_0200_0000_0001
+        # The module waits at least 10 ms: HP_LOCK_TIMEOUT.
+        assert row["ts_ns"] - left["end_ns"] >= 10_000_000
+
+
+def test_a_holder_is_the_call_that_was_at_work() -> None:
+    tables = _truth("balloon", duration_ms=10)
+    busy = {(r["chain"], r["attempt"]): r for r in tables["truth_busy"].rows(named=True)}
+    held = tables["truth_holders"].filter(~pl.col("is_guest"), pl.col("holder_chain").is_not_null())
+    assert not held.is_empty()
+    for row in held.rows(named=True):
+        answer = _attempt(tables, row["chain"], row["attempt"])
+        holder = _attempt(tables, row["holder_chain"], row["holder_attempt"])
+        assert holder["start_ns"] == row["start_ns"] < answer["end_ns"]
+        assert holder["end_ns"] > answer["start_ns"]
+        assert row["holder"] <= busy[row["chain"], row["attempt"]]["n_holders"]
+
+
+def test_actors_say_who_attacks() -> None:
+    attack = _truth("zero_step_attack", duration_ms=6)["truth_actors"]
+    hostile = attack.filter(conduct="hostile")
+    assert set(hostile["kind"]) == {"vcpu", "churn_blocks"}
+    assert hostile["n_acts"].to_list() == [n for n in hostile["n_acts"] if n > 0]
+    guests = _truth("hostile_guest", duration_ms=6)["truth_actors"].filter(conduct="hostile")
+    assert set(guests["side"]) == {"guest"}
+    assert guests["n_busy_caused"].sum() > 0
+    for name in ("quiet", "balloon", "crowd", "string_copy"):
+        assert set(_truth(name, duration_ms=6)["truth_actors"]["conduct"]) == {"honest"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "causes", "is_attack"),
+    [
+        ("zero_step_attack", {"generation": "B"}, {"churned"}, True),
+        ("string_copy", {"generation": "B"}, {"churned"}, False),
+        ("memory_fault_ignored", {"generation": "B"}, {"memory_fault"}, False),
+    ],
+)
+def test_every_episode_has_the_cause_that_the_scenario_makes(
+    name: str, changes: dict[str, object], causes: set[str], is_attack: bool
+) -> None:
+    episodes = _truth(name, duration_ms=20, **changes)["truth_zero_steps"]
+    counted = Counter(episodes["cause"])
+    assert counted, name
+    assert counted.most_common(1)[0][0] in causes
+    assert set(episodes["is_attack"]) == {is_attack}
+    faults = episodes.select(
+        pl.sum_horizontal(
+            pl.col("^n_(memory|refused|churned|inv|raced|left|pending|served|other).*$")
+        )
+    )
+    assert set(faults.to_series()) == {7}
+
+
+def test_an_entry_that_faults_at_once_executed_nothing() -> None:
+    tables = _truth("zero_step_attack", generation="B", duration_ms=6)
+    leaf = pl.col("leaf") == 0
+    entries = tables["truth_attempts"].join(
+        tables["truth_chains"].filter(leaf).select("chain"), on="chain", how="semi"
+    )
+    refused = entries.filter(pl.col("status") == 0x8000_0200_0000_0092)
+    assert not refused.is_empty()
+    assert not refused["executed"].any()
+    faulted = entries.filter(status=48)
+    assert not faulted["executed"].all()
+    assert entries["executed"].any()
+    assert (
+        tables["truth_attempts"]
+        .join(entries, on=["chain", "attempt"], how="anti")["executed"]
+        .is_null()
+        .all()
+    )
