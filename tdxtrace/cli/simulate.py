@@ -48,7 +48,11 @@ def simulate_command(
         typer.Option("--option", metavar="WORD", help="Of the format: tgid, latency, ns, raw, …"),
     ] = [],  # noqa: B006 - typer reads, nobody writes it
     probes: Annotated[
-        str, typer.Option("--probes", help="wrappers, retargs, seamcall or stock.")
+        str,
+        typer.Option(
+            "--probes",
+            help="wrappers, retargs, seamcall, stock, capture, …",
+        ),
     ] = "wrappers",
     arguments: Annotated[
         bool,

@@ -13,6 +13,7 @@ from tdxtrace.errors import InputError, QueryError
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.record import faults, output
+from tdxtrace.simulate.record.capture_probes import CAPTURES
 from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
 from tdxtrace.tables.files import refuse_overwriting, whole_file
@@ -167,6 +168,8 @@ def _capture(options: TraceOptions) -> Capture:
         raise QueryError(f"no probes {options.probes!r}; there are: {', '.join(PROBES)}")
     if options.form == "graph" and options.probes != "wrappers":
         raise QueryError("function_graph sees wrappers only; leave --probes out")
+    if options.probes in CAPTURES and not options.arguments:
+        raise QueryError(f"{options.probes} fetches arguments always; leave --no-arguments out")
     return Capture(options.probes, arguments=options.arguments)
 
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.hosts import WRAPPERS, kallsyms, made, structure, tdx_host
+from support.hosts import WRAPPERS, kallsyms, tdx_host, vcpu_types
 from support.running import answered, refused
 from support.testbed import Tracing, wrong_chains
 
@@ -24,19 +24,6 @@ def probes(*words: str | Path) -> list[str]:
     """The lines of a plan that make probes."""
     lines = answered("capture", "plan", *words).lines
     return [line.removeprefix("add '").removesuffix("'") for line in lines if "add '" in line]
-
-
-def types(folder: Path) -> Path:
-    """Types of a kernel with KVM built in: vp_enter_ret at 256, exit_gpa at 128, vcpu_id at 64."""
-    names = b"\0kvm_vcpu\0vcpu_id\0vcpu_tdx\0vp_enter_ret\0exit_gpa\0"
-    at = {name: names.index(name + b"\0") for name in names.strip(b"\0").split(b"\0")}
-    vcpu = structure(at[b"kvm_vcpu"], 100, (at[b"vcpu_id"], 0, 64 * 8))
-    tdx = structure(
-        at[b"vcpu_tdx"], 300, (at[b"exit_gpa"], 0, 128 * 8), (at[b"vp_enter_ret"], 0, 256 * 8)
-    )
-    path = folder / "vmlinux.btf"
-    path.write_bytes(made(vcpu + tdx, names))
-    return path
 
 
 def test_a_kernel_of_6_16() -> None:
@@ -106,7 +93,7 @@ def test_only_functions_that_the_kernel_has(tmp_path: Path) -> None:
 
 
 def test_types_give_the_status_of_an_entry(tmp_path: Path) -> None:
-    words = ("--kernel", "6.18", "--btf", types(tmp_path))
+    words = ("--kernel", "6.18", "--btf", vcpu_types(tmp_path))
     assert (
         "r:tdxtrace/tdx_vcpu_run_return tdx_vcpu_run status=+256($arg1):x64 gpa=+128($arg1):x64 "
         "vcpu=+64($arg1):s32" in probes(*words)

@@ -77,6 +77,7 @@ KNOWN = "b5cdd13f92f6e057"
         (["quiet", "--vcpus", "0"], 2, "vcpus is 0, not within"),
         (["quiet", "--kernel", "5.4"], 2, "kernel '5.4' is not one of"),
         (["quiet", "--probes", "all"], 2, "no probes 'all'"),
+        (["quiet", "--probes", "capture", "--no-arguments"], 2, "capture fetches arguments always"),
         (["quiet", "--format", "pcap"], 2, "no format 'pcap'"),
         (["quiet", "--format", "graph", "--probes", "stock"], 2, "sees wrappers only"),
         (["quiet", "--fault", "gone=1"], 2, "no fault 'gone'"),

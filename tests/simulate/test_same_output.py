@@ -18,6 +18,7 @@ from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.guest.programs import PROGRAMS
 from tdxtrace.simulate.module.generations import GENERATIONS
 from tdxtrace.simulate.record import faults, output
+from tdxtrace.simulate.record.capture_probes import CAPTURES
 from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import KERNELS, Scenario
 from tdxtrace.tables.truth import TRUTH_TABLES
@@ -123,7 +124,7 @@ def _option_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
 
 def _probe_outputs(run: Run) -> Iterator[tuple[str, bytes]]:
     for probes in PROBES:
-        for arguments in (True, False):
+        for arguments in (True, False)[: 1 if probes in CAPTURES else 2]:
             recording = faults.record(run, Capture(probes, arguments=arguments), ())
             for name in ("trace-cmd", "trace.dat"):
                 data = output.render_bytes(run, recording, output.parse_format(name))

@@ -87,3 +87,16 @@ def structure(name: int, size: int, *members: tuple[int, int, int]) -> bytes:
     """BTF of a struct: its name, size in bytes, and (name, type, bit offset) of each member."""
     body = b"".join(struct.pack("<III", *member) for member in members)
     return struct.pack("<III", name, 4 << 24 | len(members), size) + body
+
+
+def vcpu_types(folder: Path) -> Path:
+    """Types of a kernel with KVM built in: vp_enter_ret at 256, exit_gpa at 128, vcpu_id at 64."""
+    names = b"\0kvm_vcpu\0vcpu_id\0vcpu_tdx\0vp_enter_ret\0exit_gpa\0"
+    at = {name: names.index(name + b"\0") for name in names.strip(b"\0").split(b"\0")}
+    vcpu = structure(at[b"kvm_vcpu"], 100, (at[b"vcpu_id"], 0, 64 * 8))
+    tdx = structure(
+        at[b"vcpu_tdx"], 300, (at[b"exit_gpa"], 0, 128 * 8), (at[b"vp_enter_ret"], 0, 256 * 8)
+    )
+    path = folder / "vmlinux.btf"
+    path.write_bytes(made(vcpu + tdx, names))
+    return path

@@ -12,7 +12,8 @@ from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.journal import KernelEvent
 from tdxtrace.simulate.module.abi import LEAF
 from tdxtrace.simulate.module.state import Call
-from tdxtrace.simulate.record import symbols, tracepoints
+from tdxtrace.simulate.record import capture_probes, symbols, tracepoints
+from tdxtrace.simulate.record.capture_probes import CAPTURES, VCPU_RUN_RETURN
 from tdxtrace.simulate.record.recording import TraceEvent
 from tdxtrace.simulate.record.symbols import (
     CLOCK_START_NS,
@@ -89,7 +90,7 @@ def _page(call: Call, number: str) -> int:
     return call.further_pages[int(number) - 2] if number else call.page
 
 
-PROBES: Final = ("wrappers", "retargs", "seamcall", "stock")
+PROBES: Final = ("wrappers", "retargs", "seamcall", "stock", *CAPTURES)
 
 # Time between a probe and the start or end of the call.
 _BEFORE_NS: Final = 90
@@ -113,7 +114,8 @@ class Capture:
 
     probes: str = "wrappers"
     """wrappers: entry and return of each tdh_*; retargs: returns with arguments; seamcall:
-    __seamcall and __seamcall_ret; stock: KVM's own tracepoints and nothing else."""
+    __seamcall and __seamcall_ret; stock: KVM's own tracepoints and nothing else; capture,
+    capture-minimal, capture-seamcalls: what ``tdxtrace capture`` records (capture_probes)."""
     vp_enter: bool = True
     """Whether tdx_vcpu_run is probed for the status of TDH.VP.ENTER."""
     kvm: bool = True
@@ -137,6 +139,19 @@ class ProbeRecorder:
         self.level_base = _level_base(run.scenario.kernel)
         self._specs: dict[tuple[str, str], EventSpec] = {}
         self._arguments = CallArguments(self.level_base)
+        self._is_capture = capture.probes in CAPTURES
+        self._wrappers = (
+            capture_probes.wrapper_probes(capture.probes, self.level_base)
+            if self._is_capture
+            else {}
+        )
+        self._seamcalls = capture_probes.seamcall_probes(capture.probes)
+
+    def specs(self) -> list[EventSpec]:
+        """Every kind of event that ``tdxtrace capture`` records, whether a run has it or not."""
+        probed = [*self._wrappers.values(), *self._seamcalls.values()]
+        specs = [spec for call in probed for spec in (call.entry, call.back) if spec is not None]
+        return [*specs, VCPU_RUN_RETURN, *capture_probes.kvm_events(self.capture.probes)]
 
     def events(self) -> list[TraceEvent]:
         """All events of the run, sorted by timestamp (ns of the trace's clock)."""
@@ -153,6 +168,9 @@ class ProbeRecorder:
         if self.capture.kvm:
             traced = (event for event in self.run.journal.events if event.name != "dmesg")
             recorded.extend(map(self._kernel_event, traced))
+        if self._is_capture:
+            known = set(self.specs())
+            recorded = [event for event in recorded if event.spec in known]
         # Buffers are per CPU and merged by timestamp; among equal ones the lowest CPU goes
         # first, in the kernel (__find_next_entry) as in trace-cmd.
         recorded.sort(key=lambda event: (event.ts_ns, event.cpu))
@@ -168,6 +186,9 @@ class ProbeRecorder:
                 yield from self._seamcall(call)
             return
         first, last = calls[0], calls[-1]
+        if self._is_capture:
+            yield from self._captured(calls)
+            return
         function, arguments = WRAPPERS[first.leaf]
         if not self.capture.arguments:
             arguments = ()
@@ -183,6 +204,28 @@ class ProbeRecorder:
         values = (last.status, *self._arguments.of(last, arguments), last.out_rcx, last.out_rdx)
         spec = self._spec("return", f"{function}_done", function, fields)
         yield self._event(last, last.end_ns, spec, values[: len(fields)], calls)
+
+    def _captured(self, calls: tuple[Call, ...]) -> Iterator[TraceEvent]:
+        """The events of a wrapper's call, and of the SEAMCALLs inside, as capture records them."""
+        first, last = calls[0], calls[-1]
+        for call in calls:
+            function = "__seamcall_ret" if call.leaf in WITH_OUTPUT else "__seamcall"
+            if inner := self._seamcalls.get(function):
+                assert inner.entry is not None
+                values = (LEAF[call.leaf] | call.version << 16, *self._arguments.registers(call))
+                start, end = call.start_ns + _INSIDE_NS, call.end_ns - _INSIDE_NS
+                yield self._event(call, start, inner.entry, values, (call,))
+                yield self._event(call, end, inner.back, (call.status,), (call,))
+        probed = self._wrappers.get(first.leaf)
+        if probed is None:
+            return
+        request = self._arguments.of(first, probed.arguments)
+        if probed.entry is None:
+            yield self._event(last, last.end_ns, probed.back, (last.status, *request), calls)
+            return
+        yield self._event(first, first.start_ns, probed.entry, request, calls)
+        answer = (last.status, last.out_rcx, last.out_rdx)[: len(probed.back.fields)]
+        yield self._event(last, last.end_ns, probed.back, answer, calls)
 
     def _seamcall(self, call: Call) -> Iterator[TraceEvent]:
         with_output = call.leaf in WITH_OUTPUT
@@ -207,7 +250,7 @@ class ProbeRecorder:
         vcpu = call.page
         vp = symbols.vcpu_address(td_number(call), vcpu)
         probed = self.capture.vp_enter and self.capture.probes != "stock"
-        if probed:
+        if probed and not self._is_capture:
             spec = self._spec("entry", "vpenter_in", VCPU_RUN, (("vp", "x64"),))
             yield self._event(call, call.start_ns - _BEFORE_NS, spec, (vp,), (call,))
         if self.capture.kvm:
@@ -217,7 +260,10 @@ class ProbeRecorder:
             return
         if self.capture.kvm:
             yield self._event(call, call.end_ns, *tracepoints.kvm_exit(call, vcpu), ())
-        if probed:
+        if probed and self._is_capture:
+            told = (call.status, call.out_r8, vcpu)
+            yield self._event(call, call.end_ns + _AFTER_NS, VCPU_RUN_RETURN, told, (call,))
+        elif probed:
             types = (("status", "x64"), ("gpa", "x64"), ("vp", "x64"), ("fast", "u32"))
             spec = self._spec("return", "vpenter", VCPU_RUN, types)
             values = (call.status, call.out_r8, vp, 0)

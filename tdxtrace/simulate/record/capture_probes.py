@@ -1,0 +1,125 @@
+"""The probes of ``tdxtrace capture``, transcribed from the scripts that ``capture plan`` prints.
+
+``capture`` is its level full, ``capture-minimal`` its level minimal, ``capture-seamcalls`` its
+level full with ``--seamcalls``; its level stock is ``stock``.  The simulated kernel has the types
+(BTF) and the return probes with arguments (Linux 6.9) that tdx_vcpu_run needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tdxtrace.simulate.record import tracepoints
+from tdxtrace.simulate.record.symbols import PFN_FROM_7_2, VCPU_RUN, WRAPPERS
+from tdxtrace.simulate.record.tracepoints import EventSpec, Fields
+
+CAPTURES: Final = ("capture", "capture-minimal", "capture-seamcalls")
+SEAMCALLS: Final = ("__seamcall", "__seamcall_ret")
+_GROUP: Final = "tdxtrace"
+_STATUS: Final = ("ret", "x64")
+_REGISTERS: Final = (("fn", "x64"), ("rcx", "x64"), ("rdx", "x64"), ("r8", "x64"))
+# Arguments that are fetched; hkid, resume, source and others are not.
+_FETCHED: Final = {
+    **dict.fromkeys(("td", "vp", "gpa", "page", "pfn"), "x64"),
+    "level": "s32",
+}
+_EXTENDED: Final = (("ext1", "x64"), ("ext2", "x64"))
+# Functions whose pointers to RCX and RDX are among the first six arguments.
+_OUTPUTS: Final = frozenset(
+    {
+        "tdh_mem_page_add",
+        "tdh_mem_page_aug",
+        "tdh_mem_page_demote",
+        "tdh_mem_page_remove",
+        "tdh_mem_range_block",
+        "tdh_mem_range_unblock",
+        "tdh_mem_sept_add",
+        "tdh_mem_sept_remove",
+        "tdh_mr_extend",
+    }
+)
+# In its form of January 2026 they are on the stack, behind the new S-EPT page and the PAMT cache.
+_OUTPUTS_ON_STACK: Final = frozenset({"tdh_mem_page_demote"})
+# The series of 2022 and 2023 that had it does not tell its arguments.
+_NOT_PROBED: Final = frozenset({"tdh_mem_page_promote"})
+_MINIMAL: Final = frozenset(
+    {
+        "tdh_mem_page_aug",
+        "tdh_mem_sept_add",
+        "tdh_mem_range_block",
+        "tdh_mem_track",
+        "tdh_mem_page_remove",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallProbes:
+    """The probes on one function; ``entry`` is None where only its return is probed."""
+
+    entry: EventSpec | None
+    back: EventSpec
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments that one of the two fetches."""
+        fields = self.back.fields[1:] if self.entry is None else self.entry.fields
+        return tuple(name for name, _ in fields)
+
+
+def wrapper_probes(probes: str, level_base: int) -> dict[str, CallProbes]:
+    """Return the probes on each wrapper, by its leaf.
+
+    Args:
+        probes: One of CAPTURES.
+        level_base: Number of the 4K level in the kernel's wrappers: 1 from the release on that
+            passes a page frame number.
+    """
+    made = {}
+    for leaf, (function, arguments) in WRAPPERS.items():
+        takes_pfn = bool(level_base) and leaf in PFN_FROM_7_2
+        named = ("pfn" if takes_pfn and name == "page" else name for name in arguments)
+        request = tuple((name, _FETCHED[name]) for name in named if name in _FETCHED)
+        hidden = takes_pfn and function in _OUTPUTS_ON_STACK
+        outputs = _EXTENDED if function in _OUTPUTS and not hidden else ()
+        if probes == "capture-minimal":
+            if function in _MINIMAL:
+                made[leaf] = CallProbes(None, _return(function, (_STATUS, *request)))
+        elif function not in _NOT_PROBED:
+            back = _return(function, (_STATUS, *outputs))
+            made[leaf] = CallProbes(_entry(function, request), back)
+    return made
+
+
+def seamcall_probes(probes: str) -> dict[str, CallProbes]:
+    """Return the probes on __seamcall and __seamcall_ret, by function; none but with seamcalls."""
+    if probes != "capture-seamcalls":
+        return {}
+    return {f: CallProbes(_entry(f, _REGISTERS), _return(f, (_STATUS,))) for f in SEAMCALLS}
+
+
+VCPU_RUN_RETURN: Final = EventSpec(
+    _GROUP,
+    f"{VCPU_RUN}_return",
+    "return",
+    (("status", "x64"), ("gpa", "x64"), ("vcpu", "s32")),
+    VCPU_RUN,
+)
+"""The probe on entries of vCPUs; kvm_entry, inside the function, tells when it began."""
+
+
+def kvm_events(probes: str) -> tuple[EventSpec, ...]:
+    """Return the tracepoints of KVM that are recorded."""
+    both = (tracepoints.KVM_ENTRY, tracepoints.KVM_EXIT)
+    if probes == "capture-minimal":
+        return both
+    return (*both, tracepoints.KVM_PAGE_FAULT, tracepoints.KVM_USERSPACE_EXIT)
+
+
+def _entry(function: str, fields: Fields) -> EventSpec:
+    return EventSpec(_GROUP, f"{function}_entry", "entry", fields, function)
+
+
+def _return(function: str, fields: Fields) -> EventSpec:
+    return EventSpec(_GROUP, f"{function}_return", "return", fields, function)
