@@ -80,7 +80,9 @@ def analyze(
     given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     all_chains = retry_chains(trace.seamcalls, trace.losses)
     chains = selected.filter(all_chains, trace)
-    steps = zero_steps(trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events)
+    steps = zero_steps(
+        trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events, trace.losses
+    )
     steps = selected.filter(steps, trace)
     entries = selected.filter(trace.vm_entries, trace)
     calls = selected.filter(trace.seamcalls, trace)

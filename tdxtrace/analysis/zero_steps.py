@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
+import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
-from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
+from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows, unprobed_entries
+from tdxtrace.tables.events import HOST_EVENTS, LOSSES, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
+from tdxtrace.tdx.locks import conflict_table
+from tdxtrace.tdx.word import bits
 
 # Exits that a vCPU can have at an unchanged RIP: interruptions, and the fault
 # itself.  Any other exit means an executed instruction.  TDX module
@@ -35,10 +39,17 @@ _INTERNAL_ERROR: Final = 17
 _WRITE: Final = 0x2
 
 _TRACK: Final = leaves.parse_leaf("TDH.MEM.TRACK")[0]
+# The fault that arms the mitigation, and after which an entry can be refused: TDX module 1.5.01
+# td_exit_stepping.c, td_exit_epf_stepping_log lets STEPPING_EPF_THRESHOLD of them pass.
+ARMING_FAULT: Final = STEPPING_EPF_THRESHOLD + 1
+# A fault on a shared page keeps the shared bit, and the module does not count it: GPA bit 47 or 51
+# by GPAW (TDX module 1.5 base specification); td_ept_violation.c counts private pages only.
+SHARED_BITS: Final = (1 << 47) | (1 << 51)
 _INSTALLS: Final = [leaves.parse_leaf(f"TDH.MEM.{n}")[0] for n in ("PAGE.AUG", "SEPT.ADD")]
 _EPT_VIOLATION: Final = exit_reason_number("EPT_VIOLATION") or 0
-_BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 _VCPU: Final = ("source", "tid")
+_PAGE_BYTES: Final = 4096
+_FIRST_NS, _LAST_NS = -(1 << 63), (1 << 63) - 1
 _STEP: Final = (*_VCPU, "tgid", "vp_id", "seq", "gpa", "leaf", "status")
 
 
@@ -47,6 +58,7 @@ def zero_steps(
     vm_entries: pl.DataFrame,
     page_faults: pl.DataFrame,
     host_events: pl.DataFrame | None = None,
+    losses: pl.DataFrame | None = None,
     *,
     emulated_exit_ns: int = EMULATED_EXIT_NS,
 ) -> pl.DataFrame:
@@ -58,18 +70,29 @@ def zero_steps(
 
     ``busy_sept`` (proof): TDH.VP.ENTER answered OPERAND_BUSY with operand SEPT,
     which it does only when the mitigation is armed.
-    ``failed_vmentry`` (strong): KVM printed exit reason -1 and entered again, after
-    at least STEPPING_EPF_THRESHOLD EPT violations without progress and with no
-    TDH.MEM.TRACK in flight, and told userspace of no internal error; weak where the
-    trace does not reach that far back, or does not show that KVM entered again.
+
+    ``failed_vmentry``: KVM printed exit reason -1, entered again, and told userspace of no
+    internal error.  Any busy operand gives that exit, a TDH.MEM.TRACK above all.  Strong only
+    where nothing else can have been busy and the mitigation must have been armed: one private
+    page was faulted on ARMING_FAULT times without progress, TDH.MEM.TRACK is seen to be probed,
+    no call that an unarmed entry collides with was in flight, and no event may be lost there.
+    Weak where the record begins within the run, or with ARMING_FAULT faults on any pages: a booting
+    guest that touches new pages under KVM's tracepoints alone looks like that, and meets TRACKs
+    that nobody recorded.  With fewer it is none.
+
     ``emulated_ept_violation`` (weak): after as many, an EPT violation by writing on
-    the same page, not installed meanwhile, within ``emulated_exit_ns`` of entering.
+    the same page, not installed meanwhile, within ``emulated_exit_ns`` of entering.  An entry that
+    executed nothing and ended otherwise is none: single-stepping makes such (0.8 % of them in
+    TDXdown, CCS 2024), without any fault.
+
+    Weak episodes are suspicions: no statistic counts them, and no verdict accuses by them.
 
     Args:
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         page_faults: The ``page_faults`` table.
         host_events: The ``host_events`` table; without it, internal errors are not recognised.
+        losses: The ``losses`` table; without it, nothing counts as lost.
         emulated_exit_ns: Longest entry-to-exit time of an exit that ran no guest code.
 
     Returns:
@@ -77,6 +100,10 @@ def zero_steps(
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
+
+    Sources:
+        TDX module 1.5.01 to 1.5.25 src/td_transitions/td_exit_stepping.c and tdh_vp_enter.c; Linux
+        6.16 arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason.
     """
     calls = SEAMCALLS.conform(seamcalls)
     entries = VM_ENTRIES.conform(vm_entries)
@@ -86,16 +113,28 @@ def zero_steps(
     if host_events is not None:
         kvm_only = _drop_internal_errors(kvm_only, HOST_EVENTS.conform(host_events))
     steps = steps_from_kvm_events(kvm_only, calls, faults)
-    from_kvm_events = [_failed_vmentry(steps), _emulated(steps, emulated_exit_ns)]
+    lost = None if losses is None else LOSSES.conform(losses)
+    excluded = _nothing_else_was_busy(kvm_only, calls, lost)
+    from_kvm_events = [_failed_vmentry(steps, excluded), _emulated(steps, emulated_exit_ns)]
     found = pl.concat([ZERO_STEPS.empty(), proof, *from_kvm_events])
     return ZERO_STEPS.conform(found.sort("source", "start_ns", "first_seq"))
 
 
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
     """Episodes from the status of TDH.VP.ENTER."""
-    vcpus = calls.filter(pl.col("status") == _BUSY_SEPT, pl.col("leaf") == VP_ENTER)
+    vcpus = calls.filter(is_refused_entry())
     own = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
     return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own), "busy_sept"))
+
+
+def is_refused_entry() -> pl.Expr:
+    """Whether a call is a TDH.VP.ENTER that zero-step mitigation refused: OPERAND_BUSY, SEPT.
+
+    Bits 61 and 60 of a status are not part of its code (:func:`~tdxtrace.tdx.word.status_code`).
+    """
+    status = pl.col("status")
+    of_sept = word.low32(status) == word.TDX_OPERAND_ID_SEPT
+    return (word.is_busy(status) & of_sept & (pl.col("leaf") == VP_ENTER)).fill_null(False)
 
 
 def _rows_of_vcpus(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -120,7 +159,7 @@ def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
         "when",
         "gpa",
         vcpu_id=pl.lit(None, pl.UInt32),
-        refused=(entering & (pl.col("status") == _BUSY_SEPT)).fill_null(False),
+        refused=is_refused_entry(),
         entry=entering,
         reason=pl.when(entering & done).then(pl.col("status").cast(pl.UInt32, strict=False)),
         installs=installs,
@@ -142,6 +181,7 @@ def steps_from_kvm_events(
         when=pl.coalesce("end_ns", "start_ns"),
         gpa=pl.lit(None, pl.UInt64),
         vcpu_id="vcpu_id",
+        faulted=pl.lit(False),
         refused=(pl.col("exit_reason") == _NOT_ENTERED).fill_null(False) & ~pl.col("tracking"),
         entry=pl.lit(True),
         reason="exit_reason",
@@ -154,12 +194,16 @@ def steps_from_kvm_events(
     done = (pl.col("status") < word.ERROR_BIT).fill_null(False)
     installed = _page_steps(installing.with_columns(when=pl.coalesce("end_ns", "start_ns")), done)
     faulted = _page_steps(
-        _rows_of_vcpus(entries, faults).with_columns(when=pl.col("ts_ns")), pl.lit(False)
+        _rows_of_vcpus(entries, faults).with_columns(when=pl.col("ts_ns")),
+        pl.lit(False),
+        faulted=(bits(pl.col("gpa"), SHARED_BITS) == 0).fill_null(False),
     )
     return pl.concat([entered, installed, faulted], how="diagonal").sort(*_VCPU, "when", "seq")
 
 
-def _page_steps(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
+def _page_steps(
+    rows: pl.DataFrame, installed: pl.Expr, faulted: pl.Expr | None = None
+) -> pl.DataFrame:
     """Faults on or installs of a page, as steps of their thread."""
     return rows.select(
         *_VCPU,
@@ -171,6 +215,7 @@ def _page_steps(rows: pl.DataFrame, installed: pl.Expr) -> pl.DataFrame:
         entry=pl.lit(False),
         installs=pl.lit(True),
         installed=installed,
+        faulted=pl.lit(False) if faulted is None else faulted,
     )
 
 
@@ -190,33 +235,90 @@ def _drop_internal_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.Dat
 def _mark_concurrent_track(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
     """Mark failed entries during which a TDH.MEM.TRACK ran: these meet the TD's epoch."""
     failed = entries.filter(pl.col("exit_reason") == _NOT_ENTERED)
-    if failed.is_empty() or tracks.is_empty():
-        return entries.with_columns(tracking=pl.lit(False))
-    spans = tracks.select(
-        "source",
-        tgid_of_track="tgid",
-        track_start=pl.coalesce("start_ns", "end_ns"),
-        track_end=pl.coalesce("end_ns", "start_ns"),
+    spans = tracks.with_columns(
+        begins=pl.coalesce("start_ns", "end_ns"), ends=pl.coalesce("end_ns", "start_ns")
     )
-    met = failed.join_where(
-        spans,
-        pl.col("track_start") <= pl.col("end_ns"),
-        pl.col("track_end") >= pl.coalesce("start_ns", "end_ns"),
-        suffix="_of_track",
-    ).filter(
-        pl.col("source") == pl.col("source_of_track"),
-        (pl.col("tgid") == pl.col("tgid_of_track")).fill_null(True),
-    )
-    busy = met.select("source", "seq", tracking=pl.lit(True)).unique()
-    return entries.join(busy, on=("source", "seq"), how="left").with_columns(
+    busy = _overlapped(failed, spans).with_columns(tracking=pl.lit(True))
+    return entries.join(busy, on=("source", "seq"), how="left", maintain_order="left").with_columns(
         pl.col("tracking").fill_null(False)
     )
 
 
-def _failed_vmentry(steps: pl.DataFrame) -> pl.DataFrame:
-    """Episodes of failed entries after a sufficient run of faults, or one of unknown length."""
-    found = _episodes(steps, "failed_vmentry")
-    enough = pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD
+def _overlapped(failed: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
+    """Keys (source, seq) of entries that a call of their process (begins, ends) overlaps."""
+    spans = spans.select("source", tgid_of_call="tgid", begins="begins", ends="ends")
+    met = failed.join_where(
+        spans,
+        pl.col("begins") <= pl.col("end_ns"),
+        pl.col("ends") >= pl.coalesce("start_ns", "end_ns"),
+        suffix="_of_call",
+    ).filter(
+        pl.col("source") == pl.col("source_of_call"),
+        (pl.col("tgid") == pl.col("tgid_of_call")).fill_null(True),
+    )
+    return met.select("source", "seq").unique()
+
+
+@cache
+def _leaves_against_entries() -> list[int]:
+    """Leaves that an entry collides with though the mitigation is not armed: TRACK and others."""
+    unarmed = conflict_table().filter(
+        pl.col("leaf") == VP_ENTER, pl.col("lock") != "SEPT_TREE", pl.col("holder_leaf") != VP_ENTER
+    )
+    return unarmed["holder_leaf"].drop_nulls().unique().to_list()
+
+
+def _nothing_else_was_busy(
+    entries: pl.DataFrame, calls: pl.DataFrame, losses: pl.DataFrame | None
+) -> pl.DataFrame:
+    """Keys (source, seq) of failed entries that only the mitigation can have refused.
+
+    Evidence: TDH.MEM.TRACK was recorded in the source, so it is probed; no call of the process
+    that an unarmed entry collides with was in flight, where a call whose start or end was not
+    recorded reaches to the thread's neighbouring call; no events may be lost about then.
+    """
+    failed = entries.filter(pl.col("exit_reason") == _NOT_ENTERED)
+    probed = calls.filter(pl.col("leaf") == _TRACK)["source"].unique()
+    failed = failed.filter(
+        pl.col("source").is_in(probed.implode()), pl.col("start_ns").is_not_null()
+    )
+    if failed.is_empty():
+        return failed.select("source", "seq")
+    at, end = pl.coalesce("start_ns", "end_ns"), pl.coalesce("end_ns", "start_ns")
+    order = calls.select(*_VCPU, "tgid", "leaf", "start_ns", "end_ns", "seq").sort(
+        *_VCPU, at, "seq"
+    )
+    before = end.shift().over(_VCPU).fill_null(pl.lit(_FIRST_NS))
+    after = at.shift(-1).over(_VCPU).fill_null(pl.lit(_LAST_NS))
+    spans = order.with_columns(
+        begins=pl.coalesce("start_ns", before), ends=pl.coalesce("end_ns", after)
+    ).filter(pl.col("leaf").is_in(_leaves_against_entries()))
+    rest = failed.join(_overlapped(failed, spans), on=("source", "seq"), how="anti")
+    parts = [rest.select("source", "seq").clear()]
+    for (source,), rows in rest.group_by("source"):
+        known = rows
+        if losses is not None:
+            windows = LossWindows(losses, int(str(source)))
+            begins = rows.select(at)["start_ns"].to_numpy()
+            anywhere = np.full(rows.height, NO_CPU, np.int64)
+            known = rows.filter(
+                ~windows.overlap(anywhere, begins - 1, rows["end_ns"].to_numpy() + 1)
+            )
+        parts.append(known.select("source", "seq"))
+    return pl.concat(parts)
+
+
+def _failed_vmentry(steps: pl.DataFrame, excluded: pl.DataFrame) -> pl.DataFrame:
+    """Episodes of failed entries after enough faults, or after a run of unknown length.
+
+    Args:
+        steps: Steps from KVM's events.
+        excluded: Keys of the failed entries that nothing else explains.
+    """
+    sure = excluded.with_columns(sure=pl.lit(True))
+    marked = steps.join(sure, on=("source", "seq"), how="left", maintain_order="left")
+    found = _episodes(marked.with_columns(pl.col("sure").fill_null(False)), "failed_vmentry")
+    enough = pl.col("n_faults_before") >= ARMING_FAULT
     return ZERO_STEPS.conform(found.filter(enough | ~pl.col("whole")))
 
 
@@ -228,7 +330,7 @@ def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
     # The page of an entry is that of the next step.
     next_installs, next_gpa = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
     same_page = pl.when(next_installs).then(next_gpa) == pl.col("page")
-    looks = (nth > STEPPING_EPF_THRESHOLD) & pl.col("is_fault") & fast & same_page
+    looks = (nth > ARMING_FAULT) & pl.col("is_fault") & fast & same_page
     marked = run.with_columns(refused=looks.fill_null(False)).drop("run", "is_fault", "page")
     return ZERO_STEPS.conform(_episodes(marked, "emulated_ept_violation"))
 
@@ -248,6 +350,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
     next_entry = pl.col("reason").is_not_null().reverse().cum_max().reverse().over(_VCPU)
     rows = run.with_columns(
         n_before=pl.col("is_fault").cum_sum().over("run"),
+        n_same_page=_faults_on_one_page(run.columns),
         enters_later=(next_entry.shift(-1).over(_VCPU)).fill_null(False),
         goes_on=pl.col("entry").reverse().cum_max().reverse().shift(-1).over(_VCPU),
     )
@@ -267,10 +370,20 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         n_faults_before=pl.col("n_before").first().cast(pl.UInt32),
         gpa=pl.col("page").first(),
         whole=pl.col("whole").first(),
+        n_same_page=pl.col("n_same_page").first(),
+        sure=(pl.col("sure") if "sure" in rows.columns else pl.lit(False)).any(),
         enters_later=pl.col("enters_later").last(),
         goes_on=pl.col("goes_on").last(),
     )
     return _with_end_and_strength(found.join(inside, on=("source", "run"), how="left"), form)
+
+
+def _faults_on_one_page(columns: list[str]) -> pl.Expr:
+    """Most faults that any one private page had in the run so far; 0 where no page is recorded."""
+    if "faulted" not in columns:
+        return pl.lit(0, pl.UInt32)
+    same = pl.col("faulted").cum_sum().over("run", pl.col("gpa") // _PAGE_BYTES)
+    return pl.when("faulted").then(same).otherwise(0).cum_max().over("run").cast(pl.UInt32)
 
 
 def _count_emulated(rows: pl.DataFrame) -> pl.DataFrame:
@@ -289,7 +402,8 @@ def _with_end_and_strength(found: pl.DataFrame, form: str) -> pl.DataFrame:
         .then(pl.lit("cut"))
         .otherwise(pl.lit("left"))
     )
-    is_strong = (pl.col("n_faults_before") >= STEPPING_EPF_THRESHOLD) & pl.col("enters_later")
+    armed = pl.col("n_same_page") >= ARMING_FAULT
+    is_strong = pl.col("sure") & armed & pl.col("enters_later")
     strength = {
         "busy_sept": pl.lit("proof"),
         "failed_vmentry": pl.when(is_strong).then(pl.lit("strong")).otherwise(pl.lit("weak")),

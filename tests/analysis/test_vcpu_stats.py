@@ -51,9 +51,9 @@ def test_a_vcpu_is_the_thread_that_enters_it() -> None:
 
 
 def test_without_a_probe_on_entries_kvms_events_count() -> None:
-    row = stats_of(story(">C " + 6 * ">X ?1 " + ">F >F >C 1/S1#2")).row(0, named=True)
+    row = stats_of(story("9/trackS#2 >C " + 7 * ">X ?1 " + ">F >F >C 1/S1#2")).row(0, named=True)
     assert (row["vcpu_id"], row["td_id"]) == (1, 0x7D002)
-    assert (row["n_entries"], row["n_refused"]) == (10, 2)
+    assert (row["n_entries"], row["n_refused"]) == (11, 2)
     assert (row["zero_steps"], row["zero_steps_weak"]) == (1, 0)
 
 

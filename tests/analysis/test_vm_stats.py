@@ -73,7 +73,7 @@ def test_weak_episodes_are_left_out() -> None:
     assert stats_of(told)["zero_steps"].sum() == 0
 
 
-ARMED = ">C " + 6 * ">X ?1 "
+ARMED = "9/trackS >C " + 7 * ">X ?1 "
 
 
 @pytest.mark.parametrize(

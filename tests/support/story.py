@@ -63,18 +63,24 @@ LEAVES = {
     "finalize": 17,
     "remove": 29,
     "track": 38,
+    "promote": 23,
+    "sremove": 30,
     "unblock": 39,
     "cachewb": 40,
     "wbinvd": 41,
+    "blockw": 65,
+    "exporttrack": 71,
+    "unblockw": 75,
 }
-TAKES_GPA = {"", "add", "sept", "block", "demote", "remove", "unblock"}
-TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize"}
+TAKES_GPA = {"", "add", "sept", "block", "demote", "promote", "remove", "sremove", "unblock"}
+TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize", "blockw", "exporttrack"}
 TAKES_VP = {"enter", "flush"}
 TAKES_PAGE = {"reclaim", "wbinvd"}
 
 STATUS = {
     "S": 0,
     "B": 0x8000_0200_0000_0092,  # OPERAND_BUSY, SEPT tree (on TDH.VP.ENTER: zero-step)
+    "G": 0xB000_0200_0000_0092,  # ... with bits 61 and 60, which the module sets at run time
     "K": 0x8000_0200_0000_0001,  # OPERAND_BUSY, RCX: the SEPT entry
     "D": 0x8000_0200_0000_00A9,  # OPERAND_BUSY, TD_EPOCH
     "P": 0x8000_0201_0000_0000,  # PREVIOUS_TLB_EPOCH_BUSY
