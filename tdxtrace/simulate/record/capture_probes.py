@@ -78,6 +78,8 @@ def wrapper_probes(probes: str, level_base: int) -> dict[str, CallProbes]:
     """
     made = {}
     for leaf, (function, arguments) in WRAPPERS.items():
+        if "pfn" in arguments and not level_base:
+            continue  # Dynamic PAMT, whose wrappers take no struct page in any kernel.
         takes_pfn = bool(level_base) and leaf in PFN_FROM_7_2
         named = ("pfn" if takes_pfn and name == "page" else name for name in arguments)
         request = tuple((name, _FETCHED[name]) for name in named if name in _FETCHED)
