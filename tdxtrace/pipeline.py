@@ -36,7 +36,7 @@ from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.trace import Findings, Trace
-from tdxtrace.tdx.locks import generation_of
+from tdxtrace.tdx.releases import generation_of
 
 Finder = Callable[[Findings], pl.DataFrame]
 

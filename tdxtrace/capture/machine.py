@@ -8,20 +8,23 @@ import shutil
 from typing import Final
 
 from tdxtrace.capture.host import Check, Host
-from tdxtrace.tdx import wrappers
+from tdxtrace.tdx import releases, wrappers
 
 # include/uapi/linux/capability.h.
 _CAP_SYS_ADMIN: Final = 21
 _CAPS: Final = re.compile(r"^CapEff:\s*(?P<mask>[0-9a-f]{1,16})$", re.MULTILINE)
 _CHOSEN: Final = re.compile(r"\[(?P<word>\w+)\]")
-# What the kernel prints of the module: "virt/tdx: TDX module: attributes ..., major_version 1,
-# minor_version 0, build_date 20230206, build_num 457" (Ubuntu and Intel trees up to 6.8).
-_BUILD: Final = re.compile(
-    r"TDX module: .{0,80}major_version (\d{1,3}), minor_version (\d{1,3}),.{0,40}build_num (\d+)"
+_MODULE: Final = re.compile(
+    r"tdx: (?:TDX[- ])?[Mm]odule version:? (?P<version>\d{1,3}(?:\.\d{1,3}){1,2})"
 )
-_MODULE: Final = re.compile(r"tdx: [Mm]odule version:? (\d{1,3}(?:\.\d{1,3}){1,2})")
-_INITIALISED: Final = re.compile(r"tdx: module initialized")
-_FAILED: Final = re.compile(r"tdx: module initialization failed \((-\d+)\)")
+# "module initialized", "module initialization failed (-5)" up to 7.1; from 7.2 on "TDX-Module ..."
+# (Linux Documentation/arch/x86/tdx.rst, which says the same of both); "TDX module ..." out of tree.
+_INITIALISED: Final = re.compile(
+    r"tdx: (?:TDX[- ])?[Mm]odule initializ(?:ed|ation failed(?: \((?P<error>-\d{1,9})\))?)"
+)
+# Linux of Intel and Ubuntu up to 6.8: numbers as text, in hexadecimal ("0x000002ba") or decimal.
+_FIRMWARE: Final = "sys/firmware/tdx/tdx_module"
+_FIRMWARE_NUMBER: Final = re.compile(r"(?:0x)?[0-9a-f]{1,8}", re.IGNORECASE)
 _TOOLS: Final = ("trace-cmd", "perf", "bpftrace")
 _MAX_MESSAGES: Final = 100_000
 
@@ -121,13 +124,18 @@ def kvm_intel(host: Host) -> Check:
 
 
 def tdx_module(host: Host) -> Check:
-    """Check the TDX module's version, from sysfs or else the kernel log.
+    """Check the TDX module: its release and lock generation, and whether it was initialised.
 
-    Source: Linux 7.2 Documentation/ABI/testing/sysfs-devices-faux-tdx-host.
+    Sysfs is asked first, then the kernel's log, of which the last word counts: the module may have
+    been updated meanwhile.  A log that was overwritten since boot tells nothing: that is no sign
+    that there is no module.
+
+    Source: Linux 7.2 Documentation/ABI/testing/sysfs-devices-faux-tdx-host; Linux of Intel up to
+    6.8 Documentation/ABI/testing/sysfs-firmware-tdx.
     """
-    facts = host.read("sys/devices/faux/tdx_host/version").line
-    if facts:
-        return Check("tdx_module", "ok", f"{facts[:40]} (sysfs)")
+    release = _release_in_sysfs(host)
+    if release:
+        return _of_release(release, "sysfs")
     text = _log(host)
     if text is None:
         return Check(
@@ -137,16 +145,16 @@ def tdx_module(host: Host) -> Check:
             "which lock rules the module follows",
             "look for 'virt/tdx' in dmesg as root",
         )
-    for pattern in (_MODULE, _BUILD):
-        found = pattern.search(text)
-        if found:
-            return Check("tdx_module", "ok", f"{'.'.join(found.groups())} (kernel log)")
-    failed = _FAILED.search(text)
-    if failed:
-        return Check(
-            "tdx_module", "missing", f"initialisation failed ({failed[1]})", "TDs", "see dmesg"
-        )
-    if _INITIALISED.search(text):
+    release = _release_in_log(text)
+    ended = _last(_INITIALISED, text)
+    if ended and "failed" in ended[0]:
+        named = f"{release}: " if release else ""
+        error = f" ({ended['error']})" if ended["error"] else ""
+        found = f"{named}initialisation failed{error}"
+        return Check("tdx_module", "missing", found, "TDs", "see dmesg")
+    if release:
+        return _of_release(release, "kernel log")
+    if ended:
         return Check(
             "tdx_module",
             "limited",
@@ -161,6 +169,56 @@ def tdx_module(host: Host) -> Check:
         "TDs",
         "enable TDX in the BIOS; boot with kvm_intel.tdx=1",
     )
+
+
+def _of_release(release: str, where: str) -> Check:
+    """Return what a release tells of the locks."""
+    generation = releases.generation_of(release)
+    if generation is None:
+        return Check(
+            "tdx_module",
+            "limited",
+            f"{release} ({where})",
+            "which lock rules it follows: the release is not known",
+            "say --generation A, B or C to commands that ask who held a lock",
+        )
+    return Check("tdx_module", "ok", f"{release}, lock generation {generation} ({where})")
+
+
+def _release_in_sysfs(host: Host) -> str | None:
+    """Return the release that sysfs names; None if it names none."""
+    version = host.read("sys/devices/faux/tdx_host/version").line
+    if version:
+        return version[:40]
+    named = {
+        name: host.read(f"{_FIRMWARE}/{name}").line or ""
+        for name in ("major_version", "minor_version", "build_num", "build_date")
+    }
+    date = named.pop("build_date").removeprefix("0x")
+    if not all(_FIRMWARE_NUMBER.fullmatch(text) for text in named.values()):
+        return None
+    major, minor, build = (
+        int(text, 16 if text.lower().startswith("0x") else 10) for text in named.values()
+    )
+    return releases.named_by_build(major, minor, date if len(date) == 8 else None, build)
+
+
+def _release_in_log(text: str) -> str | None:
+    """Return the release that the last line about it names."""
+    found = [match for match in (_last(_MODULE, text), _last(releases.BUILD_LINE, text)) if match]
+    if not found:
+        return None
+    last = max(found, key=lambda match: match.start())
+    groups = last.groupdict()
+    return groups.get("version") or releases.named_by_build(**groups)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Return the last match of a pattern."""
+    found = None
+    for found in pattern.finditer(text):  # noqa: B007 - the last one is what is wanted
+        pass
+    return found
 
 
 def tools(host: Host) -> Check:

@@ -240,7 +240,12 @@ KERNEL_MESSAGES = Table(
         Column(
             "rax", U64, "RAX in the register dump of a warning: often the status.", nullable=True
         ),
-        Column("module_version", TEXT, "Release of the TDX module.", nullable=True),
+        Column(
+            "module_version",
+            TEXT,
+            'Release of the TDX module; "1.5 build 700" if that build is in no list of releases.',
+            nullable=True,
+        ),
         Column("text", TEXT, "The message as printed: untrusted text, escape it before display."),
         N_LINES,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -42,7 +41,8 @@ def lock_table() -> pl.DataFrame:
     """Return the locks of every call, one row per lock, in the order they are tried.
 
     The module never waits for a lock: the first one that is held ends the call, and its operand id
-    goes into the status.  The generation is that of the module (:func:`generation_of`).
+    goes into the status.  The generation is that of the module:
+    :func:`tdxtrace.tdx.releases.generation_of`.
 
     Returns:
         Columns generation (A, B, C), call (TDH.* of the host, TDG.* of the guest), leaf (UInt16;
@@ -110,35 +110,6 @@ def conflict_table() -> pl.DataFrame:
         .filter((pl.col("mode") == "EX") | (pl.col("holder_mode") == "EX"))
         .drop("kind_of_scope")
     )
-
-
-def generation_of(version: str) -> str | None:
-    """Return the lock generation of a TDX module release.
-
-    A: 1.0, the SEPT tree lock is exclusive for every change.  B: 1.5.01 to 1.5.16, shared for most,
-    and an armed TDH.VP.ENTER takes it exclusively.  C: from 1.5.20, with host priority, and the
-    armed entry takes it shared.
-
-    Args:
-        version: Module release, such as "1.5.16" or "1.5.05.46.698".
-
-    Returns:
-        "A", "B" or "C"; None for a release whose source was not read, later ones included.
-
-    Example:
-        >>> generation_of("1.5.16"), generation_of("1.5.20"), generation_of("1.5.99")
-        ('B', 'C', None)
-    """
-    found = re.search(r"(?<!\d)(\d++\.\d++)(?:\.(\d+))?", version)
-    if found is None:
-        return None
-    update = int(found[2]) if found[2] else None
-    table = facts("generations", first=pl.Int64, last=pl.Int64)
-    for generation, series, first, last, _source in table.iter_rows():
-        covers = first is None or (update is not None and first <= update <= last)
-        if series == found[1] and covers:
-            return str(generation)
-    return None
 
 
 def holders(leaf: int, operand_id: int, version: int = 0) -> tuple[Holders, ...]:

@@ -26,7 +26,7 @@ def test_a_host_with_everything_but_types_can_be_captured_in_full(tmp_path: Path
     assert verdict.can == "full"
     lacking = {c.name: c.state for c in verdict.checks if c.state not in ("ok", "note")}
     assert lacking == {"btf": "missing"}
-    assert found(verdict, "tdx_module") == "1.5.06 (sysfs)"
+    assert found(verdict, "tdx_module") == "1.5.06, lock generation B (sysfs)"
     assert found(verdict, "blacklist") == "__seamcall_saved_ret, tdh_vp_enter"
 
 
@@ -88,15 +88,92 @@ def test_one_thing_less(
         (
             "6,1;virt/tdx: TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, "
             "minor_version 0, build_date 20230206, build_num 457\n",
-            "1.0.457 (kernel log)",
+            "1.0 build 457, lock generation A (kernel log)",
         ),
+        (
+            "6,1;virt/tdx: TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, "
+            "minor_version 5, build_date 20240407, build_num 744\n6,2;virt/tdx: CMR: [0x0, 0x1)\n"
+            "6,3;virt/tdx: module initialized\n",
+            "1.5.06, lock generation B (kernel log)",
+        ),
+        (
+            "6,1;tdx: TDX module: atributes 0x0, vendor_id 0x8086, major_version 1, "
+            "minor_version 5, build_date 20230420, build_num 507\n"
+            "6,2;tdx: TDX module initialized.\n",
+            "1.5 build 507 (kernel log)",
+        ),
+        (
+            "6,1;virt/tdx: Module version: 1.5.24\n6,2;virt/tdx: TDX-Module initialized\n",
+            "1.5.24, lock generation C (kernel log)",
+        ),
+        # The module was updated at run time: the last word counts.
+        (
+            "6,1;virt/tdx: Module version: 1.5.16\n6,2;virt/tdx: TDX-Module initialized\n"
+            "6,3;virt/tdx: Module version: 1.5.24\n",
+            "1.5.24, lock generation C (kernel log)",
+        ),
+        ("6,1;virt/tdx: Module version: 1.5.99\n", "1.5.99 (kernel log)"),
         ("6,1;virt/tdx: module initialization failed (-5)\n", "initialisation failed (-5)"),
+        ("6,1;virt/tdx: TDX-Module initialization failed (-5)\n", "initialisation failed (-5)"),
+        (
+            "6,1;virt/tdx: Module version: 1.5.24\n"
+            "6,2;virt/tdx: TDX-Module initialization failed (-12)\n",
+            "1.5.24: initialisation failed (-12)",
+        ),
+        (
+            "6,1;virt/tdx: module initialization failed (-5)\n6,2;virt/tdx: module initialized\n",
+            "initialised; version not told",
+        ),
         ("6,1;virt/tdx: module initialized\n", "initialised; version not told"),
+        ("6,1;virt/tdx: TDX-Module initialized\n", "initialised; version not told"),
     ],
 )
 def test_the_module_as_the_log_tells_it(tmp_path: Path, text: str, said: str) -> None:
     write(tmp_path, {"dev/kmsg": text})
     assert found(examine(Host(tmp_path)), "tdx_module") == said
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("6,1;virt/tdx: Module version: 1.5.24\n", "ok"),
+        ("6,1;virt/tdx: Module version: 1.5.99\n", "limited"),
+        ("6,1;virt/tdx: TDX-Module initialized\n", "limited"),
+        ("6,1;virt/tdx: TDX-Module initialization failed (-5)\n", "missing"),
+        ("6,1;virt/tdx: BIOS enabled: private KeyID range [32, 64)\n", "unknown"),
+    ],
+)
+def test_a_release_that_is_not_known_limits_what_is_known_of_locks(
+    tmp_path: Path, text: str, wanted: str
+) -> None:
+    write(tmp_path, {"dev/kmsg": text})
+    assert state(examine(Host(tmp_path)), "tdx_module") == wanted
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            ("0x00000001", "0x00000005", "0x000002ba", "20240129"),
+            "1.5.05, lock generation B (sysfs)",
+        ),
+        (("1", "5", "744", "20240407"), "1.5.06, lock generation B (sysfs)"),
+        (("0x1", "0x5", "0x2bc", "20240301"), "1.5 build 700 (sysfs)"),
+    ],
+)
+def test_the_build_as_sysfs_of_6_8_tells_it(
+    tmp_path: Path, numbers: tuple[str, ...], said: str
+) -> None:
+    names = ("major_version", "minor_version", "build_num", "build_date")
+    folder = "sys/firmware/tdx/tdx_module"
+    write(tmp_path, {f"{folder}/{n}": f"{text}\n" for n, text in zip(names, numbers, strict=True)})
+    assert found(examine(Host(tmp_path)), "tdx_module") == said
+
+
+def test_an_odd_sysfs_is_not_believed(tmp_path: Path) -> None:
+    folder = "sys/firmware/tdx/tdx_module"
+    write(tmp_path, {f"{folder}/build_num": "?\n", "dev/kmsg": "6,1;tdx: module initialized\n"})
+    assert found(examine(Host(tmp_path)), "tdx_module") == "initialised; version not told"
 
 
 def test_a_tracefs_elsewhere_is_found(tmp_path: Path) -> None:

@@ -125,7 +125,18 @@ def test_a_failed_seamcall_in_every_spelling(text: str, fields: dict[str, Any]) 
             "virt/tdx: TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, "
             "minor_version 0, build_date 20230206, build_num 457",
             "module_version",
-            {"module_version": "1.0"},
+            {"module_version": "1.0 build 457"},
+        ),
+        (
+            "virt/tdx: TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, "
+            "minor_version 5, build_date 20240129, build_num 698",
+            "module_version",
+            {"module_version": "1.5.05"},
+        ),
+        (
+            "tdx: TDX module: vendor_id 0x8086, major_version 1, minor_version 5",
+            "module_version",
+            {"module_version": "1.5"},
         ),
         ("virt/tdx: module initialization failed (-5)", "module_state", {}),
         ("virt/tdx: TDX-Module initialized", "module_state", {}),

@@ -19,16 +19,22 @@ FILES = sorted((Path(tdxtrace.tdx.facts.__file__).parent / "data").iterdir())
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_fact_names_a_public_source(path: Path) -> None:
     source = facts(path.stem)["source"]
-    public = source.str.contains(
-        r"^(inferred|intel/tdx-module|Intel TDX ABI|Linux|huge page|out-of-tree)"
-    )
+    intel = "intel/tdx-module|intel/confidential-computing|Intel TDX ABI"
+    public = source.str.contains(rf"^(inferred|{intel}|Linux|huge page|out-of-tree)")
     assert public.all()
     assert not source.str.contains("/work|/tmp|shared/|domain/").any()
 
 
 def test_the_files_are_all_tables() -> None:
     assert [path.name for path in FILES] == [
-        *("bug_rules.csv", "exit_reasons.csv", "generations.csv", "kernels.csv", "kvm.csv"),
+        *(
+            "bug_rules.csv",
+            "builds.csv",
+            "exit_reasons.csv",
+            "generations.csv",
+            "kernels.csv",
+            "kvm.csv",
+        ),
         *("leaves.csv", "locks.csv", "operand_ids.csv", "operands.csv", "resources.csv"),
         *("status_codes.csv", "wrappers.csv"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from tdxtrace.tdx.locks import conflict_table, generation_of, holders, lock_table
+from tdxtrace.tdx.locks import conflict_table, holders, lock_table
 from tdxtrace.tdx.operands import resource_table
 
 
@@ -196,33 +196,6 @@ def test_the_version_of_the_leaf_decides_who_holds_the_tdr() -> None:
 def test_nobody_holds_what_a_leaf_does_not_take() -> None:
     assert holders(38, 0x92) == ()
     assert holders(999, 1) == ()
-
-
-@pytest.mark.parametrize(
-    ("version", "generation"),
-    [
-        ("1.0.03", "A"),
-        ("1.0.01.01", "A"),
-        ("1.5.01", "B"),
-        ("1.5.05.46.698", "B"),
-        ("1.5.16", "B"),
-        ("1.5.17", None),
-        ("1.5.20", "C"),
-        ("TDX_1.5.34", "C"),
-        ("1.5.35", None),
-        ("1.5", None),
-        ("2.0.08", "B"),
-        ("2.0.10", None),
-        ("2.0.12", "C"),
-        ("2.0.18", "C"),
-        ("2.5.01", None),
-        ("11.0", None),
-        ("unknown", None),
-        ("", None),
-    ],
-)
-def test_releases_belong_to_a_generation_or_to_none(version: str, generation: str | None) -> None:
-    assert generation_of(version) == generation
 
 
 def test_resources_are_what_the_lock_table_says() -> None:

@@ -12,7 +12,7 @@ from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tdx.leaves import numbers_of
-from tdxtrace.tdx.locks import generation_of
+from tdxtrace.tdx.releases import generation_of
 
 # Leaves that take the tree exclusively in every generation, and that KVM calls: a capture
 # without any of them may not have probed them.
@@ -48,7 +48,7 @@ def chosen_generations(module: str | None, generation: str | None) -> int:
         if found is None:
             raise QueryError(
                 f"the locks of module {module!r} are not known; known are 1.0.x, 1.5.01 to 1.5.34 "
-                "and 2.0.08 to 2.0.18; choose --generation A, B or C instead"
+                "and 2.0.02 to 2.0.18; choose --generation A, B or C instead"
             )
         if not mask & mask_of(found):
             raise QueryError(f"module {module!r} is of generation {found}, not {generation!r}")

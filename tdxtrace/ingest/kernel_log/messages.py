@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from tdxtrace.tdx import leaves
+from tdxtrace.tdx import leaves, releases
 
 MessageFields = dict[str, Any]
 _HEX: Final = r"0x[0-9a-fA-F]{1,16}"
@@ -161,12 +161,12 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         + r".*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
         lambda found: {"module_version": found["version"]},
     ),
-    # Up to 6.8: "TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, minor_version 5".
+    # Up to 6.8: "TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, minor_version 5,
+    # build_date 20240129, build_num 698".
     (
         "module_version",
-        "(?m)" + r"^(?>.*?TDX module: ).*"
-        r"\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})",
-        lambda found: {"module_version": f"{found['major']}.{found['minor']}"},
+        "(?m)" + r"^(?>.*?(?=TDX module: ))" + releases.BUILD_LINE.pattern,
+        lambda found: {"module_version": releases.named_by_build(**found.groupdict())},
     ),
     (
         "module_state",

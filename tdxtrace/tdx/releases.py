@@ -1,0 +1,93 @@
+"""Releases of the TDX module: their lock generations, their builds, and how kernels name them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Final
+
+from tdxtrace.tdx.facts import records
+
+# Linux of Intel and Ubuntu up to 6.8 prints "TDX module: attributes 0x0, vendor_id 0x8086,
+# major_version 1, minor_version 5, build_date 20240129, build_num 698": the release 1.5.05 is told
+# by the build alone.
+BUILD_LINE: Final = re.compile(
+    r"TDX module: .{0,80}?\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})"
+    r"(?:, build_date (?P<date>\d{8}))?(?:, build_num (?P<build>\d{1,9}))?"
+)
+"""That line: its groups are what :func:`named_by_build` takes."""
+
+
+def generation_of(version: str) -> str | None:
+    """Return the lock generation of a TDX module release.
+
+    A: 1.0, the SEPT tree lock is exclusive for every change.  B: 1.5.01 to 1.5.16, shared for most,
+    and an armed TDH.VP.ENTER takes it exclusively.  C: from 1.5.20, with host priority, and the
+    armed entry takes it shared.
+
+    Args:
+        version: Module release, such as "1.5.16" or "1.5.05.46.698".
+
+    Returns:
+        "A", "B" or "C"; None for a release whose source was not read, later ones included.
+
+    Example:
+        >>> generation_of("1.5.16"), generation_of("1.5.20"), generation_of("1.5.99")
+        ('B', 'C', None)
+    """
+    found = re.search(r"(?<!\d)(\d++\.\d++)(?:\.(\d+))?", version)
+    if found is None:
+        return None
+    update = int(found[2]) if found[2] else None
+    for row in _rows("generations"):
+        first, last = row["first"], row["last"]
+        if first is None or last is None:
+            covers = True
+        else:
+            covers = update is not None and int(first) <= update <= int(last)
+        if row["series"] == found[1] and covers:
+            return row["generation"]
+    return None
+
+
+def named_by_build(
+    major: str | int, minor: str | int, date: str | None = None, build: str | int | None = None
+) -> str:
+    """Return the release of a module of which major and minor number and the build are known.
+
+    Needs a build that Intel published, of the same series, and of the same date where both dates
+    are known.  A build that is in no list may be of any release: it is not guessed from the builds
+    around it, since the number counts the builds of all series.
+
+    Args:
+        major: Major number.
+        minor: Minor number.
+        date: Its build_date, such as "20240129"; None: not known.
+        build: Its build_num; None: not known.
+
+    Returns:
+        Such as "1.5.05"; for a build that is not known "1.5 build 700", without one "1.5".
+
+    Source:
+        Releases of intel/confidential-computing.tdx.tdx-module, see the rows of builds.csv.
+
+    Example:
+        >>> named_by_build(1, 5, "20240129", 698), named_by_build(1, 5, None, 700)
+        ('1.5.05', '1.5 build 700')
+    """
+    series = f"{int(major)}.{int(minor)}"
+    if build is None:
+        return series
+    for row in _rows("builds"):
+        version, printed = str(row["version"]), row["build_date"]
+        is_series = version.startswith(series + ".")
+        is_date = date is None or printed is None or date == printed
+        if row["build_num"] == str(int(build)) and is_series and is_date:
+            return version
+    return f"{series} build {int(build)}"
+
+
+@cache
+def _rows(name: str) -> list[dict[str, str | None]]:
+    """Return the rows of a data file."""
+    return records(name)
