@@ -100,13 +100,18 @@ def decode_command(
     Example: tdxtrace decode 0x8000020000000092 --leaf TDH.VP.ENTER
     """
     from tdxtrace.errors import QueryError
-    from tdxtrace.tdx.explain import as_text, explain, parse_status
+    from tdxtrace.tdx.explain import as_text, explain, explain_loader, parse_status
     from tdxtrace.tdx.leaves import parse_leaf
+    from tdxtrace.tdx.loader import parse_loader_leaf
 
+    loader = None if leaf is None else parse_loader_leaf(leaf)
     try:
-        number, version = (None, 0) if leaf is None else parse_leaf(leaf)
+        number, version = (None, 0) if leaf is None or loader is not None else parse_leaf(leaf)
         statuses = [parse_status(word) for word in words]
     except ValueError as error:
         raise QueryError(str(error)) from None
-    texts = [as_text(explain(status, number, version)) for status in statuses]
-    typer.echo("\n\n".join(texts))
+    explained = (
+        explain(status, number, version) if loader is None else explain_loader(status, loader)
+        for status in statuses
+    )
+    typer.echo("\n\n".join(map(as_text, explained)))

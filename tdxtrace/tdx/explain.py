@@ -14,6 +14,7 @@ import polars as pl
 from tdxtrace.tdx.exit_reasons import exit_reason_name
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.loader import LOADER_BIT, loader_leaf_table, loader_status_table
 from tdxtrace.tdx.locks import Holders, holders
 from tdxtrace.tdx.operands import operand_id_table, resource_table
 from tdxtrace.tdx.status import HOST_RETRY, status_table
@@ -42,6 +43,8 @@ class Explanation:
     status: int
     leaf: int | None
     version: int
+    is_loader: bool
+    """Whether the leaf is one of the P-SEAMLDR, which numbers them on its own."""
     call: str | None
     """Name of the leaf; None if not given or not known."""
     name: str | None
@@ -109,8 +112,8 @@ def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanati
     Returns:
         The facts and their sources.
     """
-    fact = _fact(status)
     call = pl.select(leaf_name(pl.lit(leaf, dtype=pl.UInt16))).item()
+    fact = _fact(status) | _fact_on_leaf(status, call)
     is_busy = status & CODE_BITS == TDX_OPERAND_BUSY
     low = status & LOW_BITS
     operand_id = low if fact.get("low32") == "operand_id" and (low or not is_busy) else None
@@ -118,11 +121,16 @@ def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanati
     meant = _resources(busy_id, leaf) if busy_id else []
     held = holders(leaf, busy_id, version) if busy_id and leaf is not None else ()
     reactions = _reactions(call, fact.get("name"), is_error=bool(status & ERROR_BIT))
-    sources = [fact.get("source"), *(row["source"] for row in [*meant, *reactions])]
+    sources = [
+        fact.get("source"),
+        fact.get("note_source"),
+        *(row["source"] for row in [*meant, *reactions]),
+    ]
     return Explanation(
         status=status,
         leaf=leaf,
         version=version,
+        is_loader=False,
         call=call,
         name=fact.get("name"),
         status_class=fact.get("class"),
@@ -136,8 +144,47 @@ def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanati
         holders=held,
         retry=HOST_RETRY[fact.get("host_retry") or "unknown"],
         kvm=tuple(f"{row['kernels']}: {row['reaction']}" for row in reactions),
-        meaning=fact.get("meaning"),
+        meaning=_meaning(status, leaf, fact),
         sources=tuple(dict.fromkeys(source for source in sources if source)),
+    )
+
+
+def explain_loader(status: int, leaf: int) -> Explanation:
+    """Return the known facts about a status word that the P-SEAMLDR returned.
+
+    Args:
+        status: The word: RAX after the SEAMCALL.
+        leaf: The leaf that returned it, without bit 63.
+
+    Returns:
+        The facts and their sources.  Words that the kernel makes where the instruction itself
+        fails have their meaning here too; other words of the module have none.
+    """
+    rows = loader_status_table().filter(pl.col("status") == status).to_dicts()
+    fact = rows[0] | {"class": "loader"} if rows else _fact(status)
+    if not rows and fact.get("class") != "software":
+        fact = {}
+    named = loader_leaf_table().filter(pl.col("leaf") == leaf)["name"].to_list()
+    return Explanation(
+        status=status,
+        leaf=leaf,
+        version=0,
+        is_loader=True,
+        call=named[0] if named else None,
+        name=fact.get("name"),
+        status_class=fact.get("class"),
+        is_error=bool(status & ERROR_BIT),
+        is_non_recoverable=False,
+        is_fatal=False,
+        is_host_hint=False,
+        low32=None,
+        operand_id=None,
+        resource=(),
+        holders=(),
+        retry=HOST_RETRY[fact.get("host_retry") or "unknown"],
+        kvm=(),
+        meaning=fact.get("meaning"),
+        sources=(fact["source"],) if fact else (),
     )
 
 
@@ -173,6 +220,29 @@ def _fact(status: int) -> dict[str, Any]:
         if not row["status"] & LOW_BITS and row["status"] & CODE_BITS == status & CODE_BITS:
             return row
     return {}
+
+
+def _fact_on_leaf(status: int, call: str | None) -> dict[str, Any]:
+    """Return what is special of a code on this leaf; empty if nothing is."""
+    for row in facts("status_by_leaf", status=pl.UInt64).to_dicts():
+        if (row["status"], row["call"]) == (status & CODE_BITS, call):
+            return {name: row[name] for name in ("host_retry", "note")} | {
+                "note_source": row["source"]
+            }
+    return {}
+
+
+def _meaning(status: int, leaf: int | None, fact: dict[str, Any]) -> str | None:
+    """Return the meaning of a word; what it would be of the P-SEAMLDR, if it is none of the module.
+
+    That is a hint where no leaf is given, not an answer: bits 31:0 of an unknown code look alike.
+    """
+    if fact or leaf is not None:
+        return ". ".join(filter(None, [fact.get("meaning"), fact.get("note")])) or None
+    rows = loader_status_table().filter(pl.col("status") == status)
+    if rows.is_empty():
+        return None
+    return f"not known of the module; from the P-SEAMLDR it is {rows['name'].item()} (say --leaf)"
 
 
 def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
@@ -239,9 +309,11 @@ def _parts(e: Explanation) -> Iterator[tuple[str, list[str]]]:
     flags += [(e.is_fatal, "fatal"), (e.is_host_hint, "host hint")]
     named = ", ".join(word for is_set, word in flags if is_set) or "none"
     yield "class", [f"{e.status_class or 'unknown'}; bits set: {named}"]
-    if e.leaf is not None:
+    if e.is_loader:
+        yield "leaf", [f"{LOADER_BIT | (e.leaf or 0):#x} {e.call or '(unknown)'} of the P-SEAMLDR"]
+    elif e.leaf is not None:
         yield "leaf", [f"{e.leaf} {e.call or '(unknown)'}, version {e.version}"]
-    yield "meaning", [e.meaning or "only the name is known" if e.name else "not known"]
+    yield "meaning", [e.meaning or ("only the name is known" if e.name else "not known")]
     yield "busy", list(e.resource)
     yield "held by", [_held_by(held) for held in e.holders]
     yield "retry", [e.retry]

@@ -11,14 +11,13 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tdx.facts import facts
+from tdxtrace.tdx.loader import LOADER_BIT
 from tdxtrace.tdx.wrappers import wrapper_table
 
 # RAX at entry: leaf in 15:0, version in 23:16.  intel/tdx-module 1.5.01
-# src/vmm_dispatcher/tdx_vmm_dispatcher.c.  Bit 63 asks the P-SEAMLDR instead of the module:
-# Linux 7.2 arch/x86/virt/vmx/tdx/seamldr.c.
+# src/vmm_dispatcher/tdx_vmm_dispatcher.c.
 _LEAF_BITS: Final = 0xFFFF
 _VERSION_BITS: Final = 0xFF_0000
-_SEAMLDR_BIT: Final = 1 << 63
 
 
 @cache
@@ -82,7 +81,7 @@ def split_fn(fn: pl.Expr) -> pl.Expr:
     return pl.struct(
         (fn & pl.lit(_LEAF_BITS, dtype=pl.UInt64)).cast(pl.UInt16).alias("leaf"),
         version.cast(pl.UInt8).alias("version"),
-        (fn >= pl.lit(_SEAMLDR_BIT, dtype=pl.UInt64)).alias("is_seamldr"),
+        (fn >= pl.lit(LOADER_BIT, dtype=pl.UInt64)).alias("is_seamldr"),
     )
 
 

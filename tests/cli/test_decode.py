@@ -60,6 +60,25 @@ def test_leaves_by_name_or_number_with_version_bits(leaf: str, said: str) -> Non
     assert said in decoded("0x8000020000000080", "--leaf", leaf)
 
 
+@pytest.mark.parametrize("leaf", ["SEAMLDR.INSTALL", "seamldr_install", "0x8000000000000001"])
+def test_a_leaf_with_bit_63_is_one_of_the_loader(leaf: str) -> None:
+    text = decoded("0x8000000000030000", "--leaf", leaf)
+    assert text.startswith("0x8000000000030000  PSEAMLDR_EINTERRUPT\n")
+    assert "0x8000000000000001 SEAMLDR.INSTALL of the P-SEAMLDR" in text
+    assert "same call again" in text
+    assert "PSEAMLDR_EINTERRUPT" not in decoded("0x8000000000030000", "--leaf", "1")
+
+
+def test_demote_starts_again_where_other_leaves_go_on() -> None:
+    text = decoded("0x8000020600000000", "--leaf", "TDH.MEM.PAGE.DEMOTE")
+    assert "it starts from the beginning" in text
+    assert "1.5.20 to 1.5.25" in text
+    assert "operand" not in text.splitlines()[0]
+    assert "it goes on where it stopped" in decoded(
+        "0x8000020600000000", "--leaf", "TDH.EXPORT.MEM"
+    )
+
+
 def test_an_exit_is_named() -> None:
     assert "EPT_VIOLATION" in decoded("0x30", "--leaf", "TDH.VP.ENTER")
     assert "HLT" in decoded("12", "--leaf", "0")
@@ -101,7 +120,7 @@ def test_several_words_are_explained_one_after_the_other() -> None:
         (("99999999999999999999",), "not a status word"),
         (("0x30", "nothing"), "not a status word: 'nothing'"),
         (("0x30", "--leaf", "TDH.VP.ENTRE"), "TDH.VP.ENTER"),
-        (("0x30", "--leaf", "0x8000000000000000"), "no TDX module leaf"),
+        (("0x30", "--leaf", "0x8000000100000000"), "no TDX module leaf"),
         (("\x1b[31m",), "not a status word"),
     ],
 )
