@@ -87,7 +87,14 @@ SEAMCALLS = Table(
     columns=(
         SOURCE,
         Column("seq", U64, "Line or record of the return; of the entry if no return was recorded."),
-        Column("start_ns", I64, "When the entry was recorded.", unit="ns", nullable=True),
+        Column(
+            "start_ns",
+            I64,
+            "When the entry was recorded; of a TDH.VP.ENTER probed on its return alone, when the "
+            "kvm_entry before it was.",
+            unit="ns",
+            nullable=True,
+        ),
         Column("end_ns", I64, "When the return was recorded.", unit="ns", nullable=True),
         Column("start_cpu", U16, "CPU of the entry.", nullable=True),
         CPU,

@@ -15,6 +15,7 @@ import polars as pl
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import RecordBatch, concatenate
 from tdxtrace.ingest.decode.calls import Calls, VmEntries, host_events, page_faults
+from tdxtrace.ingest.decode.entry_starts import EntryStarts, fill_starts
 from tdxtrace.ingest.decode.events import Kinds
 from tdxtrace.ingest.decode.implied_losses import LossDetector
 from tdxtrace.ingest.events.registry import Event
@@ -161,10 +162,12 @@ class Decoder:
     _n_waiting: int = 0
     _calls: Calls = field(init=False)
     _entries: VmEntries = field(init=False)
+    _starts: EntryStarts = field(init=False)
 
     def __post_init__(self) -> None:
         self._calls = Calls(self.source, self.stats, self.run)
         self._entries = VmEntries(self.source, self.run)
+        self._starts = EntryStarts(self.run)
 
     def feed(self, batch: RecordBatch) -> None:
         """Take events, in the order of the source."""
@@ -182,8 +185,9 @@ class Decoder:
         events = list(self.events)
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
+        starts = self._starts.feed(parts, events)
         if calls := by_kind.get("call"):
-            self.sink.add("seamcalls", self._calls.feed(calls, kinds))
+            self.sink.add("seamcalls", fill_starts(self._calls.feed(calls, kinds), starts))
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
         if faults := by_kind.get("page_fault"):
@@ -197,6 +201,7 @@ class Decoder:
         """Drop what began before ``before_ns`` and has not ended: its end was lost."""
         self._calls.forget(before_ns)
         self._entries.forget(before_ns)
+        self._starts.forget(before_ns)
 
     def finish(self) -> None:
         """Hand over what waits for events that will not come."""

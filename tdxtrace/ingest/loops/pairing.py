@@ -204,6 +204,54 @@ def find_returned(
             wrapper[row] = ends_at[row]
 
 
+# What an event means for the vCPU entry of its thread.
+NOTHING: Final = 0
+KVM_ENTRY: Final = 1
+KVM_EXIT: Final = 2
+RUN_RETURN: Final = 3
+"""The return of the function that enters the vCPU."""
+OUTSIDE: Final = 4
+"""Something that the thread does only outside of that function."""
+
+
+def find_entry_starts(
+    thread: I32Array,
+    role: I64Array,
+    cpu: I64Array,
+    vcpu: I64Array,
+    entered: I64Array,
+    exited: I64Array,
+    start: I64Array,
+) -> None:
+    """Write which kvm_entry each return of the function that enters a vCPU belongs to.
+
+    It is the latest of the thread, if nothing but one kvm_exit lies between, and if it is of the
+    same vCPU and on the same CPU, where these are told.
+
+    Args:
+        thread: Number of each event's thread, in the order of time.
+        role: By event: one of the constants above.
+        cpu: By event: its CPU, -1: not told.
+        vcpu: By event: number of the vCPU, -1: not told.
+        entered: By thread: -1; left with the kvm_entry that no return belongs to yet, or -1.
+        exited: By thread: -1; left with the kvm_exit after that, or -1.
+        start: By event: -1; of a return the place of its kvm_entry is written.
+    """
+    for at in range(len(thread)):
+        mine = thread[at]
+        found = entered[mine]
+        if role[at] == KVM_ENTRY:
+            entered[mine], exited[mine] = at, -1
+        elif role[at] == KVM_EXIT and found >= 0 and exited[mine] < 0:
+            exited[mine] = at
+        elif role[at] != NOTHING:
+            entered[mine] = exited[mine] = -1
+            if role[at] == RUN_RETURN and found >= 0:
+                is_same = vcpu[at] < 0 or vcpu[found] < 0 or vcpu[at] == vcpu[found]
+                if is_same and (cpu[at] < 0 or cpu[found] < 0 or cpu[at] == cpu[found]):
+                    start[at] = found
+
+
 REGISTERS: Final = ("rcx", "rdx", "r8")
 IN_REGISTERS: Final = ("td_id", "vp_id", "gpa", *PAGES, "level")
 """What registers can hold."""

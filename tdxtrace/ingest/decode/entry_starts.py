@@ -1,0 +1,116 @@
+"""When vCPU entries began whose function is probed on its return alone: the kvm_entry before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.compiler import Runner
+from tdxtrace.ingest.batch import UNKNOWN, I64Array, RecordBatch
+from tdxtrace.ingest.decode.events import ABSENT, number_threads
+from tdxtrace.ingest.events.registry import Event
+from tdxtrace.ingest.loops import pairing
+from tdxtrace.tables.events import SEAMCALLS
+
+_COLUMNS: Final = ("seq", "start_ns", "start_cpu")
+_SCHEMA: Final = {name: SEAMCALLS.schema[name] for name in _COLUMNS}
+# Rows of the events that are looked at.
+_ROLE, _LINE, _NS, _CPU, _TID, _VCPU = range(6)
+
+
+@dataclass(slots=True)
+class EntryStarts:
+    """Finds the kvm_entry that each return of tdx_vcpu_run belongs to, batch by batch.
+
+    tdx_vcpu_run traces kvm_entry just before TDH.VP.ENTER and kvm_exit at most once after it, and
+    returns, on one CPU: Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c, called with interrupts off.  So
+    the start of a call is the latest kvm_entry of its thread, if nothing that the thread does
+    outside of the function (a SEAMCALL, kvm_page_fault, kvm_userspace_exit) and no second kvm_exit
+    lies between, and if it is of the same CPU, and of the same vCPU where the probe tells which.
+    tdx_handle_exit, probed in its stead, is called soon after it; on another CPU it has no start.
+
+    Without such a kvm_entry the call has no start.  It may not have been recorded, or there was
+    none: tdx_vcpu_run returns at once with the status of the entry before while a zap holds vCPUs
+    off.  That return is the innocent case next to this rule, and so are the kvm_entry of a VM
+    without TDX, of another thread or of another vCPU of the same, and that of an entry whose own
+    return was lost.
+    """
+
+    run: Runner[Any]
+    _open: I64Array = field(default_factory=lambda: np.zeros((6, 0), np.int64))
+    """The kvm_entry of each thread that no return belongs to yet, and the kvm_exit after it."""
+
+    def feed(self, parts: Sequence[RecordBatch], events: Sequence[Event]) -> pl.DataFrame:
+        """Return ``seq``, ``start_ns`` and ``start_cpu`` of the calls whose start was found.
+
+        Args:
+            parts: Events of the source, in order.
+            events: What they are, by number.
+        """
+        role = _roles(events)
+        if not np.isin((pairing.KVM_ENTRY, pairing.RUN_RETURN), role).all():
+            return pl.DataFrame(schema=_SCHEMA)
+        told = np.concatenate([self._open, *(_heads(part, role) for part in parts)], axis=1)
+        thread, n_threads = number_threads(told[_TID].astype(np.int32), self.run)
+        entered, exited = (np.full(n_threads, ABSENT, np.int64) for _ in range(2))
+        found = np.full(len(thread), ABSENT, np.int64)
+        where = told[_ROLE], told[_CPU], told[_VCPU]
+        self.run(pairing.find_entry_starts)(thread, *where, entered, exited, found)
+        still = np.concatenate([entered, exited])
+        self._open = told[:, np.sort(still[still >= 0])]
+        at = np.flatnonzero(found >= 0)
+        start = found[at]
+        is_before = told[_NS, start] <= told[_NS, at]
+        at, start = at[is_before], start[is_before]
+        columns = told[_LINE, at], told[_NS, start], told[_CPU, start]
+        return pl.DataFrame(
+            [
+                pl.Series(name, column).cast(_SCHEMA[name], strict=False)
+                for name, column in zip(_COLUMNS, columns, strict=True)
+            ]
+        )
+
+    def forget(self, before_ns: int) -> None:
+        """Drop what began before ``before_ns`` and did not return."""
+        self._open = self._open[:, self._open[_NS] >= before_ns]
+
+
+def fill_starts(seamcalls: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    """Give ``seamcalls`` rows without a start those of ``found``, by ``seq``."""
+    if found.is_empty():
+        return seamcalls
+    told = seamcalls.select("seq").join(found, on="seq", how="left", maintain_order="left")
+    names = _COLUMNS[1:]
+    return seamcalls.with_columns(pl.coalesce(pl.col(n), told[n]).alias(n) for n in names)
+
+
+def _roles(events: Sequence[Event]) -> I64Array:
+    """By event: what it means for its thread; nothing where entries are probed themselves."""
+    if any(e.probe == "vcpu_run" and e.role == "entry" for e in events):
+        return np.full(len(events), pairing.NOTHING, np.int64)
+    return np.array([_role(event) for event in events], np.int64)
+
+
+def _role(event: Event) -> int:
+    if event.kind == "vm_entry":
+        return pairing.KVM_ENTRY if event.role == "entry" else pairing.KVM_EXIT
+    if event.kind in ("call", "page_fault", "host_event"):
+        return pairing.RUN_RETURN if event.probe == "vcpu_run" else pairing.OUTSIDE
+    return pairing.NOTHING
+
+
+def _heads(part: RecordBatch, role: I64Array) -> I64Array:
+    """The events of a batch that matter here, a column each; not those of interrupts."""
+    roles = role.take(part.event)
+    at = np.flatnonzero((roles != pairing.NOTHING) & (part.in_irq != 1))
+    mine = part.take(at)
+    vcpu, has_vcpu = mine.get("vcpu_id")
+    # Where the tool did not print the thread, a CPU stands for it, as in pairs of calls.
+    tid = np.where(mine.tid == UNKNOWN, -2 - mine.cpu, mine.tid)
+    number = np.where(has_vcpu, vcpu.astype(np.int64), UNKNOWN)
+    rows = roles[at], mine.line, mine.ts_ns, mine.cpu, tid, number
+    return np.stack([row.astype(np.int64) for row in rows])
