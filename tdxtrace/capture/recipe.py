@@ -199,6 +199,11 @@ def _vp_enter(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
     """Return the probe on tdx_vcpu_run, which reads TDH.VP.ENTER's status from struct vcpu_tdx.
 
     struct kvm_vcpu is the first member of struct vcpu_tdx: Linux 6.16 arch/x86/kvm/vmx/tdx.h.
+
+    The return alone: when an entry began is told by kvm_entry, which the function traces next to
+    TDH.VP.ENTER (arch/x86/kvm/vmx/tdx.c, tdx_vcpu_run; tdh_vp_enter itself is noinstr) and every
+    level records.  A probe on the function's entry would cost as much again, and fire also
+    where KVM holds the vCPU back and TDH.VP.ENTER is not called.
     """
     places = offsets(kernel.btf)
     if not kernel.has_return_args or not kernel.symbols.may_probe("tdx_vcpu_run"):
@@ -281,8 +286,9 @@ def _notes(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[
         notes.append(f"a 4K page has level {base} in these probes")
     if any(probe.function == "tdx_vcpu_run" for probe in probes):
         notes.append(
-            "tdx_vcpu_run also returns when KVM held the vCPU back for a zap: then its status is "
-            "that of the entry before, and no kvm_entry lies before it"
+            "an entry begins at the kvm_entry before the return of tdx_vcpu_run, which also "
+            "returns when KVM held the vCPU back for a zap: then its status is that of the entry "
+            "before, and no kvm_entry lies before it"
         )
     if options.only_tds:
         notes.append("the filters take VMs whose instruction pointer KVM does not know for TDs")

@@ -102,6 +102,22 @@ def test_types_give_the_status_of_an_entry(tmp_path: Path) -> None:
     assert "why an entry of a vCPU failed" in answered("capture", "plan", "--kernel", "6.18").text
 
 
+@pytest.mark.parametrize("level", [Detail.full, Detail.minimal])
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_every_script_records_when_entries_begin(
+    dialect: Dialect, level: Detail, tmp_path: Path
+) -> None:
+    words = ("--btf", vcpu_types(tmp_path), "--dialect", dialect, "--level", level)
+    for release in ("6.16", "6.18", "6.19", "7.1", "8.3"):
+        script = answered("capture", "plan", "--kernel", release, *words).text
+        assert "tdx_vcpu_run" in script
+        begin = {
+            "tracefs": 'echo 1 >"$I/events/kvm/kvm_entry/enable"',
+            "bpftrace": "tracepoint:kvm:kvm_entry\n",
+        }
+        assert begin.get(dialect, " -e kvm:kvm_entry ") in script
+
+
 def test_levels() -> None:
     minimal = probes("--kernel", "6.18", "--level", "minimal")
     assert len(minimal) == 5
