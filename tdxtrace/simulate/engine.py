@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from tdxtrace.simulate.guest.programs import HOSTILE_PROGRAMS, VcpuPlace, program_named
+from tdxtrace.simulate.guest.programs import (
+    HOSTILE_PROGRAMS,
+    VcpuPlace,
+    interrupt_handler,
+    program_named,
+)
 from tdxtrace.simulate.host.machine import Machine
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.host.vcpu_state import VcpuState
@@ -146,7 +151,9 @@ def _make_vcpu(vm: Vm, scenario: Scenario, spec: TdSpec, i: int, ids: tuple[int,
         refuses_faults=spec.refuses_faults and i == 0,
     )
     program = program_named(spec.guest.program)
-    return VcpuRun(vm, state, program(spec.guest, VcpuPlace(i, spec.vcpus, random, MEMORY)))
+    place = VcpuPlace(i, spec.vcpus, random, MEMORY)
+    state.handler = interrupt_handler(spec.guest, place)
+    return VcpuRun(vm, state, program(spec.guest, place))
 
 
 def _start_vm(

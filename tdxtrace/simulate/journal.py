@@ -21,6 +21,9 @@ RETRYABLE: Final = {
 }
 
 
+Identity = tuple[Thread, str, int, int, int, int]
+
+
 class KernelEvent(NamedTuple):
     """A tracepoint of KVM, or a line of the kernel log (``name`` is then ``dmesg``)."""
 
@@ -47,6 +50,10 @@ class Request:
     """Groups of attempts between which the vCPU was entered again."""
     n_entries: int = 0
     """vCPU entries of the thread up to the latest attempt."""
+    turn: int = 0
+    """Calls of the thread up to the latest attempt, that included."""
+    given_up: bool = False
+    """Whether its caller dropped the operation."""
     outcome: str = ""
     """Empty while it is open."""
 
@@ -54,6 +61,11 @@ class Request:
     def key(self) -> tuple[int, str, int, int]:
         """TD, leaf, page and level: equal for requests for the same thing."""
         return self.td, self.leaf, self.gpa, self.level
+
+    @property
+    def identity(self) -> Identity:
+        """Thread, leaf, TD, vCPU, page and level: equal for attempts at one request."""
+        return self.thread, self.leaf, self.td, self.vcpu, self.gpa, self.level
 
 
 class PolicyAction(NamedTuple):
@@ -139,71 +151,82 @@ class Journal:
         """Number, first and last time of what an actor did, by its thread and side."""
         self.broken: list[BrokenRule] = []
         """Broken rules that only the mechanism knows; ``truth`` finds the others."""
-        self.pending: dict[Thread, Request] = {}
-        """The request of each thread whose last attempt was answered with a retryable status."""
-        self._abandoned: dict[tuple[int, str, int, int], list[Request]] = {}
+        self._pending: dict[Identity, Request] = {}
+        """Requests whose last attempt was answered with a retryable status."""
         self._succeeded_ns: dict[tuple[int, str, int, int], int] = {}
 
     def open_request(
         self, leaf: str, thread: Thread, td: int, vcpu: int, page: tuple[int, int]
     ) -> Request:
-        """Begin a request; ``page`` is its guest page and level, (-1, -1) if it has none."""
+        """Begin a request, or go on with one that the thread left unsettled.
+
+        A thread that makes the same request again goes on with it, whatever it called in
+        between, unless another thread settled it meanwhile.  Requests for a physical page are
+        told apart by that page, which is not known here: they are always new.
+
+        Args:
+            leaf: The leaf to be called.
+            thread: The calling thread.
+            td: Number of the TD.
+            vcpu: Number of the vCPU, -1 if it has none.
+            page: Its guest page and level, (-1, -1) if it has none.
+        """
+        pending = self._pending.get((thread, leaf, td, vcpu, *page))
+        if pending is not None and self._goes_on(pending):
+            return pending
         request = Request(len(self.requests), leaf, thread, td, vcpu, *page, [])
         self.requests.append(request)
         return request
 
-    def add_attempt(self, request: Request, call: Call) -> bool:
-        """Add a completed attempt; returns whether it settled the request.
+    def _goes_on(self, request: Request) -> bool:
+        """Whether the next attempt of its thread belongs to a request that is not settled.
 
-        Another request of the thread that was still pending is abandoned.
+        One that follows at once does; after other calls, unless another thread succeeded with
+        the same request since the last attempt began.
         """
+        if request.leaf.startswith("TDH.PHYMEM."):
+            return False
+        if _turn(request) == request.turn:
+            return True
+        return not request.calls or not self._was_settled(request, request.calls[-1].start_ns)
+
+    def _was_settled(self, request: Request, since_ns: int) -> bool:
+        """Whether any thread succeeded with the same request since a time."""
+        # TDH.VP.ENTER is of one vCPU, which only its own thread runs.
+        is_shared = request.leaf != "TDH.VP.ENTER"
+        return is_shared and self._succeeded_ns.get(request.key, -1) >= since_ns
+
+    def add_attempt(self, request: Request, call: Call) -> None:
+        """Add a completed attempt."""
         thread = request.thread
         if request.calls and thread.n_entries != request.n_entries:
             request.segments += 1
-        request.n_entries = thread.n_entries
         thread.n_calls += 1
-        request.calls.append(call)
-        self.calls.append(call)
-        pending = self.pending.pop(thread, None)
-        if pending is not None and pending is not request:
-            self.abandon(pending)
-        if call.status & abi.HIGH_HALF in RETRYABLE:
-            self.pending[thread] = request
-            return False
-        if call.status & abi.ERROR_BIT:
-            request.outcome = "failed"
-            return True
-        request.outcome = "succeeded"
-        self._succeeded_ns[request.key] = call.end_ns
-        for other in self._abandoned.pop(request.key, ()):
-            other.outcome = "resolved_elsewhere"
-        return True
+        self._add(request, call)
+        if request.outcome == "succeeded":
+            self._succeeded_ns[request.key] = call.end_ns
 
-    def abandon(self, request: Request) -> None:
-        """Record that the caller goes on without having its request settled."""
-        if request.outcome or not request.calls:
-            return
-        if self.pending.get(request.thread) is request:
-            del self.pending[request.thread]
-        request.outcome = "abandoned"
-        if self._succeeded_ns.get(request.key, -1) >= request.calls[0].start_ns:
-            request.outcome = "resolved_elsewhere"
-        elif request.leaf != "TDH.VP.ENTER":
-            self._abandoned.setdefault(request.key, []).append(request)
-
-    def add_entry(self, request: Request, call: Call) -> bool:
-        """Add a completed TDH.VP.ENTER; returns whether it settled the request.
-
-        A pending request of the thread stays open: that of a fault goes on after the entry.
-        """
+    def add_entry(self, request: Request, call: Call) -> None:
+        """Add a completed TDH.VP.ENTER."""
         request.thread.n_calls += 1
         request.thread.n_entries += 1
+        self._add(request, call)
+
+    def _add(self, request: Request, call: Call) -> None:
+        request.n_entries = request.thread.n_entries
+        request.turn = _turn(request)
         request.calls.append(call)
         self.calls.append(call)
         if call.status & abi.HIGH_HALF in RETRYABLE:
-            return False
+            self._pending[request.identity] = request
+            return
+        if self._pending.get(request.identity) is request:
+            del self._pending[request.identity]
         request.outcome = "failed" if call.status & abi.ERROR_BIT else "succeeded"
-        return True
+
+    def abandon(self, request: Request) -> None:
+        """Record that the caller drops the operation; it may come back to it later."""
+        request.given_up = True
 
     def count_act(self, tid: int, side: str, now: int) -> None:
         """Count something that an actor did: a worker's turn, a refused fault, a TDCALL."""
@@ -212,12 +235,34 @@ class Journal:
         seen[2] = now
 
     def truncate(self, end_ns: int) -> None:
-        """Drop what happened after the end of the run; requests still open are cut."""
+        """Drop what happened after the end of the run, and decide what became of requests.
+
+        One that was left unsettled is resolved_elsewhere if another thread succeeded with it
+        after its first attempt, else abandoned; cut if its thread did nothing else since.
+        """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
         for request in self.requests:
             if request.calls and request.calls[-1].end_ns > end_ns:
                 request.calls.pop()
                 request.outcome = ""
-            request.outcome = request.outcome or "cut"
+            if request.calls and not request.outcome:
+                request.outcome = self._left(request)
         self.requests = [request for request in self.requests if request.calls]
+
+    def _left(self, request: Request) -> str:
+        if not request.given_up and _turn(request) == request.turn:
+            return "cut"
+        is_settled = self._was_settled(request, request.calls[0].start_ns)
+        return "resolved_elsewhere" if is_settled else "abandoned"
+
+
+def _turn(request: Request) -> int:
+    """Number of calls of its thread that could come between two attempts at a request.
+
+    The fault path enters the guest between two attempts at the same page: an entry counts for
+    other requests only.
+    """
+    thread = request.thread
+    is_fault = request.leaf in ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
+    return thread.n_calls - (thread.n_entries if is_fault else 0)

@@ -35,6 +35,7 @@ DURATION_MS = {
     "host_gives_up": 25,
     "hostile_guest": 5,
     "hotplug": 14,
+    "interrupted_requests": 2,
     "lifecycle": 60,
     "memory_fault_ignored": 6,
     "memslot_deletion": 8,

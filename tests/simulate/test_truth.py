@@ -25,7 +25,7 @@ def _attempt(tables: dict[str, pl.DataFrame], chain: int, attempt: int) -> dict[
 
 
 # Scenarios in which somebody works on the Secure EPT without mmu_lock.
-WITHOUT_MMU_LOCK = {"string_copy", "zero_step_attack"}
+WITHOUT_MMU_LOCK = {"zero_step_attack"}
 
 
 @pytest.mark.parametrize("name", scenario.names())

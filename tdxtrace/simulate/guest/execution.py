@@ -45,6 +45,9 @@ def run(cpu: GuestCpu) -> SimProcess[VmExit]:
         state.next_event = int(env.now) + state.random.exponential(state.event_mean_ns)
         yield from cpu.elapse(state.random.duration(state.durations.guest_interrupt), masked=True)
         cpu.n_progress += 1
+        step = next(state.handler, None)
+        if step is not None:
+            cpu.push(step)
     while True:
         if cpu.must_exit():
             return cpu.exit_for_interrupt()

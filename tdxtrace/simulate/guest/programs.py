@@ -75,6 +75,9 @@ class GuestSpec:
     begin_ms: int = 0
     run_pages: int = 8
     """Pages of one string instruction or one conversion."""
+    handler_pages: int = 0
+    """Pages behind those of the program that the guest's interrupt handlers accept in turn, one
+    at each interrupt, each vCPU its share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,17 @@ def accept_again(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
         yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
 
 
+def interrupt_handler(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """The accepts of the interrupt handlers of one vCPU, one at each interrupt.
+
+    They lie apart, as what a kernel allocates in atomic context does, so that some need a
+    Secure EPT page of their own.
+    """
+    behind = guest.first_page + guest.pages
+    for n in range(place.number, guest.handler_pages, place.n_vcpus):
+        yield ACCEPT, place.gpa(behind + n * _HANDLER_STRIDE), 0
+
+
 def idle(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
     """Halt, wake up for a timer, halt again."""
     while True:
@@ -227,6 +241,8 @@ PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
 }
 
 
+# Pages from one that an interrupt handler accepts to the next; a choice of the model.
+_HANDLER_STRIDE: Final = 128
 # Those that lock entries which they have no reason to work on again: no honest guest does.
 HOSTILE_PROGRAMS: Final = frozenset({"accept-again", "hold-entries"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,10 @@ class VcpuState:
     """Time of the guest's own next interrupt: a timer, an IPI."""
     episode: Episode | None = None
     """The zero-step episode in progress, if the gate is armed."""
+    handler: Iterator[Any] = field(default_factory=lambda: iter(()))
+    """Steps of the guest's interrupt handlers, one for each interrupt."""
+    nmi_pending: bool = False
+    """Whether the host has an NMI to inject before the next entry."""
     fault: CountedFault | None = None
     """The last fault that the module counted, until KVM has handled it."""
     random: RandomStream = field(init=False)

@@ -10,7 +10,6 @@ from typing import Final
 
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.host.vcpu_state import VcpuState
-from tdxtrace.simulate.journal import Request
 from tdxtrace.simulate.kvm import retries
 from tdxtrace.simulate.kvm.vm import FROZEN, PRESENT, Vm
 from tdxtrace.simulate.module.abi import ERROR_BIT, ROOT_LEVEL, is_busy, page_bytes
@@ -100,9 +99,8 @@ def _install(vm: Vm, thread: Thread, key: int, is_page: bool) -> SimProcess[int]
         call.page = page
         return call
 
-    status = yield from retries.install(
-        vm, thread, _request(vm, thread, leaf, (gpa, level)), make_call
-    )
+    request = vm.request(leaf, thread, (gpa, level))
+    status = yield from retries.install(vm, thread, request, make_call)
     # Other threads see the SPTE change when the call has returned.
     yield from vm.machine.sync_clock(thread)
     if not status & ERROR_BIT:
@@ -111,11 +109,3 @@ def _install(vm: Vm, thread: Thread, key: int, is_page: bool) -> SimProcess[int]
     del vm.sptes[key]
     thread.retry_reason = "busy"
     return RETRY if is_busy(status) and not vm.dead else BUGGED
-
-
-def _request(vm: Vm, thread: Thread, leaf: str, page: tuple[int, int]) -> Request:
-    """The pending request of this thread for the same page, or a new one."""
-    pending = vm.machine.journal.pending.get(thread)
-    if pending is not None and pending.key == (vm.number, leaf, *page):
-        return pending
-    return vm.request(leaf, thread, page)

@@ -16,7 +16,6 @@ from tdxtrace.simulate.guest.cpu import GuestCpu
 from tdxtrace.simulate.guest.programs import Step, VmExit
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.host.vcpu_state import VcpuState
-from tdxtrace.simulate.journal import Request
 from tdxtrace.simulate.kvm import lifecycle, page_fault, zap
 from tdxtrace.simulate.kvm.vm import NO_PAGE, Vm
 from tdxtrace.simulate.module import abi, vp_enter
@@ -26,6 +25,9 @@ KVM_EXIT_IO: Final = 2
 KVM_EXIT_HYPERCALL: Final = 3
 KVM_EXIT_INTERNAL_ERROR: Final = 17
 EFAULT: Final = -14
+# TDVPS field PEND_NMI: class 32 (management), field 11; Linux arch/x86/kvm/vmx/tdx_arch.h
+# TD_VCPU_PEND_NMI.
+_PEND_NMI: Final = 0xA020_0000_0000_000B
 _HANDLING: Final = {
     page_fault.FIXED: "served",
     page_fault.SPURIOUS: "spurious",
@@ -42,7 +44,6 @@ class VcpuRun:
         self.machine = state.machine
         self.guest = GuestCpu(state, program)
         self._slice_ends = 0
-        self._busy_entry: tuple[Request, int] | None = None
         self._n_ignored = 0
 
     def run(self) -> SimProcess[None]:
@@ -66,11 +67,22 @@ class VcpuRun:
                 thread.irqs_enabled = False
                 thread.now = int(machine.env.now)
                 continue
+            if state.nmi_pending:
+                yield from self._inject_nmi()
             exit_ = yield from self.enter()
             yield from self._handle_exit(exit_)
-        if self._busy_entry is not None:
-            machine.journal.abandon(self._busy_entry[0])
         machine.cpus.release(thread.cpu)
+
+    def _inject_nmi(self) -> SimProcess[None]:
+        """TDH.VP.WR of TD_VCPU_PEND_NMI, in the loop of the vCPU: tdx_inject_nmi."""
+        state, vm = self.state, self.vm
+        state.nmi_pending = False
+        journal = self.machine.journal
+        vcpu = state.vcpu.number
+        request = journal.open_request("TDH.VP.WR", state.thread, vm.number, vcpu, NO_PAGE)
+        call = vm.call("TDH.VP.WR")
+        call.vcpu, call.operand = state.vcpu, _PEND_NMI
+        yield from self.machine.seamcall(state.thread, request, call, state.durations.manage)
 
     def enter(self) -> SimProcess[VmExit]:
         """Make one TDH.VP.ENTER; returns the exit, or the status that refused the entry."""
@@ -120,22 +132,11 @@ class VcpuRun:
         call.vmcall_reason = exit_.vmcall_reason
         call.out_rcx, call.out_rdx = exit_.qualification, exit_.extended
         call.gpa, call.out_r8, call.operand = exit_.gpa, exit_.gpa, exit_.interruption
-        request = self._entry_request()
-        is_settled = self.machine.journal.add_entry(request, call)
-        self._busy_entry = None if is_settled else (request, thread.n_calls)
+        journal, vcpu = self.machine.journal, self.state.vcpu.number
+        request = journal.open_request("TDH.VP.ENTER", thread, self.vm.number, vcpu, NO_PAGE)
+        journal.add_entry(request, call)
         self.state.inside = False
         self.vm.notify_vcpu_exited()
-
-    def _entry_request(self) -> Request:
-        """The request to enter that was answered busy just before, or a new one."""
-        thread, journal = self.state.thread, self.machine.journal
-        if self._busy_entry is not None:
-            request, n_calls = self._busy_entry
-            if n_calls == thread.n_calls:
-                return request
-            journal.abandon(request)
-        vcpu = self.state.vcpu.number
-        return journal.open_request("TDH.VP.ENTER", thread, self.vm.number, vcpu, NO_PAGE)
 
     def _count_refused_entry(self, status: int) -> None:
         episode, now = self.state.episode, int(self.machine.env.now)

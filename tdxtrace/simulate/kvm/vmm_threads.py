@@ -40,7 +40,10 @@ class WorkerSpec:
     leaf: str = ""
     """Leaf that a worker of kind seamcall calls."""
     conduct: str = "honest"
-    """What it stands for: ``honest``, ``buggy`` (a kernel with a bug) or ``hostile``."""
+    """What it stands for: ``honest``, ``buggy`` (a kernel with a bug) or ``hostile``.
+
+    Only an honest one keeps the rules of KVM's locks where it has a choice (churn_blocks).
+    """
 
 
 class Worker:
@@ -124,7 +127,8 @@ def _churn_blocks(worker: Worker) -> SimProcess[None]:
     vm.mmu_lock.release()
     if vm.sptes.get(gpa) == PRESENT:
         hold = worker.spec.hold_us * 1000
-        yield from zap.block_and_unblock(vm, worker.thread, gpa, hold)
+        locked = worker.spec.conduct == "honest"
+        yield from zap.block_and_unblock(vm, worker.thread, gpa, hold, locked)
 
 
 def _split(worker: Worker) -> SimProcess[None]:
@@ -183,6 +187,14 @@ def _seamcall(worker: Worker) -> SimProcess[None]:
         vm.machine.journal.abandon(request)
 
 
+def _nmi(worker: Worker) -> SimProcess[None]:
+    """KVM_NMI: leave an NMI for a vCPU, and kick it out of its guest."""
+    state = worker.vm.vcpus[worker.thread.random.below(len(worker.vm.vcpus))]
+    yield from worker.vm.machine.sync_clock(worker.thread)
+    state.nmi_pending = True
+    state.kick()
+
+
 def _stop(worker: Worker) -> SimProcess[None]:
     """Stop the VM and tear its TD down."""
     vm = worker.vm
@@ -200,6 +212,7 @@ WORKER_KINDS: Final[dict[str, Callable[[Worker], SimProcess[None]]]] = {
     "prefault": _prefault,
     "delete_slot": _delete_slot,
     "churn_blocks": _churn_blocks,
+    "nmi": _nmi,
     "seamcall": _seamcall,
     "split": _split,
     "stop": _stop,

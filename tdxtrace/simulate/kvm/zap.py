@@ -88,31 +88,52 @@ def write_back(vm: Vm, thread: Thread, page: int) -> SimProcess[None]:
     thread.now += thread.random.duration(vm.machine.durations.clear_page)
 
 
-def block_and_unblock(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:
-    """Attack: block a page, wait for the fault, unblock it.
+def block_and_unblock(
+    vm: Vm, thread: Thread, gpa: int, hold_ns: int, locked: bool
+) -> SimProcess[None]:
+    """Block a page, wait for the fault, unblock it: an attack, or a migration.
 
     No busy policy applies: each call is repeated until it is not busy, with a kick where
     TRACK waits for vCPUs; it stops if another thread changed the page first.
+
+    Args:
+        vm: The VM.
+        thread: The calling thread.
+        gpa: The page.
+        hold_ns: How long it stays blocked.
+        locked: Whether mmu_lock is held for writing over the calls, as KVM does over all of its
+            zaps; not while the page stays blocked.
     """
-    durations = vm.machine.durations
-    for leaf, work in (
-        ("TDH.MEM.RANGE.BLOCK", durations.block),
-        ("TDH.MEM.TRACK", durations.track),
-        ("TDH.MEM.RANGE.UNBLOCK", durations.block),
-    ):
-        page = NO_PAGE if leaf == "TDH.MEM.TRACK" else (gpa, 0)
-        request = vm.request(leaf, thread, page)
-        status = abi.OPERAND_BUSY
-        while status & abi.HIGH_HALF in RETRYABLE and not vm.dead:
-            call = vm.call(leaf, gpa) if page != NO_PAGE else vm.call(leaf)
-            status = yield from vm.machine.seamcall(thread, request, call, work)
-            thread.now += thread.random.duration(durations.wrapper_turn)
-            if status == abi.PREVIOUS_TLB_EPOCH_BUSY:
-                retries.blame_previous_epoch(vm, request)
-                yield from vm.kick(thread)
-        if leaf == "TDH.MEM.TRACK":
-            vm.machine.journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
-            yield from vm.kick(thread)
-            thread.now += hold_ns
-        elif status != abi.SUCCESS:
+    for leaves in (("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"), ("TDH.MEM.RANGE.UNBLOCK",)):
+        if locked:
+            yield from vm.machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+        done = True
+        for leaf in leaves:
+            done = done and (yield from _call_endlessly(vm, thread, leaf, gpa)) == abi.SUCCESS
+        if locked:
+            yield from vm.machine.sync_clock(thread)
+            vm.mmu_lock.release()
+        if not done:
             return
+        if "TDH.MEM.TRACK" in leaves:
+            thread.now += hold_ns
+
+
+def _call_endlessly(vm: Vm, thread: Thread, leaf: str, gpa: int) -> SimProcess[int]:
+    """Repeat a call until it is not busy; kick every vCPU after a TRACK, done or refused."""
+    durations = vm.machine.durations
+    page = NO_PAGE if leaf == "TDH.MEM.TRACK" else (gpa, 0)
+    request = vm.request(leaf, thread, page)
+    work = durations.track if leaf == "TDH.MEM.TRACK" else durations.block
+    status = abi.OPERAND_BUSY
+    while status & abi.HIGH_HALF in RETRYABLE and not vm.dead:
+        call = vm.call(leaf, gpa) if page != NO_PAGE else vm.call(leaf)
+        status = yield from vm.machine.seamcall(thread, request, call, work)
+        thread.now += thread.random.duration(durations.wrapper_turn)
+        if status == abi.PREVIOUS_TLB_EPOCH_BUSY:
+            retries.blame_previous_epoch(vm, request)
+            yield from vm.kick(thread)
+    if leaf == "TDH.MEM.TRACK":
+        vm.machine.journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
+        yield from vm.kick(thread)
+    return status
