@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,17 @@ from tdxtrace.recommend.policy_definitions import (
     RetryPolicy,
     policy_named,
 )
+from tdxtrace.recommend.stops import (
+    GAVE_UP,
+    REQUEST,
+    deaths,
+    first_events,
+    followers,
+    is_dependent,
+    outlived,
+    perhaps_kicked,
+    vm_of,
+)
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
 from tdxtrace.tdx import leaves, locks, word
@@ -28,13 +40,7 @@ _WARNINGS = {
     "raised_to": pl.Int64,
     "bug": pl.Boolean,
 }
-_REQUEST: Final = ("source", "first_seq")
 _DONE: Final = ("succeeded", "failed")
-# TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
-_SEPT_BUSY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
-# sc_retry() below every wrapper repeats these itself, at most ten calls, before the caller
-# sees a status: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
-_RETRIED_BELOW: Final = word.TDX_RND_NO_ENTROPY
 
 
 def policies(
@@ -45,9 +51,13 @@ def policies(
     """Replay policies over the recorded requests.
 
     Each request gets the same answers under every policy, at the same times. A policy
-    stops at the first busy answer after which it makes no further call. A request that
-    was cut or given up before a policy would have stopped is undecided, and widens the
-    interval: none or all of them would have exceeded it.
+    stops at the first busy answer after which it makes no further call. Where the recording
+    does not tell what the policy would have met (:mod:`~tdxtrace.recommend.stops`), a request
+    is undecided: it was cut or given up before the policy would have stopped, a kick lies
+    between the policy's next call and the recorded one, or the policy had killed the VM
+    before. Undecided requests widen the interval: none or all of them would have exceeded
+    the policy. Stops after an earlier one of the VM that may have changed what came
+    later (``n_dependent``) widen it downwards. Then the ratio itself is withheld.
 
     Args:
         retry_chains: The ``retry_chains`` table.
@@ -63,12 +73,35 @@ def policies(
     """
     if chosen is None:
         chosen = [policy_named(name) for name in DEFAULTS]
-    chains = RETRY_CHAINS.conform(retry_chains)
-    requests = _by_leaf(chains)
-    answers = _with_requests(BUSY_ANSWERS.conform(busy_answers), chains)
-    of_leaf = {int(leaf[0]): own for leaf, own in answers.group_by("leaf")}
-    rows = [row for policy in chosen for row in _rows_of_policy(policy, requests, answers, of_leaf)]
+    chains = RETRY_CHAINS.conform(retry_chains).with_columns(vm=vm_of())
+    recorded = _Recorded(
+        chains,
+        _by_leaf(chains),
+        _with_requests(BUSY_ANSWERS.conform(busy_answers), chains),
+        perhaps_kicked(chains),
+    )
+    rows = [row for policy in chosen for row in _rows_of_policy(policy, recorded)]
     return POLICIES.conform(pl.DataFrame(rows, schema=POLICIES.schema))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The recorded requests, prepared once for all policies."""
+
+    chains: pl.DataFrame
+    by_leaf: pl.DataFrame
+    answers: pl.DataFrame
+    kicked: pl.DataFrame
+
+    @cached_property
+    def of_leaf(self) -> dict[int, pl.DataFrame]:
+        """Busy answers by leaf."""
+        return {int(leaf[0]): own for leaf, own in self.answers.group_by("leaf")}
+
+    @cached_property
+    def followers(self) -> pl.DataFrame:
+        """Starts of requests by what they are for."""
+        return followers(self.chains)
 
 
 def _by_leaf(chains: pl.DataFrame) -> pl.DataFrame:
@@ -80,58 +113,77 @@ def _by_leaf(chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_requests(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Busy answers with the VM, page, start and outcome of their request."""
+    """Busy answers with the VM, page, times and outcome of their request."""
     of_request = chains.filter(pl.col("n_busy") > 0).select(
-        *("source", "first_seq", "td_id", "tgid", "gpa", "start_ns"),
+        *("source", "first_seq", "td_id", "tgid", "vm", "vp_id", "gpa", "start_ns", "end_ns"),
+        "n_attempts",
         done=pl.col("outcome").is_in(_DONE),
+        gave_up=pl.col("outcome").is_in(GAVE_UP),
         n_seen="n_busy",
     )
-    return answers.join(of_request, on=_REQUEST).with_columns(
+    return answers.join(of_request, on=REQUEST).with_columns(
         at_ns=pl.col("start_ns") + pl.col("waited_ns")
     )
 
 
-def _rows_of_policy(
-    policy: RetryPolicy,
-    requests: pl.DataFrame,
-    answers: pl.DataFrame,
-    of_leaf: Mapping[int, pl.DataFrame],
-) -> Iterable[dict[str, Any]]:
-    covered = [
-        (leaf, rule, n_requests, n_retried)
-        for leaf, n_requests, n_retried in requests.iter_rows()
+def _rows_of_policy(policy: RetryPolicy, recorded: _Recorded) -> Iterable[dict[str, Any]]:
+    covered = {
+        leaf: rule
+        for leaf in recorded.by_leaf["leaf"]
         if (rule := policy.rule(_leaf_name(leaf))) is not None
-    ]
-    doubling_leaves = [leaf for leaf, rule, _, _ in covered if rule.doubling is not None]
-    warnings = pl.DataFrame(schema=_WARNINGS)
-    for doubling in {rule.doubling for _, rule, _, _ in covered if rule.doubling is not None}:
-        warnings = replay(answers.filter(pl.col("leaf").is_in(doubling_leaves)), doubling)
-    for leaf, rule, n_requests, n_retried in covered:
+    }
+    if not covered:
+        return
+    warnings = _all_warnings(covered, recorded.answers)
+    bugs = warnings.filter("bug").select("source", "seq")
+    none = recorded.answers.clear()
+    events = pl.concat(
+        [
+            first_events(recorded.of_leaf.get(leaf, none), rule, bugs, recorded.kicked)
+            for leaf, rule in covered.items()
+        ]
+    )
+    dead = deaths(events)
+    events = events.filter(~outlived(events, dead, "at_ns"))
+    stops = events.filter(event="stop")
+    stops = stops.with_columns(dependent=is_dependent(stops, recorded.followers))
+    for leaf, rule in covered.items():
+        requests = recorded.chains.filter(leaf=leaf)
+        answers = recorded.of_leaf.get(leaf, none)
+        made = answers.filter(~outlived(answers, dead, "start_ns"))
+        own, own_stops = events.filter(leaf=leaf), stops.filter(leaf=leaf)
+        numbers = {"not made": int(outlived(requests, dead, "start_ns").sum())}
+        if _can_stop(rule):
+            kicks = "kick" if rule.kicks else "no kick"
+            numbers[kicks] = own.filter(event="kick").height
+            numbers["unseen"] = _n_unseen(made, own)
         row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
-        row |= {"n_requests": n_requests, "n_retried": n_retried}
-        if leaf in of_leaf:
-            own = of_leaf[leaf]
-            stops = _stopping_answers(own, rule, warnings)
-            row |= _exceeding(own, stops, rule, n_requests)
-            row |= _waited(own, stops) | _warnings(own, warnings) | _killed_vms(stops)
-        else:
-            row |= _nothing_busy(n_requests)
-        yield row | {"not_known": _not_known(rule, row)}
+        row |= {"n_requests": requests.height, "n_retried": (requests["n_busy"] > 0).sum()}
+        row |= _exceeding(own_stops, sum(numbers.values()), requests.height)
+        row |= _waited(made, own) | _warnings(made, warnings) | _killed_vms(own_stops)
+        numbers["dependent"] = row["n_dependent"]
+        yield row | {"not_known": _not_known(rule, row, numbers)}
 
 
-def _nothing_busy(n_requests: int) -> dict[str, Any]:
-    """Columns of a leaf without a busy answer, the same under any policy."""
-    none, trials = np.zeros(1), np.array([float(n_requests)])
-    return {
-        **dict.fromkeys(("n_exceeding", "n_undecided", "n_warnings", "n_doublings", "n_bugs"), 0),
-        **dict.fromkeys(("waited_ns", "waited_low_ns", "waited_high_ns"), 0),
-        **dict.fromkeys(("n_vms_killed", "n_entries_left"), 0),
-        "raised": None,
-        "exceeding_ratio": 0.0,
-        "exceeding_low": 0.0,
-        "exceeding_high": float(exact_interval(none, trials, CONFIDENCE)[1][0]),
-    }
+def _all_warnings(covered: Mapping[int, LeafPolicy], answers: pl.DataFrame) -> pl.DataFrame:
+    """Warnings of the doubling limit, which is one for all its leaves."""
+    limits = {leaf: rule.doubling for leaf, rule in covered.items() if rule.doubling is not None}
+    inside = answers.filter(pl.col("leaf").is_in(list(limits)))
+    for doubling in set(limits.values()):
+        return replay(inside, doubling)
+    return pl.DataFrame(schema=_WARNINGS)
+
+
+def _can_stop(rule: LeafPolicy) -> bool:
+    limited = rule.calls is not None or rule.budget_ns is not None or rule.doubling is not None
+    return limited or rule.answers != "any"
+
+
+def _n_unseen(answers: pl.DataFrame, events: pl.DataFrame) -> int:
+    """Number of requests whose recorded attempts end busy before the policy would stop."""
+    unseen = answers.filter(~pl.col("done")).select(REQUEST).unique()
+    return unseen.join(events.select(REQUEST), on=REQUEST, how="anti").height
 
 
 def _rising(rule: LeafPolicy) -> str | None:
@@ -147,71 +199,34 @@ def _leaf_name(leaf: int) -> str | None:
     return None if names.is_empty() else str(names[0])
 
 
-def _stopping_answers(
-    answers: pl.DataFrame, rule: LeafPolicy, warnings: pl.DataFrame
-) -> pl.DataFrame:
-    """The answer at which the policy would have stopped, of each request that has one."""
-    ends = pl.lit(False)
-    if rule.calls is not None:
-        ends = ends | (pl.col("number") >= rule.calls)
-    if rule.budget_ns is not None:
-        ends = ends | (pl.col("waited_ns") > rule.budget_ns)
-    if rule.doubling is not None:
-        bugs = warnings.filter("bug").select("source", "seq", bug=pl.lit(True))
-        answers = answers.join(bugs, on=("source", "seq"), how="left")
-        ends = ends | pl.col("bug").fill_null(False)
-    not_retried = ~_is_retried(rule.answers)
-    return (
-        answers.with_columns(then=pl.when(ends).then(pl.lit(rule.then)))
-        .with_columns(then=pl.when(not_retried).then(pl.lit(rule.otherwise)).otherwise("then"))
-        .filter(pl.col("then").is_not_null())
-        .sort(*_REQUEST, "number")
-        .unique(_REQUEST, keep="first", maintain_order=True)
-    )
-
-
-def _is_retried(answers: str) -> pl.Expr:
-    """Whether a policy of this kind retries after an answer."""
-    status = pl.col("status")
-    below = word.status_code(status) == pl.lit(_RETRIED_BELOW, dtype=pl.UInt64)
-    return {
-        "any": pl.lit(True),
-        "busy": word.is_busy(status) | below,
-        "sept": (status == pl.lit(_SEPT_BUSY, dtype=pl.UInt64)) | below,
-    }[answers]
-
-
-def _exceeding(
-    answers: pl.DataFrame, stops: pl.DataFrame, rule: LeafPolicy, n_requests: int
-) -> dict[str, Any]:
+def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[str, Any]:
     """Number of requests that need more than the policy gives, with a 95 % interval."""
-    ends = rule.calls is not None or rule.budget_ns is not None or rule.doubling is not None
-    unseen = answers.filter(~pl.col("done")).select(_REQUEST).unique()
-    unseen = unseen.join(stops.select(_REQUEST), on=_REQUEST, how="anti")
-    n_undecided = unseen.height if ends or rule.answers != "any" else 0
+    n_dependent = int(stops["dependent"].sum())
     sizes = stops.group_by("source", "episode").len()["len"].to_numpy().astype(float)
     effect = 1.0
     if len(sizes):
         effect = max(float((sizes**2).sum() / sizes.sum()), 1.0)
         effect *= float(few_clusters_factor(np.array([float(len(sizes))]), CONFIDENCE)[0])
-    shares = np.array([stops.height, stops.height + n_undecided]) / n_requests
+    ends = np.array([stops.height - n_dependent, min(stops.height + n_undecided, n_requests)])
     trials = np.full(2, n_requests / effect)
-    low, high = exact_interval(shares, trials, CONFIDENCE)
+    low, high = exact_interval(ends / n_requests, trials, CONFIDENCE)
+    is_known = not n_dependent and not n_undecided
     return {
         "n_exceeding": stops.height,
+        "n_dependent": n_dependent,
         "n_undecided": n_undecided,
-        "exceeding_ratio": float(shares[0]),
+        "exceeding_ratio": stops.height / n_requests if is_known else None,
         "exceeding_low": float(low[0]),
         "exceeding_high": float(high[1]),
     }
 
 
-def _waited(answers: pl.DataFrame, stops: pl.DataFrame) -> dict[str, Any]:
-    """Time from each request's first call to the last busy answer that the policy saw."""
-    last = answers.group_by(*_REQUEST, "episode").agg(pl.col("waited_ns").max())
-    stopped = stops.select(*_REQUEST, stopped_ns="waited_ns")
+def _waited(answers: pl.DataFrame, events: pl.DataFrame) -> dict[str, Any]:
+    """Time from each request's first call to the last answer that recording and policy share."""
+    last = answers.group_by(*REQUEST, "episode").agg(pl.col("waited_ns").max())
+    stopped = events.select(*REQUEST, stopped_ns="waited_ns")
     by_episode = (
-        last.join(stopped, on=_REQUEST, how="left")
+        last.join(stopped, on=REQUEST, how="left")
         .group_by("source", "episode")
         .agg(pl.coalesce("stopped_ns", "waited_ns").sum())
         .sort("source", "episode")["stopped_ns"]
@@ -238,8 +253,7 @@ def _warnings(answers: pl.DataFrame, warnings: pl.DataFrame) -> dict[str, Any]:
 def _killed_vms(stops: pl.DataFrame) -> dict[str, Any]:
     """Number of VMs that would have died, and of entries left with host priority."""
     killed = stops.filter(pl.col("then") == "kill")
-    vms = killed.with_columns(vm=pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64)))
-    known = vms.filter(pl.col("vm").is_not_null())
+    known = killed.filter(pl.col("vm").is_not_null())
     left_busy = stops.filter(pl.col("then") != "again", _sets_host_priority())
     return {
         "n_bugs": killed.height,
@@ -268,28 +282,39 @@ def _priority_answers() -> pl.Series:
     return hp.select(pl.struct("leaf", low=pl.col("operand_id"))).to_series().unique().implode()
 
 
-def _not_known(rule: LeafPolicy, row: dict[str, Any]) -> str:
+_ARRIVALS: Final = "arrivals are as recorded: another policy would change which calls conflict"
+_LOCK_OF_LOOP: Final = "the lock held over the loop would delay other calls of the VM"
+_AFTER: Final = "what the caller does after giving up is not replayed"
+_WHICH_VMS: Final = "which VMs: the capture has neither TD nor process"
+# Why requests are undecided, by the key of their number.
+_UNDECIDED: Final = {
+    "kick": "undecided: busy at the call that this policy makes after a kick, which removes the "
+    "vCPUs from the guest",
+    "no kick": "undecided: the recorded kernel may have kicked the vCPUs before its second call, "
+    "and this policy does not",
+    "unseen": "ended unobserved before this policy: cut, or given up by the policy of the recorded "
+    "kernel",
+    "not made": "undecided: recorded after this policy had killed the VM",
+    "dependent": "counted might not have been busy: host priority keeps guests off the lock of a "
+    "request that this policy gave up before, so that the share may be lower",
+}
+
+
+def _not_known(rule: LeafPolicy, row: dict[str, Any], numbers: Mapping[str, int]) -> str:
     """What the trace cannot show about a row, in words."""
-    parts = ["arrivals are as recorded: another policy would change which calls conflict"]
-    if rule.kicks:
-        parts.append(
-            "a kick removes the vCPUs, so that the last call may be less likely to be busy"
-        )
-    if rule.doubling is not None:
-        parts.append("the lock held over the loop would delay other calls of the VM")
-    if row["n_undecided"]:
-        n = row["n_undecided"]
-        parts.append(
-            f"{n:,} request{'' if n == 1 else 's'} ended unobserved before this policy: cut, or "
-            "given up by the policy of the recorded kernel"
-        )
-    if row["n_bugs"]:
-        parts.append("requests that a dead VM would not have made are still counted")
-    elif row["n_exceeding"]:
-        parts.append("what the caller does after giving up is not replayed")
-    if row["n_vms_killed"] is None:
-        parts.append("which VMs: the capture has neither TD nor process")
-    return "; ".join(parts)
+    only_after = row["n_exceeding"] and not row["n_dependent"]
+    parts = [
+        _ARRIVALS,
+        _LOCK_OF_LOOP if rule.doubling is not None else None,
+        *(f"{_requests(n)} {_UNDECIDED[why]}" for why, n in numbers.items() if n),
+        _AFTER if only_after else None,
+        _WHICH_VMS if row["n_vms_killed"] is None else None,
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _requests(n: int) -> str:
+    return f"{n:,} request{'' if n == 1 else 's'}"
 
 
 def replay(answers: pl.DataFrame, doubling: DoublingLimit) -> pl.DataFrame:

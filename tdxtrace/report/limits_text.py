@@ -168,7 +168,8 @@ def _basis(first: dict[str, Any], limits: pl.DataFrame) -> str:
 
 
 def _policy_cells(row: dict[str, Any], is_first: bool) -> tuple[str, ...]:
-    undecided = f"+{row['n_undecided']}?" if row["n_undecided"] else ""
+    undecided = f"-{row['n_dependent']}?" if row["n_dependent"] else ""
+    undecided += f"+{row['n_undecided']}?" if row["n_undecided"] else ""
     killed = f" {row['n_vms_killed']}" if row["n_vms_killed"] else ""
     return (
         row["policy"] if is_first else "",

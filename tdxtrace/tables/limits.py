@@ -133,13 +133,32 @@ POLICIES = Table(
         Column("then", TEXT, "Action when the limit is exceeded: kill, return or again."),
         _REQUESTS,
         Column("n_retried", U64, "Requests answered busy at least once."),
-        Column("n_exceeding", U64, "Requests observed to need more than the policy allows."),
+        Column("n_exceeding", U64, "Requests recorded to need more than the policy allows."),
         Column(
-            "n_undecided", U64, "Requests whose end was not observed within the policy: unknown."
+            "n_dependent",
+            U64,
+            "Of n_exceeding, those recorded after the policy would have given up an earlier "
+            "request of the VM, which changes what it meets: they may not have been busy.",
         ),
-        Column("exceeding_ratio", F64, "Share of requests that need more.", nullable=True),
-        Column("exceeding_low", F64, "Lower end of its 95 % confidence interval.", nullable=True),
-        Column("exceeding_high", F64, "Upper end.", nullable=True),
+        Column(
+            "n_undecided",
+            U64,
+            "Requests for which the recording does not show whether they need more: their end was "
+            "not observed, a kick makes the difference, or the VM would have been dead.",
+        ),
+        Column(
+            "exceeding_ratio",
+            F64,
+            "Share of requests that need more; null: withheld, only the interval is known, as "
+            "n_dependent or n_undecided is not 0.",
+            nullable=True,
+        ),
+        Column(
+            "exceeding_low",
+            F64,
+            "Lower end of its 95 % confidence interval; none of the dependent and undecided.",
+        ),
+        Column("exceeding_high", F64, "Upper end; all of the dependent and undecided."),
         Column("n_warnings", U64, "Warnings printed by the doubling limit."),
         Column("n_doublings", U64, "Times the doubling limit is raised."),
         Column("raised", TEXT, "Times (trace clock) and new values of the limit.", nullable=True),

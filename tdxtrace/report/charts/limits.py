@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -170,16 +170,16 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
         .head(MAX_LEAVES)
         .select("leaf")
     )
-    rows = policies.join(leaves, on="leaf", how="semi", maintain_order="left").filter(
-        pl.col("exceeding_ratio").is_not_null()
-    )
+    rows = policies.join(leaves, on="leaf", how="semi", maintain_order="left")
     return pl.DataFrame(
         [
             {
                 "policy": row["policy"],
                 "leaf": row["label"],
-                "ratio": round(row["exceeding_ratio"], 9),
-                "share": share(row["n_exceeding"], row["n_requests"]),
+                "ratio": round(_known(row), 9),
+                "share": "?"
+                if row["exceeding_ratio"] is None
+                else share(row["n_exceeding"], row["n_requests"]),
                 "ends": f"{_percent(row['exceeding_low'])} to {_percent(row['exceeding_high'])} %",
                 "need more": f"{count(row['n_exceeding'])} "
                 f"({share(row['n_exceeding'], row['n_requests'])})",
@@ -192,6 +192,12 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
             for row in rows.with_columns(label=leaf_labels(pl.col("leaf"))).iter_rows(named=True)
         ]
     )
+
+
+def _known(row: Mapping[str, Any]) -> float:
+    """The share that needs more; where it is withheld, the least that it is."""
+    known = row["exceeding_ratio"]
+    return float(row["exceeding_low"] if known is None else known)
 
 
 def _percent(ratio: float) -> str:

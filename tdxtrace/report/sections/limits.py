@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import polars as pl
 
@@ -124,7 +125,8 @@ def replayed(findings: Findings) -> Section:
     sums = (
         rows.group_by("policy", maintain_order=True)
         .agg(
-            pl.col("n_requests", "n_exceeding", "n_undecided", "n_warnings", "n_bugs").sum(),
+            pl.col("n_requests", "n_exceeding", "n_dependent", "n_undecided").sum(),
+            pl.col("n_warnings", "n_bugs").sum(),
             pl.col("waited_ns", "n_entries_left").sum(),
             pl.col("n_vms_killed").max(),
         )
@@ -136,22 +138,53 @@ def replayed(findings: Findings) -> Section:
         title,
         about,
         [
-            f"{row['policy']}: {count(row['n_exceeding'])} of "
-            f"{plural(row['n_requests'], 'request')} "
-            f"({share(row['n_exceeding'], row['n_requests'])}) would have needed more."
-            for row in ((worst,) if worst == best else (worst, best))
+            *(_needed_more(row) for row in ((worst,) if worst == best else (worst, best))),
+            *_withheld(sums),
         ],
         figures=[
             Figure(
                 "policies",
                 "Requests that need more than a policy allows",
                 "Each cell: the share, and below it the 95 % interval; most retried leaves. "
-                "Arrivals are as recorded: another policy would also change which calls conflict.",
+                "Where the recording does not determine the share (a kick, a VM that would have "
+                "died, requests after one that was given up) there is only the interval. Arrivals "
+                "are as recorded: another policy would also change which calls conflict.",
                 lambda: charts.policies_compared(findings.policies),
             )
         ],
         grids=[_policies(sums)],
     )
+
+
+def _needed_more(row: Mapping[str, Any]) -> str:
+    n, of = row["n_exceeding"], row["n_requests"]
+    text = f"{row['policy']}: {count(n)} of {plural(of, 'request')} ({share(n, of)})"
+    if not row["n_dependent"] and not row["n_undecided"]:
+        return f"{text} would have needed more."
+    least, most = n - row["n_dependent"], min(n + row["n_undecided"], of)
+    return (
+        f"{text} needed more in this recording; under the policy itself {count(least)} to "
+        f"{count(most)} of as many."
+    )
+
+
+def _withheld(sums: pl.DataFrame) -> list[str]:
+    """Return what is undecided and why, if anything is."""
+    dependent = sums.filter(pl.col("n_dependent") > 0)["policy"].to_list()
+    undecided = sums.filter(pl.col("n_undecided") > 0)["policy"].to_list()
+    parts = []
+    if undecided:
+        parts.append(
+            f"Undecided for {', '.join(undecided)}: requests that were not observed to their end, "
+            "whose next call differs from the recorded one by a kick of the vCPUs, or whose VM "
+            "the policy would have killed before."
+        )
+    if dependent:
+        parts.append(
+            f"Perhaps fewer for {', '.join(dependent)}: a request that is given up leaves host "
+            "priority set, which keeps guests off its lock when the next one comes."
+        )
+    return parts
 
 
 def _policies(sums: pl.DataFrame) -> Grid:
@@ -160,7 +193,7 @@ def _policies(sums: pl.DataFrame) -> Grid:
         [
             (
                 row["policy"],
-                count(row["n_exceeding"]),
+                _at_least(row),
                 count(row["n_undecided"]),
                 count(row["n_warnings"]),
                 count(row["n_vms_killed"]),
@@ -171,6 +204,11 @@ def _policies(sums: pl.DataFrame) -> Grid:
         ],
         right=range(1, 7),
         spare=(3,),
-        caption="Retried leaves only. Unknown: requests whose end was not observed within the "
-        "policy; left blocked: SEPT entries left with host priority set.",
+        caption="Retried leaves only. Unknown: requests for which the recording does not show "
+        "whether they need more; left blocked: SEPT entries left with host priority set.",
     )
+
+
+def _at_least(row: Mapping[str, Any]) -> str:
+    n, dependent = row["n_exceeding"], row["n_dependent"]
+    return f"{count(n - dependent)} to {count(n)}" if dependent else count(n)
