@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": FACTS,
     "watch": FACTS | {"ingest", "analysis"},
     "pipeline": FACTS | {"analysis", "recommend"},
-    "validate": FACTS | ROOMS | {"pipeline", "simulate"},
+    "validate": FACTS | ROOMS | {"pipeline", "recommend", "simulate"},
     "cli": FACTS | ROOMS | {"capture", "watch", "pipeline", "recommend", "simulate", "validate"},
 }
 # Names of tdxtrace itself that any module may import, with the reason.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
@@ -55,21 +55,35 @@ def validate(cells: list[Cell], jobs: int = 0, progress: Progress | None = None)
         by_plan.setdefault(cell.plan, []).append(cell)
     groups = list(by_plan.values())
     done: dict[Cell, Result] = {}
-    for number, results in enumerate(_run(groups, jobs or os.cpu_count() or 1), 1):
+    for number, results in enumerate(run_in_processes(score_group, groups, jobs), 1):
         done.update({result.cell: result for result in results})
         if progress is not None:
             progress(number, len(groups))
     return [done[cell] for cell in cells]
 
 
-def _run(groups: list[list[Cell]], jobs: int) -> Iterator[list[Result]]:
-    if jobs == 1 or len(groups) == 1:
-        yield from map(score_group, groups)
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
+
+
+def run_in_processes(
+    work: Callable[[_Item], _Done], items: Sequence[_Item], jobs: int
+) -> Iterator[_Done]:
+    """Call a function with each item, and yield the results as they are done.
+
+    Args:
+        work: A function of a module; its items and results can be pickled.
+        items: Its arguments.
+        jobs: Number of processes; 0: one for each CPU.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    if jobs == 1 or len(items) == 1:
+        yield from map(work, items)
         return
     # The thread pool of polars does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for future in as_completed([pool.submit(score_group, group) for group in groups]):
+        for future in as_completed([pool.submit(work, item) for item in items]):
             yield future.result()
 
 

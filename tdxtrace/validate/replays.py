@@ -1,0 +1,188 @@
+"""Score of the replay: intervals from a recording of one policy against runs of the other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tdxtrace.recommend import policy_definitions
+from tdxtrace.recommend.replay import policies
+from tdxtrace.simulate import scenario
+from tdxtrace.simulate.engine import Run
+from tdxtrace.simulate.journal import Request
+from tdxtrace.simulate.kvm.policies import Policy, policy_named
+from tdxtrace.simulate.module import abi
+from tdxtrace.validate.captured import capture_run
+from tdxtrace.validate.cells import Cell, Plan
+from tdxtrace.validate.matrix import run_in_processes, simulated
+
+# Leaves that a simulated policy is about; it enters again without a limit.
+_INSTALLS: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
+_ZAPS: Final = ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE")
+# Scenarios whose workers obey the policy: churn_blocks and refused faults are attacks that do
+# not, page_split's DEMOTE repeats what the policy says nothing of.
+SCENARIOS: Final = (
+    ("balloon", 8),
+    ("conversion_churn", 8),
+    ("crowd", 8),
+    ("fresh_memory", 4),
+    ("host_gives_up", 6),
+    ("hostile_guest", 8),
+    ("memory_fault_ignored", 8),
+    ("memslot_deletion", 8),
+    ("prefault_race", 4),
+)
+REPLAYED: Final = ("mainline", "v1-series", "seed-loop", "fixed-1", "fixed-2", "fixed-5")
+RECORDED: Final = ("endless", "mainline")
+MIN_HELD: Final = 0.95
+"""Share of the seeds in which the interval must hold the truth: it is one of 95 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One leaf of one policy, replayed from one recording and simulated with the same seed."""
+
+    scenario: str
+    recorded: str
+    policy: str
+    leaf: str
+    seed: int
+    n_stopped: int
+    """Requests at which the policy itself stopped."""
+    n_requests: int
+    low: float
+    high: float
+    ratio: float | None
+
+    @property
+    def truth(self) -> float:
+        """Share of the requests at which the policy itself stopped."""
+        return self.n_stopped / self.n_requests
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the interval holds the truth."""
+        return self.low <= self.truth <= self.high
+
+
+def compare(seeds: Sequence[int], names: Sequence[str] = (), jobs: int = 0) -> list[Comparison]:
+    """Replay policies over recordings of other ones, and run the policies themselves.
+
+    Args:
+        seeds: Seeds; each is one recording, and one run of each policy, of each scenario.
+        names: Scenarios; all of SCENARIOS if none is named.
+        jobs: Number of processes; 0: one for each CPU.
+
+    Returns:
+        A comparison for each leaf that was busy at all, in the recording or under the policy.
+    """
+    chosen = [(name, ms) for name, ms in SCENARIOS if not names or name in names]
+    work = [(name, ms, seed) for (name, ms), seed in itertools.product(chosen, seeds)]
+    done = dict(run_in_processes(_compared, work, jobs))
+    return [comparison for item in work for comparison in done[item]]
+
+
+def _compared(item: tuple[str, int, int]) -> tuple[tuple[str, int, int], list[Comparison]]:
+    name, ms, seed = item
+    own = scenario.named(name)
+    plans = {
+        policy: Plan(name, own.generation, policy, seed, ms, own.kernel)
+        for policy in (*RECORDED, *REPLAYED)
+    }
+    runs = {policy: simulated(plan) for policy, plan in plans.items()}
+    return item, [
+        comparison
+        for recorded in RECORDED
+        for comparison in _replayed(runs, Cell(plans[recorded], "trace-cmd", ("raw", "ns")))
+    ]
+
+
+def _replayed(runs: dict[str, Run], cell: Cell) -> Iterator[Comparison]:
+    recorded = cell.plan.policy
+    made = capture_run(runs[recorded], cell)
+    if made is None:
+        return
+    chosen = [policy_definitions.policy_named(name) for name in REPLAYED if name != recorded]
+    table = policies(made.findings.retry_chains, made.findings.busy_answers, chosen)
+    rows = {(row["policy"], row["leaf"]): row for row in table.iter_rows(named=True)}
+    for policy, leaf in itertools.product(chosen, (*_INSTALLS, *_ZAPS)):
+        row = rows.get((policy.name, abi.LEAF[leaf]))
+        requests = [r for r in runs[policy.name].journal.requests if r.leaf == leaf]
+        if row is None or not requests:
+            continue
+        if row["n_retried"] or any(abi.is_busy(r.calls[0].status) for r in requests):
+            yield _comparison(cell.plan, row, leaf, requests)
+
+
+def _comparison(plan: Plan, row: dict[str, Any], leaf: str, requests: list[Request]) -> Comparison:
+    policy = policy_named(row["policy"])
+    n_stopped = sum(has_stopped(request, policy) for request in requests)
+    ends = row["exceeding_low"], row["exceeding_high"], row["exceeding_ratio"]
+    return Comparison(
+        *(plan.scenario, plan.policy, policy.name, leaf, plan.seed, n_stopped, len(requests)), *ends
+    )
+
+
+def has_stopped(request: Request, policy: Policy) -> bool:
+    """Return whether a simulated policy gave a request up, or let its VM die of it.
+
+    Args:
+        request: A request of a run with that policy.
+        policy: The policy.
+    """
+    limit = _limit(request.leaf, policy)
+    for number, call in enumerate(request.calls, 1):
+        if not abi.is_busy(call.status):
+            return False
+        wrong = policy.exactly_sept and request.leaf != "TDH.MEM.TRACK"
+        if wrong and call.status != abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]:
+            return True
+        if number == limit:
+            return True
+    return False
+
+
+def _limit(leaf: str, policy: Policy) -> int | None:
+    """Calls after which the policy stops; None: it does not."""
+    if policy.doubling_from:
+        return policy.bug_at
+    if leaf in _INSTALLS:
+        return None if policy.local_loop else policy.install_calls or None
+    return (policy.track_calls if leaf == "TDH.MEM.TRACK" else policy.zap_calls) or None
+
+
+def share_held(comparisons: Iterable[Comparison]) -> float | None:
+    """Return the share of the comparisons whose interval holds the truth; None of none."""
+    held = [comparison.is_held for comparison in comparisons]
+    return sum(held) / len(held) if held else None
+
+
+def table(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Return table rows for display: a heading, then policy, recording, scenario and leaf.
+
+    The interval is the median one of the seeds; ``withheld``: the share itself is not given.
+    """
+    head = ["policy", "recorded", "scenario", "TDH.", "truth", "replayed", "withheld", "held"]
+    groups: dict[tuple[str, ...], list[Comparison]] = {}
+    for c in comparisons:
+        groups.setdefault((c.policy, c.recorded, c.scenario, c.leaf), []).append(c)
+    rows = [
+        [*key[:3], key[3].removeprefix("TDH."), *_figures(groups[key])] for key in sorted(groups)
+    ]
+    return [head, *rows, ["all", "", "", "", *_figures(comparisons)]]
+
+
+def _figures(part: Sequence[Comparison]) -> list[str]:
+    n = sum(c.n_requests for c in part)
+    truth = sum(c.n_stopped for c in part) / n if n else 0.0
+    low, high = (float(np.median([getattr(c, end) for c in part])) for end in ("low", "high"))
+    return [
+        f"{truth:.2%}",
+        f"{low:.2%} to {high:.2%}",
+        f"{sum(c.ratio is None for c in part)}/{len(part)}",
+        f"{sum(c.is_held for c in part)}/{len(part)}",
+    ]
