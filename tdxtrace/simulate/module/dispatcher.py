@@ -81,7 +81,7 @@ class Module:
         if call.interrupted:
             return abi.INTERRUPTED_RESUMABLE
         if call.leaf in _INTERRUPTIBLE:
-            if call.interrupt_pending and self.generation.demote_interruptible:
+            if call.interrupt_pending:
                 return abi.INTERRUPTED_RESTARTABLE
             assert call.td is not None
             if (

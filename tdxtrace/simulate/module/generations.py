@@ -66,8 +66,6 @@ class Generation:
     """Whether the gate lets an entry pass whose logged page is pending and raises #VE."""
     counts_every_violation: bool
     """Whether EPT violations on shared pages and those of ACCEPT count for zero-step."""
-    demote_interruptible: bool
-    """Whether DEMOTE and PROMOTE stop at a pending interrupt (INTERRUPTED_RESTARTABLE)."""
     yields_to_tree_priority: bool
     """Whether long leaves stop (INTERRUPTED_BUSY) when the tree lock's bit is set."""
 
@@ -75,16 +73,15 @@ class Generation:
 # A: 1.0.x has neither host priority nor locks of entries (tdx_locks.h of 1.0.03).
 # B: a write of a whole entry drops TDHP: tdg_mem_page_accept.c up to 1.5.16.
 # C: atomically_update_sept_state_keep_tdhp, is_epf_expected and the tree lock of 1.5.20.
-# DEMOTE's check for interrupts is in the source up to 1.5.16 and gone in 1.5.20; a flag
-# for it is enumerated from 1.5.28 (Yan Zhao, huge page series for TDX, 2025 to 2026).
+# All stop DEMOTE and PROMOTE at a pending interrupt (INTERRUPTED_RESTARTABLE): in 1.5.20 to 1.5.25
+# check_host_interrupt_and_hp_bit does.  C is these; 1.5.32 and 1.5.34 stop only where the TD has L2
+# VMs, which no TD here has.
 GENERATIONS: Final = {
-    "A": Generation(
-        "A", "1.0.x", LOCK_SEQUENCES["A"], False, False, False, False, True, True, False
-    ),
+    "A": Generation("A", "1.0.x", LOCK_SEQUENCES["A"], False, False, False, False, True, False),
     "B": Generation(
-        "B", "1.5.01 to 1.5.16", LOCK_SEQUENCES["B"], True, False, False, False, False, True, False
+        "B", "1.5.01 to 1.5.16", LOCK_SEQUENCES["B"], True, False, False, False, False, False
     ),
     "C": Generation(
-        "C", "1.5.20 to 1.5.34", LOCK_SEQUENCES["C"], True, True, True, True, False, False, True
+        "C", "1.5.20 to 1.5.34", LOCK_SEQUENCES["C"], True, True, True, True, False, True
     ),
 }
