@@ -204,7 +204,9 @@ def _outcome_finders(
             f.zero_steps, calls, entries, faults, trace.host_events
         ),
         "step_thresholds": lambda _: step_thresholds(*select(calls, entries, faults)),
-        "abandoned_requests": lambda f: abandoned_requests(trace, f.retry_chains),
+        "abandoned_requests": lambda f: abandoned_requests(
+            trace, f.retry_chains, generation=generation
+        ),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
         "td_conflicts": lambda f: td_conflicts(f.busy_causes),
         "time_shares": lambda f: time_shares(selected.filter(calls, trace), f.retry_chains),

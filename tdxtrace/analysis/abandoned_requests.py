@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.threads import VP_ENTER, infer_td
+from tdxtrace.analysis.causes.entry_locks import address_of_entry, may_have_taken_entry
+from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows, infer_td
 from tdxtrace.tables.events import KERNEL_MESSAGES, SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace, agreement
@@ -17,10 +19,12 @@ from tdxtrace.tdx import leaves, word
 # host takes that lock: TDX module 1.5 src/common/helpers/tdx_locks.h, sept_lock_acquire_host.
 # Only memory leaves that answer BUSY with operand RCX mean an entry.
 _BUSY_ON_ENTRY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_RCX
+# HP_LOCK_TIMEOUT is 10 ms at least: intel/tdx-module 1.5.01 td_control_structures.h.  The guest's
+# first refused TDCALL starts it, so it lasts no longer than since the host's first failed try.
+HOST_PRIORITY_NS: Final = 10_000_000
 # Statuses of a range that was not blocked, or not tracked: 1.5 helpers.h is_tlb_tracked;
 # public reports: canonical/tdx issue 213, Chen Yu on the kvm list, 2024-05-26.
-_GPA_RANGE_NOT_BLOCKED: Final = 0xC000_0B06_0000_0000
-_NOT_PREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, _GPA_RANGE_NOT_BLOCKED)
+_NOT_PREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, word.TDX_GPA_RANGE_NOT_BLOCKED)
 _PREPARING_LEAVES: Final = leaves.numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"])
 # KVM prints a failure right after the call, from the same thread; a console takes up to some
 # 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
@@ -41,12 +45,20 @@ _EFFECT_COLUMNS: Final = (
 
 
 def abandoned_requests(
-    trace: Trace, chains: pl.DataFrame, *, message_ns: int = MESSAGE_NS
+    trace: Trace,
+    chains: pl.DataFrame,
+    *,
+    generation: str | None = None,
+    message_ns: int = MESSAGE_NS,
 ) -> pl.DataFrame:
     """Find the consequences of each request that was left busy.
 
-    ``host_priority_timeout``: the request was busy on an SEPT entry, and before another call
-    settled it a vCPU of that TD exited with HOST_PRIORITY_BUSY_TIMEOUT.  ``later_call_failed``:
+    ``host_priority_timeout``: the request was busy on an SEPT entry, and a vCPU of that TD
+    exited with HOST_PRIORITY_BUSY_TIMEOUT, at least HOST_PRIORITY_NS after its first try and
+    before any host call took that entry's lock or may have taken it, in whatever it ended; not
+    in generation A, which has no host priority.  Absence: a call that was not recorded may have
+    taken the lock, so losses between rule it out.  Nearest innocent trace: a request left busy
+    just before the exit, while another one, unseen, shut the guest out.  ``later_call_failed``:
     a BLOCK or TRACK was left busy, and the next call that requires it failed on that page.
     ``kernel_message``: the kernel printed a failure of that leaf with that status within
     ``message_ns``.  ``settled_later``: another call settled it.
@@ -54,6 +66,7 @@ def abandoned_requests(
     Args:
         trace: The events.
         chains: The ``retry_chains`` table of it.
+        generation: Lock generation of the module, where it is known.
         message_ns: Longest time in ns from a call to the message about it.
 
     Returns:
@@ -72,7 +85,7 @@ def abandoned_requests(
     calls = SEAMCALLS.conform(trace.seamcalls)
     effects = [
         _settled_later(abandoned, calls),
-        _timeouts(abandoned, calls, chains),
+        _timeouts(abandoned, calls, chains, trace.losses) if generation != "A" else _no_effects(),
         _later_failures(abandoned, calls),
         _kernel_messages(abandoned, related_messages(trace), message_ns),
     ]
@@ -116,8 +129,10 @@ def _settled_later(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame
     return _effect(rows, "settled_later")
 
 
-def _timeouts(abandoned: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Requests left busy on an entry, and the first host priority timeout of the same TD."""
+def _timeouts(
+    abandoned: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame, losses: pl.DataFrame
+) -> pl.DataFrame:
+    """Requests left busy on an entry, and a timeout of host priority that they can explain."""
     status = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     code = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
     exits = calls.filter(pl.col("leaf") == VP_ENTER, status == code)
@@ -128,9 +143,56 @@ def _timeouts(abandoned: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame
     )
     if exits.is_empty() or of_entry.is_empty():
         return _no_effects()
-    keys = ["source", "td_id"]
-    rows = _next_effects(of_entry, _timeout_exits(exits, chains), keys, calls)
-    return _effect(rows, "host_priority_timeout")
+    # The first exit that comes late enough: an earlier one has another reason.
+    from_ns = pl.coalesce("start_ns", "end_ns") + HOST_PRIORITY_NS
+    requests = of_entry.with_columns(
+        address=address_of_entry(), due_ns=pl.max_horizontal("end_ns", from_ns)
+    ).sort("due_ns")
+    timeouts = _timeout_exits(exits, chains).drop_nulls("td_id")
+    rows = requests.join_asof(
+        timeouts.sort("effect_ns"),
+        left_on="due_ns",
+        right_on="effect_ns",
+        by=["source", "td_id"],
+        strategy="forward",
+        coalesce=False,
+        check_sortedness=False,
+    ).filter(pl.col("effect_ns").is_not_null())
+    rows = _untouched_entries(rows, calls)
+    return _effect(_without_losses(rows, losses), "host_priority_timeout")
+
+
+def _untouched_entries(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """The requests whose entry no host call took, or may have taken, before effect_ns."""
+    taking = calls.filter(may_have_taken_entry(), pl.col("gpa").is_not_null()).select(
+        "source",
+        "td_id",
+        address=address_of_entry(),
+        taken_ns=pl.coalesce("end_ns", "start_ns"),
+        taken_from_ns=pl.coalesce("start_ns", "end_ns"),
+    )
+    next_taken = rows.sort("end_ns").join_asof(
+        taking.sort("taken_ns"),
+        left_on="end_ns",
+        right_on="taken_ns",
+        by=["source", "td_id", "address"],
+        strategy="forward",
+        coalesce=False,
+        check_sortedness=False,
+    )
+    return next_taken.filter((pl.col("taken_from_ns") > pl.col("effect_ns")).fill_null(True))
+
+
+def _without_losses(rows: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
+    """The requests between whose end and whose effect no event may be lost."""
+    parts = [rows.clear()]
+    for source in rows["source"].unique():
+        part = rows.filter(pl.col("source") == source)
+        windows = LossWindows(losses, int(source))
+        ends = (part[name].to_numpy() for name in ("end_ns", "effect_ns"))
+        lost = windows.overlap(np.full(part.height, NO_CPU, np.int64), *ends)
+        parts.append(part.filter(~pl.Series(lost, dtype=pl.Boolean)))
+    return pl.concat(parts)
 
 
 def _next_effects(

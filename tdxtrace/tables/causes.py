@@ -44,6 +44,7 @@ BUG_RULES: Final = (
     "track_without_kick",
     "aug_busy_on_entry",
     "dropped_block",
+    "mmu_lock_excludes",
 )
 LOCKS: Final = ("seamcall_lock", "mmu_lock")
 STATUS = Column("status", U64, "Completion status (RAX) of the attempt.")
@@ -141,7 +142,8 @@ BROKEN_RULES = Table(
         Column(
             "evidence_seq",
             U64,
-            "The other row of the evidence: the holder, the dropped BLOCK, the TRACK before.",
+            "The other row of the evidence: the holder, the dropped BLOCK, the vCPU that was "
+            "not kicked, the call that it overlaps.",
             nullable=True,
         ),
         Column("confidence", pl.Enum(CONFIDENCES), "Confidence."),

@@ -155,6 +155,8 @@ def _is_bug(made: CapturedRun, row: dict[str, Any]) -> bool:
     if any(action.action == "give_up" for action in journal.actions):
         return True
     evidence = {int(seq) for seq in row["evidence"].split()}
+    if row["rule"] == "mmu_lock_excludes":
+        return _overlaps_all(made, evidence)
     return any(
         abi.LEAF[call.leaf] == row["leaf"]
         and call.status & abi.HIGH_HALF in _BUSY
@@ -162,6 +164,33 @@ def _is_bug(made: CapturedRun, row: dict[str, Any]) -> bool:
         and true_cause(call) == "kernel_bug"
         for request in journal.requests
         for call in request.calls
+    )
+
+
+# Leaves that KVM calls with mmu_lock held, and those of them that it holds for writing over.
+_EXCLUDING: Final = ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE")
+_UNDER_MMU_LOCK: Final = (*_EXCLUDING, "TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
+
+
+def _overlaps_all(made: CapturedRun, evidence: set[int]) -> bool:
+    """Whether each call truly overlapped one of its TD that mmu_lock keeps away from it."""
+    calls = [
+        call
+        for request in made.run.journal.requests
+        for call in request.calls
+        if call.leaf in _UNDER_MMU_LOCK
+    ]
+    found = [call for call in calls if made.returns.get(id(call)) in evidence]
+    return len(found) == len(evidence) and all(
+        any(
+            other.td is call.td
+            and other.thread is not call.thread
+            and (other.leaf in _EXCLUDING or call.leaf in _EXCLUDING)
+            and other.start_ns < call.end_ns
+            and call.start_ns < other.end_ns
+            for other in calls
+        )
+        for call in found
     )
 
 

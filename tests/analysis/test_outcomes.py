@@ -54,14 +54,27 @@ def left(found: Findings) -> list[tuple[int, str]]:
         # A TRACK that was dropped concerns every page of the TD.
         ("blockS1 trackD 2/removeT1 S5", [(38, "later_call_failed")]),
         # Host priority stays on the entry until a host takes it.
-        ("removeK1 trackS enterZ", [(29, "host_priority_timeout")]),
-        ("removeK1 trackS enterC", [(29, "none_seen")]),
+        ("removeK1 trackS _20ms enterZ", [(29, "host_priority_timeout")]),
+        ("removeK1 trackS _20ms enterC", [(29, "none_seen")]),
+        # The module waits for 10 ms at least, from when the host first failed.
+        ("removeK1 trackS enterZ", [(29, "none_seen")]),
+        ("removeK1 trackS _9ms enterZ", [(29, "none_seen")]),
+        ("removeK1 _20ms removeK1 trackS enterZ", [(29, "host_priority_timeout")]),
+        ("removeK1 trackS enterZ _20ms enterZ", [(29, "host_priority_timeout")]),
+        # A host call that takes the entry clears host priority, in whatever it ends.
+        ("removeK1 trackS 2/demoteT1 _20ms enterZ", [(29, "none_seen")]),
+        ("removeK1 trackS 2/blockS1 _20ms enterZ", [(29, "none_seen")]),
+        ("removeK1 trackS 2/blockE1 _20ms enterZ", [(29, "host_priority_timeout")]),
+        ("removeK1 trackS 2/demoteT2 _20ms enterZ", [(29, "host_priority_timeout")]),
+        ("removeK1 trackS 2/demoteU1 _20ms enterZ", [(29, "none_seen")]),
+        ("removeK1 trackS _20ms enterZ 2/demoteT1", [(29, "host_priority_timeout")]),
+        ("removeK1 trackS lost _20ms enterZ", [(29, "none_seen")]),
         # Busy on the tree leaves nothing on the entry.
-        ("removeB1 trackS enterZ", [(29, "none_seen")]),
-        ("enterZ removeK1 trackS", [(29, "none_seen")]),
-        ("removeK1 trackS 2/removeS1 enterZ", [(29, "settled_later")]),
+        ("removeB1 trackS _20ms enterZ", [(29, "none_seen")]),
+        ("enterZ removeK1 trackS _20ms", [(29, "none_seen")]),
+        ("removeK1 trackS 2/removeS1 _20ms enterZ", [(29, "settled_later")]),
         (
-            "removeK1 trackS enterZ 2/removeS1",
+            "removeK1 trackS _20ms enterZ 2/removeS1",
             [(29, "host_priority_timeout"), (29, "settled_later")],
         ),
     ],
@@ -70,8 +83,15 @@ def test_consequences_of_an_abandoned_request(text: str, expected: list[tuple[in
     assert left(findings(text)) == expected
 
 
+def test_without_host_priority_there_is_no_timeout_of_it() -> None:
+    trace = story("removeK1 trackS _20ms enterZ").trace
+    for generation, consequence in (("A", "none_seen"), ("B", "host_priority_timeout")):
+        found = analyze(trace, generation=generation).abandoned_requests
+        assert found["consequence"].to_list() == [consequence]
+
+
 def test_the_timeout_of_another_td_is_no_consequence() -> None:
-    text = "3/S1#7 removeK1 trackS 3/enterZ"
+    text = "3/S1#7 removeK1 trackS _20ms 3/enterZ"
     assert left(findings(text, {1: 10, 3: 30})) == [(29, "none_seen")]
 
 

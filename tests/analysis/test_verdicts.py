@@ -95,7 +95,7 @@ def test_the_release_may_come_from_the_log(version: str, words: str) -> None:
     ("text", "expected"),
     [
         ("blockK1 trackS 2/demoteT1", ("BUG", "later_call_failed")),
-        ("removeK1 trackS enterZ", ("BUG", "host_priority_timeout")),
+        ("removeK1 trackS _20ms enterZ", ("BUG", "host_priority_timeout")),
         ("removeK1 trackS 2/removeS1", ("EXPECTED", "settled_later")),
         ("blockK1 trackS _ S2", ("UNDECIDED", "none_seen")),
     ],
@@ -174,7 +174,7 @@ def causes(*rows: dict[str, Any]) -> pl.DataFrame:
 )
 def test_busy_answers(row: dict[str, Any], verdict: str) -> None:
     other = {"cause": "kernel_bug", "confidence": "proof", "rule": "tdr_busy", "rank": 2}
-    found = VERDICTS.check(on_busy(causes(row, other)))
+    found = VERDICTS.check(on_busy(causes(row, other), BROKEN_RULES.empty()))
     assert found["verdict"].to_list() == [verdict]
     assert found["n_rows"].to_list() == [1]
 

@@ -11,6 +11,7 @@ from tdxtrace.analysis.causes import attribution
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, modes, names_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.causes.mmu_lock import EXCLUDES
 from tdxtrace.tables.causes import (
     BROKEN_RULES,
     BUG_RULES,
@@ -65,7 +66,8 @@ def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
 
     Returns:
         The ``broken_rules`` table, by source, seq and rule.  It has every rule that a call
-        breaks; ``busy_causes`` names the first for a call that was busy.
+        breaks; ``busy_causes`` names the first for a call that was busy, but for
+        ``mmu_lock_excludes``: there the cause remains the call that held the lock.
 
     Sources:
         Of each rule: ``tdxtrace.tdx.locks.bug_rule_table``.
@@ -90,8 +92,9 @@ def _answers_of_source(evidence: BusyEvidence) -> pl.DataFrame:
         return BUSY_CAUSES.empty()
     ranked = attribution.rank_candidates(evidence)
     call_cause = attribution.cause_from_calls(evidence, ranked)
-    answers = _answers(evidence, _gather_facts(evidence, call_cause, ranked)).join(
-        attribution.reasons(evidence, call_cause, ranked), on="row", how="left"
+    tries = attribution.tries_on_entries(evidence)
+    answers = _answers(evidence, _gather_facts(evidence, call_cause, ranked, tries)).join(
+        attribution.reasons(evidence, call_cause, ranked, tries), on="row", how="left"
     )
     unexplained = pl.col("cause") == "unexplained"
     answers = answers.with_columns(
@@ -103,16 +106,18 @@ def _answers_of_source(evidence: BusyEvidence) -> pl.DataFrame:
 
 
 def _gather_facts(
-    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame
+    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame, tries: pl.DataFrame
 ) -> pl.DataFrame:
     """Per attempt: its cause by host calls, its best candidate, guests inside, broken rules."""
     best = ranked.unique("attempt", keep="first", maintain_order=True).rename({"attempt": "row"})
+    # That mmu_lock was not held says nothing of who held the module's lock: the overlapping call.
     bugs = (
-        evidence.broken.join(call_cause, on="row", how="semi")
+        evidence.broken.filter(pl.col("rule") != EXCLUDES)
+        .join(call_cause, on="row", how="semi")
         .sort("row", "rule")
         .unique("row", keep="first", maintain_order=True)
     )
-    guests = attribution.guest_holders(evidence, call_cause, ranked)
+    guests = attribution.guest_holders(evidence, call_cause, ranked, tries)
     return (
         call_cause.join(best, on="row", how="left")
         .join(_tied(evidence, ranked), on="row", how="left")
@@ -131,8 +136,10 @@ def _gather_facts(
 
 def _answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
     """Rows of rank 1, one per attempt.  A broken rule comes before who held the lock."""
-    zaps = attribution.shows_zaps(set(evidence.calls["leaf"].unique()))
-    by_guest = pl.when(pl.col("is_inside") & pl.lit(zaps)).then(pl.lit("strong"))
+    others = attribution.shows_other_holders(set(evidence.calls["leaf"].unique()))
+    # After the first try host priority keeps a guest out, unless a write of the entry lost it.
+    one_call = pl.col("is_inside") & ~pl.col("is_late")
+    by_guest = pl.when(one_call & pl.lit(others)).then(pl.lit("strong"))
     one_guest = pl.col("by_guest") & (pl.col("n_inside") == 1)
     has_holder = pl.col("by_call") | (pl.col("is_bug") & pl.col("fits"))
     return facts.select(

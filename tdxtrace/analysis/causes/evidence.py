@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis import threads
+from tdxtrace.analysis.arrays import Flags, Times
 from tdxtrace.analysis.causes import broken_rules, generation
 from tdxtrace.analysis.causes.candidates import ENTRY_NS, BusyAttempts, find_candidates
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, locks_of_busy
-from tdxtrace.analysis.threads import VP_ENTER, infer_td
+from tdxtrace.analysis.causes.rule_evidence import RuleEvidence
+from tdxtrace.analysis.threads import TD_OWNERS, VP_ENTER, LossWindows, infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import word
@@ -22,12 +24,18 @@ from tdxtrace.tdx.wrappers import PAGES
 
 _COLUMNS: Final = (
     *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", *PAGES),
-    *("status", "start_ns", "end_ns", "cpu"),
+    *("status", "start_ns", "end_ns", "cpu", "probe"),
 )
 # Statuses other than OPERAND_BUSY that say that a lock was held, or a vCPU not yet tracked.
 _OTHER_BUSY: Final = (word.TDX_PREVIOUS_TLB_EPOCH_BUSY, word.TDX_SYS_BUSY)
 # Calls of a CPU from which on its silence is significant.
 _MIN_CALLS_PER_CPU: Final = 100
+# Clocks that are each CPU's own, and inputs that do not name theirs: the default of ftrace and
+# of perf is such a clock (Linux Documentation/trace/ftrace.rst, trace_clock; perf-record(1), -k).
+_CLOCKS_OF_CPUS: Final = (
+    *("local", "perf", "perf_clock", "local_clock", "sched_clock"),
+    *("unnamed", "integer"),
+)
 # The global lock of the TDH.SYS leaves answers with a code of its own.
 _SYS: Final = "SYS"
 
@@ -38,8 +46,23 @@ class BusyEvidence:
 
     source: int
     busy: BusyAttempts
-    lossy: pl.Series
-    """For each row of ``calls``, whether events near it may be lost."""
+    losses: LossWindows
+    clock: str = "unnamed"
+    """Name of the clock, as in ``tables.trace.Source``."""
+
+    @cached_property
+    def lossy(self) -> pl.Series:
+        """For each row of ``calls``, whether events near it may be lost."""
+        if not self.losses.any:
+            return pl.Series(np.zeros(self.calls.height, np.bool_))
+        begins, ends = self.calls["begins"].to_numpy(), self.calls["ends"].to_numpy()
+        return pl.Series(self.may_miss(begins, ends))
+
+    def may_miss(self, first: Times, last: Times) -> Flags:
+        """Return for intervals (first and last ns) whether events of any CPU may be lost there."""
+        slack = self.busy.slack_ns + 1
+        anywhere = np.full(len(first), threads.NO_CPU, np.int64)
+        return self.losses.overlap(anywhere, first - slack, last + slack)
 
     @property
     def calls(self) -> pl.DataFrame:
@@ -81,7 +104,19 @@ class BusyEvidence:
     @cached_property
     def broken(self) -> pl.DataFrame:
         """Rules that were broken, by row of ``calls``."""
-        return broken_rules.find_broken_rules(self.busy, self.possible_holders, self.lossy)
+        holders = self.possible_holders
+        return broken_rules.find_broken_rules(
+            RuleEvidence(
+                calls=self.calls,
+                attempts=self.busy.attempts,
+                possible_holders=holders,
+                slack_ns=self.busy.slack_ns,
+                entry_ns=self.busy.entry_ns,
+                may_miss=self.may_miss,
+                clock_is_global=self.clock not in _CLOCKS_OF_CPUS,
+                misses_holders=generation.misses_holders(self.busy, holders, self.lossy),
+            )
+        )
 
 
 def gather_evidence(
@@ -99,10 +134,12 @@ def gather_evidence(
         entries = trace.vm_entries.filter(pl.col("source") == number)
         calls = activity(seamcalls, entries)
         sources = trace.provenance.sources
-        step_ns = sources[number].clock_resolution_ns if number < len(sources) else 1
+        step_ns, clock = 1, "unnamed"
+        if number < len(sources):
+            step_ns, clock = sources[number].clock_resolution_ns, sources[number].clock
         slack_ns = step_ns if step_ns > 1 else 0
         busy = BusyAttempts(calls, _attempts(calls), slack_ns, mask, entry_ns)
-        yield BusyEvidence(int(number), busy, _lossy(calls, trace.losses, int(number), slack_ns))
+        yield BusyEvidence(int(number), busy, LossWindows(trace.losses, int(number)), clock)
 
 
 def observed_interval(calls: pl.DataFrame) -> tuple[int, int]:
@@ -163,15 +200,6 @@ def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _lossy(calls: pl.DataFrame, losses: pl.DataFrame, source: int, slack_ns: int) -> pl.Series:
-    windows = threads.LossWindows(losses, source)
-    if not windows.any:
-        return pl.Series(np.zeros(calls.height, np.bool_))
-    anywhere = np.full(calls.height, threads.NO_CPU, np.int64)
-    begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
-    return pl.Series(windows.overlap(anywhere, begins - slack_ns - 1, ends + slack_ns + 1))
-
-
 def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
     """Merge the SEAMCALLs and vCPU entries of one source into one table with time bounds.
 
@@ -186,7 +214,8 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
     Returns:
         One row per call or entry, in the order of ``seamcalls``, entries last: columns of
         ``seamcalls`` with td_id inferred where null, and begins and ends (Int64, ns: bounds
-        where start_ns or end_ns is null), certain (Boolean: both were recorded).  The status
+        where start_ns or end_ns is null), certain (Boolean: both were recorded), td_certain
+        (Boolean: the call names its TD, or its thread or process has only one).  The status
         of an entry that KVM reports as failed is null.
     """
     calls = SEAMCALLS.with_optional(seamcalls).select(
@@ -205,10 +234,13 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         "start_ns",
         "end_ns",
         "cpu",
+        pl.lit(None, calls.schema["probe"]).alias("probe"),
         returned=pl.col("end_ns").is_not_null(),
     )
     merged = calls if entries.is_empty() else pl.concat([calls, entries])
-    return _bounded(infer_td(merged, merged))
+    near = infer_td(merged, merged, TD_OWNERS[:2])
+    named = near.with_columns(td_certain=pl.col("td_id").is_not_null())
+    return _bounded(infer_td(named, merged))
 
 
 def _bounded(calls: pl.DataFrame) -> pl.DataFrame:

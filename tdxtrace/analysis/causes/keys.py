@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Index, Times
 from tdxtrace.analysis.causes.conflicts import LockConflicts
+from tdxtrace.analysis.causes.entry_locks import address_of_entry
 from tdxtrace.tdx.wrappers import PAGES
 
 NO_KEY: Final = -1
@@ -96,9 +97,7 @@ def _numbered(rows: pl.DataFrame, numbers: pl.DataFrame) -> Times:
 
 def _entry() -> pl.Expr:
     """SEPT entry of a TD as one number: its address at its level, plus the level."""
-    level = pl.col("level").fill_null(0).cast(pl.UInt64)
-    size = pl.lit(2, pl.UInt64).pow(level * _LEVEL_SHIFT + _PAGE_SHIFT).cast(pl.UInt64)
-    return (pl.col("gpa") - pl.col("gpa") % size) + level
+    return address_of_entry() + pl.col("level").fill_null(0).cast(pl.UInt64)
 
 
 def _frame(page: pl.Expr) -> pl.Expr:

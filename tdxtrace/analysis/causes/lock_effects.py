@@ -13,6 +13,7 @@ from tdxtrace.analysis.arrays import Times
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
 from tdxtrace.analysis.causes.conflicts import TREE
 from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.causes.mmu_lock import FAULTS, ZAPS
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import BUSY_CAUSES, ENTRY_WAITS, LOCK_VALUES, LOCKS
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -27,16 +28,18 @@ _SEAMCALL_LOCK: Final = numbers_of(
         *("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE", "TDH.MEM.RANGE.UNBLOCK"),
     ]
 )
-# Linux 6.16 arch/x86/kvm/vmx/tdx.c and mmu/tdp_mmu.c: faults install under mmu_lock held for
-# reading, zaps hold it for writing; the splitting of pages too (huge page series for TDX).
-_READ: Final = numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"])
-_WRITE: Final = numbers_of(
-    [
-        *("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE", "TDH.MEM.SEPT.REMOVE"),
-        *("TDH.MEM.RANGE.UNBLOCK", "TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE"),
-    ]
-)
-READERS: Final[dict[str, list[int]]] = {"seamcall_lock": [], "mmu_lock": _READ}
+# What mainline calls under mmu_lock, and what series call there that are not merged: the splitting
+# of huge pages, and the removal of SEPT pages (huge page series for TDX; v1 series, 2024-09).
+_WRITE: Final = [
+    *ZAPS,
+    *numbers_of(
+        [
+            *("TDH.MEM.SEPT.REMOVE", "TDH.MEM.RANGE.UNBLOCK"),
+            *("TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE"),
+        ]
+    ),
+]
+READERS: Final[dict[str, list[int]]] = {"seamcall_lock": [], "mmu_lock": FAULTS}
 WRITERS: Final[dict[str, list[int]]] = {"seamcall_lock": _SEAMCALL_LOCK, "mmu_lock": _WRITE}
 
 

@@ -6,8 +6,9 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.causes.mmu_lock import EXCLUDES, excluded
 from tdxtrace.analysis.verdicts.rules import group_findings, look_up, rule_statements, verdict_rows
-from tdxtrace.tables.causes import BROKEN_RULES, BUSY_CAUSES
+from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES, BUSY_CAUSES
 from tdxtrace.tables.verdicts import VERDICTS
 from tdxtrace.tdx.leaves import leaf_name
 
@@ -33,31 +34,75 @@ _REASON: Final = {
     "kernel_bug": "in a correct kernel",
     "unexplained": "the trace does not show who held it",
 }
+_RULE: Final = pl.Enum(BUG_RULES)
 _PROBE: Final = "probe entry and return of every tdh_* wrapper, and tdx_vcpu_run for TDH.VP.ENTER"
 
 
-def on_busy(causes: pl.DataFrame) -> pl.DataFrame:
+def on_busy(causes: pl.DataFrame, broken: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on busy answers, per TD, leaf, resource and cause.
+
+    BUG requires a rule that was surely broken: one that the answer itself breaks, or
+    ``mmu_lock_excludes`` for the answer and its holder.  Where the holder is a call that mmu_lock
+    keeps away, and the clock does not prove that the two overlapped, it is UNDECIDED, and so
+    is a guest of which the evidence is weak.
 
     Args:
         causes: The ``busy_causes`` table; its answers (rank 1) are judged.
+        broken: The ``broken_rules`` table.
     """
     rows = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
     if rows.is_empty():
         return VERDICTS.empty()
-    sure = (pl.col("cause") != "kernel_bug") | pl.col("confidence").is_in(_SURE_CONFIDENCE)
+    rows = rows.join(
+        _proven_overlaps(broken), on=["source", "seq", "holder_seq"], how="left"
+    ).with_columns(pl.col("overlaps").fill_null(False))
+    confident = pl.col("confidence").is_in(_SURE_CONFIDENCE)
+    sure = (
+        pl.when("apart")
+        .then("overlaps")
+        .when(pl.col("cause").is_in(["kernel_bug", "guest"]))
+        .then(confident)
+        .otherwise(pl.lit(True))
+    )
     groups = group_findings(
-        rows.with_columns(sure=sure),
-        ["resource", "cause", "rule", "sure"],
+        rows.with_columns(apart=_kept_apart()).with_columns(sure=sure),
+        ["resource", "cause", "rule", "apart", "sure"],
         "seq",
         advice=pl.col("advice").drop_nulls().first(),
     )
+    apart = pl.when("apart").then(pl.lit(EXCLUDES))
+    groups = groups.with_columns(rule=pl.coalesce(pl.col("rule").cast(pl.String), apart))
     return verdict_rows(groups, "busy", "busy_causes", _verdict_columns())
 
 
+def _kept_apart() -> pl.Expr:
+    """Whether mmu_lock keeps the call and its holder from overlapping."""
+    same_td = pl.col("td_id") == pl.col("holder_td_id")
+    by_call = pl.col("cause") == "host_conflict"
+    return (by_call & same_td & excluded(pl.col("leaf"), pl.col("holder_leaf"))).fill_null(False)
+
+
+def _proven_overlaps(broken: pl.DataFrame) -> pl.DataFrame:
+    """Both orders of each pair that breaks mmu_lock_excludes: source, seq, holder_seq, overlaps."""
+    pairs = BROKEN_RULES.conform(broken).filter(
+        pl.col("rule") == EXCLUDES, pl.col("confidence").is_in(_SURE_CONFIDENCE)
+    )
+    both = [
+        pairs.select("source", "seq", holder_seq="evidence_seq"),
+        pairs.select("source", seq="evidence_seq", holder_seq="seq"),
+    ]
+    return pl.concat(both).unique().with_columns(overlaps=pl.lit(True))
+
+
 def _verdict_columns() -> dict[str, pl.Expr]:
-    verdict = pl.when("sure").then(look_up("cause", _VERDICT_OF)).otherwise(pl.lit("UNDECIDED"))
-    rule = pl.col("rule").cast(pl.String)
+    verdict = (
+        pl.when(~pl.col("sure"))
+        .then(pl.lit("UNDECIDED"))
+        .when("apart")
+        .then(pl.lit("BUG"))
+        .otherwise(look_up("cause", _VERDICT_OF))
+    )
+    rule = pl.col("rule")
     what = pl.concat_str(
         pl.coalesce(rule, pl.col("cause").cast(pl.String)),
         pl.lit(" of "),
@@ -71,8 +116,9 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         pl.lit(" ("),
         pl.col("resource").fill_null("operand unknown"),
         pl.lit("): "),
-        look_up("cause", _REASON),
+        pl.when("apart").then(pl.lit(_KEPT_APART)).otherwise(look_up("cause", _REASON)),
         pl.concat_str(pl.lit(" "), look_up("rule", rule_statements())).fill_null(""),
+        pl.when(pl.col("apart") & ~pl.col("sure")).then(pl.lit(_NOT_PROVEN)).otherwise(pl.lit("")),
         pl.lit("."),
     )
     return {
@@ -80,8 +126,15 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         "what": what,
         "sentence": sentence,
         "rule": pl.coalesce(rule, look_up("cause", _RULE_OF)),
-        "decided_by": pl.col("advice").fill_null(_PROBE),
+        "decided_by": pl.when("apart")
+        .then(pl.lit(_FINER_CLOCK))
+        .otherwise(pl.col("advice").fill_null(_PROBE)),
     }
+
+
+_KEPT_APART: Final = "another SEAMCALL of the host held the lock; in a correct kernel"
+_NOT_PROVEN: Final = "; the clock does not show whether these calls overlapped"
+_FINER_CLOCK: Final = "record with a clock of nanoseconds that all CPUs share (trace-cmd -C mono)"
 
 
 def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
@@ -91,8 +144,19 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
         broken: The ``broken_rules`` table.
         causes: The ``busy_causes`` table, whose answers have their own verdicts.
     """
-    given = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1).select("source", "seq", "rule")
-    rows = BROKEN_RULES.conform(broken).join(given, on=["source", "seq", "rule"], how="anti")
+    answers = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
+    given = answers.select("source", "seq", "rule")
+    of_busy = _proven_overlaps(broken).join(
+        answers.filter(_kept_apart()), on=["source", "seq", "holder_seq"], how="semi"
+    )
+    pair = pl.concat(
+        [of_busy, of_busy.rename({"seq": "holder_seq", "holder_seq": "seq"})], how="diagonal"
+    ).select("source", "seq", evidence_seq="holder_seq", rule=pl.lit(EXCLUDES, _RULE))
+    rows = (
+        BROKEN_RULES.conform(broken)
+        .join(given, on=["source", "seq", "rule"], how="anti")
+        .join(pair, on=["source", "seq", "evidence_seq", "rule"], how="anti")
+    )
     if rows.is_empty():
         return VERDICTS.empty()
     sure = pl.col("confidence").is_in(_SURE_CONFIDENCE)

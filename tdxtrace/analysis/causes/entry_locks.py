@@ -1,0 +1,75 @@
+"""Locks of SEPT entries: which calls took one, and how long a guest can hold one.
+
+A failed try of the host sets host priority on an entry, which keeps guests out until a host call
+takes that lock (intel/tdx-module 1.5.01 src/common/helpers/tdx_locks.h, sept_lock_acquire_host).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.causes.conflicts import ENTRY, held_before
+from tdxtrace.tdx import word
+from tdxtrace.tdx.locks import lock_table
+
+_PAGE_SHIFT: Final = 12
+_LEVEL_SHIFT: Final = 9
+# Answers given before the entry is locked: intel/tdx-module 1.5.01 src/vmm_dispatcher/api_calls
+# tdh_mem_range_block.c, tdh_mem_page_remove.c (TDR, state of the TD, operands, walk, then the
+# entry).  Every other answer may have been given with the lock held.
+_BEFORE_LOCK: Final = (
+    word.TDX_OPERAND_INVALID,
+    word.TDX_SYS_BUSY,
+    word.TDX_EPT_WALK_FAILED,
+    word.TDX_LIFECYCLE_STATE_INCORRECT,
+    word.TDX_OP_STATE_INCORRECT,
+)
+# Longest time in which a guest works on one 4K page while it holds the entry: at most what
+# accept and AUG of a page take together, 14.3 us (8 GiB in 30 s: asterinas PR 1691).  A 2M page
+# is cleared as 512 of them (1.5.01 vm_exits/tdg_mem_page_accept.c).  Inferred, and generous.
+ACCEPT_NS: Final = 14_300
+
+
+def address_of_entry() -> pl.Expr:
+    """Return the first address that the entry of a call maps, from its gpa and level."""
+    size = _pages(pl.col("level").fill_null(0)) * (1 << _PAGE_SHIFT)
+    return pl.col("gpa") - pl.col("gpa") % size
+
+
+def longest_guest_ns() -> pl.Expr:
+    """Return the longest time in ns for which one TDCALL holds the entry of a call.
+
+    A call whose level was not recorded may be on a 2M page.
+    """
+    return _pages(pl.col("level").fill_null(1)).cast(pl.Int64) * ACCEPT_NS
+
+
+def _pages(level: pl.Expr) -> pl.Expr:
+    """Number of 4K pages that an entry of a level maps."""
+    shift = level.cast(pl.UInt64) * _LEVEL_SHIFT
+    return pl.lit(2, pl.UInt64).pow(shift).cast(pl.UInt64)
+
+
+def may_have_taken_entry() -> pl.Expr:
+    """Return whether a call took the lock of its SEPT entry, or may have taken it.
+
+    From its leaf and status.  A call that succeeded took it, and so did one that failed on what
+    comes after the lock; one whose return was not recorded may have.
+    """
+    taking = lock_table().filter(
+        pl.col("lock") == ENTRY, pl.col("leaf").is_not_null(), pl.col("generation") != "A"
+    )
+    later = held_before().filter(pl.col("lock") == ENTRY)
+    on_later_lock = pl.struct("leaf", id=word.low32(pl.col("status"))).is_in(
+        later.select(pl.struct("leaf", id="operand_id")).to_series().implode()
+    )
+    status, code = pl.col("status"), word.status_code(pl.col("status"))
+    refused = (word.is_busy(status) & ~on_later_lock) | code.is_in(_BEFORE_LOCK)
+    by_software = (status >= pl.lit(word.TDX_SW_ERROR, pl.UInt64)) & (
+        status < pl.lit(word.TDX_SW_ERROR + (1 << 40), pl.UInt64)
+    )
+    return pl.col("leaf").is_in(taking["leaf"].unique().to_list()) & ~(
+        refused | by_software
+    ).fill_null(False)

@@ -1,0 +1,138 @@
+"""Rules about kicks: what must not happen once every vCPU was made to leave the guest."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.causes.rule_evidence import (
+    BROKEN_CALLS,
+    RuleEvidence,
+    broken_calls,
+    overlapping_entries,
+)
+from tdxtrace.analysis.threads import IPI_LEAVES, VP_ENTER
+from tdxtrace.tdx import word
+from tdxtrace.tdx.leaves import numbers_of, parse_leaf
+
+_TRACK: Final = parse_leaf("TDH.MEM.TRACK")[0]
+# Leaves that Linux calls once, and once more with every vCPU kicked out and kept out: 6.16
+# arch/x86/kvm/vmx/tdx.c, tdx_no_vcpus_enter_start.
+_RETRIED_AFTER_KICK: Final = numbers_of(
+    ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE"]
+)
+_REQUEST: Final = ("tid", "leaf", "td_id", "gpa", "level")
+
+
+def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
+    """Find TRACKs that wait for a vCPU which was inside since before the TRACK before.
+
+    Evidence: PREVIOUS_TLB_EPOCH_BUSY, the last TRACK of that TD that succeeded before, and an
+    entry that began early enough before it to be of the epoch before (``entry_ns``), and was
+    not over at this TRACK; its begin and end were recorded, with no loss between.
+
+    Absence: without recorded entries, or without that earlier TRACK, nothing is said: the
+    answer shows that some vCPU is late, not which call should have kicked it.
+
+    Nearest innocent trace: a vCPU that entered while the earlier TRACK was at work, or after
+    it, and so is of the newer epoch; it may be inside for as long as it likes.
+    """
+    calls = seen.numbered("td_id", "leaf", "status", "begins", "ends")
+    tracks = calls.filter(pl.col("leaf") == _TRACK, pl.col("td_id").is_not_null())
+    late = tracks.filter(
+        word.status_code(pl.col("status")) == word.TDX_PREVIOUS_TLB_EPOCH_BUSY
+    ).sort("begins")
+    if late.is_empty():
+        return pl.DataFrame(schema=BROKEN_CALLS)
+    done = tracks.filter(pl.col("status") == 0).select("td_id", "begins", tracked="begins")
+    since = late.join_asof(
+        done.sort("begins"), on="begins", by="td_id", check_sortedness=False
+    ).filter(pl.col("tracked").is_not_null())
+    since = seen.lossless(since, "tracked", "ends")
+    inside = overlapping_entries(seen, since, "begins").filter(
+        "whole",
+        pl.col("entered") + seen.entry_ns <= pl.col("tracked"),
+        pl.col("exited") > pl.col("begins") + seen.slack_ns,
+    )
+    return broken_calls(inside.sort("row", "entered"), "track_without_kick")
+
+
+def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
+    """Find BLOCKs, TRACKs and REMOVEs that were still busy after every vCPU was kicked out.
+
+    Mainline makes exactly two calls.  Between them it kicks all vCPUs and keeps them out; if
+    the second is busy too, it kills the VM.
+
+    Evidence: exactly two calls of one request by one thread, both OPERAND_BUSY, one after the
+    other; every entry of that TD that outlived the first answer ended by an external interrupt
+    before the second call; no entry of it later; no host call that can have held the lock.
+
+    Absence: where events may be lost between the two, or entries are of an unknown TD, nothing
+    is said.  vCPUs whose entries were not probed cannot be seen to have been kicked.
+
+    Nearest innocent trace: a loop of tries, with or without a limit, beside a host call that
+    holds the lock, or beside a guest that a timer interrupts.  It goes on after two tries, or
+    the VM goes on after it.
+    """
+    pairs = _pairs_of_busy_calls(seen)
+    held = seen.possible_holders.select(row="attempt").unique()
+    pairs = seen.lossless(pairs.join(held, on="row", how="anti"), "first_begins", "ends")
+    pairs = pairs.join(_last_exits(seen), on="td_id", how="left").filter(
+        (pl.col("last_exit") <= pl.col("begins")).fill_null(False)
+    )
+    if pairs.is_empty() or _may_have_other_entries(seen, pairs):
+        return pl.DataFrame(schema=BROKEN_CALLS)
+    outlived = pl.col("exited") > pl.col("first_ends") - seen.slack_ns
+    kicked = (
+        overlapping_entries(seen, pairs, "first_begins")
+        .filter(outlived)
+        .group_by("row", "first")
+        .agg(
+            was_inside=(pl.col("whole") & (pl.col("entered") < pl.col("first_ends"))).any(),
+            all_forced=(pl.col("forced") & (pl.col("exited") <= pl.col("begins"))).all(),
+        )
+        .filter("was_inside", "all_forced")
+        .sort("row")
+    )
+    return broken_calls(kicked.rename({"first": "evidence"}), "busy_after_kick", "strong")
+
+
+def _pairs_of_busy_calls(seen: RuleEvidence) -> pl.DataFrame:
+    """Second of exactly two busy calls of a request, with the row and times of the first."""
+    calls = seen.numbered(*_REQUEST, "status", "begins", "ends", "certain").filter(
+        pl.col("tid").is_not_null(), ~pl.col("leaf").is_in(numbers_of(IPI_LEAVES))
+    )
+    is_busy = word.is_busy(pl.col("status")).fill_null(False)
+
+    def same(distance: int) -> pl.Expr:
+        return pl.all_horizontal(
+            pl.col(c).eq_missing(pl.col(c).shift(distance).over("tid")) for c in _REQUEST
+        )
+
+    ordered = calls.sort("tid", "begins", "row")
+    is_second = is_busy & is_busy.shift().over("tid") & same(1) & ~(same(2).fill_null(False))
+    return (
+        ordered.with_columns(
+            second=is_second & (pl.col("row") == pl.col("row").last().over(_REQUEST)),
+            first=pl.col("row").shift().over("tid"),
+            first_begins=pl.col("begins").shift().over("tid"),
+            first_ends=pl.col("ends").shift().over("tid"),
+            both_certain=pl.col("certain") & pl.col("certain").shift().over("tid"),
+        )
+        .filter("second", "both_certain")
+        .filter(pl.col("leaf").is_in(_RETRIED_AFTER_KICK), pl.col("td_id").is_not_null())
+    )
+
+
+def _last_exits(seen: RuleEvidence) -> pl.DataFrame:
+    """Columns td_id and last_exit: the end of the last entry of each TD (ns)."""
+    entries = seen.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null())
+    return entries.group_by("td_id").agg(last_exit=pl.col("ends").max())
+
+
+def _may_have_other_entries(seen: RuleEvidence, pairs: pl.DataFrame) -> bool:
+    """Whether entries of an unknown TD reach into the time of any of the pairs."""
+    unknown = seen.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_null())
+    last = unknown["ends"].max()
+    return last is not None and bool((pairs["first_begins"] <= last).any())

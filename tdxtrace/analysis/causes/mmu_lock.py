@@ -1,0 +1,131 @@
+"""Calls that KVM makes under mmu_lock, and those that overlap although it excludes them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
+from tdxtrace.analysis.causes.conflicts import TREE
+from tdxtrace.analysis.causes.overlaps import Intervals
+from tdxtrace.analysis.causes.rule_evidence import (
+    BROKEN_CALLS,
+    RuleEvidence,
+    broken_calls,
+    pairs_of,
+)
+from tdxtrace.analysis.threads import IPI_LEAVES
+from tdxtrace.tdx.leaves import numbers_of
+
+# Linux 6.16 arch/x86/kvm/vmx/tdx.c and mmu/tdp_mmu.c: faults install under mmu_lock held for
+# reading, zaps hold it for writing (tdx_track, tdx_sept_remove_private_spte:
+# lockdep_assert_held_write); 6.19 tdx_sept_remove_private_spte the same.
+FAULTS: Final = numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"])
+ZAPS: Final = numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE"])
+EXCLUDES: Final = "mmu_lock_excludes"
+
+
+def excluded(leaf: pl.Expr, other: pl.Expr) -> pl.Expr:
+    """Return whether mmu_lock keeps calls of two leaves of one TD apart."""
+    under_lock = [*FAULTS, *ZAPS]
+    both = leaf.is_in(under_lock) & other.is_in(under_lock)
+    return both & (leaf.is_in(ZAPS) | other.is_in(ZAPS))
+
+
+def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
+    """Find BLOCKs, TRACKs and REMOVEs that overlap another of these, or an AUG or SEPT.ADD.
+
+    KVM holds mmu_lock for writing over each of the first, and for reading over the others, so
+    two calls of one TD never overlap of which one is a zap.  The probes lie inside the locked
+    section.  The row is the call that begins later, its evidence the other one.
+
+    Evidence: both calls with begin and end recorded, of different threads, of one TD that each
+    of them names (or its thread or process); each begins before the other ends by more than
+    the clock's resolution.  By a clock that is not named, or ``local``, it is strong, not proof.
+    A host whose CPUs differ in IA32_TSC_ADJUST cannot enter a TD (intel/tdx-module 1.5.01
+    src/td_transitions/tdh_vp_enter.c), and Linux reads that clock from the TSC; still nothing
+    is said if the trace itself shows that CPUs disagree, unless the module's own answer says
+    that the two met.
+
+    Absence: a call without a recorded begin (return probes only) or end overlaps nothing, and
+    neither does one in which events may be lost: its return may be that of a later call.
+
+    Nearest innocent trace: an AUG that begins in the microsecond in which the BLOCK ends; an
+    AUG of another TD; two faults at once.
+    """
+    rows = _under_lock(seen)
+    pairs = _overlaps(seen, rows)
+    if pairs.is_empty():
+        return pl.DataFrame(schema=BROKEN_CALLS)
+    pairs = _with_module_answer(seen, pairs)
+    if not seen.clock_is_global and (seen.misses_holders or _goes_back(seen)):
+        pairs = pairs.filter("met")
+    best = pairs.sort("row", "met", "evidence", descending=[False, True, False]).unique(
+        "row", keep="first", maintain_order=True
+    )
+    return broken_calls(best, EXCLUDES, "proof" if seen.clock_is_global else "strong")
+
+
+def _under_lock(seen: RuleEvidence) -> pl.DataFrame:
+    """Calls that KVM makes under mmu_lock, and whose time, thread and TD are sure."""
+    rows = seen.numbered("tid", "td_id", "td_certain", "leaf", "begins", "ends", "certain").filter(
+        pl.col("leaf").is_in([*FAULTS, *ZAPS]),
+        pl.col("certain") & pl.col("td_certain") & pl.col("tid").is_not_null(),
+    )
+    rows = seen.lossless(rows, "begins", "ends")
+    tds = rows.select("td_id").unique().with_row_index("key")
+    return rows.join(tds, on="td_id", maintain_order="left")
+
+
+def _overlaps(seen: RuleEvidence, rows: pl.DataFrame) -> pl.DataFrame:
+    """Pairs that surely overlap: row (of the call that begins later) and evidence."""
+    zaps = rows.filter(pl.col("leaf").is_in(ZAPS))
+    i, j = pairs_of(_intervals(zaps), _intervals(rows))
+    zap, other = zaps["row"].to_numpy()[i], rows["row"].to_numpy()[j]
+    of_two = zaps["tid"].to_numpy()[i] != rows["tid"].to_numpy()[j]
+    sure = of_two & seen.surely_overlap(zap, other)
+    zap, other = zap[sure], other[sure]
+    begins = seen.calls["begins"].to_numpy()
+    is_later = (begins[zap] > begins[other]) | ((begins[zap] == begins[other]) & (zap > other))
+    return pl.DataFrame(
+        {"row": np.where(is_later, zap, other), "evidence": np.where(is_later, other, zap)},
+        schema={"row": pl.UInt32, "evidence": pl.UInt32},
+    ).unique()
+
+
+def _intervals(rows: pl.DataFrame) -> Intervals:
+    return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in ("key", "begins", "ends")))
+
+
+def _with_module_answer(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Add met: one of the two was busy on the SEPT tree and the other is its only candidate."""
+    of_tree = seen.possible_holders.filter(
+        pl.col("lock") == TREE, pl.len().over("attempt") == 1, pl.col("grade") < BOUNDS_UNKNOWN
+    ).select(
+        row=pl.max_horizontal("attempt", "holder"),
+        evidence=pl.min_horizontal("attempt", "holder"),
+        met=pl.lit(True),
+    )
+    unordered = pairs.with_columns(
+        a=pl.max_horizontal("row", "evidence"), b=pl.min_horizontal("row", "evidence")
+    )
+    joined = unordered.join(
+        of_tree.unique(["row", "evidence"]),
+        left_on=["a", "b"],
+        right_on=["row", "evidence"],
+        how="left",
+    )
+    return joined.with_columns(pl.col("met").fill_null(False)).drop("a", "b")
+
+
+def _goes_back(seen: RuleEvidence) -> bool:
+    """Whether a thread that changed its CPU begins a call before its call before had ended."""
+    calls = seen.calls.select("tid", "cpu", "leaf", "begins", "ends", "certain").filter(
+        pl.col("certain") & pl.col("tid").is_not_null(),
+        ~pl.col("leaf").is_in(numbers_of(IPI_LEAVES)),
+    )
+    back = pl.col("begins") + seen.slack_ns < pl.col("ends").shift().over("tid")
+    moved = pl.col("cpu") != pl.col("cpu").shift().over("tid")
+    return bool(calls.sort("tid", "begins").select((back & moved).any()).item())

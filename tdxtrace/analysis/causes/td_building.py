@@ -1,0 +1,93 @@
+"""The rule that nothing of a TD is busy while it is built."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
+from tdxtrace.analysis.threads import VP_ENTER
+from tdxtrace.tdx import word
+from tdxtrace.tdx.leaves import numbers_of, parse_leaf
+
+_CREATIONS: Final = numbers_of(["TDH.MNG.CREATE", "TDH.MNG.INIT"])
+_FINALIZE: Final = parse_leaf("TDH.MR.FINALIZE")[0]
+# What KVM calls for a finalized TD only: AUG and TRACK where kvm_tdx->state is TD_STATE_RUNNABLE
+# (Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_sept_set_private_spte and tdx_track); VP.ENTER since
+# the module refuses it before (1.5.01 include/auto_gen/op_state_lookup.c).
+_OF_RUNNING: Final = [*numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.TRACK"]), VP_ENTER]
+# Locks of one TD, which only its own calls take.
+_TD_SCOPES: Final = ("td", "vcpu", "entry")
+_SEAMCALL: Final = "seamcall"
+
+
+def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
+    """Find attempts that met a lock of their own TD while it was built.
+
+    Evidence: the TD's creation before the attempt and its TDH.MR.FINALIZE after it (proof).
+    With one of the two only, it is strong if the other leaf is recorded in this trace at all,
+    no event may be lost between, and the call is none that KVM makes for a running TD only.
+
+    Absence: a FINALIZE that was not probed is not one that did not happen.  An AUG or a TRACK
+    that succeeded, or an entry, shows that the TD was built.  Where its creation was not seen,
+    the attempt may be of an earlier TD at the same address.
+
+    Nearest innocent trace: INIT is recorded, FINALIZE is not probed; an AUG succeeds, and a
+    later one is busy.
+    """
+    rows = seen.attempts.filter(pl.col("scope").is_in(_TD_SCOPES)).select("row").unique()
+    own = seen.calls[rows["row"]].select("td_id", "leaf", at="ends").with_columns(rows["row"])
+    own = own.drop_nulls().sort("at")
+    if own.is_empty():
+        return pl.DataFrame(schema=BROKEN_CALLS)
+    marks = _milestones(seen.calls)
+    before = marks.select("td_id", "at", built="kind", built_at="at", evidence="row").sort("at")
+    after = marks.select("td_id", "at", next="kind", next_at="at", later="row").sort("at")
+    own = own.join_asof(before, on="at", by="td_id", check_sortedness=False)
+    own = own.join_asof(after, on="at", by="td_id", strategy="forward", check_sortedness=False)
+    created = pl.col("built") == "created"
+    finalized = pl.col("next") == "finalized"
+    leaves = set(seen.calls["leaf"].unique())
+    early = ~pl.col("leaf").is_in(_OF_RUNNING)
+    proven = own.filter(created, finalized)
+    begun = own.filter(created, pl.col("next").is_null(), early)
+    if _FINALIZE not in leaves:
+        # Creation and FINALIZE pass through the same function, if that one is probed.
+        begun = begun.filter(_recorded_by_seamcall(seen.calls, begun["evidence"]))
+    ended = own.filter(pl.col("built").is_null(), finalized, early)
+    if not leaves & set(_CREATIONS):
+        ended = ended.clear()
+    likely = [
+        seen.lossless(begun, "built_at", "at"),
+        seen.lossless(ended, "at", "next_at").with_columns(evidence="later"),
+    ]
+    return pl.concat(
+        [
+            broken_calls(proven, "busy_before_finalize"),
+            broken_calls(pl.concat(likely), "busy_before_finalize", "strong"),
+        ]
+    )
+
+
+def _recorded_by_seamcall(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
+    return calls["probe"].gather(rows).cast(pl.String).eq_missing(_SEAMCALL)
+
+
+def _milestones(calls: pl.DataFrame) -> pl.DataFrame:
+    """Calls that succeeded: row, td_id, at (their end) and kind: created, finalized, running."""
+    kind = (
+        pl.when(pl.col("leaf").is_in(_CREATIONS))
+        .then(pl.lit("created"))
+        .when(pl.col("leaf") == _FINALIZE)
+        .then(pl.lit("finalized"))
+        .when(pl.col("leaf").is_in(_OF_RUNNING))
+        .then(pl.lit("running"))
+    )
+    return (
+        calls.select("td_id", "leaf", "status", at="ends")
+        .with_row_index("row")
+        .filter((pl.col("status") < word.ERROR_BIT) & pl.col("td_id").is_not_null())
+        .select("row", "td_id", "at", kind=kind)
+        .filter(pl.col("kind").is_not_null())
+    )
