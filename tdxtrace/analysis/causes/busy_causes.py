@@ -7,7 +7,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes import attribution
+from tdxtrace.analysis.causes import attribution, guests
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, modes, names_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
@@ -92,7 +92,7 @@ def _answers_of_source(evidence: BusyEvidence) -> pl.DataFrame:
         return BUSY_CAUSES.empty()
     ranked = attribution.rank_candidates(evidence)
     call_cause = attribution.cause_from_calls(evidence, ranked)
-    tries = attribution.tries_on_entries(evidence)
+    tries = guests.tries_on_entries(evidence)
     answers = _answers(evidence, _gather_facts(evidence, call_cause, ranked, tries)).join(
         attribution.reasons(evidence, call_cause, ranked, tries), on="row", how="left"
     )
@@ -117,11 +117,11 @@ def _gather_facts(
         .sort("row", "rule")
         .unique("row", keep="first", maintain_order=True)
     )
-    guests = attribution.guest_holders(evidence, call_cause, ranked, tries)
+    inside = guests.guest_holders(evidence, call_cause, ranked, tries)
     return (
         call_cause.join(best, on="row", how="left")
         .join(_tied(evidence, ranked), on="row", how="left")
-        .join(guests, on="row", how="left", suffix="_inside")
+        .join(inside, on="row", how="left", suffix="_inside")
         .join(bugs, on="row", how="left", suffix="_bug")
         .sort("row")
         .with_columns(lossy=evidence.lossy.gather(call_cause["row"]))
@@ -136,7 +136,7 @@ def _gather_facts(
 
 def _answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
     """Rows of rank 1, one per attempt.  A broken rule comes before who held the lock."""
-    others = attribution.shows_other_holders(set(evidence.calls["leaf"].unique()))
+    others = guests.shows_other_holders(set(evidence.calls["leaf"].unique()))
     # After the first try host priority keeps a guest out, unless a write of the entry lost it.
     one_call = pl.col("is_inside") & ~pl.col("is_late")
     by_guest = pl.when(one_call & pl.lit(others)).then(pl.lit("strong"))
