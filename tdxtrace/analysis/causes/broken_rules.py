@@ -124,14 +124,11 @@ def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
     augs = seen.attempts.filter(pl.col("leaf") == _AUG, pl.col("lock") == ENTRY)
     holders = seen.possible_holders.filter(pl.col("lock") == ENTRY, pl.col("grade") == HELD_TO_END)
     both = augs.join(holders, left_on="row", right_on="attempt", how="inner")
-    rows = (both[name].to_numpy().astype(np.intp) for name in ("row", "holder"))
-    both = both.filter(pl.Series(seen.surely_overlap(*rows), dtype=pl.Boolean))
-    level, certain = seen.calls["level"], seen.calls["certain"]
-    known = pl.all_horizontal(
-        pl.Series(values.gather(both[row]))
-        for values in (level.is_not_null(), certain)
-        for row in ("row", "holder")
-    )
+    row, holder = (both[name].to_numpy().astype(np.intp) for name in ("row", "holder"))
+    sure = seen.surely_overlap(row, holder) & seen.is_whole(row) & seen.is_whole(holder)
+    both = both.filter(pl.Series(sure, dtype=pl.Boolean))
+    level = seen.calls["level"].is_not_null()
+    known = pl.all_horizontal(pl.Series(level.gather(both[name])) for name in ("row", "holder"))
     both = both.filter(known).sort("row", -pl.col("overlap_ns"))
     confidence = "proof" if seen.clock_is_global else "strong"
     return broken_calls(both.rename({"holder": "evidence"}), "aug_busy_on_entry", confidence)

@@ -70,11 +70,11 @@ def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
 
 def _under_lock(seen: RuleEvidence) -> pl.DataFrame:
     """Calls that KVM makes under mmu_lock, and whose time, thread and TD are sure."""
-    rows = seen.numbered("tid", "td_id", "td_certain", "leaf", "begins", "ends", "certain").filter(
-        pl.col("leaf").is_in([*FAULTS, *ZAPS]),
-        pl.col("certain") & pl.col("td_certain") & pl.col("tid").is_not_null(),
+    rows = seen.numbered("tid", "td_id", "td_certain", "leaf", "begins", "ends").filter(
+        pl.col("leaf").is_in([*FAULTS, *ZAPS]), pl.col("td_certain"), pl.col("tid").is_not_null()
     )
-    rows = seen.lossless(rows, "begins", "ends")
+    whole = seen.is_whole(rows["row"].to_numpy().astype(np.intp))
+    rows = rows.filter(pl.Series(whole, dtype=pl.Boolean))
     tds = rows.select("td_id").unique().with_row_index("key")
     return rows.join(tds, on="td_id", maintain_order="left")
 

@@ -59,6 +59,15 @@ class RuleEvidence:
         sure: Flags = apart > self.slack_ns
         return sure
 
+    def is_whole(self, rows: Index) -> Flags:
+        """Return whether begin and end of these rows of ``calls`` were recorded and nothing lost.
+
+        Where events may be lost within a call, its return may be that of a later one.
+        """
+        begins, ends = (self.calls[name].to_numpy()[rows] for name in ("begins", "ends"))
+        certain: Flags = self.calls["certain"].to_numpy()[rows]
+        return certain & ~self.may_miss(begins, ends)
+
     def lossless(self, rows: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
         """Return the rows between whose columns ``first`` and ``last`` (ns) nothing is lost."""
         lost = self.may_miss(rows[first].to_numpy(), rows[last].to_numpy())
@@ -94,17 +103,17 @@ def overlapping_entries(seen: RuleEvidence, wanted: pl.DataFrame, first: str) ->
         (an external interrupt ended it), whole (both were recorded, and no loss lies between:
         else its return may be that of a later entry), one row per pair.
     """
-    entries = seen.numbered("td_id", "leaf", "status", "begins", "ends", "certain").filter(
+    entries = seen.numbered("td_id", "leaf", "status", "begins", "ends").filter(
         pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null()
     )
-    lost = seen.may_miss(entries["begins"].to_numpy(), entries["ends"].to_numpy())
-    entries = entries.with_columns(lost=pl.Series(lost, dtype=pl.Boolean)).select(
+    whole = seen.is_whole(entries["row"].to_numpy().astype(np.intp))
+    entries = entries.with_columns(whole=pl.Series(whole, dtype=pl.Boolean)).select(
         "td_id",
+        "whole",
         evidence="row",
         entered="begins",
         exited="ends",
         forced=(pl.col("status") == exit_reason_number("EXTERNAL_INTERRUPT")).fill_null(False),
-        whole=pl.col("certain") & ~pl.col("lost"),
     )
     tds = wanted.select("td_id").unique().with_row_index("key")
     wanted = wanted.join(tds, on="td_id").sort(first)

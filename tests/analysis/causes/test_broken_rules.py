@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import polars as pl
 import pytest
-from support.story import story
+from support.story import STEP_NS, story, without
 
 from tdxtrace.analysis.causes.busy_causes import broken_rules, busy_causes
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mask_of
 from tdxtrace.analysis.causes.evidence import gather_evidence
 from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES
+from tdxtrace.tables.trace import Trace
+from tdxtrace.tdx.leaves import parse_leaf
 from tdxtrace.tdx.locks import bug_rule_table
 
 BEFORE = "9/enterH 9/S5 8/blockS7 8/removeS7"
@@ -40,13 +45,33 @@ def test_every_rule_has_its_text_and_its_source() -> None:
         ("2/enter( trackS trackP 2/)Q", ["track_without_kick"]),
         ("2/enter( trackS 2/)Q 2/enter( trackP 2/)H", []),
         ("2/enter( trackP 2/)H", []),  # there was no TRACK before that is known
+        ("track( 2/enter( )S trackP 2/)H", []),  # it may be of the newer epoch already
+        ("trackS 2/enter( trackP 2/)H", []),
+        ("2/enter( trackS trackB trackP 2/)H", ["track_without_kick"]),
+        ("2/enter( trackS lost trackP 2/)H", []),  # it may have left, and another TRACK passed
+        ("lost S9 2/enter( trackS trackP 2/)H", ["track_without_kick"]),
+        ("2/enter( lost _ trackS trackP 2/)H", []),  # its return may be a later one's
         ("2/(1 K1 2/)S", ["aug_busy_on_entry"]),
         ("2/enter( K1 2/)H", []),  # a guest may have the entry of a page that is added
         ("2/(1 K2 2/)S", []),
+        ("2/(1 K1#1 2/)S", []),
+        ("2/sept(1^1 K1 2/)S", []),  # the table above is another entry
+        ("2/(1 K1 lost 2/)S", []),
+        ("2/(1 K1", []),  # who knows for how long
         ("blockB1 demoteT1", ["dropped_block"]),
         ("blockB1 blockS1 demoteT1", []),
         ("blockB1 demoteT2", []),
+        ("blockB1 demoteT1#1", []),
         ("demoteT1", []),
+        ("blockB1 2/blockU1 demoteT1", []),  # it may have succeeded
+        ("blockB1 lost demoteT1", []),
+        ("blockB1 blockS1^1 demoteT1", []),  # the range around it was blocked
+        ("blockB1^1 demoteT3^1", ["dropped_block"]),
+        ("blockB1^1 demoteT1", ["dropped_block"]),
+        # It is blocked since before: what is missing is a TRACK.
+        ("blockS1 blockB1 demoteT1", []),
+        ("blockS1 trackS removeS1 S1 blockB1 removeT1", ["dropped_block"]),
+        ("blockB1 blockE1 demoteT1", ["dropped_block"]),
     ],
 )
 def test_a_rule_is_broken_or_kept(text: str, expected: list[str]) -> None:
@@ -64,6 +89,26 @@ def test_the_evidence_is_the_other_row() -> None:
     [
         # All vCPUs inside exited by an interrupt, none entered again, and it is still busy.
         ("2/enter( 3/enter( blockB1 2/)Q 3/)Q _ blockB1", ["busy_after_kick"]),
+        ("2/enter( blockB1 2/)Q _ blockB1 8/reclaimS", ["busy_after_kick"]),
+        ("2/enter( trackD 2/)Q trackD", ["busy_after_kick"]),
+        # A loop of tries does not stop after two, and a timer interrupts guests beside it.
+        ("2/enter( blockB1 2/)Q _ blockB1 blockB1", []),
+        ("blockB1 2/enter( blockB1 2/)Q _ blockB1", []),
+        ("2/enter( blockB1 2/)Q _ blockB1 blockS1", []),
+        # Mainline kills the VM: one that goes on is run by something else.
+        ("2/enter( blockB1 2/)Q _ blockB1 2/enterH", []),
+        ("2/enter( blockB1 2/)Q _ blockB1 5/septS3 5/enterH", []),
+        ("2/enter( blockB1 3/enter( 2/)Q 3/)Q blockB1", ["busy_after_kick"]),
+        ("2/enter( 3/enter( blockB1 2/)Q 3/)H _ blockB1", []),
+        ("2/enter( 2/)Q blockB1 _ blockB1", []),  # it left before
+        ("2/enter( blockB1 2/)Q lost _ blockB1", []),
+        ("2/enter( blockB1 lost 2/)Q _ blockB1", []),
+        ("2/enter( blockE1 2/)Q _ blockB1", []),
+        ("2/enter( trackP 2/)Q trackD", []),  # mainline kills the VM at the first
+        ("2/enter( blockB1 2/)Q trackS blockB1", []),  # they are two requests
+        ("2/enter( blockB1 2/)Q _ 3/blockB1", []),
+        # A vCPU of an unknown TD is inside: of this one, perhaps.
+        ("4/S1#1 2/enter( 5/enter( blockB1 2/)Q _ blockB1 5/)H", []),
         ("2/enter( blockB1 2/)H _ blockB1", []),  # it came out by itself
         ("2/enter( blockB1 _ blockB1 2/)Q", []),  # it was still inside
         ("2/enter( blockB1 2/)Q 2/enterH blockB1", []),  # and went in again
@@ -73,7 +118,121 @@ def test_the_evidence_is_the_other_row() -> None:
     ],
 )
 def test_a_second_failure_counts_after_a_kick_only(text: str, expected: list[str]) -> None:
+    assert rules(text, "9/S5 8/blockS7 2/septS2 3/septS4") == expected
+
+
+def test_a_second_failure_beside_a_host_call_is_not_the_guests() -> None:
+    text = "5/(2 2/enter( blockB1 2/)Q _ blockB1 5/)S"
+    assert set(rules(text, "9/S5 8/blockS7")) == {"mmu_lock_excludes"}
+
+
+MMU = ["mmu_lock_excludes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2/block(1 B2 2/)S", MMU),
+        ("2/block(1 S2 2/)S", MMU),  # whatever they answer
+        ("2/track( S2 2/)S", MMU),
+        ("2/remove(1 septS2^1 2/)S", MMU),
+        ("2/remove(1 trackS 2/)S", MMU),
+        ("2/(1 blockB2 blockB2 blockB2 2/)S", 3 * MMU),
+        ("2/block(1 S2 2/)B", MMU),
+        ("2/block(1 2/)S S2", []),
+        ("2/block(1 S2#1 2/)S", []),  # another TD
+        ("2/(1 S2 2/)S", []),  # two faults share the lock
+        ("2/sept(1^1 S2 2/)S", []),
+        ("2/enter( blockS1 2/)H", []),
+        ("2/demote(1 S2 2/)S", []),  # splitting is in no merged kernel
+        ("2/unblock(1 S2 2/)S", []),
+        ("2/block(1 S2~ 2/)S", []),  # when it began was not recorded
+        ("2/block(1 S2", []),  # nor when it ended
+        ("2/block(1 lost S2 2/)S", []),  # its return may be that of a later call
+    ],
+)
+def test_zaps_overlap_no_other_call_under_mmu_lock(text: str, expected: list[str]) -> None:
     assert rules(text, "9/S5 8/blockS7") == expected
+
+
+def with_clock(text: str, clock: str = "unnamed", step_ns: int = 1000) -> Trace:
+    trace = story(text).trace
+    (source,) = trace.provenance.sources
+    source = dataclasses.replace(source, clock=clock, clock_resolution_ns=step_ns)
+    return dataclasses.replace(
+        trace, provenance=dataclasses.replace(trace.provenance, sources=(source,))
+    )
+
+
+def of_mmu_lock(trace: Trace) -> list[str]:
+    table = broken_rules(gather_evidence(trace, mask=mask_of("B")))
+    return table.filter(rule="mmu_lock_excludes")["confidence"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("step_ns", "clock", "expected"),
+    [
+        (1000, "unnamed", ["strong"]),
+        (1000, "local", ["strong"]),
+        (1000, "mono", ["proof"]),
+        (1, "mono", ["proof"]),
+        (9_000, "mono", ["proof"]),
+        # AUG begins one step after the BLOCK does and ends two before it.
+        (STEP_NS, "mono", ["proof"]),
+        (2 * STEP_NS, "mono", []),
+    ],
+)
+def test_the_clock_must_prove_the_overlap(step_ns: int, clock: str, expected: list[str]) -> None:
+    assert of_mmu_lock(with_clock("2/block(1 S2 2/)S", clock, step_ns)) == expected
+
+
+def test_calls_that_touch_do_not_overlap() -> None:
+    # The AUG begins before the BLOCK ends, by one step of the clock.
+    text = "2/block(1 ( 2/)S )S"
+    assert of_mmu_lock(with_clock(text, "mono", STEP_NS // 2)) == ["proof"]
+    assert of_mmu_lock(with_clock(text, "mono", STEP_NS)) == []
+
+
+def test_cpus_whose_clocks_disagree_prove_nothing() -> None:
+    # Thread 3 moves to CPU 2, and begins there before it ended on CPU 1.
+    text = "2/block(1 S2 2/)S 3/S4@1 3/S5@2"
+    trace = with_clock(text, "local")
+    back = pl.col("gpa") == 0x5000
+    skewed = trace.seamcalls.with_columns(
+        pl.when(back).then(pl.col(name) - 3 * STEP_NS // 2).otherwise(name).alias(name)
+        for name in ("start_ns", "end_ns")
+    )
+    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=skewed)) == []
+    # But a call that was busy on the tree met the only one that can have held it.
+    trace = with_clock(text.replace("S2", "B2"), "local")
+    skewed = skewed.with_columns(status=trace.seamcalls["status"])
+    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=skewed)) == ["strong"]
+
+
+def test_a_td_that_no_call_of_the_thread_names_proves_nothing() -> None:
+    trace = story("2/block(1 S2 2/)S").trace
+    unnamed = trace.seamcalls.with_columns(
+        td_id=pl.when(pl.col("tid") != 1).then("td_id"), tgid=pl.lit(None, pl.Int32)
+    )
+    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=unnamed)) == []
+    of_process = unnamed.with_columns(tgid=pl.lit(7, pl.Int32))
+    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=of_process)) == ["strong"]
+
+
+def test_a_level_that_was_not_recorded_names_no_entry() -> None:
+    trace = story(f"{BEFORE} 2/sept(1 K1 2/)S").trace
+    without_level = dataclasses.replace(trace, seamcalls=without(trace.seamcalls, "level"))
+    for given, expected in ((trace, ["aug_busy_on_entry"]), (without_level, [])):
+        table = broken_rules(gather_evidence(given, mask=mask_of("B")))
+        assert table["rule"].to_list() == expected
+
+
+def test_no_rule_speaks_of_migration() -> None:
+    told = story("trackK")
+    pause = parse_leaf("TDH.EXPORT.PAUSE")[0]
+    calls = told.seamcalls.with_columns(leaf=pl.lit(pause, pl.UInt16))
+    trace = dataclasses.replace(told.trace, seamcalls=calls)
+    assert broken_rules(gather_evidence(trace)).is_empty()
 
 
 BUILDING = ["busy_before_finalize"]

@@ -259,6 +259,56 @@ def test_a_capture_of_one_leaf_explains_nothing() -> None:
     assert "tdh_mem_" in row["advice"]
 
 
+def guest_of(text: str, generation: str) -> list[tuple[str, str, str | None]]:
+    rows = answers(story(f"{BEFORE} {text}"), generation)
+    return [(r["cause"], r["confidence"], r["lacks"]) for r in rows]
+
+
+STRONG, WEAK = ("guest", "strong", None), ("guest", "weak", None)
+HELD_OFF, EITHER = ("unexplained", "none", "holder"), ("unexplained", "none", "generation")
+
+
+@pytest.mark.parametrize(
+    ("text", "generation", "expected"),
+    [
+        # One TDCALL may last for both tries.
+        ("2/enter( removeK1 removeK1 2/)H", "C", [STRONG, STRONG]),
+        # After the first, host priority keeps the guest out: somebody else held the entry.
+        ("2/enter( removeK1 _ removeK1 2/)H", "C", [HELD_OFF, HELD_OFF]),
+        ("2/enter( removeK1 _ 3/removeK1 2/)H", "C", [HELD_OFF, HELD_OFF]),
+        # In B a write of the entry may have cleared it, and the guest may have won again.
+        ("2/enter( removeK1 _ removeK1 2/)H", "B", [WEAK, WEAK]),
+        ("2/enter( removeK1 _ removeK1 2/)H", "", [EITHER, EITHER]),
+        ("2/enter( removeK1 removeK1 2/)H", "", [STRONG, STRONG]),
+        # A host call that takes the entry clears host priority, in whatever it ends ...
+        ("2/enter( removeK1 _ demoteT1 removeK1 2/)H", "C", [STRONG, STRONG]),
+        ("2/enter( removeK1 _ 3/removeS1 _ removeK1 2/)H", "C", [STRONG, STRONG]),
+        ("2/enter( removeK1 _ 3/demoteU1 3/S7 _ removeK1 2/)H", "C", [STRONG, STRONG]),
+        # ... but not one that was refused before it, nor one on another entry.
+        ("2/enter( removeK1 _ demoteE1 removeK1 2/)H", "C", [HELD_OFF, HELD_OFF]),
+        ("2/enter( removeK1 _ demoteT2 removeK1 2/)H", "C", [HELD_OFF, HELD_OFF]),
+        ("2/enter( removeK1 _ demoteT1^1 removeK1 2/)H", "C", [HELD_OFF, HELD_OFF]),
+        ("2/enter( removeK1 _ removeK2 2/)H", "C", [STRONG, STRONG]),
+        # A page of 2M is 512 of 4K to clear.
+        ("2/enter( removeK1^1 _5ms removeK1^1 2/)H", "C", [STRONG, STRONG]),
+        ("2/enter( removeK1^1 _8ms removeK1^1 2/)H", "C", [HELD_OFF, HELD_OFF]),
+        # A has no lock that a guest and a host call both take.
+        ("2/enter( blockK1 2/)H", "B", [STRONG]),
+        ("2/enter( blockK1 2/)H", "A", [HELD_OFF]),
+    ],
+)
+def test_host_priority_bounds_what_a_guest_explains(
+    text: str, generation: str, expected: list[tuple[str, str, str | None]]
+) -> None:
+    assert guest_of(text, generation) == expected
+
+
+def test_a_guest_is_strong_only_where_installs_and_zaps_are_recorded() -> None:
+    for before, confidence in (("8/blockS7 9/S5", "strong"), ("8/blockS7 8/removeS7", "weak")):
+        (row,) = answers(story(f"9/enterH {before} 2/enter( removeK1 2/)H"), "B")
+        assert (row["cause"], row["confidence"]) == ("guest", confidence)
+
+
 # What a capture lacks.
 
 
