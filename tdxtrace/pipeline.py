@@ -200,9 +200,7 @@ def _outcome_finders(
         return [selected.filter(table, trace) for table in tables]
 
     return {
-        "zero_step_causes": lambda f: zero_step_causes(
-            f.zero_steps, calls, entries, faults, trace.host_events
-        ),
+        "zero_step_causes": lambda f: zero_step_causes(f.zero_steps, trace),
         "step_thresholds": lambda _: step_thresholds(*select(calls, entries, faults)),
         "abandoned_requests": lambda f: abandoned_requests(
             trace, f.retry_chains, generation=generation

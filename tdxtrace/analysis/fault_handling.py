@@ -6,40 +6,33 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.block_rounds import entry_key, state_changes
 from tdxtrace.analysis.threads import VP_ENTER, infer_td
+from tdxtrace.analysis.zero_steps import SHARED_BITS
 from tdxtrace.tdx import leaves
+from tdxtrace.tdx.status import is_retryable
+from tdxtrace.tdx.word import is_success
 
-# A fault on a shared page keeps the shared bit: Linux 6.16 tdx_handle_ept_violation traces it
-# before the bit is taken out; bit 47 or 51 by GPAW (TDX module 1.5 base spec, GPA width).
-_SHARED_BITS: Final = (1 << 47) | (1 << 51)
 _EFAULT: Final = 14
 # KVM_EXIT_MEMORY_FAULT: Linux include/uapi/linux/kvm.h.  It leaves the kernel as -EFAULT.
 _MEMORY_FAULT: Final = 39
 _EPT_VIOLATION: Final = 48
-_AUG, _SEPT_ADD, _BLOCK, _UNBLOCK, _REMOVE = leaves.numbers_of(
-    f"TDH.MEM.{name}"
-    for name in ("PAGE.AUG", "SEPT.ADD", "RANGE.BLOCK", "RANGE.UNBLOCK", "PAGE.REMOVE")
+_AUG, _SEPT_ADD, _BLOCK, _REMOVE = leaves.numbers_of(
+    f"TDH.MEM.{name}" for name in ("PAGE.AUG", "SEPT.ADD", "RANGE.BLOCK", "PAGE.REMOVE")
 )
-# Leaves that a BLOCK prepares: intel/tdx-module 1.5 tdh_mem_page_remove.c and the like, each of
-# which requires the range to be blocked and tracked.
-_REMOVALS: Final = [
-    _REMOVE,
-    *leaves.numbers_of(
-        f"TDH.MEM.{name}"
-        for name in ("PAGE.DEMOTE", "PAGE.PROMOTE", "PAGE.RELOCATE", "SEPT.REMOVE")
-    ),
-]
-_STATE_CHANGES: Final = [_AUG, _BLOCK, _UNBLOCK, *_REMOVALS]
+# Lists of pages that the guest must not write, and which no trace shows: TDX module 1.5.05
+# tdh_export_blockw.c.
+_BLOCKW: Final = leaves.parse_leaf("TDH.EXPORT.BLOCKW")[0]
 _VCPU: Final = ("source", "tid")
-_PAGE: Final = ("source", "td_id", "page")
-# 2 MB: one invalidation of the mirror table freezes a range, not a page.
-_RANGE_BITS: Final = 21
+# One invalidation of the mirror table freezes a range of at least 2 MB, not a page.
+_RANGE_LEVEL: Final = 1
 
 EXPLANATIONS: Final = (
     "memory_fault",
     "served",
-    "left_loop",
     "churned",
+    "undone",
+    "left_loop",
     "invalidated",
     "pending",
     "raced",
@@ -58,7 +51,7 @@ def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
         Columns source, tid, tgid, seq, ts_ns, gpa, nth (from 0), next_ns (when the vCPU faults
         again; null: never).
     """
-    private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(_SHARED_BITS, pl.UInt64)) == 0
+    private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(SHARED_BITS, pl.UInt64)) == 0
     seen = faults.filter(private, pl.col("tid").is_not_null())
     exits = calls.filter(
         pl.col("leaf") == VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
@@ -72,27 +65,33 @@ def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
 
 
 def explain_faults(
-    wanted: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, events: pl.DataFrame
+    wanted: pl.DataFrame,
+    calls: pl.DataFrame,
+    entries: pl.DataFrame,
+    events: pl.DataFrame,
+    rounds: pl.DataFrame,
 ) -> pl.DataFrame:
     """Explain why each private fault was or was not resolved when the vCPU was entered again.
+
+    A fault belongs to the Secure EPT entry of any level that maps its page: a blocked 2 MB range
+    explains the faults inside it.
 
     Args:
         wanted: Rows of :func:`number_faults`.
         calls: The ``seamcalls`` table.
         entries: The ``vm_entries`` table.
         events: The ``host_events`` table.
+        rounds: What became of blocked ranges (:func:`~.block_rounds.block_rounds`).
 
     Returns:
         Columns source, tid, nth, ts_ns, gpa, explanation (one of EXPLANATIONS, the first in
         their order that fits) and by_seq (the call or event that shows it).
     """
-    named = wanted.with_columns(
-        id=pl.int_range(pl.len()), page=_page(12), td_id=pl.lit(None, pl.UInt64)
-    )
+    named = wanted.with_columns(id=pl.int_range(pl.len()), td_id=pl.lit(None, pl.UInt64))
     rows = _with_entries(infer_td(named, calls), calls, entries)
     rows = _with_installs(rows, calls)
     rows = _with_userspace(rows, events)
-    rows = _with_state(rows, calls)
+    rows = _with_state(rows, calls, rounds)
     block_is_probed = calls.filter(pl.col("leaf") == _BLOCK)["source"].unique()
     rows = rows.with_columns(block_is_probed=pl.col("source").is_in(block_is_probed.implode()))
     rows = _with_concurrent_calls(rows, calls)
@@ -104,10 +103,6 @@ def explain_faults(
 def _matching(found: pl.DataFrame, rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """Rows of ``found`` with the keys of any of ``rows``."""
     return found.join(rows.select(keys).unique(), on=keys, how="semi", maintain_order="left")
-
-
-def _page(bits: int) -> pl.Expr:
-    return pl.col("gpa") // (1 << bits)
 
 
 def _with_entries(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
@@ -154,18 +149,26 @@ def _during_fault(rows: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
 def _with_installs(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     """Add the installs that the vCPU's own thread attempted."""
     installs = calls.filter(pl.col("leaf").is_in([_AUG, _SEPT_ADD]), pl.col("tid").is_not_null())
-    installs = installs.with_columns(at=pl.coalesce("start_ns", "end_ns"))
+    installs = installs.with_columns(
+        at=pl.coalesce("start_ns", "end_ns"), left=_may_be_tried_again(pl.col("status"))
+    )
     done = pl.col("status") == 0
     summed = (
         _during_fault(rows, installs)
         .group_by("id")
         .agg(
-            n_tried=pl.len(),
+            left=pl.col("left").sort_by("at").last(),
             served=(done & (pl.col("leaf") == _AUG)).any(),
             install_seq=pl.col("seq").last(),
         )
     )
-    return rows.join(summed, on="id", how="left").with_columns(pl.col("served").fill_null(False))
+    flags = pl.col("served", "left").fill_null(False)
+    return rows.join(summed, on="id", how="left").with_columns(flags)
+
+
+def _may_be_tried_again(status: pl.Expr) -> pl.Expr:
+    """Whether KVM may have left its loop after this answer; any other error is no reason to."""
+    return (is_success(status) | is_retryable(status)).fill_null(True)
 
 
 def _with_userspace(rows: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
@@ -177,57 +180,74 @@ def _with_userspace(rows: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     return rows.join(summed, on="id", how="left")
 
 
-def _with_state(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Add the last change of the page, and the next one."""
-    done = calls.filter(pl.col("leaf").is_in(_STATE_CHANGES), pl.col("status") == 0)
-    done = done.with_columns(at=pl.coalesce("start_ns", "end_ns"), page=_page(12))
-    changes = (
-        _matching(done.drop_nulls([*_PAGE, "at"]), rows, list(_PAGE))
-        .sort("at")
-        .with_columns(next_leaf=pl.col("leaf").shift(-1).over(_PAGE))
-        .select(
-            *_PAGE,
-            "at",
-            "next_leaf",
-            state="leaf",
-            state_ns=pl.coalesce("end_ns", "start_ns"),
-            state_seq="seq",
+def _latest_by_level(rows: pl.DataFrame, calls: pl.DataFrame, left_on: str) -> pl.DataFrame:
+    """Add to each fault the last of ``calls`` that began by then on an entry that maps its page.
+
+    Args:
+        rows: Faults with source, td_id, gpa.
+        calls: source, td_id, level (of the entry, or of the range to compare), gpa, at, and
+            columns to add.
+        left_on: Column of the time.
+    """
+    keys = ["source", "td_id", "key"]
+    calls = calls.drop_nulls(["source", "td_id", "gpa", "at"])
+    found = []
+    for (level,), part in calls.group_by("level"):
+        key = entry_key(int(str(level)))
+        asked = rows.select("id", "source", "td_id", "gpa", left_on).with_columns(key=key)
+        known = _matching(part.with_columns(key=key), asked, keys).sort("at")
+        found.append(
+            asked.sort(left_on)
+            .join_asof(
+                known.with_columns(began="at").drop("gpa", "level"),
+                left_on=left_on,
+                right_on="at",
+                by=keys,
+                check_sortedness=False,
+            )
+            .drop("at", "key", "source", "td_id", "gpa", left_on, strict=False)
         )
+    if not found:
+        names = {n: t for n, t in calls.schema.items() if n not in rows.columns and n != "at"}
+        return rows.with_columns(pl.lit(None, t).alias(n) for n, t in names.items() if n != "level")
+    latest = pl.concat(found).sort("began", nulls_last=False).unique("id", keep="last")
+    return rows.join(latest.drop("began"), on="id", how="left", maintain_order="left")
+
+
+def _with_state(rows: pl.DataFrame, calls: pl.DataFrame, rounds: pl.DataFrame) -> pl.DataFrame:
+    """Add the last change of the page, and what became of it if that was a BLOCK."""
+    fates = rounds.select("source", state_seq="seq", fate=pl.col("fate").cast(pl.String))
+    changes = state_changes(calls).select(
+        *("source", "td_id", "level", "gpa", "at"),
+        state="leaf",
+        state_ns="end",
+        state_seq="seq",
     )
-    return (
-        rows.sort("ts_ns")
-        .join_asof(changes, left_on="ts_ns", right_on="at", by=_PAGE, check_sortedness=False)
-        .drop("at", strict=False)
-    )
+    rows = _latest_by_level(rows, changes, "ts_ns")
+    rows = rows.join(fates, on=["source", "state_seq"], how="left", maintain_order="left")
+    lists = calls.filter(pl.col("leaf") == _BLOCKW)
+    first = lists.group_by("source").agg(blockw_ns=pl.coalesce("start_ns", "end_ns").min())
+    return rows.join(first, on="source", how="left", maintain_order="left")
 
 
 def _with_concurrent_calls(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     """Add installs and removals by other threads while the fault was handled."""
-    rows = rows.with_columns(until=pl.col("until_ns"), range=_page(_RANGE_BITS)).sort("until")
-    for name, wanted, key, bits in (
-        ("race", [_AUG], "page", 12),
-        ("zap", [_BLOCK, _REMOVE], "range", _RANGE_BITS),
+    for name, wanted, lowest in (
+        ("race", [_AUG], 0),
+        ("zap", [_BLOCK, _REMOVE], _RANGE_LEVEL),
     ):
-        keys = ["source", "td_id", key]
-        found = calls.filter(pl.col("leaf").is_in(wanted)).with_columns(_page(bits).alias(key))
+        level = pl.max_horizontal(pl.col("level").fill_null(0), lowest)
         others = (
-            _matching(found.drop_nulls(["start_ns", "end_ns", "td_id", key, "tid"]), rows, keys)
-            .sort("start_ns")
+            calls.filter(pl.col("leaf").is_in(wanted))
+            .drop_nulls(["start_ns", "end_ns", "tid"])
             .select(
-                "source",
-                "td_id",
-                key,
+                *("source", "td_id", "gpa"),
+                level=level,
                 at="start_ns",
                 **{f"{name}_end": "end_ns", f"{name}_tid": "tid", f"{name}_seq": "seq"},
             )
         )
-        rows = rows.join_asof(
-            others,
-            left_on="until",
-            right_on="at",
-            by=keys,
-            check_sortedness=False,
-        ).drop("at", strict=False)
+        rows = _latest_by_level(rows, others, "until_ns")
         concurrent = (pl.col(f"{name}_end") >= pl.col("ts_ns")) & (
             pl.col(f"{name}_tid") != pl.col("tid")
         )
@@ -237,20 +257,24 @@ def _with_concurrent_calls(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFr
 
 def _explanation() -> pl.Expr:
     blocked = pl.col("state") == _BLOCK
-    settled = (pl.col("state") == _AUG) & (pl.col("state_ns") <= pl.col("entered_ns"))
+    installed = (pl.col("state") == _AUG) & (pl.col("state_ns") <= pl.col("entered_ns"))
+    write_blocked = (pl.col("blockw_ns") <= pl.col("ts_ns")).fill_null(False)
     return (
         pl.when(pl.col("event_seq").is_not_null())
         .then(pl.lit("memory_fault"))
         .when("served")
         .then(pl.lit("served"))
-        .when(pl.col("n_tried") > 0)
-        .then(pl.lit("left_loop"))
-        .when(blocked & (pl.col("next_leaf") == _UNBLOCK))
+        .when(blocked & (pl.col("fate") == "churned"))
         .then(pl.lit("churned"))
-        .when(blocked & pl.col("next_leaf").is_in(_REMOVALS))
+        .when(blocked & (pl.col("fate") == "undone"))
+        .then(pl.lit("undone"))
+        .when("left")
+        .then(pl.lit("left_loop"))
+        .when(blocked & (pl.col("fate") == "removed"))
         .then(pl.lit("invalidated"))
-        # Without probes on BLOCK a page may have been blocked since.
-        .when(settled & pl.col("block_is_probed"))
+        # Without probes on BLOCK a page may have been blocked since; a write that an export in
+        # progress blocks looks the same.
+        .when(installed & pl.col("block_is_probed") & ~write_blocked)
         .then(pl.lit("pending"))
         .when("race")
         .then(pl.lit("raced"))

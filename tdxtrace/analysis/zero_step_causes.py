@@ -6,16 +6,19 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.block_rounds import block_rounds, entry_bytes
 from tdxtrace.analysis.fault_handling import explain_faults, number_faults
 from tdxtrace.analysis.threads import infer_td
-from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.events import HOST_EVENTS, LOSSES, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_CAUSES, ZERO_STEP_CAUSES, ZERO_STEPS
+from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 # An invalidation of more pages than this counts as the deletion of a memory slot:
 # a choice of ours (no trace event names the slot), half a 2 MB page.
 MEMSLOT_PAGES: Final = 256
+_PAGE_BYTES: Final = 4096
 _COUNTS: Final = {
     "n_memory_fault": "memory_fault",
     "n_left_loop": "left_loop",
@@ -24,6 +27,7 @@ _COUNTS: Final = {
     "n_raced": "raced",
     "n_invalidated": "invalidated",
     "n_churned": "churned",
+    "n_undone": "undone",
     "n_unexplained": "unexplained",
 }
 _CAUSE_OF: Final = {
@@ -33,6 +37,7 @@ _CAUSE_OF: Final = {
     "raced": "frozen_spte",
     "invalidated": "invalidation",
     "churned": "block_churn",
+    "undone": "block_undone",
 }
 _EPISODE: Final = ("source", "first_seq", "form")
 _VCPU: Final = ("source", "tid")
@@ -46,26 +51,18 @@ _RIP: Final = (
 
 
 def zero_step_causes(
-    steps: pl.DataFrame,
-    seamcalls: pl.DataFrame,
-    vm_entries: pl.DataFrame,
-    page_faults: pl.DataFrame,
-    host_events: pl.DataFrame,
-    *,
-    memslot_pages: int = MEMSLOT_PAGES,
+    steps: pl.DataFrame, trace: Trace, *, memslot_pages: int = MEMSLOT_PAGES
 ) -> pl.DataFrame:
     """Determine for each zero-step episode why the faults that led to it were not resolved.
 
     Each fault of the run gets one explanation (``fault_handling``).  The cause is the one
     that more than half of them have; ``many_pages`` where they touch more pages than the
-    module lets pass and most were served; else ``unknown``.
+    module lets pass and most were served; else ``unknown``.  A cause needs a row that shows it:
+    none follows from the absence of a leaf.
 
     Args:
         steps: The ``zero_steps`` table.
-        seamcalls: The ``seamcalls`` table.
-        vm_entries: The ``vm_entries`` table.
-        page_faults: The ``page_faults`` table.
-        host_events: The ``host_events`` table.
+        trace: The events they were found in.
         memslot_pages: Consecutive pages removed by one thread from which on an invalidation
             counts as that of a memory slot.
 
@@ -80,20 +77,23 @@ def zero_step_causes(
         Yan Zhao, R. Edgecombe, Binbin Wu); KVM's side: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
         tdx_handle_ept_violation; pending pages: TDX module 1.5.16 and 1.5.20 is_epf_expected.
     """
-    calls = SEAMCALLS.conform(seamcalls)
+    calls = SEAMCALLS.conform(trace.seamcalls)
+    entries = VM_ENTRIES.conform(trace.vm_entries)
+    page_faults = PAGE_FAULTS.conform(trace.page_faults)
+    events = HOST_EVENTS.conform(trace.host_events)
     episodes = infer_td(ZERO_STEPS.conform(steps), calls)
-    faults = number_faults(calls, PAGE_FAULTS.conform(page_faults))
+    faults = number_faults(calls, page_faults)
     ranges = _fault_ranges(episodes, faults)
     wanted = faults.join(ranges, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
-    events = HOST_EVENTS.conform(host_events)
-    handled = explain_faults(wanted, calls, VM_ENTRIES.conform(vm_entries), events)
+    rounds = block_rounds(calls, entries, faults, LOSSES.conform(trace.losses))
+    handled = explain_faults(wanted, calls, entries, events, rounds)
     counted = _count_explanations(ranges, handled)
     found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(
         pl.col(*_COUNTS, "n_faults", "n_pages").fill_null(0)
     )
     found = _majority_cause(found)
     found = _memslot_changes(found, calls, memslot_pages)
-    found = found.join(_advice(calls, page_faults, host_events), on="source", how="left")
+    found = found.join(_advice(calls, page_faults, events), on="source", how="left")
     advice = pl.when(pl.col("cause") == "unknown").then(pl.col("advice").fill_null(_RIP))
     return ZERO_STEP_CAUSES.conform(
         found.with_columns(advice=advice, cause=pl.col("cause").cast(pl.Enum(STEP_CAUSES)))
@@ -170,18 +170,19 @@ def _majority_cause(found: pl.DataFrame) -> pl.DataFrame:
 def _memslot_changes(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: int) -> pl.DataFrame:
     """Set the cause of long invalidations to ``memslot_change``."""
     taken = calls.filter(pl.col("leaf").is_in([_BLOCK, _REMOVE]), pl.col("status") == 0)
+    size = entry_bytes(pl.col("level").fill_null(0))
     by = taken.select("source", "tid", evidence_seq="seq", by_tid="tid").drop("tid")
     removed = (
         taken.filter(pl.col("leaf") == _REMOVE)
         .sort("source", "tid", "seq")
         .with_columns(
-            breaks=(pl.col("gpa").cast(pl.Int64).diff() != 0x1000)
+            breaks=(pl.col("gpa") != (pl.col("gpa") + size).shift())
             .fill_null(True)
             .cum_sum()
             .over("source", "tid")
         )
         .group_by("source", "tid", "breaks")
-        .agg(n=pl.len(), first_ns=pl.coalesce("start_ns", "end_ns").min())
+        .agg(n=size.sum() // _PAGE_BYTES)
         .filter(pl.col("n") > memslot_pages)
         .select("source", by_tid="tid")
         .unique()

@@ -161,6 +161,7 @@ STEP_CAUSES: Final = (
     "many_pages",
     "pending_page",
     "block_churn",
+    "block_undone",
     "unknown",
 )
 
@@ -201,7 +202,17 @@ ZERO_STEP_CAUSES = Table(
         Column("n_pending", U32, "Faults on a page installed before the entry that faulted."),
         Column("n_raced", U32, "Faults on a page that another thread was installing."),
         Column("n_invalidated", U32, "Faults on a page that was blocked, then removed or split."),
-        Column("n_churned", U32, "Faults on a page that was blocked, then unblocked unchanged."),
+        Column(
+            "n_churned",
+            U32,
+            "Faults on a page that was blocked, then given back unchanged with nothing tried.",
+        ),
+        Column(
+            "n_undone",
+            U32,
+            "Faults on a page that was blocked for something that failed (or may have), then "
+            "unblocked.",
+        ),
         Column("n_unexplained", U32, "Faults with none of these explanations."),
         Column(
             "evidence_seq",
@@ -221,6 +232,7 @@ ZERO_STEP_CAUSES = Table(
             "n_raced",
             "n_invalidated",
             "n_churned",
+            "n_undone",
             "n_unexplained",
         )
         == pl.col("n_faults"),

@@ -19,7 +19,8 @@ from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import VERDICTS
 
 FAULT = "enterX ?1 "
-CHURN = "2/blockS1 " + 7 * FAULT + "{} 2/unblockS1 enterC"
+CHURN = "2/blockS1 " + 7 * FAULT + "{} 2/unblockS1 enterC "
+KEPT_OUT = 7 * FAULT + "enterB "
 
 
 def given_on(trace: Trace, **options: Any) -> pl.DataFrame:  # noqa: ANN401
@@ -40,10 +41,10 @@ def told(text: str, subject: str, **options: Any) -> list[tuple[str, str]]:  # n
         ("2/blockS1 " + 7 * FAULT + "enterB 2/removeS1", ("EXPECTED", "invalidation")),
         (7 * (FAULT + "K1 ") + "enterB enterC", ("EXPECTED", "left_loop")),
         (7 * FAULT + "enterB enterC", ("UNDECIDED", "unknown")),
-        # Blocked for nothing: an attack only where the guest hardly ever runs.
+        # Blocked for nothing once or twice, for however long.
         (CHURN.format("enterB"), ("UNDECIDED", "block_churn")),
-        (CHURN.format(7 * "enterB "), ("UNDECIDED", "block_churn")),
-        (CHURN.format(60 * "enterB "), ("HOSTILE", "block_churn")),
+        (CHURN.format(60 * "enterB "), ("UNDECIDED", "block_churn")),
+        (2 * CHURN.format(7 * "enterB "), ("UNDECIDED", "block_churn")),
         # Kept out as often, but for a reason that accuses nobody.
         (7 * (FAULT + "out14 ") + 60 * "enterB ", ("EXPECTED", "memory_fault_ignored")),
         ("2/blockS1 " + 7 * FAULT + 60 * "enterB ", ("UNDECIDED", "unknown")),
@@ -53,9 +54,124 @@ def test_zero_steps(text: str, expected: tuple[str, str]) -> None:
     assert told(text, "zero_step") == [expected]
 
 
+def rounds(text: str, n: int = 5) -> tuple[str, str]:
+    """The verdict on ``n`` times this, of which zero-step episodes come."""
+    (found,) = told(n * (text + " "), "zero_step")
+    return found
+
+
+CHURNED = ("HOSTILE", "block_churn")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2/blockS1 2/trackS " + KEPT_OUT + "2/unblockS1 enterC",
+        # Three times is enough, and more refusals or another exit make no difference.
+        "2/blockS1 2/trackS " + KEPT_OUT + "enterB enterB 2/unblockS1 enterH",
+        # Busy answers that the host tried again are no reason to unblock.
+        "2/blockB1 2/blockS1 2/trackD 2/trackS " + KEPT_OUT + "2/unblockB1 2/unblockS1 enterC",
+        # The guest's steps between the rounds show no exit but faults.
+        "2/blockS1 2/trackS " + KEPT_OUT + "2/unblockS1 enterQ",
+        # A 2 MB range: the faults are inside it.
+        "2/blockS512^1 2/trackS " + KEPT_OUT.replace("?1", "?700") + "2/unblockS512^1 enterC",
+        "2/blockS0^2 2/trackS " + KEPT_OUT.replace("?1", "?7000") + "2/unblockS0^2 enterC",
+        # The vCPU's own thread blocks after an exit that asks for nothing, and unblocks when the
+        # vCPU has been kept out.
+        "enterQ blockS1 trackS " + KEPT_OUT + "enterX ?1 unblockS1 enterQ",
+        # An install that cannot succeed while the page is blocked.
+        "2/blockS1 2/trackS " + 7 * (FAULT + "K1 ") + "enterB 2/unblockS1 enterC",
+        # Calls that failed elsewhere: another TD's, another range's by another thread.
+        "S9 2/blockS1 2/trackS 3/removeE1#7 3/promoteJ9000^1 " + KEPT_OUT + "2/unblockS1 enterC",
+    ],
+)
+def test_a_host_that_keeps_a_vcpu_out_for_nothing_is_hostile(text: str) -> None:
+    assert rounds(text, 3) == CHURNED
+    assert rounds(text) == CHURNED
+
+
+def test_a_host_that_splits_and_merges_in_turn_is_hostile() -> None:
+    turn = "2/blockS512^1 2/trackS " + KEPT_OUT.replace("?1", "?700") + "2/{}S512^1 enterC "
+    both = turn.format("demote") + turn.format("promote")
+    # The first of either is no repetition.
+    assert told(3 * both, "zero_step") == [CHURNED, ("EXPECTED", "invalidation")]
+    assert told(2 * both, "zero_step")[0] == ("UNDECIDED", "block_churn")
+    # Once each: a guest whose pages were split for a migration, and merged after it.
+    assert rounds(both, 1) == ("EXPECTED", "invalidation")
+    # The same split of ever new pages is what a host does that splits all.
+    text = "".join(
+        f"2/blockS{512 * n}^1 2/trackS {KEPT_OUT.replace('?1', f'?{512 * n + 5}')}"
+        f"2/demoteS{512 * n}^1 enterC "
+        for n in range(1, 7)
+    )
+    assert rounds(text, 1) == ("EXPECTED", "invalidation")
+
+
+UNDONE = ("UNDECIDED", "block_undone")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # The host tried to merge, split, remove or move it, and failed.
+        "2/blockS512^1 2/trackS {} 2/promoteJ512^1 2/promoteJ512^1 2/promoteJ512^1 2/unblockS512^1",
+        "2/blockS512^1 2/trackS {} 2/demoteB512^1 2/unblockS512^1",
+        "2/blockS1 2/trackS {} 2/removeE1 2/unblockS1",
+        "2/blockS1 2/trackS {} 2/removeB1 2/unblockS1",
+        # Another thread did, or on a part of the range, or on a larger one, or returned never.
+        "2/blockS512^1 2/trackS {} 3/promoteJ512^1 2/unblockS512^1",
+        "2/blockS512^1 2/trackS {} 3/removeE600 2/unblockS512^1",
+        "2/blockS1 2/trackS {} 3/promoteJ0^2 2/unblockS1",
+        "2/blockS1 2/trackS {} 3/removeU1 2/unblockS1",
+        # Without arguments: it may have been this range.
+        "2/blockS1 2/trackS {} 3/removeE~ 2/unblockS1",
+        # It could not track, or not block the rest of what it wanted to, and took all back.
+        "2/blockS1 2/trackP {} 2/unblockS1",
+        "2/blockS1 2/blockK2 2/blockK2 2/trackS {} 2/unblockS1",
+        "2/blockS1 2/blockS2 2/trackS {} 2/removeE2 2/unblockS1 2/unblockS2",
+        # The guest asked for it: it left with a TDCALL, and the vCPU's thread blocked.
+        "3/enterC 3/blockS1 3/trackS {} 2/unblockS1",
+        # A vCPU's thread unblocked it for a fault, the first that the vCPU had there.
+        "2/blockS1 2/trackS {} 3/enterX 3/?1 3/unblockS1 3/enterC",
+        # What happened in between is not all recorded.
+        "2/blockS1 2/trackS {} lost 2/unblockS1",
+        "2/blockS1 2/trackS lost@0 {} 2/unblockS1",
+    ],
+)
+def test_a_host_that_may_have_tried_in_earnest_is_not_hostile(text: str) -> None:
+    page = "?700" if "S512^1" in text else "?1"
+    assert rounds(text.format(KEPT_OUT.replace("?1", page)) + " enterC") == UNDONE
+
+
+def test_one_range_after_the_other_is_not_repeated() -> None:
+    text = " ".join(
+        f"2/blockS{page} 2/trackS {KEPT_OUT.replace('?1', f'?{page}')} 2/unblockS{page} enterC"
+        for page in range(1, 7)
+    )
+    assert rounds(text, 1) == ("UNDECIDED", "block_churn")
+
+
+def test_rounds_that_kept_nobody_out_do_not_count() -> None:
+    quiet = 9 * "2/blockS1 2/trackS 2/unblockS1 enterC "
+    faulted = 9 * ("2/blockS1 2/trackS " + FAULT + "2/unblockS1 enterC ")
+    assert told(quiet + faulted + CHURN.format("enterB"), "zero_step") == [
+        ("UNDECIDED", "block_churn")
+    ]
+
+
+def test_the_share_of_entries_that_ran_guest_code_is_told() -> None:
+    text = 4 * ("2/blockS1 2/trackS " + 7 * FAULT + "enterB enterD 2/unblockS1 enterC ")
+    found = given_on(story("enterC " + text).trace).filter(subject="zero_step")
+    # 9 of 41: four TDCALLs and one before; the first fault of each round may come after some code.
+    assert " 22 % of these vCPUs' entries ran guest code" in found["sentence"].item()
+    text = text.replace("enterD ", "").replace("enter", ">").replace(">B", ">F")
+    found = given_on(story(">C " + text).trace).filter(subject="zero_step")
+    assert " 24 % of these vCPUs' entries ran guest code" in found["sentence"].item()
+
+
 def test_weak_evidence_gives_no_accusation() -> None:
     # KVM's own events only: an exit that came too fast, which may be anything.
-    text = "2/blockS1 " + 7 * ">W ?1 " + 60 * ">Wf ?1 " + "2/unblockS1 >C"
+    text = 5 * ("2/blockS1 " + 7 * ">W ?1 " + 60 * ">Wf ?1 " + "2/unblockS1 >C ")
     found = told(text, "zero_step")
     assert found
     assert {verdict for verdict, _ in found} == {"UNDECIDED"}
@@ -196,7 +312,7 @@ def test_a_broken_rule_is_reported_once() -> None:
 
 
 def test_the_worst_comes_first_and_every_rule_has_a_source() -> None:
-    text = CHURN.format(60 * "enterB ") + " blockK1 trackS 2/demoteT1 cachewbI cachewbS"
+    text = 3 * CHURN.format("enterB ") + "blockK1 trackS 2/demoteT1 cachewbI cachewbS"
     found = given_on(story(text).trace)
     order = {"BUG": 0, "HOSTILE": 1, "UNDECIDED": 2, "EXPECTED": 3}
     ranks = [order[v] for v in found["verdict"].cast(pl.String)]

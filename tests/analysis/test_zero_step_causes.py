@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.story import Story, story, without
 
+from tdxtrace.analysis.block_rounds import block_rounds
 from tdxtrace.analysis.fault_handling import explain_faults, number_faults
 from tdxtrace.analysis.step_thresholds import step_thresholds
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
@@ -20,9 +21,8 @@ FAULT = "enterX ?1 "
 
 
 def causes_of(told: Story, **options: int) -> pl.DataFrame:
-    calls, entries, faults = told.seamcalls, told.vm_entries, told.page_faults
-    steps = zero_steps(calls, entries, faults, told.host_events)
-    found = zero_step_causes(steps, calls, entries, faults, told.host_events, **options)
+    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults, told.host_events)
+    found = zero_step_causes(steps, told.trace, **options)
     assert found.select("source", "first_seq", "form").equals(
         steps.select("source", "first_seq", "form")
     )
@@ -127,9 +127,7 @@ def test_a_trace_without_episodes_has_no_causes() -> None:
 def test_a_table_of_another_kind_is_refused() -> None:
     told = story(FAULT)
     with pytest.raises(TableError):
-        zero_step_causes(
-            told.seamcalls, told.seamcalls, told.vm_entries, told.page_faults, told.host_events
-        )
+        zero_step_causes(told.seamcalls, told.trace)
 
 
 WORDS = st.lists(
@@ -211,7 +209,8 @@ def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
 ) -> None:
     told = story(" ".join(text))
     every = number_faults(told.seamcalls, told.page_faults)
-    rest = (told.seamcalls, told.vm_entries, told.host_events)
+    rounds = block_rounds(told.seamcalls, told.vm_entries, every, told.losses)
+    rest = (told.seamcalls, told.vm_entries, told.host_events, rounds)
     some = data.draw(st.lists(st.booleans(), min_size=every.height, max_size=every.height))
     whole = explain_faults(every, *rest).sort("tid", "nth")
     wanted = explain_faults(every.filter(pl.Series(some, dtype=pl.Boolean)), *rest)

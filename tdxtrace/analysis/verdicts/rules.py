@@ -25,9 +25,13 @@ RULES: Final = {
     ),
     "honest_run_of_pages": f"{_MODULE} td_exit_stepping.c: only a new RIP clears the counter",
     "pending_counts_as_missing": "TDX module 1.5.16 and 1.5.20 td_exit_stepping.c, is_epf_expected",
-    "kept_out_more_than_not": (
+    "blocked_for_nothing": (
         "Linux has no caller of TDH.MEM.RANGE.UNBLOCK since the series of 2024-09; TDXRay "
-        "(S&P 2026), SEPTrace: BLOCK and UNBLOCK to watch pages; the share is ours"
+        "(S&P 2026), SEPTrace: BLOCK and UNBLOCK to watch pages; three times is our choice"
+    ),
+    "blocked_for_something": (
+        f"{_MODULE} tdh_mem_page_promote.c and the like need a blocked range; Yan Zhao, DEMOTE "
+        "series v3, 2026-01: no maximum of restarts is guaranteed, so a host may give up"
     ),
     "no_majority": "a cause of less than half of the faults is none",
     "dropped_block": "canonical/tdx issue 213: BLOCK's busy answer ignored, DEMOTE fails",

@@ -38,13 +38,7 @@ def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None)
     parts = [
         on_busy(findings.busy_causes, findings.broken_rules),
         on_broken_rules(findings.broken_rules, findings.busy_causes),
-        on_zero_steps(
-            findings.zero_steps,
-            findings.zero_step_causes,
-            trace.seamcalls,
-            trace.vm_entries,
-            generation,
-        ),
+        on_zero_steps(findings.zero_steps, findings.zero_step_causes, trace, generation),
         on_abandoned(findings.abandoned_requests),
         on_loops(findings.progress_loops),
         on_messages(trace.kernel_messages),

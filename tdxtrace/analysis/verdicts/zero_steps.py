@@ -6,17 +6,23 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
+from tdxtrace.analysis.block_rounds import ENTRY, block_rounds, entry_key
+from tdxtrace.analysis.fault_handling import number_faults
+from tdxtrace.analysis.guest_progress import entries_by_progress
+from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_rows
+from tdxtrace.tables.events import LOSSES, PAGE_FAULTS
 from tdxtrace.tables.findings import ZERO_STEP_CAUSES, ZERO_STEPS
+from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import VERDICTS
 
-# A host that serves faults lets the guest execute something between them.  It does not if more
-# than half of the entries of the vCPUs ran no guest code: a choice of ours.
-REFUSED_SHARE: Final = 0.5
-# Standard errors by which the share must exceed it: p = 1/700 for a host at the share.
-_SIGMA: Final = 3.0
+# Times that a vCPU must have been kept out of one entry to be more than an accident.  No source
+# gives a number, and none is needed to be exact: no kernel that was read does it once (Linux has no
+# caller of UNBLOCK since the series of 2024-09), and an attack does it for each instruction.  Once
+# may be a change that was called off for a reason outside the trace, twice the same tried again.
+REPEATED: Final = 3
 _KEY: Final = ["source", "first_seq", "form"]
+_VCPU: Final = ["source", "tid"]
 _EXPECTED: Final = {
     "memory_fault_ignored": "userspace entered again without converting the page that "
     "KVM_EXIT_MEMORY_FAULT had asked it to convert; the mitigation is right, the VMM is not",
@@ -32,7 +38,8 @@ _RULE_OF: Final = {
     **dict.fromkeys(("frozen_spte", "invalidation", "memslot_change", "left_loop"), "known_race"),
     "many_pages": "honest_run_of_pages",
     "pending_page": "pending_counts_as_missing",
-    "block_churn": "kept_out_more_than_not",
+    "block_churn": "blocked_for_nothing",
+    "block_undone": "blocked_for_something",
     "unknown": "no_majority",
 }
 _PENDING: Final = (
@@ -43,13 +50,21 @@ _PENDING_C: Final = (
     "the page was installed and the guest had not accepted it yet: this module keeps a vCPU out "
     "for that only where the TD takes no #VE, so the guest touched it too early"
 )
+_UNDONE: Final = (
+    "the host blocked pages for something that failed (or for the guest, or where events may be "
+    "lost), and unblocked them: it may have tried in earnest"
+)
 _CHURN: Final = (
-    "the host blocked pages and unblocked them with nothing done in between, which KVM never "
-    "does; only {} of these vCPUs' entries ran guest code"
+    "the host blocked pages and gave them back unchanged{}, with no call on them in between, which "
+    "KVM never does; only {} of these vCPUs' entries ran guest code"
 )
 _WHO_BLOCKS: Final = (
     "record call stacks of tdh_mem_range_unblock (perf record -g) and which process makes them: "
     "an attack (TDXRay) and an odd host look alike in the calls"
+)
+_WHAT_FAILED: Final = (
+    "why it failed: record call stacks of tdh_mem_range_block and of the call that failed "
+    "(perf record -g), and for how long the host goes on"
 )
 _WHICH_TD: Final = (
     "the TD's attribute SEPT_VE_DISABLE (QEMU: sept-ve-disable), and the module's release (--dmesg "
@@ -59,82 +74,141 @@ _RIP: Final = "the guest's RIP, which no host trace has"
 
 
 def on_zero_steps(
-    steps: pl.DataFrame,
-    causes: pl.DataFrame,
-    seamcalls: pl.DataFrame,
-    vm_entries: pl.DataFrame,
-    generation: str | None,
+    steps: pl.DataFrame, causes: pl.DataFrame, trace: Trace, generation: str | None
 ) -> pl.DataFrame:
     """Give verdicts on zero-step episodes, per TD and cause.
 
-    HOSTILE requires sure episodes (not only weak ones), pages that were blocked and unblocked
-    without use, and vCPUs of which more than half of the entries ran no guest code.
+    HOSTILE is said of the host alone, where all of this was recorded:
+
+    * sure episodes (TDH.VP.ENTER refused with operand SEPT, or strong), most of whose faults hit
+      ranges that the host had blocked;
+    * it gave these ranges back as they had been, with nothing attempted on them meanwhile
+      (:func:`~tdxtrace.analysis.block_rounds.block_rounds` names the innocent cases);
+    * one and the same range at least REPEATED times, each with a vCPU that faulted on it and was
+      then refused.
+
+    So it judges what the host did, and that the guest could not run; how large a share of its time
+    the guest lost decides nothing.  With less, the verdict is UNDECIDED.  The nearest innocent
+    trace is that of a host that tries to merge pages, is interrupted and gives up, fifteen times in
+    a row: ``block_undone``, UNDECIDED.  Its limit: calls of a leaf that was not probed are not
+    seen, so a host whose failed calls are left out of the recording looks like an attacker.
 
     Args:
         steps: The ``zero_steps`` table.
         causes: The ``zero_step_causes`` table of it.
-        seamcalls: The ``seamcalls`` table.
-        vm_entries: The ``vm_entries`` table.
+        trace: The events they were found in.
         generation: Lock generation of the module, where it is known.
     """
     found = ZERO_STEP_CAUSES.conform(causes).select(*_KEY, "td_id", "cause", "advice")
     rows = ZERO_STEPS.conform(steps).drop("td_id").join(found, on=_KEY, maintain_order="left")
     if rows.is_empty():
         return VERDICTS.empty()
-    entries = pl.concat(
-        [
-            seamcalls.filter(pl.col("leaf") == VP_ENTER).select("source", "tid"),
-            unprobed_entries(vm_entries, seamcalls).select("source", "tid"),
-        ]
-    )
     rows = rows.with_columns(leaf=pl.lit(VP_ENTER, pl.UInt16), sure=pl.col("strength") != "weak")
     groups = group_findings(
         rows,
         ["cause", "sure"],
         "first_seq",
         tids=pl.col("tid").unique(),
-        n_out=(pl.col("n_refused") + pl.col("n_emulated")).sum().cast(pl.Int64),
         advice=pl.col("advice").drop_nulls().first(),
     )
-    groups = _with_refused_share(groups, entries)
+    entries = entries_by_progress(trace)
+    groups = _with_executed_share(groups, entries)
+    churned = rows.filter(pl.col("sure"), pl.col("cause") == "block_churn")
+    repeated = _rounds_per_range(churned, entries, trace)
+    groups = groups.join(
+        repeated, on=["source", "td_id"], how="left", nulls_equal=True, maintain_order="left"
+    ).with_columns(pl.col("n_rounds").fill_null(0))
     return verdict_rows(groups, "zero_step", "zero_steps", _verdict_columns(generation))
 
 
-def _with_refused_share(groups: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
-    """Add the share of the vCPUs' entries that were refused, and its lower bound."""
-    counts = entries.group_by("source", "tid").len("n_entries")
+def _with_executed_share(groups: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
+    """Add the share of the vCPUs' entries that ran guest code."""
+    counts = entries.group_by(_VCPU).agg(n=pl.len(), n_nothing=pl.col("nothing").sum())
     summed = (
         groups.with_row_index("group")
         .explode("tids")
-        .join(counts, left_on=["source", "tids"], right_on=["source", "tid"], how="left")
+        .join(counts, left_on=["source", "tids"], right_on=_VCPU, how="left")
         .group_by("group", maintain_order=True)
-        .agg(pl.col("n_entries").sum())
+        .agg(ran=1 - pl.col("n_nothing").sum() / pl.max_horizontal(pl.col("n").sum(), 1))
     )
-    n = pl.max_horizontal(pl.col("n_entries").cast(pl.Float64), pl.col("n_out"), 1.0)
-    share = pl.col("n_out") / n
-    bound = share - _SIGMA * (share * (1 - share) / n).sqrt()
-    return pl.concat([groups, summed.drop("group")], how="horizontal").with_columns(
-        share=share, bound=bound
+    return pl.concat([groups, summed.drop("group")], how="horizontal")
+
+
+def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trace) -> pl.DataFrame:
+    """How often one range was churned while a vCPU faulted on it and was refused.
+
+    Args:
+        episodes: Sure episodes, by churning.
+        entries: Entries of the vCPUs.
+        trace: The events.
+
+    Returns:
+        Columns source, td_id and n_rounds, of the TD's range with most.
+    """
+    if episodes.is_empty():
+        return episodes.select("source", "td_id", n_rounds=pl.lit(0, pl.UInt32))
+    faults = number_faults(trace.seamcalls, PAGE_FAULTS.conform(trace.page_faults))
+    losses = LOSSES.conform(trace.losses)
+    rounds = block_rounds(trace.seamcalls, trace.vm_entries, faults, losses)
+    rounds = rounds.filter(pl.col("fate") == "churned").drop("tid").sort("start_ns")
+    tds = episodes.select(*_VCPU, "td_id").unique()
+    faults = faults.join(tds, on=_VCPU)
+    first = pl.concat(
+        _first_faults(part, faults.with_columns(key=entry_key(int(str(level)))))
+        for (level,), part in rounds.group_by("level", maintain_order=True)
     )
+    kept = first.sort("ts_ns").join_asof(
+        _refusals(episodes, entries),
+        left_on="ts_ns",
+        right_on="when",
+        by=_VCPU,
+        strategy="forward",
+        check_sortedness=False,
+    )
+    per_range = (
+        kept.filter(pl.col("when") <= pl.col("end_ns"))
+        .group_by(ENTRY)
+        .agg(n_rounds=pl.col("seq").n_unique())
+    )
+    return per_range.group_by("source", "td_id").agg(pl.col("n_rounds").max())
+
+
+def _first_faults(rounds: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
+    """First fault of each vCPU on the range of a round, while it lasted."""
+    met = faults.select(*_VCPU, "td_id", "key", "ts_ns").sort("ts_ns")
+    return (
+        met.join_asof(
+            rounds,
+            left_on="ts_ns",
+            right_on="start_ns",
+            by=["source", "td_id", "key"],
+            check_sortedness=False,
+        )
+        .filter(pl.col("ts_ns") <= pl.col("end_ns"))
+        .group_by(*_VCPU, *ENTRY[1:], "seq", "end_ns")
+        .agg(pl.col("ts_ns").min())
+    )
+
+
+def _refusals(episodes: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
+    """Refused entries within these episodes, by time."""
+    spans = episodes.select(*_VCPU, "start_ns", until="end_ns").sort("start_ns")
+    refused = entries.filter("refused").select(*_VCPU, "when").sort("when")
+    inside = refused.join_asof(
+        spans, left_on="when", right_on="start_ns", by=_VCPU, check_sortedness=False
+    )
+    return inside.filter(pl.col("when") <= pl.col("until")).select(*_VCPU, "when")
 
 
 def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
     cause, sure = pl.col("cause").cast(pl.String), pl.col("sure")
-    is_hostile = sure & (cause == "block_churn") & (pl.col("bound") > REFUSED_SHARE)
+    is_hostile = sure & (cause == "block_churn") & (pl.col("n_rounds") >= REPEATED)
     verdict = (
         pl.when(cause.is_in(list(_EXPECTED)))
         .then(pl.lit("EXPECTED"))
         .when(is_hostile)
         .then(pl.lit("HOSTILE"))
         .otherwise(pl.lit("UNDECIDED"))
-    )
-    executed = ((1 - pl.col("share")) * 100).round(0).cast(pl.Int64).cast(pl.String) + " %"
-    reason = (
-        pl.when(cause == "block_churn")
-        .then(pl.format(_CHURN, executed))
-        .when(cause == "pending_page")
-        .then(pl.lit(_PENDING_C if generation == "C" else _PENDING))
-        .otherwise(look_up("cause", _EXPECTED).fill_null("why is not to be seen"))
     )
     n = pl.col("n_rows")
     episodes = (
@@ -143,6 +217,8 @@ def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
     decided_by = (
         pl.when(cause == "block_churn")
         .then(pl.lit(_WHO_BLOCKS))
+        .when(cause == "block_undone")
+        .then(pl.lit(_WHAT_FAILED))
         .when(cause == "pending_page")
         .then(pl.lit(_WHICH_TD))
         .otherwise(pl.col("advice").fill_null(_RIP))
@@ -150,7 +226,28 @@ def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
     return {
         "verdict": verdict,
         "what": pl.when(sure).then(cause).otherwise(cause + ", weak signs"),
-        "sentence": pl.concat_str(n.cast(pl.String), episodes, pl.lit(": "), reason, pl.lit(".")),
+        "sentence": pl.concat_str(
+            n.cast(pl.String), episodes, pl.lit(": "), _reason(generation), pl.lit(".")
+        ),
         "rule": look_up("cause", _RULE_OF),
         "decided_by": decided_by,
     }
+
+
+def _reason(generation: str | None) -> pl.Expr:
+    cause = pl.col("cause").cast(pl.String)
+    executed = (pl.col("ran") * 100).round(0).cast(pl.Int64).cast(pl.String) + " %"
+    times = (
+        pl.when(pl.col("n_rounds") > 1)
+        .then(pl.format(", up to {} times of one range", "n_rounds"))
+        .otherwise(pl.lit(""))
+    )
+    return (
+        pl.when(cause == "block_churn")
+        .then(pl.format(_CHURN, times, executed))
+        .when(cause == "block_undone")
+        .then(pl.lit(_UNDONE))
+        .when(cause == "pending_page")
+        .then(pl.lit(_PENDING_C if generation == "C" else _PENDING))
+        .otherwise(look_up("cause", _EXPECTED).fill_null("why is not to be seen"))
+    )

@@ -1,0 +1,258 @@
+"""Rounds of blocked ranges: from a TDH.MEM.RANGE.BLOCK to what the host did with the range."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows
+from tdxtrace.tdx import leaves, word
+from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
+
+_AUG, _BLOCK, _UNBLOCK, _TRACK, _DEMOTE, _PROMOTE = leaves.numbers_of(
+    f"TDH.MEM.{name}"
+    for name in (
+        *("PAGE.AUG", "RANGE.BLOCK", "RANGE.UNBLOCK", "TRACK", "PAGE.DEMOTE", "PAGE.PROMOTE"),
+    )
+)
+# What a BLOCK prepares: intel/tdx-module 1.5 tdh_mem_page_remove.c and the like, each of which
+# requires the range to be blocked and tracked.
+REMOVALS: Final = [
+    *(_DEMOTE, _PROMOTE),
+    *leaves.numbers_of(f"TDH.MEM.{n}" for n in ("PAGE.REMOVE", "PAGE.RELOCATE", "SEPT.REMOVE")),
+]
+STATE_CHANGES: Final = [_AUG, _BLOCK, _UNBLOCK, *REMOVALS]
+# A split that is merged again, or a merge that is split, leaves the guest what it had.
+_INVERSES: Final = [_DEMOTE, _PROMOTE]
+_TDCALL: Final = exit_reason_number("TDCALL") or 0
+# 512 entries at each level: TDX module 1.5 base specification, Secure EPT.
+_LEVEL_BITS: Final = 9
+_PAGE_BITS: Final = 12
+_N_LEVELS: Final = 5
+ENTRY: Final = ("source", "td_id", "level", "key")
+# Columns of calls that this module reads.
+_COLUMNS: Final = ("source", "seq", "tid", "td_id", "leaf", "status", "gpa", "level")
+
+FATES: Final = ("open", "removed", "undone", "churned")
+
+
+def entry_key(level: int | pl.Expr) -> pl.Expr:
+    """Number of the Secure EPT entry of a level that maps ``gpa``."""
+    width = 1 << _PAGE_BITS
+    if isinstance(level, int):
+        return pl.col("gpa") // (width << _LEVEL_BITS * level)
+    return pl.col("gpa") // entry_bytes(level)
+
+
+def entry_bytes(level: pl.Expr) -> pl.Expr:
+    """Bytes that a Secure EPT entry of a level maps."""
+    sizes = [1 << _PAGE_BITS + _LEVEL_BITS * n for n in range(_N_LEVELS)]
+    return level.replace_strict(range(_N_LEVELS), sizes, default=sizes[0], return_dtype=pl.UInt64)
+
+
+def state_changes(calls: pl.DataFrame) -> pl.DataFrame:
+    """Calls that changed the state of a Secure EPT entry, by the time of their start.
+
+    Args:
+        calls: The ``seamcalls`` table.
+
+    Returns:
+        Columns source, seq, tid, td_id, leaf, gpa, level (where it was not recorded: that of the
+        other calls on this address, else 0), key (:func:`entry_key`), at and end (ns).
+    """
+    done = calls.filter(pl.col("leaf").is_in(STATE_CHANGES), pl.col("status") == 0)
+    return _with_entry(done).drop_nulls(["td_id", "gpa", "at"]).drop("status").sort("at", "seq")
+
+
+def _with_entry(calls: pl.DataFrame) -> pl.DataFrame:
+    same_address = ("source", "td_id", "gpa")
+    level = pl.coalesce("level", pl.col("level").drop_nulls().first().over(same_address), 0)
+    at, end = pl.coalesce("start_ns", "end_ns"), pl.coalesce("end_ns", "start_ns")
+    rows = calls.select(*_COLUMNS, at=at, end=end).with_columns(level=level)
+    return rows.with_columns(key=entry_key(pl.col("level")))
+
+
+def block_rounds(
+    calls: pl.DataFrame,
+    entries: pl.DataFrame,
+    faults: pl.DataFrame,
+    losses: pl.DataFrame,
+) -> pl.DataFrame:
+    """Find what became of each blocked range.
+
+    ``churned``: given back to the guest as it had been, with nothing attempted meanwhile: the
+    range was unblocked, and no call that needs a blocked range was tried on it; or it was split
+    (merged) once more, after it had been split (merged) and the opposite.
+
+    ``undone``: unblocked too, but the blocking served something, or may have.  The nearest innocent
+    rounds, each of which is one:
+
+    * the host tried to remove, split, merge or move the range, or a part of it, and failed;
+    * the thread that blocked it failed to block another range or to track, and took all back;
+    * it blocked for the guest: its last exit was a TDCALL, such as TDG.VP.VMCALL<MapGPA>;
+    * a vCPU's thread unblocked it to serve a fault, before that vCPU had faulted so often that the
+      mitigation could be armed (kernels before 6.16 keep removed pages blocked until a fault);
+    * events may be lost in the meantime.
+
+    ``removed``: the range was removed, split, merged or moved.  ``open``: the trace shows no end.
+
+    Evidence is the calls themselves.  A leaf that is nowhere in the trace may not be probed, and
+    what it did in between is then not seen: a verdict has to bear that in mind.
+
+    Args:
+        calls: The ``seamcalls`` table.
+        entries: The ``vm_entries`` table.
+        faults: Private faults: source, tid, ts_ns, gpa.
+        losses: The ``losses`` table.
+
+    Returns:
+        Columns of :data:`ENTRY`, seq (of the BLOCK), tid, start_ns (of the BLOCK), end_ns (start of
+        the call that ended the round, null: none), ended_by (its leaf), fate (of :data:`FATES`).
+
+    Sources:
+        intel/tdx-module 1.5.01 tdh_mem_range_block.c, tdh_mem_range_unblock.c.
+    """
+    changes = _with_turns(state_changes(calls))
+    rounds = (
+        changes.with_columns(
+            ended_by=pl.col("leaf").shift(-1).over(ENTRY),
+            end_ns=pl.col("at").shift(-1).over(ENTRY),
+            end_tid=pl.col("tid").shift(-1).over(ENTRY),
+            again=pl.col("again").shift(-1, fill_value=False).over(ENTRY),
+        )
+        .filter(pl.col("leaf") == _BLOCK)
+        .rename({"at": "start_ns"})
+        .drop("end", "leaf")
+        .with_row_index("round")
+    )
+    given_back = rounds.filter(pl.col("again") | (pl.col("ended_by") == _UNBLOCK))
+    served = pl.concat(
+        [
+            _attempted(given_back, calls),
+            _asked_for(given_back, calls, entries),
+            _served(given_back, calls, entries, faults),
+            _lossy(given_back, losses),
+        ]
+    ).unique()
+    ended_by = pl.col("ended_by")
+    fate = (
+        pl.when(ended_by.is_null())
+        .then(pl.lit("open"))
+        .when(pl.col("again") & ~pl.col("excused"))
+        .then(pl.lit("churned"))
+        .when(ended_by == _UNBLOCK)
+        .then(pl.when("excused").then(pl.lit("undone")).otherwise(pl.lit("churned")))
+        .when(ended_by.is_in(REMOVALS))
+        .then(pl.lit("removed"))
+        .otherwise(pl.lit("open"))
+    )
+    excused = pl.col("round").is_in(served["round"].implode())
+    return rounds.with_columns(excused=excused).select(
+        *ENTRY, "seq", "tid", "start_ns", "end_ns", "ended_by", fate=fate.cast(pl.Enum(FATES))
+    )
+
+
+def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
+    """Mark splits and merges that repeat one which the opposite had undone."""
+    kept = changes.filter(~pl.col("leaf").is_in([_BLOCK, _UNBLOCK])).with_columns(
+        before=pl.col("leaf").shift(1).over(ENTRY), earlier=pl.col("leaf").shift(2).over(ENTRY)
+    )
+    both = pl.col("leaf").is_in(_INVERSES) & pl.col("before").is_in(_INVERSES)
+    turns = kept.filter(
+        both, pl.col("before") != pl.col("leaf"), pl.col("earlier") == pl.col("leaf")
+    ).select("source", "seq", again=pl.lit(True))
+    marked = changes.join(turns, on=["source", "seq"], how="left", maintain_order="left")
+    return marked.with_columns(pl.col("again").fill_null(False))
+
+
+def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """Rounds in which a call failed that the blocking was for, or that had to follow it."""
+    own = ["source", "tid", "leaf", "gpa"]
+    wanted = calls.filter(pl.col("leaf").is_in([_BLOCK, _TRACK, *REMOVALS]))
+    if rounds.is_empty() or wanted.is_empty():
+        return rounds.select("round").clear()
+    failed = ~word.is_success(pl.col("status")).fill_null(False)
+    tried = _with_entry(wanted).sort("at", "seq").with_columns(failed=failed)
+    done_at = pl.when(~pl.col("failed")).then("at").backward_fill().over(own)
+    tried = tried.with_columns(done_at=done_at).filter("failed")
+    met = (
+        rounds.select("round", "source", "td_id", "level", "gpa", "tid", "start_ns", "end_ns")
+        .join_where(
+            tried.drop("key", "status", "seq", "end", "failed"),
+            pl.col("start_ns") <= pl.col("at"),
+            pl.col("end_ns") >= pl.col("at"),
+            suffix="_tried",
+        )
+        .filter(
+            pl.col("source") == pl.col("source_tried"),
+            (pl.col("td_id") == pl.col("td_id_tried")).fill_null(True),
+            (pl.col("done_at") > pl.col("end_ns")).fill_null(True),
+        )
+    )
+    mine, theirs = (
+        (pl.col(gpa), pl.col(gpa) + entry_bytes(pl.col(level)))
+        for gpa, level in (("gpa", "level"), ("gpa_tried", "level_tried"))
+    )
+    overlaps = ((mine[0] < theirs[1]) & (theirs[0] < mine[1])).fill_null(True)
+    on_it = overlaps & pl.col("leaf").is_in(REMOVALS)
+    by_it = (pl.col("tid") == pl.col("tid_tried")).fill_null(True)
+    return met.filter(on_it | by_it).select("round").unique()
+
+
+def _asked_for(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
+    """Rounds whose BLOCK was made by a vCPU's thread after its guest had left with a TDCALL."""
+    of_calls = calls.filter(pl.col("leaf") == VP_ENTER).select(
+        "source", "tid", at="end_ns", reason="status"
+    )
+    exits = pl.concat(
+        [of_calls, entries.select("source", "tid", at="end_ns", reason=_as_status("exit_reason"))]
+    ).drop_nulls()
+    last = rounds.sort("start_ns").join_asof(
+        exits.sort("at"),
+        left_on="start_ns",
+        right_on="at",
+        by=["source", "tid"],
+        check_sortedness=False,
+    )
+    return last.filter(pl.col("reason") == _TDCALL).select("round")
+
+
+def _as_status(reason: str) -> pl.Expr:
+    return pl.col(reason).cast(pl.UInt64)
+
+
+def _served(
+    rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, faults: pl.DataFrame
+) -> pl.DataFrame:
+    """Rounds that a vCPU's thread ended to serve one of its first faults on the range."""
+    vcpus = pl.concat(
+        [
+            calls.filter(pl.col("leaf") == VP_ENTER).select("source", end_tid="tid"),
+            entries.select("source", end_tid="tid"),
+        ]
+    ).unique()
+    by_vcpu = rounds.join(vcpus, on=["source", "end_tid"], how="semi")
+    found = [rounds.select("round").clear()]
+    for (level,), part in by_vcpu.group_by("level"):
+        theirs = faults.select(
+            "source", "ts_ns", end_tid="tid", key=entry_key(int(str(level)))
+        ).drop_nulls()
+        inside = part.join(theirs, on=["source", "end_tid", "key"]).filter(
+            pl.col("ts_ns").is_between("start_ns", "end_ns")
+        )
+        few = inside.group_by("round").len().filter(pl.col("len") <= STEPPING_EPF_THRESHOLD)
+        found.append(few.select("round"))
+    return pl.concat(found)
+
+
+def _lossy(rounds: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
+    """Rounds in which events of any CPU may be lost."""
+    found = [rounds.select("round").clear()]
+    for (source,), part in rounds.group_by("source"):
+        windows = LossWindows(losses, int(str(source)))
+        anywhere = np.full(part.height, NO_CPU, np.int64)
+        bounds = part["start_ns"].to_numpy(), part["end_ns"].to_numpy() + 1
+        found.append(part.filter(windows.overlap(anywhere, *bounds)).select("round"))
+    return pl.concat(found)
