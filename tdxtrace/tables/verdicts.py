@@ -172,7 +172,9 @@ VERDICTS = Table(
     name="verdicts",
     grain="one row per group of findings with the same explanation",
     meaning="A verdict is EXPECTED where the module's rules explain what was seen, BUG where the "
-    "kernel broke one, HOSTILE where the guest did, and UNDECIDED where evidence is missing.",
+    "kernel broke one, HOSTILE where the host kept a vCPU out of its guest again and again for "
+    "nothing, and UNDECIDED where evidence is missing.  No guest is called HOSTILE: its TDCALLs "
+    "are in no host trace.",
     key=("source", "subject", "td_id", "leaf", "what"),
     columns=(
         SOURCE,

@@ -169,6 +169,15 @@ def test_the_share_of_entries_that_ran_guest_code_is_told() -> None:
     assert " 24 % of these vCPUs' entries ran guest code" in found["sentence"].item()
 
 
+@pytest.mark.parametrize("generation", ["A", "B", "C"])
+@pytest.mark.parametrize("leaf", ["block", "remove", "demote"])
+def test_a_guest_is_never_called_hostile(leaf: str, generation: str) -> None:
+    """A vCPU is inside all the while, and nobody else is seen: still a TDCALL is not."""
+    text = f"S9 2/blockS8 2/removeS8 3/enter( {200 * f'2/{leaf}K1 '} 3/)C 2/S7"
+    found = given_on(story(text).trace, generation=generation)
+    assert "HOSTILE" not in found["verdict"].cast(pl.String)
+
+
 def test_weak_evidence_gives_no_accusation() -> None:
     # KVM's own events only: an exit that came too fast, which may be anything.
     text = 5 * ("2/blockS1 " + 7 * ">W ?1 " + 60 * ">Wf ?1 " + "2/unblockS1 >C ")

@@ -23,6 +23,27 @@ def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None)
     none: BUG and HOSTILE require sure evidence; otherwise the verdict is UNDECIDED and says
     which capture would decide it.
 
+    HOSTILE is said of the host alone (:func:`~.zero_steps.on_zero_steps`).  What a guest may do
+    wrong is not, since no line between a hostile and an honest guest shows in a host trace:
+
+    * A guest can disturb the host's calls by holding Secure EPT entries only, in
+      TDG.MEM.PAGE.ACCEPT, ATTR.RD and ATTR.WR.  TDCALLs leave no event; that a guest held an entry
+      is concluded from the absence of another holder, which a call without a probe is too.
+    * In generation C the host's first failed try keeps all guests out until a host call takes
+      the entry, so a guest refuses one try, like any guest that accepts memory.  In A it has no
+      such lock.  In B a write of the whole entry ends host priority: an ACCEPT of 2 MB does that
+      at each interrupt.  And an honest L1 VMM sets the attributes of its L2 guests' pages at will.
+    * That it has no reason to accept a page again would need the page's state, which the host
+      does not see: a guest accepts without an exit.
+    * How often, how long, or until KVM gives up, separates nothing: one honest ACCEPT of 2 MB
+      clears 512 pages, and outlasts the 17 calls of the series of 2024-09, about 12 us; KVM since
+      6.16 calls once more after it has kicked all vCPUs, so that no guest makes it give up.
+
+    Where a guest would have to have held an entry for longer than one TDCALL, the verdict on these
+    busy answers is therefore UNDECIDED.  (intel/tdx-module 1.5.01 and 1.5.20
+    src/common/helpers/tdx_locks.h, tdg_mem_page_accept.c, tdg_mem_page_attr_wr.c; Linux 6.16
+    arch/x86/kvm/vmx/tdx.c; a failed call takes 2,000 cycles, S. Christopherson, 2024-09-10.)
+
     Args:
         findings: Causes of busy answers and zero-steps, abandoned requests, loops.
         trace: The events they were found in.
