@@ -8,24 +8,29 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows
+from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 
-_AUG, _BLOCK, _UNBLOCK, _TRACK, _DEMOTE, _PROMOTE = leaves.numbers_of(
-    f"TDH.MEM.{name}"
-    for name in (
-        *("PAGE.AUG", "RANGE.BLOCK", "RANGE.UNBLOCK", "TRACK", "PAGE.DEMOTE", "PAGE.PROMOTE"),
-    )
+_AUG, _BLOCK, _UNBLOCK, _TRACK = leaves.numbers_of(
+    f"TDH.MEM.{name}" for name in ("PAGE.AUG", "RANGE.BLOCK", "RANGE.UNBLOCK", "TRACK")
+)
+_DEMOTE, _PROMOTE, _RELOCATE = leaves.numbers_of(
+    f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE")
 )
 # What a BLOCK prepares: intel/tdx-module 1.5 tdh_mem_page_remove.c and the like, each of which
 # requires the range to be blocked and tracked.
 REMOVALS: Final = [
-    *(_DEMOTE, _PROMOTE),
-    *leaves.numbers_of(f"TDH.MEM.{n}" for n in ("PAGE.REMOVE", "PAGE.RELOCATE", "SEPT.REMOVE")),
+    *(_DEMOTE, _PROMOTE, _RELOCATE),
+    *leaves.numbers_of(f"TDH.MEM.{name}" for name in ("PAGE.REMOVE", "SEPT.REMOVE")),
 ]
 STATE_CHANGES: Final = [_AUG, _BLOCK, _UNBLOCK, *REMOVALS]
 # A split that is merged again, or a merge that is split, leaves the guest what it had.
 _INVERSES: Final = [_DEMOTE, _PROMOTE]
+# KVM_EXIT_HYPERCALL, include/uapi/linux/kvm.h: how KVM passes MapGPA on to userspace (Linux 6.16
+# arch/x86/kvm/vmx/tdx.c, tdx_map_gpa).
+_HYPERCALL: Final = 3
+_LAST_NS: Final = (1 << 63) - 1
 _TDCALL: Final = exit_reason_number("TDCALL") or 0
 # 512 entries at each level: TDX module 1.5 base specification, Secure EPT.
 _LEVEL_BITS: Final = 9
@@ -33,7 +38,7 @@ _PAGE_BITS: Final = 12
 _N_LEVELS: Final = 5
 ENTRY: Final = ("source", "td_id", "level", "key")
 # Columns of calls that this module reads.
-_COLUMNS: Final = ("source", "seq", "tid", "td_id", "leaf", "status", "gpa", "level")
+_COLUMNS: Final = ("source", "seq", "tid", "tgid", "td_id", "leaf", "status", "gpa", "level")
 
 FATES: Final = ("open", "removed", "undone", "churned")
 
@@ -74,24 +79,20 @@ def _with_entry(calls: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(key=entry_key(pl.col("level")))
 
 
-def block_rounds(
-    calls: pl.DataFrame,
-    entries: pl.DataFrame,
-    faults: pl.DataFrame,
-    losses: pl.DataFrame,
-) -> pl.DataFrame:
+def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     """Find what became of each blocked range.
 
     ``churned``: given back to the guest as it had been, with nothing attempted meanwhile: the
     range was unblocked, and no call that needs a blocked range was tried on it; or it was split
-    (merged) once more, after it had been split (merged) and the opposite.
+    (merged) once more, after it had been split (merged) and the opposite, or moved once more.
 
     ``undone``: unblocked too, but the blocking served something, or may have.  The nearest innocent
     rounds, each of which is one:
 
     * the host tried to remove, split, merge or move the range, or a part of it, and failed;
     * the thread that blocked it failed to block another range or to track, and took all back;
-    * it blocked for the guest: its last exit was a TDCALL, such as TDG.VP.VMCALL<MapGPA>;
+    * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
+      such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
     * a vCPU's thread unblocked it to serve a fault, before that vCPU had faulted so often that the
       mitigation could be armed (kernels before 6.16 keep removed pages blocked until a fault);
     * events may be lost in the meantime.
@@ -102,10 +103,8 @@ def block_rounds(
     what it did in between is then not seen: a verdict has to bear that in mind.
 
     Args:
-        calls: The ``seamcalls`` table.
-        entries: The ``vm_entries`` table.
-        faults: Private faults: source, tid, ts_ns, gpa.
-        losses: The ``losses`` table.
+        trace: The events.
+        faults: Its private faults: source, tid, ts_ns, gpa.
 
     Returns:
         Columns of :data:`ENTRY`, seq (of the BLOCK), tid, start_ns (of the BLOCK), end_ns (start of
@@ -114,6 +113,7 @@ def block_rounds(
     Sources:
         intel/tdx-module 1.5.01 tdh_mem_range_block.c, tdh_mem_range_unblock.c.
     """
+    calls, entries = trace.seamcalls, trace.vm_entries
     changes = _with_turns(state_changes(calls))
     rounds = (
         changes.with_columns(
@@ -131,9 +131,10 @@ def block_rounds(
     served = pl.concat(
         [
             _attempted(given_back, calls),
-            _asked_for(given_back, calls, entries),
+            _after_tdcall(given_back, calls, entries),
+            _for_userspace(given_back, trace),
             _served(given_back, calls, entries, faults),
-            _lossy(given_back, losses),
+            _lossy(given_back, trace.losses),
         ]
     ).unique()
     ended_by = pl.col("ended_by")
@@ -155,14 +156,15 @@ def block_rounds(
 
 
 def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
-    """Mark splits and merges that repeat one which the opposite had undone."""
+    """Mark splits and merges that repeat one which the opposite had undone, and repeated moves."""
     kept = changes.filter(~pl.col("leaf").is_in([_BLOCK, _UNBLOCK])).with_columns(
         before=pl.col("leaf").shift(1).over(ENTRY), earlier=pl.col("leaf").shift(2).over(ENTRY)
     )
-    both = pl.col("leaf").is_in(_INVERSES) & pl.col("before").is_in(_INVERSES)
-    turns = kept.filter(
-        both, pl.col("before") != pl.col("leaf"), pl.col("earlier") == pl.col("leaf")
-    ).select("source", "seq", again=pl.lit(True))
+    leaf, before = pl.col("leaf"), pl.col("before")
+    both = leaf.is_in(_INVERSES) & before.is_in(_INVERSES) & (before != leaf)
+    turned = both & (pl.col("earlier") == leaf)
+    moved = (leaf == _RELOCATE) & (before == _RELOCATE)
+    turns = kept.filter(turned | moved).select("source", "seq", again=pl.lit(True))
     marked = changes.join(turns, on=["source", "seq"], how="left", maintain_order="left")
     return marked.with_columns(pl.col("again").fill_null(False))
 
@@ -201,7 +203,7 @@ def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     return met.filter(on_it | by_it).select("round").unique()
 
 
-def _asked_for(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
+def _after_tdcall(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
     """Rounds whose BLOCK was made by a vCPU's thread after its guest had left with a TDCALL."""
     of_calls = calls.filter(pl.col("leaf") == VP_ENTER).select(
         "source", "tid", at="end_ns", reason="status"
@@ -217,6 +219,40 @@ def _asked_for(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame)
         check_sortedness=False,
     )
     return last.filter(pl.col("reason") == _TDCALL).select("round")
+
+
+def _for_userspace(rounds: pl.DataFrame, trace: Trace) -> pl.DataFrame:
+    """Rounds whose BLOCK was made while userspace served a hypercall (MapGPA) of the process."""
+    asked = trace.host_events.filter(pl.col("reason") == _HYPERCALL, pl.col("tid").is_not_null())
+    if asked.is_empty() or rounds.is_empty():
+        return rounds.select("round").clear()
+    at = pl.coalesce("start_ns", "end_ns")
+    calls = trace.seamcalls.filter(pl.col("leaf") == VP_ENTER)
+    entered = pl.concat(
+        [frame.select("source", "tid", back=at) for frame in (calls, trace.vm_entries)]
+    )
+    waits = asked.sort("ts_ns").join_asof(
+        entered.drop_nulls().sort("back"),
+        left_on="ts_ns",
+        right_on="back",
+        by=["source", "tid"],
+        strategy="forward",
+        coalesce=False,
+        check_sortedness=False,
+    )
+    met = (
+        rounds.select("round", "source", "tgid", "start_ns")
+        .join_where(
+            waits.select(source_of="source", tgid_of="tgid", ts_ns="ts_ns", back="back"),
+            pl.col("ts_ns") <= pl.col("start_ns"),
+            pl.col("back").fill_null(_LAST_NS) >= pl.col("start_ns"),
+        )
+        .filter(
+            pl.col("source") == pl.col("source_of"),
+            (pl.col("tgid") == pl.col("tgid_of")).fill_null(True),
+        )
+    )
+    return met.select("round").unique()
 
 
 def _as_status(reason: str) -> pl.Expr:

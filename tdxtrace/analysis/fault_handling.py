@@ -8,7 +8,7 @@ import polars as pl
 
 from tdxtrace.analysis.block_rounds import entry_key, state_changes
 from tdxtrace.analysis.threads import VP_ENTER, infer_td
-from tdxtrace.analysis.zero_steps import SHARED_BITS
+from tdxtrace.analysis.zero_steps import SHARED_BITS, exit_reason_of_entry
 from tdxtrace.tdx import leaves
 from tdxtrace.tdx.status import is_retryable
 from tdxtrace.tdx.word import is_success
@@ -53,9 +53,10 @@ def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
     """
     private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(SHARED_BITS, pl.UInt64)) == 0
     seen = faults.filter(private, pl.col("tid").is_not_null())
-    exits = calls.filter(
-        pl.col("leaf") == VP_ENTER, pl.col("status") == _EPT_VIOLATION, pl.col("tid").is_not_null()
-    ).join(seen.select(_VCPU).unique(), on=_VCPU, how="anti")
+    is_fault = exit_reason_of_entry() == _EPT_VIOLATION
+    exits = calls.filter(pl.col("leaf") == VP_ENTER, is_fault, pl.col("tid").is_not_null()).join(
+        seen.select(_VCPU).unique(), on=_VCPU, how="anti"
+    )
     columns = ("source", "tid", "tgid", "seq", "ts_ns", "gpa")
     probed = exits.with_columns(ts_ns=pl.col("end_ns")).select(columns)
     every = pl.concat([seen.select(columns), probed]).sort(*_VCPU, "ts_ns", "seq")

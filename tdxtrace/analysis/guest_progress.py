@@ -7,10 +7,13 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
-from tdxtrace.analysis.zero_steps import EMULATED_EXIT_NS, exits_without_progress
+from tdxtrace.analysis.zero_steps import (
+    EMULATED_EXIT_NS,
+    exit_reason_of_entry,
+    exits_without_progress,
+)
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx.exit_reasons import NOT_ENTERED, exit_reason_number
-from tdxtrace.tdx.word import is_error
 
 _VCPU: Final = ("source", "tid")
 _EPT_VIOLATION: Final = exit_reason_number("EPT_VIOLATION") or 0
@@ -45,18 +48,17 @@ def entries_by_progress(trace: Trace) -> pl.DataFrame:
 def _entries(trace: Trace) -> pl.DataFrame:
     """Entries by thread and time, with the number of exits before each that show progress."""
     start, end = pl.col("start_ns"), pl.col("end_ns")
-    reason = pl.col("exit_reason").cast(pl.UInt64)
     of_calls = trace.seamcalls.filter(pl.col("leaf") == VP_ENTER).select(
         *(*_VCPU, "start_ns", "end_ns"),
         when=pl.coalesce(start, end),
-        reason="status",
-        refused=is_error(pl.col("status")),
+        reason=exit_reason_of_entry(),
+        refused=pl.col("status").is_not_null() & exit_reason_of_entry().is_null(),
     )
     of_kvm = unprobed_entries(trace.vm_entries, trace.seamcalls).select(
         *(*_VCPU, "start_ns", "end_ns"),
         when=pl.coalesce(end, start),
-        reason=reason,
-        refused=reason == NOT_ENTERED,
+        reason="exit_reason",
+        refused=pl.col("exit_reason") == NOT_ENTERED,
     )
     passed = ~pl.col("refused") & ~pl.col("reason").is_in(exits_without_progress())
     return (

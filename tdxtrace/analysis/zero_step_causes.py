@@ -9,7 +9,7 @@ import polars as pl
 from tdxtrace.analysis.block_rounds import block_rounds, entry_bytes
 from tdxtrace.analysis.fault_handling import explain_faults, number_faults
 from tdxtrace.analysis.threads import infer_td
-from tdxtrace.tables.events import HOST_EVENTS, LOSSES, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_CAUSES, ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves
@@ -85,7 +85,7 @@ def zero_step_causes(
     faults = number_faults(calls, page_faults)
     ranges = _fault_ranges(episodes, faults)
     wanted = faults.join(ranges, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
-    rounds = block_rounds(calls, entries, faults, LOSSES.conform(trace.losses))
+    rounds = block_rounds(trace, faults)
     handled = explain_faults(wanted, calls, entries, events, rounds)
     counted = _count_explanations(ranges, handled)
     found = episodes.join(counted, on=_EPISODE, how="left", maintain_order="left").with_columns(

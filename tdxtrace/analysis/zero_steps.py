@@ -47,6 +47,8 @@ ARMING_FAULT: Final = STEPPING_EPF_THRESHOLD + 1
 SHARED_BITS: Final = (1 << 47) | (1 << 51)
 _INSTALLS: Final = [leaves.parse_leaf(f"TDH.MEM.{n}")[0] for n in ("PAGE.AUG", "SEPT.ADD")]
 _EPT_VIOLATION: Final = exit_reason_number("EPT_VIOLATION") or 0
+_TDCALL: Final = exit_reason_number("TDCALL") or 0
+_TIMED_OUT: Final = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
 _VCPU: Final = ("source", "tid")
 _PAGE_BYTES: Final = 4096
 _FIRST_NS, _LAST_NS = -(1 << 63), (1 << 63) - 1
@@ -161,9 +163,25 @@ def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
         vcpu_id=pl.lit(None, pl.UInt32),
         refused=is_refused_entry(),
         entry=entering,
-        reason=pl.when(entering & done).then(pl.col("status").cast(pl.UInt32, strict=False)),
+        reason=pl.when(entering).then(exit_reason_of_entry()),
         installs=installs,
         installed=(installs & done).fill_null(False),
+    )
+
+
+def exit_reason_of_entry() -> pl.Expr:
+    """Exit reason of a TDH.VP.ENTER that entered the guest, from its status; else null.
+
+    The timeout of host priority has no reason, but comes after a TDCALL of the guest: TDX module
+    1.5.01 td_exit.c async_tdexit_internal.
+    """
+    status = pl.col("status")
+    timed_out = word.status_code(status) == _TIMED_OUT
+    return (
+        pl.when(timed_out)
+        .then(pl.lit(_TDCALL, pl.UInt32))
+        .when(word.is_success(status))
+        .then(word.low32(status))
     )
 
 

@@ -81,6 +81,8 @@ CHURNED = ("HOSTILE", "block_churn")
         "enterQ blockS1 trackS " + KEPT_OUT + "enterX ?1 unblockS1 enterQ",
         # An install that cannot succeed while the page is blocked.
         "2/blockS1 2/trackS " + 7 * (FAULT + "K1 ") + "enterB 2/unblockS1 enterC",
+        # A hypercall that was served before.
+        "3/enterC 3/exit3 3/enterC 2/blockS1 2/trackS " + KEPT_OUT + "2/unblockS1 enterC",
         # Calls that failed elsewhere: another TD's, another range's by another thread.
         "S9 2/blockS1 2/trackS 3/removeE1#7 3/promoteJ9000^1 " + KEPT_OUT + "2/unblockS1 enterC",
     ],
@@ -96,6 +98,9 @@ def test_a_host_that_splits_and_merges_in_turn_is_hostile() -> None:
     # The first of either is no repetition.
     assert told(3 * both, "zero_step") == [CHURNED, ("EXPECTED", "invalidation")]
     assert told(2 * both, "zero_step")[0] == ("UNDECIDED", "block_churn")
+    # The same move of a page again and again.
+    moved = told(5 * ("2/blockS1 2/trackS " + KEPT_OUT + "2/relocateS1 enterC "), "zero_step")
+    assert moved == [CHURNED, ("EXPECTED", "invalidation")]
     # Once each: a guest whose pages were split for a migration, and merged after it.
     assert rounds(both, 1) == ("EXPECTED", "invalidation")
     # The same split of ever new pages is what a host does that splits all.
@@ -131,6 +136,8 @@ UNDONE = ("UNDECIDED", "block_undone")
         "2/blockS1 2/blockS2 2/trackS {} 2/removeE2 2/unblockS1 2/unblockS2",
         # The guest asked for it: it left with a TDCALL, and the vCPU's thread blocked.
         "3/enterC 3/blockS1 3/trackS {} 2/unblockS1",
+        # ... or userspace served its hypercall meanwhile, whoever blocks.
+        "3/enterC 3/exit3 2/blockS1 2/trackS {} 2/unblockS1 3/enterC",
         # A vCPU's thread unblocked it for a fault, the first that the vCPU had there.
         "2/blockS1 2/trackS {} 3/enterX 3/?1 3/unblockS1 3/enterC",
         # What happened in between is not all recorded.

@@ -209,7 +209,7 @@ def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
 ) -> None:
     told = story(" ".join(text))
     every = number_faults(told.seamcalls, told.page_faults)
-    rounds = block_rounds(told.seamcalls, told.vm_entries, every, told.losses)
+    rounds = block_rounds(told.trace, every)
     rest = (told.seamcalls, told.vm_entries, told.host_events, rounds)
     some = data.draw(st.lists(st.booleans(), min_size=every.height, max_size=every.height))
     whole = explain_faults(every, *rest).sort("tid", "nth")

@@ -71,6 +71,8 @@ def test_a_busy_sept_of_an_entry_is_an_episode(text: str, expected: list[str]) -
         ("enterB enterX enterB enterC", ["2 after 0"]),
         ("enterB enterX B1 enterB enterC", ["2 after 0"]),
         ("enterB enterX S1 enterB enterC", ["2 after 0"]),
+        # The timeout of host priority comes after a TDCALL of the guest.
+        ("enterB enterZ enterB enterC", ["1 after 0", "1 after 0"]),
         # A fault on a page, the page installed, another fault: past the first one.
         ("enterX B1 enterB enterX S1 enterX B2 enterB enterC", ["1 after 1", "1 after 1"]),
         ("enterX S1 enterX B2 enterX B2 enterB enterC", ["1 after 2"]),

@@ -12,6 +12,7 @@ word is one of
 ``>X``          an entry of the vCPU and its exit, as kvm_entry and kvm_exit show it (EXITS)
 ``?3``          kvm_page_fault on page 3
 ``out14``       kvm_userspace_exit with errno 14 (a memory fault)
+``exit3``       ... with a reason, KVM_EXIT_* (3: a hypercall)
 ``_``  ``_7s``  a pause of one millisecond, of 7 s, 20ms, 300us
 ``lost@1``      events of CPU 1 were lost here; ``lost`` alone: of any CPU
 ``overwritten`` events of CPU 1 (``@1``) before its first event were overwritten
@@ -64,6 +65,7 @@ LEAVES = {
     "remove": 29,
     "track": 38,
     "promote": 23,
+    "relocate": 5,
     "sremove": 30,
     "unblock": 39,
     "cachewb": 40,
@@ -72,7 +74,18 @@ LEAVES = {
     "exporttrack": 71,
     "unblockw": 75,
 }
-TAKES_GPA = {"", "add", "sept", "block", "demote", "promote", "remove", "sremove", "unblock"}
+TAKES_GPA = {
+    "",
+    "add",
+    "sept",
+    "block",
+    "demote",
+    "promote",
+    "relocate",
+    "remove",
+    "sremove",
+    "unblock",
+}
 TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize", "blockw", "exporttrack"}
 TAKES_VP = {"enter", "flush"}
 TAKES_PAGE = {"reclaim", "wbinvd"}
@@ -116,7 +129,7 @@ _CALL = re.compile(
 _END = re.compile(r"(?:(?P<thread>\d+)/)?\)(?P<status>[A-Z])(?:@(?P<cpu>\d+))?")
 _ENTRY = re.compile(r"(?:(?P<thread>\d+)/)?>(?P<exit>[A-Z])(?P<fast>f?)")
 _FAULT = re.compile(r"(?:(?P<thread>\d+)/)?\?(?P<page>\d+)")
-_OUT = re.compile(r"(?:(?P<thread>\d+)/)?out(?P<errno>\d+)")
+_OUT = re.compile(r"(?:(?P<thread>\d+)/)?(?:out(?P<errno>\d+)|exit(?P<reason>\d+))")
 _LOSS = re.compile(r"(?P<kind>lost|overwritten|full|midway)(?:@(?P<cpu>\d+))?")
 _PAUSE = re.compile(r"_(?:(?P<n>\d+)(?P<unit>s|ms|us))?")
 _KINDS = {
@@ -324,7 +337,8 @@ class Story:
             "ts_ns": self._event(0),
             "event": "kvm_userspace_exit",
         }
-        self.events.append(row | {"errno": int(found["errno"]), "seq": self.line, "n_lines": 1})
+        row |= {n: int(found[n]) for n in ("errno", "reason") if found[n] is not None}
+        self.events.append(row | {"seq": self.line, "n_lines": 1})
 
 
 def story(text: str, processes: Mapping[int, int] | None = None) -> Story:

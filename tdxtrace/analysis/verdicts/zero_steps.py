@@ -11,7 +11,7 @@ from tdxtrace.analysis.fault_handling import number_faults
 from tdxtrace.analysis.guest_progress import entries_by_progress
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_rows
-from tdxtrace.tables.events import LOSSES, PAGE_FAULTS
+from tdxtrace.tables.events import PAGE_FAULTS
 from tdxtrace.tables.findings import ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import VERDICTS
@@ -148,8 +148,7 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
     if episodes.is_empty():
         return episodes.select("source", "td_id", n_rounds=pl.lit(0, pl.UInt32))
     faults = number_faults(trace.seamcalls, PAGE_FAULTS.conform(trace.page_faults))
-    losses = LOSSES.conform(trace.losses)
-    rounds = block_rounds(trace.seamcalls, trace.vm_entries, faults, losses)
+    rounds = block_rounds(trace, faults)
     rounds = rounds.filter(pl.col("fate") == "churned").drop("tid").sort("start_ns")
     tds = episodes.select(*_VCPU, "td_id").unique()
     faults = faults.join(tds, on=_VCPU)
@@ -211,9 +210,9 @@ def _verdict_columns(generation: str | None) -> dict[str, pl.Expr]:
         .otherwise(pl.lit("UNDECIDED"))
     )
     n = pl.col("n_rows")
-    episodes = (
-        pl.when(n == 1).then(pl.lit(" zero-step episode")).otherwise(pl.lit(" zero-step episodes"))
-    )
+    kind = pl.when(sure).then(pl.lit(" ")).otherwise(pl.lit(" suspected "))
+    plural = pl.when(n == 1).then(pl.lit("")).otherwise(pl.lit("s"))
+    episodes = pl.concat_str(kind, pl.lit("zero-step episode"), plural)
     decided_by = (
         pl.when(cause == "block_churn")
         .then(pl.lit(_WHO_BLOCKS))

@@ -66,6 +66,9 @@ def _zero_steps(findings: Findings) -> list[str]:
     weak = steps.height - sure
     if not steps.height:
         return ["Zero-step mitigation refused no vCPU entry."]
+    if not sure:
+        signs = plural(weak, "weak sign")
+        return [f"No vCPU entry was surely refused by zero-step mitigation; {signs}."]
     text = f"Zero-step mitigation refused entries of a vCPU in {plural(sure, 'episode')}"
     return [text + (f"; {count(weak)} more have weak evidence." if weak else ".")]
 
