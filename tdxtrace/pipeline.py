@@ -207,7 +207,7 @@ def _outcome_finders(
         ),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
         "td_conflicts": lambda f: td_conflicts(f.busy_causes),
-        "time_shares": lambda f: time_shares(selected.filter(calls, trace), f.retry_chains),
+        "time_shares": lambda f: time_shares(calls, f.retry_chains),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.threads import call_owner
+from tdxtrace.analysis.retry_chains import assign_chain
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx.status import is_retryable
-
-# Sorted so, the busy answers of a request follow each other: a thread makes one call at a
-# time, and all calls of one request of a leaf before those of the next.
-_ORDER: Final = ("source", "owner", "leaf", "begins", "seq")
 
 
 def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataFrame:
@@ -34,46 +29,28 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
         TableError: If an argument lacks a column, or the two are not of one trace.
     """
     seamcalls, retried = SEAMCALLS.conform(seamcalls), episodes(RETRY_CHAINS.conform(retry_chains))
-    busy = (
-        seamcalls.lazy()
-        .filter(is_retryable(pl.col("status")))
-        .select(
-            *("source", "seq", "leaf", "status", "end_ns"),
-            owner=call_owner(),
-            begins=pl.coalesce("start_ns", "end_ns"),
-        )
-        .sort(_ORDER)
-        .collect()
-    )
-    if retried["n_busy"].sum() != busy.height:
+    retryable = seamcalls.filter(is_retryable(pl.col("status")))
+    busy, n_busy = assign_chain(retryable, retried), int(retried["n_busy"].sum())
+    if not busy.height == n_busy == retryable.height:
         raise TableError(
-            f"retry_chains tells of {retried['n_busy'].sum():,} busy answers, "
-            f"seamcalls of {busy.height:,}: they are not of one trace"
+            f"retry_chains tells of {n_busy:,} busy answers, seamcalls of {retryable.height:,}, "
+            f"{busy.height:,} of them in these chains: they are not of one trace"
         )
-    chains = _sort_by_thread(retried, busy)
-    n_busy = chains["n_busy"].to_numpy()
-    request = chains[np.repeat(np.arange(chains.height), n_busy)]
-    before = np.repeat(np.cumsum(n_busy) - n_busy, n_busy)
+    of_request = ("source", "chain")
+    request = busy.select(of_request).join(
+        retried.select("source", "episode", "start_ns", chain="first_seq"),
+        on=of_request,
+        how="left",
+        maintain_order="left",
+    )
     answers = busy.with_columns(
-        request["first_seq"],
         request["episode"],
-        number=pl.Series(np.arange(busy.height) - before + 1, dtype=pl.UInt32),
-        waited_ns=busy["end_ns"] - request["start_ns"],
+        first_seq="chain",
+        # The answers of a request follow each other.
+        number=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over(of_request),
+        waited_ns=pl.col("end_ns") - request["start_ns"],
     )
     return BUSY_ANSWERS.conform(answers.sort("source", "seq"))
-
-
-def _sort_by_thread(chains: pl.DataFrame, busy: pl.DataFrame) -> pl.DataFrame:
-    """Chains in the order of their first calls, thread after thread; the first call was busy."""
-    chains = chains.select("source", "first_seq", "leaf", "start_ns", "n_busy", "episode")
-    firsts = busy.lazy().select("source", "seq", "owner")
-    return (
-        chains.lazy()
-        .join(firsts, left_on=("source", "first_seq"), right_on=("source", "seq"), how="left")
-        .with_columns(begins=pl.col("start_ns"), seq=pl.col("first_seq"))
-        .sort(_ORDER)
-        .collect()
-    )
 
 
 _LEAF_KEY: Final = ("source", "leaf")

@@ -13,6 +13,7 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import LOOPS, PROGRESS, PROGRESS_LOOPS
 from tdxtrace.tdx import word
+from tdxtrace.tdx.status import is_retryable
 
 _LOOP_OF_STATUS: Final = {
     word.TDX_INTERRUPTED_RESUMABLE: "resumable",
@@ -84,8 +85,9 @@ def _loop_kind() -> pl.Expr:
 def _repeated_calls(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     retried = chains.filter(pl.col("n_busy") > 0)
     code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
-    answered = calls.filter(code.is_in(_CODES)).with_columns(loop=_loop_kind())
-    rows = assign_chain(answered, retried)
+    answered = calls.filter(is_retryable(pl.col("status")))
+    rows = assign_chain(answered, retried).filter(code.is_in(_CODES))
+    rows = rows.with_columns(loop=_loop_kind())
     if rows.is_empty():
         return PROGRESS_LOOPS.empty()
     when = pl.coalesce("start_ns", "end_ns")

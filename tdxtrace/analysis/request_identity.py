@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
 from tdxtrace.analysis.threads import ThreadCalls
@@ -22,10 +23,59 @@ _IDENTIFIED_BY: Final = {
     "page": ("page",),
 }
 _COLUMNS: Final = ("td_id", "gpa", "level", "vp_id", "page")
+_N_LEAVES: Final = 1 << 16
+U64 = NDArray[np.uint64]
+
+
+def request_keys(threads: ThreadCalls) -> U64:
+    """Number the requests of each thread: equal numbers for what no captured operand distinguishes.
+
+    Two requests get one number by chance with a probability of 2**-64 a pair, so what is joined by
+    it is held against :func:`same_request`.
+    """
+    key = _mixed(threads.owner.view(np.uint64), threads.leaf.astype(np.uint64))
+    for number, column in enumerate(_COLUMNS, 1):
+        value, known = _values(threads, column)
+        if known.any():
+            told = value.astype(np.uint64) + np.uint64(number)
+            key = _mixed(key, np.where(known, told, np.uint64(0)))
+    return key
+
+
+# The finaliser of MurmurHash3 (A. Appleby, public domain): it spreads each bit over the word.
+_ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
+_SHIFT: Final = np.uint64(33)
+
+
+def _mixed(key: U64, word: U64) -> U64:
+    mixed = (key ^ word) * _ODD
+    mixed ^= mixed >> _SHIFT
+    mixed *= _ODD
+    mixed ^= mixed >> _SHIFT
+    return mixed
+
+
+def named_requests(threads: ThreadCalls) -> Flags:
+    """Whether each call names all operands that any call of its leaf names in this capture."""
+    named = np.ones(len(threads.owner), np.bool_)
+    for column in _COLUMNS:
+        known = _values(threads, column)[1]
+        if known.any():
+            captured = np.zeros(_N_LEAVES, np.bool_)
+            captured[threads.leaf[known]] = True
+            named &= known | ~captured[threads.leaf]
+    return named
+
+
+def operands(threads: ThreadCalls) -> tuple[U64, NDArray[np.bool_]]:
+    """Operands by column and call, and where they were captured and identify the request."""
+    told = [_values(threads, column) for column in _COLUMNS]
+    values = np.stack([value.astype(np.uint64) for value, _ in told])
+    return values, np.stack([known for _, known in told])
 
 
 def same_request(threads: ThreadCalls, previous: Index) -> Flags:
-    """Whether no captured operand distinguishes a call from the ``previous`` one of its leaf."""
+    """Whether no captured operand distinguishes each call from the ``previous`` one of its leaf."""
     same = np.ones(len(previous), np.bool_)
     for column in _COLUMNS:
         value, known = _values(threads, column)
@@ -68,6 +118,16 @@ def _values(threads: ThreadCalls, column: str) -> tuple[Times, Flags]:
         value = threads.frame[column].fill_null(0).to_numpy()
         threads.named[column] = value, known & np.isin(threads.leaf, _leaves_identified_by(column))
     return threads.named[column]
+
+
+def has_second_caller() -> pl.Expr:
+    """Whether another thread can make the same request, and its operands were captured.
+
+    That is a page and level of a TD, or a TD; one thread runs a vCPU, and a page that is reclaimed
+    or written back has one owner.
+    """
+    of_page = pl.col("leaf").is_in(_leaves_of_kind("gpa")) & pl.col("gpa").is_not_null()
+    return of_page | pl.col("leaf").is_in(_leaves_of_kind("td")) & pl.col("td_id").is_not_null()
 
 
 def identifying(column: str) -> pl.Expr:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
+from tdxtrace.analysis.loops.linking import NONE
+from tdxtrace.compiler import Runner, choose
 from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 from tdxtrace.tdx.status import is_retryable
 
@@ -24,10 +26,11 @@ NO_CPU: Final = -1
 # to the CPU.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_flush_vp_on_cpu,
 # smp_func_do_phymem_cache_wb.
 IPI_LEAVES: Final = ("TDH.VP.FLUSH", "TDH.PHYMEM.CACHE.WB")
-NONE: Final = -1
 VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _LOW: Final = np.iinfo(np.int64).min
 
+# What a call takes in the columns that loops over calls look at: it decides how they run.
+_BYTES_PER_CALL: Final = 20
 # Columns of ``seamcalls`` that retry chains need.
 _COLUMNS: Final = (
     *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page"),
@@ -48,6 +51,8 @@ class ThreadCalls:
     """Running count of gaps in which events may have been lost, up to each call."""
     started_midway: bool
     """Whether calls were in progress when the trace began."""
+    run: Runner[Any]
+    """How to run loops over them."""
     named: dict[str, tuple[Times, Flags]] = field(default_factory=dict)
     """Cache of the columns that identify requests (``request_identity``)."""
 
@@ -94,7 +99,7 @@ def order_by_thread(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> T
         last_cpu=cpu.fill_null(NO_CPU),
     )
     frame = frame[frame.select(pl.arg_sort_by("owner", "begins", "seq")).to_series()]
-    owners = frame["owner"].to_numpy()
+    owners = frame["owner"].to_numpy(writable=True)
     first = np.ones(len(owners), np.bool_)
     first[1:] = owners[1:] != owners[:-1]
     windows_of_loss = LossWindows(losses, source)
@@ -111,6 +116,7 @@ def order_by_thread(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> T
         frame["status"].is_not_null().to_numpy(),
         np.cumsum(lossy),
         start_windows(losses, source).any,
+        choose(len(owners) * _BYTES_PER_CALL),
     )
 
 

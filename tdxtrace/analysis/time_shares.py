@@ -33,8 +33,8 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     phase: it was built before.
 
     Args:
-        seamcalls: The ``seamcalls`` table.
-        chains: The ``retry_chains`` table of it, which has inferred TDs.
+        seamcalls: The ``seamcalls`` table, all of it.
+        chains: The ``retry_chains`` table of it, which has inferred TDs, or some of its rows.
 
     Returns:
         The ``time_shares`` table, by source, TD and time.
@@ -82,12 +82,12 @@ def _all_attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
     several = requests.filter(~once)
     last = several.select("source", seq="last_seq")
     wanted = status.is_retryable(pl.col("status")).fill_null(False)
-    parts = calls.select("source", "seq", "tid", "tgid", "leaf", "status", "start_ns", "end_ns")
     parts = pl.concat(
-        [parts.filter(wanted), parts.filter(~wanted).join(last, on=["source", "seq"], how="semi")]
+        [calls.filter(wanted), calls.filter(~wanted).join(last, on=["source", "seq"], how="semi")]
     )
     tds = several.select("source", "td_id", chain="first_seq")
-    chained = assign_chain(parts, several).join(tds, on=["source", "chain"], how="left")
+    chained = assign_chain(parts, several).drop("td_id")
+    chained = chained.join(tds, on=["source", "chain"], how="left")
     chained = chained.with_columns(
         when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
     )

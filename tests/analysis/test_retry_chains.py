@@ -131,20 +131,75 @@ def test_neither_a_pause_nor_a_move_to_another_cpu_ends_a_chain(
         ("B enterB enterX S", ["2 succeeded", "2 succeeded"]),
         ("B enterQ enterX S", ["2 succeeded", "1 succeeded", "1 succeeded"]),
         ("septB enterX septS", ["2 succeeded", "1 succeeded"]),
-        # No other leaf's request outlives an entry: its caller is no vCPU in its loop.
-        ("blockB enterX blockS", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
-        ("trackP enterX trackS", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
-        # Any other call in between ends the fault's chain too.
-        ("B1 blockS1 S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
-        ("B1 septS1 S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
-        ("blockB1 trackS blockS1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        # ... or faults elsewhere first, in turn.
+        ("B1 B2 B1 B2 S1 S2", ["3 succeeded", "3 succeeded"]),
+        ("B1 B2 S2 S1", ["2 succeeded", "2 succeeded"]),
+        ("B1 enterX B2 enterX S1 S2", ["2 succeeded", "1 succeeded", "2 succeeded", "1 succeeded"]),
+        ("B1 S2 S1", ["2 succeeded", "1 succeeded"]),
+        ("B1 S2 B1 S3 E1", ["3 failed", "1 succeeded", "1 succeeded"]),
+        ("B1 septS1^1 S1", ["2 succeeded", "1 succeeded"]),
+        ("B1 blockS1 S1", ["2 succeeded", "1 succeeded"]),
+        ("B1 _7s S2 _7s S1", ["2 succeeded", "1 succeeded"]),
+        # The vCPU is entered again after what its thread had to do first.
+        ("enterB S1 enterX", ["2 succeeded", "1 succeeded"]),
+        ("enterB*1 enterX*2 enterX*1", ["2 succeeded", "1 succeeded"]),
+        ("enterB*1 enterB*2 enterX*1 enterC*2", ["2 succeeded", "2 succeeded"]),
+        # Other leaves are no different.
+        ("blockB enterX blockS", ["2 succeeded", "1 succeeded"]),
+        ("trackP enterX trackS", ["2 succeeded", "1 succeeded"]),
+        ("blockB1 trackS blockS1", ["2 succeeded", "1 succeeded"]),
+        ("blockB1 blockS2 blockB1 blockS1", ["3 succeeded", "1 succeeded"]),
+        ("demoteJ1 S2 demoteJ1 demoteS1", ["3 succeeded", "1 succeeded"]),
+        ("B1#1 B1#2 S1#1 S1#2", ["2 succeeded", "2 succeeded"]),
+        ("B1 S1 S2 B1 S1", ["2 succeeded", "1 succeeded", "2 succeeded"]),
+        # Nobody comes back.
         ("B1 S2", ["1 abandoned", "1 succeeded"]),
-        ("B1 S2 S1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("B1 B1 B2 S2", ["2 abandoned", "2 succeeded"]),
     ],
 )
-def test_a_chain_is_uninterrupted_but_for_entries_on_the_same_fault(
+def test_other_calls_of_the_thread_do_not_end_a_chain(text: str, expected: list[str]) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Another thread settled it, so that who wants it later wants it anew.
+        ("B1 2/S1 S2 S1", ["1 resolved_elsewhere", *3 * ["1 succeeded"]]),
+        ("B1 2/S1 enterX S1", ["1 resolved_elsewhere", *3 * ["1 succeeded"]]),
+        ("blockB1 2/blockS1 S2 _5s blockS1", ["1 resolved_elsewhere", *3 * ["1 succeeded"]]),
+        ("trackP 2/trackS S1 trackS", ["1 resolved_elsewhere", *3 * ["1 succeeded"]]),
+        ("B1 S2 B1 2/S1 S2 S1", ["2 resolved_elsewhere", *4 * ["1 succeeded"]]),
+        # ... before it began, on another page, TD or level, or in vain.
+        ("2/S1 B1 S2 S1", ["1 succeeded", "2 succeeded", "1 succeeded"]),
+        ("B1 2/S3 S2 S1", ["2 succeeded", "1 succeeded", "1 succeeded"]),
+        ("B1 2/S1#2 S2 S1", ["2 succeeded", "1 succeeded", "1 succeeded"]),
+        ("B1 2/S1^1 S2 S1", ["2 succeeded", "1 succeeded", "1 succeeded"]),
+        ("B1 2/E1 S2 S1", ["2 succeeded", "1 failed", "1 succeeded"]),
+        ("B1 2/B1 S2 S1 2/S1", ["2 succeeded", "2 succeeded", "1 succeeded"]),
+        # The caller's loop had not looked.
+        ("B1 2/S1 S1", ["2 succeeded", "1 succeeded"]),
+        # A vCPU has one thread at a time.
+        ("enterB*1 2/enterX*1 S2 enterX*1", ["2 succeeded", "1 succeeded", "1 succeeded"]),
+    ],
+)
+def test_a_chain_does_not_go_on_after_another_thread_settled_the_request(
     text: str, expected: list[str]
 ) -> None:
+    assert ends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Going on with what was open is no sign that the caller does not come back.
+        ("B1 B2 B1 B2", ["2 cut by trace_end", "2 cut by trace_end"]),
+        ("B1 B2 B1 S2", ["2 cut by trace_end", "2 succeeded"]),
+        ("B1 B2 S2", ["1 abandoned", "2 succeeded"]),
+        ("B1 enterX enterB enterX", ["1 cut by trace_end", "1 succeeded", "2 succeeded"]),
+    ],
+)
+def test_a_request_is_abandoned_if_its_thread_began_another(text: str, expected: list[str]) -> None:
     assert ends(text) == expected
 
 
@@ -207,7 +262,9 @@ def test_time_in_the_guest_is_not_part_of_an_entry() -> None:
         ("B1 2/S1#2 S2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
         ("B1 2/blockS1 S2", ["1 abandoned", "1 succeeded", "1 succeeded"]),
         ("B1 2/E1 S2", ["1 abandoned", "1 failed", "1 succeeded"]),
-        # A vCPU has no second caller.
+        # A vCPU has no second caller, and another vCPU's entry, or another page's, settles nothing.
+        ("enterD*1 S2 2/S3 2/enterX*2", ["1 abandoned", *3 * ["1 succeeded"]]),
+        ("wbinvdK1 S2 2/S3 2/wbinvdS2", ["1 abandoned", *3 * ["1 succeeded"]]),
         ("enterD*1 S1 2/enterX*1", ["1 abandoned", "1 succeeded", "1 succeeded"]),
         # Of TRACK, the TD is the request.
         ("trackP S1 2/trackS", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
@@ -353,6 +410,33 @@ def test_a_missing_status_cuts_the_chains_of_its_request(text: str) -> None:
     assert requests["cut_by"].unique().to_list() == ["lost_events"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # The next attempt may have been lost, however much later.
+        (
+            "B1 S2 lost S3 S4",
+            ["1 cut by lost_events", "1 succeeded", "1 cut by lost_events", "1 succeeded"],
+        ),
+        ("B1 S2 lost S1", ["1 cut by lost_events", "1 succeeded", "1 cut by lost_events"]),
+        # It was settled before.
+        (
+            "B1@1 2/S1@2 S2@1 lost@1 S3@1 S4@1",
+            ["1 resolved_elsewhere", "1 succeeded", "1 succeeded", "1 cut by lost_events"],
+        ),
+        (
+            "B1@1 S2@1 lost@1 2/S1@2 S3@1 S4@1",
+            ["1 cut by lost_events", "1 succeeded", "1 succeeded", "1 cut by lost_events"],
+        ),
+        # What a vCPU's thread had open may go on after other calls.
+        ("S1 lost septS1 S2 S3", ["1 succeeded", *2 * ["1 cut by lost_events"], "1 succeeded"]),
+        ("enterX lost S2 enterX", ["1 succeeded", *2 * ["1 cut by lost_events"]]),
+    ],
+)
+def test_a_loss_cuts_what_was_open_whatever_came_in_between(text: str, expected: list[str]) -> None:
+    assert ends(text)[: len(expected)] == expected
+
+
 def test_a_missing_answer_does_not_harm_the_request_after_it() -> None:
     told = ends("U1 B2 S2")
     assert told == ["1 cut by lost_events", "2 succeeded"]
@@ -411,6 +495,30 @@ def test_a_return_without_arguments_does_not_join_two_pages() -> None:
     # The second attempt may be of either page: neither chain can be trusted.
     assert told["gpa"].to_list() == [0x1000, 0x2000]
     assert told["outcome"].to_list() == ["cut", "cut"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Which of two open requests it is, only the order could tell: they come in turn.
+        ("B1 B2 B~ S2 S1", [*2 * ["cut"]]),
+        # It may be the next attempt of a request that was left, or of one that follows.
+        ("B1 septS2 S~ S1", ["cut", "succeeded", "cut"]),
+        ("B1 septS2 S~ S3", ["cut", "succeeded", "cut", "succeeded"]),
+        ("B~ septS1 S1", ["cut", "succeeded", "cut"]),
+        ("B1 B~ septS1 S1", ["cut", "succeeded", "cut"]),
+        # Nothing is open.
+        ("B1 S1 S~ B2 S2", ["succeeded", "succeeded", "succeeded"]),
+        # Of another leaf, or of another thread.
+        ("B1 septS~ S1 septS2", ["succeeded", "succeeded", "succeeded"]),
+        ("B1 2/S~ S1 2/S2", ["succeeded", "succeeded", "succeeded"]),
+    ],
+)
+def test_a_call_that_names_no_request_cuts_those_that_it_may_belong_to(
+    text: str, expected: list[str]
+) -> None:
+    told = chains_of(story(text)).sort("start_ns", "first_seq")
+    assert told["outcome"].to_list()[: len(expected)] == expected
 
 
 @pytest.mark.parametrize(

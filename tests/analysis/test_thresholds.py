@@ -10,7 +10,7 @@ from tdxtrace.errors import QueryError
 from tdxtrace.pipeline import analyze
 
 BUSY = analyze(
-    story("B1 B1 B1 S1 E2 S3 B4 S5 2/enterB 2/enterC 3/>F 3/>C lost _5s S6 B7").trace,
+    story("B1 B1 B1 S1 E2 S3 4/B4 4/S5 2/enterB 2/enterC 3/>F 3/>C lost _5s S6 B7").trace,
 )
 CALM = analyze(story("").trace)
 

@@ -1,0 +1,121 @@
+"""Attempts at the same request: loops against their definition, compiled and interpreted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.referee import referee
+from support.story import story
+
+from tdxtrace.analysis import threads
+from tdxtrace.analysis.loops.linking import NONE, link_attempts
+from tdxtrace.analysis.retry_chains import assign_chain, retry_chains
+
+few = settings(max_examples=40, deadline=None)
+words = st.builds(
+    "{}{}{}{}{}".format,
+    st.sampled_from(["", "", "2/"]),
+    st.sampled_from(["", "", "sept", "block", "track", "enter"]),
+    st.sampled_from("BBSEJ"),
+    st.sampled_from("123"),
+    st.sampled_from(["", "", "#1", "^1"]),
+)
+stories = st.lists(words, max_size=60).map(" ".join)
+vague = st.lists(
+    st.one_of(words, words, st.sampled_from(["B~", "S~", "septB~", "U1"])), max_size=60
+)
+
+
+@few
+@given(stories)
+def test_chains_are_those_of_the_definition(text: str) -> None:
+    """Same thread, same request, previous answer retryable, not settled by another thread."""
+    told = story(text)
+    found = retry_chains(told.seamcalls, told.losses).sort("first_seq")
+    open_: dict[tuple[object, ...], list[int]] = {}
+    expected: list[list[int]] = []
+    last_of: dict[int, int] = {}
+    done: list[tuple[tuple[object, ...], int, int]] = []
+    for row in told.calls:
+        what = tuple(row.get(c) for c in ("leaf", "td_id", "gpa", "level", "vp_id"))
+        mine = (row["tid"], *what)
+        chain = open_.get(mine)
+        goes_on = chain is not None and (chain[-1] == last_of[row["tid"]] or row["leaf"] == 0)
+        settled = (seq for w, tid, seq in done if w == what and tid != row["tid"])
+        if chain is not None and not goes_on and any(seq > chain[-1] for seq in settled):
+            chain = None
+        if chain is None:
+            chain = []
+            expected.append(chain)
+        chain.append(row["seq"])
+        open_[mine] = chain
+        if row["status"] is not None and row["status"] >> 56 != 0x80:
+            del open_[mine]
+        if row["status"] == 0:
+            done.append((what, row["tid"], row["seq"]))
+        last_of[row["tid"]] = row["seq"]
+    assert found.select("first_seq", "last_seq", "n_attempts").rows() == [
+        (chain[0], chain[-1], len(chain)) for chain in expected
+    ]
+
+
+@few
+@given(vague.map(" ".join))
+def test_the_loops_do_the_same_when_they_are_compiled(text: str) -> None:
+    told = story(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "choose", lambda _: referee)
+        checked = retry_chains(told.seamcalls, told.losses)
+    assert checked.equals(retry_chains(told.seamcalls, told.losses))
+
+
+@few
+@given(vague.map(" ".join), st.sampled_from(["", "lost", "lost@1"]))
+def test_every_call_is_assigned_to_its_chain(text: str, loss: str) -> None:
+    told = story(" ".join([*text.split()[:20], loss, *text.split()[20:]]))
+    chains = retry_chains(told.seamcalls, told.losses)
+    assigned = assign_chain(told.seamcalls, chains)
+    assert assigned.height == told.seamcalls.height
+    counted = assigned.group_by("source", "chain").agg(
+        n_attempts=pl.len().cast(pl.UInt32), first=pl.col("seq").first(), last=pl.col("seq").last()
+    )
+    both = chains.join(counted, left_on=["source", "first_seq"], right_on=["source", "chain"])
+    assert both.height == chains.height
+    same = (pl.col("n_attempts") == pl.col("n_attempts_right")) & (
+        pl.col("last_seq") == pl.col("last")
+    )
+    assert both.select(same.all()).item()
+    assert both.select((pl.col("first_seq") == pl.col("first")).all()).item()
+
+
+def test_some_chains_are_assigned_without_the_others() -> None:
+    told = story("B1 B2 S1 lost B1 B2 S2 S1")
+    chains = retry_chains(told.seamcalls, told.losses)
+    for row in range(chains.height):
+        one = chains[row : row + 1]
+        assigned = assign_chain(told.seamcalls, one)
+        assert assigned.height == one["n_attempts"].item()
+        assert assigned["chain"].unique().to_list() == one["first_seq"].to_list()
+
+
+def test_keys_that_share_a_slot_are_kept_apart() -> None:
+    """A table of four slots, all of whose keys want the first one."""
+    n = 6
+    owner, code = np.ones(n, np.int64), np.zeros(n, np.int64)
+    key = np.array([4, 8, 12, 4, 12, 8], np.uint64)
+    is_open = np.array([1, 1, 1, 0, 0, 0], np.bool_)
+    named, nothing = np.ones(n, np.bool_), np.zeros(n, np.bool_)
+    slots = np.zeros(4, np.uint64), np.full(4, NONE, np.int64)
+    scratch = [np.zeros(1, np.int64) for _ in range(3)]
+    previous, doubtful = np.full(n, NONE, np.int64), np.zeros(n, np.bool_)
+    calls = owner, code, key, is_open, named, nothing, nothing
+    operands = np.zeros((0, 0), np.uint64), np.zeros((0, 0), np.bool_)
+    told: tuple[Any, ...] = (*calls, *operands, *slots, *scratch, previous, doubtful)
+    referee(link_attempts)(*told)
+    assert previous.tolist() == [NONE, NONE, NONE, 0, 2, 1]
+    assert (slots[1] == NONE).all()

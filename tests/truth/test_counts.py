@@ -1,0 +1,23 @@
+"""What traces written by hand from the rules of the module and of KVM count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tdxtrace
+from tdxtrace.tables.trace import Findings
+
+HERE = Path(__file__).parent
+
+
+def found(name: str) -> Findings:
+    return tdxtrace.analyze(tdxtrace.read_trace(HERE / name))
+
+
+def chains(findings: Findings, *columns: str) -> list[tuple[object, ...]]:
+    return findings.retry_chains.sort("start_ns", "first_seq").select(columns).rows()
+
+
+def test_a_fault_that_needs_a_page_table_first_is_one_chain() -> None:
+    told = chains(found("aug-septadd-aug.txt"), "leaf", "n_attempts", "outcome", "settled_seq")
+    assert told == [(6, 2, "succeeded", None), (3, 1, "succeeded", None)]
