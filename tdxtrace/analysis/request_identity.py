@@ -33,7 +33,8 @@ def request_keys(threads: ThreadCalls) -> U64:
     Two requests get one number by chance with a probability of 2**-64 a pair, so what is joined by
     it is held against :func:`same_request`.
     """
-    key = _mixed(threads.owner.view(np.uint64), threads.leaf.astype(np.uint64))
+    key = _mixed(threads.owner.view(np.uint64), np.uint64(0))
+    key = _mixed(key, threads.leaf.astype(np.uint64))
     for number, column in enumerate(_COLUMNS, 1):
         value, known = _values(threads, column)
         if known.any():
@@ -47,7 +48,8 @@ _ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
 _SHIFT: Final = np.uint64(33)
 
 
-def _mixed(key: U64, word: U64) -> U64:
+def _mixed(key: U64, word: U64 | np.uint64) -> U64:
+    """Add a word to keys; unlike exclusive or, it tells (1, 2) from (2, 1)."""
     mixed = (key ^ word) * _ODD
     mixed ^= mixed >> _SHIFT
     mixed *= _ODD
@@ -67,13 +69,6 @@ def named_requests(threads: ThreadCalls) -> Flags:
     return named
 
 
-def operands(threads: ThreadCalls) -> tuple[U64, NDArray[np.bool_]]:
-    """Operands by column and call, and where they were captured and identify the request."""
-    told = [_values(threads, column) for column in _COLUMNS]
-    values = np.stack([value.astype(np.uint64) for value, _ in told])
-    return values, np.stack([known for _, known in told])
-
-
 def same_request(threads: ThreadCalls, previous: Index) -> Flags:
     """Whether no captured operand distinguishes each call from the ``previous`` one of its leaf."""
     same = np.ones(len(previous), np.bool_)
@@ -81,34 +76,6 @@ def same_request(threads: ThreadCalls, previous: Index) -> Flags:
         value, known = _values(threads, column)
         same &= ~(known & known[previous] & (value != value[previous]))
     return same
-
-
-def contradictions(threads: ThreadCalls, rows: Index, joined: Flags) -> Flags:
-    """Find where a chain names another request than before, after calls that named none.
-
-    Calls whose arguments were not captured could belong to either.
-
-    Args:
-        threads: The calls.
-        rows: Some of them, such that the calls of a chain follow each other.
-        joined: For each of ``rows``, whether it continues the chain before it.
-
-    Returns:
-        For each of ``rows``, whether it names another page, TD or vCPU than the last
-        call of its chain that named one.
-    """
-    found = np.zeros(len(rows), np.bool_)
-    place = np.arange(len(rows))
-    begins = np.maximum.accumulate(np.where(joined, 0, place))
-    for column in _COLUMNS:
-        value, known = (of[rows] for of in _values(threads, column))
-        if known.all() or not known.any():
-            continue
-        last = np.maximum.accumulate(np.where(known, place, 0))
-        before = np.concatenate([[0], last[:-1]])
-        comparable = joined & known & known[before] & (before >= begins)
-        found |= comparable & (value != value[before])
-    return found
 
 
 def _values(threads: ThreadCalls, column: str) -> tuple[Times, Flags]:

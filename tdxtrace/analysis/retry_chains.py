@@ -18,12 +18,10 @@ from tdxtrace.analysis.loops.linking import (
     order_by_chain,
 )
 from tdxtrace.analysis.request_identity import (
-    contradictions,
     has_second_caller,
     identifying,
     identity,
     named_requests,
-    operands,
     request_keys,
     same_request,
 )
@@ -58,8 +56,8 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     a chain.  A request that succeeds at once is a chain of one.
 
     Where arguments were not captured, calls are joined by those that were, and
-    ``identity`` says so.  A call that names no request, where others of its leaf do, continues
-    only the call before it; where it may belong to another open request, these are ``cut``.
+    ``identity`` says so.  A call that names no request, where others of its leaf do (its entry is
+    missing), joins none: it may belong to any that its thread has open, and these are ``cut``.
     A window of lost events cuts the chains that could reach into it: those open in its threads,
     and the first one after it of the thread, and of each leaf of a vCPU.
 
@@ -102,12 +100,6 @@ def _chains_of_source(calls: pl.DataFrame, losses: pl.DataFrame, source: int) ->
     links.joined &= thread.lossy == thread.lossy[links.previous]
     links.joined &= ~_settled_between(thread, links)
     order = _ordered(links.joined, links.previous, thread.run)
-    broken = contradictions(thread, order.rows, links.joined[order.rows])
-    if broken.any():
-        links.joined[order.rows[broken]] = False
-        links.doubtful[order.rows[broken]] = True
-        links.doubtful[links.previous[order.rows[broken]]] = True
-        order = _ordered(links.joined, links.previous, thread.run)
     return _chains(thread, links, order).sort("first_seq")
 
 
@@ -140,29 +132,25 @@ def _link(thread: ThreadCalls) -> _Links:
     n = len(thread.owner)
     key, named = request_keys(thread), named_requests(thread)
     is_open = thread.retryable | ~thread.returned
-    has_all = bool(named.all())
-    value, known = operands(thread) if not has_all else (np.zeros((0, 0), np.uint64), _NOTHING)
     number = np.zeros(1 << 16, np.int64)
     used = np.unique(thread.leaf)
     number[used] = np.arange(len(used))
-    code, entering = number[thread.leaf], thread.leaf == VP_ENTER
+    code = number[thread.leaf]
     changes = is_open[:-1] & (key[1:] != key[:-1])
     size = 1 << int(2 * changes.sum() + 1).bit_length()
     slots = np.zeros(size, np.uint64), np.full(size, NONE, np.int64)
     scratch = [np.zeros(len(used), np.int64) for _ in range(3)]
     previous, doubtful = np.full(n, NONE, np.int64), np.zeros(n, np.bool_)
-    calls = thread.owner, code, key, is_open, named, entering, np.isin(thread.leaf, _FAULT_LEAVES)
-    thread.run(link_attempts)(*calls, value, known, *slots, *scratch, previous, doubtful)
-    if not has_all:
+    calls = thread.owner, code, key, is_open, named
+    thread.run(link_attempts)(*calls, *slots, *scratch, previous, doubtful)
+    if doubtful.any():
         is_last = np.ones(n, np.bool_)
         is_last[previous[previous != NONE]] = False
         told = thread.owner, code, is_open, named, is_last, scratch[0], doubtful
         thread.run(doubt_open_ends)(*told)
     joined = (previous != NONE) & thread.retryable[previous] & same_request(thread, previous)
+    joined &= (thread.owner == thread.owner[previous]) & (thread.leaf == thread.leaf[previous])
     return _Links(previous, joined, doubtful)
-
-
-_NOTHING: Final = np.zeros((0, 0), np.bool_)
 
 
 def _ordered(joined: Flags, previous: Index, run: Runner[Any]) -> _Ordered:

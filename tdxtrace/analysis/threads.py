@@ -22,6 +22,7 @@ _MAX_NS: Final = np.iinfo(np.int64).max
 _LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full")
 _START: Final = ("started_midway",)
 NO_CPU: Final = -1
+IDLE: Final = 0
 # Issued by IPI, in hard interrupt context of whatever task is current: they belong
 # to the CPU.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_flush_vp_on_cpu,
 # smp_func_do_phymem_cache_wb.
@@ -71,10 +72,15 @@ class ThreadCalls:
 
 
 def call_owner() -> pl.Expr:
-    """Return the thread of a call, or its CPU as -2 - cpu where the call interrupted a thread."""
+    """Return the thread of a call, or its CPU as -2 - cpu where the call interrupted a thread.
+
+    Thread 0 is the idle task of each CPU: as many threads as CPUs, and what runs in it interrupted
+    it.  Linux kernel/sched/idle.c; kernel/fork.c, fork_idle.
+    """
     by_cpu = pl.col("in_irq").fill_null(pl.col("leaf").is_in(numbers_of(IPI_LEAVES)))
+    by_cpu |= pl.col("tid").is_null() | (pl.col("tid") == IDLE)
     cpu = pl.col("cpu").cast(pl.Int64)
-    of_cpu = pl.when((by_cpu | pl.col("tid").is_null()) & cpu.is_not_null()).then(-2 - cpu)
+    of_cpu = pl.when(by_cpu & cpu.is_not_null()).then(-2 - cpu)
     return of_cpu.otherwise(pl.col("tid").cast(pl.Int64)).fill_null(NONE)
 
 

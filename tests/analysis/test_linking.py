@@ -109,13 +109,12 @@ def test_keys_that_share_a_slot_are_kept_apart() -> None:
     owner, code = np.ones(n, np.int64), np.zeros(n, np.int64)
     key = np.array([4, 8, 12, 4, 12, 8], np.uint64)
     is_open = np.array([1, 1, 1, 0, 0, 0], np.bool_)
-    named, nothing = np.ones(n, np.bool_), np.zeros(n, np.bool_)
+    named = np.ones(n, np.bool_)
     slots = np.zeros(4, np.uint64), np.full(4, NONE, np.int64)
     scratch = [np.zeros(1, np.int64) for _ in range(3)]
     previous, doubtful = np.full(n, NONE, np.int64), np.zeros(n, np.bool_)
-    calls = owner, code, key, is_open, named, nothing, nothing
-    operands = np.zeros((0, 0), np.uint64), np.zeros((0, 0), np.bool_)
-    told: tuple[Any, ...] = (*calls, *operands, *slots, *scratch, previous, doubtful)
+    calls = owner, code, key, is_open, named
+    told: tuple[Any, ...] = (*calls, *slots, *scratch, previous, doubtful)
     referee(link_attempts)(*told)
     assert previous.tolist() == [NONE, NONE, NONE, 0, 2, 1]
     assert (slots[1] == NONE).all()

@@ -214,6 +214,7 @@ def test_segments_count_the_stretches_between_entries() -> None:
     [
         ("B1 2/B1 S1 2/S1", ["2 succeeded", "2 succeeded"]),
         ("1/B1 2/S2 1/S1", ["2 succeeded", "1 succeeded"]),
+        ("9/B1 8/blockS1 9/S1", ["2 succeeded", "1 succeeded"]),
         ("B1#1 S1#2", ["1 abandoned", "1 succeeded"]),
         ("B1^0 S1^1", ["1 abandoned", "1 succeeded"]),
         ("trackP#1 trackS#2", ["1 abandoned", "1 succeeded"]),
@@ -486,27 +487,24 @@ def test_calls_without_thread_and_cpu_are_still_counted() -> None:
     assert sum(n for _, n in identities(calls)) == 2
 
 
-def test_a_return_without_its_entry_joins_by_what_is_known() -> None:
-    assert ends("B1 B~ S1") == ["3 succeeded"]
-
-
-def test_a_return_without_arguments_does_not_join_two_pages() -> None:
-    told = chains_of(story("B1 B~ S2"))
-    # The second attempt may be of either page: neither chain can be trusted.
-    assert told["gpa"].to_list() == [0x1000, 0x2000]
-    assert told["outcome"].to_list() == ["cut", "cut"]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # Which of two open requests it is, only the order could tell: they come in turn.
+        # Its own request, or another that came in turn, or one that began after the other was left.
+        ("B1 B~ S1", [*2 * ["cut"]]),
+        ("B1 B~ S2", [*3 * ["cut"]]),
+        ("B1 S~", [*2 * ["cut"]]),
+        ("B1 B~ B~ S~", [*4 * ["cut"]]),
+        ("B1 enterX S~", ["cut", "succeeded", "cut"]),
+        ("B~ S1", [*2 * ["cut"]]),
+        ("B~ S1 S2", [*2 * ["cut"], "succeeded"]),
         ("B1 B2 B~ S2 S1", [*2 * ["cut"]]),
         # It may be the next attempt of a request that was left, or of one that follows.
         ("B1 septS2 S~ S1", ["cut", "succeeded", "cut"]),
         ("B1 septS2 S~ S3", ["cut", "succeeded", "cut", "succeeded"]),
+        ("S1 S~ S2", [*3 * ["succeeded"]]),
         ("B~ septS1 S1", ["cut", "succeeded", "cut"]),
-        ("B1 B~ septS1 S1", ["cut", "succeeded", "cut"]),
+        ("B1 B~ septS1 S1", ["cut", "cut", "succeeded"]),
         # Nothing is open.
         ("B1 S1 S~ B2 S2", ["succeeded", "succeeded", "succeeded"]),
         # Of another leaf, or of another thread.
@@ -539,6 +537,13 @@ def test_calls_made_by_ipi_belong_to_their_cpu(text: str, expected: list[str]) -
 def test_ipi_leaves_go_by_cpu_also_without_flags() -> None:
     calls = without(story("cachewbI 2/cachewbI 3/cachewbS").seamcalls, "in_irq")
     assert identities(calls) == [("request", 3)]
+
+
+def test_the_idle_task_is_one_of_each_cpu() -> None:
+    calls = without(
+        story("0/wbinvdK1@1 0/wbinvdK1@2 0/wbinvdS1@1 0/wbinvdS1@2").seamcalls, "in_irq"
+    )
+    assert identities(calls) == [("request", 2), ("request", 2)]
 
 
 def test_a_leaf_that_a_thread_issued_itself_goes_by_thread() -> None:

@@ -21,3 +21,13 @@ def chains(findings: Findings, *columns: str) -> list[tuple[object, ...]]:
 def test_a_fault_that_needs_a_page_table_first_is_one_chain() -> None:
     told = chains(found("aug-septadd-aug.txt"), "leaf", "n_attempts", "outcome", "settled_seq")
     assert told == [(6, 2, "succeeded", None), (3, 1, "succeeded", None)]
+
+
+def test_caches_are_written_back_on_all_packages_at_once() -> None:
+    findings = found("cachewb-2cpu.txt")
+    assert chains(findings, "leaf", "n_attempts", "n_busy", "outcome") == [
+        (40, 5, 4, "succeeded"),
+        (40, 5, 4, "succeeded"),
+    ]
+    loops = findings.progress_loops.sort("cpu").select("cpu", "loop", "n_repeats", "progress")
+    assert loops.rows() == [(3, "resumable", 4, "seen"), (9, "resumable", 4, "seen")]

@@ -1,8 +1,8 @@
 """Attempts at the same request, among the calls of each thread.
 
 A call is another attempt if the thread's last call for the same request may have to be repeated,
-whatever else the thread called in between.  A call that does not name its request continues only
-what came directly before it.
+whatever else the thread called in between.  A call that does not name its request, where others
+of its leaf do, continues none: it may belong to any that is open.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ def link_attempts(
     key: _Keys,
     is_open: _Flags,
     is_named: _Flags,
-    is_entry: _Flags,
-    outlives_entries: _Flags,
-    value: _Keys,
-    known: _Flags,
     slot_key: _Keys,
     slot_row: _Rows,
     n_open: _Rows,
@@ -36,7 +32,7 @@ def link_attempts(
     previous: _Rows,
     doubtful: _Flags,
 ) -> None:
-    """Write the attempt before each call, and where an attempt may be missing or belong elsewhere.
+    """Write the attempt before each call, and where an attempt may be missing.
 
     Args:
         owner: Thread of each call; calls are in the order of threads, and of time within each.
@@ -44,43 +40,31 @@ def link_attempts(
         key: Equal for calls of one thread for the same request, different for others.
         is_open: Whether the call may be repeated: its answer is retryable, or was not recorded.
         is_named: Whether it names all that calls of its leaf name in this capture.
-        is_entry: Whether it enters a vCPU.
-        outlives_entries: Whether an entry directly after a call leaves the next one next to it.
-        value: By column and call: operands.
-        known: Whether they identify the request, and were recorded; of the same shape.
         slot_key: Hash table; its size is a power of 2, above the number of interrupted requests.
         slot_row: By slot: NONE; the last attempt, for calls that are not next to each other.
         n_open: By leaf: scratch.
-        vague: By leaf: scratch; last call that may belong to another request than was thought.
-        loose: By leaf: scratch; last call of an open request that it does not name.
+        vague: By leaf: scratch; last call that names no request, and may belong to an open one.
+        loose: By leaf: scratch; last call that names no request, and may be repeated.
         previous: By call: NONE; the attempt before it is written.
         doubtful: By call: False; True is written where the chain may not be whole.
     """
-    others = np.int64(NONE)
     for row in range(len(owner)):
         before = np.int64(row - 1)
         if row == 0 or owner[row] != owner[before]:
-            before = others = np.int64(NONE)
+            before = np.int64(NONE)
             n_open[:] = 0
             vague[:] = NONE
             loose[:] = NONE
-        if before != NONE and is_open[before] and key[before] != key[row]:
-            _keep(key[before], before, slot_key, slot_row)
         found = np.int64(NONE)
-        near = others if outlives_entries[row] else before
         if before != NONE and key[before] == key[row]:
-            found = before if is_open[before] else np.int64(NONE)
-        elif is_named[row] or (near != NONE and key[near] == key[row]):
-            found = _take(key[row], slot_key, slot_row)
-        if found == NONE and near != NONE and is_open[near] and code[near] == code[row]:
-            is_told = is_named[near] and is_named[row]
-            if not is_told and _agree(value, known, near, row):
-                found = near
-                _take(key[near], slot_key, slot_row)
+            found = before if is_open[before] and is_named[row] else np.int64(NONE)
+        else:
+            if before != NONE and is_open[before] and is_named[before]:
+                _keep(key[before], before, slot_key, slot_row)
+            if is_named[row]:
+                found = _take(key[row], slot_key, slot_row)
         previous[row] = found
         _doubt(row, found, code[row], is_open, is_named, n_open, vague, loose, doubtful)
-        if not is_entry[row]:
-            others = np.int64(row)
 
 
 def _keep(key: np.uint64, row: np.int64, slot_key: _Keys, slot_row: _Rows) -> None:
@@ -121,15 +105,6 @@ def _close_gap(slot: np.uint64, slot_key: _Keys, slot_row: _Rows) -> None:
         at = (at + np.uint64(1)) & last
 
 
-def _agree(value: _Keys, known: _Flags, one: np.int64, other: int) -> bool:
-    """Whether no operand that both calls name differs."""
-    for column in range(len(value)):
-        both = known[column, one] and known[column, other]
-        if both and value[column, one] != value[column, other]:
-            return False
-    return True
-
-
 def _doubt(
     row: int,
     found: np.int64,
@@ -144,15 +119,12 @@ def _doubt(
     """Mark what cannot be told because a call does not name its request."""
     if found != NONE:
         n_open[code] -= 1
-        if loose[code] == found:
-            loose[code] = NONE
-    if not is_named[row]:
+        doubtful[row] = vague[code] > found
+    elif not is_named[row]:
         # Any open request of the leaf may be the one that it belongs to.
         if n_open[code] > 0:
             vague[code] = row
             doubtful[row] = True
-    elif found != NONE:
-        doubtful[row] = vague[code] > found
     elif loose[code] != NONE:
         # It may continue the request that was not named.
         doubtful[row] = doubtful[loose[code]] = True

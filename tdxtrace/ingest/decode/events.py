@@ -163,9 +163,10 @@ class Paired:
 def pair(batch: RecordBatch, kinds: Kinds, depth: int, run: Runner[Any]) -> Paired:
     """Match entries and returns: see :func:`tdxtrace.ingest.loops.pairing.pair`.
 
-    Where the tool did not print the thread, calls nest by CPU.
+    Where the tool did not print the thread, calls nest by CPU; so do those of thread 0, which is
+    the idle task of each CPU (Linux kernel/fork.c, fork_idle).
     """
-    is_known = batch.tid != UNKNOWN
+    is_known = batch.tid > 0
     # Negative, so that no thread has the same number.
     tid = batch.tid if is_known.all() else np.where(is_known, batch.tid, -2 - batch.cpu)
     number, n_threads = number_threads(tid, run)
