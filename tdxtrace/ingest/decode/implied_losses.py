@@ -178,6 +178,17 @@ def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
     return np.flatnonzero(is_completed)
 
 
+def _has_entry() -> pl.Expr:
+    """Whether the entry itself was recorded: a kvm_entry that stands for it is no proof of one.
+
+    tdx_vcpu_run returns without kvm_entry while a zap holds vCPUs off: entry_starts.
+    """
+    by_kvm_entry = pl.col("probe") == "vcpu_run", pl.col("n_lines") == 1
+    return pl.col("start_ns").is_not_null() & ~pl.all_horizontal(
+        *by_kvm_entry, pl.col("end_ns").is_not_null()
+    )
+
+
 def bare_return() -> pl.Expr:
     """A return without entry, which names nothing: not a one-line probe with arguments."""
     names = ("gpa", "td_id", "vp_id", "page")
@@ -245,7 +256,7 @@ class LossDetector:
         self.n_never += n_never
         self.n_orphans += n_orphans
         leaf = seamcalls["leaf"]
-        begun = leaf.filter(seamcalls["start_ns"].is_not_null()) if n_orphans else leaf
+        begun = leaf.filter(seamcalls.select(_has_entry()).to_series()) if n_orphans else leaf
         self.has_entries[begun.to_numpy()] = True
         spans = spans_of(seamcalls, self.run)
         self.start.observe_calls(seamcalls, spans)
