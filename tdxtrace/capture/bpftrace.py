@@ -9,14 +9,14 @@ from typing import Final
 from tdxtrace.capture.probes import Fetch, Probe
 from tdxtrace.capture.recipe import Recipe
 
-# Thread, CPU and time as the kernel prints them (Linux kernel/trace/trace_output.c,
-# trace_print_context), so that the output is an ftrace text; nsecs is CLOCK_MONOTONIC
-# (bpf_ktime_get_ns).
-_WHO: Final = "%16s-%d [%03d] %llu.%09llu: "
+# Thread, process, CPU and time as the kernel prints them with record-tgid (Linux
+# kernel/trace/trace_output.c, trace_print_context), so that the output is an ftrace text; nsecs
+# is CLOCK_MONOTONIC (bpf_ktime_get_ns).
+_WHO: Final = "%16s-%d (%7d) [%03d] %llu.%09llu: "
 # Pages of its buffer per CPU; 64, its default, hold some hundred lines (bpftrace(8)).
 _ROOM: Final = "BPFTRACE_PERF_RB_PAGES=4096"
 _NS: Final = 1_000_000_000
-_NOW: Final = f"comm, tid, cpu, nsecs / {_NS}, nsecs % {_NS}"
+_NOW: Final = f"comm, tid, pid, cpu, nsecs / {_NS}, nsecs % {_NS}"
 # KVM's records field by field, in the spelling of ``trace-cmd report -R``.  Fields: Linux
 # 6.16 arch/x86/kvm/trace.h, include/trace/events/kvm.h.
 _KVM: Final = {
@@ -121,7 +121,7 @@ class _Call:
         if self.entry is not None:
             when, on = f"{self._map('when')}[tid]", f"{self._map('on')}[tid]"
             form += f"{_WHO}{self.entry.event}: ({function}+0x0){_forms(self.entry)}\\n"
-            values += ["comm", "tid", on, f"{when} / {_NS}", f"{when} % {_NS}"]
+            values += ["comm", "tid", "pid", on, f"{when} / {_NS}", f"{when} % {_NS}"]
             values += [f"{self._map(fetch.name)}[tid]" for fetch in self.entry.fetches]
         form += f"{_WHO}{self.back.event}: (0x0 <- {function}){_forms(self.back)}\\n"
         values.append(_NOW)

@@ -18,6 +18,7 @@ from tdxtrace.capture.options import Detail, Dialect
 from tdxtrace.capture.probes import affordable_kb, bytes_per_event
 from tdxtrace.capture.recipe import Kernel, Recipe, RecipeOptions, recipe
 from tdxtrace.capture.symbols import Symbols
+from tdxtrace.ingest.read import read_trace
 
 
 def probes(*words: str | Path) -> list[str]:
@@ -254,3 +255,4 @@ def test_a_plan_for_bpftrace(tracing: Tracing, bench: Path, tmp_path: Path) -> N
     if "Lost" in done.stdout + done.stderr:
         pytest.skip("bpftrace lost events, as it says")
     assert wrong_chains(trace, csv) == []
+    assert read_trace(trace).seamcalls["tgid"].n_unique() == 1

@@ -120,12 +120,12 @@ def test_batches_may_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_script_of_bpftrace_tells_the_start() -> None:
     """As the printed script writes it: fields by name, ns, the vCPU's return in one piece."""
-    where = "        CPU 0/KVM-7 [001] 1.0000"
+    where = "        CPU 0/KVM-7 (      6) [001] 1.0000"
     text = f"{where}10500: kvm_entry: vcpu_id=0 rip=0x0\n{where}20500: kvm_exit: exit_reason=77 "
     text += "guest_rip=0x0 isa=1 info1=0x0 info2=0x0 intr_info=0x0 error_code=0x0 vcpu_id=0\n"
     text += f"{where}20900: tdx_vcpu_run_return: (0x0 <- tdx_vcpu_run) status=0x4d gpa=0x0 vcpu=0\n"
     (row,) = read_text(text).seamcalls.rows(named=True)
-    assert (row["start_ns"], row["end_ns"], row["leaf"]) == (1_000_010_500, 1_000_020_900, 0)
+    assert (row["start_ns"], row["end_ns"], row["tgid"]) == (1_000_010_500, 1_000_020_900, 6)
     script = answered("capture", "plan", "--kernel", "6.18", "--dialect", "bpftrace").text
     assert "kvm_entry: vcpu_id=%u rip=0x%llx" in script
 
