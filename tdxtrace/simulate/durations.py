@@ -88,6 +88,8 @@ class Durations:
     handle_exit: Duration = _us(0.14, 0.20, 0.6, 5.0)
     before_entry: Duration = _us(0.16, 0.22, 0.5, 4.0)
     handle_fault: Duration = _us(0.8, 1.1, 2.6, 20.0)
+    # A return of tdx_vcpu_run that does not enter, wait_for_sept_zap being set.
+    held_off: Duration = _us(0.05, 0.08, 0.2, 2.0)
     local_turn: Duration = _us(0.5, 0.7, 1.6, 10.0)
     wrapper_turn: Duration = _us(0.02, 0.04, 0.10, 0.5)
     zap_step: Duration = _us(0.15, 0.25, 0.8, 5.0)

@@ -151,6 +151,8 @@ class Journal:
         """Number, first and last time of what an actor did, by its thread and side."""
         self.broken: list[BrokenRule] = []
         """Broken rules that only the mechanism knows; ``truth`` finds the others."""
+        self.stale_returns: list[Call] = []
+        """Returns of tdx_vcpu_run that made no TDH.VP.ENTER, with the status of the last one."""
         self._pending: dict[Identity, Request] = {}
         """Requests whose last attempt was answered with a retryable status."""
         self._succeeded_ns: dict[tuple[int, str, int, int], int] = {}
@@ -242,6 +244,7 @@ class Journal:
         """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
+        self.stale_returns = [call for call in self.stale_returns if call.end_ns <= end_ns]
         for request in self.requests:
             if request.calls and request.calls[-1].end_ns > end_ns:
                 request.calls.pop()

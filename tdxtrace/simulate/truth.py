@@ -52,6 +52,11 @@ def rows_of(run: Run) -> dict[str, list[Row]]:
             for ts_ns, td, epoch in journal.epochs
             if ts_ns <= run.end_ns
         ],
+        "truth_stale_returns": [
+            (_clock(c.end_ns), c.thread.tid, td_address(c.td.number), c.vcpu.number, c.status)
+            for c in journal.stale_returns
+            if c.thread is not None and c.td is not None and c.vcpu is not None
+        ],
         "truth_actions": list(_action_rows(run)),
     }
 

@@ -251,6 +251,21 @@ TRUTH_EPOCHS = Table(
     columns=(WHEN, TD, Column("epoch", U64, "Number of the epoch, from 0.")),
 )
 
+TRUTH_STALE_RETURNS = Table(
+    name="truth_stale_returns",
+    grain="one row per return of tdx_vcpu_run that made no TDH.VP.ENTER",
+    meaning="While a zap holds vCPUs off, tdx_vcpu_run returns at once: a probe on its return "
+    "shows the status of the entry before, and there is no kvm_entry and no attempt.",
+    key=("ts_ns", "tid"),
+    columns=(
+        WHEN,
+        TID,
+        TD,
+        VCPU,
+        Column("status", U64, "Status of the last TDH.VP.ENTER of this vCPU, shown again."),
+    ),
+)
+
 TRUTH_ACTIONS = Table(
     name="truth_actions",
     grain="one row per action of the host's policy after a busy answer",
@@ -274,5 +289,6 @@ TRUTH_TABLES: Final = (
     TRUTH_ACTORS,
     TRUTH_ZERO_STEPS,
     TRUTH_EPOCHS,
+    TRUTH_STALE_RETURNS,
     TRUTH_ACTIONS,
 )

@@ -32,6 +32,7 @@ DURATION_MS = {
     "conversion_churn": 2,
     "crowd": 10,
     "fresh_memory": 1,
+    "held_off": 3,
     "host_gives_up": 25,
     "hostile_guest": 5,
     "hotplug": 14,

@@ -57,6 +57,10 @@ class VcpuState:
     """The zero-step episode in progress, if the gate is armed."""
     handler: Iterator[Any] = field(default_factory=lambda: iter(()))
     """Steps of the guest's interrupt handlers, one for each interrupt."""
+    last_status: int = 0
+    """Status of its last TDH.VP.ENTER: vp_enter_ret."""
+    last_gpa: int = 0
+    """R8 of that entry: exit_gpa."""
     nmi_pending: bool = False
     """Whether the host has an NMI to inject before the next entry."""
     fault: CountedFault | None = None

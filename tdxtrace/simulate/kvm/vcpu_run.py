@@ -61,17 +61,31 @@ class VcpuRun:
             if machine.in_irq_handler[thread.cpu]:
                 yield from machine.wait_for_irq_handler(thread)
                 continue
-            if self.vm.entry_barrier is not None:
-                thread.irqs_enabled = True
-                yield self.vm.entry_barrier
-                thread.irqs_enabled = False
-                thread.now = int(machine.env.now)
+            if self.vm.is_held_off:
+                yield from self._return_at_once()
                 continue
             if state.nmi_pending:
                 yield from self._inject_nmi()
             exit_ = yield from self.enter()
             yield from self._handle_exit(exit_)
         machine.cpus.release(thread.cpu)
+
+    def _return_at_once(self) -> SimProcess[None]:
+        """Return from tdx_vcpu_run without TDH.VP.ENTER, as long as a zap holds vCPUs off.
+
+        The loop of vcpu_run comes back at once: no kvm_entry, no kvm_exit, and vp_enter_ret is
+        still that of the last entry (Linux 6.16 tdx_vcpu_run, wait_for_sept_zap).
+        """
+        state, thread = self.state, self.state.thread
+        call = Call("TDH.VP.ENTER", thread, self.vm.td, state.vcpu)
+        call.start_ns, call.cpu, call.page = thread.now, thread.cpu, state.vcpu.number
+        thread.now += state.random.duration(state.durations.held_off)
+        call.end_ns, call.status, call.out_r8 = thread.now, state.last_status, state.last_gpa
+        self.machine.journal.stale_returns.append(call)
+        thread.now += state.random.duration(state.durations.handle_exit)
+        thread.irqs_enabled = True
+        yield from self.machine.sync_clock(thread)
+        thread.irqs_enabled = False
 
     def _inject_nmi(self) -> SimProcess[None]:
         """TDH.VP.WR of TD_VCPU_PEND_NMI, in the loop of the vCPU: tdx_inject_nmi."""
@@ -129,6 +143,7 @@ class VcpuRun:
     def _record(self, call: Call, exit_: VmExit) -> None:
         thread = self.state.thread
         call.end_ns, call.status = thread.now, exit_.status
+        self.state.last_status, self.state.last_gpa = exit_.status, exit_.gpa
         call.vmcall_reason = exit_.vmcall_reason
         call.out_rcx, call.out_rdx = exit_.qualification, exit_.extended
         call.gpa, call.out_r8, call.operand = exit_.gpa, exit_.gpa, exit_.interruption

@@ -44,7 +44,7 @@ class Vm:
         self.dead = False
         self.stopping = False
         # wait_for_sept_zap: Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_no_vcpus_enter_start.
-        self.entry_barrier: simpy.Event | None = None
+        self.is_held_off = False
         self.exit_waiters: list[simpy.Event] = []
         # Private key ids begin after the shared ones: [32, 64) in canonical/tdx issue 25.
         self.hkid = 32 + number
@@ -120,15 +120,13 @@ class Vm:
     def no_vcpus_enter_start(self, thread: Thread, leaf: str) -> SimProcess[None]:
         """Keep vCPUs from entering the guest, and kick those that are in it."""
         self.log_action(thread, "kick", leaf, sum(state.inside for state in self.vcpus))
-        self.entry_barrier = self.machine.env.event()
+        self.is_held_off = True
         yield from self.kick(thread)
 
     def no_vcpus_enter_stop(self, thread: Thread) -> SimProcess[None]:
         """Let vCPUs enter the guest again."""
         yield from self.machine.sync_clock(thread)
-        barrier, self.entry_barrier = self.entry_barrier, None
-        if barrier is not None:
-            barrier.succeed()
+        self.is_held_off = False
 
 
 def _delivery(state: VcpuState, entry: int) -> Callable[[simpy.Event], None]:

@@ -124,12 +124,10 @@ def without_open_requests(run: Run) -> Run:
     So no chain of one repetition goes on in the next, and no vCPU is inside a guest at its
     end.
     """
-    last = {request.thread.tid: request for request in run.journal.requests}
     open_ = {
         id(call)
         for request in run.journal.requests
-        if request.outcome == "cut"
-        or (request.outcome == "abandoned" and last[request.thread.tid] is request)
+        if request.outcome in ("cut", "abandoned")
         for call in request.calls
     }
     journal = copy.copy(run.journal)

@@ -165,6 +165,8 @@ class ProbeRecorder:
             recorded.extend(self._entry(call))
         for call in self.run.unfinished_entries:
             recorded.extend(self._entry(call))
+        for call in self.run.journal.stale_returns:
+            recorded.extend(self._stale_return(call))
         if self.capture.kvm:
             traced = (event for event in self.run.journal.events if event.name != "dmesg")
             recorded.extend(map(self._kernel_event, traced))
@@ -268,6 +270,13 @@ class ProbeRecorder:
             spec = self._spec("return", "vpenter", VCPU_RUN, types)
             values = (call.status, call.out_r8, vp, 0)
             yield self._event(call, call.end_ns + _AFTER_NS, spec, values, (call,))
+
+    def _stale_return(self, call: Call) -> Iterator[TraceEvent]:
+        """The events of a tdx_vcpu_run that makes no TDH.VP.ENTER: its probes, none of KVM's."""
+        own = (event for event in self._entry(call) if event.spec.group != "kvm")
+        for event in own:
+            event.calls = ()
+            yield event
 
     def _kernel_event(self, event: KernelEvent) -> TraceEvent:
         spec, values = tracepoints.kvm_event(event)
