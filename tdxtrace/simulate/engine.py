@@ -113,23 +113,32 @@ def _make_vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, se
     actors = machine.journal.actors
     actors.append(Actor(main.tid, number, NO_VCPU, "host", "main", "honest"))
     for vcpu in vcpus:
-        actors += _actors_of(vcpu.state, spec)
+        actors += _actors_of(vm, vcpu.state, spec)
     machine.env.process(_start_vm(vm, main, spec, scenario.no_entropy, vcpus))
     for i, work in enumerate(spec.workers):
         stream = number * _STREAMS + _STREAMS // 2 + i
         thread = Thread(tgid + 1000 + i, tgid, "worker", RandomStream(seed, stream))
-        actors.append(Actor(thread.tid, number, NO_VCPU, "host", work.kind, work.conduct))
+        conduct = _host_conduct(vm, work.conduct)
+        actors.append(Actor(thread.tid, number, NO_VCPU, "host", work.kind, conduct))
         machine.env.process(Worker(vm, thread, work, MEMORY).run())
     return vm
 
 
-def _actors_of(state: VcpuState, spec: TdSpec) -> tuple[Actor, Actor]:
+def _host_conduct(vm: Vm, conduct: str) -> str:
+    """The conduct of a thread of the host, whose kernel may have a bug."""
+    return "buggy" if conduct == "honest" and vm.policy.zaps_shared else conduct
+
+
+def _actors_of(vm: Vm, state: VcpuState, spec: TdSpec) -> tuple[Actor, Actor]:
     """The host's thread of a vCPU, and the guest that runs on it."""
     who = state.thread.tid, state.vcpu.td.number, state.vcpu.number
     program = spec.guest.program
     is_hostile = program in HOSTILE_PROGRAMS
     return (
-        Actor(*who, "host", "vcpu", "hostile" if state.refuses_faults else "honest"),
+        Actor(
+            *(*who, "host", "vcpu"),
+            _host_conduct(vm, "hostile" if state.refuses_faults else "honest"),
+        ),
         Actor(*who, "guest", program, "hostile" if is_hostile else "honest"),
     )
 

@@ -29,6 +29,7 @@ SEEDS = (1, 2)
 DURATION_MS = {
     "balloon": 3,
     "boot_storm": 1,
+    "broken_mmu_lock": 4,
     "conversion_churn": 2,
     "crowd": 10,
     "fresh_memory": 1,

@@ -25,7 +25,7 @@ def _attempt(tables: dict[str, pl.DataFrame], chain: int, attempt: int) -> dict[
 
 
 # Scenarios in which somebody works on the Secure EPT without mmu_lock.
-WITHOUT_MMU_LOCK = {"zero_step_attack"}
+WITHOUT_MMU_LOCK = {"broken_mmu_lock", "zero_step_attack"}
 
 
 @pytest.mark.parametrize("name", scenario.names())
@@ -41,6 +41,16 @@ def test_a_broken_mmu_lock_names_two_calls_that_overlap() -> None:
         later = _attempt(tables, row["chain"], row["attempt"])
         earlier = _attempt(tables, row["evidence_chain"], row["evidence_attempt"])
         assert earlier["start_ns"] <= later["start_ns"] < earlier["end_ns"]
+
+
+def test_a_kernel_with_a_broken_lock_is_buggy_and_loses_its_vms() -> None:
+    tables = _truth("broken_mmu_lock", duration_ms=6)
+    rules = set(tables["truth_broken_rules"]["rule"])
+    assert rules >= {"mmu_lock_excludes", "busy_after_kick"}
+    host = tables["truth_actors"].filter(pl.col("side") == "host", pl.col("kind") != "main")
+    assert set(host["conduct"]) == {"buggy"}
+    assert set(tables["truth_actors"].filter(side="guest")["conduct"]) == {"honest"}
+    assert not tables["truth_actions"].filter(action="bug").is_empty()
 
 
 def test_a_timeout_names_the_attempt_that_reserved_the_entry() -> None:

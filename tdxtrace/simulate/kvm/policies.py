@@ -37,6 +37,9 @@ class Policy:
     """Whether a lock of the VM is held over each call and its retries."""
     flush_mmu_lock: bool = False
     """Whether mmu_lock is acquired and released before a busy TDH.VP.ENTER is repeated."""
+    zaps_shared: bool = False
+    """A bug: whether a zap holds mmu_lock for reading only, so that faults and other zaps run
+    beside it.  Linux asserts the write lock (tdx_track, lockdep_assert_held_write)."""
 
 
 # RANGE.BLOCK, TRACK and REMOVE: one call, a kick, one more; AUG and SEPT.ADD: once, and
@@ -70,12 +73,20 @@ SEED_LOOP: Final = Policy(
     one_at_a_time=True,
     flush_mmu_lock=True,
 )
+# A kernel that does not exist: the mistake that the rule "host against host is excluded by
+# mmu_lock" is about (Yan Zhao, 2024-09-13 and 2024-11-21; S. Christopherson, 2024-09-10).
+BROKEN_MMU_LOCK: Final = replace(
+    MAINLINE,
+    name="broken-mmu-lock",
+    source="no kernel: mainline whose zaps hold mmu_lock for reading, a bug",
+    zaps_shared=True,
+)
 ENDLESS: Final = Policy(
     "endless",
     "MEM.TRACK of the v1 series, for every call (Yan Zhao, 2024-09-14)",
     last_resort="give_up",
 )
-_NAMED: Final = {p.name: p for p in (MAINLINE, V1_SERIES, SEED_LOOP, ENDLESS)}
+_NAMED: Final = {p.name: p for p in (MAINLINE, V1_SERIES, SEED_LOOP, ENDLESS, BROKEN_MMU_LOCK)}
 NAMES: Final = (*_NAMED, "fixed-N")
 _FIXED: Final = re.compile(r"^fixed-(?P<n>[1-9]\d{0,4})$")
 

@@ -12,7 +12,7 @@ from typing import Final
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.journal import RETRYABLE
 from tdxtrace.simulate.kvm import retries
-from tdxtrace.simulate.kvm.vm import NO_PAGE, PRESENT, Vm
+from tdxtrace.simulate.kvm.vm import FROZEN, NO_PAGE, PRESENT, Vm
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.thread import Thread
 
@@ -32,9 +32,9 @@ def zap_range(vm: Vm, thread: Thread, pages: Sequence[int], level: int = 0) -> S
     """
     if not pages:
         return
-    machine = vm.machine
+    machine, exclusive = vm.machine, not vm.policy.zaps_shared
     covered = (pages[0], pages[-1] + (1 << 12 + 9 * level))
-    yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+    yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=exclusive)
     vm.invalidating.append(covered)
     for done, gpa in enumerate(pages, 1):
         if vm.dead:
@@ -44,15 +44,17 @@ def zap_range(vm: Vm, thread: Thread, pages: Sequence[int], level: int = 0) -> S
         if done % _BATCH == 0 and done < len(pages):
             yield from machine.sync_clock(thread)
             vm.mmu_lock.release()
-            yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+            yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=exclusive)
     yield from machine.sync_clock(thread)
     vm.invalidating.remove(covered)
     vm.mmu_lock.release()
 
 
 def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]:
-    """Remove one private page, mmu_lock held for writing; returns 0 or the failing status."""
+    """Remove one private page, mmu_lock held; returns 0 or the failing status."""
     durations, random = vm.machine.durations, thread.random
+    # Under the lock for reading a zap freezes the SPTE first, as a fault does.
+    vm.sptes[gpa | level] = FROZEN
     status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, level)
     if not status & abi.ERROR_BIT:
         status = yield from track(vm, thread)
@@ -61,6 +63,7 @@ def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
         thread.now += random.duration(durations.zap_step)
         status = yield from retries.zap_call(vm, thread, "TDH.MEM.PAGE.REMOVE", gpa, level)
     if status & abi.ERROR_BIT:
+        vm.sptes[gpa | level] = PRESENT
         return status
     del vm.sptes[gpa | level]
     yield from write_back(vm, thread, page)
