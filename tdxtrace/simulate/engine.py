@@ -179,13 +179,21 @@ def _start_vm(
     else:
         vm.td.op_state = RUNNABLE
         yield env.timeout(0)
-    premap(vm, spec.accepted)
+    premap(vm, spec.accepted, in_blocks=any(work.kind == "merge" for work in spec.workers))
     for vcpu in vcpus:
         vcpu.state.process = env.process(vcpu.run())
 
 
-def premap(vm: Vm, n_pages: int) -> None:
-    """Map and accept the first pages of a TD without a SEAMCALL, as before the trace."""
+def premap(vm: Vm, n_pages: int, in_blocks: bool = False) -> None:
+    """Map and accept the first pages of a TD without a SEAMCALL, as before the trace.
+
+    Args:
+        vm: The VM.
+        n_pages: Number of 4K pages.
+        in_blocks: Whether the small pages of each 2 MB range are one aligned 2 MB block, as a
+            host backs memory whose pages it means to merge.
+    """
+    block = 0
     size = 512 if vm.large_pages else 1
     for page in range(0, n_pages, size):
         gpa = MEMORY + (page << 12)
@@ -196,5 +204,10 @@ def premap(vm: Vm, n_pages: int) -> None:
                 table = vm.td.sept.entry(gpa, above)
                 table.state, table.page = NL_MAPPED, table.page or vm.new_page()
         vm.sptes[gpa | level] = PRESENT
+        if level:
+            vm.large_pages_at.add(gpa)
         entry = vm.td.sept.entry(gpa, level)
-        entry.state, entry.page = MAPPED, vm.new_page(level)
+        if in_blocks and page % 512 == 0:
+            block = vm.new_page(1)
+        entry.state = MAPPED
+        entry.page = block + (page % 512 << 12) if in_blocks else vm.new_page(level)

@@ -10,8 +10,8 @@ from tdxtrace.simulate.journal import Actor, CountedFault, Episode
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import STEPPING_EPF_THRESHOLD
 
-# Workers that block a page in order to unblock it, whatever they do it for.
-_CHURNING: Final = frozenset({"churn_blocks"})
+# Workers that block a page to make it accessible again unchanged, whatever they do it for.
+_CHURNING: Final = frozenset({"churn_blocks", "churn_sizes"})
 _NAMES: Final = (
     "memory_fault",
     "refused",
@@ -72,7 +72,7 @@ def true_step_cause(
 
 
 def _is_blocked(fault: CountedFault) -> bool:
-    return fault.state in (abi.BLOCKED, abi.PENDING_BLOCKED)
+    return fault.state in (abi.BLOCKED, abi.PENDING_BLOCKED, abi.NL_BLOCKED)
 
 
 def _cause_of(fault: CountedFault, actors: Mapping[tuple[int, str], Actor]) -> str:

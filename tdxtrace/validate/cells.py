@@ -120,7 +120,7 @@ def full(seeds: int = 1) -> list[Cell]:
         for name, (generation, policy), seed in itertools.product(
             scenario.names(), _VARIANTS, range(1, seeds + 1)
         )
-        if not (name == "page_split" and generation == "A")
+        if not (generation == "A" and any(td.large_pages for td in scenario.named(name).tds))
     ]
     cells: list[Cell] = []
     for number, plan in enumerate(dict.fromkeys(plans)):

@@ -30,6 +30,8 @@ DURATION_MS = {
     "balloon": 3,
     "boot_storm": 1,
     "broken_mmu_lock": 4,
+    "churn_2mb": 2,
+    "churn_without_unblock": 2,
     "conversion_churn": 2,
     "crowd": 10,
     "fresh_memory": 1,
@@ -41,6 +43,7 @@ DURATION_MS = {
     "lifecycle": 60,
     "memory_fault_ignored": 6,
     "memslot_deletion": 8,
+    "merge_given_up": 2,
     "page_split": 8,
     "prefault_race": 1,
     "quiet": 40,
@@ -81,7 +84,7 @@ def _scenarios() -> dict[str, Scenario]:
     runs = {}
     for name in scenario.names():
         for generation in GENERATIONS:
-            if name != "page_split" or generation != "A":
+            if generation != "A" or not any(td.large_pages for td in scenario.named(name).tds):
                 runs[f"{name} {generation}"] = _short(name, generation)
     for policy in POLICIES:
         runs[f"hostile_guest policy={policy}"] = _short("hostile_guest").with_(policy=policy)

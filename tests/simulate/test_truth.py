@@ -25,7 +25,7 @@ def _attempt(tables: dict[str, pl.DataFrame], chain: int, attempt: int) -> dict[
 
 
 # Scenarios in which somebody works on the Secure EPT without mmu_lock.
-WITHOUT_MMU_LOCK = {"broken_mmu_lock", "zero_step_attack"}
+WITHOUT_MMU_LOCK = {"broken_mmu_lock", "churn_2mb", "churn_without_unblock", "zero_step_attack"}
 
 
 @pytest.mark.parametrize("name", scenario.names())
@@ -132,3 +132,36 @@ def test_an_entry_that_faults_at_once_executed_nothing() -> None:
         .is_null()
         .all()
     )
+
+
+def test_an_honest_merge_is_given_up_and_attacks_nobody() -> None:
+    tables = _truth("merge_given_up", duration_ms=12)
+    promotes = tables["truth_chains"].filter(leaf=23)
+    assert not promotes.is_empty()
+    assert set(promotes["final_status"]) == {0x8000_0004_0000_0000}
+    assert tables["truth_chains"].filter(leaf=39, outcome="succeeded").height > 3
+    episodes = tables["truth_zero_steps"]
+    assert episodes["n_busy"].sum() > 0
+    assert Counter(episodes["cause"]).most_common(1)[0][0] == "invalidated"
+    assert not episodes["is_attack"].any()
+    assert tables["truth_broken_rules"].is_empty()
+
+
+def test_churn_at_2_mb_faults_inside_the_page() -> None:
+    tables = _truth("churn_2mb", duration_ms=6)
+    assert set(tables["truth_chains"].filter(leaf=7)["level"]) == {1}
+    episodes = tables["truth_zero_steps"]
+    assert (episodes["gpa"] % (1 << 21) != 0).any()
+    assert set(episodes["cause"]) == {"churned"}
+    assert episodes["is_attack"].all()
+
+
+def test_churn_needs_no_unblock_of_the_pages_that_are_watched() -> None:
+    tables = _truth("churn_without_unblock", duration_ms=6)
+    watched = tables["truth_actors"].filter(kind="churn_sizes")["tid"].item()
+    own = Counter(tables["truth_chains"].filter(tid=watched)["leaf"])
+    assert own[15] > 5
+    assert own[23] > 5
+    assert 39 not in own
+    assert set(tables["truth_zero_steps"]["blocker_tid"]) == {watched}
+    assert tables["truth_zero_steps"]["is_attack"].all()

@@ -80,6 +80,8 @@ def _map_levels(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
         if spte == FROZEN:
             thread.retry_reason = "frozen"
             return RETRY
+        if at == 1 and spte is not None and vm.is_large(gpa):
+            return SPURIOUS
         if spte is None:
             result = yield from _install(vm, thread, key, at == level)
             if result != FIXED:
@@ -105,6 +107,8 @@ def _install(vm: Vm, thread: Thread, key: int, is_page: bool) -> SimProcess[int]
     yield from vm.machine.sync_clock(thread)
     if not status & ERROR_BIT:
         vm.sptes[key] = PRESENT
+        if is_page and level:
+            vm.large_pages_at.add(gpa)
         return FIXED
     del vm.sptes[key]
     thread.retry_reason = "busy"

@@ -39,6 +39,8 @@ class Vm:
         self.shared_pages: set[int] = set()
         """Pages that userspace has marked shared: a private access exits with MEMORY_FAULT."""
         self.large_pages = False
+        self.large_pages_at: set[int] = set()
+        """Addresses of the 2 MB pages that are mapped; other SPTEs of that level are tables."""
         self.interrupt_mean_ns = 1_000_000
         self.vcpus: list[VcpuState] = []
         self.dead = False
@@ -57,6 +59,10 @@ class Vm:
         page = self._pages
         self._pages += size
         return page
+
+    def is_large(self, gpa: int) -> bool:
+        """Whether a 2 MB page is mapped there."""
+        return gpa & -page_bytes(1) in self.large_pages_at
 
     def call(self, leaf: str, gpa: int = 0, level: int = 0) -> Call:
         """A SEAMCALL on this TD, not yet made."""

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdxtrace.simulate.host.scheduler import SimProcess
-from tdxtrace.simulate.kvm import lifecycle, page_fault, retries, zap
+from tdxtrace.simulate.kvm import lifecycle, page_fault, page_size, retries, zap
 from tdxtrace.simulate.kvm.vm import PRESENT, Vm
 from tdxtrace.simulate.module import abi
-from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.tables import rows
 from tdxtrace.simulate.thread import Thread
 
-_LARGE: Final = 1 << 21
 CONDUCTS: Final = ("honest", "buggy", "hostile")
 
 
@@ -120,51 +118,46 @@ def _delete_slot(worker: Worker) -> SimProcess[None]:
 
 def _churn_blocks(worker: Worker) -> SimProcess[None]:
     """Block a page, wait for its fault, unblock it: an attack, or a migration (``conduct``)."""
-    vm = worker.vm
-    gpa = worker.random_pages()[0]
+    vm, level = worker.vm, int(worker.vm.large_pages)
+    gpa = worker.random_pages(abi.page_bytes(level))[0] & -abi.page_bytes(level)
     yield from vm.machine.acquire_lock(worker.thread, vm.mmu_lock, exclusive=True)
     yield from vm.machine.sync_clock(worker.thread)
     vm.mmu_lock.release()
-    if vm.sptes.get(gpa) == PRESENT:
+    if vm.sptes.get(gpa | level) == PRESENT:
         hold = worker.spec.hold_us * 1000
         locked = worker.spec.conduct == "honest"
-        yield from zap.block_and_unblock(vm, worker.thread, gpa, hold, locked)
+        yield from zap.block_and_unblock(vm, worker.thread, (gpa, level), hold, locked)
 
 
 def _split(worker: Worker) -> SimProcess[None]:
     """Split a 2 MB page: BLOCK, TRACK, kick, and DEMOTE until no interrupt stops it."""
     vm, thread, machine = worker.vm, worker.thread, worker.vm.machine
-    gpa = worker.random_pages(_LARGE)[0] & -_LARGE
+    gpa = worker.random_pages(page_size.LARGE)[0] & -page_size.LARGE
     yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
-    if vm.sptes.get(gpa | 1) == PRESENT and gpa not in vm.sptes:
+    if vm.is_large(gpa):
         status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
         if not status & abi.ERROR_BIT:
             status = yield from zap.track(vm, thread)
         if not status & abi.ERROR_BIT:
-            yield from _demote(worker, gpa)
+            status = yield from page_size.split(vm, thread, gpa)
+            if status & abi.ERROR_BIT:
+                vm.kvm_bug_on(thread, page_size.DEMOTE, status)
     yield from machine.sync_clock(thread)
     vm.mmu_lock.release()
 
 
-def _demote(worker: Worker, gpa: int) -> SimProcess[None]:
-    vm, thread, durations = worker.vm, worker.thread, worker.vm.machine.durations
-    request = vm.request("TDH.MEM.PAGE.DEMOTE", thread, (gpa, 1))
-    page = vm.new_page()
-    while not vm.dead:
-        call: Call = vm.call("TDH.MEM.PAGE.DEMOTE", gpa, 1)
-        call.page = page
-        # Probability of an interrupt of the host CPU during the work of the leaf.
-        work_ns = durations.demote.median
-        call.interrupt_pending = thread.random.chance(work_ns / max(1, vm.interrupt_mean_ns))
-        status = yield from vm.machine.seamcall(thread, request, call, durations.demote)
-        if status not in (abi.INTERRUPTED_RESTARTABLE, abi.INTERRUPTED_BUSY):
-            break
-        thread.now += thread.random.duration(durations.wrapper_turn)
-    if status & abi.ERROR_BIT:
-        vm.kvm_bug_on(thread, "TDH.MEM.PAGE.DEMOTE", status)
-        return
-    for i in range(512):
-        vm.sptes[gpa + (i << 12)] = PRESENT
+def _merge(worker: Worker) -> SimProcess[None]:
+    """Merge small pages to a 2 MB page, or give it up."""
+    gpa = worker.random_pages(page_size.LARGE)[0] & -page_size.LARGE
+    hold_ns = worker.spec.hold_us * 1000
+    yield from page_size.merge(worker.vm, worker.thread, gpa, hold_ns)
+
+
+def _churn_sizes(worker: Worker) -> SimProcess[None]:
+    """Attack: split and merge the same range again and again."""
+    gpa = worker.random_pages(page_size.LARGE)[0] & -page_size.LARGE
+    hold_ns = worker.spec.hold_us * 1000
+    yield from page_size.change_back_and_forth(worker.vm, worker.thread, gpa, hold_ns)
 
 
 def _seamcall(worker: Worker) -> SimProcess[None]:
@@ -212,6 +205,8 @@ WORKER_KINDS: Final[dict[str, Callable[[Worker], SimProcess[None]]]] = {
     "prefault": _prefault,
     "delete_slot": _delete_slot,
     "churn_blocks": _churn_blocks,
+    "churn_sizes": _churn_sizes,
+    "merge": _merge,
     "nmi": _nmi,
     "seamcall": _seamcall,
     "split": _split,

@@ -66,6 +66,8 @@ def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
         vm.sptes[gpa | level] = PRESENT
         return status
     del vm.sptes[gpa | level]
+    if level:
+        vm.large_pages_at.discard(gpa)
     yield from write_back(vm, thread, page)
     return 0
 
@@ -92,7 +94,7 @@ def write_back(vm: Vm, thread: Thread, page: int) -> SimProcess[None]:
 
 
 def block_and_unblock(
-    vm: Vm, thread: Thread, gpa: int, hold_ns: int, locked: bool
+    vm: Vm, thread: Thread, page: tuple[int, int], hold_ns: int, locked: bool
 ) -> SimProcess[None]:
     """Block a page, wait for the fault, unblock it: an attack, or a migration.
 
@@ -102,41 +104,56 @@ def block_and_unblock(
     Args:
         vm: The VM.
         thread: The calling thread.
-        gpa: The page.
+        page: Address and level of the page.
         hold_ns: How long it stays blocked.
         locked: Whether mmu_lock is held for writing over the calls, as KVM does over all of its
             zaps; not while the page stays blocked.
     """
-    for leaves in (("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"), ("TDH.MEM.RANGE.UNBLOCK",)):
-        if locked:
-            yield from vm.machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
-        done = True
-        for leaf in leaves:
-            done = done and (yield from _call_endlessly(vm, thread, leaf, gpa)) == abi.SUCCESS
-        if locked:
-            yield from vm.machine.sync_clock(thread)
-            vm.mmu_lock.release()
-        if not done:
-            return
-        if "TDH.MEM.TRACK" in leaves:
-            thread.now += hold_ns
+    if (yield from block_and_track(vm, thread, page, locked)):
+        thread.now += hold_ns
+        yield from unblock(vm, thread, page, locked)
 
 
-def _call_endlessly(vm: Vm, thread: Thread, leaf: str, gpa: int) -> SimProcess[int]:
-    """Repeat a call until it is not busy; kick every vCPU after a TRACK, done or refused."""
+def block_and_track(
+    vm: Vm, thread: Thread, page: tuple[int, int], locked: bool
+) -> SimProcess[bool]:
+    """BLOCK and TRACK a page, and kick every vCPU; returns whether the page is blocked."""
+    if locked:
+        yield from vm.machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+    is_blocked = (
+        yield from _call_endlessly(vm, thread, "TDH.MEM.RANGE.BLOCK", page)
+    ) == abi.SUCCESS
+    if is_blocked:
+        yield from _call_endlessly(vm, thread, "TDH.MEM.TRACK", NO_PAGE)
+        vm.machine.journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
+        yield from vm.kick(thread)
+    if locked:
+        yield from vm.machine.sync_clock(thread)
+        vm.mmu_lock.release()
+    return is_blocked
+
+
+def unblock(vm: Vm, thread: Thread, page: tuple[int, int], locked: bool) -> SimProcess[None]:
+    """UNBLOCK a page."""
+    if locked:
+        yield from vm.machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
+    yield from _call_endlessly(vm, thread, "TDH.MEM.RANGE.UNBLOCK", page)
+    if locked:
+        yield from vm.machine.sync_clock(thread)
+        vm.mmu_lock.release()
+
+
+def _call_endlessly(vm: Vm, thread: Thread, leaf: str, page: tuple[int, int]) -> SimProcess[int]:
+    """Repeat a call until it is not busy; kick every vCPU where TRACK waits for it."""
     durations = vm.machine.durations
-    page = NO_PAGE if leaf == "TDH.MEM.TRACK" else (gpa, 0)
     request = vm.request(leaf, thread, page)
     work = durations.track if leaf == "TDH.MEM.TRACK" else durations.block
     status = abi.OPERAND_BUSY
     while status & abi.HIGH_HALF in RETRYABLE and not vm.dead:
-        call = vm.call(leaf, gpa) if page != NO_PAGE else vm.call(leaf)
+        call = vm.call(leaf, *page) if page != NO_PAGE else vm.call(leaf)
         status = yield from vm.machine.seamcall(thread, request, call, work)
         thread.now += thread.random.duration(durations.wrapper_turn)
         if status == abi.PREVIOUS_TLB_EPOCH_BUSY:
             retries.blame_previous_epoch(vm, request)
             yield from vm.kick(thread)
-    if leaf == "TDH.MEM.TRACK":
-        vm.machine.journal.epochs.append((thread.now, vm.number, vm.td.epochs.current))
-        yield from vm.kick(thread)
     return status
