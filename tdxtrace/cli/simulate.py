@@ -101,7 +101,15 @@ def validate_command(
     full: Annotated[
         bool, typer.Option("--full/--small", help="Hundreds of cells, or those of a test run.")
     ] = False,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of --full.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="First seed: any number.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.")] = 1,
+    n_cells: Annotated[
+        int, typer.Option("--cells", min=0, help="Only so many, at equal distances; 0: all.")
+    ] = 0,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Score replayed policies against runs of the policies."),
+    ] = False,
     scenarios: Annotated[
         list[str], typer.Option("--scenario", metavar="NAME", help="Only this; may be repeated.")
     ] = [],  # noqa: B006 - typer reads, nobody writes it
@@ -113,7 +121,7 @@ def validate_command(
         bool, typer.Option("--by-capture", help="Add a table by format, probes and fault.")
     ] = False,
     confusions: Annotated[
-        bool, typer.Option("--by-cause", help="Add a table of true causes against found ones.")
+        bool, typer.Option("--by-cause", help="Add a table of true holders against found ones.")
     ] = False,
     min_exact: Annotated[
         float,
@@ -136,27 +144,25 @@ def validate_command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what --json names.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
-    """Score every analysis against simulated truth; exit with 3 if a threshold is missed.
+    """Score every answer against simulated truth; exit with 3 if a threshold is missed.
 
-    Example: tdxtrace validate --full --json scores.json
+    Example: tdxtrace validate --full --seed 1000 --cells 200 --json scores.json
     """
+    chosen_seeds = range(seed, seed + seeds)
+    if replay:
+        _validate_replay(chosen_seeds, scenarios, jobs, quiet)
+        return
     from tdxtrace.validate import acceptance, cells
-    from tdxtrace.validate.acceptance import confusion_table
     from tdxtrace.validate.matrix import validate
 
     thresholds = acceptance.Thresholds(
         min_exact, min_precision, min_recall, min_cause_precision, min_cause_recall
     )
-    chosen = cells.select_scenarios(cells.full(seeds) if full else cells.small(), scenarios)
+    made = cells.full(chosen_seeds) if full else cells.small(chosen_seeds)
+    chosen = cells.spread(cells.select_scenarios(made, scenarios), n_cells)
     results = _with_progress(validate, chosen, jobs, quiet)
     if not quiet:
-        _print(acceptance.table(results))
-        typer.echo()
-        _print(acceptance.verdict_table(results))
-    if captures and not quiet:
-        _print(acceptance.by_capture(results))
-    if confusions and not quiet:
-        _print(confusion_table(results))
+        _print_scores(results, captures, confusions)
     if json_file is not None:
         from tdxtrace.tables.files import whole_file
 
@@ -166,6 +172,35 @@ def validate_command(
     for line in short:
         print(f"tdxtrace: {line}", file=sys.stderr)
     if short:
+        raise typer.Exit(3)
+
+
+def _print_scores(results: list[Result], captures: bool, confusions: bool) -> None:
+    from tdxtrace.validate import acceptance
+
+    _print(acceptance.table(results))
+    for rows in (acceptance.verdict_table(results), *acceptance.answer_tables(results)):
+        typer.echo()
+        _print(rows)
+    if captures:
+        _print(acceptance.by_capture(results))
+    if confusions:
+        _print(acceptance.confusion_table(results))
+
+
+def _validate_replay(seeds: Sequence[int], scenarios: list[str], jobs: int, quiet: bool) -> None:
+    from tdxtrace.validate import replays
+
+    compared = replays.compare(seeds, replays.select_scenarios(scenarios), jobs)
+    if not quiet:
+        _print(replays.table(compared))
+    held = replays.share_held(compared)
+    if held is not None and held < replays.MIN_HELD:
+        print(
+            f"tdxtrace: intervals of replays: {held:.6f} hold the truth, at least "
+            f"{replays.MIN_HELD:g} is wanted",
+            file=sys.stderr,
+        )
         raise typer.Exit(3)
 
 

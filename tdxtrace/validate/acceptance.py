@@ -12,7 +12,8 @@ from typing import Any, Final
 from tdxtrace.tables.causes import CAUSES
 from tdxtrace.validate.causes import GENERATION_GIVEN, GENERATION_OPEN
 from tdxtrace.validate.matrix import Result, total
-from tdxtrace.validate.verdicts import false_accusations, verdict_score_rows
+from tdxtrace.validate.step_causes import confusion_rows as step_confusion
+from tdxtrace.validate.verdicts import accusation_rows, false_accusations, verdict_score_rows
 
 _CHAINS: Final = ("exact", "marked", "wrong", "missing", "extra", "needless", "unseen")
 
@@ -48,6 +49,8 @@ class Figures:
     """Of the cause with the worst recall, the module's generation given."""
     false_bugs: int = 0
     """Busy answers that were wrongly called a kernel bug."""
+    wrong_step_causes: int = 0
+    """Zero-step episodes with a cause that is not theirs."""
 
 
 def figures(results: Sequence[Result]) -> Figures:
@@ -64,6 +67,7 @@ def figures(results: Sequence[Result]) -> Figures:
         cause_precision(results),
         cause_recall([result for result in results if result.cell.shows_causes]),
         false_bugs(results),
+        total(results, "zero_step_causes")["wrong"],
     )
 
 
@@ -92,6 +96,8 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
         short.append(f"{have.needless} chains are marked though the capture shows all of them")
     if have.false_bugs:
         short.append(f"{have.false_bugs} busy answers are called kernel bugs and are none")
+    if have.wrong_step_causes:
+        short.append(f"{have.wrong_step_causes} zero-step causes are wrong")
     return [*short, *false_accusations(total(results, "verdicts"))]
 
 
@@ -113,6 +119,14 @@ def verdict_table(results: Sequence[Result]) -> Sequence[list[str]]:
         for name in names
     }
     return verdict_score_rows({**parts, "all": total(results, "verdicts")})
+
+
+def answer_tables(results: Sequence[Result]) -> list[list[list[str]]]:
+    """Return the tables of accusations and of zero-step causes, over all cells."""
+    return [
+        accusation_rows(total(results, "verdicts")),
+        step_confusion(total(results, "zero_step_causes")),
+    ]
 
 
 def by_capture(results: Sequence[Result]) -> list[list[str]]:
@@ -143,11 +157,15 @@ def _of(steps: Counter[str], strength: str) -> str:
 
 
 def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
-    """Return thresholds, shares and each cell with its counts as JSON."""
+    """Return thresholds, shares, counts by answer, and each cell with its counts as JSON."""
     made: dict[str, Any] = {
         "thresholds": dataclasses.asdict(wanted),
         "figures": dataclasses.asdict(figures(results)),
         "failures": failures(results, wanted),
+        "answers": {
+            name: dict(sorted(total(results, name).items()))
+            for name in sorted({name for result in results for name in result.counts})
+        },
         "cells": [
             {
                 **dataclasses.asdict(result.cell),

@@ -12,6 +12,7 @@ from tdxtrace.simulate.journal import RETRYABLE
 from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import CapturedRun, Score, row_of
+from tdxtrace.validate.truth import Truth
 
 # Locks on which a correct kernel never gets a busy answer.
 _BUG_LOCKS: Final = ("TDR", "TDVPR", "PREVIOUS_EPOCH")
@@ -23,11 +24,13 @@ GENERATION_GIVEN, GENERATION_OPEN = "told", "untold"
 def score_causes(made: CapturedRun) -> Score:
     """Compare the cause of every captured busy attempt with the true one.
 
-    The analysis runs twice: with the module's generation given, and without.  A holder is
-    right if it is the call that truly held the lock; where the module counts several holders,
-    or the analysis finds several that fit as well, only the cause is scored.
+    The analysis runs twice: with the module's generation given, and without.  A kernel bug is
+    right if the named rule was broken by that call.  A holder is right if it is one of the
+    calls that truly held the lock; where the analysis finds several that fit as well, only the
+    cause is scored.
     """
     score = Score()
+    happened = Truth(made)
     truth = list(_truth(made))
     for how, mask in (
         (GENERATION_GIVEN, mask_of(made.run.scenario.generation)),
@@ -35,11 +38,14 @@ def score_causes(made: CapturedRun) -> Score:
     ):
         table = busy_causes(gather_evidence(made.trace, mask=mask))
         found = {row["seq"]: row for row in table.filter(rank=1).iter_rows(named=True)}
-        for line, call, cause in truth:
+        for line, call, held_by in truth:
+            cause = held_by
             row = found.get(line)
             if row is None:
                 score.counts[f"{how} missing"] += 1
                 continue
+            if row["cause"] == "kernel_bug" and happened.breaks(row["rule"], line):
+                cause = "kernel_bug"
             score.counts[f"{how} {cause} {row['cause']}"] += 1
             if row["cause"] not in (cause, "unexplained"):
                 _example(score, f"{how}: {cause}, found", row, call)
@@ -77,21 +83,26 @@ def true_cause(call: Call) -> str:
 
 def _judge_holder(score: Score, made: CapturedRun, row: dict[str, Any], call: Call) -> None:
     busy_reason = call.busy_reason
-    if row["holder_seq"] is None or busy_reason is None or len(busy_reason.holders) != 1:
+    if row["holder_seq"] is None or busy_reason is None or row["n_tied"] > 1:
         return
-    holder = busy_reason.holders[0]
-    if row["n_tied"] > 1 or not isinstance(holder, Call) or holder.thread is None:
+    holders = [h for h in busy_reason.holders if isinstance(h, Call) and h.thread is not None]
+    if not holders:
         return
+    is_right = any(_is_holder(made, row, holder) for holder in holders)
     score.counts["holder named"] += 1
-    if holder.guest:
-        is_right = row["holder_tid"] == holder.thread.tid
-    else:
-        is_right = row["holder_seq"] == row_of(made, holder) or (
-            row["holder_tid"] == holder.thread.tid and row["holder_leaf"] == LEAF[holder.leaf]
-        )
     score.counts["holder right"] += is_right
     if not is_right:
-        _example(score, f"holder not {holder.leaf} of {holder.thread.tid}, but", row, call)
+        known = [f"{holder.leaf} of {holder.thread.tid}" for holder in holders if holder.thread]
+        _example(score, f"holder not {', '.join(known)}, but", row, call)
+
+
+def _is_holder(made: CapturedRun, row: dict[str, Any], holder: Call) -> bool:
+    assert holder.thread is not None
+    same_thread = bool(row["holder_tid"] == holder.thread.tid)
+    if holder.guest:
+        return same_thread
+    named = row["holder_seq"] == row_of(made, holder)
+    return named or (same_thread and row["holder_leaf"] == LEAF[holder.leaf])
 
 
 def _example(score: Score, what: str, row: dict[str, Any], call: Call) -> None:

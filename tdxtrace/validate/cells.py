@@ -103,22 +103,28 @@ _SMALL_RUNS: Final = (
 _SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22)
 
 
-def small() -> list[Cell]:
+def small(seeds: Sequence[int] = (1,)) -> list[Cell]:
     """Return the cells of a test run: few runs, one capture of each kind."""
-    plans = [_plan(name, generation, policy, 1) for name, generation, policy in _SMALL_RUNS]
+    plans = [
+        _plan(name, generation, policy, seed)
+        for (name, generation, policy), seed in itertools.product(_SMALL_RUNS, seeds)
+    ]
     return list(_cells(plans, [_CAPTURES[i] for i in _SMALL_CAPTURES]))
 
 
-def full(seeds: int = 1) -> list[Cell]:
+def full(seeds: Sequence[int] = (1,)) -> list[Cell]:
     """Return every scenario in every variant; all captures of some, a few in turn of the others.
 
     What a capture shows depends little on the scenario, so not all of their product is
     needed to cover each pair of a capture and a kind of trouble.
+
+    Args:
+        seeds: Seeds of the runs: all scenarios in all variants for each.
     """
     plans = [
         _plan(name, generation, policy, seed)
         for name, (generation, policy), seed in itertools.product(
-            scenario.names(), _VARIANTS, range(1, seeds + 1)
+            scenario.names(), _VARIANTS, seeds
         )
         if not (generation == "A" and any(td.large_pages for td in scenario.named(name).tds))
     ]
@@ -147,6 +153,18 @@ def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             raise QueryError(f"no cells of scenario {name!r}; nearest: {near}; --full has more")
     return [cell for cell in cells if not names or cell.plan.scenario in names]
+
+
+def spread(cells: list[Cell], n: int) -> list[Cell]:
+    """Return ``n`` cells at equal distances among ``cells``; all if there are fewer.
+
+    Args:
+        cells: Cells, those of one scenario next to each other.
+        n: Number of them to keep; 0: all.
+    """
+    if not n or n >= len(cells):
+        return cells
+    return [cells[i * len(cells) // n] for i in range(n)]
 
 
 _ALL_CAPTURES: Final = ("zero_step_attack", "hostile_guest", "balloon", "lifecycle", "crowd")

@@ -16,12 +16,14 @@ from tdxtrace.validate.captured import CapturedRun, Score, capture_run
 from tdxtrace.validate.causes import score_causes
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.scores import score_chains, score_episodes
+from tdxtrace.validate.step_causes import score_step_causes
 from tdxtrace.validate.verdicts import score_verdicts
 
 # One scorer per analysis, by the name of the table it returns.
 SCORERS: Final[dict[str, Callable[[CapturedRun], Score]]] = {
     "retry_chains": score_chains,
     "zero_steps": score_episodes,
+    "zero_step_causes": score_step_causes,
     "verdicts": score_verdicts,
     "busy_causes": score_causes,
 }

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tdxtrace.errors import QueryError
 from tdxtrace.recommend import policy_definitions
 from tdxtrace.recommend.replay import policies
 from tdxtrace.simulate import scenario
@@ -69,19 +70,33 @@ class Comparison:
         return self.low <= self.truth <= self.high
 
 
-def compare(seeds: Sequence[int], names: Sequence[str] = (), jobs: int = 0) -> list[Comparison]:
+def select_scenarios(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the compared scenarios of these names, with their length in ms; all if none is named.
+
+    Raises:
+        QueryError: If one is not compared.
+    """
+    known = [name for name, _ in SCENARIOS]
+    for name in names:
+        if name not in known:
+            raise QueryError(f"no replay of scenario {name!r}; there are: {', '.join(known)}")
+    return [(name, ms) for name, ms in SCENARIOS if not names or name in names]
+
+
+def compare(
+    seeds: Sequence[int], scenarios: Sequence[tuple[str, int]] = SCENARIOS, jobs: int = 0
+) -> list[Comparison]:
     """Replay policies over recordings of other ones, and run the policies themselves.
 
     Args:
         seeds: Seeds; each is one recording, and one run of each policy, of each scenario.
-        names: Scenarios; all of SCENARIOS if none is named.
+        scenarios: Names of scenarios, and the length of their runs in ms.
         jobs: Number of processes; 0: one for each CPU.
 
     Returns:
         A comparison for each leaf that was busy at all, in the recording or under the policy.
     """
-    chosen = [(name, ms) for name, ms in SCENARIOS if not names or name in names]
-    work = [(name, ms, seed) for (name, ms), seed in itertools.product(chosen, seeds)]
+    work = [(name, ms, seed) for (name, ms), seed in itertools.product(scenarios, seeds)]
     done = dict(run_in_processes(_compared, work, jobs))
     return [comparison for item in work for comparison in done[item]]
 

@@ -1,18 +1,19 @@
-"""Score of the verdicts, of zero-step causes and of progress loops: no false accusation."""
+"""Score of accusations and of progress loops: each verdict and broken rule by its own rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.simulate.journal import Request
+from tdxtrace.simulate.journal import BrokenRule, Request
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import CapturedRun, Score
-from tdxtrace.validate.causes import true_cause
+from tdxtrace.validate.step_causes import judge_hostile
+from tdxtrace.validate.truth import Truth
 
 _LOOPS: Final = {
     abi.INTERRUPTED_RESUMABLE: "resumable",
@@ -20,57 +21,135 @@ _LOOPS: Final = {
     abi.INTERRUPTED_BUSY: "interrupted",
     abi.RND_NO_ENTROPY: "entropy",
 }
-_BUSY: Final = (abi.OPERAND_BUSY, abi.PREVIOUS_TLB_EPOCH_BUSY)
 ACCUSATIONS: Final = ("BUG", "HOSTILE")
+_SURE: Final = ("proof", "strong")
+_RULE_OF_CONSEQUENCE: Final = {
+    "host_priority_timeout": "host_priority_timeout",
+    "later_call_failed": "dropped_block",
+}
 
 
 def score_verdicts(made: CapturedRun) -> Score:
-    """Compare causes of zero-steps, progress loops and accusations with the truth of the run.
+    """Compare accusations and progress loops with what happened at their rows.
 
-    The cause of an episode is right if the run can cause it at all (a run has few causes);
-    which of them did is tested on small scenarios.  HOSTILE is right if the simulated host
-    refuses faults; BUG, if the calls it is about truly broke a rule, or the policy gave
-    requests up.
+    BUG is right if the named rule was truly broken by the call at each row of its evidence;
+    HOSTILE, if a hostile actor truly caused what each row shows.  A broken rule is right if
+    its call broke it, and if the other call that it names proves it.
     """
     score = Score()
-    _score_causes(score, made)
+    truth = Truth(made)
     _score_loops(score, made)
-    _score_accusations(score, made)
+    _score_rules(score, made, truth)
+    _score_accusations(score, made, truth)
     return score
 
 
-def _score_causes(score: Score, made: CapturedRun) -> None:
-    possible = _possible(made)
-    for row in made.findings.zero_step_causes.iter_rows(named=True):
-        cause = row["cause"]
-        score.counts["causes_found"] += 1
-        score.counts["causes_unknown"] += cause == "unknown"
-        score.counts["causes_right"] += cause in possible
-        if cause not in possible and cause != "unknown":
-            score.add_example(f"cause {cause} of {row['first_seq']}, possible are {possible}")
+def _score_rules(score: Score, made: CapturedRun, truth: Truth) -> None:
+    """Score the ``broken_rules`` table, and count the true ones that the capture shows."""
+    found: set[tuple[str, int]] = set()
+    for row in made.findings.broken_rules.iter_rows(named=True):
+        rule, seq = row["rule"], row["seq"]
+        sure = "sure" if row["confidence"] in _SURE else "unsure"
+        is_right = truth.breaks(rule, seq, row["evidence_seq"])
+        score.counts[f"{sure} {rule} {'right' if is_right else 'wrong'}"] += 1
+        if not is_right:
+            score.add_example(f"{sure} broken rule that is none: {row}")
+        found |= {(rule, line) for line in (seq, row["evidence_seq"]) if line is not None}
+    if not made.cell.shows_causes:
+        return
+    for rule, lines in _shown_rules(made, truth):
+        score.counts[f"rule {rule} shown"] += 1
+        score.counts[f"rule {rule} found"] += any((rule, line) in found for line in lines)
 
 
-def _possible(made: CapturedRun) -> set[str]:
-    """Causes of zero-steps that the scenario, policy and module of the run can have."""
-    possible = set()
-    run = made.run
-    for td in run.scenario.tds:
-        kinds = {work.kind for work in td.workers}
-        makes = {
-            "memory_fault_ignored": td.ignored_faults > 0,
-            "block_churn": "churn_blocks" in kinds,
-            "many_pages": td.guest.program == "string-copy",
-            "pending_page": td.pending_ve_disable or run.scenario.generation != "C",
-            "frozen_spte": "prefault" in kinds or td.guest.program == "contend",
-            "invalidation": bool(kinds & {"zap", "delete_slot", "split"}),
-            "memslot_change": "delete_slot" in kinds,
-        }
-        possible |= {cause for cause, made_here in makes.items() if made_here}
-    # The host enters again while the page is busy: by policy, or for an event.
-    leaves = any(action.action == "leave_loop" for action in run.journal.actions)
-    if leaves or not all(vm.policy.local_loop for vm in run.vms):
-        possible.add("left_loop")
-    return possible
+def _shown_rules(made: CapturedRun, truth: Truth) -> Iterator[tuple[str, list[int]]]:
+    """Each call that breaks a rule, with the lines of all its pairs, where they were captured."""
+    by_call: dict[tuple[str, int], list[BrokenRule]] = {}
+    for broken in truth.broken:
+        by_call.setdefault((broken.rule, id(broken.call)), []).append(broken)
+    for (rule, _), pairs in by_call.items():
+        calls = [pairs[0].call, *(b.evidence for b in pairs if b.evidence is not None)]
+        lines = [made.returns[id(call)] for call in calls if id(call) in made.returns]
+        if id(pairs[0].call) in made.returns:
+            yield rule, lines
+
+
+def _score_accusations(score: Score, made: CapturedRun, truth: Truth) -> None:
+    for row in made.findings.verdicts.iter_rows(named=True):
+        verdict = row["verdict"]
+        score.counts[verdict] += 1
+        if verdict not in ACCUSATIONS:
+            continue
+        judge = _JUDGES.get((verdict, row["evidence_table"]))
+        lines = [int(seq) for seq in row["evidence"].split()]
+        right = judge is not None and bool(lines) and all(judge(made, truth, s) for s in lines)
+        score.counts[f"{verdict}_false"] += not right
+        score.counts[f"{verdict} {row['subject']} {'right' if right else 'wrong'}"] += 1
+        if not right:
+            score.add_example(f"accused: {row['sentence']} ({row['rule']}: {row['evidence']})")
+    _score_attacks(score, made, truth)
+
+
+def _score_attacks(score: Score, made: CapturedRun, truth: Truth) -> None:
+    """Count whether the capture surely shows an attacked episode, and whether it is named."""
+    sure = made.findings.zero_steps.filter(pl.col("strength") != "weak")
+    if any(judge_hostile(truth, row) for row in sure.iter_rows(named=True)):
+        named = made.findings.verdicts.filter(verdict="HOSTILE", subject="zero_step")
+        score.counts["hostile_shown"] += 1
+        score.counts["hostile_named"] += not named.is_empty()
+
+
+def _bug_by_cause(made: CapturedRun, truth: Truth, seq: int) -> bool:
+    rows = made.findings.busy_causes.filter(seq=seq, rank=1).select("rule")
+    return any(rule is not None and truth.breaks(rule, seq) for (rule,) in rows.iter_rows())
+
+
+def _bug_by_rule(made: CapturedRun, truth: Truth, seq: int) -> bool:
+    rows = made.findings.broken_rules.filter(
+        pl.col("seq") == seq, pl.col("confidence").is_in(_SURE)
+    )
+    given = rows.select("rule", "evidence_seq").rows()
+    return bool(given) and all(truth.breaks(rule, seq, other) for rule, other in given)
+
+
+def _bug_by_request(made: CapturedRun, truth: Truth, first_seq: int) -> bool:
+    """Whether an abandoned request truly had the consequence that it is blamed for."""
+    rows = made.findings.abandoned_requests.filter(first_seq=first_seq)
+    blamed = rows.filter(pl.col("consequence").is_in(list(_RULE_OF_CONSEQUENCE)))
+    call = truth.call_at(first_seq)
+    request = truth.requests.get(id(call))
+    if request is None or blamed.is_empty():
+        return False
+    mine = {id(one) for one in request.calls}
+    return all(
+        any(
+            broken.rule == _RULE_OF_CONSEQUENCE[row["consequence"]]
+            and id(broken.evidence) in mine
+            and broken.call is truth.call_at(row["effect_seq"])
+            for broken in truth.broken
+        )
+        for row in blamed.iter_rows(named=True)
+    )
+
+
+def _hostile_guest(made: CapturedRun, truth: Truth, seq: int) -> bool:
+    del made
+    return truth.guest_attacks(seq)
+
+
+def _hostile_host(made: CapturedRun, truth: Truth, first_seq: int) -> bool:
+    rows = made.findings.zero_steps.filter(first_seq=first_seq).iter_rows(named=True)
+    return any(judge_hostile(truth, row) for row in rows)
+
+
+# Whether a row of the evidence supports a verdict, by the verdict and the table of the row.
+_JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, int], bool]]] = {
+    ("BUG", "busy_causes"): _bug_by_cause,
+    ("BUG", "broken_rules"): _bug_by_rule,
+    ("BUG", "abandoned_requests"): _bug_by_request,
+    ("HOSTILE", "busy_causes"): _hostile_guest,
+    ("HOSTILE", "zero_steps"): _hostile_host,
+}
 
 
 def _score_loops(score: Score, made: CapturedRun) -> None:
@@ -132,70 +211,8 @@ def _score_loop(
         score.add_example(f"loop {row}, truly {loop} x {n}, {request.outcome}")
 
 
-def _score_accusations(score: Score, made: CapturedRun) -> None:
-    hostile = any(td.refuses_faults for td in made.run.scenario.tds)
-    sure = made.findings.zero_steps.filter(pl.col("strength") != "weak").height
-    given = made.findings.verdicts
-    for row in given.iter_rows(named=True):
-        score.counts[f"{row['verdict']}"] += 1
-        if row["verdict"] not in ACCUSATIONS:
-            continue
-        right = hostile if row["verdict"] == "HOSTILE" else _is_bug(made, row)
-        score.counts[f"{row['verdict']}_false"] += not right
-        if not right:
-            score.add_example(f"accused: {row['sentence']} ({row['evidence']})")
-    if hostile and sure:
-        score.counts["hostile_shown"] += 1
-        score.counts["hostile_named"] += "HOSTILE" in given["verdict"]
-
-
-def _is_bug(made: CapturedRun, row: dict[str, Any]) -> bool:
-    """Whether the run truly has the bug that a verdict names."""
-    journal = made.run.journal
-    if any(action.action == "give_up" for action in journal.actions):
-        return True
-    evidence = {int(seq) for seq in row["evidence"].split()}
-    if row["rule"] == "mmu_lock_excludes":
-        return _overlaps_all(made, evidence)
-    return any(
-        abi.LEAF[call.leaf] == row["leaf"]
-        and call.status & abi.HIGH_HALF in _BUSY
-        and made.returns.get(id(call)) in evidence
-        and true_cause(call) == "kernel_bug"
-        for request in journal.requests
-        for call in request.calls
-    )
-
-
-# Leaves that KVM calls with mmu_lock held, and those of them that it holds for writing over.
-_EXCLUDING: Final = ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE")
-_UNDER_MMU_LOCK: Final = (*_EXCLUDING, "TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
-
-
-def _overlaps_all(made: CapturedRun, evidence: set[int]) -> bool:
-    """Whether each call truly overlapped one of its TD that mmu_lock keeps away from it."""
-    calls = [
-        call
-        for request in made.run.journal.requests
-        for call in request.calls
-        if call.leaf in _UNDER_MMU_LOCK
-    ]
-    found = [call for call in calls if made.returns.get(id(call)) in evidence]
-    return len(found) == len(evidence) and all(
-        any(
-            other.td is call.td
-            and other.thread is not call.thread
-            and (other.leaf in _EXCLUDING or call.leaf in _EXCLUDING)
-            and other.start_ns < call.end_ns
-            and call.start_ns < other.end_ns
-            for other in calls
-        )
-        for call in found
-    )
-
-
 def false_accusations(counts: Counter[str]) -> list[str]:
-    """Return a line for each kind of wrong verdict; none if all are right.
+    """Return a line for each kind of wrong accusation or loop; none if all are right.
 
     Args:
         counts: Sums of the counts of :func:`score_verdicts`.
@@ -205,17 +222,47 @@ def false_accusations(counts: Counter[str]) -> list[str]:
         for verdict in ACCUSATIONS
         if counts[f"{verdict}_false"]
     ]
-    named = counts["causes_found"] - counts["causes_unknown"]
-    if counts["causes_right"] < named:
-        wrong.append(f"{named - counts['causes_right']} of {named} zero-step causes are wrong")
+    wrong += [
+        f"{n} broken rules {name.split()[1]} are none"
+        for name, n in sorted(counts.items())
+        if name.startswith("sure ") and name.endswith(" wrong")
+    ]
     if counts["loops_wrong"] + counts["loops_false"]:
         wrong.append(f"{counts['loops_wrong'] + counts['loops_false']} progress loops are wrong")
     return wrong
 
 
+def accusation_rows(counts: Counter[str]) -> list[list[str]]:
+    """Return table rows for display: a heading, one row per kind of accusation.
+
+    ``shown`` and ``found`` are of whole captures: calls that truly broke the rule.
+
+    Args:
+        counts: Sums of the counts of :func:`score_verdicts`.
+    """
+    kinds = {name.split()[1] for name in counts if name.split()[0] in _OF_RULES}
+    rows = [["accusation", "right", "wrong", "unsure right", "unsure wrong", "shown", "found"]]
+    for rule in sorted(kinds):
+        said = [f"{sure} {rule} {what}" for sure in ("sure", "unsure") for what in _JUDGED]
+        names = [*said, f"rule {rule} shown", f"rule {rule} found"]
+        rows.append([f"rule {rule}", *(_number(counts[name]) for name in names)])
+    given = {name.rsplit(" ", 1)[0] for name in counts if name.split(" ")[0] in ACCUSATIONS}
+    for kind in sorted(given - set(ACCUSATIONS) - {f"{name}_false" for name in ACCUSATIONS}):
+        judged = (_number(counts[f"{kind} {what}"]) for what in _JUDGED)
+        rows.append([kind, *judged, *["-"] * 4])
+    attacks = (_number(counts[name]) for name in ("hostile_shown", "hostile_named"))
+    return [*rows, ["captures of a zero-step attack", *["-"] * 4, *attacks]]
+
+
+_OF_RULES: Final = ("sure", "unsure", "rule")
+_JUDGED: Final = ("right", "wrong")
+
+
+def _number(n: int) -> str:
+    return str(n) if n else "-"
+
+
 _SHOWN: Final = (
-    ("causes right", "causes_right", "causes_found"),
-    ("causes unknown", "causes_unknown", "causes_found"),
     ("loops right", "loops_right", "loops_shown"),
     ("hostile named", "hostile_named", "hostile_shown"),
 )

@@ -1,0 +1,90 @@
+"""Score of the causes of zero-step episodes: counts of true and found causes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from tdxtrace.simulate.journal import Episode
+from tdxtrace.tables.findings import STEP_CAUSES
+from tdxtrace.tables.truth import TRUE_STEP_CAUSES
+from tdxtrace.validate.captured import CapturedRun, Score
+from tdxtrace.validate.truth import Truth
+
+# The answer that names each true cause; none of them is right where there is no answer.
+_ANSWERS: Final[dict[str, tuple[str, ...]]] = {
+    "memory_fault": ("memory_fault_ignored",),
+    "churned": ("block_churn",),
+    "invalidated": ("invalidation", "memslot_change"),
+    "raced": ("frozen_spte",),
+    "left_loop": ("left_loop",),
+    "pending": ("pending_page",),
+    "served": ("many_pages",),
+}
+# Faults on more pages at one RIP arm the gate, whatever was done with each: the module's
+# STEPPING_EPF_THRESHOLD is 6.
+_MANY_PAGES: Final = 6
+TRUE_CAUSES: Final = (*TRUE_STEP_CAUSES, "mixed", "no episode")
+_ACTOR_OF_SLOTS: Final = "delete_slot"
+
+
+def score_step_causes(made: CapturedRun) -> Score:
+    """Compare the cause of every found episode with that of the simulated one.
+
+    An answer is right if it is the cause of that episode's faults up to the arming.
+    ``unknown`` is no answer.  Rows of weak strength that are no episode have no true cause;
+    an answer on them is counted apart, as none of the verdicts rests on them.
+    """
+    score = Score()
+    truth = Truth(made)
+    steps = {
+        (row["source"], row["first_seq"], row["form"]): row
+        for row in made.findings.zero_steps.iter_rows(named=True)
+    }
+    for row in made.findings.zero_step_causes.iter_rows(named=True):
+        step = steps[row["source"], row["first_seq"], row["form"]]
+        episode = truth.episode_of(step)
+        true = "no episode" if episode is None else str(truth.step_cause(episode)[0])
+        score.counts[f"cause {true} {row['cause']}"] += 1
+        if row["cause"] == "unknown":
+            continue
+        if episode is None:
+            score.counts["of no episode"] += 1
+            continue
+        is_right = _names(truth, episode, row["cause"])
+        score.counts["right" if is_right else "wrong"] += 1
+        if not is_right:
+            score.add_example(f"cause {row['cause']} of {row['first_seq']}, truly {true}")
+    return score
+
+
+def _names(truth: Truth, episode: Episode, answer: str) -> bool:
+    """Whether an answer names what kept an episode's vCPU out."""
+    cause, n_pages, *_, blocker, _ = truth.step_cause(episode)
+    if answer == "many_pages":
+        return bool(n_pages > _MANY_PAGES)
+    if answer == "memslot_change":
+        actor = truth.actors.get((blocker, "host"))
+        kinds = {a.kind for a in truth.actors.values()} if actor is None else {actor.kind}
+        return cause == "invalidated" and _ACTOR_OF_SLOTS in kinds
+    return answer in _ANSWERS.get(cause, ())
+
+
+def confusion_rows(counts: Counter[str]) -> list[list[str]]:
+    """Return table rows for display: a heading, one row per true cause.
+
+    Args:
+        counts: Sums of the counts of :func:`score_step_causes`.
+    """
+    rows = [["zero-step cause", *STEP_CAUSES]]
+    for true in TRUE_CAUSES:
+        found = [counts[f"cause {true} {name}"] for name in STEP_CAUSES]
+        if any(found):
+            rows.append([true, *(str(n) if n else "-" for n in found)])
+    return rows
+
+
+def judge_hostile(truth: Truth, row: dict[str, Any]) -> bool:
+    """Return whether a hostile actor caused the episode of a zero_steps row."""
+    episode = truth.episode_of(row)
+    return episode is not None and bool(truth.step_cause(episode)[-1])

@@ -1,0 +1,166 @@
+"""What truly happened at a row of a capture: the call, the rules it broke, who was at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Final
+
+from tdxtrace.simulate.journal import Actor, BrokenRule, Episode, Request
+from tdxtrace.simulate.module import abi
+from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record.symbols import CLOCK_START_NS
+from tdxtrace.simulate.true_causes import true_step_cause
+from tdxtrace.simulate.true_rules import true_rules
+from tdxtrace.validate.captured import CapturedRun
+
+# What the kernel returns with TDX_TLB_TRACKING_NOT_DONE: intel/tdx-module error codes, 0xC0000B08.
+_TLB_TRACKING_NOT_DONE: Final = 0xC000_0B08 << 32
+_BUSY_SEPT: Final = abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]
+
+
+class Truth:
+    """The truth of a run, by the rows of one capture of it.
+
+    Args:
+        made: The capture.
+    """
+
+    def __init__(self, made: CapturedRun) -> None:
+        self._made = made
+
+    @cached_property
+    def _calls(self) -> dict[int, Call]:
+        """The last call that the line of each seamcalls row stands for."""
+        by_id = {id(call): call for call in self._made.run.journal.calls}
+        places = (self._made.entries, self._made.returns)
+        return {line: by_id[key] for found in places for key, line in found.items() if key in by_id}
+
+    @cached_property
+    def requests(self) -> dict[int, Request]:
+        """The request of each call, by id of the call."""
+        journal = self._made.run.journal
+        return {id(call): request for request in journal.requests for call in request.calls}
+
+    @cached_property
+    def actors(self) -> dict[tuple[int, str], Actor]:
+        """Actors by thread and side."""
+        return {(actor.tid, actor.side): actor for actor in self._made.run.journal.actors}
+
+    @cached_property
+    def broken(self) -> list[BrokenRule]:
+        """Every broken rule of the run."""
+        return [*true_rules(self._made.run), *self._dropped_blocks()]
+
+    @cached_property
+    def _broken_by_call(self) -> dict[int, list[BrokenRule]]:
+        found: dict[int, list[BrokenRule]] = {}
+        for broken in self.broken:
+            for call in (broken.call, broken.evidence):
+                if call is not None:
+                    found.setdefault(id(call), []).append(broken)
+        return found
+
+    def _dropped_blocks(self) -> Iterator[BrokenRule]:
+        """Calls that failed since the last BLOCK of their page was busy and not repeated."""
+        blocks: dict[tuple[object, int], Call] = {}
+        for call in sorted(self._made.run.journal.calls, key=lambda call: call.end_ns):
+            page = call.td, call.gpa
+            if call.leaf == "TDH.MEM.RANGE.BLOCK":
+                blocks[page] = call
+            elif call.status & abi.HIGH_HALF == _TLB_TRACKING_NOT_DONE:
+                block = blocks.get(page)
+                if block is not None and abi.is_busy(block.status):
+                    yield BrokenRule("dropped_block", call, block)
+
+    def call_at(self, seq: int) -> Call | None:
+        """Return the call of a seamcalls row; None if the row stands for none."""
+        return self._calls.get(seq)
+
+    def breaks(self, rule: str, seq: int, evidence_seq: int | None = None) -> bool:
+        """Return whether a rule was broken by the call at a row, and this evidence shows it.
+
+        Where a pair of calls breaks the rule, either may be named first; any holder of the lock
+        that made the call busy is evidence.
+
+        Args:
+            rule: Name of the rule.
+            seq: Row of the call.
+            evidence_seq: Row of the evidence; None: not named, and not asked for.
+        """
+        call = self.call_at(seq)
+        found = [b for b in self._broken_by_call.get(id(call), ()) if b.rule == rule]
+        if evidence_seq is None:
+            return bool(found)
+        other = self.call_at(evidence_seq)
+        if other is None:
+            return False
+        pair = {id(call), id(other)}
+        return any(
+            {id(b.call), id(b.evidence)} == pair or (b.call is call and other in _holders(call))
+            for b in found
+        )
+
+    def guest_attacks(self, seq: int) -> bool:
+        """Return whether a hostile guest held what the call at a row wanted."""
+        call = self.call_at(seq)
+        return call is not None and any(
+            holder.guest
+            and holder.thread is not None
+            and self._conduct(holder.thread.tid, "guest") == "hostile"
+            for holder in _holders(call)
+        )
+
+    def _conduct(self, tid: int, side: str) -> str:
+        actor = self.actors.get((tid, side))
+        return actor.conduct if actor is not None else ""
+
+    @cached_property
+    def _kept_out(self) -> dict[int, list[tuple[int, Episode]]]:
+        """Line and episode of every entry that zero-step mitigation kept out, by thread."""
+        made = self._made
+        exits = {
+            (seen.tid, seen.ts_ns): line
+            for line, seen in made.lines.items()
+            if seen.spec.name == "kvm_exit"
+        }
+        found: dict[int, list[tuple[int, Episode]]] = {}
+        by_thread: dict[int, list[Episode]] = {}
+        for episode in made.run.journal.episodes:
+            by_thread.setdefault(episode.thread.tid, []).append(episode)
+        for call in made.run.journal.calls:
+            if call.leaf != "TDH.VP.ENTER" or call.thread is None or not _is_kept_out(call):
+                continue
+            tid = call.thread.tid
+            lines = (made.returns.get(id(call)), exits.get((tid, CLOCK_START_NS + call.end_ns)))
+            for episode in by_thread.get(tid, ()):
+                ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1
+                if episode.armed_ns <= call.start_ns < ends:
+                    places = ((line, episode) for line in lines if line is not None)
+                    found.setdefault(tid, []).extend(places)
+        return found
+
+    def episode_of(self, row: dict[str, Any]) -> Episode | None:
+        """Return the simulated episode of a zero_steps row: that of its first refused entry."""
+        kept_out = self._kept_out.get(row["tid"], ())
+        inside = [
+            (line, episode.armed_ns, episode)
+            for line, episode in kept_out
+            if row["first_seq"] <= line <= row["last_seq"]
+        ]
+        return min(inside, key=lambda place: place[:2])[2] if inside else None
+
+    def step_cause(self, episode: Episode) -> tuple[Any, ...]:
+        """Return the columns of ``truth_zero_steps`` from ``cause`` on."""
+        return true_step_cause(episode, self.actors)
+
+
+def _holders(call: Call) -> list[Call]:
+    """Calls that held the lock which made a call busy."""
+    reason = call.busy_reason
+    return [h for h in reason.holders if isinstance(h, Call)] if reason is not None else []
+
+
+def _is_kept_out(call: Call) -> bool:
+    emulated = call.status == abi.EXIT_EPT_VIOLATION and call.armed and not call.entered
+    return emulated or call.status == _BUSY_SEPT
