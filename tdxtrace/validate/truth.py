@@ -97,9 +97,27 @@ class Truth:
             return False
         pair = {id(call), id(other)}
         return any(
-            {id(b.call), id(b.evidence)} == pair or (b.call is call and other in _holders(call))
+            {id(b.call), id(b.evidence)} == pair
+            or (b.call is call and (other in _holders(call) or self._was_in_epoch(other, call)))
             for b in found
         )
+
+    def _was_in_epoch(self, entry: Call, track: Call) -> bool:
+        """Whether an entry was in the epoch that a busy TRACK waited for.
+
+        The simulator names those that still are when the TRACK has returned; one may have left
+        between its test and its return.
+        """
+        if entry.leaf != "TDH.VP.ENTER" or track.leaf != "TDH.MEM.TRACK":
+            return False
+        before = [
+            call.end_ns
+            for call in self._made.run.journal.calls
+            if call.leaf == track.leaf and call.td is track.td
+            if call.status == abi.SUCCESS and call.end_ns <= track.start_ns
+        ]
+        same = entry.td is track.td and entry.end_ns > track.start_ns
+        return same and bool(before) and entry.start_ns < max(before)
 
     def guest_attacks(self, seq: int) -> bool:
         """Return whether a hostile guest held what the call at a row wanted."""
