@@ -18,8 +18,8 @@ from tdxtrace.tdx.status import is_retryable
 
 _MIN_NS: Final = np.iinfo(np.int64).min
 _MAX_NS: Final = np.iinfo(np.int64).max
-# Kinds of losses that open a window in which events may be missing.
-_LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full")
+# Kinds of losses that open a window in which events may be missing, or be of another thread.
+_LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full", "no_thread")
 _START: Final = ("started_midway",)
 NO_CPU: Final = -1
 IDLE: Final = 0

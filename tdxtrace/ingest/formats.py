@@ -7,7 +7,6 @@ reading a small input.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
+from tdxtrace.ingest import refusals
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
 from tdxtrace.ingest.stats import Header, SourceStats, read_comments
@@ -52,6 +52,8 @@ _NO_TRACE: Final = (
     (b"\x7fELF", "a program (ELF)"),
 )
 _SAMPLE_LINES: Final = 2000
+# Lines that tell what a text is of which nothing could be read.
+_REFUSED_LINES: Final = 200
 _MAGIC_BYTES: Final = 64
 # Bytes that may be comments at the head of a text: perf lists every event with its attributes.
 _HEADER_BYTES: Final = 1 << 16
@@ -98,6 +100,11 @@ class Input:
     """Of text: its size; exact only below COMPILE_BYTES."""
     event_formats: str | Path | None = None
     """Of raw pages: the folder with the formats of events, if it is not beside them."""
+
+    @property
+    def first_lines(self) -> list[str]:
+        """Of text: some lines of its beginning."""
+        return [line.decode("utf-8", "replace") for line in _sample(self.text)[:_REFUSED_LINES]]
 
     @property
     def is_piped_text(self) -> bool:
@@ -218,7 +225,7 @@ def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> R
     from tdxtrace.ingest.text.reader import LineReader, TextReader
 
     lines = LineReader(given.format.name, registry, stats)
-    reader = TextReader(lines)
+    reader = TextReader(lines, one_line(given.stream.path))
     return _TextReader(
         given, lambda run: reader.batches(given.blocks, run), lambda: _clock_of(given.format, lines)
     )
@@ -236,7 +243,10 @@ def _function_graph(given: Input, registry: EventRegistry, stats: SourceStats) -
 def _clock_of(form: InputFormat, lines: LineReader | GraphReader) -> tuple[str, int]:
     """What timestamps show of their clock: its kind and its resolution in ns."""
     kind = "integer" if lines.has_integer_clock else "unnamed"
-    return "relative" if form.times != "absolute" else kind, lines.resolution_ns or 1
+    # perf script --reltime and trace-cmd report --align-ts print the first event at 0; no host
+    # traces one at the moment it is switched on.
+    is_relative = form.times != "absolute" or lines.stats.span()[0] == 0
+    return "relative" if is_relative else kind, lines.resolution_ns or 1
 
 
 def _kernel_log(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
@@ -370,15 +380,10 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     from tdxtrace.ingest.text import line_formats
 
     texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
-    others = (
-        line_formats.HEADER,
-        line_formats.LOST,
-        line_formats.NO_CONTEXT,
-        line_formats.NO_PAYLOAD,
-    )
+    others = line_formats.WITHOUT_EVENT
     if any(pattern.match(text) for pattern in others for text in texts):
         return FTRACE
-    raise FormatError(f"{shown} is no trace: {_describe(head)}")
+    raise FormatError(f"{shown} is {refusals.refusal_of(texts) or _describe(head)}")
 
 
 def detect_log(head: bytes, shown: str) -> InputFormat:
@@ -428,11 +433,10 @@ def _format_of(line: bytes) -> InputFormat | None:
 
 def _describe(head: bytes) -> str:
     if b"\0" in head:
-        return "it is binary and of no kind that is known"
+        return "no trace: it is binary and of no kind that is known"
     first = next((line for line in head.splitlines() if line.strip()), b"")
     text = one_line(first.decode("utf-8", "replace"), 60)
-    if re.match(r"^\w+\(.*\) += ", text):
-        return "it looks like strace output; record with trace-cmd, perf or tracefs"
     return (
-        f"its first line is {text!r}; expected ftrace, trace-cmd report, perf script or dmesg text"
+        f"no trace: its first line is {text!r}; expected ftrace, trace-cmd report, perf script or "
+        "dmesg text"
     )

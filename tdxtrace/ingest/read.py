@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError, InputError
+from tdxtrace.ingest import refusals
 from tdxtrace.ingest.decode import implied_losses
 from tdxtrace.ingest.decode.decoder import (
     Decoder,
@@ -167,7 +168,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
             decoder.finish()
             implied_losses.note(sink.losses, stats, header)
     if not sink.n_rows and not is_log:
-        raise FormatError(implied_losses.nothing_in(one_line(path), stats))
+        raise FormatError(refusals.nothing_in(one_line(path), stats, given.first_lines))
     sink.add("losses", stats.losses(number))
     sink.add("threads", stats.thread_table(number))
     return _source(given, stats, header)

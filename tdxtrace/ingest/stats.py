@@ -23,10 +23,10 @@ USUAL_TIDS: Final = 4 << 20
 
 # Of a loss that is not named here: "error".
 _SEVERITY: Final = {
-    **dict.fromkeys("noise callchain merged unpaired_entry unpaired_return".split(), "info"),
+    **dict.fromkeys("noise callchain merged joined unpaired_entry unpaired_return".split(), "info"),
     **dict.fromkeys(
         "unmapped started_midway lost_events overwritten buffer_full truncated damaged unread "
-        "sampled excluded throttled suppressed".split(),
+        "sampled excluded throttled suppressed no_thread".split(),
         "data_loss",
     ),
 }
@@ -54,6 +54,10 @@ _ADVICE: Final = {
     "no_payload": "the 'raw' trace option drops the fields; switch it off: echo 0 > options/raw",
     "no_abstime": "switch absolute time on: echo 1 > options/funcgraph-abstime",
     "suppressed": "the kernel's rate limit: counts of messages are lower bounds; probe the calls",
+    "no_thread": "threads are not printed: calls that overlap are not paired; print them: -F +tid",
+    "joined": "none needed; lines that a mailer wrapped were joined again",
+    "wrapped": "lines are wrapped and parts are missing; send the file as an attachment",
+    "no_event": "the names of events are not printed; print them: -F +event",
     "no_time": "switch context back on: echo 1 > options/context-info",
 }
 
@@ -93,6 +97,7 @@ class SourceStats:
     """Last timestamp by CPU; at UNKNOWN that of all."""
     _open_gaps: dict[int, list[Loss]] = field(default_factory=dict)
     """Gaps without an end, by CPU."""
+    _without_thread: Loss | None = None
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
         """Count ``n`` lines of a kind that become no row; ``line_no`` is the first of them."""
@@ -130,6 +135,19 @@ class SourceStats:
         gap = Loss("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
         self._open_gaps.setdefault(cpu, []).append(gap)
+
+    def record_without_thread(self, tid: I32Array, ts_ns: I64Array) -> None:
+        """Record events whose thread is not known: one loss from the first to the last of them."""
+        times = ts_ns[tid == UNKNOWN]
+        if not len(times):
+            return
+        first, last = int(times.min()), int(times.max())
+        if self._without_thread is None:
+            self._without_thread = Loss("no_thread", "", start_ns=first, end_ns=last)
+            self.gaps.append(self._without_thread)
+        gap = self._without_thread
+        gap.start_ns, gap.end_ns = min(gap.start_ns or first, first), max(gap.end_ns or 0, last)
+        gap.n_events = (gap.n_events or 0) + len(times)
 
     def record_damage(self, n_damaged: int, what: str) -> None:
         """Record how many parts (``what``) of a recording cannot be what the kernel wrote."""
@@ -289,7 +307,7 @@ def _notes(source: Source, sources: Sequence[Source]) -> Iterator[str]:
         yield f"{where}: {source.clock} clock; times are in its ticks, shown as ns"
     if source.clock == "local":
         yield f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)"
-    if format_named(source.format).times != "absolute":
+    if source.clock == "relative" or format_named(source.format).times != "absolute":
         yield f"{where}: times count from the first event; cannot be merged by time"
     if source.is_log:
         for trace in sources:

@@ -39,6 +39,10 @@ LOSS_KINDS: Final = (
     "unpaired_return",
     "merged",
     "suppressed",
+    "no_thread",
+    "no_event",
+    "joined",
+    "wrapped",
 )
 # Kinds of messages.  Formats: Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c and
 # arch/x86/virt/vmx/tdx/tdx.c, older trees as found in public logs; crashing and exceeded_retries:

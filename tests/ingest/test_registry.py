@@ -179,7 +179,6 @@ def test_the_symbol_is_believed_before_the_name() -> None:
         ("p_0x4240", "(0x556e6d3ab240)"),
         ("r_0x4240", "(0x556e6d3acd28 <- 0x556e6d3ab240) status=0x0"),
         ("foo", "(0x556e6d3ab240) td=0x1"),
-        ("tdx_sept_drop_private_spte", "(tdx_sept_drop_private_spte+0x0/0x1a0 [kvm_intel])"),
         ("augment", "(0x556e6d3ab240)"),
         ("tdh_mem_page_augment_enter", "(0x556e6d3ab240)"),
         ("block_rq_complete_ret", "(0x1 <- 0x2)"),
@@ -193,6 +192,7 @@ def test_a_probe_that_nothing_tells_of_is_unmapped(name: str, args: str) -> None
     ("name", "args"),
     [
         ("sched_switch", "prev_comm=a prev_pid=1"),
+        ("tdx_sept_drop_private_spte", "(tdx_sept_drop_private_spte+0x0/0x1a0 [kvm_intel])"),
         ("sys_enter", "NR 335 (0, 0, 0, 0, 0, 0)"),
         ("sys_exit", "NR 33 = 1"),
         ("block_rq_complete", "8,0 R () 1 + 8 [0]"),

@@ -55,22 +55,26 @@ class Calls:
     run: Runner[Any]
     open: RecordBatch | None = None
     """What waits for a return."""
+    ambiguous: BoolArray | None = None
+    """Which of these cannot be told from others any more."""
 
     def feed(self, parts: Sequence[RecordBatch], kinds: Kinds) -> pl.DataFrame:
         """Return the ``seamcalls`` rows that are complete with the events of ``parts``."""
         batch = concatenate([*([] if self.open is None else [self.open]), *parts])
-        made = pair(batch, kinds, MAX_CONTEXTS, self.run)
+        made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
         is_open = made.fate == pairing.OPEN
         if kinds.has_inner:
             is_inner = kinds.probe.take(batch.event) == _INNER
             outer = np.full(made.n_threads, ABSENT, np.int64)
             self.run(pairing.wait_for_wrappers)(made.thread, is_inner, is_open, outer)
         self.open = batch.take(np.flatnonzero(is_open)).detached()
+        self.ambiguous = made.partner[is_open] == pairing.AMBIGUOUS
         return self._rows(batch, kinds, made, (made.fate >= pairing.RETURN_OF_PAIR) & ~is_open)
 
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""
-        if self.open is not None:
+        if self.open is not None and self.ambiguous is not None:
+            self.ambiguous = self.ambiguous[self.open.ts_ns >= before_ns]
             self.open = self.open.take(self.open.ts_ns >= before_ns).detached()
 
     def finish(self, kinds: Kinds) -> pl.DataFrame:
@@ -78,7 +82,7 @@ class Calls:
         if self.open is None:
             return SEAMCALLS.empty()
         batch, self.open = self.open, None
-        made = pair(batch, kinds, MAX_CONTEXTS, self.run)
+        made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
         return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
 
     def _rows(
@@ -241,18 +245,22 @@ class VmEntries:
     source: int
     run: Runner[Any]
     open: RecordBatch | None = None
+    ambiguous: BoolArray | None = None
 
     def feed(self, parts: Sequence[RecordBatch], kinds: Kinds) -> pl.DataFrame:
         """Return the ``vm_entries`` rows that ``parts`` complete."""
         batch = concatenate([*([] if self.open is None else [self.open]), *parts])
-        made = pair(batch, kinds, _MAX_OPEN, self.run)
-        self.open = batch.take(made.fate == pairing.OPEN).detached()
+        made = pair(batch, kinds, _MAX_OPEN, self.run, self.ambiguous)
+        is_open = made.fate == pairing.OPEN
+        self.open = batch.take(is_open).detached()
+        self.ambiguous = made.partner[is_open] == pairing.AMBIGUOUS
         at = np.flatnonzero(made.fate >= pairing.RETURN_OF_PAIR)
         return self._frame(batch, *made.rows(at))
 
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""
-        if self.open is not None:
+        if self.open is not None and self.ambiguous is not None:
+            self.ambiguous = self.ambiguous[self.open.ts_ns >= before_ns]
             self.open = self.open.take(self.open.ts_ns >= before_ns).detached()
 
     def finish(self) -> pl.DataFrame:

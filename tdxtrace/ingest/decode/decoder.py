@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -186,6 +187,8 @@ class Decoder:
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
         starts = self._starts.feed(parts, events)
+        for part in chain(by_kind.get("call", ()), by_kind.get("vm_entry", ())):
+            self.stats.record_without_thread(part.tid, part.ts_ns)
         if calls := by_kind.get("call"):
             self.sink.add("seamcalls", fill_starts(self._calls.feed(calls, kinds), starts))
         if entries := by_kind.get("vm_entry"):

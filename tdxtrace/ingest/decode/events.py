@@ -160,22 +160,47 @@ class Paired:
         return np.where(is_entry, at, self.partner.take(at)), np.where(is_entry, ABSENT, at)
 
 
-def pair(batch: RecordBatch, kinds: Kinds, depth: int, run: Runner[Any]) -> Paired:
+def pair(
+    batch: RecordBatch,
+    kinds: Kinds,
+    depth: int,
+    run: Runner[Any],
+    ambiguous: BoolArray | None = None,
+) -> Paired:
     """Match entries and returns: see :func:`tdxtrace.ingest.loops.pairing.pair`.
 
-    Where the tool did not print the thread, calls nest by CPU; so do those of thread 0, which is
-    the idle task of each CPU (Linux kernel/fork.c, fork_idle).
+    Where the tool did not print the thread, calls are paired by CPU, and only those that could
+    not be paired otherwise: :func:`tdxtrace.ingest.loops.pairing.pair_without_threads`.  Calls of
+    thread 0 nest by CPU: it is the idle task of each (Linux kernel/fork.c, fork_idle).
+
+    Args:
+        batch: The events.
+        kinds: What each event is.
+        depth: Most open calls of one function in one thread.
+        run: How to run loops.
+        ambiguous: Which of the first events are entries that were left ambiguous before.
     """
-    is_known = batch.tid > 0
+    is_known = batch.tid != UNKNOWN
+    is_threaded = bool(is_known.all())
     # Negative, so that no thread has the same number.
-    tid = batch.tid if is_known.all() else np.where(is_known, batch.tid, -2 - batch.cpu)
+    is_task = batch.tid > 0
+    tid = batch.tid if is_task.all() else np.where(is_task, batch.tid, -2 - batch.cpu)
     number, n_threads = number_threads(tid, run)
     n = len(batch)
     top = np.full(n_threads, ABSENT, np.int64)
     below = np.empty(n, np.int64)
     partner, fate = np.full(n, ABSENT, np.int64), np.empty(n, np.uint8)
-    told = number, batch.event, kinds.function, kinds.is_return
-    run(pairing.pair)(*told, depth, top, below, partner, fate)
+    told = batch.event, kinds.function, kinds.is_return
+    run(pairing.pair)(number, *told, depth, top, below, partner, fate)
+    if not is_threaded:
+        partner[~is_known] = ABSENT
+        if ambiguous is not None:
+            partner[: len(ambiguous)][ambiguous] = pairing.AMBIGUOUS
+        top[:] = ABSENT
+        place = np.where(is_known, np.int32(ABSENT), number)
+        most = np.full(n_threads, depth, np.int64)
+        most[number[~is_known & (batch.cpu == UNKNOWN)]] = n
+        run(pairing.pair_without_threads)(place, *told, most, top, below, partner, fate)
     return Paired(number, n_threads, partner, fate)
 
 

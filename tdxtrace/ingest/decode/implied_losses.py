@@ -15,7 +15,6 @@ from tdxtrace.ingest.decode.events import ABSENT, number_threads
 from tdxtrace.ingest.loops.rows import first_and_last
 from tdxtrace.ingest.stats import Header, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
-from tdxtrace.tables.text import one_line
 from tdxtrace.tdx import leaves, word
 
 
@@ -297,30 +296,6 @@ def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
         stats.record_loss("started_midway", None, end_ns=first_ns)
     stats.record_loss("unpaired_entry", detector.n_never)
     stats.record_loss("unpaired_return", detector.n_orphans)
-
-
-def nothing_in(shown: str, stats: SourceStats) -> str:
-    """Say that a trace has no SEAMCALL and no KVM event, what it has, and what to record."""
-    names = [detail for kind, detail in stats.entries if kind in ("noise", "unmapped") and detail]
-    if any(kind == "no_abstime" for kind, _ in stats.entries):
-        return f"{shown} has no times; switch them on: echo 1 > options/funcgraph-abstime"
-    if "about something else" in names:
-        return f"{shown} is a kernel log without a message about TDX; give it with --dmesg"
-    if not names and not stats.events:
-        return f"{shown} holds no event that is known; its first line: {_sample(stats)}"
-    some = ", ".join(one_line(name, 30) for name in names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    unmapped = any(kind == "unmapped" for kind, _ in stats.entries)
-    way = (
-        "say what the probes are with --map EVENT=FUNCTION"
-        if unmapped
-        else "record kvm:kvm_entry, kvm:kvm_exit and probes on tdh_mem_page_aug and its siblings"
-    )
-    return f"{shown} has no SEAMCALL and no KVM event; it has {some}{more}; {way}"
-
-
-def _sample(stats: SourceStats) -> str:
-    return next((repr(e.detail) for e in stats.entries.values() if e.detail), "only headers")
 
 
 def _overwritten(stats: SourceStats, header: Header) -> None:

@@ -91,6 +91,8 @@ _OVERWRITES_ARGS: Final = ("__seamcall_ret", "__seamcall_saved_ret")
 _ARROW: Final = re.compile(r"^\([^)]*<-|\b__probe_ret_ip=")
 _ADDRESS: Final = re.compile(r"^\([^)<]*\)|\b__probe_ip=")
 _SYMBOL: Final = re.compile(r"^\((?P<a>[\w.]+)(?P<offset>\+0x[0-9a-f]+)?")
+# How kernels name functions that issue SEAMCALLs.
+_WRAPPER: Final = re.compile(r"tdh_|_*seamcall|\d|0x|[0-9a-f]{8,16}$")
 _FUNCTION: Final = re.compile(r"(?:^\(|<- )(?P<name>[A-Za-z_][\w.]*)(?: \[\w+\])?(?=\)| <-)")
 
 
@@ -132,7 +134,9 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
     if role is None:
         return Event(name, "noise")
     function = _function_in(args, role) or function_named(bare) or _function_of_group(name)
-    return Event(name, "unmapped") if function is None else _call(name, function, role, args)
+    if function is not None:
+        return _call(name, function, role, args)
+    return Event(name, "unmapped" if _may_be_wrapper(args, role) else "noise")
 
 
 @cache
@@ -195,17 +199,32 @@ def role_of(args: str) -> Role | None:
 
 
 def _function_in(args: str, role: Role) -> str | None:
-    """The wrapper that a kprobe's text names: of a return, the symbol without an offset.
+    """The wrapper that a kprobe's text names."""
+    return next((name for name in _symbols(args, role) if name in functions()), None)
 
-    Tools differ in the side of the arrow on which the function is.
+
+def _symbols(args: str, role: Role) -> list[str]:
+    """The functions that a kprobe's text names: of a return, the symbols without an offset.
+
+    Tools differ in the side of the arrow on which the function is. What compilers append to a
+    name (".isra.0", ".constprop.0") is left out.
     """
     if role == "entry":
         found = _SYMBOL.match(args)
         names = [found["a"]] if found else []
     else:
         names = [found["name"] for found in _FUNCTION.finditer(args.partition(")")[0] + ")")]
-    known = [name for name in names if name in functions()]
-    return known[0] if known else None
+    return [name.partition(".")[0] for name in names if not name[0].isdigit()]
+
+
+def _may_be_wrapper(args: str, role: Role) -> bool:
+    """Whether a probe may be of a function that issues a SEAMCALL, of a kernel that is not known.
+
+    It may where its text has addresses alone. Where it names another function the probe is of
+    something else: to map it would invent SEAMCALLs.
+    """
+    names = _symbols(args, role)
+    return not names or any(_WRAPPER.match(name) for name in names)
 
 
 def _kvm(name: str, bare: str) -> Event:

@@ -23,6 +23,9 @@ GIVEN_UP: Final = 3
 ORPHAN: Final = 4
 """A return without an entry."""
 
+AMBIGUOUS: Final = -2
+"""In place of the partner of an open entry whose return cannot be told from another's."""
+
 
 def pair(
     thread: I32Array,
@@ -100,10 +103,86 @@ def _give_up_oldest(
     if n_open < depth:
         return
     fate[oldest] = GIVEN_UP
-    if above_oldest < 0:
-        top[thread] = below[oldest]
+    _take_out(oldest, above_oldest, thread, top, below)
+
+
+def pair_without_threads(
+    place: I32Array,
+    event: I32Array,
+    function: I32Array,
+    is_return: BoolArray,
+    depth: I64Array,
+    top: I64Array,
+    below: I64Array,
+    partner: I64Array,
+    fate: NDArray[np.uint8],
+) -> None:
+    """Do what :func:`pair` does for events whose thread is not known.
+
+    A return belongs to the only open entry of its function at its place. Where several are
+    open, it may be of any: it stays without an entry, and so do these entries, and those that
+    begin before as many have returned.
+
+    Args:
+        place: Number of each event's CPU, or of all CPUs where it is not known; -1: not to be
+            paired here.
+        event: As for :func:`pair`.
+        function: As for :func:`pair`.
+        is_return: As for :func:`pair`.
+        depth: By place: most open calls of one function; the oldest beyond that is given up.
+        top: By place: its last open entry; -1 before any.
+        below: By entry: the one that was open before it at its place; written only.
+        partner: By event: -1, or AMBIGUOUS of an entry that an earlier batch left so.
+        fate: By event: one of the constants above; written.
+    """
+    for at in range(len(event)):
+        here = place[at]
+        if here < 0:
+            continue
+        what = function[event[at]]
+        n_open = 0
+        found = oldest = above_found = above_oldest = above = np.int64(-1)
+        other = top[here]
+        while other >= 0:
+            if function[event[other]] == what:
+                n_open += 1
+                if found < 0:
+                    found, above_found = other, above
+                oldest, above_oldest = other, above
+            above, other = other, below[other]
+        if not is_return[event[at]]:
+            if n_open >= depth[here]:
+                fate[oldest] = GIVEN_UP
+                _take_out(oldest, above_oldest, here, top, below)
+            below[at] = top[here]
+            top[here] = at
+            fate[at] = OPEN
+        elif n_open == 0:
+            fate[at] = ORPHAN
+        elif n_open == 1 and partner[found] != AMBIGUOUS:
+            _take_out(found, above_found, here, top, below)
+            partner[at] = found
+            fate[found] = ENTRY_OF_PAIR
+            fate[at] = RETURN_OF_PAIR
+        else:
+            other = top[here]
+            while other >= 0:
+                if function[event[other]] == what:
+                    partner[other] = AMBIGUOUS
+                other = below[other]
+            fate[oldest] = GIVEN_UP
+            fate[at] = ORPHAN
+            _take_out(oldest, above_oldest, here, top, below)
+
+
+def _take_out(
+    entry: np.int64, above: np.int64, here: int | np.int32, top: I64Array, below: I64Array
+) -> None:
+    """Take an entry out of the list of open ones of a place."""
+    if above < 0:
+        top[here] = below[entry]
     else:
-        below[above_oldest] = below[oldest]
+        below[above] = below[entry]
 
 
 def wait_for_wrappers(

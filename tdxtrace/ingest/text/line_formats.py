@@ -49,9 +49,10 @@ class LineFormat:
     """Of the part before the event, likeliest first.
 
     Their groups are what is read, all but ``rest`` optional.  ``rest``: the event with its
-    arguments.  ``comm``: the thread's name, or ``task``: the same, perhaps with the name of a
-    trace-cmd instance before it.  ``tid``, ``tgid``, ``cpu``, ``flags``.  The stamp: a number
-    named after its unit (UNITS), and ``frac``, the digits after its point.
+    arguments.  ``comm``: the thread's name, or ``task`` or ``short`` (its first 8 bytes): the
+    same, perhaps with the name of a trace-cmd instance before it.  ``tid``, ``tgid``, ``cpu``,
+    ``flags``.  The stamp: a number named after its unit (UNITS), and ``frac``, the digits after
+    its point.
     """
     event: re.Pattern[str]
     """Of ``rest``: groups ``event`` and ``args``."""
@@ -76,19 +77,23 @@ _FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s++)?"
 _WORDS = r"(?P<comm>\S++(?:\s++\S++)*?)"
 _STAMP = r"(?P<sec>\d{1,19})(?:\.(?P<frac>\d++))?"
 _REST = r"(?P<rest>.*)"
+# trace-cmd report --ts-diff: the step since the line before, after the stamp.
+_STEP = r"(?:\([+-]\d++\)\s++)?"
 
 FTRACE: Final = re.compile(
-    rf"^\s*+{_TASK}{_TGID}\[{_CPU}\]\s*+{_FLAGS}{_STAMP}:\s++{_REST}", re.ASCII
+    rf"^\s*+{_TASK}{_TGID}\[{_CPU}\]\s*+{_FLAGS}{_STAMP}:\s++{_STEP}{_REST}", re.ASCII
 )
 _FTRACE_FIXED: Final = re.compile(
-    rf"^(?P<comm>.{{16}})-{_TID}\s++{_TGID}\[{_CPU}\]\s*+{_FLAGS}{_STAMP}:\s++{_REST}",
+    rf"^(?P<comm>.{{16}})-{_TID}\s++{_TGID}\[{_CPU}\]\s*+{_FLAGS}{_STAMP}:\s++{_STEP}{_REST}",
     re.ASCII,
 )
 # CPU and flags in one word; the tracefs file prints microseconds since its first
 # event and a mark for long gaps, trace-cmd report -l the absolute stamp.
 LATENCY: Final = re.compile(
-    rf"^\s*+(?P<comm>.+?|(?<=\s))-{_TID}\s++{_CPU}(?P<flags>[^\s\d][^\s]{{3,4}})\s++"
-    rf"(?:(?P<us>\d{{1,19}})us.?\s*|{_STAMP}):\s++{_REST}",
+    rf"^\s*+(?P<short>.+?|(?<=\s))-{_TID}\s++{_CPU}(?P<flags>[^\s\d][^\s]{{3,4}})"
+    # --raw-ts -l: no blank before the stamp of an integer clock.
+    r"(?:\s++|(?<=[^\s\d])(?=\d))"
+    rf"(?:(?P<us>\d{{1,19}})us.?\s*|{_STAMP}):\s++{_STEP}{_REST}",
     re.ASCII,
 )
 VERBOSE: Final = re.compile(
@@ -99,15 +104,35 @@ VERBOSE: Final = re.compile(
 NO_PAYLOAD: Final = re.compile(rf"^{_TID}\s+{_CPU}\s+(?P<ts>\d+)\s+type:\s+(?P<id>\d+)$")
 # The option context-info switched off: the event alone, at no time.
 NO_CONTEXT: Final = re.compile(r"^\s*[A-Za-z_][\w:.-]*: +(?:\(|vcpu |reason |rip |[a-z_]\w*[=:])")
-# perf script: every part but the event can be switched off with -F.
-PERF: Final = re.compile(
-    r"^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d++)?+"
-    rf"\s*+(?:{_WORDS}\s++)??(?:(?:(?P<tgid>-?\d{{1,9}})/\s*+)?(?P<tid>-?\d{{1,9}})\s++)?"
-    r"(?:(?P<flags>[.a-zA-Z]{4,5})\s++)?(?:\[(?P<cpu>\d{1,4})\]\s++)?"
+# perf script: every part can be switched on and off with -F.  Their order is that of Linux
+# tools/perf/builtin-script.c, perf_sample__fprintf_start and process_event: name, process and
+# thread, CPU, misc (one letter for each bit of perf_event_header.misc), time of day, time, period.
+_TIME_OF_DAY = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d++"
+_PERF_TIME = (
+    rf"(?:[KUHGgMESp]{{1,6}}\s++)?(?:{_TIME_OF_DAY}\s++)?"
     r"(?P<sec>\d{1,19})\.(?P<frac>\d{6}|\d{9}):\s++(?:\d++\s++)?"
-    r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*)",
+    r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*|\(.*|vcpu .*|reason .*)"
+)
+# A CPU in brackets is no part of a name: what stands behind it then is a column that is not known.
+_PERF_WORD = r"(?!\[\d{3,4}\]\s)\S++"
+PERF: Final = re.compile(
+    rf"^(?:{_TIME_OF_DAY})?+\s*+(?:(?P<comm>{_PERF_WORD}(?:\s++{_PERF_WORD})*?)\s++)??"
+    r"(?:(?:(?P<tgid>-?\d{1,9})/\s*+)?(?P<tid>-?\d{1,9})\s++)?"
+    rf"(?:(?P<flags>[.a-zA-Z]{{4,5}})\s++)?(?:\[(?P<cpu>\d{{1,4}})\]\s++)?{_PERF_TIME}",
     re.ASCII,
 )
+# The same with -L: the first 8 bytes of a name ("%8.8s "), and a CPU without brackets ("%3d "),
+# which only its columns tell from a thread ("%5d " up to 6.5, "%7d " later).
+PERF_LATENCY: Final = re.compile(
+    r"^(?:(?P<comm>.{8}) )?"
+    r"(?:(?: *+(?P<tgid>\d{1,9})/|(?=[ \d]{5}) *+)(?P<tid>\d{1,9})(?(tgid) {0,4}?) )?"
+    rf"(?=  \d | \d\d |\d{{3,4}} ) *+(?P<cpu>\d{{1,4}}) ++{_PERF_TIME}",
+    re.ASCII,
+)
+# perf's records beside samples, which --show-task-events and its kin print; some have no time.
+SIDEBAND: Final = re.compile(r"^PERF_RECORD_\w+", re.ASCII)
+# Arguments of a probe or of a tracepoint of KVM, without the name of the event before them.
+NAMELESS: Final = re.compile(r"^(?:\(\w.*\)|vcpu \d|reason [A-Z])", re.ASCII)
 _EVENT = re.compile(r"^(?P<event><[^>]*>|[\w.:-]*?\w):(?:\s++(?P<args>.*)|$)", re.DOTALL | re.ASCII)
 _PERF_EVENT = re.compile(
     r"^(?P<event>[\w./-]++(?::[\w./-]++)?):(?:\s++(?P<args>.*)|$)", re.DOTALL | re.ASCII
@@ -135,7 +160,7 @@ LINE_FORMATS: Final = (
     LineFormat("ftrace", (_FTRACE_FIXED, FTRACE), _EVENT, ("ftrace-latency", "perf-script")),
     LineFormat("ftrace-latency", (LATENCY,), _EVENT, ("ftrace",)),
     LineFormat("ftrace-verbose", (VERBOSE,), _EVENT, ("ftrace",)),
-    LineFormat("perf-script", (PERF,), _PERF_EVENT, ("ftrace",)),
+    LineFormat("perf-script", (PERF_LATENCY, PERF), _PERF_EVENT, ("ftrace",)),
 )
 # Nanoseconds in one of the number before the point of a stamp.
 UNITS: Final = {"sec": 1_000_000_000, "ms": 1_000_000, "us": 1000}
@@ -198,11 +223,14 @@ def perf_lost_of(head: LinePrefix) -> Lost | None:
 
 
 def _comm(groups: Mapping[str, str | None]) -> str:
-    """The name of the thread: 16 columns where an instance's name, "rig: ", is before it."""
-    task = groups.get("task") or ""
-    if len(task) > 16 and task[:-16].rstrip().endswith(":"):
-        return task[-16:]
-    return task or groups.get("comm") or ""
+    """The name of the thread: its columns where an instance's name, "rig: ", is before it."""
+    for group, width in (("task", 16), ("short", 8)):
+        task = groups.get(group) or ""
+        if len(task) > width and task[:-width].rstrip().endswith(":"):
+            return task[-width:]
+        if task:
+            return task
+    return groups.get("comm") or ""
 
 
 def _stamp(groups: Mapping[str, str | None]) -> tuple[int, str]:

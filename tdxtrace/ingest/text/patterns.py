@@ -161,7 +161,7 @@ def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixCol
         if name in names and groups[name].isdigit():
             cell = _number_cell(line, start, end, taken, name)
             numbers += [] if cell is None else [(names[name], cell)]
-        elif name in {"comm", "task"}:
+        elif name in {"comm", "task", "short"}:
             cell = _comm_cell(line, end, taken, prefix.comm)
             comm = cell or comm
         elif name == "flags":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tdxtrace.compiler import Runner, interpreted
+from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import (
     ABSENT,
     HEADS,
@@ -22,7 +24,7 @@ from tdxtrace.ingest.batch import (
     concatenate,
 )
 from tdxtrace.ingest.events.fields import Fields
-from tdxtrace.ingest.events.registry import Event, EventRegistry, names_a_probe
+from tdxtrace.ingest.events.registry import Event, EventRegistry, names_a_probe, role_of
 from tdxtrace.ingest.loops import lines as loops
 from tdxtrace.ingest.loops.lines import Columns
 from tdxtrace.ingest.source import MAX_LINE_BYTES, SPARE_BYTES, Block, matched_part
@@ -40,6 +42,12 @@ _SAMPLE_SIZE: Final = 64
 # Threads to know of, where an input never ends.
 _MOST_THREADS: Final = 1 << 16
 _INT64_MAX: Final = (1 << 63) - 1
+# Steps that show whether stamps are times; of deltas about every second one goes back.
+_ENOUGH_STEPS: Final = 256
+_LEAST_SHARE: Final = 10
+# No host traces a TD in the first millisecond after it was switched on.
+_NO_UPTIME_NS: Final = 1_000_000
+_NAMES_OF_PROCESS: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
 _NOT_ROWS: Final = ("noise", "unmapped")
 
@@ -101,6 +109,8 @@ class LineReader:
         elif lost is not None:
             self.tell_seen(number)
             self.stats.record_lost_events(lost.cpu, lost.n_events, number)
+        elif not prefix.event and line_formats.SIDEBAND.match(prefix.args):
+            self.stats.count("noise", prefix.args.partition(" ")[0].rstrip(":"), number)
         else:
             self._seen.append((number, prefix.cpu, ts_ns))
             return self._event(number, prefix, ts_ns, is_whole)
@@ -158,6 +168,9 @@ class LineReader:
             self.stats.count_sample("unparsed", sample, number)
 
     def _event(self, number: int, prefix: LinePrefix, ts_ns: int, is_whole: bool) -> Line | None:
+        if not prefix.event and line_formats.NAMELESS.match(prefix.args):
+            self.stats.count("no_event", "", number)
+            return None
         index = self.registry.event_id(prefix.event or "(no event name)", prefix.args)
         event = self.registry.events[index]
         if event.kind in _NOT_ROWS:
@@ -195,11 +208,45 @@ class _Read:
 
 
 @dataclass(slots=True)
+class StepCounter:
+    """Tells the times that perf script --deltatime prints from times of a clock.
+
+    They are the steps between events of all CPUs (Linux tools/perf/builtin-script.c,
+    perf_sample__fprintf_start, previous_time), so that they go up and down, from 0; perf script
+    prints events in the order of their time. Nearest innocent case: lines that somebody has
+    sorted otherwise, whose times are not near 0 unless they count from the first event.
+    """
+
+    n: int = 0
+    n_back: int = 0
+    least_ns: int = _INT64_MAX
+    _last_ns: int = -1
+
+    def observe(self, ts_ns: I64Array) -> None:
+        """Take the stamps of further events, in the order of their lines."""
+        if self.n >= _ENOUGH_STEPS or not len(ts_ns):
+            return
+        steps = np.diff(ts_ns, prepend=self._last_ns if self._last_ns >= 0 else ts_ns[:1])
+        self.n += len(steps)
+        self.n_back += int((steps < 0).sum())
+        self.least_ns = min(self.least_ns, int(ts_ns.min()))
+        self._last_ns = int(ts_ns[-1])
+
+    def are_deltas(self, least: int) -> bool:
+        """Whether the stamps, if there are ``least`` of them, are steps between events."""
+        is_often_back = self.n_back * _LEAST_SHARE >= self.n and self.n_back > 0
+        return self.n >= least and is_often_back and self.least_ns < _NO_UPTIME_NS
+
+
+@dataclass(slots=True)
 class TextReader:
     """Reads blocks of lines into batches of events, in order, and counts the rest."""
 
     lines: LineReader
+    shown: str = "the input"
+    """Its name, for messages."""
     patterns: PatternCache = field(init=False)
+    _steps: StepCounter = field(default_factory=StepCounter)
     _threads: set[tuple[int, ...]] = field(default_factory=set)
     """Those that were noted."""
 
@@ -211,10 +258,51 @@ class TextReader:
         """Yield the events of each block of whole lines.
 
         Lines are read one at a time if the loop would be ``interpreted``, which takes longer.
+
+        Raises:
+            FormatError: If their stamps are no times (``perf script --deltatime``), or their
+                numbers not those of threads (``-F pid``).
         """
         for block in filter(len, blocks):
             is_looped = run is not interpreted
-            yield self._in_loop(block, run) if is_looped else self._line_by_line(block)
+            batch = self._in_loop(block, run) if is_looped else self._line_by_line(block)
+            if self.lines.format == "perf-script":
+                self._steps.observe(batch.ts_ns)
+                self._refuse_steps(_ENOUGH_STEPS)
+            yield batch
+        self._refuse_steps(1)
+        self._refuse_processes()
+
+    def _refuse_processes(self) -> None:
+        """Refuse numbers of processes in place of those of threads: perf script -F pid without tid.
+
+        They look alike. A thread has one name, or two where it was renamed when it began; all
+        threads of a QEMU together have more.
+
+        Raises:
+            FormatError: If one number has several names.
+        """
+        names = Counter(tid for tid, _ in self.lines.stats.threads if tid != UNKNOWN)
+        if self.lines.format != "perf-script" or not names:
+            return
+        tid, n = names.most_common(1)[0]
+        if n >= _NAMES_OF_PROCESS and tid != 0:
+            raise FormatError(
+                f"{self.shown} gives {n} threads the number {tid}: perf script -F pid prints "
+                "processes; print threads: -F +tid"
+            )
+
+    def _refuse_steps(self, least: int) -> None:
+        """Refuse stamps that are steps, once there are ``least`` of them to tell it by.
+
+        Raises:
+            FormatError: If they are.
+        """
+        if self._steps.are_deltas(least):
+            raise FormatError(
+                f"{self.shown} has the time from each event to the next, which perf script "
+                "--deltatime prints and rounds: print it without --deltatime (--ns is exact)"
+            )
 
     def forget_threads(self) -> None:
         """Forget which threads were noted if they are many: they are noted again."""
@@ -312,7 +400,7 @@ class TextReader:
                 self.patterns.learn_arguments(event.name, index, prefix.args, fields, event.decode)
         elif not self.lines.may_be_probe(event.name) and not (
             # Maybe a probe's line, cut.
-            event.kind == "noise" and prefix.args[:1] in ("", "(")
+            event.kind == "noise" and prefix.args[:1] in ("", "(") and role_of(prefix.args) is None
         ):
             self.patterns.learn_name(event.name, index, prefix.args)
 
@@ -359,9 +447,10 @@ def in_irq(flags: str) -> int:
 
     The third flag is the context: h, H, z and Z are hardirq, hardirq inside
     softirq and NMI (Linux kernel/trace/trace_output.c, trace_print_lat_fmt).
-    uprobe events carry 0xff for all flags, so ``..ff`` tells nothing.
+    uprobe events carry 0xff for all flags or for the preemption count, so ``..ff`` tells
+    nothing; nor does what trace-cmd report -l -R prints, -0x23, which is without that count.
     """
-    if len(flags) < 4 or flags.endswith("ff"):
+    if len(flags) < 4 or flags.endswith("ff") or flags.startswith("-0x"):
         return UNKNOWN
     return int(flags[2] in "hHzZ")
 

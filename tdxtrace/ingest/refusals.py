@@ -1,0 +1,198 @@
+"""What a text without an event that is known is: which tool made it, and what to run instead."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.tables.text import one_line
+
+
+class Refusal(NamedTuple):
+    """A kind of text that is no trace that can be read."""
+
+    line: re.Pattern[str]
+    """Matches a line that only such a text has."""
+    what: str
+    """What the text is: the tool with the option that made it."""
+    instead: str
+    """What to run instead."""
+
+
+_RECORD: Final = (
+    "record with: tdxtrace capture record, or trace-cmd record -e kvm:kvm_entry -e kvm:kvm_exit"
+)
+_SCRIPT: Final = "print the recording with: perf script"
+_NO_PROBE: Final = r"\((?:0x)?(?:[0-9a-f]{6,16}|[A-Za-z_]\w*\+0x)"
+
+_TOD: Final = r"(?:[KUHGgMESp]{1,6} +)?(?:\d{4}-\d\d-\d\d [\d:]{8}\.\d{1,9} +)?"
+
+
+def _row(line: str, what: str, instead: str = _RECORD) -> Refusal:
+    return Refusal(re.compile(line, re.ASCII), what, instead)
+
+
+# The first row of which a line of the text is, names it.
+REFUSALS: Final = (
+    # tools/perf/builtin-trace.c, trace__fprintf_sample: "     0.004 comm/tid group:event(key: …)".
+    _row(
+        r"^ *\d{1,15}\.\d{3} (?:\( *[\d.]*(?: ms)?\): ?)?\S.{0,40}?/\d{1,9} +[\w:]+\(",
+        "output of perf trace",
+        "record with perf record -e 'kvm:*' and print with perf script",
+    ),
+    # tools/perf/builtin-kvm.c, print_result.
+    _row(
+        r"^ *(?:Analyze events for|VM-EXIT +Samples|Event name +Samples)",
+        "a summary of perf kvm stat, which has no single events",
+        "record with perf record -e 'kvm:*' -a and print with perf script",
+    ),
+    _row(
+        r"^# (?:Overhead|Samples: |Children +Self)|^# To display the perf\.data header",
+        "output of perf report, which sums events up",
+        _SCRIPT,
+    ),
+    _row(
+        r"^ *Performance counter stats for|^#? *time +counts unit events",
+        "output of perf stat, which counts events",
+        "record with perf record -e 'kvm:*' and print with perf script",
+    ),
+    _row(
+        r"^0x[0-9a-f]+(?:@\S+)? \[0x[0-9a-f]+\]: event: \d+|^\. ?\. ?\.\.\. raw event: size",
+        "a dump of perf script -D",
+        "print the recording with perf script, without -D",
+    ),
+    _row(
+        r"^(?:task: \S.*-\d+|  Event: \S+(?::\S+)? \(\d+\))",
+        "a summary of trace-cmd report --profile",
+        "print the recording with trace-cmd report, without --profile",
+    ),
+    _row(
+        r"^Kernel buffer statistics:|^CPU: \d+\s*$|^entries: \d+\s*$",
+        "the counts of trace-cmd report --stat",
+        "print the recording with trace-cmd report, without --stat",
+    ),
+    _row(
+        rf"^ *\S.{{0,40}}? (?:\[\d{{3}}\] +|\d+ +){_TOD}[A-Za-z_][\w-]*:[A-Za-z_]\w*:",
+        "output of perf script without times",
+        "print them: perf script -F +time",
+    ),
+    _row(
+        rf"^ *\S.{{0,40}}? (?:\[\d{{3}}\] +|\d+ +){_TOD}{_NO_PROBE}",
+        "output of perf script without times and names of events",
+        "print them: perf script -F +time,+event",
+    ),
+    _row(
+        rf"^ *\S.{{0,40}}? (?:\[\d{{3}}\] +|\d+ +){_TOD}\d+\.\d{{6,9}}: *$",
+        "output of perf script without events",
+        "print them: perf script -F +event,+trace",
+    ),
+    _row(
+        r"^@\w*(?:\[.*\])?: (?:\d+|\()|^@\w*\[?$|^\[[\d.KMG]+, [\d.KMG]+\) +\d+ \|@* *\|",
+        "maps of bpftrace, which sum events up",
+    ),
+    _row(r"^Attach(?:ing|ed)(?: to)? \d+ probes?\.*", "output of a bpftrace program"),
+    _row(
+        r"^ *usecs +: count +distribution|^ *nsecs +: count +distribution",
+        "a histogram of a bcc tool, which sums events up",
+    ),
+    _row(r"^(?:\[pid +\d+\] +)?\w+\(.*\) += ", "strace output"),
+)
+# Who is no Intel TDX host.
+_ARM: Final = re.compile(r"\bkvm_(?:exit|entry): .*(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)
+_AMD: Final = re.compile(r"\bkvm_exit: .*reason (?:EXIT_|npf\b|NPF\b|0x40\d\b)", re.ASCII)
+_GUEST: Final = re.compile(r"\b(?:tdx_hypercall|tdvmcall|tdx_virtualization_exception|tdcall)\b")
+# Events that would have been ours, in whatever form they are named.
+_OURS: Final = re.compile(
+    r"\b(?:kvm_(?:entry|exit|page_fault|userspace_exit|tdx_seamcall_\w+)|tdh_\w+"
+    r"|__seamcall\w*|(?:tdx_)?seamcall_(?:enter|exit)|tdx_vcpu_run)\b",
+    re.ASCII,
+)
+_MOST_NAMES: Final = 5
+
+
+def refusal_of(lines: list[str]) -> str | None:
+    """Return what a text is, what to run instead, and which of its events would have been ours.
+
+    Args:
+        lines: Its first lines.
+
+    Returns:
+        One sentence without the name of the text; None if it is of no kind that is known.
+    """
+    for row in REFUSALS:
+        if any(row.line.match(line) for line in lines):
+            return f"{row.what}; {row.instead}{_ours(lines)}"
+    return None
+
+
+def not_intel(lines: list[str]) -> str | None:
+    """Return what shows that events are of no Intel host, if anything does."""
+    if any(_ARM.search(line) for line in lines):
+        return "its KVM events are of an ARM host; TDX is of Intel"
+    if any(_AMD.search(line) for line in lines):
+        return "its KVM events are of an AMD host; TDX is of Intel"
+    if any(_GUEST.search(line) for line in lines):
+        return "its events are of a guest; trace the host"
+    return None
+
+
+# What the lines of an input lacked, by the kind of loss that says so.
+_LACKING: Final = {
+    "no_abstime": "has no times; switch them on: echo 1 > options/funcgraph-abstime",
+    "no_event": "does not name its events; print them: perf script -F +event",
+    "no_time": "has no times; print them: perf script -F +time, or of tracefs: echo 1 > "
+    "options/context-info",
+}
+
+
+def nothing_in(shown: str, stats: SourceStats, lines: list[str]) -> str:
+    """Say why an input has no SEAMCALL and no KVM event, what it has, and what to do instead.
+
+    Args:
+        shown: Its name.
+        stats: What became of its lines or records.
+        lines: Of a text: its first lines.
+    """
+    lacks = (why for kind, why in _LACKING.items() if any(kind == k for k, _ in stats.entries))
+    other = not_intel(lines)
+    what = refusal_of(lines)
+    if other is not None:
+        return f"{shown} has no event of a TDX host: {other}"
+    why = next(lacks, None) or (what and f"is {what}") or _other_events(stats)
+    return f"{shown} {why}"
+
+
+def _other_events(stats: SourceStats) -> str:
+    """Say which events an input has."""
+    told = [(kind, name) for kind, name in stats.entries if name]
+    names = [name for kind, name in told if kind in ("noise", "unmapped")]
+    names = [name for name in names if not name.startswith("PERF_RECORD_")]
+    undecoded = [name for kind, name in told if kind == "undecoded"]
+    if "about something else" in names:
+        return "is a kernel log without a message about TDX; give it with --dmesg"
+    if names or stats.events:
+        way = "record kvm:kvm_entry, kvm:kvm_exit and probes on tdh_mem_page_aug and its siblings"
+        if any(kind == "unmapped" for kind, _ in told):
+            way = "say what the probes are with --map EVENT=FUNCTION"
+        return f"has no SEAMCALL and no KVM event; it has {_some(names)}; {way}"
+    if undecoded:
+        return (
+            f"has events without the fields that are needed: {_some(undecoded)}; "
+            "print them (perf script -F +trace) or record them (see tdxtrace capture plan)"
+        )
+    sample = next((repr(e.detail) for e in stats.entries.values() if e.detail), "only headers")
+    return f"holds no event that is known; its first line: {sample}"
+
+
+def _some(names: list[str]) -> str:
+    some = ", ".join(one_line(name, 30) for name in names[:_MOST_NAMES])
+    return some + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+
+
+def _ours(lines: list[str]) -> str:
+    found = dict.fromkeys(name for line in lines for name in _OURS.findall(line))
+    names = list(found)[:_MOST_NAMES]
+    if not names:
+        return ""
+    return f"; of its events {', '.join(one_line(name, 40) for name in names)} would be read"
