@@ -14,9 +14,8 @@ from tdxtrace.tdx import releases, wrappers
 _CAP_SYS_ADMIN: Final = 21
 _CAPS: Final = re.compile(r"^CapEff:\s*(?P<mask>[0-9a-f]{1,16})$", re.MULTILINE)
 _CHOSEN: Final = re.compile(r"\[(?P<word>\w+)\]")
-_MODULE: Final = re.compile(
-    r"tdx: (?:TDX[- ])?[Mm]odule version:? (?P<version>\d{1,3}(?:\.\d{1,3}){1,2})"
-)
+_NAMES_RELEASE: Final = releases.VERSION_LINE.pattern
+_MODULE: Final = re.compile(r"tdx: (?:TDX[- ])?" + _NAMES_RELEASE)
 # "module initialized", "module initialization failed (-5)" up to 7.1; from 7.2 on "TDX-Module ..."
 # (Linux Documentation/arch/x86/tdx.rst, which says the same of both); "TDX module ..." out of tree.
 _INITIALISED: Final = re.compile(
@@ -175,11 +174,12 @@ def _of_release(release: str, where: str) -> Check:
     """Return what a release tells of the locks."""
     generation = releases.generation_of(release)
     if generation is None:
+        perhaps = " or ".join(releases.generations_of_series(release)) or "not known"
         return Check(
             "tdx_module",
             "limited",
-            f"{release} ({where})",
-            "which lock rules it follows: the release is not known",
+            f"{release}, lock generation {perhaps} ({where})",
+            "which lock rules it follows: no list has the release or build",
             "say --generation A, B or C to commands that ask who held a lock",
         )
     return Check("tdx_module", "ok", f"{release}, lock generation {generation} ({where})")
@@ -194,13 +194,25 @@ def _release_in_sysfs(host: Host) -> str | None:
         name: host.read(f"{_FIRMWARE}/{name}").line or ""
         for name in ("major_version", "minor_version", "build_num", "build_date")
     }
-    date = named.pop("build_date").removeprefix("0x")
+    date = _date(named.pop("build_date"))
     if not all(_FIRMWARE_NUMBER.fullmatch(text) for text in named.values()):
         return None
     major, minor, build = (
         int(text, 16 if text.lower().startswith("0x") else 10) for text in named.values()
     )
-    return releases.named_by_build(major, minor, date if len(date) == 8 else None, build)
+    return releases.named_by_build(major, minor, date, build)
+
+
+def _date(text: str) -> str | None:
+    """Return a build date as eight decimal digits: 0x0134d817 is 20240407.
+
+    Some kernels print it in hexadecimal (Ubuntu 24.10); None where it is no date.
+    """
+    digits = text.lower().removeprefix("0x")
+    for date in (digits, str(int(digits, 16)) if _FIRMWARE_NUMBER.fullmatch(digits) else ""):
+        if re.fullmatch(r"20\d{6}", date):
+            return date
+    return None
 
 
 def _release_in_log(text: str) -> str | None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
 from tdxtrace.tdx.facts import records
 
+# "virt/tdx: Module version: 1.5.34" (Linux 7.2), "TDX-Module version: 1.5.24" (its series),
+# "module version: 1.5.00.00.0481 (build_date 20230323)" (series of 2024), "TDX module 1.5.06.00,
+# build number 744, build date 0134d817" (Ubuntu 24.10, canonical/tdx).
+VERSION_LINE: Final = re.compile(
+    r"\b[Mm]odule(?: ver\w{0,6}:?)? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})\b"
+)
+"""What follows "tdx: " where the kernel names the release."""
 # Linux of Intel and Ubuntu up to 6.8 prints "TDX module: attributes 0x0, vendor_id 0x8086,
 # major_version 1, minor_version 5, build_date 20240129, build_num 698": the release 1.5.05 is told
 # by the build alone.
@@ -48,6 +56,34 @@ def generation_of(version: str) -> str | None:
         if row["series"] == found[1] and covers:
             return row["generation"]
     return None
+
+
+def generations_of_series(version: str) -> tuple[str, ...]:
+    """Return the generations that releases of a series have: what a release leaves open.
+
+    Args:
+        version: Module release or the start of one, such as "1.5" or "1.5 build 700".
+
+    Returns:
+        Generations in the order of releases; empty for a series of which none was read.
+    """
+    found = re.search(r"(?<!\d)\d++\.\d++", version)
+    series = found[0] if found else None
+    return tuple(str(row["generation"]) for row in _rows("generations") if row["series"] == series)
+
+
+def same_release(named: Iterable[str]) -> str | None:
+    """Return the release that all of these name: "1.5.06" and "1.5.06.00" are one.
+
+    Args:
+        named: Releases as kernels name them.
+
+    Returns:
+        The fullest of the names; None if there is none, or if they name different releases.
+    """
+    names = sorted(named, key=len)
+    short = {re.match(r"(?:\d++\.){2}\d++|.*", name)[0] for name in names}  # type: ignore[index]
+    return names[-1] if len(short) == 1 else None
 
 
 def named_by_build(

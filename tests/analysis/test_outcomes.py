@@ -152,6 +152,7 @@ def test_clocks_that_differ_are_not_compared() -> None:
         (["1.5.24", "1.5.24"], ("1.5.24", "C")),
         (["1.0"], ("1.0", "A")),
         (["1.5"], ("1.5", None)),
+        (["1.5.06", "1.5.06.00"], ("1.5.06.00", "B")),
         (["1.5 build 700"], ("1.5 build 700", None)),
         # The module was updated meanwhile.
         (["1.5.16", "1.5.24"], None),

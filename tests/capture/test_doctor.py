@@ -100,11 +100,20 @@ def test_one_thing_less(
             "6,1;tdx: TDX module: atributes 0x0, vendor_id 0x8086, major_version 1, "
             "minor_version 5, build_date 20230420, build_num 507\n"
             "6,2;tdx: TDX module initialized.\n",
-            "1.5 build 507 (kernel log)",
+            "1.5 build 507, lock generation B or C (kernel log)",
         ),
         (
             "6,1;virt/tdx: Module version: 1.5.24\n6,2;virt/tdx: TDX-Module initialized\n",
             "1.5.24, lock generation C (kernel log)",
+        ),
+        (
+            "6,1;virt/tdx: TDX module 1.5.06.00, build number 744, build date 0134d817\n"
+            "6,2;virt/tdx: module initialized\n",
+            "1.5.06.00, lock generation B (kernel log)",
+        ),
+        (
+            "6,1;virt/tdx: Module version: 1.5.00.00.0481, build_date: 20230323\n",
+            "1.5.00.00.0481, lock generation B or C (kernel log)",
         ),
         # The module was updated at run time: the last word counts.
         (
@@ -112,7 +121,11 @@ def test_one_thing_less(
             "6,3;virt/tdx: Module version: 1.5.24\n",
             "1.5.24, lock generation C (kernel log)",
         ),
-        ("6,1;virt/tdx: Module version: 1.5.99\n", "1.5.99 (kernel log)"),
+        (
+            "6,1;virt/tdx: Module version: 3.0.01\n",
+            "3.0.01, lock generation not known (kernel log)",
+        ),
+        ("6,1;virt/tdx: Module version: 1.5.99\n", "1.5.99, lock generation B or C (kernel log)"),
         ("6,1;virt/tdx: module initialization failed (-5)\n", "initialisation failed (-5)"),
         ("6,1;virt/tdx: TDX-Module initialization failed (-5)\n", "initialisation failed (-5)"),
         (
@@ -158,7 +171,11 @@ def test_a_release_that_is_not_known_limits_what_is_known_of_locks(
             "1.5.05, lock generation B (sysfs)",
         ),
         (("1", "5", "744", "20240407"), "1.5.06, lock generation B (sysfs)"),
-        (("0x1", "0x5", "0x2bc", "20240301"), "1.5 build 700 (sysfs)"),
+        (("1", "5", "744", "0x0134d817"), "1.5.06, lock generation B (sysfs)"),
+        (("1", "5", "744", "0x20240407"), "1.5.06, lock generation B (sysfs)"),
+        (("1", "5", "744", "0x20240408"), "1.5 build 744, lock generation B or C (sysfs)"),
+        (("1", "5", "744", "soon"), "1.5.06, lock generation B (sysfs)"),
+        (("0x1", "0x5", "0x2bc", "20240301"), "1.5 build 700, lock generation B or C (sysfs)"),
     ],
 )
 def test_the_build_as_sysfs_of_6_8_tells_it(

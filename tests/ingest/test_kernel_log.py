@@ -134,6 +134,17 @@ def test_a_failed_seamcall_in_every_spelling(text: str, fields: dict[str, Any]) 
             {"module_version": "1.5.05"},
         ),
         (
+            "virt/tdx: TDX module 1.5.06.00, build number 744, build date 0134d817",
+            "module_version",
+            {"module_version": "1.5.06.00"},
+        ),
+        (
+            "virt/tdx: Module version: 1.5.00.00.0481, build_date: 20230323",
+            "module_version",
+            {"module_version": "1.5.00.00.0481"},
+        ),
+        ("virt/tdx: TDX module verson 1.5.16", "module_version", {"module_version": "1.5.16"}),
+        (
             "tdx: TDX module: vendor_id 0x8086, major_version 1, minor_version 5",
             "module_version",
             {"module_version": "1.5"},

@@ -6,7 +6,12 @@ import polars as pl
 import pytest
 
 from tdxtrace.tdx.facts import facts
-from tdxtrace.tdx.releases import generation_of, named_by_build
+from tdxtrace.tdx.releases import (
+    generation_of,
+    generations_of_series,
+    named_by_build,
+    same_release,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,40 @@ def test_a_build_that_is_not_published_is_no_release(
     """The nearest release is not taken for it: it may have other locks."""
     assert named_by_build(1, 5, date, build) == named
     assert generation_of(named) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "release"),
+    [
+        (["1.5.06"], "1.5.06"),
+        (["1.5.06", "1.5.06.00"], "1.5.06.00"),
+        (["1.5.05.46.698", "1.5.05"], "1.5.05.46.698"),
+        (["1.5.06", "1.5.08"], None),
+        (["1.5.06", "1.5"], None),
+        (["1.5.06", "1.5.060"], None),
+        (["1.5 build 700"], "1.5 build 700"),
+        (["1.5 build 700", "1.5 build 701"], None),
+        ([], None),
+    ],
+)
+def test_names_of_one_release(names: list[str], release: str | None) -> None:
+    assert same_release(names) == release
+    assert same_release(reversed(names)) == release
+
+
+@pytest.mark.parametrize(
+    ("version", "left"),
+    [
+        ("1.5", ("B", "C")),
+        ("1.5 build 481", ("B", "C")),
+        ("1.0", ("A",)),
+        ("2.0.10", ("B", "C")),
+        ("2.5.01", ()),
+        ("", ()),
+    ],
+)
+def test_a_series_leaves_generations_open(version: str, left: tuple[str, ...]) -> None:
+    assert generations_of_series(version) == left
 
 
 def test_every_published_build_has_a_generation() -> None:

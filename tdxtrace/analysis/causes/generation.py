@@ -12,7 +12,7 @@ from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tdx.leaves import numbers_of
-from tdxtrace.tdx.releases import generation_of
+from tdxtrace.tdx.releases import generation_of, same_release
 
 # Leaves that take the tree exclusively in every generation, and that KVM calls: a capture
 # without any of them may not have probed them.
@@ -72,9 +72,8 @@ def module_release(messages: pl.DataFrame) -> tuple[str, str | None] | None:
         True
     """
     named = KERNEL_MESSAGES.conform(messages)["module_version"].drop_nulls().unique()
-    if len(named) != 1:
-        return None
-    return str(named[0]), generation_of(str(named[0]))
+    release = same_release(map(str, named))
+    return None if release is None else (release, generation_of(release))
 
 
 def possible_generations(

@@ -152,13 +152,10 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         r"Guest access before accepting (?P<gpa>0x[0-9a-f]{1,16}) on vCPU (?P<vcpu>\d{1,9})",
         lambda found: {"gpa": int(found["gpa"], 16), "vcpu_id": int(found["vcpu"])},
     ),
-    # "Module version: %u.%u.%02u" (2026), "TDX-Module version: ", in full with build number in
-    # earlier series; no mainline release before 7.2 prints it.
+    # No mainline release before 7.2 prints it.
     (
         "module_version",
-        "(?im)"
-        + _AFTER_TDX
-        + r".*\bmodule version:? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})",
+        "(?m)" + _AFTER_TDX + ".*" + releases.VERSION_LINE.pattern,
         lambda found: {"module_version": found["version"]},
     ),
     # Up to 6.8: "TDX module: attributes 0x0, vendor_id 0x8086, major_version 1, minor_version 5,
