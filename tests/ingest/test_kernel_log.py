@@ -190,7 +190,28 @@ HEADS = [
     ("[Mon Jun 24 11:07:17 2024] ", 1_719_227_237 * S, "wall, no zone"),
     ("jun 24 11:07:17 tee-fhaas kernel: ", 78_232_037 * S, "wall, no year"),
     ("Jun 24 11:07:17.250 tee-fhaas kernel: ", 78_232_037 * S + S // 4, "wall, no year"),
-    ("Mon 2024-06-24 11:07:17 UTC host kernel: ", None, "none"),
+    ("Mon 2024-06-24 11:07:17 UTC host kernel: ", 1_719_227_237 * S, "wall"),
+    ("Mo 2024-06-24 11:07:17 CEST host kernel: ", 1_719_227_237 * S, "wall, no zone"),
+    ("Mon 2024-06-24 11:07:17.5 +0200 host kernel: ", 1_719_227_237 * S + S // 2, "wall, no zone"),
+    ("1719227237.123456 host kernel: ", 1_719_227_237_123_456_000, "wall"),
+    ("<3>1 2024-06-24T11:07:17.5Z host kernel - - - ", 1_719_227_237 * S + S // 2, "wall"),
+    ('<3>1 2024-06-24T11:07:17Z host kernel 1 ID7 [a@1 b="c"] ', 1_719_227_237 * S, "wall"),
+    ("<3>1 2024-06-24T11:07:17Z host kernel - - - [    1.500000] ", 3 * S // 2, "printk"),
+    ("<3>Jun 24 11:07:17 host kernel: [    1.500000] ", 3 * S // 2, "printk"),
+    ("2024-06-24T11:07:17.5+02:00 host kernel[0]: [    1.500000] ", 3 * S // 2, "printk"),
+    ("kernel: [    1.500000] ", 3 * S // 2, "printk"),
+    ("2024-06-24T11:07:17.5Z stdout F [    1.500000] ", 3 * S // 2, "printk"),
+    ("4,1234,1500000,-,caller=T12;", 3 * S // 2, "printk"),
+    ("[    1.500000] [   C12] ", 3 * S // 2, "printk"),
+    ("> [    1.500000] ", 3 * S // 2, "printk"),
+    (">> > [    1.500000] ", 3 * S // 2, "printk"),
+    ("\t   [    1.500000] ", 3 * S // 2, "printk"),
+    ("[    1.500000]\xa0 ", 3 * S // 2, "printk"),
+    ("\x1b[32m[    1.500000] \x1b[0m\x1b[31m", 3 * S // 2, "printk"),
+    ("\x1b[1mJun 24 11:07:17 host kernel: \x1b[0m", 78_232_037 * S, "wall, no year"),
+    ("24. Juni 11:07:17 host kernel: ", None, "none"),
+    ("6\u6708 24 11:07:17 host kernel: ", None, "none"),
+    ("kernel: ", None, "none"),
     ("2024-06-24T11:07:17+0200 host kernel: ", 1_719_220_037 * S, "wall"),
     ("2024-06-24T11:07:17.123456+02:00 host kernel: ", 1_719_220_037_123_456_000, "wall"),
     ("2024-06-24T11:07:17,123456+00:00 ", 1_719_227_237_123_456_000, "wall"),
@@ -259,6 +280,19 @@ def test_only_the_kernel_is_believed() -> None:
     trace = read_text(forged)
     assert only(trace)["seq"] == 2
     assert lost(trace) == {"noise": 1}
+    for head in (
+        "2024-06-24T11:07:17.5+02:00 host mallory: ",
+        "2024-06-24T11:07:17Z host mallory[12]: [    1.500000] ",
+        "Mon 2024-06-24 11:07:17 CEST host mallory[12]: ",
+        "1719227237.123456 host mallory[12]: ",
+        "<3>1 2024-06-24T11:07:17Z host mallory 12 - - ",
+        "[    1.500000] host mallory[12]: ",
+        "> Jun 24 11:07:17 host mallory: kernel: ",
+        "24. Juni 11:07:17 host mallory: ",
+    ):
+        trace = read_text(log(head + FAILED, "Jun 24 11:07:18 host kernel: " + FAILED))
+        assert only(trace)["seq"] == 2, head
+        assert lost(trace) == {"noise": 1}, head
     forged = log(journal(FAILED, _TRANSPORT="stdout"), journal(FAILED))
     assert only(read_text(forged))["seq"] == 2
 
@@ -420,11 +454,55 @@ PIECES = st.sampled_from(
 LINES = st.lists(
     st.one_of(
         st.tuples(st.sampled_from([head for head, _, _ in HEADS]), PIECES).map("".join),
-        st.text(st.characters(exclude_characters="\n"), max_size=30),
+        st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=30),
         PIECES.map(journal),
     ),
     max_size=12,
 )
+
+
+# What may stand before what: each is there or not.
+NESTED = st.tuples(
+    st.sampled_from(["", "> ", ">> ", "   ", "\t", "> > "]),
+    st.sampled_from(["", "\x1b[32m", "\x1b[0m\x1b[1;31m"]),
+    st.sampled_from(["", "<3>", "kernel: ", "2024-06-24T11:07:17.5Z stdout F "]),
+    st.sampled_from(
+        [
+            "",
+            "Jun 24 11:07:17 h kernel: ",
+            "1719227237.5 h kernel: ",
+            "24. Juni 11:07:17 h kernel: ",
+        ]
+    ),
+    st.sampled_from(["", "\x1b[0m"]),
+    st.sampled_from(["", "[    1.500000] ", "[    1.500000][  T12] ", "4,1234,1500000,-;"]),
+    st.sampled_from(["", "\xa0 ", "\x1b[33m"]),
+).map("".join)
+
+
+@given(NESTED)
+def test_heads_may_be_nested(head: str) -> None:
+    text = log(head + FAILED, head + "WARNING: CPU: 1 PID: 2 at arch/x86/kvm/vmx/tdx.c:5")
+    trace = read_text(text)
+    assert trace.kernel_messages["message"].to_list() == ["seamcall_failed", "warning"]
+    if "1.5000" in head or "1500000" in head:
+        assert trace.kernel_messages["ts_ns"].to_list() == [3 * S // 2] * 2
+
+
+REGISTERS = "virt/tdx: RCX 0x1 RDX 0x2 R08 0x3"
+WARNED = "WARNING: CPU: 76 PID: 2842 at arch/x86/kvm/vmx/tdx.c:275 __tdx_reclaim_page+0xac/0xe0"
+
+
+@pytest.mark.parametrize("head", [head for head, _, _ in HEADS], ids=lambda head: head or "bare")
+def test_messages_that_begin_a_line_are_found_behind_every_head(head: str) -> None:
+    """Warnings and registers are told by how they begin, so a head that stays on hides them."""
+    lines = ("SEAMCALL TDH_VP_INIT failed: 0x8000020000000080", REGISTERS, WARNED)
+    trace = read_text(log(*(head + line for line in lines)))
+    rows = trace.kernel_messages.select("message", "rcx", "function", "n_lines").rows()
+    assert rows == [
+        ("seamcall_failed", 1, None, 2),
+        ("warning", None, "__tdx_reclaim_page", 1),
+    ]
 
 
 @given(LINES, st.booleans(), st.sampled_from(["kernel-log", "journal-json"]))

@@ -24,41 +24,74 @@ _SECOND_NS: Final = 1_000_000_000
 _MONTHS: Final = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 # The year of timestamps that have none: a leap year, which has every date.
 _LEAP_YEAR: Final = 1972
-# printk: level in raw form (dmesg -r, serial), facility and level in words (dmesg -x), seconds,
-# the step since the line before (dmesg -d, -T -d), caller (CONFIG_PRINTK_CALLER).
-_LEVEL: Final = r"(?:<\d{1,3}>|\d{1,3},\d+,(?P<us>\d{1,16}),[^;]*;|\w+ *:\w+ *: )?"
-_DELTA: Final = r"(?: *<[ +]*\d+\.\d+>)?"
-_CALLER: Final = r"(?:\[ *[TC]\d+\])?"
-_SECONDS: Final = re.compile(
-    rf"^{_LEVEL}\[ *(?P<sec>\d{{1,9}})\.(?P<frac>\d{{6}}){_DELTA}\]{_CALLER} ?(?P<rest>.*)$",
-    re.ASCII,
+# What stands before a prefix and says nothing: quotes and indentation of a mail.
+_QUOTED: Final = re.compile(r"^[>|\s]+")
+# The same between prefixes: colours, the level in raw form (dmesg -r, serial) and in words
+# (dmesg -x), a stream of a container's log, the kernel's name without a host (containers, IPMI).
+_DECORATION: Final = re.compile(
+    r"^(?:\x1b\[[\d;]{0,16}[mK]|<\d{1,3}>(?!1 )|\w{1,8} *:\w{1,8} *: (?=\[)|std(?:out|err) [FP] "
+    r"|kernel(?:\[\d+\])?: )(?P<rest>.*)$",
+    re.ASCII | re.DOTALL,
 )
-_KMSG: Final = re.compile(r"^\d{1,3},\d+,(?P<us>\d{1,16}),[^;]*;(?P<rest>.*)$", re.ASCII)
+# printk: seconds, the step since the line before (dmesg -d), caller (CONFIG_PRINTK_CALLER).
+_DELTA: Final = r"(?: *<[ +]*\d+\.\d+>)?"
+_CALLER: Final = r"(?: ?\[ *[TC]\d+\])?"
+_SECONDS: Final = re.compile(
+    rf"^\[ *(?P<sec>\d{{1,9}})\.(?P<frac>\d{{6}}){_DELTA}\]{_CALLER} ?(?P<rest>.*)$",
+    re.ASCII | re.DOTALL,
+)
+# /dev/kmsg and netconsole.
+_KMSG: Final = re.compile(
+    r"^\d{1,3},\d+,(?P<us>\d{1,16}),[^;]*;(?P<rest>.*)$", re.ASCII | re.DOTALL
+)
 # dmesg -T.
 _HUMAN: Final = re.compile(
-    rf"^{_LEVEL}\[\w{{3}} (?P<month>\w{{3}}) +(?P<day>\d\d?) (?P<time>\d\d:\d\d:\d\d) "
+    rf"^\[\w{{3}} (?P<month>\w{{3}}) +(?P<day>\d\d?) (?P<time>\d\d:\d\d:\d\d) "
     rf"(?P<year>\d{{4}}){_DELTA}\]{_CALLER} ?(?P<rest>.*)$",
+    re.DOTALL,
 )
+_STAMP: Final = r"(?P<stamp>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
 # dmesg --time-format iso, and of syslog and journal the same before a host's name.
-_ISO: Final = re.compile(
-    r"^(?P<stamp>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
-    r"(?:Z|[+-]\d\d:?\d\d)?) (?P<rest>.*)$",
-    re.ASCII,
+_ISO: Final = re.compile(rf"^{_STAMP} (?P<rest>.*)$", re.ASCII | re.DOTALL)
+# RFC 5424: after the priority a version, time, host, program, process, message and data.
+_RFC5424: Final = re.compile(
+    rf"^<\d{{1,3}}>1 {_STAMP} (?P<rest>\S+ \S+) \S+ \S+ (?:-|\[[^\]]*\]) ?(?P<text>.*)$",
+    re.ASCII | re.DOTALL,
+)
+# journalctl -o short-full, in any language: day of the week, date, time, zone.
+_FULL: Final = re.compile(
+    r"^\S{1,12} (?P<stamp>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,9})?) (?P<zone>[\w+:-]{1,9}) "
+    r"(?P<rest>.*)$",
+    re.DOTALL,
+)
+# journalctl -o short-unix.
+_UNIX: Final = re.compile(
+    r"^(?P<sec>\d{9,10})\.(?P<frac>\d{1,9}) (?P<rest>.*)$", re.ASCII | re.DOTALL
 )
 _SYSLOG: Final = re.compile(
     r"^(?:\w{3} )?(?P<month>[A-Za-z]{3})\.? +(?P<day>\d\d?) "
     r"(?:(?P<year>\d{4}) )?(?P<time>\d\d:\d\d:\d\d)(?:\.(?P<frac>\d{1,9}))? (?P<rest>.*)$",
+    re.DOTALL,
+)
+# The same in another language: the date is known by its place, its time is not read.
+_LOCAL: Final = re.compile(
+    r"^(?:\S{1,12} +){1,3}?\d\d:\d\d:\d\d(?:[.,]\d{1,9})? (?P<rest>\S+ [\w./@-]+(?:\[\d+\])?: .*)$",
+    re.DOTALL,
 )
 # Relative timestamps, which are not used: dmesg -d alone, dmesg -e and -H.
 _RELATIVE: Final = re.compile(
-    rf"^{_LEVEL}\[ *(?:<[ +]*\d+\.\d+>|\+\d+\.\d+|\w{{3}} ?\d+ \d\d:\d\d)\]{_CALLER} ?(?P<rest>.*)$"
+    rf"^\[ *(?:<[ +]*\d+\.\d+>|\+\d+\.\d+|\w{{3}} ?\d+ \d\d:\d\d)\]{_CALLER} ?(?P<rest>.*)$",
+    re.DOTALL,
 )
 # Host and program of a syslog line.  What other programs log is no evidence: any user can write it
 # with logger(1).
-_HOST: Final = re.compile(r"^\S+ (?P<who>[\w./@-]+)(?:\[\d+\])?: (?P<rest>.*)$")
+_HOST: Final = re.compile(
+    r"^[^\s:]+ (?P<who>[\w./@-]+)(?P<pid>\[\d+\])?:(?: (?P<rest>.*))?$", re.DOTALL
+)
+# Prefixes of one line: quote, level, date, host, level, seconds, and colours between them.
+_MOST_LAYERS: Final = 12
 BOOT: Final = re.compile(r"^-- (?:Boot|Reboot)\b")
 HEADER: Final = re.compile(r"^\s*$|^#|^-- (?:Boot|Reboot|Journal|Logs|No entries)\b")
-_FROM_KERNEL: Final = re.compile(r"^.{0,60}? kernel: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +108,17 @@ class LogLine:
 
 
 def split_prefix(line: str) -> LogLine:
-    """Split a line of dmesg, syslog, journalctl or a serial console."""
-    for pattern, read in _PREFIXES:
-        found = pattern.match(line)
-        if found is not None:
-            return read(found)
-    return LogLine(None, NO_CLOCK, line, True)
+    """Split a line of dmesg, syslog, journalctl, a serial console or a container's log.
+
+    Prefixes are taken off one after the other, as they are nested: a quoted line of a journal that
+    forwards printk's own prefix has four.  The innermost time counts.
+    """
+    return _peel(line).line()
 
 
 def has_log_prefix(line: str) -> bool:
     """Whether a line has a prefix that only logs of a kernel have."""
-    found = _SECONDS.match(line) or _KMSG.match(line) or _HUMAN.match(line)
-    if found is not None or BOOT.match(line):
-        return True
-    by_date = _ISO.match(line) or _SYSLOG.match(line)
-    return by_date is not None and _FROM_KERNEL.match(f" {by_date['rest']}") is not None
+    return BOOT.match(line) is not None or _peel(line).is_log
 
 
 def parse_journal_entry(line: str) -> LogLine | None:
@@ -123,30 +152,118 @@ def resolution_ns(clock: str) -> int:
     return _RESOLUTION_NS.get(clock, _SECOND_NS)
 
 
-def _printk(found: re.Match[str]) -> LogLine:
-    ts_ns = int(found["sec"]) * _SECOND_NS + int(found["frac"]) * 1000
-    behind = _HOST.match(found["rest"])
-    if behind is not None and behind["who"] == "kernel":  # journalctl -o short-monotonic
-        return LogLine(ts_ns, MONOTONIC, behind["rest"], True)
-    return LogLine(ts_ns, PRINTK, found["rest"], True)
+@dataclass(slots=True)
+class _Peeled:
+    """A line while its prefixes are taken off."""
+
+    text: str
+    ts_ns: int | None = None
+    clock: str = NO_CLOCK
+    of_kernel: bool = True
+    is_log: bool = False
+    """Whether a prefix was found that only logs of a kernel have."""
+    has_date: bool = False
+    has_program: bool = False
+
+    def line(self) -> LogLine:
+        """What is left, and what was learned from its prefixes."""
+        return LogLine(self.ts_ns, self.clock, self.text, self.of_kernel)
 
 
-def _dated(ts_ns: int | None, clock: str, rest: str, has_host: bool = False) -> LogLine:
-    """Split what follows a date: perhaps host and program, perhaps printk's own prefix."""
-    behind = _HOST.match(rest)
-    of_kernel = not has_host
-    if behind is not None and (has_host or behind["who"] == "kernel"):
-        of_kernel = behind["who"] == "kernel"
-        rest = behind["rest"]
-    inner = _SECONDS.match(rest) if of_kernel else None
-    if inner is not None:
-        return _printk(inner)
-    return LogLine(ts_ns, clock, rest, of_kernel)
+def _peel(line: str) -> _Peeled:
+    """Take the prefixes off; what is left of a line without any is the line without its indent."""
+    peeled = _Peeled(_QUOTED.sub("", line.replace("\xa0", " "), count=1))
+    for _ in range(_MOST_LAYERS):
+        if not any(layer(peeled) for layer in _LAYERS):
+            break
+    peeled.text = peeled.text.lstrip()
+    return peeled
 
 
-def _of_syslog(found: re.Match[str]) -> LogLine:
-    clock = ZONELESS if found["year"] else YEARLESS
-    return _dated(_date(found), clock, found["rest"], has_host=True)
+def _decoration(peeled: _Peeled) -> bool:
+    found = _DECORATION.match(peeled.text)
+    if found is None:
+        return False
+    peeled.text = found["rest"]
+    return True
+
+
+def _printk(peeled: _Peeled) -> bool:
+    """Take off the kernel's own time; nothing of a prefix follows but a host (short-monotonic)."""
+    found = _SECONDS.match(peeled.text) or _KMSG.match(peeled.text)
+    if found is None or peeled.clock in (PRINTK, MONOTONIC):
+        return False
+    numbers = found.groupdict()
+    if numbers.get("us"):
+        peeled.ts_ns = int(numbers["us"]) * 1000
+    else:
+        peeled.ts_ns = int(numbers["sec"]) * _SECOND_NS + int(numbers["frac"]) * 1000
+    peeled.clock, peeled.text, peeled.is_log = PRINTK, found["rest"], True
+    behind = _HOST.match(peeled.text)
+    if behind is None or peeled.has_date:
+        return True
+    if behind["who"] == "kernel":
+        peeled.clock, peeled.text = MONOTONIC, behind["rest"] or ""
+    elif behind["pid"]:  # a process logged it: journalctl -o short-monotonic without -k
+        peeled.of_kernel = False
+    return True
+
+
+def _dated(peeled: _Peeled) -> bool:
+    """Take off a date, and host and program behind it."""
+    if peeled.has_program or peeled.clock in (PRINTK, MONOTONIC):
+        return False
+    for pattern, read, names_program in _DATES:
+        found = pattern.match(peeled.text)
+        if found is None:
+            continue
+        peeled.ts_ns, peeled.clock = read(found)
+        peeled.text, peeled.has_date = found["rest"], True
+        peeled.is_log |= pattern is _HUMAN
+        # dmesg writes a comma, syslog a point: what follows is then host and program.
+        is_syslog = pattern is _ISO and "," not in found["stamp"] and _HOST.match(found["rest"])
+        _take_host(peeled, named=names_program or bool(is_syslog))
+        return True
+    found = _RFC5424.match(peeled.text)
+    if found is None:
+        return False
+    peeled.ts_ns, peeled.clock = _iso(found["stamp"])
+    peeled.has_date = peeled.has_program = True
+    peeled.of_kernel = peeled.is_log = found["rest"].split()[1] == "kernel"
+    peeled.text = found["text"]
+    return True
+
+
+def _take_host(peeled: _Peeled, named: bool) -> None:
+    """Take off host and program; with ``named`` a line that has none is of no kernel."""
+    behind = _HOST.match(peeled.text)
+    is_kernel = behind is not None and behind["who"] == "kernel"
+    if behind is not None and (named or is_kernel):
+        peeled.text, peeled.has_program = behind["rest"] or "", True
+        peeled.is_log |= is_kernel
+    peeled.of_kernel = is_kernel or not named
+
+
+def _relative(peeled: _Peeled) -> bool:
+    found = None if peeled.has_date else _RELATIVE.match(peeled.text)
+    if found is None:
+        return False
+    peeled.text, peeled.has_date = found["rest"], True
+    return True
+
+
+def _of_syslog(found: re.Match[str]) -> tuple[int | None, str]:
+    return _date(found), ZONELESS if found["year"] else YEARLESS
+
+
+def _full(found: re.Match[str]) -> tuple[int | None, str]:
+    """The time of a zone by its name: only UTC says which it is."""
+    is_utc = found["zone"] in ("UTC", "GMT")
+    return _iso(found["stamp"] + ("Z" if is_utc else ""))
+
+
+def _unix(found: re.Match[str]) -> tuple[int | None, str]:
+    return int(found["sec"]) * _SECOND_NS + int(found["frac"].ljust(9, "0")), WALL
 
 
 def _date(found: re.Match[str]) -> int | None:
@@ -200,11 +317,14 @@ def _message(message: object) -> str:
     return message if isinstance(message, str) else ""
 
 
-_PREFIXES: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], LogLine]], ...]] = (
-    (_SECONDS, _printk),
-    (_KMSG, lambda found: LogLine(int(found["us"]) * 1000, PRINTK, found["rest"], True)),
-    (_HUMAN, lambda found: LogLine(_date(found), ZONELESS, found["rest"], True)),
-    (_ISO, lambda found: _dated(*_iso(found["stamp"]), found["rest"])),
-    (_SYSLOG, _of_syslog),
-    (_RELATIVE, lambda found: LogLine(None, NO_CLOCK, found["rest"], True)),
+_Reader = Callable[[re.Match[str]], tuple[int | None, str]]
+# Dates: pattern, time and clock, and whether host and program always follow.
+_DATES: Final[tuple[tuple[re.Pattern[str], _Reader, bool], ...]] = (
+    (_HUMAN, lambda found: (_date(found), ZONELESS), False),
+    (_ISO, lambda found: _iso(found["stamp"]), False),
+    (_FULL, _full, True),
+    (_UNIX, _unix, True),
+    (_SYSLOG, _of_syslog, True),
+    (_LOCAL, lambda _: (None, NO_CLOCK), True),
 )
+_LAYERS: Final = (_decoration, _printk, _dated, _relative)
