@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.causes.blocks import dropped_blocks
 from tdxtrace.analysis.causes.entry_locks import address_of_entry, may_have_taken_entry
 from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows, infer_td
 from tdxtrace.tables.events import KERNEL_MESSAGES, SEAMCALLS
@@ -22,10 +23,8 @@ _BUSY_ON_ENTRY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_RCX
 # HP_LOCK_TIMEOUT is 10 ms at least: intel/tdx-module 1.5.01 td_control_structures.h.  The guest's
 # first refused TDCALL starts it, so it lasts no longer than since the host's first failed try.
 HOST_PRIORITY_NS: Final = 10_000_000
-# Statuses of a range that was not blocked, or not tracked: 1.5 helpers.h is_tlb_tracked;
-# public reports: canonical/tdx issue 213, Chen Yu on the kvm list, 2024-05-26.
-_NOT_PREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, word.TDX_GPA_RANGE_NOT_BLOCKED)
-_PREPARING_LEAVES: Final = leaves.numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK"])
+_TRACK: Final = leaves.parse_leaf("TDH.MEM.TRACK")[0]
+_BLOCK: Final = leaves.parse_leaf("TDH.MEM.RANGE.BLOCK")[0]
 # KVM prints a failure right after the call, from the same thread; a console takes up to some
 # 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
 MESSAGE_NS: Final = 10_000_000
@@ -59,7 +58,10 @@ def abandoned_requests(
     in generation A, which has no host priority.  Absence: a call that was not recorded may have
     taken the lock, so losses between rule it out.  Nearest innocent trace: a request left busy
     just before the exit, while another one, unseen, shut the guest out.  ``later_call_failed``:
-    a BLOCK or TRACK was left busy, and the next call that requires it failed on that page.
+    a BLOCK was left busy, and a call on its page failed for lack of it
+    (:func:`~.causes.blocks.dropped_blocks`); or a TRACK was, and the next call of the TD that
+    requires one failed; with no loss between.  Nearest innocent trace: another BLOCK, of the
+    page or of a range around it, succeeded, and what is missing is the TRACK.
     ``kernel_message``: the kernel printed a failure of that leaf with that status within
     ``message_ns``.  ``settled_later``: another call settled it.
 
@@ -86,7 +88,7 @@ def abandoned_requests(
     effects = [
         _settled_later(abandoned, calls),
         _timeouts(abandoned, calls, chains, trace.losses) if generation != "A" else _no_effects(),
-        _later_failures(abandoned, calls),
+        _later_failures(abandoned, calls, trace.losses),
         _kernel_messages(abandoned, related_messages(trace), message_ns),
     ]
     seen = pl.concat(effect.select(_EFFECT_COLUMNS) for effect in effects)
@@ -236,31 +238,42 @@ def _memory_leaves() -> list[int]:
     return leaves.leaf_table().filter(pl.col("request") == "gpa")["leaf"].to_list()
 
 
-def _later_failures(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """BLOCKs and TRACKs left busy, and the first call on the same page that required them."""
+def _later_failures(
+    abandoned: pl.DataFrame, calls: pl.DataFrame, losses: pl.DataFrame
+) -> pl.DataFrame:
+    """BLOCKs and TRACKs left busy, and the first call that failed for lack of them."""
+    numbered = calls.with_row_index("row").with_columns(
+        begins=pl.coalesce("start_ns", "end_ns"), at=pl.coalesce("end_ns", "start_ns")
+    )
     status = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
-    failed = calls.filter(status.is_in(_NOT_PREPARED)).select(
-        "source",
-        "td_id",
-        "gpa",
+    not_tracked = numbered.filter(status == word.TDX_TLB_TRACKING_NOT_DONE)
+    of_td = abandoned.filter(pl.col("td_id").is_not_null())
+    tracks = of_td.filter(pl.col("leaf") == _TRACK)
+    blocks = of_td.filter(pl.col("leaf") == _BLOCK, pl.col("gpa").is_not_null())
+    dropped = [
+        dropped_blocks(numbered.filter(pl.col("source") == source)).select("row")
+        for source in blocks["source"].unique()
+    ]
+    not_blocked = numbered.join(
+        pl.concat([numbered.select("row").clear(), *dropped]), on="row", how="semi"
+    )
+    parts = [
+        _next_effects(blocks, _failures(not_blocked), ["source", "td_id", "gpa"], calls),
+        _next_effects(tracks, _failures(not_tracked), ["source", "td_id"], calls),
+    ]
+    rows = _without_losses(pl.concat(parts, how="diagonal"), losses)
+    return _effect(rows, "later_call_failed")
+
+
+def _failures(calls: pl.DataFrame) -> pl.DataFrame:
+    return calls.select(
+        *("source", "td_id", "gpa"),
         effect_source="source",
         effect_seq="seq",
         effect_leaf="leaf",
         effect_status="status",
-        effect_ns=pl.coalesce("end_ns", "start_ns"),
+        effect_ns="at",
     )
-    dropped = abandoned.filter(
-        pl.col("leaf").is_in(_PREPARING_LEAVES), pl.col("td_id").is_not_null()
-    )
-    if failed.is_empty() or dropped.is_empty():
-        return _no_effects()
-    has_page = pl.col("gpa").is_not_null()
-    parts = [
-        _next_effects(dropped.filter(has_page), failed, ["source", "td_id", "gpa"], calls),
-        _next_effects(dropped.filter(~has_page), failed, ["source", "td_id"], calls),
-    ]
-    rows = pl.concat(parts, how="diagonal")
-    return _effect(rows, "later_call_failed")
 
 
 def _kernel_messages(

@@ -51,6 +51,10 @@ def left(found: Findings) -> list[tuple[int, str]]:
         ("2/demoteT1 blockK1 trackS", [(7, "none_seen")]),
         # Another call settled it first: the failure has another reason.
         ("blockK1 trackS 3/blockS1 2/demoteT1", [(7, "settled_later")]),
+        # The page was blocked: what is missing is a TRACK.
+        ("blockS1 2/blockB1 2/trackS demoteT1", [(7, "none_seen")]),
+        ("blockB1 trackS 3/blockS1^1 2/demoteT1", [(7, "none_seen")]),
+        ("blockB1 trackS lost _ 2/demoteT1 S3", [(7, "none_seen")]),
         # A TRACK that was dropped concerns every page of the TD.
         ("blockS1 trackD 2/removeT1 S5", [(38, "later_call_failed")]),
         # Host priority stays on the entry until a host takes it.

@@ -95,6 +95,7 @@ STATUS = {
     "B": 0x8000_0200_0000_0092,  # OPERAND_BUSY, SEPT tree (on TDH.VP.ENTER: zero-step)
     "G": 0xB000_0200_0000_0092,  # ... with bits 61 and 60, which the module sets at run time
     "K": 0x8000_0200_0000_0001,  # OPERAND_BUSY, RCX: the SEPT entry
+    "W": 0x8000_0200_0000_0008,  # OPERAND_BUSY, R8: the PAMT entry of the page
     "D": 0x8000_0200_0000_00A9,  # OPERAND_BUSY, TD_EPOCH
     "P": 0x8000_0201_0000_0000,  # PREVIOUS_TLB_EPOCH_BUSY
     "Y": 0x8000_0202_0000_0000,  # SYS_BUSY

@@ -11,36 +11,19 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.causes.blocks import dropped_blocks
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END
 from tdxtrace.analysis.causes.conflicts import ENTRY
 from tdxtrace.analysis.causes.kicks import busy_after_kick, track_without_kick
 from tdxtrace.analysis.causes.mmu_lock import mmu_lock_excludes
 from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
 from tdxtrace.analysis.causes.td_building import busy_before_finalize
-from tdxtrace.tdx import word
-from tdxtrace.tdx.leaves import leaf_table, numbers_of, parse_leaf
+from tdxtrace.tdx.leaves import leaf_table, parse_leaf
 
 _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
-_BLOCK: Final = parse_leaf("TDH.MEM.RANGE.BLOCK")[0]
-# Leaves that require a page to have been blocked and tracked: the module's is_tlb_tracked.
-_REQUIRE_BLOCK: Final = numbers_of(
-    [
-        *("TDH.MEM.PAGE.REMOVE", "TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE"),
-        *("TDH.MEM.SEPT.REMOVE", "TDH.MEM.PAGE.RELOCATE", "TDH.MEM.RANGE.UNBLOCK"),
-    ]
-)
-# ... and leaves after whose success a page is not, or no longer, blocked.
-_RESETS: Final = [
-    *_REQUIRE_BLOCK,
-    *numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD"]),
-]
-_NOT_PREPARED: Final = (word.TDX_TLB_TRACKING_NOT_DONE, word.TDX_GPA_RANGE_NOT_BLOCKED)
 # Migration is in no merged kernel, and a migration TD holds the TDR of its target from the
 # guest's side (intel/tdx-module 1.5.01 tdg_servtd_rd_wr.c): no rule of Linux speaks of it.
 _MIGRATION: Final = ("TDH.EXPORT.", "TDH.IMPORT.", "TDH.MIG.", "TDH.SERVTD.")
-_LEVELS: Final = (0, 1, 2)
-_PAGE_SHIFT: Final = 12
-_LEVEL_SHIFT: Final = 9
 
 
 def find_broken_rules(seen: RuleEvidence) -> pl.DataFrame:
@@ -146,61 +129,6 @@ def dropped_block(seen: RuleEvidence) -> pl.DataFrame:
 
     Nearest innocent trace: BLOCK succeeds at its second try, and a TRACK is what is missing.
     """
-    columns = ("td_id", "gpa", "level", "leaf", "status", "begins")
-    calls = seen.numbered(*columns).filter(
-        pl.col("td_id").is_not_null() & pl.col("gpa").is_not_null()
-    )
-    failed = calls.filter(
-        pl.col("leaf").is_in(_REQUIRE_BLOCK),
-        word.status_code(pl.col("status")).is_in(_NOT_PREPARED),
-    )
-    if failed.is_empty():
-        return pl.DataFrame(schema=BROKEN_CALLS)
-    code = word.status_code(pl.col("status"))
-    is_block = pl.col("leaf") == _BLOCK
-    fate = (
-        pl.when(is_block & (code == word.TDX_OPERAND_BUSY))
-        .then(pl.lit("dropped"))
-        .when(is_block & (pl.col("status").is_null() | (pl.col("status") < word.ERROR_BIT)))
-        .then(pl.lit("blocked"))
-        .when(pl.col("leaf").is_in(_RESETS) & (pl.col("status") < word.ERROR_BIT))
-        .then(pl.lit("reset"))
-    )
-    events = calls.with_columns(fate=fate).filter(pl.col("fate").is_not_null())
-    last = {name: _last_of(failed, events.filter(fate=name)) for name in ("dropped", "blocked")}
-    reset = _last_of(failed, events.filter(fate="reset"))
-    found = pl.concat(
-        [
-            failed.select("row", ends="begins"),
-            last["dropped"].select(evidence="event", dropped_ns="event_ns"),
-            last["blocked"].select(blocked_ns="event_ns"),
-            reset.select(reset_ns="event_ns"),
-        ],
-        how="horizontal",
-    ).filter(
-        pl.col("dropped_ns") > pl.col("reset_ns").fill_null(-1),
-        (pl.col("blocked_ns") < pl.col("reset_ns")).fill_null(pl.col("blocked_ns").is_null()),
-    )
-    return broken_calls(seen.lossless(found, "dropped_ns", "ends"), "dropped_block")
-
-
-def _last_of(failed: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Last event on the page of each failed call, or on a range around it: event, event_ns."""
-    parts = []
-    for level in _LEVELS:
-        shift = 1 << (_PAGE_SHIFT + _LEVEL_SHIFT * level)
-        of_level = events.filter(pl.col("level").fill_null(0) == level).select(
-            "td_id", at="begins", range=pl.col("gpa") // shift, event="row", event_ns="begins"
-        )
-        wanted = failed.select("row", "td_id", at="begins", range=pl.col("gpa") // shift)
-        parts.append(
-            wanted.sort("at").join_asof(
-                of_level.sort("at"),
-                on="at",
-                by=["td_id", "range"],
-                check_sortedness=False,
-                allow_exact_matches=False,
-            )
-        )
-    latest = pl.concat(parts).sort("event_ns", nulls_last=False).unique("row", keep="last")
-    return failed.select("row").join(latest, on="row", how="left", maintain_order="left")
+    found = dropped_blocks(seen.numbered("td_id", "gpa", "level", "leaf", "status", "begins"))
+    found = seen.lossless(found, "dropped_ns", "failed_ns")
+    return broken_calls(found.rename({"block": "evidence"}), "dropped_block")

@@ -139,7 +139,8 @@ def _answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
     others = guests.shows_other_holders(set(evidence.calls["leaf"].unique()))
     # After the first try host priority keeps a guest out, unless a write of the entry lost it.
     one_call = pl.col("is_inside") & ~pl.col("is_late")
-    by_guest = pl.when(one_call & pl.lit(others)).then(pl.lit("strong"))
+    is_whole = others and not evidence.misses_holders
+    by_guest = pl.when(one_call & pl.lit(is_whole)).then(pl.lit("strong"))
     one_guest = pl.col("by_guest") & (pl.col("n_inside") == 1)
     has_holder = pl.col("by_call") | (pl.col("is_bug") & pl.col("fits"))
     return facts.select(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tdxtrace.analysis.arrays import Index, Times
 from tdxtrace.analysis.causes import conflicts, keys
 from tdxtrace.analysis.causes.conflicts import TREE, LockConflicts
+from tdxtrace.analysis.causes.entry_locks import is_refused_before
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.analysis.zero_steps import exits_without_progress
@@ -136,11 +137,12 @@ def _grades(
     """Lower the grade of calls that failed on the way, or whose bounds are not known."""
     status, certain = pl.col("status"), pl.col("certain")
     is_busy = word.is_busy(status)
+    never = is_refused_before(lock, status).fill_null(False)
     held_before = (
         conflicts.held_before().filter(pl.col("lock") == lock).select("leaf", "operand_id")
     )
     frame = calls[rows].select(
-        "leaf", "certain", busy=is_busy.fill_null(False), id=word.low32(status)
+        "leaf", "certain", never=never, busy=is_busy.fill_null(False), id=word.low32(status)
     )
     frame = frame.join(
         held_before.with_columns(brief=pl.lit(True)),
@@ -150,7 +152,9 @@ def _grades(
         maintain_order="left",
     )
     failed = (
-        pl.when(~pl.col("busy"))
+        pl.when("never")
+        .then(_NOT_HELD)
+        .when(~pl.col("busy"))
         .then(HELD_TO_END)
         .when("brief")
         .then(HELD_BRIEFLY)
@@ -211,6 +215,7 @@ def _pairs(
     keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
     start, end = (calls[name].to_numpy()[attempts] for name in ("begins", "ends"))
     tid = calls["tid"].fill_null(-1).to_numpy()
+    cpu = calls["cpu"].to_numpy()
     leaf = calls["leaf"].to_numpy()
     latency = min_lock_latency(calls, busy.attempts["row"].unique(), busy.slack_ns)
     found: list[_Pairs] = []
@@ -219,7 +224,11 @@ def _pairs(
     for i, j in overlapping_pairs(wanted, held, busy.slack_ns):
         a, h = keyed_wanted[i], keyed_held[j]
         mask = table.masks[leaf[attempts[a]], leaf[rows[h]]] & np.uint8(busy.mask)
-        keep = (mask > 0) & (tid[attempts[a]] != tid[rows[h]])
+        # The idle threads of all CPUs have tid 0.
+        same_thread = (tid[attempts[a]] == tid[rows[h]]) & (
+            (tid[rows[h]] != 0) | (cpu[attempts[a]] == cpu[rows[h]])
+        )
+        keep = (mask > 0) & ~same_thread
         a, h, mask = a[keep], h[keep], mask[keep]
         same = keys.is_same_resource(calls, table, attempts[a], rows[h])
         a, h, mask = a[same], h[same], mask[same]

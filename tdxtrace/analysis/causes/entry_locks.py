@@ -10,22 +10,24 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes.conflicts import ENTRY, held_before
+from tdxtrace.analysis.causes.conflicts import ENTRY, TREE, held_before
 from tdxtrace.tdx import word
 from tdxtrace.tdx.locks import lock_table
 
 _PAGE_SHIFT: Final = 12
 _LEVEL_SHIFT: Final = 9
-# Answers given before the entry is locked: intel/tdx-module 1.5.01 src/vmm_dispatcher/api_calls
-# tdh_mem_range_block.c, tdh_mem_page_remove.c (TDR, state of the TD, operands, walk, then the
-# entry).  Every other answer may have been given with the lock held.
-_BEFORE_LOCK: Final = (
+# Answers given before the SEPT tree is locked, and those before the entry is: intel/tdx-module
+# 1.5.01 src/vmm_dispatcher/api_calls tdh_mem_range_block.c, tdh_mem_page_remove.c (TDR, state of
+# the TD, operands, tree and walk, entry).  Any other may have been given with the lock held.
+_BEFORE_TREE: Final = (
     word.TDX_OPERAND_INVALID,
     word.TDX_SYS_BUSY,
-    word.TDX_EPT_WALK_FAILED,
     word.TDX_LIFECYCLE_STATE_INCORRECT,
     word.TDX_OP_STATE_INCORRECT,
 )
+_BEFORE: Final = {TREE: _BEFORE_TREE, ENTRY: (*_BEFORE_TREE, word.TDX_EPT_WALK_FAILED)}
+# Linux arch/x86/include/asm/tdx.h: software codes are TDX_SW_ERROR and what the trap left below.
+_SW_ERRORS: Final = 1 << 40
 # Longest time in which a guest works on one 4K page while it holds the entry: at most what
 # accept and AUG of a page take together, 14.3 us (8 GiB in 30 s: asterinas PR 1691).  A 2M page
 # is cleared as 512 of them (1.5.01 vm_exits/tdg_mem_page_accept.c).  Inferred, and generous.
@@ -65,11 +67,24 @@ def may_have_taken_entry() -> pl.Expr:
     on_later_lock = pl.struct("leaf", id=word.low32(pl.col("status"))).is_in(
         later.select(pl.struct("leaf", id="operand_id")).to_series().implode()
     )
-    status, code = pl.col("status"), word.status_code(pl.col("status"))
-    refused = (word.is_busy(status) & ~on_later_lock) | code.is_in(_BEFORE_LOCK)
-    by_software = (status >= pl.lit(word.TDX_SW_ERROR, pl.UInt64)) & (
-        status < pl.lit(word.TDX_SW_ERROR + (1 << 40), pl.UInt64)
+    status = pl.col("status")
+    refused = (word.is_busy(status) & ~on_later_lock) | is_refused_before(ENTRY, status)
+    return pl.col("leaf").is_in(taking["leaf"].unique().to_list()) & ~refused.fill_null(False)
+
+
+def is_refused_before(lock: str, status: pl.Expr) -> pl.Expr:
+    """Return whether a call other than a busy one ended before it tried for the lock.
+
+    Args:
+        lock: Name of the lock.
+        status: Status words, UInt64.
+
+    Returns:
+        Boolean; null stays null.  Of other locks than those of the SEPT nothing is known, but
+        that a SEAMCALL which the CPU refused, or the module as a whole, took none.
+    """
+    code = word.status_code(status)
+    of_cpu = (status >= pl.lit(word.TDX_SW_ERROR, pl.UInt64)) & (
+        status < pl.lit(word.TDX_SW_ERROR + _SW_ERRORS, pl.UInt64)
     )
-    return pl.col("leaf").is_in(taking["leaf"].unique().to_list()) & ~(
-        refused | by_software
-    ).fill_null(False)
+    return of_cpu | code.is_in(_BEFORE.get(lock, (word.TDX_SYS_BUSY,)))

@@ -86,6 +86,11 @@ class BusyEvidence:
         return self.candidates.with_columns(mask=left).filter(pl.col("mask") > 0)
 
     @cached_property
+    def misses_holders(self) -> bool:
+        """Whether attempts at the tree lack the host call that must have held it."""
+        return generation.misses_holders(self.busy, self.possible_holders, self.lossy)
+
+    @cached_property
     def fully_observed(self) -> pl.Series:
         """For each row of ``calls``, whether the absence of a candidate is evidence there.
 
@@ -95,7 +100,7 @@ class BusyEvidence:
         take the tree: calls are missing without a loss record, were not probed, or have
         timestamps of an unsynchronised clock.
         """
-        if generation.misses_holders(self.busy, self.possible_holders, self.lossy):
+        if self.misses_holders:
             return pl.repeat(False, self.calls.height, eager=True)
         first, last = observed_interval(self.calls)
         inside = self.calls.select((pl.col("begins") >= first) & (pl.col("ends") <= last))
@@ -104,17 +109,16 @@ class BusyEvidence:
     @cached_property
     def broken(self) -> pl.DataFrame:
         """Rules that were broken, by row of ``calls``."""
-        holders = self.possible_holders
         return broken_rules.find_broken_rules(
             RuleEvidence(
                 calls=self.calls,
                 attempts=self.busy.attempts,
-                possible_holders=holders,
+                possible_holders=self.possible_holders,
                 slack_ns=self.busy.slack_ns,
                 entry_ns=self.busy.entry_ns,
                 may_miss=self.may_miss,
                 clock_is_global=self.clock not in _CLOCKS_OF_CPUS,
-                misses_holders=generation.misses_holders(self.busy, holders, self.lossy),
+                misses_holders=self.misses_holders,
             )
         )
 

@@ -14,7 +14,7 @@ from tdxtrace.analysis.causes.entry_locks import (
     longest_guest_ns,
     may_have_taken_entry,
 )
-from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.causes.evidence import BusyEvidence, observed_interval
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tdx.leaves import numbers_of
 
@@ -90,7 +90,8 @@ def guest_holders(
 
     Absence: calls of which no probe is known to work, or of which events may be lost, may have
     held it: at least two leaves that work on entries must have been recorded.  Where no entry
-    of a vCPU was recorded, nobody knows who was inside.
+    of a vCPU was recorded, nobody knows who was inside: the answer is weak, as it is where
+    installs or zaps are missing, or holders of the tree are (:func:`~.generation.misses_holders`).
 
     Nearest innocent trace: a host call that was not recorded holds the entry, while a vCPU
     runs that never touches the page.
@@ -112,7 +113,9 @@ def guest_holders(
     flags = pl.DataFrame({"row": rows, "lossy": evidence.lossy.gather(rows)}).with_columns(
         calls.select("start_ns", "td_id", "gpa")[rows]
     )
-    rows = flags.filter(~pl.col("lossy")).drop_nulls()["row"]
+    first, last = observed_interval(calls)
+    observed = pl.col("start_ns").is_between(first, last)
+    rows = flags.filter(~pl.col("lossy"), observed).drop_nulls()["row"]
     seen = set(calls["leaf"].unique())
     if len(seen & {*_INSTALLS, *_ZAPS}) < _MIN_LEAVES_PROBED:
         rows = rows.clear()

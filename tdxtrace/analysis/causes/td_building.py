@@ -34,9 +34,10 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     the attempt may be of an earlier TD at the same address.
 
     Nearest innocent trace: INIT is recorded, FINALIZE is not probed; an AUG succeeds, and a
-    later one is busy.
+    later one is busy.  An id that may mean a page, which TDs share by its 2M range.
     """
-    rows = seen.attempts.filter(pl.col("scope").is_in(_TD_SCOPES)).select("row").unique()
+    of_td = pl.col("scope").is_in(_TD_SCOPES).fill_null(False).all().over("row")
+    rows = seen.attempts.filter(of_td).select("row").unique()
     own = seen.calls[rows["row"]].select("td_id", "leaf", at="ends").with_columns(rows["row"])
     own = own.drop_nulls().sort("at")
     if own.is_empty():

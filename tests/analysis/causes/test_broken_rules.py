@@ -254,6 +254,8 @@ BUILDING = ["busy_before_finalize"]
         ("createS trackS septB1", []),
         ("createS 9/enterH septB1", []),
         ("createB septB1", []),
+        ("createS septW1 finalizeS", []),  # the 2M range of a page is not of this TD alone
+        ("createS removeK1 finalizeS", []),  # and that may be what it met
         # The trace begins while the TD is built: no creation of it lies between.
         ("createS#1 septB1 finalizeS", BUILDING),
         ("septB1 finalizeS", []),  # of an earlier TD at this address, perhaps

@@ -309,6 +309,39 @@ def test_a_guest_is_strong_only_where_installs_and_zaps_are_recorded() -> None:
         assert (row["cause"], row["confidence"]) == ("guest", confidence)
 
 
+def test_a_call_that_was_refused_before_a_lock_never_had_it() -> None:
+    assert answer("2/block(3 B1 2/)E", "B")[0] == "unexplained"  # an operand is wrong
+    # The module was busy as a whole.
+    rows = answers(story(f"{BEFORE} 2/block(3 B1 2/)Y"), "B")
+    assert [row["cause"] for row in rows] == ["unexplained", "unexplained"]
+    # One that failed with the lock held is a holder like any other.
+    assert answer("2/remove(1 blockB2 2/)T", "B") == ("host_conflict", 29, 2)
+
+
+def test_idle_threads_of_two_cpus_are_not_one_thread() -> None:
+    text = f"{BEFORE} 0/cachewb(@3! 0/cachewbK@9! "
+    told = story(text + "7/S5")
+    status = pl.when(pl.col("cpu") == 9).then(0x8000_0200_0000_00BC).otherwise("status")
+    calls = told.seamcalls.with_columns(status=status.cast(pl.UInt64))
+    calls = calls.with_columns(
+        end_ns=pl.when((pl.col("tid") == 0) & (pl.col("cpu") == 3))
+        .then(told.now)
+        .otherwise("end_ns"),
+    )
+    (row,) = rows_of(told, calls)
+    assert (row["cause"], row["holder_leaf"]) == ("host_conflict", 40)
+
+
+def test_where_holders_are_missing_a_guest_is_a_weak_answer() -> None:
+    missing = "B1 B2 B3 "  # three busy on the tree, which only host calls take
+    (row,) = [
+        r
+        for r in answers(story(f"{BEFORE} {missing} 2/enter( removeK4 2/)H"), "B")
+        if r["leaf"] == 29
+    ]
+    assert (row["cause"], row["confidence"]) == ("guest", "weak")
+
+
 # What a capture lacks.
 
 
