@@ -66,6 +66,17 @@ def cause_from_calls(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFra
     capture shows every call that could have held it and all candidates have the same cause.
     There is none where the possible generations disagree, or one of them has no candidate.
 
+    Evidence of ``host_conflict``: a call of another thread that overlaps the attempt, works on
+    the same resource, takes its lock in a mode that excludes the attempt's, and was not refused
+    before that lock.  Evidence of ``armed_entry``: :func:`~.candidates.armed_entries`.
+
+    Absence: a call of which only the return was recorded, or that was lost, is no candidate,
+    so the absence of others proves nothing beside it; several causes that fit within the
+    resolution of the clock leave none.
+
+    Nearest innocent trace: a call on another entry, of another TD, or over before the attempt
+    began, while the true holder was not probed.
+
     Returns:
         Columns row and call_cause (a cause, or NO_CANDIDATE, CLOCK_TOO_COARSE or
         GENERATIONS_DISAGREE), one row per attempt.

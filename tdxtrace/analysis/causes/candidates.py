@@ -265,6 +265,10 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     answer, or the vCPU was not yet seen to execute anything.  An entry that was itself refused
     holds nothing.
 
+    Absence: the guest's RIP is in no trace, so an exit that no instruction causes does not end a
+    run.  Nearest innocent trace: seven faults of instructions of which each was done at the
+    next entry, which no answer shows.
+
     Args:
         calls: Calls of one source (:func:`~.activity.activity`).
 
