@@ -94,10 +94,10 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
       such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
     * a vCPU's thread unblocked it to serve a fault, before that vCPU had faulted so often that the
-      mitigation could be armed (kernels before 6.16 keep removed pages blocked until a fault);
-    * events may be lost in the meantime.
+      mitigation could be armed (kernels before 6.16 keep removed pages blocked until a fault).
 
-    ``removed``: the range was removed, split, merged or moved.  ``open``: the trace shows no end.
+    ``removed``: the range was removed, split, merged or moved.  ``open``: no end is shown, or
+    events may be lost before it.
 
     Evidence is the calls themselves.  A leaf that is nowhere in the trace may not be probed, and
     what it did in between is then not seen: a verdict has to bear that in mind.
@@ -134,12 +134,11 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
             _after_tdcall(given_back, calls, entries),
             _for_userspace(given_back, trace),
             _served(given_back, calls, entries, faults),
-            _lossy(given_back, trace.losses),
         ]
     ).unique()
     ended_by = pl.col("ended_by")
     fate = (
-        pl.when(ended_by.is_null())
+        pl.when(ended_by.is_null() | pl.col("lossy"))
         .then(pl.lit("open"))
         .when(pl.col("again") & ~pl.col("excused"))
         .then(pl.lit("churned"))
@@ -150,7 +149,8 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("open"))
     )
     excused = pl.col("round").is_in(served["round"].implode())
-    return rounds.with_columns(excused=excused).select(
+    lossy = pl.col("round").is_in(_lossy(rounds, trace.losses)["round"].implode())
+    return rounds.with_columns(excused=excused, lossy=lossy).select(
         *ENTRY, "seq", "tid", "start_ns", "end_ns", "ended_by", fate=fate.cast(pl.Enum(FATES))
     )
 
@@ -286,7 +286,7 @@ def _served(
 def _lossy(rounds: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     """Rounds in which events of any CPU may be lost."""
     found = [rounds.select("round").clear()]
-    for (source,), part in rounds.group_by("source"):
+    for (source,), part in rounds.drop_nulls("end_ns").group_by("source"):
         windows = LossWindows(losses, int(str(source)))
         anywhere = np.full(part.height, NO_CPU, np.int64)
         bounds = part["start_ns"].to_numpy(), part["end_ns"].to_numpy() + 1

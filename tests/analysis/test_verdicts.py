@@ -140,14 +140,18 @@ UNDONE = ("UNDECIDED", "block_undone")
         "3/enterC 3/exit3 2/blockS1 2/trackS {} 2/unblockS1 3/enterC",
         # A vCPU's thread unblocked it for a fault, the first that the vCPU had there.
         "2/blockS1 2/trackS {} 3/enterX 3/?1 3/unblockS1 3/enterC",
-        # What happened in between is not all recorded.
-        "2/blockS1 2/trackS {} lost 2/unblockS1",
-        "2/blockS1 2/trackS lost@0 {} 2/unblockS1",
     ],
 )
 def test_a_host_that_may_have_tried_in_earnest_is_not_hostile(text: str) -> None:
     page = "?700" if "S512^1" in text else "?1"
     assert rounds(text.format(KEPT_OUT.replace("?1", page)) + " enterC") == UNDONE
+
+
+@pytest.mark.parametrize("end", ["unblockS1", "removeS1"])
+@pytest.mark.parametrize("text", ["{} lost 2/", "lost@0 {} 2/"])
+def test_where_events_may_be_lost_nothing_is_said_of_a_block(text: str, end: str) -> None:
+    text = "2/blockS1 2/trackS " + text.format(KEPT_OUT) + end + " enterC"
+    assert rounds(text) == ("UNDECIDED", "unknown")
 
 
 def test_one_range_after_the_other_is_not_repeated() -> None:
