@@ -247,9 +247,12 @@ def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
     """Refused entries that kvm_exit alone can distinguish from those that met a TRACK.
 
     With the status of TDH.VP.ENTER that is all; where TRACK is probed, those that no
-    TRACK overlaps; the others count as neither shown nor at the edge.
+    TRACK overlaps; without any probe none, whatever signs there are.  The others count as neither
+    shown nor at the edge.
     """
-    if made.cell.vp_enter or made.cell.probes == "stock":
+    if made.cell.probes == "stock":
+        return {}
+    if made.cell.vp_enter:
         return refused
     tracks = sorted(
         (call.start_ns, call.end_ns)
