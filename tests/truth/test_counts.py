@@ -31,3 +31,12 @@ def test_caches_are_written_back_on_all_packages_at_once() -> None:
     ]
     loops = findings.progress_loops.sort("cpu").select("cpu", "loop", "n_repeats", "progress")
     assert loops.rows() == [(3, "resumable", 4, "seen"), (9, "resumable", 4, "seen")]
+
+
+def test_a_return_without_an_entry_is_no_attempt() -> None:
+    findings = found("stale-busy.txt")
+    told = findings.retry_chains.filter(tid=101).sort("start_ns")
+    assert told.select("leaf", "n_attempts", "n_busy", "outcome").rows() == [
+        (0, 1, 0, "succeeded"),
+        (0, 2, 1, "succeeded"),
+    ]

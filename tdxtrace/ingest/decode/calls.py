@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
@@ -23,8 +23,10 @@ from tdxtrace.ingest.decode.events import (
     pair,
     read_fields,
 )
+from tdxtrace.ingest.decode.runs import NO_RUN, VcpuRuns
 from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.loops import pairing
+from tdxtrace.ingest.loops import runs as loops
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, PROBES, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.schema import Table
@@ -37,6 +39,7 @@ MAX_CONTEXTS: Final = 4
 # Bit 63 of RAX at entry is a call to P-SEAMLDR: tdx.leaves.split_fn.
 _SEAMLDR: Final = np.uint64(1 << 63)
 _INNER: Final = PROBES.index("seamcall")
+_VCPU_RUN: Final = PROBES.index("vcpu_run")
 _BOTH: Final = (*pairing.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
 # Which column a slot fills, of the return and then, which is preferred, of the entry.
 _OF_RETURN: Final[Mapping[str, str]] = {
@@ -57,9 +60,23 @@ class Calls:
     """What waits for a return."""
     ambiguous: BoolArray | None = None
     """Which of these cannot be told from others any more."""
+    _runs: VcpuRuns = field(init=False)
 
-    def feed(self, parts: Sequence[RecordBatch], kinds: Kinds) -> pl.DataFrame:
-        """Return the ``seamcalls`` rows that are complete with the events of ``parts``."""
+    def __post_init__(self) -> None:
+        self._runs = VcpuRuns(self.stats, self.run)
+
+    def feed(
+        self, parts: Sequence[RecordBatch], kinds: Kinds, beside: Sequence[RecordBatch] = ()
+    ) -> pl.DataFrame:
+        """Return the ``seamcalls`` rows that are complete with the events of ``parts``.
+
+        Args:
+            parts: Calls and returns.
+            kinds: What events there are.
+            beside: Entries to and exits from vCPUs of the same stretch of the source.
+        """
+        if not parts:
+            return self._sift(SEAMCALLS.empty(), np.zeros(0, np.uint8), kinds, beside)
         batch = concatenate([*([] if self.open is None else [self.open]), *parts])
         made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
         is_open = made.fate == pairing.OPEN
@@ -69,7 +86,8 @@ class Calls:
             self.run(pairing.wait_for_wrappers)(made.thread, is_inner, is_open, outer)
         self.open = batch.take(np.flatnonzero(is_open)).detached()
         self.ambiguous = made.partner[is_open] == pairing.AMBIGUOUS
-        return self._rows(batch, kinds, made, (made.fate >= pairing.RETURN_OF_PAIR) & ~is_open)
+        is_row = (made.fate >= pairing.RETURN_OF_PAIR) & ~is_open
+        return self._rows(batch, kinds, made, is_row, beside)
 
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""
@@ -79,20 +97,38 @@ class Calls:
 
     def finish(self, kinds: Kinds) -> pl.DataFrame:
         """Return the calls that never returned."""
+        undecided = self._runs.finish()
         if self.open is None:
-            return SEAMCALLS.empty()
+            return undecided
         batch, self.open = self.open, None
         made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
-        return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
+        rows = self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
+        return pl.concat([undecided, rows], how="diagonal") if undecided.height else rows
 
     def _rows(
-        self, batch: RecordBatch, kinds: Kinds, made: Paired, is_row: BoolArray
+        self,
+        batch: RecordBatch,
+        kinds: Kinds,
+        made: Paired,
+        is_row: BoolArray,
+        beside: Sequence[RecordBatch] = (),
     ) -> pl.DataFrame:
         rows = Attempts(batch, kinds, made, np.flatnonzero(is_row), self.run)
         for kind, detail, n in rows.leave_out():
             if n:
                 self.stats.count(kind, detail, None, n)
-        return rows.frame(self.source)
+        return self._sift(rows.frame(self.source), rows.runs(), kinds, beside)
+
+    def _sift(
+        self,
+        rows: pl.DataFrame,
+        what: loops.Bytes,
+        kinds: Kinds,
+        beside: Sequence[RecordBatch],
+    ) -> pl.DataFrame:
+        """Return the rows without those of tdx_vcpu_run that are no attempt."""
+        is_needed = (kinds.probe == _VCPU_RUN).any() and (len(beside) or len(rows))
+        return self._runs.sift(rows, what, beside) if is_needed else rows
 
 
 class Attempts:
@@ -181,6 +217,16 @@ class Attempts:
                 take = seen[parent]
                 value[child[take]] = value[parent[take]]
                 seen[child[take]] = True
+
+    def runs(self) -> loops.Bytes:
+        """What each row of :meth:`frame` is to :class:`VcpuRuns`."""
+        what = np.full(self.n, NO_RUN, np.uint8)
+        if "status" in self.words:
+            is_run = (self.probe == _VCPU_RUN) & (self.end >= 0) & self.words["status"][1]
+            event = self.batch.event.take(self.end[is_run])
+            is_handler = self.kinds.is_handler.take(event)
+            what[is_run] = np.where(is_handler, loops.HANDLED, loops.RETURNED)
+        return what[~self.dropped]
 
     def frame(self, source: int) -> pl.DataFrame:
         """The rows as ``seamcalls``, in the order of their lines."""

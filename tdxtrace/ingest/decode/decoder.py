@@ -187,10 +187,12 @@ class Decoder:
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
         starts = self._starts.feed(parts, events)
-        for part in chain(by_kind.get("call", ()), by_kind.get("vm_entry", ())):
+        calls, beside = by_kind.get("call", ()), by_kind.get("vm_entry", ())
+        for part in chain(calls, beside):
             self.stats.record_without_thread(part.tid, part.ts_ns)
-        if calls := by_kind.get("call"):
-            self.sink.add("seamcalls", fill_starts(self._calls.feed(calls, kinds), starts))
+        if calls or beside:
+            rows = self._calls.feed(calls, kinds, beside)
+            self.sink.add("seamcalls", fill_starts(rows, starts))
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
         if faults := by_kind.get("page_fault"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch, U64Array
-from tdxtrace.ingest.events.registry import Event
+from tdxtrace.ingest.events.registry import HANDLE_EXIT, Event
 from tdxtrace.ingest.loops import pairing, rows
 from tdxtrace.ingest.loops.rows import copy_fields
 from tdxtrace.tables.events import PROBES
@@ -125,6 +125,8 @@ class Kinds:
     """Place in PROBES."""
     has_inner: bool
     """Whether any of them is a probe of the lower layer, __seamcall and its kin."""
+    is_handler: BoolArray
+    """Whether it is of tdx_handle_exit, which tells of the entry before."""
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Kinds:
@@ -136,6 +138,7 @@ class Kinds:
             np.array([UNKNOWN if e.leaf is None else e.leaf for e in events], np.int32),
             np.array([PROBES.index(e.probe) for e in events], np.int8),
             any(e.probe == "seamcall" for e in events),
+            np.array([e.function == HANDLE_EXIT for e in events], np.bool_),
         )
 
 

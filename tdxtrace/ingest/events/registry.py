@@ -88,6 +88,9 @@ _PASSED_BY_VALUE: Final = ("td", "vp", "gpa", "level", "pfn", "fn", *wrappers.PA
 # These write the output registers over struct tdx_module_args before they return
 # (Linux arch/x86/virt/vmx/tdx/seamcall.S); __seamcall leaves it untouched.
 _OVERWRITES_ARGS: Final = ("__seamcall_ret", "__seamcall_saved_ret")
+# It is called after each return of tdx_vcpu_run (Linux arch/x86/kvm/x86.c, vcpu_enter_guest), and
+# tells of TDH.VP.ENTER only by the status that a probe reads from struct vcpu_tdx.
+HANDLE_EXIT: Final = "tdx_handle_exit"
 _ARROW: Final = re.compile(r"^\([^)]*<-|\b__probe_ret_ip=")
 _ADDRESS: Final = re.compile(r"^\([^)<]*\)|\b__probe_ip=")
 _SYMBOL: Final = re.compile(r"^\((?P<a>[\w.]+)(?P<offset>\+0x[0-9a-f]+)?")
@@ -256,7 +259,11 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
     low_level = function.startswith("__seamcall")
     needs = ("fn",) if low_level and role == "entry" else ()
     probe = "seamcall" if low_level else "wrapper"
-    if function == "tdx_vcpu_run" or "tdx_vcpu_run" in args or "tdx_handle_exit" in args:
+    if function == HANDLE_EXIT or HANDLE_EXIT in args:
+        if "status=" not in args:
+            return Event(name, "noise")
+        probe, function, role = "vcpu_run", HANDLE_EXIT, "return"
+    elif function == "tdx_vcpu_run" or "tdx_vcpu_run" in args:
         probe, function = "vcpu_run", "tdh_vp_enter"
         role = "return" if "status=" in args else role
     return Event(

@@ -1,0 +1,151 @@
+"""Returns of tdx_vcpu_run that are attempts at TDH.VP.ENTER, and those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.compiler import Runner
+from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
+from tdxtrace.ingest.decode.events import number_threads
+from tdxtrace.ingest.loops import runs
+from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.tables.events import SEAMCALLS
+from tdxtrace.tdx.status import is_retryable
+
+NO_RUN: Final = 255
+_LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full", "throttled")
+_AGAIN: Final = "entries seen in tdx_vcpu_run and again in tdx_handle_exit"
+_STALE: Final = "returns of tdx_vcpu_run, held off by a zap, without an entry"
+_OPEN: Final = "last returns of tdx_vcpu_run, perhaps without an entry"
+_FAR: Final = np.iinfo(np.int64)
+
+
+@dataclass(slots=True)
+class VcpuRuns:
+    """Drops rows of tdx_vcpu_run that are no attempt: see :mod:`tdxtrace.ingest.loops.runs`.
+
+    It needs kvm_entry, or kvm_exit, of the same thread before and after; where these are not
+    recorded each return counts, and what is held off cannot be told from what is refused.  The
+    last returns of a recording, which may be either, are dropped if their status is retryable, so
+    that the request is cut with the attempts that are known; else they are kept.
+    """
+
+    stats: SourceStats
+    run: Runner[Any]
+    _number: dict[int, int] = field(default_factory=dict)
+    """Of each thread that was met: its row in the state."""
+    _state: I64Array = field(default_factory=lambda: np.zeros((0, runs.N_STATES), np.int64))
+    _held: pl.DataFrame = field(default_factory=SEAMCALLS.empty)
+    """Undecided rows of earlier batches."""
+    _n_gaps: int = 0
+    _lost: tuple[I64Array, I64Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    def sift(
+        self, rows: pl.DataFrame, what: runs.Bytes, beside: Sequence[RecordBatch]
+    ) -> pl.DataFrame:
+        """Return the rows that are attempts, as far as is known by now.
+
+        Args:
+            rows: Further ``seamcalls`` rows, in the order of their last lines.
+            what: Of each: RETURNED, HANDLED or NO_RUN.
+            beside: kvm_entry and kvm_exit events of the same stretch of the source.
+        """
+        at = np.flatnonzero(what != NO_RUN)
+        own = rows[at]
+        fate, coming = self._judge(own, what[at], beside)
+        released = self._decide(coming)
+        self._held = _joined(self._held, own.filter(pl.Series(fate == runs.UNDECIDED)))
+        self._count(_AGAIN, own.filter(pl.Series(fate == runs.TOLD_AGAIN)))
+        self._count(_STALE, own.filter(pl.Series(fate == runs.STALE)))
+        kept = np.ones(rows.height, np.bool_)
+        kept[at] = fate == runs.ENTERED
+        return _joined(released, rows if kept.all() else rows.filter(pl.Series(kept)))
+
+    def finish(self) -> pl.DataFrame:
+        """Return what stayed undecided, but for retryable answers."""
+        held, self._held = self._held, SEAMCALLS.empty()
+        self._count(_OPEN, held.filter(is_retryable(pl.col("status"))))
+        return held.filter(~is_retryable(pl.col("status")))
+
+    def _judge(
+        self, own: pl.DataFrame, what: runs.Bytes, beside: Sequence[RecordBatch]
+    ) -> tuple[runs.Bytes, dict[int, int]]:
+        """Return what became of each row, and by thread what its undecided rows are."""
+        n_beside = sum(map(len, beside))
+        tid = np.concatenate([*(part.tid for part in beside), own["tid"].fill_null(UNKNOWN)])
+        line = np.concatenate([*(part.line for part in beside), own["seq"].cast(pl.Int64)])
+        when = np.concatenate([*(part.ts_ns for part in beside), own["end_ns"]])
+        status = np.concatenate([np.zeros(n_beside, np.uint64), own["status"]])
+        kind = np.concatenate([np.full(n_beside, runs.IN_GUEST, np.uint8), what])
+        order = np.argsort(line, kind="stable")
+        number, n_threads = number_threads(tid.astype(np.int32)[order], self.run)
+        first = np.full(n_threads, 0, np.int64)
+        first[number[::-1]] = order[::-1]
+        tids = tid[first]
+        mine = self._numbers(tids)
+        state, coming = self._state[mine], np.empty(n_threads, np.uint8)
+        fate = np.empty(len(order), np.uint8)
+        told = kind[order], status[order], when[order], *self._windows()
+        self.run(runs.judge_returns)(number, *told, state, coming, fate)
+        self._state[mine] = state
+        by_row = np.empty(len(order), np.uint8)
+        by_row[order] = fate
+        return by_row[n_beside:], dict(zip(tids.tolist(), coming.tolist(), strict=True))
+
+    def _numbers(self, tids: I32Array) -> I64Array:
+        """Rows of threads in the state, which is made longer for new ones."""
+        known = self._number
+        mine = np.array([known.setdefault(tid, len(known)) for tid in tids.tolist()], np.int64)
+        if len(known) > len(self._state):
+            state = np.zeros((2 * len(known), runs.N_STATES), np.int64)
+            state[: len(self._state)] = self._state
+            self._state = state
+        return mine
+
+    def _decide(self, coming: dict[int, int]) -> pl.DataFrame:
+        """Drop or return rows that were undecided."""
+        if self._held.is_empty():
+            return self._held
+        tid = pl.col("tid").fill_null(UNKNOWN)
+        fate = tid.replace_strict(coming, default=runs.UNDECIDED, return_dtype=pl.UInt8)
+        told = self._held.with_columns(fate=fate)
+        self._held = told.filter(pl.col("fate") == runs.UNDECIDED).drop("fate")
+        self._count(_STALE, told.filter(pl.col("fate") == runs.STALE))
+        return told.filter(pl.col("fate") == runs.ENTERED).drop("fate")
+
+    def _count(self, why: str, rows: pl.DataFrame) -> None:
+        if rows.height:
+            self.stats.count("noise", why, None, int(rows["n_lines"].sum()))
+
+    def _windows(self) -> tuple[I64Array, I64Array]:
+        """Windows of lost events, merged."""
+        gaps = list(self.stats.gaps)
+        if len(gaps) != self._n_gaps:
+            self._n_gaps = len(gaps)
+            told = [gap for gap in gaps if gap.kind in _LOSS_KINDS]
+            start = [_FAR.min if gap.start_ns is None else gap.start_ns for gap in told]
+            end = [_FAR.max if gap.end_ns is None else gap.end_ns for gap in told]
+            self._lost = _merged(np.array(start, np.int64), np.array(end, np.int64))
+        return self._lost
+
+
+def _joined(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
+    """Rows of both, of which some may lack columns that are optional."""
+    if one.is_empty() or other.is_empty():
+        return one if other.is_empty() else other
+    return pl.concat([one, other], how="diagonal")
+
+
+def _merged(start: I64Array, end: I64Array) -> tuple[I64Array, I64Array]:
+    """Sort windows and merge those that overlap."""
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], np.maximum.accumulate(end[order])
+    is_first: BoolArray = np.ones(len(start), np.bool_)
+    is_first[1:] = start[1:] > end[:-1]
+    is_last = np.append(is_first[1:], [True])[: len(start)]
+    return start[is_first], end[is_last]

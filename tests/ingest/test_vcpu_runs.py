@@ -1,0 +1,147 @@
+"""Returns of tdx_vcpu_run: entries of a vCPU, returns of one held off, entries told of twice."""
+
+from __future__ import annotations
+
+import itertools
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.texts import is_accounted_for, line, lost, read_text
+
+from tdxtrace.ingest.decode import decoder
+from tdxtrace.tables.trace import Trace
+
+BUSY, EPOCH, HLT, CALL = "0x8000020000000092", "0x80000200000000a9", "0xc", "0x4d"
+LETTERS = {"B": BUSY, "D": EPOCH, "H": HLT, "C": CALL}
+
+
+def events(story: str) -> str:
+    """Text of a story: > kvm_entry, < kvm_exit, ( the call, B D H C its return, b d h c that of
+    tdx_handle_exit, L a loss; a digit before a word is another thread."""
+    texts, at = [], itertools.count(1)
+    for word in story.split():
+        tid, what = (word[0], word[1:]) if word[0].isdigit() else ("7", word)
+        stamp, place = f"1.{next(at):06}", f"CPU 0/KVM-{tid}"
+        if what == "L":
+            texts.append("CPU:1 [LOST 3 EVENTS]\n")
+        elif what == ">":
+            texts.append(line(stamp, "kvm_entry: vcpu 0, rip 0x0", place))
+        elif what == "<":
+            texts.append(line(stamp, "kvm_exit: vcpu 0 reason HLT rip 0x0 info 0 0", place))
+        elif what == "(":
+            texts.append(line(stamp, "run: (tdx_vcpu_run+0x4/0x230 [kvm_intel]) vcpu=0", place))
+        elif what.isupper():
+            where = "(vt_vcpu_run+0x2e/0x60 [kvm_intel] <- tdx_vcpu_run [kvm_intel])"
+            texts.append(line(stamp, f"run_ret: {where} status={LETTERS[what]}", place))
+        else:
+            where = "(tdx_handle_exit+0x4/0x430 [kvm_intel])"
+            texts.append(line(stamp, f"exits: {where} status={LETTERS[what.upper()]}", place))
+    return "".join(texts)
+
+
+def read(story: str) -> Trace:
+    trace = read_text(events(story))
+    trace.check()
+    assert is_accounted_for(trace)
+    return trace
+
+
+def entries(story: str, tid: int = 7) -> str:
+    """The statuses of TDH.VP.ENTER that are counted."""
+    rows = read(story).seamcalls.filter(tid=tid).sort("seq")
+    names = {int(word, 16): letter for letter, word in LETTERS.items()}
+    assert set(rows["leaf"]) <= {0}
+    return "".join(names[status] for status in rows["status"])
+
+
+@pytest.mark.parametrize(
+    ("story", "expected"),
+    [
+        ("> < C > < H", "CH"),
+        # Held off, with the status of the entry before, whatever that was.
+        ("> < C > < D D D D > < H", "CDH"),
+        ("> < C C C > < H", "CH"),
+        ("> < D > < D > < D > < H", "DDDH"),
+        ("> D D > D D > H", "DDH"),
+        # The first return of a thread may have entered before the trace.
+        ("D > < D D > < H", "DDH"),
+        ("D D > < H", "DDH"),
+        # Another thread's entry is not its own.
+        ("> < D 8> 8< 8C D > < H", "DH"),
+        # kvm_entry is not recorded at all, or no longer: a new status is of a new entry.
+        ("D D D H", "DDDH"),
+        ("> < C C C H H C", "CCCHHC"),
+        ("> < D D D H > < C C > < H", "DDDHCH"),
+        ("> < D D > < D D D H D", "DDDDHD"),
+        # It may have been lost.
+        ("> < D L D > < H", "DDH"),
+        ("> < D L D D > < H", "DDH"),
+        # One of both events is enough.
+        ("> < D < D < H", "DDH"),
+        # The last ones may be entries, or not: a request that is busy is cut either way.
+        ("> < H > < D D D", "HD"),
+        ("> < H > < C C C", "HCCC"),
+    ],
+)
+def test_a_return_without_an_entry_is_counted_if_kvm_entry_was_not_recorded(
+    story: str, expected: str
+) -> None:
+    assert entries(story) == expected
+
+
+@pytest.mark.parametrize(
+    ("story", "expected"),
+    [
+        ("> < C c > < H h", "CH"),
+        ("> < D d > < D d > < H h", "DDH"),
+        ("> < D d D d D d > < H h", "DH"),
+        ("C c H h", "CH"),
+        ("D d D d H h", "DDH"),
+        # Probed alone, or where the return probe missed one.
+        ("> < c > < h", "CH"),
+        ("c h h", "CHH"),
+        ("C c c H", "CCH"),
+        # It tells of something else.
+        ("C h", "CH"),
+        ("C > < c", "CC"),
+        ("C 8c", "C"),
+        ("C L c", "CC"),
+    ],
+)
+def test_an_entry_that_tdx_handle_exit_tells_of_again_counts_once(
+    story: str, expected: str
+) -> None:
+    assert entries(story) == expected
+
+
+def test_a_call_that_is_held_off_goes_with_its_return() -> None:
+    trace = read("( > < D ( D ( D ( > < H")
+    assert trace.seamcalls.select("status", "n_lines").rows() == [(int(EPOCH, 16), 2), (12, 2)]
+    assert lost(trace) == {"noise": 4}
+
+
+def test_what_is_left_out_is_told() -> None:
+    told = read("> < D d D d > < H h D").losses.filter(kind="noise").sort("detail")
+    assert told.select("n_lines", "severity").rows() == [(3, "info"), (1, "info")]
+    assert "tdx_handle_exit" in told["detail"][0]
+    assert "held off" in told["detail"][1]
+
+
+def test_tdx_handle_exit_without_the_status_tells_nothing() -> None:
+    text = line("1.000001", "exits: (tdx_handle_exit+0x4/0x430 [kvm_intel]) fast=1")
+    assert read_text(text + events("> < C H")).seamcalls.height == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from("> < C D H d c 8> 8D 8d ( L".split()), max_size=30))
+def test_batches_may_end_anywhere(words: list[str]) -> None:
+    story = " ".join(["> < C", *words])
+    whole = read(story)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decoder, "BATCH_EVENTS", 1)
+        in_parts = read_text(events(story))
+    assert in_parts.seamcalls.sort("seq").equals(whole.seamcalls.sort("seq"))
+    assert lost(in_parts) == lost(whole)
+    assert pl.Series(in_parts.vm_entries["seq"].sort()).equals(whole.vm_entries["seq"].sort())
