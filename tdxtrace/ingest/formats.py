@@ -222,8 +222,10 @@ def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Rea
 
 
 def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+    from tdxtrace.ingest.text.line_formats import count_instances
     from tdxtrace.ingest.text.reader import LineReader, TextReader
 
+    stats.n_buffers = count_instances(given.text[:_HEADER_BYTES].decode("latin-1"))
     lines = LineReader(given.format.name, registry, stats)
     reader = TextReader(lines, one_line(given.stream.path))
     return _TextReader(

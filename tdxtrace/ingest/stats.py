@@ -83,6 +83,8 @@ class SourceStats:
     n_lines: int = 0
     """Lines or records."""
     n_headers: int = 0
+    n_buffers: int = 1
+    """Buffers of the recording: one, unless it is of several instances of tracefs."""
     events: Counter[str] = field(default_factory=Counter)
     """Events that became rows, by name."""
     entries: dict[tuple[str, str], Loss] = field(default_factory=dict)

@@ -40,3 +40,8 @@ def test_a_return_without_an_entry_is_no_attempt() -> None:
         (0, 1, 0, "succeeded"),
         (0, 2, 1, "succeeded"),
     ]
+
+
+def test_a_call_that_two_instances_recorded_counts_once() -> None:
+    told = chains(found("two-instances.txt"), "leaf", "n_attempts", "n_busy", "outcome")
+    assert told == [(6, 2, 1, "succeeded")]

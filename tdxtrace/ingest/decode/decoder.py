@@ -16,6 +16,7 @@ import polars as pl
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import RecordBatch, concatenate
 from tdxtrace.ingest.decode.calls import Calls, VmEntries, host_events, page_faults
+from tdxtrace.ingest.decode.copies import drop_copies, end_of_group
 from tdxtrace.ingest.decode.entry_starts import EntryStarts, fill_starts
 from tdxtrace.ingest.decode.events import Kinds
 from tdxtrace.ingest.decode.implied_losses import LossDetector
@@ -148,6 +149,8 @@ class SourceSink:
 # Events decoded at a time: columns of a batch (about 30 words each) take some
 # 8 MiB, and the cost of a call into numpy or polars is spread over enough rows.
 BATCH_EVENTS: Final = 1 << 15
+# Events of several buffers that wait for their copies, at most.  A choice.
+_MOST_WAITING: Final = 1 << 18
 
 
 @dataclass(slots=True)
@@ -177,11 +180,17 @@ class Decoder:
         if self._n_waiting >= BATCH_EVENTS:
             self.flush()
 
-    def flush(self) -> None:
-        """Decode what was fed, however little it is: for what is looked at as it comes."""
+    def flush(self, *, is_last: bool = False) -> None:
+        """Decode what was fed, however little it is: for what is looked at as it comes.
+
+        Of a recording with several buffers, events that may still be met again wait, unless
+        these are the last.
+        """
         if not self._n_waiting:
             return
         parts, self._waiting, self._n_waiting = self._waiting, [], 0
+        if self.stats.n_buffers > 1:
+            parts = self._without_copies(concatenate(parts), is_last=is_last)
         # A reader may meet further events meanwhile, in a thread of its own.
         events = list(self.events)
         kinds = Kinds.of(events)
@@ -202,6 +211,19 @@ class Decoder:
             rows = host_events(concatenate(others), self.source, events, self.run)
             self.sink.add("host_events", rows)
 
+    def _without_copies(self, batch: RecordBatch, *, is_last: bool) -> list[RecordBatch]:
+        """The events that are complete, each from one buffer; the others wait."""
+        is_whole = is_last or len(batch) > _MOST_WAITING
+        end = len(batch) if is_whole else end_of_group(batch)
+        if end < len(batch):
+            rest = batch.take(np.arange(end, len(batch))).detached()
+            self._waiting, self._n_waiting = [rest], len(rest)
+        whole = batch.take(np.arange(end))
+        kept = drop_copies(whole, self.stats.n_buffers, self.run)
+        if n := len(whole) - len(kept):
+            self.stats.count("noise", "events that another buffer has too", None, n)
+        return [kept] if len(kept) else []
+
     def forget(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and has not ended: its end was lost."""
         self._calls.forget(before_ns)
@@ -210,7 +232,7 @@ class Decoder:
 
     def finish(self) -> None:
         """Hand over what waits for events that will not come."""
-        self.flush()
+        self.flush(is_last=True)
         self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
         self.sink.add("vm_entries", self._entries.finish())
 

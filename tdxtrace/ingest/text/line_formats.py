@@ -208,6 +208,21 @@ def read_prefix(line: str, formats: Iterable[LineFormat]) -> LinePrefix | None:
     return None if made is None else prefix_of(*made)
 
 
+# "one:        CPU 0/KVM-100     [000] ...": trace-cmd report, of several instances.
+_INSTANCE: Final = re.compile(
+    r"^(?:(?P<name>[^\s:]{1,255}):)?[^\S\n]+\S[^\n\[]{0,60}-\d{1,9} [^\n\[]{0,40}\[\d{1,4}\]",
+    re.MULTILINE | re.ASCII,
+)
+
+
+def count_instances(text: str) -> int:
+    """Return how many instances of tracefs the first lines of a text name, or 1.
+
+    Lines without a name are of the top one.
+    """
+    return max(1, len({found["name"] for found in _INSTANCE.finditer(text)}))
+
+
 def lost_of(line: str) -> Lost | None:
     """Read a marker of lost events in the words of tracefs or trace-cmd."""
     found = LOST.match(line)

@@ -64,6 +64,7 @@ class DatReader:
         self._sources = [source for buffer in buffers for source in self._pages_of(buffer)]
         if not self._sources:
             raise FormatError(self._nothing())
+        self.stats.n_buffers = len({name for name, _ in self._owners})
 
     def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
         """Yield the events that may become rows, in the order of their time.
