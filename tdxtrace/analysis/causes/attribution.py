@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes import keys
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END
+from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END, may_have_met
 from tdxtrace.analysis.causes.conflicts import ENTRY, GENERATIONS, TREE, lock_conflicts, mask_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.analysis.threads import VP_ENTER
@@ -112,19 +112,15 @@ def _best_candidate(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFram
     sees_entries = VP_ENTER in set(evidence.calls["leaf"].unique())
     near = pl.col("miss_ns") <= pl.col("miss_ns").first() + 2 * slack
     equally_good = pl.col("is_proven") & (pl.col("grade") == pl.col("grade").first())
-    fits = (pl.col("grade").first() == HELD_TO_END) & (pl.col("miss_ns").first() == 0)
     best = ranked.group_by("attempt", maintain_order=True).agg(
         pl.col("cause", "is_proven", "grade", "lock", "is_observed").first(),
         n_causes=pl.col("cause").filter(near).n_unique(),
         n_proven=pl.col("cause").filter(equally_good).n_unique(),
         is_armed_entry=pl.col("cause").first() == "armed_entry",
-        # A call that surely had the tree overlapped the attempt for more than half of the time
-        # that both take to enter and leave the module (three quarters beside a surely armed
-        # entry): the attempt may as well have met that call.
+        # A call that surely had the tree may have had it at that time: the attempt may as well
+        # have met that call.
         has_rival=(
-            (pl.col("cause") != "armed_entry")
-            & (pl.col("lock") == TREE)
-            & (pl.col("overlap_ns") > pl.col("miss_ns") * pl.when(fits).then(3).otherwise(1))
+            (pl.col("cause") != "armed_entry") & (pl.col("lock") == TREE) & may_have_met()
         ).any(),
         overlaps=pl.col("overlap_ns").first() >= 0,
     )

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts
+from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts, may_have_met
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, GENERATIONS, TREE, mask_of
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.errors import QueryError
@@ -143,7 +143,8 @@ def _explaining_generations(
     )
     attempts = flags.filter(~pl.col("lossy") & pl.col("sure")).select("row")
     # A call that overlaps only while it enters or leaves the module held nothing.
-    plausible = (pl.col("core_ns") >= -2 * busy.slack_ns) | (pl.col("grade") == BOUNDS_UNKNOWN)
+    within_clock = pl.col("core_ns") >= -2 * busy.slack_ns
+    plausible = within_clock | may_have_met() | (pl.col("grade") == BOUNDS_UNKNOWN)
     found = (
         possible_holders.filter((pl.col("lock") == TREE) & plausible)
         .group_by("attempt")
