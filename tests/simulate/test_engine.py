@@ -140,6 +140,18 @@ def test_cache_write_back_is_resumed_in_interrupt_context() -> None:
     assert {c.status for c in calls} >= {0, 0x8000_0003_0000_0000}
 
 
+def test_cache_write_back_runs_on_all_packages_at_once() -> None:
+    for seed in (1, 2, 3):
+        run = _run("lifecycle", seed)
+        loops = [r for r in run.journal.requests if r.leaf == "TDH.PHYMEM.CACHE.WB"]
+        assert len(loops) == 4
+        for first, second in zip(loops[::2], loops[1::2], strict=True):
+            assert first.calls[0].package != second.calls[0].package
+            assert first.calls[0].cpu != second.calls[0].cpu
+            assert second.calls[0].start_ns < first.calls[0].end_ns
+            assert {call.status for call in second.calls[:-1]} <= {0x8000_0003_0000_0000}
+
+
 def test_a_pending_page_keeps_the_gate_shut_before_1_5_20() -> None:
     worst = {
         generation: max(

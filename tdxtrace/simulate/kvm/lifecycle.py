@@ -171,9 +171,7 @@ def tear_down(vm: Vm, thread: Thread, packages: int) -> SimProcess[None]:
             yield from flush_on_last_cpu(vm, thread, state.vcpu)
     yield from machine.acquire_lock(thread, machine.tdx_lock, exclusive=True)
     yield from _call_once(vm, thread, _call_maker(vm, "TDH.MNG.VPFLUSHDONE"), durations.manage)
-    n_cpus = len(machine.in_irq_handler)
-    for package in range(packages):
-        yield from _write_back_cache(vm, thread, package, package * n_cpus // packages)
+    yield from _write_back_caches(vm, thread, packages)
     yield from _call_once(vm, thread, _call_maker(vm, "TDH.MNG.KEY.FREEID"), durations.manage)
     yield from machine.sync_clock(thread)
     machine.tdx_lock.release()
@@ -185,6 +183,26 @@ def tear_down(vm: Vm, thread: Thread, packages: int) -> SimProcess[None]:
         write = _call_maker(vm, "TDH.PHYMEM.PAGE.WBINVD", page, operand=vm.hkid)
         yield from _call_once(vm, thread, write, durations.wbinvd)
         thread.now += thread.random.duration(durations.clear_page)
+
+
+def _write_back_caches(vm: Vm, thread: Thread, packages: int) -> SimProcess[None]:
+    """CACHE.WB on one CPU of each package, all at once; the caller waits for the last.
+
+    Linux 6.16 tdx_mmu_release_hkid interrupts all of these CPUs together.
+    """
+    machine = vm.machine
+    n_cpus = len(machine.in_irq_handler)
+    yield from machine.sync_clock(thread)
+    running = []
+    for package in range(packages):
+        sender = Thread(thread.tid, thread.tgid, thread.comm, thread.random)
+        sender.cpu, sender.now = thread.cpu, thread.now
+        cpu = package * n_cpus // packages
+        running.append(machine.env.process(_write_back_cache(vm, sender, package, cpu)))
+    thread.irqs_enabled = True
+    yield machine.env.all_of(running)
+    thread.irqs_enabled = False
+    thread.now = int(machine.env.now)
 
 
 def _write_back_cache(vm: Vm, thread: Thread, package: int, cpu: int) -> SimProcess[None]:
