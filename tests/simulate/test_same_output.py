@@ -27,6 +27,7 @@ HASHES = Path(__file__).with_name("same_output.txt")
 SEEDS = (1, 2)
 # Long enough for what the scenario is about to happen: some hundred calls to some thousand.
 DURATION_MS = {
+    "accept_beside_track": 1,
     "balloon": 3,
     "boot_storm": 1,
     "broken_mmu_lock": 4,

@@ -165,3 +165,21 @@ def test_churn_needs_no_unblock_of_the_pages_that_are_watched() -> None:
     assert 39 not in own
     assert set(tables["truth_zero_steps"]["blocker_tid"]) == {watched}
     assert tables["truth_zero_steps"]["is_attack"].all()
+
+
+def test_faults_on_many_pages_beside_a_track_arm_nothing() -> None:
+    for seed in (1, 2):
+        tables = _truth("accept_beside_track", seed)
+        assert tables["truth_zero_steps"].is_empty()
+        entries = (
+            tables["truth_attempts"]
+            .join(tables["truth_chains"].filter(leaf=0), on="chain", suffix="_of_chain")
+            .sort("tid", "start_ns")
+        )
+        run = (pl.col("status") != 48).cum_sum().over("tid")
+        before = entries.with_columns(
+            n=pl.col("status").is_in([48]).cum_sum().over("tid", run.alias("run"))
+        ).with_columns(n_before=pl.col("n").shift().over("tid"))
+        refused = before.filter(pl.col("status") == 0x8000_0200_0000_00A9)
+        assert not refused.is_empty()
+        assert (refused["n_before"] >= 7).any()
