@@ -206,3 +206,9 @@ def test_chains_are_found_as_from_any_other_capture() -> None:
     assert chains.select("gpa", "n_attempts", "outcome", "took_ns").rows() == [
         (0x8000_0000, 3, "succeeded", 21_000),
     ]
+
+
+def test_the_clock_is_that_of_the_stamps_not_of_the_durations() -> None:
+    """The end of one call may seem to lie after the start of the next, by less than a stamp."""
+    trace = read_text(graph(f"  1.095 us    |  tdh_mem_page_aug{ARGS}; /* ret=0x0 */"))
+    assert trace.provenance.sources[0].clock_resolution_ns == 1000

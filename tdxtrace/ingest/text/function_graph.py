@@ -54,8 +54,10 @@ class GraphReader:
     registry: EventRegistry
     stats: SourceStats
     layouts: FieldLayouts = field(default_factory=FieldLayouts)
-    resolution_ns: int = 1
-    """Durations have nanoseconds, whatever the stamps have."""
+    resolution_ns: int = 1000
+    """Of the stamps (Linux print_graph_abs_time: whole microseconds); durations have nanoseconds.
+
+    Two calls are compared by their stamps: an overlap of less is none that the clock shows."""
     has_integer_clock: bool = False
     _running: dict[int, tuple[str, int]] = field(default_factory=dict)
 
