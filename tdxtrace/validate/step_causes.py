@@ -14,8 +14,9 @@ from tdxtrace.validate.truth import Truth
 # The answer that names each true cause; none of them is right where there is no answer.
 _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
     "memory_fault": ("memory_fault_ignored",),
-    "churned": ("block_churn",),
-    "invalidated": ("invalidation", "memslot_change"),
+    # block_undone accuses nobody: something was tried in between, or may have been lost.
+    "churned": ("block_churn", "block_undone"),
+    "invalidated": ("invalidation", "memslot_change", "block_undone"),
     "raced": ("frozen_spte",),
     "left_loop": ("left_loop",),
     "pending": ("pending_page",),

@@ -114,7 +114,7 @@ class Truth:
             call.end_ns
             for call in self._made.run.journal.calls
             if call.leaf == track.leaf and call.td is track.td
-            if call.status == abi.SUCCESS and call.end_ns <= track.start_ns
+            if call.status == abi.SUCCESS and call.end_ns <= track.end_ns
         ]
         same = entry.td is track.td and entry.end_ns > track.start_ns
         return same and bool(before) and entry.start_ns < max(before)

@@ -82,7 +82,9 @@ def _score_accusations(score: Score, made: CapturedRun, truth: Truth) -> None:
             continue
         judge = _JUDGES.get((verdict, row["evidence_table"]))
         lines = [int(seq) for seq in row["evidence"].split()]
-        right = judge is not None and bool(lines) and all(judge(made, truth, s) for s in lines)
+        right = judge is not None and bool(lines)
+        if judge is not None:
+            right = right and all(judge(made, truth, row["rule"], line) for line in lines)
         score.counts[f"{verdict}_false"] += not right
         score.counts[f"{verdict} {row['subject']} {'right' if right else 'wrong'}"] += 1
         if not right:
@@ -99,21 +101,20 @@ def _score_attacks(score: Score, made: CapturedRun, truth: Truth) -> None:
         score.counts["hostile_named"] += not named.is_empty()
 
 
-def _bug_by_cause(made: CapturedRun, truth: Truth, seq: int) -> bool:
-    rows = made.findings.busy_causes.filter(seq=seq, rank=1).select("rule")
-    return any(rule is not None and truth.breaks(rule, seq) for (rule,) in rows.iter_rows())
+def _bug_by_cause(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
+    del made
+    return truth.breaks(rule, seq)
 
 
-def _bug_by_rule(made: CapturedRun, truth: Truth, seq: int) -> bool:
-    rows = made.findings.broken_rules.filter(
-        pl.col("seq") == seq, pl.col("confidence").is_in(_SURE)
-    )
-    given = rows.select("rule", "evidence_seq").rows()
-    return bool(given) and all(truth.breaks(rule, seq, other) for rule, other in given)
+def _bug_by_rule(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
+    rows = made.findings.broken_rules.filter(pl.col("seq") == seq, pl.col("rule") == rule)
+    given = rows["evidence_seq"].to_list()
+    return bool(given) and all(truth.breaks(rule, seq, other) for other in given)
 
 
-def _bug_by_request(made: CapturedRun, truth: Truth, first_seq: int) -> bool:
+def _bug_by_request(made: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
     """Whether an abandoned request truly had the consequence that it is blamed for."""
+    del rule
     rows = made.findings.abandoned_requests.filter(first_seq=first_seq)
     blamed = rows.filter(pl.col("consequence").is_in(list(_RULE_OF_CONSEQUENCE)))
     call = truth.call_at(first_seq)
@@ -132,18 +133,19 @@ def _bug_by_request(made: CapturedRun, truth: Truth, first_seq: int) -> bool:
     )
 
 
-def _hostile_guest(made: CapturedRun, truth: Truth, seq: int) -> bool:
-    del made
+def _hostile_guest(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
+    del made, rule
     return truth.guest_attacks(seq)
 
 
-def _hostile_host(made: CapturedRun, truth: Truth, first_seq: int) -> bool:
+def _hostile_host(made: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
+    del rule
     rows = made.findings.zero_steps.filter(first_seq=first_seq).iter_rows(named=True)
     return any(judge_hostile(truth, row) for row in rows)
 
 
 # Whether a row of the evidence supports a verdict, by the verdict and the table of the row.
-_JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, int], bool]]] = {
+_JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, str, int], bool]]] = {
     ("BUG", "busy_causes"): _bug_by_cause,
     ("BUG", "broken_rules"): _bug_by_rule,
     ("BUG", "abandoned_requests"): _bug_by_request,

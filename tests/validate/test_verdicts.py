@@ -98,6 +98,7 @@ def _verdict(made: CapturedRun, table: str, subject: str, seq: int) -> CapturedR
         subject=pl.lit(subject, verdicts.schema["subject"]),
         evidence=pl.lit(str(seq)),
         evidence_table=pl.lit(table),
+        rule=pl.lit("track_without_kick"),
     )
     return _with_findings(made, verdicts=bug)
 
