@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -224,10 +224,12 @@ def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Rea
 def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.line_formats import count_instances
     from tdxtrace.ingest.text.reader import LineReader, TextReader
+    from tdxtrace.ingest.text.wrapping import mender_for
 
     stats.n_buffers = count_instances(given.text[:_HEADER_BYTES].decode("latin-1"))
     lines = LineReader(given.format.name, registry, stats)
-    reader = TextReader(lines, one_line(given.stream.path))
+    mender = mender_for(_sample(given.text), lines)
+    reader = TextReader(lines, one_line(given.stream.path), mender)
     return _TextReader(
         given, lambda run: reader.batches(given.blocks, run), lambda: _clock_of(given.format, lines)
     )
@@ -382,10 +384,19 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     from tdxtrace.ingest.text import line_formats
 
     texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]
+    found = most_likely(_joined_pairs(texts))
+    if found is not None and found.holds == "events":
+        return found
     others = line_formats.WITHOUT_EVENT
     if any(pattern.match(text) for pattern in others for text in texts):
         return FTRACE
     raise FormatError(f"{shown} is {refusals.refusal_of(texts) or _describe(head)}")
+
+
+def _joined_pairs(lines: list[str]) -> bytes:
+    """Each line with the one behind it: what a mailer made two lines of."""
+    plain = [line.lstrip("> \t") for line in lines]
+    return "\n".join(f"{one.rstrip()} {other}" for one, other in pairwise(plain)).encode()
 
 
 def detect_log(head: bytes, shown: str) -> InputFormat:

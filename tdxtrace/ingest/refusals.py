@@ -139,6 +139,8 @@ def not_intel(lines: list[str]) -> str | None:
 
 # What the lines of an input lacked, by the kind of loss that says so.
 _LACKING: Final = {
+    "wrapped": "has lines that are wrapped, and where a number was cut cannot be told; join them "
+    "(set nowrap in the mailer, less -S off, a wider terminal) or send the file as an attachment",
     "no_abstime": "has no times; switch them on: echo 1 > options/funcgraph-abstime",
     "no_event": "does not name its events; print them: perf script -F +event",
     "no_time": "has no times; print them: perf script -F +time, or of tracefs: echo 1 > "

@@ -144,7 +144,7 @@ LOST: Final = re.compile(
 _PERF_LOST = re.compile(rf"PERF_RECORD_LOST(?:_SAMPLES)? lost {_N}")
 # Lines of tools that describe the recording: trace-cmd's head, perf's comments.
 HEADER: Final = re.compile(
-    r"^(?:#|\s*$|cpus=\d+\s*$|version = \d+\s*$|CPU \d+ is empty\s*$|trace-cmd version )"
+    r"^(?:#|\s*+(?:$|cpus=\d+\s*$|version = \d+\s*$|CPU \d+ is empty\s*$|trace-cmd version ))"
 )
 CALLCHAIN: Final = re.compile(
     r"^(?:\s++(?:[0-9a-f]{4,16} (?>.*?\().*\)|=> .*+)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -49,7 +49,8 @@ _LEAST_SHARE: Final = 10
 _NO_UPTIME_NS: Final = 1_000_000
 _NAMES_OF_PROCESS: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
-_NOT_ROWS: Final = ("noise", "unmapped")
+NOT_ROWS: Final = ("noise", "unmapped")
+"""Kinds of events that no table has."""
 
 
 class Line(NamedTuple):
@@ -173,7 +174,7 @@ class LineReader:
             return None
         index = self.registry.event_id(prefix.event or "(no event name)", prefix.args)
         event = self.registry.events[index]
-        if event.kind in _NOT_ROWS:
+        if event.kind in NOT_ROWS:
             damaged = event.kind == "noise" and self.may_be_probe(event.name)
             self.stats.count("undecoded" if damaged else event.kind, event.name, number)
             return None
@@ -181,6 +182,10 @@ class LineReader:
             self.stats.count("overlong", event.name, number)
             return None
         fields = self.understood(event, prefix.args)
+        if prefix.args.endswith(">"):
+            # Where a pager or an editor cut a line it prints this mark: a number may be cut.
+            self.stats.count("wrapped", event.name, number)
+            return None
         if fields is None:
             self.stats.count("undecoded", event.name, number)
             return None
@@ -205,6 +210,20 @@ class _Read:
     left: I64Array
     """By line that was left: which it is, where it begins and ends."""
     threads: U64Array
+
+
+MendedLine = tuple[int, bytes, str, int]
+"""Number of a line, its text, the kind of loss that it is, and of how many lines it was made."""
+
+
+class LineMender(Protocol):
+    """Makes lines whole again: ``wrapping.Mender``."""
+
+    def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[MendedLine]:
+        """Yield lines as they are known to have ended."""
+
+    def finish(self) -> Iterator[MendedLine]:
+        """Yield the line that was held back."""
 
 
 @dataclass(slots=True)
@@ -245,6 +264,8 @@ class TextReader:
     lines: LineReader
     shown: str = "the input"
     """Its name, for messages."""
+    mender: LineMender | None = None
+    """Makes lines whole again that were changed on their way; they are read one at a time."""
     patterns: PatternCache = field(init=False)
     _steps: StepCounter = field(default_factory=StepCounter)
     _threads: set[tuple[int, ...]] = field(default_factory=set)
@@ -264,12 +285,14 @@ class TextReader:
                 numbers not those of threads (``-F pid``).
         """
         for block in filter(len, blocks):
-            is_looped = run is not interpreted
+            is_looped = run is not interpreted and self.mender is None
             batch = self._in_loop(block, run) if is_looped else self._line_by_line(block)
             if self.lines.format == "perf-script":
                 self._steps.observe(batch.ts_ns)
                 self._refuse_steps(_ENOUGH_STEPS)
             yield batch
+        if self.mender is not None:
+            yield self._mended(self.mender.finish())
         self._refuse_steps(1)
         self._refuse_processes()
 
@@ -313,8 +336,27 @@ class TextReader:
         first = self.lines.stats.n_lines + 1
         texts = block.tobytes().split(b"\n")[:-1]
         self.lines.stats.n_lines += len(texts)
+        if self.mender is not None:
+            return self._mended(self.mender.feed(enumerate(texts, first)))
         read = (self.lines.line(number, text) for number, text in enumerate(texts, first))
         found = [line for line in read if line is not None]
+        self.lines.tell_seen()
+        return to_batch(found, self.lines.layouts)
+
+    def _mended(self, lines: Iterable[MendedLine]) -> RecordBatch:
+        """Read lines that are whole again, and count those that were joined or lost."""
+        found = []
+        for number, text, loss, n_lines in lines:
+            if loss:
+                shown = one_line(text.decode("utf-8", "replace"), 80)
+                for _ in range(n_lines):
+                    self.lines.stats.count_sample(loss, shown, number)
+                continue
+            if n_lines > 1:
+                self.lines.stats.count("joined", "", number + 1, n_lines - 1)
+            line = self.lines.line(number, text)
+            if line is not None:
+                found.append(line)
         self.lines.tell_seen()
         return to_batch(found, self.lines.layouts)
 
@@ -394,7 +436,7 @@ class TextReader:
             line, found[1], prefix, in_irq(prefix.flags)
         ):
             return
-        if event.kind not in _NOT_ROWS:
+        if event.kind not in NOT_ROWS:
             fields = self.lines.understood(event, prefix.args)
             if fields is not None:
                 self.patterns.learn_arguments(event.name, index, prefix.args, fields, event.decode)
@@ -410,7 +452,7 @@ class TextReader:
         counts = read.columns.events
         for index in np.flatnonzero(counts[:, 0]).tolist():
             event, n_lines = events[index], int(counts[index, 0])
-            if event.kind in _NOT_ROWS:
+            if event.kind in NOT_ROWS:
                 stats.count(event.kind, event.name, first + int(counts[index, 1]), n_lines)
             else:
                 stats.events[event.name] += n_lines

@@ -1,0 +1,294 @@
+"""Lines that a mailer, a terminal or a quotation changed, as they were before.
+
+A line is joined with the next one only where that is certain: the next line cannot begin one,
+and together they are an event with fields that the first alone does not have. Where a number
+may have been cut, and nothing tells whether it was, both lines are a loss: ``wrapped``.
+"""
+
+from __future__ import annotations
+
+import quopri
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from tdxtrace.ingest.batch import UNKNOWN
+from tdxtrace.ingest.text import line_formats
+from tdxtrace.ingest.text.line_formats import LinePrefix
+from tdxtrace.ingest.text.reader import NOT_ROWS, LineReader
+
+# Quotation marks behind an indentation; those at the start of a line the reader takes off.
+_QUOTE: Final = re.compile(r"^[ \t]{0,8}>[> \t]*+")
+# Quoted-printable (RFC 2045 6.7): "=" is written =3D, and a "=" at the end of a line joins it
+# with the next one.
+_PRINTABLE: Final = re.compile(r"=3D(?:0x)?[0-9a-f]")
+_NUMBER_END: Final = re.compile(r"(?:^|[=\s(:])(?:0x[0-9a-f]*+|[0-9a-f]++)$|=$", re.IGNORECASE)
+# What follows in an event: "gpa=0x1000 level=0", "rip 0x0 info1 0x1".
+_TAIL = r"(?:\s*+\(?(?:\w+[= ])?(?:0x)?[0-9a-f]++\)?[\s,]*+)"
+_FOLLOWS: Final = re.compile(rf"{_TAIL}++$", re.IGNORECASE)
+_FOLLOWS_WITHIN: Final = re.compile(rf"(?:\w++(?=\s|$))?+{_TAIL}*+$", re.IGNORECASE)
+_NUMBER_START: Final = re.compile(
+    rf"(?:0?x)?[0-9a-f]++(?:[,)]|(?=\s)|$)\s*+{_TAIL}*+$", re.IGNORECASE
+)
+# Lines of quoted-printable text are at most so long.
+_MOST_PRINTABLE: Final = 76
+# A share of the lines: text in which fewer are wrapped is read as it is, which is faster.
+_LEAST_SHARE: Final = 100
+_LEAST_OF_WIDTH: Final = 2
+# Lines from the first event on that show how a text is: all lines of a mail are alike.
+_ENOUGH_LINES: Final = 300
+
+
+class Line(NamedTuple):
+    """A line as it was before, or one that is lost."""
+
+    number: int
+    text: bytes
+    loss: str
+    """The kind of loss that it is; "": it is to be read."""
+    n_lines: int
+    """Lines that it was made of."""
+
+
+class _Part(NamedTuple):
+    """The beginning of a line whose end may follow."""
+
+    number: int
+    text: str
+    n_lines: int
+    is_event: bool
+
+
+_CUT: Final = "cut"
+"""In place of a joined text: it could be joined in two ways."""
+
+
+@dataclass(slots=True)
+class Mender:
+    """Joins lines of one input; takes off quotation marks."""
+
+    reader: LineReader
+    has_comm: bool = False
+    """Whether the lines of events name their threads."""
+    has_tid: bool = False
+    width: int = 0
+    """Column at which all lines were cut, whatever was there; 0: unknown."""
+    is_printable: bool = False
+    is_quoted: bool = False
+    is_wrapped: bool = False
+    _held: _Part | None = None
+    _soft: tuple[int, str, int] | None = None
+    """Beginning of a quoted-printable line: its number, its text, its lines."""
+
+    def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[Line]:
+        """Yield lines as they are known to have ended; numbers count from 1."""
+        for number, text in texts:
+            line = text.decode("latin-1").rstrip("\r")
+            line = self.unquoted(line)
+            yield from (
+                self._printable(number, line) if self.is_printable else self._line(number, line, 1)
+            )
+
+    def unquoted(self, line: str) -> str:
+        """Take the marks of quotations off a line."""
+        return (_QUOTE if self.is_quoted else line_formats.QUOTE).sub("", line)
+
+    def finish(self) -> Iterator[Line]:
+        """Yield the line that was held back."""
+        if self._soft is not None:
+            (number, line, n), self._soft = self._soft, None
+            yield from self._line(number, line, n)
+        yield from self._release()
+
+    def _printable(self, number: int, line: str) -> Iterator[Line]:
+        if self._soft is not None:
+            (number, before, n), self._soft = self._soft, None
+            line, n = before + line, n + 1
+        else:
+            n = 1
+        if line.endswith("="):
+            self._soft = number, line[:-1], n
+            return
+        yield from self._line(
+            number, quopri.decodestring(line.encode("latin-1")).decode("latin-1"), n
+        )
+
+    def _line(self, number: int, line: str, n: int) -> Iterator[Line]:
+        held, is_event = self._held, self.begins(line)
+        if is_event and held is not None and not held.is_event and self._is_cut(held.text, line):
+            self._held = None
+            yield Line(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
+            return
+        joined = None
+        if held is not None and not is_event and not self.is_other(line):
+            joined = self.joined(held.text, line, held.is_event)
+        if held is None or joined is None:
+            yield from self._release()
+            self._held = _Part(number, line, n, is_event)
+        elif joined == _CUT:
+            self._held = None
+            yield Line(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
+        else:
+            self._held = _Part(held.number, joined, held.n_lines + n, True)
+
+    def _is_cut(self, first: str, second: str) -> bool:
+        """Whether a line may lack the first digits of a number, which end the line before."""
+        whole = first.rstrip() + second
+        is_number = first.rstrip()[-1:].isdigit()
+        return is_number and self.begins(whole) and not self._is_same_place(whole, second)
+
+    def _is_same_place(self, one: str, other: str) -> bool:
+        """Whether two ways to read a line differ in no more than the name of the thread."""
+        read = [self.prefix(line) for line in (one, other)]
+        places = [p and (p.tid, p.tgid, p.cpu, p.ts, p.event, p.args) for p in read]
+        return places[0] == places[1]
+
+    def _release(self) -> Iterator[Line]:
+        held, self._held = self._held, None
+        if held is not None:
+            # What is no whole line must not be read as one of another format.
+            is_rest = not held.is_event and not self.is_other(held.text) and held.text.strip()
+            loss = "unparsed" if is_rest else ""
+            yield Line(held.number, held.text.encode("latin-1"), loss, held.n_lines)
+
+    def is_other(self, line: str) -> bool:
+        """Whether a line is a whole one but no event: a header, a marker, part of a call chain."""
+        found = line_formats.HEADER.match(line) or line_formats.LOST.match(line)
+        is_chain = "=" not in line and line[:1].isspace()
+        is_chain = is_chain and line_formats.CALLCHAIN.match(line) is not None
+        return found is not None or is_chain or line_formats.NO_PAYLOAD.match(line) is not None
+
+    def joined(self, first: str, second: str, is_event: bool) -> str | None:
+        """Return what two lines were together.
+
+        Args:
+            first: A line; one that is no event is the beginning of one, or something else.
+            second: One that cannot begin a line.
+            is_event: Whether the first is an event.
+
+        Returns:
+            The line; _CUT if they could be joined in two ways; None if they are no line.
+        """
+        left, right = first.rstrip(), second.strip()
+        if self.width and len(first) % self.width == 0 and first:
+            whole = first + second
+            # Lines that a mailer wrapped may happen to have one length.
+            if not is_event or not _is_more(self._values(f"{left} {right}"), self._values(whole)):
+                return whole if self.begins(whole) else None
+        if is_event:
+            return self._joined_event(left, right)
+        ways = [way for way in (f"{left} {right}", left + right) if self.begins(way)]
+        if len(ways) > 1 and not self._is_same_place(*ways):
+            return _CUT
+        return ways[0] if ways else None
+
+    def _joined_event(self, left: str, right: str) -> str | None:
+        """Join the arguments of an event, at a blank or within a word."""
+        soft, hard = f"{left} {right}", left + right
+        before, by_blank, within = map(self._values, (left, soft, hard))
+        is_number = _NUMBER_END.search(left) is not None and _NUMBER_START.match(right) is not None
+        if is_number and within is not None and within not in (before, by_blank):
+            return _CUT
+        # To an event that is understood only more of its arguments are joined: what somebody
+        # wrote below it, or a line that lost its beginning, may look like arguments too.
+        can_follow = before is None or _FOLLOWS.match(right) is not None
+        can_follow_within = can_follow or _FOLLOWS_WITHIN.match(right) is not None
+        is_more = can_follow and _is_more(by_blank, before)
+        is_more_within = can_follow_within and _is_more(within, before)
+        if is_more and not (is_more_within and len(within or ()) > len(by_blank or ())):
+            return soft
+        if is_more_within:
+            return hard
+        return soft if self.is_wrapped and by_blank == before and can_follow else None
+
+    def prefix(self, line: str) -> LinePrefix | None:
+        """Read the prefix of a line as most lines of the text have it."""
+        made = line_formats.match_prefix(line, self.reader.formats[:1])
+        return None if made is None else line_formats.prefix_of(*made)
+
+    def begins(self, line: str) -> bool:
+        """Whether a line has the prefix of an event, with what the prefixes of others have."""
+        prefix = self.prefix(line)
+        return prefix is not None and self.is_whole(prefix)
+
+    def is_whole(self, prefix: LinePrefix) -> bool:
+        """Whether a prefix has an event behind it, and what most prefixes of the text have."""
+        if not prefix.event and not prefix.args.strip():
+            return False
+        is_named = bool(prefix.comm) or not self.has_comm
+        return is_named and (prefix.tid != UNKNOWN or not self.has_tid)
+
+    def _values(self, line: str) -> dict[str, int] | None:
+        """The fields of an event's line; None if it has no rows, or lacks what rows need."""
+        prefix = self.prefix(line)
+        if prefix is None or not prefix.event:
+            return None
+        registry = self.reader.registry
+        event = registry.events[registry.event_id(prefix.event, prefix.args)]
+        fields = None if event.kind in NOT_ROWS else self.reader.understood(event, prefix.args)
+        return None if fields is None else fields.values
+
+
+def _is_more(values: dict[str, int] | None, before: dict[str, int] | None) -> bool:
+    """Whether there are all fields that there were before, and more."""
+    if values is None:
+        return False
+    return before is None or (before.items() <= values.items() and len(values) > len(before))
+
+
+@dataclass(slots=True)
+class _Signs:
+    """What some lines tell of how a text was changed."""
+
+    n_lines: int = 0
+    n_joined: int = 0
+    widths: list[int] = field(default_factory=list)
+
+
+def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
+    """Return what makes lines whole again; None if they are as the tool printed them.
+
+    Args:
+        sample: The first lines of the text.
+        reader: The reader of its lines.
+    """
+    lines = [line.decode("latin-1").rstrip("\r") for line in sample]
+    filled = [line for line in lines if line.strip()]
+    is_quoted = sum(line[:1].isspace() and _QUOTE.match(line) is not None for line in filled)
+    made = Mender(reader, is_quoted=2 * is_quoted > len(filled))
+    made.is_printable = any(_PRINTABLE.search(line) for line in lines) or (
+        any(line.endswith("=") for line in lines)
+        and max(map(len, lines), default=0) <= _MOST_PRINTABLE
+    )
+    if made.is_printable:
+        lines = (
+            quopri.decodestring("\n".join(lines).encode("latin-1")).decode("latin-1").split("\n")
+        )
+    plain, prefixes = [], []
+    for line in lines:
+        plain.append(made.unquoted(line))
+        prefixes.append(made.prefix(plain[-1]))
+        if len(prefixes) >= _ENOUGH_LINES and prefixes[-_ENOUGH_LINES] is not None:
+            break
+    known = [prefix for prefix in prefixes if prefix is not None]
+    made.has_comm = 2 * sum(bool(prefix.comm) for prefix in known) > len(known)
+    made.has_tid = 2 * sum(prefix.tid != UNKNOWN for prefix in known) > len(known)
+    signs = _look_at(plain, [p is not None and made.is_whole(p) for p in prefixes], made)
+    longest = max((len(line) for line in plain), default=0)
+    if len(signs.widths) >= _LEAST_OF_WIDTH and set(signs.widths) == {longest}:
+        made.width = longest
+    made.is_wrapped = signs.n_joined * _LEAST_SHARE >= signs.n_lines and signs.n_joined > 0
+    return made if made.is_wrapped or made.is_printable or made.is_quoted else None
+
+
+def _look_at(lines: Sequence[str], begins: Sequence[bool], mender: Mender) -> _Signs:
+    """Count the lines that can be joined with the one before, and note where these ended."""
+    signs, before, is_event = _Signs(len(lines)), "", False
+    for line, is_begin in zip(lines, begins, strict=True):
+        is_rest = not is_begin and before.strip() and not mender.is_other(line)
+        if is_rest and mender.joined(before, line, is_event) is not None:
+            signs.n_joined += 1
+            signs.widths.append(len(before))
+        before, is_event = line, is_begin
+    return signs
