@@ -63,7 +63,7 @@ REFUSALS: Final = (
         "print the recording with perf script, without -D",
     ),
     _row(
-        r"^(?:task: \S.*-\d+|  Event: \S+(?::\S+)? \(\d+\))",
+        r"^(?:task: \S++$|  Event: \S++ \(\d+\))",
         "a summary of trace-cmd report --profile",
         "print the recording with trace-cmd report, without --profile",
     ),
@@ -99,8 +99,8 @@ REFUSALS: Final = (
     _row(r"^(?:\[pid +\d+\] +)?\w+\(.*\) += ", "strace output"),
 )
 # Who is no Intel TDX host.
-_ARM: Final = re.compile(r"\bkvm_(?:exit|entry): .*(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)
-_AMD: Final = re.compile(r"\bkvm_exit: .*reason (?:EXIT_|npf\b|NPF\b|0x40\d\b)", re.ASCII)
+_ARM: Final = re.compile(r"^(?>.*?\bkvm_(?:exit|entry): ).*?(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)
+_AMD: Final = re.compile(r"^(?>.*?\bkvm_exit: ).*?reason (?:EXIT_|npf\b|0x40\d\b)", re.ASCII)
 _GUEST: Final = re.compile(r"\b(?:tdx_hypercall|tdvmcall|tdx_virtualization_exception|tdcall)\b")
 # Events that would have been ours, in whatever form they are named.
 _OURS: Final = re.compile(
@@ -128,9 +128,9 @@ def refusal_of(lines: list[str]) -> str | None:
 
 def not_intel(lines: list[str]) -> str | None:
     """Return what shows that events are of no Intel host, if anything does."""
-    if any(_ARM.search(line) for line in lines):
+    if any(_ARM.match(line) for line in lines):
         return "its KVM events are of an ARM host; TDX is of Intel"
-    if any(_AMD.search(line) for line in lines):
+    if any(_AMD.match(line) for line in lines):
         return "its KVM events are of an AMD host; TDX is of Intel"
     if any(_GUEST.search(line) for line in lines):
         return "its events are of a guest; trace the host"

@@ -95,7 +95,7 @@ _ARROW: Final = re.compile(r"^\([^)]*<-|\b__probe_ret_ip=")
 _ADDRESS: Final = re.compile(r"^\([^)<]*\)|\b__probe_ip=")
 _SYMBOL: Final = re.compile(r"^\((?P<a>[\w.]+)(?P<offset>\+0x[0-9a-f]+)?")
 # How kernels name functions that issue SEAMCALLs.
-_WRAPPER: Final = re.compile(r"tdh_|_*seamcall|\d|0x|[0-9a-f]{8,16}$")
+_WRAPPER: Final = re.compile(r"tdh_|_{0,3}seamcall|[0-9a-f]{8,16}$")
 _FUNCTION: Final = re.compile(r"(?:^\(|<- )(?P<name>[A-Za-z_][\w.]*)(?: \[\w+\])?(?=\)| <-)")
 
 

@@ -25,12 +25,11 @@ _QUOTE: Final = re.compile(r"^[ \t]{0,8}>[> \t]*+")
 _PRINTABLE: Final = re.compile(r"=3D(?:0x)?[0-9a-f]")
 _NUMBER_END: Final = re.compile(r"(?:^|[=\s(:])(?:0x[0-9a-f]*+|[0-9a-f]++)$|=$", re.IGNORECASE)
 # What follows in an event: "gpa=0x1000 level=0", "rip 0x0 info1 0x1".
-_TAIL = r"(?:\s*+\(?(?:\w+[= ])?(?:0x)?[0-9a-f]++\)?[\s,]*+)"
-_FOLLOWS: Final = re.compile(rf"{_TAIL}++$", re.IGNORECASE)
-_FOLLOWS_WITHIN: Final = re.compile(rf"(?:\w++(?=\s|$))?+{_TAIL}*+$", re.IGNORECASE)
-_NUMBER_START: Final = re.compile(
-    rf"(?:0?x)?[0-9a-f]++(?:[,)]|(?=\s)|$)\s*+{_TAIL}*+$", re.IGNORECASE
-)
+_ONE = r"\(?(?:\w++[= ](?:0x)?[0-9a-f]++|(?:0x)?[0-9a-f]++)(?!\w)"
+_MORE = rf"(?:[\s,)]++{_ONE})*+[\s,)]*+$"
+_FOLLOWS: Final = re.compile(rf"^{_ONE}{_MORE}", re.IGNORECASE)
+_FOLLOWS_WITHIN: Final = re.compile(rf"^\w*+{_MORE}", re.IGNORECASE)
+_NUMBER_START: Final = re.compile(rf"^(?:0?x)?[0-9a-f]++(?!\w){_MORE}", re.IGNORECASE)
 # Lines of quoted-printable text are at most so long.
 _MOST_PRINTABLE: Final = 76
 # A share of the lines: text in which fewer are wrapped is read as it is, which is faster.
