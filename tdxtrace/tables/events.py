@@ -44,9 +44,9 @@ LOSS_KINDS: Final = (
     "joined",
     "wrapped",
 )
-# Kinds of messages.  Formats: Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c and
-# arch/x86/virt/vmx/tdx/tdx.c, older trees as found in public logs; crashing and exceeded_retries:
-# P. Bonzini, 2024-09-10.
+# Kinds of messages; other: about TDX, in words that are not known.  Formats: Linux 6.16 to 7.2
+# arch/x86/kvm/vmx/tdx.c and arch/x86/virt/vmx/tdx/tdx.c, older trees as found in public logs;
+# crashing and exceeded_retries: P. Bonzini, 2024-09-10.
 MESSAGES: Final = (
     "seamcall_failed",
     "vp_enter_ret",
@@ -59,6 +59,7 @@ MESSAGES: Final = (
     "guest_access",
     "module_version",
     "module_state",
+    "other",
 )
 
 SOURCE = Column("source", U16, "Input: index into provenance.sources.")
@@ -236,7 +237,12 @@ KERNEL_MESSAGES = Table(
         TID,
         Column("message", pl.Enum(MESSAGES), "Kind of message."),
         Column("leaf", U16, "SEAMCALL leaf named in the message.", nullable=True),
-        Column("status", U64, "Status word in the message.", nullable=True),
+        Column(
+            "status",
+            U64,
+            "Status word in the message; of a warning RAX, if its function calls one leaf.",
+            nullable=True,
+        ),
         Column("rcx", U64, "RCX out; on MEM leaves the SEPT entry.", nullable=True),
         Column("rdx", U64, "RDX out; on MEM leaves level and state.", nullable=True),
         VCPU,

@@ -377,3 +377,36 @@ def test_a_selection_narrows_the_verdicts() -> None:
     trace = story("blockK1 trackS 2/demoteT1 removeK2 trackS _ S1").trace
     found = analyze(trace, Selection(leaves=("TDH.MEM.RANGE.BLOCK",))).verdicts
     assert set(found.filter(pl.col("subject") == "abandoned")["leaf"]) == {7}
+
+
+RECLAIM = {"leaf": 28, "status": 0xC000_0300_0000_0001}
+WARNED = {"message": "warning", "function": "__tdx_reclaim_page"}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([WARNED | RECLAIM], ["warning: PAGE_METADATA_INCORRECT 0x1"]),
+        # KVM prints the failure and warns: one failure, told once.
+        ([RECLAIM, WARNED | RECLAIM], ["seamcall_failed: PAGE_METADATA_INCORRECT 0x1"]),
+        # Another one, of which only the warning was not suppressed.
+        (
+            [RECLAIM | {"leaf": 29}, WARNED | RECLAIM],
+            [
+                "seamcall_failed: PAGE_METADATA_INCORRECT 0x1",
+                "warning: PAGE_METADATA_INCORRECT 0x1",
+            ],
+        ),
+        # A status of which a message would accuse the kernel, in a register alone.
+        ([WARNED | {"leaf": 22, "status": 0x8000_0200_0000_0080}], ["warning: OPERAND_BUSY 0x80"]),
+        # A warning that shows no status accuses nobody, nor does what only speaks of TDX.
+        ([WARNED], []),
+        ([{"message": "other"}], []),
+    ],
+)
+def test_a_warning_that_shows_its_status_is_a_failure(
+    said: list[dict[str, Any]], expected: list[str]
+) -> None:
+    found = given_on(with_log(story("S1"), *said)).filter(subject="message")
+    assert sorted(found["what"]) == expected
+    assert set(found["verdict"]) <= {"UNDECIDED"}

@@ -74,6 +74,28 @@ def told(text: str) -> dict[str, Any]:
         ("kvm_intel: TDH_VP_RD[MANAGEMENT.0x20] failed 0xc000010000000001", {"leaf": 26}),
         ("kvm_intel: TDH_VP_WR[VMCS.0x4] = 0x1f failed: 0xc000010000000001", {"leaf": 43}),
         ("kvm_intel: TDH_MNG_RD[EXEC.0x1] failed: 0xc000010000000001", {"leaf": 11}),
+        (
+            "tdx: SEAMCALL failed: leaf 254, error 0xc000050500000000.",
+            {"leaf": 254, "status": 0xC000_0505_0000_0000, "cpu": None},
+        ),
+        (
+            "SEAMCALL[TDH_MEM_RD(12)] failed: Unknown SEAMCALL status code(0xe000060400000000)",
+            {"leaf": 12, "status": 0xE000_0604_0000_0000},
+        ),
+        (
+            "SEAMCALL[TDH_OF_TOMORROW(12)] failed: 0xe000060400000000",
+            {"leaf": 12, "status": 0xE000_0604_0000_0000},
+        ),
+        (
+            "SEAMCALL[12] failed: 0x8000020000000092 RCX 0x1, RDX 0x2",
+            {"leaf": 12, "status": 0x8000_0200_0000_0092, "rcx": 1, "rdx": 2},
+        ),
+        (
+            "SEAMCALL[TDH_VP_ENTER] failed: TDX_OPERAND_BUSY (0x8000020000000092)",
+            {"leaf": 0, "status": 0x8000_0200_0000_0092},
+        ),
+        # A call to the P-SEAMLDR has no leaf of the module.
+        ("virt/tdx: SEAMCALL (0x8000000000000001) failed: 0x8000000000030000", {"leaf": None}),
         ("SEAMCALL TDH_OF_TOMORROW failed: 0x8000020000000080", {"leaf": None}),
         ("virt/tdx: SEAMCALL (0xffffffffff) failed: 0x1", {"leaf": None, "status": 1}),
     ],
@@ -149,6 +171,30 @@ def test_a_failed_seamcall_in_every_spelling(text: str, fields: dict[str, Any]) 
             "module_version",
             {"module_version": "1.5"},
         ),
+        (
+            "kvm_intel: kvm [100]: TD exit 0xe000060400000000, 0 hkid 0x41 hkid pa 0x8200000000000",
+            "vp_enter_ret",
+            {"leaf": 0, "status": 0xE000_0604_0000_0000, "tid": 100},
+        ),
+        ("virt/tdx: TDX not supported by the host platform", "module_state", {}),
+        (
+            "virt/tdx: initialization failed: TDMR [0x0, 0x80000000): reserved areas exhausted.",
+            "module_state",
+            {},
+        ),
+        ("tdx: TDX module is not loaded.", "module_state", {}),
+        # Of which nothing is known but that it is about TDX: kept, with its text.
+        ("virt/tdx: CMR: [0x100000, 0x77800000)", "other", {"status": None}),
+        ("SEAMCALL TDH_VP_INIT succeeded", "other", {"leaf": None}),
+        ("kvm_intel: tdx: max servtds supported per user TD is 1", "other", {}),
+        ("seamldr: module update took 44 ms", "other", {}),
+        ("TDX private memory error. Possible kernel bug.", "other", {}),
+        (
+            "TDX requires all packages to have an online CPU. Delete all TDs in order to offline "
+            "all CPUs of a package.",
+            "module_state",
+            {},
+        ),
         ("virt/tdx: module initialization failed (-5)", "module_state", {}),
         ("virt/tdx: TDX-Module initialized", "module_state", {}),
     ],
@@ -165,7 +211,7 @@ def test_every_other_message(text: str, message: str, fields: dict[str, Any]) ->
         "kauditd_printk_skb: 109 callbacks suppressed",
         "WARNING: CPU: 1 PID: 2 at net/core/dev.c:5 dev_open+0x1/0x2",
         "kernel BUG at lib/list_debug.c:29!",
-        "SEAMCALL TDH_VP_INIT succeeded",
+        "smpboot: CPU0: Intel(R) Xeon(R) Platinum 8480CTDX (family: 0x6, model: 0x8f)",
         "usb 1-1: new device",
         "",
     ],
@@ -320,6 +366,33 @@ def test_the_registers_of_a_warning_give_rax_once() -> None:
     assert (only(inside)["rax"], only(inside)["n_lines"]) == (0xC000_0300_0000_0001, 2)
     behind = read_text(log(at(1, warning), at(1, lines[0]), at(1, lines[1])))
     assert only(behind)["rax"] is None
+
+
+@pytest.mark.parametrize(
+    ("function", "rax", "leaf", "status"),
+    [
+        ("__tdx_reclaim_page", 0xC000_0300_0000_0001, 28, 0xC000_0300_0000_0001),
+        ("tdx_mem_page_aug", 0x8000_0200_0000_0092, 6, 0x8000_0200_0000_0092),
+        ("tdx_track", 0x8000_0201_0000_0000, 38, 0x8000_0201_0000_0000),
+        # It calls REMOVE and WBINVD: whose status it is does not follow.
+        ("tdx_sept_drop_private_spte", 0xC000_0300_0000_0001, None, None),
+        # A pointer, a number, and no code of the module: RAX is used for other things as well.
+        ("__tdx_reclaim_page", 0xFF11_0001_8A00_0000, None, None),
+        ("__tdx_reclaim_page", 0x5, None, None),
+        ("__tdx_reclaim_page", 0xC123_0000_0000_0000, None, None),
+    ],
+)
+def test_rax_is_the_status_where_the_function_calls_one_leaf(
+    function: str, rax: int, leaf: int | None, status: int | None
+) -> None:
+    warned = f"WARNING: CPU: 1 PID: 2 at arch/x86/kvm/vmx/tdx.c:5 {function}+0xac/0xe0 [kvm_intel]"
+    row = only(read_text(log(at(1, warned), at(1, f"RAX: {rax:016x} RBX: {1:016x} RCX: 0"))))
+    assert (row["rax"], row["leaf"], row["status"]) == (rax, leaf, status)
+
+
+def test_text_that_speaks_of_tdx_is_no_log() -> None:
+    with pytest.raises(FormatError, match="no trace"):
+        detect_text(b"TDX is a technology.\nSEAMCALL is an instruction.\n", "x")
 
 
 def test_what_the_rate_limit_swallowed_is_a_loss_and_a_lower_bound() -> None:

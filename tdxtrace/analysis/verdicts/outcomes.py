@@ -114,12 +114,18 @@ def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on kernel messages, per leaf and status.
 
     A message names one status: the fault follows only where a correct kernel never gets it.
+    A warning counts if it shows the status of its call, and no message of the same log tells of
+    that leaf and status: KVM prints both of one failure.
 
     Args:
         messages: The ``kernel_messages`` table.
     """
     failures = ("seamcall_failed", "vp_enter_ret", "exceeded_retries", "crashing")
-    rows = KERNEL_MESSAGES.conform(messages).filter(pl.col("message").is_in(failures))
+    messages = KERNEL_MESSAGES.conform(messages)
+    told = messages.filter(pl.col("message").is_in(failures))
+    shown = (pl.col("message") == "warning") & pl.col("status").is_not_null()
+    warned = messages.filter(shown).join(told, on=["source", "leaf", "status"], how="anti")
+    rows = pl.concat([told, warned])
     if rows.is_empty():
         return VERDICTS.empty()
     rows = rows.with_columns(td_id=pl.lit(None, pl.UInt64), code=word.status_code(pl.col("status")))
@@ -129,8 +135,10 @@ def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
 
 def _message_columns() -> dict[str, pl.Expr]:
     status, leaf, message = pl.col("status"), pl.col("leaf"), pl.col("message").cast(pl.String)
-    order = (pl.col("code") == word.TDX_TLB_TRACKING_NOT_DONE).fill_null(False)
-    serialised = _is_of_td_or_vcpu(status, leaf)
+    # RAX of a warning is a register that may have been used again: it accuses nobody.
+    is_printed = message != "warning"
+    order = (pl.col("code") == word.TDX_TLB_TRACKING_NOT_DONE).fill_null(False) & is_printed
+    serialised = _is_of_td_or_vcpu(status, leaf) & is_printed
     name = pl.coalesce(status_name(status).str.strip_prefix("TDX_"), pl.lit("status"))
     low = word.low32(status)
     operand = pl.when(low != 0).then(pl.concat_str(pl.lit(" "), hexadecimal(low)))

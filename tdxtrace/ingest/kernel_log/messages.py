@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
-from tdxtrace.tdx import leaves, releases
+from tdxtrace.tdx import leaves, releases, word
+from tdxtrace.tdx.status import status_table
 
 MessageFields = dict[str, Any]
 _HEX: Final = r"0x[0-9a-fA-F]{1,16}"
@@ -27,6 +29,28 @@ REGISTERS: Final = re.compile(
     rf"^(?:(?:virt/)?tdx: )?(?:additional output: rcx|RCX|R0?[89]|R1[0-5]) {_HEX}\b.*$",
     re.IGNORECASE,
 )
+_LEAF_WORD: Final = re.compile(r"[\w.]+", re.ASCII)
+# Functions of KVM that warn of the status of one leaf, which is in RAX then: Linux 6.16
+# arch/x86/kvm/vmx/tdx.c, 6.19 (tdx_mem_page_add), tip x86/tdx of September 2026 (tdx_pamt_*).
+# Functions that call several leaves (tdx_sept_drop_private_spte) are not among them.
+WARNING_LEAVES: Final = {
+    function: leaves.parse_leaf(leaf)[0]
+    for function, leaf in (
+        ("__tdx_reclaim_page", "TDH.PHYMEM.PAGE.RECLAIM"),
+        ("smp_func_do_phymem_cache_wb", "TDH.PHYMEM.CACHE.WB"),
+        ("tdx_do_tdh_mng_key_config", "TDH.MNG.KEY.CONFIG"),
+        ("tdx_flush_vp", "TDH.VP.FLUSH"),
+        ("tdx_flush_vp_on_cpu", "TDH.VP.FLUSH"),
+        ("tdx_mem_page_add", "TDH.MEM.PAGE.ADD"),
+        ("tdx_mem_page_aug", "TDH.MEM.PAGE.AUG"),
+        ("tdx_pamt_get", "TDH.PHYMEM.PAMT.ADD"),
+        ("tdx_pamt_put", "TDH.PHYMEM.PAMT.REMOVE"),
+        ("tdx_sept_link_private_spt", "TDH.MEM.SEPT.ADD"),
+        ("tdx_sept_zap_private_spte", "TDH.MEM.RANGE.BLOCK"),
+        ("tdx_td_finalize", "TDH.MR.FINALIZE"),
+        ("tdx_track", "TDH.MEM.TRACK"),
+    )
+}
 # First line of the registers of a warning.
 RAX: Final = re.compile(r"^RAX: (?P<word>[0-9a-f]{16}) RBX: ")
 END_TRACE: Final = re.compile(r"^---\[ end trace ")
@@ -45,13 +69,35 @@ def _failed(found: re.Match[str]) -> MessageFields:
     }
 
 
-def _leaf(text: str) -> int | None:
-    """The leaf's number: a name, hexadecimal or decimal, maybe with a version above bit 16."""
-    word = text.strip("[]()").split("[")[0]
-    try:
-        return leaves.parse_leaf(word)[0]
-    except ValueError:
-        return None
+def _leaf(text: str | None) -> int | None:
+    """The leaf's number: a name, hexadecimal or decimal, maybe with a version above bit 16.
+
+    ``TDH_MEM_RD(12)`` is both, of which the first that is known counts.
+    """
+    for name in _LEAF_WORD.findall((text or "").strip("[]()").split("[")[0]):
+        try:
+            return leaves.parse_leaf(name)[0]
+        except ValueError:
+            continue
+    return None
+
+
+def status_of_warning(function: str | None, rax: int) -> MessageFields:
+    """Return the leaf and status of a warning; empty where RAX need not be a status.
+
+    Needs a function that warns of one leaf alone, and a word with the error bit whose code the
+    module has: RAX may hold anything else by the time the registers are printed.
+    """
+    leaf = WARNING_LEAVES.get(function or "")
+    if leaf is None or rax < word.ERROR_BIT or rax & word.CODE_BITS not in _codes():
+        return {}
+    return {"leaf": leaf, "status": rax}
+
+
+@cache
+def _codes() -> frozenset[int]:
+    """Return the codes of all statuses."""
+    return frozenset(code & word.CODE_BITS for code in status_table()["status"])
 
 
 def _failed_on(found: re.Match[str]) -> MessageFields:
@@ -86,16 +132,19 @@ def _number(text: str | None, most_digits: int) -> int | None:
 Reader = Callable[[re.Match[str]], MessageFields | None]
 # Message, its pattern, and what reads a match.  The first that does not return None counts.
 _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
-    # Linux 6.5 of Ubuntu, canonical/tdx issue 25: "SEAMCALL failed: CPU 94: leaf 33, error 0x…".
+    # Linux 6.5 of Ubuntu, canonical/tdx issue 25: "SEAMCALL failed: CPU 94: leaf 33, error 0x…";
+    # before it without the CPU.
     (
         "seamcall_failed",
-        rf"SEAMCALL failed: CPU (?P<cpu>\d+): leaf (?P<leaf>\d{{1,8}}), error {_WORD}",
+        rf"SEAMCALL failed: (?:CPU (?P<cpu>\d+): )?leaf (?P<leaf>\d{{1,8}}), error {_WORD}",
         _failed_on,
     ),
-    # "SEAMCALL[NAME] failed on cpu n: NAME (0x…)": out of tree, before 6.5.
+    # Out of tree, before 6.5: "SEAMCALL[NAME] failed on cpu n: NAME (0x…)", "SEAMCALL[NAME(12)]
+    # failed: Unknown SEAMCALL status code(0x…)", "SEAMCALL[12] failed: 0x…".
     (
         "seamcall_failed",
-        rf"SEAMCALL(?P<leaf>\[[\w.]+\]) failed on cpu (?P<cpu>\d+): \w* ?\(?{_WORD}",
+        r"SEAMCALL(?P<leaf>\[[\w.]{1,40}(?:\(\w{1,18}\))?\]) failed(?: on cpu (?P<cpu>\d+))?: "
+        rf"[A-Za-z_ ]{{0,40}}\(?{_WORD}",
         _failed_on,
     ),
     # 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c, pr_tdx_error*, TDX_BUG_ON*; 6.8
@@ -115,6 +164,8 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
     ),
     # 6.16 tdx_handle_exit; the number is the current thread (kvm_host.h, kvm_err).
     ("vp_enter_ret", rf"kvm \[(?P<tid>\d{{1,9}})\]: TD vp_enter_ret {_WORD}", _entered),
+    # Out of tree: "TD exit 0x…, 0 hkid 0x41 hkid pa 0x…".
+    ("vp_enter_ret", rf"kvm \[(?P<tid>\d{{1,9}})\]: TD exit {_WORD}, ", _entered),
     (
         "exceeded_retries",
         r"Exceeded (?P<n>\d{1,10}) retries for S-EPT operation",
@@ -169,8 +220,9 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         "module_state",
         "(?im)" + _AFTER_TDX + r"(?:(?>.*?module ).*failed"
         r"|.*(?:module (?:not loaded|initiali[sz]|disabled|shut ?down)"
-        r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3))|Failed to initialize TDX module"
-        r"|All packages need to have online CPU",
+        r"|BIOS enabled|not enabled by BIOS|Disable ACPI S3|not supported by the host"
+        r"|module is not loaded|initialization failed))|Failed to initialize TDX module"
+        r"|All packages need to have online CPU|TDX requires all packages to have an online CPU",
         lambda _: {},
     ),
 )
@@ -178,8 +230,21 @@ PATTERNS: Final = tuple((name, re.compile(text, re.ASCII), read) for name, text,
 """The same, compiled: digits and words are those of ASCII."""
 # Every pattern needs one of these words; most lines of a log have none.
 _HINT: Final = re.compile(
-    r"tdx|SEAMCALL|TDH|vp_enter_ret|S-EPT|WARNING: |BUG|suppressed|HKID|before accepting|packages"
+    r"tdx|SEAMCALL|TDH|vp_enter_ret|TD exit|S-EPT|WARNING: |BUG|suppressed|HKID|before accepting"
+    r"|packages"
 )
+
+
+# What the kernel says about TDX in any words; CPU models end with such letters too.
+_OF_TDX: Final = re.compile(r"\btdx: |\bTDX\b|\bSEAMCALL\b|\bvp_enter|\b(?:P-)?(?i:seamldr)")
+
+
+def is_about_tdx(text: str) -> bool:
+    """Whether a line of the kernel is about TDX, although :func:`parse_message` does not know it.
+
+    Such a line is kept with its text: what it says is for people to read.
+    """
+    return _OF_TDX.search(text) is not None
 
 
 def parse_message(text: str) -> tuple[str, MessageFields] | None:

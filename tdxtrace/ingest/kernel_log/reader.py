@@ -111,6 +111,7 @@ class MessageReader:
             if found is None:
                 return False
             row["rax"] = int(found["word"], 16)
+            row |= messages.status_of_warning(row.get("function"), row["rax"])
         elif not messages.REGISTERS.match(text) or row["n_lines"] > _MAX_REGISTER_LINES:
             self._open = None
             return False
@@ -129,6 +130,8 @@ class MessageReader:
         if messages.END_TRACE.match(text):
             self._open = None
         parsed = messages.parse_message(text)
+        if parsed is None and messages.is_about_tdx(text):
+            parsed = "other", {}
         if parsed is None:
             return False
         message, fields = parsed
