@@ -341,7 +341,10 @@ def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
         (KERNEL_LOG, prefixes.has_log_prefix),
         *((INPUT_FORMATS[row.name], partial(_matches, row)) for row in line_formats.LINE_FORMATS),
         (FUNCTION_GRAPH, function_graph.LINE.match),
-        (JOURNAL_JSON, lambda line: line.startswith("{") and prefixes.parse_journal_entry(line)),
+        (
+            JOURNAL_JSON,
+            lambda line: line.startswith(("{", "\x1e{")) and prefixes.parse_journal_entry(line),
+        ),
         (KERNEL_LOG, lambda line: messages.parse_message(prefixes.split_prefix(line).text)),
     )
 

@@ -314,6 +314,12 @@ def test_the_journal_as_json(more: dict[str, str], ts_ns: int, clock: str) -> No
     assert trace.provenance.sources[0].format == "journal-json"
 
 
+def test_the_journal_as_a_sequence_of_json() -> None:
+    trace = read_text(log("\x1e" + journal(FAILED), "\x1e" + journal("usb 1-1: new device")))
+    assert only(trace)["ts_ns"] == 1_500_000_000
+    assert trace.provenance.sources[0].format == "journal-json"
+
+
 def test_a_message_that_is_no_utf8_comes_as_bytes() -> None:
     assert only(read_text(log(journal(list(FAILED.encode())))))["text"] == FAILED
 

@@ -122,9 +122,12 @@ def has_log_prefix(line: str) -> bool:
 
 
 def parse_journal_entry(line: str) -> LogLine | None:
-    """Split a line of ``journalctl -o json``; None if it is no entry of a journal."""
+    """Split a line of ``journalctl -o json`` or ``json-seq``; None if it is no entry of a journal.
+
+    RFC 7464 begins each record with a record separator.
+    """
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.removeprefix("\x1e"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict) or "MESSAGE" not in fields:
