@@ -116,6 +116,16 @@ def test_an_entry_that_tdx_handle_exit_tells_of_again_counts_once(
     assert entries(story) == expected
 
 
+def test_without_threads_vcpus_are_told_apart_by_cpu() -> None:
+    entry = "[00{}] 1.00000{}: kvm:kvm_entry: vcpu 0, rip 0x0\n"
+    back = "[00{}] 1.00000{}: probe:run: (ffffffff81000000 <- ffffffff82000000) status=0xc\n"
+    text = entry.format(1, 1) + "".join(
+        back.format(cpu, at) for at, cpu in ((2, 1), (3, 2), (4, 1))
+    )
+    trace = read_text(text + entry.format(1, 5), mappings=["run=tdx_vcpu_run:return"])
+    assert trace.seamcalls.select("cpu", "seq").rows() == [(1, 2), (2, 3)]
+
+
 def test_a_call_that_is_held_off_goes_with_its_return() -> None:
     trace = read("( > < D ( D ( D ( > < H")
     assert trace.seamcalls.select("status", "n_lines").rows() == [(int(EPOCH, 16), 2), (12, 2)]

@@ -23,6 +23,8 @@ _AGAIN: Final = "entries seen in tdx_vcpu_run and again in tdx_handle_exit"
 _STALE: Final = "returns of tdx_vcpu_run, held off by a zap, without an entry"
 _OPEN: Final = "last returns of tdx_vcpu_run, perhaps without an entry"
 _FAR: Final = np.iinfo(np.int64)
+# Where the tool did not print the thread, a CPU stands for it, as in pairs of calls.
+_THREAD: Final = pl.coalesce("tid", -2 - pl.col("cpu").cast(pl.Int32)).fill_null(UNKNOWN)
 
 
 @dataclass(slots=True)
@@ -77,7 +79,7 @@ class VcpuRuns:
     ) -> tuple[runs.Bytes, dict[int, int]]:
         """Return what became of each row, and by thread what its undecided rows are."""
         n_beside = sum(map(len, beside))
-        tid = np.concatenate([*(part.tid for part in beside), own["tid"].fill_null(UNKNOWN)])
+        tid = np.concatenate([*map(_threads, beside), own.select(_THREAD).to_series()])
         line = np.concatenate([*(part.line for part in beside), own["seq"].cast(pl.Int64)])
         when = np.concatenate([*(part.ts_ns for part in beside), own["end_ns"]])
         status = np.concatenate([np.zeros(n_beside, np.uint64), own["status"]])
@@ -111,8 +113,7 @@ class VcpuRuns:
         """Drop or return rows that were undecided."""
         if self._held.is_empty():
             return self._held
-        tid = pl.col("tid").fill_null(UNKNOWN)
-        fate = tid.replace_strict(coming, default=runs.UNDECIDED, return_dtype=pl.UInt8)
+        fate = _THREAD.replace_strict(coming, default=runs.UNDECIDED, return_dtype=pl.UInt8)
         told = self._held.with_columns(fate=fate)
         self._held = told.filter(pl.col("fate") == runs.UNDECIDED).drop("fate")
         self._count(_STALE, told.filter(pl.col("fate") == runs.STALE))
@@ -132,6 +133,10 @@ class VcpuRuns:
             end = [_FAR.max if gap.end_ns is None else gap.end_ns for gap in told]
             self._lost = _merged(np.array(start, np.int64), np.array(end, np.int64))
         return self._lost
+
+
+def _threads(part: RecordBatch) -> I32Array:
+    return np.where(part.tid == UNKNOWN, -2 - part.cpu, part.tid)
 
 
 def _joined(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
