@@ -19,7 +19,7 @@ from tdxtrace.tdx import leaves, word
 # A failed host acquire of an SEPT entry sets host priority on it, which shuts guests out until the
 # host takes that lock: TDX module 1.5 src/common/helpers/tdx_locks.h, sept_lock_acquire_host.
 # Only memory leaves that answer BUSY with operand RCX mean an entry.
-_BUSY_ON_ENTRY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_RCX
+_BUSY_ON_ENTRY: Final = word.is_busy_on(pl.col("final_status"), word.TDX_OPERAND_ID_RCX)
 # HP_LOCK_TIMEOUT is 10 ms at least: intel/tdx-module 1.5.01 td_control_structures.h.  The guest's
 # first refused TDCALL starts it, so it lasts no longer than since the host's first failed try.
 HOST_PRIORITY_NS: Final = 10_000_000
@@ -139,7 +139,7 @@ def _timeouts(
     code = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
     exits = calls.filter(pl.col("leaf") == VP_ENTER, status == code)
     of_entry = abandoned.filter(
-        pl.col("final_status") == _BUSY_ON_ENTRY,
+        _BUSY_ON_ENTRY,
         pl.col("leaf").is_in(_memory_leaves()),
         pl.col("td_id").is_not_null(),
     )

@@ -137,6 +137,19 @@ def is_busy(status: pl.Expr) -> pl.Expr:
     return status_code(status) == pl.lit(TDX_OPERAND_BUSY, dtype=pl.UInt64)
 
 
+def is_busy_on(status: pl.Expr, operand: int) -> pl.Expr:
+    """Return whether the code is TDX_OPERAND_BUSY, with this operand.
+
+    Args:
+        status: Status words, UInt64.
+        operand: An operand id: bits 31:0.
+
+    Returns:
+        Boolean; null stays null.
+    """
+    return is_busy(status) & (low32(status) == operand)
+
+
 def hexadecimal(number: pl.Expr) -> pl.Expr:
     """Format unsigned numbers as the kernel's ``0x%llx`` does.
 

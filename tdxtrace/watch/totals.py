@@ -17,7 +17,6 @@ from tdxtrace.watch.chains import ChainTracker
 from tdxtrace.watch.ticks import Tick
 
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
-_BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 # Exit reason of a failed entry in kvm_exit: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
 # tdx_to_vmx_exit_reason.
 _NOT_ENTERED: Final = 0xFFFF_FFFF
@@ -179,7 +178,8 @@ class RunningTotals:
         entering = tick.seamcalls.filter(pl.col("leaf") == _VP_ENTER, pl.col("tid").is_not_null())
         refused = pl.col("refused")
         marked = entering.sort("seq").select(
-            "tid", refused=(pl.col("status") == _BUSY_SEPT).fill_null(False)
+            "tid",
+            refused=word.is_busy_on(pl.col("status"), word.TDX_OPERAND_ID_SEPT).fill_null(False),
         )
         begins = refused & ~refused.shift(1).over("tid").fill_null(False)
         rows = (

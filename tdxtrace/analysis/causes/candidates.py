@@ -269,7 +269,7 @@ def _pairs(
 # The seventh counted fault at one RIP logs a page and arms the next entry: TDX module
 # src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
 ARMED_AFTER: Final = STEPPING_EPF_THRESHOLD + 1
-_BUSY_SEPT: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
+_REFUSED: Final = word.is_busy_on(pl.col("status"), word.TDX_OPERAND_ID_SEPT)
 
 ARMED, PERHAPS_ARMED, ARMED_UNKNOWN = 0, 1, 2
 
@@ -308,10 +308,10 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     steps = entries.with_columns(
         is_fault=(reason == violation).fill_null(False).cast(pl.UInt32),
         moved=moved.shift().over("tid").fill_null(False),
-        was_refused=(pl.col("status") == _BUSY_SEPT).shift().over("tid").fill_null(False),
+        was_refused=_REFUSED.shift().over("tid").fill_null(False),
         entered=exited.fill_null(False),
     ).with_columns(run=pl.col("moved").cast(pl.UInt32).cum_sum().over("tid"))
-    refused_in_run = (pl.col("status") == _BUSY_SEPT).fill_null(False).any().over("tid", "run")
+    refused_in_run = _REFUSED.fill_null(False).any().over("tid", "run")
     n_before = pl.col("is_fault").cum_sum().over("tid", "run") - pl.col("is_fault")
     armed = (
         pl.when("was_refused")

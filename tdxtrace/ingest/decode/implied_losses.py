@@ -140,7 +140,7 @@ class StartDetector:
         for tid, row in self._calls.items():
             if tid in self._vcpus and row.leaf in _FAULT_LEAVES:
                 return True
-            if row.leaf == VP_ENTER and row.status == _REFUSED:
+            if row.leaf == VP_ENTER and _is_refused(row.status):
                 return True
             if row.is_bare and self._has_entries:
                 return True
@@ -148,6 +148,11 @@ class StartDetector:
             return False
         completed = pl.concat(self._completed)
         return _unmapped_before(completed) or _without_sept_page(completed)
+
+
+def _is_refused(status: int | None) -> bool:
+    """Whether zero-step mitigation refused an entry; the module may set bits 61 and 60."""
+    return status is not None and status & (word.CODE_BITS | word.LOW_BITS) == _REFUSED
 
 
 def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSpans) -> None:
