@@ -16,7 +16,8 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS, UNITS, VIEWS
 from tdxtrace.tdx.operands import resource
 
-GROUP: Final = ("leaf", "by", "td_id", "kind")
+# A TD is one of its input: struct tdx_td of two hosts, or of one on two days, may have one address.
+GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 
 # Fewer episodes than this do not show the spread of episode sizes; the design effect is then
 # that of the last step that had so many.  Ten is what cluster-robust variances are said to
@@ -38,6 +39,7 @@ _MAKERS: Final = {
     "guest": ("guest", "armed_entry", "unexplained"),
 }
 
+_NO_TD: Final = {"source": pl.lit(None, pl.UInt16), "td_id": pl.lit(None, pl.UInt64)}
 _TIME_STEPS: Final = np.array(TIMES_NS, np.int64)
 
 
@@ -63,7 +65,8 @@ def attempts(
     so nothing is random).
 
     Args:
-        retry_chains: The ``retry_chains`` table; all its sources are taken together.
+        retry_chains: The ``retry_chains`` table; all its sources are taken together, but for the
+            curves of TDs: one address in two inputs is two TDs.
         busy_answers: The ``busy_answers`` table of the same chains, or of more.
         busy_causes: The ``busy_causes`` table; None: no curves of causes and makers.
 
@@ -82,10 +85,10 @@ def attempts(
     answers = BUSY_ANSWERS.conform(busy_answers)
     requests = _with_busy_counts(chains.filter(pl.col("n_busy") > 0), answers)
     views = [
-        _view(requests, "leaf", td_id=pl.lit(None, pl.UInt64)),
+        _view(requests, "leaf", **_NO_TD),
         _view(requests.filter(pl.col("td_id").is_not_null()), "td"),
         *(
-            _view(_with_busy_counts(requests, kinds), by, td_id=pl.lit(None, pl.UInt64))
+            _view(_with_busy_counts(requests, kinds), by, **_NO_TD)
             for by, kinds in _kinds(answers, busy_causes).items()
         ),
     ]
@@ -111,11 +114,15 @@ def _with_busy_counts(requests: pl.DataFrame, answers: pl.DataFrame) -> pl.DataF
 
 
 def _view(retried: pl.DataFrame, by: str, **changed: pl.Expr) -> pl.DataFrame:
-    """Rows of the curves of one view: GROUP, source, episode, n_busy, waited_ns, done."""
+    """Rows of the curves of one view: GROUP, input, episode, n_busy, waited_ns, done."""
     kind = pl.col("kind") if "kind" in retried.columns else pl.lit(None, pl.String)
     return retried.with_columns(
-        by=pl.lit(by, pl.Enum(VIEWS)), kind=kind, done=pl.col("outcome").is_in(_DONE), **changed
-    ).select(*GROUP, "source", "episode", "n_busy", "waited_ns", "done")
+        by=pl.lit(by, pl.Enum(VIEWS)),
+        kind=kind,
+        done=pl.col("outcome").is_in(_DONE),
+        input=pl.col("source"),
+        **changed,
+    ).select(*GROUP, "input", "episode", "n_busy", "waited_ns", "done")
 
 
 def _kinds(answers: pl.DataFrame, busy_causes: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
@@ -140,17 +147,16 @@ def _kinds(answers: pl.DataFrame, busy_causes: pl.DataFrame | None) -> dict[str,
 def _totals(chains: pl.DataFrame, retried: pl.DataFrame) -> pl.DataFrame:
     """Per curve: all requests, and those that were done without a busy answer of its kind."""
     done = pl.col("outcome").is_in(_DONE)
-    of_td = chains.group_by("leaf", "td_id").agg(
+    of_td = chains.group_by("leaf", "source", "td_id").agg(
         n_requests=pl.len().cast(pl.UInt64), n_done=done.sum().cast(pl.Int64)
     )
     of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum())
-    none = pl.lit(None, pl.UInt64)
     whole = pl.concat(
         [
-            of_leaf.with_columns(td_id=none, by=pl.lit("leaf", pl.Enum(VIEWS))),
+            of_leaf.with_columns(**_NO_TD, by=pl.lit("leaf", pl.Enum(VIEWS))),
             of_td.filter(pl.col("td_id").is_not_null())
             .with_columns(by=pl.lit("td", pl.Enum(VIEWS)))
-            .select("leaf", "n_requests", "n_done", "td_id", "by"),
+            .select("leaf", "n_requests", "n_done", "source", "td_id", "by"),
         ]
     ).with_columns(kind=pl.lit(None, pl.String))
     parts = (
@@ -197,7 +203,7 @@ def done_curves(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.Da
     """Return one row per group and step at which requests were done or censored.
 
     Args:
-        retried: One row per request that was not done at once: the columns GROUP, source,
+        retried: One row per request that was not done at once: the columns GROUP, input,
             episode, done, and depth, the last step after which it still needed more.
         totals: One row per group: n_requests, and n_done, those that were done at once.
         base: The depth of these.
@@ -237,7 +243,7 @@ def done_curves(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.Da
 def _count_by_step(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.DataFrame:
     """Requests done and censored at each step, and those still retrying after it."""
     rank = pl.col("depth").rank("ordinal", descending=True)
-    ranked = retried.with_columns(rank=rank.over(*GROUP, "source", "episode").cast(pl.Int64))
+    ranked = retried.with_columns(rank=rank.over(*GROUP, "input", "episode").cast(pl.Int64))
     step = pl.col("depth") + pl.col("done").cast(pl.Int64)
     # The squares of 1, 2, 3 ... differ by 1, 3, 5 ...: what the request of each rank adds
     # to the square of its episode's size.

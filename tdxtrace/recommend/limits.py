@@ -89,7 +89,7 @@ def _leaves(chains: pl.DataFrame) -> pl.DataFrame:
         chains.group_by("leaf")
         .agg(
             n_requests=pl.len(),
-            n_tds=pl.col("td_id").drop_nulls().n_unique(),
+            n_tds=pl.struct("source", "td_id").filter(pl.col("td_id").is_not_null()).n_unique(),
             retried=(pl.col("n_busy") > 0).sum(),
         )
         .sort("retried", "n_requests", "leaf", descending=[True, True, False])

@@ -81,8 +81,8 @@ def _source(source: Source) -> Text:
 
 def _totals(findings: Findings) -> Text:
     stats, chains = findings.leaf_stats, findings.retry_chains
-    n_tds = chains["td_id"].drop_nulls().n_unique()
-    vms = plural(n_tds, "TD") if n_tds else plural(chains["tgid"].drop_nulls().n_unique(), "VM")
+    n_tds, n_vms = (chains.drop_nulls(c).n_unique(("source", c)) for c in ("td_id", "tgid"))
+    vms = plural(n_tds, "TD") if n_tds else plural(n_vms, "VM")
     parts = [
         plural(total(stats, "n_seamcalls"), "SEAMCALL"),
         plural(total(stats, "n_requests"), "request"),

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.tables.enums import Unit, View, names
-from tdxtrace.tables.events import BOOL, I64, LEAF, SOURCE, TEXT, U32, U64
+from tdxtrace.tables.events import BOOL, I64, LEAF, SOURCE, TEXT, U16, U32, U64
 from tdxtrace.tables.schema import Column, Table
 
 F64: Final = pl.Float64()
@@ -50,7 +50,7 @@ ATTEMPTS = Table(
     grain="one row per step of a curve: share of requests done within a number of attempts or ns",
     meaning="A curve gives the share of a leaf's requests that are done within a number of "
     "attempts (or ns); requests whose end was not observed are censored, not counted as done.",
-    key=("leaf", "by", "td_id", "kind", "unit", "within"),
+    key=("leaf", "by", "source", "td_id", "kind", "unit", "within"),
     columns=(
         LEAF,
         Column(
@@ -58,6 +58,7 @@ ATTEMPTS = Table(
             pl.Enum(VIEWS),
             "Part of the leaf's requests or busy answers that the curve is about.",
         ),
+        Column("source", U16, "Input of the TD; null unless by is td.", nullable=True),
         _TD,
         Column(
             "kind",
@@ -228,7 +229,7 @@ LIMITS = Table(
         Column("n_censored", U64, "Requests last observed busy: cut or given up."),
         Column("n_episodes", U64, "Bursts of retried requests."),
         Column("design_effect", F64, "Variance relative to independent requests."),
-        Column("n_tds", U64, "TDs observed to use the leaf."),
+        Column("n_tds", U64, "TDs observed to use the leaf, of all inputs."),
         Column("observed_s", F64, "Length of the recording.", unit="s", nullable=True),
         Column("max_seen", I64, "Maximum that a request was observed to need."),
         Column("n_losses", U64, "Losses of the recording."),

@@ -95,6 +95,12 @@ def test_the_screen_says_what_was_read_lost_and_found() -> None:
     assert "next: tdxtrace retry-chains" in text
 
 
+def test_one_address_in_two_files_is_two_tds() -> None:
+    path = SAMPLES / "contended.txt"
+    text = answered("analyze", "log", path, path, columns=120).text
+    assert "4,022 SEAMCALLs, 1,006 requests, 258 retried, 2 TDs, 16 vCPUs" in text
+
+
 def test_the_screen_shows_zero_step_episodes_per_vcpu() -> None:
     text = answered("analyze", "log", ZEROSTEP).text
     assert "8 zero-step episodes" in text
