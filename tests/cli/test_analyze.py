@@ -112,7 +112,7 @@ def test_the_screen_shows_zero_step_episodes_per_vcpu() -> None:
 
 def test_the_screen_says_what_was_lost_and_what_to_do() -> None:
     text = answered("analyze", "log", LOST).text
-    assert "LOST: lost_events 1,864; 42 chains cut by it" in text
+    assert "LOST: lost_events 1,864; 44 chains cut by it" in text
     assert "next: lost events: use a larger buffer" in text
 
 
