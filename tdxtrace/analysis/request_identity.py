@@ -35,6 +35,10 @@ def request_keys(threads: ThreadCalls) -> U64:
     """
     key = _mixed(threads.owner.view(np.uint64), np.uint64(0))
     key = _mixed(key, threads.leaf.astype(np.uint64))
+    # A number is used again for a thread of another process (Linux kernel/pid.c, alloc_pid).
+    process = threads.frame["tgid"]
+    if not process.null_count():
+        key = _mixed(key, process.cast(pl.UInt64).to_numpy())
     for number, column in enumerate(_COLUMNS, 1):
         value, known = _values(threads, column)
         if known.any():

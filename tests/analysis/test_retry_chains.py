@@ -575,6 +575,13 @@ def test_one_call_with_a_process_names_that_of_the_chain(known: int) -> None:
     assert chains_of(told)["tgid"].to_list() == [40]
 
 
+def test_a_number_that_is_used_again_is_of_another_thread() -> None:
+    told = story("B1 enterB S1 enterX", {1: 40})
+    told.calls[2]["tgid"] = told.calls[3]["tgid"] = 50
+    rows = chains_of(told).select("leaf", "tgid", "n_attempts").rows()
+    assert rows == [(6, 40, 1), (0, 40, 1), (6, 50, 1), (0, 50, 1)]
+
+
 def test_sources_are_kept_apart() -> None:
     told = story("B1 B1 S1")
     calls = told.seamcalls
