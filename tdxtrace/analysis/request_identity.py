@@ -27,17 +27,22 @@ _N_LEAVES: Final = 1 << 16
 U64 = NDArray[np.uint64]
 
 
-def request_keys(threads: ThreadCalls) -> U64:
+def request_keys(threads: ThreadCalls, *, of_process: bool) -> U64:
     """Number the requests of each thread: equal numbers for what no captured operand distinguishes.
 
     Two requests get one number by chance with a probability of 2**-64 a pair, so what is joined by
     it is held against :func:`same_request`.
+
+    Args:
+        threads: The calls.
+        of_process: Whether to tell threads of one number in two processes apart, where the process
+            of every call was recorded.
     """
     key = _mixed(threads.owner.view(np.uint64), np.uint64(0))
     key = _mixed(key, threads.leaf.astype(np.uint64))
     # A number is used again for a thread of another process (Linux kernel/pid.c, alloc_pid).
     process = threads.frame["tgid"]
-    if not process.null_count():
+    if of_process and not process.null_count():
         key = _mixed(key, process.cast(pl.UInt64).to_numpy())
     for number, column in enumerate(_COLUMNS, 1):
         value, known = _values(threads, column)

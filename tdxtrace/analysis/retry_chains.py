@@ -127,10 +127,10 @@ class _Ordered:
     """Place of its last call."""
 
 
-def _link(thread: ThreadCalls) -> _Links:
+def _link(thread: ThreadCalls, *, of_process: bool = True) -> _Links:
     """Find the attempt before each call, in a trace without losses."""
     n = len(thread.owner)
-    key, named = request_keys(thread), named_requests(thread)
+    key, named = request_keys(thread, of_process=of_process), named_requests(thread)
     is_open = thread.retryable | ~thread.returned
     number = np.zeros(1 << 16, np.int64)
     used = np.unique(thread.leaf)
@@ -433,8 +433,8 @@ def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     for source, of_source in _by_source(calls):
         thread = order_by_thread(of_source, LOSSES.empty(), source)
         own, seq = chains.filter(pl.col("source") == source), thread.frame["seq"]
-        links = _link(thread)
-        # What losses or another thread separated, the chains tell.
+        # The chains tell what was separated: by losses, another thread, or process.
+        links = _link(thread, of_process=False)
         links.joined &= ~seq.is_in(own["first_seq"].implode()).to_numpy()
         links.joined &= ~seq.is_in(own["last_seq"].implode()).to_numpy()[links.previous]
         order = _ordered(links.joined, links.previous, thread.run)

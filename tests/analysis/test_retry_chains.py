@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.story import STATUS, Story, story, without
 
+from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.errors import TableError
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -580,6 +581,18 @@ def test_a_number_that_is_used_again_is_of_another_thread() -> None:
     told.calls[2]["tgid"] = told.calls[3]["tgid"] = 50
     rows = chains_of(told).select("leaf", "tgid", "n_attempts").rows()
     assert rows == [(6, 40, 1), (0, 40, 1), (6, 50, 1), (0, 50, 1)]
+
+
+@pytest.mark.parametrize("unknown", [(), (0,), (2,), (0, 1, 2, 3)])
+def test_busy_answers_are_those_of_the_chains_whatever_is_known_of_processes(
+    unknown: tuple[int, ...],
+) -> None:
+    told = story("B1 S1 B1 B1 S2", {1: 40})
+    told.calls[2]["tgid"] = told.calls[3]["tgid"] = told.calls[4]["tgid"] = 50
+    for row in unknown:
+        told.calls[row]["tgid"] = None
+    chains = chains_of(told)
+    assert busy_answers(told.seamcalls, chains).height == chains["n_busy"].sum()
 
 
 def test_sources_are_kept_apart() -> None:
