@@ -58,15 +58,17 @@ class VcpuRuns:
             beside: kvm_entry and kvm_exit events of the same stretch of the source.
         """
         at = np.flatnonzero(what != NO_RUN)
-        own = rows[at]
-        fate, coming = self._judge(own, what[at], beside)
+        fate, coming = self._judge(rows, at, what[at], beside)
         released = self._decide(coming)
+        if not fate.any():
+            return _joined(released, rows)
+        own = rows[at]
         self._held = _joined(self._held, own.filter(pl.Series(fate == runs.UNDECIDED)))
         self._count(_AGAIN, own.filter(pl.Series(fate == runs.TOLD_AGAIN)))
         self._count(_STALE, own.filter(pl.Series(fate == runs.STALE)))
         kept = np.ones(rows.height, np.bool_)
         kept[at] = fate == runs.ENTERED
-        return _joined(released, rows if kept.all() else rows.filter(pl.Series(kept)))
+        return _joined(released, rows.filter(pl.Series(kept)))
 
     def finish(self) -> pl.DataFrame:
         """Return what stayed undecided, but for retryable answers."""
@@ -75,11 +77,12 @@ class VcpuRuns:
         return held.filter(~is_retryable(pl.col("status")))
 
     def _judge(
-        self, own: pl.DataFrame, what: runs.Bytes, beside: Sequence[RecordBatch]
+        self, rows: pl.DataFrame, at: I64Array, what: runs.Bytes, beside: Sequence[RecordBatch]
     ) -> tuple[runs.Bytes, dict[int, int]]:
-        """Return what became of each row, and by thread what its undecided rows are."""
+        """Return what became of the rows ``at``, and by thread what its undecided rows are."""
         n_beside = sum(map(len, beside))
-        tid = np.concatenate([*map(_threads, beside), own.select(_THREAD).to_series()])
+        own = rows.select("seq", "end_ns", "status", _THREAD.alias("thread"))[at]
+        tid = np.concatenate([*map(_threads, beside), own["thread"]])
         line = np.concatenate([*(part.line for part in beside), own["seq"].cast(pl.Int64)])
         when = np.concatenate([*(part.ts_ns for part in beside), own["end_ns"]])
         status = np.concatenate([np.zeros(n_beside, np.uint64), own["status"]])
