@@ -72,10 +72,12 @@ def state_changes(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_entry(calls: pl.DataFrame) -> pl.DataFrame:
-    same_address = ("source", "td_id", "gpa")
-    level = pl.coalesce("level", pl.col("level").drop_nulls().first().over(same_address), 0)
+    """Add the times of calls, and the entry that each is about."""
     at, end = pl.coalesce("start_ns", "end_ns"), pl.coalesce("end_ns", "start_ns")
-    rows = calls.select(*_COLUMNS, at=at, end=end).with_columns(level=level)
+    rows = calls.select(*_COLUMNS, at=at, end=end)
+    if rows["level"].null_count():
+        other = pl.col("level").drop_nulls().first().over("source", "td_id", "gpa")
+        rows = rows.with_columns(level=pl.coalesce("level", other, 0))
     return rows.with_columns(key=entry_key(pl.col("level")))
 
 
@@ -114,7 +116,9 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
         intel/tdx-module 1.5.01 tdh_mem_range_block.c, tdh_mem_range_unblock.c.
     """
     calls, entries = trace.seamcalls, trace.vm_entries
-    changes = _with_turns(state_changes(calls))
+    changes = state_changes(calls)
+    blocked = changes.filter(pl.col("leaf") == _BLOCK).select(ENTRY).unique()
+    changes = _with_turns(changes.join(blocked, on=ENTRY, how="semi", maintain_order="left"))
     rounds = (
         changes.with_columns(
             ended_by=pl.col("leaf").shift(-1).over(ENTRY),

@@ -75,7 +75,17 @@ def explain_faults(
     """Explain why each private fault was or was not resolved when the vCPU was entered again.
 
     A fault belongs to the Secure EPT entry of any level that maps its page: a blocked 2 MB range
-    explains the faults inside it.
+    explains the faults inside it.  Each explanation has a row that shows it, in this order:
+
+    ``memory_fault``: the thread left for userspace with KVM_EXIT_MEMORY_FAULT.  ``served``: it
+    installed the page.  ``churned``, ``undone``: the page was blocked, and came back
+    (:func:`~.block_rounds.block_rounds`).  ``left_loop``: the thread's last install may be tried
+    again.  ``invalidated``: the page was blocked and then taken away, or another thread was
+    blocking or removing near it.  ``pending``: it was installed before the entry that faulted;
+    not where TDH.MEM.RANGE.BLOCK is in no row (it may have been blocked since), nor after a
+    TDH.EXPORT.BLOCKW, whose pages no trace shows: a live migration makes writes fault on pages
+    that are there.  ``raced``: another thread was installing it.  Else ``unexplained``: what is not
+    in the trace explains nothing.
 
     Args:
         wanted: Rows of :func:`number_faults`.

@@ -77,11 +77,14 @@ def zero_step_causes(
         Yan Zhao, R. Edgecombe, Binbin Wu); KVM's side: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
         tdx_handle_ept_violation; pending pages: TDX module 1.5.16 and 1.5.20 is_epf_expected.
     """
+    given = ZERO_STEPS.conform(steps)
+    if given.is_empty():
+        return ZERO_STEP_CAUSES.empty()
     calls = SEAMCALLS.conform(trace.seamcalls)
     entries = VM_ENTRIES.conform(trace.vm_entries)
     page_faults = PAGE_FAULTS.conform(trace.page_faults)
     events = HOST_EVENTS.conform(trace.host_events)
-    episodes = infer_td(ZERO_STEPS.conform(steps), calls)
+    episodes = infer_td(given, calls)
     faults = number_faults(calls, page_faults)
     ranges = _fault_ranges(episodes, faults)
     wanted = faults.join(ranges, on=[*_VCPU, "nth"], how="semi", maintain_order="left")
@@ -182,8 +185,9 @@ def _memslot_changes(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: in
             .over("source", "tid")
         )
         .group_by("source", "tid", "breaks")
-        .agg(n=size.sum() // _PAGE_BYTES)
-        .filter(pl.col("n") > memslot_pages)
+        .agg(n=size.sum() // _PAGE_BYTES, n_calls=pl.len())
+        # One large page is not a slot.
+        .filter(pl.col("n") > memslot_pages, pl.col("n_calls") > 1)
         .select("source", by_tid="tid")
         .unique()
         .with_columns(is_slot=pl.lit(True))

@@ -223,3 +223,58 @@ def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
 
 def test_nothing_entered_gives_nothing() -> None:
     assert sweep("B1 S1") == {}
+
+
+# Pages of every level, and what only looks like a cause.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # An honest removal of a 2 MB page, and of 1 GB, with faults inside.
+        ("2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/trackS 2/removeS512^1", "invalidation"),
+        ("2/blockS0^2 " + 7 * "enterX ?7000 " + "enterB 2/trackS 2/removeS0^2", "invalidation"),
+        # Its neighbour's: just behind the end, just before the beginning.
+        ("2/blockS512^1 " + 7 * "enterX ?1024 " + "enterB 2/removeS512^1", "unknown"),
+        ("2/blockS512^1 " + 7 * "enterX ?511 " + "enterB 2/removeS512^1", "unknown"),
+        # Level not recorded: that of another call on the same address, or 4 KB.
+        ("S512^1 2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/removeS512^1", "invalidation"),
+        # A 2 MB page, split, of which one 4 KB page is taken away later.
+        (
+            "S512^1 2/blockS512^1 2/demoteS512^1 2/blockS700 "
+            + 7 * "enterX ?700 "
+            + "enterB 2/removeS700",
+            "invalidation",
+        ),
+        # A 2 MB page that another thread installs; one installed and not accepted.
+        ("2/(512^1 " + 7 * "enterX ?700 " + "2/)S enterB enterC", "frozen_spte"),
+        ("2/blockS9 S512^1 " + 7 * "enterX ?700 " + REFUSED, "pending_page"),
+        # Writes that an export blocks: the page is there, and accepted.
+        ("2/blockS9 S1 2/blockwS " + 7 * FAULT + "2/unblockwS1 " + REFUSED, "unknown"),
+        # An install that failed for good is no loop that was left.
+        (7 * (FAULT + "E1 ") + REFUSED, "unknown"),
+        (7 * (FAULT + "septS1 ") + REFUSED, "left_loop"),
+        # Many vCPUs accept in parallel, each of them serves its own.
+        (
+            "".join(f"enterX ?{p} 2/enterX 2/?{p + 50} S{p} 2/S{p + 50} " for p in range(1, 9))
+            + REFUSED,
+            "many_pages",
+        ),
+    ],
+)
+def test_pages_are_matched_by_level(text: str, expected: str) -> None:
+    assert cause(text)[0] == expected
+
+
+def test_a_level_that_was_not_recorded_is_that_of_other_calls_on_the_address() -> None:
+    told = story("S512^1 2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/removeS512^1")
+    for row in told.calls[1:]:
+        row["level"] = None
+    assert causes_of(told)["cause"].to_list() == ["invalidation"]
+
+
+def test_memory_slots_of_large_pages_are_measured_in_pages() -> None:
+    removals = "".join(f"2/blockS{512 * n}^1 2/removeS{512 * n}^1 " for n in range(2, 4))
+    text = "2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/removeS512^1 " + removals
+    assert cause(text, memslot_pages=1535)[0] == "memslot_change"
+    assert cause(text, memslot_pages=1536)[0] == "invalidation"

@@ -86,7 +86,7 @@ TAKES_GPA = {
     "sremove",
     "unblock",
 }
-TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize", "blockw", "exporttrack"}
+TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize", "blockw", "exporttrack", "unblockw"}
 TAKES_VP = {"enter", "flush"}
 TAKES_PAGE = {"reclaim", "wbinvd"}
 

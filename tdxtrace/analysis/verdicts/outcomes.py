@@ -54,6 +54,11 @@ _TRACE: Final = (
 def on_abandoned(abandoned: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on requests that were left busy, per TD, leaf and consequence.
 
+    BUG needs the consequence itself: a vCPU that ran into the timeout of host priority, or a call
+    that failed for lack of the one left busy.  Absence: a call that was not recorded may have
+    settled the request, so without a consequence it is UNDECIDED.  Nearest innocent trace: another
+    thread settles the request, EXPECTED.
+
     Args:
         abandoned: The ``abandoned_requests`` table.
     """
@@ -78,6 +83,9 @@ def on_abandoned(abandoned: pl.DataFrame) -> pl.DataFrame:
 
 def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on progress loops, per TD, leaf, kind and progress.
+
+    None accuses: an interruptible call has no maximum of restarts, a thread that is silent may be
+    off its CPU, and the end of a loop may not have been recorded.
 
     Args:
         loops: The ``progress_loops`` table.
@@ -113,7 +121,12 @@ def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
 def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on kernel messages, per leaf and status.
 
-    A message names one status: the fault follows only where a correct kernel never gets it.
+    A message names one status: the fault follows only where a correct kernel never gets it.  BUG
+    needs OPERAND_BUSY with an operand that is the TDR or the TDVPR on that leaf and nothing else,
+    or TLB_TRACKING_NOT_DONE.  Absence of messages says nothing, since KVM limits their rate.
+    Nearest innocent message: the same code with an operand that another call, or the guest, may
+    hold, such as the SEPT entry: UNDECIDED.
+
     A warning counts if it shows the status of its call, and no message of the same log tells of
     that leaf and status: KVM prints both of one failure.
 
