@@ -96,7 +96,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
       such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
     * a vCPU's thread unblocked it to serve a fault, before that vCPU had faulted so often that the
-      mitigation could be armed (kernels before 6.16 keep removed pages blocked until a fault).
+      mitigation could be armed (inferred: what UNBLOCK was for in the series of 2024-09).
 
     ``removed``: the range was removed, split, merged or moved.  ``open``: no end is shown, or
     events may be lost before it.
@@ -140,6 +140,14 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
             _served(given_back, calls, entries, faults),
         ]
     ).unique()
+    excused = pl.col("round").is_in(served["round"].implode())
+    lossy = pl.col("round").is_in(_lossy(rounds, trace.losses)["round"].implode())
+    return rounds.with_columns(excused=excused, lossy=lossy).select(
+        *ENTRY, "seq", "tid", "start_ns", "end_ns", "ended_by", fate=_fate()
+    )
+
+
+def _fate() -> pl.Expr:
     ended_by = pl.col("ended_by")
     fate = (
         pl.when(ended_by.is_null() | pl.col("lossy"))
@@ -152,11 +160,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("removed"))
         .otherwise(pl.lit("open"))
     )
-    excused = pl.col("round").is_in(served["round"].implode())
-    lossy = pl.col("round").is_in(_lossy(rounds, trace.losses)["round"].implode())
-    return rounds.with_columns(excused=excused, lossy=lossy).select(
-        *ENTRY, "seq", "tid", "start_ns", "end_ns", "ended_by", fate=fate.cast(pl.Enum(FATES))
-    )
+    return fate.cast(pl.Enum(FATES))
 
 
 def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
