@@ -197,6 +197,15 @@ def test_weak_evidence_gives_no_accusation() -> None:
     assert {verdict for verdict, _ in found} == {"UNDECIDED"}
 
 
+def test_weak_signs_beside_an_attack_are_no_part_of_it() -> None:
+    seen = KEPT_OUT.replace("enter", "4/>").replace("?1", "4/?1").replace(">B", ">F")
+    text = "2/blockS1 " + KEPT_OUT + seen + "2/unblockS1 enterC 4/>C "
+    assert told("4/>C " + 4 * text, "zero_step") == [
+        CHURNED,
+        ("UNDECIDED", "block_churn, weak signs"),
+    ]
+
+
 PENDING = "2/blockS9 S1 " + 7 * FAULT + "enterB enterC"
 
 

@@ -249,6 +249,9 @@ def test_nothing_entered_gives_nothing() -> None:
         # A 2 MB page that another thread installs; one installed and not accepted.
         ("2/(512^1 " + 7 * "enterX ?700 " + "2/)S enterB enterC", "frozen_spte"),
         ("2/blockS9 S512^1 " + 7 * "enterX ?700 " + REFUSED, "pending_page"),
+        # Another thread removes a page of the same 2 MB meanwhile, or of others.
+        ("S9 2/remove(5 " + 7 * FAULT + "2/)S " + REFUSED, "invalidation"),
+        ("S9 2/remove(600 " + 7 * FAULT + "2/)S " + REFUSED, "unknown"),
         # Writes that an export blocks: the page is there, and accepted.
         ("2/blockS9 S1 2/blockwS " + 7 * FAULT + "2/unblockwS1 " + REFUSED, "unknown"),
         # An install that failed for good is no loop that was left.
