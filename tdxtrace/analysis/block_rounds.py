@@ -78,7 +78,19 @@ def _with_entry(calls: pl.DataFrame) -> pl.DataFrame:
     if rows["level"].null_count():
         other = pl.col("level").drop_nulls().first().over("source", "td_id", "gpa")
         rows = rows.with_columns(level=pl.coalesce("level", other, 0))
+    rows = rows.with_columns(level=level_by_address())
     return rows.with_columns(key=entry_key(pl.col("level")))
+
+
+def level_by_address() -> pl.Expr:
+    """Level of a call; 0 where its address is not that of an entry of the level recorded.
+
+    The module refuses such an address (1.5 src/common/helpers/helpers.h, verify_page_info_input),
+    so the level was read with the wrong base: Linux counts from 0, and from 7.2 on from 1.
+    """
+    level = pl.col("level")
+    fits = (pl.col("gpa") % entry_bytes(level) == 0).fill_null(True)
+    return pl.when(fits).then(level).otherwise(0)
 
 
 def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.block_rounds import entry_key, state_changes
+from tdxtrace.analysis.block_rounds import entry_key, level_by_address, state_changes
 from tdxtrace.analysis.threads import VP_ENTER, infer_td
 from tdxtrace.analysis.zero_steps import SHARED_BITS, exit_reason_of_entry
 from tdxtrace.tdx import leaves
@@ -247,7 +247,7 @@ def _with_concurrent_calls(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFr
         ("race", [_AUG], 0),
         ("zap", [_BLOCK, _REMOVE], _RANGE_LEVEL),
     ):
-        level = pl.max_horizontal(pl.col("level").fill_null(0), lowest)
+        level = pl.max_horizontal(level_by_address().fill_null(0), lowest)
         others = (
             calls.filter(pl.col("leaf").is_in(wanted))
             .drop_nulls(["start_ns", "end_ns", "tid"])

@@ -100,7 +100,10 @@ def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFra
 
 
 def _episodes_by_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Zero-step episodes per TD, which is inferred from other calls of the thread or process."""
+    """Zero-step episodes per TD, which is inferred from other calls of the thread or process.
+
+    Where no process was recorded, it is the only TD of the source, if there is but one.
+    """
     threads = (
         chains.filter(pl.col("tid").is_not_null())
         .select("source", "tid", of_td="td_id", of_process="tgid")
@@ -112,11 +115,19 @@ def _episodes_by_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         .agg(only_td=pl.col("td_id").first(), n=pl.col("td_id").n_unique())
         .filter(pl.col("n") == 1)
     )
+    alone = (
+        chains.filter(pl.col("td_id").is_not_null())
+        .group_by("source")
+        .agg(alone=pl.col("td_id").first(), n=pl.col("td_id").n_unique())
+        .filter(pl.col("n") == 1)
+    )
+    by_source = pl.when(pl.col("tgid").is_null()).then("alone")
     return (
         steps.join(threads, on=("source", "tid"), how="left")
         .with_columns(pl.coalesce("td_id", "of_td"), pl.coalesce("tgid", "of_process"))
         .join(tds, on=("source", "tgid"), how="left")
-        .with_columns(pl.coalesce("td_id", "only_td"))
+        .join(alone, on="source", how="left")
+        .with_columns(pl.coalesce("td_id", "only_td", by_source))
         .group_by(_TD_KEY)
         .agg(zero_steps=pl.len().cast(pl.UInt64))
     )

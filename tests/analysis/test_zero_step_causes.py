@@ -237,6 +237,9 @@ def test_nothing_entered_gives_nothing() -> None:
         # Its neighbour's: just behind the end, just before the beginning.
         ("2/blockS512^1 " + 7 * "enterX ?1024 " + "enterB 2/removeS512^1", "unknown"),
         ("2/blockS512^1 " + 7 * "enterX ?511 " + "enterB 2/removeS512^1", "unknown"),
+        # No address of a 2 MB page: the level was read with the wrong base, and it is one of 4 KB.
+        ("2/blockS700^1 " + 7 * "enterX ?701 " + "enterB 2/removeS700^1", "unknown"),
+        ("2/blockS700^1 " + 7 * "enterX ?700 " + "enterB 2/removeS700^1", "invalidation"),
         # Level not recorded: that of another call on the same address, or 4 KB.
         ("S512^1 2/blockS512^1 " + 7 * "enterX ?700 " + "enterB 2/removeS512^1", "invalidation"),
         # A 2 MB page, split, of which one 4 KB page is taken away later.

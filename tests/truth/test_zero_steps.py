@@ -44,6 +44,11 @@ def test_a_page_blocked_and_given_back_twelve_times_is_churned(name: str) -> Non
     assert "up to 12 times" in row["sentence"]
 
 
+def test_episodes_are_counted_for_the_only_td() -> None:
+    counted = findings("churn-4k.txt").vm_stats.filter(pl.col("td_id").is_not_null())
+    assert counted["zero_steps"].to_list() == [12]
+
+
 def test_entries_that_ended_in_the_fault_at_once_ran_no_guest_code() -> None:
     """Of 252 entries 12 ended in HLT; the others in the fault or refused."""
     assert (

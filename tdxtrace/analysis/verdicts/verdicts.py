@@ -33,8 +33,10 @@ def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None)
       the entry, so a guest refuses one try, like any guest that accepts memory.  In A it has no
       such lock.  In B a write of the whole entry ends host priority: an ACCEPT of 2 MB does that
       at each interrupt.  And an honest L1 VMM sets the attributes of its L2 guests' pages at will.
-    * That it has no reason to accept a page again would need the page's state, which the host
-      does not see: a guest accepts without an exit.
+    * RDX after such an answer tells whether the page was accepted (1.5.01
+      set_arch_septe_details_in_vmm_regs; recorded only where a probe fetches it).  After that an
+      honest guest accepts it no more, but an L1 VMM still reads and sets its attributes, and
+      whether the TD has L2 guests is in no trace.
     * How often, how long, or until KVM gives up, separates nothing: one honest ACCEPT of 2 MB
       clears 512 pages, and outlasts the 17 calls of the series of 2024-09, about 12 us; KVM since
       6.16 calls once more after it has kicked all vCPUs, so that no guest makes it give up.
