@@ -15,6 +15,7 @@ from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 _AUG, _BLOCK, _UNBLOCK, _TRACK = leaves.numbers_of(
     f"TDH.MEM.{name}" for name in ("PAGE.AUG", "RANGE.BLOCK", "RANGE.UNBLOCK", "TRACK")
 )
+_SEPT_RD: Final = leaves.parse_leaf("TDH.MEM.SEPT.RD")[0]
 _DEMOTE, _PROMOTE, _RELOCATE = leaves.numbers_of(
     f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE")
 )
@@ -103,7 +104,8 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     ``undone``: unblocked too, but the blocking served something, or may have.  The nearest innocent
     rounds, each of which is one:
 
-    * the host tried to remove, split, merge or move the range, or a part of it, and failed;
+    * the host tried to remove, split, merge or move the range, or a part of it, and failed; or it
+      read entries of it (TDH.MEM.SEPT.RD), as one that looks whether they can be merged;
     * the thread that blocked it failed to block another range or to track, and took all back;
     * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
       such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
@@ -190,12 +192,13 @@ def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
 
 
 def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Rounds in which a call failed that the blocking was for, or that had to follow it."""
+    """Rounds in which the host looked, or a call failed that the blocking was for or in need of."""
     own = ["source", "tid", "leaf", "gpa"]
-    wanted = calls.filter(pl.col("leaf").is_in([_BLOCK, _TRACK, *REMOVALS]))
+    wanted = calls.filter(pl.col("leaf").is_in([_BLOCK, _TRACK, _SEPT_RD, *REMOVALS]))
     if rounds.is_empty() or wanted.is_empty():
         return rounds.select("round").clear()
-    failed = ~word.is_success(pl.col("status")).fill_null(False)
+    looks = pl.col("leaf") == _SEPT_RD
+    failed = looks | ~word.is_success(pl.col("status")).fill_null(False)
     tried = _with_entry(wanted).sort("at", "seq").with_columns(failed=failed)
     done_at = pl.when(~pl.col("failed")).then("at").backward_fill().over(own)
     tried = tried.with_columns(done_at=done_at).filter("failed")
@@ -218,8 +221,8 @@ def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         for gpa, level in (("gpa", "level"), ("gpa_tried", "level_tried"))
     )
     overlaps = ((mine[0] < theirs[1]) & (theirs[0] < mine[1])).fill_null(True)
-    on_it = overlaps & pl.col("leaf").is_in(REMOVALS)
-    by_it = (pl.col("tid") == pl.col("tid_tried")).fill_null(True)
+    on_it = overlaps & pl.col("leaf").is_in([_SEPT_RD, *REMOVALS])
+    by_it = ~looks & (pl.col("tid") == pl.col("tid_tried")).fill_null(True)
     return met.filter(on_it | by_it).select("round").unique()
 
 

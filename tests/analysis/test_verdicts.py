@@ -83,6 +83,8 @@ CHURNED = ("HOSTILE", "block_churn")
         "2/blockS1 2/trackS " + 7 * (FAULT + "K1 ") + "enterB 2/unblockS1 enterC",
         # A hypercall that was served before.
         "3/enterC 3/exit3 3/enterC 2/blockS1 2/trackS " + KEPT_OUT + "2/unblockS1 enterC",
+        # It looked at other pages.
+        "2/blockS1 2/trackS 2/septrdS600 " + KEPT_OUT + "2/unblockS1 enterC",
         # Calls that failed elsewhere: another TD's, another range's by another thread.
         "S9 2/blockS1 2/trackS 3/removeE1#7 3/promoteJ9000^1 " + KEPT_OUT + "2/unblockS1 enterC",
     ],
@@ -128,6 +130,8 @@ UNDONE = ("UNDECIDED", "block_undone")
         "2/blockS512^1 2/trackS {} 3/removeE600 2/unblockS512^1",
         "2/blockS1 2/trackS {} 3/promoteJ0^2 2/unblockS1",
         "2/blockS1 2/trackS {} 3/removeU1 2/unblockS1",
+        # It looked at what it wanted to merge.
+        "2/blockS512^1 2/trackS {} 2/septrdS600 2/septrdS601 2/unblockS512^1",
         # Without arguments: it may have been this range.
         "2/blockS1 2/trackS {} 3/removeE~ 2/unblockS1",
         # It could not track, or not block the rest of what it wanted to, and took all back.

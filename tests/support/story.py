@@ -65,6 +65,7 @@ LEAVES = {
     "remove": 29,
     "track": 38,
     "promote": 23,
+    "septrd": 25,
     "relocate": 5,
     "sremove": 30,
     "unblock": 39,
@@ -84,6 +85,7 @@ TAKES_GPA = {
     "relocate",
     "remove",
     "sremove",
+    "septrd",
     "unblock",
 }
 TAKES_TD = TAKES_GPA | {"create", "init", "track", "finalize", "blockw", "exporttrack", "unblockw"}
