@@ -15,7 +15,7 @@ from tdxtrace.analysis.causes.blocks import dropped_blocks
 from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END
 from tdxtrace.analysis.causes.conflicts import ENTRY
 from tdxtrace.analysis.causes.kicks import busy_after_kick, track_without_kick
-from tdxtrace.analysis.causes.mmu_lock import mmu_lock_excludes
+from tdxtrace.analysis.causes.mmu_lock import FAULTS, mmu_lock_excludes
 from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
 from tdxtrace.analysis.causes.td_building import busy_before_finalize
 from tdxtrace.tdx.leaves import leaf_table, parse_leaf
@@ -97,12 +97,15 @@ def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
 
     Evidence: the busy answer, and a call of another thread on the same entry of the same TD,
     its level recorded, that surely overlaps (each begins before the other ends, at any rounding
-    of the clock) and had the lock to its end.
+    of the clock) and had the lock to its end.  By a clock that may differ between CPUs the other
+    call must install a page too: a fault after a zap is near it, and two that install one
+    page are not.
 
     Absence: without such a call a guest may have held the entry, and nothing is said.
 
     Nearest innocent trace: a guest that accepts the page; a call on an entry of another level
-    at the same address, such as SEPT.ADD of the table above.
+    at the same address, such as SEPT.ADD of the table above; a REMOVE just before, on a CPU
+    whose clock is behind.
     """
     augs = seen.attempts.filter(pl.col("leaf") == _AUG, pl.col("lock") == ENTRY)
     holders = seen.possible_holders.filter(pl.col("lock") == ENTRY, pl.col("grade") == HELD_TO_END)
@@ -113,6 +116,9 @@ def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
     level = seen.calls["level"].is_not_null()
     known = pl.all_horizontal(pl.Series(level.gather(both[name])) for name in ("row", "holder"))
     both = both.filter(known).sort("row", -pl.col("overlap_ns"))
+    if not seen.clock_is_global:
+        by_fault = seen.calls["leaf"].gather(both["holder"]).is_in(FAULTS)
+        both = both.filter(by_fault)
     confidence = "proof" if seen.clock_is_global else "strong"
     return broken_calls(both.rename({"holder": "evidence"}), "aug_busy_on_entry", confidence)
 

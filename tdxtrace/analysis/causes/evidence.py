@@ -118,7 +118,6 @@ class BusyEvidence:
                 entry_ns=self.busy.entry_ns,
                 may_miss=self.may_miss,
                 clock_is_global=self.clock not in _CLOCKS_OF_CPUS,
-                misses_holders=self.misses_holders,
             )
         )
 

@@ -49,7 +49,6 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
     since = late.join_asof(
         done.sort("begins"), on="begins", by="td_id", check_sortedness=False
     ).filter(pl.col("tracked").is_not_null())
-    since = seen.lossless(since, "tracked", "ends")
     inside = overlapping_entries(seen, since, "begins").filter(
         "whole",
         pl.col("entered") + seen.entry_ns <= pl.col("tracked"),

@@ -16,7 +16,6 @@ from tdxtrace.analysis.causes.rule_evidence import (
     broken_calls,
     pairs_of,
 )
-from tdxtrace.analysis.threads import IPI_LEAVES
 from tdxtrace.tdx.leaves import numbers_of
 
 # Linux 6.16 arch/x86/kvm/vmx/tdx.c and mmu/tdp_mmu.c: faults install under mmu_lock held for
@@ -43,28 +42,24 @@ def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
 
     Evidence: both calls with begin and end recorded, of different threads, of one TD that each
     of them names (or its thread or process); each begins before the other ends by more than
-    the clock's resolution.  By a clock that is not named, or ``local``, it is strong, not proof.
-    A host whose CPUs differ in IA32_TSC_ADJUST cannot enter a TD (intel/tdx-module 1.5.01
-    src/td_transitions/tdh_vp_enter.c), and Linux reads that clock from the TSC; still nothing
-    is said if the trace itself shows that CPUs disagree, unless the module's own answer says
-    that the two met.
+    the clock's resolution.  Clocks of two CPUs may differ by a source that does not name its
+    clock, or by ``local``: there it is said only of a pair that the module itself found
+    together, one of the two being busy on the SEPT tree and the other its only candidate; and
+    it is strong, not proof.
 
     Absence: a call without a recorded begin (return probes only) or end overlaps nothing, and
     neither does one in which events may be lost: its return may be that of a later call.
 
-    Nearest innocent trace: an AUG that begins in the microsecond in which the BLOCK ends; an
-    AUG of another TD; two faults at once.
+    Nearest innocent trace: an AUG that begins in the microsecond in which the BLOCK ends; one on
+    a CPU whose clock is ahead by a few; an AUG of another TD; two faults at once.
     """
     rows = _under_lock(seen)
     pairs = _overlaps(seen, rows)
     if pairs.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
-    pairs = _with_module_answer(seen, pairs)
-    if not seen.clock_is_global and (seen.misses_holders or _goes_back(seen)):
-        pairs = pairs.filter("met")
-    best = pairs.sort("row", "met", "evidence", descending=[False, True, False]).unique(
-        "row", keep="first", maintain_order=True
-    )
+    if not seen.clock_is_global:
+        pairs = _found_by_module(seen, pairs)
+    best = pairs.sort("row", "evidence").unique("row", keep="first", maintain_order=True)
     return broken_calls(best, EXCLUDES, "proof" if seen.clock_is_global else "strong")
 
 
@@ -99,33 +94,14 @@ def _intervals(rows: pl.DataFrame) -> Intervals:
     return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in ("key", "begins", "ends")))
 
 
-def _with_module_answer(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Add met: one of the two was busy on the SEPT tree and the other is its only candidate."""
-    of_tree = seen.possible_holders.filter(
-        pl.col("lock") == TREE, pl.len().over("attempt") == 1, pl.col("grade") < BOUNDS_UNKNOWN
-    ).select(
-        row=pl.max_horizontal("attempt", "holder"),
-        evidence=pl.min_horizontal("attempt", "holder"),
-        met=pl.lit(True),
+def _found_by_module(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs of which one was busy on the SEPT tree, and the other is its only candidate."""
+    only = pl.len().over("attempt") == 1
+    met = seen.possible_holders.filter(
+        only, pl.col("lock") == TREE, pl.col("grade") < BOUNDS_UNKNOWN
     )
-    unordered = pairs.with_columns(
-        a=pl.max_horizontal("row", "evidence"), b=pl.min_horizontal("row", "evidence")
-    )
-    joined = unordered.join(
-        of_tree.unique(["row", "evidence"]),
-        left_on=["a", "b"],
-        right_on=["row", "evidence"],
-        how="left",
-    )
-    return joined.with_columns(pl.col("met").fill_null(False)).drop("a", "b")
-
-
-def _goes_back(seen: RuleEvidence) -> bool:
-    """Whether a thread that changed its CPU begins a call before its call before had ended."""
-    calls = seen.calls.select("tid", "cpu", "leaf", "begins", "ends", "certain").filter(
-        pl.col("certain") & pl.col("tid").is_not_null(),
-        ~pl.col("leaf").is_in(numbers_of(IPI_LEAVES)),
-    )
-    back = pl.col("begins") + seen.slack_ns < pl.col("ends").shift().over("tid")
-    moved = pl.col("cpu") != pl.col("cpu").shift().over("tid")
-    return bool(calls.sort("tid", "begins").select((back & moved).any()).item())
+    both_orders = [
+        met.select(row="attempt", evidence="holder"),
+        met.select(row="holder", evidence="attempt"),
+    ]
+    return pairs.join(pl.concat(both_orders), on=["row", "evidence"], how="semi")

@@ -41,8 +41,6 @@ class RuleEvidence:
     """For intervals (first and last ns), whether events in them may be lost."""
     clock_is_global: bool
     """Whether the source names a clock that all CPUs share."""
-    misses_holders: bool
-    """Whether attempts lack a holder that a whole trace by one clock would show."""
 
     def numbered(self, *columns: str) -> pl.DataFrame:
         """Return columns of ``calls`` with ``row``, its place there."""

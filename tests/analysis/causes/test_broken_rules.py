@@ -78,6 +78,13 @@ def test_a_rule_is_broken_or_kept(text: str, expected: list[str]) -> None:
     assert rules(text) == expected
 
 
+def test_an_entry_that_has_just_begun_may_be_of_the_newer_epoch() -> None:
+    trace = story(f"{BEFORE} 2/enter( trackS trackP 2/)H").trace
+    for entry_ns, expected in ((STEP_NS, ["track_without_kick"]), (STEP_NS + 1, [])):
+        found = broken_rules(gather_evidence(trace, mask=mask_of("B"), entry_ns=entry_ns))
+        assert found["rule"].to_list() == expected
+
+
 def test_the_evidence_is_the_other_row() -> None:
     told = story(f"{BEFORE} blockB1 demoteT1")
     block = told.seamcalls.filter(leaf=7)["seq"][-1]
@@ -103,6 +110,7 @@ def test_the_evidence_is_the_other_row() -> None:
         ("2/enter( 2/)Q blockB1 _ blockB1", []),  # it left before
         ("2/enter( blockB1 2/)Q lost _ blockB1", []),
         ("2/enter( blockB1 lost 2/)Q _ blockB1", []),
+        ("2/enter( blockB1 2/)Q 8/S8 lost 8/S8 _ blockB1", []),
         ("2/enter( blockE1 2/)Q _ blockB1", []),
         ("2/enter( trackP 2/)Q trackD", []),  # mainline kills the VM at the first
         ("2/enter( blockB1 2/)Q trackS blockB1", []),  # they are two requests
@@ -152,10 +160,11 @@ MMU = ["mmu_lock_excludes"]
     ],
 )
 def test_zaps_overlap_no_other_call_under_mmu_lock(text: str, expected: list[str]) -> None:
-    assert rules(text, "9/S5 8/blockS7") == expected
+    found = broken_rules(gather_evidence(with_clock(f"9/S5 8/blockS7 {text}"), mask=mask_of("B")))
+    assert found["rule"].to_list() == expected
 
 
-def with_clock(text: str, clock: str = "unnamed", step_ns: int = 1000) -> Trace:
+def with_clock(text: str, clock: str = "mono", step_ns: int = 1000) -> Trace:
     trace = story(text).trace
     (source,) = trace.provenance.sources
     source = dataclasses.replace(source, clock=clock, clock_resolution_ns=step_ns)
@@ -172,9 +181,9 @@ def of_mmu_lock(trace: Trace) -> list[str]:
 @pytest.mark.parametrize(
     ("step_ns", "clock", "expected"),
     [
-        (1000, "unnamed", ["strong"]),
-        (1000, "local", ["strong"]),
         (1000, "mono", ["proof"]),
+        (1000, "global", ["proof"]),
+        (1000, "local", []),
         (1, "mono", ["proof"]),
         (9_000, "mono", ["proof"]),
         # AUG begins one step after the BLOCK does and ends two before it.
@@ -193,30 +202,40 @@ def test_calls_that_touch_do_not_overlap() -> None:
     assert of_mmu_lock(with_clock(text, "mono", STEP_NS)) == []
 
 
-def test_cpus_whose_clocks_disagree_prove_nothing() -> None:
-    # Thread 3 moves to CPU 2, and begins there before it ended on CPU 1.
-    text = "2/block(1 S2 2/)S 3/S4@1 3/S5@2"
-    trace = with_clock(text, "local")
-    back = pl.col("gpa") == 0x5000
-    skewed = trace.seamcalls.with_columns(
-        pl.when(back).then(pl.col(name) - 3 * STEP_NS // 2).otherwise(name).alias(name)
-        for name in ("start_ns", "end_ns")
-    )
-    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=skewed)) == []
-    # But a call that was busy on the tree met the only one that can have held it.
-    trace = with_clock(text.replace("S2", "B2"), "local")
-    skewed = skewed.with_columns(status=trace.seamcalls["status"])
-    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=skewed)) == ["strong"]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2/block(1 S2 2/)S", []),
+        ("2/track( removeS1 2/)S", []),
+        # One was busy on the tree, which only the other can have held.
+        ("2/block(1 B2 2/)S", ["strong"]),
+        ("2/(2 blockB1 2/)S", ["strong"]),
+        ("2/block(1 K2 2/)S", []),  # a guest can have held an entry
+        ("2/block(1 3/block(3 B2 3/)S 2/)S", []),  # one of two did
+    ],
+)
+def test_where_clocks_of_cpus_may_differ_the_module_must_say_that_they_met(
+    text: str, expected: list[str]
+) -> None:
+    for clock in ("local", "unnamed"):
+        assert of_mmu_lock(with_clock(text, clock)) == expected
 
 
 def test_a_td_that_no_call_of_the_thread_names_proves_nothing() -> None:
-    trace = story("2/block(1 S2 2/)S").trace
+    trace = with_clock("2/block(1 S2 2/)S")
     unnamed = trace.seamcalls.with_columns(
         td_id=pl.when(pl.col("tid") != 1).then("td_id"), tgid=pl.lit(None, pl.Int32)
     )
     assert of_mmu_lock(dataclasses.replace(trace, seamcalls=unnamed)) == []
     of_process = unnamed.with_columns(tgid=pl.lit(7, pl.Int32))
-    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=of_process)) == ["strong"]
+    assert of_mmu_lock(dataclasses.replace(trace, seamcalls=of_process)) == ["proof"]
+
+
+def test_a_fault_after_a_zap_is_no_collision_where_clocks_of_cpus_may_differ() -> None:
+    for clock, expected in (("mono", ["proof"]), ("local", [])):
+        trace = with_clock(f"{BEFORE} 2/remove(1 K1 2/)S", clock)
+        found = broken_rules(gather_evidence(trace, mask=mask_of("B")))
+        assert found.filter(rule="aug_busy_on_entry")["confidence"].to_list() == expected
 
 
 def test_a_level_that_was_not_recorded_names_no_entry() -> None:
