@@ -279,6 +279,7 @@ BUILDING = ["busy_before_finalize"]
         ("createS#1 septB1 finalizeS", BUILDING),
         ("septB1 finalizeS", []),  # of an earlier TD at this address, perhaps
         ("createS#1 septB1 createS finalizeS", []),
+        ("createS#1 septB1 8/S8#1 lost 8/S8#1 finalizeS", []),
         ("createS#1 9/septS2 9/enterH septB1 finalizeS", []),
     ],
 )
