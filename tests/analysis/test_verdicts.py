@@ -344,6 +344,23 @@ def test_a_broken_rule_is_reported_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["2/block(1 B2 2/)S", "( 2/block(1 )B 2/)S"])
+def test_calls_that_mmu_lock_keeps_apart_are_accused_once(text: str) -> None:
+    found = given_on(story(f"9/enterH 9/S5 8/blockS7 {text}").trace)
+    assert found.select("verdict", "rule", "n_rows").rows() == [("BUG", "mmu_lock_excludes", 1)]
+
+
+def test_a_conflict_that_mmu_lock_excludes_is_not_expected() -> None:
+    row = {"cause": "host_conflict", "confidence": "weak", "holder_seq": 2, "holder_leaf": 7}
+    rows = causes(row | {"td_id": 5, "holder_td_id": 5}, row | {"td_id": 5, "holder_td_id": 6})
+    rows = rows.with_columns(seq=pl.Series([1, 3], dtype=pl.UInt64))
+    found = VERDICTS.check(on_busy(rows, BROKEN_RULES.empty()))
+    assert found.select("verdict", "rule").rows() == [
+        ("UNDECIDED", "mmu_lock_excludes"),
+        ("EXPECTED", "locks_never_wait"),
+    ]
+
+
 def test_the_worst_comes_first_and_every_rule_has_a_source() -> None:
     text = 3 * CHURN.format("enterB ") + "blockK1 trackS 2/demoteT1 cachewbI cachewbS"
     found = given_on(story(text).trace)

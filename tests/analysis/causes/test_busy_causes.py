@@ -316,6 +316,12 @@ def test_host_priority_bounds_what_a_guest_explains(
     assert guest_of(text, generation) == expected
 
 
+def test_a_call_that_was_busy_on_what_comes_after_the_entry_had_it() -> None:
+    for other, cause in (("W", "guest"), ("K", "unexplained")):  # the page it adds; the entry
+        rows = guest_of(f"2/enter( removeK1 _ 3/{other}1 _ removeK1 2/)H", "C")
+        assert [rows[0][0], rows[-1][0]] == [cause, cause]
+
+
 def test_a_guest_is_strong_only_where_installs_and_zaps_are_recorded() -> None:
     for before, confidence in (("8/blockS7 9/S5", "strong"), ("8/blockS7 8/removeS7", "weak")):
         (row,) = answers(story(f"9/enterH {before} 2/enter( removeK1 2/)H"), "B")
