@@ -103,6 +103,9 @@ def _pairs_of_busy_calls(seen: RuleEvidence) -> pl.DataFrame:
         pl.col("tid").is_not_null(), ~pl.col("leaf").is_in(numbers_of(IPI_LEAVES))
     )
     is_busy = word.is_busy(pl.col("status")).fill_null(False)
+    # Few threads were busy at all: only those are put in order.
+    retried = calls.filter(is_busy, pl.col("leaf").is_in(_RETRIED_AFTER_KICK))
+    calls = calls.join(retried.select("tid").unique(), on="tid", how="semi")
 
     def same(distance: int) -> pl.Expr:
         return pl.all_horizontal(

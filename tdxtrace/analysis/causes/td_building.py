@@ -40,7 +40,8 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     rows = seen.attempts.filter(of_td).select("row").unique()
     own = seen.calls[rows["row"]].select("td_id", "leaf", at="ends").with_columns(rows["row"])
     own = own.drop_nulls().sort("at")
-    if own.is_empty():
+    leaves = set(seen.calls["leaf"].unique())
+    if own.is_empty() or not leaves & {*_CREATIONS, _FINALIZE}:
         return pl.DataFrame(schema=BROKEN_CALLS)
     marks = _milestones(seen.calls)
     before = marks.select("td_id", "at", built="kind", built_at="at", evidence="row").sort("at")
@@ -49,7 +50,6 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     own = own.join_asof(after, on="at", by="td_id", strategy="forward", check_sortedness=False)
     created = pl.col("built") == "created"
     finalized = pl.col("next") == "finalized"
-    leaves = set(seen.calls["leaf"].unique())
     early = ~pl.col("leaf").is_in(_OF_RUNNING)
     proven = own.filter(created, finalized)
     begun = own.filter(created, pl.col("next").is_null(), early)
