@@ -313,6 +313,7 @@ def causes(*rows: dict[str, Any]) -> pl.DataFrame:
     ("row", "verdict"),
     [
         ({"cause": "guest", "confidence": "strong"}, "EXPECTED"),
+        ({"cause": "guest", "confidence": "weak"}, "UNDECIDED"),
         ({"cause": "armed_entry", "confidence": "weak"}, "EXPECTED"),
         ({"cause": "host_conflict", "confidence": "proof", "holder_seq": 2}, "EXPECTED"),
         ({"cause": "unexplained", "confidence": "none", "advice": "look"}, "UNDECIDED"),

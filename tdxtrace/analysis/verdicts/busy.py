@@ -103,6 +103,7 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         .otherwise(look_up("cause", _VERDICT_OF))
     )
     rule = pl.col("rule")
+    unsure_guest = (pl.col("cause") == "guest") & ~pl.col("sure")
     what = pl.concat_str(
         pl.coalesce(rule, pl.col("cause").cast(pl.String)),
         pl.lit(" of "),
@@ -116,7 +117,11 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         pl.lit(" ("),
         pl.col("resource").fill_null("operand unknown"),
         pl.lit("): "),
-        pl.when("apart").then(pl.lit(_KEPT_APART)).otherwise(look_up("cause", _REASON)),
+        pl.when("apart")
+        .then(pl.lit(_KEPT_APART))
+        .when(unsure_guest)
+        .then(pl.lit(_PERHAPS_GUEST))
+        .otherwise(look_up("cause", _REASON)),
         pl.concat_str(pl.lit(" "), look_up("rule", rule_statements())).fill_null(""),
         pl.when(pl.col("apart") & ~pl.col("sure")).then(pl.lit(_NOT_PROVEN)).otherwise(pl.lit("")),
         pl.lit("."),
@@ -125,13 +130,19 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         "verdict": verdict,
         "what": what,
         "sentence": sentence,
-        "rule": pl.coalesce(rule, look_up("cause", _RULE_OF)),
+        "rule": pl.when(unsure_guest)
+        .then(pl.lit(_RULE_OF["unexplained"]))
+        .otherwise(pl.coalesce(rule, look_up("cause", _RULE_OF))),
         "decided_by": pl.when("apart")
         .then(pl.lit(_FINER_CLOCK))
         .otherwise(pl.col("advice").fill_null(_PROBE)),
     }
 
 
+_PERHAPS_GUEST: Final = (
+    "no call of the host that was recorded held it; a TDCALL of the guest may have, or a call that "
+    "was not recorded"
+)
 _KEPT_APART: Final = "another SEAMCALL of the host held the lock; in a correct kernel"
 _NOT_PROVEN: Final = "; the clock does not show whether these calls overlapped"
 _FINER_CLOCK: Final = "record with a clock of nanoseconds that all CPUs share (trace-cmd -C mono)"

@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.causes.broken_rules import migration_leaves
 from tdxtrace.analysis.verdicts.rules import group_findings, look_up, verdict_rows
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS, VERDICTS
@@ -195,7 +196,7 @@ def _is_of_td_or_vcpu(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
     )
     keys = certain.select(_operand_key(pl.col("leaf"), pl.col("operand_id"))).to_series()
     named = _operand_key(leaf, word.low32(status)).is_in(keys.implode())
-    return (word.is_busy(status) & named).fill_null(False)
+    return (word.is_busy(status) & named & ~leaf.is_in(migration_leaves())).fill_null(False)
 
 
 def _operand_key(leaf: pl.Expr, operand_id: pl.Expr) -> pl.Expr:

@@ -85,6 +85,15 @@ def test_an_entry_that_has_just_begun_may_be_of_the_newer_epoch() -> None:
         assert found["rule"].to_list() == expected
 
 
+def test_what_passes_through_one_function_is_recorded_or_not_made() -> None:
+    # MNG.CREATE was recorded by a probe on __seamcall: FINALIZE would have been too.
+    trace = story("createS septB1").trace
+    for probe, expected in (("wrapper", []), ("seamcall", BUILDING)):
+        calls = trace.seamcalls.with_columns(probe=pl.lit(probe, trace.seamcalls.schema["probe"]))
+        found = broken_rules(gather_evidence(dataclasses.replace(trace, seamcalls=calls)))
+        assert found["rule"].to_list() == expected
+
+
 def test_the_evidence_is_the_other_row() -> None:
     told = story(f"{BEFORE} blockB1 demoteT1")
     block = told.seamcalls.filter(leaf=7)["seq"][-1]
