@@ -114,6 +114,7 @@ class BusyEvidence:
                 calls=self.calls,
                 attempts=self.busy.attempts,
                 possible_holders=self.possible_holders,
+                mask=self.mask,
                 slack_ns=self.busy.slack_ns,
                 entry_ns=self.busy.entry_ns,
                 may_miss=self.may_miss,

@@ -96,9 +96,14 @@ def _intervals(rows: pl.DataFrame) -> Intervals:
 
 def _found_by_module(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
     """The pairs of which one was busy on the SEPT tree, and the other is its only candidate."""
-    only = pl.len().over("attempt") == 1
-    met = seen.possible_holders.filter(
-        only, pl.col("lock") == TREE, pl.col("grade") < BOUNDS_UNKNOWN
+    of_tree = seen.attempts.filter(pl.col("lock") == TREE).select(
+        attempt="row", possible=pl.col("mask") & pl.lit(seen.mask, pl.UInt8)
+    )
+    # In every generation that is possible, not in one of them only.
+    met = (
+        seen.possible_holders.filter(pl.len().over("attempt") == 1)
+        .join(of_tree, on="attempt")
+        .filter(pl.col("grade") < BOUNDS_UNKNOWN, pl.col("mask") == pl.col("possible"))
     )
     both_orders = [
         met.select(row="attempt", evidence="holder"),

@@ -33,6 +33,8 @@ class RuleEvidence:
     """The busy ones, one row per lock that the answer can mean (``BusyAttempts.attempts``)."""
     possible_holders: pl.DataFrame
     """Their candidate holders (:func:`~.candidates.find_candidates`)."""
+    mask: int
+    """Lock generations that the module may be of."""
     slack_ns: int
     """Resolution of the clock."""
     entry_ns: int

@@ -230,6 +230,13 @@ def test_where_clocks_of_cpus_may_differ_the_module_must_say_that_they_met(
         assert of_mmu_lock(with_clock(text, clock)) == expected
 
 
+def test_a_holder_in_one_of_the_possible_generations_only_proves_nothing() -> None:
+    # REMOVE shares the tree from B on: AUG is busy on it in A only.
+    trace = with_clock("9/S5 8/blockS7 2/remove(1 B2 2/)S", "local")
+    for mask, expected in ((mask_of("A"), ["mmu_lock_excludes"]), (ALL_GENERATIONS, [])):
+        assert broken_rules(gather_evidence(trace, mask=mask))["rule"].to_list() == expected
+
+
 def test_a_td_that_no_call_of_the_thread_names_proves_nothing() -> None:
     trace = with_clock("2/block(1 S2 2/)S")
     unnamed = trace.seamcalls.with_columns(
