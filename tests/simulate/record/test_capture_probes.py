@@ -23,7 +23,7 @@ LEVELS = {
 }
 FUNCTIONS = sorted(name for name, _ in WRAPPERS.values())
 # Wrappers of Linux that the simulated KVM does not call.
-NOT_SIMULATED = {"tdh_mng_rd", "tdh_vp_rd", "tdh_vp_wr", "tdh_phymem_page_wbinvd_tdr"}
+NOT_SIMULATED = {"tdh_mng_rd", "tdh_vp_rd", "tdh_phymem_page_wbinvd_tdr"}
 PROBE = re.compile(r"(?P<side>[pr]):(?P<name>\S+) (?P<function>\S+)(?P<fetches>.*)")
 ENABLED = re.compile(r'echo 1 >"\$I/events/(?P<name>kvm/\w+)/enable"')
 
