@@ -132,8 +132,10 @@ def _best_candidate(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFram
         & (pl.lit(sees_entries) | (pl.col("lock") != TREE))
     )
     sure = (pl.col("is_proven") & (pl.col("n_proven") == 1)) | only_cause
-    # An armed entry is inferred from the absence of calls, so every call must be observed.
-    armed_fits = pl.col("overlaps") & ~pl.col("has_rival") & pl.col("is_observed")
+    # An armed entry is inferred from the absence of calls, so every call must be observed: also
+    # when it began, which a capture of chosen returns does not show.
+    sees_starts = evidence.calls.filter(pl.col("leaf") != VP_ENTER)["start_ns"].count() > 0
+    armed_fits = pl.col("overlaps") & ~pl.col("has_rival") & pl.col("is_observed") & sees_starts
     return best.filter(pl.col("grade") < BOUNDS_UNKNOWN).select(
         row="attempt",
         call_cause=pl.when(sure & (armed_fits | ~pl.col("is_armed_entry")))

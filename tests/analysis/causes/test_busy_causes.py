@@ -168,6 +168,20 @@ def test_an_armed_entry_is_no_answer_in_a_trace_that_misses_holders() -> None:
     assert answer_beside_entry(ARMED_ENTRY + 3 * alone)["cause"] == "unexplained"
 
 
+@pytest.mark.parametrize(("starts", "expected"), [(True, "armed_entry"), (False, "unexplained")])
+def test_an_armed_entry_is_no_answer_where_host_calls_are_probed_on_returns(
+    starts: bool, expected: str
+) -> None:
+    """A capture of chosen returns, as ``capture --level minimal``, may lack the holder's leaf."""
+    told = story(f"{BEFORE} {SEVEN_FAULTS} {REFUSED} 2/enter( 1/enterB 2/)X").trace
+    if not starts:
+        calls = told.seamcalls.with_columns(start_ns=pl.when(leaf=0).then("start_ns"))
+        told = dataclasses.replace(told, seamcalls=calls)
+    evidence = gather_evidence(told, mask=mask_of("B"), entry_ns=2 * STEP_NS)
+    table = busy_causes(evidence).filter(rank=1, tid=1)
+    assert table["cause"].to_list() == [expected]
+
+
 @pytest.mark.parametrize(("overlap", "expected"), [(990, "armed_entry"), (500, "unexplained")])
 def test_a_holder_that_misses_by_little_is_none_that_was_missed(
     overlap: int, expected: str
