@@ -59,7 +59,7 @@ def _truth(made: CapturedRun) -> Iterator[tuple[int, Call, str]]:
     """Line, call and true cause of each busy answer that the capture shows."""
     for request in made.run.journal.requests:
         last = {call.wrapper_call or id(call): call for call in request.calls}
-        calls = request.calls if made.cell.probes == "seamcall" else list(last.values())
+        calls = request.calls if made.cell.probes_seamcalls else list(last.values())
         for call in calls:
             line = made.returns.get(id(call))
             shown = line is not None and line != made.partial_line

@@ -42,9 +42,15 @@ class Cell:
         return not self.faults and self.arguments and self.probes != "stock"
 
     @property
+    def probes_seamcalls(self) -> bool:
+        """Whether each SEAMCALL is captured, not only the call of its wrapper."""
+        return self.probes in ("seamcall", "capture-seamcalls")
+
+    @property
     def shows_causes(self) -> bool:
         """Whether it also has entries of all calls in nanoseconds."""
-        whole = self.probes == "wrappers" and self.form != "graph" and self.vp_enter
+        probed = self.probes in ("wrappers", "capture")
+        whole = probed and self.form != "graph" and self.vp_enter
         return self.is_clean and whole and "ns" in self.options
 
     @property
@@ -56,13 +62,18 @@ class Cell:
         return " ".join([*words, *self.faults])
 
 
+FULL_CAPTURE: Final[dict[str, Any]] = {"form": "trace-cmd", "options": ("raw", "ns")}
+"""The most complete capture: entries of all functions, arguments and nanoseconds."""
+OWN_CAPTURE: Final[dict[str, Any]] = {**FULL_CAPTURE, "probes": "capture"}
+"""What ``tdxtrace capture`` records in the same format."""
+
 # Captures: each format, each kind of probes, each fault.
 _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"options": ("tgid",)},
     {"form": "trace-pipe"},
     {"form": "trace-cmd"},
-    {"form": "trace-cmd", "options": ("raw", "ns")},
+    FULL_CAPTURE,
     {"form": "trace-cmd", "options": ("instance=rig",)},
     {"form": "perf"},
     {"form": "perf", "options": ("ns",)},
@@ -82,8 +93,12 @@ _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {"faults": ("truncated=0.3",)},
     {"faults": ("returns=0.01",)},
     {"faults": ("clock=3",)},
+    OWN_CAPTURE,
+    {"probes": "capture"},
+    {"probes": "capture-minimal"},
+    {"probes": "capture-seamcalls"},
+    {"probes": "capture", "form": "trace-pipe", "faults": ("lost=0.02",)},
 )
-_BEST: Final = 4
 # Generations and policies, besides a scenario's own.
 _VARIANTS: Final = (
     (None, None),
@@ -100,7 +115,7 @@ _SMALL_RUNS: Final = (
     ("lifecycle", "C", None),
     ("crowd", "A", None),
 )
-_SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22)
+_SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22, 24, 26)
 
 
 def small(seeds: Sequence[int] = (1,)) -> list[Cell]:
@@ -134,8 +149,7 @@ def full(seeds: Sequence[int] = (1,)) -> list[Cell]:
             plan.scenario in _ALL_CAPTURES and plan.policy == scenario.named(plan.scenario).policy
         )
         turn = [_CAPTURES[(number * 3 + i) % len(_CAPTURES)] for i in range(3)]
-        # The second is the most complete: entries, arguments and nanoseconds.
-        always = [_CAPTURES[0], _CAPTURES[_BEST]]
+        always = [_CAPTURES[0], FULL_CAPTURE, OWN_CAPTURE]
         captures = _CAPTURES if whole else [*always, *(c for c in turn if c not in always)]
         cells += _cells([plan], captures)
     return cells

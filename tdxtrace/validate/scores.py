@@ -85,7 +85,7 @@ def _example(score: Score, verdict: str, expected: _Expected, own: list[dict[str
 def _expected(made: CapturedRun, request: Request) -> _Expected:
     """The request as its wrapper's calls show it; each SEAMCALL where those are probed."""
     calls = request.calls
-    if made.cell.probes != "seamcall" and calls[0].wrapper_call:
+    if not made.cell.probes_seamcalls and calls[0].wrapper_call:
         last = {call.wrapper_call: call for call in calls}
         calls = list(last.values())
     rows = [row_of(made, call) for call in calls]
@@ -93,7 +93,9 @@ def _expected(made: CapturedRun, request: Request) -> _Expected:
     if outcome == "resolved_elsewhere" and not _settled_in_capture(made, request):
         # The call that settled it is not in the capture.
         outcome = "abandoned"
-    needs_entry = made.cell.probes == "wrappers"
+    # capture probes vCPU entries on their return alone.
+    by_return = made.cell.probes == "capture" and request.leaf == "TDH.VP.ENTER"
+    needs_entry = made.cell.probes in ("wrappers", "capture") and not by_return
     return _Expected(
         request,
         # A line that the end of the file cuts in two does not count.

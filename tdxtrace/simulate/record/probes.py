@@ -210,6 +210,8 @@ class ProbeRecorder:
     def _captured(self, calls: tuple[Call, ...]) -> Iterator[TraceEvent]:
         """The events of a wrapper's call, and of the SEAMCALLs inside, as capture records them."""
         first, last = calls[0], calls[-1]
+        # Where SEAMCALLs are probed too, the wrapper's events are around those that they name.
+        named = () if self._seamcalls else calls
         for call in calls:
             function = "__seamcall_ret" if call.leaf in WITH_OUTPUT else "__seamcall"
             if inner := self._seamcalls.get(function):
@@ -223,11 +225,11 @@ class ProbeRecorder:
             return
         request = self._arguments.of(first, probed.arguments)
         if probed.entry is None:
-            yield self._event(last, last.end_ns, probed.back, (last.status, *request), calls)
+            yield self._event(last, last.end_ns, probed.back, (last.status, *request), named)
             return
-        yield self._event(first, first.start_ns, probed.entry, request, calls)
+        yield self._event(first, first.start_ns, probed.entry, request, named)
         answer = (last.status, last.out_rcx, last.out_rdx)[: len(probed.back.fields)]
-        yield self._event(last, last.end_ns, probed.back, answer, calls)
+        yield self._event(last, last.end_ns, probed.back, answer, named)
 
     def _seamcall(self, call: Call) -> Iterator[TraceEvent]:
         with_output = call.leaf in WITH_OUTPUT
