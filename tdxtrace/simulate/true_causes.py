@@ -11,7 +11,7 @@ from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import STEPPING_EPF_THRESHOLD
 
 # Workers that block a page to make it accessible again unchanged, whatever they do it for.
-_CHURNING: Final = frozenset({"churn_blocks", "churn_sizes"})
+_CHURNING: Final = frozenset({"churn_blocks", "churn_sizes", "watch_page"})
 _NAMES: Final = (
     "memory_fault",
     "refused",

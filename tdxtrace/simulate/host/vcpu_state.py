@@ -35,6 +35,8 @@ class VcpuState:
     """KVM_EXIT_MEMORY_FAULT exits in a row that the VMM ignores before it converts the page."""
     refuses_faults: bool = False
     """Whether the host leaves private faults unserved: a zero-step attack."""
+    single_steps: bool = False
+    """Whether the host interrupts each entry after one instruction."""
     vmcall_arguments: tuple[Any, ...] = ()
     """Arguments of the guest's last TDG.VP.VMCALL: for MapGPA the pages, and whether shared."""
     inside: bool = False

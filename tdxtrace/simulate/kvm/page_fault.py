@@ -38,6 +38,7 @@ def handle(vm: Vm, vcpu: VcpuState, gpa: int, level: int) -> SimProcess[int]:
         RETRY, FIXED, SPURIOUS, MEMORY_FAULT or BUGGED.
     """
     thread, machine = vcpu.thread, vcpu.machine
+    vm.last_fault_gpa = gpa
     machine.log_event(thread, "kvm_page_fault", vcpu.vcpu.number, gpa, WRITE)
     thread.now += thread.random.duration(machine.durations.handle_fault)
     if gpa in vm.shared_pages:

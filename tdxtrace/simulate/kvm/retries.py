@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tdxtrace.simulate.durations import Duration
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.journal import BrokenRule, Request
+from tdxtrace.simulate.kvm.policies import Policy
 from tdxtrace.simulate.kvm.vm import NO_PAGE, Vm
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import BusyReason, Call
@@ -25,7 +26,8 @@ def install(vm: Vm, thread: Thread, request: Request, make_call: MakeCall) -> Si
     work = durations.aug if request.leaf.endswith("AUG") else durations.sept_add
     limits = work, vm.policy.install_calls
     status = yield from _call_until_settled(vm, thread, request, make_call, limits)
-    if status & abi.ERROR_BIT and not abi.is_busy(status):
+    is_retried = _should_retry(vm, request.leaf, status)
+    if status & abi.ERROR_BIT and not is_retried:
         vm.kvm_bug_on(thread, request.leaf, status)
     return status
 
@@ -39,7 +41,7 @@ def zap_call(vm: Vm, thread: Thread, leaf: str, gpa: int = 0, level: int = 0) ->
     machine, policy = vm.machine, vm.policy
     request = vm.request(leaf, thread, NO_PAGE if leaf == "TDH.MEM.TRACK" else (gpa, level))
     work = getattr(machine.durations, _WORK[leaf])
-    limit = policy.track_calls if leaf == "TDH.MEM.TRACK" else policy.zap_calls
+    limit = _limit_of(policy, leaf)
 
     def make_call() -> Call:
         return vm.call(leaf, gpa, level)
@@ -68,6 +70,14 @@ _WORK = {
     "TDH.MEM.TRACK": "track",
     "TDH.MEM.PAGE.REMOVE": "remove",
 }
+
+
+def _limit_of(policy: Policy, leaf: str) -> int:
+    if leaf == "TDH.MEM.TRACK":
+        return policy.track_calls
+    if leaf == "TDH.MEM.PAGE.REMOVE" and policy.remove_calls is not None:
+        return policy.remove_calls
+    return policy.zap_calls
 
 
 def _blame_after_kick(vm: Vm, request: Request) -> None:

@@ -28,6 +28,9 @@ EFAULT: Final = -14
 # TDVPS field PEND_NMI: class 32 (management), field 11; Linux arch/x86/kvm/vmx/tdx_arch.h
 # TD_VCPU_PEND_NMI.
 _PEND_NMI: Final = 0xA020_0000_0000_000B
+_EMPTY_STEPS: Final = 0.008
+# An instruction at the 800 MHz of that attack: a few cycles.
+_INSTRUCTION_NS: Final = 4
 _HANDLING: Final = {
     page_fault.FIXED: "served",
     page_fault.SPURIOUS: "spurious",
@@ -132,6 +135,8 @@ class VcpuRun:
             delay = 0
         vp_enter.enter_guest(call)
         state.entry_delay_ns = delay
+        if state.single_steps:
+            self._arm_timer(delay)
         state.entering = call
         done = self.guest.n_progress
         exit_ = yield from execution.run(self.guest)
@@ -139,6 +144,17 @@ class VcpuRun:
         vp_enter.exit_guest(self.machine.module, call)
         state.entering = None
         return exit_
+
+    def _arm_timer(self, delay: int) -> None:
+        """Let an interrupt come after the first instruction of an entry, or just before it.
+
+        TDXdown (L. Wilke and others, CCS 2024): 0.8 % of 1,260,000 single-stepped entries ran no
+        instruction, without any EPT violation.
+        """
+        state, now = self.state, int(self.machine.env.now)
+        is_empty = state.random.chance(_EMPTY_STEPS)
+        state.next_interrupt = now + delay + (0 if is_empty else _INSTRUCTION_NS)
+        self.machine.journal.count_act(state.thread.tid, "host", now)
 
     def _record(self, call: Call, exit_: VmExit) -> None:
         thread = self.state.thread
@@ -222,7 +238,8 @@ class VcpuRun:
         yield from self._exit_to_userspace(KVM_EXIT_HYPERCALL)
         state.thread.now += state.random.duration(state.durations.convert)
         if to_shared:
-            yield from zap.zap_range(vm, state.thread, pages)
+            level = int(vm.is_large(pages[0]))
+            yield from zap.zap_range(vm, state.thread, pages, level)
             vm.shared_pages.update(pages)
         else:
             vm.shared_pages.difference_update(pages)

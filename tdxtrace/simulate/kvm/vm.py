@@ -42,6 +42,8 @@ class Vm:
         self.large_pages_at: set[int] = set()
         """Addresses of the 2 MB pages that are mapped; other SPTEs of that level are tables."""
         self.interrupt_mean_ns = 1_000_000
+        self.last_fault_gpa = -1
+        """Page of the latest private fault of any vCPU."""
         self.vcpus: list[VcpuState] = []
         self.dead = False
         self.stopping = False

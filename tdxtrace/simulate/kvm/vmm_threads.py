@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from tdxtrace.simulate.host.machine import POLL_NS
 from tdxtrace.simulate.host.scheduler import SimProcess
 from tdxtrace.simulate.kvm import lifecycle, page_fault, page_size, retries, zap
 from tdxtrace.simulate.kvm.vm import PRESENT, Vm
@@ -102,12 +103,19 @@ def _zap(worker: Worker) -> SimProcess[None]:
 
 
 def _prefault(worker: Worker) -> SimProcess[None]:
-    """KVM_PRE_FAULT_MEMORY: map pages before the guest asks for them."""
+    """KVM_PRE_FAULT_MEMORY: map pages before the guest asks for them.
+
+    A page is retried until it is mapped, without a look at events of a vCPU: kvm_tdp_map_page
+    repeats the fault while it is RET_PF_RETRY, the VM is alive and no signal is pending.
+    """
+    vm, thread, durations = worker.vm, worker.thread, worker.vm.machine.durations
     for gpa in worker.random_pages():
-        if worker.is_done:
-            return
-        yield from page_fault.populate(worker.vm, worker.thread, gpa, 0)
-        worker.thread.now += worker.thread.random.duration(worker.vm.machine.durations.zap_step)
+        while not worker.is_done:
+            result = yield from page_fault.populate(vm, thread, gpa, 0)
+            if result != page_fault.RETRY:
+                break
+            thread.now += thread.random.duration(durations.local_turn)
+        thread.now += thread.random.duration(durations.zap_step)
 
 
 def _delete_slot(worker: Worker) -> SimProcess[None]:
@@ -127,6 +135,19 @@ def _churn_blocks(worker: Worker) -> SimProcess[None]:
         hold = worker.spec.hold_us * 1000
         locked = worker.spec.conduct == "honest"
         yield from zap.block_and_unblock(vm, worker.thread, (gpa, level), hold, locked)
+
+
+def _watch_page(worker: Worker) -> SimProcess[None]:
+    """Attack: block a page until the victim faults on it, as the trigger to begin or end."""
+    vm, thread, page = worker.vm, worker.thread, (worker.random_pages()[0], 0)
+    vm.last_fault_gpa = -1
+    if not (yield from zap.block_and_track(vm, thread, page, locked=False)):
+        return
+    until = thread.now + worker.spec.hold_us * 1000
+    while vm.last_fault_gpa != page[0] and thread.now < until and not worker.is_done:
+        thread.now += POLL_NS
+        yield from vm.machine.sync_clock(thread)
+    yield from zap.unblock(vm, thread, page, locked=False)
 
 
 def _split(worker: Worker) -> SimProcess[None]:
@@ -180,6 +201,17 @@ def _seamcall(worker: Worker) -> SimProcess[None]:
         vm.machine.journal.abandon(request)
 
 
+def _read_entries(worker: Worker) -> SimProcess[None]:
+    """Read one Secure EPT entry again and again, as a debugger does, and without mmu_lock."""
+    vm, thread = worker.vm, worker.thread
+    gpa = worker.random_pages()[0]
+    until = thread.now + worker.spec.hold_us * 1000
+    while thread.now < until and not worker.is_done:
+        request = vm.request("TDH.MEM.SEPT.RD", thread, (gpa, 0))
+        call = vm.call("TDH.MEM.SEPT.RD", gpa)
+        yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.manage)
+
+
 def _nmi(worker: Worker) -> SimProcess[None]:
     """KVM_NMI: leave an NMI for a vCPU, and kick it out of its guest."""
     state = worker.vm.vcpus[worker.thread.random.below(len(worker.vm.vcpus))]
@@ -208,7 +240,9 @@ WORKER_KINDS: Final[dict[str, Callable[[Worker], SimProcess[None]]]] = {
     "churn_sizes": _churn_sizes,
     "merge": _merge,
     "nmi": _nmi,
+    "read_entries": _read_entries,
     "seamcall": _seamcall,
+    "watch_page": _watch_page,
     "split": _split,
     "stop": _stop,
 }

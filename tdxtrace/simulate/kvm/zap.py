@@ -84,12 +84,19 @@ def track(vm: Vm, thread: Thread) -> SimProcess[int]:
 
 
 def write_back(vm: Vm, thread: Thread, page: int) -> SimProcess[None]:
-    """PHYMEM.PAGE.WBINVD of a page that was private, then clear it."""
+    """PHYMEM.PAGE.WBINVD of a page that was private, then clear it.
+
+    The v1 series repeats a busy call without limit; later kernels do not expect one.
+    """
     request = vm.request("TDH.PHYMEM.PAGE.WBINVD", thread)
-    call = vm.call("TDH.PHYMEM.PAGE.WBINVD")
-    call.page, call.operand = page, vm.hkid
-    thread.now += thread.random.duration(vm.machine.durations.zap_step)
-    yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.wbinvd)
+    status = abi.OPERAND_BUSY
+    while abi.is_busy(status) and not vm.dead:
+        call = vm.call("TDH.PHYMEM.PAGE.WBINVD")
+        call.page, call.operand = page, vm.hkid
+        thread.now += thread.random.duration(vm.machine.durations.zap_step)
+        status = yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.wbinvd)
+        if abi.is_busy(status) and not vm.policy.exactly_sept:
+            vm.kvm_bug_on(thread, call.leaf, status)
     thread.now += thread.random.duration(vm.machine.durations.clear_page)
 
 

@@ -191,6 +191,9 @@ class ProbeRecorder:
         if self._is_capture:
             yield from self._captured(calls)
             return
+        if first.leaf not in WRAPPERS:
+            # Made through __seamcall by code of its own: no wrapper that could be probed.
+            return
         function, arguments = WRAPPERS[first.leaf]
         if not self.capture.arguments:
             arguments = ()
