@@ -132,12 +132,13 @@ def _host_conduct(vm: Vm, conduct: str) -> str:
 def _actors_of(vm: Vm, state: VcpuState, spec: TdSpec) -> tuple[Actor, Actor]:
     """The host's thread of a vCPU, and the guest that runs on it."""
     who = state.thread.tid, state.vcpu.td.number, state.vcpu.number
+    is_attacked = state.refuses_faults or state.single_steps
     program = spec.guest.program
     is_hostile = program in HOSTILE_PROGRAMS
     return (
         Actor(
             *(*who, "host", "vcpu"),
-            _host_conduct(vm, "hostile" if state.refuses_faults else "honest"),
+            _host_conduct(vm, "hostile" if is_attacked else "honest"),
         ),
         Actor(*who, "guest", program, "hostile" if is_hostile else "honest"),
     )
@@ -158,6 +159,7 @@ def _make_vcpu(vm: Vm, scenario: Scenario, spec: TdSpec, i: int, ids: tuple[int,
         userspace_share=spec.userspace_share,
         ignored_faults=spec.ignored_faults,
         refuses_faults=spec.refuses_faults and i == 0,
+        single_steps=spec.single_steps and i == 0,
     )
     program = program_named(spec.guest.program)
     place = VcpuPlace(i, spec.vcpus, random, MEMORY)

@@ -42,6 +42,8 @@ class TdSpec:
     """Number of the guest's first pages that the VMM has marked shared at the start."""
     refuses_faults: bool = False
     """Whether the host leaves the faults of vCPU 0 unserved: a zero-step attack."""
+    single_steps: bool = False
+    """Whether the host interrupts vCPU 0 after each instruction (TDXdown)."""
     userspace_share: float = 0.3
     build: bool = False
     """Whether the trace begins with the TD's creation."""

@@ -187,8 +187,8 @@ TRUTH_ACTORS = Table(
         Column(
             "n_acts",
             U32,
-            "Turns of a worker; faults that the thread of a vCPU left unserved on purpose; TDCALLs "
-            "of a guest that locked an entry.",
+            "Turns of a worker; faults that the thread of a vCPU left unserved on purpose, or its "
+            "single steps; TDCALLs of a guest that locked an entry.",
         ),
         Column("first_ns", I64, "Time of the first of them.", unit="ns", nullable=True),
         Column("last_ns", I64, "Time of the last of them.", unit="ns", nullable=True),

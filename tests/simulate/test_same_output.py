@@ -38,6 +38,7 @@ DURATION_MS = {
     "fresh_memory": 1,
     "held_off": 3,
     "host_gives_up": 25,
+    "hostile_accept": 3,
     "hostile_guest": 5,
     "hotplug": 14,
     "interrupted_requests": 2,
@@ -51,6 +52,8 @@ DURATION_MS = {
     "removal": 2,
     "single_step_attack": 3,
     "string_copy": 4,
+    "tdxdown": 2,
+    "unseen_holder": 3,
     "zero_step_attack": 3,
 }
 POLICIES = ("mainline", "v1-series", "seed-loop", "endless", "fixed-1", "fixed-3")
@@ -91,7 +94,7 @@ def _scenarios() -> dict[str, Scenario]:
         runs[f"hostile_guest policy={policy}"] = _short("hostile_guest").with_(policy=policy)
     for kernel in KERNELS:
         runs[f"hostile_guest kernel={kernel}"] = _short("hostile_guest").with_(
-            kernel=kernel, policy="v1-series"
+            kernel=kernel, policy="fixed-16"
         )
     for program in PROGRAMS:
         td = _short("page_split").tds[0]

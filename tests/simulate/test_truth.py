@@ -25,7 +25,12 @@ def _attempt(tables: dict[str, pl.DataFrame], chain: int, attempt: int) -> dict[
 
 
 # Scenarios in which somebody works on the Secure EPT without mmu_lock.
-WITHOUT_MMU_LOCK = {"broken_mmu_lock", "churn_2mb", "churn_without_unblock", "zero_step_attack"}
+WITHOUT_MMU_LOCK = {
+    "broken_mmu_lock",
+    "churn_2mb",
+    "churn_without_unblock",
+    "zero_step_attack",
+}
 
 
 @pytest.mark.parametrize("name", scenario.names())
@@ -183,3 +188,42 @@ def test_faults_on_many_pages_beside_a_track_arm_nothing() -> None:
         refused = before.filter(pl.col("status") == 0x8000_0200_0000_00A9)
         assert not refused.is_empty()
         assert (refused["n_before"] >= 7).any()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_single_steps_are_an_attack_and_no_zero_step(seed: int) -> None:
+    tables = _truth("tdxdown", seed)
+    assert tables["truth_zero_steps"].is_empty()
+    stepped = tables["truth_actors"].filter(kind="vcpu", conduct="hostile").row(0, named=True)
+    chains = tables["truth_chains"].filter(leaf=0, tid=stepped["tid"]).select("chain")
+    entries = tables["truth_attempts"].join(chains, on="chain", how="semi")
+    empty = entries.filter(~pl.col("executed"), pl.col("status") == 1)
+    # TDXdown: 0.8 % of the single-stepped entries; kicks add a few.
+    assert 0.005 < empty.height / entries.height < 0.015
+    assert stepped["n_acts"] > 0.99 * entries.height
+
+
+def test_a_guest_that_converts_what_it_accepts_is_hostile_with_host_priority() -> None:
+    tables = _truth("hostile_accept", duration_ms=10)
+    blocks = tables["truth_chains"].filter(leaf=7)
+    # Half of them are refused once, and no more: the second call comes after a kick.
+    assert blocks.filter(pl.col("n_busy") > 0).height > 0.3 * blocks.height
+    assert blocks["n_attempts"].max() == 2
+    refused = tables["truth_holders"].filter(resource="ENTRY")
+    assert refused["is_guest"].all()
+    hostile = tables["truth_actors"].filter(conduct="hostile")
+    assert set(hostile["side"]) == {"guest"}
+    assert hostile["n_busy_caused"].sum() >= refused.height
+    assert tables["truth_broken_rules"].is_empty()
+
+
+def test_an_unseen_holder_is_the_host_whatever_the_operand_suggests() -> None:
+    tables = _truth("unseen_holder", duration_ms=10)
+    on_entry = tables["truth_busy"].filter(resource="ENTRY", operand=1)
+    assert on_entry.height > 100
+    assert set(on_entry["holder"]) <= {"TDH.MEM.SEPT.RD", "TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.REMOVE"}
+    assert not on_entry["is_guest"].any()
+    guests = tables["truth_actors"].filter(side="guest")
+    assert guests["n_busy_caused"].sum() == 0
+    assert set(guests["conduct"]) == {"honest"}
+    assert "aug_busy_on_entry" in set(tables["truth_broken_rules"]["rule"])

@@ -207,6 +207,23 @@ def accept_again(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
         yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
 
 
+def accept_and_convert(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Attack: accept 2 MB pages on one vCPU while the next has the host take them away.
+
+    ACCEPT of 2 MB holds its entry for as long as 512 pages are zeroed.  Host priority gives
+    the host the entry after that, or at its kick; the guest only begins again.
+    """
+    n_large = max(1, guest.pages // 512)
+    while True:
+        page = guest.first_page + 512 * place.random.below(n_large)
+        yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
+        if place.number % 2:
+            yield VMCALL, EXIT_TDCALL, [place.gpa(page)], True
+            yield VMCALL, EXIT_TDCALL, [place.gpa(page)], False
+        else:
+            yield ACCEPT, place.gpa(page), 1
+
+
 def interrupt_handler(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
     """The accepts of the interrupt handlers of one vCPU, one at each interrupt.
 
@@ -226,6 +243,7 @@ def idle(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
+    "accept-and-convert": accept_and_convert,
     "accept-again": accept_again,
     "balloon": balloon,
     "boot": boot,
@@ -244,7 +262,7 @@ PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
 # Pages from one that an interrupt handler accepts to the next; a choice of the model.
 _HANDLER_STRIDE: Final = 128
 # Those that lock entries which they have no reason to work on again: no honest guest does.
-HOSTILE_PROGRAMS: Final = frozenset({"accept-again", "hold-entries"})
+HOSTILE_PROGRAMS: Final = frozenset({"accept-again", "accept-and-convert", "hold-entries"})
 
 
 def program_named(name: str) -> Callable[[GuestSpec, VcpuPlace], Iterator[Step]]:
