@@ -103,6 +103,7 @@ def _make_vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, se
     vm = Vm(machine, number, policy_named(scenario.policy))
     vm.td.pending_ve_disable = spec.pending_ve_disable
     vm.large_pages = spec.large_pages
+    vm.fault_serial_ns, vm.fault_per_vcpu_ns = spec.fault_serial_ns, spec.fault_per_vcpu_ns
     vm.interrupt_mean_ns = scenario.interrupt_us * 1000
     tgid = _FIRST_TGID + number * _TGID_STEP
     vcpus = [_make_vcpu(vm, scenario, spec, i, (seed, tgid)) for i in range(spec.vcpus)]

@@ -42,6 +42,10 @@ class TdSpec:
     """Number of the guest's first pages that the VMM has marked shared at the start."""
     refuses_faults: bool = False
     """Whether the host leaves the faults of vCPU 0 unserved: a zero-step attack."""
+    fault_serial_ns: int = 0
+    """Part of each fault that one vCPU of the TD spends at a time: it bounds faults per second."""
+    fault_per_vcpu_ns: int = 0
+    """What each further vCPU of the TD adds to the cost of a fault."""
     single_steps: bool = False
     """Whether the host interrupts vCPU 0 after each instruction (TDXdown)."""
     userspace_share: float = 0.3
@@ -197,6 +201,8 @@ def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
         _within("count", td.count, 1, _MOST["tds"]),
         _within("pages", td.guest.pages, 1, 1 << 24),
         _within("run_us", td.guest.run_us, 1, 10**9),
+        _within("fault_serial_ns", td.fault_serial_ns, 0, 10**9),
+        _within("fault_per_vcpu_ns", td.fault_per_vcpu_ns, 0, 10**9),
         "large pages and generation A do not go together: 1.0.x has no DEMOTE" if large else None,
         *(_one_of("worker", work.kind, tuple(WORKER_KINDS)) for work in td.workers),
         *(_one_of("leaf", w.leaf, _leaves_on_pages(s)) for w in td.workers if w.kind == "seamcall"),

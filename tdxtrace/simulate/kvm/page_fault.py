@@ -43,6 +43,7 @@ def handle(vm: Vm, vcpu: VcpuState, gpa: int, level: int) -> SimProcess[int]:
     thread.now += thread.random.duration(machine.durations.handle_fault)
     if gpa in vm.shared_pages:
         return MEMORY_FAULT
+    yield from vm.prepare_fault(thread)
     turns = 0
     while True:
         result = yield from populate(vm, thread, gpa, level)
