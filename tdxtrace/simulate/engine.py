@@ -103,6 +103,7 @@ def _make_vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, se
     vm = Vm(machine, number, policy_named(scenario.policy))
     vm.td.pending_ve_disable = spec.pending_ve_disable
     vm.large_pages = spec.large_pages
+    vm.racing_init = spec.racing_init
     vm.fault_serial_ns, vm.fault_per_vcpu_ns = spec.fault_serial_ns, spec.fault_per_vcpu_ns
     vm.interrupt_mean_ns = scenario.interrupt_us * 1000
     tgid = _FIRST_TGID + number * _TGID_STEP
@@ -127,7 +128,8 @@ def _make_vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, se
 
 def _host_conduct(vm: Vm, conduct: str) -> str:
     """The conduct of a thread of the host, whose kernel may have a bug."""
-    return "buggy" if conduct == "honest" and vm.policy.zaps_shared else conduct
+    is_buggy = vm.policy.zaps_shared or vm.racing_init
+    return "buggy" if conduct == "honest" and is_buggy else conduct
 
 
 def _actors_of(vm: Vm, state: VcpuState, spec: TdSpec) -> tuple[Actor, Actor]:

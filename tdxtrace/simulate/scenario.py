@@ -51,6 +51,8 @@ class TdSpec:
     userspace_share: float = 0.3
     build: bool = False
     """Whether the trace begins with the TD's creation."""
+    racing_init: bool = False
+    """Whether the VMM initialises all vCPUs at once, which kernels before 6.19 let it do."""
     workers: tuple[WorkerSpec, ...] = ()
 
 

@@ -149,6 +149,7 @@ TRUTH_BROKEN_RULES = Table(
     "of BLOCK, TRACK or REMOVE was busy with every vCPU held off, whoever held the lock. "
     "mmu_lock_excludes: BLOCK, TRACK or REMOVE overlapped such a call, an AUG or a SEPT.ADD of the "
     "same TD; the call is the one that started later, and each pair is one row. "
+    "dropped_block: a call on a page whose BLOCK, the evidence, was busy and not repeated. "
     "host_priority_timeout: TDH.VP.ENTER ended since the host had left an entry reserved for "
     "itself; the evidence is the attempt that reserved it last.",
     key=("rule", "chain", "attempt", "evidence_chain", "evidence_attempt"),

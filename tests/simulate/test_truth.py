@@ -227,3 +227,33 @@ def test_an_unseen_holder_is_the_host_whatever_the_operand_suggests() -> None:
     assert guests["n_busy_caused"].sum() == 0
     assert set(guests["conduct"]) == {"honest"}
     assert "aug_busy_on_entry" in set(tables["truth_broken_rules"]["rule"])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_vcpus_initialised_at_once_find_the_tdr_busy_before_the_td_is_finalized(seed: int) -> None:
+    tables = _truth("racing_init", seed)
+    rules = tables["truth_broken_rules"]
+    assert set(rules["rule"]) == {"tdr_busy", "busy_before_finalize"}
+    assert set(rules["leaf"]) == {22}
+    assert rules["evidence_leaf"].is_in(["TDH.VP.INIT"]).all()
+    busy = tables["truth_busy"].filter(resource="TDR")
+    assert rules.filter(rule="tdr_busy").height == busy.height > 0
+    # The VMM tries again: nobody dies, and each vCPU is one chain.
+    inits = tables["truth_chains"].filter(leaf=22)
+    assert set(inits["outcome"]) == {"succeeded"}
+    assert inits.height == 8
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_dropped_block_kills_the_td_at_the_demote(seed: int) -> None:
+    tables = _truth("dropped_block", seed)
+    rules = tables["truth_broken_rules"].filter(rule="dropped_block")
+    assert not rules.is_empty()
+    for row in rules.rows(named=True):
+        demote = _attempt(tables, row["chain"], row["attempt"])
+        block = _attempt(tables, row["evidence_chain"], row["evidence_attempt"])
+        assert demote["status"] == 0xC000_0B08_0000_0001
+        assert block["status"] == 0x8000_0200_0000_0001
+        assert block["end_ns"] < demote["start_ns"]
+    guests = tables["truth_actors"].filter(side="guest")
+    assert set(guests["conduct"]) == {"honest"}

@@ -13,8 +13,16 @@ from typing import Final
 from tdxtrace.simulate.durations import Duration
 from tdxtrace.simulate.host.machine import POLL_NS
 from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.host.vcpu_state import VcpuState
 from tdxtrace.simulate.kvm.vm import NO_PAGE, PRESENT, Vm
-from tdxtrace.simulate.module.abi import INTERRUPTED_RESUMABLE, ROOT_LEVEL, SUCCESS, page_bytes
+from tdxtrace.simulate.module.abi import (
+    INTERRUPTED_RESUMABLE,
+    OPERAND_BUSY,
+    ROOT_LEVEL,
+    SUCCESS,
+    is_busy,
+    page_bytes,
+)
 from tdxtrace.simulate.module.state import NOWHERE, Call, Vcpu
 from tdxtrace.simulate.thread import Thread
 
@@ -75,14 +83,48 @@ def build(vm: Vm, thread: Thread, gpas: list[int], no_entropy: float) -> SimProc
         chance = no_entropy if i == _TDCS_PAGES - 1 else 0.0
         yield from _retry_until_entropy(vm, thread, "TDH.MNG.ADDCX", chance)
     yield from _call_once(vm, thread, _call_maker(vm, "TDH.MNG.INIT"), manage)
+    n_inits = 0 if vm.racing_init else 1
+    leaves = ("TDH.VP.CREATE", 1), ("TDH.VP.ADDCX", _TDVPS_PAGES), ("TDH.VP.INIT", n_inits)
     for state in vm.vcpus:
-        for leaf, n in (("TDH.VP.CREATE", 1), ("TDH.VP.ADDCX", _TDVPS_PAGES), ("TDH.VP.INIT", 1)):
+        for leaf, n in leaves:
             for _ in range(n):
                 page = vm.new_page() if leaf != "TDH.VP.INIT" else 0
                 yield from _call_once(vm, thread, _call_maker(vm, leaf, page, state.vcpu), manage)
+    if vm.racing_init:
+        yield from _init_all_at_once(vm, thread)
     for gpa in gpas:
         yield from _add(vm, thread, gpa)
     yield from _call_once(vm, thread, _call_maker(vm, "TDH.MR.FINALIZE"), manage)
+
+
+def _init_all_at_once(vm: Vm, thread: Thread) -> SimProcess[None]:
+    """KVM_TDX_INIT_VCPU of every vCPU on its own thread, all at the same time.
+
+    Version 1 of TDH.VP.INIT takes the TDR exclusively: all but one are busy with operand TDR, the
+    ioctl fails, and the VMM tries again (Yan Zhao, 2025-09-02: SEAMCALL TDH_VP_INIT failed:
+    0x8000020000000080; Linux 6.19 excludes it by locks of its own).
+    """
+    env = vm.machine.env
+    yield from vm.machine.sync_clock(thread)
+    thread.irqs_enabled = True
+    yield env.all_of([env.process(_init_vcpu(vm, state)) for state in vm.vcpus])
+    thread.irqs_enabled = False
+    thread.now = int(env.now)
+
+
+def _init_vcpu(vm: Vm, state: VcpuState) -> SimProcess[None]:
+    machine, thread = vm.machine, state.thread
+    thread.cpu = yield from machine.cpus.acquire(state, thread.cpu)
+    thread.now = int(machine.env.now)
+    make_call, status = _call_maker(vm, "TDH.VP.INIT", vcpu=state.vcpu), OPERAND_BUSY
+    while is_busy(status):
+        request = vm.request("TDH.VP.INIT", thread)
+        status = yield from machine.seamcall(thread, request, make_call(), machine.durations.manage)
+        if is_busy(status):
+            machine.log_event(thread, "dmesg", "failed", "TDH.VP.INIT", status)
+            thread.now += thread.random.duration(machine.durations.userspace)
+    yield from machine.sync_clock(thread)
+    machine.cpus.release(thread.cpu)
 
 
 def _retry_until_entropy(vm: Vm, thread: Thread, leaf: str, no_entropy: float) -> SimProcess[None]:

@@ -42,6 +42,7 @@ class Vm:
         self.large_pages_at: set[int] = set()
         """Addresses of the 2 MB pages that are mapped; other SPTEs of that level are tables."""
         self.interrupt_mean_ns = 1_000_000
+        self.racing_init = False
         self.fault_serial_ns = 0
         self.fault_per_vcpu_ns = 0
         self._serial_until = 0

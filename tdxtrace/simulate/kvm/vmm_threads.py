@@ -11,9 +11,11 @@ from typing import Final
 
 from tdxtrace.simulate.host.machine import POLL_NS
 from tdxtrace.simulate.host.scheduler import SimProcess
+from tdxtrace.simulate.journal import BrokenRule
 from tdxtrace.simulate.kvm import lifecycle, page_fault, page_size, retries, zap
 from tdxtrace.simulate.kvm.vm import PRESENT, Vm
 from tdxtrace.simulate.module import abi
+from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.tables import rows
 from tdxtrace.simulate.thread import Thread
 
@@ -156,15 +158,36 @@ def _split(worker: Worker) -> SimProcess[None]:
     gpa = worker.random_pages(page_size.LARGE)[0] & -page_size.LARGE
     yield from machine.acquire_lock(thread, vm.mmu_lock, exclusive=True)
     if vm.is_large(gpa):
-        status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
-        if not status & abi.ERROR_BIT:
+        dropped = None
+        if worker.spec.conduct == "buggy":
+            status, dropped = yield from _block_once(worker, gpa)
+        else:
+            status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, 1)
+        if not status & abi.ERROR_BIT or dropped is not None:
             status = yield from zap.track(vm, thread)
         if not status & abi.ERROR_BIT:
             status = yield from page_size.split(vm, thread, gpa)
             if status & abi.ERROR_BIT:
+                demote = next(c for c in reversed(machine.journal.calls) if c.thread is thread)
+                if dropped is not None:
+                    machine.journal.broken.append(BrokenRule("dropped_block", demote, dropped))
                 vm.kvm_bug_on(thread, page_size.DEMOTE, status)
     yield from machine.sync_clock(thread)
     vm.mmu_lock.release()
+
+
+def _block_once(worker: Worker, gpa: int) -> SimProcess[tuple[int, Call | None]]:
+    """A bug: BLOCK a page once, and go on whatever it answers.
+
+    Returns:
+        Its status, and the call if it was busy (canonical/tdx issue 213: the wrapper returned
+        -EAGAIN, its caller did not look at it).
+    """
+    vm, thread = worker.vm, worker.thread
+    request = vm.request("TDH.MEM.RANGE.BLOCK", thread, (gpa, 1))
+    call = vm.call("TDH.MEM.RANGE.BLOCK", gpa, 1)
+    status = yield from vm.machine.seamcall(thread, request, call, vm.machine.durations.block)
+    return status, call if abi.is_busy(status) else None
 
 
 def _merge(worker: Worker) -> SimProcess[None]:
