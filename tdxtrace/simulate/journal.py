@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -21,6 +22,8 @@ RETRYABLE: Final = {
 }
 
 
+# What the fault path calls, with entries of the guest in between: they end none of these.
+FAULT_LEAVES: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
 Identity = tuple[Thread, str, int, int, int, int]
 
 
@@ -240,7 +243,8 @@ class Journal:
         """Drop what happened after the end of the run, and decide what became of requests.
 
         One that was left unsettled is resolved_elsewhere if another thread succeeded with it
-        after its first attempt, else abandoned; cut if its thread did nothing else since.
+        after its first attempt, else abandoned; but cut if its thread began no other request
+        since, since it may still come back to it.
         """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
@@ -249,15 +253,25 @@ class Journal:
             if request.calls and request.calls[-1].end_ns > end_ns:
                 request.calls.pop()
                 request.outcome = ""
-            if request.calls and not request.outcome:
-                request.outcome = self._left(request)
         self.requests = [request for request in self.requests if request.calls]
+        begun = {(request.thread, _is_entry(request)): request for request in self.requests}
+        for request in self.requests:
+            if not request.outcome:
+                request.outcome = self._left(request, begun)
 
-    def _left(self, request: Request) -> str:
-        if not request.given_up and _turn(request) == request.turn:
+    def _left(self, request: Request, begun: Mapping[tuple[Thread, bool], Request]) -> str:
+        """What became of a request; ``begun`` is the last one of each thread, of either kind."""
+        kinds = (False,) if request.leaf in FAULT_LEAVES else (False, True)
+        last_ns = request.calls[-1].start_ns
+        later = (begun.get((request.thread, is_entry)) for is_entry in kinds)
+        if not any(other is not None and other.calls[0].start_ns > last_ns for other in later):
             return "cut"
         is_settled = self._was_settled(request, request.calls[0].start_ns)
         return "resolved_elsewhere" if is_settled else "abandoned"
+
+
+def _is_entry(request: Request) -> bool:
+    return request.leaf == "TDH.VP.ENTER"
 
 
 def _turn(request: Request) -> int:
@@ -267,5 +281,4 @@ def _turn(request: Request) -> int:
     other requests only.
     """
     thread = request.thread
-    is_fault = request.leaf in ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
-    return thread.n_calls - (thread.n_entries if is_fault else 0)
+    return thread.n_calls - (thread.n_entries if request.leaf in FAULT_LEAVES else 0)

@@ -124,3 +124,13 @@ def test_requests_are_interrupted_in_every_way_that_the_scenario_is_for() -> Non
     assert _between(run) >= {(AUG, AUG), (AUG, ADD), (AUG, ENTER), (ENTER, WR)}
     for request in run.journal.requests:
         assert all(call.status & HIGH_HALF in RETRYABLE for call in request.calls[:-1])
+
+
+def test_a_thread_that_only_goes_on_with_what_is_open_may_come_back() -> None:
+    story = Story()
+    story.call(AUG, PAGE, OPERAND_BUSY)
+    story.call(AUG, OTHER, OPERAND_BUSY)
+    story.call(AUG, PAGE, OPERAND_BUSY)
+    story.call(AUG, OTHER, OPERAND_BUSY)
+    # No request was begun after the last attempt at either page.
+    assert [outcome for _, _, outcome in story.end()] == ["cut", "cut"]
