@@ -2,11 +2,14 @@
 
 import itertools
 
+import pytest
+
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.journal import RETRYABLE, Journal, Request
 from tdxtrace.simulate.module.abi import HIGH_HALF, OPERAND_BUSY, SUCCESS
 from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record.probes import Capture, ProbeRecorder
 from tdxtrace.simulate.thread import RandomStream, Thread
 
 PAGE, OTHER = (0x1000, 0), (0x2000, 0)
@@ -134,3 +137,16 @@ def test_a_thread_that_only_goes_on_with_what_is_open_may_come_back() -> None:
     story.call(AUG, OTHER, OPERAND_BUSY)
     # No request was begun after the last attempt at either page.
     assert [outcome for _, _, outcome in story.end()] == ["cut", "cut"]
+
+
+@pytest.mark.parametrize("probes", ["wrappers", "seamcall"])
+def test_a_thread_returns_from_a_call_before_it_begins_the_next(probes: str) -> None:
+    run = engine.run(scenario.named("interrupted_requests").with_(duration_ms=3), 1)
+    inside: dict[int, int] = {}
+    for event in ProbeRecorder(run, Capture(probes)).events():
+        if event.spec.kind == "tracepoint" or event.irq or not event.calls:
+            continue
+        is_entry = event.spec.kind == "entry"
+        if is_entry or event.spec.name != "sc":
+            inside[event.tid] = inside.get(event.tid, 0) + (1 if is_entry else -1)
+        assert inside.get(event.tid, 0) in (0, 1), (event.ts_ns, event.spec.name)

@@ -69,6 +69,7 @@ class VcpuRun:
                 continue
             if state.nmi_pending:
                 yield from self._inject_nmi()
+                continue
             exit_ = yield from self.enter()
             yield from self._handle_exit(exit_)
         machine.cpus.release(thread.cpu)
