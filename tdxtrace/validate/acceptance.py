@@ -32,6 +32,9 @@ class Thresholds:
     """Of the answers with each cause, on any capture."""
     min_cause_recall: float = 0.99
     """Of the busy attempts with each cause, on captures that show who was at work when."""
+    min_explained_by_capture: float = 0.95
+    """Share of busy answers with a cause in what ``tdxtrace capture`` records, of that in a capture
+    of all probes of the same runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Figures:
     """Of the cause with the worst recall, the module's generation given."""
     false_bugs: int = 0
     """Busy answers that were wrongly called a kernel bug."""
+    explained_by_capture: float | None = None
+    """See Thresholds; None where no run was recorded in both ways."""
     wrong_step_causes: int = 0
     """Zero-step episodes with a cause that is not theirs."""
 
@@ -67,6 +72,7 @@ def figures(results: Sequence[Result]) -> Figures:
         cause_precision(results),
         cause_recall([result for result in results if result.cell.shows_causes]),
         false_bugs(results),
+        explained_by_capture(results),
         total(results, "zero_step_causes")["wrong"],
     )
 
@@ -84,6 +90,11 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
         ("zero-step recall", have.recall, wanted.min_recall),
         ("precision of causes", have.cause_precision, wanted.min_cause_precision),
         ("recall of causes", have.cause_recall, wanted.min_cause_recall),
+        (
+            "causes found in what capture records, of those in all",
+            have.explained_by_capture,
+            wanted.min_explained_by_capture,
+        ),
     )
     short = [
         f"{name}: {value:.6f}, at least {least:g} is wanted"
@@ -252,3 +263,21 @@ def false_bugs(results: Iterable[Result]) -> int:
         for true in _TRUE
         if true != "kernel_bug"
     )
+
+
+def explained_by_capture(results: Sequence[Result]) -> float | None:
+    """Share of explained busy answers where ``capture`` recorded, relative to all probes."""
+    whole = {result.cell.plan: result for result in results if result.cell.shows_causes}
+    recorded = [r for r in results if r.cell.probes == "capture" and r.cell.plan in whole]
+    shares = [_explained(recorded), _explained([whole[r.cell.plan] for r in recorded])]
+    if shares[0] is None or not shares[1]:
+        return None
+    return shares[0] / shares[1]
+
+
+def _explained(results: Sequence[Result]) -> float | None:
+    counts = total(results, _NAME)
+    pairs = [(true, found) for true in _TRUE for found in CAUSES]
+    of = {pair: counts[f"{GENERATION_GIVEN} {pair[0]} {pair[1]}"] for pair in pairs}
+    named = sum(n for (_, found), n in of.items() if found != CAUSES[-1])
+    return _share(named, sum(of.values()))

@@ -18,6 +18,7 @@ from tdxtrace.validate.acceptance import (
     cause_precision,
     cause_recall,
     confusion_table,
+    explained_by_capture,
     failures,
 )
 from tdxtrace.validate.captured import CapturedRun, capture_run
@@ -105,3 +106,17 @@ def test_a_perhaps_armed_entry_is_no_answer_beside_a_call_that_had_the_tree() ->
     counts = scorer.score_causes(made).counts
     assert counts["told host_conflict host_conflict"] > 1000
     assert counts["told host_conflict armed_entry"] == 0
+
+
+def test_what_capture_explains_is_compared_with_all_probes_of_the_same_runs() -> None:
+    other = Plan("balloon", "C", "mainline", 1, 6)
+    whole = {"told guest guest": 90, "told guest unexplained": 10}
+    part = {"told guest guest": 45, "told guest unexplained": 55}
+    results = [
+        Result(CELL, {"busy_causes": whole}),
+        Result(Cell(PLAN, probes="capture"), {"busy_causes": part}),
+        Result(Cell(other, probes="capture"), {"busy_causes": {"told guest unexplained": 99}}),
+    ]
+    assert explained_by_capture(results) == 0.5
+    assert any("what capture records" in line for line in failures(results, Thresholds()))
+    assert explained_by_capture(results[:1]) is None
