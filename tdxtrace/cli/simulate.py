@@ -104,7 +104,8 @@ def validate_command(
     seed: Annotated[int, typer.Option("--seed", min=0, help="First seed: any number.")] = 1,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.")] = 1,
     n_cells: Annotated[
-        int, typer.Option("--cells", min=0, help="Only so many, at equal distances; 0: all.")
+        int,
+        typer.Option("--cells", min=0, help="About so many, of runs at equal distances; 0: all."),
     ] = 0,
     replay: Annotated[
         bool,

@@ -170,15 +170,18 @@ def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
 
 
 def spread(cells: list[Cell], n: int) -> list[Cell]:
-    """Return ``n`` cells at equal distances among ``cells``; all if there are fewer.
+    """Return about ``n`` cells: all of some plans, at equal distances among the plans.
 
     Args:
         cells: Cells, those of one scenario next to each other.
-        n: Number of them to keep; 0: all.
+        n: Number of cells to keep, at least those of one plan; 0: all.
     """
     if not n or n >= len(cells):
         return cells
-    return [cells[i * len(cells) // n] for i in range(n)]
+    plans = list(dict.fromkeys(cell.plan for cell in cells))
+    n_plans = max(1, round(n * len(plans) / len(cells)))
+    kept = {plans[i * len(plans) // n_plans] for i in range(n_plans)}
+    return [cell for cell in cells if cell.plan in kept]
 
 
 _ALL_CAPTURES: Final = ("zero_step_attack", "hostile_guest", "balloon", "lifecycle", "crowd")

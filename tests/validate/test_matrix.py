@@ -1,5 +1,6 @@
 """The small matrix through the command: no analysis fails on any capture."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -45,3 +46,21 @@ def test_the_full_matrix_has_every_scenario_capture_and_variant() -> None:
         "lost", "overwritten", "full", "truncated", "returns", "clock",
     }  # fmt: skip
     assert len({c.plan.policy for c in full}) >= 5
+
+
+def test_seeds_of_ones_own_make_other_runs_of_the_same_cells() -> None:
+    own, other = cells.full((1,)), cells.full((77,))
+    assert {cell.plan.seed for cell in other} == {77}
+    assert [dataclasses.replace(c.plan, seed=1) for c in other] == [c.plan for c in own]
+    assert {cell.plan.seed for cell in cells.small((5, 6))} == {5, 6}
+
+
+def test_a_part_of_the_matrix_has_whole_runs_of_every_scenario() -> None:
+    full = cells.full()
+    part = cells.spread(full, 200)
+    assert abs(len(part) - 200) < 40
+    assert cells.spread(full, 0) == cells.spread(full, 10**6) == full
+    plans = {cell.plan for cell in part}
+    assert part == [cell for cell in full if cell.plan in plans]
+    assert {plan.scenario for plan in plans} == {cell.plan.scenario for cell in full}
+    assert {cell.probes for cell in part} >= {"wrappers", "capture"}
