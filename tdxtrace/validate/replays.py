@@ -24,18 +24,19 @@ from tdxtrace.validate.matrix import run_in_processes, simulated
 # Leaves that a simulated policy is about; it enters again without a limit.
 _INSTALLS: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
 _ZAPS: Final = ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE")
-# Scenarios whose workers obey the policy: churn_blocks and refused faults are attacks that do
-# not, page_split's DEMOTE repeats what the policy says nothing of.
+# Runs with contention in which every worker obeys the policy: name, generation, length in ms.
+# churn_blocks and refused faults are attacks that do not; page_split's DEMOTE repeats what
+# the policy says nothing of.
 SCENARIOS: Final = (
-    ("balloon", 8),
-    ("conversion_churn", 8),
-    ("crowd", 8),
-    ("fresh_memory", 4),
-    ("host_gives_up", 6),
-    ("hostile_guest", 8),
-    ("memory_fault_ignored", 8),
-    ("memslot_deletion", 8),
-    ("prefault_race", 4),
+    ("balloon", "C", 8),
+    ("boot_storm", "A", 2),
+    ("conversion_churn", "C", 8),
+    ("fresh_memory", "A", 2),
+    ("host_gives_up", "C", 6),
+    ("hostile_guest", "C", 8),
+    ("hostile_guest", "B", 8),
+    ("memslot_deletion", "C", 8),
+    ("prefault_race", "A", 2),
 )
 REPLAYED: Final = ("mainline", "v1-series", "seed-loop", "fixed-1", "fixed-2", "fixed-5")
 RECORDED: Final = ("endless", "mainline")
@@ -48,6 +49,7 @@ class Comparison:
     """One leaf of one policy, replayed from one recording and simulated with the same seed."""
 
     scenario: str
+    """With the generation of the module."""
     recorded: str
     policy: str
     leaf: str
@@ -70,43 +72,46 @@ class Comparison:
         return self.low <= self.truth <= self.high
 
 
-def select_scenarios(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the compared scenarios of these names, with their length in ms; all if none is named.
+def select_scenarios(names: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Return the rows of SCENARIOS of these names; all if none is named.
 
     Raises:
         QueryError: If one is not compared.
     """
-    known = [name for name, _ in SCENARIOS]
+    known = [name for name, _, _ in SCENARIOS]
     for name in names:
         if name not in known:
             raise QueryError(f"no replay of scenario {name!r}; there are: {', '.join(known)}")
-    return [(name, ms) for name, ms in SCENARIOS if not names or name in names]
+    return [row for row in SCENARIOS if not names or row[0] in names]
 
 
 def compare(
-    seeds: Sequence[int], scenarios: Sequence[tuple[str, int]] = SCENARIOS, jobs: int = 0
+    seeds: Sequence[int], scenarios: Sequence[tuple[str, str, int]] = SCENARIOS, jobs: int = 0
 ) -> list[Comparison]:
     """Replay policies over recordings of other ones, and run the policies themselves.
 
     Args:
         seeds: Seeds; each is one recording, and one run of each policy, of each scenario.
-        scenarios: Names of scenarios, and the length of their runs in ms.
+        scenarios: Rows of SCENARIOS.
         jobs: Number of processes; 0: one for each CPU.
 
     Returns:
         A comparison for each leaf that was busy at all, in the recording or under the policy.
     """
-    work = [(name, ms, seed) for (name, ms), seed in itertools.product(scenarios, seeds)]
+    work = [(*row, seed) for row, seed in itertools.product(scenarios, seeds)]
     done = dict(run_in_processes(_compared, work, jobs))
     return [comparison for item in work for comparison in done[item]]
 
 
-def _compared(item: tuple[str, int, int]) -> tuple[tuple[str, int, int], list[Comparison]]:
-    name, ms, seed = item
-    own = scenario.named(name)
+_Item = tuple[str, str, int, int]
+
+
+def _compared(item: _Item) -> tuple[_Item, list[Comparison]]:
+    name, generation, ms, seed = item
+    kernel = scenario.named(name).kernel
     plans = {
-        policy: Plan(name, own.generation, policy, seed, ms, own.kernel)
-        for policy in (*RECORDED, *REPLAYED)
+        policy: Plan(name, generation, policy, seed, ms, kernel)
+        for policy in dict.fromkeys((*RECORDED, *REPLAYED))
     }
     runs = {policy: simulated(plan) for policy, plan in plans.items()}
     return item, [
@@ -138,7 +143,16 @@ def _comparison(plan: Plan, row: dict[str, Any], leaf: str, requests: list[Reque
     n_stopped = sum(has_stopped(request, policy) for request in requests)
     ends = row["exceeding_low"], row["exceeding_high"], row["exceeding_ratio"]
     return Comparison(
-        *(plan.scenario, plan.policy, policy.name, leaf, plan.seed, n_stopped, len(requests)), *ends
+        *(
+            f"{plan.scenario} {plan.generation}",
+            plan.policy,
+            policy.name,
+            leaf,
+            plan.seed,
+            n_stopped,
+            len(requests),
+        ),
+        *ends,
     )
 
 

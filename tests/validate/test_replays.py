@@ -18,7 +18,7 @@ from tdxtrace.validate.cells import Plan
 from tdxtrace.validate.matrix import simulated
 from tdxtrace.validate.replays import Comparison, compare, has_stopped, share_held, table
 
-FEW = (("hostile_guest", 5), ("balloon", 3))
+FEW = (("hostile_guest", "C", 5), ("boot_storm", "A", 1))
 
 
 @cache
@@ -107,7 +107,7 @@ def test_the_table_shows_policy_truth_interval_and_seeds() -> None:
     head, *rows = table(_compared())
     assert head[-4:] == ["truth", "replayed", "withheld", "held"]
     assert rows[-1][0] == "all"
-    assert {row[2] for row in rows[:-1]} == {name for name, _ in FEW}
+    assert {row[2] for row in rows[:-1]} == {f"{name} {generation}" for name, generation, _ in FEW}
     assert all(len(row) == len(head) for row in rows)
 
 
