@@ -26,6 +26,7 @@ from tdxtrace.recommend.stops import (
     first_events,
     followers,
     is_dependent,
+    n_outpaced,
     outlived,
     perhaps_kicked,
     vm_of,
@@ -54,10 +55,11 @@ def policies(
     stops at the first busy answer after which it makes no further call. Where the recording
     does not tell what the policy would have met (:mod:`~tdxtrace.recommend.stops`), a request
     is undecided: it was cut or given up before the policy would have stopped, a kick lies
-    between the policy's next call and the recorded one, or the policy had killed the VM
-    before. Undecided requests widen the interval: none or all of them would have exceeded
-    the policy. Stops after an earlier one of the VM that may have changed what came
-    later (``n_dependent``) widen it downwards. Then the ratio itself is withheld.
+    between the policy's next call and the recorded one, it was busy for as long as the
+    policy's calls take back to back, or the policy had killed the VM before. Undecided
+    requests widen the interval: none or all of them would have exceeded the policy. Stops
+    after an earlier one of the VM that may have changed what came later (``n_dependent``)
+    widen it downwards. Then the ratio itself is withheld.
 
     Args:
         retry_chains: The ``retry_chains`` table.
@@ -157,6 +159,7 @@ def _rows_of_policy(policy: RetryPolicy, recorded: _Recorded) -> Iterable[dict[s
             kicks = "kick" if rule.kicks else "no kick"
             numbers[kicks] = own.filter(event="kick").height
             numbers["unseen"] = _n_unseen(made, own)
+            numbers["pace"] = n_outpaced(made.filter("done"), own, rule)
         row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
         row |= {"n_requests": requests.height, "n_retried": (requests["n_busy"] > 0).sum()}
@@ -294,6 +297,8 @@ _UNDECIDED: Final = {
     "and this policy does not",
     "unseen": "ended unobserved before this policy: cut, or given up by the policy of the recorded "
     "kernel",
+    "pace": "undecided: busy for as long as the calls of this policy take if they follow each "
+    "other at once, as in a loop inside the wrapper",
     "not made": "undecided: recorded after this policy had killed the VM",
     "dependent": "counted might not have been busy: host priority keeps guests off the lock of a "
     "request that this policy gave up before, so that the share may be lower",

@@ -1,10 +1,12 @@
 """Where a policy stops in the recorded requests, and where the recording no longer tells.
 
 A recording tells what a policy would have met as long as the policy does what the recorded
-kernel did.  Three things end that:
+kernel did.  Four things end that:
 
 - a kick: it takes the vCPUs out of the guest, so what a call after it meets is not known from
   a call without it, nor the other way round;
+- the pace: a loop inside the wrapper calls again at once, one through the fault handler later, so
+  that the same wait takes it more calls;
 - the death of the VM: it makes no further requests;
 - giving up: the lock's host-priority bit stays set and keeps guests out until a host call takes
   the lock (TDX module, ``tdx_locks.h``, ``release_sharex_lock_hp``: only a successful host call
@@ -20,7 +22,7 @@ import polars as pl
 
 from tdxtrace.recommend.policy_definitions import MAINLINE, LeafPolicy
 from tdxtrace.tdx import word
-from tdxtrace.tdx.leaves import numbers_of
+from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 
 REQUEST: Final = ("source", "first_seq")
 _VM: Final = ("source", "vm")
@@ -32,6 +34,7 @@ _RETRIED_BELOW: Final = word.TDX_RND_NO_ENTROPY
 # Leaves that Linux 6.16 and later call once, and once more after a kick.
 _KICKED: Final = {leaf: rule.calls for leaf, rule in MAINLINE.rules.items() if rule.kicks}
 _MOST_KICKED_CALLS: Final = 2
+VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 GAVE_UP: Final = ("abandoned", "resolved_elsewhere")
 
 
@@ -113,6 +116,34 @@ def first_events(
         .unique(REQUEST, keep="first", maintain_order=True)
         .drop("bug", "may_be_kicked", strict=False)
     )
+
+
+def n_outpaced(answers: pl.DataFrame, events: pl.DataFrame, rule: LeafPolicy) -> int:
+    """Return the number of requests that would need more calls than allowed if made at once.
+
+    They were busy for at least as long as the policy's calls take back to back, though the
+    recorded kernel made fewer.  TDH.VP.ENTER is left out: every kernel enters again by way of
+    vcpu_run.
+
+    Args:
+        answers: Busy answers of one leaf with the columns of their requests.
+        events: Result of :func:`first_events` for them.
+        rule: The policy for that leaf.
+    """
+    calls = rule.calls if rule.doubling is None else rule.doubling.bug
+    busy = answers.filter(word.is_busy(pl.col("status")), pl.col("leaf") != VP_ENTER)
+    each_ns = _busy_call_ns(busy)
+    if calls is None or each_ns is None:
+        return 0
+    held = busy.group_by(REQUEST).agg(pl.col("waited_ns").max())
+    long = held.filter(pl.col("waited_ns") // each_ns >= calls)
+    return long.join(events, on=REQUEST, how="anti").height
+
+
+def _busy_call_ns(busy: pl.DataFrame) -> int | None:
+    """Typical time of one busy call: of the first ones of requests, whose start is recorded."""
+    first = busy.filter(pl.col("number") == 1, pl.col("waited_ns") > 0)["waited_ns"]
+    return None if first.is_empty() else int(first.median() or 0) or None  # type: ignore[arg-type]
 
 
 def is_retried(answers: str) -> pl.Expr:

@@ -145,7 +145,8 @@ POLICIES = Table(
             "n_undecided",
             U64,
             "Requests for which the recording does not show whether they need more: their end was "
-            "not observed, a kick makes the difference, or the VM would have been dead.",
+            "not observed, a kick or the pace of the calls makes the difference, or the VM would "
+            "have been dead.",
         ),
         Column(
             "exceeding_ratio",

@@ -176,8 +176,9 @@ def _withheld(sums: pl.DataFrame) -> list[str]:
     if undecided:
         parts.append(
             f"Undecided for {', '.join(undecided)}: requests that were not observed to their end, "
-            "whose next call differs from the recorded one by a kick of the vCPUs, or whose VM "
-            "the policy would have killed before."
+            "whose next call differs from the recorded one by a kick of the vCPUs, that were busy "
+            "for as long as the policy's calls take if made at once, or whose VM the policy would "
+            "have killed before."
         )
     if dependent:
         parts.append(
