@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,8 +253,20 @@ class PrintOptions:
     output: options.Output = None
     force: options.Force = False
 
-    def show(self, rows: pl.DataFrame, query: QueryOptions, *others: Path | None) -> None:
+    def show(
+        self,
+        rows: pl.DataFrame,
+        query: QueryOptions,
+        *others: Path | None,
+        clocks: Mapping[int, str] | None = None,
+    ) -> None:
         """Print ``rows``, the answer to ``query``; ``others`` are further files that it read.
+
+        Args:
+            rows: What to print.
+            query: What was asked.
+            others: Further files, which are not to be overwritten.
+            clocks: Name of the clock by source, for times of wall clocks.
 
         Raises:
             InputError: If the file exists and is not to be overwritten, was read, or cannot be
@@ -270,7 +282,7 @@ class PrintOptions:
         from tdxtrace.report.listing import listing
 
         width = outputs.console().width
-        self.draw(listing(rows, self.limit, width), query, *others)
+        self.draw(listing(rows, self.limit, width, clocks), query, *others)
 
     def draw(self, shown: RenderableType, query: QueryOptions, *others: Path | None) -> None:
         """Print a rich renderable, or write it as plain text; see :meth:`show`.

@@ -36,7 +36,8 @@ def events_command(
     Example: tdxtrace events trace.txt --table losses
     """
     trace = query.read()
-    printing.show(query.selection.filter(getattr(trace, table), trace), query)
+    clocks = {n: source.clock for n, source in enumerate(trace.provenance.sources)}
+    printing.show(query.selection.filter(getattr(trace, table), trace), query, clocks=clocks)
 
 
 @expand_option_groups

@@ -29,6 +29,7 @@ from tdxtrace.tables.formats import (
     JOURNAL_JSON,
     KERNEL_LOG,
     PERF_DATA,
+    PERF_SCRIPT,
     RAW_PAGES,
     TRACE_DAT,
     InputFormat,
@@ -223,11 +224,16 @@ def _raw_pages(given: Input, registry: EventRegistry, stats: SourceStats) -> Rea
 
 def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
     from tdxtrace.ingest.text.line_formats import count_instances
-    from tdxtrace.ingest.text.reader import LineReader, TextReader
+    from tdxtrace.ingest.text.reader import LineReader, TextReader, has_processes
     from tdxtrace.ingest.text.wrapping import mender_for
 
     stats.n_buffers = count_instances(given.text[:_HEADER_BYTES].decode("latin-1"))
     lines = LineReader(given.format.name, registry, stats)
+    if given.format == PERF_SCRIPT and has_processes(given.first_lines, lines):
+        raise FormatError(
+            f"{one_line(given.stream.path)} has the numbers of processes, not of threads: print "
+            "these, perf script -F +tid"
+        )
     mender = mender_for(_sample(given.text), lines)
     reader = TextReader(lines, one_line(given.stream.path), mender)
     return _TextReader(

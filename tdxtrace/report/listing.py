@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
@@ -17,7 +19,7 @@ from tdxtrace.tdx.status import describe_status
 
 _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
-    "error_code|requests|holder_td_id|holder_vp_id".split("|")
+    "error_code|requests|holder_td_id|holder_vp_id|rcx|rdx|r8|rax".split("|")
 )
 _POINTS: Final = ("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns")
 # Columns by priority, for terminals too narrow for all; the others follow in the table's order.
@@ -30,11 +32,16 @@ _FIRST: Final = (
     *("n_attempts", "n_refused", "outcome", "form", "strength", "status", "exit_reason"),
     *("n_events", "n_lines", "detail", "advice", "final_status", "ended", "cpu"),
 )
+# Of messages: what was said, when, and what kind it is; the rest is what was understood of it.
+_FIRST_OF_MESSAGES: Final = ("text", "ts_ns", "message", *_FIRST)
+_LEAST_TEXT: Final = 30
 _LEFT_OUT: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu"})
 _BLANK: Final = 1
 
 
-def listing(rows: pl.DataFrame, limit: int = 0, width: int = 80) -> RenderableType:
+def listing(
+    rows: pl.DataFrame, limit: int = 0, width: int = 80, clocks: Mapping[int, str] | None = None
+) -> RenderableType:
     """Return the first rows of a table, formatted for a terminal.
 
     Columns that are null in all rows, ``source`` if there is one input, and columns that do
@@ -44,17 +51,25 @@ def listing(rows: pl.DataFrame, limit: int = 0, width: int = 80) -> RenderableTy
         rows: Any table of the catalog.
         limit: Maximum number of rows; 0 for all.
         width: Columns of the terminal.
+        clocks: Name of the clock by source, as provenance has it: times of a wall clock are
+            shown as dates, those of other clocks as seconds.
     """
     if rows.is_empty():
         return Text("no rows")
     shown = _named(rows.head(limit) if limit else rows)
     cells = {
-        name: [_cell(name, value) for value in shown[name]]
+        name: _cells(name, shown, clocks or {})
         for name in shown.columns
         if name not in _LEFT_OUT
         and shown[name].null_count() < shown.height
         and not (name == "source" and (shown["source"] == 0).all())
     }
+    if "text" in cells:
+        beside = [
+            max(map(len, cells[name])) + _BLANK for name in ("ts_ns", "message") if name in cells
+        ]
+        room = max(_LEAST_TEXT, width - sum(beside))
+        cells["text"] = [one_line(text, room) for text in shown["text"]]
     columns, left_out = _fitting_columns(cells, width)
     table = Table(box=None, pad_edge=False, padding=(0, _BLANK, 0, 0), header_style="bold")
     for name in columns:
@@ -70,9 +85,29 @@ def listing(rows: pl.DataFrame, limit: int = 0, width: int = 80) -> RenderableTy
     return Group(table, *([Text("… " + ", ".join(notes), style="dim")] if notes else []))
 
 
+def _cells(name: str, rows: pl.DataFrame, clocks: Mapping[int, str]) -> list[str]:
+    """The cells of a column."""
+    if name == "ts_ns" and "source" in rows.columns:
+        named = zip(rows[name], (clocks.get(source, "") for source in rows["source"]), strict=True)
+        return [_date(at, clock) or _cell(name, at) for at, clock in named]
+    return [_cell(name, value) for value in rows[name]]
+
+
+def _date(ts_ns: int | None, clock: str) -> str | None:
+    """A time of a wall clock as it was printed, with a year if it has one; else None."""
+    if ts_ns is None or not clock.startswith("wall"):
+        return None
+    at = datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC)
+    micros = ts_ns % 1_000_000_000 // 1000
+    day = at.strftime("%m-%d" if clock == "wall, no year" else "%Y-%m-%d")
+    zone = "Z" if clock == "wall" else ""
+    return f"{day} {at:%H:%M:%S}" + (f".{micros:06}" if micros else "") + zone
+
+
 def _fitting_columns(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
     """Return the columns that fit, by priority, in table order; and the number left out."""
-    ranked = sorted(cells, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    first = _FIRST_OF_MESSAGES if "text" in cells else _FIRST
+    ranked = sorted(cells, key=lambda name: first.index(name) if name in first else len(first))
     chosen: list[str] = []
     used = 0
     for name in ranked:
@@ -81,7 +116,8 @@ def _fitting_columns(cells: dict[str, list[str]], width: int) -> tuple[list[str]
             continue
         chosen.append(name)
         used += needs
-    return [name for name in cells if name in chosen], len(cells) - len(chosen)
+    shown = sorted((name for name in cells if name in chosen), key=lambda name: name != "text")
+    return shown, len(cells) - len(chosen)
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:

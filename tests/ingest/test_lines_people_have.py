@@ -174,9 +174,28 @@ def test_events_in_another_order_are_no_steps() -> None:
     assert trace.seamcalls["start_ns"].drop_nulls().min() == 1_000_100_000
 
 
+def of_threads(*names: str) -> str:
+    return "".join(
+        f"{name:>16} 14399 [00{n % 2}]  1.0001{n:02}: {EVENT}\n" for n, name in enumerate(names)
+    )
+
+
 def test_processes_in_place_of_threads_are_refused() -> None:
-    text = "".join(f"       CPU {n}/KVM 14399 [00{n}]  1.00010{n}: {EVENT}\n" for n in (0, 1, 2))
-    assert "-F +tid" in refused(text)
+    assert "-F +tid" in refused(of_threads(*["CPU 0/KVM", "CPU 1/KVM"] * 3))
+    assert "-F +tid" in refused(of_threads(*["CPU 0/KVM", "CPU 1/KVM", "qemu"] * 3))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["qemu-system-x86"] * 5 + ["CPU 0/KVM"] * 5,
+        ["perf-exec"] * 4 + ["qemu-system-x86"] * 5 + ["CPU 0/KVM"] * 5,
+        # A name that is damaged on some lines.
+        ["CPU 0/KVM", "CPU", "CPU 0/KVM", "C?U 0/KVM", "CPU 0/KVM", "CPU"],
+    ],
+)
+def test_a_thread_may_have_several_names(names: list[str]) -> None:
+    assert read_text(of_threads(*names)).seamcalls.height == len(names)
 
 
 def test_a_thread_may_be_renamed() -> None:

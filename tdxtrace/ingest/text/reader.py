@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -47,7 +48,9 @@ _ENOUGH_STEPS: Final = 256
 _LEAST_SHARE: Final = 10
 # No host traces a TD in the first millisecond after it was switched on.
 _NO_UPTIME_NS: Final = 1_000_000
-_NAMES_OF_PROCESS: Final = 3
+# Lines that show whether numbers are those of threads, and how often a name is one of them.
+_LINES_OF_NAMES: Final = 300
+_OFTEN: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
 NOT_ROWS: Final = ("noise", "unmapped")
 """Kinds of events that no table has."""
@@ -212,6 +215,32 @@ class _Read:
     threads: U64Array
 
 
+def has_processes(lines: Iterable[str], reader: LineReader) -> bool:
+    """Whether numbers are those of processes: ``perf script -F pid`` without ``tid``.
+
+    They look like those of threads, but several names have one number, in turn. Nearest
+    innocent cases: a thread that was renamed, whose names follow each other; a name that is
+    damaged on some lines.
+
+    Args:
+        lines: First lines of a text.
+        reader: Their reader.
+    """
+    names: dict[int, list[str]] = {}
+    for line in islice(lines, _LINES_OF_NAMES):
+        prefix = reader.prefix(line)
+        if prefix is not None and prefix.tid > 0 and prefix.tgid == UNKNOWN:
+            names.setdefault(prefix.tid, []).append(prefix.comm)
+    return any(_alternate(told) for told in names.values())
+
+
+def _alternate(names: list[str]) -> bool:
+    """Whether two names that occur often come back after each other."""
+    often = {name for name, n in Counter(names).items() if n >= _OFTEN}
+    changes = [name for name, _ in groupby(name for name in names if name in often)]
+    return len(changes) >= len(often) + _OFTEN - 1 and len(often) > 1
+
+
 MendedLine = tuple[int, bytes, str, int]
 """Number of a line, its text, the kind of loss that it is, and of how many lines it was made."""
 
@@ -281,8 +310,7 @@ class TextReader:
         Lines are read one at a time if the loop would be ``interpreted``, which takes longer.
 
         Raises:
-            FormatError: If their stamps are no times (``perf script --deltatime``), or their
-                numbers not those of threads (``-F pid``).
+            FormatError: If their stamps are no times: ``perf script --deltatime``.
         """
         for block in filter(len, blocks):
             is_looped = run is not interpreted and self.mender is None
@@ -294,26 +322,6 @@ class TextReader:
         if self.mender is not None:
             yield self._mended(self.mender.finish())
         self._refuse_steps(1)
-        self._refuse_processes()
-
-    def _refuse_processes(self) -> None:
-        """Refuse numbers of processes in place of those of threads: perf script -F pid without tid.
-
-        They look alike. A thread has one name, or two where it was renamed when it began; all
-        threads of a QEMU together have more.
-
-        Raises:
-            FormatError: If one number has several names.
-        """
-        names = Counter(tid for tid, _ in self.lines.stats.threads if tid != UNKNOWN)
-        if self.lines.format != "perf-script" or not names:
-            return
-        tid, n = names.most_common(1)[0]
-        if n >= _NAMES_OF_PROCESS and tid != 0:
-            raise FormatError(
-                f"{self.shown} gives {n} threads the number {tid}: perf script -F pid prints "
-                "processes; print threads: -F +tid"
-            )
 
     def _refuse_steps(self, least: int) -> None:
         """Refuse stamps that are steps, once there are ``least`` of them to tell it by.
