@@ -23,6 +23,7 @@ from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
 from tdxtrace.ingest.stats import Header, SourceStats, read_comments
 from tdxtrace.tables.formats import (
+    BPFTRACE,
     FTRACE,
     FUNCTION_GRAPH,
     INPUT_FORMATS,
@@ -250,6 +251,17 @@ def _function_graph(given: Input, registry: EventRegistry, stats: SourceStats) -
     )
 
 
+def _bpftrace(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
+    from tdxtrace.ingest.text.bpftrace import BpftraceReader
+
+    lines = BpftraceReader(registry, stats)
+    return _TextReader(
+        given,
+        lambda _run: lines.batches(given.blocks),
+        lambda: (lines.clock, lines.resolution_ns),
+    )
+
+
 def _clock_of(form: InputFormat, lines: LineReader | GraphReader) -> tuple[str, int]:
     """What timestamps show of their clock: its kind and its resolution in ns."""
     kind = "integer" if lines.has_integer_clock else "unnamed"
@@ -328,6 +340,7 @@ class FormatRow:
 FORMATS: Final = {
     **{form: FormatRow(_event_lines) for form in INPUT_FORMATS.values() if form.unit == "line"},
     FUNCTION_GRAPH: FormatRow(_function_graph),
+    BPFTRACE: FormatRow(_bpftrace),
     TRACE_DAT: FormatRow(_trace_dat, magic=(b"\x17\x08\x44tracing",)),
     PERF_DATA: FormatRow(_perf_data, magic=(b"PERFILE2", b"2ELIFREP")),
     RAW_PAGES: FormatRow(_raw_pages),
@@ -341,12 +354,13 @@ FORMATS: Final = {
 def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
     """What a line of each text format passes, in this order: the first that it passes counts."""
     from tdxtrace.ingest.kernel_log import messages, prefixes
-    from tdxtrace.ingest.text import function_graph, line_formats
+    from tdxtrace.ingest.text import bpftrace, function_graph, line_formats
 
     return (
         (KERNEL_LOG, prefixes.has_log_prefix),
         *((INPUT_FORMATS[row.name], partial(_matches, row)) for row in line_formats.LINE_FORMATS),
         (FUNCTION_GRAPH, function_graph.LINE.match),
+        (BPFTRACE, bpftrace.is_line),
         (
             JOURNAL_JSON,
             lambda line: line.startswith(("{", "\x1e{")) and prefixes.parse_journal_entry(line),

@@ -307,6 +307,8 @@ def _notes(source: Source, sources: Sequence[Source]) -> Iterator[str]:
     where = one_line(source.path)
     if source.clock in ("integer", *TICK_CLOCKS):
         yield f"{where}: {source.clock} clock; times are in its ticks, shown as ns"
+    if source.clock == "order":
+        yield f"{where}: has no times: the numbers of its lines stand for them, in their order"
     if source.clock == "local":
         yield f"{where}: clock 'local' differs between CPUs; record with mono (-C mono)"
     if source.clock == "relative" or format_named(source.format).times != "absolute":

@@ -27,6 +27,7 @@ FTRACE_LATENCY: Final = InputFormat("ftrace-latency", times="since first event")
 FTRACE_VERBOSE: Final = InputFormat("ftrace-verbose", times="since first event")
 FUNCTION_GRAPH: Final = InputFormat("function-graph")
 PERF_SCRIPT: Final = InputFormat("perf-script")
+BPFTRACE: Final = InputFormat("bpftrace")
 TRACE_DAT: Final = InputFormat("trace.dat", unit="record")
 PERF_DATA: Final = InputFormat("perf.data", unit="record")
 RAW_PAGES: Final = InputFormat("trace_pipe_raw", unit="record")
@@ -41,6 +42,7 @@ INPUT_FORMATS: Final = {
         FTRACE_VERBOSE,
         FUNCTION_GRAPH,
         PERF_SCRIPT,
+        BPFTRACE,
         TRACE_DAT,
         PERF_DATA,
         RAW_PAGES,

@@ -13,7 +13,7 @@ from tdxtrace.ingest.batch import RecordBatch
 from tdxtrace.ingest.formats import detect_text, most_likely
 from tdxtrace.ingest.source import CHUNK_BYTES, KEPT_LINE_BYTES, block_of
 from tdxtrace.ingest.text.reader import LineReader, TextReader
-from tdxtrace.tables.formats import FUNCTION_GRAPH
+from tdxtrace.tables.formats import BPFTRACE, FUNCTION_GRAPH
 from tdxtrace.watch.ticks import Tick, Ticker
 
 _READ_BYTES: Final = 1 << 20
@@ -114,8 +114,8 @@ class TextTicker:
         if not head and is_last:
             raise FormatError(f"{self._shown} ended before any event came")
         found = detect_text(head, self._shown)
-        if found == FUNCTION_GRAPH:
-            raise FormatError(f"{self._shown} is function_graph text, which cannot be followed")
+        if found in (FUNCTION_GRAPH, BPFTRACE):
+            raise FormatError(f"{self._shown} is {found.name} text, which cannot be followed")
         return TextReader(LineReader(found.name, self._ticker.registry, self._ticker.stats))
 
     def _events(self, text: bytes) -> Iterator[RecordBatch]:
