@@ -61,6 +61,9 @@ _ADVICE: Final = {
     "no_time": "switch context back on: echo 1 > options/context-info",
 }
 
+# Values that are not known, each with a loss of its own.
+_MOST_UNKNOWN: Final = 64
+
 
 @dataclass(slots=True)
 class Loss:
@@ -100,6 +103,7 @@ class SourceStats:
     _open_gaps: dict[int, list[Loss]] = field(default_factory=dict)
     """Gaps without an end, by CPU."""
     _without_thread: Loss | None = None
+    _unknown: dict[str, Loss] = field(default_factory=dict)
 
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
         """Count ``n`` lines of a kind that become no row; ``line_no`` is the first of them."""
@@ -137,6 +141,16 @@ class SourceStats:
         gap = Loss("lost_events", "", line_no, cpu, start, None, n_events, 1)
         self.gaps.append(gap)
         self._open_gaps.setdefault(cpu, []).append(gap)
+
+    def record_unknown(self, what: str, line_no: int) -> None:
+        """Record a value of a row that is not known and null there: "exit reason EXIT_NPF"."""
+        shown = one_line(what, 60)
+        gap = self._unknown.get(shown)
+        if gap is None:
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                shown = "other values"
+            gap = self._unknown.setdefault(shown, Loss("undecoded", shown, line_no))
+        gap.n_events = (gap.n_events or 0) + 1
 
     def record_without_thread(self, tid: I32Array, ts_ns: I64Array) -> None:
         """Record events whose thread is not known: one loss from the first to the last of them."""
@@ -217,7 +231,7 @@ class SourceStats:
         """Return the ``losses`` rows of this source."""
         # By line: readers count in blocks of any size, the decoder (without a line) at any time.
         by_line = sorted(self.entries.values(), key=lambda e: (e.line_no is None, e.line_no or 0))
-        entries = [*self.gaps, *by_line]
+        entries = [*self.gaps, *self._unknown.values(), *by_line]
         rows = [
             {
                 "source": source,

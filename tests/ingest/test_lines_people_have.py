@@ -276,3 +276,77 @@ def test_a_wrapper_of_another_kernel_can_be_mapped() -> None:
 
 def test_an_arm_host_is_named() -> None:
     assert "of an ARM host" in refused((LINES / "arm.txt").read_text())
+
+
+def test_an_exit_reason_that_is_not_known_keeps_its_name() -> None:
+    """KVM of AMD has reasons of its own."""
+    trace = read("svm-exit-names.txt")
+    assert trace.vm_entries.select("exit_reason", "start_ns", "end_ns").rows() == [
+        (None, 1_000_001_000, 1_000_004_000)
+    ]
+    told = trace.losses.select("kind", "severity", "n_events", "n_lines", "detail").rows()
+    assert told == [("undecoded", "error", 1, 0, "exit reason EXIT_NPF (AMD, not Intel)")]
+
+
+def test_exit_reasons_that_are_not_known_are_counted_in_every_line() -> None:
+    pair = (LINES / "svm-exit-names.txt").read_text()
+    lines = [pair.replace("1.0000", f"1.{n:04}") for n in range(1, 400)]
+    for run in ("interpreted", "compiled"):
+        from support.ways import blocks_of
+
+        from tdxtrace import compiler
+        from tdxtrace.ingest.events.registry import EventRegistry
+        from tdxtrace.ingest.stats import SourceStats
+        from tdxtrace.ingest.text.reader import LineReader, TextReader
+
+        reader = LineReader("ftrace", EventRegistry(), SourceStats())
+        texts = "".join(lines).encode().split(b"\n")[:-1]
+        for _ in TextReader(reader).batches(blocks_of(texts, (100,)), getattr(compiler, run)):
+            pass
+        told = reader.stats.losses(0).filter(kind="undecoded")["n_events"].to_list()
+        assert told == [399]
+
+
+def test_the_number_of_a_reason_without_a_name_is_its_number() -> None:
+    text = (LINES / "svm-exit-names.txt").read_text()
+    trace = read_text(text.replace("EXIT_NPF", "UNKNOWN (77)"))
+    assert trace.vm_entries["exit_reason"].to_list() == [77]
+    assert lost(trace) == {}
+
+
+# Tracepoints out of tree.
+
+SEAM = """\
+ qemu-100 [015] ..... 5.000001: seamcall_enter: {0}op: {1} 80000001 12000 13000 0 0 0
+ qemu-100 [015] ..... 5.000003: seamcall_exit: {0}op: {1} err: {2}({3}) 807 401 0 0 0 0
+"""
+
+
+@pytest.mark.parametrize("cpu", ["", "cpuid: 15 "])
+@pytest.mark.parametrize("group", ["", "seam:"])
+def test_the_tracepoints_of_seam(cpu: str, group: str) -> None:
+    text = SEAM.format(cpu, "TDH_MEM_PAGE_AUG", "TDX_OPERAND_BUSY", "8000020000000092")
+    trace = read_text(text.replace("seamcall_", f"{group}seamcall_"))
+    assert trace.seamcalls.select("leaf", "status", "gpa", "level", "ext_err1").rows() == [
+        (6, BUSY, 0x8000_0000, 1, 0x807)
+    ]
+    assert trace.seamcalls["probe"].to_list() == ["tracepoint"]
+
+
+def test_calls_of_the_loader_are_no_calls_of_the_module() -> None:
+    busy = SEAM.format("", "TDH_MEM_PAGE_AUG", "", "0")
+    for name in ("SEAMLDR_INFO", "SEAMLDR_INSTALL", "P_SEAMLDR_SHUTDOWN"):
+        trace = read_text(busy + SEAM.format("cpuid: 1 ", name, "", "0").replace(" 5.", " 6."))
+        assert trace.seamcalls["leaf"].to_list() == [6]
+        assert trace.losses.select("kind", "detail", "n_lines").rows() == [
+            ("noise", "P-SEAMLDR calls", 2)
+        ]
+
+
+def test_a_probe_may_have_the_name_of_a_tracepoint() -> None:
+    text = """\
+ qemu-100 [015] ..... 5.000001: seamcall_enter: (__seamcall_ret+0x0/0x70) fn=0x6 rcx=0x80000001
+ qemu-100 [015] ..... 5.000003: seamcall_exit: (tdh_vp_rd+0x9b/0xa0 <- __seamcall_ret) ret=0x0
+"""
+    trace = read_text(text)
+    assert trace.seamcalls.select("leaf", "probe", "status").rows() == [(6, "seamcall", 0)]

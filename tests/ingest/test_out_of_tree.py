@@ -72,9 +72,7 @@ def test_leaves_by_name_or_number(op: str, leaf: int, version: int) -> None:
     assert (found["leaf"], found["version"]) == (leaf, version)
 
 
-@pytest.mark.parametrize(
-    "op", ["TDH_NO_SUCH_LEAF", "SEAMLDR_INFO(8000000000000000)", "0x", "(zz)", ""]
-)
+@pytest.mark.parametrize("op", ["TDH_NO_SUCH_LEAF", "NO_SEAMLDR_CALL", "0x", "(zz)", ""])
 def test_an_op_that_is_no_leaf_gives_none(op: str) -> None:
     assert "leaf" not in values("tdx_seamcall", f"op: {op} 1000 0 0 0 0")
 
@@ -129,3 +127,16 @@ def test_a_return_without_a_status_is_a_loss_and_no_success() -> None:
     assert is_accounted_for(trace)
     assert trace.seamcalls["status"].to_list() == [None]
     assert trace.seamcalls.filter(pl.col("end_ns").is_not_null()).is_empty()
+
+
+@pytest.mark.parametrize(
+    ("op", "fn"),
+    [
+        ("SEAMLDR_INFO(8000000000000000)", 1 << 63),
+        ("SEAMLDR_INSTALL", 1 << 63 | 1),
+        ("P_SEAMLDR.SHUTDOWN", 1 << 63 | 2),
+        ("UNKNOWN(8000000000000007)", 1 << 63 | 7),
+    ],
+)
+def test_calls_of_the_loader_have_its_bit(op: str, fn: int) -> None:
+    assert values("tdx_seamcall", f"op: {op} 1000 0 0 0 0")["fn"] == fn

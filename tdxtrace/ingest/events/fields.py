@@ -29,6 +29,8 @@ class Fields:
     unread: Callable[[str], Iterable[tuple[int, int]]] = lambda _: ()
     """Finds numbers in the text that differ from line to line and that no table needs; those
     of ``spans`` may be among them."""
+    unknown: str = ""
+    """What was printed in place of a number and has no number that is known."""
 
     def put(self, slot: str, found: re.Match[str], group: str, base: int = 0) -> None:
         """Set a slot to the number that ``group`` matched, if it matched a number."""
@@ -142,6 +144,11 @@ def kvm_exit(args: str) -> Fields:
     reason = exit_reason(found["text"])
     if reason is not None:
         fields.values["exit_reason"] = reason
+    else:
+        text = found["text"].strip()
+        # libtraceevent, plugins/plugin_kvm.c: SVM_EXIT_REASONS; KVM prints them in lower case.
+        is_svm = text.startswith("EXIT_") or text.islower()
+        fields.unknown = f"exit reason {text}{' (AMD, not Intel)' if is_svm else ''}"
     return fields
 
 
@@ -221,21 +228,38 @@ KVM_DECODERS: Final[Mapping[str, Callable[[str], Fields]]] = {
 # kvm:kvm_tdx_seamcall_enter / _exit: RFC v2 08/69 of the KVM TDX series, 2021-07-02.
 # kvm:kvm_sept_seamcall: the same series.  tdx_seam:tdx_seamcall / tdx_seamret:
 # Intel's tree, arch/x86/kvm/vmx/tdx_trace.h; its registers are bare hex.
+# seam:seamcall_enter "cpuid: %d op: %s" and six registers, in older trees without cpuid;
+# seam:seamcall_exit "cpuid: %d op: %s err: %s(%llx)" and six registers: Intel's trees.
 _OP = re.compile(r"\bop: (?P<name>[\w.]+)(?:\((?P<number>[0-9a-f]+)\))?")
 _REGISTER = re.compile(r"\b(?P<name>rcx|rdx|r8): (?P<n>0x[0-9a-f]+)")
 _ERROR = re.compile(r"\berr (?:\S*) (?P<n>0x[0-9a-f]{1,16})\b")
 _BARE_ERROR = re.compile(r"\berr: \S*?\((?P<n>[0-9a-f]{1,16})\)")
-_BARE = re.compile(r"(?<=\) )(?P<rcx>[0-9a-f]+) (?P<rdx>[0-9a-f]+) (?P<r8>[0-9a-f]+)\b")
+_BARE = re.compile(
+    r"(?:(?<=\) )|\bop: [A-Za-z]\w*+ )(?P<rcx>[0-9a-f]+) (?P<rdx>[0-9a-f]+) (?P<r8>[0-9a-f]+)\b"
+)
 _SEPT = re.compile(r"\bgpa: (?P<gpa>0x[0-9a-f]+) hpa: (?P<page>0x[0-9a-f]+) level: (?P<level>\d+)")
+
+
+# Calls of P-SEAMLDR, the loader of the module, have bit 63 of RAX set: seam-loader
+# p-seam-loader/include/pseamldr_api_defs.h.
+_LOADER: Final = {
+    f"{mark}{name}": 1 << 63 | n
+    for n, name in enumerate(("INFO", "INSTALL", "SHUTDOWN", "SEAMINFO"))
+    for mark in "_."
+}
 
 
 def _leaf(fields: Fields, args: str) -> None:
     found = _OP.search(args)
     if found is None:
         return
+    number = int(found["number"] or "0", 16)
+    loader = number if number >> 63 == 1 else _LOADER.get(found["name"].rpartition("SEAMLDR")[2])
+    if loader is not None:
+        fields.values |= {"leaf": loader & 0xFFFF, "fn": loader}
+        return
     try:
-        number = found["number"]
-        leaf, version = parse_leaf(f"0x{number}" if number else found["name"])
+        leaf, version = parse_leaf(f"{number:#x}" if found["number"] else found["name"])
     except ValueError:
         return
     fields.values |= {"leaf": leaf, "version": version}
@@ -288,4 +312,6 @@ OUT_OF_TREE: Final[Mapping[str, tuple[Literal["entry", "return"], Decoder]]] = {
     "tdx_seamcall_exit": ("return", _exit),
     "tdx_seamret": ("return", _exit),
     "kvm_sept_seamcall": ("entry", _sept),
+    "seamcall_enter": ("entry", _enter),
+    "seamcall_exit": ("return", _exit),
 }

@@ -128,9 +128,10 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
     bare = name.rpartition(":")[2]
     if bare in fields.KVM_DECODERS:
         return _kvm(name, bare)
-    if bare in fields.OUT_OF_TREE:
-        return _out_of_tree(name, bare)
     role = role_of(args)
+    # A probe may have the name of a tracepoint that is out of tree.
+    if bare in fields.OUT_OF_TREE and role is None:
+        return _out_of_tree(name, bare)
     given = mappings.get(name) or mappings.get(bare)
     if given is not None:
         return _call(name, given[0], given[1] or role or "entry", args)

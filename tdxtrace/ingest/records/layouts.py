@@ -106,7 +106,7 @@ def _as_text(made: EventFormat, symbol: str | None) -> str:
 
 def _reads(made: EventFormat, event: Event) -> dict[str, Field]:
     slots = _KVM_SLOTS.get(made.name, event.slots)
-    if made.name in OUT_OF_TREE:
+    if event.probe == "tracepoint" and made.name in OUT_OF_TREE:
         slots = _PROPOSED_SLOTS[OUT_OF_TREE[made.name][0]]
     reads: dict[str, Field] = {}
     for key, place in made.fields.items():

@@ -192,6 +192,8 @@ class LineReader:
         if fields is None:
             self.stats.count("undecoded", event.name, number)
             return None
+        if fields.unknown:
+            self.stats.record_unknown(fields.unknown, number)
         self.stats.events[event.name] += 1
         comm = prefix.comm.encode("latin-1").decode("utf-8", "replace")
         self.stats.record_thread(prefix.tid, comm, prefix.tgid)
@@ -446,7 +448,7 @@ class TextReader:
             return
         if event.kind not in NOT_ROWS:
             fields = self.lines.understood(event, prefix.args)
-            if fields is not None:
+            if fields is not None and not fields.unknown:
                 self.patterns.learn_arguments(event.name, index, prefix.args, fields, event.decode)
         elif not self.lines.may_be_probe(event.name) and not (
             # Maybe a probe's line, cut.
