@@ -136,7 +136,13 @@ def test_a_return_without_a_status_is_a_loss_and_no_success() -> None:
         ("SEAMLDR_INSTALL", 1 << 63 | 1),
         ("P_SEAMLDR.SHUTDOWN", 1 << 63 | 2),
         ("UNKNOWN(8000000000000007)", 1 << 63 | 7),
+        ("0x8000000000000007", 1 << 63 | 7),
     ],
 )
 def test_calls_of_the_loader_have_its_bit(op: str, fn: int) -> None:
     assert values("tdx_seamcall", f"op: {op} 1000 0 0 0 0")["fn"] == fn
+
+
+def test_a_call_without_a_name_is_its_number() -> None:
+    read = values("seamcall_enter", "cpuid: 1 op: 0x6 1000 0 0 0 0 0")
+    assert (read["leaf"], read["rcx"]) == (6, 0x1000)

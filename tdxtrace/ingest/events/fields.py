@@ -231,11 +231,13 @@ KVM_DECODERS: Final[Mapping[str, Callable[[str], Fields]]] = {
 # seam:seamcall_enter "cpuid: %d op: %s" and six registers, in older trees without cpuid;
 # seam:seamcall_exit "cpuid: %d op: %s err: %s(%llx)" and six registers: Intel's trees.
 _OP = re.compile(r"\bop: (?P<name>[\w.]+)(?:\((?P<number>[0-9a-f]+)\))?")
+# A call that the kernel has no name for: print_symbolic.
+_HEX_OP: Final = re.compile(r"0x[0-9a-f]{1,16}$")
 _REGISTER = re.compile(r"\b(?P<name>rcx|rdx|r8): (?P<n>0x[0-9a-f]+)")
 _ERROR = re.compile(r"\berr (?:\S*) (?P<n>0x[0-9a-f]{1,16})\b")
 _BARE_ERROR = re.compile(r"\berr: \S*?\((?P<n>[0-9a-f]{1,16})\)")
 _BARE = re.compile(
-    r"(?:(?<=\) )|\bop: [A-Za-z]\w*+ )(?P<rcx>[0-9a-f]+) (?P<rdx>[0-9a-f]+) (?P<r8>[0-9a-f]+)\b"
+    r"(?:(?<=\) )|\bop: [\w.]++ )(?P<rcx>[0-9a-f]+) (?P<rdx>[0-9a-f]+) (?P<r8>[0-9a-f]+)\b"
 )
 _SEPT = re.compile(r"\bgpa: (?P<gpa>0x[0-9a-f]+) hpa: (?P<page>0x[0-9a-f]+) level: (?P<level>\d+)")
 
@@ -253,7 +255,7 @@ def _leaf(fields: Fields, args: str) -> None:
     found = _OP.search(args)
     if found is None:
         return
-    number = int(found["number"] or "0", 16)
+    number = int(found["number"] or (_HEX_OP.match(found["name"]) or ["0"])[0], 16)
     loader = number if number >> 63 == 1 else _LOADER.get(found["name"].rpartition("SEAMLDR")[2])
     if loader is not None:
         fields.values |= {"leaf": loader & 0xFFFF, "fn": loader}

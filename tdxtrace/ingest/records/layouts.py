@@ -39,9 +39,9 @@ _KVM_SLOTS: Final[Mapping[str, Mapping[str, str]]] = {
 _KVM_NEEDS: Final = {"kvm_entry": "vcpu_id", "kvm_exit": "exit_reason", "kvm_page_fault": "gpa"}
 # SEAMCALL tracepoints out of tree (see OUT_OF_TREE): their registers and what they call them.
 _PROPOSED_SLOTS: Final = {
-    "entry": {"op": "fn", "gpa": "gpa", "hpa": "page", "level": "level"}
+    "entry": {"op": "fn", "fn": "fn", "gpa": "gpa", "hpa": "page", "level": "level"}
     | {name: name for name in ("rcx", "rdx", "r8")},
-    "return": {"op": "fn", "err": "status", "rcx": "out_rcx", "rdx": "out_rdx"},
+    "return": {"op": "fn", "fn": "fn", "err": "status", "rcx": "out_rcx", "rdx": "out_rdx"},
 }
 
 
