@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from tdxtrace.tdx.exit_reasons import exit_reason_number
 from tdxtrace.tdx.leaves import parse_leaf
+from tdxtrace.tdx.loader import LOADER_BIT, parse_loader_leaf
 
 _WORD_MASK: Final = (1 << 64) - 1
 _HEX_DIGITS: Final = 16
@@ -231,8 +232,6 @@ KVM_DECODERS: Final[Mapping[str, Callable[[str], Fields]]] = {
 # seam:seamcall_enter "cpuid: %d op: %s" and six registers, in older trees without cpuid;
 # seam:seamcall_exit "cpuid: %d op: %s err: %s(%llx)" and six registers: Intel's trees.
 _OP = re.compile(r"\bop: (?P<name>[\w.]+)(?:\((?P<number>[0-9a-f]+)\))?")
-# A call that the kernel has no name for: print_symbolic.
-_HEX_OP: Final = re.compile(r"0x[0-9a-f]{1,16}$")
 _REGISTER = re.compile(r"\b(?P<name>rcx|rdx|r8): (?P<n>0x[0-9a-f]+)")
 _ERROR = re.compile(r"\berr (?:\S*) (?P<n>0x[0-9a-f]{1,16})\b")
 _BARE_ERROR = re.compile(r"\berr: \S*?\((?P<n>[0-9a-f]{1,16})\)")
@@ -242,26 +241,17 @@ _BARE = re.compile(
 _SEPT = re.compile(r"\bgpa: (?P<gpa>0x[0-9a-f]+) hpa: (?P<page>0x[0-9a-f]+) level: (?P<level>\d+)")
 
 
-# Calls of P-SEAMLDR, the loader of the module, have bit 63 of RAX set: seam-loader
-# p-seam-loader/include/pseamldr_api_defs.h.
-_LOADER: Final = {
-    f"{mark}{name}": 1 << 63 | n
-    for n, name in enumerate(("INFO", "INSTALL", "SHUTDOWN", "SEAMINFO"))
-    for mark in "_."
-}
-
-
 def _leaf(fields: Fields, args: str) -> None:
     found = _OP.search(args)
     if found is None:
         return
-    number = int(found["number"] or (_HEX_OP.match(found["name"]) or ["0"])[0], 16)
-    loader = number if number >> 63 == 1 else _LOADER.get(found["name"].rpartition("SEAMLDR")[2])
+    op = f"0x{found['number']}" if found["number"] else found["name"]
+    loader = parse_loader_leaf(op.removeprefix("P_"))
     if loader is not None:
-        fields.values |= {"leaf": loader & 0xFFFF, "fn": loader}
+        fields.values |= {"leaf": loader, "fn": LOADER_BIT | loader}
         return
     try:
-        leaf, version = parse_leaf(f"{number:#x}" if found["number"] else found["name"])
+        leaf, version = parse_leaf(op)
     except ValueError:
         return
     fields.values |= {"leaf": leaf, "version": version}

@@ -243,8 +243,15 @@ def _alternate(names: list[str]) -> bool:
     return len(changes) >= len(often) + _OFTEN - 1 and len(often) > 1
 
 
-MendedLine = tuple[int, bytes, str, int]
-"""Number of a line, its text, the kind of loss that it is, and of how many lines it was made."""
+class MendedLine(NamedTuple):
+    """A line as it was before it was changed on its way, or one that is lost."""
+
+    number: int
+    text: bytes
+    loss: str
+    """The kind of loss that it is; "": it is to be read."""
+    n_lines: int
+    """Lines that it was made of."""
 
 
 class LineMender(Protocol):

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from tdxtrace.ingest.batch import UNKNOWN
 from tdxtrace.ingest.text import line_formats
 from tdxtrace.ingest.text.line_formats import LinePrefix
-from tdxtrace.ingest.text.reader import NOT_ROWS, LineReader
+from tdxtrace.ingest.text.reader import NOT_ROWS, LineReader, MendedLine
 
 # Quotation marks behind an indentation; those at the start of a line the reader takes off.
 _QUOTE: Final = re.compile(r"^[ \t]{0,8}>[> \t]*+")
@@ -37,17 +37,6 @@ _LEAST_SHARE: Final = 100
 _LEAST_OF_WIDTH: Final = 2
 # Lines from the first event on that show how a text is: all lines of a mail are alike.
 _ENOUGH_LINES: Final = 300
-
-
-class Line(NamedTuple):
-    """A line as it was before, or one that is lost."""
-
-    number: int
-    text: bytes
-    loss: str
-    """The kind of loss that it is; "": it is to be read."""
-    n_lines: int
-    """Lines that it was made of."""
 
 
 class _Part(NamedTuple):
@@ -80,7 +69,7 @@ class Mender:
     _soft: tuple[int, str, int] | None = None
     """Beginning of a quoted-printable line: its number, its text, its lines."""
 
-    def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[Line]:
+    def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[MendedLine]:
         """Yield lines as they are known to have ended; numbers count from 1."""
         for number, text in texts:
             line = text.decode("latin-1").rstrip("\r")
@@ -93,14 +82,14 @@ class Mender:
         """Take the marks of quotations off a line."""
         return (_QUOTE if self.is_quoted else line_formats.QUOTE).sub("", line)
 
-    def finish(self) -> Iterator[Line]:
+    def finish(self) -> Iterator[MendedLine]:
         """Yield the line that was held back."""
         if self._soft is not None:
             (number, line, n), self._soft = self._soft, None
             yield from self._line(number, line, n)
         yield from self._release()
 
-    def _printable(self, number: int, line: str) -> Iterator[Line]:
+    def _printable(self, number: int, line: str) -> Iterator[MendedLine]:
         if self._soft is not None:
             (number, before, n), self._soft = self._soft, None
             line, n = before + line, n + 1
@@ -113,11 +102,11 @@ class Mender:
             number, quopri.decodestring(line.encode("latin-1")).decode("latin-1"), n
         )
 
-    def _line(self, number: int, line: str, n: int) -> Iterator[Line]:
+    def _line(self, number: int, line: str, n: int) -> Iterator[MendedLine]:
         held, is_event = self._held, self.begins(line)
         if is_event and held is not None and not held.is_event and self._is_cut(held.text, line):
             self._held = None
-            yield Line(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
+            yield MendedLine(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
             return
         joined = None
         if held is not None and not is_event and not self.is_other(line):
@@ -127,7 +116,7 @@ class Mender:
             self._held = _Part(number, line, n, is_event)
         elif joined == _CUT:
             self._held = None
-            yield Line(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
+            yield MendedLine(held.number, held.text.encode("latin-1"), "wrapped", held.n_lines + n)
         else:
             self._held = _Part(held.number, joined, held.n_lines + n, True)
 
@@ -143,13 +132,13 @@ class Mender:
         places = [p and (p.tid, p.tgid, p.cpu, p.ts, p.event, p.args) for p in read]
         return places[0] == places[1]
 
-    def _release(self) -> Iterator[Line]:
+    def _release(self) -> Iterator[MendedLine]:
         held, self._held = self._held, None
         if held is not None:
             # What is no whole line must not be read as one of another format.
             is_rest = not held.is_event and not self.is_other(held.text) and held.text.strip()
             loss = "unparsed" if is_rest else ""
-            yield Line(held.number, held.text.encode("latin-1"), loss, held.n_lines)
+            yield MendedLine(held.number, held.text.encode("latin-1"), loss, held.n_lines)
 
     def is_other(self, line: str) -> bool:
         """Whether a line is a whole one but no event: a header, a marker, part of a call chain."""
