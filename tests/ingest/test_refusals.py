@@ -1,0 +1,115 @@
+"""Texts that are no trace: the line says which tool made them, and what to run instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.texts import ONE_CALL, read_text
+
+from tdxtrace.errors import FormatError
+
+LINES = Path(__file__).parent.parent / "lines"
+
+PERF_KVM_STAT = """\
+
+Analyze events for all VMs, all VCPUs:
+
+             VM-EXIT    Samples  Samples%     Time%    Min Time    Max Time         Avg time
+
+       EPT_VIOLATION       1203    62.11%    11.35%      1.50us    412.17us     12.21us
+
+Total Samples:1937, Total events handled time:129405.11us.
+"""
+PERF_REPORT = """\
+# To display the perf.data header info, please use --header/--header-only options.
+#
+# Samples: 1K of event 'kvm:kvm_exit'
+#
+# Overhead  Command  Shared Object      Symbol
+# ........  .......  .................  ..............
+    62.11%  CPU 0/KVM  [kernel.kallsyms]  [k] tdx_vcpu_run
+"""
+PERF_STAT = """\
+
+ Performance counter stats for 'system wide':
+
+             1,203      kvm:kvm_exit
+
+       1.001204341 seconds time elapsed
+"""
+PERF_DUMP = """\
+
+0x928@perf.data [0x390]: event: 69
+.
+. ... raw event: size 912 bytes
+"""
+BCC = """\
+Tracing... Hit Ctrl-C to end.
+     usecs               : count     distribution
+         0 -> 1          : 12       |****                                    |
+         2 -> 3          : 120      |****************************************|
+"""
+BPFTRACE_MAPS = """\
+Attaching 2 probes...
+^C
+
+@[kvm_exit]: 1203
+@hist:
+[2K, 4K)             120 |@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@|
+"""
+STRACE = """\
+[pid  1201] ioctl(21, KVM_RUN, 0) = 0 <0.000012>
+[pid  1201] ioctl(21, KVM_RUN, 0) = 0 <0.000012>
+"""
+GUEST = """\
+  swapper/0-1 [000] d.... 1.000001: tdx_hypercall: fn=0x10001
+"""
+NO_TIME = " CPU 0/KVM 14402 [001]    kvm:kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0\n"
+STAT = "cpus=2\n\nKernel buffer statistics:\n  Note: entries\nCPU: 0\nentries: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "tool", "instead", "ours"),
+    [
+        (
+            (LINES / "perf-trace-not-script.txt").read_text(),
+            "perf trace",
+            "perf script",
+            "kvm_exit",
+        ),
+        (PERF_KVM_STAT, "perf kvm stat", "perf record", ""),
+        (PERF_REPORT, "perf report", "perf script", "kvm_exit, tdx_vcpu_run"),
+        (PERF_STAT, "perf stat", "perf record", "kvm_exit"),
+        (PERF_DUMP, "perf script -D", "without -D", ""),
+        (BCC, "bcc", "tdxtrace capture record", ""),
+        (BPFTRACE_MAPS, "bpftrace", "tdxtrace capture record", "kvm_exit"),
+        (STRACE, "strace", "tdxtrace capture record", ""),
+        (NO_TIME, "perf script", "-F +time", "kvm_exit"),
+        (STAT, "trace-cmd report --stat", "without --stat", ""),
+        (GUEST, "of a guest", "trace the host", ""),
+    ],
+)
+def test_the_line_names_the_tool_and_what_to_run(
+    text: str, tool: str, instead: str, ours: str
+) -> None:
+    for form in (text, text.replace("\n", "\r\n")):
+        with pytest.raises(FormatError) as raised:
+            read_text(form)
+        said = str(raised.value)
+        assert "\n" not in said
+        assert tool in said
+        assert instead in said
+        assert not ours or f"{ours} would be read" in said
+
+
+@pytest.mark.parametrize("text", [PERF_KVM_STAT, PERF_STAT, BCC, BPFTRACE_MAPS, STRACE, STAT])
+def test_calls_beside_such_text_are_read(text: str) -> None:
+    """People put several things into one file."""
+    for both in (text + ONE_CALL, ONE_CALL + text):
+        assert read_text(both).seamcalls.height == 1
+
+
+def test_what_is_not_known_shows_its_first_line() -> None:
+    with pytest.raises(FormatError, match="is no trace: its first line is 'hello'"):
+        read_text("hello\nworld\n")
