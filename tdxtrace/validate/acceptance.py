@@ -267,8 +267,9 @@ def false_bugs(results: Iterable[Result]) -> int:
 
 def explained_by_capture(results: Sequence[Result]) -> float | None:
     """Share of explained busy answers where ``capture`` recorded, relative to all probes."""
-    whole = {result.cell.plan: result for result in results if result.cell.shows_causes}
-    recorded = [r for r in results if r.cell.probes == "capture" and r.cell.plan in whole]
+    full = [result for result in results if result.cell.shows_causes]
+    whole = {result.cell.plan: result for result in full if result.cell.probes == "wrappers"}
+    recorded = [r for r in full if r.cell.probes == "capture" and r.cell.plan in whole]
     shares = [_explained(recorded), _explained([whole[r.cell.plan] for r in recorded])]
     if shares[0] is None or not shares[1]:
         return None
