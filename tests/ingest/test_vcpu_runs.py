@@ -19,13 +19,13 @@ LETTERS = {"B": BUSY, "D": EPOCH, "H": HLT, "C": CALL}
 
 def events(story: str) -> str:
     """Text of a story: > kvm_entry, < kvm_exit, ( the call, B D H C its return, b d h c that of
-    tdx_handle_exit, L a loss; a digit before a word is another thread."""
+    tdx_handle_exit, L and M a loss on CPU 1 and 2; a digit before a word is another thread."""
     texts, at = [], itertools.count(1)
     for word in story.split():
         tid, what = (word[0], word[1:]) if word[0].isdigit() else ("7", word)
         stamp, place = f"1.{next(at):06}", f"CPU 0/KVM-{tid}"
-        if what == "L":
-            texts.append("CPU:1 [LOST 3 EVENTS]\n")
+        if what in "LM":
+            texts.append(f"CPU:{'LM'.index(what) + 1} [LOST 3 EVENTS]\n")
         elif what == ">":
             texts.append(line(stamp, "kvm_entry: vcpu 0, rip 0x0", place))
         elif what == "<":
@@ -78,6 +78,10 @@ def entries(story: str, tid: int = 7) -> str:
         # It may have been lost.
         ("> < D L D > < H", "DDH"),
         ("> < D L D D > < H", "DDH"),
+        # ... but not on another CPU, and not before the gap or after it.
+        ("> < D M D > < H", "DH"),
+        ("> < D D M L > < D D > < H", "DDH"),
+        ("L > < D D > < H L", "DH"),
         # One of both events is enough.
         ("> < D < D < H", "DDH"),
         # The last ones may be entries, or not: a request that is busy is cut either way.
@@ -145,7 +149,7 @@ def test_tdx_handle_exit_without_the_status_tells_nothing() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from("> < C D H d c 8> 8D 8d ( L".split()), max_size=30))
+@given(st.lists(st.sampled_from("> < C D H d c 8> 8D 8d ( L M".split()), max_size=30))
 def test_batches_may_end_anywhere(words: list[str]) -> None:
     story = " ".join(["> < C", *words])
     whole = read(story)

@@ -23,6 +23,8 @@ _AGAIN: Final = "entries seen in tdx_vcpu_run and again in tdx_handle_exit"
 _STALE: Final = "returns of tdx_vcpu_run, held off by a zap, without an entry"
 _OPEN: Final = "last returns of tdx_vcpu_run, perhaps without an entry"
 _FAR: Final = np.iinfo(np.int64)
+_NOTHING: Final = np.zeros(0, np.int64)
+_NO_WINDOWS: Final = (_NOTHING, _NOTHING)
 # Where the tool did not print the thread, a CPU stands for it, as in pairs of calls.
 _THREAD: Final = pl.coalesce("tid", -2 - pl.col("cpu").cast(pl.Int32)).fill_null(UNKNOWN)
 
@@ -45,7 +47,8 @@ class VcpuRuns:
     _held: pl.DataFrame = field(default_factory=SEAMCALLS.empty)
     """Undecided rows of earlier batches."""
     _n_gaps: int = 0
-    _lost: tuple[I64Array, I64Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    """Losses that were looked at; those without an end are looked at again."""
+    _lost: tuple[I64Array, I64Array, I64Array] = (_NOTHING, _NOTHING, np.zeros(2, np.int64))
 
     def sift(
         self, rows: pl.DataFrame, what: runs.Bytes, beside: Sequence[RecordBatch]
@@ -81,11 +84,14 @@ class VcpuRuns:
     ) -> tuple[runs.Bytes, dict[int, int]]:
         """Return what became of the rows ``at``, and by thread what its undecided rows are."""
         n_beside = sum(map(len, beside))
-        own = rows.select("seq", "end_ns", "status", _THREAD.alias("thread"))[at]
+        own = rows.select("seq", "end_ns", "status", "cpu", _THREAD.alias("thread"))[at]
         tid = np.concatenate([*map(_threads, beside), own["thread"]])
         line = np.concatenate([*(part.line for part in beside), own["seq"].cast(pl.Int64)])
         when = np.concatenate([*(part.ts_ns for part in beside), own["end_ns"]])
         status = np.concatenate([np.zeros(n_beside, np.uint64), own["status"]])
+        cpu = np.concatenate(
+            [*(part.cpu for part in beside), own["cpu"].cast(pl.Int64).fill_null(-1)]
+        )
         kind = np.concatenate([np.full(n_beside, runs.IN_GUEST, np.uint8), what])
         order = np.argsort(line, kind="stable")
         number, n_threads = number_threads(tid.astype(np.int32)[order], self.run)
@@ -95,8 +101,8 @@ class VcpuRuns:
         mine = self._numbers(tids)
         state, coming = self._state[mine], np.empty(n_threads, np.uint8)
         fate = np.empty(len(order), np.uint8)
-        told = kind[order], status[order], when[order], *self._windows()
-        self.run(runs.judge_returns)(number, *told, state, coming, fate)
+        told = kind[order], status[order], when[order], cpu.astype(np.int64)[order]
+        self.run(runs.judge_returns)(number, *told, *self._windows(), state, coming, fate)
         self._state[mine] = state
         by_row = np.empty(len(order), np.uint8)
         by_row[order] = fate
@@ -126,15 +132,17 @@ class VcpuRuns:
         if rows.height:
             self.stats.count("noise", why, None, int(rows["n_lines"].sum()))
 
-    def _windows(self) -> tuple[I64Array, I64Array]:
-        """Windows of lost events, merged."""
+    def _windows(self) -> tuple[I64Array, I64Array, I64Array]:
+        """Windows of lost events: start and end, CPU by CPU, and the first of each CPU."""
         gaps = list(self.stats.gaps)
         if len(gaps) != self._n_gaps:
-            self._n_gaps = len(gaps)
             told = [gap for gap in gaps if gap.kind in _LOSS_KINDS]
+            cpu = np.array([gap.cpu for gap in told], np.int64)
             start = [_FAR.min if gap.start_ns is None else gap.start_ns for gap in told]
             end = [_FAR.max if gap.end_ns is None else gap.end_ns for gap in told]
-            self._lost = _merged(np.array(start, np.int64), np.array(end, np.int64))
+            self._lost = _by_cpu(cpu, np.array(start, np.int64), np.array(end, np.int64))
+            is_closed = all(gap.end_ns is not None for gap in told)
+            self._n_gaps = len(gaps) if is_closed else -1
         return self._lost
 
 
@@ -147,6 +155,17 @@ def _joined(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     if one.is_empty() or other.is_empty():
         return one if other.is_empty() else other
     return pl.concat([one, other], how="diagonal")
+
+
+def _by_cpu(cpu: I64Array, start: I64Array, end: I64Array) -> tuple[I64Array, I64Array, I64Array]:
+    """Sort windows by CPU and merge those that overlap."""
+    parts = [_NO_WINDOWS]
+    first = np.zeros(int(cpu.max(initial=UNKNOWN)) + 3, np.int64)
+    for number in np.unique(cpu).tolist():
+        parts.append(_merged(start[cpu == number], end[cpu == number]))
+        first[number + 2] = len(parts[-1][0])
+    starts, ends = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return starts, ends, np.cumsum(first)
 
 
 def _merged(start: I64Array, end: I64Array) -> tuple[I64Array, I64Array]:

@@ -44,8 +44,10 @@ def judge_returns(
     what: Bytes,
     status: U64Array,
     ts_ns: I64Array,
+    cpu: I64Array,
     lost_from: I64Array,
     lost_to: I64Array,
+    first_lost: I64Array,
     state: I64Array,
     coming: Bytes,
     fate: Bytes,
@@ -53,16 +55,20 @@ def judge_returns(
     """Write what became of each event.
 
     A return is of no entry if its thread's kvm_entry are recorded, none came since the return
-    before, its status is that of the return before, and no events were lost meanwhile.  A new
-    status without kvm_entry shows that these are no longer recorded: what was undecided did enter.
+    before, its status is that of the return before, and its CPU lost no events meanwhile: kvm_entry
+    comes from the same function, on the same CPU.  A new status without kvm_entry shows that these
+    are no longer recorded: what was undecided did enter.
 
     Args:
         thread: Number of each event's thread, in the order of the source.
         what: One of the first constants above.
         status: Status of TDH.VP.ENTER; of no meaning for IN_GUEST.
         ts_ns: Time of each event.
-        lost_from: Start of each window in which events were lost; they do not overlap.
-        lost_to: Its end, ascending.
+        cpu: Its CPU, -1: not recorded.
+        lost_from: Start of each window in which events were lost, by CPU, -1 first: any; those of
+            one CPU do not overlap.
+        lost_to: Its end, ascending within a CPU.
+        first_lost: By CPU + 1: its first window; one more entry than CPUs.
         state: By thread and column: carried from batch to batch, 0 at first.
         coming: By thread: written: what its undecided returns of earlier batches are, UNDECIDED
             while that is not known.
@@ -78,7 +84,13 @@ def judge_returns(
         told = np.int64(status[at])
         last = state[mine, LAST]
         is_same = last != IN_GUEST and state[mine, STATUS] == told
-        if state[mine, PASSED] or _overlap(lost_from, lost_to, state[mine, TIME], ts_ns[at]):
+        since, until = state[mine, TIME], ts_ns[at]
+        is_lost = _overlap(lost_from, lost_to, first_lost[0], first_lost[1], since, until)
+        place = cpu[at] + 1
+        if 0 < place < len(first_lost) - 1:
+            ends = first_lost[place], first_lost[place + 1]
+            is_lost |= _overlap(lost_from, lost_to, ends[0], ends[1], since, until)
+        if state[mine, PASSED] or is_lost:
             fate[at] = ENTERED
         elif is_same and what[at] == HANDLED and last == RETURNED:
             fate[at] = TOLD_AGAIN
@@ -105,13 +117,20 @@ def judge_returns(
             fate[at] = coming[mine]
 
 
-def _overlap(lost_from: I64Array, lost_to: I64Array, start: np.int64, end: np.int64) -> bool:
-    """Whether events may have been lost between two times."""
-    low, high = 0, len(lost_to)
+def _overlap(
+    lost_from: I64Array,
+    lost_to: I64Array,
+    low: np.int64,
+    high: np.int64,
+    start: np.int64,
+    end: np.int64,
+) -> bool:
+    """Whether any of the windows from place ``low`` to ``high`` overlaps the time between."""
+    last = high
     while low < high:
         middle = (low + high) // 2
         if lost_to[middle] <= start:
             low = middle + 1
         else:
             high = middle
-    return low < len(lost_to) and lost_from[low] < end
+    return bool(low < last and lost_from[low] < end)
