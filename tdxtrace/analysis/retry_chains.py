@@ -188,6 +188,8 @@ def _settled_between(thread: ThreadCalls, links: _Links) -> Flags:
             on="when",
             by=on,
             check_sortedness=False,
+            # Where entries were not recorded a call ends when it begins: it settles not itself.
+            allow_exact_matches=False,
         )
         .filter(pl.col("settled") > pl.col("since"))
     )
@@ -402,14 +404,15 @@ def _cut_by_later_loss(chains: pl.DataFrame) -> pl.DataFrame:
 def _first_success_after(given_up: pl.DataFrame, done: pl.DataFrame) -> pl.DataFrame:
     """For each abandoned chain: the first success on its request after it began."""
     until = "whole_until" if "whole_until" in given_up.columns else pl.lit(None, pl.Int64)
-    left = given_up.select("first_seq", *_REQUEST, when="start_ns", until=until).sort("when")
-    right = done.select(*_REQUEST, by_seq="last_seq", when="end_ns", settled="end_ns").sort("when")
-    left, right = (_without_null_keys(f) for f in (left, right))
+    left = given_up.select("first_seq", "tid", *_REQUEST, when="start_ns", until=until)
+    right = done.select(*_REQUEST, by_seq="last_seq", by="tid", when="end_ns", settled="end_ns")
+    left, right = (_without_null_keys(f.sort("when")) for f in (left, right))
     joined = left.join_asof(
         right, on="when", by=list(_REQUEST), strategy="forward", check_sortedness=False
     )
     in_time = (pl.col("settled") <= pl.col("until")).fill_null(True)
-    found = joined.filter(pl.col("by_seq").is_not_null(), in_time)
+    is_other = (pl.col("tid") != pl.col("by")).fill_null(True)
+    found = joined.filter(pl.col("by_seq").is_not_null(), in_time, is_other)
     return found.select("source", "first_seq", "by_seq")
 
 

@@ -56,6 +56,11 @@ def test_a_success_that_was_under_way_when_it_began_settles_it_too() -> None:
     assert settled(early, chain(2, "abandoned"))[2] == ("resolved_elsewhere", 1)
 
 
+def test_a_success_of_its_own_thread_does_not() -> None:
+    told = settled(chain(1, "abandoned", tid=7), chain(2, "succeeded", tid=7))
+    assert told[1] == ("abandoned", None)
+
+
 def test_a_success_before_it_began_does_not() -> None:
     assert settled(chain(1, "succeeded"), chain(2, "abandoned"))[2] == ("abandoned", None)
 

@@ -191,6 +191,18 @@ def test_a_chain_does_not_go_on_after_another_thread_settled_the_request(
 
 
 @pytest.mark.parametrize(
+    "text", ["B1 enterX S1", "B1 S2 S1", "B1 2/S2 enterX S1", "trackP S1 trackS", "B1 enterX E1"]
+)
+def test_a_call_whose_entry_was_not_recorded_does_not_settle_itself(text: str) -> None:
+    told = story(text)
+    calls = without(told.seamcalls, "start_ns", "start_cpu")
+    chains = RETRY_CHAINS.check(retry_chains(calls, told.losses)).sort("first_seq")
+    assert chains["n_attempts"][0] == 2
+    assert chains["outcome"][0] in ("succeeded", "failed")
+    assert chains["settled_seq"].null_count() == chains.height
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         # Going on with what was open is no sign that the caller does not come back.
