@@ -69,15 +69,18 @@ def test_an_entry_without_kvm_exit_has_a_start() -> None:
 
 
 def test_a_return_while_a_zap_holds_vcpus_off_has_none() -> None:
-    """Where kvm_entry goes on, it is no attempt: the last returns may be."""
+    """It is no attempt at all if its status is that of the entry before."""
     stale = [back(us) for us in (12, 13)]
     refused = entry(10), exit_(11), back(12)
-    assert starts(*refused, *stale) == [10, None, None]
+    assert starts(*refused, *stale) == [10]
     assert starts(*refused, *stale, entry(20), exit_(21), back(22)) == [10, 20]
 
 
 def test_a_kvm_entry_whose_return_was_lost_is_nobody_elses_start() -> None:
-    assert starts(entry(10), exit_(11), entry(20), exit_(21), back(22), back(23)) == [20, None]
+    assert starts(entry(10), exit_(11), entry(20), exit_(21), back(22), back(23, status=1)) == [
+        20,
+        None,
+    ]
     assert starts(entry(10), exit_(11), fault(12), back(23)) == [None]
     assert starts(entry(10), exit_(11), aug("1.000012"), aug_ret("1.000013"), back(23)) == [None]
     userspace = line("1.000012", "kvm_userspace_exit: reason KVM_EXIT_IO (2)")
@@ -107,7 +110,7 @@ def test_calls_of_an_interrupt_lie_in_between() -> None:
 
 def test_a_probe_on_the_entry_is_the_start_itself() -> None:
     probed = line("1.000009", "vpenter_in: (tdx_vcpu_run+0x4/0x230 [kvm_intel]) vp=0xff11")
-    assert starts(probed, entry(10), exit_(20), back(21), back(22)) == [9, None]
+    assert starts(probed, entry(10), exit_(20), back(21), back(22, status=1)) == [9, None]
 
 
 def test_a_start_is_not_after_the_end() -> None:

@@ -84,9 +84,9 @@ def entries(story: str, tid: int = 7) -> str:
         ("L > < D D > < H L", "DH"),
         # One of both events is enough.
         ("> < D < D < H", "DDH"),
-        # The last ones may be entries, or not: a request that is busy is cut either way.
+        # The last ones may be entries, or not.
         ("> < H > < D D D", "HD"),
-        ("> < H > < C C C", "HCCC"),
+        ("> < H > < C C C", "HC"),
     ],
 )
 def test_a_return_without_an_entry_is_counted_if_kvm_entry_was_not_recorded(

@@ -97,13 +97,12 @@ class Calls:
 
     def finish(self, kinds: Kinds) -> pl.DataFrame:
         """Return the calls that never returned."""
-        undecided = self._runs.finish()
+        self._runs.finish()
         if self.open is None:
-            return undecided
+            return SEAMCALLS.empty()
         batch, self.open = self.open, None
         made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
-        rows = self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
-        return pl.concat([undecided, rows], how="diagonal") if undecided.height else rows
+        return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
 
     def _rows(
         self,

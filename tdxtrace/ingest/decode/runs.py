@@ -15,7 +15,6 @@ from tdxtrace.ingest.decode.events import number_threads
 from tdxtrace.ingest.loops import runs
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS
-from tdxtrace.tdx.status import is_retryable
 
 NO_RUN: Final = 255
 _LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full", "throttled")
@@ -35,8 +34,7 @@ class VcpuRuns:
 
     It needs kvm_entry, or kvm_exit, of the same thread before and after; where these are not
     recorded each return counts, and what is held off cannot be told from what is refused.  The
-    last returns of a recording, which may be either, are dropped if their status is retryable, so
-    that the request is cut with the attempts that are known; else they are kept.
+    last returns of a recording, which may be either, are dropped: no attempt is invented.
     """
 
     stats: SourceStats
@@ -73,11 +71,10 @@ class VcpuRuns:
         kept[at] = fate == runs.ENTERED
         return _joined(released, rows.filter(pl.Series(kept)))
 
-    def finish(self) -> pl.DataFrame:
-        """Return what stayed undecided, but for retryable answers."""
-        held, self._held = self._held, SEAMCALLS.empty()
-        self._count(_OPEN, held.filter(is_retryable(pl.col("status"))))
-        return held.filter(~is_retryable(pl.col("status")))
+    def finish(self) -> None:
+        """Count what stayed undecided."""
+        self._count(_OPEN, self._held)
+        self._held = SEAMCALLS.empty()
 
     def _judge(
         self, rows: pl.DataFrame, at: I64Array, what: runs.Bytes, beside: Sequence[RecordBatch]
