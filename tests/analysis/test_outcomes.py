@@ -54,7 +54,7 @@ def left(found: Findings) -> list[tuple[int, str]]:
         # The page was blocked: what is missing is a TRACK.
         ("blockS1 2/blockB1 2/trackS demoteT1", [(7, "none_seen")]),
         ("blockB1 trackS 3/blockS1^1 2/demoteT1", [(7, "none_seen")]),
-        ("blockB1 trackS lost _ 2/demoteT1 S3", [(7, "none_seen")]),
+        ("8/S8@5 blockB1 trackS lost@5 _ 8/S9@5 2/demoteT1 S3", [(7, "none_seen")]),
         # A TRACK that was dropped concerns every page of the TD.
         ("blockS1 trackD 2/removeT1 S5", [(38, "later_call_failed")]),
         # Host priority stays on the entry until a host takes it.
@@ -72,7 +72,7 @@ def left(found: Findings) -> list[tuple[int, str]]:
         ("removeK1 trackS 2/demoteT2 _20ms enterZ", [(29, "host_priority_timeout")]),
         ("removeK1 trackS 2/demoteU1 _20ms enterZ", [(29, "none_seen")]),
         ("removeK1 trackS _20ms enterZ 2/demoteT1", [(29, "host_priority_timeout")]),
-        ("removeK1 trackS lost _20ms enterZ", [(29, "none_seen")]),
+        ("8/S8@5 removeK1 trackS lost@5 _20ms 8/S9@5 enterZ", [(29, "none_seen")]),
         # Busy on the tree leaves nothing on the entry.
         ("removeB1 trackS _20ms enterZ", [(29, "none_seen")]),
         ("enterZ removeK1 trackS _20ms", [(29, "none_seen")]),

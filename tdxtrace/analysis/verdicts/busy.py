@@ -103,7 +103,6 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         .otherwise(look_up("cause", _VERDICT_OF))
     )
     rule = pl.col("rule")
-    unsure_guest = (pl.col("cause") == "guest") & ~pl.col("sure")
     what = pl.concat_str(
         pl.coalesce(rule, pl.col("cause").cast(pl.String)),
         pl.lit(" of "),
@@ -117,26 +116,39 @@ def _verdict_columns() -> dict[str, pl.Expr]:
         pl.lit(" ("),
         pl.col("resource").fill_null("operand unknown"),
         pl.lit("): "),
-        pl.when("apart")
-        .then(pl.lit(_KEPT_APART))
-        .when(unsure_guest)
-        .then(pl.lit(_PERHAPS_GUEST))
-        .otherwise(look_up("cause", _REASON)),
-        pl.concat_str(pl.lit(" "), look_up("rule", rule_statements())).fill_null(""),
-        pl.when(pl.col("apart") & ~pl.col("sure")).then(pl.lit(_NOT_PROVEN)).otherwise(pl.lit("")),
+        _reason(),
         pl.lit("."),
     )
     return {
         "verdict": verdict,
         "what": what,
         "sentence": sentence,
-        "rule": pl.when(unsure_guest)
+        "rule": pl.when(_is_unsure_guest())
         .then(pl.lit(_RULE_OF["unexplained"]))
         .otherwise(pl.coalesce(rule, look_up("cause", _RULE_OF))),
         "decided_by": pl.when("apart")
         .then(pl.lit(_FINER_CLOCK))
         .otherwise(pl.col("advice").fill_null(_PROBE)),
     }
+
+
+def _reason() -> pl.Expr:
+    """What the sentence of a verdict says of who held the lock, and of the rule that is broken."""
+    statement = pl.concat_str(pl.lit(" "), look_up("rule", rule_statements())).fill_null("")
+    not_proven = pl.when(pl.col("apart") & ~pl.col("sure")).then(pl.lit(_NOT_PROVEN))
+    return pl.concat_str(
+        pl.when("apart")
+        .then(pl.lit(_KEPT_APART))
+        .when(_is_unsure_guest())
+        .then(pl.lit(_PERHAPS_GUEST))
+        .otherwise(look_up("cause", _REASON)),
+        statement,
+        not_proven.otherwise(pl.lit("")),
+    )
+
+
+def _is_unsure_guest() -> pl.Expr:
+    return (pl.col("cause") == "guest") & ~pl.col("sure")
 
 
 _PERHAPS_GUEST: Final = (
