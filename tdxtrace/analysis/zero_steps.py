@@ -373,6 +373,8 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         goes_on=pl.col("entry").reverse().cum_max().reverse().shift(-1).over(_VCPU),
     )
     refused = rows.filter("refused")
+    is_sure = pl.col("sure") if "sure" in rows.columns else pl.lit(False)
+    again = pl.col("enters_later")
     inside = _count_emulated(rows)
     found = refused.group_by("source", "run", maintain_order=True).agg(
         first_seq=pl.col("seq").first(),
@@ -388,8 +390,8 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         n_faults_before=pl.col("n_before").first().cast(pl.UInt32),
         gpa=pl.col("page").first(),
         whole=pl.col("whole").first(),
-        n_same_page=pl.col("n_same_page").first(),
-        sure=(pl.col("sure") if "sure" in rows.columns else pl.lit(False)).any(),
+        # The record may begin within the run, so any of its refusals may be the one that shows it.
+        shown=(is_sure & again & (pl.col("n_same_page") >= ARMING_FAULT)).any(),
         enters_later=pl.col("enters_later").last(),
         goes_on=pl.col("goes_on").last(),
     )
@@ -420,11 +422,9 @@ def _with_end_and_strength(found: pl.DataFrame, form: str) -> pl.DataFrame:
         .then(pl.lit("cut"))
         .otherwise(pl.lit("left"))
     )
-    armed = pl.col("n_same_page") >= ARMING_FAULT
-    is_strong = pl.col("sure") & armed & pl.col("enters_later")
     strength = {
         "busy_sept": pl.lit("proof"),
-        "failed_vmentry": pl.when(is_strong).then(pl.lit("strong")).otherwise(pl.lit("weak")),
+        "failed_vmentry": pl.when("shown").then(pl.lit("strong")).otherwise(pl.lit("weak")),
     }.get(form, pl.lit("weak"))
     return found.with_columns(
         form=pl.lit(form, pl.Enum(FORMS)),

@@ -226,6 +226,8 @@ NEW_PAGES = "".join(f">X ?{page} " for page in range(1, 30))
         "8/S9@5 " + ARMED + "lost@5 >F >C 8/S9@5",
         # It was not entered again.
         ARMED + ">F",
+        # The refusal that nothing else explains comes before the seventh fault.
+        "9/trackS " + 3 * KVM_FAULT + ">F " + 4 * KVM_FAULT + "lost >F >C",
     ],
 )
 def test_what_else_may_have_refused_an_entry_leaves_a_weak_sign(text: str) -> None:
@@ -242,6 +244,10 @@ def test_what_else_may_have_refused_an_entry_leaves_a_weak_sign(text: str) -> No
         "2/trackU 2/S9 " + ARMED + ">F >C",
         "lost " + ARMED + ">F >C",
         ARMED + ">F >C lost >C",
+        # The record begins within the run; a refusal before the seventh fault of it shows nothing.
+        "9/trackS " + 3 * KVM_FAULT + ">F " + 4 * KVM_FAULT + ">F >C",
+        # The trace ends while it is kept out: it was entered again after all refusals but the last.
+        ARMED + ">F >F >F",
         # Two pages in turn, of one instruction.
         PROBED + 7 * ">X ?1 >X ?2 " + ">F >C",
     ],
