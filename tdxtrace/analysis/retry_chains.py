@@ -264,9 +264,10 @@ def _outcomes(
     base = np.where(before == NONE, thread.lossy_before(first), thread.lossy[before])
     vanished = ~thread.returned[last] & _goes_on(thread, last, np.arange(len(thread.owner)))
     by_loss = (thread.lossy[first] > base) | vanished | _after_unanswered(thread, links)[first]
-    if links.doubtful.any():
-        by_loss |= np.logical_or.reduceat(links.doubtful[order.rows], order.starts)
     by_start = (before == NONE) & thread.started_midway
+    if links.doubtful.any():
+        doubtful = np.logical_or.reduceat(links.doubtful[order.rows], order.starts)
+        by_loss |= doubtful & ~by_start
     by_end = open_end & ~_goes_on(thread, last, first)
     is_cut = by_loss | by_start | by_end
     outcome = np.select(

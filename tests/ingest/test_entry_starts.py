@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.referee import referee
 from support.running import answered
 from support.texts import aug, aug_ret, is_accounted_for, line, read_text
 
-from tdxtrace.ingest.decode import decoder
+from tdxtrace.compiler import interpreted
+from tdxtrace.ingest.batch import FieldLayouts, RecordBatch
+from tdxtrace.ingest.decode.entry_starts import EntryStarts
+from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.loops import pairing as loop
 from tdxtrace.simulate import engine, scenario
 from tdxtrace.simulate.record import faults, output
@@ -111,17 +115,12 @@ def test_calls_of_an_interrupt_lie_in_between() -> None:
 def test_a_probe_on_the_entry_is_the_start_itself() -> None:
     probed = line("1.000009", "vpenter_in: (tdx_vcpu_run+0x4/0x230 [kvm_intel]) vp=0xff11")
     assert starts(probed, entry(10), exit_(20), back(21), back(22, status=1)) == [9, None]
+    # Where one of these probes missed, the capture lost something: kvm_entry does not hide it.
+    assert starts(probed, entry(10), back(21), entry(30), back(41)) == [9, None]
 
 
 def test_a_start_is_not_after_the_end() -> None:
     assert starts(entry(30), exit_(20), back(21)) == [None]
-
-
-def test_batches_may_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [entry(10), exit_(20), back(21), back(22), entry(30), exit_(31), exit_(32), back(33)]
-    whole = starts(*lines)
-    monkeypatch.setattr(decoder, "BATCH_EVENTS", 1)
-    assert starts(*lines) == whole == [10, None]
 
 
 def test_a_script_of_bpftrace_tells_the_start() -> None:
@@ -153,7 +152,7 @@ def test_every_entry_of_a_whole_capture_has_its_start(
     data = output.render_bytes(run, recording, output.parse_format(form, options))
     trace = read_text(data, name="trace.dat" if "dat" in form else "trace.txt")
     rows = trace.seamcalls.filter(leaf=0)
-    assert rows.height > 100
+    assert rows.height > 50
     assert rows["start_ns"].null_count() == 0
     assert rows["start_cpu"].to_list() == rows["cpu"].to_list()
     told = zip(rows["tid"], rows["start_ns"], strict=True)
@@ -196,3 +195,44 @@ def test_the_loop_does_what_the_rule_says(events: list[Happening]) -> None:
     told = thread.astype(np.int32), role, cpu, vcpu
     referee(loop.find_entry_starts)(*told, entered, exited, start)
     assert start.tolist() == by_search(events)
+
+
+EVENTS = [
+    Event("noise", "noise"),
+    Event("kvm_entry", "vm_entry", "entry", "vm"),
+    Event("kvm_exit", "vm_entry", "return", "vm"),
+    Event("run", "call", "return", "tdh_vp_enter", 0, "vcpu_run"),
+    Event("aug", "call", "entry", "tdh_mem_page_aug", 6),
+]
+
+
+def batch(events: list[Happening], first: int, layouts: FieldLayouts) -> RecordBatch:
+    """Events of a source from line ``first`` on, 10 ns apart; thread 2 was not printed."""
+    line = first + np.arange(len(events))
+    thread, role, cpu, vcpu = (np.array([event[i] for event in events], np.int32) for i in range(4))
+    tid = np.where(thread == 2, -1, thread).astype(np.int32)
+    slots = [("vcpu_id",) if n >= 0 else () for n in vcpu]
+    layout = np.array([layouts.intern(names) for names in slots], np.int32)
+    heads = line, 10 * line, tid, np.full(len(events), -1, np.int32), cpu
+    no_flags = np.full(len(events), -1, np.int8)
+    words = np.maximum(vcpu, 0).astype(np.uint64)
+    return RecordBatch(*heads, no_flags, role, layout, line - first, words, layouts)
+
+
+# A second kvm_exit, in another batch than the first.
+@example([(1, role, 0, 0) for role in (loop.KVM_ENTRY, *2 * [loop.KVM_EXIT], loop.RUN_RETURN)], [2])
+@given(st.lists(HAPPENINGS, max_size=20), st.lists(st.integers(0, 20)))
+def test_batches_may_end_anywhere(events: list[Happening], ends: list[int]) -> None:
+    """Threads without a number go by CPU, also those that are still inside at the end."""
+    layouts = FieldLayouts()
+    cuts = sorted({0, len(events), *(end for end in ends if end < len(events))})
+    parts = [
+        batch(events[since:until], since, layouts) for since, until in itertools.pairwise(cuts)
+    ]
+    whole, cut = EntryStarts(interpreted), EntryStarts(interpreted)
+    at_once = whole.feed(parts, EVENTS)
+    found = [cut.feed([part], EVENTS) for part in parts]
+    assert at_once.rows() == [row for rows in found for row in rows.rows()]
+    by_cpu = [(-2 - c if t == 2 else t, r, c, v) for t, r, c, v in events]
+    pairs = [(at, start) for at, start in enumerate(by_search(by_cpu)) if start >= 0]
+    assert at_once.select("seq", "start_ns").rows() == [(at, 10 * at0) for at, at0 in pairs]
