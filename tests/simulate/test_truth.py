@@ -257,3 +257,27 @@ def test_a_dropped_block_kills_the_td_at_the_demote(seed: int) -> None:
         assert block["end_ns"] < demote["start_ns"]
     guests = tables["truth_actors"].filter(side="guest")
     assert set(guests["conduct"]) == {"honest"}
+
+
+def test_every_overlap_of_a_zap_is_a_row_and_two_installs_are_none() -> None:
+    tables = _truth("broken_mmu_lock", duration_ms=12)
+    rows = tables["truth_broken_rules"].filter(rule="mmu_lock_excludes")
+    aug, block = 6, "TDH.MEM.RANGE.BLOCK"
+    pairs = Counter(rows.select("leaf", "evidence_leaf").iter_rows())
+    assert pairs[aug, block] > 0
+    assert pairs[7, "TDH.MEM.PAGE.AUG"] > 0
+    assert pairs[7, block] > 0
+    assert not pairs[aug, "TDH.MEM.PAGE.AUG"]
+    of_zaps = tables["truth_attempts"].join(
+        tables["truth_chains"]
+        .filter(pl.col("leaf").is_in([6, 7, 29, 30, 38, 3]))
+        .select("chain", "leaf", "td_id"),
+        on="chain",
+    )
+    both = of_zaps.join(of_zaps, on="td_id", suffix="_other").filter(
+        (pl.col("start_ns") < pl.col("end_ns_other"))
+        & (pl.col("start_ns_other") < pl.col("start_ns"))
+        & pl.any_horizontal(pl.col("leaf", "leaf_other").is_in([7, 29, 38]))
+        & pl.all_horizontal(pl.col("leaf", "leaf_other").is_in([3, 6, 7, 29, 38]))
+    )
+    assert both.height == rows.height
