@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -202,8 +203,16 @@ def _leaf_name(leaf: int) -> str | None:
     return None if names.is_empty() else str(names[0])
 
 
+# The difference of two shares of as many trials varies as one share of half as many does.
+_OF_ANOTHER_RUN: Final = 2
+
+
 def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[str, Any]:
-    """Number of requests that need more than the policy gives, with a 95 % interval."""
+    """Number of requests that need more than the policy gives, with a 95 % interval.
+
+    The interval is for the share in another run as long as this one, under the policy: it
+    allows for chance in both, and its ends are whole requests.
+    """
     n_dependent = int(stops["dependent"].sum())
     sizes = stops.group_by("source", "episode").len()["len"].to_numpy().astype(float)
     effect = 1.0
@@ -211,7 +220,7 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
         effect = max(float((sizes**2).sum() / sizes.sum()), 1.0)
         effect *= float(few_clusters_factor(np.array([float(len(sizes))]), CONFIDENCE)[0])
     ends = np.array([stops.height - n_dependent, min(stops.height + n_undecided, n_requests)])
-    trials = np.full(2, n_requests / effect)
+    trials = np.full(2, n_requests / (effect * _OF_ANOTHER_RUN))
     low, high = exact_interval(ends / n_requests, trials, CONFIDENCE)
     is_known = not n_dependent and not n_undecided
     return {
@@ -219,8 +228,8 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
         "n_dependent": n_dependent,
         "n_undecided": n_undecided,
         "exceeding_ratio": stops.height / n_requests if is_known else None,
-        "exceeding_low": float(low[0]),
-        "exceeding_high": float(high[1]),
+        "exceeding_low": math.floor(float(low[0]) * n_requests) / n_requests,
+        "exceeding_high": math.ceil(float(high[1]) * n_requests) / n_requests,
     }
 
 

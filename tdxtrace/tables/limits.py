@@ -158,9 +158,10 @@ POLICIES = Table(
         Column(
             "exceeding_low",
             F64,
-            "Lower end of its 95 % confidence interval; none of the dependent and undecided.",
+            "Lower end of the 95 % interval for that share in another run as long as this one, in "
+            "whole requests; none of the dependent and undecided counted.",
         ),
-        Column("exceeding_high", F64, "Upper end; all of the dependent and undecided."),
+        Column("exceeding_high", F64, "Upper end; all of them counted."),
         Column("n_warnings", U64, "Warnings printed by the doubling limit."),
         Column("n_doublings", U64, "Times the doubling limit is raised."),
         Column("raised", TEXT, "Times (trace clock) and new values of the limit.", nullable=True),

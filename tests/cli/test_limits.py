@@ -66,7 +66,7 @@ def test_policies_say_what_would_have_been_and_what_is_not_known() -> None:
     text = answered("policies", SAMPLE).text
     row = next(line for line in text.splitlines() if line.startswith("v1-series"))
     # The policy kills the VM on the way: later requests are not counted as exceeding it.
-    assert row.split()[:4] == ["v1-series", "MEM.PAGE.AUG", "17", "10-7?+106?"]
+    assert row.split()[:4] == ["v1-series", "MEM.PAGE.AUG", "17", "10-7?+116?"]
     assert "16 x2 to 1024" in text
     assert "2 + kick" in text
     whole = " ".join(text.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,15 @@ def test_a_request_exceeds_a_limit_if_it_needs_more_calls(calls: int, exceeding:
 
 
 def test_a_request_that_was_cut_before_the_limit_is_undecided_and_after_it_is_not() -> None:
-    text = "S1 2/B2 2/B2 2/B2"
+    text = "S1 " * 20 + "2/B2 2/B2 2/B2"
     before, after = row_of(text, "fixed-5"), row_of(text, "fixed-3")
     assert (before["n_exceeding"], before["n_undecided"]) == (0, 1)
     assert (after["n_exceeding"], after["n_undecided"]) == (1, 0)
     assert before["exceeding_low"] == 0.0
-    assert before["exceeding_high"] > row_of("S1 2/B2 2/B2 2/S2", "fixed-5")["exceeding_high"]
+    assert (
+        before["exceeding_high"]
+        > row_of("S1 " * 20 + "2/B2 2/B2 2/S2", "fixed-6")["exceeding_high"]
+    )
     assert "1 request ended unobserved" in before["not_known"]
     assert "ended unobserved" not in after["not_known"]
 
@@ -206,7 +210,10 @@ def test_a_leaf_that_was_never_busy_is_bounded_by_its_number() -> None:
     row = row_of("trackS trackS trackS", "fixed-5", 38)
     assert (row["n_exceeding"], row["n_undecided"], row["n_vms_killed"]) == (0, 0, 0)
     assert (row["exceeding_ratio"], row["exceeding_low"]) == (0, 0)
-    assert row["exceeding_high"] == pytest.approx(1 - 0.025 ** (1 / 3))
+    # As many again may show some: twice the rule of three, up to whole requests.
+    assert row["exceeding_high"] == 1
+    many = row_of("trackS " * 100, "fixed-5", 38)
+    assert many["exceeding_high"] == math.ceil(100 * (1 - 0.025 ** (1 / 50))) / 100
     assert (row["waited_ns"], row["n_entries_left"], row["raised"]) == (0, 0, None)
 
 
@@ -277,10 +284,10 @@ def test_a_larger_limit_exceeds_no_more_and_takes_no_less_time(n_busy: list[int]
     assert rows["waited_ns"].is_sorted()
 
 
-def test_a_few_lone_requests_have_the_exact_interval() -> None:
+def test_a_few_lone_requests_have_the_exact_interval_of_half_as_many() -> None:
     text = " ".join("B1 S1" if n % 50 == 25 else "S1" for n in range(1500))
     row = row_of(text, "fixed-1")
-    exact = stats.binomtest(30, 1500).proportion_ci(0.95)
+    exact = stats.binomtest(15, 750).proportion_ci(0.95)
     assert row["exceeding_low"] == pytest.approx(exact.low, rel=0.1)
     assert row["exceeding_high"] == pytest.approx(exact.high, rel=0.1)
 
@@ -292,6 +299,11 @@ def test_empty_input_gives_an_empty_table() -> None:
 def test_columns_that_are_missing_are_named() -> None:
     with pytest.raises(TableError, match="waited_ns"):
         policies(RETRY_CHAINS.empty(), BUSY_ANSWERS.empty().drop("waited_ns"))
+
+
+def test_another_run_may_show_none_where_a_few_were_seen() -> None:
+    row = row_of("B1 S1 " + "S2 " * 200, "fixed-1")
+    assert (row["n_exceeding"], row["exceeding_low"]) == (1, 0.0)
 
 
 # Resampling.
