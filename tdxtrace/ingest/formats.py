@@ -230,12 +230,13 @@ def _event_lines(given: Input, registry: EventRegistry, stats: SourceStats) -> R
 
     stats.n_buffers = count_instances(given.text[:_HEADER_BYTES].decode("latin-1"))
     lines = LineReader(given.format.name, registry, stats)
-    if given.format == PERF_SCRIPT and has_processes(given.first_lines, lines):
+    sample = _sample(given.text)
+    if given.format == PERF_SCRIPT and has_processes(line.decode("latin-1") for line in sample):
         raise FormatError(
             f"{one_line(given.stream.path)} has the numbers of processes, not of threads: print "
             "these, perf script -F +tid"
         )
-    mender = mender_for(_sample(given.text), lines)
+    mender = mender_for(sample, lines)
     reader = TextReader(lines, one_line(given.stream.path), mender)
     return _TextReader(
         given, lambda run: reader.batches(given.blocks, run), lambda: _clock_of(given.format, lines)

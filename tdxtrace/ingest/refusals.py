@@ -156,13 +156,14 @@ def nothing_in(shown: str, stats: SourceStats, lines: list[str]) -> str:
         stats: What became of its lines or records.
         lines: Of a text: its first lines.
     """
-    lacks = (why for kind, why in _LACKING.items() if any(kind == k for k, _ in stats.entries))
-    other = not_intel(lines)
-    what = refusal_of(lines)
+    other, what = not_intel(lines), refusal_of(lines)
     if other is not None:
         return f"{shown} has no event of a TDX host: {other}"
-    why = next(lacks, None) or (what and f"is {what}") or _other_events(stats)
-    return f"{shown} {why}"
+    lacks = {kind: _LACKING[kind] for kind, _ in stats.entries if kind in _LACKING}
+    # Lines of other tools may look like events without times.
+    no_time = lacks.pop("no_time", None)
+    why = next(iter(lacks.values()), None) or (what and f"is {what}") or no_time
+    return f"{shown} {why or _other_events(stats)}"
 
 
 def _other_events(stats: SourceStats) -> str:

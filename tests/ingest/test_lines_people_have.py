@@ -185,6 +185,14 @@ def test_processes_in_place_of_threads_are_refused() -> None:
     assert "-F +tid" in refused(of_threads(*["CPU 0/KVM", "CPU 1/KVM", "qemu"] * 3))
 
 
+def test_a_cpu_without_brackets_is_no_process() -> None:
+    """perf script -L -F -tid: only the CPU is before the time."""
+    text = "".join(f"CPU {n % 2}/KV   1  1.0001{n:02}: {EVENT}\n" for n in range(8))
+    trace = read_text(text)
+    assert trace.seamcalls["cpu"].unique().to_list() == [1]
+    assert trace.seamcalls["tid"].null_count() == 8
+
+
 @pytest.mark.parametrize(
     "names",
     [

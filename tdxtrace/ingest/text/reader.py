@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -48,8 +49,12 @@ _ENOUGH_STEPS: Final = 256
 _LEAST_SHARE: Final = 10
 # No host traces a TD in the first millisecond after it was switched on.
 _NO_UPTIME_NS: Final = 1_000_000
-# Lines that show whether numbers are those of threads, and how often a name is one of them.
-_LINES_OF_NAMES: Final = 300
+# A name and one number before the CPU, or before the time; and how often a name is not damaged.
+_NAME_AND_NUMBER: Final = re.compile(
+    # A shorter number before the time may be a CPU: perf script -L.
+    r"^\s*+(?P<comm>\S.{0,16}?) +(?=\d{1,9} +\[\d|\d{4,9} +\d++\.\d)(?P<tid>\d{1,9}) ",
+    re.ASCII,
+)
 _OFTEN: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
 NOT_ROWS: Final = ("noise", "unmapped")
@@ -217,7 +222,7 @@ class _Read:
     threads: U64Array
 
 
-def has_processes(lines: Iterable[str], reader: LineReader) -> bool:
+def has_processes(lines: Iterable[str]) -> bool:
     """Whether numbers are those of processes: ``perf script -F pid`` without ``tid``.
 
     They look like those of threads, but several names have one number, in turn. Nearest
@@ -225,14 +230,13 @@ def has_processes(lines: Iterable[str], reader: LineReader) -> bool:
     damaged on some lines.
 
     Args:
-        lines: First lines of a text.
-        reader: Their reader.
+        lines: First lines of a text of perf script.
     """
-    names: dict[int, list[str]] = {}
-    for line in islice(lines, _LINES_OF_NAMES):
-        prefix = reader.prefix(line)
-        if prefix is not None and prefix.tid > 0 and prefix.tgid == UNKNOWN:
-            names.setdefault(prefix.tid, []).append(prefix.comm)
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        found = _NAME_AND_NUMBER.match(line)
+        if found is not None and found["tid"] != "0":
+            names.setdefault(found["tid"], []).append(found["comm"])
     return any(_alternate(told) for told in names.values())
 
 

@@ -35,7 +35,7 @@ _MOST_PRINTABLE: Final = 76
 # A share of the lines: text in which fewer are wrapped is read as it is, which is faster.
 _LEAST_SHARE: Final = 100
 _LEAST_OF_WIDTH: Final = 2
-# Lines from the first event on that show how a text is: all lines of a mail are alike.
+# Lines from the first event on that show how a text is: those of a mail are alike.
 _ENOUGH_LINES: Final = 300
 
 
@@ -241,7 +241,7 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
         sample: The first lines of the text.
         reader: The reader of its lines.
     """
-    lines = [line.decode("latin-1").rstrip("\r") for line in sample]
+    lines = _first_of([line.decode("latin-1").rstrip("\r") for line in sample], reader)
     filled = [line for line in lines if line.strip()]
     is_quoted = sum(line[:1].isspace() and _QUOTE.match(line) is not None for line in filled)
     made = Mender(reader, is_quoted=2 * is_quoted > len(filled))
@@ -253,12 +253,8 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
         lines = (
             quopri.decodestring("\n".join(lines).encode("latin-1")).decode("latin-1").split("\n")
         )
-    plain, prefixes = [], []
-    for line in lines:
-        plain.append(made.unquoted(line))
-        prefixes.append(made.prefix(plain[-1]))
-        if len(prefixes) >= _ENOUGH_LINES and prefixes[-_ENOUGH_LINES] is not None:
-            break
+    plain = [made.unquoted(line) for line in lines]
+    prefixes = [made.prefix(line) for line in plain]
     known = [prefix for prefix in prefixes if prefix is not None]
     made.has_comm = 2 * sum(bool(prefix.comm) for prefix in known) > len(known)
     made.has_tid = 2 * sum(prefix.tid != UNKNOWN for prefix in known) > len(known)
@@ -268,6 +264,13 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
         made.width = longest
     made.is_wrapped = signs.n_joined * _LEAST_SHARE >= signs.n_lines and signs.n_joined > 0
     return made if made.is_wrapped or made.is_printable or made.is_quoted else None
+
+
+def _first_of(lines: list[str], reader: LineReader) -> list[str]:
+    """The lines up to some behind the first event, whose marks of quotations are not looked at."""
+    bare = (line.lstrip("> \t") for line in lines)
+    first = (n for n, line in enumerate(bare) if line_formats.match_prefix(line, reader.formats))
+    return lines[: next(first, len(lines)) + _ENOUGH_LINES]
 
 
 def _look_at(lines: Sequence[str], begins: Sequence[bool], mender: Mender) -> _Signs:
