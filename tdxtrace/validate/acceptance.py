@@ -133,10 +133,11 @@ def verdict_table(results: Sequence[Result]) -> Sequence[list[str]]:
 
 
 def answer_tables(results: Sequence[Result]) -> list[list[list[str]]]:
-    """Return the tables of accusations and of zero-step causes, over all cells."""
+    """Return the tables of accusations, of zero-step causes and of what captures explain."""
     return [
         accusation_rows(total(results, "verdicts")),
         step_confusion(total(results, "zero_step_causes")),
+        capture_rows(results),
     ]
 
 
@@ -267,18 +268,33 @@ def false_bugs(results: Iterable[Result]) -> int:
 
 def explained_by_capture(results: Sequence[Result]) -> float | None:
     """Share of explained busy answers where ``capture`` recorded, relative to all probes."""
+    whole, recorded = (_share(*_explained(part)) for part in _recorded_both_ways(results))
+    return None if recorded is None or not whole else recorded / whole
+
+
+def capture_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Return table rows for display: explained busy answers of the same runs in both captures."""
+    rows = [["the same runs", "cells", "busy answers", "explained", "share"]]
+    names = "all probes", "as tdxtrace capture records"
+    for name, part in zip(names, _recorded_both_ways(results), strict=True):
+        named, answers = _explained(part)
+        share = _share(named, answers)
+        shown = "-" if share is None else f"{share:.4f}"
+        rows.append([name, str(len(part)), str(answers), str(named), shown])
+    return rows
+
+
+def _recorded_both_ways(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """Results with all probes, and those as ``capture`` records, of runs that have both."""
     full = [result for result in results if result.cell.shows_causes]
     whole = {result.cell.plan: result for result in full if result.cell.probes == "wrappers"}
     recorded = [r for r in full if r.cell.probes == "capture" and r.cell.plan in whole]
-    shares = [_explained(recorded), _explained([whole[r.cell.plan] for r in recorded])]
-    if shares[0] is None or not shares[1]:
-        return None
-    return shares[0] / shares[1]
+    return [whole[r.cell.plan] for r in recorded], recorded
 
 
-def _explained(results: Sequence[Result]) -> float | None:
+def _explained(results: Sequence[Result]) -> tuple[int, int]:
+    """Number of busy answers with a cause, and of all."""
     counts = total(results, _NAME)
     pairs = [(true, found) for true in _TRUE for found in CAUSES]
     of = {pair: counts[f"{GENERATION_GIVEN} {pair[0]} {pair[1]}"] for pair in pairs}
-    named = sum(n for (_, found), n in of.items() if found != CAUSES[-1])
-    return _share(named, sum(of.values()))
+    return sum(n for (_, found), n in of.items() if found != CAUSES[-1]), sum(of.values())

@@ -15,6 +15,7 @@ from tdxtrace.tables.causes import CAUSES
 from tdxtrace.validate import causes as scorer
 from tdxtrace.validate.acceptance import (
     Thresholds,
+    capture_rows,
     cause_precision,
     cause_recall,
     confusion_table,
@@ -22,7 +23,7 @@ from tdxtrace.validate.acceptance import (
     failures,
 )
 from tdxtrace.validate.captured import CapturedRun, capture_run
-from tdxtrace.validate.cells import Cell, Plan
+from tdxtrace.validate.cells import OWN_CAPTURE, Cell, Plan
 from tdxtrace.validate.matrix import Result, simulated
 
 PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
@@ -114,9 +115,13 @@ def test_what_capture_explains_is_compared_with_all_probes_of_the_same_runs() ->
     part = {"told guest guest": 45, "told guest unexplained": 55}
     results = [
         Result(CELL, {"busy_causes": whole}),
-        Result(Cell(PLAN, probes="capture"), {"busy_causes": part}),
-        Result(Cell(other, probes="capture"), {"busy_causes": {"told guest unexplained": 99}}),
+        Result(Cell(PLAN, **OWN_CAPTURE), {"busy_causes": part}),
+        Result(Cell(other, **OWN_CAPTURE), {"busy_causes": {"told guest unexplained": 99}}),
     ]
     assert explained_by_capture(results) == 0.5
     assert any("what capture records" in line for line in failures(results, Thresholds()))
     assert explained_by_capture(results[:1]) is None
+    assert capture_rows(results)[1:] == [
+        ["all probes", "1", "100", "90", "0.9000"],
+        ["as tdxtrace capture records", "1", "100", "45", "0.4500"],
+    ]
