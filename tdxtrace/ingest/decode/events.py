@@ -163,6 +163,10 @@ class Paired:
         return np.where(is_entry, at, self.partner.take(at)), np.where(is_entry, ABSENT, at)
 
 
+# Below the negative numbers of all CPUs.
+_IDLE: Final = -(1 << 24)
+
+
 def pair(
     batch: RecordBatch,
     kinds: Kinds,
@@ -185,9 +189,11 @@ def pair(
     """
     is_known = batch.tid != UNKNOWN
     is_threaded = bool(is_known.all())
-    # Negative, so that no thread has the same number.
-    is_task = batch.tid > 0
-    tid = batch.tid if is_task.all() else np.where(is_task, batch.tid, -2 - batch.cpu)
+    tid = batch.tid
+    if not (tid > 0).all():
+        # Negative, so that no thread has the same number; nor an idle task that of a CPU.
+        by_cpu = np.where(is_known, _IDLE, -2) - batch.cpu
+        tid = np.where(tid > 0, tid, by_cpu.astype(np.int32))
     number, n_threads = number_threads(tid, run)
     n = len(batch)
     top = np.full(n_threads, ABSENT, np.int64)

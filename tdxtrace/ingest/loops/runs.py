@@ -77,8 +77,7 @@ def judge_returns(
     for at in range(len(thread)):
         mine = thread[at]
         if what[at] == IN_GUEST:
-            state[mine, SEEN] = 1
-            state[mine, PASSED] = 1
+            state[mine, SEEN] = state[mine, PASSED] = 1
             fate[at] = ENTERED
             continue
         told = np.int64(status[at])
@@ -88,8 +87,8 @@ def judge_returns(
         is_lost = _overlap(lost_from, lost_to, first_lost[0], first_lost[1], since, until)
         place = cpu[at] + 1
         if 0 < place < len(first_lost) - 1:
-            ends = first_lost[place], first_lost[place + 1]
-            is_lost |= _overlap(lost_from, lost_to, ends[0], ends[1], since, until)
+            low, high = first_lost[place], first_lost[place + 1]
+            is_lost |= _overlap(lost_from, lost_to, low, high, since, until)
         if state[mine, PASSED] or is_lost:
             fate[at] = ENTERED
         elif is_same and what[at] == HANDLED and last == RETURNED:
