@@ -267,7 +267,11 @@ def _outcomes(
     by_start = (before == NONE) & thread.started_midway
     if links.doubtful.any():
         doubtful = np.logical_or.reduceat(links.doubtful[order.rows], order.starts)
-        by_loss |= doubtful & ~by_start
+        if thread.started_midway and not thread.lossy.any():
+            # Nothing was lost since: what does not name its request began before the trace.
+            by_start |= doubtful
+        else:
+            by_loss |= doubtful & ~by_start
     by_end = open_end & ~_goes_on(thread, last, first)
     is_cut = by_loss | by_start | by_end
     outcome = np.select(
