@@ -41,6 +41,7 @@ struct td {
 	atomic_int epoch; /* 1: a TRACK runs */
 	atomic_int entry[PAGES];
 	atomic_int present[PAGES]; /* 0 free, 1 present, 2 blocked */
+	atomic_int n_added[PAGES];
 };
 
 struct vp {
@@ -115,6 +116,8 @@ static u64 on_entry(struct td *td, u64 gpa, int from, int to)
 	int fits = atomic_load(&td->present[at]) == from;
 	if (fits)
 		atomic_store(&td->present[at], to);
+	if (fits && to == 1)
+		atomic_fetch_add(&td->n_added[at], 1);
 	atomic_store(&td->entry[at], 0);
 	return fits ? 0 : WRONG_STATE;
 }
@@ -212,7 +215,8 @@ static void enter(struct worker *w)
 	struct op *op = begin(w, "tdh_vp_enter", 0, -1);
 	op->td = 0;
 	op->vp = (u64)&w->vp;
-	while (answered(op, tdh_vp_enter(&w->vp, args)))
+	/* Never given up: to enter the vCPU later would be the same request. */
+	while (answered(op, tdh_vp_enter(&w->vp, args)) || op->status != EXIT_EPT)
 		sched_yield();
 }
 
@@ -225,9 +229,14 @@ static void fault(struct worker *w, u64 gpa)
 	while (answered(op, tdh_mem_sept_add(w->td, op->gpa, 1, op, &e1, &e2)) || op->status)
 		;
 	op = begin(w, "tdh_mem_page_aug", gpa, 0);
+	int before = atomic_load(&w->td->n_added[place(gpa)]);
 	while (answered(op, tdh_mem_page_aug(w->td, gpa, 0, op, &e1, &e2)))
-		if (op->attempts % ENTER_EVERY == 0)
+		if (op->attempts % ENTER_EVERY == 0) {
 			enter(w);
+			/* Another thread added the page: KVM finds it, and asks no more. */
+			if (atomic_load(&w->td->n_added[place(gpa)]) != before)
+				break;
+		}
 }
 
 static void zap(struct worker *w, u64 gpa)
@@ -237,8 +246,9 @@ static void zap(struct worker *w, u64 gpa)
 	while (answered(op, tdh_mem_range_block(w->td, gpa, 0, &e1, &e2)))
 		;
 	op = begin(w, "tdh_mem_track", 0, -1);
-	while (answered(op, tdh_mem_track(w->td)))
-		;
+	/* Never given up: to track the TD later would be the same request. */
+	while (answered(op, tdh_mem_track(w->td)) || op->status)
+		sched_yield();
 	op = begin(w, "tdh_mem_page_remove", gpa, 0);
 	while (answered(op, tdh_mem_page_remove(w->td, gpa, 0, &e1, &e2)))
 		;
@@ -251,14 +261,15 @@ static void *run(void *argument)
 	snprintf(name, sizeof name, w->is_zapper ? "zap %d" : "CPU %d/KVM", w->number);
 	pthread_setname_np(pthread_self(), name);
 	w->tid = syscall(SYS_gettid);
-	u64 last = 0;
+	u64 pages[PAGES];
+	for (int i = 0; i < PAGES; i++) {
+		int other = rand_r(&w->seed) % (i + 1);
+		pages[i] = pages[other];
+		pages[other] = (u64)i;
+	}
 	for (int i = 0; i < w->n_requests; i++) {
-		/* Never the page of the request before: giving up and asking again is one chain. */
-		u64 page;
-		do
-			page = (u64)(rand_r(&w->seed) % PAGES);
-		while (page == last);
-		last = page;
+		/* Each page once: giving up and asking again is one chain, whatever lies between. */
+		u64 page = pages[i % PAGES] + (u64)(i / PAGES * PAGES);
 		if (w->is_zapper) {
 			zap(w, GPA_BASE + (page << PAGE_SHIFT));
 		} else {
