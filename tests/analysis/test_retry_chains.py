@@ -343,6 +343,8 @@ def test_the_end_of_the_trace_cuts_open_chains(text: str, expected: list[str]) -
             ["1 cut by trace_start", "2 cut by trace_start", "1 succeeded"],
         ),
         ("midway E1 S1", ["1 cut by trace_start", "1 succeeded"]),
+        # A call in progress then has no entry.
+        ("midway B~ S1 S2", [*2 * ["1 cut by trace_start"], "1 succeeded"]),
         # A fault's chain may have begun before the entry that is seen first.
         ("midway enterX S1 S2", [*2 * ["1 cut by trace_start"], "1 succeeded"]),
     ],
