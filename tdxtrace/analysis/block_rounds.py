@@ -106,6 +106,9 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
 
     * the host tried to remove, split, merge or move the range, or a part of it, and failed; or it
       read entries of it (TDH.MEM.SEPT.RD), as one that looks whether they can be merged;
+    * the range was mapped by a table, and PROMOTE is nowhere in the trace: no kernel that was
+      released has a function for it, so that it is rarely probed, and a merge that failed is not
+      seen (a range that was mapped as one page cannot be merged);
     * the thread that blocked it failed to block another range or to track, and took all back;
     * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
       such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
@@ -138,6 +141,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
             ended_by=pl.col("leaf").shift(-1).over(ENTRY),
             end_ns=pl.col("at").shift(-1).over(ENTRY),
             end_tid=pl.col("tid").shift(-1).over(ENTRY),
+            mapped_by=_last_mapping(),
             again=pl.col("again").shift(-1, fill_value=False).over(ENTRY),
         )
         .filter(pl.col("leaf") == _BLOCK)
@@ -149,6 +153,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     served = pl.concat(
         [
             _attempted(given_back, calls),
+            _may_be_merges(given_back, calls),
             _after_tdcall(given_back, calls, entries),
             _for_userspace(given_back, trace),
             _served(given_back, calls, entries, faults),
@@ -189,6 +194,19 @@ def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
     turns = kept.filter(turned | moved).select("source", "seq", again=pl.lit(True))
     marked = changes.join(turns, on=["source", "seq"], how="left", maintain_order="left")
     return marked.with_columns(pl.col("again").fill_null(False))
+
+
+def _last_mapping() -> pl.Expr:
+    """The leaf that last mapped the range as one page, or by a table."""
+    maps = pl.col("leaf").is_in([_AUG, *_INVERSES])
+    return pl.when(maps).then("leaf").forward_fill().over(ENTRY)
+
+
+def _may_be_merges(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """Rounds of ranges that may be mapped by a table, of a source where PROMOTE is not seen."""
+    seen = calls.filter(pl.col("leaf") == _PROMOTE)["source"].unique()
+    is_page = (pl.col("level") == 0) | pl.col("mapped_by").is_in([_AUG, _PROMOTE]).fill_null(False)
+    return rounds.filter(~is_page, ~pl.col("source").is_in(seen.implode())).select("round")
 
 
 def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:

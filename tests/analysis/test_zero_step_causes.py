@@ -44,6 +44,13 @@ def cause(text: str, **options: int) -> tuple[str, float]:
         (7 * (FAULT + "out4 ") + REFUSED, ("unknown", 0.0)),
         # Blocked and unblocked as it was.
         ("2/blockS1 " + 7 * FAULT + "enterB 2/unblockS1 enterC", ("block_churn", 1.0)),
+        # A range with a table may be merged, by a call that no probe shows; one page may not.
+        ("2/blockS0^1 " + 7 * FAULT + "enterB 2/unblockS0^1 enterC", ("block_undone", 1.0)),
+        ("S0^1 2/blockS0^1 " + 7 * FAULT + "enterB 2/unblockS0^1 enterC", ("block_churn", 1.0)),
+        (
+            "promoteS512^1 2/blockS0^1 " + 7 * FAULT + "enterB 2/unblockS0^1 enterC",
+            ("block_churn", 1.0),
+        ),
         # Blocked, and then removed or split.
         ("2/blockS1 " + 7 * FAULT + "enterB 2/trackS 2/removeS1", ("invalidation", 1.0)),
         ("2/blockS1 " + 7 * FAULT + "enterB 2/demoteS1", ("invalidation", 1.0)),
