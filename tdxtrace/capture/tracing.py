@@ -93,7 +93,8 @@ def return_arguments(host: Host) -> Check:
 
 def has_return_arguments(readme: str) -> bool:
     """Return whether tracefs' README lists $argN for return probes."""
-    return bool(re.search(r"kernel return probes support:.*\$arg<N>", readme))
+    lines = (line.partition("kernel return probes support:")[2] for line in readme.splitlines())
+    return any("$arg<N>" in line for line in lines)
 
 
 def fprobes(host: Host) -> Check:

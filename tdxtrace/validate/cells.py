@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Final
 
 from tdxtrace.errors import QueryError
@@ -170,17 +172,23 @@ def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
 
 
 def spread(cells: list[Cell], n: int) -> list[Cell]:
-    """Return about ``n`` cells: all of some plans, at equal distances among the plans.
+    """Return about ``n`` cells: all of some plans, of each scenario in turn one drawn by lot.
 
     Args:
-        cells: Cells, those of one scenario next to each other.
+        cells: Cells.
         n: Number of cells to keep, at least those of one plan; 0: all.
     """
     if not n or n >= len(cells):
         return cells
     plans = list(dict.fromkeys(cell.plan for cell in cells))
     n_plans = max(1, round(n * len(plans) / len(cells)))
-    kept = {plans[i * len(plans) // n_plans] for i in range(n_plans)}
+    Random(0).shuffle(plans)
+    turns = Counter[str]()
+    turn_of = {}
+    for plan in plans:
+        turn_of[plan] = turns[plan.scenario]
+        turns[plan.scenario] += 1
+    kept = set(sorted(plans, key=turn_of.__getitem__)[:n_plans])
     return [cell for cell in cells if cell.plan in kept]
 
 

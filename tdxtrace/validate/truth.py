@@ -31,10 +31,26 @@ class Truth:
 
     @cached_property
     def _calls(self) -> dict[int, Call]:
-        """The last call that the line of each seamcalls row stands for."""
+        """The last call that the line of each row of seamcalls or vm_entries stands for."""
         by_id = {id(call): call for call in self._made.run.journal.calls}
-        places = (self._made.entries, self._made.returns)
+        places = (self._exits, self._made.entries, self._made.returns)
         return {line: by_id[key] for found in places for key, line in found.items() if key in by_id}
+
+    @cached_property
+    def _exits(self) -> dict[int, int]:
+        """Line of the kvm_exit of each entry, by id of its call."""
+        exits = {
+            (seen.tid, seen.ts_ns): line
+            for line, seen in self._made.lines.items()
+            if seen.spec.name == "kvm_exit"
+        }
+        found = {}
+        for call in self._made.run.journal.calls:
+            if call.leaf == "TDH.VP.ENTER" and call.thread is not None:
+                line = exits.get((call.thread.tid, CLOCK_START_NS + call.end_ns))
+                if line is not None:
+                    found[id(call)] = line
+        return found
 
     @cached_property
     def requests(self) -> dict[int, Request]:
@@ -137,11 +153,6 @@ class Truth:
     def _kept_out(self) -> dict[int, list[tuple[int, Episode]]]:
         """Line and episode of every entry that zero-step mitigation kept out, by thread."""
         made = self._made
-        exits = {
-            (seen.tid, seen.ts_ns): line
-            for line, seen in made.lines.items()
-            if seen.spec.name == "kvm_exit"
-        }
         found: dict[int, list[tuple[int, Episode]]] = {}
         by_thread: dict[int, list[Episode]] = {}
         for episode in made.run.journal.episodes:
@@ -150,7 +161,7 @@ class Truth:
             if call.leaf != "TDH.VP.ENTER" or call.thread is None or not _is_kept_out(call):
                 continue
             tid = call.thread.tid
-            lines = (made.returns.get(id(call)), exits.get((tid, CLOCK_START_NS + call.end_ns)))
+            lines = (made.returns.get(id(call)), self._exits.get(id(call)))
             for episode in by_thread.get(tid, ()):
                 ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1
                 if episode.armed_ns <= call.start_ns < ends:

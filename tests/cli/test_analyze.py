@@ -147,8 +147,9 @@ def test_a_capture_of_kvms_own_events_says_what_it_cannot_tell(tmp_path: Path) -
     path.write_text("".join(line(f"1.{10 * n:06}", event) for n, event in enumerate(events)))
     text = answered("analyze", "log", path).text
     assert "no SEAMCALL was captured" in text
-    assert "failed_vmentry" in text
-    assert "1 zero-step episode" in text
+    # TDH.MEM.TRACK may have refused the entry: a suspicion, which is not counted.
+    assert "0 zero-step episodes" in text
+    assert "failed_vmentry (weak)" in text
 
 
 def test_several_traces_are_read_together(tmp_path: Path, trace: Path) -> None:

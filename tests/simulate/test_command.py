@@ -62,7 +62,7 @@ def test_a_known_run_is_the_same_on_every_python() -> None:
 
 
 # Changes only with a deliberate change of the simulator; then it is set anew.
-KNOWN = "b5cdd13f92f6e057"
+KNOWN = "5c2135aca24ce527"
 
 
 @pytest.mark.parametrize(

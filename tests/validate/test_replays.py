@@ -66,7 +66,9 @@ def test_a_policy_has_stopped_where_it_says_that_it_gave_up(policy: str) -> None
     for request in run.journal.requests:
         if has_stopped(request, policy_named(policy)) and request.leaf in given_up:
             stopped[request.leaf] = stopped.get(request.leaf, 0) + 1
-    assert stopped == given_up != {}
+    # A request that is taken up again is one request, and may be given up again.
+    assert stopped.keys() == given_up.keys() != set()
+    assert all(0 < stopped[leaf] <= given_up[leaf] for leaf in stopped)
 
 
 def _request(policy: str, leaf: str, *statuses: int) -> bool:
