@@ -74,8 +74,10 @@ CHURNED = ("HOSTILE", "block_churn")
         # The guest's steps between the rounds show no exit but faults.
         "2/blockS1 2/trackS " + KEPT_OUT + "2/unblockS1 enterQ",
         # A 2 MB range: the faults are inside it.
-        "2/blockS512^1 2/trackS " + KEPT_OUT.replace("?1", "?700") + "2/unblockS512^1 enterC",
-        "2/blockS0^2 2/trackS " + KEPT_OUT.replace("?1", "?7000") + "2/unblockS0^2 enterC",
+        "S512^1 2/blockS512^1 2/trackS "
+        + KEPT_OUT.replace("?1", "?700")
+        + "2/unblockS512^1 enterC",
+        "S0^2 2/blockS0^2 2/trackS " + KEPT_OUT.replace("?1", "?7000") + "2/unblockS0^2 enterC",
         # The vCPU's own thread blocks after an exit that asks for nothing, and unblocks when the
         # vCPU has been kept out.
         "enterQ blockS1 trackS " + KEPT_OUT + "enterX ?1 unblockS1 enterQ",

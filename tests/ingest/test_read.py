@@ -658,7 +658,7 @@ def obeys(text: bytes, **options: Any) -> None:  # noqa: ANN401
     assert message.isprintable()
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.lists(st.one_of(lines, lines, damaged()), min_size=1, max_size=40).map(b"".join))
 def test_any_mixture_of_lines_is_accounted_for(text: bytes) -> None:
     obeys(text)
