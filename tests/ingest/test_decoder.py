@@ -120,7 +120,7 @@ def decoded(parts: Sequence[Sequence[Told]], run: Runner[Any] = interpreted) -> 
             first += len(part)
         made.finish()
     target.losses.broken()
-    target.losses.start.is_midway()
+    target.losses.start.is_midway(target.losses.has_entries)
     return Decoded(sink.whole(), {key: entry.n_lines for key, entry in stats.entries.items()})
 
 

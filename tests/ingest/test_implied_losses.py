@@ -90,6 +90,14 @@ def test_a_trace_that_begins_with_entries_did_not_begin_midway() -> None:
     assert {row[2] for row in outcomes(trace)} == {"succeeded"}
 
 
+def test_a_one_line_probe_beside_others_with_entries_does_not_begin_midway() -> None:
+    """Of TDH.PHYMEM.CACHE.WB such a line names nothing but the leaf: it has no operands."""
+    written = "sc: (tdx_caller+0x4/0xb0 <- __seamcall) ret=0x0 fn=0x28"
+    trace = read_text(call(10) + line("1.000030", written, task="<idle>-0", cpu=3))
+    assert sorted(trace.seamcalls["leaf"]) == [6, 40]
+    assert losses_of(trace, "started_midway") == []
+
+
 def test_one_line_return_probes_have_no_entries_and_do_not_begin_midway() -> None:
     done = "aug_done: (tdx_x+0x9b/0x1a0 <- tdh_mem_page_aug) ret=0x0 td=0x1 gpa={:#x} level=0"
     text = "".join(line(f"1.{k:06}", done.format(k << 12)) for k in range(1, 5))

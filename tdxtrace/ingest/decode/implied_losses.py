@@ -106,7 +106,6 @@ class StartDetector:
     the contrary.
     """
 
-    _has_entries: bool = False
     _vcpus: set[int] = field(default_factory=set)
     """Threads that enter a vCPU."""
     _calls: dict[int, _FirstRow] = field(default_factory=dict)
@@ -118,7 +117,6 @@ class StartDetector:
 
     def observe_calls(self, seamcalls: pl.DataFrame, spans: ThreadSpans) -> None:
         """Take further ``seamcalls`` rows and the spans of their threads."""
-        self._has_entries |= seamcalls["start_ns"].null_count() < seamcalls.height
         enters = seamcalls["leaf"].to_numpy() == VP_ENTER
         self._vcpus |= spans.threads_of(enters)
         _keep_first(self._calls, seamcalls, spans)
@@ -133,8 +131,12 @@ class StartDetector:
         """Take further ``vm_entries`` rows and the spans of their threads."""
         _keep_first(self._entries, vm_entries, spans)
 
-    def is_midway(self) -> bool:
-        """Tell whether the capture, which lost nothing, began while TDs ran."""
+    def is_midway(self, has_entries: BoolArray) -> bool:
+        """Tell whether the capture, which lost nothing, began while TDs ran.
+
+        Args:
+            has_entries: By leaf: whether an entry was seen; the probe of another may have none.
+        """
         if not all(row.has_start for row in self._entries.values()):
             return True
         for tid, row in self._calls.items():
@@ -142,7 +144,7 @@ class StartDetector:
                 return True
             if row.leaf == VP_ENTER and _is_refused(row.status):
                 return True
-            if row.is_bare and self._has_entries:
+            if row.is_bare and row.leaf is not None and has_entries[row.leaf]:
                 return True
         if not self._completed:
             return False
@@ -297,7 +299,7 @@ def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
         _buffer_full(detector.broken(), stats)
     first_ns, _ = stats.span()
     lossless = not any(gap.kind != "truncated" for gap in stats.gaps)
-    if lossless and first_ns is not None and detector.start.is_midway():
+    if lossless and first_ns is not None and detector.start.is_midway(detector.has_entries):
         stats.record_loss("started_midway", None, end_ns=first_ns)
     stats.record_loss("unpaired_entry", detector.n_never)
     stats.record_loss("unpaired_return", detector.n_orphans)
