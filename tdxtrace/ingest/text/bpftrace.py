@@ -23,7 +23,7 @@ from tdxtrace.ingest.source import MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.ingest.text import line_formats
 from tdxtrace.ingest.text.line_formats import LinePrefix
-from tdxtrace.ingest.text.reader import Line, to_batch
+from tdxtrace.ingest.text.reader import Line, batches_by_line
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx import wrappers
 
@@ -82,13 +82,8 @@ class BpftraceReader:
         return "unnamed" if self._is_timed else "order"
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
-        """Yield the calls of each block of whole lines."""
-        for block in blocks:
-            first = self.stats.n_lines + 1
-            lines = block.tobytes().split(b"\n")[:-1]
-            self.stats.n_lines += len(lines)
-            calls = (self.line(number, text) for number, text in enumerate(lines, first))
-            yield to_batch([call for call in calls if call is not None], self.layouts)
+        """Return the calls of each block of whole lines."""
+        return batches_by_line(blocks, self.line, self.stats, self.layouts)
 
     def line(self, number: int, text: bytes) -> Line | None:
         """Read one line; None if it became no event, and is then accounted for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
@@ -516,6 +516,28 @@ def in_irq(flags: str) -> int:
     if len(flags) < 4 or flags.endswith("ff") or flags.startswith("-0x"):
         return UNKNOWN
     return int(flags[2] in "hHzZ")
+
+
+def batches_by_line(
+    blocks: Iterable[Block],
+    read: Callable[[int, bytes], Line | None],
+    stats: SourceStats,
+    layouts: FieldLayouts,
+) -> Iterator[RecordBatch]:
+    """Yield the events of each block of whole lines, read one line at a time.
+
+    Args:
+        blocks: The text.
+        read: Reads a line, given its number; None if it became no event and is accounted for.
+        stats: Where lines are counted.
+        layouts: The layouts of the source's events.
+    """
+    for block in blocks:
+        first = stats.n_lines + 1
+        lines = block.tobytes().split(b"\n")[:-1]
+        stats.n_lines += len(lines)
+        calls = (read(number, text) for number, text in enumerate(lines, first))
+        yield to_batch([call for call in calls if call is not None], layouts)
 
 
 def to_batch(lines: Sequence[Line], layouts: FieldLayouts) -> RecordBatch:
