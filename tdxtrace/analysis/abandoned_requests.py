@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes.blocks import dropped_blocks
 from tdxtrace.analysis.causes.entry_locks import address_of_entry, may_have_taken_entry
-from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows, infer_td
+from tdxtrace.analysis.threads import VP_ENTER, infer_td, may_miss_events
 from tdxtrace.tables.events import KERNEL_MESSAGES, SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.trace import Trace, agreement
@@ -187,14 +186,7 @@ def _untouched_entries(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 def _without_losses(rows: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     """The requests between whose end and whose effect no event may be lost."""
-    parts = [rows.clear()]
-    for source in rows["source"].unique():
-        part = rows.filter(pl.col("source") == source)
-        windows = LossWindows(losses, int(source))
-        ends = (part[name].to_numpy() for name in ("end_ns", "effect_ns"))
-        lost = windows.overlap(np.full(part.height, NO_CPU, np.int64), *ends)
-        parts.append(part.filter(~pl.Series(lost, dtype=pl.Boolean)))
-    return pl.concat(parts)
+    return rows.filter(~may_miss_events(rows, losses, "end_ns", "effect_ns"))
 
 
 def _next_effects(

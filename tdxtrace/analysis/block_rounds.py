@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows
+from tdxtrace.analysis.threads import VP_ENTER, may_miss_events
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
@@ -326,10 +325,5 @@ def _served(
 
 def _lossy(rounds: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     """Rounds in which events of any CPU may be lost."""
-    found = [rounds.select("round").clear()]
-    for (source,), part in rounds.drop_nulls("end_ns").group_by("source"):
-        windows = LossWindows(losses, int(str(source)))
-        anywhere = np.full(part.height, NO_CPU, np.int64)
-        bounds = part["start_ns"].to_numpy(), part["end_ns"].to_numpy() + 1
-        found.append(part.filter(windows.overlap(anywhere, *bounds)).select("round"))
-    return pl.concat(found)
+    ended = rounds.drop_nulls("end_ns").with_columns(pl.col("end_ns") + 1)
+    return ended.filter(may_miss_events(ended, losses, "start_ns", "end_ns")).select("round")

@@ -71,6 +71,25 @@ class ThreadCalls:
         return np.where(first > 0, self.lossy[np.maximum(first - 1, 0)], 0)
 
 
+def may_miss_events(rows: pl.DataFrame, losses: pl.DataFrame, first: str, last: str) -> pl.Series:
+    """Return whether events of any CPU may be lost between two times of each row.
+
+    Args:
+        rows: Column ``source``, and the columns ``first`` and ``last`` (ns), without nulls.
+        losses: The ``losses`` table.
+        first: Name of the column of the first time.
+        last: Name of the column of the last time.
+    """
+    lost = np.zeros(rows.height, np.bool_)
+    sources = rows["source"].to_numpy()
+    begins, ends = rows[first].to_numpy(), rows[last].to_numpy()
+    for source in np.unique(sources):
+        at = np.flatnonzero(sources == source)
+        anywhere = np.full(len(at), NO_CPU, np.int64)
+        lost[at] = LossWindows(losses, int(source)).overlap(anywhere, begins[at], ends[at])
+    return pl.Series(lost, dtype=pl.Boolean)
+
+
 def call_owner() -> pl.Expr:
     """Return the thread of a call, or its CPU as -2 - cpu where the call interrupted a thread.
 

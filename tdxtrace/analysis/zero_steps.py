@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
-import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.threads import NO_CPU, VP_ENTER, LossWindows, unprobed_entries
+from tdxtrace.analysis.threads import VP_ENTER, may_miss_events, unprobed_entries
 from tdxtrace.tables.events import HOST_EVENTS, LOSSES, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
 from tdxtrace.tdx import leaves, word
@@ -312,18 +311,10 @@ def _nothing_else_was_busy(
         begins=pl.coalesce("start_ns", before), ends=pl.coalesce("end_ns", after)
     ).filter(pl.col("leaf").is_in(_leaves_against_entries()))
     rest = failed.join(_overlapped(failed, spans), on=("source", "seq"), how="anti")
-    parts = [rest.select("source", "seq").clear()]
-    for (source,), rows in rest.group_by("source"):
-        known = rows
-        if losses is not None:
-            windows = LossWindows(losses, int(str(source)))
-            begins = rows.select(at)["start_ns"].to_numpy()
-            anywhere = np.full(rows.height, NO_CPU, np.int64)
-            known = rows.filter(
-                ~windows.overlap(anywhere, begins - 1, rows["end_ns"].to_numpy() + 1)
-            )
-        parts.append(known.select("source", "seq"))
-    return pl.concat(parts)
+    if losses is not None:
+        around = rest.select("source", begins=at - 1, ends=pl.col("end_ns") + 1)
+        rest = rest.filter(~may_miss_events(around, losses, "begins", "ends"))
+    return rest.select("source", "seq")
 
 
 def _failed_vmentry(steps: pl.DataFrame, excluded: pl.DataFrame) -> pl.DataFrame:
