@@ -12,8 +12,8 @@ from tdxtrace.analysis.attempts import attempts
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.causes.busy_causes import (
     broken_rules,
-    busy_causes,
     cause_shares,
+    scan_busy_causes,
     td_conflicts,
 )
 from tdxtrace.analysis.causes.evidence import BusyEvidence, gather_evidence
@@ -38,7 +38,7 @@ from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.releases import generation_of
 
-Finder = Callable[[Findings], pl.DataFrame]
+Finder = Callable[[Findings], pl.DataFrame | pl.LazyFrame]
 
 
 def analyze(
@@ -167,12 +167,15 @@ def _cause_finders(
         return tuple(gather_evidence(trace, mask=mask))
 
     @cache
-    def causes() -> pl.DataFrame:
-        return busy_causes(evidence())
+    def causes() -> pl.LazyFrame:
+        return scan_busy_causes(evidence())
+
+    def selected_causes() -> pl.DataFrame | pl.LazyFrame:
+        return selected.filter(causes().collect(), trace) if selected.to_dict() else causes()
 
     return {
-        "busy_causes": lambda _: selected.filter(causes(), trace),
-        "cause_shares": lambda findings: cause_shares(findings.busy_causes),
+        "busy_causes": lambda _: selected_causes(),
+        "cause_shares": lambda findings: cause_shares(findings.scan("busy_causes")),
         "broken_rules": lambda _: selected.filter(broken_rules(evidence()), trace),
         # Queues consist of all requests, so the lock is evaluated on the whole trace.
         "lock_values": lambda findings: lock_values(evidence(), causes(), all_chains).join(
@@ -206,7 +209,7 @@ def _outcome_finders(
             trace, f.retry_chains, generation=generation
         ),
         "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
-        "td_conflicts": lambda f: td_conflicts(f.busy_causes),
+        "td_conflicts": lambda f: td_conflicts(f.scan("busy_causes")),
         "time_shares": lambda f: time_shares(calls, f.retry_chains),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
@@ -217,7 +220,7 @@ def _retry_finders(trace: Trace, all_chains: pl.DataFrame) -> dict[str, Finder]:
     return {
         "busy_answers": lambda found: _selected_answers(trace, all_chains, found),
         "attempts": lambda found: attempts(
-            found.retry_chains, found.busy_answers, found.busy_causes
+            found.retry_chains, found.busy_answers, found.scan("busy_causes")
         ),
         "latencies": lambda found: latencies(
             trace.seamcalls, found.retry_chains, found.busy_answers

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Times = NDArray[np.int64]
 Index = NDArray[np.intp]
 Flags = NDArray[np.bool_]
+Rows = NDArray[np.uint32]
+
+
+def read_only(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return contiguous views that nothing can write: machine code is kept by kinds of arrays."""
+    views = tuple(np.ascontiguousarray(array).view() for array in arrays)
+    for view in views:
+        view.flags.writeable = False
+    return views

@@ -46,7 +46,7 @@ _TIME_STEPS: Final = np.array(TIMES_NS, np.int64)
 def attempts(
     retry_chains: pl.DataFrame,
     busy_answers: pl.DataFrame,
-    busy_causes: pl.DataFrame | None = None,
+    busy_causes: pl.DataFrame | pl.LazyFrame | None = None,
 ) -> pl.DataFrame:
     """Estimate the share of requests done within n attempts, and within t ns of retrying.
 
@@ -68,7 +68,8 @@ def attempts(
         retry_chains: The ``retry_chains`` table; all its sources are taken together, but for the
             curves of TDs: one address in two inputs is two TDs.
         busy_answers: The ``busy_answers`` table of the same chains, or of more.
-        busy_causes: The ``busy_causes`` table; None: no curves of causes and makers.
+        busy_causes: The ``busy_causes`` table, or a query of it; None: no curves of causes and
+            makers.
 
     Returns:
         The ``attempts`` table, ordered by its key.
@@ -125,13 +126,16 @@ def _view(retried: pl.DataFrame, by: str, **changed: pl.Expr) -> pl.DataFrame:
     ).select(*GROUP, "input", "episode", "n_busy", "waited_ns", "done")
 
 
-def _kinds(answers: pl.DataFrame, busy_causes: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
+def _kinds(
+    answers: pl.DataFrame, busy_causes: pl.DataFrame | pl.LazyFrame | None
+) -> dict[str, pl.DataFrame]:
     """Busy answers with their kind, by view."""
     named = resource(pl.col("status"), pl.col("leaf"))
     kinds = {"resource": answers.with_columns(kind=named).filter(pl.col("kind").is_not_null())}
     if busy_causes is None:
         return kinds
-    first = BUSY_CAUSES.conform(busy_causes).filter(pl.col("rank") == 1)
+    rows = BUSY_CAUSES.pick(busy_causes, "source", "seq", "rank", "cause")
+    first = rows.filter(pl.col("rank") == 1)
     caused = answers.join(
         first.select("source", "seq", cause=pl.col("cause").cast(pl.String)),
         on=("source", "seq"),

@@ -87,6 +87,18 @@ class Table:
             raise TableError(f"not a {self.name!r} table: " + "; ".join(problems))
         return frame.select(wanted.names())
 
+    def pick(self, rows: pl.DataFrame | pl.LazyFrame, *names: str) -> pl.DataFrame:
+        """Return some columns of rows of this table, or of a query of them, which makes no others.
+
+        Raises:
+            TableError: If one of these columns is missing or has another type.
+        """
+        have = rows.collect_schema()
+        wrong = [name for name in names if have.get(name) != self.schema[name]]
+        if wrong:
+            raise TableError(f"not a {self.name!r} table: " + ", ".join(map(repr, wrong)))
+        return rows.lazy().select(names).collect()
+
     def check(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return ``frame`` with this table's columns, after checking every row.
 

@@ -194,8 +194,10 @@ class Findings(_TableBundle):
     provenance: Provenance
     options: Mapping[str, object] = field(default_factory=dict)
     """Filters that were applied before the analysis."""
-    _analyses: Mapping[str, Callable[[Findings], pl.DataFrame]] = field(default_factory=dict)
-    """Function that computes each table on first access, by table name."""
+    _analyses: Mapping[str, Callable[[Findings], pl.DataFrame | pl.LazyFrame]] = field(
+        default_factory=dict
+    )
+    """Function that computes each table on first access, or a query of it, by table name."""
     _computed: dict[str, pl.DataFrame] = field(default_factory=dict)
     """Tables computed so far."""
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
@@ -286,9 +288,31 @@ class Findings(_TableBundle):
         """The ``entry_waits`` table: refused entries that one wait would have replaced."""
         return self._table("entry_waits")
 
+    def scan(self, name: str) -> pl.LazyFrame:
+        """Return a table as a query of polars, which makes only the columns that it uses.
+
+        Args:
+            name: Name of the table.
+
+        Example:
+            >>> import tdxtrace
+            >>> findings = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
+            >>> findings.scan("busy_causes").select("cause").collect().height
+            1015
+        """
+        if name not in self._analyses:
+            rows: pl.DataFrame = getattr(self, name)
+            return rows.lazy()
+        if name not in self._computed:
+            found = self._analyses[name](self)
+            if isinstance(found, pl.LazyFrame):
+                return found
+            self._computed[name] = found
+        return self._computed[name].lazy()
+
     def _table(self, name: str) -> pl.DataFrame:
         if name not in self._computed:
-            self._computed[name] = self._analyses[name](self)
+            self._computed[name] = self.scan(name).collect()
         return self._computed[name]
 
     def _size(self, name: str) -> str:

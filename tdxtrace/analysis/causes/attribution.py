@@ -1,4 +1,4 @@
-"""The cause of each busy attempt, its confidence, or what the capture lacks to tell it."""
+"""What the capture lacks to tell the cause of a busy attempt."""
 
 from __future__ import annotations
 
@@ -7,159 +7,21 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.arrays import Index
 from tdxtrace.analysis.causes import keys
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END, may_have_met
-from tdxtrace.analysis.causes.conflicts import ENTRY, GENERATIONS, TREE, lock_conflicts, mask_of
+from tdxtrace.analysis.causes.conflicts import lock_conflicts
 from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.causes.ranking import Ranking
+from tdxtrace.analysis.loops.ranking import (
+    BOUNDS_UNKNOWN,
+    CLOCK_TOO_COARSE,
+    GENERATIONS_DISAGREE,
+    NO_CANDIDATE,
+)
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import LACKS
 from tdxtrace.tdx.leaves import leaf_table
 from tdxtrace.tdx.wrappers import PAGES
-
-# Why no host call is the cause.
-NO_CANDIDATE, CLOCK_TOO_COARSE, GENERATIONS_DISAGREE = (
-    "no_candidate",
-    "clock",
-    "generations_disagree",
-)
-
-
-def rank_candidates(evidence: BusyEvidence) -> pl.DataFrame:
-    """Order the candidates of every attempt, best first.
-
-    A call in the middle of its work when the attempt met the lock ranks above one that only
-    overlaps its edges; then one that held the lock to its end above one that failed on the way
-    or is not surely armed; then the one that began first: among several that hold a lock
-    together the module knows no order.
-
-    Returns:
-        The candidates with cause, miss_ns (ns between the times in which both had their locks;
-        0: these overlap), is_proven (they overlap at any rounding of the clock; never for an
-        armed entry: when it released the tree is not shown), holder_begins (ns), is_observed
-        (no event of any CPU is missing at the time of the attempt).
-    """
-    slack = evidence.busy.slack_ns
-    frame = evidence.possible_holders
-    return frame.with_columns(
-        cause=pl.when("is_armed").then(pl.lit("armed_entry")).otherwise(pl.lit("host_conflict")),
-        miss_ns=pl.max_horizontal(-pl.col("core_ns"), 0),
-        is_proven=(pl.col("core_ns") >= slack)
-        & (pl.col("grade") == HELD_TO_END)
-        & ~pl.col("is_armed"),
-        holder_begins=evidence.calls["begins"].gather(frame["holder"]),
-        is_observed=evidence.fully_observed.gather(frame["attempt"]),
-    ).sort(
-        "attempt",
-        pl.col("grade") == BOUNDS_UNKNOWN,
-        "miss_ns",
-        "is_armed",
-        "grade",
-        "holder_begins",
-        "holder",
-    )
-
-
-def cause_from_calls(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFrame:
-    """Determine the cause of each attempt that host calls can have made busy.
-
-    In one generation the best candidate is the cause if it surely held the lock, or if the
-    capture shows every call that could have held it and all candidates have the same cause.
-    There is none where the possible generations disagree, or one of them has no candidate.
-
-    Evidence of ``host_conflict``: a call of another thread that overlaps the attempt, works on
-    the same resource, takes its lock in a mode that excludes the attempt's, and was not refused
-    before that lock.  Evidence of ``armed_entry``: :func:`~.candidates.armed_entries`.
-
-    Absence: a call of which only the return was recorded, or that was lost, is no candidate,
-    so the absence of others proves nothing beside it; several causes that fit within the
-    resolution of the clock leave none.
-
-    Nearest innocent trace: a call on another entry, of another TD, or over before the attempt
-    began, while the true holder was not probed.
-
-    Returns:
-        Columns row and call_cause (a cause, or NO_CANDIDATE, CLOCK_TOO_COARSE or
-        GENERATIONS_DISAGREE), one row per attempt.
-    """
-    attempts = evidence.busy.attempts.group_by("row", maintain_order=True).agg(
-        (pl.col("mask") & pl.lit(evidence.mask, pl.UInt8)).bitwise_or()
-    )
-    by_generation = []
-    for name in GENERATIONS:
-        bit = pl.lit(mask_of(name), pl.UInt8)
-        here = attempts.filter((pl.col("mask") & bit) > 0).select("row")
-        best = _best_candidate(evidence, ranked.filter((pl.col("mask") & bit) > 0))
-        by_generation.append(
-            here.join(best, on="row", how="left").with_columns(
-                pl.col("call_cause").fill_null(NO_CANDIDATE)
-            )
-        )
-    merged = pl.concat(by_generation).group_by("row").agg(pl.col("call_cause").unique())
-    one = pl.col("call_cause").list.len() == 1
-    found = merged.select(
-        "row",
-        call_cause=pl.when(one)
-        .then(pl.col("call_cause").list.first())
-        .otherwise(pl.lit(GENERATIONS_DISAGREE)),
-    )
-    rest = attempts.join(found, on="row", how="anti").select("row", call_cause=pl.lit(NO_CANDIDATE))
-    return pl.concat([found, rest]).sort("row")
-
-
-def _best_candidate(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFrame:
-    """Cause of each attempt in one generation: columns row and call_cause."""
-    slack = evidence.busy.slack_ns
-    sees_entries = VP_ENTER in set(evidence.calls["leaf"].unique())
-    near = pl.col("miss_ns") <= pl.col("miss_ns").first() + 2 * slack
-    equally_good = pl.col("is_proven") & (pl.col("grade") == pl.col("grade").first())
-    best = ranked.group_by("attempt", maintain_order=True).agg(
-        pl.col("cause", "is_proven", "grade", "lock", "is_observed").first(),
-        n_causes=pl.col("cause").filter(near).n_unique(),
-        n_proven=pl.col("cause").filter(equally_good).n_unique(),
-        is_armed_entry=pl.col("cause").first() == "armed_entry",
-        # A call that surely had the tree may have had it at that time: the attempt may as well
-        # have met that call.
-        has_rival=(
-            (pl.col("cause") != "armed_entry") & (pl.col("lock") == TREE) & may_have_met()
-        ).any(),
-        overlaps=pl.col("overlap_ns").first() >= 0,
-    )
-    # A guest can hold the lock of an SEPT entry too, and an entry that was not probed the tree:
-    # only a call that surely held it rules these out.
-    only_cause = (
-        (pl.col("n_causes") == 1)
-        & (pl.col("lock") != ENTRY)
-        & (pl.lit(sees_entries) | (pl.col("lock") != TREE))
-    )
-    sure = (pl.col("is_proven") & (pl.col("n_proven") == 1)) | only_cause
-    # An armed entry is inferred from the absence of calls, so every call must be observed: also
-    # when it began, which a capture of chosen returns does not show.
-    sees_starts = evidence.calls.filter(pl.col("leaf") != VP_ENTER)["start_ns"].count() > 0
-    armed_fits = pl.col("overlaps") & ~pl.col("has_rival") & pl.col("is_observed") & sees_starts
-    return best.filter(pl.col("grade") < BOUNDS_UNKNOWN).select(
-        row="attempt",
-        call_cause=pl.when(sure & (armed_fits | ~pl.col("is_armed_entry")))
-        .then("cause")
-        .otherwise(pl.lit(CLOCK_TOO_COARSE)),
-    )
-
-
-def confidence_of_call() -> pl.Expr:
-    """Confidence in the best candidate of an attempt, from its row and ``lossy``.
-
-    A call that surely held the lock is weak evidence beside an armed entry that may have held
-    it: which of the two the attempt met is not shown, but calls are more frequent.
-    """
-    only_cause = pl.col("n_causes_of") == 1
-    armed_fits = pl.col("is_armed") & (pl.col("grade") == HELD_TO_END) & (pl.col("miss_ns") == 0)
-    return (
-        pl.when(pl.col("is_proven") & only_cause & ~pl.col("lossy"))
-        .then(pl.lit("proof"))
-        .when((pl.col("is_proven") | armed_fits) & only_cause)
-        .then(pl.lit("strong"))
-        .otherwise(pl.lit("weak"))
-    )
-
 
 # TDH.VP.ENTER is called by tdx_vcpu_run: Linux 6.16 arch/x86/kvm/vmx/tdx.c.
 _VCPU_RUN: Final = "tdx_vcpu_run"
@@ -181,20 +43,20 @@ _KEPT_OUT: Final = (
 
 
 def reasons(
-    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame, tries: pl.DataFrame
+    evidence: BusyEvidence, ranking: Ranking, places: Index, tries: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return for each attempt why it stays unexplained, if it does.
+    """Return why attempts stay unexplained.
 
     Args:
         evidence: The attempts of one source.
-        call_cause: Their causes (:func:`cause_from_calls`).
-        ranked: Their candidates (:func:`rank_candidates`).
-        tries: Which of them a guest can have made busy (:func:`~.guests.tries_on_entries`).
+        ranking: Their candidates.
+        places: The attempts that are asked for: places in ``ranking``, ascending.
+        tries: Which attempts a guest can have made busy (:func:`~.guests.tries_on_entries`).
 
     Returns:
-        Columns row, lacks (Enum of LACKS) and advice.
+        Columns lacks (Enum of LACKS) and advice, in the order of ``places``.
     """
-    facts = _facts(evidence, call_cause, ranked, tries)
+    facts = _facts(evidence, ranking, places, tries)
     timed = pl.col("start_ns").is_not_null()
     lost = pl.col("lossy") | (pl.col("doubtful") & pl.lit(evidence.lossy.any()))
     reason = (
@@ -204,7 +66,7 @@ def reasons(
         .then(pl.lit("lost_events"))
         .when(_lacks_operands(facts))
         .then(pl.lit("arguments"))
-        .when(pl.col("call_cause") == GENERATIONS_DISAGREE)
+        .when(pl.col("by_calls") == GENERATIONS_DISAGREE)
         .then(pl.lit("generation"))
         .when(lost)
         .then(pl.lit("lost_events"))
@@ -214,16 +76,15 @@ def reasons(
         .then(pl.lit("generation"))
         .when("kept_out")
         .then(pl.lit("holder"))
-        .when((pl.col("missing") != "") & (pl.col("call_cause") != CLOCK_TOO_COARSE))
+        .when((pl.col("missing") != "") & (pl.col("by_calls") != CLOCK_TOO_COARSE))
         .then(pl.lit("holder_probes"))
-        .when(pl.col("call_cause") == CLOCK_TOO_COARSE)
+        .when(pl.col("by_calls") == CLOCK_TOO_COARSE)
         .then(pl.lit("clock"))
         .otherwise(pl.lit("holder"))
     )
     probe = pl.format("probe {} too: no call of it was seen, and it may hold this", "missing")
     advice = pl.col("lacks").replace_strict(_ADVICE, default=None, return_dtype=pl.String)
     return facts.with_columns(lacks=reason).select(
-        "row",
         pl.col("lacks").cast(pl.Enum(LACKS)),
         advice=pl.when(pl.col("lacks") == "holder_probes")
         .then(probe)
@@ -234,29 +95,32 @@ def reasons(
 
 
 def _facts(
-    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame, tries: pl.DataFrame
+    evidence: BusyEvidence, ranking: Ranking, places: Index, tries: pl.DataFrame
 ) -> pl.DataFrame:
     """Attempts with what the capture shows of each, one row per attempt."""
-    rows = evidence.busy.attempts.unique("row", keep="first", maintain_order=True)
+    of_attempt = evidence.busy.attempts
+    wanted = pl.Series(ranking.attempts[places])
+    of_attempt = of_attempt.filter(pl.col("row").is_first_distinct())
+    rows = of_attempt[places]
     # Not armed entries: a longer trace would not show whether one was armed.
     unsure = (pl.col("grade") == BOUNDS_UNKNOWN) & ~pl.col("is_armed")
-    doubtful = ranked.filter(unsure).select(row="attempt").unique()
-    operands = evidence.calls[rows["row"]].select("start_ns", "td_id", "gpa", "vp_id", *PAGES)
-    entries = evidence.calls.group_by("leaf").agg(entries=pl.col("start_ns").is_not_null().any())
+    doubtful = ranking.candidates.filter(unsure)["attempt"].unique()
+    operands = evidence.calls.select("start_ns", "td_id", "gpa", "vp_id", *PAGES)[wanted]
+    begun = evidence.calls.filter(pl.col("start_ns").is_not_null())["leaf"].unique()
     locks = rows["lock"].drop_nulls().unique()
     missing = {str(lock): _unprobed(evidence, str(lock)) for lock in locks}
     named = pl.col("lock").replace_strict(missing, default="", return_dtype=pl.String)
     return (
         pl.concat([rows, operands], how="horizontal")
-        .join(call_cause, on="row", how="left", maintain_order="left")
-        .join(entries, on="leaf", how="left", maintain_order="left")
         .join(_shut_out(tries), on="row", how="left", maintain_order="left")
         .with_columns(
+            by_calls=pl.Series(ranking.cause[places]), entries=pl.col("leaf").is_in(begun.implode())
+        )
+        .with_columns(
             # Only where no host call fits does it matter what a guest can have done.
-            pl.col("disagree", "kept_out").fill_null(False)
-            & (pl.col("call_cause") == NO_CANDIDATE),
-            lossy=evidence.lossy.gather(rows["row"]),
-            doubtful=pl.col("row").is_in(doubtful["row"].implode()),
+            pl.col("disagree", "kept_out").fill_null(False) & (pl.col("by_calls") == NO_CANDIDATE),
+            lossy=evidence.lossy.gather(wanted),
+            doubtful=pl.col("row").is_in(doubtful.implode()),
             missing=pl.when(pl.col("lock").is_null())
             .then(pl.lit(_entry_probe(evidence)))
             .otherwise(named),
@@ -294,7 +158,7 @@ def _unprobed(evidence: BusyEvidence, lock: str) -> str:
         ],
         axis=0,
     )
-    seen = set(evidence.calls["leaf"].unique())
+    seen = evidence.leaves
     wrappers = dict(leaf_table().select("leaf", "wrappers").iter_rows())
     names = [
         _VCPU_RUN if leaf == VP_ENTER else wrappers[leaf][0]
@@ -305,4 +169,4 @@ def _unprobed(evidence: BusyEvidence, lock: str) -> str:
 
 
 def _entry_probe(evidence: BusyEvidence) -> str:
-    return "" if VP_ENTER in set(evidence.calls["leaf"].unique()) else _VCPU_RUN
+    return "" if VP_ENTER in evidence.leaves else _VCPU_RUN

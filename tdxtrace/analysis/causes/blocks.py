@@ -40,9 +40,11 @@ def dropped_blocks(calls: pl.DataFrame) -> pl.DataFrame:
         Columns row (of the failed call), block (row of the last BLOCK, which was busy),
         dropped_ns and failed_ns (their begins).  What was lost between is not looked at.
     """
-    calls = calls.filter(pl.col("td_id").is_not_null() & pl.col("gpa").is_not_null())
     code = word.status_code(pl.col("status"))
-    failed = calls.filter(pl.col("leaf").is_in(_REQUIRE_BLOCK), code.is_in(NOT_PREPARED))
+    named = pl.col("td_id").is_not_null() & pl.col("gpa").is_not_null()
+    failed = calls.filter(pl.col("leaf").is_in(_REQUIRE_BLOCK), code.is_in(NOT_PREPARED), named)
+    # Few traces have any: the rest is looked at where there is one.
+    calls = calls.filter(named) if failed.height else calls.clear()
     is_block, passed = pl.col("leaf") == _BLOCK, pl.col("status") < word.ERROR_BIT
     fate = (
         pl.when(is_block & (code == word.TDX_OPERAND_BUSY))

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes.blocks import dropped_blocks
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, HELD_TO_END
 from tdxtrace.analysis.causes.conflicts import ENTRY
 from tdxtrace.analysis.causes.kicks import busy_after_kick, track_without_kick
 from tdxtrace.analysis.causes.mmu_lock import FAULTS, mmu_lock_excludes
 from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
 from tdxtrace.analysis.causes.td_building import busy_before_finalize
+from tdxtrace.analysis.loops.ranking import BOUNDS_UNKNOWN, HELD_TO_END
 from tdxtrace.tdx.leaves import leaf_table, parse_leaf
 
 _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
@@ -76,14 +76,17 @@ def tdvpr_busy(seen: RuleEvidence) -> pl.DataFrame:
 
 def _lock_held(seen: RuleEvidence, lock: str, rule: str) -> pl.DataFrame:
     """Every attempt that found the lock held, with its holder where that is known."""
-    best = seen.possible_holders.filter(pl.col("grade") < BOUNDS_UNKNOWN).sort(
-        "attempt", "grade", -pl.col("overlap_ns")
+    found = seen.attempts.filter(pl.col("lock") == lock, ~pl.col("leaf").is_in(migration_leaves()))
+    if found.is_empty():
+        return pl.DataFrame(schema=BROKEN_CALLS)
+    best = (
+        seen.possible_holders.filter(pl.col("grade") < BOUNDS_UNKNOWN)
+        .join(found, left_on="attempt", right_on="row", how="semi")
+        .sort("attempt", "grade", -pl.col("overlap_ns"))
     )
     holder = best.group_by("attempt", maintain_order=True).agg(evidence=pl.col("holder").first())
-    only = pl.col("lock").n_unique().over("row") == 1
-    rows = seen.attempts.filter(
-        only & (pl.col("lock") == lock), ~pl.col("leaf").is_in(migration_leaves())
-    )
+    others = seen.attempts.filter(pl.col("lock").ne_missing(lock))
+    rows = found.join(others, on="row", how="anti", maintain_order="left")
     return broken_calls(rows.join(holder, left_on="row", right_on="attempt", how="left"), rule)
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes import attribution, guests
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
-from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, modes, names_of
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mode_of, names_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.analysis.causes.mmu_lock import EXCLUDES
+from tdxtrace.analysis.causes.ranking import Ranking, is_proven, rank_candidates
+from tdxtrace.analysis.loops.ranking import (
+    ARMED_ENTRY,
+    BOUNDS_UNKNOWN,
+    HELD_TO_END,
+    HOST_CONFLICT,
+)
 from tdxtrace.tables.causes import (
     BROKEN_RULES,
-    BUG_RULES,
     BUSY_CAUSES,
     CAUSE_SHARES,
     CAUSES,
@@ -54,8 +60,21 @@ def busy_causes(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
     Sources:
         Locks and modes: ``tdxtrace.tdx.locks``; that guests take entry locks only: the same.
     """
-    parts = [_answers_of_source(evidence) for evidence in sources]
-    return BUSY_CAUSES.conform(pl.concat([BUSY_CAUSES.empty(), *parts]))
+    return BUSY_CAUSES.conform(scan_busy_causes(sources).collect())
+
+
+def scan_busy_causes(sources: Iterable[BusyEvidence]) -> pl.LazyFrame:
+    """Return the ``busy_causes`` table, of which only the columns that are asked for are made.
+
+    Args:
+        sources: As for :func:`busy_causes`.
+    """
+    parts = [
+        _described(evidence, _answers(evidence))
+        for evidence in sources
+        if not evidence.busy.attempts.is_empty()
+    ]
+    return pl.concat([BUSY_CAUSES.empty().lazy(), *parts])
 
 
 def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
@@ -87,74 +106,75 @@ def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
     return pl.concat(parts).sort("source", "seq", "rule")
 
 
-def _answers_of_source(evidence: BusyEvidence) -> pl.DataFrame:
-    if evidence.busy.attempts.is_empty():
-        return BUSY_CAUSES.empty()
-    ranked = attribution.rank_candidates(evidence)
-    call_cause = attribution.cause_from_calls(evidence, ranked)
+def _answers(evidence: BusyEvidence) -> pl.DataFrame:
+    """Answers and further candidates of one source: by row and rank."""
+    ranking = rank_candidates(evidence)
     tries = guests.tries_on_entries(evidence)
-    answers = _answers(evidence, _gather_facts(evidence, call_cause, ranked, tries)).join(
-        attribution.reasons(evidence, call_cause, ranked, tries), on="row", how="left"
-    )
-    unexplained = pl.col("cause") == "unexplained"
-    answers = answers.with_columns(
-        pl.when(unexplained).then(name).alias(name) for name in ("lacks", "advice")
-    )
-    rest = _others(ranked, answers)
-    rows = pl.concat([answers.select(_KEPT), rest], how="diagonal_relaxed").sort("row", "rank")
-    return BUSY_CAUSES.conform(_described(evidence, rows))
+    answers = _first_answers(evidence, _facts(evidence, ranking, tries))
+    unexplained = np.flatnonzero((answers["cause"] == "unexplained").to_numpy())
+    why = attribution.reasons(evidence, ranking, unexplained, tries)
+    place = np.full(answers.height, len(unexplained))
+    place[unexplained] = np.arange(len(unexplained))
+    nothing = pl.DataFrame({name: [None] for name in why.columns}, schema=why.schema)
+    why = pl.concat([why, nothing])[place]
+    rows = pl.concat([answers, why], how="horizontal")
+    rows = pl.concat([rows, _others(evidence, ranking, answers)], how="diagonal")
+    # Both parts are by row, and rank 1 comes first.
+    return rows[np.argsort(rows["row"].to_numpy(), kind="stable")]
 
 
-def _gather_facts(
-    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame, tries: pl.DataFrame
-) -> pl.DataFrame:
+def _facts(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.DataFrame:
     """Per attempt: its cause by host calls, its best candidate, guests inside, broken rules."""
-    best = ranked.unique("attempt", keep="first", maintain_order=True).rename({"attempt": "row"})
+    rows = pl.Series("row", ranking.attempts)
     # That mmu_lock was not held says nothing of who held the module's lock: the overlapping call.
     bugs = (
-        evidence.broken.filter(pl.col("rule") != EXCLUDES)
-        .join(call_cause, on="row", how="semi")
+        evidence.broken.filter(pl.col("rule") != EXCLUDES, pl.col("row").is_in(rows.implode()))
         .sort("row", "rule")
         .unique("row", keep="first", maintain_order=True)
     )
-    inside = guests.guest_holders(evidence, call_cause, ranked, tries)
+    inside = guests.guest_holders(evidence, ranking, tries)
+    first = evidence.busy.attempts.filter(pl.col("row").is_first_distinct())
+    facts = ranking.best.with_columns(
+        rows,
+        lossy=evidence.lossy.gather(rows),
+        by_calls=pl.Series(ranking.cause),
+        n_tied=pl.Series(ranking.n_tied),
+        is_only_cause=pl.Series(ranking.is_only_cause),
+        first_lock=first["lock"],
+        every=first["mask"],
+    )
     return (
-        call_cause.join(best, on="row", how="left")
-        .join(_tied(evidence, ranked), on="row", how="left")
-        .join(inside, on="row", how="left", suffix="_inside")
-        .join(bugs, on="row", how="left", suffix="_bug")
-        .sort("row")
-        .with_columns(lossy=evidence.lossy.gather(call_cause["row"]))
+        facts.join(inside, on="row", how="left", suffix="_inside", maintain_order="left")
+        .join(bugs, on="row", how="left", maintain_order="left")
         .with_columns(
             is_bug=pl.col("rule").is_not_null(),
-            by_call=pl.col("call_cause").is_in(["host_conflict", "armed_entry"]),
+            by_call=pl.col("by_calls").is_in([HOST_CONFLICT, ARMED_ENTRY]),
             by_guest=pl.col("n_inside").is_not_null(),
             fits=(pl.col("grade") < BOUNDS_UNKNOWN).fill_null(False),
         )
     )
 
 
-def _answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
+def _first_answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
     """Rows of rank 1, one per attempt.  A broken rule comes before who held the lock."""
-    others = guests.shows_other_holders(set(evidence.calls["leaf"].unique()))
+    others = guests.shows_other_holders(evidence.leaves)
     # After the first try host priority keeps a guest out, unless a write of the entry lost it.
     one_call = pl.col("is_inside") & ~pl.col("is_late")
     is_whole = others and not evidence.misses_holders
-    by_guest = pl.when(one_call & pl.lit(is_whole)).then(pl.lit("strong"))
+    by_guest = pl.when(one_call & pl.lit(is_whole)).then(_lit("strong")).otherwise(_lit("weak"))
     one_guest = pl.col("by_guest") & (pl.col("n_inside") == 1)
     has_holder = pl.col("by_call") | (pl.col("is_bug") & pl.col("fits"))
     return facts.select(
         "row",
-        "rule",
         rank=pl.lit(1, pl.UInt32),
-        cause=_choose_cause("kernel_bug", "call_cause", "guest", "unexplained"),
+        cause=_cause(),
         confidence=pl.when("is_bug")
-        .then(pl.col("confidence").cast(pl.String))
+        .then("confidence")
         .when("by_call")
-        .then(attribution.confidence_of_call())
+        .then(_confidence_of_call(evidence.busy.slack_ns))
         .when("by_guest")
-        .then(by_guest.otherwise(pl.lit("weak")))
-        .otherwise(pl.lit("none")),
+        .then(by_guest)
+        .otherwise(_lit("none")),
         holder=pl.when(has_holder)
         .then("holder")
         .when("is_bug")
@@ -162,141 +182,129 @@ def _answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
         .when(one_guest)
         .then("holder_inside"),
         overlap_ns=pl.when(has_holder).then("overlap_ns").when(one_guest).then("overlap_ns_inside"),
-        n_tied=pl.when(has_holder).then("n_tied").when("by_guest").then("n_inside").otherwise(1),
-        lock=pl.when(has_holder).then("lock"),
-        mask=pl.when(has_holder).then("mask"),
-    ).with_columns(pl.col("n_tied").cast(pl.UInt32))
+        n_tied=pl.when(has_holder)
+        .then("n_tied")
+        .when("by_guest")
+        .then("n_inside")
+        .otherwise(pl.lit(1, pl.UInt32)),
+        lock=pl.when(has_holder).then("lock").otherwise("first_lock"),
+        mask=pl.when(has_holder).then("mask").otherwise("every"),
+        rule="rule",
+    )
 
 
-def _choose_cause(bug: str, call: str, guest: str, nothing: str) -> pl.Expr:
+def _cause() -> pl.Expr:
     """Cause of an attempt: of a broken rule, of host calls, a guest, or none."""
     return (
         pl.when("is_bug")
-        .then(pl.lit(bug))
+        .then(_lit("kernel_bug", _CAUSE))
+        .when(pl.col("by_calls") == ARMED_ENTRY)
+        .then(_lit("armed_entry", _CAUSE))
         .when("by_call")
-        .then(call)
+        .then(_lit("host_conflict", _CAUSE))
         .when("by_guest")
-        .then(pl.lit(guest))
-        .otherwise(pl.lit(nothing))
+        .then(_lit("guest", _CAUSE))
+        .otherwise(_lit("unexplained", _CAUSE))
     )
 
 
-_KEPT: Final = (
-    *("row", "rank", "cause", "confidence", "n_tied", "holder", "overlap_ns", "lock", "mask"),
-    *("rule", "lacks", "advice"),
-)
+def _confidence_of_call(slack_ns: int) -> pl.Expr:
+    """Confidence in the best candidate of an attempt.
 
-
-def _tied(evidence: BusyEvidence, ranked: pl.DataFrame) -> pl.DataFrame:
-    """Number of candidates that fit as well as the best of their attempt, and of their causes."""
-    slack = evidence.busy.slack_ns
-    first = pl.col("miss_ns", "grade", "cause", "is_armed").first()
-    same = (
-        (pl.col("grade") == pl.col("grade_best"))
-        & (pl.col("cause") == pl.col("cause_best"))
-        & (pl.col("miss_ns") <= pl.col("miss_ns_best") + slack)
-    )
-    near = pl.col("miss_ns") <= pl.col("miss_ns_best") + 2 * slack
-    # Whether a call that overlaps more than it misses had the tree is a matter of latencies that
-    # are estimated: beside it an armed entry is a weak answer.
-    near |= pl.col("is_armed_best") & (pl.col("overlap_ns") > pl.col("miss_ns"))
+    A call that surely held the lock is weak evidence beside an armed entry that may have held
+    it: which of the two the attempt met is not shown, but calls are more frequent.
+    """
+    only_cause, proven = pl.col("is_only_cause"), is_proven(slack_ns)
+    armed_fits = pl.col("is_armed") & (pl.col("grade") == HELD_TO_END) & (pl.col("core_ns") >= 0)
     return (
-        ranked.with_columns(first.over("attempt").name.suffix("_best"))
-        .group_by(row="attempt")
-        .agg(
-            n_tied=same.sum().cast(pl.UInt32),
-            n_causes_of=pl.col("cause").filter(near).n_unique(),
-        )
+        pl.when(proven & only_cause & ~pl.col("lossy"))
+        .then(_lit("proof"))
+        .when((proven | armed_fits) & only_cause)
+        .then(_lit("strong"))
+        .otherwise(_lit("weak"))
     )
 
 
-def _others(ranked: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+_CAUSE: Final = pl.Enum(CAUSES)
+_CONFIDENCE: Final = pl.Enum(CONFIDENCES)
+
+
+def _lit(name: str, kind: pl.Enum = _CONFIDENCE) -> pl.Expr:
+    return pl.lit(name, kind)
+
+
+def _others(evidence: BusyEvidence, ranking: Ranking, answers: pl.DataFrame) -> pl.DataFrame:
     """Rows of rank 2 and above: candidates that are not the holder, best first."""
-    taken = answers.select("row", "holder").drop_nulls()
-    rest = ranked.rename({"attempt": "row"}).join(
-        taken, on=["row", "holder"], how="anti", maintain_order="left"
+    n = ranking.first[1:] - ranking.first[:-1]
+    holder = np.repeat(answers["holder"].cast(pl.Int64).fill_null(-1).to_numpy(), n)
+    is_other = ranking.candidates["holder"].to_numpy() != holder
+    before = np.cumsum(is_other) - is_other
+    place = before - np.repeat(np.append(before, 0)[ranking.first[:-1]], n)
+    shown = np.flatnonzero(is_other & (place < _MAX_OTHERS))
+    rows = ranking.candidates[shown]
+    sure = pl.when(is_proven(evidence.busy.slack_ns)).then(_lit("strong")).otherwise(_lit("weak"))
+    is_armed = pl.when("is_armed").then(_lit("armed_entry", _CAUSE))
+    return rows.select(
+        row="attempt",
+        rank=pl.Series(place[shown] + 2, dtype=pl.UInt32),
+        cause=is_armed.otherwise(_lit("host_conflict", _CAUSE)),
+        confidence=sure,
+        holder="holder",
+        overlap_ns="overlap_ns",
+        n_tied=pl.lit(1, pl.UInt32),
+        lock="lock",
+        mask="mask",
     )
-    place = pl.int_range(pl.len(), dtype=pl.UInt32).over("row")
-    sure = pl.when("is_proven").then(pl.lit("strong")).otherwise(pl.lit("weak"))
-    shown = rest.with_columns(rank=place + 2, confidence=sure, n_tied=pl.lit(1, pl.UInt32)).filter(
-        pl.col("rank") < 2 + _MAX_OTHERS
-    )
-    return shown.select(name for name in _KEPT if name in shown.columns)
 
 
-def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.DataFrame:
+def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.LazyFrame:
     """Add the columns of attempt and holder, looked up by their rows of ``calls``."""
-    attempts = evidence.busy.attempts.unique("row", keep="first")
-    first = attempts.select("row", first_lock="lock", every="mask")
-    frame = _with_attempt_and_holder(evidence.calls, rows).join(
-        first, on="row", how="left", maintain_order="left"
-    )
+    calls = evidence.calls
+
+    def of(name: str, row: str = "row") -> pl.Expr:
+        return pl.lit(calls[name]).gather(pl.col(row))
+
     letters = {mask: names_of(mask) for mask in range(ALL_GENERATIONS + 1)}
-    mask = pl.coalesce("mask", "every") & pl.lit(evidence.mask, pl.UInt8)
-    frame = frame.with_columns(
-        source=pl.lit(evidence.source, pl.UInt16),
-        resource=pl.coalesce(resource(pl.col("status"), pl.col("leaf")), _epoch()),
-        lock=pl.coalesce("lock", "first_lock"),
-        generations=mask.replace_strict(letters, return_dtype=pl.String),
-        cause=pl.col("cause").cast(pl.Enum(CAUSES)),
-        confidence=pl.col("confidence").cast(pl.Enum(CONFIDENCES)),
-        rule=pl.col("rule").cast(pl.Enum(BUG_RULES)),
-    )
-    return _with_modes(frame, mask)
-
-
-def _with_attempt_and_holder(calls: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    attempt_columns = calls[rows["row"]].select(
-        *("seq", "start_ns", "end_ns", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "status")
-    )
-    holder_columns = calls[rows["holder"].fill_null(0)].select(
-        holder_seq="seq",
-        holder_leaf="leaf",
-        holder_tid="tid",
-        holder_td_id="td_id",
-        holder_vp_id="vp_id",
-    )
-    known = rows["holder"].is_not_null()
-    return pl.concat([rows, attempt_columns, holder_columns], how="horizontal").with_columns(
-        pl.when(known).then(name).alias(name) for name in holder_columns.columns
-    )
-
-
-def _epoch() -> pl.Expr:
-    """Name of the resource that a TRACK waits for, which has no operand id."""
-    code = word.status_code(pl.col("status"))
-    return pl.when(code == word.TDX_PREVIOUS_TLB_EPOCH_BUSY).then(pl.lit(_EPOCH))
-
-
-def _with_modes(frame: pl.DataFrame, mask: pl.Expr) -> pl.DataFrame:
-    """Add the mode in which each of the two took the lock, in the newest possible generation."""
-    newest = pl.when(mask & 4 > 0).then(4).when(mask & 2 > 0).then(2).otherwise(1).cast(pl.UInt8)
-    status = pl.col("status")
+    mask = pl.col("mask") & pl.lit(evidence.mask, pl.UInt8)
+    newest = pl.when(mask & 4 > 0).then(4).when(mask & 2 > 0).then(2).otherwise(1)
+    leaf, status, lock = of("leaf"), of("status"), pl.col("lock")
     operand = pl.when(word.is_busy(status)).then(word.low32(status))
-    frame = frame.with_columns(newest=newest, operand_id=operand)
-    for leaf, name, more in (
-        ("leaf", "mode", ()),
-        ("leaf", "operand_mode", ("operand_id",)),
-        ("holder_leaf", "holder_mode", ()),
-    ):
-        frame = frame.join(
-            modes(*more).rename({"mode": name, "leaf": leaf, "mask": "newest"}),
-            on=["newest", leaf, "lock", *more],
-            how="left",
-            maintain_order="left",
-        )
     # A leaf may take a lock in another mode for each of its operands.
-    return frame.with_columns(mode=pl.coalesce("operand_mode", "mode"))
+    mode = pl.coalesce(mode_of(newest, leaf, lock, operand), mode_of(newest, leaf, lock))
+    code = word.status_code(status)
+    epoch = pl.when(code == word.TDX_PREVIOUS_TLB_EPOCH_BUSY).then(pl.lit(_EPOCH))
+    attempt = {
+        name: of(name)
+        for name in ("seq", "start_ns", "end_ns", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa")
+    }
+    holder = {
+        f"holder_{name}": of(name, "holder") for name in ("seq", "leaf", "tid", "td_id", "vp_id")
+    }
+    kept = ("rank", "cause", "confidence", "n_tied", "overlap_ns", "rule", "lacks", "advice")
+    query = rows.lazy().select(
+        *kept,
+        source=pl.lit(evidence.source, pl.UInt16),
+        **attempt,
+        **holder,
+        status=status,
+        resource=pl.coalesce(resource(status, leaf), epoch),
+        lock=lock.cast(pl.String),
+        mode=mode,
+        holder_mode=mode_of(newest, of("leaf", "holder"), lock),
+        generations=mask.replace_strict(letters, return_dtype=pl.String),
+    )
+    return query.select(BUSY_CAUSES.schema.names())
 
 
-def cause_shares(busy_causes: pl.DataFrame) -> pl.DataFrame:
+def cause_shares(busy_causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Count the busy attempts by leaf, resource and cause.
 
     Every busy attempt has one row of rank 1, so the counts of a source sum to its busy attempts
     and the shares to one exactly (largest remainder method).
 
     Args:
-        busy_causes: The ``busy_causes`` table, or a part of it with its rows of rank 1.
+        busy_causes: The ``busy_causes`` table, or a part of it with its rows of rank 1; or a query
+            of it.
 
     Returns:
         The ``cause_shares`` table, by source, largest first.
@@ -304,7 +312,8 @@ def cause_shares(busy_causes: pl.DataFrame) -> pl.DataFrame:
     Raises:
         TableError: If the argument lacks a column or has one of another type.
     """
-    answers = BUSY_CAUSES.conform(busy_causes).filter(pl.col("rank") == 1)
+    needed = ("source", "rank", "leaf", "resource", "cause", "confidence")
+    answers = BUSY_CAUSES.pick(busy_causes, *needed).filter(pl.col("rank") == 1)
     counts = answers.group_by("source", "leaf", "resource", "cause").agg(
         n_busy=pl.len().cast(pl.UInt64),
         n_sure=pl.col("confidence").is_in(["proof", "strong"]).sum().cast(pl.UInt64),
@@ -326,7 +335,7 @@ def cause_shares(busy_causes: pl.DataFrame) -> pl.DataFrame:
     return CAUSE_SHARES.conform(parts.with_columns(share_ppm=share.cast(pl.UInt32)))
 
 
-def td_conflicts(causes: pl.DataFrame) -> pl.DataFrame:
+def td_conflicts(causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Count busy answers by whether their holder was of the same TD or of another one.
 
     Locks of one TD cannot be held for another; what TDs share is the PAMT of a 2 MB range,
@@ -334,7 +343,7 @@ def td_conflicts(causes: pl.DataFrame) -> pl.DataFrame:
     armed entry, that made a call busy are of the call's own TD.
 
     Args:
-        causes: The ``busy_causes`` table; its answers (rank 1) are counted.
+        causes: The ``busy_causes`` table, or a query of it; its answers (rank 1) are counted.
 
     Returns:
         The ``td_conflicts`` table, by source and leaf.
@@ -346,7 +355,8 @@ def td_conflicts(causes: pl.DataFrame) -> pl.DataFrame:
         Scopes of locks: intel/tdx-module 1.5 (tdx/data/locks.csv); the range of a PAMT lock across
         TDs: R. Edgecombe, Dynamic PAMT v3, 2025-09.
     """
-    answers = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
+    needed = ("source", "rank", "leaf", "resource", "cause", "td_id", "holder_td_id")
+    answers = BUSY_CAUSES.pick(causes, *needed).filter(pl.col("rank") == 1)
     own = pl.col("cause").is_in(["guest", "armed_entry"])
     same = own | (pl.col("holder_td_id") == pl.col("td_id")).fill_null(False)
     other = ~own & (pl.col("holder_td_id") != pl.col("td_id")).fill_null(False)

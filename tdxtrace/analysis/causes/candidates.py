@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.analysis.arrays import Index, Times
+from tdxtrace.analysis.arrays import Flags, Index, Rows, Times, read_only
 from tdxtrace.analysis.causes import conflicts, keys
 from tdxtrace.analysis.causes.conflicts import TREE, LockConflicts
 from tdxtrace.analysis.causes.entry_locks import is_refused_before
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
+from tdxtrace.analysis.loops.arming import (
+    ARMED_UNKNOWN,
+    FAULTED,
+    MOVED,
+    NOT_ENTERED,
+    REFUSED,
+    STOOD,
+    grade_armed_entries,
+)
+from tdxtrace.analysis.loops.ranking import (
+    BOUNDS_UNKNOWN,
+    HELD_BRIEFLY,
+    HELD_TO_END,
+    MISS_RATIO,
+)
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.analysis.zero_steps import exits_without_progress
+from tdxtrace.compiler import choose
 from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 
@@ -23,19 +40,6 @@ from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 # show when.  Upper bound: the shortest full exit and entry that was measured, CPUID through
 # KVM, 3,851 ns (TUM-DSE/CVM_eval benchmarks/vmexit/README.md, 5bc6ab0).  Inferred.
 ENTRY_NS: Final = 3_851
-
-HELD_TO_END, HELD_BRIEFLY, BOUNDS_UNKNOWN = 0, 1, 2
-"""Grades of a candidate: it held the lock to its end; briefly, or perhaps; bounds not known."""
-CANDIDATES: Final = {
-    "attempt": pl.UInt32,
-    "holder": pl.UInt32,
-    "lock": pl.String,
-    "mask": pl.UInt8,
-    "grade": pl.UInt8,
-    "overlap_ns": pl.Int64,
-    "core_ns": pl.Int64,
-    "is_armed": pl.Boolean,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +56,66 @@ class BusyAttempts:
     """Generations to consider."""
     entry_ns: int = ENTRY_NS
 
+    @property
+    def rows(self) -> Rows:
+        """Rows of the attempts in ``calls``, ascending."""
+        of_lock = self.attempts["row"].to_numpy()
+        return of_lock[self._first]
+
+    @property
+    def masks(self) -> NDArray[np.uint8]:
+        """For each of ``rows``: the generations in which its answer is possible."""
+        masks = self.attempts["mask"].to_numpy()
+        first = np.flatnonzero(self._first)
+        return np.bitwise_or.reduceat(masks, first) if len(first) < len(masks) else masks
+
+    @property
+    def _first(self) -> Flags:
+        of_lock = self.attempts["row"].to_numpy()
+        first = np.ones(len(of_lock), np.bool_)
+        first[1:] = of_lock[1:] != of_lock[:-1]
+        return first
+
+
+@cache
+def candidate_columns() -> dict[str, pl.DataType | type[pl.DataType]]:
+    """Return the columns of :func:`find_candidates` and their types."""
+    return {
+        "attempt": pl.UInt32,
+        "holder": pl.UInt32,
+        "lock": conflicts.lock_type(),
+        "mask": pl.UInt8,
+        "grade": pl.UInt8,
+        "overlap_ns": pl.Int64,
+        "core_ns": pl.Int64,
+        "is_armed": pl.Boolean,
+    }
+
 
 def find_candidates(busy: BusyAttempts) -> pl.DataFrame:
     """Find every host call that overlaps a busy attempt and holds a lock against it.
 
     Returns:
-        Columns of CANDIDATES, one row per attempt, lock and holder: attempt and holder are
-        rows of ``calls``; mask the generations in which the two exclude each other; grade as
-        above; overlap_ns the time both lasted together, below 0 within the slack; core_ns the
-        overlap of the times that remain when :func:`min_lock_latency` is taken off both ends,
-        below 0 by how far they are apart.
+        Columns of :func:`candidate_columns`, one row per attempt, lock and holder: attempt and
+        holder are rows of ``calls``; mask the generations in which the two exclude each other;
+        grade as above; overlap_ns the time both lasted together, below 0 within the slack;
+        core_ns the overlap of the times that remain when :func:`min_lock_latency` is taken off
+        both ends, below 0 by how far they are apart.
     """
     begun = busy.calls["start_ns"].gather(busy.attempts["row"]).is_not_null()
     timed = busy.attempts.filter(begun & busy.attempts["lock"].is_not_null())
-    parts = [pl.DataFrame(schema=CANDIDATES)]
+    latency = min_lock_latency(busy.calls, pl.Series(busy.rows), busy.slack_ns)
+    parts = [pl.DataFrame(schema=candidate_columns())]
     for (lock, scope), rows in timed.group_by("lock", "scope", maintain_order=True):
         tables = conflicts.lock_conflicts(str(lock), str(scope))
-        found = [_candidates_of_lock(busy, table, rows) for table in tables]
+        found = [_candidates_of_lock(busy, table, rows, latency) for table in tables]
         parts.append(_merge([part for part in found if part.height]))
     return pl.concat(parts)
 
 
 def _merge(found: list[pl.DataFrame]) -> pl.DataFrame:
     """Concatenate candidates; a holder of several pages that match an attempt is one row."""
-    rows = pl.concat([pl.DataFrame(schema=CANDIDATES), *found])
+    rows = pl.concat([pl.DataFrame(schema=candidate_columns()), *found])
     if len(found) < 2:
         return rows
     pair = ["attempt", "holder", "lock"]
@@ -85,38 +125,42 @@ def _merge(found: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _candidates_of_lock(
-    busy: BusyAttempts, table: LockConflicts, attempts: pl.DataFrame
+    busy: BusyAttempts, table: LockConflicts, attempts: pl.DataFrame, latency: Times
 ) -> pl.DataFrame:
-    lock = table.lock
-    attempting = attempts["leaf"].unique().to_numpy().astype(np.intp)
-    holding = table.holders(attempting, busy.mask)
-    leaf = busy.calls["leaf"].to_numpy()
+    lock, calls = table.lock, busy.calls
+    wanted = attempts["row"].to_numpy()
+    holding = table.holders(attempts["leaf"].unique().to_numpy().astype(np.intp), busy.mask)
+    leaf = calls["leaf"].to_numpy()
     rows = np.flatnonzero(holding[leaf])
     grade = np.full(len(rows), HELD_TO_END, np.uint8)
-    is_entry = leaf[rows] == VP_ENTER
-    if lock == TREE and is_entry.any():
-        rows, grade = _add_armed_entries(busy.calls, rows[~is_entry])
+    if lock == TREE and holding[VP_ENTER]:
         is_entry = leaf[rows] == VP_ENTER
-    grade = _grades(busy.calls, lock, rows, grade)
+        rows, grade = _add_armed_entries(calls, rows[~is_entry])
+    grade = _grades(calls, lock, rows, grade)
     kept = grade <= BOUNDS_UNKNOWN
-    rows, is_entry, grade = rows[kept], is_entry[kept], grade[kept]
-    begins, ends = (busy.calls[name].to_numpy()[rows] for name in ("begins", "ends"))
+    rows, grade = rows[kept], grade[kept]
+    of_row = np.zeros(calls.height, np.uint8)
+    of_row[rows] = grade
+    begins, ends = (calls[name].to_numpy() for name in ("begins", "ends"))
+    held_until = ends
     if conflicts.is_released_before_guest(lock):
-        ends = np.where(is_entry, np.minimum(ends, begins + busy.entry_ns), ends)
-    pairs = _pairs(busy, table, attempts["row"].to_numpy().astype(np.intp), rows, begins, ends)
-    attempt, place, mask, overlap, core = pairs
+        held_until = np.where(leaf == VP_ENTER, np.minimum(ends, begins + busy.entry_ns), ends)
+    attempt, holder = _pairs(busy, table, wanted, rows, held_until)
+    start, end = begins[attempt], ends[attempt]
+    held_from, held_to = begins[holder], held_until[holder]
+    own, other = np.minimum(latency[attempt], (end - start) // 2), latency[holder]
     return pl.DataFrame(
         {
             "attempt": attempt,
-            "holder": rows[place],
-            "lock": pl.repeat(lock, len(attempt), eager=True),
-            "mask": mask,
-            "grade": grade[place],
-            "overlap_ns": overlap,
-            "core_ns": core,
-            "is_armed": is_entry[place] & (lock == TREE),
+            "holder": holder,
+            "lock": pl.repeat(lock, len(attempt), dtype=conflicts.lock_type(), eager=True),
+            "mask": table.masks[leaf[attempt], leaf[holder]] & np.uint8(busy.mask),
+            "grade": of_row[holder],
+            "overlap_ns": np.minimum(end, held_to) - np.maximum(start, held_from),
+            "core_ns": np.minimum(held_to - other - start - own, end - own - held_from - other),
+            "is_armed": (leaf[holder] == VP_ENTER) & (lock == TREE),
         },
-        schema_overrides=CANDIDATES,
+        schema_overrides=candidate_columns(),
     )
 
 
@@ -135,36 +179,33 @@ def _grades(
     calls: pl.DataFrame, lock: str, rows: Index, grade: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Lower the grade of calls that failed on the way, or whose bounds are not known."""
-    status, certain = pl.col("status"), pl.col("certain")
-    is_busy = word.is_busy(status)
-    never = is_refused_before(lock, status).fill_null(False)
-    held_before = (
-        conflicts.held_before().filter(pl.col("lock") == lock).select("leaf", "operand_id")
+    status = calls["status"].gather(rows)
+    frame = pl.select(
+        never=is_refused_before(lock, pl.lit(status)).fill_null(False),
+        busy=word.is_busy(pl.lit(status)).fill_null(False),
     )
-    frame = calls[rows].select(
-        "leaf", "certain", never=never, busy=is_busy.fill_null(False), id=word.low32(status)
-    )
-    frame = frame.join(
-        held_before.with_columns(brief=pl.lit(True)),
-        left_on=["leaf", "id"],
-        right_on=["leaf", "operand_id"],
-        how="left",
-        maintain_order="left",
-    )
-    failed = (
-        pl.when("never")
-        .then(_NOT_HELD)
-        .when(~pl.col("busy"))
-        .then(HELD_TO_END)
-        .when("brief")
-        .then(HELD_BRIEFLY)
-        .otherwise(_NOT_HELD)
-    )
-    bounds = pl.when(certain).then(HELD_TO_END).otherwise(BOUNDS_UNKNOWN)
-    worst: NDArray[np.int32] = (
-        frame.select(pl.max_horizontal(failed, bounds).cast(pl.Int32)).to_series().to_numpy()
-    )
-    return np.maximum(grade, worst.astype(np.uint8))
+    never, busy = (column.to_numpy() for column in frame)
+    known = calls["certain"].to_numpy()[rows]
+    held = np.where(known, grade, np.maximum(grade, BOUNDS_UNKNOWN)).astype(np.uint8)
+    refused = np.flatnonzero(busy)
+    brief = _held_before(lock, calls["leaf"].to_numpy()[rows[refused]], status.gather(refused))
+    held[refused] = np.where(brief, np.maximum(held[refused], HELD_BRIEFLY), _NOT_HELD)
+    held[never] = _NOT_HELD
+    return held
+
+
+def _held_before(lock: str, leaf: NDArray[np.uint16], status: pl.Series) -> Flags:
+    """Whether calls that were answered OPERAND_BUSY had held the lock before that."""
+    rows = conflicts.held_before().filter(pl.col("lock") == lock)
+    if rows.is_empty():
+        return np.zeros(len(leaf), np.bool_)
+    ids = rows["operand_id"].unique().sort().to_numpy()
+    held = np.zeros((conflicts.N_LEAVES, len(ids) + 1), np.bool_)
+    held[rows["leaf"].to_numpy(), np.searchsorted(ids, rows["operand_id"].to_numpy())] = True
+    operand = pl.select(word.low32(pl.lit(status))).to_series().to_numpy()
+    place = np.minimum(np.searchsorted(ids, operand), len(ids) - 1)
+    found: Flags = held[leaf, np.where(ids[place] == operand, place, len(ids))]
+    return found
 
 
 def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> Times:
@@ -183,13 +224,11 @@ def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) ->
     Returns:
         ns for each row of ``calls``; 0 where no busy answer was timed.
     """
-    failed = calls[attempts].select("start_ns", "end_ns", "leaf").drop_nulls()
-    took = failed.select(
-        ns=pl.col("end_ns") - pl.col("start_ns"), enters=pl.col("leaf") == VP_ENTER
-    )
+    took = (calls["end_ns"] - calls["start_ns"]).gather(attempts)
+    enters = calls["leaf"].gather(attempts) == VP_ENTER
     least = [
-        max(int(part["ns"].quantile(_LATENCY_QUANTILE, "lower") or 0), slack_ns) // 2
-        for part in (took.filter(~pl.col("enters")), took.filter("enters"))
+        max(int(part.quantile(_LATENCY_QUANTILE, "lower") or 0), slack_ns) // 2
+        for part in (took.filter(~enters), took.filter(enters))
     ]
     other, enter = least if all(least) else (max(least), max(least))
     return np.where(calls["leaf"].to_numpy() == VP_ENTER, enter, other).astype(np.int64)
@@ -197,11 +236,6 @@ def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) ->
 
 # Not the minimum: one pair of timestamps may be wrong.
 _LATENCY_QUANTILE: Final = 0.1
-
-# A choice.  The latencies are a decile of what was measured, so a call that misses by little may
-# have been a faster one: in 32 simulated runs (zero_step_attack and string_copy, 1,144 answers)
-# true holders overlapped at least 13 times as long as they missed.
-_MISS_RATIO: Final = 9
 
 
 def may_have_met() -> pl.Expr:
@@ -212,66 +246,42 @@ def may_have_met() -> pl.Expr:
     while one of the two enters or leaves the module is the innocent case nearest to it.
 
     Returns:
-        Boolean, of the columns of CANDIDATES.
+        Boolean, of the columns of :func:`candidate_columns`.
     """
-    return pl.col("overlap_ns") >= -_MISS_RATIO * pl.col("core_ns")
-
-
-_Pairs = tuple[Index, Index, NDArray[np.uint8], Times, Times]
+    return pl.col("overlap_ns") >= -MISS_RATIO * pl.col("core_ns")
 
 
 def _pairs(
-    busy: BusyAttempts,
-    table: LockConflicts,
-    attempts: Index,
-    rows: Index,
-    begins: Times,
-    ends: Times,
-) -> _Pairs:
-    """Attempts, and places in ``rows`` that overlap them on the same resource and exclude them."""
+    busy: BusyAttempts, table: LockConflicts, attempts: Rows, rows: Index, held_until: Times
+) -> tuple[Rows, Rows]:
+    """Attempts, and those of ``rows`` that overlap them on the same resource and exclude them."""
     calls = busy.calls
-    wanted_key, held_key = keys.keys(calls, table.scope, table.holder_scope, attempts, rows)
-    keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
-    start, end = (calls[name].to_numpy()[attempts] for name in ("begins", "ends"))
-    tid = calls["tid"].fill_null(-1).to_numpy()
-    cpu = calls["cpu"].to_numpy()
-    leaf = calls["leaf"].to_numpy()
-    latency = min_lock_latency(calls, busy.attempts["row"].unique(), busy.slack_ns)
-    found: list[_Pairs] = []
-    wanted = Intervals(wanted_key[keyed_wanted], start[keyed_wanted], end[keyed_wanted])
-    held = Intervals(held_key[keyed_held], begins[keyed_held], ends[keyed_held])
-    for i, j in overlapping_pairs(wanted, held, busy.slack_ns):
-        a, h = keyed_wanted[i], keyed_held[j]
-        mask = table.masks[leaf[attempts[a]], leaf[rows[h]]] & np.uint8(busy.mask)
-        # The idle threads of all CPUs have tid 0.
-        same_thread = (tid[attempts[a]] == tid[rows[h]]) & (
-            (tid[rows[h]] != 0) | (cpu[attempts[a]] == cpu[rows[h]])
-        )
-        keep = (mask > 0) & ~same_thread
-        a, h, mask = a[keep], h[keep], mask[keep]
-        same = keys.is_same_resource(calls, table, attempts[a], rows[h])
-        a, h, mask = a[same], h[same], mask[same]
-        own, other = latency[attempts[a]], latency[rows[h]]
-        overlap = np.minimum(end[a], ends[h]) - np.maximum(start[a], begins[h])
-        half = (end[a] - start[a]) // 2
-        own = np.minimum(own, half)
-        core = np.minimum(ends[h] - other - start[a] - own, end[a] - own - begins[h] - other)
-        found.append((attempts[a], h, mask, overlap, core))
-    none = np.zeros(0, np.intp)
-    empty = (none, none, np.zeros(0, np.uint8), none.astype(np.int64), none.astype(np.int64))
-    parts = [empty, *found]
-    attempt, place, mask, overlap, core = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
+    begins, ends = (calls[name].to_numpy() for name in ("begins", "ends"))
+    wanted, held = (of[np.argsort(begins[of], kind="stable")] for of in (attempts, rows))
+    wanted_key, held_key = keys.keys(calls, table.scope, table.holder_scope, wanted, held)
+    threads, leaf = owners(calls), calls["leaf"].to_numpy()
+    attempt, holder = overlapping_pairs(
+        Intervals(begins, ends, wanted_key, wanted, threads, leaf),
+        Intervals(begins, held_until, held_key, held, threads, leaf),
+        busy.slack_ns,
+        may_meet=table.masks & np.uint8(busy.mask),
     )
-    return attempt, place, mask, overlap, core
+    same = keys.is_same_resource(calls, table, attempt, holder)
+    return (attempt, holder) if same.all() else (attempt[same], holder[same])
+
+
+def owners(calls: pl.DataFrame) -> NDArray[np.int32]:
+    """Return the thread of each call; of an idle thread, as each CPU has one, -2 - cpu."""
+    cpu = pl.col("cpu").cast(pl.Int32)
+    idle = pl.when((pl.col("tid") == 0) & cpu.is_not_null()).then(-2 - cpu)
+    return calls.select(idle.otherwise(pl.col("tid")).fill_null(-1)).to_series().to_numpy()
 
 
 # The seventh counted fault at one RIP logs a page and arms the next entry: TDX module
 # src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
 ARMED_AFTER: Final = STEPPING_EPF_THRESHOLD + 1
-_REFUSED: Final = word.is_busy_on(pl.col("status"), word.TDX_OPERAND_ID_SEPT)
-
-ARMED, PERHAPS_ARMED, ARMED_UNKNOWN = 0, 1, 2
+# What the loop over entries looks at of each: it decides how it runs.
+_BYTES_PER_ENTRY: Final = 10
 
 
 def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
@@ -294,39 +304,34 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     Returns:
         Columns row (place in ``calls``) and armed (UInt8), for those entries only.
     """
-    violation = exit_reason_number("EPT_VIOLATION")
-    entries = (
-        calls.lazy()
-        .select("leaf", "tid", "status", "begins", "seq")
-        .with_row_index("row")
-        .filter(pl.col("leaf") == VP_ENTER)
-        .sort("tid", "begins", "seq")
+    rows = np.flatnonzero((calls["leaf"] == VP_ENTER).to_numpy())
+    rows = rows[np.argsort(calls["begins"].to_numpy()[rows], kind="stable")]
+    status = pl.lit(calls["status"].gather(rows))
+    exited = status < word.ERROR_BIT
+    reason = pl.when(exited).then(status.cast(pl.UInt32, strict=False))
+    kind = (
+        pl.when(reason == exit_reason_number("EPT_VIOLATION"))
+        .then(FAULTED)
+        .when(reason.is_not_null() & ~reason.is_in(exits_without_progress()))
+        .then(MOVED)
+        .when(exited)
+        .then(STOOD)
+        .when(word.is_busy_on(status, word.TDX_OPERAND_ID_SEPT))
+        .then(REFUSED)
+        .otherwise(NOT_ENTERED)
     )
-    exited = pl.col("status") < word.ERROR_BIT
-    reason = pl.when(exited).then(pl.col("status").cast(pl.UInt32, strict=False))
-    moved = reason.is_not_null() & ~reason.is_in(exits_without_progress())
-    steps = entries.with_columns(
-        is_fault=(reason == violation).fill_null(False).cast(pl.UInt32),
-        moved=moved.shift().over("tid").fill_null(False),
-        was_refused=_REFUSED.shift().over("tid").fill_null(False),
-        entered=exited.fill_null(False),
-    ).with_columns(run=pl.col("moved").cast(pl.UInt32).cum_sum().over("tid"))
-    refused_in_run = _REFUSED.fill_null(False).any().over("tid", "run")
-    n_before = pl.col("is_fault").cum_sum().over("tid", "run") - pl.col("is_fault")
-    armed = (
-        pl.when("was_refused")
-        .then(ARMED)
-        .when((n_before >= ARMED_AFTER) & refused_in_run)
-        .then(PERHAPS_ARMED)
-        .when((n_before >= ARMED_AFTER) | (pl.col("run") == 0))
-        .then(ARMED_UNKNOWN)
-    )
-    return (
-        steps.with_columns(armed=armed.cast(pl.UInt8))
-        .filter(pl.col("armed").is_not_null() & pl.col("entered"))
-        .select("row", "armed")
-        .collect()
-    )
+    what = pl.select(kind.cast(pl.UInt8)).to_series().to_numpy()
+    tids = calls["tid"].gather(rows).fill_null(-1)
+    threads = tids.unique().sort().to_numpy()
+    thread = np.searchsorted(threads, tids.to_numpy()).astype(np.int32)
+    armed = np.empty(len(rows), np.uint8)
+    n_runs = len(rows) + len(threads)
+    scratch = np.empty((3, len(threads)), np.int32), np.zeros(n_runs, np.bool_)
+    run = choose(len(rows) * _BYTES_PER_ENTRY)
+    run(grade_armed_entries)(*read_only(thread, what), ARMED_AFTER, *scratch, armed)
+    kept = armed <= ARMED_UNKNOWN
+    columns = {"row": rows[kept], "armed": armed[kept]}
+    return pl.DataFrame(columns, schema_overrides={"row": pl.UInt32})
 
 
 GUESTS_INSIDE = {"attempt": pl.UInt32, "holder": pl.UInt32, "overlap_ns": pl.Int64}
@@ -346,23 +351,18 @@ def guests_inside(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> pl
     Returns:
         Columns of GUESTS_INSIDE, one row per attempt and entry.
     """
-    rows = attempts.to_numpy().astype(np.intp)
+    begins, ends = (calls[name].to_numpy() for name in ("begins", "ends"))
     entries = np.flatnonzero((calls["leaf"] == VP_ENTER).to_numpy())
+    rows, entries = (
+        of[np.argsort(begins[of], kind="stable")] for of in (attempts.to_numpy(), entries)
+    )
     wanted_key, held_key = keys.keys(calls, "td", "td", rows, entries)
-    begins, ends = calls["begins"].to_numpy(), calls["ends"].to_numpy()
-    tid = calls["tid"].fill_null(-1).to_numpy()
-    keyed_wanted, keyed_held = np.flatnonzero(wanted_key >= 0), np.flatnonzero(held_key >= 0)
-    rows, entries = rows[keyed_wanted], entries[keyed_held]
-    wanted = Intervals(wanted_key[keyed_wanted], begins[rows], ends[rows])
-    held = Intervals(held_key[keyed_held], begins[entries], ends[entries])
-    parts = [pl.DataFrame(schema=GUESTS_INSIDE)]
-    for i, j in overlapping_pairs(wanted, held, slack_ns):
-        attempt, entry = rows[i], entries[j]
-        other = tid[attempt] != tid[entry]
-        attempt, entry = attempt[other], entry[other]
-        overlap = np.minimum(ends[attempt], ends[entry]) - np.maximum(
-            begins[attempt], begins[entry]
-        )
-        columns = {"attempt": attempt, "holder": entry, "overlap_ns": overlap}
-        parts.append(pl.DataFrame(columns, schema_overrides=GUESTS_INSIDE))
-    return pl.concat(parts)
+    threads = owners(calls)
+    attempt, entry = overlapping_pairs(
+        Intervals(begins, ends, wanted_key, rows, threads),
+        Intervals(begins, ends, held_key, entries, threads),
+        slack_ns,
+    )
+    overlap = np.minimum(ends[attempt], ends[entry]) - np.maximum(begins[attempt], begins[entry])
+    columns = {"attempt": attempt, "holder": entry, "overlap_ns": overlap}
+    return pl.DataFrame(columns, schema_overrides=GUESTS_INSIDE)

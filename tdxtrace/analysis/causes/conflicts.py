@@ -19,7 +19,7 @@ ALL_GENERATIONS: Final = 0b111
 TREE: Final = "SEPT_TREE"
 ENTRY: Final = "SEPT_ENTRY"
 # Leaf numbers fit 8 bits: the highest known is 254.
-_N_LEAVES: Final = 256
+N_LEAVES: Final = 256
 _RANGE: Final = "2M range"
 # Of two locks with one scope, calls collide if they name the same thing; the other TD of a
 # service TD's calls is no argument that a capture shows, so it counts as the TD.
@@ -63,6 +63,12 @@ class LockConflicts:
 
 
 @cache
+def lock_type() -> pl.Enum:
+    """Return the type of a column that names a lock of the module."""
+    return pl.Enum(lock_table()["lock"].unique().sort())
+
+
+@cache
 def locks_of_busy() -> pl.DataFrame:
     """Return the locks that OPERAND_BUSY can mean, one row per leaf, operand id and lock.
 
@@ -77,6 +83,7 @@ def locks_of_busy() -> pl.DataFrame:
         .sort("generation")
         .group_by("leaf", "operand_id", "lock", "scope", maintain_order=True)
         .agg(pl.col("mask").unique().sum().cast(pl.UInt8), pl.col("sequence").last())
+        .with_columns(pl.col("scope").cast(pl.Categorical))
     )
 
 
@@ -123,7 +130,7 @@ def lock_conflicts(lock: str, scope: str) -> tuple[LockConflicts, ...]:
     of_scope = named.filter(pl.col("scope") == scope)
     found = []
     for holder_scope in of_scope["holder_scope"].unique(maintain_order=True).to_list() or [scope]:
-        masks = np.zeros((_N_LEAVES, _N_LEAVES), np.uint8)
+        masks = np.zeros((N_LEAVES, N_LEAVES), np.uint8)
         part = of_scope.filter(pl.col("holder_scope") == holder_scope)
         columns = part.select("generation", "leaf", "holder_leaf")
         for generation, leaf, holder in columns.iter_rows():
@@ -153,28 +160,43 @@ def _scope(side: str = "") -> pl.Expr:
 def _leaves_with_range(lock: str, scope: str) -> NDArray[np.bool_]:
     """Return by leaf whether its lock of this scope is on a whole 2M range."""
     rows = _host_locks().filter(pl.col("lock") == lock, pl.col("scope") == scope, "is_range")
-    found = np.zeros(_N_LEAVES, np.bool_)
+    found = np.zeros(N_LEAVES, np.bool_)
     found[rows["leaf"].to_numpy()] = True
     return found
 
 
-@cache
-def modes(*more: str) -> pl.DataFrame:
-    """Return in which mode each leaf takes each lock, one row per generation, leaf and lock.
+def mode_of(
+    generation: pl.Expr, leaf: pl.Expr, lock: pl.Expr, operand_id: pl.Expr | None = None
+) -> pl.Expr:
+    """Return in which mode a leaf takes a lock.
 
     Args:
-        *more: Further columns to distinguish by, such as operand_id.
+        generation: Its bit in a mask.
+        leaf: Number of the leaf.
+        lock: Name of the lock (:func:`lock_type`).
+        operand_id: Of the operand that the lock is about; by default of any.
 
     Returns:
-        Columns mask (UInt8, one bit), leaf, lock, those of ``more``, and mode (SH or EX; EX if it
-        takes several).
+        SH or EX; EX if it takes the lock in several; null if it does not take it.
     """
-    return (
-        _host_locks()
-        .group_by("mask", "leaf", "lock", *more)
-        .agg(pl.col("mode").min())
-        .with_columns(pl.col("leaf").cast(pl.UInt16))
+    by = ["mask", "leaf", "lock", *(["operand_id"] if operand_id is not None else [])]
+    rows = _host_locks().drop_nulls(by).group_by(by).agg(pl.col("mode").min())
+    operands = () if operand_id is None else (operand_id,)
+    columns = () if operand_id is None else ("operand_id",)
+    known = rows.select(_packed("mask", "leaf", pl.col("lock").to_physical(), *columns))
+    asked = _packed(generation, leaf, lock.to_physical(), *operands)
+    return asked.replace_strict(
+        known.to_series(), rows["mode"], default=None, return_dtype=pl.String
     )
+
+
+def _packed(*numbers: pl.Expr | str) -> pl.Expr:
+    """Small numbers as one; the last may have 32 bits."""
+    packed = pl.lit(0, pl.UInt64)
+    for number, width in zip(numbers, (8, 16, 8, 32), strict=False):
+        column = pl.col(number) if isinstance(number, str) else number
+        packed = packed * (1 << width) + column.cast(pl.UInt64)
+    return packed
 
 
 @cache
@@ -192,6 +214,7 @@ def _host_locks() -> pl.DataFrame:
         .filter(pl.col("leaf").is_not_null())
         .with_columns(
             _scope(),
+            pl.col("lock").cast(lock_type()),
             mask=pl.col("generation").replace_strict(bits, return_dtype=pl.UInt8),
             is_range=pl.col("scope") == _RANGE,
         )

@@ -6,6 +6,7 @@ takes that lock (intel/tdx-module 1.5.01 src/common/helpers/tdx_locks.h, sept_lo
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import polars as pl
@@ -54,22 +55,28 @@ def _pages(level: pl.Expr) -> pl.Expr:
     return pl.lit(2, pl.UInt64).pow(shift).cast(pl.UInt64)
 
 
+@cache
+def takers_of_entry() -> tuple[int, ...]:
+    """Return the leaves that take the lock of an SEPT entry."""
+    taking = lock_table().filter(
+        pl.col("lock") == ENTRY, pl.col("leaf").is_not_null(), pl.col("generation") != "A"
+    )
+    return tuple(taking["leaf"].unique())
+
+
 def may_have_taken_entry() -> pl.Expr:
     """Return whether a call took the lock of its SEPT entry, or may have taken it.
 
     From its leaf and status.  A call that succeeded took it, and so did one that failed on what
     comes after the lock; one whose return was not recorded may have.
     """
-    taking = lock_table().filter(
-        pl.col("lock") == ENTRY, pl.col("leaf").is_not_null(), pl.col("generation") != "A"
-    )
     later = held_before().filter(pl.col("lock") == ENTRY)
     on_later_lock = pl.struct("leaf", id=word.low32(pl.col("status"))).is_in(
         later.select(pl.struct("leaf", id="operand_id")).to_series().implode()
     )
     status = pl.col("status")
     refused = (word.is_busy(status) & ~on_later_lock) | is_refused_before(ENTRY, status)
-    return pl.col("leaf").is_in(taking["leaf"].unique().to_list()) & ~refused.fill_null(False)
+    return pl.col("leaf").is_in(takers_of_entry()) & ~refused.fill_null(False)
 
 
 def is_refused_before(lock: str, status: pl.Expr) -> pl.Expr:

@@ -14,7 +14,7 @@ from tdxtrace.analysis import threads
 from tdxtrace.analysis.arrays import Flags, Times
 from tdxtrace.analysis.causes import broken_rules, generation
 from tdxtrace.analysis.causes.candidates import ENTRY_NS, BusyAttempts, find_candidates
-from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, locks_of_busy
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, lock_type, locks_of_busy
 from tdxtrace.analysis.causes.rule_evidence import RuleEvidence
 from tdxtrace.analysis.threads import TD_OWNERS, VP_ENTER, LossWindows, infer_td
 from tdxtrace.tables.events import SEAMCALLS
@@ -70,6 +70,16 @@ class BusyEvidence:
         return self.busy.calls
 
     @cached_property
+    def leaves(self) -> frozenset[int]:
+        """Leaves that were recorded."""
+        return frozenset(self.calls["leaf"].unique())
+
+    @cached_property
+    def observed_interval(self) -> tuple[int, int]:
+        """First and last ns in which every CPU is known to have recorded."""
+        return observed_interval(self.calls)
+
+    @cached_property
     def candidates(self) -> pl.DataFrame:
         """Candidate holders, in every generation that the user allows."""
         return find_candidates(self.busy)
@@ -102,7 +112,7 @@ class BusyEvidence:
         """
         if self.misses_holders:
             return pl.repeat(False, self.calls.height, eager=True)
-        first, last = observed_interval(self.calls)
+        first, last = self.observed_interval
         inside = self.calls.select((pl.col("begins") >= first) & (pl.col("ends") <= last))
         return inside.to_series() & ~self.lossy
 
@@ -158,20 +168,20 @@ def observed_interval(calls: pl.DataFrame) -> tuple[int, int]:
     Returns:
         First and last ns.
     """
-    at = pl.col("ends")
-    by_cpu = (
-        calls.lazy()
-        .select("cpu", "ends")
-        .sort("cpu", "ends")
-        .group_by("cpu")
-        .agg(first=at.min(), last=at.max(), pause=at.diff().max(), n=pl.len())
-        .filter(pl.col("n") >= _MIN_CALLS_PER_CPU)
-        .collect()
-    )
-    began, over = calls.select(began=at.min(), over=at.max()).row(0)
-    late = by_cpu.filter(pl.col("first") - began > pl.col("pause"))["first"]
-    early = by_cpu.filter(over - pl.col("last") > pl.col("pause"))["last"]
-    return max([began, *late]), min([over, *early])
+    cpu, ends = calls["cpu"].to_numpy(), calls["ends"].to_numpy()
+    order = np.argsort(ends, kind="stable")
+    order = order[np.argsort(cpu[order], kind="stable")]
+    cpu, ends = cpu[order], ends[order]
+    began, over = int(ends.min()), int(ends.max())
+    first, last = [began], [over]
+    bounds = np.flatnonzero(cpu[1:] != cpu[:-1]) + 1
+    for times in np.split(ends, bounds):
+        if len(times) < _MIN_CALLS_PER_CPU:
+            continue
+        pause = np.diff(times).max()
+        first += [int(times[0])] if times[0] - began > pause else []
+        last += [int(times[-1])] if over - times[-1] > pause else []
+    return max(first), min(last)
 
 
 def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
@@ -193,7 +203,7 @@ def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
         maintain_order="left",
     )
     system = answers.filter(pl.col("code") == word.TDX_SYS_BUSY).with_columns(
-        lock=pl.lit(_SYS), scope=pl.lit("module")
+        lock=pl.lit(_SYS, lock_type()), scope=pl.lit("module", pl.Categorical)
     )
     epoch = answers.filter(pl.col("code") == word.TDX_PREVIOUS_TLB_EPOCH_BUSY)
     return (

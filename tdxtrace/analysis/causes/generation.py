@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN, BusyAttempts, may_have_met
+from tdxtrace.analysis.causes.candidates import BusyAttempts, may_have_met
 from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, GENERATIONS, TREE, mask_of
+from tdxtrace.analysis.loops.ranking import BOUNDS_UNKNOWN
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.events import KERNEL_MESSAGES
@@ -95,7 +97,7 @@ def possible_generations(
         The mask of what is left; what the user allowed, if everything would be ruled out.
     """
     left = busy.mask
-    for mask in busy.attempts.group_by("row").agg(pl.col("mask").bitwise_or())["mask"].unique():
+    for mask in np.unique(busy.masks):
         left &= int(mask)
     leaves = set(busy.calls["leaf"].unique())
     sees_all = VP_ENTER in leaves and bool(leaves & set(_EXCLUSIVE_LEAVES))
@@ -145,10 +147,9 @@ def _explaining_generations(
     # A call that overlaps only while it enters or leaves the module held nothing.
     within_clock = pl.col("core_ns") >= -2 * busy.slack_ns
     plausible = within_clock | may_have_met() | (pl.col("grade") == BOUNDS_UNKNOWN)
-    found = (
-        possible_holders.filter((pl.col("lock") == TREE) & plausible)
-        .group_by("attempt")
-        .agg(pl.col("mask").bitwise_or())
-    )
-    joined = attempts.join(found, left_on="row", right_on="attempt", how="left")
-    return joined["mask"].fill_null(0)
+    found = possible_holders.filter((pl.col("lock") == TREE) & plausible).select("attempt", "mask")
+    attempt, mask = (column.to_numpy() for column in found)
+    masks = np.zeros(busy.calls.height, np.uint8)
+    for bit in map(mask_of, GENERATIONS):
+        masks[attempt[(mask & bit) > 0]] |= np.uint8(bit)
+    return pl.Series(masks[attempts["row"].to_numpy()])

@@ -6,15 +6,17 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.causes.attribution import NO_CANDIDATE
 from tdxtrace.analysis.causes.candidates import guests_inside
 from tdxtrace.analysis.causes.conflicts import ENTRY, mask_of
 from tdxtrace.analysis.causes.entry_locks import (
     address_of_entry,
     longest_guest_ns,
     may_have_taken_entry,
+    takers_of_entry,
 )
-from tdxtrace.analysis.causes.evidence import BusyEvidence, observed_interval
+from tdxtrace.analysis.causes.evidence import BusyEvidence
+from tdxtrace.analysis.causes.ranking import Ranking
+from tdxtrace.analysis.loops.ranking import NO_CANDIDATE
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tdx.leaves import numbers_of
 
@@ -49,20 +51,24 @@ def tries_on_entries(evidence: BusyEvidence) -> pl.DataFrame:
     """
     key = ("td_id", "address", "entry_level")
     on_entry = evidence.busy.attempts.filter(pl.col("lock") == ENTRY).select("row", "mask")
+    leaves = [*takers_of_entry(), *evidence.calls["leaf"].gather(on_entry["row"]).unique()]
     calls = (
-        evidence.calls.select("td_id", "gpa", "level", "leaf", "status", "begins", "ends")
+        evidence.calls.lazy()
+        .select("td_id", "gpa", "level", "leaf", "status", "begins", "ends")
         .with_row_index("row")
-        .filter(pl.col("td_id").is_not_null() & pl.col("gpa").is_not_null())
-        .with_columns(
-            address=address_of_entry(),
-            entry_level=pl.col("level").fill_null(_NO_LEVEL),
-            longest=longest_guest_ns(),
-            took=may_have_taken_entry(),
+        .filter(
+            pl.col("leaf").is_in(leaves), pl.col("td_id").is_not_null(), pl.col("gpa").is_not_null()
         )
+        .with_columns(address=address_of_entry(), entry_level=pl.col("level").fill_null(_NO_LEVEL))
+        .collect()
+    )
+    entries = calls.join(on_entry, on="row", how="semi").select(key).unique()
+    near = (
+        calls.join(entries, on=key, how="semi")
+        .with_columns(longest=longest_guest_ns(), took=may_have_taken_entry())
         .join(on_entry, on="row", how="left")
     )
     tried = pl.col("mask").is_not_null()
-    near = calls.join(calls.filter(tried).select(key).unique(), on=key, how="semi")
     runs = near.filter(tried | pl.col("took")).sort(*key, "begins", "row")
     runs = runs.with_columns(run=pl.col("took").cast(pl.UInt32).cum_sum().over(key)).filter(tried)
     first_end = pl.col("ends").first().over(*key, "run")
@@ -77,9 +83,7 @@ def tries_on_entries(evidence: BusyEvidence) -> pl.DataFrame:
     )
 
 
-def guest_holders(
-    evidence: BusyEvidence, call_cause: pl.DataFrame, ranked: pl.DataFrame, tries: pl.DataFrame
-) -> pl.DataFrame:
+def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.DataFrame:
     """Find the attempts that only a guest can have made busy, and the vCPUs it may have been.
 
     A guest's TDCALLs take the lock of an SEPT entry and no other lock that a host call wants.
@@ -103,9 +107,10 @@ def guest_holders(
     """
     calls, busy = evidence.calls, evidence.busy
     on_entry = tries.filter("by_guest").select("row")
-    doubtful = ranked.filter(pl.col("lock") == ENTRY).select("attempt").unique()
+    doubtful = ranking.candidates.filter(pl.col("lock") == ENTRY).select("attempt").unique()
+    unheld = ranking.attempts[ranking.cause == NO_CANDIDATE]
     rows = (
-        call_cause.filter(pl.col("call_cause") == NO_CANDIDATE)
+        pl.DataFrame({"row": unheld}, schema={"row": pl.UInt32})
         .join(on_entry, on="row", how="semi")
         .join(doubtful, left_on="row", right_on="attempt", how="anti")["row"]
     )
@@ -113,10 +118,10 @@ def guest_holders(
     flags = pl.DataFrame({"row": rows, "lossy": evidence.lossy.gather(rows)}).with_columns(
         calls.select("start_ns", "td_id", "gpa")[rows]
     )
-    first, last = observed_interval(calls)
+    first, last = evidence.observed_interval
     observed = pl.col("start_ns").is_between(first, last)
     rows = flags.filter(~pl.col("lossy"), observed).drop_nulls()["row"]
-    seen = set(calls["leaf"].unique())
+    seen = evidence.leaves
     if len(seen & {*_INSTALLS, *_ZAPS}) < _MIN_LEAVES_PROBED:
         rows = rows.clear()
     inside = guests_inside(calls, rows, busy.slack_ns).sort(
@@ -138,6 +143,6 @@ def guest_holders(
     return best.join(late, on="row", how="left", maintain_order="left")
 
 
-def shows_other_holders(seen: set[int]) -> bool:
+def shows_other_holders(seen: frozenset[int]) -> bool:
     """Whether a capture of these leaves shows installs and zaps, the alternatives to a guest."""
     return bool(seen & set(_ZAPS)) and bool(seen & set(_INSTALLS))

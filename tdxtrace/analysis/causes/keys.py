@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.analysis.arrays import Index, Times
+from tdxtrace.analysis.arrays import Index, Rows, Times
 from tdxtrace.analysis.causes.conflicts import LockConflicts
 from tdxtrace.analysis.causes.entry_locks import address_of_entry
 from tdxtrace.tdx.wrappers import PAGES
@@ -51,7 +51,7 @@ def is_named(scope: str) -> bool:
 
 
 def keys(
-    calls: pl.DataFrame, scope: str, holder_scope: str, wanted: Index, held: Index
+    calls: pl.DataFrame, scope: str, holder_scope: str, wanted: Index | Rows, held: Index | Rows
 ) -> tuple[Times, Times]:
     """Number the resources of the wanted calls, and match those of the held calls to them.
 
@@ -76,7 +76,7 @@ def keys(
     return _numbered(wanted_keys, numbers), _numbered(held_keys, numbers)
 
 
-def _key_columns(calls: pl.DataFrame, scope: str, at: Index) -> pl.DataFrame:
+def _key_columns(calls: pl.DataFrame, scope: str, at: Index | Rows) -> pl.DataFrame:
     needed = (*required_columns(scope), *(("level",) if scope == "entry" else ()))
     rows = calls.select(needed)[at]
     if scope == "entry":
@@ -112,7 +112,7 @@ def _frame(page: pl.Expr) -> pl.Expr:
 
 
 def is_same_resource(
-    calls: pl.DataFrame, conflicts: LockConflicts, wanted: Index, held: Index
+    calls: pl.DataFrame, conflicts: LockConflicts, wanted: Index | Rows, held: Index | Rows
 ) -> NDArray[np.bool_]:
     """Tell for pairs of calls with equal keys whether they want the same lock.
 
@@ -120,7 +120,7 @@ def is_same_resource(
     two calls collide if they name the same page, or one of them works on the whole range.
     Source: intel/tdx-module 1.5.01 src/common/memory_handlers/pamt_manager.c, pamt_walk.
     """
-    if conflicts.scope not in _PAGES:
+    if not {conflicts.scope, conflicts.holder_scope} <= set(_PAGES):
         return np.ones(len(wanted), np.bool_)
     sides = (
         (wanted, conflicts.scope, conflicts.wants_range),
@@ -132,7 +132,7 @@ def is_same_resource(
 
 
 def _frame_and_size(
-    calls: pl.DataFrame, at: Index, scope: str, locks_range: NDArray[np.bool_]
+    calls: pl.DataFrame, at: Index | Rows, scope: str, locks_range: NDArray[np.bool_]
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return the 4K frame number of each call, and whether it works on a larger page.
 

@@ -54,7 +54,7 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
         pl.col("entered") + seen.entry_ns <= pl.col("tracked"),
         pl.col("exited") > pl.col("begins") + seen.slack_ns,
     )
-    return broken_calls(inside.sort("row", "entered"), "track_without_kick")
+    return broken_calls(inside.sort("row", "entered", "evidence"), "track_without_kick")
 
 
 def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
@@ -75,6 +75,8 @@ def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
     the VM goes on after it.
     """
     pairs = _pairs_of_busy_calls(seen)
+    if pairs.is_empty():
+        return pl.DataFrame(schema=BROKEN_CALLS)
     held = seen.possible_holders.select(row="attempt").unique()
     pairs = seen.lossless(pairs.join(held, on="row", how="anti"), "first_begins", "ends")
     pairs = pairs.join(_last_exits(seen), on="td_id", how="left").filter(

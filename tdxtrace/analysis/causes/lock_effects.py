@@ -10,10 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Times
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
 from tdxtrace.analysis.causes.conflicts import TREE
 from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.analysis.causes.mmu_lock import FAULTS, ZAPS
+from tdxtrace.analysis.loops.ranking import BOUNDS_UNKNOWN
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.causes import BUSY_CAUSES, ENTRY_WAITS, LOCK_VALUES, LOCKS
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -44,7 +44,9 @@ WRITERS: Final[dict[str, list[int]]] = {"seamcall_lock": _SEAMCALL_LOCK, "mmu_lo
 
 
 def lock_values(
-    sources: Iterable[BusyEvidence], busy_causes: pl.DataFrame, retry_chains: pl.DataFrame
+    sources: Iterable[BusyEvidence],
+    busy_causes: pl.DataFrame | pl.LazyFrame,
+    retry_chains: pl.DataFrame,
 ) -> pl.DataFrame:
     """Estimate the effect of two locks: the seed's around the S-EPT leaves of a TD, and mmu_lock.
 
@@ -58,7 +60,7 @@ def lock_values(
 
     Args:
         sources: Evidence of each source.
-        busy_causes: The ``busy_causes`` table.
+        busy_causes: The ``busy_causes`` table, or a query of it.
         retry_chains: The ``retry_chains`` table of the same trace.
 
     Returns:
@@ -67,7 +69,8 @@ def lock_values(
     Raises:
         TableError: If a table lacks a column or has one of another type.
     """
-    answers = BUSY_CAUSES.conform(busy_causes).filter(pl.col("rank") == 1)
+    needed = ("source", "rank", "start_ns", "end_ns", "leaf", "td_id", "cause", "holder_leaf")
+    answers = BUSY_CAUSES.pick(busy_causes, *needed, "holder_td_id").filter(pl.col("rank") == 1)
     chains = RETRY_CHAINS.conform(retry_chains)
     parts = [LOCK_VALUES.empty()]
     for evidence in sources:

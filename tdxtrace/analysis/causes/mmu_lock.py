@@ -7,15 +7,10 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.analysis.causes.candidates import BOUNDS_UNKNOWN
 from tdxtrace.analysis.causes.conflicts import TREE
-from tdxtrace.analysis.causes.overlaps import Intervals
-from tdxtrace.analysis.causes.rule_evidence import (
-    BROKEN_CALLS,
-    RuleEvidence,
-    broken_calls,
-    pairs_of,
-)
+from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
+from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
+from tdxtrace.analysis.loops.ranking import BOUNDS_UNKNOWN
 from tdxtrace.tdx.leaves import numbers_of
 
 # Linux 6.16 arch/x86/kvm/vmx/tdx.c and mmu/tdp_mmu.c: faults install under mmu_lock held for
@@ -77,7 +72,7 @@ def _under_lock(seen: RuleEvidence) -> pl.DataFrame:
 def _overlaps(seen: RuleEvidence, rows: pl.DataFrame) -> pl.DataFrame:
     """Pairs that surely overlap: row (of the call that begins later) and evidence."""
     zaps = rows.filter(pl.col("leaf").is_in(ZAPS))
-    i, j = pairs_of(_intervals(zaps), _intervals(rows))
+    i, j = overlapping_pairs(_intervals(zaps), _intervals(rows))
     zap, other = zaps["row"].to_numpy()[i], rows["row"].to_numpy()[j]
     of_two = zaps["tid"].to_numpy()[i] != rows["tid"].to_numpy()[j]
     sure = of_two & seen.surely_overlap(zap, other)
@@ -91,7 +86,7 @@ def _overlaps(seen: RuleEvidence, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _intervals(rows: pl.DataFrame) -> Intervals:
-    return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in ("key", "begins", "ends")))
+    return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in ("begins", "ends", "key")))
 
 
 def _found_by_module(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:

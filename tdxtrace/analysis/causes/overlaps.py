@@ -1,102 +1,87 @@
-"""Interval join: pairs of intervals that overlap in time, without testing every pair."""
+"""Pairs of calls that overlap in time on one resource."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tdxtrace.analysis.arrays import Index, Times
+from tdxtrace.analysis.arrays import Index, Rows, Times, read_only
+from tdxtrace.analysis.loops.overlapping import NONE, find_overlapping
+from tdxtrace.compiler import choose
 
-# Attempts joined at a time: with a few hundred threads each overlaps a few hundred calls,
-# which keeps a batch below some 100 MB.
-_BATCH: Final = 1 << 15
-_BITS: Final = 62
+_NO_OWNER: Final = (-1, -2)
+# What the loop looks at of each interval: it decides how it runs.
+_BYTES_PER_INTERVAL: Final = 40
+_MAY_MEET: Final = np.ones((1, 1), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Time intervals; only those of the same key can overlap."""
+    """Time intervals by row; those with a key take part, and only those of one key overlap."""
 
-    key: Times
-    """Small integers from 0."""
     start: Times
+    """ns."""
     end: Times
+    """ns."""
+    key: Times
+    """Small integers from 0, by place in ``rows``; below 0: none."""
+    rows: Index | Rows | None = None
+    """Rows that take part, in the order of their starts; None: all."""
+    owner: NDArray[np.int32] | None = None
+    """By row: intervals of one owner make no pair; None: each has its own."""
+    kind: NDArray[np.uint16] | None = None
+    """By row: what ``may_meet`` tells apart; None: all are of kind 0."""
 
 
 def overlapping_pairs(
-    wanted: Intervals, held: Intervals, slack_ns: int = 0
-) -> Iterator[tuple[Index, Index]]:
+    wanted: Intervals,
+    held: Intervals,
+    slack_ns: int = 0,
+    *,
+    may_meet: NDArray[np.uint8] = _MAY_MEET,
+) -> tuple[Rows, Rows]:
     """Find the pairs of intervals that share their key and overlap.
-
-    Intervals are grouped by length into powers of two.  Those of one group that can reach a
-    given interval begin within a window of about their own length, so two binary searches
-    find them, and at most half of the pairs examined are discarded.  A single long interval
-    does not slow the others down.
 
     Args:
         wanted: Intervals whose partners are wanted.
         held: Intervals to search.
         slack_ns: Gap in ns up to which two intervals count as overlapping.
+        may_meet: By kind of the wanted and of the held one: 0 where they make no pair.
 
-    Yields:
-        Indices into ``wanted`` and into ``held``, pair by pair, in batches.
+    Returns:
+        Rows of ``wanted`` and of ``held``, pair by pair, in no order.
     """
-    if not len(wanted.key) or not len(held.key):
-        return
-    first = int(min(held.start.min(), wanted.start.min()))
-    last = int(max(held.end.max(), wanted.end.max(), held.start.max())) + 2 * slack_ns + 1
-    width = (last - first + 1).bit_length()
-    n_keys = int(max(wanted.key.max(), held.key.max())) + 1
-    if width + n_keys.bit_length() > _BITS:
-        yield from _by_key(wanted, held, slack_ns)
-        return
-    classes = _length_classes(held, first, width)
-    order = np.argsort(wanted.key << width | (wanted.start - first), kind="stable")
-    for begin in range(0, len(order), _BATCH):
-        rows = order[begin : begin + _BATCH]
-        base = wanted.key[rows] << width
-        low, high = wanted.start[rows] - slack_ns, wanted.end[rows] + slack_ns
-        for longest, place, code in classes:
-            since = np.maximum(low - longest - first, 0)
-            left = np.searchsorted(code, base | since)
-            right = np.searchsorted(code, base | np.maximum(high - first, 0), side="right")
-            i, j = _expand_ranges(left, right)
-            j = place[j]
-            keep = held.end[j] >= low[i]
-            yield rows[i[keep]], j[keep]
+    n_keys = int(max(wanted.key.max(initial=-1), held.key.max(initial=-1))) + 1
+    columns = [*_columns(wanted, _NO_OWNER[0]), *_columns(held, _NO_OWNER[1])]
+    n_wanted, n_held = len(columns[0]), len(columns[6])
+    if not n_wanted or not n_held:
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
+    run = choose((n_wanted + n_held) * _BYTES_PER_INTERVAL)
+    told = (*read_only(*columns, may_meet, may_meet.T), slack_ns)
+    room = 2 * n_wanted
+    while True:
+        found = np.empty(room, np.uint32), np.empty(room, np.uint32)
+        in_flight = (
+            *(np.full(n_keys, NONE, np.int32), np.empty(n_wanted, np.int32)),
+            *(np.full(n_keys, NONE, np.int32), np.empty(n_held, np.int32)),
+        )
+        n = run(find_overlapping)(*told, *in_flight, *found)
+        if n <= room:
+            return found[0][:n], found[1][:n]
+        room = n
 
 
-def _length_classes(held: Intervals, first: int, width: int) -> list[tuple[int, Index, Times]]:
-    """Per power of two: greatest length, indices of the intervals by start, their sort codes."""
-    code = held.key << width | (held.start - first)
-    power = np.frexp((held.end - held.start).astype(np.float64))[1]
-    found = []
-    for number in np.unique(power):
-        place = np.flatnonzero(power == number)
-        place = place[np.argsort(code[place], kind="stable")]
-        length = int((held.end[place] - held.start[place]).max())
-        found.append((length, place, code[place]))
-    return found
-
-
-def _expand_ranges(left: Index, right: Index) -> tuple[Index, Index]:
-    """Return every index of every range, with the number of its range."""
-    n = np.maximum(right - left, 0)
-    i = np.repeat(np.arange(len(n)), n)
-    offset = np.arange(len(i)) - np.repeat(np.cumsum(n) - n, n)
-    return i, left[i] + offset
-
-
-def _by_key(wanted: Intervals, held: Intervals, slack_ns: int) -> Iterator[tuple[Index, Index]]:
-    """Join key by key, for traces so long that key and time do not fit one integer."""
-    for key in np.unique(wanted.key):
-        wanted_rows, held_rows = np.flatnonzero(wanted.key == key), np.flatnonzero(held.key == key)
-        parts = [
-            Intervals(np.zeros(len(rows), np.int64), of.start[rows], of.end[rows])
-            for of, rows in ((wanted, wanted_rows), (held, held_rows))
-        ]
-        for i, j in overlapping_pairs(parts[0], parts[1], slack_ns):
-            yield wanted_rows[i], held_rows[j]
+def _columns(of: Intervals, no_owner: int) -> tuple[NDArray[Any], ...]:
+    """Columns of the loop: rows in the order of their starts, keys, and what they point to."""
+    n = len(of.start)
+    rows = np.argsort(of.start, kind="stable") if of.rows is None else of.rows
+    key = of.key[rows] if of.rows is None else of.key
+    keyed = key >= 0
+    if not keyed.all():
+        rows, key = rows[keyed], key[keyed]
+    owner = np.broadcast_to(np.int32(no_owner), n) if of.owner is None else of.owner
+    kind = np.zeros(n, np.uint16) if of.kind is None else of.kind
+    return rows.astype(np.uint32), key.astype(np.int32), of.start, of.end, owner, kind

@@ -118,18 +118,9 @@ def overlapping_entries(seen: RuleEvidence, wanted: pl.DataFrame, first: str) ->
     tds = wanted.select("td_id").unique().with_row_index("key")
     wanted = wanted.join(tds, on="td_id").sort(first)
     held = entries.join(tds, on="td_id").sort("entered")
-    i, j = pairs_of(_spans(wanted, first, "ends"), _spans(held, "entered", "exited"))
+    i, j = overlapping_pairs(_spans(wanted, first, "ends"), _spans(held, "entered", "exited"))
     return pl.concat([wanted.drop("key")[i], held.drop("td_id", "key")[j]], how="horizontal")
 
 
 def _spans(rows: pl.DataFrame, first: str, last: str) -> Intervals:
-    return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in ("key", first, last)))
-
-
-def pairs_of(wanted: Intervals, held: Intervals) -> tuple[Index, Index]:
-    """Return all pairs of :func:`~.overlaps.overlapping_pairs` as two arrays of indices."""
-    pairs = list(overlapping_pairs(wanted, held))
-    if not pairs:
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    i, j = zip(*pairs, strict=True)
-    return np.concatenate(i), np.concatenate(j)
+    return Intervals(*(rows[name].cast(pl.Int64).to_numpy() for name in (first, last, "key")))

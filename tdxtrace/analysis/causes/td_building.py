@@ -36,12 +36,14 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     Nearest innocent trace: INIT is recorded, FINALIZE is not probed; an AUG succeeds, and a
     later one is busy.  An id that may mean a page, which TDs share by its 2M range.
     """
+    leaves = set(seen.calls["leaf"].unique())
+    if not leaves & {*_CREATIONS, _FINALIZE}:
+        return pl.DataFrame(schema=BROKEN_CALLS)
     of_td = pl.col("scope").is_in(_TD_SCOPES).fill_null(False).all().over("row")
     rows = seen.attempts.filter(of_td).select("row").unique()
-    own = seen.calls[rows["row"]].select("td_id", "leaf", at="ends").with_columns(rows["row"])
+    own = seen.calls.select("td_id", "leaf", at="ends")[rows["row"]].with_columns(rows["row"])
     own = own.drop_nulls().sort("at")
-    leaves = set(seen.calls["leaf"].unique())
-    if own.is_empty() or not leaves & {*_CREATIONS, _FINALIZE}:
+    if own.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
     marks = _milestones(seen.calls)
     before = marks.select("td_id", "at", built="kind", built_at="at", evidence="row").sort("at")

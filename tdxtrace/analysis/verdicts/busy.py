@@ -35,10 +35,14 @@ _REASON: Final = {
     "unexplained": "the trace does not show who held it",
 }
 _RULE: Final = pl.Enum(BUG_RULES)
+_JUDGED: Final = (
+    *("source", "seq", "rank", "td_id", "leaf", "resource", "cause", "rule"),
+    *("holder_seq", "holder_leaf", "holder_td_id"),
+)
 _PROBE: Final = "probe entry and return of every tdh_* wrapper, and tdx_vcpu_run for TDH.VP.ENTER"
 
 
-def on_busy(causes: pl.DataFrame, broken: pl.DataFrame) -> pl.DataFrame:
+def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on busy answers, per TD, leaf, resource and cause.
 
     BUG requires a rule that was surely broken: one that the answer itself breaks, or
@@ -47,10 +51,10 @@ def on_busy(causes: pl.DataFrame, broken: pl.DataFrame) -> pl.DataFrame:
     is a guest of which the evidence is weak.
 
     Args:
-        causes: The ``busy_causes`` table; its answers (rank 1) are judged.
+        causes: The ``busy_causes`` table, or a query of it; its answers (rank 1) are judged.
         broken: The ``broken_rules`` table.
     """
-    rows = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
+    rows = BUSY_CAUSES.pick(causes, *_JUDGED, "advice", "confidence").filter(pl.col("rank") == 1)
     if rows.is_empty():
         return VERDICTS.empty()
     rows = rows.join(
@@ -160,14 +164,14 @@ _NOT_PROVEN: Final = "; the clock does not show whether these calls overlapped"
 _FINER_CLOCK: Final = "record with a clock of nanoseconds that all CPUs share (trace-cmd -C mono)"
 
 
-def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame) -> pl.DataFrame:
+def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Give verdicts on rules that were broken without a busy answer that says so.
 
     Args:
         broken: The ``broken_rules`` table.
-        causes: The ``busy_causes`` table, whose answers have their own verdicts.
+        causes: The ``busy_causes`` table, or a query of it: its answers have their own verdicts.
     """
-    answers = BUSY_CAUSES.conform(causes).filter(pl.col("rank") == 1)
+    answers = BUSY_CAUSES.pick(causes, *_JUDGED).filter(pl.col("rank") == 1)
     given = answers.select("source", "seq", "rule")
     of_busy = _proven_overlaps(broken).join(
         answers.filter(_kept_apart()), on=["source", "seq", "holder_seq"], how="semi"

@@ -59,8 +59,8 @@ def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None)
         TableError: If an argument lacks a column or has one of another type.
     """
     parts = [
-        on_busy(findings.busy_causes, findings.broken_rules),
-        on_broken_rules(findings.broken_rules, findings.busy_causes),
+        on_busy(findings.scan("busy_causes"), findings.broken_rules),
+        on_broken_rules(findings.broken_rules, findings.scan("busy_causes")),
         on_zero_steps(findings.zero_steps, findings.zero_step_causes, trace, generation),
         on_abandoned(findings.abandoned_requests),
         on_loops(findings.progress_loops),

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.referee import referee
 
+from tdxtrace.analysis.causes import overlaps
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
 
 interval = st.tuples(st.integers(0, 2), st.integers(-50, 50), st.integers(0, 70))
@@ -15,23 +17,18 @@ intervals = st.lists(interval, max_size=12)
 
 def intervals_of(rows: list[tuple[int, int, int]]) -> Intervals:
     key, start, length = (np.array([row[i] for row in rows], np.int64) for i in range(3))
-    return Intervals(key, start, start + length)
+    return Intervals(start, start + length, key)
 
 
 def pairs(asked: Intervals, held: Intervals, slack: int) -> list[tuple[int, int]]:
-    return sorted(
-        (int(i), int(j))
-        for part in overlapping_pairs(asked, held, slack)
-        for i, j in zip(*part, strict=True)
-    )
+    i, j = overlapping_pairs(asked, held, slack)
+    return sorted(zip(i.tolist(), j.tolist(), strict=True))
 
 
-@given(intervals, intervals, st.integers(0, 5), st.sampled_from([0, 2**61]))
+@given(intervals, intervals, st.integers(0, 5))
 def test_the_pairs_are_those_that_overlap(
-    asked: list[tuple[int, int, int]], held: list[tuple[int, int, int]], slack: int, late: int
+    asked: list[tuple[int, int, int]], held: list[tuple[int, int, int]], slack: int
 ) -> None:
-    # A time so far away that key and time do not fit one number takes another way.
-    held = held + [(9, late, 0)] * bool(late)
     expected = [
         (i, j)
         for i, (key, start, length) in enumerate(asked)
@@ -41,12 +38,34 @@ def test_the_pairs_are_those_that_overlap(
     assert pairs(intervals_of(asked), intervals_of(held), slack) == expected
 
 
-@pytest.mark.parametrize("n", [1, 40_000])
-def test_a_long_interval_does_not_slow_the_join(n: int) -> None:
+def test_a_long_interval_meets_all_that_it_covers() -> None:
+    n = 3_000
     short = intervals_of([(0, 100 * i, 10) for i in range(n)])
     held = intervals_of([(0, 0, 100 * n), *((0, 100 * i + 50, 10) for i in range(n))])
-    n_pairs = 0
-    for i, j in overlapping_pairs(short, held):
-        n_pairs += len(i)
-        assert (j == 0).all()
-    assert n_pairs == n
+    assert pairs(short, held, 0) == [(i, 0) for i in range(n)]
+
+
+def test_calls_of_one_thread_and_kinds_that_go_together_do_not_meet() -> None:
+    start, end = np.array([0, 5]), np.array([10, 9])
+    key, rows, kind = np.zeros(2, np.int64), np.arange(2), np.array([0, 1], np.uint16)
+    both = Intervals(start, end, key, rows, np.array([7, 7], np.int32), kind)
+    of_two = Intervals(start, end, key, rows, np.array([7, 8], np.int32), kind)
+    may_meet = np.array([[1, 1], [0, 1]], np.uint8)
+    assert len(overlapping_pairs(both, both, may_meet=may_meet)[0]) == 0
+    i, j = overlapping_pairs(of_two, of_two, may_meet=may_meet)
+    assert (i.tolist(), j.tolist()) == ([0], [1])
+
+
+@pytest.mark.parametrize("slack", [0, 3])
+def test_the_loop_over_intervals_is_the_same_compiled(
+    slack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlaps, "choose", lambda _: referee)
+    chance = np.random.default_rng(1)
+    start = chance.integers(0, 2_000, 300)
+    end, key = start + chance.integers(-2, 60, 300), chance.integers(-1, 3, 300)
+    owner = chance.integers(0, 5, 300).astype(np.int32)
+    drawn = Intervals(start, end, key, owner=owner)
+    i, j = overlapping_pairs(drawn, drawn, slack)
+    assert len(i) > 100
+    assert (owner[i] != owner[j]).all()

@@ -1,0 +1,139 @@
+"""Calls that overlap in time on one resource.
+
+One sweep over two lists of calls in the order of their starts, with those in flight of each list
+and resource: a call meets those of the other list that are not over when it starts.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+NONE: Final = -1
+_Rows = NDArray[np.uint32]
+_Keys = NDArray[np.int32]
+_Times = NDArray[np.int64]
+_Owners = NDArray[np.int32]
+_Kinds = NDArray[np.uint16]
+_Meets = NDArray[np.uint8]
+
+
+def find_overlapping(
+    wanted: _Rows,
+    wanted_key: _Keys,
+    wanted_start: _Times,
+    wanted_end: _Times,
+    wanted_owner: _Owners,
+    wanted_kind: _Kinds,
+    held: _Rows,
+    held_key: _Keys,
+    held_start: _Times,
+    held_end: _Times,
+    held_owner: _Owners,
+    held_kind: _Kinds,
+    may_meet: _Meets,
+    may_be_met: _Meets,
+    slack_ns: int,
+    newest_wanted: _Keys,
+    older_wanted: _Keys,
+    newest_held: _Keys,
+    older_held: _Keys,
+    found_wanted: _Rows,
+    found_held: _Rows,
+) -> int:
+    """Write the pairs of a wanted and a held call that overlap; return how many there are.
+
+    Args:
+        wanted: Rows of the wanted calls, in the order of their starts.
+        wanted_key: Resource of each of them, from 0.
+        wanted_start: Start by row, ns.
+        wanted_end: End by row, ns.
+        wanted_owner: Thread by row: calls of one thread do not meet.
+        wanted_kind: Kind by row.
+        held: Rows of the held calls, in the order of their starts.
+        held_key: As for the wanted ones.
+        held_start: As for the wanted ones.
+        held_end: As for the wanted ones.
+        held_owner: As for the wanted ones.
+        held_kind: As for the wanted ones.
+        may_meet: By kind of the wanted and of the held call: above 0 where they make a pair.
+        may_be_met: The same by kind of the held and of the wanted call.
+        slack_ns: Gap up to which two calls count as overlapping.
+        newest_wanted: By key: NONE; scratch: place of the last wanted call in flight.
+        older_wanted: By place in ``wanted``: scratch: the one in flight before it.
+        newest_held: By key: NONE; scratch.
+        older_held: By place in ``held``: scratch.
+        found_wanted: Written: rows of the wanted calls of each pair, as many as fit.
+        found_held: Written: rows of the held ones.
+    """
+    i = j = n = np.int64(0)
+    while i < len(wanted) or j < len(held):
+        row = wanted[i if i < len(wanted) else i - 1]
+        other = held[j if j < len(held) else j - 1]
+        if j == len(held) or (i < len(wanted) and wanted_start[row] <= held_start[other]):
+            # fmt: off
+            n = _meet(
+                n, row, wanted_key[i], wanted_start, wanted_end, wanted_owner, wanted_kind,
+                held, held_start, held_end, held_owner, held_kind, may_meet, slack_ns,
+                newest_held, older_held, found_wanted, found_held,
+            )
+            # fmt: on
+            older_wanted[i] = newest_wanted[wanted_key[i]]
+            newest_wanted[wanted_key[i]] = i
+            i += 1
+        else:
+            # fmt: off
+            n = _meet(
+                n, other, held_key[j], held_start, held_end, held_owner, held_kind,
+                wanted, wanted_start, wanted_end, wanted_owner, wanted_kind, may_be_met, slack_ns,
+                newest_wanted, older_wanted, found_held, found_wanted,
+            )
+            # fmt: on
+            older_held[j] = newest_held[held_key[j]]
+            newest_held[held_key[j]] = j
+            j += 1
+    return int(n)
+
+
+def _meet(
+    n: np.int64,
+    row: np.uint32,
+    key: np.int32,
+    start: _Times,
+    end: _Times,
+    owner: _Owners,
+    kind: _Kinds,
+    others: _Rows,
+    other_start: _Times,
+    other_end: _Times,
+    other_owner: _Owners,
+    other_kind: _Kinds,
+    may_meet: _Meets,
+    slack_ns: int,
+    newest: _Keys,
+    older: _Keys,
+    found: _Rows,
+    found_other: _Rows,
+) -> np.int64:
+    """Write the pairs of a call with those of the other list in flight, and forget what is over."""
+    newer, place = np.int32(NONE), newest[key]
+    while place != NONE:
+        before, other = older[place], others[place]
+        if other_end[other] < start[row] - slack_ns:
+            if newer == NONE:
+                newest[key] = before
+            else:
+                older[newer] = before
+        else:
+            newer = place
+            # By clocks that differ between CPUs a call may seem to end before it starts.
+            begun = other_start[other] <= end[row] + slack_ns
+            is_other = other_owner[other] != owner[row]
+            if begun and is_other and may_meet[kind[row], other_kind[other]]:
+                if n < len(found):
+                    found[n], found_other[n] = row, other
+                n += 1
+        place = before
+    return n
