@@ -208,9 +208,9 @@ def _outcome_finders(
         "abandoned_requests": lambda f: abandoned_requests(
             trace, f.retry_chains, generation=generation
         ),
-        "progress_loops": lambda f: progress_loops(trace, f.retry_chains),
+        "progress_loops": lambda f: progress_loops(trace, f.retry_chains, f.busy_answers),
         "td_conflicts": lambda f: td_conflicts(f.scan("busy_causes")),
-        "time_shares": lambda f: time_shares(calls, f.retry_chains),
+        "time_shares": lambda f: time_shares(calls, f.retry_chains, f.busy_answers),
         "verdicts": lambda f: verdicts(f, trace, generation=generation),
     }
 

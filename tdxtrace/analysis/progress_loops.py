@@ -6,14 +6,13 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.retry_chains import assign_chain
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import LOOPS, PROGRESS, PROGRESS_LOOPS
 from tdxtrace.tdx import word
-from tdxtrace.tdx.status import is_retryable
 
 _LOOP_OF_STATUS: Final = {
     word.TDX_INTERRUPTED_RESUMABLE: "resumable",
@@ -34,7 +33,11 @@ _INTERRUPTS: Final = r"irq|interrupt|local_timer|reschedule|ipi|nmi|vector"
 
 
 def progress_loops(
-    trace: Trace, chains: pl.DataFrame, *, local_retry_ns: int = LOCAL_RETRY_NS
+    trace: Trace,
+    chains: pl.DataFrame,
+    busy_answers: pl.DataFrame,
+    *,
+    local_retry_ns: int = LOCAL_RETRY_NS,
 ) -> pl.DataFrame:
     """Find calls that were repeated without a held lock, and whether they made progress.
 
@@ -48,6 +51,7 @@ def progress_loops(
     Args:
         trace: The events.
         chains: The ``retry_chains`` table of it.
+        busy_answers: The ``busy_answers`` table of these chains, or of more.
         local_retry_ns: Shortest silence after a fault that counts, in ns.
 
     Returns:
@@ -63,7 +67,7 @@ def progress_loops(
     """
     calls = SEAMCALLS.conform(trace.seamcalls)
     loops = [
-        _repeated_calls(calls, RETRY_CHAINS.conform(chains)),
+        _repeated_calls(calls, RETRY_CHAINS.conform(chains), BUSY_ANSWERS.conform(busy_answers)),
         _local_retries(trace, calls, local_retry_ns),
     ]
     found = pl.concat([PROGRESS_LOOPS.empty(), *(loop for loop in loops if loop.height)])
@@ -82,15 +86,17 @@ def _loop_kind() -> pl.Expr:
     )
 
 
-def _repeated_calls(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    retried = chains.filter(pl.col("n_busy") > 0)
+def _repeated_calls(
+    calls: pl.DataFrame, chains: pl.DataFrame, answers: pl.DataFrame
+) -> pl.DataFrame:
     code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
-    answered = calls.filter(is_retryable(pl.col("status")))
-    rows = assign_chain(answered, retried).filter(code.is_in(_CODES))
-    rows = rows.with_columns(loop=_loop_kind())
-    if rows.is_empty():
+    answered = answers.filter(code.is_in(_CODES)).select("source", "seq", chain="first_seq")
+    if answered.is_empty():
         return PROGRESS_LOOPS.empty()
     when = pl.coalesce("start_ns", "end_ns")
+    rows = calls.join(answered, on=["source", "seq"]).sort(when, "seq")
+    rows = rows.with_columns(loop=_loop_kind())
+    retried = chains.filter(pl.col("n_busy") > 0)
     repeats = rows.group_by("source", "chain", "loop").agg(
         cpu=pl.col("cpu").last(),
         first=when.min(),

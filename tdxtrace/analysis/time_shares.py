@@ -6,10 +6,10 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.retry_chains import assign_chain
 from tdxtrace.analysis.threads import VP_ENTER, infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tables.verdicts import PHASES, TIME_SHARES
 from tdxtrace.tdx import leaves, status
 
@@ -24,7 +24,9 @@ _TEARS_DOWN: Final = leaves.numbers_of(
 _TD: Final = ("source", "td_id")
 
 
-def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+def time_shares(
+    seamcalls: pl.DataFrame, chains: pl.DataFrame, busy_answers: pl.DataFrame
+) -> pl.DataFrame:
     """Sum the time of the threads of each TD by phase: work, retries, waits, guest, rest.
 
     Times are summed over threads; the attempts at one request are those of its retry chain,
@@ -35,6 +37,7 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     Args:
         seamcalls: The ``seamcalls`` table, all of it.
         chains: The ``retry_chains`` table of it, which has inferred TDs, or some of its rows.
+        busy_answers: The ``busy_answers`` table of these chains, or of more.
 
     Returns:
         The ``time_shares`` table, by source, TD and time.
@@ -43,7 +46,8 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         TableError: If an argument lacks a column or has one of another type.
     """
     requests = RETRY_CHAINS.conform(chains)
-    calls = infer_td(_all_attempts(SEAMCALLS.conform(seamcalls), requests), requests)
+    answers = BUSY_ANSWERS.conform(busy_answers)
+    calls = infer_td(_all_attempts(SEAMCALLS.conform(seamcalls), requests, answers), requests)
     if calls.is_empty():
         return TIME_SHARES.empty()
     rows = _with_phase(calls)
@@ -68,7 +72,9 @@ def time_shares(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     return TIME_SHARES.conform(found.sort(*_TD, "start_ns"))
 
 
-def _all_attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+def _all_attempts(
+    calls: pl.DataFrame, requests: pl.DataFrame, answers: pl.DataFrame
+) -> pl.DataFrame:
     """Every attempt at these requests with its times and TD; most requests took one."""
     once = pl.col("n_attempts") == 1
     columns = ("source", "td_id", "tid", "tgid", "leaf", "status", "chain", "when", "when_end")
@@ -79,17 +85,23 @@ def _all_attempts(calls: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
         when="start_ns",
         when_end="end_ns",
     )
-    several = requests.filter(~once)
-    last = several.select("source", seq="last_seq")
-    wanted = status.is_retryable(pl.col("status")).fill_null(False)
-    parts = pl.concat(
-        [calls.filter(wanted), calls.filter(~wanted).join(last, on=["source", "seq"], how="semi")]
+    several = requests.filter(~once).select(
+        "source", "td_id", "last_seq", "n_attempts", "n_busy", chain="first_seq"
     )
-    tds = several.select("source", "td_id", chain="first_seq")
-    chained = assign_chain(parts, several).drop("td_id")
-    chained = chained.join(tds, on=["source", "chain"], how="left")
-    chained = chained.with_columns(
-        when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
+    busy = answers.select("source", "seq", chain="first_seq")
+    last = several.filter(pl.col("n_attempts") > pl.col("n_busy"))
+    attempts = pl.concat(
+        [
+            busy.join(several.select("source", "chain", "td_id"), on=["source", "chain"]),
+            last.select("source", "last_seq", "chain", "td_id").rename({"last_seq": "seq"}),
+        ]
+    )
+    chained = (
+        calls.select("source", "seq", "tid", "tgid", "leaf", "status", "start_ns", "end_ns")
+        .join(attempts, on=["source", "seq"])
+        .with_columns(
+            when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
+        )
     )
     # A call whose start or end was not recorded has the same time for both.
     rows = pl.concat(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import altair as alt
 
 
+# What both of the following groups need.
+_FIRST: Final = ("busy_answers",)
 # The slowest tables, in two independent groups of about the same duration, which are computed
 # in parallel.
 _IN_BACKGROUND: Final = ("step_thresholds", "time_shares", "zero_step_causes", "progress_loops")
@@ -35,6 +37,7 @@ _IN_FOREGROUND: Final = ("busy_causes", "attempts", "limits", "policies", "laten
 
 def sections(findings: Findings) -> list[Section]:
     """Return the sections of the report on ``findings``, the summary first."""
+    _compute(findings, _FIRST)
     with ThreadPoolExecutor(1) as background:
         others = background.submit(_compute, findings, _IN_BACKGROUND)
         _compute(findings, _IN_FOREGROUND)
