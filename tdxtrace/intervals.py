@@ -62,11 +62,12 @@ def few_clusters_factor(n_episodes: Floats, confidence: float) -> Floats:
         of Student's quantile, with one less degrees of freedom than clusters, to the
         normal one.
     """
-    from scipy import stats
+    # scipy.stats has the same functions, and takes three times as long to load.
+    from scipy import special
 
     level = (1 + confidence) / 2
     degrees_of_freedom = np.maximum(n_episodes - 1.0, 1.0)
-    ratio: Floats = (stats.t.ppf(level, degrees_of_freedom) / stats.norm.ppf(level)) ** 2
+    ratio: Floats = (special.stdtrit(degrees_of_freedom, level) / special.ndtri(level)) ** 2
     return ratio
 
 
@@ -102,9 +103,9 @@ def interval_of_sum(by_episode: Floats, confidence: float) -> tuple[float, float
     total = float(by_episode.sum())
     tails = ((1 - confidence) / 2, (1 + confidence) / 2)
     if len(by_episode) > _MAX_RESAMPLED:
-        from scipy import stats
+        from scipy import special
 
-        below, above = stats.norm.ppf(tails) * np.sqrt((by_episode**2).sum())
+        below, above = special.ndtri(tails) * np.sqrt((by_episode**2).sum())
         return max(total + float(below), 0.0), total + float(above)
     sums = _poisson_weights(len(by_episode)) @ by_episode
     low, high = np.quantile(sums, tails)

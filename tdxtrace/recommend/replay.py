@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
 from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor, interval_of_sum
+from tdxtrace.recommend.loops import KICK, NONE
 from tdxtrace.recommend.policy_definitions import (
     DEFAULTS,
     MAX_CALLS,
@@ -21,16 +21,13 @@ from tdxtrace.recommend.policy_definitions import (
     policy_named,
 )
 from tdxtrace.recommend.stops import (
-    GAVE_UP,
-    REQUEST,
-    deaths,
-    first_events,
-    followers,
-    is_dependent,
+    Events,
+    Requests,
+    events_of,
+    n_not_made,
     n_outpaced,
-    outlived,
-    perhaps_kicked,
-    vm_of,
+    requests_of,
+    stops_of,
 )
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS, POLICIES
@@ -42,7 +39,6 @@ _WARNINGS = {
     "raised_to": pl.Int64,
     "bug": pl.Boolean,
 }
-_DONE: Final = ("succeeded", "failed")
 
 
 def policies(
@@ -76,107 +72,54 @@ def policies(
     """
     if chosen is None:
         chosen = [policy_named(name) for name in DEFAULTS]
-    chains = RETRY_CHAINS.conform(retry_chains).with_columns(vm=vm_of())
-    recorded = _Recorded(
-        chains,
-        _by_leaf(chains),
-        _with_requests(BUSY_ANSWERS.conform(busy_answers), chains),
-        perhaps_kicked(chains),
-    )
-    rows = [row for policy in chosen for row in _rows_of_policy(policy, recorded)]
+    chains, answers = RETRY_CHAINS.conform(retry_chains), BUSY_ANSWERS.conform(busy_answers)
+    requests = requests_of(chains, answers)
+    rows = [row for policy in chosen for row in _rows_of_policy(policy, requests)]
     return POLICIES.conform(pl.DataFrame(rows, schema=POLICIES.schema))
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """The recorded requests, prepared once for all policies."""
-
-    chains: pl.DataFrame
-    by_leaf: pl.DataFrame
-    answers: pl.DataFrame
-    kicked: pl.DataFrame
-
-    @cached_property
-    def of_leaf(self) -> dict[int, pl.DataFrame]:
-        """Busy answers by leaf."""
-        return {int(leaf[0]): own for leaf, own in self.answers.group_by("leaf")}
-
-    @cached_property
-    def followers(self) -> pl.DataFrame:
-        """Starts of requests by what they are for."""
-        return followers(self.chains)
-
-
-def _by_leaf(chains: pl.DataFrame) -> pl.DataFrame:
-    return (
-        chains.group_by("leaf")
-        .agg(n_requests=pl.len(), n_retried=(pl.col("n_busy") > 0).sum())
-        .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
-    )
-
-
-def _with_requests(answers: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Busy answers with the VM, page, times and outcome of their request."""
-    of_request = chains.filter(pl.col("n_busy") > 0).select(
-        *("source", "first_seq", "td_id", "tgid", "vm", "vp_id", "gpa", "start_ns", "end_ns"),
-        "n_attempts",
-        done=pl.col("outcome").is_in(_DONE),
-        gave_up=pl.col("outcome").is_in(GAVE_UP),
-        n_seen="n_busy",
-    )
-    return answers.join(of_request, on=REQUEST).with_columns(
-        at_ns=pl.col("start_ns") + pl.col("waited_ns")
-    )
-
-
-def _rows_of_policy(policy: RetryPolicy, recorded: _Recorded) -> Iterable[dict[str, Any]]:
+def _rows_of_policy(policy: RetryPolicy, requests: Requests) -> Iterable[dict[str, Any]]:
     covered = {
         leaf: rule
-        for leaf in recorded.by_leaf["leaf"]
+        for leaf in requests.by_leaf["leaf"]
         if (rule := policy.rule(_leaf_name(leaf))) is not None
     }
     if not covered:
         return
-    warnings = _all_warnings(covered, recorded.answers)
-    bugs = warnings.filter("bug").select("source", "seq")
-    none = recorded.answers.clear()
-    events = pl.concat(
-        [
-            first_events(recorded.of_leaf.get(leaf, none), rule, bugs, recorded.kicked)
-            for leaf, rule in covered.items()
-        ]
-    )
-    dead = deaths(events)
-    events = events.filter(~outlived(events, dead, "at_ns"))
-    stops = events.filter(event="stop")
-    stops = stops.with_columns(dependent=is_dependent(stops, recorded.followers))
-    for leaf, rule in covered.items():
-        requests = recorded.chains.filter(leaf=leaf)
-        answers = recorded.of_leaf.get(leaf, none)
-        made = answers.filter(~outlived(answers, dead, "start_ns"))
-        own, own_stops = events.filter(leaf=leaf), stops.filter(leaf=leaf)
-        numbers = {"not made": int(outlived(requests, dead, "start_ns").sum())}
+    warnings = _all_warnings(covered, requests)
+    is_fatal = np.zeros(len(requests.waited_ns), np.bool_)
+    is_fatal[warnings.filter("bug")["place"].to_numpy()] = True
+    events = events_of(requests, covered, is_fatal)
+    stops = stops_of(requests, covered, events)
+    for leaf, n_requests, n_retried in requests.by_leaf.iter_rows():
+        if leaf not in covered:
+            continue
+        rule, own = covered[leaf], requests.ranges[leaf]
+        own_stops = stops.filter(pl.col("leaf") == leaf)
+        numbers = {"not made": n_not_made(requests, leaf, events.dead_ns)}
         if _can_stop(rule):
             kicks = "kick" if rule.kicks else "no kick"
-            numbers[kicks] = own.filter(event="kick").height
-            numbers["unseen"] = _n_unseen(made, own)
-            numbers["pace"] = n_outpaced(made.filter("done"), own, rule)
+            numbers[kicks] = int((events.event[own] == KICK).sum())
+            numbers["unseen"] = _n_unseen(requests, own, events)
+            numbers["pace"] = n_outpaced(requests, leaf, events, rule)
         row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
         row |= {"budget_ns": rule.budget_ns, "kicks": rule.kicks, "then": rule.then}
-        row |= {"n_requests": requests.height, "n_retried": (requests["n_busy"] > 0).sum()}
-        row |= _exceeding(own_stops, sum(numbers.values()), requests.height)
-        row |= _waited(made, own) | _warnings(made, warnings) | _killed_vms(own_stops)
+        row |= {"n_requests": n_requests, "n_retried": n_retried}
+        row |= _exceeding(own_stops, sum(numbers.values()), n_requests)
+        row |= _waited(requests, own, events) | _warnings(requests, own, events, warnings)
+        row |= _killed_vms(own_stops)
         numbers["dependent"] = row["n_dependent"]
         yield row | {"not_known": _not_known(rule, row, numbers)}
 
 
-def _all_warnings(covered: Mapping[int, LeafPolicy], answers: pl.DataFrame) -> pl.DataFrame:
-    """Warnings of the doubling limit, which is one for all its leaves."""
+def _all_warnings(covered: Mapping[int, LeafPolicy], requests: Requests) -> pl.DataFrame:
+    """Warnings of the doubling limit, which is one for all its leaves, with their ``place``."""
     limits = {leaf: rule.doubling for leaf, rule in covered.items() if rule.doubling is not None}
-    inside = answers.filter(pl.col("leaf").is_in(list(limits)))
     for doubling in set(limits.values()):
-        return replay(inside, doubling)
-    return pl.DataFrame(schema=_WARNINGS)
+        inside = requests.answers.filter(pl.col("leaf").is_in(list(limits)))
+        found = replay(inside, doubling)
+        return found.join(inside.select("source", "seq", "place"), on=("source", "seq"))
+    return pl.DataFrame(schema={**_WARNINGS, "place": pl.Int64})
 
 
 def _can_stop(rule: LeafPolicy) -> bool:
@@ -184,10 +127,10 @@ def _can_stop(rule: LeafPolicy) -> bool:
     return limited or rule.answers != "any"
 
 
-def _n_unseen(answers: pl.DataFrame, events: pl.DataFrame) -> int:
+def _n_unseen(requests: Requests, own: slice, events: Events) -> int:
     """Number of requests whose recorded attempts end busy before the policy would stop."""
-    unseen = answers.filter(~pl.col("done")).select(REQUEST).unique()
-    return unseen.join(events.select(REQUEST), on=REQUEST, how="anti").height
+    goes_on = events.is_made[own] & (events.answer[own] == NONE)
+    return int((goes_on & ~requests.done[own]).sum())
 
 
 def _rising(rule: LeafPolicy) -> str | None:
@@ -233,30 +176,48 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
     }
 
 
-def _waited(answers: pl.DataFrame, events: pl.DataFrame) -> dict[str, Any]:
+def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
     """Time from each request's first call to the last answer that recording and policy share."""
-    last = answers.group_by(*REQUEST, "episode").agg(pl.col("waited_ns").max())
-    stopped = events.select(*REQUEST, stopped_ns="waited_ns")
+    answer = events.answer[own]
+    until_ns = requests.waits[0][own].copy()
+    until_ns[answer != NONE] = requests.waited_ns[answer[answer != NONE]]
+    made = events.is_made[own]
+    of_request = pl.DataFrame(
+        {
+            "source": requests.retried["source"][own],
+            "episode": requests.episode[own],
+            "until_ns": until_ns,
+        }
+    )
     by_episode = (
-        last.join(stopped, on=REQUEST, how="left")
+        of_request.filter(pl.Series(made))
         .group_by("source", "episode")
-        .agg(pl.coalesce("stopped_ns", "waited_ns").sum())
-        .sort("source", "episode")["stopped_ns"]
+        .agg(pl.col("until_ns").sum())
+        .sort("source", "episode")["until_ns"]
     )
     low, high = interval_of_sum(by_episode.to_numpy().astype(float), CONFIDENCE)
     total = int(by_episode.sum())
     return {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
 
 
-def _warnings(answers: pl.DataFrame, warnings: pl.DataFrame) -> dict[str, Any]:
-    own = warnings.join(answers.select("source", "seq", "at_ns"), on=("source", "seq"))
-    raised = own.filter(pl.col("raised_to").is_not_null()).sort("source", "seq")
+def _warnings(
+    requests: Requests, own: slice, events: Events, warnings: pl.DataFrame
+) -> dict[str, Any]:
+    """Number of warnings and doublings within requests of one leaf, and when it was doubled."""
+    place = warnings["place"].to_numpy()
+    request = np.searchsorted(requests.first, place, "right") - 1
+    inside = (request >= own.start) & (request < own.stop)
+    inside[inside] = events.is_made[request[inside]]
+    made = warnings.with_columns(
+        at_ns=pl.Series(requests.starts_ns[request] + requests.waited_ns[place], dtype=pl.Int64)
+    ).filter(pl.Series(inside, dtype=pl.Boolean))
+    raised = made.filter(pl.col("raised_to").is_not_null()).sort("source", "seq")
     texts = [
         f"{to} at {ns // 10**9}.{ns % 10**9:09} s" + (f" (input {source})" if source else "")
         for source, to, ns in raised.select("source", "raised_to", "at_ns").iter_rows()
     ]
     return {
-        "n_warnings": own.height,
+        "n_warnings": made.height,
         "n_doublings": raised.height,
         "raised": "; ".join(texts) or None,
     }

@@ -98,9 +98,9 @@ class Tail:
             Methods 45 (2016) 2465: the bias, -(1 + k)(3 + k) / (n (1 + 2 k)) for a shape k
             whose standard error is (1 + k) / sqrt(n).
         """
-        from scipy import optimize, stats
+        from scipy import optimize, special
 
-        z = float(stats.t.ppf(confidence, max(self.n - 2, 1)))
+        z = float(special.stdtrit(max(self.n - 2, 1), confidence))
         if z > 0:
             z += (3 + self.shape) / ((1 + 2 * self.shape) * math.sqrt(self.n))
         middle = self.quantile(target)
@@ -226,7 +226,7 @@ def _goodness(sample: TailSample, shape: float, scale: float, n_fitted: int) -> 
     Censored requests are left out of both sides: each step expects its share of the requests
     still at risk.
     """
-    from scipy import stats
+    from scipy import special
 
     leaving = sample.n_done + sample.n_censored
     at_risk = np.cumsum(leaving[::-1])[::-1]
@@ -247,4 +247,4 @@ def _goodness(sample: TailSample, shape: float, scale: float, n_fitted: int) -> 
     if len(cells) <= n_fitted:
         return 1.0
     square = sample.weight * sum((n - cell) ** 2 / cell for n, cell in cells)
-    return float(stats.chi2.sf(square, max(len(cells) - n_fitted, 1)))
+    return float(special.chdtrc(max(len(cells) - n_fitted, 1), square))
