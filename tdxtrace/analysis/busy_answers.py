@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.retry_chains import assign_chain
@@ -36,21 +37,31 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
             f"retry_chains tells of {n_busy:,} busy answers, seamcalls of {retryable.height:,}, "
             f"{busy.height:,} of them in these chains: they are not of one trace"
         )
-    of_request = ("source", "chain")
-    request = busy.select(of_request).join(
+    request = busy.select("source", "chain").join(
         retried.select("source", "episode", "start_ns", chain="first_seq"),
-        on=of_request,
+        on=("source", "chain"),
         how="left",
         maintain_order="left",
     )
-    answers = busy.with_columns(
-        request["episode"],
+    answers = busy.select(
+        *("source", "seq", "leaf", "status"),
         first_seq="chain",
-        # The answers of a request follow each other.
-        number=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over(of_request),
+        episode=request["episode"],
+        number=_ordinals(busy),
         waited_ns=pl.col("end_ns") - request["start_ns"],
     )
     return BUSY_ANSWERS.conform(answers.sort("source", "seq"))
+
+
+def _ordinals(busy: pl.DataFrame) -> pl.Series:
+    """Ordinal of each answer within its request: the answers of a request follow each other."""
+    place = np.arange(busy.height)
+    is_first = busy.select(
+        (pl.col("chain") != pl.col("chain").shift())
+        | (pl.col("source") != pl.col("source").shift())
+    )
+    begins = np.where(is_first.to_series().fill_null(True).to_numpy(), place, 0)
+    return pl.Series(place - np.maximum.accumulate(begins) + 1, dtype=pl.UInt32)
 
 
 _LEAF_KEY: Final = ("source", "leaf")

@@ -434,9 +434,10 @@ def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         chains: Rows of the ``retry_chains`` table.
 
     Returns:
-        The calls of these chains with the column ``chain``, those of a chain behind each other in
-        the order of time.
+        source, seq, leaf, status, end_ns and ``chain`` of the calls of these chains, those of a
+        chain behind each other in the order of time.
     """
+    columns = ("source", "seq", "leaf", "status", "end_ns")
     parts = []
     for source, of_source in _by_source(calls):
         thread = order_by_thread(of_source, LOSSES.empty(), source)
@@ -447,13 +448,8 @@ def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         links.joined &= ~seq.is_in(own["last_seq"].implode()).to_numpy()[links.previous]
         order = _ordered(links.joined, links.previous, thread.run)
         firsts = order.rows[np.repeat(order.starts, order.ends - order.starts + 1)]
-        parts.append(
-            pl.DataFrame({"source": thread.frame["source"], "seq": seq})[order.rows].with_columns(
-                chain=seq[firsts]
-            )
-        )
+        parts.append(thread.frame.select(columns)[order.rows].with_columns(chain=seq[firsts]))
     if not parts:
-        return calls.with_columns(chain="seq")
+        return calls.select(*columns, chain="seq")
     begun = chains.select("source", chain="first_seq")
-    assigned = pl.concat(parts).join(begun, on=["source", "chain"], how="semi")
-    return assigned.join(calls, on=["source", "seq"], how="left", maintain_order="left")
+    return pl.concat(parts).join(begun, on=["source", "chain"], how="semi", maintain_order="left")
