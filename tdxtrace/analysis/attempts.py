@@ -5,11 +5,17 @@ The shares are Kaplan-Meier curves of the steps that requests need, with censori
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from tdxtrace.analysis.arrays import Flags, Index, Times
+from tdxtrace.analysis.loops.bursts import DEEPEST, HALF, count_bursts
+from tdxtrace.compiler import choose
 from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -17,7 +23,7 @@ from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS, UNITS, VIEW
 from tdxtrace.tdx.operands import resource
 
 # A TD is one of its input: struct tdx_td of two hosts, or of one on two days, may have one address.
-GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
+_GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 
 # Fewer episodes than this do not show the spread of episode sizes; the design effect is then
 # that of the last step that had so many.  Ten is what cluster-robust variances are said to
@@ -39,7 +45,8 @@ _MAKERS: Final = {
     "guest": ("guest", "armed_entry", "unexplained"),
 }
 
-_NO_TD: Final = {"source": pl.lit(None, pl.UInt16), "td_id": pl.lit(None, pl.UInt64)}
+# What a loop over requests looks at of each, for both units: it decides how it runs.
+_BYTES_PER_REQUEST: Final = 2 * 20
 _TIME_STEPS: Final = np.array(TIMES_NS, np.int64)
 
 
@@ -84,112 +91,157 @@ def attempts(
     """
     chains = RETRY_CHAINS.conform(retry_chains)
     answers = BUSY_ANSWERS.conform(busy_answers)
-    requests = _with_busy_counts(chains.filter(pl.col("n_busy") > 0), answers)
-    views = [
-        _view(requests, "leaf", **_NO_TD),
-        _view(requests.filter(pl.col("td_id").is_not_null()), "td"),
-        *(
-            _view(_with_busy_counts(requests, kinds), by, **_NO_TD)
-            for by, kinds in _kinds(answers, busy_causes).items()
-        ),
-    ]
-    retried = pl.concat(views)
-    totals = _totals(chains, retried)
+    requests = (
+        chains.filter(pl.col("n_busy") > 0)
+        .select("source", "leaf", "td_id", "first_seq", done=pl.col("outcome").is_in(_DONE))
+        .sort("leaf")
+    )
+    keyed = requests.select("source", "first_seq").with_row_index("request")
+    answers = answers.join(keyed, on=["source", "first_seq"], maintain_order="left")
+    retried, groups = _retried(chains, requests, _views(answers, busy_causes), answers)
     parts = [
-        _in_attempts(done_curves(*_with_depth(retried, totals, "attempts"))),
-        _in_time(done_curves(*_with_depth(retried, totals, "ns"))),
+        _in_attempts(_done_curves(retried, groups, retried.n_busy, 0)),
+        _in_time(_done_curves(retried, groups, _depth_in_time(retried), -1)),
     ]
     return ATTEMPTS.conform(pl.concat(parts).sort(ATTEMPTS.key))
 
 
-def _with_busy_counts(requests: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """Requests with the number, greatest delay (ns) and episode of their answers, per kind."""
-    by_request = ["source", "first_seq", *(["kind"] if "kind" in answers.columns else [])]
-    retried = answers.group_by(by_request).agg(
-        n_busy=pl.len().cast(pl.Int64),
-        waited_ns=pl.col("waited_ns").max(),
-        episode=pl.col("episode").first(),
-    )
-    of_request = requests.select("source", "leaf", "td_id", "first_seq", "outcome")
-    return of_request.join(retried, on=("source", "first_seq"))
+@dataclass(frozen=True, slots=True)
+class _Retried:
+    """The requests of each curve that were not done at once, curve by curve."""
+
+    group: Index
+    """The curve, ascending."""
+    burst: Times
+    """Number of the request's episode."""
+    n_busy: Times
+    """Busy answers that count for the curve."""
+    waited_ns: Times
+    """Time to the last of them."""
+    done: Flags
 
 
-def _view(retried: pl.DataFrame, by: str, **changed: pl.Expr) -> pl.DataFrame:
-    """Rows of the curves of one view: GROUP, input, episode, n_busy, waited_ns, done."""
-    kind = pl.col("kind") if "kind" in retried.columns else pl.lit(None, pl.String)
-    return retried.with_columns(
-        by=pl.lit(by, pl.Enum(VIEWS)),
-        kind=kind,
-        done=pl.col("outcome").is_in(_DONE),
-        input=pl.col("source"),
-        **changed,
-    ).select(*GROUP, "input", "episode", "n_busy", "waited_ns", "done")
+_View = tuple[str, str | None, NDArray[np.bool_]]
 
 
-def _kinds(
+def _views(
     answers: pl.DataFrame, busy_causes: pl.DataFrame | pl.LazyFrame | None
-) -> dict[str, pl.DataFrame]:
-    """Busy answers with their kind, by view."""
-    named = resource(pl.col("status"), pl.col("leaf"))
-    kinds = {"resource": answers.with_columns(kind=named).filter(pl.col("kind").is_not_null())}
+) -> Iterator[_View]:
+    """Parts of the answers that curves are about: view, kind, and the answers that count."""
+    every = np.ones(answers.height, np.bool_)
+    yield "leaf", None, every
+    yield "td", None, every
+    named = answers.select("leaf", "status").unique()
+    named = named.with_columns(kind=resource(pl.col("status"), pl.col("leaf")))
+    kinds = answers.select("leaf", "status").join(
+        named, on=["leaf", "status"], how="left", maintain_order="left"
+    )["kind"]
+    yield from _one_each("resource", kinds.cast(pl.Categorical))
     if busy_causes is None:
-        return kinds
+        return
     rows = BUSY_CAUSES.pick(busy_causes, "source", "seq", "rank", "cause")
     first = rows.filter(pl.col("rank") == 1)
-    caused = answers.join(
-        first.select("source", "seq", cause=pl.col("cause").cast(pl.String)),
-        on=("source", "seq"),
-        how="left",
-    ).with_columns(kind=pl.col("cause").fill_null("unexplained"))
-    makers = [
-        caused.filter(pl.col("kind").is_in(causes)).with_columns(kind=pl.lit(maker))
-        for maker, causes in _MAKERS.items()
-    ]
-    return kinds | {"cause": caused, "maker": pl.concat(makers)}
+    causes = (
+        answers.select("source", "seq")
+        .join(
+            first.select("source", "seq", "cause"),
+            on=["source", "seq"],
+            how="left",
+            maintain_order="left",
+        )["cause"]
+        .fill_null("unexplained")
+    )
+    yield from _one_each("cause", causes)
+    for maker, made in _MAKERS.items():
+        yield "maker", maker, causes.is_in(list(made)).to_numpy()
 
 
-def _totals(chains: pl.DataFrame, retried: pl.DataFrame) -> pl.DataFrame:
-    """Per curve: all requests, and those that were done without a busy answer of its kind."""
-    done = pl.col("outcome").is_in(_DONE)
+def _one_each(by: str, kinds: pl.Series) -> Iterator[_View]:
+    for kind in kinds.drop_nulls().unique().cast(pl.String):
+        yield by, kind, (kinds == kind).fill_null(False).to_numpy()
+
+
+def _retried(
+    chains: pl.DataFrame, requests: pl.DataFrame, views: Iterator[_View], answers: pl.DataFrame
+) -> tuple[_Retried, pl.DataFrame]:
+    """The retried requests of every curve, and the curves.
+
+    Returns:
+        The requests, and one row per curve: its number, _GROUP, n_requests (all of the leaf or
+        TD), n_done, those that were done without a busy answer of its kind, and is_told.
+    """
     of_td = chains.group_by("leaf", "source", "td_id").agg(
-        n_requests=pl.len().cast(pl.UInt64), n_done=done.sum().cast(pl.Int64)
+        n_requests=pl.len().cast(pl.UInt64),
+        n_done=pl.col("outcome").is_in(_DONE).sum().cast(pl.Int64),
     )
-    of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum())
-    whole = pl.concat(
-        [
-            of_leaf.with_columns(**_NO_TD, by=pl.lit("leaf", pl.Enum(VIEWS))),
-            of_td.filter(pl.col("td_id").is_not_null())
-            .with_columns(by=pl.lit("td", pl.Enum(VIEWS)))
-            .select("leaf", "n_requests", "n_done", "source", "td_id", "by"),
-        ]
-    ).with_columns(kind=pl.lit(None, pl.String))
-    parts = (
-        retried.filter(pl.col("kind").is_not_null()).select(GROUP).unique().join(of_leaf, on="leaf")
-    )
-    seen = retried.group_by(GROUP).agg(n_seen=pl.col("done").sum().cast(pl.Int64))
-    return (
-        pl.concat(
-            [
-                whole.select(*GROUP, "n_requests", "n_done"),
-                parts.select(*GROUP, "n_requests", "n_done"),
-            ]
+    of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum()).sort("leaf")
+    of_leaf = of_leaf.with_columns(source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64))
+    of_td = of_td.filter(pl.col("td_id").is_not_null()).sort("leaf", "source", "td_id")
+    request = answers["request"].to_numpy()
+    burst, done = _bursts(requests, request, answers), requests["done"].to_numpy()
+    waited_ns = answers["waited_ns"].to_numpy()
+    parts: list[_Retried] = []
+    curves: list[pl.DataFrame] = []
+    n_groups = 0
+    for by, kind, counts in views:
+        totals = of_td if by == "td" else of_leaf
+        n_busy, longest_ns = _count(request[counts], waited_ns[counts], requests.height)
+        group = _group_of(requests, totals)
+        at = np.flatnonzero((n_busy > 0) & (group >= 0))
+        if by == "td":
+            at = at[np.argsort(group[at], kind="stable")]
+        n_seen = np.bincount(group[at], done[at], minlength=totals.height).astype(np.int64)
+        curve = totals.select(
+            "leaf",
+            "source",
+            "td_id",
+            "n_requests",
+            by=pl.lit(by, pl.Enum(VIEWS)),
+            kind=pl.lit(kind, pl.String),
+            n_done=pl.col("n_done") - pl.Series(n_seen),
+            is_told=pl.Series(np.bincount(group[at], minlength=totals.height) > 0) | (kind is None),
         )
-        .join(seen, on=GROUP, how="left", nulls_equal=True)
-        .select(*GROUP, "n_requests", n_done=pl.col("n_done") - pl.col("n_seen").fill_null(0))
+        curves.append(curve)
+        parts.append(
+            _Retried(group[at] + n_groups, burst[at], n_busy[at], longest_ns[at], done[at])
+        )
+        n_groups += totals.height
+    joined = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in _Retried.__slots__
     )
+    return _Retried(*joined), pl.concat(curves).with_row_index("group")
 
 
-def _with_depth(
-    retried: pl.DataFrame, totals: pl.DataFrame, unit: str
-) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """Add ``depth``: the last step after which each request is known to need more."""
-    if unit == "attempts":
-        return retried.with_columns(depth="n_busy"), totals, 0
-    waited = retried["waited_ns"].to_numpy()
-    depth = np.searchsorted(_TIME_STEPS, waited, "left") - 1
-    censored = np.searchsorted(_TIME_STEPS, waited, "right") - 1
-    last = np.where(retried["done"].to_numpy(), depth, censored)
-    return retried.with_columns(depth=pl.Series(last, dtype=pl.Int64)), totals, -1
+def _bursts(requests: pl.DataFrame, request: Index, answers: pl.DataFrame) -> Times:
+    """Number of the episode of each request, which is told by its answers."""
+    episode = np.zeros(requests.height, np.int64)
+    episode[request] = answers["episode"].to_numpy()
+    of_source = requests["source"].to_numpy().astype(np.int64) << HALF
+    numbers: Times = np.unique(of_source | episode, return_inverse=True)[1]
+    return numbers
+
+
+def _count(request: Index, waited_ns: Times, n_requests: int) -> tuple[Times, Times]:
+    """Number and greatest delay (ns) of the busy answers of each request."""
+    longest_ns = np.full(n_requests, np.iinfo(np.int64).min)
+    np.maximum.at(longest_ns, request, waited_ns)
+    return np.bincount(request, minlength=n_requests), longest_ns
+
+
+def _group_of(requests: pl.DataFrame, totals: pl.DataFrame) -> Index:
+    """The row of ``totals`` of each request; -1 if none."""
+    keys = ["leaf"] if totals["td_id"].null_count() else ["leaf", "source", "td_id"]
+    rows = requests.select(keys).join(
+        totals.select(keys).with_row_index("group"), on=keys, how="left", maintain_order="left"
+    )
+    return rows["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _depth_in_time(retried: _Retried) -> Times:
+    """The last of TIMES_NS after which each request is known to need more, -1 for none."""
+    depth = np.searchsorted(_TIME_STEPS, retried.waited_ns, "left") - 1
+    censored = np.searchsorted(_TIME_STEPS, retried.waited_ns, "right") - 1
+    return np.where(retried.done, depth, censored)
 
 
 def _in_attempts(steps: pl.DataFrame) -> pl.DataFrame:
@@ -203,26 +255,25 @@ def _in_time(steps: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def done_curves(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.DataFrame:
-    """Return one row per group and step at which requests were done or censored.
+def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: int) -> pl.DataFrame:
+    """Return one row per curve and step at which requests were done or censored.
 
     Args:
-        retried: One row per request that was not done at once: the columns GROUP, input,
-            episode, done, and depth, the last step after which it still needed more.
-        totals: One row per group: n_requests, and n_done, those that were done at once.
-        base: The depth of these.
+        retried: The requests that were not done at once.
+        groups: The curves: _GROUP, n_requests, and n_done, those that were done at once.
+        depth: The last step after which each of ``retried`` still needed more.
+        base: The depth of those that were done at once.
 
     Returns:
-        The columns GROUP, step and those of the ``attempts`` table from n_requests on,
-        ordered by group and step.
+        The columns _GROUP, step and those of the ``attempts`` table from n_requests on.
     """
-    steps = _count_by_step(retried, totals, base).with_columns(
+    steps = _count_by_step(retried, groups, depth, base).with_columns(
         _hazard=pl.col("n_done") / pl.col("n_at_risk"),
         _risk=pl.col("n_done") / (pl.col("n_at_risk") * (pl.col("n_at_risk") - pl.col("n_done"))),
     )
     steps = steps.with_columns(
-        more=(1 - pl.col("_hazard")).cum_prod().over(GROUP).clip(0, 1),
-        _greenwood=pl.col("_risk").cum_sum().over(GROUP),
+        more=(1 - pl.col("_hazard")).cum_prod().over("group").clip(0, 1),
+        _greenwood=pl.col("_risk").cum_sum().over("group"),
     )
     steps = _with_effective_n(steps)
     low, high = exact_interval(
@@ -230,9 +281,9 @@ def done_curves(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.Da
     )
     unsigned = ("n_at_risk", "n_done", "n_censored", "n_episodes")
     return steps.join(
-        totals.select(*GROUP, "n_requests"), on=GROUP, nulls_equal=True, maintain_order="left"
+        groups.select("group", *_GROUP, "n_requests"), on="group", maintain_order="left"
     ).select(
-        *GROUP,
+        *_GROUP,
         "step",
         "n_requests",
         pl.col(unsigned).cast(pl.UInt64),
@@ -244,53 +295,63 @@ def done_curves(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.Da
     )
 
 
-def _count_by_step(retried: pl.DataFrame, totals: pl.DataFrame, base: int) -> pl.DataFrame:
+def _count_by_step(
+    retried: _Retried, groups: pl.DataFrame, depth: Times, base: int
+) -> pl.DataFrame:
     """Requests done and censored at each step, and those still retrying after it."""
-    rank = pl.col("depth").rank("ordinal", descending=True)
-    ranked = retried.with_columns(rank=rank.over(*GROUP, "input", "episode").cast(pl.Int64))
-    step = pl.col("depth") + pl.col("done").cast(pl.Int64)
-    # The squares of 1, 2, 3 ... differ by 1, 3, 5 ...: what the request of each rank adds
-    # to the square of its episode's size.
-    leaving_now = ranked.group_by(*GROUP, step=step).agg(
-        n_done=pl.col("done").sum().cast(pl.Int64),
-        n_censored=(~pl.col("done")).sum().cast(pl.Int64),
-    )
-    more = ranked.group_by(*GROUP, step="depth").agg(
-        n_more=pl.len().cast(pl.Int64),
-        squares=(2 * pl.col("rank") - 1).sum(),
-        n_episodes=(pl.col("rank") == 1).sum().cast(pl.Int64),
-    )
-    at_once = totals.select(*GROUP, "n_done", step=pl.lit(base + 1, pl.Int64))
-    by_step = (
-        pl.concat([leaving_now, more, at_once], how="diagonal")
-        .group_by(*GROUP, "step")
-        .agg(pl.col("n_done", "n_censored", "n_more", "squares", "n_episodes").sum())
+    above = depth - base
+    begins = np.searchsorted(retried.group, np.arange(groups.height + 1))
+    n_steps = np.full(groups.height, 2)
+    np.maximum.at(n_steps, retried.group, above + 2)
+    first = np.zeros(groups.height + 1, np.int64)
+    np.cumsum(n_steps, out=first[1:])
+    counts = np.zeros((3, first[-1]), np.int64)
+    key = (retried.burst << HALF) | (DEEPEST - above)
+    count = choose(len(key) * _BYTES_PER_REQUEST)(count_bursts)
+    for group in np.flatnonzero(begins[1:] > begins[:-1]):
+        own = key[begins[group] : begins[group + 1]]
+        own.sort()
+        count(own, *counts[:, first[group] : first[group + 1]])
+    leaves_at = first[retried.group] + above + retried.done
+    n_done = np.bincount(leaves_at[retried.done], minlength=first[-1])
+    n_censored = np.bincount(leaves_at[~retried.done], minlength=first[-1])
+    n_done[first[:-1] + 1] += groups["n_done"].to_numpy()
+    # Of a kind there are curves only where it was seen.
+    told = groups["is_told"].to_numpy()
+    of_step = np.repeat(np.arange(groups.height), n_steps)
+    names = ("n_more", "squares", "n_episodes")
+    by_step = pl.DataFrame(
+        {
+            "group": pl.Series(of_step, dtype=pl.UInt32),
+            "step": np.arange(first[-1]) - first[of_step] + base,
+            "n_done": n_done,
+            "n_censored": n_censored,
+            **dict(zip(names, counts, strict=True)),
+        }
     )
     still_retrying = [
-        pl.col(name).cum_sum(reverse=True).over(GROUP).alias(name)
-        for name in ("n_more", "squares", "n_episodes")
+        pl.col(name).cum_sum(reverse=True).over("group").alias(name) for name in names
     ]
     leaving = (pl.col("n_done") + pl.col("n_censored")).cum_sum(reverse=True)
     return (
-        by_step.filter(pl.col("step") > base)
-        .sort(*GROUP, "step")
-        .with_columns(*still_retrying, n_at_risk=leaving.over(GROUP))
+        by_step.filter(pl.col("step") > base, pl.Series(told[of_step]))
+        .with_columns(*still_retrying, n_at_risk=leaving.over("group"))
         .filter(pl.col("n_done") + pl.col("n_censored") > 0)
     )
 
 
 def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
     """Add the design effect, and the effective number of independent requests."""
-    known = (pl.col("n_episodes") >= MIN_EPISODES) | pl.int_range(pl.len()).eq(0).over(GROUP)
+    known = (pl.col("n_episodes") >= MIN_EPISODES) | pl.int_range(pl.len()).eq(0).over("group")
     steps = steps.with_columns(
         raw=pl.when(known & (pl.col("n_more") > 0))
         .then(pl.col("squares") / pl.col("n_more"))
         .forward_fill()
-        .over(GROUP),
+        .over("group"),
         n_known=pl.when(known & (pl.col("n_more") > 0))
         .then("n_episodes")
         .forward_fill()
-        .over(GROUP),
+        .over("group"),
     )
     n_known = steps["n_known"].fill_null(_UNLIMITED_EPISODES).to_numpy().astype(float)
     widened = few_clusters_factor(n_known, CONFIDENCE)
@@ -299,12 +360,12 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
     n_uncensored = pl.when(pl.col("more") > 0).then(
         pl.when(pl.col("_greenwood") > 0).then(n_uncensored).otherwise(pl.col("n_at_risk"))
     )
-    first = pl.col("n_at_risk").first().over(GROUP)
+    first = pl.col("n_at_risk").first().over("group")
     return steps.with_columns(
         design_effect=pl.col("raw").fill_null(1.0).clip(1.0) * pl.Series(widened)
     ).with_columns(
-        n_effective=pl.coalesce(n_uncensored, n_uncensored.forward_fill().over(GROUP), first).cast(
-            pl.Float64
-        )
+        n_effective=pl.coalesce(
+            n_uncensored, n_uncensored.forward_fill().over("group"), first
+        ).cast(pl.Float64)
         / pl.col("design_effect")
     )
