@@ -1,48 +1,106 @@
-"""The ``retry_chains`` table: SEAMCALLs that are attempts at the same request."""
+"""The ``retry_chains`` table: SEAMCALLs that are attempts at the same request.
+
+Of a whole capture it is :func:`retry_chains`.  Of one that comes in segments: :func:`start`, then
+:func:`step` for each segment, which gives the chains that are decided, and :func:`finish`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.analysis.arrays import Flags, Index, Times
-from tdxtrace.analysis.loops.linking import (
-    NONE,
-    doubt_open_ends,
-    link_attempts,
-    order_by_chain,
-)
+from tdxtrace.analysis.arrays import Flags
+from tdxtrace.analysis.loops import linking
 from tdxtrace.analysis.request_identity import (
-    has_second_caller,
-    identifying,
+    U8,
+    U16,
+    identifying_operands,
     identity,
-    named_requests,
-    request_keys,
-    same_request,
+    second_callers,
 )
 from tdxtrace.analysis.threads import (
+    NO_CPU,
     TD_OWNERS,
     VP_ENTER,
-    ThreadCalls,
+    LossWindows,
+    call_owner,
     infer_td,
-    left_lookup,
-    order_by_thread,
+    start_windows,
 )
-from tdxtrace.compiler import Runner
+from tdxtrace.compiler import Runner, choose, interpreted
 from tdxtrace.tables.events import LOSSES, SEAMCALLS
 from tdxtrace.tables.findings import CUTS, OUTCOMES, RETRY_CHAINS
 from tdxtrace.tdx import leaves, word
+from tdxtrace.tdx.status import is_retryable
 
 # A fault's requests, and those to enter the vCPU that faulted: what one thread may have open at a
 # time.  Linux 6.16 arch/x86/kvm/vmx/tdx.c: tdx_handle_ept_violation leaves its loop with the page
 # still missing and enters the guest, which faults again, there or elsewhere first.
 _FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"))
-_OF_VCPU: Final = (*_FAULT_LEAVES, VP_ENTER)
+
+# Calls that are linked at a time: what is kept of each meanwhile fits into the CPU's caches and a
+# small share of the memory.  A choice.
+_PIECE: Final = 1 << 18
+# Chains, threads and so on that are kept of a capture without an end: a fault and an entry of
+# 32,768 vCPUs.  A choice.
+_MAX_KEPT: Final = 1 << 16
+# What a call takes in a recording, about: it decides how loops over calls run.
+_BYTES_PER_CALL: Final = 256
+_MIN_NS: Final = np.iinfo(np.int64).min
+_MAX_NS: Final = np.iinfo(np.int64).max
+_SMALLEST_TABLE: Final = 64
+_OPERANDS: Final = {
+    "td_id": linking.TD,
+    "gpa": linking.GPA,
+    "level": linking.LEVEL,
+    "vp_id": linking.VP,
+    "page": linking.PAGE,
+}
+_RECORDED: Final = _OPERANDS | {
+    "tid": linking.TID,
+    "tgid": linking.TGID,
+    "start_ns": linking.START,
+    "end_ns": linking.END,
+    "status": linking.RETURNED,
+}
+_ABANDONED, _CUT, _FAILED, _RESOLVED, _SUCCEEDED = map(
+    OUTCOMES.index, ("abandoned", "cut", "failed", "resolved_elsewhere", "succeeded")
+)
+_TRACE_START, _TRACE_END, _LOST = map(CUTS.index, ("trace_start", "trace_end", "lost_events"))
+Rows = NDArray[np.void]
+I32 = NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a capture as a whole tells of its calls."""
+
+    captured: U16 = field(default_factory=lambda: np.zeros(1 << 16, np.uint16))
+    """By leaf: identifying operands that any of its calls names."""
+    tds: pl.DataFrame = field(
+        default_factory=lambda: SEAMCALLS.empty().select("source", "tid", "tgid", "td_id")
+    )
+    """TDs that the calls of each thread name."""
+    has_processes: bool = False
+    """Whether the process of every call was recorded."""
+    losses: pl.DataFrame = field(default_factory=LOSSES.empty)
+
+    def add(self, seamcalls: pl.DataFrame) -> None:
+        """Add what calls tell."""
+        named = seamcalls.group_by("leaf").agg(pl.col(name).count() for name in _OPERANDS)
+        for leaf, *counts in named.iter_rows():
+            for n, operand in zip(counts, _OPERANDS.values(), strict=True):
+                self.captured[leaf] |= operand if n else 0
+        self.captured &= identifying_operands()
+        if seamcalls["td_id"].null_count():
+            tds = seamcalls.select(self.tds.columns).filter(pl.col("td_id").is_not_null())
+            self.tds = pl.concat([self.tds, tds.unique()]).unique()
 
 
 def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
@@ -65,6 +123,11 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     a loss up to its end; ``cut`` by the trace's end if it made none, or only went on with those
     that were open, since it may come back.  An entry is no other request for a fault.
 
+    A request that its caller left busy is ``resolved_elsewhere`` if a call of another thread
+    succeeded on the same (td, leaf, gpa, level) after the chain began, before a loss: the page is
+    in the wanted state and the lock's host priority is cleared.  Only requests that a page or a TD
+    identifies can be: a vCPU has no second caller.
+
     Args:
         seamcalls: The ``seamcalls`` table, in any order.
         losses: The ``losses`` table of the same trace.
@@ -80,10 +143,140 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     Sources:
         Which statuses are retried: ``tdxtrace.tdx.status.is_retryable``.
     """
-    seamcalls, losses = SEAMCALLS.conform(seamcalls), LOSSES.conform(losses)
-    parts = [_chains_of_source(calls, losses, source) for source, calls in _by_source(seamcalls)]
-    chains = pl.concat([RETRY_CHAINS.empty(), *parts], how="diagonal")
-    return RETRY_CHAINS.conform(resolve_elsewhere(chains))
+    state = start(survey(seamcalls, losses))
+    parts = [step(state, seamcalls), finish(state)]
+    return pl.concat(parts).sort("source", "first_seq")
+
+
+def survey(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> Survey:
+    """Return what all calls and losses of a capture tell of each call."""
+    found = Survey(has_processes=not seamcalls["tgid"].null_count(), losses=LOSSES.conform(losses))
+    found.add(SEAMCALLS.conform(seamcalls))
+    return found
+
+
+@dataclass(slots=True)
+class ChainState:
+    """What is kept between segments."""
+
+    known: Survey
+    is_surveyed: bool
+    """Whether ``known`` is of the whole capture; else it is what came so far."""
+    sources: dict[int, Linker] = field(default_factory=dict)
+    n_given_up: int = 0
+    """Chains dropped by :func:`forget` whose end was not seen."""
+
+    @property
+    def n_in_flight(self) -> int:
+        """Number of chains that may get another attempt."""
+        return sum(int((one.chains["is_lost"] == 0).sum()) for one in self.sources.values())
+
+    @property
+    def max_attempts_in_flight(self) -> int:
+        """Maximum attempts so far of a chain that is open; 0 if there is none."""
+        return max(
+            (int(one.chains["n"].max(initial=0)) for one in self.sources.values()), default=0
+        )
+
+
+def start(known: Survey | None = None) -> ChainState:
+    """Begin to find the chains of a capture that comes in segments.
+
+    Args:
+        known: What the whole capture tells.  Without it, that is learned on the way: a call whose
+            entry was not recorded, before the first of its leaf that names its request, is then
+            joined with others like it; the TD of a thread is the only one so far; and threads of
+            one number are one thread.
+    """
+    return ChainState(known or Survey(), known is not None)
+
+
+def step(
+    state: ChainState, seamcalls: pl.DataFrame, losses: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """Add a segment, and return the chains that it decided.
+
+    However a capture that was surveyed is cut, all steps and :func:`finish` give the same rows.
+
+    Args:
+        state: As :func:`start` returned it.
+        seamcalls: Rows of the ``seamcalls`` table, none of which begins before one of an earlier
+            segment.  A call that comes late is taken in its turn.
+        losses: Rows of the ``losses`` table that are new; none if the capture was surveyed.
+
+    Returns:
+        Rows of the ``retry_chains`` table.
+    """
+    seamcalls = SEAMCALLS.conform(seamcalls)
+    if not state.is_surveyed:
+        state.known.add(seamcalls)
+    if losses is not None and losses.height:
+        state.known.losses = pl.concat([state.known.losses, LOSSES.conform(losses)])
+        for source, linker in state.sources.items():
+            linker.lose(state.known.losses, source)
+    parts = [RETRY_CHAINS.empty()]
+    for source, calls in _by_source(seamcalls):
+        linker = _linker(state, source)
+        parts += [
+            linker.rows(linker.add(piece, state.known)[0], state.known, source)
+            for piece in _pieces(calls)
+        ]
+    return pl.concat(parts)
+
+
+def finish(state: ChainState) -> pl.DataFrame:
+    """Return the chains that are open at the end of the capture."""
+    parts = [
+        linker.rows(linker.rest(), state.known, source) for source, linker in state.sources.items()
+    ]
+    return pl.concat([RETRY_CHAINS.empty(), *parts])
+
+
+def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
+    """Let go of what is old, so that a capture without an end needs bounded memory.
+
+    Chains without an attempt since ``before_ns``, and those cut by a loss, are returned as if the
+    capture ended: they get no more attempts.  Those whose thread did nothing since are dropped
+    and counted, and so are the oldest above a limit.  Older losses of a CPU become one.
+
+    Args:
+        state: As :func:`start` returned it.
+        before_ns: Time before which attempts are old.
+    """
+    known, parts = state.known, [RETRY_CHAINS.empty()]
+    for source, linker in state.sources.items():
+        old, n_excess = linker.let_go(before_ns)
+        rows = linker.rows(old, known, source)
+        is_dropped = (pl.col("cut_by") == "trace_end").fill_null(False)
+        state.n_given_up += n_excess + rows.select(is_dropped.sum()).item()
+        parts.append(rows.filter(~is_dropped))
+        if max(len(linker.owners), len(linker.pairs)) > _MAX_KEPT:
+            linker.shrink()
+    known.tds = known.tds.tail(_MAX_KEPT)
+    is_past = (pl.col("end_ns") < before_ns).fill_null(False)
+    past = known.losses.filter(is_past)
+    if past.height > len(past.select("source", "kind", "cpu").unique()):
+        known.losses = pl.concat([_merged_losses(past), known.losses.filter(~is_past)])
+    return pl.concat(parts)
+
+
+def _merged_losses(losses: pl.DataFrame) -> pl.DataFrame:
+    """One row for the losses of each kind and CPU."""
+    first, of_cpu = pl.all().first(), ["source", "kind", "cpu"]
+    start_ns = pl.when(~pl.col("start_ns").is_null().any()).then(pl.col("start_ns").min())
+    merged = losses.group_by(of_cpu).agg(
+        first.exclude("start_ns", "end_ns"),
+        start_ns=start_ns.first(),
+        end_ns=pl.col("end_ns").max(),
+    )
+    return LOSSES.conform(merged)
+
+
+def _linker(state: ChainState, source: int) -> Linker:
+    if source not in state.sources:
+        state.sources[source] = Linker()
+        state.sources[source].lose(state.known.losses, source)
+    return state.sources[source]
 
 
 def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
@@ -94,336 +287,320 @@ def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
         yield int(source), seamcalls if one else seamcalls.filter(pl.col("source") == source)
 
 
-def _chains_of_source(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> pl.DataFrame:
-    thread = order_by_thread(calls, losses, source)
-    links = _link(thread)
-    links.joined &= thread.lossy == thread.lossy[links.previous]
-    links.joined &= ~_settled_between(thread, links)
-    order = _ordered(links.joined, links.previous, thread.run)
-    return _chains(thread, links, order).sort("first_seq")
+def _pieces(calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield calls in the order of their begins, some at a time."""
+    begins = calls.select(pl.coalesce("start_ns", "end_ns")).to_series()
+    is_ordered = bool(calls["seq"].is_sorted()) and bool(begins.is_sorted())
+    order = None
+    if not is_ordered:
+        order = calls.select(pl.arg_sort_by(begins, "seq")).to_series()
+    for at in range(0, calls.height, _PIECE):
+        yield calls[at : at + _PIECE] if order is None else calls[order[at : at + _PIECE]]
 
 
 @dataclass(slots=True)
-class _Links:
-    """What each call has to do with others of its thread, by row number."""
+class Linker:
+    """The calls of one source so far, as later ones depend on them."""
 
-    previous: Index
-    """The attempt before at the same request that may have had to be repeated; NONE if none."""
-    joined: Flags
-    """Whether the call is another attempt: the one before was answered with a retryable status."""
-    doubtful: Flags
-    """Whether an attempt may be missing from its chain, or belong to another."""
+    windows: LossWindows | None = None
+    is_midway: bool = False
+    owners: Rows = field(default_factory=lambda: np.zeros(0, linking.OWNER))
+    pairs: Rows = field(default_factory=lambda: np.zeros(0, linking.PAIR))
+    chains: Rows = field(default_factory=lambda: np.zeros(0, linking.CHAIN))
+    """Those that are open."""
+    successes: Rows = field(default_factory=lambda: np.zeros(0, linking.SUCCESS))
+    """Those that may have ended after the begin of a call that is still to come."""
+    owner_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    pair_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    n_calls: int = 0
+    run: Runner[Any] = interpreted
 
+    def lose(self, losses: pl.DataFrame, source: int) -> None:
+        """Take the losses so far."""
+        windows = LossWindows(losses, source)
+        self.windows = windows if windows.any else None
+        self.is_midway = start_windows(losses, source).any
 
-@dataclass(slots=True)
-class _Ordered:
-    """Calls chain by chain."""
+    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[Rows, NDArray[np.uint64]]:
+        """Link calls in the order of their begins.
 
-    rows: Index
-    """Row numbers: those of a chain follow each other, chains are in the order of their first."""
-    starts: Index
-    """Place of each chain's first call in ``rows``."""
-    ends: Index
-    """Place of its last call."""
+        Args:
+            frame: Rows of ``seamcalls``, and the column ``bounds`` (bits OPENS and CLOSES) where it
+                is known which calls begin and end chains.
+            known: What the capture tells.
 
+        Returns:
+            The chains that ended, and by call the ``seq`` of the first call of its chain.
+        """
+        calls, n = _columns(frame, known), frame.height
+        self.run = choose((self.n_calls + n) * _BYTES_PER_CALL)
+        tables = self._tables(n)
+        pair_of, first_of = np.empty(n, np.int32), np.empty(n, np.uint64)
+        self.run(linking.find_threads)(calls, tables, pair_of)
+        may_miss, inside = self._gaps(frame, calls, tables, pair_of)
+        successes = np.concatenate([self.successes, _successes(calls)])
+        successes = successes[np.lexsort((successes["seq"], successes["ends"]))]
+        process = calls.tgid if known.has_processes else np.zeros(n, np.int32)
+        operands, callers = identifying_operands(), second_callers()
+        about = linking.Leaves(operands, known.captured, callers, _special_leaves())
+        told = about, pair_of, may_miss, inside, process, successes, self.n_calls, self.is_midway
+        self.run(linking.link_attempts)(calls, *told, tables, first_of)
+        self.n_calls += n
+        self.owners = tables.owners[: tables.counts[0]].copy()
+        self.pairs = tables.pairs[: tables.counts[1]].copy()
+        self.successes = successes[tables.counts[3] :]
+        chains = tables.chains[: tables.counts[2]]
+        is_open = chains["is_open"] != 0
+        self.chains = chains[is_open]
+        return chains[~is_open], first_of
 
-def _link(thread: ThreadCalls, *, of_process: bool = True) -> _Links:
-    """Find the attempt before each call, in a trace without losses."""
-    n = len(thread.owner)
-    key, named = request_keys(thread, of_process=of_process), named_requests(thread)
-    is_open = thread.retryable | ~thread.returned
-    number = np.zeros(1 << 16, np.int64)
-    used = np.unique(thread.leaf)
-    number[used] = np.arange(len(used))
-    code = number[thread.leaf]
-    changes = is_open[:-1] & (key[1:] != key[:-1])
-    size = 1 << int(2 * changes.sum() + 1).bit_length()
-    slots = np.zeros(size, np.uint64), np.full(size, NONE, np.int64)
-    scratch = [np.zeros(len(used), np.int64) for _ in range(3)]
-    previous, doubtful = np.full(n, NONE, np.int64), np.zeros(n, np.bool_)
-    calls = thread.owner, code, key, is_open, named
-    thread.run(link_attempts)(*calls, *slots, *scratch, previous, doubtful)
-    if doubtful.any():
-        is_last = np.ones(n, np.bool_)
-        is_last[previous[previous != NONE]] = False
-        told = thread.owner, code, is_open, named, is_last, scratch[0], doubtful
-        thread.run(doubt_open_ends)(*told)
-    joined = (previous != NONE) & thread.retryable[previous] & same_request(thread, previous)
-    joined &= (thread.owner == thread.owner[previous]) & (thread.leaf == thread.leaf[previous])
-    return _Links(previous, joined, doubtful)
-
-
-def _ordered(joined: Flags, previous: Index, run: Runner[Any]) -> _Ordered:
-    """Bring the calls of each chain together."""
-    n = len(joined)
-    chain, begins, rows = np.empty(n, np.int64), np.zeros(n + 1, np.int64), np.empty(n, np.int64)
-    n_chains = run(order_by_chain)(np.where(joined, previous, NONE), chain, begins, rows)
-    ends = begins[:n_chains] - 1
-    return _Ordered(rows, np.append([0], ends[:-1] + 1)[:n_chains], ends)
-
-
-def _settled_between(thread: ThreadCalls, links: _Links) -> Flags:
-    """Whether another thread settled a request that its own took up again after something else.
-
-    Such a call is a new request: the page was there, and is wanted again.  A call right after the
-    one before it is the caller's loop, which had not looked.
-    """
-    found = np.zeros(len(links.joined), np.bool_)
-    apart = np.flatnonzero(links.joined & (links.previous != np.arange(len(found)) - 1))
-    if not len(apart):
-        return found
-    request = thread.frame.select("td_id", "leaf", "gpa", "level", "begins", "ends", "status")
-    again = request[apart].with_columns(
-        since=request["begins"][links.previous[apart]], row=pl.Series(apart)
-    )
-    again = again.filter(has_second_caller())
-    on = ["td_id", "leaf", "gpa", "level"]
-    done = request.filter(pl.col("status") < word.ERROR_BIT)
-    done = done.join(again.select(on).unique(), on=on, how="semi", nulls_equal=True)
-    times = again.select(*on, "row", "since", when="begins").sort("when")
-    met = (
-        _without_null_keys(times)
-        .join_asof(
-            _without_null_keys(done.select(*on, when="ends", settled="ends").sort("when")),
-            on="when",
-            by=on,
-            check_sortedness=False,
-            # Where entries were not recorded a call ends when it begins: it settles not itself.
-            allow_exact_matches=False,
+    def _tables(self, n: int) -> linking.Tables:
+        """What is kept, with room for ``n`` calls."""
+        sizes = len(self.owners), len(self.pairs), len(self.chains)
+        wanted = [2 * (size + n) for size in sizes]
+        enters = len(self.owner_heads) < wanted[0] or len(self.pair_heads) < wanted[1]
+        if enters:
+            self.owner_heads, self.pair_heads = _heads(2 * wanted[0]), _heads(2 * wanted[1])
+        self.owners["opened"] = self.pairs["loose"] = linking.NONE
+        tables = linking.Tables(
+            _with_room(self.owners, n),
+            _with_room(self.pairs, n),
+            _with_room(self.chains, n),
+            self.owner_heads,
+            self.pair_heads,
+            _heads(wanted[2]),
+            _heads(wanted[2]),
+            np.array([*sizes, 0], np.int64),
         )
-        .filter(pl.col("settled") > pl.col("since"))
+        self.run(linking.keep_up)(tables, sizes[2], enters)
+        return tables
+
+    def _gaps(
+        self, frame: pl.DataFrame, calls: linking.CallColumns, tables: linking.Tables, pair_of: I32
+    ) -> tuple[Flags, Flags]:
+        """Whether events may be lost just before each call or inside, and inside."""
+        last_cpu = np.array(frame["cpu"].cast(pl.Int64).fill_null(NO_CPU).to_numpy())
+        cpus = frame.select(pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(NO_CPU))
+        first_cpu = np.array(cpus.to_series().to_numpy())
+        start, end = calls.begins, calls.ends
+        since, cpu = np.full(len(start), _MIN_NS), first_cpu.copy()
+        self.run(linking.look_back)(pair_of, last_cpu, end, tables, since, cpu)
+        if self.windows is None:
+            nothing = np.zeros(0, np.bool_)
+            return nothing, nothing
+        before = self.windows.overlap(first_cpu, since, start)
+        before |= self.windows.overlap(cpu, since, start)
+        inside = self.windows.overlap(first_cpu, start, end)
+        inside |= self.windows.overlap(last_cpu, start, end)
+        return before | inside, inside
+
+    def let_go(self, before_ns: int) -> tuple[Rows, int]:
+        """Drop and return the chains that are old; drop and count the oldest above the limit."""
+        last, is_lost = self.chains["ends"], self.chains["is_lost"] != 0
+        is_old = is_lost | (last < before_ns)
+        is_excess = ~is_old
+        is_excess[np.argsort(np.where(is_old, _MIN_NS, last), kind="stable")[-_MAX_KEPT:]] = False
+        is_dropped = is_old | is_excess
+        is_counted = is_dropped & (self.chains["is_followed"] == 0)
+        np.subtract.at(self.pairs["n_open"], self.chains["pair"][is_counted], 1)
+        dropped: Rows = self.chains[is_old]
+        self.chains = self.chains[~is_dropped]
+        self.successes = self.successes[-_MAX_KEPT:]
+        return dropped, int(is_excess.sum())
+
+    def shrink(self) -> None:
+        """Drop what tells nothing of later calls, and the threads that called longest ago."""
+        kept = np.zeros(len(self.owners), np.bool_)
+        kept[np.argsort(self.owners["last"], kind="stable")[-_MAX_KEPT:]] = True
+        kept[self.pairs["owner"][self.chains["pair"]]] = True
+        of_vcpu = _special_leaves()[self.pairs["leaf"]] != 0
+        kept_pairs = kept[self.pairs["owner"]] & (of_vcpu | (self.pairs["n_open"] > 0))
+        kept_pairs[self.chains["pair"]] = True
+        self.chains["pair"] = (np.cumsum(kept_pairs) - 1)[self.chains["pair"]]
+        self.owners, self.pairs = self.owners[kept], self.pairs[kept_pairs]
+        self.pairs["owner"] = (np.cumsum(kept) - 1)[self.pairs["owner"]]
+        self.owner_heads, self.pair_heads = _heads(0)[:0], _heads(0)[:0]
+
+    def rest(self) -> Rows:
+        """Return the chains that are open, after the last call."""
+        tables = self._tables(0)
+        self.run(linking.settle)(tables, self.successes, np.int64(_MAX_NS))
+        self.chains, self.successes = self.chains[:0], self.successes[:0]
+        return tables.chains
+
+    def rows(self, chains: Rows, known: Survey, source: int) -> pl.DataFrame:
+        """Return rows of ``retry_chains``; those still open get no more attempts."""
+        outcome, cut_by = self._outcomes(chains)
+        return _table(chains, outcome, cut_by, known, source)
+
+    def _outcomes(self, chains: Rows) -> tuple[U8, U8]:
+        """How each chain ended, and what cut it, if it is cut."""
+        pair = self.pairs[chains["pair"]]
+        owner = self.owners[pair["owner"]]
+        last, is_open = chains["last"], chains["is_open"] != 0
+        is_fault = _special_leaves()[chains["leaf"]] == linking.FAULT
+        # An entry is nothing that a thread does instead of a fault's request.
+        goes_on = np.where(is_fault, owner["last_other"], owner["last"]) > last
+        began = np.where(is_fault, owner["began_other"], owner["began"]) > last
+        by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
+        by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
+        # A request left open may have been continued by a later call that does not name its own.
+        is_last = is_open & (chains["is_followed"] == 0)
+        is_doubtful = (chains["is_doubtful"] != 0) | is_last & (pair["last_vague"] > last)
+        # Nothing was lost since: what does not name its request began before the trace.
+        is_whole = self.is_midway & (chains["lossy"] == 0) & (chains["is_lost"] == 0)
+        by_start |= is_doubtful & is_whole
+        by_loss |= is_doubtful & ~is_whole & ~by_start
+        is_cut = by_loss | by_start | is_open & ~began
+        # Whether another thread settled it before the loss decides.
+        by_later_loss = is_open & (chains["is_lost"] != 0) & ~by_loss & ~by_start
+        is_left = is_open & (~is_cut | by_later_loss)
+        is_resolved = is_left & _is_settled(chains)
+        by_loss |= by_later_loss
+        is_error = chains["status"] & np.uint64(word.ERROR_BIT) != 0
+        outcome = np.select(
+            [is_resolved, is_cut | by_later_loss, is_open, is_error],
+            [_RESOLVED, _CUT, _ABANDONED, _FAILED],
+            _SUCCEEDED,
+        )
+        cut_by = np.select([by_loss, by_start], [_LOST, _TRACE_START], _TRACE_END)
+        return outcome.astype(np.uint8), cut_by.astype(np.uint8)
+
+
+def _is_settled(chains: Rows) -> Flags:
+    """Whether a call of another thread settled each request, before a loss in its own."""
+    by_other = chains["tid"] != chains["settled_tid"]
+    by_other |= chains["flags"] & chains["settled_flags"] & linking.TID == 0
+    in_time = (chains["is_lost"] == 0) | (chains["settled_ends"] <= chains["until"])
+    settled: Flags = (chains["is_settled"] != 0) & by_other & in_time
+    return settled
+
+
+def _columns(frame: pl.DataFrame, known: Survey) -> linking.CallColumns:
+    """Calls as the loops take them."""
+    flags = [pl.lit(0, pl.UInt16)]
+    flags += [
+        pl.col(name).is_not_null().cast(pl.UInt16) * bit
+        for name, bit in _RECORDED.items()
+        if frame[name].null_count() < frame.height
+    ]
+    flags.append(
+        is_retryable(pl.col("status")).fill_null(False).cast(pl.UInt16) * linking.RETRYABLE
     )
-    found[met["row"].to_numpy()] = True
+    if "bounds" in frame.columns:
+        flags.append(pl.col("bounds"))
+    made = frame.select(
+        "leaf",
+        "seq",
+        pl.col("tid", "tgid", "gpa", "level", "vp_id", "page", "status").fill_null(0),
+        owner=call_owner(),
+        flags=pl.sum_horizontal(flags).cast(pl.UInt16),
+        td=_td_of_request(frame, known),
+        begins=pl.coalesce("start_ns", "end_ns"),
+        ends=pl.coalesce("end_ns", "start_ns"),
+    ).rename({"vp_id": "vp"})
+    # numba takes arrays that can be written and those that cannot for two types.
+    return linking.CallColumns(
+        *(np.array(made[name].to_numpy()) for name in linking.CallColumns._fields)
+    )
+
+
+def _td_of_request(frame: pl.DataFrame, known: Survey) -> pl.Series:
+    """The TD of each call: as recorded, else the only one of its thread or process; else 0."""
+    td = frame["td_id"]
+    if td.null_count() and known.tds.height:
+        unknown = np.flatnonzero(
+            td.is_null().to_numpy() & (second_callers()[frame["leaf"].to_numpy()] != 0)
+        )
+        if len(unknown):
+            found = infer_td(frame[unknown].select(known.tds.columns), known.tds, TD_OWNERS[:2])
+            td = td.scatter(unknown, found["td_id"])
+    return td.fill_null(0)
+
+
+def _successes(calls: linking.CallColumns) -> Rows:
+    """The calls that settled a request for whoever wants it."""
+    caller = second_callers()[calls.leaf]
+    wanted = (caller == linking.BY_PAGE) & (calls.flags & linking.GPA != 0)
+    wanted |= (caller == linking.BY_TD) & ((calls.flags & linking.TD != 0) | (calls.td != 0))
+    wanted &= (calls.flags & linking.RETURNED != 0) & (calls.status < word.ERROR_BIT)
+    at = np.flatnonzero(wanted)
+    found = np.empty(len(at), linking.SUCCESS)
+    for name in linking.SUCCESS.names or ():
+        found[name] = getattr(calls, name)[at]
     return found
 
 
-def _chains(thread: ThreadCalls, links: _Links, order: _Ordered) -> pl.DataFrame:
+def _table(chains: Rows, outcome: U8, cut_by: U8, known: Survey, source: int) -> pl.DataFrame:
     """One row per chain."""
-    rows, starts, ends = order.rows, order.starts, order.ends
-    first, last, n = rows[starts], rows[ends], ends - starts + 1
-    outcome, cut, whole_until = _outcomes(thread, links, order)
-    opening = thread.frame[first]
-    closing = thread.frame[last]
-    return RETRY_CHAINS.conform(
-        opening.select(
-            "source",
-            pl.col("seq").alias("first_seq"),
-            closing["seq"].alias("last_seq"),
-            "leaf",
-            "tid",
-            *(
-                _first_known(thread.frame[c], rows, starts, ends)
-                for c in ("tgid", "td_id", "vp_id")
-            ),
-            identifying("gpa"),
-            identifying("level"),
-            pl.col("begins").alias("start_ns"),
-            closing["ends"].alias("end_ns"),
-            _duration(opening, closing),
-            pl.Series("n_attempts", n, dtype=pl.UInt32),
-            pl.Series("n_busy", n - 1 + thread.retryable[last], dtype=pl.UInt32),
-            pl.Series("n_segments", _segments(thread, links, order), dtype=pl.UInt32),
-            pl.Series("outcome", outcome, dtype=pl.UInt8).cat.to(pl.Enum(OUTCOMES)),
-            closing["status"].alias("final_status"),
-            identity(),
-            cut.alias("cut_by"),
-            pl.lit(None, pl.UInt64).alias("settled_seq"),
-        )
-    ).with_columns(whole_until.alias("whole_until"))
-
-
-def _segments(thread: ThreadCalls, links: _Links, order: _Ordered) -> Index:
-    """Parts of each chain between which its thread entered a vCPU."""
-    n_entries = np.cumsum(thread.leaf == VP_ENTER)
-    again = links.joined & (thread.leaf != VP_ENTER)
-    again &= n_entries != n_entries[links.previous]
-    resumed: Index = np.cumsum(again[order.rows])
-    return resumed[order.ends] - resumed[order.starts] + 1
-
-
-def _first_known(column: pl.Series, rows: Index, starts: Index, ends: Index) -> pl.Series:
-    """First captured value in each chain."""
-    if not column.null_count():
-        return column[rows[starts]]
-    known = np.where(column.is_not_null().to_numpy()[rows], np.arange(len(rows)), len(rows))
-    place = np.minimum.accumulate(known[::-1])[::-1][starts]
-    inside = place <= ends
-    value = column[rows[np.where(inside, place, 0)]]
-    return value.zip_with(pl.Series(inside), pl.Series([None], dtype=column.dtype))
-
-
-def _outcomes(
-    thread: ThreadCalls, links: _Links, order: _Ordered
-) -> tuple[NDArray[np.uint8], pl.Series, pl.Series]:
-    """Outcome of each chain, what cut it, and until when its thread was recorded without a loss."""
-    first, last = order.rows[order.starts], order.rows[order.ends]
-    status = thread.frame["status"][last]
-    error = status.fill_null(0).to_numpy() & np.uint64(word.ERROR_BIT) != 0
-    open_end = thread.retryable[last] | ~thread.returned[last]
-    before = _before(thread)[first]
-    base = np.where(before == NONE, thread.lossy_before(first), thread.lossy[before])
-    vanished = ~thread.returned[last] & _goes_on(thread, last, np.arange(len(thread.owner)))
-    by_loss = (thread.lossy[first] > base) | vanished | _after_unanswered(thread, links)[first]
-    by_start = (before == NONE) & thread.started_midway
-    if links.doubtful.any():
-        doubtful = np.logical_or.reduceat(links.doubtful[order.rows], order.starts)
-        if thread.started_midway and not thread.lossy.any():
-            # Nothing was lost since: what does not name its request began before the trace.
-            by_start |= doubtful
-        else:
-            by_loss |= doubtful & ~by_start
-    by_end = open_end & ~_goes_on(thread, last, first)
-    is_cut = by_loss | by_start | by_end
-    outcome = np.select(
-        [is_cut, open_end, error],
-        [OUTCOMES.index("cut"), OUTCOMES.index("abandoned"), OUTCOMES.index("failed")],
-        OUTCOMES.index("succeeded"),
-    ).astype(np.uint8)
-    until, is_lost = _recorded_until(thread, last)
-    # Whether another thread settled it before the loss is not known yet.
-    by_later_loss = is_lost & open_end & ~by_loss & ~by_start
-    outcome[by_later_loss] = OUTCOMES.index("abandoned")
-    cut_by = np.select([by_loss, by_start], [CUTS.index("lost_events"), 0], CUTS.index("trace_end"))
-    named = pl.Series(cut_by.astype(np.uint8)).cat.to(pl.Enum(CUTS))
-    kept = pl.DataFrame(
-        {"why": named, "cut": is_cut & ~by_later_loss, "until": until, "lost": by_later_loss}
-    )
-    told = kept.select(pl.when("cut").then("why"), until=pl.when("lost").then("until"))
-    return outcome, told["why"], told["until"]
-
-
-def _before(thread: ThreadCalls) -> Index:
-    """The call after which a request is known to begin, if nothing was lost since; NONE if none.
-
-    It is the one before in the thread.  What a vCPU has open lives through its other calls: for
-    these leaves it is the one before of the same leaf.
-    """
-    before = thread.previous(np.arange(len(thread.owner)))
-    if thread.started_midway or thread.lossy[-1:].any():
-        for leaf in _OF_VCPU:
-            of_leaf = np.flatnonzero(thread.leaf == leaf)
-            before[of_leaf] = thread.previous(of_leaf)
-    return before
-
-
-def _goes_on(thread: ThreadCalls, rows: Index, among: Index) -> Flags:
-    """Whether each thread has any of the calls ``among`` after its row; entries end no fault."""
-    found = _latest(thread, rows, among) > rows
-    faulting = np.isin(thread.leaf[rows], _FAULT_LEAVES)
-    if faulting.any():
-        others = among[thread.leaf[among] != VP_ENTER]
-        found[faulting] = (_latest(thread, rows, others) > rows)[faulting]
-    return found
-
-
-def _latest(thread: ThreadCalls, rows: Index, among: Index) -> Index:
-    """The last of the calls ``among`` in the thread of each row; NONE if none."""
-    if not len(among):
-        return np.full(len(rows), NONE)
-    place = np.searchsorted(thread.owner[among], thread.owner[rows], "right") - 1
-    latest = among[np.maximum(place, 0)]
-    return np.where(thread.owner[latest] == thread.owner[rows], latest, NONE)
-
-
-def _recorded_until(thread: ThreadCalls, rows: Index) -> tuple[Times, Flags]:
-    """End of each thread's last call before the next loss after a row, and whether there is one."""
-    if not thread.lossy[-1:].any():
-        return np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
-    after = np.searchsorted(thread.lossy, thread.lossy[rows], "right")
-    inside = np.minimum(after, len(thread.owner) - 1)
-    is_lost = (after < len(thread.owner)) & (thread.owner[inside] == thread.owner[rows])
-    return thread.frame["ends"].to_numpy()[inside - 1], is_lost
-
-
-def _after_unanswered(thread: ThreadCalls, links: _Links) -> Flags:
-    """Calls after one of the same request whose status is missing: it may have been busy."""
-    unanswered: Flags = (links.previous != NONE) & ~thread.returned[links.previous]
-    if unanswered.any():
-        unanswered &= same_request(thread, links.previous)
-    return unanswered
-
-
-def _duration(opening: pl.DataFrame, closing: pl.DataFrame) -> pl.Series:
-    """Time in ns from the first attempt to the end of the last; for VP.ENTER to its last start."""
-    both = pl.DataFrame(
+    n, flags, last = len(chains), chains["flags"], chains["last_flags"]
+    columns = {name: pl.Series(np.ascontiguousarray(chains[name])) for name in _AS_IS}
+    operands = flags & identifying_operands()[chains["leaf"]]
+    is_entry = chains["leaf"] == VP_ENTER
+    end_flag = np.where(is_entry, linking.START, linking.END)
+    took = np.where(is_entry, chains["last_begins"], chains["ends"]) - chains["begins"]
+    is_timed = (flags & linking.START != 0) & (last & end_flag != 0)
+    made = pl.DataFrame(
         {
-            "leaf": opening["leaf"],
-            "first": opening["start_ns"],
-            "entered": closing["start_ns"],
-            "last": closing["end_ns"],
+            "source": pl.Series([source], dtype=pl.UInt16).new_from_index(0, n),
+            "first_seq": columns["first_seq"],
+            "last_seq": columns["last_seq"],
+            "leaf": columns["leaf"],
+            "tid": _where(columns["tid"], flags & linking.TID),
+            "tgid": _where(columns["tgid"], chains["known"] & linking.TGID),
+            "td_id": _where(columns["td"], chains["known"] & linking.TD),
+            "vp_id": _where(columns["vp"], chains["known"] & linking.VP),
+            "gpa": _where(columns["gpa"], operands & linking.GPA),
+            "level": _where(columns["level"], operands & linking.LEVEL),
+            "start_ns": columns["begins"],
+            "end_ns": columns["ends"],
+            "took_ns": _where(pl.Series(took), is_timed),
+            "n_attempts": columns["n"],
+            "n_busy": columns["n_busy"],
+            "n_segments": columns["n_segments"],
+            "outcome": pl.Series(outcome).cat.to(pl.Enum(OUTCOMES)),
+            "final_status": _where(columns["status"], last & linking.RETURNED),
+            "identity": identity(chains["leaf"], flags),
+            "cut_by": _where(pl.Series(cut_by).cat.to(pl.Enum(CUTS)), outcome == _CUT),
+            "settled_seq": _where(columns["settled_seq"], outcome == _RESOLVED),
         }
     )
-    end = pl.when(pl.col("leaf") == VP_ENTER).then("entered").otherwise("last")
-    return both.select(took_ns=end - pl.col("first")).to_series()
+    return RETRY_CHAINS.conform(infer_td(made, known.tds, TD_OWNERS[:2]))
 
 
-_REQUEST: Final = ("source", "td_id", "leaf", "gpa", "level")
+_AS_IS: Final = (
+    *("first_seq", "last_seq", "leaf", "tid", "tgid", "td", "vp", "gpa", "level", "begins"),
+    *("ends", "n", "n_busy", "n_segments", "status", "settled_seq"),
+)
 
 
-def resolve_elsewhere(chains: pl.DataFrame) -> pl.DataFrame:
-    """Set the outcome of requests that another call settled, and infer their TDs.
-
-    A request that its caller left busy is ``resolved_elsewhere`` if a call of another thread
-    succeeded on the same (td, leaf, gpa, level) after the chain began:
-    the page is in the wanted state and the lock's host priority is cleared.  Only
-    requests that a page or a TD identifies can be: a vCPU has no second caller.
-
-    Args:
-        chains: The ``retry_chains`` table without ``resolved_elsewhere``; the column
-            ``whole_until``, if it has it, says until when the thread was recorded without a loss:
-            what was not settled by then is cut.
-
-    Returns:
-        The same rows in the same order, with outcome, settled_seq and td_id set.
-    """
-    chains = infer_td(chains, chains, TD_OWNERS[:2])
-    given_up = chains.filter(pl.col("outcome") == "abandoned", has_second_caller())
-    if given_up.is_empty():
-        return _cut_by_later_loss(chains)
-    # Also a chain whose beginning was lost: its last call succeeded.
-    succeeded = (pl.col("outcome") == "succeeded") | (pl.col("final_status") < word.ERROR_BIT)
-    done = chains.filter(succeeded).join(
-        given_up.select(_REQUEST).unique(), on=_REQUEST, how="semi", nulls_equal=True
-    )
-    found = _first_success_after(given_up, done)
-    by = left_lookup(chains, found, ("source", "first_seq"))
-    resolved = pl.lit("resolved_elsewhere", pl.Enum(OUTCOMES))
-    return _cut_by_later_loss(
-        chains.with_columns(
-            settled_seq=by, outcome=pl.when(by.is_not_null()).then(resolved).otherwise("outcome")
-        )
-    )
+def _where(values: pl.Series, flags: NDArray[Any]) -> pl.Series:
+    """Values where a flag is set, else null."""
+    is_set = flags != 0
+    if is_set.all():
+        return values
+    return pl.select(pl.when(pl.Series(is_set)).then(values)).to_series()
 
 
-def _cut_by_later_loss(chains: pl.DataFrame) -> pl.DataFrame:
-    """Cut what is still abandoned where a later loss may hide the next attempt."""
-    if "whole_until" not in chains.columns:
-        return chains
-    is_cut = (pl.col("outcome") == "abandoned") & pl.col("whole_until").is_not_null()
-    return chains.with_columns(
-        outcome=pl.when(is_cut).then(pl.lit("cut", pl.Enum(OUTCOMES))).otherwise("outcome"),
-        cut_by=pl.when(is_cut).then(pl.lit("lost_events", pl.Enum(CUTS))).otherwise("cut_by"),
-    )
+@cache
+def _special_leaves() -> U8:
+    """By leaf: those by which a vCPU is entered, or its fault is handled."""
+    found = np.zeros(1 << 16, np.uint8)
+    found[VP_ENTER] = linking.ENTRY
+    found[_FAULT_LEAVES] = linking.FAULT
+    return found
 
 
-def _first_success_after(given_up: pl.DataFrame, done: pl.DataFrame) -> pl.DataFrame:
-    """For each abandoned chain: the first success on its request after it began."""
-    until = "whole_until" if "whole_until" in given_up.columns else pl.lit(None, pl.Int64)
-    left = given_up.select("first_seq", "tid", *_REQUEST, when="start_ns", until=until)
-    right = done.select(*_REQUEST, by_seq="last_seq", by="tid", when="end_ns", settled="end_ns")
-    left, right = (_without_null_keys(f.sort("when")) for f in (left, right))
-    joined = left.join_asof(
-        right, on="when", by=list(_REQUEST), strategy="forward", check_sortedness=False
-    )
-    in_time = (pl.col("settled") <= pl.col("until")).fill_null(True)
-    is_other = (pl.col("tid") != pl.col("by")).fill_null(True)
-    found = joined.filter(pl.col("by_seq").is_not_null(), in_time, is_other)
-    return found.select("source", "first_seq", "by_seq")
+def _heads(n: int) -> NDArray[np.int32]:
+    """An empty hash table for ``n`` entries; its size is a power of 2."""
+    return np.full(1 << max(n, _SMALLEST_TABLE).bit_length(), linking.NONE, np.int32)
 
 
-def _without_null_keys(requests: pl.DataFrame) -> pl.DataFrame:
-    """Requests as ``join_asof`` can match them: it takes no null in its keys."""
-    return requests.with_columns(pl.col("td_id", "gpa", "level").fill_null(0))
+def _with_room(kept: Rows, n: int) -> Rows:
+    """A table with ``n`` more rows, of zeros."""
+    table = np.zeros(len(kept) + n, kept.dtype)
+    table[: len(kept)] = kept
+    return table
 
 
 def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
@@ -440,16 +617,18 @@ def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     columns = ("source", "seq", "leaf", "status", "end_ns")
     parts = []
     for source, of_source in _by_source(calls):
-        thread = order_by_thread(of_source, LOSSES.empty(), source)
-        own, seq = chains.filter(pl.col("source") == source), thread.frame["seq"]
+        own, seq = chains.filter(pl.col("source") == source), pl.col("seq")
         # The chains tell what was separated: by losses, another thread, or process.
-        links = _link(thread, of_process=False)
-        links.joined &= ~seq.is_in(own["first_seq"].implode()).to_numpy()
-        links.joined &= ~seq.is_in(own["last_seq"].implode()).to_numpy()[links.previous]
-        order = _ordered(links.joined, links.previous, thread.run)
-        firsts = order.rows[np.repeat(order.starts, order.ends - order.starts + 1)]
-        parts.append(thread.frame.select(columns)[order.rows].with_columns(chain=seq[firsts]))
+        opens = seq.is_in(own["first_seq"].implode()).cast(pl.UInt16) * linking.OPENS
+        closes = seq.is_in(own["last_seq"].implode()).cast(pl.UInt16) * linking.CLOSES
+        linker, known = Linker(), Survey()
+        known.add(of_source)
+        for piece in _pieces(of_source.with_columns(bounds=opens + closes)):
+            first_of = linker.add(piece, known)[1]
+            parts.append(piece.select(columns).with_columns(chain=pl.Series(first_of)))
     if not parts:
         return calls.select(*columns, chain="seq")
     begun = chains.select("source", chain="first_seq")
-    return pl.concat(parts).join(begun, on=["source", "chain"], how="semi", maintain_order="left")
+    assigned = pl.concat(parts)
+    assigned = assigned.join(begun, on=["source", "chain"], how="semi", maintain_order="left")
+    return assigned.sort("source", "chain", maintain_order=True)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from tdxtrace.analysis.arrays import Flags, Index, Times
+from tdxtrace.analysis.arrays import Flags, Times
 from tdxtrace.analysis.loops.linking import NONE
-from tdxtrace.compiler import Runner, choose
 from tdxtrace.tdx.leaves import numbers_of, parse_leaf
-from tdxtrace.tdx.status import is_retryable
 
 _MIN_NS: Final = np.iinfo(np.int64).min
 _MAX_NS: Final = np.iinfo(np.int64).max
@@ -28,47 +24,6 @@ IDLE: Final = 0
 # smp_func_do_phymem_cache_wb.
 IPI_LEAVES: Final = ("TDH.VP.FLUSH", "TDH.PHYMEM.CACHE.WB")
 VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
-_LOW: Final = np.iinfo(np.int64).min
-
-# What a call takes in the columns that loops over calls look at: it decides how they run.
-_BYTES_PER_CALL: Final = 20
-# Columns of ``seamcalls`` that retry chains need.
-_COLUMNS: Final = (
-    *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", "page"),
-    *("start_ns", "end_ns", "status"),
-)
-
-
-@dataclass(slots=True)
-class ThreadCalls:
-    """Calls of one source, sorted by thread and time, as columns."""
-
-    frame: pl.DataFrame
-    owner: Times
-    leaf: NDArray[np.uint16]
-    retryable: Flags
-    returned: Flags
-    lossy: Times
-    """Running count of gaps in which events may have been lost, up to each call."""
-    started_midway: bool
-    """Whether calls were in progress when the trace began."""
-    run: Runner[Any]
-    """How to run loops over them."""
-    named: dict[str, tuple[Times, Flags]] = field(default_factory=dict)
-    """Cache of the columns that identify requests (``request_identity``)."""
-
-    def previous(self, among: Index) -> Index:
-        """Return the row before each of ``among`` in its thread, among these rows; NONE if none."""
-        before = np.full(len(among), NONE)
-        before[1:] = np.where(self.owner[among[1:]] == self.owner[among[:-1]], among[:-1], NONE)
-        return before
-
-    def lossy_before(self, rows: Index) -> Times:
-        """Return the running count of losses at the start of the thread of each row."""
-        if not self.lossy[-1:].any():
-            return np.zeros(len(rows), np.int64)
-        first = np.searchsorted(self.owner, self.owner[rows])
-        return np.where(first > 0, self.lossy[np.maximum(first - 1, 0)], 0)
 
 
 def may_miss_events(rows: pl.DataFrame, losses: pl.DataFrame, first: str, last: str) -> pl.Series:
@@ -101,68 +56,6 @@ def call_owner() -> pl.Expr:
     cpu = pl.col("cpu").cast(pl.Int64)
     of_cpu = pl.when(by_cpu & cpu.is_not_null()).then(-2 - cpu)
     return of_cpu.otherwise(pl.col("tid").cast(pl.Int64)).fill_null(NONE)
-
-
-def order_by_thread(calls: pl.DataFrame, losses: pl.DataFrame, source: int) -> ThreadCalls:
-    """Sort the calls of one source by thread and time.
-
-    Calls in hard interrupt context, and those without a thread, go by CPU.
-
-    Args:
-        calls: The ``seamcalls`` rows of the source.
-        losses: The ``losses`` table.
-        source: The source's number.
-    """
-    cpu = pl.col("cpu").cast(pl.Int64)
-    frame = calls.select(
-        *_COLUMNS,
-        owner=call_owner(),
-        begins=pl.coalesce("start_ns", "end_ns"),
-        ends=pl.coalesce("end_ns", "start_ns"),
-        retryable=is_retryable(pl.col("status")).fill_null(False),
-        first_cpu=pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(NO_CPU),
-        last_cpu=cpu.fill_null(NO_CPU),
-    )
-    frame = frame[frame.select(pl.arg_sort_by("owner", "begins", "seq")).to_series()]
-    owners = frame["owner"].to_numpy(writable=True)
-    first = np.ones(len(owners), np.bool_)
-    first[1:] = owners[1:] != owners[:-1]
-    windows_of_loss = LossWindows(losses, source)
-    lossy = (
-        _may_miss_events(frame, first, windows_of_loss)
-        if windows_of_loss.any
-        else np.zeros(len(first), np.int64)
-    )
-    return ThreadCalls(
-        frame,
-        owners,
-        frame["leaf"].to_numpy(),
-        frame["retryable"].to_numpy(),
-        frame["status"].is_not_null().to_numpy(),
-        np.cumsum(lossy),
-        start_windows(losses, source).any,
-        choose(len(owners) * _BYTES_PER_CALL),
-    )
-
-
-def _may_miss_events(frame: pl.DataFrame, first: Flags, windows: LossWindows) -> Times:
-    """Return 1 for each call just before or inside which events may be missing, else 0."""
-    start, end = frame["begins"].to_numpy(), frame["ends"].to_numpy()
-    first_cpu, last_cpu = frame["first_cpu"].to_numpy(), frame["last_cpu"].to_numpy()
-    since = np.where(first, _LOW, np.roll(end, 1))
-    previous_cpu = np.where(first, first_cpu, np.roll(last_cpu, 1))
-    may_miss = windows.overlap(first_cpu, since, start) | windows.overlap(
-        previous_cpu, since, start
-    )
-    inside = windows.overlap(first_cpu, start, end) | windows.overlap(last_cpu, start, end)
-    # The return after a loss may belong to another call, whose entry was lost, and which the
-    # next call retries if it was busy.
-    may_miss |= inside
-    may_miss[1:] |= inside[:-1] & frame["retryable"].to_numpy()[:-1] & ~first[1:]
-    # A thread makes one call at a time: where one seems to begin inside another, the return of
-    # the outer one was lost, and it was paired with the return of a later call.
-    may_miss |= ~first & (since > start)
-    return may_miss.astype(np.int64)
 
 
 TD_OWNERS: Final = (("source", "tid"), ("source", "tgid"), ("source",))

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import polars as pl
 
+from tdxtrace.analysis import retry_chains
+from tdxtrace.analysis.retry_chains import ChainState
 from tdxtrace.tdx import leaves, operands, word
 from tdxtrace.tdx.status import is_retryable
-from tdxtrace.watch.chains import ChainTracker
 from tdxtrace.watch.ticks import Tick
 
 _VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
@@ -23,6 +24,8 @@ _NOT_ENTERED: Final = 0xFFFF_FFFF
 # Maximum threads and vCPUs kept; the least recently updated are dropped.
 _MAX_THREADS: Final = 4096
 _N_WORST: Final = 5
+# Time without a new attempt after which a chain is in flight no more.  A choice.
+_STALE_NS: Final = 60 * 1_000_000_000
 # Attempts from here on are counted together: more than any recommendation needs.
 MAX_ATTEMPTS: Final = 1024
 
@@ -87,7 +90,7 @@ class VcpuCounters:
 class RunningTotals:
     """Totals since the watch started."""
 
-    chains: ChainTracker = field(default_factory=ChainTracker)
+    chains: ChainState = field(default_factory=retry_chains.start)
     leaves: dict[str, LeafCounters] = field(default_factory=dict)
     busy: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Busy answers by leaf and busy resource."""
@@ -109,7 +112,7 @@ class RunningTotals:
 
     def take(self, tick: Tick) -> None:
         """Add a tick."""
-        ended = self.chains.feed(tick.seamcalls, tick.losses, tick.last_ns)
+        ended = self._ended(tick)
         for tid, comm in tick.comms.items():
             _put_latest(self.comms, tid, comm)
         n_busy = self._add_calls(tick.seamcalls)
@@ -124,6 +127,16 @@ class RunningTotals:
         counted = (tick.n_events, tick.seamcalls.height, n_busy, lost)
         names = ("events", "seamcalls", "busy", "lost")
         self.rates = {name: n / seconds for name, n in zip(names, counted, strict=True)}
+
+    def _ended(self, tick: Tick) -> pl.DataFrame:
+        """The chains that ended, or in which nothing happened for long."""
+        # The event after a loss that ends a tick is in the next one.
+        ends = pl.max_horizontal("start_ns", pl.lit(tick.last_ns, pl.Int64)) + 1
+        losses = tick.losses.with_columns(pl.col("end_ns").fill_null(ends))
+        ended = retry_chains.step(self.chains, tick.seamcalls, losses)
+        if tick.last_ns is None:
+            return ended
+        return pl.concat([ended, retry_chains.forget(self.chains, tick.last_ns - _STALE_NS)])
 
     def _add_calls(self, calls: pl.DataFrame) -> int:
         """Add to the counters by leaf; return the number of busy answers."""

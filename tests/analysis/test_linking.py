@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 import pytest
@@ -12,8 +10,8 @@ from hypothesis import strategies as st
 from support.referee import referee
 from support.story import story
 
-from tdxtrace.analysis import threads
-from tdxtrace.analysis.loops.linking import NONE, link_attempts
+from tdxtrace.analysis import retry_chains as module
+from tdxtrace.analysis.loops.linking import NONE
 from tdxtrace.analysis.retry_chains import assign_chain, retry_chains
 
 few = settings(max_examples=40, deadline=None)
@@ -69,7 +67,7 @@ def test_chains_are_those_of_the_definition(text: str) -> None:
 def test_the_loops_do_the_same_when_they_are_compiled(text: str) -> None:
     told = story(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "choose", lambda _: referee)
+        patch.setattr(module, "choose", lambda _: referee)
         checked = retry_chains(told.seamcalls, told.losses)
     assert checked.equals(retry_chains(told.seamcalls, told.losses))
 
@@ -103,18 +101,12 @@ def test_some_chains_are_assigned_without_the_others() -> None:
         assert assigned["chain"].unique().to_list() == one["first_seq"].to_list()
 
 
-def test_keys_that_share_a_slot_are_kept_apart() -> None:
-    """A table of four slots, all of whose keys want the first one."""
-    n = 6
-    owner, code = np.ones(n, np.int64), np.zeros(n, np.int64)
-    key = np.array([4, 8, 12, 4, 12, 8], np.uint64)
-    is_open = np.array([1, 1, 1, 0, 0, 0], np.bool_)
-    named = np.ones(n, np.bool_)
-    slots = np.zeros(4, np.uint64), np.full(4, NONE, np.int64)
-    scratch = [np.zeros(1, np.int64) for _ in range(3)]
-    previous, doubtful = np.full(n, NONE, np.int64), np.zeros(n, np.bool_)
-    calls = owner, code, key, is_open, named
-    told: tuple[Any, ...] = (*calls, *slots, *scratch, previous, doubtful)
-    referee(link_attempts)(*told)
-    assert previous.tolist() == [NONE, NONE, NONE, 0, 2, 1]
-    assert (slots[1] == NONE).all()
+@few
+@given(stories)
+def test_requests_that_share_a_slot_are_kept_apart(text: str) -> None:
+    """Tables of a single slot: all requests, threads and keys want it."""
+    told = story(text)
+    expected = retry_chains(told.seamcalls, told.losses)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_heads", lambda _: np.full(1, NONE, np.int32))
+        assert retry_chains(told.seamcalls, told.losses).equals(expected)

@@ -20,7 +20,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _copied(value: object) -> object:
     """Copies of arrays, in tuples of tuples; arrays whose numbers overlap are only read."""
     if isinstance(value, tuple):
-        return tuple(map(_copied, value))
+        copies = tuple(map(_copied, value))
+        make = getattr(value, "_make", None)
+        return copies if make is None else make(copies)
     if isinstance(value, np.ndarray) and value.flags.c_contiguous:
         return value.copy()
     return value

@@ -3,188 +3,764 @@
 A call is another attempt if the thread's last call for the same request may have to be repeated,
 whatever else the thread called in between.  A call that does not name its request, where others
 of its leaf do, continues none: it may belong to any that is open.
+
+The calls come in the order of their begins, in one piece or in many: what a later call can depend
+on is kept in tables of threads, of leaves of threads, and of chains that are open.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 NONE: Final = -1
-_Rows = NDArray[np.int64]
+
+# What was recorded of a call, as bits; first the operands that identify requests.
+TD: Final = 1 << 0
+GPA: Final = 1 << 1
+LEVEL: Final = 1 << 2
+VP: Final = 1 << 3
+PAGE: Final = 1 << 4
+TID: Final = 1 << 5
+TGID: Final = 1 << 6
+START: Final = 1 << 7
+END: Final = 1 << 8
+RETURNED: Final = 1 << 9
+# What it was.
+RETRYABLE: Final = 1 << 10
+OPENS: Final = 1 << 11
+"""It begins a chain, as is known from elsewhere."""
+CLOSES: Final = 1 << 12
+"""It ends a chain, as is known from elsewhere."""
+
+# Who may make the request of a leaf beside the thread that made it: ``Leaves.shared``.
+BY_PAGE: Final = 1
+BY_TD: Final = 2
+# Special leaves: ``Leaves.kind``.
+ENTRY: Final = 1
+FAULT: Final = 2
+
+_Any = NDArray[np.void]
+_I64 = NDArray[np.int64]
+_I32 = NDArray[np.int32]
+_U64 = NDArray[np.uint64]
+_U16 = NDArray[np.uint16]
+_U8 = NDArray[np.uint8]
 _Flags = NDArray[np.bool_]
-_Keys = NDArray[np.uint64]
+
+
+class CallColumns(NamedTuple):
+    """Columns of calls in the order of their begins; what ``flags`` do not have is 0."""
+
+    owner: _I64
+    """The thread, or the CPU where the call interrupted one."""
+    leaf: _U16
+    flags: _U16
+    seq: _U64
+    tid: _I32
+    tgid: _I32
+    td: _U64
+    gpa: _U64
+    level: _U8
+    vp: _U64
+    page: _U64
+    begins: _I64
+    ends: _I64
+    status: _U64
+
+
+class Leaves(NamedTuple):
+    """What is known of each leaf, by its number."""
+
+    identifies: _U16
+    """Operands that identify its requests."""
+    captured: _U16
+    """Those of them that any call of the leaf names in this capture."""
+    shared: _U8
+    kind: _U8
+
+
+class Tables(NamedTuple):
+    """What is kept of the calls so far, with room for what this piece can add."""
+
+    owners: _Any
+    pairs: _Any
+    chains: _Any
+    owner_heads: _I32
+    pair_heads: _I32
+    key_heads: _I32
+    request_heads: _I32
+    counts: _I64
+    """Number of owners, pairs, chains, and of successes that are past."""
+
+
+OWNER: Final = np.dtype(
+    [
+        ("number", "i8"),
+        ("next", "i4"),
+        ("seen_ends", "i8"),
+        ("seen_cpu", "i8"),
+        ("is_seen", "u1"),
+        ("last", "i8"),
+        ("ends", "i8"),
+        ("is_tainted", "u1"),
+        ("lossy", "i8"),
+        ("entries", "i8"),
+        ("began", "i8"),
+        ("began_other", "i8"),
+        ("last_other", "i8"),
+        ("opened", "i4"),
+    ]
+)
+"""A thread: its last call, gaps in which events may be lost, its last new request."""
+
+PAIR: Final = np.dtype(
+    [
+        ("owner", "i4"),
+        ("leaf", "u2"),
+        ("next", "i4"),
+        ("is_seen", "u1"),
+        ("lossy", "i8"),
+        ("n_open", "i8"),
+        ("vague", "i8"),
+        ("last_vague", "i8"),
+        ("loose", "i4"),
+    ]
+)
+"""A leaf of a thread: its open requests, and its calls that do not name theirs."""
+
+CHAIN: Final = np.dtype(
+    [
+        ("pair", "i4"),
+        ("leaf", "u2"),
+        ("flags", "u2"),
+        ("operands", "u2"),
+        ("known", "u2"),
+        ("tid", "i4"),
+        ("tgid", "i4"),
+        ("process", "i4"),
+        ("td", "u8"),
+        ("gpa", "u8"),
+        ("level", "u1"),
+        ("vp", "u8"),
+        ("page", "u8"),
+        ("first_seq", "u8"),
+        ("last_seq", "u8"),
+        ("begins", "i8"),
+        ("last_begins", "i8"),
+        ("ends", "i8"),
+        ("last_flags", "u2"),
+        ("status", "u8"),
+        ("n", "u4"),
+        ("n_busy", "u4"),
+        ("n_segments", "u4"),
+        ("last", "i8"),
+        ("lossy", "i8"),
+        ("entries", "i8"),
+        ("by_loss", "u1"),
+        ("by_start", "u1"),
+        ("is_doubtful", "u1"),
+        ("is_open", "u1"),
+        ("is_followed", "u1"),
+        ("is_loose", "u1"),
+        ("is_shared", "u1"),
+        ("is_lost", "u1"),
+        ("until", "i8"),
+        ("is_settled", "u1"),
+        ("settled_seq", "u8"),
+        ("settled_tid", "i4"),
+        ("settled_flags", "u2"),
+        ("settled_ends", "i8"),
+        ("last_settled", "i8"),
+        ("next_key", "i4"),
+        ("next_request", "i4"),
+        ("next_opened", "i4"),
+    ]
+)
+"""A request.  ``flags`` are those of its first call, whose operands and numbers follow;
+``known`` says which of TD, VP and TGID any of its calls named."""
+
+SUCCESS: Final = np.dtype(
+    [
+        ("ends", "i8"),
+        ("seq", "u8"),
+        ("tid", "i4"),
+        ("leaf", "u2"),
+        ("flags", "u2"),
+        ("td", "u8"),
+        ("gpa", "u8"),
+        ("level", "u1"),
+    ]
+)
+"""A call that settled a request for whoever wants it."""
+
+
+def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
+    """Write the row of ``pairs`` of each call; make those rows and their owners that are new."""
+    owners, pairs, counts = tables.owners, tables.pairs, tables.counts
+    last_owner = np.uint64(len(tables.owner_heads) - 1)
+    last_pair = np.uint64(len(tables.pair_heads) - 1)
+    for row in range(len(calls.leaf)):
+        number, leaf = calls.owner[row], calls.leaf[row]
+        if row > 0 and number == calls.owner[row - 1] and leaf == calls.leaf[row - 1]:
+            pair_of[row] = pair_of[row - 1]
+            continue
+        slot = mixed(np.uint64(number), np.uint64(leaf)) & last_pair
+        found = np.int64(tables.pair_heads[slot])
+        while found != NONE and (
+            pairs[found]["leaf"] != leaf or owners[pairs[found]["owner"]]["number"] != number
+        ):
+            found = np.int64(pairs[found]["next"])
+        if found == NONE:
+            owner_slot = mixed(np.uint64(number), np.uint64(0)) & last_owner
+            owner = np.int64(tables.owner_heads[owner_slot])
+            while owner != NONE and owners[owner]["number"] != number:
+                owner = np.int64(owners[owner]["next"])
+            if owner == NONE:
+                owner = counts[0]
+                counts[0] += 1
+                _begin_owner(owners[owner], number, tables.owner_heads[owner_slot])
+                tables.owner_heads[owner_slot] = owner
+            found = counts[1]
+            counts[1] += 1
+            _begin_pair(pairs[found], owner, leaf, tables.pair_heads[slot])
+            tables.pair_heads[slot] = found
+        pair_of[row] = found
+
+
+def _begin_owner(owner: Any, number: np.int64, behind: np.int32) -> None:  # noqa: ANN401 - a row
+    owner["number"] = number
+    owner["next"] = behind
+    owner["last"] = NONE
+    owner["began"] = NONE
+    owner["began_other"] = NONE
+    owner["last_other"] = NONE
+    owner["opened"] = NONE
+
+
+def _begin_pair(
+    pair: Any,  # noqa: ANN401 - a row
+    owner: np.int64,
+    leaf: np.uint16,
+    behind: np.int32,
+) -> None:
+    pair["owner"] = owner
+    pair["leaf"] = leaf
+    pair["next"] = behind
+    pair["vague"] = NONE
+    pair["last_vague"] = NONE
+    pair["loose"] = NONE
+
+
+def look_back(
+    pair_of: _I32, last_cpu: _I64, ends: _I64, tables: Tables, since: _I64, cpu: _I64
+) -> None:
+    """Write when and where each call's thread ended the one before.
+
+    Args:
+        pair_of: As :func:`find_threads` wrote it.
+        last_cpu: CPU on which each call ended.
+        ends: When it ended.
+        tables: Their owners are kept up.
+        since: End of the one before; of a thread's first call: unchanged.
+        cpu: CPU on which it ended; of a thread's first call: unchanged.
+    """
+    for row in range(len(pair_of)):
+        owner = tables.owners[tables.pairs[pair_of[row]]["owner"]]
+        if owner["is_seen"]:
+            since[row] = owner["seen_ends"]
+            cpu[row] = owner["seen_cpu"]
+        owner["is_seen"] = 1
+        owner["seen_ends"] = ends[row]
+        owner["seen_cpu"] = last_cpu[row]
+
+
+def keep_up(tables: Tables, n_chains: int, enters: bool) -> None:
+    """Enter the chains that earlier pieces left open into the empty tables of this one.
+
+    Args:
+        tables: What is kept; no owner and no pair names a chain.
+        n_chains: Number of chains that are open.
+        enters: Whether the tables of owners and pairs are empty too.
+    """
+    if enters:
+        _enter_owners(tables)
+        _enter_pairs(tables)
+    for row in range(n_chains):
+        number = np.int64(row)
+        chain = tables.chains[number]
+        if chain["is_loose"]:
+            tables.pairs[chain["pair"]]["loose"] = number
+        is_over = chain["is_followed"] or chain["is_lost"]
+        if not chain["is_followed"]:
+            _link_key(tables, number)
+        if not (is_over and chain["is_settled"]):
+            _link_request(tables, number)
+        if not chain["is_lost"]:
+            _link_owner(tables, number)
+
+
+def _enter_owners(tables: Tables) -> None:
+    last = np.uint64(len(tables.owner_heads) - 1)
+    for row in range(tables.counts[0]):
+        owner = tables.owners[row]
+        slot = mixed(np.uint64(owner["number"]), np.uint64(0)) & last
+        owner["next"] = tables.owner_heads[slot]
+        tables.owner_heads[slot] = row
+
+
+def _enter_pairs(tables: Tables) -> None:
+    last = np.uint64(len(tables.pair_heads) - 1)
+    for row in range(tables.counts[1]):
+        pair = tables.pairs[row]
+        number = tables.owners[pair["owner"]]["number"]
+        slot = mixed(np.uint64(number), np.uint64(pair["leaf"])) & last
+        pair["next"] = tables.pair_heads[slot]
+        tables.pair_heads[slot] = row
 
 
 def link_attempts(
-    owner: _Rows,
-    code: _Rows,
-    key: _Keys,
-    is_open: _Flags,
-    is_named: _Flags,
-    slot_key: _Keys,
-    slot_row: _Rows,
-    n_open: _Rows,
-    vague: _Rows,
-    loose: _Rows,
-    previous: _Rows,
-    doubtful: _Flags,
+    calls: CallColumns,
+    leaves: Leaves,
+    pair_of: _I32,
+    may_miss: _Flags,
+    inside: _Flags,
+    process: _I32,
+    successes: _Any,
+    base: int,
+    is_midway: bool,
+    tables: Tables,
+    first_of: _U64,
 ) -> None:
-    """Write the attempt before each call, and where an attempt may be missing.
+    """Write the first call of the chain of each, and what its calls tell of each chain.
 
     Args:
-        owner: Thread of each call; calls are in the order of threads, and of time within each.
-        code: Number of its leaf, small.
-        key: Equal for calls of one thread for the same request, different for others.
-        is_open: Whether the call may be repeated: its answer is retryable, or was not recorded.
-        is_named: Whether it names all that calls of its leaf name in this capture.
-        slot_key: Hash table; its size is a power of 2, above the number of interrupted requests.
-        slot_row: By slot: NONE; the last attempt, for calls that are not next to each other.
-        n_open: By leaf: scratch.
-        vague: By leaf: scratch; last call that names no request, and may belong to an open one.
-        loose: By leaf: scratch; last call that names no request, and may be repeated.
-        previous: By call: NONE; the attempt before it is written.
-        doubtful: By call: False; True is written where the chain may not be whole.
+        calls: Calls that begin no earlier than those before.
+        leaves: What is known of leaves.
+        pair_of: As :func:`find_threads` wrote it.
+        may_miss: Whether events may be lost just before a call or inside it; empty: none was.
+        inside: Whether they may be lost inside; empty as ``may_miss``.
+        process: What tells threads of one number apart: their process, or 0.
+        successes: Calls that settled a request for others, in the order of their ends.
+        base: Number of the first call.
+        is_midway: Whether calls were in progress when the trace began.
+        tables: What is kept of earlier calls; written.
+        first_of: By call: written, ``seq`` of the first call of its chain.
     """
-    for row in range(len(owner)):
-        before = np.int64(row - 1)
-        if row == 0 or owner[row] != owner[before]:
-            before = np.int64(NONE)
-            n_open[:] = 0
-            vague[:] = NONE
-            loose[:] = NONE
+    for row in range(len(calls.leaf)):
+        settle(tables, successes, calls.begins[row])
+        mine = np.int64(pair_of[row])
+        pair = tables.pairs[mine]
+        owner = tables.owners[pair["owner"]]
+        lossy = np.int64(owner["lossy"])
+        if len(may_miss) and _is_lossy(owner, may_miss[row], calls.begins[row]):
+            _lose(tables.chains, owner)
+        where = np.int64(base + row)
+        leaf, flags = calls.leaf[row], calls.flags[row]
+        operands = np.uint16(flags & leaves.identifies[leaf])
+        is_named = leaves.captured[leaf] & ~operands == 0
         found = np.int64(NONE)
-        if before != NONE and key[before] == key[row]:
-            found = before if is_open[before] and is_named[row] else np.int64(NONE)
-        else:
-            if before != NONE and is_open[before] and is_named[before]:
-                _keep(key[before], before, slot_key, slot_row)
-            if is_named[row]:
-                found = _take(key[row], slot_key, slot_row)
-        previous[row] = found
-        _doubt(row, found, code[row], is_open, is_named, n_open, vague, loose, doubtful)
+        if is_named and pair["n_open"] > 0:
+            found = _find(calls, row, operands, mine, process[row], tables)
+        is_doubtful = _doubt(tables.chains, pair, found, is_named, where)
+        is_joined = found != NONE and _is_joined(tables.chains[found], owner, flags)
+        number, kind = found, leaves.kind[leaf]
+        if not is_joined:
+            number = tables.counts[2]
+            tables.counts[2] += 1
+            chain = tables.chains[number]
+            _begin(chain, calls, row, operands, mine, process[row])
+            if found != NONE:
+                chain["by_loss"] = tables.chains[found]["last_flags"] & RETURNED == 0
+                tables.chains[found]["is_followed"] = 1
+                _unlink_key(tables, found)
+            _tell_beginning(chain, pair, owner, lossy, kind != 0, is_midway)
+        chain = tables.chains[number]
+        chain["is_doubtful"] |= np.uint8(is_doubtful)
+        _go_on(chain, calls, row, where, owner, kind, is_joined)
+        _note_call(pair, owner, calls, row, where, kind, is_joined)
+        owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
+        _keep(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
+        first_of[row] = chain["first_seq"]
 
 
-def _keep(key: np.uint64, row: np.int64, slot_key: _Keys, slot_row: _Rows) -> None:
-    """Remember the last attempt of a request that the thread did not repeat at once."""
-    last = np.uint64(len(slot_key) - 1)
-    slot = key & last
-    while slot_row[slot] != NONE and slot_key[slot] != key:
-        slot = (slot + np.uint64(1)) & last
-    slot_key[slot] = key
-    slot_row[slot] = row
+def _note_call(
+    pair: Any,  # noqa: ANN401 - a row
+    owner: Any,  # noqa: ANN401 - a row
+    calls: CallColumns,
+    row: int,
+    where: np.int64,
+    kind: np.uint8,
+    is_joined: bool,
+) -> None:
+    """Write what later calls of the thread depend on."""
+    pair["is_seen"] = 1
+    pair["lossy"] = owner["lossy"]
+    owner["last"] = where
+    owner["ends"] = calls.ends[row]
+    if kind != ENTRY:
+        owner["last_other"] = where
+    if not is_joined:
+        owner["began"] = where
+        if kind != ENTRY:
+            owner["began_other"] = where
 
 
-def _take(key: np.uint64, slot_key: _Keys, slot_row: _Rows) -> np.int64:
-    """Return the attempt that was remembered, and forget it; NONE if there is none."""
-    last = np.uint64(len(slot_key) - 1)
-    slot = key & last
-    while slot_row[slot] != NONE:
-        if slot_key[slot] == key:
-            row = slot_row[slot]
-            _close_gap(slot, slot_key, slot_row)
-            return np.int64(row)
-        slot = (slot + np.uint64(1)) & last
+def _is_lossy(owner: Any, may_miss: np.bool_, begins: np.int64) -> bool:  # noqa: ANN401 - a row
+    """Whether events of the thread may be lost between its last call and the end of this one.
+
+    The return after a loss may belong to another call, whose entry was lost, and which the next
+    call retries if it was busy.  A thread makes one call at a time: where one seems to begin
+    inside another, the return of the outer one was lost, and it was paired with that of a later.
+    """
+    return bool(may_miss) or (
+        owner["last"] != NONE and (owner["is_tainted"] != 0 or owner["ends"] > begins)
+    )
+
+
+def _lose(chains: _Any, owner: Any) -> None:  # noqa: ANN401 - a row
+    """End what the thread has open: a later attempt at it may not be recorded."""
+    owner["lossy"] += np.int64(1)
+    number = np.int64(owner["opened"])
+    while number != NONE:
+        chain = chains[number]
+        if chain["is_open"]:
+            chain["is_lost"] = 1
+            chain["until"] = owner["ends"]
+        number = np.int64(chain["next_opened"])
+    owner["opened"] = NONE
+
+
+def settle(tables: Tables, successes: _Any, now: np.int64) -> None:
+    """Tell open chains of the calls that settled their request and ended before ``now``."""
+    last = np.uint64(len(tables.request_heads) - 1)
+    while tables.counts[3] < len(successes) and successes[tables.counts[3]]["ends"] < now:
+        one = successes[tables.counts[3]]
+        tables.counts[3] += 1
+        slot = _request(one) & last
+        number, before = np.int64(tables.request_heads[slot]), np.int64(NONE)
+        while number != NONE:
+            chain = tables.chains[number]
+            behind = np.int64(chain["next_request"])
+            if chain["begins"] <= one["ends"] and _is_same_request(chain, one):
+                _settle(chain, one)
+            if chain["is_settled"] and (chain["is_followed"] or chain["is_lost"]):
+                # It gets no more attempts, and the first success counts.
+                if before == NONE:
+                    tables.request_heads[slot] = behind
+                else:
+                    tables.chains[before]["next_request"] = behind
+            else:
+                before = number
+            number = behind
+
+
+def _settle(chain: Any, one: Any) -> None:  # noqa: ANN401 - rows
+    chain["last_settled"] = one["ends"]
+    if not chain["is_settled"]:
+        chain["is_settled"] = 1
+        chain["settled_seq"] = one["seq"]
+        chain["settled_tid"] = one["tid"]
+        chain["settled_flags"] = one["flags"]
+        chain["settled_ends"] = one["ends"]
+
+
+def _is_same_request(chain: Any, one: Any) -> bool:  # noqa: ANN401 - rows
+    return bool(
+        chain["td"] == one["td"]
+        and chain["gpa"] == one["gpa"]
+        and chain["leaf"] == one["leaf"]
+        and chain["level"] == one["level"]
+        and (chain["flags"] ^ one["flags"]) & (GPA | LEVEL) == 0
+    )
+
+
+def _find(
+    calls: CallColumns,
+    row: int,
+    operands: np.uint16,
+    pair: np.int64,
+    process: np.int32,
+    tables: Tables,
+) -> np.int64:
+    """The open chain of the request that a call names; NONE if there is none."""
+    td = calls.td[row] if operands & TD else np.uint64(0)
+    gpa = calls.gpa[row] if operands & GPA else np.uint64(0)
+    level = calls.level[row] if operands & LEVEL else np.uint8(0)
+    vp = calls.vp[row] if operands & VP else np.uint64(0)
+    page = calls.page[row] if operands & PAGE else np.uint64(0)
+    key = _key(pair, td, gpa, level, vp, page)
+    number = np.int64(tables.key_heads[key & np.uint64(len(tables.key_heads) - 1)])
+    while number != NONE:
+        chain = tables.chains[number]
+        if (
+            chain["pair"] == pair
+            and chain["operands"] == operands
+            and chain["process"] == process
+            and (not operands & TD or chain["td"] == td)
+            and (not operands & GPA or chain["gpa"] == gpa)
+            and (not operands & LEVEL or chain["level"] == level)
+            and (not operands & VP or chain["vp"] == vp)
+            and (not operands & PAGE or chain["page"] == page)
+        ):
+            return number
+        number = np.int64(chain["next_key"])
     return np.int64(NONE)
 
 
-def _close_gap(slot: np.uint64, slot_key: _Keys, slot_row: _Rows) -> None:
-    """Empty a slot and move those behind it that would no longer be found (Knuth, TAOCP 6.4 R)."""
-    last = np.uint64(len(slot_key) - 1)
-    slot_row[slot] = NONE
-    at = (slot + np.uint64(1)) & last
-    while slot_row[at] != NONE:
-        wanted = slot_key[at] & last
-        if ((at - wanted) & last) >= ((at - slot) & last):
-            slot_key[slot] = slot_key[at]
-            slot_row[slot] = slot_row[at]
-            slot_row[at] = NONE
-            slot = at
-        at = (at + np.uint64(1)) & last
+def _is_joined(chain: Any, owner: Any, flags: np.uint16) -> bool:  # noqa: ANN401 - rows
+    """Whether a call is another attempt at the open request that it names.
+
+    The last was answered with a retryable status, no event may be lost since, and no other thread
+    settled the request before its own took it up again after something else.  A call right
+    after the one before it is the caller's loop, which had not looked.
+    """
+    is_next = chain["last"] == owner["last"]
+    is_settled = chain["is_settled"] != 0 and chain["last_settled"] > chain["last_begins"]
+    return bool(
+        chain["last_flags"] & RETRYABLE
+        and chain["lossy"] == owner["lossy"]
+        and (is_next or not is_settled)
+        and not flags & OPENS
+        and not chain["last_flags"] & CLOSES
+    )
 
 
 def _doubt(
-    row: int,
+    chains: _Any,
+    pair: Any,  # noqa: ANN401 - a row
     found: np.int64,
-    code: np.int64,
-    is_open: _Flags,
-    is_named: _Flags,
-    n_open: _Rows,
-    vague: _Rows,
-    loose: _Rows,
-    doubtful: _Flags,
-) -> None:
-    """Mark what cannot be told because a call does not name its request."""
+    is_named: bool,
+    where: np.int64,
+) -> bool:
+    """Whether a chain may lack an attempt because a call does not name its request."""
+    is_doubtful = False
     if found != NONE:
-        n_open[code] -= 1
-        doubtful[row] = vague[code] > found
-    elif not is_named[row]:
+        pair["n_open"] -= np.int64(1)
+        is_doubtful = pair["vague"] > chains[found]["last"]
+    elif not is_named:
         # Any open request of the leaf may be the one that it belongs to.
-        if n_open[code] > 0:
-            vague[code] = row
-            doubtful[row] = True
-    elif loose[code] != NONE:
+        if pair["n_open"] > 0:
+            pair["vague"] = where
+            pair["last_vague"] = where
+            is_doubtful = True
+    elif pair["loose"] != NONE:
         # It may continue the request that was not named.
-        doubtful[row] = doubtful[loose[code]] = True
-        loose[code] = NONE
-    if is_open[row]:
-        n_open[code] += 1
-        if not is_named[row]:
-            loose[code] = row
+        loose = chains[pair["loose"]]
+        loose["is_doubtful"] = 1
+        pair["last_vague"] = max(pair["last_vague"], loose["last"])
+        loose["is_loose"] = 0
+        pair["loose"] = NONE
+        is_doubtful = True
+    return is_doubtful
 
 
-def doubt_open_ends(
-    owner: _Rows,
-    code: _Rows,
-    is_open: _Flags,
-    is_named: _Flags,
-    is_last: _Flags,
-    later: _Rows,
-    doubtful: _Flags,
+def _begin(
+    chain: Any,  # noqa: ANN401 - a row
+    calls: CallColumns,
+    row: int,
+    operands: np.uint16,
+    pair: np.int64,
+    process: np.int32,
 ) -> None:
-    """Mark requests left open that a later call, which does not name its own, may have continued.
+    """Write what the first call tells."""
+    chain["pair"] = pair
+    chain["leaf"] = calls.leaf[row]
+    chain["flags"] = calls.flags[row]
+    chain["operands"] = operands
+    chain["tid"] = calls.tid[row]
+    chain["tgid"] = calls.tgid[row]
+    chain["process"] = process
+    chain["td"] = calls.td[row]
+    chain["gpa"] = calls.gpa[row]
+    chain["level"] = calls.level[row]
+    chain["vp"] = calls.vp[row]
+    chain["page"] = calls.page[row]
+    chain["first_seq"] = calls.seq[row]
+    chain["begins"] = calls.begins[row]
+    chain["n_segments"] = np.uint32(1)
+    chain["known"] = calls.flags[row] & (TD | VP | TGID)
+    chain["next_key"] = NONE
+    chain["next_request"] = NONE
+    chain["next_opened"] = NONE
 
-    Args:
-        owner: Thread of each call, as for :func:`link_attempts`.
-        code: Number of its leaf.
-        is_open: Whether the call may be repeated.
-        is_named: Whether it names its request.
-        is_last: Whether it is the last attempt of its request.
-        later: By leaf: scratch; the next call that does not name its request.
-        doubtful: By call, as :func:`link_attempts` wrote it; more are marked.
+
+def _tell_beginning(
+    chain: Any,  # noqa: ANN401 - a row
+    pair: Any,  # noqa: ANN401 - a row
+    owner: Any,  # noqa: ANN401 - a row
+    lossy: np.int64,
+    is_of_vcpu: bool,
+    is_midway: bool,
+) -> None:
+    """Write whether the request may have begun before its first call.
+
+    It begins after the call before in the thread, up to which there were ``lossy`` gaps.  What a
+    vCPU has open lives through its other calls: for its leaves it is the call before of the leaf.
     """
-    for row in range(len(owner) - 1, -1, -1):
-        if row == len(owner) - 1 or owner[row] != owner[row + 1]:
-            later[:] = NONE
-        of_leaf = code[row]
-        if is_open[row] and is_last[row] and later[of_leaf] != NONE:
-            doubtful[row] = True
-        if doubtful[row] and not is_named[row]:
-            later[of_leaf] = row
+    is_seen = owner["last"] != NONE
+    if is_of_vcpu:
+        is_seen = pair["is_seen"] != 0
+        lossy = np.int64(pair["lossy"])
+    chain["by_loss"] |= np.uint8(owner["lossy"] > lossy)
+    chain["by_start"] = is_midway and not is_seen
 
 
-def order_by_chain(previous: _Rows, chain: _Rows, begins: _Rows, order: _Rows) -> int:
-    """Write the chain of each call, and the calls chain by chain; return the number of chains.
+def _go_on(
+    chain: Any,  # noqa: ANN401 - a row
+    calls: CallColumns,
+    row: int,
+    where: np.int64,
+    owner: Any,  # noqa: ANN401 - a row
+    kind: np.uint8,
+    is_joined: bool,
+) -> None:
+    """Write what every call tells."""
+    flags = calls.flags[row]
+    if is_joined and kind != ENTRY and owner["entries"] != chain["entries"]:
+        chain["n_segments"] += np.uint32(1)
+    news = np.uint16(flags & ~chain["known"])
+    if news & TD:
+        chain["td"] = calls.td[row]
+    if news & VP:
+        chain["vp"] = calls.vp[row]
+    if news & TGID:
+        chain["tgid"] = calls.tgid[row]
+    chain["known"] |= np.uint16(flags & (TD | VP | TGID))
+    if kind == ENTRY:
+        owner["entries"] += np.int64(1)
+    chain["last_seq"] = calls.seq[row]
+    chain["last_begins"] = calls.begins[row]
+    chain["ends"] = calls.ends[row]
+    chain["last_flags"] = flags
+    chain["status"] = calls.status[row]
+    chain["n"] += np.uint32(1)
+    if flags & RETRYABLE:
+        chain["n_busy"] += np.uint32(1)
+    chain["last"] = where
+    chain["lossy"] = owner["lossy"]
+    chain["entries"] = owner["entries"]
 
-    Args:
-        previous: By call: the attempt before it, NONE for the first.
-        chain: By call: written, numbered by first attempts.
-        begins: By chain, one more than calls: scratch; 0.
-        order: Written: calls of a chain follow each other, first attempts are in order.
-    """
-    n = 0
-    for row in range(len(previous)):
-        if previous[row] == NONE:
-            chain[row] = n
-            n += 1
+
+def _keep(
+    tables: Tables,
+    pair: Any,  # noqa: ANN401 - a row
+    number: np.int64,
+    is_named: bool,
+    last_flags: np.uint16,
+    is_joined: bool,
+    shared: np.uint8,
+) -> None:
+    """Keep a chain where later calls find it, if it is open; else take it out."""
+    chain = tables.chains[number]
+    is_open = last_flags & RETRYABLE != 0 or last_flags & RETURNED == 0
+    if is_open:
+        pair["n_open"] += np.int64(1)
+    if is_open and not is_joined:
+        chain["is_open"] = 1
+        flags = chain["flags"]
+        chain["is_shared"] = (shared == BY_PAGE and flags & GPA != 0) or (
+            shared == BY_TD and (flags & TD != 0 or chain["td"] != 0)
+        )
+        if is_named:
+            _link_key(tables, number)
         else:
-            chain[row] = chain[previous[row]]
-        begins[chain[row] + 1] += 1
-    for number in range(n):
-        begins[number + 1] += begins[number]
-    for row in range(len(previous)):
-        order[begins[chain[row]]] = row
-        begins[chain[row]] += 1
-    return n
+            if pair["loose"] != NONE:
+                tables.chains[pair["loose"]]["is_loose"] = 0
+            chain["is_loose"] = 1
+            pair["loose"] = number
+        _link_request(tables, number)
+        _link_owner(tables, number)
+    elif is_joined and not is_open:
+        chain["is_open"] = 0
+        _unlink_key(tables, number)
+        _unlink_request(tables, number)
+
+
+def _key_of(chain: Any) -> np.uint64:  # noqa: ANN401 - a row
+    operands = chain["operands"]
+    td = np.uint64(chain["td"]) if operands & TD else np.uint64(0)
+    gpa = np.uint64(chain["gpa"]) if operands & GPA else np.uint64(0)
+    level = np.uint8(chain["level"]) if operands & LEVEL else np.uint8(0)
+    vp = np.uint64(chain["vp"]) if operands & VP else np.uint64(0)
+    page = np.uint64(chain["page"]) if operands & PAGE else np.uint64(0)
+    return _key(np.int64(chain["pair"]), td, gpa, level, vp, page)
+
+
+def _key(
+    pair: np.int64, td: np.uint64, gpa: np.uint64, level: np.uint8, vp: np.uint64, page: np.uint64
+) -> np.uint64:
+    return mixed(mixed(np.uint64(pair), td ^ vp), mixed(gpa ^ page, np.uint64(level)))
+
+
+def _request(one: Any) -> np.uint64:  # noqa: ANN401 - a row
+    """A number that chains and calls of one request share."""
+    return mixed(
+        mixed(np.uint64(one["td"]), np.uint64(one["leaf"])),
+        mixed(np.uint64(one["gpa"]), np.uint64(one["level"])),
+    )
+
+
+def _link_key(tables: Tables, number: np.int64) -> None:
+    chain = tables.chains[number]
+    slot = _key_of(chain) & np.uint64(len(tables.key_heads) - 1)
+    chain["next_key"] = tables.key_heads[slot]
+    tables.key_heads[slot] = number
+
+
+def _unlink_key(tables: Tables, number: np.int64) -> None:
+    slot = _key_of(tables.chains[number]) & np.uint64(len(tables.key_heads) - 1)
+    other, before = np.int64(tables.key_heads[slot]), np.int64(NONE)
+    while other not in (NONE, number):
+        other, before = np.int64(tables.chains[other]["next_key"]), other
+    if other == NONE:
+        return
+    if before == NONE:
+        tables.key_heads[slot] = tables.chains[number]["next_key"]
+    else:
+        tables.chains[before]["next_key"] = tables.chains[number]["next_key"]
+
+
+def _link_request(tables: Tables, number: np.int64) -> None:
+    chain = tables.chains[number]
+    if not chain["is_shared"]:
+        return
+    slot = _request(chain) & np.uint64(len(tables.request_heads) - 1)
+    chain["next_request"] = tables.request_heads[slot]
+    tables.request_heads[slot] = number
+
+
+def _unlink_request(tables: Tables, number: np.int64) -> None:
+    if not tables.chains[number]["is_shared"]:
+        return
+    slot = _request(tables.chains[number]) & np.uint64(len(tables.request_heads) - 1)
+    other, before = np.int64(tables.request_heads[slot]), np.int64(NONE)
+    while other not in (NONE, number):
+        other, before = np.int64(tables.chains[other]["next_request"]), other
+    if other == NONE:
+        return
+    if before == NONE:
+        tables.request_heads[slot] = tables.chains[number]["next_request"]
+    else:
+        tables.chains[before]["next_request"] = tables.chains[number]["next_request"]
+
+
+def _link_owner(tables: Tables, number: np.int64) -> None:
+    owner = tables.owners[tables.pairs[tables.chains[number]["pair"]]["owner"]]
+    tables.chains[number]["next_opened"] = owner["opened"]
+    owner["opened"] = number
+
+
+# The finaliser of MurmurHash3 (A. Appleby, public domain): it spreads each bit over the word.
+_ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
+_SHIFT: Final = np.uint64(33)
+
+
+def mixed(key: np.uint64, word: np.uint64) -> np.uint64:
+    """Add a word to a key; unlike exclusive or, it tells (1, 2) from (2, 1)."""
+    one = (key ^ word) * _ODD
+    one ^= one >> _SHIFT
+    one = (one + word) * _ODD
+    return one ^ (one >> _SHIFT)

@@ -1,0 +1,151 @@
+"""Retry chains are the same however a capture is cut into segments, and need bounded memory."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.running import SAMPLES
+from support.story import Story, story
+
+import tdxtrace
+from tdxtrace.analysis import retry_chains as module
+from tdxtrace.analysis.retry_chains import (
+    ChainState,
+    finish,
+    forget,
+    retry_chains,
+    start,
+    step,
+    survey,
+)
+from tdxtrace.tables.events import LOSSES
+
+calls = st.builds(
+    "{}{}{}{}{}".format,
+    st.sampled_from(["", "", "2/"]),
+    st.sampled_from(["", "", "sept", "track", "enter"]),
+    st.sampled_from("BBSEU"),
+    st.sampled_from("12"),
+    st.sampled_from(["", "", "#1", "@1", "~"]),
+).filter(lambda word: not ("U" in word and "~" in word))
+others = st.sampled_from(["lost", "lost@1", "midway", "2/(1", "2/)S", "2/)B", "B~", "_1s"])
+stories = st.lists(st.one_of(calls, calls, calls, others), max_size=40).map(" ".join)
+
+
+def told(text: str) -> Story:
+    """A story in which thread 2 enters only a call that it returns from, one at a time."""
+    is_open, words = False, []
+    for word in text.split():
+        if word[:3] in ("2/(", "2/)"):
+            if (word == "2/(1") == is_open:
+                continue
+            is_open = not is_open
+        words.append(word)
+    return story(" ".join(words))
+
+
+def in_segments(
+    seamcalls: pl.DataFrame, losses: pl.DataFrame, cuts: list[int], state: ChainState
+) -> pl.DataFrame:
+    """Chains of calls that are cut after some of them, in the order of their begins."""
+    ordered = seamcalls.sort(pl.coalesce("start_ns", "end_ns"), "seq")
+    ends = [*sorted(min(cut, ordered.height) for cut in cuts), ordered.height]
+    parts = [
+        step(state, ordered[begin:end], losses if not begin else None)
+        for begin, end in zip([0, *ends], ends, strict=False)
+    ]
+    return pl.concat([*parts, finish(state)]).sort("source", "first_seq")
+
+
+@settings(max_examples=40, deadline=None)
+@given(stories, st.data())
+def test_cuts_change_no_chain(text: str, data: st.DataObject) -> None:
+    """Cuts inside chains, between a loss and what it cuts, and while calls are in flight."""
+    one = told(text)
+    seamcalls, losses = one.seamcalls, one.losses
+    cuts = data.draw(st.lists(st.integers(0, seamcalls.height), max_size=7))
+    cut = in_segments(seamcalls, LOSSES.empty(), cuts, start(survey(seamcalls, losses)))
+    assert cut.equals(retry_chains(seamcalls, losses))
+
+
+@cache
+def sample(name: str) -> tdxtrace.Trace:
+    return tdxtrace.read_trace(SAMPLES / name)
+
+
+@pytest.mark.parametrize("n", [7, 60])
+@pytest.mark.parametrize("name", ["contended.txt", "lost.txt.xz"])
+def test_segments_of_a_recording_change_no_chain(name: str, n: int) -> None:
+    trace = sample(name)
+    seamcalls = trace.seamcalls[300:360]
+    cuts = [seamcalls.height * place // n for place in range(1, n)]
+    state = start(survey(seamcalls, trace.losses))
+    cut = in_segments(seamcalls, LOSSES.empty(), cuts, state)
+    assert cut.equals(retry_chains(seamcalls, trace.losses))
+
+
+def test_what_is_learned_on_the_way_gives_the_same_where_all_calls_are_whole() -> None:
+    one = story("B1 2/B2 B1 trackD 2/S2 S1 lost B1 S1 2/B2 2/S3")
+    cut = in_segments(one.seamcalls, one.losses, [1, 3, 4], start())
+    assert cut.equals(retry_chains(one.seamcalls, one.losses))
+
+
+def let_go(text: str, cuts: list[int]) -> tuple[list[tuple[int, str, int]], ChainState]:
+    """Chains of a capture without an end: page, outcome and attempts."""
+    one, state, parts, begin = story(text), start(), [], 0
+    for end in [*cuts, len(one.calls)]:
+        part = one.seamcalls.sort("seq")[begin:end]
+        now = part.select(pl.col("end_ns").max()).item()
+        parts += [step(state, part), forget(state, now - 60 * 10**9)]
+        begin = end
+    found = pl.concat(parts).with_columns(pl.col("outcome").cast(pl.String))
+    return found.select("gpa", "outcome", "n_attempts").rows(), state
+
+
+def test_an_endless_chain_is_in_flight() -> None:
+    found, state = let_go("B1 B1 B1", [1, 2])
+    assert (found, state.n_in_flight, state.max_attempts_in_flight) == ([], 1, 3)
+
+
+def test_a_request_that_was_left_is_abandoned_after_a_minute() -> None:
+    found, state = let_go("B1 S2 _61s 2/S3", [1, 2])
+    assert sorted(found) == [
+        (0x1000, "abandoned", 1),
+        (0x2000, "succeeded", 1),
+        (0x3000, "succeeded", 1),
+    ]
+    assert (state.n_in_flight, state.n_given_up) == (0, 0)
+
+
+def test_a_request_whose_thread_was_not_seen_since_is_lost_sight_of() -> None:
+    found, state = let_go("B1 _61s 2/S2", [1])
+    assert found == [(0x2000, "succeeded", 1)]
+    assert (state.n_in_flight, state.n_given_up) == (0, 1)
+
+
+def test_a_call_that_does_not_name_its_request_is_no_doubt_for_ever() -> None:
+    """What may continue it is forgotten with it."""
+    found, _ = let_go("S1 B2 S3 _61s 2/S5 S1~ B4 S4", [3, 4])
+    assert {outcome for gpa, outcome, _ in found if gpa != 0x2000} == {"succeeded"}
+    assert (0x2000, "abandoned", 1) in found
+
+
+def test_threads_and_requests_that_never_repeat_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each thread leaves requests open and calls another leaf; the limit is 16, not 65,536."""
+    monkeypatch.setattr(module, "_MAX_KEPT", 16)
+    state = start()
+    for number in range(10, 40):
+        words = " ".join(f"{number}/B{number}{n} {number}/trackS#{n}" for n in range(4))
+        step(state, story(words).seamcalls.sort("seq"))
+        forget(state, 0)
+    (one,) = state.sources.values()
+    assert len(one.chains) <= 16
+    assert len(one.owners) <= 16 + 16
+    assert len(one.pairs) <= 4 * 16
+    assert state.n_given_up > 0
