@@ -124,9 +124,9 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
     selected = selection or Selection()
     findings: list[Findings] = []
 
-    def find(name: str) -> pl.DataFrame:
+    def find(name: str) -> pl.DataFrame | pl.LazyFrame:
         if name in _EVENTS:
-            return selected.filter(getattr(trace, name), trace)
+            return selected.scan(name, trace)
         if not findings:
             findings.append(analyze(trace, selected))
         found: pl.DataFrame = getattr(findings[0], name)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
 
 from tdxtrace.errors import QueryError
-from tdxtrace.tables.trace import Trace, starts_ns
+from tdxtrace.tables.trace import Trace, collected, starts_ns
 from tdxtrace.tdx import leaves
 
 _SECONDS: Final = re.compile(r"^(?P<sign>[+]?)(?P<whole>\d+)(?:\.(?P<part>\d{1,9}))?s?$")
 _BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
 _ENDS: Final = ("end_ns", "ts_ns", "start_ns")
+# Event tables with the column td_id, and with tgid; a vCPU enters and faults for its VM.
+_NAMES_TDS: Final = ("seamcalls",)
+_NAMES_VMS: Final = ("seamcalls", "vm_entries", "page_faults")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,32 @@ class Selection:
         Raises:
             QueryError: If a TD, leaf or time is not understood, or not in the trace.
         """
-        kept = rows
-        if self.leaves and "leaf" in rows.columns:
-            kept = kept.filter(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
-        if self.vms and {"td_id", "tgid"} & set(rows.columns):
-            kept = kept.filter(self._is_of_vms(rows, trace))
-        has_time = any(name in rows.columns for name in _BEGINS)
-        timed = has_time and (self.since or self.until)
-        return kept.filter(self._is_in_time(rows, trace)) if timed else kept
+        kept = self._kept(rows.columns, trace)
+        return rows.filter(kept) if kept else rows
+
+    def scan(self, name: str, trace: Trace) -> pl.LazyFrame:
+        """Return the selected rows of an event table, as a query of polars.
+
+        Of a trace in a store it reads the segments of that time only, and the columns it uses.
+
+        Raises:
+            QueryError: As :meth:`filter` does.
+        """
+        since_ns, until_ns = self.times(trace)
+        rows = trace.scan(name, since_ns, until_ns)
+        kept = self._kept(rows.collect_schema().names(), trace)
+        return rows.filter(kept) if kept else rows
+
+    def _kept(self, columns: Collection[str], trace: Trace) -> list[pl.Expr]:
+        """Conditions on the rows of a table with these columns, of which each must hold."""
+        kept = []
+        if self.leaves and "leaf" in columns:
+            kept.append(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
+        if self.vms and {"td_id", "tgid"} & set(columns):
+            kept.append(self._is_of_vms(columns, trace))
+        if (self.since or self.until) and any(name in columns for name in _BEGINS):
+            kept.append(self._is_in_time(columns, trace))
+        return kept
 
     def filter_trace(self, trace: Trace) -> Trace:
         """Return ``trace`` with the selected rows of its event tables.
@@ -61,37 +83,47 @@ class Selection:
         """
         return dataclasses.replace(
             trace,
-            seamcalls=self.filter(trace.seamcalls, trace),
-            vm_entries=self.filter(trace.vm_entries, trace),
-            page_faults=self.filter(trace.page_faults, trace),
-            host_events=self.filter(trace.host_events, trace),
+            seamcalls=collected(self.scan("seamcalls", trace)),
+            vm_entries=collected(self.scan("vm_entries", trace)),
+            page_faults=collected(self.scan("page_faults", trace)),
+            host_events=collected(self.scan("host_events", trace)),
         )
 
-    def _is_of_vms(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
+    def _is_of_vms(self, columns: Collection[str], trace: Trace) -> pl.Expr:
         kept = pl.lit(False)
         for text in self.vms:
             column, number = _resolve_vm(text, trace)
             matches = pl.lit(False)
             unknown = pl.lit(True)
-            if column in rows.columns:
+            if column in columns:
                 matches, unknown = pl.col(column) == number, pl.col(column).is_null()
-            if "tid" in rows.columns:
+            if "tid" in columns:
                 threads = _threads_of(column, number, trace)
                 here = pl.struct("source", "tid").is_in(threads.to_struct().implode())
                 matches |= unknown & here
             kept |= matches.fill_null(False)
         return kept
 
-    def _is_in_time(self, rows: pl.DataFrame, trace: Trace) -> pl.Expr:
-        begins = pl.coalesce(c for c in _BEGINS if c in rows.columns)
-        ends = pl.coalesce(c for c in _ENDS if c in rows.columns)
-        first = min(starts_ns(trace.provenance.sources), default=0)
+    def _is_in_time(self, columns: Collection[str], trace: Trace) -> pl.Expr:
+        begins = pl.coalesce(c for c in _BEGINS if c in columns)
+        ends = pl.coalesce(c for c in _ENDS if c in columns)
+        since_ns, until_ns = self.times(trace)
         kept = pl.lit(True)
-        if self.since:
-            kept &= (ends >= nanoseconds(self.since, first)).fill_null(True)
-        if self.until:
-            kept &= (begins <= nanoseconds(self.until, first)).fill_null(True)
+        if since_ns is not None:
+            kept &= (ends >= since_ns).fill_null(True)
+        if until_ns is not None:
+            kept &= (begins <= until_ns).fill_null(True)
         return kept
+
+    def times(self, trace: Trace) -> tuple[int | None, int | None]:
+        """Return the first and last ns of the selected time; None: from the start, to the end.
+
+        Raises:
+            QueryError: If a time is not understood.
+        """
+        first = min(starts_ns(trace.provenance.sources), default=0)
+        since_ns = nanoseconds(self.since, first) if self.since else None
+        return since_ns, nanoseconds(self.until, first) if self.until else None
 
 
 def nanoseconds(text: str, start_ns: int) -> int:
@@ -123,9 +155,8 @@ def _parse_leaf(name: str) -> int:
 
 def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
     """Column and number that identify a VM: a TD's address or its process."""
-    tds = trace.seamcalls["td_id"].drop_nulls().unique()
-    tables = (trace.seamcalls, trace.vm_entries, trace.page_faults)
-    processes = {tgid for table in tables for tgid in table["tgid"].drop_nulls().unique()}
+    tds = _values("td_id", trace, _NAMES_TDS)
+    processes = _values("tgid", trace, _NAMES_VMS)
     try:
         number = int(text, 0)
     except ValueError:
@@ -134,16 +165,28 @@ def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
         return "tgid", number
     if number in tds:
         return "td_id", number
-    known = [f"{td:#x}" for td in tds] + [str(tgid) for tgid in sorted(processes)]
+    known = [f"{td:#x}" for td in sorted(tds)] + [str(tgid) for tgid in sorted(processes)]
     near = difflib.get_close_matches(text, known, n=1, cutoff=0) or ["none"]
     raise QueryError(f"no VM {text} in the trace; nearest: {near[0]} (of {len(known)})")
 
 
 def _threads_of(column: str, number: int, trace: Trace) -> pl.DataFrame:
     """Threads (source and tid) that were seen to work for the VM."""
-    tables = (trace.seamcalls, trace.vm_entries, trace.page_faults)
     return pl.concat(
-        table.filter(pl.col(column) == number, pl.col("tid").is_not_null()).select("source", "tid")
-        for table in tables
-        if column in table.columns
+        collected(
+            trace.scan(table)
+            .filter(pl.col(column) == number, pl.col("tid").is_not_null())
+            .select("source", "tid")
+            .unique()
+        )
+        for table in (_NAMES_TDS if column == "td_id" else _NAMES_VMS)
     ).unique()
+
+
+def _values(column: str, trace: Trace, tables: Iterable[str]) -> set[int]:
+    """The values of a column in event tables."""
+    found = (
+        collected(trace.scan(table).select(pl.col(column).drop_nulls().unique()))
+        for table in tables
+    )
+    return {value for values in found for value in values.to_series()}

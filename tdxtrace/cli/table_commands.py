@@ -35,9 +35,11 @@ def events_command(
 
     Example: tdxtrace events trace.txt --table losses
     """
+    from tdxtrace.tables.trace import collected
+
     trace = query.read()
     clocks = {n: source.clock for n, source in enumerate(trace.provenance.sources)}
-    printing.show(query.selection.filter(getattr(trace, table), trace), query, clocks=clocks)
+    printing.show(collected(query.selection.scan(table, trace)), query, clocks=clocks)
 
 
 @expand_option_groups

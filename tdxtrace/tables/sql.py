@@ -29,7 +29,7 @@ _SUPPORTED: Final = "only SELECT, WITH and SHOW TABLES are understood"
 
 
 def run_query(
-    sql: str, tables: Mapping[str, Table], load: Callable[[str], pl.DataFrame]
+    sql: str, tables: Mapping[str, Table], load: Callable[[str], pl.DataFrame | pl.LazyFrame]
 ) -> pl.DataFrame:
     """Return the result of a SELECT.
 
@@ -40,7 +40,8 @@ def run_query(
     Args:
         sql: One statement, in the dialect of polars.
         tables: The tables that can be queried, by name.
-        load: Returns the rows of a table; called for those that the statement names.
+        load: Returns the rows of a table, or a query of them; called for those that the statement
+            names.
 
     Raises:
         QueryError: If the statement is not understood; for an unknown table or column the
@@ -52,14 +53,18 @@ def run_query(
     if _OPENS_FILES.search(_LITERALS.sub("", sql)):
         raise QueryError("a query reads the tables of the trace, no other files")
     named = [name for name in tables if re.search(rf"\b{name}\b", sql)]
-    frames = {
+    frames: dict[str, pl.DataFrame | pl.LazyFrame] = {
         name: load(name) if name in named else table.empty() for name, table in tables.items()
     }
     frames[LEAVES] = leaf_table().select("leaf", "name", "request")
     try:
         return pl.SQLContext(frames).execute(plain, eager=True)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        columns = [name for table in named or frames for name in frames[table].columns]
+        columns = [
+            name
+            for table in named or frames
+            for name in frames[table].lazy().collect_schema().names()
+        ]
         raise QueryError(_describe(str(error), list(frames), columns)) from None
 
 

@@ -1,13 +1,19 @@
-"""Storage of a Trace as a folder of Parquet files, and the cache of such folders."""
+"""Storage of a Trace as a folder of Parquet files, and the cache of such folders.
+
+A file consists of segments, which are its row groups.  Its footer says of each how many rows it
+has, and between which times and ``seq`` they lie, so that a part of a table is read alone.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +40,45 @@ _GROUP_ROWS: Final = 1 << 18
 _BLOCK_BYTES: Final = 1 << 16
 _TABLE_KEY: Final = "tdxtrace.table"
 _VERSION_KEY: Final = "tdxtrace.schema_version"
+_SEGMENTS_KEY: Final = "tdxtrace.segments"
+_UNUSED_KEY: Final = "tdxtrace.unused_columns"
 _TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABLES}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A row group of a stored table: its rows, and between which times and ``seq`` they lie."""
+
+    n_rows: int
+    first_ns: int | None
+    """Earliest time of a row; None: a row has no time, or the table none."""
+    last_ns: int | None
+    first_seq: int | None
+    last_seq: int | None
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> Segment:
+        """Describe the rows of a segment."""
+        spans = []
+        for names in (_BEGINS, _ENDS, ("seq",), ("seq",)):
+            known = [name for name in names if name in rows.columns]
+            spans.append(rows.select(pl.coalesce(known)).to_series() if known else None)
+        firsts = [s.min() if s is not None and not s.null_count() else None for s in spans]
+        lasts = [s.max() if s is not None and not s.null_count() else None for s in spans]
+        return cls(rows.height, firsts[0], lasts[1], firsts[2], lasts[3])  # type: ignore[arg-type]
+
+    def may_hold(self, since_ns: int | None, until_ns: int | None) -> bool:
+        """Whether a row of it may be within the time; a row is if any part of it is."""
+        if self.first_ns is None or self.last_ns is None:
+            return True
+        return (since_ns is None or self.last_ns >= since_ns) and (
+            until_ns is None or self.first_ns <= until_ns
+        )
+
+
+# Columns of the first and the last time of a row; the first that a row has a value in counts.
+_BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
+_ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 
 
 @dataclass(slots=True)
@@ -48,6 +92,8 @@ class _TableFile:
     _n_waiting: int = 0
     _writer: pq.ParquetWriter | None = None
     _is_whole: bool = False
+    _segments: list[Segment] = field(default_factory=list)
+    _unused: set[str] = field(default_factory=set)
 
     def add(self, rows: pl.DataFrame) -> None:
         """Buffer rows; write them when there are enough for a row group."""
@@ -64,21 +110,34 @@ class _TableFile:
         self._is_whole = True
         self._write()
         if self._writer is not None:
+            facts = [dataclasses.astuple(segment) for segment in self._segments]
+            self._writer.add_key_value_metadata(
+                {
+                    _SEGMENTS_KEY: json.dumps(facts),
+                    _UNUSED_KEY: json.dumps(sorted(self._unused)),
+                }
+            )
             self._writer.close()
             self._writer = None
 
     def _write(self) -> None:
         import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, seldom needed
 
-        rows = self.table.with_optional(
+        frame = self.table.with_optional(
             pl.concat([self.table.empty(), *self._waiting], how="diagonal")
-        ).to_arrow()
+        )
         self._waiting, self._n_waiting = [], 0
+        _check_space(self.path.parent, frame)
+        used = {c.name for c in self.table.columns if c.optional and frame[c.name].count()}
+        optional = {c.name for c in self.table.columns if c.optional}
+        self._unused = (self._unused if self._segments else optional) - used
+        self._segments.append(Segment.of(frame))
+        rows = frame.to_arrow()
         if self._writer is None:
             kept = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
             schema = rows.schema.with_metadata(kept)
             self._writer = pq.ParquetWriter(self.path, schema, compression="zstd")
-        self._writer.write_table(rows.cast(self._writer.schema))
+        self._writer.write_table(rows.cast(self._writer.schema), row_group_size=frame.height or 1)
 
 
 @dataclass(slots=True)
@@ -166,6 +225,21 @@ class StoreWriter:
         shutil.rmtree(self._work, ignore_errors=True)
 
 
+def _check_space(folder: Path, rows: pl.DataFrame) -> None:
+    """Check that the disk has room for rows, before it is full.
+
+    Raises:
+        InputError: If it has not as much as they take in memory; on disk they take less.
+    """
+    disk = os.statvfs(folder)
+    free, wanted = disk.f_bavail * disk.f_frsize, int(rows.estimated_size())
+    if free < wanted:
+        raise InputError(
+            f"the disk of {one_line(str(folder.parent))} is almost full: {free >> 20} MiB left, "
+            f"{(wanted >> 20) + 1} MiB needed next; name a folder on another disk"
+        )
+
+
 Change = Callable[[pl.DataFrame], pl.DataFrame]
 
 
@@ -200,7 +274,7 @@ def is_store(folder: Path) -> bool:
 
 
 def open_store(folder: Path) -> Trace:
-    """Read a Trace from a folder written by :class:`StoreWriter`.
+    """Open a folder written by :class:`StoreWriter`: its tables are read when they are asked for.
 
     Raises:
         InputError: If a file of it cannot be read.
@@ -217,29 +291,98 @@ def open_store(folder: Path) -> Trace:
             f"{shown} has tables of version {one_line(str(version), 20)}, this tdxtrace reads "
             f"version {SCHEMA_VERSION}; convert the trace again"
         )
-    tables = {name: _read(folder / f"{name}.parquet", table) for name, table in _TABLES.items()}
-    return Trace(**tables, provenance=provenance)
+    files = {
+        name: StoredTable(table, folder / f"{name}.parquet") for name, table in _TABLES.items()
+    }
+    return Trace.stored(files, provenance)
 
 
-def _read(path: Path, table: Table) -> pl.DataFrame:
-    shown = one_line(str(path))
-    # polars may resolve a relative path against a former working directory.
-    path = path.absolute()
+@dataclass(slots=True)
+class StoredTable:
+    """A table of a store, of which as much is read as is asked for.
+
+    Raises:
+        InputError: If its file cannot be read.
+        TableError: If that holds another table, or has another schema version or other columns.
+    """
+
+    table: Table
+    path: Path
+    segments: tuple[Segment, ...] = field(init=False)
+    """Its segments, in their order."""
+    _columns: pl.Schema = field(init=False)
+    """Types of the columns that hold values, as they are declared."""
+
+    def __post_init__(self) -> None:
+        # polars may resolve a relative path against a former working directory.
+        self.path = self.path.absolute()
+        with _named(self.path):
+            facts = pl.read_parquet_metadata(self.path)
+            whole = pl.scan_parquet(self.path, glob=False)
+            given = whole.collect_schema()
+        said = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
+        shown = one_line(str(self.path))
+        if said != (self.table.name, str(SCHEMA_VERSION)):
+            raise TableError(
+                f"{shown} says it is table {said[0]!r} of version {said[1]}, not "
+                f"{self.table.name!r} of version {SCHEMA_VERSION}; convert the trace again"
+            )
+        try:
+            unused = set(json.loads(facts[_UNUSED_KEY]))
+            self.segments = tuple(Segment(*told) for told in json.loads(facts[_SEGMENTS_KEY]))
+        except (KeyError, ValueError, TypeError):
+            raise TableError(f"{shown} has no segments; convert the trace again") from None
+        wanted = self.table.schema_of(given.to_frame())
+        if not set(wanted) <= set(given):
+            raise TableError(f"{shown} does not have the columns of {self.table.name!r}")
+        self._columns = pl.Schema({n: dtype for n, dtype in wanted.items() if n not in unused})
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return sum(segment.n_rows for segment in self.segments)
+
+    def scan(self, since_ns: int | None = None, until_ns: int | None = None) -> pl.LazyFrame:
+        """Return the rows as a query that reads the columns it uses, when it is collected.
+
+        Args:
+            since_ns: Leave out segments that end before.
+            until_ns: Leave out segments that begin after.  The rows of the others are all there.
+        """
+        whole = pl.scan_parquet(self.path, glob=False)
+        rows = whole.select(self._columns.names())
+        parts: list[tuple[int, int]] = []
+        at = 0
+        for segment in self.segments:
+            if segment.may_hold(since_ns, until_ns):
+                if parts and sum(parts[-1]) == at:
+                    parts[-1] = (parts[-1][0], parts[-1][1] + segment.n_rows)
+                else:
+                    parts.append((at, segment.n_rows))
+            at += segment.n_rows
+        if parts != [(0, at)]:
+            slices = [rows.slice(begin, n) for begin, n in parts]
+            rows = pl.concat(slices) if slices else rows.head(0)
+        return rows.cast(self._columns)
+
+    def read(self) -> pl.DataFrame:
+        """Return all rows.
+
+        Raises:
+            InputError: If they cannot be read.
+        """
+        with _named(self.path):
+            return self.scan().collect()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise what goes wrong in reading a file as an error that names it."""
     try:
-        facts = pl.read_parquet_metadata(path)
-        rows = pl.read_parquet(path, glob=False)
+        yield
     except (OSError, pl.exceptions.PolarsError) as error:
+        shown = one_line(str(path))
         raise InputError(f"cannot read {shown}: {one_line(str(error), 60)}") from None
-    said = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
-    if said != (table.name, str(SCHEMA_VERSION)):
-        raise TableError(
-            f"{shown} says it is table {said[0]!r} of version {said[1]}, not {table.name!r} "
-            f"of version {SCHEMA_VERSION}; convert the trace again"
-        )
-    try:
-        return table.without_unused(table.conform(rows.cast(table.schema_of(rows))))
-    except pl.exceptions.PolarsError:
-        raise TableError(f"{shown} does not have the columns of {table.name!r}") from None
 
 
 def _provenance(facts: dict[str, Any]) -> Provenance:
@@ -274,7 +417,7 @@ def cache_path(paths: Sequence[str | Path], options: Sequence[object]) -> Path |
     Returns:
         The folder, which may not exist; None if an input is not a regular file.
     """
-    digest = hashlib.sha256(repr((SCHEMA_VERSION, *options)).encode())
+    digest = hashlib.sha256(repr((SCHEMA_VERSION, _SEGMENTS_KEY, *options)).encode())
     for path in paths:
         identity = _identity(Path(path))
         if identity is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import polars as pl
 
+from tdxtrace.errors import InputError
 from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.formats import format_named
@@ -28,6 +29,7 @@ _SAME: Final = ("local", "global", "perf", "perf_clock", "local_clock", "sched_c
 # Neither ftrace nor perf names the clock in its text; the default of both is the kernel's own
 # (Documentation/trace/ftrace.rst, trace_clock; perf-record(1), -k).
 _DEFAULT: Final = "unnamed"
+_EVENT_NAMES: Final = frozenset(table.name for table in EVENT_TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,26 @@ class Provenance:
         return dataclasses.asdict(self)
 
 
+class TableSource(Protocol):
+    """What reads a table of a store."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of its rows."""
+
+    def read(self) -> pl.DataFrame:
+        """Read all of it."""
+
+    def scan(self, since_ns: int | None, until_ns: int | None) -> pl.LazyFrame:
+        """Return a query of its rows; those outside of the time may be missing."""
+
+
 class _TableBundle:
     """Base of Trace and Findings: lists, exports, checks and displays their tables."""
 
-    __slots__ = ()
+    __slots__ = ("_stored",)
+    _stored: Mapping[str, TableSource]
+    """What reads each table that is in a store, by name."""
     _tables: tuple[Table, ...] = ()
 
     def tables(self) -> dict[str, pl.DataFrame]:
@@ -140,15 +158,77 @@ class Trace(_TableBundle):
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     _tables = EVENT_TABLES
 
+    @classmethod
+    def stored(cls, tables: Mapping[str, TableSource], provenance: Provenance) -> Trace:
+        """Return a Trace of which each table is read when it is first asked for."""
+        trace = object.__new__(cls)
+        object.__setattr__(trace, "provenance", provenance)
+        object.__setattr__(trace, "_stored", tables)
+        return trace
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - a table, or what reads tables
+        # Python calls this for what has no value yet.
+        if name == "_stored":
+            return {}
+        if name not in _EVENT_NAMES:
+            raise AttributeError(name)
+        object.__setattr__(self, name, self._stored[name].read())
+        self._defragment(name)
+        return getattr(self, name)
+
+    def scan(
+        self, name: str, since_ns: int | None = None, until_ns: int | None = None
+    ) -> pl.LazyFrame:
+        """Return a table as a query of polars, which reads from a store only what it uses.
+
+        Args:
+            name: Name of the event table.
+            since_ns: Earliest time that matters: earlier rows may be missing.
+            until_ns: Latest time that matters: later rows may be missing.
+
+        Example:
+            >>> import tdxtrace
+            >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
+            >>> trace.scan("seamcalls").select("leaf").collect().height
+            2011
+        """
+        if name not in _EVENT_NAMES:
+            raise AttributeError(name)
+        if name in self._stored:
+            return self._stored[name].scan(since_ns, until_ns)
+        rows: pl.DataFrame = getattr(self, name)
+        return rows.lazy()
+
     def defragment(self) -> None:
-        """Rechunk every table that has several chunks, in place.
+        """Rechunk every table in memory that has several chunks, in place.
 
         A reader leaves a chunk per batch; gathering rows from hundreds of chunks takes ten
-        times as long.  While a table is rechunked it is in memory twice.
+        times as long.  One column at a time is in memory twice.
         """
-        for name, rows in self.tables().items():
-            if rows.n_chunks() > 1:
-                object.__setattr__(self, name, rows.rechunk())
+        for name in _EVENT_NAMES - self._unread():
+            self._defragment(name)
+
+    def _defragment(self, name: str) -> None:
+        rows: pl.DataFrame = getattr(self, name)
+        if rows.n_chunks() == 1:
+            return
+        columns = rows.get_columns()
+        object.__setattr__(self, name, rows.clear())
+        del rows
+        try:
+            for at in range(len(columns)):
+                columns[at] = columns[at].rechunk()
+        finally:
+            object.__setattr__(self, name, pl.DataFrame(columns))
+
+    def _unread(self) -> set[str]:
+        """Names of the tables of a store that were not read yet."""
+        # Not getattr: it would read them.
+        return {name for name in self._stored if not _has_value(self, name)}
+
+    def _size(self, name: str) -> str:
+        is_unread = name in self._unread()
+        return f"{self._stored[name].n_rows:,}" if is_unread else _TableBundle._size(self, name)
 
     def sql(self, statement: str) -> pl.DataFrame:
         """Run an SQL query on the events and on the findings about them.
@@ -175,6 +255,27 @@ class Trace(_TableBundle):
 
     def _title(self) -> str:
         return "Trace of " + ", ".join(one_line(s.path) for s in self.provenance.sources)
+
+
+def collected(rows: pl.LazyFrame) -> pl.DataFrame:
+    """Return the rows of a query of :meth:`Trace.scan`.
+
+    Raises:
+        InputError: If a stored table cannot be read.
+    """
+    try:
+        return rows.collect()
+    except (OSError, pl.exceptions.ComputeError) as error:
+        raise InputError(f"cannot read a stored table: {one_line(str(error), 80)}") from None
+
+
+def _has_value(bundle: object, name: str) -> bool:
+    """Whether an attribute was set; unlike hasattr, this reads no table."""
+    try:
+        object.__getattribute__(bundle, name)
+    except AttributeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, repr=False)

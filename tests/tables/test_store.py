@@ -9,10 +9,13 @@ from polars.testing import assert_frame_equal
 from support.recordings import SAMPLES, read
 
 import tdxtrace
+from tdxtrace.analysis.selection import Selection
 from tdxtrace.errors import InputError, TableError
 from tdxtrace.ingest.read import ReadOptions, convert
+from tdxtrace.tables import store
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.store import StoreWriter, cache_path, is_store
+from tdxtrace.tables.trace import Trace
 
 _PLAIN = ReadOptions()
 _TRACES = ["lost.dat.xz", "qemu.perf.data.xz", "contended.txt"]
@@ -31,6 +34,47 @@ def test_a_converted_trace_equals_the_original(name: str, tmp_path: Path) -> Non
     for table, frame in trace.tables().items():
         assert_frame_equal(stored.tables()[table], frame)
     assert stored.provenance == trace.provenance
+
+
+@pytest.fixture
+def segmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trace, Trace]:
+    """A trace as read, and from a store with a hundred rows in a segment."""
+    trace = read(SAMPLES / "contended.txt")
+    monkeypatch.setattr(store, "_GROUP_ROWS", 100)
+    writer = StoreWriter(tmp_path / "run")
+    for name, rows in trace.tables().items():
+        for part in rows.iter_slices(100):
+            writer.add(name, part)
+    writer.finish(trace.provenance, {})
+    return trace, tdxtrace.read_trace(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"since": "+0.1", "until": "+0.12"}, {"until": "+0.01"}, {"since": "+9"}]
+)
+def test_only_segments_of_the_selected_time_are_read(
+    segmented: tuple[Trace, Trace], asked: dict[str, str]
+) -> None:
+    trace, stored = segmented
+    selected = Selection(**asked)  # type: ignore[arg-type]
+    for name, rows in trace.tables().items():
+        assert_frame_equal(selected.scan(name, stored).collect(), selected.filter(rows, trace))
+    since_ns, until_ns = selected.times(trace)
+    read_rows = stored.scan("seamcalls", since_ns, until_ns).collect()
+    kept = selected.filter(trace.seamcalls, trace)
+    assert kept.height <= read_rows.height <= kept.height + 200
+
+
+def test_a_table_of_a_store_is_read_when_it_is_asked_for(
+    segmented: tuple[Trace, Trace], tmp_path: Path
+) -> None:
+    trace, stored = segmented
+    (tmp_path / "run" / "vm_entries.parquet").unlink()
+    assert f"{trace.seamcalls.height:,}" in repr(stored)
+    statement = "select leaf, count(*) n from seamcalls group by leaf order by leaf"
+    assert tdxtrace.query(stored, statement).equals(tdxtrace.query(trace, statement))
+    with pytest.raises(InputError, match=r"cannot read .*vm_entries.parquet"):
+        stored.vm_entries.clear()
 
 
 def test_several_sources_share_a_folder(tmp_path: Path) -> None:
