@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Final
 
 import polars as pl
 
@@ -30,10 +31,12 @@ from tdxtrace.analysis.time_shares import time_shares
 from tdxtrace.analysis.verdicts.verdicts import verdicts
 from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.errors import InputError
 from tdxtrace.recommend.limits import limits, observed_seconds
 from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.memory import free_bytes, shown_size
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.releases import generation_of
@@ -47,6 +50,7 @@ def analyze(
     *,
     module: str | None = None,
     generation: str | None = None,
+    memory: int | None = None,
 ) -> Findings:
     """Run every analysis of ``trace``.
 
@@ -58,6 +62,7 @@ def analyze(
         selection: TDs, leaves and times to keep; all by default.
         module: Release of the TDX module, such as 1.5.16, where it is known.
         generation: Its lock generation, A, B or C, instead.
+        memory: Bytes of memory that may be taken; None: what is free.
 
     Returns:
         One finding table per analysis, and the losses that bound the answers.
@@ -65,6 +70,7 @@ def analyze(
     Raises:
         QueryError: If the selection names a TD or leaf that the trace does not have, or
             the locks of the module are not known.
+        InputError: If the analysis needs more memory; so does the access to a table that does.
         TableError: If a table of ``trace`` does not match its declaration.
 
     Example:
@@ -74,6 +80,8 @@ def analyze(
         64
     """
     selected = selection or Selection()
+    fits = partial(_check_fits, trace, memory)
+    fits("retry_chains")
     trace.defragment()
     known_generation = _generation(trace, module, generation)
     mask = chosen_generations(module, known_generation if generation is None else generation)
@@ -97,10 +105,55 @@ def analyze(
         provenance=trace.provenance,
         options=selected.to_dict() | given,
         kernel_messages=trace.kernel_messages,
-        _analyses=_cause_finders(trace, selected, all_chains, mask)
-        | _outcome_finders(trace, selected, known_generation)
-        | _retry_finders(trace, all_chains),
+        _analyses={
+            name: partial(_found, find, fits, name)
+            for name, find in (
+                _cause_finders(trace, selected, all_chains, mask)
+                | _outcome_finders(trace, selected, known_generation)
+                | _retry_finders(trace, all_chains)
+            ).items()
+        },
     )
+
+
+# Bytes that finding a table takes for each attempt and vCPU entry, beyond the tables before it:
+# python tests/bench/memory.py, of 12 M events with 4.2 M busy answers.
+_BYTES_PER_EVENT: Final = {"retry_chains": 370, "busy_causes": 475, "attempts": 120}
+# Reading the tables from a store, before any is found.
+_BYTES_READ: Final = 100
+
+
+def _found(
+    find: Finder, fits: Callable[[str], None], name: str, findings: Findings
+) -> pl.DataFrame:
+    fits(name)
+    return find(findings)
+
+
+def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
+    """Refuse to find a table for which the memory will not do, before the system ends the process.
+
+    Raises:
+        InputError: With what is free, what it takes, and how to ask for a part of the trace.
+    """
+    n_calls = trace.n_rows("seamcalls")
+    n_events = n_calls + trace.n_rows("vm_entries")
+    wanted = n_events * _BYTES_PER_EVENT.get(table, 0)
+    if table == "retry_chains" and not trace.is_in_memory("seamcalls"):
+        wanted += n_events * _BYTES_READ
+    if wanted < _ALWAYS_THERE:
+        return
+    free = free_bytes() if memory is None else memory
+    if wanted > free:
+        raise InputError(
+            f"{table} of {n_calls:,} SEAMCALLs take about {shown_size(wanted)} of memory, "
+            f"{shown_size(free)} are free (--memory SIZE: try it anyway); cut a part out: "
+            "tdxtrace convert TRACE -o part --since +0 --until +10"
+        )
+
+
+# Less than this is not worth a look at what is free.
+_ALWAYS_THERE: Final = 128 << 20
 
 
 def query(trace: Trace, statement: str, selection: Selection | None = None) -> pl.DataFrame:

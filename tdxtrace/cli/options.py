@@ -101,6 +101,12 @@ Dmesg = Annotated[
         help="The kernel's log of that time; repeatable.",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="SIZE", help="Memory to take at most, e.g. 8G; default: what is free."
+    ),
+]
 Cache = Annotated[
     bool, typer.Option("--cache", help="Keep converted traces in the user's cache folder.")
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tdxtrace.analysis.selection import Selection
+    from tdxtrace.ingest.read import ReadOptions
     from tdxtrace.tables.trace import Findings, Trace
 
 # Inputs read faster than this get no progress bar.
@@ -40,6 +41,7 @@ class ReadArguments:
     level_base: options.LevelBase = None
     formats: options.Formats = None
     dmesg: options.Dmesg = field(default_factory=list)
+    memory: options.Memory = None
     quiet: options.Quiet = False
 
     def notify(self, line: str) -> None:
@@ -52,24 +54,40 @@ class ReadArguments:
         """Files and directories that are read; None for an option that was not given."""
         return [*self.traces, *self.dmesg, self.formats]
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of memory that may be taken; None: what is free.
+
+        Raises:
+            QueryError: If the option is no size.
+        """
+        from tdxtrace.tables.memory import parse_size
+
+        return None if self.memory is None else parse_size(self.memory)
+
     def convert(self, folder: Path, force: bool = False) -> None:
         """Convert the traces into the store ``folder``; ``force`` replaces an existing one.
 
         Raises:
             TdxtraceError: If they cannot be read, or the folder cannot be written.
         """
-        from tdxtrace.ingest.read import ReadOptions, convert
+        from tdxtrace.ingest.read import convert
 
         with _progress(self.quiet) as report:
-            how = ReadOptions(
-                self.input_format,
-                self.mappings,
-                self.level_base,
-                self.formats,
-                self.dmesg,
-                report,
-            )
-            convert(self.traces, folder, how, force)
+            convert(self.traces, folder, self._how(report), force)
+
+    def _how(self, report: ProgressCallback | None) -> ReadOptions:
+        from tdxtrace.ingest.read import ReadOptions
+
+        return ReadOptions(
+            self.input_format,
+            self.mappings,
+            self.level_base,
+            self.formats,
+            self.dmesg,
+            self.memory_bytes,
+            report,
+        )
 
     def read(self) -> Trace:
         """Read the traces.
@@ -77,18 +95,10 @@ class ReadArguments:
         Raises:
             TdxtraceError: If they cannot be read or understood.
         """
-        from tdxtrace.ingest.read import read_trace
+        from tdxtrace.ingest.read import read
 
         with _progress(self.quiet) as report:
-            return read_trace(
-                *self.traces,
-                input_format=self.input_format,
-                mappings=self.mappings,
-                level_base=self.level_base,
-                formats=self.formats,
-                dmesg=self.dmesg,
-                progress=report,
-            )
+            return read(self.traces, self._how(report))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +128,7 @@ class QueryOptions(ReadArguments):
         """
         from tdxtrace.pipeline import analyze
 
-        return analyze(self.read(), self.selection)
+        return analyze(self.read(), self.selection, memory=self.memory_bytes)
 
     def read(self) -> Trace:
         """Read the traces; with --cache from the store that an earlier run made.
@@ -189,7 +199,13 @@ class ModuleOptions:
         """
         from tdxtrace.pipeline import analyze
 
-        return analyze(trace, query.selection, module=self.module, generation=self.generation)
+        return analyze(
+            trace,
+            query.selection,
+            module=self.module,
+            generation=self.generation,
+            memory=query.memory_bytes,
+        )
 
 
 @contextmanager

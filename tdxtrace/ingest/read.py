@@ -11,6 +11,8 @@ from queue import Queue
 from threading import Event, Thread
 from typing import Final, TypeVar
 
+import polars as pl
+
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError, InputError
 from tdxtrace.ingest import refusals
@@ -27,7 +29,9 @@ from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.formats import Input, format_wanted, open_input
 from tdxtrace.ingest.stats import Header, SourceStats, notes_on
 from tdxtrace.tables.files import refuse_overwriting
+from tdxtrace.tables.memory import free_bytes
 from tdxtrace.tables.store import StoreWriter, is_store, open_store
+from tdxtrace.tables.temporary import TemporaryFolder
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace
 
@@ -48,6 +52,8 @@ class ReadOptions:
     """Folder with the formats of events, for raw pages."""
     dmesg: Sequence[str | Path] = ()
     """Logs of the kernel, read with the traces."""
+    memory: int | None = None
+    """Bytes of memory that may be taken; None: what is free."""
     progress: Progress | None = None
     """Called with the path, the bytes read so far and the size of the input; None: unknown."""
 
@@ -79,24 +85,99 @@ def read_trace(
 
     Returns:
         A Trace whose tables are sorted by source; every line of every input is a
-        header, part of a row, or counted in ``losses``.
+        header, part of a row, or counted in ``losses``.  Tables that take more than a quarter of
+        the memory that is free go to a temporary store on disk while they are read, which exists
+        as long as the Trace.
 
     Raises:
-        InputError: If an input is missing, empty or cannot be read.
+        InputError: If an input is missing, empty or cannot be read, or the disk has no room.
         FormatError: If an input is no trace; the message says what it looks like.
         QueryError: If a format or mapping names something unknown.
     """
+    options = ReadOptions(input_format, mappings, level_base, formats, dmesg, progress=progress)
+    return read(paths, options)
+
+
+def read(paths: Sequence[str | Path], options: ReadOptions) -> Trace:
+    """Read inputs, or a store, into a Trace: :func:`read_trace` with its options as one.
+
+    Raises:
+        InputError: As :func:`read_trace`.
+        FormatError: As :func:`read_trace`.
+        QueryError: As :func:`read_trace`.
+    """
     stores = [path for path in paths if is_store(Path(path))]
-    if stores and len(paths) == 1 and not dmesg:
+    if stores and len(paths) == 1 and not options.dmesg:
         return open_store(Path(stores[0]))
     if stores:
         raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
-    sink = MemorySink()
-    options = ReadOptions(input_format, mappings, level_base, formats, dmesg, progress)
-    base, provenance = _read_all(paths, options, sink)
-    tables = sink.whole()
-    tables["seamcalls"] = normalised(tables["seamcalls"], base)
-    return Trace(**tables, provenance=provenance)
+    sink = SpillingSink((options.memory or free_bytes()) // _SHARE)
+    try:
+        base, provenance = _read_all(paths, options, sink)
+        return sink.trace(base, provenance)
+    except BaseException:
+        sink.discard()
+        raise
+
+
+# Tables that take more than this part of the memory go to disk: what is asked of them takes three
+# to eight times as much as they do (12 M events: python tests/bench/memory.py).
+_SHARE: Final = 4
+
+
+class SpillingSink:
+    """Keeps rows in memory, and from a size on in a temporary store.
+
+    Args:
+        most_bytes: Size of the tables in memory from which on they go to the store.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._memory = MemorySink()
+        self._folder: TemporaryFolder | None = None
+        self._store: StoreWriter | None = None
+
+    def add(self, name: str, rows: pl.DataFrame) -> None:
+        """Take rows of the table ``name``.
+
+        Raises:
+            InputError: If the disk has no room for them.
+        """
+        if self._store is not None:
+            self._store.add(name, rows)
+            return
+        self._memory.add(name, rows)
+        self._left -= int(rows.estimated_size())
+        if self._left < 0:
+            self._spill()
+
+    def _spill(self) -> None:
+        """Move the rows to a store on disk."""
+        self._folder = TemporaryFolder()
+        self._store = StoreWriter(self._folder.path / "trace")
+        tables, self._memory.tables = self._memory.tables, {}
+        for name, frames in tables.items():
+            while frames:
+                self._store.add(name, frames.pop(0))
+
+    def discard(self) -> None:
+        """Remove what is on disk."""
+        if self._folder is not None:
+            self._folder.remove()
+
+    def trace(self, base: int, provenance: Provenance) -> Trace:
+        """Return the rows as a Trace; ``base`` is the number of a 4K level in them."""
+        if self._store is None:
+            tables = self._memory.whole()
+            tables["seamcalls"] = normalised(tables["seamcalls"], base)
+            return Trace(**tables, provenance=provenance)
+        self._store.finish(provenance, _changes(base))
+        return open_store(self._store.folder, self._folder)
+
+
+def _changes(base: int) -> dict[str, Callable[[pl.DataFrame], pl.DataFrame]]:
+    return {"seamcalls": partial(normalised, base=base)} if base else {}
 
 
 def convert(
@@ -115,8 +196,7 @@ def convert(
     store = StoreWriter(folder, force)
     try:
         base, provenance = _read_all(paths, options, store)
-        change = {"seamcalls": partial(normalised, base=base)} if base else {}
-        store.finish(provenance, change)
+        store.finish(provenance, _changes(base))
     finally:
         store.discard()
 

@@ -273,8 +273,12 @@ def is_store(folder: Path) -> bool:
     return (folder / PROVENANCE).is_file()
 
 
-def open_store(folder: Path) -> Trace:
+def open_store(folder: Path, keeper: object = None) -> Trace:
     """Open a folder written by :class:`StoreWriter`: its tables are read when they are asked for.
+
+    Args:
+        folder: The folder.
+        keeper: Object that the Trace holds on to: the temporary folder that it is in.
 
     Raises:
         InputError: If a file of it cannot be read.
@@ -292,7 +296,8 @@ def open_store(folder: Path) -> Trace:
             f"version {SCHEMA_VERSION}; convert the trace again"
         )
     files = {
-        name: StoredTable(table, folder / f"{name}.parquet") for name, table in _TABLES.items()
+        name: StoredTable(table, folder / f"{name}.parquet", keeper)
+        for name, table in _TABLES.items()
     }
     return Trace.stored(files, provenance)
 
@@ -308,6 +313,8 @@ class StoredTable:
 
     table: Table
     path: Path
+    keeper: object = None
+    """What keeps the file as long as it is used: a temporary folder."""
     segments: tuple[Segment, ...] = field(init=False)
     """Its segments, in their order."""
     _columns: pl.Schema = field(init=False)

@@ -13,6 +13,7 @@ from tdxtrace.errors import InputError
 from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.formats import format_named
+from tdxtrace.tables.memory import give_back
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import escape, one_line
@@ -29,6 +30,8 @@ _SAME: Final = ("local", "global", "perf", "perf_clock", "local_clock", "sched_c
 # Neither ftrace nor perf names the clock in its text; the default of both is the kernel's own
 # (Documentation/trace/ftrace.rst, trace_clock; perf-record(1), -k).
 _DEFAULT: Final = "unnamed"
+# Bytes of a column from which on it is worth while to give memory back.
+_LARGE: Final = 16 << 20
 _EVENT_NAMES: Final = frozenset(table.name for table in EVENT_TABLES)
 
 
@@ -218,6 +221,8 @@ class Trace(_TableBundle):
         try:
             for at in range(len(columns)):
                 columns[at] = columns[at].rechunk()
+                if columns[at].estimated_size() > _LARGE:
+                    give_back()
         finally:
             object.__setattr__(self, name, pl.DataFrame(columns))
 
@@ -226,9 +231,19 @@ class Trace(_TableBundle):
         # Not getattr: it would read them.
         return {name for name in self._stored if not _has_value(self, name)}
 
+    def n_rows(self, name: str) -> int:
+        """Return the number of rows of an event table, without reading it."""
+        if name in self._unread():
+            return self._stored[name].n_rows
+        rows: pl.DataFrame = getattr(self, name)
+        return rows.height
+
+    def is_in_memory(self, name: str) -> bool:
+        """Whether an event table is in memory, not only in a store."""
+        return name not in self._unread()
+
     def _size(self, name: str) -> str:
-        is_unread = name in self._unread()
-        return f"{self._stored[name].n_rows:,}" if is_unread else _TableBundle._size(self, name)
+        return f"{self.n_rows(name):,}"
 
     def sql(self, statement: str) -> pl.DataFrame:
         """Run an SQL query on the events and on the findings about them.
