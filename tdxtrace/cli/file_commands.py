@@ -154,12 +154,24 @@ def convert_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a folder that convert made.")
     ] = False,
+    since: options.Since = None,
+    until: options.Until = None,
 ) -> None:
     """Read traces once and keep their tables (Parquet): name the folder in place of a trace.
 
     Example: tdxtrace convert trace.dat -o run1; tdxtrace analyze run1
     """
-    reading.convert(output, force)
+    if since is None and until is None:
+        reading.convert(output, force)
+    else:
+        from tdxtrace.analysis.selection import Selection
+        from tdxtrace.tables.files import refuse_overwriting
+        from tdxtrace.tables.part import write_part
+
+        refuse_overwriting(output, reading.inputs)
+        trace = reading.read()
+        since_ns, until_ns = Selection(since=since, until=until).times(trace)
+        write_part(trace, output, since_ns, until_ns, force=force)
     if not reading.quiet:
         print(f"tdxtrace: wrote {output}", file=sys.stderr)
 

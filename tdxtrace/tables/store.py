@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PROVENANCE: Final = "provenance.json"
 # Rows per Parquet row group: large enough for fast reading, about 40 MB while buffered.
-_GROUP_ROWS: Final = 1 << 18
+GROUP_ROWS: Final = 1 << 18
 # Bytes hashed at either end of a file: a recording that changes only in its middle gets a new
 # modification time.
 _BLOCK_BYTES: Final = 1 << 16
@@ -60,7 +60,7 @@ class Segment:
     def of(cls, rows: pl.DataFrame) -> Segment:
         """Describe the rows of a segment."""
         spans = []
-        for names in (_BEGINS, _ENDS, ("seq",), ("seq",)):
+        for names in (BEGINS, ENDS, ("seq",), ("seq",)):
             known = [name for name in names if name in rows.columns]
             spans.append(rows.select(pl.coalesce(known)).to_series() if known else None)
         firsts = [s.min() if s is not None and not s.null_count() else None for s in spans]
@@ -77,8 +77,8 @@ class Segment:
 
 
 # Columns of the first and the last time of a row; the first that a row has a value in counts.
-_BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
-_ENDS: Final = ("end_ns", "ts_ns", "start_ns")
+BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
+ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class _TableFile:
         self._waiting.append(rows)
         self._n_waiting += rows.height
         self.n_rows += rows.height
-        if self._n_waiting >= _GROUP_ROWS:
+        if self._n_waiting >= GROUP_ROWS:
             self._write()
 
     def close(self) -> None:

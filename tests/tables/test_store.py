@@ -40,7 +40,7 @@ def test_a_converted_trace_equals_the_original(name: str, tmp_path: Path) -> Non
 def segmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trace, Trace]:
     """A trace as read, and from a store with a hundred rows in a segment."""
     trace = read(SAMPLES / "contended.txt")
-    monkeypatch.setattr(store, "_GROUP_ROWS", 100)
+    monkeypatch.setattr(store, "GROUP_ROWS", 100)
     writer = StoreWriter(tmp_path / "run")
     for name, rows in trace.tables().items():
         for part in rows.iter_slices(100):

@@ -1,0 +1,133 @@
+"""A part of a trace in a store of its own, as if only that time had been recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import polars as pl
+
+from tdxtrace.errors import InputError
+from tdxtrace.tables.events import EVENT_TABLES, LOSSES, THREADS
+from tdxtrace.tables.schema import Table
+from tdxtrace.tables.store import BEGINS, ENDS, GROUP_ROWS, StoreWriter
+from tdxtrace.tables.trace import Provenance, Source, Trace, collected
+
+
+def write_part(
+    trace: Trace, folder: Path, since_ns: int | None, until_ns: int | None, *, force: bool = False
+) -> None:
+    """Write the part of a trace that lies in a time into a store, as if it was recorded then.
+
+    Rows are kept if any part of them lies in the time.  Where it begins after the trace does, a
+    loss ``started_midway`` says so: the first request of each thread is cut there.  What is left
+    out is counted in ``losses``.
+
+    Args:
+        trace: The trace, in memory or in a store.
+        folder: The store to make.
+        since_ns: First ns; None: from the start.
+        until_ns: Last ns; None: to the end.
+        force: Whether to replace an existing store.
+
+    Raises:
+        InputError: If the time has no row, or the folder cannot be written.
+    """
+    writer = StoreWriter(folder, force)
+    n_kept = 0
+    left_out = []
+    try:
+        for table in EVENT_TABLES:
+            if table is LOSSES:
+                continue
+            kept = _within(_time(table, BEGINS), _time(table, ENDS), since_ns, until_ns)
+            left_out.append(_counted(trace.scan(table.name).filter(~kept), table))
+            rows = collected(trace.scan(table.name, since_ns, until_ns).filter(kept))
+            n_kept += rows.height if table is not THREADS else 0
+            for segment in rows.iter_slices(GROUP_ROWS):
+                writer.add(table.name, segment)
+        if not n_kept:
+            raise InputError("no event of the trace lies in that time")
+        writer.add("losses", _losses_of_part(trace, pl.concat(left_out), since_ns, until_ns))
+        writer.finish(_provenance_of_part(trace.provenance, since_ns, until_ns), {})
+    finally:
+        writer.discard()
+
+
+def _time(table: Table, names: tuple[str, ...]) -> pl.Expr:
+    """The first known of some times of a row; null in a table without times."""
+    known = [name for name in names if name in table.schema]
+    return pl.coalesce(known) if known else pl.lit(None, pl.Int64)
+
+
+def _counted(rows: pl.LazyFrame, table: Table) -> pl.DataFrame:
+    """Rows by source, and the lines that they were made from."""
+    lines = pl.col("n_lines") if "n_lines" in table.schema else pl.lit(1)
+    counts = rows.group_by("source").agg(
+        n_events=pl.len().cast(pl.UInt64), n_lines=lines.cast(pl.UInt64).sum()
+    )
+    return collected(counts)
+
+
+def _within(begins: pl.Expr, ends: pl.Expr, since_ns: int | None, until_ns: int | None) -> pl.Expr:
+    """Whether any part of a row lies in a time; a time that is not known may."""
+    kept = pl.lit(True)
+    if since_ns is not None:
+        kept &= (ends >= since_ns).fill_null(True)
+    if until_ns is not None:
+        kept &= (begins <= until_ns).fill_null(True)
+    return kept
+
+
+def _losses_of_part(
+    trace: Trace, left_out: pl.DataFrame, since_ns: int | None, until_ns: int | None
+) -> pl.DataFrame:
+    """Losses that reach into the time, and what the time leaves out."""
+    reaching = _within(pl.col("start_ns"), pl.col("end_ns"), since_ns, until_ns)
+    rows = [trace.losses.filter(reaching)]
+    empty = LOSSES.empty()
+    counted = left_out.group_by("source", maintain_order=True).agg(
+        pl.col("n_events", "n_lines").sum()
+    )
+    rows.append(
+        counted.with_columns(
+            kind=pl.lit("noise", empty.schema["kind"]),
+            severity=pl.lit("info", empty.schema["severity"]),
+            detail=pl.lit("events outside of the time"),
+            advice=pl.lit("none needed; they are in the trace that this is a part of"),
+        )
+    )
+    late = [
+        number
+        for number, source in enumerate(trace.provenance.sources)
+        if since_ns is not None and source.first_ns is not None and source.first_ns < since_ns
+    ]
+    rows.append(
+        pl.DataFrame({"source": pl.Series(late, dtype=pl.UInt16)}).with_columns(
+            kind=pl.lit("started_midway", empty.schema["kind"]),
+            severity=pl.lit("data_loss", empty.schema["severity"]),
+            end_ns=pl.lit(since_ns, pl.Int64),
+            n_events=pl.lit(0, pl.UInt64),
+            n_lines=pl.lit(0, pl.UInt64),
+            detail=pl.lit("part of a trace"),
+            advice=pl.lit("the first request of each thread is cut; take an earlier --since"),
+        )
+    )
+    return LOSSES.conform(pl.concat([empty, *rows], how="diagonal"))
+
+
+def _provenance_of_part(
+    whole: Provenance, since_ns: int | None, until_ns: int | None
+) -> Provenance:
+    def of(source: Source) -> Source:
+        first_ns, last_ns = source.first_ns, source.last_ns
+        if first_ns is not None and since_ns is not None:
+            first_ns = max(first_ns, since_ns)
+        if last_ns is not None and until_ns is not None:
+            last_ns = min(last_ns, until_ns)
+        return dataclasses.replace(source, first_ns=first_ns, last_ns=last_ns)
+
+    note = "a part of the trace, as if it was recorded then"
+    return dataclasses.replace(
+        whole, sources=tuple(map(of, whole.sources)), notes=(*whole.notes, note)
+    )
