@@ -34,6 +34,7 @@ SLOTS: Final = (
     *("rcx", "rdx", "r8", "out_rcx", "out_rdx", "out_r8", "ext_err1", "ext_err2", "duration_ns"),
     *("vcpu_id", "immediate_exit", "exit_reason", "isa", "info1", "info2", "intr_info"),
     *("error_code", "rip", "requests", "reason", "errno", "signed_errno"),
+    *("gfn_end", "port", "is_write", "size", "count", "value"),
 )
 """The fields that events can have.  ``isa`` and ``signed_errno`` are as KVM records them:
 the decoder concludes from them what KVM would print as ``exit_reason``, ``reason``, ``errno``."""

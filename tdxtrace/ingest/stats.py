@@ -142,15 +142,15 @@ class SourceStats:
         self.gaps.append(gap)
         self._open_gaps.setdefault(cpu, []).append(gap)
 
-    def record_unknown(self, what: str, line_no: int) -> None:
-        """Record a value of a row that is not known and null there: "exit reason EXIT_NPF"."""
+    def record_unknown(self, what: str, line_no: int, n: int = 1) -> None:
+        """Record a value of ``n`` rows that is not known and null there: "exit reason EXIT_NPF"."""
         shown = one_line(what, 60)
         gap = self._unknown.get(shown)
         if gap is None:
             if len(self._unknown) >= _MOST_UNKNOWN:
                 shown = "other values"
             gap = self._unknown.setdefault(shown, Loss("undecoded", shown, line_no))
-        gap.n_events = (gap.n_events or 0) + 1
+        gap.n_events = (gap.n_events or 0) + n
 
     def record_without_thread(self, tid: I32Array, ts_ns: I64Array) -> None:
         """Record events whose thread is not known: one loss from the first to the last of them."""

@@ -202,7 +202,29 @@ HOST_EVENTS = Table(
         VCPU,
         Column("reason", I32, "KVM_EXIT_* number of a userspace exit.", nullable=True),
         Column("errno", I32, "errno of a userspace exit that failed.", nullable=True),
-        Column("gpa", U64, "Guest physical address, if the event has one.", nullable=True),
+        Column(
+            "gpa",
+            U64,
+            "Guest physical address, if the event has one; of a change of attributes the first.",
+            nullable=True,
+        ),
+        Column(
+            "n_bytes",
+            U64,
+            "Bytes of a transfer by a port (kvm_pio), or of the guest's memory whose attributes "
+            "change (kvm_vm_set_mem_attributes).",
+            unit="bytes",
+            nullable=True,
+        ),
+        Column("port", U16, "I/O port of a transfer (kvm_pio).", nullable=True),
+        Column("is_write", BOOL, "Whether the guest wrote to the port.", nullable=True),
+        Column(
+            "value",
+            U64,
+            "What is transferred, the first datum of several (from Linux 3.15); of a change of "
+            "attributes the new ones: KVM_MEMORY_ATTRIBUTE_PRIVATE is 8, 0 is shared.",
+            nullable=True,
+        ),
         N_LINES,
     ),
 )

@@ -254,6 +254,42 @@ def test_kvm_userspace_exit(args: str, reason: int | None, errno: int | None) ->
     assert (row["event"], row["reason"], row["errno"]) == ("kvm_userspace_exit", reason, errno)
 
 
+OF_RANGES = ("gpa", "n_bytes", "port", "is_write", "value")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ("pio_write at 0x3f8 size 1 count 1 val 0x34 ", (1, 0x3F8, True, 0x34)),
+        ("pio_read at 0xc13e size 2 count 1", (2, 0xC13E, False, None)),
+        ("pio_read at 0x1f0 size 2 count 8 val 0xab (...)", (16, 0x1F0, False, 0xAB)),
+        ("rw=0x1 port=0xf4 size=0x4 count=0x1 val=0x31", (4, 0xF4, True, 0x31)),
+    ],
+)
+def test_kvm_pio(args: str, expected: tuple[int | bool | None, ...]) -> None:
+    row = read(f"kvm_pio: {args}").host_events.select("event", *OF_RANGES).row(0)
+    assert row == ("kvm_pio", None, *expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "value"),
+    [
+        ("0x00000000100000 -- 0x00000000100200 [0x8]", 8),
+        ("0000000000100000 -- 0x0000000000100200 [0x0]", 0),
+        ("start=0x100000 end=0x100200 attr=0x8", 8),
+    ],
+)
+def test_memory_becomes_private_or_shared(args: str, value: int) -> None:
+    row = read(f"kvm_vm_set_mem_attributes: {args}").host_events.select(OF_RANGES).row(0)
+    assert row == (0x1_0000_0000, 2 << 20, None, None, value)
+
+
+def test_ranges_that_end_before_they_begin_have_no_size() -> None:
+    args = "0x00000000000002 -- 0x00000000000001 [0x8]"
+    row = read(f"kvm_vm_set_mem_attributes: {args}").host_events.select(OF_RANGES).row(0)
+    assert row == (0x2000, None, None, None, 8)
+
+
 @pytest.mark.parametrize("name", ["kvm_entry", "kvm:kvm_entry", "kvm_entry "])
 def test_padding_and_group_of_a_name_change_nothing(name: str) -> None:
     text = f"  CPU 0/KVM-7     [001] d..1.  1.000001: {name.strip()}:     vcpu 5, rip 0x0\n"
@@ -282,6 +318,8 @@ def test_perf_prints_the_same_behind_group_and_name() -> None:
         "kvm_exit: [FAILED TO PARSE] exit_reason=x",
         "kvm_exit: vcpu 0 reason   rip 0x0",
         "kvm_page_fault: address zz error_code 1",
+        "kvm_pio: pio_flip at 0x3f8",
+        "kvm_vm_set_mem_attributes: gfn 0x1, cnt 0x2, attributes 0x8",
     ],
 )
 def test_layouts_of_other_machines_are_counted_and_make_no_row(event: str) -> None:

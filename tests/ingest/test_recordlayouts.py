@@ -37,6 +37,10 @@ KVM = [
 ]
 
 
+PIO = ("rw", "port", "size", "count", "val")
+CHANGE = ("gfn_t start", "gfn_t end", "unsigned long attr")
+
+
 def _head(number: int, flags: int = 0, preempt: int = 0) -> bytes:
     return M.pack("HBBi", number, flags, preempt, 7)
 
@@ -64,6 +68,10 @@ def test_entries_and_exits_of_vcpus(tmp_path: Path) -> None:
         # Exit codes of SVM are others: 0x400 would be no reason of VMX.
         (5, None, 1 << 63, 2, 3, 4, 0xABC, 6, True),
     ]
+    told = trace.losses.select("kind", "severity", "line_no", "n_events", "n_lines", "detail")
+    assert told.rows() == [
+        ("undecoded", "error", 4, 1, 0, "exit reason 0x400 (AMD, not Intel)"),
+    ]
 
 
 def test_page_faults(tmp_path: Path) -> None:
@@ -81,6 +89,27 @@ def test_exits_to_user_space_have_a_reason_or_an_error(tmp_path: Path) -> None:
     assert trace.host_events.select("event", "reason", "errno").rows() == [
         ("kvm_userspace_exit", 6, None),
         ("kvm_userspace_exit", None, 4),
+    ]
+
+
+def test_transfers_by_ports_and_conversions_of_memory(tmp_path: Path) -> None:
+    pio = [f"unsigned int {name}@{8 + 4 * n}+4" for n, name in enumerate(PIO)]
+    change = [f"{kind}@{8 + 8 * n}+8" for n, kind in enumerate(CHANGE)]
+    formats = [
+        format_file("kvm_pio", 405, *pio),
+        format_file("kvm_vm_set_mem_attributes", 406, *change),
+    ]
+    payloads = [
+        _head(405) + M.pack("IIIII", 1, 0x3F8, 1, 2, 0x41),
+        _head(406) + M.pack("QQQ", 0x100, 0x300, 8),
+        _head(405) + M.pack("IIIII", 0, 0xF4, 4, 1, 7),
+    ]
+    trace = _read(tmp_path, {"kvm": formats}, *payloads)
+    columns = ("event", "gpa", "n_bytes", "port", "is_write", "value")
+    assert trace.host_events.select(columns).rows() == [
+        ("kvm_pio", None, 2, 0x3F8, True, 0x41),
+        ("kvm_vm_set_mem_attributes", 0x10_0000, 2 << 20, None, None, 8),
+        ("kvm_pio", None, 4, 0xF4, False, 7),
     ]
 
 

@@ -11,7 +11,15 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.compiler import Runner
-from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I64Array, RecordBatch, concatenate
+from tdxtrace.ingest.batch import (
+    UNKNOWN,
+    BoolArray,
+    I8Array,
+    I64Array,
+    RecordBatch,
+    U64Array,
+    concatenate,
+)
 from tdxtrace.ingest.decode.events import (
     ABSENT,
     Column,
@@ -280,7 +288,11 @@ _OF_VM_EXIT: Final = _same(
     "requests",
 )
 _OF_FAULT: Final = _same("vcpu_id", "gpa", "error_code", "rip")
-_OF_HOST_EVENT: Final = _same("vcpu_id", "reason", "errno", "signed_errno", "gpa")
+_OF_HOST_EVENT: Final = _same(
+    *("vcpu_id", "reason", "errno", "signed_errno", "gfn", "gfn_end"),
+    *("port", "is_write", "size", "count", "value"),
+)
+_PAGE_SHIFT: Final = np.uint64(12)
 
 
 @dataclass(slots=True)
@@ -288,6 +300,7 @@ class VmEntries:
     """Pairs kvm_entry with kvm_exit by thread and keeps the vCPUs still inside."""
 
     source: int
+    stats: SourceStats
     run: Runner[Any]
     open: RecordBatch | None = None
     ambiguous: BoolArray | None = None
@@ -321,11 +334,21 @@ class VmEntries:
         if "isa" in words and "exit_reason" in words:
             # A reason to exit counts where the processor is one of Intel's: AMD has others.
             isa, has_isa = words["isa"]
-            words["exit_reason"][1][has_isa & (isa != _KVM_ISA_VMX)] = False
+            is_other = has_isa & (isa != _KVM_ISA_VMX)
+            if is_other.any():
+                self._record_unknown(words["exit_reason"][0][is_other], batch.line[end[is_other]])
+            words["exit_reason"][1][is_other] = False
         columns, seen = make_rows(batch, start, end, self.run)
         columns |= {"source": self.source, **{name: value for name, (value, _) in words.items()}}
         seen |= {name: there for name, (_, there) in words.items()}
         return frame(VM_ENTRIES, len(start), columns, seen)
+
+    def _record_unknown(self, reason: U64Array, line: I64Array) -> None:
+        """Record the exit codes of another processor: text has their names."""
+        codes, first, n = np.unique(reason, return_index=True, return_counts=True)
+        for code, at, n_exits in zip(codes.tolist(), first.tolist(), n.tolist(), strict=True):
+            what = f"exit reason {code:#x} (AMD, not Intel)"
+            self.stats.record_unknown(what, int(line[at]), n_exits)
 
 
 def page_faults(batch: RecordBatch, source: int, run: Runner[Any]) -> pl.DataFrame:
@@ -341,6 +364,15 @@ def host_events(
     words = read_fields(batch, ((np.arange(len(batch)), _OF_HOST_EVENT),), run)
     if "signed_errno" in words:
         _understand_errno(words, len(batch))
+    if "gfn_end" in words:
+        gfn, has_gfn = words.pop("gfn")
+        behind, _ = words.pop("gfn_end")
+        words["gpa"] = gfn << _PAGE_SHIFT, has_gfn
+        words["n_bytes"] = behind - gfn << _PAGE_SHIFT, has_gfn & (behind >= gfn)
+    if "port" in words:
+        (size, has_size), (count, _) = words.pop("size"), words.pop("count")
+        n_bytes, has_bytes = words.get("n_bytes", _no_words(len(batch)))
+        words["n_bytes"] = np.where(has_size, size * count, n_bytes), has_bytes | has_size
     names = pl.Series([event.name.rpartition(":")[2] for event in events], dtype=pl.String)
     return _frame(HOST_EVENTS, batch, {"source": source, "event": names.gather(batch.event)}, words)
 

@@ -170,7 +170,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         self._calls = Calls(self.source, self.stats, self.run)
-        self._entries = VmEntries(self.source, self.run)
+        self._entries = VmEntries(self.source, self.stats, self.run)
         self._starts = EntryStarts(self.run)
 
     def feed(self, batch: RecordBatch) -> None:

@@ -208,6 +208,56 @@ def kvm_userspace_exit(args: str) -> Fields:
     return fields
 
 
+_PIO = re.compile(
+    r"\bpio_(?P<to>read|write) at (?P<port>0x[0-9a-f]{1,8}) size (?P<size>\d{1,9}) "
+    r"count (?P<count>\d{1,9})(?: val (?P<value>0x[0-9a-f]{1,8}))?"
+)
+_PIO_RAW = re.compile(
+    r"\brw=(?P<to>\w+) port=(?P<port>\w+) size=(?P<size>\w+) count=(?P<count>\w+)"
+    r"(?: val=(?P<value>\w+))?"
+)
+
+
+def kvm_pio(args: str) -> Fields:
+    """Read ``kvm_pio``: a transfer by an I/O port; values are printed since Linux 3.15."""
+    fields = Fields()
+    found = _PIO.search(args)
+    if found is not None:
+        fields.values["is_write"] = int(found["to"] == "write")
+    else:
+        found = _PIO_RAW.search(args)
+        if found is None:
+            return fields
+        fields.put("is_write", found, "to")
+    for name in ("port", "size", "count", "value"):
+        fields.put(name, found, name)
+    return fields
+
+
+# Linux 6.8 to 7.3 include/trace/events/kvm.h: "%#016llx -- %#016llx [0x%lx]", frame numbers.
+_ATTRIBUTES = re.compile(
+    r"(?P<gfn>(?:0x)?[0-9a-f]{1,16}) -- (?P<gfn_end>(?:0x)?[0-9a-f]{1,16}) "
+    r"\[(?P<value>0x[0-9a-f]{1,16})\]"
+)
+_ATTRIBUTES_RAW = re.compile(r"\bstart=(?P<gfn>\w+) end=(?P<gfn_end>\w+) attr=(?P<value>\w+)")
+
+
+def kvm_vm_set_mem_attributes(args: str) -> Fields:
+    """Read ``kvm_vm_set_mem_attributes``: memory that becomes private or shared.
+
+    The first frame and the one behind the last, as KVM_SET_MEMORY_ATTRIBUTES has them.
+    """
+    fields = Fields()
+    found = _ATTRIBUTES.search(args)
+    base = 16
+    if found is None:
+        found, base = _ATTRIBUTES_RAW.search(args), 0
+    if found is not None:
+        for name in ("gfn", "gfn_end", "value"):
+            fields.put(name, found, name, base)
+    return fields
+
+
 def _search(args: str, patterns: Mapping[str, re.Pattern[str]]) -> Fields:
     fields = Fields()
     for slot, pattern in patterns.items():
@@ -222,7 +272,9 @@ KVM_DECODERS: Final[Mapping[str, Callable[[str], Fields]]] = {
     "kvm_entry": kvm_entry,
     "kvm_exit": kvm_exit,
     "kvm_page_fault": kvm_page_fault,
+    "kvm_pio": kvm_pio,
     "kvm_userspace_exit": kvm_userspace_exit,
+    "kvm_vm_set_mem_attributes": kvm_vm_set_mem_attributes,
 }
 
 

@@ -37,6 +37,11 @@ class Event:
     """Slot (see batch.SLOTS) by name of an argument, in text and in records."""
 
 
+# What an event of this name cannot do without.
+_HOST_EVENT_NEEDS: Final = {
+    "kvm_pio": ("port", "size", "count"),
+    "kvm_vm_set_mem_attributes": ("gfn", "gfn_end"),
+}
 # What the name of a probe may have besides the function: how users name entries and returns.
 _PHASE_WORDS: Final = frozenset(
     "enter entry exit ret retval return returns in out done start end begin call called "
@@ -239,7 +244,7 @@ def _kvm(name: str, bare: str) -> Event:
         return Event(name, "vm_entry", "return", "vm", decode=decode)
     if bare == "kvm_page_fault":
         return Event(name, "page_fault", decode=decode, needs=("gpa",))
-    return Event(name, "host_event", decode=decode)
+    return Event(name, "host_event", decode=decode, needs=_HOST_EVENT_NEEDS.get(bare, ()))
 
 
 def _out_of_tree(name: str, bare: str) -> Event:

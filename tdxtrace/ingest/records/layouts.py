@@ -32,7 +32,12 @@ _KVM_SLOTS: Final[Mapping[str, Mapping[str, str]]] = {
         "fault_address": "gpa",
         "error_code": "error_code",
     },
+    "kvm_pio": {
+        **{"rw": "is_write", "val": "value"},
+        **{name: name for name in ("port", "size", "count")},
+    },
     "kvm_userspace_exit": {"reason": "reason", "errno": "signed_errno"},
+    "kvm_vm_set_mem_attributes": {"start": "gfn", "end": "gfn_end", "attr": "value"},
 }
 # What an event cannot do without; other architectures have events of these names
 # with other fields.
