@@ -105,6 +105,7 @@ def analyze(
         provenance=trace.provenance,
         options=selected.to_dict() | given,
         kernel_messages=trace.kernel_messages,
+        loader_calls=selected.of_host(trace.loader_calls, trace),
         _analyses={
             name: partial(_found, find, fits, name)
             for name, find in (

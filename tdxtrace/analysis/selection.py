@@ -75,6 +75,14 @@ class Selection:
             kept.append(self._is_in_time(columns, trace))
         return kept
 
+    def of_host(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
+        """Return the rows within the time of a table about the host, which no TD or leaf selects.
+
+        Raises:
+            QueryError: If a time is not understood.
+        """
+        return dataclasses.replace(self, vms=(), leaves=()).filter(rows, trace)
+
     def filter_trace(self, trace: Trace) -> Trace:
         """Return ``trace`` with the selected rows of its event tables.
 
@@ -87,6 +95,7 @@ class Selection:
             vm_entries=collected(self.scan("vm_entries", trace)),
             page_faults=collected(self.scan("page_faults", trace)),
             host_events=collected(self.scan("host_events", trace)),
+            loader_calls=self.of_host(trace.loader_calls, trace),
         )
 
     def _is_of_vms(self, columns: Collection[str], trace: Trace) -> pl.Expr:

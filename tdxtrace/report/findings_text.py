@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
     count,
     duration,
@@ -53,6 +54,7 @@ def findings_text(findings: Findings, lines: int = SCREEN_LINES) -> RenderableTy
         _totals(findings),
         _lost(findings),
         *_messages(findings),
+        *(Text(f"P-SEAMLDR: {line}") for line in loader_sentences(findings.loader_calls)),
         Text(),
         _leaves(findings, n_leaves),
         _zero_steps(findings, n_rows),

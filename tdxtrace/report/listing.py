@@ -15,11 +15,12 @@ from tdxtrace.report.units import count, plural, seconds, short_duration, word
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.exit_reasons import exit_reason_name
 from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.loader import loader_leaf_name, loader_status_name
 from tdxtrace.tdx.status import describe_status
 
 _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
-    "error_code|requests|holder_td_id|holder_vp_id|rcx|rdx|r8|rax".split("|")
+    "error_code|requests|port|value|holder_td_id|holder_vp_id|rcx|rdx|r8|rax".split("|")
 )
 _POINTS: Final = ("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns")
 # Columns by priority, for terminals too narrow for all; the others follow in the table's order.
@@ -132,6 +133,11 @@ def _named(rows: pl.DataFrame) -> pl.DataFrame:
         if rows.schema.get(leaf) == pl.UInt16:
             text = pl.col(leaf).cast(pl.String)
             expressions.append(pl.coalesce(leaf_name(pl.col(leaf)), text).alias(leaf))
+    if rows.schema.get("loader_leaf") == pl.UInt16:
+        expressions.append(loader_leaf_name(pl.col("loader_leaf")).alias("loader_leaf"))
+        if rows.schema.get("status") == pl.UInt64:
+            name, raw = loader_status_name(pl.col("status")), pl.col("status").cast(pl.String)
+            expressions.append(pl.coalesce(name, raw).alias("status"))
     if rows.schema.get("exit_reason") == pl.UInt32:
         expressions.append(exit_reason_name(pl.col("exit_reason")).alias("exit_reason"))
     return rows.with_columns(expressions)

@@ -14,18 +14,22 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.exit_reasons import exit_reason_name
 from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.loader import loader_leaf_name, loader_status_name
 from tdxtrace.tdx.status import describe_status, status_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_HEX: Final = frozenset({"td_id", "vp_id", "gpa", "page", "error_code", "info1", "rip"})
+_HEX: Final = frozenset(
+    {"td_id", "vp_id", "gpa", "page", "error_code", "info1", "rip", "port", "value"}
+)
 _CALLS: Final = "SEAMCALL"
 _GUEST: Final = "guest"
 _ZERO_STEPS: Final = "zero-step"
 _FAULTS: Final = "page faults"
 _EVENTS: Final = "host events"
+_LOADER: Final = "P-SEAMLDR"
 _LOSSES: Final = "losses"
 
 
@@ -66,6 +70,7 @@ def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
         (findings.zero_steps, _zero_step),
         (trace.page_faults, _fault),
         (trace.host_events, _host_event),
+        (trace.loader_calls, _loader_call),
     ):
         for made in _slices(rows, make):
             packets.add(made)
@@ -103,6 +108,11 @@ def _slices(rows: pl.DataFrame, make: Callable[[dict[str, Any]], Slice]) -> Iter
         leaf = pl.coalesce(leaf_name(pl.col("leaf")), pl.col("leaf").cast(pl.String))
         named = named.with_columns(
             described=described, answer=status_name(pl.col("status")), leaf=leaf
+        )
+    if "loader_leaf" in rows.columns:
+        named = named.with_columns(
+            leaf=loader_leaf_name(pl.col("loader_leaf")),
+            answer=loader_status_name(pl.col("status")),
         )
     if "exit_reason" in rows.columns:
         named = named.with_columns(exit_reason=exit_reason_name(pl.col("exit_reason")))
@@ -150,9 +160,16 @@ def _fault(row: dict[str, Any]) -> Slice:
 
 
 def _host_event(row: dict[str, Any]) -> Slice:
-    details = _details(row, "seq", "gpa", "reason", "errno", "vcpu_id")
+    names = ("seq", "gpa", "n_bytes", "port", "is_write", "value", "reason", "errno", "vcpu_id")
+    details = _details(row, *names)
     track = (row["source"], row["tid"], _EVENTS)
     return Slice(track, one_line(row["event"], 60), row["ts_ns"], None, details)
+
+
+def _loader_call(row: dict[str, Any]) -> Slice:
+    details = _details(row, "seq", "answer", "start_cpu", "cpu")
+    track = (row["source"], row["tid"], _LOADER)
+    return Slice(track, row["leaf"], row["start_ns"], row["end_ns"], details)
 
 
 def _loss(row: dict[str, Any], first_ns: int) -> Slice:

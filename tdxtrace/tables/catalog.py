@@ -22,6 +22,7 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 #    kernel_messages: messages of other words about TDX.
 #    attempts: the source of a TD.
 #    host_events: ports, ranges of memory, and their values.
+#    table loader_calls, one more file in a stored trace.
 SCHEMA_VERSION: Final = 3
 
 TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES, COMPARISONS)

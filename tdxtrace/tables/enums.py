@@ -15,6 +15,7 @@ class EventTable(StrEnum):
     vm_entries = "vm_entries"
     page_faults = "page_faults"
     host_events = "host_events"
+    loader_calls = "loader_calls"
     kernel_messages = "kernel_messages"
     threads = "threads"
     losses = "losses"

@@ -141,6 +141,36 @@ SEAMCALLS = Table(
     },
 )
 
+LOADER_CALLS = Table(
+    name="loader_calls",
+    grain="one row per SEAMCALL that asked the P-SEAMLDR, which loads and updates the TDX module",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        Column("seq", U64, "Line or record of the return; of the entry if no return was recorded."),
+        Column("start_ns", I64, "When the entry was recorded.", unit="ns", nullable=True),
+        Column("end_ns", I64, "When the return was recorded.", unit="ns", nullable=True),
+        Column("start_cpu", U16, "CPU of the entry.", nullable=True),
+        CPU,
+        TID,
+        TGID,
+        Column("loader_leaf", U16, "Leaf of the P-SEAMLDR: RAX bits 15:0 at entry; bit 63 is set."),
+        Column(
+            "status",
+            U64,
+            "Raw completion status (RAX), one of the P-SEAMLDR's own; null: never returned.",
+            nullable=True,
+        ),
+        Column("probe", pl.Enum(PROBES), "Kind of probe that recorded the call."),
+        N_LINES,
+    ),
+    rules={
+        "an entry or a return was recorded": pl.col("start_ns").is_not_null()
+        | pl.col("end_ns").is_not_null(),
+        "end is not before start": pl.col("start_ns") <= pl.col("end_ns"),
+    },
+)
+
 VM_ENTRIES = Table(
     name="vm_entries",
     grain="one row per attempt to enter a vCPU, paired with its exit",
@@ -314,6 +344,7 @@ EVENT_TABLES: Final = (
     VM_ENTRIES,
     PAGE_FAULTS,
     HOST_EVENTS,
+    LOADER_CALLS,
     KERNEL_MESSAGES,
     THREADS,
     LOSSES,

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import polars as pl
 
 from tdxtrace.errors import InputError
-from tdxtrace.tables.events import EVENT_TABLES, KERNEL_MESSAGES, LOSSES, THREADS
+from tdxtrace.tables.events import (
+    EVENT_TABLES,
+    KERNEL_MESSAGES,
+    LOADER_CALLS,
+    LOSSES,
+    THREADS,
+)
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.memory import give_back
@@ -159,6 +165,7 @@ class Trace(_TableBundle):
     losses: pl.DataFrame
     provenance: Provenance
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
+    loader_calls: pl.DataFrame = field(default_factory=LOADER_CALLS.empty)
     _tables = EVENT_TABLES
 
     @classmethod
@@ -317,7 +324,8 @@ class Findings(_TableBundle):
     _computed: dict[str, pl.DataFrame] = field(default_factory=dict)
     """Tables computed so far."""
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
-    _tables = (*FINDING_TABLES, KERNEL_MESSAGES, THREADS, LOSSES)
+    loader_calls: pl.DataFrame = field(default_factory=LOADER_CALLS.empty)
+    _tables = (*FINDING_TABLES, LOADER_CALLS, KERNEL_MESSAGES, THREADS, LOSSES)
 
     @property
     def zero_step_causes(self) -> pl.DataFrame:

@@ -42,6 +42,20 @@ def loader_status_table() -> pl.DataFrame:
     return facts("loader_status_codes", status=pl.UInt64)
 
 
+def loader_leaf_name(leaf: pl.Expr) -> pl.Expr:
+    """Name leaves of the P-SEAMLDR: SEAMLDR.INSTALL.
+
+    Args:
+        leaf: Leaf numbers without bit 63, UInt16.
+
+    Returns:
+        String; "P-SEAMLDR leaf 7" for an unknown number, null for null.
+    """
+    table = loader_leaf_table()
+    names = leaf.replace_strict(table["leaf"], table["name"], default=None, return_dtype=pl.String)
+    return pl.coalesce(names, pl.format("P-SEAMLDR leaf {}", leaf))
+
+
 def loader_status_name(status: pl.Expr) -> pl.Expr:
     """Name status words that the P-SEAMLDR returned: PSEAMLDR_EINTERRUPT.
 

@@ -289,12 +289,27 @@ def test_a_return_that_does_not_fit_is_a_call_of_its_own(what: str) -> None:
     assert made.losses == {}
 
 
-def test_calls_of_the_loader_and_without_a_leaf_are_counted() -> None:
-    loader = [Told("seamcall entry", 7, {"fn": 1 << 63}), Told("seamcall return", 7, {"status": 0})]
+def test_calls_of_the_loader_have_a_table_and_those_without_a_leaf_are_counted() -> None:
+    fn = 1 << 63 | 1
+    loader = [Told("seamcall entry", 7, {"fn": fn}), Told("seamcall return", 7, {"status": 4})]
     made = decoded([[*loader, Told("seamcall return", 7, {"status": 0})]], referee)
     assert made.tables["seamcalls"].is_empty()
-    lost = {("noise", "P-SEAMLDR calls"): 2, ("undecoded", "calls that name no leaf"): 1}
-    assert made.losses == lost
+    told = made.tables["loader_calls"].select("loader_leaf", "status", "probe", "n_lines")
+    assert told.rows() == [(1, 4, "seamcall", 2)]
+    assert made.losses == {("undecoded", "calls that name no leaf"): 1}
+
+
+def test_a_call_of_the_loader_inside_a_wrappers_call_is_not_the_wrappers() -> None:
+    events = _inside(1)
+    loader = [
+        Told("seamcall entry", 7, {"fn": 1 << 63 | AUG}),
+        Told("seamcall return", 7, {"status": 0}),
+    ]
+    made = decoded([[*events[:-1], *loader, events[-1]]], referee)
+    assert made.tables["seamcalls"]["status"].to_list() == [
+        row["status"] for row in decoded([events], referee).tables["seamcalls"].to_dicts()
+    ]
+    assert made.tables["loader_calls"]["loader_leaf"].to_list() == [AUG]
 
 
 def test_a_column_that_only_some_calls_have_stands_where_the_table_has_it() -> None:

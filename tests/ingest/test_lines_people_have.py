@@ -343,11 +343,15 @@ def test_the_tracepoints_of_seam(cpu: str, group: str) -> None:
 
 def test_calls_of_the_loader_are_no_calls_of_the_module() -> None:
     busy = SEAM.format("", "TDH_MEM_PAGE_AUG", "", "0")
-    for name in ("SEAMLDR_INFO", "SEAMLDR_INSTALL", "P_SEAMLDR_SHUTDOWN"):
+    for number, name in enumerate(("SEAMLDR_INFO", "SEAMLDR_INSTALL", "P_SEAMLDR_SHUTDOWN")):
         trace = read_text(busy + SEAM.format("cpuid: 1 ", name, "", "0").replace(" 5.", " 6."))
         assert trace.seamcalls["leaf"].to_list() == [6]
-        assert trace.losses.select("kind", "detail", "n_lines").rows() == [
-            ("noise", "P-SEAMLDR calls", 2)
+        assert trace.losses.is_empty()
+        trace.check()
+        assert tdxtrace.analyze(trace).retry_chains.height == 1
+        columns = ("loader_leaf", "start_ns", "end_ns", "cpu", "tid", "status", "n_lines")
+        assert trace.loader_calls.select(columns).rows() == [
+            (number, 6_000_001_000, 6_000_003_000, 15, 100, 0, 2)
         ]
 
 

@@ -36,16 +36,23 @@ from tdxtrace.ingest.events.registry import Event
 from tdxtrace.ingest.loops import pairing
 from tdxtrace.ingest.loops import runs as loops
 from tdxtrace.ingest.stats import SourceStats
-from tdxtrace.tables.events import HOST_EVENTS, PAGE_FAULTS, PROBES, SEAMCALLS, VM_ENTRIES
+from tdxtrace.tables.events import (
+    HOST_EVENTS,
+    LOADER_CALLS,
+    PAGE_FAULTS,
+    PROBES,
+    SEAMCALLS,
+    VM_ENTRIES,
+)
 from tdxtrace.tables.schema import Table
+from tdxtrace.tdx.loader import LOADER_BIT
 from tdxtrace.tdx.operands import operand_table
 
 # A function that does not call itself can be open at most once per context of
 # its CPU: task, softirq, hardirq, NMI.  Linux, include/linux/trace_recursion.h
 # (TRACE_CTX_NORMAL … TRACE_CTX_NMI).  An entry deeper than that has lost its return.
 MAX_CONTEXTS: Final = 4
-# Bit 63 of RAX at entry is a call to P-SEAMLDR: tdx.leaves.split_fn.
-_SEAMLDR: Final = np.uint64(1 << 63)
+_SEAMLDR: Final = np.uint64(LOADER_BIT)
 _INNER: Final = PROBES.index("seamcall")
 _VCPU_RUN: Final = PROBES.index("vcpu_run")
 _BOTH: Final = (*pairing.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
@@ -68,6 +75,7 @@ class Calls:
     """What waits for a return."""
     ambiguous: BoolArray | None = None
     """Which of these cannot be told from others any more."""
+    _of_loader: list[pl.DataFrame] = field(default_factory=list)
     _runs: VcpuRuns = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,6 +120,11 @@ class Calls:
         made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
         return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
 
+    def take_loader_calls(self) -> list[pl.DataFrame]:
+        """Take the ``loader_calls`` rows that are complete since the last time."""
+        taken, self._of_loader = self._of_loader, []
+        return taken
+
     def _rows(
         self,
         batch: RecordBatch,
@@ -124,6 +137,8 @@ class Calls:
         for kind, detail, n in rows.leave_out():
             if n:
                 self.stats.count(kind, detail, None, n)
+        if rows.is_loader.any():
+            self._of_loader.append(rows.loader_frame(self.source))
         return self._sift(rows.frame(self.source), rows.runs(), kinds, beside)
 
     def _sift(
@@ -159,6 +174,9 @@ class Attempts:
         if not self.words.keys().isdisjoint(("fn", "leaf", "version", "gfn", *pairing.REGISTERS)):
             self._read_operands()
         self.dropped = np.zeros(self.n, np.bool_)
+        fn, has_fn = self.words.get("fn", _no_words(self.n))
+        self.is_loader: BoolArray = has_fn & (fn >= _SEAMLDR)
+        """Which ask the P-SEAMLDR."""
 
     def _read_operands(self) -> None:
         told = [self.words.get(name, _no_words(self.n)) for name in pairing.FIELDS]
@@ -169,22 +187,21 @@ class Attempts:
     def leave_out(self) -> list[tuple[str, str, int]]:
         """Leave out what is no attempt; return kind, detail and number of lines of each loss.
 
-        A wrapper's call around SEAMCALLs that were recorded too; P-SEAMLDR's calls; calls
-        that name no leaf, as a return of ``__seamcall_ret`` whose entry, which named it, was
-        not recorded.
+        A wrapper's call around SEAMCALLs that were recorded too; calls that name no leaf, as a
+        return of ``__seamcall_ret`` whose entry, which named it, was not recorded; calls of the
+        P-SEAMLDR, which have a table of their own.
         """
         wrapper = self._find_wrappers()
         around = np.zeros(self.n, np.bool_)
         if wrapper is not None:
+            # No wrapper's request is the P-SEAMLDR's.
+            wrapper[self.is_loader] = ABSENT
             around[wrapper[wrapper >= 0]] = True
             self._inherit(wrapper)
-        fn, has_fn = self.words.get("fn", _no_words(1))
         unknown = (self.leaf == UNKNOWN) & ~around
-        loader = has_fn & (fn >= _SEAMLDR) & ~around
-        self.dropped = around | unknown | loader
+        self.dropped = around | unknown | self.is_loader
         return [
             ("merged", "", self._n_lines(around)),
-            ("noise", "P-SEAMLDR calls", self._n_lines(loader)),
             ("undecoded", "calls that name no leaf", self._n_lines(unknown)),
         ]
 
@@ -250,11 +267,28 @@ class Attempts:
             if name != "leaf":
                 columns[name], seen[name] = value, there
         if self.dropped.any():
-            kept = np.flatnonzero(~self.dropped)
-            columns = {n: x[kept] if isinstance(x, np.ndarray) else x for n, x in columns.items()}
-            seen = {name: there[kept] for name, there in seen.items()}
-            return frame(SEAMCALLS, len(kept), columns, seen)
+            return _frame_of(SEAMCALLS, ~self.dropped, columns, seen)
         return frame(SEAMCALLS, self.n, columns, seen)
+
+    def loader_frame(self, source: int) -> pl.DataFrame:
+        """The calls of the P-SEAMLDR as ``loader_calls``, in the order of their lines."""
+        columns, seen = make_rows(self.batch, self.start, self.end, self.run)
+        columns |= {"source": source, "loader_leaf": self.leaf, "probe": self.probe}
+        columns["status"], seen["status"] = self.words.get("status", _no_words(self.n))
+        return _frame_of(LOADER_CALLS, self.is_loader, columns, seen)
+
+
+def _frame_of(
+    table: Table,
+    is_kept: BoolArray,
+    columns: Mapping[str, Column],
+    seen: Mapping[str, BoolArray],
+) -> pl.DataFrame:
+    """Build the rows of ``table`` that are kept."""
+    kept = np.flatnonzero(is_kept)
+    columns = {n: x[kept] if isinstance(x, np.ndarray) else x for n, x in columns.items()}
+    seen = {name: there[kept] for name, there in seen.items()}
+    return frame(table, len(kept), columns, seen)
 
 
 def _no_words(n: int) -> Words:

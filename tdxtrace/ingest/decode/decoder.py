@@ -202,6 +202,7 @@ class Decoder:
         if calls or beside:
             rows = self._calls.feed(calls, kinds, beside)
             self.sink.add("seamcalls", fill_starts(rows, starts))
+            self._add_loader_calls()
         if entries := by_kind.get("vm_entry"):
             self.sink.add("vm_entries", self._entries.feed(entries, kinds))
         if faults := by_kind.get("page_fault"):
@@ -210,6 +211,10 @@ class Decoder:
         if others := by_kind.get("host_event"):
             rows = host_events(concatenate(others), self.source, events, self.run)
             self.sink.add("host_events", rows)
+
+    def _add_loader_calls(self) -> None:
+        for rows in self._calls.take_loader_calls():
+            self.sink.add("loader_calls", rows)
 
     def _without_copies(self, batch: RecordBatch, *, is_last: bool) -> list[RecordBatch]:
         """The events that are complete, each from one buffer; the others wait."""
@@ -234,6 +239,7 @@ class Decoder:
         """Hand over what waits for events that will not come."""
         self.flush(is_last=True)
         self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
+        self._add_loader_calls()
         self.sink.add("vm_entries", self._entries.finish())
 
 

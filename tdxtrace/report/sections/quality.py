@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.section import Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural, seconds, short_duration, total
 from tdxtrace.tables.trace import Findings, Source
@@ -53,6 +54,7 @@ def _sentences(findings: Findings) -> list[str]:
             f"{plural(chains.height, 'request')}. Probes that fetch the "
             "arguments would identify them fully."
         )
+    sentences += [f"P-SEAMLDR: {line}." for line in loader_sentences(findings.loader_calls)]
     sentences += [note.rstrip(".") + "." for note in findings.provenance.notes]
     if findings.options:
         sentences.append(f"Filtered: {_options(findings)}.")
