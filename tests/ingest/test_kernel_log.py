@@ -266,6 +266,23 @@ HEADS = [
     ("[  +0.000003] ", None, "none"),
     ("[<    0.000039>] ", None, "none"),
     ("juin 24 11:07:17 host kernel: ", None, "none"),
+    # dmesg -x with every kind of time, without time; journalctl --no-hostname, -o short-delta.
+    ("kern  :err   : 2024-06-24T11:07:17,500000+00:00 ", 1_719_227_237 * S + S // 2, "wall"),
+    ("kern  :warn  : [  +0.000003] ", None, "none"),
+    ("kern  :err   : ", None, "none"),
+    ("kern  :err   : \x1b[32m[    1.500000] \x1b[0m\x1b[33m", 3 * S // 2, "printk"),
+    ("Jun 24 11:07:17 kernel: ", 78_232_037 * S, "wall, no year"),
+    ("[    1.500000 <    0.000012 >] host kernel: ", 3 * S // 2, "monotonic"),
+    ("Mon Jun 24 11:07:17 UTC 2024 host kernel: ", 1_719_227_237 * S, "wall, no zone"),
+    ("Mon Jun 24 11:07:17 2024 kern.err kernel: [    1.500000] ", 3 * S // 2, "printk"),
+    # What programs that print files put before a line, and what nobody knows.
+    ("/var/log/kern.log:12:Jun 24 11:07:17 host kernel: ", 78_232_037 * S, "wall, no year"),
+    ("dmesg.txt-12-[    1.500000] ", 3 * S // 2, "printk"),
+    ("    12\t[    1.500000] ", 3 * S // 2, "printk"),
+    ("- [    1.500000] ", 3 * S // 2, "printk"),
+    ("kvm1 | [    1.500000] ", 3 * S // 2, "printk"),
+    ("[2024-06-24 11:07:17.123] ttyS0 [    1.500000] ", 3 * S // 2, "printk"),
+    ("I0624 11:07:17.123456    1234 log.go:12] host kernel: ", None, "none"),
     ("", None, "none"),
 ]
 
@@ -325,13 +342,19 @@ def test_a_message_that_is_no_utf8_comes_as_bytes() -> None:
 
 
 def test_only_the_kernel_is_believed() -> None:
-    """Any user of the host can make a line of syslog."""
+    """Any user of the host can make a line of syslog, root one of /dev/kmsg."""
     forged = log(
-        "Jun 24 11:07:17 host mallory: " + FAILED, "Jun 24 11:07:18 host kernel: " + FAILED
+        "Jun 24 11:07:17 host mallory: " + FAILED,
+        "Jun 24 11:07:17 mallory[1]: [    1.500000] " + FAILED,
+        "Jun 24 11:07:17 host mallory: Jun 24 11:07:17 host kernel: " + FAILED,
+        "daemon:err   : [    1.500000] " + FAILED,
+        "<27>[    1.500000] " + FAILED,
+        "27,1234,1500000,-;" + FAILED,
+        "Jun 24 11:07:18 host kernel: " + FAILED,
     )
     trace = read_text(forged)
-    assert only(trace)["seq"] == 2
-    assert lost(trace) == {"noise": 1}
+    assert only(trace)["seq"] == 7
+    assert lost(trace) == {"noise": 6}
     for head in (
         "2024-06-24T11:07:17.5+02:00 host mallory: ",
         "2024-06-24T11:07:17Z host mallory[12]: [    1.500000] ",

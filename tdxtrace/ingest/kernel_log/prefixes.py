@@ -24,17 +24,40 @@ _SECOND_NS: Final = 1_000_000_000
 _MONTHS: Final = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 # The year of timestamps that have none: a leap year, which has every date.
 _LEAP_YEAR: Final = 1972
-# What stands before a prefix and says nothing: quotes and indentation of a mail.
-_QUOTED: Final = re.compile(r"^[>|\s]+")
-# The same between prefixes: colours, the level in raw form (dmesg -r, serial) and in words
-# (dmesg -x), a stream of a container's log, the kernel's name without a host (containers, IPMI).
+# What stands before a prefix and says nothing: quotes and indentation of a mail, points of a list,
+# prompts, marks of a diff.
+_QUOTED: Final = re.compile(r"^(?:[>|\s]|[-+*#$][ \t]|[A-Z]{2,3}>)+")
+# Colours of terminals, as they are and as cat -v prints them.
+_COLOUR: Final = re.compile(r"(?:\x1b|\^\[)\[[\d;]{0,16}[mK]")
+# How a line of a log may begin, by which a file's name or a line's number before it is known.
+_BEGIN: Final = (
+    r"(?=\[ *\d{1,9}\.\d{6}|\[ *\+\d|\[\w{3} ?(?:\d| \w{3} )|<\d{1,3}>|\{\"|\d{10}\.\d{6} "
+    r"|[A-Z][a-z]{2} +\d\d? \d\d:\d\d:|[A-Z][a-z]{2} \d{4}-|\d{4}-\d\d-\d\d[T ])"
+)
+# The same between prefixes: the level in raw form (dmesg -r, serial) and facility and level in
+# words (dmesg -x), a stream of a container's log, the kernel's name without a host (containers,
+# IPMI), file and number of a line (grep -n, cat -n).
 _DECORATION: Final = re.compile(
-    r"^(?:\x1b\[[\d;]{0,16}[mK]|<\d{1,3}>(?!1 )|\w{1,8} *:\w{1,8} *: (?=\[)|std(?:out|err) [FP] "
-    r"|kernel(?:\[\d+\])?: )(?P<rest>.*)$",
+    r"^(?:<(?P<priority>\d{1,3})>(?!1 )|(?P<facility>[a-z]\w{2,7}) *:[a-z]{3,6} *: "
+    r"|std(?:out|err) [FP] |(?:\w{2,8}\.\w{2,8} )?kernel(?:\[\d+\])?: |\d{1,9}[ \t]+"
+    + _BEGIN
+    + r"|(?:[\w./+@-]{1,100}[:-])?(?:\d{1,9}[:-])?[ \t]*"
+    + _BEGIN
+    + r")(?P<rest>.*)$",
     re.ASCII | re.DOTALL,
 )
-# printk: seconds, the step since the line before (dmesg -d), caller (CONFIG_PRINTK_CALLER).
-_DELTA: Final = r"(?: *<[ +]*\d+\.\d+>)?"
+# Of a priority: the facility, 0 is the kernel's (Linux include/linux/printk.h, RFC 5424 6.2.1).
+_FACILITY_SHIFT: Final = 3
+# A prefix of no known kind, before the time of printk or the program's name.
+_BEFORE_STAMP: Final = re.compile(
+    r"^(?P<before>[^\n]{1,100}?)(?=\[ *\d{1,9}\.\d{6}(?:\]| <))(?P<rest>.*)$", re.ASCII | re.DOTALL
+)
+_BEFORE_NAME: Final = re.compile(
+    r"^(?P<before>[^\n]{1,160}?[ \t])kernel(?:\[\d+\])?: (?P<rest>.*)$", re.ASCII | re.DOTALL
+)
+# printk: seconds, the step since the line before (dmesg -d, journalctl -o short-delta), caller
+# (CONFIG_PRINTK_CALLER).
+_DELTA: Final = r"(?: *<[ +]*\d+\.\d+ ?>| {2,20})?"
 _CALLER: Final = r"(?: ?\[ *[TC]\d+\])?"
 _SECONDS: Final = re.compile(
     rf"^\[ *(?P<sec>\d{{1,9}})\.(?P<frac>\d{{6}}){_DELTA}\]{_CALLER} ?(?P<rest>.*)$",
@@ -42,7 +65,7 @@ _SECONDS: Final = re.compile(
 )
 # /dev/kmsg and netconsole.
 _KMSG: Final = re.compile(
-    r"^\d{1,3},\d+,(?P<us>\d{1,16}),[^;]*;(?P<rest>.*)$", re.ASCII | re.DOTALL
+    r"^(?P<priority>\d{1,3}),\d+,(?P<us>\d{1,16}),[^;]*;(?P<rest>.*)$", re.ASCII | re.DOTALL
 )
 # dmesg -T.
 _HUMAN: Final = re.compile(
@@ -70,7 +93,8 @@ _UNIX: Final = re.compile(
 )
 _SYSLOG: Final = re.compile(
     r"^(?:\w{3} )?(?P<month>[A-Za-z]{3})\.? +(?P<day>\d\d?) "
-    r"(?:(?P<year>\d{4}) )?(?P<time>\d\d:\d\d:\d\d)(?:\.(?P<frac>\d{1,9}))? (?P<rest>.*)$",
+    r"(?:(?P<year>\d{4}) )?(?P<time>\d\d:\d\d:\d\d)(?:\.(?P<frac>\d{1,9}))? "
+    r"(?:(?:[A-Z]{2,5} )?(?P<last>\d{4}) )?(?P<rest>.*)$",
     re.DOTALL,
 )
 # The same in another language: the date is known by its place, its time is not read.
@@ -83,10 +107,13 @@ _RELATIVE: Final = re.compile(
     rf"^\[ *(?:<[ +]*\d+\.\d+>|\+\d+\.\d+|\w{{3}} ?\d+ \d\d:\d\d)\]{_CALLER} ?(?P<rest>.*)$",
     re.DOTALL,
 )
-# Host and program of a syslog line.  What other programs log is no evidence: any user can write it
-# with logger(1).
+# Host and program of a syslog line, maybe with facility and level (busybox); the host may be left
+# out (journalctl --no-hostname, /dev/kmsg).  What other programs log is no evidence: any user can
+# write it with logger(1).
 _HOST: Final = re.compile(
-    r"^[^\s:]+ (?P<who>[\w./@-]+)(?P<pid>\[\d+\])?:(?: (?P<rest>.*))?$", re.DOTALL
+    r"^(?:[^\s:]+ (?:\w{2,8}\.\w{2,8} )?|(?=kernel[:\[]|[\w./@-]+\[\d+\]:))"
+    r"(?P<who>[\w./@-]+)(?P<pid>\[\d+\])?:(?: (?P<rest>.*))?$",
+    re.DOTALL,
 )
 # Prefixes of one line: quote, level, date, host, level, seconds, and colours between them.
 _MOST_LAYERS: Final = 12
@@ -184,7 +211,26 @@ def _peel(line: str) -> _Peeled:
 
 
 def _decoration(peeled: _Peeled) -> bool:
+    if _COLOUR.match(peeled.text):
+        # A tool that colours prefixes colours words of the message too.
+        peeled.text = _QUOTED.sub("", _COLOUR.sub("", peeled.text), count=1)
+        return True
     found = _DECORATION.match(peeled.text)
+    if found is None or len(found["rest"]) == len(peeled.text):
+        return False
+    peeled.text = found["rest"]
+    if found["facility"]:
+        peeled.of_kernel = peeled.is_log = found["facility"] == "kern"
+    elif found["priority"]:
+        peeled.of_kernel = int(found["priority"]) >> _FACILITY_SHIFT == 0
+    return True
+
+
+def _unknown(peeled: _Peeled) -> bool:
+    """Take off what is of no known kind before a time of printk, or before the kernel's name."""
+    if peeled.is_log or peeled.has_date or peeled.clock in (PRINTK, MONOTONIC):
+        return False
+    found = _BEFORE_STAMP.match(peeled.text) or _BEFORE_NAME.match(peeled.text)
     if found is None:
         return False
     peeled.text = found["rest"]
@@ -199,6 +245,7 @@ def _printk(peeled: _Peeled) -> bool:
     numbers = found.groupdict()
     if numbers.get("us"):
         peeled.ts_ns = int(numbers["us"]) * 1000
+        peeled.of_kernel = int(numbers["priority"]) >> _FACILITY_SHIFT == 0
     else:
         peeled.ts_ns = int(numbers["sec"]) * _SECOND_NS + int(numbers["frac"]) * 1000
     peeled.clock, peeled.text, peeled.is_log = PRINTK, found["rest"], True
@@ -244,7 +291,7 @@ def _take_host(peeled: _Peeled, named: bool) -> None:
     if behind is not None and (named or is_kernel):
         peeled.text, peeled.has_program = behind["rest"] or "", True
         peeled.is_log |= is_kernel
-    peeled.of_kernel = is_kernel or not named
+    peeled.of_kernel = is_kernel or (peeled.of_kernel and not named)
 
 
 def _relative(peeled: _Peeled) -> bool:
@@ -256,7 +303,7 @@ def _relative(peeled: _Peeled) -> bool:
 
 
 def _of_syslog(found: re.Match[str]) -> tuple[int | None, str]:
-    return _date(found), ZONELESS if found["year"] else YEARLESS
+    return _date(found), ZONELESS if found["year"] or found["last"] else YEARLESS
 
 
 def _full(found: re.Match[str]) -> tuple[int | None, str]:
@@ -274,7 +321,7 @@ def _date(found: re.Match[str]) -> int | None:
     month = found["month"].lower()
     if month not in _MONTHS:
         return None
-    year = int(found["year"] or _LEAP_YEAR)
+    year = int(found["year"] or found.groupdict().get("last") or _LEAP_YEAR)
     hour, minute, second = (int(part) for part in found["time"].split(":"))
     fraction = found.groupdict().get("frac") or ""
     try:
@@ -330,4 +377,4 @@ _DATES: Final[tuple[tuple[re.Pattern[str], _Reader, bool], ...]] = (
     (_SYSLOG, _of_syslog, True),
     (_LOCAL, lambda _: (None, NO_CLOCK), True),
 )
-_LAYERS: Final = (_decoration, _printk, _dated, _relative)
+_LAYERS: Final = (_decoration, _printk, _dated, _relative, _unknown)
