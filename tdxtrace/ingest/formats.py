@@ -27,6 +27,7 @@ from tdxtrace.tables.formats import (
     FTRACE,
     FUNCTION_GRAPH,
     INPUT_FORMATS,
+    JOURNAL_EXPORT,
     JOURNAL_JSON,
     KERNEL_LOG,
     PERF_DATA,
@@ -347,6 +348,7 @@ FORMATS: Final = {
     RAW_PAGES: FormatRow(_raw_pages),
     KERNEL_LOG: FormatRow(_kernel_log),
     JOURNAL_JSON: FormatRow(_kernel_log),
+    JOURNAL_EXPORT: FormatRow(_kernel_log),
 }
 """The registry: one row for each format.  Text is recognised line by line: see _line_tests."""
 
@@ -354,7 +356,7 @@ FORMATS: Final = {
 @cache
 def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
     """What a line of each text format passes, in this order: the first that it passes counts."""
-    from tdxtrace.ingest.kernel_log import messages, prefixes
+    from tdxtrace.ingest.kernel_log import entries, messages, prefixes
     from tdxtrace.ingest.text import bpftrace, function_graph, line_formats
 
     return (
@@ -364,8 +366,9 @@ def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
         (BPFTRACE, bpftrace.is_line),
         (
             JOURNAL_JSON,
-            lambda line: line.startswith(("{", "\x1e{")) and prefixes.parse_journal_entry(line),
+            lambda line: entries.IN_JSON.match(line) or entries.is_entry(line),
         ),
+        (JOURNAL_EXPORT, entries.IN_EXPORT.match),
         (KERNEL_LOG, lambda line: messages.parse_message(prefixes.split_prefix(line).text)),
     )
 

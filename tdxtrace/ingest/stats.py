@@ -113,10 +113,10 @@ class SourceStats:
         entry.n_lines += n
         entry.n_events = (entry.n_events or 0) + n
 
-    def count_sample(self, kind: str, sample: str, line_no: int) -> None:
-        """Count one line of a kind, whose detail is the text of the first such line."""
+    def count_sample(self, kind: str, sample: str, line_no: int, n_lines: int = 1) -> None:
+        """Count lines of a kind, of one event; its detail is the text of the first such event."""
         entry = self.entries.setdefault((kind, ""), Loss(kind, sample, line_no))
-        entry.n_lines += 1
+        entry.n_lines += n_lines
         entry.n_events = (entry.n_events or 0) + 1
 
     def record_thread(self, tid: int, comm: str, tgid: int) -> None:

@@ -33,6 +33,7 @@ PERF_DATA: Final = InputFormat("perf.data", unit="record")
 RAW_PAGES: Final = InputFormat("trace_pipe_raw", unit="record")
 KERNEL_LOG: Final = InputFormat("kernel-log", holds="messages")
 JOURNAL_JSON: Final = InputFormat("journal-json", holds="messages")
+JOURNAL_EXPORT: Final = InputFormat("journal-export", holds="messages")
 
 INPUT_FORMATS: Final = {
     made.name: made
@@ -48,6 +49,7 @@ INPUT_FORMATS: Final = {
         RAW_PAGES,
         KERNEL_LOG,
         JOURNAL_JSON,
+        JOURNAL_EXPORT,
     )
 }
 """Every format by its name."""

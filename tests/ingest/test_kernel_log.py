@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,98 @@ def test_the_journal_as_a_sequence_of_json() -> None:
     assert trace.provenance.sources[0].format == "journal-json"
 
 
+def fields_of(text: str) -> dict[str, str]:
+    return dict(json.loads(journal(text)))
+
+
+def pretty(*texts: str) -> str:
+    """What journalctl -o json-pretty prints."""
+    return "".join(
+        "{\n" + ",\n".join(f'\t"{k}" : {json.dumps(v)}' for k, v in fields_of(m).items()) + "\n}\n"
+        for m in texts
+    )
+
+
+def exported(*texts: str) -> str:
+    """What journalctl -o export prints."""
+    return "".join(
+        "".join(f"{k}={v}\n" for k, v in fields_of(m).items() if k != "MESSAGE")
+        + f"MESSAGE={m}\n\n"
+        for m in texts
+    )
+
+
+def verbose(*texts: str) -> str:
+    """What journalctl -o verbose prints."""
+    return "".join(
+        "Mon 2024-06-24 11:07:17.123456 UTC [s=1;i=2;b=3;m=4;t=5;x=6]\n"
+        + "".join(f"    {k}={v}\n" for k, v in fields_of(m).items())
+        for m in texts
+    )
+
+
+def dmesg_json(*texts: str) -> str:
+    """What dmesg -J prints (util-linux 2.38)."""
+    entries = (
+        f'{{\n         "pri": 3,\n         "time":     1.500000,\n'
+        f'         "msg": {json.dumps(m)}\n      }}'
+        for m in texts
+    )
+    return '{\n   "dmesg": [\n      ' + ",".join(entries) + "\n   ]\n}\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "form", "first", "n_lines"),
+    [
+        (pretty, "journal-json", 8, 14),
+        (exported, "journal-export", 7, 10),
+        (verbose, "journal-export", 8, 10),
+        (dmesg_json, "journal-json", 7, 9),
+        (lambda *m: "".join(f"data: {journal(x)}\n\n" for x in m), "journal-json", 3, 2),
+        (lambda *m: json.dumps([fields_of(x) for x in m], indent=2), "journal-json", 9, 14),
+        (
+            lambda *m: "".join(json.dumps({"log": at(1.5, x) + "\n"}) + "\n" for x in m),
+            "journal-json",
+            2,
+            2,
+        ),
+    ],
+    ids=["json-pretty", "export", "verbose", "dmesg -J", "json-sse", "jq", "docker"],
+)
+def test_entries_of_several_lines(
+    written: Callable[..., str], form: str, first: int, n_lines: int
+) -> None:
+    failed = "SEAMCALL TDH_VP_INIT failed: 0x8000020000000080"
+    trace = read_text(written("usb 1-1: new device", failed, "virt/tdx: RCX 0x1 RDX 0x2 R08 0x3"))
+    row = only(trace)
+    assert (row["seq"], row["ts_ns"], row["n_lines"]) == (first, 3 * S // 2, n_lines)
+    assert (row["status"], row["rcx"]) == (0x8000_0200_0000_0080, 1)
+    assert trace.provenance.sources[0].format == form
+    assert set(lost(trace)) == {"noise"}
+    assert is_accounted_for(trace)
+
+
+def test_a_field_of_an_export_may_have_any_bytes() -> None:
+    text = f"{FAILED}\nmore\n"
+    sized = (
+        b"MESSAGE\n" + len(text).to_bytes(8, "little") + text.encode() + b"\n_TRANSPORT=kernel\n"
+    )
+    # A size whose bytes are line ends, in front of a message of others.
+    other = b"X".ljust(10, b"\n")
+    noise = b"_TRANSPORT=kernel\nMESSAGE\n" + len(other).to_bytes(8, "little") + other + b"\n\n"
+    trace = read_text(noise + sized + b"\n" + exported(FAILED).encode())
+    assert trace.kernel_messages["message"].to_list() == ["seamcall_failed"] * 2
+    assert is_accounted_for(trace)
+
+
+def test_entries_of_other_programs_are_no_evidence_in_any_form() -> None:
+    forged = exported(FAILED).replace("_TRANSPORT=kernel", "_TRANSPORT=syslog")
+    trace = read_text(forged + exported(FAILED))
+    assert only(trace)["seq"] == 7
+    forged = dmesg_json(FAILED).replace('"pri": 3,', '"fac": "daemon",\n "pri": "err",')
+    assert read_text(forged + dmesg_json(FAILED)).kernel_messages.height == 1
+
+
 def test_a_message_that_is_no_utf8_comes_as_bytes() -> None:
     assert only(read_text(log(journal(list(FAILED.encode())))))["text"] == FAILED
 
@@ -558,6 +651,21 @@ LINES = st.lists(
         st.tuples(st.sampled_from([head for head, _, _ in HEADS]), PIECES).map("".join),
         st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=30),
         PIECES.map(journal),
+        # Lines of entries of several lines, in any order.
+        st.sampled_from(
+            [
+                "{",
+                "}",
+                "},{",
+                "]",
+                '"dmesg": [',
+                "MESSAGE=" + FAILED,
+                "MESSAGE",
+                "    _PID=1",
+                "A=b",
+            ]
+        ),
+        PIECES.map(lambda text: pretty(text).rstrip("\n")),
     ),
     max_size=12,
 )
@@ -607,9 +715,10 @@ def test_messages_that_begin_a_line_are_found_behind_every_head(head: str) -> No
     ]
 
 
-@given(LINES, st.booleans(), st.sampled_from(["kernel-log", "journal-json"]))
+@given(LINES, st.booleans(), st.sampled_from(["kernel-log", "journal-json", "journal-export"]))
 def test_no_line_of_a_log_vanishes(lines: list[str], ended: bool, form: str) -> None:
-    text = log(at(1, FAILED), journal(FAILED), *lines)
+    first = exported(FAILED) if form == "journal-export" else ""
+    text = first + log(at(1, FAILED), journal(FAILED), *lines)
     trace = read_text(text if ended else text[:-1], input_format=form)
     trace.check()
     assert is_accounted_for(trace), accounts(trace)

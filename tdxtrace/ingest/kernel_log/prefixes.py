@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 # Clocks of a log's timestamps.  "printk" is local_clock() (Linux kernel/printk/printk.c,
 # vprintk_store), "monotonic" the time at which journald received the line.
@@ -31,7 +30,7 @@ _QUOTED: Final = re.compile(r"^(?:[>|\s]|[-+*#$][ \t]|[A-Z]{2,3}>)+")
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[)\[[\d;]{0,16}[mK]")
 # How a line of a log may begin, by which a file's name or a line's number before it is known.
 _BEGIN: Final = (
-    r"(?=\[ *\d{1,9}\.\d{6}|\[ *\+\d|\[\w{3} ?(?:\d| \w{3} )|<\d{1,3}>|\{\"|\d{10}\.\d{6} "
+    r"(?=\[ *\d{1,9}\.\d{6}|\[ *\+\d|\[\w{3} ?(?:\d| \w{3} )|<\d{1,3}>|\d{10}\.\d{6} "
     r"|[A-Z][a-z]{2} +\d\d? \d\d:\d\d:|[A-Z][a-z]{2} \d{4}-|\d{4}-\d\d-\d\d[T ])"
 )
 # The same between prefixes: the level in raw form (dmesg -r, serial) and facility and level in
@@ -121,8 +120,7 @@ BOOT: Final = re.compile(r"^-- (?:Boot|Reboot)\b")
 HEADER: Final = re.compile(r"^\s*$|^#|^-- (?:Boot|Reboot|Journal|Logs|No entries)\b")
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """One line of a log, split into prefix and message."""
 
     ts_ns: int | None
@@ -145,30 +143,10 @@ def split_prefix(line: str) -> LogLine:
 
 def has_log_prefix(line: str) -> bool:
     """Whether a line has a prefix that only logs of a kernel have."""
-    return BOOT.match(line) is not None or _peel(line).is_log
-
-
-def parse_journal_entry(line: str) -> LogLine | None:
-    """Split a line of ``journalctl -o json`` or ``json-seq``; None if it is no entry of a journal.
-
-    RFC 7464 begins each record with a record separator.
-    """
-    try:
-        fields = json.loads(line.removeprefix("\x1e"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(fields, dict) or "MESSAGE" not in fields:
-        return None
-    boot = fields.get("_BOOT_ID")
-    who = fields.get("_TRANSPORT", fields.get("SYSLOG_IDENTIFIER"))
-    ts_ns, clock = _journal_time(fields)
-    return LogLine(
-        ts_ns,
-        clock,
-        _message(fields["MESSAGE"]),
-        who == "kernel",
-        boot if isinstance(boot, str) else "",
-    )
+    if BOOT.match(line) is not None:
+        return True
+    peeled = _peel(line)
+    return peeled.is_log and not peeled.is_guess
 
 
 def most_common_clock(lines: Iterable[LogLine]) -> str:
@@ -192,6 +170,8 @@ class _Peeled:
     of_kernel: bool = True
     is_log: bool = False
     """Whether a prefix was found that only logs of a kernel have."""
+    is_guess: bool = False
+    """Whether something of no known kind was taken off."""
     has_date: bool = False
     has_program: bool = False
 
@@ -233,7 +213,7 @@ def _unknown(peeled: _Peeled) -> bool:
     found = _BEFORE_STAMP.match(peeled.text) or _BEFORE_NAME.match(peeled.text)
     if found is None:
         return False
-    peeled.text = found["rest"]
+    peeled.text, peeled.is_guess = found["rest"], True
     return True
 
 
@@ -344,27 +324,6 @@ def _iso(stamp: str) -> tuple[int | None, str]:
     clock = WALL if when.tzinfo is not None else ZONELESS
     seconds = int((when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp())
     return seconds * _SECOND_NS + int(digits.ljust(9, "0")[:9]), clock
-
-
-def _journal_time(fields: dict[str, object]) -> tuple[int | None, str]:
-    """The kernel's own timestamp if the entry has it, else the time at which it was received."""
-    for name, clock in (
-        ("_SOURCE_MONOTONIC_TIMESTAMP", PRINTK),
-        ("__REALTIME_TIMESTAMP", WALL),
-        ("__MONOTONIC_TIMESTAMP", MONOTONIC),
-    ):
-        us = fields.get(name)
-        if isinstance(us, str) and re.fullmatch(r"\d{1,16}", us, re.ASCII):
-            return int(us) * 1000, clock
-    return None, NO_CLOCK
-
-
-def _message(message: object) -> str:
-    """The message as text; journald gives one that is not UTF-8 as an array of bytes."""
-    if isinstance(message, list):
-        ok = all(isinstance(byte, int) and 0 <= byte < 256 for byte in message)
-        return bytes(message).decode("utf-8", "replace") if ok else ""
-    return message if isinstance(message, str) else ""
 
 
 _Reader = Callable[[re.Match[str]], tuple[int | None, str]]

@@ -10,6 +10,7 @@ import polars as pl
 
 from tdxtrace.ingest.batch import UNKNOWN
 from tdxtrace.ingest.kernel_log import messages, prefixes
+from tdxtrace.ingest.kernel_log.entries import Entry, EntryReader, FieldEntries, JsonEntries
 from tdxtrace.ingest.kernel_log.prefixes import LogLine
 from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
@@ -23,6 +24,8 @@ _BOOT_BACK_NS: Final = 1_000_000_000
 _MAX_TEXT: Final = 400
 # Lines of registers after a failed SEAMCALL: three in the longest form.
 _MAX_REGISTER_LINES: Final = 3
+# Largest number in the column n_lines.
+_MOST_COUNTED: Final = 255
 SEVERAL_BOOTS: Final = "printk of several boots"
 
 
@@ -31,7 +34,7 @@ class MessageReader:
     """Reads one kernel log into rows of ``kernel_messages``."""
 
     format: str
-    """``kernel-log`` or ``journal-json``."""
+    """``kernel-log``, ``journal-json`` or ``journal-export``."""
     source: int
     """Number of the input."""
     stats: SourceStats
@@ -42,20 +45,44 @@ class MessageReader:
     _last_ns: int = 0
     _open: dict[str, Any] | None = None
     """Row of the failure or warning whose registers may be on the next line."""
+    _n_registers: int = 0
+    """Lines of registers that it has."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
         """Yield the rows of each block of whole lines."""
+        entries = self._new_entries()
         for block in blocks:
             lines = block.tobytes().split(b"\n")[:-1]
             if not self.clock:
-                sample = (self._split(self._text(line)) for line in lines[:_SAMPLE_LINES])
-                self.clock = prefixes.most_common_clock(line for line in sample if line)
+                self.clock = prefixes.most_common_clock(self._sample(lines[:_SAMPLE_LINES]))
             for line in lines:
                 self.stats.n_lines += 1
-                self._line(self._text(line), len(line))
+                if entries is None:
+                    self._line(self._text(line), len(line))
+                else:
+                    self._entries(entries.feed(self.stats.n_lines, line[:KEPT_LINE_BYTES]))
             yield self._take(all_of_them=False)
+        if entries is not None:
+            self._entries(entries.finish())
         yield self._take(all_of_them=True)
+
+    def _new_entries(self) -> EntryReader | None:
+        """What puts lines together to entries, where an entry may have several lines."""
+        if self.format == "journal-json":
+            return JsonEntries()
+        return FieldEntries() if self.format == "journal-export" else None
+
+    def _sample(self, lines: list[bytes]) -> Iterator[LogLine]:
+        """Split the first lines of a log."""
+        entries = self._new_entries()
+        if entries is None:
+            yield from (prefixes.split_prefix(self._text(line)) for line in lines)
+            return
+        for number, line in enumerate(lines, 1):
+            for entry in entries.feed(number, line[:KEPT_LINE_BYTES]):
+                if entry.line is not None:
+                    yield entry.line
 
     @property
     def clock_name(self) -> str:
@@ -63,31 +90,43 @@ class MessageReader:
         return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == prefixes.PRINTK else self.clock
 
     def _text(self, line: bytes) -> str:
-        kept = line[:KEPT_LINE_BYTES] if self.format == "journal-json" else matched_part(line)
-        return kept.decode("utf-8", "replace").rstrip("\r")
-
-    def _split(self, line: str) -> LogLine | None:
-        is_json = self.format == "journal-json"
-        return prefixes.parse_journal_entry(line) if is_json else prefixes.split_prefix(line)
+        return matched_part(line).decode("utf-8", "replace").rstrip("\r")
 
     def _line(self, line: str, n_bytes: int) -> None:
-        number = self.stats.n_lines
-        if self.format == "kernel-log" and prefixes.HEADER.match(line):
+        if prefixes.HEADER.match(line):
             self._n_boots += bool(prefixes.BOOT.match(line)) and self._last_ns > 0
             self.stats.n_headers += 1
             return
-        found = self._split(line)
-        if found is None:
-            self.stats.count_sample("unparsed", one_line(line, 80), number)
-            return
+        found = prefixes.split_prefix(line)
+        self._message(found, self.stats.n_lines, 1, is_overlong=n_bytes > MAX_LINE_BYTES)
+
+    def _entries(self, entries: Iterable[Entry]) -> None:
+        for number, n_lines, found, text, is_frame in entries:
+            if found is not None:
+                is_overlong = len(found.text) > MAX_LINE_BYTES
+                # A row counts so many lines at most.
+                counted = min(n_lines, _MOST_COUNTED)
+                self.stats.n_headers += n_lines - counted
+                self._message(found, number, counted, is_overlong=is_overlong)
+            elif is_frame or prefixes.HEADER.match(text):
+                self.stats.n_headers += n_lines
+            else:
+                self.stats.count_sample("unparsed", one_line(text, 80), number, n_lines)
+
+    def _message(self, found: LogLine, number: int, n_lines: int, *, is_overlong: bool) -> None:
+        """Make a row of a message, or count it."""
         ts_ns = found.ts_ns if found.clock == self.clock else None
         self._count_boots(found.boot, ts_ns)
         if not found.of_kernel:
-            self.stats.count("noise", "of another program", number, 1)
-        elif (len(found.text) if self.format == "journal-json" else n_bytes) > MAX_LINE_BYTES:
-            self.stats.count_sample("overlong", one_line(found.text, 80), number)
-        elif not self._continues(found.text) and not self._starts(found.text, ts_ns, number):
-            self.stats.count("noise", "about something else", number, 1)
+            self.stats.count("noise", "of another program", number, n_lines)
+        elif is_overlong:
+            self.stats.count_sample("overlong", one_line(found.text, 80), number, n_lines)
+        elif not self._continues(found.text, n_lines):
+            row = self._starts(found.text, ts_ns, number)
+            if row is None:
+                self.stats.count("noise", "about something else", number, n_lines)
+            else:
+                row["n_lines"] = n_lines
         if ts_ns is not None:
             self.stats.extend_cpu_span(UNKNOWN, ts_ns, ts_ns)
 
@@ -101,7 +140,7 @@ class MessageReader:
         if ts_ns is not None:
             self._last_ns = ts_ns
 
-    def _continues(self, text: str) -> bool:
+    def _continues(self, text: str, n_lines: int) -> bool:
         """Add the registers on a line to the message before it; return whether there are any."""
         row = self._open
         if row is None:
@@ -112,7 +151,7 @@ class MessageReader:
                 return False
             row["rax"] = int(found["word"], 16)
             row |= messages.status_of_warning(row.get("function"), row["rax"])
-        elif not messages.REGISTERS.match(text) or row["n_lines"] > _MAX_REGISTER_LINES:
+        elif not messages.REGISTERS.match(text) or self._n_registers >= _MAX_REGISTER_LINES:
             self._open = None
             return False
         else:
@@ -120,30 +159,33 @@ class MessageReader:
                 found = pattern.search(text)
                 if found is not None and row.get(name) is None:
                     row[name] = int(found["word"], 16)
-        row["n_lines"] += 1
         if row["message"] == "warning":
             self._open = None
+        self._n_registers += 1
+        counted = min(n_lines, _MOST_COUNTED - row["n_lines"])
+        row["n_lines"] += counted
+        self.stats.n_headers += n_lines - counted
         return True
 
-    def _starts(self, text: str, ts_ns: int | None, number: int) -> bool:
-        """Make a row of a line that is a message about TDX; return whether it is one."""
+    def _starts(self, text: str, ts_ns: int | None, number: int) -> dict[str, Any] | None:
+        """Make a row of a line that is a message about TDX; return it, None if it is none."""
         if messages.END_TRACE.match(text):
             self._open = None
         parsed = messages.parse_message(text)
         if parsed is None and messages.is_about_tdx(text):
             parsed = "other", {}
         if parsed is None:
-            return False
+            return None
         message, fields = parsed
         row = {"source": self.source, "seq": number, "ts_ns": ts_ns, "message": message}
         row |= fields | {"text": text[:_MAX_TEXT], "n_lines": 1}
         self._rows.append(row)
         self.stats.events[message] += 1
         if message in ("seamcall_failed", "warning"):
-            self._open = row
+            self._open, self._n_registers = row, 0
         elif message == "suppressed":
             self._count_suppressed(row)
-        return True
+        return row
 
     def _count_suppressed(self, row: dict[str, Any]) -> None:
         place = {"line_no": row["seq"], "end_ns": row["ts_ns"]}
