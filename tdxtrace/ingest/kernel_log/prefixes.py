@@ -130,6 +130,8 @@ class LogLine(NamedTuple):
     """Whether the kernel logged it; also where the line names no program."""
     boot: str = ""
     """Boot ID, if the line has one."""
+    has_prefix: bool = True
+    """Whether something stood before the text, besides quotes and colours."""
 
 
 def split_prefix(line: str) -> LogLine:
@@ -170,6 +172,8 @@ class _Peeled:
     of_kernel: bool = True
     is_log: bool = False
     """Whether a prefix was found that only logs of a kernel have."""
+    is_marked: bool = False
+    """Whether a level, a program's name or a number stood before the text."""
     is_guess: bool = False
     """Whether something of no known kind was taken off."""
     has_date: bool = False
@@ -177,7 +181,8 @@ class _Peeled:
 
     def line(self) -> LogLine:
         """What is left, and what was learned from its prefixes."""
-        return LogLine(self.ts_ns, self.clock, self.text, self.of_kernel)
+        has_prefix = self.is_log or self.has_date or self.is_guess or self.is_marked
+        return LogLine(self.ts_ns, self.clock, self.text, self.of_kernel, "", has_prefix)
 
 
 def _peel(line: str) -> _Peeled:
@@ -198,7 +203,7 @@ def _decoration(peeled: _Peeled) -> bool:
     found = _DECORATION.match(peeled.text)
     if found is None or len(found["rest"]) == len(peeled.text):
         return False
-    peeled.text = found["rest"]
+    peeled.text, peeled.is_marked = found["rest"], True
     if found["facility"]:
         peeled.of_kernel = peeled.is_log = found["facility"] == "kern"
     elif found["priority"]:

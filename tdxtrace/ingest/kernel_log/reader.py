@@ -12,6 +12,7 @@ from tdxtrace.ingest.batch import UNKNOWN
 from tdxtrace.ingest.kernel_log import messages, prefixes
 from tdxtrace.ingest.kernel_log.entries import Entry, EntryReader, FieldEntries, JsonEntries
 from tdxtrace.ingest.kernel_log.prefixes import LogLine
+from tdxtrace.ingest.kernel_log.wrapping import LogMender, WholeLine
 from tdxtrace.ingest.source import KEPT_LINE_BYTES, MAX_LINE_BYTES, Block, matched_part
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import KERNEL_MESSAGES
@@ -47,6 +48,7 @@ class MessageReader:
     """Row of the failure or warning whose registers may be on the next line."""
     _n_registers: int = 0
     """Lines of registers that it has."""
+    _mender: LogMender = field(default_factory=LogMender)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
@@ -63,6 +65,7 @@ class MessageReader:
                 else:
                     self._entries(entries.feed(self.stats.n_lines, line[:KEPT_LINE_BYTES]))
             yield self._take(all_of_them=False)
+        self._mended(self._mender.finish())
         if entries is not None:
             self._entries(entries.finish())
         yield self._take(all_of_them=True)
@@ -94,11 +97,21 @@ class MessageReader:
 
     def _line(self, line: str, n_bytes: int) -> None:
         if prefixes.HEADER.match(line):
+            self._mended(self._mender.finish())
             self._n_boots += bool(prefixes.BOOT.match(line)) and self._last_ns > 0
             self.stats.n_headers += 1
             return
         found = prefixes.split_prefix(line)
-        self._message(found, self.stats.n_lines, 1, is_overlong=n_bytes > MAX_LINE_BYTES)
+        self._mended(self._mender.feed(self.stats.n_lines, found, n_bytes))
+
+    def _mended(self, lines: Iterable[WholeLine]) -> None:
+        for number, n_lines, found, n_bytes, is_cut in lines:
+            if is_cut:
+                self.stats.count_sample("wrapped", one_line(found.text, 80), number, n_lines)
+                continue
+            if n_lines > 1:
+                self.stats.count("joined", "", number + 1, n_lines - 1)
+            self._message(found, number, 1, is_overlong=n_bytes > MAX_LINE_BYTES)
 
     def _entries(self, entries: Iterable[Entry]) -> None:
         for number, n_lines, found, text, is_frame in entries:

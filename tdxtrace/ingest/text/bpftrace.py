@@ -30,7 +30,7 @@ from tdxtrace.tdx import wrappers
 # A name of the kernel's (tdh_mem_page_add) or the module's (TDH.MEM.PAGE.ADD), then pairs.
 _LINE: Final = re.compile(
     r"^\s*+(?:(?P<ns>\d{10,19})[ :,]\s*+)?(?P<name>(?:tdh|__seamcall)[\w.]*+)"
-    r"(?:$|:?\s++(?=\w++[=:])|\((?=\w++[=:]))(?P<args>.*)$",
+    r"(?:$|:?\s++(?!failed\b)(?=\w++[=:])|\((?=\w++[=:]))(?P<args>.*)$",
     re.IGNORECASE | re.ASCII,
 )
 # "gpa: 0x1000" is printed as often as "gpa=0x1000".

@@ -1,0 +1,126 @@
+"""Lines of a log that a mailer or a terminal wrapped, as they were before.
+
+A line without a prefix, behind one that has one, cannot begin a message. It is joined with those
+before where together they say more than the first alone. Where a number may have been cut, and
+nothing tells whether it was, the lines are a loss: ``wrapped``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Final, NamedTuple
+
+from tdxtrace.ingest.kernel_log import messages
+from tdxtrace.ingest.kernel_log.messages import MessageFields
+from tdxtrace.ingest.kernel_log.prefixes import LogLine
+from tdxtrace.tdx import releases
+from tdxtrace.tdx.word import ERROR_BIT
+
+# A message has some 150 characters, a narrow terminal 40 columns.
+_MOST_LINES: Final = 6
+
+
+class WholeLine(NamedTuple):
+    """A line of a log as it was printed."""
+
+    number: int
+    """Its first line in the input."""
+    n_lines: int
+    line: LogLine
+    n_bytes: int
+    is_cut: bool = False
+    """Whether a number may have been cut."""
+
+
+@dataclass(slots=True)
+class LogMender:
+    """Joins lines of one log."""
+
+    _held: list[WholeLine] = field(default_factory=list)
+    """A line with a prefix, and those without one behind it."""
+
+    def feed(self, number: int, line: LogLine, n_bytes: int) -> Iterator[WholeLine]:
+        """Yield the lines that are known to have ended."""
+        if line.has_prefix or len(self._held) == _MOST_LINES:
+            yield from self.finish()
+        made = WholeLine(number, 1, line, n_bytes)
+        if line.has_prefix or self._held:
+            self._held.append(made)
+        else:
+            yield made
+
+    def finish(self) -> Iterator[WholeLine]:
+        """Yield the lines that were held back."""
+        held, self._held = self._held, []
+        if len(held) < 2:
+            yield from held
+            return
+        n, text = join([made.line.text for made in held])
+        first = held[0]
+        yield first._replace(
+            n_lines=n,
+            line=first.line._replace(text=text or first.line.text),
+            n_bytes=sum(made.n_bytes for made in held[:n]),
+            is_cut=not text,
+        )
+        yield from held[n:]
+
+
+def join(texts: Sequence[str]) -> tuple[int, str]:
+    """Return how many lines a message has, and its text; "" if a number of it may be cut.
+
+    Args:
+        texts: The text behind a prefix, and lines without one.
+    """
+    best, rank = (1, texts[0]), _rank(_understood(texts[0]))
+    readings = [_understood(texts[0])]
+    for n in range(2, len(texts) + 1):
+        for blanks in product((" ", ""), repeat=n - 1):
+            text = texts[0].rstrip() + "".join(
+                blank + other.strip() for blank, other in zip(blanks, texts[1:n], strict=True)
+            )
+            fields = _understood(text)
+            if fields is None or _rank(fields) < rank:
+                continue
+            if _rank(fields) > rank:
+                best, rank, readings = (n, text), _rank(fields), []
+            readings.append(fields)
+    if any(fields != readings[0] for fields in readings if fields is not None):
+        return max(best[0], 2), ""
+    return best if rank > (False, 0) else _about_tdx(texts)
+
+
+def _rank(fields: MessageFields | None) -> tuple[bool, int]:
+    """How much is understood; a status without the error bit may be one that was cut."""
+    if fields is None:
+        return False, 0
+    return fields.get("status", ERROR_BIT) >= ERROR_BIT, len(fields)
+
+
+def _about_tdx(texts: Sequence[str]) -> tuple[int, str]:
+    """Join lines that are about TDX in other words, where none of them says so alone."""
+    if not any(map(messages.is_about_tdx, texts)):
+        for blank in (" ", ""):
+            whole = blank.join(text.strip() for text in texts)
+            if messages.is_about_tdx(whole):
+                return len(texts), whole
+    return 1, texts[0]
+
+
+def _understood(text: str) -> MessageFields | None:
+    """The fields of a message, its name among them, or of its registers; None for other text."""
+    found = messages.parse_message(text)
+    if found is not None:
+        # The numbers that a release is told by come one after the other.
+        build = releases.BUILD_LINE.search(text)
+        named = {name: word for name, word in build.groupdict().items() if word} if build else {}
+        return {"message": found[0], **(named or found[1])}
+    rax = messages.RAX.match(text)
+    if rax is not None:
+        return {"rax": rax["word"]}
+    if messages.REGISTERS.match(text) is None:
+        return None
+    words = (("rcx", messages.RCX.search(text)), ("rdx", messages.RDX.search(text)))
+    return {"registers": True} | {name: word["word"] for name, word in words if word is not None}
