@@ -100,8 +100,8 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     range was unblocked, and no call that needs a blocked range was tried on it; or it was split
     (merged) once more, after it had been split (merged) and the opposite, or moved once more.
 
-    ``undone``: unblocked too, but the blocking served something, or may have.  The nearest innocent
-    rounds, each of which is one:
+    ``undone``: given back too, but the blocking served something, or may have.  The nearest
+    innocent rounds, each of which is one:
 
     * the host tried to remove, split, merge or move the range, or a part of it, and failed; or it
       read entries of it (TDH.MEM.SEPT.RD), as one that looks whether they can be merged;
@@ -109,6 +109,8 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
       released has a function for it, so that it is rarely probed, and a merge that failed is not
       seen (a range that was mapped as one page cannot be merged);
     * the thread that blocked it failed to block another range or to track, and took all back;
+    * it is the first split or merge of a range that was split and merged in turn: until the same
+      is done again it is alike with a split for dirty logging, which a merge follows;
     * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
       such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
     * a vCPU's thread unblocked it to serve a fault, before that vCPU had faulted so often that the
@@ -137,11 +139,11 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     changes = _with_turns(changes.join(blocked, on=ENTRY, how="semi", maintain_order="left"))
     rounds = (
         changes.with_columns(
+            pl.col("again", "repeated").shift(-1, fill_value=False).over(ENTRY),
             ended_by=pl.col("leaf").shift(-1).over(ENTRY),
             end_ns=pl.col("at").shift(-1).over(ENTRY),
             end_tid=pl.col("tid").shift(-1).over(ENTRY),
             mapped_by=_last_mapping(),
-            again=pl.col("again").shift(-1, fill_value=False).over(ENTRY),
         )
         .filter(pl.col("leaf") == _BLOCK)
         .rename({"at": "start_ns"})
@@ -174,6 +176,8 @@ def _fate() -> pl.Expr:
         .then(pl.lit("churned"))
         .when(ended_by == _UNBLOCK)
         .then(pl.when("excused").then(pl.lit("undone")).otherwise(pl.lit("churned")))
+        .when("repeated")
+        .then(pl.lit("undone"))
         .when(ended_by.is_in(REMOVALS))
         .then(pl.lit("removed"))
         .otherwise(pl.lit("open"))
@@ -182,17 +186,24 @@ def _fate() -> pl.Expr:
 
 
 def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
-    """Mark splits and merges that repeat one which the opposite had undone, and repeated moves."""
+    """Mark repeated splits, merges and moves (again), and the first turn of them (repeated)."""
     kept = changes.filter(~pl.col("leaf").is_in([_BLOCK, _UNBLOCK])).with_columns(
         before=pl.col("leaf").shift(1).over(ENTRY), earlier=pl.col("leaf").shift(2).over(ENTRY)
     )
     leaf, before = pl.col("leaf"), pl.col("before")
     both = leaf.is_in(_INVERSES) & before.is_in(_INVERSES) & (before != leaf)
-    turned = both & (pl.col("earlier") == leaf)
-    moved = (leaf == _RELOCATE) & (before == _RELOCATE)
-    turns = kept.filter(turned | moved).select("source", "seq", again=pl.lit(True))
+    turned = (both & (pl.col("earlier") == leaf)).fill_null(False)
+    moved = ((leaf == _RELOCATE) & (before == _RELOCATE)).fill_null(False)
+    turns = kept.with_columns(turned=turned).select(
+        "source",
+        "seq",
+        again=turned | moved,
+        repeated=pl.any_horizontal(
+            pl.col("turned").shift(-n, fill_value=False).over(ENTRY) for n in (1, 2)
+        ),
+    )
     marked = changes.join(turns, on=["source", "seq"], how="left", maintain_order="left")
-    return marked.with_columns(pl.col("again").fill_null(False))
+    return marked.with_columns(pl.col("again", "repeated").fill_null(False))
 
 
 def _last_mapping() -> pl.Expr:

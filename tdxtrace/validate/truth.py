@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
@@ -16,6 +17,9 @@ from tdxtrace.validate.captured import CapturedRun
 
 # What the kernel returns with TDX_TLB_TRACKING_NOT_DONE: intel/tdx-module error codes, 0xC0000B08.
 _TLB_TRACKING_NOT_DONE: Final = 0xC000_0B08 << 32
+_CHANGES_OF_SIZE: Final = ("TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE")
+# A split, a merge, and the same split again.
+_A_TURN: Final = 3
 _BUSY_SEPT: Final = abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]
 
 
@@ -182,6 +186,31 @@ class Truth:
     def step_cause(self, episode: Episode) -> tuple[Any, ...]:
         """Return the columns of ``truth_zero_steps`` from ``cause`` on."""
         return true_step_cause(episode, self.actors)
+
+    def shows_no_turns(self, episode: Episode) -> bool:
+        """Return whether the ranges that kept a vCPU out were split or merged, and not in turn.
+
+        A host that splits and merges a range without end does first what one does that splits it
+        in earnest: until the capture shows the same change again, no reader can tell the two.
+        """
+        ranges = {
+            (id(block.td), block.gpa, block.level)
+            for fault in episode.faults
+            if (block := fault.blocked_by) is not None
+        }
+        return any(self._n_changes.get(place) for place in ranges) and all(
+            self._n_changes.get(place, 0) < _A_TURN for place in ranges
+        )
+
+    @cached_property
+    def _n_changes(self) -> Counter[tuple[int, int, int]]:
+        """Number of successful splits and merges that the capture shows, by TD, address, level."""
+        return Counter(
+            (id(call.td), call.gpa, call.level)
+            for call in self._made.run.journal.calls
+            if call.leaf in _CHANGES_OF_SIZE and call.status == abi.SUCCESS
+            if id(call) in self._made.returns
+        )
 
 
 def _holders(call: Call) -> list[Call]:

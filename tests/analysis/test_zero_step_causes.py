@@ -18,6 +18,7 @@ from tdxtrace.tables.findings import STEP_THRESHOLDS, ZERO_STEP_CAUSES
 
 REFUSED = "enterB enterC"
 FAULT = "enterX ?1 "
+SPLIT = "2/blockS1 " + 7 * FAULT + "enterB 2/demoteS1 "
 
 
 def causes_of(told: Story, **options: int) -> pl.DataFrame:
@@ -53,7 +54,11 @@ def cause(text: str, **options: int) -> tuple[str, float]:
         ),
         # Blocked, and then removed or split.
         ("2/blockS1 " + 7 * FAULT + "enterB 2/trackS 2/removeS1", ("invalidation", 1.0)),
-        ("2/blockS1 " + 7 * FAULT + "enterB 2/demoteS1", ("invalidation", 1.0)),
+        (SPLIT, ("invalidation", 1.0)),
+        # ... merged later, and split once more; those of another range say nothing.
+        (SPLIT + "promoteS1", ("invalidation", 1.0)),
+        (SPLIT + "promoteS1 demoteS1", ("block_undone", 1.0)),
+        (SPLIT + "promoteS2 demoteS2", ("invalidation", 1.0)),
         # Blocked, and the trace ends: to be unblocked or removed, who knows.
         ("2/blockS1 " + 7 * FAULT + REFUSED, ("unknown", 0.0)),
         # A BLOCK that failed blocks nothing; one of another page or TD not this one.

@@ -51,8 +51,8 @@ _PENDING_C: Final = (
     "for that only where the TD takes no #VE, so the guest touched it too early"
 )
 _UNDONE: Final = (
-    "the host blocked pages for something that failed, or for the guest, and unblocked them: it "
-    "may have tried in earnest"
+    "the host blocked pages for something that failed, for the guest, or for a split or merge that "
+    "it reverted, and gave them back: it may have tried in earnest"
 )
 _CHURN: Final = (
     "the host blocked pages and gave them back unchanged{}, with no call on them in between, which "
