@@ -136,6 +136,16 @@ def test_a_call_that_is_held_off_goes_with_its_return() -> None:
     assert lost(trace) == {"noise": 4}
 
 
+def test_a_probe_named_for_the_leaf_is_held_off_where_its_function_is_not_printed() -> None:
+    where = "(vt_vcpu_run+0x2e/0x60 [kvm_intel] <- tdx_vcpu_run [kvm_intel])"
+    raw = "(ffffffffc0a4ec2e <- ffffffffc0a51240)"
+    held_off = events("> < D D D > < H").replace(f"run_ret: {where}", f"vpenter: {raw}")
+    assert read_text(held_off).seamcalls["status"].to_list() == [int(EPOCH, 16), 12]
+    # Inside tdx_vcpu_run each return has a kvm_entry of its own.
+    inside = events("> D < > D < > H <").replace(f"run_ret: {where}", f"vpenter: {raw}")
+    assert read_text(inside).seamcalls.height == 3
+
+
 def test_what_is_left_out_is_told() -> None:
     told = read("> < D d D d > < H h D").losses.filter(kind="noise").sort("detail")
     assert told.select("n_lines", "severity").rows() == [(3, "info"), (1, "info")]

@@ -45,6 +45,7 @@ from tdxtrace.tables.events import (
     VM_ENTRIES,
 )
 from tdxtrace.tables.schema import Table
+from tdxtrace.tdx.leaves import parse_leaf
 from tdxtrace.tdx.loader import LOADER_BIT
 from tdxtrace.tdx.operands import operand_table
 
@@ -55,6 +56,8 @@ MAX_CONTEXTS: Final = 4
 _SEAMLDR: Final = np.uint64(LOADER_BIT)
 _INNER: Final = PROBES.index("seamcall")
 _VCPU_RUN: Final = PROBES.index("vcpu_run")
+_WRAPPER: Final = PROBES.index("wrapper")
+_VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _BOTH: Final = (*pairing.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
 # Which column a slot fills, of the return and then, which is preferred, of the entry.
 _OF_RETURN: Final[Mapping[str, str]] = {
@@ -149,7 +152,8 @@ class Calls:
         beside: Sequence[RecordBatch],
     ) -> pl.DataFrame:
         """Return the rows without those of tdx_vcpu_run that are no attempt."""
-        is_needed = (kinds.probe == _VCPU_RUN).any() and (len(beside) or len(rows))
+        is_run = (kinds.probe == _VCPU_RUN) | (kinds.leaf == _VP_ENTER)
+        is_needed = is_run.any() and (len(beside) or len(rows))
         return self._runs.sift(rows, what, beside) if is_needed else rows
 
 
@@ -246,11 +250,18 @@ class Attempts:
         """What each row of :meth:`frame` is to :class:`VcpuRuns`."""
         what = np.full(self.n, NO_RUN, np.uint8)
         if "status" in self.words:
-            is_run = (self.probe == _VCPU_RUN) & (self.end >= 0) & self.words["status"][1]
+            # A probe that is named otherwise, printed without its function, is on tdx_vcpu_run
+            # too, or inside it, where it has a kvm_entry between any two returns.
+            is_run = (self.probe == _VCPU_RUN) | self._is_entry()
+            is_run &= (self.end >= 0) & self.words["status"][1]
             event = self.batch.event.take(self.end[is_run])
             is_handler = self.kinds.is_handler.take(event)
             what[is_run] = np.where(is_handler, loops.HANDLED, loops.RETURNED)
         return what[~self.dropped]
+
+    def _is_entry(self) -> BoolArray:
+        found: BoolArray = (self.probe == _WRAPPER) & (self.leaf == _VP_ENTER)
+        return found
 
     def frame(self, source: int) -> pl.DataFrame:
         """The rows as ``seamcalls``, in the order of their lines."""
