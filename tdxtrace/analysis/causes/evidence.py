@@ -18,7 +18,8 @@ from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, lock_type, locks
 from tdxtrace.analysis.causes.rule_evidence import RuleEvidence
 from tdxtrace.analysis.threads import TD_OWNERS, VP_ENTER, LossWindows, infer_td
 from tdxtrace.tables.events import SEAMCALLS
-from tdxtrace.tables.trace import Trace
+from tdxtrace.tables.formats import TRACE_DAT
+from tdxtrace.tables.trace import Source, Trace
 from tdxtrace.tdx import word
 from tdxtrace.tdx.wrappers import PAGES
 
@@ -36,6 +37,7 @@ _CLOCKS_OF_CPUS: Final = (
     *("local", "perf", "perf_clock", "local_clock", "sched_clock"),
     *("unnamed", "integer"),
 )
+_TRACE_CMD: Final = "trace-cmd report"
 # The global lock of the TDH.SYS leaves answers with a code of its own.
 _SYS: Final = "SYS"
 
@@ -49,6 +51,8 @@ class BusyEvidence:
     losses: LossWindows
     clock: str = "unnamed"
     """Name of the clock, as in ``tables.trace.Source``."""
+    marks_losses: bool = False
+    """Whether the recording says where events were lost, at its ends too."""
 
     @cached_property
     def lossy(self) -> pl.Series:
@@ -75,11 +79,6 @@ class BusyEvidence:
         return frozenset(self.calls["leaf"].unique())
 
     @cached_property
-    def observed_interval(self) -> tuple[int, int]:
-        """First and last ns in which every CPU is known to have recorded."""
-        return observed_interval(self.calls)
-
-    @cached_property
     def candidates(self) -> pl.DataFrame:
         """Candidate holders, in every generation that the user allows."""
         return find_candidates(self.busy)
@@ -101,13 +100,20 @@ class BusyEvidence:
         return generation.misses_holders(self.busy, self.possible_holders, self.lossy)
 
     @cached_property
+    def observed_interval(self) -> tuple[int, int]:
+        """First and last ns between which every CPU is known to have recorded."""
+        if self.marks_losses:
+            return self.calls.select(pl.col("begins").min(), pl.col("ends").max()).row(0)
+        return observed_interval(self.calls)
+
+    @cached_property
     def fully_observed(self) -> pl.Series:
         """For each row of ``calls``, whether the absence of a candidate is evidence there.
 
         Not where events may be lost, nor where a CPU is silent at an end of the trace for longer
-        than ever between: its buffer may have been full, which ftrace does not report.  And
-        nowhere in a trace in which attempts at the tree have no candidate, since only host calls
-        take the tree: calls are missing without a loss record, were not probed, or have
+        than ever between: its buffer may have been full, which the tracefs file ``trace`` does not
+        report.  And nowhere in a trace in which attempts at the tree have no candidate, since only
+        host calls take the tree: calls are missing without a loss record, were not probed, or have
         timestamps of an unsynchronised clock.
         """
         if self.misses_holders:
@@ -148,12 +154,26 @@ def gather_evidence(
         entries = trace.vm_entries.filter(pl.col("source") == number)
         calls = activity(seamcalls, entries)
         sources = trace.provenance.sources
-        step_ns, clock = 1, "unnamed"
+        step_ns, clock, marks_losses = 1, "unnamed", False
         if number < len(sources):
             step_ns, clock = sources[number].clock_resolution_ns, sources[number].clock
+            marks_losses = _marks_losses(sources[number])
         slack_ns = step_ns if step_ns > 1 else 0
         busy = BusyAttempts(calls, _attempts(calls), slack_ns, mask, entry_ns)
-        yield BusyEvidence(int(number), busy, LossWindows(trace.losses, int(number)), clock)
+        losses = LossWindows(trace.losses, int(number))
+        yield BusyEvidence(int(number), busy, losses, clock, marks_losses)
+
+
+def _marks_losses(source: Source) -> bool:
+    """Whether the tool that recorded a source drained the buffers, and marked what it missed.
+
+    trace-cmd reads the pages of each CPU as they fill, and the kernel marks a page before which
+    events were overwritten: Linux kernel/trace/ring_buffer.c, ring_buffer_read_page,
+    RB_MISSED_EVENTS.  A CPU without events at the end then had none, as one whose vCPU halted.
+    Not so if the user chose ``nooverwrite``, and not of perf, whose last record of losses may have
+    found no room.
+    """
+    return source.tool == _TRACE_CMD or source.format == TRACE_DAT.name
 
 
 def observed_interval(calls: pl.DataFrame) -> tuple[int, int]:

@@ -239,6 +239,29 @@ def test_a_cpu_that_stays_silent_bounds_the_observed_interval(
     assert observed_interval(pl.DataFrame({"cpu": cpu, "ends": ends})) == expected
 
 
+@pytest.mark.parametrize(
+    ("tool", "form", "expected"),
+    [
+        ("trace-cmd report", "ftrace", "armed_entry"),
+        (None, "trace.dat", "armed_entry"),
+        ("tracefs trace", "ftrace", "unexplained"),
+        ("perf 6.1", "perf-script", "unexplained"),
+    ],
+)
+def test_a_silent_cpu_hides_no_holder_where_losses_are_marked(
+    tool: str | None, form: str, expected: str
+) -> None:
+    """CPU 1 makes a hundred calls and then none: its vCPU halted, or its buffer was full."""
+    told = story(100 * "9/trackS@1 " + ARMED_ENTRY).trace
+    source = dataclasses.replace(told.provenance.sources[0], tool=tool, format=form)
+    told = dataclasses.replace(
+        told, provenance=dataclasses.replace(told.provenance, sources=(source,))
+    )
+    evidence = gather_evidence(told, mask=mask_of("B"), entry_ns=2 * STEP_NS)
+    table = busy_causes(evidence).filter(rank=1, tid=1)
+    assert table["cause"].to_list() == [expected]
+
+
 def rows_of(told: Story, calls: pl.DataFrame, generation: str = "") -> list[dict[str, Any]]:
     trace = dataclasses.replace(told.trace, seamcalls=calls)
     mask = mask_of(generation) if generation else ALL_GENERATIONS
