@@ -31,7 +31,8 @@ class Thresholds:
     min_cause_precision: float = 0.99
     """Of the answers with each cause, on any capture."""
     min_cause_recall: float = 0.99
-    """Of the busy attempts with each cause, on captures that show who was at work when."""
+    """Of the busy attempts with each cause, on captures that show who was at work when; of those
+    that an armed entry caused, of what a reader can decide (``validate.decidable``)."""
     min_explained_by_capture: float = 0.95
     """Share of busy answers with a cause in what ``tdxtrace capture`` records, of that in a capture
     of all probes of the same runs."""
@@ -198,10 +199,12 @@ _NAME: Final = "busy_causes"
 def confusion_table(results: Sequence[Result]) -> list[list[str]]:
     """Return table rows for display: a heading, one row per generation, quality and true cause.
 
-    A number is of captured busy attempts; the last column is the share of them with the
-    right cause.
+    A number is of captured busy attempts; ``recall`` is the share of them with the right cause.
+    The last columns leave out answers that no reader can decide: their number, and the recall of
+    the others.
     """
-    rows = [["module", "capture", "generation", "true cause", *CAUSES, "recall"]]
+    head = ["module", "capture", "generation", "true cause", *CAUSES, "recall"]
+    rows = [[*head, "undecidable", "recall of others"]]
     for generation, quality, part in _groups(results):
         for how in (GENERATION_GIVEN, GENERATION_OPEN):
             counts = total(part, _NAME)
@@ -210,7 +213,11 @@ def confusion_table(results: Sequence[Result]) -> list[list[str]]:
                 if sum(found):
                     right = found[CAUSES.index(cause)] / sum(found)
                     numbers = [str(n) if n else "-" for n in found]
-                    rows.append([generation, quality, how, cause, *numbers, f"{right:.3f}"])
+                    row = [generation, quality, how, cause, *numbers, f"{right:.3f}"]
+                    hidden = [counts[f"{how} {cause} {name} undecidable"] for name in CAUSES]
+                    rest = _recall(counts, cause, (how,))
+                    shown = "-" if rest is None else f"{rest:.3f}"
+                    rows.append([*row, str(sum(hidden)) if any(hidden) else "-", shown])
     return rows
 
 
@@ -230,29 +237,33 @@ def _groups(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]
 def cause_precision(results: Iterable[Result]) -> float | None:
     """Precision of the cause with the worst one; None without an answer."""
     counts = total(results, _NAME)
-    shares = [_cause_share(counts, [(true, found) for true in _TRUE], found) for found in _TRUE]
+    shares = [_precision(counts, cause) for cause in _TRUE]
     return min((share for share in shares if share is not None), default=None)
 
 
 def cause_recall(results: Iterable[Result]) -> float | None:
-    """Recall of the cause with the worst one."""
+    """Recall of the cause with the worst one, of what a reader can decide."""
     counts = total(results, _NAME)
-    shares = [
-        _cause_share(counts, [(true, name) for name in CAUSES], true, (GENERATION_GIVEN,))
-        for true in _TRUE
-    ]
+    shares = [_recall(counts, true, (GENERATION_GIVEN,)) for true in _TRUE]
     return min((share for share in shares if share is not None), default=None)
 
 
-def _cause_share(
-    counts: Counter[str],
-    pairs: list[tuple[str, str]],
-    cause: str,
-    hows: tuple[str, ...] = (GENERATION_GIVEN, GENERATION_OPEN),
-) -> float | None:
-    whole = sum(counts[f"{how} {true} {found}"] for how in hows for true, found in pairs)
-    right = sum(counts[f"{how} {cause} {cause}"] for how in hows)
-    return right / whole if whole else None
+def _recall(counts: Counter[str], true: str, hows: tuple[str, ...]) -> float | None:
+    found = {
+        name: sum(
+            counts[f"{how} {true} {name}"] - counts[f"{how} {true} {name} undecidable"]
+            for how in hows
+        )
+        for name in CAUSES
+    }
+    return _share(found[true], sum(found.values()))
+
+
+def _precision(counts: Counter[str], cause: str) -> float | None:
+    """Share of the answers with a cause that are right."""
+    hows = GENERATION_GIVEN, GENERATION_OPEN
+    answers = sum(counts[f"{how} {true} {cause}"] for how in hows for true in _TRUE)
+    return _share(sum(counts[f"{how} {cause} {cause}"] for how in hows), answers)
 
 
 def false_bugs(results: Iterable[Result]) -> int:

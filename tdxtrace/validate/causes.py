@@ -12,6 +12,7 @@ from tdxtrace.simulate.journal import RETRYABLE
 from tdxtrace.simulate.module.abi import HIGH_HALF, LEAF, OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.validate.captured import CapturedRun, Score, row_of
+from tdxtrace.validate.decidable import Decidable
 from tdxtrace.validate.truth import Truth
 
 # Locks on which a correct kernel never gets a busy answer.
@@ -27,10 +28,11 @@ def score_causes(made: CapturedRun) -> Score:
     The analysis runs twice: with the module's generation given, and without.  A kernel bug is
     right if the named rule was broken by that call.  A holder is right if it is one of the
     calls that truly held the lock; where the analysis finds several that fit as well, only the
-    cause is scored.
+    cause is scored.  Answers that an armed entry caused, and that no reader could decide
+    (:class:`~.decidable.Decidable`), are counted a second time as ``undecidable``.
     """
     score = Score()
-    happened = Truth(made)
+    happened, decidable = Truth(made), Decidable(made)
     truth = list(_truth(made))
     for how, mask in (
         (GENERATION_GIVEN, mask_of(made.run.scenario.generation)),
@@ -47,6 +49,8 @@ def score_causes(made: CapturedRun) -> Score:
             if row["cause"] == "kernel_bug" and happened.breaks(row["rule"], line):
                 cause = "kernel_bug"
             score.counts[f"{how} {cause} {row['cause']}"] += 1
+            if cause == "armed_entry" and decidable.reason(call) is not None:
+                score.counts[f"{how} {cause} {row['cause']} undecidable"] += 1
             if row["cause"] not in (cause, "unexplained"):
                 _example(score, f"{how}: {cause}, found", row, call)
             elif row["cause"] == cause and how == GENERATION_GIVEN:

@@ -99,6 +99,31 @@ def test_the_confusion_table_counts_every_attempt_once() -> None:
     assert sum(numbers) == sum(counts[" ".join(w)] for w in words if len(w) == 3)
 
 
+def test_what_no_reader_can_decide_is_told_and_left_out_of_the_recall() -> None:
+    """Of 10 answers by armed entries, 3 were met by a host call as well: one was taken for it."""
+    counts = Counter(
+        {
+            "told armed_entry armed_entry": 9,
+            "told armed_entry host_conflict": 1,
+            "told armed_entry armed_entry undecidable": 2,
+            "told armed_entry host_conflict undecidable": 1,
+        }
+    )
+    result = [_result(counts)]
+    assert confusion_table(result)[1][9:] == ["0.900", "3", "1.000"]
+    assert cause_recall(result) == 1.0
+    counts["told armed_entry unexplained"] += 1
+    assert cause_recall([_result(counts)]) == 7 / 8
+
+
+def test_an_answer_beside_a_host_call_cannot_be_decided() -> None:
+    """Judged by the simulated calls: in each of these, a call that takes the tree overlaps too."""
+    counts = scorer.score_causes(_captured()).counts
+    whole = sum(counts[f"told armed_entry {cause}"] for cause in CAUSES)
+    hidden = sum(counts[f"told armed_entry {cause} undecidable"] for cause in CAUSES)
+    assert 0 < hidden < whole
+
+
 def test_a_perhaps_armed_entry_is_no_answer_beside_a_call_that_had_the_tree() -> None:
     """Accept storms arm gates by the look of them, and installs meet each other in numbers."""
     plan = Plan("boot_storm", "A", "v1-series", 1, 6)
