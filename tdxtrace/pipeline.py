@@ -126,7 +126,7 @@ _BYTES_READ: Final = 100
 
 def _found(
     find: Finder, fits: Callable[[str], None], name: str, findings: Findings
-) -> pl.DataFrame:
+) -> pl.DataFrame | pl.LazyFrame:
     fits(name)
     return find(findings)
 
