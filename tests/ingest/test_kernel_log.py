@@ -281,6 +281,7 @@ HEADS = [
     ("dmesg.txt-12-[    1.500000] ", 3 * S // 2, "printk"),
     ("    12\t[    1.500000] ", 3 * S // 2, "printk"),
     ("- [    1.500000] ", 3 * S // 2, "printk"),
+    ("dmesg.txt:12:4,1234,1500000,-;", 3 * S // 2, "printk"),
     ("kvm1 | [    1.500000] ", 3 * S // 2, "printk"),
     ("[2024-06-24 11:07:17.123] ttyS0 [    1.500000] ", 3 * S // 2, "printk"),
     ("I0624 11:07:17.123456    1234 log.go:12] host kernel: ", None, "none"),
@@ -336,6 +337,12 @@ def test_the_journal_as_a_sequence_of_json() -> None:
     trace = read_text(log("\x1e" + journal(FAILED), "\x1e" + journal("usb 1-1: new device")))
     assert only(trace)["ts_ns"] == 1_500_000_000
     assert trace.provenance.sources[0].format == "journal-json"
+
+
+def test_a_prompt_is_no_comment() -> None:
+    trace = read_text(log(at(1, FAILED), "# [    1.500000] " + FAILED, "# dmesg", "#"))
+    assert trace.kernel_messages["seq"].to_list() == [1, 2]
+    assert trace.provenance.sources[0].n_headers == 2
 
 
 def fields_of(text: str) -> dict[str, str]:

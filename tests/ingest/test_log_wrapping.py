@@ -68,6 +68,15 @@ def test_lines_are_joined_only_where_they_say_more(
     assert join(lines) == (n, text(lines))
 
 
+def test_a_prefix_may_be_cut_too() -> None:
+    head = "<3>1 2025-11-12T11:22:33.123456+01:00 host kernel - - - [  896.1627"
+    trace = read_text(f"{head}\n69] {WARNED[:40]}\n{WARNED[40:]}\n[  896.162770] {FAILED}\n")
+    rows = trace.kernel_messages.select("seq", "message", "function").rows()
+    assert rows == [(1, "warning", "__tdx_reclaim_page"), (4, "seamcall_failed", None)]
+    assert lost(trace) == {"joined": 2}
+    assert is_accounted_for(trace)
+
+
 def test_a_wrapped_log_in_a_mail() -> None:
     text = f"""\
 > [  896.162769] {FAILED[:60].rstrip()}

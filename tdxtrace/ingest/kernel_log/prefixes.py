@@ -30,8 +30,8 @@ _QUOTED: Final = re.compile(r"^(?:[>|\s]|[-+*#$][ \t]|[A-Z]{2,3}>)+")
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[)\[[\d;]{0,16}[mK]")
 # How a line of a log may begin, by which a file's name or a line's number before it is known.
 _BEGIN: Final = (
-    r"(?=\[ *\d{1,9}\.\d{6}|\[ *\+\d|\[\w{3} ?(?:\d| \w{3} )|<\d{1,3}>|\d{10}\.\d{6} "
-    r"|[A-Z][a-z]{2} +\d\d? \d\d:\d\d:|[A-Z][a-z]{2} \d{4}-|\d{4}-\d\d-\d\d[T ])"
+    r"(?=\[ *\d{1,9}\.\d{6}|\[ *\+\d|\[\w{3} ?(?:\d| \w{3} )|<\d{1,3}>|\d{1,3},\d+,\d+,"
+    r"|\d{10}\.\d{6} |[A-Z][a-z]{2} +\d\d? \d\d:\d\d:|[A-Z][a-z]{2} \d{4}-|\d{4}-\d\d-\d\d[T ])"
 )
 # The same between prefixes: the level in raw form (dmesg -r, serial) and facility and level in
 # words (dmesg -x), a stream of a container's log, the kernel's name without a host (containers,
@@ -117,7 +117,9 @@ _HOST: Final = re.compile(
 # Prefixes of one line: quote, level, date, host, level, seconds, and colours between them.
 _MOST_LAYERS: Final = 12
 BOOT: Final = re.compile(r"^-- (?:Boot|Reboot)\b")
-HEADER: Final = re.compile(r"^\s*$|^#|^-- (?:Boot|Reboot|Journal|Logs|No entries)\b")
+HEADER: Final = re.compile(
+    r"^\s*$|^#+(?:\s(?!.{0,9}\[ *\d)|$)|^-- (?:Boot|Reboot|Journal|Logs|No entries)\b"
+)
 
 
 class LogLine(NamedTuple):

@@ -102,10 +102,10 @@ class MessageReader:
             self.stats.n_headers += 1
             return
         found = prefixes.split_prefix(line)
-        self._mended(self._mender.feed(self.stats.n_lines, found, n_bytes))
+        self._mended(self._mender.feed(self.stats.n_lines, found, line, n_bytes))
 
     def _mended(self, lines: Iterable[WholeLine]) -> None:
-        for number, n_lines, found, n_bytes, is_cut in lines:
+        for number, n_lines, found, n_bytes, _raw, is_cut in lines:
             if is_cut:
                 self.stats.count_sample("wrapped", one_line(found.text, 80), number, n_lines)
                 continue

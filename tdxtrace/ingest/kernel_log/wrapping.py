@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Final, NamedTuple
 
-from tdxtrace.ingest.kernel_log import messages
+from tdxtrace.ingest.kernel_log import messages, prefixes
 from tdxtrace.ingest.kernel_log.messages import MessageFields
 from tdxtrace.ingest.kernel_log.prefixes import LogLine
 from tdxtrace.tdx import releases
@@ -30,6 +30,8 @@ class WholeLine(NamedTuple):
     n_lines: int
     line: LogLine
     n_bytes: int
+    raw: str
+    """The first line with its prefix."""
     is_cut: bool = False
     """Whether a number may have been cut."""
 
@@ -41,11 +43,11 @@ class LogMender:
     _held: list[WholeLine] = field(default_factory=list)
     """A line with a prefix, and those without one behind it."""
 
-    def feed(self, number: int, line: LogLine, n_bytes: int) -> Iterator[WholeLine]:
-        """Yield the lines that are known to have ended."""
+    def feed(self, number: int, line: LogLine, raw: str, n_bytes: int) -> Iterator[WholeLine]:
+        """Yield the lines that are known to have ended; ``raw`` is the line with its prefix."""
         if line.has_prefix or len(self._held) == _MOST_LINES:
             yield from self.finish()
-        made = WholeLine(number, 1, line, n_bytes)
+        made = WholeLine(number, 1, line, n_bytes, raw)
         if line.has_prefix or self._held:
             self._held.append(made)
         else:
@@ -57,8 +59,14 @@ class LogMender:
         if len(held) < 2:
             yield from held
             return
-        n, text = join([made.line.text for made in held])
-        first = held[0]
+        first, texts = held[0], [made.line.text for made in held]
+        n, text = join(texts)
+        if n == 1 and _understood(text) is None:
+            # The prefix may have been cut.
+            whole = prefixes.split_prefix(first.raw.rstrip() + texts[1])
+            n_more, joined = join([whole.text, *texts[2:]])
+            if not joined or _understood(joined) is not None:
+                n, text, first = n_more + 1, joined, first._replace(line=whole)
         yield first._replace(
             n_lines=n,
             line=first.line._replace(text=text or first.line.text),
