@@ -25,7 +25,7 @@ IN_EXPORT: Final = re.compile(rf"^(?: {{4}})?{_NAMES}=")
 _OPENS: Final = re.compile(r"[{]\s*$")
 _CLOSES: Final = re.compile(r"^\s*[}]")
 # Lines of a JSON document that belong to no entry: brackets, and the key of dmesg's list.
-_FRAME: Final = re.compile(r'^\s*(?:"dmesg"\s*:\s*)?[\[\]{},\s]*$')
+_FRAME: Final = re.compile(r'^\s*+(?:"dmesg"\s*+:\s*+)?[\[\]{},\s]*+$')
 _LEAD: Final = re.compile(r"^(?:\x1e|data: ?)")
 _KEY: Final = re.compile(r"^(?P<key>[A-Z_][A-Z0-9_]{0,63})(?:=(?P<value>.*))?$", re.DOTALL)
 _INDENT: Final = "    "
