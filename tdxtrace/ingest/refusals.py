@@ -26,6 +26,8 @@ _RECORD: Final = (
 _SCRIPT: Final = "print the recording with: perf script"
 _NO_PROBE: Final = r"\((?:0x)?(?:[0-9a-f]{6,16}|[A-Za-z_]\w*\+0x)"
 
+_OPTION: Final = "a trace file that was printed with options/{} on"
+_OFF: Final = "echo 0 > that option, and read the file again"
 _TOD: Final = r"(?:[KUHGgMESp]{1,6} +)?(?:\d{4}-\d\d-\d\d [\d:]{8}\.\d{1,9} +)?"
 
 
@@ -97,6 +99,17 @@ REFUSALS: Final = (
         "a histogram of a bcc tool, which sums events up",
     ),
     _row(r"^(?:\[pid +\d+\] +)?\w+\(.*\) += ", "strace output"),
+    # Linux kernel/trace/trace.c, print_raw_fmt, print_hex_fmt, print_bin_fmt: numbers for threads,
+    # CPUs and times; of most events only "type: 1540" (trace_output.c, trace_nop_print).
+    _row(r"^\d{1,9} \d{1,4} \d{5,20} (?:\w+: |[\d?]+$|[0-9a-f]+ )", _OPTION.format("raw"), _OFF),
+    _row(r"^[0-9a-f]{8} ?[0-9a-f]{8} ?[0-9a-f]{16}\b", _OPTION.format("hex"), _OFF),
+    _row(r"^.{0,80}\x00.{0,80}type: \d{1,5}$", _OPTION.format("bin"), _OFF),
+    _row(
+        r"^# tracer: (?:function|wakeup\w*|irqsoff|preempt\w*|hwlat|osnoise|timerlat|blk|branch)$"
+        r"|^ *\S.{0,40}?-\d{1,9} .{0,60}?\d\.\d{6}: [\w.]+ <-[\w.]+",
+        "output of a tracer of functions or latencies, which prints no arguments and no returns",
+        "echo nop > current_tracer, and " + _RECORD,
+    ),
 )
 # Who is no Intel TDX host.
 _ARM: Final = re.compile(r"^(?>.*?\bkvm_(?:exit|entry): ).*?(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)

@@ -69,6 +69,15 @@ NO_TIME = " CPU 0/KVM 14402 [001]    kvm:kvm_exit: vcpu 0 reason EPT_VIOLATION r
 STAT = "cpus=2\n\nKernel buffer statistics:\n  Note: entries\nCPU: 0\nentries: 0\n"
 
 
+TWO = "tdh_mem_page_aug, tdh_mem_page_remove"
+FUNCTIONS = """\
+# tracer: function
+#
+       CPU 0/KVM-1234    [001] .....    12.000001: tdh_mem_page_aug <-tdx_sept_set_private_spte
+       CPU 0/KVM-1234    [001] .....    12.000009: tdh_mem_page_remove <-tdx_sept_zap
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "tool", "instead", "ours"),
     [
@@ -85,6 +94,11 @@ STAT = "cpus=2\n\nKernel buffer statistics:\n  Note: entries\nCPU: 0\nentries: 0
         (BCC, "bcc", "tdxtrace capture record", ""),
         (BPFTRACE_MAPS, "bpftrace", "tdxtrace capture record", "kvm_exit"),
         (STRACE, "strace", "tdxtrace capture record", ""),
+        ("# tracer: nop\n#\n1234 1 12000001000 type: 1540\n", "options/raw", "echo 0", ""),
+        ("000004d2 00000001 00000002cb417a28 type: 1540\n", "options/hex", "echo 0", ""),
+        ("\x04\xd2\0\0\1\0\0\0\2\xcb\x41type: 1540\n", "options/bin", "echo 0", ""),
+        (FUNCTIONS, "functions", "nop > current_tracer", TWO),
+        (FUNCTIONS.partition("\n")[2], "functions", "nop > current_tracer", TWO),
         (NO_TIME, "perf script", "-F +time", "kvm_exit"),
         (STAT, "trace-cmd report --stat", "without --stat", ""),
         (GUEST, "of a guest", "trace the host", ""),
