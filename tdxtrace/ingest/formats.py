@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
-from tdxtrace.ingest import refusals
 from tdxtrace.ingest.events.registry import EventRegistry
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
 from tdxtrace.ingest.stats import Header, SourceStats, read_comments
@@ -356,21 +355,45 @@ FORMATS: Final = {
 @cache
 def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
     """What a line of each text format passes, in this order: the first that it passes counts."""
-    from tdxtrace.ingest.kernel_log import entries, messages, prefixes
-    from tdxtrace.ingest.text import bpftrace, function_graph, line_formats
+    from tdxtrace.ingest.kernel_log import prefixes
+    from tdxtrace.ingest.text import function_graph, line_formats
 
     return (
         (KERNEL_LOG, prefixes.has_log_prefix),
         *((INPUT_FORMATS[row.name], partial(_matches, row)) for row in line_formats.LINE_FORMATS),
         (FUNCTION_GRAPH, function_graph.LINE.match),
-        (BPFTRACE, bpftrace.is_line),
-        (
-            JOURNAL_JSON,
-            lambda line: entries.IN_JSON.match(line) or entries.is_entry(line),
-        ),
-        (JOURNAL_EXPORT, entries.IN_EXPORT.match),
-        (KERNEL_LOG, lambda line: messages.parse_message(prefixes.split_prefix(line).text)),
+        (BPFTRACE, _is_bpftrace),
+        (JOURNAL_JSON, _is_journal_json),
+        (JOURNAL_EXPORT, _is_journal_export),
+        (KERNEL_LOG, _is_message),
     )
+
+
+# Each is imported for the first line that nothing before it takes: most texts have none.
+
+
+def _is_bpftrace(line: str) -> object:
+    from tdxtrace.ingest.text import bpftrace
+
+    return bpftrace.is_line(line)
+
+
+def _is_journal_json(line: str) -> object:
+    from tdxtrace.ingest.kernel_log import entries
+
+    return entries.IN_JSON.match(line) or entries.is_entry(line)
+
+
+def _is_journal_export(line: str) -> object:
+    from tdxtrace.ingest.kernel_log import entries
+
+    return entries.IN_EXPORT.match(line)
+
+
+def _is_message(line: str) -> object:
+    from tdxtrace.ingest.kernel_log import messages, prefixes
+
+    return messages.parse_message(prefixes.split_prefix(line).text)
 
 
 def _matches(row: LineFormat, line: str) -> bool:
@@ -408,6 +431,7 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     found = most_likely(head)
     if found is not None:
         return found
+    from tdxtrace.ingest import refusals
     from tdxtrace.ingest.text import line_formats
 
     texts = [text for line in _sample(head) if (text := line.decode("utf-8", "replace")).strip()]

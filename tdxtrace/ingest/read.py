@@ -15,7 +15,6 @@ import polars as pl
 
 from tdxtrace.compiler import choose
 from tdxtrace.errors import FormatError, InputError
-from tdxtrace.ingest import refusals
 from tdxtrace.ingest.decode import implied_losses
 from tdxtrace.ingest.decode.decoder import (
     Decoder,
@@ -248,6 +247,8 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
             decoder.finish()
             implied_losses.note(sink.losses, stats, header)
     if not sink.n_rows and not is_log:
+        from tdxtrace.ingest import refusals
+
         raise FormatError(refusals.nothing_in(one_line(path), stats, given.first_lines))
     sink.add("losses", stats.losses(number))
     sink.add("threads", stats.thread_table(number))
