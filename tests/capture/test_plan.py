@@ -146,6 +146,16 @@ def of_release(release: str = "6.18") -> Kernel:
     return Kernel(release, Symbols())
 
 
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_a_kernel_that_merges_pages_is_probed_for_it(dialect: Dialect) -> None:
+    """No released kernel has the function; without it a merge that failed looks like an attack."""
+    symbols = Symbols(frozenset({"tdh_mem_page_promote", "tdh_mem_range_block"}), frozenset(), "it")
+    made = recipe(Kernel("6.18", symbols), RecipeOptions())
+    assert "tdh_mem_page_promote" in render(made, dialect)
+    entry = next(probe for probe in made.probes if probe.function == "tdh_mem_page_promote")
+    assert [fetch.name for fetch in entry.fetches] == ["td", "gpa", "level"]
+
+
 def test_the_buffer_grows_with_the_rate() -> None:
     def size(rate: int) -> int:
         return recipe(of_release(), RecipeOptions(Detail.full, rate=rate)).buffer_kb

@@ -34,7 +34,7 @@ from tdxtrace.tdx.wrappers import (
         ("__seamcall_ret", None, "fn args"),
         ("__seamcall_saved_ret", 0, "fn args"),
         ("tdx_vcpu_run", 0, "vcpu force_immediate_exit"),
-        ("tdh_mem_page_promote", 23, ""),
+        ("tdh_mem_page_promote", 23, "td gpa level"),
         ("vfs_read", None, ""),
     ],
 )

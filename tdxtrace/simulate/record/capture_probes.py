@@ -41,8 +41,8 @@ _OUTPUTS: Final = frozenset(
 )
 # In its form of January 2026 they are on the stack, behind the new S-EPT page and the PAMT cache.
 _OUTPUTS_ON_STACK: Final = frozenset({"tdh_mem_page_demote"})
-# The series of 2022 and 2023 that had it does not tell its arguments.
-_NOT_PROBED: Final = frozenset({"tdh_mem_page_promote"})
+# The series of 2022 and 2023 that had it pass a TD, an address, a level, and where the outputs go.
+_WITHOUT_PAGE: Final = frozenset({"tdh_mem_page_promote"})
 _MINIMAL: Final = frozenset(
     {
         "tdh_mem_page_aug",
@@ -82,13 +82,14 @@ def wrapper_probes(probes: str, level_base: int) -> dict[str, CallProbes]:
             continue  # Dynamic PAMT, whose wrappers take no struct page in any kernel.
         takes_pfn = bool(level_base) and leaf in PFN_FROM_7_2
         named = ("pfn" if takes_pfn and name == "page" else name for name in arguments)
-        request = tuple((name, _FETCHED[name]) for name in named if name in _FETCHED)
+        missing = {"page", "pfn"} if function in _WITHOUT_PAGE else set()
+        request = tuple((n, _FETCHED[n]) for n in named if n in _FETCHED and n not in missing)
         hidden = takes_pfn and function in _OUTPUTS_ON_STACK
         outputs = _EXTENDED if function in _OUTPUTS and not hidden else ()
         if probes == "capture-minimal":
             if function in _MINIMAL:
                 made[leaf] = CallProbes(None, _return(function, (_STATUS, *request)))
-        elif function not in _NOT_PROBED:
+        else:
             back = _return(function, (_STATUS, *outputs))
             made[leaf] = CallProbes(_entry(function, request), back)
     return made
