@@ -22,7 +22,7 @@ RETRYABLE: Final = {
 }
 
 
-# What the fault path calls, with entries of the guest in between: they end none of these.
+# What the fault path calls, with entries of the guest in between: an entry abandons none of these.
 FAULT_LEAVES: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
 Identity = tuple[Thread, str, int, int, int, int]
 
@@ -187,11 +187,13 @@ class Journal:
         """Whether the next attempt of its thread belongs to a request that is not settled.
 
         One that follows at once does; after other calls, unless another thread succeeded with
-        the same request since the last attempt began.
+        the same request since the last attempt began.  An entry is another call: KVM looks at the
+        page again when the guest faults on it again (tdp_mmu.c, kvm_tdp_mmu_map), and installs one
+        that is there only if it was taken away meanwhile, which is another request.
         """
         if request.leaf.startswith("TDH.PHYMEM."):
             return False
-        if _turn(request) == request.turn:
+        if request.thread.n_calls == request.turn:
             return True
         return not request.calls or not self._was_settled(request, request.calls[-1].start_ns)
 
@@ -219,7 +221,7 @@ class Journal:
 
     def _add(self, request: Request, call: Call) -> None:
         request.n_entries = request.thread.n_entries
-        request.turn = _turn(request)
+        request.turn = request.thread.n_calls
         request.calls.append(call)
         self.calls.append(call)
         if call.status & abi.HIGH_HALF in RETRYABLE:
@@ -272,13 +274,3 @@ class Journal:
 
 def _is_entry(request: Request) -> bool:
     return request.leaf == "TDH.VP.ENTER"
-
-
-def _turn(request: Request) -> int:
-    """Number of calls of its thread that could come between two attempts at a request.
-
-    The fault path enters the guest between two attempts at the same page: an entry counts for
-    other requests only.
-    """
-    thread = request.thread
-    return thread.n_calls - (thread.n_entries if request.leaf in FAULT_LEAVES else 0)
