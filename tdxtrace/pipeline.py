@@ -148,7 +148,7 @@ def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
     if wanted > free:
         raise InputError(
             f"{table} of {n_calls:,} SEAMCALLs take about {shown_size(wanted)} of memory, "
-            f"{shown_size(free)} are free (--memory SIZE: try it anyway); cut a part out: "
+            f"{shown_size(free)} may be taken (--memory SIZE: try it anyway); cut a part out: "
             "tdxtrace convert TRACE -o part --since +0 --until +10"
         )
 

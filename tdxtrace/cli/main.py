@@ -88,6 +88,20 @@ for _name, _command in _COMMANDS.items():
 app.add_typer(capture.app, name="capture")
 
 
+# What the loader of shared libraries says where the address space is used up: glibc
+# elf/dl-map-segments.h.
+_UNMAPPED: Final = "failed to map segment"
+
+
+def _no_memory() -> str:
+    from tdxtrace.tables.memory import free_bytes, shown_size
+
+    return (
+        f"the memory does not do, {shown_size(free_bytes())} are left (ulimit -v and -d, control "
+        "groups); raise the limit, or cut a part out: tdxtrace convert TRACE -o part --until +10"
+    )
+
+
 def main() -> None:
     """Run the command line.
 
@@ -101,6 +115,11 @@ def main() -> None:
 
         print(f"tdxtrace: {error}", file=sys.stderr)
         raise SystemExit(EXIT_WORDS if isinstance(error, QueryError) else EXIT_INPUT) from None
+    except (MemoryError, ImportError) as error:
+        if not isinstance(error, MemoryError) and _UNMAPPED not in str(error):
+            raise
+        print(f"tdxtrace: {_no_memory()}", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT) from None
     except BrokenPipeError:
         # The reader (head, less) closed the pipe: print no error, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

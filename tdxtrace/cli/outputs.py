@@ -123,8 +123,8 @@ def write_folder(
         shown = one_line(str(folder))
         raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
     for name, rows in tables.items():
-        data = serialise(rows, OutputFormat.parquet)
-        write_file(folder / f"{name}.parquet", data, force=True, inputs=inputs)
+        with whole_file(folder / f"{name}.parquet", force=True, inputs=inputs) as file:
+            rows.write_parquet(file)
     data = json_text(facts).encode()
     write_file(folder / "findings.json", data, force=True, inputs=inputs)
 

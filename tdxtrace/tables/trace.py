@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import polars as pl
 
-from tdxtrace.errors import InputError
+from tdxtrace.errors import InputError, QueryError
 from tdxtrace.tables.events import (
     EVENT_TABLES,
     KERNEL_MESSAGES,
@@ -196,6 +197,9 @@ class Trace(_TableBundle):
             since_ns: Earliest time that matters: earlier rows may be missing.
             until_ns: Latest time that matters: later rows may be missing.
 
+        Raises:
+            QueryError: If there is no such table.
+
         Example:
             >>> import tdxtrace
             >>> trace = tdxtrace.read_trace("sample_traces/contended.txt")
@@ -203,7 +207,7 @@ class Trace(_TableBundle):
             2011
         """
         if name not in _EVENT_NAMES:
-            raise AttributeError(name)
+            raise _no_table(name, self._tables)
         if name in self._stored:
             return self._stored[name].scan(since_ns, until_ns)
         rows: pl.DataFrame = getattr(self, name)
@@ -277,6 +281,12 @@ class Trace(_TableBundle):
 
     def _title(self) -> str:
         return "Trace of " + ", ".join(one_line(s.path) for s in self.provenance.sources)
+
+
+def _no_table(name: str, tables: tuple[Table, ...]) -> QueryError:
+    names = [table.name for table in tables]
+    near = get_close_matches(name, names, n=1, cutoff=0)[0]
+    return QueryError(f"no table '{one_line(name, 40)}'; nearest: {near}")
 
 
 def collected(rows: pl.LazyFrame) -> pl.DataFrame:
@@ -418,12 +428,17 @@ class Findings(_TableBundle):
         Args:
             name: Name of the table.
 
+        Raises:
+            QueryError: If there is no such table.
+
         Example:
             >>> import tdxtrace
             >>> findings = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
             >>> findings.scan("busy_causes").select("cause").collect().height
             1015
         """
+        if name not in {table.name for table in self._tables}:
+            raise _no_table(name, self._tables)
         if name not in self._analyses:
             rows: pl.DataFrame = getattr(self, name)
             return rows.lazy()

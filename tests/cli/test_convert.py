@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.recordings import SAMPLES
+from support.running import answered, refused
 from typer.testing import CliRunner
 
 from tdxtrace.cli.main import app
@@ -47,3 +48,37 @@ def test_nothing_is_cached_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _printed("events", TRACE, "--format", "csv")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_is_converted_by_its_time(tmp_path: Path) -> None:
+    run, part = tmp_path / "run", tmp_path / "part"
+    answered("convert", SAMPLES / "contended.txt", "-o", run, "-q")
+    answered("convert", run, "-o", part, "-q", "--since", "+0.01", "--until", "+0.02")
+    counted = ("query", "select count(*) from seamcalls", "--format", "csv")
+    asked = ("--since", "+0.01", "--until", "+0.02")
+    within = answered(counted[0], run, *counted[1:], *asked).text
+    assert answered(counted[0], part, *counted[1:]).text == within
+    assert within != answered(counted[0], run, *counted[1:]).text
+    assert "overwrite the input" in refused(
+        1, "convert", run, "-o", run, "--force", "--until", "+1"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("libx.so: failed to map segment from shared object")]
+)
+def test_memory_that_runs_out_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tdxtrace.ingest.read.read", fail)
+    line = refused(1, "events", SAMPLES / "contended.txt")
+    assert "the memory does not do" in line
+
+
+def test_memory_must_be_a_size() -> None:
+    assert "not a size: 'much'" in refused(
+        2, "events", SAMPLES / "contended.txt", "--memory", "much"
+    )

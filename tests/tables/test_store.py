@@ -10,7 +10,7 @@ from support.recordings import SAMPLES, read
 
 import tdxtrace
 from tdxtrace.analysis.selection import Selection
-from tdxtrace.errors import InputError, TableError
+from tdxtrace.errors import InputError, QueryError, TableError
 from tdxtrace.ingest.read import ReadOptions, convert
 from tdxtrace.tables import store
 from tdxtrace.tables.catalog import SCHEMA_VERSION
@@ -75,6 +75,14 @@ def test_a_table_of_a_store_is_read_when_it_is_asked_for(
     assert tdxtrace.query(stored, statement).equals(tdxtrace.query(trace, statement))
     with pytest.raises(InputError, match=r"cannot read .*vm_entries.parquet"):
         stored.vm_entries.clear()
+
+
+def test_an_unknown_table_is_refused_with_the_nearest() -> None:
+    trace = read(SAMPLES / "contended.txt")
+    with pytest.raises(QueryError, match="no table 'seamcall'; nearest: seamcalls"):
+        trace.scan("seamcall")
+    with pytest.raises(QueryError, match="no table 'chains'; nearest: retry_chains"):
+        tdxtrace.analyze(trace).scan("chains")
 
 
 def test_several_sources_share_a_folder(tmp_path: Path) -> None:
