@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Final
 
@@ -42,6 +43,11 @@ from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.releases import generation_of
 
 Finder = Callable[[Findings], pl.DataFrame | pl.LazyFrame]
+Step = Callable[[str, int], AbstractContextManager[None]]
+
+
+def _untold(_name: str, _n_events: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def analyze(
@@ -51,6 +57,7 @@ def analyze(
     module: str | None = None,
     generation: str | None = None,
     memory: int | None = None,
+    step: Step = _untold,
 ) -> Findings:
     """Run every analysis of ``trace``.
 
@@ -63,6 +70,8 @@ def analyze(
         module: Release of the TDX module, such as 1.5.16, where it is known.
         generation: Its lock generation, A, B or C, instead.
         memory: Bytes of memory that may be taken; None: what is free.
+        step: Called with the name of each step and its number of events; its result is a context
+            in which the step runs.
 
     Returns:
         One finding table per analysis, and the losses that bound the answers.
@@ -80,20 +89,20 @@ def analyze(
         64
     """
     selected = selection or Selection()
-    fits = partial(_check_fits, trace, memory)
-    fits("retry_chains")
-    trace.defragment()
+    begin = partial(_begin, trace, memory, step)
     known_generation = _generation(trace, module, generation)
     mask = chosen_generations(module, known_generation if generation is None else generation)
     given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
-    all_chains = retry_chains(trace.seamcalls, trace.losses)
-    chains = selected.filter(all_chains, trace)
-    steps = zero_steps(
-        trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events, trace.losses
-    )
-    steps = selected.filter(steps, trace)
-    entries = selected.filter(trace.vm_entries, trace)
-    calls = selected.filter(trace.seamcalls, trace)
+    with begin("retry_chains"):
+        trace.defragment()
+        all_chains = retry_chains(trace.seamcalls, trace.losses)
+        chains = selected.filter(all_chains, trace)
+        steps = zero_steps(
+            trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events, trace.losses
+        )
+        steps = selected.filter(steps, trace)
+        entries = selected.filter(trace.vm_entries, trace)
+        calls = selected.filter(trace.seamcalls, trace)
     return Findings(
         retry_chains=chains,
         leaf_stats=leaf_stats(chains),
@@ -107,7 +116,7 @@ def analyze(
         kernel_messages=trace.kernel_messages,
         loader_calls=selected.of_host(trace.loader_calls, trace),
         _analyses={
-            name: partial(_found, find, fits, name)
+            name: partial(_found, begin, name, find)
             for name, find in (
                 _cause_finders(trace, selected, all_chains, mask)
                 | _outcome_finders(trace, selected, known_generation)
@@ -125,10 +134,21 @@ _BYTES_READ: Final = 100
 
 
 def _found(
-    find: Finder, fits: Callable[[str], None], name: str, findings: Findings
+    begin: Callable[[str], AbstractContextManager[None]],
+    name: str,
+    find: Finder,
+    findings: Findings,
 ) -> pl.DataFrame | pl.LazyFrame:
-    fits(name)
-    return find(findings)
+    with begin(name):
+        return find(findings)
+
+
+def _begin(
+    trace: Trace, memory: int | None, step: Step, table: str
+) -> AbstractContextManager[None]:
+    """Check that finding a table fits in memory, and return the context in which it is found."""
+    _check_fits(trace, memory, table)
+    return step(table, trace.n_rows("seamcalls") + trace.n_rows("vm_entries"))
 
 
 def _check_fits(trace: Trace, memory: int | None, table: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +12,7 @@ import typer
 
 from tdxtrace.cli import options
 from tdxtrace.cli.options import OutputFormat
+from tdxtrace.cli.progress import ReadProgress, Steps, reading
 from tdxtrace.errors import InputError
 from tdxtrace.tables.text import one_line
 
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from tdxtrace.analysis.selection import Selection
     from tdxtrace.ingest.read import ReadOptions
     from tdxtrace.tables.trace import Findings, Trace
-
-# Inputs read faster than this get no progress bar.
-_PROGRESS_AFTER_S = 1.0
-
-ProgressCallback = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +67,10 @@ class ReadArguments:
         """
         from tdxtrace.ingest.read import convert
 
-        with _progress(self.quiet) as report:
+        with reading(self.quiet) as report:
             convert(self.traces, folder, self._how(report), force)
 
-    def _how(self, report: ProgressCallback | None) -> ReadOptions:
+    def _how(self, report: ReadProgress | None) -> ReadOptions:
         from tdxtrace.ingest.read import ReadOptions
 
         return ReadOptions(
@@ -97,7 +91,7 @@ class ReadArguments:
         """
         from tdxtrace.ingest.read import read
 
-        with _progress(self.quiet) as report:
+        with reading(self.quiet) as report:
             return read(self.traces, self._how(report))
 
 
@@ -128,7 +122,12 @@ class QueryOptions(ReadArguments):
         """
         from tdxtrace.pipeline import analyze
 
-        return analyze(self.read(), self.selection, memory=self.memory_bytes)
+        return analyze(
+            self.read(),
+            self.selection,
+            memory=self.memory_bytes,
+            step=Steps(self.quiet).step,
+        )
 
     def read(self) -> Trace:
         """Read the traces; with --cache from the store that an earlier run made.
@@ -205,49 +204,8 @@ class ModuleOptions:
             module=self.module,
             generation=self.generation,
             memory=query.memory_bytes,
+            step=Steps(query.quiet).step,
         )
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[ProgressCallback | None]:
-    """Yield a callback that draws a progress bar on stderr once a second has passed."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    tasks: dict[str, int] = {}
-    started = time.monotonic()
-
-    def report(path: str, done: int, size: int | None) -> None:
-        if time.monotonic() - started < _PROGRESS_AFTER_S:
-            return
-        if not bar.live.is_started:
-            bar.start()
-        if path not in tasks:
-            tasks[path] = bar.add_task(one_line(path, 30), total=size)
-        bar.update(tasks[path], completed=done)  # type: ignore[arg-type]
-
-    try:
-        yield report
-    finally:
-        bar.stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,64 @@
+"""What a command says while it runs, on stderr of a terminal only."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+
+import pytest
+
+from tdxtrace.cli import progress
+from tdxtrace.cli.progress import Steps
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        """A terminal."""
+        return True
+
+
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> _Terminal:
+    """Take the place of stderr: within a test, since pytest sets it anew before each."""
+    screen = _Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(progress, "_SHOWN_AFTER_S", 0.01)
+    monkeypatch.setenv("TERM", "xterm")
+    return screen
+
+
+def test_the_innermost_step_that_takes_long_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _terminal(monkeypatch)
+    steps = Steps(quiet=False)
+    with steps.step("verdicts", 12_000), steps.step("busy_causes", 12_000):
+        time.sleep(0.15)
+    assert "busy causes of 12,000 events" in terminal.getvalue()
+    shown = len(terminal.getvalue())
+    time.sleep(0.15)
+    assert len(terminal.getvalue()) == shown
+
+
+def test_what_is_quick_or_quiet_or_goes_to_no_terminal_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = _terminal(monkeypatch)
+    with Steps(quiet=True).step("verdicts", 1):
+        time.sleep(0.05)
+    monkeypatch.setattr(progress, "_SHOWN_AFTER_S", 5)
+    with Steps(quiet=False).step("verdicts", 1):
+        pass
+    monkeypatch.setattr(progress, "_SHOWN_AFTER_S", 0.01)
+    monkeypatch.setattr(terminal, "isatty", lambda: False)
+    with Steps(quiet=False).step("verdicts", 1):
+        time.sleep(0.05)
+    assert not terminal.getvalue()
+
+
+def test_a_step_that_fails_ends_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _terminal(monkeypatch)
+    steps = Steps(quiet=False)
+    with pytest.raises(ValueError, match="no"), steps.step("verdicts", 1):
+        raise ValueError("no")
+    with steps.step("limits", 1):
+        time.sleep(0.15)
+    assert "limits of 1 events" in terminal.getvalue()
