@@ -128,7 +128,7 @@ def analyze(
 
 # Bytes that finding a table takes for each attempt and vCPU entry, beyond the tables before it:
 # python tests/bench/memory.py, of 12 M events with 4.2 M busy answers.
-_BYTES_PER_EVENT: Final = {"retry_chains": 370, "busy_causes": 475, "attempts": 120}
+_BYTES_PER_EVENT: Final = {"retry_chains": 230, "busy_causes": 400}
 # Reading the tables from a store, before any is found.
 _BYTES_READ: Final = 100
 

@@ -38,6 +38,12 @@ class ReadArguments:
     memory: options.Memory = None
     quiet: options.Quiet = False
 
+    def __post_init__(self) -> None:
+        # Before the command imports what hangs where it cannot be loaded.
+        from tdxtrace.tables.memory import check_address_space
+
+        check_address_space()
+
     def notify(self, line: str) -> None:
         """Print a message to stderr, unless --quiet was given."""
         if not self.quiet:

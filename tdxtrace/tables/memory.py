@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from tdxtrace.errors import QueryError
+from tdxtrace.errors import InputError, QueryError
 from tdxtrace.tables.text import one_line
 
 _SIZE: Final = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?$", re.IGNORECASE)
@@ -58,6 +58,26 @@ def free_bytes(root: Path = Path("/")) -> int:
     """
     limits = [*_available(root), *_of_cgroups(root), *_of_process(root)]
     return max(0, min(limits, default=1 << 62))
+
+
+# Address space with which polars, numba and OpenBLAS load and run: they reserve far more than they
+# use, and with less OpenBLAS asks for memory for ever (12 M events: 1.5 GB hangs, 1.7 GB fails in
+# one line; python tests/bench/memory.py FILE --limit 1500M).
+_LEAST_ADDRESS_SPACE: Final = 2 << 30
+
+
+def check_address_space() -> None:
+    """Check that the address space is not limited to less than libraries take to load.
+
+    Raises:
+        InputError: If it is.
+    """
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY and soft < _LEAST_ADDRESS_SPACE:
+        raise InputError(
+            f"the address space is limited to {shown_size(soft)} (ulimit -v), and "
+            f"{shown_size(_LEAST_ADDRESS_SPACE)} are needed; use a control group to limit memory"
+        )
 
 
 def give_back() -> None:

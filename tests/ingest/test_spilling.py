@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pipeline, "_ALWAYS_THERE", 0)
     with pytest.raises(InputError, match=r"retry_chains of 2,011 SEAMCALLs .* convert TRACE"):
         tdxtrace.analyze(trace, memory=1 << 10)
-    found = tdxtrace.analyze(trace, memory=900 << 10)
+    found = tdxtrace.analyze(trace, memory=600 << 10)
     with pytest.raises(InputError, match=r"busy_causes of 2,011 SEAMCALLs take about"):
         found.busy_causes.clear()
     assert tdxtrace.analyze(trace).busy_causes.height

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from tdxtrace.errors import QueryError
-from tdxtrace.tables.memory import free_bytes, parse_size, shown_size
+from tdxtrace.errors import InputError, QueryError
+from tdxtrace.tables.memory import check_address_space, free_bytes, parse_size, shown_size
 
 MIB = 1 << 20
 
@@ -76,6 +77,18 @@ def test_the_strictest_limit_counts(
     told = {n: (limits.get(n, resource.RLIM_INFINITY), 0) for n in range(16)}
     monkeypatch.setattr(resource, "getrlimit", told.__getitem__)
     assert free_bytes(tmp_path) == free * MIB
+
+
+@pytest.mark.parametrize(("n_bytes", "is_refused"), [(1500 * MIB, True), (2048 * MIB, False)])
+def test_an_address_space_in_which_libraries_do_not_load_is_refused(
+    n_bytes: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (n_bytes, n_bytes))
+    expected = (
+        pytest.raises(InputError, match=r"limited to 1\.5 GiB") if is_refused else nullcontext()
+    )
+    with expected:
+        check_address_space()
 
 
 def test_memory_of_this_machine_is_known() -> None:
