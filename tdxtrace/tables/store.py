@@ -236,7 +236,7 @@ def _check_space(folder: Path, rows: pl.DataFrame) -> None:
     if free < wanted:
         raise InputError(
             f"the disk of {one_line(str(folder.parent))} is almost full: {free >> 20} MiB left, "
-            f"{(wanted >> 20) + 1} MiB needed next; name a folder on another disk"
+            f"{(wanted >> 20) + 1} MiB needed next; name another disk (TMPDIR, or --output)"
         )
 
 
