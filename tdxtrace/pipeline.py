@@ -1,46 +1,33 @@
-"""Composition of all analyses: a Trace in, Findings out; only here do the rooms meet."""
+"""Composition of all analyses: a Trace in, Findings out; only here do the rooms meet.
+
+What few questions need is imported where it is asked for: to load all of it takes longer than to
+analyse a small trace.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
-from typing import Final
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from tdxtrace.analysis.abandoned_requests import abandoned_requests
-from tdxtrace.analysis.attempts import attempts
-from tdxtrace.analysis.busy_answers import busy_answers
-from tdxtrace.analysis.causes.busy_causes import (
-    broken_rules,
-    cause_shares,
-    scan_busy_causes,
-    td_conflicts,
-)
-from tdxtrace.analysis.causes.evidence import BusyEvidence, gather_evidence
-from tdxtrace.analysis.causes.generation import chosen_generations, module_release
-from tdxtrace.analysis.causes.lock_effects import entry_waits, lock_values
-from tdxtrace.analysis.comparisons import comparisons
-from tdxtrace.analysis.latencies import latencies
-from tdxtrace.analysis.progress_loops import progress_loops
 from tdxtrace.analysis.retry_chains import retry_chains
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.stats import leaf_stats, vcpu_stats, vm_stats
-from tdxtrace.analysis.step_thresholds import step_thresholds
-from tdxtrace.analysis.time_shares import time_shares
-from tdxtrace.analysis.verdicts.verdicts import verdicts
-from tdxtrace.analysis.zero_step_causes import zero_step_causes
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import InputError
-from tdxtrace.recommend.limits import limits, observed_seconds
-from tdxtrace.recommend.replay import policies
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.memory import free_bytes, shown_size
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.releases import generation_of
+
+if TYPE_CHECKING:
+    from tdxtrace.analysis.causes.evidence import BusyEvidence
 
 Finder = Callable[[Findings], pl.DataFrame | pl.LazyFrame]
 Step = Callable[[str, int], AbstractContextManager[None]]
@@ -91,7 +78,8 @@ def analyze(
     selected = selection or Selection()
     begin = partial(_begin, trace, memory, step)
     known_generation = _generation(trace, module, generation)
-    mask = chosen_generations(module, known_generation if generation is None else generation)
+    if module is not None or generation is not None:
+        _mask(module, known_generation if generation is None else generation)
     given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     with begin("retry_chains"):
         trace.defragment()
@@ -117,11 +105,11 @@ def analyze(
         loader_calls=selected.of_host(trace.loader_calls, trace),
         _analyses={
             name: partial(_found, begin, name, find)
-            for name, find in (
-                _cause_finders(trace, selected, all_chains, mask)
-                | _outcome_finders(trace, selected, known_generation)
-                | _retry_finders(trace, all_chains)
-            ).items()
+            for name, find in _OnDemand(
+                trace, selected, all_chains, module, generation, known_generation
+            )
+            .finders()
+            .items()
         },
     )
 
@@ -225,93 +213,161 @@ def compare(before: Findings, after: Findings) -> pl.DataFrame:
         >>> set(tdxtrace.compare(found, found)["change"])
         {'not_told'}
     """
+    from tdxtrace.analysis.comparisons import comparisons
+
     return comparisons(before.attempts, after.attempts)
 
 
 _EVENTS = {table.name: table for table in EVENT_TABLES}
 
 
-def _cause_finders(
-    trace: Trace, selected: Selection, all_chains: pl.DataFrame, mask: int
-) -> dict[str, Finder]:
-    """Functions for the tables about causes, which share one collection of evidence."""
+@dataclass(frozen=True)
+class _OnDemand:
+    """Functions for the tables that are computed when they are first asked for, by name."""
 
-    @cache
-    def evidence() -> tuple[BusyEvidence, ...]:
-        return tuple(gather_evidence(trace, mask=mask))
+    trace: Trace
+    selected: Selection
+    all_chains: pl.DataFrame
+    """Retry chains of the whole trace."""
+    module: str | None
+    """Release of the module, as given."""
+    generation: str | None
+    """Lock generation, as given."""
+    known_generation: str | None
+    """Lock generation, as given, or of the release, or as the kernel's log tells."""
 
-    @cache
-    def causes() -> pl.LazyFrame:
-        return scan_busy_causes(evidence())
+    def finders(self) -> dict[str, Finder]:
+        """Return the function of each of these tables."""
+        named = (table.name for table in FINDING_TABLES)
+        return {name: getattr(self, f"_{name}") for name in named if hasattr(self, f"_{name}")}
 
-    def selected_causes() -> pl.DataFrame | pl.LazyFrame:
-        return selected.filter(causes().collect(), trace) if selected.to_dict() else causes()
+    @cached_property
+    def evidence(self) -> tuple[BusyEvidence, ...]:
+        """What the tables about causes share."""
+        from tdxtrace.analysis.causes.evidence import gather_evidence
 
-    return {
-        "busy_causes": lambda _: selected_causes(),
-        "cause_shares": lambda findings: cause_shares(findings.scan("busy_causes")),
-        "broken_rules": lambda _: selected.filter(broken_rules(evidence()), trace),
+        generation = self.known_generation if self.generation is None else self.generation
+        mask = _mask(self.module, generation)
+        return tuple(gather_evidence(self.trace, mask=mask))
+
+    @cached_property
+    def causes(self) -> pl.LazyFrame:
+        """Causes of all busy answers, selected or not."""
+        from tdxtrace.analysis.causes.busy_causes import scan_busy_causes
+
+        return scan_busy_causes(self.evidence)
+
+    def _busy_causes(self, _: Findings) -> pl.DataFrame | pl.LazyFrame:
+        if not self.selected.to_dict():
+            return self.causes
+        return self.selected.filter(self.causes.collect(), self.trace)
+
+    def _cause_shares(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.causes.busy_causes import cause_shares
+
+        return cause_shares(found.scan("busy_causes"))
+
+    def _td_conflicts(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.causes.busy_causes import td_conflicts
+
+        return td_conflicts(found.scan("busy_causes"))
+
+    def _broken_rules(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.causes.busy_causes import broken_rules
+
+        return self.selected.filter(broken_rules(self.evidence), self.trace)
+
+    def _lock_values(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.causes.lock_effects import lock_values
+
         # Queues consist of all requests, so the lock is evaluated on the whole trace.
-        "lock_values": lambda findings: lock_values(evidence(), causes(), all_chains).join(
-            findings.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
-        ),
-        "entry_waits": lambda _: selected.filter(entry_waits(evidence()), trace),
-    }
+        return lock_values(self.evidence, self.causes, self.all_chains).join(
+            found.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
+        )
+
+    def _entry_waits(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.causes.lock_effects import entry_waits
+
+        return self.selected.filter(entry_waits(self.evidence), self.trace)
+
+    def _zero_step_causes(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.zero_step_causes import zero_step_causes
+
+        return zero_step_causes(found.zero_steps, self.trace)
+
+    def _step_thresholds(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.step_thresholds import step_thresholds
+
+        trace = self.trace
+        tables = (trace.seamcalls, trace.vm_entries, trace.page_faults)
+        return step_thresholds(*(self.selected.filter(table, trace) for table in tables))
+
+    def _abandoned_requests(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.abandoned_requests import abandoned_requests
+
+        return abandoned_requests(self.trace, found.retry_chains, generation=self.known_generation)
+
+    def _progress_loops(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.progress_loops import progress_loops
+
+        return progress_loops(self.trace, found.retry_chains, found.busy_answers)
+
+    def _time_shares(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.time_shares import time_shares
+
+        return time_shares(self.trace.seamcalls, found.retry_chains, found.busy_answers)
+
+    def _verdicts(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.verdicts.verdicts import verdicts
+
+        return verdicts(found, self.trace, generation=self.known_generation)
+
+    def _busy_answers(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.busy_answers import busy_answers
+
+        # They are numbered over all chains.
+        answers = busy_answers(self.trace.seamcalls, self.all_chains)
+        if found.retry_chains is self.all_chains:
+            return answers
+        retried = found.retry_chains.filter(pl.col("n_busy") > 0)
+        return answers.join(retried, on=("source", "first_seq"), how="semi", maintain_order="left")
+
+    def _attempts(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.attempts import attempts
+
+        return attempts(found.retry_chains, found.busy_answers, found.scan("busy_causes"))
+
+    def _latencies(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.latencies import latencies
+
+        return latencies(self.trace.seamcalls, found.retry_chains, found.busy_answers)
+
+    def _policies(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.recommend.replay import policies
+
+        return policies(found.retry_chains, found.busy_answers)
+
+    def _limits(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.recommend.limits import limits, observed_seconds
+
+        seconds = observed_seconds(found.provenance)
+        return limits(found.attempts, found.retry_chains, found.losses, seconds)
+
+
+def _mask(module: str | None, generation: str | None) -> int:
+    """The generations of locks that a module may have."""
+    from tdxtrace.analysis.causes.generation import chosen_generations
+
+    return chosen_generations(module, generation)
 
 
 def _generation(trace: Trace, module: str | None, generation: str | None) -> str | None:
     """The module's lock generation: as given by the user, else by the kernel's log."""
     if generation is not None or module is not None:
         return generation.upper() if generation is not None else generation_of(module or "")
+    if trace.kernel_messages.is_empty():
+        return None
+    from tdxtrace.analysis.causes.generation import module_release
+
     release = module_release(trace.kernel_messages)
     return release[1] if release else None
-
-
-def _outcome_finders(
-    trace: Trace, selected: Selection, generation: str | None
-) -> dict[str, Finder]:
-    """Functions for the tables about outcomes of busy answers, and the verdicts."""
-    calls, entries, faults = trace.seamcalls, trace.vm_entries, trace.page_faults
-
-    def select(*tables: pl.DataFrame) -> list[pl.DataFrame]:
-        return [selected.filter(table, trace) for table in tables]
-
-    return {
-        "zero_step_causes": lambda f: zero_step_causes(f.zero_steps, trace),
-        "step_thresholds": lambda _: step_thresholds(*select(calls, entries, faults)),
-        "abandoned_requests": lambda f: abandoned_requests(
-            trace, f.retry_chains, generation=generation
-        ),
-        "progress_loops": lambda f: progress_loops(trace, f.retry_chains, f.busy_answers),
-        "td_conflicts": lambda f: td_conflicts(f.scan("busy_causes")),
-        "time_shares": lambda f: time_shares(calls, f.retry_chains, f.busy_answers),
-        "verdicts": lambda f: verdicts(f, trace, generation=generation),
-    }
-
-
-def _retry_finders(trace: Trace, all_chains: pl.DataFrame) -> dict[str, Finder]:
-    """Functions for the tables about the number of retries."""
-    return {
-        "busy_answers": lambda found: _selected_answers(trace, all_chains, found),
-        "attempts": lambda found: attempts(
-            found.retry_chains, found.busy_answers, found.scan("busy_causes")
-        ),
-        "latencies": lambda found: latencies(
-            trace.seamcalls, found.retry_chains, found.busy_answers
-        ),
-        "policies": lambda found: policies(found.retry_chains, found.busy_answers),
-        "limits": _limits,
-    }
-
-
-def _selected_answers(trace: Trace, all_chains: pl.DataFrame, found: Findings) -> pl.DataFrame:
-    """Busy answers of the selected chains, numbered over all chains."""
-    answers = busy_answers(trace.seamcalls, all_chains)
-    retried = found.retry_chains.filter(pl.col("n_busy") > 0)
-    return answers.join(retried, on=("source", "first_seq"), how="semi", maintain_order="left")
-
-
-def _limits(found: Findings) -> pl.DataFrame:
-    """Limits for the default target."""
-    seconds = observed_seconds(found.provenance)
-    return limits(found.attempts, found.retry_chains, found.losses, seconds)

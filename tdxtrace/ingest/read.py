@@ -247,7 +247,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
             decoder.finish()
             implied_losses.note(sink.losses, stats, header)
     if not sink.n_rows and not is_log:
-        from tdxtrace.ingest import refusals
+        from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
 
         raise FormatError(refusals.nothing_in(one_line(path), stats, given.first_lines))
     sink.add("losses", stats.losses(number))

@@ -144,30 +144,8 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
         .agg(n_requests=pl.len(), n_retried=(pl.col("n_busy") > 0).sum())
         .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
     )
-    vm = pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64))
-    narrow = chains.select(
-        *("source", "first_seq", "leaf", "td_id", "tgid", "vp_id", "gpa", "start_ns", "end_ns"),
-        *("n_attempts", "n_busy", "outcome"),
-        vm=vm,
-    )
-    vms = narrow.select("source", "vm").unique().with_row_index("vm_code")
-    of_vm = narrow.select("source", "vm").join(
-        vms, on=["source", "vm"], how="left", nulls_equal=True, maintain_order="left"
-    )
-    narrow = narrow.with_columns(of_vm["vm_code"])
-    order = by_leaf.select("leaf").with_row_index("leaf_place")
-    retried = (
-        narrow.filter(pl.col("n_busy") > 0)
-        .with_columns(
-            done=pl.col("outcome").is_in(_DONE), gave_up=pl.col("outcome").is_in(_GAVE_UP)
-        )
-        .drop("outcome")
-        .join(order, on="leaf", how="left", maintain_order="left")
-        .join(_perhaps_kicked(narrow), on=("source", "leaf"), how="left", maintain_order="left")
-        .with_columns(pl.col("may_be_kicked").fill_null(False))
-        .sort("leaf_place", "source", "first_seq")
-        .drop("leaf_place")
-    )
+    narrow, n_vms = _with_vms(chains)
+    retried = _retried(narrow, by_leaf)
     first = np.zeros(retried.height + 1, np.int64)
     np.cumsum(retried["n_busy"].to_numpy(), out=first[1:])
     keyed = retried.select("source", "first_seq", begins=pl.Series(first[:-1]))
@@ -186,7 +164,7 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
     )
     return Requests(
         narrow.select("source", "leaf", "vm", "gpa", "vp_id", "start_ns", "vm_code"),
-        vms.height,
+        n_vms,
         by_leaf,
         retried,
         first,
@@ -196,6 +174,37 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
         kind,
         episode[first[:-1]],
         choose(placed.height * _BYTES_PER_ANSWER),
+    )
+
+
+def _with_vms(chains: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """What the replay needs of requests, with the numbers of their VMs; and how many VMs."""
+    narrow = chains.select(
+        *("source", "first_seq", "leaf", "td_id", "tgid", "vp_id", "gpa", "start_ns", "end_ns"),
+        *("n_attempts", "n_busy", "outcome"),
+        vm=pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64)),
+    )
+    vms = narrow.select("source", "vm").unique().with_row_index("vm_code")
+    of_vm = narrow.select("source", "vm").join(
+        vms, on=["source", "vm"], how="left", nulls_equal=True, maintain_order="left"
+    )
+    return narrow.with_columns(of_vm["vm_code"]), vms.height
+
+
+def _retried(narrow: pl.DataFrame, by_leaf: pl.DataFrame) -> pl.DataFrame:
+    """The retried requests, in the order of ``by_leaf``."""
+    order = by_leaf.select("leaf").with_row_index("leaf_place")
+    return (
+        narrow.filter(pl.col("n_busy") > 0)
+        .with_columns(
+            done=pl.col("outcome").is_in(_DONE), gave_up=pl.col("outcome").is_in(_GAVE_UP)
+        )
+        .drop("outcome")
+        .join(order, on="leaf", how="left", maintain_order="left")
+        .join(_perhaps_kicked(narrow), on=("source", "leaf"), how="left", maintain_order="left")
+        .with_columns(pl.col("may_be_kicked").fill_null(False))
+        .sort("leaf_place", "source", "first_seq")
+        .drop("leaf_place")
     )
 
 
@@ -269,19 +278,7 @@ def events_of(requests: Requests, rules: dict[int, LeafPolicy], is_fatal: _Flags
     is_killed = np.zeros(n, np.bool_)
     for leaf, rule in rules.items():
         own = requests.ranges[leaf]
-        requests.run(first_events)(
-            requests.first[own.start : own.stop + 1],
-            requests.waited_ns,
-            requests.kind,
-            is_fatal,
-            requests.goes_on_unkicked[own],
-            _UNLIMITED if rule.calls is None else rule.calls,
-            _UNLIMITED if rule.budget_ns is None else min(rule.budget_ns, _UNLIMITED),
-            _RETRIED[rule.answers],
-            rule.kicks,
-            answer[own],
-            event[own],
-        )
+        _write_events(requests, own, rule, is_fatal, (answer, event))
         stopped = event[own] == STOP
         is_killed[own] = stopped & (_follows(rule, requests.kind[answer[own]]) == _KILL)
     at_ns = requests.starts_ns + requests.waited_ns[answer] if n else requests.starts_ns
@@ -291,6 +288,30 @@ def events_of(requests: Requests, rules: dict[int, LeafPolicy], is_fatal: _Flags
     outlived = (event != GOES_ON) & (at_ns > of_request)
     answer[outlived], event[outlived] = NONE, GOES_ON
     return Events(answer, event, requests.starts_ns <= of_request, dead_ns)
+
+
+def _write_events(
+    requests: Requests,
+    own: slice,
+    rule: LeafPolicy,
+    is_fatal: _Flags,
+    written: tuple[_Rows, NDArray[np.uint8]],
+) -> None:
+    """Write ``answer`` and ``event`` of the requests of one leaf."""
+    answer, event = written
+    requests.run(first_events)(
+        requests.first[own.start : own.stop + 1],
+        requests.waited_ns,
+        requests.kind,
+        is_fatal,
+        requests.goes_on_unkicked[own],
+        _UNLIMITED if rule.calls is None else rule.calls,
+        _UNLIMITED if rule.budget_ns is None else min(rule.budget_ns, _UNLIMITED),
+        _RETRIED[rule.answers],
+        rule.kicks,
+        answer[own],
+        event[own],
+    )
 
 
 def _follows(rule: LeafPolicy, kind: NDArray[np.uint8]) -> NDArray[np.uint8]:
