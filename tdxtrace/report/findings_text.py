@@ -83,7 +83,7 @@ def _source(source: Source) -> Text:
 
 def _totals(findings: Findings) -> Text:
     stats, chains = findings.leaf_stats, findings.retry_chains
-    n_tds, n_vms = (chains.drop_nulls(c).n_unique(("source", c)) for c in ("td_id", "tgid"))
+    n_tds, n_vms = (chains.select("source", c).drop_nulls().n_unique() for c in ("td_id", "tgid"))
     vms = plural(n_tds, "TD") if n_tds else plural(n_vms, "VM")
     parts = [
         plural(total(stats, "n_seamcalls"), "SEAMCALL"),
@@ -101,7 +101,7 @@ def _totals(findings: Findings) -> Text:
 
 def _lost(findings: Findings) -> Text:
     bad = findings.losses.filter(pl.col("severity") != "info")
-    cut = findings.retry_chains.filter(pl.col("cut_by") == "lost_events").height
+    cut = int((findings.retry_chains["cut_by"] == "lost_events").sum())
     if bad.is_empty():
         return Text("No lost events reported", style="green")
     kinds = [
@@ -204,9 +204,16 @@ def _worst(findings: Findings, n: int) -> RenderableType:
 
 def worst_chains(retry_chains: pl.DataFrame, n: int) -> pl.DataFrame:
     """Return the ``n`` retried chains with the most attempts, by attempts and duration."""
-    retried = retry_chains.filter(pl.col("n_busy") > 0)
     order = ("n_attempts", "took_ns", "first_seq")
-    return retried.sort(order, descending=[True, True, False], nulls_last=True).head(n)
+    # Only the rows that are shown are taken with all their columns.
+    shown = (
+        retry_chains.select(*order, "n_busy")
+        .with_row_index("place")
+        .filter(pl.col("n_busy") > 0)
+        .sort(order, descending=[True, True, False], nulls_last=True)
+        .head(n)
+    )
+    return retry_chains[shown["place"]]
 
 
 def chain_end(row: dict[str, Any]) -> str:
@@ -247,7 +254,7 @@ def _about_the_findings(findings: Findings, path: str) -> list[str]:
     steps = []
     if findings.zero_steps.height:
         steps.append(f"tdxtrace zero-steps {path}")
-    abandoned = findings.retry_chains.filter(pl.col("outcome") == "abandoned").height
+    abandoned = (findings.retry_chains["outcome"] == "abandoned").any()
     if abandoned:
         steps.append(f"tdxtrace retry-chains {path} --outcome abandoned")
     worst = findings.leaf_stats.filter(pl.col("retried_seamcalls") > 0).head(1)

@@ -76,11 +76,14 @@ def cause_rows(cause_shares: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def contention(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw observed conflicts between leaves, and those only possible by the locks."""
+def contention(rows: pl.DataFrame) -> alt.Chart | alt.LayerChart:
+    """Draw observed conflicts between leaves, and those only possible by the locks.
+
+    Args:
+        rows: Result of :func:`contention_rows`.
+    """
     import altair as alt  # noqa: PLC0415
 
-    rows = contention_rows(busy_causes, leaf_stats)
     names = rows["busy"].unique(maintain_order=True).to_list()
     holders = rows["holder"].unique(maintain_order=True).sort().to_list()
     x = alt.X(
@@ -110,9 +113,8 @@ def contention_rows(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> pl.D
     recorded = set(leaf_stats["leaf"])
     observed: dict[tuple[int, int], int] = {
         (leaf, holder): n
-        for leaf, holder, n in busy_causes.filter(
-            pl.col("rank") == 1, pl.col("holder_leaf").is_not_null()
-        )
+        for leaf, holder, n in busy_causes.select("leaf", "holder_leaf", "rank")
+        .filter(pl.col("rank") == 1, pl.col("holder_leaf").is_not_null())
         .group_by("leaf", "holder_leaf")
         .len()
         .iter_rows()

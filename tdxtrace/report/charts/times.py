@@ -107,14 +107,16 @@ def time_bins(retry_chains: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
 
 
 def timed(retry_chains: pl.DataFrame) -> pl.DataFrame:
-    """Return the requests with a known duration.
+    """Return took_ns and n_busy of the requests with a known duration.
 
     vCPU entries that were not refused are excluded: of these only the time until the entry
     is known, 0.
     """
     is_entry = pl.col("leaf") == _VP_ENTER
-    return retry_chains.filter(
-        pl.col("took_ns").is_not_null() & ~(is_entry & (pl.col("n_busy") == 0))
+    return (
+        retry_chains.select("leaf", "took_ns", "n_busy")
+        .filter(pl.col("took_ns").is_not_null() & ~(is_entry & (pl.col("n_busy") == 0)))
+        .drop("leaf")
     )
 
 
@@ -214,26 +216,26 @@ class Timeline:
     n_threads: int
 
 
+_ORDER: Final = ("n_attempts", "took_ns", "first_seq")
+
+
 def timeline_rows(findings: Findings) -> Timeline:
     """Return the rows to draw: the busiest threads, and their chains with the most attempts."""
-    chains = findings.retry_chains.filter(pl.col("n_busy") > 0)
+    chains = (
+        findings.retry_chains.select("source", "tid", "n_busy", *_ORDER)
+        .with_row_index("place")
+        .filter(pl.col("n_busy") > 0)
+    )
     steps = findings.zero_steps
     of_thread = ["source", "tid"]
-    busiest = (
-        pl.concat(
-            [chains.select(*of_thread, "n_busy"), steps.select(*of_thread, n_busy="n_refused")]
-        )
-        .group_by(of_thread)
-        .agg(pl.col("n_busy").sum())
-        .sort("n_busy", *of_thread, descending=[True, False, False])
-    )
+    busiest = _busiest(chains, steps)
     drawn = busiest.head(MAX_THREADS).select(of_thread)
     labels = Threads(findings)
     label = {row: labels.label(*row) for row in drawn.sort(of_thread).rows()}
     here = {"on": of_thread, "how": "semi", "nulls_equal": True}
     worst = (
         chains.join(drawn, **here)  # type: ignore[arg-type]
-        .sort("n_attempts", "took_ns", "first_seq", descending=[True, True, False], nulls_last=True)
+        .sort(_ORDER, descending=[True, True, False], nulls_last=True)
         .head(MAX_MARKS)
     )
     episodes = (
@@ -241,7 +243,8 @@ def timeline_rows(findings: Findings) -> Timeline:
         .sort("n_refused", "first_seq", descending=[True, False])
         .head(MAX_MARKS // 4)
     )
-    rows = pl.concat([_chains(worst), _episodes(episodes)])
+    # Only the rows that are drawn are taken with all their columns.
+    rows = pl.concat([_chains(findings.retry_chains[worst["place"]]), _episodes(episodes)])
     # Clocks of several inputs may differ: times are relative to the start of each.
     starts = {n: source.first_ns for n, source in enumerate(findings.provenance.sources)}
     begins = pl.col("source").replace_strict(starts, default=None, return_dtype=pl.Int64)
@@ -255,6 +258,19 @@ def timeline_rows(findings: Findings) -> Timeline:
         ),
     ).drop(*of_thread, "start_ns", "end_ns")
     return Timeline(made, list(dict.fromkeys(label.values())), chains.height, busiest.height)
+
+
+def _busiest(chains: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
+    """Threads (source, tid) by their busy answers and refused entries, most first."""
+    of_thread = ["source", "tid"]
+    return (
+        pl.concat(
+            [chains.select(*of_thread, "n_busy"), steps.select(*of_thread, n_busy="n_refused")]
+        )
+        .group_by(of_thread)
+        .agg(pl.col("n_busy").sum())
+        .sort("n_busy", *of_thread, descending=[True, False, False])
+    )
 
 
 def _chains(chains: pl.DataFrame) -> pl.DataFrame:
@@ -285,14 +301,16 @@ def _episodes(steps: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def timeline(findings: Findings) -> alt.Chart | alt.LayerChart:
+def timeline(shown: Timeline) -> alt.Chart | alt.LayerChart:
     """Draw retried chains and zero-step episodes, by thread.
 
     Drag to pan, Ctrl and the wheel to zoom, double click to reset.
+
+    Args:
+        shown: Result of :func:`timeline_rows`.
     """
     import altair as alt  # noqa: PLC0415
 
-    shown = timeline_rows(findings)
     kinds = [kind for kind in _HUES if kind in shown.rows["kind"]]
     scale = alt.Scale(domain=kinds, range=[light(_HUES[kind]) for kind in kinds])
     zoom = alt.selection_interval(

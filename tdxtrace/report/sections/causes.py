@@ -39,14 +39,15 @@ def section(findings: Findings) -> Section:
             lambda: causes.causes_by_leaf(shares),
         )
     ]
-    if not causes.contention_rows(findings.busy_causes, findings.leaf_stats).is_empty():
+    pairs = causes.contention_rows(findings.busy_causes, findings.leaf_stats)
+    if not pairs.is_empty():
         figures.append(
             Figure(
                 "contention",
                 "Conflicts between leaves: observed, and possible by the locks",
                 "Rows: the busy leaf; columns: the lock holder; numbers: busy answers. Dots: "
                 "possible by the locks of a generation of the module, but not observed.",
-                lambda: causes.contention(findings.busy_causes, findings.leaf_stats),
+                lambda: causes.contention(pairs),
             )
         )
     return Section("busy_causes", title, about, [_sentences(shares)], figures, [_table(shares)])

@@ -31,7 +31,7 @@ def _sentences(findings: Findings) -> list[str]:
     losses = findings.losses
     bad = losses.filter(pl.col("severity") != "info")
     chains = findings.retry_chains
-    cut = chains.filter(pl.col("outcome") == "cut")
+    cut = chains.select("outcome", "cut_by").filter(pl.col("outcome") == "cut")
     by_loss = cut.filter(pl.col("cut_by") == "lost_events").height
     sentences = []
     if bad.is_empty():

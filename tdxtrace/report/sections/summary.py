@@ -84,7 +84,7 @@ def _lost(findings: Findings) -> list[str]:
     bad = findings.losses.filter(pl.col("severity") != "info")
     if bad.is_empty():
         return []
-    cut = findings.retry_chains.filter(pl.col("cut_by") == "lost_events").height
+    cut = int((findings.retry_chains["cut_by"] == "lost_events").sum())
     return [f"Events were lost: {plural(cut, 'request')} cut by it (see Data quality)."]
 
 

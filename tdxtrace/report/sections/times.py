@@ -20,10 +20,10 @@ def section(findings: Findings) -> Section:
     """Return the section on durations of requests, retries by time and thread, worst requests."""
     chains = findings.retry_chains
     title, about = "Retries by time and thread", definition(RETRY_CHAINS)
-    retried = chains.filter(pl.col("n_busy") > 0)
+    n_retried = chains.select((pl.col("n_busy") > 0).sum()).item()
     if chains.is_empty():
         return Section("retry_chains", title, about, ["No request was captured."])
-    if retried.is_empty():
+    if not n_retried:
         says = ["No request was retried."]
         return Section("retry_chains", title, about, says, figures=_times(findings))
     shown = times.timeline_rows(findings)
@@ -31,7 +31,7 @@ def section(findings: Findings) -> Section:
         "retry_chains",
         title,
         about,
-        [_sentences(chains, retried)],
+        [_sentences(chains, n_retried)],
         figures=[
             *_times(findings),
             Figure(
@@ -44,10 +44,10 @@ def section(findings: Findings) -> Section:
                 "timeline",
                 "Retried requests and zero-step episodes, by thread",
                 _drawn(shown) + " Drag to move, Ctrl and the wheel to zoom, double click to reset.",
-                lambda: times.timeline(findings),
+                lambda: times.timeline(shown),
             ),
         ],
-        grids=[_worst(findings, retried.height)],
+        grids=[_worst(findings, n_retried)],
     )
 
 
@@ -70,12 +70,12 @@ def _times(findings: Findings) -> list[Figure]:
     ]
 
 
-def _sentences(chains: pl.DataFrame, retried: pl.DataFrame) -> str:
+def _sentences(chains: pl.DataFrame, n_retried: int) -> str:
     known = times.timed(chains)
     quick = known.filter(pl.col("n_busy") == 0)["took_ns"].to_physical().median()
     slow = known.filter(pl.col("n_busy") > 0)["took_ns"].to_physical().median()
     if not isinstance(quick, float) or not isinstance(slow, float):
-        return f"Answered busy at least once: {plural(retried.height, 'request')}."
+        return f"Answered busy at least once: {plural(n_retried, 'request')}."
     return (
         f"Median duration: {duration(round(quick))} of requests that succeeded at once, "
         f"{duration(round(slow))} of those that were retried."
