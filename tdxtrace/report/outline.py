@@ -32,7 +32,7 @@ _FIRST: Final = ("busy_answers",)
 # The slowest tables, in two independent groups of about the same duration, which are computed
 # in parallel.
 _IN_BACKGROUND: Final = ("step_thresholds", "time_shares", "zero_step_causes", "progress_loops")
-_IN_FOREGROUND: Final = ("busy_causes", "attempts", "limits", "policies", "latencies")
+_IN_FOREGROUND: Final = ("attempts", "limits", "policies", "latencies")
 
 
 def sections(findings: Findings) -> list[Section]:

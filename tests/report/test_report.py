@@ -251,7 +251,7 @@ def test_policies_are_shown_with_their_intervals(findings: Findings) -> None:
 
 
 def test_contention_has_observed_and_possible_conflicts(findings: Findings) -> None:
-    rows = contention_rows(findings.busy_causes, findings.leaf_stats)
+    rows = contention_rows(findings.scan("busy_causes"), findings.leaf_stats)
     both = rows.filter(busy="VP.ENTER", holder="MEM.TRACK")
     assert "conflict in generation A, B, C" in both["expected"].item()
     answers = findings.busy_causes.filter(pl.col("rank") == 1)["holder_leaf"].count()

@@ -101,7 +101,7 @@ def contention(rows: pl.DataFrame) -> alt.Chart | alt.LayerChart:
     return themed(cells + texts, height=30 * len(names) + 10)
 
 
-def contention_rows(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> pl.DataFrame:
+def contention_rows(busy_causes: pl.LazyFrame, leaf_stats: pl.DataFrame) -> pl.DataFrame:
     """Return the pairs of recorded leaves with an observed or an expected conflict.
 
     Expected: the two take a lock in conflicting modes, in some generation of the module (the
@@ -117,6 +117,7 @@ def contention_rows(busy_causes: pl.DataFrame, leaf_stats: pl.DataFrame) -> pl.D
         .filter(pl.col("rank") == 1, pl.col("holder_leaf").is_not_null())
         .group_by("leaf", "holder_leaf")
         .len()
+        .collect()
         .iter_rows()
     }
     possible: dict[tuple[int, int], set[str]] = {}

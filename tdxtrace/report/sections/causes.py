@@ -39,7 +39,7 @@ def section(findings: Findings) -> Section:
             lambda: causes.causes_by_leaf(shares),
         )
     ]
-    pairs = causes.contention_rows(findings.busy_causes, findings.leaf_stats)
+    pairs = causes.contention_rows(findings.scan("busy_causes"), findings.leaf_stats)
     if not pairs.is_empty():
         figures.append(
             Figure(
