@@ -6,10 +6,11 @@ Of a whole capture it is :func:`retry_chains`.  Of one that comes in segments: :
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import polars as pl
@@ -336,20 +337,24 @@ class Linker:
         self.run = choose((self.n_calls + n) * _BYTES_PER_CALL)
         tables = self._tables(n)
         pair_of, first_of = np.empty(n, np.int32), np.empty(n, np.uint64)
-        self.run(linking.find_threads)(calls, tables, pair_of)
+        seen = calls
+        if self.run is interpreted:
+            seen = linking.CallColumns(*(column.tolist() for column in calls))
+        self.run(linking.find_threads)(seen, tables, pair_of)
         may_miss, inside = self._gaps(frame, calls, tables, pair_of)
         successes = np.concatenate([self.successes, _successes(calls)])
         successes = successes[np.lexsort((successes["seq"], successes["ends"]))]
+        rows = self._rows(successes)
         process = calls.tgid if known.has_processes else np.zeros(n, np.int32)
         operands, callers = identifying_operands(), second_callers()
         about = linking.Leaves(operands, known.captured, callers, _special_leaves())
-        told = about, pair_of, may_miss, inside, process, successes, self.n_calls, self.is_midway
-        self.run(linking.link_attempts)(calls, *told, tables, first_of)
+        told = about, pair_of, may_miss, inside, process, rows, self.n_calls, self.is_midway
+        self.run(linking.link_attempts)(seen, *told, tables, first_of)
         self.n_calls += n
-        self.owners = tables.owners[: tables.counts[0]].copy()
-        self.pairs = tables.pairs[: tables.counts[1]].copy()
+        self.owners = _array(tables.owners, tables.counts[0], linking.OWNER)
+        self.pairs = _array(tables.pairs, tables.counts[1], linking.PAIR)
         self.successes = successes[tables.counts[3] :]
-        chains = tables.chains[: tables.counts[2]]
+        chains = _array(tables.chains, tables.counts[2], linking.CHAIN)
         is_open = chains["is_open"] != 0
         self.chains = chains[is_open]
         return chains[~is_open], first_of
@@ -363,9 +368,9 @@ class Linker:
             self.owner_heads, self.pair_heads = _heads(2 * wanted[0]), _heads(2 * wanted[1])
         self.owners["opened"] = self.pairs["loose"] = linking.NONE
         tables = linking.Tables(
-            _with_room(self.owners, n),
-            _with_room(self.pairs, n),
-            _with_room(self.chains, n),
+            self._rows(self.owners, n),
+            self._rows(self.pairs, n),
+            self._rows(self.chains, n),
             self.owner_heads,
             self.pair_heads,
             _heads(wanted[2]),
@@ -374,6 +379,18 @@ class Linker:
         )
         self.run(linking.keep_up)(tables, sizes[2], enters)
         return tables
+
+    def _rows(self, table: Rows, n: int = 0) -> Rows:
+        """A table with room for ``n`` rows more, of zeros, as loops take it.
+
+        Python takes a twentieth of the time for rows that are dict, made when they are used.
+        """
+        if self.run is not interpreted:
+            return _with_room(table, n)
+        names = table.dtype.names or ()
+        rows = defaultdict[int, dict[str, int]](lambda: dict.fromkeys(names, 0))
+        rows |= {at: dict(zip(names, row, strict=True)) for at, row in enumerate(table.tolist())}
+        return cast("Rows", rows)
 
     def _gaps(
         self, frame: pl.DataFrame, calls: linking.CallColumns, tables: linking.Tables, pair_of: I32
@@ -424,9 +441,9 @@ class Linker:
     def rest(self) -> Rows:
         """Return the chains that are open, after the last call."""
         tables = self._tables(0)
-        self.run(linking.settle)(tables, self.successes, np.int64(_MAX_NS))
-        self.chains, self.successes = self.chains[:0], self.successes[:0]
-        return tables.chains
+        self.run(linking.settle)(tables, self._rows(self.successes), np.int64(_MAX_NS))
+        n, self.chains, self.successes = len(self.chains), self.chains[:0], self.successes[:0]
+        return _array(tables.chains, n, linking.CHAIN)
 
     def rows(self, chains: Rows, known: Survey, source: int) -> pl.DataFrame:
         """Return rows of ``retry_chains``; those still open get no more attempts."""
@@ -493,7 +510,7 @@ def _columns(frame: pl.DataFrame, known: Survey) -> linking.CallColumns:
         "leaf",
         "seq",
         pl.col("tid", "tgid", "gpa", "level", "vp_id", "page", "status").fill_null(0),
-        owner=call_owner(),
+        owner=call_owner().reinterpret(signed=False),
         flags=pl.sum_horizontal(flags).cast(pl.UInt16),
         td=_td_of_request(frame, known),
         begins=pl.coalesce("start_ns", "end_ns"),
@@ -555,9 +572,9 @@ def _table(chains: Rows, outcome: U8, cut_by: U8, known: Survey, source: int) ->
             "start_ns": columns["begins"],
             "end_ns": columns["ends"],
             "took_ns": _where(pl.Series(took), is_timed),
-            "n_attempts": columns["n"],
-            "n_busy": columns["n_busy"],
-            "n_segments": columns["n_segments"],
+            "n_attempts": columns["n"].cast(pl.UInt32),
+            "n_busy": columns["n_busy"].cast(pl.UInt32),
+            "n_segments": columns["n_segments"].cast(pl.UInt32),
             "outcome": pl.Series(outcome).cat.to(pl.Enum(OUTCOMES)),
             "final_status": _where(columns["status"], last & linking.RETURNED),
             "identity": identity(chains["leaf"], flags),
@@ -594,6 +611,13 @@ def _special_leaves() -> U8:
 def _heads(n: int) -> NDArray[np.int32]:
     """An empty hash table for ``n`` entries; its size is a power of 2."""
     return np.full(1 << max(n, _SMALLEST_TABLE).bit_length(), linking.NONE, np.int32)
+
+
+def _array(rows: Rows, n: int, kind: np.dtype[np.void]) -> Rows:
+    """The first ``n`` rows of a table that loops filled."""
+    if isinstance(rows, np.ndarray):
+        return rows[:n].copy()
+    return np.array([tuple(rows[at].values()) for at in range(n)], kind)
 
 
 def _with_room(kept: Rows, n: int) -> Rows:

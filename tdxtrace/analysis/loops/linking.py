@@ -43,6 +43,9 @@ ENTRY: Final = 1
 FAULT: Final = 2
 
 _Any = NDArray[np.void]
+# A row of a table, which is a record for numba and may be a dict for Python; a number of a row.
+_Row = Any
+_Number = Any
 _I64 = NDArray[np.int64]
 _I32 = NDArray[np.int32]
 _U64 = NDArray[np.uint64]
@@ -54,7 +57,7 @@ _Flags = NDArray[np.bool_]
 class CallColumns(NamedTuple):
     """Columns of calls in the order of their begins; what ``flags`` do not have is 0."""
 
-    owner: _I64
+    owner: _U64
     """The thread, or the CPU where the call interrupted one."""
     leaf: _U16
     flags: _U16
@@ -98,7 +101,7 @@ class Tables(NamedTuple):
 
 OWNER: Final = np.dtype(
     [
-        ("number", "i8"),
+        ("number", "u8"),
         ("next", "i4"),
         ("seen_ends", "i8"),
         ("seen_cpu", "i8"),
@@ -153,9 +156,9 @@ CHAIN: Final = np.dtype(
         ("ends", "i8"),
         ("last_flags", "u2"),
         ("status", "u8"),
-        ("n", "u4"),
-        ("n_busy", "u4"),
-        ("n_segments", "u4"),
+        ("n", "i8"),
+        ("n_busy", "i8"),
+        ("n_segments", "i8"),
         ("last", "i8"),
         ("lossy", "i8"),
         ("entries", "i8"),
@@ -208,16 +211,16 @@ def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
             pair_of[row] = pair_of[row - 1]
             continue
         slot = mixed(np.uint64(number), np.uint64(leaf)) & last_pair
-        found = np.int64(tables.pair_heads[slot])
+        found = tables.pair_heads[slot]
         while found != NONE and (
             pairs[found]["leaf"] != leaf or owners[pairs[found]["owner"]]["number"] != number
         ):
-            found = np.int64(pairs[found]["next"])
+            found = pairs[found]["next"]
         if found == NONE:
             owner_slot = mixed(np.uint64(number), np.uint64(0)) & last_owner
-            owner = np.int64(tables.owner_heads[owner_slot])
+            owner = tables.owner_heads[owner_slot]
             while owner != NONE and owners[owner]["number"] != number:
-                owner = np.int64(owners[owner]["next"])
+                owner = owners[owner]["next"]
             if owner == NONE:
                 owner = counts[0]
                 counts[0] += 1
@@ -230,7 +233,7 @@ def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
         pair_of[row] = found
 
 
-def _begin_owner(owner: Any, number: np.int64, behind: np.int32) -> None:  # noqa: ANN401 - a row
+def _begin_owner(owner: _Row, number: np.uint64, behind: np.int32) -> None:
     owner["number"] = number
     owner["next"] = behind
     owner["last"] = NONE
@@ -241,8 +244,8 @@ def _begin_owner(owner: Any, number: np.int64, behind: np.int32) -> None:  # noq
 
 
 def _begin_pair(
-    pair: Any,  # noqa: ANN401 - a row
-    owner: np.int64,
+    pair: _Row,
+    owner: _Number,
     leaf: np.uint16,
     behind: np.int32,
 ) -> None:
@@ -289,7 +292,7 @@ def keep_up(tables: Tables, n_chains: int, enters: bool) -> None:
         _enter_owners(tables)
         _enter_pairs(tables)
     for row in range(n_chains):
-        number = np.int64(row)
+        number = row
         chain = tables.chains[number]
         if chain["is_loose"]:
             tables.pairs[chain["pair"]]["loose"] = number
@@ -351,17 +354,17 @@ def link_attempts(
     """
     for row in range(len(calls.leaf)):
         settle(tables, successes, calls.begins[row])
-        mine = np.int64(pair_of[row])
+        mine = pair_of[row]
         pair = tables.pairs[mine]
         owner = tables.owners[pair["owner"]]
-        lossy = np.int64(owner["lossy"])
+        lossy = owner["lossy"]
         if len(may_miss) and _is_lossy(owner, may_miss[row], calls.begins[row]):
             _lose(tables.chains, owner)
-        where = np.int64(base + row)
+        where = base + row
         leaf, flags = calls.leaf[row], calls.flags[row]
-        operands = np.uint16(flags & leaves.identifies[leaf])
+        operands = flags & leaves.identifies[leaf]
         is_named = leaves.captured[leaf] & ~operands == 0
-        found = np.int64(NONE)
+        found = NONE
         if is_named and pair["n_open"] > 0:
             found = _find(calls, row, operands, mine, process[row], tables)
         is_doubtful = _doubt(tables.chains, pair, found, is_named, where)
@@ -378,7 +381,8 @@ def link_attempts(
                 _unlink_key(tables, found)
             _tell_beginning(chain, pair, owner, lossy, kind != 0, is_midway)
         chain = tables.chains[number]
-        chain["is_doubtful"] |= np.uint8(is_doubtful)
+        if is_doubtful:
+            chain["is_doubtful"] = 1
         _go_on(chain, calls, row, where, owner, kind, is_joined)
         _note_call(pair, owner, calls, row, where, kind, is_joined)
         owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
@@ -387,11 +391,11 @@ def link_attempts(
 
 
 def _note_call(
-    pair: Any,  # noqa: ANN401 - a row
-    owner: Any,  # noqa: ANN401 - a row
+    pair: _Row,
+    owner: _Row,
     calls: CallColumns,
     row: int,
-    where: np.int64,
+    where: _Number,
     kind: np.uint8,
     is_joined: bool,
 ) -> None:
@@ -408,7 +412,7 @@ def _note_call(
             owner["began_other"] = where
 
 
-def _is_lossy(owner: Any, may_miss: np.bool_, begins: np.int64) -> bool:  # noqa: ANN401 - a row
+def _is_lossy(owner: _Row, may_miss: np.bool_, begins: _Number) -> bool:
     """Whether events of the thread may be lost between its last call and the end of this one.
 
     The return after a loss may belong to another call, whose entry was lost, and which the next
@@ -420,30 +424,30 @@ def _is_lossy(owner: Any, may_miss: np.bool_, begins: np.int64) -> bool:  # noqa
     )
 
 
-def _lose(chains: _Any, owner: Any) -> None:  # noqa: ANN401 - a row
+def _lose(chains: _Any, owner: _Row) -> None:
     """End what the thread has open: a later attempt at it may not be recorded."""
-    owner["lossy"] += np.int64(1)
-    number = np.int64(owner["opened"])
+    owner["lossy"] += 1
+    number = owner["opened"]
     while number != NONE:
         chain = chains[number]
         if chain["is_open"]:
             chain["is_lost"] = 1
             chain["until"] = owner["ends"]
-        number = np.int64(chain["next_opened"])
+        number = chain["next_opened"]
     owner["opened"] = NONE
 
 
-def settle(tables: Tables, successes: _Any, now: np.int64) -> None:
+def settle(tables: Tables, successes: _Any, now: _Number) -> None:
     """Tell open chains of the calls that settled their request and ended before ``now``."""
     last = np.uint64(len(tables.request_heads) - 1)
     while tables.counts[3] < len(successes) and successes[tables.counts[3]]["ends"] < now:
         one = successes[tables.counts[3]]
         tables.counts[3] += 1
         slot = _request(one) & last
-        number, before = np.int64(tables.request_heads[slot]), np.int64(NONE)
+        number, before = tables.request_heads[slot], NONE
         while number != NONE:
             chain = tables.chains[number]
-            behind = np.int64(chain["next_request"])
+            behind = chain["next_request"]
             if chain["begins"] <= one["ends"] and _is_same_request(chain, one):
                 _settle(chain, one)
             if chain["is_settled"] and (chain["is_followed"] or chain["is_lost"]):
@@ -457,7 +461,7 @@ def settle(tables: Tables, successes: _Any, now: np.int64) -> None:
             number = behind
 
 
-def _settle(chain: Any, one: Any) -> None:  # noqa: ANN401 - rows
+def _settle(chain: _Row, one: _Row) -> None:
     chain["last_settled"] = one["ends"]
     if not chain["is_settled"]:
         chain["is_settled"] = 1
@@ -467,7 +471,7 @@ def _settle(chain: Any, one: Any) -> None:  # noqa: ANN401 - rows
         chain["settled_ends"] = one["ends"]
 
 
-def _is_same_request(chain: Any, one: Any) -> bool:  # noqa: ANN401 - rows
+def _is_same_request(chain: _Row, one: _Row) -> bool:
     return bool(
         chain["td"] == one["td"]
         and chain["gpa"] == one["gpa"]
@@ -481,10 +485,10 @@ def _find(
     calls: CallColumns,
     row: int,
     operands: np.uint16,
-    pair: np.int64,
+    pair: _Number,
     process: np.int32,
     tables: Tables,
-) -> np.int64:
+) -> _Number:
     """The open chain of the request that a call names; NONE if there is none."""
     td = calls.td[row] if operands & TD else np.uint64(0)
     gpa = calls.gpa[row] if operands & GPA else np.uint64(0)
@@ -492,7 +496,7 @@ def _find(
     vp = calls.vp[row] if operands & VP else np.uint64(0)
     page = calls.page[row] if operands & PAGE else np.uint64(0)
     key = _key(pair, td, gpa, level, vp, page)
-    number = np.int64(tables.key_heads[key & np.uint64(len(tables.key_heads) - 1)])
+    number = tables.key_heads[key & np.uint64(len(tables.key_heads) - 1)]
     while number != NONE:
         chain = tables.chains[number]
         if (
@@ -506,11 +510,11 @@ def _find(
             and (not operands & PAGE or chain["page"] == page)
         ):
             return number
-        number = np.int64(chain["next_key"])
-    return np.int64(NONE)
+        number = chain["next_key"]
+    return NONE
 
 
-def _is_joined(chain: Any, owner: Any, flags: np.uint16) -> bool:  # noqa: ANN401 - rows
+def _is_joined(chain: _Row, owner: _Row, flags: np.uint16) -> bool:
     """Whether a call is another attempt at the open request that it names.
 
     The last was answered with a retryable status, no event may be lost since, and no other thread
@@ -530,15 +534,15 @@ def _is_joined(chain: Any, owner: Any, flags: np.uint16) -> bool:  # noqa: ANN40
 
 def _doubt(
     chains: _Any,
-    pair: Any,  # noqa: ANN401 - a row
-    found: np.int64,
+    pair: _Row,
+    found: _Number,
     is_named: bool,
-    where: np.int64,
+    where: _Number,
 ) -> bool:
     """Whether a chain may lack an attempt because a call does not name its request."""
     is_doubtful = False
     if found != NONE:
-        pair["n_open"] -= np.int64(1)
+        pair["n_open"] -= 1
         is_doubtful = pair["vague"] > chains[found]["last"]
     elif not is_named:
         # Any open request of the leaf may be the one that it belongs to.
@@ -558,11 +562,11 @@ def _doubt(
 
 
 def _begin(
-    chain: Any,  # noqa: ANN401 - a row
+    chain: _Row,
     calls: CallColumns,
     row: int,
     operands: np.uint16,
-    pair: np.int64,
+    pair: _Number,
     process: np.int32,
 ) -> None:
     """Write what the first call tells."""
@@ -580,7 +584,7 @@ def _begin(
     chain["page"] = calls.page[row]
     chain["first_seq"] = calls.seq[row]
     chain["begins"] = calls.begins[row]
-    chain["n_segments"] = np.uint32(1)
+    chain["n_segments"] = 1
     chain["known"] = calls.flags[row] & (TD | VP | TGID)
     chain["next_key"] = NONE
     chain["next_request"] = NONE
@@ -588,10 +592,10 @@ def _begin(
 
 
 def _tell_beginning(
-    chain: Any,  # noqa: ANN401 - a row
-    pair: Any,  # noqa: ANN401 - a row
-    owner: Any,  # noqa: ANN401 - a row
-    lossy: np.int64,
+    chain: _Row,
+    pair: _Row,
+    owner: _Row,
+    lossy: _Number,
     is_of_vcpu: bool,
     is_midway: bool,
 ) -> None:
@@ -603,42 +607,43 @@ def _tell_beginning(
     is_seen = owner["last"] != NONE
     if is_of_vcpu:
         is_seen = pair["is_seen"] != 0
-        lossy = np.int64(pair["lossy"])
-    chain["by_loss"] |= np.uint8(owner["lossy"] > lossy)
+        lossy = pair["lossy"]
+    if owner["lossy"] > lossy:
+        chain["by_loss"] = 1
     chain["by_start"] = is_midway and not is_seen
 
 
 def _go_on(
-    chain: Any,  # noqa: ANN401 - a row
+    chain: _Row,
     calls: CallColumns,
     row: int,
-    where: np.int64,
-    owner: Any,  # noqa: ANN401 - a row
+    where: _Number,
+    owner: _Row,
     kind: np.uint8,
     is_joined: bool,
 ) -> None:
     """Write what every call tells."""
     flags = calls.flags[row]
     if is_joined and kind != ENTRY and owner["entries"] != chain["entries"]:
-        chain["n_segments"] += np.uint32(1)
-    news = np.uint16(flags & ~chain["known"])
+        chain["n_segments"] += 1
+    news = flags & ~chain["known"]
     if news & TD:
         chain["td"] = calls.td[row]
     if news & VP:
         chain["vp"] = calls.vp[row]
     if news & TGID:
         chain["tgid"] = calls.tgid[row]
-    chain["known"] |= np.uint16(flags & (TD | VP | TGID))
+    chain["known"] |= flags & (TD | VP | TGID)
     if kind == ENTRY:
-        owner["entries"] += np.int64(1)
+        owner["entries"] += 1
     chain["last_seq"] = calls.seq[row]
     chain["last_begins"] = calls.begins[row]
     chain["ends"] = calls.ends[row]
     chain["last_flags"] = flags
     chain["status"] = calls.status[row]
-    chain["n"] += np.uint32(1)
+    chain["n"] += 1
     if flags & RETRYABLE:
-        chain["n_busy"] += np.uint32(1)
+        chain["n_busy"] += 1
     chain["last"] = where
     chain["lossy"] = owner["lossy"]
     chain["entries"] = owner["entries"]
@@ -646,8 +651,8 @@ def _go_on(
 
 def _keep(
     tables: Tables,
-    pair: Any,  # noqa: ANN401 - a row
-    number: np.int64,
+    pair: _Row,
+    number: _Number,
     is_named: bool,
     last_flags: np.uint16,
     is_joined: bool,
@@ -657,7 +662,7 @@ def _keep(
     chain = tables.chains[number]
     is_open = last_flags & RETRYABLE != 0 or last_flags & RETURNED == 0
     if is_open:
-        pair["n_open"] += np.int64(1)
+        pair["n_open"] += 1
     if is_open and not is_joined:
         chain["is_open"] = 1
         flags = chain["flags"]
@@ -679,23 +684,23 @@ def _keep(
         _unlink_request(tables, number)
 
 
-def _key_of(chain: Any) -> np.uint64:  # noqa: ANN401 - a row
+def _key_of(chain: _Row) -> np.uint64:
     operands = chain["operands"]
     td = np.uint64(chain["td"]) if operands & TD else np.uint64(0)
     gpa = np.uint64(chain["gpa"]) if operands & GPA else np.uint64(0)
     level = np.uint8(chain["level"]) if operands & LEVEL else np.uint8(0)
     vp = np.uint64(chain["vp"]) if operands & VP else np.uint64(0)
     page = np.uint64(chain["page"]) if operands & PAGE else np.uint64(0)
-    return _key(np.int64(chain["pair"]), td, gpa, level, vp, page)
+    return _key(chain["pair"], td, gpa, level, vp, page)
 
 
 def _key(
-    pair: np.int64, td: np.uint64, gpa: np.uint64, level: np.uint8, vp: np.uint64, page: np.uint64
+    pair: _Number, td: np.uint64, gpa: np.uint64, level: np.uint8, vp: np.uint64, page: np.uint64
 ) -> np.uint64:
     return mixed(mixed(np.uint64(pair), td ^ vp), mixed(gpa ^ page, np.uint64(level)))
 
 
-def _request(one: Any) -> np.uint64:  # noqa: ANN401 - a row
+def _request(one: _Row) -> np.uint64:
     """A number that chains and calls of one request share."""
     return mixed(
         mixed(np.uint64(one["td"]), np.uint64(one["leaf"])),
@@ -703,18 +708,18 @@ def _request(one: Any) -> np.uint64:  # noqa: ANN401 - a row
     )
 
 
-def _link_key(tables: Tables, number: np.int64) -> None:
+def _link_key(tables: Tables, number: _Number) -> None:
     chain = tables.chains[number]
     slot = _key_of(chain) & np.uint64(len(tables.key_heads) - 1)
     chain["next_key"] = tables.key_heads[slot]
     tables.key_heads[slot] = number
 
 
-def _unlink_key(tables: Tables, number: np.int64) -> None:
+def _unlink_key(tables: Tables, number: _Number) -> None:
     slot = _key_of(tables.chains[number]) & np.uint64(len(tables.key_heads) - 1)
-    other, before = np.int64(tables.key_heads[slot]), np.int64(NONE)
+    other, before = tables.key_heads[slot], NONE
     while other not in (NONE, number):
-        other, before = np.int64(tables.chains[other]["next_key"]), other
+        other, before = tables.chains[other]["next_key"], other
     if other == NONE:
         return
     if before == NONE:
@@ -723,7 +728,7 @@ def _unlink_key(tables: Tables, number: np.int64) -> None:
         tables.chains[before]["next_key"] = tables.chains[number]["next_key"]
 
 
-def _link_request(tables: Tables, number: np.int64) -> None:
+def _link_request(tables: Tables, number: _Number) -> None:
     chain = tables.chains[number]
     if not chain["is_shared"]:
         return
@@ -732,13 +737,13 @@ def _link_request(tables: Tables, number: np.int64) -> None:
     tables.request_heads[slot] = number
 
 
-def _unlink_request(tables: Tables, number: np.int64) -> None:
+def _unlink_request(tables: Tables, number: _Number) -> None:
     if not tables.chains[number]["is_shared"]:
         return
     slot = _request(tables.chains[number]) & np.uint64(len(tables.request_heads) - 1)
-    other, before = np.int64(tables.request_heads[slot]), np.int64(NONE)
+    other, before = tables.request_heads[slot], NONE
     while other not in (NONE, number):
-        other, before = np.int64(tables.chains[other]["next_request"]), other
+        other, before = tables.chains[other]["next_request"], other
     if other == NONE:
         return
     if before == NONE:
@@ -747,7 +752,7 @@ def _unlink_request(tables: Tables, number: np.int64) -> None:
         tables.chains[before]["next_request"] = tables.chains[number]["next_request"]
 
 
-def _link_owner(tables: Tables, number: np.int64) -> None:
+def _link_owner(tables: Tables, number: _Number) -> None:
     owner = tables.owners[tables.pairs[tables.chains[number]["pair"]]["owner"]]
     tables.chains[number]["next_opened"] = owner["opened"]
     owner["opened"] = number
