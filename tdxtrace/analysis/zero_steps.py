@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
@@ -51,6 +52,9 @@ _TIMED_OUT: Final = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
 _VCPU: Final = ("source", "tid")
 _PAGE_BYTES: Final = 4096
 _FIRST_NS, _LAST_NS = -(1 << 63), (1 << 63) - 1
+# Steps of vCPUs that are kept between segments: two of each.  A choice.
+_MAX_KEPT: Final = 1 << 17
+_TOLD: Final = ("gpa", "refused", "reason", "installs", "installed")
 _STEP: Final = (*_VCPU, "tgid", "vp_id", "seq", "gpa", "leaf", "status")
 
 
@@ -126,6 +130,58 @@ def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
     vcpus = calls.filter(is_refused_entry())
     own = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
     return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own), "busy_sept"))
+
+
+@dataclass(slots=True)
+class RefusalState:
+    """The steps of each vCPU on which the meaning of later ones depends."""
+
+    kept: pl.DataFrame = field(default_factory=lambda: _marked(SEAMCALLS.empty(), is_new=False))
+    """By vCPU: the last that tells whether the wanted page is there, and the last of all."""
+
+
+def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
+    """Count the refused entries of a segment, and the ``busy_sept`` episodes that begin in it.
+
+    However a capture is cut, the sums are those of the ``zero_steps`` table of the whole.
+
+    Args:
+        state: What is kept of earlier segments; written.
+        calls: Rows of the ``seamcalls`` table.  Those of a vCPU begin after those of earlier
+            segments.
+
+    Returns:
+        source, tid, n_refused and n_episodes of each vCPU in the segment, or kept of earlier ones.
+    """
+    steps = pl.concat([state.kept, _marked(SEAMCALLS.conform(calls), is_new=True)])
+    steps = steps.sort(*_VCPU, "is_new", "when", "seq")
+    rows = no_progress_run(steps, exits_without_progress())
+    refused = pl.col("refused") & pl.col("is_new")
+    rows = rows.with_columns(
+        has_episode=pl.col("has_episode").any().over("run"),
+        first=refused & (refused.cum_sum().over("run") == 1),
+        refused_now=refused,
+        in_episode=(pl.col("has_episode") | refused).any().over("run"),
+    )
+    tells_page = rows.filter(pl.col("is_fault") | pl.col("installs"))
+    parts = [
+        part.group_by(_VCPU, maintain_order=True).tail(1).with_columns(has_episode=in_episode)
+        # Only the last of all is surely of the run that goes on.
+        for part, in_episode in ((tells_page, pl.lit(False)), (rows, pl.col("in_episode")))
+    ]
+    kept = pl.concat(parts).unique(["source", "seq"], keep="last", maintain_order=True)
+    kept = kept.with_columns(is_new=pl.lit(False)).tail(_MAX_KEPT)
+    state.kept = kept.select(state.kept.columns)
+    return rows.group_by(_VCPU).agg(
+        n_refused=pl.col("refused_now").sum(),
+        n_episodes=(pl.col("first") & ~pl.col("has_episode")).sum(),
+    )
+
+
+def _marked(calls: pl.DataFrame, *, is_new: bool) -> pl.DataFrame:
+    """Steps of vCPUs, and whether the run of each is known to hold an episode."""
+    steps = steps_from_seamcalls(calls).select("source", "tid", "seq", "when", *_TOLD)
+    return steps.with_columns(is_new=pl.lit(is_new), has_episode=pl.lit(False))
 
 
 def is_refused_entry() -> pl.Expr:

@@ -13,11 +13,11 @@ import polars as pl
 
 from tdxtrace.analysis import retry_chains
 from tdxtrace.analysis.retry_chains import ChainState
-from tdxtrace.tdx import leaves, operands, word
+from tdxtrace.analysis.zero_steps import RefusalState, count_refusals
+from tdxtrace.tdx import leaves, operands
 from tdxtrace.tdx.status import is_retryable
 from tdxtrace.watch.ticks import Tick
 
-_VP_ENTER: Final = leaves.parse_leaf("TDH.VP.ENTER")[0]
 # Exit reason of a failed entry in kvm_exit: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
 # tdx_to_vmx_exit_reason.
 _NOT_ENTERED: Final = 0xFFFF_FFFF
@@ -75,11 +75,9 @@ class VcpuCounters:
     n_refused: int = 0
     """Entries refused: TDH.VP.ENTER answered BUSY with operand SEPT (zero-step mitigation)."""
     episodes: int = 0
-    """Runs of consecutive refused entries."""
+    """Zero-step episodes, by the status of TDH.VP.ENTER."""
     n_failed: int = 0
     """kvm_exit with reason -1: zero-step mitigation, a TRACK, or another error."""
-    is_refused: bool = False
-    """Whether the last entry was refused."""
 
     def to_dict(self) -> dict[str, int]:
         """The counters as plain data."""
@@ -91,6 +89,7 @@ class RunningTotals:
     """Totals since the watch started."""
 
     chains: ChainState = field(default_factory=retry_chains.start)
+    refusals: RefusalState = field(default_factory=RefusalState)
     leaves: dict[str, LeafCounters] = field(default_factory=dict)
     busy: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Busy answers by leaf and busy resource."""
@@ -188,34 +187,15 @@ class RunningTotals:
         self.worst = ranked[:_N_WORST]
 
     def _add_entries(self, tick: Tick) -> None:
-        entering = tick.seamcalls.filter(pl.col("leaf") == _VP_ENTER, pl.col("tid").is_not_null())
-        refused = pl.col("refused")
-        marked = entering.sort("seq").select(
-            "tid",
-            refused=word.is_busy_on(pl.col("status"), word.TDX_OPERAND_ID_SEPT).fill_null(False),
-        )
-        begins = refused & ~refused.shift(1).over("tid").fill_null(False)
-        rows = (
-            marked.with_columns(begins=begins)
-            .group_by("tid")
-            .agg(
-                refused.sum(),
-                pl.col("begins").sum(),
-                refused.first().alias("first"),
-                last=refused.last(),
-            )
-        )
-        for tid, n, begun, first, last in rows.iter_rows():
-            vcpu = self.vcpus.get(tid)
-            if vcpu is None and not n:
-                continue
-            vcpu = vcpu or VcpuCounters()
-            episodes = begun - int(first and vcpu.is_refused)
-            vcpu.n_refused += n
-            vcpu.episodes += episodes
-            vcpu.is_refused = last
+        found = count_refusals(self.refusals, tick.seamcalls)
+        for _, tid, n, begun in found.filter(pl.col("n_refused") > 0).iter_rows():
             self.n_refused += n
-            self.n_episodes += episodes
+            self.n_episodes += begun
+            if tid is None:
+                continue
+            vcpu = self.vcpus.get(tid) or VcpuCounters()
+            vcpu.n_refused += n
+            vcpu.episodes += begun
             _put_latest(self.vcpus, tid, vcpu)
         failed = tick.vm_entries.filter(
             pl.col("exit_reason") == _NOT_ENTERED, pl.col("tid").is_not_null()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.running import SAMPLES
@@ -12,6 +13,7 @@ from support.story import story
 
 import tdxtrace
 from tdxtrace.analysis.thresholds import QUANTITIES as OF_FINDINGS
+from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.tables.events import LOSSES, VM_ENTRIES
 from tdxtrace.watch.ticks import Tick
 from tdxtrace.watch.totals import QUANTITIES, RunningTotals
@@ -59,17 +61,31 @@ def test_totals_equal_the_findings_of_the_whole_trace(pieces: int) -> None:
     assert totals.quantity("max-attempts") == stats["max_attempts"].max()
     refused = (pl.col("leaf") == 0) & (pl.col("status") == 0x8000020000000092)
     assert totals.n_refused == calls.filter(refused).height
+    assert totals.quantity("zero-steps") == findings.zero_steps.filter(form="busy_sept").height
     by_vcpu = dict(calls.filter(refused).group_by("tid").len().iter_rows())
     assert {tid: one.n_refused for tid, one in totals.vcpus.items()} == by_vcpu
 
 
-def test_consecutive_refusals_are_one_episode_in_any_number_of_ticks() -> None:
-    text = "enterB*1 enterB*1 enterB*1 enterS*1 enterB*1 enterS*1"
-    for pieces in (1, 2, 3, 6):
-        totals = watched(text, pieces=pieces)
-        (one,) = totals.vcpus.values()
-        assert (one.n_refused, one.episodes) == (4, 2)
-        assert totals.quantity("zero-steps") == 2
+@pytest.mark.parametrize("pieces", [1, 2, 3, 9])
+@pytest.mark.parametrize(
+    ("text", "n_episodes"),
+    [
+        ("enterB*1 enterB*1 enterB*1 enterS*1 enterB*1 enterH*1 enterB*1", 2),
+        ("S1 enterB*1 enterB*1 enterX*1 enterB*1 enterB*1", 2),
+        ("enterB*1 B1 enterB*1 enterX*1 B1 enterB*1 2/enterB*2", 2),
+        ("enterX*1 enterB*1 enterX*1 S1 enterB*1 enterX*1 enterB*1", 2),
+        ("enterX*1 enterB*1 enterH*1 enterQ*1 enterB*1", 2),
+    ],
+)
+def test_episodes_are_those_of_the_whole_in_any_number_of_ticks(
+    text: str, n_episodes: int, pieces: int
+) -> None:
+    """Interrupts and faults on a page that is missing are no progress; other exits are."""
+    told = story(text)
+    whole = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
+    totals = watched(text, pieces=pieces)
+    assert whole.height == totals.quantity("zero-steps") == n_episodes
+    assert totals.n_refused == whole["n_refused"].sum()
 
 
 def test_failed_entries_are_counted_separately() -> None:
