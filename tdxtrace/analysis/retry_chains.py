@@ -215,14 +215,14 @@ def step(
         state.known.losses = pl.concat([state.known.losses, LOSSES.conform(losses)])
         for source, linker in state.sources.items():
             linker.lose(state.known.losses, source)
-    parts = [RETRY_CHAINS.empty()]
+    parts = []
     for source, calls in _by_source(seamcalls):
         linker = _linker(state, source)
         parts += [
             linker.rows(linker.add(piece, state.known)[0], state.known, source)
             for piece in _pieces(calls)
         ]
-    return pl.concat(parts)
+    return pl.concat(parts or [RETRY_CHAINS.empty()])
 
 
 def finish(state: ChainState) -> pl.DataFrame:
@@ -244,7 +244,7 @@ def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
         state: As :func:`start` returned it.
         before_ns: Time before which attempts are old.
     """
-    known, parts = state.known, [RETRY_CHAINS.empty()]
+    known, parts = state.known, []
     for source, linker in state.sources.items():
         old, n_excess = linker.let_go(before_ns)
         rows = linker.rows(old, known, source)
@@ -254,23 +254,22 @@ def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
         if max(len(linker.owners), len(linker.pairs)) > _MAX_KEPT:
             linker.shrink()
     known.tds = known.tds.tail(_MAX_KEPT)
+    if known.losses.height:
+        known.losses = _merged_losses(known.losses, before_ns)
+    return pl.concat(parts or [RETRY_CHAINS.empty()])
+
+
+def _merged_losses(losses: pl.DataFrame, before_ns: int) -> pl.DataFrame:
+    """One row for all losses of a kind and CPU that ended before a time; the others as they are."""
     is_past = (pl.col("end_ns") < before_ns).fill_null(False)
-    past = known.losses.filter(is_past)
-    if past.height > len(past.select("source", "kind", "cpu").unique()):
-        known.losses = pl.concat([_merged_losses(past), known.losses.filter(~is_past)])
-    return pl.concat(parts)
-
-
-def _merged_losses(losses: pl.DataFrame) -> pl.DataFrame:
-    """One row for the losses of each kind and CPU."""
-    first, of_cpu = pl.all().first(), ["source", "kind", "cpu"]
     start_ns = pl.when(~pl.col("start_ns").is_null().any()).then(pl.col("start_ns").min())
-    merged = losses.group_by(of_cpu).agg(
-        first.exclude("start_ns", "end_ns"),
+    merged = losses.filter(is_past).group_by("source", "kind", "cpu")
+    past = merged.agg(
+        pl.all().exclude("start_ns", "end_ns").first(),
         start_ns=start_ns.first(),
         end_ns=pl.col("end_ns").max(),
     )
-    return LOSSES.conform(merged)
+    return pl.concat([LOSSES.conform(past), losses.filter(~is_past)])
 
 
 def _linker(state: ChainState, source: int) -> Linker:
@@ -290,13 +289,17 @@ def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
 
 def _pieces(calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield calls in the order of their begins, some at a time."""
+    calls = calls.select(pl.col(name) for name in calls.columns if name in _NEEDED)
+    if not calls["seq"].is_sorted():
+        calls = calls.sort("seq")
     begins = calls.select(pl.coalesce("start_ns", "end_ns")).to_series()
-    is_ordered = bool(calls["seq"].is_sorted()) and bool(begins.is_sorted())
-    order = None
-    if not is_ordered:
-        order = calls.select(pl.arg_sort_by(begins, "seq")).to_series()
+    # Calls are nearly in order: numpy's stable sort takes runs as they are.
+    order = None if begins.is_sorted() else np.argsort(begins.to_numpy(), kind="stable")
     for at in range(0, calls.height, _PIECE):
         yield calls[at : at + _PIECE] if order is None else calls[order[at : at + _PIECE]]
+
+
+_NEEDED: Final = {"source", "seq", "leaf", "cpu", "start_cpu", "in_irq", "bounds", *_RECORDED}
 
 
 @dataclass(slots=True)
@@ -447,6 +450,8 @@ class Linker:
 
     def rows(self, chains: Rows, known: Survey, source: int) -> pl.DataFrame:
         """Return rows of ``retry_chains``; those still open get no more attempts."""
+        if not len(chains):
+            return RETRY_CHAINS.empty()
         outcome, cut_by = self._outcomes(chains)
         return _table(chains, outcome, cut_by, known, source)
 

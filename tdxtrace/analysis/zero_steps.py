@@ -154,33 +154,45 @@ def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
         source, tid, n_refused and n_episodes of each vCPU in the segment, or kept of earlier ones.
     """
     steps = pl.concat([state.kept, _marked(SEAMCALLS.conform(calls), is_new=True)])
-    steps = steps.sort(*_VCPU, "is_new", "when", "seq")
-    rows = no_progress_run(steps, exits_without_progress())
+    counted = steps.filter(pl.col("refused") & pl.col("is_new") | pl.col("has_episode"))
+    own = _rows_of_vcpus(counted, steps).sort(*_VCPU, "is_new", "when", "seq")
+    rows = no_progress_run(own, exits_without_progress())
     refused = pl.col("refused") & pl.col("is_new")
     rows = rows.with_columns(
-        has_episode=pl.col("has_episode").any().over("run"),
-        first=refused & (refused.cum_sum().over("run") == 1),
+        begins=refused & ~pl.col("has_episode").any().over("run"),
+        has_episode=(pl.col("has_episode") | refused).any().over("run"),
         refused_now=refused,
-        in_episode=(pl.col("has_episode") | refused).any().over("run"),
-    )
-    tells_page = rows.filter(pl.col("is_fault") | pl.col("installs"))
-    parts = [
-        part.group_by(_VCPU, maintain_order=True).tail(1).with_columns(has_episode=in_episode)
-        # Only the last of all is surely of the run that goes on.
-        for part, in_episode in ((tells_page, pl.lit(False)), (rows, pl.col("in_episode")))
-    ]
-    kept = pl.concat(parts).unique(["source", "seq"], keep="last", maintain_order=True)
-    kept = kept.with_columns(is_new=pl.lit(False)).tail(_MAX_KEPT)
-    state.kept = kept.select(state.kept.columns)
+    ).with_columns(begins=pl.col("begins") & (pl.col("begins").cum_sum().over("run") == 1))
+    state.kept = _last_steps(steps, rows)
     return rows.group_by(_VCPU).agg(
-        n_refused=pl.col("refused_now").sum(),
-        n_episodes=(pl.col("first") & ~pl.col("has_episode")).sum(),
+        n_refused=pl.col("refused_now").sum(), n_episodes=pl.col("begins").sum()
     )
+
+
+def _last_steps(steps: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """What later steps depend on: see :class:`RefusalState`.
+
+    Args:
+        steps: All steps, those of a vCPU in the order of time.
+        rows: Those of vCPUs that were refused; ``has_episode`` is that of the run of each.
+    """
+    tells_page = pl.col("installs") | (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
+    last = [part.group_by(_VCPU, maintain_order=True).tail(1) for part in (steps, rows)]
+    parts = [
+        # Only the last of all is surely of the run that goes on.
+        steps.filter(tells_page).group_by(_VCPU, maintain_order=True).tail(1),
+        last[0].join(last[1].select("source", "seq"), on=("source", "seq"), how="anti"),
+    ]
+    parts = [part.with_columns(has_episode=pl.lit(False)) for part in parts]
+    kept = pl.concat([*parts, last[1].select(steps.columns)])
+    kept = kept.unique(["source", "seq"], keep="last", maintain_order=True)
+    return kept.with_columns(is_new=pl.lit(False)).tail(_MAX_KEPT)
 
 
 def _marked(calls: pl.DataFrame, *, is_new: bool) -> pl.DataFrame:
     """Steps of vCPUs, and whether the run of each is known to hold an episode."""
-    steps = steps_from_seamcalls(calls).select("source", "tid", "seq", "when", *_TOLD)
+    wanted = calls.filter(pl.col("leaf").is_in([VP_ENTER, *_INSTALLS]))
+    steps = steps_from_seamcalls(wanted).select("source", "tid", "seq", "when", *_TOLD)
     return steps.with_columns(is_new=pl.lit(is_new), has_episode=pl.lit(False))
 
 

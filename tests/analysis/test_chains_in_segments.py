@@ -149,3 +149,15 @@ def test_threads_and_requests_that_never_repeat_are_forgotten(
     assert len(one.owners) <= 16 + 16
     assert len(one.pairs) <= 4 * 16
     assert state.n_given_up > 0
+
+
+def test_old_losses_are_kept_as_one_of_each_cpu() -> None:
+    """A thread that was silent meanwhile is cut by any of them."""
+    one = story("3/B1@1 2/S1@2 S1@1 lost@1 S2@1 lost@1 S3@1 lost@2 2/S4@2 _61s")
+    state = start()
+    calls = one.seamcalls.sort("seq")
+    step(state, calls, one.losses)
+    forget(state, one.now)
+    assert state.known.losses.height == 2
+    later = story("3/S9@1").seamcalls.with_columns(pl.col("start_ns", "end_ns") + 70 * 10**9)
+    assert step(state, later)["cut_by"].to_list() == ["lost_events"]
