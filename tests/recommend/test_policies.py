@@ -15,8 +15,10 @@ from support.story import Story, story, without
 
 from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.retry_chains import retry_chains
+from tdxtrace.compiler import compiled
 from tdxtrace.errors import InputError, QueryError, TableError
 from tdxtrace.intervals import interval_of_sum
+from tdxtrace.recommend import stops
 from tdxtrace.recommend.policy_definitions import (
     ANY_LEAF,
     DEFAULTS,
@@ -299,6 +301,25 @@ def test_empty_input_gives_an_empty_table() -> None:
 def test_columns_that_are_missing_are_named() -> None:
     with pytest.raises(TableError, match="waited_ns"):
         policies(RETRY_CHAINS.empty(), BUSY_ANSWERS.empty().drop("waited_ns"))
+
+
+def test_the_loops_of_the_replay_do_the_same_when_they_are_compiled() -> None:
+    told = story("B1 B1 K1 S1 B2 N2 S2 blockB3 blockS3 trackP trackS B4 B4 B4 B4 E4")
+    names = ("fixed-2", "mainline", "v1-series")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stops, "choose", lambda _: compiled)
+        of_machine = replay(told, *names)
+    assert of_machine.equals(replay(told, *names))
+
+
+def test_answers_that_lack_some_of_their_requests_are_refused() -> None:
+    told = story("B1 B1 S1 B2 S2")
+    chains = retry_chains(told.seamcalls, told.losses)
+    answers = busy_answers(told.seamcalls, chains)
+    with pytest.raises(TableError, match="3 busy answers, busy_answers of 2 of these chains"):
+        policies(chains, answers[1:])
+    # Answers of other chains do no harm.
+    assert not policies(chains[1:], answers).is_empty()
 
 
 def test_another_run_may_show_none_where_a_few_were_seen() -> None:
