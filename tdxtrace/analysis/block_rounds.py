@@ -213,13 +213,8 @@ def _last_mapping() -> pl.Expr:
 
 
 def _may_be_merges(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Rounds of ranges that may be mapped by a table, of a source where PROMOTE would not be seen.
-
-    It would be where BLOCK was recorded at __seamcall_ret, which makes each SEAMCALL that returns
-    registers, whatever the kernel has for a wrapper: Linux arch/x86/virt/vmx/tdx/tdx.c.
-    """
-    by_seamcall = (pl.col("leaf") == _BLOCK) & (pl.col("probe") == "seamcall")
-    seen = calls.filter((pl.col("leaf") == _PROMOTE) | by_seamcall)["source"].unique()
+    """Rounds of ranges that may be mapped by a table, of a source where PROMOTE is not seen."""
+    seen = calls.filter(pl.col("leaf") == _PROMOTE)["source"].unique()
     is_page = (pl.col("level") == 0) | pl.col("mapped_by").is_in([_AUG, _PROMOTE]).fill_null(False)
     return rounds.filter(~is_page, ~pl.col("source").is_in(seen.implode())).select("round")
 

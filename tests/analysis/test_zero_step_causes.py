@@ -151,16 +151,6 @@ WORDS = st.lists(
 )
 
 
-@pytest.mark.parametrize(
-    ("probe", "expected"), [("wrapper", "block_undone"), ("seamcall", "block_churn")]
-)
-def test_a_merge_cannot_be_missed_where_every_seamcall_is_probed(probe: str, expected: str) -> None:
-    told = story("2/blockS0^1 " + 7 * FAULT + "enterB 2/unblockS0^1 enterC")
-    for row in told.calls:
-        row["probe"] = probe if row["leaf"] else "wrapper"
-    assert causes_of(told)["cause"].to_list() == [expected]
-
-
 @settings(max_examples=40)
 @given(WORDS, st.booleans())
 def test_every_fault_has_one_explanation(words: list[str], with_arguments: bool) -> None:
