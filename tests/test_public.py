@@ -21,8 +21,8 @@ KVM = {
     "ftrace-kvm-issue-gvisor-6757.txt": (2, 1, 2),
     "ftrace-kvm-mail-nested-repro-6.12rc7.txt": (6, 2, 0),
     "ftrace-kvm-mail-pagefault-comm-with-space.txt": (0, 7, 0),
-    "ftrace-kvm-tracepipe-mykvm.txt": (10, 4, 3),
-    "kvm-lines.txt": (26, 4, 2),
+    "ftrace-kvm-tracepipe-mykvm.txt": (10, 4, 5),
+    "kvm-lines.txt": (26, 4, 4),
     "tdx-lines.txt": (0, 2, 0),
 }
 KVM_HOST = "tracedat-v7-kvm-host-x86tsc-6.5.dat"

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from tdxtrace.tables.catalog import SCHEMA_VERSION, TABLES
-from tdxtrace.tables.events import KERNEL_MESSAGES, LOSSES, THREADS
+from tdxtrace.tables.events import KERNEL_MESSAGES, LOADER_CALLS, LOSSES, THREADS
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.schema import Column, Table
 
@@ -80,7 +80,7 @@ def _report() -> dict[str, dict[str, object]]:
     section["says"] = {"type": "array", "items": text}
     rows = {
         table.name: {"type": "array", "items": {"$ref": f"{table.name}.json"}}
-        for table in (*FINDING_TABLES, KERNEL_MESSAGES, THREADS, LOSSES)
+        for table in (*FINDING_TABLES, KERNEL_MESSAGES, LOADER_CALLS, THREADS, LOSSES)
     }
     return {
         "schema_version": {"const": SCHEMA_VERSION},

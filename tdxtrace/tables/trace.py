@@ -435,7 +435,7 @@ class Findings(_TableBundle):
             >>> import tdxtrace
             >>> findings = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
             >>> findings.scan("busy_causes").select("cause").collect().height
-            1015
+            1522
         """
         if name not in {table.name for table in self._tables}:
             raise _no_table(name, self._tables)
