@@ -62,7 +62,7 @@ def test_an_abandoned_or_resolved_request_is_censored() -> None:
     assert resolve_elsewhere["done_ratio"].to_list() == [pytest.approx(2 / 3)] * 2
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
 def test_the_curve_is_the_kaplan_meier_estimate(requests: list[tuple[int, bool]]) -> None:
     text = " ".join(

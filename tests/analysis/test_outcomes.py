@@ -294,7 +294,7 @@ def test_holders_of_another_td_are_counted_separately() -> None:
     assert conflict([]) == []
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(WORDS)
 def test_every_table_conforms_to_its_schema(words: list[str]) -> None:
     found = findings(" ".join(words))

@@ -380,7 +380,7 @@ def test_at_most_five_rows_are_named() -> None:
     assert (row["n_rows"], len(row["evidence"].split())) == (8, 5)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WORDS)
 def test_verdicts_conform_and_name_existing_rows(words: list[str]) -> None:
     trace = story(" ".join(words)).trace

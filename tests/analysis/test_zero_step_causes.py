@@ -214,7 +214,7 @@ words = st.sampled_from(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.lists(words, max_size=25), st.data())
 def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
     text: list[str], data: st.DataObject

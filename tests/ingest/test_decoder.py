@@ -348,7 +348,7 @@ def nested(draw: st.DrawFn) -> list[Told]:
 
 
 @given(st.one_of(STORY, nested()), st.lists(st.integers(0, 24), max_size=5))
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_batches_may_end_anywhere(story: list[Told], cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(story)) for cut in cuts), len(story)]
     parts = [story[a:b] for a, b in itertools.pairwise(places)]
