@@ -140,7 +140,7 @@ def _begin(
 
 
 def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
-    """Refuse to find a table for which the memory will not do, before the system ends the process.
+    """Refuse to find a table that needs more memory than there is, before the system does.
 
     Raises:
         InputError: With what is free, what it takes, and how to ask for a part of the trace.

@@ -97,7 +97,7 @@ def _no_memory() -> str:
     from tdxtrace.tables.memory import free_bytes, shown_size
 
     return (
-        f"the memory does not do, {shown_size(free_bytes())} are left (ulimit -v and -d, control "
+        f"not enough memory: {shown_size(free_bytes())} are left (ulimit -v and -d, control "
         "groups); raise the limit, or cut a part out: tdxtrace convert TRACE -o part --until +10"
     )
 
