@@ -8,7 +8,7 @@ from hypothesis import settings
 from tdxtrace import compiler
 
 # A deadline would measure whatever else runs on the machine.
-settings.register_profile("tdxtrace", deadline=None, print_blob=True, max_examples=50)
+settings.register_profile("tdxtrace", deadline=None, print_blob=True, max_examples=30)
 # By hand, of one room: pytest tests/analysis --hypothesis-profile thorough
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2_000)
 settings.load_profile("tdxtrace")

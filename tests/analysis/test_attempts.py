@@ -62,7 +62,7 @@ def test_an_abandoned_or_resolved_request_is_censored() -> None:
     assert resolve_elsewhere["done_ratio"].to_list() == [pytest.approx(2 / 3)] * 2
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
 def test_the_curve_is_the_kaplan_meier_estimate(requests: list[tuple[int, bool]]) -> None:
     text = " ".join(
@@ -81,7 +81,7 @@ def test_the_curve_is_the_kaplan_meier_estimate(requests: list[tuple[int, bool]]
         assert 1 - done == pytest.approx(float(theirs.evaluate(within)), abs=1e-12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
 def test_counts_at_each_step_add_up(n_busy: list[int]) -> None:
     rows = curve_of(story(" ".join(request(p, n) for p, n in enumerate(n_busy, 1))))
@@ -205,7 +205,7 @@ def test_tables_of_two_traces_are_refused() -> None:
         busy_answers(told.seamcalls, retry_chains(other.seamcalls, other.losses))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(

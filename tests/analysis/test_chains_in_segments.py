@@ -61,7 +61,7 @@ def in_segments(
     return pl.concat([*parts, finish(state)]).sort("source", "first_seq")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(stories, st.data())
 def test_cuts_change_no_chain(text: str, data: st.DataObject) -> None:
     """Cuts inside chains, between a loss and what it cuts, and while calls are in flight."""

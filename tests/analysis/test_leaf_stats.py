@@ -80,7 +80,7 @@ def test_a_quantile_is_the_smallest_number_that_so_many_did_not_exceed(
     assert (row["p50_attempts"], row["p99_attempts"]) == (p50, p99)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
 def test_quantiles_satisfy_their_definition(attempts: list[int]) -> None:
     row = stats_of(" ".join(_request(p, n) for p, n in enumerate(attempts, 1))).row(0, named=True)

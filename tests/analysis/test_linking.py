@@ -14,7 +14,7 @@ from tdxtrace.analysis import retry_chains as module
 from tdxtrace.analysis.loops.linking import NONE
 from tdxtrace.analysis.retry_chains import assign_chain, retry_chains
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=20, deadline=None)
 words = st.builds(
     "{}{}{}{}{}".format,
     st.sampled_from(["", "", "2/"]),

@@ -151,7 +151,7 @@ WORDS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WORDS, st.booleans())
 def test_every_fault_has_one_explanation(words: list[str], with_arguments: bool) -> None:
     kept = [w for i, w in enumerate(words) if w != "2/(1" or w not in words[:i]]
@@ -214,7 +214,7 @@ words = st.sampled_from(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.lists(words, max_size=25), st.data())
 def test_a_fault_is_told_of_whether_others_are_asked_for_or_not(
     text: list[str], data: st.DataObject

@@ -348,7 +348,7 @@ def nested(draw: st.DrawFn) -> list[Told]:
 
 
 @given(st.one_of(STORY, nested()), st.lists(st.integers(0, 24), max_size=5))
-@settings(max_examples=120)
+@settings(max_examples=60)
 def test_batches_may_end_anywhere(story: list[Told], cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(story)) for cut in cuts), len(story)]
     parts = [story[a:b] for a, b in itertools.pairwise(places)]
@@ -359,7 +359,7 @@ def test_batches_may_end_anywhere(story: list[Told], cuts: list[int]) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(NUMBER)), TID).flatmap(lambda x: told(*x))))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_every_event_is_in_a_row_or_counted(story: list[Told]) -> None:
     story = [event for event in story if event.name != "sched:sched_switch"]
     made = decoded([story], referee)

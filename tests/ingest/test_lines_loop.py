@@ -141,7 +141,7 @@ def test_the_interpreted_run_agrees_on_damaged_text(path: Path) -> None:
     assert n_left > 50
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.one_of(

@@ -217,7 +217,7 @@ def test_clocks(
     assert any("integer clock" in note for note in trace.provenance.notes) == (clock == "integer")
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 9 * 10**9 * 10**6), min_size=1, max_size=20))
 def test_microseconds_are_exact(micros: list[int]) -> None:
     """Through a float, one stamp in fifty comes out 1 ns early."""
@@ -658,7 +658,7 @@ def obeys(text: bytes, **options: Any) -> None:  # noqa: ANN401
     assert message.isprintable()
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.one_of(lines, lines, damaged()), min_size=1, max_size=40).map(b"".join))
 def test_any_mixture_of_lines_is_accounted_for(text: bytes) -> None:
     obeys(text)

@@ -217,7 +217,7 @@ class Pieces(io.RawIOBase):
         return size
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.sampled_from(sorted(PACK)),
     st.lists(st.sampled_from([1, 2, 3, 10, 100, 5000, 1 << 20]), min_size=1, max_size=5),
@@ -234,7 +234,7 @@ def test_pieces_of_any_size_make_the_same_text(kind: str, sizes: list[int], memb
         assert (stream.truncated, stream.n_bytes) == ("", len(data))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), min_size=1),
     st.booleans(),

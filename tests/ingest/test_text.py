@@ -372,7 +372,7 @@ seeds = st.integers(0, 10**6)
 sizes = st.lists(st.sampled_from([1, 70, 130, 300]), min_size=1, max_size=3)
 
 
-@settings(max_examples=35)
+@settings(max_examples=17)
 @given(mixtures(IN_FTRACE).filter(bool), seeds, sizes)
 def test_any_mixture(patterns: list[str], seed: int, blocks: list[int]) -> None:
     same(lines_of(patterns, 240, seed), "ftrace", blocks)
@@ -387,7 +387,7 @@ def test_any_mixture_of_perf(patterns: list[str], seed: int, blocks: list[int]) 
 places = st.tuples(st.integers(0, 239), st.integers(0, 120))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(mixtures(IN_FTRACE).filter(bool), seeds, st.lists(st.tuples(places, st.binary(max_size=2))))
 def test_any_mixture_with_damaged_bytes(
     patterns: list[str], seed: int, damage: list[tuple[tuple[int, int], bytes]]

@@ -265,7 +265,7 @@ def test_policies_have_a_row_for_each_leaf_they_rule() -> None:
     assert seed["leaf"].to_list() == [6]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=25), st.integers(1, 9))
 def test_fixed_limits_equal_a_direct_count(n_busy: list[int], calls: int) -> None:
     text = " ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(n_busy, 1))
@@ -277,7 +277,7 @@ def test_fixed_limits_equal_a_direct_count(n_busy: list[int], calls: int) -> Non
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=25))
 def test_a_larger_limit_exceeds_no_more_and_takes_no_less_time(n_busy: list[int]) -> None:
     text = " ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(n_busy, 1))

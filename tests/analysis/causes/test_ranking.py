@@ -43,7 +43,7 @@ def _cause(rows: list[Any], bit: int, slack: int, *, observed: bool, entries: bo
     return r.ARMED_ENTRY if armed else r.HOST_CONFLICT
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(candidate, max_size=12), st.integers(0, 7), st.integers(0, 1), st.booleans())
 def test_causes_follow_from_the_candidates_in_order(
     rows: list[Any], possible: int, slack: int, flag: bool
