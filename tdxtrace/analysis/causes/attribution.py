@@ -98,10 +98,8 @@ def _facts(
     evidence: BusyEvidence, ranking: Ranking, places: Index, tries: pl.DataFrame
 ) -> pl.DataFrame:
     """Attempts with what the capture shows of each, one row per attempt."""
-    of_attempt = evidence.busy.attempts
-    wanted = pl.Series(ranking.attempts[places])
-    of_attempt = of_attempt.filter(pl.col("row").is_first_distinct())
-    rows = of_attempt[places]
+    rows = evidence.busy.first_locks[places]
+    wanted = rows["row"]
     # Not armed entries: a longer trace would not show whether one was armed.
     unsure = (pl.col("grade") == BOUNDS_UNKNOWN) & ~pl.col("is_armed")
     doubtful = ranking.candidates.filter(unsure)["attempt"].unique()

@@ -133,7 +133,7 @@ def _facts(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.
         .unique("row", keep="first", maintain_order=True)
     )
     inside = guests.guest_holders(evidence, ranking, tries)
-    first = evidence.busy.attempts.filter(pl.col("row").is_first_distinct())
+    first = evidence.busy.first_locks
     facts = ranking.best.with_columns(
         rows,
         lossy=evidence.lossy.gather(rows),

@@ -70,6 +70,11 @@ class BusyAttempts:
         return np.bitwise_or.reduceat(masks, first) if len(first) < len(masks) else masks
 
     @property
+    def first_locks(self) -> pl.DataFrame:
+        """Of ``attempts``, the first lock of each of ``rows``."""
+        return self.attempts.filter(pl.Series(self._first))
+
+    @property
     def _first(self) -> Flags:
         of_lock = self.attempts["row"].to_numpy()
         first = np.ones(len(of_lock), np.bool_)
