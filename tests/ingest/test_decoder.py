@@ -174,7 +174,7 @@ def expected_operands(told: dict[str, int], leaf: int, first: dict[str, int]) ->
     for register, names in REGISTERS.get(leaf, {}).items():
         for name in names.split() if register in first else ():
             word = first[register]
-            in_guest = word & 0x000F_FFFF_FFFF_F000 if "gpa" in names or "level" in names else word
+            in_guest = word & 0x000F_FFFF_FFFF_F000 if "level" in names else word
             row[name] = word & 7 if name == "level" else in_guest
     if row["gpa"] is not None and row["level"] is None:
         row["level"] = 0

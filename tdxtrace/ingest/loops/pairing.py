@@ -385,7 +385,7 @@ def read_operands(registers: I8Array, value: U64Array, seen: BoolArray, leaf: I3
             word = value[_FIRST_REGISTER + register, row]
             if field == _LEVEL:
                 word = word & _LEVEL_MASK
-            elif field == _GPA or register == of_level:
+            elif register == of_level:
                 word = word & _PAGE_MASK
             if not seen[field, row]:
                 value[field, row] = word
