@@ -317,6 +317,17 @@ class _OnDemand:
 
         return time_shares(self.trace.seamcalls, found.retry_chains, found.busy_answers)
 
+    def _measurement_log(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.measurement_log import measurement_log
+
+        # A part of a TD's build is no build: the places of calls are those of the whole trace.
+        return self.selected.filter(measurement_log(self.trace.seamcalls), self.trace)
+
+    def _host_checks(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.host_checks import host_checks
+
+        return host_checks(self.trace)
+
     def _verdicts(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.verdicts.verdicts import verdicts
 

@@ -71,6 +71,7 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "export": file_commands.export_command,
     "notebook": file_commands.notebook_command,
     "query": table_commands.query_command,
+    "host-check": table_commands.host_check_command,
     "busy-causes": cause_commands.busy_causes_command,
     "attempts": limit_commands.attempts_command,
     "policies": limit_commands.policies_command,

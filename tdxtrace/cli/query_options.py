@@ -281,3 +281,17 @@ class PrintOptions:
             plain.print(shown)
         inputs = [*query.inputs, *others]
         outputs.write_file(self.output, text.get().encode(), force=self.force, inputs=inputs)
+
+    def write_text(self, text: str, query: QueryOptions) -> None:
+        """Print text as it is, not wrapped to the terminal; or write it to the file.
+
+        Raises:
+            InputError: If the file exists and is not to be overwritten, was read, or cannot be
+                written.
+        """
+        from tdxtrace.cli import outputs
+
+        if self.output is None:
+            typer.echo(text, nl=False)
+        else:
+            outputs.write_file(self.output, text.encode(), force=self.force, inputs=query.inputs)

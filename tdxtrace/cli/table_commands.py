@@ -87,6 +87,38 @@ def verdicts_command(query: QueryOptions, of: ModuleOptions, printing: PrintOpti
 
 
 @expand_option_groups
+def measurement_log_command(query: QueryOptions, printing: PrintOptions) -> None:
+    """Print the calls that made each TD's MRTD, in order, as text for diff.
+
+    Example: tdxtrace measurement-log trace.txt --vm 0x7d000
+    """
+    findings = query.analyze()
+    if printing.form is not OutputFormat.table:
+        printing.show(findings.measurement_log, query)
+        return
+    from tdxtrace.report.build_text import measurement_text
+
+    text = measurement_text(findings.measurement_log, findings.losses)
+    printing.write_text(text, query)
+
+
+@expand_option_groups
+def host_check_command(query: QueryOptions, printing: PrintOptions) -> None:
+    """Print which known weaknesses the TDX module of a host has, from its kernel's log alone.
+
+    Example: dmesg | tdxtrace host-check -
+    """
+    findings = query.analyze()
+    if printing.form is not OutputFormat.table:
+        printing.show(findings.host_checks, query)
+        return
+    from tdxtrace.report.build_text import host_check_text
+
+    names = [source.path for source in findings.provenance.sources]
+    printing.write_text(host_check_text(findings.host_checks, names), query)
+
+
+@expand_option_groups
 def query_command(
     query: QueryOptions,
     statement: Annotated[
@@ -145,6 +177,7 @@ _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
         "Print what was repeated though nothing held a lock, and whether it moved on.",
     ),
     "td_conflicts": ("Print whether TDs made each other's SEAMCALLs busy.",),
+    "measurement_log": measurement_log_command,
     "time_shares": ("Print where threads' time went while each TD was built, ran, was torn down.",),
 }
 

@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.tables.builds import BUILD_TABLES
 from tdxtrace.tables.causes import CAUSE_TABLES, TD_OF_CALL
 from tdxtrace.tables.enums import Outcome, names
 from tdxtrace.tables.events import (
@@ -323,4 +324,5 @@ FINDING_TABLES: Final = (
     *(ZERO_STEP_CAUSES, STEP_THRESHOLDS),
     *VERDICT_TABLES,
     *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES, LIMITS),
+    *BUILD_TABLES,
 )

@@ -422,6 +422,16 @@ class Findings(_TableBundle):
         """The ``entry_waits`` table: refused entries that one wait would have replaced."""
         return self._table("entry_waits")
 
+    @property
+    def measurement_log(self) -> pl.DataFrame:
+        """The ``measurement_log`` table: calls that made each TD's MRTD, in order."""
+        return self._table("measurement_log")
+
+    @property
+    def host_checks(self) -> pl.DataFrame:
+        """The ``host_checks`` table: known weaknesses of the module that a kernel log names."""
+        return self._table("host_checks")
+
     def scan(self, name: str) -> pl.LazyFrame:
         """Return a table as a query of polars, which makes only the columns that it uses.
 

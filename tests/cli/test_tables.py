@@ -250,6 +250,7 @@ def test_every_finding_table_has_a_command() -> None:
         "attempts": {"attempts", "latencies"},
         "policies": {"policies"},
         "recommend": {"limits"},
+        "host-check": {"host_checks"},
         # Parts of what analyze and attempts print; whole with query and analyze --output.
         "query": {"leaf_stats", "vm_stats", "vcpu_stats", "busy_answers"},
     }

@@ -1,0 +1,57 @@
+"""The ``host_checks`` table: known weaknesses of the TDX module that a kernel's log names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import polars as pl
+
+from tdxtrace.analysis.causes.generation import module_release
+from tdxtrace.tables.builds import HOST_CHECKS, WEAKNESSES
+from tdxtrace.tables.events import KERNEL_MESSAGES
+from tdxtrace.tables.trace import Trace
+from tdxtrace.tdx.facts import records
+
+
+def host_checks(trace: Trace) -> pl.DataFrame:
+    """Say for each kernel log which known weaknesses its module has.
+
+    A release of which no source was read, or that the log does not name in full, is "unknown":
+    so is every weakness of a log that names two releases, as one across a module update does.
+
+    Args:
+        trace: The trace; only its kernel logs are looked at.
+
+    Returns:
+        The ``host_checks`` table: for each input with messages of the kernel, every weakness.
+
+    Source:
+        The rows of ``module_weaknesses.csv``.
+    """
+    messages = KERNEL_MESSAGES.conform(trace.kernel_messages)
+    facts = records("module_weaknesses")
+    rows = []
+    for source in messages["source"].unique().sort():
+        release = module_release(messages.filter(pl.col("source") == source))
+        version, generation = (None, None) if release is None else release
+        for weakness in WEAKNESSES:
+            own = [fact for fact in facts if fact["weakness"] == weakness]
+            known = [fact for fact in own if version is not None and _covers(fact, version)]
+            row: dict[str, Any] = {"source": source, "weakness": weakness}
+            row |= {"module_version": version, "generation": generation}
+            row |= {"meaning": own[0]["meaning"], "affected": "unknown"}
+            row["basis"] = "; ".join(str(fact["source"]) for fact in known or own)
+            row |= {"affected": known[0]["affected"]} if known else {}
+            rows.append(row)
+    return HOST_CHECKS.conform(pl.DataFrame(rows, schema=HOST_CHECKS.schema))
+
+
+def _covers(fact: dict[str, str | None], version: str) -> bool:
+    """Whether a row of facts is about this release, such as "1.5.16" or "1.5.05.46.698"."""
+    found = re.match(r"(\d++\.\d++)(?:\.(\d++))?", version)
+    if found is None or fact["series"] != found[1]:
+        return False
+    if fact["first"] is None or fact["last"] is None:
+        return True
+    return found[2] is not None and int(fact["first"]) <= int(found[2]) <= int(fact["last"])

@@ -1,0 +1,67 @@
+"""The tables about what was measured into a TD and what the module's release is known for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tables.causes import TD_OF_CALL
+from tdxtrace.tables.events import GPA, I64, LEAF, SOURCE, TEXT, U32, U64
+from tdxtrace.tables.schema import Column, Table
+
+WEAKNESSES: Final = ("single_step_by_time", "host_priority_lost", "pending_page_refused")
+AFFECTED: Final = ("yes", "no", "unknown")
+
+MEASUREMENT_LOG = Table(
+    name="measurement_log",
+    grain="one row per call that makes or extends a TD's build-time measurement",
+    meaning="The measurement log is the order in which MRTD was made: TDH.MNG.INIT begins it, "
+    "TDH.MEM.PAGE.ADD adds the address of a page, TDH.MR.EXTEND 256 bytes of its contents, "
+    "TDH.MR.FINALIZE ends it.",
+    key=("source", "seq"),
+    columns=(
+        SOURCE,
+        TD_OF_CALL,
+        Column(
+            "build",
+            U32,
+            "Which build of this TD, by its TDH.MNG.INIT: 0 where its beginning was not recorded.",
+        ),
+        Column("number", U32, "Place of the call in its build, from 1."),
+        Column("seq", U64, "seamcalls.seq of the call."),
+        Column("at_ns", I64, "Its end (its start, if no return was recorded).", unit="ns"),
+        LEAF,
+        GPA,
+        Column(
+            "status",
+            U64,
+            "A success; null: no return was recorded, so it may have failed and measured nothing.",
+            nullable=True,
+        ),
+    ),
+)
+
+HOST_CHECKS = Table(
+    name="host_checks",
+    grain="one row per kernel log and known weakness of TDX modules",
+    meaning="A host check says of one release of the TDX module whether a weakness that later "
+    "releases mended is in it.",
+    key=("source", "weakness"),
+    columns=(
+        SOURCE,
+        Column(
+            "module_version",
+            TEXT,
+            "Release that the log names; null: none, or two different ones.",
+            nullable=True,
+        ),
+        Column("generation", pl.Enum(("A", "B", "C")), "Its lock generation.", nullable=True),
+        Column("weakness", pl.Enum(WEAKNESSES), "The weakness."),
+        Column("affected", pl.Enum(AFFECTED), "Whether that release has it."),
+        Column("meaning", TEXT, "What it is."),
+        Column("basis", TEXT, "Where it is documented."),
+    ),
+)
+
+BUILD_TABLES: Final = (MEASUREMENT_LOG, HOST_CHECKS)
