@@ -45,6 +45,16 @@ from tdxtrace.tdx.status import is_retryable
 # still missing and enters the guest, which faults again, there or elsewhere first.
 _FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"))
 
+# RANGE.UNBLOCK, and what requires that the same Secure EPT entry is blocked: where it no longer is,
+# the request fails until a new BLOCK and TRACK.  Intel TDX module 1.5 ABI specification: the entry
+# state that each of these leaves requires.
+_UNBLOCK: Final = leaves.parse_leaf("TDH.MEM.RANGE.UNBLOCK")[0]
+# It takes 4K pages only, and its operands name no level.
+_RELOCATE: Final = leaves.parse_leaf("TDH.MEM.PAGE.RELOCATE")[0]
+_OF_BLOCKED: Final = leaves.numbers_of(
+    f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE", "REMOVE")
+)
+
 # Calls that are linked at a time: what is kept of each meanwhile fits into the CPU's caches and a
 # small share of the memory.  A choice.
 _PIECE: Final = 1 << 18
@@ -112,7 +122,9 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     vCPU for VP.ENTER.  Every call but the last was answered with a retryable
     status, and no other thread settled the request before the next, unless that one followed
     at once.  Neither a pause, nor a move to another CPU, nor another call of the thread ends
-    a chain.  A request that succeeds at once is a chain of one.
+    a chain, but one: a successful RANGE.UNBLOCK, of any thread, gives up what requires the range to
+    be blocked (DEMOTE, PROMOTE, RELOCATE, REMOVE).  A request that succeeds at once is a chain of
+    one.
 
     Where arguments were not captured, calls are joined by those that were, and
     ``identity`` says so.  A call that names no request, where others of its leaf do (its entry is
@@ -120,9 +132,10 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     A window of lost events cuts the chains that could reach into it: those open in its threads,
     and the first one after it of the thread, and of each leaf of a vCPU.
 
-    A request is ``abandoned`` if its thread began another one later, and was recorded without
-    a loss up to its end; ``cut`` by the trace's end if it made none, or only went on with those
-    that were open, since it may come back.  An entry is no other request for a fault.
+    A request is ``abandoned`` if its thread began another one later, or its range was unblocked,
+    and the thread was recorded without a loss up to then; ``cut`` by the trace's end if it made
+    none, or only went on with those that were open, since it may come back.  An entry is no other
+    request for a fault.
 
     A request that its caller left busy is ``resolved_elsewhere`` if a call of another thread
     succeeded on the same (td, leaf, gpa, level) after the chain began, before a loss: the page is
@@ -464,6 +477,7 @@ class Linker:
         # An entry is nothing that a thread does instead of a fault's request.
         goes_on = np.where(is_fault, owner["last_other"], owner["last"]) > last
         began = np.where(is_fault, owner["began_other"], owner["began"]) > last
+        began |= chains["is_undone"] != 0
         by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
         by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
         # A request left open may have been continued by a later call that does not name its own.
@@ -541,16 +555,33 @@ def _td_of_request(frame: pl.DataFrame, known: Survey) -> pl.Series:
 
 
 def _successes(calls: linking.CallColumns) -> Rows:
-    """The calls that settled a request for whoever wants it."""
+    """The calls that settled a request for whoever wants it, or made some void."""
     caller = second_callers()[calls.leaf]
     wanted = (caller == linking.BY_PAGE) & (calls.flags & linking.GPA != 0)
     wanted |= (caller == linking.BY_TD) & ((calls.flags & linking.TD != 0) | (calls.td != 0))
     wanted &= (calls.flags & linking.RETURNED != 0) & (calls.status < word.ERROR_BIT)
     at = np.flatnonzero(wanted)
-    found = np.empty(len(at), linking.SUCCESS)
-    for name in linking.SUCCESS.names or ():
-        found[name] = getattr(calls, name)[at]
-    return found
+    found = np.zeros(len(at), linking.SUCCESS)
+    for name in linking.CallColumns._fields:
+        if name in (linking.SUCCESS.names or ()):
+            found[name] = getattr(calls, name)[at]
+    unblocks = found[found["leaf"] == _UNBLOCK]
+    if not len(unblocks):
+        return found
+    unblocks["undoes"] = 1
+    return np.concatenate([found, *_undone(unblocks)])
+
+
+def _undone(unblocks: Rows) -> Iterator[Rows]:
+    """Successful RANGE.UNBLOCKs, as the requests that they make void."""
+    for leaf in _OF_BLOCKED:
+        requests = unblocks.copy()
+        requests["leaf"] = leaf
+        yield requests
+    requests = unblocks[unblocks["level"] == 0]
+    requests["leaf"] = _RELOCATE
+    requests["flags"] &= ~np.uint16(linking.LEVEL)
+    yield requests
 
 
 def _table(chains: Rows, outcome: U8, cut_by: U8, known: Survey, source: int) -> pl.DataFrame:

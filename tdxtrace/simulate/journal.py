@@ -24,6 +24,11 @@ RETRYABLE: Final = {
 
 # What the fault path calls, with entries of the guest in between: an entry abandons none of these.
 FAULT_LEAVES: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
+# What needs a blocked range: where RANGE.UNBLOCK undid the block, its caller has given it up.
+NEED_BLOCK: Final = (
+    *("TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE"),
+    *("TDH.MEM.PAGE.RELOCATE", "TDH.MEM.PAGE.REMOVE"),
+)
 Identity = tuple[Thread, str, int, int, int, int]
 
 
@@ -57,6 +62,8 @@ class Request:
     """Calls of the thread up to the latest attempt, that included."""
     given_up: bool = False
     """Whether its caller dropped the operation."""
+    undone: tuple[int, str] | None = None
+    """When RANGE.UNBLOCK ended it, and how it ended by that."""
     outcome: str = ""
     """Empty while it is open."""
 
@@ -230,6 +237,16 @@ class Journal:
         if self._pending.get(request.identity) is request:
             del self._pending[request.identity]
         request.outcome = "failed" if call.status & abi.ERROR_BIT else "succeeded"
+        if request.leaf == "TDH.MEM.RANGE.UNBLOCK" and request.outcome == "succeeded":
+            self._undo(request, call.end_ns)
+
+    def _undo(self, unblock: Request, now: int) -> None:
+        """End what is open on a range that is no longer blocked."""
+        of_range = unblock.td, unblock.gpa, unblock.level
+        for request in list(self._pending.values()):
+            if request.leaf in NEED_BLOCK and of_range == (request.td, request.gpa, request.level):
+                request.undone = now, self._how_left(request)
+                del self._pending[request.identity]
 
     def abandon(self, request: Request) -> None:
         """Record that the caller drops the operation; it may come back to it later."""
@@ -246,7 +263,7 @@ class Journal:
 
         One that was left unsettled is resolved_elsewhere if another thread succeeded with it
         after its first attempt, else abandoned; but cut if its thread began no other request
-        since, since it may still come back to it.
+        since, and its range was not unblocked, since it may still come back to it.
         """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
@@ -255,6 +272,8 @@ class Journal:
             if request.calls and request.calls[-1].end_ns > end_ns:
                 request.calls.pop()
                 request.outcome = ""
+            if request.undone is not None and request.undone[0] > end_ns:
+                request.undone = None
         self.requests = [request for request in self.requests if request.calls]
         begun = {(request.thread, _is_entry(request)): request for request in self.requests}
         for request in self.requests:
@@ -263,11 +282,17 @@ class Journal:
 
     def _left(self, request: Request, begun: Mapping[tuple[Thread, bool], Request]) -> str:
         """What became of a request; ``begun`` is the last one of each thread, of either kind."""
+        if request.undone is not None:
+            return request.undone[1]
         kinds = (False,) if request.leaf in FAULT_LEAVES else (False, True)
         last_ns = request.calls[-1].start_ns
         later = (begun.get((request.thread, is_entry)) for is_entry in kinds)
         if not any(other is not None and other.calls[0].start_ns > last_ns for other in later):
             return "cut"
+        return self._how_left(request)
+
+    def _how_left(self, request: Request) -> str:
+        """How a request ended that its caller left: whether another thread settled it so far."""
         is_settled = self._was_settled(request, request.calls[0].start_ns)
         return "resolved_elsewhere" if is_settled else "abandoned"
 

@@ -216,6 +216,32 @@ def test_a_request_is_abandoned_if_its_thread_began_another(text: str, expected:
     assert ends(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Unblocked by its own thread, or by another between two attempts in a row.
+        ("promoteJ1 unblockS1 promoteJ1 promoteS1", ["1 abandoned", "1 succeeded", "2 succeeded"]),
+        ("demoteJ1 2/unblockS1 demoteS1", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        ("removeB1 2/unblockS1", ["1 abandoned", "1 succeeded"]),
+        ("relocateB1 2/unblockS1", ["1 abandoned", "1 succeeded"]),
+        # What comes after it settles nothing, and what came before did.
+        ("removeB1 2/unblockS1 2/removeS1", ["1 abandoned", "1 succeeded", "1 succeeded"]),
+        ("removeB1 2/removeS1 2/unblockS1", ["1 resolved_elsewhere", "1 succeeded", "1 succeeded"]),
+        ("removeB1 2/unblockS1 lost S2", ["1 abandoned", "1 succeeded", "1 cut by lost_events"]),
+        # Innocent: another range or level, an UNBLOCK that failed, a leaf that needs no block.
+        ("promoteJ1 unblockS2 promoteS1", ["2 succeeded", "1 succeeded"]),
+        ("promoteJ1^1 unblockS1^0 promoteS1^1", ["2 succeeded", "1 succeeded"]),
+        ("promoteJ1 unblockE1 promoteS1", ["2 succeeded", "1 failed"]),
+        ("promoteJ1 2/unblockB1 promoteS1", ["2 succeeded", "1 cut by trace_end"]),
+        ("B1 2/unblockS1 S1", ["2 succeeded", "1 succeeded"]),
+    ],
+)
+def test_a_range_that_is_unblocked_ends_what_needs_it_blocked(
+    text: str, expected: list[str]
+) -> None:
+    assert ends(text) == expected
+
+
 def test_segments_count_the_stretches_between_entries() -> None:
     told = story("B B enterX B enterX enterX S")
     chain = chains_of(told).filter(pl.col("leaf") == 6).row(0, named=True)

@@ -92,6 +92,17 @@ def test_a_caller_that_tries_again_at_once_goes_on_whoever_succeeded() -> None:
     assert [n for _, n, _ in story.end()] == [2, 1]
 
 
+def test_what_needs_a_block_ends_where_its_range_is_unblocked() -> None:
+    promote, unblock, story = "TDH.MEM.PAGE.PROMOTE", "TDH.MEM.RANGE.UNBLOCK", Story()
+    story.call(promote, PAGE, OPERAND_BUSY)
+    story.call(unblock, OTHER, by=1)
+    story.call(promote, PAGE, OPERAND_BUSY)
+    story.call(unblock, PAGE, by=1)
+    story.call(promote, PAGE)
+    of_promote = [told for told in story.end() if told[0] == promote]
+    assert of_promote == [(promote, 2, "abandoned"), (promote, 1, "succeeded")]
+
+
 def test_what_was_left_is_abandoned_or_cut_by_the_end() -> None:
     story = Story()
     story.call(AUG, PAGE, OPERAND_BUSY)

@@ -177,6 +177,7 @@ CHAIN: Final = np.dtype(
         ("settled_flags", "u2"),
         ("settled_ends", "i8"),
         ("last_settled", "i8"),
+        ("is_undone", "u1"),
         ("next_key", "i4"),
         ("next_request", "i4"),
         ("next_opened", "i4"),
@@ -195,9 +196,10 @@ SUCCESS: Final = np.dtype(
         ("td", "u8"),
         ("gpa", "u8"),
         ("level", "u1"),
+        ("undoes", "u1"),
     ]
 )
-"""A call that settled a request for whoever wants it."""
+"""A call that settled a request for whoever wants it, or that made it void (``undoes``)."""
 
 
 def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
@@ -296,10 +298,9 @@ def keep_up(tables: Tables, n_chains: int, enters: bool) -> None:
         chain = tables.chains[number]
         if chain["is_loose"]:
             tables.pairs[chain["pair"]]["loose"] = number
-        is_over = chain["is_followed"] or chain["is_lost"]
         if not chain["is_followed"]:
             _link_key(tables, number)
-        if not (is_over and chain["is_settled"]):
+        if not _is_decided(chain):
             _link_request(tables, number)
         if not chain["is_lost"]:
             _link_owner(tables, number)
@@ -430,7 +431,7 @@ def _lose(chains: _Any, owner: _Row) -> None:
     number = owner["opened"]
     while number != NONE:
         chain = chains[number]
-        if chain["is_open"]:
+        if chain["is_open"] and not chain["is_undone"]:
             chain["is_lost"] = 1
             chain["until"] = owner["ends"]
         number = chain["next_opened"]
@@ -438,7 +439,7 @@ def _lose(chains: _Any, owner: _Row) -> None:
 
 
 def settle(tables: Tables, successes: _Any, now: _Number) -> None:
-    """Tell open chains of the calls that settled their request and ended before ``now``."""
+    """Tell open chains of the calls that ended their request, and ended before ``now``."""
     last = np.uint64(len(tables.request_heads) - 1)
     while tables.counts[3] < len(successes) and successes[tables.counts[3]]["ends"] < now:
         one = successes[tables.counts[3]]
@@ -449,9 +450,11 @@ def settle(tables: Tables, successes: _Any, now: _Number) -> None:
             chain = tables.chains[number]
             behind = chain["next_request"]
             if chain["begins"] <= one["ends"] and _is_same_request(chain, one):
-                _settle(chain, one)
-            if chain["is_settled"] and (chain["is_followed"] or chain["is_lost"]):
-                # It gets no more attempts, and the first success counts.
+                if one["undoes"]:
+                    chain["is_undone"] = 1
+                else:
+                    _settle(chain, one)
+            if _is_decided(chain):
                 if before == NONE:
                     tables.request_heads[slot] = behind
                 else:
@@ -459,6 +462,12 @@ def settle(tables: Tables, successes: _Any, now: _Number) -> None:
             else:
                 before = number
             number = behind
+
+
+def _is_decided(chain: _Row) -> bool:
+    """Whether no other call matters: it gets no more attempts, and the first success counts."""
+    is_over = chain["is_followed"] or chain["is_lost"]
+    return bool(chain["is_undone"] or (is_over and chain["is_settled"]))
 
 
 def _settle(chain: _Row, one: _Row) -> None:
@@ -517,9 +526,9 @@ def _find(
 def _is_joined(chain: _Row, owner: _Row, flags: np.uint16) -> bool:
     """Whether a call is another attempt at the open request that it names.
 
-    The last was answered with a retryable status, no event may be lost since, and no other thread
-    settled the request before its own took it up again after something else.  A call right
-    after the one before it is the caller's loop, which had not looked.
+    The last was answered with a retryable status, no event may be lost since, nothing made the
+    request void, and no other thread settled it before its own took it up again after something
+    else.  A call right after the one before it is the caller's loop, which had not looked.
     """
     is_next = chain["last"] == owner["last"]
     is_settled = chain["is_settled"] != 0 and chain["last_settled"] > chain["last_begins"]
@@ -527,6 +536,7 @@ def _is_joined(chain: _Row, owner: _Row, flags: np.uint16) -> bool:
         chain["last_flags"] & RETRYABLE
         and chain["lossy"] == owner["lossy"]
         and (is_next or not is_settled)
+        and not chain["is_undone"]
         and not flags & OPENS
         and not chain["last_flags"] & CLOSES
     )
