@@ -17,12 +17,47 @@ from tdxtrace.tdx.leaves import leaf_table
 LEAVES: Final = "leaves"
 """Name of the table of leaves and their names, for joins."""
 
-# String literals and quoted names, which stay unchanged, or a hexadecimal number: the SQL
-# of polars takes 0x... for bytes.
-_LITERALS: Final = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|(?<![\w.])0[xX](?P<hex>[0-9a-fA-F]+)\b""")
-_SELECTS: Final = re.compile(r"^\s*+\(*+\s*+(?:select|with|show)\b", re.IGNORECASE)
-# Functions of the SQL of polars that open files: a query may read the trace only.
-_OPENS_FILES: Final = re.compile(r"\b(?:read|scan)_\w+\s*\(", re.IGNORECASE)
+# The parts of a statement: what polars gets consists of these only.  Comments are left out.
+# sqlparser, which polars uses, would take some of what is not here for a string or a name.
+_PART: Final = re.compile(
+    r"""(?P<space>(?:[ \t\r\n]|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))++)
+    |(?P<text>'(?:[^'\\]|''|\\(?!'))*+')
+    |(?P<quoted>"(?:[^"]|"")*+"|`[^`]*+`)
+    |0[xX](?P<hex>[0-9a-fA-F]++)(?!\w)
+    |(?P<number>[0-9]++(?:\.[0-9]*+)?(?:[eE][-+]?[0-9]++)?|\.[0-9]++)(?!\w)
+    |(?P<word>[A-Za-z_][A-Za-z_0-9]*+)(?!')
+    |(?P<sign>[-+*%=<>!(),.;:|&^~\[\]/])""",
+    re.VERBOSE,
+)
+_SELECTS: Final = ("select", "with", "show")
+# What may stand before a parenthesis.  Functions of the SQL of polars that read something else
+# than columns (read_csv, scan_*) are not here, nor are those that make rows of nothing.
+_FUNCTIONS: Final = frozenset(
+    """
+    abs acos acosd array_agg array_contains array_get array_length array_lower array_mean
+    array_reverse array_sum array_to_string array_unique array_upper asin asind atan atan2 atan2d
+    atand avg bit_and bit_count bit_length bit_not bit_or bit_xor bitand bitcount bitnot bitor
+    bitxor cast cbrt ceil ceiling char_length character_length coalesce columns concat concat_ws
+    corr cos cosd cot cotd count covar covar_pop covar_samp cume_dist current_date current_time
+    current_timestamp date date_part date_trunc day degrees dense_rank div ends_with exp extract
+    first first_value floor greatest group_concat grouping hour if ifnull initcap interval lag last
+    last_value lead least left length ln log log10 log1p log2 lower lpad ltrim max median min
+    minute mod month normalize now nth_value ntile nullif octet_length percent_rank pi position
+    pow power quantile_cont quantile_disc quarter radians rank regexp_like regexp_replace replace
+    reverse right round row_number rpad rtrim second sign sin sind split_part sqrt starts_with
+    stddev stddev_samp stdev stdev_samp strftime string_agg string_to_array strpos strptime struct
+    substr substring sum tan tand time timestamp trim trunc truncate try_cast unnest upper var
+    var_samp variance week year
+    """.split()
+)
+_KEYWORDS: Final = frozenset(
+    """
+    all and any array as between by case char cube decimal distinct else except exclude exists
+    filter from group having ilike in intersect is join like limit not numeric offset on or over
+    partition qualify rename rlike rollup select sets some then union using values varchar when
+    where with
+    """.split()
+)
 _NO_COLUMN: Final = re.compile(r"(?:unable to find column |no column named )['\"]([^'\"]*)['\"]")
 _NO_TABLE: Final = re.compile(r"relation '([^']*)' was not found")
 _SUPPORTED: Final = "only SELECT, WITH and SHOW TABLES are understood"
@@ -47,12 +82,8 @@ def run_query(
         QueryError: If the statement is not understood; for an unknown table or column the
             message gives the nearest name.
     """
-    plain = _LITERALS.sub(lambda m: str(int(m["hex"], 16)) if m["hex"] else m[0], sql)
-    if not _SELECTS.match(plain):
-        raise QueryError(f"not a query: '{one_line(sql, 40)}'; {_SUPPORTED}")
-    if _OPENS_FILES.search(_LITERALS.sub("", sql)):
-        raise QueryError("a query reads the tables of the trace, no other files")
-    named = [name for name in tables if re.search(rf"\b{name}\b", sql)]
+    plain, names = _checked(sql)
+    named = [name for name in tables if name in names]
     frames: dict[str, pl.DataFrame | pl.LazyFrame] = {
         name: load(name) if name in named else table.empty() for name, table in tables.items()
     }
@@ -66,6 +97,48 @@ def run_query(
             for name in frames[table].lazy().collect_schema().names()
         ]
         raise QueryError(_describe(str(error), list(frames), columns)) from None
+
+
+def _checked(sql: str) -> tuple[str, set[str]]:
+    """Return the statement as polars gets it, and the names in it.
+
+    It has no comments, its numbers are decimal, and before each parenthesis stands a function or
+    a keyword that is known to read nothing but tables.
+
+    Raises:
+        QueryError: If it is no SELECT, or has something else in it.
+    """
+    parts: list[str] = []
+    words = [""]
+    at = 0
+    while at < len(sql):
+        found = _PART.match(sql, at)
+        if found is None:
+            raise QueryError(f"SQL not understood at '{one_line(sql[at:], 20)}'")
+        part, at = found[0], found.end()
+        if found["space"]:
+            parts.append(" ")
+            continue
+        if part == "(":
+            _refuse_unknown(words[-1])
+        words.append(part)
+        parts.append(str(int(found["hex"], 16)) if found["hex"] else part)
+    first = next((word for word in words if word not in ("", "(")), "")
+    if first.lower() not in _SELECTS:
+        raise QueryError(f"not a query: '{one_line(sql, 40)}'; {_SUPPORTED}")
+    return "".join(parts), {word.strip('"`') for word in words}
+
+
+def _refuse_unknown(before: str) -> None:
+    """Raise an error if ``before``, which stands before a parenthesis, is not allowed there."""
+    word = before.lower()
+    if re.match(r"(?:read|scan)_", word.strip("'\"`")):
+        raise QueryError("a query reads the tables of the trace, no other files")
+    if not (word[:1].isalpha() or word[:1] in ("_", "'", '"', "`")):
+        return
+    if word not in _FUNCTIONS and word not in _KEYWORDS:
+        near = get_close_matches(word, sorted(_FUNCTIONS), n=1, cutoff=0)[0]
+        raise QueryError(f"unsupported function '{one_line(before, 40)}'; nearest: {near}")
 
 
 def _describe(error: str, tables: list[str], columns: list[str]) -> str:

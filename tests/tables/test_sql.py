@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 import pytest
 from support.story import story
@@ -29,11 +31,11 @@ def test_events_and_findings_can_be_joined(trace: Trace) -> None:
     assert rows.rows() == [(2, 0), (8, 0), (11, 0)]
 
 
-@pytest.mark.parametrize("table", [t.name for t in (*EVENT_TABLES, *FINDING_TABLES)])
-def test_every_table_can_be_queried(trace: Trace, table: str) -> None:
-    rows = trace.sql(f"select * from {table}")
+def test_every_table_can_be_queried(trace: Trace) -> None:
     whole = trace.tables() | tdxtrace.analyze(trace).tables()
-    assert rows.equals(whole[table])
+    assert set(whole) == {t.name for t in (*EVENT_TABLES, *FINDING_TABLES)}
+    for name, rows in whole.items():
+        assert tdxtrace.query(trace, f"select * from {name}").equals(rows)
 
 
 def test_numbers_may_be_hexadecimal(trace: Trace) -> None:
@@ -84,12 +86,11 @@ def test_findings_can_be_queried_without_events(trace: Trace) -> None:
         ("select * from seamcals", r"no table 'seamcals'; nearest: seamcalls \(of"),
         ("select a\x1b[31m from seamcalls", "SQL not understood"),
         ('select * from "x\x1b[31m"', r"no table 'x\\x1b\[31m'"),
-        ("select hex(seq) from seamcalls", "unsupported function 'hex'"),
+        ("select hex(seq) from seamcalls", "unsupported function 'hex'; nearest: exp"),
         ("select seq from seamcalls where", "SQL not understood: sql parser error"),
         ("select 1; select 2", "one .* statement"),
         ("drop table seamcalls", "not a query: 'drop table seamcalls'; only SELECT"),
         ("", "not a query: ''"),
-        ("select * from read_csv('/etc/passwd')", "no other files"),
         ("select probe from seamcalls where probe = 3", "SQL not understood"),
     ],
 )
@@ -99,6 +100,74 @@ def test_an_invalid_statement_is_explained_in_one_line(
     with pytest.raises(QueryError, match=message) as raised:
         trace.sql(statement)
     assert str(raised.value).isprintable()
+
+
+FILES = """
+select * from read_csv(F)
+select * from READ_CSV (F)
+select * from "read_csv"(F)
+select * from 'read_csv'(F)
+select * from `read_csv` (F)
+select * from read_csv/* */(F)
+select * from read_csv -- (\\n(F)
+select * from /* ' */ read_csv(F) -- '
+select * from seamcalls, "read_csv"(F)
+select * from seamcalls join "read_csv"(F) using (source)
+select 'a\\' from "read_csv"(F) where a = ''
+select E'\\'' from "read_csv"(F) where a = ''
+select $$'$$ from "read_csv"(F) -- '
+select 1 from "a""b", "read_csv"(F)
+select `a``b` from "read_csv"(F)
+select 1from"read_csv"(F)
+with t as (select * from "read_csv"(F)) select * from t
+select * from (select * from "Read_Csv"(F)) t
+select (select max(root) from "read_csv"(F)) from seamcalls
+select source from seamcalls union all (select 1 from "scan_csv"(F))
+select source from seamcalls where seq in (select 1 from read_parquet(F))
+select * from read_ipc(F)
+select * from read_json(F)
+select * from lateral "read_ndjson"(F)
+select * from table("read_csv"(F))
+select * from main."read_csv"(F)
+(select * from "read_csv"(F))
+show tables; select * from "read_csv"(F)
+select * from F
+select * from "/etc/passwd"
+explain select * from "read_csv"(F)
+"""
+
+
+@pytest.mark.parametrize("statement", FILES.strip().split("\n"))
+def test_no_statement_reads_a_file(
+    trace: Trace, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polars gets nothing that would read one."""
+    reached: list[str] = []
+    execute: Any = pl.SQLContext.execute
+
+    def watched(context: object, query: str, *, eager: bool) -> object:
+        reached.append(query)
+        return execute(context, query, eager=eager)
+
+    monkeypatch.setattr(pl.SQLContext, "execute", watched)
+    with pytest.raises(QueryError):
+        trace.sql(statement.replace("F", "'/etc/passwd'").replace("\\n", "\n"))
+    assert not any("read" in query or "scan" in query for query in reached)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select count(*) filter (where leaf = 6), (1 + 2) * 3 as n from seamcalls -- all",
+        "with t as (select seq from seamcalls /* read_csv( */) select max(seq) from t",
+        "select '-- read_csv(', \"source\" from seamcalls s where s.seq in (2, 4) and not (1 = 2)",
+        "(select seq from seamcalls) union all (select seq from seamcalls)",
+        "select leaf, row_number() over (partition by tid order by seq) from seamcalls",
+        "select cast(seq as varchar(9)), 1e3, .5, 1.5e-3 from seamcalls where '1' ~ '\\d'",
+    ],
+)
+def test_usual_statements_are_answered(trace: Trace, statement: str) -> None:
+    assert trace.sql(statement).width
 
 
 def test_an_empty_result_has_the_selected_columns(trace: Trace) -> None:
