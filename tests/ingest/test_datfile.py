@@ -341,3 +341,26 @@ def test_a_file_cut_short_gives_what_is_there(tmp_path: Path) -> None:
     trace = _read(tmp_path, data[: -5 * m.page_size])
     assert trace.seamcalls.height == 5
     assert "the file ends in the middle of a CPU's pages" in trace.losses["detail"].to_list()
+
+
+@pytest.mark.parametrize("size", [512, 1024])
+def test_data_of_several_cpus_in_one_place_is_read_once(size: int, tmp_path: Path) -> None:
+    m = Machine(page_size=512)
+    pages = b"".join(m.page(START + 100 * n, _call(m, 7, n << 12, 0)) for n in range(4))
+    data = bytearray(Recording(m, (pages, pages[:size])).v6())
+    at = data.index(b"flyrecord\0") + 10
+    first = int.from_bytes(data[at : at + 8], "little")
+    data[at + 16 : at + 24] = m.pack("Q", first + 1024)
+    trace = _read(tmp_path, bytes(data))
+    assert (
+        trace.seamcalls["gpa"].sort().to_list() == [0, 1 << 12, 2 << 12, 3 << 12][: 2 + size // 512]
+    )
+    assert "the data of its CPUs overlap" in trace.losses["detail"]
+
+
+def test_formats_that_unpack_to_far_more_than_formats_do_are_damaged(tmp_path: Path) -> None:
+    many = format_file("much", 9, *["u32 @8+4"] * 80_000)
+    recording = Recording(LITTLE, (LITTLE.page(START, _call(LITTLE, 7, 1 << 12, 0)),))
+    recording.compression, recording.formats = "zstd", {**FORMATS, "more": [many]}
+    with pytest.raises(FormatError, match="event 301 without a format"):
+        _read(tmp_path, recording.v7())

@@ -130,6 +130,8 @@ class PerfFile:
     kernel: str | None = None
     tool: str | None = None
     cut_short: str = ""
+    _n_id_bytes: int = 0
+    """Of the ids that were read: of all events not more than the file has bytes."""
 
     def take_attr(self, data: bytes, ids: bytes) -> None:
         """Take a ``struct perf_event_attr`` and the ids of its event's samples."""
@@ -140,6 +142,12 @@ class PerfFile:
         numbers = tuple(np.frombuffer(ids[: len(ids) // 8 * 8], "<u8").tolist())
         made = Attr(kind, config, period, sample_type, read_format, flags, clockid, numbers)
         self.attrs.append(made)
+
+    def ids(self, at: int, size: int) -> bytes:
+        """Read the ids of an event's samples; those of several events are not in one place."""
+        found = self.file.read(at, min(size, _MAX_IDS_BYTES, self.file.size - self._n_id_bytes))
+        self._n_id_bytes += len(found)
+        return found
 
     def take_feature(self, number: int, data: bytes) -> None:
         """Take what the header or a record says of the recording.
@@ -238,7 +246,7 @@ def _attrs(perf: PerfFile, at: int, size: int, attr_size: int) -> None:
         except CutShortError:
             perf.cut_short = "the file ends in its attributes"
             return
-        perf.take_attr(data, perf.file.read(ids_at, min(ids_size, _MAX_IDS_BYTES)))
+        perf.take_attr(data, perf.ids(ids_at, ids_size))
 
 
 def _features(perf: PerfFile, flags: list[int]) -> None:

@@ -85,6 +85,8 @@ class OrderedEvents:
     """Of the samples in front of the mark at which the last round ended."""
     _limit: int = -1
     """Up to when nothing can follow any more."""
+    _given_limit: int = -1
+    """Up to when samples were given out: those that come late wait for the next limit."""
 
     def __post_init__(self) -> None:
         columns = np.empty((_MIN_ROOM, loops.N_COLUMNS), np.int64)
@@ -163,6 +165,9 @@ class OrderedEvents:
         limit = self._limit
         if self._n > _MAX_WAITING:
             limit = int(np.median(self._queue[0][: self._n]))
+        elif limit == self._given_limit:
+            return None
+        self._given_limit = limit
         return self._until(limit)
 
     def rest(self) -> Given | None:
@@ -257,9 +262,10 @@ def _sample_layouts(attrs: Sequence[Attr]) -> tuple[Any, ...]:
     id_at = attrs[0].id_at if pairs and len({attr.id_at for attr in attrs}) == 1 else -1
     # Where none tells whose they are, all are taken for samples of the first attribute.
     rows = list(dict.fromkeys(every if id_at >= 0 else every[:1]))
+    place = {row: n for n, row in enumerate(rows)}
     return (
         np.array(rows, np.int64).reshape(-1, loops.CALLCHAIN + 1),
-        np.array([rows.index(row) if row in rows else 0 for row in every], np.int64),
+        np.array([place.get(row, 0) for row in every], np.int64),
         (id_at, ids, np.array([n for _, n in pairs], np.int64)),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -52,14 +52,14 @@ class ThreadNames:
     """The names of threads through time, as COMM and FORK records tell them."""
 
     stats: SourceStats
-    _changes: list[tuple[int, int, int, int | str]] = field(default_factory=list)
-    """Time, place in the file, thread, and its new name or the thread it is forked from."""
+    _changes: list[tuple[int, int, int | str]] = field(default_factory=list)
+    """Time, thread, and its new name or the thread it is forked from; in the order of the file."""
     _named: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     """Name by thread since which time; only what may still be asked for."""
 
     def change(self, ts_ns: int, tid: int, name: int | str) -> None:
         """Take the new name of a thread, or the thread that it is forked from."""
-        insort(self._changes, (ts_ns, len(self._changes), tid, name), key=lambda x: x[:2])
+        self._changes.append((ts_ns, tid, name))
 
     def record(self, batch: RecordBatch, limit: int, tids: I32Array, first_row: Index) -> None:
         """Record the threads of events under the names that they had then.
@@ -71,6 +71,10 @@ class ThreadNames:
             first_row: The first event of each.
         """
         self._apply(limit)
+        rows, of_tid = np.empty(0, np.int64), np.empty(0, np.int32)
+        if any(len(self._named.get(tid, ())) > 1 for tid in tids.tolist()):
+            rows = np.argsort(batch.tid, kind="stable")
+            of_tid = batch.tid[rows]
         for tid, row in zip(tids.tolist(), first_row.tolist(), strict=True):
             names, tgid = self._named.get(tid), int(batch.tgid[row])
             if names is None:
@@ -79,14 +83,16 @@ class ThreadNames:
                 self.stats.record_thread(tid, names[0][1], tgid)
             else:
                 since = np.array([ts_ns for ts_ns, _ in names], np.int64)
-                places = np.searchsorted(since, batch.ts_ns[batch.tid == tid], "right") - 1
+                first, behind = np.searchsorted(of_tid, tid), np.searchsorted(of_tid, tid, "right")
+                places = np.searchsorted(since, batch.ts_ns[rows[first:behind]], "right") - 1
                 for place in np.unique(np.maximum(places, 0)).tolist():
                     self.stats.record_thread(tid, names[place][1], tgid)
                 self._named[tid] = names[-1:]
 
     def _apply(self, limit: int) -> None:
+        self._changes.sort(key=lambda change: change[0])
         due = bisect_right(self._changes, limit, key=lambda change: change[0])
-        for ts_ns, _, tid, what in self._changes[:due]:
+        for ts_ns, tid, what in self._changes[:due]:
             if isinstance(what, str):
                 name: str | None = what
             else:

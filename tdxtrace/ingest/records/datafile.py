@@ -171,8 +171,19 @@ class Cursor:
 
 Unpack = Callable[[bytes, int], bytes]
 # A part is unpacked in memory.  trace-cmd compresses trace data by ten pages
-# (lib/trace-cmd/trace-compress.c); its largest part is kallsyms with some 10 MB.
-MAX_PART_BYTES: Final = 256 << 20
+# (lib/trace-cmd/trace-compress.c); its largest part is kallsyms with some 10 MB, the next are
+# the formats of 3,000 events with 5 MB.
+MAX_PART_BYTES: Final = 64 << 20
+# A part of text packs 5 (kallsyms) to 30 times (formats): beyond this it is no recording.
+_MAX_PART_RATIO: Final = 100
+_FREE_PART_BYTES: Final = 1 << 20
+
+
+def is_plausible(packed: int, unpacked: int) -> bool:
+    """Whether a part of so many bytes may unpack to so many."""
+    return unpacked <= min(MAX_PART_BYTES, _FREE_PART_BYTES + _MAX_PART_RATIO * packed)
+
+
 # zstd's own limit for a decoder without --long: 2^27 (RFC 8878, 3.1.1.1.2, and zstd(1)).
 _MAX_WINDOW: Final = 1 << 27
 

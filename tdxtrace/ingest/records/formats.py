@@ -23,6 +23,8 @@ _NUMBER_SIZES: Final = (1, 2, 4, 8)
 # A sub-buffer has at most 2^7 pages: Linux kernel/trace/ring_buffer.c, RB_SUBBUF_ORDER_MAX
 # and buffer_subbuf_size_kb; pages of 64 KiB are the largest in use.
 MAX_PAGE_BYTES: Final = 8 << 20
+# struct trace_entry's type has 16 bits: Linux include/linux/trace_events.h.
+_MAX_EVENTS: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ class Formats:
 
     header_page: str = ""
     events: dict[int, EventFormat] = field(default_factory=dict)
+    _n_taken: int = 0
 
     def add(self, text: bytes, system: str) -> None:
         """Take an event's format; of two with one number the first holds."""
@@ -215,21 +218,30 @@ class Formats:
         """Read the formats of ftrace's own events.
 
         Raises:
-            CutShortError: If fewer are there than it says.
+            CutShortError: If fewer are there than it says, or more than events have numbers.
         """
         for _ in range(cursor.number(4)):
+            self._take_place()
             self.add(part(cursor, cursor.number(8)), "ftrace")
 
     def read_events(self, cursor: Cursor) -> None:
         """Read the formats of all other events, system by system.
 
         Raises:
-            CutShortError: If fewer are there than it says.
+            CutShortError: If fewer are there than it says, or more than events have numbers.
         """
         for _ in range(cursor.number(4)):
             system = cursor.text()
+            self._take_place()
             for _ in range(cursor.number(4)):
+                self._take_place()
                 self.add(part(cursor, cursor.number(8)), system)
+
+    def _take_place(self) -> None:
+        """Count a system or event; raise CutShortError if they are more than have numbers."""
+        self._n_taken += 1
+        if self._n_taken > _MAX_EVENTS:
+            raise CutShortError
 
 
 def part(cursor: Cursor, size: int) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final
 
 from tdxtrace.errors import FormatError
@@ -17,6 +18,7 @@ from tdxtrace.ingest.records.datafile import (
     DamagedPartError,
     DataFile,
     Unpack,
+    is_plausible,
     unpacker,
 )
 from tdxtrace.ingest.records.formats import (
@@ -99,7 +101,26 @@ def read_dat(file: DataFile) -> DatFile:
         _read_v7(dat, cursor)
     else:
         _read_v6(dat, cursor)
+    _part_overlaps(dat)
     return dat
+
+
+def _part_overlaps(dat: DatFile) -> None:
+    """Let the data of each CPU end where that of another begins: no byte is read twice."""
+    given = [data for buffer in dat.options.buffers for data in buffer.cpus if data.size]
+    starts = sorted({data.at for data in given})
+    behind = dict(pairwise(starts))
+    kept: dict[int, CpuData] = {}
+    for data in given:
+        size = min(data.size, behind.get(data.at, data.at + data.size) - data.at)
+        kept.setdefault(data.at, replace(data, size=size))
+    if list(kept.values()) == given:
+        return
+    dat.cut_short = dat.cut_short or "the data of its CPUs overlap"
+    dat.options.buffers = [
+        replace(b, cpus=tuple(kept.pop(d.at) for d in b.cpus if d.size and d.at in kept))
+        for b in dat.options.buffers
+    ]
 
 
 def _read_v6(dat: DatFile, cursor: Cursor) -> None:
@@ -298,6 +319,8 @@ def _section(dat: DatFile, at: int, number: int) -> bytes:
     if not flags & _COMPRESSED:
         return head.take(size)
     packed, unpacked = head.number(4), head.number(4)
+    if not is_plausible(packed, unpacked):
+        raise DamagedPartError
     return dat.unpack(head.take(min(packed, size)), unpacked)
 
 

@@ -99,6 +99,8 @@ class CompressedPages:
     layout: PageLayout
     at: int
     unpack: Unpack
+    end: int
+    """The byte behind the last chunk."""
     cut_short: str = ""
     n_unpacked: int = 0
     n_bytes: int = field(init=False)
@@ -137,6 +139,8 @@ class CompressedPages:
         try:
             packed, size = cursor.number(4), cursor.number(4)
             self.n_unpacked += size
+            if self.at >= self.end:
+                raise CutShortError
             if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > _MAX_RATIO * self.file.size:
                 raise DamagedPartError
             made = memoryview(self.unpack(cursor.take(packed), size))

@@ -28,7 +28,7 @@ from tdxtrace.ingest.records.formats import (
     page_layout,
 )
 from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, int64_at
-from tdxtrace.ingest.stats import TICK_CLOCKS, Header, SourceStats
+from tdxtrace.ingest.stats import TICK_CLOCKS, Header, Loss, SourceStats
 from tdxtrace.ingest.tracedat.file import (
     DatFile,
     is_compressed,
@@ -139,7 +139,8 @@ class DatReader:
             if not data.size:
                 continue
             if in_chunks and dat.unpack is not None:
-                pages: Pages = CompressedPages(self.file, layout, data.at, dat.unpack)
+                end = data.at + data.size
+                pages: Pages = CompressedPages(self.file, layout, data.at, dat.unpack, end)
             else:
                 pages = PlainPages(self.file, layout, data.at, data.size)
             self._pages.append(pages)
@@ -169,19 +170,14 @@ class DatReader:
             self.stats.record_loss("truncated", None, detail)
         if self.dat.cut_short:
             self.stats.record_loss("truncated", None, self.dat.cut_short)
-        name = ""
+        name, marked = "", Marked.of(self.stats)
+        n_events = dict(zip(self._owners, self._ring.n_events(), strict=True)) if self._ring else {}
         for text in self.dat.options.cpu_stats:
             if "Buffer:" in text:
                 name = text.partition("Buffer:")[2].strip()
             for cpu, counters in cpu_stats(text):
                 where = f"buffer {name}, " if name else ""
-                note_stats(self.stats, cpu, counters, where, self._n_events(name, cpu))
-
-    def _n_events(self, name: str, cpu: int) -> int | None:
-        """Events that were read of a CPU in the buffer ``name``; None if it has no pages."""
-        if self._ring is None or (name, cpu) not in self._owners:
-            return None
-        return self._ring.n_events()[self._owners.index((name, cpu))]
+                note_stats(marked, cpu, counters, where, n_events.get((name, cpu)))
 
 
 def _tool(version: list[str]) -> str:
@@ -312,8 +308,9 @@ class PageReader:
         self.stats.record_damage(reader.n_damaged, "pages")
         for detail in sorted({file.cut_short for file in self._files if file.cut_short}):
             self.stats.record_loss("truncated", None, detail)
+        marked = Marked.of(self.stats)
         for cpu, counters in self._stats():
-            note_stats(self.stats, cpu, counters, "", None)
+            note_stats(marked, cpu, counters, "", None)
 
     @property
     def position(self) -> int:
@@ -404,8 +401,30 @@ def cpu_stats(text: str) -> Iterator[tuple[int, dict[str, int]]]:
         yield int(cpu), {found["key"]: int(found["n"]) for found in _STAT.finditer(body)}
 
 
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """The losses that pages told of, by CPU."""
+
+    stats: SourceStats
+    n_events: Counter[int]
+    """Lost events whose number is known."""
+    uncounted: dict[int, list[Loss]]
+    """Losses whose number of events is not known."""
+
+    @classmethod
+    def of(cls, stats: SourceStats) -> Marked:
+        """Sum up the losses so far."""
+        n_events, uncounted = Counter[int](), dict[int, list[Loss]]()
+        for gap in stats.gaps:
+            if gap.kind == "lost_events" and gap.n_events is None:
+                uncounted.setdefault(gap.cpu, []).append(gap)
+            elif gap.kind == "lost_events":
+                n_events[gap.cpu] += gap.n_events or 0
+        return cls(stats, n_events, uncounted)
+
+
 def note_stats(
-    stats: SourceStats, cpu: int, counters: Mapping[str, int], where: str, n_events: int | None
+    marked: Marked, cpu: int, counters: Mapping[str, int], where: str, n_events: int | None
 ) -> None:
     """Add what the kernel's counters say was lost and no page tells of.
 
@@ -415,19 +434,20 @@ def note_stats(
     Documentation/trace/ftrace.rst, per_cpu/cpu0/stats).
 
     Args:
-        stats: Where losses are put.
+        marked: What pages told was lost, and where losses are put.
         cpu: The CPU.
         counters: Its counters.
         where: What goes before "CPU n" in the detail.
         n_events: Events of it that the recording has, if known: trace-cmd extract
             reads what the counters still call entries.
     """
-    gaps = [gap for gap in stats.gaps if gap.kind == "lost_events" and gap.cpu == cpu]
-    unmarked = counters.get("overrun", 0) - sum(gap.n_events or 0 for gap in gaps)
-    uncounted = [gap for gap in gaps if gap.n_events is None]
-    if len(uncounted) == 1 and unmarked > 0:
+    stats = marked.stats
+    unmarked = counters.get("overrun", 0) - marked.n_events[cpu]
+    if len(marked.uncounted.get(cpu, ())) == 1 and unmarked > 0:
         # A page without room for the count says only that something was lost.
-        uncounted[0].n_events, unmarked = unmarked, 0
+        marked.uncounted.pop(cpu)[0].n_events = unmarked
+        marked.n_events[cpu] += unmarked
+        unmarked = 0
     stats.record_loss("overwritten", max(0, unmarked), f"{where}CPU {cpu}", cpu=cpu)
     stats.record_loss(
         "buffer_full", counters.get("dropped events", 0), f"{where}CPU {cpu}", cpu=cpu
