@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tdxtrace.errors import InputError, QueryError
+from tdxtrace.errors import QueryError
 from tdxtrace.recommend.policy_definitions import (
     ANSWERS,
     ANY_LEAF,
@@ -19,6 +18,7 @@ from tdxtrace.recommend.policy_definitions import (
     RetryPolicy,
     nanoseconds,
 )
+from tdxtrace.tables.settings import parse_settings, read_settings
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.leaves import leaf_table, parse_leaf
 
@@ -50,16 +50,7 @@ def read_policies(path: Path) -> dict[str, RetryPolicy]:
         QueryError: If it is not understood; names the nearest right word.
     """
     shown = one_line(str(path))
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {shown}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read {shown}: it is not UTF-8 text") from None
-    try:
-        given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise QueryError(f"{shown} is not TOML: {one_line(str(error))}") from None
+    given = parse_settings(read_settings(path), shown)
     _check_keys(shown, given, ("policy",))
     policies = given.get("policy")
     if not isinstance(policies, dict) or not policies:

@@ -17,6 +17,7 @@ from tdxtrace.simulate.record.capture_probes import CAPTURES
 from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
 from tdxtrace.tables.files import refuse_overwriting, whole_file
+from tdxtrace.tables.settings import read_settings
 
 _SCENARIO: Final = "scenario.toml"
 _TIME: Final = re.compile(r"^(?P<n>\d+)(?P<unit>ms|s)$")
@@ -129,12 +130,7 @@ def _scenario(name: str) -> Scenario:
     path = Path(name)
     if path.suffix != ".toml":
         return scenario.named(name)
-    try:
-        return scenario.load(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise QueryError(f"{name} is no text") from None
+    return scenario.load(read_settings(path))
 
 
 def _with_changes(chosen: Scenario, changes: ScenarioChanges) -> Scenario:

@@ -125,11 +125,17 @@ def durations_from(given: Mapping[str, list[int]]) -> Durations:
         ValueError: If a name is unknown or its four numbers are no distribution.
     """
     known = {field.name for field in dataclasses.fields(Durations)}
+    if not isinstance(given, Mapping):
+        raise ValueError("times is no table; write [times] and below it name = four numbers")
     changes = {}
     for name, numbers in given.items():
         if name not in known:
             raise ValueError(f"no such time: {name!r}; there are: {', '.join(sorted(known))}")
-        if len(numbers) != 4 or not all(isinstance(n, int) for n in numbers):
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) != 4
+            or not all(isinstance(n, int) for n in numbers)
+        ):
             raise ValueError(
                 f"time {name!r} takes four whole numbers of ns: low, median, p99, high"
             )

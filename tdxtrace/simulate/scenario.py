@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,6 +16,8 @@ from tdxtrace.simulate.kvm.policies import policy_named
 from tdxtrace.simulate.kvm.vmm_threads import CONDUCTS, WORKER_KINDS, WorkerSpec
 from tdxtrace.simulate.module.generations import GENERATIONS
 from tdxtrace.simulate.tables import rows
+from tdxtrace.tables.settings import parse_settings
+from tdxtrace.tables.text import one_line
 
 KERNELS: Final = ("6.16", "6.18", "6.19", "7.0", "7.2")
 # HP_LOCK_TIMEOUT may be 10 ms to 100 s: intel/tdx-module include/td_control_structures.h.
@@ -137,7 +138,9 @@ def named(name: str) -> Scenario:
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise QueryError(f"no scenario {name!r}; nearest: {near}; see tdxtrace simulate --list")
+        raise QueryError(
+            f"no scenario '{one_line(name, 60)}'; nearest: {near}; see tdxtrace simulate --list"
+        )
     text = (resources.files("tdxtrace.simulate") / "scenarios" / f"{name}.toml").read_text("utf-8")
     return load(text)
 
@@ -149,10 +152,7 @@ def load(text: str) -> Scenario:
         QueryError: If it is no TOML, or has an unknown key, a wrong type or a value out of
             range.
     """
-    try:
-        given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise QueryError(f"the scenario is no TOML: {error}") from None
+    given = parse_settings(text, "the scenario")
     tds = []
     for td in _tables(given.pop("tds", []), "tds"):
         guest = _build(GuestSpec, td.pop("guest", {}), "tds.guest")
@@ -171,7 +171,7 @@ def checked(scenario: Scenario) -> Scenario:
     """
     wrong = next(filter(None, _problems(scenario)), None)
     if wrong is not None:
-        raise QueryError(f"scenario {scenario.name!r}: {wrong}")
+        raise QueryError(f"scenario '{one_line(scenario.name, 60)}': {wrong}")
     return scenario
 
 
@@ -231,7 +231,8 @@ def _error_of(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any reader
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str | None:
-    return None if value in allowed else f"{what} {value!r} is not one of {', '.join(allowed)}"
+    shown = one_line(value, 60)
+    return None if value in allowed else f"{what} '{shown}' is not one of {', '.join(allowed)}"
 
 
 def _within(what: str, value: int, low: int, high: int) -> str | None:
@@ -243,13 +244,16 @@ _T = TypeVar("_T")
 
 def _build(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        raise QueryError(f"{where} is no table")
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise QueryError(f"{where} has no {name!r}; nearest: {near}")
+            raise QueryError(f"{where} has no '{one_line(name, 60)}'; nearest: {near}")
         declared = str(known[name].type)
         if declared in _TYPES and type(value) not in _TYPES[declared]:
-            raise QueryError(f"{name!r} of {where} is {value!r}, not {declared}")
+            shown = one_line(repr(value), 60)
+            raise QueryError(f"{name!r} of {where} is {shown}, not {declared}")
     try:
         return kind(**given)
     except TypeError as error:

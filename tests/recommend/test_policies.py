@@ -431,6 +431,13 @@ def test_a_file_defines_policies_with_all_keys(tmp_path: Path) -> None:
         ("", r"has no policy; begin one with \[policy.NAME\]"),
         ("policy = 1", "has no policy"),
         ("[policy.x", "is not TOML"),
+        (f"[policy.x]\ncalls = {'9' * 5000}", "too long a number"),
+        (f"[policy.x]\nanswers = 0x{'f' * 5000}", "more than 64 bits"),
+        ("[policy.x]\ncalls = inf", "a number that is not finite"),
+        (f"[policy.x]\nleaves = {'[' * 2000}", "too deep"),
+        (f"[policy.x]\nanswers{'.a' * 2000} = 1", "in each other 8 deep"),
+        (f"[policy.x]\nbudget = '{'9' * 400}s'", "not a time: '9{39}…"),
+        ("[policy.x]\nbudget = '9999999999s'", "not a time"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -445,6 +452,8 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_input(tmp_path: Path) -> 
     (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):
         read_policies(tmp_path / "bad.toml")
+    with pytest.raises(InputError, match="longer than 256 KiB"):
+        read_policies(Path("/dev/zero"))
 
 
 def test_hostile_names_of_policies_are_made_safe(tmp_path: Path) -> None:

@@ -198,7 +198,12 @@ def test_large_pages_need_a_module_that_can_split_them() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name = ", "is no TOML"),
+        ("name = ", "is not TOML"),
+        ('name = "x"\ntitle = "y"\ntimes = 5', "times is no table"),
+        ('name = "x"\ntitle = "y"\n[times]\naug = 5', "time 'aug' takes four whole numbers"),
+        ('name = "x"\ntitle = "y"\n[[tds]]\nguest = 5', "tds.guest is no table"),
+        (f"cpus = {'9' * 5000}", "too long a number"),
+        ("no_entropy = nan", "not finite"),
         ('name = "x"\ntitle = "y"\nspeed = 3', "has no 'speed'; nearest"),
         ('name = "x"\ntitle = "y"\ncpus = "many"', "'cpus' of the scenario is 'many', not int"),
         ('name = "x"\ntitle = "y"\ntds = 3', "tds is no list of tables"),

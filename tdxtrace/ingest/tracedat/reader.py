@@ -471,6 +471,6 @@ def tgids_beside(path: str) -> dict[int, int]:
         with Path(f"{path}.capture.json").open("rb") as file:
             told = json.loads(file.read(_MAX_JSON))["tgids"]
         pairs = [(int(tid), tgid) for tid, tgid in told.items() if isinstance(tgid, int)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {tid: tgid for tid, tgid in pairs if 0 < tid < _MAX_PID and 0 < tgid < _MAX_PID}
