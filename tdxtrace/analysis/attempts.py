@@ -61,10 +61,12 @@ def attempts(
     status; an error ends the retrying too.  Time is counted up to the last busy answer,
     which is when a loop would check its clock: a request that was never busy took
     none.  Requests that were cut, given up or settled by another thread are censored:
-    they needed more than the busy answers that were seen.
+    they needed more than the busy answers that were seen.  Those without any answer say
+    nothing and are not at risk at any step.
 
     Curves of a resource, a cause or a maker count only busy answers of that kind, over
-    all requests of the leaf: the curve if the other kinds had not occurred.
+    all requests of the leaf: the curve if the other kinds had not occurred.  A request that
+    left sight busy with another kind only says nothing of this one.
 
     Requests of one burst are not independent. An interval is that of an effective number of
     independent requests: their number divided by the design effect, which is the variance
@@ -199,7 +201,8 @@ def _retried(
             by=pl.lit(by, pl.Enum(VIEWS)),
             kind=pl.lit(kind, pl.String),
             n_done=pl.col("n_done") - pl.Series(n_seen),
-            is_told=pl.Series(np.bincount(group[at], minlength=totals.height) > 0) | (kind is None),
+            is_told=pl.Series(np.bincount(group[at], minlength=totals.height) > 0)
+            | (kind is None or by == "maker"),
         )
         curves.append(curve)
         parts.append(
@@ -316,7 +319,7 @@ def _count_by_step(
     n_done = np.bincount(leaves_at[retried.done], minlength=first[-1])
     n_censored = np.bincount(leaves_at[~retried.done], minlength=first[-1])
     n_done[first[:-1] + 1] += groups["n_done"].to_numpy()
-    # Of a kind there are curves only where it was seen.
+    # Of a resource or a cause there are curves only where it was seen.
     told = groups["is_told"].to_numpy()
     of_step = np.repeat(np.arange(groups.height), n_steps)
     names = ("n_more", "squares", "n_episodes")

@@ -51,20 +51,14 @@ class Curve:
 
 
 def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
-    """Return a curve of ``attempts``; without rows, that of requests that were never busy.
+    """Return a curve of ``attempts``.
 
     Args:
-        rows: Rows of one curve, by ``within``.
+        rows: Rows of one curve, by ``within``; at least one.
         unit: Its unit.
-        given: n_requests, target and confidence.
+        given: target and confidence.
     """
-    n_requests = float(given["n_requests"])
     wanted = (given["target"], given["confidence"])
-    if rows.is_empty():
-        one, none = np.ones(1), np.zeros(1)
-        first = one if unit == "attempts" else none
-        all_done = (one * n_requests, one * n_requests, none, one)
-        return Curve(unit, first, none, *all_done, 1.0, *wanted)
     return Curve(
         unit,
         rows["within"].to_numpy().astype(float),

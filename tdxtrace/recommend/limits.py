@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.recommend.extrapolate import Curve, curve_of, extrapolate, withheld
+from tdxtrace.recommend.extrapolate import curve_of, extrapolate, withheld
 from tdxtrace.recommend.target import Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -19,6 +19,9 @@ _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry pol
 _NO_CAUSES: Final = "causes of busy answers unknown: no busy_causes for this trace"
 
 _SAME_AS_ANYONE: Final = "same as for anyone: these answers alone support no smaller limit"
+# A limit is withheld where one in so many requests or more have no answer: what was not seen of
+# most of them may be different. A choice of ours.
+_MOST_UNANSWERED: Final = 2
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
 
 
@@ -112,15 +115,16 @@ def _rows_of_leaf(
             rows = curves.filter(pl.col("unit") == unit)
             row = row_base | {"made_by": maker, "unit": unit, "would_change": _VALID_FOR}
             row |= _retry_counts(in_attempts) | _curve_extent(rows, unit)
+            row["n_unanswered"] = row["n_requests"] - _n_at_risk(rows)
             if maker != "anyone" and not has_makers:
                 yield row | withheld(_NO_CAUSES)
             elif not has_target:
                 yield row | withheld("length of the recording unknown: the clock has no unit")
             elif maker == "anyone":
-                of_anyone[unit] = _recommend(curve_of(rows, unit, row), row)
+                of_anyone[unit] = _recommend(rows, row)
                 yield row | of_anyone[unit]
             else:
-                found = _recommend(curve_of(rows, unit, row), row)
+                found = _recommend(rows, row)
                 yield row | _limit_of_maker(found, of_anyone[unit], n_unexplained)
 
 
@@ -151,6 +155,11 @@ def _retry_counts(steps: pl.DataFrame) -> dict[str, Any]:
     return {"n_retried": int(retried.item()), "n_busy": int(steps.select(busy.sum()).item())}
 
 
+def _n_at_risk(steps: pl.DataFrame) -> int:
+    """Requests that a curve is about."""
+    return 0 if steps.is_empty() else int(steps["n_at_risk"][0])
+
+
 def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     """Largest step of a curve, its censored requests, episodes and design effect."""
     if steps.is_empty():
@@ -164,8 +173,11 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     }
 
 
-def _recommend(curve: Curve, row: dict[str, Any]) -> dict[str, Any]:
+def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     """The limit from the data, else from a model, else the reason why there is none."""
+    if row["n_unanswered"] * _MOST_UNANSWERED > row["n_requests"]:
+        return withheld(_unanswered(row))
+    curve = curve_of(steps, row["unit"], row)
     upper = curve.upper(curve.confidence)
     place = curve.first_within(upper)
     caution = _caution(row)
@@ -195,9 +207,20 @@ def _recommend(curve: Curve, row: dict[str, Any]) -> dict[str, Any]:
     return extrapolate(curve, row["max_seen"], caution)
 
 
+def _unanswered(row: dict[str, Any]) -> str:
+    """How many requests say nothing about a row, and why."""
+    others = "" if row["made_by"] == "anyone" else ", or they were last seen busy with others"
+    return (
+        f"of {row['n_unanswered']:,} of {row['n_requests']:,} requests no answer was "
+        f"recorded{others}: they count for nothing"
+    )
+
+
 def _caution(row: dict[str, Any]) -> str | None:
     """Reasons why a limit is less sure than its numbers."""
     parts = []
+    if row["n_unanswered"]:
+        parts.append(_unanswered(row))
     if row["n_censored"]:
         parts.append(
             f"{row['n_censored']:,} requests were cut or given up while busy, and are assumed to "

@@ -26,6 +26,7 @@ from tdxtrace.recommend.stops import (
     events_of,
     n_not_made,
     n_outpaced,
+    n_unanswered,
     requests_of,
     stops_of,
 )
@@ -51,7 +52,8 @@ def policies(
     Each request gets the same answers under every policy, at the same times. A policy
     stops at the first busy answer after which it makes no further call. Where the recording
     does not tell what the policy would have met (:mod:`~tdxtrace.recommend.stops`), a request
-    is undecided: it was cut or given up before the policy would have stopped, a kick lies
+    is undecided: it was cut or given up before the policy would have stopped, it was never
+    answered in the recording, a kick lies
     between the policy's next call and the recorded one, it was busy for as long as the
     policy's calls take back to back, or the policy had killed the VM before. Undecided
     requests widen the interval: none or all of them would have exceeded the policy. Stops
@@ -100,6 +102,7 @@ def _rows_of_policy(policy: RetryPolicy, requests: Requests) -> Iterable[dict[st
         if _can_stop(rule):
             kicks = "kick" if rule.kicks else "no kick"
             numbers[kicks] = int((events.event[own] == KICK).sum())
+            numbers["no answer"] = n_unanswered(requests, leaf, events.dead_ns)
             numbers["unseen"] = _n_unseen(requests, own, events)
             numbers["pace"] = n_outpaced(requests, leaf, events, rule)
         row = {"policy": policy.name, "leaf": leaf, "calls": rule.calls, "rising": _rising(rule)}
@@ -267,6 +270,7 @@ _UNDECIDED: Final = {
     "and this policy does not",
     "unseen": "ended unobserved before this policy: cut, or given up by the policy of the recorded "
     "kernel",
+    "no answer": "undecided: no answer of them was recorded",
     "pace": "undecided: busy for as long as the calls of this policy take if they follow each "
     "other at once, as in a loop inside the wrapper",
     "not made": "undecided: recorded after this policy had killed the VM",

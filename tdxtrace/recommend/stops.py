@@ -68,7 +68,8 @@ class Requests:
     """The recorded requests and their busy answers, prepared once for all policies."""
 
     chains: pl.DataFrame
-    """All requests: leaf, page or vCPU, start_ns and ``vm_code``, which numbers their VMs."""
+    """All requests: leaf, page or vCPU, start_ns, ``vm_code``, which numbers their VMs, and
+    ``is_unanswered``: whether no answer was recorded of the request."""
     n_vms: int
     """VMs, one of each source for all requests of which neither TD nor process is known."""
     by_leaf: pl.DataFrame
@@ -163,7 +164,10 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
         for column in placed.select("waited_ns", "status", "episode", kind=_kind())
     )
     return Requests(
-        narrow.select("source", "leaf", "vm", "gpa", "vp_id", "start_ns", "vm_code"),
+        narrow.select(
+            *("source", "leaf", "vm", "gpa", "vp_id", "start_ns", "vm_code"),
+            is_unanswered=(pl.col("n_busy") == 0) & ~pl.col("outcome").is_in(_DONE),
+        ),
         n_vms,
         by_leaf,
         retried,
@@ -328,6 +332,18 @@ def n_not_made(requests: Requests, leaf: int, dead_ns: _Rows) -> int:
         return 0
     own = requests.chains.filter(pl.col("leaf") == leaf)
     return int((own["start_ns"].to_numpy() > dead_ns[own["vm_code"].to_numpy()]).sum())
+
+
+def n_unanswered(requests: Requests, leaf: int, dead_ns: _Rows) -> int:
+    """Return the number of requests of a leaf that are made, and whose answers are not known.
+
+    Args:
+        requests: The recorded requests.
+        leaf: The leaf.
+        dead_ns: By VM: when the policy kills it.
+    """
+    own = requests.chains.filter(pl.col("leaf") == leaf, pl.col("is_unanswered"))
+    return int((own["start_ns"].to_numpy() <= dead_ns[own["vm_code"].to_numpy()]).sum())
 
 
 def n_outpaced(requests: Requests, leaf: int, events: Events, rule: LeafPolicy) -> int:

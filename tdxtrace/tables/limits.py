@@ -226,6 +226,12 @@ LIMITS = Table(
         ),
         Column("goodness", F64, "p-value of the goodness of fit (chi-square).", nullable=True),
         _REQUESTS,
+        Column(
+            "n_unanswered",
+            U64,
+            "Requests that count for nothing: no answer was recorded, or (host, guest) they were "
+            "last seen busy because of others.",
+        ),
         Column("n_retried", U64, "Requests answered busy because of this maker."),
         Column("n_busy", U64, "Busy answers because of this maker."),
         Column("n_censored", U64, "Requests last observed busy: cut or given up."),

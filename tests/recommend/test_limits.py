@@ -159,6 +159,30 @@ def test_abandoned_requests_are_censored() -> None:
     assert (row["basis"], row["n_censored"]) == ("withheld", 133)
 
 
+def limit_of(text: str, target: Target, unit: str = "attempts") -> dict[str, Any]:
+    """The row of anyone's limit that a story gives."""
+    told = story(text)
+    chains = retry_chains(told.seamcalls, told.losses)
+    curve = attempts(chains, busy_answers(told.seamcalls, chains))
+    rows = LIMITS.check(limits(curve, chains, told.losses, 1.0, target))
+    return rows.row(
+        by_predicate=(pl.col("made_by") == "anyone") & (pl.col("unit") == unit), named=True
+    )
+
+
+def test_a_request_without_an_answer_is_not_done_at_once() -> None:
+    # Returns are not probed: nothing is known, however many calls there are.
+    row = limit_of(" ".join(f"U{p}" for p in range(1, 400)), Target(0.02))
+    assert (row["basis"], row["limit"], row["n_unanswered"]) == ("withheld", None, 399)
+    assert "of 399 of 399 requests no answer was recorded" in row["reason"]
+    # Where a third of them is known, that third is the number of trials.
+    third = " ".join(f"{p}/{'S' if p % 3 else 'U'}{p}" for p in range(1, 400))
+    row = limit_of(third, Target(0.02))
+    assert (row["basis"], row["limit"], row["n_unanswered"]) == ("nothing_busy", 1, 133)
+    assert row["exceed_high"] == pytest.approx(3 / 266, rel=0.01)
+    assert "of 133 of 399 requests no answer" in row["reason"]
+
+
 # By who made it busy.
 
 
@@ -208,6 +232,15 @@ def test_unexplained_answers_count_for_host_and_guest() -> None:
 def test_a_guest_that_made_nothing_busy_has_the_rule_of_three() -> None:
     rows = by_maker(_MIXED, {"146": "host_conflict", "1": "kernel_bug"}, Target(0.01, 0.9))
     assert (rows["guest"]["basis"], rows["guest"]["limit"]) == ("nothing_busy", 1)
+
+
+def test_a_request_last_seen_busy_with_the_guest_says_nothing_of_the_host() -> None:
+    text = " ".join(f"K{p}" if p % 4 == 0 else f"S{p}" for p in range(1, 401))
+    rows = by_maker(text, _WHO, Target(0.05, 0.9))
+    assert (rows["host"]["limit"], rows["host"]["n_unanswered"]) == (1, 100)
+    assert rows["host"]["exceed_high"] == pytest.approx(2.3 / 300, rel=0.01)
+    assert "last seen busy with others" in rows["host"]["reason"]
+    assert (rows["guest"]["n_unanswered"], rows["guest"]["n_censored"]) == (0, 100)
 
 
 def test_without_causes_the_split_is_withheld_with_the_reason() -> None:

@@ -224,6 +224,13 @@ def test_endless_never_exceeds_and_leaves_nothing_undecided() -> None:
     assert (row["n_exceeding"], row["n_undecided"], row["calls"]) == (0, 0, None)
 
 
+def test_a_request_without_an_answer_is_undecided() -> None:
+    row = row_of("B1 S1 S2 3/U3 4/U4", "fixed-1")
+    assert (row["n_exceeding"], row["n_undecided"], row["exceeding_ratio"]) == (1, 2, None)
+    assert "no answer of them was recorded" in row["not_known"]
+    assert row_of("B1 S1 S2 3/U3 4/U4", "endless")["n_undecided"] == 0
+
+
 def test_a_budget_ends_at_the_first_busy_answer_after_it() -> None:
     # Busy answers return after 10, 30 and 50 us.
     text = "B1 B1 B1 S1"
