@@ -35,6 +35,7 @@ MIN_EPISODES: Final = 10
 _UNLIMITED_EPISODES: Final = 1_000_000
 # Outcomes in which the module ended the request: no further attempt was needed.
 _DONE: Final = ("succeeded", "failed")
+_IS_WHOLE: Final = ~pl.col("begin_lost").fill_null(False)
 
 # Causes that a lock of the host could prevent, and the others.  An armed TDH.VP.ENTER is a
 # host call, but no such lock is held over it, and the guest arms it (P. Bonzini, 2024-09-10:
@@ -62,7 +63,9 @@ def attempts(
     which is when a loop would check its clock: a request that was never busy took
     none.  Requests that were cut, given up or settled by another thread are censored:
     they needed more than the busy answers that were seen.  Those without any answer say
-    nothing and are not at risk at any step.
+    nothing and are not at risk at any step.  Requests whose beginning may be lost are left
+    out, busy or not: of how many attempts they needed only the end was seen, and whether it
+    was seen does not depend on the number.
 
     Curves of a resource, a cause or a maker count only busy answers of that kind, over
     all requests of the leaf: the curve if the other kinds had not occurred.  A request that
@@ -94,12 +97,12 @@ def attempts(
     chains = RETRY_CHAINS.conform(retry_chains)
     answers = BUSY_ANSWERS.conform(busy_answers)
     requests = (
-        chains.filter(pl.col("n_busy") > 0)
+        chains.filter(pl.col("n_busy") > 0, _IS_WHOLE)
         .select("source", "leaf", "td_id", "first_seq", done=pl.col("outcome").is_in(_DONE))
         .sort("leaf")
     )
     keyed = requests.select("source", "first_seq").with_row_index("request")
-    answers = answers.join(keyed, on=["source", "first_seq"], maintain_order="left")
+    answers = answers.join(keyed, on=["source", "first_seq"], how="inner", maintain_order="left")
     retried, groups = _retried(chains, requests, _views(answers, busy_causes), answers)
     parts = [
         _in_attempts(_done_curves(retried, groups, retried.n_busy, 0)),
@@ -174,7 +177,7 @@ def _retried(
     """
     of_td = chains.group_by("leaf", "source", "td_id").agg(
         n_requests=pl.len().cast(pl.UInt64),
-        n_done=pl.col("outcome").is_in(_DONE).sum().cast(pl.Int64),
+        n_done=(pl.col("outcome").is_in(_DONE) & _IS_WHOLE).sum().cast(pl.Int64),
     )
     of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum()).sort("leaf")
     of_leaf = of_leaf.with_columns(source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64))

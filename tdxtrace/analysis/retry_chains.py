@@ -616,6 +616,7 @@ def _table(chains: Rows, outcome: U8, cut_by: U8, known: Survey, source: int) ->
             "identity": identity(chains["leaf"], flags),
             "cut_by": _where(pl.Series(cut_by).cat.to(pl.Enum(CUTS)), outcome == _CUT),
             "settled_seq": _where(columns["settled_seq"], outcome == _RESOLVED),
+            "begin_lost": (chains["by_loss"] | chains["by_start"]) != 0,
         }
     )
     return RETRY_CHAINS.conform(infer_td(made, known.tds, TD_OWNERS[:2]))

@@ -94,6 +94,7 @@ def _leaves(chains: pl.DataFrame) -> pl.DataFrame:
             n_requests=pl.len(),
             n_tds=pl.struct("source", "td_id").filter(pl.col("td_id").is_not_null()).n_unique(),
             retried=(pl.col("n_busy") > 0).sum(),
+            n_begin_lost=pl.col("begin_lost").fill_null(False).sum(),
         )
         .sort("retried", "n_requests", "leaf", descending=[True, True, False])
         .drop("retried")
@@ -115,7 +116,7 @@ def _rows_of_leaf(
             rows = curves.filter(pl.col("unit") == unit)
             row = row_base | {"made_by": maker, "unit": unit, "would_change": _VALID_FOR}
             row |= _retry_counts(in_attempts) | _curve_extent(rows, unit)
-            row["n_unanswered"] = row["n_requests"] - _n_at_risk(rows)
+            row["n_unanswered"] = row["n_requests"] - row["n_begin_lost"] - _n_at_risk(rows)
             if maker != "anyone" and not has_makers:
                 yield row | withheld(_NO_CAUSES)
             elif not has_target:
@@ -221,6 +222,8 @@ def _caution(row: dict[str, Any]) -> str | None:
     parts = []
     if row["n_unanswered"]:
         parts.append(_unanswered(row))
+    if row["n_begin_lost"]:
+        parts.append(f"{row['n_begin_lost']:,} requests whose beginning may be lost are left out")
     if row["n_censored"]:
         parts.append(
             f"{row['n_censored']:,} requests were cut or given up while busy, and are assumed to "

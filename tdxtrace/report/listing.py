@@ -36,7 +36,7 @@ _FIRST: Final = (
 # Of messages: what was said, when, and what kind it is; the rest is what was understood of it.
 _FIRST_OF_MESSAGES: Final = ("text", "ts_ns", "message", *_FIRST)
 _LEAST_TEXT: Final = 30
-_LEFT_OUT: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu"})
+_LEFT_OUT: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu", "begin_lost"})
 _BLANK: Final = 1
 
 

@@ -21,6 +21,7 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 # 3: truth of each answer: truth_holders, truth_broken_rules, truth_actors, causes of zero-steps.
 #    kernel_messages: messages of other words about TDX.
 #    attempts: the source of a TD.
+#    retry_chains: whether the beginning may be lost.
 #    limits: what an answer rests on and leaves out.
 #    host_events: ports, ranges of memory, and their values.
 #    table loader_calls, one more file in a stored trace.

@@ -104,6 +104,12 @@ RETRY_CHAINS = Table(
             "seamcalls.seq of the call by another thread that completed the request.",
             nullable=True,
         ),
+        Column(
+            "begin_lost",
+            pl.Boolean(),
+            "Whether attempts before the first may be missing: events were lost, or the trace "
+            "began, between it and the thread's (or vCPU's) call before.",
+        ),
     ),
     rules={
         "end is not before start": pl.col("start_ns") <= pl.col("end_ns"),

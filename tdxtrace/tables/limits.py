@@ -232,6 +232,11 @@ LIMITS = Table(
             "Requests that count for nothing: no answer was recorded, or (host, guest) they were "
             "last seen busy because of others.",
         ),
+        Column(
+            "n_begin_lost",
+            U64,
+            "Requests left out, as attempts before the first that was seen may be missing.",
+        ),
         Column("n_retried", U64, "Requests answered busy because of this maker."),
         Column("n_busy", U64, "Busy answers because of this maker."),
         Column("n_censored", U64, "Requests last observed busy: cut or given up."),

@@ -62,6 +62,16 @@ def test_an_abandoned_or_resolved_request_is_censored() -> None:
     assert resolve_elsewhere["done_ratio"].to_list() == [pytest.approx(2 / 3)] * 2
 
 
+def test_requests_whose_beginning_may_be_lost_are_left_out() -> None:
+    # Of pages 2 and 4 only the end was seen, whether or not they were busy then.
+    rows = curve_of(story("B1 S1 lost B2 B2 S2 lost S4 S5 B6 S6"))
+    assert rows.select("within", "n_at_risk", "n_done", "n_censored").rows() == [
+        (1, 3, 1, 0),
+        (2, 2, 2, 0),
+    ]
+    assert rows["n_requests"].to_list() == [5, 5]
+
+
 @settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30))
 def test_the_curve_is_the_kaplan_meier_estimate(requests: list[tuple[int, bool]]) -> None:

@@ -103,6 +103,7 @@ def test_a_chain_has_its_place_time_and_duration() -> None:
         "identity": "request",
         "cut_by": None,
         "settled_seq": None,
+        "begin_lost": False,
     }
 
 
