@@ -364,6 +364,18 @@ class _OnDemand:
         seconds = observed_seconds(found.provenance)
         return limits(found.attempts, found.retry_chains, found.losses, seconds)
 
+    def _limit_statements(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.attempts import attempts
+        from tdxtrace.recommend.statements import limit_statements
+
+        # Causes take most of the time that attempts take, and are not needed here.
+        curves = (
+            found.attempts
+            if found.is_computed("attempts")
+            else attempts(found.retry_chains, found.busy_answers)
+        )
+        return limit_statements(curves, found.retry_chains)
+
 
 def _mask(module: str | None, generation: str | None) -> int:
     """The generations of locks that a module may have."""

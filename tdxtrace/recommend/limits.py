@@ -64,7 +64,7 @@ def limits(
     """
     target = target or Target()
     steps = ATTEMPTS.conform(attempts)
-    leaves = _leaves(RETRY_CHAINS.conform(retry_chains))
+    leaves = leaves_of(RETRY_CHAINS.conform(retry_chains))
     lost = LOSSES.conform(losses).filter(pl.col("severity") == "data_loss").height
     has_makers = not steps.filter(pl.col("by") == "maker").is_empty()
     rows = []
@@ -87,17 +87,17 @@ def observed_seconds(provenance: Provenance) -> float | None:
     return sum(spans) if spans and len(spans) == len(provenance.sources) else None
 
 
-def _leaves(chains: pl.DataFrame) -> pl.DataFrame:
+def leaves_of(chains: pl.DataFrame) -> pl.DataFrame:
+    """Return leaf, n_requests, n_retried and n_tds, the leaf with most retried requests first."""
     return (
         chains.group_by("leaf")
         .agg(
             n_requests=pl.len(),
             n_tds=pl.struct("source", "td_id").filter(pl.col("td_id").is_not_null()).n_unique(),
-            retried=(pl.col("n_busy") > 0).sum(),
+            n_retried=(pl.col("n_busy") > 0).sum(),
             n_begin_lost=pl.col("begin_lost").fill_null(False).sum(),
         )
-        .sort("retried", "n_requests", "leaf", descending=[True, True, False])
-        .drop("retried")
+        .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
     )
 
 

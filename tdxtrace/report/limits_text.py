@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -10,8 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tdxtrace.report.names import VALID_FOR
+from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
+from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
 _COUNTED: Final = re.compile(r"(?<![\d,])[\d,]++ requests?")
@@ -21,6 +23,63 @@ _BASIS: Final = {
     "extrapolated": "model",
     "withheld": "withheld",
 }
+
+
+def supported_line(findings: Findings) -> str:
+    """Return the limit that the trace supports for the leaf that was retried most, in a line.
+
+    It is that for the smallest share that counting supports. It needs the busy answers of the
+    trace, but not their causes.
+
+    Args:
+        findings: The findings; ``limit_statements`` is used.
+
+    Example:
+        >>> import tdxtrace
+        >>> supported_line(tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt")))
+        'limit: PAGE.AUG at most 2.7 % need over 6.3 ms, 4.7 % over 60 attempts (95 %)'
+    """
+    rows = findings.limit_statements.filter(kind="smallest")
+    if rows.is_empty():
+        return "limit: none, the trace has no requests"
+    supported = rows.filter((pl.col("more_high") < 1).all().over("leaf"))
+    if supported.is_empty():
+        return "limit: none, the trace has too few requests"
+    # The table begins with the leaf that was retried most.
+    leaf = supported["leaf"][0]
+    by_unit = {row["unit"]: row for row in supported.filter(leaf=leaf).iter_rows(named=True)}
+    attempts, time = by_unit["attempts"], by_unit["ns"]
+    share, sure = (
+        percent(attempts["more_high"]),
+        f"({attempts['confidence']:.0%})".replace("%", " %"),
+    )
+    text = f"limit: {leaf_label(leaf).removeprefix('MEM.')} at most"
+    if not attempts["n_retried"]:
+        return f"{text} {share} need a second attempt, none did {sure}"
+    return (
+        f"{text} {percent(time['more_high'])} need over {duration(time['within'])}, "
+        f"{share} over {plural(attempts['within'], 'attempt')} {sure}"
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share in percent with at most two significant digits, never smaller than it.
+
+    Example:
+        >>> percent(0.02431), percent(0.473), percent(0.00001), percent(0.999)
+        ('2.5 %', '48 %', '0.001 %', '100 %')
+    """
+    return f"{percent_digits(share)} %"
+
+
+def percent_digits(share: float) -> str:
+    """Return :func:`percent` without its sign, for the cells of a table."""
+    if share <= 0:
+        return "0"
+    # Less than a millionth part more is the rounding of the computer.
+    digits = 1 - math.floor(math.log10(100 * share))
+    shown = math.ceil(100 * share * 10**digits - 1e-6) / 10**digits
+    return f"{shown:.{max(digits, 0)}f}".rstrip("0").rstrip(".") if digits > 0 else f"{shown:.0f}"
 
 
 def limits_text(limits: pl.DataFrame) -> RenderableType:

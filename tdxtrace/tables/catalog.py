@@ -25,6 +25,7 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 #    limits: what an answer rests on and leaves out.
 #    host_events: ports, ranges of memory, and their values.
 #    table loader_calls, one more file in a stored trace.
+#    table limit_statements.
 SCHEMA_VERSION: Final = 3
 
 TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES, COMPARISONS)

@@ -23,7 +23,14 @@ from tdxtrace.tables.events import (
     U64,
     VCPU,
 )
-from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, LATENCIES, LIMITS, POLICIES
+from tdxtrace.tables.limits import (
+    ATTEMPTS,
+    BUSY_ANSWERS,
+    LATENCIES,
+    LIMIT_STATEMENTS,
+    LIMITS,
+    POLICIES,
+)
 from tdxtrace.tables.schema import Column, Table
 from tdxtrace.tables.verdicts import VERDICT_TABLES
 
@@ -329,6 +336,6 @@ FINDING_TABLES: Final = (
     *CAUSE_TABLES,
     *(ZERO_STEP_CAUSES, STEP_THRESHOLDS),
     *VERDICT_TABLES,
-    *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES, LIMITS),
+    *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES, LIMITS, LIMIT_STATEMENTS),
     *BUILD_TABLES,
 )

@@ -16,6 +16,7 @@ UNITS: Final = names(Unit)
 MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")
+STATEMENTS: Final = ("asked", "smallest")
 CHANGES: Final = ("more", "fewer", "not_told", "only_before", "only_after")
 
 
@@ -263,6 +264,35 @@ LIMITS = Table(
         "exceed_high is at most the target": (pl.col("exceed_high") <= pl.col("target")).fill_null(
             True
         ),
+    },
+)
+
+LIMIT_STATEMENTS = Table(
+    name="limit_statements",
+    grain="one row per leaf, unit and number: the share of requests that need more, at most",
+    meaning="What the trace supports without a target: at most so many of the requests need more "
+    "than a number of attempts or ns, each with its confidence.",
+    key=("leaf", "unit", "kind", "within"),
+    columns=(
+        LEAF,
+        _UNIT,
+        Column(
+            "kind",
+            pl.Enum(STATEMENTS),
+            "asked: of a number that was discussed; smallest: of the limit for the smallest share "
+            "that counting supports.",
+        ),
+        Column("within", I64, "Attempts including the last, or ns spent retrying."),
+        Column("more_ratio", F64, "Estimated share of requests that need more."),
+        Column("more_high", F64, "At most this share needs more; 1: nothing is supported."),
+        Column("confidence", F64, "Confidence of that, one-sided, of each row alone."),
+        _REQUESTS,
+        Column("n_retried", U64, "Requests answered busy."),
+        Column("max_seen", I64, "Maximum that a request was observed to need."),
+    ),
+    rules={
+        "shares are from 0 to 1": pl.col("more_high").is_between(0, 1),
+        "more_ratio is at most more_high": pl.col("more_ratio") <= pl.col("more_high"),
     },
 )
 

@@ -413,6 +413,15 @@ class Findings(_TableBundle):
         return self._table("limits")
 
     @property
+    def limit_statements(self) -> pl.DataFrame:
+        """The ``limit_statements`` table: which share of requests needs more, at most."""
+        return self._table("limit_statements")
+
+    def is_computed(self, name: str) -> bool:
+        """Whether a table that is made on first access was made."""
+        return name in self._computed
+
+    @property
     def lock_values(self) -> pl.DataFrame:
         """The ``lock_values`` table: effect that kernel locks would have."""
         return self._table("lock_values")

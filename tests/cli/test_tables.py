@@ -249,7 +249,7 @@ def test_every_finding_table_has_a_command() -> None:
         "busy-causes": set(ABOUT_TABLES.values()),
         "attempts": {"attempts", "latencies"},
         "policies": {"policies"},
-        "recommend": {"limits"},
+        "recommend": {"limits", "limit_statements"},
         "host-check": {"host_checks"},
         # Parts of what analyze and attempts print; whole with query and analyze --output.
         "query": {"leaf_stats", "vm_stats", "vcpu_stats", "busy_answers"},

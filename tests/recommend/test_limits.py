@@ -13,6 +13,7 @@ from bench import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.made_chains import apart, chains_of
 from support.story import story
 
 from tdxtrace.analysis.attempts import attempts
@@ -32,20 +33,6 @@ from tdxtrace.tables.limits import ATTEMPTS, LIMITS
 NO_LOSS = LOSSES.empty()
 
 
-def chains_of(n_busy: list[int] | np.ndarray[Any, Any], source: int = 0) -> pl.DataFrame:
-    """Chains of one thread that were busy so often and then succeeded, 1 us a call."""
-    busy = np.asarray(n_busy, np.uint32)
-    seq = np.arange(1, len(busy) + 1)
-    start = seq * 1_000_000
-    known = {"first_seq": seq, "last_seq": seq, "n_busy": busy, "n_attempts": busy + 1}
-    chains = pl.DataFrame(known | {"start_ns": start, "end_ns": start}).with_columns(
-        source=source, leaf=6, n_segments=1, identity=pl.lit("request"), outcome=pl.lit("succeeded")
-    )
-    missing = [name for name in RETRY_CHAINS.schema if name not in chains.columns]
-    chains = chains.with_columns(pl.lit(None).alias(name) for name in missing)
-    return chains.select(RETRY_CHAINS.schema.names()).cast(RETRY_CHAINS.schema)
-
-
 def row_of(n_busy: list[int] | np.ndarray[Any, Any], target: Target, unit: str = "attempts") -> Any:  # noqa: ANN401
     chains = chains_of(n_busy)
     curve = attempts(chains, coverage.answers_of(chains))
@@ -53,13 +40,6 @@ def row_of(n_busy: list[int] | np.ndarray[Any, Any], target: Target, unit: str =
     return rows.row(
         by_predicate=(pl.col("made_by") == "anyone") & (pl.col("unit") == unit), named=True
     )
-
-
-def apart(numbers: list[int], clean: int) -> list[int]:
-    """Busy requests with so many clean ones between them, not evenly."""
-    chance = np.random.default_rng(7)
-    gaps = chance.multinomial(clean, np.full(len(numbers), 1 / len(numbers)))
-    return [n for gap, busy in zip(gaps, numbers, strict=True) for n in (*[0] * gap, busy)]
 
 
 def test_the_limit_is_where_the_exact_bound_meets_the_target() -> None:

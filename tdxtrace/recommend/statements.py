@@ -1,0 +1,105 @@
+"""The ``limit_statements`` table: at most which share of requests needs more, without a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.intervals import Floats
+from tdxtrace.recommend.extrapolate import Curve, curve_of
+from tdxtrace.recommend.limits import leaves_of
+from tdxtrace.recommend.target import Target
+from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, UNITS
+
+# Numbers of attempts that the kernel's list discussed: no retry, mainline's two calls, 5, 16
+# (P. Bonzini and the series of September 2024) and the 1024 of P. Bonzini's doubling limit; and
+# times from one page fault to what a guest notices.
+ASKED: Final = {
+    "attempts": (1, 2, 5, 16, 64, 1024),
+    "ns": (10_000, 100_000, 1_000_000, 10_000_000),
+}
+
+
+def limit_statements(
+    attempts: pl.DataFrame, retry_chains: pl.DataFrame, confidence: float = 0.95
+) -> pl.DataFrame:
+    """State for each leaf at most which share of its requests needs more than the numbers asked.
+
+    The share is the upper end of its one-sided interval, the largest from that number on, so that
+    a statement is never stronger than one for a larger number, and agrees with ``limits``. The
+    smallest share is that of the last step seen, rounded up, with the limit that keeps it: no
+    target below it is supported by counting.
+
+    Args:
+        attempts: The ``attempts`` table; only its curves of leaves are used.
+        retry_chains: The ``retry_chains`` table that it was made from.
+        confidence: One-sided, of each statement alone.
+
+    Returns:
+        The ``limit_statements`` table, the leaf with most retried requests first.
+
+    Raises:
+        QueryError: If the confidence is none.
+        TableError: If an argument lacks a column or has one of another type.
+
+    Example:
+        >>> import tdxtrace
+        >>> found = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
+        >>> rows = limit_statements(found.attempts, found.retry_chains)
+        >>> row = rows.filter(leaf=6, unit="attempts", kind="asked", within=16)
+        >>> print(f"at most {row['more_high'].item():.0%} need more than 16 attempts")
+        at most 18% need more than 16 attempts
+    """
+    wanted = Target(confidence=confidence)
+    steps = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf").sort("within")
+    rows: list[dict[str, Any]] = []
+    for leaf in leaves_of(RETRY_CHAINS.conform(retry_chains)).iter_rows(named=True):
+        for unit in UNITS:
+            of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"], pl.col("unit") == unit)
+            given = leaf | {"target": wanted.ratio, "confidence": confidence}
+            rows += _statements(curve_of(of_leaf, unit, given), given | {"unit": unit})
+    return LIMIT_STATEMENTS.conform(pl.DataFrame(rows, schema=LIMIT_STATEMENTS.schema))
+
+
+def round_up(share: float) -> float:
+    """Return a share with two significant digits, never smaller than it, at most 1.
+
+    Example:
+        >>> round_up(0.02431), round_up(0.5), round_up(0.999)
+        (0.025, 0.5, 1.0)
+    """
+    if not 0 < share < 1:
+        return min(max(share, 0.0), 1.0)
+    digits = 1 - math.floor(math.log10(share))
+    # Less than a millionth part more is the rounding of the computer.
+    scale = 10.0**digits
+    return min(round(math.ceil(share * scale - 1e-6) / scale, digits), 1.0)
+
+
+def _statements(curve: Curve, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    high = _from_here_on(curve.upper(curve.confidence))
+    row = given | {"max_seen": int(curve.within[-1])}
+    for number in ASKED[curve.unit]:
+        at = int(np.searchsorted(curve.within, number, "right")) - 1
+        # Before the first step nothing is done.
+        ratio, most = (1.0, 1.0) if at < 0 else (float(curve.exceedance[at]), float(high[at]))
+        yield row | _statement("asked", number, ratio, most)
+    smallest = round_up(float(high[-1]))
+    at = int(np.argmax(high <= smallest))
+    ratio = float(curve.exceedance[at])
+    yield row | _statement("smallest", int(curve.within[at]), ratio, smallest)
+
+
+def _statement(kind: str, within: int, ratio: float, most: float) -> dict[str, Any]:
+    more = max(ratio, 0.0)
+    return {"kind": kind, "within": within, "more_ratio": more, "more_high": max(most, more)}
+
+
+def _from_here_on(high: Floats) -> Floats:
+    """The largest of each value and all after it."""
+    return np.maximum.accumulate(high[::-1])[::-1]
