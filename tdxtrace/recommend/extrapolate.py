@@ -9,9 +9,13 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval, few_clusters_factor
+from tdxtrace.intervals import Floats, exact_interval
 from tdxtrace.recommend import tail
 from tdxtrace.tables.limits import TIMES_NS
+
+# The rule of three leaves no room for an excess.  With half as much again a new recording counts
+# its target in at least 90 % of the cases (tests/bench/needed.py).
+NEEDED_MARGIN: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,6 @@ class Curve:
     n_done: Floats
     n_censored: Floats
     effect: Floats
-    burst_size: float
-    """Number of requests of a burst that count as one independent request."""
     target: float
     confidence: float
 
@@ -39,9 +41,18 @@ class Curve:
         return exact_interval(self.exceedance, self.n, 2 * confidence - 1)[0]
 
     @property
-    def needed(self) -> int:
-        """Number of requests without an excess that would suffice: the rule of three."""
-        return math.ceil(-math.log(1 - self.confidence) / self.target * self.burst_size)
+    def needed(self) -> int | None:
+        """Number of requests of which the target can be counted; None where no number would do.
+
+        The rule of three for independent requests whose end is seen, times the requests of this
+        trace that count as one such (bursts, their small number, and requests that were lost from
+        sight), times a margin. No number would do where a larger share was last seen busy.
+        """
+        if self.exceedance[-1] > self.target:
+            return None
+        n_requests = float(self.n_done.sum() + self.n_censored.sum())
+        of_one = max(n_requests / float(self.n[-1]), 1.0)
+        return math.ceil(-math.log(1 - self.confidence) / self.target * of_one * NEEDED_MARGIN)
 
     def first_within(self, share: Floats, target: float | None = None) -> int | None:
         """Index of the first step from which on a share stays within the target."""
@@ -67,18 +78,8 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
         rows["n_done"].to_numpy().astype(float),
         rows["n_censored"].to_numpy().astype(float),
         rows["design_effect"].to_numpy(),
-        _burst_size(rows),
         *wanted,
     )
-
-
-def _burst_size(rows: pl.DataFrame) -> float:
-    """The design effect at the first step, without the factor for few episodes."""
-    n_episodes = float(rows["n_episodes"][0])
-    if not n_episodes:
-        return 1.0
-    few = float(few_clusters_factor(np.array([n_episodes]), CONFIDENCE)[0])
-    return max(float(rows["design_effect"][0]) / few, 1.0)
 
 
 # Effective number of requests above the threshold of a tail: wanted, and required at least.
@@ -86,11 +87,12 @@ def _burst_size(rows: pl.DataFrame) -> float:
 # intervals, more use less of the tail.
 TAIL_REQUESTS: Final = 200
 MIN_TAIL_REQUESTS: Final = 30
-# Largest ratio of one in the effective number of requests to the target, and of the limit to
-# the largest value seen: choices of ours.
-MAX_RARITY: Final = 100
+# Largest ratio of one in the effective number of requests to the target: beyond ten, limits for a
+# mixture of two tails, of which a trace shows one, are too small.  Largest ratio of the limit to
+# the largest value seen: a choice of ours.
+MAX_RARITY: Final = 10
 MAX_EXTRAPOLATION: Final = 100
-# A model with a smaller p-value is not used.
+# A model with a smaller p-value is not used, be it of the counts (chi-square) or of the maximum.
 MIN_GOODNESS: Final = 0.01
 
 
@@ -108,7 +110,7 @@ def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, A
     place = _threshold(curve)
     reason = _reason_unsupported(curve, place)
     if reason is not None:
-        return withheld(f"not supported by this trace: {reason}", curve.needed)
+        return _unsupported(curve, max_seen, reason)
     fitted = tail.fit(_tail_sample(curve, place))
     model = {
         "model": "geometric" if fitted.is_geometric else "generalised_pareto",
@@ -118,21 +120,41 @@ def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, A
     }
     max_limit = MAX_EXTRAPOLATION * max(float(max_seen), 1.0)
     limit = fitted.bound(curve.target, curve.confidence, max_limit)
+    p_of_max = _p_of_maximum(curve, place, fitted)
     if fitted.goodness < MIN_GOODNESS:
         reason = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
+    elif p_of_max < MIN_GOODNESS:
+        reason = (
+            f"the most seen, {max_seen:,}, is too much for the tail of the others "
+            f"(p = {p_of_max:.1g}), so that there is a kind of its own"
+        )
     elif math.isinf(limit):
         reason = f"the limit may be {MAX_EXTRAPOLATION} times the observed maximum"
     if reason is not None:
-        return withheld(f"not supported by this trace: {reason}", curve.needed)
+        return _unsupported(curve, max_seen, reason)
     return (
         model
-        | _ends(curve, fitted, limit, max_limit)
-        | {
-            "reason": "; ".join(
-                filter(None, (f"extrapolated: at most {max_seen:,} was seen", caution))
-            )
-        }
+        | _ends(curve, fitted, max(limit, float(max_seen)), max_limit)
+        | {"reason": "; ".join(filter(None, (GOES_ON, caution)))}
     )
+
+
+GOES_ON: Final = "from a model, if the tail goes on as seen: a rarer kind would not have been seen"
+
+
+def _unsupported(curve: Curve, max_seen: int, reason: str) -> dict[str, Any]:
+    never = ""
+    if curve.needed is None:
+        many = round(100 * float(curve.exceedance[-1]), 2 if curve.exceedance[-1] < 0.01 else 1)
+        shown = f"{max_seen:,} attempts" if curve.unit == "attempts" else "the longest wait seen"
+        never = f"; no number of requests would do: {many:g} % were last seen busy at {shown}"
+    return withheld(f"not supported by this trace: {reason}{never}", curve.needed)
+
+
+def _p_of_maximum(curve: Curve, place: int, fitted: tail.Tail) -> float:
+    """P(the largest of as many independent requests is as large as the largest seen)."""
+    before = float(fitted.sample.below[-1])
+    return -math.expm1(float(curve.n[place]) * math.log1p(-min(fitted.exceedance(before), 0.5)))
 
 
 def _threshold(curve: Curve) -> int:
@@ -163,7 +185,7 @@ def _ends(curve: Curve, fitted: tail.Tail, limit: float, max_limit: float) -> di
         "limit": whole,
         "basis": "extrapolated",
         "exceed_ratio": min(fitted.exceedance(float(whole)), curve.target),
-        "exceed_high": curve.target,
+        "exceed_high": None,
         "estimate": _round_up(fitted.quantile(curve.target), curve.unit),
         "estimate_low": _round_up(low, curve.unit),
         "estimate_high": None if math.isinf(high) else _round_up(high, curve.unit),
@@ -198,5 +220,4 @@ def _round_up(value: float, unit: str) -> int:
 
 def withheld(reason: str, needed: int | None = None) -> dict[str, Any]:
     """Return the columns of a row without a limit, with the reason."""
-    about = f"; about {needed:,} requests would be needed" if needed is not None else ""
-    return {"limit": None, "basis": "withheld", "reason": reason + about, "needed_requests": needed}
+    return {"limit": None, "basis": "withheld", "reason": reason, "needed_requests": needed}

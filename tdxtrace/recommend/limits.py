@@ -39,8 +39,10 @@ def limits(
     effective number of requests (Clopper and Pearson); where none was busy it is the
     rule of three. Beyond, a generalised Pareto tail is fitted, which includes the geometric
     one, and the limit is the upper end of its quantile by profile likelihood with free
-    shape, whatever form was chosen. It is withheld where too few requests reach the tail,
-    the model does not fit, or the target is much rarer than what was counted.
+    shape, whatever form was chosen, and not below the most seen. It has no confidence: it holds
+    if the tail goes on as seen. It is withheld where too few requests reach the tail, the model
+    does not fit or does not allow for the most seen, or the target is much rarer than what was
+    counted.
 
     ``guest`` counts the busy answers that remain if a lock of the host keeps its other
     calls out; unexplained answers count for host and guest.
@@ -74,7 +76,12 @@ def limits(
         row_base |= {"confidence": target.confidence}
         of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
         rows += list(_rows_of_leaf(of_leaf, row_base, ratio is not None, has_makers))
-    return LIMITS.conform(pl.DataFrame(rows, schema=LIMITS.schema))
+    per_s = pl.col("n_requests") / pl.col("observed_s")
+    return LIMITS.conform(
+        pl.DataFrame(rows, schema=LIMITS.schema).with_columns(
+            needed_s=pl.when(per_s.is_finite()).then(pl.col("needed_requests") / per_s)
+        )
+    )
 
 
 def observed_seconds(provenance: Provenance) -> float | None:

@@ -198,16 +198,26 @@ LIMITS = Table(
             "Recommended limit: attempts, or ns of retrying; null: withheld.",
             nullable=True,
         ),
-        Column("basis", pl.Enum(BASES), "Basis: observed counts, or a model of the tail."),
+        Column(
+            "basis",
+            pl.Enum(BASES),
+            "Basis: observed counts (nothing_busy: no request was busy), or a model of the tail, "
+            "which holds only if the tail goes on as seen.",
+        ),
         Column("target", F64, "Maximum probability that a request needs more."),
-        Column("confidence", F64, "One-sided confidence required."),
+        Column("confidence", F64, "One-sided confidence required, which a model does not give."),
         Column(
             "exceed_ratio",
             F64,
             "Estimated probability that a request needs more than the limit.",
             nullable=True,
         ),
-        Column("exceed_high", F64, "Upper bound of exceed_ratio at the confidence.", nullable=True),
+        Column(
+            "exceed_high",
+            F64,
+            "Upper bound of exceed_ratio at the confidence; null: a model has none.",
+            nullable=True,
+        ),
         Column(
             "estimate", I64, "Limit at which the point estimate meets the target.", nullable=True
         ),
@@ -250,7 +260,15 @@ LIMITS = Table(
         Column(
             "needed_requests",
             U64,
-            "Approximate number of requests needed to count it.",
+            "Approximate number of requests needed to count it: as many give an answer in at least "
+            "90 % of recordings; null where a limit was counted, or where no number would do.",
+            nullable=True,
+        ),
+        Column(
+            "needed_s",
+            F64,
+            "Time in which the recorded workload makes so many.",
+            unit="s",
             nullable=True,
         ),
         Column("reason", TEXT, "Why it is withheld, or a warning.", nullable=True),
