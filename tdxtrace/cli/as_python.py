@@ -165,14 +165,23 @@ def _recommend(script: _Script) -> None:
     names = ("target", "confidence", "at_most")
     said = {name: script.words[name] for name in names if script.words[name] is not None}
     parse_target(**said)
+    chains = "findings.retry_chains"
+    if not {"target", "at_most"} & set(said):
+        script.use("tdxtrace.recommend.statements", "limit_statements")
+        sure = script.words["confidence"]
+        script.show(f"limit_statements(findings.attempts, {chains}, confidence={sure!r})")
+        return
     script.use("tdxtrace.recommend.limits", "limits", "observed_seconds")
     script.use("tdxtrace.recommend.target", "parse_target")
     script.lines.append(
         f"target = parse_target({', '.join(f'{n}={v!r}' for n, v in said.items())})"
     )
     script.lines.append("seconds = observed_seconds(findings.provenance)")
-    tables = ", ".join(f"findings.{name}" for name in ("attempts", "retry_chains", "losses"))
-    script.show(f"limits({tables}, seconds, target)")
+    pace = ""
+    if script.words["pace"] is not None:
+        script.use("tdxtrace.recommend.policy_definitions", "nanoseconds")
+        pace = f", pace_ns=nanoseconds({script.words['pace']!r})"
+    script.show(f"limits(findings.attempts, {chains}, findings.losses, seconds, target{pace})")
 
 
 def _export(script: _Script) -> None:

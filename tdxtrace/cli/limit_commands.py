@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.query_options import PrintOptions, QueryOptions
 from tdxtrace.tables.enums import Unit, View
+
+if TYPE_CHECKING:
+    from tdxtrace.recommend.target import Target
 
 
 @expand_option_groups
@@ -89,29 +92,72 @@ def recommend_command(
     printing: PrintOptions,
     target: Annotated[
         float | None,
-        typer.Option("--target", metavar="P", help="Chance that a request needs more; 1e-6."),
+        typer.Option("--target", metavar="P", help="Largest share of requests that may need more."),
     ] = None,
     confidence: Annotated[
         float, typer.Option("--confidence", metavar="C", help="How sure that is to be.")
     ] = 0.95,
     at_most: Annotated[
         str | None,
-        typer.Option("--at-most", metavar="RATE", help='Instead of --target: "1 VM per year".'),
+        typer.Option(
+            "--at-most",
+            metavar="RATE",
+            help='Instead of --target: "1 VM per year", "1 per VM-hour", "1 in 1000 boots".',
+        ),
+    ] = None,
+    pace: Annotated[
+        str | None,
+        typer.Option(
+            "--pace",
+            metavar="TIME",
+            help="Time of an attempt on the kernel without probes, such as 850ns.",
+        ),
     ] = None,
 ) -> None:
-    """Recommend after how many attempts, or how long, a caller may stop retrying.
+    """Say what share of requests needs more, or which limit keeps a target.
 
-    Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-5
+    Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-3
     """
     from tdxtrace.recommend.limits import limits, observed_seconds
+    from tdxtrace.recommend.policy_definitions import nanoseconds
     from tdxtrace.recommend.target import parse_target
     from tdxtrace.report.limits_text import limits_text
 
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
+    pace_ns = None if pace is None else float(nanoseconds(pace))
+    if target is None and at_most is None:
+        _state(query, printing, wanted, pace_ns)
+        return
     found = query.analyze()
     seconds = observed_seconds(found.provenance)
-    rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wanted)
+    rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wanted, pace_ns)
     if printing.form is OutputFormat.table:
-        printing.draw(limits_text(rows), query)
+        printing.draw(limits_text(rows, at_most), query)
     else:
         printing.show(rows, query)
+
+
+def _state(
+    query: QueryOptions, printing: PrintOptions, wanted: Target, pace_ns: float | None
+) -> None:
+    """Print what the trace supports without a target; needs no causes, which take longest."""
+    from tdxtrace.analysis.attempts import attempts
+    from tdxtrace.recommend.limits import limits, observed_seconds
+    from tdxtrace.recommend.statements import limit_statements, modelled_limits
+    from tdxtrace.report.statements_text import statements_text
+
+    found = query.analyze()
+    curves = attempts(found.retry_chains, found.busy_answers)
+    statements = limit_statements(curves, found.retry_chains, wanted.confidence)
+    if printing.form is not OutputFormat.table:
+        printing.show(statements, query)
+        return
+    of_trace = (curves, found.retry_chains, found.losses, observed_seconds(found.provenance))
+    printing.draw(
+        statements_text(
+            statements,
+            modelled_limits(*of_trace, wanted.confidence, pace_ns),
+            limits(*of_trace, wanted, pace_ns),
+        ),
+        query,
+    )

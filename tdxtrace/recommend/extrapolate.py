@@ -157,6 +157,11 @@ def _p_of_maximum(curve: Curve, place: int, fitted: tail.Tail) -> float:
     return -math.expm1(float(curve.n[place]) * math.log1p(-min(fitted.exceedance(before), 0.5)))
 
 
+def rarest_target(curve: Curve) -> float:
+    """Return the smallest target for which a model may be used, at most 1/2."""
+    return min(1 / (MAX_RARITY * float(curve.n[_threshold(curve)])), 0.5)
+
+
 def _threshold(curve: Curve) -> int:
     """Index of the step above which the tail begins."""
     n_tail = curve.n * curve.exceedance

@@ -9,12 +9,19 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.recommend.extrapolate import curve_of, extrapolate, withheld
-from tdxtrace.recommend.target import Target
+from tdxtrace.recommend.target import Exposure, Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, UNITS
 from tdxtrace.tables.trace import Provenance
+from tdxtrace.tdx.leaves import parse_leaf
 
+_AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
+# From the first attempt to the end of the last are as many calls as pauses and one more; of an
+# entry, to the start of the last, as many of each.
+_PACE: Final = pl.col("took_ns") / (
+    pl.col("n_attempts") - (pl.col("leaf") == parse_leaf("TDH.VP.ENTER")[0]).cast(pl.UInt32)
+)
 _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
 _NO_CAUSES: Final = "causes of busy answers unknown: no busy_causes for this trace"
 
@@ -31,6 +38,7 @@ def limits(
     losses: pl.DataFrame,
     seconds: float | None = None,
     target: Target | None = None,
+    pace_ns: float | None = None,
 ) -> pl.DataFrame:
     """Recommend a limit for every leaf, or give the reason why none can be recommended.
 
@@ -52,7 +60,10 @@ def limits(
         retry_chains: The ``retry_chains`` table that it was made from.
         losses: The ``losses`` table.
         seconds: Recorded time in s, for a target rate; see :func:`observed_seconds`.
-        target: Ratio of requests that may need more, and confidence.
+        target: Ratio of requests that may need more, or their rate, and confidence. Of a rate
+            the limits of all leaves hold together with that confidence, of a ratio each alone.
+        pace_ns: Time from one attempt to the next on the kernel that the limit is for, in ns: the
+            wait for a lock does not depend on how often it is asked for. None: not known.
 
     Returns:
         The ``limits`` table, the leaf with most retried requests first.
@@ -66,21 +77,30 @@ def limits(
     """
     target = target or Target()
     steps = ATTEMPTS.conform(attempts)
-    leaves = leaves_of(RETRY_CHAINS.conform(retry_chains))
+    chains = RETRY_CHAINS.conform(retry_chains)
+    leaves, exposure = leaves_of(chains), exposure_of(chains, seconds)
+    unknown = None if target.rate is None else exposure.why_unknown(target.rate)
     lost = LOSSES.conform(losses).filter(pl.col("severity") == "data_loss").height
     has_makers = not steps.filter(pl.col("by") == "maker").is_empty()
     rows = []
     for leaf in leaves.iter_rows(named=True):
-        ratio = target.for_leaf(leaf["n_requests"], leaves.height, seconds)
+        ratio = target.for_leaf(leaf["n_requests"], leaves.height, exposure)
         row_base = leaf | {"observed_s": seconds, "n_losses": lost, "target": ratio or target.ratio}
-        row_base |= {"confidence": target.confidence}
+        row_base |= {"confidence": target.confidence_of_leaf(leaves.height)}
         of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
-        rows += list(_rows_of_leaf(of_leaf, row_base, ratio is not None, has_makers))
-    per_s = pl.col("n_requests") / pl.col("observed_s")
-    return LIMITS.conform(
-        pl.DataFrame(rows, schema=LIMITS.schema).with_columns(
-            needed_s=pl.when(per_s.is_finite()).then(pl.col("needed_requests") / per_s)
+        rows += list(
+            _rows_of_leaf(of_leaf, row_base, unknown if ratio is None else None, has_makers)
         )
+    return LIMITS.conform(_with_times(pl.DataFrame(rows, schema=LIMITS.schema), pace_ns))
+
+
+def _with_times(rows: pl.DataFrame, pace_ns: float | None) -> pl.DataFrame:
+    """Add the time that the requests needed take, and limits in attempts at a given pace."""
+    per_s = pl.col("n_requests") / pl.col("observed_s")
+    fit = (pl.col("limit") / pl.lit(pace_ns, pl.Float64)).ceil().cast(pl.Int64) + 1
+    return rows.with_columns(
+        needed_s=pl.when(per_s.is_finite()).then(pl.col("needed_requests") / per_s),
+        bare_attempts=pl.when(pl.col("unit") == "ns").then(fit),
     )
 
 
@@ -94,8 +114,26 @@ def observed_seconds(provenance: Provenance) -> float | None:
     return sum(spans) if spans and len(spans) == len(provenance.sources) else None
 
 
+def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
+    """Return what a trace recorded, as rates count it.
+
+    Args:
+        chains: The ``retry_chains`` table.
+        seconds: Recorded time in s; None: its clock has no unit.
+    """
+    span = chains.filter(pl.col("td_id").is_not_null()).group_by("source", "td_id")
+    spans = span.agg(s=(pl.col("end_ns").max() - pl.col("start_ns").min()) / 1e9)["s"]
+    added = chains.filter(pl.col("leaf") == _AUG, pl.col("outcome") == "succeeded")
+    pages = added.select(pl.lit(512).pow(pl.col("level").fill_null(0).clip(0, 2)).sum()).item()
+    vm_s = float(spans.sum()) if seconds is not None and len(spans) else None
+    return Exposure(seconds, vm_s, int(pages or 0))
+
+
 def leaves_of(chains: pl.DataFrame) -> pl.DataFrame:
-    """Return leaf, n_requests, n_retried and n_tds, the leaf with most retried requests first."""
+    """Return one row per leaf, the one with most retried requests first.
+
+    Columns: leaf, n_requests, n_tds, n_retried and pace_ns.
+    """
     return (
         chains.group_by("leaf")
         .agg(
@@ -103,13 +141,14 @@ def leaves_of(chains: pl.DataFrame) -> pl.DataFrame:
             n_tds=pl.struct("source", "td_id").filter(pl.col("td_id").is_not_null()).n_unique(),
             n_retried=(pl.col("n_busy") > 0).sum(),
             n_begin_lost=pl.col("begin_lost").fill_null(False).sum(),
+            pace_ns=_PACE.filter(pl.col("n_attempts") > 1).median(),
         )
         .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
     )
 
 
 def _rows_of_leaf(
-    steps: pl.DataFrame, row_base: dict[str, Any], has_target: bool, has_makers: bool
+    steps: pl.DataFrame, row_base: dict[str, Any], no_target: str | None, has_makers: bool
 ) -> Iterator[dict[str, Any]]:
     unexplained = steps.filter(pl.col("by") == "cause", pl.col("kind") == "unexplained")
     n_unexplained = _retry_counts(unexplained.filter(pl.col("unit") == "attempts"))["n_busy"]
@@ -123,11 +162,11 @@ def _rows_of_leaf(
             rows = curves.filter(pl.col("unit") == unit)
             row = row_base | {"made_by": maker, "unit": unit, "would_change": _VALID_FOR}
             row |= _retry_counts(in_attempts) | _curve_extent(rows, unit)
-            row["n_unanswered"] = row["n_requests"] - row["n_begin_lost"] - _n_at_risk(rows)
+            row["n_unanswered"] = n_unanswered(rows, row)
             if maker != "anyone" and not has_makers:
                 yield row | withheld(_NO_CAUSES)
-            elif not has_target:
-                yield row | withheld("length of the recording unknown: the clock has no unit")
+            elif no_target is not None:
+                yield row | withheld(no_target)
             elif maker == "anyone":
                 of_anyone[unit] = _recommend(rows, row)
                 yield row | of_anyone[unit]
@@ -163,9 +202,20 @@ def _retry_counts(steps: pl.DataFrame) -> dict[str, Any]:
     return {"n_retried": int(retried.item()), "n_busy": int(steps.select(busy.sum()).item())}
 
 
-def _n_at_risk(steps: pl.DataFrame) -> int:
-    """Requests that a curve is about."""
-    return 0 if steps.is_empty() else int(steps["n_at_risk"][0])
+def n_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> int:
+    """Return the number of requests of a leaf that a curve is not about.
+
+    Args:
+        steps: Rows of the curve.
+        leaf: n_requests and n_begin_lost of the leaf.
+    """
+    n_at_risk = 0 if steps.is_empty() else int(steps["n_at_risk"][0])
+    return int(leaf["n_requests"] - leaf["n_begin_lost"] - n_at_risk)
+
+
+def is_mostly_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> bool:
+    """Whether a curve is about so few requests of its leaf that it supports nothing."""
+    return steps.is_empty() or n_unanswered(steps, leaf) * _MOST_UNANSWERED > leaf["n_requests"]
 
 
 def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
@@ -183,7 +233,7 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
 
 def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     """The limit from the data, else from a model, else the reason why there is none."""
-    if row["n_unanswered"] * _MOST_UNANSWERED > row["n_requests"]:
+    if is_mostly_unanswered(steps, row):
         return withheld(_unanswered(row))
     curve = curve_of(steps, row["unit"], row)
     upper = curve.upper(curve.confidence)

@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.intervals import Floats
-from tdxtrace.recommend.extrapolate import Curve, curve_of
-from tdxtrace.recommend.limits import leaves_of
+from tdxtrace.recommend.extrapolate import Curve, curve_of, rarest_target
+from tdxtrace.recommend.limits import is_mostly_unanswered, leaves_of, limits
 from tdxtrace.recommend.target import Target
 from tdxtrace.tables.findings import RETRY_CHAINS
-from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, UNITS
+from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, LIMITS, UNITS
 
 # Numbers of attempts that the kernel's list discussed: no retry, mainline's two calls, 5, 16
 # (P. Bonzini and the series of September 2024) and the 1024 of P. Bonzini's doubling limit; and
@@ -29,6 +29,8 @@ def limit_statements(
     attempts: pl.DataFrame, retry_chains: pl.DataFrame, confidence: float = 0.95
 ) -> pl.DataFrame:
     """State for each leaf at most which share of its requests needs more than the numbers asked.
+
+    Nothing is stated of a leaf of whose requests most have no recorded answer.
 
     The share is the upper end of its one-sided interval, the largest from that number on, so that
     a statement is never stronger than one for a larger number, and agrees with ``limits``. The
@@ -61,6 +63,8 @@ def limit_statements(
     for leaf in leaves_of(RETRY_CHAINS.conform(retry_chains)).iter_rows(named=True):
         for unit in UNITS:
             of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"], pl.col("unit") == unit)
+            if is_mostly_unanswered(of_leaf, leaf):
+                continue
             given = leaf | {"target": wanted.ratio, "confidence": confidence}
             rows += _statements(curve_of(of_leaf, unit, given), given | {"unit": unit})
     return LIMIT_STATEMENTS.conform(pl.DataFrame(rows, schema=LIMIT_STATEMENTS.schema))
@@ -103,3 +107,42 @@ def _statement(kind: str, within: int, ratio: float, most: float) -> dict[str, A
 def _from_here_on(high: Floats) -> Floats:
     """The largest of each value and all after it."""
     return np.maximum.accumulate(high[::-1])[::-1]
+
+
+def modelled_limits(
+    attempts: pl.DataFrame,
+    retry_chains: pl.DataFrame,
+    losses: pl.DataFrame,
+    seconds: float | None = None,
+    confidence: float = 0.95,
+    pace_ns: float | None = None,
+) -> pl.DataFrame:
+    """Return the limits for the rarest target of each leaf for which a model is allowed.
+
+    Args:
+        attempts: The ``attempts`` table; only its curves of leaves are used.
+        retry_chains: The ``retry_chains`` table that it was made from.
+        losses: The ``losses`` table.
+        seconds: As for :func:`tdxtrace.recommend.limits.limits`.
+        confidence: Of the upper end of the model's quantile, if the tail goes on as seen.
+        pace_ns: As for :func:`tdxtrace.recommend.limits.limits`.
+
+    Returns:
+        Rows of the ``limits`` table for anyone's busy answers, of leaves with such a limit.
+    """
+    steps = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf").sort("within")
+    chains = RETRY_CHAINS.conform(retry_chains)
+    parts = [LIMITS.empty()]
+    for leaf in leaves_of(chains).filter(pl.col("n_retried") > 0).iter_rows(named=True):
+        own = steps.filter(pl.col("leaf") == leaf["leaf"])
+        in_attempts = own.filter(pl.col("unit") == UNITS[0])
+        if is_mostly_unanswered(in_attempts, leaf):
+            continue
+        given = leaf | {"target": 0.5, "confidence": confidence}
+        curve = curve_of(in_attempts, UNITS[0], given)
+        target = Target(round_up(rarest_target(curve)), confidence)
+        of_leaf = chains.filter(pl.col("leaf") == leaf["leaf"])
+        parts.append(limits(own, of_leaf, losses, seconds, target, pace_ns))
+    return pl.concat(parts).filter(
+        pl.col("made_by") == "anyone", (pl.col("basis") == "extrapolated").any().over("leaf")
+    )

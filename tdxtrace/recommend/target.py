@@ -19,11 +19,65 @@ _PERIODS: Final = {
     "month": _YEAR_S / 12,
     "year": _YEAR_S,
 }
+_NUMBER: Final = r"\d[\d,]*(?:\.\d+)?"
 _RATE: Final = re.compile(
-    r"^(?P<n>\d+(?:\.\d+)?)\s+(?P<what>[a-z]+)\s+(?P<per>[a-z]+)\s+(?P<period>[a-z]+)",
+    rf"(?P<n>{_NUMBER})(?:\s+(?P<what>[a-z]+))?\s+(?P<per>[a-z]+)(?:\s+(?P<many>{_NUMBER}))?"
+    rf"\s+(?:(?P<whose>[a-z]+)-)?(?P<period>[a-z]+)(?:\s+of\s+(?P<gb>{_NUMBER})\s*(?P<unit>[a-z]+))?",
     re.IGNORECASE,
 )
-_SUBJECTS: Final = ("vm", "vms")
+# What each word of a wish may be; the first is the one that is proposed.
+_WORDS: Final = {
+    "what": ("vm", "vms"),
+    "per": ("per", "in"),
+    "whose": ("host", "vm"),
+    "period": (*_PERIODS, "boot"),
+    "unit": ("gb", "gib"),
+}
+_EXAMPLES: Final = '"1 VM per year", "1 per 1000 VM-hours" or "1 in 1000 boots"'
+
+# A boot takes all memory of a VM page by page, 4 KB each, where the kernel maps no larger ones
+# (Linux 6.16 arch/x86/kvm/vmx/tdx.c tdx_sept_set_private_spte: only PG_LEVEL_4K): one
+# TDH.MEM.PAGE.AUG each. 4 GB is a choice of ours: the default of no hypervisor, but a usual guest.
+BOOT_GB: Final = 4.0
+_PAGES_PER_GB: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many requests may need more than their limit, by what they are counted."""
+
+    allowed: float
+    """Per second of a host or a VM, or per boot."""
+    of: str = "host"
+    """``host``, ``vm`` or ``boot``."""
+    boot_gb: float = BOOT_GB
+    """Memory of the VM that boots, in GB of 2^30 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What a trace recorded, as a rate counts it."""
+
+    host_s: float | None
+    """Recorded time in s, of all hosts; None: its clock has no unit."""
+    vm_s: float | None
+    """Time from the first to the last request of each TD, in s; None: as above, or none known."""
+    n_pages: int
+    """Pages of 4 KB that were added to running TDs."""
+
+    def of(self, rate: Rate) -> float | None:
+        """Return the time, or the number of boots, that a rate is of; None if it is not known."""
+        if rate.of == "boot":
+            return self.n_pages / (rate.boot_gb * _PAGES_PER_GB) or None
+        return (self.vm_s if rate.of == "vm" else self.host_s) or None
+
+    def why_unknown(self, rate: Rate) -> str:
+        """Return why :meth:`of` is None."""
+        if rate.of == "boot":
+            return "no TDH.MEM.PAGE.AUG was recorded, by which boots are counted"
+        if self.host_s is not None and rate.of == "vm":
+            return "no TD is known, whose time would count"
+        return "length of the recording unknown: the clock has no unit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +89,8 @@ class Target:
 
     ratio: float = 1e-6
     confidence: float = 0.95
-    per_second: float | None = None
-    """Requests per second that may exceed their limit, on the whole host; instead of ``ratio``."""
+    rate: Rate | None = None
+    """Requests that may exceed their limit, of all leaves together; instead of ``ratio``."""
 
     def __post_init__(self) -> None:
         """Validate the numbers.
@@ -55,17 +109,27 @@ class Target:
                 "choose one from 0.5 to below 1, such as 0.95"
             )
 
-    def for_leaf(self, n_requests: int, n_leaves: int, seconds: float | None) -> float | None:
-        """Return the ratio for a leaf; None if it is a rate and the recorded time is not known.
+    def for_leaf(self, n_requests: int, n_leaves: int, exposure: Exposure) -> float | None:
+        """Return the ratio for a leaf; None if it is a rate and what it counts is not known.
 
-        A rate for the host is divided evenly among its leaves: if each keeps its part, the
-        host keeps the whole.
+        A rate is divided evenly among the leaves: if each keeps its part, all keep the whole.
         """
-        if self.per_second is None:
+        if self.rate is None:
             return self.ratio
-        if not seconds:
+        seen = exposure.of(self.rate)
+        if seen is None:
             return None
-        return min(self.per_second / n_leaves * seconds / n_requests, 0.5)
+        return min(self.rate.allowed / n_leaves * seen / n_requests, 0.5)
+
+    def confidence_of_leaf(self, n_leaves: int) -> float:
+        """Return the confidence that the limit of one leaf needs.
+
+        A rate is kept only if all leaves keep their parts, so that each limit may fail with an
+        even part of the chance (C. E. Bonferroni). A ratio is meant of each leaf alone.
+        """
+        if self.rate is None:
+            return self.confidence
+        return 1 - (1 - self.confidence) / max(n_leaves, 1)
 
 
 def parse_target(
@@ -76,7 +140,7 @@ def parse_target(
     Args:
         target: Ratio of requests that may need more; 1e-6 by default.
         confidence: Confidence of the limit.
-        at_most: A rate such as "1 VM per year", instead of ``target``.
+        at_most: A rate such as "1 VM per year" or "1 in 1000 boots", instead of ``target``.
 
     Raises:
         QueryError: If both are given, or one of them is malformed.
@@ -87,27 +151,40 @@ def parse_target(
     return Target(1e-6 if target is None else target, confidence, rate)
 
 
-def parse_rate(text: str) -> float:
-    """Parse a rate such as "1 VM per year", and return it per second.
+def parse_rate(text: str) -> Rate:
+    """Parse a rate: "1 VM per year" of a host, "1 per 1000 VM-hours", "1 in 1000 boots of 16 GB".
 
     Raises:
         QueryError: If it is malformed; names the nearest right word.
 
     Example:
-        >>> round(1 / parse_rate("1 VM per hour"))
+        >>> round(1 / parse_rate("1 VM per hour").allowed)
         3600
+        >>> parse_rate("1 in 1000 boots")
+        Rate(allowed=0.001, of='boot', boot_gb=4.0)
     """
     found = _RATE.fullmatch(text.strip())
     shown = one_line(text, 60)
     if found is None:
-        raise QueryError(f'not a rate: {shown!r}; write it as in "1 VM per year"')
-    for group, words in (("what", _SUBJECTS), ("per", ("per",)), ("period", tuple(_PERIODS))):
-        word = found[group].lower()
-        if word not in words:
-            near = difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
-            near = "VM" if group == "what" else near
-            raise QueryError(f"unknown word {word!r} in {shown!r}; nearest: {near}")
-    n = float(found["n"])
-    if not n > 0 or not math.isfinite(n):
+        raise QueryError(f"not a rate: {shown!r}; write it as in {_EXAMPLES}")
+    words = {name: (found[name] or "").lower() for name in _WORDS}
+    words["period"] = words["period"].removesuffix("s")
+    for name, known in _WORDS.items():
+        if found[name] is not None and words[name] not in known:
+            near = difflib.get_close_matches(words[name], known, n=1, cutoff=0)[0]
+            near = near.upper() if near in ("vm", "gb") else near
+            raise QueryError(f"unknown word {words[name]!r} in {shown!r}; nearest: {near}")
+    n, many, gb = (_number(found[name]) for name in ("n", "many", "gb"))
+    is_boot = words["period"] == "boot"
+    if (found["gb"] and not is_boot) or (found["whose"] and is_boot):
+        raise QueryError(f"not a rate: {shown!r}; write it as in {_EXAMPLES}")
+    if not all(value is None or 0 < value < math.inf for value in (n, many, gb)):
         raise QueryError(f"{shown!r} can never be kept; allow more than 0")
-    return n / _PERIODS[found["period"].lower()]
+    allowed = (n or 0.0) / (many or 1.0)
+    if is_boot:
+        return Rate(allowed, "boot", gb or BOOT_GB)
+    return Rate(allowed / _PERIODS[words["period"]], words["whose"] or "host")
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text.replace(",", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import polars as pl
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
+from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
@@ -41,7 +43,8 @@ def supported_line(findings: Findings) -> str:
     """
     rows = findings.limit_statements.filter(kind="smallest")
     if rows.is_empty():
-        return "limit: none, the trace has no requests"
+        why = "has no requests" if findings.retry_chains.is_empty() else "shows few answers"
+        return f"limit: none, the trace {why}"
     supported = rows.filter((pl.col("more_high") < 1).all().over("leaf"))
     if supported.is_empty():
         return "limit: none, the trace has too few requests"
@@ -62,13 +65,20 @@ def supported_line(findings: Findings) -> str:
     )
 
 
+_RARE: Final = 1e-6
+"""Below this share so many zeros stand before its digits that nobody counts them."""
+
+
 def percent(share: float) -> str:
     """Return a share in percent with at most two significant digits, never smaller than it.
 
     Example:
-        >>> percent(0.02431), percent(0.473), percent(0.00001), percent(0.999)
-        ('2.5 %', '48 %', '0.001 %', '100 %')
+        >>> percent(0.02431), percent(0.473), percent(0.00001), percent(0.999), percent(2.9e-8)
+        ('2.5 %', '48 %', '0.001 %', '100 %', '1 in 34,000,000')
     """
+    if 0 < share < _RARE:
+        n = math.floor(1 / share + 1e-6)
+        return f"1 in {n // (step := 10 ** max(len(str(n)) - 2, 0)) * step:,}"
     return f"{percent_digits(share)} %"
 
 
@@ -82,29 +92,136 @@ def percent_digits(share: float) -> str:
     return f"{shown:.{max(digits, 0)}f}".rstrip("0").rstrip(".") if digits > 0 else f"{shown:.0f}"
 
 
-def limits_text(limits: pl.DataFrame) -> RenderableType:
+def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType:
     """Return recommended limits for a terminal: a line per leaf, then notes and the basis.
 
     Args:
         limits: The ``limits`` table.
+        rate: The rate that was asked for, in words; None: a ratio was.
     """
     if limits.is_empty():
         return Text("no limits: the trace has no requests")
-    named = limits.with_columns(name=_short(pl.col("leaf")))
-    table = _table(("TDH.", "busy by", "requests", "retried", "attempts", "time", "basis"))
+    named = short_leaves(limits)
+    is_paced = named["bare_attempts"].is_not_null().any()
+    titles = ("TDH.", "busy by", "requests", "retried", "time", "attempts", "basis")
+    table = _table((*titles[:5], "bare", *titles[5:]) if is_paced else titles)
     listed = named.filter((pl.col("made_by") == "anyone") | _is_split())
     for _, rows in listed.group_by("leaf", "made_by", maintain_order=True):
-        table.add_row(*map(Text, _limit_cells(rows)))
-    first = limits.row(0, named=True)
+        table.add_row(*map(Text, _limit_cells(rows, is_paced)))
+    anyone = named.filter(pl.col("made_by") == "anyone")
+    missing = anyone.filter(pl.col("unit") == "attempts", pl.col("basis").is_in(_NOT_COUNTED))
     return Group(
-        Text(_headline(limits)),
+        Text(_headline(limits, rate)),
         table,
         *_notes(listed),
         *_on_makers(named),
+        *([Text("not counted; to count it"), *recording_text(missing)] if missing.height else []),
         *_bursts(named),
-        Text(_basis(first, limits)),
+        *pace_text(anyone),
+        Text(basis_text(anyone)),
         Text(VALID_FOR, style="dim"),
     )
+
+
+_NOT_COUNTED: Final = ("extrapolated", "withheld")
+
+
+def short_leaves(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with the name of their leaf, without TDH., as column ``name``."""
+    return rows.with_columns(name=_short(pl.col("leaf")))
+
+
+def recording_text(rows: pl.DataFrame) -> Iterator[Text]:
+    """Yield how long to record for targets that were not counted, leaves with one answer together.
+
+    Args:
+        rows: Rows of the ``limits`` table in attempts, with ``name``.
+    """
+    lines: dict[str, list[str]] = {}
+    for row in rows.iter_rows(named=True):
+        lines.setdefault(_to_record(row), []).append(row["name"])
+    for line, names in lines.items():
+        yield Text(f"  {', '.join(names)}: {line}")
+
+
+def _to_record(row: dict[str, Any]) -> str:
+    needed, needed_s = row["needed_requests"], row["needed_s"]
+    if needed is None:
+        _, _, why = (row["reason"] or "").partition("no number of requests would do")
+        return f"no number of requests would do{why.partition(';')[0]}"
+    if needed_s is None:
+        return f"record about {plural(rounded(needed), 'request')}"
+    text = f"record about {span_text(needed_s)} at this rate ({plural(rounded(needed), 'request')})"
+    if needed_s <= _LONG_S:
+        return text
+    return f"{text}, longer than one recording can be: {_hosts(needed_s)}"
+
+
+_LONG_S: Final = 7 * 86_400.0
+_MOST_HOSTS: Final = 10_000
+
+
+def _hosts(seconds: float) -> str:
+    """How many hosts would have to record how long."""
+    if seconds > _MOST_HOSTS * _LONG_S:
+        return "no fleet can answer it by counting"
+    hosts = 10 if seconds <= 10 * _LONG_S else 1000 if seconds <= 1000 * _LONG_S else _MOST_HOSTS
+    return f"{hosts:,} hosts for {span_text(seconds / hosts)}"
+
+
+def rounded(n: int) -> int:
+    """Return a number with two significant digits, never smaller than it.
+
+    Example:
+        >>> rounded(12_842_537), rounded(4494), rounded(7)
+        (13000000, 4500, 7)
+    """
+    step: int = 10 ** max(len(str(n)) - 2, 0)
+    return -(-n // step) * step
+
+
+_SPANS: Final = (
+    (365.25 * 86_400.0, "year"),
+    (86_400.0, "day"),
+    (3_600.0, "hour"),
+    (60.0, "min"),
+    (1.0, "s"),
+    (1e-3, "ms"),
+)
+
+
+def span_text(seconds: float) -> str:
+    """Return how long to record, with at most two significant digits, never less.
+
+    Example:
+        >>> span_text(0.2), span_text(230.0), span_text(9e4), span_text(8e9)
+        ('200 ms', '4 min', '25 hours', '260 years')
+    """
+    for place, (step, name) in enumerate(_SPANS):
+        # Below two of a unit the next one says more.
+        if seconds >= 2 * step or place == len(_SPANS) - 1:
+            n = rounded(math.ceil(seconds / step - 1e-9) or 1)
+            return f"{n:,} {name}" if name in ("min", "s", "ms") else plural(n, name)
+    raise AssertionError  # pragma: no cover - the last step ends the loop
+
+
+def pace_text(anyone: pl.DataFrame) -> list[Text]:
+    """Return the warning that attempts are those of a traced kernel; nothing if none was retried.
+
+    Args:
+        anyone: Rows of the ``limits`` table for anyone's busy answers, with ``name``.
+    """
+    rows = anyone.filter(pl.col("unit") == "ns", pl.col("pace_ns").is_not_null())
+    if rows.is_empty():
+        return []
+    row = rows.row(0, named=True)
+    text = (
+        f"a traced attempt takes longer than one on a bare kernel (TDH.{row['name']}: "
+        f"{short_duration(round(row['pace_ns']))} here): as much time is more attempts there"
+    )
+    if row["bare_attempts"] is None and row["limit"] is not None:
+        text += "; --pace TIME gives them"
+    return [Text(text)]
 
 
 def policies_text(policies: pl.DataFrame) -> RenderableType:
@@ -136,28 +253,36 @@ def _short(leaf: pl.Expr) -> pl.Expr:
     return pl.coalesce(named, leaf.cast(pl.String))
 
 
-def _limit_cells(rows: pl.DataFrame) -> tuple[str, ...]:
+def _limit_cells(rows: pl.DataFrame, is_paced: bool) -> tuple[str, ...]:
     by_unit = {row["unit"]: row for row in rows.iter_rows(named=True)}
     attempts, time = by_unit["attempts"], by_unit["ns"]
     limit = "-" if attempts["limit"] is None else count(attempts["limit"])
-    bases = [_BASIS[row["basis"]] for row in (attempts, time)]
+    bases = [_BASIS[row["basis"]] for row in (time, attempts)]
     return (
         attempts["name"],
         attempts["made_by"],
         count(attempts["n_requests"]),
         count(attempts["n_retried"]),
-        limit,
         "-" if time["limit"] is None else short_duration(time["limit"]),
+        *([count(time["bare_attempts"])] if is_paced else []),
+        limit,
         bases[0] if bases[0] == bases[1] else "/".join(bases),
     )
 
 
-def _headline(limits: pl.DataFrame) -> str:
+def _headline(limits: pl.DataFrame, rate: str | None) -> str:
     targets = limits["target"].unique()
     low, high = float(targets.min()), float(targets.max())  # type: ignore[arg-type]
-    target = f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
-    sure = 100 * float(limits["confidence"][0])
-    return f"P(a request needs more than the limit) < {target}, with {sure:g} % confidence"
+    target = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+    sure = float(limits["confidence"][0])
+    text = f"at most {target} of the requests may need more, with {100 * sure:.4g} % confidence"
+    if rate is None:
+        return text if limits["leaf"].n_unique() == 1 else f"{text} for each leaf alone"
+    n = limits["leaf"].n_unique()
+    return (
+        f"at most {one_line(rate, 60)}, for {plural(n, 'leaf', 'leaves')} together with "
+        f"{100 * (1 - (1 - sure) * n):.4g} % confidence: {text}"
+    )
 
 
 def _is_split() -> pl.Expr:
@@ -182,6 +307,8 @@ def _on_makers(named: pl.DataFrame) -> list[Text]:
 def _notes(named: pl.DataFrame) -> list[Text]:
     """Return each reason or warning once, with its leaves, and a line for each fitted tail."""
     reasons = named.filter(pl.col("reason").is_not_null(), pl.col("unit") == "attempts")
+    # How much to record is said below.
+    reasons = reasons.with_columns(pl.col("reason").str.replace("; no number of requests .*$", ""))
     notes = []
     for (reason,), rows in reasons.group_by("reason", maintain_order=True):
         leaves = ", ".join(rows["name"].unique(maintain_order=True))
@@ -214,15 +341,22 @@ def _bursts(named: pl.DataFrame) -> list[Text]:
     return [Text(text)] if parts else []
 
 
-def _basis(first: dict[str, Any], limits: pl.DataFrame) -> str:
-    whole = limits.filter(pl.col("made_by") == "anyone", pl.col("unit") == "attempts")
+def basis_text(anyone: pl.DataFrame) -> str:
+    """Return what limits rest on: requests, busy answers, time, TDs, losses.
+
+    Args:
+        anyone: Rows of the ``limits`` table for anyone's busy answers.
+    """
+    whole = anyone.filter(pl.col("unit") == "attempts")
+    first = whole.row(0, named=True)
     seconds = first["observed_s"]
     span = "unknown duration" if seconds is None else duration(round(seconds * 1e9))
     tds = max(whole["n_tds"].to_list(), default=0)
+    n_losses = first["n_losses"]
     return (
         f"based on {plural(int(whole['n_requests'].sum()), 'request')}, "
         f"{plural(int(whole['n_busy'].sum()), 'busy answer')}, {span}, {plural(tds, 'TD')}, "
-        + ("no losses" if not first["n_losses"] else plural(first["n_losses"], "loss"))
+        + (plural(n_losses, "loss", "losses") if n_losses else "no losses")
     )
 
 
@@ -235,7 +369,7 @@ def _policy_cells(row: dict[str, Any], is_first: bool) -> tuple[str, ...]:
         row["name"],
         _stops_at(row),
         count(row["n_exceeding"]) + undecided,
-        f"{row['exceeding_low']:.1%}-{row['exceeding_high']:.1%}".replace("%-", "-"),
+        f"{100 * row['exceeding_low']:.2g}-{100 * row['exceeding_high']:.3g}%",
         ("kill" if killed else row["then"]) + killed,
         count(row["n_warnings"]),
         short_duration(row["waited_ns"]),

@@ -256,6 +256,21 @@ LIMITS = Table(
         Column("n_tds", U64, "TDs observed to use the leaf, of all inputs."),
         Column("observed_s", F64, "Length of the recording.", unit="s", nullable=True),
         Column("max_seen", I64, "Maximum that a request was observed to need."),
+        Column(
+            "pace_ns",
+            F64,
+            "Median time from one attempt of a retried request to the next, in this trace: probes "
+            "make it longer than on a bare kernel, so that fewer attempts fit into the same wait.",
+            unit="ns",
+            nullable=True,
+        ),
+        Column(
+            "bare_attempts",
+            I64,
+            "Attempts that fit into a limit in ns at the pace given for a bare kernel; null: none "
+            "was given.",
+            nullable=True,
+        ),
         Column("n_losses", U64, "Losses of the recording."),
         Column(
             "needed_requests",

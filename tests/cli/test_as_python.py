@@ -39,7 +39,7 @@ TABLE_COMMANDS: dict[str, list[list[str]]] = {
     "policies": [[], ["--policy", "fixed-5", "--policy", "mainline", "--policy", "fixed-5"]],
     "recommend": [
         *([], ["--target", "1e-3"], ["--confidence", "0.9"]),
-        ["--at-most", "2 VMs per day", "--confidence", "0.8"],
+        ["--at-most", "2 VMs per day", "--confidence", "0.8", "--pace", "850ns"],
     ],
 }
 CASES = [

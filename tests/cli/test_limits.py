@@ -13,7 +13,7 @@ from support.running import SAMPLES, answered, refused
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
-from tdxtrace.tables.limits import ATTEMPTS, LATENCIES, LIMITS, POLICIES
+from tdxtrace.tables.limits import ATTEMPTS, LATENCIES, LIMIT_STATEMENTS, LIMITS, POLICIES
 from tdxtrace.tables.schema import Table
 
 SAMPLE = SAMPLES / "contended.txt"
@@ -22,7 +22,8 @@ COMMANDS = {
     ("attempts", "--unit", "ns", "--by", "resource"): ATTEMPTS,
     ("attempts", "--latencies"): LATENCIES,
     ("policies",): POLICIES,
-    ("recommend",): LIMITS,
+    ("recommend",): LIMIT_STATEMENTS,
+    ("recommend", "--target", "0.1"): LIMITS,
 }
 
 
@@ -90,18 +91,28 @@ def test_chosen_policies_come_in_the_order_asked_for(tmp_path: Path) -> None:
 
 def test_a_recommendation_says_what_it_rests_on() -> None:
     text = " ".join(answered("recommend", SAMPLE, "--target", "0.05").text.split())
-    assert "P(a request needs more than the limit) < 0.05, with 95 % confidence" in text
+    assert "at most 5 % of the requests may need more, with 95 % confidence for each leaf" in text
     assert "based on 503 requests" in text
     assert "1 TD, no losses" in text
     assert "valid only for this workload, module" in text
 
 
-def test_a_recommendation_that_nothing_supports_is_withheld() -> None:
+def test_without_a_target_it_says_what_the_trace_supports_and_how_long_to_record() -> None:
     done = answered("recommend", SAMPLE)
-    assert "withheld" in done.text
-    limits = {line.split()[-3] for line in done.lines[2:5]}
-    assert limits == {"-"}
-    assert "not supported by this trace" in done.text
+    assert done.lines[0].startswith("at most so many % of the requests need more, each with 95 %")
+    assert done.lines[1].split() == ("TDH. 10us 100us 1ms 10ms 1 2 5 16 64 1024 attempts".split())
+    assert done.lines[2].split()[:7] == ["MEM.PAGE.AUG", "35", "25", "14", "2.7", "48", "45"]
+    assert "MEM.PAGE.AUG            185      65 2.7 % 6.3ms 4.7 %       60" in done.text
+    text = " ".join(done.text.split())
+    assert "MEM.PAGE.AUG: no number of requests would do: 1.2 % were last seen busy at 64" in text
+    assert "VP.ENTER: record about 9 min at this rate (5,000,000 requests)" in text
+    assert "a traced attempt takes longer than one on a bare kernel" in text
+
+
+def test_a_wish_that_nothing_can_answer_says_so() -> None:
+    text = " ".join(answered("recommend", SAMPLE, "--at-most", "1 VM per year").text.split())
+    assert "for 7 leaves together with 95 % confidence" in text
+    assert "longer than one recording can be: 10,000 hosts for" in text
 
 
 def test_traces_are_merged() -> None:

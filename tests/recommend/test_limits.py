@@ -23,8 +23,8 @@ from tdxtrace.errors import QueryError, TableError
 from tdxtrace.intervals import exact_interval
 from tdxtrace.pipeline import analyze
 from tdxtrace.recommend import tail
-from tdxtrace.recommend.limits import limits, observed_seconds
-from tdxtrace.recommend.target import Target, parse_rate
+from tdxtrace.recommend.limits import exposure_of, limits, observed_seconds
+from tdxtrace.recommend.target import Exposure, Rate, Target, parse_rate
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -320,20 +320,77 @@ def test_limits_are_reproducible() -> None:
 
 
 def test_a_rate_is_shared_out_among_the_leaves() -> None:
-    target = Target(per_second=parse_rate("1 VM per hour"))
+    target = Target(rate=parse_rate("1 VM per hour"))
+    hour = Exposure(3600.0, 1800.0, 0)
     # 3600 requests of a leaf in an hour, two leaves: half a request of each may exceed.
-    assert target.for_leaf(3600, 2, 3600.0) == pytest.approx(0.5 / 3600)
-    assert target.for_leaf(3600, 2, None) is None
-    assert target.for_leaf(1, 1, 1e9) == 0.5
-    assert Target(1e-4).for_leaf(5, 3, None) == 1e-4
+    assert target.for_leaf(3600, 2, hour) == pytest.approx(0.5 / 3600)
+    assert target.for_leaf(3600, 2, Exposure(None, None, 0)) is None
+    assert target.for_leaf(1, 1, Exposure(1e9, 1e9, 0)) == 0.5
+    assert Target(1e-4).for_leaf(5, 3, hour) == 1e-4
+    # In that hour the VMs ran for half an hour.
+    of_vms = Target(rate=parse_rate("1 per VM-hour"))
+    assert of_vms.for_leaf(3600, 2, hour) == pytest.approx(0.25 / 3600)
+
+
+def test_a_boot_of_4_gb_adds_a_million_pages() -> None:
+    target = Target(rate=parse_rate("1 in 1000 boots"))
+    boot = Exposure(None, None, 1_048_576)
+    assert target.for_leaf(1_048_576, 1, boot) == pytest.approx(1e-3 / 1_048_576)
+    # Of a leaf that is called once for 100 pages, 100 times as many may exceed.
+    assert target.for_leaf(10_486, 1, boot) == pytest.approx(1e-3 / 10_486)
+    larger = Target(rate=parse_rate("1 in 1,000 boots of 16 GB"))
+    assert larger.for_leaf(1_048_576, 1, boot) == pytest.approx(0.25e-3 / 1_048_576)
+    assert target.for_leaf(5, 1, Exposure(1.0, 1.0, 0)) is None
+
+
+def test_what_was_recorded_is_hosts_time_vms_time_and_pages() -> None:
+    told = story("S1 _2s S2 S3#2 K4 B5^1 S6^1")
+    seen = exposure_of(retry_chains(told.seamcalls, told.losses), 7.0)
+    assert seen.host_s == 7.0
+    assert seen.vm_s == pytest.approx(2.0, rel=0.1)
+    assert seen.n_pages == 3 + 512
+    assert exposure_of(retry_chains(told.seamcalls, told.losses), None).vm_s is None
+
+
+def test_all_limits_for_a_rate_hold_together() -> None:
+    told = story(" ".join(f"S{p} addS{p}" for p in range(1, 30)))
+    found = analyze(told.trace)
+    many = found.retry_chains["leaf"].n_unique()
+    assert many == 2
+    rows = limits(
+        found.attempts, found.retry_chains, NO_LOSS, 1.0, Target(rate=parse_rate("9 per hour"))
+    )
+    assert rows["confidence"].unique().to_list() == [pytest.approx(0.975)]
+    alone = limits(found.attempts, found.retry_chains, NO_LOSS, 1.0, Target(0.2))
+    assert alone["confidence"].unique().to_list() == [0.95]
+
+
+def test_a_limit_in_time_is_given_in_attempts_of_a_bare_kernel() -> None:
+    chains = chains_of(apart([1] * 40 + [9] * 5, 2_000))
+    chains = chains.with_columns(took_ns=2_000 * pl.col("n_attempts").cast(pl.Int64))
+    curve = attempts(chains, coverage.answers_of(chains))
+    rows = limits(curve, chains, NO_LOSS, 1.0, Target(6e-3), pace_ns=500.0)
+    rows = LIMITS.check(rows).filter(made_by="anyone")
+    of_time, of_attempts = rows.row(1, named=True), rows.row(0, named=True)
+    assert (of_time["pace_ns"], of_attempts["pace_ns"]) == (2_000.0, 2_000.0)
+    # Each attempt takes 2 us here and 0.5 us there: as much time is more attempts.
+    assert of_time["bare_attempts"] == math.ceil(of_time["limit"] / 500) + 1
+    assert of_attempts["bare_attempts"] is None
+    told = limits(curve, chains, NO_LOSS, 1.0, Target(6e-3))
+    assert told["bare_attempts"].null_count() == told.height
 
 
 def test_without_a_clock_a_rate_is_withheld() -> None:
     chains = chains_of([0] * 100)
     curve = attempts(chains, coverage.answers_of(chains))
-    rows = limits(curve, chains, NO_LOSS, None, Target(per_second=1.0))
-    row = rows.filter(pl.col("made_by") == "anyone").row(0, named=True)
-    assert "length of the recording unknown" in row["reason"]
+    for rate, said in (
+        ("1 VM per hour", "length of the recording unknown"),
+        ("1 per VM-hour", "length of"),
+    ):
+        rows = limits(curve, chains, NO_LOSS, None, Target(rate=parse_rate(rate)))
+        assert said in rows.filter(made_by="anyone")["reason"][0]
+    rows = limits(curve, chains, NO_LOSS, 1.0, Target(rate=parse_rate("1 per VM-hour")))
+    assert "no TD is known" in rows.filter(made_by="anyone")["reason"][0]
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0, 2.0, math.nan])
@@ -357,6 +414,12 @@ def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
         ("one VM per year", "not a rate"),
         ("0 VM per year", "can never be kept"),
         ("", "not a rate"),
+        ("1 in 0 boots", "can never be kept"),
+        ("1 in 1000 boats", "unknown word 'boat'.*nearest: boot"),
+        ("1 per guest-hour", "unknown word 'guest'"),
+        ("1 per VM-boot", "not a rate"),
+        ("1 per year of 4 GB", "not a rate"),
+        ("1 in 5 boots of 4 MB", "unknown word 'mb'.*nearest: GB"),
     ],
 )
 def test_a_malformed_rate_is_refused(text: str, said: str) -> None:
@@ -365,9 +428,12 @@ def test_a_malformed_rate_is_refused(text: str, said: str) -> None:
 
 
 def test_periods_are_those_of_the_calendar() -> None:
-    assert parse_rate("2 VMs per day") == pytest.approx(2 / 86_400)
-    assert parse_rate("1 vm per week") == pytest.approx(1 / 604_800)
-    assert parse_rate("12 VMs per year") == pytest.approx(parse_rate("1 VM per month"))
+    assert parse_rate("2 VMs per day").allowed == pytest.approx(2 / 86_400)
+    assert parse_rate("1 vm per week").allowed == pytest.approx(1 / 604_800)
+    assert parse_rate("12 VMs per year").allowed == parse_rate("1 VM per month").allowed
+    assert parse_rate("1 per host-year") == parse_rate("1 VM per year")
+    assert parse_rate("1 per 1000 VM-hours") == Rate(1 / 3.6e6, "vm")
+    assert parse_rate("2 VMs in 1,000 boots of 16 GB") == Rate(0.002, "boot", 16.0)
 
 
 def test_time_recorded_is_known_only_if_the_clock_has_a_unit() -> None:

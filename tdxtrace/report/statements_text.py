@@ -1,0 +1,162 @@
+"""What a trace supports without a target, as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from tdxtrace.report.limits_text import (
+    basis_text,
+    pace_text,
+    percent,
+    percent_digits,
+    recording_text,
+    short_leaves,
+)
+from tdxtrace.report.names import VALID_FOR
+from tdxtrace.report.units import count, plural, short_duration
+
+_ALL: Final = 0.99
+"""From this share on, 100 % in two digits, a statement says nothing."""
+_WIDE: Final = 72
+"""Columns that the table of all numbers takes."""
+
+
+def statements_text(
+    statements: pl.DataFrame, models: pl.DataFrame, limits: pl.DataFrame
+) -> RenderableType:
+    """Return what a trace supports: shares, smallest targets, then models, then what is missing.
+
+    Args:
+        statements: The ``limit_statements`` table.
+        models: Rows of the ``limits`` table from a model, each for its own target.
+        limits: The ``limits`` table for the default target.
+    """
+    if statements.is_empty():
+        why = "has no requests" if limits.is_empty() else "shows an answer of too few requests"
+        return Text(f"no limits: the trace {why}")
+    named = short_leaves(statements)
+    retried = named.filter(pl.col("n_retried") > 0)
+    anyone = short_leaves(limits.filter(pl.col("made_by") == "anyone"))
+    return Group(
+        *(_shares(retried) if not retried.is_empty() else [Text("no request was retried")]),
+        *_smallest(named),
+        *_models(short_leaves(models)),
+        *_missing(anyone),
+        *pace_text(anyone),
+        Text(basis_text(anyone)),
+        Text(VALID_FOR, style="dim"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """The table of shares: one where the width is enough for all, else one for each unit."""
+
+    rows: pl.DataFrame
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _WIDE:
+            yield self._table(("ns", "attempts"))
+        else:
+            yield self._table(("ns",))
+            yield self._table(("attempts",))
+
+    def _table(self, units: Sequence[str]) -> Table:
+        asked = self.rows.filter(pl.col("kind") == "asked")
+        titles: list[str] = []
+        for unit in units:
+            within = asked.filter(pl.col("unit") == unit)["within"].unique().sort()
+            titles += [short_duration(n) if unit == "ns" else str(n) for n in within]
+        table = simple_table(("TDH.", *titles, *(["attempts"] if "attempts" in units else [])))
+        for (name,), rows in asked.group_by("name", maintain_order=True):
+            cells = [
+                percent_digits(share) if share < _ALL else "-"
+                for unit in units
+                for share in rows.filter(pl.col("unit") == unit).sort("within")["more_high"]
+            ]
+            table.add_row(*map(Text, (str(name), *cells)))
+        return table
+
+
+def _shares(retried: pl.DataFrame) -> Iterator[RenderableType]:
+    sure = 100 * float(retried["confidence"][0])
+    yield Text(f"at most so many % of the requests need more, each with {sure:g} % confidence:")
+    yield _Shares(retried)
+
+
+def _smallest(named: pl.DataFrame) -> Iterator[RenderableType]:
+    rows = named.filter(pl.col("kind") == "smallest")
+    yield Text("the smallest share that this trace supports by counting, and its limit:")
+    table = simple_table(("TDH.", "requests", "retried", "share", "time", "share", "attempts"))
+    for (name,), of_leaf in rows.group_by("name", maintain_order=True):
+        by_unit = {row["unit"]: row for row in of_leaf.iter_rows(named=True)}
+        time, attempts = by_unit["ns"], by_unit["attempts"]
+        table.add_row(
+            *map(
+                Text,
+                (
+                    str(name),
+                    count(time["n_requests"]),
+                    count(time["n_retried"]),
+                    *_limit(time, short_duration(time["within"])),
+                    *_limit(attempts, count(attempts["within"])),
+                ),
+            )
+        )
+    yield table
+
+
+def _limit(row: dict[str, Any], limit: str) -> tuple[str, str]:
+    return ("-", "-") if row["more_high"] >= _ALL else (percent(row["more_high"]), limit)
+
+
+def _models(models: pl.DataFrame) -> Iterator[Text]:
+    if models.is_empty():
+        return
+    yield Text(
+        "from a model, without any confidence, if the tail goes on as seen (a rarer kind of wait "
+        "would not have been seen):"
+    )
+    for (name,), rows in models.group_by("name", maintain_order=True):
+        by_unit = {row["unit"]: row for row in rows.iter_rows(named=True)}
+        given = [
+            (row, text(row["limit"]), text(row["max_seen"]))
+            for unit, text in (("ns", short_duration), ("attempts", _attempts))
+            if (row := by_unit[unit])["basis"] == "extrapolated"
+        ]
+        target = percent(given[0][0]["target"])
+        limits = " or ".join(limit for _, limit, _ in given)
+        most = " and ".join(seen for _, _, seen in given)
+        yield Text(f"  {name}: {target} need more than {limits}; the most seen: {most}")
+
+
+def _attempts(n: int) -> str:
+    return plural(n, "attempt")
+
+
+def _missing(anyone: pl.DataFrame) -> Iterator[Text]:
+    """The default target, where the trace does not support it, and what to record for it."""
+    rows = anyone.filter(pl.col("unit") == "attempts", pl.col("basis") != "observed")
+    rows = rows.filter(pl.col("basis") != "nothing_busy")
+    if rows.is_empty():
+        return
+    target = rows["target"][0]
+    yield Text(
+        f"not supported by counting: {percent(target)} (1 in {round(1 / target):,}), for which"
+    )
+    yield from recording_text(rows)
+
+
+def simple_table(titles: Sequence[str]) -> Table:
+    """Return a table without lines, whose first column is text and whose others are numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for place, title in enumerate(titles):
+        table.add_column(Text(title), justify="right" if place else "left", no_wrap=True)
+    return table
