@@ -63,6 +63,9 @@ _PIECE: Final = 1 << 18
 _MAX_KEPT: Final = 1 << 16
 # What a call takes in a recording, about: it decides how loops over calls run.
 _BYTES_PER_CALL: Final = 256
+# After a gap, calls of a leaf that may go on with what was open before, at most: a thread that
+# comes back later than that does so too rarely to doubt all that it began.  A choice.
+_MOST_BETWEEN: Final = 255
 _MIN_NS: Final = np.iinfo(np.int64).min
 _MAX_NS: Final = np.iinfo(np.int64).max
 _SMALLEST_TABLE: Final = 64
@@ -86,6 +89,7 @@ _ABANDONED, _CUT, _FAILED, _RESOLVED, _SUCCEEDED = map(
 _TRACE_START, _TRACE_END, _LOST = map(CUTS.index, ("trace_start", "trace_end", "lost_events"))
 Rows = NDArray[np.void]
 I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -130,7 +134,10 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     ``identity`` says so.  A call that names no request, where others of its leaf do (its entry is
     missing), joins none: it may belong to any that its thread has open, and these are ``cut``.
     A window of lost events cuts the chains that could reach into it: those open in its threads,
-    and the first one after it of the thread, and of each leaf of a vCPU.
+    and the first one after it of the thread, and of each leaf of a vCPU.  Where a thread was seen
+    to come back to a request after n calls of its leaf and others, it may do so after a loss too:
+    whatever it begins within n calls of that leaf is cut, and what it left open n calls before the
+    trace's end is not abandoned.
 
     A request is ``abandoned`` if its thread began another one later, or its range was unblocked,
     and the thread was recorded without a loss up to then; ``cut`` by the trace's end if it made
@@ -232,7 +239,7 @@ def step(
     for source, calls in _by_source(seamcalls):
         linker = _linker(state, source)
         parts += [
-            linker.rows(linker.add(piece, state.known)[0], state.known, source)
+            linker.rows(linker.add(piece, state.known)[0], state.known, source, state.is_surveyed)
             for piece in _pieces(calls)
         ]
     return pl.concat(parts or [RETRY_CHAINS.empty()])
@@ -240,10 +247,10 @@ def step(
 
 def finish(state: ChainState) -> pl.DataFrame:
     """Return the chains that are open at the end of the capture."""
-    parts = [
-        linker.rows(linker.rest(), state.known, source) for source, linker in state.sources.items()
-    ]
-    return pl.concat([RETRY_CHAINS.empty(), *parts])
+    parts = [RETRY_CHAINS.empty()]
+    for source, linker in state.sources.items():
+        parts += [linker.rows(linker.rest(), state.known, source), linker.decided()]
+    return pl.concat(parts)
 
 
 def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
@@ -329,6 +336,9 @@ class Linker:
     """Those that may have ended after the begin of a call that is still to come."""
     owner_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     pair_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
+    most_between: I64 = field(default_factory=lambda: np.full(1 << 16, linking.NONE, np.int64))
+    held: list[pl.DataFrame] = field(default_factory=list)
+    """Chains that are cut if a thread comes back to a request after as many calls, and by what."""
     n_calls: int = 0
     run: Runner[Any] = interpreted
 
@@ -363,7 +373,9 @@ class Linker:
         rows = self._rows(successes)
         process = calls.tgid if known.has_processes else np.zeros(n, np.int32)
         operands, callers = identifying_operands(), second_callers()
-        about = linking.Leaves(operands, known.captured, callers, _special_leaves())
+        about = linking.Leaves(
+            operands, known.captured, callers, _special_leaves(), self.most_between
+        )
         told = about, pair_of, may_miss, inside, process, rows, self.n_calls, self.is_midway
         self.run(linking.link_attempts)(seen, *told, tables, first_of)
         self.n_calls += n
@@ -461,12 +473,42 @@ class Linker:
         n, self.chains, self.successes = len(self.chains), self.chains[:0], self.successes[:0]
         return _array(tables.chains, n, linking.CHAIN)
 
-    def rows(self, chains: Rows, known: Survey, source: int) -> pl.DataFrame:
-        """Return rows of ``retry_chains``; those still open get no more attempts."""
+    def rows(
+        self, chains: Rows, known: Survey, source: int, may_hold: bool = False
+    ) -> pl.DataFrame:
+        """Return rows of ``retry_chains``; those still open get no more attempts.
+
+        Args:
+            chains: The chains.
+            known: What the capture tells.
+            source: Number of its source.
+            may_hold: Whether to hold those that a later call may tell to be cut.
+        """
         if not len(chains):
             return RETRY_CHAINS.empty()
         outcome, cut_by = self._outcomes(chains)
-        return _table(chains, outcome, cut_by, known, source)
+        table = _table(chains, outcome, cut_by, known, source)
+        after_gap = chains["after_gap"]
+        is_held = (after_gap > self.most_between[chains["leaf"]]) & (after_gap <= _MOST_BETWEEN)
+        is_held &= outcome != _CUT
+        if not may_hold or not is_held.any():
+            return table
+        gap = np.where(chains["lossy"] > 0, _LOST, _TRACE_START).astype(np.uint8)
+        told = table.with_columns(
+            after_gap=pl.Series(after_gap), gap=pl.Series(gap).cat.to(pl.Enum(CUTS))
+        )
+        self.held.append(told.filter(is_held))
+        return table.filter(~is_held)
+
+    def decided(self) -> pl.DataFrame:
+        """Return the rows that were held, after the last call."""
+        if not self.held:
+            return RETRY_CHAINS.empty()
+        held = pl.concat(self.held)
+        is_cut = pl.col("after_gap") <= pl.Series(self.most_between[held["leaf"].to_numpy()])
+        outcome = pl.when(is_cut).then(pl.lit("cut", pl.Enum(OUTCOMES))).otherwise("outcome")
+        cut_by = pl.when(is_cut).then("gap").otherwise("cut_by")
+        return RETRY_CHAINS.conform(held.with_columns(outcome=outcome, cut_by=cut_by))
 
     def _outcomes(self, chains: Rows) -> tuple[U8, U8]:
         """How each chain ended, and what cut it, if it is cut."""
@@ -477,8 +519,16 @@ class Linker:
         # An entry is nothing that a thread does instead of a fault's request.
         goes_on = np.where(is_fault, owner["last_other"], owner["last"]) > last
         began = np.where(is_fault, owner["began_other"], owner["began"]) > last
+        # Its thread may come back to it, as it came back to others.
+        between = pair["n"] - chains["at"] - 1
+        most = np.minimum(self.most_between[chains["leaf"]], _MOST_BETWEEN)
+        is_settled = (chains["is_settled"] != 0) & (chains["last_settled"] > chains["last_begins"])
+        began &= (between > most) | is_settled | (chains["is_followed"] != 0)
         began |= chains["is_undone"] != 0
         by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
+        may_go_on = (chains["after_gap"] != linking.NONE) & (chains["after_gap"] <= most)
+        by_loss |= may_go_on & (chains["lossy"] > 0)
+        by_start |= may_go_on & (chains["lossy"] == 0) & ~by_loss
         by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
         # A request left open may have been continued by a later call that does not name its own.
         is_last = is_open & (chains["is_followed"] == 0)

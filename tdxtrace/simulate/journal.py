@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tdxtrace.simulate.module import abi
@@ -262,8 +263,9 @@ class Journal:
         """Drop what happened after the end of the run, and decide what became of requests.
 
         One that was left unsettled is resolved_elsewhere if another thread succeeded with it
-        after its first attempt, else abandoned; but cut if its thread began no other request
-        since, and its range was not unblocked, since it may still come back to it.
+        after its first attempt, else abandoned.  It is cut if its thread may still come back to
+        it: it began no other request since, or made no more calls of the leaf than before it came
+        back to another; unless the range was unblocked, or the request settled meanwhile.
         """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
@@ -276,11 +278,14 @@ class Journal:
                 request.undone = None
         self.requests = [request for request in self.requests if request.calls]
         begun = {(request.thread, _is_entry(request)): request for request in self.requests}
+        turns = _Turns(self.requests)
         for request in self.requests:
             if not request.outcome:
-                request.outcome = self._left(request, begun)
+                request.outcome = self._left(request, begun, turns)
 
-    def _left(self, request: Request, begun: Mapping[tuple[Thread, bool], Request]) -> str:
+    def _left(
+        self, request: Request, begun: Mapping[tuple[Thread, bool], Request], turns: _Turns
+    ) -> str:
         """What became of a request; ``begun`` is the last one of each thread, of either kind."""
         if request.undone is not None:
             return request.undone[1]
@@ -289,12 +294,48 @@ class Journal:
         later = (begun.get((request.thread, is_entry)) for is_entry in kinds)
         if not any(other is not None and other.calls[0].start_ns > last_ns for other in later):
             return "cut"
+        if turns.may_come_back(request) and not self._was_settled(request, last_ns):
+            return "cut"
         return self._how_left(request)
 
     def _how_left(self, request: Request) -> str:
         """How a request ended that its caller left: whether another thread settled it so far."""
         is_settled = self._was_settled(request, request.calls[0].start_ns)
         return "resolved_elsewhere" if is_settled else "abandoned"
+
+
+class _Turns:
+    """How many calls of a leaf its threads make before they come back to a request.
+
+    Args:
+        requests: All requests of a run, with their calls.
+    """
+
+    def __init__(self, requests: list[Request]) -> None:
+        self._n_calls: dict[tuple[Thread, str], int] = {}
+        """Calls of each thread, by leaf."""
+        self._place: dict[int, int] = {}
+        """Place of each call among those of its thread and leaf, by its id."""
+        self._most: dict[str, int] = {}
+        """By leaf, where a thread came back after another call: most calls of the leaf between."""
+        turn: dict[int, int] = {}
+        n_of_thread: dict[Thread, int] = {}
+        made = [(call.start_ns, request, call) for request in requests for call in request.calls]
+        for _, request, call in sorted(made, key=lambda one: one[0]):
+            thread, leaf = request.thread, request.leaf
+            turn[id(call)] = n_of_thread[thread] = n_of_thread.get(thread, 0) + 1
+            n = self._n_calls[thread, leaf] = self._n_calls.get((thread, leaf), 0) + 1
+            self._place[id(call)] = n
+        for request in requests:
+            for one, other in pairwise(request.calls):
+                if turn[id(other)] > turn[id(one)] + 1:
+                    between = self._place[id(other)] - self._place[id(one)] - 1
+                    self._most[request.leaf] = max(self._most.get(request.leaf, -1), between)
+
+    def may_come_back(self, request: Request) -> bool:
+        """Whether its thread came back to another after as many calls as it made since."""
+        n_calls = self._n_calls[request.thread, request.leaf]
+        return n_calls - self._place[id(request.calls[-1])] <= self._most.get(request.leaf, -1)
 
 
 def _is_entry(request: Request) -> bool:

@@ -243,6 +243,54 @@ def test_a_range_that_is_unblocked_ends_what_needs_it_blocked(
     assert ends(text) == expected
 
 
+# Thread 2 comes back to a page after two calls of the leaf: at pages 8 and 9.
+COMES_BACK = "2/B7 2/S8 2/S9 2/S7"
+
+
+@pytest.mark.parametrize(
+    ("text", "n_cut", "n_else"),
+    [
+        # What may go on with a request of before the loss: three calls of the leaf.
+        ("S1 lost S2 S3 S4 S5", 3, 1),
+        ("midway S2 S3 S4 S5", 3, 1),
+        # Also where other calls come first and between.
+        ("S1 lost trackS S2 trackS trackS S3 S4 S5", 4, 2),
+        # Nothing was lost; requests of other leaves.
+        ("S1 S2 S3 S4 S5", 0, 0),
+        ("S1 S2 S3 S4 lost trackS trackS septS1 septS2", 2, 2),
+    ],
+)
+def test_after_a_loss_a_thread_may_come_back_to_what_it_had_open(
+    text: str, n_cut: int, n_else: int
+) -> None:
+    def cut(words: str) -> int:
+        rows = chains_of(story(words)).filter(pl.col("tid") == 1)
+        return rows.filter(pl.col("outcome") == "cut").height
+
+    assert cut(f"{text} {COMES_BACK}") == n_cut
+    # A thread that tries again at once shows nothing of that.
+    assert cut(f"{text} 2/B7 2/S7 2/S8 2/S9") == n_else
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B1 S2", "cut"),
+        ("B1 S2 S3", "cut"),
+        ("B1 S2 S3 S4", "abandoned"),
+        ("B1 septS2 septS3 septS4", "cut"),
+        # Settled by another thread: it does not come back to that.
+        ("B1 S2 3/S1", "resolved_elsewhere"),
+        ("promoteB1 S2", "abandoned"),
+    ],
+)
+def test_before_the_end_a_thread_may_come_back_as_it_came_back_to_others(
+    text: str, expected: str
+) -> None:
+    rows = chains_of(story(f"{COMES_BACK} {text}")).filter(pl.col("tid") == 1)
+    assert rows.sort("start_ns")["outcome"][0] == expected
+
+
 def test_segments_count_the_stretches_between_entries() -> None:
     told = story("B B enterX B enterX enterX S")
     chain = chains_of(told).filter(pl.col("leaf") == 6).row(0, named=True)

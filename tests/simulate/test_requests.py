@@ -117,6 +117,17 @@ def test_what_was_left_is_abandoned_or_cut_by_the_end() -> None:
     ]
 
 
+def test_a_thread_that_came_back_after_another_call_may_do_so_again() -> None:
+    story = Story()
+    for page in (PAGE, OTHER, PAGE):
+        story.call(AUG, page, SUCCESS if page == OTHER else OPERAND_BUSY)
+    story.call(AUG, (0x3000, 0))
+    assert [outcome for _, _, outcome in story.end()] == ["cut", "succeeded", "succeeded"]
+    story.call(AUG, (0x4000, 0))
+    story.journal.requests[0].outcome = ""
+    assert story.end()[0][2] == "abandoned"
+
+
 def _between(run: Run) -> set[tuple[str, str]]:
     """Leaf of each chain, and of a call that its thread made between two attempts."""
     by_thread: dict[Thread, list[Call]] = {}

@@ -4,6 +4,9 @@ A call is another attempt if the thread's last call for the same request may hav
 whatever else the thread called in between.  A call that does not name its request, where others
 of its leaf do, continues none: it may belong to any that is open.
 
+A thread that comes back to a request after other calls may also come back to one that was open
+before a gap: ``Leaves.most_between`` says after how many.
+
 The calls come in the order of their begins, in one piece or in many: what a later call can depend
 on is kept in tables of threads, of leaves of threads, and of chains that are open.
 """
@@ -83,6 +86,9 @@ class Leaves(NamedTuple):
     """Those of them that any call of the leaf names in this capture."""
     shared: _U8
     kind: _U8
+    most_between: _I64
+    """Most calls of the leaf that a thread was seen to make between two attempts at one request, if
+    it made any other call there; else NONE.  Written."""
 
 
 class Tables(NamedTuple):
@@ -130,9 +136,11 @@ PAIR: Final = np.dtype(
         ("vague", "i8"),
         ("last_vague", "i8"),
         ("loose", "i4"),
+        ("n", "i8"),
+        ("n_before_gap", "i8"),
     ]
 )
-"""A leaf of a thread: its open requests, and its calls that do not name theirs."""
+"""A leaf of a thread: its open requests, its calls that do not name theirs, and their number."""
 
 CHAIN: Final = np.dtype(
     [
@@ -160,6 +168,8 @@ CHAIN: Final = np.dtype(
         ("n_busy", "i8"),
         ("n_segments", "i8"),
         ("last", "i8"),
+        ("at", "i8"),
+        ("after_gap", "i8"),
         ("lossy", "i8"),
         ("entries", "i8"),
         ("by_loss", "u1"),
@@ -184,7 +194,8 @@ CHAIN: Final = np.dtype(
     ]
 )
 """A request.  ``flags`` are those of its first call, whose operands and numbers follow;
-``known`` says which of TD, VP and TGID any of its calls named."""
+``known`` says which of TD, VP and TGID any of its calls named.  ``at`` is the place of the last
+among the calls of its pair, ``after_gap`` that of its first among those since a gap; else NONE."""
 
 SUCCESS: Final = np.dtype(
     [
@@ -361,6 +372,8 @@ def link_attempts(
         lossy = owner["lossy"]
         if len(may_miss) and _is_lossy(owner, may_miss[row], calls.begins[row]):
             _lose(tables.chains, owner)
+        if owner["lossy"] > pair["lossy"]:
+            pair["n_before_gap"] = pair["n"]
         where = base + row
         leaf, flags = calls.leaf[row], calls.flags[row]
         operands = flags & leaves.identifies[leaf]
@@ -381,10 +394,13 @@ def link_attempts(
                 tables.chains[found]["is_followed"] = 1
                 _unlink_key(tables, found)
             _tell_beginning(chain, pair, owner, lossy, kind != 0, is_midway)
+        elif tables.chains[number]["last"] != owner["last"]:
+            between = pair["n"] - tables.chains[number]["at"] - 1
+            leaves.most_between[leaf] = max(leaves.most_between[leaf], between)
         chain = tables.chains[number]
         if is_doubtful:
             chain["is_doubtful"] = 1
-        _go_on(chain, calls, row, where, owner, kind, is_joined)
+        _go_on(chain, calls, row, where, pair, owner, kind, is_joined)
         _note_call(pair, owner, calls, row, where, kind, is_joined)
         owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
         _keep(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
@@ -402,6 +418,7 @@ def _note_call(
 ) -> None:
     """Write what later calls of the thread depend on."""
     pair["is_seen"] = 1
+    pair["n"] += 1
     pair["lossy"] = owner["lossy"]
     owner["last"] = where
     owner["ends"] = calls.ends[row]
@@ -621,6 +638,8 @@ def _tell_beginning(
     if owner["lossy"] > lossy:
         chain["by_loss"] = 1
     chain["by_start"] = is_midway and not is_seen
+    is_after_gap = is_midway or owner["lossy"] > 0
+    chain["after_gap"] = pair["n"] - pair["n_before_gap"] if is_after_gap else NONE
 
 
 def _go_on(
@@ -628,6 +647,7 @@ def _go_on(
     calls: CallColumns,
     row: int,
     where: _Number,
+    pair: _Row,
     owner: _Row,
     kind: np.uint8,
     is_joined: bool,
@@ -655,6 +675,7 @@ def _go_on(
     if flags & RETRYABLE:
         chain["n_busy"] += 1
     chain["last"] = where
+    chain["at"] = pair["n"]
     chain["lossy"] = owner["lossy"]
     chain["entries"] = owner["entries"]
 
