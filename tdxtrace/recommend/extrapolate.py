@@ -31,6 +31,8 @@ class Curve:
     effect: Floats
     target: float
     confidence: float
+    never: bool = False
+    """Whether the policy that was recorded keeps the target from ever being counted."""
 
     def upper(self, confidence: float) -> Floats:
         """One-sided upper bounds of P(needs more than each step)."""
@@ -48,7 +50,7 @@ class Curve:
         trace that count as one such (bursts, their small number, and requests that were lost from
         sight), times a margin. No number would do where a larger share was last seen busy.
         """
-        if self.exceedance[-1] > self.target:
+        if self.never or self.exceedance[-1] > self.target:
             return None
         n_requests = float(self.n_done.sum() + self.n_censored.sum())
         of_one = max(n_requests / float(self.n[-1]), 1.0)
@@ -67,9 +69,9 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
     Args:
         rows: Rows of one curve, by ``within``; at least one.
         unit: Its unit.
-        given: target and confidence.
+        given: target, confidence, and never: whether the target can never be counted.
     """
-    wanted = (given["target"], given["confidence"])
+    wanted = (given["target"], given["confidence"], given["never"])
     return Curve(
         unit,
         rows["within"].to_numpy().astype(float),

@@ -9,6 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.recommend.extrapolate import curve_of, extrapolate, withheld
+from tdxtrace.recommend.recorded import recorded_policies, words_of
 from tdxtrace.recommend.target import Exposure, Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -80,6 +81,7 @@ def limits(
     chains = RETRY_CHAINS.conform(retry_chains)
     leaves, exposure = leaves_of(chains), exposure_of(chains, seconds)
     unknown = None if target.rate is None else exposure.why_unknown(target.rate)
+    recorded = recorded_policies(chains)
     lost = LOSSES.conform(losses).filter(pl.col("severity") == "data_loss").height
     has_makers = not steps.filter(pl.col("by") == "maker").is_empty()
     rows = []
@@ -87,6 +89,8 @@ def limits(
         ratio = target.for_leaf(leaf["n_requests"], leaves.height, exposure)
         row_base = leaf | {"observed_s": seconds, "n_losses": lost, "target": ratio or target.ratio}
         row_base |= {"confidence": target.confidence_of_leaf(leaves.height)}
+        calls, words = words_of(recorded.filter(pl.col("leaf") == leaf["leaf"]))
+        row_base |= {"recorded_calls": calls, "recorded_policy": words}
         of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
         rows += list(
             _rows_of_leaf(of_leaf, row_base, unknown if ratio is None else None, has_makers)
@@ -163,6 +167,7 @@ def _rows_of_leaf(
             row = row_base | {"made_by": maker, "unit": unit, "would_change": _VALID_FOR}
             row |= _retry_counts(in_attempts) | _curve_extent(rows, unit)
             row["n_unanswered"] = n_unanswered(rows, row)
+            row["never"] = _is_never(in_attempts, row)
             if maker != "anyone" and not has_makers:
                 yield row | withheld(_NO_CAUSES)
             elif no_target is not None:
@@ -218,6 +223,13 @@ def is_mostly_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> bool:
     return steps.is_empty() or n_unanswered(steps, leaf) * _MOST_UNANSWERED > leaf["n_requests"]
 
 
+def _is_never(in_attempts: pl.DataFrame, row: dict[str, Any]) -> bool:
+    """Whether more than the target are left where the policy that was recorded ends all."""
+    if row["recorded_calls"] is None or in_attempts.is_empty():
+        return False
+    return 1 - float(in_attempts["done_ratio"][-1]) > float(row["target"])
+
+
 def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     """Largest step of a curve, its censored requests, episodes and design effect."""
     if steps.is_empty():
@@ -262,6 +274,8 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
             f"no busy answers, which supports only P(needs more than one) < {upper[-1]:.2g}",
             curve.needed,
         )
+    if row["never"]:
+        return withheld(f"{row['recorded_policy']}; never under this policy")
     return extrapolate(curve, row["max_seen"], caution)
 
 
@@ -279,6 +293,8 @@ def _caution(row: dict[str, Any]) -> str | None:
     parts = []
     if row["n_unanswered"]:
         parts.append(_unanswered(row))
+    if row["recorded_policy"]:
+        parts.append(row["recorded_policy"])
     if row["n_begin_lost"]:
         parts.append(f"{row['n_begin_lost']:,} requests whose beginning may be lost are left out")
     if row["n_censored"]:

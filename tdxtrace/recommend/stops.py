@@ -36,18 +36,16 @@ from tdxtrace.recommend.loops import (
     first_events,
     longest_waits,
 )
-from tdxtrace.recommend.policy_definitions import AT_LIMIT, MAINLINE, LeafPolicy
+from tdxtrace.recommend.policy_definitions import AT_LIMIT, LeafPolicy
+from tdxtrace.recommend.recorded import recorded_policies
 from tdxtrace.tdx import word
-from tdxtrace.tdx.leaves import numbers_of, parse_leaf
+from tdxtrace.tdx.leaves import parse_leaf
 
 # TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
 _SEPT_BUSY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 # sc_retry() below every wrapper repeats these itself, at most ten calls, before the caller
 # sees a status: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
 _RETRIED_BELOW: Final = word.TDX_RND_NO_ENTROPY
-# Leaves that Linux 6.16 and later call once, and once more after a kick.
-_KICKED: Final = {leaf: rule.calls for leaf, rule in MAINLINE.rules.items() if rule.kicks}
-_MOST_KICKED_CALLS: Final = 2
 _VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _DONE: Final = ("succeeded", "failed")
 _GAVE_UP: Final = ("abandoned", "resolved_elsewhere")
@@ -226,13 +224,10 @@ def _perhaps_kicked(chains: pl.DataFrame) -> pl.DataFrame:
     A kernel that kicks makes two calls at most: a request with three shows that it does not.
     Without one nothing in the requests tells which of the two it is.
     """
-    most = (
-        chains.filter(pl.col("leaf").is_in(numbers_of(list(_KICKED))))
-        .group_by("source", "leaf")
-        .agg(pl.col("n_attempts").max())
-    )
-    return most.filter(pl.col("n_attempts") <= _MOST_KICKED_CALLS).select(
-        "source", "leaf", may_be_kicked=pl.lit(True)
+    return (
+        recorded_policies(chains)
+        .filter("may_kick")
+        .select("source", "leaf", may_be_kicked=pl.lit(True))
     )
 
 

@@ -253,6 +253,14 @@ LIMITS = Table(
         Column("n_censored", U64, "Requests last observed busy: cut or given up."),
         Column("n_episodes", U64, "Bursts of retried requests."),
         Column("design_effect", F64, "Variance relative to independent requests."),
+        Column(
+            "recorded_calls",
+            U32,
+            "Calls per request at which the recorded kernel gave up or kicked the vCPUs; null: no "
+            "such limit is seen, or not in all inputs.",
+            nullable=True,
+        ),
+        Column("recorded_policy", TEXT, "The same in words, with its consequence.", nullable=True),
         Column("n_tds", U64, "TDs observed to use the leaf, of all inputs."),
         Column("observed_s", F64, "Length of the recording.", unit="s", nullable=True),
         Column("max_seen", I64, "Maximum that a request was observed to need."),

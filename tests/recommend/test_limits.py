@@ -189,6 +189,35 @@ def test_a_request_without_an_answer_is_not_done_at_once() -> None:
     assert "of 133 of 399 requests no answer" in row["reason"]
 
 
+# The policy that was recorded.
+
+
+def test_the_limit_of_the_recorded_kernel_is_no_chance() -> None:
+    # Five of 61 are given up at the third call, none elsewhere: no more of it helps.
+    text = " ".join(f"B{p} B{p} B{p}" if p % 12 == 0 else f"B{p} S{p}" for p in range(1, 62))
+    row = limit_of(text, Target(0.01))
+    assert (row["basis"], row["recorded_calls"], row["needed_requests"]) == ("withheld", 3, None)
+    assert "recorded under a limit of 3 calls, at which 5 requests were given up" in row["reason"]
+    assert "never under this policy" in row["reason"]
+    # What it does count is counted.
+    assert limit_of(text, Target(0.3))["limit"] == 2
+
+
+@pytest.mark.parametrize("text", ["B1 B1 S2 B3 B3 S4", "B1 B1 S2 B3 S4 B5 S6", "B1 B1 B1 S1 B2 S4"])
+def test_who_gives_up_by_chance_has_no_limit(text: str) -> None:
+    assert limit_of(text, Target(0.3))["recorded_policy"] is None
+
+
+def test_a_limit_recorded_with_a_kick_says_so() -> None:
+    zaps = " ".join(f"block{'B' if p % 9 == 0 else 'S'}{p} blockS{p}" for p in range(1, 60))
+    row = limit_of(zaps, Target(0.08))
+    assert (row["limit"], row["recorded_calls"]) == (2, 2)
+    assert "2 holds with such a kick" in row["reason"]
+    # A third call shows that nobody kicks.
+    row = limit_of(zaps + " blockB99 blockB99 blockS99", Target(0.3))
+    assert (row["recorded_calls"], row["recorded_policy"]) == (None, None)
+
+
 # By who made it busy.
 
 
