@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tdxtrace.capture.options import Detail, Dialect, RecordOptions
+from tdxtrace.cli import options
 from tdxtrace.cli.help import Command
 from tdxtrace.tables.text import one_line
 
@@ -85,7 +86,8 @@ BtfFiles = Annotated[
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     tracefs: Tracefs = None,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
+    color: options.Coloring = options.Color.auto,
+    no_color: options.NoColor = False,
 ) -> None:
     """Say what this host lets be traced, what is lost without the rest, and how to get it.
 
@@ -102,8 +104,9 @@ def doctor_command(
         typer.echo(outputs.json_text(verdict.to_dict()), nl=False)
         return
 
-    outputs.print_screen(verdict_table(verdict), no_color)
-    outputs.print_screen(verdict_line(verdict), no_color)
+    chosen = options.chosen_color(color, no_color)
+    outputs.print_screen(verdict_table(verdict), chosen)
+    outputs.print_screen(verdict_line(verdict), chosen)
 
 
 @app.command("plan", cls=Command)

@@ -29,9 +29,25 @@ def analyze_command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            "-n",
+            metavar="N",
+            min=0,
+            show_default=False,
+            help="Rows of each table; 0: all. Default: as many as the terminal has lines.",
+        ),
+    ] = None,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Problems, totals, losses; no tables.")
+    ] = False,
     fail_on: options.FailOn = [],  # noqa: B006 - typer reads, nobody writes it
 ) -> None:
-    """Read traces and say what was retried, how often, and what was lost.
+    """Read traces and say whether there is a problem, what was retried, and what was lost.
+
+    The word log before TRACE may be left out.
 
     Example: tdxtrace analyze log trace.txt --fail-on 'max-attempts>16'
     """
@@ -40,7 +56,7 @@ def analyze_command(
     rules = [parse_rule(text) for text in fail_on]
     query = replace(query, traces=_traces(query.traces))
     findings = query.analyze()
-    _write(findings, output, as_json, query)
+    _write(findings, output, as_json, limit, brief, query)
     broken = check_findings(findings, rules)
     for line in broken:
         print(f"tdxtrace: {line}", file=sys.stderr)
@@ -49,11 +65,19 @@ def analyze_command(
 
 
 def _traces(words: list[str]) -> list[str]:
-    """Traces without the optional word ``log`` before them."""
-    return words[1:] if words[0] == "log" and len(words) > 1 else words
+    """Traces without the optional word ``log`` before them, unless a file has that name."""
+    is_word = words[0] == "log" and len(words) > 1 and not Path("log").exists()
+    return words[1:] if is_word else words
 
 
-def _write(findings: Findings, output: Path | None, as_json: bool, query: QueryOptions) -> None:
+def _write(
+    findings: Findings,
+    output: Path | None,
+    as_json: bool,
+    limit: int | None,
+    brief: bool,
+    query: QueryOptions,
+) -> None:
     from tdxtrace.cli import outputs
     from tdxtrace.report.json_data import findings_data
 
@@ -65,7 +89,9 @@ def _write(findings: Findings, output: Path | None, as_json: bool, query: QueryO
         from tdxtrace.report.findings_text import findings_text
 
         height = shutil.get_terminal_size(fallback=(80, 24)).lines
-        outputs.print_screen(findings_text(findings, height), query.no_color)
+        lines = height if outputs.is_terminal() else None
+        shown = findings_text(findings, lines, limit, brief=brief)
+        outputs.print_screen(shown, query.coloring)
 
 
 @expand_option_groups

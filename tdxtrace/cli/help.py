@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 # Options about reading that are the same for every command and rarely needed.
-HIDDEN_OPTIONS: Final = ("input_format", "mappings", "level_base", "formats", "cache", "no_color")
+HIDDEN_OPTIONS: Final = ("input_format", "mappings", "level_base", "formats", "cache", "color")
 READING_HELP: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
 _VALUES: Final = {
@@ -42,7 +42,7 @@ def print_reading_help(ctx: typer.Context, is_set: bool) -> None:
     """Print the options that the help of commands omits, and exit."""
     if not is_set:
         return
-    command = ctx.command.commands["events"]  # type: ignore[attr-defined]
+    command = ctx.command.get_command(ctx, "events")  # type: ignore[attr-defined]
     folded = [param for param in command.params if param.name in HIDDEN_OPTIONS]
     formatter = ctx.make_formatter()
     formatter.write_text("Every command that reads traces has these options as well.")

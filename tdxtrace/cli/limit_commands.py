@@ -82,7 +82,7 @@ def policies_command(
     from tdxtrace.report.limits_text import policies_text
 
     shown = rows.filter((pl.col("n_retried") > 0) | (pl.col("n_undecided") > 0))
-    shown = shown.head(printing.limit) if printing.limit else shown
+    shown = shown.head(printing.most) if printing.most else shown
     printing.draw(policies_text(shown), query, file)
 
 

@@ -22,6 +22,14 @@ class OutputFormat(StrEnum):
     parquet = "parquet"
 
 
+class Color(StrEnum):
+    """When output is coloured."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class About(StrEnum):
     """Tables about causes that ``busy-causes`` prints."""
 
@@ -124,7 +132,23 @@ Python = Annotated[
     bool, typer.Option("--python", help="Print the library's calls that do the same.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+Coloring = Annotated[
+    Color,
+    typer.Option(
+        "--color",
+        metavar="WHEN",
+        show_default=False,
+        help="auto: on a terminal, by NO_COLOR and FORCE_COLOR; always; never.",
+    ),
+]
+NoColor = Annotated[bool, typer.Option("--no-color", help="As --color never.", hidden=True)]
+
+
+def chosen_color(color: Color, no_color: bool) -> Color:
+    """Return when to colour, of both options."""
+    return Color.never if no_color else color
+
+
 FailOn = Annotated[
     list[str],
     typer.Option(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -110,8 +110,14 @@ class QueryOptions(ReadArguments):
     since: options.Since = None
     until: options.Until = None
     cache: options.Cache = False
+    color: options.Coloring = options.Color.auto
     no_color: options.NoColor = False
     python: options.Python = False
+
+    @property
+    def coloring(self) -> options.Color:
+        """When output is coloured."""
+        return options.chosen_color(self.color, self.no_color)
 
     @property
     def selection(self) -> Selection:
@@ -214,24 +220,38 @@ class ModuleOptions:
         )
 
 
+# Rows on a terminal: a screen and a half of the usual ones.  A choice.
+_ON_TERMINAL: Final = 40
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrintOptions:
     """Options for the format and destination of a table."""
 
     limit: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--limit",
             "-n",
             metavar="N",
             min=0,
             show_default=False,
-            help="Most rows, not 40; 0: all.",
+            help="Most rows; 0: all. Default: all, on a terminal 40.",
         ),
-    ] = 40
+    ] = None
     form: options.Format = OutputFormat.table
     output: options.Output = None
     force: options.Force = False
+
+    @property
+    def most(self) -> int:
+        """Most rows to print; 0: all."""
+        from tdxtrace.cli import outputs
+
+        if self.limit is not None:
+            return self.limit
+        is_cut = self.output is None and outputs.is_terminal()
+        return _ON_TERMINAL if is_cut else 0
 
     def show(
         self,
@@ -257,12 +277,12 @@ class PrintOptions:
 
         if self.form is not OutputFormat.table:
             inputs = [*query.inputs, *others]
+            rows = rows.head(self.limit) if self.limit else rows
             outputs.write_table(rows, self.form, self.output, force=self.force, inputs=inputs)
             return
         from tdxtrace.report.listing import listing
 
-        width = outputs.console().width
-        self.draw(listing(rows, self.limit, width, clocks), query, *others)
+        self.draw(listing(rows, self.most, clocks), query, *others)
 
     def draw(self, shown: RenderableType, query: QueryOptions, *others: Path | None) -> None:
         """Print a rich renderable, or write it as plain text; see :meth:`show`.
@@ -274,13 +294,11 @@ class PrintOptions:
         from tdxtrace.cli import outputs
 
         if self.output is None:
-            outputs.print_screen(shown, query.no_color)
+            outputs.print_screen(shown, query.coloring)
             return
-        plain = outputs.console(no_color=True)
-        with plain.capture() as text:
-            plain.print(shown)
         inputs = [*query.inputs, *others]
-        outputs.write_file(self.output, text.get().encode(), force=self.force, inputs=inputs)
+        text = outputs.plain_text(shown)
+        outputs.write_file(self.output, text.encode(), force=self.force, inputs=inputs)
 
     def write_text(self, text: str, query: QueryOptions) -> None:
         """Print text as it is, not wrapped to the terminal; or write it to the file.

@@ -76,14 +76,14 @@ def verdicts_command(query: QueryOptions, of: ModuleOptions, printing: PrintOpti
 
     Example: tdxtrace verdicts trace.txt --dmesg dmesg.txt
     """
-    rows = of.analyze(of.read(query), query).verdicts
-    if printing.form is not OutputFormat.table or printing.output is not None:
-        printing.show(rows, query)
+    findings = of.analyze(of.read(query), query)
+    if printing.form is not OutputFormat.table:
+        printing.show(findings.verdicts, query)
         return
-    from tdxtrace.cli import outputs
     from tdxtrace.report.verdict_text import verdict_text
 
-    outputs.print_screen(verdict_text(rows, printing.limit), query.no_color)
+    sources = findings.provenance.sources
+    printing.draw(verdict_text(findings.verdicts, printing.most, sources), query)
 
 
 @expand_option_groups

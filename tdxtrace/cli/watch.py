@@ -8,6 +8,7 @@ import typer
 
 from tdxtrace.capture.options import Detail, RecordOptions
 from tdxtrace.cli import capture, options
+from tdxtrace.cli.options import Color
 
 
 def watch_command(
@@ -40,6 +41,7 @@ def watch_command(
     pids: capture.Pids = [],  # noqa: B006
     program: capture.Program = None,
     tracefs: capture.Tracefs = None,
+    color: options.Coloring = Color.auto,
     no_color: options.NoColor = False,
 ) -> None:
     """Watch rates, retry chains, zero-step mitigation and busy causes as they happen.
@@ -61,7 +63,7 @@ def watch_command(
         fail_on,
         metrics,
         "json" if jsonl else "table",
-        no_color,
+        options.chosen_color(color, no_color),
     )
     if source == "-":
         status = watch_pipe(watch, mappings)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tdxtrace.analysis.thresholds import FailRule, check_rules, parse_rule
 from tdxtrace.capture.options import RecordOptions
 from tdxtrace.capture.recorder import stop_on_signals
+from tdxtrace.cli.options import Color
 from tdxtrace.cli.outputs import console
 from tdxtrace.errors import InputError
 from tdxtrace.report.units import duration
@@ -48,7 +49,7 @@ class WatchOptions:
     rules: Sequence[FailRule]
     metrics: tuple[str, int] | None
     form: str
-    no_color: bool
+    color: Color
 
     @classmethod
     def of(
@@ -58,7 +59,7 @@ class WatchOptions:
         fail_on: Sequence[str],
         metrics: str | None,
         form: str,
-        no_color: bool,
+        color: Color,
     ) -> WatchOptions:
         """Parse the options of the command line.
 
@@ -69,7 +70,7 @@ class WatchOptions:
 
         rules = tuple(map(parse_rule, fail_on))
         where = None if metrics is None else parse_address(metrics)
-        return cls(interval_s, duration_s, rules, where, form, no_color)
+        return cls(interval_s, duration_s, rules, where, form, color)
 
 
 def watch_pipe(watch: WatchOptions, mappings: Sequence[str]) -> int:
@@ -168,7 +169,7 @@ def _shown(watch: WatchOptions, totals: RunningTotals) -> Iterator[Callable[[], 
         return
     from rich.live import Live
 
-    with Live(console=console(watch.no_color), auto_refresh=False, screen=False) as live:
+    with Live(console=console(watch.color), auto_refresh=False, screen=False) as live:
         yield lambda: live.update(view(totals), refresh=True)
 
 

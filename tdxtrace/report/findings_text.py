@@ -1,4 +1,4 @@
-"""Findings as text for one terminal screen: inputs, losses, leaves, episodes, worst chains."""
+"""Findings as text for one terminal screen: problems, leaves, episodes, worst chains, losses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import polars as pl
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from tdxtrace.report.columns import Columns, Sentence
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
     count,
@@ -22,14 +22,22 @@ from tdxtrace.report.units import (
     total,
     word,
 )
+from tdxtrace.report.verdict_text import kinds_of, problem_lines
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Source
 from tdxtrace.tdx.leaves import leaf_name
 
-# Height of a terminal that was never resized: VT100, 24 lines.
-SCREEN_LINES: Final = 24
-_FIXED_LINES: Final = 15
-"""Lines whose number does not depend on the findings."""
+MOST_JUDGED: Final = 1_000_000
+"""SEAMCALLs up to which ``analyze`` looks for problems.
+
+Verdicts need the cause of every busy answer.  Of 0.1 M SEAMCALLs they add 60 % to the time of
+reading and analysing, of 0.7 M 80 %, of 12 M, a third of them busy, 180 %: above this they would
+more than double it (tests/bench/commands.py).
+"""
+# Rows of zero-step episodes and of worst chains where no terminal limits them.  A choice.
+_N_WORST: Final = 10
+# On a terminal, problems that are shown at most: three take a third of 24 lines.
+_N_PROBLEMS: Final = 3
 _OUTCOMES: Final = (
     ("succeeded", "ok"),
     ("failed", "failed"),
@@ -37,47 +45,144 @@ _OUTCOMES: Final = (
     ("abandoned", "abandoned"),
     ("cut", "cut"),
 )
+# Importance of the columns of leaves, the first the most important.
+_LEAF_RANKS: Final = (
+    *("source", "TDH.", "requests", "retried", "%", "p50/p99/max"),
+    *("abandoned", "cut", "failed", "elsewhere", "time p99/max", "ok"),
+)
 
 
-def findings_text(findings: Findings, lines: int = SCREEN_LINES) -> RenderableType:
+def findings_text(
+    findings: Findings, lines: int | None = None, limit: int | None = None, *, brief: bool = False
+) -> RenderableType:
     """Return the output of ``tdxtrace analyze log``.
 
     Args:
         findings: The findings.
-        lines: Height of the screen, which determines the number of rows of each table.
+        lines: Height of the terminal, which then determines the number of rows of each table; None:
+            there is no terminal, and all leaves are shown.
+        limit: Rows of each table; 0: all; None: as ``lines`` says.
+        brief: Whether to leave out the tables.
     """
-    available = max(lines - _FIXED_LINES, 7)
-    n_leaves = min(findings.leaf_stats.height, max(3, available * 5 // 9))
-    n_rows = max(1, (available - n_leaves) // 2)
-    parts: list[RenderableType] = [
-        *map(_source, findings.provenance.sources),
-        _totals(findings),
+    top: list[Sentence | Text] = [*_problems(findings, lines), *_inputs(findings)]
+    bottom: list[Sentence | Text] = [
         _lost(findings),
         *_messages(findings),
         *(Text(f"P-SEAMLDR: {line}") for line in loader_sentences(findings.loader_calls)),
+        *map(_next, next_steps(findings)[: 1 if lines else 2]),
+    ]
+    if brief:
+        return Group(*top, *bottom)
+    n_leaves, n_rows = _rows(findings, limit, lines and lines - _height(top) - _height(bottom))
+    return Group(
+        *top,
         Text(),
         _leaves(findings, n_leaves),
         _zero_steps(findings, n_rows),
         _worst(findings, n_rows),
-        Text(),
-        *(Text(f"next: {line}", style="cyan") for line in next_steps(findings)[:2]),
+        *_cut(findings, n_leaves, n_rows),
+        *bottom,
+    )
+
+
+def _next(step: str) -> Sentence:
+    is_command = step.startswith("tdxtrace ")
+    return Sentence("next:", then=step) if is_command else Sentence(f"next: {step}")
+
+
+def _height(parts: Sequence[Sentence | Text]) -> int:
+    """Lines that these take on a terminal of 80 columns."""
+    sentences = (Sentence(part.plain) if isinstance(part, Text) else part for part in parts)
+    return sum(len(list(part.lines(80))) for part in sentences)
+
+
+def _rows(findings: Findings, limit: int | None, lines: int | None) -> tuple[int, int]:
+    """Return the number of leaves, and of episodes and worst chains each, that are shown."""
+    n_leaves = findings.leaf_stats.height
+    if limit is not None:
+        everything = max(n_leaves, findings.retry_chains.height, findings.zero_steps.height)
+        return (limit or everything, limit or everything)
+    if lines is None:
+        return n_leaves, _N_WORST
+    # An empty line, a title each, the line about what is cut, the prompt.
+    available = max(lines - 6, 5)
+    shown = min(n_leaves, max(3, available * 5 // 9))
+    return shown, max(1, (available - shown) // 2)
+
+
+def _cut(findings: Findings, n_leaves: int, n_rows: int) -> list[RenderableType]:
+    """Say how many rows are left out, and how to see them."""
+    n_worst = int((findings.retry_chains["n_busy"] > 0).sum())
+    parts = [
+        plural(n - shown, noun, many)
+        for n, shown, noun, many in (
+            (findings.leaf_stats.height, n_leaves, "leaf", "leaves"),
+            (findings.zero_steps.height, n_rows, "episode", None),
+            (n_worst, n_rows, "retried chain", None),
+        )
+        if n > shown
     ]
-    return Group(*parts)
+    return [Text(f"more: {', '.join(parts)} (-n 0: all)", style="dim")] if parts else []
 
 
-def _source(source: Source) -> Text:
+def _problems(findings: Findings, lines: int | None) -> list[Sentence]:
+    """The verdict: how many problems, and what each is; or that nobody looked for them."""
+    path = _path(findings)
+    n_calls = total(findings.leaf_stats, "n_seamcalls")
+    if n_calls > MOST_JUDGED:
+        return [
+            Sentence(
+                f"problems: not looked for in {plural(n_calls, 'SEAMCALL')}:",
+                style="bold yellow",
+                then=f"tdxtrace verdicts {path}",
+            )
+        ]
+    judged = plural(total(findings.leaf_stats, "n_requests"), "request")
+    if not n_calls and findings.kernel_messages.height:
+        judged = plural(findings.kernel_messages.height, "kernel message")
+    elif not n_calls:
+        judged = "KVM's own events"
+    made = problem_lines(kinds_of(findings.verdicts), findings.provenance.sources, judged, path)
+    if lines is not None and len(made) > _N_PROBLEMS + 1:
+        more = plural(len(made) - _N_PROBLEMS - 1, "more problem")
+        made = [
+            *made[: _N_PROBLEMS + 1],
+            Sentence(f"{more}:", indent=2, then=f"tdxtrace verdicts {path}"),
+        ]
+    return made
+
+
+def _inputs(findings: Findings) -> list[Text]:
+    sources = findings.provenance.sources
+    numbered = [f"{n} " if len(sources) > 1 else "" for n in range(len(sources))]
+    return [*map(_source, sources, numbered), _totals(findings)]
+
+
+def _path(findings: Findings) -> str:
+    """The traces as in a command."""
+    sources = findings.provenance.sources
+    has_traces = not all(source.is_log for source in sources)
+    words = (
+        ("--dmesg " if source.is_log and has_traces else "") + shlex.quote(source.path)
+        for source in sources
+    )
+    return one_line(" ".join(words), 400)
+
+
+def _source(source: Source, number: str) -> Text:
     packed = "" if source.compression == "none" else f" ({source.compression})"
     span = None
     if source.first_ns is not None and source.last_ns is not None:
         span = source.last_ns - source.first_ns
+    clock = "unknown" if source.clock == "unnamed" else source.clock
     facts = [
         f"{source.format}{packed}",
         plural(source.n_lines, source.unit),
         duration(span),
-        f"{source.clock} clock, {short_duration(source.clock_resolution_ns)} resolution",
+        f"clock: {clock}, {duration(source.clock_resolution_ns)} resolution",
         *([f"Linux {one_line(source.kernel, 20)}"] if source.kernel else []),
     ]
-    line = Text(one_line(source.path.rpartition("/")[2], 40), style="bold")
+    line = Text(number + one_line(source.path.rpartition("/")[2], 40), style="bold")
     return line.append(": " + ", ".join(facts), style="not bold")
 
 
@@ -94,9 +199,13 @@ def _totals(findings: Findings) -> Text:
         plural(total(findings.vm_stats, "zero_steps"), "zero-step episode"),
     ]
     if findings.options:
-        chosen = ", ".join(f"{name} {value}" for name, value in findings.options.items())
-        parts.append(f"only {one_line(chosen, 60)}")
+        chosen = ", ".join(f"{name} {_option(value)}" for name, value in findings.options.items())
+        parts.append(f"only {one_line(chosen, 200)}")
     return Text(", ".join(parts))
+
+
+def _option(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _lost(findings: Findings) -> Text:
@@ -130,23 +239,52 @@ def _leaves(findings: Findings, n: int) -> RenderableType:
         return Text("no SEAMCALL was captured: the kernel log has no calls that succeeded")
     if stats.is_empty():
         return Text("no SEAMCALL was captured: only KVM's own events", style="yellow")
+    outcomes = [(name, short) for name, short in _OUTCOMES if total(stats, name)]
+    titles = ["TDH.", "requests", "retried", "%", "p50/p99/max", "time p99/max"]
+    titles += [short for _, short in outcomes]
     rows = stats.head(n).with_columns(name=leaf_name(pl.col("leaf")))
     cells = [
-        (
+        [
             _leaf(row),
             count(row["n_requests"]),
             count(row["retried_seamcalls"]),
             share(row["retried_seamcalls"], row["n_requests"]).replace(" ", ""),
             "/".join(count(row[f"{q}_attempts"]) for q in ("p50", "p99", "max")),
             f"{short_duration(row['p99_ns'])}/{short_duration(row['max_ns'])}",
-            _outcomes(row),
-        )
+            *(count(row[name]) for name, _ in outcomes),
+        ]
         for row in rows.iter_rows(named=True)
     ]
-    titles = ("TDH.", "requests", "retried", "", "p50/p99/max", "time p99/max", "outcome")
-    table = grid(titles, cells, right=(1, 2, 3, 4, 5))
-    if stats.height > n:
-        return Group(table, Text(f"… and {stats.height - n} more: --json, --output DIR"))
+    return _table(findings, rows, titles, cells, titles[1:], _LEAF_RANKS)
+
+
+def _table(
+    findings: Findings,
+    rows: pl.DataFrame,
+    titles: Sequence[str],
+    cells: Iterable[Sequence[str]],
+    right: Sequence[str],
+    ranks: Sequence[str],
+) -> Columns:
+    """Return a table, with the number of the input before each row where there are several.
+
+    Args:
+        findings: The findings.
+        rows: What the rows show.
+        titles: Titles of the columns.
+        cells: Cells of each row.
+        right: Titles of the columns aligned to the right.
+        ranks: Titles by importance.
+    """
+    several = len(findings.provenance.sources) > 1
+    named = ["source", *titles] if several else list(titles)
+    table = Columns(
+        named,
+        right=[place for place, title in enumerate(named) if title in right],
+        ranks=[ranks.index(title) for title in named],
+    )
+    for row, source in zip(cells, rows["source"], strict=True):
+        table.add_row(*([str(source)] if several else []), *(one_line(cell) for cell in row))
     return table
 
 
@@ -155,29 +293,27 @@ def _leaf(row: dict[str, Any]) -> str:
     return str(row["name"] or f"leaf {row['leaf']}").removeprefix("TDH.")
 
 
-def _outcomes(row: dict[str, Any]) -> str:
-    return " ".join(f"{count(row[name])} {short}" for name, short in _OUTCOMES if row[name])
-
-
 def _zero_steps(findings: Findings, n: int) -> RenderableType:
     steps = findings.zero_steps
     if steps.is_empty():
         has_vcpus = findings.vcpu_stats.height > 0
         result = "none found" if has_vcpus else "unknown: no vCPU entry was captured"
         return Text(f"zero-step: {result}")
+    shown = steps.sort("n_refused", descending=True).head(n)
     cells = [
         (
             _who(findings, row["source"], row["tid"]),
-            seconds(row["start_ns"])[:-3],
+            seconds(row["start_ns"]),
             count(row["n_refused"]),
             short_duration(row["end_ns"] - row["start_ns"]),
             f"{row['form']} ({row['strength']})",
             row["ended"],
         )
-        for row in steps.sort("n_refused", descending=True).head(n).iter_rows(named=True)
+        for row in shown.iter_rows(named=True)
     ]
     titles = ("zero-step vCPU", "from, s", "refused", "for", "form", "ended")
-    return grid(titles, cells, right=(1, 2, 3))
+    ranks = ("source", "zero-step vCPU", "refused", "for", "ended", "form", "from, s")
+    return _table(findings, shown, titles, cells, ("from, s", "refused", "for"), ranks)
 
 
 def _worst(findings: Findings, n: int) -> RenderableType:
@@ -197,9 +333,10 @@ def _worst(findings: Findings, n: int) -> RenderableType:
         )
         for row in named.iter_rows(named=True)
     ]
-    units = sorted({source.unit for source in findings.provenance.sources})
-    titles = ("worst chains", "gpa", "thread", "attempts", "time", "/".join(units), "outcome")
-    return grid(titles, cells, right=(3, 4, 5))
+    unit = "/".join(sorted({source.unit for source in findings.provenance.sources}))
+    titles = ("worst chains", "gpa", "thread", "attempts", "time", unit, "outcome")
+    ranks = ("source", "worst chains", "attempts", unit, "outcome", "gpa", "time", "thread")
+    return _table(findings, rows, titles, cells, ("attempts", "time", unit), ranks)
 
 
 def worst_chains(retry_chains: pl.DataFrame, n: int) -> pl.DataFrame:
@@ -222,21 +359,6 @@ def chain_end(row: dict[str, Any]) -> str:
     return end if row["identity"] == "request" else f"{end} (by {row['identity']})"
 
 
-def grid(titles: Sequence[str], cells: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
-    """Return a table without borders; cells are plain text, not rich markup."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for place, title in enumerate(titles):
-        table.add_column(
-            Text(title),
-            justify="right" if place in right else "left",
-            no_wrap=place < len(titles) - 1,
-            overflow="fold",
-        )
-    for row in cells:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
-    return table
-
-
 def _who(findings: Findings, source: int, tid: int | None) -> str:
     if tid is None:
         return "-"
@@ -246,7 +368,7 @@ def _who(findings: Findings, source: int, tid: int | None) -> str:
 
 def next_steps(findings: Findings) -> list[str]:
     """Return suggested next commands or capture options, the most useful first."""
-    path = one_line(shlex.quote(findings.provenance.sources[0].path), 60)
+    path = _path(findings)
     return [*_about_the_capture(findings), *_about_the_findings(findings, path)]
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import polars as pl
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from tdxtrace.report.columns import Columns
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
 from tdxtrace.tables.text import one_line
@@ -240,12 +240,10 @@ def policies_text(policies: pl.DataFrame) -> RenderableType:
     return Group(table, *_unknown(named))
 
 
-def _table(titles: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+def _table(titles: tuple[str, ...]) -> Columns:
     words = {"TDH.", "policy", "busy by", "basis", "then", "stops at"}
-    for title in titles:
-        table.add_column(Text(title), justify="left" if title in words else "right", no_wrap=True)
-    return table
+    right = [place for place, title in enumerate(titles) if title not in words]
+    return Columns(titles, right=right)
 
 
 def _short(leaf: pl.Expr) -> pl.Expr:

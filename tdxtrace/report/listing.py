@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import polars as pl
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from tdxtrace.report.columns import Columns
 from tdxtrace.report.units import count, plural, seconds, short_duration, word
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.exit_reasons import exit_reason_name
@@ -22,68 +22,72 @@ _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
     "error_code|requests|port|value|holder_td_id|holder_vp_id|rcx|rdx|r8|rax".split("|")
 )
-_POINTS: Final = ("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns")
-# Columns by priority, for terminals too narrow for all; the others follow in the table's order.
+# Times on the trace's clock; all other columns in ns are durations.
+_POINTS: Final = (
+    *("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns", "fault_ns", "left_ns"),
+)
+# Columns by importance, for terminals too narrow for all; the others follow in the table's order.
 _FIRST: Final = (
-    *("policy", "kind", "event", "leaf", "resource", "cause"),
-    *("holder_leaf", "holder_tid", "lacks", "rule", "share_ppm"),
-    *("gpa", "tid", "seq", "first_seq", "start_ns", "ts_ns", "took_ns"),
+    *("policy", "kind", "event", "verdict", "ts_ns", "message", "leaf", "resource", "cause"),
+    *("seq", "first_seq", "text", "outcome", "n_attempts", "holder_leaf", "holder_tid", "lacks"),
+    *("rule", "share_ppm", "gpa", "tid", "took_ns", "start_ns"),
     *("within", "done_ratio", "done_low", "done_high", "n_exceeding", "exceeding_low"),
     *("exceeding_high", "calls", "then", "n_vms_killed", "n_warnings", "waited_ns"),
-    *("n_attempts", "n_refused", "outcome", "form", "strength", "status", "exit_reason"),
-    *("n_events", "n_lines", "detail", "advice", "final_status", "ended", "cpu"),
+    *("n_refused", "form", "strength", "status", "exit_reason"),
+    *("n_events", "n_lines", "detail", "advice", "sentence", "final_status", "ended", "cpu"),
 )
-# Of messages: what was said, when, and what kind it is; the rest is what was understood of it.
-_FIRST_OF_MESSAGES: Final = ("text", "ts_ns", "message", *_FIRST)
-_LEAST_TEXT: Final = 30
-_LEFT_OUT: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu", "begin_lost"})
-_BLANK: Final = 1
+_LAST: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu", "begin_lost", "rank"})
+_ELSEWHERE: Final = "--format csv, a wider terminal, or a pipe"
+# What a cell holds at most, as a cell of csv does.
+_MAX_CELL: Final = 32_767
 
 
 def listing(
-    rows: pl.DataFrame, limit: int = 0, width: int = 80, clocks: Mapping[int, str] | None = None
+    rows: pl.DataFrame, limit: int = 0, clocks: Mapping[int, str] | None = None
 ) -> RenderableType:
-    """Return the first rows of a table, formatted for a terminal.
+    """Return the first rows of a table as text, in columns that are left out where none fits.
 
-    Columns that are null in all rows, ``source`` if there is one input, and columns that do
-    not fit are left out; ``leaf``, ``status`` and ``exit_reason`` are shown by name.
+    Columns that are null in all rows are left out, and ``source`` if there is one input; ``leaf``,
+    ``status`` and ``exit_reason`` are shown by name.
 
     Args:
         rows: Any table of the catalog.
         limit: Maximum number of rows; 0 for all.
-        width: Columns of the terminal.
         clocks: Name of the clock by source, as provenance has it: times of a wall clock are
             shown as dates, those of other clocks as seconds.
     """
     if rows.is_empty():
         return Text("no rows")
     shown = _named(rows.head(limit) if limit else rows)
-    cells = {
-        name: _cells(name, shown, clocks or {})
+    names = [
+        name
         for name in shown.columns
-        if name not in _LEFT_OUT
-        and shown[name].null_count() < shown.height
+        if shown[name].null_count() < shown.height
         and not (name == "source" and (shown["source"] == 0).all())
-    }
-    if "text" in cells:
-        beside = [
-            max(map(len, cells[name])) + _BLANK for name in ("ts_ns", "message") if name in cells
-        ]
-        room = max(_LEAST_TEXT, width - sum(beside))
-        cells["text"] = [one_line(text, room) for text in shown["text"]]
-    columns, left_out = _fitting_columns(cells, width)
-    table = Table(box=None, pad_edge=False, padding=(0, _BLANK, 0, 0), header_style="bold")
-    for name in columns:
-        right = shown[name].dtype.is_numeric() and name not in _HEX
-        table.add_column(Text(_title(name)), justify="right" if right else "left", overflow="fold")
-    for row in zip(*(cells[name] for name in columns), strict=True):
-        table.add_row(*map(Text, row))
-    notes = []
+    ]
+    table = Columns(
+        [_title(name) for name in names],
+        right=[
+            place
+            for place, name in enumerate(names)
+            if shown[name].dtype.is_numeric() and name not in _HEX
+        ],
+        ranks=list(map(_rank, names)),
+        texts=[place for place, name in enumerate(names) if shown[name].dtype == pl.String],
+        elsewhere=_ELSEWHERE,
+    )
+    cells = [_cells(name, shown, clocks or {}) for name in names]
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
     if limit and rows.height > limit:
-        notes.append(f"{plural(rows.height - limit, 'more row')} (--limit 0)")
-    if left_out:
-        notes.append(f"{plural(left_out, 'more column')} (--format csv, or a wider terminal)")
-    return Group(table, *([Text("… " + ", ".join(notes), style="dim")] if notes else []))
+        more = f"{plural(rows.height - limit, 'more row')} (-n 0: all)"
+        return Group(table, Text(more, style="dim"))
+    return table
+
+
+def _rank(name: str) -> int:
+    """The importance of a column, the smallest number the most important."""
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (name in _LAST)
 
 
 def _cells(name: str, rows: pl.DataFrame, clocks: Mapping[int, str]) -> list[str]:
@@ -103,22 +107,6 @@ def _date(ts_ns: int | None, clock: str) -> str | None:
     day = at.strftime("%m-%d" if clock == "wall, no year" else "%Y-%m-%d")
     zone = "Z" if clock == "wall" else ""
     return f"{day} {at:%H:%M:%S}" + (f".{micros:06}" if micros else "") + zone
-
-
-def _fitting_columns(cells: dict[str, list[str]], width: int) -> tuple[list[str], int]:
-    """Return the columns that fit, by priority, in table order; and the number left out."""
-    first = _FIRST_OF_MESSAGES if "text" in cells else _FIRST
-    ranked = sorted(cells, key=lambda name: first.index(name) if name in first else len(first))
-    chosen: list[str] = []
-    used = 0
-    for name in ranked:
-        needs = max(len(_title(name)), *map(len, cells[name])) + _BLANK
-        if chosen and used + needs > width + _BLANK:
-            continue
-        chosen.append(name)
-        used += needs
-    shown = sorted((name for name in cells if name in chosen), key=lambda name: name != "text")
-    return shown, len(cells) - len(chosen)
 
 
 def _named(rows: pl.DataFrame) -> pl.DataFrame:
@@ -159,4 +147,4 @@ def _cell(name: str, value: Any) -> str:  # noqa: ANN401 - whatever a table hold
     if isinstance(value, float):
         return f"{value:.4g}"
     counts = isinstance(value, int) and name.startswith("n_")
-    return count(value) if counts else one_line(str(value), 60)
+    return count(value) if counts else one_line(str(value), _MAX_CELL)

@@ -1,58 +1,189 @@
-"""Verdicts as text for a terminal: sentence, evidence and rule of each."""
+"""Verdicts as text for a terminal: the problems first, groups with one explanation together."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
-from tdxtrace.report.units import count, word
+from tdxtrace.report.columns import Sentence
+from tdxtrace.report.names import leaf_label
+from tdxtrace.report.units import count, plural, word
 from tdxtrace.tables.text import one_line
-from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tables.trace import Source
 
-_STYLE: Final = {
+STYLE: Final = {
     "BUG": "bold red",
     "HOSTILE": "bold magenta",
     "UNDECIDED": "bold yellow",
     "EXPECTED": "bold green",
 }
+"""Styles of verdicts, in the order of their importance."""
+PROBLEMS: Final = ("BUG", "HOSTILE")
+"""Verdicts that somebody has to answer for."""
+_WHOSE: Final = {"BUG": "host kernel", "HOSTILE": "host"}
 _NONE: Final = "no verdict: nothing was busy, refused, abandoned, repeated or printed"
+_NOUNS: Final = {
+    "busy": "busy answer",
+    "broken_rule": "call",
+    "zero_step": "zero-step episode",
+    "abandoned": "abandoned request",
+    "loop": "loop",
+    "message": "kernel message",
+}
+# The command that shows the rows of a table of evidence; {} stands for the trace.
+_COMMANDS: Final = {
+    "zero_steps": "zero-step-causes {}",
+    "abandoned_requests": "abandoned-requests {}",
+    "progress_loops": "progress-loops {}",
+    "kernel_messages": "events {} --table kernel_messages",
+}
 _MAX_LINE: Final = 600
 
 
-def verdict_text(verdicts: pl.DataFrame, limit: int) -> RenderableType:
-    """Return the output of ``tdxtrace verdicts``.
+@dataclass(frozen=True, slots=True)
+class VerdictKind:
+    """Groups of findings that one rule decided in the same way."""
+
+    verdict: str
+    rule: str
+    groups: Sequence[dict[str, Any]]
+    """Rows of the ``verdicts`` table, the largest group first."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of findings."""
+        return sum(int(group["n_rows"]) for group in self.groups)
+
+    def what(self) -> str:
+        """What was found, and of which leaves: ``80 busy answers of MEM.PAGE.AUG, MEM.TRACK``."""
+        subjects = {group["subject"] for group in self.groups}
+        noun = _NOUNS[subjects.pop()] if len(subjects) == 1 else "finding"
+        leaves = dict.fromkeys(
+            leaf_label(group["leaf"]) for group in self.groups if group["leaf"] is not None
+        )
+        of = f" of {', '.join(leaves)}" if leaves else ""
+        return plural(self.n_rows, noun) + of
+
+    def command(self, sources: Sequence[Source]) -> str:
+        """The command that shows the evidence of the largest group."""
+        first = self.groups[0]
+        path = one_line(shlex.quote(sources[first["source"]].path), _MAX_LINE)
+        shown = _COMMANDS.get(first["evidence_table"])
+        if shown is not None:
+            return "tdxtrace " + shown.replace("{}", path)
+        if not first["evidence"]:
+            return f"tdxtrace verdicts {path}"
+        return f"tdxtrace explain {path} --seq {first['evidence'].split(' ')[0]}"
+
+
+def kinds_of(verdicts: pl.DataFrame) -> list[VerdictKind]:
+    """Fold the groups of the ``verdicts`` table that have the verdict and its rule in common.
+
+    Returns:
+        BUG first, then HOSTILE, UNDECIDED, EXPECTED; within each that of most findings first.
+    """
+    folded = [
+        VerdictKind(
+            str(verdict),
+            str(rule),
+            rows.sort("n_rows", descending=True, maintain_order=True).rows(named=True),
+        )
+        for (verdict, rule), rows in verdicts.group_by("verdict", "rule", maintain_order=True)
+    ]
+    order = list(STYLE)
+    return sorted(folded, key=lambda kind: (order.index(kind.verdict), -kind.n_rows))
+
+
+def tally(kinds: Sequence[VerdictKind]) -> str:
+    """Return how many kinds have each verdict: ``1 BUG, 2 EXPECTED``."""
+    numbers = {verdict: sum(kind.verdict == verdict for kind in kinds) for verdict in STYLE}
+    return ", ".join(f"{count(n)} {verdict}" for verdict, n in numbers.items() if n)
+
+
+def problem_lines(
+    kinds: Sequence[VerdictKind], sources: Sequence[Source], judged: str, path: str
+) -> list[Sentence]:
+    """Return how many problems there are, and each in a line with the command to look closer.
+
+    Args:
+        kinds: What :func:`kinds_of` returned.
+        sources: The inputs.
+        judged: What was judged, e.g. ``503 requests``.
+        path: The trace, as in a command.
+    """
+    found = [kind for kind in kinds if kind.verdict in PROBLEMS]
+    undecided = sum(kind.verdict == "UNDECIDED" for kind in kinds)
+    rest = f"; {plural(undecided, 'kind')} of findings undecided" if undecided else ""
+    if not found:
+        title = f"no problems found in {judged}{rest}"
+        if not undecided:
+            return [Sentence(title, style="bold green")]
+        then = f"tdxtrace verdicts {path}"
+        return [Sentence(f"{title}:", style="bold green", then=then)]
+    title = f"{plural(len(found), 'problem')}: {tally(found)}{rest}"
+    return [
+        Sentence(title, style=STYLE[found[0].verdict]),
+        *(
+            Sentence(
+                f"{kind.verdict} ({_WHOSE[kind.verdict]}) {kind.rule}: {kind.what()}:",
+                indent=2,
+                then=kind.command(sources),
+            )
+            for kind in found
+        ),
+    ]
+
+
+def verdict_text(verdicts: pl.DataFrame, limit: int, sources: Sequence[Source]) -> RenderableType:
+    """Return the output of ``tdxtrace verdicts``: how many of each, then each, the worst first.
 
     Args:
         verdicts: The ``verdicts`` table.
-        limit: Maximum number of verdicts; 0: all.
+        limit: Maximum number of kinds of verdicts; 0: all.
+        sources: The inputs.
     """
-    if verdicts.is_empty():
+    kinds = kinds_of(verdicts)
+    if not kinds:
         return Text(_NONE, style="green")
-    shown = verdicts.head(limit) if limit else verdicts
-    named = shown.with_columns(name=leaf_name(pl.col("leaf")))
-    parts = [part for row in named.iter_rows(named=True) for part in _one(row)]
-    counts = verdicts.group_by("verdict", maintain_order=True).len().rows()
-    total = ", ".join(f"{count(n)} {verdict}" for verdict, n in counts)
-    more = verdicts.height - shown.height
-    rest = f"; {count(more)} more (--limit 0)" if more else ""
-    return Group(*parts, Text(f"{total}{rest}"))
+    shown = kinds[:limit] if limit else kinds
+    title = tally(kinds)
+    if len(kinds) < verdicts.height:
+        title += f", of {plural(verdicts.height, 'group')} of findings"
+    more = len(kinds) - len(shown)
+    return Group(
+        Sentence(title, style=STYLE[kinds[0].verdict]),
+        *(part for kind in shown for part in _one(kind, sources)),
+        *([Text(f"{plural(more, 'more kind')} of verdicts (-n 0: all)")] if more else []),
+    )
 
 
-def _one(row: dict[str, Any]) -> list[RenderableType]:
-    title = Text(row["verdict"], style=_STYLE[row["verdict"]])
-    where = [row["subject"].replace("_", " "), row["name"]]
-    where += [f"TD {word(row['td_id'])}"] if row["td_id"] is not None else []
-    title.append("  " + ", ".join(filter(None, where)), style="not bold default")
-    seqs = f"{row['evidence_table']} seq {row['evidence']}"
-    lines = [
-        row["sentence"],
-        f"evidence: {seqs}{' …' if row['n_rows'] > len(row['evidence'].split()) else ''}",
-        f"rule {row['rule']}: {row['rule_source']}",
+def _one(kind: VerdictKind, sources: Sequence[Source]) -> list[Sentence]:
+    tds = dict.fromkeys(
+        f"TD {word(group['td_id'])}" for group in kind.groups if group["td_id"] is not None
+    )
+    title = ", ".join([f"{kind.verdict} {kind.rule}: {kind.what()}", *tds])
+    lines = []
+    told = ""
+    for group in kind.groups:
+        what, _, why = group["sentence"].partition(": ")
+        said = what if why and why == told else group["sentence"].removesuffix(".")
+        told = why
+        more = " ..." if group["n_rows"] > len(group["evidence"].split()) else ""
+        lines.append(f"{said} ({group['evidence_table']} seq {group['evidence']}{more})")
+    lines.append(f"rule {kind.rule}: {kind.groups[0]['rule_source']}")
+    lines += [
+        f"to decide it: {text}"
+        for text in dict.fromkeys(group["decided_by"] for group in kind.groups)
+        if text is not None
     ]
-    if row["decided_by"] is not None:
-        lines.append(f"to decide it: {row['decided_by']}")
-    return [title, *(Padding(Text(one_line(line, _MAX_LINE)), (0, 0, 0, 4)) for line in lines)]
+    lines.append(f"look closer: {kind.command(sources)}")
+    return [
+        Sentence(title, style=STYLE[kind.verdict]),
+        *(Sentence(one_line(line, _MAX_LINE), indent=4) for line in lines),
+    ]

@@ -49,7 +49,7 @@ def test_every_command_has_help_with_an_example_that_starts_so(command: str) -> 
     "option",
     [
         *("--format", "--output", "--force", "--vm", "--leaf", "--since", "--until"),
-        *("--input-format", "--map", "--level-base", "--quiet", "--no-color", "--limit"),
+        *("--input-format", "--map", "--level-base", "--quiet", "--color", "--limit"),
     ],
 )
 def test_every_command_that_prints_a_table_takes_the_same_options(

@@ -44,23 +44,33 @@ class _Pipe(io.TextIOWrapper):
         super().__init__(self.bytes, "utf-8", write_through=True)
 
 
-def tdxtrace(*words: str | Path, stdin: bytes = b"", columns: int = 80, height: int = 24) -> Done:
+class _Terminal(_Pipe):
+    """A standard stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def tdxtrace(
+    *words: str | Path, stdin: bytes = b"", columns: int | None = None, height: int = 24
+) -> Done:
     """Run ``tdxtrace`` with these arguments.
 
     Args:
         words: The arguments.
         stdin: Contents of standard input.
-        columns: Width of the terminal (COLUMNS).
+        columns: Width of the terminal (COLUMNS), which shows no colours; None: a pipe.
         height: Height of the terminal (LINES).
     """
-    out, err = _Pipe(), _Pipe()
+    out, err = _Pipe() if columns is None else _Terminal(), _Pipe()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tdxtrace", *map(str, words)])
         for name, stream in (("stdout", out), ("stderr", err), ("stdin", _Pipe(stdin))):
             patch.setattr(sys, name, stream)
-        patch.setenv("COLUMNS", str(columns))
+        patch.setenv("COLUMNS", str(columns or 80))
         patch.setenv("LINES", str(height))
-        for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        patch.setenv("NO_COLOR", "1")
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)
         with pytest.raises(SystemExit) as left:
             main()
@@ -69,7 +79,9 @@ def tdxtrace(*words: str | Path, stdin: bytes = b"", columns: int = 80, height: 
     return Done(status, out.bytes.getvalue(), err.bytes.getvalue().decode())
 
 
-def answered(*words: str | Path, stdin: bytes = b"", columns: int = 80, height: int = 24) -> Done:
+def answered(
+    *words: str | Path, stdin: bytes = b"", columns: int | None = None, height: int = 24
+) -> Done:
     """Run it; assert status 0 and an empty standard error."""
     done = tdxtrace(*words, stdin=stdin, columns=columns, height=height)
     assert (done.status, done.stderr) == (0, "")

@@ -1,0 +1,178 @@
+"""Tables of text in as many columns as a terminal holds; the one place that decides widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+_BOLD: Final = Style(bold=True)
+_COMMAND: Final = Style(color="cyan")
+_GAP: Final = 1
+# A column of sentences may be folded where it has at least so much room.  A choice.
+_LEAST_TEXT: Final = 30
+
+
+class Columns:
+    """Rows of text in columns, none of which is ever cut.
+
+    Where not all columns fit, the less important ones are left out, and named in a line below.  One
+    column of sentences is folded instead: it then stands last.
+
+    Args:
+        titles: Title of each column.
+        right: Places of the columns that are aligned to the right.
+        ranks: For each column its importance, the smallest number the most important; without it
+            columns are important from the left to the right.
+        texts: Places of the columns of sentences, which may be folded.
+        elsewhere: Where the columns that are left out can be seen.
+    """
+
+    def __init__(
+        self,
+        titles: Sequence[str],
+        *,
+        right: Sequence[int] = (),
+        ranks: Sequence[int] | None = None,
+        texts: Sequence[int] = (),
+        elsewhere: str = "a wider terminal, or a pipe",
+    ) -> None:
+        self._titles = list(titles)
+        self._right = frozenset(right)
+        self._ranks = list(range(len(titles))) if ranks is None else list(ranks)
+        self._texts = frozenset(texts)
+        self._elsewhere = elsewhere
+        self._rows: list[list[str]] = []
+
+    def add_row(self, *cells: str | Text) -> None:
+        """Append a row: one cell for each title."""
+        self._rows.append([str(cell) for cell in cells])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the title, the rows, and the names of the columns that are left out."""
+        width = options.max_width
+        widths = [self._width(place) for place in range(len(self._titles))]
+        places, folded = _fitting(widths, self._ranks, self._texts, width)
+        room = width - sum(widths[place] + _GAP for place in places if place != folded)
+        # Segments, not Text: a pipe may get a million rows.
+        for n, row in enumerate([self._titles, *self._rows]):
+            for line in self._lines(row, places, widths, folded, room):
+                yield Segment(line, _BOLD if n == 0 else None)
+                yield Segment.line()
+        left_out = [title for place, title in enumerate(self._titles) if place not in places]
+        if left_out:
+            named = ", ".join(title.removesuffix(", s") for title in left_out)
+            yield Text(f"not shown: {named} ({self._elsewhere})", style="dim")
+
+    def _width(self, place: int) -> int:
+        return max(cell_len(row[place]) for row in [self._titles, *self._rows])
+
+    def _lines(
+        self,
+        row: Sequence[str],
+        places: Sequence[int],
+        widths: Sequence[int],
+        folded: int | None,
+        room: int,
+    ) -> Iterator[str]:
+        """The lines of a row: one, or as many as its folded cell has."""
+        cells = [
+            _padded(row[place], widths[place], place in self._right)
+            for place in places
+            if place != folded
+        ]
+        first = " ".join(cells)
+        if folded is None:
+            yield first.rstrip()
+            return
+        indent = " " * (cell_len(first) + _GAP) if cells else ""
+        for n, part in enumerate(_folded(row[folded], room)):
+            yield ((first + " " if cells else "") if n == 0 else indent) + part
+
+
+def _fitting(
+    widths: Sequence[int], ranks: Sequence[int], texts: frozenset[int], width: int
+) -> tuple[list[int], int | None]:
+    """Return the places of the columns that fit, in order, and of the one that is folded."""
+    chosen: list[int] = []
+    folded = None
+    used = 0
+    for place in sorted(range(len(widths)), key=lambda place: (ranks[place], place)):
+        if chosen and used + widths[place] > width:
+            if place not in texts or width - used < _LEAST_TEXT:
+                continue
+            folded = place
+        elif not chosen and widths[place] > width and place in texts:
+            folded = place
+        chosen.append(place)
+        if folded is not None:
+            break
+        used += widths[place] + _GAP
+    rest = sorted(place for place in chosen if place != folded)
+    return [*rest, *([] if folded is None else [folded])], folded
+
+
+def _padded(cell: str, width: int, is_right: bool) -> str:
+    blanks = " " * (width - cell_len(cell))
+    return blanks + cell if is_right else cell + blanks
+
+
+def _folded(text: str, width: int) -> Iterator[str]:
+    """Break a sentence between words into lines of this width; a longer word into pieces."""
+    line = ""
+    for word in text.split(" "):
+        if line and cell_len(line) + 1 + cell_len(word) > width:
+            yield line
+            line = ""
+        line = f"{line} {word}" if line else word
+        while cell_len(line) > width:
+            piece = line[:width]
+            while cell_len(piece) > width:
+                piece = piece[:-1]
+            yield piece
+            line = line[len(piece) :]
+    yield line
+
+
+class Sentence:
+    """A line of text that is folded between words where it is too wide, and never cut.
+
+    Args:
+        text: The sentence.
+        indent: Blanks before each of its lines.
+        style: Style of rich.
+        then: What stands behind it if there is room, else in a line of its own: a command, which is
+            not folded, as it is to be copied.
+    """
+
+    def __init__(self, text: str, indent: int = 0, style: str = "", then: str = "") -> None:
+        self._text = text
+        self._indent = indent
+        self._style = style
+        self._then = then
+
+    def lines(self, width: int) -> Iterator[tuple[str, str]]:
+        """Return its lines: of each the text, and the command behind it."""
+        blanks = " " * self._indent
+        room = max(width - self._indent, 1)
+        *before, last = _folded(self._text, room)
+        yield from ((blanks + line, "") for line in before)
+        if not self._then or cell_len(last) + 1 + cell_len(self._then) <= room:
+            yield blanks + last, f" {self._then}" if self._then else ""
+        else:
+            yield blanks + last, ""
+            yield blanks, f"  {self._then}"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield its lines."""
+        style = console.get_style(self._style) if self._style else None
+        for text, command in self.lines(options.max_width):
+            yield Segment(text, style)
+            if command:
+                yield Segment(command, _COMMAND)
+            yield Segment.line()
