@@ -35,6 +35,9 @@ def test_help_names_every_command_and_fits(words: tuple[str, ...]) -> None:
     assert all(f"  {name}" in done.text for name in COMMANDS)
     assert max(map(len, done.lines)) <= 80
     assert "tdxtrace analyze log TRACE" in done.text
+    assert "Exit status: 0 done, 1 bad input" in done.text
+    # A sentence is whole.
+    assert all(line.endswith((".", "?")) for line in done.lines if line.startswith("  re"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,6 +60,20 @@ def test_every_command_that_prints_a_table_takes_the_same_options(
 ) -> None:
     own = answered(command, "--help").text
     assert option in own or (READING_HELP in own and option in answered(READING_HELP).text)
+
+
+@pytest.mark.parametrize(("name", "own"), [("stat", "analyze"), ("script", "events")])
+def test_names_of_perf_work(name: str, own: str, chains: Path) -> None:
+    assert answered(name, "-i", chains) == answered(own, chains)
+
+
+def test_a_file_named_log_is_a_trace(chains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(chains.parent)
+    one = answered("analyze", "log", chains.name).text
+    (chains.parent / "log").write_bytes(chains.read_bytes())
+    assert "\n0 log: ftrace" in answered("analyze", "log", chains.name).text
+    (chains.parent / "log").unlink()
+    assert answered("analyze", "log", chains.name).text == one
 
 
 def test_without_words_it_shows_help() -> None:
@@ -125,7 +142,7 @@ SLOW = ("polars", "pyarrow", "numpy", "zstandard", "rich.table", "rich.console",
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("analyze", "--help")])
 def test_help_and_version_load_nothing_slow(words: tuple[str, ...]) -> None:
-    assert loaded(*words).isdisjoint(SLOW)
+    assert loaded(*words).isdisjoint({*SLOW, "tdxtrace.cli.simulate"} if len(words) > 1 else SLOW)
 
 
 def test_reading_loads_no_pyarrow_and_no_decompressor_that_is_not_needed() -> None:
