@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,10 +11,10 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.errors import QueryError
+from tdxtrace.tables.times import parse_moment
 from tdxtrace.tables.trace import Trace, collected, starts_ns
 from tdxtrace.tdx import leaves
 
-_SECONDS: Final = re.compile(r"^(?P<sign>[+]?)(?P<whole>\d+)(?:\.(?P<part>\d{1,9}))?s?$")
 _BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
 _ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 # Event tables with the column td_id, and with tgid; a vCPU enters and faults for its VM.
@@ -32,7 +31,7 @@ class Selection:
     leaves: tuple[str, ...] = ()
     """Leaf names or numbers."""
     since: str | None = None
-    """Seconds on the trace's clock, or ``+SECONDS`` from its start."""
+    """A time on the trace's clock (``4189.25``), or ``+`` and one from its start (``+10ms``)."""
     until: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,28 +130,8 @@ class Selection:
             QueryError: If a time is not understood.
         """
         first = min(starts_ns(trace.provenance.sources), default=0)
-        since_ns = nanoseconds(self.since, first) if self.since else None
-        return since_ns, nanoseconds(self.until, first) if self.until else None
-
-
-def nanoseconds(text: str, start_ns: int) -> int:
-    """Parse a time: seconds, or ``+seconds`` from ``start_ns``.
-
-    Returns:
-        The time in ns.
-
-    Raises:
-        QueryError: If it is neither.
-
-    Example:
-        >>> nanoseconds("+0.5", 4_189_000_000_000)
-        4189500000000
-    """
-    found = _SECONDS.match(text.strip())
-    if found is None:
-        raise QueryError(f"not a time: {text!r}; write seconds such as 4189.25, or +0.5 from start")
-    value = int(found["whole"]) * 1_000_000_000 + int((found["part"] or "").ljust(9, "0"))
-    return value + (start_ns if found["sign"] else 0)
+        since_ns = parse_moment(self.since, first) if self.since else None
+        return since_ns, parse_moment(self.until, first) if self.until else None
 
 
 def _parse_leaf(name: str) -> int:

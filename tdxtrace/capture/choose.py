@@ -20,6 +20,7 @@ from tdxtrace.capture.symbols import Symbols
 from tdxtrace.errors import FormatError, InputError, QueryError
 from tdxtrace.tables.files import refuse_overwriting
 from tdxtrace.tables.text import one_line
+from tdxtrace.tables.times import parse_duration
 from tdxtrace.tdx import wrappers
 
 # The kernel takes a uprobe's path up to the first blank, and its offset after the last
@@ -173,15 +174,12 @@ def _form(output: Path) -> OutputForm:
 
 
 def seconds_of(text: str) -> float:
-    """Parse a duration such as 10s, 500ms or 5min; return seconds.
+    """Parse a duration such as 10s, 1.5ms or 5min; return seconds.
 
     Raises:
         QueryError: If it is not a duration.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|)", text.strip())
-    if found is None or not float(found[1]):
-        raise QueryError(f"not a time: {one_line(text, 40)!r}; write e.g. 10s or 5min")
-    return float(found[1]) * {"ms": 1e-3, "m": 60, "min": 60, "h": 3600}.get(found[2], 1)
+    return parse_duration(text) / 1e9
 
 
 def _kib(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
 from tdxtrace.tables.files import refuse_overwriting, whole_file
 from tdxtrace.tables.settings import read_settings
+from tdxtrace.tables.times import parse_duration
 
 _SCENARIO: Final = "scenario.toml"
-_TIME: Final = re.compile(r"^(?P<n>\d+)(?P<unit>ms|s)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +143,19 @@ def _with_changes(chosen: Scenario, changes: ScenarioChanges) -> Scenario:
 
 
 def milliseconds(text: str) -> int:
-    """Parse a duration such as ``2s`` or ``50ms``.
+    """Parse a duration such as ``2s``, ``0.2s`` or ``50ms``.
 
     Raises:
-        QueryError: If it is not one.
+        QueryError: If it is not one, or not in whole ms.
 
     Example:
-        >>> milliseconds("2s")
-        2000
+        >>> milliseconds("0.2s")
+        200
     """
-    found = _TIME.match(text)
-    if found is None:
-        raise QueryError(f"not a length of time: {text!r}; write e.g. 2s or 50ms")
-    return int(found["n"]) * (1000 if found["unit"] == "s" else 1)
+    whole, rest = divmod(parse_duration(text), 1_000_000)
+    if rest:
+        raise QueryError(f"the simulator counts in whole ms, not {text!r}")
+    return whole
 
 
 def _capture(options: TraceOptions) -> Capture:

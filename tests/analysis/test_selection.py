@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 from support.story import story
 
-from tdxtrace.analysis.selection import Selection, nanoseconds
+from tdxtrace.analysis.selection import Selection
 from tdxtrace.errors import QueryError
 from tdxtrace.pipeline import analyze
+from tdxtrace.tables.times import parse_moment
 from tdxtrace.tables.trace import Trace
 
 SECOND = 1_000_000_000
@@ -134,20 +135,23 @@ def test_a_trace_without_any_vm_says_so() -> None:
         ("+0.5", 7 + SECOND // 2),
         ("+3", 7 + 3 * SECOND),
         (" 1.5 ", SECOND * 3 // 2),
+        ("+10ms", 7 + 10_000_000),
+        ("1.5us", 1_500),
+        ("2min", 120 * SECOND),
     ],
 )
 def test_times_are_seconds_of_the_clock_or_from_the_start(text: str, expected: int) -> None:
-    assert nanoseconds(text, 7) == expected
+    assert parse_moment(text, 7) == expected
 
 
 def test_nanoseconds_are_exact() -> None:
-    assert nanoseconds("9007199.254740993", 0) == 9_007_199_254_740_993
+    assert parse_moment("9007199.254740993", 0) == 9_007_199_254_740_993
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1e9", "noon", "1.", ".5", "1.0000000001", "1:30"])
 def test_a_malformed_time_is_refused(text: str) -> None:
     with pytest.raises(QueryError, match="not a time"):
-        nanoseconds(text, 0)
+        parse_moment(text, 0)
 
 
 # Calls begin at 1.0, 2.00002, 3.00004 s and take 10 us each.
