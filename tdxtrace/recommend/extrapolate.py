@@ -71,7 +71,7 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
         unit: Its unit.
         given: target, confidence, and never: whether the target can never be counted.
     """
-    wanted = (given["target"], given["confidence"], given["never"])
+    wanted = (given["target"], given["confidence"], given.get("never", False))
     return Curve(
         unit,
         rows["within"].to_numpy().astype(float),

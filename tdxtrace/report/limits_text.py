@@ -148,6 +148,8 @@ def _to_record(row: dict[str, Any]) -> str:
     needed, needed_s = row["needed_requests"], row["needed_s"]
     if needed is None:
         _, _, why = (row["reason"] or "").partition("no number of requests would do")
+        if not why and row["recorded_policy"]:
+            why = f": {row['recorded_policy']}"
         return f"no number of requests would do{why.partition(';')[0]}"
     if needed_s is None:
         return f"record about {plural(rounded(needed), 'request')}"

@@ -160,9 +160,7 @@ def test_abandoned_requests_are_censored() -> None:
     row = limits(curve, chains, told.losses, 1.0, Target(0.05)).row(0, named=True)
     assert (row["basis"], row["n_censored"]) == ("withheld", 133)
     assert row["needed_requests"] is None
-    assert (
-        "no number of requests would do: 11.1 % were last seen busy at 3 attempts" in row["reason"]
-    )
+    assert "recorded under a limit of 3 calls, at which 133 requests were given up" in row["reason"]
 
 
 def limit_of(text: str, target: Target, unit: str = "attempts") -> dict[str, Any]:
