@@ -317,6 +317,11 @@ class _OnDemand:
 
         return time_shares(self.trace.seamcalls, found.retry_chains, found.busy_answers)
 
+    def _counters(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.stats import counters
+
+        return counters(found.retry_chains, found.busy_answers, found.zero_steps)
+
     def _measurement_log(self, _: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.measurement_log import measurement_log
 

@@ -7,6 +7,8 @@ import polars as pl
 from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import (
+    COUNTED,
+    COUNTERS,
     LEAF_STATS,
     OUTCOMES,
     RETRY_CHAINS,
@@ -14,6 +16,7 @@ from tdxtrace.tables.findings import (
     VM_STATS,
     ZERO_STEPS,
 )
+from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx.word import is_busy
 
 
@@ -91,7 +94,7 @@ def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFra
         max_attempts=pl.col("n_attempts").max(),
         n_vcpus=pl.col("tid").filter(entering).n_unique().cast(pl.UInt32),
     )
-    episodes = _episodes_by_td(steps, chains)
+    episodes = _with_td(steps, chains).group_by(_TD_KEY).agg(zero_steps=pl.len().cast(pl.UInt64))
     joined = counted.join(episodes, on=_TD_KEY, how="full", nulls_equal=True, coalesce=True)
     filled = joined.with_columns(pl.col(pl.UInt64, pl.UInt32).exclude("td_id").fill_null(0))
     return VM_STATS.conform(
@@ -99,8 +102,47 @@ def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFra
     )
 
 
-def _episodes_by_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Zero-step episodes per TD, which is inferred from other calls of the thread or process.
+def counters(
+    retry_chains: pl.DataFrame, busy_answers: pl.DataFrame, zero_steps: pl.DataFrame
+) -> pl.DataFrame:
+    """Return when each counter of ``vm_stats`` goes up, and what it reads then.
+
+    ``retried_seamcalls`` goes up at the first busy answer to a request, ``zero_steps`` at the
+    first refused entry of an episode that is not weak. Both begin at 0 with the recording; the
+    last value of each is that of ``vm_stats``.
+
+    Args:
+        retry_chains: The ``retry_chains`` table.
+        busy_answers: The ``busy_answers`` table.
+        zero_steps: The ``zero_steps`` table.
+
+    Returns:
+        The ``counters`` table, in the order of time.
+
+    Raises:
+        TableError: If an argument lacks a column or has one of another type.
+
+    Sources:
+        As for :func:`vm_stats`.
+    """
+    chains = RETRY_CHAINS.conform(retry_chains).with_columns(_one_process_per_td())
+    first = BUSY_ANSWERS.conform(busy_answers).filter(pl.col("number") == 1)
+    retried = chains.join(first, on=("source", "first_seq"), how="inner").select(
+        *_TD_KEY, "seq", at_ns=pl.col("start_ns") + pl.col("waited_ns")
+    )
+    steps = ZERO_STEPS.conform(zero_steps).filter(pl.col("strength") != "weak")
+    refused = _with_td(steps, chains).select(*_TD_KEY, seq="first_seq", at_ns="start_ns")
+    parts = {"retried_seamcalls": retried, "zero_steps": refused}
+    rows = pl.concat(
+        part.select(*_TD_KEY, "at_ns", "seq", counter=pl.lit(name, pl.Enum(COUNTED)))
+        for name, part in parts.items()
+    ).sort("source", "at_ns", "seq", "counter")
+    ordinal = pl.int_range(1, pl.len() + 1, dtype=pl.UInt64).over(*_TD_KEY, "counter")
+    return COUNTERS.conform(rows.with_columns(value=ordinal))
+
+
+def _with_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Zero-step episodes with their TD, inferred from other calls of the thread or process.
 
     Where no process was recorded, it is the only TD of the source, if there is but one.
     """
@@ -128,8 +170,6 @@ def _episodes_by_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         .join(tds, on=("source", "tgid"), how="left")
         .join(alone, on="source", how="left")
         .with_columns(pl.coalesce("td_id", "only_td", by_source))
-        .group_by(_TD_KEY)
-        .agg(zero_steps=pl.len().cast(pl.UInt64))
     )
 
 

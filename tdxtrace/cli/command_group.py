@@ -20,6 +20,7 @@ _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "report": ("file_commands", "Write a page, a mail or JSON with all findings."),
         "retry-chains": ("table_commands", "List the requests that were retried."),
         "zero-steps": ("table_commands", "List refusals of entries by zero-step mitigation."),
+        "counters": ("table_commands", "What kvm->stat would have counted over time."),
         "events": ("table_commands", "List the events as they were read."),
         "watch": ("watch", "Show a running host, or text from a pipe."),
     },

@@ -177,6 +177,10 @@ _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
         "Print what was repeated though nothing held a lock, and whether it moved on.",
     ),
     "td_conflicts": ("Print whether TDs made each other's SEAMCALLs busy.",),
+    "counters": (
+        "Print what kvm->stat's counter of retried SEAMCALLs and the zero-step one would read.",
+        "--format csv",
+    ),
     "measurement_log": measurement_log_command,
     "time_shares": ("Print where threads' time went while each TD was built, ran, was torn down.",),
 }

@@ -41,6 +41,8 @@ FORMS: Final = ("busy_sept", "failed_vmentry", "emulated_ept_violation")
 STRENGTHS: Final = ("proof", "strong", "weak")
 ENDS: Final = ("entered", "left", "cut")
 
+COUNTED: Final = ("retried_seamcalls", "zero_steps")
+
 RETRY_CHAINS = Table(
     name="retry_chains",
     grain="one row per request, with all its attempts",
@@ -312,6 +314,25 @@ VM_STATS = Table(
     ),
 )
 
+COUNTERS = Table(
+    name="counters",
+    grain="one row per step of a counter of a TD",
+    meaning="A counter is one of those that P. Bonzini proposed for kvm->stat: retried SEAMCALLs "
+    "of a TD, and zero-step episodes of its vCPUs.",
+    key=("source", "counter", "seq"),
+    columns=(
+        SOURCE,
+        TD,
+        TGID,
+        Column("at_ns", I64, "When it went up.", unit="ns"),
+        Column("counter", pl.Enum(COUNTED), "Which counter: a column of vm_stats."),
+        Column("value", U64, "What it reads from then on; it began at 0."),
+        Column(
+            "seq", U64, "Row that made it go up: seamcalls.seq, or zero_steps.first_seq of a step."
+        ),
+    ),
+)
+
 VCPU_STATS = Table(
     name="vcpu_stats",
     grain="one row per vCPU: entries, refusals and zero-step episodes",
@@ -332,7 +353,7 @@ VCPU_STATS = Table(
 )
 
 FINDING_TABLES: Final = (
-    *(RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS),
+    *(RETRY_CHAINS, LEAF_STATS, ZERO_STEPS, VM_STATS, VCPU_STATS, COUNTERS),
     *CAUSE_TABLES,
     *(ZERO_STEP_CAUSES, STEP_THRESHOLDS),
     *VERDICT_TABLES,

@@ -432,6 +432,11 @@ class Findings(_TableBundle):
         return self._table("entry_waits")
 
     @property
+    def counters(self) -> pl.DataFrame:
+        """The ``counters`` table: what kvm->stat would read over time, per TD."""
+        return self._table("counters")
+
+    @property
     def measurement_log(self) -> pl.DataFrame:
         """The ``measurement_log`` table: calls that made each TD's MRTD, in order."""
         return self._table("measurement_log")

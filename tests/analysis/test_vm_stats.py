@@ -6,13 +6,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.logs import WORDS
 from support.story import Story, story, without
 
+from tdxtrace.analysis.busy_answers import busy_answers
 from tdxtrace.analysis.retry_chains import retry_chains
-from tdxtrace.analysis.stats import vm_stats
+from tdxtrace.analysis.stats import counters, vm_stats
 from tdxtrace.analysis.zero_steps import zero_steps
 from tdxtrace.errors import TableError
-from tdxtrace.tables.findings import RETRY_CHAINS, VM_STATS, ZERO_STEPS
+from tdxtrace.tables.findings import COUNTED, COUNTERS, RETRY_CHAINS, VM_STATS, ZERO_STEPS
 
 
 def stats_of(told: Story, calls: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -125,3 +127,32 @@ def test_empty_input_gives_an_empty_table() -> None:
 def test_columns_that_are_missing_are_named() -> None:
     with pytest.raises(TableError, match="zero_steps"):
         vm_stats(RETRY_CHAINS.empty(), ZERO_STEPS.empty().drop("tid"))
+
+
+@given(WORDS)
+def test_counters_end_at_what_the_td_counted(words: list[str]) -> None:
+    told = story(" ".join(words))
+    chains = retry_chains(told.seamcalls, told.losses)
+    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
+    rows = COUNTERS.check(counters(chains, busy_answers(told.seamcalls, chains), steps))
+    last = rows.group_by("source", "td_id", "tgid", "counter").agg(pl.col("value").max())
+    told_last = {(row["td_id"], row["counter"]): row["value"] for row in last.to_dicts()}
+    for row in vm_stats(chains, steps).to_dicts():
+        for name in COUNTED:
+            assert told_last.pop((row["td_id"], name), 0) == row[name]
+    assert not told_last
+
+
+def test_a_counter_goes_up_at_the_first_busy_answer_alone() -> None:
+    told = story("B1#1 B1#1 S1#1 2/B1#2 enterB enterB enterC B2#1")
+    chains = retry_chains(told.seamcalls, told.losses)
+    steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
+    rows = counters(chains, busy_answers(told.seamcalls, chains), steps)
+    assert rows.select("td_id", "counter", "value").rows() == [
+        (0x7D001, "retried_seamcalls", 1),
+        (0x7D002, "retried_seamcalls", 1),
+        (0x7D001, "zero_steps", 1),
+        (0x7D001, "retried_seamcalls", 2),
+        (0x7D001, "retried_seamcalls", 3),
+    ]
+    assert rows["at_ns"].is_sorted()
