@@ -50,8 +50,8 @@ def measurement_log(seamcalls: pl.DataFrame) -> pl.DataFrame:
     )
     rows = (
         infer_td(own, calls)
-        .with_columns(at_ns=pl.coalesce("end_ns", "start_ns"))
-        .sort("source", "td_id", "at_ns", "seq")
+        .with_columns(ts_ns=pl.coalesce("end_ns", "start_ns"))
+        .sort("source", "td_id", "ts_ns", "seq")
         .with_columns(
             build=(pl.col("leaf") == _INIT).cum_sum().over("source", "td_id").cast(pl.UInt32)
         )

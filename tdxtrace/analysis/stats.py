@@ -128,17 +128,17 @@ def counters(
     chains = RETRY_CHAINS.conform(retry_chains).with_columns(_one_process_per_td())
     first = BUSY_ANSWERS.conform(busy_answers).filter(pl.col("number") == 1)
     retried = chains.join(first, on=("source", "first_seq"), how="inner").select(
-        *_TD_KEY, "seq", at_ns=pl.col("start_ns") + pl.col("waited_ns")
+        *_TD_KEY, "seq", ts_ns=pl.col("start_ns") + pl.col("waited_ns")
     )
     steps = ZERO_STEPS.conform(zero_steps).filter(pl.col("strength") != "weak")
-    refused = _with_td(steps, chains).select(*_TD_KEY, seq="first_seq", at_ns="start_ns")
+    refused = _with_td(steps, chains).select(*_TD_KEY, seq="first_seq", ts_ns="start_ns")
     parts = {"retried_seamcalls": retried, "zero_steps": refused}
     rows = pl.concat(
-        part.select(*_TD_KEY, "at_ns", "seq", counter=pl.lit(name, pl.Enum(COUNTED)))
+        part.select(*_TD_KEY, "ts_ns", "seq", counter=pl.lit(name, pl.Enum(COUNTED)))
         for name, part in parts.items()
-    ).sort("source", "at_ns", "seq", "counter")
+    ).sort("source", "ts_ns", "seq", "counter")
     ordinal = pl.int_range(1, pl.len() + 1, dtype=pl.UInt64).over(*_TD_KEY, "counter")
-    return COUNTERS.conform(rows.with_columns(value=ordinal))
+    return COUNTERS.conform(rows.with_columns(total=ordinal))
 
 
 def _with_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:

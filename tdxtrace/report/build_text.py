@@ -39,7 +39,7 @@ def measurement_text(log: pl.DataFrame, losses: pl.DataFrame) -> str:
     lost = losses.filter(pl.col("severity") == "data_loss")
     lines = []
     builds = log.partition_by("source", "td_id", "build", maintain_order=True)
-    for number, build in enumerate(sorted(builds, key=lambda b: int(b["at_ns"][0])), 1):
+    for number, build in enumerate(sorted(builds, key=lambda b: int(b["ts_ns"][0])), 1):
         n_lost = lost.filter(pl.col("source") == build["source"][0]).height
         if len(builds) > 1:
             lines.append(f"# build {number} of {len(builds)}")

@@ -30,7 +30,7 @@ MEASUREMENT_LOG = Table(
         ),
         Column("number", U32, "Place of the call in its build, from 1."),
         Column("seq", U64, "seamcalls.seq of the call."),
-        Column("at_ns", I64, "Its end (its start, if no return was recorded).", unit="ns"),
+        Column("ts_ns", I64, "Its end (its start, if no return was recorded).", unit="ns"),
         LEAF,
         GPA,
         Column(

@@ -324,9 +324,9 @@ COUNTERS = Table(
         SOURCE,
         TD,
         TGID,
-        Column("at_ns", I64, "When it went up.", unit="ns"),
+        Column("ts_ns", I64, "When it went up.", unit="ns"),
         Column("counter", pl.Enum(COUNTED), "Which counter: a column of vm_stats."),
-        Column("value", U64, "What it reads from then on; it began at 0."),
+        Column("total", U64, "What it reads from then on; it began at 0."),
         Column(
             "seq", U64, "Row that made it go up: seamcalls.seq, or zero_steps.first_seq of a step."
         ),

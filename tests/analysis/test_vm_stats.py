@@ -135,8 +135,8 @@ def test_counters_end_at_what_the_td_counted(words: list[str]) -> None:
     chains = retry_chains(told.seamcalls, told.losses)
     steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
     rows = COUNTERS.check(counters(chains, busy_answers(told.seamcalls, chains), steps))
-    last = rows.group_by("source", "td_id", "tgid", "counter").agg(pl.col("value").max())
-    told_last = {(row["td_id"], row["counter"]): row["value"] for row in last.to_dicts()}
+    last = rows.group_by("source", "td_id", "tgid", "counter").agg(pl.col("total").max())
+    told_last = {(row["td_id"], row["counter"]): row["total"] for row in last.to_dicts()}
     for row in vm_stats(chains, steps).to_dicts():
         for name in COUNTED:
             assert told_last.pop((row["td_id"], name), 0) == row[name]
@@ -148,11 +148,11 @@ def test_a_counter_goes_up_at_the_first_busy_answer_alone() -> None:
     chains = retry_chains(told.seamcalls, told.losses)
     steps = zero_steps(told.seamcalls, told.vm_entries, told.page_faults)
     rows = counters(chains, busy_answers(told.seamcalls, chains), steps)
-    assert rows.select("td_id", "counter", "value").rows() == [
+    assert rows.select("td_id", "counter", "total").rows() == [
         (0x7D001, "retried_seamcalls", 1),
         (0x7D002, "retried_seamcalls", 1),
         (0x7D001, "zero_steps", 1),
         (0x7D001, "retried_seamcalls", 2),
         (0x7D001, "retried_seamcalls", 3),
     ]
-    assert rows["at_ns"].is_sorted()
+    assert rows["ts_ns"].is_sorted()
