@@ -197,6 +197,7 @@ def _report(script: _Script) -> None:
 
     output = script.words["output"]
     form = script.words["form"] or format_of(None if output is None else Path(output)).value
+    form = "brief" if script.words["brief"] else form
     script.use("tdxtrace.report.render", "report")
     script.lines.append(f"data = report(findings, {form!r})")
     for kind in ("png", "svg"):

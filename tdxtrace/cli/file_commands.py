@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -108,6 +109,9 @@ def report_command(
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="DIR", help="Save each chart there as SVG.")
     ] = None,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Markdown of at most 40 lines, for a mail to a list.")
+    ] = False,
     force: options.Force = False,
 ) -> None:
     """Write a report: one HTML file that works offline, Markdown for a mail, or JSON.
@@ -116,10 +120,12 @@ def report_command(
     """
     from tdxtrace.cli import outputs
     from tdxtrace.report import render
+    from tdxtrace.report.origin import origin
 
-    chosen = form or format_of(output)
+    chosen = "brief" if brief else (form or format_of(output)).value
     findings = query.analyze()
-    data = render.report(findings, chosen.value)
+    made = origin(shlex.join(["tdxtrace", *sys.argv[1:]]), query.traces)
+    data = render.report(findings, chosen, made)
     for folder, kind in ((png, "png"), (svg, "svg")):
         if folder is not None:
             n = render.save_charts(findings, folder, kind, force, query.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import polars as pl
@@ -27,12 +28,13 @@ def sections(before: Findings, after: Findings, comparisons: pl.DataFrame) -> li
     """
     both = comparisons.filter(pl.col("difference").is_not_null())
     return [
-        Section("short", "Summary", "", _summary(before, after, comparisons)),
+        Section("short", "Summary", "", _summary(before, after, comparisons), is_always_shown=True),
         Section(
             "comparisons",
             "Significant differences",
             definition(COMPARISONS),
             _significant(both),
+            is_always_shown=True,
             figures=[] if both.is_empty() else [_figure(both)],
             grids=[] if both.is_empty() else [_table(both)],
         ),
@@ -48,12 +50,12 @@ def title(before: Findings, after: Findings) -> str:
 
 
 def _renamed(section: Section, name: str, title: str) -> Section:
-    return Section(name, title, "", section.says, section.figures, section.grids)
+    return dataclasses.replace(section, name=name, title=title, definition="")
 
 
 def _summary(before: Findings, after: Findings, comparisons: pl.DataFrame) -> list[str]:
     sentences = [
-        f"{when}: {summary.section(found).says[0]}"
+        f"{when}: {summary.retried(found)[0]}"
         for when, found in (("Before", before), ("After", after))
     ]
     changes = comparisons.filter(pl.col("unit") == "attempts", pl.col("within") == 1)
@@ -97,8 +99,8 @@ def _table(both: pl.DataFrame) -> Grid:
                 _within(row["unit"], row["within"]),
                 _percent(row["more_before"]),
                 _percent(row["more_after"]),
-                f"{100 * row['difference']:+.2g} %",
-                f"{100 * row['difference_low']:+.2g} to {100 * row['difference_high']:+.2g} %",
+                f"{_signed(row['difference'])} %",
+                f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])} %",
                 _CHANGES[row["change"]],
             )
             for row in _significant_first(both).iter_rows(named=True)
@@ -118,6 +120,17 @@ def _significant_first(both: pl.DataFrame) -> pl.DataFrame:
 
 def _within(unit: str, within: int) -> str:
     return plural(within, "attempt") if unit == "attempts" else duration(within)
+
+
+def _signed(difference: float) -> str:
+    """Return a difference of shares in percentage points, with its sign.
+
+    Example:
+        >>> _signed(1.0), _signed(-0.0153), _signed(0.000021)
+        ('+100', '-1.5', '+0.0021')
+    """
+    points = 100 * difference
+    return f"{points:+.0f}" if abs(points) >= 10 else f"{points:+.2g}"
 
 
 def _percent(ratio: float) -> str:

@@ -6,20 +6,22 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
 from tdxtrace import __version__
-from tdxtrace.report.charts.theme import FONT, PALETTE, on_page
-from tdxtrace.report.section import Section
+from tdxtrace.report.charts.theme import FONT, MEANINGS, PALETTE, on_page
+from tdxtrace.report.section import Section, left_out
 
 _PAGE: Final = files("tdxtrace.report") / "page"
 # Names that Altair generates, which end in a counter of the process.
 _NUMBERED: Final = re.compile(r'"((?:view|param)_\d+)"')
 
 
-def html(title: str, sections: list[Section]) -> str:
+def html(title: str, sections: list[Section], facts: Sequence[str] = ()) -> str:
     """Return the page; the same sections give the same bytes.
 
     Text is escaped by the template, data of the charts is JSON without ``<``, ``>`` and ``&``,
@@ -27,12 +29,14 @@ def html(title: str, sections: list[Section]) -> str:
 
     Args:
         title: Title of the page.
-        sections: Sections of the page, in order.
+        sections: Sections of the page, in order; those without content are only named.
+        facts: Numbers below the title.
     """
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - slow to import
     from markupsafe import Markup  # noqa: PLC0415
 
-    figures = [figure for section in sections for figure in section.figures]
+    parts = [section for section in sections if section.has_content]
+    figures = [figure for section in parts for figure in section.figures]
     with ThreadPoolExecutor(1) as background:
         # Bundling the chart library takes as long as drawing the charts.
         bundle = background.submit(_vega) if figures else None
@@ -45,13 +49,19 @@ def html(title: str, sections: list[Section]) -> str:
     return (
         template.render(
             title=title,
-            sections=sections,
+            facts=facts,
+            shown=[section for section in parts if not section.is_detail],
+            details=[section for section in parts if section.is_detail],
+            left_out=left_out(sections),
+            has_problems=any(section.problems for section in parts),
+            key=_key(parts, " ".join(spec for _, spec in specs)),
             specs=specs,
             version=__version__,
             policy=_policy(*filter(None, (vega, script))),
             style=Markup(_style()),
             vega=Markup(vega),
             script=Markup(script),
+            licenses=_read("licenses.txt"),
         )
         + "\n"
     )
@@ -76,7 +86,9 @@ def _json(spec: dict[str, Any]) -> str:
     return text
 
 
+@cache
 def _vega() -> str:
+    """Return the chart library as a script; bundling it takes seconds."""
     import vl_convert  # noqa: PLC0415 - slow to import
 
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -95,11 +107,20 @@ def _policy(*scripts: str) -> str:
     )
 
 
+def _key(parts: Sequence[Section], specs: str) -> list[tuple[str, str]]:
+    """Return the colours that the page uses, by name, with what they mean."""
+    has_verdicts = any(section.name == "verdicts" for section in parts)
+    used = {name for name in MEANINGS if f"var(--{name})" in specs}
+    used |= {"wrong", "done", "unknown"} if has_verdicts else set()
+    return [(name, meaning) for name, meaning in MEANINGS.items() if name in used]
+
+
 def _style() -> str:
     colours = [
         "".join(f" --{name}: {pair[place]};" for name, pair in PALETTE.items()) for place in (0, 1)
     ]
-    text = _read("style.css").replace("FONT", FONT)
+    key = "\n".join(f".key .{name}::before {{ color: var(--{name}); }}" for name in MEANINGS)
+    text = _read("style.css").replace("FONT", FONT).replace("KEY", key)
     return text.replace("LIGHT", colours[0]).replace("DARK", colours[1])
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -9,6 +12,7 @@ import polars as pl
 
 from tdxtrace import __version__
 from tdxtrace.report.findings_text import worst_chains
+from tdxtrace.report.origin import Origin
 from tdxtrace.report.section import Section
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.trace import Findings
@@ -16,8 +20,9 @@ from tdxtrace.tdx.leaves import leaf_name
 
 # Retry chains that are listed; all of them are in retry_chains.parquet.
 _N_WORST: Final = 100
-# Maximum rows of a table in a report; analyze --output writes all of them as Parquet.
-_N_ROWS: Final = 1000
+
+# Control characters for text direction and the like, which a terminal would obey.
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
 def findings_data(findings: Findings) -> dict[str, Any]:
@@ -45,17 +50,17 @@ def findings_data(findings: Findings) -> dict[str, Any]:
     }
 
 
-def report_data(title: str, sections: Sequence[Section], findings: Findings) -> dict[str, Any]:
-    """Return a report as JSON-ready data: its sentences, and the tables behind them.
+def report_json(title: str, sections: Sequence[Section], findings: Findings, made: Origin) -> bytes:
+    """Return a report as JSON: its sentences, and every row of the tables behind them.
 
-    Rows satisfy the schemas of their tables.  ``retry_chains`` has the _N_WORST with the most
-    attempts, other tables at most _N_ROWS rows; ``n_rows`` has the number of rows of each.
+    Rows satisfy the schemas of their tables; those of a table stand in its order.
     """
-    tables = findings.tables() | {"retry_chains": worst_chains(findings.retry_chains, _N_WORST)}
-    return {
+    tables = findings.tables()
+    head = {
         "schema_version": SCHEMA_VERSION,
         "tdxtrace": __version__,
         "title": title,
+        "made": dataclasses.asdict(made),
         "provenance": findings.provenance.to_dict(),
         "options": dict(findings.options),
         "sections": [
@@ -64,9 +69,23 @@ def report_data(title: str, sections: Sequence[Section], findings: Findings) -> 
                 "title": section.title,
                 "definition": section.definition,
                 "says": list(section.says),
+                "problems": [dataclasses.asdict(problem) for problem in section.problems],
             }
             for section in sections
         ],
-        "n_rows": {name: rows.height for name, rows in findings.tables().items()},
-        "tables": {name: rows.head(_N_ROWS).to_dicts() for name, rows in tables.items()},
+        "n_rows": {name: rows.height for name, rows in tables.items()},
     }
+    # Rows as text, without a Python object for each: tables may have millions of rows.
+    rows = ",\n".join(
+        f"    {json.dumps(name)}: [\n{_rows_json(rows)}]" for name, rows in tables.items()
+    )
+    opened = json.dumps(head, indent=2).removesuffix("\n}")
+    return f'{opened},\n  "tables": {{\n{rows}\n  }}\n}}\n'.encode()
+
+
+def _rows_json(rows: pl.DataFrame) -> str:
+    """Return the rows of a table as JSON objects, one a line."""
+    lines = rows.write_ndjson().rstrip("\n")
+    if not lines.isascii():
+        lines = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], lines)
+    return lines.replace("\n", ",\n") + ("\n" if lines else "")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tdxtrace.report.charts.theme import WIDTH
+from tdxtrace.report.origin import Origin
 from tdxtrace.report.section import Figure, Section
 from tdxtrace.report.sections import (
     causes,
@@ -14,6 +16,7 @@ from tdxtrace.report.sections import (
     leaves,
     limits,
     outcomes,
+    provenance,
     quality,
     summary,
     times,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 
+_NO_ORIGIN: Final = Origin()
 # What both of the following groups need.
 _FIRST: Final = ("busy_answers",)
 # The slowest tables, in two independent groups of about the same duration, which are computed
@@ -35,33 +39,41 @@ _IN_BACKGROUND: Final = ("step_thresholds", "time_shares", "zero_step_causes", "
 _IN_FOREGROUND: Final = ("attempts", "limits", "policies", "latencies")
 
 
-def sections(findings: Findings) -> list[Section]:
-    """Return the sections of the report on ``findings``, the summary first."""
+def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
+    """Return the sections of the report on ``findings``.
+
+    First what is wrong, then the limit that is supported, then how often, how long and who, then
+    the quality of the data, then details, which a page folds.
+    """
     _compute(findings, _FIRST)
     with ThreadPoolExecutor(1) as background:
         others = background.submit(_compute, findings, _IN_BACKGROUND)
         _compute(findings, _IN_FOREGROUND)
         others.result()
-    return [
+    shown = [
         summary.section(findings),
         verdicts.section(findings),
         limits.section(findings),
-        quality.section(findings),
         leaves.section(findings),
         limits.attempts(findings),
-        limits.replayed(findings),
         times.section(findings),
-        costs.latencies(findings),
-        costs.time_shares(findings),
         causes.section(findings),
-        causes.td_conflicts(findings),
-        outcomes.abandoned(findings),
-        outcomes.loops(findings),
         zero_steps.section(findings),
         zero_steps.causes(findings),
+        outcomes.abandoned(findings),
+        quality.section(findings),
+        provenance.section(findings, made),
+    ]
+    details = [
+        limits.replayed(findings),
+        costs.latencies(findings),
+        costs.time_shares(findings),
+        causes.td_conflicts(findings),
+        outcomes.loops(findings),
         zero_steps.thresholds(findings),
         zero_steps.vcpus(findings),
     ]
+    return [*shown, *(replace(section, is_detail=True) for section in details)]
 
 
 def _compute(findings: Findings, names: Sequence[str]) -> None:
@@ -92,7 +104,10 @@ class Charts(Mapping[str, "alt.Chart | alt.LayerChart"]):
         }
 
     def __getitem__(self, name: str) -> alt.Chart | alt.LayerChart:
-        drawn: alt.Chart | alt.LayerChart = self._figures[name].draw().properties(width=WIDTH)
+        figure = self._figures[name]
+        drawn: alt.Chart | alt.LayerChart = figure.draw().properties(
+            width=WIDTH, title=figure.title
+        )
         return drawn
 
     def __iter__(self) -> Iterator[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tdxtrace.errors import InputError
+from tdxtrace.report.counts import facts
+from tdxtrace.report.origin import Origin
 from tdxtrace.report.outline import sections, title
 from tdxtrace.report.section import Section
 from tdxtrace.tables.files import whole_file
@@ -14,38 +17,54 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import altair as alt
     import polars as pl
 
 _SCALE: Final = 2
 """Pixels of a PNG per pixel of the page, for high-density screens."""
+_CAPTION: Final = 110
+"""Characters of a line of a caption in an image."""
 
 
-def report(findings: Findings, form: str) -> bytes:
-    """Return the report on ``findings`` as ``html``, ``md`` or ``json``."""
-    from tdxtrace.report.json_data import report_data  # noqa: PLC0415
+def report(findings: Findings, form: str, made: Origin | None = None) -> bytes:
+    """Return the report on ``findings``.
 
-    name, parts = title(findings), sections(findings)
-    return _render(name, parts, form, lambda: report_data(name, parts, findings))
+    Args:
+        findings: What ``analyze`` found.
+        form: ``html``, ``md``, ``brief`` (Markdown of at most 40 lines) or ``json``.
+        made: The command that made it, if any; see :func:`tdxtrace.report.origin.origin`.
+    """
+    made = Origin() if made is None else made
+    name = title(findings)
+    if form == "brief":
+        from tdxtrace.report.brief import brief  # noqa: PLC0415
+
+        return brief(name, findings, made).encode()
+    parts = sections(findings, made)
+    if form == "json":
+        from tdxtrace.report.json_data import report_json  # noqa: PLC0415
+
+        return report_json(name, parts, findings, made)
+    return _render(name, parts, form, facts(findings))
 
 
 def comparison(name: str, parts: list[Section], form: str, rows: pl.DataFrame) -> bytes:
     """Return a comparison as ``html``, ``md`` or ``json``; JSON has the rows of the table."""
-    return _render(name, parts, form, rows.to_dicts)
+    if form == "json":
+        return (json.dumps(rows.to_dicts(), indent=2) + "\n").encode()
+    return _render(name, parts, form, ())
 
 
-def _render(name: str, parts: list[Section], form: str, data: Callable[[], object]) -> bytes:
+def _render(name: str, parts: list[Section], form: str, numbers: Sequence[str]) -> bytes:
     if form == "html":
         from tdxtrace.report.html import html  # noqa: PLC0415 - slow to import
 
-        return html(name, parts).encode()
-    if form == "md":
-        from tdxtrace.report.markdown import markdown  # noqa: PLC0415
+        return html(name, parts, numbers).encode()
+    from tdxtrace.report.markdown import markdown  # noqa: PLC0415
 
-        return markdown(name, parts).encode()
-    return (json.dumps(data(), indent=2) + "\n").encode()
+    return markdown(name, parts).encode()
 
 
 def save_charts(
@@ -76,18 +95,22 @@ def save_charts(
     figures = [figure for section in sections(findings) for figure in section.figures]
     for figure in figures:
         with whole_file(folder / f"{figure.name}.{kind}", force=force, inputs=inputs) as file:
-            file.write(picture(figure.draw(), kind))
+            file.write(picture(figure.draw(), kind, figure.title, figure.caption))
     return len(figures)
 
 
-def picture(chart: alt.Chart | alt.LayerChart, kind: str) -> bytes:
-    """Return a chart as PNG or SVG, on white."""
+def picture(
+    chart: alt.Chart | alt.LayerChart, kind: str, title: str = "", caption: str = ""
+) -> bytes:
+    """Return a chart as PNG or SVG, on white, with its title and caption above it."""
     import vl_convert  # noqa: PLC0415 - slow to import
 
     from tdxtrace.report.charts.theme import WIDTH, light  # noqa: PLC0415
 
     spec = chart.to_dict() | {"width": WIDTH}
     spec["config"] = spec["config"] | {"background": light("paper"), "padding": 12}
+    if title:
+        spec["title"] = {"text": title, "subtitle": textwrap.wrap(caption, _CAPTION)}
     if kind == "png":
         return bytes(vl_convert.vegalite_to_png(spec, scale=_SCALE))
     return str(vl_convert.vegalite_to_svg(spec)).encode()

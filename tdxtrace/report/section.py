@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 # Maximum characters of a cell: a verdict with its advice.
-_MAX_CELL: Final = 400
+_MAX_CELL: Final = 1200
 # Length above which a cell is a sentence, not a name, an outcome or a list of rows.
 _SENTENCE: Final = 48
 
@@ -44,11 +44,32 @@ class Grid:
     """What is left out, and how to see it."""
     spare: Sequence[int] = ()
     """Indices of columns to drop where the width is not enough, in this order."""
+    fold: str = ""
+    """What the table is, if a page shows it only when it is opened."""
 
     @property
     def ends_in_sentences(self) -> bool:
         """Whether rows end in sentences: such a table is shown as a list on a narrow page."""
         return any(len(row[-1]) > _SENTENCE for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A group of findings that is BUG or HOSTILE; single lines of text, possibly untrusted."""
+
+    verdict: str
+    where: str
+    """Kind of finding, leaf and TD."""
+    what: str
+    """The verdict in one sentence."""
+    evidence: str
+    """Table and first rows of the findings."""
+    rule: str
+    """Name of the rule that decided, and its source."""
+    look: str
+    """Command that shows one of the findings with its neighbours."""
+    advice: str
+    """What to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,26 @@ class Section:
     """Sentences, the most important first; never empty."""
     figures: Sequence[Figure] = ()
     grids: Sequence[Grid] = ()
+    problems: Sequence[Problem] = ()
+    is_detail: bool = False
+    """Whether a page shows it only when it is opened."""
+    is_always_shown: bool = False
+    """Whether its sentences matter without charts, tables and problems."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there is more to show than a sentence that nothing was found."""
+        return bool(self.is_always_shown or self.figures or self.grids or self.problems)
+
+
+def left_out(parts: Sequence[Section]) -> str:
+    """Return one sentence that names the sections without content, by reason; empty if none."""
+    by_reason: dict[str, list[str]] = {}
+    for section in parts:
+        if not section.has_content:
+            by_reason.setdefault(section.says[0].rstrip("."), []).append(section.title)
+    reasons = "; ".join(f"{', '.join(titles)} ({why})" for why, titles in by_reason.items())
+    return f"Not shown: {reasons}." if reasons else ""
 
 
 def more(n_hidden: int, command: str) -> str:

@@ -73,11 +73,21 @@ def render_report() -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
+def _section(text: dict[str, object]) -> dict[str, object]:
+    section: dict[str, object] = dict.fromkeys(("name", "title", "definition"), text)
+    section["says"] = {"type": "array", "items": text}
+    section["problems"] = {
+        "description": "What is BUG or HOSTILE: what, where, evidence, rule, and what to do next.",
+        "type": "array",
+        "items": {"type": "object"},
+    }
+    return section
+
+
 def _report() -> dict[str, dict[str, object]]:
     text: dict[str, object] = {"type": "string"}
     count: dict[str, object] = {"type": "integer", "minimum": 0}
-    section: dict[str, object] = dict.fromkeys(("name", "title", "definition"), text)
-    section["says"] = {"type": "array", "items": text}
+    section = _section(text)
     rows = {
         table.name: {"type": "array", "items": {"$ref": f"{table.name}.json"}}
         for table in (*FINDING_TABLES, KERNEL_MESSAGES, LOADER_CALLS, THREADS, LOSSES)
@@ -86,6 +96,10 @@ def _report() -> dict[str, dict[str, object]]:
         "schema_version": {"const": SCHEMA_VERSION},
         "tdxtrace": {"description": "Version that wrote it.", **text},
         "title": text,
+        "made": {
+            "description": "Command, date (UTC) and SHA-256 of the inputs; empty where unknown.",
+            "type": "object",
+        },
         "provenance": {"description": "Inputs, and assumptions about them.", "type": "object"},
         "options": {"description": "Filters that were applied, if any.", "type": "object"},
         "sections": {
@@ -94,12 +108,12 @@ def _report() -> dict[str, dict[str, object]]:
             "items": {"type": "object", "properties": section, "required": list(section)},
         },
         "n_rows": {
-            "description": "Number of rows of each table; tables has the first rows of a long one.",
+            "description": "Number of rows of each table.",
             "type": "object",
             "additionalProperties": count,
         },
         "tables": {
-            "description": "Rows by table; of retry_chains those with the most attempts.",
+            "description": "All rows, by table.",
             "type": "object",
             "properties": rows,
             "required": list(rows),

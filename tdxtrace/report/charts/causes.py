@@ -14,13 +14,24 @@ from tdxtrace.tdx.locks import conflict_table
 if TYPE_CHECKING:
     import altair as alt
 
-_HUES: Final = {
-    "host_conflict": "blue",
-    "armed_entry": "purple",
-    "guest": "green",
-    "kernel_bug": "vermilion",
-    "unexplained": "grey",
+# Cause: (its name on the page, its colour), in the order of the bars.
+_CAUSES: Final = {
+    "host_conflict": ("another SEAMCALL of the host", "host"),
+    "armed_entry": ("an entry armed by zero-step mitigation", "zero_step"),
+    "guest": ("the guest", "guest"),
+    "kernel_bug": ("a kernel bug", "wrong"),
+    "unexplained": ("unexplained", "unknown"),
 }
+
+
+def cause_label(cause: str) -> str:
+    """Return the name of a cause in words.
+
+    Example:
+        >>> cause_label("host_conflict")
+        'another SEAMCALL of the host'
+    """
+    return _CAUSES[cause][0]
 
 
 def causes_by_leaf(cause_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
@@ -29,7 +40,7 @@ def causes_by_leaf(cause_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
 
     rows = cause_rows(cause_shares)
     names = rows["leaf"].unique(maintain_order=True).to_list()
-    causes = [cause for cause in _HUES if cause in rows["cause"]]
+    hues = {label: light(hue) for label, hue in _CAUSES.values() if label in rows["cause"]}
     chart = (
         alt.Chart(rows)
         .mark_bar(stroke=light("paper"), strokeWidth=1)
@@ -38,33 +49,41 @@ def causes_by_leaf(cause_shares: pl.DataFrame) -> alt.Chart | alt.LayerChart:
                 "share:Q",
                 title="share of the leaf's busy answers",
                 axis=alt.Axis(format="~%", tickCount=5),
-            ),
+            ).scale(domain=[0, 1]),
             alt.Y("leaf:N", title=None, sort=names),
             color=alt.Color(
                 "cause:N",
-                scale=alt.Scale(domain=causes, range=[light(_HUES[cause]) for cause in causes]),
+                scale=alt.Scale(domain=list(hues), range=list(hues.values())),
+                legend=alt.Legend(columns=2, labelLimit=260),
             ),
             order="order:Q",
-            tooltip=["leaf", "resource", "cause", "answers", "of the leaf"],
+            tooltip=["leaf", "cause", "answers", "of the leaf", "resources"],
         )
     )
     return themed(chart, height=26 * len(names))
 
 
 def cause_rows(cause_shares: pl.DataFrame) -> pl.DataFrame:
-    """Return shares and tooltip texts by leaf, resource and cause."""
-    places = {cause: place for place, cause in enumerate(_HUES)}
-    of_leaf = pl.col("n_busy").sum().over("leaf")
+    """Return shares and tooltip texts: one row per leaf and cause, over all resources."""
+    places = {cause: place for place, cause in enumerate(_CAUSES)}
     rows = (
-        cause_shares.with_columns(pl.col("cause").cast(pl.String), n_leaf=of_leaf)
-        .group_by("leaf", "resource", "cause", "n_leaf", maintain_order=True)
-        .agg(pl.col("n_busy").sum())
-        .sort("n_leaf", "leaf", "n_busy", "resource", descending=[True, False, True, False])
+        cause_shares.with_columns(
+            pl.col("cause").cast(pl.String),
+            pl.col("resource").fill_null("not named"),
+            n_leaf=pl.col("n_busy").sum().over("leaf"),
+        )
+        .sort("n_busy", "resource", descending=[True, False])
+        .group_by("leaf", "cause", "n_leaf", maintain_order=True)
+        .agg(
+            pl.col("n_busy").sum(),
+            resources=pl.col("resource").unique(maintain_order=True).implode().list.join(", "),
+        )
+        .sort("n_leaf", "leaf", "n_busy", "cause", descending=[True, False, True, False])
     )
     return rows.select(
         leaf_labels(pl.col("leaf")),
-        pl.col("resource").fill_null("not named"),
-        "cause",
+        "resources",
+        pl.col("cause").replace_strict({cause: label for cause, (label, _) in _CAUSES.items()}),
         order=pl.col("cause").replace_strict(places),
         share=(pl.col("n_busy") / pl.col("n_leaf")).round(6),
         answers=pl.Series([count(n) for n in rows["n_busy"]], dtype=pl.String),
@@ -91,7 +110,7 @@ def contention(rows: pl.DataFrame) -> alt.Chart | alt.LayerChart:
     )
     y = alt.Y("busy:N", title=None, sort=names)
     base, shade = alt.Chart(rows), alt.Scale(domain=[0, 1], range=[0, 0.75])
-    cells = base.mark_rect(color=light("blue"), stroke=light("line")).encode(
+    cells = base.mark_rect(color=light("host"), stroke=light("line")).encode(
         x,
         y,
         opacity=alt.Opacity("shade:Q", scale=shade, legend=None),

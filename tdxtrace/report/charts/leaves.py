@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 _MARKS: Final = {
-    "median": ("p50_attempts", "circle", "blue"),
-    "99th percentile": ("p99_attempts", "diamond", "yellow"),
-    "maximum": ("max_attempts", "triangle-right", "vermilion"),
+    "median": ("p50_attempts", "circle"),
+    "99th percentile": ("p99_attempts", "diamond"),
+    "maximum": ("max_attempts", "triangle-right"),
 }
 _ROW_HEIGHT: Final = 26
 
@@ -36,15 +36,15 @@ def attempts_by_leaf(leaf_stats: pl.DataFrame) -> alt.Chart | alt.LayerChart:
         axis=alt.Axis(values=count_ticks(high), format="~s", labelOverlap="greedy"),
     )
     y = alt.Y("leaf:N", title=None, sort=names)
-    line = alt.Chart(rows).mark_line(color=light("grey"), strokeWidth=2).encode(x, y, detail="leaf")
+    shapes = alt.Scale(domain=list(_MARKS), range=[shape for _, shape in _MARKS.values()])
+    line = alt.Chart(rows).mark_line(color=light("line"), strokeWidth=3).encode(x, y, detail="leaf")
     points = (
         alt.Chart(rows)
-        .mark_point(filled=True, size=90, opacity=1)
+        .mark_point(color=light("busy"), size=90, strokeWidth=2, opacity=1)
         .encode(
             x,
             y,
-            color=alt.Color("within:N", scale=_scale([hue for *_, hue in _MARKS.values()], True)),
-            shape=alt.Shape("within:N", scale=_scale([shape for _, shape, _ in _MARKS.values()])),
+            shape=alt.Shape("within:N", scale=shapes),
             tooltip=["leaf", "within", "attempts", "requests"],
         )
     )
@@ -55,7 +55,7 @@ def attempt_quantiles(leaf_stats: pl.DataFrame) -> pl.DataFrame:
     """Return leaf, within, attempts and requests: one row per leaf and known quantile."""
     return (
         leaf_stats.unpivot(
-            [column for column, *_ in _MARKS.values()],
+            [column for column, _ in _MARKS.values()],
             index=["leaf", "n_requests"],
             variable_name="within",
             value_name="attempts",
@@ -63,18 +63,11 @@ def attempt_quantiles(leaf_stats: pl.DataFrame) -> pl.DataFrame:
         .drop_nulls()
         .select(
             leaf_labels(pl.col("leaf")).alias("leaf"),
-            pl.col("within").replace_strict({c: name for name, (c, *_) in _MARKS.items()}),
+            pl.col("within").replace_strict({c: name for name, (c, _) in _MARKS.items()}),
             "attempts",
             pl.col("n_requests").alias("requests"),
         )
     )
-
-
-def _scale(values: list[str], colours: bool = False) -> alt.Scale:
-    import altair as alt  # noqa: PLC0415
-
-    shown = [light(value) for value in values] if colours else values
-    return alt.Scale(domain=list(_MARKS), range=shown)
 
 
 BEFORE, AFTER = "before", "after"
@@ -88,10 +81,10 @@ def retried_before_and_after(comparisons: pl.DataFrame) -> alt.Chart | alt.Layer
     names = rows["leaf"].unique(maintain_order=True).to_list()
     y = alt.Y("leaf:N", title=None, sort=names)
     x = alt.X("ratio:Q", title="needed a second attempt", axis=alt.Axis(format="~%"))
-    kinds = alt.Scale(domain=[BEFORE, AFTER], range=[light("blue"), light("vermilion")])
+    kinds = alt.Scale(domain=[BEFORE, AFTER], range=[light("muted"), light("busy")])
     shapes = alt.Scale(domain=[BEFORE, AFTER], range=["circle", "diamond"])
     base = alt.Chart(rows)
-    lines = base.mark_line(color=light("grey"), strokeWidth=2).encode(x, y, detail="leaf:N")
+    lines = base.mark_line(color=light("line"), strokeWidth=2).encode(x, y, detail="leaf:N")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         x,
         y,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tdxtrace.report.charts.theme import HUES, count_ticks, light, themed
+from tdxtrace.report.charts.theme import count_ticks, light, themed
 from tdxtrace.report.names import leaf_labels
 from tdxtrace.report.units import count, duration, share
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
@@ -22,7 +23,15 @@ MAX_CURVES: Final = 4
 # Limits that were proposed: mainline calls twice, with a kick between (Linux 6.16,
 # arch/x86/kvm/vmx/tdx.c, tdh_do_no_vcpus()); 5 in mails of the series; 16 in "KVM: TDX: Retry
 # seamcall when TDX_OPERAND_BUSY with operand SEPT", 2024-09-04, and in the seed's loop.
-PROPOSED_LIMITS: Final = {2: "2: mainline", 5: "5", 16: "16: seed, v1"}
+PROPOSED_LIMITS: Final = {2: "mainline", 5: "proposed", 16: "seed, v1"}
+_DASHES: Final = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3])
+"""Solid, dashed, dotted, dash and dot: one for each curve."""
+_NARROW: Final = 260
+"""Pixels of the plot on a page of 400, for which names of limits are spread over lines."""
+_LABEL_SIZE: Final = 11
+_LABEL_HEIGHT: Final = 14
+_CHARACTER: Final = 6.5
+"""Pixels of a character of _LABEL_SIZE."""
 
 
 def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | alt.LayerChart:
@@ -39,54 +48,108 @@ def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | 
         axis=alt.Axis(values=count_ticks(high), format="~s", labelOverlap="greedy"),
     )
     y = alt.Scale(type="log", domain=[floor, 1], nice=False)
-    percent: Any = {"format": "~%", "labelOverlap": "greedy", "tickCount": 5}
+    percent = alt.Axis(format="~%", labelOverlap="greedy", values=_parts(floor))
     names = rows["leaf"].unique(maintain_order=True).to_list()
-    colours = alt.Scale(domain=names, range=[light(hue) for hue in HUES[: len(names)]])
-    colour = alt.Color("leaf:N", scale=colours)
-    base = alt.Chart(rows)
+    shown_limits = _limits(limits, names, high)
+    n_lines = shown_limits["line"].n_unique()
+    dashes = alt.StrokeDash(
+        "leaf:N",
+        scale=alt.Scale(domain=names, range=_DASHES[: len(names)]),
+        legend=alt.Legend(offset=6 + _LABEL_HEIGHT * n_lines, symbolSize=900, symbolStrokeWidth=2),
+    )
+    base, hue = alt.Chart(rows), light("busy")
     # Several bands would hide each other: those of the other curves are in the tooltips.
     band = (
         base.transform_filter(alt.datum.leaf == names[0])
-        .mark_area(interpolate="step-after", opacity=0.2)
-        .encode(x, alt.Y("low:Q", scale=y), alt.Y2("high:Q"), color=colour)
+        .mark_area(interpolate="step-after", color=hue, opacity=0.15)
+        .encode(x, alt.Y("low:Q", scale=y, axis=percent), alt.Y2("high:Q"))
     )
-    lines = base.mark_line(interpolate="step-after", strokeWidth=2).encode(
-        x, alt.Y("ratio:Q", title="needed more than n", scale=y, axis=alt.Axis(**percent)), colour
+    lines = base.mark_line(interpolate="step-after", color=hue, strokeWidth=2).encode(
+        x, alt.Y("ratio:Q", title="needed more than n", scale=y, axis=percent), strokeDash=dashes
     )
-    points = base.mark_point(filled=True, size=28, opacity=1).encode(
+    points = base.mark_point(filled=True, color=hue, size=28, opacity=1).encode(
         x,
-        alt.Y("ratio:Q", scale=y),
-        colour,
+        alt.Y("ratio:Q", scale=y, axis=percent),
         tooltip=["leaf", "attempts", "needed more", "interval", "requests"],
     )
-    marks = _limit_lines(_limits(limits, names), x, y)
+    marks = _limit_lines(shown_limits, x)
     return themed(alt.LayerChart(layer=[*marks, band, lines, points]), height=280)
 
 
-def _limit_lines(limits: pl.DataFrame, x: Any, y: Any) -> list[Any]:  # noqa: ANN401 - Altair's
-    """Return dashed lines at the limits, each with its name at the top."""
+def _parts(floor: float) -> list[float]:
+    """Return 1, 0.1, 0.01, ... down to ``floor``: the ticks of a share."""
+    n = math.floor(1e-9 - math.log10(floor)) + 1
+    return [float(f"1e-{power}") for power in range(n)]
+
+
+def _limit_lines(limits: pl.DataFrame, x: Any) -> list[Any]:  # noqa: ANN401 - Altair's
+    """Return a thin line at each limit, with its name above the plot."""
     import altair as alt  # noqa: PLC0415
 
     base = alt.Chart(limits)
-    rules = base.mark_rule(strokeDash=[4, 3], color=light("muted"), clip=True).encode(x)
-    texts = base.mark_text(
-        align="left", baseline="top", dx=4, dy=2, color=light("muted"), fontSize=11, clip=True
-    ).encode(x, y=alt.YDatum(1, scale=y), text="name:N")
-    return [rules, texts]
+    rules = base.mark_rule(color=light("muted"), clip=True).encode(x)
+    texts = [
+        alt.Chart(rows)
+        .mark_text(
+            align="left",
+            baseline="bottom",
+            dy=-3 - _LABEL_HEIGHT * line,
+            color=light("muted"),
+            fontSize=_LABEL_SIZE,
+        )
+        .encode(x, y=alt.value(0), text="name:N")
+        for (line,), rows in limits.group_by("line", maintain_order=True)
+    ]
+    return [rules, *texts]
 
 
-def _limits(limits: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Return the proposed limits, and those recommended for the leaves that are drawn."""
+def _limits(limits: pl.DataFrame, names: Sequence[str], high: int) -> pl.DataFrame:
+    """Return the proposed limits, and those recommended for the leaves that are drawn.
+
+    Returns:
+        within, name, and line: the line above the plot in which its name has room, from 0.
+    """
     own = (
         limits.filter(
             pl.col("unit") == "attempts", pl.col("made_by") == "anyone", pl.col("limit") > 0
         )
         .select(leaf=leaf_labels(pl.col("leaf")), within="limit")
-        .filter(pl.col("leaf").is_in(names))
+        .filter(pl.col("leaf").is_in(names), pl.col("within") <= high)
     )
-    rows = [{"within": n, "name": name} for n, name in PROPOSED_LIMITS.items()]
-    rows += [{"within": n, "name": f"{n}: for {leaf}"} for leaf, n in own.rows()]
-    return pl.DataFrame(rows)
+    by_limit: dict[int, list[str]] = {n: [who] for n, who in PROPOSED_LIMITS.items() if n <= high}
+    for leaf, n in own.rows():
+        by_limit.setdefault(n, []).append(f"for {leaf}")
+    named = {n: f"{n}: {', '.join(who)}" for n, who in sorted(by_limit.items())}
+    lines = label_lines(
+        [
+            (_NARROW * math.log(n) / math.log(high), _CHARACTER * len(name))
+            for n, name in named.items()
+        ]
+    )
+    return pl.DataFrame(
+        {"within": list(named), "name": list(named.values()), "line": lines},
+        schema={"within": pl.Int64, "name": pl.String, "line": pl.Int64},
+    )
+
+
+def label_lines(labels: Sequence[tuple[float, float]]) -> list[int]:
+    """Return for each label the lowest line in which it overlaps no earlier one.
+
+    Args:
+        labels: Left edge and width of each, in pixels, by left edge.
+
+    Example:
+        >>> label_lines([(0, 50), (30, 50), (60, 10)])
+        [0, 1, 0]
+    """
+    ends: list[float] = []
+    lines = []
+    for left, width in labels:
+        free = [line for line, end in enumerate(ends) if end <= left]
+        line = free[0] if free else len(ends)
+        ends[line : line + 1] = [left + width]
+        lines.append(line)
+    return lines
 
 
 def curve_rows(attempts: pl.DataFrame) -> pl.DataFrame:
@@ -119,15 +182,17 @@ def curve_rows(attempts: pl.DataFrame) -> pl.DataFrame:
         "high",
         attempts=pl.format("{} or fewer", "within"),
         **{
-            "needed more": pl.format("{} %", (100 * (1 - pl.col("done_ratio"))).round_sig_figs(3)),
-            "interval": pl.format(
-                "{} to {} %",
-                (100 * (1 - pl.col("done_high"))).round_sig_figs(3),
-                (100 * (1 - pl.col("done_low"))).round_sig_figs(3),
-            ),
+            "needed more": pl.format("{} %", _left("done_ratio")),
+            "interval": pl.format("{} to {} %", _left("done_high"), _left("done_low")),
             "requests": pl.col("n_requests").map_elements(count, return_dtype=pl.String),
         },
     )
+
+
+def _left(done: str) -> pl.Expr:
+    """The share that is not done, in percent, as text of three significant digits."""
+    text = (100 * (1 - pl.col(done))).round_sig_figs(3).cast(pl.String)
+    return text.str.strip_suffix(".0")
 
 
 def policies_compared(policies: pl.DataFrame) -> alt.Chart | alt.LayerChart:
@@ -152,7 +217,7 @@ def policies_compared(policies: pl.DataFrame) -> alt.Chart | alt.LayerChart:
         tooltip=["policy", "leaf", "need more", "interval", "requests", "retrying", "VMs killed"],
     )
     scale = alt.Scale(type="sqrt", domain=[0, 1], range=[0, 0.75])
-    cells = base.mark_rect(color=light("vermilion"), stroke=light("line")).encode(
+    cells = base.mark_rect(color=light("busy"), stroke=light("line")).encode(
         fillOpacity=alt.FillOpacity("ratio:Q", scale=scale, legend=None)
     )
     shares = base.mark_text(color=light("ink"), fontSize=13, dy=-7).encode(text="share:N")
@@ -171,7 +236,7 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
         .select("leaf")
     )
     rows = policies.join(leaves, on="leaf", how="semi", maintain_order="left")
-    return pl.DataFrame(
+    drawn = pl.DataFrame(
         [
             {
                 "policy": row["policy"],
@@ -192,6 +257,27 @@ def policy_rows(policies: pl.DataFrame) -> pl.DataFrame:
             for row in rows.with_columns(label=leaf_labels(pl.col("leaf"))).iter_rows(named=True)
         ]
     )
+    return drawn if drawn.is_empty() else _with_blanks(drawn)
+
+
+def _with_blanks(drawn: pl.DataFrame) -> pl.DataFrame:
+    """Add a row for each policy that has no rule for a leaf."""
+    every = drawn.select(pl.col("policy").unique(maintain_order=True)).join(
+        drawn.select(pl.col("leaf").unique(maintain_order=True)), how="cross"
+    )
+    texts = [name for name in drawn.columns if name not in {"policy", "leaf", "ratio", "share"}]
+    return (
+        every.join(drawn, on=["policy", "leaf"], how="left", maintain_order="left")
+        .with_columns(
+            pl.col("ratio").fill_null(0),
+            pl.col("share").fill_null("-"),
+            pl.col(texts).fill_null(_NO_RULE),
+        )
+        .select(drawn.columns)
+    )
+
+
+_NO_RULE: Final = "no rule for this leaf"
 
 
 def _known(row: Mapping[str, Any]) -> float:
@@ -229,7 +315,7 @@ def runs_above(step_thresholds: pl.DataFrame) -> alt.Chart | alt.LayerChart:
         opacity=alt.Opacity("own:Q", scale=None),
         tooltip=["threshold", "runs above", "faults above", "vCPUs"],
     )
-    return themed(base.mark_bar(color=light("purple")), height=140)
+    return themed(base.mark_bar(color=light("zero_step")), height=140)
 
 
 def threshold_rows(step_thresholds: pl.DataFrame) -> pl.DataFrame:

@@ -9,22 +9,36 @@ if TYPE_CHECKING:
     import altair as alt
 
 
-# Name: (on white, on black).  The hues are those of Okabe and Ito, "Color Universal Design"
-# (2008), which people with any common colour blindness can distinguish, darkened or lightened
-# until each has a contrast of 3:1 or more with its background (WCAG 2.1, 1.4.11).
+# Name: (on white, on black).  After paper, ink, muted and line each colour is named by the one
+# thing that it means on a page.  The hues are those of Okabe and Ito, "Color Universal Design"
+# (2008), which people with any common colour blindness can distinguish, with a crimson and a
+# brown that differ from them in lightness, darkened or lightened until each has a contrast of 3:1
+# or more with its background (WCAG 2.1, 1.4.11).
 PALETTE: Final[Mapping[str, tuple[str, str]]] = {
     "paper": ("#ffffff", "#14181d"),
     "ink": ("#1b1f24", "#e6e9ed"),
     "muted": ("#57606a", "#9aa4b0"),
     "line": ("#d5dbe1", "#363e48"),
-    "blue": ("#0072b2", "#5fb0e6"),
-    "vermilion": ("#d55e00", "#ff8f45"),
-    "green": ("#00825e", "#35c99b"),
-    "purple": ("#a8407f", "#e796c4"),
-    "yellow": ("#8f6f00", "#e3c53f"),
-    "grey": ("#6e7781", "#8c96a1"),
+    "done": ("#0072b2", "#5fb0e6"),
+    "busy": ("#d55e00", "#ff8f45"),
+    "waiting": ("#7a4a1e", "#c79a6b"),
+    "zero_step": ("#a8407f", "#e796c4"),
+    "guest": ("#00825e", "#35c99b"),
+    "host": ("#8f6f00", "#e3c53f"),
+    "wrong": ("#b00d2e", "#ff6f86"),
+    "unknown": ("#6e7781", "#8c96a1"),
 }
-HUES: Final = ("blue", "vermilion", "green", "purple", "yellow", "grey")
+MEANINGS: Final[Mapping[str, str]] = {
+    "wrong": "BUG, HOSTILE, not completed",
+    "busy": "answered busy, retried",
+    "waiting": "between attempts",
+    "done": "completed, expected",
+    "host": "another SEAMCALL of the host",
+    "guest": "the guest",
+    "zero_step": "zero-step mitigation",
+    "unknown": "not known, cut",
+}
+"""What each colour of a chart or a verdict means, for the key of a page."""
 FONT: Final = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH: Final = 720
 """Width of an image in pixels; in a page a chart is as wide as the page."""
@@ -48,6 +62,17 @@ def on_page(spec: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
 
 
 _VARIABLES: Final = {on_white: f"var(--{name})" for name, (on_white, _) in PALETTE.items()}
+
+
+_TITLE: Final = {
+    "anchor": "start",
+    "frame": "group",
+    "color": light("ink"),
+    "fontSize": 14,
+    "offset": 10,
+    "subtitleColor": light("muted"),
+    "subtitleFontSize": 12,
+}
 
 
 def themed(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.LayerChart:
@@ -81,7 +106,7 @@ def themed(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.La
         view={"stroke": None},
         axis=axis,
         legend=legend,
-        range={"category": [light(name) for name in HUES]},
+        title=_TITLE,
         autosize={"type": "fit-x", "contains": "padding"},
     )
     return made

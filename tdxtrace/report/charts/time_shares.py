@@ -16,11 +16,11 @@ MAX_BARS: Final = 16
 """Maximum bars, so that they fit one screen."""
 PARTS: Final = ("done_ns", "retry_ns", "wait_ns", "guest_ns", "rest_ns")
 _NAMES: Final = {
-    "retry_ns": ("retrying", "vermilion"),
-    "wait_ns": ("between attempts", "yellow"),
-    "done_ns": ("completing", "blue"),
-    "guest_ns": ("in the guest", "green"),
-    "rest_ns": ("other", "grey"),
+    "retry_ns": ("retrying", "busy"),
+    "wait_ns": ("between attempts", "waiting"),
+    "done_ns": ("completing", "done"),
+    "guest_ns": ("in the guest", "guest"),
+    "rest_ns": ("other", "unknown"),
 }
 
 _TWO_LINES: Final = "split(datum.label, ': ')"

@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 MAX_THREADS: Final = 32
 """Maximum rows, so that they fit one screen."""
 EPISODE: Final = "zero-step episode"
+"""Kind of a mark of the timeline; the others are how a retried request ended."""
+_KINDS: Final = {
+    "succeeded": "completed",
+    "resolved_elsewhere": "completed",
+    "failed": "not completed",
+    "abandoned": "not completed",
+    "cut": "cut",
+}
 _HUES: Final = {
-    "succeeded": "blue",
-    "failed": "yellow",
-    "resolved_elsewhere": "green",
-    "abandoned": "vermilion",
-    "cut": "grey",
-    EPISODE: "purple",
+    "completed": "done",
+    "not completed": "wrong",
+    "cut": "unknown",
+    EPISODE: "zero_step",
 }
 _SECOND: Final = 1_000_000_000
 # Bins per power of ten: each is a quarter wider than the one before.
@@ -51,7 +57,7 @@ def request_times(retry_chains: pl.DataFrame, resolution_ns: int) -> alt.Chart |
         axis=alt.Axis(**duration_axis(low, high)),
     )
     kinds = [kind for kind in (AT_ONCE, RETRIED) if kind in rows["kind"]]
-    hues = {AT_ONCE: light("blue"), RETRIED: light("vermilion")}
+    hues = {AT_ONCE: light("done"), RETRIED: light("busy")}
     chart = (
         alt.Chart(rows)
         .mark_rect(opacity=0.6)
@@ -155,7 +161,7 @@ def retried_over_time(findings: Findings) -> alt.Chart | alt.LayerChart:
     tooltip = ["from", "requests", "retried", "share"]
     chart = (
         alt.Chart(rows)
-        .mark_rect(color=light("vermilion"), opacity=0.8)
+        .mark_rect(color=light("busy"), opacity=0.8)
         .encode(
             x,
             alt.X2("to_s:Q"),
@@ -253,10 +259,8 @@ def timeline_rows(findings: Findings) -> Timeline:
         from_s=(pl.col("start_ns") - begins) / _SECOND,
         to_s=(pl.col("end_ns") - begins) / _SECOND,
         at=pl.Series([seconds(ns) for ns in rows["start_ns"]], dtype=pl.String),
-        lasted=pl.Series(
-            [duration(b - a) for a, b in rows.select("start_ns", "end_ns").rows()], dtype=pl.String
-        ),
-    ).drop(*of_thread, "start_ns", "end_ns")
+        lasted=pl.Series([duration(ns) for ns in rows["took_ns"]], dtype=pl.String),
+    ).drop(*of_thread, "start_ns", "end_ns", "took_ns")
     return Timeline(made, list(dict.fromkeys(label.values())), chains.height, busiest.height)
 
 
@@ -279,8 +283,10 @@ def _chains(chains: pl.DataFrame) -> pl.DataFrame:
         "tid",
         "start_ns",
         "end_ns",
-        kind=pl.col("outcome").cast(pl.String),
+        "took_ns",
+        kind=pl.col("outcome").cast(pl.String).replace_strict(_KINDS),
         what=leaf_labels(pl.col("leaf")),
+        ended=pl.col("outcome").cast(pl.String).str.replace_all("_", " "),
         tries=pl.format("{} attempts", "n_attempts"),
         line=pl.col("first_seq"),
     )
@@ -292,13 +298,27 @@ def _episodes(steps: pl.DataFrame) -> pl.DataFrame:
         "tid",
         "start_ns",
         "end_ns",
+        took_ns=pl.col("end_ns") - pl.col("start_ns"),
         kind=pl.lit(EPISODE),
         what=pl.format(
             "{} ({})", pl.col("form").cast(pl.String), pl.col("strength").cast(pl.String)
         ),
+        ended=pl.col("ended").cast(pl.String).str.replace_all("_", " "),
         tries=pl.format("{} entries refused", "n_refused"),
         line=pl.col("first_seq"),
     )
+
+
+TOOLTIP: Final = {
+    "what": "what",
+    "thread": "thread",
+    "at": "start, s",
+    "lasted": "took",
+    "tries": "tries",
+    "ended": "ended",
+    "line": "row",
+}
+"""Fields of a mark, and their titles: the columns of the list of all marks, too."""
 
 
 def timeline(shown: Timeline) -> alt.Chart | alt.LayerChart:
@@ -322,7 +342,7 @@ def timeline(shown: Timeline) -> alt.Chart | alt.LayerChart:
         ).scale(nice=False),
         alt.Y("thread:N", title=None, sort=list(shown.threads)),
         color=alt.Color("kind:N", scale=scale),
-        tooltip=["kind", "what", "tries", "lasted", "at", "thread", "line"],
+        tooltip=[alt.Tooltip(name, title=title) for name, title in TOOLTIP.items()],
     )
     is_episode = alt.datum.kind == EPISODE
     until = alt.X2("to_s:Q")

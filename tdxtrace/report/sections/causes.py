@@ -16,13 +16,6 @@ from tdxtrace.tables.verdicts import TD_CONFLICTS
 
 _MOST: Final = 15
 _NO_BUSY: Final = "No SEAMCALL was answered busy."
-_CAUSES: Final = {
-    "host_conflict": "another SEAMCALL of the host",
-    "armed_entry": "an entry armed by zero-step mitigation",
-    "guest": "the guest",
-    "kernel_bug": "a kernel bug",
-    "unexplained": "unexplained",
-}
 
 
 def section(findings: Findings) -> Section:
@@ -56,7 +49,7 @@ def section(findings: Findings) -> Section:
 def _sentences(shares: pl.DataFrame) -> str:
     n = total(shares, "n_busy")
     by = shares.group_by("cause").agg(pl.col("n_busy").sum()).sort("n_busy", descending=True)
-    parts = "; ".join(f"{_CAUSES[cause]} {share(part, n)}" for cause, part in by.rows())
+    parts = "; ".join(f"{causes.cause_label(cause)} {share(part, n)}" for cause, part in by.rows())
     return f"{plural(n, 'busy answer')}: {parts}."
 
 
@@ -68,7 +61,7 @@ def _table(shares: pl.DataFrame) -> Grid:
             (
                 leaf_label(row["leaf"]),
                 row["resource"] or "not named",
-                row["cause"].replace("_", " "),
+                causes.cause_label(row["cause"]),
                 count(row["n_busy"]),
                 share(row["n_busy"], row["n_all"]),
                 count(row["n_sure"]),

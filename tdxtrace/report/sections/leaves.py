@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import polars as pl
 
@@ -56,34 +57,72 @@ def _sentences(stats: pl.DataFrame) -> list[str]:
         f"{plural(row['max_attempts'], 'attempt')}."
         for row in retried.head(3).iter_rows(named=True)
     ]
+    if retried.height > len(sentences):
+        others = [leaf_label(leaf) for leaf in retried["leaf"][len(sentences) :]]
+        sentences.append(f"Retried, too: {', '.join(others)}.")
     never = stats.height - retried.height
     if never:
-        sentences.append(f"{plural(never, 'other leaf', 'other leaves')} never answered busy.")
+        sentences.append(f"{plural(never, 'leaf', 'leaves')} never answered busy.")
     return sentences
 
 
 def _table(stats: pl.DataFrame) -> Grid:
+    ends = [name for name in OUTCOMES if total(stats, name)]
+    shown = ("TDH.", "requests", "retried", "p50", "p99", "max", "p99 time", "max time")
+    n = len(shown)
+    # Those that matter least on a narrow page: completed requests, and completed by others.
+    spare_ends = [n + place for place, name in enumerate(ends) if name in _SHORT]
     return grid(
-        ("TDH.", "requests", "retried", "share", "p50", "p99", "max", "p99 time", "max time")
-        + ("outcome",),
+        (*shown, *(_SHORT.get(name, name) for name in ends)),
         [
             (
                 leaf_label(row["leaf"]),
                 count(row["n_requests"]),
-                count(row["retried_seamcalls"]),
-                share(row["retried_seamcalls"], row["n_requests"]),
+                _retried(row),
                 count(row["p50_attempts"]),
                 count(row["p99_attempts"]),
                 count(row["max_attempts"]),
                 duration(row["p99_ns"]),
                 duration(row["max_ns"]),
-                ", ".join(
-                    f"{count(row[name])} {_SHORT.get(name, name)}" for name in OUTCOMES if row[name]
-                ),
+                *(count(row[name]) for name in ends),
             )
             for row in stats.iter_rows(named=True)
         ],
-        right=range(1, 9),
-        spare=(7, 3, 4),
-        caption="p50, p99 and max count attempts; times are from the first attempt to the last.",
+        right=range(1, n + len(ends)),
+        spare=(6, *spare_ends, 3, 4),
+        caption="p50, p99 and max count attempts; times are from the first attempt to the last; "
+        "the columns after them are the requests by how they ended"
+        + (" (elsewhere: completed by another thread)." if "resolved_elsewhere" in ends else "."),
+    )
+
+
+def _retried(row: Mapping[str, Any]) -> str:
+    n, of = row["retried_seamcalls"], row["n_requests"]
+    return f"{count(n)} ({share(n, of)})"
+
+
+def brief_table(stats: pl.DataFrame, most: int) -> Grid:
+    """Return the retried leaves in a table that is narrow enough for a mail.
+
+    Args:
+        stats: The ``leaf_stats`` table.
+        most: Leaves to show at most.
+    """
+    retried = stats.filter(pl.col("retried_seamcalls") > 0)
+    rest = stats.height - min(retried.height, most)
+    return grid(
+        ("TDH.", "requests", "retried", "p50/p99/max", "max time", "not ok"),
+        [
+            (
+                leaf_label(row["leaf"]),
+                count(row["n_requests"]),
+                _retried(row),
+                "/".join(count(row[f"{name}_attempts"]) for name in ("p50", "p99", "max")),
+                duration(row["max_ns"]),
+                count(row["n_requests"] - row["succeeded"] - row["resolved_elsewhere"]),
+            )
+            for row in retried.head(most).iter_rows(named=True)
+        ],
+        right=range(1, 6),
+        more=f"{plural(rest, 'other leaf', 'other leaves')} in the report" if rest else "",
     )

@@ -107,7 +107,7 @@ def attempts(findings: Findings) -> Section:
                 "attempts",
                 "Requests that needed more than n attempts",
                 f"Kaplan-Meier, with the 95 % band of {names[0]}; cut requests are censored. "
-                "A line at the bottom: none needed more. Dashed: limits that were "
+                "A line at the bottom: none needed more. Thin lines: limits that were "
                 f"proposed, and those recommended. The {plural(len(names), 'leaf', 'leaves')} with "
                 "the most retried requests.",
                 lambda: charts.attempts_curve(findings.attempts, findings.limits),

@@ -19,7 +19,7 @@ def section(findings: Findings) -> Section:
     return Section(
         name="losses",
         title="Data quality",
-        definition="Events that were lost, skipped or not understood limit every result below; a "
+        definition="Events that were lost, skipped or not understood limit every result; a "
         "request interrupted by a gap or by an end of the trace is cut (censored): its number of "
         "attempts is a lower bound.",
         says=_sentences(findings),

@@ -13,36 +13,39 @@ from tdxtrace.tables.trace import Findings
 
 
 def section(findings: Findings) -> Section:
-    """Return the summary: calls and retries, verdicts, limits, losses, and the next command."""
+    """Return the summary: problems, calls and retries, limits, losses, and the next command."""
     return Section(
         name="short",
         title="Summary",
         definition="",
         says=[
-            *_retried(findings),
+            *_problems(findings),
+            *retried(findings),
             *_zero_steps(findings),
-            *_conclusions(findings),
+            *_limits(findings),
             *_lost(findings),
             *_next(findings),
         ],
+        is_always_shown=True,
     )
 
 
-def _retried(findings: Findings) -> list[str]:
+def retried(findings: Findings) -> list[str]:
+    """Return how many requests were retried, and the most that one needed."""
     stats = findings.leaf_stats
     if stats.is_empty():
         has_vcpus = findings.vcpu_stats.height > 0
         seen = "only KVM's own events" if has_vcpus else "and no entry of a vCPU"
         return [f"No SEAMCALL was captured, {seen}: retries cannot be analyzed."]
-    n, retried = total(stats, "n_requests"), total(stats, "retried_seamcalls")
+    n, n_retried = total(stats, "n_requests"), total(stats, "retried_seamcalls")
     calls = total(stats, "n_seamcalls")
     seen = f"{plural(calls, 'SEAMCALL')} served {plural(n, 'request')}"
-    if not retried:
+    if not n_retried:
         return [f"{seen}; none was answered busy."]
     worst = stats.sort("max_attempts", "leaf", descending=[True, False]).row(0, named=True)
     longest = stats.drop_nulls("max_ns").sort("max_ns", "leaf", descending=[True, False]).head(1)
     sentences = [
-        f"{seen}; retried: {count(retried)} ({share(retried, n)}).",
+        f"{seen}; retried: {count(n_retried)} ({share(n_retried, n)}).",
         f"Maximum attempts of one request: {count(worst['max_attempts'])} "
         f"(TDH.{leaf_label(worst['leaf'])}).",
     ]
@@ -73,11 +76,13 @@ def _zero_steps(findings: Findings) -> list[str]:
     return [text + (f"; {count(weak)} more have weak evidence." if weak else ".")]
 
 
-def _conclusions(findings: Findings) -> list[str]:
-    """Verdicts and the recommended limits, if a SEAMCALL was captured."""
-    if findings.leaf_stats.is_empty():
-        return []
-    return [*verdicts.sentences(findings), *limits.sentences(findings)]
+def _problems(findings: Findings) -> list[str]:
+    is_empty = findings.leaf_stats.is_empty() and findings.verdicts.is_empty()
+    return [] if is_empty else [verdicts.headline(findings)]
+
+
+def _limits(findings: Findings) -> list[str]:
+    return [] if findings.leaf_stats.is_empty() else limits.sentences(findings)[:1]
 
 
 def _lost(findings: Findings) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.report.charts import limits as chart
+from tdxtrace.report.counts import counts
 from tdxtrace.report.names import Threads, definition
 from tdxtrace.report.section import Figure, Grid, Section, grid, more
 from tdxtrace.report.units import count, duration, plural, seconds, share, total, word
@@ -93,10 +94,10 @@ def vcpus(findings: Findings) -> Section:
     says = ["No entry of a vCPU was captured."]
     if stats.height:
         entries, refused = total(stats, "n_entries"), total(stats, "n_refused")
-        n_vms = findings.vm_stats.height
-        vms = f" of {plural(n_vms, 'VM')}" if n_vms else ""
+        found = counts(findings)
         of = plural(entries, "entry", "entries")
-        says = [f"{plural(stats.height, 'vCPU')}{vms}: {count(refused)} of {of} refused."]
+        vms = f" of {found.vms}" if found.n_vms else ""
+        says = [f"{plural(found.vcpus, 'vCPU')}{vms}: {count(refused)} of {of} refused."]
     return Section(
         "vcpu_stats",
         "VMs and vCPUs",

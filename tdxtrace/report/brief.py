@@ -1,0 +1,94 @@
+"""The report in at most 40 lines of Markdown, for a mail to a kernel list."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace import __version__
+from tdxtrace.report.counts import facts
+from tdxtrace.report.markdown import table, text, wrapped
+from tdxtrace.report.origin import Origin
+from tdxtrace.report.sections import leaves, limits, provenance, verdicts
+from tdxtrace.report.units import duration, plural
+from tdxtrace.tables.text import one_line
+from tdxtrace.tables.trace import Findings
+
+MAX_LINES: Final = 40
+# Problems and leaves that are shown: the first pair with which all of it fits.
+_SIZES: Final = ((3, 6), (3, 4), (2, 4), (1, 3), (1, 1), (0, 0))
+# Characters of a sentence: five lines.
+_SENTENCE: Final = 340
+
+
+def brief(title: str, findings: Findings, made: Origin) -> str:
+    """Return the report in at most MAX_LINES lines of at most 75 characters, tables aside.
+
+    Args:
+        title: Title of the report.
+        findings: What ``analyze`` found.
+        made: The command that made it, if any.
+    """
+    lines: list[str] = []
+    for n_problems, n_leaves in _SIZES:
+        parts = _parts(title, findings, made, n_problems, n_leaves)
+        lines = [line for part in parts if part for line in (*part, "")][:-1]
+        if len(lines) <= MAX_LINES:
+            break
+    return "\n".join(lines) + "\n"
+
+
+def _parts(
+    title: str, findings: Findings, made: Origin, n_problems: int, n_leaves: int
+) -> list[list[str]]:
+    stats = findings.leaf_stats
+    return [
+        [f"# {text(title)}"],
+        _wrapped(verdicts.headline(findings)),
+        _problems(findings, n_problems),
+        [] if stats.is_empty() else _wrapped(limits.sentences(findings)[0]),
+        _leaves(stats, n_leaves),
+        [*_wrapped(", ".join(facts(findings)) + "."), *_inputs(findings), *_losses(findings)],
+        _wrapped(f"tdxtrace {__version__}" + (f": {made.command}" if made.command else "")),
+    ]
+
+
+def _wrapped(line: str, bullet: str = "") -> list[str]:
+    return wrapped(one_line(line, _SENTENCE), bullet)
+
+
+def _problems(findings: Findings, most: int) -> list[str]:
+    rows = verdicts.ranked(findings).filter(pl.col("verdict").is_in(verdicts.SEVERE))
+    lines = [
+        line
+        for row in rows.head(most).iter_rows(named=True)
+        for line in _wrapped(f"{row['verdict']}: {row['sentence']}", "- ")
+    ]
+    rest = rows.height - most
+    return [*lines, *([f"- {rest} more (tdxtrace verdicts)"] if rest > 0 else [])]
+
+
+def _leaves(stats: pl.DataFrame, most: int) -> list[str]:
+    shown = leaves.brief_table(stats, most)
+    return list(table(shown)) if shown.rows else []
+
+
+def _inputs(findings: Findings) -> list[str]:
+    source = findings.provenance.sources[0]
+    first, last = source.first_ns, source.last_ns
+    length = duration(None if first is None or last is None else last - first)
+    more = len(findings.provenance.sources) - 1
+    others = f" and {plural(more, 'other input')}" if more else ""
+    return _wrapped(
+        f"{source.format}, {length}, kernel {provenance.kernel(source)}{others}; TDX module "
+        f"{provenance.module(findings)}."
+    )
+
+
+def _losses(findings: Findings) -> list[str]:
+    bad = findings.losses.filter(pl.col("severity") != "info")
+    cut = int((findings.retry_chains["cut_by"] == "lost_events").sum())
+    if bad.is_empty():
+        return ["No lost events reported."]
+    return _wrapped(f"Events were lost: {plural(cut, 'request')} cut by it.")

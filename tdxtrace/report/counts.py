@@ -1,0 +1,54 @@
+"""Numbers of TDs, vCPUs, requests and episodes: the same on the screen, the page and in a mail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from tdxtrace.report.units import plural, total
+from tdxtrace.tables.trace import Findings
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much there is of everything, over all inputs."""
+
+    seamcalls: int
+    requests: int
+    retried: int
+    n_vms: int
+    """TDs; where no call names its TD, the processes that made calls."""
+    vms: str
+    """The same in words."""
+    vcpus: int
+    episodes: int
+    """Zero-step episodes, without those of weak evidence."""
+
+
+def counts(findings: Findings) -> Counts:
+    """Return the numbers of the findings."""
+    stats, chains = findings.leaf_stats, findings.retry_chains
+    n_tds, n_vms = (chains.select("source", c).drop_nulls().n_unique() for c in ("td_id", "tgid"))
+    return Counts(
+        seamcalls=total(stats, "n_seamcalls"),
+        requests=total(stats, "n_requests"),
+        retried=total(stats, "retried_seamcalls"),
+        n_vms=n_tds or n_vms,
+        vms=plural(n_tds, "TD") if n_tds else plural(n_vms, "VM"),
+        vcpus=findings.vcpu_stats.height,
+        episodes=findings.zero_steps.filter(pl.col("strength") != "weak").height,
+    )
+
+
+def facts(findings: Findings) -> list[str]:
+    """Return the numbers as short texts, for the head of a page."""
+    found = counts(findings)
+    return [
+        plural(found.seamcalls, "SEAMCALL"),
+        plural(found.requests, "request"),
+        f"{found.retried:,} retried",
+        found.vms,
+        plural(found.vcpus, "vCPU"),
+        plural(found.episodes, "zero-step episode"),
+    ]
