@@ -9,7 +9,15 @@ import typer
 from typer.core import TyperCommand
 
 # Options about reading that are the same for every command and rarely needed.
-HIDDEN_OPTIONS: Final = ("input_format", "mappings", "level_base", "formats", "cache", "color")
+HIDDEN_OPTIONS: Final = (
+    "input_format",
+    "mappings",
+    "level_base",
+    "formats",
+    "max_unpacked",
+    "cache",
+    "color",
+)
 READING_HELP: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
 _VALUES: Final = {

@@ -115,6 +115,14 @@ Memory = Annotated[
         "--memory", metavar="SIZE", help="Memory to take at most, e.g. 8G; default: what is free."
     ),
 ]
+MaxUnpacked = Annotated[
+    str | None,
+    typer.Option(
+        "--max-unpacked",
+        metavar="SIZE",
+        help="What a packed input may unpack to; default: 200 times its size and 256M.",
+    ),
+]
 Cache = Annotated[
     bool, typer.Option("--cache", help="Keep converted traces in the user's cache folder.")
 ]

@@ -36,6 +36,7 @@ class ReadArguments:
     formats: options.Formats = None
     dmesg: options.Dmesg = field(default_factory=list)
     memory: options.Memory = None
+    max_unpacked: options.MaxUnpacked = None
     quiet: options.Quiet = False
 
     def __post_init__(self) -> None:
@@ -65,6 +66,12 @@ class ReadArguments:
 
         return None if self.memory is None else parse_size(self.memory)
 
+    @property
+    def _unpacked_bytes(self) -> int | None:
+        from tdxtrace.tables.memory import parse_size
+
+        return None if self.max_unpacked is None else parse_size(self.max_unpacked)
+
     def convert(self, folder: Path, force: bool = False) -> None:
         """Convert the traces into the store ``folder``; ``force`` replaces an existing one.
 
@@ -86,6 +93,7 @@ class ReadArguments:
             self.formats,
             self.dmesg,
             self.memory_bytes,
+            self._unpacked_bytes,
             report,
         )
 

@@ -135,6 +135,7 @@ def open_input(
     is_log: bool = False,
     event_formats: str | Path | None = None,
     number: int = 0,
+    unpacked: int | None = None,
 ) -> Iterator[Input]:
     """Open an input and detect its format; close it, and what its reader opened, in the end.
 
@@ -144,6 +145,7 @@ def open_input(
         is_log: Whether the user says that it is a log of the kernel.
         event_formats: Folder with the formats of events: what is no recording is raw pages.
         number: Which of the inputs it is.
+        unpacked: Bytes that it may unpack to; None: some hundred times as many as it has.
 
     Raises:
         InputError: If it is missing, empty or cannot be read.
@@ -151,7 +153,7 @@ def open_input(
     """
     with ExitStack() as stack:
         if wanted != RAW_PAGES and not _is_folder_of_pages(path):
-            stream = stack.enter_context(closing(open_stream(path)))
+            stream = stack.enter_context(closing(open_stream(path, unpacked)))
             found = wanted or detect_recording(stream.peek())
             if found is not None or event_formats is None:
                 given = Input(stream, found or FTRACE, stack, number)
@@ -298,7 +300,7 @@ def _data_file(given: Input) -> DataFile:
         stream.n_bytes = stream.size
         file = open_file(stream.path)
     else:
-        file = spool(stream.chunks, stream.path, stream.size)
+        file = spool(stream.chunks, stream.path)
     return given.stack.enter_context(closing(file))
 
 

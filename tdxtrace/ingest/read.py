@@ -53,6 +53,8 @@ class ReadOptions:
     """Logs of the kernel, read with the traces."""
     memory: int | None = None
     """Bytes of memory that may be taken; None: what is free."""
+    unpacked: int | None = None
+    """Bytes that each input may unpack to; None: some hundred times as many as it has."""
     progress: Progress | None = None
     """Called with the path, the bytes read so far and the size of the input; None: unknown."""
 
@@ -225,7 +227,12 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
     mappings = {event: (name, role) for event, name, role in map(mapping_of, options.mappings)}
     stats, registry = SourceStats(), EventRegistry(mappings)
     with open_input(
-        path, wanted, is_log=is_log, event_formats=options.formats, number=number
+        path,
+        wanted,
+        is_log=is_log,
+        event_formats=options.formats,
+        number=number,
+        unpacked=options.unpacked,
     ) as given:
         reader = given.reader(registry, stats)
         sink.losses.run = run = choose(reader.n_bytes)

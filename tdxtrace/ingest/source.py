@@ -37,6 +37,9 @@ SPARE_BYTES: Final = 512
 # Compressed bytes decoded at a time.  A hostile file may grow by 1,032 (deflate) to
 # 32,768 (a zstd block of 128 KiB from 4 bytes, RFC 8878 3.1.1.2.2): at most 16 MiB.
 _SLICE_BYTES: Final = 512
+# Traces pack 10 (gzip) to 60 times (xz): beyond this ratio and size it is no recording but a bomb.
+_MAX_RATIO: Final = 200
+_FREE_BYTES: Final = 256 << 20
 # Length of the longest magic number, that of trace.dat.
 _MAGIC_BYTES: Final = 10
 
@@ -72,6 +75,8 @@ class Stream:
     """Stored (compressed) size in bytes; None for a pipe."""
     close: Callable[[], None] = lambda: None
     """Closes the file; leaves standard input open."""
+    most_bytes: int | None = None
+    """Bytes that it may unpack to; None: _MAX_RATIO times as many as were read, and some."""
     truncated: str = ""
     """Why the input ended early; empty: it did not."""
     fill: Callable[[memoryview], int] | None = None
@@ -176,8 +181,12 @@ def matched_part(line: bytes) -> bytes:
     return line if len(line) <= MAX_LINE_BYTES else line[:MAX_LINE_BYTES] + b"\0"
 
 
-def open_stream(path: str) -> Stream:
+def open_stream(path: str, most_bytes: int | None = None) -> Stream:
     """Open ``path`` (``-`` is standard input) and detect its compression by its magic number.
+
+    Args:
+        path: The input.
+        most_bytes: Bytes that it may unpack to; None: see ``Stream``.
 
     Raises:
         InputError: If there is no such file, it is a directory, empty or unreadable.
@@ -192,14 +201,14 @@ def open_stream(path: str) -> Stream:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise InputError(f"cannot read {shown}: {_why(error)}") from None
     close = file.close if path != "-" else lambda: None
-    stream = Stream(path, "none", iter(()), size=size, close=close)
+    stream = Stream(path, "none", iter(()), size=size, close=close, most_bytes=most_bytes)
     head = _first(file, stream, shown)
     if not head:
         stream.close()
         raise InputError(f"{shown} is empty; was tracing on while the TD ran?")
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)
-    stream.chunks = raw if new is None else _decompress(raw, new, stream)
+    stream.chunks = raw if new is None else _bounded(_decompress(raw, new, stream), stream)
     if new is None and size is not None and size >= _LARGE_BYTES:
         stream.fill = partial(_fill, file, stream, shown)
     return stream
@@ -292,6 +301,25 @@ def _decompress(
         if not fresh:
             stream.truncated = f"{stream.compression} data ends in the middle"
     yield bytes(made)
+
+
+def _bounded(chunks: Iterator[bytes], stream: Stream) -> Iterator[bytes]:
+    """Yield unpacked bytes as long as they are not more than the input may unpack to.
+
+    Raises:
+        InputError: Where they are.
+    """
+    n_bytes = 0
+    for chunk in chunks:
+        n_bytes += len(chunk)
+        most = stream.most_bytes
+        if n_bytes > (_FREE_BYTES + _MAX_RATIO * stream.n_bytes if most is None else most):
+            stream.close()
+            raise InputError(
+                f"{one_line(stream.path)} unpacks from {stream.n_bytes >> 10} KiB to "
+                f"{n_bytes >> 20} MiB and more; if it is no bomb, allow it: --max-unpacked 100G"
+            )
+        yield chunk
 
 
 def _slices(raw: Iterator[bytes]) -> Iterator[bytes]:

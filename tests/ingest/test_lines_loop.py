@@ -303,3 +303,22 @@ def test_without_numba_large_text_is_read_one_line_at_a_time(
     assert {n: f.rows() for n, f in made.tables().items()} == {
         n: f.rows() for n, f in whole.tables().items()
     }
+
+
+def test_lines_that_teach_nothing_take_few_passes_of_the_loop() -> None:
+    """Each pass takes room for all lines that are left: one for 256 of them took 20 GB."""
+    passes = 0
+
+    def counted(loop: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: object) -> object:
+            nonlocal passes
+            passes += 1
+            return compiled(loop)(*args)
+
+        return run
+
+    reader = TextReader(LineReader("ftrace", EventRegistry(), SourceStats()))
+    lines = [b"what?"] * 60_000
+    assert [len(batch) for batch in reader.batches(blocks_of(lines, [len(lines)]), counted)] == [0]
+    assert reader.lines.stats.n_lines == len(lines)
+    assert passes < 12

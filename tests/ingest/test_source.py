@@ -24,7 +24,7 @@ from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, 
 
 from tdxtrace.errors import InputError, TdxtraceError
 from tdxtrace.ingest import source as stream_room
-from tdxtrace.ingest.read import read_trace
+from tdxtrace.ingest.read import ReadOptions, read, read_trace
 from tdxtrace.ingest.source import KEPT_LINE_BYTES, Stream, open_stream
 
 TEXT = "".join(
@@ -275,6 +275,21 @@ def test_a_line_longer_than_any_event_does_not_fill_the_memory(tmp_path: Path) -
     stream.close()
     assert max(sizes) < 2 * stream_room.CHUNK_BYTES
     assert read_trace(path).seamcalls.height == 600
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PACK if kind != "none"])
+def test_what_unpacks_to_far_more_than_traces_do_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_bytes(PACK[kind](TEXT + b"\n" * (1 << 17)))
+    monkeypatch.setattr(stream_room, "_FREE_BYTES", 1 << 10)
+    monkeypatch.setattr(stream_room, "_MAX_RATIO", 10)
+    with pytest.raises(InputError, match=r"KiB to 0 MiB and more; .* --max-unpacked 100G"):
+        read_trace(path)
+    assert read([path], ReadOptions(unpacked=1 << 20)).seamcalls.height == 300
+    with pytest.raises(InputError, match="allow it"):
+        read([path], ReadOptions(unpacked=1 << 17))
 
 
 @pytest.mark.parametrize("kind", PACK)

@@ -17,11 +17,6 @@ from tdxtrace.tables.text import one_line
 
 Bytes = NDArray[np.uint8]
 
-# xz packs trace data 50 times, zeros 7,000 times: beyond this ratio and size it is
-# no recording but a bomb.
-_MAX_RATIO: Final = 1000
-_FREE_BYTES: Final = 256 << 20
-
 
 @dataclass(slots=True)
 class DataFile:
@@ -83,26 +78,22 @@ def open_file(path: str) -> DataFile:
     return DataFile(descriptor, os.fstat(descriptor).st_size, shown)
 
 
-def spool(chunks: Iterator[bytes], path: str, stored_size: int | None) -> DataFile:
+def spool(chunks: Iterator[bytes], path: str) -> DataFile:
     """Keep what a pipe or a codec gives in a temporary file without a name.
 
     Args:
         chunks: The bytes, in order.
         path: Where they come from.
-        stored_size: Bytes of the input before it is unpacked, if known.
 
     Raises:
-        InputError: If they unpack to absurdly many, or there is no room for them.
+        InputError: If they unpack to absurdly many (``source.Stream``), or there is no room.
     """
     shown = one_line(path)
-    bound = None if stored_size is None else _FREE_BYTES + _MAX_RATIO * stored_size
     size = 0
     with tempfile.TemporaryFile(prefix="tdxtrace-") as file:
         try:
             for chunk in chunks:
                 size += len(chunk)
-                if bound is not None and size > bound:
-                    raise InputError(f"{shown} unpacks to more than {_MAX_RATIO} times its size")
                 file.write(chunk)
             file.flush()
         except OSError as error:

@@ -385,20 +385,25 @@ class TextReader:
         """Run the loop; read what it leaves, learn from that, and go on behind where it ended."""
         assert block[-1] == ord("\n")  # else the loop would look for it behind the block
         parts: list[RecordBatch] = []
-        at = 0
+        at, most_left = 0, _MOST_LEFT
         while at < len(block):
-            read = self._read(block, at, run)
-            parts.append(self._account(block, read))
-            at = read.end
+            read = self._read(block, at, run, most_left)
+            if len(read.left) == most_left:
+                # What was learned from so many does not help: each pass takes room for a block.
+                most_left = min(2 * most_left, _MOST_LEFT << 8)
+            part, at = self._account(block, read), read.end
+            if len(part) or not parts:
+                parts.append(part)
         return concatenate(parts)
 
-    def _read(self, block: Block, at: int, run: Runner[Any]) -> _Read:
+    def _read(self, block: Block, at: int, run: Runner[Any], most_left: int) -> _Read:
         """Read the lines of a block from byte ``at`` on, up to its end or fewer."""
         text = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
         words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
         patterns = self.patterns.packed()
         n_lines = (len(block) - at) // _SHORT_LINE + 1
-        columns = _columns(n_lines, len(self.lines.registry.events), len(patterns.prefixes))
+        n_patterns = len(self.lines.registry.events), len(patterns.prefixes)
+        columns = _columns(n_lines, *n_patterns, most_left)
         numbers = np.uint64(at), np.uint64(len(block)), np.uint64(MAX_LINE_BYTES)
         read = run(loops.read_lines)(words, *numbers, patterns, columns)
         end, n_lines, n_read, n_own, n_words, n_left, n_threads = map(int, read)
@@ -490,12 +495,12 @@ class TextReader:
                 stats.record_thread(tid - 1, comm, tgid - 1)
 
 
-def _columns(n_lines: int, n_events: int, n_prefixes: int) -> Columns:
+def _columns(n_lines: int, n_events: int, n_prefixes: int, most_left: int) -> Columns:
     """Room for what is read from so many lines."""
     return Columns(
         **{name: np.empty(n_lines, kind) for name, kind in HEADS.items()},
         words=np.empty(4 * n_lines + loops.MOST_FIELDS, np.uint64),
-        left=np.empty((_MOST_LEFT, 3), np.int64),
+        left=np.empty((most_left, 3), np.int64),
         threads=np.empty((loops.MOST_THREADS, loops.THREAD_COLUMNS), np.uint64),
         thread_table=np.zeros(2 * loops.MOST_THREADS, np.int32),
         events=np.zeros((n_events, 2), np.int64),

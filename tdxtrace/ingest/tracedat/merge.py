@@ -44,7 +44,7 @@ from tdxtrace.ingest.tracedat.options import Clock, CpuData, Shift, shifts_of
 _MISSED_EVENTS: Final = 1 << 31
 _COMMIT_MASK: Final = (1 << 27) - 1
 # trace-cmd packs ten pages a chunk (lib/trace-cmd/trace-compress.c), whatever the
-# size of a page; all pages of a file unpack to less than this many times its size.
+# size of a page; the pages of a CPU unpack to less than this many times their size.
 _MAX_CHUNK_BYTES: Final = 16 << 20
 _MAX_RATIO: Final = 1000
 _DAMAGED: Final = "a compressed part of a CPU's pages is damaged"
@@ -103,6 +103,8 @@ class CompressedPages:
     """The byte behind the last chunk."""
     cut_short: str = ""
     n_unpacked: int = 0
+    _most: int = field(init=False)
+    """Bytes that all chunks may unpack to."""
     n_bytes: int = field(init=False)
     """Bytes of all chunks, if all are as large as the first."""
     _n_chunks: int = 0
@@ -110,6 +112,7 @@ class CompressedPages:
 
     def __post_init__(self) -> None:
         head = self.file.read(self.at, 12)
+        self._most = _MAX_CHUNK_BYTES + _MAX_RATIO * (self.end - self.at)
         self.at += 4
         self._n_chunks, size = (int.from_bytes(head[at : at + 4], "little") for at in (0, 8))
         self.n_bytes = self._n_chunks * size
@@ -141,7 +144,7 @@ class CompressedPages:
             self.n_unpacked += size
             if self.at >= self.end:
                 raise CutShortError
-            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > _MAX_RATIO * self.file.size:
+            if not 0 < size <= _MAX_CHUNK_BYTES or self.n_unpacked > self._most:
                 raise DamagedPartError
             made = memoryview(self.unpack(cursor.take(packed), size))
         except (CutShortError, DamagedPartError) as error:
