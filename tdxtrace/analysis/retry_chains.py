@@ -403,6 +403,8 @@ class Linker:
             self.pair_heads,
             _heads(wanted[2]),
             _heads(wanted[2]),
+            np.full(sizes[2] + n, linking.NONE, np.int32),
+            np.full(sizes[2] + n, linking.NONE, np.int32),
             np.array([*sizes, 0], np.int64),
         )
         self.run(linking.keep_up)(tables, sizes[2], enters)

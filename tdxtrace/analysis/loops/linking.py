@@ -101,6 +101,9 @@ class Tables(NamedTuple):
     pair_heads: _I32
     key_heads: _I32
     request_heads: _I32
+    next_key: _I32
+    """By chain: the next one of its slot."""
+    next_request: _I32
     counts: _I64
     """Number of owners, pairs, chains, and of successes that are past."""
 
@@ -188,8 +191,6 @@ CHAIN: Final = np.dtype(
         ("settled_ends", "i8"),
         ("last_settled", "i8"),
         ("is_undone", "u1"),
-        ("next_key", "i4"),
-        ("next_request", "i4"),
         ("next_opened", "i4"),
     ]
 )
@@ -465,7 +466,7 @@ def settle(tables: Tables, successes: _Any, now: _Number) -> None:
         number, before = tables.request_heads[slot], NONE
         while number != NONE:
             chain = tables.chains[number]
-            behind = chain["next_request"]
+            behind = tables.next_request[number]
             if chain["begins"] <= one["ends"] and _is_same_request(chain, one):
                 if one["undoes"]:
                     chain["is_undone"] = 1
@@ -475,7 +476,7 @@ def settle(tables: Tables, successes: _Any, now: _Number) -> None:
                 if before == NONE:
                     tables.request_heads[slot] = behind
                 else:
-                    tables.chains[before]["next_request"] = behind
+                    tables.next_request[before] = behind
             else:
                 before = number
             number = behind
@@ -536,7 +537,7 @@ def _find(
             and (not operands & PAGE or chain["page"] == page)
         ):
             return number
-        number = chain["next_key"]
+        number = tables.next_key[number]
     return NONE
 
 
@@ -613,8 +614,6 @@ def _begin(
     chain["begins"] = calls.begins[row]
     chain["n_segments"] = 1
     chain["known"] = calls.flags[row] & (TD | VP | TGID)
-    chain["next_key"] = NONE
-    chain["next_request"] = NONE
     chain["next_opened"] = NONE
 
 
@@ -740,47 +739,44 @@ def _request(one: _Row) -> np.uint64:
 
 
 def _link_key(tables: Tables, number: _Number) -> None:
-    chain = tables.chains[number]
-    slot = _key_of(chain) & np.uint64(len(tables.key_heads) - 1)
-    chain["next_key"] = tables.key_heads[slot]
-    tables.key_heads[slot] = number
+    _link(tables.key_heads, tables.next_key, _key_of(tables.chains[number]), number)
 
 
 def _unlink_key(tables: Tables, number: _Number) -> None:
-    slot = _key_of(tables.chains[number]) & np.uint64(len(tables.key_heads) - 1)
-    other, before = tables.key_heads[slot], NONE
-    while other not in (NONE, number):
-        other, before = tables.chains[other]["next_key"], other
-    if other == NONE:
-        return
-    if before == NONE:
-        tables.key_heads[slot] = tables.chains[number]["next_key"]
-    else:
-        tables.chains[before]["next_key"] = tables.chains[number]["next_key"]
+    _unlink(tables.key_heads, tables.next_key, _key_of(tables.chains[number]), number)
 
 
 def _link_request(tables: Tables, number: _Number) -> None:
     chain = tables.chains[number]
-    if not chain["is_shared"]:
-        return
-    slot = _request(chain) & np.uint64(len(tables.request_heads) - 1)
-    chain["next_request"] = tables.request_heads[slot]
-    tables.request_heads[slot] = number
+    if chain["is_shared"]:
+        _link(tables.request_heads, tables.next_request, _request(chain), number)
 
 
 def _unlink_request(tables: Tables, number: _Number) -> None:
-    if not tables.chains[number]["is_shared"]:
-        return
-    slot = _request(tables.chains[number]) & np.uint64(len(tables.request_heads) - 1)
-    other, before = tables.request_heads[slot], NONE
+    chain = tables.chains[number]
+    if chain["is_shared"]:
+        _unlink(tables.request_heads, tables.next_request, _request(chain), number)
+
+
+def _link(heads: _I32, behind: _I32, key: np.uint64, number: _Number) -> None:
+    """Put a row before the others of its slot."""
+    slot = key & np.uint64(len(heads) - 1)
+    behind[number] = heads[slot]
+    heads[slot] = number
+
+
+def _unlink(heads: _I32, behind: _I32, key: np.uint64, number: _Number) -> None:
+    """Take a row out of its slot, if it is there."""
+    slot = key & np.uint64(len(heads) - 1)
+    other, before = heads[slot], NONE
     while other not in (NONE, number):
-        other, before = tables.chains[other]["next_request"], other
+        other, before = behind[other], other
     if other == NONE:
         return
     if before == NONE:
-        tables.request_heads[slot] = tables.chains[number]["next_request"]
+        heads[slot] = behind[number]
     else:
-        tables.chains[before]["next_request"] = tables.chains[number]["next_request"]
+        behind[before] = behind[number]
 
 
 def _link_owner(tables: Tables, number: _Number) -> None:
