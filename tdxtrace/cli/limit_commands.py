@@ -110,9 +110,15 @@ def recommend_command(
         typer.Option(
             "--pace",
             metavar="TIME",
-            help="Time of an attempt on the kernel without probes, such as 850ns.",
+            help="Time of an attempt on the kernel without probes, such as 850ns; with --leaf.",
         ),
     ] = None,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            "--questions", help="Answer the kernel list's questions: 16 or 1024? a lock? ..."
+        ),
+    ] = False,
 ) -> None:
     """Say what share of requests needs more, or which limit keeps a target.
 
@@ -125,6 +131,11 @@ def recommend_command(
 
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
     pace_ns = None if pace is None else float(nanoseconds(pace))
+    if ask:
+        from tdxtrace.report.statements_text import questions_text
+
+        printing.draw(questions_text(query.analyze()), query)
+        return
     if target is None and at_most is None:
         _state(query, printing, wanted, pace_ns)
         return

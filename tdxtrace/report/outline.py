@@ -36,7 +36,7 @@ _FIRST: Final = ("busy_answers",)
 # The slowest tables, in two independent groups of about the same duration, which are computed
 # in parallel.
 _IN_BACKGROUND: Final = ("step_thresholds", "time_shares", "zero_step_causes", "progress_loops")
-_IN_FOREGROUND: Final = ("attempts", "limits", "policies", "latencies")
+_IN_FOREGROUND: Final = ("attempts", "limits", "limit_statements", "policies", "latencies")
 
 
 def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
@@ -56,6 +56,7 @@ def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
         limits.section(findings),
         leaves.section(findings),
         limits.attempts(findings),
+        limits.list_questions(findings),
         times.section(findings),
         causes.section(findings),
         zero_steps.section(findings),

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +21,9 @@ from tdxtrace.report.limits_text import (
     short_leaves,
 )
 from tdxtrace.report.names import VALID_FOR
+from tdxtrace.report.questions import questions
 from tdxtrace.report.units import count, plural, short_duration
+from tdxtrace.tables.trace import Findings
 
 _ALL: Final = 0.99
 """From this share on, 100 % in two digits, a statement says nothing."""
@@ -152,6 +155,14 @@ def _missing(anyone: pl.DataFrame) -> Iterator[Text]:
         f"not supported by counting: {percent(target)} (1 in {round(1 / target):,}), for which"
     )
     yield from recording_text(rows)
+
+
+def questions_text(findings: Findings) -> RenderableType:
+    """Return the questions of the kernel's list and the answers of this trace."""
+    parts: list[RenderableType] = []
+    for question, answer in questions(findings):
+        parts += [Text(question, style="bold"), Padding(Text(answer), (0, 0, 0, 2))]
+    return Group(*parts, Text(VALID_FOR, style="dim"))
 
 
 def simple_table(titles: Sequence[str]) -> Table:

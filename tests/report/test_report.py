@@ -354,6 +354,16 @@ def test_names_of_limits_do_not_overlap() -> None:
     assert lines == [0, 1, 0, 0]
 
 
+def test_the_summary_has_the_most_severe_verdicts() -> None:
+    text = " ".join(answered("report", SAMPLES / "contended.txt").text.split())
+    head = text.split("## Verdicts")[0]
+    assert "Verdicts on 18 groups of findings: 4 BUG, 10 UNDECIDED, 4 EXPECTED." in head
+    assert "BUG: 41 busy answers of TDH.MEM.TRACK" in head
+    assert "need more (each with 95 % confidence): of TDH.MEM.PAGE.AUG 2.7 % more than 6.3" in head
+    assert "No limit is recommended (at most 1 request in 1,000,000 to need more" in head
+    assert "no number of requests would do: 1.2 % were last seen busy at 64 attempts" in head
+
+
 def test_filters_are_in_the_report() -> None:
     text = answered("report", ZERO_STEPS, "--leaf", "TDH.MEM.TRACK", "--since", "+0.001").text
     assert "Filtered: leaves TDH.MEM.TRACK, since +0.001." in text

@@ -8,13 +8,17 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.report.charts import limits as charts
+from tdxtrace.report.limits_text import percent, recording_text, short_leaves
 from tdxtrace.report.names import VALID_FOR, definition, leaf_label
+from tdxtrace.report.questions import questions
 from tdxtrace.report.section import Figure, Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural, share
 from tdxtrace.tables.limits import ATTEMPTS, LIMITS, POLICIES
 from tdxtrace.tables.trace import Findings
 
 _MOST: Final = 14
+# From this share on, 100 % in two digits, a statement says nothing.
+_ALL: Final = 0.99
 
 
 def _for_anyone(findings: Findings) -> pl.DataFrame:
@@ -22,29 +26,45 @@ def _for_anyone(findings: Findings) -> pl.DataFrame:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """Return the recommended limits in a sentence, or why they are withheld."""
-    rows = _for_anyone(findings)
+    """Return what the trace supports of the leaves retried most, and what a target would take."""
+    rows = short_leaves(_for_anyone(findings))
     if rows.is_empty():
         return ["No limit is recommended: no request was captured."]
-    given = rows.filter(pl.col("limit").is_not_null()).sort("n_retried", descending=True)
+    supported = _supported(findings)
     target, confidence = rows["target"][0], rows["confidence"][0]
-    aim = f"at most 1 request in {1 / target:,.0f} to need more, with {confidence:.0%} confidence"
-    if given.is_empty():
-        wanted = rows.sort("n_retried", "n_requests", descending=True).row(0, named=True)
-        about = ""
-        if wanted["needed_requests"] is not None:
-            about = (
-                f" For TDH.{leaf_label(wanted['leaf'])} about "
-                f"{count(wanted['needed_requests'])} requests would be needed."
-            )
-        return [f"No limit is recommended ({aim}): this trace supports none.{about}"]
-    text = ", ".join(
-        f"{leaf_label(row['leaf'])} {count(row['limit'])}"
-        for row in given.head(6).iter_rows(named=True)
-    )
-    withheld = rows.height - given.height
-    more = f" Withheld for {plural(withheld, 'leaf', 'leaves')}." if withheld else ""
-    return [f"Recommended limits in attempts ({aim}): {text}.{more}"]
+    sure = f"with {100 * confidence:g} % confidence"
+    aim = f"at most 1 request in {1 / target:,.0f} to need more, {sure}"
+    counted = rows.filter(pl.col("basis").is_in(["observed", "nothing_busy"]))
+    if counted.height:
+        text = ", ".join(
+            f"{row['name']} {count(row['limit'])}" for row in counted.head(6).iter_rows(named=True)
+        )
+        return [*supported, f"Recommended limits in attempts ({aim}): {text}."]
+    first = rows.head(1)
+    how = "; ".join(line.plain.strip() for line in recording_text(first))
+    return [*supported, f"No limit is recommended ({aim}): this trace supports none. {how}."]
+
+
+def _supported(findings: Findings) -> list[str]:
+    """Return a sentence on the smallest share that counting supports, for each of some leaves."""
+    rows = findings.limit_statements.filter(kind="smallest")
+    rows = rows.filter((pl.col("more_high") < _ALL).all().over("leaf"))
+    retried = rows.filter(pl.col("n_retried") > 0)
+    parts = []
+    for (leaf,), of_leaf in (retried if retried.height else rows.head(2)).group_by(
+        "leaf", maintain_order=True
+    ):
+        by_unit = {row["unit"]: row for row in of_leaf.iter_rows(named=True)}
+        time, attempts = by_unit["ns"], by_unit["attempts"]
+        parts.append(
+            f"of TDH.{leaf_label(leaf)} {percent(time['more_high'])} more than "
+            f"{duration(time['within'])}, {percent(attempts['more_high'])} more than "
+            f"{plural(attempts['within'], 'attempt')}"
+        )
+    if not parts:
+        return ["This trace has too few requests to support any limit."]
+    sure = f"each with {100 * rows['confidence'][0]:g} % confidence"
+    return [f"By counting, at most so many requests need more ({sure}): {'; '.join(parts[:3])}."]
 
 
 def section(findings: Findings) -> Section:
@@ -55,8 +75,36 @@ def section(findings: Findings) -> Section:
         "Which retry limit is safe?",
         definition(LIMITS),
         sentences(findings),
-        grids=[] if rows.is_empty() else [_table(rows)],
+        grids=[] if rows.is_empty() else [*_shares(findings), _table(rows)],
     )
+
+
+def _shares(findings: Findings) -> list[Grid]:
+    """Return the table of the shares that need more than the numbers asked."""
+    asked = findings.limit_statements.filter(pl.col("kind") == "asked", pl.col("n_retried") > 0)
+    if asked.is_empty():
+        return []
+    asked = asked.sort(pl.col("unit") != "ns", "within", maintain_order=True)
+    numbers = asked.select("unit", "within").unique(maintain_order=True)
+    titles = [duration(n) if unit == "ns" else count(n) for unit, n in numbers.iter_rows()]
+    titles[-1] += " attempts"
+    leaves = findings.limit_statements["leaf"].unique(maintain_order=True)
+    rows = [
+        (leaf_label(leaf), *(percent(share) if share < _ALL else "-" for share in own["more_high"]))
+        for leaf in leaves
+        if (own := asked.filter(pl.col("leaf") == leaf)).height
+    ]
+    caption = "At most this share of the requests needs more, each with "
+    return [
+        grid(
+            ("TDH.", *titles),
+            rows[:_MOST],
+            right=range(1, len(titles) + 1),
+            spare=(1, 6, 2),
+            caption=f"{caption}{100 * asked['confidence'][0]:g} % confidence; -: not known.",
+            more=f"{count(len(rows) - _MOST)} more leaves" if len(rows) > _MOST else "",
+        )
+    ]
 
 
 def _table(rows: pl.DataFrame) -> Grid:
@@ -79,6 +127,16 @@ def _table(rows: pl.DataFrame) -> Grid:
         spare=(6,),
         caption="Limits in attempts, for busy answers of any cause.",
         more=f"{count(rows.height - _MOST)} more leaves" if rows.height > _MOST else "",
+    )
+
+
+def list_questions(findings: Findings) -> Section:
+    """Return the section with the answers to the questions of the kernel's list."""
+    return Section(
+        "questions",
+        "The questions of the kernel's list",
+        "What was asked about retries in 2024, and what this trace says to it.",
+        [f"{question} {answer}" for question, answer in questions(findings)],
     )
 
 
