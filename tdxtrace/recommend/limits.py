@@ -276,7 +276,19 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
         )
     if row["never"]:
         return withheld(f"{row['recorded_policy']}; never under this policy")
-    return extrapolate(curve, row["max_seen"], caution)
+    return _within_policy(extrapolate(curve, row["max_seen"], caution), row, curve.needed)
+
+
+def _within_policy(
+    found: dict[str, Any], row: dict[str, Any], needed: int | None
+) -> dict[str, Any]:
+    """The limit of a model, but not beyond the policy that was recorded: there is no tail there."""
+    calls = row["recorded_calls"]
+    if calls is None or found["limit"] is None:
+        return found
+    if found["limit"] <= (calls if row["unit"] == "attempts" else row["max_seen"]):
+        return found
+    return withheld(f"{row['recorded_policy']}; no model goes beyond that", needed)
 
 
 def _unanswered(row: dict[str, Any]) -> str:

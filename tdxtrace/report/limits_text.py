@@ -109,7 +109,12 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
     for _, rows in listed.group_by("leaf", "made_by", maintain_order=True):
         table.add_row(*map(Text, _limit_cells(rows, is_paced)))
     anyone = named.filter(pl.col("made_by") == "anyone")
-    missing = anyone.filter(pl.col("unit") == "attempts", pl.col("basis").is_in(_NOT_COUNTED))
+    # Where no number of requests would do the notes say why.
+    missing = anyone.filter(
+        pl.col("unit") == "attempts",
+        pl.col("basis").is_in(_NOT_COUNTED),
+        pl.col("needed_requests").is_not_null(),
+    )
     return Group(
         Text(_headline(limits, rate)),
         table,
@@ -200,8 +205,8 @@ def span_text(seconds: float) -> str:
         ('200 ms', '4 min', '25 hours', '260 years')
     """
     for place, (step, name) in enumerate(_SPANS):
-        # Below two of a unit the next one says more.
-        if seconds >= 2 * step or place == len(_SPANS) - 1:
+        # Below two of a unit the next one says more, but for seconds.
+        if seconds >= (step if name == "s" else 2 * step) or place == len(_SPANS) - 1:
             n = rounded(math.ceil(seconds / step - 1e-9) or 1)
             return f"{n:,} {name}" if name in ("min", "s", "ms") else plural(n, name)
     raise AssertionError  # pragma: no cover - the last step ends the loop

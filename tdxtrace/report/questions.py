@@ -103,10 +103,15 @@ def _sixteen(rows: pl.DataFrame) -> str:
         else "No request was seen to need more than 16."
     )
     most = max(few["max_seen"] for few, _ in pairs)
-    if most < 1024:
+    hidden = [many["name"] for _, many in pairs if many["more_ratio"] > 0]
+    if hidden and most < 1024:
         verdict += (
-            f" Nothing was seen beyond {count(most)}: a limit of 1024 would have met no request "
-            "that one of that number would not."
+            f" Of {', '.join(hidden)} requests were given up, or lost from sight, before 1024: "
+            "whether that is enough, only a recording without a limit tells."
+        )
+    elif most < 1024:
+        verdict += (
+            f" Nothing was seen beyond {count(most)}: a limit of 1024 would have met no request."
         )
     return f"{'; '.join(parts)}. {verdict}"
 

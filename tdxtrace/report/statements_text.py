@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import polars as pl
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -50,6 +49,7 @@ def statements_text(
     return Group(
         *(_shares(retried) if not retried.is_empty() else [Text("no request was retried")]),
         *_smallest(named),
+        *_conditions(anyone),
         *_models(short_leaves(models)),
         *_missing(anyone),
         *pace_text(anyone),
@@ -120,6 +120,20 @@ def _limit(row: dict[str, Any], limit: str) -> tuple[str, str]:
     return ("-", "-") if row["more_high"] >= _ALL else (percent(row["more_high"]), limit)
 
 
+def _conditions(anyone: pl.DataFrame) -> Iterator[Text]:
+    """Under what the shares were counted: the policy that was recorded, requests left out."""
+    rows = anyone.filter(pl.col("unit") == "attempts", pl.col("n_retried") > 0)
+    said: dict[str, list[str]] = {}
+    for row in rows.iter_rows(named=True):
+        parts = [row["recorded_policy"]]
+        if row["n_unanswered"]:
+            parts.append(f"{plural(row['n_unanswered'], 'request')} without an answer left out")
+        if text := "; ".join(filter(None, parts)):
+            said.setdefault(text, []).append(row["name"])
+    for text, names in said.items():
+        yield Text(f"{', '.join(names)}: {text}")
+
+
 def _models(models: pl.DataFrame) -> Iterator[Text]:
     if models.is_empty():
         return
@@ -161,7 +175,7 @@ def questions_text(findings: Findings) -> RenderableType:
     """Return the questions of the kernel's list and the answers of this trace."""
     parts: list[RenderableType] = []
     for question, answer in questions(findings):
-        parts += [Text(question, style="bold"), Padding(Text(answer), (0, 0, 0, 2))]
+        parts += [Text(question, style="bold"), Text(answer)]
     return Group(*parts, Text(VALID_FOR, style="dim"))
 
 

@@ -122,6 +122,20 @@ def test_one_request_that_does_not_belong_to_the_tail_withholds_the_model() -> N
     assert "the most seen, 41, is too much for the tail of the others" in row["reason"]
 
 
+def test_no_model_goes_beyond_the_policy_that_was_recorded() -> None:
+    # TDH.MEM.RANGE.BLOCK, never called more than twice: mainline kicks before the second call.
+    chains = chains_of(apart([1] * 60, 3_000)).with_columns(leaf=pl.lit(7, pl.UInt16))
+    curve = attempts(chains, coverage.answers_of(chains))
+    for target, limit in ((4e-3, 2), (2e-4, None)):
+        row = limits(curve, chains, NO_LOSS, 1.0, Target(target)).row(0, named=True)
+        assert row["limit"] == limit
+    assert "holds with such a kick; no model goes beyond that" in row["reason"]
+    of_aug = chains.with_columns(leaf=pl.lit(6, pl.UInt16))
+    curve = attempts(of_aug, coverage.answers_of(of_aug))
+    row = limits(curve, of_aug, NO_LOSS, 1.0, Target(2e-4)).row(0, named=True)
+    assert row["basis"] == "extrapolated"
+
+
 def test_bursts_and_requests_lost_from_sight_need_a_longer_recording() -> None:
     alone = row_of(apart([1] * 30, 1_000), Target(1e-3))
     burst = row_of([n for _ in range(10) for n in (*[0] * 100, 1, 1, 1)], Target(1e-3))
@@ -316,7 +330,7 @@ def test_a_maker_without_a_limit_of_its_own_has_that_of_all() -> None:
 # Merging.
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=30), min_size=2, max_size=3))
 def test_merging_traces_is_analysing_them_together(traces: list[list[int]]) -> None:
     texts = [" ".join(f"B{p} " * n + f"S{p}" for p, n in enumerate(t, 1)) for t in traces]

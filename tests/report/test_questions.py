@@ -18,12 +18,14 @@ def test_what_was_given_up_is_not_said_to_need_more_than_was_seen() -> None:
     said = answers(text)
     assert "not known beyond 3, where 19 % were last seen busy" in said["16 attempts or 1024?"]
     assert "No request was seen to need more than 16" in said["16 attempts or 1024?"]
+    assert "only a recording without a limit tells" in said["16 attempts or 1024?"]
     assert "not known beyond 3" in said["What breaks with 5?"]
 
 
 def test_what_breaks_is_said_of_each_leaf() -> None:
     text = " ".join(f"{f'blockB{p} ' * 6}blockS{p} {f'B{p} ' * 3}S{p}" for p in range(1, 9))
     said = answers(text)
+    assert "a limit of 1024 would have met no request" in said["16 attempts or 1024?"]
     broken = said["What breaks with 5?"]
     assert "MEM.RANGE.BLOCK, 8 requests: 100 % needed more than 5" in broken
     assert "KVM_BUG_ON, the VM is dead" in broken
