@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import polars as pl
@@ -104,7 +104,10 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
     named = short_leaves(limits)
     is_paced = named["bare_attempts"].is_not_null().any()
     titles = ("TDH.", "busy by", "requests", "retried", "time", "attempts", "basis")
-    table = _table((*titles[:5], "bare", *titles[5:]) if is_paced else titles)
+    table = _table(
+        (*titles[:5], "bare", *titles[5:]) if is_paced else titles,
+        (0, 4, 7, 6, 1, *((5,) if is_paced else ()), 2, 3),
+    )
     listed = named.filter((pl.col("made_by") == "anyone") | _is_split())
     for _, rows in listed.group_by("leaf", "made_by", maintain_order=True):
         table.add_row(*map(Text, _limit_cells(rows, is_paced)))
@@ -247,10 +250,10 @@ def policies_text(policies: pl.DataFrame) -> RenderableType:
     return Group(table, *_unknown(named))
 
 
-def _table(titles: tuple[str, ...]) -> Columns:
+def _table(titles: tuple[str, ...], ranks: Sequence[int] | None = None) -> Columns:
     words = {"TDH.", "policy", "busy by", "basis", "then", "stops at"}
     right = [place for place, title in enumerate(titles) if title not in words]
-    return Columns(titles, right=right)
+    return Columns(titles, right=right, ranks=ranks)
 
 
 def _short(leaf: pl.Expr) -> pl.Expr:

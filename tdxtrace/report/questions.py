@@ -40,6 +40,8 @@ _LOCKS: Final = {
     "mmu_lock": "mmu_lock, taken as mainline takes it,",
 }
 _MOST: Final = 4
+# From this share on, 100 % in two digits, a statement says nothing.
+_ALL: Final = 0.99
 
 
 def questions(findings: Findings) -> list[tuple[str, str]]:
@@ -85,7 +87,8 @@ def _needed(row: dict[str, Any]) -> str:
         seen = f"{percent(ratio)} needed more than {within}"
     else:
         seen = f"not known beyond {count(most)}, where {percent(ratio)} were last seen busy"
-    return f"{seen} (at most {percent(row['more_high'])})"
+    high = row["more_high"]
+    return f"{seen} ({f'at most {percent(high)}' if high < _ALL else 'too few requests to say'})"
 
 
 def _sixteen(rows: pl.DataFrame) -> str:
@@ -183,7 +186,7 @@ def _one_limit(rows: pl.DataFrame) -> str:
         return f"{limits}What follows is the same for the leaves that were retried: {kinds.pop()}."
     fatal = rows.filter(pl.col("leaf").is_in([k for k, v in _CONSEQUENCES.items() if v == _DIES]))
     return (
-        f"{limits}One for each: what follows differs. a limit for "
+        f"{limits}One for each: what follows differs. A limit for "
         f"{', '.join(fatal['name'].unique().sort())} kills the VM when it is met; the others are "
         "tried again by themselves, so that theirs bounds only how long one call may take."
         if not fatal.is_empty()

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import polars as pl
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
+from tdxtrace.report.columns import Columns, Sentence
 from tdxtrace.report.limits_text import (
     basis_text,
     pace_text,
@@ -71,20 +71,21 @@ class _Shares:
             yield self._table(("ns",))
             yield self._table(("attempts",))
 
-    def _table(self, units: Sequence[str]) -> Table:
+    def _table(self, units: Sequence[str]) -> Columns:
         asked = self.rows.filter(pl.col("kind") == "asked")
         titles: list[str] = []
         for unit in units:
             within = asked.filter(pl.col("unit") == unit)["within"].unique().sort()
             titles += [short_duration(n) if unit == "ns" else str(n) for n in within]
-        table = simple_table(("TDH.", *titles, *(["attempts"] if "attempts" in units else [])))
+        titles = [*titles[:-1], f"{titles[-1]} attempts"] if "attempts" in units else titles
+        table = Columns(("TDH.", *titles), right=range(1, len(titles) + 1))
         for (name,), rows in asked.group_by("name", maintain_order=True):
             cells = [
                 percent_digits(share) if share < _ALL else "-"
                 for unit in units
                 for share in rows.filter(pl.col("unit") == unit).sort("within")["more_high"]
             ]
-            table.add_row(*map(Text, (str(name), *cells)))
+            table.add_row(str(name), *cells)
         return table
 
 
@@ -97,21 +98,17 @@ def _shares(retried: pl.DataFrame) -> Iterator[RenderableType]:
 def _smallest(named: pl.DataFrame) -> Iterator[RenderableType]:
     rows = named.filter(pl.col("kind") == "smallest")
     yield Text("the smallest share that this trace supports by counting, and its limit:")
-    table = simple_table(("TDH.", "requests", "retried", "share", "time", "share", "attempts"))
+    titles = ("TDH.", "requests", "retried", "share", "time", "share", "attempts")
+    table = Columns(titles, right=range(1, 7), ranks=(0, 5, 6, 1, 2, 3, 4))
     for (name,), of_leaf in rows.group_by("name", maintain_order=True):
         by_unit = {row["unit"]: row for row in of_leaf.iter_rows(named=True)}
         time, attempts = by_unit["ns"], by_unit["attempts"]
         table.add_row(
-            *map(
-                Text,
-                (
-                    str(name),
-                    count(time["n_requests"]),
-                    count(time["n_retried"]),
-                    *_limit(time, short_duration(time["within"])),
-                    *_limit(attempts, count(attempts["within"])),
-                ),
-            )
+            str(name),
+            count(time["n_requests"]),
+            count(time["n_retried"]),
+            *_limit(time, short_duration(time["within"])),
+            *_limit(attempts, count(attempts["within"])),
         )
     yield table
 
@@ -175,13 +172,5 @@ def questions_text(findings: Findings) -> RenderableType:
     """Return the questions of the kernel's list and the answers of this trace."""
     parts: list[RenderableType] = []
     for question, answer in questions(findings):
-        parts += [Text(question, style="bold"), Text(answer)]
+        parts += [Sentence(question, style="bold"), Sentence(answer, indent=2)]
     return Group(*parts, Text(VALID_FOR, style="dim"))
-
-
-def simple_table(titles: Sequence[str]) -> Table:
-    """Return a table without lines, whose first column is text and whose others are numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for place, title in enumerate(titles):
-        table.add_column(Text(title), justify="right" if place else "left", no_wrap=True)
-    return table

@@ -31,7 +31,7 @@ def test_what_breaks_is_said_of_each_leaf() -> None:
     assert "KVM_BUG_ON, the VM is dead" in broken
     assert "MEM.PAGE.AUG, 8 requests: none needed more than 5" in broken
     assert "-EBUSY, and the guest's fault is taken again" in broken
-    assert "a limit for MEM.RANGE.BLOCK kills the VM" in said["One limit, or one for each leaf?"]
+    assert "A limit for MEM.RANGE.BLOCK kills the VM" in said["One limit, or one for each leaf?"]
 
 
 def test_a_question_that_the_trace_does_not_answer_says_so() -> None:
