@@ -108,10 +108,11 @@ class Survey:
 
     def add(self, seamcalls: pl.DataFrame) -> None:
         """Add what calls tell."""
-        named = seamcalls.group_by("leaf").agg(pl.col(name).count() for name in _OPERANDS)
-        for leaf, *counts in named.iter_rows():
-            for n, operand in zip(counts, _OPERANDS.values(), strict=True):
-                self.captured[leaf] |= operand if n else 0
+        leaf = seamcalls["leaf"].to_numpy()
+        for name, operand in _OPERANDS.items():
+            is_named = np.zeros(1 << 16, np.bool_)
+            is_named[leaf[seamcalls[name].is_not_null().to_numpy()]] = True
+            self.captured[is_named] |= operand
         self.captured &= identifying_operands()
         if seamcalls["td_id"].null_count():
             tds = seamcalls.select(self.tds.columns).filter(pl.col("td_id").is_not_null())
@@ -348,7 +349,7 @@ class Linker:
         self.windows = windows if windows.any else None
         self.is_midway = start_windows(losses, source).any
 
-    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[Rows, NDArray[np.uint64]]:
+    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[Fields, NDArray[np.uint64]]:
         """Link calls in the order of their begins.
 
         Args:
@@ -379,13 +380,13 @@ class Linker:
         told = about, pair_of, may_miss, inside, process, rows, self.n_calls, self.is_midway
         self.run(linking.link_attempts)(seen, *told, tables, first_of)
         self.n_calls += n
-        self.owners = _array(tables.owners, tables.counts[0], linking.OWNER)
-        self.pairs = _array(tables.pairs, tables.counts[1], linking.PAIR)
+        self.owners = _array(tables.owners, tables.counts[0], linking.OWNER).copy()
+        self.pairs = _array(tables.pairs, tables.counts[1], linking.PAIR).copy()
         self.successes = successes[tables.counts[3] :]
         chains = _array(tables.chains, tables.counts[2], linking.CHAIN)
         is_open = chains["is_open"] != 0
         self.chains = chains[is_open]
-        return chains[~is_open], first_of
+        return Fields(chains, np.flatnonzero(~is_open)), first_of
 
     def _tables(self, n: int) -> linking.Tables:
         """What is kept, with room for ``n`` calls."""
@@ -441,7 +442,7 @@ class Linker:
         inside |= self.windows.overlap(last_cpu, start, end)
         return before | inside, inside
 
-    def let_go(self, before_ns: int) -> tuple[Rows, int]:
+    def let_go(self, before_ns: int) -> tuple[Fields, int]:
         """Drop and return the chains that are old; drop and count the oldest above the limit."""
         last, is_lost = self.chains["ends"], self.chains["is_lost"] != 0
         is_old = is_lost | (last < before_ns)
@@ -450,7 +451,7 @@ class Linker:
         is_dropped = is_old | is_excess
         is_counted = is_dropped & (self.chains["is_followed"] == 0)
         np.subtract.at(self.pairs["n_open"], self.chains["pair"][is_counted], 1)
-        dropped: Rows = self.chains[is_old]
+        dropped = Fields(self.chains, np.flatnonzero(is_old))
         self.chains = self.chains[~is_dropped]
         self.successes = self.successes[-_MAX_KEPT:]
         return dropped, int(is_excess.sum())
@@ -468,15 +469,15 @@ class Linker:
         self.pairs["owner"] = (np.cumsum(kept) - 1)[self.pairs["owner"]]
         self.owner_heads, self.pair_heads = _heads(0)[:0], _heads(0)[:0]
 
-    def rest(self) -> Rows:
+    def rest(self) -> Fields:
         """Return the chains that are open, after the last call."""
         tables = self._tables(0)
         self.run(linking.settle)(tables, self._rows(self.successes), np.int64(_MAX_NS))
         n, self.chains, self.successes = len(self.chains), self.chains[:0], self.successes[:0]
-        return _array(tables.chains, n, linking.CHAIN)
+        return Fields(_array(tables.chains, n, linking.CHAIN), np.arange(n))
 
     def rows(
-        self, chains: Rows, known: Survey, source: int, may_hold: bool = False
+        self, chains: Fields, known: Survey, source: int, may_hold: bool = False
     ) -> pl.DataFrame:
         """Return rows of ``retry_chains``; those still open get no more attempts.
 
@@ -512,36 +513,24 @@ class Linker:
         cut_by = pl.when(is_cut).then("gap").otherwise("cut_by")
         return RETRY_CHAINS.conform(held.with_columns(outcome=outcome, cut_by=cut_by))
 
-    def _outcomes(self, chains: Rows) -> tuple[U8, U8]:
+    def _outcomes(self, chains: Fields) -> tuple[U8, U8]:
         """How each chain ended, and what cut it, if it is cut."""
-        pair = self.pairs[chains["pair"]]
-        owner = self.owners[pair["owner"]]
-        last, is_open = chains["last"], chains["is_open"] != 0
-        is_fault = _special_leaves()[chains["leaf"]] == linking.FAULT
-        # An entry is nothing that a thread does instead of a fault's request.
-        goes_on = np.where(is_fault, owner["last_other"], owner["last"]) > last
-        began = np.where(is_fault, owner["began_other"], owner["began"]) > last
-        # Its thread may come back to it, as it came back to others.
-        between = pair["n"] - chains["at"] - 1
-        most = np.minimum(self.most_between[chains["leaf"]], _MOST_BETWEEN)
-        is_settled = (chains["is_settled"] != 0) & (chains["last_settled"] > chains["last_begins"])
-        began &= (between > most) | is_settled | (chains["is_followed"] != 0)
-        began |= chains["is_undone"] != 0
+        is_open, is_lost = chains["is_open"] != 0, chains["is_lost"] != 0
+        goes_on, began, is_vague = self._since(chains, is_open)
         by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
-        may_go_on = (chains["after_gap"] != linking.NONE) & (chains["after_gap"] <= most)
-        by_loss |= may_go_on & (chains["lossy"] > 0)
-        by_start |= may_go_on & (chains["lossy"] == 0) & ~by_loss
+        after_gap, is_past_loss = chains["after_gap"], chains["lossy"] != 0
+        may_go_on = (after_gap != linking.NONE) & (after_gap <= self._most(chains["leaf"]))
+        by_loss |= may_go_on & is_past_loss
+        by_start |= may_go_on & ~is_past_loss & ~by_loss
         by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
-        # A request left open may have been continued by a later call that does not name its own.
-        is_last = is_open & (chains["is_followed"] == 0)
-        is_doubtful = (chains["is_doubtful"] != 0) | is_last & (pair["last_vague"] > last)
+        is_doubtful = (chains["is_doubtful"] != 0) | is_vague
         # Nothing was lost since: what does not name its request began before the trace.
-        is_whole = self.is_midway & (chains["lossy"] == 0) & (chains["is_lost"] == 0)
+        is_whole = self.is_midway & ~is_past_loss & ~is_lost
         by_start |= is_doubtful & is_whole
         by_loss |= is_doubtful & ~is_whole & ~by_start
         is_cut = by_loss | by_start | is_open & ~began
         # Whether another thread settled it before the loss decides.
-        by_later_loss = is_open & (chains["is_lost"] != 0) & ~by_loss & ~by_start
+        by_later_loss = is_open & is_lost & ~by_loss & ~by_start
         is_left = is_open & (~is_cut | by_later_loss)
         is_resolved = is_left & _is_settled(chains)
         by_loss |= by_later_loss
@@ -554,8 +543,62 @@ class Linker:
         cut_by = np.select([by_loss, by_start], [_LOST, _TRACE_START], _TRACE_END)
         return outcome.astype(np.uint8), cut_by.astype(np.uint8)
 
+    def _since(self, chains: Fields, is_open: Flags) -> tuple[Flags, Flags, Flags]:
+        """What threads did since their chains that are open; False for the others.
 
-def _is_settled(chains: Rows) -> Flags:
+        Returns:
+            Whether it called anything; whether it began something else, to which it left the
+            request; and whether it may have gone on by a call that does not name its request.
+        """
+        goes_on, began, is_vague = np.zeros((3, len(is_open)), np.bool_)
+        at = np.flatnonzero(is_open)
+        if not len(at):
+            return goes_on, began, is_vague
+        left = Fields(chains, at)
+        pair = self.pairs[left["pair"]]
+        owner, last, leaf = self.owners[pair["owner"]], left["last"], left["leaf"]
+        is_fault, is_followed = _special_leaves()[leaf] == linking.FAULT, left["is_followed"] != 0
+        # An entry is nothing that a thread does instead of a fault's request.
+        goes_on[at] = np.where(is_fault, owner["last_other"], owner["last"]) > last
+        is_over = np.where(is_fault, owner["began_other"], owner["began"]) > last
+        # Its thread may come back to it, as it came back to others.
+        between = pair["n"] - left["at"] - 1
+        is_settled = (left["is_settled"] != 0) & (left["last_settled"] > left["last_begins"])
+        is_over &= (between > self._most(leaf)) | is_settled | is_followed
+        began[at] = is_over | (left["is_undone"] != 0)
+        is_vague[at] = ~is_followed & (pair["last_vague"] > last)
+        return goes_on, began, is_vague
+
+    def _most(self, leaf: U16) -> I64:
+        """After how many calls of a leaf a thread may come back to a request; NONE: it does not."""
+        return np.minimum(self.most_between, _MOST_BETWEEN)[leaf]
+
+
+class Fields:
+    """Some rows of a table, of which each field is taken once, when it is asked for.
+
+    A row is far longer than a field: what is used lies close together so.
+
+    Args:
+        rows: The table, or another selection.
+        at: Which rows, by their numbers.
+    """
+
+    def __init__(self, rows: Rows | Fields, at: NDArray[np.int64]) -> None:
+        self._rows, self._at = rows, at
+        self._taken: dict[str, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return a field of each row; it is not to be changed."""
+        if name not in self._taken:
+            self._taken[name] = self._rows[name][self._at]
+        return self._taken[name]
+
+
+def _is_settled(chains: Fields) -> Flags:
     """Whether a call of another thread settled each request, before a loss in its own."""
     by_other = chains["tid"] != chains["settled_tid"]
     by_other |= chains["flags"] & chains["settled_flags"] & linking.TID == 0
@@ -636,10 +679,10 @@ def _undone(unblocks: Rows) -> Iterator[Rows]:
     yield requests
 
 
-def _table(chains: Rows, outcome: U8, cut_by: U8, known: Survey, source: int) -> pl.DataFrame:
+def _table(chains: Fields, outcome: U8, cut_by: U8, known: Survey, source: int) -> pl.DataFrame:
     """One row per chain."""
     n, flags, last = len(chains), chains["flags"], chains["last_flags"]
-    columns = {name: pl.Series(np.ascontiguousarray(chains[name])) for name in _AS_IS}
+    columns = {name: pl.Series(chains[name]) for name in _AS_IS}
     operands = flags & identifying_operands()[chains["leaf"]]
     is_entry = chains["leaf"] == VP_ENTER
     end_flag = np.where(is_entry, linking.START, linking.END)
@@ -705,7 +748,7 @@ def _heads(n: int) -> NDArray[np.int32]:
 def _array(rows: Rows, n: int, kind: np.dtype[np.void]) -> Rows:
     """The first ``n`` rows of a table that loops filled."""
     if isinstance(rows, np.ndarray):
-        return rows[:n].copy()
+        return rows[:n]
     return np.array([tuple(rows[at].values()) for at in range(n)], kind)
 
 
