@@ -109,7 +109,7 @@ def read(paths: Sequence[str | Path], options: ReadOptions) -> Trace:
     """
     stores = [path for path in paths if is_store(Path(path))]
     if stores and len(paths) == 1 and not options.dmesg:
-        return open_store(Path(stores[0]))
+        return open_store(Path(stores[0]), most_bytes=options.unpacked)
     if stores:
         raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
     sink = SpillingSink((options.memory or free_bytes()) // _SHARE)

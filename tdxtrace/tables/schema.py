@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -112,9 +112,10 @@ class Table:
             for c in self.columns
             if not c.nullable
         }
-        checks["key is unique: " + ", ".join(self.key)] = pl.struct(self.key).is_unique()
-        checks |= self.rules
         conformed = self.conform(frame)
+        if not _is_ascending(conformed, self.key):
+            checks["key is unique: " + ", ".join(self.key)] = pl.struct(self.key).is_unique()
+        checks |= self.rules
         counts = conformed.select(
             (~check.fill_null(True)).sum().alias(name) for name, check in checks.items()
         ).row(0, named=True)
@@ -124,3 +125,17 @@ class Table:
         if broken:
             raise TableError(f"invalid {self.name!r} table: " + "; ".join(broken))
         return conformed
+
+
+def _is_ascending(frame: pl.DataFrame, key: Sequence[str]) -> bool:
+    """Whether the rows are in the strict order of a key of two numbers, which repeats none then.
+
+    It takes a tenth of the time of looking for repeated keys.
+    """
+    if len(key) != 2 or not all(frame[name].dtype.is_integer() for name in key):
+        return False
+    first, second = (frame[name] for name in key)
+    if first.null_count() or second.null_count() or not first.is_sorted():
+        return False
+    rises = (second.head(-1) < second.tail(-1)) | (first.head(-1) < first.tail(-1))
+    return frame.height < 2 or bool(rises.all())

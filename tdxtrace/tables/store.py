@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from tdxtrace.errors import InputError, TableError
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.files import give_name
+from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Provenance, Source, Trace
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
 PROVENANCE: Final = "provenance.json"
 # Rows per Parquet row group: large enough for fast reading, about 40 MB while buffered.
 GROUP_ROWS: Final = 1 << 18
+_MAX_PROVENANCE_BYTES: Final = 64 << 20
+# What a store may unpack to, as ingest.source says of other inputs: a row takes at least some
+# bytes on disk for its time and its number.
+_MAX_RATIO: Final = 200
+_FREE_BYTES: Final = 256 << 20
+# Bytes of a value in memory, by its type; of others (enums, texts) at least so many.
+_TEXT_BYTES: Final = 4
+_WIDTHS: Final = {"Int8": 1, "UInt8": 1, "Boolean": 1, "Int16": 2, "UInt16": 2} | {
+    "Int32": 4,
+    "UInt32": 4,
+    "Int64": 8,
+    "UInt64": 8,
+    "Float64": 8,
+}
 # Bytes hashed at either end of a file: a recording that changes only in its middle gets a new
 # modification time.
 _BLOCK_BYTES: Final = 1 << 16
@@ -273,33 +288,60 @@ def is_store(folder: Path) -> bool:
     return (folder / PROVENANCE).is_file()
 
 
-def open_store(folder: Path, keeper: object = None) -> Trace:
+def open_store(folder: Path, keeper: object = None, most_bytes: int | None = None) -> Trace:
     """Open a folder written by :class:`StoreWriter`: its tables are read when they are asked for.
 
     Args:
         folder: The folder.
-        keeper: Object that the Trace holds on to: the temporary folder that it is in.
+        keeper: Object that the Trace holds on to: the temporary folder that it is in.  Without
+            one the store may be anybody's: what is read of it is checked.
+        most_bytes: What its tables may unpack to; None: 200 times their size, and 256 MiB.
 
     Raises:
-        InputError: If a file of it cannot be read.
+        InputError: If a file of it cannot be read, or unpacks to absurdly much.
         TableError: If it has another schema version or other columns.
     """
     shown = one_line(str(folder))
+    damaged = InputError(f"cannot read {shown}: its {PROVENANCE} is damaged")
     try:
-        facts = json.loads((folder / PROVENANCE).read_text("utf-8"))
-        version, provenance = facts["schema_version"], _provenance(facts["provenance"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"cannot read {shown}: its {PROVENANCE} is damaged") from None
+        with (folder / PROVENANCE).open("rb") as file:
+            facts = json.loads(file.read(_MAX_PROVENANCE_BYTES))
+        version = facts["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise damaged from None
     if version != SCHEMA_VERSION:
+        told = one_line(str(version), 20) if isinstance(version, (int, str)) else "none"
         raise TableError(
-            f"{shown} has tables of version {one_line(str(version), 20)}, this tdxtrace reads "
+            f"{shown} has tables of version {told}, this tdxtrace reads "
             f"version {SCHEMA_VERSION}; convert the trace again"
         )
+    try:
+        provenance = _provenance(facts["provenance"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged from None
+    n_sources = len(provenance.sources) if keeper is None else None
     files = {
-        name: StoredTable(table, folder / f"{name}.parquet", keeper)
+        name: StoredTable(table, folder / f"{name}.parquet", keeper, n_sources)
         for name, table in _TABLES.items()
     }
+    if n_sources is not None:
+        _check_sizes(folder, files.values(), most_bytes)
     return Trace.stored(files, provenance)
+
+
+def _check_sizes(folder: Path, files: Iterable[StoredTable], most_bytes: int | None) -> None:
+    """Check that tables unpack to what traces do.
+
+    Raises:
+        InputError: If they take far more memory than disk.
+    """
+    stored = sum(file.path.stat().st_size for file in files)
+    unpacked = sum(file.n_rows * file.row_bytes for file in files)
+    if unpacked > (_FREE_BYTES + _MAX_RATIO * stored if most_bytes is None else most_bytes):
+        raise InputError(
+            f"{one_line(str(folder))} unpacks from {stored >> 10} KiB to {unpacked >> 20} MiB; if "
+            "it is no bomb, allow it: --max-unpacked 100G"
+        )
 
 
 @dataclass(slots=True)
@@ -315,6 +357,8 @@ class StoredTable:
     path: Path
     keeper: object = None
     """What keeps the file as long as it is used: a temporary folder."""
+    n_sources: int | None = None
+    """Sources that rows can be of; None: nothing that is read has to be checked."""
     segments: tuple[Segment, ...] = field(init=False)
     """Its segments, in their order."""
     _columns: pl.Schema = field(init=False)
@@ -323,10 +367,13 @@ class StoredTable:
     def __post_init__(self) -> None:
         # polars may resolve a relative path against a former working directory.
         self.path = self.path.absolute()
+        if not self.path.is_file():
+            raise InputError(f"cannot read {one_line(str(self.path))}: it is missing or no file")
         with _named(self.path):
             facts = pl.read_parquet_metadata(self.path)
             whole = pl.scan_parquet(self.path, glob=False)
             given = whole.collect_schema()
+            n_rows = int(whole.select(pl.len()).collect().item())
         said = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
         shown = one_line(str(self.path))
         if said != (self.table.name, str(SCHEMA_VERSION)):
@@ -336,11 +383,13 @@ class StoredTable:
             )
         try:
             unused = set(json.loads(facts[_UNUSED_KEY]))
-            self.segments = tuple(Segment(*told) for told in json.loads(facts[_SEGMENTS_KEY]))
-        except (KeyError, ValueError, TypeError):
+            self.segments = tuple(_segment(*told) for told in json.loads(facts[_SEGMENTS_KEY]))
+        except (KeyError, ValueError, TypeError, RecursionError):
             raise TableError(f"{shown} has no segments; convert the trace again") from None
+        if self.n_rows != n_rows:
+            raise TableError(f"{shown} has {n_rows} rows, its segments {self.n_rows}")
         wanted = self.table.schema_of(given.to_frame())
-        if not set(wanted) <= set(given):
+        if any(given.get(name) != kind for name, kind in wanted.items()):
             raise TableError(f"{shown} does not have the columns of {self.table.name!r}")
         self._columns = pl.Schema({n: dtype for n, dtype in wanted.items() if n not in unused})
 
@@ -379,7 +428,26 @@ class StoredTable:
             InputError: If they cannot be read.
         """
         with _named(self.path):
-            return self.scan().collect()
+            rows = self.scan().collect()
+        if self.n_sources is not None:
+            self._check(rows)
+        return rows
+
+    def _check(self, rows: pl.DataFrame) -> None:
+        """Check rows that anybody may have written.
+
+        Raises:
+            TableError: If they are not those of the table, or of no source.
+        """
+        self.table.check(rows)
+        highest = rows["source"].max()
+        if isinstance(highest, int) and highest >= (self.n_sources or 0):
+            raise TableError(f"{one_line(str(self.path))} has rows of source {highest}")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory; of a text without what it says."""
+        return sum(_WIDTHS.get(str(kind), _TEXT_BYTES) for kind in self._columns.dtypes())
 
 
 @contextmanager
@@ -387,14 +455,50 @@ def _named(path: Path) -> Iterator[None]:
     """Raise what goes wrong in reading a file as an error that names it."""
     try:
         yield
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         shown = one_line(str(path))
         raise InputError(f"cannot read {shown}: {one_line(str(error), 60)}") from None
 
 
+def _segment(*told: int | None) -> Segment:
+    """A segment as a footer tells it; ValueError if it is none."""
+    made = Segment(*told)  # type: ignore[arg-type]
+    others = (made.first_ns, made.last_ns, made.first_seq, made.last_seq)
+    if type(made.n_rows) is not int or made.n_rows < 0:
+        raise ValueError
+    if not all(one is None or type(one) is int for one in others):
+        raise ValueError
+    return made
+
+
 def _provenance(facts: dict[str, Any]) -> Provenance:
+    """The provenance in a store; ValueError, KeyError or TypeError if it is none."""
     sources = tuple(Source(**source) for source in facts["sources"])
-    return Provenance(**{**facts, "sources": sources, "notes": tuple(facts["notes"])})
+    made = Provenance(**{**facts, "sources": sources, "notes": tuple(facts["notes"])})
+    for source in sources:
+        format_named(source.format)
+        _check_types(source)
+        if not all(type(n) is int for n in source.events.values()):
+            raise TypeError
+    _check_types(made)
+    if not all(isinstance(note, str) for note in made.notes):
+        raise TypeError
+    return made
+
+
+_TYPES: Final = {"str": str, "int": int, "Mapping[str, int]": dict}
+
+
+def _check_types(made: Source | Provenance) -> None:
+    """Raise TypeError if a field does not have the type that it is declared with."""
+    for declared in dataclasses.fields(made):
+        kind, _, optional = str(declared.type).partition(" | ")
+        value = getattr(made, declared.name)
+        if kind in _TYPES and not (value is None and optional):
+            if type(value) is not _TYPES[kind]:
+                raise TypeError(declared.name)
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                raise TypeError(declared.name)
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:

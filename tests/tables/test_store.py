@@ -1,6 +1,11 @@
 """Storage of a Trace as a folder of Parquet files, and the cache of such folders."""
 
 import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +17,7 @@ import tdxtrace
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.errors import InputError, QueryError, TableError
 from tdxtrace.ingest.read import ReadOptions, convert
+from tdxtrace.ingest.read import read as read_inputs
 from tdxtrace.tables import store
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.store import StoreWriter, cache_path, is_store
@@ -132,6 +138,101 @@ def test_damaged_folders_are_named(name: str, tmp_path: Path) -> None:
     (folder / name).write_bytes(b"{")
     with pytest.raises(InputError, match=f"cannot read .*{folder.name}"):
         tdxtrace.read_trace(folder)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store to make copies of."""
+    return _convert(tmp_path_factory.mktemp("kept"), "contended.txt")
+
+
+@pytest.fixture
+def copied(kept: Path, tmp_path: Path) -> Path:
+    """A store that may be changed."""
+    return Path(shutil.copytree(kept, tmp_path / "run"))
+
+
+STRANGE = {
+    "list": [],
+    "deep": "[" * 100_000,
+    "sources": {"sources": 5},
+    "source": {"sources": [5]},
+    "path": {"path": 5},
+    "time": {"first_ns": 1 << 70},
+    "events": {"events": [1]},
+    "count": {"events": {"x": "y"}},
+    "notes": {"notes": 7},
+    "note": {"notes": [7]},
+    "more": {"unknown": 1},
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_provenance_that_nobody_writes_is_damaged(kind: str, copied: Path) -> None:
+    folder, change = copied, STRANGE[kind]
+    facts = json.loads((folder / "provenance.json").read_text())
+    told = facts["provenance"]
+    source = told["sources"][0]
+    for name, value in change.items() if isinstance(change, dict) else ():
+        (source if name in source or name == "unknown" else told)[name] = value
+    text = change if isinstance(change, str) else json.dumps(change or [1])
+    (folder / "provenance.json").write_text(json.dumps(facts) if isinstance(change, dict) else text)
+    with pytest.raises(InputError, match=r"its provenance.json is damaged"):
+        tdxtrace.read_trace(folder)
+
+
+def _rewritten(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], **facts: str) -> None:
+    """Write a table of a store anew, with its own footer."""
+    kept = {k: v for k, v in pl.read_parquet_metadata(path).items() if "tdxtrace" in k} | facts
+    change(pl.read_parquet(path)).write_parquet(path, metadata=kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.head(5), "has 5 rows, its segments"),
+        (lambda rows: rows.with_columns(seq=pl.lit(1, pl.UInt64)), "'key is unique"),
+        (lambda rows: rows.with_columns(leaf=pl.lit("x")), "does not have the columns"),
+        (lambda rows: rows.with_columns(source=pl.lit(7, pl.UInt16)), "rows of source 7"),
+        (lambda rows: rows.with_columns(seq=pl.lit(None, pl.UInt64)), "seq is never null"),
+        (lambda rows: rows.with_columns(start_ns=pl.col("end_ns") + 1), "end is not before start"),
+    ],
+)
+def test_rows_that_nobody_reads_from_a_trace_are_refused(
+    change: Callable[[pl.DataFrame], pl.DataFrame], message: str, copied: Path
+) -> None:
+    _rewritten(copied / "seamcalls.parquet", change)
+    with pytest.raises(TableError, match=message):
+        _ = tdxtrace.read_trace(copied).seamcalls
+
+
+def test_a_store_that_unpacks_to_far_more_than_traces_do_is_refused(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_FREE_BYTES", 0)
+    monkeypatch.setattr(store, "_MAX_RATIO", 1)
+    with pytest.raises(InputError, match="--max-unpacked"):
+        tdxtrace.read_trace(copied)
+    assert read_inputs([copied], ReadOptions(unpacked=1 << 30)).seamcalls.height > 1000
+
+
+def test_a_table_that_is_no_file_is_not_waited_for(copied: Path) -> None:
+    (copied / "losses.parquet").unlink()
+    os.mkfifo(copied / "losses.parquet")
+    with pytest.raises(InputError, match=r"losses.parquet: it is missing or no file"):
+        tdxtrace.read_trace(copied)
+
+
+def test_tables_damaged_anywhere_are_read_or_named(copied: Path) -> None:
+    folder, luck = copied, random.Random(1)
+    path = folder / "threads.parquet"
+    whole = path.read_bytes()
+    for _ in range(60):
+        data = bytearray(whole)
+        data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
+        path.write_bytes(data)
+        with suppress(InputError, TableError):
+            _ = tdxtrace.read_trace(folder).threads
 
 
 def test_a_failed_conversion_leaves_no_folder(tmp_path: Path) -> None:
