@@ -146,7 +146,7 @@ def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
     tds = _values("td_id", trace, _NAMES_TDS)
     processes = _values("tgid", trace, _NAMES_VMS)
     try:
-        number = int(text, 0)
+        number = int(text, 0) if text.isdecimal() or text.startswith("0x") else int(text, 16)
     except ValueError:
         raise QueryError(f"not a VM: {text!r}; name a TD such as 0x… or a process number") from None
     if number in processes and not text.startswith("0x"):

@@ -13,6 +13,7 @@ import polars as pl
 
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.trace import Findings
+from tdxtrace.tables.verdicts import PROBLEMS
 
 _RULE: Final = re.compile(
     r"^\s*(?P<name>[\w-]+)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<limit>\d+(\.\d+)?)\s*$"
@@ -48,6 +49,11 @@ def _longest_ms(findings: Findings) -> float:
     return float(longest) / 1e6 if isinstance(longest, int) else 0.0
 
 
+def _problems(findings: Findings) -> float:
+    severe = findings.verdicts.filter(pl.col("verdict").is_in(PROBLEMS))
+    return severe.select("verdict", "rule").n_unique()
+
+
 # Quantities by name.  Empty findings count as 0.
 QUANTITIES: Final[Mapping[str, Callable[[Findings], float]]] = {
     "max-attempts": lambda f: float(f.leaf_stats["max_attempts"].cast(pl.Int64).max() or 0),  # type: ignore[arg-type]
@@ -59,6 +65,7 @@ QUANTITIES: Final[Mapping[str, Callable[[Findings], float]]] = {
     "cut": _outcomes("cut"),
     "zero-steps": lambda f: f.zero_steps.filter(pl.col("strength") != "weak").height,
     "losses": _losses,
+    "problems": _problems,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tdxtrace.cli.option_groups import expand_option_groups
-from tdxtrace.cli.options import ABOUT_TABLES, About, OutputFormat
+from tdxtrace.cli.options import ABOUT_TABLES, About, OutputFormat, parse_count
 from tdxtrace.cli.query_options import ModuleOptions, PrintOptions, QueryOptions
 from tdxtrace.tables.enums import Cause, listed
 
@@ -61,7 +61,12 @@ def busy_causes_command(
 def explain_command(
     query: QueryOptions,
     of: ModuleOptions,
-    seq: Annotated[int, typer.Option("--seq", metavar="N", min=0, help="Which SEAMCALL: its seq.")],
+    seq: Annotated[
+        int,
+        typer.Option(
+            "--seq", metavar="N", parser=parse_count, help="Which SEAMCALL: its seq, 3797 or 3,797."
+        ),
+    ],
     source: Annotated[
         int, typer.Option("--source", metavar="N", min=0, help="Of which TRACE, counted from 0.")
     ] = 0,

@@ -67,11 +67,11 @@ Leaves = Annotated[
 ]
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="S", help="From this second, or +S from the start."),
+    typer.Option("--since", metavar="TIME", help="From 4189.25s, or +10ms: from the start on."),
 ]
 Until = Annotated[
     str | None,
-    typer.Option("--until", metavar="S", help="Up to this second, or +S from the start."),
+    typer.Option("--until", metavar="TIME", help="Up to 4189.25s, or +10ms from the start."),
 ]
 InputFormat = Annotated[
     str | None,
@@ -165,6 +165,14 @@ FailOn = Annotated[
         help="Exit with 3 if so, e.g. 'max-attempts>16'.",
     ),
 ]
+
+
+def parse_count(text: str | int) -> int:
+    """Parse a number as tables print it, with or without commas between thousands."""
+    digits = str(text).replace(",", "")
+    if not digits.isdecimal():
+        raise typer.BadParameter(f"not a number: {one_line(str(text), 40)!r}")
+    return int(digits)
 
 
 class ReportFormat(StrEnum):

@@ -244,7 +244,7 @@ class PrintOptions:
             metavar="N",
             min=0,
             show_default=False,
-            help="Most rows; 0: all. Default: all, on a terminal 40.",
+            help="Most rows, 0: all; on a terminal 40.",
         ),
     ] = None
     form: options.Format = OutputFormat.table

@@ -127,7 +127,9 @@ def query_command(
     ],
     printing: PrintOptions,
 ) -> None:
-    """Ask every table in SQL; "show tables" names them, leaves (leaf, name) can be joined.
+    """Query any table with SQL: "show tables" names them, "describe TABLE" their columns.
+
+    named_TABLE has names of leaves and statuses: where leaf = 'TDH.VP.ENTER'.
 
     Example: tdxtrace query trace.txt "select outcome, count(*) from retry_chains group by 1"
     """

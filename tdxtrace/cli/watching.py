@@ -20,10 +20,10 @@ from tdxtrace.capture.options import RecordOptions
 from tdxtrace.capture.recorder import stop_on_signals
 from tdxtrace.cli.options import Color
 from tdxtrace.cli.outputs import console
-from tdxtrace.errors import InputError
+from tdxtrace.errors import InputError, QueryError
 from tdxtrace.report.units import duration
 from tdxtrace.tables.text import one_line
-from tdxtrace.watch.totals import RunningTotals
+from tdxtrace.watch.totals import QUANTITIES, RunningTotals
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -69,6 +69,11 @@ class WatchOptions:
         from tdxtrace.cli.metrics import parse_address
 
         rules = tuple(map(parse_rule, fail_on))
+        for rule in rules:
+            if rule.name not in QUANTITIES:
+                raise QueryError(
+                    f"watch gives no verdicts: --fail-on {rule.name} needs tdxtrace analyze"
+                )
         where = None if metrics is None else parse_address(metrics)
         return cls(interval_s, duration_s, rules, where, form, color)
 

@@ -18,7 +18,7 @@ _GAP: Final = 1
 _LEAST_TEXT: Final = 30
 
 
-class Columns:
+class TextTable:
     """Rows of text in columns, none of which is ever cut.
 
     Where not all columns fit, the less important ones are left out, and named in a line below.  One

@@ -10,7 +10,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tdxtrace.report.columns import Columns, Sentence
+from tdxtrace.report.columns import Sentence, TextTable
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
     count,
@@ -142,6 +142,8 @@ def _problems(findings: Findings, lines: int | None) -> list[Sentence]:
         judged = plural(findings.kernel_messages.height, "kernel message")
     elif not n_calls:
         judged = "KVM's own events"
+    if not n_calls and findings.options and findings.verdicts.is_empty():
+        return [Sentence("nothing to judge: no SEAMCALL was selected", style="bold yellow")]
     made = problem_lines(kinds_of(findings.verdicts), findings.provenance.sources, judged, path)
     if lines is not None and len(made) > _N_PROBLEMS + 1:
         more = plural(len(made) - _N_PROBLEMS - 1, "more problem")
@@ -237,6 +239,12 @@ def _leaves(findings: Findings, n: int) -> RenderableType:
     stats = findings.leaf_stats
     if stats.is_empty() and findings.kernel_messages.height:
         return Text("no SEAMCALL was captured: the kernel log has no calls that succeeded")
+    if stats.is_empty() and {"since", "until"} & set(findings.options):
+        firsts = [s.first_ns for s in findings.provenance.sources if s.first_ns is not None]
+        lasts = [s.last_ns for s in findings.provenance.sources if s.last_ns is not None]
+        if firsts and lasts:
+            span = f"the trace is from {seconds(min(firsts))} to {seconds(max(lasts))} s"
+            return Text(f"no SEAMCALL in the selected time: {span}", style="yellow")
     if stats.is_empty():
         return Text("no SEAMCALL was captured: only KVM's own events", style="yellow")
     outcomes = [(name, short) for name, short in _OUTCOMES if total(stats, name)]
@@ -265,7 +273,7 @@ def _table(
     cells: Iterable[Sequence[str]],
     right: Sequence[str],
     ranks: Sequence[str],
-) -> Columns:
+) -> TextTable:
     """Return a table, with the number of the input before each row where there are several.
 
     Args:
@@ -278,7 +286,7 @@ def _table(
     """
     several = len(findings.provenance.sources) > 1
     named = ["source", *titles] if several else list(titles)
-    table = Columns(
+    table = TextTable(
         named,
         right=[place for place, title in enumerate(named) if title in right],
         ranks=[ranks.index(title) for title in named],

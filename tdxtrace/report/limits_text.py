@@ -11,7 +11,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tdxtrace.report.columns import Columns
+from tdxtrace.report.columns import TextTable
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
 from tdxtrace.tables.text import one_line
@@ -250,10 +250,10 @@ def policies_text(policies: pl.DataFrame) -> RenderableType:
     return Group(table, *_unknown(named))
 
 
-def _table(titles: tuple[str, ...], ranks: Sequence[int] | None = None) -> Columns:
+def _table(titles: tuple[str, ...], ranks: Sequence[int] | None = None) -> TextTable:
     words = {"TDH.", "policy", "busy by", "basis", "then", "stops at"}
     right = [place for place, title in enumerate(titles) if title not in words]
-    return Columns(titles, right=right, ranks=ranks)
+    return TextTable(titles, right=right, ranks=ranks)
 
 
 def _short(leaf: pl.Expr) -> pl.Expr:

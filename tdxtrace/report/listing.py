@@ -10,13 +10,10 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tdxtrace.report.columns import Columns
+from tdxtrace.report.columns import TextTable
 from tdxtrace.report.units import count, plural, seconds, short_duration, word
+from tdxtrace.tables.names import with_names
 from tdxtrace.tables.text import one_line
-from tdxtrace.tdx.exit_reasons import exit_reason_name
-from tdxtrace.tdx.leaves import leaf_name
-from tdxtrace.tdx.loader import loader_leaf_name, loader_status_name
-from tdxtrace.tdx.status import describe_status
 
 _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
@@ -58,14 +55,14 @@ def listing(
     """
     if rows.is_empty():
         return Text("no rows")
-    shown = _named(rows.head(limit) if limit else rows)
+    shown = with_names(rows.head(limit) if limit else rows).collect()
     names = [
         name
         for name in shown.columns
         if shown[name].null_count() < shown.height
         and not (name == "source" and (shown["source"] == 0).all())
     ]
-    table = Columns(
+    table = TextTable(
         [_title(name) for name in names],
         right=[
             place
@@ -107,28 +104,6 @@ def _date(ts_ns: int | None, clock: str) -> str | None:
     day = at.strftime("%m-%d" if clock == "wall, no year" else "%Y-%m-%d")
     zone = "Z" if clock == "wall" else ""
     return f"{day} {at:%H:%M:%S}" + (f".{micros:06}" if micros else "") + zone
-
-
-def _named(rows: pl.DataFrame) -> pl.DataFrame:
-    """Replace numbers by names in columns with the declared type (an SQL result may differ)."""
-    has_leaf = rows.schema.get("leaf") == pl.UInt16
-    expressions = [
-        describe_status(pl.col(status), pl.col("leaf")).alias(status)
-        for status in ("status", "final_status")
-        if rows.schema.get(status) == pl.UInt64 and has_leaf
-    ]
-    for leaf in ("leaf", "holder_leaf"):
-        if rows.schema.get(leaf) == pl.UInt16:
-            text = pl.col(leaf).cast(pl.String)
-            expressions.append(pl.coalesce(leaf_name(pl.col(leaf)), text).alias(leaf))
-    if rows.schema.get("loader_leaf") == pl.UInt16:
-        expressions.append(loader_leaf_name(pl.col("loader_leaf")).alias("loader_leaf"))
-        if rows.schema.get("status") == pl.UInt64:
-            name, raw = loader_status_name(pl.col("status")), pl.col("status").cast(pl.String)
-            expressions.append(pl.coalesce(name, raw).alias("status"))
-    if rows.schema.get("exit_reason") == pl.UInt32:
-        expressions.append(exit_reason_name(pl.col("exit_reason")).alias("exit_reason"))
-    return rows.with_columns(expressions)
 
 
 def _title(name: str) -> str:

@@ -10,7 +10,7 @@ import polars as pl
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from tdxtrace.report.columns import Columns, Sentence
+from tdxtrace.report.columns import Sentence, TextTable
 from tdxtrace.report.limits_text import (
     basis_text,
     pace_text,
@@ -71,14 +71,14 @@ class _Shares:
             yield self._table(("ns",))
             yield self._table(("attempts",))
 
-    def _table(self, units: Sequence[str]) -> Columns:
+    def _table(self, units: Sequence[str]) -> TextTable:
         asked = self.rows.filter(pl.col("kind") == "asked")
         titles: list[str] = []
         for unit in units:
             within = asked.filter(pl.col("unit") == unit)["within"].unique().sort()
             titles += [short_duration(n) if unit == "ns" else str(n) for n in within]
         titles = [*titles[:-1], f"{titles[-1]} attempts"] if "attempts" in units else titles
-        table = Columns(("TDH.", *titles), right=range(1, len(titles) + 1))
+        table = TextTable(("TDH.", *titles), right=range(1, len(titles) + 1))
         for (name,), rows in asked.group_by("name", maintain_order=True):
             cells = [
                 percent_digits(share) if share < _ALL else "-"
@@ -99,7 +99,7 @@ def _smallest(named: pl.DataFrame) -> Iterator[RenderableType]:
     rows = named.filter(pl.col("kind") == "smallest")
     yield Text("the smallest share that this trace supports by counting, and its limit:")
     titles = ("TDH.", "requests", "retried", "share", "time", "share", "attempts")
-    table = Columns(titles, right=range(1, 7), ranks=(0, 5, 6, 1, 2, 3, 4))
+    table = TextTable(titles, right=range(1, 7), ranks=(0, 5, 6, 1, 2, 3, 4))
     for (name,), of_leaf in rows.group_by("name", maintain_order=True):
         by_unit = {row["unit"]: row for row in of_leaf.iter_rows(named=True)}
         time, attempts = by_unit["ns"], by_unit["attempts"]

@@ -16,6 +16,7 @@ from tdxtrace.report.names import leaf_label
 from tdxtrace.report.units import count, plural, word
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Source
+from tdxtrace.tables.verdicts import PROBLEMS
 
 STYLE: Final = {
     "BUG": "bold red",
@@ -24,8 +25,6 @@ STYLE: Final = {
     "EXPECTED": "bold green",
 }
 """Styles of verdicts, in the order of their importance."""
-PROBLEMS: Final = ("BUG", "HOSTILE")
-"""Verdicts that somebody has to answer for."""
 _WHOSE: Final = {"BUG": "host kernel", "HOSTILE": "host"}
 _NONE: Final = "no verdict: nothing was busy, refused, abandoned, repeated or printed"
 _NOUNS: Final = {

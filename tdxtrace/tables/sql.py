@@ -10,6 +10,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.errors import QueryError
+from tdxtrace.tables.names import with_names
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.leaves import leaf_table
@@ -60,7 +61,11 @@ _KEYWORDS: Final = frozenset(
 )
 _NO_COLUMN: Final = re.compile(r"(?:unable to find column |no column named )['\"]([^'\"]*)['\"]")
 _NO_TABLE: Final = re.compile(r"relation '([^']*)' was not found")
-_SUPPORTED: Final = "only SELECT, WITH and SHOW TABLES are understood"
+_NO_NAMES: Final = re.compile(r"cannot compare string with numeric type")
+_DESCRIBE: Final = re.compile(r"\s*+desc(?:ribe)?\s++(\w++)\s*+;?\s*+", re.IGNORECASE)
+_SUPPORTED: Final = "only SELECT, WITH, SHOW TABLES and DESCRIBE TABLE are understood"
+NAMED: Final = "named_"
+"""What the name of a table begins with to have names of leaves, statuses and exits for numbers."""
 
 
 def run_query(
@@ -70,10 +75,11 @@ def run_query(
 
     Columns have the names and types of the tables; numbers may be written in hexadecimal
     (``status = 0x8000020000000092``).  ``leaves`` (leaf, name, request) can be joined for
-    the names of leaves.
+    the names of leaves; ``named_`` before the name of a table has names instead of numbers
+    (``select * from named_retry_chains where leaf = 'TDH.VP.ENTER'``).
 
     Args:
-        sql: One statement, in the dialect of polars.
+        sql: One statement, in the dialect of polars; or ``describe`` and a table, for its columns.
         tables: The tables that can be queried, by name.
         load: Returns the rows of a table, or a query of them; called for those that the statement
             names.
@@ -82,11 +88,17 @@ def run_query(
         QueryError: If the statement is not understood; for an unknown table or column the
             message gives the nearest name.
     """
+    described = _DESCRIBE.fullmatch(sql)
+    if described is not None:
+        return _columns(described[1], tables)
     plain, names = _checked(sql)
     named = [name for name in tables if name in names]
     frames: dict[str, pl.DataFrame | pl.LazyFrame] = {
         name: load(name) if name in named else table.empty() for name, table in tables.items()
     }
+    for view in (f"{NAMED}{name}" for name in tables if f"{NAMED}{name}" in names):
+        named.append(view)
+        frames[view] = with_names(load(view.removeprefix(NAMED)))
     frames[LEAVES] = leaf_table().select("leaf", "name", "request")
     try:
         return pl.SQLContext(frames).execute(plain, eager=True)
@@ -141,6 +153,22 @@ def _refuse_unknown(before: str) -> None:
         raise QueryError(f"unsupported function '{one_line(before, 40)}'; nearest: {near}")
 
 
+def _columns(name: str, tables: Mapping[str, Table]) -> pl.DataFrame:
+    """Return the columns of a table: name, type, unit, what they mean.
+
+    Raises:
+        QueryError: If there is no such table.
+    """
+    table = tables.get(name.removeprefix(NAMED))
+    if table is None:
+        raise QueryError(_describe(f"relation '{name}' was not found", list(tables), []))
+    return pl.DataFrame(
+        [(c.name, str(c.dtype), c.unit, c.doc) for c in table.columns],
+        schema=dict.fromkeys(("column", "type", "unit", "meaning"), pl.String),
+        orient="row",
+    )
+
+
 def _describe(error: str, tables: list[str], columns: list[str]) -> str:
     """One line with the error in the statement, and the nearest known name."""
     for pattern, noun, known in (
@@ -152,4 +180,5 @@ def _describe(error: str, tables: list[str], columns: list[str]) -> str:
             near = get_close_matches(found[1], known, n=1, cutoff=0)[0]
             names = ", ".join(dict.fromkeys(known))
             return f"no {noun} '{one_line(found[1], 40)}'; nearest: {near} (of {names})"
-    return f"SQL not understood: {one_line(error.splitlines()[0])}"
+    hint = "; named_TABLE has names in place of numbers" if _NO_NAMES.search(error) else ""
+    return f"SQL not understood: {one_line(error.splitlines()[0])}{hint}"

@@ -21,6 +21,8 @@ LOOPS: Final = ("resumable", "restartable", "interrupted", "entropy", "sys_busy"
 PROGRESS: Final = ("seen", "not_seen", "unknown")
 PHASES: Final = ("build", "run", "teardown")
 VERDICTS_GIVEN: Final = ("BUG", "EXPECTED", "HOSTILE", "UNDECIDED")
+PROBLEMS: Final = ("BUG", "HOSTILE")
+"""Verdicts that somebody has to answer for; those of one rule are one problem."""
 SUBJECTS: Final = ("busy", "broken_rule", "zero_step", "abandoned", "loop", "message")
 
 ABANDONED_REQUESTS = Table(

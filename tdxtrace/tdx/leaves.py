@@ -89,9 +89,9 @@ def parse_leaf(text: str) -> tuple[int, int]:
     """Parse a leaf name or number, as written by users and logs.
 
     Args:
-        text: A name in any case, of the module (TDH.VP.ENTER), the kernel (TDH_VP_ENTER) or a
-            wrapper (tdh_vp_enter), or RAX at entry in decimal or 0x hexadecimal (38, 0x26,
-            0x10016).  A number need not be a known leaf.
+        text: A name in any case, of the module (TDH.VP.ENTER, or its end if no other leaf ends so:
+            VP.ENTER), the kernel (TDH_VP_ENTER) or a wrapper (tdh_vp_enter), or RAX at entry in
+            decimal or 0x hexadecimal (38, 0x26, 0x10016).  A number need not be a known leaf.
 
     Returns:
         Leaf number and version; a name is version 0.
@@ -100,8 +100,8 @@ def parse_leaf(text: str) -> tuple[int, int]:
         ValueError: If the name is unknown, or the number has bits that no module leaf has.
 
     Example:
-        >>> parse_leaf("tdh_mem_track"), parse_leaf("0x10016")
-        ((38, 0), (22, 1))
+        >>> parse_leaf("tdh_mem_track"), parse_leaf("0x10016"), parse_leaf("page.aug")
+        ((38, 0), (22, 1), (6, 0))
     """
     word = text.strip().upper()
     if re.fullmatch(r"[0-9]+|0X[0-9A-F]+", word):
@@ -111,6 +111,10 @@ def parse_leaf(text: str) -> tuple[int, int]:
         return fn & _LEAF_BITS, fn >> 16
     names = _numbers()
     name = word.replace("_", ".")
+    # What tables leave out of a name: VP.ENTER, PAGE.AUG.
+    ends = {number for full, number in names.items() if full.endswith(f".{name}")}
+    if name not in names and len(ends) == 1:
+        return ends.pop(), 0
     if name not in names:
         nearest = get_close_matches(name, names, n=1, cutoff=0)[0]
         raise ValueError(f"unknown leaf {text!r}; the nearest known one is {nearest}")

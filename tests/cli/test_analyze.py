@@ -293,7 +293,7 @@ def summary(*words: str | Path) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("vm", ["0x7d001", str(0x7D001)])
+@pytest.mark.parametrize("vm", ["0x7d001", "7d001", str(0x7D001)])
 def test_a_vm_can_be_chosen(trace: Path, vm: str) -> None:
     told = summary(trace, "--vm", vm)
     assert [row["td_id"] for row in told["vm_stats"]] == [0x7D001]
@@ -305,7 +305,7 @@ def test_a_vm_can_be_chosen(trace: Path, vm: str) -> None:
 def test_a_leaf_can_be_chosen(trace: Path) -> None:
     told = summary(trace, "--leaf", "tdh_mem_page_aug")
     assert [row["leaf_name"] for row in told["leaf_stats"]] == ["TDH.MEM.PAGE.AUG"]
-    assert summary(trace, "--leaf", "0", "--leaf", "6")["n_requests"] == 5
+    assert summary(trace, "--leaf", "0", "--leaf", "page.aug")["n_requests"] == 5
 
 
 @pytest.mark.parametrize(
@@ -322,9 +322,15 @@ def test_a_time_can_be_chosen(trace: Path, words: tuple[str, ...], n: int) -> No
     assert summary(trace, *words)["n_requests"] == n
 
 
+def test_a_time_that_the_trace_does_not_have_is_told(trace: Path) -> None:
+    text = answered("analyze", trace, "--since", "+99").text
+    assert "no SEAMCALL in the selected time: the trace is from 1.000000000 to 2.00000" in text
+    assert text.startswith("nothing to judge: no SEAMCALL was selected")
+
+
 def test_what_was_chosen_is_said_on_the_screen(trace: Path) -> None:
     text = answered("analyze", "log", trace, "--leaf", "TDH.MEM.PAGE.AUG", columns=120).text
-    assert "only leaves" in text
+    assert "only leaves TDH.MEM.PAGE.AUG" in text
     assert "TDH.MEM.PAGE.AUG" in text
 
 
@@ -338,6 +344,8 @@ def test_what_was_chosen_is_said_on_the_screen(trace: Path) -> None:
         (["max-attempts>64"], 0),
         (["zero-steps>0"], 0),
         (["max-attempts>16", "failed>0", "cut>99"], 2),
+        (["problems>1"], 1),
+        (["problems>2"], 0),
     ],
 )
 def test_a_broken_rule_is_exit_status_3(rules: list[str], broken: int) -> None:

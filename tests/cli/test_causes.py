@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from support.contracts import breaches
-from support.running import ESC, SAMPLES, answered, refused
+from support.running import ESC, SAMPLES, answered, refused, tdxtrace
 
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
@@ -83,6 +83,10 @@ def test_explain_shows_a_whole_chain_and_a_call_that_was_not_busy() -> None:
 
 def test_explain_names_the_nearest_call() -> None:
     assert "no SEAMCALL at seq 22; nearest: 21" in refused(2, "explain", SAMPLE, "--seq", "22")
+    assert answered("explain", SAMPLE, "--seq", "3,022").lines[0].startswith("seq 3022: ")
+    done = tdxtrace("explain", SAMPLE, "--seq", "x")
+    assert done.status == 2
+    assert "not a number: 'x'" in done.stderr
     said = refused(2, "explain", SAMPLE, "--seq", "21", "--source", "4")
     assert "input 4 has none" in said
 

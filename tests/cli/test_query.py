@@ -33,9 +33,27 @@ def test_filters_hold_for_a_question(chains: Path) -> None:
     assert [row["leaf"] for row in json.loads(done.text)] == [6]
 
 
+def test_names_that_tables_print_can_be_asked_for(chains: Path) -> None:
+    enters = "select leaf, status from named_seamcalls where leaf = 'TDH.VP.ENTER'"
+    rows = json.loads(answered("query", chains, enters, "--format", "json").text)
+    n = read_trace(chains).seamcalls.filter(leaf=0).height
+    assert [row["leaf"] for row in rows] == ["TDH.VP.ENTER"] * n
+    assert "exit EPT_VIOLATION" in {row["status"] for row in rows}
+    both = "select count(*) as n from seamcalls a join named_seamcalls b on a.seq = b.seq"
+    assert json.loads(answered("query", chains, both, "--format", "json").text)[0]["n"] > n
+
+
+def test_a_table_can_be_described(chains: Path) -> None:
+    lines = answered("query", chains, "describe retry_chains").lines
+    assert lines[0].split() == ["column", "type", "unit", "meaning"]
+    assert any(line.startswith("took_ns ") and " ns " in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
+        ("describe retry_chain", "no table 'retry_chain'; nearest: retry_chains"),
+        ("select 1 from seamcalls where leaf = 'TDH.VP.ENTER'", "named_TABLE has names"),
         ("select leef from seamcalls", "no column 'leef'; nearest: leaf"),
         ("select 1 from retry_chain", "no table 'retry_chain'; nearest: retry_chains"),
         ("vacuum", "not a query"),

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from support.story import story
 
 from tdxtrace.pipeline import analyze
-from tdxtrace.report.columns import Columns, Sentence
+from tdxtrace.report.columns import Sentence, TextTable
 from tdxtrace.report.findings_text import findings_text
 from tdxtrace.report.limits_text import policies_text
 from tdxtrace.report.listing import listing
@@ -99,7 +99,7 @@ def test_a_pipe_gets_each_row_in_one_line(findings: Findings) -> None:
 
 
 def test_columns_go_by_importance_and_numbers_stay_whole() -> None:
-    table = Columns(("page", "line", "why"), right=(1,), ranks=(2, 0, 1))
+    table = TextTable(("page", "line", "why"), right=(1,), ranks=(2, 0, 1))
     table.add_row("0x100b73000", "2,849", "abandoned")
     table.add_row("0x1", "7", "cut")
     assert drawn(table, 30) == [
@@ -119,7 +119,7 @@ def test_columns_go_by_importance_and_numbers_stay_whole() -> None:
 
 
 def test_a_sentence_is_folded_behind_the_columns_before_it() -> None:
-    table = Columns(("n", "why"), texts=(1,))
+    table = TextTable(("n", "why"), texts=(1,))
     table.add_row("12", "a caller that gave up, which is told in full")
     assert drawn(table, 34) == [
         "n  why",
