@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tdxtrace.report.columns import Sentence, TextTable
+from tdxtrace.report.limits_text import supported_line
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
     count,
@@ -145,13 +146,14 @@ def _problems(findings: Findings, lines: int | None) -> list[Sentence]:
     if not n_calls and findings.options and findings.verdicts.is_empty():
         return [Sentence("nothing to judge: no SEAMCALL was selected", style="bold yellow")]
     made = problem_lines(kinds_of(findings.verdicts), findings.provenance.sources, judged, path)
+    limit = [Sentence(supported_line(findings))] if n_calls else []
     if lines is not None and len(made) > _N_PROBLEMS + 1:
         more = plural(len(made) - _N_PROBLEMS - 1, "more problem")
         made = [
             *made[: _N_PROBLEMS + 1],
             Sentence(f"{more}:", indent=2, then=f"tdxtrace verdicts {path}"),
         ]
-    return made
+    return made + limit
 
 
 def _inputs(findings: Findings) -> list[Text]:

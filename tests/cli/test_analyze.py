@@ -82,6 +82,7 @@ def test_the_screen_opens_with_the_problems_and_how_to_look_closer() -> None:
     assert lines[1].startswith(
         "  BUG (host kernel) mmu_lock_excludes: 80 busy answers of MEM.PAGE.AUG, MEM.RANGE.BLOCK"
     )
+    assert lines[3].startswith("limit: PAGE.AUG at most ")
     command = lines[1].partition("tdxtrace ")[2].split()
     assert "seq 935: TDH.MEM.PAGE.AUG" in answered(*command).text
 
