@@ -196,6 +196,8 @@ def test_repetitions_differ_only_in_their_seconds() -> None:
     for form in ("tracefs", "trace-cmd", "perf"):
         chunks = list(output.repeated(recording, output.parse_format(form), run.end_ns, 3))
         lines = b"".join(chunks).decode().splitlines()
+        if form == "tracefs":
+            assert f"entries-written: {3 * n_events}/{3 * n_events} " in "".join(lines[:5])
         events = [line for line in lines if "4189." in line or "4191." in line or "4193." in line]
         assert len(events) == 3 * n_events
         first, second = events[:n_events], events[n_events : 2 * n_events]

@@ -157,7 +157,7 @@ def repeated(
     if any(o in ("latency", "verbose") or o.startswith("clock=") for o in form.options):
         raise QueryError("--repeat needs stamps of seconds; leave latency, verbose and clock out")
     period = 1 + (duration_ns + _SECOND_NS - 1) // _SECOND_NS
-    recording.n_written *= repeat
+    recording.repeat = repeat
     lines = render_lines(recording, form)
     head = [text for text, item in lines if item is None]
     yield "".join(line + "\n" for line in head).encode()

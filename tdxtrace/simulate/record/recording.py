@@ -63,6 +63,8 @@ class Recording:
     kernel: str
     n_written: int = 0
     """Events written to the buffer, kept or not."""
+    repeat: int = 1
+    """How often the events are written, for a large file."""
     cut_share: float = 0.0
     """Share of the written file that is cut off its end."""
 

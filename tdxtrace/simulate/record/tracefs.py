@@ -114,7 +114,7 @@ def _latency(event: TraceEvent, index: int, next_ns: int, options: TracefsOption
 
 
 def _head(recording: Recording, options: TracefsOptions) -> list[str]:
-    kept, written = len(recording.events()), recording.n_written
+    kept, written = (n * recording.repeat for n in (len(recording.events()), recording.n_written))
     if options.latency:
         return _latency_head(recording, kept, written, options.verbose)
     lines = ["# tracer: nop", "#"]
