@@ -15,7 +15,7 @@ from tdxtrace.analysis import retry_chains
 from tdxtrace.analysis.retry_chains import ChainState
 from tdxtrace.analysis.zero_steps import RefusalState, count_refusals
 from tdxtrace.tdx import leaves, operands
-from tdxtrace.tdx.status import is_retryable
+from tdxtrace.tdx.status import describe_status, is_retryable
 from tdxtrace.watch.ticks import Tick
 
 # Exit reason of a failed entry in kvm_exit: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
@@ -144,7 +144,9 @@ class RunningTotals:
         for leaf, n in calls.group_by("leaf").len().iter_rows():
             self._leaf(leaf).n_calls += n
         busy = calls.filter(is_retryable(pl.col("status")).fill_null(False))
-        resource = operands.resource(pl.col("status"), pl.col("leaf")).fill_null("other")
+        status, leaf = pl.col("status"), pl.col("leaf")
+        # A status that names no operand says itself what was busy: PREV_TLB_EPOCH_BUSY.
+        resource = pl.coalesce(operands.resource(status, leaf), describe_status(status, leaf))
         for leaf, name, n in busy.group_by("leaf", resource=resource).len().iter_rows():
             self._leaf(leaf).n_busy += n
             self.busy[_name(leaf), name] += n

@@ -97,10 +97,11 @@ def test_failed_entries_are_counted_separately() -> None:
 
 
 def test_busy_answers_are_counted_by_leaf_and_resource() -> None:
-    busy = watched("B1 K1 S1 trackD trackS").busy
+    busy = watched("B1 K1 S1 trackD trackP trackS").busy
     assert busy["TDH.MEM.PAGE.AUG", "SEPT tree"] == 1
     assert busy["TDH.MEM.PAGE.AUG", "SEPT entry"] == 1
     assert busy["TDH.MEM.TRACK", "TD epoch"] == 1
+    assert busy["TDH.MEM.TRACK", "PREVIOUS_TLB_EPOCH_BUSY"] == 1
 
 
 def test_quantiles_and_worst_chains() -> None:
