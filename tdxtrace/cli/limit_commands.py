@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tdxtrace.cli import completion
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.query_options import PrintOptions, QueryOptions
@@ -52,6 +53,7 @@ def policies_command(
         typer.Option(
             "--policy",
             metavar="NAME",
+            autocompletion=completion.policies,
             help="Only this: seed-loop, v1-series, mainline, endless, fixed-5, budget-1ms, or one "
             "of the file; may be repeated.",
         ),

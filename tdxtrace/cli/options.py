@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from tdxtrace.cli import completion
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.text import one_line
 
@@ -63,7 +64,12 @@ Vms = Annotated[
 ]
 Leaves = Annotated[
     list[str],
-    typer.Option("--leaf", metavar="LEAF", help="Only this leaf, e.g. TDH.MEM.PAGE.AUG."),
+    typer.Option(
+        "--leaf",
+        metavar="LEAF",
+        autocompletion=completion.leaves,
+        help="Only this leaf, e.g. TDH.MEM.PAGE.AUG.",
+    ),
 ]
 Since = Annotated[
     str | None,
@@ -75,7 +81,12 @@ Until = Annotated[
 ]
 InputFormat = Annotated[
     str | None,
-    typer.Option("--input-format", metavar="NAME", help="Instead of telling it from the content."),
+    typer.Option(
+        "--input-format",
+        metavar="NAME",
+        autocompletion=completion.formats,
+        help="Instead of telling it from the content.",
+    ),
 ]
 Mappings = Annotated[
     list[str],

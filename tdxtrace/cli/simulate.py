@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tdxtrace.cli import completion
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +21,10 @@ def simulate_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="SCENARIO", help="A name from --list, or a TOML file.", show_default=False
+            metavar="SCENARIO",
+            help="A name from --list, or a TOML file.",
+            show_default=False,
+            autocompletion=completion.scenarios,
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Chance: any number.")] = 1,

@@ -13,6 +13,7 @@ import pytest
 import typer.main
 from support.running import answered
 
+from tdxtrace.cli import completion
 from tdxtrace.cli.help import HIDDEN_OPTIONS, READING_HELP
 from tdxtrace.cli.main import app
 
@@ -122,3 +123,13 @@ def test_a_shell_can_complete(shell: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "_TDXTRACE_COMPLETE" in done.stdout
+
+
+def test_names_that_are_known_without_a_trace_are_completed() -> None:
+    assert completion.leaves("mem.page.a") == ["MEM.PAGE.ADD", "MEM.PAGE.AUG"]
+    assert "TDH.VP.ENTER" in completion.leaves("tdh.vp")
+    assert completion.policies("main") == ["mainline"]
+    assert completion.scenarios("zero") == ["zero_step_attack"]
+    assert "ftrace" in completion.formats("")
+    options = {option.name: option for option in ALL["events",].params}
+    assert "MEM.TRACK" in {item.value for item in options["leaf"].shell_complete(None, "MEM.TR")}
