@@ -10,7 +10,7 @@ from tdxtrace import __version__
 from tdxtrace.report.counts import facts
 from tdxtrace.report.markdown import table, text, wrapped
 from tdxtrace.report.origin import Origin
-from tdxtrace.report.sections import leaves, limits, provenance, verdicts
+from tdxtrace.report.sections import leaves, provenance, summary, verdicts
 from tdxtrace.report.units import duration, plural
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
@@ -18,8 +18,8 @@ from tdxtrace.tables.trace import Findings
 MAX_LINES: Final = 40
 # Problems and leaves that are shown: the first pair with which all of it fits.
 _SIZES: Final = ((3, 6), (3, 4), (2, 4), (1, 3), (1, 1), (0, 0))
-# Characters of a sentence: five lines.
-_SENTENCE: Final = 340
+# Characters of a sentence: six lines.
+_SENTENCE: Final = 420
 
 
 def brief(title: str, findings: Findings, made: Origin) -> str:
@@ -47,7 +47,7 @@ def _parts(
         [f"# {text(title)}"],
         _wrapped(verdicts.headline(findings)),
         _problems(findings, n_problems),
-        [] if stats.is_empty() else _wrapped(limits.sentences(findings)[0]),
+        [line for said in summary.limit(findings) for line in _wrapped(said)],
         _leaves(stats, n_leaves),
         [*_wrapped(", ".join(facts(findings)) + "."), *_inputs(findings), *_losses(findings)],
         _wrapped(f"tdxtrace {__version__}" + (f": {made.command}" if made.command else "")),
@@ -59,13 +59,13 @@ def _wrapped(line: str, bullet: str = "") -> list[str]:
 
 
 def _problems(findings: Findings, most: int) -> list[str]:
-    rows = verdicts.ranked(findings).filter(pl.col("verdict").is_in(verdicts.SEVERE))
+    kinds = verdicts.problem_kinds(findings)
     lines = [
         line
-        for row in rows.head(most).iter_rows(named=True)
-        for line in _wrapped(f"{row['verdict']}: {row['sentence']}", "- ")
+        for kind in kinds[:most]
+        for line in _wrapped(f"{kind.verdict}: {verdicts.sentence(kind)}", "- ")
     ]
-    rest = rows.height - most
+    rest = len(kinds) - most
     return [*lines, *([f"- {rest} more (tdxtrace verdicts)"] if rest > 0 else [])]
 
 

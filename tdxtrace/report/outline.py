@@ -56,7 +56,6 @@ def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
         limits.section(findings),
         leaves.section(findings),
         limits.attempts(findings),
-        limits.list_questions(findings),
         times.section(findings),
         causes.section(findings),
         zero_steps.section(findings),
@@ -66,6 +65,7 @@ def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
         provenance.section(findings, made),
     ]
     details = [
+        limits.list_questions(findings),
         limits.replayed(findings),
         costs.latencies(findings),
         costs.time_shares(findings),

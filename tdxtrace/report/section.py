@@ -93,7 +93,8 @@ class Section:
     @property
     def has_content(self) -> bool:
         """Whether there is more to show than a sentence that nothing was found."""
-        return bool(self.is_always_shown or self.figures or self.grids or self.problems)
+        shown = self.figures or self.grids or self.problems
+        return bool(self.is_always_shown or shown or len(self.says) > 1)
 
 
 def left_out(parts: Sequence[Section]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import polars as pl
 
 from tdxtrace.report.findings_text import next_steps
+from tdxtrace.report.limits_text import supported_line
 from tdxtrace.report.names import leaf_label
 from tdxtrace.report.section import Section
-from tdxtrace.report.sections import limits, verdicts
+from tdxtrace.report.sections import verdicts
 from tdxtrace.report.units import count, duration, plural, share, total
 from tdxtrace.tables.trace import Findings
 
@@ -22,7 +23,7 @@ def section(findings: Findings) -> Section:
             *_problems(findings),
             *retried(findings),
             *_zero_steps(findings),
-            *_limits(findings),
+            *limit(findings),
             *_lost(findings),
             *_next(findings),
         ],
@@ -81,8 +82,12 @@ def _problems(findings: Findings) -> list[str]:
     return [] if is_empty else [verdicts.headline(findings)]
 
 
-def _limits(findings: Findings) -> list[str]:
-    return [] if findings.leaf_stats.is_empty() else limits.sentences(findings)[:1]
+def limit(findings: Findings) -> list[str]:
+    """Return the limit that the trace supports, if a SEAMCALL was captured."""
+    if findings.leaf_stats.is_empty():
+        return []
+    line = supported_line(findings)
+    return [f"{line[0].upper()}{line[1:]}."]
 
 
 def _lost(findings: Findings) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -12,14 +11,13 @@ import polars as pl
 from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.section import Grid, Problem, Section, grid, more
 from tdxtrace.report.units import count, plural, word
+from tdxtrace.report.verdict_text import PROBLEMS, VerdictKind, kinds_of, problem_lines
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import VERDICTS
 
 ORDER: Final = ("BUG", "HOSTILE", "UNDECIDED", "EXPECTED")
 """Verdicts in order of importance."""
-SEVERE: Final = ("BUG", "HOSTILE")
-"""Verdicts that are problems."""
 _MOST: Final = 15
 _LONG: Final = 1200
 _SUBJECTS: Final = {
@@ -47,58 +45,70 @@ def ranked(findings: Findings) -> pl.DataFrame:
 
 
 def headline(findings: Findings) -> str:
-    """Return what is wrong in one line: the number of BUG and HOSTILE groups, and of others."""
-    counts = _counts(findings)
-    if not counts:
-        return "No problems found: nothing was busy, refused, abandoned or repeated."
-    severe = [f"{count(counts[v])} {v}" for v in SEVERE if v in counts]
-    others = [f"{count(counts[v])} {v}" for v in ORDER if v in counts and v not in SEVERE]
-    rest = f" ({', '.join(others)})" if others else ""
-    if severe:
-        n = sum(counts[v] for v in SEVERE if v in counts)
-        return f"{plural(n, 'problem')}: {', '.join(severe)}{rest}."
-    caveat = "; the UNDECIDED groups could be either" if "UNDECIDED" in counts else ""
-    return f"No BUG and no HOSTILE found{rest}{caveat}."
-
-
-def _counts(findings: Findings) -> dict[str, int]:
-    return dict(findings.verdicts.group_by("verdict").len().rows())
+    """Return what is wrong in one line, counted as ``analyze`` counts: groups of one rule once."""
+    judged = plural(findings.retry_chains.height, "request")
+    if findings.retry_chains.is_empty():
+        n = findings.kernel_messages.height
+        judged = plural(n, "kernel message") if n else "KVM's own events"
+    sources = findings.provenance.sources
+    first = problem_lines(kinds_of(findings.verdicts), sources, judged, "")[0]
+    said, _ = next(iter(first.lines(_LONG)))
+    return f"{said[0].upper()}{said[1:].rstrip(':')}."
 
 
 def section(findings: Findings) -> Section:
     """Return the section with each problem, then the groups that are none or undecided."""
     rows = ranked(findings)
-    severe = pl.col("verdict").is_in(SEVERE)
+    severe = pl.col("verdict").is_in(PROBLEMS)
     others = [rows.filter(verdict=verdict) for verdict in ("UNDECIDED", "EXPECTED")]
-    n = rows.select(severe.sum()).item()
     if rows.is_empty():
         return Section("verdicts", "Verdicts", definition(VERDICTS), [headline(findings)])
+    problems = [_problem(findings, kind) for kind in problem_kinds(findings)]
     return Section(
         "verdicts",
-        "Problems" if n else "Verdicts",
+        "Problems" if problems else "Verdicts",
         definition(VERDICTS),
-        [f"{count(n)} of {plural(rows.height, 'group')} of findings are BUG or HOSTILE."],
-        grids=[_table(part) for part in others if part.height],
-        problems=[
-            _problem(findings, row) for row in rows.filter(severe).head(_MOST).iter_rows(named=True)
+        [
+            f"BUG or HOSTILE: {count(rows.filter(severe).height)} of "
+            f"{plural(rows.height, 'group')} of findings."
         ],
+        grids=[_table(part) for part in others if part.height],
+        problems=problems,
     )
 
 
-def _problem(findings: Findings, row: Mapping[str, Any]) -> Problem:
-    first = row["evidence"].partition(" ")[0]
-    path = findings.provenance.sources[row["source"]].path
-    shown = " ".join(row["evidence"].split())
-    rest = " and others" if row["n_rows"] > len(row["evidence"].split()) else ""
+def problem_kinds(findings: Findings) -> list[VerdictKind]:
+    """Return the groups that are BUG or HOSTILE, those of one rule together, the worst first."""
+    return [kind for kind in kinds_of(findings.verdicts) if kind.verdict in PROBLEMS][:_MOST]
+
+
+def _problem(findings: Findings, kind: VerdictKind) -> Problem:
+    tds = dict.fromkeys(word(g["td_id"]) for g in kind.groups if g["td_id"] is not None)
     return Problem(
-        verdict=row["verdict"],
-        where=where(row),
-        what=one_line(row["sentence"], _LONG),
-        evidence=one_line(f"{row['evidence_table']}, rows {shown}{rest}", _LONG),
-        rule=one_line(f"{row['rule']}: {row['rule_source']}", _LONG),
-        look=f"tdxtrace explain {one_line(shlex.quote(path), 200)} --seq {first}",
-        advice=_ADVICE[row["verdict"]],
+        verdict=kind.verdict,
+        where=", ".join([kind.what(), *(f"TD {td}" for td in tds)]),
+        what=sentence(kind),
+        evidence=one_line("; ".join(map(_evidence, kind.groups)), _LONG),
+        rule=one_line(f"{kind.rule}: {kind.groups[0]['rule_source']}", _LONG),
+        look=kind.command(findings.provenance.sources),
+        advice=_ADVICE[kind.verdict],
     )
+
+
+def sentence(kind: VerdictKind) -> str:
+    """Return the sentences of a kind's groups, what they have in common once."""
+    said: list[str] = []
+    told = ""
+    for group in kind.groups:
+        what, _, why = group["sentence"].partition(": ")
+        said.append(what if why and why == told else group["sentence"].removesuffix("."))
+        told = why
+    return one_line("; ".join(said) + ".", _LONG)
+
+
+def _evidence(group: Mapping[str, Any]) -> str:
+    rest = " and others" if group["n_rows"] > len(group["evidence"].split()) else ""
+    return f"{group['evidence_table']}, rows {group['evidence']}{rest}"
 
 
 def where(row: Mapping[str, Any]) -> str:
