@@ -71,6 +71,22 @@ def few_clusters_factor(n_episodes: Floats, confidence: float) -> Floats:
     return ratio
 
 
+def chi_square_p(square: Floats, freedom: Floats) -> Floats:
+    """Return the p-value of a chi-square with so many degrees of freedom."""
+    from scipy import special
+
+    p: Floats = special.chdtrc(freedom, square)
+    return p
+
+
+def student_p(t: Floats, freedom: Floats) -> Floats:
+    """Return the two-sided p-value of Student's t, which is not negative."""
+    from scipy import special
+
+    p: Floats = 2 * special.stdtr(freedom, -t)
+    return p
+
+
 # Any number; fixed, so that runs are reproducible.
 _SEED: Final = 20240910
 # Enough for the ends of a 95 % interval: 25 resamples lie beyond each.

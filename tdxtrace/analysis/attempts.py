@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
+from tdxtrace.analysis.dependence import PERIODS, WIDE_UNITS, clusters, widest
 from tdxtrace.analysis.loops.bursts import DEEPEST, HALF, count_bursts
 from tdxtrace.compiler import choose
 from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor
@@ -96,14 +97,18 @@ def attempts(
     """
     chains = RETRY_CHAINS.conform(retry_chains)
     answers = BUSY_ANSWERS.conform(busy_answers)
-    requests = (
-        chains.filter(pl.col("n_busy") > 0, _IS_WHOLE)
-        .select("source", "leaf", "td_id", "first_seq", done=pl.col("outcome").is_in(_DONE))
-        .sort("leaf")
+    at_risk = clusters(
+        chains.filter(_IS_WHOLE & ((pl.col("n_busy") > 0) | pl.col("outcome").is_in(_DONE))).select(
+            "source", "leaf", "td_id", "first_seq", "n_busy", "outcome"
+        )
+    )
+    requests = at_risk.filter(pl.col("n_busy") > 0).with_columns(
+        done=pl.col("outcome").is_in(_DONE)
     )
     keyed = requests.select("source", "first_seq").with_row_index("request")
     answers = answers.join(keyed, on=["source", "first_seq"], how="inner", maintain_order="left")
-    retried, groups = _retried(chains, requests, _views(answers, busy_causes), answers)
+    views = _views(answers, busy_causes)
+    retried, groups = _retried(chains, requests, _extents(at_risk), views, answers)
     parts = [
         _in_attempts(_done_curves(retried, groups, retried.n_busy, 0)),
         _in_time(_done_curves(retried, groups, _depth_in_time(retried), -1)),
@@ -124,6 +129,14 @@ class _Retried:
     waited_ns: Times
     """Time to the last of them."""
     done: Flags
+    period: Times
+    """Number of the request's cluster of each unit of dependence; -1: not known."""
+    td: Times
+    source: Times
+    period_n: Times
+    """Requests of that cluster that are at risk."""
+    td_n: Times
+    source_n: Times
 
 
 _View = tuple[str, str | None, NDArray[np.bool_]]
@@ -167,7 +180,11 @@ def _one_each(by: str, kinds: pl.Series) -> Iterator[_View]:
 
 
 def _retried(
-    chains: pl.DataFrame, requests: pl.DataFrame, views: Iterator[_View], answers: pl.DataFrame
+    chains: pl.DataFrame,
+    requests: pl.DataFrame,
+    extents: dict[str, _Extents],
+    views: Iterator[_View],
+    answers: pl.DataFrame,
 ) -> tuple[_Retried, pl.DataFrame]:
     """The retried requests of every curve, and the curves.
 
@@ -197,10 +214,8 @@ def _retried(
             at = at[np.argsort(group[at], kind="stable")]
         n_seen = np.bincount(group[at], done[at], minlength=totals.height).astype(np.int64)
         curve = totals.select(
-            "leaf",
-            "source",
-            "td_id",
-            "n_requests",
+            *("leaf", "source", "td_id", "n_requests"),
+            *extents["td" if by == "td" else "leaf"].columns(totals),
             by=pl.lit(by, pl.Enum(VIEWS)),
             kind=pl.lit(kind, pl.String),
             n_done=pl.col("n_done") - pl.Series(n_seen),
@@ -208,14 +223,69 @@ def _retried(
             | (kind is None or by == "maker"),
         )
         curves.append(curve)
+        sizes = extents["td" if by == "td" else "leaf"].of_requests(requests[at])
         parts.append(
-            _Retried(group[at] + n_groups, burst[at], n_busy[at], longest_ns[at], done[at])
+            _Retried(group[at] + n_groups, burst[at], n_busy[at], longest_ns[at], done[at], *sizes)
         )
         n_groups += totals.height
     joined = (
         np.concatenate([getattr(part, name) for part in parts]) for name in _Retried.__slots__
     )
     return _Retried(*joined), pl.concat(curves).with_row_index("group")
+
+
+@dataclass(frozen=True, slots=True)
+class _Extents:
+    """How many requests at risk the clusters of leaves, or of TDs, hold."""
+
+    keys: tuple[str, ...]
+    by_cluster: dict[str, pl.DataFrame]
+    """For each unit: keys, the cluster's number, and n, its requests."""
+
+    def of_requests(self, requests: pl.DataFrame) -> list[Times]:
+        """The cluster of each request, of each unit, and then the clusters' sizes."""
+        found = []
+        for unit, rows in self.by_cluster.items():
+            on = list(dict.fromkeys((*self.keys, unit)))
+            joined = requests.select(on).join(rows, on=on, how="left", maintain_order="left")
+            found.append(joined["n"].fill_null(0).to_numpy())
+        numbers = [requests[unit].cast(pl.Int64).to_numpy() for unit in self.by_cluster]
+        return numbers + found
+
+    def columns(self, totals: pl.DataFrame) -> list[pl.Series]:
+        """Sums over the clusters of each curve."""
+        joined = totals.select(self.keys)
+        for unit, rows in self.by_cluster.items():
+            weight = pl.col(unit) - (PERIODS - 1) / 2
+            is_known = (pl.col(unit) >= 0).any()
+            sums = rows.group_by(self.keys).agg(
+                pl.when(is_known).then(pl.len()).cast(pl.Int64).alias(f"{unit}_clusters"),
+                (pl.col("n") ** 2).sum().alias(f"{unit}_sizes"),
+                *(
+                    [(weight * pl.col("n")).sum().alias("trend_mean")]
+                    + [(weight**2).sum().alias("trend_square"), pl.col("n").sum().alias("n_all")]
+                    if unit == "period"
+                    else []
+                ),
+            )
+            joined = joined.join(sums, on=self.keys, how="left", maintain_order="left")
+        return joined.drop(self.keys).fill_null(0).get_columns()
+
+
+def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:
+    """The clusters of leaves, and of the TDs of leaves."""
+    found = {}
+    for by, keys in (("leaf", ("leaf",)), ("td", ("leaf", "source", "td_id"))):
+        found[by] = _Extents(
+            keys,
+            {
+                unit: at_risk.group_by(list(dict.fromkeys((*keys, unit)))).agg(
+                    n=pl.len().cast(pl.Int64)
+                )
+                for unit in WIDE_UNITS
+            },
+        )
+    return found
 
 
 def _bursts(requests: pl.DataFrame, request: Index, answers: pl.DataFrame) -> Times:
@@ -281,7 +351,14 @@ def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: in
         more=(1 - pl.col("_hazard")).cum_prod().over("group").clip(0, 1),
         _greenwood=pl.col("_risk").cum_sum().over("group"),
     )
-    steps = _with_effective_n(steps)
+    of_group = [name for name in groups.columns if name.startswith((*WIDE_UNITS, "trend", "n_all"))]
+    steps = _with_effective_n(
+        steps.join(
+            groups.select("group", *(c for c in of_group if c != "source")),
+            on="group",
+            maintain_order="left",
+        )
+    )
     low, high = exact_interval(
         steps["more"].to_numpy(), steps["n_effective"].to_numpy(), CONFIDENCE
     )
@@ -297,6 +374,7 @@ def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: in
         done_low=pl.Series(1 - high),
         done_high=pl.Series(1 - low),
         design_effect="design_effect",
+        unit_of_dependence="unit_of_dependence",
         n_effective="n_effective",
     )
 
@@ -306,18 +384,11 @@ def _count_by_step(
 ) -> pl.DataFrame:
     """Requests done and censored at each step, and those still retrying after it."""
     above = depth - base
-    begins = np.searchsorted(retried.group, np.arange(groups.height + 1))
     n_steps = np.full(groups.height, 2)
     np.maximum.at(n_steps, retried.group, above + 2)
     first = np.zeros(groups.height + 1, np.int64)
     np.cumsum(n_steps, out=first[1:])
-    counts = np.zeros((3, first[-1]), np.int64)
-    key = (retried.burst << HALF) | (DEEPEST - above)
-    count = choose(len(key) * _BYTES_PER_REQUEST)(count_bursts)
-    for group in np.flatnonzero(begins[1:] > begins[:-1]):
-        own = key[begins[group] : begins[group + 1]]
-        own.sort()
-        count(own, *counts[:, first[group] : first[group + 1]])
+    counts = _count_clusters(retried, retried.burst, above, first)
     leaves_at = first[retried.group] + above + retried.done
     n_done = np.bincount(leaves_at[retried.done], minlength=first[-1])
     n_censored = np.bincount(leaves_at[~retried.done], minlength=first[-1])
@@ -326,6 +397,7 @@ def _count_by_step(
     told = groups["is_told"].to_numpy()
     of_step = np.repeat(np.arange(groups.height), n_steps)
     names = ("n_more", "squares", "n_episodes")
+    wide = _count_wide_units(retried, above, first)
     by_step = pl.DataFrame(
         {
             "group": pl.Series(of_step, dtype=pl.UInt32),
@@ -333,10 +405,11 @@ def _count_by_step(
             "n_done": n_done,
             "n_censored": n_censored,
             **dict(zip(names, counts, strict=True)),
+            **wide,
         }
     )
     still_retrying = [
-        pl.col(name).cum_sum(reverse=True).over("group").alias(name) for name in names
+        pl.col(name).cum_sum(reverse=True).over("group").alias(name) for name in (*names, *wide)
     ]
     leaving = (pl.col("n_done") + pl.col("n_censored")).cum_sum(reverse=True)
     return (
@@ -346,8 +419,33 @@ def _count_by_step(
     )
 
 
+def _count_clusters(retried: _Retried, cluster: Times, above: Times, first: Times) -> Times:
+    """Requests, squares and clusters, as the loop over bursts counts them, of each curve."""
+    counts = np.zeros((3, first[-1]), np.int64)
+    begins = np.searchsorted(retried.group, np.arange(len(first)))
+    key = ((cluster + 1) << HALF) | (DEEPEST - above)
+    count = choose(len(key) * _BYTES_PER_REQUEST)(count_bursts)
+    for group in np.flatnonzero(begins[1:] > begins[:-1]):
+        own = key[begins[group] : begins[group + 1]]
+        own.sort()
+        count(own, *counts[:, first[group] : first[group + 1]])
+    return counts
+
+
+def _count_wide_units(retried: _Retried, above: Times, first: Times) -> dict[str, NDArray[Any]]:
+    """What the requests of each last step after which they need more add to the sums of units."""
+    at = first[retried.group] + above
+    sums: dict[str, NDArray[Any]] = {}
+    for unit in WIDE_UNITS:
+        cluster, size = getattr(retried, unit), getattr(retried, f"{unit}_n")
+        sums[f"{unit}_squares"] = _count_clusters(retried, cluster, above, first)[1]
+        sums[f"{unit}_products"] = np.bincount(at, size, first[-1])
+    sums["trend"] = np.bincount(at, retried.period - (PERIODS - 1) / 2, first[-1])
+    return sums
+
+
 def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
-    """Add the design effect, and the effective number of independent requests."""
+    """Add the design effect, its unit, and the effective number of independent requests."""
     known = (pl.col("n_episodes") >= MIN_EPISODES) | pl.int_range(pl.len()).eq(0).over("group")
     steps = steps.with_columns(
         raw=pl.when(known & (pl.col("n_more") > 0))
@@ -367,8 +465,10 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col("_greenwood") > 0).then(n_uncensored).otherwise(pl.col("n_at_risk"))
     )
     first = pl.col("n_at_risk").first().over("group")
+    burst = steps["raw"].fill_null(1.0).clip(1.0).to_numpy() * widened
+    effect, unit = widest(steps, burst)
     return steps.with_columns(
-        design_effect=pl.col("raw").fill_null(1.0).clip(1.0) * pl.Series(widened)
+        design_effect=pl.Series(effect), unit_of_dependence=unit
     ).with_columns(
         n_effective=pl.coalesce(
             n_uncensored, n_uncensored.forward_fill().over("group"), first

@@ -234,11 +234,19 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
     """Largest step of a curve, its censored requests, episodes and design effect."""
     if steps.is_empty():
         first_within = 1 if unit == "attempts" else 0
-        return {"n_censored": 0, "n_episodes": 0, "design_effect": 1.0, "max_seen": first_within}
+        return {
+            "n_censored": 0,
+            "n_episodes": 0,
+            "design_effect": 1.0,
+            "max_seen": first_within,
+        } | {"unit_of_dependence": "request"}
     return {
         "n_censored": int(steps["n_censored"].sum()),
         "n_episodes": int(steps["n_episodes"][0]),
         "design_effect": float(steps["design_effect"].max()),  # type: ignore[arg-type]
+        "unit_of_dependence": steps["unit_of_dependence"][
+            int(steps["design_effect"].arg_max() or 0)
+        ],
         "max_seen": int(steps["within"][-1]),
     }
 

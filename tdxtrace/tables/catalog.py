@@ -20,7 +20,7 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 # 2: table kernel_messages, one more file in a stored trace.
 # 3: truth of each answer: truth_holders, truth_broken_rules, truth_actors, causes of zero-steps.
 #    kernel_messages: messages of other words about TDX.
-#    attempts: the source of a TD.
+#    attempts: the source of a TD, the unit of dependence.
 #    retry_chains: whether the beginning may be lost.
 #    limits: what an answer rests on and leaves out.
 #    host_events: ports, ranges of memory, and their values.

@@ -58,6 +58,16 @@ class Unit(StrEnum):
     ns = "ns"
 
 
+class Dependence(StrEnum):
+    """What is alike, so that it counts as less than its requests: ``unit_of_dependence``."""
+
+    request = "request"
+    burst = "burst"
+    period = "period"
+    td = "td"
+    source = "source"
+
+
 def names(values: type[StrEnum]) -> tuple[str, ...]:
     """Return the values of an enumeration in the order declared, as plain text."""
     return tuple(value.value for value in values)

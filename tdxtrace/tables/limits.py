@@ -6,13 +6,20 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.tables.enums import Unit, View, names
+from tdxtrace.tables.enums import Dependence, Unit, View, names
 from tdxtrace.tables.events import BOOL, I64, LEAF, SOURCE, TEXT, U16, U32, U64
 from tdxtrace.tables.schema import Column, Table
 
 F64: Final = pl.Float64()
 VIEWS: Final = names(View)
 UNITS: Final = names(Unit)
+_DEPENDENCE: Final = Column(
+    "unit_of_dependence",
+    pl.Enum(names(Dependence)),
+    "What the design effect is of: requests (independent), bursts of them, one of twenty parts of "
+    "the recording, TDs or inputs. Where it is TDs or inputs, or a rate drifts, intervals are for "
+    "a further one.",
+)
 MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")
@@ -82,6 +89,7 @@ ATTEMPTS = Table(
             F64,
             "Variance relative to independent requests: 1 if independent, more in bursts.",
         ),
+        _DEPENDENCE,
         Column("n_effective", F64, "Effective sample size, in independent requests."),
     ),
     rules={
@@ -253,6 +261,7 @@ LIMITS = Table(
         Column("n_censored", U64, "Requests last observed busy: cut or given up."),
         Column("n_episodes", U64, "Bursts of retried requests."),
         Column("design_effect", F64, "Variance relative to independent requests."),
+        _DEPENDENCE,
         Column(
             "recorded_calls",
             U32,

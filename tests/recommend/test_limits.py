@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,35 @@ def test_a_maker_without_a_limit_of_its_own_has_that_of_all() -> None:
     }
     assert rows["guest"]["reason"].startswith("same as for anyone")
     assert rows["host"]["reason"] is None
+
+
+# What is alike.
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "within"),
+    [
+        (coverage.control, None, 1),
+        (coverage.tied, "burst", 1),
+        (coverage.saturated, "period", 5),
+        (coverage.ten_tds, "td", 1),
+        (coverage.drift, "period", 2),
+    ],
+)
+def test_the_widest_unit_of_dependence_counts(
+    kind: Callable[[int, np.random.Generator], coverage.Made], unit: str | None, within: int
+) -> None:
+    made = kind(20_000, np.random.default_rng(4))
+    chains = coverage.chains_of(made)
+    curve = ATTEMPTS.check(attempts(chains, coverage.answers_of(chains)))
+    row = curve.filter(pl.col("by") == "leaf", pl.col("within") == within).row(0, named=True)
+    if unit is None:
+        assert row["design_effect"] < 2.5
+    else:
+        assert row["unit_of_dependence"] == unit
+        assert row["design_effect"] > 4
+    # A new TD or the end of the drift is within the interval too.
+    assert row["done_low"] <= 1 - made.more(within) <= row["done_high"]
 
 
 # Merging.

@@ -28,4 +28,5 @@ def apart(numbers: list[int], clean: int) -> list[int]:
     """Busy requests with so many clean ones between them, not evenly."""
     chance = np.random.default_rng(7)
     gaps = chance.multinomial(clean, np.full(len(numbers), 1 / len(numbers)))
-    return [n for gap, busy in zip(gaps, numbers, strict=True) for n in (*[0] * gap, busy)]
+    mixed = chance.permutation(numbers).tolist()
+    return [n for gap, busy in zip(gaps, mixed, strict=True) for n in (*[0] * gap, busy)]

@@ -11,10 +11,10 @@ import polars as pl
 from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.section import Grid, Problem, Section, grid, more
 from tdxtrace.report.units import count, plural, word
-from tdxtrace.report.verdict_text import PROBLEMS, VerdictKind, kinds_of, problem_lines
+from tdxtrace.report.verdict_text import VerdictKind, kinds_of, problem_lines
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
-from tdxtrace.tables.verdicts import VERDICTS
+from tdxtrace.tables.verdicts import PROBLEMS, VERDICTS
 
 ORDER: Final = ("BUG", "HOSTILE", "UNDECIDED", "EXPECTED")
 """Verdicts in order of importance."""
