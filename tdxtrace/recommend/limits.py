@@ -30,6 +30,7 @@ _SAME_AS_ANYONE: Final = "same as for anyone: these answers alone support no sma
 # A limit is withheld where one in so many requests or more have no answer: what was not seen of
 # most of them may be different. A choice of ours.
 _MOST_UNANSWERED: Final = 2
+_UNLIKE: Final = {"td": "TDs", "source": "inputs"}
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
 
 
@@ -174,6 +175,7 @@ def _rows_of_leaf(
                 yield row | withheld(no_target)
             elif maker == "anyone":
                 of_anyone[unit] = _recommend(rows, row)
+                of_anyone[unit] |= _worst_td(steps, unit, of_anyone[unit]["limit"])
                 yield row | of_anyone[unit]
             else:
                 found = _recommend(rows, row)
@@ -221,6 +223,27 @@ def n_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> int:
 def is_mostly_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> bool:
     """Whether a curve is about so few requests of its leaf that it supports nothing."""
     return steps.is_empty() or n_unanswered(steps, leaf) * _MOST_UNANSWERED > leaf["n_requests"]
+
+
+def _worst_td(steps: pl.DataFrame, unit: str, limit: int | None) -> dict[str, Any]:
+    """The TD most of whose requests needed more than the limit; without one, than the first step.
+
+    Args:
+        steps: Curves of the leaf, those of TDs among them.
+        unit: Unit of the limit.
+        limit: It; None: withheld.
+    """
+    of_td = steps.filter(pl.col("by") == "td", pl.col("unit") == unit)
+    within = (1 if unit == "attempts" else 0) if limit is None else limit
+    keys = ["source", "td_id"]
+    done = of_td.filter(pl.col("within") <= within).group_by(keys).agg(pl.col("done_ratio").max())
+    found = of_td.select(keys).unique().join(done, on=keys, how="left")
+    if found.is_empty():
+        return {}
+    more = (1 - pl.col("done_ratio").fill_null(0.0)).alias("more")
+    worst = found.with_columns(more).sort("more", *keys, descending=[True, False, False])
+    source, td_id, ratio = worst.select(*keys, "more").row(0)
+    return {"worst_td_source": source, "worst_td": td_id, "worst_td_ratio": ratio}
 
 
 def _is_never(in_attempts: pl.DataFrame, row: dict[str, Any]) -> bool:
@@ -282,6 +305,12 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
             f"no busy answers, which supports only P(needs more than one) < {upper[-1]:.2g}",
             curve.needed,
         )
+    if row["unit_of_dependence"] in _UNLIKE:
+        return withheld(
+            f"not supported by this trace: the {_UNLIKE[row['unit_of_dependence']]} differ by more "
+            "than chance, so that a further one may differ too; more of them are needed, not more "
+            "requests"
+        )
     if row["never"]:
         return withheld(f"{row['recorded_policy']}; never under this policy")
     return _within_policy(extrapolate(curve, row["max_seen"], caution), row, curve.needed)
@@ -313,6 +342,8 @@ def _caution(row: dict[str, Any]) -> str | None:
     parts = []
     if row["n_unanswered"]:
         parts.append(_unanswered(row))
+    if row["unit_of_dependence"] in _UNLIKE:
+        parts.append(f"for a further one, as the {_UNLIKE[row['unit_of_dependence']]} differ")
     if row["recorded_policy"]:
         parts.append(row["recorded_policy"])
     if row["n_begin_lost"]:

@@ -263,6 +263,15 @@ LIMITS = Table(
         Column("design_effect", F64, "Variance relative to independent requests."),
         _DEPENDENCE,
         Column(
+            "worst_td",
+            U64,
+            "The TD most of whose requests needed more than the limit (without one, than one "
+            "attempt or 0 ns); null: no TD is known, or only some busy answers count.",
+            nullable=True,
+        ),
+        Column("worst_td_source", U16, "Input of that TD.", nullable=True),
+        Column("worst_td_ratio", F64, "Share of its requests that needed more.", nullable=True),
+        Column(
             "recorded_calls",
             U32,
             "Calls per request at which the recorded kernel gave up or kicked the vCPUs; null: no "

@@ -357,6 +357,18 @@ def test_the_widest_unit_of_dependence_counts(
     assert row["done_low"] <= 1 - made.more(within) <= row["done_high"]
 
 
+def test_two_tds_that_differ_say_nothing_of_a_third() -> None:
+    numbers = [n for _ in range(400) for n in (0, 1, 0, 0)]
+    made = coverage.Made(np.array(numbers), lambda _: 0.5, np.arange(1600) % 2)
+    chains = coverage.chains_of(made)
+    curve = attempts(chains, coverage.answers_of(chains))
+    row = limits(curve, chains, NO_LOSS, 1.0, Target(0.3)).row(0, named=True)
+    assert (row["basis"], row["unit_of_dependence"]) == ("withheld", "td")
+    assert "more of them are needed, not more requests" in row["reason"]
+    assert row["needed_requests"] is None
+    assert (row["worst_td"], row["worst_td_ratio"]) == (1, 0.5)
+
+
 # Merging.
 
 
