@@ -305,15 +305,17 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
             f"no busy answers, which supports only P(needs more than one) < {upper[-1]:.2g}",
             curve.needed,
         )
-    if row["unit_of_dependence"] in _UNLIKE:
+    if row["never"]:
+        return withheld(f"{row['recorded_policy']}; never under this policy")
+    found = extrapolate(curve, row["max_seen"], caution)
+    found = _within_policy(found, row, curve.needed)
+    if found["limit"] is None and row["unit_of_dependence"] in _UNLIKE:
         return withheld(
             f"not supported by this trace: the {_UNLIKE[row['unit_of_dependence']]} differ by more "
             "than chance, so that a further one may differ too; more of them are needed, not more "
             "requests"
         )
-    if row["never"]:
-        return withheld(f"{row['recorded_policy']}; never under this policy")
-    return _within_policy(extrapolate(curve, row["max_seen"], caution), row, curve.needed)
+    return found
 
 
 def _within_policy(
