@@ -5,8 +5,8 @@ The shares are Kaplan-Meier curves of the steps that requests need, with censori
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -110,8 +110,8 @@ def attempts(
     views = _views(answers, busy_causes)
     retried, groups = _retried(chains, requests, _extents(at_risk), views, answers)
     parts = [
-        _in_attempts(_done_curves(retried, groups, retried.n_busy, 0)),
-        _in_time(_done_curves(retried, groups, _depth_in_time(retried), -1)),
+        _in_attempts(_both_ways(retried, groups, _depth_in_attempts, 0)),
+        _in_time(_both_ways(retried, groups, _depth_in_time, -1)),
     ]
     return ATTEMPTS.conform(pl.concat(parts).sort(ATTEMPTS.key))
 
@@ -129,6 +129,8 @@ class _Retried:
     waited_ns: Times
     """Time to the last of them."""
     done: Flags
+    settled: Flags
+    """Whether another thread settled it."""
     period: Times
     """Number of the request's cluster of each unit of dependence; -1: not known."""
     td: Times
@@ -201,6 +203,7 @@ def _retried(
     of_td = of_td.filter(pl.col("td_id").is_not_null()).sort("leaf", "source", "td_id")
     request = answers["request"].to_numpy()
     burst, done = _bursts(requests, request, answers), requests["done"].to_numpy()
+    settled = (requests["outcome"] == "resolved_elsewhere").to_numpy()
     waited_ns = answers["waited_ns"].to_numpy()
     parts: list[_Retried] = []
     curves: list[pl.DataFrame] = []
@@ -225,7 +228,15 @@ def _retried(
         curves.append(curve)
         sizes = extents["td" if by == "td" else "leaf"].of_requests(requests[at])
         parts.append(
-            _Retried(group[at] + n_groups, burst[at], n_busy[at], longest_ns[at], done[at], *sizes)
+            _Retried(
+                group[at] + n_groups,
+                burst[at],
+                n_busy[at],
+                longest_ns[at],
+                done[at],
+                settled[at],
+                *sizes,
+            )
         )
         n_groups += totals.height
     joined = (
@@ -313,6 +324,37 @@ def _group_of(requests: pl.DataFrame, totals: pl.DataFrame) -> Index:
     return rows["group"].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
+def _both_ways(
+    retried: _Retried,
+    groups: pl.DataFrame,
+    depth_of: Callable[[_Retried], Times],
+    base: int,
+) -> pl.DataFrame:
+    """Curves whose intervals hold whatever requests settled by another thread would have needed.
+
+    The lock was free when the other thread had it, so that such a request would have been done
+    soon. Its share is that of a request that needed more than was seen; the upper end of the
+    interval is the larger of that and of the curve on which it was done at its last attempt.
+    """
+    curves = _done_curves(retried, groups, depth_of(retried), base)
+    if not retried.settled.any():
+        return curves.drop("group")
+    soon = replace(retried, done=retried.done | retried.settled)
+    depth = np.where(retried.settled, depth_of(soon) - (base == 0), depth_of(soon))
+    other = _done_curves(soon, groups, depth, base).select("group", "step", soon_high="done_high")
+    return (
+        curves.sort("step")
+        .join_asof(other.sort("step"), on="step", by="group", check_sortedness=False)
+        .with_columns(done_high=pl.max_horizontal("done_high", "soon_high"))
+        .drop("group", "soon_high")
+    )
+
+
+def _depth_in_attempts(retried: _Retried) -> Times:
+    """The last attempt after which each request is known to need more."""
+    return retried.n_busy
+
+
 def _depth_in_time(retried: _Retried) -> Times:
     """The last of TIMES_NS after which each request is known to need more, -1 for none."""
     depth = np.searchsorted(_TIME_STEPS, retried.waited_ns, "left") - 1
@@ -341,7 +383,7 @@ def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: in
         base: The depth of those that were done at once.
 
     Returns:
-        The columns _GROUP, step and those of the ``attempts`` table from n_requests on.
+        The columns group, _GROUP, step and those of the ``attempts`` table from n_requests on.
     """
     steps = _count_by_step(retried, groups, depth, base).with_columns(
         _hazard=pl.col("n_done") / pl.col("n_at_risk"),
@@ -366,6 +408,7 @@ def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: in
     return steps.join(
         groups.select("group", *_GROUP, "n_requests"), on="group", maintain_order="left"
     ).select(
+        "group",
         *_GROUP,
         "step",
         "n_requests",

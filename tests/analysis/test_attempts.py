@@ -62,6 +62,18 @@ def test_an_abandoned_or_resolved_request_is_censored() -> None:
     assert resolve_elsewhere["done_ratio"].to_list() == [pytest.approx(2 / 3)] * 2
 
 
+def test_a_request_settled_elsewhere_may_have_needed_any_number() -> None:
+    # Of 40 requests ten are settled by another thread after two busy answers.
+    text = " ".join(f"B{p} B{p} 2/S{p}" if p % 4 == 0 else f"B{p} B{p} S{p}" for p in range(1, 41))
+    rows = curve_of(story(text))
+    second = rows.filter(pl.col("within") == 2).row(0, named=True)
+    third = rows.filter(pl.col("within") == 3).row(0, named=True)
+    # Ten of the fifty at risk may have been done by the second attempt; all are by the third.
+    assert (second["done_ratio"], third["done_ratio"]) == (pytest.approx(10 / 50), 1.0)
+    assert second["done_high"] > stats.binomtest(20, 50).proportion_ci(0.95).high - 0.02
+    assert second["done_low"] <= 10 / 50
+
+
 def test_requests_whose_beginning_may_be_lost_are_left_out() -> None:
     # Of pages 2 and 4 only the end was seen, whether or not they were busy then.
     rows = curve_of(story("B1 S1 lost B2 B2 S2 lost S4 S5 B6 S6"))
