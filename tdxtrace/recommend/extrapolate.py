@@ -16,6 +16,9 @@ from tdxtrace.tables.limits import TIMES_NS
 # The rule of three leaves no room for an excess.  With half as much again a new recording counts
 # its target in at least 90 % of the cases (tests/bench/needed.py).
 NEEDED_MARGIN: Final = 1.5
+# Chance that a recording of the requests needed counts the target, where a share is left that was
+# last seen busy: the power of a test of one share, by the normal approximation.
+NEEDED_POWER: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,20 @@ class Curve:
 
         The rule of three for independent requests whose end is seen, times the requests of this
         trace that count as one such (bursts, their small number, and requests that were lost from
-        sight), times a margin. No number would do where a larger share was last seen busy.
+        sight), times a margin. No number would do where a larger share was last seen busy; where
+        a smaller one was, the requests that tell it from the target.
         """
-        if self.never or self.exceedance[-1] > self.target:
+        from scipy import special
+
+        left = max(float(self.exceedance[-1]), 0.0)
+        if self.never or left >= self.target:
             return None
         n_requests = float(self.n_done.sum() + self.n_censored.sum())
         of_one = max(n_requests / float(self.n[-1]), 1.0)
-        return math.ceil(-math.log(1 - self.confidence) / self.target * of_one * NEEDED_MARGIN)
+        none_left = -math.log(1 - self.confidence) / self.target * NEEDED_MARGIN
+        z = float(special.ndtri(self.confidence) + special.ndtri(NEEDED_POWER))
+        to_tell = left * (1 - left) * (z / (self.target - left)) ** 2
+        return math.ceil(max(none_left, to_tell) * of_one)
 
     def first_within(self, share: Floats, target: float | None = None) -> int | None:
         """Index of the first step from which on a share stays within the target."""

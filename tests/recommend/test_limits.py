@@ -24,6 +24,7 @@ from tdxtrace.errors import QueryError, TableError
 from tdxtrace.intervals import exact_interval
 from tdxtrace.pipeline import analyze
 from tdxtrace.recommend import tail
+from tdxtrace.recommend.extrapolate import curve_of
 from tdxtrace.recommend.limits import exposure_of, limits, observed_seconds
 from tdxtrace.recommend.target import Exposure, Rate, Target, parse_rate
 from tdxtrace.tables.causes import BUSY_CAUSES
@@ -229,6 +230,22 @@ def test_a_limit_recorded_with_a_kick_says_so() -> None:
     # A third call shows that nobody kicks.
     row = limit_of(zaps + " blockB99 blockB99 blockS99", Target(0.3))
     assert (row["recorded_calls"], row["recorded_policy"]) == (None, None)
+
+
+def test_more_is_needed_to_tell_the_target_from_a_share_that_was_given_up() -> None:
+    text = " ".join(f"B{p} B{p} B{p}" if p % 20 == 0 else f"S{p}" for p in range(1, 400))
+    told = story(text)
+    chains = retry_chains(told.seamcalls, told.losses)
+    curve = attempts(chains, busy_answers(told.seamcalls, chains)).filter(
+        by="leaf", unit="attempts"
+    )
+    needed = []
+    for target in (0.3, 0.06, 0.052):
+        given = {"n_requests": 399, "target": target, "confidence": 0.95}
+        needed.append(curve_of(curve, "attempts", given).needed or 0)
+    # 4.8 % were given up: 0.3 is far from that, 0.052 near.
+    assert 0 < needed[0] < 100
+    assert 2_000 < needed[1] < needed[2] / 5
 
 
 # By who made it busy.
