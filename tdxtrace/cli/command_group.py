@@ -63,6 +63,8 @@ _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 _MODULES: Final = {
     name: module for group in _GROUPS.values() for name, (module, _) in group.items()
 }
+COMMANDS: Final = tuple(_MODULES)
+"""Names of the commands, in the order of the help."""
 # What the same is called in perf and git.
 ALIASES: Final = {"stat": "analyze", "diff": "compare", "script": "events"}
 # A signed status word begins like an option.

@@ -10,7 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from tdxtrace import __version__
-from tdxtrace.cli.command_group import CommandGroup
+from tdxtrace.cli.command_group import COMMANDS, CommandGroup
+from tdxtrace.cli.config import defaults, here
 from tdxtrace.cli.help import READING_HELP, print_reading_help
 from tdxtrace.errors import TdxtraceError
 
@@ -27,7 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 bad input, 2 bad usage, 3 a rule of --fail-on matches.",
+    epilog="Exit status: 0 done, 1 bad input, 2 bad usage, 3 a rule of --fail-on matches.  "
+    "Defaults: tdxtrace.toml, or [tool.tdxtrace] in pyproject.toml: target, confidence, module, "
+    "fail-on and the like.",
 )
 
 
@@ -80,7 +83,7 @@ def main() -> None:
     """
     gc.set_threshold(_GC_OBJECTS)
     try:
-        app(prog_name="tdxtrace")
+        app(prog_name="tdxtrace", default_map=defaults(here(), COMMANDS))
     except TdxtraceError as error:
         from tdxtrace.errors import QueryError
 
