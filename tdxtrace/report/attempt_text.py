@@ -190,9 +190,9 @@ def _calls(around: SurroundingsLike) -> Iterator[str]:
         page = f" {word(call['gpa'])}" if call["gpa"] is not None else ""
         text = (
             f" {mark} {begins:>8} to {ends:>7}  {call['tid'] or '-':>7}  "
-            f"{_leaf(call['leaf'])}{page} {_status(call)}"
+            f"{_leaf(call['leaf']).removeprefix('TDH.')}{page} {_status(call)}"
         )
-        yield one_line(text, WIDTH)
+        yield one_line(text)
     if around.calls.height > rows.height:
         yield f"… and {plural(around.calls.height - rows.height, 'more call')}"
 

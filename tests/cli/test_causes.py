@@ -72,6 +72,7 @@ def test_explain_says_who_when_and_which_lock() -> None:
     assert any(line.startswith("fake_tdx 12448") and "X" in line for line in lines)
     assert any(line.startswith("fake_tdx 12447") and "#" in line for line in lines)
     assert max(map(len, lines)) <= 80
+    assert any(line.endswith("MEM.SEPT.ADD 0x100000000 OPERAND_BUSY SEPT tree") for line in lines)
 
 
 def test_explain_shows_a_whole_chain_and_a_call_that_was_not_busy() -> None:
