@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tdxtrace.analysis.selection import Selection as Selection
     from tdxtrace.errors import TdxtraceError as TdxtraceError
     from tdxtrace.ingest.read import read_trace as read_trace
     from tdxtrace.pipeline import analyze as analyze
     from tdxtrace.pipeline import compare as compare
     from tdxtrace.pipeline import query as query
+    from tdxtrace.recommend.policy_definitions import policy_named as policy_named
+    from tdxtrace.recommend.replay import policies as policies
     from tdxtrace.report.outline import charts as charts
     from tdxtrace.tables.trace import Findings as Findings
     from tdxtrace.tables.trace import Trace as Trace
@@ -18,22 +21,28 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Findings": "tdxtrace.tables.trace",
+    "Selection": "tdxtrace.analysis.selection",
     "TdxtraceError": "tdxtrace.errors",
     "Trace": "tdxtrace.tables.trace",
     "analyze": "tdxtrace.pipeline",
     "charts": "tdxtrace.report.outline",
     "compare": "tdxtrace.pipeline",
+    "policies": "tdxtrace.recommend.replay",
+    "policy_named": "tdxtrace.recommend.policy_definitions",
     "query": "tdxtrace.pipeline",
     "read_trace": "tdxtrace.ingest.read",
 }
 __all__ = [
     "Findings",
+    "Selection",
     "TdxtraceError",
     "Trace",
     "__version__",
     "analyze",
     "charts",
     "compare",
+    "policies",
+    "policy_named",
     "query",
     "read_trace",
 ]

@@ -26,7 +26,13 @@ _CELLS: Final = (
         "tables; those that take longer are computed on first access.",
     ),
     ("code", "findings = tdxtrace.analyze(trace)\nfindings"),
-    ("code", "findings.leaf_stats"),
+    (
+        "code",
+        "import polars as pl\n\n"
+        "pl.Config.set_fmt_str_lengths(400)\n"
+        "# named: leaves and statuses by name, not by number.\n"
+        'findings.named("leaf_stats")',
+    ),
     ("markdown", "## Verdicts\n\nEach verdict names its evidence rows and its rule."),
     ("code", 'findings.verdicts.select("verdict", "n_rows", "sentence", "evidence")'),
     ("markdown", "## The charts of the report"),
@@ -39,31 +45,33 @@ _CELLS: Final = (
         "charts = tdxtrace.charts(findings)\n"
         "charts",
     ),
-    ("code", '"attempts" in charts and charts["attempts"]'),
-    ("code", '"timeline" in charts and charts["timeline"]'),
+    ("code", 'charts["attempts"] if "attempts" in charts else "no request was retried"'),
+    ("code", 'charts["timeline"] if "timeline" in charts else "no request was retried"'),
     (
         "markdown",
-        "## Query with polars or SQL\n\n"
-        "Busy answers by leaf and status; both queries give the same rows.",
+        "## Query with polars or SQL\n\nBusy answers by leaf; both queries give the same rows.",
     ),
     (
         "code",
-        "import polars as pl\n\n"
-        'busy = trace.seamcalls.filter(pl.col("status") != 0)\n'
-        'busy.group_by("leaf", "status").len().sort("len", descending=True)',
+        'findings.named("busy_answers").group_by("leaf").len("n").sort("n", descending=True)',
     ),
     (
         "code",
-        "trace.sql(\n"
+        "findings.sql(\n"
         '    """\n'
-        "    select name, status, count(*) as n\n"
-        "    from seamcalls join leaves using (leaf)\n"
-        "    where status != 0\n"
-        "    group by name, status\n"
+        "    select name as leaf, count(*) as n\n"
+        "    from busy_answers join leaves using (leaf)\n"
+        "    group by name\n"
         "    order by n desc\n"
         '    """\n'
         ")",
     ),
+    (
+        "markdown",
+        "Tables are Arrow (PyCapsule interface): pyarrow, pandas, DuckDB and ibis take them as "
+        "they are.",
+    ),
+    ("code", "import pyarrow as pa\n\npa.table(findings.retry_chains).schema"),
     (
         "markdown",
         "## Replay other policies\n\n"
@@ -71,11 +79,11 @@ _CELLS: Final = (
     ),
     (
         "code",
-        "from tdxtrace.recommend.policy_definitions import policy_named\n"
-        "from tdxtrace.recommend.replay import policies\n\n"
-        'wanted = [policy_named(name, {}) for name in ("fixed-4", "budget-100us", "mainline")]\n'
-        "replayed = policies(findings.retry_chains, findings.busy_answers, wanted)\n"
-        'replayed.select("policy", "leaf", "n_requests", "n_exceeding", "exceeding_high")',
+        'names = ("fixed-4", "budget-100us", "mainline")\n'
+        "wanted = [tdxtrace.policy_named(name) for name in names]\n"
+        "replayed = tdxtrace.policies(findings.retry_chains, findings.busy_answers, wanted)\n"
+        'columns = ["policy", "leaf", "n_requests", "n_exceeding", "exceeding_high"]\n'
+        "findings.named(replayed).select(columns)",
     ),
 )
 

@@ -24,6 +24,8 @@ from tdxtrace.tables.memory import give_back
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import escape, one_line
+from tdxtrace.tdx.leaves import leaf_name
+from tdxtrace.tdx.status import status_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,6 +117,28 @@ class _TableBundle:
     def tables(self) -> dict[str, pl.DataFrame]:
         """All tables by name, in the catalog's order."""
         return {table.name: getattr(self, table.name) for table in self._tables}
+
+    def named(self, table: str | pl.DataFrame) -> pl.DataFrame:
+        """Return a table with leaves and statuses by name instead of their numbers.
+
+        Args:
+            table: Name of the table, or rows with such columns.
+
+        Returns:
+            Its rows; a leaf or status without a name is its number, as text.
+
+        Raises:
+            QueryError: If there is no such table.
+        """
+        if isinstance(table, str) and table not in {own.name for own in self._tables}:
+            raise _no_table(table, self._tables)
+        rows: pl.DataFrame = getattr(self, table) if isinstance(table, str) else table
+        makers = {"leaf": leaf_name, "holder_leaf": leaf_name, "status": status_name}
+        return rows.with_columns(
+            pl.coalesce(make(pl.col(column)), pl.col(column).cast(pl.String))
+            for column, make in makers.items()
+            if column in rows.columns
+        )
 
     def to_arrow(self) -> dict[str, pa.Table]:
         """All tables by name, as Arrow tables."""

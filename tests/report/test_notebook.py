@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,22 @@ def executed(path: Path, folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("simulated", [False, True])
-def test_the_notebook_runs_from_top_to_bottom(simulated: bool, tmp_path: Path) -> None:
-    path = STARTER
-    if simulated:
-        path = tmp_path / "n.ipynb"
-        path.write_text(notebook(None))
-    shown = executed(path, tmp_path if simulated else SAMPLES)
+def test_the_notebook_runs_from_top_to_bottom() -> None:
+    shown = executed(STARTER, SAMPLES)
     texts = "\n".join(shows.get("text/html", "") for shows in shown)
     assert "<code>seamcalls</code>" in texts
     assert "<code>retry_chains</code>" in texts
     assert "TDH.VP.ENTER" in texts
     charts = [shows["image/svg+xml"] for shows in shown if "image/svg+xml" in shows]
     assert len(charts) == 2
+
+
+def test_without_a_trace_it_simulates_one() -> None:
+    own, given = (json.loads(notebook(trace))["cells"] for trace in (None, "simulated.txt"))
+    command = "!{sys.executable} -m tdxtrace simulate zero_step_attack --seed 7 -o simulated.txt"
+    assert own[1]["source"][2] == f"{command} --force\n"
+    assert own[1]["source"][3:] == given[1]["source"]
+    assert own[2:] == given[2:]
 
 
 def test_the_sample_equals_the_output_of_the_command() -> None:
@@ -79,6 +83,22 @@ def test_charts_are_listed_before_they_are_drawn() -> None:
     assert charts._repr_html_().count("<tr>") == len(charts)
     assert charts["timeline"].to_dict()["width"] == 720
     assert len(package.charts(package.analyze(story("").trace))) == 0
+
+
+def test_leaves_and_statuses_are_named() -> None:
+    trace = story("B1 S1").trace
+    calls = trace.named("seamcalls")
+    assert set(calls["leaf"]) == {"TDH.MEM.PAGE.AUG"}
+    assert calls["status"].to_list() == ["TDX_OPERAND_BUSY", "TDX_SUCCESS"]
+    assert trace.named(trace.seamcalls).equals(calls)
+    with pytest.raises(package.TdxtraceError, match="nearest: seamcalls"):
+        trace.named("seamcall")
+
+
+def test_the_starter_counts_only_busy_answers() -> None:
+    cells = [cell.source for cell in nbformat.read(STARTER, as_version=4).cells]
+    assert not [cell for cell in cells if "status != 0" in cell]
+    assert not [cell for cell in cells if "from tdxtrace." in cell]
 
 
 def test_untrusted_names_are_escaped_in_a_notebook() -> None:
