@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from support.perf_recorder import PerfRecording
@@ -67,6 +69,22 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "perf.data zstd": lambda: _packed_perf(81),
     "perf.data zstd 2": lambda: _packed_perf(83),
 }
+
+
+@contextmanager
+def in_memory() -> Iterator[Callable[[bytes], Path]]:
+    """Give what makes a file of bytes that is on no disk, always the same one."""
+    descriptor = os.memfd_create("recording")
+
+    def write(data: bytes) -> Path:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, data, 0)
+        return Path(f"/proc/self/fd/{descriptor}")
+
+    try:
+        yield write
+    finally:
+        os.close(descriptor)
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
