@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
-from support.mutations import SEEDS, mutate
+from support.mutations import SEEDS, in_memory, mutate
 from support.recorder import Machine, Recording
 
 import tdxtrace
@@ -77,25 +77,23 @@ def test_threads_of_a_round_with_a_record_too_short_are_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_compiled_loops_read_the_same_of_damaged_recordings(kind: str, tmp_path: Path) -> None:
-    data, chance, path = SEEDS[kind](), random.Random(kind), tmp_path / "recording"
-    for _ in range(150):
-        path.write_bytes(mutate(data, chance))
-        _same(_read(path, EVERY), _read(path, NEVER))
+def test_compiled_loops_read_the_same_of_damaged_recordings(kind: str) -> None:
+    data, chance = SEEDS[kind](), random.Random(kind)
+    with in_memory() as written:
+        for _ in range(60):
+            path = written(mutate(data, chance))
+            _same(_read(path, EVERY), _read(path, NEVER))
 
 
 CHECKED = """
-import random, sys
-from pathlib import Path
-import pytest
+import random
 from ingest import test_loops
-from support.mutations import SEEDS, mutate
-path = Path(sys.argv[1])
-for kind in test_loops.DAMAGED:
-    data, chance = SEEDS[kind](), random.Random(kind + " checked")
-    for _ in range(150):
-        path.write_bytes(mutate(data, chance))
-        test_loops._read(path, test_loops.EVERY)
+from support.mutations import SEEDS, in_memory, mutate
+with in_memory() as written:
+    for kind in test_loops.DAMAGED:
+        data, chance = SEEDS[kind](), random.Random(kind + " checked")
+        for _ in range(80):
+            test_loops._read(written(mutate(data, chance)), test_loops.EVERY)
 import numba
 print(numba.config.BOUNDSCHECK)
 """
@@ -104,7 +102,7 @@ print(numba.config.BOUNDSCHECK)
 def test_no_loop_reaches_beyond_its_arrays(tmp_path: Path) -> None:
     checks = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    command = [sys.executable, "-c", CHECKED, str(tmp_path / "recording")]
+    command = [sys.executable, "-c", CHECKED]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=os.environ | checks | paths
     )
