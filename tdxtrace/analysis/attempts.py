@@ -194,13 +194,7 @@ def _retried(
         The requests, and one row per curve: its number, _GROUP, n_requests (all of the leaf or
         TD), n_done, those that were done without a busy answer of its kind, and is_told.
     """
-    of_td = chains.group_by("leaf", "source", "td_id").agg(
-        n_requests=pl.len().cast(pl.UInt64),
-        n_done=(pl.col("outcome").is_in(_DONE) & _IS_WHOLE).sum().cast(pl.Int64),
-    )
-    of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum()).sort("leaf")
-    of_leaf = of_leaf.with_columns(source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64))
-    of_td = of_td.filter(pl.col("td_id").is_not_null()).sort("leaf", "source", "td_id")
+    of_leaf, of_td = _totals(chains)
     request = answers["request"].to_numpy()
     burst, done = _bursts(requests, request, answers), requests["done"].to_numpy()
     settled = (requests["outcome"] == "resolved_elsewhere").to_numpy()
@@ -227,22 +221,26 @@ def _retried(
         )
         curves.append(curve)
         sizes = extents["td" if by == "td" else "leaf"].of_requests(requests[at])
-        parts.append(
-            _Retried(
-                group[at] + n_groups,
-                burst[at],
-                n_busy[at],
-                longest_ns[at],
-                done[at],
-                settled[at],
-                *sizes,
-            )
-        )
+        columns: tuple[NDArray[Any], ...] = (burst, n_busy, longest_ns, done, settled)
+        of_request: list[Any] = [column[at] for column in columns]
+        parts.append(_Retried(group[at] + n_groups, *of_request, *sizes))
         n_groups += totals.height
     joined = (
         np.concatenate([getattr(part, name) for part in parts]) for name in _Retried.__slots__
     )
     return _Retried(*joined), pl.concat(curves).with_row_index("group")
+
+
+def _totals(chains: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Requests, and those done, of each leaf, and of each TD of a leaf."""
+    of_td = chains.group_by("leaf", "source", "td_id").agg(
+        n_requests=pl.len().cast(pl.UInt64),
+        n_done=(pl.col("outcome").is_in(_DONE) & _IS_WHOLE).sum().cast(pl.Int64),
+    )
+    of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum()).sort("leaf")
+    of_leaf = of_leaf.with_columns(source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64))
+    of_td = of_td.filter(pl.col("td_id").is_not_null()).sort("leaf", "source", "td_id")
+    return of_leaf, of_td
 
 
 @dataclass(frozen=True, slots=True)
