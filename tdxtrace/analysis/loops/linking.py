@@ -396,8 +396,7 @@ def link_attempts(
                 _unlink_key(tables, found)
             _tell_beginning(chain, pair, owner, lossy, kind != 0, is_midway)
         elif tables.chains[number]["last"] != owner["last"]:
-            between = pair["n"] - tables.chains[number]["at"] - 1
-            leaves.most_between[leaf] = max(leaves.most_between[leaf], between)
+            _note_return(leaves, leaf, pair["n"] - tables.chains[number]["at"] - 1)
         chain = tables.chains[number]
         if is_doubtful:
             chain["is_doubtful"] = 1
@@ -406,6 +405,11 @@ def link_attempts(
         owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
         _keep(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
         first_of[row] = chain["first_seq"]
+
+
+def _note_return(leaves: Leaves, leaf: np.uint16, between: _Number) -> None:
+    """Write after how many calls of the leaf a thread came back to a request."""
+    leaves.most_between[leaf] = max(leaves.most_between[leaf], between)
 
 
 def _note_call(
