@@ -84,8 +84,7 @@ def policies_command(
     from tdxtrace.report.limits_text import policies_text
 
     shown = rows.filter((pl.col("n_retried") > 0) | (pl.col("n_undecided") > 0))
-    shown = shown.head(printing.most) if printing.most else shown
-    printing.draw(policies_text(shown), query, file)
+    printing.draw(policies_text(shown, printing.most), query, file)
 
 
 @expand_option_groups

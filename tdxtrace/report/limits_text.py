@@ -234,20 +234,24 @@ def pace_text(anyone: pl.DataFrame) -> list[Text]:
     return [Text(text)]
 
 
-def policies_text(policies: pl.DataFrame) -> RenderableType:
+def policies_text(policies: pl.DataFrame, limit: int = 0) -> RenderableType:
     """Return replayed policies for a terminal: a line per policy and leaf, then the unknowns.
 
     Args:
         policies: The ``policies`` table.
+        limit: Maximum number of rows; 0: all.
     """
     if policies.is_empty():
         return Text("no rows")
-    named = policies.with_columns(name=_short(pl.col("leaf")))
+    shown = policies.head(limit) if limit else policies
+    named = shown.with_columns(name=_short(pl.col("leaf")))
     table = _table(("policy", "TDH.", "stops at", "exceed", "95 %", "then", "warn", "time"))
     for _, rows in named.group_by("policy", maintain_order=True):
         for place, row in enumerate(rows.iter_rows(named=True)):
             table.add_row(*map(Text, _policy_cells(row, place == 0)))
-    return Group(table, *_unknown(named))
+    cut = policies.height - shown.height
+    more = [Text(f"{plural(cut, 'more row')} (-n 0: all)", style="dim")] if cut else []
+    return Group(table, *more, *_unknown(named))
 
 
 def _table(titles: tuple[str, ...], ranks: Sequence[int] | None = None) -> TextTable:

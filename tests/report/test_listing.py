@@ -140,3 +140,11 @@ def test_times_of_the_clock_are_not_durations() -> None:
         "      fault, s     left, s  took",
         "4209.000000001 0.000000005 1.5ms",
     ]
+
+
+def test_a_cut_says_how_many_rows_are_left_out(findings: Findings) -> None:
+    rows = findings.policies
+    assert rows.height > 3
+    assert f"{rows.height - 2} more rows (-n 0: all)" in drawn(policies_text(rows, 2), 80)
+    assert not any("more row" in line for line in drawn(policies_text(rows), 80))
+    assert f"{rows.height - 2} more rows (-n 0: all)" in drawn(listing(rows, 2), 80)
