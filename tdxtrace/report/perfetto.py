@@ -60,7 +60,7 @@ def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
         packets = PacketWriter(file)
     except ImportError:
         raise InputError(
-            "the Perfetto export needs the package perfetto: pip install 'tdxtrace[perfetto]'"
+            "the Perfetto export needs the package perfetto: pip install perfetto"
         ) from None
     for number, source in enumerate(trace.provenance.sources):
         _describe_threads(packets, trace, number, one_line(source.path.rpartition("/")[2], 60))
