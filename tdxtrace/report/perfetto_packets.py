@@ -62,6 +62,11 @@ class PacketWriter:
         described = packet.track_descriptor
         described.uuid, described.parent_uuid = track, parent
         described.name = f"{name} {tid}"
+        if source == 0 and tgid is not None:
+            # A thread descriptor joins the track with the thread of sched events; numbers of
+            # several inputs would be taken for each other's.
+            described.thread.pid, described.thread.tid = tgid, tid
+            described.thread.thread_name = name
         self._write(packet)
 
     def add(self, made: Slice) -> None:
@@ -124,6 +129,8 @@ class PacketWriter:
             packet.track_descriptor.uuid = track
             packet.track_descriptor.parent_uuid = parent
             packet.track_descriptor.name = f"process {tgid}"
+            if source == 0:
+                packet.track_descriptor.process.pid = tgid
             self._write(packet)
         return track
 

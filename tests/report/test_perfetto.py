@@ -194,3 +194,17 @@ def test_the_same_trace_gives_the_same_bytes() -> None:
         trace = story("B1 S1 2/S2 >X ?3").trace
         write_perfetto(trace, analyze(trace), file)
     assert files[0].getvalue() == files[1].getvalue()
+
+
+def test_threads_and_processes_have_descriptors_that_join_sched_events() -> None:
+    file = io.BytesIO()
+    trace = story("B1 S1", {1: 40}).trace
+    write_perfetto(trace, analyze(trace), file)
+    read = proto.Trace()
+    read.ParseFromString(file.getvalue())
+    described = [p.track_descriptor for p in read.packet if p.HasField("track_descriptor")]
+    threads = [d for d in described if d.HasField("thread")]
+    assert [(d.thread.pid, d.thread.tid) for d in threads] == [(40, 1)]
+    (process,) = (d for d in described if d.HasField("process"))
+    assert process.process.pid == 40
+    assert threads[0].parent_uuid == process.uuid
