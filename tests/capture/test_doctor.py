@@ -209,7 +209,7 @@ def test_a_tracefs_elsewhere_is_found(tmp_path: Path) -> None:
 
 def test_the_program_says_it_in_80_columns_and_as_json() -> None:
     """On this machine, whatever it has."""
-    done = answered("capture", "doctor")
+    done = answered("capture", "doctor", columns=80)
     assert max(map(len, done.lines)) <= 80
     told = json.loads(answered("capture", "doctor", "--json").text)
     assert told["can"] in ("full", "stock", "program", "nothing")
