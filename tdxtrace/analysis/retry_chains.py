@@ -349,7 +349,7 @@ class Linker:
         self.windows = windows if windows.any else None
         self.is_midway = start_windows(losses, source).any
 
-    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[Fields, NDArray[np.uint64]]:
+    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[ChainFields, NDArray[np.uint64]]:
         """Link calls in the order of their begins.
 
         Args:
@@ -386,7 +386,7 @@ class Linker:
         chains = _array(tables.chains, tables.counts[2], linking.CHAIN)
         is_open = chains["is_open"] != 0
         self.chains = chains[is_open]
-        return Fields(chains, np.flatnonzero(~is_open)), first_of
+        return ChainFields(chains, np.flatnonzero(~is_open)), first_of
 
     def _tables(self, n: int) -> linking.Tables:
         """What is kept, with room for ``n`` calls."""
@@ -442,7 +442,7 @@ class Linker:
         inside |= self.windows.overlap(last_cpu, start, end)
         return before | inside, inside
 
-    def let_go(self, before_ns: int) -> tuple[Fields, int]:
+    def let_go(self, before_ns: int) -> tuple[ChainFields, int]:
         """Drop and return the chains that are old; drop and count the oldest above the limit."""
         last, is_lost = self.chains["ends"], self.chains["is_lost"] != 0
         is_old = is_lost | (last < before_ns)
@@ -451,7 +451,7 @@ class Linker:
         is_dropped = is_old | is_excess
         is_counted = is_dropped & (self.chains["is_followed"] == 0)
         np.subtract.at(self.pairs["n_open"], self.chains["pair"][is_counted], 1)
-        dropped = Fields(self.chains, np.flatnonzero(is_old))
+        dropped = ChainFields(self.chains, np.flatnonzero(is_old))
         self.chains = self.chains[~is_dropped]
         self.successes = self.successes[-_MAX_KEPT:]
         return dropped, int(is_excess.sum())
@@ -469,15 +469,15 @@ class Linker:
         self.pairs["owner"] = (np.cumsum(kept) - 1)[self.pairs["owner"]]
         self.owner_heads, self.pair_heads = _heads(0)[:0], _heads(0)[:0]
 
-    def rest(self) -> Fields:
+    def rest(self) -> ChainFields:
         """Return the chains that are open, after the last call."""
         tables = self._tables(0)
         self.run(linking.settle)(tables, self._rows(self.successes), np.int64(_MAX_NS))
         n, self.chains, self.successes = len(self.chains), self.chains[:0], self.successes[:0]
-        return Fields(_array(tables.chains, n, linking.CHAIN), np.arange(n))
+        return ChainFields(_array(tables.chains, n, linking.CHAIN), np.arange(n))
 
     def rows(
-        self, chains: Fields, known: Survey, source: int, may_hold: bool = False
+        self, chains: ChainFields, known: Survey, source: int, may_hold: bool = False
     ) -> pl.DataFrame:
         """Return rows of ``retry_chains``; those still open get no more attempts.
 
@@ -513,7 +513,7 @@ class Linker:
         cut_by = pl.when(is_cut).then("gap").otherwise("cut_by")
         return RETRY_CHAINS.conform(held.with_columns(outcome=outcome, cut_by=cut_by))
 
-    def _outcomes(self, chains: Fields) -> tuple[U8, U8]:
+    def _outcomes(self, chains: ChainFields) -> tuple[U8, U8]:
         """How each chain ended, and what cut it, if it is cut."""
         is_open, is_lost = chains["is_open"] != 0, chains["is_lost"] != 0
         goes_on, began, is_vague = self._since(chains, is_open)
@@ -543,7 +543,7 @@ class Linker:
         cut_by = np.select([by_loss, by_start], [_LOST, _TRACE_START], _TRACE_END)
         return outcome.astype(np.uint8), cut_by.astype(np.uint8)
 
-    def _since(self, chains: Fields, is_open: Flags) -> tuple[Flags, Flags, Flags]:
+    def _since(self, chains: ChainFields, is_open: Flags) -> tuple[Flags, Flags, Flags]:
         """What threads did since their chains that are open; False for the others.
 
         Returns:
@@ -554,7 +554,7 @@ class Linker:
         at = np.flatnonzero(is_open)
         if not len(at):
             return goes_on, began, is_vague
-        left = Fields(chains, at)
+        left = ChainFields(chains, at)
         pair = self.pairs[left["pair"]]
         owner, last, leaf = self.owners[pair["owner"]], left["last"], left["leaf"]
         is_fault, is_followed = _special_leaves()[leaf] == linking.FAULT, left["is_followed"] != 0
@@ -574,7 +574,7 @@ class Linker:
         return np.minimum(self.most_between, _MOST_BETWEEN)[leaf]
 
 
-class Fields:
+class ChainFields:
     """Some rows of a table, of which each field is taken once, when it is asked for.
 
     A row is far longer than a field: what is used lies close together so.
@@ -584,7 +584,7 @@ class Fields:
         at: Which rows, by their numbers.
     """
 
-    def __init__(self, rows: Rows | Fields, at: NDArray[np.int64]) -> None:
+    def __init__(self, rows: Rows | ChainFields, at: NDArray[np.int64]) -> None:
         self._rows, self._at = rows, at
         self._taken: dict[str, NDArray[Any]] = {}
 
@@ -598,7 +598,7 @@ class Fields:
         return self._taken[name]
 
 
-def _is_settled(chains: Fields) -> Flags:
+def _is_settled(chains: ChainFields) -> Flags:
     """Whether a call of another thread settled each request, before a loss in its own."""
     by_other = chains["tid"] != chains["settled_tid"]
     by_other |= chains["flags"] & chains["settled_flags"] & linking.TID == 0
@@ -679,7 +679,9 @@ def _undone(unblocks: Rows) -> Iterator[Rows]:
     yield requests
 
 
-def _table(chains: Fields, outcome: U8, cut_by: U8, known: Survey, source: int) -> pl.DataFrame:
+def _table(
+    chains: ChainFields, outcome: U8, cut_by: U8, known: Survey, source: int
+) -> pl.DataFrame:
     """One row per chain."""
     n, flags, last = len(chains), chains["flags"], chains["last_flags"]
     columns = {name: pl.Series(chains[name]) for name in _AS_IS}

@@ -215,6 +215,7 @@ def _report(script: _Script) -> None:
 
 
 _WRITERS: Final[Mapping[str, Callable[[_Script], None]]] = {
+    "host-check": lambda script: script.show("findings.host_checks"),
     "analyze": lambda script: script.show("findings", "findings"),
     "attempts": _attempts,
     "busy-causes": _busy_causes,
