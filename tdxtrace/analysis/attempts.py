@@ -416,6 +416,7 @@ def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: in
         done_high=pl.Series(1 - low),
         design_effect="design_effect",
         unit_of_dependence="unit_of_dependence",
+        drifts="drifts",
         n_effective="n_effective",
     )
 
@@ -507,9 +508,9 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
     )
     first = pl.col("n_at_risk").first().over("group")
     burst = steps["raw"].fill_null(1.0).clip(1.0).to_numpy() * widened
-    effect, unit = widest(steps, burst)
+    effect, unit, drifts = widest(steps, burst)
     return steps.with_columns(
-        design_effect=pl.Series(effect), unit_of_dependence=unit
+        design_effect=pl.Series(effect), unit_of_dependence=unit, drifts=drifts
     ).with_columns(
         n_effective=pl.coalesce(
             n_uncensored, n_uncensored.forward_fill().over("group"), first

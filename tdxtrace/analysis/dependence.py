@@ -31,6 +31,8 @@ MIN_MORE: Final = 10
 # rate changes over the recording, which is looked for at each step of a curve.
 DIFFER: Final = 0.1
 DRIFTS: Final = 0.01
+# Below this a drift is said, and no limit given: of some ten steps of a curve by chance none.
+SURE: Final = 0.001
 
 
 def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
@@ -52,8 +54,8 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series]:
-    """Return the design effect of each step of curves, and the unit that it is of.
+def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
+    """Return the design effect of each step of curves, its unit, and whether the rate drifts.
 
     Where TDs (or inputs) differ by more than chance, the interval is one for a further TD: the
     variance between them is added to that of their mean. Where a rate drifts, it reaches the rate
@@ -73,6 +75,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series]:
     of = {name: steps[name].to_numpy().astype(float) for name in steps.columns if name != "group"}
     share = np.divide(of["n_more"], of["n_all"], out=np.zeros_like(burst), where=of["n_all"] > 0)
     effects, base = [burst], np.maximum(burst, 1.0)
+    drifts = np.zeros(len(burst), np.bool_)
     for unit in WIDE_UNITS:
         n = np.maximum(of[f"{unit}_clusters"], 2.0)
         usable = (of["n_more"] >= MIN_MORE) & (of[f"{unit}_clusters"] >= 2) & (share < 1)
@@ -80,7 +83,9 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series]:
         variance = of["n_more"] * (1 - share) * (n - 1)
         raw = np.divide(between * n, variance, out=np.ones_like(burst), where=usable)
         if unit == "period":
-            differs, use = usable & (_drift(of, share, between) < DRIFTS), usable
+            p = _drift(of, share, between)
+            differs, use = usable & (p < DRIFTS), usable
+            drifts = usable & (p < SURE)
         else:
             differs = use = usable & (chi_square_p(raw * (n - 1) / base, n - 1) < DIFFER)
         beyond = _at_the_end(of, share) if unit == "period" else n * np.maximum(raw - base, 0.0)
@@ -91,7 +96,8 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series]:
     which, best = np.argmax(effects, axis=0), np.max(effects, axis=0)
     # The order of Dependence: requests, bursts, then the wide units.
     place = np.where(best > 1.0, which + 1, 0).astype(np.uint8)
-    return np.maximum(best, 1.0), pl.Series(place).cat.to(pl.Enum(names(Dependence)))
+    unit_of = pl.Series(place).cat.to(pl.Enum(names(Dependence)))
+    return np.maximum(best, 1.0), unit_of, pl.Series(drifts)
 
 
 def _between(of: dict[str, Floats], unit: str, share: Floats) -> Floats:

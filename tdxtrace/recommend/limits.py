@@ -31,6 +31,10 @@ _SAME_AS_ANYONE: Final = "same as for anyone: these answers alone support no sma
 # most of them may be different. A choice of ours.
 _MOST_UNANSWERED: Final = 2
 _UNLIKE: Final = {"td": "TDs", "source": "inputs"}
+_DRIFTING: Final = (
+    "not supported by this trace: the share that needs more rises or falls over the recording, so "
+    "that a limit would hold for its average only; look at a part of it (--since, --until)"
+)
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
 
 
@@ -262,7 +266,7 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
             "n_episodes": 0,
             "design_effect": 1.0,
             "max_seen": first_within,
-        } | {"unit_of_dependence": "request"}
+        } | {"unit_of_dependence": "request", "drifts": False}
     return {
         "n_censored": int(steps["n_censored"].sum()),
         "n_episodes": int(steps["n_episodes"][0]),
@@ -270,14 +274,15 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
         "unit_of_dependence": steps["unit_of_dependence"][
             int(steps["design_effect"].arg_max() or 0)
         ],
+        "drifts": bool(steps["drifts"].any()),
         "max_seen": int(steps["within"][-1]),
     }
 
 
 def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     """The limit from the data, else from a model, else the reason why there is none."""
-    if is_mostly_unanswered(steps, row):
-        return withheld(_unanswered(row))
+    if is_mostly_unanswered(steps, row) or row["drifts"]:
+        return withheld(_DRIFTING if row["drifts"] else _unanswered(row))
     curve = curve_of(steps, row["unit"], row)
     upper = curve.upper(curve.confidence)
     place = curve.first_within(upper)

@@ -66,7 +66,10 @@ def limit_statements(
             if is_mostly_unanswered(of_leaf, leaf):
                 continue
             given = leaf | {"target": wanted.ratio, "confidence": confidence}
-            rows += _statements(curve_of(of_leaf, unit, given), given | {"unit": unit})
+            rows += _statements(
+                curve_of(of_leaf, unit, given),
+                given | {"unit": unit, "drifts": bool(of_leaf["drifts"].any())},
+            )
     return LIMIT_STATEMENTS.conform(pl.DataFrame(rows, schema=LIMIT_STATEMENTS.schema))
 
 

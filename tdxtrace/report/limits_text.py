@@ -59,9 +59,10 @@ def supported_line(findings: Findings) -> str:
     text = f"limit: {leaf_label(leaf).removeprefix('MEM.')} at most"
     if not attempts["n_retried"]:
         return f"{text} {share} need a second attempt, none did {sure}"
+    drifting = "; on average, it changes over the recording" if attempts["drifts"] else ""
     return (
         f"{text} {percent(time['more_high'])} need over {duration(time['within'])}, "
-        f"{share} over {plural(attempts['within'], 'attempt')} {sure}"
+        f"{share} over {plural(attempts['within'], 'attempt')} {sure}{drifting}"
     )
 
 
@@ -154,6 +155,8 @@ def recording_text(rows: pl.DataFrame) -> Iterator[Text]:
 
 def _to_record(row: dict[str, Any]) -> str:
     needed, needed_s = row["needed_requests"], row["needed_s"]
+    if row["drifts"]:
+        return "the share rises or falls over the recording; look at a part (--since, --until)"
     if needed is None:
         _, _, why = (row["reason"] or "").partition("no number of requests would do")
         if not why and row["recorded_policy"]:

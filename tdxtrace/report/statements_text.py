@@ -125,6 +125,8 @@ def _conditions(anyone: pl.DataFrame) -> Iterator[Text]:
         parts = [row["recorded_policy"]]
         if row["n_unanswered"]:
             parts.append(f"{plural(row['n_unanswered'], 'request')} without an answer left out")
+        if row["drifts"]:
+            parts.append("averages, as the share rises or falls over the recording")
         if text := "; ".join(filter(None, parts)):
             said.setdefault(text, []).append(row["name"])
     for text, names in said.items():

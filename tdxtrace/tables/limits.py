@@ -20,6 +20,11 @@ _DEPENDENCE: Final = Column(
     "the recording, TDs or inputs. Where it is TDs or inputs, or a rate drifts, intervals are for "
     "a further one.",
 )
+_DRIFTS: Final = Column(
+    "drifts",
+    BOOL,
+    "Whether the share that needs more rises or falls over the recording by more than chance.",
+)
 MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")
@@ -90,6 +95,7 @@ ATTEMPTS = Table(
             "Variance relative to independent requests: 1 if independent, more in bursts.",
         ),
         _DEPENDENCE,
+        _DRIFTS,
         Column("n_effective", F64, "Effective sample size, in independent requests."),
     ),
     rules={
@@ -262,6 +268,7 @@ LIMITS = Table(
         Column("n_episodes", U64, "Bursts of retried requests."),
         Column("design_effect", F64, "Variance relative to independent requests."),
         _DEPENDENCE,
+        _DRIFTS,
         Column(
             "worst_td",
             U64,
@@ -347,6 +354,7 @@ LIMIT_STATEMENTS = Table(
         Column("confidence", F64, "Confidence of that, one-sided, of each row alone."),
         _REQUESTS,
         Column("n_retried", U64, "Requests answered busy."),
+        _DRIFTS,
         Column("max_seen", I64, "Maximum that a request was observed to need."),
     ),
     rules={

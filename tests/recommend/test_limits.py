@@ -26,6 +26,7 @@ from tdxtrace.pipeline import analyze
 from tdxtrace.recommend import tail
 from tdxtrace.recommend.extrapolate import curve_of
 from tdxtrace.recommend.limits import exposure_of, limits, observed_seconds
+from tdxtrace.recommend.statements import limit_statements
 from tdxtrace.recommend.target import Exposure, Rate, Target, parse_rate
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.events import LOSSES
@@ -370,6 +371,7 @@ def test_the_widest_unit_of_dependence_counts(
     else:
         assert row["unit_of_dependence"] == unit
         assert row["design_effect"] > 4
+    assert curve.filter(pl.col("by") == "leaf")["drifts"].any() == (kind is coverage.drift)
     # A new TD or the end of the drift is within the interval too.
     assert row["done_low"] <= 1 - made.more(within) <= row["done_high"]
 
@@ -384,6 +386,17 @@ def test_two_tds_that_differ_say_nothing_of_a_third() -> None:
     assert "more of them are needed, not more requests" in row["reason"]
     assert row["needed_requests"] is None
     assert (row["worst_td"], row["worst_td_ratio"]) == (1, 0.5)
+
+
+def test_no_limit_is_given_where_the_share_changes_over_the_recording() -> None:
+    made = coverage.drift(20_000, np.random.default_rng(4))
+    chains = coverage.chains_of(made)
+    curve = attempts(chains, coverage.answers_of(chains))
+    rows = limits(curve, chains, LOSSES.empty(), 1.0, Target(0.01)).filter(made_by="anyone")
+    assert rows["basis"].to_list() == ["withheld", "withheld"]
+    assert "rises or falls over the recording" in rows["reason"][0]
+    said = limit_statements(curve, chains)
+    assert said["drifts"].all()
 
 
 # Merging.
