@@ -49,7 +49,7 @@ def host_checks(trace: Trace) -> pl.DataFrame:
 
 def _covers(fact: dict[str, str | None], version: str) -> bool:
     """Whether a row of facts is about this release, such as "1.5.16" or "1.5.05.46.698"."""
-    found = re.match(r"(\d++\.\d++)(?:\.(\d++))?", version)
+    found = re.match(r"(?<!\d)(\d++\.\d++)(?:\.(\d++))?", version)
     if found is None or fact["series"] != found[1]:
         return False
     if fact["first"] is None or fact["last"] is None:

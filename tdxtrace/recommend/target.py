@@ -21,7 +21,7 @@ _PERIODS: Final = {
 }
 _NUMBER: Final = r"\d[\d,]*(?:\.\d+)?"
 _RATE: Final = re.compile(
-    rf"(?P<n>{_NUMBER})(?:\s+(?P<what>[a-z]+))?\s+(?P<per>[a-z]+)(?:\s+(?P<many>{_NUMBER}))?"
+    rf"(?<![\d,])(?P<n>{_NUMBER})(?:\s+(?P<what>[a-z]+))?\s+(?P<per>[a-z]+)(?:\s+(?P<many>{_NUMBER}))?"
     rf"\s+(?:(?P<whose>[a-z]+)-)?(?P<period>[a-z]+)(?:\s+of\s+(?P<gb>{_NUMBER})\s*(?P<unit>[a-z]+))?",
     re.IGNORECASE,
 )

@@ -62,7 +62,7 @@ _KEYWORDS: Final = frozenset(
 _NO_COLUMN: Final = re.compile(r"(?:unable to find column |no column named )['\"]([^'\"]*)['\"]")
 _NO_TABLE: Final = re.compile(r"relation '([^']*)' was not found")
 _NO_NAMES: Final = re.compile(r"cannot compare string with numeric type")
-_DESCRIBE: Final = re.compile(r"\s*+desc(?:ribe)?\s++(\w++)\s*+;?\s*+", re.IGNORECASE)
+_DESCRIBE: Final = re.compile(r"(?<!\s)\s*+desc(?:ribe)?\s++(\w++)\s*+;?\s*+", re.IGNORECASE)
 _SUPPORTED: Final = "only SELECT, WITH, SHOW TABLES and DESCRIBE TABLE are understood"
 NAMED: Final = "named_"
 """What the name of a table begins with to have names of leaves, statuses and exits for numbers."""

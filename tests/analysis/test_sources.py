@@ -17,7 +17,10 @@ BUSY = f"{FAULTS} enterB enterB enterC 2/(7 B7 2/)S S7 2/blockK3 2/blockK3 2/tra
 CALM = "S1 2/blockS1 2/trackS enterX >X ?1 S2 2/E3 2/S3 enterX enterC"
 LEFT = "2/B1 2/S2 3/S1 trackP trackS blockK1 S5 cachewbI! cachewbS! demoteJ4 demoteJ4 demoteS4"
 # What is about all inputs together.
-_TOGETHER = {"attempts", "latencies", "policies", "limits", "losses", "threads"}
+_TOGETHER = {
+    *("attempts", "latencies", "policies", "limits", "limit_statements"),
+    *("losses", "threads"),
+}
 
 
 def together(*texts: str) -> Trace:

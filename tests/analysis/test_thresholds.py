@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from support.running import SAMPLES
 from support.story import story
 
 from tdxtrace.analysis.thresholds import QUANTITIES, check_findings, parse_rule
 from tdxtrace.errors import QueryError
+from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
 
 BUSY = analyze(
@@ -27,10 +29,18 @@ CALM = analyze(story("").trace)
         ("cut", 2),
         ("zero-steps", 1),
         ("losses", 1),
+        # All of them are undecided.
+        ("problems", 0),
     ],
 )
 def test_every_quantity_has_its_value(name: str, value: float) -> None:
     assert QUANTITIES[name](BUSY) == pytest.approx(value)
+
+
+def test_problems_are_counted_by_their_rule() -> None:
+    findings = analyze(read_trace(SAMPLES / "contended.txt"))
+    assert findings.verdicts["verdict"].eq("BUG").sum() > 2
+    assert QUANTITIES["problems"](findings) == 2
 
 
 def test_every_quantity_is_tested_here() -> None:

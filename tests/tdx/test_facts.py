@@ -38,6 +38,7 @@ def test_the_files_are_all_tables() -> None:
             "kvm.csv",
         ),
         *("leaves.csv", "loader_leaves.csv", "loader_status_codes.csv", "locks.csv"),
+        "module_weaknesses.csv",
         *("operand_ids.csv", "operands.csv", "resources.csv", "status_by_leaf.csv"),
         *("status_codes.csv", "wrappers.csv"),
     ]
