@@ -77,9 +77,13 @@ def listing(
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     if limit and rows.height > limit:
-        more = f"{plural(rows.height - limit, 'more row')} (-n 0: all)"
-        return Group(table, Text(more, style="dim"))
+        return Group(table, Text(more_rows(rows.height - limit), style="dim"))
     return table
+
+
+def more_rows(n: int) -> str:
+    """Return the line that says how many rows are left out."""
+    return f"{plural(n, 'more row')} (-n 0: all)"
 
 
 def _rank(name: str) -> int:

@@ -14,6 +14,7 @@ from support.contracts import breaches
 from support.running import SAMPLES, answered, refused, tdxtrace
 from support.texts import ONE_CALL, line
 
+from tdxtrace.cli import query_options
 from tdxtrace.cli.options import ABOUT_TABLES
 from tdxtrace.cli.table_commands import COMMANDS
 from tdxtrace.ingest.read import read_trace
@@ -252,3 +253,14 @@ def test_every_finding_table_has_a_command() -> None:
     others = set().union(*by_options.values())
     assert own.isdisjoint(others)
     assert own | others == {table.name for table in FINDING_TABLES}
+
+
+def test_a_long_table_in_a_pipe_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_options, "_IN_PIPE", 50)
+    monkeypatch.setattr(query_options, "_BLOCK_ROWS", 20)
+    words = ("events", SAMPLES / "zerostep.txt")
+    cut, whole = answered(*words).lines, answered(*words, "-n", "0").lines
+    assert cut[-1] == "2,793 more rows (-n 0: all)"
+    # Three blocks of rows, each below its title.
+    assert len(cut) == 50 + 3 + 1
+    assert len(whole) == 2843 + 2843 // 20 + 1
