@@ -248,7 +248,7 @@ class PrintOptions:
             metavar="N",
             min=0,
             show_default=False,
-            help="Most rows, 0: all; on a terminal 40, else 100,000.",
+            help="Most rows; 0: all. 40, or 100,000 in a pipe.",
         ),
     ] = None
     form: options.Format = OutputFormat.table
