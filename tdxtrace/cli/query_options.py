@@ -292,7 +292,8 @@ class PrintOptions:
             rows = rows.head(self.limit) if self.limit else rows
             outputs.write_table(rows, self.form, self.output, force=self.force, inputs=inputs)
             return
-        from tdxtrace.report.listing import listing, more_rows
+        from tdxtrace.report.columns import more_rows
+        from tdxtrace.report.listing import listing
 
         most = self.most or rows.height
         if self.output is not None or most <= _BLOCK_ROWS or rows.height <= _BLOCK_ROWS:

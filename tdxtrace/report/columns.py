@@ -11,6 +11,8 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
+from tdxtrace.report.units import plural
+
 _BOLD: Final = Style(bold=True)
 _COMMAND: Final = Style(color="cyan")
 _GAP: Final = 1
@@ -176,3 +178,8 @@ class Sentence:
             if command:
                 yield Segment(command, _COMMAND)
             yield Segment.line()
+
+
+def more_rows(n: int) -> str:
+    """Return the line that says how many rows are left out."""
+    return f"{plural(n, 'more row')} (-n 0: all)"

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tdxtrace.report.columns import Sentence, TextTable
+from tdxtrace.report.counts import facts
 from tdxtrace.report.limits_text import supported_line
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
@@ -191,17 +192,7 @@ def _source(source: Source, number: str) -> Text:
 
 
 def _totals(findings: Findings) -> Text:
-    stats, chains = findings.leaf_stats, findings.retry_chains
-    n_tds, n_vms = (chains.select("source", c).drop_nulls().n_unique() for c in ("td_id", "tgid"))
-    vms = plural(n_tds, "TD") if n_tds else plural(n_vms, "VM")
-    parts = [
-        plural(total(stats, "n_seamcalls"), "SEAMCALL"),
-        plural(total(stats, "n_requests"), "request"),
-        f"{count(total(stats, 'retried_seamcalls'))} retried",
-        vms,
-        plural(findings.vcpu_stats.height, "vCPU"),
-        plural(total(findings.vm_stats, "zero_steps"), "zero-step episode"),
-    ]
+    parts = facts(findings)
     if findings.options:
         chosen = ", ".join(f"{name} {_option(value)}" for name, value in findings.options.items())
         parts.append(f"only {one_line(chosen, 200)}")

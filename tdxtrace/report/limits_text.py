@@ -11,7 +11,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tdxtrace.report.columns import TextTable
+from tdxtrace.report.columns import TextTable, more_rows
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
 from tdxtrace.tables.text import one_line
@@ -25,6 +25,12 @@ _BASIS: Final = {
     "extrapolated": "model",
     "withheld": "withheld",
 }
+
+
+SAYS_NOTHING: Final = 0.99
+"""From this share on, 100 % in two digits, a statement says nothing."""
+NOT_COUNTED: Final = ("extrapolated", "withheld")
+"""Bases of limits that were not counted."""
 
 
 def supported_line(findings: Findings) -> str:
@@ -116,7 +122,7 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
     # Where no number of requests would do the notes say why.
     missing = anyone.filter(
         pl.col("unit") == "attempts",
-        pl.col("basis").is_in(_NOT_COUNTED),
+        pl.col("basis").is_in(NOT_COUNTED),
         pl.col("needed_requests").is_not_null(),
     )
     return Group(
@@ -132,15 +138,13 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
     )
 
 
-_NOT_COUNTED: Final = ("extrapolated", "withheld")
-
-
 def short_leaves(rows: pl.DataFrame) -> pl.DataFrame:
     """Return rows with the name of their leaf, without TDH., as column ``name``."""
-    return rows.with_columns(name=_short(pl.col("leaf")))
+    named = leaf_name(pl.col("leaf")).str.strip_prefix("TDH.")
+    return rows.with_columns(name=pl.coalesce(named, pl.col("leaf").cast(pl.String)))
 
 
-def recording_text(rows: pl.DataFrame) -> Iterator[Text]:
+def recording_lines(rows: pl.DataFrame) -> Iterator[str]:
     """Yield how long to record for targets that were not counted, leaves with one answer together.
 
     Args:
@@ -150,7 +154,12 @@ def recording_text(rows: pl.DataFrame) -> Iterator[Text]:
     for row in rows.iter_rows(named=True):
         lines.setdefault(_to_record(row), []).append(row["name"])
     for line, names in lines.items():
-        yield Text(f"  {', '.join(names)}: {line}")
+        yield f"{', '.join(names)}: {line}"
+
+
+def recording_text(rows: pl.DataFrame) -> Iterator[Text]:
+    """Yield the lines of :func:`recording_lines`, indented."""
+    yield from (Text(f"  {line}") for line in recording_lines(rows))
 
 
 def _to_record(row: dict[str, Any]) -> str:
@@ -247,13 +256,13 @@ def policies_text(policies: pl.DataFrame, limit: int = 0) -> RenderableType:
     if policies.is_empty():
         return Text("no rows")
     shown = policies.head(limit) if limit else policies
-    named = shown.with_columns(name=_short(pl.col("leaf")))
+    named = short_leaves(shown)
     table = _table(("policy", "TDH.", "stops at", "exceed", "95 %", "then", "warn", "time"))
     for _, rows in named.group_by("policy", maintain_order=True):
         for place, row in enumerate(rows.iter_rows(named=True)):
             table.add_row(*map(Text, _policy_cells(row, place == 0)))
     cut = policies.height - shown.height
-    more = [Text(f"{plural(cut, 'more row')} (-n 0: all)", style="dim")] if cut else []
+    more = [Text(more_rows(cut), style="dim")] if cut else []
     return Group(table, *more, *_unknown(named))
 
 
@@ -261,11 +270,6 @@ def _table(titles: tuple[str, ...], ranks: Sequence[int] | None = None) -> TextT
     words = {"TDH.", "policy", "busy by", "basis", "then", "stops at"}
     right = [place for place, title in enumerate(titles) if title not in words]
     return TextTable(titles, right=right, ranks=ranks)
-
-
-def _short(leaf: pl.Expr) -> pl.Expr:
-    named = leaf_name(leaf).str.strip_prefix("TDH.")
-    return pl.coalesce(named, leaf.cast(pl.String))
 
 
 def _limit_cells(rows: pl.DataFrame, is_paced: bool) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tdxtrace.report.columns import TextTable
-from tdxtrace.report.units import count, plural, seconds, short_duration, word
+from tdxtrace.report.columns import TextTable, more_rows
+from tdxtrace.report.units import count, seconds, short_duration, word
 from tdxtrace.tables.names import with_names
 from tdxtrace.tables.text import one_line
 
@@ -79,11 +79,6 @@ def listing(
     if limit and rows.height > limit:
         return Group(table, Text(more_rows(rows.height - limit), style="dim"))
     return table
-
-
-def more_rows(n: int) -> str:
-    """Return the line that says how many rows are left out."""
-    return f"{plural(n, 'more row')} (-n 0: all)"
 
 
 def _rank(name: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.report.limits_text import percent, short_leaves
+from tdxtrace.report.limits_text import SAYS_NOTHING, percent, short_leaves
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import parse_leaf
@@ -40,8 +40,6 @@ _LOCKS: Final = {
     "mmu_lock": "mmu_lock, taken as mainline takes it,",
 }
 _MOST: Final = 4
-# From this share on, 100 % in two digits, a statement says nothing.
-_ALL: Final = 0.99
 
 
 def questions(findings: Findings) -> list[tuple[str, str]]:
@@ -88,7 +86,8 @@ def _needed(row: dict[str, Any]) -> str:
     else:
         seen = f"not known beyond {count(most)}, where {percent(ratio)} were last seen busy"
     high = row["more_high"]
-    return f"{seen} ({f'at most {percent(high)}' if high < _ALL else 'too few requests to say'})"
+    bound = f"at most {percent(high)}" if high < SAYS_NOTHING else "too few requests to say"
+    return f"{seen} ({bound})"
 
 
 def _sixteen(rows: pl.DataFrame) -> str:

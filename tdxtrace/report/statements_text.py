@@ -12,6 +12,8 @@ from rich.text import Text
 
 from tdxtrace.report.columns import Sentence, TextTable
 from tdxtrace.report.limits_text import (
+    NOT_COUNTED,
+    SAYS_NOTHING,
     basis_text,
     pace_text,
     percent,
@@ -24,8 +26,6 @@ from tdxtrace.report.questions import questions
 from tdxtrace.report.units import count, plural, short_duration
 from tdxtrace.tables.trace import Findings
 
-_ALL: Final = 0.99
-"""From this share on, 100 % in two digits, a statement says nothing."""
 _WIDE: Final = 72
 """Columns that the table of all numbers takes."""
 
@@ -81,7 +81,7 @@ class _Shares:
         table = TextTable(("TDH.", *titles), right=range(1, len(titles) + 1))
         for (name,), rows in asked.group_by("name", maintain_order=True):
             cells = [
-                percent_digits(share) if share < _ALL else "-"
+                percent_digits(share) if share < SAYS_NOTHING else "-"
                 for unit in units
                 for share in rows.filter(pl.col("unit") == unit).sort("within")["more_high"]
             ]
@@ -114,7 +114,7 @@ def _smallest(named: pl.DataFrame) -> Iterator[RenderableType]:
 
 
 def _limit(row: dict[str, Any], limit: str) -> tuple[str, str]:
-    return ("-", "-") if row["more_high"] >= _ALL else (percent(row["more_high"]), limit)
+    return ("-", "-") if row["more_high"] >= SAYS_NOTHING else (percent(row["more_high"]), limit)
 
 
 def _conditions(anyone: pl.DataFrame) -> Iterator[Text]:
@@ -159,8 +159,7 @@ def _attempts(n: int) -> str:
 
 def _missing(anyone: pl.DataFrame) -> Iterator[Text]:
     """The default target, where the trace does not support it, and what to record for it."""
-    rows = anyone.filter(pl.col("unit") == "attempts", pl.col("basis") != "observed")
-    rows = rows.filter(pl.col("basis") != "nothing_busy")
+    rows = anyone.filter(pl.col("unit") == "attempts", pl.col("basis").is_in(NOT_COUNTED))
     if rows.is_empty():
         return
     target = rows["target"][0]

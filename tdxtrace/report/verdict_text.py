@@ -69,6 +69,16 @@ class VerdictKind:
         of = f" of {', '.join(leaves)}" if leaves else ""
         return plural(self.n_rows, noun) + of
 
+    def sentences(self) -> list[str]:
+        """The sentence of each group without its full stop; a reason in common is said once."""
+        said: list[str] = []
+        told = ""
+        for group in self.groups:
+            what, _, why = group["sentence"].partition(": ")
+            said.append(what if why and why == told else group["sentence"].removesuffix("."))
+            told = why
+        return said
+
     def command(self, sources: Sequence[Source]) -> str:
         """The command that shows the evidence of the largest group."""
         first = self.groups[0]
@@ -168,11 +178,7 @@ def _one(kind: VerdictKind, sources: Sequence[Source]) -> list[Sentence]:
     )
     title = ", ".join([f"{kind.verdict} {kind.rule}: {kind.what()}", *tds])
     lines = []
-    told = ""
-    for group in kind.groups:
-        what, _, why = group["sentence"].partition(": ")
-        said = what if why and why == told else group["sentence"].removesuffix(".")
-        told = why
+    for said, group in zip(kind.sentences(), kind.groups, strict=True):
         more = " ..." if group["n_rows"] > len(group["evidence"].split()) else ""
         lines.append(f"{said} ({group['evidence_table']} seq {group['evidence']}{more})")
     lines.append(f"rule {kind.rule}: {kind.groups[0]['rule_source']}")

@@ -8,7 +8,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.report.charts import limits as charts
-from tdxtrace.report.limits_text import percent, recording_text, short_leaves
+from tdxtrace.report.limits_text import SAYS_NOTHING, percent, recording_lines, short_leaves
 from tdxtrace.report.names import VALID_FOR, definition, leaf_label
 from tdxtrace.report.questions import questions
 from tdxtrace.report.section import Figure, Grid, Section, grid
@@ -17,8 +17,6 @@ from tdxtrace.tables.limits import ATTEMPTS, LIMITS, POLICIES
 from tdxtrace.tables.trace import Findings
 
 _MOST: Final = 14
-# From this share on, 100 % in two digits, a statement says nothing.
-_ALL: Final = 0.99
 
 
 def _for_anyone(findings: Findings) -> pl.DataFrame:
@@ -41,14 +39,14 @@ def sentences(findings: Findings) -> list[str]:
         )
         return [*supported, f"Recommended limits in attempts ({aim}): {text}."]
     first = rows.head(1)
-    how = "; ".join(line.plain.strip() for line in recording_text(first))
+    how = "; ".join(recording_lines(first))
     return [*supported, f"No limit is recommended ({aim}): this trace supports none. {how}."]
 
 
 def _supported(findings: Findings) -> list[str]:
     """Return a sentence on the smallest share that counting supports, for each of some leaves."""
     rows = findings.limit_statements.filter(kind="smallest")
-    rows = rows.filter((pl.col("more_high") < _ALL).all().over("leaf"))
+    rows = rows.filter((pl.col("more_high") < SAYS_NOTHING).all().over("leaf"))
     retried = rows.filter(pl.col("n_retried") > 0)
     parts = []
     for (leaf,), of_leaf in (retried if retried.height else rows.head(2)).group_by(
@@ -90,7 +88,10 @@ def _shares(findings: Findings) -> list[Grid]:
     titles[-1] += " attempts"
     leaves = findings.limit_statements["leaf"].unique(maintain_order=True)
     rows = [
-        (leaf_label(leaf), *(percent(share) if share < _ALL else "-" for share in own["more_high"]))
+        (
+            leaf_label(leaf),
+            *(percent(share) if share < SAYS_NOTHING else "-" for share in own["more_high"]),
+        )
         for leaf in leaves
         if (own := asked.filter(pl.col("leaf") == leaf)).height
     ]

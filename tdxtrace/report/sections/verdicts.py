@@ -96,14 +96,8 @@ def _problem(findings: Findings, kind: VerdictKind) -> Problem:
 
 
 def sentence(kind: VerdictKind) -> str:
-    """Return the sentences of a kind's groups, what they have in common once."""
-    said: list[str] = []
-    told = ""
-    for group in kind.groups:
-        what, _, why = group["sentence"].partition(": ")
-        said.append(what if why and why == told else group["sentence"].removesuffix("."))
-        told = why
-    return one_line("; ".join(said) + ".", _LONG)
+    """Return the sentences of a kind's groups in one."""
+    return one_line("; ".join(kind.sentences()) + ".", _LONG)
 
 
 def _evidence(group: Mapping[str, Any]) -> str:
