@@ -34,8 +34,6 @@ class Curve:
     effect: Floats
     target: float
     confidence: float
-    never: bool = False
-    """Whether the policy that was recorded keeps the target from ever being counted."""
 
     def upper(self, confidence: float) -> Floats:
         """One-sided upper bounds of P(needs more than each step)."""
@@ -57,7 +55,7 @@ class Curve:
         from scipy import special
 
         left = max(float(self.exceedance[-1]), 0.0)
-        if self.never or left >= self.target:
+        if left >= self.target:
             return None
         n_requests = float(self.n_done.sum() + self.n_censored.sum())
         of_one = max(n_requests / float(self.n[-1]), 1.0)
@@ -79,9 +77,9 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
     Args:
         rows: Rows of one curve, by ``within``; at least one.
         unit: Its unit.
-        given: target, confidence, and never: whether the target can never be counted.
+        given: target and confidence.
     """
-    wanted = (given["target"], given["confidence"], given.get("never", False))
+    wanted = (given["target"], given["confidence"])
     return Curve(
         unit,
         rows["within"].to_numpy().astype(float),

@@ -141,7 +141,7 @@ def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
 def leaves_of(chains: pl.DataFrame) -> pl.DataFrame:
     """Return one row per leaf, the one with most retried requests first.
 
-    Columns: leaf, n_requests, n_tds, n_retried and pace_ns.
+    Columns: leaf, n_requests, n_tds, n_retried, n_begin_lost and pace_ns.
     """
     return (
         chains.group_by("leaf")
@@ -265,8 +265,10 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
             "n_censored": 0,
             "n_episodes": 0,
             "design_effect": 1.0,
+            "unit_of_dependence": "request",
+            "drifts": False,
             "max_seen": first_within,
-        } | {"unit_of_dependence": "request", "drifts": False}
+        }
     return {
         "n_censored": int(steps["n_censored"].sum()),
         "n_episodes": int(steps["n_episodes"][0]),
