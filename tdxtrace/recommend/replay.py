@@ -179,6 +179,10 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
     }
 
 
+# The column ends there: 292 years, which only damaged times add up to.
+_MOST_NS: Final = (1 << 63) - 1
+
+
 def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
     """Time from each request's first call to the last answer that recording and policy share."""
     answer = events.answer[own]
@@ -195,12 +199,13 @@ def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
     by_episode = (
         of_request.filter(pl.Series(made))
         .group_by("source", "episode")
-        .agg(pl.col("until_ns").sum())
+        .agg(pl.col("until_ns").cast(pl.Int128).sum())
         .sort("source", "episode")["until_ns"]
     )
-    low, high = interval_of_sum(by_episode.to_numpy().astype(float), CONFIDENCE)
+    low, high = interval_of_sum(by_episode.cast(pl.Float64).to_numpy(), CONFIDENCE)
     total = int(by_episode.sum())
-    return {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
+    ends = {"waited_ns": total, "waited_low_ns": int(low), "waited_high_ns": int(high)}
+    return {name: max(-_MOST_NS, min(ns, _MOST_NS)) for name, ns in ends.items()}
 
 
 def _warnings(

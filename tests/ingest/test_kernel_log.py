@@ -729,3 +729,11 @@ def test_no_line_of_a_log_vanishes(lines: list[str], ended: bool, form: str) -> 
     trace = read_text(text if ended else text[:-1], input_format=form)
     trace.check()
     assert is_accounted_for(trace), accounts(trace)
+
+
+@pytest.mark.parametrize(
+    "stamp", ["[Mon Jan  1 00:00:00 9999]", "[Mon Jan  1 00:00:00 0001]", "9999-12-31T23:59:59Z"]
+)
+def test_a_time_that_no_column_holds_is_not_known(stamp: str) -> None:
+    row = only(read_text(log(f"{stamp} virt/tdx: module initialized")))
+    assert (row["message"], row["ts_ns"]) == ("module_state", None)

@@ -467,3 +467,14 @@ def test_hostile_names_of_policies_are_made_safe(tmp_path: Path) -> None:
     with pytest.raises(QueryError) as error:
         read_policies(written(tmp_path, '[policy."\\u001b[31m"]\ncals = 1'))
     assert str(error.value).isprintable()
+
+
+def test_times_that_add_up_to_more_than_a_column_holds_end_with_it() -> None:
+    """A flipped bit of a page's time makes requests that take 146 years."""
+    told = story("B1 S1 B2 S2 B3 S3")
+    calls = told.seamcalls.with_columns(
+        end_ns=pl.when(pl.col("status") == 0).then(pl.col("end_ns") + (1 << 62)).otherwise("end_ns")
+    )
+    row = replay(told, "fixed-5", calls=calls).row(0, named=True)
+    assert row["waited_ns"] > 1 << 62
+    assert row["waited_high_ns"] == (1 << 63) - 1

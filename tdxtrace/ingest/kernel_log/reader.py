@@ -30,6 +30,11 @@ _MOST_COUNTED: Final = 255
 SEVERAL_BOOTS: Final = "printk of several boots"
 
 
+def _is_int64(ts_ns: int | None) -> bool:
+    """Whether a time is one that a column holds: 1970 plus or minus 292 years."""
+    return ts_ns is not None and -(1 << 63) <= ts_ns < 1 << 63
+
+
 @dataclass(slots=True)
 class MessageReader:
     """Reads one kernel log into rows of ``kernel_messages``."""
@@ -128,7 +133,7 @@ class MessageReader:
 
     def _message(self, found: LogLine, number: int, n_lines: int, *, is_overlong: bool) -> None:
         """Make a row of a message, or count it."""
-        ts_ns = found.ts_ns if found.clock == self.clock else None
+        ts_ns = found.ts_ns if found.clock == self.clock and _is_int64(found.ts_ns) else None
         self._count_boots(found.boot, ts_ns)
         if not found.of_kernel:
             self.stats.count("noise", "of another program", number, n_lines)
