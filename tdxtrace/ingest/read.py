@@ -246,14 +246,17 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
             take(batch)
             if options.progress is not None:
                 options.progress(path, reader.position, given.stream.size)
-        if given.stream.truncated:
-            line_no = stats.n_lines if given.format.unit == "line" else None
-            stats.record_loss("truncated", None, given.stream.truncated, line_no=line_no)
+        line_no = stats.n_lines if given.format.unit == "line" else None
+        lost = dict(given.stream.losses())
+        for kind, detail in lost.items():
+            stats.record_loss(kind, None, detail, line_no=line_no)
         header = reader.header()
         if has_events:
             decoder.finish()
             implied_losses.note(sink.losses, stats, header)
     if not sink.n_rows and not is_log:
+        if changed := lost.get("changed_while_read"):
+            raise InputError(f"{one_line(path)} has no event that is whole: it had {changed}")
         from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
 
         raise FormatError(refusals.nothing_in(one_line(path), stats, given.first_lines))

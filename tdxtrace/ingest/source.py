@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import lzma
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +43,7 @@ _SLICE_BYTES: Final = 512
 # Traces pack 10 (gzip) to 60 times (xz): beyond this ratio and size it is no recording but a bomb.
 _MAX_RATIO: Final = 200
 _FREE_BYTES: Final = 256 << 20
+_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Length of the longest magic number, that of trace.dat.
 _MAGIC_BYTES: Final = 10
 
@@ -79,8 +83,31 @@ class Stream:
     """Bytes that it may unpack to; None: _MAX_RATIO times as many as were read, and some."""
     truncated: str = ""
     """Why the input ended early; empty: it did not."""
+    opened: os.stat_result | None = None
+    """What the system said of the file when it was opened; None: it is no plain file."""
     fill: Callable[[memoryview], int] | None = None
     """Of a large plain file: reads its next bytes into a buffer; returns how many, 0 at its end."""
+
+    def losses(self) -> Iterator[tuple[str, str]]:
+        """Yield kind and detail of what was lost of the bytes, once they were read."""
+        if self.truncated:
+            yield "truncated", self.truncated
+        if changed := self._change_of_size():
+            yield "changed_while_read", changed
+
+    def _change_of_size(self) -> str:
+        """Say how the size of the file has changed since it was opened; empty: it has not.
+
+        A file of that name that is another one by now (a log that was rotated) says nothing.
+        """
+        try:
+            now = Path(self.path).stat()
+        except OSError:
+            return ""
+        then = self.opened
+        if then is None or not os.path.samestat(now, then) or now.st_size == then.st_size:
+            return ""
+        return f"{then.st_size:,} bytes when it was opened, {now.st_size:,} when it was read"
 
     def peek(self) -> bytes:
         """Return the first bytes without consuming them; empty if there are none."""
@@ -193,7 +220,7 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
     """
     shown = one_line(path)
     try:
-        file, size = _open(path)
+        file, facts = _open(path)
     except FileNotFoundError:
         raise InputError(f"no such trace: {shown}") from None
     except IsADirectoryError:
@@ -201,7 +228,8 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise InputError(f"cannot read {shown}: {_why(error)}") from None
     close = file.close if path != "-" else lambda: None
-    stream = Stream(path, "none", iter(()), size=size, close=close, most_bytes=most_bytes)
+    size = None if facts is None else facts.st_size
+    stream = Stream(path, "none", iter(()), 0, size, close, most_bytes, opened=facts)
     head = _first(file, stream, shown)
     if not head:
         stream.close()
@@ -209,19 +237,23 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)
     stream.chunks = raw if new is None else _bounded(_decompress(raw, new, stream), stream)
-    if new is None and size is not None and size >= _LARGE_BYTES:
+    if stream.peek().startswith(_UTF_16):
+        stream.chunks = _utf_8(stream.chunks)
+    elif new is None and size is not None and size >= _LARGE_BYTES:
         stream.fill = partial(_fill, file, stream, shown)
     return stream
 
 
-def _open(path: str) -> tuple[IO[bytes], int | None]:
+def _open(path: str) -> tuple[IO[bytes], os.stat_result | None]:
+    """Open a file; what the system says of it is None of a pipe."""
     if path == "-":
         return sys.stdin.buffer, None
     where = Path(path)
     if where.is_dir():
         raise IsADirectoryError
     file = where.open("rb", buffering=0)
-    return file, where.stat().st_size if where.is_file() else None
+    facts = os.fstat(file.fileno())
+    return file, facts if stat.S_ISREG(facts.st_mode) else None
 
 
 def _read(file: IO[bytes], stream: Stream, shown: str) -> bytes:
@@ -320,6 +352,14 @@ def _bounded(chunks: Iterator[bytes], stream: Stream) -> Iterator[bytes]:
                 f"{n_bytes >> 20} MiB and more; if it is no bomb, allow it: --max-unpacked 100G"
             )
         yield chunk
+
+
+def _utf_8(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield UTF-16, which PowerShell writes, as UTF-8; what is no character becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    for chunk in chunks:
+        yield decoder.decode(chunk).encode()
+    yield decoder.decode(b"", final=True).encode()
 
 
 def _slices(raw: Iterator[bytes]) -> Iterator[bytes]:

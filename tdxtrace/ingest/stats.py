@@ -26,7 +26,7 @@ _SEVERITY: Final = {
     **dict.fromkeys("noise callchain merged joined unpaired_entry unpaired_return".split(), "info"),
     **dict.fromkeys(
         "unmapped started_midway lost_events overwritten buffer_full truncated damaged unread "
-        "sampled excluded throttled suppressed no_thread".split(),
+        "sampled excluded throttled suppressed no_thread changed_while_read".split(),
         "data_loss",
     ),
 }
@@ -48,6 +48,7 @@ _ADVICE: Final = {
     "unknown_record": "a record of a newer perf; if it holds events, please report its type",
     "unread": "these events were still in the kernel; stop tracing before the recorder ends",
     "truncated": "the input ends early; copy it again whole",
+    "changed_while_read": "it was written while it was read; read it when its recorder has ended",
     "unparsed": "not a line of ftrace, trace-cmd or perf text; if it is, please report its shape",
     "undecoded": "the event's fields are missing or of another kernel; please report the line",
     "overlong": "longer than a line of the kernel can be; if it is one, please report it",

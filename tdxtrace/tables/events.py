@@ -22,6 +22,7 @@ LOSS_KINDS: Final = (
     "buffer_full",
     "started_midway",
     "truncated",
+    "changed_while_read",
     "damaged",
     "unread",
     "sampled",

@@ -14,14 +14,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.mutations import SEEDS
 from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
 
+from tdxtrace.compiler import Runner, compiled, interpreted
 from tdxtrace.errors import InputError, TdxtraceError
 from tdxtrace.ingest import source as stream_room
 from tdxtrace.ingest.read import ReadOptions, read, read_trace
@@ -476,3 +479,87 @@ def test_no_more_of_a_pipe_is_awaited_than_is_asked_for() -> None:
     assert stream.size_up_to(2 * len(TEXT)) == 2 * len(TEXT)
     assert taken == [0, 1]
     assert b"".join(block.tobytes() for block in stream.blocks()) == 5 * TEXT
+
+
+_SHRINKING = {
+    "text": ONE_CALL.encode() * 9_000,
+    "packed text": gzip.compress(ONE_CALL.encode() * 200),
+    "trace.dat": SEEDS["trace.dat 6"](),
+    "perf.data": SEEDS["perf.data"](),
+}
+
+
+# A perf.data ends with the names of its events, a trace.dat with the events.
+_NOTHING_LEFT = {("perf.data", 0.3), ("perf.data", 0.99), ("trace.dat", 0.3)}
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.99, 1.01])
+@pytest.mark.parametrize("kind", _SHRINKING)
+def test_a_file_whose_size_changes_while_it_is_read_is_a_loss(
+    kind: str, kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes after it was opened, and before more than its beginning was read."""
+    data = _SHRINKING[kind]
+    path = tmp_path / "trace"
+    path.write_bytes(data)
+
+    def first(*given: Any) -> bytes:  # noqa: ANN401
+        head = read_first(*given)
+        os.truncate(path, int(len(data) * kept))
+        return head
+
+    read_first = stream_room._first
+    monkeypatch.setattr(stream_room, "_first", first)
+    if (kind, kept) in _NOTHING_LEFT:
+        with pytest.raises(TdxtraceError, match=f"has no event formats|{len(data):,} bytes when"):
+            read_trace(path)
+        return
+    trace = read_trace(path)
+    assert is_accounted_for(trace)
+    row = trace.losses.filter(kind="changed_while_read").row(0, named=True)
+    assert row["severity"] == "data_loss"
+    assert row["detail"].startswith(f"{len(data):,} bytes when it was opened")
+
+
+def test_a_log_that_is_rotated_while_it_is_read_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trace"
+    path.write_text(ONE_CALL)
+
+    def first(*given: Any) -> bytes:  # noqa: ANN401
+        path.rename(tmp_path / "trace.1")
+        path.write_text("")
+        return read_first(*given)
+
+    read_first = stream_room._first
+    monkeypatch.setattr(stream_room, "_first", first)
+    assert read_trace(path).losses.filter(kind="changed_while_read").is_empty()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_text_that_windows_wrote_is_the_same_text(
+    encoding: str, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PowerShell's > writes it, in pieces that cut characters."""
+    monkeypatch.setattr(stream_room, "_READ_BYTES", 4097)
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    trace = read_text(pack((mark + TEXT.decode().replace("\n", "\r\n")).encode(encoding)))
+    assert is_accounted_for(trace)
+    assert trace.seamcalls.drop("source").equals(read_text(TEXT).seamcalls.drop("source"))
+
+
+@pytest.mark.parametrize("run", [interpreted, compiled])
+@pytest.mark.parametrize(
+    "name", ["Schl\xfcssel".encode("latin-1"), b"\xc3\x28\xff", b"\xed\xa0\x80"]
+)
+def test_a_name_that_is_no_utf_8_changes_no_other_column(
+    name: bytes, run: Runner[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tdxtrace.ingest.read.choose", lambda _: run)
+    one, other = read_text(TEXT), read_text(TEXT.replace(b"CPU 0/KVM", name.rjust(9)))
+    assert is_accounted_for(other)
+    assert one.seamcalls.equals(other.seamcalls)
+    (comm,) = other.threads["comm"]
+    assert comm.strip() == name.decode("utf-8", "replace")

@@ -17,6 +17,9 @@ from tdxtrace.ingest.stats import Header, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx import leaves, word
 
+# Losses at the end of an input: what was read before is whole.
+_AT_THE_END: Final = ("truncated", "changed_while_read")
+
 
 @dataclass(frozen=True, slots=True)
 class ThreadSpans:
@@ -298,7 +301,7 @@ def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
     if not header.counts_losses:
         _buffer_full(detector.broken(), stats)
     first_ns, _ = stats.span()
-    lossless = not any(gap.kind != "truncated" for gap in stats.gaps)
+    lossless = not any(gap.kind not in _AT_THE_END for gap in stats.gaps)
     if lossless and first_ns is not None and detector.start.is_midway(detector.has_entries):
         stats.record_loss("started_midway", None, end_ns=first_ns)
     stats.record_loss("unpaired_entry", detector.n_never)
@@ -325,7 +328,7 @@ def _buffer_full(broken: pl.DataFrame, stats: SourceStats) -> None:
     A call that never returned though its thread went on, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.
     """
-    if any(gap.kind != "truncated" for gap in stats.gaps) or not broken.height:
+    if any(gap.kind not in _AT_THE_END for gap in stats.gaps) or not broken.height:
         return
     latest = int(broken.select(_WHEN.max()).item())
     for cpu in stats.cpus():
