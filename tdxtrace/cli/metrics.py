@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.watch.totals import RunningTotals
 
 if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
     from prometheus_client.core import Metric
 
 # Upper bounds of the histogram of attempts; more are counted in the last bucket.
@@ -29,13 +32,16 @@ def parse_address(text: str) -> tuple[str, int]:
     shown = one_line(text, 60)
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise QueryError(f"not an address: {shown!r}; write e.g. 127.0.0.1:9464")
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
+    if not _is_loopback(host):
         raise QueryError(f"{shown!r} is not on loopback; use 127.0.0.1 and forward the port")
     return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @contextmanager
@@ -45,7 +51,7 @@ def serve(totals: RunningTotals, host: str, port: int) -> Iterator[None]:
     Raises:
         InputError: If the port cannot be bound.
     """
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
     registry = CollectorRegistry()
     registry.register(_Collector(totals))
@@ -53,12 +59,31 @@ def serve(totals: RunningTotals, host: str, port: int) -> Iterator[None]:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    server.set_app(_for_this_host(make_wsgi_app(registry)))
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _for_this_host(app: WSGIApplication) -> WSGIApplication:
+    """Return ``app``, which answers only what asks for it by an address or name of loopback.
+
+    A page in a browser of this host may ask for a name of its own that it lets point here (DNS
+    rebinding); then the Host header (RFC 9110 7.2) is that name.
+    """
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        told = environ.get("HTTP_HOST", "localhost")
+        name = re.sub(r":\d*$", "", told).strip("[]").lower()
+        if name == "localhost" or _is_loopback(name):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"unknown Host; ask for localhost\n"]
+
+    return guarded
 
 
 class _Collector:

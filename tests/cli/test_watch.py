@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_prometheus_is_answered() -> None:
             told = json.loads(process.stdout.readline())
         with urllib.request.urlopen(f"http://{where}/metrics") as answer:
             families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+        for host in (
+            "evil.example",
+            f"evil.example:{where.rpartition(':')[2]}",
+            "127.0.0.1.nip.io",
+        ):
+            rebound = urllib.request.Request(f"http://{where}/metrics", headers={"Host": host})
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(rebound)
+        for host in ("localhost:1", "[::1]:9464", "127.0.0.1"):
+            other = urllib.request.Request(f"http://{where}/metrics", headers={"Host": host})
+            assert urllib.request.urlopen(other).status == 200
         process.stdin.close()
         process.stdout.read()
         assert process.wait(60) == 0
