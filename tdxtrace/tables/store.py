@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ _TABLE_KEY: Final = "tdxtrace.table"
 _VERSION_KEY: Final = "tdxtrace.schema_version"
 _SEGMENTS_KEY: Final = "tdxtrace.segments"
 _UNUSED_KEY: Final = "tdxtrace.unused_columns"
+# In the provenance: the CRC-32 of each table's file.
+_SUMS_KEY: Final = "crc32"
+_SUM_BYTES: Final = 1 << 20
 _TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABLES}
 
 
@@ -219,6 +223,7 @@ class StoreWriter:
                 self._rewrite(name, changed)
             for file in self._files.values():
                 file.close()
+            facts[_SUMS_KEY] = {name: _sum_of(file.path) for name, file in self._files.items()}
             (self._work / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             self._work.chmod(0o755)
             _check_replaceable(self.folder, self.force)
@@ -320,6 +325,8 @@ def open_store(folder: Path, keeper: object = None, most_bytes: int | None = Non
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged from None
     n_sources = len(provenance.sources) if keeper is None else None
+    if keeper is None:
+        _check_sums(folder, facts.get(_SUMS_KEY))
     files = {
         name: StoredTable(table, folder / f"{name}.parquet", keeper, n_sources)
         for name, table in _TABLES.items()
@@ -367,8 +374,6 @@ class StoredTable:
     def __post_init__(self) -> None:
         # polars may resolve a relative path against a former working directory.
         self.path = self.path.absolute()
-        if not self.path.is_file():
-            raise InputError(f"cannot read {one_line(str(self.path))}: it is missing or no file")
         with _named(self.path):
             facts = pl.read_parquet_metadata(self.path)
             whole = pl.scan_parquet(self.path, glob=False)
@@ -501,6 +506,36 @@ def _check_types(made: Source | Provenance) -> None:
                 raise TypeError(declared.name)
 
 
+def _sum_of(path: Path) -> int:
+    """The CRC-32 of a file: 2.7 GB/s, where reading its rows makes 0.1 of what is on disk."""
+    made = 0
+    with path.open("rb") as file:
+        while data := file.read(_SUM_BYTES):
+            made = zlib.crc32(data, made)
+    return made
+
+
+def _check_sums(folder: Path, sums: object) -> None:
+    """Check that the tables are what was written: polars may panic on others, or end the process.
+
+    Raises:
+        InputError: If one is not, is missing, or is no plain file.
+    """
+    for name in _TABLES:
+        path = folder / f"{name}.parquet"
+        shown = one_line(str(path))
+        if not path.is_file():
+            raise InputError(f"cannot read {shown}: it is missing or no file")
+        try:
+            is_whole = isinstance(sums, dict) and _sum_of(path) == sums.get(name)
+        except OSError as error:
+            raise InputError(f"cannot read {shown}: {error.strerror}") from None
+        if not is_whole:
+            raise InputError(
+                f"cannot read {shown}: it is damaged, not what was written; convert the trace again"
+            )
+
+
 def _cannot_write(folder: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {one_line(str(folder))}: {error.strerror or error}")
 
@@ -528,7 +563,7 @@ def cache_path(paths: Sequence[str | Path], options: Sequence[object]) -> Path |
     Returns:
         The folder, which may not exist; None if an input is not a regular file.
     """
-    digest = hashlib.sha256(repr((SCHEMA_VERSION, _SEGMENTS_KEY, *options)).encode())
+    digest = hashlib.sha256(repr((SCHEMA_VERSION, _SUMS_KEY, *options)).encode())
     for path in paths:
         identity = _identity(Path(path))
         if identity is None:

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 from support.recordings import SAMPLES, read
+from support.stores import sealed
 
 import tdxtrace
 from tdxtrace.analysis.selection import Selection
@@ -128,6 +129,7 @@ def test_tables_of_another_version_are_rejected(tmp_path: Path) -> None:
 def test_a_file_of_another_table_is_rejected(tmp_path: Path) -> None:
     folder = _convert(tmp_path, "lost.dat.xz")
     (folder / "seamcalls.parquet").write_bytes((folder / "threads.parquet").read_bytes())
+    sealed(folder)
     with pytest.raises(TableError, match="says it is table 'threads'"):
         tdxtrace.read_trace(folder)
 
@@ -185,6 +187,7 @@ def _rewritten(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], **fac
     """Write a table of a store anew, with its own footer."""
     kept = {k: v for k, v in pl.read_parquet_metadata(path).items() if "tdxtrace" in k} | facts
     change(pl.read_parquet(path)).write_parquet(path, metadata=kept)
+    sealed(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -223,16 +226,29 @@ def test_a_table_that_is_no_file_is_not_waited_for(copied: Path) -> None:
         tdxtrace.read_trace(copied)
 
 
-def test_tables_damaged_anywhere_are_read_or_named(copied: Path) -> None:
-    folder, luck = copied, random.Random(1)
-    path = folder / "threads.parquet"
+@pytest.mark.parametrize("name", ["threads", "seamcalls"])
+def test_a_table_damaged_anywhere_is_named_and_not_read(name: str, copied: Path) -> None:
+    path, luck = copied / f"{name}.parquet", random.Random(1)
+    whole = path.read_bytes()
+    for _ in range(60):
+        data = bytearray(whole)
+        data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
+        path.write_bytes(data if luck.randrange(4) else data[: luck.randrange(len(data))])
+        with pytest.raises(InputError, match=f"{name}.parquet: it is damaged"):
+            tdxtrace.read_trace(copied)
+
+
+def test_tables_that_somebody_made_to_be_misread_are_read_or_named(copied: Path) -> None:
+    luck = random.Random(1)
+    path = copied / "threads.parquet"
     whole = path.read_bytes()
     for _ in range(60):
         data = bytearray(whole)
         data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
         path.write_bytes(data)
+        sealed(copied)
         with suppress(InputError, TableError):
-            _ = tdxtrace.read_trace(folder).threads
+            _ = tdxtrace.read_trace(copied).threads
 
 
 def test_a_failed_conversion_leaves_no_folder(tmp_path: Path) -> None:
