@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
+import threading
+import time
+from types import FrameType
 from typing import Annotated, Final
 
 import typer
@@ -18,6 +22,8 @@ from tdxtrace.errors import TdxtraceError
 EXIT_INPUT = 1
 EXIT_WORDS = 2
 EXIT_THRESHOLD = 3
+# As shells and typer (of SIGINT) say that a signal ended a program.
+_SIGNALLED: Final = 128
 # Objects made before the garbage collector looks for cycles: none but short ones come of imports
 # and of a small trace, and 230 passes took a tenth of the time of `analyze`.
 _GC_OBJECTS: Final = 200_000
@@ -75,12 +81,45 @@ def _no_memory() -> str:
     )
 
 
+# Signals that come again while files are removed are ignored for so long: timeout(1) sends SIGTERM
+# to the process and again to its group.
+_CLEANING_SECONDS: Final = 5.0
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the program as SIGINT does: it removes what it made for itself.
+
+    Where nohup(1) has SIGHUP ignored, it stays so.
+    """
+    ended_at = float("inf")
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal ended_at
+        if ended_at == float("inf"):
+            ended_at = time.monotonic()
+            _drop_output()
+            raise SystemExit(_SIGNALLED + number)
+        if time.monotonic() - ended_at > _CLEANING_SECONDS:
+            os._exit(_SIGNALLED + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+
+
+def _drop_output() -> None:
+    """Write what is left of standard output to nowhere: its reader may be gone, or read nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the command line.
 
     Exit status: 0 success, 1 bad input, 2 bad usage, 3 a threshold given by the user was
-    exceeded.
+    exceeded, 128 and the number of a signal.
     """
+    _end_on_signals()
     gc.set_threshold(_GC_OBJECTS)
     try:
         app(prog_name="tdxtrace", default_map=defaults(here(), COMMANDS))
@@ -96,7 +135,7 @@ def main() -> None:
         raise SystemExit(EXIT_INPUT) from None
     except BrokenPipeError:
         # The reader (head, less) closed the pipe: print no error, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         raise SystemExit(EXIT_INPUT) from None
     finally:
         # The process ends: spare the garbage collector its last pass over all modules.

@@ -14,7 +14,7 @@ import polars as pl
 
 from tdxtrace.cli.options import Color, OutputFormat
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.tables.files import Inputs, whole_file
+from tdxtrace.tables.files import Inputs, whole_file, whole_folder
 from tdxtrace.tables.store import is_store
 from tdxtrace.tables.text import one_line
 
@@ -153,16 +153,11 @@ def write_folder(
     if is_store(folder):
         shown = one_line(str(folder))
         raise InputError(f"{shown} is a converted trace; name another folder for the answers")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        shown = one_line(str(folder))
-        raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
-    for name, rows in tables.items():
-        with whole_file(folder / f"{name}.parquet", force=True, inputs=inputs) as file:
-            rows.write_parquet(file)
-    data = json_text(facts).encode()
-    write_file(folder / "findings.json", data, force=True, inputs=inputs)
+    with whole_folder(folder, force=True, inputs=inputs) as made:
+        for name, rows in tables.items():
+            with (made / f"{name}.parquet").open("wb") as file:
+                rows.write_parquet(file)
+        (made / "findings.json").write_bytes(json_text(facts).encode())
 
 
 def json_text(facts: dict[str, Any]) -> str:

@@ -7,13 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tdxtrace.errors import InputError
 from tdxtrace.report.counts import facts
 from tdxtrace.report.origin import Origin
 from tdxtrace.report.outline import sections, title
 from tdxtrace.report.section import Section
-from tdxtrace.tables.files import whole_file
-from tdxtrace.tables.text import one_line
+from tdxtrace.tables.files import whole_folder
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:
@@ -87,15 +85,11 @@ def save_charts(
         InputError: If an image exists and may not be overwritten, is one of ``inputs``, or
             cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        shown = one_line(str(folder))
-        raise InputError(f"cannot make the folder {shown}: {error.strerror}") from None
     figures = [figure for section in sections(findings) for figure in section.figures]
-    for figure in figures:
-        with whole_file(folder / f"{figure.name}.{kind}", force=force, inputs=inputs) as file:
-            file.write(picture(figure.draw(), kind, figure.title, figure.caption))
+    with whole_folder(folder, force=force, inputs=inputs) as made:
+        for figure in figures:
+            drawn = picture(figure.draw(), kind, figure.title, figure.caption)
+            (made / f"{figure.name}.{kind}").write_bytes(drawn)
     return len(figures)
 
 

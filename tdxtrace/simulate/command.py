@@ -15,7 +15,7 @@ from tdxtrace.simulate.record import faults, output
 from tdxtrace.simulate.record.capture_probes import CAPTURES
 from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
-from tdxtrace.tables.files import refuse_overwriting, whole_file
+from tdxtrace.tables.files import refuse_overwriting, whole_file, whole_folder
 from tdxtrace.tables.settings import read_settings
 from tdxtrace.tables.times import parse_duration
 
@@ -189,16 +189,12 @@ def _write_truth(run: Run, options: TraceOptions, target: OutputPaths, inputs: l
     from tdxtrace.tables.truth import TRUTH_TABLES  # noqa: PLC0415
 
     assert target.truth is not None
-    try:
-        target.truth.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {target.truth}: {error.strerror}") from None
     rows = truth.rows_of(run)
     files = {
         f"{table.name}.csv": truth.csv_of(table.schema.names(), rows[table.name])
         for table in TRUTH_TABLES
     }
     toml = f"# seed = {run.seed}, repeat = {options.repeat}\n{run.scenario.to_toml()}"
-    for name, text in {**files, _SCENARIO: toml}.items():
-        with whole_file(target.truth / name, force=target.force, inputs=inputs) as file:
-            file.write(text.encode())
+    with whole_folder(target.truth, force=target.force, inputs=inputs) as made:
+        for name, text in {**files, _SCENARIO: toml}.items():
+            (made / name).write_bytes(text.encode())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,21 +45,68 @@ def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]
     if path.exists() and not force:
         raise InputError(f"{shown} exists; say --force to overwrite it")
     refuse_overwriting(path, inputs)
-    made: Path | None = None
+    made = _unused_name(path.parent)
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".tdxtrace-", delete=False
-        ) as file:
-            made = Path(file.name)
+        with made.open("xb") as file:
             yield file
-        made.chmod(0o666 & ~_umask())
         made.replace(path)
-        made = None
     except OSError as error:
         raise InputError(f"cannot write {shown}: {error.strerror}") from None
     finally:
-        if made is not None:
-            made.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
+
+
+def _unused_name(folder: Path) -> Path:
+    """A name for what is being written; it is known before the file is, so that it is removed."""
+    return folder / f".tdxtrace-{secrets.token_hex(8)}"
+
+
+@contextmanager
+def whole_folder(folder: Path, *, force: bool, inputs: Inputs) -> Iterator[Path]:
+    """Give a temporary folder, whose files are in ``folder`` when all of them are written.
+
+    A folder that did not exist appears with all its files.  One that did keeps what else is in it,
+    and gets the files at the end, one right after the other.
+
+    Args:
+        folder: The folder; it is made with those above it.
+        force: Whether to replace existing files.
+        inputs: What the same command reads: see :func:`refuse_overwriting`.
+
+    Raises:
+        InputError: If a file exists and ``force`` is not given, is an input, or cannot be written.
+    """
+    shown, is_new = one_line(str(folder)), not os.path.lexists(folder)
+    made = _unused_name(folder.parent if is_new else folder)
+    try:
+        made.mkdir(parents=True)
+        yield made
+        if is_new:
+            made.rename(folder)
+        else:
+            _move_files(made, folder, force, inputs)
+    except OSError as error:
+        raise InputError(f"cannot write into {shown}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _move_files(made: Path, folder: Path, force: bool, inputs: Inputs) -> None:
+    """Move files into a folder, if all of them may be.
+
+    Raises:
+        InputError: If one exists and ``force`` is not given, or is an input.
+    """
+    names = sorted(path.name for path in made.iterdir())
+    for name in names:
+        target = folder / name
+        if target.exists() and not force:
+            raise InputError(f"{one_line(str(target))} exists; say --force to overwrite it")
+        if target.is_dir():
+            raise InputError(f"{one_line(str(target))} is a folder")
+        refuse_overwriting(target, inputs)
+    for name in names:
+        (made / name).replace(folder / name)
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -67,12 +114,6 @@ def _opened(path: Path) -> IO[bytes]:
         return path.open("wb")
     except OSError as error:
         raise InputError(f"cannot write {one_line(str(path))}: {error.strerror}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def refuse_overwriting(target: Path, inputs: Inputs) -> None:

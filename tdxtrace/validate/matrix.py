@@ -85,8 +85,11 @@ def run_in_processes(
     # The thread pool of polars does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for future in as_completed([pool.submit(work, item) for item in items]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(work, item) for item in items]):
+                yield future.result()
+        finally:  # where a signal ends the program, what has not begun is left
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def score_group(cells: list[Cell]) -> list[Result]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +54,18 @@ class _Terminal(_Pipe):
         return True
 
 
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Leave the handlers of signals as they were: the program's are for a process of its own."""
+    numbers = signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def tdxtrace(
     *words: str | Path, stdin: bytes = b"", columns: int | None = None, height: int = 24
 ) -> Done:
@@ -72,7 +87,7 @@ def tdxtrace(
         patch.setenv("NO_COLOR", "1")
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)
-        with pytest.raises(SystemExit) as left:
+        with _handlers_kept(), pytest.raises(SystemExit) as left:
             main()
     code = left.value.code
     status = code if isinstance(code, int) else 0 if code is None else 1

@@ -10,7 +10,7 @@ import pytest
 
 from tdxtrace.errors import InputError
 from tdxtrace.tables import files
-from tdxtrace.tables.files import give_name, refuse_overwriting
+from tdxtrace.tables.files import give_name, refuse_overwriting, whole_folder
 
 
 def _folder(path: Path, text: str) -> Path:
@@ -114,3 +114,53 @@ def test_a_new_file_in_an_input_folder_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "report.html").touch()
     with pytest.raises(InputError, match=r"report.html would overwrite the input .*; name another"):
         refuse_overwriting(tmp_path / "report.html", [tmp_path])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_files_of_a_folder_appear_when_all_are_written(is_there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    if is_there:
+        folder.mkdir(parents=True)
+        (folder / "mine").write_text("kept")
+    with whole_folder(folder, force=False, inputs=()) as made:
+        (made / "one").write_text("1")
+        (made / "two").write_text("2")
+        assert not (folder / "one").exists()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"one", "two"} | ({"mine"} if is_there else set())
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), OSError(28, "no space")])
+def test_of_a_folder_that_is_not_whole_nothing_is_left(
+    is_there: bool, error: BaseException, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    if is_there:
+        folder.mkdir()
+
+    def write() -> None:
+        with whole_folder(folder, force=True, inputs=()) as made:
+            (made / "one").write_text("1")
+            raise error
+
+    with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+        write()
+    assert folder.exists() == is_there
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if is_there else [])
+
+
+def test_a_file_of_a_folder_is_not_replaced_unless_all_may_be(tmp_path: Path) -> None:
+    (tmp_path / "two").write_text("old")
+
+    def write(force: bool, *inputs: Path) -> None:
+        with whole_folder(tmp_path, force=force, inputs=inputs) as made:
+            (made / "one").write_text("1")
+            (made / "two").write_text("2")
+
+    for force, inputs in ((False, ()), (True, (tmp_path / "two",))):
+        with pytest.raises(InputError, match=r"two exists|would overwrite the input"):
+            write(force, *inputs)
+        assert [path.name for path in tmp_path.iterdir()] == ["two"]
+        assert (tmp_path / "two").read_text() == "old"
