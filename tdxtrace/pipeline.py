@@ -333,6 +333,43 @@ class _OnDemand:
 
         return host_checks(self.trace)
 
+    def _accept_rates(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.accept_rates import accept_rates
+
+        # Slices are those of the whole trace; what a vCPU waited for may be of another leaf.
+        rows = accept_rates(
+            self.trace.seamcalls, self.trace.vm_entries, self.all_chains, self._all_answers(found)
+        )
+        return self.selected.filter(rows, self.trace)
+
+    def _boot_phases(self, found: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.boot_phases import boot_phases
+
+        trace = self.trace
+        events = (trace.seamcalls, trace.vm_entries, trace.host_events)
+        rows = boot_phases(*events, self.all_chains, self._all_answers(found))
+        return self.selected.filter(rows, trace)
+
+    def _tdvmcalls(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.tdvmcalls import tdvmcalls
+
+        trace = self.trace
+        rows = tdvmcalls(trace.seamcalls, trace.vm_entries, trace.host_events)
+        return self.selected.filter(rows, trace)
+
+    def _module_updates(self, _: Findings) -> pl.DataFrame:
+        from tdxtrace.analysis.module_updates import module_updates
+
+        return self.selected.of_host(module_updates(self.trace, self.all_chains), self.trace)
+
+    def _all_answers(self, found: Findings) -> pl.DataFrame:
+        """Busy answers of all chains, selected or not."""
+        from tdxtrace.analysis.busy_answers import busy_answers
+
+        if found.retry_chains is self.all_chains:
+            return found.busy_answers
+        return busy_answers(self.trace.seamcalls, self.all_chains)
+
     def _verdicts(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.verdicts.verdicts import verdicts
 

@@ -97,6 +97,31 @@ def infer_td(
     return rows
 
 
+def td_of_events(rows: pl.DataFrame, entries: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """Add the TD of each event of KVM; events of what is known to be no TD are left out.
+
+    The TD is that of the thread, else of its process; else the only one of the input, if the
+    process was not recorded and the host never saw the thread's instruction pointer, as it does
+    of every VM that is no TD.
+
+    Args:
+        rows: Columns source, tid and tgid.
+        entries: The ``vm_entries`` table.
+        known: Rows of the same trace that name TDs.
+
+    Returns:
+        The rows, with ``td_id``, null where it is not known.
+    """
+    plain = entries.filter(pl.col("rip") != 0).select("source", "tid").unique()
+    own = rows.with_columns(td_id=pl.lit(None, pl.UInt64)).join(
+        plain, on=["source", "tid"], how="anti", nulls_equal=True, maintain_order="left"
+    )
+    named = infer_td(own, known, TD_OWNERS[:2])
+    anywhere = infer_td(named, known, TD_OWNERS[2:])["td_id"]
+    is_open = pl.col("td_id").is_null() & pl.col("tgid").is_null()
+    return named.with_columns(td_id=pl.when(is_open).then(anywhere).otherwise("td_id"))
+
+
 def left_lookup(rows: pl.DataFrame, values: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
     """Look up one value per row by ``keys``; far cheaper than joining all columns.
 

@@ -6,21 +6,22 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.threads import VP_ENTER, infer_td
+from tdxtrace.analysis.threads import VP_ENTER, infer_td, unprobed_entries
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tables.verdicts import PHASES, TIME_SHARES
-from tdxtrace.tdx import leaves, status
+from tdxtrace.tdx import leaves, status, word
 
 # Building ends with TDH.MR.FINALIZE: no vCPU can be entered before (TDX module 1.5,
 # check_td_in_correct_build_state, tdh_vp_enter.c wants OP_STATE RUNNABLE).
 _FINALIZE: Final = leaves.parse_leaf("TDH.MR.FINALIZE")[0]
 # Teardown begins with the first of these after the last entry: Linux 6.16
 # arch/x86/kvm/vmx/tdx.c tdx_mmu_release_hkid, tdx_reclaim_page, tdx_td_destroy.
-_TEARS_DOWN: Final = leaves.numbers_of(
+TEARS_DOWN: Final = leaves.numbers_of(
     ["TDH.MNG.VPFLUSHDONE", "TDH.MNG.KEY.FREEID", "TDH.PHYMEM.PAGE.RECLAIM"]
 )
+_FAILED: Final = 0xFFFF_FFFF
 _TD: Final = ("source", "td_id")
 
 
@@ -47,7 +48,7 @@ def time_shares(
     """
     requests = RETRY_CHAINS.conform(chains)
     answers = BUSY_ANSWERS.conform(busy_answers)
-    calls = infer_td(_all_attempts(SEAMCALLS.conform(seamcalls), requests, answers), requests)
+    calls = infer_td(timed_attempts(SEAMCALLS.conform(seamcalls), requests, answers), requests)
     if calls.is_empty():
         return TIME_SHARES.empty()
     rows = _with_phase(calls)
@@ -72,10 +73,21 @@ def time_shares(
     return TIME_SHARES.conform(found.sort(*_TD, "start_ns"))
 
 
-def _all_attempts(
+def timed_attempts(
     calls: pl.DataFrame, requests: pl.DataFrame, answers: pl.DataFrame
 ) -> pl.DataFrame:
-    """Every attempt at these requests with its times and TD; most requests took one."""
+    """Return every attempt at these requests with its times and TD; most requests took one.
+
+    Args:
+        calls: The ``seamcalls`` table.
+        requests: The ``retry_chains`` table of it, or some of its rows.
+        answers: The ``busy_answers`` table of these chains, or of more.
+
+    Returns:
+        Columns source, td_id, tid, tgid, leaf, status, chain (``first_seq`` of its request),
+        when and when_end (ns, equal where one was not recorded), took (ns), and single (whether
+        it is the only attempt).
+    """
     once = pl.col("n_attempts") == 1
     columns = ("source", "td_id", "tid", "tgid", "leaf", "status", "chain", "when", "when_end")
     single = requests.filter(once).select(
@@ -111,6 +123,33 @@ def _all_attempts(
     return rows.with_columns(took=pl.col("when_end") - pl.col("when"))
 
 
+def vcpu_times(attempts: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """Return the times in which threads were inside TDH.VP.ENTER.
+
+    Args:
+        attempts: What :func:`timed_attempts` returns.
+        entries: The ``vm_entries`` table; it stands for threads whose TDH.VP.ENTER was not probed.
+        calls: The ``seamcalls`` table.
+
+    Returns:
+        Columns source, tid, tgid, when and when_end (ns), is_refused: whether the entry was busy.
+    """
+    probed = attempts.filter(pl.col("leaf") == VP_ENTER).select(
+        *("source", "tid", "tgid", "when", "when_end"),
+        is_refused=word.is_busy(pl.col("status")).fill_null(False),
+    )
+    # The reason -1 of kvm_exit stands for every status that is no exit: Linux 6.16
+    # arch/x86/kvm/vmx/tdx.c tdx_to_vmx_exit_reason.
+    failed = (pl.col("exit_reason") == _FAILED).fill_null(False)
+    bare = unprobed_entries(entries, calls).filter(
+        pl.col("start_ns").is_not_null(), pl.col("end_ns").is_not_null()
+    )
+    bare = bare.select(
+        "source", "tid", "tgid", when="start_ns", when_end="end_ns", is_refused=failed
+    )
+    return pl.concat([probed, bare])
+
+
 def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:
     """Add the phase of its TD's life to each call."""
     bounds = rows.group_by(_TD).agg(
@@ -118,7 +157,7 @@ def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:
         entered=pl.col("when").filter(pl.col("leaf") == VP_ENTER).max(),
     )
     keys = list(_TD)
-    teardowns = rows.filter(pl.col("leaf").is_in(_TEARS_DOWN))
+    teardowns = rows.filter(pl.col("leaf").is_in(TEARS_DOWN))
     teardowns = teardowns.join(bounds, on=keys, how="left", nulls_equal=True)
     after_last_entry = pl.col("when") >= pl.col("entered").fill_null(0)
     teardown_ns = (

@@ -184,6 +184,15 @@ _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
         "--format csv",
     ),
     "measurement_log": measurement_log_command,
+    "accept_rates": (
+        "Print how fast TDs were given memory, per vCPU over time, and what limited it.",
+        "--format csv",
+    ),
+    "boot_phases": ("Print where each TD's time went, from its build to its teardown.",),
+    "tdvmcalls": ("Print the exits by TDG.VP.VMCALL, by function and over time.",),
+    "module_updates": (
+        "Print whether updates of the TDX module stopped all CPUs, and what waited.",
+    ),
     "time_shares": ("Print where threads' time went while each TD was built, ran, was torn down.",),
 }
 

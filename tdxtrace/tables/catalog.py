@@ -26,6 +26,7 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 #    host_events: ports, ranges of memory, and their values.
 #    table loader_calls, one more file in a stored trace.
 #    table limit_statements.
+#    tables accept_rates, boot_phases, tdvmcalls, module_updates.
 SCHEMA_VERSION: Final = 3
 
 TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES, COMPARISONS)

@@ -23,6 +23,7 @@ from tdxtrace.tables.events import (
     U64,
     VCPU,
 )
+from tdxtrace.tables.lifecycle import LIFECYCLE_TABLES
 from tdxtrace.tables.limits import (
     ATTEMPTS,
     BUSY_ANSWERS,
@@ -359,4 +360,5 @@ FINDING_TABLES: Final = (
     *VERDICT_TABLES,
     *(BUSY_ANSWERS, ATTEMPTS, LATENCIES, POLICIES, LIMITS, LIMIT_STATEMENTS),
     *BUILD_TABLES,
+    *LIFECYCLE_TABLES,
 )

@@ -470,6 +470,26 @@ class Findings(_TableBundle):
         """The ``host_checks`` table: known weaknesses of the module that a kernel log names."""
         return self._table("host_checks")
 
+    @property
+    def accept_rates(self) -> pl.DataFrame:
+        """The ``accept_rates`` table: pages that TDs were given over time, and what limits it."""
+        return self._table("accept_rates")
+
+    @property
+    def boot_phases(self) -> pl.DataFrame:
+        """The ``boot_phases`` table: where the time of each TD's life went."""
+        return self._table("boot_phases")
+
+    @property
+    def tdvmcalls(self) -> pl.DataFrame:
+        """The ``tdvmcalls`` table: exits by TDG.VP.VMCALL, by function and over time."""
+        return self._table("tdvmcalls")
+
+    @property
+    def module_updates(self) -> pl.DataFrame:
+        """The ``module_updates`` table: updates of the TDX module, and what waited for them."""
+        return self._table("module_updates")
+
     def scan(self, name: str) -> pl.LazyFrame:
         """Return a table as a query of polars, which makes only the columns that it uses.
 

@@ -24,6 +24,7 @@ TABLE_COMMANDS: dict[str, list[list[str]]] = {
     "zero-steps": [[]],
     "counters": [[]],
     "measurement-log": [[]],
+    **{key: [[]] for key in ("accept-rates", "boot-phases", "tdvmcalls", "module-updates")},
     "host-check": [[]],
     "zero-step-causes": [[]],
     "step-thresholds": [[]],

@@ -13,6 +13,10 @@ word is one of
 ``?3``          kvm_page_fault on page 3
 ``out14``       kvm_userspace_exit with errno 14 (a memory fault)
 ``exit3``       ... with a reason, KVM_EXIT_* (3: a hypercall)
+``mark``        kvm_pio: the firmware writes to port 0xf4
+``attr3``       kvm_vm_set_mem_attributes of 3 pages
+``install(``    a call of SEAMLDR.INSTALL begins on the CPU ``@2``
+``install)S``   ... returns there: S success, I interrupted, F another error
 ``_``  ``_7s``  a pause of one millisecond, of 7 s, 20ms, 300us
 ``lost@1``      events of CPU 1 were lost here; ``lost`` alone: of any CPU
 ``overwritten`` events of CPU 1 (``@1``) before its first event were overwritten
@@ -39,6 +43,7 @@ import polars as pl
 
 from tdxtrace.tables.events import (
     HOST_EVENTS,
+    LOADER_CALLS,
     LOSSES,
     PAGE_FAULTS,
     SEAMCALLS,
@@ -136,6 +141,9 @@ _ENTRY = re.compile(r"(?:(?P<thread>\d+)/)?>(?P<exit>[A-Z])(?P<fast>f?)")
 _FAULT = re.compile(r"(?:(?P<thread>\d+)/)?\?(?P<page>\d+)")
 _OUT = re.compile(r"(?:(?P<thread>\d+)/)?(?:out(?P<errno>\d+)|exit(?P<reason>\d+))")
 _LOSS = re.compile(r"(?P<kind>lost|overwritten|full|midway)(?:@(?P<cpu>\d+))?")
+_KVM = re.compile(r"(?:(?P<thread>\d+)/)?(?P<what>mark|attr)(?P<n>\d*)")
+_INSTALL = re.compile(r"install(?P<end>[()])(?P<status>[SIF]?)@(?P<cpu>\d+)")
+_LOADER = {"S": 0, "I": 0x8000_0000_0003_0000, "F": 0x8000_0000_0001_0002}
 _PAUSE = re.compile(r"_(?:(?P<n>\d+)(?P<unit>s|ms|us))?")
 _KINDS = {
     "lost": "lost_events",
@@ -157,6 +165,7 @@ class Story:
     entries: list[Row] = field(default_factory=list)
     faults: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    installs: list[Row] = field(default_factory=list)
     gaps: list[tuple[str, int | None, int]] = field(default_factory=list)
     times: list[tuple[int, int]] = field(default_factory=list)
     """Time and CPU of every event."""
@@ -183,6 +192,11 @@ class Story:
     def host_events(self) -> pl.DataFrame:
         """The ``host_events`` table."""
         return pl.DataFrame(self.events, schema=HOST_EVENTS.schema)
+
+    @property
+    def loader_calls(self) -> pl.DataFrame:
+        """The ``loader_calls`` table."""
+        return pl.DataFrame(self.installs, schema=LOADER_CALLS.schema)
 
     @property
     def losses(self) -> pl.DataFrame:
@@ -218,6 +232,7 @@ class Story:
             vm_entries=self.vm_entries,
             page_faults=self.page_faults,
             host_events=self.host_events,
+            loader_calls=self.loader_calls,
             threads=pl.DataFrame(threads, schema=THREADS.schema),
             losses=self.losses,
             provenance=Provenance((source,), 0, "given", "0"),
@@ -231,6 +246,8 @@ class Story:
             (_ENTRY, self._enter),
             (_FAULT, self._fault),
             (_OUT, self._out),
+            (_KVM, self._kvm),
+            (_INSTALL, self._install),
             (_END, self._end),
             (_CALL, self._call),
         ):
@@ -344,6 +361,26 @@ class Story:
         }
         row |= {n: int(found[n]) for n in ("errno", "reason") if found[n] is not None}
         self.events.append(row | {"seq": self.line, "n_lines": 1})
+
+    def _kvm(self, found: re.Match[str]) -> None:
+        row = self._place(found["thread"]) | {"ts_ns": self._event(0), "n_lines": 1}
+        if found["what"] == "mark":
+            row |= {"event": "kvm_pio", "port": 0xF4, "is_write": True, "n_bytes": 1, "value": 1}
+        else:
+            n_bytes = 4096 * int(found["n"])
+            row |= {"event": "kvm_vm_set_mem_attributes", "gpa": 0x1000, "n_bytes": n_bytes}
+        self.events.append(row | {"seq": self.line})
+
+    def _install(self, found: re.Match[str]) -> None:
+        cpu = int(found["cpu"])
+        if found["end"] == "(":
+            row: Row = {"source": 0, "start_ns": self._event(cpu), "start_cpu": cpu, "cpu": cpu}
+            row |= {"tid": 100 + cpu, "loader_leaf": 1, "probe": "seamcall", "n_lines": 1}
+            self.installs.append(row | {"seq": self.line})
+            return
+        row = next(r for r in reversed(self.installs) if r["cpu"] == cpu)
+        row |= {"end_ns": self._event(cpu), "status": _LOADER[found["status"]], "n_lines": 2}
+        row["seq"] = self.line
 
 
 def story(text: str, processes: Mapping[int, int] | None = None) -> Story:
