@@ -14,17 +14,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
-from tdxtrace.analysis.dependence import PERIODS, WIDE_UNITS, clusters, widest
+from tdxtrace.analysis.dependence import clusters, widest
 from tdxtrace.analysis.loops.bursts import DEEPEST, HALF, count_bursts
 from tdxtrace.compiler import choose
-from tdxtrace.intervals import CONFIDENCE, exact_interval, few_clusters_factor
+from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval, few_clusters_factor
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.fleet import ATTEMPT_COUNTS, ATTEMPT_TOTALS, CLUSTERED_BY
 from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS, UNITS, VIEWS
 from tdxtrace.tdx.operands import resource
 
 # A TD is one of its input: struct tdx_td of two hosts, or of one on two days, may have one address.
 _GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
+
+# What the loop over bursts counts of each step.
+_BURST_SUMS: Final = ("n_more", "squares", "n_episodes")
 
 # Fewer episodes than this do not show the spread of episode sizes; the design effect is then
 # that of the last step that had so many.  Ten is what cluster-robust variances are said to
@@ -95,6 +99,27 @@ def attempts(
         E. L. Korn, B. I. Graubard, Survey Methodology 24 (1998) 193: exact binomial
         intervals of an effective number of trials.
     """
+    return curves_of(count_attempts(retry_chains, busy_answers, busy_causes))
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCounts:
+    """What curves are functions of: counts of one or more inputs, which add."""
+
+    steps: pl.DataFrame
+    """The ``attempt_counts`` table."""
+    totals: pl.DataFrame
+    """The ``attempt_totals`` table."""
+    has_makers: bool
+    """Whether the causes of busy answers were looked for."""
+
+
+def count_attempts(
+    retry_chains: pl.DataFrame,
+    busy_answers: pl.DataFrame,
+    busy_causes: pl.DataFrame | pl.LazyFrame | None = None,
+) -> AttemptCounts:
+    """Count what :func:`attempts` rests on; the arguments and errors are the same."""
     chains = RETRY_CHAINS.conform(retry_chains)
     answers = BUSY_ANSWERS.conform(busy_answers)
     at_risk = clusters(
@@ -108,12 +133,25 @@ def attempts(
     keyed = requests.select("source", "first_seq").with_row_index("request")
     answers = answers.join(keyed, on=["source", "first_seq"], how="inner", maintain_order="left")
     views = _views(answers, busy_causes)
-    retried, groups = _retried(chains, requests, _extents(at_risk), views, answers)
+    totals = _totals(chains)
+    extents = _extents(at_risk)
+    retried, groups = _retried(totals, requests, extents, views, answers)
+    of_unit = ((UNITS[0], _depth_in_attempts, 0), (UNITS[1], _depth_in_time, -1))
     parts = [
-        _in_attempts(_both_ways(retried, groups, _depth_in_attempts, 0)),
-        _in_time(_both_ways(retried, groups, _depth_in_time, -1)),
+        part.with_columns(unit=pl.lit(unit, pl.Enum(UNITS)))
+        for unit, depth_of, base in of_unit
+        for part in _both_ways(retried, depth_of, base, groups.height)
     ]
-    return ATTEMPTS.conform(pl.concat(parts).sort(ATTEMPTS.key))
+    steps = pl.concat(parts).join(groups, on="group", maintain_order="left")
+    sums = [
+        pl.concat([rows, extents[by].columns(rows)], how="horizontal")
+        for by, rows in totals.items()
+    ]
+    return AttemptCounts(
+        ATTEMPT_COUNTS.conform(steps).sort(ATTEMPT_COUNTS.key),
+        ATTEMPT_TOTALS.conform(pl.concat(sums).with_columns(pl.col("n_all").cast(pl.Int64))),
+        has_makers=busy_causes is not None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +169,10 @@ class _Retried:
     done: Flags
     settled: Flags
     """Whether another thread settled it."""
+    from_middle: Floats
+    """Number of its period, from the middle of the input."""
     period: Times
-    """Number of the request's cluster of each unit of dependence; -1: not known."""
+    """Number of the request's cluster of each unit of dependence."""
     td: Times
     source: Times
     period_n: Times
@@ -182,56 +222,47 @@ def _one_each(by: str, kinds: pl.Series) -> Iterator[_View]:
 
 
 def _retried(
-    chains: pl.DataFrame,
+    totals: dict[str, pl.DataFrame],
     requests: pl.DataFrame,
     extents: dict[str, _Extents],
     views: Iterator[_View],
     answers: pl.DataFrame,
 ) -> tuple[_Retried, pl.DataFrame]:
-    """The retried requests of every curve, and the curves.
-
-    Returns:
-        The requests, and one row per curve: its number, _GROUP, n_requests (all of the leaf or
-        TD), n_done, those that were done without a busy answer of its kind, and is_told.
-    """
-    of_leaf, of_td = _totals(chains)
+    """The retried requests of every curve, and the curves: one row each, its number and _GROUP."""
     request = answers["request"].to_numpy()
     burst, done = _bursts(requests, request, answers), requests["done"].to_numpy()
     settled = (requests["outcome"] == "resolved_elsewhere").to_numpy()
+    from_middle = requests["from_middle"].to_numpy()
     waited_ns = answers["waited_ns"].to_numpy()
     parts: list[_Retried] = []
     curves: list[pl.DataFrame] = []
     n_groups = 0
     for by, kind, counts in views:
-        totals = of_td if by == "td" else of_leaf
+        of_view = "td" if by == "td" else "leaf"
         n_busy, longest_ns = _count(request[counts], waited_ns[counts], requests.height)
-        group = _group_of(requests, totals)
+        group = _group_of(requests, totals[of_view])
         at = np.flatnonzero((n_busy > 0) & (group >= 0))
         if by == "td":
             at = at[np.argsort(group[at], kind="stable")]
-        n_seen = np.bincount(group[at], done[at], minlength=totals.height).astype(np.int64)
-        curve = totals.select(
-            *("leaf", "source", "td_id", "n_requests"),
-            *extents["td" if by == "td" else "leaf"].columns(totals),
-            by=pl.lit(by, pl.Enum(VIEWS)),
-            kind=pl.lit(kind, pl.String),
-            n_done=pl.col("n_done") - pl.Series(n_seen),
-            is_told=pl.Series(np.bincount(group[at], minlength=totals.height) > 0)
-            | (kind is None or by == "maker"),
+        curves.append(
+            totals[of_view].select(
+                *("leaf", "source", "td_id"),
+                by=pl.lit(by, pl.Enum(VIEWS)),
+                kind=pl.lit(kind, pl.String),
+            )
         )
-        curves.append(curve)
-        sizes = extents["td" if by == "td" else "leaf"].of_requests(requests[at])
-        columns: tuple[NDArray[Any], ...] = (burst, n_busy, longest_ns, done, settled)
+        sizes = extents[of_view].of_requests(requests[at])
+        columns: tuple[NDArray[Any], ...] = (burst, n_busy, longest_ns, done, settled, from_middle)
         of_request: list[Any] = [column[at] for column in columns]
         parts.append(_Retried(group[at] + n_groups, *of_request, *sizes))
-        n_groups += totals.height
+        n_groups += totals[of_view].height
     joined = (
         np.concatenate([getattr(part, name) for part in parts]) for name in _Retried.__slots__
     )
     return _Retried(*joined), pl.concat(curves).with_row_index("group")
 
 
-def _totals(chains: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _totals(chains: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """Requests, and those done, of each leaf, and of each TD of a leaf."""
     of_td = chains.group_by("leaf", "source", "td_id").agg(
         n_requests=pl.len().cast(pl.UInt64),
@@ -240,7 +271,7 @@ def _totals(chains: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     of_leaf = of_td.group_by("leaf").agg(pl.col("n_requests", "n_done").sum()).sort("leaf")
     of_leaf = of_leaf.with_columns(source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64))
     of_td = of_td.filter(pl.col("td_id").is_not_null()).sort("leaf", "source", "td_id")
-    return of_leaf, of_td
+    return {"leaf": of_leaf.select(of_td.columns), "td": of_td}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,37 +292,40 @@ class _Extents:
         numbers = [requests[unit].cast(pl.Int64).to_numpy() for unit in self.by_cluster]
         return numbers + found
 
-    def columns(self, totals: pl.DataFrame) -> list[pl.Series]:
-        """Sums over the clusters of each curve."""
+    def columns(self, totals: pl.DataFrame) -> pl.DataFrame:
+        """Sums over the clusters of each row of totals."""
         joined = totals.select(self.keys)
         for unit, rows in self.by_cluster.items():
-            weight = pl.col(unit) - (PERIODS - 1) / 2
-            is_known = (pl.col(unit) >= 0).any()
             sums = rows.group_by(self.keys).agg(
-                pl.when(is_known).then(pl.len()).cast(pl.Int64).alias(f"{unit}_clusters"),
+                pl.len().cast(pl.Int64).alias(f"{unit}_clusters"),
+                pl.col("known").sum().cast(pl.Int64).alias(f"{unit}_known"),
                 (pl.col("n") ** 2).sum().alias(f"{unit}_sizes"),
                 *(
-                    [(weight * pl.col("n")).sum().alias("trend_mean")]
-                    + [(weight**2).sum().alias("trend_square"), pl.col("n").sum().alias("n_all")]
+                    [(pl.col("from_middle") * pl.col("n")).sum().alias("trend_mean")]
+                    + [(pl.col("from_middle") ** 2).sum().alias("trend_square")]
+                    + [pl.col("n").sum().alias("n_all")]
                     if unit == "period"
                     else []
                 ),
             )
             joined = joined.join(sums, on=self.keys, how="left", maintain_order="left")
-        return joined.drop(self.keys).fill_null(0).get_columns()
+        return joined.drop(self.keys).fill_null(0)
 
 
 def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:
     """The clusters of leaves, and of the TDs of leaves."""
+    at_risk = at_risk.with_columns(source_known=pl.lit(True))
     found = {}
     for by, keys in (("leaf", ("leaf",)), ("td", ("leaf", "source", "td_id"))):
         found[by] = _Extents(
             keys,
             {
                 unit: at_risk.group_by(list(dict.fromkeys((*keys, unit)))).agg(
-                    n=pl.len().cast(pl.Int64)
+                    n=pl.len().cast(pl.Int64),
+                    known=pl.col(f"{unit}_known").any(),
+                    from_middle=pl.col("from_middle").first(),
                 )
-                for unit in WIDE_UNITS
+                for unit in CLUSTERED_BY
             },
         )
     return found
@@ -323,29 +357,32 @@ def _group_of(requests: pl.DataFrame, totals: pl.DataFrame) -> Index:
 
 
 def _both_ways(
-    retried: _Retried,
-    groups: pl.DataFrame,
-    depth_of: Callable[[_Retried], Times],
-    base: int,
-) -> pl.DataFrame:
-    """Curves whose intervals hold whatever requests settled by another thread would have needed.
+    retried: _Retried, depth_of: Callable[[_Retried], Times], base: int, n_groups: int
+) -> Iterator[pl.DataFrame]:
+    """Counts of curves for whatever requests settled by another thread would have needed.
 
     The lock was free when the other thread had it, so that such a request would have been done
     soon. Its share is that of a request that needed more than was seen; the upper end of the
     interval is the larger of that and of the curve on which it was done at its last attempt.
     """
-    curves = _done_curves(retried, groups, depth_of(retried), base)
-    if not retried.settled.any():
-        return curves.drop("group")
+    has_settled = np.zeros(n_groups, np.bool_)
+    has_settled[retried.group[retried.settled]] = True
+    of_group = pl.DataFrame({"has_settled": has_settled}).with_row_index("group")
+
+    def counted(requests: _Retried, depth: Times) -> pl.DataFrame:
+        rows = _count_by_step(requests, depth, base, n_groups)
+        return rows.join(of_group, on="group", maintain_order="left")
+
+    dtype = ATTEMPT_COUNTS.schema["settled"]
+    as_busy = pl.when("has_settled").then(pl.lit("busy")).otherwise(pl.lit("none"))
+    rows = counted(retried, depth_of(retried))
+    yield rows.select(pl.exclude("has_settled"), settled=as_busy.cast(dtype))
+    if not has_settled.any():
+        return
     soon = replace(retried, done=retried.done | retried.settled)
     depth = np.where(retried.settled, depth_of(soon) - (base == 0), depth_of(soon))
-    other = _done_curves(soon, groups, depth, base).select("group", "step", soon_high="done_high")
-    return (
-        curves.sort("step")
-        .join_asof(other.sort("step"), on="step", by="group", check_sortedness=False)
-        .with_columns(done_high=pl.max_horizontal("done_high", "soon_high"))
-        .drop("group", "soon_high")
-    )
+    rows = counted(soon, depth).filter("has_settled")
+    yield rows.select(pl.exclude("has_settled"), settled=pl.lit("done", dtype))
 
 
 def _depth_in_attempts(retried: _Retried) -> Times:
@@ -360,105 +397,35 @@ def _depth_in_time(retried: _Retried) -> Times:
     return np.where(retried.done, depth, censored)
 
 
-def _in_attempts(steps: pl.DataFrame) -> pl.DataFrame:
-    return steps.with_columns(unit=pl.lit("attempts", pl.Enum(UNITS)), within="step")
-
-
-def _in_time(steps: pl.DataFrame) -> pl.DataFrame:
-    times = _TIME_STEPS[np.minimum(steps["step"].to_numpy(), len(_TIME_STEPS) - 1)]
-    return steps.with_columns(
-        unit=pl.lit("ns", pl.Enum(UNITS)), within=pl.Series(times, dtype=pl.Int64)
-    )
-
-
-def _done_curves(retried: _Retried, groups: pl.DataFrame, depth: Times, base: int) -> pl.DataFrame:
-    """Return one row per curve and step at which requests were done or censored.
+def _count_by_step(retried: _Retried, depth: Times, base: int, n_groups: int) -> pl.DataFrame:
+    """Requests done and censored at each step, and what those that need more add to the sums.
 
     Args:
         retried: The requests that were not done at once.
-        groups: The curves: _GROUP, n_requests, and n_done, those that were done at once.
-        depth: The last step after which each of ``retried`` still needed more.
+        depth: The last step after which each of them still needed more.
         base: The depth of those that were done at once.
-
-    Returns:
-        The columns group, _GROUP, step and those of the ``attempts`` table from n_requests on.
+        n_groups: Number of curves.
     """
-    steps = _count_by_step(retried, groups, depth, base).with_columns(
-        _hazard=pl.col("n_done") / pl.col("n_at_risk"),
-        _risk=pl.col("n_done") / (pl.col("n_at_risk") * (pl.col("n_at_risk") - pl.col("n_done"))),
-    )
-    steps = steps.with_columns(
-        more=(1 - pl.col("_hazard")).cum_prod().over("group").clip(0, 1),
-        _greenwood=pl.col("_risk").cum_sum().over("group"),
-    )
-    of_group = [name for name in groups.columns if name.startswith((*WIDE_UNITS, "trend", "n_all"))]
-    steps = _with_effective_n(
-        steps.join(
-            groups.select("group", *(c for c in of_group if c != "source")),
-            on="group",
-            maintain_order="left",
-        )
-    )
-    low, high = exact_interval(
-        steps["more"].to_numpy(), steps["n_effective"].to_numpy(), CONFIDENCE
-    )
-    unsigned = ("n_at_risk", "n_done", "n_censored", "n_episodes")
-    return steps.join(
-        groups.select("group", *_GROUP, "n_requests"), on="group", maintain_order="left"
-    ).select(
-        "group",
-        *_GROUP,
-        "step",
-        "n_requests",
-        pl.col(unsigned).cast(pl.UInt64),
-        done_ratio=1 - pl.col("more"),
-        done_low=pl.Series(1 - high),
-        done_high=pl.Series(1 - low),
-        design_effect="design_effect",
-        unit_of_dependence="unit_of_dependence",
-        drifts="drifts",
-        n_effective="n_effective",
-    )
-
-
-def _count_by_step(
-    retried: _Retried, groups: pl.DataFrame, depth: Times, base: int
-) -> pl.DataFrame:
-    """Requests done and censored at each step, and those still retrying after it."""
     above = depth - base
-    n_steps = np.full(groups.height, 2)
+    n_steps = np.full(n_groups, 2)
     np.maximum.at(n_steps, retried.group, above + 2)
-    first = np.zeros(groups.height + 1, np.int64)
+    first = np.zeros(n_groups + 1, np.int64)
     np.cumsum(n_steps, out=first[1:])
     counts = _count_clusters(retried, retried.burst, above, first)
     leaves_at = first[retried.group] + above + retried.done
-    n_done = np.bincount(leaves_at[retried.done], minlength=first[-1])
-    n_censored = np.bincount(leaves_at[~retried.done], minlength=first[-1])
-    n_done[first[:-1] + 1] += groups["n_done"].to_numpy()
-    # Of a resource or a cause there are curves only where it was seen.
-    told = groups["is_told"].to_numpy()
-    of_step = np.repeat(np.arange(groups.height), n_steps)
-    names = ("n_more", "squares", "n_episodes")
-    wide = _count_wide_units(retried, above, first)
+    of_step = np.repeat(np.arange(n_groups), n_steps)
     by_step = pl.DataFrame(
         {
             "group": pl.Series(of_step, dtype=pl.UInt32),
             "step": np.arange(first[-1]) - first[of_step] + base,
-            "n_done": n_done,
-            "n_censored": n_censored,
-            **dict(zip(names, counts, strict=True)),
-            **wide,
+            "n_done": np.bincount(leaves_at[retried.done], minlength=first[-1]),
+            "n_censored": np.bincount(leaves_at[~retried.done], minlength=first[-1]),
+            **dict(zip(_BURST_SUMS, counts, strict=True)),
+            **_count_wide_units(retried, above, first),
         }
     )
-    still_retrying = [
-        pl.col(name).cum_sum(reverse=True).over("group").alias(name) for name in (*names, *wide)
-    ]
-    leaving = (pl.col("n_done") + pl.col("n_censored")).cum_sum(reverse=True)
-    return (
-        by_step.filter(pl.col("step") > base, pl.Series(told[of_step]))
-        .with_columns(*still_retrying, n_at_risk=leaving.over("group"))
-        .filter(pl.col("n_done") + pl.col("n_censored") > 0)
-    )
+    counted = pl.any_horizontal(pl.col("n_done", "n_censored", "n_more") > 0)
+    return by_step.filter(pl.col("step") > base, counted)
 
 
 def _count_clusters(retried: _Retried, cluster: Times, above: Times, first: Times) -> Times:
@@ -478,12 +445,129 @@ def _count_wide_units(retried: _Retried, above: Times, first: Times) -> dict[str
     """What the requests of each last step after which they need more add to the sums of units."""
     at = first[retried.group] + above
     sums: dict[str, NDArray[Any]] = {}
-    for unit in WIDE_UNITS:
+    for unit in CLUSTERED_BY:
         cluster, size = getattr(retried, unit), getattr(retried, f"{unit}_n")
         sums[f"{unit}_squares"] = _count_clusters(retried, cluster, above, first)[1]
-        sums[f"{unit}_products"] = np.bincount(at, size, first[-1])
-    sums["trend"] = np.bincount(at, retried.period - (PERIODS - 1) / 2, first[-1])
+        # Through a float64, which is exact up to 2^53.
+        sums[f"{unit}_products"] = np.bincount(at, size, first[-1]).astype(np.int64)
+    # Without requests numpy counts in whole numbers.
+    sums["trend"] = np.bincount(at, retried.from_middle, first[-1]).astype(np.float64)
     return sums
+
+
+def curves_of(counts: AttemptCounts) -> pl.DataFrame:
+    """Return the ``attempts`` table of counts, or of sums of them.
+
+    Args:
+        counts: Counts of one or more inputs, each of them with its own number in ``source``.
+    """
+    curves = _curves(counts)
+    steps = _with_done_at_once(counts.steps, curves)
+    rows = _done_curves(steps.filter(pl.col("settled") != "done"), curves)
+    if (steps["settled"] == "done").any():
+        soon = _done_curves(steps.filter(pl.col("settled") != "busy"), curves)
+        rows = rows.sort("step").join_asof(
+            soon.sort("step").select("group", "step", soon_high="done_high"),
+            on="step",
+            by="group",
+            check_sortedness=False,
+        )
+        rows = rows.with_columns(done_high=pl.max_horizontal("done_high", "soon_high"))
+    times = pl.lit(pl.Series(TIMES_NS, dtype=pl.Int64))
+    of_time = times.gather(pl.col("step").clip(0, len(TIMES_NS) - 1))
+    within = pl.when(pl.col("unit") == "ns").then(of_time).otherwise("step")
+    return ATTEMPTS.conform(rows.with_columns(within=within).sort(ATTEMPTS.key))
+
+
+def _curves(counts: AttemptCounts) -> pl.DataFrame:
+    """One row per curve and unit: its number, what it is about, and the totals of its requests."""
+    is_leaf = pl.col("td_id").is_null()
+    leaves = counts.totals.filter(is_leaf)
+    kinds = counts.steps.select("leaf", "by", "kind").unique()
+    kinds = kinds.filter(pl.col("by").is_in(["resource", "cause"]))
+    by, kind = pl.lit("leaf", kinds.schema["by"]), pl.lit(None, pl.String)
+    parts = [
+        leaves.with_columns(by=by, kind=kind),
+        counts.totals.filter(~is_leaf).with_columns(by=pl.lit("td", kinds.schema["by"]), kind=kind),
+        leaves.join(kinds, on="leaf"),
+    ]
+    if counts.has_makers:
+        makers = pl.DataFrame({"by": ["maker"] * len(_MAKERS), "kind": list(_MAKERS)})
+        parts.append(leaves.join(makers.cast({"by": kinds.schema["by"]}), how="cross"))
+    units = pl.DataFrame({"unit": UNITS}, schema={"unit": ATTEMPT_COUNTS.schema["unit"]})
+    curves = pl.concat(parts, how="diagonal").join(units, how="cross").sort(*_GROUP, "unit")
+    return curves.with_columns(
+        # A unit of which no cluster is known tells nothing.
+        pl.when(pl.col(f"{unit}_known") > 0).then(f"{unit}_clusters").otherwise(0)
+        for unit in CLUSTERED_BY
+    ).with_row_index("group")
+
+
+def _with_done_at_once(steps: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
+    """Counts by number of the curve, with the requests that no busy answer of its kind kept."""
+    on = [*_GROUP, "unit"]
+    steps = steps.join(curves.select("group", *on), on=on, nulls_equal=True).drop(on)
+    retried = steps.filter(pl.col("settled") != "done").group_by("group")
+    at_once = curves.join(retried.agg(retried=pl.col("n_done").sum()), on="group", how="left")
+    first = at_once.select(
+        "group",
+        step=pl.when(pl.col("unit") == "ns").then(0).otherwise(1).cast(pl.Int64),
+        n_done=pl.col("n_done") - pl.col("retried").fill_null(0),
+        settled=pl.lit("none", steps.schema["settled"]),
+    )
+    return pl.concat([steps, first], how="diagonal").fill_null(0)
+
+
+def _done_curves(steps: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per curve and step at which requests were done or censored.
+
+    Args:
+        steps: Counts by number of the curve and step, of which several may be of one step.
+        curves: The curves by their number.
+
+    Returns:
+        The columns group, _GROUP, unit, step and those of the ``attempts`` table from n_requests
+        on.
+    """
+    steps = _still_retrying(steps).with_columns(
+        _hazard=pl.col("n_done") / pl.col("n_at_risk"),
+        _risk=pl.col("n_done") / (pl.col("n_at_risk") * (pl.col("n_at_risk") - pl.col("n_done"))),
+    )
+    steps = steps.with_columns(
+        more=(1 - pl.col("_hazard")).cum_prod().over("group").clip(0, 1),
+        _greenwood=pl.col("_risk").cum_sum().over("group"),
+    )
+    named = ["group", *_GROUP, "unit", "n_requests"]
+    sums = curves.drop(*named[1:], "n_done", *(f"{unit}_known" for unit in CLUSTERED_BY))
+    steps = _with_effective_n(steps.join(sums, on="group", maintain_order="left"))
+    low, high = exact_interval(
+        steps["more"].to_numpy(), steps["n_effective"].to_numpy(), CONFIDENCE
+    )
+    unsigned = ("n_at_risk", "n_done", "n_censored", "n_episodes")
+    return steps.join(curves.select(named), on="group", maintain_order="left").select(
+        *named,
+        "step",
+        pl.col(unsigned).cast(pl.UInt64),
+        done_ratio=1 - pl.col("more"),
+        done_low=pl.Series(1 - high),
+        done_high=pl.Series(1 - low),
+        design_effect="design_effect",
+        unit_of_dependence="unit_of_dependence",
+        drifts="drifts",
+        n_effective="n_effective",
+    )
+
+
+def _still_retrying(steps: pl.DataFrame) -> pl.DataFrame:
+    """Sums over the requests that need more than each step, from what each step adds to them."""
+    added = [c for c in steps.columns if c not in ("group", "step", "settled")]
+    steps = steps.group_by("group", "step").agg(pl.col(added).sum()).sort("group", "step")
+    left = [c for c in added if c not in ("n_done", "n_censored")]
+    leaving = (pl.col("n_done") + pl.col("n_censored")).cum_sum(reverse=True)
+    return steps.with_columns(
+        *(pl.col(name).cum_sum(reverse=True).over("group") for name in left),
+        n_at_risk=leaving.over("group"),
+    ).filter(pl.col("n_done") + pl.col("n_censored") > 0)
 
 
 def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:

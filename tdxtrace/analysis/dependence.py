@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.intervals import CONFIDENCE, Floats, chi_square_p, few_clusters_factor, student_p
 from tdxtrace.tables.enums import Dependence, names
-
-# The units that hold clean requests too; a burst is of retried ones.
-WIDE_UNITS: Final = ("period", "td", "source")
+from tdxtrace.tables.fleet import CLUSTERED_BY
 
 # Parts of equal numbers of requests. Batch means want 10 to 30 of them (B. Schmeiser,
 # Operations Research 30 (1982) 556): more are no longer independent, fewer tell less.
@@ -42,15 +40,24 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
         at_risk: source, leaf, td_id and first_seq of the requests that curves are about.
 
     Returns:
-        The requests ordered by leaf, source and first_seq, with the columns period and td: numbers
-        of clusters; -1 where the unit is not known. Inputs are numbered by their source.
+        The requests ordered by leaf, source and first_seq, with the columns period and td, numbers
+        of clusters; period_known and td_known, whether the request is in such a unit; and
+        from_middle, the number of its period counted from the middle of its input. No cluster is
+        in two inputs, so that sums over clusters add over inputs: the requests of an input whose
+        unit is not known are one cluster. Inputs are numbered by their source.
     """
     rows = at_risk.sort("leaf", "source", "first_seq")
-    n, place = pl.len().over("leaf"), pl.int_range(pl.len()).over("leaf")
+    of_input = ("leaf", "source")
+    n, place = pl.len().over(of_input), pl.int_range(pl.len()).over(of_input)
+    known = n >= _MIN_REQUESTS
+    place = pl.when(known).then(place * PERIODS // n).otherwise(0).cast(pl.Int64)
     td = pl.struct("source", "td_id").rank("dense").cast(pl.Int64)
     return rows.with_columns(
-        period=pl.when(n >= _MIN_REQUESTS).then(place * PERIODS // n).otherwise(-1).cast(pl.Int64),
-        td=pl.when(pl.col("td_id").is_not_null()).then(td).otherwise(-1),
+        period=pl.col("source").cast(pl.Int64) * PERIODS + place,
+        period_known=known,
+        from_middle=pl.when(known).then(place - (PERIODS - 1) / 2).otherwise(0.0),
+        td=td,
+        td_known=pl.col("td_id").is_not_null(),
     )
 
 
@@ -62,7 +69,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     at either end of the recording.
 
     Args:
-        steps: By curve and step: group, n_all, n_more, and for each of WIDE_UNITS its clusters,
+        steps: By curve and step: group, n_all, n_more, and for each of CLUSTERED_BY its clusters,
             squares (sum of squares of the requests that need more), products (sum of these times
             the cluster's requests), sizes (sum of the squares of the clusters' requests); of
             periods trend, trend_mean and trend_square too, sums weighted by their place.
@@ -76,7 +83,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     share = np.divide(of["n_more"], of["n_all"], out=np.zeros_like(burst), where=of["n_all"] > 0)
     effects, base = [burst], np.maximum(burst, 1.0)
     drifts = np.zeros(len(burst), np.bool_)
-    for unit in WIDE_UNITS:
+    for unit in CLUSTERED_BY:
         n = np.maximum(of[f"{unit}_clusters"], 2.0)
         usable = (of["n_more"] >= MIN_MORE) & (of[f"{unit}_clusters"] >= 2) & (share < 1)
         between = _between(of, unit, share)

@@ -68,6 +68,14 @@ class Dependence(StrEnum):
     source = "source"
 
 
+class Counted(StrEnum):
+    """How requests that another thread settled are counted: ``attempt_counts.settled``."""
+
+    none = "none"
+    busy = "busy"
+    done = "done"
+
+
 def names(values: type[StrEnum]) -> tuple[str, ...]:
     """Return the values of an enumeration in the order declared, as plain text."""
     return tuple(value.value for value in values)
