@@ -158,7 +158,7 @@ def _replaceable(options: RecordOptions) -> list[Path]:
     left, _ = work_folders(output)
     for path in (output, *left):
         if path.exists() and not options.force:
-            raise InputError(f"{one_line(str(path))} exists; say --force to overwrite it")
+            raise InputError(f"{one_line(str(path))} exists; use --force to overwrite it")
         refuse_overwriting(path, [options.program])
     if output.exists() and not (output.is_file() or output.is_dir()):
         raise InputError(f"{shown} is no file, and no folder")

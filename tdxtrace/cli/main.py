@@ -17,6 +17,7 @@ from tdxtrace import __version__
 from tdxtrace.cli.command_group import COMMANDS, CommandGroup
 from tdxtrace.cli.config import defaults, here
 from tdxtrace.cli.help import READING_HELP, print_reading_help
+from tdxtrace.cli.standard_output import abandon_output, whole_output
 from tdxtrace.errors import TdxtraceError
 
 EXIT_INPUT = 1
@@ -97,7 +98,7 @@ def _end_on_signals() -> None:
         nonlocal ended_at
         if ended_at == float("inf"):
             ended_at = time.monotonic()
-            _drop_output()
+            abandon_output()
             raise SystemExit(_SIGNALLED + number)
         if time.monotonic() - ended_at > _CLEANING_SECONDS:
             os._exit(_SIGNALLED + number)
@@ -106,11 +107,6 @@ def _end_on_signals() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, end)
-
-
-def _drop_output() -> None:
-    """Write what is left of standard output to nowhere: its reader may be gone, or read nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
@@ -122,10 +118,12 @@ def main() -> None:
     _end_on_signals()
     gc.set_threshold(_GC_OBJECTS)
     try:
-        app(prog_name="tdxtrace", default_map=defaults(here(), COMMANDS))
+        with whole_output():
+            app(prog_name="tdxtrace", default_map=defaults(here(), COMMANDS))
     except TdxtraceError as error:
         from tdxtrace.errors import QueryError
 
+        abandon_output()
         print(f"tdxtrace: {error}", file=sys.stderr)
         raise SystemExit(EXIT_WORDS if isinstance(error, QueryError) else EXIT_INPUT) from None
     except (MemoryError, ImportError) as error:
@@ -135,7 +133,7 @@ def main() -> None:
         raise SystemExit(EXIT_INPUT) from None
     except BrokenPipeError:
         # The reader (head, less) closed the pipe: print no error, not even at exit.
-        _drop_output()
+        abandon_output()
         raise SystemExit(EXIT_INPUT) from None
     finally:
         # The process ends: spare the garbage collector its last pass over all modules.

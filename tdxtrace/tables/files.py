@@ -39,11 +39,14 @@ def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]
     shown = one_line(str(path))
     if path.exists() and not path.is_file() and not path.is_dir():
         # A pipe or a device (/dev/null) is never replaced.
-        with _opened(path) as file:
-            yield file
+        try:
+            with path.open("wb") as file:
+                yield file
+        except OSError as error:
+            raise InputError(f"cannot write {shown}: {error.strerror}") from None
         return
     if path.exists() and not force:
-        raise InputError(f"{shown} exists; say --force to overwrite it")
+        raise InputError(f"{shown} exists; use --force to overwrite")
     refuse_overwriting(path, inputs)
     made = _unused_name(path.parent)
     try:
@@ -101,19 +104,12 @@ def _move_files(made: Path, folder: Path, force: bool, inputs: Inputs) -> None:
     for name in names:
         target = folder / name
         if target.exists() and not force:
-            raise InputError(f"{one_line(str(target))} exists; say --force to overwrite it")
+            raise InputError(f"{one_line(str(target))} exists; use --force to overwrite")
         if target.is_dir():
             raise InputError(f"{one_line(str(target))} is a folder")
         refuse_overwriting(target, inputs)
     for name in names:
         (made / name).replace(folder / name)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    try:
-        return path.open("wb")
-    except OSError as error:
-        raise InputError(f"cannot write {one_line(str(path))}: {error.strerror}") from None
 
 
 def refuse_overwriting(target: Path, inputs: Inputs) -> None:

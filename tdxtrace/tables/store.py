@@ -285,7 +285,7 @@ def _check_replaceable(folder: Path, force: bool) -> None:
     if not is_store(folder):
         raise InputError(f"{shown} exists and is no converted trace; name another folder")
     if not force:
-        raise InputError(f"{shown} exists; say --force to replace it")
+        raise InputError(f"{shown} exists; use --force to replace it")
 
 
 def is_store(folder: Path) -> bool:

@@ -126,7 +126,7 @@ def test_nothing_is_overwritten_unasked(tracing: Tracing, bench: Path, tmp_path:
     output = tmp_path / "trace.dat"
     output.write_text("mine")
     words = ("capture", "record", "--program", bench, "-o", output, "--duration", "1s")
-    assert "exists; say --force" in refused(1, *words)
+    assert "exists; use --force" in refused(1, *words)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "letter").write_text("mine")
     other = ("capture", "record", "--program", bench, "-o", tmp_path / "folder", "--force")

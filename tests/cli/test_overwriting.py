@@ -212,7 +212,7 @@ def test_what_lies_beside_an_input_may_be_written(trace: Path, tmp_path: Path) -
 
 
 def test_a_store_is_replaced_by_another_trace(store: Path) -> None:
-    assert "say --force" in refused(1, "convert", SAMPLES / "lost.dat.xz", "-o", store)
+    assert "use --force" in refused(1, "convert", SAMPLES / "lost.dat.xz", "-o", store)
     answered("convert", SAMPLES / "lost.dat.xz", "-o", store, "--force", "--quiet")
     assert read_trace(store).provenance.sources[0].path == str(SAMPLES / "lost.dat.xz")
     assert [path.name for path in store.parent.iterdir()] == ["run1"]

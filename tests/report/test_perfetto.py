@@ -157,7 +157,7 @@ def test_an_exported_sample_has_all_calls_and_chains(name: str, tmp_path: Path) 
     sizes = joined.drop_nulls("flow").group_by("flow").len().sort("flow")["len"]
     assert sizes.to_list() == chains["n_attempts"].to_list()
     assert refused(1, "export", SAMPLES / name, "--perfetto", path).endswith(
-        "exists; say --force to overwrite it"
+        "exists; use --force to overwrite it"
     )
 
 

@@ -214,7 +214,7 @@ def test_the_format_follows_from_the_suffix(tmp_path: Path) -> None:
         assert done.stderr == f"tdxtrace: wrote {path}\n"
         assert path.read_bytes().startswith(begin)
     message = refused(1, "report", trace, "-o", tmp_path / "r.md")
-    assert message.endswith("exists; say --force to overwrite it")
+    assert message.endswith("exists; use --force to overwrite it")
     message = refused(2, "report", trace, "-o", tmp_path / "r.pdf")
     assert message == "what is r.pdf to be? name it .html, .md or .json, or say --format"
 

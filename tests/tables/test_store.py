@@ -265,7 +265,7 @@ def test_a_folder_that_is_no_store_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no converted trace; name another folder"):
         StoreWriter(tmp_path / "mine", force=True)
     folder = _convert(tmp_path, "lost.dat.xz")
-    with pytest.raises(InputError, match="exists; say --force"):
+    with pytest.raises(InputError, match="exists; use --force"):
         StoreWriter(folder, force=False)
     StoreWriter(folder, force=True).discard()
     assert is_store(folder)
