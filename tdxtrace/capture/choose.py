@@ -158,7 +158,7 @@ def _replaceable(options: RecordOptions) -> list[Path]:
     left, _ = work_folders(output)
     for path in (output, *left):
         if path.exists() and not options.force:
-            raise InputError(f"{one_line(str(path))} exists; use --force to overwrite it")
+            raise InputError(f"{one_line(str(path))} exists; use --force to overwrite")
         refuse_overwriting(path, [options.program])
     if output.exists() and not (output.is_file() or output.is_dir()):
         raise InputError(f"{shown} is no file, and no folder")
@@ -220,7 +220,7 @@ def _functions(path: Path, shown: str) -> dict[str, int]:
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415
     from elftools.elf.sections import SymbolTableSection  # noqa: PLC0415
 
-    known = set(wrappers.wrapper_table()["function"])
+    known = wrappers.sources()
     try:
         with path.open("rb") as file:
             elf = ELFFile(file)

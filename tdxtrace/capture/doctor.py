@@ -34,6 +34,13 @@ _CHECKS: Final[tuple[Callable[[Host], Check], ...]] = (
     machine.tools,
 )
 
+_SUMMARY: Final = {
+    "full": "This host can be captured in full: tdxtrace capture record -o trace.dat",
+    "stock": "Only KVM's own events: tdxtrace capture record --level stock -o trace.dat",
+    "program": "Only programs can be captured (--program), not this kernel's SEAMCALLs.",
+    "nothing": "Nothing can be captured here.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -43,6 +50,11 @@ class Verdict:
     """``full``, ``stock`` (KVM's own events), ``program`` (uprobes only) or ``nothing``."""
     why: str
     checks: tuple[Check, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What can be recorded here, with the command."""
+        return _SUMMARY[self.can]
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""

@@ -103,7 +103,7 @@ def cpu(host: Host) -> Check:
         "cpu",
         "missing",
         "no tdx_host_platform among the processor's flags",
-        "TDs: there are none on this machine",
+        "this machine can run no TD",
         "a Xeon of the 4th generation or later, TDX enabled in its BIOS, Linux 6.7 or later",
     )
 
@@ -140,7 +140,7 @@ def tdx_module(host: Host) -> Check:
         return Check(
             "tdx_module",
             "unknown",
-            "neither sysfs nor the kernel's log tell",
+            "neither sysfs nor the kernel's log names it",
             "which lock rules the module follows",
             "look for 'virt/tdx' in dmesg as root",
         )
@@ -157,7 +157,7 @@ def tdx_module(host: Host) -> Check:
         return Check(
             "tdx_module",
             "limited",
-            "initialised; version not told",
+            "initialised; version not named",
             "which lock rules the module follows",
             "note the version of the module file that the BIOS or bootloader loads",
         )
@@ -180,7 +180,7 @@ def _of_release(release: str, where: str) -> Check:
             "limited",
             f"{release}, lock generation {perhaps} ({where})",
             "which lock rules it follows: no list has the release or build",
-            "say --generation A, B or C to commands that ask who held a lock",
+            "use --generation A, B or C with commands that ask who held a lock",
         )
     return Check("tdx_module", "ok", f"{release}, lock generation {generation} ({where})")
 

@@ -6,6 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
+
+HELP: Final = {
+    "btf": "Types of that kernel; then of its kvm_intel, if a module.",
+    "buffer": "Per CPU, e.g. 64M; else from --rate.",
+    "command": "Record while it runs.",
+    "dialect": "Which tool shall record.",
+    "duration": "How long, e.g. 10s; else to Ctrl-C.",
+    "force": "Overwrite what --output names.",
+    "json": "Print one JSON object.",
+    "kallsyms": "A copy of its /proc/kallsyms.",
+    "kernel": "For that kernel, not for this one.",
+    "level": "minimal: faults and zaps, returns only; stock: KVM's own events.",
+    "only_tds": "Leave out KVM's events of VMs that are no TDs.",
+    "output": "trace.dat, trace.txt, or a folder of raw pages.",
+    "pid": "Only this process and its children; repeatable.",
+    "program": "Probe a program with functions named like the wrappers, not the kernel.",
+    "quiet": "No progress, no summary.",
+    "rate": "Events per second on the busiest CPU.",
+    "seamcalls": "Probe __seamcall too: shows retries for entropy.",
+    "tracefs": "Where tracefs is mounted.",
+}
+"""What each option of ``capture`` is for, in its help."""
+DOCTOR: Final = "Check what can be traced on this host, what is lost without the rest, and the fix."
+PLAN: Final = "Print the exact recipe for a kernel as a script: probes, events, clock, buffer."
+RECORD: Final = "Record in a tracefs instance of its own; leave everything as it was."
+CLEAN: Final = "Remove what a recorder that was killed left behind; nothing of anyone else's."
 
 
 class Detail(StrEnum):

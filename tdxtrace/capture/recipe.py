@@ -134,16 +134,11 @@ def version_of(release: str) -> tuple[int, int]:
 
 def merged(functions: frozenset[str] | None) -> list[str]:
     """Return the wrappers that a kernel has: of ``functions``, or without them all merged ones."""
-    table = wrappers.wrapper_table()
     return [
-        str(row["function"])
-        for row in table.iter_rows(named=True)
-        if str(row["function"]).startswith("tdh_")
-        and (
-            str(row["source"]).startswith("Linux ")
-            if functions is None
-            else row["function"] in functions
-        )
+        function
+        for function, source in wrappers.sources().items()
+        if function.startswith("tdh_")
+        and (source.startswith("Linux ") if functions is None else function in functions)
     ]
 
 
@@ -243,7 +238,7 @@ def _cannot(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list
     said = []
     names = {probe.function for probe in probes}
     if not names:
-        said.append("which SEAMCALL was busy, how often, and on what: KVM's own events show none")
+        said.append("which SEAMCALL was busy, how often, and on what: KVM's events show none")
         said.append("retries inside one page fault: KVM repeats PAGE.AUG and SEPT.ADD unseen")
         said.append("chains, limits and causes: only failed entries of vCPUs can be counted")
     elif options.detail is Detail.minimal and kernel.has_return_args:
@@ -251,7 +246,7 @@ def _cannot(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list
         said.append("requests other than AUG, SEPT.ADD, BLOCK, TRACK and REMOVE")
     if names and not names & set(_LOWER):
         said.append(
-            "retries for want of entropy: a wrapper makes up to 10 calls and shows one; "
+            "retries for lack of entropy: a wrapper makes up to 10 calls and shows one; "
             "add --seamcalls"
         )
     if not names & {"tdx_vcpu_run", "tdh_vp_enter"}:

@@ -58,6 +58,8 @@ class RecordingPlan:
     """Called with a message when events are lost, and when something cannot be removed."""
     leftovers: Sequence[Path] = ()
     """Directories of earlier recordings, removed once this one is complete."""
+    report: Callable[[int, int], None] = field(default=lambda _recorded, _lost: None)
+    """Called every second with the events recorded and lost so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,17 @@ class RecordingResult:
     seconds: float
     status: int | None
     """Exit status of the command; None if none was run, or it was ended."""
+
+    def summary(self, output: Path) -> str:
+        """Return what was recorded and lost, and where it is, as one line."""
+        n, n_lost = self.provenance["read_events"], self.provenance["lost_events"]
+        lost = f"{n_lost:,} lost" if n_lost else "none lost"
+        beside = "" if output.is_dir() else f" and {output.name}.capture.json"
+        hint = "" if n else "; no TD ran, or nothing was probed: see tdxtrace capture doctor"
+        return (
+            f"{n:,} events in {self.seconds:.1f} s, {lost}, {self.n_bytes / 1e6:.1f} MB; "
+            f"wrote {output}{beside}{hint}"
+        )
 
 
 def record(host: Host, plan: RecordingPlan) -> RecordingResult:
@@ -230,8 +243,10 @@ class _Session:
 
     def _report_losses(self) -> None:
         """Report what each CPU lost since the last report."""
+        recorded = 0
         for cpu in self.instance.cpus():
             stats = self.instance.stats(cpu)
+            recorded += stats.get("entries", 0) + stats.get("read events", 0)
             lost = sum(stats.get(key, 0) for key in LOST)
             new = lost - self._lost.get(cpu, 0)
             if new > 0:
@@ -240,6 +255,7 @@ class _Session:
                     "full; record with a larger --buffer, or fewer events (--level minimal)"
                 )
             self._lost[cpu] = lost
+        self.plan.report(recorded, sum(self._lost.values()))
 
     def _stop(self) -> None:
         self.instance.switch(on=False)

@@ -36,7 +36,7 @@ def tracefs(host: Host) -> Check:
                 "needs CONFIG_TRACING in the kernel",
             )
         return Check(
-            "tracefs", "missing", "not mounted, or not to be seen", lost, f"as root: {_MOUNT}"
+            "tracefs", "missing", "not mounted, or not visible", lost, f"as root: {_MOUNT}"
         )
     shown = _shown(host, where)
     if not may_write(where / "instances") or not (where / "instances").is_dir():
@@ -65,7 +65,7 @@ def wrappers_there(host: Host) -> Check:
 
 def kprobes(host: Host) -> Check:
     """Check that kprobe events can be added."""
-    lost = "SEAMCALLs, all of them: only KVM's own events remain (--level stock)"
+    lost = "all SEAMCALLs: only KVM's own events remain (--level stock)"
     remedy = "a kernel with CONFIG_KPROBE_EVENTS=y (every distribution's has it)"
     where = host.tracefs
     if where is None:
@@ -76,7 +76,7 @@ def kprobes(host: Host) -> Check:
         on = "echo 1 > /sys/kernel/debug/kprobes/enabled"
         return Check("kprobes", "missing", "switched off in debugfs", lost, on)
     if not may_write(where / "kprobe_events"):
-        return Check("kprobes", "missing", "kprobe_events may not be written", lost, "use sudo")
+        return Check("kprobes", "missing", "kprobe_events is not writable", lost, "use sudo")
     return Check("kprobes", "ok", "kprobe_events")
 
 
@@ -99,7 +99,7 @@ def has_return_arguments(readme: str) -> bool:
 
 def fprobes(host: Host) -> Check:
     """Check that fprobe events can be added; kprobes serve as well."""
-    lost = "nothing where kprobes are there: they see the same calls"
+    lost = "nothing if kprobes work: they see the same calls"
     seen = host.read_tracefs("README")
     if seen.text is None:
         return Check("fprobes", "unknown", f"tracefs' README is {seen.why}", lost)
@@ -118,7 +118,7 @@ def uprobes(host: Host) -> Check:
         return _by_config(host, "uprobes", "UPROBE_EVENTS", lost, "CONFIG_UPROBE_EVENTS=y")
     if may_write(where / "uprobe_events"):
         return Check("uprobes", "ok", "uprobe_events")
-    return Check("uprobes", "missing", "uprobe_events is not there or not ours to write", lost)
+    return Check("uprobes", "missing", "uprobe_events is missing or not writable", lost)
 
 
 def blacklist(host: Host) -> Check:
@@ -130,11 +130,11 @@ def blacklist(host: Host) -> Check:
         return Check(
             "blacklist",
             "note",
-            f"not to be seen; noinstr in the source: {', '.join(refused)}",
+            f"not readable; noinstr in the source: {', '.join(refused)}",
             remedy="mount -t debugfs none /sys/kernel/debug",
         )
     ours = [name for name in refused if known.has(name)]
-    return Check("blacklist", "note", ", ".join(ours) if ours else "none of our functions")
+    return Check("blacklist", "note", ", ".join(ours) if ours else "none of the functions to probe")
 
 
 def btf(host: Host) -> Check:
@@ -196,7 +196,7 @@ def kvm_events(host: Host) -> Check:
 def function_graph(host: Host) -> Check:
     """Check that function_graph prints return values, an alternative to return probes."""
     seen = host.read_tracefs("available_tracers")
-    lost = "nothing where kprobes are there; else a second way to see statuses"
+    lost = "nothing if kprobes work; else a second way to see statuses"
     if seen.text is None:
         return Check("function_graph", "unknown", f"available_tracers is {seen.why}", lost)
     where = host.tracefs

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tdxtrace.capture.options import Detail, Dialect, RecordOptions
+from tdxtrace.capture.options import HELP, Detail, Dialect, RecordOptions
 from tdxtrace.cli import options
 from tdxtrace.cli.help import Command
+from tdxtrace.cli.progress import working
 from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tdxtrace.capture.doctor import Verdict
-    from tdxtrace.capture.recorder import RecordingResult
 
 _COLOURS: Final = {
     "ok": "green",
@@ -27,69 +28,51 @@ _COLOURS: Final = {
     "unknown": "magenta",
     "note": "default",
 }
-_SUMMARY: Final = {
-    "full": "This host can be captured in full: tdxtrace capture record -o trace.dat",
-    "stock": "Only KVM's own events: tdxtrace capture record --level stock -o trace.dat",
-    "program": "Only programs can be captured (--program), not this kernel's SEAMCALLs.",
-    "nothing": "Nothing can be captured here.",
-}
 
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="See what this host lets be traced, get the recipe, record, clean up.",
+    help="Check what can be traced on this host, get the recipe, record, clean up.",
 )
 Level = Annotated[
     Detail,
-    typer.Option(
-        "--level", help="minimal: faults and zaps, returns only; stock: KVM's own events."
-    ),
+    typer.Option("--level", help=HELP["level"]),
 ]
-Seamcalls = Annotated[
-    bool, typer.Option("--seamcalls", help="Probe __seamcall too: shows retries for entropy.")
-]
-OnlyTds = Annotated[
-    bool, typer.Option("--only-tds", help="Leave out KVM's events of VMs that are no TDs.")
-]
+Seamcalls = Annotated[bool, typer.Option("--seamcalls", help=HELP["seamcalls"])]
+OnlyTds = Annotated[bool, typer.Option("--only-tds", help=HELP["only_tds"])]
 Rate = Annotated[
     int | None,
-    typer.Option("--rate", min=1, metavar="N", help="Events per second on the busiest CPU."),
+    typer.Option("--rate", min=1, metavar="N", help=HELP["rate"]),
 ]
 Program = Annotated[
     Path | None,
     typer.Option(
         "--program",
         metavar="FILE",
-        help="Probe a program with functions named like the wrappers, not the kernel.",
+        help=HELP["program"],
     ),
 ]
-Tracefs = Annotated[
-    Path | None, typer.Option("--tracefs", metavar="DIR", help="Where tracefs is mounted.")
-]
+Tracefs = Annotated[Path | None, typer.Option("--tracefs", metavar="DIR", help=HELP["tracefs"])]
 Buffer = Annotated[
     str | None,
-    typer.Option("--buffer", metavar="SIZE", help="Per CPU, e.g. 64M; else from --rate."),
+    typer.Option("--buffer", metavar="SIZE", help=HELP["buffer"]),
 ]
-Pids = Annotated[
-    list[int], typer.Option("--pid", help="Only this process and its children; repeatable.")
-]
+Pids = Annotated[list[int], typer.Option("--pid", help=HELP["pid"])]
 BtfFiles = Annotated[
     list[Path],
-    typer.Option(
-        "--btf", metavar="FILE", help="Types of that kernel; then of its kvm_intel, if a module."
-    ),
+    typer.Option("--btf", metavar="FILE", help=HELP["btf"]),
 ]
 
 
 @app.command("doctor", cls=Command)
 def doctor_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=HELP["json"])] = False,
     tracefs: Tracefs = None,
     color: options.Coloring = options.Color.auto,
     no_color: options.NoColor = False,
 ) -> None:
-    """Say what this host lets be traced, what is lost without the rest, and how to get it.
+    """Check what can be traced on this host, what is lost without the rest, and the fix.
 
     Changes nothing.
 
@@ -97,33 +80,31 @@ def doctor_command(
     """
     from tdxtrace.capture.doctor import examine
     from tdxtrace.capture.host import Host
-    from tdxtrace.cli import outputs
+    from tdxtrace.cli import screen
 
     verdict = examine(Host(tracefs_at=tracefs))
     if as_json:
-        typer.echo(outputs.json_text(verdict.to_dict()), nl=False)
+        typer.echo(screen.json_text(verdict.to_dict()), nl=False)
         return
 
     chosen = options.chosen_color(color, no_color)
-    outputs.print_screen(verdict_table(verdict), chosen)
-    outputs.print_screen(verdict_line(verdict), chosen)
+    screen.print_screen(verdict_table(verdict), chosen)
+    screen.print_screen(verdict_line(verdict), chosen)
 
 
 @app.command("plan", cls=Command)
 def plan_command(
     kernel: Annotated[
         str | None,
-        typer.Option("--kernel", metavar="X.Y", help="For that kernel, not for this one."),
+        typer.Option("--kernel", metavar="X.Y", help=HELP["kernel"]),
     ] = None,
     kallsyms: Annotated[
         Path | None,
-        typer.Option("--from-kallsyms", metavar="FILE", help="A copy of its /proc/kallsyms."),
+        typer.Option("--from-kallsyms", metavar="FILE", help=HELP["kallsyms"]),
     ] = None,
     btf: BtfFiles = [],  # noqa: B006 - typer reads, nobody writes it
     level: Level = Detail.full,
-    dialect: Annotated[
-        Dialect, typer.Option("--dialect", help="Which tool shall record.")
-    ] = Dialect.tracefs,
+    dialect: Annotated[Dialect, typer.Option("--dialect", help=HELP["dialect"])] = Dialect.tracefs,
     seamcalls: Seamcalls = False,
     only_tds: OnlyTds = False,
     rate: Rate = None,
@@ -148,17 +129,15 @@ def plan_command(
 def record_command(
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND...]", help="Record while it runs.", show_default=False),
+        typer.Argument(metavar="[-- COMMAND...]", help=HELP["command"], show_default=False),
     ] = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="trace.dat, trace.txt, or a folder of raw pages."
-        ),
+        typer.Option("--output", "-o", metavar="FILE", help=HELP["output"]),
     ] = Path("trace.dat"),
     duration: Annotated[
         str | None,
-        typer.Option("--duration", metavar="TIME", help="How long, e.g. 10s; else to Ctrl-C."),
+        typer.Option("--duration", metavar="TIME", help=HELP["duration"]),
     ] = None,
     level: Level = Detail.full,
     seamcalls: Seamcalls = False,
@@ -168,8 +147,8 @@ def record_command(
     pids: Pids = [],  # noqa: B006
     program: Program = None,
     tracefs: Tracefs = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
+    force: Annotated[bool, typer.Option("--force", help=HELP["force"])] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help=HELP["quiet"])] = False,
 ) -> None:
     """Record in a tracefs instance of its own; leave everything as it was.
 
@@ -191,10 +170,16 @@ def record_command(
         pids=pids,
         force=force,
     )
-    plan = plan_recording(host, options, notify)
-    outcome = record(host, plan)
+    so_far = [(0, 0)]
+    plan = replace(
+        plan_recording(host, options, notify),
+        report=lambda recorded, lost: so_far.append((recorded, lost)),
+    )
+    # A command has the terminal for itself.
+    with working(quiet or bool(command), lambda: _recording(*so_far[-1])):
+        outcome = record(host, plan)
     if not quiet:
-        notify(summary(outcome, output))
+        notify(outcome.summary(output))
 
 
 @app.command("clean", cls=Command)
@@ -217,6 +202,10 @@ def clean_command(tracefs: Tracefs = None) -> None:
         raise InputError(f"not removed: {', '.join(done.kept)}")
 
 
+def _recording(n_recorded: int, n_lost: int) -> str:
+    return f"recording: {n_recorded:,} events, {n_lost:,} lost; Ctrl-C ends it"
+
+
 def verdict_table(verdict: Verdict) -> Table:
     """Return the checks as a table, with what is lost and the remedy where one fails."""
     from rich.table import Table
@@ -226,7 +215,7 @@ def verdict_table(verdict: Verdict) -> Table:
     for check in verdict.checks:
         shown = [Text(one_line(check.found))]
         if check.state != "ok":
-            named = (("lost", check.lost), ("to get it", check.remedy))
+            named = (("impact", check.lost), ("fix", check.remedy))
             shown += [Text(f"{label}: {one_line(text)}", "dim") for label, text in named if text]
         state = Text(check.state, _COLOURS[check.state])
         table.add_row(Text(check.name.replace("_", " ")), state, Text("\n").join(shown))
@@ -237,19 +226,9 @@ def verdict_line(verdict: Verdict) -> Text:
     """Return the overall verdict as one line."""
     from rich.text import Text
 
-    return Text(f"\n{_SUMMARY[verdict.can]}\n({one_line(verdict.why)})")
+    return Text(f"\n{verdict.sentence}\n({one_line(verdict.why)})")
 
 
 def notify(text: str) -> None:
     """Print a line to stderr."""
     print(f"tdxtrace: {one_line(text, 2000)}", file=sys.stderr)
-
-
-def summary(outcome: RecordingResult, output: Path) -> str:
-    """Return what was recorded and lost as one line."""
-    told = outcome.provenance
-    lost = f"{told['lost_events']:,} lost" if told["lost_events"] else "none lost"
-    return (
-        f"{told['read_events']:,} events in {outcome.seconds:.1f} s, {lost}, "
-        f"{outcome.n_bytes / 1e6:.1f} MB; wrote {output}"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,10 @@ def records(name: str) -> list[dict[str, str | None]]:
     Returns:
         One dict per line of the file, in its order; all values are text, an empty field is None.
     """
-    with (_DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            {column: text or None for column, text in row.items()} for row in csv.DictReader(file)
-        ]
+    # Not a path: the recorder may run from an archive.
+    text = files(__package__).joinpath("data", f"{name}.csv").read_text("utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return [{column: cell or None for column, cell in row.items()} for row in rows]
 
 
 def _number(text: pl.Expr, dtype: type[pl.DataType]) -> pl.Expr:

@@ -64,6 +64,11 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
     return tuple((words or "").split())
 
 
+def sources() -> dict[str, str]:
+    """Return where each function that issues SEAMCALLs comes from, such as "Linux 6.16"."""
+    return {str(function): row["source"] or "" for function, row in _rows().items()}
+
+
 @cache
 def leaf_of(function: str) -> int | None:
     """Return the leaf that a kernel function issues.

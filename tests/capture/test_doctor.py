@@ -135,10 +135,10 @@ def test_one_thing_less(
         ),
         (
             "6,1;virt/tdx: module initialization failed (-5)\n6,2;virt/tdx: module initialized\n",
-            "initialised; version not told",
+            "initialised; version not named",
         ),
-        ("6,1;virt/tdx: module initialized\n", "initialised; version not told"),
-        ("6,1;virt/tdx: TDX-Module initialized\n", "initialised; version not told"),
+        ("6,1;virt/tdx: module initialized\n", "initialised; version not named"),
+        ("6,1;virt/tdx: TDX-Module initialized\n", "initialised; version not named"),
     ],
 )
 def test_the_module_as_the_log_tells_it(tmp_path: Path, text: str, said: str) -> None:
@@ -190,7 +190,7 @@ def test_the_build_as_sysfs_of_6_8_tells_it(
 def test_an_odd_sysfs_is_not_believed(tmp_path: Path) -> None:
     folder = "sys/firmware/tdx/tdx_module"
     write(tmp_path, {f"{folder}/build_num": "?\n", "dev/kmsg": "6,1;tdx: module initialized\n"})
-    assert found(examine(Host(tmp_path)), "tdx_module") == "initialised; version not told"
+    assert found(examine(Host(tmp_path)), "tdx_module") == "initialised; version not named"
 
 
 def test_a_tracefs_elsewhere_is_found(tmp_path: Path) -> None:
