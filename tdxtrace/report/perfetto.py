@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _HEX: Final = frozenset(
     {"td_id", "vp_id", "gpa", "page", "error_code", "info1", "rip", "port", "value"}
 )
+_CHAINS: Final = "retry chain"
 _CALLS: Final = "SEAMCALL"
 _GUEST: Final = "guest"
 _ZERO_STEPS: Final = "zero-step"
@@ -31,15 +32,20 @@ _FAULTS: Final = "page faults"
 _EVENTS: Final = "host events"
 _LOADER: Final = "P-SEAMLDR"
 _LOSSES: Final = "losses"
+_ORDER: Final = (_CHAINS, _CALLS, _GUEST, _ZERO_STEPS, _FAULTS, _EVENTS, _LOADER, _LOSSES)
+# What is known of the cause of a busy attempt.
+_CAUSE: Final = ("cause", "confidence", "resource", "holder", "holder_tid", "holder_seq", "rule")
 
 
 def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
     """Write the events of ``trace`` and its findings as a Perfetto trace.
 
-    Each thread has tracks for its SEAMCALLs (slices named by leaf and status), its guest
-    execution, its zero-step episodes, page faults and other events; attempts at one request
-    are connected by a flow.  Losses have their own track.  Times are those of the trace's
-    clock; a call with only an entry or only a return recorded is an instant.
+    Each thread has tracks for its retry chains (a slice from the first attempt to the last), its
+    SEAMCALLs (slices named by leaf and status, with the cause of a busy answer), its guest
+    execution, its zero-step episodes, page faults and other events.  Flows connect the attempts at
+    one request, and a call that held a lock with each attempt that it made busy.  Losses have
+    their own track.  Times are those of the trace's clock; a call with only an entry or only a
+    return recorded is an instant.
 
     Args:
         trace: The events; with a selection, the selected rows.
@@ -57,16 +63,20 @@ def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
         track_descriptor.proto; docs/reference/synthetic-track-event.md.
     """
     try:
-        packets = PacketWriter(file)
+        packets = PacketWriter(file, _ORDER)
     except ImportError:
         raise InputError(
-            "the Perfetto export needs the package perfetto: pip install perfetto"
+            "the Perfetto export needs the package perfetto: pip install '.[perfetto]' in a "
+            "checkout"
         ) from None
     for number, source in enumerate(trace.provenance.sources):
         _describe_threads(packets, trace, number, one_line(source.path.rpartition("/")[2], 60))
+    answers = first_causes(findings.busy_causes, findings.retry_chains.height + 1)
+    calls = with_chains(trace.seamcalls, findings.retry_chains)
     for rows, make in (
-        (with_chains(trace.seamcalls, findings.retry_chains), _call),
-        (trace.vm_entries, _entry),
+        (with_lanes(findings.retry_chains.filter(pl.col("n_attempts") > 1)), _chain),
+        (with_causes(calls, answers), _call),
+        (with_causes(trace.vm_entries, answers), _entry),
         (findings.zero_steps, _zero_step),
         (trace.page_faults, _fault),
         (trace.host_events, _host_event),
@@ -119,33 +129,46 @@ def _slices(rows: pl.DataFrame, make: Callable[[dict[str, Any]], Slice]) -> Iter
     return (make(row) for row in named.iter_rows(named=True))
 
 
+def _chain(row: dict[str, Any]) -> Slice:
+    return Slice(
+        track=(row["source"], row["tid"], _CHAINS, row["lane"]),
+        name=f"{row['leaf']}: {row['n_attempts']:,} attempts, {row['outcome'].replace('_', ' ')}",
+        start_ns=row["start_ns"],
+        end_ns=row["end_ns"],
+        details={"final status": row["described"] or "none"}
+        | _details(row, "first_seq", "last_seq", "td_id", "vp_id", "gpa", "level", "identity"),
+    )
+
+
 def _call(row: dict[str, Any]) -> Slice:
     status = row["described"] or "never returned"
     failed = row["status"] != 0
     return Slice(
-        track=(row["source"], row["tid"], _CALLS),
+        track=(row["source"], row["tid"], _CALLS, 0),
         name=row["leaf"] + (f": {row['answer'] or status}" if failed else ""),
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
         details={"status": status, "raw status": word(row["status"])}
-        | _details(row, "seq", "td_id", "vp_id", "gpa", "level", "page", "cpu", "outcome"),
-        flow=row["flow"],
+        | _details(row, "seq", "td_id", "vp_id", "gpa", "level", "page", "cpu", "outcome")
+        | _details(row, *_CAUSE),
+        flows=([] if row["flow"] is None else [row["flow"]]) + (row["held"] or []),
     )
 
 
 def _entry(row: dict[str, Any]) -> Slice:
     return Slice(
-        track=(row["source"], row["tid"], _GUEST),
+        track=(row["source"], row["tid"], _GUEST, 0),
         name=row["exit_reason"] or "exit not seen",
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
         details=_details(row, "seq", "vcpu_id", "info1", "cpu"),
+        flows=row["held"] or (),
     )
 
 
 def _zero_step(row: dict[str, Any]) -> Slice:
     return Slice(
-        track=(row["source"], row["tid"], _ZERO_STEPS),
+        track=(row["source"], row["tid"], _ZERO_STEPS, 0),
         name=f"zero-step: {row['form']} ({row['strength']})",
         start_ns=row["start_ns"],
         end_ns=row["end_ns"],
@@ -156,19 +179,19 @@ def _zero_step(row: dict[str, Any]) -> Slice:
 def _fault(row: dict[str, Any]) -> Slice:
     details = _details(row, "seq", "gpa", "error_code", "vcpu_id")
     name = f"EPT violation {word(row['gpa'])}"
-    return Slice((row["source"], row["tid"], _FAULTS), name, row["ts_ns"], None, details)
+    return Slice((row["source"], row["tid"], _FAULTS, 0), name, row["ts_ns"], None, details)
 
 
 def _host_event(row: dict[str, Any]) -> Slice:
     names = ("seq", "gpa", "n_bytes", "port", "is_write", "value", "reason", "errno", "vcpu_id")
     details = _details(row, *names)
-    track = (row["source"], row["tid"], _EVENTS)
+    track = (row["source"], row["tid"], _EVENTS, 0)
     return Slice(track, one_line(row["event"], 60), row["ts_ns"], None, details)
 
 
 def _loader_call(row: dict[str, Any]) -> Slice:
     details = _details(row, "seq", "answer", "start_cpu", "cpu")
-    track = (row["source"], row["tid"], _LOADER)
+    track = (row["source"], row["tid"], _LOADER, 0)
     return Slice(track, row["leaf"], row["start_ns"], row["end_ns"], details)
 
 
@@ -180,7 +203,9 @@ def _loss(row: dict[str, Any], first_ns: int) -> Slice:
     details["time"] = "unknown" if untimed else "approximate"
     details["detail"] = one_line(row["detail"])
     name = row["kind"].replace("_", " ")
-    return Slice((row["source"], None, _LOSSES), name, first_ns if untimed else start, end, details)
+    return Slice(
+        (row["source"], None, _LOSSES, 0), name, first_ns if untimed else start, end, details
+    )
 
 
 def _details(row: dict[str, Any], *names: str) -> dict[str, str | int]:
@@ -191,6 +216,80 @@ def _details(row: dict[str, Any], *names: str) -> dict[str, str | int]:
         if value is not None:
             shown[name] = word(value) if name in _HEX else value
     return shown
+
+
+def with_lanes(chains: pl.DataFrame) -> pl.DataFrame:
+    """Add ``lane``: chains of one thread that overlap in time have different ones, from 0.
+
+    The final status is named ``status``, as in tables of calls.
+
+    Args:
+        chains: The ``retry_chains`` table.
+    """
+    ordered = chains.rename({"final_status": "status"}).sort(
+        pl.coalesce("start_ns", "end_ns"), maintain_order=True
+    )
+    ends: dict[tuple[int, int], list[int]] = {}
+    lanes = []
+    for source, tid, start, end in ordered.select(
+        "source", "tid", pl.coalesce("start_ns", "end_ns"), pl.coalesce("end_ns", "start_ns")
+    ).iter_rows():
+        busy = ends.setdefault((source, tid), [])
+        lane = next((i for i, until in enumerate(busy) if until <= start), len(busy))
+        busy[lane : lane + 1] = [end]
+        lanes.append(lane)
+    return ordered.with_columns(lane=pl.Series(lanes, dtype=pl.Int64))
+
+
+def first_causes(busy_causes: pl.DataFrame, first_flow: int) -> pl.DataFrame:
+    """Return the most likely cause of each busy attempt.
+
+    Args:
+        busy_causes: The ``busy_causes`` table.
+        first_flow: Number of the first flow from a holder to an attempt.
+
+    Returns:
+        Columns source, seq, those of the cause, and ``held``: number of the flow from the holder;
+        null without a holder.
+    """
+    leaf = pl.coalesce(leaf_name(pl.col("holder_leaf")), pl.col("holder_leaf").cast(pl.String))
+    has_holder = pl.col("holder_seq").is_not_null()
+    flow = has_holder.cum_sum().cast(pl.UInt64) + first_flow - 1
+    return busy_causes.filter(pl.col("rank") == 1).select(
+        "source",
+        "seq",
+        *(name for name in _CAUSE if name != "holder"),
+        holder=leaf,
+        held=pl.when(has_holder).then(flow),
+    )
+
+
+def with_causes(rows: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """Add to calls or entries the cause of a busy one, and the flows between holders and attempts.
+
+    Args:
+        rows: Rows with source and seq.
+        answers: What :func:`first_causes` returns.
+
+    Returns:
+        ``rows`` in their order with the columns of the cause, and ``held``: the flows of a row,
+        as holder and as attempt.
+    """
+    numbered = answers.drop_nulls("held")
+    flows = (
+        pl.concat(
+            [
+                numbered.select("source", pl.col("holder_seq").alias("seq"), "held"),
+                numbered.select("source", "seq", "held"),
+            ]
+        )
+        .group_by("source", "seq")
+        .agg(pl.col("held").sort())
+    )
+    keys = ["source", "seq"]
+    return rows.join(answers.drop("held"), on=keys, how="left", maintain_order="left").join(
+        flows, on=keys, how="left", maintain_order="left"
+    )
 
 
 # Values that replace nulls in the keys of a join, which does not match nulls.

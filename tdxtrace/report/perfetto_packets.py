@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
-TrackKey = tuple[int, int | None, str]
-"""Input, thread ID (None: the input as a whole) and name of the track."""
+TrackKey = tuple[int, int | None, str, int]
+"""Input, thread ID (None: the input as a whole), name of the track, and its lane: slices of one
+track nest, and those of two lanes may overlap."""
 
 # Any number but 0, the same in all packets: names are interned per sequence.
 # perfetto, trace_packet.proto, trusted_packet_sequence_id.
@@ -23,7 +24,8 @@ class Slice:
     start_ns: int | None
     end_ns: int | None
     details: Mapping[str, str | int]
-    flow: int | None = None
+    flows: Sequence[int] = ()
+    """Flows that go on or end here, in the order of time."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class PacketWriter:
     """
 
     file: IO[bytes]
+    order: Sequence[str]
+    """Names of the tracks of a thread, from the top."""
     n_packets: int = 0
     _proto: Any = field(init=False)
     _writer: Any = field(init=False)
@@ -62,6 +66,7 @@ class PacketWriter:
         described = packet.track_descriptor
         described.uuid, described.parent_uuid = track, parent
         described.name = f"{name} {tid}"
+        described.child_ordering = described.EXPLICIT
         if source == 0 and tgid is not None:
             # A thread descriptor joins the track with the thread of sched events; numbers of
             # several inputs would be taken for each other's.
@@ -80,8 +85,7 @@ class PacketWriter:
         packet.track_event.type = event.TYPE_SLICE_BEGIN if is_slice else event.TYPE_INSTANT
         packet.track_event.track_uuid = track
         packet.track_event.name_iid = self._name(packet, made.name)
-        if made.flow is not None:
-            packet.track_event.flow_ids.append(made.flow)
+        packet.track_event.flow_ids.extend(made.flows)
         for key, value in made.details.items():
             note = packet.track_event.debug_annotations.add()
             note.name_iid = self._key(packet, key)
@@ -135,7 +139,7 @@ class PacketWriter:
         return track
 
     def _track_of(self, key: TrackKey) -> int:
-        source, tid, name = key
+        source, tid, name, _ = key
         track, is_new = self._track(*key)
         if is_new:
             packet = self._packet()
@@ -146,6 +150,7 @@ class PacketWriter:
                 parent, _ = self._track(source, tid)
             packet.track_descriptor.parent_uuid = parent
             packet.track_descriptor.name = name
+            packet.track_descriptor.sibling_order_rank = self.order.index(name)
             self._write(packet)
         return track
 

@@ -30,23 +30,32 @@ class Shown:
     """By path of the track: name, start and end; an instant ends where it starts."""
     flows: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Starts of the slices of each flow."""
-    details: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    """By name of the slice."""
+
+
+def _tracks(trace: Any) -> dict[int, str]:  # noqa: ANN401 - generated
+    """Path of each track by its number."""
+    tracks: dict[int, str] = {}
+    for packet in sorted(trace.packet, key=lambda p: p.timestamp):
+        if packet.HasField("track_descriptor"):
+            described = packet.track_descriptor
+            parent = tracks[described.parent_uuid] + "/" if described.parent_uuid else ""
+            assert described.uuid not in tracks
+            # Lanes have one name; each is a track.
+            name = parent + described.name
+            tracks[described.uuid] = name + "'" * list(tracks.values()).count(name)
+    return tracks
 
 
 def read_back(data: bytes) -> Shown:
     trace = proto.Trace()
     trace.ParseFromString(data)
     shown = Shown()
-    tracks: dict[int, str] = {}
+    tracks = _tracks(trace)
     names: dict[int, str] = {}
     keys: dict[int, str] = {}
     open_: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    for packet in sorted(trace.packet, key=lambda p: p.timestamp):
-        if packet.HasField("track_descriptor"):
-            described = packet.track_descriptor
-            parent = tracks[described.parent_uuid] + "/" if described.parent_uuid else ""
-            assert described.uuid not in tracks
-            tracks[described.uuid] = parent + described.name
     for packet in trace.packet:
         names |= {name.iid: name.name for name in packet.interned_data.event_names}
         keys |= {name.iid: name.name for name in packet.interned_data.debug_annotation_names}
@@ -59,7 +68,7 @@ def read_back(data: bytes) -> Shown:
             continue
         for flow in event.flow_ids:
             shown.flows[flow].append(packet.timestamp)
-        shown.details.append(
+        shown.details[names[event.name_iid]].append(
             {keys[d.name_iid]: d.string_value or d.int_value for d in event.debug_annotations}
         )
         here = names[event.name_iid], packet.timestamp
@@ -68,7 +77,21 @@ def read_back(data: bytes) -> Shown:
         else:
             shown.slices[tracks[track]].append((*here, packet.timestamp))
     assert not any(open_.values())
+    for path, slices in shown.slices.items():
+        assert _nest(slices), path
     return shown
+
+
+def _nest(slices: list[tuple[str, int, int]]) -> bool:
+    """Whether slices of one track lie within each other or apart, as the format demands."""
+    around: list[int] = []
+    for _, start, end in sorted(slices, key=lambda one: (one[1], -one[2])):
+        while around and around[-1] <= start:
+            around.pop()
+        if around and end > around[-1]:
+            return False
+        around.append(end)
+    return True
 
 
 def exported(trace: Trace) -> Shown:
@@ -88,7 +111,7 @@ def test_each_seamcall_is_a_slice_of_its_thread() -> None:
     ]
     second = shown.slices["story.txt/process 100/CPU 2/KVM 2/SEAMCALL"]
     assert second == [("TDH.MEM.TRACK", start + 40_000, start + 70_000)]
-    assert shown.details[0] == {
+    assert shown.details["TDH.MEM.PAGE.AUG: TDX_OPERAND_BUSY"][0] == {
         "status": "OPERAND_BUSY SEPT tree",
         "raw status": "0x8000020000000092",
         "seq": 2,
@@ -97,6 +120,9 @@ def test_each_seamcall_is_a_slice_of_its_thread() -> None:
         "level": 0,
         "cpu": 0,
         "outcome": "succeeded",
+        "cause": "unexplained",
+        "confidence": "none",
+        "resource": "SEPT tree",
     }
 
 
@@ -105,6 +131,45 @@ def test_attempts_at_one_request_are_connected_by_a_flow() -> None:
     step = 20_000
     starts = [[(ns - 1_000_000_000) // step for ns in flow] for flow in shown.flows.values()]
     assert sorted(starts) == [[0, 2, 4], [1, 3]]
+
+
+def test_each_retry_chain_is_a_slice_above_its_attempts() -> None:
+    file = io.BytesIO()
+    trace = story("B1 2/S3 B1 S1 S2").trace
+    write_perfetto(trace, analyze(trace), file)
+    shown = read_back(file.getvalue())
+    start = 1_000_000_000
+    assert shown.slices["story.txt/CPU 1/KVM 1/retry chain"] == [
+        ("TDH.MEM.PAGE.AUG: 3 attempts, succeeded", start, start + 70_000)
+    ]
+    assert len([path for path in shown.slices if path.endswith("retry chain")]) == 1
+    read = proto.Trace()
+    read.ParseFromString(file.getvalue())
+    ranks = {
+        p.track_descriptor.name: p.track_descriptor.sibling_order_rank
+        for p in read.packet
+        if p.track_descriptor.HasField("sibling_order_rank")
+    }
+    assert ranks["retry chain"] < ranks["SEAMCALL"]
+
+
+def test_chains_of_one_thread_that_overlap_are_on_different_tracks() -> None:
+    shown = exported(story("B1 B2 S1 S2").trace)
+    assert [len(s) for path, s in shown.slices.items() if "retry chain" in path] == [1, 1]
+
+
+def test_the_call_that_held_the_lock_is_named_and_connected() -> None:
+    trace = story("2/block( B1 2/)S S1").trace
+    (cause,) = analyze(trace).busy_causes.filter(rank=1).iter_rows(named=True)
+    assert cause["cause"] == "host_conflict"
+    shown = exported(trace)
+    (busy,) = shown.details["TDH.MEM.PAGE.AUG: TDX_OPERAND_BUSY"]
+    assert busy["cause"] == "host_conflict"
+    assert busy["holder"] == "TDH.MEM.RANGE.BLOCK"
+    assert (busy["holder_tid"], busy["holder_seq"]) == (2, cause["holder_seq"])
+    holder, attempt = shown.flows[max(shown.flows)]
+    assert holder == cause["start_ns"] - 10_000
+    assert attempt == cause["start_ns"]
 
 
 def test_the_call_that_completes_a_request_elsewhere_is_in_its_flow() -> None:
@@ -157,7 +222,7 @@ def test_an_exported_sample_has_all_calls_and_chains(name: str, tmp_path: Path) 
     sizes = joined.drop_nulls("flow").group_by("flow").len().sort("flow")["len"]
     assert sizes.to_list() == chains["n_attempts"].to_list()
     assert refused(1, "export", SAMPLES / name, "--perfetto", path).endswith(
-        "exists; use --force to overwrite it"
+        "exists; use --force to overwrite"
     )
 
 
