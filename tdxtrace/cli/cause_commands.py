@@ -22,8 +22,7 @@ def busy_causes_command(
         typer.Option(
             "--about",
             metavar="WHAT",
-            help="attempts, shares of causes, rules that were broken, locks and their worth, or "
-            "entries refused.",
+            help="attempts, shares, (broken) rules, locks or (refused) entries.",
         ),
     ] = About.attempts,
     cause: Annotated[

@@ -14,6 +14,7 @@ import typer
 from tdxtrace.cli import options
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import ReportFormat, format_of
+from tdxtrace.cli.progress import Steps, reading, working
 from tdxtrace.cli.query_options import QueryOptions, ReadArguments
 
 if TYPE_CHECKING:
@@ -79,20 +80,20 @@ def _write(
     brief: bool,
     query: QueryOptions,
 ) -> None:
-    from tdxtrace.cli import outputs
+    from tdxtrace.cli import outputs, screen
     from tdxtrace.report.json_data import findings_data
 
     if output is not None:
         outputs.write_folder(output, findings.tables(), findings_data(findings), query.inputs)
     if as_json:
-        typer.echo(outputs.json_text(findings_data(findings)), nl=False)
+        typer.echo(screen.json_text(findings_data(findings)), nl=False)
     elif not query.quiet:
         from tdxtrace.report.findings_text import findings_text
 
         height = shutil.get_terminal_size(fallback=(80, 24)).lines
-        lines = height if outputs.is_terminal() else None
+        lines = height if screen.is_terminal() else None
         shown = findings_text(findings, lines, limit, brief=brief)
-        outputs.print_screen(shown, query.coloring)
+        screen.print_screen(shown, query.coloring)
 
 
 @expand_option_groups
@@ -125,10 +126,12 @@ def report_command(
     chosen = "brief" if brief else (form or format_of(output)).value
     findings = query.analyze()
     made = origin(shlex.join(["tdxtrace", *sys.argv[1:]]), query.traces)
-    data = render.report(findings, chosen, made)
+    with working(query.quiet, lambda: f"writing the report as {chosen}"):
+        data = render.report(findings, chosen, made)
     for folder, kind in ((png, "png"), (svg, "svg")):
         if folder is not None:
-            n = render.save_charts(findings, folder, kind, force, query.inputs)
+            with working(query.quiet, lambda: "drawing the charts"):
+                n = render.save_charts(findings, folder, kind, force, query.inputs)
             query.notify(f"wrote {n} charts into {folder}")
     if output is None:
         sys.stdout.buffer.write(data)
@@ -162,11 +165,15 @@ def compare_command(
 
     shape = form or format_of(output)
     selection = Selection(leaves=tuple(leaf))
-    old, new = (analyze(read_trace(path), selection) for path in (before, after))
-    rows = compare(old, new)
-    data = render.comparison(
-        comparison.title(old, new), comparison.sections(old, new, rows), shape.value, rows
-    )
+    step = Steps(quiet).step
+    with reading(quiet) as report:
+        traces = [read_trace(path, progress=report) for path in (before, after)]
+    old, new = (analyze(trace, selection, step=step) for trace in traces)
+    with working(quiet, lambda: "comparing"):
+        rows = compare(old, new)
+        data = render.comparison(
+            comparison.title(old, new), comparison.sections(old, new, rows), shape.value, rows
+        )
     if output is None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -228,8 +235,11 @@ def export_command(
     from tdxtrace.tables.files import whole_file
 
     trace, chosen = query.read(), query.selection
-    findings = analyze(trace, chosen)
-    with whole_file(perfetto, force=force, inputs=query.inputs) as file:
+    findings = analyze(trace, chosen, step=Steps(query.quiet, query.verbose).step)
+    with (
+        working(query.quiet, lambda: "writing packets"),
+        whole_file(perfetto, force=force, inputs=query.inputs) as file,
+    ):
         n = write_perfetto(chosen.filter_trace(trace), findings, file)
     if not query.quiet:
         print(f"tdxtrace: wrote {n:,} packets; open them at ui.perfetto.dev", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import typer
@@ -14,12 +15,18 @@ HIDDEN_OPTIONS: Final = (
     "mappings",
     "level_base",
     "formats",
+    "memory",
     "max_unpacked",
     "cache",
     "color",
 )
+_EXIT: Final = "Exit status: 0 done, 1 bad input, 2 bad usage"
+# Options that end a command with status 3.
+_RULES: Final = {"fail_on": "a rule of --fail-on matches", "min_exact": "below a threshold"}
 READING_HELP: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
+# What click adds of numbers that a command refuses anyway.
+_RANGE: Final = re.compile(r" *\[[\d<=]*x[\d<>=]+\]|; [\d<=]*x[\d<>=]+(?=\])")
 _VALUES: Final = {
     **dict.fromkeys(("int", "int range", "list[int]"), "N"),
     **dict.fromkeys(("float", "float range"), "X"),
@@ -41,9 +48,35 @@ class Command(TyperCommand):
         shown = [param for param in every if not (reads and param.name in HIDDEN_OPTIONS)]
         for kind, title in (("argument", "Arguments"), ("option", "Options")):
             _write(ctx, formatter, title, [p for p in shown if p.param_type_name == kind])
+        formatter.write_paragraph()
         if reads:
-            formatter.write_paragraph()
-            formatter.write_text(f"More options, on how traces are read: tdxtrace {READING_HELP}")
+            formatter.write_text(f"Input options: tdxtrace {READING_HELP}")
+        formatter.write_text(exit_statuses(every))
+
+
+def exit_statuses(params: Sequence[Any], of_all: bool = False) -> str:
+    """Return what the exit statuses of a command with these parameters mean, as a sentence.
+
+    Args:
+        params: Parameters of the command.
+        of_all: Whether it stands for all commands.
+    """
+    named = {param.name for param in params}
+    third = [meaning for name, meaning in _RULES.items() if of_all or name in named]
+    return f"{_EXIT}{f', 3 {third[0]}' if third else ''}."
+
+
+def parameter_records(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  # noqa: ANN401
+    """Return the arguments and the options of a command, all of them: names and explanation."""
+    found: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None:
+            is_option = param.param_type_name == "option"
+            name = _name(record[0], is_option)
+            text = _RANGE.sub("", record[1])
+            found["Options" if is_option else "Arguments"].append((name, text))
+    return found
 
 
 def print_reading_help(ctx: typer.Context, is_set: bool) -> None:
@@ -80,7 +113,7 @@ def _piece(piece: str) -> str:
 
 def _write(ctx: Any, formatter: Any, title: str, params: list[Any]) -> None:  # noqa: ANN401
     records = [record for param in params if (record := param.get_help_record(ctx)) is not None]
-    records = [(_name(name, title == "Options"), text) for name, text in records]
+    records = [(_name(name, title == "Options"), _RANGE.sub("", text)) for name, text in records]
     if records:
         with formatter.section(title):
             formatter.write_dl(records)

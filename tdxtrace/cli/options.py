@@ -10,7 +10,6 @@ from typing import Annotated, Final
 import typer
 
 from tdxtrace.cli import completion
-from tdxtrace.errors import QueryError
 from tdxtrace.tables.text import one_line
 
 
@@ -147,10 +146,12 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]
-Python = Annotated[
-    bool, typer.Option("--python", help="Print the library's calls that do the same.")
-]
+Python = Annotated[bool, typer.Option("--python", help="Print equivalent Python code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Say what was read, and how long each step took."),
+]
 Coloring = Annotated[
     Color,
     typer.Option(
@@ -173,7 +174,7 @@ FailOn = Annotated[
     typer.Option(
         "--fail-on",
         metavar="RULE",
-        help="Exit with 3 if so, e.g. 'max-attempts>16'.",
+        help="Exit with status 3 if RULE matches: 'max-attempts>16'.",
     ),
 ]
 
@@ -194,15 +195,6 @@ class ReportFormat(StrEnum):
     json = "json"
 
 
-_BY_SUFFIX: Final = {
-    ".html": ReportFormat.html,
-    ".htm": ReportFormat.html,
-    ".md": ReportFormat.md,
-    ".markdown": ReportFormat.md,
-    ".json": ReportFormat.json,
-}
-
-
 def format_of(path: Path | None) -> ReportFormat:
     """Return the format that a file's name implies; Markdown for standard output (None).
 
@@ -211,9 +203,6 @@ def format_of(path: Path | None) -> ReportFormat:
     """
     if path is None:
         return ReportFormat.md
-    found = _BY_SUFFIX.get(path.suffix.lower())
-    if found is None:
-        raise QueryError(
-            f"what is {one_line(path.name)} to be? name it .html, .md or .json, or say --format"
-        )
-    return found
+    from tdxtrace.report.render import form_of
+
+    return ReportFormat(form_of(path))

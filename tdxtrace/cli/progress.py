@@ -63,18 +63,102 @@ def reading(quiet: bool) -> Iterator[ReadProgress | None]:
         bar.stop()
 
 
-class Steps:
-    """Shows the step that runs, with the time that it has taken, until the outermost one ends.
+State = Callable[[], str]
+"""Returns what is being done at this moment."""
 
-    How long a step takes is not known before: no time left is shown.
+
+class _Display:
+    """The line on stderr that shows the latest of the tasks that run, from any thread.
+
+    How long a task takes is not known before: no time left is shown.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[object, State] = {}
+        self._bar: Progress | None = None
+        self._later: threading.Timer | None = None
+
+    @contextmanager
+    def task(self, state: State) -> Iterator[None]:
+        """Show ``state()`` while a task runs; the line goes away with the last task."""
+        key = object()
+        with self._lock:
+            self._running[key] = state
+            if self._later is None:
+                self._bar = self._made()
+                # A task is one call that returns when it is done.
+                self._later = threading.Timer(_SHOWN_AFTER_S, self._bar.start)
+                self._later.daemon = True
+                self._later.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._running[key]
+                if not self._running:
+                    self._end()
+
+    def _end(self) -> None:
+        assert self._later is not None
+        assert self._bar is not None
+        self._later.cancel()
+        self._later.join()
+        self._bar.stop()
+        self._later = self._bar = None
+
+    def _text(self) -> str:
+        running = tuple(self._running.values())
+        return one_line(running[-1](), 200) if running else ""
+
+    def _made(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TimeElapsedColumn
+        from rich.text import Text
+
+        shown = self._text
+
+        class Running(ProgressColumn):
+            """The task that began last."""
+
+            def render(self, task: Task) -> Text:
+                return Text(shown() or task.description)
+
+        columns = (SpinnerColumn(), Running(), TimeElapsedColumn())
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        bar.add_task("", total=None)
+        return bar
+
+
+_DISPLAY: Final = _Display()
+
+
+@contextmanager
+def working(quiet: bool, state: State) -> Iterator[None]:
+    """Show what is done and for how long, on a terminal, while the block runs.
 
     Args:
         quiet: Whether to show nothing.
+        state: What is being done, asked for several times a second.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    with _DISPLAY.task(state):
+        yield
+
+
+class Steps:
+    """Shows the steps of an analysis while they run.
+
+    Args:
+        quiet: Whether to show nothing.
+        verbose: Whether to print how long each step took.
     """
 
-    def __init__(self, quiet: bool) -> None:
-        self._is_shown = not quiet and sys.stderr.isatty()
-        self._names: list[str] = []
+    def __init__(self, quiet: bool, verbose: bool = False) -> None:
+        self._quiet = quiet
+        self._verbose = verbose
 
     @contextmanager
     def step(self, name: str, n_events: int) -> Iterator[None]:
@@ -84,42 +168,9 @@ class Steps:
             name: What it finds.
             n_events: How many events it looks at.
         """
-        if not self._is_shown:
+        text = f"{name.replace('_', ' ')} of {n_events:,} events"
+        began = time.monotonic()
+        with working(self._quiet, lambda: text):
             yield
-            return
-        self._names.append(f"{name.replace('_', ' ')} of {n_events:,} events")
-        try:
-            if len(self._names) > 1:
-                yield
-                return
-            bar = self._bar()
-            # The step itself is one call that returns when it is done.
-            later = threading.Timer(_SHOWN_AFTER_S, bar.start)
-            later.daemon = True
-            later.start()
-            try:
-                yield
-            finally:
-                later.cancel()
-                later.join()
-                bar.stop()
-        finally:
-            self._names.pop()
-
-    def _bar(self) -> Progress:
-        from rich.console import Console
-        from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TimeElapsedColumn
-        from rich.text import Text
-
-        names = self._names
-
-        class Running(ProgressColumn):
-            """The innermost step that runs."""
-
-            def render(self, task: Task) -> Text:
-                return Text(names[-1] if names else task.description)
-
-        columns = (SpinnerColumn(), Running(), TimeElapsedColumn())
-        bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        bar.add_task("", total=None)
-        return bar
+        if self._verbose:
+            print(f"tdxtrace: {text}: {time.monotonic() - began:.2f} s", file=sys.stderr)

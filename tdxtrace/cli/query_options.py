@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -38,6 +39,7 @@ class ReadArguments:
     memory: options.Memory = None
     max_unpacked: options.MaxUnpacked = None
     quiet: options.Quiet = False
+    verbose: options.Verbose = False
 
     def __post_init__(self) -> None:
         # Before the command imports what hangs where it cannot be loaded.
@@ -105,8 +107,24 @@ class ReadArguments:
         """
         from tdxtrace.ingest.read import read
 
+        began = time.monotonic()
         with reading(self.quiet) as report:
-            return read(self.traces, self._how(report))
+            trace = read(self.traces, self._how(report))
+        if self.verbose:
+            for line in _what_was_read(trace, time.monotonic() - began):
+                print(f"tdxtrace: {line}", file=sys.stderr)
+        return trace
+
+
+def _what_was_read(trace: Trace, seconds: float) -> Iterator[str]:
+    """Lines for --verbose: each input, and how many lines or records each event has in it."""
+    for source in trace.provenance.sources:
+        name = one_line(source.path.rpartition("/")[2], 80)
+        size = f"{source.n_bytes:,} bytes, {source.n_lines:,} {source.unit}s"
+        yield f"{name}: {source.format}, {size}, clock {one_line(source.clock, 40)}"
+        for event, n in sorted(source.events.items(), key=lambda item: -item[1]):
+            yield f"  {n:>12,} {one_line(event, 80)}"
+    yield f"read in {seconds:.2f} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +164,7 @@ class QueryOptions(ReadArguments):
             self.read(),
             self.selection,
             memory=self.memory_bytes,
-            step=Steps(self.quiet).step,
+            step=Steps(self.quiet, self.verbose).step,
         )
 
     def read(self) -> Trace:
@@ -224,7 +242,7 @@ class ModuleOptions:
             module=self.module,
             generation=self.generation,
             memory=query.memory_bytes,
-            step=Steps(query.quiet).step,
+            step=Steps(query.quiet, query.verbose).step,
         )
 
 
@@ -258,11 +276,11 @@ class PrintOptions:
     @property
     def most(self) -> int:
         """Most rows to print; 0: all."""
-        from tdxtrace.cli import outputs
+        from tdxtrace.cli import screen
 
         if self.limit is not None:
             return self.limit
-        is_cut = self.output is None and outputs.is_terminal()
+        is_cut = self.output is None and screen.is_terminal()
         return _ON_TERMINAL if is_cut else _IN_PIPE
 
     def show(
@@ -285,7 +303,7 @@ class PrintOptions:
                 written.
             QueryError: If Parquet would go to a terminal.
         """
-        from tdxtrace.cli import outputs
+        from tdxtrace.cli import outputs, screen
 
         if self.form is not OutputFormat.table:
             inputs = [*query.inputs, *others]
@@ -300,7 +318,7 @@ class PrintOptions:
             self.draw(listing(rows, most, clocks), query, *others)
             return
         for block in rows.head(most).iter_slices(_BLOCK_ROWS):
-            outputs.print_screen(listing(block, 0, clocks), query.coloring)
+            screen.print_screen(listing(block, 0, clocks), query.coloring)
         if rows.height > most:
             typer.echo(more_rows(rows.height - most))
 
@@ -311,13 +329,13 @@ class PrintOptions:
             InputError: If the file exists and is not to be overwritten, was read, or cannot be
                 written.
         """
-        from tdxtrace.cli import outputs
+        from tdxtrace.cli import outputs, screen
 
         if self.output is None:
-            outputs.print_screen(shown, query.coloring)
+            screen.print_screen(shown, query.coloring)
             return
         inputs = [*query.inputs, *others]
-        text = outputs.plain_text(shown)
+        text = screen.plain_text(shown)
         outputs.write_file(self.output, text.encode(), force=self.force, inputs=inputs)
 
     def write_text(self, text: str, query: QueryOptions) -> None:

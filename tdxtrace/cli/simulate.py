@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdxtrace.cli import completion
+from tdxtrace.cli.progress import working
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,10 @@ def simulate_command(
             autocompletion=completion.scenarios,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Chance: any number.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 1,
     duration: Annotated[
-        str | None, typer.Option("--duration", metavar="TIME", help="Length, e.g. 2s or 50ms.")
+        str | None,
+        typer.Option("--duration", metavar="TIME", help="Simulated time, e.g. 2s or 50ms."),
     ] = None,
     vcpus: Annotated[int | None, typer.Option("--vcpus", help="vCPUs of every TD.")] = None,
     generation: Annotated[
@@ -67,9 +69,7 @@ def simulate_command(
         list[str],
         typer.Option("--fault", metavar="KIND=AMOUNT", help="Of the capture, e.g. lost=0.05."),
     ] = [],  # noqa: B006
-    repeat: Annotated[
-        int, typer.Option("--repeat", min=1, help="Write the run so often, for large files.")
-    ] = 1,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Write the run N times.")] = 1,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout."),
@@ -82,11 +82,11 @@ def simulate_command(
     describe: Annotated[
         str | None, typer.Option("--describe", metavar="SCENARIO", help="Say what one is.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
-    """Write what the tools would have recorded on a TDX host, and the truth behind it.
+    """Write what tools would have recorded on a TDX host, and the ground truth.
 
-    Example: tdxtrace simulate zero_step_attack --seed 7 -o trace.txt --truth truth/
+    Example: tdxtrace simulate zero_step_attack -o trace.txt --truth truth/
     """
     from tdxtrace.simulate import command
 
@@ -95,9 +95,10 @@ def simulate_command(
         return
     changes = command.ScenarioChanges(duration, vcpus, generation, policy, kernel)
     trace = command.TraceOptions(form, tuple(options), probes, arguments, tuple(faults), repeat)
-    summary = command.simulate(
-        name, seed, changes, trace, command.OutputPaths(output, truth, force)
-    )
+    paths = command.OutputPaths(output, truth, force)
+    doing = ["simulating"]
+    with working(quiet, lambda: doing[-1]):
+        summary = command.simulate(name, seed, changes, trace, paths, doing.append)
     if not quiet:
         print(summary, file=sys.stderr)
 
@@ -106,7 +107,7 @@ def validate_command(
     full: Annotated[
         bool, typer.Option("--full/--small", help="Hundreds of cells, or those of a test run.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="First seed: any number.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="First random seed.")] = 1,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.")] = 1,
     n_cells: Annotated[
         int,
@@ -197,7 +198,8 @@ def _print_scores(results: list[Result], captures: bool, confusions: bool) -> No
 def _validate_replay(seeds: Sequence[int], scenarios: list[str], jobs: int, quiet: bool) -> None:
     from tdxtrace.validate import replays
 
-    compared = replays.compare(seeds, replays.select_scenarios(scenarios), jobs)
+    with working(quiet, lambda: "validating replays"):
+        compared = replays.compare(seeds, replays.select_scenarios(scenarios), jobs)
     if not quiet:
         _print(replays.table(compared))
     held = replays.share_held(compared)
@@ -213,14 +215,9 @@ def _validate_replay(seeds: Sequence[int], scenarios: list[str], jobs: int, quie
 def _with_progress(
     validate: Callable[..., list[Result]], chosen: list[Cell], jobs: int, quiet: bool
 ) -> list[Result]:
-    if quiet or not sys.stderr.isatty():
-        return validate(chosen, jobs)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("runs", total=None)
-        return validate(chosen, jobs, lambda n, of: bar.update(task, completed=n, total=of))
+    doing = ["validating"]
+    with working(quiet, lambda: doing[-1]):
+        return validate(chosen, jobs, lambda n, of: doing.append(f"{n:,} of {of:,} runs"))
 
 
 def _print(rows: Sequence[list[str]]) -> None:

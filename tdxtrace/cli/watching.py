@@ -19,7 +19,7 @@ from tdxtrace.analysis.thresholds import FailRule, check_rules, parse_rule
 from tdxtrace.capture.options import RecordOptions
 from tdxtrace.capture.recorder import stop_on_signals
 from tdxtrace.cli.options import Color
-from tdxtrace.cli.outputs import console
+from tdxtrace.cli.screen import console
 from tdxtrace.errors import InputError, QueryError
 from tdxtrace.report.units import duration
 from tdxtrace.tables.text import one_line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -77,6 +77,7 @@ def simulate(
     changes: ScenarioChanges,
     options: TraceOptions,
     target: OutputPaths,
+    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Simulate a scenario and write its trace and its truth.
 
@@ -86,6 +87,7 @@ def simulate(
         changes: Changes to the scenario.
         options: What is recorded, and in which format.
         target: The files to write.
+        say: Called with what is being done, as it goes on.
 
     Returns:
         A summary in one line.
@@ -107,7 +109,12 @@ def simulate(
     inputs = [name] if Path(name).suffix == ".toml" else []
     if target.truth is not None:
         refuse_overwriting(target.truth / _SCENARIO, inputs)
-    run = engine.run(chosen, seed)
+    run = engine.run(
+        chosen,
+        seed,
+        lambda now_ns: say(f"simulated {now_ns // 1_000_000:,} of {chosen.duration_ms:,} ms"),
+    )
+    say(f"recording {len(run.journal.calls):,} SEAMCALLs")
     if options.repeat > 1:
         run = output.without_open_requests(run)
     recording = faults.record(run, capture, capture_faults)
@@ -115,7 +122,7 @@ def simulate(
         chunks = output.repeated(recording, form, run.end_ns, options.repeat)
     else:
         chunks = iter([output.render_bytes(run, recording, form)])
-    n_bytes = _write(chunks, target, inputs)
+    n_bytes = _write(_reported(chunks, say), target, inputs)
     if target.truth is not None:
         _write_truth(run, options, target, inputs)
     n_calls = len(run.journal.calls)
@@ -166,6 +173,14 @@ def _capture(options: TraceOptions) -> Capture:
     if options.probes in CAPTURES and not options.arguments:
         raise QueryError(f"{options.probes} fetches arguments always; leave --no-arguments out")
     return Capture(options.probes, arguments=options.arguments)
+
+
+def _reported(chunks: Iterator[bytes], say: Callable[[str], None]) -> Iterator[bytes]:
+    n_bytes = 0
+    for chunk in chunks:
+        yield chunk
+        n_bytes += len(chunk)
+        say(f"wrote {n_bytes / 1e6:,.1f} MB")
 
 
 def _write(chunks: Iterator[bytes], target: OutputPaths, inputs: list[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -37,6 +37,8 @@ _TGID_STEP: Final = 1500
 _BUILD_PAGES: Final = 16
 # Random streams reserved for one VM: main thread, vCPUs, workers.
 _STREAMS: Final = 1 << 16
+# How often a run reports how far it is.
+_REPORTS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,14 @@ class Run:
     """TDH.VP.ENTER calls that had not returned when the run ended."""
 
 
-def run(scenario: Scenario, seed: int) -> Run:
+def run(scenario: Scenario, seed: int, report: Callable[[int], None] = lambda _: None) -> Run:
     """Simulate a scenario.
 
     Args:
         scenario: What to simulate.
         seed: Seed of all random streams; the same scenario and seed give the same run on
             every machine.
+        report: Called with the simulated ns so far, about a hundred times.
 
     Returns:
         The run, whose times are ns from its start.
@@ -74,6 +77,9 @@ def run(scenario: Scenario, seed: int) -> Run:
     vms = tuple(_make_vm(machine, scenario, spec, i, seed) for i, spec in enumerate(specs))
     end_ns = scenario.duration_ms * 1_000_000
     with _gc_paused():
+        for now_ns in range(end_ns // _REPORTS, end_ns, max(end_ns // _REPORTS, 1)):
+            machine.env.run(until=now_ns)
+            report(now_ns)
         machine.env.run(until=end_ns)
     journal = machine.journal
     # A thread runs ahead of the clock up to its next interaction: what it did after the end

@@ -16,7 +16,7 @@ from support.running import ESC, SAMPLE_FILES, SAMPLES, answered, refused, tdxtr
 from support.story import STATUS
 from support.texts import ONE_CALL, aug, aug_ret, line
 
-from tdxtrace.cli import outputs
+from tdxtrace.cli import screen
 from tdxtrace.cli.options import Color
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.pipeline import analyze
@@ -485,7 +485,7 @@ def test_no_color_has_no_colours_even_on_a_terminal(words: tuple[str, ...]) -> N
         patch.setenv("FORCE_COLOR", "1")
         patch.setenv("TERM", "xterm-256color")
         patch.delenv("NO_COLOR", raising=False)
-        made = outputs.console(Color.never if words else Color.auto)
+        made = screen.console(Color.never if words else Color.auto)
         made.file = into
         made.print("[cyan]hello[/cyan]")
     assert ("\x1b[36m" in into.getvalue()) is not bool(words)

@@ -52,6 +52,9 @@ def test_help_fits_a_screen_and_has_an_example(words: tuple[str, ...]) -> None:
     assert max(map(len, lines)) <= SCREEN["columns"]
     (example,) = [line.strip() for line in lines if line.strip().startswith("Example: ")]
     assert f"tdxtrace {words[0]}" in example
+    (status,) = [line for line in lines if line.strip().startswith("Exit status: ")]
+    rules = {"--fail-on", "--min-exact"} & {word for line in lines for word in line.split()}
+    assert (", 3 " in status) == bool(rules)
     # As manuals write them: no type of Python, no braces around what is wanted.
     assert not re.search(r"<[a-z|]|[{}]|\[\[", "\n".join(lines)), lines
 

@@ -149,3 +149,14 @@ def test_reading_loads_no_pyarrow_and_no_decompressor_that_is_not_needed() -> No
     modules = loaded("analyze", "-q", str(SAMPLES / "contended.txt"))
     assert "polars" in modules
     assert modules.isdisjoint({"pyarrow", "zstandard"})
+
+
+def test_verbose_says_what_was_read_and_how_long_each_step_took(chains: Path) -> None:
+    done = tdxtrace("verdicts", chains, "-v")
+    assert done.status == 0
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("tdxtrace: ") for line in lines)
+    assert lines[0].startswith(f"tdxtrace: {chains.name}: ftrace, ")
+    assert any(line.endswith(" tdh_mem_page_aug_entry") for line in lines), lines
+    assert any(line.startswith("tdxtrace: verdicts of ") for line in lines)
+    assert done.text == answered("verdicts", chains).text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import time
 
 import pytest
 
 from tdxtrace.cli import progress
-from tdxtrace.cli.progress import Steps
+from tdxtrace.cli.progress import Steps, working
 
 
 class _Terminal(io.StringIO):
@@ -52,6 +53,38 @@ def test_what_is_quick_or_quiet_or_goes_to_no_terminal_is_not_shown(
     with Steps(quiet=False).step("verdicts", 1):
         time.sleep(0.05)
     assert not terminal.getvalue()
+
+
+def test_tasks_of_two_threads_are_one_line_that_goes_away_with_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = _terminal(monkeypatch)
+    first, second = Steps(quiet=False), Steps(quiet=False)
+
+    def other() -> None:
+        with second.step("policies", 2):
+            time.sleep(0.15)
+
+    thread = threading.Thread(target=other)
+    with first.step("time_shares", 1):
+        thread.start()
+        time.sleep(0.05)
+    thread.join()
+    assert "policies of 2 events" in terminal.getvalue()
+    shown = len(terminal.getvalue())
+    time.sleep(0.15)
+    assert len(terminal.getvalue()) == shown
+
+
+def test_a_command_says_what_it_is_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _terminal(monkeypatch)
+    doing = ["simulated 1 of 9 ms"]
+    with working(False, lambda: doing[-1]):
+        time.sleep(0.15)
+        doing.append("wrote 3.0 MB")
+        time.sleep(0.25)
+    assert "simulated 1 of 9 ms" in terminal.getvalue()
+    assert "wrote 3.0 MB" in terminal.getvalue()
 
 
 def test_a_step_that_fails_ends_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
