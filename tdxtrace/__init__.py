@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from tdxtrace.pipeline import analyze as analyze
     from tdxtrace.pipeline import compare as compare
     from tdxtrace.pipeline import query as query
+    from tdxtrace.recommend.limits import limits as limits
     from tdxtrace.recommend.policy_definitions import policy_named as policy_named
     from tdxtrace.recommend.replay import policies as policies
+    from tdxtrace.recommend.target import parse_target as parse_target
     from tdxtrace.report.outline import charts as charts
+    from tdxtrace.report.render import write_report as write_report
     from tdxtrace.tables.trace import Findings as Findings
     from tdxtrace.tables.trace import Trace as Trace
 
@@ -27,10 +30,13 @@ _HOMES = {
     "analyze": "tdxtrace.pipeline",
     "charts": "tdxtrace.report.outline",
     "compare": "tdxtrace.pipeline",
+    "limits": "tdxtrace.recommend.limits",
+    "parse_target": "tdxtrace.recommend.target",
     "policies": "tdxtrace.recommend.replay",
     "policy_named": "tdxtrace.recommend.policy_definitions",
     "query": "tdxtrace.pipeline",
     "read_trace": "tdxtrace.ingest.read",
+    "write_report": "tdxtrace.report.render",
 }
 __all__ = [
     "Findings",
@@ -41,10 +47,13 @@ __all__ = [
     "analyze",
     "charts",
     "compare",
+    "limits",
+    "parse_target",
     "policies",
     "policy_named",
     "query",
     "read_trace",
+    "write_report",
 ]
 
 

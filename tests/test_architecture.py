@@ -223,7 +223,7 @@ def test_contracts_are_up_to_date() -> None:
 
 
 def test_public_names_are_few_and_exist() -> None:
-    assert len(tdxtrace.__all__) <= 12
+    assert len(tdxtrace.__all__) <= 15
     assert all(hasattr(tdxtrace, name) for name in tdxtrace.__all__)
 
 

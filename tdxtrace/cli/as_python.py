@@ -73,9 +73,8 @@ def _open(script: _Script, query: QueryOptions) -> None:
     names = query.traces[1:] if _is_log(script, query) else query.traces
     chosen = query.selection.to_dict()
     if chosen:
-        script.use("tdxtrace.analysis.selection", "Selection")
         words = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-        script.lines += [f"selection = Selection({words})"]
+        script.lines += [f"selection = tdxtrace.Selection({words})"]
     script.lines.append(f"trace = tdxtrace.read_trace({', '.join([*map(repr, names), *given])})")
     script.words = {**script.words, "chosen": ["selection"] if chosen else []}
 
@@ -144,8 +143,7 @@ def _explain(script: _Script) -> None:
 
 def _policies(script: _Script) -> None:
     words = script.words
-    script.use("tdxtrace.recommend.policy_definitions", "DEFAULTS", "policy_named")
-    script.use("tdxtrace.recommend.replay", "policies")
+    script.use("tdxtrace.recommend.policy_definitions", "DEFAULTS")
     names, own = "DEFAULTS", ""
     if words["file"] is not None:
         script.imports.insert(0, "from pathlib import Path")
@@ -154,9 +152,9 @@ def _policies(script: _Script) -> None:
         names, own = "[*DEFAULTS, *own]", ", own"
     if words["policy"]:
         names = repr(list(dict.fromkeys(words["policy"])))
-        script.imports = [line.replace("DEFAULTS, ", "") for line in script.imports]
-    script.lines.append(f"chosen = [policy_named(name{own}) for name in {names}]")
-    script.show("policies(findings.retry_chains, findings.busy_answers, chosen)")
+        script.imports = [line for line in script.imports if "DEFAULTS" not in line]
+    script.lines.append(f"chosen = [tdxtrace.policy_named(name{own}) for name in {names}]")
+    script.show("tdxtrace.policies(findings.retry_chains, findings.busy_answers, chosen)")
 
 
 def _recommend(script: _Script) -> None:
@@ -171,17 +169,18 @@ def _recommend(script: _Script) -> None:
         sure = script.words["confidence"]
         script.show(f"limit_statements(findings.attempts, {chains}, confidence={sure!r})")
         return
-    script.use("tdxtrace.recommend.limits", "limits", "observed_seconds")
-    script.use("tdxtrace.recommend.target", "parse_target")
+    script.use("tdxtrace.recommend.limits", "observed_seconds")
     script.lines.append(
-        f"target = parse_target({', '.join(f'{n}={v!r}' for n, v in said.items())})"
+        f"target = tdxtrace.parse_target({', '.join(f'{n}={v!r}' for n, v in said.items())})"
     )
     script.lines.append("seconds = observed_seconds(findings.provenance)")
     pace = ""
     if script.words["pace"] is not None:
         script.use("tdxtrace.recommend.policy_definitions", "nanoseconds")
         pace = f", pace_ns=nanoseconds({script.words['pace']!r})"
-    script.show(f"limits(findings.attempts, {chains}, findings.losses, seconds, target{pace})")
+    script.show(
+        f"tdxtrace.limits(findings.attempts, {chains}, findings.losses, seconds, target{pace})"
+    )
 
 
 def _export(script: _Script) -> None:

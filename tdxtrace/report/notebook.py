@@ -69,9 +69,19 @@ _CELLS: Final = (
     (
         "markdown",
         "Tables are Arrow (PyCapsule interface): pyarrow, pandas, DuckDB and ibis take them as "
-        "they are.",
+        "they are. A package that is not installed is left out here.",
     ),
     ("code", "import pyarrow as pa\n\npa.table(findings.retry_chains).schema"),
+    (
+        "code",
+        "from importlib.util import find_spec\n\n"
+        'chains = findings.named("retry_chains")\n'
+        'if find_spec("duckdb"):\n'
+        "    import duckdb\n\n"
+        '    print(duckdb.sql("select leaf, outcome, count(*) n from chains group by all"))\n'
+        'if find_spec("pandas"):\n'
+        '    print(pa.table(chains).to_pandas()["took_ns"].describe())',
+    ),
     (
         "markdown",
         "## Replay other policies\n\n"
@@ -85,6 +95,20 @@ _CELLS: Final = (
         'columns = ["policy", "leaf", "n_requests", "n_exceeding", "exceeding_high"]\n'
         "findings.named(replayed).select(columns)",
     ),
+    (
+        "markdown",
+        "## Limits and the report\n\n"
+        "The smallest limit that 99 % of requests keep, with 95 % confidence; and the page.",
+    ),
+    (
+        "code",
+        "target = tdxtrace.parse_target(target=1e-2)\n"
+        "limits = tdxtrace.limits(\n"
+        "    findings.attempts, findings.retry_chains, findings.losses, target=target\n"
+        ")\n"
+        'findings.named(limits).select("leaf", "made_by", "unit", "limit", "reason")',
+    ),
+    ("code", 'tdxtrace.write_report(findings, "report.html", force=True)'),
 )
 
 

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tdxtrace.errors import QueryError
 from tdxtrace.report.counts import facts
 from tdxtrace.report.origin import Origin
 from tdxtrace.report.outline import sections, title
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _SCALE: Final = 2
 """Pixels of a PNG per pixel of the page, for high-density screens."""
+_BY_SUFFIX: Final = {
+    **dict.fromkeys((".html", ".htm"), "html"),
+    **dict.fromkeys((".md", ".markdown"), "md"),
+    ".json": "json",
+}
 _CAPTION: Final = 110
 """Characters of a line of a caption in an image."""
 
@@ -46,6 +52,47 @@ def report(findings: Findings, form: str, made: Origin | None = None) -> bytes:
 
         return report_json(name, parts, findings, made)
     return _render(name, parts, form, facts(findings))
+
+
+def write_report(
+    findings: Findings, path: str | Path, form: str | None = None, *, force: bool = False
+) -> None:
+    """Write the report on ``findings`` to a file.
+
+    Args:
+        findings: What ``analyze`` found.
+        path: The file; its suffix, .html, .md or .json, is its format.
+        form: Another format: ``html``, ``md``, ``brief`` or ``json``.
+        force: Whether to overwrite an existing file.
+
+    Raises:
+        QueryError: If the suffix is none of these and ``form`` is not given.
+        InputError: If the file exists and may not be overwritten, or cannot be written.
+
+    Example:
+        >>> import tdxtrace
+        >>> findings = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
+        >>> tdxtrace.write_report(findings, "/dev/null", "brief")
+    """
+    inputs = [source.path for source in findings.provenance.sources]
+    data = report(findings, form or form_of(Path(path)))
+    with whole_file(Path(path), force=force, inputs=inputs) as file:
+        file.write(data)
+
+
+def form_of(path: Path) -> str:
+    """Return the format that a file's name implies: html, md or json.
+
+    Raises:
+        QueryError: If its suffix is none of those known.
+    """
+    found = _BY_SUFFIX.get(path.suffix.lower())
+    if found is None:
+        raise QueryError(
+            f"no format is known by the suffix of {one_line(path.name)}: name it .html, .md or "
+            ".json, or use --format"
+        )
+    return found
 
 
 def comparison(name: str, parts: list[Section], form: str, rows: pl.DataFrame) -> bytes:

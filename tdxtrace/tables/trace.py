@@ -133,7 +133,10 @@ class _TableBundle:
         if isinstance(table, str) and table not in {own.name for own in self._tables}:
             raise _no_table(table, self._tables)
         rows: pl.DataFrame = getattr(self, table) if isinstance(table, str) else table
-        makers = {"leaf": leaf_name, "holder_leaf": leaf_name, "status": status_name}
+        makers = {
+            **dict.fromkeys(("leaf", "holder_leaf"), leaf_name),
+            **dict.fromkeys(("status", "final_status"), status_name),
+        }
         return rows.with_columns(
             pl.coalesce(make(pl.col(column)), pl.col(column).cast(pl.String))
             for column, make in makers.items()

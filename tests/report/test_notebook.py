@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,10 @@ def executed(path: Path, folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_notebook_runs_from_top_to_bottom() -> None:
-    shown = executed(STARTER, SAMPLES)
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shutil.copy(SAMPLES / "zerostep.txt", tmp_path)
+    shown = executed(STARTER, tmp_path)
+    assert (tmp_path / "report.html").exists()
     texts = "\n".join(shows.get("text/html", "") for shows in shown)
     assert "<code>seamcalls</code>" in texts
     assert "<code>retry_chains</code>" in texts

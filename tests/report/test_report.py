@@ -214,9 +214,11 @@ def test_the_format_follows_from_the_suffix(tmp_path: Path) -> None:
         assert done.stderr == f"tdxtrace: wrote {path}\n"
         assert path.read_bytes().startswith(begin)
     message = refused(1, "report", trace, "-o", tmp_path / "r.md")
-    assert message.endswith("exists; use --force to overwrite it")
+    assert message.endswith("exists; use --force to overwrite")
     message = refused(2, "report", trace, "-o", tmp_path / "r.pdf")
-    assert message == "what is r.pdf to be? name it .html, .md or .json, or say --format"
+    assert message == (
+        "no format is known by the suffix of r.pdf: name it .html, .md or .json, or use --format"
+    )
 
 
 def test_markdown_fits_the_width_of_a_mail(findings: Findings) -> None:
