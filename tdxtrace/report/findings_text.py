@@ -15,6 +15,7 @@ from tdxtrace.report.counts import facts
 from tdxtrace.report.limits_text import supported_line
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
+    clock_text,
     count,
     duration,
     plural,
@@ -179,12 +180,11 @@ def _source(source: Source, number: str) -> Text:
     span = None
     if source.first_ns is not None and source.last_ns is not None:
         span = source.last_ns - source.first_ns
-    clock = "unknown" if source.clock == "unnamed" else source.clock
     facts = [
         f"{source.format}{packed}",
         plural(source.n_lines, source.unit),
         duration(span),
-        f"clock: {clock}, {duration(source.clock_resolution_ns)} resolution",
+        f"clock: {clock_text(source.clock, source.clock_resolution_ns)}",
         *([f"Linux {one_line(source.kernel, 20)}"] if source.kernel else []),
     ]
     line = Text(number + one_line(source.path.rpartition("/")[2], 40), style="bold")

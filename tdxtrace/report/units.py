@@ -32,6 +32,21 @@ def short_duration(ns: int | None) -> str:
     return duration(ns).replace(" ", "")
 
 
+def clock_text(name: str, resolution_ns: int) -> str:
+    """Return a clock and its resolution.
+
+    Args:
+        name: As ``Source.clock`` names it.
+        resolution_ns: Its resolution in ns.
+
+    Example:
+        >>> clock_text("unnamed", 1_000)
+        'unknown, 1 us resolution'
+    """
+    known = "unknown" if name == "unnamed" else name
+    return f"{known}, {duration(resolution_ns)} resolution"
+
+
 def seconds(ns: int | None) -> str:
     """Return a time in ns as seconds with nine decimals, ``-`` for None."""
     return "-" if ns is None else f"{ns // 1_000_000_000}.{ns % 1_000_000_000:09}"

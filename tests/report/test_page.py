@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +124,77 @@ def test_an_empty_trace_has_a_page(page: Page, tmp_path: Path) -> None:
     assert page.complaints == []
     assert page.ask("document.querySelectorAll('.chart').length") == 0
     assert "No SEAMCALL was captured" in str(page.ask("document.body.innerText"))
+
+
+_LEAVES = "document.querySelector('#leaf_stats table')"
+
+
+def test_a_click_on_a_heading_sorts_numbers_as_numbers(page: Page, tmp_path: Path) -> None:
+    page.look(1280)
+    page.open(written(read_trace(SAMPLES / "contended.txt"), tmp_path))
+    column = page.ask(
+        f"[...{_LEAVES}.tHead.rows[0].cells].findIndex(h => h.textContent === 'requests')"
+    )
+    numbers = (
+        f"[...{_LEAVES}.tBodies[0].rows].map(r => "
+        f"Number(r.cells[{column}].textContent.replace(',', ''))).join()"
+    )
+    heading = f"{_LEAVES}.tHead.rows[0].cells[{column}]"
+    shown = [int(n) for n in str(page.ask(numbers)).split(",")]
+    for fall in (True, False):
+        page.ask(f"{heading}.querySelector('button').click()")
+        sorted_ = [int(n) for n in str(page.ask(numbers)).split(",")]
+        assert sorted_ == sorted(shown, reverse=fall)
+        assert page.ask(f"{heading}.getAttribute('aria-sort')") == (
+            "descending" if fall else "ascending"
+        )
+
+
+def test_words_filter_the_rows_of_a_table(page: Page, tmp_path: Path) -> None:
+    page.look(1280)
+    page.open(written(read_trace(SAMPLES / "contended.txt"), tmp_path))
+    table = "document.querySelector('#retry_chains table')"
+    field = f"{table}.closest('.table').querySelector('input')"
+    rows = f"[...{table}.tBodies[0].rows].filter(r => r.offsetParent !== null)"
+    n = page.ask(f"{rows}.length")
+    assert isinstance(n, int)
+    page.ask(f"{field}.value = 'abandoned aug'; {field}.dispatchEvent(new Event('input'))")
+    texts = str(page.ask(f"{rows}.map(r => r.textContent.toLowerCase()).join('\\n')")).splitlines()
+    assert 0 < len(texts) < n
+    assert all("abandoned" in text and "aug" in text for text in texts)
+    page.ask(f"{field}.value = 'no such row'; {field}.dispatchEvent(new Event('input'))")
+    assert page.ask(f"{rows}.length") == 0
+    page.ask(f"{field}.value = ''; {field}.dispatchEvent(new Event('input'))")
+    assert page.ask(f"{rows}.length") == n
+    # A table of names and values has neither.
+    values = "document.querySelector('#provenance .table')"
+    assert page.ask(f"{values}.querySelectorAll('input, button').length") == 0
+
+
+@pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
+def test_no_printed_page_is_empty(name: str, page: Page, tmp_path: Path) -> None:
+    page.look(1280)
+    page.open(written(read_trace(SAMPLES / name), tmp_path))
+    page.pdf(tmp_path / "report.pdf")
+    sizes = page_sizes((tmp_path / "report.pdf").read_bytes())
+    assert len(sizes) > 3
+    # A line or two alone have fewer.
+    assert min(sizes) > 50, sizes
+    assert page.complaints == []
+
+
+def page_sizes(pdf: bytes) -> list[int]:
+    """Number of operators that show text, in each page of a PDF of Chromium."""
+    objects = {
+        int(number): body
+        for number, body in re.findall(rb"(?s)(?:^|\n)(\d+) 0 obj\n(.*?)\nendobj", pdf)
+    }
+    sizes = []
+    for body in objects.values():
+        if not re.search(rb"/Type\s*/Page\b(?!s)", body):
+            continue
+        (reference,) = re.findall(rb"/Contents (\d+) 0 R", body)
+        _, _, stream = objects[int(reference)].partition(b"stream\n")
+        content = zlib.decompress(stream.removesuffix(b"\nendstream"))
+        sizes.append(len(re.findall(rb"\bT[jJ]\b", content)))
+    return sizes

@@ -40,7 +40,7 @@ def attempts_by_leaf(leaf_stats: pl.DataFrame) -> alt.Chart | alt.LayerChart:
     line = alt.Chart(rows).mark_line(color=light("line"), strokeWidth=3).encode(x, y, detail="leaf")
     points = (
         alt.Chart(rows)
-        .mark_point(color=light("busy"), size=90, strokeWidth=2, opacity=1)
+        .mark_point(color=light("ink"), size=90, strokeWidth=2, opacity=1)
         .encode(
             x,
             y,

@@ -45,7 +45,7 @@ RETRIED: Final = "retried"
 
 
 def request_times(retry_chains: pl.DataFrame, resolution_ns: int) -> alt.Chart | alt.LayerChart:
-    """Draw histograms of the duration of retried and of other requests."""
+    """Draw histograms of the duration of requests: retried ones downwards, others upwards."""
     import altair as alt  # noqa: PLC0415
 
     rows = time_bins(retry_chains, resolution_ns)
@@ -56,15 +56,17 @@ def request_times(retry_chains: pl.DataFrame, resolution_ns: int) -> alt.Chart |
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
         axis=alt.Axis(**duration_axis(low, high)),
     )
+    axis = alt.Axis(labelExpr="format(abs(datum.value), '~%')", tickCount=5)
     kinds = [kind for kind in (AT_ONCE, RETRIED) if kind in rows["kind"]]
     hues = {AT_ONCE: light("done"), RETRIED: light("busy")}
     chart = (
         alt.Chart(rows)
-        .mark_rect(opacity=0.6)
+        .transform_calculate(height=f"datum.kind == '{RETRIED}' ? -datum.ratio : datum.ratio")
+        .mark_rect()
         .encode(
             x,
             alt.X2("to_ns:Q"),
-            alt.Y("ratio:Q", title="share of its kind", axis=alt.Axis(format="~%", tickCount=5)),
+            alt.Y("height:Q", title="share of its kind", axis=axis),
             y2=alt.Y2Datum(0),
             color=alt.Color(
                 "kind:N", scale=alt.Scale(domain=kinds, range=[hues[kind] for kind in kinds])

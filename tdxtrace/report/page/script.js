@@ -45,7 +45,8 @@
   };
   const tools = (table) => {
     const n = table.tBodies[0].rows.length;
-    if (n < 2) return;
+    // Rows of two cells are names with values, in their order.
+    if (n < 2 || table.tHead.rows[0].cells.length < 3) return;
     all("thead th", table).forEach((heading, column) => {
       const label = made("button", heading.textContent);
       label.type = "button";

@@ -25,21 +25,15 @@ def section(findings: Findings) -> Section:
     if stats.is_empty():
         says = ["No SEAMCALL was captured. Probe the kernel's wrappers to see them."]
         return Section("leaf_stats", title, about, says)
-    return Section(
+    figure = Figure(
         "leaf_stats",
-        title,
-        about,
-        _sentences(stats),
-        figures=[
-            Figure(
-                "leaf_stats",
-                "Attempts per request, by leaf",
-                f"Requests that are cut count with the attempts recorded. {_sum(stats)} in all.",
-                lambda: charts.attempts_by_leaf(stats),
-            )
-        ],
-        grids=[_table(stats)],
+        "Attempts per request, by leaf",
+        f"Requests that are cut count with the attempts recorded. {_sum(stats)} in all.",
+        lambda: charts.attempts_by_leaf(stats),
     )
+    is_retried = stats["max_attempts"].max() != 1
+    figures = [figure] if is_retried else []
+    return Section("leaf_stats", title, about, _sentences(stats), figures, [_table(stats)])
 
 
 def _sum(stats: pl.DataFrame) -> str:

@@ -54,10 +54,11 @@ def _supported(findings: Findings) -> list[str]:
     ):
         by_unit = {row["unit"]: row for row in of_leaf.iter_rows(named=True)}
         time, attempts = by_unit["ns"], by_unit["attempts"]
+        in_time = f"{percent(time['more_high'])} more than {duration(time['within'])}, "
         parts.append(
-            f"of TDH.{leaf_label(leaf)} {percent(time['more_high'])} more than "
-            f"{duration(time['within'])}, {percent(attempts['more_high'])} more than "
-            f"{plural(attempts['within'], 'attempt')}"
+            # Where no request was retried, none took any time between attempts.
+            f"of TDH.{leaf_label(leaf)} {in_time if time['within'] else ''}"
+            f"{percent(attempts['more_high'])} more than {plural(attempts['within'], 'attempt')}"
         )
     if not parts:
         return ["This trace has too few requests to support any limit."]
@@ -84,8 +85,8 @@ def _shares(findings: Findings) -> list[Grid]:
         return []
     asked = asked.sort(pl.col("unit") != "ns", "within", maintain_order=True)
     numbers = asked.select("unit", "within").unique(maintain_order=True)
-    titles = [duration(n) if unit == "ns" else count(n) for unit, n in numbers.iter_rows()]
-    titles[-1] += " attempts"
+    shown = {"ns": duration, "attempts": count}
+    titles = [f"> {shown[unit](n)}" for unit, n in numbers.iter_rows()]
     leaves = findings.limit_statements["leaf"].unique(maintain_order=True)
     rows = [
         (
@@ -95,7 +96,7 @@ def _shares(findings: Findings) -> list[Grid]:
         for leaf in leaves
         if (own := asked.filter(pl.col("leaf") == leaf)).height
     ]
-    caption = "At most this share of the requests needs more, each with "
+    caption = "At most this share of the requests needs more time, or more attempts, each with "
     return [
         grid(
             ("TDH.", *titles),

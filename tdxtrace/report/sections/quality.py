@@ -8,7 +8,7 @@ import polars as pl
 
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.section import Grid, Section, grid
-from tdxtrace.report.units import count, duration, plural, seconds, short_duration, total
+from tdxtrace.report.units import clock_text, count, duration, plural, seconds, total
 from tdxtrace.tables.trace import Findings, Source
 
 _MOST: Final = 20
@@ -83,7 +83,7 @@ def _sources(sources: tuple[Source, ...]) -> Grid:
                 _format(source),
                 count(source.n_lines),
                 duration(_length(source)),
-                f"{source.clock} ({short_duration(source.clock_resolution_ns)} resolution)",
+                clock_text(source.clock, source.clock_resolution_ns),
                 source.kernel or "unknown",
             )
             for source in sources

@@ -64,7 +64,8 @@ def _times(findings: Findings) -> list[Figure]:
         Figure(
             "times",
             "Duration of requests",
-            f"{note}. Each kind adds up to 100 %. Clock resolution: {duration(resolution)}.",
+            f"{note}. Each kind adds up to 100 %, retried ones downwards. Clock resolution: "
+            f"{duration(resolution)}.",
             lambda: times.request_times(findings.retry_chains, resolution),
         )
     ]
