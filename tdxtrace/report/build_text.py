@@ -43,7 +43,7 @@ def measurement_text(log: pl.DataFrame, losses: pl.DataFrame) -> str:
         n_lost = lost.filter(pl.col("source") == build["source"][0]).height
         if len(builds) > 1:
             lines.append(f"# build {number} of {len(builds)}")
-        lines += [f"# incomplete: {why}" for why in _gaps(build, n_lost)]
+        lines += [f"# incomplete: {why}" for why in gaps(build, n_lost)]
         named = build.with_columns(
             name=leaf_name(pl.col("leaf")).str.replace_all(".", "_", literal=True)
         )
@@ -51,8 +51,13 @@ def measurement_text(log: pl.DataFrame, losses: pl.DataFrame) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _gaps(build: pl.DataFrame, n_lost: int) -> Iterator[str]:
-    """Why calls may be missing in a build, or be there though nothing was measured."""
+def gaps(build: pl.DataFrame, n_lost: int) -> Iterator[str]:
+    """Yield why calls may be missing in a build, or be there though nothing was measured.
+
+    Args:
+        build: Rows of the ``measurement_log`` table of one build.
+        n_lost: Losses of its recording.
+    """
     if build["build"][0] == 0:
         yield "its TDH.MNG.INIT was not recorded"
     if not (build["leaf"] == _FINALIZE).any():

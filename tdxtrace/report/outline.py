@@ -11,6 +11,7 @@ from tdxtrace.report.charts.theme import WIDTH
 from tdxtrace.report.origin import Origin
 from tdxtrace.report.section import Figure, Section
 from tdxtrace.report.sections import (
+    builds,
     causes,
     costs,
     leaves,
@@ -73,6 +74,9 @@ def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
         outcomes.loops(findings),
         zero_steps.thresholds(findings),
         zero_steps.vcpus(findings),
+        builds.counters(findings),
+        builds.measurement_log(findings),
+        builds.host_checks(findings),
     ]
     return [*shown, *(replace(section, is_detail=True) for section in details)]
 
