@@ -32,7 +32,7 @@ _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "busy-causes": ("cause_commands", "Who made each SEAMCALL busy."),
         "explain": ("cause_commands", "What happened around one SEAMCALL."),
         "zero-step-causes": ("table_commands", "Why a vCPU faulted until it was refused."),
-        "abandoned-requests": ("table_commands", "What came of requests left busy."),
+        "abandoned-requests": ("table_commands", "What happened to abandoned requests."),
         "progress-loops": ("table_commands", "What was repeated without a lock conflict."),
         "host-check": ("table_commands", "Which weaknesses the TDX module has, by a log."),
         "measurement-log": ("table_commands", "Which calls made each TD's MRTD."),

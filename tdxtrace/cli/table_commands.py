@@ -172,7 +172,7 @@ _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
     ),
     "step_thresholds": ("Print how many zero-step episodes each threshold would have made.",),
     "abandoned_requests": (
-        "Print the requests that were left busy, and what came of each.",
+        "Print the requests that were abandoned busy, and the consequence of each.",
         "--dmesg dmesg.txt",
     ),
     "progress_loops": (

@@ -142,9 +142,9 @@ def refusal_of(lines: list[str]) -> str | None:
 def not_intel(lines: list[str]) -> str | None:
     """Return what shows that events are of no Intel host, if anything does."""
     if any(_ARM.match(line) for line in lines):
-        return "its KVM events are of an ARM host; TDX is of Intel"
+        return "its KVM events are of an ARM host; TDX is an Intel feature"
     if any(_AMD.match(line) for line in lines):
-        return "its KVM events are of an AMD host; TDX is of Intel"
+        return "its KVM events are of an AMD host; TDX is an Intel feature"
     if any(_GUEST.search(line) for line in lines):
         return "its events are of a guest; trace the host"
     return None
@@ -152,7 +152,7 @@ def not_intel(lines: list[str]) -> str | None:
 
 # What the lines of an input lacked, by the kind of loss that says so.
 _LACKING: Final = {
-    "wrapped": "has lines that are wrapped, and where a number was cut cannot be told; join them "
+    "wrapped": "has wrapped lines in which a number may be cut; join them "
     "(set nowrap in the mailer, less -S off, a wider terminal) or send the file as an attachment",
     "no_abstime": "has no times; switch them on: echo 1 > options/funcgraph-abstime",
     "no_event": "does not name its events; print them: perf script -F +event",
@@ -190,7 +190,7 @@ def _other_events(stats: SourceStats) -> str:
     if names or stats.events:
         way = "record kvm:kvm_entry, kvm:kvm_exit and probes on tdh_mem_page_aug and its siblings"
         if any(kind == "unmapped" for kind, _ in told):
-            way = "say what the probes are with --map EVENT=FUNCTION"
+            way = "name the probed functions with --map EVENT=FUNCTION"
         return f"has no SEAMCALL and no KVM event; it has {_some(names)}; {way}"
     if undecoded:
         return (
@@ -198,7 +198,7 @@ def _other_events(stats: SourceStats) -> str:
             "print them (perf script -F +trace) or record them (see tdxtrace capture plan)"
         )
     sample = next((repr(e.detail) for e in stats.entries.values() if e.detail), "only headers")
-    return f"holds no event that is known; its first line: {sample}"
+    return f"has no known event; its first line: {sample}"
 
 
 def _some(names: list[str]) -> str:

@@ -26,7 +26,7 @@ STYLE: Final = {
 }
 """Styles of verdicts, in the order of their importance."""
 _WHOSE: Final = {"BUG": "host kernel", "HOSTILE": "host"}
-_NONE: Final = "no verdict: nothing was busy, refused, abandoned, repeated or printed"
+_NONE: Final = "no problems found: nothing was busy, refused, abandoned, repeated or printed"
 _NOUNS: Final = {
     "busy": "busy answer",
     "broken_rule": "call",
@@ -183,7 +183,7 @@ def _one(kind: VerdictKind, sources: Sequence[Source]) -> list[Sentence]:
         lines.append(f"{said} ({group['evidence_table']} seq {group['evidence']}{more})")
     lines.append(f"rule {kind.rule}: {kind.groups[0]['rule_source']}")
     lines += [
-        f"to decide it: {text}"
+        f"to decide: {text}"
         for text in dict.fromkeys(group["decided_by"] for group in kind.groups)
         if text is not None
     ]

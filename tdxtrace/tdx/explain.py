@@ -242,7 +242,7 @@ def _meaning(status: int, leaf: int | None, fact: dict[str, Any]) -> str | None:
     rows = loader_status_table().filter(pl.col("status") == status)
     if rows.is_empty():
         return None
-    return f"not known of the module; from the P-SEAMLDR it is {rows['name'].item()} (say --leaf)"
+    return f"not known of the module; from the P-SEAMLDR it is {rows['name'].item()} (use --leaf)"
 
 
 def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:

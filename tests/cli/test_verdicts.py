@@ -81,7 +81,7 @@ def test_an_undecided_one_says_what_would_decide(tmp_path: Path) -> None:
     log.write_text("\n".join(lines) + "\n")
     text = " ".join(answered("verdicts", log).text.split())
     assert text.startswith("1 UNDECIDED, of 4 groups of findings UNDECIDED message_alone")
-    assert text.count("to decide it: a trace of that moment") == 1
+    assert text.count("to decide: a trace of that moment") == 1
     assert all(f"(kernel_messages seq {n})" in text for n in range(1, 5))
 
 

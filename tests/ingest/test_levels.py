@@ -73,8 +73,8 @@ def test_levels_are_believed_before_the_version() -> None:
 
 @pytest.mark.parametrize("told", [0, 1])
 def test_the_user_is_believed_before_all(told: int) -> None:
-    assert base("S1^0", told, "6.16") == (told, "told by the user")
-    assert base("S1^1", told, "7.2") == (told, "told by the user")
+    assert base("S1^0", told, "6.16") == (told, "given by the user")
+    assert base("S1^1", told, "7.2") == (told, "given by the user")
 
 
 def test_levels_are_brought_to_the_modules_count() -> None:

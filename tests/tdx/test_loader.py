@@ -57,7 +57,7 @@ def test_without_a_leaf_it_is_a_hint_and_no_answer() -> None:
     known = explain(0x8000000000000003)
     assert known.name is None
     assert known.meaning is not None
-    assert "from the P-SEAMLDR it is PSEAMLDR_EBADCALL (say --leaf)" in known.meaning
+    assert "from the P-SEAMLDR it is PSEAMLDR_EBADCALL (use --leaf)" in known.meaning
     assert explain(0x8000000000000005).meaning is None
 
 

@@ -32,9 +32,9 @@ _ADVICE: Final = {
     "arguments": "let the probes fetch td, gpa, level and page: the holder must be on the same",
     "lost_events": "record with a larger buffer: the holder may be among the events lost here",
     "trace_edge": "record for longer: the holder's call may reach beyond the edge of the trace",
-    "generation": "say --module VERSION or --generation A, B or C: they give different answers",
+    "generation": "name it: --module VERSION or --generation A, B or C give different answers",
     "clock": "record with a clock of nanoseconds (trace_clock mono): several calls may overlap",
-    "holder": "nobody fits although the calls that could hold it were probed",
+    "holder": "no recorded call fits, although every possible holder was probed",
 }
 _KEPT_OUT: Final = (
     "host priority kept the guest out after the first try: record every leaf that works on an "
@@ -82,7 +82,7 @@ def reasons(
         .then(pl.lit("clock"))
         .otherwise(pl.lit("holder"))
     )
-    probe = pl.format("probe {} too: no call of it was seen, and it may hold this", "missing")
+    probe = pl.format("also probe {}; they may hold this lock and were not seen", "missing")
     advice = pl.col("lacks").replace_strict(_ADVICE, default=None, return_dtype=pl.String)
     return facts.with_columns(lacks=reason).select(
         pl.col("lacks").cast(pl.Enum(LACKS)),

@@ -28,7 +28,7 @@ _RULE_OF: Final = {
     "unexplained": "no_cause_without_holder",
 }
 _REASON: Final = {
-    "host_conflict": "another SEAMCALL of the host held the lock; it has to be tried again",
+    "host_conflict": "another SEAMCALL of the host held the lock; the caller must retry",
     "armed_entry": "an entry that zero-step mitigation had armed held the lock",
     "guest": "a TDCALL of the guest held it; host priority gives it to the host's next try",
     "kernel_bug": "in a correct kernel",

@@ -20,17 +20,28 @@ _BY_CONSEQUENCE: Final = {
     "host_priority_timeout": (
         "BUG",
         "entry_left_busy",
-        "left busy on an entry, which shut the guest out until it ran into the timeout of host "
-        "priority",
+        "abandoned busy on an entry, which kept the guest out until the timeout of host priority",
     ),
     "later_call_failed": (
         "BUG",
         "dropped_block",
-        "left busy and not repeated; a later call on the page failed for lack of it",
+        "abandoned busy; a later call on the page failed for lack of it",
     ),
-    "kernel_message": ("UNDECIDED", "vm_killed", "left busy; KVM printed it and killed the VM"),
-    "settled_later": ("EXPECTED", "settled_by_another", "left busy and settled by another call"),
-    "none_seen": ("UNDECIDED", "end_not_seen", "left busy, and nothing shows what came of it"),
+    "kernel_message": (
+        "UNDECIDED",
+        "vm_killed",
+        "abandoned busy; KVM printed it and killed the VM",
+    ),
+    "settled_later": (
+        "EXPECTED",
+        "settled_by_another",
+        "abandoned busy and completed by another call",
+    ),
+    "none_seen": (
+        "UNDECIDED",
+        "end_not_seen",
+        "abandoned busy; the trace does not show the consequence",
+    ),
 }
 _DECIDED_BY: Final = {
     "kernel_message": "the verdict on the busy answer itself; for that " + "probe every tdh_* "

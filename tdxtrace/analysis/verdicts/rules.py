@@ -33,12 +33,12 @@ RULES: Final = {
         f"{_MODULE} tdh_mem_page_promote.c and the like need a blocked range; Yan Zhao, DEMOTE "
         "series v3, 2026-01: no maximum of restarts is guaranteed, so a host may give up"
     ),
-    "no_majority": "a cause of less than half of the faults is none",
+    "no_majority": "no cause explains half of the faults",
     "dropped_block": "canonical/tdx issue 213: BLOCK's busy answer ignored, DEMOTE fails",
     "entry_left_busy": f"{_MODULE} tdx_locks.h: host priority stays until a host takes the lock",
     "vm_killed": "Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c, KVM_BUG_ON after the second failure",
     "settled_by_another": "the request's next success clears host priority: tdx_locks.h",
-    "end_not_seen": "nothing later in the trace shows what came of it",
+    "end_not_seen": "nothing later in the trace shows the consequence",
     "interruptible_flow": "TDX module 1.5 base specification, interruptible host-side flows",
     "no_maximum_of_restarts": "Yan Zhao, DEMOTE series v3, 2026-01: no maximum is guaranteed",
     "local_loop_or_off_cpu": "Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_handle_ept_violation",
@@ -47,7 +47,7 @@ RULES: Final = {
         "0x8000020000000080, two vCPUs initialised at once"
     ),
     "block_track_then_operate": f"{_MODULE} src/common/helpers/helpers.h, is_tlb_tracked",
-    "message_alone": "a message tells the status of one call, not who held what",
+    "message_alone": "a message has the status of one call, not who held the lock",
 }
 """Rules by name, with sources; those that a correct kernel keeps are in ``bug_rule_table``."""
 

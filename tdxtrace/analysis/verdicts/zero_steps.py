@@ -28,8 +28,8 @@ _EXPECTED: Final = {
     "KVM_EXIT_MEMORY_FAULT had asked it to convert; the mitigation is right, the VMM is not",
     "frozen_spte": "another thread was installing the page meanwhile; the race is known and ends "
     "by itself",
-    "invalidation": "the page was being taken away; the vCPU waits until that is done",
-    "memslot_change": "a long invalidation, such as a memory slot's, was taking pages away",
+    "invalidation": "the page was being removed; the vCPU waits until that is done",
+    "memslot_change": "a long invalidation, such as a memory slot's, was removing pages",
     "left_loop": "KVM left its retry loop for a signal or an interrupt while the page was busy",
     "many_pages": "one instruction touched more new pages than the threshold; all were served",
 }
@@ -52,10 +52,10 @@ _PENDING_C: Final = (
 )
 _UNDONE: Final = (
     "the host blocked pages for something that failed, for the guest, or for a split or merge that "
-    "it reverted, and gave them back: it may have tried in earnest"
+    "it reverted, and restored them: it may have had a reason"
 )
 _CHURN: Final = (
-    "the host blocked pages and gave them back unchanged{}, with no call on them in between, which "
+    "the host blocked pages and unblocked them unchanged{}, with no call on them in between, which "
     "KVM never does; only {} of these vCPUs' entries ran guest code"
 )
 _WHO_BLOCKS: Final = (
@@ -248,5 +248,5 @@ def _reason(generation: str | None) -> pl.Expr:
         .then(pl.lit(_UNDONE))
         .when(cause == "pending_page")
         .then(pl.lit(_PENDING_C if generation == "C" else _PENDING))
-        .otherwise(look_up("cause", _EXPECTED).fill_null("why is not to be seen"))
+        .otherwise(look_up("cause", _EXPECTED).fill_null("the trace does not show the cause"))
     )

@@ -68,7 +68,7 @@ class LevelBaseDetector:
             kernels: Versions that the inputs name.
         """
         if told is not None:
-            return told, "told by the user"
+            return told, "given by the user"
         if not self.has_levels:
             return 0, "no levels in the capture"
         if self.has_zero:
@@ -80,7 +80,7 @@ class LevelBaseDetector:
         }
         if len(named) == 1:
             return named.pop(), f"kernel {next(k for k in kernels if k)}"
-        return 0, "assumed; say --level-base 1 for Linux 7.2 and later"
+        return 0, "assumed; use --level-base 1 for Linux 7.2 and later"
 
 
 def normalised(seamcalls: pl.DataFrame, base: int) -> pl.DataFrame:
