@@ -7,6 +7,7 @@ import re
 import polars as pl
 import pytest
 from rich.console import Console, RenderableType
+from support.shown import as_shown, left_out
 from support.story import story
 
 from tdxtrace.pipeline import analyze
@@ -14,7 +15,6 @@ from tdxtrace.report.columns import Sentence, TextTable
 from tdxtrace.report.findings_text import findings_text
 from tdxtrace.report.limits_text import policies_text
 from tdxtrace.report.listing import listing
-from tdxtrace.report.units import duration
 from tdxtrace.report.verdict_text import verdict_text
 from tdxtrace.tables.trace import Findings
 
@@ -40,21 +40,6 @@ def tables(findings: Findings) -> dict[str, pl.DataFrame]:
     return {name: rows for name, rows in findings.tables().items() if rows.height}
 
 
-def as_shown(name: str, value: object) -> str | None:
-    """What must stand for a value of csv; None: it is shown by a name or as a date."""
-    if value is None or isinstance(value, float) or name in ("source", "ts_ns"):
-        return None
-    if name.endswith("_ns") and isinstance(value, int):
-        point = f"{value // 10**9}.{value % 10**9:09}"
-        return f"{point}|{re.escape(duration(value).replace(' ', ''))}"
-    if isinstance(value, str):
-        return re.escape(" ".join(value.split()))
-    return f"{value}|{value:,}|{value:#x}" if isinstance(value, int) else None
-
-
-NAMED = ("leaf", "holder_leaf", "status", "final_status", "exit_reason", "loader_leaf")
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_value_is_shown_or_its_column_is_named_as_left_out(
     width: int, findings: Findings
@@ -63,12 +48,11 @@ def test_every_value_is_shown_or_its_column_is_named_as_left_out(
     for table, rows in tables(findings).items():
         lines = drawn(listing(rows), width)
         text = " ".join(" ".join(lines).split())
-        _, _, notice = text.partition("not shown: ")
-        left_out = {word.strip() for word in notice.partition(" (")[0].split(",")}
-        assert width != PIPE or not left_out - {""}
-        for name in set(rows.columns) - {*NAMED, "source"}:
+        missing = left_out(text)
+        assert width != PIPE or not missing
+        for name in set(rows.columns) - {"source"}:
             title = name.removesuffix("_ns")
-            if rows[name].null_count() == rows.height or title in left_out:
+            if rows[name].null_count() == rows.height or title in missing:
                 continue
             assert title in lines[0], (table, name)
             for value in rows[name]:
