@@ -12,7 +12,8 @@ from tdxtrace.report.counts import facts
 from tdxtrace.report.origin import Origin
 from tdxtrace.report.outline import sections, title
 from tdxtrace.report.section import Section
-from tdxtrace.tables.files import whole_folder
+from tdxtrace.tables.files import whole_file, whole_folder
+from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:

@@ -157,6 +157,6 @@ def test_verbose_says_what_was_read_and_how_long_each_step_took(chains: Path) ->
     lines = done.stderr.splitlines()
     assert all(line.startswith("tdxtrace: ") for line in lines)
     assert lines[0].startswith(f"tdxtrace: {chains.name}: ftrace, ")
-    assert any(line.endswith(" tdh_mem_page_aug_entry") for line in lines), lines
+    assert any(line.endswith(" tdh_mem_page_aug_enter") for line in lines), lines
     assert any(line.startswith("tdxtrace: verdicts of ") for line in lines)
     assert done.text == answered("verdicts", chains).text
