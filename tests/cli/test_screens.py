@@ -67,7 +67,7 @@ def answers(*words: str | Path) -> list[str]:
     assert [line for line in lines if line.startswith("next: ")], lines
     order = [
         next(n for n, line in enumerate(lines) if line.startswith(start))
-        for start in ("limit: ", ("No lost", "LOST"), "next: ")  # type: ignore[arg-type]
+        for start in ("limit: ", ("No lost", "LOST"), "next: ")
     ]
     assert order == sorted(order)
     return lines

@@ -28,13 +28,15 @@ def measurement_log(findings: Findings) -> Section:
     lost = findings.losses.filter(pl.col("severity") == "data_loss")
     rows = []
     for build in builds[:_MOST]:
-        source, td_id = build.select("source", "td_id").row(0)
+        source, td_id, first, last = build.select(
+            pl.first("source"), pl.first("td_id"), pl.min("seq"), last=pl.max("seq")
+        ).row(0)
         counts = dict(build.group_by("leaf", maintain_order=True).len().rows())
         incomplete = "; ".join(gaps(build, lost.filter(pl.col("source") == source).height))
         rows.append(
             (
                 word(td_id),
-                f"{build['seq'].min()} to {build['seq'].max()}",
+                f"{first} to {last}",
                 ", ".join(f"{leaf_label(leaf)} {count(n)}" for leaf, n in counts.items()),
                 incomplete or "complete",
             )
