@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
-from tdxtrace.analysis.dependence import clusters, widest
+from tdxtrace.analysis.dependence import between_hosts, clusters, widest
 from tdxtrace.analysis.loops.bursts import DEEPEST, HALF, count_bursts
 from tdxtrace.compiler import choose
 from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval, few_clusters_factor
@@ -459,7 +459,9 @@ def curves_of(counts: AttemptCounts) -> pl.DataFrame:
     """Return the ``attempts`` table of counts, or of sums of them.
 
     Args:
-        counts: Counts of one or more inputs, each of them with its own number in ``source``.
+        counts: Counts of one or more inputs, each of them with its own number in ``source``. With
+            sums over hosts too (host_squares and host_products of steps, host_clusters and
+            host_sizes of totals) the intervals are those of hosts as clusters.
     """
     curves = _curves(counts)
     steps = _with_done_at_once(counts.steps, curves)
@@ -592,7 +594,8 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
     )
     first = pl.col("n_at_risk").first().over("group")
     burst = steps["raw"].fill_null(1.0).clip(1.0).to_numpy() * widened
-    effect, unit, drifts = widest(steps, burst)
+    is_fleet = "host_squares" in steps.columns
+    effect, unit, drifts = (between_hosts if is_fleet else widest)(steps, burst)
     return steps.with_columns(
         design_effect=pl.Series(effect), unit_of_dependence=unit, drifts=drifts
     ).with_columns(

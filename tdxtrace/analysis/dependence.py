@@ -107,6 +107,32 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     return np.maximum(best, 1.0), unit_of, pl.Series(drifts)
 
 
+def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
+    """Return what :func:`widest` does, with hosts as the only unit: of the share of all requests.
+
+    The variance between hosts holds that of bursts, TDs and recordings, which are each of one
+    host. Where fewer than ten requests need more, the effect of the last step with more is kept,
+    or that of bursts.
+
+    Args:
+        steps: As for :func:`widest`, for the unit host.
+        burst: Design effects of bursts.
+    """
+    of = {name: steps[name].to_numpy().astype(float) for name in steps.columns if name != "group"}
+    share = np.divide(of["n_more"], of["n_all"], out=np.zeros_like(burst), where=of["n_all"] > 0)
+    n = np.maximum(of["host_clusters"], 2.0)
+    usable = (of["n_more"] >= MIN_MORE) & (of["host_clusters"] >= 2) & (share < 1)
+    variance = of["n_more"] * (1 - share) * (n - 1)
+    raw = np.divide(_between(of, "host", share) * n, variance, out=burst.copy(), where=usable)
+    effect = raw * few_clusters_factor(n, CONFIDENCE)
+    rows = pl.DataFrame({"group": steps["group"], "effect": effect, "known": usable})
+    rows = rows.with_columns(burst=pl.Series(burst))
+    last = pl.when("known").then("effect").forward_fill().over("group").fill_null(pl.col("burst"))
+    best: Floats = rows.select(last.clip(1.0)).to_series().to_numpy()
+    unit = pl.Series(["host"] * len(burst), dtype=pl.Enum(names(Dependence)))
+    return best, unit, pl.Series(np.zeros(len(burst), np.bool_))
+
+
 def _between(of: dict[str, Floats], unit: str, share: Floats) -> Floats:
     """Sum over clusters of the squared distance of their requests that need more from the mean."""
     squares = of[f"{unit}_squares"] - 2 * share * of[f"{unit}_products"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
@@ -36,6 +37,31 @@ _DRIFTING: Final = (
     "that a limit would hold for its average only; look at a part of it (--since, --until)"
 )
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequests:
+    """What limits rest on beside curves, of one or more recordings: counts, which add."""
+
+    leaves: pl.DataFrame
+    """As :func:`leaves_of`."""
+    policies: pl.DataFrame
+    """As :func:`tdxtrace.recommend.recorded.recorded_policies`."""
+    exposure: Exposure
+    n_losses: int
+
+
+def recorded_requests(
+    retry_chains: pl.DataFrame, losses: pl.DataFrame, seconds: float | None
+) -> RecordedRequests:
+    """Return what limits rest on beside curves; arguments and errors as :func:`limits`."""
+    chains = RETRY_CHAINS.conform(retry_chains)
+    return RecordedRequests(
+        leaves_of(chains),
+        recorded_policies(chains),
+        exposure_of(chains, seconds),
+        LOSSES.conform(losses).filter(pl.col("severity") == "data_loss").height,
+    )
 
 
 def limits(
@@ -81,20 +107,31 @@ def limits(
         The definition of a limit: the project's issue 6. Generalised Pareto tails:
         J. Pickands, Annals of Statistics 3 (1975) 119.
     """
+    return limits_of(attempts, recorded_requests(retry_chains, losses, seconds), target, pace_ns)
+
+
+def limits_of(
+    attempts: pl.DataFrame,
+    recorded: RecordedRequests,
+    target: Target | None = None,
+    pace_ns: float | None = None,
+) -> pl.DataFrame:
+    """Return :func:`limits` from curves, and what was recorded, of any number of recordings."""
     target = target or Target()
     steps = ATTEMPTS.conform(attempts)
-    chains = RETRY_CHAINS.conform(retry_chains)
-    leaves, exposure = leaves_of(chains), exposure_of(chains, seconds)
+    leaves, exposure, seconds = recorded.leaves, recorded.exposure, recorded.exposure.host_s
     unknown = None if target.rate is None else exposure.why_unknown(target.rate)
-    recorded = recorded_policies(chains)
-    lost = LOSSES.conform(losses).filter(pl.col("severity") == "data_loss").height
     has_makers = not steps.filter(pl.col("by") == "maker").is_empty()
     rows = []
     for leaf in leaves.iter_rows(named=True):
         ratio = target.for_leaf(leaf["n_requests"], leaves.height, exposure)
-        row_base = leaf | {"observed_s": seconds, "n_losses": lost, "target": ratio or target.ratio}
+        row_base = leaf | {
+            "observed_s": seconds,
+            "n_losses": recorded.n_losses,
+            "target": ratio or target.ratio,
+        }
         row_base |= {"confidence": target.confidence_of_leaf(leaves.height)}
-        calls, words = words_of(recorded.filter(pl.col("leaf") == leaf["leaf"]))
+        calls, words = words_of(recorded.policies.filter(pl.col("leaf") == leaf["leaf"]))
         row_base |= {"recorded_calls": calls, "recorded_policy": words}
         of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
         rows += list(
@@ -116,11 +153,11 @@ def _with_times(rows: pl.DataFrame, pace_ns: float | None) -> pl.DataFrame:
 def observed_seconds(provenance: Provenance) -> float | None:
     """Return the recorded time of all sources in s; None where a clock counts unknown ticks."""
     spans = [
-        (s.last_ns - s.first_ns) / 1e9
+        s.last_ns - s.first_ns
         for s in provenance.sources
         if s.first_ns is not None and s.last_ns is not None and s.clock != "integer"
     ]
-    return sum(spans) if spans and len(spans) == len(provenance.sources) else None
+    return sum(spans) / 1e9 if spans and len(spans) == len(provenance.sources) else None
 
 
 def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
@@ -131,10 +168,10 @@ def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
         seconds: Recorded time in s; None: its clock has no unit.
     """
     span = chains.filter(pl.col("td_id").is_not_null()).group_by("source", "td_id")
-    spans = span.agg(s=(pl.col("end_ns").max() - pl.col("start_ns").min()) / 1e9)["s"]
+    spans = span.agg(ns=pl.col("end_ns").max() - pl.col("start_ns").min())["ns"]
     added = chains.filter(pl.col("leaf") == _AUG, pl.col("outcome") == "succeeded")
     pages = added.select(pl.lit(512).pow(pl.col("level").fill_null(0).clip(0, 2)).sum()).item()
-    vm_s = float(spans.sum()) if seconds is not None and len(spans) else None
+    vm_s = float(spans.sum() / 1e9) if seconds is not None and len(spans) else None
     return Exposure(seconds, vm_s, int(pages or 0))
 
 

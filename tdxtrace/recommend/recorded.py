@@ -19,6 +19,8 @@ _MOST_KICKED_CALLS: Final = 2
 # So many requests that end at one number are no coincidence, if none ends elsewhere: a choice of
 # ours.
 _MIN_ALIKE: Final = 3
+# Inputs that a sentence names; of more it gives the number.
+_MOST_NAMED: Final = 5
 _KEY: Final = ("source", "leaf")
 
 
@@ -84,7 +86,9 @@ def words_of(recorded: pl.DataFrame) -> tuple[int | None, str | None]:
     parts = []
     for (calls, kicks), rows in limited.group_by("calls", "is_kicked", maintain_order=True):
         where = ""
-        if recorded.height > 1:
+        if rows.height > _MOST_NAMED:
+            where = f" ({rows.height:,} of {recorded.height:,} inputs)"
+        elif recorded.height > 1:
             where = f" (input {', '.join(str(source + 1) for source in rows['source'])})"
         n = int(rows["n_given_up"].sum())
         plural = "" if calls == 1 else "s"

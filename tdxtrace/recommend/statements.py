@@ -57,10 +57,17 @@ def limit_statements(
         >>> print(f"at most {row['more_high'].item():.0%} need more than 16 attempts")
         at most 19% need more than 16 attempts
     """
+    return statements_of(attempts, leaves_of(RETRY_CHAINS.conform(retry_chains)), confidence)
+
+
+def statements_of(
+    attempts: pl.DataFrame, leaves: pl.DataFrame, confidence: float = 0.95
+) -> pl.DataFrame:
+    """Return :func:`limit_statements` from curves and :func:`leaves_of` of their recordings."""
     wanted = Target(confidence=confidence)
     steps = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf").sort("within")
     rows: list[dict[str, Any]] = []
-    for leaf in leaves_of(RETRY_CHAINS.conform(retry_chains)).iter_rows(named=True):
+    for leaf in leaves.iter_rows(named=True):
         for unit in UNITS:
             of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"], pl.col("unit") == unit)
             if is_mostly_unanswered(of_leaf, leaf):

@@ -10,6 +10,7 @@ from typing import Final
 
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.fleet import FLEET_TABLES
 from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.truth import TRUTH_TABLES
@@ -27,6 +28,13 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 #    table loader_calls, one more file in a stored trace.
 #    table limit_statements.
 #    tables accept_rates, boot_phases, tdvmcalls, module_updates.
+#    tables of facts and fleets.
 SCHEMA_VERSION: Final = 3
 
-TABLES: Final[tuple[Table, ...]] = (*EVENT_TABLES, *FINDING_TABLES, *TRUTH_TABLES, COMPARISONS)
+TABLES: Final[tuple[Table, ...]] = (
+    *EVENT_TABLES,
+    *FINDING_TABLES,
+    *TRUTH_TABLES,
+    COMPARISONS,
+    *FLEET_TABLES,
+)

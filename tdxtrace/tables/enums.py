@@ -66,6 +66,7 @@ class Dependence(StrEnum):
     period = "period"
     td = "td"
     source = "source"
+    host = "host"
 
 
 class Counted(StrEnum):

@@ -17,8 +17,8 @@ _DEPENDENCE: Final = Column(
     "unit_of_dependence",
     pl.Enum(names(Dependence)),
     "What the design effect is of: requests (independent), bursts of them, one of twenty parts of "
-    "the recording, TDs or inputs. Where it is TDs or inputs, or a rate drifts, intervals are for "
-    "a further one.",
+    "the recording, TDs or inputs; of a fleet, hosts. Where it is TDs or inputs, or a rate drifts, "
+    "intervals are for a further one.",
 )
 _DRIFTS: Final = Column(
     "drifts",

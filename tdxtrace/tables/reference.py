@@ -10,6 +10,7 @@ from typing import Final
 from tdxtrace.tables.catalog import TABLES
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
+from tdxtrace.tables.fleet import FLEET_TABLES
 from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.schema import Column, Table
 
@@ -19,6 +20,7 @@ _GROUPS: Final[tuple[tuple[str, Sequence[Table]], ...]] = (
     ("Events, as recorded", EVENT_TABLES),
     ("Findings, from analysis", FINDING_TABLES),
     ("Comparison of two traces", (COMPARISONS,)),
+    ("Facts of many traces, and a fleet's answers", FLEET_TABLES),
 )
 
 

@@ -1,0 +1,286 @@
+"""From traces to facts: one task a trace, on the workers of an engine.
+
+What a task writes is named by the content of its trace, so that a task that runs twice writes the
+same. The driver keeps nothing: what is there when it begins is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from tdxtrace.errors import QueryError, TdxtraceError
+from tdxtrace.fleet.engine import Engine, Run
+from tdxtrace.fleet.storage import Storage, TraceInput, content_hash, local_copy, open_storage
+from tdxtrace.tables.text import one_line
+
+# Times that a trace is tried whose worker dies: once more than Dask's default of retries allows
+# for a bad machine. A choice.
+MOST_TRIES: Final = 3
+FAILURES: Final = "failures"
+_FIELDS: Final = ("host", "date", "kernel", "module")
+_FIELD: Final = re.compile(r"\{([a-z]*)\}|(\*)")
+_MOST_REASON: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class MapOptions:
+    """How traces become facts."""
+
+    identify: str | None = None
+    """End of a trace's place, such as ``{host}/{date}.dat``; None: each file is a host."""
+    key: bytes = b""
+    """Key by which names of hosts and places are hashed; empty: hosts keep their names."""
+    memory: int | None = None
+    """Bytes that each task may take; None: its part of what is free."""
+    module: str | None = None
+    """Release of the TDX module, where no log and no place names it."""
+    big_bytes: int | None = None
+    """Size from which on a trace goes to workers with the resource ``big``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapTask:
+    """One trace that is to be counted, by whatever process."""
+
+    url: str
+    origin: str
+    to: str
+    host: str
+    named: tuple[tuple[str, str], ...]
+    """date, kernel and module, as far as the place or the user names them."""
+    memory: int | None
+    is_big: bool = False
+
+
+@dataclass(slots=True)
+class MapSummary:
+    """What came of all traces."""
+
+    n_traces: int
+    n_done: int = 0
+    n_there: int = 0
+    n_failed: int = 0
+    seconds: float = 0.0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Place and reason of the first failures."""
+
+    @property
+    def n_finished(self) -> int:
+        """Traces that need no further work."""
+        return self.n_done + self.n_there + self.n_failed
+
+
+Report = Callable[[MapSummary], None]
+
+
+def _quiet(_: MapSummary) -> None:
+    """Report nothing."""
+
+
+def map_traces(
+    inputs: Sequence[TraceInput],
+    storage: Storage,
+    engine: Engine,
+    options: MapOptions | None = None,
+    report: Report = _quiet,
+    run: Run | None = None,
+) -> MapSummary:
+    """Count traces into facts; those whose facts are there are not read again.
+
+    Args:
+        inputs: The traces.
+        storage: Where the facts go; every worker must reach it by the same URL.
+        engine: Runs the tasks.
+        options: Whose the traces are, and what tasks may take.
+        report: Called when it begins and after each trace.
+        run: What is done of each task; another one in tests.
+
+    Returns:
+        Numbers of traces counted, found there, and failed.
+
+    Raises:
+        QueryError: If ``identify`` is not understood.
+        InputError: If the storage cannot be read or written.
+    """
+    given = options or MapOptions()
+    begin = time.monotonic()
+    summary = MapSummary(len(inputs))
+    there = _origins_there(storage)
+    tasks = deque(task for task in _tasks(inputs, storage, given) if task.origin not in there)
+    summary.n_there = len(inputs) - len(tasks)
+    tries: dict[str, int] = {}
+    report(summary)
+
+    def submit_next() -> None:
+        if tasks:
+            task = tasks.popleft()
+            engine.submit(run or map_one, task, is_big=task.is_big)
+
+    for _ in range(engine.n_workers):
+        submit_next()
+    for task, result in engine.as_completed():
+        tries[task.origin] = n_tries = tries.get(task.origin, 0) + 1
+        if result is None and n_tries < MOST_TRIES:
+            tasks.append(task)
+        else:
+            words = result or {"failed": f"its worker died {n_tries} times (memory?)"}
+            _settle(task, words, storage, summary, n_tries)
+            del tries[task.origin]
+        summary.seconds = time.monotonic() - begin
+        report(summary)
+        submit_next()
+    return summary
+
+
+def _settle(
+    task: MapTask, result: Mapping[str, str], storage: Storage, summary: MapSummary, n_tries: int
+) -> None:
+    """Count a result, and keep or remove the row of its failure."""
+    failure = f"{_root()}/{FAILURES}/{task.origin}.json"
+    if "failed" not in result:
+        summary.n_done += result["status"] == "done"
+        summary.n_there += result["status"] == "there"
+        storage.remove(failure)
+        return
+    summary.n_failed += 1
+    summary.failures.append((task.url, result["failed"]))
+    row = {"origin": task.origin, "trace": task.url, "reason": result["failed"], "n_tries": n_tries}
+    storage.write(failure, f"{json.dumps(row, sort_keys=True)}\n".encode())
+
+
+def _tasks(
+    inputs: Sequence[TraceInput], storage: Storage, options: MapOptions
+) -> Iterator[MapTask]:
+    patterns = _patterns(options.identify)
+    for given in inputs:
+        named = _named(given.url, patterns)
+        host = named.pop("host", None) or Path(given.url).name.split(".")[0] or "unknown"
+        if options.key:
+            host = blake2b(host.encode(), digest_size=8, key=options.key).hexdigest()
+        if options.module is not None:
+            named.setdefault("module", options.module)
+        yield MapTask(
+            given.url,
+            given.origin(options.key),
+            storage.url,
+            host,
+            tuple(sorted(named.items())),
+            options.memory,
+            options.big_bytes is not None and given.n_bytes >= options.big_bytes,
+        )
+
+
+def _patterns(identify: str | None) -> list[re.Pattern[str]]:
+    """Patterns of the last components of a place.
+
+    Raises:
+        QueryError: If a field is not known.
+    """
+    patterns = []
+    for part in (identify or "").split("/") if identify else []:
+        words, at = "", 0
+        for found in _FIELD.finditer(part):
+            if found[1] is not None and found[1] not in _FIELDS:
+                raise QueryError(
+                    f"--identify: no field '{one_line(found[1], 20)}'; there are "
+                    + ", ".join(f"{{{name}}}" for name in _FIELDS)
+                )
+            words += re.escape(part[at : found.start()])
+            words += f"(?P<{found[1]}>.+?)" if found[1] is not None else ".*?"
+            at = found.end()
+        patterns.append(re.compile(words + re.escape(part[at:])))
+    return patterns
+
+
+def _named(url: str, patterns: list[re.Pattern[str]]) -> dict[str, str]:
+    """The fields that the place of a trace gives.
+
+    Raises:
+        QueryError: If it has not this form.
+    """
+    parts = url.split("/")[-len(patterns) :] if patterns else []
+    named: dict[str, str] = {}
+    for part, pattern in zip(parts, patterns, strict=False):
+        found = pattern.fullmatch(part)
+        if found is None:
+            raise QueryError(f"--identify: {one_line(url)} does not have this form")
+        named |= found.groupdict()
+    return named
+
+
+def _root() -> str:
+    from tdxtrace.fleet.facts import FORMAT  # noqa: PLC0415 - a worker sets its threads first
+
+    return f"format={FORMAT}"
+
+
+def _origins_there(storage: Storage) -> set[str]:
+    """Origins of the traces whose facts are whole."""
+    from tdxtrace.fleet.facts import PROVENANCE  # noqa: PLC0415
+
+    marks = [name for name in storage.names(PROVENANCE) if name.startswith(f"{_root()}/")]
+    return {str(json.loads(mark)["origin"]) for mark in storage.read(marks)}
+
+
+def map_one(task: MapTask) -> dict[str, str]:
+    """Count one trace, and write its part: what a worker does.
+
+    Returns:
+        status, ``done`` or ``there``; or failed, why the trace cannot be read.
+    """
+    try:
+        with local_copy(task.url) as path:
+            return _count(task, path)
+    except TdxtraceError as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    return {"failed": one_line(reason, _MOST_REASON)}
+
+
+def _count(task: MapTask, path: Path) -> dict[str, str]:
+    from tdxtrace.analysis.causes.generation import module_release  # noqa: PLC0415
+    from tdxtrace.fleet import facts  # noqa: PLC0415
+    from tdxtrace.ingest.read import ReadOptions, read  # noqa: PLC0415
+    from tdxtrace.pipeline import analyze  # noqa: PLC0415
+    from tdxtrace.tdx.releases import generation_of  # noqa: PLC0415
+
+    part, storage = content_hash(path), open_storage(task.to)
+    trace = read([path], ReadOptions(memory=task.memory))
+    named = dict(task.named)
+    release = module_release(trace.kernel_messages)
+    module = named.get("module") or (release[0] if release else None)
+    generation = generation_of(module) if module else None
+    kernel = named.get("kernel") or trace.provenance.sources[0].kernel
+    identity = facts.Identity(host=task.host, date=named.get("date", facts.UNKNOWN))
+    identity = replace(identity, kernel=kernel or facts.UNKNOWN, module=module or facts.UNKNOWN)
+    folder = part_folder(asdict(identity), part)
+    if storage.has(f"{folder}/{facts.PROVENANCE}"):
+        return {"status": "there"}
+    findings = analyze(trace, memory=task.memory, module=module if generation is not None else None)
+    counted = facts.part_of(trace, findings, identity, generation, part=part, origin=task.origin)
+    for name, content in counted.files().items():
+        storage.write(f"{folder}/{name}", content)
+    return {"status": "done"}
+
+
+def part_folder(identity: Mapping[str, Any], part: str) -> str:
+    """Return the name of a part's folder; every value is quoted, as Hive does.
+
+    Example:
+        >>> named = {"date": "2026-11-30", "kernel": "7.2", "module": "1.5.34", "host": "a/b"}
+        >>> part_folder(named, "0f")
+        'format=1/date=2026-11-30/kernel=7.2/module=1.5.34/host=a%2Fb/part=0f'
+    """
+    keys = ("date", "kernel", "module", "host")
+    values = [f"{key}={quote(str(identity[key]), safe='')}" for key in keys]
+    return "/".join([_root(), *values, f"part={part}"])

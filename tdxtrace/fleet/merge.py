@@ -1,0 +1,320 @@
+"""Facts of many traces, selected, added and subtracted.
+
+The sums are of whole numbers: they do not depend on the order in which traces were counted, nor
+on which were added first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any, Final
+
+import polars as pl
+
+from tdxtrace.analysis.attempts import AttemptCounts
+from tdxtrace.errors import InputError, QueryError
+from tdxtrace.fleet.facts import FILES, FORMAT, PROVENANCE, middle_of
+from tdxtrace.fleet.mapping import FAILURES
+from tdxtrace.fleet.storage import Storage
+from tdxtrace.recommend.limits import RecordedRequests
+from tdxtrace.recommend.target import Exposure
+from tdxtrace.tables.fleet import ATTEMPT_COUNTS, ATTEMPT_TOTALS, FACT_FAILURES, FACT_PARTS
+from tdxtrace.tables.sql import run_query
+from tdxtrace.tables.text import one_line
+
+# Inputs are numbered in 16 bits, in every table.
+MOST_PARTS: Final = 1 << 16
+# Files that are opened at once.
+_AT_ONCE: Final = 500
+_CURVE: Final = ("leaf", "by", "source", "td_id", "kind", "unit")
+_STEP: Final = (*_CURVE, "settled", "step")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Parts of a fleet's facts; what is asked of them is read when it is."""
+
+    storage: Storage
+    parts: pl.DataFrame
+    """The ``fact_parts`` table with the column ``source``, the number of the part."""
+    folders: tuple[str, ...]
+    """Folder of each part."""
+    failures: pl.DataFrame
+    """The ``fact_failures`` table."""
+    n_copies: int
+    """Parts left out, as the same trace was counted at another place too."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of what the facts are of: the sorted parts."""
+        words = "\n".join(self.parts["part"].sort())
+        return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+
+    def where(self, condition: str | None) -> Facts:
+        """Return the parts for which a condition in SQL holds, of columns of ``fact_parts``.
+
+        Raises:
+            QueryError: If it is not understood, or no part is left.
+        """
+        if condition is None:
+            return self
+        rows = run_query(
+            f"select part from fact_parts where {condition}",
+            {FACT_PARTS.name: FACT_PARTS},
+            lambda _: FACT_PARTS.conform(self.parts),
+        )
+        return self.only(self.parts["part"].is_in(rows["part"].implode()), condition)
+
+    def only(self, chosen: pl.Series, condition: str = "") -> Facts:
+        """Return the parts that are chosen, with their numbers.
+
+        Raises:
+            QueryError: If none is.
+        """
+        if not chosen.any():
+            raise QueryError(f"no trace of the facts has {one_line(condition, 60)}")
+        folders = tuple(f for f, keep in zip(self.folders, chosen, strict=True) if keep)
+        return replace(self, parts=self.parts.filter(chosen), folders=folders)
+
+    def tables(self, name: str) -> Iterator[pl.DataFrame]:
+        """Yield a table of all parts, some hundreds at a time, with the number of their input.
+
+        Raises:
+            InputError: If a file is missing or damaged.
+        """
+        table = FILES[name]
+        numbers = self.parts["source"]
+        for begin in range(0, len(self.folders), _AT_ONCE):
+            names = [f"{f}/{name}.parquet" for f in self.folders[begin : begin + _AT_ONCE]]
+            frames = []
+            for at, content in enumerate(self.storage.read(names)):
+                try:
+                    rows = table.conform(pl.read_parquet(BytesIO(content), glob=False))
+                except (pl.exceptions.PolarsError, OSError) as error:
+                    words = one_line(str(error), 60)
+                    raise InputError(f"cannot read {one_line(names[at])}: {words}") from None
+                number = pl.lit(numbers[begin + at], pl.UInt16)
+                frames.append(rows.with_columns(_source=number))
+            yield pl.concat(frames)
+
+    def table(self, name: str) -> pl.DataFrame:
+        """Return a table of all parts, with ``source`` the number of their input."""
+        rows = pl.concat(self.tables(name)).with_columns(source="_source").drop("_source")
+        return rows.select("source", *(c for c in rows.columns if c != "source"))
+
+
+def open_facts(storage: Storage) -> Facts:
+    """Return all parts that are whole; a trace that was counted at two places counts once.
+
+    Parts are numbered by host, date and content.
+
+    Raises:
+        InputError: If there is none, or more than inputs can be numbered.
+    """
+    marks = [name for name in storage.names(PROVENANCE) if name.startswith(f"format={FORMAT}/")]
+    if not marks:
+        raise InputError(f"no facts of format {FORMAT} at {one_line(storage.url)}")
+    rows = [json.loads(mark) for mark in storage.read(marks)]
+    schema = FACT_PARTS.schema
+    frame = pl.DataFrame(rows, schema_overrides=schema).select(schema.names())
+    frame = frame.with_columns(folder=pl.Series([m.removesuffix(f"/{PROVENANCE}") for m in marks]))
+    parts = frame.sort("host", "date", "part", "folder").unique(
+        "part", keep="first", maintain_order=True
+    )
+    if parts.height > MOST_PARTS:
+        raise InputError(
+            f"{parts.height:,} parts are more than {MOST_PARTS:,}; select some with --where"
+        )
+    numbers = pl.int_range(pl.len(), dtype=pl.UInt16)
+    return Facts(
+        storage,
+        parts.drop("folder").with_columns(source=numbers),
+        tuple(parts["folder"]),
+        _failures(storage),
+        frame.height - parts.height,
+    )
+
+
+def _failures(storage: Storage) -> pl.DataFrame:
+    names = [name for name in storage.names(".json") if f"/{FAILURES}/" in f"/{name}"]
+    rows = [json.loads(content) for content in storage.read(names)]
+    return FACT_FAILURES.conform(pl.DataFrame(rows, schema=FACT_FAILURES.schema))
+
+
+@dataclass(frozen=True, slots=True)
+class FleetCounts:
+    """Counts of a fleet: their sum, and what each host adds to it."""
+
+    whole: AttemptCounts
+    leaves: pl.DataFrame
+    """The ``fact_leaves`` table of all parts, with source and host."""
+    by_host: pl.DataFrame
+    """n_more by host, curve and step, for curves of leaves and makers."""
+
+    def of_hosts(self) -> AttemptCounts:
+        """Return the counts with the sums over hosts that :func:`curves_of` needs for them."""
+        sums = self.leaves.group_by("host", "leaf").agg(pl.col("n_all").sum())
+        sizes = sums.group_by("leaf").agg(
+            host_clusters=pl.len().cast(pl.Int64), host_sizes=(pl.col("n_all") ** 2).sum()
+        )
+        added = host_squares(self.by_host, sums)
+        # Rows of their own: the counts of a step are sums over its rows.
+        steps = pl.concat([self.whole.steps, added], how="diagonal")
+        numbers = pl.selectors.integer() - pl.selectors.by_name("leaf", "source", "td_id", "step")
+        return replace(
+            self.whole,
+            steps=steps.with_columns(numbers.fill_null(0), pl.col("trend").fill_null(0.0)),
+            totals=self.whole.totals.join(sizes, on="leaf", how="left", maintain_order="left"),
+        )
+
+    def without(self, host: str, own: AttemptCounts) -> FleetCounts:
+        """Return the counts without those of a host, by subtraction."""
+        is_other = pl.col("host") != host
+        return FleetCounts(
+            subtracted(self.whole, own), self.leaves.filter(is_other), self.by_host.filter(is_other)
+        )
+
+
+def host_squares(by_host: pl.DataFrame, sums: pl.DataFrame) -> pl.DataFrame:
+    """What the requests of hosts at each step add to the squares and products of hosts.
+
+    Args:
+        by_host: n_more by host, curve and step.
+        sums: n_all, the requests, by host and leaf.
+    """
+    curve = ["host", "leaf", "by", "kind", "unit", "settled"]
+    rows = by_host.sort(*curve, "step").with_columns(
+        more=pl.col("n_more").cum_sum(reverse=True).over(curve)
+    )
+    later = pl.col("more") - pl.col("n_more")
+    return (
+        rows.join(sums, on=["host", "leaf"])
+        .with_columns(
+            host_squares=pl.col("more") ** 2 - later**2,
+            host_products=pl.col("n_more") * pl.col("n_all"),
+        )
+        .group_by("leaf", "by", "kind", "unit", "settled", "step")
+        .agg(pl.col("host_squares", "host_products").sum())
+    )
+
+
+def count_fleet(facts: Facts, *, with_tds: bool = False) -> FleetCounts:
+    """Add the counts of all parts.
+
+    Args:
+        facts: The parts.
+        with_tds: Whether curves of TDs are wanted: most of what there is to read.
+    """
+    host_of = facts.parts.select("source", "host")
+    sums, hosts = [], []
+    for rows in facts.tables("counts"):
+        sums.append(added(rows.drop("_source")))
+        own = rows.lazy().filter(pl.col("by").is_in(["leaf", "maker"]), pl.col("n_more") > 0)
+        keys = ["host", "leaf", "by", "kind", "unit", "settled", "step"]
+        own = own.drop("source").join(host_of.lazy(), left_on="_source", right_on="source")
+        hosts.append(own.group_by(keys).agg(pl.col("n_more").sum()).collect())
+    leaves = facts.table("leaves").join(host_of, on="source", maintain_order="left")
+    totals = leaves.with_columns(
+        source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64)
+    ).select(ATTEMPT_TOTALS.schema.names())
+    if with_tds:
+        sums.append(facts.table("td_counts").select(ATTEMPT_COUNTS.schema.names()))
+        totals = pl.concat([totals, facts.table("td_totals").select(totals.columns)])
+    whole = AttemptCounts(added(pl.concat(sums)), added_totals(totals), has_makers=True)
+    return FleetCounts(whole, leaves, _in_both_ways(pl.concat(hosts)))
+
+
+def _in_both_ways(rows: pl.DataFrame) -> pl.DataFrame:
+    """Counts of hosts in which each curve with settled requests is whole in either way.
+
+    A part without settled requests counts both ways, together with other parts of its host.
+    """
+    curve = ["host", "leaf", "by", "kind", "unit"]
+    has_both = (pl.col("settled") != "none").any().over(curve)
+    rows = rows.with_columns(has_both=has_both)
+    either = rows.filter("has_both", pl.col("settled") == "none")
+    dtype = rows.schema["settled"]
+    doubled = [either.with_columns(settled=pl.lit(way, dtype)) for way in ("busy", "done")]
+    kept = rows.filter(~pl.col("has_both") | (pl.col("settled") != "none"))
+    whole = pl.concat([kept, *doubled]).drop("has_both")
+    return whole.group_by(*curve, "settled", "step").agg(pl.col("n_more").sum())
+
+
+def added(steps: pl.DataFrame) -> pl.DataFrame:
+    """Return the sum of rows of ``attempt_counts``."""
+    numbers = [c for c in ATTEMPT_COUNTS.schema.names() if c not in _STEP]
+    sums = steps.group_by(_STEP).agg(pl.col(numbers).sum())
+    return ATTEMPT_COUNTS.conform(sums.sort(_STEP))
+
+
+def added_totals(totals: pl.DataFrame) -> pl.DataFrame:
+    """Return the sum of rows of ``attempt_totals``."""
+    keys = ["leaf", "source", "td_id"]
+    numbers = [c for c in totals.columns if c not in keys]
+    return ATTEMPT_TOTALS.conform(totals.group_by(keys).agg(pl.col(numbers).sum()).sort(keys))
+
+
+def subtracted(whole: AttemptCounts, part: AttemptCounts) -> AttemptCounts:
+    """Return counts without a part of them: what was not there at all is not there then."""
+    negative = [
+        rows.with_columns(
+            -pl.col(c).cast(pl.Int64) if rows.schema[c].is_integer() else -pl.col(c)
+            for c in rows.columns
+            if c not in keys
+        )
+        for rows, keys in ((part.steps, _STEP), (part.totals, ("leaf", "source", "td_id")))
+    ]
+    signed = whole.totals.cast({"n_requests": pl.Int64})
+    steps = added(pl.concat([whole.steps, negative[0]]))
+    keys = ["leaf", "source", "td_id"]
+    totals = pl.concat([signed, negative[1]])
+    sums = totals.group_by(keys).agg(pl.exclude(keys).sum()).sort(keys)
+    is_left = pl.any_horizontal(
+        pl.col(c) != 0 for c in ATTEMPT_COUNTS.schema.names() if c not in _STEP
+    )
+    left = sums.filter(pl.col("n_requests") > 0).cast({"n_requests": pl.UInt64})
+    return replace(whole, steps=steps.filter(is_left), totals=ATTEMPT_TOTALS.conform(left))
+
+
+def recorded_of(facts: Facts, leaves: pl.DataFrame, *, with_pace: bool = True) -> RecordedRequests:
+    """Return what limits rest on beside curves.
+
+    Args:
+        facts: The parts.
+        leaves: ``fact_leaves`` of these parts, with source.
+        with_pace: Whether the median pace, of cells of a histogram, is wanted.
+    """
+    counted = leaves.group_by("leaf").agg(
+        pl.col("n_requests", "n_tds", "n_retried", "n_begin_lost").sum()
+    )
+    paces = _medians(facts.table("cells").filter(pl.col("duration") == "pace")) if with_pace else []
+    pace = pl.DataFrame(paces, schema={"leaf": pl.UInt16, "pace_ns": pl.Float64}, orient="row")
+    counted = counted.join(pace, on="leaf", how="left")
+    policies = leaves.select(
+        "source", "leaf", "n_retried", "calls", "n_given_up", "may_kick", "is_kicked"
+    )
+    parts = facts.parts
+    known = not parts["observed_ns"].null_count()
+    vm_s = float(parts["vm_ns"].sum()) / 1e9 if known and parts["vm_ns"].sum() else None
+    seconds = int(parts["observed_ns"].sum()) / 1e9 if known else None
+    return RecordedRequests(
+        counted.sort("n_retried", "n_requests", "leaf", descending=[True, True, False]),
+        policies.sort("source", "leaf"),
+        Exposure(seconds, vm_s, int(parts["n_pages"].sum())),
+        int(parts["n_losses"].sum()),
+    )
+
+
+def _medians(cells: pl.DataFrame) -> list[tuple[int, float]]:
+    """The median of the durations of each leaf, as the middle of its cell."""
+    found = []
+    for (leaf,), rows in cells.group_by("leaf"):
+        sums = rows.group_by("cell").agg(pl.col("n").sum()).sort("cell")
+        half: Any = (sums["n"].sum() + 1) // 2
+        at = int((sums["n"].cum_sum() >= half).arg_max() or 0)
+        found.append((int(str(leaf)), middle_of(float(sums["cell"][at]))))
+    return found
