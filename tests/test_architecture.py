@@ -32,8 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": FACTS,
     "watch": FACTS | {"ingest", "analysis"},
     "pipeline": FACTS | {"analysis", "recommend"},
+    "fleet": FACTS | {"ingest", "analysis", "recommend", "pipeline"},
     "validate": FACTS | ROOMS | {"pipeline", "recommend", "simulate"},
-    "cli": FACTS | ROOMS | {"capture", "watch", "pipeline", "recommend", "simulate", "validate"},
+    "cli": FACTS
+    | ROOMS
+    | {"capture", "watch", "fleet", "pipeline", "recommend", "simulate", "validate"},
 }
 # Names of tdxtrace itself that any module may import, with the reason.
 NAMES_FOR_ALL = {"__version__": "a constant of tdxtrace/__init__.py, which imports no room"}

@@ -48,6 +48,9 @@ _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "time-shares": ("table_commands", "Where the time of each TD's threads went."),
         "compare": ("file_commands", "Which differences two recordings support."),
     },
+    "Ask for many hosts": {
+        "fleet": ("fleet", "Count traces in parallel; limits, report and rollouts of all."),
+    },
     "Ask in SQL or Python": {
         "query": ("table_commands", "Query any table with SQL."),
         "notebook": ("file_commands", "Write a Jupyter notebook that opens a trace."),
@@ -69,6 +72,8 @@ _MODULES: Final = {
 }
 COMMANDS: Final = tuple(_MODULES)
 """Names of the commands, in the order of the help."""
+# Commands that have commands of their own.
+_APPS: Final = ("capture", "fleet")
 # What the same is called in perf and git.
 ALIASES: Final = {"stat": "analyze", "diff": "compare", "script": "events"}
 # A signed status word begins like an option.
@@ -103,7 +108,7 @@ class _Commands(MutableMapping[str, Any]):
 
 def _command(name: str, module: str) -> Any:  # noqa: ANN401
     found = import_module(f"tdxtrace.cli.{module}")
-    if name == "capture":
+    if name in _APPS:
         group = typer.main.get_group(found.app)
         group.name = name
         return group

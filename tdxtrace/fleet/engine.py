@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from typing import Any, Final, Protocol
 
 from tdxtrace.errors import InputError
@@ -98,8 +99,9 @@ class DaskEngine:
 
     def __init__(self, address: str, n_workers: int, memory: int | None = None) -> None:
         try:
-            import dask  # noqa: PLC0415 - an extra
-            import distributed  # noqa: PLC0415
+            # An extra, and without types.
+            dask: Any = import_module("dask")
+            distributed: Any = import_module("distributed")
         except ImportError:
             raise InputError("--cluster needs Dask; pip install 'tdxtrace[fleet]'") from None
         # A death is reported at once: the caller counts them by task.

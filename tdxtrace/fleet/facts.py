@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.attempts import count_attempts
-from tdxtrace.recommend.limits import exposure_of, leaves_of, observed_seconds
+from tdxtrace.recommend.limits import PACE, exposure_of, leaves_of, observed_seconds
 from tdxtrace.recommend.recorded import recorded_policies
 from tdxtrace.tables.causes import CAUSE_SHARES
 from tdxtrace.tables.findings import VM_STATS
@@ -161,7 +161,7 @@ def _cells(trace: Trace, findings: Findings) -> pl.DataFrame:
         findings.busy_answers.lazy().select("source", "seq"), on=("source", "seq"), how="semi"
     )
     durations = {
-        "pace": retried.select("leaf", ns=pl.col("took_ns") / (pl.col("n_attempts") - 1)),
+        "pace": retried.select("leaf", ns=PACE),
         "request": retried.select("leaf", ns=pl.col("took_ns").cast(pl.Float64)),
         "busy": busy.select(
             "leaf", ns=(pl.col("end_ns") - pl.col("start_ns")).cast(pl.Float64)
@@ -185,7 +185,9 @@ def cell_of(ns: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dty
         >>> cell_of(np.array([0.0, 1.0, 2.0, 1000.0])).tolist()
         [0, 0, 64, 637]
     """
-    return np.floor(np.log2(np.maximum(ns, 1.0)) * CELLS_PER_OCTAVE).astype(np.uint16)
+    cells: np.ndarray[Any, np.dtype[np.uint16]]
+    cells = np.floor(np.log2(np.maximum(ns, 1.0)) * CELLS_PER_OCTAVE).astype(np.uint16)
+    return cells
 
 
 def middle_of(cell: float) -> float:

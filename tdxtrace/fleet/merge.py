@@ -310,11 +310,15 @@ def recorded_of(facts: Facts, leaves: pl.DataFrame, *, with_pace: bool = True) -
 
 
 def _medians(cells: pl.DataFrame) -> list[tuple[int, float]]:
-    """The median of the durations of each leaf, as the middle of its cell."""
+    """The median of the durations of each leaf, told to the width of a cell."""
     found = []
     for (leaf,), rows in cells.group_by("leaf"):
         sums = rows.group_by("cell").agg(pl.col("n").sum()).sort("cell")
-        half: Any = (sums["n"].sum() + 1) // 2
-        at = int((sums["n"].cum_sum() >= half).arg_max() or 0)
-        found.append((int(str(leaf)), middle_of(float(sums["cell"][at]))))
+        upto, n = sums["n"].cum_sum(), int(sums["n"].sum())
+        # Of an even number, the mean of the two in the middle.
+        middles = [
+            middle_of(float(sums["cell"][int((upto > place).arg_max() or 0)]))
+            for place in ((n - 1) // 2, n // 2)
+        ]
+        found.append((int(str(leaf)), sum(middles) / 2))
     return found

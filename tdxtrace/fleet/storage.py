@@ -24,7 +24,9 @@ _BLOCK: Final = 1 << 20
 class Storage(Protocol):
     """Files by their names below one place."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """The place."""
 
     def names(self, suffix: str) -> list[str]:
         """Return the names of all files that end so, sorted."""

@@ -21,7 +21,7 @@ from tdxtrace.tdx.leaves import parse_leaf
 _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
 # From the first attempt to the end of the last are as many calls as pauses and one more; of an
 # entry, to the start of the last, as many of each.
-_PACE: Final = pl.col("took_ns") / (
+PACE: Final = pl.col("took_ns") / (
     pl.col("n_attempts") - (pl.col("leaf") == parse_leaf("TDH.VP.ENTER")[0]).cast(pl.UInt32)
 )
 _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
@@ -171,7 +171,7 @@ def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
     spans = span.agg(ns=pl.col("end_ns").max() - pl.col("start_ns").min())["ns"]
     added = chains.filter(pl.col("leaf") == _AUG, pl.col("outcome") == "succeeded")
     pages = added.select(pl.lit(512).pow(pl.col("level").fill_null(0).clip(0, 2)).sum()).item()
-    vm_s = float(spans.sum() / 1e9) if seconds is not None and len(spans) else None
+    vm_s = float(spans.sum()) / 1e9 if seconds is not None and len(spans) else None
     return Exposure(seconds, vm_s, int(pages or 0))
 
 
@@ -187,7 +187,7 @@ def leaves_of(chains: pl.DataFrame) -> pl.DataFrame:
             n_tds=pl.struct("source", "td_id").filter(pl.col("td_id").is_not_null()).n_unique(),
             n_retried=(pl.col("n_busy") > 0).sum(),
             n_begin_lost=pl.col("begin_lost").fill_null(False).sum(),
-            pace_ns=_PACE.filter(pl.col("n_attempts") > 1).median(),
+            pace_ns=PACE.filter(pl.col("n_attempts") > 1).median(),
         )
         .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
     )
