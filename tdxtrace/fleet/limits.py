@@ -27,8 +27,8 @@ from tdxtrace.tables.limits import ATTEMPTS, TIMES_NS, UNITS
 
 ALL: Final = "all"
 GROUPS: Final = ("host", "kernel", "module")
-# Hosts that are left out one by one: those with most requests of a leaf's tail, and those with
-# most requests. Others change the sums less. A choice, for the time that it takes.
+# Hosts that are left out one by one: all, or of more than so many half of it with most requests of
+# a leaf's tail, and half with most requests. Others change the sums less. A choice, for the time.
 MOST_LEFT_OUT: Final = 20
 # Requests that make a tail whose hosts can be told apart. A choice.
 TAIL_REQUESTS: Final = 30
@@ -219,6 +219,8 @@ def _to_leave_out(hosts: pl.DataFrame) -> list[str]:
     if hosts["host"].n_unique() < 2:
         return []
     of_host = hosts.group_by("host").agg(pl.col("tail_ratio").max(), pl.col("n_requests").sum())
+    if of_host.height <= MOST_LEFT_OUT:
+        return list(of_host["host"].sort())
     chosen: dict[str, None] = {}
     for name in ("tail_ratio", "n_requests"):
         most = of_host.sort(name, "host", descending=[True, False])["host"]
