@@ -111,16 +111,21 @@ def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series
     """Return what :func:`widest` does, with hosts as the only unit: of the share of all requests.
 
     The variance between hosts holds that of bursts, TDs and recordings, which are each of one
-    host. Where fewer than ten requests need more, the effect of the last step with more is kept,
-    or that of bursts.
+    host. Hosts of which one has most of the requests count as fewer. Where fewer than ten requests
+    need more, the effect of the last step with more is kept, or that of bursts.
 
     Args:
         steps: As for :func:`widest`, for the unit host.
         burst: Design effects of bursts.
+
+    Sources:
+        The number of clusters of unequal size that counts, for one of equal clusters: A. V.
+        Carter, K. T. Schnepel, D. G. Steigerwald, Rev. Econ. Stat. 99 (2017) 698.
     """
     of = {name: steps[name].to_numpy().astype(float) for name in steps.columns if name != "group"}
     share = np.divide(of["n_more"], of["n_all"], out=np.zeros_like(burst), where=of["n_all"] > 0)
-    n = np.maximum(of["host_clusters"], 2.0)
+    sizes = np.maximum(of["host_sizes"], 1.0)
+    n = np.maximum(of["n_all"] ** 2 / sizes, 2.0)
     usable = (of["n_more"] >= MIN_MORE) & (of["host_clusters"] >= 2) & (share < 1)
     variance = of["n_more"] * (1 - share) * (n - 1)
     raw = np.divide(_between(of, "host", share) * n, variance, out=burst.copy(), where=usable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -35,16 +36,20 @@ def write_part(place: Path, host: str, n_busy: list[int], part: str = "0", **nam
     ]
     rows = pl.DataFrame(answers, schema=BUSY_ANSWERS.schema)
     counts = count_attempts(chains, rows, BUSY_CAUSES.empty())
-    numbers = {"n_tds": pl.UInt64, "n_retried": pl.UInt64, "n_begin_lost": pl.UInt64}
     leaves = (
         counts.totals.join(leaves_of(chains).drop("n_requests"), on="leaf")
         .join(recorded_policies(chains).drop("source", "n_retried"), on="leaf")
-        .cast(numbers | {"n_given_up": pl.UInt32})
+        .cast({"n_tds": pl.UInt64, "n_retried": pl.UInt64, "n_begin_lost": pl.UInt64})
+        .cast({"n_given_up": pl.UInt32})
     )
     tables = {name: table.empty() for name, table in FILES.items()}
     tables |= {"counts": counts.steps, "leaves": FACT_LEAVES.conform(leaves)}
     identity = {"date": "unknown", "kernel": "7.2", "module": "unknown", "host": host} | named
-    provenance = identity | {"part": f"{host}-{part}", "origin": f"{host}-{part}", "format": "made"}
+    provenance: dict[str, Any] = identity | {
+        "part": f"{host}-{part}",
+        "origin": f"{host}-{part}",
+        "format": "made",
+    }
     provenance |= {"generation": "unknown", "n_bytes": 1, "observed_ns": 10**9, "vm_ns": 0}
     provenance |= {"n_pages": 0, "n_losses": 0, "tdxtrace": "test"}
     folder = place / part_folder(identity, f"{host}-{part}")
