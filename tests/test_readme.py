@@ -55,7 +55,7 @@ def test_every_command_runs(line: str, checkout: Path, monkeypatch: pytest.Monke
         path.unlink(missing_ok=True)
     for earlier in COMMANDS[: COMMANDS.index(line)]:
         # A command may read the output of an earlier one, which may run in another process.
-        folder = re.search(r" convert .* -o (\S+)$", earlier)
+        folder = re.search(r" (?:convert .* -o|map .* --to) (\S+)$", earlier)
         if folder is not None and folder[1] in words and not Path(folder[1]).exists():
             assert tdxtrace(*shlex.split(earlier)[1:]).status == 0
     done = tdxtrace(*words)
