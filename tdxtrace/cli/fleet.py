@@ -195,7 +195,7 @@ def limits_command(
 
     Example: tdxtrace fleet limits facts --where "kernel = '7.2'" --target 1e-4
     """
-    from tdxtrace.cli import outputs
+    from tdxtrace.cli import outputs, screen
     from tdxtrace.fleet.limits import fleet_hosts, fleet_limits
     from tdxtrace.fleet.merge import count_fleet
     from tdxtrace.report.fleet import fleet_text
@@ -216,9 +216,9 @@ def limits_command(
         hosts = fleet_hosts(count_fleet(chosen))
         shown = fleet_text(rows, hosts, chosen.parts, chosen.failures)
     if output is None:
-        outputs.print_screen(shown)
+        screen.print_screen(shown)
     else:
-        text = outputs.plain_text(shown)
+        text = screen.plain_text(shown)
         outputs.write_file(output, text.encode(), force=force, inputs=[facts])
 
 
@@ -274,7 +274,7 @@ def compare_command(
 
     Example: tdxtrace fleet compare facts --before "kernel = '7.1'" --after "kernel = '7.2'"
     """
-    from tdxtrace.cli import outputs
+    from tdxtrace.cli import outputs, screen
     from tdxtrace.fleet.limits import compare_fleets
     from tdxtrace.report.listing import listing
 
@@ -282,9 +282,9 @@ def compare_command(
     if form is not OutputFormat.table:
         outputs.write_table(rows, form, output, force=force, inputs=[facts])
     elif output is None:
-        outputs.print_screen(listing(rows))
+        screen.print_screen(listing(rows))
     else:
-        _write(outputs.plain_text(listing(rows)).encode(), output, force, facts)
+        _write(screen.plain_text(listing(rows)).encode(), output, force, facts)
 
 
 def _opened(url: str, where: str | None) -> Facts:
