@@ -116,7 +116,7 @@ class Survey:
         self.captured &= identifying_operands()
         if seamcalls["td_id"].null_count():
             tds = seamcalls.select(self.tds.columns).filter(pl.col("td_id").is_not_null())
-            self.tds = pl.concat([self.tds, tds.unique()]).unique()
+            self.tds = pl.concat([self.tds, tds.unique()]).unique(keep="last", maintain_order=True)
 
 
 def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:

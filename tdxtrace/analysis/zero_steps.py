@@ -139,6 +139,11 @@ class RefusalState:
     kept: pl.DataFrame = field(default_factory=lambda: _marked(SEAMCALLS.empty(), is_new=False))
     """By vCPU: the last that tells whether the wanted page is there, and the last of all."""
 
+    def keep_latest(self, most: int) -> None:
+        """Drop all but so many steps, where threads come that never come again."""
+        if self.kept.height > most:
+            self.kept = self.kept.filter(pl.col("when").rank("ordinal", descending=True) <= most)
+
 
 def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
     """Count the refused entries of a segment, and the ``busy_sept`` episodes that begin in it.

@@ -106,6 +106,16 @@ class SourceStats:
     _without_thread: Loss | None = None
     _unknown: dict[str, Loss] = field(default_factory=dict)
 
+    def begin_anew(self) -> None:
+        """Forget what was counted, of a running trace: it was handed over.  Times are kept."""
+        self.gaps.clear()
+        self.entries.clear()
+        self.threads.clear()
+        self.events.clear()
+        self._open_gaps.clear()
+        self._unknown.clear()
+        self._without_thread = None
+
     def count(self, kind: str, detail: str, line_no: int | None, n: int = 1) -> None:
         """Count ``n`` lines of a kind that become no row; ``line_no`` is the first of them."""
         entry = self.entries.setdefault((kind, detail), Loss(kind, detail, line_no))

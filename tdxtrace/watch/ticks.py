@@ -92,10 +92,7 @@ class Ticker:
     def _renew(self, last_ns: int | None) -> None:
         """Clear the counters and rows already returned, and drop old open calls."""
         stats, self._n_before = self.stats, self.stats.n_lines
-        stats.gaps.clear()
-        stats.entries.clear()
-        stats.threads.clear()
-        stats.events.clear()
+        stats.begin_anew()
         self._sink.seamcalls = [SEAMCALLS.empty()]
         self._sink.vm_entries = [VM_ENTRIES.empty()]
         if last_ns is not None:

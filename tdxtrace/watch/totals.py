@@ -23,7 +23,12 @@ from tdxtrace.watch.ticks import Tick
 _NOT_ENTERED: Final = 0xFFFF_FFFF
 # Maximum threads and vCPUs kept; the least recently updated are dropped.
 _MAX_THREADS: Final = 4096
+# Steps kept of vCPUs, three at most of each.
+_MAX_STEPS: Final = 3 * _MAX_THREADS
 _N_WORST: Final = 5
+# Leaves, and leaves with what was busy, that are kept apart: those of a module are some hundred.
+_MAX_KINDS: Final = 1024
+_OTHERS: Final = "(other leaves)", "(others)"
 # Time without a new attempt after which a chain is in flight no more.  A choice.
 _STALE_NS: Final = 60 * 1_000_000_000
 # Attempts from here on are counted together: more than any recommendation needs.
@@ -149,7 +154,8 @@ class RunningTotals:
         resource = pl.coalesce(operands.resource(status, leaf), describe_status(status, leaf))
         for leaf, name, n in busy.group_by("leaf", resource=resource).len().iter_rows():
             self._leaf(leaf).n_busy += n
-            self.busy[_name(leaf), name] += n
+            what = _name(leaf), name
+            self.busy[what if what in self.busy or len(self.busy) < _MAX_KINDS else _OTHERS] += n
         return busy.height
 
     def _add_chains(self, ended: pl.DataFrame) -> None:
@@ -190,6 +196,7 @@ class RunningTotals:
 
     def _add_entries(self, tick: Tick) -> None:
         found = count_refusals(self.refusals, tick.seamcalls)
+        self.refusals.keep_latest(_MAX_STEPS)
         for _, tid, n, begun in found.filter(pl.col("n_refused") > 0).iter_rows():
             self.n_refused += n
             self.n_episodes += begun
@@ -208,7 +215,10 @@ class RunningTotals:
             _put_latest(self.vcpus, tid, vcpu)
 
     def _leaf(self, number: int) -> LeafCounters:
-        return self.leaves.setdefault(_name(number), LeafCounters())
+        name = _name(number)
+        if name not in self.leaves and len(self.leaves) >= _MAX_KINDS:
+            name = _OTHERS[0]
+        return self.leaves.setdefault(name, LeafCounters())
 
     def to_dict(self) -> dict[str, Any]:
         """The totals as plain data, for one line of JSON."""

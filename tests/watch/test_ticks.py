@@ -119,3 +119,12 @@ def test_a_pipe_returns_complete_lines_and_the_rest_at_the_end() -> None:
     got += pipe.take()
     assert got == b"one\ntwo\nthree\n"
     os.close(begin)
+
+
+def test_losses_of_a_cpu_that_never_comes_again_are_not_kept() -> None:
+    ticker = TextTicker("x")
+    ticker.tick(text())
+    for n in range(5):
+        made = ticker.tick(b"CPU:%d [LOST 7 EVENTS]\n" % (200 + n))
+        assert made.losses.height == 1
+        assert not ticker._ticker.stats.has_open_gaps

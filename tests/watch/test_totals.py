@@ -133,3 +133,26 @@ def test_totals_can_be_written_as_json() -> None:
     told = json.loads(json.dumps(watched("B1 S1 enterB*1").to_dict()))
     assert told["leaves"]["TDH.MEM.PAGE.AUG"]["max_attempts"] == 2
     assert told["in_flight"] == 1
+
+
+def test_calls_that_never_repeat_take_no_more_memory_than_a_number_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tdxtrace.watch.totals._MAX_KINDS", 8)
+    monkeypatch.setattr("tdxtrace.watch.totals._MAX_STEPS", 60)
+    seen = story("B1 B1 Z1 Z1").seamcalls.sort("seq")
+    totals = RunningTotals()
+    for n in range(12):
+        calls = seen.with_columns(
+            tid=pl.lit(1000 + n, pl.Int32),
+            leaf=pl.when(pl.col("leaf") == 0).then(0).otherwise(2000 + n).cast(pl.UInt16),
+            status=pl.col("status") | pl.lit(n << 16, pl.UInt64),
+        )
+        totals.take(tick(calls))
+    assert len(totals.leaves) <= 9
+    assert len(totals.busy) <= 9
+    assert totals.refusals.kept.height <= 60
+    n_calls = sum(leaf.n_calls for leaf in totals.leaves.values())
+    assert n_calls == 12 * seen.height
+    assert sum(totals.busy.values()) == sum(leaf.n_busy for leaf in totals.leaves.values())
+    assert "(other leaves)" in totals.leaves

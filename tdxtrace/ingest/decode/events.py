@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -88,7 +88,8 @@ def _fits(values: Values, wanted: np.dtype[np.generic]) -> bool:
     return bool(values.min() >= limits.min and values.max() <= limits.max)
 
 
-@cache
+# 1 MB each: values that come again are null, and those of enums.
+@lru_cache(maxsize=32)
 def _shared(dtype: pl.DataType, value: int | None) -> pl.Series:
     if isinstance(dtype, pl.Enum) and value is not None:
         one = pl.Series([dtype.categories[value]], dtype=dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Final, Literal
 
 from tdxtrace.errors import QueryError
@@ -148,7 +148,7 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
     return Event(name, "unmapped" if _may_be_wrapper(args, role) else "noise")
 
 
-@cache
+@lru_cache(maxsize=4096)
 def function_named(name: str) -> str | None:
     """Return the kernel function that a name of an event, or of a user, contains; or None."""
     words = name.lower().replace(".", "_")

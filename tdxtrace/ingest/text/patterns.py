@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -484,7 +484,7 @@ def _table_size(n: int) -> int:
     return 1 << (2 * n).bit_length()
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _name_key(name: bytes) -> int:
     """The hash that the loop gives a name."""
     text = np.frombuffer(name.ljust(8 * lines.MOST_NAME_WORDS + 8), np.uint8)
