@@ -6,6 +6,7 @@ import codecs
 import itertools
 import lzma
 import os
+import re
 import stat
 import sys
 import zlib
@@ -29,6 +30,8 @@ CHUNK_BYTES: Final = 8 << 20
 MAX_LINE_BYTES: Final = 8192
 # Bytes kept of a line that does not end.  A line of a journal has more than its message.
 KEPT_LINE_BYTES: Final = 1 << 16
+# A line of more bytes never ends.
+_ENDLESS_BYTES: Final = 256 << 20
 
 # Bytes read at a time.
 _READ_BYTES: Final = 1 << 20
@@ -43,7 +46,8 @@ _SLICE_BYTES: Final = 512
 # Traces pack 10 (gzip) to 60 times (xz): beyond this ratio and size it is no recording but a bomb.
 _MAX_RATIO: Final = 200
 _FREE_BYTES: Final = 256 << 20
-_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# A byte order mark and a character of ASCII: damage does not look like that.
+_UTF_16: Final = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]")
 # Length of the longest magic number, that of trace.dat.
 _MAGIC_BYTES: Final = 10
 
@@ -134,19 +138,27 @@ class Stream:
         return size
 
     def blocks(self) -> Iterator[Block]:
-        """Yield blocks of whole lines, each ended by a newline; overlong lines are cut."""
+        """Yield blocks of whole lines, each ended by a newline; overlong lines are cut.
+
+        Raises:
+            InputError: If a line does not end, as those of /dev/zero.
+        """
         if self.fill is not None:
             yield from self._filled(next(self.chunks), self.fill)
             return
         pieces: list[bytes | memoryview] = []
-        size, rest = 0, b""
+        size, rest, n_waiting = 0, b"", 0
         for chunk in self.chunks:
             end = chunk.rfind(b"\n") + 1
             if not end:
                 rest += chunk
+                n_waiting += len(chunk)
+                if n_waiting > _ENDLESS_BYTES:
+                    raise InputError(f"{one_line(self.path)} has a line that does not end")
                 if len(rest) > 2 * KEPT_LINE_BYTES:
                     rest = rest[: KEPT_LINE_BYTES + 1]
                 continue
+            n_waiting = 0
             pieces += [rest, memoryview(chunk)[:end]]
             size += len(rest) + end
             rest = chunk[end:]
@@ -237,7 +249,7 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
     raw = _chunks(file, head, stream, shown)
     stream.compression, new = _codec(head)
     stream.chunks = raw if new is None else _bounded(_decompress(raw, new, stream), stream)
-    if stream.peek().startswith(_UTF_16):
+    if _UTF_16.match(stream.peek()):
         stream.chunks = _utf_8(stream.chunks)
     elif new is None and size is not None and size >= _LARGE_BYTES:
         stream.fill = partial(_fill, file, stream, shown)

@@ -537,6 +537,12 @@ def test_a_log_that_is_rotated_while_it_is_read_has_not_changed(
     assert read_trace(path).losses.filter(kind="changed_while_read").is_empty()
 
 
+def test_a_line_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_room, "_ENDLESS_BYTES", 4 << 20)
+    with pytest.raises(InputError, match="/dev/zero has a line that does not end"):
+        read_trace("/dev/zero")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_text_that_windows_wrote_is_the_same_text(

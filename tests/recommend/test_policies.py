@@ -471,9 +471,11 @@ def test_hostile_names_of_policies_are_made_safe(tmp_path: Path) -> None:
 
 def test_times_that_add_up_to_more_than_a_column_holds_end_with_it() -> None:
     """A flipped bit of a page's time makes requests that take 146 years."""
-    told = story("B1 S1 B2 S2 B3 S3")
+    told = story("B1 2/B2 3/B3 B1 2/B2 3/B3 S1 2/S2 3/S3")
+    is_late = pl.col("start_ns").rank() > 3
     calls = told.seamcalls.with_columns(
-        end_ns=pl.when(pl.col("status") == 0).then(pl.col("end_ns") + (1 << 62)).otherwise("end_ns")
+        pl.when(is_late).then(pl.col(name) + (1 << 62)).otherwise(name).alias(name)
+        for name in ("start_ns", "end_ns")
     )
     row = replay(told, "fixed-5", calls=calls).row(0, named=True)
     assert row["waited_ns"] > 1 << 62
