@@ -26,6 +26,8 @@ def count(values, into):
     return total
 """
 _COUNT = _LOOPS.partition("def count")[2]
+# Makes a file where it is read as pickle.
+_PICKLE = b"cos\nsystem\n(S'touch unpickled'\ntR."
 _PROGRAM = """
 import numpy as np
 from package import compiler, loops
@@ -116,16 +118,41 @@ def test_where_nothing_can_be_kept_each_run_compiles(package: Path, tmp_path: Pa
     assert notice.count("\n") == 1
 
 
-def test_machine_code_that_others_may_write_is_not_used(package: Path, tmp_path: Path) -> None:
+def test_machine_code_that_others_may_write_or_own_is_not_used(
+    package: Path, tmp_path: Path
+) -> None:
     _run(package, tmp_path / "cache")
     (made,) = (tmp_path / "cache").glob("loops-*")
-    made.chmod(0o777)
     for path in made.rglob("*.nbc"):
-        path.write_bytes(b"cos\nsystem\n(S'touch unpickled'\ntR.")
+        path.write_bytes(_PICKLE)
+    made.chmod(0o777)
+    _assert_passed_over(package, tmp_path)
+    if os.geteuid() == 0:  # only root may give a folder away
+        made.chmod(0o700)
+        os.chown(made, 12345, 12345)
+        _assert_passed_over(package, tmp_path)
+
+
+def _assert_passed_over(package: Path, tmp_path: Path) -> None:
     answer, notice = _run(package, tmp_path / "cache")
     assert answer == "3 [1, 2, 3]"
     assert "others may write there" in notice
+    assert notice.count("\n") == 1
     assert not (package.parent / "unpickled").exists()
+
+
+def test_where_the_disk_is_full_each_run_compiles(package: Path, tmp_path: Path) -> None:
+    """What numba writes of machine code fails as on a full disk."""
+    program = (
+        "import errno, os, numba.core.caching as caching\n"
+        "def full(*_, **__): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "caching.IndexDataCacheFile.save = full\n"
+    ) + _PROGRAM
+    answer, notice = _run(package, tmp_path / "cache", program)
+    assert answer == "3 [1, 2, 3]"
+    assert "No space left on device" in notice
+    assert notice.count("\n") <= 2
+    assert "Traceback" not in notice
 
 
 def test_machine_code_of_other_sources_goes_when_it_is_unused(
