@@ -46,8 +46,9 @@ def main() -> None:
                 except AssertionError as error:
                     ends[name, "BROKEN"] += 1
                     print(f"{name}, {number.name} after {after_s:.3f} s: {error}", flush=True)
-    for (name, end), n in sorted(ends.items()):
-        print(f"{n:5} {name}: {end}")
+            told = ", ".join(f"{n} {end}" for (of, end), n in sorted(ends.items()) if of == name)
+            print(f"{name}: {told}", flush=True)
+    print(f"{sum(ends.values())} ended")
     sys.exit(int(any(end == "BROKEN" for _, end in ends)))
 
 

@@ -1,16 +1,27 @@
-"""Damaged recordings give an answer, in part, or a clear error: never a crash or a hang."""
+"""Damaged inputs give an answer, in part, or a clear error: never a crash or a hang."""
 
 import random
 import resource
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from support.mutated_text import (
+    SETTINGS,
+    TEXTS,
+    mutate_settings,
+    mutate_text,
+    survive_settings,
+    survive_text,
+)
 from support.mutations import SEEDS, in_memory, mutate, survive
 
 from tdxtrace.ingest.tracedat import merge
 
-PER_SEED = 2600
-"""Of each of the eight recordings: 20,800 in all."""
+PER_SEED = 1800
+"""Of each of the eight recordings: 14,400; with texts and settings 30,000 in all."""
+N_TEXTS = 5000
+N_SETTINGS = 10_000
 ONE_WHOLE_IN = 60
 MAX_GROWTH_KIB = 512 << 10
 
@@ -43,3 +54,26 @@ def test_recordings_cut_at_any_byte_are_survived(kind: str) -> None:
     with in_memory() as written:
         for n_bytes in range(1, len(data), 23):
             survive(written(data[:n_bytes]), whole=n_bytes % 60 == 0)
+
+
+def test_damaged_texts_are_survived() -> None:
+    chance, texts = random.Random("texts"), list(TEXTS.values())
+    ends: Counter[str] = Counter()
+    with in_memory() as written:
+        for number in range(N_TEXTS):
+            path = written(mutate_text(chance.choice(texts), chance, texts))
+            ends[survive_text(path, whole=number % 1000 == 0)] += 1
+    assert ends["read"] > N_TEXTS // 2
+    assert ends["refused"] > N_TEXTS // 100
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_damaged_settings_are_survived(name: str, tmp_path: Path) -> None:
+    chance, (data, read) = random.Random(name), SETTINGS[name]
+    path = tmp_path / "tdxtrace.toml"
+    ends: Counter[str] = Counter()
+    for _ in range(N_SETTINGS // len(SETTINGS)):
+        path.write_bytes(mutate_settings(data, chance))
+        ends[survive_settings(path, read)] += 1
+    assert ends["read"] > 0
+    assert ends["refused"] > N_SETTINGS // 10

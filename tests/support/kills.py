@@ -21,7 +21,7 @@ import tdxtrace
 TRACE: Final = "contended.txt"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 _TEMPORARY: Final = ".tdxtrace-"
-_LONGEST_S: Final = 60.0
+_LONGEST_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
