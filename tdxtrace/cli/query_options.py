@@ -15,7 +15,7 @@ from tdxtrace.cli import options
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.progress import ReadProgress, Steps, reading
 from tdxtrace.errors import InputError
-from tdxtrace.tables.text import one_line
+from tdxtrace.tables.text import encoded, one_line
 
 if TYPE_CHECKING:
     import polars as pl
@@ -336,7 +336,7 @@ class PrintOptions:
             return
         inputs = [*query.inputs, *others]
         text = screen.plain_text(shown)
-        outputs.write_file(self.output, text.encode(), force=self.force, inputs=inputs)
+        outputs.write_file(self.output, encoded(text), force=self.force, inputs=inputs)
 
     def write_text(self, text: str, query: QueryOptions) -> None:
         """Print text as it is, not wrapped to the terminal; or write it to the file.
@@ -350,4 +350,4 @@ class PrintOptions:
         if self.output is None:
             typer.echo(text, nl=False)
         else:
-            outputs.write_file(self.output, text.encode(), force=self.force, inputs=query.inputs)
+            outputs.write_file(self.output, encoded(text), force=self.force, inputs=query.inputs)

@@ -13,6 +13,7 @@ from tdxtrace.report.section import Figure, Grid, Section, grid
 from tdxtrace.report.sections import quality, summary
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.limits import COMPARISONS
+from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 
 _CHANGES = {"more": "more than before", "fewer": "fewer than before", "not_told": "not significant"}
@@ -45,7 +46,9 @@ def sections(before: Findings, after: Findings, comparisons: pl.DataFrame) -> li
 
 def title(before: Findings, after: Findings) -> str:
     """Return the title of the comparison, with the name of each trace's first input."""
-    names = [found.provenance.sources[0].path.rpartition("/")[2] for found in (before, after)]
+    names = [
+        one_line(found.provenance.sources[0].path.rpartition("/")[2]) for found in (before, after)
+    ]
     return f"TDX SEAMCALL retries: {names[0]} and {names[1]}"
 
 

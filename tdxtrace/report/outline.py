@@ -24,7 +24,7 @@ from tdxtrace.report.sections import (
     verdicts,
     zero_steps,
 )
-from tdxtrace.tables.text import escape
+from tdxtrace.tables.text import escape, one_line
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _compute(findings: Findings, names: Sequence[str]) -> None:
 
 def title(findings: Findings) -> str:
     """Return the title of the report, with the names of at most three inputs."""
-    names = [source.path.rpartition("/")[2] for source in findings.provenance.sources]
+    names = [one_line(source.path.rpartition("/")[2]) for source in findings.provenance.sources]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return "TDX SEAMCALL retries: " + ", ".join(names[:3]) + more
 

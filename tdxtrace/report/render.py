@@ -13,7 +13,7 @@ from tdxtrace.report.origin import Origin
 from tdxtrace.report.outline import sections, title
 from tdxtrace.report.section import Section
 from tdxtrace.tables.files import whole_file, whole_folder
-from tdxtrace.tables.text import one_line
+from tdxtrace.tables.text import encoded, one_line
 from tdxtrace.tables.trace import Findings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def report(findings: Findings, form: str, made: Origin | None = None) -> bytes:
     if form == "brief":
         from tdxtrace.report.brief import brief  # noqa: PLC0415
 
-        return brief(name, findings, made).encode()
+        return encoded(brief(name, findings, made))
     parts = sections(findings, made)
     if form == "json":
         from tdxtrace.report.json_data import report_json  # noqa: PLC0415
@@ -107,10 +107,10 @@ def _render(name: str, parts: list[Section], form: str, numbers: Sequence[str]) 
     if form == "html":
         from tdxtrace.report.html import html  # noqa: PLC0415 - slow to import
 
-        return html(name, parts, numbers).encode()
+        return encoded(html(name, parts, numbers))
     from tdxtrace.report.markdown import markdown  # noqa: PLC0415
 
-    return markdown(name, parts).encode()
+    return encoded(markdown(name, parts))
 
 
 def save_charts(

@@ -25,6 +25,11 @@ def one_line(text: str, width: int = 200) -> str:
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
+def encoded(text: str) -> bytes:
+    r"""Return ``text`` as UTF-8; of names of files that are no UTF-8 the escapes, ``\udce9``."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def escape(text: str, width: int = 200) -> str:
     """Return :func:`one_line` of ``text``, escaped for HTML."""
     return html.escape(one_line(text, width))

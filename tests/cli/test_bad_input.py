@@ -120,3 +120,22 @@ def test_a_bug_would_keep_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(read, "open_input", broken)
     with pytest.raises(ZeroDivisionError):
         tdxtrace("analyze", path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("analyze", "{}"),
+        ("report", "{}", "--format", "html"),
+        ("report", "{}", "--brief"),
+        ("compare", "{}", "{}", "--format", "md"),
+        ("verdicts", "{}"),
+    ],
+    ids=lambda words: " ".join(words[:3:2]),
+)
+def test_a_file_whose_name_is_no_utf_8_is_answered(words: tuple[str, ...], tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\x1b[31m.txt")
+    Path(path).write_text(ONE_CALL)
+    done = answered(*(word.format(path) for word in words))
+    assert "\x1b" not in done.text
+    assert "udce9" in done.text or words[0] == "verdicts"
