@@ -76,6 +76,8 @@ COMMANDS: Final = tuple(_MODULES)
 _APPS: Final = ("capture", "fleet")
 # What the same is called in perf and git.
 ALIASES: Final = {"stat": "analyze", "diff": "compare", "script": "events"}
+# What perf and trace-cmd call recording.
+_RECORD: Final = ("capture", "record")
 # A signed status word begins like an option.
 _SETTINGS: Final = {"decode": {"ignore_unknown_options": True}}
 # How perf and trace-cmd name their input.
@@ -138,9 +140,11 @@ class CommandGroup(TyperGroup):
         return self.commands.get(ALIASES.get(cmd_name, cmd_name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        """Return the command and its arguments; ``-i FILE`` is the trace, as in perf."""
-        name, *words = args
-        reads = name in _MODULES or name in ALIASES
+        """Return the command and its arguments, as here or in perf: ``record``, ``-i FILE``."""
+        name, *words = _RECORD if args[0] == _RECORD[-1] else args[:1]
+        words += args[1:]
+        # A command that runs while it is recorded keeps its own options.
+        reads = (name in _MODULES or name in ALIASES) and name != _RECORD[0]
         return super().resolve_command(
             ctx, [name, *(word for word in words if not (reads and word == _INPUT))]
         )

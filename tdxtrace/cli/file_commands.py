@@ -221,7 +221,10 @@ def export_command(
     perfetto: Annotated[
         Path,
         typer.Option(
-            "--perfetto", metavar="FILE", help="Trace for ui.perfetto.dev.", show_default=False
+            *("--perfetto", "-o"),
+            metavar="FILE",
+            help="Trace for ui.perfetto.dev.",
+            show_default=False,
         ),
     ],
     force: options.Force = False,

@@ -18,6 +18,12 @@ from tdxtrace.tdx.leaves import leaf_table
 LEAVES: Final = "leaves"
 """Name of the table of leaves and their names, for joins."""
 
+_LEAVES_COLUMNS: Final = {
+    "leaf": "Number of the leaf.",
+    "name": "Its name, such as TDH.MEM.PAGE.AUG.",
+    "request": "What makes two of its calls attempts at one request.",
+}
+
 # The parts of a statement: what polars gets consists of these only.  Comments are left out.
 # sqlparser, which polars uses, would take some of what is not here for a string or a name.
 _PART: Final = re.compile(
@@ -99,10 +105,11 @@ def run_query(
     for view in (f"{NAMED}{name}" for name in tables if f"{NAMED}{name}" in names):
         named.append(view)
         frames[view] = with_names(load(view.removeprefix(NAMED)))
-    frames[LEAVES] = leaf_table().select("leaf", "name", "request")
+    frames[LEAVES] = leaf_table().select(*_LEAVES_COLUMNS)
     try:
         return pl.SQLContext(frames).execute(plain, eager=True)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        named += [LEAVES] if LEAVES in names else []
         columns = [
             name
             for table in named or frames
@@ -160,10 +167,15 @@ def _columns(name: str, tables: Mapping[str, Table]) -> pl.DataFrame:
         QueryError: If there is no such table.
     """
     table = tables.get(name.removeprefix(NAMED))
-    if table is None:
-        raise QueryError(_describe(f"relation '{name}' was not found", list(tables), []))
+    columns = [(c.name, str(c.dtype), c.unit, c.doc) for c in table.columns] if table else []
+    if name == LEAVES:
+        dtypes = leaf_table().schema
+        columns = [(c, str(dtypes[c]), None, text) for c, text in _LEAVES_COLUMNS.items()]
+    if not columns:
+        known = [*tables, LEAVES]
+        raise QueryError(_describe(f"relation '{name}' was not found", known, []))
     return pl.DataFrame(
-        [(c.name, str(c.dtype), c.unit, c.doc) for c in table.columns],
+        columns,
         schema=dict.fromkeys(("column", "type", "unit", "meaning"), pl.String),
         orient="row",
     )

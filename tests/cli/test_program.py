@@ -67,6 +67,20 @@ def test_names_of_perf_work(name: str, own: str, chains: Path) -> None:
     assert answered(name, "-i", chains) == answered(own, chains)
 
 
+def test_record_is_capture_record_and_its_command_keeps_its_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert answered("record", "--help") == answered("capture", "record", "--help")
+    given = []
+    monkeypatch.setattr(
+        "tdxtrace.capture.choose.plan_recording", lambda _host, options, _say: given.append(options)
+    )
+    monkeypatch.setattr("tdxtrace.capture.recorder.record", lambda *_: None)
+    with pytest.raises(TypeError):
+        tdxtrace("record", "--", "cc", "-i", "file")
+    assert given[0].command == ["cc", "-i", "file"]
+
+
 def test_a_file_named_log_is_a_trace(chains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(chains.parent)
     one = answered("analyze", "log", chains.name).text

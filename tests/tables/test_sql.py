@@ -174,3 +174,11 @@ def test_an_empty_result_has_the_selected_columns(trace: Trace) -> None:
     rows = story("").trace.sql("select seq, status from seamcalls where leaf = 6")
     assert rows.schema == {"seq": pl.UInt64, "status": pl.UInt64}
     assert rows.is_empty()
+
+
+def test_the_table_of_leaves_is_described_and_corrected_like_the_others() -> None:
+    trace = story("B1 S1").trace
+    described = trace.sql("describe leaves")
+    assert described["column"].to_list() == ["leaf", "name", "request"]
+    with pytest.raises(QueryError, match=r"^no column 'nme'; nearest: name \(of leaf, name, req"):
+        trace.sql("select nme from leaves")

@@ -35,7 +35,7 @@ def _costs(rows: pl.DataFrame) -> list[str]:
         f"as a busy answer{_between(row)}."
         for row in known.head(3).iter_rows(named=True)
     ]
-    return sentences or ["No leaf has both busy answers and successes that can be charts_leaves."]
+    return sentences or ["No leaf has both busy answers and successes to compare."]
 
 
 def _between(row: dict[str, Any]) -> str:
