@@ -12,8 +12,10 @@ from support.shown import as_shown, left_out
 
 from tdxtrace.cli.table_commands import COMMANDS
 
-# Of causes and others, the tables of one command that print no table of names by themselves.
-_TABLES = sorted({*COMMANDS, "busy-causes", "attempts"} - {"query", "measurement-log"})
+# Commands that print a table as it is; what others fold into sentences has tests of its own.
+_TABLES = sorted({*COMMANDS, "busy-causes", "attempts"} - {"query", "measurement-log", "verdicts"})
+# Rows that csv has, and text shows when it is asked for them.
+_ALL_ROWS = {"retry-chains": ["--all"], "busy-causes": ["--candidates"]}
 
 
 @pytest.mark.parametrize("name", _TABLES)
@@ -21,10 +23,11 @@ def test_every_value_of_the_csv_is_printed_or_its_column_is_named(
     name: str, chains: Path, steps: Path
 ) -> None:
     path = steps if name.startswith(("zero-step", "step")) else chains
-    whole = answered(name, path, "-n", "0", "--format", "csv").text
+    words = [name, path, "-n", "0", *_ALL_ROWS.get(name, [])]
+    whole = answered(*words, "--format", "csv").text
     header, *rows = csv.reader(whole.splitlines())
-    for columns in (60, 140, None):
-        text = answered(name, path, "-n", "0", columns=columns).text
+    for columns in (60, None):
+        text = answered(*words, columns=columns).text
         missing = left_out(text)
         assert columns or not missing
         for column, title in enumerate(header):
@@ -38,6 +41,8 @@ def test_every_value_of_the_csv_is_printed_or_its_column_is_named(
 def _value(cell: str) -> int | str | float | None:
     if not cell:
         return None
+    if cell in ("true", "false"):
+        return cell.title()
     if re.fullmatch(r"-?\d+", cell):
         return int(cell)
     return 0.5 if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", cell) else cell
@@ -45,9 +50,13 @@ def _value(cell: str) -> int | str | float | None:
 
 # The five questions: is it a problem, whose is it, which limit, what was lost, what next.
 
-_HONEST = ("quiet", "balloon", "crowd", "fresh_memory", "removal")
-_BUGS = ("broken_mmu_lock", "racing_init")
-_ATTACK = "zero_step_attack"
+# Scenarios of which 2 ms show what they are for, and the first words of the screen.
+_SCENARIOS = {
+    **dict.fromkeys(("quiet", "crowd", "removal", "lifecycle"), "no problems found in "),
+    **dict.fromkeys(("string_copy", "merge_given_up"), "no problems found in "),
+    "broken_mmu_lock": "2 problems: 2 BUG",
+    "racing_init": "1 problem: 1 BUG",
+}
 
 
 def answers(*words: str | Path) -> list[str]:
@@ -61,15 +70,10 @@ def answers(*words: str | Path) -> list[str]:
     ]
     told = re.match(r"(\d+) problem", lines[0])
     assert len(problems) == min(int(told[1]) if told else 0, 3)
-    assert sum("tdxtrace explain" in line or "tdxtrace zero" in line for line in lines) or not told
     assert sum(line.startswith("limit: ") for line in lines) == 1
     assert sum(line.startswith(("No lost events reported", "LOST")) for line in lines) == 1
-    assert [line for line in lines if line.startswith("next: ")], lines
-    order = [
-        next(n for n, line in enumerate(lines) if line.startswith(start))
-        for start in ("limit: ", ("No lost", "LOST"), "next: ")
-    ]
-    assert order == sorted(order)
+    # What next: the command that looks closer at a problem, else one at the end.
+    assert any("tdxtrace " in line for line in (lines[2:] if problems else lines[-1:])), lines
     return lines
 
 
@@ -78,12 +82,8 @@ def test_the_first_screen_of_a_sample_answers_five_questions(path: Path) -> None
     answers(path.relative_to(SAMPLES.parent))
 
 
-@pytest.mark.parametrize("name", [*_HONEST, *_BUGS, _ATTACK])
+@pytest.mark.parametrize("name", _SCENARIOS)
 def test_the_first_screen_of_a_scenario_answers_five_questions(name: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.txt"
-    seconds = "40ms" if name == _ATTACK else "8ms"
-    assert tdxtrace("simulate", name, "--duration", seconds, "-o", trace).status == 0
-    lines = answers(trace)
-    assert lines[0].startswith("no problems") == (name in _HONEST)
-    assert ("BUG" in lines[0]) == (name in _BUGS)
-    assert ("HOSTILE" in lines[0]) == (name == _ATTACK)
+    assert tdxtrace("simulate", name, "--duration", "2ms", "-o", trace).status == 0
+    assert answers(trace)[0].startswith(_SCENARIOS[name])
