@@ -79,6 +79,14 @@ def chi_square_p(square: Floats, freedom: Floats) -> Floats:
     return p
 
 
+def chi_square_quantile(freedom: Floats, below: float) -> Floats:
+    """Return the quantile of a chi-square with so many degrees of freedom."""
+    from scipy import special
+
+    quantile: Floats = special.chdtri(freedom, 1 - below)
+    return quantile
+
+
 def student_p(t: Floats, freedom: Floats) -> Floats:
     """Return the two-sided p-value of Student's t, which is not negative."""
     from scipy import special

@@ -14,10 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
-from tdxtrace.analysis.dependence import between_hosts, clusters, widest
+from tdxtrace.analysis.dependence import between_hosts, clusters, effect_of_bursts, widest
 from tdxtrace.analysis.loops.bursts import DEEPEST, HALF, count_bursts
 from tdxtrace.compiler import choose
-from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval, few_clusters_factor
+from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval
 from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.fleet import ATTEMPT_COUNTS, ATTEMPT_TOTALS, CLUSTERED_BY
@@ -28,7 +28,7 @@ from tdxtrace.tdx.operands import resource
 _GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 
 # What the loop over bursts counts of each step.
-_BURST_SUMS: Final = ("n_more", "squares", "n_episodes")
+_BURST_SUMS: Final = ("n_more", "squares", "n_episodes", "cubes")
 
 # Fewer episodes than this do not show the spread of episode sizes; the design effect is then
 # that of the last step that had so many.  Ten is what cluster-robust variances are said to
@@ -430,7 +430,7 @@ def _count_by_step(retried: _Retried, depth: Times, base: int, n_groups: int) ->
 
 def _count_clusters(retried: _Retried, cluster: Times, above: Times, first: Times) -> Times:
     """Requests, squares and clusters, as the loop over bursts counts them, of each curve."""
-    counts = np.zeros((3, first[-1]), np.int64)
+    counts = np.zeros((len(_BURST_SUMS), first[-1]), np.int64)
     begins = np.searchsorted(retried.group, np.arange(len(first)))
     key = ((cluster + 1) << HALF) | (DEEPEST - above)
     count = choose(len(key) * _BYTES_PER_REQUEST)(count_bursts)
@@ -451,7 +451,8 @@ def _count_wide_units(retried: _Retried, above: Times, first: Times) -> dict[str
         # Through a float64, which is exact up to 2^53.
         sums[f"{unit}_products"] = np.bincount(at, size, first[-1]).astype(np.int64)
     # Without requests numpy counts in whole numbers.
-    sums["trend"] = np.bincount(at, retried.from_middle, first[-1]).astype(np.float64)
+    for name, power in (("trend", 1), ("trend_squares", 2)):
+        sums[name] = np.bincount(at, retried.from_middle**power, first[-1]).astype(np.float64)
     return sums
 
 
@@ -575,25 +576,21 @@ def _still_retrying(steps: pl.DataFrame) -> pl.DataFrame:
 def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
     """Add the design effect, its unit, and the effective number of independent requests."""
     known = (pl.col("n_episodes") >= MIN_EPISODES) | pl.int_range(pl.len()).eq(0).over("group")
-    steps = steps.with_columns(
-        raw=pl.when(known & (pl.col("n_more") > 0))
-        .then(pl.col("squares") / pl.col("n_more"))
-        .forward_fill()
-        .over("group"),
-        n_known=pl.when(known & (pl.col("n_more") > 0))
-        .then("n_episodes")
-        .forward_fill()
-        .over("group"),
+    sums = [
+        pl.when(known & (pl.col("n_more") > 0)).then(name).forward_fill().over("group")
+        for name in _BURST_SUMS
+    ]
+    n, squares, _, cubes = (
+        steps.select(known=total.fill_null(1.0)).to_series().to_numpy().astype(float)
+        for total in sums
     )
-    n_known = steps["n_known"].fill_null(_UNLIMITED_EPISODES).to_numpy().astype(float)
-    widened = few_clusters_factor(n_known, CONFIDENCE)
+    burst = effect_of_bursts(n, squares, cubes)
     # Equivalent number of uncensored requests: S (1 - S) over Greenwood's variance.
     n_uncensored = (1 - pl.col("more")) / (pl.col("more") * pl.col("_greenwood"))
     n_uncensored = pl.when(pl.col("more") > 0).then(
         pl.when(pl.col("_greenwood") > 0).then(n_uncensored).otherwise(pl.col("n_at_risk"))
     )
     first = pl.col("n_at_risk").first().over("group")
-    burst = steps["raw"].fill_null(1.0).clip(1.0).to_numpy() * widened
     is_fleet = "host_squares" in steps.columns
     effect, unit, drifts = (between_hosts if is_fleet else widest)(steps, burst)
     return steps.with_columns(

@@ -7,7 +7,9 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.loops.bursts import count_moments
 from tdxtrace.analysis.retry_chains import assign_chain
+from tdxtrace.compiler import choose
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -65,16 +67,24 @@ def _ordinals(busy: pl.DataFrame) -> pl.Series:
 
 
 _LEAF_KEY: Final = ("source", "leaf")
+# The number of bursts is estimated from distances with about this error, of some ten of them.
+MUCH_LARGER: Final = 1.5
+# What the loop looks at of each request, which decides how it runs.
+_BYTES_PER_REQUEST: Final = 25
 
 
 def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
     """Group the retried requests into episodes (bursts).
 
-    An episode is a run of retried requests of one leaf that stand closer together than
-    unrelated ones would.  Distance is the number of requests of the leaf from one to
-    the next.  The number of episodes is estimated from the distances themselves (the
-    extremal index, by the intervals estimator), and as many are formed by cutting at the
-    largest distances; no time or number has to be chosen.
+    There are two ways in which requests of one leaf are of one burst. Those of the first count,
+    but where the second gives much larger ones, in the middle of all requests:
+
+    - they were busy at one time with one TD, as those that wait for one holder are. Requests that
+      overlap in time one after the other, but not all at one moment, are several bursts;
+    - they stand closer together than unrelated ones would. Distance is the number of requests of
+      the leaf from one to the next.  The number of bursts is estimated from the distances
+      themselves (the extremal index, by the intervals estimator), and as many are formed by
+      cutting at the largest distances; no time or number has to be chosen.
 
     Args:
         retry_chains: The ``retry_chains`` table.
@@ -96,12 +106,35 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
     index = retried.group_by(_LEAF_KEY).agg(n_cuts=_n_episodes(pl.col("distance")) - 1)
     # Equal distances are all cut or none is, whichever comes nearer to the number.
     rank = pl.col("distance").rank("average", descending=True).over(_LEAF_KEY)
-    return (
+    spaced = (
         retried.join(index, on=_LEAF_KEY, how="left", maintain_order="left")
         .with_columns(cut=(rank <= pl.col("n_cuts") + 0.5).fill_null(False))
-        .with_columns(episode=pl.col("cut").cum_sum().over(_LEAF_KEY).cast(pl.UInt32))
-        .drop("ordinal", "distance", "n_cuts", "cut")
+        .select(number=pl.col("cut").cum_sum().over(_LEAF_KEY))
+        .to_series()
     )
+    keyed = retried.with_columns(spaced=spaced, met=_met(retried))
+    met, by_place = (
+        pl.len().over(*_LEAF_KEY, way).sum().over(_LEAF_KEY) for way in ("met", "spaced")
+    )
+    episode = pl.when(by_place > MUCH_LARGER * met).then("spaced").otherwise("met").cast(pl.UInt32)
+    return keyed.with_columns(episode=episode).drop("ordinal", "distance", "spaced", "met")
+
+
+def _met(retried: pl.DataFrame) -> pl.Series:
+    """Number of the moment at which each request was busy together with others of its leaf and TD.
+
+    Moments are as few as they can be: each is the earliest end of those that it is of.
+    """
+    rows = retried.select(*_LEAF_KEY, "td_id", "start_ns", "end_ns").with_row_index("place")
+    rows = rows.sort(*_LEAF_KEY, "td_id", "start_ns", nulls_last=True)
+    start = rows["start_ns"].to_numpy()
+    end = rows["end_ns"].fill_null(rows["start_ns"]).to_numpy()
+    key = ("source", "leaf", "td_id")
+    changes = [pl.col(name).ne_missing(pl.col(name).shift()) for name in key]
+    begins = rows.select(pl.any_horizontal(changes)).to_series().to_numpy()
+    moment = np.zeros(rows.height, np.int64)
+    choose(rows.height * _BYTES_PER_REQUEST)(count_moments)(start, end, begins, moment)
+    return rows.select("place", met=pl.Series(moment)).sort("place")["met"]
 
 
 def _with_ordinal(chains: pl.DataFrame) -> pl.DataFrame:

@@ -13,9 +13,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tdxtrace.intervals import CONFIDENCE, Floats, chi_square_p, few_clusters_factor, student_p
+from tdxtrace.intervals import (
+    CONFIDENCE,
+    Floats,
+    chi_square_p,
+    chi_square_quantile,
+    few_clusters_factor,
+    student_p,
+)
 from tdxtrace.tables.enums import Dependence, names
 from tdxtrace.tables.fleet import CLUSTERED_BY
+from tdxtrace.tables.limits import MIN_UNITS
 
 # Parts of equal numbers of requests. Batch means want 10 to 30 of them (B. Schmeiser,
 # Operations Research 30 (1982) 556): more are no longer independent, fewer tell less.
@@ -25,12 +33,23 @@ _MIN_REQUESTS: Final = 5 * PERIODS
 # Fewer retried requests than this do not show how they differ between clusters (W. G. Cochran,
 # Biometrics 10 (1954) 417, wants one or more in each); the effect of the step before is kept.
 MIN_MORE: Final = 10
-# p-values below which TDs or inputs differ (not to see it is the worse error), and below which a
-# rate changes over the recording, which is looked for at each step of a curve.
-DIFFER: Final = 0.1
+IN_EACH: Final = 2
+# p-value below which the clusters of a unit are taken to differ in the first step of a curve: not
+# to see it is the worse error. Fewer than MIN_UNITS, of which a further one may be anywhere, must
+# differ more surely, and so must what fewer requests show at later steps.
+DIFFER: Final = 0.3
+SURELY_DIFFER: Final = 0.05
+# The variance between few clusters is taken as large as it is with this chance not to be larger.
+# With these, six stretches of 15 busy requests that differ by half hold a seventh in 88 %.
+UNDERSTATED: Final = 1 / 3
+_ROUNDING: Final = 1e-9
+# Below this p-value a drift is said, and no limit given.
 DRIFTS: Final = 0.01
-# Below this a drift is said, and no limit given: of some ten steps of a curve by chance none.
-SURE: Final = 0.001
+# Parts next to each other are alike where a rate holds for longer than one: so many of them count
+# as one observation of what another time may show.
+ALIKE_PARTS: Final = 5.0
+# Between units that differ the share of a further one is uncertain even where none needed more.
+FEW: Final = 5.0
 
 
 def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
@@ -61,50 +80,99 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def effect_of_bursts(n: Floats, squares: Floats, cubes: Floats) -> Floats:
+    """Return the design effect of bursts, larger where their sizes differ and they are few.
+
+    It is the size of the burst of a request, in the middle of all requests. Its variance over
+    bursts gives the degrees of freedom of Student's quantile: bursts of one size need none.
+
+    Args:
+        n: Requests of each step.
+        squares: Sum of the squares of their bursts' sizes.
+        cubes: Sum of the cubes.
+
+    Sources:
+        F. E. Satterthwaite, Biometrics Bulletin 2 (1946) 110: degrees of freedom from the
+        variance of a variance, 2 / (its square relative to the square of the mean).
+    """
+    raw = np.maximum(squares / n, 1.0)
+    unlike = cubes * n / squares**2 - 1.0
+    are_alike = unlike < _ROUNDING
+    freedom = np.maximum((n / raw) / np.where(are_alike, 1.0, unlike), 1.0)
+    most = np.maximum(freedom / chi_square_quantile(freedom, UNDERSTATED), 1.0)
+    factor = most * few_clusters_factor(freedom + 1.0, CONFIDENCE)
+    return raw * np.where(are_alike, 1.0, factor)
+
+
 def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
     """Return the design effect of each step of curves, its unit, and whether the rate drifts.
 
-    Where TDs (or inputs) differ by more than chance, the interval is one for a further TD: the
-    variance between them is added to that of their mean. Where a rate drifts, it reaches the rate
-    at either end of the recording.
+    Where TDs, inputs or parts of the recording differ by more than chance, the interval is one for
+    a further one: the variance between them is added to that of their mean. It is taken relative
+    to the share, so that what few requests show at a deep step is not less than what many showed
+    before. Where a rate drifts, the interval reaches the rate at either end of the recording.
 
     Args:
-        steps: By curve and step: group, n_all, n_more, and for each of CLUSTERED_BY its clusters,
-            squares (sum of squares of the requests that need more), products (sum of these times
-            the cluster's requests), sizes (sum of the squares of the clusters' requests); of
-            periods trend, trend_mean and trend_square too, sums weighted by their place.
-        burst: Design effects of bursts, with the factor for few of them.
+        steps: By curve and step, in their order: group, n_all, n_more, and for each of
+            CLUSTERED_BY its clusters, squares (sum of squares of the requests that need more),
+            products (sum of these times the cluster's requests), sizes (sum of the squares of the
+            clusters' requests); of periods trend, trend_squares, trend_mean and trend_square too,
+            sums weighted by their place.
+        burst: Design effects of bursts.
 
     Sources:
         The variance of a ratio between clusters, and Student's quantile: E. L. Korn, B. I.
-        Graubard, Survey Methodology 24 (1998) 193.
+        Graubard, Survey Methodology 24 (1998) 193. The interval for a further cluster: J. P. T.
+        Higgins, S. G. Thompson, D. J. Spiegelhalter, J. R. Statist. Soc. A 172 (2009) 137.
     """
     of = {name: steps[name].to_numpy().astype(float) for name in steps.columns if name != "group"}
     share = np.divide(of["n_more"], of["n_all"], out=np.zeros_like(burst), where=of["n_all"] > 0)
-    effects, base = [burst], np.maximum(burst, 1.0)
-    drifts = np.zeros(len(burst), np.bool_)
-    for unit in CLUSTERED_BY:
-        n = np.maximum(of[f"{unit}_clusters"], 2.0)
-        usable = (of["n_more"] >= MIN_MORE) & (of[f"{unit}_clusters"] >= 2) & (share < 1)
-        between = _between(of, unit, share)
-        variance = of["n_more"] * (1 - share) * (n - 1)
-        raw = np.divide(between * n, variance, out=np.ones_like(burst), where=usable)
-        if unit == "period":
-            p = _drift(of, share, between)
-            differs, use = usable & (p < DRIFTS), usable
-            drifts = usable & (p < SURE)
-        else:
-            differs = use = usable & (chi_square_p(raw * (n - 1) / base, n - 1) < DIFFER)
-        beyond = _at_the_end(of, share) if unit == "period" else n * np.maximum(raw - base, 0.0)
-        further = np.where(differs, beyond, 0.0)
-        effect = np.where(use, (raw + further) * few_clusters_factor(n, CONFIDENCE), 1.0)
-        effects.append(_as_last_known(steps["group"], effect, usable))
-        base = np.maximum(base, raw) if unit == "period" else base
+    p_drift = _drift(steps, of, share, burst)
+    is_first = (steps["group"] != steps["group"].shift()).fill_null(True).to_numpy()
+    base = np.maximum(burst, 1.0)
+    spreads = {unit: _spread(of, unit, share, base, is_first) for unit in CLUSTERED_BY}
+    drifts = (p_drift < SURELY_DIFFER) & (of["n_more"] >= MIN_MORE)
+    gain = np.where(drifts, _at_the_end(of, share), 0.0)
+    # Parts of inputs that differ do so too.
+    spreads["period"] = np.maximum(spreads["period"] - spreads["source"], gain)
+    effects = [base]
+    for unit, spread in spreads.items():
+        largest = _largest_so_far(steps["group"], spread)
+        n = np.maximum(of[f"{unit}_clusters"], 2.0) if unit != "period" else ALIKE_PARTS + 0 * base
+        further = np.maximum(of["n_more"], FEW) * largest * (1 + 1 / n)
+        effect = base + further * few_clusters_factor(n, CONFIDENCE)
+        effects.append(np.where(largest > 0, effect, 1.0))
     which, best = np.argmax(effects, axis=0), np.max(effects, axis=0)
     # The order of Dependence: requests, bursts, then the wide units.
     place = np.where(best > 1.0, which + 1, 0).astype(np.uint8)
     unit_of = pl.Series(place).cat.to(pl.Enum(names(Dependence)))
-    return np.maximum(best, 1.0), unit_of, pl.Series(drifts)
+    return np.maximum(best, 1.0), unit_of, pl.Series(p_drift < DRIFTS)
+
+
+def _spread(
+    of: dict[str, Floats], unit: str, share: Floats, base: Floats, is_first: NDArray[np.bool_]
+) -> Floats:
+    """Variance of the share between the clusters of a unit, relative to its square; 0: none seen.
+
+    Args:
+        of: The sums.
+        unit: The unit.
+        share: Share of all requests that need more.
+        base: Design effect within clusters.
+        is_first: Whether a step is the first of its curve.
+    """
+    clusters_ = of[f"{unit}_clusters"]
+    n = np.maximum(clusters_, 2.0)
+    enough = np.maximum(MIN_MORE, IN_EACH * clusters_)
+    usable = (of["n_more"] / base >= enough) & (clusters_ >= 2) & (share < 1)
+    variance = of["n_more"] * (1 - share) * (n - 1)
+    raw = np.divide(_between(of, unit, share) * n, variance, out=np.ones_like(base), where=usable)
+    p = chi_square_p(raw * (n - 1) / base, n - 1)
+    differs = usable & (p < np.where(is_first & (n >= MIN_UNITS), DIFFER, SURELY_DIFFER))
+    raw = raw * (n - 1) / chi_square_quantile(n - 1, UNDERSTATED)
+    in_cluster = share * of[f"{unit}_sizes"] / np.maximum(of["n_all"], 1.0)
+    spread = np.divide(raw - base, in_cluster, out=np.zeros_like(base), where=differs)
+    return np.maximum(spread, 0.0)
 
 
 def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
@@ -144,28 +212,71 @@ def _between(of: dict[str, Floats], unit: str, share: Floats) -> Floats:
     return np.maximum(squares + share**2 * of[f"{unit}_sizes"], 0.0)
 
 
-def _drift(of: dict[str, Floats], share: Floats, between: Floats) -> Floats:
-    """The p-value of a line through the parts' shares, by the parts' own scatter around it."""
+def _drift(steps: pl.DataFrame, of: dict[str, Floats], share: Floats, burst: Floats) -> Floats:
+    """The p-value of each curve for the hypothesis that its rate is the same at all times.
+
+    Two tests: whether the share that is retried changes, by a line through the parts' shares and
+    their own scatter around it; and whether retried requests need more, by a log-rank test for
+    trend over all steps, whose variance is that of requests times the design effect of bursts.
+
+    Sources:
+        R. E. Tarone, Biometrika 62 (1975) 679: the log-rank test for trend.
+    """
     square = of["trend_square"]
     trend = of["trend"] - share * of["trend_mean"]
     explained = np.divide(trend**2, square, out=np.zeros_like(trend), where=square > 0)
     freedom = np.maximum(of["period_clusters"] - 2, 1.0)
-    rest = np.maximum(between - explained, 1e-12) / freedom
-    return student_p(np.sqrt(explained / rest), freedom)
+    rest = np.maximum(_between(of, "period", share) - explained, 1e-12) / freedom
+    p_share = student_p(np.sqrt(explained / rest), freedom)
+    usable = (of["n_more"] >= MIN_MORE) & (of["period_clusters"] >= 2) & (share < 1)
+    n = np.maximum(of["n_more"], 1.0)
+    mean = of["trend"] / n
+    # What the parts scatter around the line, if that is more than bursts explain.
+    scatter = np.divide(
+        rest * of["period_clusters"], n * (1 - share), out=np.ones_like(share), where=usable
+    )
+    later = pl.DataFrame({"group": steps["group"], "n": of["n_more"], "trend": of["trend"]})
+    left, trend_left = (
+        later.select(pl.col(name).shift(-1).over("group").fill_null(0.0)).to_series().to_numpy()
+        for name in ("n", "trend")
+    )
+    spread = np.maximum(of["trend_squares"] / n - mean**2, 0.0)
+    sums = pl.DataFrame(
+        {
+            "group": steps["group"],
+            "trend": trend_left - left * mean,
+            "variance": left * (n - left) / np.maximum(n - 1, 1.0) * spread,
+            "effect": np.maximum(burst, scatter),
+            "p": np.where(usable, p_share, 1.0),
+        }
+    )
+    found = sums.select(
+        square=(pl.col("trend").sum() ** 2 / pl.col("variance").sum() / pl.col("effect").max())
+        .over("group")
+        .fill_nan(0.0),
+        p=pl.col("p").first().over("group"),
+    )
+    first_usable = pl.DataFrame({"group": steps["group"], "u": usable}).select(
+        pl.col("u").first().over("group")
+    )
+    p_depth = chi_square_p(found["square"].to_numpy(), np.ones_like(share))
+    p_depth = np.where(first_usable.to_series().to_numpy(), p_depth, 1.0)
+    # Of two tests (C. E. Bonferroni).
+    either: Floats = np.minimum(2 * np.minimum(found["p"].to_numpy(), p_depth), 1.0)
+    return either
 
 
 def _at_the_end(of: dict[str, Floats], share: Floats) -> Floats:
-    """Design effect of a standard deviation as large as what a line gains until either end."""
-    square, count = np.maximum(of["trend_square"], 1.0), of["period_clusters"]
+    """Square of what a line gains until either end, relative to the share."""
+    square = np.maximum(of["trend_square"], 1.0)
     end = (of["trend"] - share * of["trend_mean"]) / square * (PERIODS - 1) / 2
-    variance = np.maximum(of["n_more"] * (1 - share), 1e-12)
-    gain: Floats = (end * count) ** 2 / variance
+    in_period = of["n_more"] / np.maximum(of["period_clusters"], 1.0)
+    gain: Floats = (end / np.maximum(in_period, 1e-12)) ** 2
     return gain
 
 
-def _as_last_known(group: pl.Series, effect: Floats, known: NDArray[np.bool_]) -> Floats:
-    """The effects of steps where they are known, after that the last one that is."""
-    rows = pl.DataFrame({"group": group, "effect": effect, "known": known})
-    last = pl.when("known").then("effect").forward_fill().over("group").fill_null(1.0)
-    filled: Floats = rows.select(last).to_series().to_numpy()
-    return filled
+def _largest_so_far(group: pl.Series, values: Floats) -> Floats:
+    """The largest of each curve's values up to each step."""
+    rows = pl.DataFrame({"group": group, "value": values})
+    largest: Floats = rows.select(pl.col("value").cum_max().over("group")).to_series().to_numpy()
+    return largest

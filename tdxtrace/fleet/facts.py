@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.attempts import count_attempts
-from tdxtrace.recommend.limits import PACE, exposure_of, leaves_of, observed_seconds
+from tdxtrace.recommend.limits import exposure_of, leaves_of, observed_seconds
 from tdxtrace.recommend.recorded import recorded_policies
 from tdxtrace.tables.causes import CAUSE_SHARES
 from tdxtrace.tables.findings import VM_STATS
@@ -28,6 +28,7 @@ from tdxtrace.tables.fleet import (
     FACT_LEAVES,
     FACT_RARE,
 )
+from tdxtrace.tables.pace import pace_ns
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.trace import Findings, Trace
 
@@ -161,7 +162,7 @@ def _cells(trace: Trace, findings: Findings) -> pl.DataFrame:
         findings.busy_answers.lazy().select("source", "seq"), on=("source", "seq"), how="semi"
     )
     durations = {
-        "pace": retried.select("leaf", ns=PACE),
+        "pace": retried.select("leaf", ns=pace_ns()),
         "request": retried.select("leaf", ns=pl.col("took_ns").cast(pl.Float64)),
         "busy": busy.select(
             "leaf", ns=(pl.col("end_ns") - pl.col("start_ns")).cast(pl.Float64)

@@ -31,7 +31,7 @@ class Curve:
     n: Floats
     n_done: Floats
     n_censored: Floats
-    effect: Floats
+    n_episodes: Floats
     target: float
     confidence: float
 
@@ -87,20 +87,20 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
         rows["n_effective"].to_numpy(),
         rows["n_done"].to_numpy().astype(float),
         rows["n_censored"].to_numpy().astype(float),
-        rows["design_effect"].to_numpy(),
+        rows["n_episodes"].to_numpy().astype(float),
         *wanted,
     )
 
 
-# Effective number of requests above the threshold of a tail: wanted, and required at least.
+# Bursts with a request above the threshold of a tail: wanted, and required at least.
 # The coverage study (tests/bench/coverage.py) was run with these; fewer give infinite
 # intervals, more use less of the tail.
-TAIL_REQUESTS: Final = 200
-MIN_TAIL_REQUESTS: Final = 30
-# Largest ratio of one in the effective number of requests to the target: beyond ten, limits for a
-# mixture of two tails, of which a trace shows one, are too small.  Largest ratio of the limit to
-# the largest value seen: a choice of ours.
-MAX_RARITY: Final = 10
+TAIL_BURSTS: Final = 200
+MIN_TAIL_BURSTS: Final = 30
+# No model is used for a target that is rarer than one of the effective number of requests: counting
+# reaches three of them.  For a mixture of two tails, of which a trace shows one, limits for one
+# keep their target in four of five traces, for one of twice as many in two of five
+# (tests/bench/coverage.py).  Largest ratio of the limit to the largest value seen: a choice of ours.
 MAX_EXTRAPOLATION: Final = 100
 # A model with a smaller p-value is not used, be it of the counts (chi-square) or of the maximum.
 MIN_GOODNESS: Final = 0.01
@@ -169,25 +169,23 @@ def _p_of_maximum(curve: Curve, place: int, fitted: tail.Tail) -> float:
 
 def rarest_target(curve: Curve) -> float:
     """Return the smallest target for which a model may be used, at most 1/2."""
-    return min(1 / (MAX_RARITY * float(curve.n[_threshold(curve)])), 0.5)
+    return min(1 / float(curve.n[_threshold(curve)]), 0.5)
 
 
 def _threshold(curve: Curve) -> int:
     """Index of the step above which the tail begins."""
-    n_tail = curve.n * curve.exceedance
-    deep = np.flatnonzero(n_tail >= TAIL_REQUESTS)
-    return int(deep[-1]) if len(deep) else int(np.argmax(n_tail >= MIN_TAIL_REQUESTS))
+    deep = np.flatnonzero(curve.n_episodes >= TAIL_BURSTS)
+    return int(deep[-1]) if len(deep) else int(np.argmax(curve.n_episodes >= MIN_TAIL_BURSTS))
 
 
 def _reason_unsupported(curve: Curve, place: int) -> str | None:
     """Reason why no model is fitted; None if one can be."""
-    n_tail = curve.n * curve.exceedance
-    if n_tail[place] < MIN_TAIL_REQUESTS or not curve.n_done[place + 1 :].sum():
-        few = "fewer than 1" if n_tail.max() < 1 else f"{n_tail.max():.1f}"
-        return f"too few independent retries ({few}) to estimate a limit"
+    if curve.n_episodes[place] < MIN_TAIL_BURSTS or not curve.n_done[place + 1 :].sum():
+        most = f"{curve.n_episodes.max():,.0f} of {MIN_TAIL_BURSTS} bursts"
+        return f"too few independent retries ({most}) to estimate a limit"
     n = float(curve.n[place])
-    if curve.target * MAX_RARITY * n < 1:
-        return f"the target is more than {MAX_RARITY} times rarer than one of {n:,.0f} requests"
+    if curve.target * n < 1:
+        return f"the target is rarer than one of {n:,.0f} independent requests"
     return None
 
 
@@ -209,19 +207,20 @@ def _ends(curve: Curve, fitted: tail.Tail, limit: float, max_limit: float) -> di
 
 
 def _tail_sample(curve: Curve, place: int) -> tail.TailSample:
-    """Requests that needed more than the step at ``place``."""
+    """Requests that needed more than the step at ``place``; a burst has the weight of one."""
     at = curve.within[place + 1 :]
+    n_done, n_censored = curve.n_done[place + 1 :], curve.n_censored[place + 1 :]
     times = np.array(TIMES_NS, float)
     below = at - 1 if curve.unit == "attempts" else times[np.searchsorted(times, at) - 1]
     return tail.TailSample(
         threshold=float(curve.within[place]),
         below=below,
         at=at,
-        n_done=curve.n_done[place + 1 :],
-        n_censored=curve.n_censored[place + 1 :],
+        n_done=n_done,
+        n_censored=n_censored,
         share=float(curve.exceedance[place]),
         n=float(curve.n[place]),
-        weight=1 / float(curve.effect[place]),
+        weight=min(float(curve.n_episodes[place] / (n_done.sum() + n_censored.sum())), 1.0),
     )
 
 

@@ -15,15 +15,12 @@ from tdxtrace.recommend.target import Exposure, Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMITS, MAKERS, UNITS
+from tdxtrace.tables.pace import pace_ns as pace_of_chains
 from tdxtrace.tables.trace import Provenance
+from tdxtrace.tdx.consequences import if_busy_is_final, kills_vm
 from tdxtrace.tdx.leaves import parse_leaf
 
 _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
-# From the first attempt to the end of the last are as many calls as pauses and one more; of an
-# entry, to the start of the last, as many of each.
-PACE: Final = pl.col("took_ns") / (
-    pl.col("n_attempts") - (pl.col("leaf") == parse_leaf("TDH.VP.ENTER")[0]).cast(pl.UInt32)
-)
 _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
 _NO_CAUSES: Final = "causes of busy answers unknown: no busy_causes for this trace"
 
@@ -77,7 +74,8 @@ def limits(
     The limit is the smallest number such that P(a request needs more) is below the target
     with the given confidence. Within the data that is an exact binomial bound of the
     effective number of requests (Clopper and Pearson); where none was busy it is the
-    rule of three. Beyond, a generalised Pareto tail is fitted, which includes the geometric
+    rule of three. A leaf has no part in a rate of VMs if KVM loses none when its busy answer
+    is the last: any limit keeps it. Beyond, a generalised Pareto tail is fitted, which includes the geometric
     one, and the limit is the upper end of its quantile by profile likelihood with free
     shape, whatever form was chosen, and not below the most seen. It has no confidence: it holds
     if the tail goes on as seen. It is withheld where too few requests reach the tail, the model
@@ -123,16 +121,22 @@ def limits_of(
     unknown = None if target.rate is None else exposure.why_unknown(target.rate)
     has_makers = not steps.filter(pl.col("by") == "maker").is_empty()
     rows = []
+    counts_vms = target.rate is not None and target.rate.counts_vms
+    lose_none = {leaf for leaf in leaves["leaf"] if counts_vms and kills_vm(leaf) is False}
+    n_leaves = max(leaves.height - len(lose_none), 1)
     for leaf in leaves.iter_rows(named=True):
-        ratio = target.for_leaf(leaf["n_requests"], leaves.height, exposure)
+        ratio = target.for_leaf(leaf["n_requests"], n_leaves, exposure)
         row_base = leaf | {
             "observed_s": seconds,
             "n_losses": recorded.n_losses,
             "target": ratio or target.ratio,
         }
-        row_base |= {"confidence": target.confidence_of_leaf(leaves.height)}
-        calls, words = words_of(recorded.policies.filter(pl.col("leaf") == leaf["leaf"]))
+        row_base |= {"confidence": target.confidence_of_leaf(n_leaves)}
+        row_base |= {"loses_no_vm": leaf["leaf"] in lose_none}
+        policies = recorded.policies.filter(pl.col("leaf") == leaf["leaf"])
+        calls, words = words_of(policies)
         row_base |= {"recorded_calls": calls, "recorded_policy": words}
+        row_base |= {"is_kicked": policies["is_kicked"].any()}
         of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
         rows += list(
             _rows_of_leaf(of_leaf, row_base, unknown if ratio is None else None, has_makers)
@@ -187,7 +191,7 @@ def leaves_of(chains: pl.DataFrame) -> pl.DataFrame:
             n_tds=pl.struct("source", "td_id").filter(pl.col("td_id").is_not_null()).n_unique(),
             n_retried=(pl.col("n_busy") > 0).sum(),
             n_begin_lost=pl.col("begin_lost").fill_null(False).sum(),
-            pace_ns=PACE.filter(pl.col("n_attempts") > 1).median(),
+            pace_ns=pace_of_chains().median(),
         )
         .sort("n_retried", "n_requests", "leaf", descending=[True, True, False])
     )
@@ -210,17 +214,28 @@ def _rows_of_leaf(
             row |= _retry_counts(in_attempts) | _curve_extent(rows, unit)
             row["n_unanswered"] = n_unanswered(rows, row)
             row["never"] = _is_never(in_attempts, row)
-            if maker != "anyone" and not has_makers:
+            if row["loses_no_vm"]:
+                yield row | _no_vm_lost(row)
+            elif maker != "anyone" and not has_makers:
                 yield row | withheld(_NO_CAUSES)
             elif no_target is not None:
                 yield row | withheld(no_target)
             elif maker == "anyone":
                 of_anyone[unit] = _recommend(rows, row)
-                of_anyone[unit] |= _worst_td(steps, unit, of_anyone[unit]["limit"])
+                of_anyone[unit] |= _worst(steps, unit, of_anyone[unit]["limit"])
                 yield row | of_anyone[unit]
             else:
                 found = _recommend(rows, row)
                 yield row | _limit_of_maker(found, of_anyone[unit], n_unexplained)
+
+
+def _no_vm_lost(row: dict[str, Any]) -> dict[str, Any]:
+    """The least limit, of a leaf whose busy answer may be the last without loss of a VM."""
+    return {
+        "limit": 1 if row["unit"] == "attempts" else 0,
+        "basis": "no_vm_lost",
+        "reason": f"no VM is lost by any limit (Linux 6.16 on): {if_busy_is_final()[row['leaf']]}",
+    }
 
 
 def _limit_of_maker(
@@ -266,25 +281,36 @@ def is_mostly_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> bool:
     return steps.is_empty() or n_unanswered(steps, leaf) * _MOST_UNANSWERED > leaf["n_requests"]
 
 
-def _worst_td(steps: pl.DataFrame, unit: str, limit: int | None) -> dict[str, Any]:
-    """The TD most of whose requests needed more than the limit; without one, than the first step.
+def _worst(steps: pl.DataFrame, unit: str, limit: int | None) -> dict[str, Any]:
+    """The TD, and the input, most of whose requests needed more than the limit.
 
     Args:
         steps: Curves of the leaf, those of TDs among them.
         unit: Unit of the limit.
-        limit: It; None: withheld.
+        limit: It; None: withheld, and what needed more than the first step counts.
     """
     of_td = steps.filter(pl.col("by") == "td", pl.col("unit") == unit)
     within = (1 if unit == "attempts" else 0) if limit is None else limit
     keys = ["source", "td_id"]
     done = of_td.filter(pl.col("within") <= within).group_by(keys).agg(pl.col("done_ratio").max())
-    found = of_td.select(keys).unique().join(done, on=keys, how="left")
+    found = of_td.select(*keys, "n_requests").unique().join(done, on=keys, how="left")
     if found.is_empty():
         return {}
-    more = (1 - pl.col("done_ratio").fill_null(0.0)).alias("more")
-    worst = found.with_columns(more).sort("more", *keys, descending=[True, False, False])
-    source, td_id, ratio = worst.select(*keys, "more").row(0)
-    return {"worst_td_source": source, "worst_td": td_id, "worst_td_ratio": ratio}
+    found = found.with_columns(more=1 - pl.col("done_ratio").fill_null(0.0))
+    source, td_id, ratio = _first(found, keys)
+    row = {"worst_td_source": source, "worst_td": td_id, "worst_td_ratio": ratio}
+    n = pl.col("n_requests")
+    inputs = found.group_by("source").agg(more=(pl.col("more") * n).sum() / n.sum())
+    if inputs.height == 1:
+        return row
+    source, ratio = _first(inputs, ["source"])
+    return row | {"worst_source": source, "worst_source_ratio": ratio}
+
+
+def _first(found: pl.DataFrame, keys: list[str]) -> tuple[Any, ...]:
+    """The row of which most needed more, of equal ones the first."""
+    descending = [True, *(False for _ in keys)]
+    return found.sort("more", *keys, descending=descending).select(*keys, "more").row(0)
 
 
 def _is_never(in_attempts: pl.DataFrame, row: dict[str, Any]) -> bool:
@@ -349,9 +375,9 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
             f"no busy answers, which supports only P(needs more than one) < {upper[-1]:.2g}",
             curve.needed,
         )
-    if row["never"]:
-        return withheld(f"{row['recorded_policy']}; never under this policy")
     found = extrapolate(curve, row["max_seen"], caution)
+    if row["never"] and (row["is_kicked"] or found["limit"] is None):
+        return withheld(f"{row['recorded_policy']}; never under this policy")
     found = _within_policy(found, row, curve.needed)
     if found["limit"] is None and row["unit_of_dependence"] in _UNLIKE:
         return withheld(
@@ -365,9 +391,9 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
 def _within_policy(
     found: dict[str, Any], row: dict[str, Any], needed: int | None
 ) -> dict[str, Any]:
-    """The limit of a model, but not beyond the policy that was recorded: there is no tail there."""
+    """The limit of a model, but not beyond a kick: what comes after it is another tail."""
     calls = row["recorded_calls"]
-    if calls is None or found["limit"] is None:
+    if calls is None or found["limit"] is None or not row["is_kicked"]:
         return found
     if found["limit"] <= (calls if row["unit"] == "attempts" else row["max_seen"]):
         return found

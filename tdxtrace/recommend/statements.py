@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from tdxtrace.recommend.limits import is_mostly_unanswered, leaves_of, limits
 from tdxtrace.recommend.target import Target
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, LIMITS, UNITS
+from tdxtrace.tables.text import two_digits_up
 
 # Numbers of attempts that the kernel's list discussed: no retry, mainline's two calls, 5, 16
 # (P. Bonzini and the series of September 2024) and the 1024 of P. Bonzini's doubling limit; and
@@ -87,12 +87,7 @@ def round_up(share: float) -> float:
         >>> round_up(0.02431), round_up(0.5), round_up(0.999)
         (0.025, 0.5, 1.0)
     """
-    if not 0 < share < 1:
-        return min(max(share, 0.0), 1.0)
-    digits = 1 - math.floor(math.log10(share))
-    # Less than a millionth part more is the rounding of the computer.
-    scale = 10.0**digits
-    return min(round(math.ceil(share * scale - 1e-6) / scale, digits), 1.0)
+    return min(two_digits_up(share), 1.0) if share > 0 else 0.0
 
 
 def _statements(curve: Curve, given: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -52,6 +52,8 @@ class Rate:
     """``host``, ``vm`` or ``boot``."""
     boot_gb: float = BOOT_GB
     """Memory of the VM that boots, in GB of 2^30 bytes."""
+    counts_vms: bool = False
+    """Whether it is of VMs that are lost, not of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def parse_rate(text: str) -> Rate:
         >>> round(1 / parse_rate("1 VM per hour").allowed)
         3600
         >>> parse_rate("1 in 1000 boots")
-        Rate(allowed=0.001, of='boot', boot_gb=4.0)
+        Rate(allowed=0.001, of='boot', boot_gb=4.0, counts_vms=False)
     """
     found = _RATE.fullmatch(text.strip())
     shown = one_line(text, 60)
@@ -181,9 +183,12 @@ def parse_rate(text: str) -> Rate:
     if not all(value is None or 0 < value < math.inf for value in (n, many, gb)):
         raise QueryError(f"{shown!r} can never be kept; allow more than 0")
     allowed = (n or 0.0) / (many or 1.0)
+    counts_vms = bool(found["what"])
     if is_boot:
-        return Rate(allowed, "boot", gb or BOOT_GB)
-    return Rate(allowed / _PERIODS[words["period"]], words["whose"] or "host")
+        return Rate(allowed, "boot", gb or BOOT_GB, counts_vms)
+    return Rate(
+        allowed / _PERIODS[words["period"]], words["whose"] or "host", counts_vms=counts_vms
+    )
 
 
 def _number(text: str | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 import polars as pl
@@ -14,7 +15,8 @@ from rich.text import Text
 from tdxtrace.report.columns import TextTable, more_rows
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
-from tdxtrace.tables.text import one_line
+from tdxtrace.tables.limits import MIN_UNITS
+from tdxtrace.tables.text import one_line, two_digits_up
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
@@ -22,6 +24,7 @@ _COUNTED: Final = re.compile(r"(?<![\d,])[\d,]++ requests?")
 _BASIS: Final = {
     "observed": "counted",
     "nothing_busy": "none busy",
+    "no_vm_lost": "no VM lost",
     "extrapolated": "model",
     "withheld": "withheld",
 }
@@ -51,7 +54,7 @@ def supported_line(findings: Findings) -> str:
     if rows.is_empty():
         why = "has no requests" if findings.retry_chains.is_empty() else "shows few answers"
         return f"limit: none, the trace {why}"
-    supported = rows.filter((pl.col("more_high") < 1).all().over("leaf"))
+    supported = rows.filter((pl.col("more_high") < SAYS_NOTHING).all().over("leaf"))
     if supported.is_empty():
         return "limit: none, the trace has too few requests"
     # The table begins with the leaf that was retried most.
@@ -93,10 +96,8 @@ def percent_digits(share: float) -> str:
     """Return :func:`percent` without its sign, for the cells of a table."""
     if share <= 0:
         return "0"
-    # Less than a millionth part more is the rounding of the computer.
-    digits = 1 - math.floor(math.log10(100 * share))
-    shown = math.ceil(100 * share * 10**digits - 1e-6) / 10**digits
-    return f"{shown:.{max(digits, 0)}f}".rstrip("0").rstrip(".") if digits > 0 else f"{shown:.0f}"
+    shown = Decimal(repr(two_digits_up(100 * share)))
+    return f"{shown:f}".rstrip("0").rstrip(".")
 
 
 def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType:
@@ -132,6 +133,7 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
         *_on_makers(named),
         *([Text("not counted; to count it"), *recording_text(missing)] if missing.height else []),
         *_bursts(named),
+        *worst_text(anyone),
         *pace_text(anyone),
         Text(basis_text(anyone)),
         Text(VALID_FOR, style="dim"),
@@ -198,8 +200,7 @@ def rounded(n: int) -> int:
         >>> rounded(12_842_537), rounded(4494), rounded(7)
         (13000000, 4500, 7)
     """
-    step: int = 10 ** max(len(str(n)) - 2, 0)
-    return -(-n // step) * step
+    return round(two_digits_up(n)) if n else 0
 
 
 _SPANS: Final = (
@@ -290,6 +291,9 @@ def _limit_cells(rows: pl.DataFrame, is_paced: bool) -> tuple[str, ...]:
 
 
 def _headline(limits: pl.DataFrame, rate: str | None) -> str:
+    limits = limits.filter(pl.col("basis") != "no_vm_lost")
+    if limits.is_empty():
+        return f"at most {one_line(rate or '', 60)}: no call that was recorded loses a VM"
     targets = limits["target"].unique()
     low, high = float(targets.min()), float(targets.max())  # type: ignore[arg-type]
     target = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
@@ -306,7 +310,7 @@ def _headline(limits: pl.DataFrame, rate: str | None) -> str:
 
 def _is_split() -> pl.Expr:
     """Whether a limit is known for the host or the guest of the row's leaf."""
-    is_known = (pl.col("made_by") != "anyone") & (pl.col("basis") != "withheld")
+    is_known = (pl.col("made_by") != "anyone") & ~pl.col("basis").is_in(["withheld", "no_vm_lost"])
     return is_known.any().over("leaf")
 
 
@@ -376,7 +380,33 @@ def basis_text(anyone: pl.DataFrame) -> str:
         f"based on {plural(int(whole['n_requests'].sum()), 'request')}, "
         f"{plural(int(whole['n_busy'].sum()), 'busy answer')}, {span}, {plural(tds, 'TD')}, "
         + (plural(n_losses, "loss", "losses") if n_losses else "no losses")
+        + ("" if tds >= MIN_UNITS else f"; with fewer than {MIN_UNITS} TDs nothing of another one")
     )
+
+
+def worst_text(anyone: pl.DataFrame) -> Iterator[Text]:
+    """Yield for each retried leaf the share of its worst TD, and of its worst input.
+
+    Args:
+        anyone: Rows of the ``limits`` table for anyone's busy answers, with ``name``.
+    """
+    rows = anyone.filter(pl.col("unit") == "attempts", pl.col("n_retried") > 0, pl.col("n_tds") > 1)
+    for row in rows.drop_nulls("worst_td").iter_rows(named=True):
+        more = "a second attempt"
+        if row["limit"] is not None:
+            more = f"more than {plural(row['limit'], 'attempt')}"
+        text = (
+            f"{row['name']}: of the worst of {row['n_tds']:,} TDs {_share(row['worst_td_ratio'])}"
+        )
+        if row["worst_source"] is not None:
+            worst = _share(row["worst_source_ratio"])
+            text += f", of the worst input ({row['worst_source'] + 1}) {worst}"
+        yield Text(f"{text} needed {more}")
+
+
+def _share(ratio: float) -> str:
+    """A share that was counted, with two significant digits."""
+    return f"{float(f'{100 * ratio:.2g}'):g} %"
 
 
 def _policy_cells(row: dict[str, Any], is_first: bool) -> tuple[str, ...]:

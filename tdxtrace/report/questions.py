@@ -13,27 +13,10 @@ import polars as pl
 
 from tdxtrace.report.limits_text import SAYS_NOTHING, percent, short_leaves
 from tdxtrace.report.units import count, duration, plural
+from tdxtrace.tables.pace import pace_ns
 from tdxtrace.tables.trace import Findings
-from tdxtrace.tdx.leaves import parse_leaf
+from tdxtrace.tdx.consequences import if_busy_is_final, kills_vm
 
-# What follows if KVM does not repeat a call that is busy.  tdx/data/kvm.csv has the sources: Linux
-# 6.16 arch/x86/kvm/vmx/tdx.c tdx_sept_zap_private_spte, tdx_track, tdx_sept_drop_private_spte
-# (KVM_BUG_ON); tdx_mem_page_aug, tdx_sept_link_private_spt (-EBUSY); tdx_vcpu_run.
-_DIES: Final = "KVM_BUG_ON, the VM is dead"
-_FAULTS: Final = "-EBUSY, and the guest's fault is taken again"
-_CONSEQUENCES: Final = {
-    parse_leaf(name)[0]: then
-    for name, then in (
-        ("TDH.MEM.RANGE.BLOCK", _DIES),
-        ("TDH.MEM.TRACK", _DIES),
-        ("TDH.MEM.PAGE.REMOVE", _DIES),
-        ("TDH.PHYMEM.PAGE.WBINVD", _DIES),
-        ("TDH.MEM.PAGE.AUG", _FAULTS),
-        ("TDH.MEM.SEPT.ADD", _FAULTS),
-        ("TDH.MEM.PAGE.ADD", "KVM_TDX_INIT_MEM_REGION ends with -EBUSY"),
-        ("TDH.VP.ENTER", "an exit: KVM enters again, or userspace must"),
-    )
-}
 _UNKNOWN_CONSEQUENCE: Final = "an error of that call"
 _LOCKS: Final = {
     "seamcall_lock": "A spinlock of each TD around its S-EPT calls",
@@ -123,7 +106,7 @@ def _five(rows: pl.DataFrame, findings: Findings) -> str:
     undecided = dict(replayed.select("leaf", "n_undecided").iter_rows())
     parts = []
     for row in _asked(rows, 5):
-        then = _CONSEQUENCES.get(row["leaf"], _UNKNOWN_CONSEQUENCE)
+        then = if_busy_is_final().get(row["leaf"], _UNKNOWN_CONSEQUENCE)
         unknown = undecided.get(row["leaf"], 0)
         more = f", {count(unknown)} undecided" if unknown else ""
         parts.append(
@@ -180,10 +163,11 @@ def _one_limit(rows: pl.DataFrame) -> str:
         for row in told.head(_MOST).iter_rows(named=True)
     ]
     limits = f"Limits in time by leaf: {', '.join(parts)}. " if parts else ""
-    kinds = {_CONSEQUENCES.get(leaf, _UNKNOWN_CONSEQUENCE) for leaf in rows["leaf"].unique()}
+    then = if_busy_is_final()
+    kinds = {then.get(leaf, _UNKNOWN_CONSEQUENCE) for leaf in rows["leaf"].unique()}
     if len(kinds) == 1:
         return f"{limits}What follows is the same for the leaves that were retried: {kinds.pop()}."
-    fatal = rows.filter(pl.col("leaf").is_in([k for k, v in _CONSEQUENCES.items() if v == _DIES]))
+    fatal = rows.filter(pl.col("leaf").is_in([leaf for leaf in then if kills_vm(leaf)]))
     return (
         f"{limits}One for each: what follows differs. A limit for "
         f"{', '.join(fatal['name'].unique().sort())} kills the VM when it is met; the others are "
@@ -198,12 +182,9 @@ _TELLS: Final = 0.5
 
 
 def _attempts_or_time(findings: Findings) -> str:
-    retried = findings.retry_chains.filter(
-        pl.col("n_attempts") > 1, pl.col("took_ns").is_not_null()
-    )
-    if retried.is_empty():
+    pace = findings.retry_chains.select(pace_ns()).to_series().drop_nulls()
+    if pace.is_empty():
         return "In time; the trace does not tell how long an attempt took."
-    pace = retried["took_ns"] / retried["n_attempts"]
     low, middle, high = (round(pace.quantile(q, "nearest") or 0) for q in (0.1, 0.5, 0.9))
     return (
         f"In time: an attempt took {duration(middle)} in the middle, and {duration(low)} to "

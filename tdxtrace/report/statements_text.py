@@ -20,6 +20,7 @@ from tdxtrace.report.limits_text import (
     percent_digits,
     recording_text,
     short_leaves,
+    worst_text,
 )
 from tdxtrace.report.names import VALID_FOR
 from tdxtrace.report.questions import questions
@@ -52,6 +53,7 @@ def statements_text(
         *_conditions(anyone),
         *_models(short_leaves(models)),
         *_missing(anyone),
+        *worst_text(anyone),
         *pace_text(anyone),
         Text(basis_text(anyone)),
         Text(VALID_FOR, style="dim"),

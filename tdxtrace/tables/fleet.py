@@ -41,6 +41,7 @@ ATTEMPT_COUNTS = Table(
         Column("n_more", I64, "Requests whose last step that they needed more than is this."),
         Column("squares", I64, "What these add to the sum of the squares of bursts."),
         Column("n_episodes", I64, "Bursts whose deepest request is among them."),
+        Column("cubes", I64, "What these add to the sum of the cubes of bursts."),
         *(
             Column(f"{unit}_{what}", I64, f"What these add to the sum of {text} of each {unit}.")
             for unit in CLUSTERED_BY
@@ -50,6 +51,7 @@ ATTEMPT_COUNTS = Table(
             )
         ),
         Column("trend", F64, "Sum over them of the period, from the middle of the input."),
+        Column("trend_squares", F64, "Sum over them of the squares of these periods."),
     ),
 )
 

@@ -25,8 +25,11 @@ _DRIFTS: Final = Column(
     BOOL,
     "Whether the share that needs more rises or falls over the recording by more than chance.",
 )
+# TDs, or inputs, of which at least so many must be known for an interval to be one for a further
+# one: with Student's quantile of four degrees of freedom it is some four times as wide as a share.
+MIN_UNITS: Final = 5
 MAKERS: Final = ("anyone", "host", "guest")
-BASES: Final = ("observed", "nothing_busy", "extrapolated", "withheld")
+BASES: Final = ("observed", "nothing_busy", "no_vm_lost", "extrapolated", "withheld")
 MODELS: Final = ("geometric", "generalised_pareto")
 STATEMENTS: Final = ("asked", "smallest")
 CHANGES: Final = ("more", "fewer", "not_told", "only_before", "only_after")
@@ -215,8 +218,9 @@ LIMITS = Table(
         Column(
             "basis",
             pl.Enum(BASES),
-            "Basis: observed counts (nothing_busy: no request was busy), or a model of the tail, "
-            "which holds only if the tail goes on as seen.",
+            "Basis: observed counts (nothing_busy: no request was busy); that KVM loses no VM "
+            "whatever the limit (no_vm_lost, of a rate of VMs); or a model of the tail, which "
+            "holds only if the tail goes on as seen.",
         ),
         Column("target", F64, "Maximum probability that a request needs more."),
         Column("confidence", F64, "One-sided confidence required, which a model does not give."),
@@ -278,6 +282,13 @@ LIMITS = Table(
         ),
         Column("worst_td_source", U16, "Input of that TD.", nullable=True),
         Column("worst_td_ratio", F64, "Share of its requests that needed more.", nullable=True),
+        Column(
+            "worst_source",
+            U16,
+            "The input most of whose requests, of known TDs, needed more; null: there is one.",
+            nullable=True,
+        ),
+        Column("worst_source_ratio", F64, "Share of them that needed more.", nullable=True),
         Column(
             "recorded_calls",
             U32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import unicodedata
 
 # Unicode categories that move the cursor, hide text or reorder it: control characters
@@ -33,3 +34,19 @@ def encoded(text: str) -> bytes:
 def escape(text: str, width: int = 200) -> str:
     """Return :func:`one_line` of ``text``, escaped for HTML."""
     return html.escape(one_line(text, width))
+
+
+def two_digits_up(value: float) -> float:
+    """Return a number with two significant digits, never smaller than it.
+
+    Args:
+        value: A number above 0.
+
+    Example:
+        >>> two_digits_up(0.02431), two_digits_up(0.5), two_digits_up(12_842_537)
+        (0.025, 0.5, 13000000.0)
+    """
+    digits = 1 - math.floor(math.log10(value))
+    scale = 10.0**digits
+    # Less than a millionth part more is the rounding of the computer.
+    return round(math.ceil(value * scale - 1e-6) / scale, digits)

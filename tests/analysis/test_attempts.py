@@ -116,7 +116,7 @@ def test_counts_at_each_step_add_up(n_busy: list[int]) -> None:
 
 def test_isolated_requests_have_no_design_effect() -> None:
     chance = np.random.default_rng(1)
-    told = story(" ".join(request(1, int(busy)) for busy in chance.random(1500) < 0.03))
+    told = story(" ".join(request(1, int(busy)) for busy in chance.random(1200) < 0.03))
     row = curve_of(told).row(0, named=True)
     assert 1 <= row["design_effect"] < 1.5
     done, n = row["n_done"], row["n_requests"]

@@ -23,10 +23,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import count, product
+from multiprocessing import get_context
 
 import numpy as np
 import polars as pl
+from bench.unlike import KINDS, Made, chains_of
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.attempts import attempts
@@ -193,187 +195,90 @@ def one(cell: Cell, seed: int) -> Counter[str]:
     return held
 
 
-# Traces in which requests are not alike: most of the shapes that make intervals too narrow.
-
-
-@dataclass(frozen=True)
-class Made:
-    """One trace, and what is true of what it is to speak for."""
-
-    numbers: Numbers
-    """How often each request is busy."""
-    more: Callable[[int], float]
-    """P(a request needs more than n attempts): of a new TD or storm, or at the end of a drift."""
-    td: Numbers | None = None
-    outcome: NDArray[np.str_] | None = None
-    begin_lost: NDArray[np.bool_] | None = None
-
-
-def geometric(stays: float, share: float = BUSY) -> Callable[[int], float]:
-    """P(needs more than n) where so many are busy, and stay so with that chance."""
-    return lambda n: share * float(stays ** (n - 1))
-
-
-def _numbers(chance: np.random.Generator, is_busy: NDArray[np.bool_], stays: object) -> Numbers:
-    return np.where(is_busy, chance.geometric(1 - np.asarray(stays), len(is_busy)), 0)
-
-
-def control(n: int, chance: np.random.Generator) -> Made:
-    """Independent requests of one kind."""
-    return Made(_numbers(chance, chance.random(n) < BUSY, 2 / 3), geometric(2 / 3))
-
-
-def two_kinds(n: int, chance: np.random.Generator) -> Made:
-    """Of 1,000 requests one is slow."""
-    slow = chance.random(n) < 1e-3
-    stays = np.where(slow, 0.97, 2 / 3)
-    share, of_slow = geometric(2 / 3, BUSY * 0.999), geometric(0.97, 1e-3)
-    numbers = _numbers(chance, slow | (chance.random(n) < BUSY), stays)
-    return Made(numbers, lambda m: share(m) + of_slow(m))
-
-
-def saturated(n: int, chance: np.random.Generator) -> Made:
-    """Nine of ten are busy, in blocks of eight that are alike."""
-    block = np.arange(n) // 8
-    of_block = chance.geometric(1 / 3, n)[block]
-    return Made(np.where(chance.random(n) < 0.9, of_block, 0), geometric(2 / 3, 0.9))
-
-
-def tied(n: int, chance: np.random.Generator) -> Made:
-    """Eight wait for one holder, with other requests between them."""
-    first = np.flatnonzero(chance.random(n) < BUSY / 8)
-    numbers = np.zeros(n, np.int64)
-    of_burst = chance.geometric(1 / 3, len(first))
-    for waiter in range(8):
-        at = first + 3 * waiter
-        numbers[at[at < n]] = of_burst[at < n]
-    return Made(numbers, geometric(2 / 3))
-
-
-def ten_tds(n: int, chance: np.random.Generator) -> Made:
-    """Ten TDs that differ, and a new one."""
-    rates = np.minimum(BUSY * chance.lognormal(-0.125, 0.5, 11), 0.5)
-    td = chance.integers(0, 10, n)
-    numbers = _numbers(chance, chance.random(n) < rates[td], 2 / 3)
-    return Made(numbers, geometric(2 / 3, rates[10]), td)
-
-
-def storms(n: int, chance: np.random.Generator) -> Made:
-    """Six storms that differ, one after the other, and a new one."""
-    rates = np.minimum(BUSY * chance.lognormal(-0.125, 0.5, 7), 0.5)
-    storm = np.arange(n) * 6 // n
-    numbers = _numbers(chance, chance.random(n) < rates[storm], 2 / 3)
-    return Made(numbers, geometric(2 / 3, rates[6]))
-
-
-def drift(n: int, chance: np.random.Generator) -> Made:
-    """Busy requests stay so for longer and longer."""
-    numbers = _numbers(chance, chance.random(n) < BUSY, np.linspace(0.3, 0.75, n))
-    return Made(numbers, geometric(0.75))
-
-
-def given_up(n: int, chance: np.random.Generator) -> Made:
-    """All give up after sixteen calls."""
-    numbers = _numbers(chance, chance.random(n) < BUSY, 0.85)
-    outcome = np.where(numbers >= 16, "abandoned", "succeeded")
-    return Made(np.minimum(numbers, 16), geometric(0.85), outcome=outcome)
-
-
-def elsewhere(n: int, chance: np.random.Generator) -> Made:
-    """Of three of ten that are busy another thread does the work as soon as it can."""
-    numbers = _numbers(chance, chance.random(n) < BUSY, 0.8)
-    settled = (numbers > 0) & (chance.random(n) < 0.3)
-    return Made(
-        numbers, geometric(0.8), outcome=np.where(settled, "resolved_elsewhere", "succeeded")
-    )
-
-
-def lost(n: int, chance: np.random.Generator) -> Made:
-    """A fifth of the beginnings is lost, and with it some attempts."""
-    numbers = _numbers(chance, chance.random(n) < BUSY, 0.8)
-    begin_lost = chance.random(n) < 0.2
-    seen = np.where(begin_lost, chance.integers(0, numbers + 1), numbers)
-    return Made(seen, geometric(0.8), begin_lost=begin_lost)
-
-
-KINDS = (
-    *(control, two_kinds, saturated, tied, ten_tds),
-    *(storms, drift, given_up, elsewhere, lost),
-)
 SHARES = (1, 2, 5, 16)
-TARGETS = (1e-2, 1e-3)
+TARGETS = {3_000: (1e-2, 1e-3, 6.7e-5), 100_000: (1e-3, 1e-4, 1e-5, 1e-6)}
+# Requests that are analysed at once: traces are leaves of one, as nothing is shared by leaves.
+AT_ONCE = 600_000
+FIRST_LEAF = 1000
 
 
-def unlike(make: Callable[[int, np.random.Generator], Made], n: int, seed: int) -> Counter[str]:
-    """What held in one trace of requests that are not alike."""
-    made = make(n, np.random.default_rng(seed))
-    chains = chains_of(made)
-    curve = attempts(chains, answers_of(chains)).filter(
+def unlike(name: str, n: int, targets: tuple[float, ...], seeds: range) -> Counter[str]:
+    """What held in traces of one kind of requests that are not alike."""
+    made = {
+        FIRST_LEAF + place: KINDS[name](n, np.random.default_rng(seed))
+        for place, seed in enumerate(seeds)
+    }
+    chains = pl.concat([chains_of(trace, leaf) for leaf, trace in made.items()])
+    curves = attempts(chains, answers_of(chains)).filter(
         pl.col("unit") == "attempts", pl.col("by") == "leaf"
     )
     held: Counter[str] = Counter()
-    for within in SHARES:
-        row = curve.filter(pl.col("within") <= within).tail(1)
-        if not row.is_empty():
-            so = row["done_low"][0] <= 1 - made.more(within) <= row["done_high"][0]
-            held.update({f"{within} asked": 1, f"{within} so": int(so)})
-    for target in TARGETS:
-        found = limits(curve, chains, LOSSES.empty(), 1.0, Target(target)).row(0, named=True)
-        held.update({f"{target} traces": 1})
-        if found["limit"] is not None:
-            kept = made.more(found["limit"]) <= target
-            best = next(m for m in range(1, 10_000) if made.more(m) <= target)
-            over = round(1000 * found["limit"] / best)
-            held.update(
-                {f"{target} limits": 1, f"{target} kept": int(kept), f"{target} over": over}
-            )
+    for leaf, trace in made.items():
+        curve = curves.filter(pl.col("leaf") == leaf)
+        for within in SHARES:
+            row = curve.filter(pl.col("within") <= within).tail(1)
+            if not row.is_empty():
+                so = row["done_low"][0] <= 1 - trace.more(within) <= row["done_high"][0]
+                held.update({f"{within} asked": 1, f"{within} so": int(so)})
+        held.update({"drifts": int(curve["drifts"].any())})
+    for target in targets:
+        best = {leaf: next(filter(_keeps(trace, target), count(1))) for leaf, trace in made.items()}
+        rows = limits(curves, chains, LOSSES.empty(), 1.0, Target(target))
+        for row in rows.filter(made_by="anyone", unit="attempts").iter_rows(named=True):
+            held.update({f"{target} traces": 1})
+            if row["limit"] is None:
+                continue
+            how = "model" if row["basis"] == "extrapolated" else "counted"
+            kept = made[row["leaf"]].more(row["limit"]) <= target
+            over = round(1000 * row["limit"] / best[row["leaf"]])
+            of = f"{target} {how}"
+            held.update({f"{of} limits": 1, f"{of} kept": int(kept), f"{of} over": over})
     return held
 
 
-def chains_of(made: Made) -> pl.DataFrame:
-    """The chains of a trace, a microsecond apart."""
-    seq = np.arange(len(made.numbers))
-    columns = {"first_seq": seq, "last_seq": seq, "start_ns": seq * 1000, "n_busy": made.numbers}
-    columns["end_ns"] = (seq + made.numbers) * 1000
-    outcome = np.full(len(seq), "succeeded") if made.outcome is None else made.outcome
-    done = outcome == "succeeded"
-    chains = pl.DataFrame(columns).with_columns(
-        source=0,
-        leaf=6,
-        n_segments=1,
-        identity=pl.lit("request"),
-        outcome=pl.Series(outcome),
-        n_attempts=pl.Series(made.numbers + done),
-        td_id=pl.Series(seq * 0 if made.td is None else made.td),
-        begin_lost=pl.Series(
-            np.zeros(len(seq), bool) if made.begin_lost is None else made.begin_lost
-        ),
-    )
-    missing = [name for name in RETRY_CHAINS.schema if name not in chains.columns]
-    chains = chains.with_columns(pl.lit(None).alias(name) for name in missing)
-    return chains.select(RETRY_CHAINS.schema.names()).cast(RETRY_CHAINS.schema)
+def _keeps(trace: Made, target: float) -> Callable[[int], bool]:
+    return lambda m: trace.more(m) <= target
 
 
 def study_unlike(
-    n_traces: int, seed: int, n: int, run: Callable[..., Iterator[Counter[str]]]
+    wanted: argparse.Namespace, n: int, run: Callable[..., Iterator[Counter[str]]]
 ) -> None:
-    """Print a line for each kind: shares that hold; limits given, kept, over the best."""
-    head = [
-        *(f"S({m})" for m in SHARES),
-        *(f"{t:g} {w}" for t in TARGETS for w in ("given", "kept", "over")),
-    ]
-    print(f"{'kind of trace':<16}" + "".join(f"{name:>12}" for name in head))
-    for make in KINDS:
+    """Print a line for each kind: shares that hold, drifts seen; limits given, kept, over the best.
+
+    Limits that were counted come before the stroke, those of a model behind it.
+    """
+    targets = TARGETS.get(n, TARGETS[3_000])
+    head = [*(f"S({m})" for m in SHARES), "drifts"]
+    print(f"{'kind of trace':<24}" + "".join(f"{name:>7}" for name in head), end="")
+    print("".join(f"{f'{t:g} given, kept, x':>32}" for t in targets))
+    size = max(1, min(AT_ONCE // n, wanted.traces))
+    last = wanted.seed + wanted.traces
+    parts = [range(at, min(at + size, last)) for at in range(wanted.seed, last, size)]
+    for name in KINDS:
+        if wanted.only not in name:
+            continue
         held: Counter[str] = Counter()
-        for result in run(partial(unlike, make, n), range(seed, seed + n_traces)):
+        for result in run(partial(unlike, name, n, targets), parts):
             held.update(result)
         columns = [share(held, f"{m} so", f"{m} asked") for m in SHARES]
-        for target in TARGETS:
-            columns.append(share(held, f"{target} limits", f"{target} traces"))
-            columns.append(share(held, f"{target} kept", f"{target} limits"))
-            n_limits = held[f"{target} limits"]
-            columns.append(f"{held[f'{target} over'] / 1000 / n_limits:.1f}" if n_limits else "-")
-        print(f"{make.__name__:<16}" + "".join(f"{c:>12}" for c in columns), flush=True)
+        columns.append(f"{100 * held['drifts'] / wanted.traces:.0f}")
+        print(f"{name:<24}" + "".join(f"{c:>7}" for c in columns), end="")
+        given = (
+            " | ".join(_given(held, f"{t}", how) for how in ("counted", "model")) for t in targets
+        )
+        print("".join(f"{text:>32}" for text in given), flush=True)
+
+
+def _given(held: Counter[str], target: str, how: str) -> str:
+    """How many limits were given, how many of these keep their target, and how large they are."""
+    n = held[f"{target} {how} limits"]
+    if not n:
+        return "-"
+    given, kept = (
+        share(held, f"{target} {how} limits", f"{target} traces"),
+        held[f"{target} {how} kept"],
+    )
+    return f"{given} {100 * kept / n:.0f} {held[f'{target} {how} over'] / 1000 / n:.2g}x"
 
 
 def cells(sizes: tuple[int, ...]) -> Iterator[Cell]:
@@ -413,13 +318,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[3_000, 200_000])
     parser.add_argument("--unlike", action="store_true", help="requests that are not alike")
+    parser.add_argument("--only", default="", help="kinds of --unlike whose name has this")
     wanted = parser.parse_args()
     if wanted.unlike:
-        with ProcessPoolExecutor(wanted.processes) as pool:
+        with ProcessPoolExecutor(wanted.processes, get_context("spawn")) as pool:
             for n in wanted.sizes:
                 print(f"{n:,} requests")
-                run = partial(pool.map, chunksize=5)
-                study_unlike(wanted.traces, wanted.seed, n, run)
+                study_unlike(wanted, n, pool.map)
         return
     names = (
         "S(1)",
@@ -433,7 +338,7 @@ def main() -> None:
         "counted",
     )
     print(f"{'tail, requests, arrival':<28}" + "".join(f"{name:>9}" for name in names))
-    with ProcessPoolExecutor(wanted.processes) as pool:
+    with ProcessPoolExecutor(wanted.processes, get_context("spawn")) as pool:
         run = partial(pool.map, chunksize=5)
         for cell in cells(tuple(wanted.sizes)):
             print(study(cell, wanted.traces, wanted.seed, run), flush=True)
