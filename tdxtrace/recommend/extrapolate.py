@@ -100,7 +100,8 @@ MIN_TAIL_BURSTS: Final = 30
 # No model is used for a target that is rarer than one of the effective number of requests: counting
 # reaches three of them.  For a mixture of two tails, of which a trace shows one, limits for one
 # keep their target in four of five traces, for one of twice as many in two of five
-# (tests/bench/coverage.py).  Largest ratio of the limit to the largest value seen: a choice of ours.
+# (tests/bench/coverage.py).
+# Largest ratio of the limit to the largest value seen: a choice of ours.
 MAX_EXTRAPOLATION: Final = 100
 # A model with a smaller p-value is not used, be it of the counts (chi-square) or of the maximum.
 MIN_GOODNESS: Final = 0.01

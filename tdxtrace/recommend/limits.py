@@ -75,7 +75,8 @@ def limits(
     with the given confidence. Within the data that is an exact binomial bound of the
     effective number of requests (Clopper and Pearson); where none was busy it is the
     rule of three. A leaf has no part in a rate of VMs if KVM loses none when its busy answer
-    is the last: any limit keeps it. Beyond, a generalised Pareto tail is fitted, which includes the geometric
+    is the last: any limit keeps it. Beyond, a generalised Pareto tail is fitted, which includes
+    the geometric
     one, and the limit is the upper end of its quantile by profile likelihood with free
     shape, whatever form was chosen, and not below the most seen. It has no confidence: it holds
     if the tail goes on as seen. It is withheld where too few requests reach the tail, the model
