@@ -176,8 +176,8 @@ def _recommend(script: _Script) -> None:
     script.lines.append("seconds = observed_seconds(findings.provenance)")
     pace = ""
     if script.words["pace"] is not None:
-        script.use("tdxtrace.recommend.policy_definitions", "nanoseconds")
-        pace = f", pace_ns=nanoseconds({script.words['pace']!r})"
+        script.use("tdxtrace.tables.times", "parse_duration")
+        pace = f", pace_ns=parse_duration({script.words['pace']!r})"
     script.show(
         f"tdxtrace.limits(findings.attempts, {chains}, findings.losses, seconds, target{pace})"
     )

@@ -31,17 +31,7 @@ def analyze_command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit",
-            "-n",
-            metavar="N",
-            min=0,
-            show_default=False,
-            help="Rows of each table; 0: all. Default: as many as the terminal has lines.",
-        ),
-    ] = None,
+    limit: options.Limit = None,
     brief: Annotated[
         bool, typer.Option("--brief", help="Problems, totals, losses; no tables.")
     ] = False,

@@ -126,12 +126,12 @@ def recommend_command(
     Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-3
     """
     from tdxtrace.recommend.limits import limits, observed_seconds
-    from tdxtrace.recommend.policy_definitions import nanoseconds
     from tdxtrace.recommend.target import parse_target
     from tdxtrace.report.limits_text import limits_text
+    from tdxtrace.tables.times import parse_duration
 
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
-    pace_ns = None if pace is None else float(nanoseconds(pace))
+    pace_ns = None if pace is None else float(parse_duration(pace))
     if ask:
         from tdxtrace.report.statements_text import questions_text
 

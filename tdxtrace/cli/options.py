@@ -145,6 +145,17 @@ Format = Annotated[
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
 ]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        "-n",
+        metavar="N",
+        min=0,
+        show_default=False,
+        help="Most rows of a table; 0: all. Default: what fits; 100,000 in a pipe.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]
 Python = Annotated[bool, typer.Option("--python", help="Print equivalent Python code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]

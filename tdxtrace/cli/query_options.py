@@ -258,17 +258,7 @@ _BLOCK_ROWS: Final = 20_000
 class PrintOptions:
     """Options for the format and destination of a table."""
 
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit",
-            "-n",
-            metavar="N",
-            min=0,
-            show_default=False,
-            help="Most rows; 0: all. 40, or 100,000 in a pipe.",
-        ),
-    ] = None
+    limit: options.Limit = None
     form: options.Format = OutputFormat.table
     output: options.Output = None
     force: options.Force = False

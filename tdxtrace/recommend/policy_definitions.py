@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.text import one_line
+from tdxtrace.tables.times import parse_duration
 
 # Statuses that a policy retries: exactly 0x8000020000000092, OPERAND_BUSY with any operand,
 # or any retryable status.
@@ -159,10 +161,6 @@ DEFAULTS: Final = (
 )
 _PATTERNS: Final = ("fixed-N", "budget-TIME")
 _FIXED: Final = re.compile(r"fixed-(?P<n>[1-9]\d{0,9})")
-_TIME: Final = re.compile(r"^(?P<n>\d+(?:\.\d+)?)(?P<unit>ns|us|ms|s)")
-_UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-# A budget of a year is none.
-_MAX_NS: Final = 366 * 86_400 * 1_000_000_000
 
 
 def policy_named(name: str, own: Mapping[str, RetryPolicy] | None = None) -> RetryPolicy:
@@ -180,31 +178,13 @@ def policy_named(name: str, own: Mapping[str, RetryPolicy] | None = None) -> Ret
         return RetryPolicy(
             name, f"{fixed['n']} calls and no more, whatever the leaf", {ANY_LEAF: rule}
         )
-    if name.startswith("budget-") and _TIME.fullmatch(name.removeprefix("budget-")):
-        rule = LeafPolicy(budget_ns=nanoseconds(name.removeprefix("budget-")), answers="any")
-        return RetryPolicy(name, "no call more after so long", {ANY_LEAF: rule})
+    if name.startswith("budget-"):
+        with suppress(QueryError):
+            budget_ns = parse_duration(name.removeprefix("budget-"))
+            rule = LeafPolicy(budget_ns=budget_ns, answers="any")
+            return RetryPolicy(name, "no call more after so long", {ANY_LEAF: rule})
     words = (*policies, *_PATTERNS)
     nearest = difflib.get_close_matches(name, words, n=1, cutoff=0)[0]
     raise QueryError(
         f"no policy '{one_line(name, 60)}'; nearest: {nearest}; all: {', '.join(words)}"
     )
-
-
-def nanoseconds(text: str) -> int:
-    """Parse a time such as 500us, 1ms or 2.5s, and return it in ns.
-
-    Raises:
-        QueryError: If it is malformed, zero or more than a year.
-
-    Example:
-        >>> nanoseconds("2.5ms")
-        2500000
-    """
-    found = _TIME.fullmatch(text.strip())
-    ns = 0.0 if found is None else float(found["n"]) * _UNITS[found["unit"]]
-    if not 1 <= ns < _MAX_NS:
-        shown = one_line(text, 40)
-        raise QueryError(
-            f"not a time: '{shown}'; write a number and its unit, such as 500us or 1ms"
-        )
-    return round(ns)

@@ -16,10 +16,10 @@ from tdxtrace.recommend.policy_definitions import (
     DoublingLimit,
     LeafPolicy,
     RetryPolicy,
-    nanoseconds,
 )
 from tdxtrace.tables.settings import parse_settings, read_settings
 from tdxtrace.tables.text import one_line
+from tdxtrace.tables.times import parse_duration
 from tdxtrace.tdx.leaves import leaf_table, parse_leaf
 
 _POLICY_KEYS: Final = (
@@ -106,7 +106,7 @@ def _budget(where: str, keys: Mapping[str, Any]) -> int | None:
     if not isinstance(value, str):
         raise QueryError(f'{where}: budget must be a time in quotes, such as "1ms"')
     try:
-        return nanoseconds(value)
+        return parse_duration(value)
     except QueryError as error:
         raise QueryError(f"{where}: {error}") from None
 

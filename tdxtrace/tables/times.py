@@ -15,6 +15,8 @@ _NS: Final = {
     **{"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "": 10**9},
     **{"m": 60 * 10**9, "min": 60 * 10**9, "h": 3600 * 10**9},
 }
+# What a column of 64 bits holds.
+_MAX_NS: Final = 1 << 63
 
 
 def parse_duration(text: str) -> int:
@@ -24,14 +26,14 @@ def parse_duration(text: str) -> int:
         The time in ns, which is not 0.
 
     Raises:
-        QueryError: If it is none, or 0.
+        QueryError: If it is none, 0, or more than a column of times holds.
 
     Example:
         >>> parse_duration("1.5ms"), parse_duration("2")
         (1500000, 2000000000)
     """
     ns, is_relative = _parsed(text)
-    if is_relative or not ns:
+    if is_relative or not 0 < ns < _MAX_NS:
         raise QueryError(f"not a time: {one_line(text, 40)!r}; write e.g. 10s, 1.5ms or 5min")
     return ns
 

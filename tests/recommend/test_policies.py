@@ -24,7 +24,6 @@ from tdxtrace.recommend.policy_definitions import (
     DEFAULTS,
     DoublingLimit,
     LeafPolicy,
-    nanoseconds,
     policy_named,
 )
 from tdxtrace.recommend.policy_file import read_policies
@@ -367,19 +366,6 @@ def test_the_interval_of_a_sum_is_reproducible_and_of_nominal_width() -> None:
 def test_an_unknown_policy_is_answered_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(QueryError, match=f"no policy '{name}'; nearest: {nearest};"):
         policy_named(name)
-
-
-@pytest.mark.parametrize(
-    ("text", "ns"), [("1ms", 1_000_000), ("2.5us", 2_500), ("7ns", 7), ("3s", 3_000_000_000)]
-)
-def test_times_have_a_unit(text: str, ns: int) -> None:
-    assert nanoseconds(text) == ns
-
-
-@pytest.mark.parametrize("text", ["", "1", "ms", "-1ms", "0ms", "1 fortnight", "1e3s"])
-def test_a_malformed_time_is_refused(text: str) -> None:
-    with pytest.raises(QueryError, match="not a time"):
-        nanoseconds(text)
 
 
 def test_every_leaf_that_a_known_policy_names_exists() -> None:
