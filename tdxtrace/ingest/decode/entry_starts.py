@@ -18,6 +18,7 @@ from tdxtrace.tables.events import SEAMCALLS
 
 _COLUMNS: Final = ("seq", "start_ns", "start_cpu")
 _SCHEMA: Final = {name: SEAMCALLS.schema[name] for name in _COLUMNS}
+_NOTHING: Final = pl.DataFrame(schema=_SCHEMA)
 # Rows of the events that are looked at.
 _ROLE, _LINE, _NS, _CPU, _TID, _VCPU = range(6)
 
@@ -52,8 +53,8 @@ class EntryStarts:
             events: What they are, by number.
         """
         role = _roles(events)
-        if not np.isin((pairing.KVM_ENTRY, pairing.RUN_RETURN), role).all():
-            return pl.DataFrame(schema=_SCHEMA)
+        if pairing.KVM_ENTRY not in role or pairing.RUN_RETURN not in role:
+            return _NOTHING
         told = np.concatenate([self._open, *(_heads(part, role) for part in parts)], axis=1)
         thread, n_threads = number_threads(told[_TID].astype(np.int32), self.run)
         entered, exited = (np.full(n_threads, ABSENT, np.int64) for _ in range(2))

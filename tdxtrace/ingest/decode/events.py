@@ -224,6 +224,14 @@ def number_threads(tid: I32Array, run: Runner[Any]) -> tuple[I32Array, int]:
     return number, n
 
 
+def numbers_of(column: pl.Series, missing: int) -> Values:
+    """Return a column of numbers as an array, with ``missing`` for null."""
+    if column.null_count():
+        is_signed = missing >= 0 or column.dtype.is_signed_integer()
+        column = (column if is_signed else column.cast(pl.Int64)).fill_null(missing)
+    return column.to_numpy(writable=True)
+
+
 def make_rows(
     batch: RecordBatch, start: I64Array, end: I64Array, run: Runner[Any]
 ) -> tuple[dict[str, Column], dict[str, BoolArray]]:
@@ -236,14 +244,15 @@ def make_rows(
         run: How to run loops.
     """
     n = len(start)
-    seq, began, ended = (np.empty(n, np.int64) for _ in range(3))
+    seq, began, ended = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.int64)
     cpus, ids = np.empty((2, n), np.uint16), np.empty((2, n), np.int32)
     in_irq, seen = np.empty(n, np.bool_), np.zeros((len(rows.OBSERVED), n), np.bool_)
     heads = batch.line, batch.ts_ns, batch.cpu, batch.tid, batch.tgid, batch.in_irq
-    run(rows.make_rows)(start, end, *heads, seq, began, ended, cpus, ids, in_irq, seen)
+    times = seq.view(np.int64), began, ended
+    run(rows.make_rows)(start, end, *heads, *times, cpus, ids, in_irq, seen)
     is_pair = (start >= 0) & (end >= 0)
     columns: dict[str, Column] = {
-        "seq": seq.view(np.uint64),
+        "seq": seq,
         "start_ns": began,
         "end_ns": ended,
         "start_cpu": cpus[0],
@@ -272,9 +281,7 @@ def read_fields(
         By column the words of all rows, and where there is one.
     """
     n_layouts = len(batch.layouts.slots)
-    is_used = np.zeros(n_layouts, np.bool_)
-    is_used[batch.layout] = True
-    used = np.flatnonzero(is_used).tolist()
+    used = np.flatnonzero(np.bincount(batch.layout)).tolist()
     met = {slot for layout in used for slot in batch.layouts.slots[layout]}
     filled = [to for _, fills in reads for slot, to in fills.items() if slot in met]
     names = list(dict.fromkeys((*columns, *filled)))

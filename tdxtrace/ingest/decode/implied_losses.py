@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array
-from tdxtrace.ingest.decode.events import ABSENT, number_threads
+from tdxtrace.ingest.decode.events import ABSENT, number_threads, numbers_of
 from tdxtrace.ingest.loops.rows import first_and_last
 from tdxtrace.ingest.stats import Header, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
@@ -44,7 +44,7 @@ class ThreadSpans:
 
 def spans_of(rows: pl.DataFrame, run: Runner[Any]) -> ThreadSpans:
     """Return the spans of the threads of rows with ``tid``, ``seq``, ``start_ns``, ``end_ns``."""
-    tid = numbers_of(rows, "tid", UNKNOWN)
+    tid = numbers_of(rows["tid"], UNKNOWN)
     number, n_threads = number_threads(tid, run)
     began, ended = _either(rows, "start_ns", "end_ns"), _either(rows, "end_ns", "start_ns")
     first_row, first_end, last_end = (np.full(n_threads, ABSENT, np.int64) for _ in range(3))
@@ -53,12 +53,6 @@ def spans_of(rows: pl.DataFrame, run: Runner[Any]) -> ThreadSpans:
     tids = [None if n == UNKNOWN else n for n in tid.take(first_row).tolist()]
     ends = first_end.tolist(), last_end.tolist()
     return ThreadSpans(number, tids, first_row.tolist(), *ends, began)
-
-
-def numbers_of(rows: pl.DataFrame, name: str, missing: int) -> NDArray[Any]:
-    """Return a column as an array, with ``missing`` for null."""
-    column = rows[name]
-    return (column.fill_null(missing) if column.null_count() else column).to_numpy(writable=True)
 
 
 def _either(rows: pl.DataFrame, name: str, other: str) -> I64Array:
@@ -126,8 +120,7 @@ class StartDetector:
         if self._n_completed < _MAX_COMPLETED:
             rows = _completed_of(seamcalls)
             if len(rows):
-                columns = [seamcalls[name].gather(rows) for name in _COMPLETED_COLUMNS]
-                self._completed.append(pl.DataFrame(columns))
+                self._completed.append(seamcalls.select(_COMPLETED_COLUMNS)[rows])
                 self._n_completed += len(rows)
 
     def observe_entries(self, vm_entries: pl.DataFrame, spans: ThreadSpans) -> None:
@@ -180,7 +173,7 @@ def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSp
 
 def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
     """Return the rows of calls for known pages that ended without an error."""
-    is_completed = numbers_of(seamcalls, "status", word.ERROR_BIT) < word.ERROR_BIT
+    is_completed = numbers_of(seamcalls["status"], word.ERROR_BIT) < word.ERROR_BIT
     is_completed &= _IS_PAGE_LEAF.take(seamcalls["leaf"].to_numpy())
     if seamcalls["gpa"].null_count():
         is_completed &= seamcalls["gpa"].is_not_null().to_numpy()
@@ -266,7 +259,7 @@ class LossDetector:
         self.n_orphans += n_orphans
         leaf = seamcalls["leaf"]
         begun = leaf.filter(seamcalls.select(_has_entry()).to_series()) if n_orphans else leaf
-        self.has_entries[begun.to_numpy()] = True
+        self.has_entries[np.flatnonzero(np.bincount(begun.to_numpy()))] = True
         spans = spans_of(seamcalls, self.run)
         self.start.observe_calls(seamcalls, spans)
         for tid, first, last in zip(spans.tid, spans.first_end_ns, spans.last_end_ns, strict=True):

@@ -11,7 +11,7 @@ import polars as pl
 
 from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
-from tdxtrace.ingest.decode.events import number_threads
+from tdxtrace.ingest.decode.events import number_threads, numbers_of
 from tdxtrace.ingest.loops import runs
 from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import SEAMCALLS
@@ -81,14 +81,14 @@ class VcpuRuns:
     ) -> tuple[runs.Bytes, dict[int, int]]:
         """Return what became of the rows ``at``, and by thread what its undecided rows are."""
         n_beside = sum(map(len, beside))
-        own = rows.select("seq", "end_ns", "status", "cpu", _THREAD.alias("thread"))[at]
-        tid = np.concatenate([*map(_threads, beside), own["thread"]])
-        line = np.concatenate([*(part.line for part in beside), own["seq"].cast(pl.Int64)])
+        own = rows.select("seq", "end_ns", "status", "cpu", "tid")[at]
+        seq, own_cpu = own["seq"].to_numpy().view(np.int64), numbers_of(own["cpu"], UNKNOWN)
+        own_tid = _threads(numbers_of(own["tid"], UNKNOWN), own_cpu)
+        tid = np.concatenate([*(_threads(part.tid, part.cpu) for part in beside), own_tid])
+        line = np.concatenate([*(part.line for part in beside), seq])
         when = np.concatenate([*(part.ts_ns for part in beside), own["end_ns"]])
         status = np.concatenate([np.zeros(n_beside, np.uint64), own["status"]])
-        cpu = np.concatenate(
-            [*(part.cpu for part in beside), own["cpu"].cast(pl.Int64).fill_null(-1)]
-        )
+        cpu = np.concatenate([*(part.cpu for part in beside), own_cpu])
         kind = np.concatenate([np.full(n_beside, runs.IN_GUEST, np.uint8), what])
         order = np.argsort(line, kind="stable")
         number, n_threads = number_threads(tid.astype(np.int32)[order], self.run)
@@ -143,8 +143,9 @@ class VcpuRuns:
         return self._lost
 
 
-def _threads(part: RecordBatch) -> I32Array:
-    return np.where(part.tid == UNKNOWN, -2 - part.cpu, part.tid)
+def _threads(tid: I32Array, cpu: I32Array) -> I32Array:
+    """Threads; where the tool did not print one, its CPU stands for it, as in pairs of calls."""
+    return np.where(tid == UNKNOWN, -2 - cpu.astype(np.int32), tid)
 
 
 def _joined(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
