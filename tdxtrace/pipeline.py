@@ -354,7 +354,8 @@ class _OnDemand:
         from tdxtrace.analysis.tdvmcalls import tdvmcalls
 
         trace = self.trace
-        rows = tdvmcalls(trace.seamcalls, trace.vm_entries, trace.host_events)
+        events = (trace.seamcalls, trace.vm_entries, trace.host_events)
+        rows = tdvmcalls(*events, trace.losses)
         return self.selected.filter(rows, trace)
 
     def _module_updates(self, _: Findings) -> pl.DataFrame:

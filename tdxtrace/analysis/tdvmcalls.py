@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.slices import slice_width
-from tdxtrace.analysis.threads import VP_ENTER, td_of_events
+from tdxtrace.analysis.threads import VP_ENTER, may_miss_events, td_of_events
 from tdxtrace.tables.events import HOST_EVENTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.lifecycle import TDVMCALL_BASES, TDVMCALLS
 from tdxtrace.tdx.facts import facts
@@ -21,17 +21,23 @@ _KERNEL: Final = "TDCALL answered by KVM"
 _OTHER: Final = "TDCALL"
 _NO_USERSPACE: Final = "record kvm:kvm_userspace_exit to tell MapGPA, GetQuote and others apart"
 _NO_EXITS: Final = "record kvm:kvm_entry and kvm:kvm_exit to tell functions apart"
+_CUT: Final = "no entry of the vCPU follows: the trace ends before it was answered"
+_TORN: Final = "events were lost before the next entry of the vCPU"
 _THREAD: Final = ("source", "tid")
 
 
 def tdvmcalls(
-    seamcalls: pl.DataFrame, vm_entries: pl.DataFrame, host_events: pl.DataFrame
+    seamcalls: pl.DataFrame,
+    vm_entries: pl.DataFrame,
+    host_events: pl.DataFrame,
+    losses: pl.DataFrame,
 ) -> pl.DataFrame:
     """Count the exits by TDG.VP.VMCALL, by function and over time.
 
     KVM gives those that stand for an instruction the exit reason of that instruction.  Which
     function a TDCALL asks for is in no event: the exit to userspace before the vCPU's next entry
-    tells it; where there is none, KVM answered it.  Exits of VMs that are no TDs are left out:
+    tells it; where there is none, KVM answered it.  Where the trace ends or events were lost
+    before that, it has no name.  Exits of VMs that are no TDs are left out:
     their instruction pointer is known to the host.  Where a thread's exits were not recorded, the
     statuses of its TDH.VP.ENTER count TDCALLs, without a function.
 
@@ -39,6 +45,7 @@ def tdvmcalls(
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         host_events: The ``host_events`` table.
+        losses: The ``losses`` table.
 
     Returns:
         The ``tdvmcalls`` table, by source, TD, time and function.
@@ -51,7 +58,9 @@ def tdvmcalls(
     """
     calls = SEAMCALLS.conform(seamcalls)
     entries = VM_ENTRIES.conform(vm_entries)
-    exits = pl.concat([_of_exits(entries, HOST_EVENTS.conform(host_events)), _of(calls, entries)])
+    exits = pl.concat(
+        [_of_exits(entries, HOST_EVENTS.conform(host_events), losses), _of(calls, entries)]
+    )
     if exits.is_empty():
         return TDVMCALLS.empty()
     exits = td_of_events(exits, entries, calls)
@@ -76,7 +85,7 @@ def tdvmcalls(
     return TDVMCALLS.conform(rows.sort("source", "td_id", "tgid", "start_ns", "function"))
 
 
-def _of_exits(entries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+def _of_exits(entries: pl.DataFrame, events: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     """TDVMCALLs among the exits that KVM recorded, each with its function."""
     known = facts("tdvmcalls", exit_reason=pl.UInt32, userspace_exit=pl.Int32)
     of_td = pl.col("rip").fill_null(0) == 0
@@ -93,10 +102,14 @@ def _of_exits(entries: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     simple = simple.with_columns(basis=pl.lit("exit_reason"), withheld=pl.lit(None, pl.String))
     tdcalls = exits.filter(pl.col("exit_reason") == TDCALL)
     columns = ["source", "tid", "tgid", "ts_ns", "handled_ns", "function", "basis", "withheld"]
-    return pl.concat([simple.select(columns), _named(tdcalls, events, known).select(columns)])
+    return pl.concat(
+        [simple.select(columns), _named(tdcalls, events, known, losses).select(columns)]
+    )
 
 
-def _named(tdcalls: pl.DataFrame, events: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+def _named(
+    tdcalls: pl.DataFrame, events: pl.DataFrame, known: pl.DataFrame, losses: pl.DataFrame
+) -> pl.DataFrame:
     """Name TDCALLs by the thread's first exit to userspace before its next entry."""
     out = events.filter(pl.col("event") == "kvm_userspace_exit", pl.col("reason").is_not_null())
     recorded = out.select("source").unique().with_columns(is_recorded=True)
@@ -119,28 +132,34 @@ def _named(tdcalls: pl.DataFrame, events: pl.DataFrame, known: pl.DataFrame) -> 
         names, left_on="reason", right_on="userspace_exit", how="left"
     )
     rows = rows.join(recorded, on="source", how="left")
+    until = pl.coalesce("next_ns", pl.when(pl.col("name").is_not_null()).then("out_ns"), "ts_ns")
+    rows = rows.with_columns(until_ns=until)
+    rows = rows.with_columns(is_torn=may_miss_events(rows, losses, "ts_ns", "until_ns"))
     return rows.with_columns(**_names())
 
 
 def _names() -> dict[str, pl.Expr]:
     """Function, what names it, and why nothing does, of a TDCALL and its exit to userspace."""
-    is_named = pl.col("name").is_not_null()
-    by_kernel = pl.col("reason").is_null() & pl.col("is_recorded").is_not_null()
-    unknown = ~is_named & pl.col("is_recorded").is_null()
+    why = (
+        pl.when(pl.col("is_torn"))
+        .then(pl.lit(_TORN))
+        .when(pl.col("reason").is_not_null())
+        .then(pl.lit(None, pl.String))
+        .when(pl.col("is_recorded").is_null())
+        .then(pl.lit(_NO_USERSPACE))
+        .when(pl.col("next_ns").is_null())
+        .then(pl.lit(_CUT))
+    )
     other = pl.format("TDCALL, then userspace exit {}", "reason")
-    none = pl.when(unknown).then(pl.lit(_OTHER)).otherwise(other)
+    is_named, by_kernel = why.is_null(), pl.col("reason").is_null()
+    shown = pl.when(by_kernel).then(pl.lit(_KERNEL)).otherwise(pl.coalesce("name", other))
+    basis = pl.when(by_kernel).then(pl.lit("no_userspace_exit"))
     return {
-        "function": pl.when(is_named)
-        .then("name")
-        .when(by_kernel)
-        .then(pl.lit(_KERNEL))
-        .otherwise(none),
-        "basis": pl.when(unknown)
-        .then(pl.lit("unnamed"))
-        .when(by_kernel)
-        .then(pl.lit("no_userspace_exit"))
-        .otherwise(pl.lit("userspace_exit")),
-        "withheld": pl.when(unknown).then(pl.lit(_NO_USERSPACE)),
+        "function": pl.when(is_named).then(shown).otherwise(pl.lit(_OTHER)),
+        "basis": pl.when(is_named)
+        .then(basis.otherwise(pl.lit("userspace_exit")))
+        .otherwise(pl.lit("unnamed")),
+        "withheld": why,
     }
 
 

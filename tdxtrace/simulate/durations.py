@@ -77,6 +77,9 @@ class Durations:
     manage: Duration = _us(1.0, 2.0, 6.0, 20.0)
     # One pass of TDH.PHYMEM.CACHE.WB before it looks for interrupts: not public.
     cache_wb_pass: Duration = _us(200, 400, 900, 2000)
+    # SEAMLDR.INSTALL on one CPU: Intel's documentation shows 28 to 44 ms on early silicon; a
+    # choice of the model, shorter, so that runs stay short.
+    install: Duration = _us(150, 250, 600, 2000)
     # TDH.VP.ENTER: locks to epoch released ("a few instructions"), the gate and the
     # restoring of the guest's state, and the exit.  Together with KVM's own part
     # 3.85 us: a CPUID that goes through KVM and back (TUM-DSE/CVM_eval, vmexit README).

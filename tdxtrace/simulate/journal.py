@@ -162,6 +162,8 @@ class Journal:
         """Number, first and last time of what an actor did, by its thread and side."""
         self.broken: list[BrokenRule] = []
         """Broken rules that only the mechanism knows; ``truth`` finds the others."""
+        self.loader_calls: list[Call] = []
+        """Calls of the P-SEAMLDR, in the order in which they ended."""
         self.stale_returns: list[Call] = []
         """Returns of tdx_vcpu_run that made no TDH.VP.ENTER, with the status of the last one."""
         self._pending: dict[Identity, Request] = {}
@@ -269,6 +271,7 @@ class Journal:
         """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
+        self.loader_calls = [call for call in self.loader_calls if call.end_ns <= end_ns]
         self.stale_returns = [call for call in self.stale_returns if call.end_ns <= end_ns]
         for request in self.requests:
             if request.calls and request.calls[-1].end_ns > end_ns:

@@ -15,6 +15,12 @@ from tdxtrace.simulate.engine import Run
 from tdxtrace.validate.captured import CapturedRun, Score, capture_run
 from tdxtrace.validate.causes import score_causes
 from tdxtrace.validate.cells import Cell, Plan
+from tdxtrace.validate.lifecycle import (
+    score_accept_rates,
+    score_boot_phases,
+    score_module_updates,
+    score_tdvmcalls,
+)
 from tdxtrace.validate.scores import score_chains, score_episodes
 from tdxtrace.validate.step_causes import score_step_causes
 from tdxtrace.validate.verdicts import score_verdicts
@@ -26,6 +32,10 @@ SCORERS: Final[dict[str, Callable[[CapturedRun], Score]]] = {
     "zero_step_causes": score_step_causes,
     "verdicts": score_verdicts,
     "busy_causes": score_causes,
+    "accept_rates": score_accept_rates,
+    "boot_phases": score_boot_phases,
+    "tdvmcalls": score_tdvmcalls,
+    "module_updates": score_module_updates,
 }
 Progress = Callable[[int, int], None]
 

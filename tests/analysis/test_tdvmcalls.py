@@ -20,7 +20,9 @@ def functions(text: str) -> dict[str, int]:
 
 def of(text: str) -> pl.DataFrame:
     told = story(text)
-    return TDVMCALLS.check(tdvmcalls(told.seamcalls, told.vm_entries, told.host_events))
+    return TDVMCALLS.check(
+        tdvmcalls(told.seamcalls, told.vm_entries, told.host_events, told.losses)
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,27 @@ def test_where_exits_were_not_recorded_the_status_of_the_entry_counts() -> None:
 def test_a_vm_that_is_no_td_has_an_instruction_pointer_and_no_row() -> None:
     told = story(">H 2/>H")
     entries = told.vm_entries.with_columns(rip=pl.Series([0, 0x1234], dtype=pl.UInt64))
-    assert tdvmcalls(told.seamcalls, entries, told.host_events)["n_exits"].to_list() == [1]
+    assert tdvmcalls(told.seamcalls, entries, told.host_events, told.losses)[
+        "n_exits"
+    ].to_list() == [1]
 
 
 def test_handling_lasts_until_the_next_entry() -> None:
     (row,) = of(">H _3ms >X").to_dicts()
     assert row["handled_ns"] == row["longest_ns"] == 3_010_000
     assert of(">H")["longest_ns"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(">X exit3 >C", "the trace ends"), (">C lost >X exit3 >X", "events were lost")],
+)
+def test_what_may_have_named_it_and_is_not_there_leaves_it_without_a_name(
+    text: str, why: str
+) -> None:
+    (row,) = of(text).to_dicts()
+    assert (row["function"], row["basis"]) == ("TDCALL", "unnamed")
+    assert why in row["withheld"]
 
 
 @given(st.lists(st.sampled_from([">H", "2/>H", ">C", "exit3", ">X", "_3ms", "_2s"]), max_size=40))

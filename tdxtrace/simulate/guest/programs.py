@@ -75,6 +75,8 @@ class GuestSpec:
     begin_ms: int = 0
     run_pages: int = 8
     """Pages of one string instruction or one conversion."""
+    firmware_us: int = 0
+    """How long vCPU 0 runs firmware before all of them accept memory (firmware)."""
     handler_pages: int = 0
     """Pages behind those of the program that the guest's interrupt handlers accept in turn, one
     at each interrupt, each vCPU its share."""
@@ -118,6 +120,21 @@ def boot(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
         yield ACCEPT, place.gpa(guest.first_page + page), 0
         yield RUN, 1 + place.random.exponential(guest.run_us * 10)
     yield from steady(guest, place)
+
+
+def firmware(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
+    """Run firmware on vCPU 0, which marks its steps on a port; then boot, all vCPUs at once.
+
+    The other vCPUs are held until then, a little longer: they are started by the guest's kernel.
+    """
+    step = guest.firmware_us * 1000 // _FIRMWARE_STEPS
+    for number in range(_FIRMWARE_STEPS):
+        yield RUN, 1 + step
+        if place.number == 0:
+            yield VMCALL, EXIT_IO, FIRMWARE_PORT, number
+    if place.number:
+        yield RUN, 1 + step
+    yield from boot(guest, place)
 
 
 def boot_large(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
@@ -242,6 +259,11 @@ def idle(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
         yield VMCALL, EXIT_HLT
 
 
+# isa-debug-exit of QEMU, to which firmware that is measured writes a number for each step.
+FIRMWARE_PORT: Final = 0xF4
+_FIRMWARE_STEPS: Final = 6
+
+
 PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
     "accept-and-convert": accept_and_convert,
     "accept-again": accept_again,
@@ -250,6 +272,7 @@ PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
     "boot-large": boot_large,
     "contend": contend,
     "convert": convert,
+    "firmware": firmware,
     "fresh": fresh,
     "hold-entries": hold_entries,
     "hotplug": hotplug,

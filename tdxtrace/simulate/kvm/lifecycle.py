@@ -161,11 +161,19 @@ def _page_call(vm: Vm, thread: Thread, leaf: str, key: int, work: Duration) -> S
     yield from _call_once(vm, thread, make_call, work)
 
 
-def _interrupt_cpu(vm: Vm, thread: Thread, cpu: int) -> SimProcess[Thread]:
-    """Send an IPI to a CPU and wait until its handler runs; returns the handler's thread.
+def interrupt_cpu(vm: Vm, thread: Thread, cpu: int) -> SimProcess[Thread]:
+    """Send an IPI to a CPU and wait until its handler runs.
 
     The handler runs under the identity of the task that it interrupts, which leaves its
     guest first and completes the SEAMCALL in progress.
+
+    Args:
+        vm: The VM for which it is sent.
+        thread: Who sends it.
+        cpu: Another CPU.
+
+    Returns:
+        The handler's thread; until in_irq_handler of its CPU is reset, nothing else runs there.
     """
     machine = vm.machine
     thread.now += thread.random.duration(machine.durations.send_ipi)
@@ -197,7 +205,7 @@ def _return_from_interrupt(vm: Vm, thread: Thread, handler: Thread) -> SimProces
 
 def flush_on_last_cpu(vm: Vm, thread: Thread, vcpu: Vcpu) -> SimProcess[None]:
     """VP.FLUSH of a vCPU on the CPU it ran on last, before it runs on another."""
-    handler = yield from _interrupt_cpu(vm, thread, vcpu.lp)
+    handler = yield from interrupt_cpu(vm, thread, vcpu.lp)
     request = vm.request("TDH.VP.FLUSH", handler)
     call = vm.call("TDH.VP.FLUSH")
     call.vcpu, call.in_irq = vcpu, True
@@ -249,7 +257,7 @@ def _write_back_caches(vm: Vm, thread: Thread, packages: int) -> SimProcess[None
 
 def _write_back_cache(vm: Vm, thread: Thread, package: int, cpu: int) -> SimProcess[None]:
     """CACHE.WB on one CPU of a package, resumed as often as interrupts stop it."""
-    handler = yield from _interrupt_cpu(vm, thread, cpu)
+    handler = yield from interrupt_cpu(vm, thread, cpu)
     request = vm.request("TDH.PHYMEM.CACHE.WB", handler)
     n_calls = 1 + thread.random.below(6)
     for i in range(_CACHE_WB_CALLS):

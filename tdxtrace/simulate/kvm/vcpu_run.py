@@ -28,6 +28,8 @@ EFAULT: Final = -14
 # TDVPS field PEND_NMI: class 32 (management), field 11; Linux arch/x86/kvm/vmx/tdx_arch.h
 # TD_VCPU_PEND_NMI.
 _PEND_NMI: Final = 0xA020_0000_0000_000B
+# Linux 6.16 include/uapi/linux/kvm.h, KVM_MEMORY_ATTRIBUTE_PRIVATE.
+_PRIVATE: Final = 1 << 3
 _EMPTY_STEPS: Final = 0.008
 # An instruction at the 800 MHz of that attack: a few cycles.
 _INSTRUCTION_NS: Final = 4
@@ -197,10 +199,20 @@ class VcpuRun:
             yield from self._handle_ept_violation(exit_)
         elif exit_.vmcall_reason == abi.EXIT_HLT:
             yield from self._halt()
-        elif exit_.vmcall_reason == abi.EXIT_IO and state.random.chance(state.userspace_share):
-            yield from self._exit_to_userspace(KVM_EXIT_IO)
+        elif exit_.vmcall_reason == abi.EXIT_IO:
+            yield from self._serve_io()
         elif exit_.vmcall_reason == abi.EXIT_TDCALL:
             yield from self._map_gpa()
+
+    def _serve_io(self) -> SimProcess[None]:
+        """Serve a port in KVM, or in the VMM; a mark of the firmware has a port and no device."""
+        state = self.state
+        if state.vmcall_arguments:
+            port, value = state.vmcall_arguments
+            self.machine.log_event(state.thread, "kvm_pio", 1, port, 1, 1, value)
+            yield from self._exit_to_userspace(KVM_EXIT_IO)
+        elif state.random.chance(state.userspace_share):
+            yield from self._exit_to_userspace(KVM_EXIT_IO)
 
     def _handle_ept_violation(self, exit_: VmExit) -> SimProcess[None]:
         state, vm = self.state, self.vm
@@ -238,6 +250,9 @@ class VcpuRun:
         pages, to_shared = state.vmcall_arguments
         yield from self._exit_to_userspace(KVM_EXIT_HYPERCALL)
         state.thread.now += state.random.duration(state.durations.convert)
+        first, attributes = pages[0] >> 12, 0 if to_shared else _PRIVATE
+        ranges = (first, first + len(pages) * (512 if vm.is_large(pages[0]) else 1), attributes)
+        self.machine.log_event(state.thread, "kvm_vm_set_mem_attributes", *ranges)
         if to_shared:
             level = int(vm.is_large(pages[0]))
             yield from zap.zap_range(vm, state.thread, pages, level)

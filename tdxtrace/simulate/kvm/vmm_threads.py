@@ -243,6 +243,30 @@ def _nmi(worker: Worker) -> SimProcess[None]:
     state.kick()
 
 
+def _update_module(worker: Worker) -> SimProcess[None]:
+    """Replace the TDX module: SEAMLDR.INSTALL on every CPU in turn, while all of them are stopped.
+
+    Linux 7.2 arch/x86/virt/vmx/tdx/seamldr.c: stop_machine with interrupts off; the P-SEAMLDR
+    serves one CPU at a time.
+    """
+    vm, thread, machine = worker.vm, worker.thread, worker.vm.machine
+    others = [cpu for cpu in range(len(machine.in_irq_handler)) if cpu != thread.cpu]
+    stopped = [thread]
+    for cpu in others:
+        handler = yield from lifecycle.interrupt_cpu(vm, thread, cpu)
+        stopped.append(handler)
+    for handler in stopped:
+        handler.now = max(handler.now, thread.now)
+        call = Call("SEAMLDR.INSTALL", handler)
+        call.start_ns, call.cpu = handler.now, handler.cpu
+        handler.now += thread.random.duration(machine.durations.install)
+        call.end_ns = thread.now = handler.now
+        machine.journal.loader_calls.append(call)
+        yield from machine.sync_clock(thread)
+    for handler in stopped:
+        machine.in_irq_handler[handler.cpu] = False
+
+
 def _stop(worker: Worker) -> SimProcess[None]:
     """Stop the VM and tear its TD down."""
     vm = worker.vm
@@ -268,4 +292,5 @@ WORKER_KINDS: Final[dict[str, Callable[[Worker], SimProcess[None]]]] = {
     "watch_page": _watch_page,
     "split": _split,
     "stop": _stop,
+    "update_module": _update_module,
 }

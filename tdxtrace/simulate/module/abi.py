@@ -77,6 +77,9 @@ EXIT_IO: Final = 30
 EXIT_MSR_WRITE: Final = 32
 EXIT_EPT_VIOLATION: Final = 48
 EXIT_TDCALL: Final = 77
+# P-SEAMLDR: bit 63 of RAX at entry asks it (qizhangz/seam-loader pseamldr_api_defs.h).
+LOADER_BIT: Final = 1 << 63
+LOADER_LEAF: Final = {"SEAMLDR.INSTALL": 1}
 
 
 def is_busy(status: int) -> bool:

@@ -13,9 +13,11 @@ from tdxtrace.simulate.record import symbols
 from tdxtrace.simulate.record.recording import TraceEvent
 from tdxtrace.simulate.record.tracepoints import (
     EXIT_REASONS,
+    KVM_ATTRIBUTES,
     KVM_ENTRY,
     KVM_EXIT,
     KVM_PAGE_FAULT,
+    KVM_PIO,
     KVM_USERSPACE_EXIT,
     EventSpec,
 )
@@ -38,6 +40,8 @@ _TYPES: Final = {
 }
 _FIRST_PROBE_ID: Final = 2326
 _KVM_IDS: Final = {
+    "kvm_vm_set_mem_attributes": 39,
+    "kvm_pio": 112,
     "kvm_userspace_exit": 42,
     "kvm_page_fault": 100,
     "kvm_exit": 103,
@@ -128,6 +132,9 @@ _C_NAMES: Final = {
     ("kvm_exit", "exit_reason"): "unsigned int",
     ("kvm_exit", "vcpu_id"): "unsigned int",
     ("kvm_page_fault", "vcpu_id"): "unsigned int",
+    **{("kvm_pio", name): "unsigned int" for name in ("rw", "port", "size", "count", "val")},
+    ("kvm_vm_set_mem_attributes", "start"): "gfn_t",
+    ("kvm_vm_set_mem_attributes", "end"): "gfn_t",
     ("kvm_userspace_exit", "reason"): "__u32",
     ("kvm_userspace_exit", "errno"): "int",
 }
@@ -174,6 +181,9 @@ _KVM_PRINTS: Final = {
     "REC->intr_info, REC->error_code, REC->requests",
     KVM_PAGE_FAULT: '"vcpu %u rip 0x%lx address 0x%016llx error_code 0x%llx", REC->vcpu_id, '
     "REC->guest_rip, REC->fault_address, REC->error_code",
+    KVM_PIO: '"pio_%s at 0x%x size %d count %d val 0x%x %s", REC->rw ? "write" : "read", '
+    'REC->port, REC->size, REC->count, REC->val, REC->count > 1 ? "(...)" : ""',
+    KVM_ATTRIBUTES: '"%#016llx -- %#016llx [0x%lx]", REC->start, REC->end, REC->attr',
     KVM_USERSPACE_EXIT: '"reason %s (%d)", REC->errno < 0 ? (REC->errno == -4 ? "restart" : '
     '"error") : __print_symbolic(REC->reason, { 0, "KVM_EXIT_" "UNKNOWN" }, '
     '{ 2, "KVM_EXIT_" "IO" }, { 3, "KVM_EXIT_" "HYPERCALL" }, '

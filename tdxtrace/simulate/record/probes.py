@@ -10,7 +10,7 @@ from typing import Final
 
 from tdxtrace.simulate.engine import Run
 from tdxtrace.simulate.journal import KernelEvent
-from tdxtrace.simulate.module.abi import LEAF
+from tdxtrace.simulate.module.abi import LEAF, LOADER_BIT, LOADER_LEAF
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.record import capture_probes, symbols, tracepoints
 from tdxtrace.simulate.record.capture_probes import CAPTURES, VCPU_RUN_RETURN
@@ -165,6 +165,8 @@ class ProbeRecorder:
             recorded.extend(self._entry(call))
         for call in self.run.unfinished_entries:
             recorded.extend(self._entry(call))
+        for call in self.run.journal.loader_calls:
+            recorded.extend(self._loader_call(call))
         for call in self.run.journal.stale_returns:
             recorded.extend(self._stale_return(call))
         if self.capture.kvm:
@@ -251,6 +253,21 @@ class ProbeRecorder:
         name = "sc_ret" if with_output else "sc"
         spec = self._spec("return", name, function, (*_STATUS, *inputs))
         yield self._event(call, end, spec, values, (call,))
+
+    def _loader_call(self, call: Call) -> Iterator[TraceEvent]:
+        """The events of a call of the P-SEAMLDR, which has no wrapper: those of __seamcall."""
+        fn = LOADER_BIT | LOADER_LEAF[call.leaf]
+        values = (fn, *(0 for _ in _REGISTERS))
+        if inner := self._seamcalls.get("__seamcall"):
+            assert inner.entry is not None
+            yield self._event(call, call.start_ns, inner.entry, values, ())
+            yield self._event(call, call.end_ns, inner.back, (call.status,), ())
+        elif self.capture.probes == "seamcall":
+            inputs = (("fn", "x64"), *((r, "x64") for r in _REGISTERS))
+            inputs = inputs if self.capture.arguments else inputs[:1]
+            spec = self._spec("return", "sc", "__seamcall", (*_STATUS, *inputs))
+            told = (call.status, *values)[: len(spec.fields)]
+            yield self._event(call, call.end_ns, spec, told, ())
 
     def _entry(self, call: Call) -> Iterator[TraceEvent]:
         """The events of one TDH.VP.ENTER; of an unfinished one, only those of its start."""

@@ -93,6 +93,19 @@ def _userspace_text(values: tuple[int, ...]) -> str:
     return f"reason {_USERSPACE.get(reason, hex(reason))} ({reason})"
 
 
+def _pio_text(values: tuple[int, ...]) -> str:
+    is_write, port, size, count, value = values
+    way = "write" if is_write else "read"
+    more = "(...)" if count > 1 else ""
+    return f"pio_{way} at {port:#x} size {size} count {count} val {value:#x} {more}"
+
+
+def _attributes_text(values: tuple[int, ...]) -> str:
+    # %#016llx counts the 0x in its width.
+    first, end, attributes = values
+    return f"{first:#016x} -- {end:#016x} [{attributes:#x}]"
+
+
 def _kvm(name: str, fields: str, text: Callable[[tuple[int, ...]], str]) -> EventSpec:
     """Return a tracepoint of KVM, its fields written as "NAME TYPE, ..."."""
     named = ((field, kind) for field, kind in map(str.split, fields.split(",")))
@@ -115,7 +128,14 @@ KVM_PAGE_FAULT: Final = _kvm(
     "vcpu_id u32, guest_rip ulong, fault_address u64, error_code u64",
     _fault_text,
 )
+KVM_PIO: Final = _kvm("kvm_pio", "rw u32, port u32, size u32, count u32, val u32", _pio_text)
+KVM_ATTRIBUTES: Final = _kvm(
+    "kvm_vm_set_mem_attributes", "start u64, end u64, attr ulong", _attributes_text
+)
 KVM_USERSPACE_EXIT: Final = _kvm("kvm_userspace_exit", "reason u32, errno s32", _userspace_text)
+
+
+_OTHERS: Final = {spec.name: spec for spec in (KVM_PIO, KVM_ATTRIBUTES)}
 
 
 def kvm_exit(call: Call, vcpu: int) -> tuple[EventSpec, tuple[int, ...]]:
@@ -138,6 +158,8 @@ def kvm_event(event: KernelEvent) -> tuple[EventSpec, tuple[int, ...]]:
     if event.name == "kvm_page_fault":
         vcpu, gpa, code = fields
         return KVM_PAGE_FAULT, (vcpu, 0, gpa, code)
+    if event.name in _OTHERS:
+        return _OTHERS[event.name], fields
     assert event.name == "kvm_userspace_exit"
     (reason,) = fields
     return KVM_USERSPACE_EXIT, (max(0, reason), min(0, reason))
