@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tdxtrace.compiler import COMPILE_BYTES, Runner
 from tdxtrace.errors import FormatError, InputError, QueryError
 from tdxtrace.ingest.events.registry import EventRegistry
+from tdxtrace.ingest.pasted import mend_text
 from tdxtrace.ingest.source import Block, Stream, block_of, matched_part, open_stream
 from tdxtrace.ingest.stats import Header, SourceStats, read_comments
 from tdxtrace.tables.formats import (
@@ -180,6 +181,9 @@ def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
         InputError: If there is no text.
         FormatError: If it has no known format.
     """
+    mend = mend_text(given.stream.peek()[:_HEADER_BYTES])
+    if mend is not None:
+        given.stream.chunks, given.stream.fill = mend(given.stream.chunks), None
     given.n_bytes = given.stream.size_up_to(COMPILE_BYTES)
     blocks, shown = given.stream.blocks(), one_line(given.stream.path)
     given.text = _beginning(blocks)

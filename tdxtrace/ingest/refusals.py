@@ -99,6 +99,11 @@ REFUSALS: Final = (
         "a histogram of a bcc tool, which sums events up",
     ),
     _row(r"^(?:\[pid +\d+\] +)?\w+\(.*\) += ", "strace output"),
+    _row(
+        r'^\s*\{"dmesg"\s*:\s*\[\s*\{|^\s*\[\s*\{"(?:__CURSOR|__REALTIME_TIMESTAMP|MESSAGE)"',
+        "a log in JSON with all its entries on one line",
+        "print each on a line of its own: dmesg -J | jq -c '.dmesg[]', or journalctl -k -o json",
+    ),
     # Linux kernel/trace/trace.c, print_raw_fmt, print_hex_fmt, print_bin_fmt: numbers for threads,
     # CPUs and times; of most events only "type: 1540" (trace_output.c, trace_nop_print).
     _row(r"^\d{1,9} \d{1,4} \d{5,20} (?:\w+: |[\d?]+$|[0-9a-f]+ )", _OPTION.format("raw"), _OFF),

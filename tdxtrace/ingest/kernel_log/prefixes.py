@@ -259,7 +259,9 @@ def _dated(peeled: _Peeled) -> bool:
         peeled.is_log |= pattern is _HUMAN
         # dmesg writes a comma, syslog a point: what follows is then host and program.
         is_syslog = pattern is _ISO and "," not in found["stamp"] and _HOST.match(found["rest"])
-        _take_host(peeled, named=names_program or bool(is_syslog))
+        # ts(1) puts a date before what a command prints: no syslog writes printk's time behind it.
+        is_printed = _SECONDS.match(peeled.text) is not None
+        _take_host(peeled, named=not is_printed and (names_program or bool(is_syslog)))
         return True
     found = _RFC5424.match(peeled.text)
     if found is None:

@@ -60,7 +60,9 @@ class LogMender:
             yield from held
             return
         first, texts = held[0], [made.line.text for made in held]
-        n, text = join(texts)
+        n, text = _unfold(held)
+        if n == 1:
+            n, text = join(texts)
         if n == 1 and _understood(text) is None:
             # The prefix may have been cut.
             whole = prefixes.split_prefix(first.raw.rstrip() + texts[1])
@@ -74,6 +76,21 @@ class LogMender:
             is_cut=not text,
         )
         yield from held[n:]
+
+
+def _unfold(held: Sequence[WholeLine]) -> tuple[int, str]:
+    """Join lines that a mailer folded as quoted-printable; 1 and the first one if it did not.
+
+    A line that goes on ends with "=", and "=" itself is "=3D" (RFC 2045 6.7): nothing is open.
+    """
+    first = text = held[0].line.text
+    n = 1
+    while text.endswith("=") and n < len(held):
+        text = text[:-1] + held[n].raw.rstrip("\r")
+        n += 1
+    text = text.replace("=3D", "=")
+    is_folded = n > 1 and _rank(_understood(text)) > _rank(_understood(first))
+    return (n, text) if is_folded else (1, first)
 
 
 def join(texts: Sequence[str]) -> tuple[int, str]:

@@ -1,0 +1,139 @@
+"""Texts as people store and paste them: UTF-16, HTML, colours, other blanks and line ends."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.texts import ONE_CALL, aug, aug_ret, is_accounted_for, line, lost, read_text
+
+from tdxtrace.errors import FormatError
+from tdxtrace.ingest.pasted import mend_text
+from tdxtrace.tables.trace import Trace
+
+BUSY = "ret=0x8000020000000001"
+KVM_ENTRY = "kvm_entry: vcpu 3, rip 0x0 intr_info 0x00000000 error_code 0x00000000"
+TRACEFS = (
+    aug("1.000001")
+    + aug_ret("1.000005", BUSY)
+    + aug("1.000011")
+    + aug_ret("1.000015")
+    + line("1.000021", KVM_ENTRY)
+)
+TRACE_CMD = re.sub(r"\([\w.+/ \[\]]+ <- \w+\)", "(ffffffff810a0004 <- ffffffffc0a0009b)", TRACEFS)
+PERF = "".join(
+    re.sub(r"^( *CPU 0/KVM)-(\d+) +(\[\d+\]) \.{5} ([\d.]+): ", r"\1 \2 \3 \4: tdx:", printed)
+    for printed in TRACE_CMD.splitlines(keepends=True)
+)
+LOG = (
+    "[  896.162769] kvm_intel: SEAMCALL TDH_VP_INIT failed: 0x8000020000000080\n"
+    "[  896.170001] virt/tdx: SEAMCALL (0x000000000000001c) failed: 0xc000030000000001\n"
+)
+
+
+def coloured(text: str) -> str:
+    """As grep --color=always prints it."""
+    return re.sub("aug|SEAMCALL", "\x1b[01;31m\x1b[K\\g<0>\x1b[m\x1b[K", text)
+
+
+FORMS: dict[str, Callable[[str], str | bytes]] = {
+    "as it was printed": lambda text: text,
+    "UTF-16 of PowerShell": lambda text: ("\ufeff" + text.replace("\n", "\r\n")).encode(
+        "utf-16-le"
+    ),
+    "UTF-16, big-endian": lambda text: ("\ufeff" + text).encode("utf-16-be"),
+    "a Mac's line ends": lambda text: text.replace("\n", "\r"),
+    "HTML": lambda text: html.escape(text, quote=False),
+    "HTML, quoted": lambda text: html.escape(re.sub("^", "> ", text.strip(), flags=re.M)) + "\n",
+    "HTML, of a page": lambda text: f"<pre>{html.escape(text)}</pre>\n",
+    "no-break blanks": lambda text: text.replace("  ", " \u00a0"),
+    "no-break blanks of HTML": lambda text: html.escape(text).replace("  ", " &nbsp;"),
+    "HTML as UTF-16": lambda text: ("\ufeff" + html.escape(text)).encode("utf-16-le"),
+    "coloured by grep": coloured,
+    "coloured lines": lambda text: re.sub("^.+$", "\x1b[32m\\g<0>\x1b[0m", text, flags=re.M),
+    "an arrow of a font": lambda text: text.replace("<-", "\u2190"),
+}
+
+
+def calls(trace: Trace) -> list[tuple[object, ...]]:
+    columns = ("leaf", "tid", "cpu", "gpa", "status", "start_ns", "end_ns")
+    return trace.seamcalls.select(columns).rows()
+
+
+@pytest.mark.parametrize("text", [TRACEFS, TRACE_CMD, PERF], ids=["tracefs", "trace-cmd", "perf"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_trace_is_the_same_in_every_form(form: str, text: str) -> None:
+    printed, pasted = read_text(text), read_text(FORMS[form](text))
+    assert len(calls(printed)) == 2
+    assert calls(pasted) == calls(printed)
+    assert pasted.vm_entries.height == 1
+    assert is_accounted_for(pasted)
+    # The tags of a page are no lines of a trace.
+    tags = {"unparsed"} if form == "HTML, of a page" else set()
+    assert set(lost(pasted)) <= set(lost(printed)) | tags
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_log_is_the_same_in_every_form(form: str) -> None:
+    trace = read_text(FORMS[form](LOG))
+    assert trace.kernel_messages["status"].to_list() == [
+        0x8000_0200_0000_0080,
+        0xC000_0300_0000_0001,
+    ]
+    assert is_accounted_for(trace)
+
+
+def test_a_form_is_undone_wherever_the_input_is_cut() -> None:
+    text = html.escape(3 * TRACEFS).encode()
+    mend = mend_text(text)
+    assert mend is not None
+    for size in (1, 7, 64):
+        chunks: Iterator[bytes] = (text[at : at + size] for at in range(0, len(text), size))
+        assert b"".join(mend(chunks)) == html.unescape(text.decode()).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A name with an escape, of a thread that wants to be seen, and with what HTML calls "<".
+        ONE_CALL.replace("CPU 0/KVM", "CPU\x1b[31m0", 1),
+        ONE_CALL.replace("\n", "\r\n"),
+        "\xff\xfe damaged " + ONE_CALL,
+    ],
+)
+def test_what_was_printed_so_is_left_as_it_is(text: str) -> None:
+    assert mend_text(text.encode("latin-1")) is None
+
+
+def test_a_log_that_is_one_line_of_json_is_refused_with_a_remedy() -> None:
+    text = '{"dmesg": [{"pri": 3, "time": " 896.162769", "msg": "' + LOG[15:60] + '"}]}\n'
+    with pytest.raises(FormatError, match=r"jq -c '\.dmesg\[\]'"):
+        read_text(text)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["Nov 12 11:22:33 ", "2025-11-12T11:22:33.123456Z ", "2025-11-12 11:22:33 "]
+)
+def test_a_date_that_ts_put_before_a_log_is_no_syslog(prefix: str) -> None:
+    trace = read_text(re.sub("^(?=.)", prefix, LOG, flags=re.M))
+    assert trace.kernel_messages["ts_ns"].to_list() == [896_162_769_000, 896_170_001_000]
+
+
+def test_a_program_that_writes_the_kernels_time_is_still_a_program() -> None:
+    text = f"Nov 12 11:22:33 host mallory[7]: {LOG.splitlines()[0]}\n{LOG}"
+    assert read_text(text).kernel_messages.height == 2
+
+
+@pytest.mark.parametrize("width", [50, 60, 66, 70])
+def test_a_log_in_quoted_printable_loses_no_number(width: int) -> None:
+    folded = "".join(
+        printed[:width] + "=\n" + printed[width:] for printed in LOG.splitlines(keepends=True)
+    )
+    trace = read_text(folded)
+    assert trace.kernel_messages["status"].to_list() == [
+        0x8000_0200_0000_0080,
+        0xC000_0300_0000_0001,
+    ]
+    assert lost(trace) == {"joined": 2}
