@@ -79,6 +79,49 @@ def test_a_call_with_children_is_two_lines(end: str) -> None:
     ]
 
 
+def test_a_brace_without_a_name_closes_what_is_indented_as_it() -> None:
+    """funcgraph-tail is off by default."""
+    text = graph(
+        "              |  tdx_sept_remove_private_spte() {",
+        f"              |    tdh_mem_page_aug{ARGS} {{",
+        "              |      clflush_cache_range() {",
+        "  2.000 us    |        tdh_mem_track(td=0x1); /* ret=0x0 */",
+        "  9.000 us    |      } /* ret=0x7 */",
+        "  9.100 us    |    } /* ret=0x8000020000000092 */",
+        "  9.900 us    |  } /* ret=0x0 */",
+    )
+    assert calls(text, "leaf", "status") == [(38, 0), (6, BUSY)]
+    assert lost(read_text(text)) == {"noise": 4}
+
+
+@pytest.mark.parametrize(
+    "between", ["CPU:1 [LOST 7 EVENTS]", "   50.000015 |   0)  qemu-9    |   9.100 us |  }"]
+)
+def test_a_brace_closes_nothing_after_a_loss_or_of_another_thread(between: str) -> None:
+    first, last = graph(
+        f"              |  tdh_mem_page_aug{ARGS} {{", "  9.100 us    |  } /* ret=0x0 */"
+    ).splitlines()[-2:]
+    rows = calls(f"{HEAD}{first}\n{between}\n{last}\n", "leaf", "status")
+    assert rows == [(6, None if "LOST" in between else 0)]
+
+
+@pytest.mark.parametrize("task", ["CPU 0/KVM-7    |  ", ""])
+@pytest.mark.parametrize("flags", ["d..1. |  ", ""])
+def test_without_a_column_for_durations_calls_with_children_are_read(task: str, flags: str) -> None:
+    """Of a call on one line it is not known when it ended: that is a loss."""
+    bodies = (
+        f"tdh_mem_page_aug{ARGS} {{",
+        "  f();",
+        "} /* ret=0x0 */",
+        "tdh_mem_track(); /* ret=0x0 */",
+    )
+    text = HEAD + "".join(
+        f"   50.{10 * n:06} |   1)  {task}{flags}{body}\n" for n, body in enumerate(bodies, 1)
+    )
+    assert calls(text, "leaf", "start_ns", "end_ns") == [(6, 50_000_010_000, 50_000_030_000)]
+    assert lost(read_text(text))["undecoded"] == 1
+
+
 def test_calls_nest() -> None:
     text = graph(
         "              |  tdx_sept_remove_private_spte() {",

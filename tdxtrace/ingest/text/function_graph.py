@@ -24,19 +24,21 @@ from tdxtrace.tdx import wrappers
 
 # Columns, each an option: absolute time (funcgraph-abstime), CPU, task
 # (funcgraph-proc), flags (latency-format), duration, then the tree.  Linux
-# kernel/trace/trace_functions_graph.c, print_graph_prologue, print_graph_duration.
+# kernel/trace/trace_functions_graph.c, print_graph_prologue, print_graph_duration.  Without the
+# option funcgraph-duration there is no bar before the tree: then the time tells what the line is.
 LINE: Final = re.compile(
     r"^\s*+(?:(?P<sec>\d{1,10})\.(?P<frac>\d{6})\s*+\|\s*+)?(?P<cpu>\d{1,4})\)\s*+"
     r"(?:(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*+\|\s*+)?"
     r"(?:(?P<flags>[.a-zA-Z][.a-zA-Z0-9]{3,4})\s*+\|)?"
-    r"\s*+[$@*#!+]?\s*+(?:(?P<us>\d{1,12})\.(?P<ns>\d{3}) us)?\s*+\|\s(?P<body>.*)"
+    r"(?:\s*+[$@*#!+]?\s*+(?:(?P<us>\d{1,12})\.(?P<ns>\d{3}) us)?\s*+\|\s|(?(sec)|(?!)))"
+    r"(?P<body>.*)"
 )
 _CALL: Final = re.compile(
     r"^\s*(?P<function>[A-Za-z_][\w.]*)(?: \[\w+\])?\((?P<args>.*?)\)\s*(?P<end>;|\{)"
     r"\s*(?:/\*(?P<note>.*)\*/)?"
 )
 _END: Final = re.compile(
-    r"^\s*+\}(?:\s*+/\*\s*+(?P<function>[A-Za-z_][\w.]*+)?+(?P<note>.*)\*/)?+\s*$"
+    r"^\s*+\}(?:\s*+/\*\s*+(?P<function>(?!ret=)[A-Za-z_][\w.]*+)?+(?P<note>.*)\*/)?+\s*$"
 )
 # 6.5 to 6.12 print "= VALUE", later kernels "ret=VALUE".
 _RETURNED: Final = re.compile(r"(?:\bret=|= )(?P<n>-?(?:0x)?[0-9a-f]+)\b")
@@ -44,6 +46,8 @@ _SWITCH: Final = re.compile(
     r"^(?=.*-\d{1,9}\s*$)\s*+(?P<cpu>\d{1,4})\)\s++(?P<from>\S.*?)-\d++\s++=>\s++"
     r"(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*$"
 )
+# The tracer follows as many calls: Linux include/linux/ftrace.h, FTRACE_RETFUNC_DEPTH.
+_MOST_OPEN: Final = 50
 _RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]")
 
 
@@ -60,6 +64,8 @@ class GraphReader:
     Two calls are compared by their stamps: an overlap of less is none that the clock shows."""
     has_integer_clock: bool = False
     _running: dict[int, tuple[str, int]] = field(default_factory=dict)
+    _open: dict[tuple[int, int], list[tuple[int, str]]] = field(default_factory=dict)
+    """By CPU and thread: indentation and name of the functions that are open, outermost first."""
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
         """Return the calls of each block of whole lines."""
@@ -83,6 +89,7 @@ class GraphReader:
         lost = line_formats.lost_of(line)
         if lost is not None:
             self.stats.record_lost_events(lost.cpu, lost.n_events, number)
+            self._open.clear()
         else:
             self.stats.count_sample("unparsed", one_line(line, 80), number)
         return None
@@ -96,7 +103,7 @@ class GraphReader:
     def _body(self, number: int, found: re.Match[str]) -> Line | None:
         call = _CALL.match(found["body"])
         end = _END.match(found["body"]) if call is None else None
-        function = (call or end or {"function": None})["function"]
+        function = self._function(found, call, end)
         if function not in functions():
             self.stats.count("noise", "function_graph", number)
             return None
@@ -108,6 +115,10 @@ class GraphReader:
         self.stats.observe_timestamps(np.array([cpu], np.int32), np.array([ts_ns], np.int64))
         values = _values(call, end)
         role: Role = "return" if call is None else "single" if call["end"] == ";" else "entry"
+        if role == "single" and found["us"] is None:
+            # The line has the time at which the call began.
+            self.stats.count("undecoded", f"{function} without funcgraph-duration", number)
+            return None
         if role == "single":
             duration = int(found["us"] or 0) * 1000 + int(found["ns"] or 0)
             values.values["duration_ns"] = duration
@@ -116,6 +127,28 @@ class GraphReader:
             self.stats.count("undecoded", f"{function} without ret=", number)
             return None
         return self._made(number, found, function, role, ts_ns, values)
+
+    def _function(
+        self, found: re.Match[str], call: re.Match[str] | None, end: re.Match[str] | None
+    ) -> str | None:
+        """The function of a line; of a brace that does not name it, the one that it closes.
+
+        Without funcgraph-tail a brace stands alone, indented as the function that it closes.  Where
+        none that is open is indented so, lines were lost, and it closes nobody knows what.
+        """
+        cpu = int(found["cpu"])
+        tid = int(found["tid"]) if found["tid"] else self._running.get(cpu, ("", UNKNOWN))[1]
+        below = self._open.setdefault((cpu, tid), [])
+        indent = len(found["body"]) - len(found["body"].lstrip())
+        while below and below[-1][0] > indent:
+            below.pop()
+        closed = below.pop()[1] if end is not None and below and below[-1][0] == indent else None
+        if call is None:
+            return closed if end is None or end["function"] is None else end["function"]
+        if call["end"] == "{":
+            del below[_MOST_OPEN:]
+            below.append((indent, call["function"]))
+        return call["function"]
 
     def _made(
         self,
