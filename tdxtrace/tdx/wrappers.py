@@ -77,11 +77,29 @@ def leaf_of(function: str) -> int | None:
         function: The kernel's name of it.
 
     Returns:
-        The leaf number; None if the function is not known or issues any leaf (__seamcall).
+        The leaf number; None if the function is not known or issues any leaf (__seamcall).  One
+        that is not in wrappers.csv is known by its name.
     """
     row = _rows().get(function)
-    leaf = row["leaf"] if row else None
+    if row is None:
+        return functions_named_as_leaves().get(function)
+    leaf = row["leaf"]
     return None if leaf is None else int(leaf, 0)
+
+
+@cache
+def functions_named_as_leaves() -> dict[str, int]:
+    """Return leaves by the names that their functions would have, tdh_mem_sept_rd for one.
+
+    Every function in wrappers.csv has the name of its leaf, so one of a kernel that is out of tree
+    is told by it too.  Its arguments are not known: those count that a probe names.
+    """
+    named = {
+        name.lower().replace(".", "_"): int(row["leaf"] or "", 0)
+        for row in records("leaves")
+        if (name := row["name"] or "").startswith("TDH.")
+    }
+    return {name: leaf for name, leaf in named.items() if name not in _rows()}
 
 
 def level_base(kernel: str) -> int | None:

@@ -447,3 +447,11 @@ def test_a_return_whose_status_cannot_be_read_is_a_loss(value: str) -> None:
     trace = read_text(text)
     assert lost(trace) == {"undecoded": 1}
     assert trace.seamcalls["status"].to_list() == [0]
+
+
+def test_a_function_that_is_named_as_its_leaf_is_a_call() -> None:
+    """TDH.MEM.SEPT.RD: a function of kernels that are out of tree."""
+    symbol = classify("probe_1", "(tdh_mem_sept_rd+0x4/0xb0) td=0x10 gpa=0x1000", {})
+    address = classify("probe:tdh_mem_sept_rd", "(ffffffff810a0004) gpa=0x1000", {})
+    assert symbol.leaf == address.leaf == 25
+    assert classify("mem_rd", "(ffffffff810a0004) gpa=0x1000", {}).leaf is None

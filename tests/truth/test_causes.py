@@ -47,6 +47,15 @@ def test_a_loop_beside_its_holder_is_no_kick(generation: str | None) -> None:
     }
 
 
+def test_a_timeout_is_not_of_a_request_after_which_another_call_took_the_entry() -> None:
+    """TDH.MEM.SEPT.RD cleared the bit, by a function that no kernel in wrappers.csv has."""
+    findings = found("hp-timeout-cleared-by-read", "C")
+    (left,) = findings.abandoned_requests.to_dicts()
+    assert left["consequence"] == "none_seen"
+    assert rules(findings) == {}
+    assert "BUG" not in {verdict for verdict, _ in verdicts(findings)}
+
+
 def test_a_timeout_of_host_priority_is_not_of_a_request_just_left() -> None:
     findings = found("hp-timeout-too-early")
     assert findings.abandoned_requests["consequence"].to_list() == ["none_seen"]

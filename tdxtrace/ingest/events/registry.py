@@ -184,14 +184,16 @@ def _without(words: str, alias: str) -> list[str] | None:
 
 @cache
 def functions() -> frozenset[str]:
-    """The kernel functions that issue SEAMCALLs."""
-    return frozenset(wrappers.wrapper_table()["function"])
+    """The kernel functions that issue SEAMCALLs; those not known, by the names of leaves."""
+    known = wrappers.wrapper_table()["function"]
+    return frozenset(known) | wrappers.functions_named_as_leaves().keys()
 
 
 @cache
 def _aliases() -> Mapping[str, str]:
-    names = dict(_SHORT)
-    for function in functions():
+    others = wrappers.functions_named_as_leaves()
+    names = dict(_SHORT) | {name: name for name in others}
+    for function in functions() - others.keys():
         for prefix in _PREFIXES:
             if function.startswith(prefix):
                 names.setdefault(function.removeprefix(prefix), function)
