@@ -66,6 +66,8 @@ _BYTES_PER_CALL: Final = 256
 # After a gap, calls of a leaf that may go on with what was open before, at most: a thread that
 # comes back later than that does so too rarely to doubt all that it began.  A choice.
 _MOST_BETWEEN: Final = 255
+# The most that was seen is the least that is possible: a choice, twice as many.
+_MARGIN: Final = 2
 _MIN_NS: Final = np.iinfo(np.int64).min
 _MAX_NS: Final = np.iinfo(np.int64).max
 _SMALLEST_TABLE: Final = 64
@@ -136,9 +138,9 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     missing), joins none: it may belong to any that its thread has open, and these are ``cut``.
     A window of lost events cuts the chains that could reach into it: those open in its threads,
     and the first one after it of the thread, and of each leaf of a vCPU.  Where a thread was seen
-    to come back to a request after n calls of its leaf and others, it may do so after a loss too:
-    whatever it begins within n calls of that leaf is cut, and what it left open n calls before the
-    trace's end is not abandoned.
+    to come back to a request after n calls of its leaf and others, it may do so after a loss too,
+    and later than was seen: whatever it begins within 2 n calls of that leaf is cut.  What it left
+    open n calls before the trace's end is not abandoned.
 
     A request is ``abandoned`` if its thread began another one later, or its range was unblocked,
     and the thread was recorded without a loss up to then; ``cut`` by the trace's end if it made
@@ -492,7 +494,7 @@ class Linker:
         outcome, cut_by = self._outcomes(chains)
         table = _table(chains, outcome, cut_by, known, source)
         after_gap = chains["after_gap"]
-        is_held = (after_gap > self.most_between[chains["leaf"]]) & (after_gap <= _MOST_BETWEEN)
+        is_held = (after_gap > self._reach(chains["leaf"])) & (after_gap <= _MOST_BETWEEN)
         is_held &= outcome != _CUT
         if not may_hold or not is_held.any():
             return table
@@ -508,7 +510,7 @@ class Linker:
         if not self.held:
             return RETRY_CHAINS.empty()
         held = pl.concat(self.held)
-        is_cut = pl.col("after_gap") <= pl.Series(self.most_between[held["leaf"].to_numpy()])
+        is_cut = pl.col("after_gap") <= pl.Series(self._reach(held["leaf"].to_numpy()))
         outcome = pl.when(is_cut).then(pl.lit("cut", pl.Enum(OUTCOMES))).otherwise("outcome")
         cut_by = pl.when(is_cut).then("gap").otherwise("cut_by")
         return RETRY_CHAINS.conform(held.with_columns(outcome=outcome, cut_by=cut_by))
@@ -519,7 +521,7 @@ class Linker:
         goes_on, began, is_vague = self._since(chains, is_open)
         by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
         after_gap, is_past_loss = chains["after_gap"], chains["lossy"] != 0
-        may_go_on = (after_gap != linking.NONE) & (after_gap <= self._most(chains["leaf"]))
+        may_go_on = (after_gap != linking.NONE) & (after_gap <= self._reach(chains["leaf"]))
         by_loss |= may_go_on & is_past_loss
         by_start |= may_go_on & ~is_past_loss & ~by_loss
         by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
@@ -572,6 +574,10 @@ class Linker:
     def _most(self, leaf: U16) -> I64:
         """After how many calls of a leaf a thread may come back to a request; NONE: it does not."""
         return np.minimum(self.most_between, _MOST_BETWEEN)[leaf]
+
+    def _reach(self, leaf: U16) -> I64:
+        """The same behind a gap, where it may be more calls than were seen."""
+        return np.clip(_MARGIN * self._most(leaf), linking.NONE, _MOST_BETWEEN)
 
 
 class ChainFields:

@@ -74,11 +74,12 @@ def test_cuts_change_no_chain(text: str, data: st.DataObject) -> None:
 
 def test_a_chain_waits_for_the_calls_that_tell_whether_a_loss_cuts_it() -> None:
     """That a thread comes back after two calls of a leaf is seen last."""
-    one = told("S1 lost S2 S3 S4 S5 B6 S7 S8 S6")
+    one = told("S1 lost S2 S3 S4 S5 B6 S7 S8 S6 S9")
     known = survey(one.seamcalls, one.losses)
-    cut = in_segments(one.seamcalls, LOSSES.empty(), list(range(1, 9)), start(known))
+    cut = in_segments(one.seamcalls, LOSSES.empty(), list(range(1, 10)), start(known))
     assert cut.equals(retry_chains(one.seamcalls, one.losses))
-    assert cut.filter(outcome="cut")["gpa"].to_list() == [0x2000, 0x3000, 0x4000]
+    # Twice as many calls may lie between as were seen.
+    assert cut.filter(outcome="cut")["gpa"].to_list() == [0x2000, 0x3000, 0x4000, 0x5000, 0x6000]
 
 
 @cache

@@ -250,11 +250,12 @@ COMES_BACK = "2/B7 2/S8 2/S9 2/S7"
 @pytest.mark.parametrize(
     ("text", "n_cut", "n_else"),
     [
-        # What may go on with a request of before the loss: three calls of the leaf.
-        ("S1 lost S2 S3 S4 S5", 3, 1),
-        ("midway S2 S3 S4 S5", 3, 1),
+        # What may go on with a request of before the loss: five calls of the leaf, as two calls
+        # between are what was seen, and twice as many what there may be.
+        ("S1 lost S2 S3 S4 S5 S6 S20", 5, 1),
+        ("midway S2 S3 S4 S5 S6 S20", 5, 1),
         # Also where other calls come first and between.
-        ("S1 lost trackS S2 trackS trackS S3 S4 S5", 4, 2),
+        ("S1 lost trackS S2 trackS trackS S3 S4 S5 S6 S20", 6, 2),
         # Nothing was lost; requests of other leaves.
         ("S1 S2 S3 S4 S5", 0, 0),
         ("S1 S2 S3 S4 lost trackS trackS septS1 septS2", 2, 2),
