@@ -14,6 +14,7 @@ from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 _AUG, _BLOCK, _UNBLOCK, _TRACK = leaves.numbers_of(
     f"TDH.MEM.{name}" for name in ("PAGE.AUG", "RANGE.BLOCK", "RANGE.UNBLOCK", "TRACK")
 )
+_SEAMCALL: Final = "seamcall"
 _SEPT_RD: Final = leaves.parse_leaf("TDH.MEM.SEPT.RD")[0]
 _DEMOTE, _PROMOTE, _RELOCATE = leaves.numbers_of(
     f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE")
@@ -105,9 +106,11 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
 
     * the host tried to remove, split, merge or move the range, or a part of it, and failed; or it
       read entries of it (TDH.MEM.SEPT.RD), as one that looks whether they can be merged;
-    * the range was mapped by a table, and PROMOTE is nowhere in the trace: no kernel that was
-      released has a function for it, so that it is rarely probed, and a merge that failed is not
-      seen (a range that was mapped as one page cannot be merged);
+    * the range was mapped by a table, and PROMOTE is nowhere in a trace of probes on wrappers: no
+      kernel that was released has a wrapper for it, so that it is rarely probed, and a merge that
+      failed is not seen (a range that was mapped as one page cannot be merged).  A BLOCK that was
+      recorded by the probe on ``__seamcall_ret`` shows that every leaf with outputs was, and
+      PROMOTE is one: it would have been seen;
     * the thread that blocked it failed to block another range or to track, and took all back;
     * it is the first split or merge of a range that was split and merged in turn: until the same
       is done again it is alike with a split for dirty logging, which a merge follows;
@@ -119,8 +122,8 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     ``removed``: the range was removed, split, merged or moved.  ``open``: no end is shown, or
     events may be lost before it.
 
-    Evidence is the calls themselves.  A leaf that is nowhere in the trace may not be probed, and
-    what it did in between is then not seen: a verdict has to bear that in mind.
+    Evidence is the calls themselves.  Absence: a leaf that is nowhere in the trace may not be
+    probed, and what it did in between is then not seen: a verdict has to bear that in mind.
 
     Args:
         trace: The events.
@@ -213,8 +216,13 @@ def _last_mapping() -> pl.Expr:
 
 
 def _may_be_merges(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Rounds of ranges that may be mapped by a table, of a source where PROMOTE is not seen."""
-    seen = calls.filter(pl.col("leaf") == _PROMOTE)["source"].unique()
+    """Rounds of ranges that may be mapped by a table, of a source that may have missed PROMOTE.
+
+    BLOCK and PROMOTE return the entry, so both go through ``__seamcall_ret`` (Linux 6.16
+    arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret).
+    """
+    all_leaves = (pl.col("leaf") == _BLOCK) & (pl.col("probe") == _SEAMCALL)
+    seen = calls.filter((pl.col("leaf") == _PROMOTE) | all_leaves)["source"].unique()
     is_page = (pl.col("level") == 0) | pl.col("mapped_by").is_in([_AUG, _PROMOTE]).fill_null(False)
     return rounds.filter(~is_page, ~pl.col("source").is_in(seen.implode())).select("round")
 

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.story import Story, story, without
+from support.story import LEAVES, Story, story, without
 
 from tdxtrace.analysis.block_rounds import block_rounds
 from tdxtrace.analysis.fault_handling import explain_faults, number_faults
@@ -90,6 +90,15 @@ def cause(text: str, **options: int) -> tuple[str, float]:
 )
 def test_each_cause(text: str, expected: tuple[str, float]) -> None:
     assert cause(text) == expected
+
+
+def test_a_probe_that_every_leaf_passes_shows_that_no_merge_was_tried() -> None:
+    """``capture --seamcalls``: PROMOTE goes through __seamcall_ret, as BLOCK does."""
+    told = story("2/blockS0^1 " + 7 * FAULT + "enterB 2/trackS 2/unblockS0^1 enterC")
+    for function, expected in (("track", "block_undone"), ("block", "block_churn")):
+        for row in told.calls:
+            row["probe"] = "seamcall" if row["leaf"] == LEAVES[function] else row["probe"]
+        assert causes_of(told)["cause"].to_list() == [expected]
 
 
 def test_an_invalidation_of_many_pages_is_a_memslot_change() -> None:
