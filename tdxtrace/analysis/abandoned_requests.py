@@ -51,6 +51,8 @@ def abandoned_requests(
 ) -> pl.DataFrame:
     """Find the consequences of each request that was left busy.
 
+    Evidence is a row of the trace for each consequence.
+
     ``host_priority_timeout``: the request was busy on an SEPT entry, and a vCPU of that TD
     exited with HOST_PRIORITY_BUSY_TIMEOUT, at least HOST_PRIORITY_NS after its first try and
     before any host call took that entry's lock or may have taken it, in whatever it ended; not

@@ -90,6 +90,10 @@ def zero_steps(
     executed nothing and ended otherwise is none: single-stepping makes such (0.8 % of them in
     TDXdown, CCS 2024), without any fault.
 
+    Evidence is what each form needs.  Absence: where TRACK was not probed, or events may be lost,
+    kvm_exit alone proves nothing.  Nearest innocent trace: a guest that touches new pages beside a
+    TRACK, whose entries fail on the epoch.
+
     Weak episodes are suspicions: no statistic counts them, and no verdict accuses by them.
 
     Args:

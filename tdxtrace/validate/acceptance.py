@@ -32,7 +32,7 @@ class Thresholds:
     """Of the answers with each cause, on any capture."""
     min_cause_recall: float = 0.99
     """Of the busy attempts with each cause, on captures that show who was at work when; of those
-    that an armed entry caused, of what a reader can decide (``validate.decidable``)."""
+    that an armed entry or a guest caused, of what a reader can decide (``validate.decidable``)."""
     min_explained_by_capture: float = 0.95
     """Share of busy answers with a cause in what ``tdxtrace capture`` records, of that in a capture
     of all probes of the same runs."""

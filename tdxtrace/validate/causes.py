@@ -28,8 +28,8 @@ def score_causes(made: CapturedRun) -> Score:
     The analysis runs twice: with the module's generation given, and without.  A kernel bug is
     right if the named rule was broken by that call.  A holder is right if it is one of the
     calls that truly held the lock; where the analysis finds several that fit as well, only the
-    cause is scored.  Answers that an armed entry caused, and that no reader could decide
-    (:class:`~.decidable.Decidable`), are counted a second time as ``undecidable``.
+    cause is scored.  Answers that an armed entry or a guest caused, and that no reader could
+    decide (:class:`~.decidable.Decidable`), are counted a second time as ``undecidable``.
     """
     score = Score()
     happened, decidable = Truth(made), Decidable(made)
@@ -49,7 +49,7 @@ def score_causes(made: CapturedRun) -> Score:
             if row["cause"] == "kernel_bug" and happened.breaks(row["rule"], line):
                 cause = "kernel_bug"
             score.counts[f"{how} {cause} {row['cause']}"] += 1
-            if cause == "armed_entry" and decidable.reason(call) is not None:
+            if decidable.reason(call, held_by) is not None and cause == held_by:
                 score.counts[f"{how} {cause} {row['cause']} undecidable"] += 1
             if row["cause"] not in (cause, "unexplained"):
                 _example(score, f"{how}: {cause}, found", row, call)

@@ -1,4 +1,4 @@
-"""Busy answers of armed entries whose cause a capture cannot decide, whoever reads it.
+"""Busy answers of armed entries and of guests whose cause a capture cannot decide, for any reader.
 
 Judged by the simulated calls, without the analysis.
 """
@@ -14,6 +14,7 @@ import polars as pl
 from tdxtrace.simulate.journal import Episode
 from tdxtrace.simulate.module.generations import ARMED, LOCK_SEQUENCES
 from tdxtrace.simulate.module.state import Call
+from tdxtrace.simulate.record.symbols import CLOCK_START_NS
 from tdxtrace.validate.captured import CapturedRun
 
 _ENTER: Final = "TDH.VP.ENTER"
@@ -23,6 +24,14 @@ HOST_CALL: Final = "host call"
 """A host call that takes the tree overlaps the answer too."""
 NEVER_REFUSED: Final = "never refused"
 """No entry was refused in the episode of the holder, so none shows that it was armed."""
+ONE_LEAF: Final = "one leaf"
+"""No call of another leaf that takes the lock of an SEPT entry was captured: nothing shows that any
+was probed, and one that was not may have held it."""
+SILENT_CPU: Final = "silent CPU"
+"""A CPU has no line before, or none after the answer, in a format that does not mark what was lost
+at its ends: nobody knows whether the CPU was idle or its buffer full."""
+# trace-cmd drains the buffers and marks what it missed; the others do not at their ends.
+_MARKS_LOSSES: Final = "trace-cmd"
 
 
 class Decidable:
@@ -36,12 +45,24 @@ class Decidable:
         self._made = made
         self._locks = LOCK_SEQUENCES[made.run.scenario.generation]
 
-    def reason(self, call: Call) -> str | None:
-        """Return the reason for an answer that an armed entry caused; None: it can be decided.
+    def reason(self, call: Call, cause: str) -> str | None:
+        """Return why no reader can decide the cause of an answer; None: it can be decided.
 
         Args:
-            call: A call that was busy on the tree.
+            call: A call that was busy.
+            cause: Its true cause.  Only what is inferred from the absence of calls can be hidden:
+                an armed entry, and a guest.
         """
+        if cause not in ("armed_entry", "guest"):
+            return None
+        if not self._every_cpu_recorded(call):
+            return SILENT_CPU
+        if cause == "guest":
+            return None if self._shows_other_leaves(call) else ONE_LEAF
+        return self._hides_armed(call)
+
+    def _hides_armed(self, call: Call) -> str | None:
+        """Why an answer that an armed entry caused cannot be decided."""
         holders = [h for h in _holders(call) if h.leaf == _ENTER]
         if not all(self._names_td(one) for one in (call, *holders)):
             return UNNAMED_TD
@@ -50,6 +71,30 @@ class Decidable:
         if not any(self._was_refused(holder) for holder in holders):
             return NEVER_REFUSED
         return None
+
+    def _shows_other_leaves(self, call: Call) -> bool:
+        """Whether the capture has a call of another leaf that takes the lock of an SEPT entry."""
+        made = self._made
+        return any(
+            other.leaf != call.leaf and (id(other) in made.returns or id(other) in made.entries)
+            for other in made.run.journal.calls
+            if not other.guest
+            if any(lock == "ENTRY" for lock, *_ in self._locks.get(other.leaf, ()))
+        )
+
+    def _every_cpu_recorded(self, call: Call) -> bool:
+        if self._made.cell.form == _MARKS_LOSSES:
+            return True
+        first, last = self._recorded
+        return first <= CLOCK_START_NS + call.start_ns and CLOCK_START_NS + call.end_ns <= last
+
+    @cached_property
+    def _recorded(self) -> tuple[int, int]:
+        """The time in ns in which every CPU that has lines had begun and had not ended."""
+        times: dict[int, list[int]] = {}
+        for seen in self._made.lines.values():
+            times.setdefault(seen.cpu, []).append(seen.ts_ns)
+        return max(map(min, times.values())), min(map(max, times.values()))
 
     def _names_td(self, call: Call) -> bool:
         if call.leaf != _ENTER or call.thread is None or self._n_tds < 2:

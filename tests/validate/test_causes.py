@@ -24,6 +24,7 @@ from tdxtrace.validate.acceptance import (
 )
 from tdxtrace.validate.captured import CapturedRun, capture_run
 from tdxtrace.validate.cells import OWN_CAPTURE, Cell, Plan
+from tdxtrace.validate.decidable import ONE_LEAF, SILENT_CPU, Decidable
 from tdxtrace.validate.matrix import Result, simulated
 
 PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
@@ -122,6 +123,34 @@ def test_an_answer_beside_a_host_call_cannot_be_decided() -> None:
     whole = sum(counts[f"told armed_entry {cause}"] for cause in CAUSES)
     hidden = sum(counts[f"told armed_entry {cause} undecidable"] for cause in CAUSES)
     assert 0 < hidden < whole
+
+
+def test_a_guest_cannot_be_told_from_a_leaf_of_which_no_probe_is_known() -> None:
+    """In this run the host calls nothing but BLOCK that takes the lock of an SEPT entry."""
+    plan = Plan("host_gives_up", "B", "v1-series", 31415, 60)
+    run = simulated(plan)
+    made = capture_run(run, Cell(plan, form="trace-cmd", options=("raw", "ns")))
+    assert made is not None
+    block = next(call for call in run.journal.calls if call.leaf == "TDH.MEM.RANGE.BLOCK")
+    decidable = Decidable(made)
+    assert decidable.reason(block, "guest") == ONE_LEAF
+    assert decidable.reason(block, "host_conflict") is None
+    # Once another leaf was captured, its probes are known to work.
+    install = next(call for call in run.journal.calls if call.leaf == "TDH.VP.ENTER")
+    install.leaf = "TDH.MEM.PAGE.AUG"
+    assert decidable.reason(block, "guest") is None
+
+
+def test_what_lies_beyond_the_last_line_of_a_cpu_is_decided_where_losses_are_marked() -> None:
+    whole = _captured()
+    perf = capture_run(whole.run, Cell(PLAN, form="perf", options=("ns",)))
+    assert perf is not None
+    first, last = whole.run.journal.calls[0], whole.run.journal.calls[-1]
+    for call in (first, last):
+        assert Decidable(perf).reason(call, "armed_entry") == SILENT_CPU
+        assert Decidable(whole).reason(call, "armed_entry") != SILENT_CPU
+    middle = whole.run.journal.calls[len(whole.run.journal.calls) // 2]
+    assert Decidable(perf).reason(middle, "armed_entry") != SILENT_CPU
 
 
 def test_a_perhaps_armed_entry_is_no_answer_beside_a_call_that_had_the_tree() -> None:

@@ -292,12 +292,12 @@ _BYTES_PER_ENTRY: Final = 10
 def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     """Find the entries that may have held the SEPT tree for zero-step mitigation.
 
-    ``ARMED``: the entry before it was answered busy on the tree, which only an armed mitigation
-    tries to take.  ``PERHAPS_ARMED``: at least ARMED_AFTER EPT violations preceded it without an
-    exit that an executed instruction causes, and an entry of that run was answered busy; how
-    long RIP stood still is not shown.  ``ARMED_UNKNOWN``: as many violations without such an
-    answer, or the vCPU was not yet seen to execute anything.  An entry that was itself refused
-    holds nothing.
+    Evidence, by grade.  ``ARMED``: the entry before it was answered busy on the tree, which only an
+    armed mitigation tries to take.  ``PERHAPS_ARMED``: at least ARMED_AFTER EPT violations preceded
+    it without an exit that an executed instruction causes, and an entry of that run was answered
+    busy; how long RIP stood still is not shown.  ``ARMED_UNKNOWN``: as many violations without
+    such an answer, or the vCPU was not yet seen to execute anything.  An entry that was itself
+    refused holds nothing.
 
     Absence: the guest's RIP is in no trace, so an exit that no instruction causes does not end a
     run.  Nearest innocent trace: seven faults of instructions of which each was done at the

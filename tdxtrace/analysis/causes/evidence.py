@@ -134,9 +134,25 @@ class BusyEvidence:
                 slack_ns=self.busy.slack_ns,
                 entry_ns=self.busy.entry_ns,
                 may_miss=self.may_miss,
-                clock_is_global=self.clock not in _CLOCKS_OF_CPUS,
+                clock_is_global=self.clock_is_global,
             )
         )
+
+    @property
+    def clock_is_global(self) -> bool:
+        """Whether the clock is known to be the same on every CPU."""
+        return self.clock not in _CLOCKS_OF_CPUS
+
+    @property
+    def times_absence(self) -> pl.Series:
+        """For each row of ``calls``, whether timestamps can show that no other call ran then.
+
+        Not of a call that lasted for two steps of the clock or less, where that clock may differ
+        between CPUs.
+        """
+        took = self.calls["ends"] - self.calls["begins"]
+        measured = self.clock_is_global or not self.busy.slack_ns
+        return (took > 2 * self.busy.slack_ns) | measured
 
 
 def gather_evidence(

@@ -30,7 +30,8 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
 
     Evidence: PREVIOUS_TLB_EPOCH_BUSY, the last TRACK of that TD that succeeded before, and an
     entry that began early enough before it to be of the epoch before (``entry_ns``), and was
-    not over at this TRACK; its begin and end were recorded, with no loss between.
+    not over at this TRACK; its begin and end were recorded, with no loss between.  Of several it is
+    the last that left.
 
     Absence: without recorded entries, or without that earlier TRACK, nothing is said: the
     answer shows that some vCPU is late, not which call should have kicked it.
@@ -54,7 +55,9 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
         pl.col("entered") + seen.entry_ns <= pl.col("tracked"),
         pl.col("exited") > pl.col("begins") + seen.slack_ns,
     )
-    return broken_calls(inside.sort("row", "entered", "evidence"), "track_without_kick")
+    # The last to leave was inside if any was: an exit is recorded when the kernel is back from it.
+    latest = inside.sort("row", "exited", "evidence", descending=[False, True, False])
+    return broken_calls(latest, "track_without_kick")
 
 
 def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:

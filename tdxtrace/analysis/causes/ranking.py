@@ -67,8 +67,13 @@ def rank_candidates(evidence: BusyEvidence) -> Ranking:
     so the absence of others proves nothing beside it; several causes that fit within the
     resolution of the clock leave none.
 
+    An armed entry is only named where nothing else can have been at work, so the absence of host
+    calls has to be shown: not for an answer that took two steps of a clock or less, where that
+    clock may differ between CPUs.
+
     Nearest innocent trace: a call on another entry, of another TD, or over before the attempt
-    began, while the true holder was not probed.
+    began, while the true holder was not probed; and a BLOCK on a CPU whose clock is a few
+    microseconds off, beside which an entry of a vCPU seems to be the only call.
     """
     attempts, possible = evidence.busy.rows, evidence.busy.masks & np.uint8(evidence.mask)
     holders, calls = evidence.possible_holders, evidence.calls
@@ -98,7 +103,7 @@ def rank_candidates(evidence: BusyEvidence) -> Ranking:
         is_proven=is_proven(evidence.busy.slack_ns),
         lock=kind_of_lock,
     )
-    observed = evidence.fully_observed.to_numpy()[attempts]
+    observed = (evidence.fully_observed & evidence.times_absence).to_numpy()[attempts]
     run(decide_causes)(
         *read_only(first, possible, observed, *(column.to_numpy() for column in columns)),
         evidence.busy.slack_ns,

@@ -50,6 +50,9 @@ def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.Dat
     keeps away, and the clock does not prove that the two overlapped, it is UNDECIDED, and so
     is a guest of which the evidence is weak.
 
+    Evidence, what absence means, and the nearest innocent trace are those of each cause and rule:
+    :mod:`~tdxtrace.analysis.causes`.  No verdict here rests on the absence of a row.
+
     Args:
         causes: The ``busy_causes`` table, or a query of it; its answers (rank 1) are judged.
         broken: The ``broken_rules`` table.

@@ -29,6 +29,14 @@ def rules(text: str, before: str = BEFORE) -> list[str]:
     return [rule for rule, _, _ in broken(text, before)]
 
 
+def test_of_several_vcpus_the_last_to_leave_shows_that_none_was_kicked() -> None:
+    """Thread 2 leaves while the TRACK is at work: it may have been out when that looked."""
+    ((rule, _, evidence),) = broken("2/enter( 3/enter( trackS track( 2/)Q )P 3/)H")
+    told = story(f"{BEFORE} 2/enter( 3/enter( trackS track( 2/)Q )P 3/)H")
+    assert rule == "track_without_kick"
+    assert told.seamcalls.filter(pl.col("seq") == evidence)["tid"].to_list() == [3]
+
+
 def test_every_rule_has_its_text_and_its_source() -> None:
     table = bug_rule_table()
     assert table["rule"].to_list() == list(BUG_RULES)

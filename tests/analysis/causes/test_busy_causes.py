@@ -102,12 +102,17 @@ def test_equally_good_candidates_are_counted() -> None:
 
 
 def answer_beside_entry(
-    text: str, generation: str = "B", ends: int = 0, overlap: int = 0
+    text: str,
+    generation: str = "B",
+    ends: int = 0,
+    overlap: int = 0,
+    **clock: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
     """The row of rank 1 of an AUG of thread 1, busy 500 ns after thread 2 last entered.
 
     Busy answers last 1 us; ``ends``: ns from the start of that entry to the end of the call
-    of thread 3; ``overlap``: ns from the event after its start to its end.
+    of thread 3; ``overlap``: ns from the event after its start to its end; ``clock``: fields of
+    the source.
     """
     told = story(f"{BEFORE} {text}").trace
     entered = pl.col("start_ns").filter(pl.col("tid") == 2, pl.col("status") == VIOLATION).last()
@@ -120,7 +125,8 @@ def answer_beside_entry(
         .then(pl.col("start_ns") + STEP_NS + overlap if overlap else entered + ends)
         .otherwise("end_ns")
     )
-    source = dataclasses.replace(told.provenance.sources[0], clock_resolution_ns=1)
+    given = {"clock_resolution_ns": 1, **clock}
+    source = dataclasses.replace(told.provenance.sources[0], **given)
     known = dataclasses.replace(told.provenance, sources=(source,))
     finer = dataclasses.replace(told, seamcalls=calls, provenance=known)
     table = BUSY_CAUSES.check(busy_causes(gather_evidence(finer, mask=mask_of(generation))))
@@ -155,6 +161,25 @@ def test_faults_without_a_refused_entry_do_not_prove_an_armed_entry() -> None:
     # Nor does one that was refused when the guest had moved on since.
     moved = answer_beside_entry(f"{SEVEN_FAULTS} 2/enter( B1 2/)X 2/enterH {REFUSED}")
     assert moved["cause"] == "unexplained"
+
+
+@pytest.mark.parametrize(
+    ("clock", "resolution_ns", "expected"),
+    [
+        # An answer of 1 us.  The default clock of ftrace may differ between CPUs.
+        ("unnamed", 1, "armed_entry"),
+        ("unnamed", 500, "unexplained"),
+        ("local", 500, "unexplained"),
+        ("mono", 500, "armed_entry"),
+    ],
+)
+def test_an_armed_entry_is_no_answer_of_a_clock_that_measures_no_call(
+    clock: str, resolution_ns: int, expected: str
+) -> None:
+    """A BLOCK of a CPU whose clock is a few us off would leave the entry as the only candidate."""
+    row = answer_beside_entry(ARMED_ENTRY, clock=clock, clock_resolution_ns=resolution_ns)
+    assert row["cause"] == expected
+    assert (row["lacks"] == "clock") == (expected == "unexplained")
 
 
 def test_an_armed_entry_is_no_answer_where_events_may_be_lost() -> None:
