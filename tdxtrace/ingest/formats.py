@@ -476,7 +476,11 @@ def most_likely(head: bytes) -> InputFormat | None:
     A text is a log of the kernel only if it has no event line: people put both into one file,
     and an event says more than a message.
     """
-    votes = Counter(found for line in _sample(head) if (found := _format_of(line)))
+    lines, votes = _sample(head), Counter[InputFormat]()
+    for found in filter(None, map(_format_of, lines)):
+        votes[found] += 1
+        if found.holds == "events" and 2 * votes[found] > len(lines):
+            return found  # no other can have more
     events = Counter({found: n for found, n in votes.items() if found.holds == "events"})
     return next((found for found, _ in (events or votes).most_common(1)), None)
 

@@ -85,7 +85,7 @@ class Table:
         ]
         if problems:
             raise TableError(f"not a {self.name!r} table: " + "; ".join(problems))
-        return frame.select(wanted.names())
+        return frame if frame.columns == wanted.names() else frame.select(wanted.names())
 
     def pick(self, rows: pl.DataFrame | pl.LazyFrame, *names: str) -> pl.DataFrame:
         """Return some columns of rows of this table, or of a query of them, which makes no others.

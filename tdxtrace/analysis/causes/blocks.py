@@ -76,7 +76,9 @@ def dropped_blocks(calls: pl.DataFrame) -> pl.DataFrame:
 def _last_of(failed: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """Last event on the page of each failed call, or on a range around it: event, event_ns."""
     parts = []
-    for level in _LEVELS:
+    # The first of them gives the columns where there is no event at all.
+    levels = {_LEVELS[0], *events["level"].fill_null(0).unique()}
+    for level in filter(levels.__contains__, _LEVELS):
         shift = 1 << (_PAGE_SHIFT + _LEVEL_SHIFT * level)
         of_level = events.filter(pl.col("level").fill_null(0) == level).select(
             "td_id", at="begins", range=pl.col("gpa") // shift, event="row", event_ns="begins"

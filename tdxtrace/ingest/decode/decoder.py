@@ -119,7 +119,9 @@ class MemorySink:
 
     def _joined(self, table: Table) -> pl.DataFrame:
         """Join the frames of a table, of which some may lack columns that are optional."""
-        frames = [table.empty(), *self.tables.get(table.name, [])]
+        if table.name not in self.tables:
+            return table.empty()
+        frames = [table.empty(), *self.tables[table.name]]
         rows = pl.concat(frames, how="diagonal", rechunk=False)
         return rows.select(column.name for column in table.columns if column.name in rows)
 
