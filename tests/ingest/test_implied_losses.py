@@ -220,7 +220,7 @@ def test_a_trace_of_headers_says_so() -> None:
 
 
 def test_a_trace_of_losses_says_so() -> None:
-    assert "holds no event" in refusal("CPU:0 [LOST 5 EVENTS]\n")
+    assert "has no known event" in refusal("CPU:0 [LOST 5 EVENTS]\n")
 
 
 def test_names_of_events_are_shown_as_text() -> None:
