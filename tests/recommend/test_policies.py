@@ -359,7 +359,6 @@ def test_the_interval_of_a_sum_is_reproducible_and_of_nominal_width() -> None:
         ("seedloop", "seed-loop"),
         ("fixed-0", "fixed-N"),
         ("fixed-99999999999", "fixed-N"),
-        ("budget-1", "budget-TIME"),
         ("v2-series", "v1-series"),
     ],
 )

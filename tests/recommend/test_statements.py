@@ -97,7 +97,7 @@ def test_shares_are_rounded_up_to_two_digits(share: float, rounded: float) -> No
 def test_one_line_says_what_the_leaf_retried_most_supports() -> None:
     text = " ".join(f"B{p} B{p} S{p}" if p % 8 == 0 else f"S{p}" for p in range(1, 300))
     assert supported_line(analyze(story(text).trace)) == (
-        "limit: PAGE.AUG at most 1.1 % need over 31.5 us, 1.1 % over 3 attempts (95 %)"
+        "limit: PAGE.AUG at most 1 % need over 31.5 us, 1 % over 3 attempts (95 %)"
     )
     assert supported_line(analyze(story("S1 S2 S3").trace)) == (
         "limit: PAGE.AUG at most 64 % need a second attempt, none did (95 %)"
