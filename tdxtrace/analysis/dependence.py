@@ -101,7 +101,8 @@ def effect_of_bursts(n: Floats, squares: Floats, cubes: Floats) -> Floats:
     freedom = np.maximum((n / raw) / np.where(are_alike, 1.0, unlike), 1.0)
     most = np.maximum(freedom / chi_square_quantile(freedom, UNDERSTATED), 1.0)
     factor = most * few_clusters_factor(freedom + 1.0, CONFIDENCE)
-    return raw * np.where(are_alike, 1.0, factor)
+    effect: Floats = raw * np.where(are_alike, 1.0, factor)
+    return effect
 
 
 def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
@@ -172,7 +173,8 @@ def _spread(
     raw = raw * (n - 1) / chi_square_quantile(n - 1, UNDERSTATED)
     in_cluster = share * of[f"{unit}_sizes"] / np.maximum(of["n_all"], 1.0)
     spread = np.divide(raw - base, in_cluster, out=np.zeros_like(base), where=differs)
-    return np.maximum(spread, 0.0)
+    known: Floats = np.maximum(spread, 0.0)
+    return known
 
 
 def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:

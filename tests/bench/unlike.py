@@ -368,4 +368,4 @@ def chains_of(made: Made, leaf: int = 6) -> pl.DataFrame:
     chains = pl.DataFrame(columns)
     missing = [name for name in RETRY_CHAINS.schema if name not in chains.columns]
     chains = chains.with_columns(pl.lit(None).alias(name) for name in missing)
-    return chains.select(RETRY_CHAINS.schema.names()).cast(dict(RETRY_CHAINS.schema))
+    return chains.select(RETRY_CHAINS.schema.names()).cast(RETRY_CHAINS.schema)
