@@ -231,41 +231,44 @@ def _drift(steps: pl.DataFrame, of: dict[str, Floats], share: Floats, burst: Flo
     rest = np.maximum(_between(of, "period", share) - explained, 1e-12) / freedom
     p_share = student_p(np.sqrt(explained / rest), freedom)
     usable = (of["n_more"] >= MIN_MORE) & (of["period_clusters"] >= 2) & (share < 1)
-    n = np.maximum(of["n_more"], 1.0)
-    mean = of["trend"] / n
     # What the parts scatter around the line, if that is more than bursts explain.
     scatter = np.divide(
-        rest * of["period_clusters"], n * (1 - share), out=np.ones_like(share), where=usable
+        rest * of["period_clusters"],
+        np.maximum(of["n_more"], 1.0) * (1 - share),
+        out=np.ones_like(share),
+        where=usable,
     )
-    later = pl.DataFrame({"group": steps["group"], "n": of["n_more"], "trend": of["trend"]})
+    p_depth = _depth_trend(steps["group"], of, np.maximum(burst, scatter))
+    # Of two tests (C. E. Bonferroni), where the first step has enough requests for them.
+    either = np.where(usable, np.minimum(2 * np.minimum(p_share, p_depth), 1.0), 1.0)
+    rows = pl.DataFrame({"group": steps["group"], "p": either})
+    of_curve: Floats = rows.select(pl.col("p").first().over("group")).to_series().to_numpy()
+    return of_curve
+
+
+def _depth_trend(group: pl.Series, of: dict[str, Floats], effect: Floats) -> Floats:
+    """The p-value of each curve's log-rank test for trend; its largest design effect counts."""
+    n = np.maximum(of["n_more"], 1.0)
+    mean = of["trend"] / n
+    later = pl.DataFrame({"group": group, "n": of["n_more"], "trend": of["trend"]})
     left, trend_left = (
         later.select(pl.col(name).shift(-1).over("group").fill_null(0.0)).to_series().to_numpy()
         for name in ("n", "trend")
     )
-    spread = np.maximum(of["trend_squares"] / n - mean**2, 0.0)
+    scatter = np.maximum(of["trend_squares"] / n - mean**2, 0.0)
     sums = pl.DataFrame(
         {
-            "group": steps["group"],
+            "group": group,
             "trend": trend_left - left * mean,
-            "variance": left * (n - left) / np.maximum(n - 1, 1.0) * spread,
-            "effect": np.maximum(burst, scatter),
-            "p": np.where(usable, p_share, 1.0),
+            "variance": left * (n - left) / np.maximum(n - 1, 1.0) * scatter,
+            "effect": effect,
         }
     )
-    found = sums.select(
-        square=(pl.col("trend").sum() ** 2 / pl.col("variance").sum() / pl.col("effect").max())
-        .over("group")
-        .fill_nan(0.0),
-        p=pl.col("p").first().over("group"),
+    square = (pl.col("trend").sum() ** 2 / pl.col("variance").sum() / pl.col("effect").max()).over(
+        "group"
     )
-    first_usable = pl.DataFrame({"group": steps["group"], "u": usable}).select(
-        pl.col("u").first().over("group")
-    )
-    p_depth = chi_square_p(found["square"].to_numpy(), np.ones_like(share))
-    p_depth = np.where(first_usable.to_series().to_numpy(), p_depth, 1.0)
-    # Of two tests (C. E. Bonferroni).
-    either: Floats = np.minimum(2 * np.minimum(found["p"].to_numpy(), p_depth), 1.0)
-    return either
+    found = sums.select(square.fill_nan(0.0)).to_series().to_numpy()
+    return chi_square_p(found, np.ones_like(found))
 
 
 def _at_the_end(of: dict[str, Floats], share: Floats) -> Floats:

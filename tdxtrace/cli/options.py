@@ -153,7 +153,7 @@ Limit = Annotated[
         metavar="N",
         min=0,
         show_default=False,
-        help="Most rows of a table; 0: all. Default: what fits; 100,000 in a pipe.",
+        help="Most rows of a table; 0: all.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]

@@ -1,6 +1,7 @@
 """How often the intervals hold the truth: traces made with a tail that is known.
 
-    python tests/bench/coverage.py [--unlike] [--traces 250] [--processes 2] [--seed 1]
+    PYTHONPATH=tests python -m bench.coverage [--traces 250] [--processes 2] [--seed 1]
+    PYTHONPATH=tests python -m bench.coverage --unlike --sizes 3000 [--only storms]
 
 Each cell makes so many traces of light or heavy tail, few or many requests, independent
 or in bursts.  A request is busy with chance BUSY; how often it is busy then has a known
