@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.texts import is_accounted_for, line, lost, read_text
 
+from tdxtrace.compiler import interpreted
 from tdxtrace.ingest.decode import decoder
+from tdxtrace.ingest.decode.runs import VcpuRuns
+from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.trace import Trace
 
 BUSY, EPOCH, HLT, CALL = "0x8000020000000092", "0x80000200000000a9", "0xc", "0x4d"
@@ -169,3 +172,13 @@ def test_batches_may_end_anywhere(words: list[str]) -> None:
     assert in_parts.seamcalls.sort("seq").equals(whole.seamcalls.sort("seq"))
     assert lost(in_parts) == lost(whole)
     assert pl.Series(in_parts.vm_entries["seq"].sort()).equals(whole.vm_entries["seq"].sort())
+
+
+def test_a_loss_of_each_tick_of_a_running_trace_is_looked_at() -> None:
+    """Each tick has as many losses as the one before, and others."""
+    stats = SourceStats()
+    runs = VcpuRuns(stats, interpreted)
+    for start in (100, 500):
+        stats.record_gap(0, 7, None, start, start + 50)
+        assert [told.tolist() for told in runs._windows()[:2]] == [[start], [start + 50]]
+        stats.begin_anew()

@@ -13,7 +13,7 @@ from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array, RecordBatch
 from tdxtrace.ingest.decode.events import number_threads, numbers_of
 from tdxtrace.ingest.loops import runs
-from tdxtrace.ingest.stats import SourceStats
+from tdxtrace.ingest.stats import Loss, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 
 NO_RUN: Final = 255
@@ -46,6 +46,8 @@ class VcpuRuns:
     """Undecided rows of earlier batches."""
     _n_gaps: int = 0
     """Losses that were looked at; those without an end are looked at again."""
+    _latest: Loss | None = None
+    """The last of them: a running trace begins to count anew."""
     _lost: tuple[I64Array, I64Array, I64Array] = (_NOTHING, _NOTHING, np.zeros(2, np.int64))
 
     def sift(
@@ -132,14 +134,15 @@ class VcpuRuns:
     def _windows(self) -> tuple[I64Array, I64Array, I64Array]:
         """Windows of lost events: start and end, CPU by CPU, and the first of each CPU."""
         gaps = list(self.stats.gaps)
-        if len(gaps) != self._n_gaps:
+        latest = gaps[-1] if gaps else None
+        if len(gaps) != self._n_gaps or latest is not self._latest:
             told = [gap for gap in gaps if gap.kind in _LOSS_KINDS]
             cpu = np.array([gap.cpu for gap in told], np.int64)
             start = [_FAR.min if gap.start_ns is None else gap.start_ns for gap in told]
             end = [_FAR.max if gap.end_ns is None else gap.end_ns for gap in told]
             self._lost = _by_cpu(cpu, np.array(start, np.int64), np.array(end, np.int64))
             is_closed = all(gap.end_ns is not None for gap in told)
-            self._n_gaps = len(gaps) if is_closed else -1
+            self._n_gaps, self._latest = len(gaps) if is_closed else -1, latest
         return self._lost
 
 
