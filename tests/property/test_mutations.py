@@ -18,10 +18,10 @@ from support.mutations import SEEDS, in_memory, mutate, survive
 
 from tdxtrace.ingest.tracedat import merge
 
-PER_SEED = 1800
-"""Of each of the eight recordings: 14,400; with texts and settings 30,000 in all."""
-N_TEXTS = 5000
-N_SETTINGS = 10_000
+PER_SEED = 1750
+"""Of each of the eight recordings: 14,000; with texts and settings 30,000 in all."""
+N_TEXTS = 3000
+N_SETTINGS = 12_000
 ONE_WHOLE_IN = 60
 MAX_GROWTH_KIB = 512 << 10
 
