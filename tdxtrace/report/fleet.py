@@ -14,7 +14,7 @@ from tdxtrace.report.limits_text import percent
 from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.section import Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural
-from tdxtrace.tables.fleet import FACT_FAILURES, FACT_PARTS, FLEET_HOSTS, FLEET_LIMITS
+from tdxtrace.tables.fleet import FLEET_HOSTS, FLEET_LIMITS
 from tdxtrace.tables.text import one_line
 
 _BASIS: Final = {
@@ -73,53 +73,41 @@ def sections(
         shares: ``cause_shares`` of all parts.
         rare: ``fact_rare`` of all parts.
     """
-    rows, has_groups = _limit_rows(limits)
     return [
         Section("short", "Summary", "", list(_basis(parts, failures)), is_always_shown=True),
-        Section(
-            "fleet_limits",
-            "Limits",
-            definition(FLEET_LIMITS),
-            [_headline(limits), *_reasons(limits)],
-            is_always_shown=True,
-            grids=[_limits_grid(rows, has_groups)] if rows else [],
+        *_on_limits(limits, hosts),
+        _section("cause_shares", "Causes of busy answers", _causes(shares), "kind of busy answer"),
+        _section(
+            "fact_rare", "Verdicts, broken rules, zero-step episodes, losses", _rare(rare), "kind"
         ),
-        Section(
-            "fleet_hosts",
-            "Hosts",
-            definition(FLEET_HOSTS),
-            list(_on_hosts(hosts)) or ["No host has more of a tail than others."],
-            grids=list(_host_grids(hosts)),
-        ),
-        Section(
-            "cause_shares",
-            "Causes of busy answers",
-            "",
-            [f"{count(int(shares['n_busy'].sum()))} busy answers, by leaf and cause."],
-            grids=[_causes(shares)] if shares.height else [],
-        ),
-        Section(
-            "fact_rare",
-            "Verdicts, broken rules, zero-step episodes and losses",
-            "",
-            [f"{plural(rare.height, 'kind')} of them in these traces."],
-            grids=[_rare(rare)] if rare.height else [],
-        ),
-        Section(
-            "fact_parts",
-            "What was counted",
-            definition(FACT_PARTS),
-            [f"{plural(parts.height, 'trace')} of {plural(parts['host'].n_unique(), 'host')}."],
-            grids=[_counted(parts)],
-        ),
-        Section(
-            "fact_failures",
-            "Traces that are left out",
-            definition(FACT_FAILURES),
-            [f"{plural(failures.height, 'trace')} could not be counted."],
-            grids=[_failed(failures)] if failures.height else [],
-        ),
+        _section("fact_parts", "What was counted", _counted(parts), "kind of host"),
+        _section("fact_failures", "Traces that are left out", _failed(failures), "trace"),
     ]
+
+
+def _on_limits(limits: pl.DataFrame, hosts: pl.DataFrame) -> Iterator[Section]:
+    rows, has_groups = _limit_rows(limits)
+    yield Section(
+        "fleet_limits",
+        "Limits",
+        definition(FLEET_LIMITS),
+        [_headline(limits), *_reasons(limits)],
+        is_always_shown=True,
+        grids=[_limits_grid(rows, has_groups)] if rows else [],
+    )
+    yield Section(
+        "fleet_hosts",
+        "Hosts",
+        definition(FLEET_HOSTS),
+        list(_on_hosts(hosts)) or ["No host has more of a tail than others."],
+        grids=list(_host_grids(hosts)),
+    )
+
+
+def _section(name: str, title: str, shown: Grid, of_row: str) -> Section:
+    """A section that is a table, with the number of its rows."""
+    n = len(shown.rows)
+    return Section(name, title, "", [f"{plural(n, of_row)}."], grids=[shown] if n else [])
 
 
 def _headline(limits: pl.DataFrame) -> str:
