@@ -77,7 +77,8 @@ class Part:
             buffer = BytesIO()
             FILES[name].conform(rows).write_parquet(buffer, statistics=False)
             written[f"{name}.parquet"] = buffer.getvalue()
-        words = json.dumps({"format": FORMAT} | self.provenance, indent=1, sort_keys=True)
+        known = {"rows": {name: rows.height for name, rows in self.tables.items()}}
+        words = json.dumps(self.provenance | known, indent=1, sort_keys=True)
         return written | {PROVENANCE: f"{words}\n".encode()}
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.attempts import AttemptCounts
@@ -23,6 +25,7 @@ from tdxtrace.fleet.storage import Storage
 from tdxtrace.recommend.limits import RecordedRequests
 from tdxtrace.recommend.target import Exposure
 from tdxtrace.tables.fleet import ATTEMPT_COUNTS, ATTEMPT_TOTALS, FACT_FAILURES, FACT_PARTS
+from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import one_line
 
@@ -43,6 +46,8 @@ class Facts:
     """The ``fact_parts`` table with the column ``source``, the number of the part."""
     folders: tuple[str, ...]
     """Folder of each part."""
+    n_rows: tuple[dict[str, int], ...]
+    """Rows of each of its files."""
     failures: pl.DataFrame
     """The ``fact_failures`` table."""
     n_copies: int
@@ -77,8 +82,13 @@ class Facts:
         """
         if not chosen.any():
             raise QueryError(f"no trace of the facts has {one_line(condition, 60)}")
-        folders = tuple(f for f, keep in zip(self.folders, chosen, strict=True) if keep)
-        return replace(self, parts=self.parts.filter(chosen), folders=folders)
+        places = chosen.arg_true()
+        return replace(
+            self,
+            parts=self.parts.filter(chosen),
+            folders=tuple(self.folders[at] for at in places),
+            n_rows=tuple(self.n_rows[at] for at in places),
+        )
 
     def tables(self, name: str) -> Iterator[pl.DataFrame]:
         """Yield a table of all parts, some hundreds at a time, with the number of their input.
@@ -86,20 +96,14 @@ class Facts:
         Raises:
             InputError: If a file is missing or damaged.
         """
-        table = FILES[name]
-        numbers = self.parts["source"]
+        numbers = self.parts["source"].to_numpy()
+        n_rows = np.array([rows[name] for rows in self.n_rows])
         for begin in range(0, len(self.folders), _AT_ONCE):
-            names = [f"{f}/{name}.parquet" for f in self.folders[begin : begin + _AT_ONCE]]
-            frames = []
-            for at, content in enumerate(self.storage.read(names)):
-                try:
-                    rows = table.conform(pl.read_parquet(BytesIO(content), glob=False))
-                except (pl.exceptions.PolarsError, OSError) as error:
-                    words = one_line(str(error), 60)
-                    raise InputError(f"cannot read {one_line(names[at])}: {words}") from None
-                number = pl.lit(numbers[begin + at], pl.UInt16)
-                frames.append(rows.with_columns(_source=number))
-            yield pl.concat(frames)
+            some = slice(begin, begin + _AT_ONCE)
+            names = [f"{folder}/{name}.parquet" for folder in self.folders[some]]
+            rows = _read(FILES[name], names, self.storage.read(names), n_rows[some])
+            number = pl.Series(np.repeat(numbers[some], n_rows[some]), dtype=pl.UInt16)
+            yield rows.with_columns(_source=number)
 
     def table(self, name: str) -> pl.DataFrame:
         """Return a table of all parts, with ``source`` the number of their input."""
@@ -120,8 +124,8 @@ def open_facts(storage: Storage) -> Facts:
         raise InputError(f"no facts of format {FORMAT} at {one_line(storage.url)}")
     rows = [json.loads(mark) for mark in storage.read(marks)]
     schema = FACT_PARTS.schema
-    frame = pl.DataFrame(rows, schema_overrides=schema).select(schema.names())
-    frame = frame.with_columns(folder=pl.Series([m.removesuffix(f"/{PROVENANCE}") for m in marks]))
+    frame = pl.DataFrame([[row[name] for name in schema] for row in rows], schema, orient="row")
+    frame = frame.with_columns(place=pl.int_range(pl.len()), folder=pl.Series(marks))
     parts = frame.sort("host", "date", "part", "folder").unique(
         "part", keep="first", maintain_order=True
     )
@@ -132,11 +136,34 @@ def open_facts(storage: Storage) -> Facts:
     numbers = pl.int_range(pl.len(), dtype=pl.UInt16)
     return Facts(
         storage,
-        parts.drop("folder").with_columns(source=numbers),
-        tuple(parts["folder"]),
+        parts.drop("folder", "place").with_columns(source=numbers),
+        tuple(mark.removesuffix(f"/{PROVENANCE}") for mark in parts["folder"]),
+        tuple(rows[place]["rows"] for place in parts["place"]),
         _failures(storage),
         frame.height - parts.height,
     )
+
+
+def _read(
+    table: Table, names: list[str], contents: list[bytes], n_rows: np.ndarray[Any, Any]
+) -> pl.DataFrame:
+    """The rows of files, one after the other.
+
+    Raises:
+        InputError: If one is damaged, or has not as many rows as it had.
+    """
+    try:
+        rows = pl.read_parquet([BytesIO(content) for content in contents], glob=False)
+        if rows.height == n_rows.sum():
+            return table.conform(rows)
+    except (pl.exceptions.PolarsError, OSError):
+        pass
+    for name, content, n in zip(names, contents, n_rows, strict=True):
+        with suppress(pl.exceptions.PolarsError, OSError):
+            if pl.read_parquet(BytesIO(content), glob=False).height == n:
+                continue
+        raise InputError(f"{one_line(name)} is damaged: remove its part, and count again")
+    raise InputError(f"the tables {one_line(names[0])} and later do not fit together")
 
 
 def _failures(storage: Storage) -> pl.DataFrame:

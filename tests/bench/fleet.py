@@ -218,6 +218,8 @@ def _compare(fleet: Facts, counts: FleetCounts, curves: pl.DataFrame, findings: 
 
 def main() -> None:
     """Run what the command line asks for."""
+    # numba, in a worker too, imports what is named coverage: not the program beside this one.
+    sys.path.pop(0)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
