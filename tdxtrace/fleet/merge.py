@@ -119,7 +119,8 @@ def open_facts(storage: Storage) -> Facts:
     Raises:
         InputError: If there is none, or more than inputs can be numbered.
     """
-    marks = [name for name in storage.names(PROVENANCE) if name.startswith(f"format={FORMAT}/")]
+    names = [name for name in storage.names(".json") if name.startswith(f"format={FORMAT}/")]
+    marks = [name for name in names if name.endswith(f"/{PROVENANCE}")]
     if not marks:
         raise InputError(f"no facts of format {FORMAT} at {one_line(storage.url)}")
     rows = [json.loads(mark) for mark in storage.read(marks)]
@@ -139,7 +140,7 @@ def open_facts(storage: Storage) -> Facts:
         parts.drop("folder", "place").with_columns(source=numbers),
         tuple(mark.removesuffix(f"/{PROVENANCE}") for mark in parts["folder"]),
         tuple(rows[place]["rows"] for place in parts["place"]),
-        _failures(storage),
+        _failures(storage, names),
         frame.height - parts.height,
     )
 
@@ -166,9 +167,9 @@ def _read(
     raise InputError(f"the tables {one_line(names[0])} and later do not fit together")
 
 
-def _failures(storage: Storage) -> pl.DataFrame:
-    names = [name for name in storage.names(".json") if f"/{FAILURES}/" in f"/{name}"]
-    rows = [json.loads(content) for content in storage.read(names)]
+def _failures(storage: Storage, names: list[str]) -> pl.DataFrame:
+    failed = [name for name in names if name.startswith(f"format={FORMAT}/{FAILURES}/")]
+    rows = [json.loads(content) for content in storage.read(failed)]
     return FACT_FAILURES.conform(pl.DataFrame(rows, schema=FACT_FAILURES.schema))
 
 

@@ -52,12 +52,11 @@ class FolderStorage:
 
     def names(self, suffix: str) -> list[str]:
         """Return the names of all files that end so, sorted."""
-        found = []
-        for folder, _, files in os.walk(self.url):
-            place = os.path.relpath(folder, self.url)
-            found += [
-                os.path.normpath(f"{place}/{file}") for file in files if file.endswith(suffix)
-            ]
+        found, root = [], self.url.rstrip("/") or "/"
+        for folder, _, files in os.walk(root):
+            place = folder[len(root) :].lstrip("/")
+            own = [file for file in files if file.endswith(suffix)]
+            found += [f"{place}/{file}" if place else file for file in own]
         return sorted(found)
 
     def has(self, name: str) -> bool:
@@ -67,7 +66,7 @@ class FolderStorage:
     def read(self, names: Sequence[str]) -> list[bytes]:
         """Return the contents of files."""
         try:
-            return [(Path(self.url) / name).read_bytes() for name in names]
+            return [Path(f"{self.url}/{name}").read_bytes() for name in names]
         except OSError as error:
             raise _cannot("read", str(error.filename), error) from None
 
