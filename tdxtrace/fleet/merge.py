@@ -192,10 +192,10 @@ class FleetCounts:
         added = host_squares(self.by_host, sums)
         # Rows of their own: the counts of a step are sums over its rows.
         steps = pl.concat([self.whole.steps, added], how="diagonal")
-        numbers = pl.selectors.integer() - pl.selectors.by_name("leaf", "source", "td_id", "step")
+        numbers = pl.selectors.numeric() - pl.selectors.by_name("leaf", "source", "td_id", "step")
         return replace(
             self.whole,
-            steps=steps.with_columns(numbers.fill_null(0), pl.col("trend").fill_null(0.0)),
+            steps=steps.with_columns(numbers.fill_null(0)),
             totals=self.whole.totals.join(sizes, on="leaf", how="left", maintain_order="left"),
         )
 
