@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from tdxtrace.analysis.retry_chains import retry_chains
+from tdxtrace.analysis.retry_chains import chains_and_answers
 from tdxtrace.analysis.selection import Selection
 from tdxtrace.analysis.stats import leaf_stats, vcpu_stats, vm_stats
 from tdxtrace.analysis.zero_steps import zero_steps
@@ -83,7 +83,7 @@ def analyze(
     given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     with begin("retry_chains"):
         trace.defragment()
-        all_chains = retry_chains(trace.seamcalls, trace.losses)
+        all_chains, answers = chains_and_answers(trace.seamcalls, trace.losses)
         chains = selected.filter(all_chains, trace)
         steps = zero_steps(
             trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events, trace.losses
@@ -106,7 +106,7 @@ def analyze(
         _analyses={
             name: partial(_found, begin, name, find)
             for name, find in _OnDemand(
-                trace, selected, all_chains, module, generation, known_generation
+                trace, selected, all_chains, answers, module, generation, known_generation
             )
             .finders()
             .items()
@@ -229,6 +229,8 @@ class _OnDemand:
     selected: Selection
     all_chains: pl.DataFrame
     """Retry chains of the whole trace."""
+    answers: pl.DataFrame
+    """Their busy answers, without episodes."""
     module: str | None
     """Release of the module, as given."""
     generation: str | None
@@ -377,10 +379,10 @@ class _OnDemand:
         return verdicts(found, self.trace, generation=self.known_generation)
 
     def _busy_answers(self, found: Findings) -> pl.DataFrame:
-        from tdxtrace.analysis.busy_answers import busy_answers
+        from tdxtrace.analysis.busy_answers import with_episodes
 
-        # They are numbered over all chains.
-        answers = busy_answers(self.trace.seamcalls, self.all_chains)
+        # Episodes are those of all chains.
+        answers = with_episodes(self.answers, self.all_chains)
         if found.retry_chains is self.all_chains:
             return answers
         retried = found.retry_chains.filter(pl.col("n_busy") > 0)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.loops.bursts import count_moments
-from tdxtrace.analysis.retry_chains import assign_chain
+from tdxtrace.analysis.retry_chains import number_answers
 from tdxtrace.compiler import choose
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import SEAMCALLS
@@ -31,39 +31,31 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
     Raises:
         TableError: If an argument lacks a column, or the two are not of one trace.
     """
-    seamcalls, retried = SEAMCALLS.conform(seamcalls), episodes(RETRY_CHAINS.conform(retry_chains))
+    seamcalls, chains = SEAMCALLS.conform(seamcalls), RETRY_CHAINS.conform(retry_chains)
     retryable = seamcalls.filter(is_retryable(pl.col("status")))
-    busy, n_busy = assign_chain(retryable, retried), int(retried["n_busy"].sum())
-    if not busy.height == n_busy == retryable.height:
+    retried = chains.filter(pl.col("n_busy") > 0)
+    found, n_busy = number_answers(retryable, retried), int(retried["n_busy"].sum())
+    if not found.height == n_busy == retryable.height:
         raise TableError(
             f"retry_chains tells of {n_busy:,} busy answers, seamcalls of {retryable.height:,}, "
-            f"{busy.height:,} of them in these chains: they are not of one trace"
+            f"{found.height:,} of them in these chains: they are not of one trace"
         )
-    request = busy.select("source", "chain").join(
-        retried.select("source", "episode", "start_ns", chain="first_seq"),
-        on=("source", "chain"),
-        how="left",
-        maintain_order="left",
-    )
-    answers = busy.select(
-        *("source", "seq", "leaf", "status"),
-        first_seq="chain",
-        episode=request["episode"],
-        number=_ordinals(busy),
-        waited_ns=pl.col("end_ns") - request["start_ns"],
-    )
-    return BUSY_ANSWERS.conform(answers.sort("source", "seq"))
+    return with_episodes(found, chains)
 
 
-def _ordinals(busy: pl.DataFrame) -> pl.Series:
-    """Ordinal of each answer within its request: the answers of a request follow each other."""
-    place = np.arange(busy.height)
-    is_first = busy.select(
-        (pl.col("chain") != pl.col("chain").shift())
-        | (pl.col("source") != pl.col("source").shift())
+def with_episodes(answers: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataFrame:
+    """Return the ``busy_answers`` table of all chains.
+
+    Args:
+        answers: Its rows without their episodes, in any order:
+            :func:`~tdxtrace.analysis.retry_chains.take_answers`.
+        retry_chains: The ``retry_chains`` table.
+    """
+    of_chain = episodes(retry_chains).select("source", "first_seq", "episode")
+    told = answers.select("source", "first_seq").join(
+        of_chain, on=("source", "first_seq"), how="left", maintain_order="left"
     )
-    begins = np.where(is_first.to_series().fill_null(True).to_numpy(), place, 0)
-    return pl.Series(place - np.maximum.accumulate(begins) + 1, dtype=pl.UInt32)
+    return BUSY_ANSWERS.conform(answers.with_columns(told["episode"]).sort("source", "seq"))
 
 
 _LEAF_KEY: Final = ("source", "leaf")

@@ -37,6 +37,7 @@ from tdxtrace.analysis.threads import (
 from tdxtrace.compiler import Runner, choose, interpreted
 from tdxtrace.tables.events import LOSSES, SEAMCALLS
 from tdxtrace.tables.findings import CUTS, OUTCOMES, RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.status import is_retryable
 
@@ -167,9 +168,16 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     Sources:
         Which statuses are retried: ``tdxtrace.tdx.status.is_retryable``.
     """
-    state = start(survey(seamcalls, losses))
+    return chains_and_answers(seamcalls, losses)[0]
+
+
+def chains_and_answers(
+    seamcalls: pl.DataFrame, losses: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return :func:`retry_chains`, and the busy answers of these chains (:func:`take_answers`)."""
+    state = start(survey(seamcalls, losses), answers=True)
     parts = [step(state, seamcalls), finish(state)]
-    return pl.concat(parts).sort("source", "first_seq")
+    return pl.concat(parts).sort("source", "first_seq"), take_answers(state)
 
 
 def survey(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> Survey:
@@ -189,6 +197,8 @@ class ChainState:
     sources: dict[int, Linker] = field(default_factory=dict)
     n_given_up: int = 0
     """Chains dropped by :func:`forget` whose end was not seen."""
+    answers: list[pl.DataFrame] | None = None
+    """Busy answers since they were last taken, if they are wanted: see :func:`start`."""
 
     @property
     def n_in_flight(self) -> int:
@@ -203,7 +213,7 @@ class ChainState:
         )
 
 
-def start(known: Survey | None = None) -> ChainState:
+def start(known: Survey | None = None, *, answers: bool = False) -> ChainState:
     """Begin to find the chains of a capture that comes in segments.
 
     Args:
@@ -211,8 +221,9 @@ def start(known: Survey | None = None) -> ChainState:
             entry was not recorded, before the first of its leaf that names its request, is then
             joined with others like it; the TD of a thread is the only one so far; and threads of
             one number are one thread.
+        answers: Whether :func:`take_answers` is called after each step.
     """
-    return ChainState(known or Survey(), known is not None)
+    return ChainState(known or Survey(), known is not None, answers=[] if answers else None)
 
 
 def step(
@@ -241,11 +252,41 @@ def step(
     parts = []
     for source, calls in _by_source(seamcalls):
         linker = _linker(state, source)
-        parts += [
-            linker.rows(linker.add(piece, state.known)[0], state.known, source, state.is_surveyed)
-            for piece in _pieces(calls)
-        ]
+        for piece in _pieces(calls):
+            ended, places = linker.add(piece, state.known)
+            parts.append(linker.rows(ended, state.known, source, state.is_surveyed))
+            if state.answers is not None:
+                state.answers.append(numbered(piece, places))
     return pl.concat(parts or [RETRY_CHAINS.empty()])
+
+
+def take_answers(state: ChainState) -> pl.DataFrame:
+    """Return the busy answers of the steps since the last time, which are then let go of.
+
+    Returns:
+        Rows of the ``busy_answers`` table but for their ``episode``, which all chains tell, in the
+        order of the calls' begins.
+    """
+    found, state.answers = state.answers or [], []
+    return pl.concat([_NO_ANSWERS, *found])
+
+
+_NO_ANSWERS: Final = BUSY_ANSWERS.empty().drop("episode")
+
+
+def numbered(calls: pl.DataFrame, places: linking.Places) -> pl.DataFrame:
+    """Return rows of ``busy_answers`` but for their ``episode``.
+
+    Args:
+        calls: Rows of the ``seamcalls`` table, of which those with a retryable status count.
+        places: Where each stands in its chain.
+    """
+    made = calls.lazy().with_columns(
+        first_seq=pl.Series(places.first_seq),
+        number=pl.Series(places.n_busy),
+        waited_ns=pl.col("end_ns") - pl.Series(places.begins),
+    )
+    return made.filter(is_retryable(pl.col("status"))).select(_NO_ANSWERS.columns).collect()
 
 
 def finish(state: ChainState) -> pl.DataFrame:
@@ -351,7 +392,7 @@ class Linker:
         self.windows = windows if windows.any else None
         self.is_midway = start_windows(losses, source).any
 
-    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[ChainFields, NDArray[np.uint64]]:
+    def add(self, frame: pl.DataFrame, known: Survey) -> tuple[ChainFields, linking.Places]:
         """Link calls in the order of their begins.
 
         Args:
@@ -360,12 +401,15 @@ class Linker:
             known: What the capture tells.
 
         Returns:
-            The chains that ended, and by call the ``seq`` of the first call of its chain.
+            The chains that ended, and where each call stands in its chain.
         """
         calls, n = _columns(frame, known), frame.height
         self.run = choose((self.n_calls + n) * _BYTES_PER_CALL)
         tables = self._tables(n)
-        pair_of, first_of = np.empty(n, np.int32), np.empty(n, np.uint64)
+        pair_of = np.empty(n, np.int32)
+        places = linking.Places(
+            np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint32)
+        )
         seen = calls
         if self.run is interpreted:
             seen = linking.CallColumns(*(column.tolist() for column in calls))
@@ -380,7 +424,7 @@ class Linker:
             operands, known.captured, callers, _special_leaves(), self.most_between
         )
         told = about, pair_of, may_miss, inside, process, rows, self.n_calls, self.is_midway
-        self.run(linking.link_attempts)(seen, *told, tables, first_of)
+        self.run(linking.link_attempts)(seen, *told, tables, places)
         self.n_calls += n
         self.owners = _array(tables.owners, tables.counts[0], linking.OWNER).copy()
         self.pairs = _array(tables.pairs, tables.counts[1], linking.PAIR).copy()
@@ -388,7 +432,7 @@ class Linker:
         chains = _array(tables.chains, tables.counts[2], linking.CHAIN)
         is_open = chains["is_open"] != 0
         self.chains = chains[is_open]
-        return ChainFields(chains, np.flatnonzero(~is_open)), first_of
+        return ChainFields(chains, np.flatnonzero(~is_open)), places
 
     def _tables(self, n: int) -> linking.Tables:
         """What is kept, with room for ``n`` calls."""
@@ -767,19 +811,17 @@ def _with_room(kept: Rows, n: int) -> Rows:
     return table
 
 
-def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Give each call the ``first_seq`` of its retry chain.
+def number_answers(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
+    """Find the busy answers of chains whose answers were not kept when they were found.
 
     Args:
-        calls: Rows of the ``seamcalls`` table, among them all retryable ones of these chains.
-        chains: Rows of the ``retry_chains`` table.
+        calls: The retryable rows of the ``seamcalls`` table.
+        chains: The retried rows of the ``retry_chains`` table.
 
     Returns:
-        source, seq, leaf, status, end_ns and ``chain`` of the calls of these chains, those of a
-        chain behind each other in the order of time.
+        As :func:`take_answers`: those of these chains.
     """
-    columns = ("source", "seq", "leaf", "status", "end_ns")
-    parts = []
+    parts = [_NO_ANSWERS]
     for source, of_source in _by_source(calls):
         own, seq = chains.filter(pl.col("source") == source), pl.col("seq")
         # The chains tell what was separated: by losses, another thread, or process.
@@ -787,12 +829,7 @@ def assign_chain(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         closes = seq.is_in(own["last_seq"].implode()).cast(pl.UInt16) * linking.CLOSES
         linker, known = Linker(), Survey()
         known.add(of_source)
-        for piece in _pieces(of_source.with_columns(bounds=opens + closes)):
-            first_of = linker.add(piece, known)[1]
-            parts.append(piece.select(columns).with_columns(chain=pl.Series(first_of)))
-    if not parts:
-        return calls.select(*columns, chain="seq")
-    begun = chains.select("source", chain="first_seq")
-    assigned = pl.concat(parts)
-    assigned = assigned.join(begun, on=["source", "chain"], how="semi", maintain_order="left")
-    return assigned.sort("source", "chain", maintain_order=True)
+        pieces = _pieces(of_source.with_columns(bounds=opens + closes))
+        parts += [numbered(piece, linker.add(piece, known)[1]) for piece in pieces]
+    begun = chains.select("source", "first_seq")
+    return pl.concat(parts).join(begun, on=["source", "first_seq"], how="semi")

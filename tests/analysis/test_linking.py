@@ -12,7 +12,8 @@ from support.story import story
 
 from tdxtrace.analysis import retry_chains as module
 from tdxtrace.analysis.loops.linking import NONE
-from tdxtrace.analysis.retry_chains import assign_chain, retry_chains
+from tdxtrace.analysis.retry_chains import chains_and_answers, number_answers, retry_chains
+from tdxtrace.tdx.status import is_retryable
 
 few = settings(max_examples=20, deadline=None)
 words = st.builds(
@@ -74,31 +75,23 @@ def test_the_loops_do_the_same_when_they_are_compiled(text: str) -> None:
 
 @few
 @given(vague.map(" ".join), st.sampled_from(["", "lost", "lost@1"]))
-def test_every_call_is_assigned_to_its_chain(text: str, loss: str) -> None:
+def test_answers_are_numbered_within_their_chains(text: str, loss: str) -> None:
+    """When chains are found, and anew from chains that are given."""
     told = story(" ".join([*text.split()[:20], loss, *text.split()[20:]]))
-    chains = retry_chains(told.seamcalls, told.losses)
-    assigned = assign_chain(told.seamcalls, chains)
-    assert assigned.height == told.seamcalls.height
-    counted = assigned.group_by("source", "chain").agg(
-        n_attempts=pl.len().cast(pl.UInt32), first=pl.col("seq").first(), last=pl.col("seq").last()
+    chains, found = chains_and_answers(told.seamcalls, told.losses)
+    retryable = told.seamcalls.filter(is_retryable(pl.col("status")))
+    assert found.sort("seq").equals(number_answers(retryable, chains).sort("seq"))
+    assert found["seq"].sort().to_list() == retryable["seq"].sort().to_list()
+    counted = found.group_by("source", "first_seq").agg(
+        n=pl.len().cast(pl.UInt32), numbers=pl.col("number").sort()
     )
-    both = chains.join(counted, left_on=["source", "first_seq"], right_on=["source", "chain"])
-    assert both.height == chains.height
-    same = (pl.col("n_attempts") == pl.col("n_attempts_right")) & (
-        pl.col("last_seq") == pl.col("last")
-    )
-    assert both.select(same.all()).item()
-    assert both.select((pl.col("first_seq") == pl.col("first")).all()).item()
-
-
-def test_some_chains_are_assigned_without_the_others() -> None:
-    told = story("B1 B2 S1 lost B1 B2 S2 S1")
-    chains = retry_chains(told.seamcalls, told.losses)
-    for row in range(chains.height):
-        one = chains[row : row + 1]
-        assigned = assign_chain(told.seamcalls, one)
-        assert assigned.height == one["n_attempts"].item()
-        assert assigned["chain"].unique().to_list() == one["first_seq"].to_list()
+    both = chains.join(counted, on=["source", "first_seq"])
+    assert both["n_busy"].to_list() == both["n"].to_list()
+    assert both.height == (chains["n_busy"] > 0).sum()
+    assert both["numbers"].to_list() == [list(range(1, n + 1)) for n in both["n"]]
+    ends = retryable.select("seq", "end_ns").join(found, on="seq")
+    ends = ends.join(chains.select("first_seq", "start_ns"), on="first_seq")
+    assert (ends["waited_ns"] == ends["end_ns"] - ends["start_ns"]).all()
 
 
 @few

@@ -52,6 +52,7 @@ _Number = Any
 _I64 = NDArray[np.int64]
 _I32 = NDArray[np.int32]
 _U64 = NDArray[np.uint64]
+_U32 = NDArray[np.uint32]
 _U16 = NDArray[np.uint16]
 _U8 = NDArray[np.uint8]
 _Flags = NDArray[np.bool_]
@@ -89,6 +90,17 @@ class Leaves(NamedTuple):
     most_between: _I64
     """Most calls of the leaf that a thread was seen to make between two attempts at one request, if
     it made any other call there; else NONE.  Written."""
+
+
+class Places(NamedTuple):
+    """Where each call stands in its chain; written."""
+
+    first_seq: _U64
+    """``seq`` of the first call of the chain."""
+    begins: _I64
+    """When that call began."""
+    n_busy: _U32
+    """Retryable answers of the chain so far."""
 
 
 class Tables(NamedTuple):
@@ -348,9 +360,9 @@ def link_attempts(
     base: int,
     is_midway: bool,
     tables: Tables,
-    first_of: _U64,
+    places: Places,
 ) -> None:
-    """Write the first call of the chain of each, and what its calls tell of each chain.
+    """Write where each call stands in its chain, and what its calls tell of each chain.
 
     Args:
         calls: Calls that begin no earlier than those before.
@@ -363,7 +375,7 @@ def link_attempts(
         base: Number of the first call.
         is_midway: Whether calls were in progress when the trace began.
         tables: What is kept of earlier calls; written.
-        first_of: By call: written, ``seq`` of the first call of its chain.
+        places: By call: written.
     """
     for row in range(len(calls.leaf)):
         settle(tables, successes, calls.begins[row])
@@ -404,7 +416,9 @@ def link_attempts(
         _note_call(pair, owner, calls, row, where, kind, is_joined)
         owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
         _keep(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
-        first_of[row] = chain["first_seq"]
+        places.first_seq[row] = chain["first_seq"]
+        places.begins[row] = chain["begins"]
+        places.n_busy[row] = chain["n_busy"]
 
 
 def _note_return(leaves: Leaves, leaf: np.uint16, between: _Number) -> None:
