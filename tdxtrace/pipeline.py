@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from tdxtrace.analysis.call_order import TIMES
 from tdxtrace.analysis.retry_chains import chains_and_answers
 from tdxtrace.analysis.selection import Selection
-from tdxtrace.analysis.stats import leaf_stats, vcpu_stats, vm_stats
-from tdxtrace.analysis.zero_steps import zero_steps
+from tdxtrace.analysis.stats import VCPU_COLUMNS, leaf_stats, vcpu_stats, vm_stats
+from tdxtrace.analysis.zero_steps import needed_rows, zero_steps
 from tdxtrace.errors import InputError
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
@@ -82,36 +83,60 @@ def analyze(
         _mask(module, known_generation if generation is None else generation)
     given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     with begin("retry_chains"):
-        trace.defragment()
-        all_chains, answers = chains_and_answers(trace.seamcalls, trace.losses)
-        chains = selected.filter(all_chains, trace)
-        steps = zero_steps(
-            trace.seamcalls, trace.vm_entries, trace.page_faults, trace.host_events, trace.losses
-        )
+        found = _chains(trace, memory)
+        chains = selected.filter(found.all_chains, trace)
+        steps = zero_steps(*needed_rows(trace), trace.page_faults, trace.host_events, trace.losses)
         steps = selected.filter(steps, trace)
         entries = selected.filter(trace.vm_entries, trace)
-        calls = selected.filter(trace.seamcalls, trace)
+        columns = (*VCPU_COLUMNS, *TIMES)
+        parts = (selected.filter(part, trace) for part in trace.parts("seamcalls", columns))
+        of_vcpus = vcpu_stats(parts, entries, steps)
+    on_demand = _OnDemand(trace, selected, found, module, generation, known_generation)
     return Findings(
-        retry_chains=chains,
         leaf_stats=leaf_stats(chains),
         zero_steps=steps,
         vm_stats=vm_stats(chains, steps),
-        vcpu_stats=vcpu_stats(calls, entries, steps),
+        vcpu_stats=of_vcpus,
         threads=trace.threads,
         losses=trace.losses,
         provenance=trace.provenance,
         options=selected.to_dict() | given,
         kernel_messages=trace.kernel_messages,
         loader_calls=selected.of_host(trace.loader_calls, trace),
-        _analyses={
-            name: partial(_found, begin, name, find)
-            for name, find in _OnDemand(
-                trace, selected, all_chains, answers, module, generation, known_generation
-            )
-            .finders()
-            .items()
-        },
+        _analyses={"retry_chains": lambda _: chains}
+        | {name: partial(_found, begin, name, find) for name, find in on_demand.finders().items()},
     )
+
+
+@dataclass(frozen=True)
+class _Chains:
+    """Retry chains of a whole trace, in memory or on disk."""
+
+    all_chains: pl.DataFrame | pl.LazyFrame
+    make_answers: Callable[[], pl.DataFrame | pl.LazyFrame]
+
+    @cached_property
+    def all_answers(self) -> pl.DataFrame | pl.LazyFrame:
+        """The ``busy_answers`` of these chains, or a query of them."""
+        return self.make_answers()
+
+
+def _chains(trace: Trace, memory: int | None) -> _Chains:
+    """Find the retry chains of a trace: on disk, if it is there and takes much of the memory."""
+    if not trace.is_in_memory("seamcalls") and _is_large(trace, memory):
+        from tdxtrace.analysis.stored_chains import store_chains
+
+        stored = store_chains(trace)
+        return _Chains(stored.chains.scan(), stored.scan_answers)
+    trace.defragment()
+    chains, answers = chains_and_answers(trace.seamcalls, trace.losses)
+
+    def numbered() -> pl.DataFrame:
+        from tdxtrace.analysis.busy_answers import with_episodes
+
+        return with_episodes(answers, chains)
+
+    return _Chains(chains, numbered)
 
 
 # Bytes that finding a table takes for each attempt and vCPU entry, beyond the tables before it:
@@ -119,6 +144,13 @@ def analyze(
 _BYTES_PER_EVENT: Final = {"retry_chains": 230, "busy_causes": 400}
 # Reading the tables from a store, before any is found.
 _BYTES_READ: Final = 100
+# A trace in a store that takes more than this part of the memory is answered a segment at a time.
+_SHARE: Final = 8
+
+
+def _is_large(trace: Trace, memory: int | None) -> bool:
+    wanted = trace.n_rows("seamcalls") * _BYTES_READ
+    return wanted > (free_bytes() if memory is None else memory) // _SHARE
 
 
 def _found(
@@ -148,8 +180,10 @@ def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
     n_calls = trace.n_rows("seamcalls")
     n_events = n_calls + trace.n_rows("vm_entries")
     wanted = n_events * _BYTES_PER_EVENT.get(table, 0)
-    if table == "retry_chains" and not trace.is_in_memory("seamcalls"):
+    if wanted and not trace.is_in_memory("seamcalls"):
         wanted += n_events * _BYTES_READ
+        if table == "retry_chains" and _is_large(trace, memory):
+            return
     if wanted < _ALWAYS_THERE:
         return
     free = free_bytes() if memory is None else memory
@@ -227,10 +261,8 @@ class _OnDemand:
 
     trace: Trace
     selected: Selection
-    all_chains: pl.DataFrame
+    found: _Chains
     """Retry chains of the whole trace."""
-    answers: pl.DataFrame
-    """Their busy answers, without episodes."""
     module: str | None
     """Release of the module, as given."""
     generation: str | None
@@ -283,7 +315,8 @@ class _OnDemand:
         from tdxtrace.analysis.causes.lock_effects import lock_values
 
         # Queues consist of all requests, so the lock is evaluated on the whole trace.
-        return lock_values(self.evidence, self.causes, self.all_chains).join(
+        chains = self.found.all_chains.lazy().collect()
+        return lock_values(self.evidence, self.causes, chains).join(
             found.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
         )
 
@@ -378,15 +411,15 @@ class _OnDemand:
 
         return verdicts(found, self.trace, generation=self.known_generation)
 
-    def _busy_answers(self, found: Findings) -> pl.DataFrame:
-        from tdxtrace.analysis.busy_answers import with_episodes
-
+    def _busy_answers(self, found: Findings) -> pl.DataFrame | pl.LazyFrame:
         # Episodes are those of all chains.
-        answers = with_episodes(self.answers, self.all_chains)
-        if found.retry_chains is self.all_chains:
+        answers = self.found.all_answers
+        if not self.selected.to_dict():
             return answers
-        retried = found.retry_chains.filter(pl.col("n_busy") > 0)
-        return answers.join(retried, on=("source", "first_seq"), how="semi", maintain_order="left")
+        retried = found.scan("retry_chains").filter(pl.col("n_busy") > 0)
+        on = ("source", "first_seq")
+        kept = answers.lazy().join(retried, on=on, how="semi", maintain_order="left")
+        return kept if isinstance(answers, pl.LazyFrame) else kept.collect()
 
     def _attempts(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.attempts import attempts

@@ -52,10 +52,20 @@ def with_episodes(answers: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataF
         retry_chains: The ``retry_chains`` table.
     """
     of_chain = episodes(retry_chains).select("source", "first_seq", "episode")
+    return add_episodes(answers.sort("source", "seq"), of_chain)
+
+
+def add_episodes(answers: pl.DataFrame, of_chain: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of the ``busy_answers`` table.
+
+    Args:
+        answers: The same rows without their episodes.
+        of_chain: source, first_seq and episode of their requests.
+    """
     told = answers.select("source", "first_seq").join(
         of_chain, on=("source", "first_seq"), how="left", maintain_order="left"
     )
-    return BUSY_ANSWERS.conform(answers.with_columns(told["episode"]).sort("source", "seq"))
+    return BUSY_ANSWERS.conform(answers.with_columns(told["episode"]))
 
 
 _LEAF_KEY: Final = ("source", "leaf")
@@ -79,7 +89,7 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
       cutting at the largest distances; no time or number has to be chosen.
 
     Args:
-        retry_chains: The ``retry_chains`` table.
+        retry_chains: The ``retry_chains`` table; its source, leaf, first_seq and n_busy are needed.
 
     Returns:
         The chains with ``n_busy`` above 0 and the column ``episode`` (UInt32), whose

@@ -7,7 +7,7 @@ Of a whole capture it is :func:`retry_chains`.  Of one that comes in segments: :
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, cast
@@ -109,15 +109,15 @@ class Survey:
     """Whether the process of every call was recorded."""
     losses: pl.DataFrame = field(default_factory=LOSSES.empty)
 
-    def add(self, seamcalls: pl.DataFrame) -> None:
-        """Add what calls tell."""
+    def add(self, seamcalls: pl.DataFrame, *, are_all: bool = False) -> None:
+        """Add what calls tell; ``are_all`` says that there are no others."""
         leaf = seamcalls["leaf"].to_numpy()
         for name, operand in _OPERANDS.items():
             is_named = np.zeros(1 << 16, np.bool_)
             is_named[leaf[seamcalls[name].is_not_null().to_numpy()]] = True
             self.captured[is_named] |= operand
         self.captured &= identifying_operands()
-        if seamcalls["td_id"].null_count():
+        if not are_all or seamcalls["td_id"].null_count():
             tds = seamcalls.select(self.tds.columns).filter(pl.col("td_id").is_not_null())
             self.tds = pl.concat([self.tds, tds.unique()]).unique(keep="last", maintain_order=True)
 
@@ -183,7 +183,20 @@ def chains_and_answers(
 def survey(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> Survey:
     """Return what all calls and losses of a capture tell of each call."""
     found = Survey(has_processes=not seamcalls["tgid"].null_count(), losses=LOSSES.conform(losses))
-    found.add(SEAMCALLS.conform(seamcalls))
+    found.add(SEAMCALLS.conform(seamcalls), are_all=True)
+    return found
+
+
+SURVEYED: Final = ("source", "leaf", "tid", "tgid", *_OPERANDS)
+"""Columns of ``seamcalls`` that a survey looks at."""
+
+
+def survey_parts(parts: Iterable[pl.DataFrame], losses: pl.DataFrame) -> Survey:
+    """Return what a capture tells whose calls, the columns SURVEYED, come in parts."""
+    found = Survey(has_processes=True, losses=LOSSES.conform(losses))
+    for calls in parts:
+        found.has_processes &= not calls["tgid"].null_count()
+        found.add(calls)
     return found
 
 
@@ -828,7 +841,7 @@ def number_answers(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
         opens = seq.is_in(own["first_seq"].implode()).cast(pl.UInt16) * linking.OPENS
         closes = seq.is_in(own["last_seq"].implode()).cast(pl.UInt16) * linking.CLOSES
         linker, known = Linker(), Survey()
-        known.add(of_source)
+        known.add(of_source, are_all=True)
         pieces = _pieces(of_source.with_columns(bounds=opens + closes))
         parts += [numbered(piece, linker.add(piece, known)[1]) for piece in pieces]
     begun = chains.select("source", "first_seq")

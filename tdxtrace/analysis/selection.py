@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import polars as pl
 
@@ -15,6 +15,7 @@ from tdxtrace.tables.times import parse_moment
 from tdxtrace.tables.trace import Trace, collected, starts_ns
 from tdxtrace.tdx import leaves
 
+Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
 _BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
 _ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 # Event tables with the column td_id, and with tgid; a vCPU enters and faults for its VM.
@@ -38,8 +39,8 @@ class Selection:
         """Return the fields that are set."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
-    def filter(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
-        """Return the selected rows of a table of ``trace``.
+    def filter(self, rows: Rows, trace: Trace) -> Rows:
+        """Return the selected rows of a table of ``trace``, or of a query of one.
 
         A row is within the time if any part of it is.  A filter on a column that
         the table does not have (a page fault has no leaf) keeps its rows.
@@ -47,7 +48,7 @@ class Selection:
         Raises:
             QueryError: If a TD, leaf or time is not understood, or not in the trace.
         """
-        kept = self._kept(rows.columns, trace)
+        kept = self._kept(rows.collect_schema().names(), trace)
         return rows.filter(kept) if kept else rows
 
     def scan(self, name: str, trace: Trace) -> pl.LazyFrame:

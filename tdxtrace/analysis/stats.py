@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 from tdxtrace.analysis.threads import VP_ENTER, unprobed_entries
@@ -20,7 +22,7 @@ from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx.word import is_busy
 
 
-def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
+def leaf_stats(retry_chains: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Aggregate the retry chains of each leaf.
 
     Quantiles are over the requests whose end was recorded: a cut chain needed at least
@@ -28,7 +30,7 @@ def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
     occurred (the smallest that at least that share did not exceed).
 
     Args:
-        retry_chains: The ``retry_chains`` table.
+        retry_chains: The ``retry_chains`` table, or a query of it.
 
     Returns:
         The ``leaf_stats`` table, the leaf with most retried requests first.
@@ -39,8 +41,9 @@ def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
     whole = pl.col("outcome") != "cut"
     attempts = pl.col("n_attempts").filter(whole)
     took = pl.col("took_ns").filter(whole)
+    needed = ("source", "leaf", "n_attempts", "n_busy", "took_ns", "outcome")
     counted = (
-        RETRY_CHAINS.conform(retry_chains)
+        RETRY_CHAINS.pick(retry_chains, *needed)
         .group_by("source", "leaf")
         .agg(
             n_requests=pl.len().cast(pl.UInt64),
@@ -62,14 +65,14 @@ def leaf_stats(retry_chains: pl.DataFrame) -> pl.DataFrame:
 _TD_KEY = ("source", "td_id", "tgid")
 
 
-def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFrame:
+def vm_stats(retry_chains: pl.DataFrame | pl.LazyFrame, zero_steps: pl.DataFrame) -> pl.DataFrame:
     """Count requests, retried requests and zero-step episodes per TD.
 
     ``retried_seamcalls`` is the stat of the seed mail: it goes up by one at the
     first busy answer to a request, however many follow.
 
     Args:
-        retry_chains: The ``retry_chains`` table.
+        retry_chains: The ``retry_chains`` table, or a query of it.
         zero_steps: The ``zero_steps`` table.
 
     Returns:
@@ -83,7 +86,8 @@ def vm_stats(retry_chains: pl.DataFrame, zero_steps: pl.DataFrame) -> pl.DataFra
         P. Bonzini, Re: [PATCH 09/21] KVM: TDX: Retry seamcall when TDX_OPERAND_BUSY
         with operand SEPT, 2024-09-10.
     """
-    chains = RETRY_CHAINS.conform(retry_chains).with_columns(_one_process_per_td())
+    needed = ("tid", "leaf", "n_attempts", "n_busy")
+    chains = RETRY_CHAINS.pick(retry_chains, *_TD_KEY, *needed).with_columns(_one_process_per_td())
     steps = ZERO_STEPS.conform(zero_steps).filter(pl.col("strength") != "weak")
     entering = pl.col("leaf") == VP_ENTER
     counted = chains.group_by(_TD_KEY, maintain_order=True).agg(
@@ -181,10 +185,14 @@ def _one_process_per_td() -> pl.Expr:
 
 _NOT_ENTERED = 0xFFFF_FFFF  # kvm_exit's reason -1, see zero_steps
 _THREAD = ("source", "tid")
+VCPU_COLUMNS = (*_THREAD, "tgid", "td_id", "vp_id", "leaf", "status")
+"""Columns of ``seamcalls`` that tell of vCPUs."""
 
 
 def vcpu_stats(
-    seamcalls: pl.DataFrame, vm_entries: pl.DataFrame, zero_steps: pl.DataFrame
+    seamcalls: pl.DataFrame | Iterable[pl.DataFrame],
+    vm_entries: pl.DataFrame,
+    zero_steps: pl.DataFrame,
 ) -> pl.DataFrame:
     """Count entries and zero-step episodes per vCPU, as the seed mail's vCPU stat would.
 
@@ -192,7 +200,7 @@ def vcpu_stats(
     was captured, else from kvm_entry and kvm_exit.
 
     Args:
-        seamcalls: The ``seamcalls`` table.
+        seamcalls: The ``seamcalls`` table, or its parts.
         vm_entries: The ``vm_entries`` table.
         zero_steps: The ``zero_steps`` table.
 
@@ -202,34 +210,30 @@ def vcpu_stats(
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
-    calls = SEAMCALLS.conform(seamcalls).filter(pl.col("leaf") == VP_ENTER)
-    numbers = VM_ENTRIES.conform(vm_entries)
-    kvm_only = unprobed_entries(numbers, calls)
-    busy = is_busy(pl.col("status")).fill_null(False)
+    numbers, of_calls = VM_ENTRIES.conform(vm_entries), _of_threads(seamcalls)
+    probed = of_calls.filter(pl.col("n_entries") > 0)
+    kvm_only = unprobed_entries(numbers, probed.with_columns(leaf=VP_ENTER))
     refused = (pl.col("exit_reason") == _NOT_ENTERED).fill_null(False)
     counted = pl.concat(
         [
-            calls.group_by(_THREAD).agg(
-                *_vcpu_identity("vp_id", pl.lit(None, pl.UInt32).alias("vcpu_id")), *_counts(busy)
-            ),
+            probed.select(*_THREAD, "tgid", "vp_id", "n_entries", "n_refused", vcpu_id=_NO_NUMBER),
             kvm_only.group_by(_THREAD).agg(
-                *_vcpu_identity(pl.lit(None, pl.UInt64).alias("vp_id"), "vcpu_id"),
-                *_counts(refused),
+                pl.col("tgid").max(),
+                pl.lit(None, pl.UInt64).alias("vp_id"),
+                n_entries=pl.len().cast(pl.UInt64),
+                n_refused=refused.sum().cast(pl.UInt64),
+                vcpu_id=pl.col("vcpu_id").drop_nulls().first(),
             ),
         ]
     )
     ids = numbers.group_by(_THREAD).agg(number=pl.col("vcpu_id").drop_nulls().first())
-    tds = (
-        SEAMCALLS.conform(seamcalls)
-        .group_by(_THREAD)
-        .agg(td_id=pl.col("td_id").drop_nulls().first())
-    )
     weak = pl.col("strength") == "weak"
     episodes = (
         ZERO_STEPS.conform(zero_steps)
         .group_by(_THREAD)
         .agg(zero_steps=(~weak).sum().cast(pl.UInt64), zero_steps_weak=weak.sum().cast(pl.UInt64))
     )
+    tds = of_calls.select(*_THREAD, "td_id")
     for other in (ids, tds, episodes):
         counted = counted.join(other, on=_THREAD, how="left", nulls_equal=True)
     filled = counted.with_columns(
@@ -240,13 +244,28 @@ def vcpu_stats(
     return VCPU_STATS.conform(filled.sort(order, descending=[False, True, True, False]))
 
 
-def _vcpu_identity(vp_id: str | pl.Expr, vcpu_id: str | pl.Expr) -> list[pl.Expr]:
-    first = [pl.col(c) if isinstance(c, str) else c for c in (vp_id, vcpu_id)]
-    return [pl.col("tgid").max(), *(c.drop_nulls().first() for c in first)]
+_NO_NUMBER = pl.lit(None, pl.UInt32)
 
 
-def _counts(refused: pl.Expr) -> list[pl.Expr]:
-    return [
-        pl.len().cast(pl.UInt64).alias("n_entries"),
-        refused.sum().cast(pl.UInt64).alias("n_refused"),
-    ]
+def _of_threads(seamcalls: pl.DataFrame | Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Threads: the TD of their calls, and what their TDH.VP.ENTERs tell and how many there are."""
+    parts = [seamcalls] if isinstance(seamcalls, pl.DataFrame) else seamcalls
+    enters = pl.col("leaf") == VP_ENTER
+    found = (
+        SEAMCALLS.pick(part, *VCPU_COLUMNS)
+        .group_by(_THREAD, maintain_order=True)
+        .agg(
+            pl.col("tgid").filter(enters).max(),
+            pl.col("vp_id").filter(enters).drop_nulls().first(),
+            pl.col("td_id").drop_nulls().first(),
+            n_entries=enters.sum().cast(pl.UInt64),
+            n_refused=(enters & is_busy(pl.col("status")).fill_null(False)).sum().cast(pl.UInt64),
+        )
+        for part in (SEAMCALLS.empty(), *parts)
+    )
+    sums = pl.concat(found).group_by(_THREAD, maintain_order=True)
+    return sums.agg(
+        pl.col("tgid").max(),
+        pl.col("vp_id", "td_id").drop_nulls().first(),
+        pl.col("n_entries", "n_refused").sum(),
+    )

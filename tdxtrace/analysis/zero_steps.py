@@ -11,6 +11,7 @@ import polars as pl
 from tdxtrace.analysis.threads import VP_ENTER, may_miss_events, unprobed_entries
 from tdxtrace.tables.events import HOST_EVENTS, LOSSES, PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import ENDS, FORMS, STRENGTHS, ZERO_STEPS
+from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 from tdxtrace.tdx.locks import conflict_table
@@ -121,12 +122,36 @@ def zero_steps(
     kvm_only = unprobed_entries(entries, calls)
     if host_events is not None:
         kvm_only = _drop_internal_errors(kvm_only, HOST_EVENTS.conform(host_events))
+    if kvm_only.is_empty():
+        return ZERO_STEPS.conform(proof.sort("source", "start_ns", "first_seq"))
     steps = steps_from_kvm_events(kvm_only, calls, faults)
     lost = None if losses is None else LOSSES.conform(losses)
     excluded = _nothing_else_was_busy(kvm_only, calls, lost)
     from_kvm_events = [_failed_vmentry(steps, excluded), _emulated(steps, emulated_exit_ns)]
     found = pl.concat([ZERO_STEPS.empty(), proof, *from_kvm_events])
     return ZERO_STEPS.conform(found.sort("source", "start_ns", "first_seq"))
+
+
+def needed_rows(trace: Trace) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the calls and vCPU entries that :func:`zero_steps` looks at, without the others.
+
+    All calls, where a vCPU is known by KVM's own events alone; else those of the vCPUs that were
+    refused.  Entries of vCPUs that are known by their TDH.VP.ENTER count for nothing.
+    """
+    refused, entering = is_refused_entry(), pl.col("leaf") == VP_ENTER
+    none = SEAMCALLS.empty().select(*_VCPU, "leaf", "status")
+    seen = [
+        part.filter(entering).select(*none.columns, refused=refused).unique([*_VCPU, "refused"])
+        for part in trace.parts("seamcalls", none.columns)
+    ]
+    probed = pl.concat([none.with_columns(refused=pl.lit(False)), *seen])
+    kvm_only = unprobed_entries(trace.vm_entries, probed)
+    if not kvm_only.is_empty():
+        return trace.seamcalls, kvm_only
+    vcpus, own = probed.filter("refused"), [SEAMCALLS.empty()]
+    if not vcpus.is_empty():
+        own += [_rows_of_vcpus(vcpus, part) for part in trace.parts("seamcalls")]
+    return pl.concat(own, how="diagonal"), kvm_only
 
 
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:

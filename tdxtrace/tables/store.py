@@ -42,6 +42,7 @@ _MAX_PROVENANCE_BYTES: Final = 64 << 20
 # bytes on disk for its time and its number.
 _MAX_RATIO: Final = 200
 _FREE_BYTES: Final = 256 << 20
+_PACKED: Final[Mapping[str, Any]] = {"compression": "zstd"}
 # Bytes of a value in memory, by its type; of others (enums, texts) at least so many.
 _TEXT_BYTES: Final = 4
 _WIDTHS: Final = {"Int8": 1, "UInt8": 1, "Boolean": 1, "Int16": 2, "UInt16": 2} | {
@@ -106,6 +107,8 @@ class _TableFile:
 
     table: Table
     path: Path
+    is_brief: bool = False
+    """Whether writing it fast matters more than its size."""
     n_rows: int = 0
     _waiting: list[pl.DataFrame] = field(default_factory=list)
     _n_waiting: int = 0
@@ -155,8 +158,108 @@ class _TableFile:
         if self._writer is None:
             kept = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
             schema = rows.schema.with_metadata(kept)
-            self._writer = pq.ParquetWriter(self.path, schema, compression="zstd")
+            how = {"compression": "lz4", "use_dictionary": False} if self.is_brief else _PACKED
+            self._writer = pq.ParquetWriter(self.path, schema, **how)
         self._writer.write_table(rows.cast(self._writer.schema), row_group_size=frame.height or 1)
+
+
+@dataclass(slots=True)
+class SortedFile:
+    """A table on disk whose rows come in any order, and stand in that of its key when it is whole.
+
+    They are sorted a range of keys at a time, so that memory does not grow with the table.
+
+    Args:
+        table: The table; its key is its source and a number.
+        path: Name of the file.
+    """
+
+    table: Table
+    path: Path
+    _unsorted: _TableFile = field(init=False)
+    _waiting: list[pl.DataFrame] = field(default_factory=list)
+    _n_waiting: int = 0
+    _keys: list[pl.DataFrame] = field(default_factory=list)
+    """Keys of every _SAMPLED-th row of each row group."""
+
+    def __post_init__(self) -> None:
+        path = self.path.with_suffix(".unsorted")
+        # It is read once, soon.
+        self._unsorted = _TableFile(self.table, path, is_brief=True)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows.
+
+        Raises:
+            InputError: If they cannot be written.
+        """
+        self._waiting.append(rows)
+        self._n_waiting += rows.height
+        if self._n_waiting >= GROUP_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._n_waiting:
+            return
+        rows = pl.concat(self._waiting).sort(self.table.key)
+        self._waiting, self._n_waiting = [], 0
+        self._keys.append(rows.select(self.table.key).gather_every(_SAMPLED))
+        try:
+            self._unsorted.add(rows)
+        except OSError as error:
+            raise _cannot_write(self.path.parent, error) from None
+
+    def finish(self, keeper: object, change: Change | None = None) -> StoredTable:
+        """Sort the rows, and return the table.
+
+        Args:
+            keeper: What keeps the file as long as it is used.
+            change: Function applied to the rows, in the order of the key.
+
+        Raises:
+            InputError: If they cannot be written.
+        """
+        self._write()
+        self._unsorted.close()
+        whole, sorted_file = (
+            _TableFile(self.table, self.path),
+            pl.scan_parquet(self._unsorted.path, glob=False),
+        )
+        try:
+            for is_within in self._ranges():
+                rows = sorted_file.filter(is_within).collect().sort(self.table.key)
+                rows = rows.cast(dict(self.table.schema))
+                whole.add(rows if change is None else change(rows))
+            whole.close()
+            self._unsorted.path.unlink()
+        except OSError as error:
+            raise _cannot_write(self.path.parent, error) from None
+        return StoredTable(self.table, self.path, keeper)
+
+    def _ranges(self) -> Iterator[pl.Expr]:
+        """Conditions on keys, in their order, that hold for about as many rows each as a segment.
+
+        As many of the rows sampled lie in each (a sample sort): J. S. Huang, Y. C. Chow, Parallel
+        sorting and data partitioning by sampling, COMPSAC 1983.
+        """
+        if not self._keys:
+            return
+        source, number = self.table.key
+        keys = pl.concat(self._keys).sort(self.table.key)
+        for (name,), own in keys.group_by(source, maintain_order=True):
+            bounds = own[number].gather_every(GROUP_ROWS // _SAMPLED)[1:].unique().sort().to_list()
+            of_source = pl.col(source) == pl.lit(name, self.table.schema[source])
+            for low, high in zip([None, *bounds], [*bounds, None], strict=True):
+                is_within = of_source
+                if low is not None:
+                    is_within &= pl.col(number) >= pl.lit(low, self.table.schema[number])
+                if high is not None:
+                    is_within &= pl.col(number) < pl.lit(high, self.table.schema[number])
+                yield is_within
+
+
+# Of so many rows one tells where to divide a table that is sorted.  A choice.
+_SAMPLED: Final = 1 << 10
 
 
 @dataclass(slots=True)
@@ -425,6 +528,27 @@ class StoredTable:
             slices = [rows.slice(begin, n) for begin, n in parts]
             rows = pl.concat(slices) if slices else rows.head(0)
         return rows.cast(self._columns)
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        """Yield all rows in their order, a segment at a time.
+
+        Args:
+            columns: Those that are needed; None: all.
+
+        Raises:
+            InputError: If they cannot be read.
+        """
+        at, rows = 0, self.scan()
+        for segment in self.segments:
+            part = rows.slice(at, segment.n_rows)
+            # Rows that anybody may have written are checked whole.
+            is_checked = self.n_sources is not None
+            with _named(self.path):
+                some = (part if columns is None or is_checked else part.select(columns)).collect()
+            if is_checked:
+                self._check(some)
+            at += segment.n_rows
+            yield some if columns is None else some.select(columns)
 
     def read(self) -> pl.DataFrame:
         """Return all rows.

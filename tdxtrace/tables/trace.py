@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -41,6 +41,8 @@ _SAME: Final = ("local", "global", "perf", "perf_clock", "local_clock", "sched_c
 _DEFAULT: Final = "unnamed"
 # Bytes of a column from which on it is worth while to give memory back.
 _LARGE: Final = 16 << 20
+# Rows of a part of a table in memory, which is not copied.  A choice.
+_PART_ROWS: Final = 1 << 20
 _EVENT_NAMES: Final = frozenset(table.name for table in EVENT_TABLES)
 
 
@@ -104,6 +106,9 @@ class TableSource(Protocol):
 
     def scan(self, since_ns: int | None, until_ns: int | None) -> pl.LazyFrame:
         """Return a query of its rows; those outside of the time may be missing."""
+
+    def parts(self, columns: Sequence[str] | None) -> Iterator[pl.DataFrame]:
+        """Yield its rows, or some columns of them, in their order, a segment at a time."""
 
 
 class _TableBundle:
@@ -240,6 +245,20 @@ class Trace(_TableBundle):
         rows: pl.DataFrame = getattr(self, name)
         return rows.lazy()
 
+    def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a table in their order, some at a time: of a store a segment.
+
+        Args:
+            name: Name of the event table.
+            columns: Those that are needed; None: all.
+        """
+        if name in self._unread():
+            yield from self._stored[name].parts(columns)
+        else:
+            rows: pl.DataFrame = getattr(self, name)
+            some = rows if columns is None else rows.select(columns)
+            yield from some.iter_slices(_PART_ROWS)
+
     def defragment(self) -> None:
         """Rechunk every table in memory that has several chunks, in place.
 
@@ -344,7 +363,6 @@ class Findings(_TableBundle):
     Tables that take longer are computed on first access, and cached.
     """
 
-    retry_chains: pl.DataFrame
     leaf_stats: pl.DataFrame
     zero_steps: pl.DataFrame
     vm_stats: pl.DataFrame
@@ -363,6 +381,11 @@ class Findings(_TableBundle):
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
     loader_calls: pl.DataFrame = field(default_factory=LOADER_CALLS.empty)
     _tables = (*FINDING_TABLES, LOADER_CALLS, KERNEL_MESSAGES, THREADS, LOSSES)
+
+    @property
+    def retry_chains(self) -> pl.DataFrame:
+        """The ``retry_chains`` table: every request with all its attempts."""
+        return self._table("retry_chains")
 
     @property
     def zero_step_causes(self) -> pl.DataFrame:
@@ -494,7 +517,7 @@ class Findings(_TableBundle):
         return self._table("module_updates")
 
     def scan(self, name: str) -> pl.LazyFrame:
-        """Return a table as a query of polars, which makes only the columns that it uses.
+        """Return a table as a query of polars, which makes, or reads, only the columns it uses.
 
         Args:
             name: Name of the table.

@@ -1,0 +1,65 @@
+"""Retry chains and busy answers of a trace in a store, found and kept a segment at a time.
+
+What is held is what later calls depend on: chains that are open, threads, and the calls that began
+while another was in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import polars as pl
+
+from tdxtrace.analysis.busy_answers import add_episodes, episodes
+from tdxtrace.analysis.call_order import TIMES, BeginsOfParts, calls_in_order
+from tdxtrace.analysis.retry_chains import SURVEYED, finish, start, step, survey_parts, take_answers
+from tdxtrace.tables.findings import RETRY_CHAINS
+from tdxtrace.tables.limits import BUSY_ANSWERS
+from tdxtrace.tables.store import SortedFile, StoredTable
+from tdxtrace.tables.temporary import TemporaryFolder
+from tdxtrace.tables.trace import Trace
+
+
+@dataclass(frozen=True)
+class StoredChains:
+    """Tables on disk, which exist as long as this, or a query of one, does."""
+
+    chains: StoredTable
+    """The ``retry_chains`` table."""
+    _unsorted_answers: SortedFile
+    _folder: TemporaryFolder = field(repr=False)
+
+    def scan_answers(self) -> pl.LazyFrame:
+        """Return a query of the ``busy_answers`` table."""
+        return self.answers.scan()
+
+    @cached_property
+    def answers(self) -> StoredTable:
+        """The ``busy_answers`` table, made when it is first asked for."""
+        narrow = RETRY_CHAINS.pick(self.chains.scan(), "source", "leaf", "first_seq", "n_busy")
+        of_chain = episodes(narrow).select("source", "first_seq", "episode")
+        add = partial(add_episodes, of_chain=of_chain)
+        return self._unsorted_answers.finish(self._folder, add)
+
+
+def store_chains(trace: Trace) -> StoredChains:
+    """Find the retry chains of a trace, as :func:`~.retry_chains.retry_chains` does, on disk.
+
+    Args:
+        trace: Event tables; its ``seamcalls`` are read in parts, twice.
+
+    Raises:
+        InputError: If the trace cannot be read, or the disk has no room.
+    """
+    folder, begins = TemporaryFolder(), BeginsOfParts()
+    chains = SortedFile(RETRY_CHAINS, folder.path / "retry_chains.parquet")
+    answers = SortedFile(BUSY_ANSWERS, folder.path / "busy_answers.parquet")
+    columns = (*SURVEYED, *TIMES)
+    known = survey_parts(begins.noted(trace.parts("seamcalls", columns)), trace.losses)
+    state = start(known, answers=True)
+    for calls in calls_in_order(trace.parts("seamcalls"), begins):
+        chains.add(step(state, calls))
+        answers.add(take_answers(state).with_columns(episode=pl.lit(0, pl.UInt32)))
+    chains.add(finish(state))
+    return StoredChains(chains.finish(folder), answers, folder)
