@@ -84,7 +84,7 @@ def analyze(
     given = {n: v for n, v in (("module", module), ("generation", generation)) if v is not None}
     with begin("retry_chains"):
         found = _chains(trace, memory)
-        chains = selected.filter(found.all_chains, trace)
+        chains = found.selected(selected, trace)
         steps = zero_steps(*needed_rows(trace), trace.page_faults, trace.host_events, trace.losses)
         steps = selected.filter(steps, trace)
         entries = selected.filter(trace.vm_entries, trace)
@@ -103,6 +103,7 @@ def analyze(
         options=selected.to_dict() | given,
         kernel_messages=trace.kernel_messages,
         loader_calls=selected.of_host(trace.loader_calls, trace),
+        _computed={"retry_chains": chains} if isinstance(chains, pl.DataFrame) else {},
         _analyses={"retry_chains": lambda _: chains}
         | {name: partial(_found, begin, name, find) for name, find in on_demand.finders().items()},
     )
@@ -114,6 +115,12 @@ class _Chains:
 
     all_chains: pl.DataFrame | pl.LazyFrame
     make_answers: Callable[[], pl.DataFrame | pl.LazyFrame]
+
+    def selected(self, selection: Selection, trace: Trace) -> pl.DataFrame | pl.LazyFrame:
+        """Return those that are selected."""
+        if isinstance(self.all_chains, pl.DataFrame):
+            return selection.filter(self.all_chains, trace)
+        return selection.filter(self.all_chains, trace)
 
     @cached_property
     def all_answers(self) -> pl.DataFrame | pl.LazyFrame:
@@ -275,6 +282,16 @@ class _OnDemand:
         named = (table.name for table in FINDING_TABLES)
         return {name: getattr(self, f"_{name}") for name in named if hasattr(self, f"_{name}")}
 
+    @property
+    def all_chains(self) -> pl.DataFrame:
+        """Retry chains of the whole trace, selected or not."""
+        return self.found.all_chains.lazy().collect()
+
+    @property
+    def all_answers(self) -> pl.DataFrame:
+        """Their busy answers."""
+        return self.found.all_answers.lazy().collect()
+
     @cached_property
     def evidence(self) -> tuple[BusyEvidence, ...]:
         """What the tables about causes share."""
@@ -315,8 +332,7 @@ class _OnDemand:
         from tdxtrace.analysis.causes.lock_effects import lock_values
 
         # Queues consist of all requests, so the lock is evaluated on the whole trace.
-        chains = self.found.all_chains.lazy().collect()
-        return lock_values(self.evidence, self.causes, chains).join(
+        return lock_values(self.evidence, self.causes, self.all_chains).join(
             found.retry_chains, on=("source", "td_id", "leaf"), how="semi", nulls_equal=True
         )
 
@@ -368,21 +384,21 @@ class _OnDemand:
 
         return host_checks(self.trace)
 
-    def _accept_rates(self, found: Findings) -> pl.DataFrame:
+    def _accept_rates(self, _: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.accept_rates import accept_rates
 
         # Slices are those of the whole trace; what a vCPU waited for may be of another leaf.
         rows = accept_rates(
-            self.trace.seamcalls, self.trace.vm_entries, self.all_chains, self._all_answers(found)
+            self.trace.seamcalls, self.trace.vm_entries, self.all_chains, self.all_answers
         )
         return self.selected.filter(rows, self.trace)
 
-    def _boot_phases(self, found: Findings) -> pl.DataFrame:
+    def _boot_phases(self, _: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.boot_phases import boot_phases
 
         trace = self.trace
         events = (trace.seamcalls, trace.vm_entries, trace.host_events)
-        rows = boot_phases(*events, self.all_chains, self._all_answers(found))
+        rows = boot_phases(*events, self.all_chains, self.all_answers)
         return self.selected.filter(rows, trace)
 
     def _tdvmcalls(self, _: Findings) -> pl.DataFrame:
@@ -397,14 +413,6 @@ class _OnDemand:
         from tdxtrace.analysis.module_updates import module_updates
 
         return self.selected.of_host(module_updates(self.trace, self.all_chains), self.trace)
-
-    def _all_answers(self, found: Findings) -> pl.DataFrame:
-        """Busy answers of all chains, selected or not."""
-        from tdxtrace.analysis.busy_answers import busy_answers
-
-        if found.retry_chains is self.all_chains:
-            return found.busy_answers
-        return busy_answers(self.trace.seamcalls, self.all_chains)
 
     def _verdicts(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.verdicts.verdicts import verdicts
@@ -424,7 +432,7 @@ class _OnDemand:
     def _attempts(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.attempts import attempts
 
-        return attempts(found.retry_chains, found.busy_answers, found.scan("busy_causes"))
+        return attempts(*_requests(found), found.scan("busy_causes"))
 
     def _latencies(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.latencies import latencies
@@ -434,25 +442,26 @@ class _OnDemand:
     def _policies(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.recommend.replay import policies
 
-        return policies(found.retry_chains, found.busy_answers)
+        return policies(*_requests(found))
 
     def _limits(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.recommend.limits import limits, observed_seconds
 
         seconds = observed_seconds(found.provenance)
-        return limits(found.attempts, found.retry_chains, found.losses, seconds)
+        return limits(found.attempts, found.scan("retry_chains"), found.losses, seconds)
 
     def _limit_statements(self, found: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.attempts import attempts
         from tdxtrace.recommend.statements import limit_statements
 
         # Causes take most of the time that attempts take, and are not needed here.
-        curves = (
-            found.attempts
-            if found.is_computed("attempts")
-            else attempts(found.retry_chains, found.busy_answers)
-        )
-        return limit_statements(curves, found.retry_chains)
+        curves = found.attempts if found.is_computed("attempts") else attempts(*_requests(found))
+        return limit_statements(curves, found.scan("retry_chains"))
+
+
+def _requests(found: Findings) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """Queries of the retry chains and of their busy answers."""
+    return found.scan("retry_chains"), found.scan("busy_answers")
 
 
 def _mask(module: str | None, generation: str | None) -> int:

@@ -53,12 +53,18 @@ _MAKERS: Final = {
 
 # What a loop over requests looks at of each, for both units: it decides how it runs.
 _BYTES_PER_REQUEST: Final = 2 * 20
+_CHAIN_COLUMNS: Final = (
+    *("source", "leaf", "td_id", "first_seq", "n_busy", "outcome", "begin_lost"),
+)
+_ANSWER_COLUMNS: Final = (
+    *("source", "seq", "first_seq", "leaf", "status", "waited_ns", "episode"),
+)
 _TIME_STEPS: Final = np.array(TIMES_NS, np.int64)
 
 
 def attempts(
-    retry_chains: pl.DataFrame,
-    busy_answers: pl.DataFrame,
+    retry_chains: pl.DataFrame | pl.LazyFrame,
+    busy_answers: pl.DataFrame | pl.LazyFrame,
     busy_causes: pl.DataFrame | pl.LazyFrame | None = None,
 ) -> pl.DataFrame:
     """Estimate the share of requests done within n attempts, and within t ns of retrying.
@@ -82,9 +88,9 @@ def attempts(
     so nothing is random).
 
     Args:
-        retry_chains: The ``retry_chains`` table; all its sources are taken together, but for the
-            curves of TDs: one address in two inputs is two TDs.
-        busy_answers: The ``busy_answers`` table of the same chains, or of more.
+        retry_chains: The ``retry_chains`` table, or a query of it; all its sources are taken
+            together, but for the curves of TDs: one address in two inputs is two TDs.
+        busy_answers: The ``busy_answers`` table of the same chains, or of more; or a query of it.
         busy_causes: The ``busy_causes`` table, or a query of it; None: no curves of causes and
             makers.
 
@@ -115,13 +121,13 @@ class AttemptCounts:
 
 
 def count_attempts(
-    retry_chains: pl.DataFrame,
-    busy_answers: pl.DataFrame,
+    retry_chains: pl.DataFrame | pl.LazyFrame,
+    busy_answers: pl.DataFrame | pl.LazyFrame,
     busy_causes: pl.DataFrame | pl.LazyFrame | None = None,
 ) -> AttemptCounts:
     """Count what :func:`attempts` rests on; the arguments and errors are the same."""
-    chains = RETRY_CHAINS.conform(retry_chains)
-    answers = BUSY_ANSWERS.conform(busy_answers)
+    chains = RETRY_CHAINS.pick(retry_chains, *_CHAIN_COLUMNS)
+    answers = BUSY_ANSWERS.pick(busy_answers, *_ANSWER_COLUMNS)
     at_risk = clusters(
         chains.filter(_IS_WHOLE & ((pl.col("n_busy") > 0) | pl.col("outcome").is_in(_DONE))).select(
             "source", "leaf", "td_id", "first_seq", "n_busy", "outcome"

@@ -75,7 +75,7 @@ def policies_command(
     names = policy or [*DEFAULTS, *own]
     chosen = [policy_named(name, own) for name in dict.fromkeys(names)]
     findings = query.analyze()
-    rows = policies(findings.retry_chains, findings.busy_answers, chosen)
+    rows = policies(findings.scan("retry_chains"), findings.scan("busy_answers"), chosen)
     if printing.form is not OutputFormat.table:
         printing.show(rows, query, file)
         return
@@ -142,7 +142,8 @@ def recommend_command(
         return
     found = query.analyze()
     seconds = observed_seconds(found.provenance)
-    rows = limits(found.attempts, found.retry_chains, found.losses, seconds, wanted, pace_ns)
+    chains = found.scan("retry_chains")
+    rows = limits(found.attempts, chains, found.losses, seconds, wanted, pace_ns)
     if printing.form is OutputFormat.table:
         printing.draw(limits_text(rows, at_most), query)
     else:
@@ -159,12 +160,13 @@ def _state(
     from tdxtrace.report.statements_text import statements_text
 
     found = query.analyze()
-    curves = attempts(found.retry_chains, found.busy_answers)
-    statements = limit_statements(curves, found.retry_chains, wanted.confidence)
+    chains = found.scan("retry_chains")
+    curves = attempts(chains, found.scan("busy_answers"))
+    statements = limit_statements(curves, chains, wanted.confidence)
     if printing.form is not OutputFormat.table:
         printing.show(statements, query)
         return
-    of_trace = (curves, found.retry_chains, found.losses, observed_seconds(found.provenance))
+    of_trace = (curves, chains, found.losses, observed_seconds(found.provenance))
     printing.draw(
         statements_text(
             statements,

@@ -35,6 +35,12 @@ _DRIFTING: Final = (
 )
 _UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
 
+CHAIN_COLUMNS: Final = (
+    *("source", "leaf", "td_id", "level", "start_ns", "end_ns", "took_ns", "n_attempts"),
+    *("n_busy", "outcome", "begin_lost"),
+)
+"""Columns of ``retry_chains`` that limits depend on."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequests:
@@ -49,10 +55,10 @@ class RecordedRequests:
 
 
 def recorded_requests(
-    retry_chains: pl.DataFrame, losses: pl.DataFrame, seconds: float | None
+    retry_chains: pl.DataFrame | pl.LazyFrame, losses: pl.DataFrame, seconds: float | None
 ) -> RecordedRequests:
     """Return what limits rest on beside curves; arguments and errors as :func:`limits`."""
-    chains = RETRY_CHAINS.conform(retry_chains)
+    chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)
     return RecordedRequests(
         leaves_of(chains),
         recorded_policies(chains),
@@ -63,7 +69,7 @@ def recorded_requests(
 
 def limits(
     attempts: pl.DataFrame,
-    retry_chains: pl.DataFrame,
+    retry_chains: pl.DataFrame | pl.LazyFrame,
     losses: pl.DataFrame,
     seconds: float | None = None,
     target: Target | None = None,
@@ -88,7 +94,7 @@ def limits(
 
     Args:
         attempts: The ``attempts`` table.
-        retry_chains: The ``retry_chains`` table that it was made from.
+        retry_chains: The ``retry_chains`` table that it was made from, or a query of it.
         losses: The ``losses`` table.
         seconds: Recorded time in s, for a target rate; see :func:`observed_seconds`.
         target: Ratio of requests that may need more, or their rate, and confidence. Of a rate

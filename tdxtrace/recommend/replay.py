@@ -21,6 +21,8 @@ from tdxtrace.recommend.policy_definitions import (
     policy_named,
 )
 from tdxtrace.recommend.stops import (
+    ANSWER_COLUMNS,
+    CHAIN_COLUMNS,
     Events,
     Requests,
     events_of,
@@ -43,8 +45,8 @@ _WARNINGS = {
 
 
 def policies(
-    retry_chains: pl.DataFrame,
-    busy_answers: pl.DataFrame,
+    retry_chains: pl.DataFrame | pl.LazyFrame,
+    busy_answers: pl.DataFrame | pl.LazyFrame,
     chosen: Sequence[RetryPolicy] | None = None,
 ) -> pl.DataFrame:
     """Replay policies over the recorded requests.
@@ -61,8 +63,8 @@ def policies(
     widen it downwards. Then the ratio itself is withheld.
 
     Args:
-        retry_chains: The ``retry_chains`` table.
-        busy_answers: The ``busy_answers`` table of the same chains, or of more.
+        retry_chains: The ``retry_chains`` table, or a query of it.
+        busy_answers: The ``busy_answers`` table of the same chains, or of more; or a query of it.
         chosen: Policies to replay; the mail's and those argued for on the list by default.
 
     Returns:
@@ -74,7 +76,8 @@ def policies(
     """
     if chosen is None:
         chosen = [policy_named(name) for name in DEFAULTS]
-    chains, answers = RETRY_CHAINS.conform(retry_chains), BUSY_ANSWERS.conform(busy_answers)
+    chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)
+    answers = BUSY_ANSWERS.pick(busy_answers, *ANSWER_COLUMNS)
     requests = requests_of(chains, answers)
     rows = [row for policy in chosen for row in _rows_of_policy(policy, requests)]
     return POLICIES.conform(pl.DataFrame(rows, schema=POLICIES.schema))

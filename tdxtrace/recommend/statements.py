@@ -10,7 +10,7 @@ import polars as pl
 
 from tdxtrace.intervals import Floats
 from tdxtrace.recommend.extrapolate import Curve, curve_of, rarest_target
-from tdxtrace.recommend.limits import is_mostly_unanswered, leaves_of, limits
+from tdxtrace.recommend.limits import CHAIN_COLUMNS, is_mostly_unanswered, leaves_of, limits
 from tdxtrace.recommend.target import Target
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, LIMITS, UNITS
@@ -26,7 +26,7 @@ ASKED: Final = {
 
 
 def limit_statements(
-    attempts: pl.DataFrame, retry_chains: pl.DataFrame, confidence: float = 0.95
+    attempts: pl.DataFrame, retry_chains: pl.DataFrame | pl.LazyFrame, confidence: float = 0.95
 ) -> pl.DataFrame:
     """State for each leaf at most which share of its requests needs more than the numbers asked.
 
@@ -39,7 +39,7 @@ def limit_statements(
 
     Args:
         attempts: The ``attempts`` table; only its curves of leaves are used.
-        retry_chains: The ``retry_chains`` table that it was made from.
+        retry_chains: The ``retry_chains`` table that it was made from, or a query of it.
         confidence: One-sided, of each statement alone.
 
     Returns:
@@ -57,7 +57,8 @@ def limit_statements(
         >>> print(f"at most {row['more_high'].item():.0%} need more than 16 attempts")
         at most 19% need more than 16 attempts
     """
-    return statements_of(attempts, leaves_of(RETRY_CHAINS.conform(retry_chains)), confidence)
+    chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)
+    return statements_of(attempts, leaves_of(chains), confidence)
 
 
 def statements_of(
@@ -116,7 +117,7 @@ def _from_here_on(high: Floats) -> Floats:
 
 def modelled_limits(
     attempts: pl.DataFrame,
-    retry_chains: pl.DataFrame,
+    retry_chains: pl.DataFrame | pl.LazyFrame,
     losses: pl.DataFrame,
     seconds: float | None = None,
     confidence: float = 0.95,
@@ -126,7 +127,7 @@ def modelled_limits(
 
     Args:
         attempts: The ``attempts`` table; only its curves of leaves are used.
-        retry_chains: The ``retry_chains`` table that it was made from.
+        retry_chains: The ``retry_chains`` table that it was made from, or a query of it.
         losses: The ``losses`` table.
         seconds: As for :func:`tdxtrace.recommend.limits.limits`.
         confidence: Of the upper end of the model's quantile, if the tail goes on as seen.
@@ -136,7 +137,7 @@ def modelled_limits(
         Rows of the ``limits`` table for anyone's busy answers, of leaves with such a limit.
     """
     steps = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf").sort("within")
-    chains = RETRY_CHAINS.conform(retry_chains)
+    chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)
     parts = [LIMITS.empty()]
     for leaf in leaves_of(chains).filter(pl.col("n_retried") > 0).iter_rows(named=True):
         own = steps.filter(pl.col("leaf") == leaf["leaf"])

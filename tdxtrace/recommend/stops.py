@@ -57,6 +57,15 @@ _RETRIED: Final = {"any": 0, "busy": BUSY_IS_RETRIED, "sept": SEPT_IS_RETRIED}
 # run.
 _BYTES_PER_ANSWER: Final = 8 * 20
 
+# Columns of retry_chains and of busy_answers that the replay depends on.
+CHAIN_COLUMNS: Final = (
+    *("source", "first_seq", "leaf", "td_id", "tgid", "vp_id", "gpa", "start_ns", "end_ns"),
+    *("n_attempts", "n_busy", "outcome"),
+)
+ANSWER_COLUMNS: Final = (
+    *("source", "seq", "first_seq", "leaf", "number", "waited_ns", "status", "episode"),
+)
+
 _Rows = NDArray[np.int64]
 _Flags = NDArray[np.bool_]
 
@@ -182,8 +191,7 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
 def _with_vms(chains: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """What the replay needs of requests, with the numbers of their VMs; and how many VMs."""
     narrow = chains.select(
-        *("source", "first_seq", "leaf", "td_id", "tgid", "vp_id", "gpa", "start_ns", "end_ns"),
-        *("n_attempts", "n_busy", "outcome"),
+        *CHAIN_COLUMNS,
         vm=pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64)),
     )
     vms = narrow.select("source", "vm").unique().with_row_index("vm_code")

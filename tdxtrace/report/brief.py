@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace import __version__
-from tdxtrace.report.counts import facts
+from tdxtrace.report.counts import facts, n_cut_by_losses
 from tdxtrace.report.markdown import table, text, wrapped
 from tdxtrace.report.origin import Origin
 from tdxtrace.report.sections import leaves, provenance, summary, verdicts
@@ -88,7 +88,7 @@ def _inputs(findings: Findings) -> list[str]:
 
 def _losses(findings: Findings) -> list[str]:
     bad = findings.losses.filter(pl.col("severity") != "info")
-    cut = int((findings.retry_chains["cut_by"] == "lost_events").sum())
+    cut = n_cut_by_losses(findings)
     if bad.is_empty():
         return ["No lost events reported."]
     return _wrapped(f"Events were lost: {plural(cut, 'request')} cut by it.")

@@ -28,8 +28,9 @@ class Counts:
 
 def counts(findings: Findings) -> Counts:
     """Return the numbers of the findings."""
-    stats, chains = findings.leaf_stats, findings.retry_chains
-    n_tds, n_vms = (chains.select("source", c).drop_nulls().n_unique() for c in ("td_id", "tgid"))
+    stats = findings.leaf_stats
+    of_vms = findings.vm_stats.filter(pl.col("n_requests") > 0)
+    n_tds, n_vms = (of_vms.select("source", c).drop_nulls().n_unique() for c in ("td_id", "tgid"))
     return Counts(
         seamcalls=total(stats, "n_seamcalls"),
         requests=total(stats, "n_requests"),
@@ -52,3 +53,11 @@ def facts(findings: Findings) -> list[str]:
         plural(found.vcpus, "vCPU"),
         plural(found.episodes, "zero-step episode"),
     ]
+
+
+def n_cut_by_losses(findings: Findings) -> int:
+    """Return the number of chains that lost events cut."""
+    if not total(findings.leaf_stats, "cut"):
+        return 0
+    is_cut = pl.col("cut_by") == "lost_events"
+    return int(findings.scan("retry_chains").select(is_cut.sum()).collect().item())

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tdxtrace.report.columns import Sentence, TextTable
-from tdxtrace.report.counts import facts
+from tdxtrace.report.counts import facts, n_cut_by_losses
 from tdxtrace.report.limits_text import supported_line
 from tdxtrace.report.loader_text import loader_sentences
 from tdxtrace.report.units import (
@@ -26,6 +26,7 @@ from tdxtrace.report.units import (
     word,
 )
 from tdxtrace.report.verdict_text import kinds_of, problem_lines
+from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Source
 from tdxtrace.tdx.leaves import leaf_name
@@ -103,7 +104,8 @@ def _rows(findings: Findings, limit: int | None, lines: int | None) -> tuple[int
     """Return the number of leaves, and of episodes and worst chains each, that are shown."""
     n_leaves = findings.leaf_stats.height
     if limit is not None:
-        everything = max(n_leaves, findings.retry_chains.height, findings.zero_steps.height)
+        n_chains = total(findings.leaf_stats, "n_requests")
+        everything = max(n_leaves, n_chains, findings.zero_steps.height)
         return (limit or everything, limit or everything)
     if lines is None:
         return n_leaves, _N_WORST
@@ -115,7 +117,7 @@ def _rows(findings: Findings, limit: int | None, lines: int | None) -> tuple[int
 
 def _cut(findings: Findings, n_leaves: int, n_rows: int) -> list[RenderableType]:
     """Say how many rows are left out, and how to see them."""
-    n_worst = int((findings.retry_chains["n_busy"] > 0).sum())
+    n_worst = total(findings.leaf_stats, "retried_seamcalls")
     parts = [
         plural(n - shown, noun, many)
         for n, shown, noun, many in (
@@ -205,7 +207,7 @@ def _option(value: object) -> str:
 
 def _lost(findings: Findings) -> Text:
     bad = findings.losses.filter(pl.col("severity") != "info")
-    cut = int((findings.retry_chains["cut_by"] == "lost_events").sum())
+    cut = n_cut_by_losses(findings)
     if bad.is_empty():
         return Text("No lost events reported", style="green")
     kinds = [
@@ -318,7 +320,7 @@ def _zero_steps(findings: Findings, n: int) -> RenderableType:
 
 
 def _worst(findings: Findings, n: int) -> RenderableType:
-    rows = worst_chains(findings.retry_chains, n)
+    rows = worst_chains(findings.scan("retry_chains"), n)
     if rows.is_empty():
         return Text("worst chains: no request was retried")
     named = rows.with_columns(name=leaf_name(pl.col("leaf")))
@@ -340,18 +342,20 @@ def _worst(findings: Findings, n: int) -> RenderableType:
     return _table(findings, rows, titles, cells, ("attempts", "time", unit), ranks)
 
 
-def worst_chains(retry_chains: pl.DataFrame, n: int) -> pl.DataFrame:
+def worst_chains(retry_chains: pl.DataFrame | pl.LazyFrame, n: int) -> pl.DataFrame:
     """Return the ``n`` retried chains with the most attempts, by attempts and duration."""
     order = ("n_attempts", "took_ns", "first_seq")
-    # Only the rows that are shown are taken with all their columns.
     shown = (
-        retry_chains.select(*order, "n_busy")
-        .with_row_index("place")
+        RETRY_CHAINS.pick(retry_chains, *order, *RETRY_CHAINS.key[:1], "n_busy")
         .filter(pl.col("n_busy") > 0)
         .sort(order, descending=[True, True, False], nulls_last=True)
         .head(n)
     )
-    return retry_chains[shown["place"]]
+    # Only the rows that are shown are taken with all their columns.
+    is_shown = pl.col("first_seq").is_in(shown["first_seq"].implode())
+    rows = retry_chains.lazy().filter(is_shown).collect()
+    keys = shown.select(RETRY_CHAINS.key)
+    return keys.join(rows, on=RETRY_CHAINS.key, maintain_order="left").select(rows.columns)
 
 
 def chain_end(row: dict[str, Any]) -> str:
@@ -377,14 +381,13 @@ def _about_the_findings(findings: Findings, path: str) -> list[str]:
     steps = []
     if findings.zero_steps.height:
         steps.append(f"tdxtrace zero-steps {path}")
-    abandoned = (findings.retry_chains["outcome"] == "abandoned").any()
-    if abandoned:
+    if total(findings.leaf_stats, "abandoned"):
         steps.append(f"tdxtrace retry-chains {path} --outcome abandoned")
     worst = findings.leaf_stats.filter(pl.col("retried_seamcalls") > 0).head(1)
     if worst.height:
         name = worst.select(leaf_name(pl.col("leaf"))).item() or str(worst["leaf"][0])
         steps.append(f"tdxtrace retry-chains {path} --leaf {name}")
-    if findings.kernel_messages.height and findings.retry_chains.is_empty():
+    if findings.kernel_messages.height and not total(findings.leaf_stats, "n_requests"):
         steps.append(f"tdxtrace events {path} --table kernel_messages")
     if not steps:
         steps.append(f"tdxtrace events {path}")

@@ -37,13 +37,13 @@ def findings_data(findings: Findings) -> dict[str, Any]:
         "provenance": findings.provenance.to_dict(),
         "options": dict(findings.options),
         "n_seamcalls": int(findings.leaf_stats["n_seamcalls"].sum()),
-        "n_requests": findings.retry_chains.height,
+        "n_requests": int(findings.leaf_stats["n_requests"].sum()),
         "retried_seamcalls": int(findings.leaf_stats["retried_seamcalls"].sum()),
         "leaf_stats": findings.leaf_stats.with_columns(names).to_dicts(),
         "vm_stats": findings.vm_stats.to_dicts(),
         "vcpu_stats": findings.vcpu_stats.to_dicts(),
         "zero_steps": findings.zero_steps.to_dicts(),
-        "worst_chains": worst_chains(findings.retry_chains, _N_WORST)
+        "worst_chains": worst_chains(findings.scan("retry_chains"), _N_WORST)
         .with_columns(names)
         .to_dicts(),
         "losses": findings.losses.to_dicts(),

@@ -228,7 +228,7 @@ class SortedFile:
         try:
             for is_within in self._ranges():
                 rows = sorted_file.filter(is_within).collect().sort(self.table.key)
-                rows = rows.cast(dict(self.table.schema))
+                rows = rows.cast(self.table.schema)
                 whole.add(rows if change is None else change(rows))
             whole.close()
             self._unsorted.path.unlink()

@@ -16,7 +16,8 @@ SECOND = 1_000_000_000
 
 
 def rows_of(trace: Trace, table: str = "seamcalls", **asked: object) -> pl.DataFrame:
-    return Selection(**asked).filter(getattr(trace, table), trace)  # type: ignore[arg-type]
+    rows: pl.DataFrame = getattr(trace, table)
+    return Selection(**asked).filter(rows, trace)  # type: ignore[arg-type]
 
 
 def pages(rows: pl.DataFrame) -> list[int]:

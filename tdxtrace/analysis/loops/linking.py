@@ -416,9 +416,14 @@ def link_attempts(
         _note_call(pair, owner, calls, row, where, kind, is_joined)
         owner["is_tainted"] = len(may_miss) > 0 and inside[row] and flags & RETRYABLE != 0
         _keep(tables, pair, number, is_named, flags, is_joined, leaves.shared[leaf])
-        places.first_seq[row] = chain["first_seq"]
-        places.begins[row] = chain["begins"]
-        places.n_busy[row] = chain["n_busy"]
+        _place(places, row, chain)
+
+
+def _place(places: Places, row: int, chain: _Row) -> None:
+    """Write where a call stands in its chain."""
+    places.first_seq[row] = chain["first_seq"]
+    places.begins[row] = chain["begins"]
+    places.n_busy[row] = chain["n_busy"]
 
 
 def _note_return(leaves: Leaves, leaf: np.uint16, between: _Number) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from tdxtrace.report.counts import n_cut_by_losses
 from tdxtrace.report.findings_text import next_steps
 from tdxtrace.report.limits_text import supported_line
 from tdxtrace.report.names import leaf_label
@@ -94,7 +95,7 @@ def _lost(findings: Findings) -> list[str]:
     bad = findings.losses.filter(pl.col("severity") != "info")
     if bad.is_empty():
         return []
-    cut = int((findings.retry_chains["cut_by"] == "lost_events").sum())
+    cut = n_cut_by_losses(findings)
     return [f"Events were lost: {plural(cut, 'request')} cut by it (see Data quality)."]
 
 
