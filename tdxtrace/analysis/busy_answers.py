@@ -75,6 +75,10 @@ MUCH_LARGER: Final = 1.5
 _BYTES_PER_REQUEST: Final = 25
 
 
+EPISODE_COLUMNS: Final = ("source", "leaf", "first_seq", "n_busy", "td_id", "start_ns", "end_ns")
+"""Columns of ``retry_chains`` that tell the bursts."""
+
+
 def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
     """Group the retried requests into episodes (bursts).
 
@@ -89,7 +93,7 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
       cutting at the largest distances; no time or number has to be chosen.
 
     Args:
-        retry_chains: The ``retry_chains`` table; its source, leaf, first_seq and n_busy are needed.
+        retry_chains: The ``retry_chains`` table, or EPISODE_COLUMNS of it.
 
     Returns:
         The chains with ``n_busy`` above 0 and the column ``episode`` (UInt32), whose
