@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from tdxtrace.capture import bpftrace
+from tdxtrace.capture import bpftrace, histogram
 from tdxtrace.capture.options import Dialect
 from tdxtrace.capture.probes import Tracepoint
 from tdxtrace.capture.recipe import Recipe
@@ -24,7 +24,7 @@ def render(recipe: Recipe, dialect: Dialect) -> str:
 
     Returns:
         A shell script that takes the output file and, behind it, a command to trace;
-        for bpftrace a script whose output is a trace.
+        for bpftrace a script whose output is a trace, for histogram one whose output is counts.
     """
     return _RENDERERS[dialect](recipe)
 
@@ -152,9 +152,14 @@ def _bpftrace(recipe: Recipe) -> str:
     return "\n".join(["#!/usr/bin/env bpftrace", *bpftrace.script(recipe, heading(recipe))]) + "\n"
 
 
+def _histogram(recipe: Recipe) -> str:
+    return "\n".join(["#!/usr/bin/env bpftrace", *histogram.script(recipe, heading(recipe))]) + "\n"
+
+
 _RENDERERS: Final[Mapping[Dialect, Callable[[Recipe], str]]] = {
     Dialect.tracefs: _tracefs,
     Dialect.trace_cmd: _trace_cmd,
     Dialect.perf: _perf,
     Dialect.bpftrace: _bpftrace,
+    Dialect.histogram: _histogram,
 }

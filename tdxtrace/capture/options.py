@@ -50,6 +50,7 @@ class Dialect(StrEnum):
     trace_cmd = "trace-cmd"
     perf = "perf"
     bpftrace = "bpftrace"
+    histogram = "histogram"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from tdxtrace.cli import options
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import ReportFormat, format_of
 from tdxtrace.cli.progress import Steps, reading, working
-from tdxtrace.cli.query_options import QueryOptions, ReadArguments
+from tdxtrace.cli.query_options import PrintOptions, QueryOptions, ReadArguments
+from tdxtrace.errors import QueryError
 
 if TYPE_CHECKING:
     from tdxtrace.tables.trace import Findings
@@ -44,9 +45,15 @@ def analyze_command(
     Example: tdxtrace analyze log trace.txt --fail-on 'max-attempts>16'
     """
     from tdxtrace.analysis.thresholds import check_findings, parse_rule
+    from tdxtrace.cli.histogram import histogram_of, show_histogram
 
     rules = [parse_rule(text) for text in fail_on]
     query = replace(query, traces=_traces(query.traces))
+    if (counted := histogram_of(query)) is not None:
+        if output is not None or as_json or rules:
+            raise QueryError("of a histogram analyze prints text alone; attempts has --format")
+        show_histogram(counted, query, PrintOptions())
+        return
     findings = query.analyze()
     _write(findings, output, as_json, limit, brief, query)
     broken = check_findings(findings, rules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,10 +11,13 @@ from tdxtrace.cli import completion
 from tdxtrace.cli.option_groups import expand_option_groups
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.query_options import PrintOptions, QueryOptions
+from tdxtrace.errors import QueryError
 from tdxtrace.tables.enums import Unit, View
 
 if TYPE_CHECKING:
     from tdxtrace.recommend.target import Target
+
+_CONFIDENCE: Final = 0.95
 
 
 @expand_option_groups
@@ -36,6 +39,11 @@ def attempts_command(
     """
     import polars as pl
 
+    from tdxtrace.cli.histogram import histogram_of, show_counted
+
+    if (counted := histogram_of(query)) is not None:
+        show_counted(counted, query, printing)
+        return
     findings = query.analyze()
     if latencies:
         printing.show(findings.latencies, query)
@@ -67,6 +75,7 @@ def policies_command(
 
     Example: tdxtrace policies trace.txt --policy mainline --policy fixed-16
     """
+    from tdxtrace.cli.histogram import histogram_of, show_policies
     from tdxtrace.recommend.policy_definitions import DEFAULTS, policy_named
     from tdxtrace.recommend.policy_file import read_policies
     from tdxtrace.recommend.replay import policies
@@ -74,6 +83,9 @@ def policies_command(
     own = read_policies(file) if file is not None else {}
     names = policy or [*DEFAULTS, *own]
     chosen = [policy_named(name, own) for name in dict.fromkeys(names)]
+    if (counted := histogram_of(query)) is not None:
+        show_policies(counted, query, printing, policy or ["fixed-16", "fixed-5", "fixed-2"])
+        return
     findings = query.analyze()
     rows = policies(findings.scan("retry_chains"), findings.scan("busy_answers"), chosen)
     if printing.form is not OutputFormat.table:
@@ -97,7 +109,7 @@ def recommend_command(
     ] = None,
     confidence: Annotated[
         float, typer.Option("--confidence", metavar="C", help="How sure that is to be.")
-    ] = 0.95,
+    ] = _CONFIDENCE,
     at_most: Annotated[
         str | None,
         typer.Option(
@@ -125,11 +137,17 @@ def recommend_command(
 
     Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-3
     """
+    from tdxtrace.cli.histogram import DEFAULT_SHARE, histogram_of, show_limits
     from tdxtrace.recommend.limits import limits, observed_seconds
     from tdxtrace.recommend.target import parse_target
     from tdxtrace.report.limits_text import limits_text
     from tdxtrace.tables.times import parse_duration
 
+    if (counted := histogram_of(query)) is not None:
+        if at_most is not None or pace is not None or ask or confidence != _CONFIDENCE:
+            raise QueryError("of these options a histogram answers --target alone")
+        show_limits(counted, query, printing, DEFAULT_SHARE if target is None else target)
+        return
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
     pace_ns = None if pace is None else float(parse_duration(pace))
     if ask:

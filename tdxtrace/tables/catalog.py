@@ -11,6 +11,7 @@ from typing import Final
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.fleet import FLEET_TABLES
+from tdxtrace.tables.histograms import HISTOGRAM_TABLES
 from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.truth import TRUTH_TABLES
@@ -37,4 +38,5 @@ TABLES: Final[tuple[Table, ...]] = (
     *TRUTH_TABLES,
     COMPARISONS,
     *FLEET_TABLES,
+    *HISTOGRAM_TABLES,
 )

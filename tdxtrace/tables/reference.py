@@ -11,6 +11,7 @@ from tdxtrace.tables.catalog import TABLES
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.fleet import FLEET_TABLES
+from tdxtrace.tables.histograms import HISTOGRAM_TABLES
 from tdxtrace.tables.limits import COMPARISONS
 from tdxtrace.tables.schema import Column, Table
 
@@ -21,6 +22,7 @@ _GROUPS: Final[tuple[tuple[str, Sequence[Table]], ...]] = (
     ("Findings, from analysis", FINDING_TABLES),
     ("Comparison of two traces", (COMPARISONS,)),
     ("Facts of many traces, and a fleet's answers", FLEET_TABLES),
+    ("Histogram counted in the kernel", HISTOGRAM_TABLES),
 )
 
 

@@ -1,0 +1,69 @@
+"""The ``counted_attempts`` table: what limits of attempts would have done, from a histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from tdxtrace.intervals import CONFIDENCE, exact_interval
+from tdxtrace.tables.histograms import COUNTED_ATTEMPTS, REQUEST_COUNTS
+
+# Limits at which a histogram tells exactly who needs more: attempts are counted one by one to 64,
+# and together from a power of two to the number before the next.
+LIMITS: Final = (*range(1, 65), *((1 << n) - 1 for n in range(7, 21)))
+_DONE: Final = ("succeeded", "failed")
+
+
+def counted_attempts(
+    request_counts: pl.DataFrame, limits: Sequence[int] | None = None
+) -> pl.DataFrame:
+    """Count, for each leaf and limit, the requests that needed more attempts.
+
+    A request that was complete after n attempts needed more than a limit below n; one that was
+    left busy after n needed more than n.  One that was left, or was open, below the limit says
+    nothing of it.
+
+    Args:
+        request_counts: The ``request_counts`` table.
+        limits: Limits, each one of LIMITS; None: all, up to the first that none exceeds.
+
+    Returns:
+        The ``counted_attempts`` table, by leaf and limit.
+
+    Raises:
+        ValueError: If the counts do not tell who needs more than one of ``limits``.
+        TableError: If the argument lacks a column or has one of another type.
+
+    Sources:
+        As :func:`tdxtrace.intervals.exact_interval`.
+    """
+    counts = REQUEST_COUNTS.conform(request_counts)
+    for limit in limits or ():
+        if limit not in LIMITS:
+            raise ValueError(f"{limit} lies within numbers that are counted together")
+    done = pl.col("outcome").is_in(_DONE)
+    needed = pl.col("n_attempts").cast(pl.Int64) + pl.when(done).then(0).otherwise(1)
+    cells = counts.group_by("leaf", done=done, needed=needed).agg(pl.col("n_requests").sum())
+    tried = pl.DataFrame({"max_attempts": limits or LIMITS}, schema={"max_attempts": pl.UInt32})
+    rows = cells.join(tried, how="cross")
+    is_more = pl.col("needed") > pl.col("max_attempts")
+    n = pl.col("n_requests")
+    table = rows.group_by("leaf", "max_attempts").agg(
+        n_exceeding=n.filter(is_more).sum(),
+        n_unknown=n.filter(~is_more & ~pl.col("done")).sum(),
+        n_requests=n.filter(is_more | pl.col("done")).sum(),
+    )
+    table = table.sort("leaf", "max_attempts")
+    if limits is None:
+        is_first = (pl.col("n_exceeding").shift(1).over("leaf") != 0).fill_null(True)
+        table = table.filter((pl.col("n_exceeding") > 0) | is_first)
+    share = (table["n_exceeding"] / table["n_requests"]).fill_nan(0).to_numpy().astype(np.float64)
+    trials = table["n_requests"].to_numpy().astype(np.float64)
+    high = exact_interval(share, trials, 2 * CONFIDENCE - 1)[1]
+    high = np.where(trials > 0, high, 1.0)
+    return COUNTED_ATTEMPTS.conform(
+        table.with_columns(exceeding=pl.Series(share), exceeding_high=pl.Series(high))
+    )

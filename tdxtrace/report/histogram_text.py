@@ -1,0 +1,139 @@
+"""What a histogram that was counted in the kernel says, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.report.units import plural, short_duration
+from tdxtrace.tables.histograms import TEXT_OF_CANNOT
+from tdxtrace.tables.text import one_line
+from tdxtrace.tdx.leaves import leaf_name
+
+NEEDS_CALLS: Final = (
+    "not in a histogram: causes and verdicts, zero-step episodes, bursts, times of single calls, "
+    "and the replay of policies with kicks or delays; record for these (tdxtrace capture record)"
+)
+_SHOWN: Final = (1, 2, 5, 16, 64, 1023)
+
+
+def histogram_text(requests: pl.DataFrame, attempts: pl.DataFrame, about: HistogramFacts) -> str:
+    """Return requests by leaf, the shares that exceed some limits, and what could not be counted.
+
+    Args:
+        requests: The ``request_counts`` table.
+        attempts: The ``counted_attempts`` table.
+        about: What the histogram says of itself.
+    """
+    head = [
+        f"Linux {one_line(about.kernel, 40)}, {short_duration(about.length_ns)}, "
+        f"{plural(requests['tgid'].n_unique(), 'process', 'processes')}, "
+        f"{plural(int(requests['n_requests'].sum()), 'request')}"
+    ]
+    lines = [*head, *_leaves(requests, attempts), *_warnings(about), NEEDS_CALLS]
+    return "".join(f"{line}\n" for line in lines)
+
+
+class HistogramFacts:
+    """What a histogram says of itself.
+
+    Args:
+        kernel: Release of the kernel.
+        length_ns: How long was counted.
+        cannot: Calls that could not be joined, by leaf and reason.
+        n_not_kept: Requests that did not fit into the map of counts.
+        is_whole: Whether the count came to its end.
+    """
+
+    __slots__ = ("cannot", "is_whole", "kernel", "length_ns", "n_not_kept")
+
+    def __init__(
+        self,
+        kernel: str,
+        length_ns: int,
+        cannot: Mapping[tuple[int, ...], int],
+        n_not_kept: int,
+        is_whole: bool,
+    ) -> None:
+        self.kernel = kernel
+        self.length_ns = length_ns
+        self.cannot = cannot
+        self.n_not_kept = n_not_kept
+        self.is_whole = is_whole
+
+
+def limit_lines(attempts: pl.DataFrame, share: float) -> str:
+    """Return the smallest limit of each leaf that at most so large a share of requests exceeds.
+
+    Args:
+        attempts: The ``counted_attempts`` table.
+        share: The share, above 0.
+    """
+    lines = []
+    named = attempts.with_columns(name=leaf_name(pl.col("leaf")))
+    for name, rows in named.group_by("name", maintain_order=True):
+        enough = rows.filter(pl.col("exceeding_high") <= share)
+        if enough.is_empty():
+            best = rows["exceeding_high"].min()
+            lines.append(
+                f"{name[0]}: no limit: {plural(rows['n_requests'].max(), 'request')} support "
+                f"{best:.2g}, not {share:g}; count for longer"
+            )
+        else:
+            row = enough.row(0, named=True)
+            lines.append(
+                f"{name[0]}: {row['max_attempts']} attempts: exceeded by {row['n_exceeding']:,} of "
+                f"{plural(row['n_requests'], 'request')}, at most {row['exceeding_high']:.2g}"
+            )
+    note = (
+        "95 % one-sided, of independent requests: a histogram shows no bursts, in which the same "
+        "requests say less; record single calls before a limit is set by it"
+    )
+    return "".join(f"{line}\n" for line in [*lines, note])
+
+
+def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
+    n = pl.col("n_requests")
+    outcome = pl.col("outcome").cast(pl.String)
+    rows = requests.with_columns(name=leaf_name(pl.col("leaf"))).group_by(
+        "leaf", "name", maintain_order=True
+    )
+    table = rows.agg(
+        n=n.sum(),
+        retried=n.filter(
+            (pl.col("n_attempts") > 1) | ~outcome.is_in(["succeeded", "failed"])
+        ).sum(),
+        left=n.filter(~outcome.is_in(["succeeded", "failed"])).sum(),
+        most=pl.col("n_attempts").max(),
+    )
+    heads = "".join(f"{f'>{limit:,}':>11}" for limit in _SHOWN)
+    yield f"{'leaf':<24}{'requests':>12}{'retried':>10}{'left busy':>10}{'most':>9}{heads}"
+    for row in table.sort("retried", "leaf", descending=[True, False]).iter_rows(named=True):
+        shares = []
+        for limit in _SHOWN:
+            found = attempts.filter(leaf=row["leaf"], max_attempts=limit)
+            n_more = int(found["n_exceeding"][0]) if found.height else 0
+            shares.append(f"{n_more:>11,}")
+        most = f"{row['most']:,}" + ("+" if row["most"] > 64 else "")
+        yield (
+            f"{row['name'] or row['leaf']:<24}{row['n']:>12,}{row['retried']:>10,}"
+            f"{row['left']:>10,}{most:>9}{''.join(shares)}"
+        )
+
+
+def _warnings(about: HistogramFacts) -> Iterator[str]:
+    if not about.is_whole:
+        yield "the count did not come to its end: requests that were open are not known"
+    if about.n_not_kept:
+        yield (
+            f"{plural(about.n_not_kept, 'request')} did not fit into the counts: more keys "
+            "(BPFTRACE_MAP_KEYS_MAX)"
+        )
+    by_reason: dict[int, int] = {}
+    for (_, reason), n in about.cannot.items():
+        by_reason[reason] = by_reason.get(reason, 0) + n
+    for reason, n in sorted(by_reason.items()):
+        why = TEXT_OF_CANNOT.get(reason, "could not be joined")
+        yield f"{plural(n, 'call')} {why}"

@@ -1,0 +1,71 @@
+"""The tables about a histogram that was counted in the kernel: requests, and answers from them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from tdxtrace.tables.events import I64, LEAF, U32, U64
+from tdxtrace.tables.schema import Column, Table
+
+COUNTED_OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "open")
+
+REQUEST_COUNTS = Table(
+    name="request_counts",
+    grain="one row per interval, process, leaf, outcome and number of attempts",
+    meaning="A histogram counts requests in the kernel, by the definition of retry chains; single "
+    "calls are not kept.",
+    key=("interval", "tgid", "leaf", "outcome", "n_attempts"),
+    columns=(
+        Column("interval", U32, "Number of the interval, from 1."),
+        Column("start_ns", I64, "Beginning of the interval.", unit="ns"),
+        Column("end_ns", I64, "End of the interval.", unit="ns"),
+        Column("tgid", pl.Int32(), "Process that made the calls: one QEMU process is one VM."),
+        LEAF,
+        Column(
+            "outcome",
+            pl.Enum(COUNTED_OUTCOMES),
+            "abandoned: its range was unblocked; open: not complete at the end.",
+        ),
+        Column(
+            "n_attempts",
+            U32,
+            "Attempts: exact to 64; 65 stands for 65 to 127, a power of two from 128 on for all "
+            "up to the next.",
+        ),
+        Column("n_requests", U64, "Requests that ended so in the interval."),
+    ),
+    rules={"a row counts something": pl.col("n_requests") >= 1},
+)
+
+COUNTED_ATTEMPTS = Table(
+    name="counted_attempts",
+    grain="one row per leaf and limit: requests that needed more attempts",
+    meaning="The share of requests that a limit of so many attempts would have ended before they "
+    "were complete, of a histogram.",
+    key=("leaf", "max_attempts"),
+    columns=(
+        LEAF,
+        Column("max_attempts", U32, "The limit."),
+        Column("n_requests", U64, "Requests of which it is known whether they needed more."),
+        Column("n_exceeding", U64, "Of these, requests that needed more."),
+        Column("n_unknown", U64, "Requests that ended, or were open, before they reached it."),
+        Column("exceeding", pl.Float64(), "Share of requests that needed more, 0 to 1."),
+        Column(
+            "exceeding_high",
+            pl.Float64(),
+            "Upper end of its one-sided 95 % interval, of independent requests: too low where "
+            "busy answers come in bursts, which a histogram does not show.",
+        ),
+    ),
+)
+
+HISTOGRAM_TABLES: Final = (REQUEST_COUNTS, COUNTED_ATTEMPTS)
+TEXT_OF_CANNOT: Final = {
+    1: "returned, but the entry was not seen",
+    2: "did not fit into the map of open requests",
+    3: "were of a thread that did not fit into the map of threads",
+    4: "may go on with a request that another thread made meanwhile",
+}
+"""Why calls could not be joined to their request, by the number that the script prints."""
