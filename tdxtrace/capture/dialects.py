@@ -153,7 +153,20 @@ def _bpftrace(recipe: Recipe) -> str:
 
 
 def _histogram(recipe: Recipe) -> str:
-    return "\n".join(["#!/usr/bin/env bpftrace", *histogram.script(recipe, heading(recipe))]) + "\n"
+    return histogram_script(recipe)
+
+
+def histogram_script(recipe: Recipe, every_s: int = 60) -> str:
+    """Return the script that counts in the kernel.
+
+    Args:
+        recipe: What to count.
+        every_s: Seconds between two prints of the counts.
+    """
+    return (
+        "\n".join(["#!/usr/bin/env bpftrace", *histogram.script(recipe, heading(recipe), every_s)])
+        + "\n"
+    )
 
 
 _RENDERERS: Final[Mapping[Dialect, Callable[[Recipe], str]]] = {

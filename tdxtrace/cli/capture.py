@@ -182,6 +182,46 @@ def record_command(
         notify(outcome.summary(output))
 
 
+@app.command("histogram", cls=Command)
+def histogram_command(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="Count while it runs.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Counts, as JSON.")
+    ] = Path("histogram.json"),
+    duration: Annotated[
+        str | None,
+        typer.Option("--duration", metavar="TIME", help="How long, e.g. 60s; else to Ctrl-C."),
+    ] = None,
+    every: Annotated[
+        str, typer.Option("--every", metavar="TIME", help="Time between prints of the counts.")
+    ] = "60s",
+    program: Program = None,
+    tracefs: Tracefs = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")] = False,
+) -> None:
+    """Count requests and attempts in the kernel, by bpftrace; no call leaves it.
+
+    Needs root and bpftrace. analyze, attempts, recommend and policies read the file.
+
+    Example: sudo tdxtrace capture histogram -o counts.json --duration 3600s
+    """
+    from tdxtrace.capture.choose import kernel_to_trace, recipe_options, seconds_of
+    from tdxtrace.capture.counting import count_requests
+    from tdxtrace.capture.dialects import histogram_script
+    from tdxtrace.capture.host import Host
+    from tdxtrace.capture.recipe import recipe
+
+    every_s = max(1, round(seconds_of(every)))
+    chosen = kernel_to_trace(Host(tracefs_at=tracefs), None, None, [], program)
+    made = recipe(chosen, recipe_options(Detail.full.value, False, False, None))
+    script = histogram_script(made, every_s)
+    count_requests(script, output, duration, command or (), force=force)
+    notify(f"wrote {output}; read it with: tdxtrace analyze {output}")
+
+
 @app.command("clean", cls=Command)
 def clean_command(tracefs: Tracefs = None) -> None:
     """Remove what a recorder that was killed left behind; nothing of anyone else's.

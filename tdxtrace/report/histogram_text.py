@@ -76,10 +76,10 @@ def limit_lines(attempts: pl.DataFrame, share: float) -> str:
     for name, rows in named.group_by("name", maintain_order=True):
         enough = rows.filter(pl.col("exceeding_high") <= share)
         if enough.is_empty():
-            best = rows["exceeding_high"].min()
+            best = rows.sort("exceeding_high").row(0, named=True)
             lines.append(
-                f"{name[0]}: no limit: {plural(rows['n_requests'].max(), 'request')} support "
-                f"{best:.2g}, not {share:g}; count for longer"
+                f"{name[0]}: no limit: {plural(best['n_requests'], 'request')} support "
+                f"{best['exceeding_high']:.2g}, not {share:g}; count for longer"
             )
         else:
             row = enough.row(0, named=True)
