@@ -80,8 +80,8 @@ def script(recipe: Recipe, heading: Sequence[str], every_s: int = 60) -> Iterato
     for function in functions:
         sides = {p.is_return: p for p, _ in counted if p.function == function}
         leaf = next(leaf for p, leaf in counted if p.function == function)
-        if False in sides and True in sides:
-            yield from _Counted(leaf, sides[False], sides[True]).lines()
+        # Where the recording fetches a request on return, its entry has the same arguments.
+        yield from _Counted(leaf, sides.get(False, sides[True]), sides[True]).lines()
     yield from _entries(recipe)
     shown = " ".join(f"print(@{name});" for name in _MAPS)
     yield f'interval:s:{every_s} {{ printf("at %llu\\n", nsecs); {shown} }}'
@@ -146,7 +146,8 @@ class _Counted:
     """Probes of a wrapper: its entry keeps the request, its return counts the attempt."""
 
     leaf: _Leaf
-    entry: Probe
+    request: Probe
+    """The probe that fetches the request's arguments."""
     back: Probe
 
     def lines(self) -> Iterator[str]:
@@ -155,7 +156,8 @@ class _Counted:
         place = f"{path}:{self.back.function}" if path else self.back.function
         side = ("uprobe", "uretprobe") if self.back.spot else ("kprobe", "kretprobe")
         number = self.leaf.number
-        named = {fetch.name: _value(fetch) for fetch in self.entry.fetches}
+        arguments = (fetch for fetch in self.request.fetches if fetch.kind == "argument")
+        named = {fetch.name: _value(fetch) for fetch in arguments}
         by = {"gpa": "td", "td": "td", "vcpu": "vp", "page": "page"}.get(self.leaf.request, "")
         thing = named.get(by, named.get("pfn", "0") if by == "page" else "0")
         is_page = self.leaf.request == "gpa"
