@@ -15,6 +15,7 @@ from tdxtrace.report.sections import (
     causes,
     costs,
     leaves,
+    lifecycle,
     limits,
     outcomes,
     provenance,
@@ -77,6 +78,7 @@ def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
         builds.counters(findings),
         builds.measurement_log(findings),
         builds.host_checks(findings),
+        *lifecycle.sections(findings),
     ]
     return [*shown, *(replace(section, is_detail=True) for section in details)]
 

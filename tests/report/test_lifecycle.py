@@ -1,0 +1,71 @@
+"""Sections on accepting, boot, TDVMCALLs and updates: shown where they have content."""
+
+from __future__ import annotations
+
+import pytest
+from support.story import story
+
+from tdxtrace.pipeline import analyze
+from tdxtrace.report.outline import sections
+from tdxtrace.report.section import Section
+
+NAMES = ("accept_rates", "boot_phases", "tdvmcalls", "module_updates")
+BUILD = "9/createS 9/initS 9/addS1 9/extendS1 9/finalizeS"
+LIFE = f"{BUILD} enterC mark enterX B1 S1 enterX _20ms S2 enterC 9/reclaimS1"
+RUNS = " >X 2/>X" * 3
+UPDATED = f"{RUNS} install(@1 _28ms install)S@1 {RUNS}"
+
+
+def shown(text: str) -> dict[str, Section]:
+    told = analyze(story(text, {1: 7, 2: 7, 9: 7}).trace)
+    return {s.name: s for s in sections(told) if s.name in NAMES}
+
+
+def test_what_has_no_content_is_not_shown() -> None:
+    assert list(shown("B1 S1 2/trackS")) == ["accept_rates"]
+    assert not shown("9/trackS")
+
+
+def test_accepting_says_its_rate_its_parts_and_intels_figures() -> None:
+    section = shown("enterX S1 enterX S2 enterX 2/enterX 2/S3")["accept_rates"]
+    rate, parts, beside = section.says
+    assert rate.startswith("2 vCPUs at a time were given ")
+    assert parts.startswith("Of their time ")
+    assert "32 of 32 vCPUs 699,051 to 762,601" in beside
+    assert len(section.grids[0].rows) == 1
+
+
+def test_without_entries_what_limits_is_not_said() -> None:
+    section = shown("S1 S2")["accept_rates"]
+    assert section.says[1].startswith("What limits it is not known: entries of the vCPUs")
+    assert section.grids[0].rows[0][6] == "-"
+
+
+def test_a_life_is_a_row_for_each_phase() -> None:
+    section = shown(LIFE)["boot_phases"]
+    assert [row[1] for row in section.grids[0].rows] == [
+        *("build", "measure", "finalize", "firmware", "accept", "running", "teardown")
+    ]
+    assert section.says[0].startswith("Longest: running of 0x7d000, 20")
+    assert section.says[1].startswith("Retries took ")
+
+
+def test_what_guests_ask_is_listed_by_function() -> None:
+    section = shown(">H >H >C exit3 >X >C")["tdvmcalls"]
+    assert [row[:2] for row in section.grids[0].rows] == [
+        *(("Instruction.HLT", "2"), ("MapGPA", "1"), ("TDCALL", "1"))
+    ]
+    assert "the trace ends" in section.says[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (UPDATED, "on 1 CPU for 28ms; all CPUs stopped, for at most 28"),
+        (UPDATED.replace("_28ms", "S1 _28ms"), "; not all CPUs stopped: 2 events meanwhile."),
+        ("install(@1 install)S@1", "; whether all CPUs stopped is not known: 0 other events"),
+    ],
+)
+def test_an_update_is_one_sentence(text: str, says: str) -> None:
+    (sentence,) = shown(text)["module_updates"].says
+    assert says in sentence
