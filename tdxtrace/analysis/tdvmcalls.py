@@ -88,9 +88,8 @@ def tdvmcalls(
 def _of_exits(entries: pl.DataFrame, events: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
     """TDVMCALLs among the exits that KVM recorded, each with its function."""
     known = facts("tdvmcalls", exit_reason=pl.UInt32, userspace_exit=pl.Int32)
-    of_td = pl.col("rip").fill_null(0) == 0
     exits = (
-        entries.filter(pl.col("end_ns").is_not_null(), of_td)
+        entries.filter(pl.col("end_ns").is_not_null())
         .sort("source", "tid", "end_ns", "seq")
         .with_columns(next_ns=pl.col("start_ns").shift(-1).over(_THREAD))
         .filter(pl.col("exit_reason").is_in(known["exit_reason"].unique().implode()))

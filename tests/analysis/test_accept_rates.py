@@ -43,6 +43,16 @@ def test_a_2m_page_is_512_pages() -> None:
     assert whole("enterX S1^1")["n_pages"] == 512
 
 
+def test_a_page_of_the_secure_ept_is_no_page_of_the_guest() -> None:
+    row = whole("enterX septS1 S1")
+    assert (row["n_pages"], row["n_faults"], row["call_ns"]) == (1, 1, 20_000)
+
+
+def test_the_time_of_two_vcpus_is_twice_that_of_the_slice() -> None:
+    row = whole("enterX 2/enterX S1 2/S2")
+    assert row["page_ns"] == pytest.approx(30_001)
+
+
 def test_each_vcpu_has_its_rows_beside_those_of_the_td() -> None:
     rows = of(story("enterX 2/enterX S1 2/S2 2/S3"))
     assert rows.select("tid", "n_pages", "n_vcpus").rows() == [(None, 3, 2), (1, 1, 1), (2, 2, 1)]

@@ -52,6 +52,12 @@ def test_firmware_ends_at_its_last_mark() -> None:
     assert found["firmware"]["took_ns"] > 5_000_000  # type: ignore[operator]
 
 
+def test_accepting_begins_behind_the_last_mark() -> None:
+    told = story(LIFE, PROCESSES)
+    (mark,) = told.host_events["ts_ns"]
+    assert of(told).filter(phase="accept")["start_ns"].to_list() == [mark + 1]
+
+
 def test_without_marks_firmware_ends_at_the_first_page_and_says_so() -> None:
     found = phases(LIFE.replace("mark ", ""))
     assert "kvm_pio" in str(found["firmware"]["withheld"])

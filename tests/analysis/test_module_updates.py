@@ -92,5 +92,5 @@ def test_what_the_update_asks_of_the_module_is_not_another_event() -> None:
 
 
 def test_requests_that_wait_for_it_are_counted() -> None:
-    told = story(f"{RUNS} 3/B1 {UPDATE} 3/S1 4/S2 {RUNS}")
+    told = story(f"{RUNS} 5/B3 5/S3 3/B1 {UPDATE} 3/S1 4/S2 {RUNS}")
     assert of(told)["n_requests"].to_list() == [1]
