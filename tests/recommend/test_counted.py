@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tdxtrace.recommend.counted import LIMITS, counted_attempts
@@ -35,6 +35,8 @@ def needs_more(request: Request, limit: int) -> bool | None:
 
 
 @given(st.lists(requests, max_size=40), st.sampled_from(LIMITS))
+@example([(6, "open", 5), (6, "failed", 5)], 5)
+@example([(6, "succeeded", 127), (6, "succeeded", 128), (6, "abandoned", 200)], 127)
 def test_counts_tell_of_each_limit_what_the_requests_tell(told: list[Request], limit: int) -> None:
     table = COUNTED_ATTEMPTS.check(counted_attempts(counts_of(told), [limit]))
     for leaf in {request[0] for request in told}:
