@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import polars as pl
@@ -154,7 +154,8 @@ def _read(
         InputError: If one is damaged, or has not as many rows as it had.
     """
     try:
-        rows = pl.read_parquet([BytesIO(content) for content in contents], glob=False)
+        files: list[IO[bytes]] = [BytesIO(content) for content in contents]
+        rows = pl.read_parquet(files, glob=False)
         if rows.height == n_rows.sum():
             return table.conform(rows)
     except (pl.exceptions.PolarsError, OSError):

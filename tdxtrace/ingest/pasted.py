@@ -1,4 +1,4 @@
-"""Texts that were stored or pasted in another form: as UTF-16, as HTML, in colours.
+"""Texts that were pasted or printed in another form: as HTML, in colours, with other blanks.
 
 What the beginning of a text shows is undone in all of it, before its lines are read.  Nothing else
 of the text changes, so nothing is lost: the lines are those that the tool printed.
@@ -6,14 +6,11 @@ of the text changes, so nothing is lost: the lines are those that the tool print
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-# PowerShell stores what a command prints as UTF-16 (about_Redirection); both begin with a mark.
-_ENCODINGS: Final = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # What stands for another character: HTML of mail archives and of issues, no-break and narrow
 # blanks of what was copied from a page, an arrow of a font with ligatures.  "&amp;" comes last.
 _CHARACTERS: Final = (
@@ -30,9 +27,6 @@ _CHARACTERS: Final = (
     ("\u202f".encode(), b" "),
     ("\u2190".encode(), b"<-"),
 )
-# Of a text in a European language at least so many of the high bytes are zero: one that merely
-# begins with the mark is damaged.
-_MIN_ZEROS: Final = 0.5
 # Colours and "erase to the end of the line" of a terminal (ECMA-48, SGR and EL): also in the middle
 # of a word, as grep --color=always prints them.
 _COLOURS: Final = re.compile(rb"\x1b\[[\d;]{0,16}[mK]")
@@ -53,11 +47,6 @@ def mend_text(head: bytes) -> Callable[[_Chunks], Iterator[bytes]] | None:
     Returns:
         A function from the chunks of the text to the chunks of what was printed.
     """
-    for mark, encoding in _ENCODINGS:
-        high = head[2:][encoding == "utf-16-le" :: 2]
-        if head.startswith(mark) and high.count(0) > _MIN_ZEROS * len(high):
-            rest = mend_text(head.decode(encoding, "replace").encode("utf-8", "replace"))
-            return partial(_decoded, encoding=encoding, then=rest)
     if b"\0" in head:
         return None
     replaced = [(old, new) for old, new in _CHARACTERS if old in head]
@@ -70,19 +59,6 @@ def mend_text(head: bytes) -> Callable[[_Chunks], Iterator[bytes]] | None:
     if not replaced and not has_colours:
         return None
     return partial(_replaced, replaced=replaced, has_colours=has_colours)
-
-
-def _decoded(
-    chunks: _Chunks, encoding: str, then: Callable[[_Chunks], Iterator[bytes]] | None
-) -> Iterator[bytes]:
-    decoder = codecs.getincrementaldecoder(encoding)("replace")
-
-    def decode() -> Iterator[bytes]:
-        for chunk in chunks:
-            yield decoder.decode(chunk).encode("utf-8", "replace")
-        yield decoder.decode(b"", final=True).encode("utf-8", "replace")
-
-    yield from decode() if then is None else then(decode())
 
 
 def _replaced(

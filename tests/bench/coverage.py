@@ -224,14 +224,14 @@ def unlike(name: str, n: int, targets: tuple[float, ...], seeds: range) -> Count
         held.update({"drifts": int(curve["drifts"].any())})
     for target in targets:
         best = {leaf: next(filter(_keeps(trace, target), count(1))) for leaf, trace in made.items()}
-        rows = limits(curves, chains, LOSSES.empty(), 1.0, Target(target))
-        for row in rows.filter(made_by="anyone", unit="attempts").iter_rows(named=True):
+        found = limits(curves, chains, LOSSES.empty(), 1.0, Target(target))
+        for given in found.filter(made_by="anyone", unit="attempts").iter_rows(named=True):
             held.update({f"{target} traces": 1})
-            if row["limit"] is None:
+            if given["limit"] is None:
                 continue
-            how = "model" if row["basis"] == "extrapolated" else "counted"
-            kept = made[row["leaf"]].more(row["limit"]) <= target
-            over = round(1000 * row["limit"] / best[row["leaf"]])
+            how = "model" if given["basis"] == "extrapolated" else "counted"
+            kept = made[given["leaf"]].more(given["limit"]) <= target
+            over = round(1000 * given["limit"] / best[given["leaf"]])
             of = f"{target} {how}"
             held.update({f"{of} limits": 1, f"{of} kept": int(kept), f"{of} over": over})
     return held

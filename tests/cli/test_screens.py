@@ -23,7 +23,7 @@ def test_every_value_of_the_csv_is_printed_or_its_column_is_named(
     name: str, chains: Path, steps: Path
 ) -> None:
     path = steps if name.startswith(("zero-step", "step")) else chains
-    words = [name, path, "-n", "0", *_ALL_ROWS.get(name, [])]
+    words: list[str | Path] = [name, path, "-n", "0", *_ALL_ROWS.get(name, [])]
     whole = answered(*words, "--format", "csv").text
     header, *rows = csv.reader(whole.splitlines())
     for columns in (60, None):
