@@ -13,7 +13,7 @@ from tdxtrace.tables.histograms import COUNTED_ATTEMPTS, REQUEST_COUNTS
 
 # Limits at which a histogram tells exactly who needs more: attempts are counted one by one to 64,
 # and together from a power of two to the number before the next.
-LIMITS: Final = (*range(1, 65), *(1 << n for n in range(7, 21)))
+LIMITS: Final = (*range(1, 65), *((1 << n) - 1 for n in range(7, 21)))
 _DONE: Final = ("succeeded", "failed")
 
 
