@@ -7,6 +7,7 @@ import itertools
 import lzma
 import os
 import re
+import signal
 import stat
 import sys
 import zlib
@@ -258,6 +259,8 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
 
 def _open(path: str) -> tuple[IO[bytes], os.stat_result | None]:
     """Open a file; what the system says of it is None of a pipe."""
+    # The handler of SIGINT that polars sets lets a read that waits for a pipe go on (SA_RESTART).
+    signal.siginterrupt(signal.SIGINT, True)
     if path == "-":
         return sys.stdin.buffer, None
     where = Path(path)

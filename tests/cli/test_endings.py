@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from support.kills import SIGNALS, end_one, prepared, reference
+from support.testbed import program
+from support.texts import ONE_CALL
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +20,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("share", [0.5, 0.8])
 def test_a_signal_leaves_nothing_half_written(
-    number: signal.Signals, share: float, whole: tuple[Path, float], tmp_path: Path
+    number: signal.Signals, whole: tuple[Path, float], tmp_path: Path
 ) -> None:
     """By hand more often, and of all commands that write: python tests/bench/kills.py."""
     out, seconds = whole
-    assert end_one("tables", prepared(tmp_path), out, number, share * seconds) in (
+    assert end_one("tables", prepared(tmp_path), out, number, 0.7 * seconds) in (
         "nothing",
         "whole",
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_is_being_written_is_removed_when_a_signal_comes(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """SIGTERM may come twice, as from timeout(1)."""
+    words = program("convert", "-", "-o", tmp_path / "run1")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        process.stdin.write(ONE_CALL.encode())
+        process.stdin.flush()
+        while not list(tmp_path.glob(".tdxtrace-*")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert list(tmp_path.iterdir()) == []
