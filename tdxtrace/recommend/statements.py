@@ -55,7 +55,7 @@ def limit_statements(
         >>> rows = limit_statements(found.attempts, found.retry_chains)
         >>> row = rows.filter(leaf=6, unit="attempts", kind="asked", within=16)
         >>> print(f"at most {row['more_high'].item():.0%} need more than 16 attempts")
-        at most 19% need more than 16 attempts
+        at most 17% need more than 16 attempts
     """
     chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)
     return statements_of(attempts, leaves_of(chains), confidence)

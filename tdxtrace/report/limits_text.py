@@ -48,7 +48,7 @@ def supported_line(findings: Findings) -> str:
     Example:
         >>> import tdxtrace
         >>> supported_line(tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt")))
-        'limit: PAGE.AUG at most 2.7 % need over 6.3 ms, 4.7 % over 60 attempts (95 %)'
+        'limit: PAGE.AUG at most 2.7 % need over 6.3 ms, 4.2 % over 60 attempts (95 %)'
     """
     rows = findings.limit_statements.filter(kind="smallest")
     if rows.is_empty():

@@ -36,7 +36,7 @@ def questions(findings: Findings) -> list[tuple[str, str]]:
         >>> found = tdxtrace.analyze(tdxtrace.read_trace("sample_traces/contended.txt"))
         >>> for question, answer in questions(found)[:1]:
         ...     print(question, answer[:53])
-        16 attempts or 1024? MEM.PAGE.AUG: 12 % needed more than 16 (at most 19 %)
+        16 attempts or 1024? MEM.PAGE.AUG: 12 % needed more than 16 (at most 18 %)
     """
     rows = short_leaves(findings.limit_statements.filter(pl.col("n_retried") > 0))
     if rows.is_empty():

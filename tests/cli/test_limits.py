@@ -102,7 +102,7 @@ def test_without_a_target_it_says_what_the_trace_supports_and_how_long_to_record
     assert done.lines[0].startswith("at most so many % of the requests need more, each with 95 %")
     assert done.lines[1].split() == ("TDH. 10us 100us 1ms 10ms 1 2 5 16 64 1024 attempts".split())
     assert done.lines[2].split()[:7] == ["MEM.PAGE.AUG", "35", "26", "14", "2.7", "48", "45"]
-    assert "MEM.PAGE.AUG            185      65 2.7 % 6.3ms 4.7 %       60" in done.text
+    assert "MEM.PAGE.AUG            185      65 2.7 % 6.3ms 4.2 %       60" in done.text
     text = " ".join(done.text.split())
     assert "MEM.PAGE.AUG: no number of requests would do: 1.2 % were last seen busy at 64" in text
     assert "VP.ENTER: record about 58 min at this rate (33,000,000 requests)" in text
