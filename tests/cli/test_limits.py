@@ -105,7 +105,7 @@ def test_without_a_target_it_says_what_the_trace_supports_and_how_long_to_record
     assert "MEM.PAGE.AUG            185      65 2.7 % 6.3ms 4.2 %       60" in done.text
     text = " ".join(done.text.split())
     assert "MEM.PAGE.AUG: no number of requests would do: 1.2 % were last seen busy at 64" in text
-    assert "VP.ENTER: record about 58 min at this rate (33,000,000 requests)" in text
+    assert "VP.ENTER: record about 56 min at this rate (32,000,000 requests)" in text
     assert "a traced attempt takes longer than one on a bare kernel" in text
 
 
