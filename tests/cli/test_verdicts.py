@@ -86,7 +86,7 @@ def test_an_undecided_one_says_what_would_decide(tmp_path: Path) -> None:
 
 
 def test_nothing_to_judge_is_said(trace: Path) -> None:
-    assert "no verdict" in answered("verdicts", trace).text
+    assert "no problems found" in answered("verdicts", trace).text
 
 
 def test_verdicts_are_a_table_or_the_same_text_in_a_file(log: Path, tmp_path: Path) -> None:
@@ -105,5 +105,5 @@ def test_hostile_text_of_a_log_does_not_reach_the_terminal(tmp_path: Path) -> No
 
 
 def test_the_module_may_be_named(trace: Path) -> None:
-    assert "no verdict" in answered("verdicts", trace, "--module", "1.5.16").text
+    assert "no problems found" in answered("verdicts", trace, "--module", "1.5.16").text
     assert "no lock generation" in refused(2, "verdicts", trace, "--generation", "Z")
