@@ -19,6 +19,8 @@ NEEDED_MARGIN: Final = 1.5
 # Chance that a recording of the requests needed counts the target, where a share is left that was
 # last seen busy: the power of a test of one share, by the normal approximation.
 NEEDED_POWER: Final = 0.9
+# More requests than a float counts one by one are none that can be recorded.
+MAX_NEEDED: Final = 2.0**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Curve:
         none_left = -math.log(1 - self.confidence) / self.target * NEEDED_MARGIN
         z = float(special.ndtri(self.confidence) + special.ndtri(NEEDED_POWER))
         to_tell = left * (1 - left) * (z / (self.target - left)) ** 2
-        return math.ceil(max(none_left, to_tell) * of_one)
+        needed = max(none_left, to_tell) * of_one
+        # A share that is as good as the target is told from it by no number.
+        return math.ceil(needed) if needed < MAX_NEEDED else None
 
     def first_within(self, share: Floats, target: float | None = None) -> int | None:
         """Index of the first step from which on a share stays within the target."""

@@ -248,6 +248,12 @@ def test_a_limit_recorded_with_a_kick_says_so() -> None:
     assert (row["recorded_calls"], row["recorded_policy"]) == (None, None)
 
 
+def test_no_number_tells_a_target_from_a_share_that_equals_it() -> None:
+    text = " ".join(f"B{p} B{p} B{p}" if p % 20 == 0 else f"S{p}" for p in range(1, 401))
+    row = limit_of(text, Target(float(np.nextafter(0.05, 1))))
+    assert (row["basis"], row["needed_requests"]) == ("withheld", None)
+
+
 def test_more_is_needed_to_tell_the_target_from_a_share_that_was_given_up() -> None:
     text = " ".join(f"B{p} B{p} B{p}" if p % 20 == 0 else f"S{p}" for p in range(1, 400))
     told = story(text)
