@@ -36,15 +36,14 @@ MIN_MORE: Final = 10
 IN_EACH: Final = 2
 # p-value below which the clusters of a unit are taken to differ in the first step of a curve: not
 # to see it is the worse error. Fewer than MIN_UNITS, of which a further one may be anywhere, must
-# differ more surely, and so must what fewer requests show at later steps.
+# differ more surely, and so must what fewer requests show at later steps.  A drift widens the
+# intervals at the one, and is said, with no limit given, at the other.
 DIFFER: Final = 0.3
 SURELY_DIFFER: Final = 0.05
 # The variance between few clusters is taken as large as it is with this chance not to be larger.
 # With these, six stretches of 15 busy requests that differ by half hold a seventh in 88 %.
 UNDERSTATED: Final = 1 / 3
 _ROUNDING: Final = 1e-9
-# Below this p-value a drift is said, and no limit given.
-DRIFTS: Final = 0.01
 # Parts next to each other are alike where a rate holds for longer than one: so many of them count
 # as one observation of what another time may show.
 ALIKE_PARTS: Final = 5.0
@@ -132,7 +131,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     is_first = (steps["group"] != steps["group"].shift()).fill_null(True).to_numpy()
     base = np.maximum(burst, 1.0)
     spreads = {unit: _spread(of, unit, share, base, is_first) for unit in CLUSTERED_BY}
-    drifts = (p_drift < SURELY_DIFFER) & (of["n_more"] >= MIN_MORE)
+    drifts = (p_drift < DIFFER) & (of["n_more"] >= MIN_MORE)
     gain = np.where(drifts, _at_the_end(of, share), 0.0)
     # Parts of inputs that differ do so too.
     spreads["period"] = np.maximum(spreads["period"] - spreads["source"], gain)
@@ -147,7 +146,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     # The order of Dependence: requests, bursts, then the wide units.
     place = np.where(best > 1.0, which + 1, 0).astype(np.uint8)
     unit_of = pl.Series(place).cat.to(pl.Enum(names(Dependence)))
-    return np.maximum(best, 1.0), unit_of, pl.Series(p_drift < DRIFTS)
+    return np.maximum(best, 1.0), unit_of, pl.Series(p_drift < SURELY_DIFFER)
 
 
 def _spread(
