@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ def _page(command: Any, ctx: Any, words: Sequence[str], names: Sequence[str]) ->
     examples = [text for text in others if text.startswith(_EXAMPLE)]
     title = "-".join(words)
     lines = [
-        f'.TH {_text(title.upper())} 1 "" "tdxtrace {__version__}" "tdxtrace"',
+        f'.TH {_text(title.upper())} 1 "{date.today()}" "tdxtrace {__version__}" "tdxtrace"',
         ".SH NAME",
         f"{_text(title)} \\- {_text(summary[0].lower() + summary[1:].rstrip('.'))}",
         ".SH SYNOPSIS",
