@@ -15,15 +15,15 @@ def test_a_table_is_computed_once_and_only_on_access() -> None:
 
     def count(findings: Findings) -> pl.DataFrame:
         calls.append(findings)
-        return findings.retry_chains.head(1)
+        return findings.leaf_stats.head(1)
 
     found = analyze(story("B S S").trace)
-    analyses = {**found._analyses, "retry_chains": count}
+    analyses = {**found._analyses, "td_conflicts": count}
     findings = dataclasses.replace(found, _analyses=analyses)
     assert "on demand" in repr(findings)
     assert "on demand" in findings._repr_html_()
     assert calls == []
-    assert findings._table("retry_chains").height == 1
-    assert findings._table("retry_chains").height == 1
+    assert findings._table("td_conflicts").height == 1
+    assert findings._table("td_conflicts").height == 1
     assert calls == [findings]
-    assert repr(findings).count("on demand") == len(found._analyses)
+    assert repr(findings).count("on demand") == len(found._analyses) - 1

@@ -122,8 +122,11 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
     met, by_place = (
         pl.len().over(*_LEAF_KEY, way).sum().over(_LEAF_KEY) for way in ("met", "spaced")
     )
-    episode = pl.when(by_place > MUCH_LARGER * met).then("spaced").otherwise("met").cast(pl.UInt32)
-    return keyed.with_columns(episode=episode).drop("ordinal", "distance", "spaced", "met")
+    episode = pl.when(by_place > MUCH_LARGER * met).then("spaced").otherwise("met")
+    # Numbered from 0 in each input: they do not depend on what else is read.
+    keyed = keyed.with_columns(episode=episode)
+    number = pl.col("episode").rank("dense").over(_LEAF_KEY).cast(pl.UInt32) - 1
+    return keyed.with_columns(episode=number).drop("ordinal", "distance", "spaced", "met")
 
 
 def _met(retried: pl.DataFrame) -> pl.Series:

@@ -26,7 +26,7 @@ _RULES: Final = {"fail_on": "a rule of --fail-on matches", "min_exact": "below a
 READING_HELP: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
 # What click adds of numbers that a command refuses anyway.
-_RANGE: Final = re.compile(r" *\[[\d<=]*x[\d<>=]+\]|; [\d<=]*x[\d<>=]+(?=\])")
+_RANGE: Final = re.compile(r"(?<! ) *+\[[\d<=]*+x[\d<>=]++\]|; [\d<=]*+x[\d<>=]++(?=\])")
 _VALUES: Final = {
     **dict.fromkeys(("int", "int range", "list[int]"), "N"),
     **dict.fromkeys(("float", "float range"), "X"),

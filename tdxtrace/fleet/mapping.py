@@ -197,7 +197,8 @@ def _patterns(identify: str | None) -> list[re.Pattern[str]]:
             words += re.escape(part[at : found.start()])
             words += f"(?P<{found[1]}>.+?)" if found[1] is not None else ".*?"
             at = found.end()
-        patterns.append(re.compile(words + re.escape(part[at:])))
+        words += re.escape(part[at:])
+        patterns.append(re.compile(words))
     return patterns
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
 
-_DATA = Path(__file__).parent / "data"
+# Not a path: the recorder may run from an archive.
+_DATA = files(__package__) / "data"
 
 
 def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
@@ -26,7 +26,7 @@ def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
     """
     import polars as pl
 
-    table = pl.read_csv(_DATA / f"{name}.csv", infer_schema=False, glob=False)
+    table = pl.read_csv((_DATA / f"{name}.csv").read_bytes(), infer_schema=False)
     return table.with_columns(_number(pl.col(c), dtype) for c, dtype in columns.items())
 
 
@@ -39,8 +39,7 @@ def records(name: str) -> list[dict[str, str | None]]:
     Returns:
         One dict per line of the file, in its order; all values are text, an empty field is None.
     """
-    # Not a path: the recorder may run from an archive.
-    text = files(__package__).joinpath("data", f"{name}.csv").read_text("utf-8")
+    text = (_DATA / f"{name}.csv").read_text("utf-8")
     rows = csv.DictReader(text.splitlines())
     return [{column: cell or None for column, cell in row.items()} for row in rows]
 

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from random import Random
 from typing import Any, Final
 
@@ -181,7 +182,7 @@ def spread(cells: list[Cell], n: int) -> list[Cell]:
     if not n or n >= len(cells):
         return cells
     plans = list(dict.fromkeys(cell.plan for cell in cells))
-    n_plans = max(1, round(n * len(plans) / len(cells)))
+    n_plans = ceil(n * len(plans) / len(cells))
     Random(0).shuffle(plans)
     turns = Counter[str]()
     turn_of = {}

@@ -61,8 +61,8 @@ def test_the_file_says_how_it_was_recorded() -> None:
 @pytest.mark.parametrize(
     ("name", "events"),
     [
-        ("kdab-probe-uprobe", "probe_untitled1:main; say what the probes are with --map"),
-        ("kdab-probe-uprobe-stream", "probe_untitled1:main; say what the probes are with --map"),
+        ("kdab-probe-uprobe", "probe_untitled1:main; name the probed functions with --map"),
+        ("kdab-probe-uprobe-stream", "probe_untitled1:main; name the probed functions with --map"),
         ("mstange-sleep.compressed2", "cycles:Pu; record kvm:kvm_entry"),
         ("quipper-lost_samples-4.4", "cycles:pp, instructions:pp, branch-instructions:pp"),
     ],

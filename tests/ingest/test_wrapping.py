@@ -206,7 +206,7 @@ def test_where_a_number_may_be_cut_both_lines_are_lost() -> None:
 
 
 def test_text_of_which_nothing_is_left_says_that_lines_are_wrapped() -> None:
-    with pytest.raises(FormatError, match=r"lines that are wrapped, .* attachment"):
+    with pytest.raises(FormatError, match=r"has wrapped lines .* attachment"):
         read_text(f"{RETURN}800002000000\n0092\n")
 
 

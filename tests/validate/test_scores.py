@@ -27,7 +27,11 @@ def _captured(**changes: Any) -> CapturedRun:  # noqa: ANN401 - fields of a cell
 def _with(table_name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> CapturedRun:
     made = _captured()
     frame: Any = change(getattr(made.findings, table_name))
-    findings = dataclasses.replace(made.findings, **{table_name: frame})
+    if table_name in made.findings._analyses:
+        computed = made.findings._computed | {table_name: frame}
+        findings = dataclasses.replace(made.findings, _computed=computed)
+    else:
+        findings = dataclasses.replace(made.findings, **{table_name: frame})
     return dataclasses.replace(made, findings=findings)
 
 
