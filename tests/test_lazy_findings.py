@@ -20,10 +20,11 @@ def test_a_table_is_computed_once_and_only_on_access() -> None:
     found = analyze(story("B S S").trace)
     analyses = {**found._analyses, "td_conflicts": count}
     findings = dataclasses.replace(found, _analyses=analyses)
-    assert "on demand" in repr(findings)
+    pending = repr(findings).count("on demand")
+    assert pending > 20
     assert "on demand" in findings._repr_html_()
     assert calls == []
     assert findings._table("td_conflicts").height == 1
     assert findings._table("td_conflicts").height == 1
     assert calls == [findings]
-    assert repr(findings).count("on demand") == len(found._analyses) - 1
+    assert repr(findings).count("on demand") == pending - 1
