@@ -131,7 +131,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     is_first = (steps["group"] != steps["group"].shift()).fill_null(True).to_numpy()
     base = np.maximum(burst, 1.0)
     spreads = {unit: _spread(of, unit, share, base, is_first) for unit in CLUSTERED_BY}
-    drifts = (p_drift < DIFFER) & (of["n_more"] >= MIN_MORE)
+    drifts = (p_drift < DIFFER) & (of["n_more"] / base >= MIN_MORE)
     gain = np.where(drifts, _at_the_end(of, share), 0.0)
     # Parts of inputs that differ do so too.
     spreads["period"] = np.maximum(spreads["period"] - spreads["source"], gain)

@@ -26,7 +26,7 @@ def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
     """
     import polars as pl
 
-    table = pl.read_csv((_DATA / f"{name}.csv").read_bytes(), infer_schema=False)
+    table = pl.read_csv((_DATA / f"{name}.csv").read_bytes(), infer_schema=False, glob=False)
     return table.with_columns(_number(pl.col(c), dtype) for c, dtype in columns.items())
 
 
