@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.slices import cut_to_slices, slice_width
+from tdxtrace.analysis.slices import add_slice_width, cut_to_slices
 from tdxtrace.analysis.threads import infer_td
 from tdxtrace.analysis.time_shares import timed_attempts, vcpu_times
 from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
@@ -94,9 +94,7 @@ def _spans(works: pl.DataFrame) -> pl.DataFrame:
         first_ns=pl.col("when").min(),
         last_ns=pl.col("when_end").filter(pl.col("n") > 0).max() + 1,
     )
-    spans = spans.drop_nulls("last_ns")
-    widths = [slice_width(last - first) for _, first, last in spans.iter_rows()]
-    return spans.with_columns(width_ns=pl.Series(widths, dtype=pl.Int64))
+    return add_slice_width(spans.drop_nulls("last_ns"))
 
 
 def _in_slices(works: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:

@@ -32,6 +32,13 @@ def slice_width(span_ns: int) -> int:
         width *= 10
 
 
+def add_slice_width(spans: pl.DataFrame) -> pl.DataFrame:
+    """Add ``width_ns``, the width of the slices of each span from ``first_ns`` to ``last_ns``."""
+    ends = spans.select("first_ns", "last_ns").iter_rows()
+    widths = [slice_width(last - first) for first, last in ends]
+    return spans.with_columns(width_ns=pl.Series(widths, dtype=pl.Int64))
+
+
 def cut_to_slices(rows: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
     """Cut intervals at the borders of slices, and say how much of each lies in which.
 

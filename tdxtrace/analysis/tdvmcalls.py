@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.slices import slice_width
+from tdxtrace.analysis.slices import add_slice_width
 from tdxtrace.analysis.threads import VP_ENTER, may_miss_events, td_of_events
 from tdxtrace.tables.events import HOST_EVENTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.lifecycle import TDVMCALL_BASES, TDVMCALLS
@@ -67,10 +67,8 @@ def tdvmcalls(
     span = exits.group_by("source").agg(
         first_ns=pl.col("ts_ns").min(), last_ns=pl.col("ts_ns").max()
     )
-    width = [slice_width(last - first) for _, first, last in span.iter_rows()]
-    span = span.with_columns(width_ns=pl.Series(width, dtype=pl.Int64))
     at = (pl.col("ts_ns") - pl.col("first_ns")) // pl.col("width_ns")
-    exits = exits.join(span, on="source").with_columns(
+    exits = exits.join(add_slice_width(span), on="source").with_columns(
         start_ns=pl.col("first_ns") + at * pl.col("width_ns")
     )
     keys = ["source", "td_id", "tgid", "start_ns", "function", "basis", "withheld"]

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from tdxtrace.cli.query_options import PrintOptions, QueryOptions
     from tdxtrace.ingest.histogram import Histogram
 
-# Share of requests that may need more than a limit, as recommend's own default.
-DEFAULT_SHARE: Final = 1e-6
 _FIXED: Final = re.compile(r"fixed-\d{1,7}", re.ASCII)
 
 
@@ -75,15 +73,19 @@ def show_policies(
 
 
 def show_limits(
-    found: Histogram, query: QueryOptions, printing: PrintOptions, share: float
+    found: Histogram, query: QueryOptions, printing: PrintOptions, target: float | None
 ) -> None:
-    """Print the smallest limit of each leaf that at most this share of requests exceeds."""
+    """Print the smallest limit of each leaf that at most this share of requests exceeds.
+
+    Without a share, it is the one of a target that nothing else is said of.
+    """
     from tdxtrace.cli.options import OutputFormat
     from tdxtrace.recommend.counted import counted_attempts
+    from tdxtrace.recommend.target import Target
     from tdxtrace.report.histogram_text import limit_lines
 
     table = counted_attempts(found.requests)
     if printing.form is not OutputFormat.table:
         printing.show(table, query)
         return
-    printing.write_text(limit_lines(table, share), query)
+    printing.write_text(limit_lines(table, Target().ratio if target is None else target), query)

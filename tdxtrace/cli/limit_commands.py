@@ -137,7 +137,7 @@ def recommend_command(
 
     Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-3
     """
-    from tdxtrace.cli.histogram import DEFAULT_SHARE, histogram_of, show_limits
+    from tdxtrace.cli.histogram import histogram_of, show_limits
     from tdxtrace.recommend.limits import limits, observed_seconds
     from tdxtrace.recommend.target import parse_target
     from tdxtrace.report.limits_text import limits_text
@@ -146,7 +146,7 @@ def recommend_command(
     if (counted := histogram_of(query)) is not None:
         if at_most is not None or pace is not None or ask or confidence != _CONFIDENCE:
             raise QueryError("of these options a histogram answers --target alone")
-        show_limits(counted, query, printing, DEFAULT_SHARE if target is None else target)
+        show_limits(counted, query, printing, target)
         return
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
     pace_ns = None if pace is None else float(parse_duration(pace))

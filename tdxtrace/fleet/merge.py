@@ -35,6 +35,8 @@ MOST_PARTS: Final = 1 << 16
 _AT_ONCE: Final = 500
 _CURVE: Final = ("leaf", "by", "source", "td_id", "kind", "unit")
 _STEP: Final = (*_CURVE, "settled", "step")
+_COUNTED: Final = tuple(c for c in ATTEMPT_COUNTS.schema.names() if c not in _STEP)
+_TOTAL: Final = ("leaf", "source", "td_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,16 +277,17 @@ def _in_both_ways(rows: pl.DataFrame) -> pl.DataFrame:
 
 def added(steps: pl.DataFrame) -> pl.DataFrame:
     """Return the sum of rows of ``attempt_counts``."""
-    numbers = [c for c in ATTEMPT_COUNTS.schema.names() if c not in _STEP]
-    sums = steps.group_by(_STEP).agg(pl.col(numbers).sum())
+    sums = steps.group_by(_STEP).agg(pl.col(_COUNTED).sum())
     return ATTEMPT_COUNTS.conform(sums.sort(_STEP))
 
 
 def added_totals(totals: pl.DataFrame) -> pl.DataFrame:
     """Return the sum of rows of ``attempt_totals``."""
-    keys = ["leaf", "source", "td_id"]
-    numbers = [c for c in totals.columns if c not in keys]
-    return ATTEMPT_TOTALS.conform(totals.group_by(keys).agg(pl.col(numbers).sum()).sort(keys))
+    return ATTEMPT_TOTALS.conform(_sums_of_totals(totals))
+
+
+def _sums_of_totals(totals: pl.DataFrame) -> pl.DataFrame:
+    return totals.group_by(_TOTAL).agg(pl.exclude(_TOTAL).sum()).sort(_TOTAL)
 
 
 def subtracted(whole: AttemptCounts, part: AttemptCounts) -> AttemptCounts:
@@ -295,16 +298,12 @@ def subtracted(whole: AttemptCounts, part: AttemptCounts) -> AttemptCounts:
             for c in rows.columns
             if c not in keys
         )
-        for rows, keys in ((part.steps, _STEP), (part.totals, ("leaf", "source", "td_id")))
+        for rows, keys in ((part.steps, _STEP), (part.totals, _TOTAL))
     ]
     signed = whole.totals.cast({"n_requests": pl.Int64})
     steps = added(pl.concat([whole.steps, negative[0]]))
-    keys = ["leaf", "source", "td_id"]
-    totals = pl.concat([signed, negative[1]])
-    sums = totals.group_by(keys).agg(pl.exclude(keys).sum()).sort(keys)
-    is_left = pl.any_horizontal(
-        pl.col(c) != 0 for c in ATTEMPT_COUNTS.schema.names() if c not in _STEP
-    )
+    sums = _sums_of_totals(pl.concat([signed, negative[1]]))
+    is_left = pl.any_horizontal(pl.col(name) != 0 for name in _COUNTED)
     left = sums.filter(pl.col("n_requests") > 0).cast({"n_requests": pl.UInt64})
     return replace(whole, steps=steps.filter(is_left), totals=ATTEMPT_TOTALS.conform(left))
 

@@ -9,12 +9,11 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.intervals import CONFIDENCE, exact_interval
-from tdxtrace.tables.histograms import COUNTED_ATTEMPTS, REQUEST_COUNTS
+from tdxtrace.tables.histograms import COMPLETE, COUNTED_ATTEMPTS, REQUEST_COUNTS
 
 # Limits at which a histogram tells exactly who needs more: attempts are counted one by one to 64,
 # and together from a power of two to the number before the next.
 LIMITS: Final = (*range(1, 65), *((1 << n) - 1 for n in range(7, 21)))
-_DONE: Final = ("succeeded", "failed")
 
 
 def counted_attempts(
@@ -44,7 +43,7 @@ def counted_attempts(
     for limit in limits or ():
         if limit not in LIMITS:
             raise ValueError(f"{limit} lies within numbers that are counted together")
-    done = pl.col("outcome").is_in(_DONE)
+    done = pl.col("outcome").is_in(COMPLETE)
     needed = pl.col("n_attempts").cast(pl.Int64) + pl.when(done).then(0).otherwise(1)
     cells = counts.group_by("leaf", done=done, needed=needed).agg(pl.col("n_requests").sum())
     tried = pl.DataFrame({"max_attempts": limits or LIMITS}, schema={"max_attempts": pl.UInt32})

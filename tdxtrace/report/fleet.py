@@ -10,19 +10,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tdxtrace.report.columns import TextTable
-from tdxtrace.report.limits_text import percent
+from tdxtrace.report.limits_text import BASIS_WORDS, percent
 from tdxtrace.report.names import definition, leaf_label
 from tdxtrace.report.section import Grid, Section, grid
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.fleet import FLEET_HOSTS, FLEET_LIMITS
 from tdxtrace.tables.text import one_line
 
-_BASIS: Final = {
-    "observed": "counted",
-    "nothing_busy": "none busy",
-    "extrapolated": "model",
-    "withheld": "withheld",
-}
 _TITLES: Final = (
     *("group", "TDH.", "unit", "hosts", "requests", "retried", "limit", "as one", "by hosts"),
     *("without one host", "most of the tail", "basis"),
@@ -158,7 +152,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         *(_number(row["unit"], row[name]) for name in ("limit", "as_one_limit", "hosts_limit")),
         without,
         tail,
-        _BASIS[row["basis"]],
+        BASIS_WORDS[row["basis"]],
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
 from tdxtrace.report.units import plural, short_duration
-from tdxtrace.tables.histograms import TEXT_OF_CANNOT
+from tdxtrace.tables.histograms import COMPLETE, TEXT_OF_CANNOT
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.leaves import leaf_name
 
@@ -36,32 +37,20 @@ def histogram_text(requests: pl.DataFrame, attempts: pl.DataFrame, about: Histog
     return "".join(f"{line}\n" for line in lines)
 
 
+@dataclass(frozen=True, slots=True)
 class HistogramFacts:
-    """What a histogram says of itself.
+    """What a histogram says of itself."""
 
-    Args:
-        kernel: Release of the kernel.
-        length_ns: How long was counted.
-        cannot: Calls that could not be joined, by leaf and reason.
-        n_not_kept: Requests that did not fit into the map of counts.
-        is_whole: Whether the count came to its end.
-    """
-
-    __slots__ = ("cannot", "is_whole", "kernel", "length_ns", "n_not_kept")
-
-    def __init__(
-        self,
-        kernel: str,
-        length_ns: int,
-        cannot: Mapping[tuple[int, ...], int],
-        n_not_kept: int,
-        is_whole: bool,
-    ) -> None:
-        self.kernel = kernel
-        self.length_ns = length_ns
-        self.cannot = cannot
-        self.n_not_kept = n_not_kept
-        self.is_whole = is_whole
+    kernel: str
+    """Release of the kernel."""
+    length_ns: int
+    """How long was counted."""
+    cannot: Mapping[tuple[int, ...], int]
+    """Calls that could not be joined, by leaf and reason."""
+    n_not_kept: int
+    """Requests that did not fit into the map of counts."""
+    is_whole: bool
+    """Whether the count came to its end."""
 
 
 def limit_lines(attempts: pl.DataFrame, share: float) -> str:
@@ -96,16 +85,14 @@ def limit_lines(attempts: pl.DataFrame, share: float) -> str:
 
 def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
     n = pl.col("n_requests")
-    outcome = pl.col("outcome").cast(pl.String)
+    is_left = ~pl.col("outcome").is_in(COMPLETE)
     rows = requests.with_columns(name=leaf_name(pl.col("leaf"))).group_by(
         "leaf", "name", maintain_order=True
     )
     table = rows.agg(
         n=n.sum(),
-        retried=n.filter(
-            (pl.col("n_attempts") > 1) | ~outcome.is_in(["succeeded", "failed"])
-        ).sum(),
-        left=n.filter(~outcome.is_in(["succeeded", "failed"])).sum(),
+        retried=n.filter((pl.col("n_attempts") > 1) | is_left).sum(),
+        left=n.filter(is_left).sum(),
         most=pl.col("n_attempts").max(),
     )
     heads = "".join(f"{f'>{limit:,}':>11}" for limit in _SHOWN)

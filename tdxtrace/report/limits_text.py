@@ -21,7 +21,7 @@ from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
 _COUNTED: Final = re.compile(r"(?<![\d,])[\d,]++ requests?")
-_BASIS: Final = {
+BASIS_WORDS: Final = {
     "observed": "counted",
     "nothing_busy": "none busy",
     "no_vm_lost": "no VM lost",
@@ -277,7 +277,7 @@ def _limit_cells(rows: pl.DataFrame, is_paced: bool) -> tuple[str, ...]:
     by_unit = {row["unit"]: row for row in rows.iter_rows(named=True)}
     attempts, time = by_unit["attempts"], by_unit["ns"]
     limit = "-" if attempts["limit"] is None else count(attempts["limit"])
-    bases = [_BASIS[row["basis"]] for row in (time, attempts)]
+    bases = [BASIS_WORDS[row["basis"]] for row in (time, attempts)]
     return (
         attempts["name"],
         attempts["made_by"],

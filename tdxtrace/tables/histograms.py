@@ -11,6 +11,9 @@ from tdxtrace.tables.schema import Column, Table
 
 COUNTED_OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "open")
 
+COMPLETE: Final = ("succeeded", "failed")
+"""Outcomes of requests that were complete: what they needed is known."""
+
 REQUEST_COUNTS = Table(
     name="request_counts",
     grain="one row per interval, process, leaf, outcome and number of attempts",
