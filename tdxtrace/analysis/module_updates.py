@@ -52,10 +52,13 @@ def module_updates(trace: Trace, chains: pl.DataFrame) -> pl.DataFrame:
         return MODULE_UPDATES.empty()
     calls = _numbered(calls.sort("source", pl.coalesce("start_ns", "end_ns"), "seq"))
     requests = RETRY_CHAINS.conform(chains)
-    rows = [
-        _row(part, _events(trace, part["source"][0]), requests, trace.losses)
-        for part in calls.partition_by("source", "update", maintain_order=True)
-    ]
+    rows = []
+    for of_source in calls.partition_by("source", maintain_order=True):
+        events = _events(trace, of_source["source"][0])
+        rows += [
+            _row(part, events, requests, trace.losses)
+            for part in of_source.partition_by("update", maintain_order=True)
+        ]
     return MODULE_UPDATES.conform(pl.DataFrame(rows, schema=MODULE_UPDATES.schema))
 
 

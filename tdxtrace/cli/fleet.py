@@ -16,6 +16,8 @@ from tdxtrace.cli.options import OutputFormat, ReportFormat
 from tdxtrace.tables.text import one_line
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from tdxtrace.fleet.mapping import MapSummary
     from tdxtrace.fleet.merge import Facts
     from tdxtrace.recommend.target import Target
@@ -195,7 +197,7 @@ def limits_command(
 
     Example: tdxtrace fleet limits facts --where "kernel = '7.2'" --target 1e-4
     """
-    from tdxtrace.cli import outputs, screen
+    from tdxtrace.cli import outputs
     from tdxtrace.fleet.limits import fleet_hosts, fleet_limits
     from tdxtrace.fleet.merge import count_fleet
     from tdxtrace.report.fleet import fleet_text
@@ -215,11 +217,7 @@ def limits_command(
     else:
         hosts = fleet_hosts(count_fleet(chosen))
         shown = fleet_text(rows, hosts, chosen.parts, chosen.failures)
-    if output is None:
-        screen.print_screen(shown)
-    else:
-        text = screen.plain_text(shown)
-        outputs.write_file(output, text.encode(), force=force, inputs=[facts])
+    _show(shown, output, force, facts)
 
 
 @app.command("report", cls=Command)
@@ -274,17 +272,15 @@ def compare_command(
 
     Example: tdxtrace fleet compare facts --before "kernel = '7.1'" --after "kernel = '7.2'"
     """
-    from tdxtrace.cli import outputs, screen
+    from tdxtrace.cli import outputs
     from tdxtrace.fleet.limits import compare_fleets
     from tdxtrace.report.listing import listing
 
     rows = compare_fleets(_opened(facts, before), _opened(facts, after))
     if form is not OutputFormat.table:
         outputs.write_table(rows, form, output, force=force, inputs=[facts])
-    elif output is None:
-        screen.print_screen(listing(rows))
     else:
-        _write(screen.plain_text(listing(rows)).encode(), output, force, facts)
+        _show(listing(rows), output, force, facts)
 
 
 def _opened(url: str, where: str | None) -> Facts:
@@ -299,6 +295,16 @@ def _target(ratio: float, confidence: float) -> Target:
     from tdxtrace.recommend.target import Target
 
     return Target(ratio, confidence)
+
+
+def _show(shown: RenderableType, output: Path | None, force: bool, facts: str) -> None:
+    """Print what a command answers, or write it as text."""
+    from tdxtrace.cli import screen
+
+    if output is None:
+        screen.print_screen(shown)
+    else:
+        _write(screen.plain_text(shown).encode(), output, force, facts)
 
 
 def _write(data: bytes, output: Path | None, force: bool, facts: str) -> None:
