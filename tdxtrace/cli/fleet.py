@@ -203,10 +203,11 @@ def limits_command(
     from tdxtrace.report.fleet import fleet_text
 
     chosen = _opened(facts, where)
+    counts = count_fleet(chosen)
     if about_hosts:
-        rows = fleet_hosts(count_fleet(chosen))
+        rows = fleet_hosts(counts)
     else:
-        rows = fleet_limits(chosen, _target(target, confidence), by)
+        rows = fleet_limits(chosen, _target(target, confidence), by, counts=counts)
     if form is not OutputFormat.table:
         outputs.write_table(rows, form, output, force=force, inputs=[facts])
         return
@@ -215,7 +216,7 @@ def limits_command(
 
         shown = listing(rows)
     else:
-        hosts = fleet_hosts(count_fleet(chosen))
+        hosts = fleet_hosts(counts)
         shown = fleet_text(rows, hosts, chosen.parts, chosen.failures)
     _show(shown, output, force, facts)
 
@@ -246,8 +247,9 @@ def report_command(
 
     shape = form or options.format_of(output)
     chosen = _opened(facts, where)
-    rows = fleet_limits(chosen, _target(target, confidence), by)
-    hosts = fleet_hosts(count_fleet(chosen))
+    counts = count_fleet(chosen)
+    rows = fleet_limits(chosen, _target(target, confidence), by, counts=counts)
+    hosts = fleet_hosts(counts)
     tables = (chosen.table("shares"), chosen.table("rare"))
     parts = fleet.sections(rows, hosts, chosen.parts, chosen.failures, *tables)
     title = f"TDX SEAMCALL retries of a fleet (facts {chosen.digest})"

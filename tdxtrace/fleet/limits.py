@@ -38,7 +38,13 @@ _ONE_HOST: Final = "of one host: nothing is known of others"
 _KEY: Final = ("leaf", "made_by", "unit")
 
 
-def fleet_limits(facts: Facts, target: Target | None = None, by: str | None = None) -> pl.DataFrame:
+def fleet_limits(
+    facts: Facts,
+    target: Target | None = None,
+    by: str | None = None,
+    *,
+    counts: FleetCounts | None = None,
+) -> pl.DataFrame:
     """Recommend limits for a fleet of hosts.
 
     The limit as of one recording is what ``tdxtrace recommend`` says of all traces together. With
@@ -49,6 +55,7 @@ def fleet_limits(facts: Facts, target: Target | None = None, by: str | None = No
         facts: Facts of the traces.
         target: As for :func:`tdxtrace.recommend.limits.limits`.
         by: host, kernel or module: limits for each; None: one for all.
+        counts: What :func:`count_fleet` returns of all these facts, if it is known.
 
     Returns:
         The ``fleet_limits`` table, the leaf with most retried requests first in each group.
@@ -57,7 +64,11 @@ def fleet_limits(facts: Facts, target: Target | None = None, by: str | None = No
         InputError: If a file of the facts cannot be read.
         QueryError: If ``by`` is none of these.
     """
-    parts = [_group_limits(name, own, target or Target()) for name, own in _grouped(facts, by)]
+    known = counts if by is None else None
+    parts = [
+        _group_limits(name, own, known or count_fleet(own), target or Target())
+        for name, own in _grouped(facts, by)
+    ]
     return FLEET_LIMITS.conform(pl.concat(parts))
 
 
@@ -71,8 +82,7 @@ def _grouped(facts: Facts, by: str | None) -> Iterator[tuple[str, Facts]]:
         yield name, facts.only(facts.parts[by] == name)
 
 
-def _group_limits(group: str, facts: Facts, target: Target) -> pl.DataFrame:
-    counts = count_fleet(facts)
+def _group_limits(group: str, facts: Facts, counts: FleetCounts, target: Target) -> pl.DataFrame:
     recorded = recorded_of(facts, counts.leaves)
     as_one = limits_of(curves_of(counts.whole), recorded, target)
     of_hosts = limits_of(curves_of(counts.of_hosts()), recorded, target)
