@@ -15,12 +15,10 @@ from tdxtrace.tables.lifecycle import ACCEPT_LIMITS, ACCEPT_RATES
 from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx import status, word
 from tdxtrace.tdx.leaves import parse_leaf
+from tdxtrace.tdx.operands import n_small_pages
 
 AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
 SEPT_ADD: Final = parse_leaf("TDH.MEM.SEPT.ADD")[0]
-# Pages of 4K in a page of a level as the module counts: intel/tdx-module 1.5.01 include/
-# tdx_vmm_api_handlers.h, level 0 is 4K, each level has 512 entries.
-_PER_TABLE: Final = 512
 _NO_ENTRIES: Final = (
     "entries of the vCPUs were not recorded: record kvm:kvm_entry and kvm:kvm_exit, or probe "
     "tdx_vcpu_run, to tell the guest's time from the host's"
@@ -82,9 +80,8 @@ def _with_pages(works: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
     """Add the number of 4K pages that each attempt installed: those of an AUG that succeeded."""
     is_done = (pl.col("leaf") == AUG) & word.is_success(pl.col("status")).fill_null(False)
     levels = requests.select("source", "level", chain="first_seq")
-    n = pl.lit(_PER_TABLE, pl.UInt64).pow(pl.col("level").fill_null(0)).cast(pl.UInt64)
     return works.join(levels, on=["source", "chain"], how="left").with_columns(
-        n=pl.when(is_done).then(n).otherwise(0)
+        n=pl.when(is_done).then(n_small_pages(pl.col("level"))).otherwise(0)
     )
 
 

@@ -16,6 +16,7 @@ from tdxtrace.tables.lifecycle import BOOT_PHASE_NAMES, BOOT_PHASES
 from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx import status, word
 from tdxtrace.tdx.leaves import numbers_of
+from tdxtrace.tdx.operands import n_small_pages
 
 # The ports to which firmware writes marks: 0xf4, isa-debug-exit of QEMU, which OVMF and CVM_eval's
 # boot_time_eval_tdx.bt use for them; 0x402, OVMF's debug port; 0x80, POST codes.
@@ -234,13 +235,12 @@ def _sums(attempts: pl.DataFrame, phases: pl.DataFrame, requests: pl.DataFrame) 
     entry = pl.col("leaf") == VP_ENTER
     retried = status.is_retryable(pl.col("status")).fill_null(False)
     given = (pl.col("leaf") == AUG) & word.is_success(pl.col("status")).fill_null(False)
-    pages = pl.lit(512, pl.UInt64).pow(pl.col("level").fill_null(0)).cast(pl.UInt64)
     sums = rows.group_by(keys).agg(
         n_calls=(~entry).sum().cast(pl.UInt64),
         n_retries=(~entry & retried).sum().cast(pl.UInt64),
         call_ns=pl.col("took").filter(~entry & ~retried).sum(),
         retry_ns=pl.col("took").filter(~entry & retried).sum(),
-        n_pages=pages.filter(given).sum(),
+        n_pages=n_small_pages(pl.col("level")).filter(given).sum(),
     )
     waits = (
         rows.filter(~entry, ~pl.col("single"))

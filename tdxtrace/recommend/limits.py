@@ -19,6 +19,7 @@ from tdxtrace.tables.pace import pace_ns as pace_of_chains
 from tdxtrace.tables.trace import Provenance
 from tdxtrace.tdx.consequences import if_busy_is_final, kills_vm
 from tdxtrace.tdx.leaves import parse_leaf
+from tdxtrace.tdx.operands import n_small_pages
 
 _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
 _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
@@ -181,7 +182,7 @@ def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
     span = chains.filter(pl.col("td_id").is_not_null()).group_by("source", "td_id")
     spans = span.agg(ns=pl.col("end_ns").max() - pl.col("start_ns").min())["ns"]
     added = chains.filter(pl.col("leaf") == _AUG, pl.col("outcome") == "succeeded")
-    pages = added.select(pl.lit(512).pow(pl.col("level").fill_null(0).clip(0, 2)).sum()).item()
+    pages = added.select(n_small_pages(pl.col("level")).sum()).item()
     vm_s = float(spans.sum()) / 1e9 if seconds is not None and len(spans) else None
     return Exposure(seconds, vm_s, int(pages or 0))
 

@@ -14,6 +14,16 @@ from tdxtrace.tdx.word import is_busy, low32
 _COLUMNS: Final = {"td": "td_id", "vcpu": "vp_id"}
 # Operand ids fit 16 bits (the highest known is 0x140), so a leaf and an id fit one UInt32.
 _ID_SPACE: Final = 1 << 16
+# A table has so many entries, and a page is of 4K, 2M or 1G: intel/tdx-module 1.5.01 include/
+# tdx_vmm_api_handlers.h, level 0 is 4K.
+_PER_TABLE: Final = 512
+_HIGHEST_LEVEL: Final = 2
+
+
+def n_small_pages(level: pl.Expr) -> pl.Expr:
+    """Return the number of 4K pages (UInt64) in a page of a level; null is taken as 4K."""
+    known = level.fill_null(0).clip(0, _HIGHEST_LEVEL)
+    return pl.lit(_PER_TABLE, pl.UInt64).pow(known).cast(pl.UInt64)
 
 
 @cache
