@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from polars.testing import assert_frame_equal
@@ -16,7 +15,7 @@ from support.fleet import HereEngine, die_of_poison, digest_of, facts_at, mapped
 from tdxtrace.analysis.attempts import curves_of
 from tdxtrace.errors import InputError
 from tdxtrace.fleet.engine import open_engine
-from tdxtrace.fleet.mapping import map_traces
+from tdxtrace.fleet.mapping import MapSummary, map_traces
 from tdxtrace.fleet.merge import count_fleet, open_facts
 from tdxtrace.fleet.storage import open_storage, trace_inputs
 
@@ -42,18 +41,18 @@ def test_a_dask_cluster_writes_the_same_facts_though_workers_die(
         (folder / path.name).symlink_to(path)
     (folder / "poison.txt").write_text("kills its worker")
     engine = open_engine("local", 2)
+    killed: list[int] = []
+
+    def kill_one(summary: MapSummary) -> None:
+        """Kill a worker at the first report at which one answers: others may be dying."""
+        if summary.n_done and not killed:
+            client = distributed.get_client()
+            for pid in client.run(os.getpid, on_error="ignore").values():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                break
+
     try:
-        killed = 0
-        done: Any = None
-
-        def kill_one(summary: Any) -> None:  # noqa: ANN401
-            nonlocal killed
-            if summary.n_done in (1, 2) and killed < summary.n_done:
-                killed += 1
-                client = distributed.get_client()
-                pids = list(client.run(os.getpid).values())
-                os.kill(pids[0], signal.SIGKILL)
-
         storage = open_storage(str(tmp_path / "facts"))
         inputs = trace_inputs([str(folder)])
         done = map_traces(inputs, storage, engine, report=kill_one, run=die_of_poison)
