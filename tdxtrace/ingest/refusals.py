@@ -109,6 +109,19 @@ REFUSALS: Final = (
     _row(r"^\d{1,9} \d{1,4} \d{5,20} (?:\w+: |[\d?]+$|[0-9a-f]+ )", _OPTION.format("raw"), _OFF),
     _row(r"^[0-9a-f]{8} ?[0-9a-f]{8} ?[0-9a-f]{16}\b", _OPTION.format("hex"), _OFF),
     _row(r"^.{0,80}\x00.{0,80}type: \d{1,5}$", _OPTION.format("bin"), _OFF),
+    # Linux kernel/trace/trace_functions_graph.c: print_graph_rel_time, of wakeup and irqsoff; and
+    # print_graph_cpu, without which nobody knows who ran.
+    _row(
+        r"^ *+(?:\d{1,10}\.\d{6} \| ++)?\d{1,12} us \| ++\d{1,4}\) ",
+        "output of a latency tracer with options/display-graph, with times since it began",
+        "echo function_graph > current_tracer, echo 1 > options/funcgraph-abstime",
+    ),
+    _row(
+        r"^ *+(?:\d{1,10}\.\d{6} \| ++)?(?!\d{1,4}\) )(?:\S[^|]{0,40}?-\d{1,9} *+\| ++)?"
+        r"(?:[$@*#!+] *+)?\d[\d.]{0,9} us ++\| ++[\w}]",
+        "output of the function_graph tracer without the CPUs",
+        "echo 1 > options/funcgraph-cpu, and read the file again",
+    ),
     _row(
         r"^# tracer: (?:function|wakeup\w*|irqsoff|preempt\w*|hwlat|osnoise|timerlat|blk|branch)$"
         r"|^ *\S.{0,40}?-\d{1,9} .{0,60}?\d\.\d{6}: [\w.]+ <-[\w.]+",
@@ -164,6 +177,11 @@ _LACKING: Final = {
     "no_time": "has no times; print them: perf script -F +time, or of tracefs: echo 1 > "
     "options/context-info",
 }
+# What calls of function_graph may lack, and the option that prints it.
+_OF_GRAPH: Final = {
+    "without funcgraph-duration": "funcgraph-duration",
+    "without ret=": "funcgraph-retval (Linux 6.5 and later)",
+}
 
 
 def nothing_in(shown: str, stats: SourceStats, lines: list[str]) -> str:
@@ -197,6 +215,9 @@ def _other_events(stats: SourceStats) -> str:
         if any(kind == "unmapped" for kind, _ in told):
             way = "name the probed functions with --map EVENT=FUNCTION"
         return f"has no SEAMCALL and no KVM event; it has {_some(names)}; {way}"
+    for missing, option in _OF_GRAPH.items():
+        if any(name.endswith(missing) for name in undecoded):
+            return f"has calls {missing}; switch it on: echo 1 > options/{option}"
     if undecoded:
         return (
             f"has events without the fields that are needed: {_some(undecoded)}; "

@@ -60,6 +60,64 @@ def test_a_call_on_one_line_is_whole(note: str, status: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shown", "took_ns"),
+    [
+        ("@ 1234.567 us", 1_234_567),
+        ("* 28123.45 us", 28_123_450),
+        ("# 281234.5 us", 281_234_500),
+        ("$ 2812345 us", 2_812_345_000),
+        ("  28123.45 us", 28_123_450),  # without funcgraph-overhead
+    ],
+)
+def test_long_calls_have_fewer_digits_behind_the_point(shown: str, took_ns: int) -> None:
+    """print_graph_duration prints 7 digits: the longest calls must not be missing."""
+    text = graph(f"{shown} |  tdh_sys_init(); /* ret=0x0 */")
+    begun = 50_000_010_000
+    assert calls(text, "leaf", "start_ns", "end_ns") == [(33, begun, begun + took_ns)]
+    end = f"{shown} |  }} /* tdh_sys_init ret=0x0 */"
+    text = graph("              |  tdh_sys_init() {", end)
+    assert calls(text, "leaf", "status") == [(33, 0)]
+
+
+def test_counts_of_calls_that_were_passed_over() -> None:
+    """funcgraph-overrun: what was passed over is a loss."""
+    text = graph("  1.235 us    |  tdh_vp_flush(vp=0x1); /* ret=0x0 */")
+    assert lost(read_text(text + " (Overruns: 0)\n")) == {}
+    assert lost(read_text(text + " (Overruns: 3)\n")) == {"unparsed": 1}
+
+
+ROW = "  1.235 us    |  tdh_vp_flush(vp=0x1); /* ret=0x0 */"
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "instead"),
+    [
+        (f"   50.000010 |   CPU 0/K-7    |   {ROW}", "without the CPUs", "funcgraph-cpu"),
+        (f"   50.000010 |   {ROW}", "without the CPUs", "funcgraph-cpu"),
+        (ROW, "without the CPUs", "funcgraph-cpu"),
+        (f"       10 us |   1)  CPU 0/K-7    |   {ROW}", "latency tracer", "funcgraph-abstime"),
+        (f"       10 us |   1)  CPU 0/K-7    |  d..1. | {ROW}", "latency tracer", "current_tracer"),
+        (
+            "   50.000010 |   1)  CPU 0/K-7    |  tdh_vp_flush(vp=0x1); /* ret=0x0 */",
+            "without funcgraph-duration",
+            "options/funcgraph-duration",
+        ),
+        (
+            "   50.000010 |   1)  CPU 0/K-7    |   1.235 us    |  tdh_vp_flush(vp=0x1);",
+            "without ret=",
+            "options/funcgraph-retval",
+        ),
+    ],
+)
+def test_the_option_that_is_missing_is_named(line: str, what: str, instead: str) -> None:
+    for text in (f"{line}\n", f"{HEAD}{line}\n"):
+        with pytest.raises(FormatError, match=what) as raised:
+            read_text(text)
+        assert instead in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     "end",
     [
         "} /* tdh_mem_page_aug ret=0x8000020000000092 */",

@@ -26,11 +26,12 @@ from tdxtrace.tdx import wrappers
 # (funcgraph-proc), flags (latency-format), duration, then the tree.  Linux
 # kernel/trace/trace_functions_graph.c, print_graph_prologue, print_graph_duration.  Without the
 # option funcgraph-duration there is no bar before the tree: then the time tells what the line is.
+# A duration has 7 digits at most: from 10 ms on fewer than 3 behind the point, from 1 s on none.
 LINE: Final = re.compile(
     r"^\s*+(?:(?P<sec>\d{1,10})\.(?P<frac>\d{6})\s*+\|\s*+)?(?P<cpu>\d{1,4})\)\s*+"
     r"(?:(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*+\|\s*+)?"
     r"(?:(?P<flags>[.a-zA-Z][.a-zA-Z0-9]{3,4})\s*+\|)?"
-    r"(?:\s*+[$@*#!+]?\s*+(?:(?P<us>\d{1,12})\.(?P<ns>\d{3}) us)?\s*+\|\s|(?(sec)|(?!)))"
+    r"(?:\s*+[$@*#!+]?\s*+(?:(?P<us>\d{1,12})(?:\.(?P<ns>\d{1,3}))? us)?\s*+\|\s|(?(sec)|(?!)))"
     r"(?P<body>.*)"
 )
 _CALL: Final = re.compile(
@@ -48,7 +49,8 @@ _SWITCH: Final = re.compile(
 )
 # The tracer follows as many calls: Linux include/linux/ftrace.h, FTRACE_RETFUNC_DEPTH.
 _MOST_OPEN: Final = 50
-_RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]")
+# Lines around others; that no call was passed over (funcgraph-overrun) is one of its own.
+_RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]|^ *\(Overruns: 0\)\s*$")
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ class GraphReader:
             self.stats.count("undecoded", f"{function} without funcgraph-duration", number)
             return None
         if role == "single":
-            duration = int(found["us"] or 0) * 1000 + int(found["ns"] or 0)
+            duration = int(found["us"]) * 1000 + int((found["ns"] or "").ljust(3, "0"))
             values.values["duration_ns"] = duration
             ts_ns += duration
         if role != "entry" and "status" not in values.values:
