@@ -1,4 +1,4 @@
-"""Texts that were pasted or printed in another form: as HTML, in colours, with other blanks.
+"""Texts that were pasted or stored in another form: HTML, colours, blanks, logs of containers.
 
 What the beginning of a text shows is undone in all of it, before its lines are read.  Nothing else
 of the text changes, so nothing is lost: the lines are those that the tool printed.
@@ -6,6 +6,8 @@ of the text changes, so nothing is lost: the lines are those that the tool print
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -34,8 +36,16 @@ _COLOURS: Final = re.compile(rb"\x1b\[[\d;]{0,16}[mK]")
 _ENDS_COLOUR: Final = re.compile(rb"\x1b\[0?m")
 # Of a text without the end of a line: bytes that may be the beginning of what is replaced.
 _MOST_KEPT_BYTES: Final = 1 << 16
+# What a program printed, in the objects of a log of containers: Docker's json-file and fluent-bit
+# ("log"), logstash and Elastic Common Schema ("message"), logcli of Loki ("line").
+_PRINTED: Final = ("log", "message", "line")
+# An object, or the string that jq makes of one, on a line.
+_IN_JSON: Final = re.compile(rb'^(?:\{[ \t]*"|")', re.MULTILINE)
+_MOST_TRIED: Final = 16
 
 _Chunks = Iterable[bytes]
+_Undo = Callable[[bytes], bytes]
+"""From whole lines to what was printed."""
 
 
 def mend_text(head: bytes) -> Callable[[_Chunks], Iterator[bytes]] | None:
@@ -49,21 +59,24 @@ def mend_text(head: bytes) -> Callable[[_Chunks], Iterator[bytes]] | None:
     """
     if b"\0" in head:
         return None
+    undo: list[_Undo] = []
+    unwrap = _from_json(head)
+    if unwrap is not None:
+        undo, head = [unwrap], unwrap(head)
+    if _ENDS_COLOUR.search(head) is not None:
+        undo.append(partial(_COLOURS.sub, b""))
     replaced = [(old, new) for old, new in _CHARACTERS if old in head]
     # Every name of a character may follow where one was used.
     if any(old.startswith(b"&") for old, _ in replaced):
         replaced = list(_CHARACTERS)
     if b"\r" in head and b"\n" not in head:
         replaced.append((b"\r", b"\n"))
-    has_colours = _ENDS_COLOUR.search(head) is not None
-    if not replaced and not has_colours:
-        return None
-    return partial(_replaced, replaced=replaced, has_colours=has_colours)
+    if replaced:
+        undo.append(partial(_replace, replaced=replaced))
+    return partial(_undone, undo=undo) if undo else None
 
 
-def _replaced(
-    chunks: _Chunks, replaced: list[tuple[bytes, bytes]], *, has_colours: bool
-) -> Iterator[bytes]:
+def _undone(chunks: _Chunks, undo: list[_Undo]) -> Iterator[bytes]:
     rest = b""
     for chunk in chunks:
         text = rest + chunk
@@ -72,14 +85,47 @@ def _replaced(
             end = len(text)
         rest = text[end:]
         if end:
-            yield _replace(text[:end], replaced, has_colours)
+            yield _each(text[:end], undo)
     if rest:
-        yield _replace(rest, replaced, has_colours)
+        yield _each(rest, undo)
 
 
-def _replace(text: bytes, replaced: list[tuple[bytes, bytes]], has_colours: bool) -> bytes:
-    if has_colours:
-        text = _COLOURS.sub(b"", text)
+def _each(text: bytes, undo: list[_Undo]) -> bytes:
+    for step in undo:
+        text = step(text)
+    return text
+
+
+def _replace(text: bytes, replaced: list[tuple[bytes, bytes]]) -> bytes:
     for old, new in replaced:
         text = text.replace(old, new)
     return text
+
+
+def _from_json(head: bytes) -> _Undo | None:
+    """Return what takes lines out of the objects of a log; None if they are in none."""
+    begun = itertools.islice(_IN_JSON.finditer(head), _MOST_TRIED)
+    tried = (_printed(head[found.start() :].partition(b"\n")[0]) for found in begun)
+    printed = [text for text in tried if text is not None]
+    # Docker keeps the ends of lines: where one is missing, the next object goes on with it.
+    has_ends = any(text.endswith(b"\n") for text in printed)
+    return partial(_unwrap, end=b"" if has_ends else b"\n") if printed else None
+
+
+def _unwrap(text: bytes, end: bytes) -> bytes:
+    lines = text.splitlines(keepends=True)
+    made = ((_printed(line), line) for line in lines)
+    return b"".join(line if printed is None else printed + end for printed, line in made)
+
+
+def _printed(line: bytes) -> bytes | None:
+    """What was printed, of a line that is an object of a log or a string; else None."""
+    if not line.startswith((b"{", b'"')):
+        return None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        value = next((value[name] for name in _PRINTED if name in value), None)
+    return value.encode("utf-8", "replace") if isinstance(value, str) else None

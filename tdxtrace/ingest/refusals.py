@@ -210,6 +210,8 @@ def _other_events(stats: SourceStats) -> str:
     undecoded = [name for kind, name in told if kind == "undecoded"]
     if "about something else" in names:
         return "is a kernel log without a message about TDX; give it with --dmesg"
+    if names == ["of another program"]:
+        return "has lines of other programs alone; give what the kernel logged: journalctl -k"
     if names or stats.events:
         way = "record kvm:kvm_entry, kvm:kvm_exit and probes on tdh_mem_page_aug and its siblings"
         if any(kind == "unmapped" for kind, _ in told):

@@ -394,14 +394,8 @@ def dmesg_json(*texts: str) -> str:
         (dmesg_json, "journal-json", 7, 9),
         (lambda *m: "".join(f"data: {journal(x)}\n\n" for x in m), "journal-json", 3, 2),
         (lambda *m: json.dumps([fields_of(x) for x in m], indent=2), "journal-json", 9, 14),
-        (
-            lambda *m: "".join(json.dumps({"log": at(1.5, x) + "\n"}) + "\n" for x in m),
-            "journal-json",
-            2,
-            2,
-        ),
     ],
-    ids=["json-pretty", "export", "verbose", "dmesg -J", "json-sse", "jq", "docker"],
+    ids=["json-pretty", "export", "verbose", "dmesg -J", "json-sse", "jq"],
 )
 def test_entries_of_several_lines(
     written: Callable[..., str], form: str, first: int, n_lines: int

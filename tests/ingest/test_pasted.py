@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -38,6 +39,15 @@ def coloured(text: str) -> str:
     return re.sub("aug|SEAMCALL", "\x1b[01;31m\x1b[K\\g<0>\x1b[m\x1b[K", text)
 
 
+def in_json(text: str, make: Callable[[str], object]) -> str:
+    return "".join(json.dumps(make(line)) + "\n" for line in text.splitlines())
+
+
+def container(printed: str) -> dict[str, str]:
+    """As Docker keeps it; Go writes < and > as code points."""
+    return {"log": printed + "\n", "stream": "stdout", "time": "2026-01-01T00:00:00.000000001Z"}
+
+
 FORMS: dict[str, Callable[[str], str | bytes]] = {
     "as it was printed": lambda text: text,
     "UTF-16 of PowerShell": lambda text: ("\ufeff" + text.replace("\n", "\r\n")).encode(
@@ -54,6 +64,19 @@ FORMS: dict[str, Callable[[str], str | bytes]] = {
     "coloured by grep": coloured,
     "coloured lines": lambda text: re.sub("^.+$", "\x1b[32m\\g<0>\x1b[0m", text, flags=re.M),
     "an arrow of a font": lambda text: text.replace("<-", "\u2190"),
+    "Docker": lambda text: in_json(text, container).replace("<", "\\u003c"),
+    "Docker, on a terminal": lambda text: in_json(text, lambda line: container(line + "\r")),
+    "Docker, in pieces": lambda text: in_json(text, container).replace(
+        "ret=", 'ret", "stream": "stdout"}\n{"log": "='
+    ),
+    "Docker, coloured": lambda text: in_json(coloured(text), container),
+    "fluent-bit": lambda text: in_json(text, lambda line: {"stream": "stdout", "log": line}),
+    "logstash": lambda text: in_json(text, lambda line: {"@timestamp": "2026", "message": line}),
+    "Loki": lambda text: in_json(text, lambda line: {"labels": {"pod": "x"}, "line": line}),
+    "jq": lambda text: in_json(text, lambda line: line),
+    "Kubernetes": lambda text: (
+        re.sub("^", "2026-01-01T00:00:00.000000001Z stdout F ", text.rstrip(), flags=re.M) + "\n"
+    ),
 }
 
 
@@ -124,6 +147,15 @@ def test_a_date_that_ts_put_before_a_log_is_no_syslog(prefix: str) -> None:
 def test_a_program_that_writes_the_kernels_time_is_still_a_program() -> None:
     text = f"Nov 12 11:22:33 host mallory[7]: {LOG.splitlines()[0]}\n{LOG}"
     assert read_text(text).kernel_messages.height == 2
+
+
+def test_objects_that_are_none_of_a_log_are_left_as_they_are() -> None:
+    others = '{"log": 5}\n{"log": "cut\n"text" behind\n["line"]\n{"log": "\\ud800"}\n'
+    mend = mend_text((in_json("a line\n", container) + others).encode())
+    assert mend is not None
+    made = b"".join(mend([(in_json("a line\n", container) + others).encode()]))
+    assert made == b"a line\n" + others.encode().replace(b'{"log": "\\ud800"}\n', b"?")
+    assert mend_text(others.partition('{"log": "\\')[0].encode()) is None
 
 
 @pytest.mark.parametrize("width", [50, 60, 66, 70])

@@ -102,6 +102,7 @@ FUNCTIONS = """\
         (NO_TIME, "perf script", "-F +time", "kvm_exit"),
         (STAT, "trace-cmd report --stat", "without --stat", ""),
         (GUEST, "of a guest", "trace the host", ""),
+        ("Nov 12 11:22:33 host mallory[7]: hello\n" * 2, "of other programs", "journalctl -k", ""),
     ],
 )
 def test_the_line_names_the_tool_and_what_to_run(

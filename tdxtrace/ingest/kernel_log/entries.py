@@ -182,7 +182,7 @@ class FieldEntries:
 def parse_json(text: str) -> LogLine | None:
     """Read an object of JSON; None if it is no entry of a log.
 
-    It is one of the journal (``MESSAGE``), of dmesg -J (``msg``), or of a container's log.
+    It is one of the journal (``MESSAGE``) or of dmesg -J (``msg``).
     """
     try:
         fields = json.loads(text, parse_float=str)
@@ -192,13 +192,13 @@ def parse_json(text: str) -> LogLine | None:
         return None
     if "MESSAGE" in fields:
         return of_journal(fields)
-    message = next((fields[name] for name in ("msg", "log", "message") if name in fields), None)
+    message = fields.get("msg")
     if not isinstance(message, str):
         return None
     line = message.split("\n", 1)[0]
     # dmesg -x says the facility; the time is in seconds.
     time, facility = fields.get("time"), fields.get("fac", "kern")
-    if "msg" in fields and isinstance(time, str) and re.fullmatch(r"\d{1,9}\.\d{6}", time):
+    if isinstance(time, str) and re.fullmatch(r"\d{1,9}\.\d{6}", time):
         line = f"[{time}] {line}"
     found = prefixes.split_prefix(line)
     return found if facility == "kern" else found._replace(of_kernel=False)
