@@ -24,6 +24,13 @@ _BUSY_ON_ENTRY: Final = word.is_busy_on(pl.col("final_status"), word.TDX_OPERAND
 HOST_PRIORITY_NS: Final = 10_000_000
 _TRACK: Final = leaves.parse_leaf("TDH.MEM.TRACK")[0]
 _BLOCK: Final = leaves.parse_leaf("TDH.MEM.RANGE.BLOCK")[0]
+# Where one of these succeeds, a TD ends or another one begins, perhaps at the same address.
+_ENDS_OF_TDS: Final = leaves.numbers_of(
+    [
+        *("TDH.MNG.VPFLUSHDONE", "TDH.MNG.KEY.FREEID"),
+        *("TDH.MNG.CREATE", "TDH.MNG.INIT", "TDH.MR.FINALIZE"),
+    ]
+)
 # KVM prints a failure right after the call, from the same thread; a console takes up to some
 # 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
 MESSAGE_NS: Final = 10_000_000
@@ -51,14 +58,16 @@ def abandoned_requests(
 ) -> pl.DataFrame:
     """Find the consequences of each request that was left busy.
 
-    Evidence is a row of the trace for each consequence.
+    Evidence is a row of the trace for each consequence.  A request that is cut is listed only with
+    a timeout of host priority: whatever its thread did later, no call took the entry before that.
 
     ``host_priority_timeout``: the request was busy on an SEPT entry, and a vCPU of that TD
     exited with HOST_PRIORITY_BUSY_TIMEOUT, at least HOST_PRIORITY_NS after its first try and
     before any host call took that entry's lock or may have taken it, in whatever it ended; not
     in generation A, which has no host priority.  Absence: a call that was not recorded may have
-    taken the lock, so losses between rule it out.  Nearest innocent trace: a request left busy
-    just before the exit, while another one, unseen, shut the guest out.  ``later_call_failed``:
+    taken the lock, so losses between rule it out.  Nearest innocent traces: a request left busy
+    just before the exit, while another one, unseen, shut the guest out; one of a TD that ended,
+    whose address another TD has now.  ``later_call_failed``:
     a BLOCK was left busy, and a call on its page failed for lack of it
     (:func:`~.causes.blocks.dropped_blocks`); or a TRACK was, and the next call of the TD that
     requires one failed; with no loss between.  Nearest innocent trace: another BLOCK, of the
@@ -79,25 +88,31 @@ def abandoned_requests(
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
-    abandoned = RETRY_CHAINS.conform(chains).filter(
-        pl.col("outcome").is_in(["abandoned", "resolved_elsewhere"]),
+    left = RETRY_CHAINS.conform(chains).filter(
+        pl.col("outcome").is_in(["abandoned", "resolved_elsewhere", "cut"]),
         pl.col("final_status").is_not_null(),
     )
-    if abandoned.is_empty():
+    abandoned = left.filter(pl.col("outcome") != "cut")
+    if left.is_empty():
         return ABANDONED_REQUESTS.empty()
     calls = SEAMCALLS.conform(trace.seamcalls)
     effects = [
         _settled_later(abandoned, calls),
-        _timeouts(abandoned, calls, chains, trace.losses) if generation != "A" else _no_effects(),
+        _timeouts(left, calls, chains, trace.losses) if generation != "A" else _no_effects(),
         _later_failures(abandoned, calls, trace.losses),
         _kernel_messages(abandoned, related_messages(trace), message_ns),
     ]
     seen = pl.concat(effect.select(_EFFECT_COLUMNS) for effect in effects)
-    requests = abandoned.select(
-        *("source", "first_seq", "leaf", "tid", "tgid", "td_id", "gpa", "level"),
-        "final_status",
-        left_ns="end_ns",
-    ).join(seen, on=_KEY, how="left")
+    shown = left.filter(pl.col("outcome") == "cut").join(seen, on=_KEY, how="semi")
+    requests = (
+        pl.concat([abandoned, shown])
+        .select(
+            *("source", "first_seq", "leaf", "tid", "tgid", "td_id", "gpa", "level"),
+            "final_status",
+            left_ns="end_ns",
+        )
+        .join(seen, on=_KEY, how="left")
+    )
     found = requests.with_columns(
         consequence=pl.col("consequence").fill_null("none_seen").cast(pl.Enum(CONSEQUENCES)),
         after_ns=(pl.col("effect_ns") - pl.col("left_ns")).clip(0),
@@ -161,7 +176,7 @@ def _timeouts(
         coalesce=False,
         check_sortedness=False,
     ).filter(pl.col("effect_ns").is_not_null())
-    rows = _untouched_entries(rows, calls)
+    rows = _of_one_td(_untouched_entries(rows, calls), calls)
     return _effect(_without_losses(rows, losses), "host_priority_timeout")
 
 
@@ -184,6 +199,23 @@ def _untouched_entries(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         check_sortedness=False,
     )
     return next_taken.filter((pl.col("taken_from_ns") > pl.col("effect_ns")).fill_null(True))
+
+
+def _of_one_td(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """The requests between whose end and whose effect no TD at that address ended or began."""
+    ends = calls.filter(
+        pl.col("leaf").is_in(_ENDS_OF_TDS), pl.col("status") == 0, pl.col("end_ns").is_not_null()
+    ).select("source", "td_id", other_ns="end_ns")
+    next_end = rows.sort("end_ns").join_asof(
+        ends.sort("other_ns"),
+        left_on="end_ns",
+        right_on="other_ns",
+        by=["source", "td_id"],
+        strategy="forward",
+        coalesce=False,
+        check_sortedness=False,
+    )
+    return next_end.filter((pl.col("other_ns") > pl.col("effect_ns")).fill_null(True))
 
 
 def _without_losses(rows: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:

@@ -134,6 +134,8 @@ def _parts(works: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> p
     ).with_columns(
         when=pl.max_horizontal("when", "first_ns"),
         when_end=pl.min_horizontal("when_end", "last_ns"),
+        # An attempt that ends after the last page belongs to no slice.
+        answer=pl.when(pl.col("when_end") < pl.col("last_ns")).then("answer"),
     )
     cut = cut_to_slices(rows, "when", "when_end")
     ends = (pl.col("when_end") - pl.col("first_ns")) // pl.col("width_ns") == pl.col("slice")

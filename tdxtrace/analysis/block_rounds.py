@@ -131,7 +131,8 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         Columns of :data:`ENTRY`, seq (of the BLOCK), tid, start_ns (of the BLOCK), end_ns (start of
-        the call that ended the round, null: none), ended_by (its leaf), fate (of :data:`FATES`).
+        the call that ended the round, null: none), done_ns (its end), ended_by (its leaf), fate
+        (of :data:`FATES`).
 
     Sources:
         intel/tdx-module 1.5.01 tdh_mem_range_block.c, tdh_mem_range_unblock.c.
@@ -145,6 +146,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
             pl.col("again", "repeated").shift(-1, fill_value=False).over(ENTRY),
             ended_by=pl.col("leaf").shift(-1).over(ENTRY),
             end_ns=pl.col("at").shift(-1).over(ENTRY),
+            done_ns=pl.col("end").shift(-1).over(ENTRY),
             end_tid=pl.col("tid").shift(-1).over(ENTRY),
             mapped_by=_last_mapping(),
         )
@@ -166,7 +168,7 @@ def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
     excused = pl.col("round").is_in(served["round"].implode())
     lossy = pl.col("round").is_in(_lossy(rounds, trace.losses)["round"].implode())
     return rounds.with_columns(excused=excused, lossy=lossy).select(
-        *ENTRY, "seq", "tid", "start_ns", "end_ns", "ended_by", fate=_fate()
+        *ENTRY, "seq", "tid", "start_ns", "end_ns", "done_ns", "ended_by", fate=_fate()
     )
 
 

@@ -133,3 +133,8 @@ def test_parts_are_the_whole(words: list[str]) -> None:
     known = rows.filter(pl.col("host_ns").is_not_null())
     length = (pl.col("end_ns") - pl.col("start_ns")) * pl.col("n_vcpus")
     assert known.filter(times < length).is_empty()
+
+
+def test_an_attempt_that_ends_after_the_last_page_is_in_no_slice() -> None:
+    row = whole("enterX 2/enterX B1 2/B2 2/(2 S1 2/)B")
+    assert (row["n_pages"], row["n_busy_tree"]) == (1, 2)

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from tdxtrace.analysis.causes import attribution, guests
-from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, mode_of, names_of
+from tdxtrace.analysis.causes.clock_drift import may_have_met_armed_entry
+from tdxtrace.analysis.causes.conflicts import ALL_GENERATIONS, ENTRY, TREE, mode_of, names_of
 from tdxtrace.analysis.causes.evidence import BusyEvidence
 from tdxtrace.analysis.causes.mmu_lock import EXCLUDES
 from tdxtrace.analysis.causes.ranking import Ranking, is_proven, rank_candidates
@@ -142,6 +143,7 @@ def _facts(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.
         is_only_cause=pl.Series(ranking.is_only_cause),
         first_lock=first["lock"],
         every=first["mask"],
+        is_doubted=_doubted(evidence, ranking),
     )
     return (
         facts.join(inside, on="row", how="left", suffix="_inside", maintain_order="left")
@@ -171,7 +173,7 @@ def _first_answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
         confidence=pl.when("is_bug")
         .then("confidence")
         .when("by_call")
-        .then(_confidence_of_call(evidence.busy.slack_ns))
+        .then(_confidence_of_call(evidence.busy.slack_ns, evidence.clock_is_global))
         .when("by_guest")
         .then(by_guest)
         .otherwise(_lit("none")),
@@ -208,21 +210,38 @@ def _cause() -> pl.Expr:
     )
 
 
-def _confidence_of_call(slack_ns: int) -> pl.Expr:
+def _confidence_of_call(slack_ns: int, clock_is_global: bool) -> pl.Expr:
     """Confidence in the best candidate of an attempt.
 
     A call that surely held the lock is weak evidence beside an armed entry that may have held
-    it: which of the two the attempt met is not shown, but calls are more frequent.
+    it: which of the two the attempt met is not shown, but calls are more frequent.  Timestamps
+    prove no overlap where the clocks of two CPUs may differ.
     """
     only_cause, proven = pl.col("is_only_cause"), is_proven(slack_ns)
+    sure = proven & only_cause & ~pl.col("is_doubted")
     armed_fits = pl.col("is_armed") & (pl.col("grade") == HELD_TO_END) & (pl.col("core_ns") >= 0)
     return (
-        pl.when(proven & only_cause & ~pl.col("lossy"))
+        pl.when(sure & ~pl.col("lossy") & pl.lit(clock_is_global))
         .then(_lit("proof"))
-        .when((proven | armed_fits) & only_cause)
+        .when(sure | (armed_fits & only_cause))
         .then(_lit("strong"))
         .otherwise(_lit("weak"))
     )
+
+
+def _doubted(evidence: BusyEvidence, ranking: Ranking) -> pl.Series:
+    """Whether another holder fits as well as the best, though that surely overlaps.
+
+    Of an SEPT entry it may be a guest, where a level was not recorded, or by clocks of CPUs
+    that may differ; of the tree it may be an armed entry, by such clocks.
+    """
+    lock, level = ranking.best["lock"], evidence.calls["level"]
+    own, held = (level.gather(rows) for rows in (ranking.attempts, ranking.best["holder"]))
+    of_entry = lock == ENTRY
+    if evidence.clock_is_global:
+        return (of_entry & (own.is_null() | held.is_null())).fill_null(False)
+    near = may_have_met_armed_entry(evidence.calls, pl.Series(ranking.attempts))
+    return (of_entry | ((lock == TREE) & near)).fill_null(False)
 
 
 _CAUSE: Final = pl.Enum(CAUSES)

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.causes.clock_drift import may_have_met_armed_entry
 from tdxtrace.analysis.causes.conflicts import TREE
 from tdxtrace.analysis.causes.overlaps import Intervals, overlapping_pairs
 from tdxtrace.analysis.causes.rule_evidence import BROKEN_CALLS, RuleEvidence, broken_calls
@@ -39,8 +40,8 @@ def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
     of them names (or its thread or process); each begins before the other ends by more than
     the clock's resolution.  Clocks of two CPUs may differ by a source that does not name its
     clock, or by ``local``: there it is said only of a pair that the module itself found
-    together, one of the two being busy on the SEPT tree and the other its only candidate; and
-    it is strong, not proof.
+    together, one of the two being busy on the SEPT tree and the other its only candidate, with no
+    armed entry that it may have met (:mod:`~.clock_drift`); and it is strong, not proof.
 
     Absence: a call without a recorded begin (return probes only) or end overlaps nothing, and
     neither does one in which events may be lost: its return may be that of a later call.
@@ -100,6 +101,7 @@ def _found_by_module(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
         .join(of_tree, on="attempt")
         .filter(pl.col("grade") < BOUNDS_UNKNOWN, pl.col("mask") == pl.col("possible"))
     )
+    met = met.filter(~may_have_met_armed_entry(seen.calls, met["attempt"]))
     both_orders = [
         met.select(row="attempt", evidence="holder"),
         met.select(row="holder", evidence="attempt"),

@@ -165,7 +165,8 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
         check_sortedness=False,
     )
     per_range = (
-        kept.filter(pl.col("when") <= pl.col("end_ns"))
+        # The call that gives the range back holds the tree, and so refuses the vCPU once more.
+        kept.filter(pl.col("when") <= pl.col("done_ns"))
         .group_by(ENTRY)
         .agg(n_rounds=pl.col("seq").n_unique())
     )
@@ -184,7 +185,7 @@ def _first_faults(rounds: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
             check_sortedness=False,
         )
         .filter(pl.col("ts_ns") <= pl.col("end_ns"))
-        .group_by(*_VCPU, *ENTRY[1:], "seq", "end_ns")
+        .group_by(*_VCPU, *ENTRY[1:], "seq", "done_ns")
         .agg(pl.col("ts_ns").min())
     )
 

@@ -117,6 +117,7 @@ def test_the_evidence_is_the_other_row() -> None:
         ("2/enter( trackD 2/)Q trackD", ["busy_after_kick"]),
         # A loop of tries does not stop after two, and a timer interrupts guests beside it.
         ("2/enter( blockB1 2/)Q _ blockB1 blockB1", []),
+        ("2/enter( blockB1 2/)Q _ blockB1 5/blockS1", []),  # another thread does it
         ("blockB1 2/enter( blockB1 2/)Q _ blockB1", []),
         ("2/enter( blockB1 2/)Q _ blockB1 blockS1", []),
         # Mainline kills the VM: one that goes on is run by something else.
@@ -144,6 +145,23 @@ def test_the_evidence_is_the_other_row() -> None:
 )
 def test_a_second_failure_counts_after_a_kick_only(text: str, expected: list[str]) -> None:
     assert rules(text, "9/S5 8/blockS7 2/septS2 3/septS4") == expected
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [("", "weak"), ("_ 8/reclaimS", "weak"), ("_7ms 8/reclaimS", "strong")],
+)
+def test_a_recording_that_ends_after_two_tries_may_hide_a_third(later: str, expected: str) -> None:
+    told = story(f"9/S5 8/blockS7 2/enter( blockB1 2/)Q _ blockB1 {later}")
+    found = broken_rules(gather_evidence(told.trace, mask=mask_of("B")))
+    assert found.filter(rule="busy_after_kick")["confidence"].to_list() == [expected]
+
+
+def test_a_vcpu_that_stayed_inside_is_no_proof_where_clocks_may_differ() -> None:
+    for clock, expected in (("mono", ["proof"]), ("local", ["strong"])):
+        trace = with_clock(f"{BEFORE} 2/enter( trackS trackP 2/)Q", clock)
+        found = broken_rules(gather_evidence(trace, mask=mask_of("B")))
+        assert found.filter(rule="track_without_kick")["confidence"].to_list() == expected
 
 
 def test_a_second_failure_beside_a_host_call_is_not_the_guests() -> None:
@@ -225,8 +243,11 @@ def test_calls_that_touch_do_not_overlap() -> None:
         ("2/block(1 S2 2/)S", []),
         ("2/track( removeS1 2/)S", []),
         # One was busy on the tree, which only the other can have held.
-        ("2/block(1 B2 2/)S", ["strong"]),
-        ("2/(2 blockB1 2/)S", ["strong"]),
+        ("9/enterH 2/block(1 B2 2/)S", ["strong"]),
+        ("9/enterH 2/(2 blockB1 2/)S", ["strong"]),
+        ("2/block(1 B2 2/)S", []),  # or an entry of a vCPU: none was recorded
+        # Or one that was armed, some microseconds off.
+        ("9/enterH 9/enterB 9/enterH 2/block(1 B2 2/)S", []),
         ("2/block(1 K2 2/)S", []),  # a guest can have held an entry
         ("2/block(1 3/block(3 B2 3/)S 2/)S", []),  # one of two did
     ],
@@ -240,7 +261,7 @@ def test_where_clocks_of_cpus_may_differ_the_module_must_say_that_they_met(
 
 def test_a_holder_in_one_of_the_possible_generations_only_proves_nothing() -> None:
     # REMOVE shares the tree from B on: AUG is busy on it in A only.
-    trace = with_clock("9/S5 8/blockS7 2/remove(1 B2 2/)S", "local")
+    trace = with_clock("9/enterH 9/S5 8/blockS7 2/remove(1 B2 2/)S", "local")
     for mask, expected in ((mask_of("A"), ["mmu_lock_excludes"]), (ALL_GENERATIONS, [])):
         assert broken_rules(gather_evidence(trace, mask=mask))["rule"].to_list() == expected
 

@@ -85,7 +85,7 @@ def test_a_call_that_cannot_hold_it_is_no_cause(text: str, generation: str) -> N
 def test_an_answer_names_lock_and_generations() -> None:
     (row,) = answers(story(f"{BEFORE} 2/block(1 B1 2/)S"))
     assert (row["lock"], row["mode"], row["holder_mode"]) == ("SEPT_TREE", "SH", "EX")
-    assert (row["generations"], row["confidence"], row["n_tied"]) == ("ABC", "proof", 1)
+    assert (row["generations"], row["confidence"], row["n_tied"]) == ("ABC", "strong", 1)
     assert row["resource"] == "SEPT tree"
     assert row["overlap_ns"] == row["end_ns"] - row["start_ns"]
 
@@ -451,12 +451,52 @@ def test_an_attempt_beside_a_loss_is_unexplained() -> None:
     assert answer("2/enter( removeK1 2/)H", "B")[0] == "guest"
 
 
-def test_a_loss_around_an_attempt_lowers_the_confidence() -> None:
+@pytest.mark.parametrize(
+    ("clock", "expected"),
+    [("mono", ["proof", "strong"]), ("local", ["strong"] * 2), ("unnamed", ["strong"] * 2)],
+)
+def test_a_loss_or_a_clock_of_each_cpu_lowers_the_confidence(
+    clock: str, expected: list[str]
+) -> None:
     text = f"{BEFORE} 2/block(1 lost B1 2/)S"
-    (sure,) = answers(story(text.replace("lost ", "")), "B")
-    (row,) = busy_causes(gather_evidence(widened(story(text)), mask=mask_of("B"))).to_dicts()
-    assert (sure["confidence"], row["confidence"]) == ("proof", "strong")
-    assert row["cause"] == "host_conflict"
+    traces = story(text.replace("lost ", "")).trace, widened(story(text))
+    rows = [the_answer(by_clock(trace, clock)) for trace in traces]
+    assert [row["confidence"] for row in rows] == expected
+    assert {row["cause"] for row in rows} == {"host_conflict"}
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        # A vCPU was refused: the AUG may have met its next entry.
+        ("2/enterC 2/enterB 2/enterC 3/block(1 B1 3/)S", "weak"),
+        ("2/enterC 2/enterB 2/enterC _7ms 3/block(1 B1 3/)S", "strong"),
+        ("5/S1#1 2/enterB*5 2/enterC*5 3/block(1 B1 3/)S", "weak"),  # of an unknown TD
+        # Its first entry that was recorded shows no fault before it.
+        ("2/enterC 3/block(1 B1 3/)S", "strong"),
+        # A guest may have the entry.
+        ("3/remove(1 blockK1 3/)S", "weak"),
+    ],
+)
+def test_what_an_armed_entry_or_a_guest_may_have_held_is_weak_where_clocks_may_differ(
+    text: str, local: str
+) -> None:
+    trace = story(f"{BEFORE} {text}").trace
+    for clock, expected in (("mono", "proof"), ("local", local)):
+        row = the_answer(by_clock(trace, clock))
+        assert (row["cause"], row["confidence"]) == ("host_conflict", expected)
+
+
+def by_clock(trace: Trace, clock: str) -> Trace:
+    source = dataclasses.replace(trace.provenance.sources[0], clock=clock)
+    known = dataclasses.replace(trace.provenance, sources=(source,))
+    return dataclasses.replace(trace, provenance=known)
+
+
+def the_answer(trace: Trace) -> dict[str, Any]:
+    """The row of rank 1 of the last busy answer of thread 1."""
+    table = busy_causes(gather_evidence(trace, mask=mask_of("B")))
+    return table.filter(rank=1, tid=1).to_dicts()[-1]
 
 
 def test_a_call_without_an_end_is_listed_but_not_the_answer() -> None:

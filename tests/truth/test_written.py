@@ -1,0 +1,239 @@
+"""Small traces that an innocent host or guest leaves, and guilty ones beside them.
+
+Each was written from the rules of the module and of KVM, not from the code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from support.written import written
+
+import tdxtrace
+from tdxtrace.tables.trace import Findings
+
+# A TD is built and runs: pages 0, 1 and 9, of which 9 is removed again; two vCPUs.
+BUILT = """
+1000-1002 91@0 sept:0^3 S
+1005-1007 91@0 sept:0^2 S
+1010-1012 91@0 sept:0^1 S
+1015-1017 91@0 aug:0 S
+1020-1022 91@0 aug:1 S
+1025-1027 91@0 aug:9 S
+1030-1032 91@0 block:9 S
+1034-1036 91@0 track S
+1038-1040 91@0 remove:9 S
+1050-1053 101@1 enter 0x4d
+1055-1058 102@2 enter 0x4d
+"""
+WITHOUT_ENTRIES = "\n".join(line for line in BUILT.splitlines() if "enter" not in line)
+
+
+def faults(first: int, n: int, page: str) -> str:
+    """Entries of vCPU 101 that end in a fault on a page, 10 us apart."""
+    return "\n".join(
+        f"{at}-{at + 3} 101@1 enter 0x30\n{at + 4} 101@1 ?{page}"
+        for at in range(first, first + 10 * n, 10)
+    )
+
+
+def rounds(n: int, body: str, page: str = "0") -> str:
+    """BLOCK, TRACK, seven faults; then calls at times from 100 us on; every 400 us."""
+    parts = []
+    for start in range(2000, 2000 + 400 * n, 400):
+        parts.append(f"{start}-{start + 2} 201@4 block:{page} S")
+        parts.append(f"{start + 4}-{start + 6} 201@4 track S")
+        parts.append(faults(start + 10, 7, page.partition("^")[0]))
+        for line in filter(None, body.splitlines()):
+            times, rest = line.split(" ", 1)
+            first, last = times.split("-")
+            parts.append(f"{start + int(first)}-{start + int(last)} {rest}")
+    return "\n".join(parts)
+
+
+# Refused while the range is given back, and in the guest afterwards.
+REFUSED = "102-104 101@1 enter B\n120-180 101@1 enter 0xc\n"
+
+INNOCENT = {
+    "a loop of tries of which the recording shows two, beside a timer": """
+        2000-2100 101@1 enter 0x1
+        2005-2007 201@4 block:0 B
+        2110-2112 201@4 block:0 B""",
+    "two tries, and another thread does it": """
+        2000-2100 101@1 enter 0x1
+        2005-2007 201@4 block:0 K
+        2110-2112 201@4 block:0 K
+        2120-2122 202@5 block:0 S
+        9000-9002 202@5 track S""",
+    "an AUG that an armed entry made busy, before a BLOCK by a clock that is behind": f"""
+        2000-2003 102@2 enter 0x4d
+        {faults(2010, 7, "7")}
+        2103-2105 202@5 aug:7 B
+        2100-2108 201@4 block:0 S
+        2114-2118 101@1 enter 0x4d
+        2120-2122 202@5 aug:7 S""",
+    "a guest accepts a page while it is blocked": """
+        2000-2100 101@1 enter 0x1
+        2005-2007 201@4 block:0 K
+        2110-2112 201@4 block:0 S
+        2114-2116 201@4 track S
+        2118-2120 201@4 remove:0 S""",
+    "a vCPU moves to another CPU": """
+        2000-2010 101@1 enter 0x1
+        2020-2022 300@1 flush:101 S
+        2030-2040 101@3 enter 0x1""",
+    "entries beside a TRACK": """
+        2000-2006 201@4 track S
+        2002-2004 101@1 enter D
+        2003-2005 102@2 enter D
+        2006-2050 101@1 enter 0xc""",
+    "a timeout, and an event was lost before it": """
+        2005-1500000 102@2 enter Z
+        2010-2012 202@5 block:0 K
+        9000 @5 lost
+        1500010-1500020 102@2 enter 0xc""",
+    "a timeout, and a call that failed took the entry before it": """
+        2005-32000 102@2 enter Z
+        2010-2012 202@5 block:0 K
+        2020-2022 203@6 aug:0 0xc0000b0600000001
+        32010-32020 102@2 enter 0xc""",
+    "a timeout of the TD that has the address of one that ended": """
+        2005-2040 102@2 enter 0x1
+        2010-2012 202@5 block:0 K
+        5000-5002 91@0 init S
+        6000-6002 91@0 finalize S
+        7000-1600000 702@2 enter Z
+        1600010-1600020 702@2 enter 0xc""",
+    "a BLOCK that another thread made of the range around the page": """
+        2000-2002 201@4 block:0 B
+        2010-2012 202@5 block:0^1 S
+        2020-2022 202@5 remove:0 T
+        2030-2032 202@5 track S
+        2034-2036 202@5 remove:0 S""",
+    "a BLOCK that was tried again, which was not recorded": """
+        2000-2002 201@4 block:0 B
+        2005- 201@4 block:0
+        2020-2022 201@4 remove:0 T""",
+    "a table and a page at one address": """
+        2000-2006 202@5 sept:0x200^1 S
+        2002-2004 101@1 aug:0x200 K
+        2010-2012 101@1 aug:0x200 S""",
+    "an AUG beside a guest that accepts": """
+        2000-2050 102@2 enter 0x1
+        2010-2012 101@1 aug:7 K
+        2020-2022 101@1 aug:7 S""",
+    "AUGs of one page that touch": """
+        2000-2004 202@5 aug:7 S
+        2004-2006 101@1 aug:7 K
+        2010-2012 101@1 aug:7 S""",
+    "vCPUs that fault on pages which are being removed": f"""
+        {faults(2001, 9, "20")}
+        2000-2004 201@4 block:20 S
+        2006-2010 201@4 track S
+        2091-2094 101@1 enter B
+        2090-2096 201@4 block:21 S
+        2098-2100 201@4 remove:20 S
+        2110-2150 101@1 enter 0xc""",
+    "a host that fails to split a range, five times": rounds(
+        5, "96-99 201@4 demote:0x200^1 J\n101-105 201@4 unblock:0x200^1 S\n" + REFUSED, "0x200^1"
+    ),
+    "probes of AUG that were switched off within one": """
+        2000- 202@5 aug:7
+        2010-2012 201@4 block:0 S
+        -2030 202@5 aug:7 S
+        2040-2042 202@5 aug:8 S""",
+    "an update of the module": """
+        2000-2002 101@1 aug:7 Y
+        2010-2012 201@4 block:0 Y
+        2020-2022 201@4 track Y
+        2050-2052 101@1 aug:7 S""",
+}
+GUILTY = {
+    "a BLOCK beside an AUG": (
+        "mmu_lock_excludes",
+        "2000-2020 201@4 block:0 S\n2005-2007 202@5 aug:7 B\n2030-2032 202@5 aug:7 S",
+    ),
+    "a BLOCK that is busy with every vCPU kicked out": (
+        "busy_after_kick",
+        "2000-2020 101@1 enter 0x1\n2001-2021 102@2 enter 0x1\n2005-2007 201@4 block:0 B\n"
+        "2030-2032 201@4 block:0 B\n90000-90002 300@1 flush:101 S\n90020-90022 91@0 reclaim:7 S",
+    ),
+    "two TRACKs with a vCPU inside": (
+        "track_without_kick",
+        "2000-2400 101@1 enter 0xc\n2100-2103 201@4 track S\n2300-2302 201@4 track P",
+    ),
+    "two AUGs of one page": (
+        "aug_busy_on_entry",
+        "2000-2010 202@5 aug:7 S\n2003-2005 101@1 aug:7 K\n2020-2022 101@1 aug:7 S",
+    ),
+    "a busy BLOCK that was dropped": (
+        "dropped_block",
+        "2000-2002 201@4 block:0 B\n2004-2006 201@4 track S\n2008-2010 201@4 remove:0 T",
+    ),
+    "a page that is added beside a running vCPU": (
+        "tdr_busy",
+        "2000-2100 101@1 enter 0xc\n2010-2012 201@4 add:64 R",
+    ),
+    "a vCPU that is flushed while it runs": (
+        "tdvpr_busy",
+        "2000-2100 101@1 enter 0xc\n2010-2012 201@4 flush:101 K",
+    ),
+    # The thread makes no other call: what it did later does not matter.
+    "an entry that is left busy until the guest's calls time out": (
+        "entry_left_busy",
+        "2005-1600000 102@2 enter Z\n2010-2012 202@5 block:0 K\n1600010-1600020 102@2 enter 0xc",
+    ),
+    "a page that is blocked and given back, with a vCPU kept out until then": (
+        "blocked_for_nothing",
+        rounds(5, "101-105 201@4 unblock:0 S\n" + REFUSED),
+    ),
+}
+
+
+def found(text: str, folder: Path, before: str = BUILT) -> Findings:
+    path = folder / "trace.txt"
+    path.write_text(written(f"{before}\n{text}"))
+    return tdxtrace.analyze(tdxtrace.read_trace(path))
+
+
+def accused(findings: Findings) -> list[str]:
+    """Rules of the accusations: verdicts, and broken rules that are sure."""
+    verdicts = findings.verdicts.filter(pl.col("verdict").is_in(["BUG", "HOSTILE"]))
+    sure = findings.broken_rules.filter(pl.col("confidence") != "weak")
+    return [*verdicts["rule"], *sure["rule"]]
+
+
+@pytest.mark.parametrize("name", INNOCENT)
+def test_nobody_innocent_is_accused(name: str, tmp_path: Path) -> None:
+    assert accused(found(INNOCENT[name], tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", GUILTY)
+def test_nobody_guilty_is_cleared(name: str, tmp_path: Path) -> None:
+    rule, text = GUILTY[name]
+    assert rule in accused(found(text, tmp_path))
+
+
+def test_an_aug_beside_a_block_is_no_bug_where_no_entry_was_recorded(tmp_path: Path) -> None:
+    """An armed entry may have made the AUG busy, and the BLOCK's CPU has a clock of its own."""
+    _, text = GUILTY["a BLOCK beside an AUG"]
+    assert accused(found(text, tmp_path, WITHOUT_ENTRIES)) == []
+
+
+def test_a_recording_that_ends_after_two_tries_leaves_it_undecided(tmp_path: Path) -> None:
+    _, text = GUILTY["a BLOCK that is busy with every vCPU kicked out"]
+    cut = "\n".join(text.splitlines()[:4])
+    findings = found(cut, tmp_path)
+    assert accused(findings) == []
+    assert findings.broken_rules.select("rule", "confidence").rows() == [
+        ("busy_after_kick", "weak")
+    ]
+
+
+def test_a_level_that_was_not_recorded_makes_the_holder_of_an_entry_unsure(tmp_path: Path) -> None:
+    """The table above the page and the page have one address, and are two entries."""
+    text = "2000-2006 202@5 sept:0x200^- S\n2002-2004 101@1 aug:0x200^- K"
+    (row,) = found(text, tmp_path).busy_causes.filter(rank=1).to_dicts()
+    assert (row["cause"], row["confidence"]) == ("host_conflict", "weak")
