@@ -15,12 +15,10 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.lifecycle import BOOT_PHASE_NAMES, BOOT_PHASES
 from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx import status, word
+from tdxtrace.tdx.firmware import MARK_PORTS
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.operands import n_small_pages
 
-# The ports to which firmware writes marks: 0xf4, isa-debug-exit of QEMU, which OVMF and CVM_eval's
-# boot_time_eval_tdx.bt use for them; 0x402, OVMF's debug port; 0x80, POST codes.
-MARK_PORTS: Final = (0xF4, 0x402, 0x80)
 # Memory is accepted until no page was asked for so long: a definition of ours.
 ACCEPT_PAUSE_NS: Final = 10_000_000
 _CREATE: Final = numbers_of(["TDH.MNG.CREATE"])

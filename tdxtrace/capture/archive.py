@@ -25,7 +25,8 @@ from tdxtrace.tables.text import one_line
 _PARTS: Final = (
     *("__init__.py", "errors.py", "capture"),
     *("tables/__init__.py", "tables/files.py", "tables/text.py", "tables/times.py"),
-    *("tdx/__init__.py", "tdx/facts.py", "tdx/releases.py", "tdx/wrappers.py", "tdx/data"),
+    *("tdx/__init__.py", "tdx/facts.py", "tdx/firmware.py", "tdx/releases.py", "tdx/wrappers.py"),
+    "tdx/data",
 )
 _NAME: Final = "tdxtrace-record.pyz"
 

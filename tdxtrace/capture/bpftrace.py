@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -38,7 +39,17 @@ _KVM: Final = {
         ("error_code", "0x%llx"),
     ),
     "kvm_userspace_exit": (("reason", "%u"), ("errno", "%d")),
+    "kvm_pio": (
+        ("rw", "%u"),
+        ("port", "0x%x"),
+        ("size", "%u"),
+        ("count", "%u"),
+        ("val", "0x%x"),
+    ),
+    "kvm_vm_set_mem_attributes": (("start", "0x%llx"), ("end", "0x%llx"), ("attr", "0x%llx")),
 }
+# Where the name of a field begins in a tracepoint's filter (Documentation/trace/events.rst).
+_FIELD: Final = re.compile(r"\b(?=[a-z_])")
 _CASTS: Final = {"x64": "uint64", "s32": "int32"}
 
 
@@ -59,7 +70,7 @@ def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
         maps += call.maps
         yield from call.lines()
     for event in recipe.events:
-        test = f" / args->{event.filter} /" if event.filter else ""
+        test = f" / {_FIELD.sub('args->', event.filter)} /" if event.filter else ""
         fields = _KVM[event.event]
         shown = " ".join(f"{name}={form}" for name, form in fields)
         values = ", ".join(f"args->{name}" for name, _ in fields)

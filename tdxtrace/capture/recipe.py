@@ -10,8 +10,9 @@ from typing import Final
 from tdxtrace.capture.btf import Btf
 from tdxtrace.capture.options import Detail
 from tdxtrace.capture.probes import RATE, Fetch, Probe, Tracepoint, size_kb
-from tdxtrace.capture.symbols import NOINSTR, Symbols
+from tdxtrace.capture.symbols import NOINSTR, Symbols, function_of_tracepoint
 from tdxtrace.tdx import wrappers
+from tdxtrace.tdx.firmware import MARK_PORTS
 
 GROUP: Final = "tdxtrace"
 CLOCK: Final = "mono"
@@ -20,8 +21,13 @@ CLOCK: Final = "mono"
 RETURN_ARGS_SINCE: Final = (6, 9)
 # KVM's tracepoints: Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.  A TD's
 # instruction pointer is not known to the host and printed as 0.
-_STOCK_EVENTS: Final = ("kvm_entry", "kvm_exit", "kvm_page_fault", "kvm_userspace_exit")
 _MINIMAL_EVENTS: Final = ("kvm_entry", "kvm_exit")
+_STOCK_EVENTS: Final = (*_MINIMAL_EVENTS, "kvm_page_fault", "kvm_userspace_exit", "kvm_pio")
+# Linux virt/kvm/kvm_main.c under CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES, which TDX selects.
+_ATTRIBUTES_EVENT: Final = "kvm_vm_set_mem_attributes"
+# A write (KVM_PIO_OUT is 1 in arch/x86/kvm/trace.h) to a port of the firmware's marks: the others
+# answer no question here.
+_PIO_FILTER: Final = f"rw == 1 && ({' || '.join(f'port == {port:#x}' for port in MARK_PORTS)})"
 _RIP_FIELD: Final = {"kvm_entry": "rip", "kvm_exit": "guest_rip", "kvm_page_fault": "guest_rip"}
 # Fault path and zap: where calls are answered busy, and how that ends.
 _MINIMAL: Final = (
@@ -111,7 +117,7 @@ def recipe(kernel: Kernel, options: RecipeOptions) -> Recipe:
         probes += _vp_enter(kernel, options)
     if kernel.spots:
         probes = [replace(probe, spot=kernel.spots[probe.function]) for probe in probes]
-    names = () if kernel.spots else _event_names(options.detail)
+    names = () if kernel.spots else _event_names(kernel, options.detail)
     events = tuple(_event(name, options) for name in names)
     return Recipe(
         kernel.release,
@@ -224,11 +230,16 @@ def offsets(btf: Btf | None) -> tuple[int, int, int] | None:
     return None if status is None or gpa is None or vcpu is None else (status, gpa, vcpu)
 
 
-def _event_names(detail: Detail) -> tuple[str, ...]:
-    return _MINIMAL_EVENTS if detail is Detail.minimal else _STOCK_EVENTS
+def _event_names(kernel: Kernel, detail: Detail) -> tuple[str, ...]:
+    if detail is Detail.minimal:
+        return _MINIMAL_EVENTS
+    has_attributes = kernel.symbols.has(function_of_tracepoint(_ATTRIBUTES_EVENT))
+    return (*_STOCK_EVENTS, *([_ATTRIBUTES_EVENT] if has_attributes else []))
 
 
 def _event(name: str, options: RecipeOptions) -> Tracepoint:
+    if name == "kvm_pio":
+        return Tracepoint("kvm", name, _PIO_FILTER)
     rip = _RIP_FIELD.get(name)
     return Tracepoint("kvm", name, f"{rip} == 0" if rip and options.only_tds else "")
 

@@ -18,7 +18,8 @@ from tdxtrace.tables.text import one_line
 NOINSTR: Final = frozenset({"tdh_vp_enter", "__seamcall_saved_ret", "tdx_vcpu_enter_exit"})
 _OURS: Final = re.compile(
     r"^(?P<address>[0-9a-fA-F]{1,16}) [tTwW] "
-    r"(?P<name>tdh_\w{1,60}|__seamcall\w{0,20}|tdx_vcpu_run|tdx_handle_exit|tdx_vcpu_enter_exit)"
+    r"(?P<name>tdh_\w{1,60}|__seamcall\w{0,20}|tdx_vcpu_run|tdx_handle_exit|tdx_vcpu_enter_exit"
+    r"|__traceiter_kvm_\w{1,60})"
     r"(?P<rest>\.[\w.]+)?(?:\s+\[(?P<module>\w+)\])?$",
     re.MULTILINE,
 )
@@ -43,6 +44,11 @@ class Symbols:
     def may_probe(self, function: str) -> bool:
         """Return whether a kprobe on the function is possible."""
         return self.has(function) and function not in self.blacklisted
+
+
+def function_of_tracepoint(event: str) -> str:
+    """Return the function that a kernel with this tracepoint has: include/linux/tracepoint.h."""
+    return f"__traceiter_{event}"
 
 
 def from_kallsyms(text: str, shown: str) -> Symbols:

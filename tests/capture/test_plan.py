@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -120,6 +121,67 @@ def test_every_script_records_when_entries_begin(
         assert begin.get(dialect, " -e kvm:kvm_entry ") in script
 
 
+TRACED = "__traceiter_kvm_vm_set_mem_attributes"
+MARKS = "rw == 1 && (port == 0xf4 || port == 0x402 || port == 0x80)"
+
+
+@pytest.mark.parametrize("level", [Detail.full, Detail.stock])
+@pytest.mark.parametrize(
+    ("dialect", "filtered"),
+    [
+        ("tracefs", f"echo '{MARKS}' >\"$I/events/kvm/kvm_pio/filter\""),
+        ("trace-cmd", f"-e kvm:kvm_pio -f '{MARKS}'"),
+        ("perf", f"-e kvm:kvm_pio --filter '{MARKS}'"),
+        (
+            "bpftrace",
+            "tracepoint:kvm:kvm_pio / args->rw == 1 && "
+            "(args->port == 0xf4 || args->port == 0x402 || args->port == 0x80) /",
+        ),
+    ],
+)
+def test_the_events_of_a_boot_are_recorded(dialect: str, filtered: str, level: Detail) -> None:
+    words = ("capture", "plan", "--kernel", "6.18", "--dialect", dialect, "--level")
+    script = answered(*words, level).text
+    assert filtered in script
+    assert "kvm_vm_set_mem_attributes" in script
+    minimal = answered(*words, "minimal").text
+    assert "kvm_pio" not in minimal
+    assert "kvm_vm_set_mem_attributes" not in minimal
+
+
+def test_a_kernel_without_memory_attributes_is_not_asked_for_their_event(tmp_path: Path) -> None:
+    path = tmp_path / "kallsyms"
+    words = ("capture", "plan", "--kernel", "6.18", "--from-kallsyms", path)
+    for functions, there in ((("tdh_mng_init",), False), (("tdh_mng_init", TRACED), True)):
+        path.write_text(kallsyms(*functions))
+        script = answered(*words).text
+        assert ("kvm_vm_set_mem_attributes" in script) is there
+        assert "kvm_pio" in script
+
+
+def test_bpftrace_prints_the_events_of_a_boot_as_they_are_read(tmp_path: Path) -> None:
+    script = answered("capture", "plan", "--kernel", "6.18", "--dialect", "bpftrace").text
+    values = {
+        "kvm_pio": (1, 0xF4, 1, 1, 0x10),
+        "kvm_vm_set_mem_attributes": (0x100, 0x180, 8),
+    }
+    lines = ""
+    for event, fields in values.items():
+        form = re.search(rf'printf\("(.*{event}: .*)\\n"', script)
+        assert form is not None
+        head = ("CPU 0/KVM", 12, 10, 3, 5, 1000)
+        plain = re.sub(r"ll(?=[ux])|0(?=9llu)", "", form[1]).replace("%9u", "%09u")
+        lines += plain % (*head, *fields) + "\n"
+    trace = tmp_path / "trace.txt"
+    trace.write_text(lines)
+    rows = read_trace(trace).host_events.rows(named=True)
+    assert [(r["event"], r["port"], r["is_write"], r["value"]) for r in rows] == [
+        ("kvm_pio", 0xF4, True, 0x10),
+        ("kvm_vm_set_mem_attributes", None, None, 8),
+    ]
+    assert (rows[1]["gpa"], rows[1]["n_bytes"]) == (0x100 << 12, 0x80 << 12)
+
+
 def test_levels() -> None:
     minimal = probes("--kernel", "6.18", "--level", "minimal")
     assert len(minimal) == 5
@@ -139,7 +201,7 @@ def test_filters_leave_other_vms_out() -> None:
     said = answered("capture", "plan", "--kernel", "6.18", "--only-tds", "--dialect", "perf").text
     assert "-e kvm:kvm_exit --filter 'guest_rip == 0'" in said
     assert "-e kvm:kvm_entry --filter 'rip == 0'" in said
-    assert "--filter" not in answered("capture", "plan", "--dialect", "perf").text
+    assert "rip == 0" not in answered("capture", "plan", "--dialect", "perf").text
 
 
 def of_release(release: str = "6.18") -> Kernel:
