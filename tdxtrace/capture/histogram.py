@@ -14,6 +14,7 @@ from typing import Final
 
 from tdxtrace.capture.probes import Fetch, Probe
 from tdxtrace.capture.recipe import Recipe
+from tdxtrace.tables.attempt_cells import DOUBLINGS, EXACT
 from tdxtrace.tdx.facts import records
 from tdxtrace.tdx.wrappers import leaf_of
 
@@ -25,10 +26,6 @@ SUCCEEDED, FAILED, RESOLVED, UNDONE = range(4)
 """How a request ended: the numbers in the second last place of a key of @requests."""
 NO_ENTRY, OPEN_FULL, THREADS_FULL, OVERWRITTEN = range(1, 5)
 """Why a call could not be joined: the numbers in the last place of a key of @cannot."""
-EXACT: Final = 64
-"""Up to so many attempts are counted one by one; above by the power of two below, 65 to 127 as
-65."""
-_DOUBLINGS: Final = 14
 # Places of the table of the last success on each page: those of another page overwrite it.
 _SLOTS: Final = 0x7FFF
 # Bits 63:32 of a status without bits 61 and 60: tdx/word.py, CODE_BITS.
@@ -237,7 +234,7 @@ def _settled(leaf: _Leaf) -> Iterator[str]:
 def _counted(leaf: _Leaf, outcome: str) -> Iterator[str]:
     """Yield what counts a request of $n attempts."""
     yield f"    $b = $n; if ($n > {EXACT}) {{ $b = (uint64){EXACT};"
-    yield f"      unroll({_DOUBLINGS}) {{ if ($b * 2 <= $n) {{ $b = $b * 2; }} }}"
+    yield f"      unroll({DOUBLINGS}) {{ if ($b * 2 <= $n) {{ $b = $b * 2; }} }}"
     yield f"      if ($b == {EXACT}) {{ $b = (uint64){EXACT + 1}; }} }}"
     yield f"    @done[pid, {leaf.number}] = count();"
     yield f"    @requests[pid, {leaf.number}, {outcome}, $b] = count();"

@@ -60,10 +60,11 @@ def show_policies(
     found: Histogram, query: QueryOptions, printing: PrintOptions, names: Sequence[str]
 ) -> None:
     """Print what policies that only count attempts would have done."""
-    from tdxtrace.recommend.counted import LIMITS, counted_attempts
+    from tdxtrace.recommend.counted import counted_attempts
+    from tdxtrace.tables.attempt_cells import EXACT_LIMITS
 
     numbers = [int(name.removeprefix("fixed-")) for name in names if _FIXED.fullmatch(name)]
-    told = sorted({n for n in numbers if n in LIMITS})
+    told = sorted({n for n in numbers if n in EXACT_LIMITS})
     left_out = [name for name in names if name not in {f"fixed-{n}" for n in told}]
     if left_out:
         query.notify(f"these policies need single calls, not a histogram: {', '.join(left_out)}")

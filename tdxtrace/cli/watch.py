@@ -15,7 +15,9 @@ def watch_command(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[-]", help="- for text from a pipe; else this host.", show_default=False
+            metavar="[-]",
+            help="- for text or a histogram from a pipe; else this host.",
+            show_default=False,
         ),
     ] = None,
     interval: Annotated[

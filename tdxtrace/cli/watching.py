@@ -29,15 +29,13 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from tdxtrace.watch.ticks import Tick
-
 # Rows of each table on the screen.
 _ROWS = 8
 _EXIT_THRESHOLD = 3
 # Longest delay before a signal is noticed.
 _STEP_S = 0.1
-# One poll: takes whether it is the last, returns the rows since the one before.
-Poll = Callable[[bool], "Tick"]
+# One poll: adds what came since the one before; takes whether it is the last.
+Poll = Callable[[RunningTotals, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +77,33 @@ class WatchOptions:
 
 
 def watch_pipe(watch: WatchOptions, mappings: Sequence[str]) -> int:
-    """Watch standard input until it ends; return the exit status.
+    """Watch standard input, a trace or a histogram, until it ends; return the exit status.
 
     Raises:
-        TdxtraceError: If it is not a trace.
+        TdxtraceError: If it is neither.
     """
+    from tdxtrace.ingest.histogram import begins_histogram
+    from tdxtrace.watch.counts import CountTicker
     from tdxtrace.watch.text import Pipe, TextTicker
 
+    name = "standard input"
     pipe = Pipe(sys.stdin.fileno())
-    ticker = TextTicker("standard input", mappings)
+    ticker: TextTicker | CountTicker | None = None
 
-    def poll(is_last: bool) -> Tick:
+    def poll(totals: RunningTotals, is_last: bool) -> None:
+        nonlocal ticker
         is_over = pipe.is_over
         if pipe.error is not None:
-            raise InputError(f"cannot read standard input: {pipe.error.strerror}")
-        return ticker.tick(pipe.take(), is_last=is_last or is_over)
+            raise InputError(f"cannot read {name}: {pipe.error.strerror}")
+        text = pipe.take()
+        if ticker is None:
+            if not text and not is_last and not is_over:
+                return
+            ticker = CountTicker(name) if begins_histogram(text) else TextTicker(name, mappings)
+        if isinstance(ticker, CountTicker):
+            totals.take_counts(ticker.tick(text))
+        else:
+            totals.take(ticker.tick(text, is_last=is_last or is_over))
 
     pipe.start()
     return _run(watch, poll, lambda: pipe.is_over, pipe.wait)
@@ -112,11 +122,12 @@ def watch_host(watch: WatchOptions, options: RecordOptions, tracefs: Path | None
     with live_instance(Host(tracefs_at=tracefs), options) as running:
         ticker = PageTicker(running.header_page, running.formats, running.page_bytes)
 
-        def poll(is_last: bool) -> Tick:
+        def poll(totals: RunningTotals, is_last: bool) -> None:
             if is_last:
                 running.instance.switch(on=False)
             found = running.read_buffers()
-            return ticker.tick(found.pages, found.until_ns, found.comms, is_last=is_last)
+            tick = ticker.tick(found.pages, found.until_ns, found.comms, is_last=is_last)
+            totals.take(tick)
 
         return _run(watch, poll, lambda: False, _sleep)
 
@@ -137,7 +148,7 @@ def _run(
         while True:
             _pause(min(shown + watch.interval_s, end), ended, pause)
             is_last = time.monotonic() >= end or ended.is_set() or is_over()
-            totals.take(poll(is_last))
+            poll(totals, is_last)
             exceeded = check_rules(watch.rules, totals.quantity)
             if exceeded or is_last or time.monotonic() >= shown + watch.interval_s:
                 show()

@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 import polars as pl
 
 from tdxtrace.errors import FormatError, InputError
+from tdxtrace.tables.attempt_cells import cell_of
 from tdxtrace.tables.histograms import COUNTED_OUTCOMES, REQUEST_COUNTS
 from tdxtrace.tables.text import one_line
 
@@ -24,7 +25,7 @@ _HEAD: Final = re.compile(r"tdxtrace histogram (\d{1,4}) (\S{1,80}) (\d{1,19})\n
 _MARK: Final = re.compile(r"(?:at|end) (\d{1,19})\n?")
 _BEGINS: Final = '{"type": "printf", "data": "tdxtrace histogram '
 # Outcomes by the number in the script: capture/histogram.py.
-_OUTCOMES: Final = {0: "succeeded", 1: "failed", 2: "resolved_elsewhere", 3: "abandoned"}
+OUTCOMES: Final = {0: "succeeded", 1: "failed", 2: "resolved_elsewhere", 3: "abandoned"}
 # A line of 65,536 keys of 60 characters, twice.
 _LONGEST_LINE: Final = 8 << 20
 _MOST: Final = 2**63
@@ -53,11 +54,16 @@ class Histogram:
     """Whether the script came to its end: else what was open is not known."""
 
 
+def begins_histogram(text: bytes) -> bool:
+    """Return whether a text begins as a histogram does."""
+    return text.startswith(_BEGINS.encode())
+
+
 def is_histogram(path: Path) -> bool:
     """Return whether a file begins as a histogram does."""
     try:
         with path.open("rb") as file:
-            return file.read(len(_BEGINS)) == _BEGINS.encode()
+            return begins_histogram(file.read(len(_BEGINS)))
     except OSError:
         return False
 
@@ -80,56 +86,71 @@ def read_histogram(path: Path) -> Histogram:
 
 
 def _read(file: BinaryIO, name: str) -> Histogram:
-    reader: _Reader | None = None
-    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
-        where = f"{name}, line {number}"
-        kind, data = _parsed(line, where)
-        if reader is not None:
-            reader.take(kind, data, where)
-        elif kind:
-            if kind != "printf":
-                raise FormatError(f"{where}: no histogram of tdxtrace begins here")
-            reader = _Reader(_head(str(data), name))
-    if reader is None:
-        raise FormatError(f"{name}: it is empty")
+    reader = HistogramReader(name)
+    for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
+        reader.read_line(line)
     return reader.result()
 
 
-@dataclass(slots=True)
-class _Reader:
-    """What was read so far."""
+class HistogramReader:
+    """Reader of a histogram line by line."""
 
-    found: Histogram
-    prints: list[tuple[int, Counts]] = field(default_factory=list)
-    """Counts of requests, each time they were printed."""
-    opened: Counts = field(default_factory=dict)
-    n_done: int = 0
+    def __init__(self, name: str) -> None:
+        """Start; error messages name the input ``name``."""
+        self.prints: list[tuple[int, Counts]] = []
+        """When counts of requests were printed, and the counts: whole each time."""
+        self._name = name
+        self._n_lines = 0
+        self._found: Histogram | None = None
+        self._opened: Counts = {}
+        self._n_done = 0
 
-    def take(self, kind: str, data: object, where: str) -> None:
-        """Take what one line says."""
+    def read_line(self, line: bytes) -> None:
+        """Read a line.
+
+        Raises:
+            FormatError: If it is damaged, or the first one begins no histogram.
+        """
+        self._n_lines += 1
+        where = f"{self._name}, line {self._n_lines}"
+        kind, data = _parsed(line, where)
+        if self._found is not None:
+            self._read_data(self._found, kind, data, where)
+        elif kind:
+            if kind != "printf":
+                raise FormatError(f"{where}: no histogram of tdxtrace begins here")
+            self._found = _head(str(data), self._name)
+
+    def _read_data(self, found: Histogram, kind: str, data: object, where: str) -> None:
         if kind == "printf" and (mark := _MARK.fullmatch(str(data))):
-            self.found.last_ns = int(mark[1])
-            self.found.is_whole = str(data).startswith("end")
+            found.last_ns = int(mark[1])
+            found.is_whole = str(data).startswith("end")
         elif kind in ("map", "hist") and isinstance(data, dict):
             for label, counts in data.items():
-                self._take_map(label, counts, where)
+                self._read_map(found, label, counts, where)
 
-    def _take_map(self, label: str, counts: object, where: str) -> None:
+    def _read_map(self, found: Histogram, label: str, counts: object, where: str) -> None:
         if label == "@requests":
-            self.prints.append((self.found.last_ns, _numbers(counts, 4, where)))
+            self.prints.append((found.last_ns, _numbers(counts, 4, where)))
         elif label == "@open":
-            self.opened = _opened(counts, where)
+            self._opened = _opened(counts, where)
         elif label == "@done":
-            self.n_done = sum(_numbers(counts, 2, where).values())
+            self._n_done = sum(_numbers(counts, 2, where).values())
         else:
-            _keep(self.found, label, counts, where)
+            _keep(found, label, counts, where)
 
     def result(self) -> Histogram:
-        """Return the histogram, with its table."""
-        self.found.requests = _rows(self.found, self.prints, self.opened)
+        """Return the histogram read so far, with its table.
+
+        Raises:
+            FormatError: If nothing was read, or counts fall.
+        """
+        if self._found is None:
+            raise FormatError(f"{self._name}: it is empty")
+        self._found.requests = _rows(self._found, self.prints, self._opened)
         if self.prints:
-            self.found.n_not_kept = max(0, self.n_done - sum(self.prints[-1][1].values()))
-        return self.found
+            self._found.n_not_kept = max(0, self._n_done - sum(self.prints[-1][1].values()))
+        return self._found
 
 
 def _parsed(line: bytes, where: str) -> tuple[str, object]:
@@ -158,7 +179,7 @@ def _head(text: str, name: str) -> Histogram:
 def _keep(found: Histogram, label: str, counts: object, where: str) -> None:
     """Keep a map that is printed whole each time: its last print counts."""
     if label == "@status":
-        found.statuses = _numbers(counts, 4, where)
+        found.statuses = _statuses(counts, where)
     elif label == "@cannot":
         found.cannot = _numbers(counts, 2, where)
     elif label == "@took_ns" and isinstance(counts, dict):
@@ -186,6 +207,14 @@ def _numbers(counts: object, n_parts: int, where: str) -> Counts:
     return {_key(key, n_parts, where): _number(value, where) for key, value in counts.items()}
 
 
+def _statuses(counts: object, where: str) -> Counts:
+    statuses = _numbers(counts, 4, where)
+    for _, leaf, high, low in statuses:
+        if leaf >= 1 << 16 or max(high, low) >= 1 << 32:
+            raise FormatError(f"{where}: a leaf has 16 bits, each half of a status 32")
+    return statuses
+
+
 def _key(text: str, n_parts: int, where: str) -> Key:
     parts = text.split(",")
     if len(parts) != n_parts or not all(re.fullmatch(r"\d{1,19}", part) for part in parts):
@@ -202,15 +231,8 @@ def _opened(counts: object, where: str) -> Counts:
         leaf = _key(key, 5, where)[1]
         if not isinstance(value, list) or len(value) != 5:
             raise FormatError(f"{where}: an open request has five numbers")
-        found[_number(value[4], where), leaf, _cell(_number(value[0], where))] += 1
+        found[_number(value[4], where), leaf, cell_of(_number(value[0], where))] += 1
     return dict(found)
-
-
-def _cell(n_attempts: int) -> int:
-    """The number under which attempts are counted."""
-    if n_attempts <= 64:
-        return n_attempts
-    return max(65, min(1 << 20, 1 << n_attempts.bit_length() - 1))
 
 
 def _rows(found: Histogram, prints: list[tuple[int, Counts]], opened: Counts) -> pl.DataFrame:
@@ -221,7 +243,7 @@ def _rows(found: Histogram, prints: list[tuple[int, Counts]], opened: Counts) ->
     for number, (end, counts) in enumerate(prints, 1):
         for (tgid, leaf, outcome, n), total in sorted(counts.items()):
             if more := total - before.get((tgid, leaf, outcome, n), 0):
-                name = _OUTCOMES.get(outcome)
+                name = OUTCOMES.get(outcome)
                 if name is None or more < 0:
                     raise FormatError("counts of a histogram fall, or have an unknown outcome")
                 rows.append((number, begin, end, tgid, leaf, name, n, more))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import polars as pl
 
 from tdxtrace.intervals import CONFIDENCE, exact_interval
+from tdxtrace.tables.attempt_cells import EXACT_LIMITS
 from tdxtrace.tables.histograms import COMPLETE, COUNTED_ATTEMPTS, REQUEST_COUNTS
-
-# Limits at which a histogram tells exactly who needs more: attempts are counted one by one to 64,
-# and together from a power of two to the number before the next.
-LIMITS: Final = (*range(1, 65), *((1 << n) - 1 for n in range(7, 21)))
 
 
 def counted_attempts(
@@ -27,7 +23,7 @@ def counted_attempts(
 
     Args:
         request_counts: The ``request_counts`` table.
-        limits: Limits, each one of LIMITS; None: all, up to the first that none exceeds.
+        limits: Limits, each one of EXACT_LIMITS; None: all, up to the first that none exceeds.
 
     Returns:
         The ``counted_attempts`` table, by leaf and limit.
@@ -41,12 +37,14 @@ def counted_attempts(
     """
     counts = REQUEST_COUNTS.conform(request_counts)
     for limit in limits or ():
-        if limit not in LIMITS:
+        if limit not in EXACT_LIMITS:
             raise ValueError(f"{limit} lies within numbers that are counted together")
     done = pl.col("outcome").is_in(COMPLETE)
     needed = pl.col("n_attempts").cast(pl.Int64) + pl.when(done).then(0).otherwise(1)
     cells = counts.group_by("leaf", done=done, needed=needed).agg(pl.col("n_requests").sum())
-    tried = pl.DataFrame({"max_attempts": limits or LIMITS}, schema={"max_attempts": pl.UInt32})
+    tried = pl.DataFrame(
+        {"max_attempts": limits or EXACT_LIMITS}, schema={"max_attempts": pl.UInt32}
+    )
     rows = cells.join(tried, how="cross")
     is_more = pl.col("needed") > pl.col("max_attempts")
     n = pl.col("n_requests")

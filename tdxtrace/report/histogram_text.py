@@ -9,6 +9,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.report.units import plural, short_duration
+from tdxtrace.tables.attempt_cells import EXACT
 from tdxtrace.tables.histograms import COMPLETE, TEXT_OF_CANNOT
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx.leaves import leaf_name
@@ -103,7 +104,7 @@ def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
             found = attempts.filter(leaf=row["leaf"], max_attempts=limit)
             n_more = int(found["n_exceeding"][0]) if found.height else 0
             shares.append(f"{n_more:>11,}")
-        most = f"{row['most']:,}" + ("+" if row["most"] > 64 else "")
+        most = f"{row['most']:,}" + ("+" if row["most"] > EXACT else "")
         yield (
             f"{row['name'] or row['leaf']:<24}{row['n']:>12,}{row['retried']:>10,}"
             f"{row['left']:>10,}{most:>9}{''.join(shares)}"

@@ -14,8 +14,12 @@ import polars as pl
 from tdxtrace.analysis import retry_chains
 from tdxtrace.analysis.retry_chains import ChainState
 from tdxtrace.analysis.zero_steps import RefusalState, count_refusals
+from tdxtrace.ingest.histogram import OUTCOMES
+from tdxtrace.tables.attempt_cells import most_attempts
+from tdxtrace.tables.histograms import COMPLETE
 from tdxtrace.tdx import leaves, operands
 from tdxtrace.tdx.status import describe_status, is_retryable
+from tdxtrace.watch.counts import CountTick
 from tdxtrace.watch.ticks import Tick
 
 # Exit reason of a failed entry in kvm_exit: Linux 6.16 arch/x86/kvm/vmx/tdx.c,
@@ -113,13 +117,15 @@ class RunningTotals:
     rates: Mapping[str, float] = field(default_factory=dict)
     """Events, seamcalls, busy answers and lost events per second, over the last tick."""
     _last_tick: float = field(default_factory=time.monotonic)
+    _counted_to: int | None = None
+    """Time of the last counts of a histogram, ns."""
 
     def take(self, tick: Tick) -> None:
         """Add a tick."""
         ended = self._ended(tick)
         for tid, comm in tick.comms.items():
             _put_latest(self.comms, tid, comm)
-        n_busy = self._add_calls(tick.seamcalls)
+        n_busy = self._add_calls(tick.seamcalls.group_by("leaf", "status").agg(n=pl.len()))
         self._add_chains(ended)
         self._add_entries(tick)
         lost = _n_lost(tick.losses)
@@ -142,21 +148,61 @@ class RunningTotals:
             return ended
         return pl.concat([ended, retry_chains.forget(self.chains, tick.last_ns - _STALE_NS)])
 
+    def take_counts(self, tick: CountTick) -> None:
+        """Replace counters by those of a histogram, which count from its beginning.
+
+        Attempts above 64 are counted by powers of two: maxima are the least that they can be,
+        quantiles the most.
+        """
+        before = (self.n_events, sum(self.busy.values()), self.n_lost)
+        self.leaves.clear()
+        self.busy.clear()
+        found = tick.found
+        statuses = [
+            (leaf, high << 32 | low, n) for (_, leaf, high, low), n in found.statuses.items()
+        ]
+        schema = {"leaf": pl.UInt16, "status": pl.UInt64, "n": pl.UInt64}
+        n_busy = self._add_calls(pl.DataFrame(statuses, schema=schema, orient="row"))
+        for (_, leaf, outcome, attempts), n in tick.requests.items():
+            self._add_requests(leaf, OUTCOMES[outcome], attempts, n)
+        for leaf, cells in found.took_ns.items():
+            self._leaf(leaf).max_ns = max((low for low, _, n in cells if n), default=0)
+        self.n_events = sum(n for _, _, n in statuses)
+        self.n_lost = sum(found.cannot.values()) + found.n_not_kept
+        counted = (self.n_events, n_busy, self.n_lost)
+        seconds = (found.last_ns - (self._counted_to or found.first_ns)) / 1e9
+        if seconds > 0:
+            self._counted_to = found.last_ns
+            calls, busy, lost = (
+                (n - was) / seconds for n, was in zip(counted, before, strict=True)
+            )
+            self.rates = {"events": calls, "seamcalls": calls, "busy": busy, "lost": lost}
+
+    def _add_requests(self, leaf: int, outcome: str, attempts: int, n: int) -> None:
+        counters = self._leaf(leaf)
+        counters.n_requests += n
+        counters.n_retried += n if attempts > 1 or outcome not in COMPLETE else 0
+        counters.outcomes[outcome] += n
+        counters.attempts[most_attempts(attempts)] += n
+        counters.max_attempts = max(counters.max_attempts, attempts)
+
     def _add_calls(self, calls: pl.DataFrame) -> int:
-        """Add to the counters by leaf; return the number of busy answers."""
+        """Add calls, counted by leaf and status, to the counters; return the busy answers."""
         if calls.is_empty():
             return 0
-        for leaf, n in calls.group_by("leaf").len().iter_rows():
-            self._leaf(leaf).n_calls += n
+        n = pl.col("n").sum()
+        for leaf, count in calls.group_by("leaf").agg(n).iter_rows():
+            self._leaf(leaf).n_calls += count
         busy = calls.filter(is_retryable(pl.col("status")).fill_null(False))
         status, leaf = pl.col("status"), pl.col("leaf")
         # A status that names no operand says itself what was busy: PREV_TLB_EPOCH_BUSY.
         resource = pl.coalesce(operands.resource(status, leaf), describe_status(status, leaf))
-        for leaf, name, n in busy.group_by("leaf", resource=resource).len().iter_rows():
-            self._leaf(leaf).n_busy += n
+        for leaf, name, count in busy.group_by("leaf", resource=resource).agg(n).iter_rows():
+            self._leaf(leaf).n_busy += count
             what = _name(leaf), name
-            self.busy[what if what in self.busy or len(self.busy) < _MAX_KINDS else _OTHERS] += n
-        return busy.height
+            is_kept = what in self.busy or len(self.busy) < _MAX_KINDS
+            self.busy[what if is_kept else _OTHERS] += count
+        return int(busy["n"].sum())
 
     def _add_chains(self, ended: pl.DataFrame) -> None:
         counts = ended.group_by(

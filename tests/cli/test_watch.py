@@ -151,3 +151,45 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         done = watch("--jsonl", "--metrics", f"127.0.0.1:{taken.getsockname()[1]}")
     assert done.returncode == 1
     assert b"cannot listen on 127.0.0.1" in done.stderr
+
+
+def test_a_histogram_is_watched_and_exported() -> None:
+    """Its counts are the totals, and the buckets hold whole cells: 65 to 127 lie below 128."""
+    counts = {"@requests": {"7,6,0,1": 90, "7,6,0,3": 8, "7,6,0,65": 2}, "@done": {"7,6": 100}}
+    told = [
+        {"type": "printf", "data": "tdxtrace histogram 1 6.18.2 1000000000\n"},
+        {"type": "printf", "data": "at 2000000000\n"},
+        {"type": "map", "data": counts | {"@status": {"7,6,0,0": 100, "7,6,2147484160,146": 146}}},
+    ]
+    data = "".join(json.dumps(line) + "\n" for line in told).encode()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = f"127.0.0.1:{port}"
+    command = program("watch", "-", "--interval", "50ms", "--jsonl", "--metrics", where)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write(data)
+        process.stdin.flush()
+        shown = {}
+        while "TDH.MEM.PAGE.AUG" not in shown:
+            shown = json.loads(process.stdout.readline())["leaves"]
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read()
+        process.stdin.close()
+        process.stdout.read()
+    assert process.returncode == 0
+    aug = shown["TDH.MEM.PAGE.AUG"]
+    assert (aug["requests"], aug["retried"], aug["busy"], aug["max_attempts"]) == (100, 10, 146, 65)
+    buckets = re.findall(
+        r'attempts_bucket\{le="([^"]+)",leaf="TDH.MEM.PAGE.AUG"\} (\d+)', page.decode()
+    )
+    below = {bound: int(n) for bound, n in buckets}
+    assert (below["1"], below["4"], below["64"], below["128"]) == (90, 98, 98, 100)
+
+
+def test_a_damaged_histogram_is_one_line() -> None:
+    head = b'{"type": "printf", "data": "tdxtrace histogram 1 6.18.2 1000000000\\n"}\n'
+    done = watch("--jsonl", data=head + b'{"type": "map", "data": {"@requests": {"x": 1}}}\n')
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"standard input, line 2" in done.stderr

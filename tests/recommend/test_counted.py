@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tdxtrace.recommend.counted import LIMITS, counted_attempts
+from tdxtrace.recommend.counted import counted_attempts
 from tdxtrace.report.histogram_text import limit_lines
+from tdxtrace.tables.attempt_cells import EXACT_LIMITS
 from tdxtrace.tables.histograms import COUNTED_ATTEMPTS, COUNTED_OUTCOMES, REQUEST_COUNTS
 
 Request = tuple[int, str, int]
@@ -34,7 +35,7 @@ def needs_more(request: Request, limit: int) -> bool | None:
     return True if n >= limit else None
 
 
-@given(st.lists(requests, max_size=40), st.sampled_from(LIMITS))
+@given(st.lists(requests, max_size=40), st.sampled_from(EXACT_LIMITS))
 @example([(6, "open", 5), (6, "failed", 5)], 5)
 @example([(6, "succeeded", 127), (6, "succeeded", 128), (6, "abandoned", 200)], 127)
 def test_counts_tell_of_each_limit_what_the_requests_tell(told: list[Request], limit: int) -> None:
