@@ -1,1 +1,1 @@
-"""What a row means: the declaration of every table, the bundles and their store."""
+"""Declarations of all tables, the containers Trace and Findings, and their store on disk."""

@@ -1,4 +1,4 @@
-"""The tables about what was measured into a TD and what the module's release is known for."""
+"""The tables measurement_log and host_checks: build of MRTD, known weaknesses of the module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEASUREMENT_LOG = Table(
         Column(
             "build",
             U32,
-            "Which build of this TD, by its TDH.MNG.INIT: 0 where its beginning was not recorded.",
+            "Number of the TD's build, counted by TDH.MNG.INIT; 0: that call was not recorded.",
         ),
         Column("number", U32, "Place of the call in its build, from 1."),
         Column("seq", U64, "seamcalls.seq of the call."),
@@ -45,8 +45,8 @@ MEASUREMENT_LOG = Table(
 HOST_CHECKS = Table(
     name="host_checks",
     grain="one row per kernel log and known weakness of TDX modules",
-    meaning="A host check says of one release of the TDX module whether a weakness that later "
-    "releases mended is in it.",
+    meaning="A host check reports whether a release of the TDX module has a weakness that later "
+    "releases fixed.",
     key=("source", "weakness"),
     columns=(
         SOURCE,

@@ -21,10 +21,10 @@ from tdxtrace.tables.truth import TRUTH_TABLES
 # 1: first published.
 # 2: table kernel_messages, one more file in a stored trace.
 # 3: truth of each answer: truth_holders, truth_broken_rules, truth_actors, causes of zero-steps.
-#    kernel_messages: messages of other words about TDX.
-#    attempts: the source of a TD, the unit of dependence.
-#    retry_chains: whether the beginning may be lost.
-#    limits: what an answer rests on and leaves out.
+#    kernel_messages: other messages about TDX.
+#    attempts: source of each TD, unit of dependence.
+#    retry_chains: begin_lost.
+#    limits: unit of dependence, drift, requests left out, recorded policy.
 #    host_events: ports, ranges of memory, and their values.
 #    table loader_calls, one more file in a stored trace.
 #    table limit_statements.

@@ -1,6 +1,6 @@
-"""Enumerations of the tables that the command line offers too, free of slow imports.
+"""Enumerations shared by the tables and the command line; importing them is fast.
 
-The tables' declarations take their ``pl.Enum`` types from here, the command line its choices.
+The tables take their ``pl.Enum`` types from here, the command line its choices.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Cause(StrEnum):
 
 
 class View(StrEnum):
-    """Which requests or busy answers a curve is about: ``attempts.by``."""
+    """How requests or busy answers are grouped into curves: ``attempts.by``."""
 
     leaf = "leaf"
     td = "td"
@@ -59,7 +59,7 @@ class Unit(StrEnum):
 
 
 class Dependence(StrEnum):
-    """What is alike, so that it counts as less than its requests: ``unit_of_dependence``."""
+    """Cluster within which requests are correlated: ``unit_of_dependence``."""
 
     request = "request"
     burst = "burst"
@@ -83,6 +83,6 @@ def names(values: type[StrEnum]) -> tuple[str, ...]:
 
 
 def listed(values: type[StrEnum], but: StrEnum | None = None) -> str:
-    """Write the values as a sentence does, "a, b or c", without ``but``."""
+    """Return the values as text, "a, b or c", leaving out ``but``."""
     *first, last = (value.value for value in values if value is not but)
     return f"{', '.join(first)} or {last}"

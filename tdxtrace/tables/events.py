@@ -1,4 +1,4 @@
-"""The event tables, what was recorded: columns, types, units, grain and rules."""
+"""The event tables, which hold what was recorded: columns, types, units, grain and rules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LOSS_KINDS: Final = (
     "joined",
     "wrapped",
 )
-# Kinds of messages; other: about TDX, in words that are not known.  Formats: Linux 6.16 to 7.2
+# Kinds of messages; other: about TDX, with unrecognised text.  Formats: Linux 6.16 to 7.2
 # arch/x86/kvm/vmx/tdx.c and arch/x86/virt/vmx/tdx/tdx.c, older trees as found in public logs;
 # crashing and exceeded_retries: P. Bonzini, 2024-09-10.
 MESSAGES: Final = (
@@ -96,8 +96,8 @@ SEAMCALLS = Table(
         Column(
             "start_ns",
             I64,
-            "When the entry was recorded; of a TDH.VP.ENTER probed on its return alone, when the "
-            "kvm_entry before it was.",
+            "When the entry was recorded; for a TDH.VP.ENTER probed on its return only, when the "
+            "kvm_entry before it was recorded.",
             unit="ns",
             nullable=True,
         ),
@@ -144,7 +144,7 @@ SEAMCALLS = Table(
 
 LOADER_CALLS = Table(
     name="loader_calls",
-    grain="one row per SEAMCALL that asked the P-SEAMLDR, which loads and updates the TDX module",
+    grain="one row per SEAMCALL to the P-SEAMLDR, which loads and updates the TDX module",
     key=("source", "seq"),
     columns=(
         SOURCE,
@@ -236,7 +236,7 @@ HOST_EVENTS = Table(
         Column(
             "gpa",
             U64,
-            "Guest physical address, if the event has one; of a change of attributes the first.",
+            "Guest physical address, if the event has one; for a change of attributes the first.",
             nullable=True,
         ),
         Column(
@@ -252,7 +252,7 @@ HOST_EVENTS = Table(
         Column(
             "value",
             U64,
-            "What is transferred, the first datum of several (from Linux 3.15); of a change of "
+            "Value transferred, the first of several (from Linux 3.15); for a change of "
             "attributes the new ones: KVM_MEMORY_ATTRIBUTE_PRIVATE is 8, 0 is shared.",
             nullable=True,
         ),
@@ -293,7 +293,7 @@ KERNEL_MESSAGES = Table(
         Column(
             "status",
             U64,
-            "Status word in the message; of a warning RAX, if its function calls one leaf.",
+            "Status word in the message; for a warning RAX, if its function calls one leaf only.",
             nullable=True,
         ),
         Column("rcx", U64, "RCX out; on MEM leaves the SEPT entry.", nullable=True),
@@ -313,7 +313,7 @@ KERNEL_MESSAGES = Table(
         Column(
             "module_version",
             TEXT,
-            'Release of the TDX module; "1.5 build 700" if that build is in no list of releases.',
+            'Release of the TDX module; "1.5 build 700" if the release of that build is unknown.',
             nullable=True,
         ),
         Column("text", TEXT, "The message as printed: untrusted text, escape it before display."),

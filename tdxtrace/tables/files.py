@@ -26,12 +26,12 @@ Inputs = Iterable[str | Path | None]
 
 @contextmanager
 def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]]:
-    """Open a temporary file that is renamed to ``path`` when all of it is written.
+    """Open a temporary file that is renamed to ``path`` when it is complete.
 
     Args:
         path: The file; a pipe or a device is written to directly.
         force: Whether to replace an existing file.
-        inputs: What the same command reads: see :func:`refuse_overwriting`.
+        inputs: Inputs of the same command: see :func:`refuse_overwriting`.
 
     Raises:
         InputError: If it exists and ``force`` is not given, is an input, or cannot be written.
@@ -60,21 +60,21 @@ def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]
 
 
 def _unused_name(folder: Path) -> Path:
-    """A name for what is being written; it is known before the file is, so that it is removed."""
+    """Name for a temporary file; chosen before the file is made, so that it is always removed."""
     return folder / f".tdxtrace-{secrets.token_hex(8)}"
 
 
 @contextmanager
 def whole_folder(folder: Path, *, force: bool, inputs: Inputs) -> Iterator[Path]:
-    """Give a temporary folder, whose files are in ``folder`` when all of them are written.
+    """Yield a temporary folder, whose files are moved into ``folder`` when all are complete.
 
-    A folder that did not exist appears with all its files.  One that did keeps what else is in it,
-    and gets the files at the end, one right after the other.
+    A new folder appears with all its files at once.  An existing folder keeps its other files; the
+    new files are renamed into it one right after the other.
 
     Args:
-        folder: The folder; it is made with those above it.
+        folder: The folder; it and missing parents are created.
         force: Whether to replace existing files.
-        inputs: What the same command reads: see :func:`refuse_overwriting`.
+        inputs: Inputs of the same command: see :func:`refuse_overwriting`.
 
     Raises:
         InputError: If a file exists and ``force`` is not given, is an input, or cannot be written.
@@ -95,7 +95,7 @@ def whole_folder(folder: Path, *, force: bool, inputs: Inputs) -> Iterator[Path]
 
 
 def _move_files(made: Path, folder: Path, force: bool, inputs: Inputs) -> None:
-    """Move files into a folder, if all of them may be.
+    """Move files into a folder, after checking that each of them may be written.
 
     Raises:
         InputError: If one exists and ``force`` is not given, or is an input.
@@ -120,7 +120,7 @@ def refuse_overwriting(target: Path, inputs: Inputs) -> None:
 
     Args:
         target: A file, or a folder that is replaced as a whole.
-        inputs: What is read.
+        inputs: Inputs of the command.
 
     Raises:
         InputError: If ``target`` is an input, exists within an input folder, or is a folder
@@ -143,7 +143,7 @@ def refuse_overwriting(target: Path, inputs: Inputs) -> None:
 
 
 def _ids(path: Path) -> list[Id | None]:
-    """Ids of the resolved path and of each folder above it; None: missing, a pipe or a device."""
+    """Ids of the resolved path and of each parent folder; None: missing, a pipe or a device."""
     try:
         real = Path(os.path.realpath(path))
         return [_id(place) for place in (real, *real.parents)]
@@ -161,18 +161,18 @@ def _id(path: Path) -> Id | None:
 
 
 def give_name(made: Path, target: Path) -> None:
-    """Rename a file or folder to ``target``, then remove what had that name before.
+    """Rename a file or folder to ``target``, then remove the old ``target``.
 
-    ``target`` is the old one or the new one at any time, also if the process is killed.  If
-    the file system cannot exchange two names, there is a moment in which the old folder is
-    named like ``made`` with the suffix ``.old`` and ``target`` does not exist.
+    ``target`` is the old or the new one at any time, also if the process is killed.  If the file
+    system cannot exchange two names, ``target`` does not exist for a moment, while the old folder
+    has the name of ``made`` with the suffix ``.old``.
 
     Args:
         made: The new file or folder, on the file system of ``target``.
         target: The new name.
 
     Raises:
-        OSError: If it cannot be renamed; nothing has changed then.
+        OSError: If it cannot be renamed; nothing was changed.
         InputError: If it was renamed, but the old one cannot be removed.
     """
     if not os.path.lexists(target) or not (made.is_dir() or target.is_dir()):

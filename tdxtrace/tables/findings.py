@@ -1,4 +1,4 @@
-"""The finding tables, what was found in a trace: columns, types, units, grain and rules."""
+"""The finding tables, which hold results of analyses: columns, types, units, grain and rules."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ RETRY_CHAINS = Table(
             "begin_lost",
             pl.Boolean(),
             "Whether attempts before the first may be missing: events were lost, or the trace "
-            "began, between it and the thread's (or vCPU's) call before.",
+            "began, after the previous call of the thread (or vCPU).",
         ),
     ),
     rules={
@@ -222,12 +222,12 @@ ZERO_STEP_CAUSES = Table(
         Column(
             "n_churned",
             U32,
-            "Faults on a page that was blocked, then given back unchanged with nothing tried.",
+            "Faults on a page that was blocked, then unblocked without any other operation on it.",
         ),
         Column(
             "n_undone",
             U32,
-            "Faults on a page that was blocked for something that failed (or may have), then "
+            "Faults on a page that was blocked for an operation that failed (or may have), then "
             "unblocked.",
         ),
         Column("n_unexplained", U32, "Faults with none of these explanations."),
@@ -317,7 +317,7 @@ VM_STATS = Table(
 
 COUNTERS = Table(
     name="counters",
-    grain="one row per step of a counter of a TD",
+    grain="one row per increment of a counter of a TD",
     meaning="A counter is one of those that P. Bonzini proposed for kvm->stat: retried SEAMCALLs "
     "of a TD, and zero-step episodes of its vCPUs.",
     key=("source", "counter", "seq"),
@@ -325,12 +325,10 @@ COUNTERS = Table(
         SOURCE,
         TD,
         TGID,
-        Column("ts_ns", I64, "When it went up.", unit="ns"),
+        Column("ts_ns", I64, "Time of the increment.", unit="ns"),
         Column("counter", pl.Enum(COUNTED), "Which counter: a column of vm_stats."),
-        Column("total", U64, "What it reads from then on; it began at 0."),
-        Column(
-            "seq", U64, "Row that made it go up: seamcalls.seq, or zero_steps.first_seq of a step."
-        ),
+        Column("total", U64, "Value of the counter after the increment; it starts at 0."),
+        Column("seq", U64, "Row that was counted: seamcalls.seq, or zero_steps.first_seq."),
     ),
 )
 

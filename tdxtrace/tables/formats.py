@@ -1,6 +1,6 @@
-"""The formats of inputs, as provenance names them: what each holds and how it counts.
+"""Formats of inputs, as named in provenance: contents, unit of counting and kind of times.
 
-How an input of a format is recognised and read is one row of ``ingest.formats`` each.
+How an input of each format is recognised and read: ``ingest.formats``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class InputFormat:
-    """One format of inputs."""
+    """One input format."""
 
     name: str
-    """As ``--input-format`` takes it."""
+    """Value of ``--input-format``."""
     unit: Literal["line", "record"] = "line"
-    """What its inputs are made of: lines of text, records of a binary file."""
+    """Unit of ``seq`` and of counts: lines of text, or records of a binary file."""
     holds: Literal["events", "messages"] = "events"
     """Events of a trace, or messages of the kernel's log."""
     times: Literal["absolute", "since first event"] = "absolute"
@@ -52,9 +52,9 @@ INPUT_FORMATS: Final = {
         JOURNAL_EXPORT,
     )
 }
-"""Every format by its name."""
+"""Formats by name."""
 
 
 def format_named(name: str) -> InputFormat:
-    """Return the format of this name; one that a later version wrote counts as lines of events."""
+    """Return the format of this name; an unknown one (from a later version) is lines of events."""
     return INPUT_FORMATS.get(name) or InputFormat(name)

@@ -1,4 +1,4 @@
-"""The tables about a histogram that was counted in the kernel: requests, and answers from them."""
+"""The tables of a histogram that was counted in the kernel: requests, and shares from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdxtrace.tables.schema import Column, Table
 COUNTED_OUTCOMES: Final = ("succeeded", "failed", "resolved_elsewhere", "abandoned", "open")
 
 COMPLETE: Final = ("succeeded", "failed")
-"""Outcomes of requests that were complete: what they needed is known."""
+"""Outcomes of completed requests: the number of attempts that they needed is known."""
 
 REQUEST_COUNTS = Table(
     name="request_counts",
@@ -34,8 +34,8 @@ REQUEST_COUNTS = Table(
         Column(
             "n_attempts",
             U32,
-            "Attempts: exact to 64; 65 stands for 65 to 127, a power of two from 128 on for all "
-            "up to the next.",
+            "Attempts: exact to 64; 65 means 65 to 127; from 128 on, a power of two means all "
+            "numbers up to the next.",
         ),
         Column("n_requests", U64, "Requests that ended so in the interval."),
     ),
@@ -45,20 +45,20 @@ REQUEST_COUNTS = Table(
 COUNTED_ATTEMPTS = Table(
     name="counted_attempts",
     grain="one row per leaf and limit: requests that needed more attempts",
-    meaning="The share of requests that a limit of so many attempts would have ended before they "
-    "were complete, of a histogram.",
+    meaning="The share of the requests of a histogram that a limit of max_attempts would have "
+    "ended before they were complete.",
     key=("leaf", "max_attempts"),
     columns=(
         LEAF,
         Column("max_attempts", U32, "The limit."),
-        Column("n_requests", U64, "Requests of which it is known whether they needed more."),
+        Column("n_requests", U64, "Requests that are known to need more, or not to."),
         Column("n_exceeding", U64, "Of these, requests that needed more."),
         Column("n_unknown", U64, "Requests that ended, or were open, before they reached it."),
         Column("exceeding", pl.Float64(), "Share of requests that needed more, 0 to 1."),
         Column(
             "exceeding_high",
             pl.Float64(),
-            "Upper end of its one-sided 95 % interval, of independent requests: too low where "
+            "Upper end of its one-sided 95 % interval, if requests are independent: too low where "
             "busy answers come in bursts, which a histogram does not show.",
         ),
     ),
@@ -68,7 +68,7 @@ HISTOGRAM_TABLES: Final = (REQUEST_COUNTS, COUNTED_ATTEMPTS)
 TEXT_OF_CANNOT: Final = {
     1: "returned, but the entry was not seen",
     2: "did not fit into the map of open requests",
-    3: "were of a thread that did not fit into the map of threads",
-    4: "may go on with a request that another thread made meanwhile",
+    3: "belong to a thread that did not fit into the map of threads",
+    4: "may continue a request that another thread made meanwhile",
 }
-"""Why calls could not be joined to their request, by the number that the script prints."""
+"""Reasons why calls could not be joined to their request, by the code that the script prints."""

@@ -1,4 +1,4 @@
-"""The tables about a TD's life: how it accepts memory, boots and calls its host, and updates."""
+"""The tables about a TD's life: accepted memory, boot phases, TDVMCALLs and module updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tdxtrace.tables.causes import TD_OF_CALL
 from tdxtrace.tables.events import I64, SOURCE, TEXT, TGID, TID, U32, U64
 from tdxtrace.tables.schema import Column, Table
 
-# Which part of the vCPUs' time took most, while they accepted memory.
+# The largest part of the vCPUs' time while they accepted memory.
 ACCEPT_LIMITS: Final = ("guest", "host", "seamcalls", "lock_contention", "refused_entries")
 BOOT_PHASE_NAMES: Final = (
     *("build", "measure", "finalize", "firmware", "accept", "running", "teardown"),
@@ -23,7 +23,7 @@ _END = Column("end_ns", I64, "Its end.", unit="ns")
 WITHHELD = Column(
     "withheld",
     TEXT,
-    "Why something is not answered, and what to record; null: all is answered.",
+    "Why a value is missing, and what to record; null: none is missing.",
     nullable=True,
 )
 
@@ -58,7 +58,7 @@ ACCEPT_RATES = Table(
             "Busy answers to AUG and SEPT.ADD with operand RCX: a TDCALL of the guest, or another "
             "call of the host, held the entry.",
         ),
-        Column("n_busy_other", U64, "Other answers to AUG and SEPT.ADD after which they repeat."),
+        Column("n_busy_other", U64, "Other retryable answers to AUG and SEPT.ADD."),
         Column(
             "n_refused",
             U64,
@@ -130,15 +130,15 @@ BOOT_PHASES = Table(
 TDVMCALLS = Table(
     name="tdvmcalls",
     grain="one row per TD, function of TDG.VP.VMCALL and slice of time",
-    meaning="TDG.VP.VMCALL (TDVMCALL) is how a TD's guest calls its host; KVM shows those that "
-    "stand for an instruction as the exit of that instruction, the others as TDCALL.",
+    meaning="TDG.VP.VMCALL (TDVMCALL) is how a TD's guest calls its host; KVM records those that "
+    "emulate an instruction as the exit of that instruction, the others as TDCALL.",
     key=("source", "td_id", "tgid", "function", "start_ns"),
     columns=(
         SOURCE,
         TD_OF_CALL,
         TGID,
-        Column("function", TEXT, "Its function, as the GHCI names it; or what is known of it."),
-        Column("basis", pl.Enum(TDVMCALL_BASES), "What names it; unnamed: see withheld."),
+        Column("function", TEXT, "Its function as named in the GHCI, or a description of it."),
+        Column("basis", pl.Enum(TDVMCALL_BASES), "Source of the name; unnamed: see withheld."),
         Column("start_ns", I64, "Beginning of the slice.", unit="ns"),
         Column("end_ns", I64, "End of the slice.", unit="ns"),
         Column("n_exits", U64, "Exits of vCPUs by it."),
@@ -180,13 +180,15 @@ MODULE_UPDATES = Table(
         Column(
             "stopped",
             pl.Enum(STOPS),
-            "all: no CPU did anything else meanwhile; not_all: one did; unknown: see withheld.",
+            "all: no other event on any CPU meanwhile; not_all: there was one; unknown: see "
+            "withheld.",
         ),
         Column("n_meanwhile", U64, "Other events between its start and its end."),
         Column(
             "stopped_ns",
             I64,
-            "From the last event before to the first after it: at most so long did all CPUs stop.",
+            "From the last event before to the first after it: upper bound of the time for which "
+            "all CPUs were stopped.",
             unit="ns",
             nullable=True,
         ),

@@ -16,17 +16,17 @@ UNITS: Final = names(Unit)
 _DEPENDENCE: Final = Column(
     "unit_of_dependence",
     pl.Enum(names(Dependence)),
-    "What the design effect is of: requests (independent), bursts of them, one of twenty parts of "
-    "the recording, TDs or inputs; of a fleet, hosts. Where it is TDs or inputs, or a rate drifts, "
-    "intervals are for a further one.",
+    "Clusters that give the design effect: requests (independent), bursts of them, periods (each a "
+    "twentieth of the recording), TDs or inputs; for a fleet, hosts. For TDs or inputs, or if the "
+    "rate drifts, intervals are prediction intervals for one more of them.",
 )
 _DRIFTS: Final = Column(
     "drifts",
     BOOL,
     "Whether the share that needs more rises or falls over the recording by more than chance.",
 )
-# TDs, or inputs, of which at least so many must be known for an interval to be one for a further
-# one: with Student's quantile of four degrees of freedom it is some four times as wide as a share.
+# Least number of TDs, or inputs, for a prediction interval for one more of them: with Student's
+# quantile of four degrees of freedom it is some four times as wide as a share.
 MIN_UNITS: Final = 5
 MAKERS: Final = ("anyone", "host", "guest")
 BASES: Final = ("observed", "nothing_busy", "no_vm_lost", "extrapolated", "withheld")
@@ -35,7 +35,7 @@ STATEMENTS: Final = ("asked", "smallest")
 CHANGES: Final = ("more", "fewer", "not_told", "only_before", "only_after")
 
 
-# Times at which curves are given: preferred numbers, ten per decade (ISO 3, series R10), from
+# Times at which curves are evaluated: preferred numbers, ten per decade (ISO 3, series R10), from
 # 100 ns, below which no trace clock resolves a SEAMCALL, to some hours.
 _R10: Final = (100, 125, 160, 200, 250, 315, 400, 500, 630, 800)
 TIMES_NS: Final = (0, *(step * 10**decade for decade in range(11) for step in _R10))
@@ -72,7 +72,7 @@ ATTEMPTS = Table(
         Column(
             "by",
             pl.Enum(VIEWS),
-            "Part of the leaf's requests or busy answers that the curve is about.",
+            "How the leaf's requests or busy answers are grouped into curves.",
         ),
         Column("source", U16, "Input of the TD; null unless by is td.", nullable=True),
         _TD,
@@ -157,14 +157,14 @@ POLICIES = Table(
             "n_dependent",
             U64,
             "Of n_exceeding, those recorded after the policy would have given up an earlier "
-            "request of the VM, which changes what it meets: they may not have been busy.",
+            "request of the VM: its later calls would differ, and may not have been busy.",
         ),
         Column(
             "n_undecided",
             U64,
             "Requests for which the recording does not show whether they need more: their end was "
-            "not observed, a kick or the pace of the calls makes the difference, or the VM would "
-            "have been dead.",
+            "not observed, it depends on a kick or on the pace of the calls, or the VM would have "
+            "been dead.",
         ),
         Column(
             "exceeding_ratio",
@@ -176,10 +176,10 @@ POLICIES = Table(
         Column(
             "exceeding_low",
             F64,
-            "Lower end of the 95 % interval for that share in another run as long as this one, in "
-            "whole requests; none of the dependent and undecided counted.",
+            "Lower end of the 95 % prediction interval for that share in another run of the same "
+            "length, in whole requests; counts no dependent or undecided request.",
         ),
-        Column("exceeding_high", F64, "Upper end; all of them counted."),
+        Column("exceeding_high", F64, "Upper end; counts all dependent and undecided requests."),
         Column("n_warnings", U64, "Warnings printed by the doubling limit."),
         Column("n_doublings", U64, "Times the doubling limit is raised."),
         Column("raised", TEXT, "Times (trace clock) and new values of the limit.", nullable=True),
@@ -218,12 +218,12 @@ LIMITS = Table(
         Column(
             "basis",
             pl.Enum(BASES),
-            "Basis: observed counts (nothing_busy: no request was busy); that KVM loses no VM "
-            "whatever the limit (no_vm_lost, of a rate of VMs); or a model of the tail, which "
-            "holds only if the tail goes on as seen.",
+            "Basis: observed counts (nothing_busy: no request was busy); no_vm_lost (for a rate of "
+            "VMs): KVM loses no VM at any limit; or a model of the tail, valid only if the "
+            "unobserved tail follows it.",
         ),
         Column("target", F64, "Maximum probability that a request needs more."),
-        Column("confidence", F64, "One-sided confidence required, which a model does not give."),
+        Column("confidence", F64, "One-sided confidence required; a model does not provide it."),
         Column(
             "exceed_ratio",
             F64,
@@ -258,13 +258,13 @@ LIMITS = Table(
         Column(
             "n_unanswered",
             U64,
-            "Requests that count for nothing: no answer was recorded, or (host, guest) they were "
+            "Requests that are not counted: no answer was recorded, or (host, guest) they were "
             "last seen busy because of others.",
         ),
         Column(
             "n_begin_lost",
             U64,
-            "Requests left out, as attempts before the first that was seen may be missing.",
+            "Requests left out, because attempts before the first recorded one may be missing.",
         ),
         Column("n_retried", U64, "Requests answered busy because of this maker."),
         Column("n_busy", U64, "Busy answers because of this maker."),
@@ -276,8 +276,9 @@ LIMITS = Table(
         Column(
             "worst_td",
             U64,
-            "The TD most of whose requests needed more than the limit (without one, than one "
-            "attempt or 0 ns); null: no TD is known, or only some busy answers count.",
+            "The TD with the largest share of requests that needed more than the limit (if "
+            "withheld, more than one attempt or 0 ns); null: no TD is known, or only some busy "
+            "answers count.",
             nullable=True,
         ),
         Column("worst_td_source", U16, "Input of that TD.", nullable=True),
@@ -285,7 +286,8 @@ LIMITS = Table(
         Column(
             "worst_source",
             U16,
-            "The input most of whose requests, of known TDs, needed more; null: there is one.",
+            "The input with the largest share of requests, of known TDs, that needed more; null: "
+            "only one input.",
             nullable=True,
         ),
         Column("worst_source_ratio", F64, "Share of them that needed more.", nullable=True),
@@ -293,7 +295,7 @@ LIMITS = Table(
             "recorded_calls",
             U32,
             "Calls per request at which the recorded kernel gave up or kicked the vCPUs; null: no "
-            "such limit is seen, or not in all inputs.",
+            "such limit is visible, or not in all inputs.",
             nullable=True,
         ),
         Column("recorded_policy", TEXT, "The same in words, with its consequence.", nullable=True),
@@ -319,14 +321,14 @@ LIMITS = Table(
         Column(
             "needed_requests",
             U64,
-            "Approximate number of requests needed to count it: as many give an answer in at least "
-            "90 % of recordings; null where a limit was counted, or where no number would do.",
+            "Approximate number of requests needed for an observed limit in at least 90 % of "
+            "recordings; null: the limit is observed, or no number would suffice.",
             nullable=True,
         ),
         Column(
             "needed_s",
             F64,
-            "Time in which the recorded workload makes so many.",
+            "Time in which the recorded workload makes needed_requests.",
             unit="s",
             nullable=True,
         ),
@@ -347,8 +349,8 @@ LIMITS = Table(
 LIMIT_STATEMENTS = Table(
     name="limit_statements",
     grain="one row per leaf, unit and number: the share of requests that need more, at most",
-    meaning="What the trace supports without a target: at most so many of the requests need more "
-    "than a number of attempts or ns, each with its confidence.",
+    meaning="Statements that the trace supports without a target: at most this share of requests "
+    "needs more than a number of attempts or ns, each with its confidence.",
     key=("leaf", "unit", "kind", "within"),
     columns=(
         LEAF,
@@ -356,13 +358,13 @@ LIMIT_STATEMENTS = Table(
         Column(
             "kind",
             pl.Enum(STATEMENTS),
-            "asked: of a number that was discussed; smallest: of the limit for the smallest share "
-            "that counting supports.",
+            "asked: for a number given in advance; smallest: for the limit of the smallest share "
+            "that counts support.",
         ),
         Column("within", I64, "Attempts including the last, or ns spent retrying."),
         Column("more_ratio", F64, "Estimated share of requests that need more."),
         Column("more_high", F64, "At most this share needs more; 1: nothing is supported."),
-        Column("confidence", F64, "Confidence of that, one-sided, of each row alone."),
+        Column("confidence", F64, "One-sided confidence of each row alone."),
         _REQUESTS,
         Column("n_retried", U64, "Requests answered busy."),
         _DRIFTS,
@@ -391,7 +393,7 @@ COMPARISONS = Table(
         Column("difference", F64, "more_after - more_before.", nullable=True),
         Column("difference_low", F64, "Lower end of its 95 % interval.", nullable=True),
         Column("difference_high", F64, "Upper end.", nullable=True),
-        Column("change", pl.Enum(CHANGES), "The significant change; not_told: none."),
+        Column("change", pl.Enum(CHANGES), "The significant change; not_told: no significant one."),
     ),
     rules={
         "difference is within its interval": pl.col("difference").is_between(

@@ -1,4 +1,4 @@
-"""How much memory this process can still take, and sizes as users write them."""
+"""Memory that this process can still allocate, and parsing and printing of sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
     """Return the bytes of a size such as 800M or 2.5G (powers of 1024).
 
     Raises:
-        QueryError: If it is none, or 0.
+        QueryError: If it is not a size, or 0.
 
     Example:
         >>> parse_size("2.5G")
@@ -35,7 +35,7 @@ def parse_size(text: str) -> int:
 
 
 def shown_size(n_bytes: int) -> str:
-    """Return bytes as GiB, or as MiB below one.
+    """Return a number of bytes as text in GiB, or in MiB below 1 GiB.
 
     Example:
         >>> shown_size(2684354560)
@@ -45,32 +45,32 @@ def shown_size(n_bytes: int) -> str:
 
 
 def free_bytes(root: Path = Path("/")) -> int:
-    """Return how many bytes this process can still take, by the strictest limit.
+    """Return the number of bytes that this process can still allocate, by the strictest limit.
 
     Args:
-        root: Where ``proc`` and ``sys`` are.
+        root: Folder that contains ``proc`` and ``sys``.
 
     Sources:
         MemAvailable: Linux Documentation/filesystems/proc.rst.  Limits of control groups, less
-        what is used, page cache that can be given back not counted:
+        the memory used, in which reclaimable page cache is not counted:
         Documentation/admin-guide/cgroup-v2.rst (memory.max, memory.current, memory.stat) and
         cgroup-v1/memory.rst.  RLIMIT_AS and RLIMIT_DATA: getrlimit(2), against VmSize and VmData.
     """
-    limits = [*_available(root), *_of_cgroups(root), *_of_process(root)]
+    limits = [*_available(root), *_cgroup_limits(root), *_process_limits(root)]
     return max(0, min(limits, default=1 << 62))
 
 
-# Address space with which polars, numba and OpenBLAS load and run: they reserve far more than they
-# use, and with less OpenBLAS asks for memory for ever (12 M events: 1.5 GB hangs, 1.7 GB fails in
-# one line; python tests/bench/memory.py FILE --limit 1500M).
+# Address space that polars, numba and OpenBLAS need: they reserve far more than they use, and with
+# less OpenBLAS retries allocations forever (12 M events: 1.5 GB hangs, 1.7 GB ends with an error;
+# python tests/bench/memory.py FILE --limit 1500M).
 _LEAST_ADDRESS_SPACE: Final = 2 << 30
 
 
 def check_address_space() -> None:
-    """Check that the address space is not limited to less than libraries take to load.
+    """Check that the limit of the address space (RLIMIT_AS) allows the libraries to load.
 
     Raises:
-        InputError: If it is.
+        InputError: If it does not.
     """
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     if soft != resource.RLIM_INFINITY and soft < _LEAST_ADDRESS_SPACE:
@@ -81,9 +81,9 @@ def check_address_space() -> None:
 
 
 def give_back() -> None:
-    """Return memory that was freed to the system, where the C library can (malloc_trim(3)).
+    """Return freed heap memory to the system, where the C library has malloc_trim(3).
 
-    What a reader leaves in small pieces stays with the process else: 470 MiB of 12 M events.
+    Otherwise the small blocks that a reader freed stay with the process: 470 MiB for 12 M events.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -95,8 +95,8 @@ def _available(root: Path) -> Iterator[int]:
         yield int(found[1]) << 10
 
 
-def _of_cgroups(root: Path) -> Iterator[int]:
-    """What is left in the control groups of this process and in those around them."""
+def _cgroup_limits(root: Path) -> Iterator[int]:
+    """Yield the bytes left in each control group of this process and in each parent group."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -106,7 +106,7 @@ def _of_cgroups(root: Path) -> Iterator[int]:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        # In a container the path may be that of the host: its group is then the root.
+        # In a container the path may be the host's; the container's group is then the root.
         place = base / path.lstrip("/")
         for group in (place, *place.parents):
             limit, used = (_text(group / name).strip() for name in names)
@@ -121,7 +121,7 @@ def _reclaimable(stat: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _of_process(root: Path) -> Iterator[int]:
+def _process_limits(root: Path) -> Iterator[int]:
     status = _text(root / "proc/self/status")
     for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         soft = resource.getrlimit(limit)[0]

@@ -1,4 +1,4 @@
-"""Names in place of the numbers of leaves, statuses and exit reasons."""
+"""Replace numbers of leaves, statuses and exit reasons by their names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _STATUSES: Final = ("status", "final_status")
 
 
 def with_names(rows: pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
-    """Return rows with names in columns that have the declared type (an SQL result may differ).
+    """Return rows with names instead of numbers of leaves, statuses and exit reasons.
 
     Args:
-        rows: Any table, or a query of one.
+        rows: Any table, or a query of one.  Columns that do not have the declared type, as in the
+            result of an SQL statement, stay as they are.
 
     Returns:
         A query of the rows with ``leaf``, ``status``, ``exit_reason`` and the like as text; a leaf
-        without a name keeps its number.
+        without a name is its number, as text.
     """
     found = rows.lazy()
     schema = found.collect_schema()

@@ -1,4 +1,4 @@
-"""A part of a trace in a store of its own, as if only that time had been recorded."""
+"""Write a time range of a trace into its own store, as if only that range had been recorded."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tdxtrace.tables.trace import Provenance, Source, Trace, collected
 def write_part(
     trace: Trace, folder: Path, since_ns: int | None, until_ns: int | None, *, force: bool = False
 ) -> None:
-    """Write the part of a trace that lies in a time into a store, as if it was recorded then.
+    """Write the rows of a trace within a time range into a new store.
 
-    Rows are kept if any part of them lies in the time.  Where it begins after the trace does, a
-    loss ``started_midway`` says so: the first request of each thread is cut there.  What is left
-    out is counted in ``losses``.
+    Rows that overlap the range are kept.  If the range begins after the trace does, a row
+    ``started_midway`` is added to ``losses``: the first request of each thread is cut there.  Rows
+    that are left out are counted in ``losses``.
 
     Args:
         trace: The trace, in memory or in a store.
         folder: The store to make.
-        since_ns: First ns; None: from the start.
-        until_ns: Last ns; None: to the end.
+        since_ns: Beginning of the range; None: of the trace.
+        until_ns: End of the range; None: of the trace.
         force: Whether to replace an existing store.
 
     Raises:
-        InputError: If the time has no row, or the folder cannot be written.
+        InputError: If no row is within the range, or the folder cannot be written.
     """
     writer = StoreWriter(folder, force)
     n_kept = 0
@@ -55,13 +55,13 @@ def write_part(
 
 
 def _time(table: Table, names: tuple[str, ...]) -> pl.Expr:
-    """The first known of some times of a row; null in a table without times."""
+    """Expression of the first column of ``names`` that is not null; null if the table has none."""
     known = [name for name in names if name in table.schema]
     return pl.coalesce(known) if known else pl.lit(None, pl.Int64)
 
 
 def _counted(rows: pl.LazyFrame, table: Table) -> pl.DataFrame:
-    """Rows by source, and the lines that they were made from."""
+    """Count rows, and the input lines that they were made from, by source."""
     lines = pl.col("n_lines") if "n_lines" in table.schema else pl.lit(1)
     counts = rows.group_by("source").agg(
         n_events=pl.len().cast(pl.UInt64), n_lines=lines.cast(pl.UInt64).sum()
@@ -70,7 +70,7 @@ def _counted(rows: pl.LazyFrame, table: Table) -> pl.DataFrame:
 
 
 def _within(begins: pl.Expr, ends: pl.Expr, since_ns: int | None, until_ns: int | None) -> pl.Expr:
-    """Whether any part of a row lies in a time; a time that is not known may."""
+    """Expression that is true for rows that overlap a time range; a null time counts as within."""
     kept = pl.lit(True)
     if since_ns is not None:
         kept &= (ends >= since_ns).fill_null(True)
@@ -82,7 +82,7 @@ def _within(begins: pl.Expr, ends: pl.Expr, since_ns: int | None, until_ns: int 
 def _losses_of_part(
     trace: Trace, left_out: pl.DataFrame, since_ns: int | None, until_ns: int | None
 ) -> pl.DataFrame:
-    """Losses that reach into the time, and what the time leaves out."""
+    """Return losses that overlap the range, the rows left out, and where requests are cut."""
     reaching = _within(pl.col("start_ns"), pl.col("end_ns"), since_ns, until_ns)
     rows = [trace.losses.filter(reaching)]
     empty = LOSSES.empty()

@@ -28,8 +28,8 @@ class Column:
 class Table:
     """A table: its columns, its key and rules that hold for every row.
 
-    ``grain`` says what a row is; ``meaning`` defines the term behind the table in one
-    sentence; ``rules`` map a rule's name to an expression that is true for every valid row.
+    ``grain`` describes a row; ``meaning`` defines the table's term in one sentence; ``rules`` map
+    a rule's name to an expression that is true for every valid row.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Table:
 
     @property
     def schema(self) -> pl.Schema:
-        """Names and types of the columns that every such table has, in order."""
+        """Names and types of the columns that are not optional, in order."""
         return pl.Schema({c.name: c.dtype for c in self.columns if not c.optional})
 
     def schema_of(self, frame: pl.DataFrame) -> pl.Schema:
-        """Names and types of all columns that ``frame`` may have, in order."""
+        """Names and types of the columns, with the optional ones that ``frame`` has, in order."""
         given = frame.schema
         present = {c.name: c.dtype for c in self.columns if c.optional and c.name in given}
         return pl.Schema({**self.schema, **present})
 
     def with_optional(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return ``frame`` with every optional column, null where it had none."""
+        """Return ``frame`` with every optional column; missing ones are added as null."""
         missing = (c for c in self.columns if c.optional and c.name not in frame.schema)
         return frame.with_columns(pl.lit(None, c.dtype).alias(c.name) for c in missing)
 
@@ -69,8 +69,8 @@ class Table:
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return ``frame`` with exactly this table's columns, in order.
 
-        Optional columns that are present stay.  Looks at names and types only; :meth:`check`
-        reads the values.
+        Optional columns that are present stay.  Only names and types are checked; :meth:`check`
+        checks the values.
 
         Raises:
             TableError: If a column is missing or has another type.
@@ -88,7 +88,7 @@ class Table:
         return frame if frame.columns == wanted.names() else frame.select(wanted.names())
 
     def pick(self, rows: pl.DataFrame | pl.LazyFrame, *names: str) -> pl.DataFrame:
-        """Return some columns of rows of this table, or of a query of them, which makes no others.
+        """Return some columns of rows of this table; a query computes only these columns.
 
         Raises:
             TableError: If one of these columns is missing or has another type.
@@ -128,9 +128,9 @@ class Table:
 
 
 def _is_ascending(frame: pl.DataFrame, key: Sequence[str]) -> bool:
-    """Whether the rows are in the strict order of a key of two numbers, which repeats none then.
+    """Return whether the rows are strictly ascending by a key of two integers, hence unique.
 
-    It takes a tenth of the time of looking for repeated keys.
+    This takes a tenth of the time of a search for repeated keys.
     """
     if len(key) != 2 or not all(frame[name].dtype.is_integer() for name in key):
         return False

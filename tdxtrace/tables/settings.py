@@ -12,14 +12,14 @@ from tdxtrace.tables.text import one_line
 
 _MAX_BYTES: Final = 256 << 10
 _MAX_DEPTH: Final = 8
-"""Tables and lists in each other; a scenario has three."""
+"""Nesting depth of tables and lists; a scenario has three levels."""
 
 
 def read_settings(path: Path) -> str:
     """Return the text of a file of settings.
 
     Raises:
-        InputError: If it cannot be read, is no UTF-8 text or too long.
+        InputError: If it cannot be read, is not UTF-8 text, or is longer than 256 KiB.
     """
     shown = one_line(str(path))
     try:
@@ -35,11 +35,11 @@ def read_settings(path: Path) -> str:
 
 
 def parse_settings(text: str, shown: str) -> dict[str, Any]:
-    """Parse TOML; ``shown`` is its name.
+    """Parse TOML; ``shown`` is its name in error messages.
 
     Raises:
-        QueryError: If it is no TOML, nests deeper than settings do, or has a number that is not
-            finite or of more than 64 bits.
+        QueryError: If it is not TOML, is nested deeper than 8 levels, or has a number that is not
+            finite or has more than 64 bits.
     """
     try:
         given = tomllib.loads(text)
@@ -47,18 +47,18 @@ def parse_settings(text: str, shown: str) -> dict[str, Any]:
         raise QueryError(f"{shown} is not TOML: {one_line(str(error))}") from None
     except (ValueError, RecursionError):
         raise QueryError(
-            f"{shown} is not TOML of settings: too long a number, or too deep"
+            f"{shown} cannot be parsed: a number is too long, or it is nested too deep"
         ) from None
     values: list[tuple[object, int]] = [(given, 0)]
     while values:
         value, depth = values.pop()
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-            raise QueryError(f"{shown} has a whole number of more than 64 bits")
+            raise QueryError(f"{shown} has an integer of more than 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
             raise QueryError(f"{shown} has a number that is not finite")
         if isinstance(value, (dict, list)):
             if depth == _MAX_DEPTH:
-                raise QueryError(f"{shown} has tables or lists in each other {depth} deep")
+                raise QueryError(f"{shown} has tables or lists nested more than {depth} deep")
             inner = value.values() if isinstance(value, dict) else value
             values += [(one, depth + 1) for one in inner]
     return given

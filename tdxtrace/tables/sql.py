@@ -1,4 +1,4 @@
-"""SQL queries of the tables, by the SQL interface of polars."""
+"""SQL queries of the tables, run by polars."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LEAVES: Final = "leaves"
 _LEAVES_COLUMNS: Final = {
     "leaf": "Number of the leaf.",
     "name": "Its name, such as TDH.MEM.PAGE.AUG.",
-    "request": "What makes two of its calls attempts at one request.",
+    "request": "Operands by which two of its calls are attempts at one request.",
 }
 
-# The parts of a statement: what polars gets consists of these only.  Comments are left out.
-# sqlparser, which polars uses, would take some of what is not here for a string or a name.
+# Tokens that a statement may consist of; comments are removed.  Other text is refused, because
+# sqlparser, which polars uses, would accept some of it as a string or a name.
 _PART: Final = re.compile(
     r"""(?P<space>(?:[ \t\r\n]|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))++)
     |(?P<text>'(?:[^'\\]|''|\\(?!'))*+')
@@ -37,8 +37,8 @@ _PART: Final = re.compile(
     re.VERBOSE,
 )
 _SELECTS: Final = ("select", "with", "show")
-# What may stand before a parenthesis.  Functions of the SQL of polars that read something else
-# than columns (read_csv, scan_*) are not here, nor are those that make rows of nothing.
+# Words allowed before a parenthesis.  Functions of polars' SQL that read anything but columns
+# (read_csv, scan_*) or generate rows are left out.
 _FUNCTIONS: Final = frozenset(
     """
     abs acos acosd array_agg array_contains array_get array_length array_lower array_mean
@@ -71,7 +71,7 @@ _NO_NAMES: Final = re.compile(r"cannot compare string with numeric type")
 _DESCRIBE: Final = re.compile(r"(?<!\s)\s*+desc(?:ribe)?\s++(\w++)\s*+;?\s*+", re.IGNORECASE)
 _SUPPORTED: Final = "only SELECT, WITH, SHOW TABLES and DESCRIBE TABLE are understood"
 NAMED: Final = "named_"
-"""What the name of a table begins with to have names of leaves, statuses and exits for numbers."""
+"""Prefix of a table's name: the table with names instead of numbers of leaves, statuses, exits."""
 
 
 def run_query(
@@ -81,14 +81,14 @@ def run_query(
 
     Columns have the names and types of the tables; numbers may be written in hexadecimal
     (``status = 0x8000020000000092``).  ``leaves`` (leaf, name, request) can be joined for
-    the names of leaves; ``named_`` before the name of a table has names instead of numbers
+    the names of leaves; a table prefixed with ``named_`` has names instead of numbers
     (``select * from named_retry_chains where leaf = 'TDH.VP.ENTER'``).
 
     Args:
         sql: One statement, in the dialect of polars; or ``describe`` and a table, for its columns.
         tables: The tables that can be queried, by name.
-        load: Returns the rows of a table, or a query of them; called for those that the statement
-            names.
+        load: Returns the rows of a table, or a query of them; called for the tables that the
+            statement names.
 
     Raises:
         QueryError: If the statement is not understood; for an unknown table or column the
@@ -119,13 +119,13 @@ def run_query(
 
 
 def _checked(sql: str) -> tuple[str, set[str]]:
-    """Return the statement as polars gets it, and the names in it.
+    """Return the statement that is passed to polars, and the names in it.
 
-    It has no comments, its numbers are decimal, and before each parenthesis stands a function or
-    a keyword that is known to read nothing but tables.
+    Comments are removed, numbers are decimal, and each parenthesis follows a function or keyword
+    of ``_FUNCTIONS`` or ``_KEYWORDS``.
 
     Raises:
-        QueryError: If it is no SELECT, or has something else in it.
+        QueryError: If it is not a SELECT, or contains anything else.
     """
     parts: list[str] = []
     words = [""]
@@ -149,7 +149,7 @@ def _checked(sql: str) -> tuple[str, set[str]]:
 
 
 def _refuse_unknown(before: str) -> None:
-    """Raise an error if ``before``, which stands before a parenthesis, is not allowed there."""
+    """Raise an error if ``before``, the token before a parenthesis, is not allowed there."""
     word = before.lower()
     if re.match(r"(?:read|scan)_", word.strip("'\"`")):
         raise QueryError("a query reads the tables of the trace, no other files")
@@ -161,10 +161,10 @@ def _refuse_unknown(before: str) -> None:
 
 
 def _columns(name: str, tables: Mapping[str, Table]) -> pl.DataFrame:
-    """Return the columns of a table: name, type, unit, what they mean.
+    """Return the columns of a table: name, type, unit and meaning.
 
     Raises:
-        QueryError: If there is no such table.
+        QueryError: If the table does not exist.
     """
     table = tables.get(name.removeprefix(NAMED))
     columns = [(c.name, str(c.dtype), c.unit, c.doc) for c in table.columns] if table else []
@@ -182,7 +182,7 @@ def _columns(name: str, tables: Mapping[str, Table]) -> pl.DataFrame:
 
 
 def _describe(error: str, tables: list[str], columns: list[str]) -> str:
-    """One line with the error in the statement, and the nearest known name."""
+    """Return one line that describes the error in the statement, with the nearest valid name."""
     for pattern, noun, known in (
         (_NO_TABLE, "table", tables),
         (_NO_COLUMN, "column", columns),

@@ -1,7 +1,7 @@
 """Storage of a Trace as a folder of Parquet files, and the cache of such folders.
 
-A file consists of segments, which are its row groups.  Its footer says of each how many rows it
-has, and between which times and ``seq`` they lie, so that a part of a table is read alone.
+A file consists of segments, which are its row groups.  Its footer lists the number of rows and the
+range of times and of ``seq`` of each segment, so that a part of a table can be read alone.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ PROVENANCE: Final = "provenance.json"
 # Rows per Parquet row group: large enough for fast reading, about 40 MB while buffered.
 GROUP_ROWS: Final = 1 << 18
 _MAX_PROVENANCE_BYTES: Final = 64 << 20
-# What a store may unpack to, as ingest.source says of other inputs: a row takes at least some
-# bytes on disk for its time and its number.
+# Limit of the unpacked size relative to the size on disk, as in ingest.source for other inputs:
+# the time and number of a row take at least some bytes on disk.
 _MAX_RATIO: Final = 200
 _FREE_BYTES: Final = 256 << 20
 _PACKED: Final[Mapping[str, Any]] = {"compression": "zstd"}
-# Bytes of a value in memory, by its type; of others (enums, texts) at least so many.
+# Bytes of a value in memory by type; _TEXT_BYTES is a lower bound for other types (enums, text).
 _TEXT_BYTES: Final = 4
 _WIDTHS: Final = {"Int8": 1, "UInt8": 1, "Boolean": 1, "Int16": 2, "UInt16": 2} | {
     "Int32": 4,
@@ -59,7 +59,7 @@ _TABLE_KEY: Final = "tdxtrace.table"
 _VERSION_KEY: Final = "tdxtrace.schema_version"
 _SEGMENTS_KEY: Final = "tdxtrace.segments"
 _UNUSED_KEY: Final = "tdxtrace.unused_columns"
-# In the provenance: the CRC-32 of each table's file.
+# Key in the provenance: the CRC-32 of each table's file.
 _SUMS_KEY: Final = "crc32"
 _SUM_BYTES: Final = 1 << 20
 _TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABLES}
@@ -67,11 +67,11 @@ _TABLES: Final[Mapping[str, Table]] = {table.name: table for table in EVENT_TABL
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A row group of a stored table: its rows, and between which times and ``seq`` they lie."""
+    """A row group of a stored table: number of rows, range of times and of ``seq``."""
 
     n_rows: int
     first_ns: int | None
-    """Earliest time of a row; None: a row has no time, or the table none."""
+    """Earliest time of a row; None: a row, or the table, has no time."""
     last_ns: int | None
     first_seq: int | None
     last_seq: int | None
@@ -88,7 +88,7 @@ class Segment:
         return cls(rows.height, firsts[0], lasts[1], firsts[2], lasts[3])  # type: ignore[arg-type]
 
     def may_hold(self, since_ns: int | None, until_ns: int | None) -> bool:
-        """Whether a row of it may be within the time; a row is if any part of it is."""
+        """Return whether any row may overlap the time range."""
         if self.first_ns is None or self.last_ns is None:
             return True
         return (since_ns is None or self.last_ns >= since_ns) and (
@@ -96,7 +96,7 @@ class Segment:
         )
 
 
-# Columns of the first and the last time of a row; the first that a row has a value in counts.
+# Columns of the first and the last time of a row; the first one that is not null is used.
 BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
 ENDS: Final = ("end_ns", "ts_ns", "start_ns")
 
@@ -108,7 +108,7 @@ class _TableFile:
     table: Table
     path: Path
     is_brief: bool = False
-    """Whether writing it fast matters more than its size."""
+    """Whether to write it fast rather than small: it is read once, soon."""
     n_rows: int = 0
     _waiting: list[pl.DataFrame] = field(default_factory=list)
     _n_waiting: int = 0
@@ -118,7 +118,7 @@ class _TableFile:
     _unused: set[str] = field(default_factory=set)
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Buffer rows; write them when there are enough for a row group."""
+        """Buffer rows; write a row group when enough are buffered."""
         self._waiting.append(rows)
         self._n_waiting += rows.height
         self.n_rows += rows.height
@@ -165,13 +165,13 @@ class _TableFile:
 
 @dataclass(slots=True)
 class SortedFile:
-    """A table on disk whose rows come in any order, and stand in that of its key when it is whole.
+    """A table on disk to which rows are added in any order, and which is sorted by its key.
 
-    They are sorted a range of keys at a time, so that memory does not grow with the table.
+    It is sorted one range of keys at a time, so that memory does not grow with the table.
 
     Args:
-        table: The table; its key is its source and a number.
-        path: Name of the file.
+        table: The table; its key is ``source`` and a number.
+        path: Path of the file.
     """
 
     table: Table
@@ -184,7 +184,6 @@ class SortedFile:
 
     def __post_init__(self) -> None:
         path = self.path.with_suffix(".unsorted")
-        # It is read once, soon.
         self._unsorted = _TableFile(self.table, path, is_brief=True)
 
     def add(self, rows: pl.DataFrame) -> None:
@@ -213,8 +212,9 @@ class SortedFile:
         """Sort the rows, and return the table.
 
         Args:
-            keeper: What keeps the file as long as it is used.
-            change: Function applied to the rows, in the order of the key.
+            keeper: Object that owns the file, such as its temporary folder; the table refers to it
+                so that the file is not removed while it is used.
+            change: Function applied to the rows of each range, sorted by the key.
 
         Raises:
             InputError: If they cannot be written.
@@ -237,10 +237,10 @@ class SortedFile:
         return StoredTable(self.table, self.path, keeper)
 
     def _ranges(self) -> Iterator[pl.Expr]:
-        """Conditions on keys, in their order, that hold for about as many rows each as a segment.
+        """Yield conditions on the key, in ascending order, of about ``GROUP_ROWS`` rows each.
 
-        As many of the rows sampled lie in each (a sample sort): J. S. Huang, Y. C. Chow, Parallel
-        sorting and data partitioning by sampling, COMPSAC 1983.
+        Each range contains the same number of sampled rows (sample sort): J. S. Huang, Y. C. Chow,
+        Parallel sorting and data partitioning by sampling, COMPSAC 1983.
         """
         if not self._keys:
             return
@@ -258,7 +258,7 @@ class SortedFile:
                 yield is_within
 
 
-# Of so many rows one tells where to divide a table that is sorted.  A choice.
+# One of so many rows is sampled to find the bounds of ranges.  A choice.
 _SAMPLED: Final = 1 << 10
 
 
@@ -267,7 +267,7 @@ class StoreWriter:
     """Writer of a Trace's tables into a temporary folder that is renamed when complete.
 
     Args:
-        folder: Name of the folder; a link is resolved.
+        folder: Path of the folder; a link is resolved.
         force: Whether to replace an existing store, once the new one is complete.
 
     Raises:
@@ -302,7 +302,7 @@ class StoreWriter:
             raise _cannot_write(self.folder, error) from None
 
     def n_rows(self, name: str) -> int:
-        """Number of rows of a table so far."""
+        """Return the number of rows added to a table so far."""
         return self._files[name].n_rows
 
     def batches(self, name: str) -> Iterator[pl.DataFrame]:
@@ -314,8 +314,8 @@ class StoreWriter:
         """Write the provenance and rename the folder to its final name.
 
         Args:
-            provenance: Where the rows come from.
-            change: Function applied to the rows of a table, by table name.
+            provenance: Inputs of the rows.
+            change: Functions applied to the rows of tables, by table name.
 
         Raises:
             InputError: If something cannot be written, or the name was taken meanwhile.
@@ -349,10 +349,10 @@ class StoreWriter:
 
 
 def _check_space(folder: Path, rows: pl.DataFrame) -> None:
-    """Check that the disk has room for rows, before it is full.
+    """Check that the disk has space for rows.
 
     Raises:
-        InputError: If it has not as much as they take in memory; on disk they take less.
+        InputError: If less is free than the rows take in memory; on disk they take less.
     """
     disk = os.statvfs(folder)
     free, wanted = disk.f_bavail * disk.f_frsize, int(rows.estimated_size())
@@ -397,16 +397,17 @@ def is_store(folder: Path) -> bool:
 
 
 def open_store(folder: Path, keeper: object = None, most_bytes: int | None = None) -> Trace:
-    """Open a folder written by :class:`StoreWriter`: its tables are read when they are asked for.
+    """Open a folder written by :class:`StoreWriter`; each table is read on first access.
 
     Args:
         folder: The folder.
-        keeper: Object that the Trace holds on to: the temporary folder that it is in.  Without
-            one the store may be anybody's: what is read of it is checked.
-        most_bytes: What its tables may unpack to; None: 200 times their size, and 256 MiB.
+        keeper: Object that owns the folder, which the Trace refers to: the temporary folder.
+            None: the store is untrusted, and everything that is read from it is checked.
+        most_bytes: Limit of the unpacked size of its tables; None: 200 times their size on disk
+            plus 256 MiB.
 
     Raises:
-        InputError: If a file of it cannot be read, or unpacks to absurdly much.
+        InputError: If a file cannot be read, or its tables unpack to more than the limit.
         TableError: If it has another schema version or other columns.
     """
     shown = one_line(str(folder))
@@ -418,9 +419,9 @@ def open_store(folder: Path, keeper: object = None, most_bytes: int | None = Non
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise damaged from None
     if version != SCHEMA_VERSION:
-        told = one_line(str(version), 20) if isinstance(version, (int, str)) else "none"
+        given = one_line(str(version), 20) if isinstance(version, (int, str)) else "none"
         raise TableError(
-            f"{shown} has tables of version {told}, this tdxtrace reads "
+            f"{shown} has tables of version {given}, this tdxtrace reads "
             f"version {SCHEMA_VERSION}; convert the trace again"
         )
     try:
@@ -440,10 +441,10 @@ def open_store(folder: Path, keeper: object = None, most_bytes: int | None = Non
 
 
 def _check_sizes(folder: Path, files: Iterable[StoredTable], most_bytes: int | None) -> None:
-    """Check that tables unpack to what traces do.
+    """Check the unpacked size of all tables.
 
     Raises:
-        InputError: If they take far more memory than disk.
+        InputError: If it exceeds ``most_bytes``, or 200 times the size on disk plus 256 MiB.
     """
     stored = sum(file.path.stat().st_size for file in files)
     unpacked = sum(file.n_rows * file.row_bytes for file in files)
@@ -456,23 +457,23 @@ def _check_sizes(folder: Path, files: Iterable[StoredTable], most_bytes: int | N
 
 @dataclass(slots=True)
 class StoredTable:
-    """A table of a store, of which as much is read as is asked for.
+    """A table of a store, read in whole or in part.
 
     Raises:
         InputError: If its file cannot be read.
-        TableError: If that holds another table, or has another schema version or other columns.
+        TableError: If the file holds another table, or has another schema version or other columns.
     """
 
     table: Table
     path: Path
     keeper: object = None
-    """What keeps the file as long as it is used: a temporary folder."""
+    """Object that owns the file and removes it when unused: a temporary folder."""
     n_sources: int | None = None
-    """Sources that rows can be of; None: nothing that is read has to be checked."""
+    """Number of sources, to check ``source`` of each row; None: the file is trusted."""
     segments: tuple[Segment, ...] = field(init=False)
     """Its segments, in their order."""
     _columns: pl.Schema = field(init=False)
-    """Types of the columns that hold values, as they are declared."""
+    """Declared types of the columns that are not null in all rows."""
 
     def __post_init__(self) -> None:
         # polars may resolve a relative path against a former working directory.
@@ -482,16 +483,17 @@ class StoredTable:
             whole = pl.scan_parquet(self.path, glob=False)
             given = whole.collect_schema()
             n_rows = int(whole.select(pl.len()).collect().item())
-        said = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
+        name, version = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
         shown = one_line(str(self.path))
-        if said != (self.table.name, str(SCHEMA_VERSION)):
+        if (name, version) != (self.table.name, str(SCHEMA_VERSION)):
             raise TableError(
-                f"{shown} says it is table {said[0]!r} of version {said[1]}, not "
+                f"{shown} holds table {name!r} of version {version}, not "
                 f"{self.table.name!r} of version {SCHEMA_VERSION}; convert the trace again"
             )
         try:
             unused = set(json.loads(facts[_UNUSED_KEY]))
-            self.segments = tuple(_segment(*told) for told in json.loads(facts[_SEGMENTS_KEY]))
+            segments = json.loads(facts[_SEGMENTS_KEY])
+            self.segments = tuple(_segment(*fields) for fields in segments)
         except (KeyError, ValueError, TypeError, RecursionError):
             raise TableError(f"{shown} has no segments; convert the trace again") from None
         if self.n_rows != n_rows:
@@ -507,11 +509,12 @@ class StoredTable:
         return sum(segment.n_rows for segment in self.segments)
 
     def scan(self, since_ns: int | None = None, until_ns: int | None = None) -> pl.LazyFrame:
-        """Return the rows as a query that reads the columns it uses, when it is collected.
+        """Return the rows as a lazy query, which reads only the columns that it uses.
 
         Args:
-            since_ns: Leave out segments that end before.
-            until_ns: Leave out segments that begin after.  The rows of the others are all there.
+            since_ns: Leave out segments that end before this time.
+            until_ns: Leave out segments that begin after this time.  All rows of the other
+                segments are included.
         """
         whole = pl.scan_parquet(self.path, glob=False)
         rows = whole.select(self._columns.names())
@@ -533,7 +536,7 @@ class StoredTable:
         """Yield all rows in their order, a segment at a time.
 
         Args:
-            columns: Those that are needed; None: all.
+            columns: Columns to return; None: all.
 
         Raises:
             InputError: If they cannot be read.
@@ -541,7 +544,7 @@ class StoredTable:
         at, rows = 0, self.scan()
         for segment in self.segments:
             part = rows.slice(at, segment.n_rows)
-            # Rows that anybody may have written are checked whole.
+            # Untrusted rows are checked with all their columns.
             is_checked = self.n_sources is not None
             with _named(self.path):
                 some = (part if columns is None or is_checked else part.select(columns)).collect()
@@ -563,10 +566,10 @@ class StoredTable:
         return rows
 
     def _check(self, rows: pl.DataFrame) -> None:
-        """Check rows that anybody may have written.
+        """Check rows of an untrusted file.
 
         Raises:
-            TableError: If they are not those of the table, or of no source.
+            TableError: If they do not match the table's declaration, or have an unknown source.
         """
         self.table.check(rows)
         highest = rows["source"].max()
@@ -575,13 +578,13 @@ class StoredTable:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in memory; of a text without what it says."""
+        """Bytes of a row in memory, without the characters of its texts."""
         return sum(_WIDTHS.get(str(kind), _TEXT_BYTES) for kind in self._columns.dtypes())
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raise what goes wrong in reading a file as an error that names it."""
+    """Raise errors in reading a file as InputError with the file's name."""
     try:
         yield
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -589,9 +592,9 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError(f"cannot read {shown}: {one_line(str(error), 60)}") from None
 
 
-def _segment(*told: int | None) -> Segment:
-    """A segment as a footer tells it; ValueError if it is none."""
-    made = Segment(*told)  # type: ignore[arg-type]
+def _segment(*fields: int | None) -> Segment:
+    """Return the segment with these fields from a footer; ValueError if they are invalid."""
+    made = Segment(*fields)  # type: ignore[arg-type]
     others = (made.first_ns, made.last_ns, made.first_seq, made.last_seq)
     if type(made.n_rows) is not int or made.n_rows < 0:
         raise ValueError
@@ -601,7 +604,7 @@ def _segment(*told: int | None) -> Segment:
 
 
 def _provenance(facts: dict[str, Any]) -> Provenance:
-    """The provenance in a store; ValueError, KeyError or TypeError if it is none."""
+    """Parse the provenance of a store; ValueError, KeyError or TypeError if it is invalid."""
     sources = tuple(Source(**source) for source in facts["sources"])
     made = Provenance(**{**facts, "sources": sources, "notes": tuple(facts["notes"])})
     for source in sources:
@@ -619,7 +622,7 @@ _TYPES: Final = {"str": str, "int": int, "Mapping[str, int]": dict}
 
 
 def _check_types(made: Source | Provenance) -> None:
-    """Raise TypeError if a field does not have the type that it is declared with."""
+    """Raise TypeError if a field does not have its declared type, or an integer exceeds 64 bits."""
     for declared in dataclasses.fields(made):
         kind, _, optional = str(declared.type).partition(" | ")
         value = getattr(made, declared.name)
@@ -631,7 +634,7 @@ def _check_types(made: Source | Provenance) -> None:
 
 
 def _sum_of(path: Path) -> int:
-    """The CRC-32 of a file: 2.7 GB/s, where reading its rows makes 0.1 of what is on disk."""
+    """CRC-32 of a file; at 2.7 GB/s, against 0.1 GB/s at which its rows are read."""
     made = 0
     with path.open("rb") as file:
         while data := file.read(_SUM_BYTES):
@@ -640,10 +643,10 @@ def _sum_of(path: Path) -> int:
 
 
 def _check_sums(folder: Path, sums: object) -> None:
-    """Check that the tables are what was written: polars may panic on others, or end the process.
+    """Check the CRC-32 of each table: polars may panic on, or crash by, damaged files.
 
     Raises:
-        InputError: If one is not, is missing, or is no plain file.
+        InputError: If a checksum differs, or a file is missing or is not a regular file.
     """
     for name in _TABLES:
         path = folder / f"{name}.parquet"
@@ -682,10 +685,10 @@ def cache_path(paths: Sequence[str | Path], options: Sequence[object]) -> Path |
 
     Args:
         paths: The inputs.
-        options: Everything else that the conversion depends on.
+        options: All other inputs of the conversion.
 
     Returns:
-        The folder, which may not exist; None if an input is not a regular file.
+        The folder, which may not exist yet; None if an input is not a regular file.
     """
     digest = hashlib.sha256(repr((SCHEMA_VERSION, _SUMS_KEY, *options)).encode())
     for path in paths:

@@ -1,7 +1,7 @@
 """Temporary folders on disk, for tables that do not fit in memory.
 
-A folder goes away with the object that holds it, at the end of the process, at SIGTERM and at
-SIGHUP.  What a process left that was killed is removed when the next one makes a folder.
+A folder is removed with the object that owns it, at the end of the process, at SIGTERM and at
+SIGHUP.  Folders of killed processes are removed when the next process makes a folder.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LOCK: Final = "owner"
 
 
 class TemporaryFolder:
-    """A folder for this process alone, named by its number and start time.
+    """A folder for this process alone; its name contains the PID and start time of the process.
 
-    Its file ``owner`` is locked (flock) as long as the process lives, which other containers that
-    share the disk see too, though they do not see the process.
+    Its file ``owner`` is locked (flock) while the process lives, so that processes in other
+    containers on the same disk, which cannot see this process, do not remove the folder.
 
     Args:
-        parent: Where to make it: TMPDIR where that is set, else /var/tmp, which is on a disk where
-            /tmp may be in memory (file-hierarchy(7)).
+        parent: Parent folder; default: TMPDIR if set, else /var/tmp, as /tmp may be in memory
+            (file-hierarchy(7)).
 
     Raises:
         InputError: If it cannot be made.
@@ -50,7 +50,7 @@ class TemporaryFolder:
             made = Path(tempfile.mkdtemp(prefix=".tdxtrace-", dir=parent))
             lock = os.open(made / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # It gets the name by which others look for it once it is locked.
+            # Other processes look for this name; the folder gets it when its lock is held.
             own = f"tdxtrace-store-{pid}-{_start_time(pid)}-{made.name.rpartition('-')[2]}"
             self.path = made.rename(parent / own)
         except OSError as error:
@@ -67,16 +67,16 @@ _FOLDERS: Final[weakref.WeakSet[TemporaryFolder]] = weakref.WeakSet()
 
 
 def disk_folder() -> Path:
-    """Return where temporary folders are made."""
-    told = os.environ.get("TMPDIR")
-    if told:
-        return Path(told)
+    """Return the parent folder of temporary folders: TMPDIR, /var/tmp or Python's default."""
+    configured = os.environ.get("TMPDIR")
+    if configured:
+        return Path(configured)
     usual = Path("/var/tmp")
     return usual if os.access(usual, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove folders of this user whose process has ended."""
+    """Remove temporary folders of this user whose process has ended."""
     for path in _folders_in(parent):
         with suppress(OSError):
             if _is_abandoned(path):
@@ -89,7 +89,7 @@ def _folders_in(parent: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a folder is of this user, its process is gone, and nobody holds its lock."""
+    """Return whether a folder belongs to this user, its process ended, and its lock is free."""
     facts, found = path.lstat(), _NAME.match(path.name)
     if found is None or not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
         return False
@@ -106,11 +106,11 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _start_time(pid: int) -> int:
-    """When a process started, in ticks since the system did; 0: there is no such process.
+    """Start time of a process in clock ticks since boot; 0: no such process.
 
     Sources:
-        proc_pid_stat(5), starttime, the 22nd field; the second is in brackets and may hold any
-        characters.
+        proc_pid_stat(5), starttime, the 22nd field; the second field is in parentheses and may
+        contain any characters.
     """
     try:
         facts = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
@@ -120,7 +120,7 @@ def _start_time(pid: int) -> int:
 
 
 def _remove(path: Path, lock: int, pid: int) -> None:
-    """Remove a folder, unless this process is a copy (fork) of the one that made it."""
+    """Remove a folder, unless this process was forked from the one that made it."""
     if os.getpid() == pid:
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
@@ -128,7 +128,7 @@ def _remove(path: Path, lock: int, pid: int) -> None:
 
 
 def _end_with_signals() -> None:
-    """Let signals that end the process remove its folders first, where nobody handles them."""
+    """Install handlers that remove the folders at SIGTERM and SIGHUP, unless handlers are set."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -27,7 +27,7 @@ def one_line(text: str, width: int = 200) -> str:
 
 
 def encoded(text: str) -> bytes:
-    r"""Return ``text`` as UTF-8; of names of files that are no UTF-8 the escapes, ``\udce9``."""
+    r"""Return ``text`` as UTF-8; surrogates of undecodable file names are escaped (``\udce9``)."""
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -48,5 +48,5 @@ def two_digits_up(value: float) -> float:
     """
     digits = 1 - math.floor(math.log10(value))
     scale = 10.0**digits
-    # Less than a millionth part more is the rounding of the computer.
+    # An excess of less than 1e-6 is a floating-point rounding error.
     return round(math.ceil(value * scale - 1e-6) / scale, digits)

@@ -1,4 +1,4 @@
-"""Times as users write them: one grammar for every option."""
+"""Parsing of times and durations in options."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _NS: Final = {
     **{"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "": 10**9},
     **{"m": 60 * 10**9, "min": 60 * 10**9, "h": 3600 * 10**9},
 }
-# What a column of 64 bits holds.
+# Range of a signed 64-bit column.
 _MAX_NS: Final = 1 << 63
 
 
 def parse_duration(text: str) -> int:
-    """Parse a length of time: ``2s``, ``1.5ms``, ``10us``, ``5min``; without a unit seconds.
+    """Parse a duration: ``2s``, ``1.5ms``, ``10us``, ``5min``; without a unit, seconds.
 
     Returns:
-        The time in ns, which is not 0.
+        The duration in ns, above 0.
 
     Raises:
-        QueryError: If it is none, 0, or more than a column of times holds.
+        QueryError: If it is not a duration, is 0, or does not fit into 63 bits.
 
     Example:
         >>> parse_duration("1.5ms"), parse_duration("2")
@@ -39,10 +39,10 @@ def parse_duration(text: str) -> int:
 
 
 def parse_moment(text: str, start_ns: int) -> int:
-    """Parse a moment: a time on the trace's clock, or ``+`` and a time from ``start_ns``.
+    """Parse a time on the trace's clock, or ``+`` and a duration after ``start_ns``.
 
     Returns:
-        The moment in ns on the trace's clock.
+        The time in ns on the trace's clock.
 
     Raises:
         QueryError: If it is neither.
@@ -56,7 +56,7 @@ def parse_moment(text: str, start_ns: int) -> int:
 
 
 def _parsed(text: str) -> tuple[int, bool]:
-    """The time in ns, never through a float, and whether it has a plus."""
+    """Return the time in ns, computed without floats, and whether it begins with ``+``."""
     found = _TIME.fullmatch(text.strip())
     if found is None:
         raise QueryError(

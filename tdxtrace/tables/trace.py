@@ -30,18 +30,18 @@ from tdxtrace.tdx.status import status_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# printk stamps with local_clock() (Linux kernel/printk/printk.c, vprintk_store); so do ftrace's
-# clocks local and global (kernel/trace/trace_clock.c: sched_clock) and perf's own
-# (kernel/events/core.c, perf_event_clock), which "perf" of ftrace reads too.  CLOCK_MONOTONIC is
-# steered by NTP and begins elsewhere: it differs by more than any call takes.
+# printk takes timestamps from local_clock() (Linux kernel/printk/printk.c, vprintk_store), as do
+# ftrace's clocks local and global (kernel/trace/trace_clock.c: sched_clock) and perf's own
+# (kernel/events/core.c, perf_event_clock), which ftrace's clock "perf" reads too.  CLOCK_MONOTONIC
+# is adjusted by NTP and has another origin: it differs by more than the duration of any call.
 _PRINTK: Final = "printk"
 _SAME: Final = ("local", "global", "perf", "perf_clock", "local_clock", "sched_clock")
 # Neither ftrace nor perf names the clock in its text; the default of both is the kernel's own
 # (Documentation/trace/ftrace.rst, trace_clock; perf-record(1), -k).
 _DEFAULT: Final = "unnamed"
-# Bytes of a column from which on it is worth while to give memory back.
+# Columns larger than this many bytes: freed memory is returned to the system after each.
 _LARGE: Final = 16 << 20
-# Rows of a part of a table in memory, which is not copied.  A choice.
+# Rows per slice of a table in memory; slices are not copied.  A choice.
 _PART_ROWS: Final = 1 << 20
 _EVENT_NAMES: Final = frozenset(table.name for table in EVENT_TABLES)
 
@@ -59,8 +59,8 @@ class Source:
     first_ns: int | None
     last_ns: int | None
     clock: str
-    """Name of the clock where the input has it; else ``unnamed``, ``integer`` (ticks
-    of unknown length) or ``relative`` (since the first event)."""
+    """Name of the clock if the input has one; else ``unnamed``, ``integer`` (ticks of
+    unknown length) or ``relative`` (since the first event)."""
     clock_resolution_ns: int
     kernel: str | None
     tool: str | None
@@ -95,28 +95,28 @@ class Provenance:
 
 
 class TableSource(Protocol):
-    """What reads a table of a store."""
+    """A table of a store, as a Trace reads it."""
 
     @property
     def n_rows(self) -> int:
-        """Number of its rows."""
+        """Number of rows."""
 
     def read(self) -> pl.DataFrame:
-        """Read all of it."""
+        """Return all rows."""
 
     def scan(self, since_ns: int | None, until_ns: int | None) -> pl.LazyFrame:
-        """Return a query of its rows; those outside of the time may be missing."""
+        """Return a query of the rows; rows outside of the time range may be missing."""
 
     def parts(self, columns: Sequence[str] | None) -> Iterator[pl.DataFrame]:
-        """Yield its rows, or some columns of them, in their order, a segment at a time."""
+        """Yield the rows, or some of their columns, in order, a segment at a time."""
 
 
 class _TableBundle:
-    """Base of Trace and Findings: lists, exports, checks and displays their tables."""
+    """Base class of Trace and Findings: lists, exports, checks and displays their tables."""
 
     __slots__ = ("_stored",)
     _stored: Mapping[str, TableSource]
-    """What reads each table that is in a store, by name."""
+    """Tables that are in a store, by name."""
     _tables: tuple[Table, ...] = ()
 
     def tables(self) -> dict[str, pl.DataFrame]:
@@ -130,10 +130,10 @@ class _TableBundle:
             table: Name of the table, or rows with such columns.
 
         Returns:
-            Its rows; a leaf or status without a name is its number, as text.
+            The rows; a leaf or status without a name is its number, as text.
 
         Raises:
-            QueryError: If there is no such table.
+            QueryError: If the table does not exist.
         """
         if isinstance(table, str) and table not in {own.name for own in self._tables}:
             raise _no_table(table, self._tables)
@@ -203,14 +203,14 @@ class Trace(_TableBundle):
 
     @classmethod
     def stored(cls, tables: Mapping[str, TableSource], provenance: Provenance) -> Trace:
-        """Return a Trace of which each table is read when it is first asked for."""
+        """Return a Trace whose tables are read on first access."""
         trace = object.__new__(cls)
         object.__setattr__(trace, "provenance", provenance)
         object.__setattr__(trace, "_stored", tables)
         return trace
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - a table, or what reads tables
-        # Python calls this for what has no value yet.
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - a table, or the tables of a store
+        # Python calls this for attributes that are not set yet.
         if name == "_stored":
             return {}
         if name not in _EVENT_NAMES:
@@ -222,15 +222,15 @@ class Trace(_TableBundle):
     def scan(
         self, name: str, since_ns: int | None = None, until_ns: int | None = None
     ) -> pl.LazyFrame:
-        """Return a table as a query of polars, which reads from a store only what it uses.
+        """Return a table as a polars LazyFrame, which reads from a store only what it uses.
 
         Args:
             name: Name of the event table.
-            since_ns: Earliest time that matters: earlier rows may be missing.
-            until_ns: Latest time that matters: later rows may be missing.
+            since_ns: Earliest time needed: earlier rows may be missing.
+            until_ns: Latest time needed: later rows may be missing.
 
         Raises:
-            QueryError: If there is no such table.
+            QueryError: If the table does not exist.
 
         Example:
             >>> import tdxtrace
@@ -246,11 +246,11 @@ class Trace(_TableBundle):
         return rows.lazy()
 
     def parts(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a table in their order, some at a time: of a store a segment.
+        """Yield the rows of a table in order, in slices; from a store a segment at a time.
 
         Args:
             name: Name of the event table.
-            columns: Those that are needed; None: all.
+            columns: Columns to return; None: all.
         """
         if name in self._unread():
             yield from self._stored[name].parts(columns)
@@ -262,8 +262,8 @@ class Trace(_TableBundle):
     def defragment(self) -> None:
         """Rechunk every table in memory that has several chunks, in place.
 
-        A reader leaves a chunk per batch; gathering rows from hundreds of chunks takes ten
-        times as long.  One column at a time is in memory twice.
+        Readers make one chunk per batch; gathering rows from hundreds of chunks takes ten
+        times as long.  Only one column at a time is in memory twice.
         """
         for name in _EVENT_NAMES - self._unread():
             self._defragment(name)
@@ -284,8 +284,8 @@ class Trace(_TableBundle):
             object.__setattr__(self, name, pl.DataFrame(columns))
 
     def _unread(self) -> set[str]:
-        """Names of the tables of a store that were not read yet."""
-        # Not getattr: it would read them.
+        """Names of the tables of the store that are not in memory yet."""
+        # getattr would read them.
         return {name for name in self._stored if not _has_value(self, name)}
 
     def n_rows(self, name: str) -> int:
@@ -296,7 +296,7 @@ class Trace(_TableBundle):
         return rows.height
 
     def is_in_memory(self, name: str) -> bool:
-        """Whether an event table is in memory, not only in a store."""
+        """Return whether an event table is in memory, not only in a store."""
         return name not in self._unread()
 
     def _size(self, name: str) -> str:
@@ -312,7 +312,7 @@ class Trace(_TableBundle):
             statement: One SELECT in the dialect of polars.
 
         Raises:
-            QueryError: If it is not understood; the message gives the nearest known name.
+            QueryError: If it is not understood; the message gives the nearest existing name.
 
         Example:
             >>> import tdxtrace
@@ -320,7 +320,7 @@ class Trace(_TableBundle):
             >>> trace.sql("select max(n_attempts) from retry_chains").item()
             64
         """
-        # tables may not import analysis: the public function is used, as by a caller.
+        # The room tables may not import analysis, so this calls the public function.
         import tdxtrace  # noqa: PLC0415
 
         return tdxtrace.query(self, statement)
@@ -336,7 +336,7 @@ def _no_table(name: str, tables: tuple[Table, ...]) -> QueryError:
 
 
 def collected(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Return the rows of a query of :meth:`Trace.scan`.
+    """Collect a query made by :meth:`Trace.scan`.
 
     Raises:
         InputError: If a stored table cannot be read.
@@ -348,7 +348,7 @@ def collected(rows: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _has_value(bundle: object, name: str) -> bool:
-    """Whether an attribute was set; unlike hasattr, this reads no table."""
+    """Return whether an attribute is set; unlike hasattr, this reads no table."""
     try:
         object.__getattribute__(bundle, name)
     except AttributeError:
@@ -360,7 +360,7 @@ def _has_value(bundle: object, name: str) -> bool:
 class Findings(_TableBundle):
     """Finding tables of a Trace, and their provenance.
 
-    Tables that take longer are computed on first access, and cached.
+    Tables that take longer to compute are computed on first access, and cached.
     """
 
     leaf_stats: pl.DataFrame
@@ -375,7 +375,7 @@ class Findings(_TableBundle):
     _analyses: Mapping[str, Callable[[Findings], pl.DataFrame | pl.LazyFrame]] = field(
         default_factory=dict
     )
-    """Function that computes each table on first access, or a query of it, by table name."""
+    """Functions that compute a table, or a query of it, on first access, by table name."""
     _computed: dict[str, pl.DataFrame] = field(default_factory=dict)
     """Tables computed so far."""
     kernel_messages: pl.DataFrame = field(default_factory=KERNEL_MESSAGES.empty)
@@ -464,11 +464,11 @@ class Findings(_TableBundle):
 
     @property
     def limit_statements(self) -> pl.DataFrame:
-        """The ``limit_statements`` table: which share of requests needs more, at most."""
+        """The ``limit_statements`` table: upper bounds of the share of requests that need more."""
         return self._table("limit_statements")
 
     def is_computed(self, name: str) -> bool:
-        """Whether a table that is made on first access was made."""
+        """Return whether a table that is computed on first access was computed."""
         return name in self._computed
 
     @property
@@ -483,12 +483,12 @@ class Findings(_TableBundle):
 
     @property
     def counters(self) -> pl.DataFrame:
-        """The ``counters`` table: what kvm->stat would read over time, per TD."""
+        """The ``counters`` table: values of counters in kvm->stat over time, per TD."""
         return self._table("counters")
 
     @property
     def measurement_log(self) -> pl.DataFrame:
-        """The ``measurement_log`` table: calls that made each TD's MRTD, in order."""
+        """The ``measurement_log`` table: calls that extend each TD's MRTD, in order."""
         return self._table("measurement_log")
 
     @property
@@ -498,12 +498,12 @@ class Findings(_TableBundle):
 
     @property
     def accept_rates(self) -> pl.DataFrame:
-        """The ``accept_rates`` table: pages that TDs were given over time, and what limits it."""
+        """The ``accept_rates`` table: pages accepted by TDs over time, and what limits the rate."""
         return self._table("accept_rates")
 
     @property
     def boot_phases(self) -> pl.DataFrame:
-        """The ``boot_phases`` table: where the time of each TD's life went."""
+        """The ``boot_phases`` table: time of each TD by phase of its life."""
         return self._table("boot_phases")
 
     @property
@@ -513,17 +513,17 @@ class Findings(_TableBundle):
 
     @property
     def module_updates(self) -> pl.DataFrame:
-        """The ``module_updates`` table: updates of the TDX module, and what waited for them."""
+        """The ``module_updates`` table: updates of the TDX module, and vCPUs that waited."""
         return self._table("module_updates")
 
     def scan(self, name: str) -> pl.LazyFrame:
-        """Return a table as a query of polars, which makes, or reads, only the columns it uses.
+        """Return a table as a polars LazyFrame, which computes or reads only the columns it uses.
 
         Args:
             name: Name of the table.
 
         Raises:
-            QueryError: If there is no such table.
+            QueryError: If the table does not exist.
 
         Example:
             >>> import tdxtrace
@@ -559,7 +559,7 @@ class Findings(_TableBundle):
             statement: One SELECT in the dialect of polars.
 
         Raises:
-            QueryError: If it is not understood; the message gives the nearest known name.
+            QueryError: If it is not understood; the message gives the nearest existing name.
         """
         tables = {table.name: table for table in self._tables}
         return run_query(statement, tables, lambda name: getattr(self, name))
@@ -590,10 +590,10 @@ def agreement(trace: Source, log: Source) -> Agreement:
             "or journalctl -k -o json",
         )
     if trace.clock in _SAME:
-        return Agreement(True, f"the trace's clock {trace.clock!r} is the one that printk reads")
+        return Agreement(True, f"the trace's clock {trace.clock!r} is the one that printk uses")
     if trace.clock == _DEFAULT:
         return Agreement(
-            True, "the trace does not name its clock; taken for the default, which printk reads too"
+            True, "the trace does not name its clock; assumed to be the default, which printk uses"
         )
     return Agreement(
         False,
@@ -603,6 +603,6 @@ def agreement(trace: Source, log: Source) -> Agreement:
 
 
 def starts_ns(sources: tuple[Source, ...]) -> list[int]:
-    """Return the first timestamp of each input with events, in ns; of each log if there is none."""
+    """Return the first timestamp of each input with events, in ns; without any, of each log."""
     traces = [s for s in sources if not s.is_log]
     return [s.first_ns for s in traces or sources if s.first_ns is not None]

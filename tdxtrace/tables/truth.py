@@ -144,11 +144,11 @@ TRUTH_BROKEN_RULES = Table(
     name="truth_broken_rules",
     grain="one row per rule of a correct kernel, call that breaks it, and call that proves it",
     meaning="tdr_busy, tdvpr_busy: a call was busy on that lock. busy_before_finalize: on a lock "
-    "of a TD that was being built. aug_busy_on_entry: AUG met a call of the host on its entry. "
-    "track_without_kick: TRACK met a vCPU of the previous epoch. busy_after_kick: the second call "
-    "of BLOCK, TRACK or REMOVE was busy with every vCPU held off, whoever held the lock. "
-    "mmu_lock_excludes: BLOCK, TRACK or REMOVE overlapped such a call, an AUG or a SEPT.ADD of the "
-    "same TD; the call is the one that started later, and each pair is one row. "
+    "of a TD that was being built. aug_busy_on_entry: a call of the host held the entry of an AUG. "
+    "track_without_kick: TRACK found a vCPU in the previous epoch. busy_after_kick: the second "
+    "call of BLOCK, TRACK or REMOVE was busy, by any holder, although no vCPU could enter. "
+    "mmu_lock_excludes: BLOCK, TRACK or REMOVE overlapped one of these, an AUG or a SEPT.ADD of "
+    "the same TD; the call is the one that started later, and each pair is one row. "
     "dropped_block: a call on a page whose BLOCK, the evidence, was busy and not repeated. "
     "host_priority_timeout: TDH.VP.ENTER ended since the host had left an entry reserved for "
     "itself; the evidence is the attempt that reserved it last.",
@@ -183,7 +183,7 @@ TRUTH_ACTORS = Table(
             "conduct",
             pl.Enum(CONDUCTS),
             "buggy: a kernel or VMM with a mistake; hostile: a host that attacks its guest, or a "
-            "guest that holds entries which it has no reason to use again.",
+            "guest that keeps locking entries without a reason.",
         ),
         Column(
             "n_acts",

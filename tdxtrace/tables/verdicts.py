@@ -22,7 +22,7 @@ PROGRESS: Final = ("seen", "not_seen", "unknown")
 PHASES: Final = ("build", "run", "teardown")
 VERDICTS_GIVEN: Final = ("BUG", "EXPECTED", "HOSTILE", "UNDECIDED")
 PROBLEMS: Final = ("BUG", "HOSTILE")
-"""Verdicts that somebody has to answer for; those of one rule are one problem."""
+"""Verdicts that accuse a kernel or host; those of one rule are shown as one problem."""
 SUBJECTS: Final = ("busy", "broken_rule", "zero_step", "abandoned", "loop", "message")
 
 ABANDONED_REQUESTS = Table(
@@ -78,7 +78,7 @@ PROGRESS_LOOPS = Table(
     name="progress_loops",
     grain="one row per request or page fault repeated without a lock conflict",
     meaning="A loop is a request or page fault that was repeated without a lock conflict: "
-    "the call was interrupted, lacked entropy or met SYS_BUSY, or KVM retried the fault itself.",
+    "the call was interrupted, lacked entropy or got SYS_BUSY, or KVM retried the fault itself.",
     key=("source", "first_seq", "loop"),
     columns=(
         SOURCE,
@@ -114,7 +114,7 @@ PROGRESS_LOOPS = Table(
 
 TD_CONFLICTS = Table(
     name="td_conflicts",
-    grain="one row per leaf and resource: busy answers by whether the holder is of another TD",
+    grain="one row per leaf and resource: busy answers whose holder belongs to another TD, or not",
     meaning="TDs share the module, the PAMT of a 2 MB range, keys and caches; two TDs conflict if "
     "a call of one held a resource that a call of the other found busy.",
     key=("source", "leaf", "resource"),
@@ -173,10 +173,10 @@ TIME_SHARES = Table(
 VERDICTS = Table(
     name="verdicts",
     grain="one row per group of findings with the same explanation",
-    meaning="A verdict is EXPECTED where the module's rules explain what was seen, BUG where the "
-    "kernel broke one, HOSTILE where the host kept a vCPU out of its guest again and again for "
-    "nothing, and UNDECIDED where evidence is missing.  No guest is called HOSTILE: its TDCALLs "
-    "are in no host trace.",
+    meaning="A verdict is EXPECTED where the module's rules explain the findings, BUG where the "
+    "kernel broke a rule, HOSTILE where the host repeatedly kept a vCPU from entering without a "
+    "reason, and UNDECIDED where evidence is missing.  A guest is never called HOSTILE: a host "
+    "trace does not record its TDCALLs.",
     key=("source", "subject", "td_id", "leaf", "what"),
     columns=(
         SOURCE,

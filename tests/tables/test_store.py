@@ -130,7 +130,7 @@ def test_a_file_of_another_table_is_rejected(tmp_path: Path) -> None:
     folder = _convert(tmp_path, "lost.dat.xz")
     (folder / "seamcalls.parquet").write_bytes((folder / "threads.parquet").read_bytes())
     sealed(folder)
-    with pytest.raises(TableError, match="says it is table 'threads'"):
+    with pytest.raises(TableError, match="holds table 'threads'"):
         tdxtrace.read_trace(folder)
 
 
