@@ -1,4 +1,4 @@
-"""What follows if KVM does not repeat a call that is busy."""
+"""Consequences of busy answers that KVM does not retry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DIES: Final = "KVM_BUG_ON"
 
 @cache
 def if_busy_is_final() -> dict[int, str]:
-    """Return by leaf what KVM does where the busy answer is the last one, as far as it is known.
+    """Return KVM's reaction to a busy answer that it does not retry, by leaf, where known.
 
     Sources:
         tdx/data/kvm.csv, column if_busy_is_final: mainline from 6.16 on.
@@ -26,6 +26,6 @@ def if_busy_is_final() -> dict[int, str]:
 
 
 def kills_vm(leaf: int) -> bool | None:
-    """Return whether the VM is dead where a busy answer of a leaf is final; None: not known."""
+    """Return whether KVM kills the VM after a final busy answer of a leaf; None: not known."""
     then = if_busy_is_final().get(leaf)
     return None if then is None else then.startswith(_DIES)

@@ -19,8 +19,8 @@ _BASIC: Final = 0xFFFF
 # on: STEPPING_EPF_THRESHOLD, TDX module 1.0.00 to 1.5.25, td_exit_stepping.h.
 STEPPING_EPF_THRESHOLD: Final = 6
 
-# What KVM traces when TDH.VP.ENTER returned no exit reason: busy (SEPT tree and TD epoch alike) or
-# an error.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason().
+# Exit reason that KVM traces when TDH.VP.ENTER returned none: after a busy answer (SEPT tree or TD
+# epoch) or an error.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason().
 NOT_ENTERED: Final = 0xFFFF_FFFF
 _NOT_ENTERED_NAME: Final = "FAILED_VMENTRY (-1)"
 # libtraceevent's KVM plugin prints "UNKNOWN (4294967295)".
@@ -32,7 +32,7 @@ def exit_reason_table() -> pl.DataFrame:
     """Return the exit reasons that the kernel names, one row per reason.
 
     Returns:
-        Columns number (UInt16), name, alias (what older kernels and tools print), source.
+        Columns number (UInt16), name, alias (printed by older kernels and tools), source.
     """
     return facts("exit_reasons", number=pl.UInt16)
 
@@ -81,7 +81,7 @@ def exit_reason_number(name: str) -> int | None:
             libtraceevent's "UNKNOWN (77)".
 
     Returns:
-        The exit reason with its high bits, or None if a word of it is no VMX exit reason.
+        The exit reason with its high bits, or None if a word is not a VMX exit reason.
     """
     text = name.strip()
     if bracketed := _NUMBER_IN_BRACKETS.fullmatch(text):

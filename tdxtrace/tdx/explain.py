@@ -44,7 +44,7 @@ class Explanation:
     leaf: int | None
     version: int
     is_loader: bool
-    """Whether the leaf is one of the P-SEAMLDR, which numbers them on its own."""
+    """Whether it is a leaf of the P-SEAMLDR, which has its own leaf numbers."""
     call: str | None
     """Name of the leaf; None if not given or not known."""
     name: str | None
@@ -55,15 +55,15 @@ class Explanation:
     is_fatal: bool
     is_host_hint: bool
     low32: str | None
-    """Meaning of bits 31:0; None if they are 0 or mean nothing."""
+    """Meaning of bits 31:0; None if they are 0 or have no meaning."""
     operand_id: int | None
     resource: tuple[str, ...]
-    """What was busy on this leaf; without a leaf, the resources by leaf."""
+    """Busy resource on this leaf; without a leaf, the resources by leaf."""
     holders: tuple[Holders, ...]
     """Possible holders; empty without a leaf."""
     retry: str
     kvm: tuple[str, ...]
-    """Reactions of KVM, each after the kernel versions concerned."""
+    """Reactions of KVM, each prefixed with the kernel versions concerned."""
     meaning: str | None
     sources: tuple[str, ...]
 
@@ -73,7 +73,7 @@ def parse_status(text: str) -> int:
 
     Exactly 16 digits without ``0x`` are hexadecimal, as in a register dump, even where all of them
     are decimal digits: a decimal number of 16 digits has some of the reserved bits 59:48 set, so it
-    is no status word.
+    is not a status word.
 
     Args:
         text: Hexadecimal with ``0x``, 16 bare hex digits, or decimal, signed or not; a comma or
@@ -105,8 +105,8 @@ def explain(status: int, leaf: int | None = None, version: int = 0) -> Explanati
 
     Args:
         status: The word: RAX after the SEAMCALL.
-        leaf: The leaf that returned it (0 to 65535), if known; bits 31:0 mean other things on
-            other leaves.
+        leaf: The leaf that returned it (0 to 65535), if known; the meaning of bits 31:0 depends on
+            the leaf.
         version: The version of the leaf that was called.
 
     Returns:
@@ -157,8 +157,8 @@ def explain_loader(status: int, leaf: int) -> Explanation:
         leaf: The leaf that returned it, without bit 63.
 
     Returns:
-        The facts and their sources.  Words that the kernel makes where the instruction itself
-        fails have their meaning here too; other words of the module have none.
+        The facts and their sources.  Words that the kernel makes if the instruction itself fails
+        are explained too; status words of the module are not.
     """
     rows = loader_status_table().filter(pl.col("status") == status).to_dicts()
     fact = rows[0] | {"class": "loader"} if rows else _fact(status)
@@ -192,7 +192,7 @@ def as_text(explanation: Explanation, width: int = 78) -> str:
     """Format an explanation as plain text for one screen.
 
     Args:
-        explanation: What :func:`explain` returned.
+        explanation: Result of :func:`explain` or :func:`explain_loader`.
         width: Columns of the screen; fewer than 40 count as 40.
 
     Returns:
@@ -223,7 +223,7 @@ def _fact(status: int) -> dict[str, Any]:
 
 
 def _fact_on_leaf(status: int, call: str | None) -> dict[str, Any]:
-    """Return what is special of a code on this leaf; empty if nothing is."""
+    """Return host_retry, note and their source of a code on this leaf; empty if not special."""
     for row in facts("status_by_leaf", status=pl.UInt64).to_dicts():
         if (row["status"], row["call"]) == (status & CODE_BITS, call):
             return {name: row[name] for name in ("host_retry", "note")} | {
@@ -233,16 +233,17 @@ def _fact_on_leaf(status: int, call: str | None) -> dict[str, Any]:
 
 
 def _meaning(status: int, leaf: int | None, fact: dict[str, Any]) -> str | None:
-    """Return the meaning of a word; what it would be of the P-SEAMLDR, if it is none of the module.
+    """Return the meaning of a word of the module; without one, a hint if the P-SEAMLDR has it.
 
-    That is a hint where no leaf is given, not an answer: bits 31:0 of an unknown code look alike.
+    The hint is given only if no leaf was named; it is no answer, as an unknown code of the module
+    may have the same bits 31:0.
     """
     if fact or leaf is not None:
         return ". ".join(filter(None, [fact.get("meaning"), fact.get("note")])) or None
     rows = loader_status_table().filter(pl.col("status") == status)
     if rows.is_empty():
         return None
-    return f"not known of the module; from the P-SEAMLDR it is {rows['name'].item()} (use --leaf)"
+    return f"unknown for the module; from the P-SEAMLDR it is {rows['name'].item()} (use --leaf)"
 
 
 def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
@@ -264,7 +265,7 @@ def _low32(status: int, leaf: int | None, holds: str | None) -> str | None:
 
 
 def _resources(operand_id: int, leaf: int | None) -> list[dict[str, Any]]:
-    """Return the resources a busy operand can mean: text and source."""
+    """Return the resources that a busy operand can refer to: text and source."""
     rows = resource_table().filter(pl.col("operand_id") == operand_id).to_dicts()
     if leaf is None:
         return list(_by_family(rows))
@@ -279,7 +280,7 @@ def _resources(operand_id: int, leaf: int | None) -> list[dict[str, Any]]:
 
 
 def _by_family(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield each resource with its leaves; a whole family is written as MEM.*."""
+    """Yield each resource with its leaves; all leaves of a family are written as MEM.*."""
     families = Counter(row["call"].split(".")[1] for row in rows)
     for resource in dict.fromkeys(row["resource"] for row in rows):
         calls = [row["call"] for row in rows if row["resource"] == resource]
@@ -338,5 +339,5 @@ def _section(label: str, texts: list[str], width: int) -> list[str]:
 
 
 def _short(call: str) -> str:
-    """A call without TDH. or TDG. in front."""
+    """Name of a call without the prefix TDH. or TDG."""
     return call[4:]

@@ -1,4 +1,4 @@
-"""Reader of the CSV files with facts about TDX."""
+"""Reader of the CSV files with data about TDX."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-# Not a path: the recorder may run from an archive.
+# A Traversable, not a path: the recorder may run from a zip archive.
 _DATA = files(__package__) / "data"
 
 
 def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
-    """Read one file of facts; column ``source`` of each row names where it comes from.
+    """Read one CSV file as a table; column ``source`` of each row names its source.
 
     Args:
         name: The file without its suffix.
@@ -31,7 +31,7 @@ def facts(name: str, **columns: type[pl.DataType]) -> pl.DataFrame:
 
 
 def records(name: str) -> list[dict[str, str | None]]:
-    """Read one file of facts without importing polars, for code that must start fast.
+    """Read one CSV file without importing polars, for code that must start fast.
 
     Args:
         name: The file without its suffix.

@@ -1,4 +1,4 @@
-"""SEAMCALL leaves: numbers, names, versions and what a request of each is identified by."""
+"""SEAMCALL leaves: numbers, names, versions and the objects that identify a request."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _VERSION_BITS: Final = 0xFF_0000
 def leaf_table() -> pl.DataFrame:
     """Return the leaves of the TDX module, one row per leaf.
 
-    ``request`` says what a request of the leaf is identified by: "gpa" (TD, page and level), "td",
-    "vcpu", "page" (a physical page) or "global".  Which registers hold these objects:
+    ``request`` names the objects that identify a request of the leaf: "gpa" (TD, page and level),
+    "td", "vcpu", "page" (a physical page) or "global".  The registers that hold them are in
     :func:`tdxtrace.tdx.operands.operand_table`.
 
     Returns:
@@ -59,7 +59,7 @@ def leaf_name(leaf: pl.Expr) -> pl.Expr:
         leaf: Leaf numbers, UInt16.
 
     Returns:
-        String; null for null and for a number that no known module has.
+        String; null for null and for an unknown number.
     """
     table = leaf_table()
     return leaf.cast(pl.UInt16).replace_strict(
@@ -71,11 +71,11 @@ def split_fn(fn: pl.Expr) -> pl.Expr:
     """Split RAX at entry into its fields.
 
     Args:
-        fn: First argument of __seamcall and its kin, UInt64.
+        fn: First argument of __seamcall and its variants, UInt64.
 
     Returns:
         Struct of leaf (UInt16), version (UInt8) and is_seamldr (Boolean: a call to the P-SEAMLDR,
-        whose leaves are numbered apart); its fields are null where ``fn`` is.
+        which has its own leaf numbers); its fields are null where ``fn`` is.
     """
     version = (fn & pl.lit(_VERSION_BITS, dtype=pl.UInt64)) // (1 << 16)
     return pl.struct(
@@ -89,9 +89,9 @@ def parse_leaf(text: str) -> tuple[int, int]:
     """Parse a leaf name or number, as written by users and logs.
 
     Args:
-        text: A name in any case, of the module (TDH.VP.ENTER, or its end if no other leaf ends so:
-            VP.ENTER), the kernel (TDH_VP_ENTER) or a wrapper (tdh_vp_enter), or RAX at entry in
-            decimal or 0x hexadecimal (38, 0x26, 0x10016).  A number need not be a known leaf.
+        text: A name in any case, as in the module (TDH.VP.ENTER, or a unique suffix: VP.ENTER), in
+            the kernel (TDH_VP_ENTER) or of a wrapper (tdh_vp_enter), or RAX at entry in decimal or
+            0x hexadecimal (38, 0x26, 0x10016).  A number need not be a known leaf.
 
     Returns:
         Leaf number and version; a name is version 0.
@@ -111,7 +111,7 @@ def parse_leaf(text: str) -> tuple[int, int]:
         return fn & _LEAF_BITS, fn >> 16
     names = _numbers()
     name = word.replace("_", ".")
-    # What tables leave out of a name: VP.ENTER, PAGE.AUG.
+    # Suffixes, as printed in tables: VP.ENTER, PAGE.AUG.
     ends = {number for full, number in names.items() if full.endswith(f".{name}")}
     if name not in names and len(ends) == 1:
         return ends.pop(), 0

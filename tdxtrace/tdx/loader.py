@@ -1,9 +1,9 @@
 """The P-SEAMLDR, which loads and updates the TDX module: its leaves and statuses.
 
-A SEAMCALL with bit 63 of RAX set at entry asks it instead of the module (Linux 7.2
-arch/x86/virt/vmx/tdx/seamldr.c).  It numbers its leaves and statuses on its own, and its statuses
-look like words of the module of which the code says nothing: a word is decoded by the leaf that
-returned it, never by its looks.
+A SEAMCALL with bit 63 of RAX set at entry calls it instead of the module (Linux 7.2
+arch/x86/virt/vmx/tdx/seamldr.c).  It has its own numbers of leaves and statuses.  Its status words
+cannot be distinguished from unknown status words of the module, so a word is decoded by the leaf
+that returned it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import polars as pl
 from tdxtrace.tdx.facts import facts
 
 LOADER_BIT: Final = 1 << 63
-"""Bit of RAX at entry that asks the P-SEAMLDR."""
+"""Bit of RAX at entry that selects the P-SEAMLDR."""
 _LEAF_BITS: Final = 0xFFFF
 
 
@@ -60,8 +60,8 @@ def loader_status_name(status: pl.Expr) -> pl.Expr:
     """Name status words that the P-SEAMLDR returned: PSEAMLDR_EINTERRUPT.
 
     Args:
-        status: RAX after a SEAMCALL that had bit 63 set at entry, UInt64; of any other call the
-            same words mean nothing.
+        status: RAX after a SEAMCALL that had bit 63 set at entry, UInt64; the names are not valid
+            for other calls.
 
     Returns:
         String; null for null and for an unknown word.

@@ -1,4 +1,4 @@
-"""Locks that each call takes, in order, the calls that exclude each other, and bug rules."""
+"""Locks that each call takes, in order; pairs of calls that conflict; and bug rules."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from tdxtrace.tdx.leaves import leaf_table
 from tdxtrace.tdx.operands import operand_id_table, operand_table
 from tdxtrace.tdx.word import TDX_OPERAND_ID_RCX
 
-# Scopes of one kind: two calls on them conflict if they name the same object.
-# Walking to a 4K page holds the PAMT entries above it shared, so a 2M range counts as its pages:
+# Scopes whose objects are of the same kind: two calls conflict if they name the same object.
+# A walk to a 4K page holds the PAMT entries above it shared, so a 2M range is compared as pages:
 # intel/tdx-module 1.5.01 src/common/memory_handlers/pamt_manager.c, pamt_walk().
 _SAME_SCOPE: Final = {"service td": "td", "target td": "td", "2M range": "page"}
 
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Possible holders of a lock that was found held."""
+    """Possible holders of a busy lock."""
 
     generations: tuple[str, ...]
     """Lock generations of the module this applies to, newest first."""
     lock: str
     scope: str
-    """Object that both calls must name."""
+    """Kind of object that both calls must name."""
     host: tuple[str, ...]
     """SEAMCALLs; a condition follows in parentheses."""
     guest: tuple[str, ...]
     """TDCALLs."""
     is_every: bool
-    """Whether ``host`` has every SEAMCALL that takes the lock."""
+    """Whether ``host`` contains every SEAMCALL that takes the lock."""
 
 
 @cache
@@ -46,14 +46,14 @@ def lock_table() -> pl.DataFrame:
 
     Returns:
         Columns generation (A, B, C), call (TDH.* of the host, TDG.* of the guest), leaf (UInt16;
-        null for TDG.*), sequence (UInt8, 1 first), lock, scope (what must coincide for two calls to
-        collide: td, vcpu, entry, page, ...), page (UInt8: which page operand of the call a lock on
-        a page is about; 1 where operand_id is that of the guest page; null where it is a register
-        or list that no capture has), mode (SH or EX), kind
+        null for TDG.*), sequence (UInt8, 1 first), lock, scope (kind of object on which two calls
+        conflict: td, vcpu, entry, page, ...), page (UInt8: number of the page operand, for a lock
+        on a page; 1 if operand_id is that of the guest page; null if the operand is in a register
+        or list that is never recorded), mode (SH or EX), kind
         (sharex; _hp: with host priority; entry_hp, bit, mutex, cas, pconfig), held (leaf: to the
         end of the call; instant; entry: until VM entry; guest run: until the guest exits),
-        condition (null: always), operand_id (UInt32; null where the failure shows elsewhere, see
-        note), note, source.
+        condition (null: always), operand_id (UInt32; null if the status has none, see note), note,
+        source.
     """
     numbers = leaf_table().select("leaf", call="name")
     is_page = pl.col("scope").replace(_SAME_SCOPE) == "page"
@@ -121,7 +121,7 @@ def holders(leaf: int, operand_id: int, version: int = 0) -> tuple[Holders, ...]
         version: Version of the leaf.
 
     Returns:
-        One entry per lock that the id can mean, generations with equal answers merged, newest
+        One entry per lock that the id can refer to, generations with equal answers merged, newest
         first; empty if the leaf is not known to return this id.
     """
     condition = pl.col("condition").str.extract(r"^version (\d+)").cast(pl.Int64)
@@ -158,10 +158,10 @@ def _n_takers(generation: object, lock: object) -> int:
 
 @cache
 def bug_rule_table() -> pl.DataFrame:
-    """Return the rules, one row each.
+    """Return the rules of a correct kernel, one row per rule.
 
     Returns:
-        Columns rule (its name, as in ``busy_causes`` and ``broken_rules``), statement (what holds
-        in a correct kernel) and source.
+        Columns rule (its name, as in ``busy_causes`` and ``broken_rules``), statement (true for a
+        correct kernel) and source.
     """
     return facts("bug_rules")

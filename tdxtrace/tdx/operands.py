@@ -1,4 +1,4 @@
-"""Operands: what a leaf's registers hold, and what the operand id of a busy status names."""
+"""Operands of leaves: contents of registers, and the resource named by a busy status."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import polars as pl
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.word import is_busy, low32
 
-# Columns of ``seamcalls`` that are not named for the role that they hold.
+# Columns of ``seamcalls`` whose name differs from the role.
 _COLUMNS: Final = {"td": "td_id", "vcpu": "vp_id"}
 # Operand ids fit 16 bits (the highest known is 0x140), so a leaf and an id fit one UInt32.
 _ID_SPACE: Final = 1 << 16
-# A table has so many entries, and a page is of 4K, 2M or 1G: intel/tdx-module 1.5.01 include/
-# tdx_vmm_api_handlers.h, level 0 is 4K.
+# Entries of a page table, and levels 0 to 2 (4K, 2M, 1G): intel/tdx-module 1.5.01 include/
+# tdx_vmm_api_handlers.h.
 _PER_TABLE: Final = 512
 _HIGHEST_LEVEL: Final = 2
 
@@ -51,7 +51,7 @@ def operand_id_table() -> pl.DataFrame:
 
     Returns:
         Columns operand_id (UInt32), name (RCX, SEPT_TREE, ...), kind (register, parameter, list or
-        object), resource (what an object id names on every leaf; null for the other kinds),
+        object), resource (for an object: the resource on every leaf; null for the other kinds),
         meaning, since, source.
     """
     return facts("operand_ids", operand_id=pl.UInt32)
@@ -59,10 +59,10 @@ def operand_id_table() -> pl.DataFrame:
 
 @cache
 def resource_table() -> pl.DataFrame:
-    """Return what each operand id of a busy status names, one row per leaf and id.
+    """Return the resource of each operand id of a busy status, one row per leaf and id.
 
-    Follows from the lock table: the first lock a leaf takes under an id is the ``resource``, later
-    ones under the same id are the ``alternative``.  The locks of 1.5 count before those of 1.0.
+    Derived from the lock table: the first lock that a leaf takes under an id is the ``resource``,
+    later ones under the same id are the ``alternative``.  Locks of 1.5 have precedence over 1.0.
 
     Returns:
         Columns leaf (UInt16), call (its name), operand_id (UInt32), resource, alternative, note,
@@ -90,10 +90,10 @@ def resource(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
     """Return the resource that a busy status names on its leaf: "SEPT entry", "TDR", "TD epoch".
 
     Id 1 (RCX) is the SEPT entry on most MEM leaves, the TDVPR on VP leaves, the TDR on TRACK and
-    on MNG leaves, a PAMT entry on PHYMEM leaves.  Where a leaf can mean two things by one id, this
-    is the one it tries first; :func:`resource_table` has the other.  Where the leaf is null or not
-    in the table, ids of objects are still certain, and a register id is answered with the
-    register's name.
+    on MNG leaves, a PAMT entry on PHYMEM leaves.  If an id can refer to two resources of a leaf,
+    the one that the leaf locks first is returned; :func:`resource_table` has the other.  If the
+    leaf is null or unknown, ids of objects still name their resource, and ids of registers give
+    the register's name.
 
     Args:
         status: Status words, UInt64.

@@ -15,15 +15,15 @@ from tdxtrace.tdx.facts import records
 VERSION_LINE: Final = re.compile(
     r"\b[Mm]odule(?: ver\w{0,6}:?)? (?P<version>\d{1,3}\.\d{1,3}\.\d{1,3}(?:\.\d{1,5}){0,2})\b"
 )
-"""What follows "tdx: " where the kernel names the release."""
-# Linux of Intel and Ubuntu up to 6.8 prints "TDX module: attributes 0x0, vendor_id 0x8086,
-# major_version 1, minor_version 5, build_date 20240129, build_num 698": the release 1.5.05 is told
-# by the build alone.
+"""Text after "tdx: " in the kernel message that names the release."""
+# Kernels of Intel and Ubuntu up to 6.8 print "TDX module: attributes 0x0, vendor_id 0x8086,
+# major_version 1, minor_version 5, build_date 20240129, build_num 698": only the build identifies
+# the release 1.5.05.
 BUILD_LINE: Final = re.compile(
     r"TDX module: .{0,80}?\bmajor_version (?P<major>\d{1,3}), minor_version (?P<minor>\d{1,3})"
     r"(?:, build_date (?P<date>\d{8}))?(?:, build_num (?P<build>\d{1,9}))?"
 )
-"""That line: its groups are what :func:`named_by_build` takes."""
+"""Kernel message that names the build; its groups are arguments of :func:`named_by_build`."""
 
 
 def generation_of(version: str) -> str | None:
@@ -37,7 +37,7 @@ def generation_of(version: str) -> str | None:
         version: Module release, such as "1.5.16" or "1.5.05.46.698".
 
     Returns:
-        "A", "B" or "C"; None for a release whose source was not read, later ones included.
+        "A", "B" or "C"; None for a release whose source was not read, such as later ones.
 
     Example:
         >>> generation_of("1.5.16"), generation_of("1.5.20"), generation_of("1.5.99")
@@ -59,13 +59,13 @@ def generation_of(version: str) -> str | None:
 
 
 def generations_of_series(version: str) -> tuple[str, ...]:
-    """Return the generations that releases of a series have: what a release leaves open.
+    """Return the lock generations of the releases of a series, if the exact release is unknown.
 
     Args:
         version: Module release or the start of one, such as "1.5" or "1.5 build 700".
 
     Returns:
-        Generations in the order of releases; empty for a series of which none was read.
+        Generations in the order of releases; empty for an unknown series.
     """
     found = re.search(r"(?<!\d)\d++\.\d++", version)
     series = found[0] if found else None
@@ -73,13 +73,13 @@ def generations_of_series(version: str) -> tuple[str, ...]:
 
 
 def same_release(named: Iterable[str]) -> str | None:
-    """Return the release that all of these name: "1.5.06" and "1.5.06.00" are one.
+    """Return the release if all names refer to the same one, as "1.5.06" and "1.5.06.00" do.
 
     Args:
         named: Releases as kernels name them.
 
     Returns:
-        The fullest of the names; None if there is none, or if they name different releases.
+        The longest name; None without a name, or if the names refer to different releases.
     """
     names = sorted(named, key=len)
     short = {re.match(r"(?:\d++\.){2}\d++|.*", name)[0] for name in names}  # type: ignore[index]
@@ -89,11 +89,11 @@ def same_release(named: Iterable[str]) -> str | None:
 def named_by_build(
     major: str | int, minor: str | int, date: str | None = None, build: str | int | None = None
 ) -> str:
-    """Return the release of a module of which major and minor number and the build are known.
+    """Return the release of a module from its major and minor number and its build.
 
-    Needs a build that Intel published, of the same series, and of the same date where both dates
-    are known.  A build that is in no list may be of any release: it is not guessed from the builds
-    around it, since the number counts the builds of all series.
+    The build must be one that Intel published, of the same series, and of the same date if both
+    dates are known.  The release of an unlisted build is not guessed from adjacent builds, because
+    build numbers count the builds of all series.
 
     Args:
         major: Major number.
@@ -102,7 +102,7 @@ def named_by_build(
         build: Its build_num; None: not known.
 
     Returns:
-        Such as "1.5.05"; for a build that is not known "1.5 build 700", without one "1.5".
+        Such as "1.5.05"; "1.5 build 700" for an unlisted build, "1.5" without a build.
 
     Source:
         Releases of intel/confidential-computing.tdx.tdx-module, see the rows of builds.csv.

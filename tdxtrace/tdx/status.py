@@ -12,42 +12,42 @@ from tdxtrace.tdx.exit_reasons import exit_reason_name
 from tdxtrace.tdx.facts import facts
 from tdxtrace.tdx.operands import operand_name, resource
 
-# What a host does with a status: the values of column host_retry.
+# How a host should react to a status: the values of column host_retry.
 HOST_RETRY: Final = {
     "success": "nothing to retry: the work is done",
     "same": "yes: issue the same call again, unchanged",
     "kick": "yes: kick the running vCPUs, then issue the same call again",
-    "resume": "yes: issue it again, it goes on where it stopped",
+    "resume": "yes: issue it again, it continues where it stopped",
     "restart": "yes: issue the same call again, it starts from the beginning",
     "act_first": "not by itself: another call or change has to come first",
     "exit": "it is an exit: serve it, then enter again",
     "dead": "no: the vCPU or the TD is lost",
-    "no": "no: the call or the state it met is wrong",
+    "no": "no: the call or the current state is wrong",
     "guest": "not for the host: only a guest sees this",
     "unknown": "not known: the module's source was not read for this code",
 }
 
 # A status joins the attempts of a retry chain if the same SEAMCALL, issued again, can succeed
-# without another change of state first.  That is the module's view, not what a kernel happens to
-# do: TDX_KEY_GENERATION_FAILED (PCONFIG found no entropy) is in, although KVM gives up on it;
-# TDX_TLB_TRACKING_NOT_DONE is out, since it takes a TRACK to mend.
+# without another change of state first.  This follows the module's rules, not KVM's behaviour:
+# TDX_KEY_GENERATION_FAILED (PCONFIG found no entropy) is included, although KVM gives up on it;
+# TDX_TLB_TRACKING_NOT_DONE is not, because it needs a TRACK first.
 RETRIED: Final = ("same", "kick", "resume", "restart")
 
 
 @cache
 def status_table() -> pl.DataFrame:
-    """Return the status codes, one row per code; a few of the kernel's own are whole words.
+    """Return the status codes, one row per code; some codes of the kernel are whole words.
 
     Returns:
-        Columns status (UInt64), name, class (labels are ours), low32 (what bits 31:0 hold),
-        host_retry (a key of HOST_RETRY), meaning (null where only the name is known), since (first
-        release), source.
+        Columns status (UInt64), name, class (labels defined by tdxtrace), low32 (contents of bits
+        31:0), host_retry (a key of HOST_RETRY), meaning (null where only the name is known), since
+        (first release), source.
     """
     return facts("status_codes", status=pl.UInt64)
 
 
 def status_name(status: pl.Expr) -> pl.Expr:
-    """Name status words: TDX_OPERAND_BUSY, whatever the low half and bits 61 and 60.
+    """Name status words, such as TDX_OPERAND_BUSY, ignoring the low half and bits 61 and 60.
 
     Args:
         status: Status words, UInt64.
@@ -83,7 +83,7 @@ def host_retry(status: pl.Expr) -> pl.Expr:
 
 
 def is_retryable(status: pl.Expr) -> pl.Expr:
-    """Return whether a status joins two attempts at one request; the rule is above RETRIED.
+    """Return whether a status joins two attempts at one request: the rule of ``RETRIED``.
 
     Args:
         status: Status words, UInt64.
@@ -98,9 +98,9 @@ def describe_status(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
     """Describe status words in a few words, for printed tables.
 
     Such as "SUCCESS", "exit EPT_VIOLATION" (TDH.VP.ENTER), "OPERAND_BUSY SEPT tree",
-    "RND_NO_ENTROPY".  A word that ends a request badly is given whole:
-    "0xc0000b0800000001 TLB_TRACKING_NOT_DONE RCX".  Takes some microseconds a row: describe the
-    rows that are shown, not the trace.
+    "RND_NO_ENTROPY".  A word that ends a request with an error is printed in full:
+    "0xc0000b0800000001 TLB_TRACKING_NOT_DONE RCX".  Takes some microseconds per row: use it for
+    rows that are shown, not for a whole trace.
 
     Args:
         status: Status words, UInt64.

@@ -17,11 +17,11 @@ LOW_BITS: Final = 0xFFFF_FFFF
 
 # The module sets "fatal" (61) and "host recoverability hint" (60) at run time on codes whose
 # headers lack them: 1.5.01 include/tdx_api_defs.h api_error_fatal(), src/td_transitions/td_exit.c
-# async_tdexit_internal().  That a code is compared without them is inferred from those helpers.
+# async_tdexit_internal().  That codes have to be compared without them is inferred from those.
 CODE_BITS: Final = ~(FATAL_BIT | HOST_HINT_BIT | LOW_BITS) & (1 << 64) - 1
 
 # Linux names; values in intel/tdx-module 1.5.01 include/auto_gen/tdx_error_codes_defs.h, and
-# those the kernel knows in Linux 6.16 arch/x86/kvm/vmx/tdx_errno.h (7.x: asm/shared/tdx_errno.h).
+# the kernel's in Linux 6.16 arch/x86/kvm/vmx/tdx_errno.h (7.x: asm/shared/tdx_errno.h).
 TDX_SUCCESS: Final = 0x0000_0000_0000_0000
 TDX_INTERRUPTED_RESUMABLE: Final = 0x8000_0003_0000_0000
 TDX_INTERRUPTED_RESTARTABLE: Final = 0x8000_0004_0000_0000
@@ -81,7 +81,7 @@ def status_code(status: pl.Expr) -> pl.Expr:
 
 
 def low32(status: pl.Expr) -> pl.Expr:
-    """Return bits 31:0: operand id, exit reason or other detail, as the code says.
+    """Return bits 31:0: operand id, exit reason or other detail, depending on the code.
 
     Args:
         status: Status words, UInt64.
@@ -108,10 +108,10 @@ def is_error(status: pl.Expr) -> pl.Expr:
 
 
 def is_success(status: pl.Expr) -> pl.Expr:
-    """Return whether bit 63 is clear: the call succeeded, or found its work done.
+    """Return whether bit 63 is clear: the call succeeded, or its work was already done.
 
     After TDH.VP.ENTER such a word is an exit: the guest ran (or seemed to), and bits 31:0 are the
-    exit reason.  The deaths TDX_NON_RECOVERABLE_* are among them.
+    exit reason.  TDX_NON_RECOVERABLE_*, after which the TD is dead, are among them.
 
     Args:
         status: Status words, UInt64.

@@ -11,9 +11,9 @@ from tdxtrace.tdx.facts import facts, records
 if TYPE_CHECKING:
     import polars as pl
 
-# Also the columns of ``seamcalls`` that hold them.
+# The same names are columns of ``seamcalls``.
 PAGES: Final = ("page", "page_2", "page_3")
-"""Words of wrappers.csv for the pages that a call takes, in the order of its parameters."""
+"""Words of wrappers.csv for the page arguments of a call, in the order of its parameters."""
 # 6ad0badd765c and 4c7a1247646c "Use PFN directly for (un)mapping guest private memory": the KVM
 # pull of June 2026 for 7.2-rc1.  A tree of 7.1-rc (5b25f249be32) still passes struct page.
 _NEWER_FORM: Final = (7, 2)
@@ -25,7 +25,7 @@ def wrapper_table() -> pl.DataFrame:
 
     Returns:
         Columns function, leaf (UInt16; null: any), version (UInt8; null: 0), arguments (words in
-        order), arguments_7_2 (from Linux 7.2 on, where it differs), source.
+        order), arguments_7_2 (from Linux 7.2 on, if different), source.
     """
     import polars as pl
 
@@ -39,13 +39,13 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
     The words: ``td`` and ``vp`` are addresses of struct tdx_td and tdx_vp, ``gpa`` is a guest
     physical address in bytes, ``level`` counts from :func:`level_base`, ``page`` is an address of a
     struct page and ``pfn`` a page frame number, ``page_2`` and ``page_3`` are further pages,
-    ``ext_err1`` and ``ext_err2`` are addresses where RCX and RDX go, ``fn`` is RAX at entry and
-    ``args`` the address of a struct tdx_module_args (rcx, rdx, r8, ...).
+    ``ext_err1`` and ``ext_err2`` are pointers to which RCX and RDX are written, ``fn`` is RAX at
+    entry and ``args`` the address of a struct tdx_module_args (rcx, rdx, r8, ...).
 
     Args:
-        function: The kernel's name of it, such as tdh_mem_page_aug.
-        kernel: Kernel release; below 7.2 the form of 6.16 to 7.1.  Without it that form too, and
-            of a function that is newer the form that it has.
+        function: Name in the kernel, such as tdh_mem_page_aug.
+        kernel: Kernel release; below 7.2 the signature of 6.16 to 7.1.  None: that signature too,
+            or the newer one if the function did not exist before.
 
     Returns:
         One word per argument; empty if the function or its arguments are not known.
@@ -65,7 +65,7 @@ def signature(function: str, kernel: str | None = None) -> tuple[str, ...]:
 
 
 def sources() -> dict[str, str]:
-    """Return where each function that issues SEAMCALLs comes from, such as "Linux 6.16"."""
+    """Return the source of each function that issues SEAMCALLs, such as "Linux 6.16"."""
     return {str(function): row["source"] or "" for function, row in _rows().items()}
 
 
@@ -74,11 +74,11 @@ def leaf_of(function: str) -> int | None:
     """Return the leaf that a kernel function issues.
 
     Args:
-        function: The kernel's name of it.
+        function: Name in the kernel.
 
     Returns:
-        The leaf number; None if the function is not known or issues any leaf (__seamcall).  One
-        that is not in wrappers.csv is known by its name.
+        The leaf number; None if the function is unknown or issues any leaf (__seamcall).  The leaf
+        of a function that is not in wrappers.csv is derived from its name.
     """
     row = _rows().get(function)
     if row is None:
@@ -89,10 +89,11 @@ def leaf_of(function: str) -> int | None:
 
 @cache
 def functions_named_as_leaves() -> dict[str, int]:
-    """Return leaves by the names that their functions would have, tdh_mem_sept_rd for one.
+    """Return leaves by the name of their wrapper, for wrappers that are not in wrappers.csv.
 
-    Every function in wrappers.csv has the name of its leaf, so one of a kernel that is out of tree
-    is told by it too.  Its arguments are not known: those count that a probe names.
+    Every function in wrappers.csv is named after its leaf, so wrappers of out-of-tree kernels, such
+    as tdh_mem_sept_rd, are recognised by their names.  Their arguments are unknown unless a probe
+    names them.
     """
     named = {
         name.lower().replace(".", "_"): int(row["leaf"] or "", 0)
@@ -112,20 +113,20 @@ def level_base(kernel: str) -> int | None:
         kernel: Kernel release, such as "6.18.44-foo".
 
     Returns:
-        0 or 1; None for a kernel whose wrappers were not read.
+        0 or 1; None for a kernel that is not in kernels.csv.
     """
     row = _kernel(kernel)
     return None if row is None else int(row["level_base"] or 0)
 
 
 def _release(kernel: str) -> tuple[int, int]:
-    """Parse major and minor number of a kernel release; (0, 0) if there are none."""
+    """Parse major and minor number of a kernel release; (0, 0) if it does not begin with them."""
     found = re.match(r"^(\d+)\.(\d+)", kernel)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _kernel(kernel: str) -> dict[str, str | None] | None:
-    """Return the row of kernels.csv for ``kernel``; None if there is none."""
+    """Return the row of kernels.csv for ``kernel``; None if no row matches."""
     major, minor = _release(kernel)
     for row in records("kernels"):
         first, last = int(row["minor_first"] or 0), int(row["minor_last"] or minor)

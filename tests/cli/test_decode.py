@@ -74,7 +74,7 @@ def test_demote_starts_again_where_other_leaves_go_on() -> None:
     assert "it starts from the beginning" in text
     assert "1.5.20 to 1.5.25" in text
     assert "operand" not in text.splitlines()[0]
-    assert "it goes on where it stopped" in decoded(
+    assert "it continues where it stopped" in decoded(
         "0x8000020600000000", "--leaf", "TDH.EXPORT.MEM"
     )
 
