@@ -1,4 +1,4 @@
-"""The command ``tdxtrace simulate``: from options to trace and truth files."""
+"""The command ``tdxtrace simulate``: writes a trace and its truth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ScenarioChanges:
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """What is recorded, and the format it is written in."""
+    """Probes and faults of the recording, and its format."""
 
     form: str = "tracefs"
     options: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class TraceOptions:
 
 @dataclass(frozen=True, slots=True)
 class OutputPaths:
-    """The trace's file (None: standard output), and the folder of the truth (None: none)."""
+    """File for the trace (None: standard output), and folder for the truth (None: no truth)."""
 
     trace: Path | None = None
     truth: Path | None = None
@@ -65,7 +65,7 @@ def description(name: str) -> str:
     """Return a scenario's title, description and TOML.
 
     Raises:
-        QueryError: If there is none of that name.
+        QueryError: If the name is unknown.
     """
     found = _scenario(name)
     return f"{found.name}: {found.title}\n\n{found.description}\n\n{found.to_toml()}".rstrip()
@@ -82,18 +82,18 @@ def simulate(
     """Simulate a scenario and write its trace and its truth.
 
     Args:
-        name: A scenario that ships, or a TOML file.
+        name: Name of a scenario of tdxtrace, or a TOML file.
         seed: Seed of the run.
         changes: Changes to the scenario.
-        options: What is recorded, and in which format.
+        options: Probes, faults and format of the recording.
         target: The files to write.
-        say: Called with what is being done, as it goes on.
+        say: Called with the current step.
 
     Returns:
         A summary in one line.
 
     Raises:
-        QueryError: If an option names nothing, or options do not go together.
+        QueryError: If the value of an option is invalid, or options cannot be combined.
         InputError: If a file cannot be read or written, or would overwrite the scenario.
     """
     if name is None:
@@ -153,7 +153,7 @@ def milliseconds(text: str) -> int:
     """Parse a duration such as ``2s``, ``0.2s`` or ``50ms``.
 
     Raises:
-        QueryError: If it is not one, or not in whole ms.
+        QueryError: If it is not a duration, or not a whole number of ms.
 
     Example:
         >>> milliseconds("0.2s")
@@ -161,7 +161,7 @@ def milliseconds(text: str) -> int:
     """
     whole, rest = divmod(parse_duration(text), 1_000_000)
     if rest:
-        raise QueryError(f"the simulator counts in whole ms, not {text!r}")
+        raise QueryError(f"the duration must be a whole number of ms, not {text!r}")
     return whole
 
 
@@ -169,9 +169,9 @@ def _capture(options: TraceOptions) -> Capture:
     if options.probes not in PROBES:
         raise QueryError(f"no probes {options.probes!r}; there are: {', '.join(PROBES)}")
     if options.form == "graph" and options.probes != "wrappers":
-        raise QueryError("function_graph sees wrappers only; leave --probes out")
+        raise QueryError("function_graph traces wrappers only; leave --probes out")
     if options.probes in CAPTURES and not options.arguments:
-        raise QueryError(f"{options.probes} fetches arguments always; leave --no-arguments out")
+        raise QueryError(f"{options.probes} always fetches arguments; leave --no-arguments out")
     return Capture(options.probes, arguments=options.arguments)
 
 

@@ -1,9 +1,9 @@
-"""How long everything takes: distributions with units, ranges and sources.
+"""Distributions of durations, with units, ranges and sources.
 
 Every field of ``Durations`` is a ``Duration`` in nanoseconds and may be set in a scenario's
-``[times]`` as four numbers (low, median, 99th percentile, high).  Where no public source
-gives a number, the comment says "not public": the default is then a guess of the right
-order, chosen so that the sums that *are* public come out (``sample_traces/README.md``).
+``[times]`` as four numbers (low, median, 99th percentile, high).  If no public source gives a
+number, the comment is "not public": the default is then a guess of the right order of magnitude,
+chosen so that sums agree with public figures (``sample_traces/README.md``).
 """
 # ruff: noqa: RUF009 - the defaults are frozen, as every Duration is
 
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 class Duration:
     """The distribution of a duration by four quantiles, in integer ns.
 
-    Between them the quantile function is linear, from the median to ``p99`` quadratic: a
-    mode near the median and a tail to the right, the shape of latencies; no public source
-    gives a shape for any of them.
+    The quantile function is linear between them, but quadratic from the median to ``p99``: a mode
+    near the median and a tail to the right, as is typical of latencies; no public source gives
+    the shape of any of them.
 
     Raises:
         ValueError: If they are negative or do not ascend.
@@ -40,7 +40,7 @@ class Duration:
 
 
 def fixed(ns: int) -> Duration:
-    """A duration that does not vary."""
+    """Return a constant duration."""
     return Duration(ns, ns, ns, ns)
 
 
@@ -91,7 +91,7 @@ class Durations:
     handle_exit: Duration = _us(0.14, 0.20, 0.6, 5.0)
     before_entry: Duration = _us(0.16, 0.22, 0.5, 4.0)
     handle_fault: Duration = _us(0.8, 1.1, 2.6, 20.0)
-    # A return of tdx_vcpu_run that does not enter, wait_for_sept_zap being set.
+    # A return of tdx_vcpu_run that does not enter because wait_for_sept_zap is set.
     held_off: Duration = _us(0.05, 0.08, 0.2, 2.0)
     local_turn: Duration = _us(0.5, 0.7, 1.6, 10.0)
     wrapper_turn: Duration = _us(0.02, 0.04, 0.10, 0.5)
@@ -119,13 +119,13 @@ class Durations:
 
 
 def durations_from(given: Mapping[str, list[int]]) -> Durations:
-    """Return the defaults with those replaced that a scenario sets.
+    """Return the default durations, with those of a scenario replaced.
 
     Args:
         given: Four numbers of ns (low, median, 99th percentile, high) by field name.
 
     Raises:
-        ValueError: If a name is unknown or its four numbers are no distribution.
+        ValueError: If a name is unknown or its four numbers are not a distribution.
     """
     known = {field.name for field in dataclasses.fields(Durations)}
     if not isinstance(given, Mapping):

@@ -29,15 +29,15 @@ from tdxtrace.simulate.module.state import RUNNABLE, Call, Vcpu
 from tdxtrace.simulate.scenario import Scenario, TdSpec
 from tdxtrace.simulate.thread import RandomStream, Thread
 
-# Private memory of a TD begins here: above 4 GB, as QEMU places high memory.
+# Start of the private memory of a TD: 4 GB, where QEMU places high memory.
 MEMORY: Final = 0x1_0000_0000
-# Process number of the first VM, and the distance to the next; arbitrary.
+# Process ID of the first VM, and the distance to the next; arbitrary.
 _FIRST_TGID: Final = 4242
 _TGID_STEP: Final = 1500
 _BUILD_PAGES: Final = 16
 # Random streams reserved for one VM: main thread, vCPUs, workers.
 _STREAMS: Final = 1 << 16
-# How often a run reports how far it is.
+# Number of progress reports of a run.
 _REPORTS: Final = 100
 
 
@@ -59,7 +59,7 @@ def run(scenario: Scenario, seed: int, report: Callable[[int], None] = lambda _:
     """Simulate a scenario.
 
     Args:
-        scenario: What to simulate.
+        scenario: The scenario.
         seed: Seed of all random streams; the same scenario and seed give the same run on
             every machine.
         report: Called with the simulated ns so far, about a hundred times.
@@ -82,8 +82,8 @@ def run(scenario: Scenario, seed: int, report: Callable[[int], None] = lambda _:
             report(now_ns)
         machine.env.run(until=end_ns)
     journal = machine.journal
-    # A thread runs ahead of the clock up to its next interaction: what it did after the end
-    # of the run is dropped.
+    # A thread runs ahead of the clock up to its next interaction: its calls after the end of the
+    # run are dropped.
     journal.truncate(end_ns)
     unfinished = (v.entering for vm in vms for v in vm.vcpus if v.entering is not None)
     return Run(scenario, seed, journal, vms, end_ns, tuple(unfinished))
@@ -93,8 +93,7 @@ def run(scenario: Scenario, seed: int, report: Callable[[int], None] = lambda _:
 def _gc_paused() -> Iterator[None]:
     """Pause the garbage collector.
 
-    A run keeps nearly all of its objects: scanning them again and again took half of its
-    time.
+    A run keeps nearly all of its objects; scanning them repeatedly took half of the time.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -133,23 +132,23 @@ def _make_vm(machine: Machine, scenario: Scenario, spec: TdSpec, number: int, se
 
 
 def _host_conduct(vm: Vm, conduct: str) -> str:
-    """The conduct of a thread of the host, whose kernel may have a bug."""
+    """Return the conduct of a thread of the host; honest becomes buggy if the kernel has a bug."""
     is_buggy = vm.policy.zaps_shared or vm.racing_init
     return "buggy" if conduct == "honest" and is_buggy else conduct
 
 
 def _actors_of(vm: Vm, state: VcpuState, spec: TdSpec) -> tuple[Actor, Actor]:
-    """The host's thread of a vCPU, and the guest that runs on it."""
-    who = state.thread.tid, state.vcpu.td.number, state.vcpu.number
+    """Return the actors of a vCPU: its thread on the host, and its guest."""
+    ids = state.thread.tid, state.vcpu.td.number, state.vcpu.number
     is_attacked = state.refuses_faults or state.single_steps
     program = spec.guest.program
     is_hostile = program in HOSTILE_PROGRAMS
     return (
         Actor(
-            *(*who, "host", "vcpu"),
+            *(*ids, "host", "vcpu"),
             _host_conduct(vm, "hostile" if is_attacked else "honest"),
         ),
-        Actor(*who, "guest", program, "hostile" if is_hostile else "honest"),
+        Actor(*ids, "guest", program, "hostile" if is_hostile else "honest"),
     )
 
 
@@ -201,8 +200,8 @@ def premap(vm: Vm, n_pages: int, in_blocks: bool = False) -> None:
     Args:
         vm: The VM.
         n_pages: Number of 4K pages.
-        in_blocks: Whether the small pages of each 2 MB range are one aligned 2 MB block, as a
-            host backs memory whose pages it means to merge.
+        in_blocks: Whether the small pages of each 2 MB range are one aligned 2 MB block, as for
+            memory whose pages the host will merge.
     """
     block = 0
     size = 512 if vm.large_pages else 1

@@ -11,8 +11,8 @@ from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
 from tdxtrace.simulate.thread import Thread
 
-# Status codes after which a host issues the same call again, now or after a kick, and the
-# resource it waits for where that is not a lock.
+# Status codes after which a host issues the same call again, immediately or after a kick, with
+# the resource if it is not a lock.
 RETRYABLE: Final = {
     abi.OPERAND_BUSY: "",
     abi.PREVIOUS_TLB_EPOCH_BUSY: "PREVIOUS_EPOCH",
@@ -23,9 +23,9 @@ RETRYABLE: Final = {
 }
 
 
-# What the fault path calls, with entries of the guest in between: an entry abandons none of these.
+# Leaves of the fault path: their requests may continue after entries of the guest.
 FAULT_LEAVES: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
-# What needs a blocked range: where RANGE.UNBLOCK undid the block, its caller has given it up.
+# Leaves that need a blocked range: after RANGE.UNBLOCK their caller has given up.
 NEED_BLOCK: Final = (
     *("TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE"),
     *("TDH.MEM.PAGE.RELOCATE", "TDH.MEM.PAGE.REMOVE"),
@@ -45,7 +45,7 @@ class KernelEvent(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One thing that a caller wants done, with all attempts at it."""
+    """One operation that a caller requests, with all attempts at it."""
 
     number: int
     leaf: str
@@ -56,21 +56,21 @@ class Request:
     level: int
     calls: list[Call]
     segments: int = 1
-    """Groups of attempts between which the vCPU was entered again."""
+    """Number of groups of attempts, separated by entries of the vCPU."""
     n_entries: int = 0
-    """vCPU entries of the thread up to the latest attempt."""
+    """Number of vCPU entries of the thread before the latest attempt."""
     turn: int = 0
-    """Calls of the thread up to the latest attempt, that included."""
+    """Number of calls of the thread up to and including the latest attempt."""
     given_up: bool = False
     """Whether its caller dropped the operation."""
     undone: tuple[int, str] | None = None
-    """When RANGE.UNBLOCK ended it, and how it ended by that."""
+    """Time at which RANGE.UNBLOCK ended the request, and the outcome."""
     outcome: str = ""
     """Empty while it is open."""
 
     @property
     def key(self) -> tuple[int, str, int, int]:
-        """TD, leaf, page and level: equal for requests for the same thing."""
+        """TD, leaf, page and level: equal for requests for the same operation."""
         return self.td, self.leaf, self.gpa, self.level
 
     @property
@@ -80,7 +80,7 @@ class Request:
 
 
 class PolicyAction(NamedTuple):
-    """Something the busy policy did: a kick, a warning, a bug, giving up."""
+    """An action of the busy policy: a kick, a warning, a bug, giving up."""
 
     ts_ns: int
     thread: Thread
@@ -96,16 +96,16 @@ class CountedFault:
 
     gpa: int
     state: int
-    """State of the Secure EPT entry that the access ended on."""
+    """State of the Secure EPT entry where the access ended."""
     blocked_by: Call | None
     """The RANGE.BLOCK in force on that entry."""
     handling: str = ""
-    """What KVM did with it: refused, memory_fault, served, spurious, frozen, invalidating or
-    busy; empty while it has not returned."""
+    """How KVM handled it: refused, memory_fault, served, spurious, frozen, invalidating or
+    busy; empty until it is handled."""
 
 
 class Actor(NamedTuple):
-    """Whoever acts in a run: a thread of the host on one TD, or the guest on one vCPU."""
+    """An actor in a run: a thread of the host on one TD, or the guest on one vCPU."""
 
     tid: int
     td: int
@@ -113,13 +113,13 @@ class Actor(NamedTuple):
     side: str
     """``host`` or ``guest``."""
     kind: str
-    """vcpu, main or a kind of worker; of a guest, its program."""
+    """vcpu, main or a kind of worker; for a guest, its program."""
     conduct: str
     """``honest``, ``buggy`` or ``hostile``."""
 
 
 class BrokenRule(NamedTuple):
-    """A call that shows that the simulated kernel broke a rule, and the call that proves it."""
+    """A call that broke a rule of a correct kernel, and the call that proves it."""
 
     rule: str
     call: Call
@@ -128,7 +128,7 @@ class BrokenRule(NamedTuple):
 
 @dataclass(slots=True)
 class Episode:
-    """One zero-step episode of a vCPU: from the arming of its gate until RIP moved on."""
+    """One zero-step episode of a vCPU: from the arming of its gate until RIP advances."""
 
     thread: Thread
     td: int
@@ -138,7 +138,7 @@ class Episode:
     armed_ns: int
     n_faults: int
     faults: list[CountedFault]
-    """The counted faults at that RIP, in order, those after the arming included."""
+    """The counted faults at that RIP, in order, including those after the arming."""
     n_busy: int = 0
     n_emulated: int = 0
     first_refused_ns: int | None = None
@@ -147,7 +147,7 @@ class Episode:
 
 
 class Journal:
-    """Everything recorded of a run, in the order in which it ended."""
+    """Calls, requests, events and actions of a run, in the order in which they ended."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -159,9 +159,9 @@ class Journal:
         """Time, TD and number of each epoch that TRACK began."""
         self.actors: list[Actor] = []
         self.acts: dict[tuple[int, str], list[int]] = {}
-        """Number, first and last time of what an actor did, by its thread and side."""
+        """Number, first and last time of the acts of an actor, by its thread and side."""
         self.broken: list[BrokenRule] = []
-        """Broken rules that only the mechanism knows; ``truth`` finds the others."""
+        """Broken rules recorded during the run; ``true_rules`` finds the others afterwards."""
         self.loader_calls: list[Call] = []
         """Calls of the P-SEAMLDR, in the order in which they ended."""
         self.stale_returns: list[Call] = []
@@ -173,33 +173,34 @@ class Journal:
     def open_request(
         self, leaf: str, thread: Thread, td: int, vcpu: int, page: tuple[int, int]
     ) -> Request:
-        """Begin a request, or go on with one that the thread left unsettled.
+        """Begin a request, or continue a pending one of the thread.
 
-        A thread that makes the same request again goes on with it, whatever it called in
-        between, unless another thread settled it meanwhile.  Requests for a physical page are
-        told apart by that page, which is not known here: they are always new.
+        A thread that makes the same request again continues it, even after other calls, unless
+        another thread completed it meanwhile.  Requests for a physical page are distinguished by
+        that page, which is not known here: they are always new.
 
         Args:
             leaf: The leaf to be called.
             thread: The calling thread.
             td: Number of the TD.
-            vcpu: Number of the vCPU, -1 if it has none.
-            page: Its guest page and level, (-1, -1) if it has none.
+            vcpu: Number of the vCPU; -1: no vCPU.
+            page: Guest page and level; (-1, -1): no page.
         """
         pending = self._pending.get((thread, leaf, td, vcpu, *page))
-        if pending is not None and self._goes_on(pending):
+        if pending is not None and self._is_continued(pending):
             return pending
         request = Request(len(self.requests), leaf, thread, td, vcpu, *page, [])
         self.requests.append(request)
         return request
 
-    def _goes_on(self, request: Request) -> bool:
-        """Whether the next attempt of its thread belongs to a request that is not settled.
+    def _is_continued(self, request: Request) -> bool:
+        """Return whether the next attempt of the thread belongs to a pending request.
 
-        One that follows at once does; after other calls, unless another thread succeeded with
-        the same request since the last attempt began.  An entry is another call: KVM looks at the
-        page again when the guest faults on it again (tdp_mmu.c, kvm_tdp_mmu_map), and installs one
-        that is there only if it was taken away meanwhile, which is another request.
+        The attempt belongs to it if it is the thread's next call, or if no other thread succeeded
+        with the same request since the last attempt began.  An entry counts as another call: when
+        the guest faults on the page again, KVM checks whether it is mapped (tdp_mmu.c,
+        kvm_tdp_mmu_map); it installs a page that was mapped before only if it was removed
+        meanwhile, which is another request.
         """
         if request.leaf.startswith("TDH.PHYMEM."):
             return False
@@ -208,8 +209,8 @@ class Journal:
         return not request.calls or not self._was_settled(request, request.calls[-1].start_ns)
 
     def _was_settled(self, request: Request, since_ns: int) -> bool:
-        """Whether any thread succeeded with the same request since a time."""
-        # TDH.VP.ENTER is of one vCPU, which only its own thread runs.
+        """Return whether any thread succeeded with the same request since a time."""
+        # A TDH.VP.ENTER belongs to one vCPU, which only its own thread runs.
         is_shared = request.leaf != "TDH.VP.ENTER"
         return is_shared and self._succeeded_ns.get(request.key, -1) >= since_ns
 
@@ -244,30 +245,30 @@ class Journal:
             self._undo(request, call.end_ns)
 
     def _undo(self, unblock: Request, now: int) -> None:
-        """End what is open on a range that is no longer blocked."""
+        """End the pending requests on a range that is no longer blocked."""
         of_range = unblock.td, unblock.gpa, unblock.level
         for request in list(self._pending.values()):
             if request.leaf in NEED_BLOCK and of_range == (request.td, request.gpa, request.level):
-                request.undone = now, self._how_left(request)
+                request.undone = now, self._outcome_if_given_up(request)
                 del self._pending[request.identity]
 
     def abandon(self, request: Request) -> None:
-        """Record that the caller drops the operation; it may come back to it later."""
+        """Record that the caller gives up the operation; it may retry it later."""
         request.given_up = True
 
     def count_act(self, tid: int, side: str, now: int) -> None:
-        """Count something that an actor did: a worker's turn, a refused fault, a TDCALL."""
+        """Count an act of an actor: an action of a worker, a refused fault, a TDCALL."""
         seen = self.acts.setdefault((tid, side), [0, now, now])
         seen[0] += 1
         seen[2] = now
 
     def truncate(self, end_ns: int) -> None:
-        """Drop what happened after the end of the run, and decide what became of requests.
+        """Drop calls and events after the end of the run, and determine outcomes of requests.
 
-        One that was left unsettled is resolved_elsewhere if another thread succeeded with it
-        after its first attempt, else abandoned.  It is cut if its thread may still come back to
-        it: it began no other request since, or made no more calls of the leaf than before it came
-        back to another; unless the range was unblocked, or the request settled meanwhile.
+        A pending request is resolved_elsewhere if another thread succeeded with it after its first
+        attempt, else abandoned.  It is cut if its thread may still retry it: the thread began no
+        other request since, or made no more calls of the leaf since than it made before it retried
+        another request; unless the range was unblocked, or another thread completed the request.
         """
         self.calls = [call for call in self.calls if call.end_ns <= end_ns]
         self.events = [event for event in self.events if event.ts_ns <= end_ns]
@@ -284,12 +285,18 @@ class Journal:
         turns = _Turns(self.requests)
         for request in self.requests:
             if not request.outcome:
-                request.outcome = self._left(request, begun, turns)
+                request.outcome = self._pending_outcome(request, begun, turns)
 
-    def _left(
+    def _pending_outcome(
         self, request: Request, begun: Mapping[tuple[Thread, bool], Request], turns: _Turns
     ) -> str:
-        """What became of a request; ``begun`` is the last one of each thread, of either kind."""
+        """Return the outcome of a request that was pending at the end of the run.
+
+        Args:
+            request: The request.
+            begun: Last request of each thread, by whether it is an entry.
+            turns: Numbers of calls before threads retry requests.
+        """
         if request.undone is not None:
             return request.undone[1]
         kinds = (False,) if request.leaf in FAULT_LEAVES else (False, True)
@@ -297,18 +304,18 @@ class Journal:
         later = (begun.get((request.thread, is_entry)) for is_entry in kinds)
         if not any(other is not None and other.calls[0].start_ns > last_ns for other in later):
             return "cut"
-        if turns.may_come_back(request) and not self._was_settled(request, last_ns):
+        if turns.may_retry(request) and not self._was_settled(request, last_ns):
             return "cut"
-        return self._how_left(request)
+        return self._outcome_if_given_up(request)
 
-    def _how_left(self, request: Request) -> str:
-        """How a request ended that its caller left: whether another thread settled it so far."""
+    def _outcome_if_given_up(self, request: Request) -> str:
+        """Return the outcome if the caller gives up now: resolved_elsewhere or abandoned."""
         is_settled = self._was_settled(request, request.calls[0].start_ns)
         return "resolved_elsewhere" if is_settled else "abandoned"
 
 
 class _Turns:
-    """How many calls of a leaf its threads make before they come back to a request.
+    """Numbers of calls of a leaf that threads make before they retry a request.
 
     Args:
         requests: All requests of a run, with their calls.
@@ -318,9 +325,9 @@ class _Turns:
         self._n_calls: dict[tuple[Thread, str], int] = {}
         """Calls of each thread, by leaf."""
         self._place: dict[int, int] = {}
-        """Place of each call among those of its thread and leaf, by its id."""
+        """Ordinal of each call among those of its thread and leaf, by its id."""
         self._most: dict[str, int] = {}
-        """By leaf, where a thread came back after another call: most calls of the leaf between."""
+        """By leaf: maximum number of its calls between two attempts that are not consecutive."""
         turn: dict[int, int] = {}
         n_of_thread: dict[Thread, int] = {}
         made = [(call.start_ns, request, call) for request in requests for call in request.calls]
@@ -335,8 +342,8 @@ class _Turns:
                     between = self._place[id(other)] - self._place[id(one)] - 1
                     self._most[request.leaf] = max(self._most.get(request.leaf, -1), between)
 
-    def may_come_back(self, request: Request) -> bool:
-        """Whether its thread came back to another after as many calls as it made since."""
+    def may_retry(self, request: Request) -> bool:
+        """Return whether some request of the leaf was retried after as many calls as since then."""
         n_calls = self._n_calls[request.thread, request.leaf]
         return n_calls - self._place[id(request.calls[-1])] <= self._most.get(request.leaf, -1)
 

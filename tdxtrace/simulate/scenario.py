@@ -1,4 +1,4 @@
-"""A scenario: all parameters of a run but its seed, as data and as TOML."""
+"""A scenario: all parameters of a run except its seed, as data and as TOML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST: Final = {"cpus": 4096, "tds": 64, "vcpus": 1024}
 
 @dataclass(frozen=True, slots=True)
 class TdSpec:
-    """One TD, or several alike."""
+    """One TD, or several with the same parameters."""
 
     guest: GuestSpec
     count: int = 1
@@ -36,30 +36,30 @@ class TdSpec:
     """Pages mapped and accepted before the trace begins."""
     pending_ve_disable: bool = True
     large_pages: bool = False
-    """Whether the host maps 2 MB where the guest accepts 2 MB (huge page series)."""
+    """Whether the host maps 2 MB pages if the guest accepts 2 MB (huge page series)."""
     ignored_faults: int = 0
     """MEMORY_FAULT exits in a row that the VMM ignores before it converts the page."""
     mismatched: int = 0
-    """Number of the guest's first pages that the VMM has marked shared at the start."""
+    """Number of the guest's first pages that are marked shared by the VMM at the start."""
     refuses_faults: bool = False
-    """Whether the host leaves the faults of vCPU 0 unserved: a zero-step attack."""
+    """Whether the host does not handle the faults of vCPU 0: a zero-step attack."""
     fault_serial_ns: int = 0
-    """Part of each fault that one vCPU of the TD spends at a time: it bounds faults per second."""
+    """Serialised part of each fault of the TD, which limits its faults per second."""
     fault_per_vcpu_ns: int = 0
-    """What each further vCPU of the TD adds to the cost of a fault."""
+    """Additional time of a fault for each further vCPU of the TD."""
     single_steps: bool = False
     """Whether the host interrupts vCPU 0 after each instruction (TDXdown)."""
     userspace_share: float = 0.3
     build: bool = False
     """Whether the trace begins with the TD's creation."""
     racing_init: bool = False
-    """Whether the VMM initialises all vCPUs at once, which kernels before 6.19 let it do."""
+    """Whether the VMM initialises all vCPUs at the same time, as kernels before 6.19 allow."""
     workers: tuple[WorkerSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All parameters of a run but its seed."""
+    """All parameters of a run except its seed."""
 
     name: str
     title: str
@@ -73,21 +73,21 @@ class Scenario:
     interrupt_us: int = 1000
     """Mean time between interrupts of a host CPU."""
     event_us: int = 1000
-    """Mean time between interrupts of the guest's own on each vCPU."""
+    """Mean time between the guest's own interrupts on each vCPU."""
     no_entropy: float = 0.0
     """Probability that a call finds no entropy when it needs some."""
     hp_timeout_us: int = 1_000_000
     times: Mapping[str, list[int]] = field(default_factory=dict)
 
     def durations(self) -> Durations:
-        """The durations of this scenario: the defaults, with those it sets."""
+        """Return the default durations, with those of this scenario replaced."""
         return durations_from(self.times)
 
-    def with_(self, **changes: Any) -> Scenario:  # noqa: ANN401 - whatever a field holds
-        """Return the scenario with some fields changed; those that are None stay.
+    def with_(self, **changes: Any) -> Scenario:  # noqa: ANN401 - fields of any type
+        """Return the scenario with some fields replaced; None leaves a field unchanged.
 
         Raises:
-            QueryError: If the result cannot be run.
+            QueryError: If the result is invalid.
         """
         known = {k: v for k, v in changes.items() if v is not None}
         return checked(dataclasses.replace(self, **known))
@@ -99,7 +99,7 @@ class Scenario:
         return self.with_(tds=tuple(dataclasses.replace(td, vcpus=n) for td in self.tds))
 
     def to_toml(self) -> str:
-        """The scenario as TOML text, the input of ``load``."""
+        """Return the scenario as TOML text, which ``load`` parses."""
         head = {k: v for k, v in _fields_of(self).items() if k not in ("tds", "times")}
         lines = [f"{k} = {_toml_value(v)}" for k, v in head.items()]
         if self.times:
@@ -124,16 +124,16 @@ class Scenario:
 
 
 def names() -> list[str]:
-    """Names of the scenarios that come with tdxtrace, sorted."""
+    """Return the names of the scenarios of tdxtrace, sorted."""
     folder = resources.files("tdxtrace.simulate") / "scenarios"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
 
 
 def named(name: str) -> Scenario:
-    """Return a scenario that comes with tdxtrace.
+    """Return a scenario of tdxtrace.
 
     Raises:
-        QueryError: If there is none of that name; the message names the nearest.
+        QueryError: If the name is unknown; the message gives the nearest name.
     """
     known = names()
     if name not in known:
@@ -149,7 +149,7 @@ def load(text: str) -> Scenario:
     """Parse a scenario from TOML.
 
     Raises:
-        QueryError: If it is no TOML, or has an unknown key, a wrong type or a value out of
+        QueryError: If it is not TOML, or has an unknown key, a wrong type or a value out of
             range.
     """
     given = parse_settings(text, "the scenario")
@@ -164,10 +164,10 @@ def load(text: str) -> Scenario:
 
 
 def checked(scenario: Scenario) -> Scenario:
-    """Return ``scenario`` if it can be run.
+    """Return ``scenario`` if it is valid.
 
     Raises:
-        QueryError: If it cannot; one line says why.
+        QueryError: If it is not; the message is the first problem.
     """
     wrong = next(filter(None, _problems(scenario)), None)
     if wrong is not None:
@@ -215,14 +215,14 @@ def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
 
 
 def _leaves_on_pages(s: Scenario) -> tuple[str, ...]:
-    """Leaves of this generation that have a wrapper and take nothing but pages."""
+    """Return leaves of this generation that have a wrapper and take only pages and a level."""
     others = {row["leaf"] for row in rows("operands") if row["role"].split()[0] not in _OF_PAGES}
     sequences = GENERATIONS[s.generation].lock_sequences if s.generation in GENERATIONS else {}
     named = (row["leaf"] for row in rows("leaves") if row["wrapper"])
     return tuple(leaf for leaf in named if leaf in sequences and leaf not in others)
 
 
-def _error_of(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any reader of any word
+def _error_of(read: Any, value: Any) -> str | None:  # noqa: ANN401 - any parser and its input
     try:
         read(value)
     except ValueError as error:
@@ -245,7 +245,7 @@ _T = TypeVar("_T")
 def _build(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(given, Mapping):
-        raise QueryError(f"{where} is no table")
+        raise QueryError(f"{where} is not a table")
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
@@ -268,9 +268,9 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-def _tables(given: Any, where: str) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever TOML held
+def _tables(given: Any, where: str) -> list[dict[str, Any]]:  # noqa: ANN401 - any value of TOML
     if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
-        raise QueryError(f"{where} is no list of tables; write [[{where}]]")
+        raise QueryError(f"{where} is not a list of tables; write [[{where}]]")
     return given
 
 

@@ -1,15 +1,15 @@
 """The simulator's tables of leaves: numbers, wrappers, registers and locks, as rows of CSV.
 
-They are transcribed apart from ``tdxtrace.tdx``: a simulator that shared its facts with the
-readers would agree with their mistakes.  A leaf without effects of its own is rows alone:
+They are transcribed independently of ``tdxtrace.tdx``: a simulator that shared its data with the
+readers would reproduce their mistakes.  A leaf without effects on the state needs only rows:
 
-- ``data/leaves.csv``: number, wrapper, its arguments up to the first that is only an output,
-  whether its ``page`` is a page frame number from Linux 7.2 on, whether it goes through
-  __seamcall_ret, and the place of its code among the wrappers;
-- ``data/operands.csv``: what each input register holds: td, vcpu, gpa, level, page, page 2,
+- ``data/leaves.csv``: number, wrapper, its arguments before the first that is only an output,
+  whether its ``page`` is a page frame number from Linux 7.2 on, whether it is called through
+  __seamcall_ret, and the position of its code among the wrappers;
+- ``data/operands.csv``: contents of each input register: td, vcpu, gpa, level, page, page 2,
   page 3, or operand (another number);
 - ``data/locks.csv``: the locks of a call in the order they are acquired, each as resource, mode
-  and operand, for generation B (A and C have the rows that differ, or that B lacks).
+  and operand, for generation B (A and C have only rows that differ from B or are not in B).
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ _P99: Final = 0.99
 class RandomStream:
     """Random numbers that are the same on every Python and platform.
 
-    Only ``random.Random.random()`` is promised not to change between Python versions, and
-    of arithmetic only ``+ - * /`` and ``math.frexp`` are exact on every platform, so every
-    distribution is built from these; no library logarithm or exponential is used.
+    Python guarantees only ``random.Random.random()`` not to change between versions, and only
+    ``+ - * /`` and ``math.frexp`` are exact on every platform, so every distribution is built from
+    these; no library logarithm or exponential is used.
 
     Args:
         seed: Seed of the run.
@@ -52,7 +52,7 @@ class RandomStream:
         return probability > 0 and self.uniform() < probability
 
     def exponential(self, mean: int) -> int:
-        """Draw from an exponential distribution, e.g. the time to the next interrupt."""
+        """Draw from an exponential distribution, such as the time to the next interrupt."""
         return int(mean * -_ln(1.0 - self.uniform()))
 
 
@@ -72,11 +72,11 @@ def _ln(x: float) -> float:
 
 
 class Thread:
-    """One task as the kernel's tools name it, with its CPU and its own clock.
+    """One task of the host, with its CPU and its own clock.
 
     ``now`` (ns) runs ahead of the simulation's clock between two interactions with other
-    threads: the time a thread spends alone is added up and waited for at once
-    (``Machine.sync_clock``).
+    threads: the time that a thread spends without interaction is accumulated and waited for
+    once (``Machine.sync_clock``).
     """
 
     __slots__ = (
@@ -102,7 +102,7 @@ class Thread:
         # Number of SEAMCALLs made, and of TDH.VP.ENTER among them.
         self.n_calls = 0
         self.n_entries = 0
-        # Whether an interrupt handler may run on its CPU now: while it waits.
+        # Whether an interrupt handler may run on its CPU now; true while it waits.
         self.irqs_enabled = False
         # Why the last private fault it served has to be retried: frozen, invalidating or busy.
         self.retry_reason = ""

@@ -1,4 +1,4 @@
-"""The true cause of a zero-step episode: why the faults that armed the gate were repeated."""
+"""The true cause of a zero-step episode: the reason of the faults that armed the gate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tdxtrace.simulate.journal import Actor, CountedFault, Episode
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import STEPPING_EPF_THRESHOLD
 
-# Workers that block a page to make it accessible again unchanged, whatever they do it for.
+# Workers that block a page and unblock it unchanged, for any purpose.
 _CHURNING: Final = frozenset({"churn_blocks", "churn_sizes", "watch_page"})
 _NAMES: Final = (
     "memory_fault",
@@ -23,7 +23,7 @@ _NAMES: Final = (
     "served",
     "other",
 )
-# What KVM did with a fault on a page that was neither blocked nor pending: its cause.
+# Cause of a fault on a page that was neither blocked nor pending, by KVM's handling of it.
 _BY_HANDLING: Final = {
     "memory_fault": "memory_fault",
     "refused": "refused",
@@ -39,11 +39,11 @@ _BY_HANDLING: Final = {
 def true_step_cause(
     episode: Episode, actors: Mapping[tuple[int, str], Actor]
 ) -> tuple[str, int, *tuple[int, ...], int | None, bool]:
-    """Decide why an episode happened, from the faults at its RIP up to the arming.
+    """Determine the cause of an episode from the faults at its RIP up to the arming.
 
-    A fault's cause is what kept its page from the guest: a block in force (churned or
-    invalidated, by the worker that made it), else a page that waits for ACCEPT, else what
-    KVM did with the fault.  The episode's is the one that more than half of them have.
+    The cause of a fault is the reason why the guest could not access the page: a block in force
+    (churned or invalidated, depending on the worker), else a page that waits for ACCEPT, else
+    KVM's handling of the fault.  The cause of the episode is that of more than half of the faults.
 
     Args:
         episode: The episode.
@@ -90,7 +90,7 @@ def _cause_of(fault: CountedFault, actors: Mapping[tuple[int, str], Actor]) -> s
 def _is_attack(
     episode: Episode, fault: CountedFault, actors: Mapping[tuple[int, str], Actor]
 ) -> bool:
-    """Whether a hostile actor blocked the page of a fault, or left it unserved."""
+    """Return whether a hostile actor blocked the page of a fault, or did not handle the fault."""
     own = actors.get((episode.thread.tid, "host"))
     if fault.handling == "refused" and own is not None:
         return own.conduct == "hostile"

@@ -1,7 +1,7 @@
-"""The broken rules of a run: which call broke a rule of a correct kernel, and what proves it.
+"""The broken rules of a run: calls that broke a rule of a correct kernel, with the evidence.
 
-The rules are those of ``tables.truth.TRUTH_BROKEN_RULES``.  They are found from the holders
-that the module's locks had and from the times of the calls, not from what a trace shows.
+The rules are those of ``tables.truth.TRUTH_BROKEN_RULES``.  They are found from the holders of
+the module's locks and from the times of the calls, not from a trace.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from tdxtrace.simulate.journal import BrokenRule
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
 
-# KVM makes these with mmu_lock held for writing: Linux 6.16 arch/x86/kvm/vmx/tdx.c
-# tdx_sept_remove_private_spte, tdx_track (lockdep_assert_held_write); the latter two in no
-# release, but in no other way in the series that have them.
+# Calls that KVM makes with mmu_lock held for writing: Linux 6.16 arch/x86/kvm/vmx/tdx.c
+# tdx_sept_remove_private_spte, tdx_track (lockdep_assert_held_write).
 _ZAPS: Final = frozenset({"TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE"})
-# And these with mmu_lock held for reading: kvm_tdp_mmu_map.
+# Calls that it makes with mmu_lock held for reading: kvm_tdp_mmu_map.
 _INSTALLS: Final = frozenset({"TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"})
 _BY_LOCK: Final = {"TDR": "tdr_busy", "TDVPR": "tdvpr_busy"}
 # Locks that belong to one TD.
@@ -26,7 +25,7 @@ _OF_TD: Final = ("TDR", "TDVPR", "OP_STATE", "TREE", "ENTRY", "CHILDREN", "EPOCH
 
 
 def true_rules(run: Run) -> Iterator[BrokenRule]:
-    """Yield every broken rule of a run; a call may break several, and one with several calls."""
+    """Yield every broken rule of a run; a call may break several rules, or one several times."""
     calls = run.journal.calls
     yield from run.journal.broken
     yield from _busy_rules(calls)
@@ -50,7 +49,7 @@ def _busy_rules(calls: Sequence[Call]) -> Iterator[BrokenRule]:
 
 
 def _built_until(calls: Iterable[Call]) -> dict[int, int]:
-    """Time at which each TD that was built in this run was finalized."""
+    """Return the time at which each TD that was built in this run was finalized."""
     return {
         call.td.number: call.end_ns
         for call in calls
@@ -59,7 +58,7 @@ def _built_until(calls: Iterable[Call]) -> dict[int, int]:
 
 
 def _overlaps(calls: Iterable[Call]) -> Iterator[BrokenRule]:
-    """Pairs of calls on one TD, a zap and another zap or an install, that overlap in time."""
+    """Yield pairs of calls on one TD, a zap and another zap or an install, that overlap."""
     open_calls: dict[int, list[Call]] = {}
     kept = (call for call in calls if call.leaf in _ZAPS | _INSTALLS)
     for call in sorted(kept, key=lambda c: (c.start_ns, c.end_ns)):

@@ -1,14 +1,14 @@
 """The truth tables of a run, as rows and as CSV.
 
-CSV, because a Parquet file holds the version of the library that wrote it, and a run's
-files are the same bytes everywhere.  The columns are declared in ``tables.truth``.
+CSV, because a Parquet file contains the version of the library that wrote it, and the files of a
+run must have the same bytes everywhere.  The columns are declared in ``tables.truth``.
 
-They answer, for each thing that an analysis may say: was it so?
+Tables by the result of an analysis that they verify:
 
 - a retry chain: ``truth_chains``, ``truth_attempts``;
 - the holder that made an attempt busy: ``truth_busy``, ``truth_holders``;
-- a broken rule, at these rows: ``truth_broken_rules`` (``true_rules`` finds them);
-- a zero-step episode and its cause: ``truth_zero_steps`` (``true_step_cause`` decides);
+- a broken rule and its rows: ``truth_broken_rules`` (by ``true_rules``);
+- a zero-step episode and its cause: ``truth_zero_steps`` (by ``true_step_cause``);
 - an actor, and whether it attacks: ``truth_actors``.
 """
 
@@ -28,7 +28,7 @@ from tdxtrace.simulate.true_rules import true_rules
 
 Row = tuple[object, ...]
 Places = dict[int, tuple[int, int]]
-"""Chain and attempt of each call that belongs to one, by its id."""
+"""Chain and attempt of each call that belongs to a chain, by the id of the call."""
 _LOW_HALF: Final = 0xFFFF
 _NOWHERE: Final = (None, None)
 
@@ -71,7 +71,7 @@ def places_of(requests: Iterable[Request]) -> Places:
 
 
 def csv_of(columns: list[str], rows: list[Row]) -> str:
-    """Return rows as CSV; no value needs quotes."""
+    """Return rows as CSV; values never need quotes."""
     lines = [",".join(columns)]
     lines += [",".join(_text(value) for value in row) for row in rows]
     return "\n".join(lines) + "\n"
@@ -167,7 +167,7 @@ def _holder_rows(request: Request, places: Places) -> Iterator[Row]:
 
 
 def _broken_rows(run: Run, places: Places) -> Iterator[Row]:
-    """Broken rules whose call returned before the run ended."""
+    """Yield broken rules whose call returned before the run ended."""
     shown = [broken for broken in true_rules(run) if id(broken.call) in places]
     for rule, call, evidence in sorted(shown, key=lambda broken: broken.call.end_ns):
         assert call.thread is not None

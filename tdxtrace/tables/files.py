@@ -191,8 +191,8 @@ def give_name(made: Path, target: Path) -> None:
         remove(made)
     except OSError as error:
         raise InputError(
-            f"{one_line(str(target))} is written; what had its name before cannot be removed "
-            f"and is in {one_line(str(made))}: {error.strerror}"
+            f"{one_line(str(target))} is written; the old one cannot be removed and is now "
+            f"{one_line(str(made))}: {error.strerror}"
         ) from None
 
 

@@ -659,7 +659,7 @@ def _check_sums(folder: Path, sums: object) -> None:
             raise InputError(f"cannot read {shown}: {error.strerror}") from None
         if not is_whole:
             raise InputError(
-                f"cannot read {shown}: it is damaged, not what was written; convert the trace again"
+                f"cannot read {shown}: it is damaged (wrong checksum); convert the trace again"
             )
 
 

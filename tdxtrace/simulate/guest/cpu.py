@@ -1,8 +1,8 @@
-"""The guest side of a vCPU: its steps under way, its interrupts, its stepping filter.
+"""The guest side of a vCPU: its current steps, its interrupts, its stepping filter.
 
-Each step has a RIP of its own: a step that faults is begun again at the same RIP, one that
-is done is progress.  Every VM exit, also one that the module handles inside, passes the
-stepping filter (intel/tdx-module ``src/td_transitions/td_exit_stepping.c``).
+Each step has its own RIP: a step that faults is restarted at the same RIP, a completed step is
+progress.  Every VM exit, even one that the module handles itself, passes the stepping filter
+(intel/tdx-module ``src/td_transitions/td_exit_stepping.c``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INTERRUPT_VECTOR: Final = 0x800000EC
 
 
 class GuestCpu:
-    """The program of one vCPU and the stack of its steps under way."""
+    """The program of one vCPU and the stack of its current steps."""
 
     def __init__(self, state: VcpuState, program: Iterator[Step]) -> None:
         self.state = state
@@ -34,30 +34,30 @@ class GuestCpu:
         self.program = program
         self.frames: list[Frame] = []
         self.n_progress = 0
-        """Instructions completed, as far as the model knows them apart."""
+        """Number of completed instructions, as far as the model distinguishes them."""
         self._faults: list[CountedFault] = []
         self._last_rip = 0x1000_0000
 
     def next_rip(self) -> int:
-        """A RIP that no step had before."""
+        """Return a new RIP."""
         self._last_rip += _RIP_STEP
         return self._last_rip
 
     def push(self, step: Step) -> None:
-        """Begin a step, at a RIP of its own."""
+        """Begin a step, at a new RIP."""
         self.frames.append(Frame(step, self.next_rip()))
 
     def pop(self) -> None:
-        """Complete the step on top; RIP moves past it."""
+        """Complete the step on top of the stack; RIP advances."""
         self.state.vcpu.rip = self.frames.pop().rip + 1
         self.n_progress += 1
 
     def must_exit(self) -> bool:
-        """Whether an IPI or an interrupt of the host CPU is pending."""
+        """Return whether an IPI or an interrupt of the host CPU is pending."""
         return self.state.ipi_pending or self.state.next_interrupt <= self.env.now
 
     def apply_stepping_filter(self, rip: int) -> None:
-        """Pass a VM exit at ``rip``, seen by the host or not, through the module's filter."""
+        """Apply the module's filter to a VM exit at ``rip``, whether it reaches the host or not."""
         state, zero_step = self.state, self.state.vcpu.zero_step
         if rip != zero_step.entry_rip:
             self._faults = []
@@ -82,7 +82,7 @@ class GuestCpu:
             state.episode.n_faults = len(self._faults)
 
     def exit_for_interrupt(self) -> VmExit:
-        """The exit that a pending interrupt causes."""
+        """Return the exit that a pending interrupt causes."""
         state, now = self.state, int(self.env.now)
         state.ipi_pending = False
         if state.next_interrupt <= now:
@@ -91,11 +91,11 @@ class GuestCpu:
         return VmExit(EXIT_INTERRUPT, interruption=_INTERRUPT_VECTOR)
 
     def elapse(self, ns: int, masked: bool = False) -> SimProcess[int]:
-        """Let the guest run for ``ns``; returns how many ns it ran until it was interrupted.
+        """Run the guest for at most ``ns``; returns the ns until it was interrupted.
 
         Args:
-            ns: How long at most.
-            masked: Whether interrupts wait: inside the module, or in a short handler.
+            ns: Maximum time.
+            masked: Whether interrupts are masked: in the module, or in a short handler.
         """
         state, env = self.state, self.env
         if not masked:

@@ -1,4 +1,4 @@
-"""Run a guest from VM entry to VM exit: its steps, and the TDCALLs that hold a lock.
+"""Run a guest from VM entry to VM exit: its steps, and its TDCALLs that hold locks.
 
 Sources: intel/tdx-module ``src/td_dispatcher/vm_exits/tdg_mem_page_accept.c``,
 ``tdg_mem_page_attr_rd.c``, ``tdx_td_dispatcher.c td_call`` (rewriting of
@@ -19,24 +19,24 @@ from tdxtrace.simulate.module.state import Call, SeptEntry
 # Extended exit qualification of an EPT violation, type in bits 3:0: 6 is a pending page
 # (Linux 6.16 arch/x86/kvm/vmx/tdx.h, EXT_EXIT_QUAL_TYPE_PENDING_EPT_VIOLATION).
 _PENDING_VIOLATION: Final = 6
-# One that ACCEPT makes: type 1, then the level asked for (34:32), where the walk ended
-# (37:35) and the entry's state (45:38): TDX module ABI, TDH.VP.ENTER output operands; from
-# memory, no public capture shows one.
+# Violation by ACCEPT: type 1, the requested level (34:32), the level where the walk ended (37:35)
+# and the entry's state (45:38): TDX module ABI, TDH.VP.ENTER output operands; not verified on a
+# public capture.
 _ACCEPT_VIOLATION: Final = 1
 _WRITE: Final = 2
 _PAGES_2M: Final = 512
-# RCX of a TDG.VP.VMCALL exit: the registers that the guest passes on; not used here.
+# RCX of a TDG.VP.VMCALL exit: the registers that the guest passes; not used here.
 _VMCALL_REGISTERS: Final = 0xFC00
 _COPY_PAGE_NS: Final = 400
 
-# Time passing in the guest, up to an exit or (None) to the end of what it was doing.
+# A process that runs the guest up to an exit, or (None) to the end of a step.
 MaybeExit = SimProcess[VmExit | None]
 
 
 def run(cpu: GuestCpu) -> SimProcess[VmExit]:
     """Run from VM entry to VM exit; returns the exit."""
     env, state = cpu.env, cpu.state
-    # A first step that is ACCEPT spends the delay of the entry together with its own.
+    # If the first step is ACCEPT, it spends the delay of the entry together with its own.
     resumes_accept = bool(cpu.frames) and cpu.frames[-1].step[0] == ACCEPT
     if state.entry_delay_ns and not resumes_accept:
         delay, state.entry_delay_ns = state.entry_delay_ns, 0
@@ -114,7 +114,10 @@ def _repeat(cpu: GuestCpu, frame: Frame) -> MaybeExit:
 
 
 def _access(cpu: GuestCpu, frame: Frame, gpa: int) -> VmExit | None:
-    """Access a page: None if mapped or after #VE (a frame on top), or an EPT violation."""
+    """Access a page; returns None if it is mapped or raises #VE, else an EPT violation.
+
+    #VE pushes a frame that accepts the page.
+    """
     page_state = cpu.td.sept.mapping(gpa).state
     if page_state == abi.MAPPED:
         return None
@@ -131,7 +134,7 @@ def _access(cpu: GuestCpu, frame: Frame, gpa: int) -> VmExit | None:
 
 
 def _tdcall(cpu: GuestCpu, frame: Frame) -> MaybeExit:
-    """Execute one TDCALL on a Secure EPT entry; None if done or to be repeated."""
+    """Execute one TDCALL on a Secure EPT entry; returns None if done or to be repeated."""
     state, module = cpu.state, cpu.state.machine.module
     gpa = frame.step[1]
     level = frame.step[2] if frame.step[0] == ACCEPT else 0
@@ -190,18 +193,18 @@ def _accept(cpu: GuestCpu, frame: Frame, call: Call) -> MaybeExit:
 
 
 def _accept_small_pages(cpu: GuestCpu, frame: Frame) -> None:
-    """Accept the 512 small pages instead, as a guest does after PAGE_SIZE_MISMATCH."""
+    """Accept 512 small pages instead of a large one, as a guest does after PAGE_SIZE_MISMATCH."""
     cpu.pop()
     for i in reversed(range(_PAGES_2M)):
         cpu.push((ACCEPT, frame.step[1] + (i << 12), 0))
 
 
 def _zero_pages(cpu: GuestCpu, frame: Frame, n_pages: int) -> SimProcess[None]:
-    """Zero the pages, the entry locked; a 2 MB page stops after the 4 KB where an event came."""
+    """Zero pages while the entry is locked; on a pending event, stop after the current 4 KB."""
     state, env = cpu.state, cpu.env
     each = state.random.duration(state.durations.zero_page)
     while frame.done < n_pages:
-        # As many as fit before the next interrupt, at least one; an IPI comes in between.
+        # As many as fit before the next interrupt, at least one; an IPI may arrive meanwhile.
         ahead = max(1, (state.next_interrupt - int(env.now)) // max(1, each))
         chunk = min(n_pages - frame.done, ahead)
         took = yield from cpu.elapse(chunk * each, masked=chunk == 1)
@@ -214,7 +217,7 @@ def _zero_pages(cpu: GuestCpu, frame: Frame, n_pages: int) -> SimProcess[None]:
 
 
 def _busy(cpu: GuestCpu, status: int, entry: SeptEntry) -> MaybeExit:
-    """Return OPERAND_BUSY to the guest; kept out for a host for too long, the TD exits."""
+    """Return OPERAND_BUSY to the guest; after the host-priority timeout the TD exits."""
     state, vcpu, env = cpu.state, cpu.state.vcpu, cpu.env
     cpu.n_progress += 1
     if status & abi.HIGH_HALF != abi.HOST_PRIORITY_BUSY:
@@ -235,7 +238,7 @@ def _busy(cpu: GuestCpu, status: int, entry: SeptEntry) -> MaybeExit:
 
 
 def _accept_violation(cpu: GuestCpu, frame: Frame, walk: tuple[int, int, int]) -> VmExit:
-    """An EPT violation of ACCEPT itself: exits as a write, and counts for zero-step only in A."""
+    """Return the EPT violation of ACCEPT: exits as a write, counts for zero-step only in A."""
     asked_level, ended, state = walk
     extended = _ACCEPT_VIOLATION | asked_level << 32 | ended << 35 | (state & 0xFF) << 38
     gpa = frame.step[1]

@@ -1,7 +1,7 @@
-"""Guest programs: what the vCPUs of a TD do, as streams of steps.
+"""Guest programs: streams of steps that the vCPUs of a TD execute.
 
-A program is a generator of steps, which are plain tuples.  Memory is counted in pages from
-the start of the TD's private memory; pages that a scenario maps beforehand are accepted.
+A program is a generator of steps, which are tuples.  Pages are numbered from the start of the
+TD's private memory; pages that a scenario maps in advance are accepted.
 
 | step | meaning |
 |---|---|
@@ -51,7 +51,7 @@ class VmExit(NamedTuple):
 
 @dataclass(slots=True)
 class Frame:
-    """A step in progress: its RIP, and how much of it is done (ns, pages or calls)."""
+    """A step in progress: its RIP, and the completed part (ns, pages or calls)."""
 
     step: Step
     rip: int
@@ -60,26 +60,26 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
-    """The guest of one TD as the scenario describes it."""
+    """The guest of one TD in a scenario."""
 
     program: str
     pages: int = 512
-    """Pages it works on, from ``first_page`` on."""
+    """Number of pages that it accesses, from ``first_page`` on."""
     first_page: int = 0
     run_us: int = 50
-    """Mean time it computes between two accesses, accepts or exits."""
+    """Mean time of computation between two accesses, accepts or exits."""
     exit_share: float = 0.1
-    """Share of these that are followed by a TDG.VP.VMCALL (HLT, I/O, MSR, CPUID)."""
+    """Share of accesses that are followed by a TDG.VP.VMCALL (HLT, I/O, MSR, CPUID)."""
     halt_share: float = 0.3
-    """Share of HLT among these."""
+    """Share of HLT among these exits."""
     begin_ms: int = 0
     run_pages: int = 8
     """Pages of one string instruction or one conversion."""
     firmware_us: int = 0
-    """How long vCPU 0 runs firmware before all of them accept memory (firmware)."""
+    """Time for which vCPU 0 runs firmware before all vCPUs accept memory (firmware)."""
     handler_pages: int = 0
-    """Pages behind those of the program that the guest's interrupt handlers accept in turn, one
-    at each interrupt, each vCPU its share."""
+    """Pages after those of the program that the guest's interrupt handlers accept, one at each
+    interrupt; each vCPU accepts its share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class VcpuPlace:
 
 
 def steady(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Compute, access mapped memory, exit now and then."""
+    """Compute, access mapped memory, sometimes exit."""
     while True:
         yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
         if guest.pages:
@@ -115,7 +115,7 @@ def _exit(guest: GuestSpec, place: VcpuPlace) -> Step:
 
 
 def boot(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Accept all memory by 4 KB, each vCPU its share; then run steadily."""
+    """Accept all memory in 4 KB pages, each vCPU its share; then continue as ``steady``."""
     for page in range(place.number, guest.pages, place.n_vcpus):
         yield ACCEPT, place.gpa(guest.first_page + page), 0
         yield RUN, 1 + place.random.exponential(guest.run_us * 10)
@@ -123,9 +123,9 @@ def boot(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def firmware(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Run firmware on vCPU 0, which marks its steps on a port; then boot, all vCPUs at once.
+    """Run firmware on vCPU 0, which writes each step to a port; then boot on all vCPUs.
 
-    The other vCPUs are held until then, a little longer: they are started by the guest's kernel.
+    The other vCPUs start one step later, when the guest's kernel starts them.
     """
     step = guest.firmware_us * 1000 // _FIRMWARE_STEPS
     for number in range(_FIRMWARE_STEPS):
@@ -138,7 +138,7 @@ def firmware(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def boot_large(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Accept memory by 2 MB, falling back to 4 KB where the host maps no large pages."""
+    """Accept memory in 2 MB pages, falling back to 4 KB if the host maps no large pages."""
     for page in range(512 * place.number, guest.pages, 512 * place.n_vcpus):
         yield ACCEPT, place.gpa(guest.first_page + page), 1
         yield RUN, 1 + place.random.exponential(guest.run_us * 10)
@@ -146,7 +146,7 @@ def boot_large(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def balloon(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Take pages from a pool and accept them again and again, as a balloon deflates."""
+    """Accept pages of a pool repeatedly, as when a balloon deflates."""
     while True:
         yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
         for _ in range(guest.run_pages):
@@ -157,7 +157,7 @@ def balloon(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def convert(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Convert pages to shared and back and accept them, each vCPU in a region of its own."""
+    """Convert pages to shared and back, and accept them; each vCPU has its own region."""
     share = max(guest.run_pages, guest.pages // place.n_vcpus)
     first = guest.first_page + place.number * share
     while True:
@@ -188,7 +188,7 @@ def contend(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def string_copy(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """REP MOVS over runs of pages that the host may have blocked, at one RIP a run."""
+    """Execute REP MOVS over pages that the host may have blocked, all at one RIP."""
     while True:
         yield RUN, 1 + place.random.exponential(guest.run_us * 1000)
         at = place.random.below(max(1, guest.pages - guest.run_pages))
@@ -209,7 +209,7 @@ def hotplug(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def hold_entries(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Attack: read the attributes of the same few pages without end, to lock their entries."""
+    """Attack: read the attributes of the same few pages endlessly, to lock their entries."""
     while True:
         page = guest.first_page + place.random.below(guest.pages)
         yield ATTR, place.gpa(page), 40
@@ -217,7 +217,7 @@ def hold_entries(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def accept_again(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Attack: accept the same 2 MB pages repeatedly; each locks its entry for long."""
+    """Attack: accept the same 2 MB pages repeatedly; each ACCEPT locks its entry for long."""
     while True:
         page = guest.first_page + 512 * place.random.below(max(1, guest.pages // 512))
         yield ACCEPT, place.gpa(page), 1
@@ -225,10 +225,10 @@ def accept_again(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def accept_and_convert(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """Attack: accept 2 MB pages on one vCPU while the next has the host take them away.
+    """Attack: accept 2 MB pages on one vCPU while the next vCPU converts them to shared.
 
-    ACCEPT of 2 MB holds its entry for as long as 512 pages are zeroed.  Host priority gives
-    the host the entry after that, or at its kick; the guest only begins again.
+    ACCEPT of 2 MB locks its entry while 512 pages are zeroed.  Host priority gives the entry to
+    the host afterwards, or at its kick; the guest then has to start again.
     """
     n_large = max(1, guest.pages // 512)
     while True:
@@ -242,14 +242,14 @@ def accept_and_convert(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
 
 
 def interrupt_handler(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
-    """The accepts of the interrupt handlers of one vCPU, one at each interrupt.
+    """Yield the accepts of the interrupt handlers of one vCPU, one at each interrupt.
 
-    They lie apart, as what a kernel allocates in atomic context does, so that some need a
-    Secure EPT page of their own.
+    Their pages are not adjacent, like a kernel's allocations in atomic context, so that some need
+    a new Secure EPT page.
     """
-    behind = guest.first_page + guest.pages
+    first = guest.first_page + guest.pages
     for n in range(place.number, guest.handler_pages, place.n_vcpus):
-        yield ACCEPT, place.gpa(behind + n * _HANDLER_STRIDE), 0
+        yield ACCEPT, place.gpa(first + n * _HANDLER_STRIDE), 0
 
 
 def idle(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
@@ -259,7 +259,7 @@ def idle(guest: GuestSpec, place: VcpuPlace) -> Iterator[Step]:
         yield VMCALL, EXIT_HLT
 
 
-# isa-debug-exit of QEMU, to which firmware that is measured writes a number for each step.
+# Port of QEMU's isa-debug-exit, to which instrumented firmware writes a number for each step.
 FIRMWARE_PORT: Final = 0xF4
 _FIRMWARE_STEPS: Final = 6
 
@@ -282,9 +282,9 @@ PROGRAMS: Final[dict[str, Callable[[GuestSpec, VcpuPlace], Iterator[Step]]]] = {
 }
 
 
-# Pages from one that an interrupt handler accepts to the next; a choice of the model.
+# Distance in pages between two pages accepted by interrupt handlers; a choice of the model.
 _HANDLER_STRIDE: Final = 128
-# Those that lock entries which they have no reason to work on again: no honest guest does.
+# Programs that lock entries repeatedly without a reason, as no honest guest does.
 HOSTILE_PROGRAMS: Final = frozenset({"accept-again", "accept-and-convert", "hold-entries"})
 
 
@@ -292,7 +292,7 @@ def program_named(name: str) -> Callable[[GuestSpec, VcpuPlace], Iterator[Step]]
     """Return a guest program by its name.
 
     Raises:
-        ValueError: If there is none of that name; the message names the nearest.
+        ValueError: If the name is unknown; the message gives the nearest name.
     """
     if name not in PROGRAMS:
         near = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0)[0]

@@ -1,4 +1,4 @@
-"""One host: its clock, its CPUs, its TDX module, and how a thread makes a SEAMCALL."""
+"""One host: its clock, its CPUs, its TDX module, and SEAMCALLs of its threads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tdxtrace.simulate.module.generations import Generation
 from tdxtrace.simulate.module.state import BusyReason, Call
 from tdxtrace.simulate.thread import Thread
 
-# RDRAND_RETRY_LOOPS: sc_retry() makes at most 10 calls while there is no entropy.
+# RDRAND_RETRY_LOOPS: sc_retry() makes at most 10 calls without entropy.
 # Linux arch/x86/include/asm/archrandom.h, asm/tdx.h.
 ENTROPY_CALLS: Final = 10
-# Interval at which a condition without an event of its own is polled; a choice of the model.
+# Interval for polling conditions that have no event; a choice of the model.
 POLL_NS: Final = 250
 
 
@@ -28,7 +28,7 @@ class Machine:
 
     Args:
         generation: Lock generation of its TDX module.
-        durations: How long everything takes.
+        durations: Distributions of all durations.
         n_cpus: Number of CPUs.
         hp_timeout: Host-priority timeout of the module, in ns.
     """
@@ -44,7 +44,7 @@ class Machine:
         self.hp_timeout_ns = hp_timeout
         # Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_lock: CREATE, CACHE.WB, VPFLUSHDONE, FREEID.
         self.tdx_lock = RwLock(self.env)
-        # static u32 max of the seed loop: one for the host, never lowered.
+        # static u32 max of the policy seed-loop: one for the host, never lowered.
         self.retry_max = 16
         self.in_irq_handler = [False] * n_cpus
         """Whether each CPU makes a SEAMCALL in interrupt context."""
@@ -59,7 +59,7 @@ class Machine:
             thread.now = int(self.env.now)
 
     def acquire_lock(self, thread: Thread, lock: RwLock, exclusive: bool) -> SimProcess[None]:
-        """Acquire a lock of the kernel's for a thread, waiting if need be."""
+        """Acquire a kernel lock for a thread, waiting if necessary."""
         ahead = thread.now - self.env.now
         if ahead > 0:
             yield self.env.timeout(ahead)
@@ -75,10 +75,10 @@ class Machine:
         """Make one SEAMCALL for a request and record it; returns its status.
 
         Args:
-            thread: Who makes it.
-            request: What it is an attempt at.
+            thread: The calling thread.
+            request: The request to which the attempt belongs.
             call: The call, not yet made.
-            work: How long the leaf works while it holds its locks.
+            work: Duration of the leaf's work, during which it holds its locks.
         """
         env, random, durations = self.env, thread.random, self.durations
         if not call.wrapper_call:
@@ -112,18 +112,18 @@ class Machine:
         thread.now = int(self.env.now)
 
     def next_wrapper_call(self) -> int:
-        """A new number for one call of a wrapper function of the kernel's (``tdh_*``)."""
+        """Return a new number for one call of a wrapper function of the kernel (``tdh_*``)."""
         self._n_wrapper_calls += 1
         return self._n_wrapper_calls
 
     def sc_retry(
         self, thread: Thread, request: Request, make_call: Callable[[], Call], no_entropy: float
     ) -> SimProcess[int]:
-        """Repeat a call at once while the module finds no entropy, as sc_retry does.
+        """Repeat a call immediately while the module finds no entropy, as sc_retry does.
 
         Args:
-            thread: Who makes it.
-            request: What the calls are attempts at.
+            thread: The calling thread.
+            request: The request to which the attempts belong.
             make_call: Makes the next call.
             no_entropy: Probability that a call finds no entropy.
         """
@@ -138,6 +138,6 @@ class Machine:
         return status
 
     def log_event(self, thread: Thread, name: str, *fields: object) -> None:
-        """Record an event of the kernel's own, at the thread's time."""
+        """Record an event of the kernel, at the thread's time."""
         event = KernelEvent(thread.now, thread.cpu, thread, name, fields)
         self.journal.events.append(event)

@@ -1,4 +1,4 @@
-"""Kernel locks and CPUs, for which threads wait in turn."""
+"""Kernel locks and CPUs, with queues of waiting threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RwLock:
     """A fair reader-writer lock.
 
     Linux rwlock_t on x86 is a queued lock (kernel/locking/qrwlock.c): readers join
-    readers until a writer queues; who comes after a waiting writer waits behind it.
+    readers until a writer queues; later threads queue after a waiting writer.
     """
 
     __slots__ = ("_env", "_queue", "n_readers", "writing")
@@ -31,26 +31,26 @@ class RwLock:
         self.writing = False
 
     def try_read(self) -> bool:
-        """Acquire it for reading unless a writer holds it or waits for it."""
+        """Acquire the lock for reading unless a writer holds it or waits for it."""
         if self.writing or self._queue:
             return False
         self.n_readers += 1
         return True
 
     def read(self) -> SimProcess[None]:
-        """Acquire it for reading, waiting if need be."""
+        """Acquire the lock for reading, waiting if necessary."""
         if not self.try_read():
             yield self._wait(for_writing=False)
 
     def write(self) -> SimProcess[None]:
-        """Acquire it for writing, waiting if need be."""
+        """Acquire the lock for writing, waiting if necessary."""
         if self.writing or self.n_readers or self._queue:
             yield self._wait(for_writing=True)
         else:
             self.writing = True
 
     def release(self) -> None:
-        """Release it, and wake the waiters that can have it now."""
+        """Release the lock, and wake the waiters that can acquire it now."""
         if self.writing:
             self.writing = False
         else:
@@ -71,7 +71,7 @@ class RwLock:
 
 
 class Task(Protocol):
-    """What can run on a CPU: a vCPU's thread, or another of the VMM's."""
+    """A task that runs on a CPU: the thread of a vCPU, or another thread of the VMM."""
 
     thread: Thread
     inside: bool
@@ -82,7 +82,7 @@ class Task(Protocol):
 
 
 class CpuScheduler:
-    """The CPUs: a thread keeps one while it can, and waits in turn if none is free."""
+    """The CPUs: a thread keeps its CPU if possible, and queues if none is free."""
 
     __slots__ = ("_env", "_free", "_waiting", "current")
 
@@ -95,7 +95,7 @@ class CpuScheduler:
 
     @property
     def has_waiters(self) -> bool:
-        """Whether a task waits for a CPU."""
+        """Return whether a task waits for a CPU."""
         return bool(self._waiting)
 
     def acquire(self, task: Task, last: int) -> Generator[simpy.Event, int, int]:
@@ -111,7 +111,7 @@ class CpuScheduler:
         return cpu
 
     def release(self, cpu: int) -> None:
-        """Hand a CPU to the task that has waited longest."""
+        """Release a CPU; the task that has waited longest gets it."""
         self.current[cpu] = None
         if self._waiting:
             self._waiting.popleft().succeed(cpu)

@@ -28,13 +28,13 @@ class VcpuState:
     interrupt_mean_ns: int = 1_000_000
     """Mean time between interrupts of the host CPU."""
     event_mean_ns: int = 1_000_000
-    """Mean time between interrupts of the guest's own."""
+    """Mean time between the guest's own interrupts."""
     userspace_share: float = 0.0
-    """Share of the I/O exits that go on to the VMM."""
+    """Share of the I/O exits that are passed to the VMM."""
     ignored_faults: int = 0
     """KVM_EXIT_MEMORY_FAULT exits in a row that the VMM ignores before it converts the page."""
     refuses_faults: bool = False
-    """Whether the host leaves private faults unserved: a zero-step attack."""
+    """Whether the host does not handle private faults: a zero-step attack."""
     single_steps: bool = False
     """Whether the host interrupts each entry after one instruction."""
     vmcall_arguments: tuple[Any, ...] = ()
@@ -48,9 +48,9 @@ class VcpuState:
     ipi_pending: bool = False
     """Whether an IPI arrived that has not yet caused an exit."""
     interruptible: bool = False
-    """Whether the guest is in a wait that an IPI ends at once."""
+    """Whether an IPI interrupts the guest's current wait immediately."""
     entry_delay_ns: int = 0
-    """Time of the entry itself that passes before the guest's first step."""
+    """Time of the entry before the guest's first step."""
     next_interrupt: int = 0
     """Time of the host CPU's next interrupt."""
     next_event: int = 0
@@ -85,5 +85,5 @@ class VcpuState:
             self.ipi_pending = True
 
     def has_event(self) -> bool:
-        """Whether an event is pending (kvm_vcpu_has_events): the local retry loop ends then."""
+        """Return whether an event is pending (kvm_vcpu_has_events), which ends the local loop."""
         return self.next_event <= self.thread.now

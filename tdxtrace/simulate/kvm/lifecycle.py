@@ -1,4 +1,4 @@
-"""The life cycle of a TD: build, flush, tear down, with the calls KVM makes on other CPUs.
+"""The life cycle of a TD: build, flush, teardown, including KVM's calls on other CPUs.
 
 Sources: Linux 6.16 ``arch/x86/kvm/vmx/tdx.c __tdx_td_init``, ``tdx_td_vcpu_init``,
 ``tdx_gmem_post_populate``, ``tdx_td_finalize``, ``tdx_flush_vp_on_cpu``,
@@ -27,7 +27,7 @@ from tdxtrace.simulate.module.state import NOWHERE, Call, Vcpu
 from tdxtrace.simulate.thread import Thread
 
 # Control pages of a TD and of a vCPU: TDCS and TDCX pages, module 1.5 metadata
-# (TDCS_BASE_SIZE, TDVPS_BASE_SIZE) as Linux reads them; 4 and 5 beside the roots.
+# (TDCS_BASE_SIZE, TDVPS_BASE_SIZE) as read by Linux; 4 and 5 besides the root pages.
 _TDCS_PAGES: Final = 4
 _TDVPS_PAGES: Final = 5
 _EXTEND_CALLS: Final = 16
@@ -39,7 +39,7 @@ _CACHE_WB_CALLS: Final = 10_000
 def _call_once(
     vm: Vm, thread: Thread, make_call: Callable[[], Call], work: Duration
 ) -> SimProcess[int]:
-    """Make a call once; if it fails, the VM is dead."""
+    """Make a call once; if it fails, mark the VM dead."""
     call = make_call()
     page = (call.gpa, call.level) if call.gpa else NO_PAGE
     request = vm.request(call.leaf, thread, page)
@@ -98,11 +98,11 @@ def build(vm: Vm, thread: Thread, gpas: list[int], no_entropy: float) -> SimProc
 
 
 def _init_all_at_once(vm: Vm, thread: Thread) -> SimProcess[None]:
-    """KVM_TDX_INIT_VCPU of every vCPU on its own thread, all at the same time.
+    """Call KVM_TDX_INIT_VCPU for every vCPU on its own thread, all at the same time.
 
-    Version 1 of TDH.VP.INIT takes the TDR exclusively: all but one are busy with operand TDR, the
-    ioctl fails, and the VMM tries again (Yan Zhao, 2025-09-02: SEAMCALL TDH_VP_INIT failed:
-    0x8000020000000080; Linux 6.19 excludes it by locks of its own).
+    Version 1 of TDH.VP.INIT takes the TDR exclusively: all but one call are busy with operand TDR,
+    the ioctl fails, and the VMM tries again (Yan Zhao, 2025-09-02: SEAMCALL TDH_VP_INIT failed:
+    0x8000020000000080; Linux 6.19 prevents it by additional locks).
     """
     env = vm.machine.env
     yield from vm.machine.sync_clock(thread)
@@ -128,7 +128,7 @@ def _init_vcpu(vm: Vm, state: VcpuState) -> SimProcess[None]:
 
 
 def _retry_until_entropy(vm: Vm, thread: Thread, leaf: str, no_entropy: float) -> SimProcess[None]:
-    """Make a call that may find no entropy: the VMM repeats its ioctl after each -EAGAIN."""
+    """Repeat a call until it finds entropy, as the VMM repeats its ioctl after each -EAGAIN."""
     request = vm.request(leaf, thread)
     make_call = _call_maker(vm, leaf, vm.new_page(), operand=vm.hkid)
     while True:
@@ -164,12 +164,12 @@ def _page_call(vm: Vm, thread: Thread, leaf: str, key: int, work: Duration) -> S
 def interrupt_cpu(vm: Vm, thread: Thread, cpu: int) -> SimProcess[Thread]:
     """Send an IPI to a CPU and wait until its handler runs.
 
-    The handler runs under the identity of the task that it interrupts, which leaves its
-    guest first and completes the SEAMCALL in progress.
+    The handler has the identity of the task that it interrupts; before it runs, that task exits
+    its guest and completes the SEAMCALL in progress.
 
     Args:
         vm: The VM for which it is sent.
-        thread: Who sends it.
+        thread: The sending thread.
         cpu: Another CPU.
 
     Returns:
@@ -197,14 +197,14 @@ def interrupt_cpu(vm: Vm, thread: Thread, cpu: int) -> SimProcess[Thread]:
 
 
 def _return_from_interrupt(vm: Vm, thread: Thread, handler: Thread) -> SimProcess[None]:
-    """End an interrupt handler; the thread that sent the IPI waits for it."""
+    """End an interrupt handler, for which the thread that sent the IPI waits."""
     yield from vm.machine.sync_clock(handler)
     vm.machine.in_irq_handler[handler.cpu] = False
     thread.now = max(thread.now, handler.now)
 
 
 def flush_on_last_cpu(vm: Vm, thread: Thread, vcpu: Vcpu) -> SimProcess[None]:
-    """VP.FLUSH of a vCPU on the CPU it ran on last, before it runs on another."""
+    """Call VP.FLUSH for a vCPU on the CPU on which it last ran, before it runs on another."""
     handler = yield from interrupt_cpu(vm, thread, vcpu.lp)
     request = vm.request("TDH.VP.FLUSH", handler)
     call = vm.call("TDH.VP.FLUSH")
@@ -236,9 +236,9 @@ def tear_down(vm: Vm, thread: Thread, packages: int) -> SimProcess[None]:
 
 
 def _write_back_caches(vm: Vm, thread: Thread, packages: int) -> SimProcess[None]:
-    """CACHE.WB on one CPU of each package, all at once; the caller waits for the last.
+    """Call CACHE.WB on one CPU of each package concurrently, and wait for all.
 
-    Linux 6.16 tdx_mmu_release_hkid interrupts all of these CPUs together.
+    Linux 6.16 tdx_mmu_release_hkid interrupts all of these CPUs at the same time.
     """
     machine = vm.machine
     n_cpus = len(machine.in_irq_handler)
@@ -256,7 +256,7 @@ def _write_back_caches(vm: Vm, thread: Thread, packages: int) -> SimProcess[None
 
 
 def _write_back_cache(vm: Vm, thread: Thread, package: int, cpu: int) -> SimProcess[None]:
-    """CACHE.WB on one CPU of a package, resumed as often as interrupts stop it."""
+    """Call CACHE.WB on one CPU of a package, and resume it after each interruption."""
     handler = yield from interrupt_cpu(vm, thread, cpu)
     request = vm.request("TDH.PHYMEM.CACHE.WB", handler)
     n_calls = 1 + thread.random.below(6)

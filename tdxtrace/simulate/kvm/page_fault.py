@@ -1,4 +1,4 @@
-"""A private EPT violation in KVM: trace it, map the page, retry where the policy loops.
+"""A private EPT violation in KVM: trace it, map the page, retry if the policy has a loop.
 
 Sources: Linux 6.16 ``arch/x86/kvm/vmx/tdx.c tdx_handle_ept_violation``,
 ``arch/x86/kvm/mmu/tdp_mmu.c kvm_tdp_mmu_map``, ``mmu.c kvm_faultin_pfn``.
@@ -23,16 +23,16 @@ SPURIOUS: Final = 6
 MEMORY_FAULT: Final = -14
 BUGGED: Final = -5
 
-# A private fault is always passed on as a write: EPT_VIOLATION_ACC_WRITE, tdx.c.
+# A private fault is always handled as a write: EPT_VIOLATION_ACC_WRITE, tdx.c.
 WRITE: Final = 0x2
 
 
 def handle(vm: Vm, vcpu: VcpuState, gpa: int, level: int) -> SimProcess[int]:
-    """Serve one EPT violation of a vCPU on a private page.
+    """Handle one EPT violation of a vCPU on a private page.
 
-    ``kvm_page_fault`` is traced once, whatever follows.  With a local loop the fault is
-    retried until it is settled or an event is pending for the vCPU; without, the guest is
-    entered again with the page still missing.
+    ``kvm_page_fault`` is traced exactly once.  With a local loop the fault is retried until it is
+    resolved or an event is pending for the vCPU; without, the guest is entered again with the
+    page still missing.
 
     Returns:
         RETRY, FIXED, SPURIOUS, MEMORY_FAULT or BUGGED.
@@ -105,7 +105,7 @@ def _install(vm: Vm, thread: Thread, key: int, is_page: bool) -> SimProcess[int]
 
     request = vm.request(leaf, thread, (gpa, level))
     status = yield from retries.install(vm, thread, request, make_call)
-    # Other threads see the SPTE change when the call has returned.
+    # The change of the SPTE is visible to other threads when the call has returned.
     yield from vm.machine.sync_clock(thread)
     if not status & ERROR_BIT:
         vm.sptes[key] = PRESENT

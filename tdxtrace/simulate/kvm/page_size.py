@@ -2,8 +2,8 @@
 
 Sources: huge page series for TDX (Yan Zhao, RFC 2025-04-24 to v3 2026-01-06): BLOCK, TRACK,
 kick, DEMOTE, under mmu_lock for writing.  PROMOTE is in no series since 2023; here it takes
-the same locks, and its caller gives up after three interruptions: the module bounds them by
-nothing (Yan Zhao, v3).
+the same locks, and its caller gives up after three interruptions, as the module does not limit
+their number (Yan Zhao, v3).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STOPPED: Final = (abi.INTERRUPTED_RESTARTABLE, abi.INTERRUPTED_BUSY)
 
 
 def attempt(vm: Vm, thread: Thread, leaf: str, gpa: int, page: int) -> SimProcess[int]:
-    """Make one DEMOTE or PROMOTE of a blocked and tracked range, which an interrupt may stop.
+    """Call DEMOTE or PROMOTE once on a blocked and tracked range; an interrupt may stop it.
 
     Args:
         vm: The VM.
@@ -61,7 +61,7 @@ def _set_size(vm: Vm, gpa: int, large: bool) -> None:
 
 
 def split(vm: Vm, thread: Thread, gpa: int) -> SimProcess[int]:
-    """DEMOTE until no interrupt stops it; returns the last status."""
+    """Repeat DEMOTE until no interrupt stops it; returns the last status."""
     page, status = vm.new_page(), abi.ERROR_BIT
     while not vm.dead:
         status = yield from attempt(vm, thread, DEMOTE, gpa, page)
@@ -72,10 +72,10 @@ def split(vm: Vm, thread: Thread, gpa: int) -> SimProcess[int]:
 
 
 def merge(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:
-    """Try to merge 512 small pages: BLOCK, TRACK, PROMOTE; UNBLOCK where interrupts win.
+    """Try to merge 512 small pages: BLOCK, TRACK, PROMOTE; UNBLOCK after three interruptions.
 
-    mmu_lock is released before PROMOTE and after each interruption, so that the thread that
-    interrupts can run; vCPUs fault on the blocked range meanwhile.
+    mmu_lock is released before PROMOTE and after each interruption, so that the interrupting
+    thread can run; vCPUs fault on the blocked range meanwhile.
     """
     if not _is_whole(vm, gpa):
         return
@@ -93,7 +93,7 @@ def merge(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:
 
 
 def _is_whole(vm: Vm, gpa: int) -> bool:
-    """Whether the range is mapped by 512 small pages."""
+    """Return whether the range is mapped by 512 small pages."""
     smalls = range(gpa, gpa + LARGE, LARGE // _SMALL_PAGES)
     return not vm.is_large(gpa) and all(vm.sptes.get(small) == PRESENT for small in smalls)
 
@@ -101,8 +101,8 @@ def _is_whole(vm: Vm, gpa: int) -> bool:
 def change_back_and_forth(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:
     """Attack: block a range, wait for faults, and unblock it by DEMOTE, or by PROMOTE.
 
-    Each of them makes the range accessible again; a host that splits and merges the same
-    range without end watches its guest as one that calls RANGE.UNBLOCK does.
+    Both leaves make the range accessible again; a host that splits and merges the same range
+    endlessly observes its guest just as with RANGE.UNBLOCK.
     """
     leaf = DEMOTE if vm.is_large(gpa) else PROMOTE
     if leaf == PROMOTE and not _is_whole(vm, gpa):

@@ -1,4 +1,4 @@
-"""Busy policies: what KVM does with a busy status, as merged, posted or argued for."""
+"""Busy policies: KVM's reaction to a busy status, as merged, posted or proposed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often each kind of call is made, and what follows when all of them were busy.
+    """Maximum number of calls of each kind, and the reaction if all of them are busy.
 
-    A number of calls includes the first; 0, the default, means no limit.
+    Numbers of calls include the first; 0, the default, means no limit.
     """
 
     name: str
@@ -20,17 +20,17 @@ class Policy:
     install_calls: int = 0
     """Calls of PAGE.AUG or SEPT.ADD before the fault handler gets the status."""
     exactly_sept: bool = False
-    """Whether only 0x8000020000000092 is retried, or any operand; the VM does not survive
-    another busy answer then.  The loops around TRACK and PAGE.WBINVD look at the code alone."""
+    """Whether only 0x8000020000000092 is retried, not any operand; another busy answer then kills
+    the VM.  The loops around TRACK and PAGE.WBINVD compare only the code."""
     local_loop: bool = False
     """Whether the fault handler retries without entering the guest, until an event."""
     zap_calls: int = 0
-    """Calls of RANGE.BLOCK, and of PAGE.REMOVE unless that has a number of its own."""
+    """Calls of RANGE.BLOCK, and of PAGE.REMOVE unless ``remove_calls`` is set."""
     remove_calls: int | None = None
-    """Calls of PAGE.REMOVE; None: as many as of RANGE.BLOCK."""
+    """Calls of PAGE.REMOVE; None: the same number as of RANGE.BLOCK."""
     track_calls: int = 0
     kick: bool = False
-    """Whether vCPUs are kicked and kept out of the guest for the last of these calls."""
+    """Whether vCPUs are kicked and prevented from entering for the last of these calls."""
     last_resort: str = "bug"
     """``bug``: the VM is dead; ``give_up``: the caller drops the operation."""
     doubling_from: int = 0
@@ -41,13 +41,13 @@ class Policy:
     flush_mmu_lock: bool = False
     """Whether mmu_lock is acquired and released before a busy TDH.VP.ENTER is repeated."""
     zaps_shared: bool = False
-    """A bug: whether a zap holds mmu_lock for reading only, so that faults and other zaps run
-    beside it.  Linux asserts the write lock (tdx_track, lockdep_assert_held_write)."""
+    """Whether a zap holds mmu_lock for reading only, a bug: faults and other zaps run
+    concurrently.  Linux asserts the write lock (tdx_track, lockdep_assert_held_write)."""
 
 
-# RANGE.BLOCK, TRACK and REMOVE: one call, a kick, one more; AUG and SEPT.ADD: once, and
-# the loop of tdx_handle_ept_violation.  Linux 6.16 arch/x86/kvm/vmx/tdx.c; 6.19 the same
-# as macro tdh_do_no_vcpus.
+# RANGE.BLOCK, TRACK and REMOVE: one call, a kick, another call; AUG and SEPT.ADD: one call, and
+# the loop of tdx_handle_ept_violation.  Linux 6.16 arch/x86/kvm/vmx/tdx.c; the same in 6.19, as
+# macro tdh_do_no_vcpus.
 MAINLINE: Final = Policy(
     "mainline",
     "Linux 6.16 and later, arch/x86/kvm/vmx/tdx.c",
@@ -60,7 +60,7 @@ MAINLINE: Final = Policy(
 # SEAMCALL_RETRY_MAX 16, tested after the decrement: 17 calls while the whole word is
 # TDX_ERROR_SEPT_BUSY; after these PAGE.AUG and SEPT.ADD answer -EAGAIN, and the guest is entered
 # again; RANGE.BLOCK's failure is a KVM_BUG_ON (R. Edgecombe, 2024-09-09), and so is any other
-# status.  PAGE.REMOVE, TRACK and PAGE.WBINVD stand in loops of their own without an end.
+# status.  PAGE.REMOVE, TRACK and PAGE.WBINVD are called in endless loops.
 V1_SERIES: Final = Policy(
     "v1-series",
     "[PATCH 09/21] KVM: TDX: Retry seamcall when TDX_OPERAND_BUSY with operand SEPT, 2024-09-04",
@@ -69,7 +69,7 @@ V1_SERIES: Final = Policy(
     zap_calls=17,
     remove_calls=0,
 )
-# The loop of the mail: under a lock, until it succeeds; a warning and a doubled limit at
+# The loop proposed in the mail: under a lock, until success; a warning and a doubled limit at
 # 16, 32, 64 …; KVM_BUG_ON at the 1024th busy answer.
 SEED_LOOP: Final = Policy(
     "seed-loop",
@@ -79,8 +79,8 @@ SEED_LOOP: Final = Policy(
     one_at_a_time=True,
     flush_mmu_lock=True,
 )
-# A kernel that does not exist: the mistake that the rule "host against host is excluded by
-# mmu_lock" is about (Yan Zhao, 2024-09-13 and 2024-11-21; S. Christopherson, 2024-09-10).
+# A hypothetical kernel that breaks the rule that mmu_lock excludes conflicts between host calls
+# (Yan Zhao, 2024-09-13 and 2024-11-21; S. Christopherson, 2024-09-10).
 BROKEN_MMU_LOCK: Final = replace(
     MAINLINE,
     name="broken-mmu-lock",
@@ -98,10 +98,10 @@ _FIXED: Final = re.compile(r"^fixed-(?P<n>[1-9]\d{0,4})$")
 
 
 def policy_named(name: str) -> Policy:
-    """Return a policy by its name; ``fixed-N`` makes N calls and then gives the operation up.
+    """Return a policy by its name; ``fixed-N`` makes N calls and then gives up the operation.
 
     Raises:
-        ValueError: If there is none of that name; the message names the nearest.
+        ValueError: If the name is unknown; the message gives the nearest name.
     """
     found = _FIXED.match(name)
     if found is not None:

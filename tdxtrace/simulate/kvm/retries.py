@@ -1,4 +1,4 @@
-"""SEAMCALLs that may be answered busy, retried as the policy says."""
+"""SEAMCALLs that may be answered busy, retried according to the policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakeCall = Callable[[], Call]
 
 
 def install(vm: Vm, thread: Thread, request: Request, make_call: MakeCall) -> SimProcess[int]:
-    """PAGE.AUG or SEPT.ADD as the page fault path makes it.
+    """Call PAGE.AUG or SEPT.ADD as in the page fault path.
 
     Returns:
         The last status; if it is busy, the fault must be retried.
@@ -33,7 +33,7 @@ def install(vm: Vm, thread: Thread, request: Request, make_call: MakeCall) -> Si
 
 
 def zap_call(vm: Vm, thread: Thread, leaf: str, gpa: int = 0, level: int = 0) -> SimProcess[int]:
-    """RANGE.BLOCK, TRACK or PAGE.REMOVE as the zap path makes it, where it must not fail.
+    """Call RANGE.BLOCK, TRACK or PAGE.REMOVE as in the zap path, where a failure is a bug.
 
     Returns:
         The last status; after an error the VM is dead, or the operation was given up.
@@ -81,7 +81,7 @@ def _limit_of(policy: Policy, leaf: str) -> int:
 
 
 def _blame_after_kick(vm: Vm, request: Request) -> None:
-    """Record that the call after a kick, with every vCPU held off, was busy all the same."""
+    """Record that the call after a kick was busy although no vCPU could enter."""
     call = request.calls[-1]
     holders = call.busy_reason.holders if call.busy_reason is not None else ()
     held_by = next((holder for holder in holders if isinstance(holder, Call)), None)
@@ -89,7 +89,7 @@ def _blame_after_kick(vm: Vm, request: Request) -> None:
 
 
 def blame_previous_epoch(vm: Vm, request: Request) -> None:
-    """Store the reason of a busy TRACK: the vCPUs that still run in the previous epoch."""
+    """Record the reason of a busy TRACK: the vCPUs that still run in the previous epoch."""
     previous = vm.td.epochs.current - 1
     vcpus = [v for v in vm.vcpus if v.vcpu.running and v.vcpu.epoch == previous]
     holders = tuple(v.entering for v in vcpus if v.entering is not None)
@@ -107,8 +107,8 @@ def _call_until_settled(
     Args:
         vm: The VM.
         thread: The calling thread.
-        request: What the calls are attempts at.
-        make_call: Makes the next call.
+        request: The request to which the attempts belong.
+        make_call: Returns the next call, not yet made.
         limits: Duration of the leaf's work, and number of calls (0: no limit).
     """
     work, limit = limits
@@ -132,16 +132,16 @@ def _call_until_settled(
 
 
 def _should_retry(vm: Vm, leaf: str, status: int) -> bool:
-    # The v1 series compares the whole word, but in its loop around TRACK only the code.
+    # The v1 series compares the whole word; only its loop around TRACK compares just the code.
     if vm.policy.exactly_sept and leaf != "TDH.MEM.TRACK":
         return status == abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]
     return abi.is_busy(status)
 
 
 def _warn_and_double(vm: Vm, thread: Thread, request: Request, n_busy: int) -> bool:
-    """Warn and double the limit when it is reached; returns whether the VM is dead.
+    """Warn and double the limit when it is reached; returns whether the VM was killed.
 
-    There is one limit for the whole host, and only equality is tested.
+    There is one limit for the whole host, and the code tests only for equality.
     """
     if n_busy != vm.machine.retry_max:
         return False

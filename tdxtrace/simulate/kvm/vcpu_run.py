@@ -1,6 +1,6 @@
-"""The thread of one vCPU on the host: enter the guest, serve the exit, enter again.
+"""The thread of one vCPU on the host: enter the guest, handle the exit, enter again.
 
-The one place that knows the guest's execution and KVM's exit handlers.
+Only this module connects the guest's execution and KVM's exit handlers.
 
 Sources: Linux 6.16 ``arch/x86/kvm/x86.c vcpu_run``, ``vcpu_enter_guest``;
 ``arch/x86/kvm/vmx/tdx.c tdx_vcpu_run``, ``tdx_handle_exit``, ``tdx_vcpu_load``.
@@ -30,8 +30,9 @@ EFAULT: Final = -14
 _PEND_NMI: Final = 0xA020_0000_0000_000B
 # Linux 6.16 include/uapi/linux/kvm.h, KVM_MEMORY_ATTRIBUTE_PRIVATE.
 _PRIVATE: Final = 1 << 3
+# Share of single-stepped entries that execute no instruction: TDXdown, see _arm_timer.
 _EMPTY_STEPS: Final = 0.008
-# An instruction at the 800 MHz of that attack: a few cycles.
+# Duration of an instruction at 800 MHz, as in that attack: a few cycles.
 _INSTRUCTION_NS: Final = 4
 _HANDLING: Final = {
     page_fault.FIXED: "served",
@@ -67,7 +68,7 @@ class VcpuRun:
                 yield from machine.wait_for_irq_handler(thread)
                 continue
             if self.vm.is_held_off:
-                yield from self._return_at_once()
+                yield from self._return_without_entry()
                 continue
             if state.nmi_pending:
                 yield from self._inject_nmi()
@@ -76,11 +77,11 @@ class VcpuRun:
             yield from self._handle_exit(exit_)
         machine.cpus.release(thread.cpu)
 
-    def _return_at_once(self) -> SimProcess[None]:
-        """Return from tdx_vcpu_run without TDH.VP.ENTER, as long as a zap holds vCPUs off.
+    def _return_without_entry(self) -> SimProcess[None]:
+        """Return from tdx_vcpu_run without TDH.VP.ENTER, while a zap prevents entries.
 
-        The loop of vcpu_run comes back at once: no kvm_entry, no kvm_exit, and vp_enter_ret is
-        still that of the last entry (Linux 6.16 tdx_vcpu_run, wait_for_sept_zap).
+        The loop of vcpu_run calls it again immediately: no kvm_entry, no kvm_exit, and vp_enter_ret
+        is still that of the last entry (Linux 6.16 tdx_vcpu_run, wait_for_sept_zap).
         """
         state, thread = self.state, self.state.thread
         call = Call("TDH.VP.ENTER", thread, self.vm.td, state.vcpu)
@@ -94,7 +95,7 @@ class VcpuRun:
         thread.irqs_enabled = False
 
     def _inject_nmi(self) -> SimProcess[None]:
-        """TDH.VP.WR of TD_VCPU_PEND_NMI, in the loop of the vCPU: tdx_inject_nmi."""
+        """Call TDH.VP.WR for TD_VCPU_PEND_NMI in the loop of the vCPU, as tdx_inject_nmi."""
         state, vm = self.state, self.vm
         state.nmi_pending = False
         journal = self.machine.journal
@@ -132,8 +133,8 @@ class VcpuRun:
         state = self.state
         delay = state.random.duration(state.durations.enter_guest)
         if call.armed:
-            # The tree is held until the guest's state is restored; the other locks dropped
-            # there (OP_STATE) no call of this model takes exclusively.
+            # The tree is held until the guest's state is restored; the other lock released there
+            # (OP_STATE) is never taken exclusively in this model.
             yield self.machine.env.timeout(delay)
             delay = 0
         vp_enter.enter_guest(call)
@@ -149,7 +150,7 @@ class VcpuRun:
         return exit_
 
     def _arm_timer(self, delay: int) -> None:
-        """Let an interrupt come after the first instruction of an entry, or just before it.
+        """Schedule an interrupt after the first instruction of an entry, or just before it.
 
         TDXdown (L. Wilke and others, CCS 2024): 0.8 % of 1,260,000 single-stepped entries ran no
         instruction, without any EPT violation.
@@ -205,7 +206,7 @@ class VcpuRun:
             yield from self._map_gpa()
 
     def _serve_io(self) -> SimProcess[None]:
-        """Serve a port in KVM, or in the VMM; a mark of the firmware has a port and no device."""
+        """Handle port I/O in KVM or in the VMM; writes of the firmware are traced as kvm_pio."""
         state = self.state
         if state.vmcall_arguments:
             port, value = state.vmcall_arguments
@@ -243,7 +244,7 @@ class VcpuRun:
         self.vm.stopping = True
 
     def _map_gpa(self) -> SimProcess[None]:
-        """Serve MapGPA: the VMM changes the attributes, and what becomes shared is zapped."""
+        """Handle MapGPA: the VMM changes the attributes; pages that become shared are zapped."""
         state, vm = self.state, self.vm
         if not state.vmcall_arguments:
             return

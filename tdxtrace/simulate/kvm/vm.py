@@ -1,4 +1,4 @@
-"""One VM as KVM keeps it: its TD, mirror page tables, locks and vCPUs, and how it is kicked."""
+"""KVM's state of one VM: its TD, mirror page tables, locks and vCPUs, and kicks."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Vm:
         return page
 
     def is_large(self, gpa: int) -> bool:
-        """Whether a 2 MB page is mapped there."""
+        """Return whether a 2 MB page is mapped at an address."""
         return gpa & -page_bytes(1) in self.large_pages_at
 
     def call(self, leaf: str, gpa: int = 0, level: int = 0) -> Call:
-        """A SEAMCALL on this TD, not yet made."""
+        """Return a SEAMCALL on this TD, not yet made."""
         call = Call(leaf, td=self.td)
         call.gpa, call.level = gpa, level
         return call
@@ -81,14 +81,14 @@ class Vm:
         return self.machine.journal.open_request(leaf, thread, self.number, NO_VCPU, page)
 
     def prepare_fault(self, thread: Thread) -> SimProcess[None]:
-        """Spend what a fault costs beside its SEAMCALLs for there being other vCPUs.
+        """Spend the time of a fault that depends on the number of vCPUs, outside of SEAMCALLs.
 
-        No source says where it goes: allocating and zeroing pages, cache lines of locks that
-        nobody waits for long.  It is spent before mmu_lock is taken, where it makes no SEAMCALL
-        longer.  One part is spent by one vCPU at a time and bounds the faults of the TD per
-        second; the other grows with its vCPUs, whether these fault or not.
+        No source explains this time: possibly allocation and zeroing of pages, and contended cache
+        lines of locks.  It is spent before mmu_lock is taken, where it does not lengthen a
+        SEAMCALL.  The first part is serialised among vCPUs and limits the faults of the TD per
+        second; the second part grows with the number of vCPUs, whether they fault or not.
 
-        Public figures, and what boot_storm gives (fault_serial_ns 1370, fault_per_vcpu_ns 587):
+        Public figures, and results of boot_storm (fault_serial_ns 1370, fault_per_vcpu_ns 587):
 
         | vCPUs | public, us per page and vCPU | model |
         |---|---|---|
@@ -96,9 +96,10 @@ class Vm:
         | 32, all accept | 42 to 46, 1.31 to 1.43 us in all (lkvs) | 43.8, 1.37 us in all |
         | 248, one accepts | 153 (Dstack PR 1220) | 155 |
 
-        Not met: the cost of one vCPU grows with the TD's memory (lkvs: 11.4 us at 8 GB, 15.8 at
-        96 GB), here it does not; 8 us on a quiet host is 10.1.  Between 1 and 32 vCPUs, and for
-        more than 32 that all accept, nothing is public: the bound is carried on.
+        Deviations: the real cost of one vCPU grows with the TD's memory (lkvs: 11.4 us at 8 GB,
+        15.8 at 96 GB), the model's does not; the model gives 10.1 us where Dstack measured 8 us.
+        For 2 to 31 vCPUs, and more than 32 that all accept, there are no public figures: the model
+        extrapolates.
         """
         thread.now += self.fault_per_vcpu_ns * (len(self.vcpus) - 1)
         if self.fault_serial_ns:
@@ -107,16 +108,16 @@ class Vm:
             thread.now = self._serial_until
 
     def log_action(self, thread: Thread, action: str, leaf: str, detail: int = 0) -> None:
-        """Record what the policy does."""
+        """Record an action of the policy."""
         journal = self.machine.journal
         journal.actions.append(PolicyAction(thread.now, thread, self.number, action, leaf, detail))
 
     def is_invalidating(self, gpa: int) -> bool:
-        """Whether an invalidation that covers a page is in progress (mmu_invalidate_retry)."""
+        """Return whether an invalidation of a page is in progress (mmu_invalidate_retry)."""
         return any(start <= gpa < end for start, end in self.invalidating)
 
     def kvm_bug_on(self, thread: Thread, leaf: str, status: int) -> None:
-        """KVM_BUG_ON: mark the VM dead; every ioctl on it fails from now on."""
+        """Mark the VM dead, as KVM_BUG_ON; every further ioctl on it fails."""
         if self.dead:
             return
         self.log_action(thread, "bug", leaf, status)
@@ -124,7 +125,7 @@ class Vm:
         self.mark_dead()
 
     def mark_dead(self) -> None:
-        """Let no vCPU enter any more, and kick all of them."""
+        """Prevent all vCPUs from entering, and kick them."""
         self.dead = True
         for state in self.vcpus:
             state.kick()
@@ -156,7 +157,7 @@ class Vm:
             event.succeed()
 
     def no_vcpus_enter_start(self, thread: Thread, leaf: str) -> SimProcess[None]:
-        """Keep vCPUs from entering the guest, and kick those that are in it."""
+        """Prevent vCPUs from entering the guest, and kick those that run it."""
         self.log_action(thread, "kick", leaf, sum(state.inside for state in self.vcpus))
         self.is_held_off = True
         yield from self.kick(thread)
@@ -168,5 +169,5 @@ class Vm:
 
 
 def _delivery(state: VcpuState, entry: int) -> Callable[[simpy.Event], None]:
-    """The callback of an IPI's arrival: kicks the vCPU if it is still in that entry."""
+    """Return the callback for the arrival of an IPI, which kicks the vCPU if still in ``entry``."""
     return lambda _: state.kick(entry)

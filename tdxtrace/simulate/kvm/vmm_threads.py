@@ -1,6 +1,6 @@
 """Threads of the VMM besides the vCPUs: they zap, prefault, split, delete and attack.
 
-Each kind of worker is a function that acts once; a worker has a CPU while it acts.
+Each kind of worker is a function for one action, during which the worker has a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONDUCTS: Final = ("honest", "buggy", "hostile")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """A worker as the scenario describes it: its kind, its region of pages, its interval."""
+    """A worker in a scenario: its kind, its region of pages, its interval."""
 
     kind: str
     first_page: int = 0
@@ -35,15 +35,15 @@ class WorkerSpec:
     batch: int = 1
     """Pages per action."""
     hold_us: int = 20
-    """How long an attacker keeps a page blocked."""
+    """Time for which a page stays blocked."""
     begin_ms: int = 0
-    """Time of its first action; 0: after an interval like any other."""
+    """Time of its first action; 0: after a random interval."""
     leaf: str = ""
     """Leaf that a worker of kind seamcall calls."""
     conduct: str = "honest"
-    """What it stands for: ``honest``, ``buggy`` (a kernel with a bug) or ``hostile``.
+    """``honest``, ``buggy`` (a kernel with a bug) or ``hostile``.
 
-    Only an honest one keeps the rules of KVM's locks where it has a choice (churn_blocks).
+    If a worker may hold KVM's locks or not (churn_blocks), only an honest one holds them.
     """
 
 
@@ -59,11 +59,11 @@ class Worker:
         self.first_gpa = memory + (spec.first_page << 12)
 
     def kick(self, entry: int | None = None) -> None:
-        """Ignore an IPI: it runs no guest."""
+        """Ignore an IPI: a worker runs no guest."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the VM is dead or stopping."""
+        """Return whether the VM is dead or stopping."""
         return self.vm.dead or self.vm.stopping
 
     def run(self) -> SimProcess[None]:
@@ -93,22 +93,22 @@ class Worker:
         self.vm.machine.cpus.release(self.thread.cpu)
 
     def random_pages(self, size: int = 4096) -> list[int]:
-        """Addresses of ``batch`` consecutive pages at a random place of its region."""
+        """Return addresses of ``batch`` consecutive pages at a random place in its region."""
         n = max(1, self.spec.pages - self.spec.batch + 1)
         first = self.thread.random.below(n)
         return [self.first_gpa + (first + i) * size for i in range(self.spec.batch)]
 
 
 def _zap(worker: Worker) -> SimProcess[None]:
-    """Punch a hole: remove pages that the guest gave back, or that are converted."""
+    """Punch a hole: remove pages that the guest released or converted."""
     yield from zap.zap_range(worker.vm, worker.thread, worker.random_pages())
 
 
 def _prefault(worker: Worker) -> SimProcess[None]:
-    """KVM_PRE_FAULT_MEMORY: map pages before the guest asks for them.
+    """Map pages before the guest accesses them: KVM_PRE_FAULT_MEMORY.
 
-    A page is retried until it is mapped, without a look at events of a vCPU: kvm_tdp_map_page
-    repeats the fault while it is RET_PF_RETRY, the VM is alive and no signal is pending.
+    A page is retried until it is mapped, regardless of events of a vCPU: kvm_tdp_map_page repeats
+    the fault while it returns RET_PF_RETRY, the VM is alive and no signal is pending.
     """
     vm, thread, durations = worker.vm, worker.thread, worker.vm.machine.durations
     for gpa in worker.random_pages():
@@ -140,7 +140,7 @@ def _churn_blocks(worker: Worker) -> SimProcess[None]:
 
 
 def _watch_page(worker: Worker) -> SimProcess[None]:
-    """Attack: block a page until the victim faults on it, as the trigger to begin or end."""
+    """Attack: block a page until the victim faults on it, to detect when it accesses the page."""
     vm, thread, page = worker.vm, worker.thread, (worker.random_pages()[0], 0)
     vm.last_fault_gpa = -1
     if not (yield from zap.block_and_track(vm, thread, page, locked=False)):
@@ -177,11 +177,11 @@ def _split(worker: Worker) -> SimProcess[None]:
 
 
 def _block_once(worker: Worker, gpa: int) -> SimProcess[tuple[int, Call | None]]:
-    """A bug: BLOCK a page once, and go on whatever it answers.
+    """Call BLOCK for a page once and ignore a busy answer, a bug.
 
     Returns:
         Its status, and the call if it was busy (canonical/tdx issue 213: the wrapper returned
-        -EAGAIN, its caller did not look at it).
+        -EAGAIN, which its caller ignored).
     """
     vm, thread = worker.vm, worker.thread
     request = vm.request("TDH.MEM.RANGE.BLOCK", thread, (gpa, 1))
@@ -191,14 +191,14 @@ def _block_once(worker: Worker, gpa: int) -> SimProcess[tuple[int, Call | None]]
 
 
 def _merge(worker: Worker) -> SimProcess[None]:
-    """Merge small pages to a 2 MB page, or give it up."""
+    """Merge small pages to a 2 MB page, or give up."""
     gpa = worker.random_pages(page_size.LARGE)[0] & -page_size.LARGE
     hold_ns = worker.spec.hold_us * 1000
     yield from page_size.merge(worker.vm, worker.thread, gpa, hold_ns)
 
 
 def _churn_sizes(worker: Worker) -> SimProcess[None]:
-    """Attack: split and merge the same range again and again."""
+    """Attack: split and merge the same range repeatedly."""
     gpa = worker.random_pages(page_size.LARGE)[0] & -page_size.LARGE
     hold_ns = worker.spec.hold_us * 1000
     yield from page_size.change_back_and_forth(worker.vm, worker.thread, gpa, hold_ns)
@@ -207,8 +207,8 @@ def _churn_sizes(worker: Worker) -> SimProcess[None]:
 def _seamcall(worker: Worker) -> SimProcess[None]:
     """Call a leaf that takes only pages once, with new pages.
 
-    A leaf with a level works on a 2 MB range: that which the VM takes its next pages from.
-    Further pages lie outside of it.
+    A leaf with a level gets the 2 MB range from which the VM allocates its next pages; further
+    pages are outside of this range.
     """
     vm, thread, leaf = worker.vm, worker.thread, worker.spec.leaf
     roles = [row["role"] for row in rows("operands") if row["leaf"] == leaf]
@@ -225,7 +225,7 @@ def _seamcall(worker: Worker) -> SimProcess[None]:
 
 
 def _read_entries(worker: Worker) -> SimProcess[None]:
-    """Read one Secure EPT entry again and again, as a debugger does, and without mmu_lock."""
+    """Read one Secure EPT entry repeatedly without mmu_lock, as a debugger does."""
     vm, thread = worker.vm, worker.thread
     gpa = worker.random_pages()[0]
     until = thread.now + worker.spec.hold_us * 1000
@@ -236,7 +236,7 @@ def _read_entries(worker: Worker) -> SimProcess[None]:
 
 
 def _nmi(worker: Worker) -> SimProcess[None]:
-    """KVM_NMI: leave an NMI for a vCPU, and kick it out of its guest."""
+    """Queue an NMI for a vCPU and kick it, as KVM_NMI does."""
     state = worker.vm.vcpus[worker.thread.random.below(len(worker.vm.vcpus))]
     yield from worker.vm.machine.sync_clock(worker.thread)
     state.nmi_pending = True
@@ -244,7 +244,7 @@ def _nmi(worker: Worker) -> SimProcess[None]:
 
 
 def _update_module(worker: Worker) -> SimProcess[None]:
-    """Replace the TDX module: SEAMLDR.INSTALL on every CPU in turn, while all of them are stopped.
+    """Replace the TDX module: call SEAMLDR.INSTALL on one CPU after the other, all CPUs stopped.
 
     Linux 7.2 arch/x86/virt/vmx/tdx/seamldr.c: stop_machine with interrupts off; the P-SEAMLDR
     serves one CPU at a time.

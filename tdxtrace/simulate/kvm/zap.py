@@ -16,17 +16,17 @@ from tdxtrace.simulate.kvm.vm import FROZEN, NO_PAGE, PRESENT, Vm
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.thread import Thread
 
-# Pages zapped before mmu_lock is released once: tdp_mmu_iter_cond_resched, here by count
+# Pages zapped before mmu_lock is released briefly: tdp_mmu_iter_cond_resched, here by count
 # since the model has no need_resched.
 _BATCH: Final = 16
 
 
 def zap_range(vm: Vm, thread: Thread, pages: Sequence[int], level: int = 0) -> SimProcess[None]:
-    """Invalidate a range and remove every private page of it that is mapped.
+    """Invalidate a range and remove every mapped private page in it.
 
     Args:
         vm: The VM.
-        thread: The calling thread: a vCPU's, or another of the VMM.
+        thread: The calling thread: of a vCPU, or another thread of the VMM.
         pages: Addresses of guest pages, ascending.
         level: Their size.
     """
@@ -53,7 +53,7 @@ def zap_range(vm: Vm, thread: Thread, pages: Sequence[int], level: int = 0) -> S
 def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]:
     """Remove one private page, mmu_lock held; returns 0 or the failing status."""
     durations, random = vm.machine.durations, thread.random
-    # Under the lock for reading a zap freezes the SPTE first, as a fault does.
+    # With the lock held for reading, a zap freezes the SPTE first, as a fault does.
     vm.sptes[gpa | level] = FROZEN
     status = yield from retries.zap_call(vm, thread, "TDH.MEM.RANGE.BLOCK", gpa, level)
     if not status & abi.ERROR_BIT:
@@ -73,7 +73,7 @@ def remove_page(vm: Vm, thread: Thread, gpa: int, level: int) -> SimProcess[int]
 
 
 def track(vm: Vm, thread: Thread) -> SimProcess[int]:
-    """TRACK, and if it succeeds a kick, so that every vCPU goes on in the new epoch."""
+    """Call TRACK, and if it succeeds kick, so that every vCPU continues in the new epoch."""
     thread.now += thread.random.duration(vm.machine.durations.zap_step)
     status = yield from retries.zap_call(vm, thread, "TDH.MEM.TRACK")
     if not status & abi.ERROR_BIT:
@@ -84,7 +84,7 @@ def track(vm: Vm, thread: Thread) -> SimProcess[int]:
 
 
 def write_back(vm: Vm, thread: Thread, page: int) -> SimProcess[None]:
-    """PHYMEM.PAGE.WBINVD of a page that was private, then clear it.
+    """Call PHYMEM.PAGE.WBINVD for a page that was private, then clear the page.
 
     The v1 series repeats a busy call without limit; later kernels do not expect one.
     """
@@ -105,16 +105,16 @@ def block_and_unblock(
 ) -> SimProcess[None]:
     """Block a page, wait for the fault, unblock it: an attack, or a migration.
 
-    No busy policy applies: each call is repeated until it is not busy, with a kick where
-    TRACK waits for vCPUs; it stops if another thread changed the page first.
+    No busy policy applies: each call is repeated until it is not busy, with a kick if TRACK waits
+    for vCPUs.  Stops if another thread changed the page before.
 
     Args:
         vm: The VM.
         thread: The calling thread.
         page: Address and level of the page.
-        hold_ns: How long it stays blocked.
-        locked: Whether mmu_lock is held for writing over the calls, as KVM does over all of its
-            zaps; not while the page stays blocked.
+        hold_ns: Time for which the page stays blocked.
+        locked: Whether mmu_lock is held for writing during the calls, as KVM does for zaps, but
+            not while the page stays blocked.
     """
     if (yield from block_and_track(vm, thread, page, locked)):
         thread.now += hold_ns
@@ -151,7 +151,7 @@ def unblock(vm: Vm, thread: Thread, page: tuple[int, int], locked: bool) -> SimP
 
 
 def _call_endlessly(vm: Vm, thread: Thread, leaf: str, page: tuple[int, int]) -> SimProcess[int]:
-    """Repeat a call until it is not busy; kick every vCPU where TRACK waits for it."""
+    """Repeat a call until it is not busy; kick every vCPU if TRACK waits for one."""
     durations = vm.machine.durations
     request = vm.request(leaf, thread, page)
     work = durations.track if leaf == "TDH.MEM.TRACK" else durations.block

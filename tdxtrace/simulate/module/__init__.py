@@ -1,1 +1,1 @@
-"""The TDX module: its locks, its Secure EPT, its TDs, and what each leaf does."""
+"""The TDX module: its locks, its Secure EPT, its TDs, and the effects of each leaf."""

@@ -1,7 +1,7 @@
 """The numbers of the module's ABI: status codes, operand ids, leaves, entry states, levels.
 
-Transcribed from the module's own headers, apart from ``tdxtrace.tdx``: a simulator that
-shared its numbers with the readers would agree with their mistakes.
+Transcribed from the module's headers, independently of ``tdxtrace.tdx``: a simulator that
+shared its numbers with the readers would reproduce their mistakes.
 
 Sources: intel/tdx-module 1.5.01 ``include/tdx_api_defs.h`` (status codes and operand
 ids), ``src/vmm_dispatcher/tdx_vmm_dispatcher.h`` (leaf numbers, in data/leaves.csv), the SEPT entry
@@ -77,16 +77,16 @@ EXIT_IO: Final = 30
 EXIT_MSR_WRITE: Final = 32
 EXIT_EPT_VIOLATION: Final = 48
 EXIT_TDCALL: Final = 77
-# P-SEAMLDR: bit 63 of RAX at entry asks it (qizhangz/seam-loader pseamldr_api_defs.h).
+# P-SEAMLDR: selected by bit 63 of RAX at entry (qizhangz/seam-loader pseamldr_api_defs.h).
 LOADER_BIT: Final = 1 << 63
 LOADER_LEAF: Final = {"SEAMLDR.INSTALL": 1}
 
 
 def is_busy(status: int) -> bool:
-    """Whether a status is OPERAND_BUSY, for any operand."""
+    """Return whether a status is OPERAND_BUSY, for any operand."""
     return status & HIGH_HALF == OPERAND_BUSY
 
 
 def page_bytes(level: int) -> int:
-    """Size of a page of ``level``, in bytes."""
+    """Return the size of a page of ``level``, in bytes."""
     return PAGE_BYTES[level]

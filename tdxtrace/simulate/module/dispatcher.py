@@ -1,8 +1,8 @@
-"""The TDX module: SEAMCALLs that acquire their locks in order, or are answered busy.
+"""The TDX module: SEAMCALLs acquire their locks in order, or are answered busy.
 
-A call is made in two steps, because it takes time: ``begin`` when it tries its locks,
-``finish`` when its work is done.  Between the two it holds its locks, and other calls that
-need one of them are answered busy.
+A call is made in two steps, because it takes time: ``begin`` acquires its locks, ``finish``
+completes its work.  In between it holds its locks, and other calls that need one of them are
+answered busy.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Module:
         """Acquire the locks of a call and check that the state allows it.
 
         Returns:
-            SUCCESS, and the call holds its locks until ``finish``; or the status that it
-            is answered with at once, with no lock held.  A busy answer stores the holders
-            of the lock in ``call.busy_reason``.
+            SUCCESS, and the call holds its locks until ``finish``; or the status of a call that
+            fails immediately and holds no lock.  For a busy answer the holders of the lock are
+            stored in ``call.busy_reason``.
         """
         sequences = self.generation.lock_sequences
         key = f"{call.leaf} v{version}"
@@ -66,7 +66,7 @@ class Module:
         return status
 
     def finish(self, call: Call) -> int:
-        """Do the work of a call that ``begin`` succeeded for, and release its locks."""
+        """Complete a call for which ``begin`` succeeded, and release its locks."""
         status = self._interruption(call)
         if status == abi.SUCCESS:
             status = leaves.commit(call)
@@ -77,7 +77,7 @@ class Module:
         return status
 
     def _interruption(self, call: Call) -> int:
-        """The status with which a long leaf stops at its check for pending work, or SUCCESS."""
+        """Return the status with which a long leaf stops for a pending interrupt, or SUCCESS."""
         if call.interrupted:
             return abi.INTERRUPTED_RESUMABLE
         if call.leaf in _INTERRUPTIBLE:
@@ -92,9 +92,9 @@ class Module:
         return abi.SUCCESS
 
     def acquire(self, call: Call, sequence: LockSequence) -> int:
-        """Acquire locks in order, in addition to those ``call`` holds.
+        """Acquire locks in order, in addition to those that ``call`` holds.
 
-        On failure all of its locks are released, and ``call.busy_reason`` says why.
+        On failure all of its locks are released, and ``call.busy_reason`` is set.
 
         Returns:
             SUCCESS, OPERAND_BUSY or HOST_PRIORITY_BUSY with an operand id, or

@@ -1,14 +1,14 @@
-"""Lock generations of the module: which locks each leaf takes, in which order.
+"""Lock generations of the module: the locks that each leaf takes, in order.
 
-data/locks.csv is transcribed from the module's source, one row a leaf: every lock as RESOURCE,
-MODE (SH shared, EX exclusive), OPERAND.  The first lock that fails decides the operand id.
+data/locks.csv is transcribed from the module's source, one row per leaf: every lock as RESOURCE,
+MODE (SH shared, EX exclusive), OPERAND.  The first lock that fails determines the operand id.
 
 Sources: intel/tdx-module 1.5.01 to 1.5.25, ``src/vmm_dispatcher/api_calls/tdh_*.c``,
 ``src/td_transitions/tdh_vp_enter.c``, ``src/td_dispatcher/vm_exits/tdg_mem_page_*.c``;
 TDR and control pages by ``helpers.c non_shared_hpa_metadata_check_and_lock``, the tree
 and entry by ``lock_sept_check_and_walk_internal``, OP_STATE by
-``check_any_td_state_map_tdcs_and_lock``.  Left out: the shared hold on 1 GB PAMT
-parents, since no leaf takes one exclusively, and the migration leaves but two.
+``check_any_td_state_map_tdcs_and_lock``.  Left out: the shared locks of 1 GB PAMT parents,
+since no leaf takes one exclusively, and all but two of the migration leaves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTR: Final = "TDG.MEM.PAGE.ATTR"
 
 
 def _sequences(generation: str) -> dict[str, LockSequence]:
-    """Lock sequences of the calls that data/locks.csv has for a generation, by call."""
+    """Return the lock sequences in data/locks.csv for a generation, by call."""
     sequences = {}
     for row in rows("locks"):
         if row["generation"] == generation:
@@ -41,9 +41,9 @@ def _sequences(generation: str) -> dict[str, LockSequence]:
     return sequences
 
 
-# A: one plain lock for the whole tree, exclusive for every leaf that changes it, and no
-# locks of entries: 1.0.03 helpers.c lock_sept_check_and_walk_any_gpa.
-# C: an armed entry takes the tree shared, PROMOTE takes it exclusive and no children.
+# A: one lock without host priority for the whole tree, exclusive for every leaf that changes it,
+# and no locks of entries: 1.0.03 helpers.c lock_sept_check_and_walk_any_gpa.
+# C: an armed entry takes the tree shared; PROMOTE takes it exclusive, and locks no children.
 LOCK_SEQUENCES: Final = {
     name: _sequences("B") | (_sequences(name) if name != "B" else {}) for name in "ABC"
 }
@@ -61,21 +61,21 @@ class Generation:
     tree_host_priority: bool
     """Whether the SEPT tree lock has host priority."""
     entry_writes_keep_priority: bool
-    """Whether a write of a whole SEPT entry keeps a TDHP that was set meanwhile."""
+    """Whether a write of a whole SEPT entry keeps a TDHP bit that was set meanwhile."""
     pending_is_not_missing: bool
-    """Whether the gate lets an entry pass whose logged page is pending and raises #VE."""
+    """Whether the gate allows an entry if its logged page is pending and raises #VE."""
     counts_every_violation: bool
-    """Whether EPT violations on shared pages and those of ACCEPT count for zero-step."""
+    """Whether EPT violations on shared pages and of ACCEPT count for zero-step."""
     yields_to_tree_priority: bool
     """Whether long leaves stop (INTERRUPTED_BUSY) when the tree lock's bit is set."""
 
 
 # A: 1.0.x has neither host priority nor locks of entries (tdx_locks.h of 1.0.03).
-# B: a write of a whole entry drops TDHP: tdg_mem_page_accept.c up to 1.5.16.
+# B: a write of a whole entry clears TDHP: tdg_mem_page_accept.c up to 1.5.16.
 # C: atomically_update_sept_state_keep_tdhp, is_epf_expected and the tree lock of 1.5.20.
-# All stop DEMOTE and PROMOTE at a pending interrupt (INTERRUPTED_RESTARTABLE): in 1.5.20 to 1.5.25
-# check_host_interrupt_and_hp_bit does.  C is these; 1.5.32 and 1.5.34 stop only where the TD has L2
-# VMs, which no TD here has.
+# All stop DEMOTE and PROMOTE at a pending interrupt (INTERRUPTED_RESTARTABLE), in 1.5.20 to 1.5.25
+# by check_host_interrupt_and_hp_bit.  C models these releases; 1.5.32 and 1.5.34 stop only if the
+# TD has L2 VMs, which are not modelled.
 GENERATIONS: Final = {
     "A": Generation("A", "1.0.x", LOCK_SEQUENCES["A"], False, False, False, False, True, False),
     "B": Generation(

@@ -1,7 +1,7 @@
 """Preconditions and effects of each leaf on the module's state.
 
-Sources: intel/tdx-module ``src/vmm_dispatcher/api_calls/tdh_*.c``, the function of the
-leaf's name; states and tracking by ``sept_manager.c`` and ``helpers.h is_tlb_tracked``.
+Sources: intel/tdx-module ``src/vmm_dispatcher/api_calls/tdh_*.c``, the function named after the
+leaf; states and tracking by ``sept_manager.c`` and ``helpers.h is_tlb_tracked``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def commit(call: Call) -> int:
 
 
 def pamt_page(resource: str, call: Call) -> tuple[int, int]:
-    """Physical page and level of a PAMT lock of ``call``.
+    """Return the physical page and level of a PAMT lock of ``call``.
 
-    PAMT_RANGE is the 2 MB range of its page, PAMT_PAGE_2 and so on are its further pages.
+    PAMT_RANGE is the 2 MB range of its page; PAMT_PAGE_2 and so on are its further pages.
     """
     if resource == "PAMT_RANGE":
         return call.page, 1
@@ -54,7 +54,7 @@ def pamt_page(resource: str, call: Call) -> tuple[int, int]:
 
 
 def _large_page(call: Call) -> int:
-    """The 2 MB page of DEMOTE (that of the entry) or PROMOTE (below the table of the entry)."""
+    """Return the 2 MB page of DEMOTE (of the entry) or PROMOTE (in the table of the entry)."""
     entry, td = _operands(call)
     if call.leaf == "TDH.MEM.PAGE.DEMOTE":
         return entry.page
@@ -90,7 +90,7 @@ def _check_block(call: Call) -> int:
 
 
 def _blocked_and_tracked(*allowed: int) -> Callable[[Call], int]:
-    """Check that the entry is blocked, in one of these states, and the blocking is tracked."""
+    """Return a check that the entry is in one of these blocked states, and that it is tracked."""
 
     def check_call(call: Call) -> int:
         entry, td = _operands(call)
@@ -106,9 +106,10 @@ def _blocked_and_tracked(*allowed: int) -> Callable[[Call], int]:
 
 
 def _check_demote(call: Call) -> int:
-    """A page that was never blocked is not tracked either: so a real host saw it.
+    """Check the state for DEMOTE; for a page that is not blocked, TLB_TRACKING_NOT_DONE.
 
-    canonical/tdx issue 213: SEAMCALL (0x0f) failed: 0xc0000b0800000001, BLOCK having been busy.
+    As on a real host whose BLOCK was busy: canonical/tdx issue 213, SEAMCALL (0x0f) failed:
+    0xc0000b0800000001.
     """
     entry, _ = _operands(call)
     if entry.state not in UNBLOCKED_STATE:

@@ -36,9 +36,9 @@ UNBLOCKED_STATE: Final = {blocked: state for state, blocked in BLOCKED_STATE.ite
 
 
 class TlbEpochs:
-    """TLB tracking of one TD: its epoch, and how many vCPUs run in each of the last two.
+    """TLB tracking of one TD: its epoch, and the number of vCPUs in each of the last two epochs.
 
-    ``inside`` counts them by the lowest bit of the epoch that they entered in.
+    ``inside`` counts vCPUs by the lowest bit of the epoch in which they entered.
     """
 
     __slots__ = ("current", "inside")
@@ -48,7 +48,7 @@ class TlbEpochs:
         self.inside = [0, 0]
 
     def enter(self) -> int:
-        """Count an entry; returns the epoch, the argument of ``leave``."""
+        """Count an entry; returns the epoch, to be passed to ``leave``."""
         self.inside[self.current & 1] += 1
         return self.current
 
@@ -64,7 +64,7 @@ class TlbEpochs:
         return True
 
     def is_tracked(self, blocked_in: int) -> bool:
-        """Whether no running vCPU can still use a translation blocked in that epoch."""
+        """Return whether no running vCPU can still use a translation blocked in an epoch."""
         previous = self.current - 1
         if blocked_in < previous:
             return True
@@ -73,14 +73,14 @@ class TlbEpochs:
 
 # STEPPING_EPF_THRESHOLD: counted EPT violations at one RIP before pages are logged.
 STEPPING_EPF_THRESHOLD: Final = 6
-# EPF_GPA_LIST_SIZE: pages logged at most.
+# EPF_GPA_LIST_SIZE: maximum number of logged pages.
 EPF_GPA_LIST_SIZE: Final = 32
 
 
 class ZeroStep:
     """Zero-step mitigation of one vCPU: counted faults and logged pages.
 
-    The state is kept from exit to exit; only progress of RIP clears it.
+    The state persists over exits; only progress of RIP clears it.
     """
 
     __slots__ = ("counter", "entry_rip", "pages")
@@ -92,15 +92,15 @@ class ZeroStep:
 
     @property
     def armed(self) -> bool:
-        """Whether the next TDH.VP.ENTER has to pass the gate."""
+        """Return whether the next TDH.VP.ENTER has to pass the gate."""
         return bool(self.pages)
 
     def on_entry(self, rip: int) -> None:
-        """Store RIP at an entry that reaches the filter, whether refused or not."""
+        """Store RIP at an entry that reaches the filter, even if it is refused."""
         self.entry_rip = rip
 
     def on_exit(self, rip: int) -> None:
-        """Clear the state at a VM exit with a new RIP, also one handled inside the module."""
+        """Clear the state at a VM exit with a new RIP, even one that the module handles itself."""
         if rip != self.entry_rip:
             self.counter = 0
             self.pages.clear()
@@ -108,15 +108,15 @@ class ZeroStep:
     def on_counted_fault(self, page: int | None) -> bool:
         """Count an EPT violation on a private page that becomes a TD exit.
 
-        Not to be called for faults that do not count: of a shared page, of a pending page
-        that raises #VE, and of TDG.MEM.PAGE.ACCEPT or ATTR.
+        Must not be called for faults that do not count: on a shared page, on a pending page
+        that raises #VE, and by TDG.MEM.PAGE.ACCEPT or ATTR.
 
         Args:
             page: The page that faulted; None for a shared page, which generation A counts
                 but does not log (1.0.03 ``vmexit_stepping_filter``).
 
         Returns:
-            Whether this fault armed the gate: the seventh at one RIP does.
+            Whether this fault armed the gate; the seventh at one RIP does.
         """
         if self.counter < STEPPING_EPF_THRESHOLD:
             self.counter += 1
@@ -140,7 +140,7 @@ NOWHERE: Final = -1
 
 @dataclass(slots=True)
 class BusyReason:
-    """Why a call was answered busy: the lock and its holders, or what else it waits for."""
+    """Reason of a busy answer: the lock and its holders, or another condition."""
 
     resource: str
     holders: tuple[Holder, ...]
@@ -151,15 +151,15 @@ class BusyReason:
 class Call:
     """One SEAMCALL or TDCALL, from its start to its return.
 
-    Defaults are attributes of the class, because a run makes some hundred thousand
-    calls and most fields are seldom set.
+    Defaults are class attributes, because a run makes some hundred thousand calls and most fields
+    are seldom set.
     """
 
     gpa = 0
     level = 0
     page = 0
     further_pages: tuple[int, ...] = ()
-    """Its second page and those after it, if it takes several."""
+    """Pages of a call after the first one."""
     package = 0
     version = 0
     operand = 0
@@ -168,25 +168,25 @@ class Call:
     interrupted = False
     """Whether an interrupt stops CACHE.WB before it completes."""
     interrupt_pending = False
-    """Whether an interrupt is pending on the CPU while DEMOTE or PROMOTE work."""
+    """Whether an interrupt is pending on the CPU during DEMOTE or PROMOTE."""
     start_ns = 0
     end_ns = 0
     cpu = 0
     in_irq = False
     wrapper_call = 0
-    """Number of the wrapper call it belongs to: sc_retry makes several SEAMCALLs in one."""
+    """Number of the wrapper call that it belongs to; sc_retry makes several SEAMCALLs in one."""
     status = 0
     vmcall_reason = 0
-    """Reason of the TDG.VP.VMCALL that a TDH.VP.ENTER ended in: a VMX exit reason."""
+    """Reason of the TDG.VP.VMCALL that ended a TDH.VP.ENTER, as a VMX exit reason."""
     out_rcx = 0
     out_rdx = 0
     out_r8 = 0
     armed = False
     """Whether it is a TDH.VP.ENTER whose zero-step gate was armed."""
     entered = False
-    """Whether it is one that ran the guest."""
+    """Whether it is a TDH.VP.ENTER that ran the guest."""
     executed = False
-    """Whether it is one in which the guest completed an instruction."""
+    """Whether it is a TDH.VP.ENTER in which the guest completed an instruction."""
     entry: SeptEntry | None = None
     busy_reason: BusyReason | None = None
 
@@ -265,13 +265,12 @@ class Vcpu:
         self.running = False
         self.epoch = 0
         self.rip = 0
-        # Time of the first TDCALL in a row that was refused by host priority
-        # (hp_lock_busy_start).
+        # Time of the first of consecutive TDCALLs refused by host priority (hp_lock_busy_start).
         self.hp_busy_since: int | None = None
 
 
 class SeptEntry(EntryLock):
-    """One entry: its lock, its state, the page it maps, the epoch it was blocked in."""
+    """One Secure EPT entry: lock, state, page that it maps, epoch in which it was blocked."""
 
     __slots__ = ("blocked_by", "blocked_in", "gpa", "level", "page", "state")
 
@@ -285,12 +284,12 @@ class SeptEntry(EntryLock):
         self.blocked_by: Call | None = None
 
     def word(self) -> int:
-        """The entry as a failed leaf returns it in RCX: only the page."""
+        """Return the entry's value in RCX of a failed leaf; the model has only the page."""
         return self.page
 
 
 class Sept:
-    """The entries of a TD's Secure EPT; a free one that was never accessed is not stored.
+    """The entries of a TD's Secure EPT; free entries that were never accessed are not stored.
 
     An entry that points to a table of the next level is NL_MAPPED; one that maps a page is a leaf.
     """
@@ -301,7 +300,7 @@ class Sept:
         self.entries: dict[int, SeptEntry] = {}
 
     def entry(self, gpa: int, level: int) -> SeptEntry:
-        """The entry of ``level`` that covers ``gpa``, whether its table exists or not."""
+        """Return the entry of ``level`` that covers ``gpa``, even if its table does not exist."""
         base = gpa & -abi.page_bytes(level)
         found = self.entries.get(base | level)
         if found is None:
@@ -311,8 +310,8 @@ class Sept:
     def walk(self, gpa: int, level: int) -> SeptEntry:
         """Walk down to ``level``; returns the entry where the walk ends, possibly above it.
 
-        The loop goes upwards from the wanted entry, with the same result: the tables of
-        its parents exist all or none, since KVM and the module add them top down.
+        The loop walks up from ``level``, with the same result: KVM and the module add tables from
+        the top down, so that a table exists only if all of its parents do.
         """
         entries = self.entries
         ended = level
@@ -324,10 +323,10 @@ class Sept:
         return self.entry(gpa, ended)
 
     def mapping(self, gpa: int) -> SeptEntry:
-        """The entry where a guest's access to ``gpa`` ends: a leaf of any size, or a free one."""
+        """Return the entry where a guest's access to ``gpa`` ends: a leaf, or a free entry."""
         return self.walk(gpa, 0)
 
     def children(self, entry: SeptEntry) -> list[SeptEntry]:
-        """The 512 entries of the table below ``entry``."""
+        """Return the 512 entries of the table below ``entry``."""
         step = abi.page_bytes(entry.level - 1)
         return [self.entry(entry.gpa + i * step, entry.level - 1) for i in range(512)]

@@ -1,9 +1,9 @@
 """TDH.VP.ENTER: locks, zero-step gate, guest entry and exit.
 
-The call has four points in time: it locks the vCPU, the TD and, for a few instructions, the
-epoch (``acquire_entry_locks``); it releases the epoch and passes the zero-step gate
-(``pass_zero_step_gate``); it drops all locks but TDVPR and TDR (``enter_guest``); it exits
-(``exit_guest``), unless it is refused before.
+The call is made in four steps: it locks the vCPU, the TD and, for a few instructions, the epoch
+(``acquire_entry_locks``); it releases the epoch and passes the zero-step gate
+(``pass_zero_step_gate``); it releases all locks but TDVPR and TDR (``enter_guest``); it exits
+(``exit_guest``).  The first two steps may refuse the entry.
 
 Sources: intel/tdx-module ``src/td_transitions/tdh_vp_enter.c`` (``tdh_vp_enter``,
 ``handle_stepping_filter``, ``emulate_ept_violation_td_exit``), ``td_exit.c
@@ -18,7 +18,7 @@ from tdxtrace.simulate.module.dispatcher import Module
 from tdxtrace.simulate.module.generations import ARMED
 from tdxtrace.simulate.module.state import NOWHERE, RUNNABLE, Call, Td, Vcpu
 
-# Qualification of the exit that the module emulates: a write.
+# Exit qualification that the module emulates: a write.
 _WRITE = 0x2
 
 
@@ -55,10 +55,10 @@ def pass_zero_step_gate(module: Module, call: Call) -> int:
     """Count the vCPU in its epoch, release the epoch, pass the zero-step gate if it is armed.
 
     Returns:
-        SUCCESS, an armed entry then still holds the tree; OPERAND_BUSY with operand
-        SEPT_TREE if the tree was locked; an EPT violation if a logged page would fault
-        again: that exit is emulated without entering (its RCX, RDX and R8 in
-        ``call.out_rcx``, ``out_rdx``, ``call.gpa``).
+        SUCCESS; an armed entry then still holds the tree.  OPERAND_BUSY with operand SEPT_TREE if
+        the tree was locked.  An EPT violation if a logged page would fault again: that exit is
+        emulated without entering (its RCX, RDX and R8 are in ``call.out_rcx``, ``out_rdx``,
+        ``call.gpa``).
     """
     td, vcpu = _td_and_vcpu(call)
     vcpu.epoch = td.epochs.enter()
@@ -81,7 +81,7 @@ def pass_zero_step_gate(module: Module, call: Call) -> int:
 
 
 def _would_fault(module: Module, td: Td, page: int) -> bool:
-    """Whether an access to a logged page would still cause an exit (is_epf_expected)."""
+    """Return whether an access to a logged page would still cause an exit (is_epf_expected)."""
     state = td.sept.mapping(page).state
     if state == abi.PENDING and not td.pending_ve_disable:
         return not module.generation.pending_is_not_missing
@@ -97,7 +97,7 @@ def enter_guest(call: Call) -> None:
 
 
 def exit_guest(module: Module, call: Call) -> None:
-    """Exit to the host: count the vCPU out of its epoch, release its locks."""
+    """Exit to the host: remove the vCPU from its epoch's count, release its locks."""
     td, vcpu = _td_and_vcpu(call)
     vcpu.running = False
     td.epochs.leave(vcpu.epoch)

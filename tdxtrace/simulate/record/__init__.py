@@ -1,1 +1,1 @@
-"""What tools on the host record of a run: events, losses, and one writer per format."""
+"""Recordings of a run by tools on the host: events, losses, and one writer per format."""

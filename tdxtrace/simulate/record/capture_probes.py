@@ -39,9 +39,10 @@ _OUTPUTS: Final = frozenset(
         "tdh_mr_extend",
     }
 )
-# In its form of January 2026 they are on the stack, behind the new S-EPT page and the PAMT cache.
+# In the series of January 2026 the outputs are on the stack, after the new S-EPT page and the PAMT
+# cache.
 _OUTPUTS_ON_STACK: Final = frozenset({"tdh_mem_page_demote"})
-# The series of 2022 and 2023 that had it pass a TD, an address, a level, and where the outputs go.
+# In the series of 2022 and 2023 its arguments are a TD, an address, a level and the outputs.
 _WITHOUT_PAGE: Final = frozenset({"tdh_mem_page_promote"})
 _MINIMAL: Final = frozenset(
     {
@@ -56,14 +57,14 @@ _MINIMAL: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class CallProbes:
-    """The probes on one function; ``entry`` is None where only its return is probed."""
+    """The probes on one function; ``entry`` is None if only its return is probed."""
 
     entry: EventSpec | None
     back: EventSpec
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments that one of the two fetches."""
+        """Names of the arguments that the entry, or else the return, fetches."""
         fields = self.back.fields[1:] if self.entry is None else self.entry.fields
         return tuple(name for name, _ in fields)
 
@@ -73,13 +74,13 @@ def wrapper_probes(probes: str, level_base: int) -> dict[str, CallProbes]:
 
     Args:
         probes: One of CAPTURES.
-        level_base: Number of the 4K level in the kernel's wrappers: 1 from the release on that
-            passes a page frame number.
+        level_base: Number of the 4K level in the kernel's wrappers; 1 from Linux 7.2 on, which
+            passes page frame numbers.
     """
     made = {}
     for leaf, (function, arguments) in WRAPPERS.items():
         if "pfn" in arguments and not level_base:
-            continue  # Dynamic PAMT, whose wrappers take no struct page in any kernel.
+            continue  # Dynamic PAMT, whose wrappers never take a struct page.
         takes_pfn = bool(level_base) and leaf in PFN_FROM_7_2
         named = ("pfn" if takes_pfn and name == "page" else name for name in arguments)
         missing = {"page", "pfn"} if function in _WITHOUT_PAGE else set()
@@ -96,7 +97,7 @@ def wrapper_probes(probes: str, level_base: int) -> dict[str, CallProbes]:
 
 
 def seamcall_probes(probes: str) -> dict[str, CallProbes]:
-    """Return the probes on __seamcall and __seamcall_ret, by function; none but with seamcalls."""
+    """Return the probes on __seamcall and __seamcall_ret by function, for capture-seamcalls."""
     if probes != "capture-seamcalls":
         return {}
     return {f: CallProbes(_entry(f, _REGISTERS), _return(f, (_STATUS,))) for f in SEAMCALLS}
@@ -109,7 +110,7 @@ VCPU_RUN_RETURN: Final = EventSpec(
     (("status", "x64"), ("gpa", "x64"), ("vcpu", "s32")),
     VCPU_RUN,
 )
-"""The probe on entries of vCPUs; kvm_entry, inside the function, tells when it began."""
+"""The probe on vCPU entries; kvm_entry, traced in the function, has the time of their start."""
 
 
 def kvm_events(probes: str) -> tuple[EventSpec, ...]:

@@ -1,7 +1,7 @@
-"""The kernel log: what KVM prints about failed calls, rate-limited.
+"""The kernel log: KVM's messages about failed calls, rate-limited.
 
-Formats: Linux 6.16 arch/x86/kvm/vmx/tdx.c, pr_tdx_error*; 6.19 TDX_BUG_ON*; the seed
-loop: P. Bonzini, 2024-09-10.  Rate limit: lib/ratelimit.c, 10 messages in 5 seconds.
+Formats: Linux 6.16 arch/x86/kvm/vmx/tdx.c, pr_tdx_error*; 6.19 TDX_BUG_ON*; policy seed-loop:
+P. Bonzini, 2024-09-10.  Rate limit: lib/ratelimit.c, 10 messages in 5 seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def render(run: Run) -> list[str]:
 
 
 def _rate_limited(events: list[KernelEvent]) -> Iterator[KernelEvent]:
-    """Pass ten messages of a kind in five seconds, then one with the number suppressed."""
+    """Yield at most ten messages of a kind in five seconds, then the number suppressed."""
     began: dict[object, int] = {}
     printed: dict[object, int] = {}
     suppressed: dict[object, int] = {}
@@ -73,7 +73,7 @@ def _failure(run: Run, event: KernelEvent, leaf: str, status: int) -> Iterator[s
         is_new = run.scenario.kernel not in _BEFORE_6_19
         labels = ("entry", "level_state") if is_new else ("rcx", "rdx")
         registers = f", {labels[0]} {rcx:#x}, {labels[1]} {rdx:#x}"
-    # KVM_BUG_ON prints a warning once for each place in the code.
+    # KVM_BUG_ON prints a warning once per place in the code.
     where = caller_symbol(WRAPPERS[leaf][0])
     yield "------------[ cut here ]------------"
     warned = f"WARNING: CPU: {event.cpu} PID: {event.thread.tid}"
@@ -82,7 +82,7 @@ def _failure(run: Run, event: KernelEvent, leaf: str, status: int) -> Iterator[s
 
 
 def _registers(run: Run, event: KernelEvent, leaf: str) -> tuple[int, int]:
-    """RCX and RDX of the failed call: the last one of its leaf on the thread until then."""
+    """Return RCX and RDX of the failed call: the thread's last call of the leaf until then."""
     for call in reversed(run.journal.calls):
         matches = call.leaf == leaf and call.thread is event.thread
         if matches and call.end_ns <= event.ts_ns + 1:

@@ -81,7 +81,7 @@ class RecordLayout:
 
 
 class EventFormats:
-    """The kinds of events in one file, each with its number, layout and format file."""
+    """The kinds of events in one file, with number, layout and format file of each."""
 
     def __init__(self) -> None:
         self.layouts: dict[EventSpec, RecordLayout] = {}
@@ -104,7 +104,7 @@ class EventFormats:
 
 
 def _leading(spec: EventSpec) -> list[tuple[int, str, int]]:
-    """The addresses before a probe's arguments: offset, struct code, value."""
+    """Return the addresses before a probe's arguments: offset, struct code, value."""
     if spec.kind == "entry":
         return [(8, "Q", symbols.function_address(spec.function))]
     if spec.kind == "return":

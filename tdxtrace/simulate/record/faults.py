@@ -1,4 +1,4 @@
-"""Faults of a capture: lost events with the tools' markers or without, and damaged files."""
+"""Faults of a capture: lost events with or without the tools' markers, and damaged files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse_fault(text: str) -> Fault:
     """Parse ``KIND=AMOUNT``.
 
     Raises:
-        QueryError: If the kind is unknown, or the amount is no number or out of range.
+        QueryError: If the kind is unknown, or the amount is not a number or out of range.
     """
     kind, equals, amount = text.partition("=")
     if kind not in FAULTS:
@@ -65,7 +65,7 @@ def record(run: Run, capture: Capture, faults: tuple[Fault, ...]) -> Recording:
 
 
 def _lose(recording: Recording, share: float, random: RandomStream) -> None:
-    """Drop runs of events of one CPU, with a marker before its next event."""
+    """Drop sequences of events of one CPU, with a marker before its next event."""
     open_gaps: dict[int, LostEvents] = {}
     left: dict[int, int] = {}
     items: list[TraceEvent | LostEvents] = []
@@ -98,7 +98,7 @@ def _overwrite(recording: Recording, share: float, _: RandomStream) -> None:
 
 def _fill(recording: Recording, share: float, _: RandomStream) -> None:
     _drop_ends(recording, share, oldest=False)
-    # entries-written does not count events that found no room.
+    # entries-written does not count events that did not fit.
     recording.n_written = len(recording.events())
 
 
@@ -122,7 +122,7 @@ def _skew(recording: Recording, amount_us: float, _: RandomStream) -> None:
     shift = int(amount_us * 1000)
     for event in recording.events():
         event.ts_ns += shift if event.cpu % 2 else 0
-    # The CPUs' buffers are merged by timestamp, right or wrong.
+    # The buffers of CPUs are merged by timestamp, even if it is wrong.
     recording.items.sort(key=lambda item: (item.ts_ns, item.cpu))
 
 

@@ -2,7 +2,7 @@
 
 Transcribed from Linux 6.15 kernel/trace/trace_functions_graph.c (print_graph_abs_time,
 print_graph_cpu, print_graph_proc, print_graph_duration, print_graph_retval) and
-trace_output.c (print_function_args); no capture of our own shows it.
+trace_output.c (print_function_args); not verified on a real capture.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _HEAD: Final = (
     "#     TIME        CPU  TASK/PID         DURATION                  FUNCTION CALLS",
     "#      |          |     |    |           |   |                     |   |   |   |",
 )
-# print_graph_proc: TRACE_GRAPH_PROCINFO_LENGTH, and a name cut to seven characters.
+# print_graph_proc: TRACE_GRAPH_PROCINFO_LENGTH, and names truncated to seven characters.
 _PROC_WIDTH: Final = 14
 _COMM_CUT: Final = 7
 _FUNCTIONS: Final = frozenset(name for name, _ in WRAPPERS.values())
 
 
 def render(recording: Recording) -> RenderedLines:
-    """Return the lines of ``trace``; the tracer sees the wrappers only."""
+    """Return the lines of ``trace``; only wrappers are traced."""
     lines: RenderedLines = [(line, None) for line in _HEAD]
     items = [
         item
@@ -48,7 +48,7 @@ def render(recording: Recording) -> RenderedLines:
 
 
 class _ReturnOfEntry(dict[int, TraceEvent]):
-    """Return event by the index of its entry, where it is the next event on that CPU."""
+    """Return events by the index of their entry, if they are the next event on that CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def _match_returns(items: list[TraceEvent | LostEvents]) -> _ReturnOfEntry:
 
 
 def _entry(event: TraceEvent, returned: TraceEvent | None, n_cpus: int) -> str:
-    """A call: one line with its duration if its return follows, else an opening line."""
+    """Return one line for a call and its return if they are adjacent, else an opening line."""
     call = f"{event.spec.function}({_arguments(event)})"
     if returned is None:
         return f"{_prologue(event, n_cpus)}               |  {call} {{"

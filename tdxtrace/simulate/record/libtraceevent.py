@@ -1,8 +1,8 @@
-"""The text of ``trace-cmd report`` and ``perf script``, which libtraceevent prints for both.
+"""Text of ``trace-cmd report`` and ``perf script``, which both use libtraceevent.
 
-Transcribed from what trace-cmd 3.1.6 with libtraceevent 1.7.1 and perf 6.1 print of files
-that they recorded; trace-cmd with and without libtraceevent's KVM plugin, which rewrites
-kvm_entry and kvm_exit and leaves out half.
+Transcribed from the output of trace-cmd 3.1.6 with libtraceevent 1.7.1 and of perf 6.1 for files
+that they recorded; trace-cmd with and without libtraceevent's KVM plugin, which prints kvm_entry
+and kvm_exit in another format with half of the fields.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tdxtrace.simulate.record.tracepoints import (
 
 
 def _numeric(event: TraceEvent) -> str:
-    """The text of an event: addresses in bare hex, the function left of the arrow.
+    """Return the text of an event: addresses in hex without 0x, the function left of the arrow.
 
     The print format is "(%lx)" or "(%lx <- %lx)", __probe_func first.
     """
     spec = event.spec
     if spec is KVM_USERSPACE_EXIT and event.values[1] < 0:
-        # libtraceevent 1.7.1 treats errno as unsigned, so that it recognises no error.
+        # libtraceevent 1.7.1 treats errno as unsigned and does not recognise errors.
         return "reason KVM_EXIT_UNKNOWN (0)"
     if spec.text is not None:
         return spec.text(event.values)
@@ -39,7 +39,7 @@ def _numeric(event: TraceEvent) -> str:
     return f"({address:x} <- {symbols.caller_address(spec.function):x})" + event.fields_text()
 
 
-# plugin_kvm.c of libtraceevent 1.7.1, _VMX, names all of them but TDCALL.
+# plugin_kvm.c of libtraceevent 1.7.1, _VMX, has all of these names except TDCALL.
 _PLUGIN_REASONS: Final = {k: name for k, name in EXIT_REASONS.items() if k != EXIT_TDCALL}
 
 
@@ -149,8 +149,8 @@ class PerfOptions:
 def perf_script(recording: Recording, options: PerfOptions) -> RenderedLines:
     """Return the lines of ``perf script``.
 
-    The task's name has 16 columns, the event as many as the longest; timestamps are cut to
-    microseconds.
+    The task's name has 16 columns, the event as many as the longest name; timestamps are truncated
+    to microseconds.
     """
     width = max((len(_perf_name(event)) for event in recording.events()), default=0)
     lines: RenderedLines = []

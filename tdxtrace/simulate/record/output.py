@@ -19,7 +19,8 @@ from tdxtrace.simulate.record.recording import LostEvents, Recording, RenderedLi
 
 TEXT_FORMATS: Final = ("tracefs", "trace-pipe", "trace-cmd", "perf", "graph")
 FORMATS: Final = (*TEXT_FORMATS, "dmesg", "trace.dat", "trace.dat-v6")
-# Format: option as the user writes it: field that it sets, and its value (None: as given).
+# By format, then by option on the command line: the field that it sets, and the value (None: the
+# value given by the user).
 _OPTIONS: Final[dict[str, dict[str, tuple[str, bool | None]]]] = {
     "tracefs": {
         "tgid": ("tgid", True),
@@ -56,7 +57,7 @@ def parse_format(name: str, options: Sequence[str] = ()) -> RecordingFormat:
     """Validate a format's name and its options, each ``WORD`` or ``WORD=VALUE``.
 
     Raises:
-        QueryError: If there is no such format, or an option does not belong to it.
+        QueryError: If the format is unknown, or does not have an option.
     """
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
@@ -89,7 +90,7 @@ def render_lines(recording: Recording, form: RecordingFormat) -> RenderedLines:
 
 
 def render_bytes(run: Run, recording: Recording, form: RecordingFormat) -> bytes:
-    """Return the file of a format, truncated if the recording says so."""
+    """Return the content of the file, truncated by ``cut_share`` of the recording."""
     if form.name.startswith("trace.dat"):
         data = trace_dat.render(recording, 6 if form.name.endswith("v6") else 7)
     else:
@@ -114,15 +115,15 @@ def _set_options(options: _O, form: RecordingFormat) -> _O:
 
 
 _SECOND_NS = 1_000_000_000
-# Every tool prints the seconds in five columns; a longer number would shift the rest.
+# Every tool prints the seconds in five columns; more digits would shift the rest of the line.
 _SECOND_DIGITS = 5
 
 
 def without_open_requests(run: Run) -> Run:
     """Return the run without its open requests and unfinished entries.
 
-    So no chain of one repetition goes on in the next, and no vCPU is inside a guest at its
-    end.
+    Without them no chain continues from one repetition to the next, and no vCPU runs the guest
+    at the end of a repetition.
     """
     open_ = {
         id(call)
@@ -138,10 +139,10 @@ def without_open_requests(run: Run) -> Run:
 def repeated(
     recording: Recording, form: RecordingFormat, duration_ns: int, repeat: int
 ) -> Iterator[bytes]:
-    """Yield a text trace of any size: the same events ``repeat`` times, whole seconds apart.
+    """Yield a text trace of any size: the same events ``repeat`` times, shifted by whole seconds.
 
     Threads, pages, statuses and gaps are the same in every repetition; only the digits of
-    the seconds are replaced.
+    the seconds differ.
 
     Args:
         recording: Recording of a run ``without_open_requests``.
@@ -153,9 +154,9 @@ def repeated(
         QueryError: If the format's timestamps are not seconds, or their digits do not fit.
     """
     if form.name not in ("tracefs", "trace-pipe", "trace-cmd", "perf"):
-        raise QueryError(f"--repeat does not go with format {form.name}; its stamps do not tile")
+        raise QueryError(f"--repeat does not support format {form.name}")
     if any(o in ("latency", "verbose") or o.startswith("clock=") for o in form.options):
-        raise QueryError("--repeat needs stamps of seconds; leave latency, verbose and clock out")
+        raise QueryError("--repeat needs times in seconds; leave latency, verbose and clock out")
     period = 1 + (duration_ns + _SECOND_NS - 1) // _SECOND_NS
     recording.repeat = repeat
     lines = render_lines(recording, form)
@@ -163,7 +164,7 @@ def repeated(
     yield "".join(line + "\n" for line in head).encode()
     template, places, seconds = _template([line for line in lines if line[1] is not None])
     if int(seconds.max(initial=0)) + period * repeat >= 10**_SECOND_DIGITS:
-        raise QueryError(f"--repeat {repeat} needs stamps of more than {_SECOND_DIGITS} digits")
+        raise QueryError(f"--repeat {repeat} needs more than {_SECOND_DIGITS} digits for seconds")
     for i in range(repeat):
         _write_seconds(template, places, seconds + i * period)
         yield template.tobytes()
@@ -173,7 +174,7 @@ Ints = NDArray[np.int64]
 
 
 def _template(lines: list[tuple[str, object]]) -> tuple[NDArray[np.uint8], Ints, Ints]:
-    """The bytes of the lines, the offset behind the seconds of each, and these seconds."""
+    """Return the bytes of the lines, the offset after the seconds of each, and the seconds."""
     encoded, places, seconds, at = [], [], [], 0
     for text, item in lines:
         data = (text + "\n").encode()

@@ -1,4 +1,4 @@
-"""What a tracer on the host records of a run: one event for each hit of a probe."""
+"""Events that a tracer on the host records of a run: one for each hit of a probe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Values = tuple[int, ...]
 
 
 def td_number(call: Call) -> int:
-    """Number of the VM that a call is on."""
+    """Return the number of the VM of a call."""
     assert call.td is not None
     return call.td.number
 
@@ -38,14 +38,14 @@ class CallArguments:
     """Arguments and registers of calls, as probes fetch them.
 
     Args:
-        level_base: Number of the 4K level in the kernel's wrappers: 0, from 7.2 on 1.
+        level_base: Number of the 4K level in the kernel's wrappers: 0 up to Linux 7.1, then 1.
     """
 
     def __init__(self, level_base: int) -> None:
         self._level_base = level_base
 
     def of(self, call: Call, arguments: tuple[str, ...]) -> Values:
-        """The named arguments of the wrapper that made ``call``."""
+        """Return the named arguments of the wrapper that made ``call``."""
         return tuple(self._argument(call, name) for name in arguments)
 
     def _argument(self, call: Call, name: str) -> int:
@@ -65,7 +65,7 @@ class CallArguments:
         return call.gpa if name == "gpa" else call.operand
 
     def registers(self, call: Call) -> tuple[int, int, int]:
-        """RCX, RDX and R8 as the kernel loads them."""
+        """Return RCX, RDX and R8 as the kernel loads them."""
         values = dict.fromkeys(_REGISTERS, 0)
         for register, role in _ROLES.get(call.leaf, ()):
             values[register] |= _operand(call, role)
@@ -74,7 +74,7 @@ class CallArguments:
 
 
 def _operand(call: Call, role: str) -> int:
-    """What a register holds that has this role in data/operands.csv."""
+    """Return the value of a register with this role in data/operands.csv."""
     if role.startswith("page"):
         return _page(call, role.partition(" ")[2])
     if role == "td":
@@ -86,7 +86,7 @@ def _operand(call: Call, role: str) -> int:
 
 
 def _page(call: Call, number: str) -> int:
-    """The first page of a call, or its second, third, ... by number."""
+    """Return the first page of a call (number ""), or its second, third, ... page."""
     return call.further_pages[int(number) - 2] if number else call.page
 
 
@@ -103,29 +103,29 @@ _ROLES: Final = {
     leaf: tuple((row["register"].lower(), row["role"]) for row in operands)
     for leaf, operands in groupby(rows("operands"), key=itemgetter("leaf"))
 }
-# Wrappers whose two last arguments point to where RCX and RDX are returned.
+# Wrappers whose last two arguments are pointers to which RCX and RDX are written.
 _EXTENDED: Final = frozenset(WRAPPERS[leaf][0] for leaf in WITH_OUTPUT if ".MEM." in leaf)
 _TYPES: Final = {"level": "s32", "hkid": "u64", "resume": "u8"}
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Options of a recording: what is probed."""
+    """Options of a recording: the probes."""
 
     probes: str = "wrappers"
     """wrappers: entry and return of each tdh_*; retargs: returns with arguments; seamcall:
-    __seamcall and __seamcall_ret; stock: KVM's own tracepoints and nothing else; capture,
-    capture-minimal, capture-seamcalls: what ``tdxtrace capture`` records (capture_probes)."""
+    __seamcall and __seamcall_ret; stock: only KVM's own tracepoints; capture, capture-minimal,
+    capture-seamcalls: the probes of ``tdxtrace capture`` (capture_probes)."""
     vp_enter: bool = True
     """Whether tdx_vcpu_run is probed for the status of TDH.VP.ENTER."""
     kvm: bool = True
     """Whether KVM's tracepoints are recorded."""
     arguments: bool = True
-    """Whether the probes fetch arguments (td, gpa, level); without, only statuses."""
+    """Whether the probes fetch arguments (td, gpa, level) or only statuses."""
 
 
 def _level_base(kernel: str) -> int:
-    """Number of the 4K level: 1 from Linux 7.2 on, enum pg_level (4487492b92a4), before it 0."""
+    """Return the number of the 4K level: 0 before Linux 7.2, then 1 (4487492b92a4, pg_level)."""
     major, minor = kernel.split(".")
     return 1 if (int(major), int(minor)) >= (7, 2) else 0
 
@@ -148,13 +148,13 @@ class ProbeRecorder:
         self._seamcalls = capture_probes.seamcall_probes(capture.probes)
 
     def specs(self) -> list[EventSpec]:
-        """Every kind of event that ``tdxtrace capture`` records, whether a run has it or not."""
+        """Return all kinds of events that ``tdxtrace capture`` records."""
         probed = [*self._wrappers.values(), *self._seamcalls.values()]
         specs = [spec for call in probed for spec in (call.entry, call.back) if spec is not None]
         return [*specs, VCPU_RUN_RETURN, *capture_probes.kvm_events(self.capture.probes)]
 
     def events(self) -> list[TraceEvent]:
-        """All events of the run, sorted by timestamp (ns of the trace's clock)."""
+        """Return all events of the run, sorted by timestamp (ns of the trace's clock)."""
         recorded: list[TraceEvent] = []
         calls = self.run.journal.calls
         entries = [call for call in calls if call.leaf == "TDH.VP.ENTER"]
@@ -175,8 +175,8 @@ class ProbeRecorder:
         if self._is_capture:
             known = set(self.specs())
             recorded = [event for event in recorded if event.spec in known]
-        # Buffers are per CPU and merged by timestamp; among equal ones the lowest CPU goes
-        # first, in the kernel (__find_next_entry) as in trace-cmd.
+        # Buffers are per CPU and merged by timestamp; at equal timestamps the lowest CPU comes
+        # first, both in the kernel (__find_next_entry) and in trace-cmd.
         recorded.sort(key=lambda event: (event.ts_ns, event.cpu))
         end_ns = CLOCK_START_NS + self.run.end_ns
         return [event for event in recorded if event.ts_ns <= end_ns]
@@ -194,7 +194,7 @@ class ProbeRecorder:
             yield from self._captured(calls)
             return
         if first.leaf not in WRAPPERS:
-            # Made through __seamcall by code of its own: no wrapper that could be probed.
+            # Called through __seamcall without a wrapper that could be probed.
             return
         function, arguments = WRAPPERS[first.leaf]
         if not self.capture.arguments:
@@ -213,9 +213,9 @@ class ProbeRecorder:
         yield self._event(last, last.end_ns, spec, values[: len(fields)], calls)
 
     def _captured(self, calls: tuple[Call, ...]) -> Iterator[TraceEvent]:
-        """The events of a wrapper's call, and of the SEAMCALLs inside, as capture records them."""
+        """Yield the events of a wrapper call and of its SEAMCALLs, as capture records them."""
         first, last = calls[0], calls[-1]
-        # Where SEAMCALLs are probed too, the wrapper's events are around those that they name.
+        # If SEAMCALLs are probed too, the calls belong to their events, not to the wrapper's.
         named = () if self._seamcalls else calls
         for call in calls:
             function = "__seamcall_ret" if call.leaf in WITH_OUTPUT else "__seamcall"
@@ -255,7 +255,7 @@ class ProbeRecorder:
         yield self._event(call, end, spec, values, (call,))
 
     def _loader_call(self, call: Call) -> Iterator[TraceEvent]:
-        """The events of a call of the P-SEAMLDR, which has no wrapper: those of __seamcall."""
+        """Yield the events of a call of the P-SEAMLDR: those of __seamcall, without a wrapper."""
         fn = LOADER_BIT | LOADER_LEAF[call.leaf]
         values = (fn, *(0 for _ in _REGISTERS))
         if inner := self._seamcalls.get("__seamcall"):
@@ -266,11 +266,11 @@ class ProbeRecorder:
             inputs = (("fn", "x64"), *((r, "x64") for r in _REGISTERS))
             inputs = inputs if self.capture.arguments else inputs[:1]
             spec = self._spec("return", "sc", "__seamcall", (*_STATUS, *inputs))
-            told = (call.status, *values)[: len(spec.fields)]
-            yield self._event(call, call.end_ns, spec, told, ())
+            returned = (call.status, *values)[: len(spec.fields)]
+            yield self._event(call, call.end_ns, spec, returned, ())
 
     def _entry(self, call: Call) -> Iterator[TraceEvent]:
-        """The events of one TDH.VP.ENTER; of an unfinished one, only those of its start."""
+        """Yield the events of one TDH.VP.ENTER; if unfinished, only those of its start."""
         vcpu = call.page
         vp = symbols.vcpu_address(td_number(call), vcpu)
         probed = self.capture.vp_enter and self.capture.probes != "stock"
@@ -285,8 +285,8 @@ class ProbeRecorder:
         if self.capture.kvm:
             yield self._event(call, call.end_ns, *tracepoints.kvm_exit(call, vcpu), ())
         if probed and self._is_capture:
-            told = (call.status, call.out_r8, vcpu)
-            yield self._event(call, call.end_ns + _AFTER_NS, VCPU_RUN_RETURN, told, (call,))
+            fetched = (call.status, call.out_r8, vcpu)
+            yield self._event(call, call.end_ns + _AFTER_NS, VCPU_RUN_RETURN, fetched, (call,))
         elif probed:
             types = (("status", "x64"), ("gpa", "x64"), ("vp", "x64"), ("fast", "u32"))
             spec = self._spec("return", "vpenter", VCPU_RUN, types)
@@ -294,7 +294,7 @@ class ProbeRecorder:
             yield self._event(call, call.end_ns + _AFTER_NS, spec, values, (call,))
 
     def _stale_return(self, call: Call) -> Iterator[TraceEvent]:
-        """The events of a tdx_vcpu_run that makes no TDH.VP.ENTER: its probes, none of KVM's."""
+        """Yield the events of a tdx_vcpu_run without TDH.VP.ENTER: its probes, not KVM's events."""
         own = (event for event in self._entry(call) if event.spec.group != "kvm")
         for event in own:
             event.calls = ()

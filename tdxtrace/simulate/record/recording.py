@@ -21,7 +21,7 @@ class TraceEvent:
     spec: EventSpec
     values: tuple[int, ...]
     calls: tuple[Call, ...] = ()
-    """SEAMCALLs that an entry event begins or a return event ends."""
+    """SEAMCALLs that start at this entry event or end at this return event."""
 
     def flags(self) -> str:
         """irqs-off, need-resched, context, preempt depth, migrate-disable, as printed."""
@@ -29,12 +29,12 @@ class TraceEvent:
             return "d.h1."
         if self.spec.name in ("kvm_entry", "kvm_exit"):
             return "d..1."
-        # Fault and zap paths hold mmu_lock, a spinning lock: preemption is off.
+        # Fault and zap paths hold mmu_lock, a spinlock: preemption is off.
         in_lock = self.spec.function.startswith(("tdh_mem_", "__seamcall"))
         return "...1." if in_lock else "....."
 
     def fields_text(self) -> str:
-        """The fetched arguments of a probe as text, each after a blank."""
+        """The fetched arguments of a probe as text, each preceded by a blank."""
         return "".join(
             f" {name}={field_text(kind, value)}"
             for (name, kind), value in zip(self.spec.fields, self.values, strict=True)
@@ -43,7 +43,7 @@ class TraceEvent:
 
 @dataclass(frozen=True, slots=True)
 class LostEvents:
-    """A gap: events of one CPU that the buffer had no room for."""
+    """A gap: events of one CPU that did not fit into the buffer."""
 
     ts_ns: int
     cpu: int
@@ -51,7 +51,7 @@ class LostEvents:
     tid: int = 0
     comm: str = "<idle>"
     is_counted: bool = True
-    """Whether the ring buffer stored their number."""
+    """Whether the ring buffer stored the number of lost events."""
 
 
 @dataclass(slots=True)
@@ -62,11 +62,11 @@ class Recording:
     n_cpus: int
     kernel: str
     n_written: int = 0
-    """Events written to the buffer, kept or not."""
+    """Events written to the buffer, including overwritten ones."""
     repeat: int = 1
-    """How often the events are written, for a large file."""
+    """Number of times that the events are written, for a large file."""
     cut_share: float = 0.0
-    """Share of the written file that is cut off its end."""
+    """Share of the file that is truncated at its end."""
 
     def events(self) -> list[TraceEvent]:
         """The events that were not lost."""

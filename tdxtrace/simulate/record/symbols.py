@@ -1,6 +1,6 @@
-"""Kernel symbols and addresses: invented values of real shapes.
+"""Kernel symbols and addresses: invented values in realistic ranges.
 
-Shapes: kernel pointers of x86-64 with five-level paging (0xff11…: direct map, 0xffd4…:
+Ranges: kernel pointers of x86-64 with five-level paging (0xff11…: direct map, 0xffd4…:
 struct page), text of vmlinux at 0xffffffff81…, of modules at 0xffffffffc0….  Names and
 order of arguments: Linux 6.16 ``arch/x86/virt/vmx/tdx/tdx.c``, 7.2 where it differs.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from tdxtrace.simulate.tables import rows
 
-# The trace's clock at the start of a run: an uptime like those of the rig's captures.
+# Trace clock at the start of a run: an uptime in the range of real captures.
 CLOCK_START_NS: Final = 4_189_190_000_000
 _TD_BASE: Final = 0xFF11_0001_8A00_0000
 _VCPU_BASE: Final = 0xFF11_0001_9000_0000
@@ -20,15 +20,15 @@ _PAGE_STRUCTS: Final = 0xFFD4_0000_0000_0000
 _STRUCT_PAGE_BYTES: Final = 64
 
 _WRAPPER_ROWS: Final = [row for row in rows("leaves") if row["wrapper"]]
-# Leaf: wrapper and its arguments up to the first that is only an output.
+# By leaf: wrapper and its arguments before the first that is only an output.
 WRAPPERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     row["leaf"]: (row["wrapper"], tuple(row["arguments"].split())) for row in _WRAPPER_ROWS
 }
 PFN_FROM_7_2: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["pfn_from_7_2"])
 """Leaves whose wrapper takes a page frame number from 7.2 on, and a struct page up to 7.1."""
 WITH_OUTPUT: Final = frozenset(row["leaf"] for row in _WRAPPER_ROWS if row["has_output"])
-"""SEAMCALLs with outputs, which go through __seamcall_ret, the others through __seamcall: Linux
-arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret() and seamcall()."""
+"""SEAMCALLs with outputs, called through __seamcall_ret; others are called through __seamcall:
+Linux arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret() and seamcall()."""
 VCPU_RUN: Final = "tdx_vcpu_run"
 
 # Caller of each function as the kernel prints it: symbol, offset, size, module.
@@ -54,7 +54,7 @@ def td_address(td: int) -> int:
 
 
 def vcpu_address(td: int, vcpu: int) -> int:
-    """Address of the struct vcpu_tdx of a vCPU, and so of its struct kvm_vcpu."""
+    """Address of the struct vcpu_tdx of a vCPU, which is also that of its struct kvm_vcpu."""
     return _VCPU_BASE + 0x100_0000 * td + 0x4000 * vcpu
 
 
@@ -88,7 +88,7 @@ def caller_symbol(function: str) -> str:
 
 
 def function_symbol(function: str) -> str:
-    """A function as printed on the right of a return probe's arrow."""
+    """Name of a function as printed to the right of a return probe's arrow."""
     return f"{function} [kvm_intel]" if function == VCPU_RUN else function
 
 

@@ -36,7 +36,7 @@ class _Page:
         return _DATA_BYTES - len(self.data) - (8 if self.lost else 0)
 
     def add(self, ts_ns: int, record: bytes) -> None:
-        """Append one event, after a time extension if its delta does not fit."""
+        """Append one event, preceded by a time extension if its delta does not fit."""
         delta = ts_ns - self.last_ns
         if delta >> _DELTA_BITS:
             low = delta & ((1 << _DELTA_BITS) - 1)
@@ -51,7 +51,7 @@ class _Page:
         self.last_ns = ts_ns
 
     def bytes(self) -> bytes:
-        """The page as it is stored in the file."""
+        """Return the page as stored in the file."""
         commit, tail = len(self.data), b""
         if self.lost is not None:
             commit |= _MISSED_EVENTS
@@ -75,7 +75,7 @@ def cpu_pages(recording: Recording, cpu: int, formats: EventFormats) -> bytes:
             lost = item
             continue
         record = formats.layouts[item.spec].record(item)
-        # At most: extension, length word, record.
+        # Upper bound: time extension, length word, record.
         if page is None or lost is not None or page.free_bytes() < len(record) + _HEAD_BYTES:
             if page is not None:
                 done.append(page.bytes())
@@ -98,10 +98,10 @@ _TOOL: Final = b"3.1.6\0"
 
 
 def render(recording: Recording, version: int) -> bytes:
-    """Return the file.
+    """Return the content of the file.
 
     Args:
-        recording: What was recorded.
+        recording: The recording.
         version: 6, uncompressed, or 7, with compression "none".
     """
     formats = EventFormats.of(recording.events())
@@ -111,7 +111,7 @@ def render(recording: Recording, version: int) -> bytes:
 
 
 class _Parts:
-    """The sections that both versions have, without their headers."""
+    """The sections common to both versions, without their headers."""
 
     def __init__(self, recording: Recording, formats: EventFormats) -> None:
         self.headers = b"".join(
@@ -136,7 +136,7 @@ class _Parts:
 
 
 def _tasks(events: list[TraceEvent]) -> list[tuple[int, str]]:
-    """Threads and their names, as in saved_cmdlines, without the idle threads."""
+    """Return threads and their names, as in saved_cmdlines, without idle threads."""
     return list({event.tid: event.comm[:15] for event in events if event.tid}.items())
 
 
@@ -182,7 +182,7 @@ def _v7(parts: _Parts, data: list[bytes]) -> bytes:
     for number, name, body in sections:
         options += _option(number, struct.pack("<Q", len(out)))
         out += _section(number, strings, name, body)
-    # The pages are page-aligned within their section, each CPU's at an offset of its own.
+    # The pages of each CPU begin at a page-aligned offset within the section.
     begin = len(out)
     first = _padded(begin + 16)
     data_body = bytearray(b"\0" * (first - begin - 16))

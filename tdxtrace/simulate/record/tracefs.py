@@ -1,4 +1,4 @@
-"""The text of the tracefs files ``trace`` and ``trace_pipe``, with the options that change it.
+"""Text of the tracefs files ``trace`` and ``trace_pipe``, with options that change it.
 
 Transcribed from Linux 6.18 kernel/trace/trace_output.c (trace_print_context,
 trace_print_lat_context, trace_print_time, trace_find_mark) and trace.c (the headers).
@@ -32,7 +32,7 @@ class TracefsOptions:
 
 
 def gap_mark(ns: int) -> str:
-    """The mark of a gap or a duration: trace_output.c, trace_find_mark."""
+    """Return the mark of a gap or a duration: trace_output.c, trace_find_mark."""
     return next((mark for least, mark in _MARKS if ns > least), " ")
 
 
@@ -44,8 +44,8 @@ def render(recording: Recording, options: TracefsOptions) -> RenderedLines:
     events = recording.items
     for i, item in enumerate(events):
         if isinstance(item, LostEvents):
-            # ``trace`` does not report what was overwritten; only a consuming reader
-            # (trace_pipe) gets it.
+            # ``trace`` does not report overwritten events; only a consuming reader (trace_pipe)
+            # does.
             if options.pipe:
                 lines.append((_lost(item), item))
             continue
@@ -76,7 +76,7 @@ def _line(event: TraceEvent, index: int, next_ns: int, options: TracefsOptions) 
 
 
 def _symbolic(event: TraceEvent) -> str:
-    """The text of an event: symbols for addresses, the caller left of the arrow.
+    """Return the text of an event: symbols for addresses, the caller left of the arrow.
 
     Linux kernel/trace/trace_kprobe.c, print_kprobe_event, print_kretprobe_event.
     """
@@ -93,7 +93,7 @@ def _symbolic(event: TraceEvent) -> str:
 
 def _time(ts_ns: int, clock: str) -> str:
     if clock in _INTEGER_CLOCKS:
-        # A 2.7 GHz TSC; for the counter any integer will do.
+        # A 2.7 GHz TSC; for the clock counter any integer is valid.
         return f" {ts_ns * 27 // 10:>12}"
     us = (ts_ns + 500) // 1000
     return f"  {us // 1_000_000:>4}.{us % 1_000_000:06}"
@@ -121,7 +121,7 @@ def _head(recording: Recording, options: TracefsOptions) -> list[str]:
     lines += [f"# entries-in-buffer/entries-written: {kept}/{written}   #P:{recording.n_cpus}", "#"]
     if not options.irq_info:
         return lines + list(_PLAIN_LEGEND_TGID if options.tgid else _PLAIN_LEGEND)
-    # kernel/trace/trace.c, print_func_help_header_irq: ten columns further with a TGID.
+    # kernel/trace/trace.c, print_func_help_header_irq: indented by ten more columns with a TGID.
     indent = 40 if options.tgid else 30
     lines += ["#" + " " * (indent + max(0, 2 - i)) + line for i, line in enumerate(_LEGEND)]
     return lines + list(_TITLE_TGID if options.tgid else _TITLE)

@@ -1,4 +1,4 @@
-"""Event specifications: probes and KVM's tracepoints, their fields and the text printed.
+"""Event specifications: probes and KVM's tracepoints, their fields and printed text.
 
 KVM's tracepoints are transcribed from the ``print fmt`` of Linux 6.18's format files
 (events/kvm/*/format).
@@ -29,7 +29,7 @@ class EventSpec:
     """Name and type of each argument, in order."""
     function: str = ""
     text: Callable[[tuple[int, ...]], str] | None = None
-    """Prints a tracepoint's fields as the kernel does."""
+    """Formats a tracepoint's fields as the kernel does."""
 
 
 def field_text(kind: str, value: int) -> str:
@@ -38,7 +38,7 @@ def field_text(kind: str, value: int) -> str:
 
 
 _U64: Final = (1 << 64) - 1
-# VMX_EXIT_REASONS, as far as runs contain them; a number without a name is printed in hex.
+# VMX_EXIT_REASONS that occur in runs; a number without a name is printed in hex.
 EXIT_REASONS: Final = {
     0: "EXCEPTION_NMI",
     1: "EXTERNAL_INTERRUPT",
@@ -139,10 +139,10 @@ _OTHERS: Final = {spec.name: spec for spec in (KVM_PIO, KVM_ATTRIBUTES)}
 
 
 def kvm_exit(call: Call, vcpu: int) -> tuple[EventSpec, tuple[int, ...]]:
-    """The kvm_exit after a TDH.VP.ENTER, by tdx_to_vmx_exit_reason: specification and values.
+    """Return specification and values of the kvm_exit after a TDH.VP.ENTER.
 
-    A TDG.VP.VMCALL shows as the exit that it replaces; a status without an exit reason,
-    busy or another error, as -1 and zeros.
+    By tdx_to_vmx_exit_reason, a TDG.VP.VMCALL is printed as the exit that it replaces; a status
+    without an exit reason, busy or another error, as -1 and zeros.
     """
     if call.status & ERROR_BIT:
         return KVM_EXIT, (_NOT_ENTERED, 0, _VMX, 0, 0, 0, 0, vcpu, 0)
@@ -153,7 +153,7 @@ def kvm_exit(call: Call, vcpu: int) -> tuple[EventSpec, tuple[int, ...]]:
 
 
 def kvm_event(event: KernelEvent) -> tuple[EventSpec, tuple[int, ...]]:
-    """Any other event of KVM in a run: specification and values."""
+    """Return specification and values of any other event of KVM in a run."""
     fields = tuple(int(str(value)) for value in event.fields)
     if event.name == "kvm_page_fault":
         vcpu, gpa, code = fields
