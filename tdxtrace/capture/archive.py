@@ -1,9 +1,7 @@
-"""Pack the recorder into one file, which runs with any Python.
+"""Pack the recorder into one executable file: ``python -m tdxtrace.capture.archive``.
 
-Write it with: ``python -m tdxtrace.capture.archive``.
-
-The file, ``tdxtrace-record.pyz``, has this package without analyses, and pyelftools; it is a
-zipapp (Python's documentation, library/zipapp) and needs Python 3.11 and nothing else.
+The file, ``tdxtrace-record.pyz``, contains the recorder and pyelftools; it is a zipapp (Python's
+documentation, library/zipapp) and needs only Python 3.11 or later.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from tdxtrace.errors import InputError
 from tdxtrace.tables.files import whole_file
 from tdxtrace.tables.text import one_line
 
-# What ``tdxtrace.capture.program`` imports, as paths below the package.
+# Modules that ``tdxtrace.capture.program`` imports, as paths below the package.
 _PARTS: Final = (
     *("__init__.py", "errors.py", "capture"),
     *("tables/__init__.py", "tables/attempt_cells.py", "tables/files.py", "tables/text.py"),

@@ -13,13 +13,13 @@ from tdxtrace.capture.recipe import Recipe
 # Thread, process, CPU and time as the kernel prints them with record-tgid (Linux
 # kernel/trace/trace_output.c, trace_print_context), so that the output is an ftrace text; nsecs
 # is CLOCK_MONOTONIC (bpf_ktime_get_ns).
-_WHO: Final = "%16s-%d (%7d) [%03d] %llu.%09llu: "
-# Pages of its buffer per CPU; 64, its default, hold some hundred lines (bpftrace(8)).
-_ROOM: Final = "BPFTRACE_PERF_RB_PAGES=4096"
+_LINE_PREFIX: Final = "%16s-%d (%7d) [%03d] %llu.%09llu: "
+# Pages of bpftrace's buffer per CPU; the default of 64 holds some hundred lines (bpftrace(8)).
+_BUFFER_PAGES: Final = "BPFTRACE_PERF_RB_PAGES=4096"
 _NS: Final = 1_000_000_000
 _NOW: Final = f"comm, tid, pid, cpu, nsecs / {_NS}, nsecs % {_NS}"
-# KVM's records field by field, in the spelling of ``trace-cmd report -R``.  Fields: Linux
-# 6.16 arch/x86/kvm/trace.h, include/trace/events/kvm.h.
+# Fields of KVM's events, printed in the format of ``trace-cmd report -R``.  Fields: Linux 6.16
+# arch/x86/kvm/trace.h, include/trace/events/kvm.h.
 _KVM: Final = {
     "kvm_entry": (("vcpu_id", "%u"), ("rip", "0x%llx")),
     "kvm_exit": (
@@ -56,13 +56,14 @@ _CASTS: Final = {"x64": "uint64", "s32": "int32"}
 def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
     """Yield the lines of the script.
 
-    A call is printed when it returns, entry and return in one piece: bpftrace hands over the
-    output of one CPU after the other's, and a thread may move between the two.
+    The entry and return of a call are printed together when it returns: bpftrace prints the output
+    of one CPU after that of another, and a thread may migrate between entry and return.
     """
     yield from (f"//{line[1:]}" for line in heading)
-    yield "// calls that do not return are not seen; where bpftrace says that it lost events,"
-    yield "// the trace has holes that do not show: use more pages, or another dialect"
-    yield f"// run it: {_ROOM} bpftrace -q -o trace.txt THIS; then: tdxtrace analyze log trace.txt"
+    yield "// calls that do not return are not recorded; if bpftrace reports lost events, the trace"
+    yield "// has gaps that are not marked: use more pages, or another dialect"
+    yield f"// run it: {_BUFFER_PAGES} bpftrace -q -o trace.txt THIS"
+    yield "// then: tdxtrace analyze log trace.txt"
     maps: list[str] = []
     for function in dict.fromkeys(probe.function for probe in recipe.probes):
         sides = {p.is_return: p for p in recipe.probes if p.function == function}
@@ -75,8 +76,8 @@ def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
         shown = " ".join(f"{name}={form}" for name, form in fields)
         values = ", ".join(f"args->{name}" for name, _ in fields)
         yield f"tracepoint:{event.system}:{event.event}{test}"
-        yield f'{{ printf("{_WHO}{event.event}: {shown}\\n", {_NOW}, {values}); }}'
-    # What is kept per thread is no finding: it would be printed at the end.
+        yield f'{{ printf("{_LINE_PREFIX}{event.event}: {shown}\\n", {_NOW}, {values}); }}'
+    # bpftrace prints all maps at the end; these hold calls in progress, not results.
     if maps:
         yield f"END {{ {' '.join(f'clear({name});' for name in maps)} }}"
 
@@ -103,7 +104,7 @@ class _Call:
 
     @property
     def maps(self) -> list[str]:
-        """Return the values stored per thread from entry to return."""
+        """Names of the maps that keep values per thread from entry to return."""
         return [self._map(name) for name in self._kept()]
 
     def _place(self) -> str:
@@ -114,7 +115,7 @@ class _Call:
         return f"@{self.back.function}_{name}"
 
     def _kept(self) -> dict[str, str]:
-        """Return map names and the values stored in them; the first is never zero."""
+        """Return map names and the values stored in them; the first value is never zero."""
         kept: dict[str, str] = {}
         if self.entry is not None:
             kept |= {"when": "nsecs", "on": "cpu"}
@@ -131,10 +132,10 @@ class _Call:
         function, form, values = self.back.function, "", []
         if self.entry is not None:
             when, on = f"{self._map('when')}[tid]", f"{self._map('on')}[tid]"
-            form += f"{_WHO}{self.entry.event}: ({function}+0x0){_forms(self.entry)}\\n"
+            form += f"{_LINE_PREFIX}{self.entry.event}: ({function}+0x0){_forms(self.entry)}\\n"
             values += ["comm", "tid", "pid", on, f"{when} / {_NS}", f"{when} % {_NS}"]
             values += [f"{self._map(fetch.name)}[tid]" for fetch in self.entry.fetches]
-        form += f"{_WHO}{self.back.event}: (0x0 <- {function}){_forms(self.back)}\\n"
+        form += f"{_LINE_PREFIX}{self.back.event}: (0x0 <- {function}){_forms(self.back)}\\n"
         values.append(_NOW)
         for fetch in self.back.fetches:
             held = f"{self._map(f'arg{fetch.place - 1}')}[tid]"
@@ -147,8 +148,8 @@ def _forms(probe: Probe) -> str:
 
 
 def _value(fetch: Fetch, held: str) -> str:
-    """Return the expression of a fetch."""
+    """Return the bpftrace expression of a fetch; ``held`` is its argument."""
     cast = _CASTS[fetch.type]
-    if fetch.kind == "behind":
+    if fetch.kind == "memory":
         return f"*({cast} *)({held} + {fetch.offset})"
     return f"({cast}){held}"

@@ -19,7 +19,7 @@ _MEMBER: Final = struct.Struct("<III")
 _STRUCT, _UNION, _FUNC_PROTO, _DATASEC, _ENUM, _ENUM64 = 4, 5, 13, 15, 6, 19
 _TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG = 8, 9, 10, 11, 18
 _ALIASES: Final = (_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG)
-# Bytes behind struct btf_type, by kind: fixed, and per element.
+# Bytes that follow struct btf_type, by kind: fixed, and per element.
 _FIXED: Final = {1: 4, 3: 12, 14: 4, 17: 4}
 _EACH: Final = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
 _KINDS: Final = 20
@@ -29,20 +29,20 @@ _MAX_DEPTH: Final = 16
 
 @dataclass(slots=True)
 class Btf:
-    """Types of a kernel, or of a module on top of it."""
+    """Types of a kernel, or of a module that extends the types of its kernel."""
 
     data: bytes
     shown: str
     base: Btf | None = None
     _at: list[int] = field(default_factory=list)
-    """Offset of each of its own types."""
+    """Offset of each type, without those of the base."""
     _strings: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         try:
             self._index()
         except struct.error:
-            raise FormatError(f"{self.shown} is BTF that is cut short") from None
+            raise FormatError(f"{self.shown} is truncated BTF") from None
 
     @property
     def n_types(self) -> int:
@@ -57,8 +57,8 @@ class Btf:
             member: Name of the member.
 
         Returns:
-            Bytes from the start of the struct; None if there is no such member, or it is
-            a bit field that begins inside a byte.
+            Bytes from the start of the struct; None if the member does not exist, or is a bit field
+            that does not begin at a byte.
 
         Raises:
             FormatError: If the data is damaged.
@@ -75,10 +75,10 @@ class Btf:
     def _index(self) -> None:
         magic, _, _, size, type_at, type_len, string_at, string_len = _HEADER.unpack_from(self.data)
         if magic != _MAGIC:
-            raise FormatError(f"{self.shown} is no BTF of a little-endian machine")
+            raise FormatError(f"{self.shown} is not little-endian BTF")
         at, end = size + type_at, size + type_at + type_len
         if max(end, size + string_at + string_len) > len(self.data):
-            raise FormatError(f"{self.shown} is BTF that is cut short")
+            raise FormatError(f"{self.shown} is truncated BTF")
         self._strings = size + string_at, string_len
         while at < end:
             self._at.append(at)
@@ -117,7 +117,7 @@ class Btf:
         return None
 
     def _inside(self, number: int, member: str, depth: int) -> int | None:
-        """Return the bit offset of ``member`` in type ``number`` if that is a struct or union."""
+        """Return the bit offset of ``member`` in type ``number``; None if not a struct or union."""
         if self.base is not None and number < self.base.n_types:
             return self.base._inside(number, member, depth)
         first = 1 if self.base is None else self.base.n_types
@@ -144,14 +144,14 @@ class Btf:
 
 
 def open_btf(paths: Sequence[Path]) -> Btf:
-    """Read BTF: a file of /sys/kernel/btf, or an ELF file (vmlinux, kvm_intel.ko) with a section.
+    """Read BTF from files of /sys/kernel/btf, or ELF files (vmlinux, kvm_intel.ko) with a section.
 
     Args:
-        paths: One file, or the kernel's followed by a module's, whose types build on it.
+        paths: One file, or the kernel's followed by a module's, whose types refer to the kernel's.
 
     Raises:
         InputError: If a file cannot be read.
-        FormatError: If one holds no BTF, or is damaged.
+        FormatError: If a file has no BTF, or is damaged.
     """
     made: Btf | None = None
     for path in paths:

@@ -1,4 +1,4 @@
-"""From command-line options to a kernel or program, a recipe and a recording plan."""
+"""Convert command-line options to a kernel or program, a recipe and a recording plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.times import parse_duration
 from tdxtrace.tdx import wrappers
 
-# The kernel takes a uprobe's path up to the first blank, and its offset after the last
+# The kernel parses the path of a uprobe up to the first blank, and its offset after the last
 # colon: Linux kernel/trace/trace_uprobe.c, __trace_uprobe_create.
 _FORBIDDEN: Final = " \t\n\r\"'\\"
 # Default kernel release for the wrapper signatures of a program: the first with TDX.
@@ -37,7 +37,7 @@ def kernel_to_trace(
     btf: Sequence[Path],
     program: Path | None,
 ) -> Kernel:
-    """Return the kernel to trace: the running one, unless an option names another.
+    """Return the kernel to trace: the running one unless an option names another.
 
     Args:
         host: This host.
@@ -60,7 +60,7 @@ def kernel_to_trace(
     if release is None and kallsyms is None and not btf:
         return tracing.kernel_of(host)
     if release is None and kallsyms is not None:
-        raise QueryError("kallsyms does not tell the release: add --kernel, e.g. --kernel 6.18")
+        raise QueryError("kallsyms does not name the release: add --kernel, e.g. --kernel 6.18")
     known = symbols.Symbols() if kallsyms is None else symbols.from_file(kallsyms)
     if release is None:
         known = symbols.of_host(host)
@@ -147,11 +147,11 @@ def _replaceable(options: RecordOptions) -> list[Path]:
     """Check the output path before anything is traced.
 
     Returns:
-        Directories that earlier recorders left beside the output; to be removed once the
-        recording is complete.
+        Directories of incomplete recordings beside the output, to be removed when this recording
+        is complete.
 
     Raises:
-        InputError: If something exists and must not be overwritten.
+        InputError: If the output exists and must not be overwritten.
     """
     output = options.output
     shown = one_line(str(output))
@@ -165,7 +165,7 @@ def _replaceable(options: RecordOptions) -> list[Path]:
     if output.is_dir() and not (output / "capture.json").exists() and any(output.iterdir()):
         raise InputError(f"{shown} is a folder that tdxtrace did not make")
     if not output.absolute().parent.is_dir():
-        raise InputError(f"cannot write {shown}: there is no folder {shown!r} would be in")
+        raise InputError(f"cannot write {shown}: its folder does not exist")
     return left
 
 
@@ -191,18 +191,18 @@ def _kib(text: str) -> int:
 
 
 def program_kernel(path: Path, release: str) -> Kernel:
-    """Return a program's functions that are named like wrappers, as a kernel to trace.
+    """Return a program whose functions are named like wrappers, as a kernel to trace.
 
-    Such a program (tests/capture/testbed.c is one) stands in for a TDX host: uprobes on its
-    functions go through the same tracing machinery as probes on a kernel's.
+    Such a program, for example tests/capture/testbed.c, replaces a TDX host in tests: uprobes on
+    its functions use the same tracing code of the kernel as kprobes.
 
     Args:
         path: An ELF file with symbols.
-        release: Kernel release whose wrapper signatures they have, such as "6.16".
+        release: Kernel release that defines the signatures of its functions, such as "6.16".
 
     Raises:
         InputError: If it cannot be read, or the kernel does not accept its path.
-        FormatError: If it is not an ELF file, or has no such function.
+        FormatError: If it is not an ELF file, or has no function named like a wrapper.
     """
     where = str(path.absolute())
     shown = one_line(where)
@@ -239,4 +239,4 @@ def _functions(path: Path, shown: str) -> dict[str, int]:
     except OSError as error:
         raise InputError(f"cannot read {shown}: {error.strerror}") from None
     except (ELFError, ValueError, struct.error, StopIteration):
-        raise FormatError(f"{shown} is no ELF program, or is damaged") from None
+        raise FormatError(f"{shown} is not an ELF program, or is damaged") from None

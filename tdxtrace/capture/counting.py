@@ -1,4 +1,4 @@
-"""Runs the script that counts requests in the kernel, by bpftrace, and keeps what it prints."""
+"""Run the script that counts requests in the kernel with bpftrace, and keep its output."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def count_requests(
     *,
     force: bool = False,
 ) -> None:
-    """Count until the time is over, the command ended, or Ctrl-C was pressed.
+    """Count until the duration has passed, the command ends, or Ctrl-C is pressed.
 
     Args:
-        script: What ``capture plan --dialect histogram`` prints.
-        output: Where its counts go; the file has its name when it is whole.
-        duration: How long; None: until interrupted.
-        command: Program that is run meanwhile, if any, without a shell.
+        script: Output of ``capture plan --dialect histogram``.
+        output: File for the counts; it is renamed to this path when complete.
+        duration: Duration such as 10s; None: until interrupted.
+        command: Program to run meanwhile, if any, without a shell.
         force: Whether ``output`` may be overwritten.
 
     Raises:
-        InputError: If there is no bpftrace, it fails, or the output may not be written.
-        QueryError: If the duration is none.
+        InputError: If bpftrace is not installed or fails, or the output cannot be written.
+        QueryError: If the duration cannot be parsed.
     """
     seconds = None if duration is None else seconds_of(duration)
     tool = shutil.which("bpftrace")
@@ -55,7 +55,7 @@ def count_requests(
             made, source = Path(folder) / "counts.json", Path(folder) / "script.bt"
             source.write_text(script, encoding="utf-8")
             words = [tool, "-q", "-f", "json", "-o", str(made)]
-            # bpftrace splits the command at blanks and runs it itself.
+            # bpftrace splits the command at blanks and runs it.
             words += ["-c", " ".join(command)] if command else []
             _run([*words, str(source)], seconds)
             made.replace(output)
@@ -64,16 +64,16 @@ def count_requests(
 
 
 def _run(words: list[str], seconds: float | None) -> None:
-    """Run bpftrace, and interrupt it when the time is over, as Ctrl-C does.
+    """Run bpftrace, and send it SIGINT after ``seconds`` or at Ctrl-C.
 
     Raises:
-        InputError: If it fails; with its first error.
+        InputError: If it fails; the message contains its first error.
     """
     keys = {"BPFTRACE_MAP_KEYS_MAX": str(MAX_KEYS)}
-    with tempfile.TemporaryFile() as said:
-        # In a group of its own, so that Ctrl-C reaches it once, from here.
+    with tempfile.TemporaryFile() as stderr:
+        # In its own process group, so that Ctrl-C does not reach it directly as well.
         run = subprocess.Popen(
-            words, stdout=subprocess.DEVNULL, stderr=said, env=os.environ | keys, process_group=0
+            words, stdout=subprocess.DEVNULL, stderr=stderr, env=os.environ | keys, process_group=0
         )
         try:
             run.wait(seconds)
@@ -86,12 +86,12 @@ def _run(words: list[str], seconds: float | None) -> None:
             run.wait()
             raise InputError(f"bpftrace did not end within {_END_S} s; nothing was kept") from None
         if run.returncode:
-            raise InputError(f"bpftrace failed: {_first_error(said)}")
+            raise InputError(f"bpftrace failed: {_first_error(stderr)}")
 
 
-def _first_error(said: IO[bytes]) -> str:
-    """The first error that is not about the limit of locked memory, which is a warning."""
-    said.seek(0)
-    lines = said.read().decode("utf-8", "replace").splitlines()
+def _first_error(stderr: IO[bytes]) -> str:
+    """Return the first error, except for the one about RLIMIT_MEMLOCK, which is a warning."""
+    stderr.seek(0)
+    lines = stderr.read().decode("utf-8", "replace").splitlines()
     errors = [line for line in lines if "ERROR" in line and "RLIMIT_MEMLOCK" not in line]
     return one_line((errors or lines or ["it gave no reason"])[0], 160)

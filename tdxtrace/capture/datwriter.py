@@ -1,8 +1,8 @@
 """Results of a recording: its provenance, and trace.dat for trace-cmd and KernelShark.
 
-Version 6 of trace.dat, the one that all of them read: trace-cmd.dat.v6(5).  The CPUs' pages
-are appended one after the other, and each file is removed when it was, so that the disk need
-not hold everything twice.
+trace.dat has version 6, which all releases of these tools read: trace-cmd.dat.v6(5).  The pages of
+one CPU after the other are appended, and the file of a CPU is removed after it is appended, so that
+the disk need not hold two copies of the recording.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tdxtrace.capture.recipe import Recipe
 from tdxtrace.capture.recording import PAGES
 from tdxtrace.tables.files import give_name
 
-# What an open vCPU is called: Linux virt/kvm/kvm_main.c, create_vcpu_fd.
+# Name of the file of an open vCPU: Linux virt/kvm/kvm_main.c, create_vcpu_fd.
 _VCPU: Final = re.compile(r"anon_inode:kvm-vcpu:(?P<vcpu>\d{1,6})")
 _MAGIC: Final = b"\x17\x08\x44tracing6\0"
 # Option numbers: trace-cmd.dat.v6(5), OPTIONS.
@@ -37,21 +37,21 @@ def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
     """Join the pages in ``folder`` into the file ``target``.
 
     Args:
-        folder: A finished recording.  Its pages are gone afterwards, all else is left.
-        target: The file to write, which is there whole or not at all; replaced if it exists.
-        uname: What uname says of the machine.
-        version: What recorded.
+        folder: A finished recording.  Its pages are removed, all other files are kept.
+        target: The file to write; it is replaced when the new file is complete.
+        uname: System, host name, release and machine, as uname prints them.
+        version: Name and version of the recorder.
 
     Raises:
-        OSError: If the file cannot be written.  What was appended is then in the folder's
-            joined.dat, all other pages where they were.
+        OSError: If the file cannot be written.  Pages that were appended are then in joined.dat in
+            the folder, all other pages in their files.
     """
     cpus = sorted((folder / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:]))
     page = page_bytes(_text(folder / "events/header_page").decode())
     sizes = [_size(path / PAGES) for path in cpus]
     head = _head(folder, page, uname, version, cpus)
     head += _table(len(head), sizes, _text(folder / "trace_clock").strip(), page)
-    # What the disk holds already is removed as it is appended, but for what is in the making.
+    # Each CPU's file is removed after it is appended, so at most one is on the disk twice.
     if shutil.disk_usage(folder).free < len(head) + max(sizes, default=0):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     made = folder / "joined.dat"
@@ -92,7 +92,7 @@ def _head(folder: Path, page: int, uname: str, version: str, cpus: list[Path]) -
         formats = sorted(system.glob("*/format"))
         out += system.name.encode() + b"\0" + struct.pack("<I", len(formats))
         out += b"".join(map(_sized, formats))
-    # No kallsyms, no printk formats: the probes' names say what the addresses are.
+    # No kallsyms, no printk formats: the names of the probes replace the addresses.
     out += struct.pack("<II", 0, 0)
     names = _text(folder / "saved_cmdlines")
     out += struct.pack("<Q", len(names)) + names
@@ -148,12 +148,12 @@ def _append(source: Path, target: int, size: int) -> None:
 
 @dataclass(slots=True)
 class VmObserver:
-    """VMs seen during the recording, by pid: vCPU numbers and thread names."""
+    """VMs that ran during the recording, by pid: vCPU numbers and thread names."""
 
     vms: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def observe(self, proc: Path = Path("/proc")) -> None:
-        """Record every process that has vCPUs now, with its threads."""
+        """Add every process that has vCPUs now, with its threads."""
         for pid, vcpus in _processes(proc):
             facts = self.vms.setdefault(pid, {"vcpus": [], "threads": {}})
             facts["vcpus"] = sorted({*facts["vcpus"], *vcpus})

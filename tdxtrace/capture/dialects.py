@@ -19,12 +19,12 @@ def render(recipe: Recipe, dialect: Dialect) -> str:
     """Render a recipe as a script.
 
     Args:
-        recipe: What to record.
+        recipe: Probes, events, clock and buffer.
         dialect: Tool to record with.
 
     Returns:
-        A shell script that takes the output file and, behind it, a command to trace;
-        for bpftrace a script whose output is a trace, for histogram one whose output is counts.
+        A shell script whose arguments are the output file and a command to trace; for bpftrace a
+        bpftrace script that prints a trace, for histogram one that prints counts.
     """
     return _RENDERERS[dialect](recipe)
 
@@ -66,9 +66,9 @@ def _tracefs(recipe: Recipe) -> str:
 
 
 def _trace_cmd(recipe: Recipe) -> str:
-    """Render for trace-cmd, without -d (needed under lockdown): it would switch off all of ftrace.
+    """Render for trace-cmd, without -d (needed under lockdown), which would disable ftrace.
 
-    Kprobes at the beginning of a function are ftrace's: Linux kernel/kprobes.c,
+    Kprobes on function entries depend on ftrace: Linux kernel/kprobes.c,
     CONFIG_KPROBES_ON_FTRACE.
     """
     words = ["trace-cmd record", "-B", recipe.options.group, "-C", recipe.clock]
@@ -89,7 +89,7 @@ def _trace_cmd(recipe: Recipe) -> str:
 
 
 def _perf(recipe: Recipe) -> str:
-    """Render for perf; without -k its clock would not match that of other recordings."""
+    """Render for perf, with -k so that its clock matches other recordings."""
     body = [
         *_prepare(recipe),
         "out=${1:-perf.data}",
@@ -107,7 +107,7 @@ def _perf(recipe: Recipe) -> str:
 
 
 def _prepare(recipe: Recipe) -> Iterable[str]:
-    """Return lines that add our events to dynamic_events, and remove them at exit."""
+    """Yield lines that add the probes to dynamic_events, and remove them at exit."""
     group = recipe.options.group
     yield "T=${TRACEFS:-/sys/kernel/tracing}"
     yield f"I=$T/instances/{group}"
@@ -127,9 +127,9 @@ def _prepare(recipe: Recipe) -> Iterable[str]:
 
 
 def _enabled(recipe: Recipe) -> list[str]:
-    """Return the events to enable: our group, and the kernel's tracepoints."""
-    ours = [recipe.options.group] if recipe.probes else []
-    return ours + [event.name for event in recipe.events]
+    """Return the events to enable: the group of the probes, and the kernel's tracepoints."""
+    groups = [recipe.options.group] if recipe.probes else []
+    return groups + [event.name for event in recipe.events]
 
 
 def _with_filters(recipe: Recipe, event: str, filter_: str, between: str) -> Iterable[str]:
@@ -157,10 +157,10 @@ def _histogram(recipe: Recipe) -> str:
 
 
 def histogram_script(recipe: Recipe, every_s: int = 60) -> str:
-    """Return the script that counts in the kernel.
+    """Return the bpftrace script that counts requests in the kernel.
 
     Args:
-        recipe: What to count.
+        recipe: Probes of the calls to count.
         every_s: Seconds between two prints of the counts.
     """
     return (

@@ -1,4 +1,4 @@
-"""Check what can be captured on a host, what is lost where a check fails, and the remedy."""
+"""Checks of what can be captured on a host, with the impact and fix of each failed check."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Verdict:
         return _SUMMARY[self.can]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """The verdict as plain data, for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -65,8 +65,8 @@ def examine(host: Host) -> Verdict:
     """Check the host without changing anything.
 
     Returns:
-        Every check, prerequisites first, and the conclusion. What could not be determined is
-        ``unknown``, never reported as present or missing.
+        Every check, prerequisites first, and the conclusion. A state that could not be determined
+        is ``unknown``, never ``ok`` or ``missing``.
     """
     checks = tuple(check(host) for check in _CHECKS)
     return _verdict(checks)
@@ -81,10 +81,10 @@ def _verdict(checks: tuple[Check, ...]) -> Verdict:
             return Verdict("nothing", f"{name}: {found.found}; {found.remedy}", checks)
     if state["wrappers"] == "ok" and state["kprobes"] == "ok":
         return Verdict("full", "the wrappers can be probed", checks)
-    lacking = [name for name in ("wrappers", "kprobes") if state[name] != "ok"]
+    missing = [name for name in ("wrappers", "kprobes") if state[name] != "ok"]
     if state["kvm_events"] == "ok":
-        why = f"KVM's own events only; for SEAMCALLs: {' and '.join(lacking)}"
+        why = f"KVM's own events only; for SEAMCALLs: {' and '.join(missing)}"
         return Verdict("stock", why, checks)
     if state["uprobes"] == "ok":
         return Verdict("program", "only programs can be probed, not this kernel", checks)
-    return Verdict("nothing", f"neither probes nor KVM's events: {', '.join(lacking)}", checks)
+    return Verdict("nothing", f"neither probes nor KVM's events: {', '.join(missing)}", checks)

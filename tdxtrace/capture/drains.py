@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
-# F_SETPIPE_SZ: fcntl(2); Python has it from 3.10 on.  What a user may have at most is
-# /proc/sys/fs/pipe-max-size, 1 MiB by default.
+# Pipe size for F_SETPIPE_SZ, fcntl(2).  The maximum for users is /proc/sys/fs/pipe-max-size, 1 MiB
+# by default.
 _PIPE_BYTES: Final = 1 << 20
 _TEXT_BYTES: Final = 1 << 18
 # The kernel wakes a reader when the buffer is half full (buffer_percent); polling writes the
@@ -34,7 +34,7 @@ class Drain:
     error: BaseException | None = None
     n_bytes: int = 0
     head: bytes = b""
-    """Written to the target first."""
+    """Header, written to the target first."""
     _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
     _thread: Thread | None = None
 
@@ -54,7 +54,7 @@ class Drain:
         self._thread.start()
 
     def stop(self) -> None:
-        """Have the thread copy the rest, and wait for it; tracing must be off."""
+        """Let the thread copy the remaining data, and wait for it; tracing must be off."""
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join()
@@ -84,8 +84,8 @@ class Drain:
         finally:
             os.close(end)
             os.close(begin)
-        # What is left are pages that were not yet full: those splice does not give (Linux
-        # kernel/trace/trace.c, tracing_buffers_splice_read).
+        # splice does not return pages that are not full yet (Linux kernel/trace/trace.c,
+        # tracing_buffers_splice_read): read them.
         while page := _read(source, self.page_bytes):
             self._write(target, page)
 
@@ -117,7 +117,7 @@ class Drain:
         self.n_bytes += len(data)
 
     def _is_over(self, source: int) -> bool:
-        """Wait for data or a while; return whether to end."""
+        """Wait for data, ``stop`` or a timeout; return whether ``stop`` was called."""
         waiting = select.poll()
         waiting.register(source, select.POLLIN)
         waiting.register(self._wake, select.POLLIN)
@@ -133,7 +133,7 @@ def _grow(pipe: int) -> int:
 
 
 def _read(source: int, size: int) -> bytes:
-    """Read what is available; empty if nothing is."""
+    """Read the available data, up to ``size`` bytes; empty if there is no data."""
     try:
         return os.read(source, size)
     except BlockingIOError:

@@ -2,7 +2,7 @@
 
 dynamic_events is global.  Lines are appended and removed one by one; the file is never opened
 for truncation, which would remove all events (Linux kernel/trace/trace_dynevent.c,
-dyn_event_open).  Ours are identified by their group: ``tdxtrace_PID_STARTED``.
+dyn_event_open).  Events of tdxtrace are identified by their group: ``tdxtrace_PID_STARTED``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 PREFIX: Final = "tdxtrace_"
-_OURS: Final = re.compile(
+_OWN_EVENT: Final = re.compile(
     rf"^[prf]\d*:(?P<group>{PREFIX}(?P<pid>\d+)_(?P<started>\d+))/(?P<event>\w+)"
 )
 _NAME: Final = re.compile(rf"^{PREFIX}(?P<pid>\d+)_(?P<started>\d+)$")
@@ -28,9 +28,9 @@ def own_name(pid: int | None = None) -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot; None if there is none.
+    """Return the start time of a process in clock ticks since boot; None: no such process.
 
-    Field 22 of /proc/PID/stat: proc(5).  The name before it may hold anything.
+    Field 22 of /proc/PID/stat: proc(5).  Field 2, the name, may contain any character.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
@@ -62,18 +62,18 @@ def instances(tracefs: Path) -> list[str]:
 
 def is_ours(line: str) -> bool:
     """Return whether a dynamic event was added by tdxtrace."""
-    return bool(_OURS.match(line))
+    return bool(_OWN_EVENT.match(line))
 
 
 def events_of(tracefs: Path, name: str) -> list[str]:
     """Return the events of the group ``name``."""
-    found = (_OURS.match(line) for line in lines(tracefs))
+    found = (_OWN_EVENT.match(line) for line in lines(tracefs))
     return [match["event"] for match in found if match and match["group"] == name]
 
 
 def leftovers(tracefs: Path) -> list[str]:
-    """Return names of our instances and groups whose process no longer exists, sorted."""
-    groups = {match["group"] for line in lines(tracefs) if (match := _OURS.match(line))}
+    """Return names of tdxtrace's instances and groups whose process has ended, sorted."""
+    groups = {match["group"] for line in lines(tracefs) if (match := _OWN_EVENT.match(line))}
     names = groups | {name for name in instances(tracefs) if name.startswith(PREFIX)}
     return sorted(name for name in names if _is_gone(name))
 
@@ -98,7 +98,7 @@ def _append(tracefs: Path, text: str, line: str) -> None:
     target = tracefs / "dynamic_events"
     if not target.exists():
         target = tracefs / ("uprobe_events" if ":0x" in line else "kprobe_events")
-    # O_APPEND without O_TRUNC: the kernel clears the list when it is opened to be truncated.
+    # O_APPEND without O_TRUNC: with O_TRUNC the kernel removes all events of the list.
     fd = os.open(target, os.O_WRONLY | os.O_APPEND)
     try:
         os.write(fd, text.encode() + b"\n")
@@ -110,7 +110,7 @@ def _append(tracefs: Path, text: str, line: str) -> None:
 
 
 def remove(tracefs: Path, name: str) -> list[str]:
-    """Remove the events of the group ``name``, which must be ours.
+    """Remove the events of the group ``name``, which must begin with ``PREFIX``.
 
     Returns:
         Events that could not be removed, with the reason.

@@ -1,9 +1,9 @@
-"""A recipe as a bpftrace script that counts in the kernel: one number per kind of request.
+"""Recipes as bpftrace scripts that count requests in the kernel.
 
-Attempts are joined to requests where they happen, by the definition of the table retry_chains:
-calls of one thread for one request, until one is not to be repeated, or another thread made the
-same request meanwhile.  What is kept lies in maps of bounded size; what does not fit, or cannot be
-joined, is counted.
+The script joins attempts to requests by the definition of the table retry_chains: calls of one
+thread for one request, until a call returns a status that is not retried, or another thread
+completes the same request.  The maps have a bounded size; calls that do not fit, or cannot be
+joined, are counted.
 """
 
 from __future__ import annotations
@@ -19,35 +19,41 @@ from tdxtrace.tdx.facts import records
 from tdxtrace.tdx.wrappers import leaf_of
 
 VERSION: Final = 1
-"""Version of what the script prints."""
+"""Version of the format that the script prints."""
 MAX_KEYS: Final = 65_536
-"""Keys of each map; a request that is open takes one, and a kind of request."""
+"""Maximum number of keys of each map: of open requests, or of kinds of requests."""
 SUCCEEDED, FAILED, RESOLVED, UNDONE = range(4)
-"""How a request ended: the numbers in the second last place of a key of @requests."""
+"""Outcomes of requests: the second last part of a key of @requests."""
 NO_ENTRY, OPEN_FULL, THREADS_FULL, OVERWRITTEN = range(1, 5)
-"""Why a call could not be joined: the numbers in the last place of a key of @cannot."""
-# Places of the table of the last success on each page: those of another page overwrite it.
+"""Reasons why a call could not be joined: the last part of a key of @cannot."""
+# Mask of the slots of the hash tables of pages; pages with the same slot overwrite each other.
 _SLOTS: Final = 0x7FFF
 # Bits 63:32 of a status without bits 61 and 60: tdx/word.py, CODE_BITS.
 _CODE: Final = 0xCFFF_FFFF
-# How a caller treats a code after which it makes the same call again: tdx/status.py, RETRIED.
+# Values of host_retry after which a caller makes the same call again: tdx/status.py, RETRIED.
 _RETRIED: Final = ("same", "resume", "restart", "kick")
 _IPI_LEAVES: Final = ("TDH.VP.FLUSH", "TDH.PHYMEM.CACHE.WB")
-_OF_BLOCKED: Final = tuple(
+_BLOCKED_PAGE_LEAVES: Final = tuple(
     f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE", "REMOVE")
 )
 _UNBLOCK: Final = "TDH.MEM.RANGE.UNBLOCK"
 _MAPS: Final = ("requests", "done", "calls", "status", "cannot", "took_ns")
 
 
-# By map: number of its keys, and of its values.
-_KEPT: Final = {"@open": (5, 5), "@won": (1, 5), "@undone": (1, 5), "@in": (2, 5), "@turn": (1, 1)}
-_ENTERED: Final = {"@vcpu": (1, 1), "@entered": (1, 1)}
+# By map: number of parts of its key, and of its value.
+_MAP_SHAPES: Final = {
+    "@open": (5, 5),
+    "@won": (1, 5),
+    "@undone": (1, 5),
+    "@in": (2, 5),
+    "@turn": (1, 1),
+}
+_ENTRY_MAP_SHAPES: Final = {"@vcpu": (1, 1), "@entered": (1, 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """What is known of the leaf that a function calls."""
+    """Leaf that a function calls: number, name and kind of request."""
 
     number: int
     name: str
@@ -58,7 +64,7 @@ def script(recipe: Recipe, heading: Sequence[str], every_s: int = 60) -> Iterato
     """Yield the lines of the script.
 
     Args:
-        recipe: What to count: its probes of wrappers; tracepoints are used for entries alone.
+        recipe: Its probes of wrappers are counted; tracepoints are used for vCPU entries only.
         heading: Comment lines at the top.
         every_s: Seconds between two prints of all counts.
     """
@@ -72,28 +78,28 @@ def script(recipe: Recipe, heading: Sequence[str], every_s: int = 60) -> Iterato
     yield "// counts grow from the first to the last print; nothing of a single call is printed"
     release = recipe.release or "unknown"
     yield f'BEGIN {{ printf("tdxtrace histogram {VERSION} {release} %llu\\n", nsecs);'
-    yield from _kept(enters=any(p.function == "tdx_vcpu_run" for p in recipe.probes))
+    yield from _map_declarations(enters=any(p.function == "tdx_vcpu_run" for p in recipe.probes))
     yield "}"
     for function in functions:
         sides = {p.is_return: p for p, _ in counted if p.function == function}
         leaf = next(leaf for p, leaf in counted if p.function == function)
-        # Where the recording fetches a request on return, its entry has the same arguments.
-        yield from _Counted(leaf, sides.get(False, sides[True]), sides[True]).lines()
+        # If the recipe fetches a request on return, its entry has the same arguments.
+        yield from _WrapperProbes(leaf, sides.get(False, sides[True]), sides[True]).lines()
     yield from _entries(recipe)
     shown = " ".join(f"print(@{name});" for name in _MAPS)
     yield f'interval:s:{every_s} {{ printf("at %llu\\n", nsecs); {shown} }}'
-    # What is kept of calls in progress is no count: it would be printed at the end.
+    # bpftrace prints all maps at the end; these hold calls in progress, not counts.
     forgotten = [
-        *_KEPT,
-        *(_ENTERED if "tdx_vcpu_run" in {p.function for p in recipe.probes} else ()),
+        *_MAP_SHAPES,
+        *(_ENTRY_MAP_SHAPES if "tdx_vcpu_run" in {p.function for p in recipe.probes} else ()),
     ]
     cleared = " ".join(f"clear({name});" for name in forgotten if name != "@open")
     yield f'END {{ printf("end %llu\\n", nsecs); {cleared} }}'
 
 
-def _kept(*, enters: bool) -> Iterator[str]:
-    """Yield what gives each map of calls in progress the types of its keys and values."""
-    for name, (n_keys, n_values) in (_KEPT | (_ENTERED if enters else {})).items():
+def _map_declarations(*, enters: bool) -> Iterator[str]:
+    """Yield lines that define the types of keys and values of the maps of calls in progress."""
+    for name, (n_keys, n_values) in (_MAP_SHAPES | (_ENTRY_MAP_SHAPES if enters else {})).items():
         key = ", ".join(["(uint64)0"] * n_keys)
         value = ", ".join(["(uint64)0"] * n_values)
         value = f"({value})" if n_values > 1 else value
@@ -101,7 +107,7 @@ def _kept(*, enters: bool) -> Iterator[str]:
 
 
 def retried_codes() -> list[int]:
-    """Return bits 63:32, without 61 and 60, of the statuses after which a call is made again."""
+    """Return bits 63:32, without 61 and 60, of the statuses after which a call is retried."""
     rows = records("status_codes")
     words = (int(row["status"] or "0", 0) for row in rows if row["host_retry"] in _RETRIED)
     return sorted({(word >> 32) & _CODE for word in words})
@@ -117,9 +123,9 @@ def _leaf(function: str) -> _Leaf | None:
 
 
 def _entries(recipe: Recipe) -> Iterator[str]:
-    """Yield probes for TDH.VP.ENTER, which the kernel makes inside of tdx_vcpu_run.
+    """Yield probes for TDH.VP.ENTER, which the kernel calls in tdx_vcpu_run.
 
-    KVM traces kvm_entry before TDH.VP.ENTER; a return without it made no call.
+    KVM traces kvm_entry before TDH.VP.ENTER; a return without kvm_entry made no call.
     """
     probe = next((p for p in recipe.probes if p.function == "tdx_vcpu_run"), None)
     if probe is None:
@@ -134,13 +140,13 @@ def _entries(recipe: Recipe) -> Iterator[str]:
     entered = "@entered[(uint64)tid], @turn[$w]"
     yield f"  $i = ((uint64)@vcpu[(uint64)tid], (uint64)0, (uint64)0, {entered});"
     yield f"  $s = *(uint64 *)(@vcpu[(uint64)tid] + {place});"
-    yield from _joined(own)
+    yield from _join_attempt(own)
     yield "  delete(@entered[(uint64)tid]); delete(@vcpu[(uint64)tid]); }"
 
 
 @dataclass(frozen=True, slots=True)
-class _Counted:
-    """Probes of a wrapper: its entry keeps the request, its return counts the attempt."""
+class _WrapperProbes:
+    """Probes of a wrapper: the entry stores the request, the return counts the attempt."""
 
     leaf: _Leaf
     request: Probe
@@ -156,35 +162,39 @@ class _Counted:
         arguments = (fetch for fetch in self.request.fetches if fetch.kind == "argument")
         named = {fetch.name: _value(fetch) for fetch in arguments}
         by = {"gpa": "td", "td": "td", "vcpu": "vp", "page": "page"}.get(self.leaf.request, "")
-        thing = named.get(by, named.get("pfn", "0") if by == "page" else "0")
+        resource = named.get(by, named.get("pfn", "0") if by == "page" else "0")
         is_page = self.leaf.request == "gpa"
         gpa = named.get("gpa", "0") if is_page else "0"
         level = named.get("level", "0") if is_page else "0"
-        key = ", ".join(f"(uint64){value}" for value in (thing, gpa, level))
+        key = ", ".join(f"(uint64){value}" for value in (resource, gpa, level))
         yield f"{side[0]}:{place}"
-        yield f"{{ {self._owner()} @turn[$w] = @turn[$w] + 1;"
+        yield f"{{ {self._set_caller()} @turn[$w] = @turn[$w] + 1;"
         yield f"  @in[(uint64)tid, (uint64){number}] = ({key}, nsecs, @turn[$w]); }}"
         yield f"{side[1]}:{place}"
-        yield f"{{ {self._owner()} $i = @in[(uint64)tid, (uint64){number}]; $s = (uint64)retval;"
+        entry = f"@in[(uint64)tid, (uint64){number}]"
+        yield f"{{ {self._set_caller()} $i = {entry}; $s = (uint64)retval;"
         yield f"  if ($i.3 == 0) {{ @cannot[{number}, {NO_ENTRY}] = count(); }} else {{"
-        yield from _joined(self.leaf)
+        yield from _join_attempt(self.leaf)
         yield f"  }} delete(@in[(uint64)tid, (uint64){number}]); }}"
 
-    def _owner(self) -> str:
-        """Whose call it is: the CPU's, where it interrupted a thread (analysis/threads.py)."""
+    def _set_caller(self) -> str:
+        """Code that sets $w to the caller: the thread, or the CPU in interrupts.
+
+        As in analysis/threads.py.
+        """
         on_cpu = "((uint64)1 << 32) + cpu"
         if self.leaf.name in _IPI_LEAVES:
             return f"$w = {on_cpu};"
         return f"$w = (uint64)tid; if (tid == 0) {{ $w = {on_cpu}; }}"
 
 
-def _joined(leaf: _Leaf) -> Iterator[str]:
-    """Yield what joins an attempt to its request: $w its owner, $i its entry, $s its status."""
+def _join_attempt(leaf: _Leaf) -> Iterator[str]:
+    """Yield code that joins an attempt to its request; $w: caller, $i: entry, $s: status."""
     key = f"@open[$w, (uint64){leaf.number}, $i.0, $i.1, $i.2]"
     yield f"  $c = ($s >> 32) & {_CODE:#x}; $o = {key}; $n = $o.0; $first = $i.3;"
     yield f"  if (@turn[$w] == 0) {{ @cannot[{leaf.number}, {THREADS_FULL}] = count(); }}"
     yield "  if ($n > 0) {"
-    yield from _settled(leaf)
+    yield from _end_open_request(leaf)
     yield "    if ($n > 0) { $first = $o.1; }"
     yield "  }"
     yield "  $n = $n + 1;"
@@ -196,8 +206,8 @@ def _joined(leaf: _Leaf) -> Iterator[str]:
     yield f"    $o = {key};"
     yield f"    if ($o.0 != $n) {{ @cannot[{leaf.number}, {OPEN_FULL}] = count(); }}"
     yield "  } else {"
-    yield from _counted(leaf, "($s >> 63) & 1")
-    # A guest runs inside of TDH.VP.ENTER: the time of its request ends where the last begins.
+    yield from _count_request(leaf, "($s >> 63) & 1")
+    # The guest runs in TDH.VP.ENTER: the time of an entry request ends when its last call starts.
     end = "$i.3" if leaf.name == "TDH.VP.ENTER" else "nsecs"
     yield f"    @took_ns[{leaf.number}] = hist({end} - $first);"
     yield f"    delete({key});"
@@ -210,29 +220,30 @@ def _joined(leaf: _Leaf) -> Iterator[str]:
     yield "  }"
 
 
-def _settled(leaf: _Leaf) -> Iterator[str]:
-    """Yield the tests that an open request was settled by another thread, or made void.
+def _end_open_request(leaf: _Leaf) -> Iterator[str]:
+    """Yield code that ends an open request if another thread completed or undid it.
 
-    Where another call of its thread lies between, as in analysis/loops/linking.py.
+    Completion counts only if the thread made another call meanwhile, as in
+    analysis/loops/linking.py.
     """
     tables = []
     if leaf.request in ("gpa", "td"):
         tables.append(("won", leaf.number, RESOLVED, " $o.3 + 1 != $i.4 &&"))
-    if leaf.name in _OF_BLOCKED:
+    if leaf.name in _BLOCKED_PAGE_LEAVES:
         tables.append(("undone", 0, UNDONE, ""))
     for name, number, outcome, condition in tables:
         yield f"    $x = @{name}[(uint64)({_slot(number)})];"
         yield f"    if ($n > 0 &&{condition} $x.4 >= $o.2) {{"
         same = f"$x.0 == {number} && $x.1 == $i.0 && $x.2 == $i.1 && $x.3 == $i.2"
         yield f"      if ({same}) {{"
-        yield from (f"    {line}" for line in _counted(leaf, str(outcome)))
+        yield from (f"    {line}" for line in _count_request(leaf, str(outcome)))
         yield "        $n = (uint64)0; }"
         yield f"      else {{ @cannot[{leaf.number}, {OVERWRITTEN}] = count(); }}"
         yield "    }"
 
 
-def _counted(leaf: _Leaf, outcome: str) -> Iterator[str]:
-    """Yield what counts a request of $n attempts."""
+def _count_request(leaf: _Leaf, outcome: str) -> Iterator[str]:
+    """Yield code that counts a request of $n attempts."""
     yield f"    $b = $n; if ($n > {EXACT}) {{ $b = (uint64){EXACT};"
     yield f"      unroll({DOUBLINGS}) {{ if ($b * 2 <= $n) {{ $b = $b * 2; }} }}"
     yield f"      if ($b == {EXACT}) {{ $b = (uint64){EXACT + 1}; }} }}"

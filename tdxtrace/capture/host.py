@@ -29,12 +29,12 @@ class Check:
 
     name: str
     state: str
-    """One of STATES: limited is present with restrictions, unknown could not be determined, note is
-    only informative."""
+    """One of STATES; limited: present with restrictions, unknown: could not be determined, note:
+    for information only."""
     found: str
-    """What was found."""
+    """Finding, in a few words."""
     lost: str = ""
-    """What cannot be answered if it fails."""
+    """Impact if the check fails: what cannot be recorded or answered."""
     remedy: str = ""
     """How to fix it."""
 
@@ -45,11 +45,11 @@ class FileContent:
 
     text: str | None
     why: str = ""
-    """``missing``, ``not permitted`` or the kernel's words; "" if it was read."""
+    """``missing``, ``not permitted`` or the kernel's error text; "" if it was read."""
 
     @property
     def line(self) -> str:
-        """Its first line; "" if there is none."""
+        """First line; "" if it is empty or was not read."""
         return (self.text or "").strip().partition("\n")[0].strip()
 
 
@@ -120,7 +120,7 @@ def read(path: Path) -> FileContent:
 
 
 def may_write(path: Path) -> bool:
-    """Whether this process may write a file, as the kernel's mode bits say."""
+    """Return whether access(2) permits this process to write a file."""
     try:
         return os.access(path, os.W_OK)
     except OSError:

@@ -18,7 +18,7 @@ from tdxtrace.tables.text import one_line
 _CPU: Final = re.compile(r"cpu(\d{1,4})")
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
 _DATA: Final = re.compile(r"field: char data;\s*offset:(\d+);\s*size:(\d+);")
-# The kernel refuses removal while the buffer is being read; readers end within this.
+# The kernel refuses removal while the buffer is being read; readers end within this time.
 _PATIENCE_S: Final = 5.0
 _PAUSE_S: Final = 0.05
 # Counters of per_cpu/cpuN/stats that count lost events: Linux
@@ -67,7 +67,7 @@ class Instance:
         self.write("tracing_on", "0")
         self.write("trace_clock", recipe.clock)
         self.write("buffer_size_kb", str(buffer_kb))
-        # Pages as large as header_page says, which describes the top buffer's (Linux 6.8).
+        # Set the page size of the top-level buffer, which header_page describes (Linux 6.8).
         kib = page_bytes((self.tracefs / "events/header_page").read_text()) // 1024
         self.write("buffer_subbuf_size_kb", str(kib), optional=True)
         self.write("options/record-tgid", "1", optional=True)
@@ -95,8 +95,8 @@ class Instance:
                 os.close(fd)
         except OSError as error:
             if not optional:
-                said = f"cannot write {one_line(text, 60)!r} to {file}: {error.strerror}"
-                raise InputError(said) from None
+                reason = f"cannot write {one_line(text, 60)!r} to {file}: {error.strerror}"
+                raise InputError(reason) from None
 
     def cpus(self) -> list[int]:
         """Return the CPUs that have a buffer."""
@@ -148,11 +148,11 @@ class CleanResult:
 
 
 def clean(tracefs: Path) -> CleanResult:
-    """Remove instances and probes that killed recorders left behind, and nothing else.
+    """Remove instances and probes of killed recorders, and nothing else.
 
-    Their names contain a pid and its start time; without such a process they are leftovers.
-    A recorder in another PID namespace holds its instance open: the kernel then refuses to
-    remove it, and its probes are kept too.
+    Their names contain the PID and start time of the recorder; if that process has ended, they are
+    removed.  A running recorder in another PID namespace keeps its instance open, so that the
+    kernel refuses to remove it; its probes are then kept too.
     """
     removed, kept = [], []
     for name in dynamic.leftovers(tracefs):

@@ -1,4 +1,4 @@
-"""Live instance: read the ring buffers page by page while tracing goes on."""
+"""Live instance: read the pages of the ring buffers while tracing continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPARE_PAGES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the buffers held at one time."""
+    """Contents of the buffers at one time."""
 
     pages: dict[int, bytes]
     until_ns: int
@@ -42,7 +42,7 @@ class LiveInstance:
     """Group and format of each event."""
     page_bytes: int
     most_pages: int
-    """Most pages to read per CPU and snapshot: those of its buffer."""
+    """Maximum number of pages per CPU and snapshot: the size of its buffer."""
     files: dict[int, int] = field(default_factory=dict)
     """File descriptor of trace_pipe_raw, by CPU."""
 
@@ -74,7 +74,7 @@ class LiveInstance:
 
 @contextmanager
 def live_instance(host: Host, options: RecordOptions) -> Iterator[LiveInstance]:
-    """Trace in a private instance as long as the context lasts; then remove it and its probes.
+    """Trace in a private instance within the context; on exit remove it and its probes.
 
     Raises:
         InputError: If something cannot be created or read; the message has the remedy.

@@ -17,11 +17,11 @@ _CHOSEN: Final = re.compile(r"\[(?P<word>\w+)\]")
 _NAMES_RELEASE: Final = releases.VERSION_LINE.pattern
 _MODULE: Final = re.compile(r"tdx: (?:TDX[- ])?" + _NAMES_RELEASE)
 # "module initialized", "module initialization failed (-5)" up to 7.1; from 7.2 on "TDX-Module ..."
-# (Linux Documentation/arch/x86/tdx.rst, which says the same of both); "TDX module ..." out of tree.
+# (Linux Documentation/arch/x86/tdx.rst, which describes both); "TDX module ..." out of tree.
 _INITIALISED: Final = re.compile(
     r"tdx: (?:TDX[- ])?[Mm]odule initializ(?:ed|ation failed(?: \((?P<error>-\d{1,9})\))?)"
 )
-# Linux of Intel and Ubuntu up to 6.8: numbers as text, in hexadecimal ("0x000002ba") or decimal.
+# Kernels of Intel and Ubuntu up to 6.8: numbers as text, hexadecimal ("0x000002ba") or decimal.
 _FIRMWARE: Final = "sys/firmware/tdx/tdx_module"
 _FIRMWARE_NUMBER: Final = re.compile(r"(?:0x)?[0-9a-f]{1,8}", re.IGNORECASE)
 _TOOLS: Final = ("trace-cmd", "perf", "bpftrace")
@@ -118,23 +118,23 @@ def kvm_intel(host: Host) -> Check:
     if seen.line in ("Y", "1"):
         return Check("kvm_intel", "ok", "loaded with tdx=Y")
     state = "missing" if seen.why == "missing" or seen.text is not None else "unknown"
-    said = f"tdx={seen.line}" if seen.text is not None else f"parameter tdx is {seen.why}"
-    return Check("kvm_intel", state, f"loaded; {said}", "TDs", "modprobe kvm_intel tdx=1")
+    value = f"tdx={seen.line}" if seen.text is not None else f"parameter tdx is {seen.why}"
+    return Check("kvm_intel", state, f"loaded; {value}", "TDs", "modprobe kvm_intel tdx=1")
 
 
 def tdx_module(host: Host) -> Check:
     """Check the TDX module: its release and lock generation, and whether it was initialised.
 
-    Sysfs is asked first, then the kernel's log, of which the last word counts: the module may have
-    been updated meanwhile.  A log that was overwritten since boot tells nothing: that is no sign
-    that there is no module.
+    Reads sysfs first, then the kernel's log, of which the last message counts, as the module may
+    have been updated.  If the messages were overwritten since boot, the state is unknown, not
+    missing.
 
     Source: Linux 7.2 Documentation/ABI/testing/sysfs-devices-faux-tdx-host; Linux of Intel up to
     6.8 Documentation/ABI/testing/sysfs-firmware-tdx.
     """
     release = _release_in_sysfs(host)
     if release:
-        return _of_release(release, "sysfs")
+        return _generation_check(release, "sysfs")
     text = _log(host)
     if text is None:
         return Check(
@@ -152,7 +152,7 @@ def tdx_module(host: Host) -> Check:
         found = f"{named}initialisation failed{error}"
         return Check("tdx_module", "missing", found, "TDs", "see dmesg")
     if release:
-        return _of_release(release, "kernel log")
+        return _generation_check(release, "kernel log")
     if ended:
         return Check(
             "tdx_module",
@@ -164,14 +164,14 @@ def tdx_module(host: Host) -> Check:
     return Check(
         "tdx_module",
         "missing" if not re.search(r"\btdx: ", text) else "unknown",
-        "no line of it in the kernel's log",
+        "no message about it in the kernel's log",
         "TDs",
         "enable TDX in the BIOS; boot with kvm_intel.tdx=1",
     )
 
 
-def _of_release(release: str, where: str) -> Check:
-    """Return what a release tells of the locks."""
+def _generation_check(release: str, where: str) -> Check:
+    """Return the check of the lock generation of a release; ``where``: source of the release."""
     generation = releases.generation_of(release)
     if generation is None:
         perhaps = " or ".join(releases.generations_of_series(release)) or "not known"
@@ -179,14 +179,14 @@ def _of_release(release: str, where: str) -> Check:
             "tdx_module",
             "limited",
             f"{release}, lock generation {perhaps} ({where})",
-            "which lock rules it follows: no list has the release or build",
-            "use --generation A, B or C with commands that ask who held a lock",
+            "which lock rules it follows: the release or build is not listed",
+            "use --generation A, B or C with commands that report holders of locks",
         )
     return Check("tdx_module", "ok", f"{release}, lock generation {generation} ({where})")
 
 
 def _release_in_sysfs(host: Host) -> str | None:
-    """Return the release that sysfs names; None if it names none."""
+    """Return the release from sysfs; None if sysfs does not have it."""
     version = host.read("sys/devices/faux/tdx_host/version").line
     if version:
         return version[:40]
@@ -206,7 +206,7 @@ def _release_in_sysfs(host: Host) -> str | None:
 def _date(text: str) -> str | None:
     """Return a build date as eight decimal digits: 0x0134d817 is 20240407.
 
-    Some kernels print it in hexadecimal (Ubuntu 24.10); None where it is no date.
+    Some kernels print it in hexadecimal (Ubuntu 24.10); None if it is not a date.
     """
     digits = text.lower().removeprefix("0x")
     for date in (digits, str(int(digits, 16)) if _FIRMWARE_NUMBER.fullmatch(digits) else ""):
@@ -216,7 +216,7 @@ def _date(text: str) -> str | None:
 
 
 def _release_in_log(text: str) -> str | None:
-    """Return the release that the last line about it names."""
+    """Return the release from the last message of the kernel log that names it."""
     found = [match for match in (_last(_MODULE, text), _last(releases.BUILD_LINE, text)) if match]
     if not found:
         return None
@@ -228,7 +228,7 @@ def _release_in_log(text: str) -> str | None:
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     """Return the last match of a pattern."""
     found = None
-    for found in pattern.finditer(text):  # noqa: B007 - the last one is what is wanted
+    for found in pattern.finditer(text):  # noqa: B007 - the loop finds the last match
         pass
     return found
 

@@ -12,9 +12,9 @@ HELP: Final = {
     "btf": "Types of that kernel; then of its kvm_intel, if a module.",
     "buffer": "Per CPU, e.g. 64M; else from --rate.",
     "command": "Record while it runs.",
-    "dialect": "Which tool shall record.",
+    "dialect": "Tool to record with.",
     "duration": "How long, e.g. 10s; else to Ctrl-C.",
-    "force": "Overwrite what --output names.",
+    "force": "Overwrite the output.",
     "json": "Print one JSON object.",
     "kallsyms": "A copy of its /proc/kallsyms.",
     "kernel": "For that kernel, not for this one.",
@@ -28,11 +28,11 @@ HELP: Final = {
     "seamcalls": "Probe __seamcall too: shows retries for entropy.",
     "tracefs": "Where tracefs is mounted.",
 }
-"""What each option of ``capture`` is for, in its help."""
-DOCTOR: Final = "Check what can be traced on this host, what is lost without the rest, and the fix."
+"""Help text of each option of ``capture``."""
+DOCTOR: Final = "Check what can be traced on this host; print impact and fix of what is missing."
 PLAN: Final = "Print the exact recipe for a kernel as a script: probes, events, clock, buffer."
-RECORD: Final = "Record in a tracefs instance of its own; leave everything as it was."
-CLEAN: Final = "Remove what a recorder that was killed left behind; nothing of anyone else's."
+RECORD: Final = "Record in a private tracefs instance, and remove it and its probes at the end."
+CLEAN: Final = "Remove probes and instances of killed recorders, and nothing of other tools."
 
 
 class Detail(StrEnum):
@@ -55,7 +55,7 @@ class Dialect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """Options of ``capture record`` and ``watch``, as given on the command line."""
+    """Options of ``capture record`` and ``watch``, from the command line."""
 
     detail: str
     seamcalls: bool = False

@@ -8,8 +8,8 @@ from typing import Final
 
 # Events per second on the busiest CPU.  A TD's vCPU that faults in memory makes a few
 # SEAMCALLs per fault; the shortest exit and entry measured takes 3.9 us (TUM-DSE/CVM_eval
-# benchmarks/vmexit/README.md), so about 250,000 entries per second and CPU is the most
-# that a guest can cause, rarely reached.  A choice, not a measurement: --rate changes it.
+# benchmarks/vmexit/README.md), so a guest can cause at most about 250,000 entries per second and
+# CPU.  A choice, not a measurement: --rate changes it.
 RATE: Final = 250_000
 # Longest delay of the reader in seconds, and the fill level at which it is woken
 # (buffer_percent, 50: Linux Documentation/trace/ftrace.rst).
@@ -37,7 +37,7 @@ class Fetch:
 
     name: str
     kind: str
-    """``argument``, ``behind`` (memory that an argument points to), ``result``."""
+    """``argument``, ``memory`` (that an argument points to) or ``result``."""
     place: int = 0
     """Number of the argument, from 1."""
     offset: int = 0
@@ -50,9 +50,9 @@ class Fetch:
         return cls(name, "argument", place, 0, type_)
 
     @classmethod
-    def behind(cls, name: str, place: int, offset: int, type_: str = "x64") -> Fetch:
-        """Fetch memory ``offset`` bytes past the address in an argument."""
-        return cls(name, "behind", place, offset, type_)
+    def memory(cls, name: str, place: int, offset: int, type_: str = "x64") -> Fetch:
+        """Fetch memory at ``offset`` bytes from the address in an argument."""
+        return cls(name, "memory", place, offset, type_)
 
     @classmethod
     def result(cls, name: str) -> Fetch:
@@ -64,7 +64,7 @@ class Fetch:
         if self.kind == "result":
             return f"{self.name}=$retval:{self.type}"
         where = f"$arg{self.place}" if is_return else f"%{REGISTERS[self.place - 1]}"
-        if self.kind == "behind":
+        if self.kind == "memory":
             where = f"+{self.offset}({where})"
         return f"{self.name}={where}:{self.type}"
 
@@ -82,7 +82,7 @@ class Probe:
 
     @property
     def event(self) -> str:
-        """Name of the event; it contains the function, which readers look for."""
+        """Name of the event; readers recognise the function in it."""
         return f"{self.function}_{'return' if self.is_return else 'entry'}"
 
     @property
@@ -129,7 +129,7 @@ def size_kb(probes: Iterable[Probe], rate: int) -> int:
     """Return the buffer per CPU in KiB, a power of two.
 
     Args:
-        probes: Probes that write into it.
+        probes: Probes that write into the buffer.
         rate: Events per second on the busiest CPU.
     """
     needed = rate * bytes_per_event(probes) * STALL_S / (1 - WAKE_SHARE) / 1024
@@ -140,7 +140,7 @@ def size_kb(probes: Iterable[Probe], rate: int) -> int:
 
 
 def affordable_kb(size: int, n_cpus: int, available_kb: int | None) -> int:
-    """Return ``size`` (KiB per CPU), or less if all CPUs took over a quarter of memory."""
+    """Return ``size`` (KiB per CPU), halved until all CPUs take at most a quarter of memory."""
     if available_kb is None:
         return size
     while size > _LEAST_KB and size * n_cpus * 4 > available_kb:

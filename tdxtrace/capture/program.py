@@ -1,6 +1,6 @@
-"""``tdxtrace-record``: the commands of ``tdxtrace capture`` with the standard library alone.
+"""``tdxtrace-record``: the commands of ``tdxtrace capture``, using only the standard library.
 
-For hosts that only record: it needs none of the packages that analyses need.  ``python -m
+It runs on hosts on which the packages for analyses are not installed.  ``python -m
 tdxtrace.capture.archive`` packs it into one file.
 """
 
@@ -44,7 +44,7 @@ Words = argparse.Namespace
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line: the options that ``tdxtrace capture`` has."""
+    """Return the parser of the command line, with the same options as ``tdxtrace capture``."""
     program = argparse.ArgumentParser(
         prog="tdxtrace-record",
         description="Record the SEAMCALLs of a TDX host; answers: tdxtrace analyze, elsewhere.",
@@ -142,7 +142,7 @@ def _record(words: Words) -> None:
     )
     plan = plan_recording(host, options, _say)
     if sys.stderr.isatty() and not (words.quiet or words.command):
-        plan = replace(plan, report=_so_far)
+        plan = replace(plan, report=_show_progress)
     outcome = record(host, plan)
     if not words.quiet:
         _say(outcome.summary(words.output))
@@ -162,7 +162,7 @@ def _clean(words: Words) -> None:
 _ERASE = "\r\x1b[K"
 
 
-def _so_far(n_recorded: int, n_lost: int) -> None:
+def _show_progress(n_recorded: int, n_lost: int) -> None:
     text = f"recording: {n_recorded:,} events, {n_lost:,} lost; Ctrl-C ends it"
     print(f"{_ERASE}{text}", end="", file=sys.stderr, flush=True)
 
@@ -182,7 +182,7 @@ def main(given: Sequence[str] | None = None) -> None:
         _say(str(error))
         raise SystemExit(2 if isinstance(error, QueryError) else 1) from None
     except OSError as error:
-        # Standard output: what else cannot be read or written is a TdxtraceError.
+        # An error of standard output: other read and write errors are TdxtraceErrors.
         _say(f"cannot write standard output: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""Recipes: probes, events, clock and buffer for a kernel, and what they cannot answer."""
+"""Recipes: probes, events, clock and buffer for a kernel, and questions left unanswered."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tdxtrace.tdx.firmware import MARK_PORTS
 
 GROUP: Final = "tdxtrace"
 CLOCK: Final = "mono"
-# Return probes may fetch what the function was entered with: Linux 6.9, commit 25f00e40ce79
-# (tracing/probes: Support $argN in return probe); tracefs' README says so too.
+# Return probes can fetch the arguments of the function: Linux 6.9, commit 25f00e40ce79
+# (tracing/probes: Support $argN in return probe); also listed in tracefs' README.
 RETURN_ARGS_SINCE: Final = (6, 9)
-# KVM's tracepoints: Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.  A TD's
-# instruction pointer is not known to the host and printed as 0.
+# KVM's tracepoints: Linux arch/x86/kvm/trace.h and include/trace/events/kvm.h.  The instruction
+# pointer of a TD is hidden from the host and printed as 0.
 _MINIMAL_EVENTS: Final = ("kvm_entry", "kvm_exit")
 _STOCK_EVENTS: Final = (*_MINIMAL_EVENTS, "kvm_page_fault", "kvm_userspace_exit", "kvm_pio")
 # Linux virt/kvm/kvm_main.c under CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES, which TDX selects.
 _ATTRIBUTES_EVENT: Final = "kvm_vm_set_mem_attributes"
-# A write (KVM_PIO_OUT is 1 in arch/x86/kvm/trace.h) to a port of the firmware's marks: the others
-# answer no question here.
+# A write (KVM_PIO_OUT is 1 in arch/x86/kvm/trace.h) to a port for marks of firmware: no
+# question here needs the other transfers.
 _PIO_FILTER: Final = f"rw == 1 && ({' || '.join(f'port == {port:#x}' for port in MARK_PORTS)})"
 _RIP_FIELD: Final = {"kvm_entry": "rip", "kvm_exit": "guest_rip", "kvm_page_fault": "guest_rip"}
-# Fault path and zap: where calls are answered busy, and how that ends.
+# Calls of the fault path and of zaps, which are answered busy most often, and TDH.VP.ENTER.
 _MINIMAL: Final = (
     "tdh_mem_page_aug",
     "tdh_mem_sept_add",
@@ -43,7 +43,7 @@ _TYPES: Final = {
     **dict.fromkeys(("td", "vp", "gpa", "pfn", "fn", *wrappers.PAGES), "x64"),
     "level": "s32",
 }
-_LOWER: Final = ("__seamcall", "__seamcall_ret")
+_SEAMCALL_FUNCTIONS: Final = ("__seamcall", "__seamcall_ret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that is needed to record, for any tool."""
+    """Settings of a recording, independent of the tool."""
 
     release: str
     options: RecipeOptions
@@ -98,15 +98,15 @@ class Recipe:
 
 
 def recipe(kernel: Kernel, options: RecipeOptions) -> Recipe:
-    """Choose what to trace.
+    """Choose probes, events and buffer size.
 
     Args:
         kernel: Kernel to trace.
-        options: Level of detail and the like.
+        options: Level of detail, expected rate and other options.
 
     Returns:
-        The recipe.  On a kernel whose wrapper signatures are not known, __seamcall and
-        __seamcall_ret are probed, whose arguments are the same on every kernel.
+        The recipe.  On a kernel whose wrapper signatures are unknown, __seamcall and
+        __seamcall_ret are probed, whose arguments are the same in all kernels.
     """
     probes: list[Probe] = []
     if options.detail is not Detail.stock:
@@ -127,19 +127,19 @@ def recipe(kernel: Kernel, options: RecipeOptions) -> Recipe:
         CLOCK,
         size_kb(probes, options.rate),
         wrappers.level_base(kernel.release),
-        tuple(_cannot(kernel, options, probes)),
+        tuple(_unanswered(kernel, options, probes)),
         tuple(_notes(kernel, options, probes)),
     )
 
 
 def version_of(release: str) -> tuple[int, int]:
-    """Major and minor number of a kernel release; (0, 0) if there are none."""
+    """Return major and minor number of a kernel release; (0, 0) if it does not begin with them."""
     found = re.match(r"(\d{1,4})\.(\d{1,4})", release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def merged(functions: frozenset[str] | None) -> list[str]:
-    """Return the wrappers that a kernel has: of ``functions``, or without them all merged ones."""
+    """Return the wrappers among a kernel's ``functions``; None: all wrappers of mainline Linux."""
     return [
         function
         for function, source in wrappers.sources().items()
@@ -154,11 +154,11 @@ def _wrappers(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
     for function in names:
         words = wrappers.signature(function, kernel.release)
         if words and kernel.symbols.may_probe(function):
-            probes += _of_wrapper(function, words, kernel, options)
+            probes += _wrapper_probes(function, words, kernel, options)
     return probes
 
 
-def _of_wrapper(
+def _wrapper_probes(
     function: str, words: tuple[str, ...], kernel: Kernel, options: RecipeOptions
 ) -> list[Probe]:
     """Return entry and return probe; for the minimal level one return probe with arguments."""
@@ -169,7 +169,7 @@ def _of_wrapper(
     )
     status = Fetch.result("ret")
     errors = tuple(
-        Fetch.behind(f"ext{word[-1]}", words.index(word) + 1, 0)
+        Fetch.memory(f"ext{word[-1]}", words.index(word) + 1, 0)
         for word in ("ext_err1", "ext_err2")
         if word in words and words.index(word) < 6 and kernel.has_return_args
     )
@@ -182,13 +182,13 @@ def _of_wrapper(
 
 
 def _seamcalls(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
-    """Return probes on __seamcall and __seamcall_ret: (fn, args), args points to rcx, rdx, r8, ....
+    """Return probes on __seamcall and __seamcall_ret(fn, args); args points to rcx, rdx, r8, ...
 
     Offsets: struct tdx_module_args, Linux arch/x86/include/asm/shared/tdx.h.
     """
-    registers = tuple(Fetch.behind(r, 2, at) for r, at in (("rcx", 0), ("rdx", 8), ("r8", 16)))
+    registers = tuple(Fetch.memory(r, 2, at) for r, at in (("rcx", 0), ("rdx", 8), ("r8", 16)))
     probes = []
-    for function in _LOWER:
+    for function in _SEAMCALL_FUNCTIONS:
         if kernel.symbols.may_probe(function):
             entry = (Fetch.argument("fn", 1, "x64"), *registers)
             probes.append(Probe(options.group, function, False, entry))
@@ -201,10 +201,10 @@ def _vp_enter(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
 
     struct kvm_vcpu is the first member of struct vcpu_tdx: Linux 6.16 arch/x86/kvm/vmx/tdx.h.
 
-    The return alone: when an entry began is told by kvm_entry, which the function traces next to
-    TDH.VP.ENTER (arch/x86/kvm/vmx/tdx.c, tdx_vcpu_run; tdh_vp_enter itself is noinstr) and every
-    level records.  A probe on the function's entry would cost as much again, and fire also
-    where KVM holds the vCPU back and TDH.VP.ENTER is not called.
+    Only the return is probed: the start of TDH.VP.ENTER is the time of kvm_entry, which
+    tdx_vcpu_run traces just before it (arch/x86/kvm/vmx/tdx.c; tdh_vp_enter itself is noinstr) and
+    every level records.  A probe on the entry of tdx_vcpu_run would double the cost, and would also
+    fire when KVM holds the vCPU back and does not call TDH.VP.ENTER.
     """
     places = offsets(kernel.btf)
     if not kernel.has_return_args or not kernel.symbols.may_probe("tdx_vcpu_run"):
@@ -213,15 +213,15 @@ def _vp_enter(kernel: Kernel, options: RecipeOptions) -> list[Probe]:
         return []
     status, gpa, vcpu = places
     fetched = (
-        Fetch.behind("status", 1, status),
-        Fetch.behind("gpa", 1, gpa),
-        Fetch.behind("vcpu", 1, vcpu, "s32"),
+        Fetch.memory("status", 1, status),
+        Fetch.memory("gpa", 1, gpa),
+        Fetch.memory("vcpu", 1, vcpu, "s32"),
     )
     return [Probe(options.group, "tdx_vcpu_run", True, fetched)]
 
 
 def offsets(btf: Btf | None) -> tuple[int, int, int] | None:
-    """Return offsets of vp_enter_ret, exit_gpa and vcpu_id from a vCPU's address; None: unknown."""
+    """Return offsets of vp_enter_ret, exit_gpa and vcpu_id in struct vcpu_tdx; None: unknown."""
     if btf is None:
         return None
     status = btf.offset_of("vcpu_tdx", "vp_enter_ret")
@@ -244,30 +244,33 @@ def _event(name: str, options: RecipeOptions) -> Tracepoint:
     return Tracepoint("kvm", name, f"{rip} == 0" if rip and options.only_tds else "")
 
 
-def _cannot(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[str]:
-    """Sources: kernel-side behaviour in Linux 6.16 arch/x86/kvm/vmx/tdx.c, KVM's trace.h."""
-    said = []
+def _unanswered(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[str]:
+    """Return the questions that a recording with these probes does not answer.
+
+    Sources: Linux 6.16 arch/x86/kvm/vmx/tdx.c, KVM's trace.h.
+    """
+    texts = []
     names = {probe.function for probe in probes}
     if not names:
-        said.append("which SEAMCALL was busy, how often, and on what: KVM's events show none")
-        said.append("retries inside one page fault: KVM repeats PAGE.AUG and SEPT.ADD unseen")
-        said.append("chains, limits and causes: only failed entries of vCPUs can be counted")
+        texts.append("which SEAMCALL was busy, how often, and on what: KVM's events show none")
+        texts.append("retries within one page fault: KVM's events do not show repeated calls")
+        texts.append("chains, limits and causes: only failed entries of vCPUs can be counted")
     elif options.detail is Detail.minimal and kernel.has_return_args:
-        said.append("how long an attempt took, and who held the lock: only returns are probed")
-        said.append("requests other than AUG, SEPT.ADD, BLOCK, TRACK and REMOVE")
-    if names and not names & set(_LOWER):
-        said.append(
+        texts.append("how long an attempt took, and who held the lock: only returns are probed")
+        texts.append("requests other than AUG, SEPT.ADD, BLOCK, TRACK and REMOVE")
+    if names and not names & set(_SEAMCALL_FUNCTIONS):
+        texts.append(
             "retries for lack of entropy: a wrapper makes up to 10 calls and shows one; "
             "add --seamcalls"
         )
     if not names & {"tdx_vcpu_run", "tdh_vp_enter"}:
-        said.append(
+        texts.append(
             "why an entry of a vCPU failed: zero-step mitigation (SEPT), a TRACK (TD_EPOCH) and "
             f"other errors all show as exit reason -1; {_how_vp_enter(kernel, options)}"
         )
     if probes and not names - {"tdx_vcpu_run"}:
-        said.append("SEAMCALLs: none of the functions that issue them can be probed here")
-    return said
+        texts.append("SEAMCALLs: none of the functions that issue them can be probed here")
+    return texts
 
 
 def _how_vp_enter(kernel: Kernel, options: RecipeOptions) -> str:
@@ -285,19 +288,19 @@ def _notes(kernel: Kernel, options: RecipeOptions, probes: list[Probe]) -> list[
     base = wrappers.level_base(kernel.release)
     if base is None:
         notes.append(
-            f"the wrappers of Linux {kernel.release or '?'} were not read: __seamcall is probed "
+            f"the wrappers of Linux {kernel.release or '?'} are unknown: __seamcall is probed "
             "instead, which is the same from 6.16 on"
         )
     else:
         notes.append(f"a 4K page has level {base} in these probes")
     if any(probe.function == "tdx_vcpu_run" for probe in probes):
         notes.append(
-            "an entry begins at the kvm_entry before the return of tdx_vcpu_run, which also "
-            "returns when KVM held the vCPU back for a zap: then its status is that of the entry "
-            "before, and no kvm_entry lies before it"
+            "an entry begins at the kvm_entry before the return of tdx_vcpu_run; without a "
+            "kvm_entry before it, KVM held the vCPU back for a zap, and the status is that of the "
+            "previous entry"
         )
     if options.only_tds:
-        notes.append("the filters take VMs whose instruction pointer KVM does not know for TDs")
+        notes.append("--only-tds treats VMs whose instruction pointer KVM does not know as TDs")
     missing = [f for f in _MINIMAL if not kernel.symbols.has(f) and f not in NOINSTR]
     if missing and options.detail is not Detail.stock:
         notes.append(f"not in {kernel.symbols.source}: {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""Recorder: probes, a private instance and a thread per CPU, all removed afterwards."""
+"""Recorder: adds probes and a private instance, copies its buffers to disk, removes both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S: Final = 1.0
 # Time that the command has to end after SIGTERM.
 _PATIENCE_S: Final = 5.0
-# VMs come and go slowly, and finding them reads all of /proc.
+# Interval of searches for VMs, which read all of /proc.
 _VM_SCAN_S: Final = 10.0
 
 
@@ -45,7 +45,7 @@ class OutputForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecordingPlan:
-    """What to record, where to, and for how long."""
+    """Recipe, output, duration and further options of a recording."""
 
     recipe: Recipe
     output: Path
@@ -57,7 +57,7 @@ class RecordingPlan:
     say: Callable[[str], None] = field(default=lambda _: None)
     """Called with a message when events are lost, and when something cannot be removed."""
     leftovers: Sequence[Path] = ()
-    """Directories of earlier recordings, removed once this one is complete."""
+    """Directories of incomplete recordings, removed when this one is complete."""
     report: Callable[[int, int], None] = field(default=lambda _recorded, _lost: None)
     """Called every second with the events recorded and lost so far."""
 
@@ -70,10 +70,10 @@ class RecordingResult:
     n_bytes: int
     seconds: float
     status: int | None
-    """Exit status of the command; None if none was run, or it was ended."""
+    """Exit status of the command; None if no command was run, or the recorder stopped it."""
 
     def summary(self, output: Path) -> str:
-        """Return what was recorded and lost, and where it is, as one line."""
+        """Return one line with the numbers of events recorded and lost, and the output."""
         n, n_lost = self.provenance["read_events"], self.provenance["lost_events"]
         lost = f"{n_lost:,} lost" if n_lost else "none lost"
         beside = "" if output.is_dir() else f" and {output.name}.capture.json"
@@ -85,19 +85,19 @@ class RecordingResult:
 
 
 def record(host: Host, plan: RecordingPlan) -> RecordingResult:
-    """Record until the command ends, the time is over, or SIGINT, SIGTERM or SIGHUP arrives.
+    """Record until the command ends, the duration has passed, or SIGINT, SIGTERM or SIGHUP.
 
-    Probes and instance are always removed; only SIGKILL leaves them to
-    :func:`tdxtrace.capture.instance.clean`.  Nothing but dynamic_events and the instance is
-    written to.
+    Probes and instance are always removed, except after SIGKILL; see
+    :func:`tdxtrace.capture.instance.clean`.  In tracefs only dynamic_events and the instance are
+    written.
 
     Args:
         host: The machine.
-        plan: What to record.
+        plan: Recipe, output, duration and further options.
 
     Raises:
-        InputError: If something cannot be created, read or written.  What was recorded until
-            then is kept in the directory that the message names.
+        InputError: If something cannot be created, read or written.  Data recorded so far is kept
+            in the directory that the message names.
     """
     tracefs = host.tracefs
     if tracefs is None:
@@ -129,7 +129,7 @@ def temporary_instance(instance: Instance, plan: RecordingPlan) -> Iterator[None
     """Create the probes and the instance; remove the instance and then the probes on exit.
 
     Raises:
-        InputError: If the kernel refuses one.
+        InputError: If the kernel refuses a probe or the instance.
     """
     try:
         _add_probes(instance.tracefs, plan.recipe)
@@ -184,7 +184,9 @@ class _Session:
             seconds = time.monotonic() - began
         except OSError as error:
             self._stop()
-            raise InputError(f"cannot record: {error_text(error)}{_kept(folder)}") from None
+            raise InputError(
+                f"cannot record: {error_text(error)}{_location_hint(folder)}"
+            ) from None
         except BaseException:
             self._stop()
             raise
@@ -242,7 +244,7 @@ class _Session:
         return False
 
     def _report_losses(self) -> None:
-        """Report what each CPU lost since the last report."""
+        """Report the events that each CPU lost since the last report."""
         recorded = 0
         for cpu in self.instance.cpus():
             stats = self.instance.stats(cpu)
@@ -280,18 +282,20 @@ class _Session:
             recording.finish(self.instance, facts)
             broken = next((drain.error for drain in self.drains if drain.error), None)
             if broken is not None:
-                raise InputError(f"the recording ended early: {error_text(broken)}{_kept(folder)}")
-            _deliver(recording, plan, facts)
+                raise InputError(
+                    f"the recording ended early: {error_text(broken)}{_location_hint(folder)}"
+                )
+            _write_output(recording, plan, facts)
         except OSError as error:
             raise InputError(
-                f"cannot write the recording: {error_text(error)}{_kept(folder)}"
+                f"cannot write the recording: {error_text(error)}{_location_hint(folder)}"
             ) from None
         status = None if self.child is None else self.child.poll()
         return RecordingResult(facts, n_bytes, seconds, status)
 
 
-def _deliver(recording: RecordingFolder, plan: RecordingPlan, facts: dict[str, Any]) -> None:
-    """Replace the temporary directory by the output that was asked for."""
+def _write_output(recording: RecordingFolder, plan: RecordingPlan, facts: dict[str, Any]) -> None:
+    """Convert the temporary directory to the requested output, and remove it."""
     folder = recording.folder
     if plan.form is OutputForm.pages:
         give_name(folder, plan.output)
@@ -309,7 +313,7 @@ def _deliver(recording: RecordingFolder, plan: RecordingPlan, facts: dict[str, A
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _kept(folder: Path) -> str:
-    """Return the part of an error message that says where the recorded data is."""
+def _location_hint(folder: Path) -> str:
+    """Return the part of an error message that names the directory with the recorded data."""
     shown = one_line(str(folder))
-    return f"; what was recorded till then is in {shown}" if folder.exists() else ""
+    return f"; data recorded so far is in {shown}" if folder.exists() else ""

@@ -1,6 +1,6 @@
 """Directory of a recording: ring-buffer pages of each CPU and the metadata to read them.
 
-It is laid out as the tracefs instance, and readable at any time, even if the recorder was
+It has the layout of a tracefs instance, and can be read at any time, even if the recorder was
 killed: per_cpu/cpuN/trace_pipe_raw, events/*/*/format, trace_clock, saved_cmdlines,
 saved_tgids, osrelease, capture.json.
 """
@@ -104,10 +104,10 @@ class RecordingFolder:
 
 
 def work_folders(output: Path) -> tuple[list[Path], Path]:
-    """Return the directories that earlier recorders left beside ``output``, and an unused name.
+    """Return the directories of incomplete recordings beside ``output``, and an unused name.
 
-    They are ``OUTPUT.part``, ``OUTPUT.1.part`` and so on: what was recorded before a recorder
-    was killed or failed.
+    They are ``OUTPUT.part``, ``OUTPUT.1.part`` and so on: recordings of recorders that were
+    killed or failed.
     """
     left: list[Path] = []
     for n in count():

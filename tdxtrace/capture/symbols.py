@@ -1,4 +1,4 @@
-"""Functions of a kernel that matter here, and whether kprobes accept them."""
+"""Functions of a kernel that can be probed for SEAMCALLs, and the kprobe blacklist."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tdxtrace.tables.text import one_line
 # arch/x86/kvm/vmx/tdx.c (tdx_vcpu_enter_exit); kernel/kprobes.c,
 # populate_kprobe_blacklist.
 NOINSTR: Final = frozenset({"tdh_vp_enter", "__seamcall_saved_ret", "tdx_vcpu_enter_exit"})
-_OURS: Final = re.compile(
+_SEAMCALL_FUNCTION: Final = re.compile(
     r"^(?P<address>[0-9a-fA-F]{1,16}) [tTwW] "
     r"(?P<name>tdh_\w{1,60}|__seamcall\w{0,20}|tdx_vcpu_run|tdx_handle_exit|tdx_vcpu_enter_exit"
     r"|__traceiter_kvm_\w{1,60})"
     r"(?P<rest>\.[\w.]+)?(?:\s+\[(?P<module>\w+)\])?$",
     re.MULTILINE,
 )
-_ANY: Final = re.compile(r"^[0-9a-fA-F]{1,16} [A-Za-z] \S", re.MULTILINE)
+_SYMBOL: Final = re.compile(r"^[0-9a-fA-F]{1,16} [A-Za-z] \S", re.MULTILINE)
 _BLACKLISTED: Final = re.compile(r"^0x[0-9a-f]+-0x[0-9a-f]+\s+(?P<name>\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """Known functions of a kernel."""
+    """SEAMCALL functions of a kernel."""
 
     names: frozenset[str] | None = None
-    """Functions found among those of interest; None: unknown, those of its release are assumed."""
+    """Names in the kernel's symbol list; None: no list, those of the release are assumed."""
     blacklisted: frozenset[str] = NOINSTR
     """Functions that kprobes refuse."""
     source: str = "the kernel's version"
@@ -59,9 +59,11 @@ def from_kallsyms(text: str, shown: str) -> Symbols:
     Raises:
         FormatError: If the text is not a symbol list.
     """
-    if not _ANY.search(text):
-        raise FormatError(f"{shown} is no kallsyms; expected lines 'ADDRESS t NAME'")
-    names = frozenset(found["name"] for found in _OURS.finditer(text) if not found["rest"])
+    if not _SYMBOL.search(text):
+        raise FormatError(f"{shown} is not kallsyms; expected lines 'ADDRESS t NAME'")
+    names = frozenset(
+        found["name"] for found in _SEAMCALL_FUNCTION.finditer(text) if not found["rest"]
+    )
     return Symbols(names, NOINSTR, shown)
 
 
@@ -82,7 +84,7 @@ def from_file(path: Path) -> Symbols:
 def of_host(host: Host) -> Symbols:
     """Return symbols and kprobe blacklist of the running kernel, as far as readable."""
     text = host.read("proc/kallsyms").text
-    if not text or not _ANY.search(text):
+    if not text or not _SYMBOL.search(text):
         return Symbols()
     listed = host.read("sys/kernel/debug/kprobes/blacklist").text or ""
     refused = {found["name"] for found in _BLACKLISTED.finditer(listed)}

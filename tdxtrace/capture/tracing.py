@@ -40,7 +40,7 @@ def tracefs(host: Host) -> Check:
         )
     shown = _shown(host, where)
     if not may_write(where / "instances") or not (where / "instances").is_dir():
-        return Check("tracefs", "missing", f"{shown} is not ours to write", lost, "use sudo")
+        return Check("tracefs", "missing", f"{shown} is not writable", lost, "use sudo")
     return Check("tracefs", "ok", shown)
 
 
@@ -98,8 +98,8 @@ def has_return_arguments(readme: str) -> bool:
 
 
 def fprobes(host: Host) -> Check:
-    """Check that fprobe events can be added; kprobes serve as well."""
-    lost = "nothing if kprobes work: they see the same calls"
+    """Check that fprobe events can be added, an alternative to kprobes."""
+    lost = "nothing if kprobes work: they record the same calls"
     seen = host.read_tracefs("README")
     if seen.text is None:
         return Check("fprobes", "unknown", f"tracefs' README is {seen.why}", lost)
@@ -111,9 +111,9 @@ def fprobes(host: Host) -> Check:
 
 
 def uprobes(host: Host) -> Check:
-    """Check that programs can be probed, as the tests of capture do."""
+    """Check that programs can be probed, for --program and the tests of capture."""
     where = host.tracefs
-    lost = "capture from a program that stands in for a TDX host (--program)"
+    lost = "capture from a program that simulates a TDX host (--program)"
     if where is None:
         return _by_config(host, "uprobes", "UPROBE_EVENTS", lost, "CONFIG_UPROBE_EVENTS=y")
     if may_write(where / "uprobe_events"):
@@ -133,8 +133,8 @@ def blacklist(host: Host) -> Check:
             f"not readable; noinstr in the source: {', '.join(refused)}",
             remedy="mount -t debugfs none /sys/kernel/debug",
         )
-    ours = [name for name in refused if known.has(name)]
-    return Check("blacklist", "note", ", ".join(ours) if ours else "none of the functions to probe")
+    listed = ", ".join(name for name in refused if known.has(name))
+    return Check("blacklist", "note", listed or "none of the functions to probe")
 
 
 def btf(host: Host) -> Check:
@@ -153,7 +153,7 @@ def btf(host: Host) -> Check:
         return Check(
             "btf",
             "limited",
-            "BTF is there, without struct vcpu_tdx",
+            "BTF without struct vcpu_tdx",
             lost,
             "load kvm_intel of a kernel with CONFIG_KVM_INTEL_TDX",
         )
@@ -167,7 +167,7 @@ def btf_paths(host: Host) -> list[Path]:
 
 
 def kernel_of(host: Host) -> Kernel:
-    """Return the running kernel, as a recipe needs it."""
+    """Return the running kernel with its symbols, types and support for return arguments."""
     readme = host.read_tracefs("README").text
     try:
         types = open_btf(btf_paths(host)) if btf_paths(host) else None
@@ -203,9 +203,9 @@ def function_graph(host: Host) -> Check:
     has = "function_graph" in seen.text.split()
     if has and where is not None and (where / "options/funcgraph-retval").exists():
         return Check("function_graph", "ok", "with return values")
-    said = "without return values" if has else "not in this kernel"
+    found = "without return values" if has else "not in this kernel"
     return Check(
-        "function_graph", "limited", said, lost, "CONFIG_FUNCTION_GRAPH_RETVAL=y, Linux 6.5"
+        "function_graph", "limited", found, lost, "CONFIG_FUNCTION_GRAPH_RETVAL=y, Linux 6.5"
     )
 
 
@@ -222,21 +222,22 @@ def clock(host: Host) -> Check:
 
 
 def buffer(host: Host) -> Check:
-    """Check that memory suffices for the buffer that the default rate needs."""
+    """Check that memory suffices for the buffer size of the default rate."""
     cpus = n_cpus(host)
     made = recipe(kernel_of(host), RecipeOptions(Detail.full))
     size = affordable_kb(made.buffer_kb, cpus, available_kb(host))
-    said = f"{size} KiB for each of {cpus} CPUs, for {RATE:,} events/s on the busiest"
+    found = f"{size} KiB for each of {cpus} CPUs, for {RATE:,} events/s on the busiest"
     now = host.read_tracefs("buffer_size_kb").line
-    said += f"; the top buffer has {now}" if now else ""
+    found += f"; the top buffer has {now}" if now else ""
     if size < made.buffer_kb:
         lost = f"some of a burst: {made.buffer_kb} KiB each would be over a quarter of the memory"
-        return Check("buffer", "limited", said, lost, "--buffer, or fewer events (--level minimal)")
-    return Check("buffer", "ok", said)
+        fix = "--buffer, or fewer events (--level minimal)"
+        return Check("buffer", "limited", found, lost, fix)
+    return Check("buffer", "ok", found)
 
 
 def n_cpus(host: Host) -> int:
-    """Return the number of CPUs with a ring buffer: the possible ones, not just those online."""
+    """Return the number of CPUs with a ring buffer: possible CPUs, not only those online."""
     where = host.tracefs
     try:
         listed = [] if where is None else list((where / "per_cpu").glob("cpu[0-9]*"))
@@ -269,19 +270,19 @@ def leftovers(host: Host) -> Check:
 
 
 def others(host: Host) -> Check:
-    """List other tracing that is active; it is left alone, but costs time."""
+    """List active probes and instances of other tools, which cost time; they are not changed."""
     where = host.tracefs
     if where is None:
         return Check("others", "unknown", "tracefs is not mounted")
     lines = dynamic.lines(where)
     theirs = [line for line in lines if not dynamic.is_ours(line)]
     instances = [n for n in dynamic.instances(where) if not n.startswith(dynamic.PREFIX)]
-    said = f"{len(theirs)} probes and {len(instances)} instances of others"
-    return Check("others", "note", said if theirs or instances else "none")
+    found = f"{len(theirs)} probes and {len(instances)} instances of other tools"
+    return Check("others", "note", found if theirs or instances else "none")
 
 
 def _by_config(host: Host, name: str, option: str, lost: str, remedy: str) -> Check:
-    """Check the kernel configuration, where tracefs cannot be read."""
+    """Check the kernel configuration, if tracefs cannot be read."""
     text = host.read(f"boot/config-{host.release}").text
     if text is None:
         try:

@@ -87,7 +87,7 @@ def test_what_is_no_btf_is_refused(tmp_path: Path) -> None:
         open_btf([tmp_path / "x"])
     with pytest.raises(InputError, match="cannot read"):
         open_btf([tmp_path / "absent"])
-    with pytest.raises(FormatError, match="no BTF"):
+    with pytest.raises(FormatError, match="not little-endian BTF"):
         Btf(bytes(64), "x")
     with pytest.raises(FormatError, match="unknown kind"):
         Btf(made(struct.pack("<III", 0, 31 << 24, 0), b"\0"), "x")

@@ -270,9 +270,9 @@ def test_bad_words(words: tuple[str, ...], status: int, said: str) -> None:
 def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("no symbols\n")
     words = ("capture", "plan", "--kernel", "6.18")
-    assert "is no kallsyms" in refused(1, *words, "--from-kallsyms", tmp_path / "x")
-    assert "is BTF that is cut short" in refused(1, *words, "--btf", tmp_path / "x")
-    assert "no ELF program" in refused(1, "capture", "plan", "--program", tmp_path / "x")
+    assert "is not kallsyms" in refused(1, *words, "--from-kallsyms", tmp_path / "x")
+    assert "is truncated BTF" in refused(1, *words, "--btf", tmp_path / "x")
+    assert "is not an ELF program" in refused(1, "capture", "plan", "--program", tmp_path / "x")
     (tmp_path / "a b").write_text("")
     assert "no blank" in refused(1, "capture", "plan", "--program", tmp_path / "a b")
     assert "no function named" in refused(
