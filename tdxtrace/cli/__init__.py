@@ -1,4 +1,4 @@
-"""The command line: each command is one call of the library, its output and an exit status."""
+"""The command line: each command calls the library, prints the result and sets an exit status."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class _Script:
     """Python script under construction."""
 
     words: Mapping[str, Any]
-    """Options by name, as plain values."""
+    """Values of the options by name, as plain Python objects."""
     imports: list[str] = field(default_factory=lambda: ["import tdxtrace"])
     lines: list[str] = field(default_factory=list)
 
@@ -42,9 +42,9 @@ class _Script:
 
 
 def library_calls(command: str, query: QueryOptions, given: Mapping[str, Any]) -> str:
-    """Return Python code that assigns to ``rows`` (or prints, or writes) what a command prints.
+    """Return Python code that assigns the result of a command to ``rows``, or prints or writes it.
 
-    Formatting is left out: ``rows`` has the rows and columns of --format parquet.
+    The result is not formatted: ``rows`` has the rows and columns of --format parquet.
 
     Args:
         command: Name of the command.
@@ -67,8 +67,8 @@ def library_calls(command: str, query: QueryOptions, given: Mapping[str, Any]) -
 
 def _open(script: _Script, query: QueryOptions) -> None:
     """Add the call of ``read_trace``."""
-    said = {name: getattr(query, name) for name in _READING}
-    given = [f"{name}={_literal(value)}" for name, value in said.items() if value not in (None, [])]
+    values = {name: getattr(query, name) for name in _READING}
+    given = [f"{n}={_literal(value)}" for n, value in values.items() if value not in (None, [])]
     # analyze accepts the word ``log`` before the traces.
     names = query.traces[1:] if _is_log(script, query) else query.traces
     chosen = query.selection.to_dict()
@@ -161,17 +161,17 @@ def _recommend(script: _Script) -> None:
     from tdxtrace.recommend.target import parse_target
 
     names = ("target", "confidence", "at_most")
-    said = {name: script.words[name] for name in names if script.words[name] is not None}
-    parse_target(**said)
+    given = {name: script.words[name] for name in names if script.words[name] is not None}
+    parse_target(**given)
     chains = "findings.retry_chains"
-    if not {"target", "at_most"} & set(said):
+    if not {"target", "at_most"} & set(given):
         script.use("tdxtrace.recommend.statements", "limit_statements")
-        sure = script.words["confidence"]
-        script.show(f"limit_statements(findings.attempts, {chains}, confidence={sure!r})")
+        confidence = script.words["confidence"]
+        script.show(f"limit_statements(findings.attempts, {chains}, confidence={confidence!r})")
         return
     script.use("tdxtrace.recommend.limits", "observed_seconds")
     script.lines.append(
-        f"target = tdxtrace.parse_target({', '.join(f'{n}={v!r}' for n, v in said.items())})"
+        f"target = tdxtrace.parse_target({', '.join(f'{n}={v!r}' for n, v in given.items())})"
     )
     script.lines.append("seconds = observed_seconds(findings.provenance)")
     pace = ""

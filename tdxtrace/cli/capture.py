@@ -72,7 +72,7 @@ def doctor_command(
     color: options.Coloring = options.Color.auto,
     no_color: options.NoColor = False,
 ) -> None:
-    """Check what can be traced on this host, what is lost without the rest, and the fix.
+    """Check what can be traced on this host; print impact and fix of what is missing.
 
     Changes nothing.
 
@@ -102,7 +102,7 @@ def plan_command(
         Path | None,
         typer.Option("--from-kallsyms", metavar="FILE", help=HELP["kallsyms"]),
     ] = None,
-    btf: BtfFiles = [],  # noqa: B006 - typer reads, nobody writes it
+    btf: BtfFiles = [],  # noqa: B006 - never modified
     level: Level = Detail.full,
     dialect: Annotated[Dialect, typer.Option("--dialect", help=HELP["dialect"])] = Dialect.tracefs,
     seamcalls: Seamcalls = False,
@@ -150,9 +150,9 @@ def record_command(
     force: Annotated[bool, typer.Option("--force", help=HELP["force"])] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=HELP["quiet"])] = False,
 ) -> None:
-    """Record in a tracefs instance of its own; leave everything as it was.
+    """Record in a private tracefs instance, and remove it and its probes at the end.
 
-    Needs root. A command given after -- is ended with the recording.
+    Needs root. The command after -- is stopped at the end of the recording.
 
     Example: sudo tdxtrace capture record -o trace.dat --duration 10s
     """
@@ -175,7 +175,7 @@ def record_command(
         plan_recording(host, options, notify),
         report=lambda recorded, lost: so_far.append((recorded, lost)),
     )
-    # A command has the terminal for itself.
+    # No progress while a command uses the terminal.
     with working(quiet or bool(command), lambda: _recording(*so_far[-1])):
         outcome = record(host, plan)
     if not quiet:
@@ -200,9 +200,9 @@ def histogram_command(
     ] = "60s",
     program: Program = None,
     tracefs: Tracefs = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
-    """Count requests and attempts in the kernel, by bpftrace; no call leaves it.
+    """Count requests and attempts in the kernel with bpftrace, without recording calls.
 
     Needs root and bpftrace. analyze, attempts, recommend and policies read the file.
 
@@ -224,7 +224,7 @@ def histogram_command(
 
 @app.command("clean", cls=Command)
 def clean_command(tracefs: Tracefs = None) -> None:
-    """Remove what a recorder that was killed left behind; nothing of anyone else's.
+    """Remove probes and instances of killed recorders, and nothing of other tools.
 
     Example: sudo tdxtrace capture clean
     """
@@ -247,7 +247,7 @@ def _recording(n_recorded: int, n_lost: int) -> str:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Return the checks as a table, with what is lost and the remedy where one fails."""
+    """Return the checks as a table, with the impact and fix of each check that fails."""
     from rich.table import Table
     from rich.text import Text
 

@@ -34,7 +34,7 @@ def busy_causes_command(
         ),
     ] = None,
     candidates: Annotated[
-        bool, typer.Option("--candidates", help="Also what else fits, not only the answers.")
+        bool, typer.Option("--candidates", help="All candidates, not only the most likely.")
     ] = False,
 ) -> None:
     """Print who made each SEAMCALL busy: a host call, an armed entry, a guest, a kernel bug.
@@ -63,14 +63,14 @@ def explain_command(
     seq: Annotated[
         int,
         typer.Option(
-            "--seq", metavar="N", parser=parse_count, help="Which SEAMCALL: its seq, 3797 or 3,797."
+            "--seq", metavar="N", parser=parse_count, help="seq of the SEAMCALL: 3797 or 3,797."
         ),
     ],
     source: Annotated[
-        int, typer.Option("--source", metavar="N", min=0, help="Of which TRACE, counted from 0.")
+        int, typer.Option("--source", metavar="N", min=0, help="Number of the TRACE, from 0.")
     ] = 0,
     chain: Annotated[
-        bool, typer.Option("--chain/--attempt", help="The time of its whole chain, or its own.")
+        bool, typer.Option("--chain/--attempt", help="Show the time of its chain, or its own.")
     ] = False,
 ) -> None:
     """Show what happened around one SEAMCALL: threads, locks, and who made it busy.
@@ -96,10 +96,10 @@ def decode_command(
     ],
     leaf: Annotated[
         str | None,
-        typer.Option("--leaf", metavar="LEAF", help="Leaf that answered so: name or number."),
+        typer.Option("--leaf", metavar="LEAF", help="Leaf that returned it: name or number."),
     ] = None,
 ) -> None:
-    """Say what a SEAMCALL's completion status (RAX) means.
+    """Explain a SEAMCALL's completion status (RAX).
 
     Example: tdxtrace decode 0x8000020000000092 --leaf TDH.VP.ENTER
     """

@@ -1,4 +1,4 @@
-"""The commands by what they are for; each is imported when it is asked for."""
+"""The commands, grouped by purpose; the module of each is imported on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.models import CommandInfo
 
 from tdxtrace.cli.help import Command
 
-# By their title in the help: name, module of tdxtrace.cli, and one sentence.
+# Commands by title of their group in the help: name, module of tdxtrace.cli, and one sentence.
 _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Look at a recording": {
         "analyze": ("file_commands", "Is there a problem, what was retried, what was lost?"),
@@ -21,9 +21,9 @@ _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "retry-chains": ("table_commands", "List the requests that were retried."),
         "zero-steps": ("table_commands", "List refusals of entries by zero-step mitigation."),
         "counters": ("table_commands", "What kvm->stat would have counted over time."),
-        "accept-rates": ("table_commands", "How fast TDs are given memory, and why not faster."),
-        "boot-phases": ("table_commands", "Where the time of each TD's boot went."),
-        "tdvmcalls": ("table_commands", "What guests asked of their host, over time."),
+        "accept-rates": ("table_commands", "How fast TDs accept memory, and what limits it."),
+        "boot-phases": ("table_commands", "Time of each TD by phase, from build to teardown."),
+        "tdvmcalls": ("table_commands", "Calls of guests to their host, over time."),
         "events": ("table_commands", "List the events as they were read."),
         "watch": ("watch", "Show a running host, or text from a pipe."),
     },
@@ -31,21 +31,21 @@ _GROUPS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "verdicts": ("table_commands", "Whose fault: BUG, HOSTILE, UNDECIDED, EXPECTED."),
         "busy-causes": ("cause_commands", "Who made each SEAMCALL busy."),
         "explain": ("cause_commands", "What happened around one SEAMCALL."),
-        "zero-step-causes": ("table_commands", "Why a vCPU faulted until it was refused."),
+        "zero-step-causes": ("table_commands", "Why a vCPU repeated faults until it was refused."),
         "abandoned-requests": ("table_commands", "What happened to abandoned requests."),
-        "progress-loops": ("table_commands", "What was repeated without a lock conflict."),
+        "progress-loops": ("table_commands", "Requests and faults repeated without a conflict."),
         "host-check": ("table_commands", "Which weaknesses the TDX module has, by a log."),
         "measurement-log": ("table_commands", "Which calls made each TD's MRTD."),
         "module-updates": ("table_commands", "Whether a module update stopped all CPUs."),
         "td-conflicts": ("table_commands", "Whether TDs made each other busy."),
-        "decode": ("cause_commands", "Say what a status word means."),
+        "decode": ("cause_commands", "Explain a status word."),
     },
     "Choose a limit": {
         "recommend": ("limit_commands", "Which retry limit the recording supports."),
         "attempts": ("limit_commands", "How many requests need more than N attempts."),
         "policies": ("limit_commands", "What each retry policy would have done."),
         "step-thresholds": ("table_commands", "What other zero-step thresholds would do."),
-        "time-shares": ("table_commands", "Where the time of each TD's threads went."),
+        "time-shares": ("table_commands", "Time of each TD's threads by activity."),
         "compare": ("file_commands", "Which differences two recordings support."),
     },
     "Ask for many hosts": {
@@ -72,20 +72,20 @@ _MODULES: Final = {
 }
 COMMANDS: Final = tuple(_MODULES)
 """Names of the commands, in the order of the help."""
-# Commands that have commands of their own.
+# Commands that have subcommands.
 _APPS: Final = ("capture", "fleet")
-# What the same is called in perf and git.
+# Names of the same commands in perf and git.
 ALIASES: Final = {"stat": "analyze", "diff": "compare", "script": "events"}
-# What perf and trace-cmd call recording.
+# Command for ``record``, as perf and trace-cmd call it.
 _RECORD: Final = ("capture", "record")
-# A signed status word begins like an option.
+# A negative status word begins with a minus, like an option.
 _SETTINGS: Final = {"decode": {"ignore_unknown_options": True}}
-# How perf and trace-cmd name their input.
+# Option of perf and trace-cmd for the input.
 _INPUT: Final = "-i"
 
 
 class _Commands(MutableMapping[str, Any]):
-    """Commands by name, each imported and built when it is first asked for."""
+    """Commands by name, each imported and built on first access."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -129,28 +129,28 @@ def _command(name: str, module: str) -> Any:  # noqa: ANN401
 
 
 class CommandGroup(TyperGroup):
-    """The program: its help lists commands by what they are for."""
+    """The program, whose help lists commands grouped by purpose."""
 
     def __init__(self, **given: Any) -> None:  # noqa: ANN401
         super().__init__(**given)
         self.commands = _Commands()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
-        """Return a command by its name here, or in perf or git."""
+        """Return a command by its name, or by its alias from perf or git."""
         return self.commands.get(ALIASES.get(cmd_name, cmd_name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        """Return the command and its arguments, as here or in perf: ``record``, ``-i FILE``."""
+        """Return the command and its arguments; accepts perf's ``record`` and ``-i FILE``."""
         name, *words = _RECORD if args[0] == _RECORD[-1] else args[:1]
         words += args[1:]
-        # A command that runs while it is recorded keeps its own options.
+        # The options of a command that is run by ``record`` are not changed.
         reads = (name in _MODULES or name in ALIASES) and name != _RECORD[0]
         return super().resolve_command(
             ctx, [name, *(word for word in words if not (reads and word == _INPUT))]
         )
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Write each group of commands with a sentence each."""
+        """Write each group of commands, with one sentence for each command."""
         width = max(map(len, _MODULES))
         for title, group in _GROUPS.items():
             with formatter.section(title):

@@ -21,7 +21,7 @@ _KEYS: Final = (
 
 
 def here() -> Path:
-    """Return the folder in which the program runs; the root where that is gone."""
+    """Return the working directory; the root if it was removed."""
     try:
         return Path.cwd()
     except OSError:
@@ -31,16 +31,16 @@ def here() -> Path:
 def defaults(folder: Path, commands: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the defaults of options by command, for click's ``default_map``.
 
-    The nearest file counts, in ``folder`` or above it, as for ruff. A command takes the keys that
-    are options of it; what stands on the command line goes before.
+    The nearest file is used, in ``folder`` or a parent folder, as by ruff. A command uses the keys
+    that are its options; options on the command line have precedence.
 
     Args:
-        folder: Where the program runs.
+        folder: The working directory.
         commands: Names of the commands.
 
     Raises:
         InputError: If the file cannot be read.
-        QueryError: If it is no TOML, or has a key that is no setting.
+        QueryError: If it is not TOML, or has an unknown key.
     """
     found = _settings(folder)
     if not found:
@@ -61,7 +61,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 
 
 def _has(path: Path, text: bytes) -> bool:
-    """Whether a file has this text; one that cannot be read has none."""
+    """Return whether a file contains ``text``; false if it cannot be read."""
     try:
         return path.is_file() and text in path.read_bytes()
     except OSError:
@@ -69,7 +69,7 @@ def _has(path: Path, text: bytes) -> bool:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    # Most folders have no settings.
+    # Imported here, as most folders have no settings.
     from tdxtrace.tables.settings import parse_settings, read_settings
 
     return parse_settings(read_settings(path), path.name)
@@ -77,7 +77,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _checked(found: object, path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
-        raise QueryError(f"{one_line(str(path), 80)}: tool.tdxtrace is no table")
+        raise QueryError(f"{one_line(str(path), 80)}: tool.tdxtrace is not a table")
     for name in found:
         if name.replace("_", "-") not in _KEYS:
             near = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0)[0]
@@ -90,5 +90,5 @@ def _checked(found: object, path: Path) -> Mapping[str, Any]:
 
 
 def _words(value: object) -> str | list[str]:
-    """A value as it would stand on the command line."""
+    """Return a value as text, or list of texts, as on the command line."""
     return [str(one) for one in value] if isinstance(value, list) else str(value)

@@ -36,11 +36,11 @@ def analyze_command(
     brief: Annotated[
         bool, typer.Option("--brief", help="Problems, totals, losses; no tables.")
     ] = False,
-    fail_on: options.FailOn = [],  # noqa: B006 - typer reads, nobody writes it
+    fail_on: options.FailOn = [],  # noqa: B006 - never modified
 ) -> None:
-    """Read traces and say whether there is a problem, what was retried, and what was lost.
+    """Read traces and report problems, retries and losses.
 
-    The word log before TRACE may be left out.
+    The word log before TRACE is optional.
 
     Example: tdxtrace analyze log trace.txt --fail-on 'max-attempts>16'
     """
@@ -51,7 +51,7 @@ def analyze_command(
     query = replace(query, traces=_traces(query.traces))
     if (counted := histogram_of(query)) is not None:
         if output is not None or as_json or rules:
-            raise QueryError("of a histogram analyze prints text alone; attempts has --format")
+            raise QueryError("for a histogram analyze prints only text; attempts has --format")
         show_histogram(counted, query, PrintOptions())
         return
     findings = query.analyze()
@@ -64,7 +64,7 @@ def analyze_command(
 
 
 def _traces(words: list[str]) -> list[str]:
-    """Traces without the optional word ``log`` before them, unless a file has that name."""
+    """Return the traces without a leading word ``log``, unless a file has that name."""
     is_word = words[0] == "log" and len(words) > 1 and not Path("log").exists()
     return words[1:] if is_word else words
 
@@ -141,7 +141,7 @@ def report_command(
 def compare_command(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="A trace, or a folder.")],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The other.")],
-    leaf: options.Leaves = [],  # noqa: B006 - typer reads, nobody writes it
+    leaf: options.Leaves = [],  # noqa: B006 - never modified
     output: options.Output = None,
     form: Annotated[
         ReportFormat | None,
@@ -150,7 +150,7 @@ def compare_command(
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare two traces: which differences in retries does the data support?
+    """Compare two traces: print the differences in retries that the data support.
 
     Example: tdxtrace compare before.txt after.txt --leaf TDH.MEM.PAGE.AUG
     """
@@ -188,12 +188,12 @@ def convert_command(
         typer.Option("--output", "-o", metavar="DIR", help="Folder to make.", show_default=False),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a folder that convert made.")
+        bool, typer.Option("--force", help="Replace an existing folder of convert.")
     ] = False,
     since: options.Since = None,
     until: options.Until = None,
 ) -> None:
-    """Read traces once and keep their tables (Parquet): name the folder in place of a trace.
+    """Read traces and store their tables (Parquet) in a folder that replaces the traces.
 
     Example: tdxtrace convert trace.dat -o run1; tdxtrace analyze run1
     """
@@ -248,15 +248,15 @@ def export_command(
 def notebook_command(
     trace: Annotated[
         str | None,
-        typer.Argument(metavar="TRACE", help="What it opens; else it simulates a trace."),
+        typer.Argument(metavar="TRACE", help="Trace to open; default: simulate one."),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Output file.")
     ] = Path("tdxtrace.ipynb"),
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a Jupyter notebook that opens a trace, draws it, asks it and changes a policy.
+    """Write a Jupyter notebook that opens a trace, draws charts, queries it and replays a policy.
 
     Example: tdxtrace notebook trace.txt -o look.ipynb; jupyter lab look.ipynb
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Count many traces one by one, and ask for the limits of all hosts.",
+    help="Count the requests of many traces, and compute limits over all hosts.",
 )
 FactsUrl = Annotated[
     str, typer.Argument(metavar="FACTS", help="Folder or s3:// URL that fleet map wrote to.")
@@ -40,7 +40,7 @@ TargetShare = Annotated[
     float, typer.Option("--target", metavar="P", help="Largest share that may need more.")
 ]
 Confidence = Annotated[
-    float, typer.Option("--confidence", metavar="C", help="How sure that is to be.")
+    float, typer.Option("--confidence", metavar="C", help="One-sided confidence of that.")
 ]
 _LATEST_SHOWN: Final = 5
 
@@ -51,21 +51,21 @@ def map_command(
         list[str], typer.Argument(metavar="TRACE", help="Files, folders, globs, s3:// URLs.")
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="URL", help="Where facts go.", show_default=False)
+        str, typer.Option("--to", metavar="URL", help="Output, folder or URL.", show_default=False)
     ],
     identify: Annotated[
         str | None,
         typer.Option(
             "--identify",
             metavar="FORM",
-            help="End of a trace's place, such as HOST/DATE.dat written with host and date in "
-            "curly brackets; also kernel, module and *. Default: each file is a host.",
+            help="End of a trace's path with host and date in braces, such as HOST/DATE.dat; "
+            "also kernel, module and *. Default: each file is a host.",
         ),
     ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
-            "--cluster", metavar="ADDRESS", help="Dask's scheduler, tcp://…, or local: start one."
+            "--cluster", metavar="ADDRESS", help="Dask scheduler, tcp://…, or local: start one."
         ),
     ] = None,
     workers: Annotated[
@@ -74,7 +74,7 @@ def map_command(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="SIZE", help="Each may take. Default: its part."),
+        typer.Option("--memory", metavar="SIZE", help="Per process. Default: its share."),
     ] = None,
     module: Annotated[
         str | None,
@@ -86,11 +86,11 @@ def map_command(
     ] = None,
     big: Annotated[
         str | None,
-        typer.Option("--big", metavar="SIZE", help="From it on Dask's resource big is needed."),
+        typer.Option("--big", metavar="SIZE", help="Larger traces need the Dask resource big."),
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Count each trace into facts, in parallel; what is counted already is not read again.
+    """Count each trace, in parallel; traces that were counted before are not read again.
 
     Exit status 1: a trace could not be counted.
 
@@ -125,10 +125,10 @@ def map_command(
 
 
 def _key(path: Path | None) -> bytes:
-    """The key of a file, without the end of its line.
+    """Read the key from a file, without leading and trailing whitespace; b"" without a file.
 
     Raises:
-        InputError: If it cannot be read, or is no key.
+        InputError: If it cannot be read, or does not have 16 to 64 bytes.
     """
     from tdxtrace.errors import InputError
 
@@ -139,18 +139,18 @@ def _key(path: Path | None) -> bytes:
     except OSError as error:
         raise InputError(f"cannot read {one_line(str(path))}: {error.strerror}") from None
     if not 16 <= len(key) <= 64:
-        raise InputError(f"{one_line(str(path))} is no key: it has to have 16 to 64 bytes")
+        raise InputError(f"{one_line(str(path))} is not a key: it must have 16 to 64 bytes")
     return key
 
 
 @dataclass(slots=True)
 class _Progress:
-    """How many traces are counted, on a terminal."""
+    """Progress line on a terminal: traces counted, rate and remaining time."""
 
     quiet: bool
 
     def show(self, summary: MapSummary) -> None:
-        """Print rate and time left in place of what was printed before."""
+        """Replace the progress line."""
         if self.quiet or not sys.stderr.isatty():
             return
         n = summary.n_finished - summary.n_there
@@ -169,7 +169,7 @@ def _say(summary: MapSummary, quiet: bool) -> None:
         return
     print(
         f"{summary.n_done:,} traces counted in {summary.seconds:.1f} s, {summary.n_there:,} were "
-        f"there, {summary.n_failed:,} failed"
+        f"counted before, {summary.n_failed:,} failed"
     )
     for url, reason in summary.failures[:_LATEST_SHOWN]:
         print(f"  {one_line(url, 80)}: {one_line(reason, 200)}")
@@ -187,13 +187,13 @@ def limits_command(
     target: TargetShare = 1e-3,
     confidence: Confidence = 0.95,
     about_hosts: Annotated[
-        bool, typer.Option("--hosts", help="Which hosts carry the tail of each leaf.")
+        bool, typer.Option("--hosts", help="Share of each host in the tail of each leaf.")
     ] = False,
     form: options.Format = OutputFormat.table,
     output: options.Output = None,
     force: options.Force = False,
 ) -> None:
-    """Say which retry limits all hosts support, and which hosts carry the tail.
+    """Print the retry limits that all hosts support, and which hosts contribute most to the tail.
 
     Example: tdxtrace fleet limits facts --where "kernel = '7.2'" --target 1e-4
     """
@@ -261,16 +261,16 @@ def compare_command(
     facts: FactsUrl,
     before: Annotated[
         str,
-        typer.Option("--before", metavar="SQL", help="Which traces.", show_default=False),
+        typer.Option("--before", metavar="SQL", help="First set of traces.", show_default=False),
     ],
     after: Annotated[
-        str, typer.Option("--after", metavar="SQL", help="Which others.", show_default=False)
+        str, typer.Option("--after", metavar="SQL", help="Second set.", show_default=False)
     ],
     form: options.Format = OutputFormat.table,
     output: options.Output = None,
     force: options.Force = False,
 ) -> None:
-    """Say which differences two sets of traces support, with hosts as clusters: a rollout.
+    """Compare two sets of traces, with hosts as clusters, for example before and after a rollout.
 
     Example: tdxtrace fleet compare facts --before "kernel = '7.1'" --after "kernel = '7.2'"
     """
@@ -286,7 +286,7 @@ def compare_command(
 
 
 def _opened(url: str, where: str | None) -> Facts:
-    """The facts at a URL for which a condition holds."""
+    """Open the facts at a URL, restricted to traces for which a condition holds."""
     from tdxtrace.fleet.merge import open_facts
     from tdxtrace.fleet.storage import open_storage
 
@@ -300,7 +300,7 @@ def _target(ratio: float, confidence: float) -> Target:
 
 
 def _show(shown: RenderableType, output: Path | None, force: bool, facts: str) -> None:
-    """Print what a command answers, or write it as text."""
+    """Print a renderable, or write it as text to ``output``."""
     from tdxtrace.cli import screen
 
     if output is None:

@@ -1,4 +1,4 @@
-"""Help of commands: it fits one screen, with rarely used options listed separately."""
+"""Help of commands, on one screen each; rarely used options are listed separately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand
 
-# Options about reading that are the same for every command and rarely needed.
+# Input options that are the same for every command and rarely needed.
 HIDDEN_OPTIONS: Final = (
     "input_format",
     "mappings",
@@ -25,7 +25,7 @@ _EXIT: Final = "Exit status: 0 done, 1 bad input, 2 bad usage"
 _RULES: Final = {"fail_on": "a rule of --fail-on matches", "min_exact": "below a threshold"}
 READING_HELP: Final = "--help-reading"
 _BRACED: Final = re.compile(r"^\{([^|]+?)(?:\.\.\.)?\}(\.\.\.)?$")
-# What click adds of numbers that a command refuses anyway.
+# Ranges of numbers, which click adds to the help and this module removes.
 _RANGE: Final = re.compile(r"(?<! ) *+\[[\d<=]*+x[\d<>=]++\]|; [\d<=]*+x[\d<>=]++(?=\])")
 _VALUES: Final = {
     **dict.fromkeys(("int", "int range", "list[int]"), "N"),
@@ -55,11 +55,11 @@ class Command(TyperCommand):
 
 
 def exit_statuses(params: Sequence[Any], of_all: bool = False) -> str:
-    """Return what the exit statuses of a command with these parameters mean, as a sentence.
+    """Return a sentence that explains the exit statuses of a command.
 
     Args:
         params: Parameters of the command.
-        of_all: Whether it stands for all commands.
+        of_all: Whether to explain the statuses of all commands.
     """
     named = {param.name for param in params}
     third = [meaning for name, meaning in _RULES.items() if of_all or name in named]
@@ -67,7 +67,7 @@ def exit_statuses(params: Sequence[Any], of_all: bool = False) -> str:
 
 
 def parameter_records(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:  # noqa: ANN401
-    """Return the arguments and the options of a command, all of them: names and explanation."""
+    """Return all arguments and options of a command: names and explanation."""
     found: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
@@ -96,7 +96,7 @@ def print_reading_help(ctx: typer.Context, is_set: bool) -> None:
 
 
 def _name(shown: str, has_value: bool) -> str:
-    """Parameter as man pages write it: a placeholder for its value, not its Python type."""
+    """Return a parameter as in man pages: a placeholder for its value, not its Python type."""
     name, _, rest = shown.partition(" <")
     if not (rest.endswith(">") and rest[0].islower()):
         return shown

@@ -1,4 +1,4 @@
-"""Answers from a histogram, for the commands that also read recordings."""
+"""Output of analyze, attempts, policies and recommend for a histogram instead of a recording."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FIXED: Final = re.compile(r"fixed-\d{1,7}", re.ASCII)
 
 
 def histogram_of(query: QueryOptions) -> Histogram | None:
-    """Return the histogram that was given as the only input; None: the inputs are recordings.
+    """Return the histogram if it is the only input; None: the inputs are recordings.
 
     Raises:
-        TdxtraceError: If it cannot be read, or is given with other inputs or a selection.
+        TdxtraceError: If it cannot be read, or is combined with other inputs or a selection.
     """
     from tdxtrace.ingest.histogram import is_histogram, read_histogram
 
@@ -28,14 +28,14 @@ def histogram_of(query: QueryOptions) -> Histogram | None:
     if not any(is_histogram(path) for path in paths):
         return None
     if len(query.inputs) > 2 or len(paths) > 1:
-        raise QueryError("a histogram is read alone: counts of two do not tell whose they are")
+        raise QueryError("a histogram must be the only input: its counts have no source")
     if query.selection.to_dict():
         raise QueryError("a histogram holds no single calls to select: leave --vm, --since out")
     return read_histogram(paths[0])
 
 
 def show_histogram(found: Histogram, query: QueryOptions, printing: PrintOptions) -> None:
-    """Print the requests that it counted, as text, or as the table ``request_counts``."""
+    """Print the requests of a histogram, as text, or as the table ``request_counts``."""
     from tdxtrace.cli.options import OutputFormat
     from tdxtrace.recommend.counted import counted_attempts
     from tdxtrace.report.histogram_text import HistogramFacts, histogram_text
@@ -50,7 +50,7 @@ def show_histogram(found: Histogram, query: QueryOptions, printing: PrintOptions
 
 
 def show_counted(found: Histogram, query: QueryOptions, printing: PrintOptions) -> None:
-    """Print the table ``counted_attempts``: what each limit would have done."""
+    """Print the table ``counted_attempts``: the share of requests that exceed each limit."""
     from tdxtrace.recommend.counted import counted_attempts
 
     printing.show(counted_attempts(found.requests), query)
@@ -59,26 +59,26 @@ def show_counted(found: Histogram, query: QueryOptions, printing: PrintOptions) 
 def show_policies(
     found: Histogram, query: QueryOptions, printing: PrintOptions, names: Sequence[str]
 ) -> None:
-    """Print what policies that only count attempts would have done."""
+    """Print the outcome of policies with a fixed number of attempts."""
     from tdxtrace.recommend.counted import counted_attempts
     from tdxtrace.tables.attempt_cells import EXACT_LIMITS
 
     numbers = [int(name.removeprefix("fixed-")) for name in names if _FIXED.fullmatch(name)]
-    told = sorted({n for n in numbers if n in EXACT_LIMITS})
-    left_out = [name for name in names if name not in {f"fixed-{n}" for n in told}]
+    supported = sorted({n for n in numbers if n in EXACT_LIMITS})
+    left_out = [name for name in names if name not in {f"fixed-{n}" for n in supported}]
     if left_out:
         query.notify(f"these policies need single calls, not a histogram: {', '.join(left_out)}")
-    if not told:
-        raise QueryError("a histogram answers for fixed-1 to fixed-64, fixed-127, fixed-255, ...")
-    printing.show(counted_attempts(found.requests, told), query)
+    if not supported:
+        raise QueryError("a histogram supports fixed-1 to fixed-64, fixed-127, fixed-255, ...")
+    printing.show(counted_attempts(found.requests, supported), query)
 
 
 def show_limits(
     found: Histogram, query: QueryOptions, printing: PrintOptions, target: float | None
 ) -> None:
-    """Print the smallest limit of each leaf that at most this share of requests exceeds.
+    """Print the smallest limit of each leaf that at most a share ``target`` of requests exceeds.
 
-    Without a share, it is the one of a target that nothing else is said of.
+    None: the default share of :class:`Target`.
     """
     from tdxtrace.cli.options import OutputFormat
     from tdxtrace.recommend.counted import counted_attempts

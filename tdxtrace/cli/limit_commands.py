@@ -30,10 +30,10 @@ def attempts_command(
     ] = Unit.attempts,
     latencies: Annotated[
         bool,
-        typer.Option("--latencies", help="What busy and successful calls cost, and pauses."),
+        typer.Option("--latencies", help="Durations of busy and successful calls, and pauses."),
     ] = False,
 ) -> None:
-    """Print the share of requests done within so many attempts, or so much time.
+    """Print the share of requests done within a number of attempts, or a time.
 
     Example: tdxtrace attempts trace.txt --leaf TDH.MEM.PAGE.AUG --unit ns
     """
@@ -62,13 +62,13 @@ def policies_command(
             "--policy",
             metavar="NAME",
             autocompletion=completion.policies,
-            help="Only this: seed-loop, v1-series, mainline, endless, fixed-5, budget-1ms, or one "
-            "of the file; may be repeated.",
+            help="Only this: seed-loop, v1-series, mainline, endless, fixed-5, budget-1ms, or a "
+            "policy of --policies; repeatable.",
         ),
-    ] = [],  # noqa: B006 - typer reads, nobody writes it
+    ] = [],  # noqa: B006 - never modified
     file: Annotated[
         Path | None,
-        typer.Option("--policies", metavar="FILE", help="TOML file with policies of your own."),
+        typer.Option("--policies", metavar="FILE", help="TOML file with further policies."),
     ] = None,
 ) -> None:
     """Print what each retry policy would have done with the requests of a trace.
@@ -108,7 +108,7 @@ def recommend_command(
         typer.Option("--target", metavar="P", help="Largest share of requests that may need more."),
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", metavar="C", help="How sure that is to be.")
+        float, typer.Option("--confidence", metavar="C", help="One-sided confidence of that.")
     ] = _CONFIDENCE,
     at_most: Annotated[
         str | None,
@@ -133,7 +133,7 @@ def recommend_command(
         ),
     ] = False,
 ) -> None:
-    """Say what share of requests needs more, or which limit keeps a target.
+    """Print which share of requests needs more, or which limit meets a target.
 
     Example: tdxtrace recommend monday.txt tuesday.txt --target 1e-3
     """
@@ -145,7 +145,7 @@ def recommend_command(
 
     if (counted := histogram_of(query)) is not None:
         if at_most is not None or pace is not None or ask or confidence != _CONFIDENCE:
-            raise QueryError("of these options a histogram answers --target alone")
+            raise QueryError("a histogram supports only --target of these options")
         show_limits(counted, query, printing, target)
         return
     wanted = parse_target(target=target, confidence=confidence, at_most=at_most)
@@ -171,7 +171,7 @@ def recommend_command(
 def _state(
     query: QueryOptions, printing: PrintOptions, wanted: Target, pace_ns: float | None
 ) -> None:
-    """Print what the trace supports without a target; needs no causes, which take longest."""
+    """Print the statements that need no target; skips causes, which take the most time."""
     from tdxtrace.analysis.attempts import attempts
     from tdxtrace.recommend.limits import limits, observed_seconds
     from tdxtrace.recommend.statements import limit_statements, modelled_limits

@@ -23,10 +23,10 @@ from tdxtrace.errors import TdxtraceError
 EXIT_INPUT = 1
 EXIT_WORDS = 2
 EXIT_THRESHOLD = 3
-# As shells and typer (of SIGINT) say that a signal ended a program.
+# Exit status of a program that was ended by a signal is 128 + its number, as in shells.
 _SIGNALLED: Final = 128
-# Objects made before the garbage collector looks for cycles: none but short ones come of imports
-# and of a small trace, and 230 passes took a tenth of the time of `analyze`.
+# Number of allocations between runs of the garbage collector: imports and small traces make almost
+# no cycles, and 230 runs took a tenth of the time of `analyze`.
 _GC_OBJECTS: Final = 200_000
 
 app = typer.Typer(
@@ -71,8 +71,7 @@ def root(
     """
 
 
-# What the loader of shared libraries says where the address space is used up: glibc
-# elf/dl-map-segments.h.
+# Error of the dynamic loader if the address space is exhausted: glibc elf/dl-map-segments.h.
 _UNMAPPED: Final = "failed to map segment"
 
 
@@ -85,15 +84,15 @@ def _no_memory() -> str:
     )
 
 
-# Signals that come again while files are removed are ignored for so long: timeout(1) sends SIGTERM
-# to the process and again to its group.
+# Repeated signals are ignored for this time while files are removed: timeout(1) sends SIGTERM to
+# the process and again to its group.
 _CLEANING_SECONDS: Final = 5.0
 
 
 def _end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the program as SIGINT does: it removes what it made for itself.
+    """Handle SIGTERM and SIGHUP by SystemExit, so that temporary files are removed.
 
-    Where nohup(1) has SIGHUP ignored, it stays so.
+    An ignored SIGHUP, as with nohup(1), stays ignored.
     """
     ended_at = float("inf")
 
@@ -139,5 +138,5 @@ def main() -> None:
         abandon_output()
         raise SystemExit(EXIT_INPUT) from None
     finally:
-        # The process ends: spare the garbage collector its last pass over all modules.
+        # Skip the garbage collection of all modules at exit.
         gc.freeze()

@@ -1,4 +1,4 @@
-"""Manual pages, made from the help: ``python -m tdxtrace.cli.man DIR``.
+"""Manual pages, generated from the help: ``python -m tdxtrace.cli.man DIR``.
 
 Writes one page for the program and one for each command, in the format of man(7):
 ``DIR/tdxtrace.1``, ``DIR/tdxtrace-analyze.1``, ``DIR/tdxtrace-capture-record.1`` and so on.
@@ -95,17 +95,17 @@ def _bold(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape text for man(7): its backslash, its minus, and a control character at the start."""
+    """Escape text for man(7): backslashes, minus signs, and a control character at the start."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     escaped = escaped.replace("…", "\\[u2026]")
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
 def write(folder: Path) -> int:
-    """Write every page into ``folder``, which is made; return their number.
+    """Write every page into ``folder``, which is created; return their number.
 
     Raises:
-        InputError: If one cannot be written.
+        InputError: If a page cannot be written.
     """
     made = pages()
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-# Upper bounds of the histogram of attempts; more are counted in the last bucket.
+# Upper bounds of the histogram of attempts, without the last bucket (+Inf).
 _BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1023)
 
 
@@ -25,7 +25,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """Parse HOST:PORT; the host must be a loopback address.
 
     Raises:
-        QueryError: If it is no address, or not a loopback address.
+        QueryError: If it is not an address, or not a loopback address.
     """
     host, _, port = text.rpartition(":")
     host = "127.0.0.1" if host == "localhost" else host.strip("[]")
@@ -46,7 +46,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def serve(totals: RunningTotals, host: str, port: int) -> Iterator[None]:
-    """Serve metrics as long as the context lasts.
+    """Serve metrics within the context.
 
     Raises:
         InputError: If the port cannot be bound.
@@ -69,15 +69,15 @@ def serve(totals: RunningTotals, host: str, port: int) -> Iterator[None]:
 
 
 def _for_this_host(app: WSGIApplication) -> WSGIApplication:
-    """Return ``app``, which answers only what asks for it by an address or name of loopback.
+    """Return ``app``, restricted to requests whose Host header is a loopback address or localhost.
 
-    A page in a browser of this host may ask for a name of its own that it lets point here (DNS
-    rebinding); then the Host header (RFC 9110 7.2) is that name.
+    This prevents DNS rebinding: a web page in a browser on this host may use a name of its own
+    that resolves to loopback; the Host header (RFC 9110 7.2) is then that name.
     """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        told = environ.get("HTTP_HOST", "localhost")
-        name = re.sub(r":\d*$", "", told).strip("[]").lower()
+        host = environ.get("HTTP_HOST", "localhost")
+        name = re.sub(r":\d*$", "", host).strip("[]").lower()
         if name == "localhost" or _is_loopback(name):
             return app(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
@@ -99,7 +99,7 @@ class _Collector:
         totals = self._totals
         yield from _by_leaf(totals)
         busy = CounterMetricFamily(
-            "tdxtrace_busy", "Busy answers by what was busy.", labels=["leaf", "resource"]
+            "tdxtrace_busy", "Busy answers by resource.", labels=["leaf", "resource"]
         )
         for (leaf, what), n in list(totals.busy.items()):
             busy.add_metric([leaf, what], n)
@@ -124,11 +124,9 @@ def _by_leaf(totals: RunningTotals) -> Iterator[Metric]:
 
     calls = CounterMetricFamily("tdxtrace_seamcalls", "SEAMCALL attempts.", labels=["leaf"])
     retried = CounterMetricFamily(
-        "tdxtrace_retried_seamcalls", "Requests that met busy at least once.", labels=["leaf"]
+        "tdxtrace_retried_seamcalls", "Requests answered busy at least once.", labels=["leaf"]
     )
-    attempts = HistogramMetricFamily(
-        "tdxtrace_attempts", "Attempts that a request took.", labels=["leaf"]
-    )
+    attempts = HistogramMetricFamily("tdxtrace_attempts", "Attempts per request.", labels=["leaf"])
     for leaf, one in list(totals.leaves.items()):
         calls.add_metric([leaf], one.n_calls)
         retried.add_metric([leaf], one.n_retried)

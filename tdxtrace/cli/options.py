@@ -1,4 +1,4 @@
-"""Options that several commands share, and formats of output."""
+"""Options that several commands share, and output formats."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ ABOUT_TABLES: Final[Mapping[str, str]] = {
     About.locks: "lock_values",
     About.entries: "entry_waits",
 }
-"""The finding table of each."""
+"""The finding table of each value of :class:`About`."""
 Traces = Annotated[
     list[str],
     typer.Argument(
         metavar="TRACE...",
         help="trace.dat, perf.data or ring-buffer pages; text of ftrace, trace-cmd report, perf "
-        "script, function_graph or dmesg; packed or not; a folder that convert made; - for stdin.",
+        "script, function_graph or dmesg; compressed or not; a folder of convert; - for stdin.",
         show_default=False,
     ),
 ]
@@ -84,7 +84,7 @@ InputFormat = Annotated[
         "--input-format",
         metavar="NAME",
         autocompletion=completion.formats,
-        help="Instead of telling it from the content.",
+        help="Format of the input; default: detect it.",
     ),
 ]
 Mappings = Annotated[
@@ -92,7 +92,7 @@ Mappings = Annotated[
     typer.Option(
         "--map",
         metavar="EVENT=FUNCTION",
-        help="What a probe with an odd name probes; append :entry or :return if need be.",
+        help="Function of a probe with another name; append :entry or :return if needed.",
     ),
 ]
 LevelBase = Annotated[
@@ -122,7 +122,7 @@ Dmesg = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option(
-        "--memory", metavar="SIZE", help="Memory to take at most, e.g. 8G; default: what is free."
+        "--memory", metavar="SIZE", help="Maximum memory, e.g. 8G; default: all free memory."
     ),
 ]
 MaxUnpacked = Annotated[
@@ -130,7 +130,7 @@ MaxUnpacked = Annotated[
     typer.Option(
         "--max-unpacked",
         metavar="SIZE",
-        help="What a packed input may unpack to; default: 200 times its size and 256M.",
+        help="Maximum unpacked size of an input; default: 200 times its size plus 256M.",
     ),
 ]
 Cache = Annotated[
@@ -143,7 +143,7 @@ Format = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file, not stdout.")
 ]
 Limit = Annotated[
     int | None,
@@ -153,15 +153,15 @@ Limit = Annotated[
         metavar="N",
         min=0,
         show_default=False,
-        help="Most rows of a table; 0: all.",
+        help="Maximum rows of a table; 0: all.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what --output names.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
 Python = Annotated[bool, typer.Option("--python", help="Print equivalent Python code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Say what was read, and how long each step took."),
+    typer.Option("--verbose", "-v", help="Print what was read, and the time of each step."),
 ]
 Coloring = Annotated[
     Color,
@@ -176,7 +176,7 @@ NoColor = Annotated[bool, typer.Option("--no-color", help="As --color never.", h
 
 
 def chosen_color(color: Color, no_color: bool) -> Color:
-    """Return when to colour, of both options."""
+    """Combine both options: --no-color overrides --color."""
     return Color.never if no_color else color
 
 
@@ -191,7 +191,7 @@ FailOn = Annotated[
 
 
 def parse_count(text: str | int) -> int:
-    """Parse a number as tables print it, with or without commas between thousands."""
+    """Parse an integer, with or without commas between thousands, as tables print it."""
     digits = str(text).replace(",", "")
     if not digits.isdecimal():
         raise typer.BadParameter(f"not a number: {one_line(str(text), 40)!r}")
@@ -207,10 +207,10 @@ class ReportFormat(StrEnum):
 
 
 def format_of(path: Path | None) -> ReportFormat:
-    """Return the format that a file's name implies; Markdown for standard output (None).
+    """Return the format of a file by its suffix; Markdown for standard output (None).
 
     Raises:
-        QueryError: If the suffix is none of those known.
+        QueryError: If the suffix is unknown.
     """
     if path is None:
         return ReportFormat.md

@@ -17,7 +17,7 @@ from tdxtrace.tables.files import Inputs, whole_file, whole_folder
 from tdxtrace.tables.store import is_store
 from tdxtrace.tables.text import one_line
 
-# What a spreadsheet's cell holds: Excel's limit, 32,767 characters.
+# Maximum length of a spreadsheet cell: Excel's limit, 32,767 characters.
 _MAX_CELL = 32_767
 
 
@@ -35,9 +35,9 @@ def serialise(rows: pl.DataFrame, form: OutputFormat) -> bytes:
 
 
 def _defused(texts: pl.Expr) -> pl.Expr:
-    """Return text without control characters, and that no spreadsheet takes for a formula.
+    """Return text without control characters, which spreadsheets do not parse as formulas.
 
-    Cells that begin with one of = + - @ or a tab get an apostrophe before it: OWASP, "CSV
+    Cells that begin with = + - @ or a tab are prefixed with an apostrophe: OWASP, "CSV
     Injection".
     """
     printable = texts.map_batches(
@@ -60,9 +60,9 @@ def write_table(
     """Write a table as ``form`` to ``output``, or to stdout.
 
     Raises:
-        InputError: If ``output`` exists and is not to be overwritten, is one of ``inputs``, or
+        InputError: If ``output`` exists and ``force`` is not given, is one of ``inputs``, or
             cannot be written.
-        QueryError: If Parquet would go to a terminal.
+        QueryError: If ``form`` is Parquet and stdout is a terminal.
     """
     if form is OutputFormat.parquet and output is None and sys.stdout.isatty():
         raise QueryError("Parquet is binary: name a file with --output FILE")
@@ -75,7 +75,7 @@ def write_table(
 
 
 def write_file(path: Path, data: bytes, *, force: bool, inputs: Inputs) -> None:
-    """Write a file atomically: it exists complete, or not at all.
+    """Write a file atomically.
 
     Raises:
         InputError: If it exists and ``force`` is not given, is one of ``inputs``, or cannot be
@@ -94,8 +94,8 @@ def write_folder(
     """Write every table as Parquet, and ``findings.json``, into ``folder``.
 
     Raises:
-        InputError: If the folder cannot be made or written, is a converted trace, which has
-            tables of the same names, or if a file to write is one of ``inputs``.
+        InputError: If the folder cannot be made or written, is a converted trace (its tables
+            have the same names), or if a file to write is one of ``inputs``.
     """
     if is_store(folder):
         shown = one_line(str(folder))

@@ -1,4 +1,4 @@
-"""What a command is doing, on stderr of a terminal, once it has taken a second."""
+"""Progress display on stderr, if it is a terminal, after the first second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdxtrace.tables.text import one_line
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# What is done faster than this is not shown.
+# Shorter tasks are not shown.
 _SHOWN_AFTER_S: Final = 1.0
 
 ReadProgress = Callable[[str, int, int | None], None]
@@ -23,7 +23,7 @@ ReadProgress = Callable[[str, int, int | None], None]
 
 @contextmanager
 def reading(quiet: bool) -> Iterator[ReadProgress | None]:
-    """Yield a callback that draws a bar with the rate and the time left; None: none is shown."""
+    """Yield a callback that draws a bar with the rate and the remaining time; None: no bar."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -64,13 +64,13 @@ def reading(quiet: bool) -> Iterator[ReadProgress | None]:
 
 
 State = Callable[[], str]
-"""Returns what is being done at this moment."""
+"""Returns the text of the current step."""
 
 
 class _Display:
-    """The line on stderr that shows the latest of the tasks that run, from any thread.
+    """A line on stderr that shows the latest running task of any thread, and its elapsed time.
 
-    How long a task takes is not known before: no time left is shown.
+    The remaining time of a task is unknown and not shown.
     """
 
     def __init__(self) -> None:
@@ -81,13 +81,13 @@ class _Display:
 
     @contextmanager
     def task(self, state: State) -> Iterator[None]:
-        """Show ``state()`` while a task runs; the line goes away with the last task."""
+        """Show ``state()`` while a task runs; the line is removed after the last task."""
         key = object()
         with self._lock:
             self._running[key] = state
             if self._later is None:
                 self._bar = self._made()
-                # A task is one call that returns when it is done.
+                # A timer starts the display, as the task itself does not return before its end.
                 self._later = threading.Timer(_SHOWN_AFTER_S, self._bar.start)
                 self._later.daemon = True
                 self._later.start()
@@ -119,7 +119,7 @@ class _Display:
         shown = self._text
 
         class Running(ProgressColumn):
-            """The task that began last."""
+            """Column with the text of the task that began last."""
 
             def render(self, task: Task) -> Text:
                 return Text(shown() or task.description)
@@ -135,11 +135,11 @@ _DISPLAY: Final = _Display()
 
 @contextmanager
 def working(quiet: bool, state: State) -> Iterator[None]:
-    """Show what is done and for how long, on a terminal, while the block runs.
+    """Show the current step and its elapsed time on a terminal while the block runs.
 
     Args:
         quiet: Whether to show nothing.
-        state: What is being done, asked for several times a second.
+        state: Returns the current step; called several times a second.
     """
     if quiet or not sys.stderr.isatty():
         yield
@@ -153,7 +153,7 @@ class Steps:
 
     Args:
         quiet: Whether to show nothing.
-        verbose: Whether to print how long each step took.
+        verbose: Whether to print the duration of each step.
     """
 
     def __init__(self, quiet: bool, verbose: bool = False) -> None:
@@ -165,8 +165,8 @@ class Steps:
         """Show a step while it runs.
 
         Args:
-            name: What it finds.
-            n_events: How many events it looks at.
+            name: Name of the result, such as retry_chains.
+            n_events: Number of events that it processes.
         """
         text = f"{name.replace('_', ' ')} of {n_events:,} events"
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Option groups for reading, selecting and printing, and the reading with progress on stderr."""
+"""Option groups for reading, selecting and printing; reading with progress on stderr."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ReadArguments:
     verbose: options.Verbose = False
 
     def __post_init__(self) -> None:
-        # Before the command imports what hangs where it cannot be loaded.
+        # Before importing libraries that hang if the address space is too small.
         from tdxtrace.tables.memory import check_address_space
 
         check_address_space()
@@ -54,15 +54,15 @@ class ReadArguments:
 
     @property
     def inputs(self) -> list[str | Path | None]:
-        """Files and directories that are read; None for an option that was not given."""
+        """Input files and directories; None for an option that was not given."""
         return [*self.traces, *self.dmesg, self.formats]
 
     @property
     def memory_bytes(self) -> int | None:
-        """Bytes of memory that may be taken; None: what is free.
+        """Maximum memory in bytes; None: all free memory.
 
         Raises:
-            QueryError: If the option is no size.
+            QueryError: If the option is not a size.
         """
         from tdxtrace.tables.memory import parse_size
 
@@ -111,13 +111,13 @@ class ReadArguments:
         with reading(self.quiet) as report:
             trace = read(self.traces, self._how(report))
         if self.verbose:
-            for line in _what_was_read(trace, time.monotonic() - began):
+            for line in _read_summary(trace, time.monotonic() - began):
                 print(f"tdxtrace: {line}", file=sys.stderr)
         return trace
 
 
-def _what_was_read(trace: Trace, seconds: float) -> Iterator[str]:
-    """Lines for --verbose: each input, and how many lines or records each event has in it."""
+def _read_summary(trace: Trace, seconds: float) -> Iterator[str]:
+    """Yield lines for --verbose: each input, and its number of lines or records by event."""
     for source in trace.provenance.sources:
         name = one_line(source.path.rpartition("/")[2], 80)
         size = f"{source.n_bytes:,} bytes, {source.n_lines:,} {source.unit}s"
@@ -129,7 +129,7 @@ def _what_was_read(trace: Trace, seconds: float) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryOptions(ReadArguments):
-    """Options that select traces and the part of them to analyze."""
+    """Options that name traces and select the part of them to analyze."""
 
     vm: options.Vms = field(default_factory=list)
     leaf: options.Leaves = field(default_factory=list)
@@ -142,7 +142,7 @@ class QueryOptions(ReadArguments):
 
     @property
     def coloring(self) -> options.Color:
-        """When output is coloured."""
+        """Value of --color, or never with --no-color."""
         return options.chosen_color(self.color, self.no_color)
 
     @property
@@ -156,7 +156,7 @@ class QueryOptions(ReadArguments):
         """Read and analyze the traces.
 
         Raises:
-            TdxtraceError: If they cannot be read or understood, or lack what is asked for.
+            TdxtraceError: If they cannot be read or understood, or the selection is empty.
         """
         from tdxtrace.pipeline import analyze
 
@@ -168,7 +168,7 @@ class QueryOptions(ReadArguments):
         )
 
     def read(self) -> Trace:
-        """Read the traces; with --cache from the store that an earlier run made.
+        """Read the traces; with --cache from the store of an earlier run, if it exists.
 
         Raises:
             TdxtraceError: If they cannot be read or understood.
@@ -190,7 +190,7 @@ class QueryOptions(ReadArguments):
         try:
             self.convert(folder)
         except InputError:
-            # Another tdxtrace may have written it in the meantime.
+            # Another process may have written it meanwhile.
             if not is_store(folder):
                 raise
         return folder
@@ -221,7 +221,7 @@ class ModuleOptions:
         """Check the options, then read the traces.
 
         Raises:
-            TdxtraceError: If they cannot be read or understood, or the module is not known.
+            TdxtraceError: If they cannot be read or understood, or the module is unknown.
         """
         from tdxtrace.analysis.causes.generation import chosen_generations
 
@@ -232,7 +232,7 @@ class ModuleOptions:
         """Analyze a trace, assuming this module.
 
         Raises:
-            TdxtraceError: If the trace lacks what is asked for.
+            TdxtraceError: If the selection is empty.
         """
         from tdxtrace.pipeline import analyze
 
@@ -246,11 +246,11 @@ class ModuleOptions:
         )
 
 
-# Rows on a terminal: a screen and a half of the usual ones.  A choice.
+# Default maximum of rows on a terminal: one and a half screens.  A choice.
 _ON_TERMINAL: Final = 40
-# Rows of a table as text for a file or a pipe: some 7 s, where csv takes 0.1.  A choice.
+# Default maximum of rows as text in a file or pipe; takes some 7 s (csv: 0.1 s).  A choice.
 _IN_PIPE: Final = 100_000
-# Rows that are aligned and printed at once: each takes some 4 KB until it is written.
+# Rows that are aligned and printed together: each takes some 4 KB of memory.
 _BLOCK_ROWS: Final = 20_000
 
 
@@ -265,7 +265,7 @@ class PrintOptions:
 
     @property
     def most(self) -> int:
-        """Most rows to print; 0: all."""
+        """Maximum number of rows to print; 0: all."""
         from tdxtrace.cli import screen
 
         if self.limit is not None:
@@ -280,18 +280,18 @@ class PrintOptions:
         *others: Path | None,
         clocks: Mapping[int, str] | None = None,
     ) -> None:
-        """Print ``rows``, the answer to ``query``; ``others`` are further files that it read.
+        """Print a table, or write it to the output.
 
         Args:
-            rows: What to print.
-            query: What was asked.
-            others: Further files, which are not to be overwritten.
+            rows: The table.
+            query: Options of the command; its inputs are never overwritten.
+            others: Further inputs, which are not overwritten either.
             clocks: Name of the clock by source, for times of wall clocks.
 
         Raises:
-            InputError: If the file exists and is not to be overwritten, was read, or cannot be
+            InputError: If the output exists and --force is not given, is an input, or cannot be
                 written.
-            QueryError: If Parquet would go to a terminal.
+            QueryError: If the format is Parquet and stdout is a terminal.
         """
         from tdxtrace.cli import outputs, screen
 
@@ -313,10 +313,10 @@ class PrintOptions:
             typer.echo(more_rows(rows.height - most))
 
     def draw(self, shown: RenderableType, query: QueryOptions, *others: Path | None) -> None:
-        """Print a rich renderable, or write it as plain text; see :meth:`show`.
+        """Print a rich renderable, or write it as plain text; arguments as in :meth:`show`.
 
         Raises:
-            InputError: If the file exists and is not to be overwritten, was read, or cannot be
+            InputError: If the output exists and --force is not given, is an input, or cannot be
                 written.
         """
         from tdxtrace.cli import outputs, screen
@@ -329,10 +329,10 @@ class PrintOptions:
         outputs.write_file(self.output, encoded(text), force=self.force, inputs=inputs)
 
     def write_text(self, text: str, query: QueryOptions) -> None:
-        """Print text as it is, not wrapped to the terminal; or write it to the file.
+        """Print text without wrapping it to the terminal, or write it to the output.
 
         Raises:
-            InputError: If the file exists and is not to be overwritten, was read, or cannot be
+            InputError: If the output exists and --force is not given, is an input, or cannot be
                 written.
         """
         from tdxtrace.cli import outputs

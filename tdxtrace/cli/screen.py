@@ -1,4 +1,4 @@
-"""Text on standard output: as wide as a terminal, or whole in a pipe; in colour, or plain."""
+"""Text on standard output: wrapped to a terminal, or unwrapped in a pipe; coloured or plain."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tdxtrace.cli.options import Color
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-# Columns that no text fills.
+# Width in columns that no text reaches: lines are not wrapped.
 _ENDLESS: Final = 1 << 20
 
 
 def is_terminal() -> bool:
-    """Whether standard output is a terminal: in a pipe or file nothing is cut, folded or left out.
+    """Return whether standard output is a terminal.
 
-    What COLUMNS says counts for terminals only.
+    In a pipe or file nothing is cut, wrapped or omitted; COLUMNS is ignored there.
     """
     return sys.stdout.isatty()
 
 
 def console(color: Color = Color.auto) -> Console:
-    """Return a console on stdout, as wide as the terminal; without one, as wide as the text.
+    """Return a console on stdout, as wide as the terminal, or as the text if not on a terminal.
 
-    Colours: as ``color`` says; else none with NO_COLOR (no-color.org), some with FORCE_COLOR, and
-    else if stdout is a terminal.
+    With ``auto``, NO_COLOR (no-color.org) disables colours, FORCE_COLOR enables them, and without
+    both they are enabled on a terminal.
     """
     from rich.console import Console
 
@@ -48,12 +48,12 @@ def console(color: Color = Color.auto) -> Console:
 
 
 def print_screen(shown: RenderableType, color: Color = Color.auto) -> None:
-    """Print a rich renderable; lines that are wider than the terminal are left to it."""
+    """Print a rich renderable; the terminal wraps lines that are too wide."""
     console(color).print(shown, crop=False)
 
 
 def plain_text(shown: RenderableType) -> str:
-    """Return a rich renderable as text for a file: whole lines, no colours."""
+    """Return a rich renderable as text for a file, without wrapping and colours."""
     from rich.console import Console
 
     plain = Console(width=_ENDLESS, color_system=None, highlight=False, file=io.StringIO())

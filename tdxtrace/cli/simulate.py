@@ -38,7 +38,7 @@ def simulate_command(
         str | None, typer.Option("--generation", metavar="A|B|C", help="Of the TDX module.")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="What KVM does with busy: mainline, fixed-8, …")
+        str | None, typer.Option("--policy", help="Retry policy of KVM: mainline, fixed-8, …")
     ] = None,
     kernel: Annotated[
         str | None, typer.Option("--kernel", help="6.16, 6.18, 6.19, 7.0 or 7.2.")
@@ -53,7 +53,7 @@ def simulate_command(
     options: Annotated[
         list[str],
         typer.Option("--option", metavar="WORD", help="Of the format: tgid, latency, ns, raw, …"),
-    ] = [],  # noqa: B006 - typer reads, nobody writes it
+    ] = [],  # noqa: B006 - never modified
     probes: Annotated[
         str,
         typer.Option(
@@ -72,15 +72,15 @@ def simulate_command(
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Write the run N times.")] = 1,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout."),
+        typer.Option("--output", "-o", metavar="FILE", help="Output file, not stdout."),
     ] = None,
     truth: Annotated[
         Path | None, typer.Option("--truth", metavar="DIR", help="Write the truth tables there.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Name the scenarios.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the scenarios.")] = False,
     describe: Annotated[
-        str | None, typer.Option("--describe", metavar="SCENARIO", help="Say what one is.")
+        str | None, typer.Option("--describe", metavar="SCENARIO", help="Describe a scenario.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
@@ -111,7 +111,7 @@ def validate_command(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.")] = 1,
     n_cells: Annotated[
         int,
-        typer.Option("--cells", min=0, help="About so many, of runs at equal distances; 0: all."),
+        typer.Option("--cells", min=0, help="Approximate number of evenly spaced cells; 0: all."),
     ] = 0,
     replay: Annotated[
         bool,
@@ -119,7 +119,7 @@ def validate_command(
     ] = False,
     scenarios: Annotated[
         list[str], typer.Option("--scenario", metavar="NAME", help="Only this; may be repeated.")
-    ] = [],  # noqa: B006 - typer reads, nobody writes it
+    ] = [],  # noqa: B006 - never modified
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every cell's scores.")
     ] = None,
@@ -148,7 +148,7 @@ def validate_command(
         float,
         typer.Option("--min-cause-recall", min=0, max=1, help="Of each cause, on full captures."),
     ] = 0.99,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what --json names.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --json.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Score every answer against simulated truth; exit with 3 if a threshold is missed.
@@ -205,8 +205,8 @@ def _validate_replay(seeds: Sequence[int], scenarios: list[str], jobs: int, quie
     held = replays.share_held(compared)
     if held is not None and held < replays.MIN_HELD:
         print(
-            f"tdxtrace: intervals of replays: {held:.6f} hold the truth, at least "
-            f"{replays.MIN_HELD:g} is wanted",
+            f"tdxtrace: intervals of replays: {held:.6f} contain the truth, at least "
+            f"{replays.MIN_HELD:g} is required",
             file=sys.stderr,
         )
         raise typer.Exit(3)

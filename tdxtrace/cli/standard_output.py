@@ -1,4 +1,4 @@
-"""Standard output that is written whole, or fails in one line."""
+"""Standard output that is written completely, or ends the command with one line of error."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _STDOUT: Final = 1
 
 
 class _Descriptor(io.FileIO):
-    """Descriptor 1; what cannot be written is an error of the user's, not of the program."""
+    """File descriptor 1, which raises write errors as InputError, not as OSError."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write some of ``data``; BufferedWriter calls again for the rest.
 
         Raises:
             BrokenPipeError: If the reader closed the pipe.
-            InputError: If nothing more can be written, as on a full disk.
+            InputError: If the write fails, for example on a full disk.
         """
         try:
             return super().write(data)
@@ -36,7 +36,7 @@ class _Descriptor(io.FileIO):
 
 
 class _Text(io.TextIOWrapper):
-    """Text for descriptor 1, in the encoding of the terminal."""
+    """Text stream on file descriptor 1."""
 
     def write(self, text: str, /) -> int:
         """Write ``text``.
@@ -47,9 +47,9 @@ class _Text(io.TextIOWrapper):
         try:
             return super().write(text)
         except UnicodeEncodeError as error:
-            lacking = ascii(error.object[error.start])
+            missing = ascii(error.object[error.start])
             raise InputError(
-                f"the encoding {self.encoding} of standard output has no {lacking}; "
+                f"the encoding {self.encoding} of standard output has no {missing}; "
                 "set PYTHONIOENCODING=utf-8"
             ) from None
 
@@ -58,15 +58,15 @@ class _Text(io.TextIOWrapper):
 def whole_output() -> Iterator[None]:
     """Replace ``sys.stdout`` while a command runs, and flush it at the end.
 
-    With PYTHONUNBUFFERED, Python's own standard output drops the rest where the system wrote a
-    part of a block; without, it reports a full disk when the status is decided already.
+    With PYTHONUNBUFFERED, Python's own standard output drops the rest of a block after a partial
+    write; without, it reports a full disk only after the exit status is decided.
 
     Raises:
         BrokenPipeError: If the reader closed the pipe.
-        InputError: If standard output cannot be written whole.
+        InputError: If standard output cannot be written completely.
     """
     if sys.stdout is None:
-        # Closed (>&-): the next file that is opened would take its number.
+        # Descriptor 1 is closed (>&-): occupy it, or the next file that is opened would get it.
         os.dup2(os.open(os.devnull, os.O_RDONLY), _STDOUT)
         sys.stdout = _text("utf-8", "strict", by_line=False)
     elif _is_descriptor(sys.stdout):
@@ -81,7 +81,7 @@ def whole_output() -> Iterator[None]:
 
 
 def abandon_output() -> None:
-    """Send what is still buffered nowhere, so that the end of the process reports no error."""
+    """Discard buffered output, so that flushing at exit reports no error."""
     if isinstance(sys.stdout, _Text):
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
 

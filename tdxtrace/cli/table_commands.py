@@ -1,6 +1,6 @@
-"""Commands that print one table, and ``query``, which prints what SQL selects.
+"""Commands that print one table, and ``query``, which prints the result of an SQL statement.
 
-Those that print a finding table as it is are made in one loop from the table's name.
+Commands that print a finding table without options of their own are made from the table's name.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def retry_chains_command(
     query: QueryOptions,
     printing: PrintOptions,
     outcome: Annotated[
-        Outcome | None, typer.Option("--outcome", help="Only chains that ended so.")
+        Outcome | None, typer.Option("--outcome", help="Only chains with this outcome.")
     ] = None,
     retried: Annotated[
-        bool, typer.Option("--retried/--all", help="Only requests that met busy, or all.")
+        bool, typer.Option("--retried/--all", help="Only requests answered busy, or all.")
     ] = True,
 ) -> None:
     """Print the retry chains, those with most attempts first.
@@ -88,7 +88,7 @@ def verdicts_command(query: QueryOptions, of: ModuleOptions, printing: PrintOpti
 
 @expand_option_groups
 def measurement_log_command(query: QueryOptions, printing: PrintOptions) -> None:
-    """Print the calls that made each TD's MRTD, in order, as text for diff.
+    """Print the calls that extend each TD's MRTD, in order, as text for diff.
 
     Example: tdxtrace measurement-log trace.txt --vm 0x7d000
     """
@@ -139,12 +139,12 @@ def query_command(
 
 
 def _table_command(table: str, sentence: str, example: str = "") -> Command:
-    """Make the command that prints a finding table as it is.
+    """Make the command that prints a finding table.
 
     Args:
         table: Name of the table.
         sentence: First line of its help.
-        example: Options that the example in the help has.
+        example: Options of the example in the help.
     """
 
     def command(query: QueryOptions, printing: PrintOptions) -> None:
@@ -156,18 +156,17 @@ def _table_command(table: str, sentence: str, example: str = "") -> Command:
     return expand_option_groups(command)
 
 
-# By table, in the order of the help. A tuple describes a command that prints its table as it
-# is: arguments of _table_command.
+# Commands by table, in the order of the help. A tuple has the arguments of _table_command.
 _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
     "events": events_command,
     "retry_chains": retry_chains_command,
     "zero_steps": (
-        "Print the zero-step episodes: where a vCPU was kept from entering.",
+        "Print the zero-step episodes: runs of refused entries of a vCPU.",
         "--format json",
     ),
     "verdicts": verdicts_command,
     "zero_step_causes": (
-        "Print what made each zero-step episode's vCPU fault so often.",
+        "Print the cause of the repeated faults of each zero-step episode.",
         "--format csv",
     ),
     "step_thresholds": ("Print how many zero-step episodes each threshold would have made.",),
@@ -176,24 +175,24 @@ _COMMANDS: Final[Mapping[str, Command | tuple[str, ...]]] = {
         "--dmesg dmesg.txt",
     ),
     "progress_loops": (
-        "Print what was repeated though nothing held a lock, and whether it moved on.",
+        "Print requests and faults repeated without a lock conflict, and their progress.",
     ),
     "td_conflicts": ("Print whether TDs made each other's SEAMCALLs busy.",),
     "counters": (
-        "Print what kvm->stat's counter of retried SEAMCALLs and the zero-step one would read.",
+        "Print kvm->stat's counters of retried SEAMCALLs and of zero-step episodes over time.",
         "--format csv",
     ),
     "measurement_log": measurement_log_command,
     "accept_rates": (
-        "Print how fast TDs were given memory, per vCPU over time, and what limited it.",
+        "Print how fast TDs accepted memory, per vCPU over time, and what limited it.",
         "--format csv",
     ),
-    "boot_phases": ("Print where each TD's time went, from its build to its teardown.",),
+    "boot_phases": ("Print the time of each TD by phase, from its build to its teardown.",),
     "tdvmcalls": ("Print the exits by TDG.VP.VMCALL, by function and over time.",),
     "module_updates": (
         "Print whether updates of the TDX module stopped all CPUs, and what waited.",
     ),
-    "time_shares": ("Print where threads' time went while each TD was built, ran, was torn down.",),
+    "time_shares": ("Print the time of each TD's threads by activity: build, run, teardown.",),
 }
 
 COMMANDS: Final[Mapping[str, Command]] = {

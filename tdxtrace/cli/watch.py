@@ -16,19 +16,19 @@ def watch_command(
         str | None,
         typer.Argument(
             metavar="[-]",
-            help="- for text or a histogram from a pipe; else this host.",
+            help="- for text or a histogram from a pipe; default: this host.",
             show_default=False,
         ),
     ] = None,
     interval: Annotated[
-        str, typer.Option("--interval", metavar="TIME", help="How often to look.")
+        str, typer.Option("--interval", metavar="TIME", help="Time between updates.")
     ] = "1s",
     duration: Annotated[
         str | None, typer.Option("--duration", metavar="TIME", help="How long; else to Ctrl-C.")
     ] = None,
-    fail_on: options.FailOn = [],  # noqa: B006 - typer reads, nobody writes it
+    fail_on: options.FailOn = [],  # noqa: B006 - never modified
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="One line of JSON per look, no table.")
+        bool, typer.Option("--jsonl", help="One line of JSON per update, no table.")
     ] = False,
     metrics: Annotated[
         str | None,
@@ -48,8 +48,8 @@ def watch_command(
 ) -> None:
     """Watch rates, retry chains, zero-step mitigation and busy causes as they happen.
 
-    Memory stays the same for days. Without -, needs root and traces as capture record does.
-    Of perf: perf record -m 8M -o - ... | perf script --show-lost-events -i - | tdxtrace watch -
+    Memory use is constant. Without -, needs root and traces as capture record does.
+    For perf: perf record -m 8M -o - ... | perf script --show-lost-events -i - | tdxtrace watch -
 
     Example: ssh HOST sudo cat /sys/kernel/tracing/trace_pipe | tdxtrace watch -
     """

@@ -1,6 +1,6 @@
-"""Loop of ``tdxtrace watch``: ticks become a screen, JSON lines, metrics and an exit status.
+"""Loop of ``tdxtrace watch``: shows ticks as tables, JSON lines or metrics; exit status.
 
-The screen is a few tables in 80 columns.
+The tables fit 80 columns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROWS = 8
 _EXIT_THRESHOLD = 3
 # Longest delay before a signal is noticed.
 _STEP_S = 0.1
-# One poll: adds what came since the one before; takes whether it is the last.
+# Polls the source and adds the rows since the previous poll; True: it is the last poll.
 Poll = Callable[[RunningTotals, bool], None]
 
 
@@ -70,7 +70,7 @@ class WatchOptions:
         for rule in rules:
             if rule.name not in QUANTITIES:
                 raise QueryError(
-                    f"watch gives no verdicts: --fail-on {rule.name} needs tdxtrace analyze"
+                    f"watch computes no verdicts: --fail-on {rule.name} needs tdxtrace analyze"
                 )
         where = None if metrics is None else parse_address(metrics)
         return cls(interval_s, duration_s, rules, where, form, color)
@@ -135,7 +135,10 @@ def watch_host(watch: WatchOptions, options: RecordOptions, tracefs: Path | None
 def _run(
     watch: WatchOptions, poll: Poll, is_over: Callable[[], bool], pause: Callable[[float], bool]
 ) -> int:
-    """Poll until the end; return 3 if a threshold was exceeded, else 0."""
+    """Poll until the source ends, the duration is over or a signal; return the exit status.
+
+    The status is 3 if a rule matches, else 0.
+    """
     totals = RunningTotals()
     began = shown = time.monotonic()
     end = float("inf") if watch.duration_s is None else began + watch.duration_s
@@ -208,7 +211,7 @@ def _head(totals: RunningTotals) -> Iterator[str]:
     if chains.max_attempts_in_flight > 1:
         in_flight += f", the longest with {chains.max_attempts_in_flight:,} attempts so far"
     if chains.n_given_up:
-        in_flight += f"; {chains.n_given_up:,} lost sight of"
+        in_flight += f"; {chains.n_given_up:,} no longer tracked"
     yield in_flight
     if totals.n_lost:
         yield f"lost: {totals.n_lost:,} events; chains across a loss are cut"
