@@ -1,1 +1,1 @@
-"""Facts of many traces, counted one by one and added: the limits of a fleet of hosts."""
+"""Retry limits of a fleet of hosts: counts of many traces, computed in parallel and summed."""

@@ -1,6 +1,6 @@
-"""Engines that run independent tasks in other processes: of this machine, or of a Dask cluster.
+"""Engines that run independent tasks in processes of this machine or of a Dask cluster.
 
-A task is run as often as its worker dies: the caller decides whether to submit it again.
+An engine does not retry a task whose worker died; the caller may submit it again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Engine(Protocol):
 
     n_workers: int
     dashboard: str | None
-    """Address of a page that shows what runs; None: there is none."""
+    """Address of a web page that shows the running tasks; None: no such page."""
 
     def submit(self, run: Run, task: Any, *, is_big: bool = False) -> None:  # noqa: ANN401
-        """Run ``run(task)`` on a worker; if it is big, on one with the resource ``big``."""
+        """Start ``run(task)`` on a worker; a big task on a worker with the resource ``big``."""
 
     def as_completed(self) -> Iterator[tuple[Any, Any]]:
-        """Yield tasks with their results as they come, until none is in flight.
+        """Yield each task with its result as it completes, until no task is in flight.
 
-        The result is None where the worker died. Tasks may be submitted meanwhile.
+        The result is None if the worker died. Tasks may be submitted meanwhile.
         """
 
     def close(self) -> None:
@@ -41,12 +41,12 @@ class Engine(Protocol):
 
 
 def use_one_thread() -> None:
-    """Make the libraries of this process use one thread; call it before they are imported."""
+    """Limit polars and OpenBLAS to one thread; must be called before they are imported."""
     os.environ |= {"POLARS_MAX_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class LocalEngine:
-    """Processes of this machine, one pool for each: if one dies, no other task ends with it."""
+    """Processes of this machine, each in its own pool, so that a crash ends only one task."""
 
     dashboard: str | None = None
 
@@ -56,12 +56,12 @@ class LocalEngine:
         self._running: dict[Future[Any], tuple[ProcessPoolExecutor, Any]] = {}
 
     def _pool(self) -> ProcessPoolExecutor:
-        # Not fork: polars and numba have threads, which a fork does not have.
+        # spawn, as threads of polars and numba do not survive a fork.
         spawn = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(1, mp_context=spawn, initializer=use_one_thread)
 
     def submit(self, run: Run, task: Any, *, is_big: bool = False) -> None:  # noqa: ANN401
-        """Run ``run(task)`` in a process that has nothing to do."""
+        """Start ``run(task)`` in an idle process."""
         pool = self._idle.pop()
         self._running[pool.submit(run, task)] = (pool, task)
 
@@ -86,12 +86,12 @@ class LocalEngine:
 
 
 class DaskEngine:
-    """Workers of a Dask cluster, or of one that is started on this machine.
+    """Workers of a Dask cluster, which may be started on this machine.
 
     Args:
-        address: tcp://… of its scheduler; ``local``: start one.
-        n_workers: Workers of a local cluster.
-        memory: Bytes that each of these may take; None: what Dask chooses.
+        address: Address of the scheduler, tcp://…; ``local``: start a cluster.
+        n_workers: Number of workers of a local cluster.
+        memory: Memory limit of each of these in bytes; None: Dask's default.
 
     Raises:
         InputError: If Dask is not installed, or no scheduler answers.
@@ -99,12 +99,12 @@ class DaskEngine:
 
     def __init__(self, address: str, n_workers: int, memory: int | None = None) -> None:
         try:
-            # An extra, and without types.
+            # An optional dependency, and without types.
             dask: Any = import_module("dask")
             distributed: Any = import_module("distributed")
         except ImportError:
             raise InputError("--cluster needs Dask; pip install 'tdxtrace[fleet]'") from None
-        # A death is reported at once: the caller counts them by task.
+        # Dask must not retry tasks: the caller counts the tries of each task.
         dask.config.set({"distributed.scheduler.allowed-failures": 0})
         self._distributed = distributed
         self._cluster = None
@@ -148,14 +148,14 @@ class DaskEngine:
             yield task, result
 
     def close(self) -> None:
-        """Leave the cluster; end it, if it was started here."""
+        """Disconnect from the cluster; end it if it was started here."""
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
 
 
 def open_engine(cluster: str | None, n_workers: int, memory: int | None = None) -> Engine:
-    """Return the engine of ``--cluster``: processes of this machine if it is None.
+    """Return the engine for ``--cluster``; None: processes of this machine.
 
     Raises:
         InputError: As :class:`DaskEngine`.

@@ -1,4 +1,4 @@
-"""The facts of one trace: counts that add over traces, without names and addresses of its host.
+"""The facts of one trace: counts that can be summed over traces, without private data.
 
 TDs are numbered by their first request; threads, addresses and texts of a trace are left out.
 """
@@ -32,13 +32,14 @@ from tdxtrace.tables.pace import pace_ns
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.trace import Findings, Trace
 
-# Increment when a column of a fact, or what is counted, changes: facts of two formats do not add.
+# Increment when a column of a fact, or its definition, changes: facts of different formats cannot
+# be summed.
 FORMAT: Final = 1
 PROVENANCE: Final = "provenance.json"
 UNKNOWN: Final = "unknown"
 
-# File of a part, and the table in it. Limits need counts and leaves; curves of TDs are apart, as
-# they are most of the rows.
+# Files of a part, with the table of each. Limits need only counts and leaves; curves of TDs, which
+# are most of the rows, are in separate files.
 FILES: Final[Mapping[str, Table]] = {
     "counts": ATTEMPT_COUNTS,
     "leaves": FACT_LEAVES,
@@ -53,7 +54,7 @@ FILES: Final[Mapping[str, Table]] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose trace it is, as far as its place, its content or the user says."""
+    """Host, date, kernel and module of a trace, from its path, its content or the user."""
 
     host: str = UNKNOWN
     date: str = UNKNOWN
@@ -71,7 +72,7 @@ class Part:
     """Tables by the names in FILES."""
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of each file, the provenance last; the same facts, the same bytes."""
+        """Return the content of each file, deterministically; the provenance is last."""
         written = {}
         for name, rows in self.tables.items():
             buffer = BytesIO()
@@ -85,12 +86,12 @@ class Part:
 def part_of(
     trace: Trace, findings: Findings, identity: Identity, generation: str | None, **known: str
 ) -> Part:
-    """Count what is kept of a trace.
+    """Compute the facts of a trace.
 
     Args:
-        trace: The trace, of one input.
-        findings: Its findings, of the whole trace.
-        identity: Whose it is.
+        trace: The trace, with one input.
+        findings: Findings of the whole trace.
+        identity: Host, date, kernel and module.
         generation: Generation of the module's locks; None: unknown.
         known: part and origin of ``fact_parts``.
     """
@@ -127,7 +128,7 @@ def part_of(
 
 
 def _in_order(name: str, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows in an order that does not depend on how they were found."""
+    """Sort rows by the key of their table."""
     return rows.sort(FILES[name].key, nulls_last=True)
 
 
@@ -143,7 +144,7 @@ def _leaves(chains: pl.DataFrame, totals: pl.DataFrame) -> pl.DataFrame:
 
 
 def _td_numbers(findings: Findings) -> pl.DataFrame:
-    """The number of each TD, from 1 in the order in which they were first seen."""
+    """Return td_id and number of each TD, from 1 in the order of first requests."""
     tds = pl.concat(
         [findings.retry_chains.select("td_id"), findings.vm_stats.select("td_id")]
     ).drop_nulls()
@@ -151,13 +152,13 @@ def _td_numbers(findings: Findings) -> pl.DataFrame:
 
 
 def _numbered(rows: pl.DataFrame, number_of: pl.DataFrame) -> pl.DataFrame:
-    """Rows with the number of their TD in place of its address."""
+    """Replace the address of the TD in each row by its number."""
     numbered = rows.join(number_of, on="td_id", how="left", maintain_order="left")
     return numbered.with_columns(td_id=pl.col("number").cast(pl.UInt64)).drop("number")
 
 
 def _cells(trace: Trace, findings: Findings) -> pl.DataFrame:
-    """Histograms of durations."""
+    """Return the ``fact_cells`` table: histograms of durations."""
     retried = findings.retry_chains.filter(pl.col("n_attempts") > 1)
     busy = trace.scan("seamcalls").join(
         findings.busy_answers.lazy().select("source", "seq"), on=("source", "seq"), how="semi"
@@ -193,7 +194,7 @@ def cell_of(ns: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dty
 
 
 def middle_of(cell: float) -> float:
-    """Return the middle of a cell in ns, by ratio.
+    """Return the geometric middle of a cell in ns.
 
     Example:
         >>> round(middle_of(637))
@@ -204,7 +205,7 @@ def middle_of(cell: float) -> float:
 
 
 def _rare(findings: Findings) -> pl.DataFrame:
-    """What is rare, counted by its names, none of which is from the trace."""
+    """Return the ``fact_rare`` table; its names are tdxtrace's, never texts of the trace."""
     leaf = FACT_RARE.schema["leaf"]
     tables = {
         "zero_step": (findings.zero_steps, "form", "ended"),

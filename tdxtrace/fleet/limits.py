@@ -1,4 +1,4 @@
-"""Limits of a fleet: as of one recording, with hosts as clusters, and without each host."""
+"""Limits of a fleet: of all traces as one recording, with hosts as clusters, and leave-one-out."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from tdxtrace.tables.limits import ATTEMPTS, TIMES_NS, UNITS
 
 ALL: Final = "all"
 GROUPS: Final = ("host", "kernel", "module")
-# Hosts that are left out one by one: all, or of more than so many half of it with most requests of
-# a leaf's tail, and half with most requests. Others change the sums less. A choice, for the time.
+# Maximum number of hosts that are left out one at a time. Of more hosts, those are chosen that
+# have the largest share of a leaf's tail (half) and most requests (half), as others change the
+# sums less. A choice, to limit the time.
 MOST_LEFT_OUT: Final = 20
-# Requests that make a tail whose hosts can be told apart. A choice.
+# Requests in a tail, for comparisons of hosts. A choice.
 TAIL_REQUESTS: Final = 30
 # A host is an outlier below this p-value, times the number of hosts.
 _OUTLIER: Final = 0.01
@@ -47,22 +48,22 @@ def fleet_limits(
 ) -> pl.DataFrame:
     """Recommend limits for a fleet of hosts.
 
-    The limit as of one recording is what ``tdxtrace recommend`` says of all traces together. With
-    hosts as clusters its interval knows that the requests of a host are alike, whatever makes
-    them so. The wider of both is given; where one is withheld, it is.
+    One limit is that of ``tdxtrace recommend`` for all traces together; the other has hosts as
+    clusters, so that its interval allows for correlation of the requests of a host. The larger one
+    is recommended; if either is withheld, the recommendation is withheld.
 
     Args:
         facts: Facts of the traces.
         target: As for :func:`tdxtrace.recommend.limits.limits`.
-        by: host, kernel or module: limits for each; None: one for all.
-        counts: What :func:`count_fleet` returns of all these facts, if it is known.
+        by: host, kernel or module: limits for each of these; None: one limit for all.
+        counts: Result of :func:`count_fleet` for these facts, if available.
 
     Returns:
         The ``fleet_limits`` table, the leaf with most retried requests first in each group.
 
     Raises:
         InputError: If a file of the facts cannot be read.
-        QueryError: If ``by`` is none of these.
+        QueryError: If ``by`` is not host, kernel or module.
     """
     known = counts if by is None else None
     parts = [
@@ -116,7 +117,7 @@ def _group_limits(group: str, facts: Facts, counts: FleetCounts, target: Target)
 
 
 def _wider() -> list[pl.Expr]:
-    """The wider of two limits, with its basis and reason; none where one is withheld."""
+    """Expressions of the larger of two limits, its basis and reason; null if one is withheld."""
     as_one, hosts = pl.col("limit"), pl.col("hosts_limit")
     takes_hosts = as_one.is_not_null() & (hosts.is_null() | (hosts > as_one))
     limit = pl.when(as_one.is_not_null() & hosts.is_not_null()).then(
@@ -136,13 +137,13 @@ def _wider() -> list[pl.Expr]:
 
 
 def fleet_hosts(counts: FleetCounts) -> pl.DataFrame:
-    """Say which hosts carry the tail of each leaf, and which have more of it than others.
+    """Return the share of each host in the tail of each leaf, and which hosts are outliers.
 
     Args:
         counts: Counts of the fleet.
 
     Returns:
-        The ``fleet_hosts`` table, by leaf and unit, the host with most of the tail first.
+        The ``fleet_hosts`` table, by leaf and unit, the host with the largest share first.
     """
     rows = counts.by_host.filter(pl.col("by") == "leaf", pl.col("settled") != "done")
     key = ["leaf", "unit"]
@@ -162,7 +163,7 @@ def fleet_hosts(counts: FleetCounts) -> pl.DataFrame:
 
 
 def _burst_effects(steps: pl.DataFrame, begins: pl.DataFrame) -> pl.DataFrame:
-    """Requests of the tail per independent one, as its bursts say."""
+    """Design effect of the tail from its bursts: mean of their squared sizes over mean size."""
     rows = steps.filter(pl.col("by") == "leaf", pl.col("settled") != "done")
     tail = rows.join(begins, on=["leaf", "unit"]).filter(pl.col("step") >= pl.col("begin"))
     sums = tail.group_by("leaf", "unit").agg(pl.col("squares", "n_more").sum())
@@ -180,7 +181,7 @@ def _with_outliers(found: pl.DataFrame) -> pl.DataFrame:
     )
     hits = (found["n_tail"] / found["effect"]).to_numpy()
     misses = ((found["n_all"] - found["n_tail"]) / found["effect"]).to_numpy()
-    # P(as many or more), for numbers of bursts, which need not be whole.
+    # P(at least as many) of a binomial distribution, for numbers of bursts, not only integers.
     p = np.where(hits > 0, special.betainc(np.maximum(hits, 1e-9), misses + 1, found["share"]), 1.0)
     times = pl.lit(pl.Series(TIMES_NS, dtype=pl.Int64)).gather(
         pl.col("begin").clip(0, len(TIMES_NS) - 1)
@@ -207,7 +208,10 @@ def _without_each(
     recorded: RecordedRequests,
     target: Target,
 ) -> pl.DataFrame:
-    """Limits with hosts as clusters without one of them, by subtraction; only counted ones."""
+    """Range of the limit with hosts as clusters if one host is left out, by subtraction.
+
+    Limits from models are not computed.
+    """
     chosen = _to_leave_out(hosts)
     names = ("leaf", "unit", "limit")
     schema = {name: FLEET_LIMITS.schema[name] for name in names}
@@ -252,7 +256,7 @@ def host_counts(facts: Facts, host: str) -> AttemptCounts:
 def _counted_limits(
     curves: pl.DataFrame, recorded: RecordedRequests, target: Target
 ) -> Iterator[tuple[int, str, int | None]]:
-    """The limit of each leaf, as far as it can be counted."""
+    """Yield leaf, unit and observed limit of each leaf; None: withheld."""
     steps = ATTEMPTS.conform(curves).filter(pl.col("by") == "leaf").sort("within")
     n_leaves = recorded.leaves.height
     for leaf in recorded.leaves.iter_rows(named=True):
@@ -274,21 +278,21 @@ def _counted_limits(
 
 
 def compare_fleets(before: Facts, after: Facts) -> pl.DataFrame:
-    """Compare the requests of two sets of traces: which differences do they support?
+    """Compare the requests of two sets of traces.
 
-    Intervals are those of hosts as clusters; where both sets have the same hosts, differences
-    between hosts cancel, and the intervals are wider than they need be.
+    Intervals have hosts as clusters. If both sets contain the same hosts, differences between
+    hosts cancel, and the intervals are wider than necessary.
 
     Args:
-        before: Facts of the one set.
-        after: Facts of the other.
+        before: Facts of the first set.
+        after: Facts of the second set.
 
     Returns:
         The ``comparisons`` table.
 
     Raises:
         InputError: If a file of the facts cannot be read.
-        QueryError: If both have traces in common.
+        QueryError: If a trace is in both sets.
     """
     common = before.parts.join(after.parts, on="part", how="semi").height
     if common:

@@ -1,7 +1,7 @@
-"""From traces to facts: one task a trace, on the workers of an engine.
+"""Compute the facts of traces: one task per trace, on the workers of an engine.
 
-What a task writes is named by the content of its trace, so that a task that runs twice writes the
-same. The driver keeps nothing: what is there when it begins is not done again.
+The output of a task is named by the content of its trace, so that tasks are idempotent. The driver
+has no state: traces whose facts exist when it starts are skipped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from tdxtrace.fleet.engine import Engine, Run
 from tdxtrace.fleet.storage import Storage, TraceInput, content_hash, local_copy, open_storage
 from tdxtrace.tables.text import one_line
 
-# Times that a trace is tried whose worker dies: once more than Dask's default of retries allows
-# for a bad machine. A choice.
+# Maximum number of tries of a trace whose worker dies. A choice.
 MOST_TRIES: Final = 3
 FAILURES: Final = "failures"
 _FIELDS: Final = ("host", "date", "kernel", "module")
@@ -33,37 +32,37 @@ _MOST_REASON: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    """How traces become facts."""
+    """Options for counting traces."""
 
     identify: str | None = None
-    """End of a trace's place, such as ``{host}/{date}.dat``; None: each file is a host."""
+    """End of a trace's path, such as ``{host}/{date}.dat``; None: each file is a host."""
     key: bytes = b""
-    """Key by which names of hosts and places are hashed; empty: hosts keep their names."""
+    """Key for hashing names of hosts and paths; empty: hosts keep their names."""
     memory: int | None = None
-    """Bytes that each task may take; None: its part of what is free."""
+    """Memory limit of each task in bytes; None: its share of the free memory."""
     module: str | None = None
-    """Release of the TDX module, where no log and no place names it."""
+    """Release of the TDX module, if no log and no path names it."""
     big_bytes: int | None = None
-    """Size from which on a trace goes to workers with the resource ``big``."""
+    """Minimum size of traces that need workers with the resource ``big``."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapTask:
-    """One trace that is to be counted, by whatever process."""
+    """One trace to count, with all that a worker needs."""
 
     url: str
     origin: str
     to: str
     host: str
     named: tuple[tuple[str, str], ...]
-    """date, kernel and module, as far as the place or the user names them."""
+    """date, kernel and module, if the path or the user names them."""
     memory: int | None
     is_big: bool = False
 
 
 @dataclass(slots=True)
 class MapSummary:
-    """What came of all traces."""
+    """Summary of a run: traces counted, counted before and failed."""
 
     n_traces: int
     n_done: int = 0
@@ -71,11 +70,11 @@ class MapSummary:
     n_failed: int = 0
     seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """Place and reason of the first failures."""
+    """URL and reason of each failure."""
 
     @property
     def n_finished(self) -> int:
-        """Traces that need no further work."""
+        """Number of traces that need no further work."""
         return self.n_done + self.n_there + self.n_failed
 
 
@@ -94,21 +93,21 @@ def map_traces(
     report: Report = _quiet,
     run: Run | None = None,
 ) -> MapSummary:
-    """Count traces into facts; those whose facts are there are not read again.
+    """Compute and store the facts of traces; traces whose facts exist are not read again.
 
     Args:
         inputs: The traces.
-        storage: Where the facts go; every worker must reach it by the same URL.
+        storage: Output; every worker must reach it by the same URL.
         engine: Runs the tasks.
-        options: Whose the traces are, and what tasks may take.
-        report: Called when it begins and after each trace.
-        run: What is done of each task; another one in tests.
+        options: Identification of hosts, memory limits and further options.
+        report: Called at the start and after each trace.
+        run: Function that runs a task; tests replace it.
 
     Returns:
-        Numbers of traces counted, found there, and failed.
+        Numbers of traces counted, counted before, and failed.
 
     Raises:
-        QueryError: If ``identify`` is not understood.
+        QueryError: If ``identify`` cannot be parsed.
         InputError: If the storage cannot be read or written.
     """
     given = options or MapOptions()
@@ -133,7 +132,7 @@ def map_traces(
             tasks.append(task)
         else:
             words = result or {"failed": f"its worker died {n_tries} times (memory?)"}
-            _settle(task, words, storage, summary, n_tries)
+            _record_result(task, words, storage, summary, n_tries)
             del tries[task.origin]
         summary.seconds = time.monotonic() - begin
         report(summary)
@@ -141,10 +140,10 @@ def map_traces(
     return summary
 
 
-def _settle(
+def _record_result(
     task: MapTask, result: Mapping[str, str], storage: Storage, summary: MapSummary, n_tries: int
 ) -> None:
-    """Count a result, and keep or remove the row of its failure."""
+    """Add a result to the summary, and write or remove the file of its failure."""
     failure = f"{_root()}/{FAILURES}/{task.origin}.json"
     if "failed" not in result:
         summary.n_done += result["status"] == "done"
@@ -180,10 +179,10 @@ def _tasks(
 
 
 def _patterns(identify: str | None) -> list[re.Pattern[str]]:
-    """Patterns of the last components of a place.
+    """Compile ``identify`` into one pattern for each of the last components of a path.
 
     Raises:
-        QueryError: If a field is not known.
+        QueryError: If a field is unknown.
     """
     patterns = []
     for part in (identify or "").split("/") if identify else []:
@@ -191,7 +190,7 @@ def _patterns(identify: str | None) -> list[re.Pattern[str]]:
         for found in _FIELD.finditer(part):
             if found[1] is not None and found[1] not in _FIELDS:
                 raise QueryError(
-                    f"--identify: no field '{one_line(found[1], 20)}'; there are "
+                    f"--identify: no field '{one_line(found[1], 20)}'; use "
                     + ", ".join(f"{{{name}}}" for name in _FIELDS)
                 )
             words += re.escape(part[at : found.start()])
@@ -203,10 +202,10 @@ def _patterns(identify: str | None) -> list[re.Pattern[str]]:
 
 
 def _named(url: str, patterns: list[re.Pattern[str]]) -> dict[str, str]:
-    """The fields that the place of a trace gives.
+    """Return the fields in the URL of a trace.
 
     Raises:
-        QueryError: If it has not this form.
+        QueryError: If the URL does not match the patterns.
     """
     parts = url.split("/")[-len(patterns) :] if patterns else []
     named: dict[str, str] = {}
@@ -219,13 +218,13 @@ def _named(url: str, patterns: list[re.Pattern[str]]) -> dict[str, str]:
 
 
 def _root() -> str:
-    from tdxtrace.fleet.facts import FORMAT  # noqa: PLC0415 - a worker sets its threads first
+    from tdxtrace.fleet.facts import FORMAT  # noqa: PLC0415 - after use_one_thread() of workers
 
     return f"format={FORMAT}"
 
 
 def _origins_there(storage: Storage) -> set[str]:
-    """Origins of the traces whose facts are whole."""
+    """Return the origins of the traces whose facts are complete."""
     from tdxtrace.fleet.facts import PROVENANCE  # noqa: PLC0415
 
     marks = [name for name in storage.names(PROVENANCE) if name.startswith(f"{_root()}/")]
@@ -233,10 +232,10 @@ def _origins_there(storage: Storage) -> set[str]:
 
 
 def map_one(task: MapTask) -> dict[str, str]:
-    """Count one trace, and write its part: what a worker does.
+    """Compute the facts of one trace and write its part; runs in a worker.
 
     Returns:
-        status, ``done`` or ``there``; or failed, why the trace cannot be read.
+        ``status``: ``done``, or ``there`` if the part exists; or ``failed``: the reason.
     """
     try:
         with local_copy(task.url) as path:
@@ -275,7 +274,7 @@ def _count(task: MapTask, path: Path) -> dict[str, str]:
 
 
 def part_folder(identity: Mapping[str, Any], part: str) -> str:
-    """Return the name of a part's folder; every value is quoted, as Hive does.
+    """Return the name of a part's folder, Hive-partitioned, with quoted values.
 
     Example:
         >>> named = {"date": "2026-11-30", "kernel": "7.2", "module": "1.5.34", "host": "a/b"}

@@ -1,7 +1,6 @@
-"""Facts of many traces, selected, added and subtracted.
+"""Selection, sums and differences of the facts of many traces.
 
-The sums are of whole numbers: they do not depend on the order in which traces were counted, nor
-on which were added first.
+Counts are integers, so that sums do not depend on the order of traces.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import one_line
 
-# Inputs are numbered in 16 bits, in every table.
+# ``source`` has 16 bits in every table.
 MOST_PARTS: Final = 1 << 16
-# Files that are opened at once.
+# Number of files that are read together.
 _AT_ONCE: Final = 500
 _CURVE: Final = ("leaf", "by", "source", "td_id", "kind", "unit")
 _STEP: Final = (*_CURVE, "settled", "step")
@@ -41,7 +40,7 @@ _TOTAL: Final = ("leaf", "source", "td_id")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Parts of a fleet's facts; what is asked of them is read when it is."""
+    """Parts of a fleet's facts; their tables are read on demand."""
 
     storage: Storage
     parts: pl.DataFrame
@@ -49,23 +48,23 @@ class Facts:
     folders: tuple[str, ...]
     """Folder of each part."""
     n_rows: tuple[dict[str, int], ...]
-    """Rows of each of its files."""
+    """Number of rows of each file of each part."""
     failures: pl.DataFrame
     """The ``fact_failures`` table."""
     n_copies: int
-    """Parts left out, as the same trace was counted at another place too."""
+    """Number of duplicate parts left out: the same trace was counted from another path."""
 
     @property
     def digest(self) -> str:
-        """A hash of what the facts are of: the sorted parts."""
+        """Hash of the sorted names of the parts."""
         words = "\n".join(self.parts["part"].sort())
         return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
     def where(self, condition: str | None) -> Facts:
-        """Return the parts for which a condition in SQL holds, of columns of ``fact_parts``.
+        """Return the parts for which an SQL condition on columns of ``fact_parts`` holds.
 
         Raises:
-            QueryError: If it is not understood, or no part is left.
+            QueryError: If the condition cannot be parsed, or holds for no part.
         """
         if condition is None:
             return self
@@ -77,10 +76,10 @@ class Facts:
         return self.only(self.parts["part"].is_in(rows["part"].implode()), condition)
 
     def only(self, chosen: pl.Series, condition: str = "") -> Facts:
-        """Return the parts that are chosen, with their numbers.
+        """Return the parts for which ``chosen`` is true; their numbers do not change.
 
         Raises:
-            QueryError: If none is.
+            QueryError: If no part is chosen; the message contains ``condition``.
         """
         if not chosen.any():
             raise QueryError(f"no trace of the facts has {one_line(condition, 60)}")
@@ -93,7 +92,7 @@ class Facts:
         )
 
     def tables(self, name: str) -> Iterator[pl.DataFrame]:
-        """Yield a table of all parts, some hundreds at a time, with the number of their input.
+        """Yield a table of all parts, 500 parts at a time; ``_source`` is the number of the part.
 
         Raises:
             InputError: If a file is missing or damaged.
@@ -108,18 +107,18 @@ class Facts:
             yield rows.with_columns(_source=number)
 
     def table(self, name: str) -> pl.DataFrame:
-        """Return a table of all parts, with ``source`` the number of their input."""
+        """Return a table of all parts; ``source`` is the number of the part."""
         rows = pl.concat(self.tables(name)).with_columns(source="_source").drop("_source")
         return rows.select("source", *(c for c in rows.columns if c != "source"))
 
 
 def open_facts(storage: Storage) -> Facts:
-    """Return all parts that are whole; a trace that was counted at two places counts once.
+    """Return all complete parts; of duplicates of a trace one is kept.
 
-    Parts are numbered by host, date and content.
+    Parts are numbered in the order of host, date and content hash.
 
     Raises:
-        InputError: If there is none, or more than inputs can be numbered.
+        InputError: If no part is complete, or there are more than 65,536.
     """
     names = [name for name in storage.names(".json") if name.startswith(f"format={FORMAT}/")]
     marks = [name for name in names if name.endswith(f"/{PROVENANCE}")]
@@ -150,10 +149,10 @@ def open_facts(storage: Storage) -> Facts:
 def _read(
     table: Table, names: list[str], contents: list[bytes], n_rows: np.ndarray[Any, Any]
 ) -> pl.DataFrame:
-    """The rows of files, one after the other.
+    """Return the concatenated rows of files.
 
     Raises:
-        InputError: If one is damaged, or has not as many rows as it had.
+        InputError: If a file is damaged, or does not have the number of rows in ``n_rows``.
     """
     try:
         files: list[IO[bytes]] = [BytesIO(content) for content in contents]
@@ -178,7 +177,7 @@ def _failures(storage: Storage, names: list[str]) -> pl.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class FleetCounts:
-    """Counts of a fleet: their sum, and what each host adds to it."""
+    """Counts of a fleet: the sum over all parts, and the contributions of hosts."""
 
     whole: AttemptCounts
     leaves: pl.DataFrame
@@ -187,13 +186,13 @@ class FleetCounts:
     """n_more by host, curve and step, for curves of leaves and makers."""
 
     def of_hosts(self) -> AttemptCounts:
-        """Return the counts with the sums over hosts that :func:`curves_of` needs for them."""
+        """Return the counts with sums over hosts, for curves with hosts as clusters."""
         sums = self.leaves.group_by("host", "leaf").agg(pl.col("n_all").sum())
         sizes = sums.group_by("leaf").agg(
             host_clusters=pl.len().cast(pl.Int64), host_sizes=(pl.col("n_all") ** 2).sum()
         )
         added = host_squares(self.by_host, sums)
-        # Rows of their own: the counts of a step are sums over its rows.
+        # Sums over hosts are additional rows: the counts of a step are summed over its rows.
         steps = pl.concat([self.whole.steps, added], how="diagonal")
         numbers = pl.selectors.numeric() - pl.selectors.by_name("leaf", "source", "td_id", "step")
         return replace(
@@ -211,11 +210,11 @@ class FleetCounts:
 
 
 def host_squares(by_host: pl.DataFrame, sums: pl.DataFrame) -> pl.DataFrame:
-    """What the requests of hosts at each step add to the squares and products of hosts.
+    """Return the contribution of each step to the squares and products of hosts.
 
     Args:
         by_host: n_more by host, curve and step.
-        sums: n_all, the requests, by host and leaf.
+        sums: Number of requests, n_all, by host and leaf.
     """
     curve = ["host", "leaf", "by", "kind", "unit", "settled"]
     rows = by_host.sort(*curve, "step").with_columns(
@@ -234,11 +233,11 @@ def host_squares(by_host: pl.DataFrame, sums: pl.DataFrame) -> pl.DataFrame:
 
 
 def count_fleet(facts: Facts, *, with_tds: bool = False) -> FleetCounts:
-    """Add the counts of all parts.
+    """Sum the counts of all parts.
 
     Args:
         facts: The parts.
-        with_tds: Whether curves of TDs are wanted: most of what there is to read.
+        with_tds: Whether to read the curves of TDs, which are most of the data.
     """
     host_of = facts.parts.select("source", "host")
     sums, hosts = [], []
@@ -256,13 +255,14 @@ def count_fleet(facts: Facts, *, with_tds: bool = False) -> FleetCounts:
         sums.append(facts.table("td_counts").select(ATTEMPT_COUNTS.schema.names()))
         totals = pl.concat([totals, facts.table("td_totals").select(totals.columns)])
     whole = AttemptCounts(added(pl.concat(sums)), added_totals(totals), has_makers=True)
-    return FleetCounts(whole, leaves, _in_both_ways(pl.concat(hosts)))
+    return FleetCounts(whole, leaves, _complete_both_ways(pl.concat(hosts)))
 
 
-def _in_both_ways(rows: pl.DataFrame) -> pl.DataFrame:
-    """Counts of hosts in which each curve with settled requests is whole in either way.
+def _complete_both_ways(rows: pl.DataFrame) -> pl.DataFrame:
+    """Make the curves of hosts complete for both ways to count settled requests, busy and done.
 
-    A part without settled requests counts both ways, together with other parts of its host.
+    Parts without settled requests have rows ``none``, which are the same for both ways: if another
+    part of the host has settled requests, they are added to both of its curves.
     """
     curve = ["host", "leaf", "by", "kind", "unit"]
     has_both = (pl.col("settled") != "none").any().over(curve)
@@ -291,7 +291,7 @@ def _sums_of_totals(totals: pl.DataFrame) -> pl.DataFrame:
 
 
 def subtracted(whole: AttemptCounts, part: AttemptCounts) -> AttemptCounts:
-    """Return counts without a part of them: what was not there at all is not there then."""
+    """Subtract counts of a part; rows whose counts all become 0 are removed."""
     negative = [
         rows.with_columns(
             -pl.col(c).cast(pl.Int64) if rows.schema[c].is_integer() else -pl.col(c)
@@ -309,12 +309,12 @@ def subtracted(whole: AttemptCounts, part: AttemptCounts) -> AttemptCounts:
 
 
 def recorded_of(facts: Facts, leaves: pl.DataFrame, *, with_pace: bool = True) -> RecordedRequests:
-    """Return what limits rest on beside curves.
+    """Return the inputs of limits other than curves.
 
     Args:
         facts: The parts.
         leaves: ``fact_leaves`` of these parts, with source.
-        with_pace: Whether the median pace, of cells of a histogram, is wanted.
+        with_pace: Whether to compute the median pace from its histogram.
     """
     counted = leaves.group_by("leaf").agg(
         pl.col("n_requests", "n_tds", "n_retried", "n_begin_lost").sum()
@@ -338,12 +338,12 @@ def recorded_of(facts: Facts, leaves: pl.DataFrame, *, with_pace: bool = True) -
 
 
 def _medians(cells: pl.DataFrame) -> list[tuple[int, float]]:
-    """The median of the durations of each leaf, told to the width of a cell."""
+    """Return the median duration of each leaf, with the resolution of a cell."""
     found = []
     for (leaf,), rows in cells.group_by("leaf"):
         sums = rows.group_by("cell").agg(pl.col("n").sum()).sort("cell")
         upto, n = sums["n"].cum_sum(), int(sums["n"].sum())
-        # Of an even number, the mean of the two in the middle.
+        # For an even number, the mean of the two middle values.
         middles = [
             middle_of(float(sums["cell"][int((upto > place).arg_max() or 0)]))
             for place in ((n - 1) // 2, n // 2)

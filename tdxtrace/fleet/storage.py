@@ -1,4 +1,4 @@
-"""Files in a folder or an object store: listed, read, and written whole or not at all."""
+"""Files in a folder or an object store, written atomically."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _BLOCK: Final = 1 << 20
 
 
 class Storage(Protocol):
-    """Files by their names below one place."""
+    """Files by their paths relative to one folder or URL."""
 
     @property
     def url(self) -> str:
-        """The place."""
+        """The folder or URL."""
 
     def names(self, suffix: str) -> list[str]:
-        """Return the names of all files that end so, sorted."""
+        """Return the paths of all files with this suffix, sorted."""
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
 
     def read(self, names: Sequence[str]) -> list[bytes]:
         """Return the contents of files."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, under another name first; replace one that is there."""
+        """Write a file atomically; an existing one is replaced."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class FolderStorage:
     url: str
 
     def names(self, suffix: str) -> list[str]:
-        """Return the names of all files that end so, sorted."""
+        """Return the paths of all files with this suffix, sorted."""
         found, root = [], self.url.rstrip("/") or "/"
         for folder, _, files in os.walk(root):
             place = folder[len(root) :].lstrip("/")
@@ -60,7 +60,7 @@ class FolderStorage:
         return sorted(found)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         return (Path(self.url) / name).is_file()
 
     def read(self, names: Sequence[str]) -> list[bytes]:
@@ -71,7 +71,7 @@ class FolderStorage:
             raise _cannot("read", str(error.filename), error) from None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, under another name first; replace one that is there."""
+        """Write a file atomically; an existing one is replaced."""
         path = Path(self.url) / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,13 +81,13 @@ class FolderStorage:
             file.write(content)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         (Path(self.url) / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectStorage:
-    """Objects below a URL of fsspec; to put one is to put all of it or nothing."""
+    """Objects below a URL of fsspec; object stores write an object atomically."""
 
     url: str
     files: Any
@@ -95,13 +95,13 @@ class ObjectStorage:
     root: str
 
     def names(self, suffix: str) -> list[str]:
-        """Return the names of all files that end so, sorted."""
+        """Return the paths of all files with this suffix, sorted."""
         self.files.invalidate_cache()
         found = self.files.find(self.root)
         return sorted(n.removeprefix(f"{self.root}/") for n in found if n.endswith(suffix))
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         self.files.invalidate_cache()
         return bool(self.files.exists(f"{self.root}/{name}"))
 
@@ -115,14 +115,14 @@ class ObjectStorage:
         return [found[place] for place in places]
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; replace one that is there."""
+        """Write a file; an existing one is replaced."""
         try:
             self.files.pipe_file(f"{self.root}/{name}", content)
         except OSError as error:
             raise _cannot("write", f"{self.url}/{name}", error) from None
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         if self.files.exists(f"{self.root}/{name}"):
             self.files.rm_file(f"{self.root}/{name}")
 
@@ -131,7 +131,7 @@ def open_storage(url: str) -> Storage:
     """Return the files below a folder, or a URL such as s3://bucket/facts.
 
     Raises:
-        InputError: If the URL needs a library that is not there, or cannot be used.
+        InputError: If the URL needs a library that is not installed, or cannot be used.
     """
     if _REMOTE not in url:
         return FolderStorage(url)
@@ -160,14 +160,14 @@ def _cannot(what: str, name: str, error: OSError) -> InputError:
 
 @dataclass(frozen=True, slots=True)
 class TraceInput:
-    """A trace that is to be counted: its place, size, and when it was changed."""
+    """A trace to count: its URL, size, and modification time or version."""
 
     url: str
     n_bytes: int
     changed: str
 
     def origin(self, key: bytes) -> str:
-        """Return a hash of all that, keyed if there is a key."""
+        """Return a hash of all fields, keyed unless ``key`` is empty."""
         words = f"{self.url}\n{self.n_bytes}\n{self.changed}"
         return hashlib.blake2b(
             words.encode("utf-8", "replace"), digest_size=16, key=key
@@ -175,13 +175,13 @@ class TraceInput:
 
 
 def trace_inputs(urls: Sequence[str]) -> list[TraceInput]:
-    """Return the traces that files, folders, globs and URLs name, each once, sorted.
+    """Return the traces in files, folders, globs and URLs, sorted, without duplicates.
 
-    A folder stands for its files, and those of folders in it; one that ``tdxtrace convert`` made
-    is a trace.
+    All files in a folder and its subfolders are traces; a folder made by ``tdxtrace convert`` is
+    one trace.
 
     Raises:
-        InputError: If one of them names nothing.
+        InputError: If an argument matches no trace.
     """
     found: dict[str, TraceInput] = {}
     for url in urls:
@@ -200,14 +200,14 @@ def _local_inputs(url: str) -> Iterator[TraceInput]:
     else:
         places = [path]
     for place in places:
-        yield from _in_place(place)
+        yield from _inputs_below(place)
 
 
-def _in_place(path: Path) -> Iterator[TraceInput]:
+def _inputs_below(path: Path) -> Iterator[TraceInput]:
     if path.is_dir() and not is_store(path):
         for inner in sorted(path.iterdir()):
             if not inner.name.startswith("."):
-                yield from _in_place(inner)
+                yield from _inputs_below(inner)
     elif path.exists():
         state = [file.stat() for file in _files_of(path)]
         changed = str(max((s.st_mtime_ns for s in state), default=0))
@@ -230,7 +230,7 @@ def _remote_inputs(url: str) -> Iterator[TraceInput]:
 
 @contextmanager
 def local_copy(url: str) -> Iterator[Path]:
-    """Give a trace as a local file: itself, or a copy as long as the context lasts.
+    """Yield the path of a trace: of a local one itself, of a remote one a temporary copy.
 
     Raises:
         InputError: If it cannot be copied.
