@@ -99,7 +99,7 @@ def test_the_command_counts_and_the_others_answer(bench: Path, tmp_path: Path) -
     assert "max_attempts" in answered("attempts", counts, "--format", "csv").text
     said = tdxtrace_run("policies", counts, "--policy", "fixed-5", "--policy", "mainline")
     assert "these policies need single calls, not a histogram: mainline" in said.stderr
-    assert "a histogram is read alone" in refused(2, "attempts", counts, counts)
+    assert "a histogram must be the only input" in refused(2, "attempts", counts, counts)
     assert "no single calls to select" in refused(2, "attempts", counts, "--leaf", "TDH.MEM.TRACK")
 
 

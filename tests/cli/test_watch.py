@@ -129,7 +129,7 @@ def test_prometheus_is_answered() -> None:
         (("-", "--metrics", "nonsense"), 2, "not an address"),
         (("-", "--interval", "never"), 2, "not a time"),
         (("-", "--fail-on", "max-atempts>3"), 2, "nearest: max-attempts"),
-        (("-", "--fail-on", "problems>0"), 2, "watch gives no verdicts"),
+        (("-", "--fail-on", "problems>0"), 2, "watch computes no verdicts"),
     ],
 )
 def test_bad_words(words: tuple[str, ...], status: int, said: str) -> None:
