@@ -1,8 +1,8 @@
-"""How loops run: interpreted for small inputs, compiled by numba for large ones.
+"""Run loops over columns: interpreted for small inputs, compiled by numba for large ones.
 
 A rule over many events is one plain function: a loop over columns.  ``interpreted`` and
-``compiled`` both take such a function and return one that does the same.  Whether to
-compile is decided once for an input, by :func:`choose`, and passed on as a :data:`Runner`.
+``compiled`` both take such a function and return one with the same results.  :func:`choose`
+selects one of them per input; the result is passed to the callees as a :data:`Runner`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ Runner = Callable[[F], F]
 # From this size of a recording on, loading numba (0.3 to 0.6 s) costs less than interpreting:
 # python tests/bench/compiled.py.
 COMPILE_BYTES: Final = 1 << 20
-COMPILING: Final = "compiling loops for this machine; later runs use what is kept"
+COMPILING: Final = "compiling loops for this machine; later runs use the cached code"
 _PACKAGE: Final = Path(__file__).parent
 _USED: Final = "used"
-# One loop at a time: where numba keeps machine code is a setting of the whole process.
+# Compile one loop at a time: numba's cache folder is a setting of the whole process.
 _PREPARING: Final = Lock()
 _UNUSED_SECONDS: Final = 30 * 24 * 3600
 
 
 def choose(n_bytes: int | None) -> Runner[Any]:
-    """Return how to run the loops that read an input of ``n_bytes``; None: size unknown."""
+    """Return the runner for an input of ``n_bytes``, or of unknown size (None)."""
     if n_bytes is None or n_bytes < COMPILE_BYTES:
         return interpreted
     if not _has_numba():
-        _tell_once("numba is not installed: reading is some 100 times slower than it can be")
+        _warn_once("numba is not installed: reading is about 100 times slower")
         return interpreted
     return compiled
 
 
 def interpreted(loop: F) -> F:
-    """Return ``loop`` to be run by Python: unsigned numbers wrap, as they do when compiled."""
+    """Wrap ``loop`` to run in Python, with unsigned overflow wrapping as in compiled code."""
 
     @functools.wraps(loop)
     def run(*args: object) -> object:
@@ -64,14 +64,15 @@ def interpreted(loop: F) -> F:
 def compiled(loop: F) -> F:
     """Return ``loop`` compiled by numba, with the functions of this package that it calls.
 
-    Machine code is made at the first call and kept on disk for later runs.  It runs without
-    the interpreter's lock and checks no bounds.  A loop makes no arrays: it gets those to fill.
+    The loop is compiled at its first call, and the machine code is cached on disk for later
+    runs.  It runs without the GIL and without bounds checks.  A loop must not allocate arrays:
+    the caller passes the arrays to fill.
     """
     return cast("F", _Compiled(loop))
 
 
 class _Compiled:
-    """A loop whose machine code is loaded, or made, at the first call."""
+    """A loop whose machine code is loaded from the cache, or compiled, at the first call."""
 
     def __init__(self, loop: Callable[..., Any]) -> None:
         self._loop = loop
@@ -93,15 +94,15 @@ class _Compiled:
         if folder is not None:
             mark = folder / f"{self._loop.__module__}.{self._loop.__qualname__}"
             if not mark.exists():
-                _tell_once(COMPILING)
+                _warn_once(COMPILING)
             try:
                 with cache_in(folder):
                     run = _jit(self._loop, is_kept=True)
                     run.compile(types)
                     mark.touch()
             except Exception as error:
-                # numba unpickles what it kept: a damaged file raises whatever pickle meets.
-                _tell_once(f"compiled loops in {folder} cannot be used ({_why(error)})")
+                # numba unpickles its cache: a damaged file can raise any exception.
+                _warn_once(f"compiled loops in {folder} cannot be used ({_reason(error)})")
             else:
                 return run
         run = _jit(self._loop, is_kept=False)
@@ -109,17 +110,23 @@ class _Compiled:
         return run
 
 
-# Loops make no arrays, so that nothing has to be counted (NRT, numba's runtime): to count the
-# arrays that a loop of 15 ns an event passes to functions took 200 ns, and 100 ns those that
-# it takes out of tuples.
+# Loops allocate no arrays, so that numba's runtime (NRT) need not count references.  In a loop
+# of 15 ns per event, counting took 200 ns for arrays passed to functions, and 100 ns for arrays
+# taken out of tuples.
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "_nrt": False}
-# What a loop calls becomes a part of it: nothing calls that from Python, or keeps it by itself.
-_PART: Final = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Functions that a loop calls are inlined: Python never calls them, and they are not cached alone.
+_INLINED: Final = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @functools.cache
 def _jit(loop: FunctionType, *, is_kept: bool, is_called: bool = False) -> Any:  # noqa: ANN401
-    """Let numba compile ``loop`` with the functions of this package that it calls as parts."""
+    """Return numba's dispatcher for ``loop``; functions of this package that it calls are inlined.
+
+    Args:
+        loop: The function.
+        is_kept: Whether the machine code is cached on disk.
+        is_called: Whether another loop calls it, so that it is inlined there.
+    """
     import numba  # noqa: PLC0415 - slow to import
 
     names = {
@@ -130,13 +137,13 @@ def _jit(loop: FunctionType, *, is_kept: bool, is_called: bool = False) -> Any: 
     }
     twin = FunctionType(loop.__code__, loop.__globals__ | names, loop.__name__, loop.__defaults__)
     twin.__qualname__, twin.__module__ = loop.__qualname__, loop.__module__
-    how = _PART if is_called else {"cache": is_kept}
+    how = _INLINED if is_called else {"cache": is_kept}
     return cast("Any", numba.njit)(**how, **_OPTIONS)(twin)
 
 
 @contextlib.contextmanager
 def cache_in(folder: Path) -> Iterator[None]:
-    """Let numba keep the machine code of loops that are made meanwhile in ``folder``."""
+    """Make numba cache loops that are compiled inside this context in ``folder``."""
     from numba import config  # noqa: PLC0415 - slow to import
 
     settings: Any = config
@@ -149,37 +156,41 @@ def cache_in(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def cache_folder() -> Path | None:
-    """The folder of machine code made from these sources, this Python, numba and numpy.
+    """Return the cache folder for these sources, this Python, numba and numpy.
 
-    numba looks only at the file of a loop to see whether it changed; constants of other
-    modules are part of the machine code too.  So the folder is named by all of the sources.
-    None, and a line on stderr, where no folder can be written that nobody else can write:
-    what lies in it is run.
+    numba checks only the file of a loop for changes, but constants of other modules are compiled
+    into the machine code too.  So the name of the folder contains a digest of all sources.
+
+    Returns:
+        The folder, created if necessary; None, after a warning on stderr, if it cannot be written
+        or other users can write to it (code in it is executed).
     """
-    made = _base_folder() / f"loops-{_key()}"
+    folder = _base_folder() / f"loops-{_key()}"
     try:
-        made.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = made.stat()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
         if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise PermissionError(0, "others may write there")
-        (made / _USED).touch()
+        (folder / _USED).touch()
     except OSError as error:
-        _tell_once(f"compiled loops are not kept in {made} ({_why(error)}); each run compiles")
+        _warn_once(
+            f"compiled loops are not cached in {folder} ({_reason(error)}); each run compiles"
+        )
         return None
-    _remove_unused(made)
-    return made
+    _remove_unused(folder)
+    return folder
 
 
 def _base_folder() -> Path:
-    """NUMBA_CACHE_DIR if it is set, else the user's folder of caches (XDG base directories)."""
-    if told := os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(told)
+    """Return NUMBA_CACHE_DIR if it is set, else the user's cache folder (XDG base directories)."""
+    if configured := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(configured)
     caches = os.environ.get("XDG_CACHE_HOME")
     return (Path(caches) if caches else Path("~/.cache").expanduser()) / "tdxtrace"
 
 
 def _key() -> str:
-    """A digest of the package's sources and of what turns them into machine code."""
+    """Return a digest of the package's sources and the versions of Python, numba and numpy."""
     import llvmlite  # noqa: PLC0415 - slow to import
     import numba  # noqa: PLC0415 - slow to import
 
@@ -191,7 +202,7 @@ def _key() -> str:
 
 
 def _remove_unused(mine: Path) -> None:
-    """Remove machine code of other versions that was not used for 30 days."""
+    """Remove caches of other versions that were not used for 30 days."""
     for other in mine.parent.glob("loops-*"):
         with contextlib.suppress(OSError):
             if other != mine and time.time() - (other / _USED).stat().st_mtime > _UNUSED_SECONDS:
@@ -200,7 +211,7 @@ def _remove_unused(mine: Path) -> None:
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Switch the search for reference cycles off: it takes a fifth of the time to load numba."""
+    """Disable the cyclic garbage collector: it takes a fifth of the time to load numba."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -219,11 +230,11 @@ def _has_numba() -> bool:
     return True
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
 @functools.cache
-def _tell_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     sys.stderr.write(f"tdxtrace: {message}\n")
     sys.stderr.flush()

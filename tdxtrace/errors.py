@@ -1,4 +1,4 @@
-"""Exceptions that tdxtrace raises for errors of the user or the input."""
+"""Exceptions that tdxtrace raises for wrong options and unreadable input."""
 
 from __future__ import annotations
 

@@ -15,17 +15,16 @@ CONFIDENCE: Final = 0.95
 
 
 def exact_interval(share: Floats, n: Floats, confidence: float) -> tuple[Floats, Floats]:
-    """Return the exact binomial interval of shares seen among ``n`` trials.
-
-    Numbers of trials may be fractional, as effective ones are.
+    """Return the exact binomial intervals of observed shares.
 
     Args:
-        share: Shares seen, 0 to 1.
-        n: Trials behind each.
-        confidence: Of the two-sided interval; one-sided at (1 + confidence) / 2.
+        share: Observed shares, 0 to 1.
+        n: Number of trials of each share; effective numbers may be fractional.
+        confidence: Of the two-sided interval; each end alone has (1 + confidence) / 2.
 
     Returns:
-        Lower and upper ends. No hit among n at 0.95 one-sided is the rule of three.
+        Lower and upper ends. For a share of 0 at 0.95 one-sided, the upper end is the rule of
+        three.
 
     Sources:
         C. J. Clopper, E. S. Pearson, Biometrika 26 (1934) 404, as quantiles of the beta
@@ -51,18 +50,18 @@ def exact_interval(share: Floats, n: Floats, confidence: float) -> tuple[Floats,
 
 
 def few_clusters_factor(n_episodes: Floats, confidence: float) -> Floats:
-    """Return the factor by which a design effect grows when few episodes are behind it.
+    """Return the factor that corrects a design effect estimated from few episodes.
 
     Args:
-        n_episodes: Episodes that it was estimated from.
-        confidence: Confidence of the interval that it is for.
+        n_episodes: Number of episodes that the design effect was estimated from.
+        confidence: Confidence of the interval that the design effect widens.
 
     Sources:
         E. L. Korn, B. I. Graubard, Survey Methodology 24 (1998) 193: the squared ratio
         of Student's quantile, with one less degrees of freedom than clusters, to the
         normal one.
     """
-    # scipy.stats has the same functions, and takes three times as long to load.
+    # scipy.stats has the same functions but takes three times as long to import.
     from scipy import special
 
     level = (1 + confidence) / 2
@@ -72,7 +71,7 @@ def few_clusters_factor(n_episodes: Floats, confidence: float) -> Floats:
 
 
 def chi_square_p(square: Floats, freedom: Floats) -> Floats:
-    """Return the p-value of a chi-square with so many degrees of freedom."""
+    """Return the p-value of a chi-square statistic with ``freedom`` degrees of freedom."""
     from scipy import special
 
     p: Floats = special.chdtrc(freedom, square)
@@ -80,7 +79,7 @@ def chi_square_p(square: Floats, freedom: Floats) -> Floats:
 
 
 def chi_square_quantile(freedom: Floats, below: float) -> Floats:
-    """Return the quantile of a chi-square with so many degrees of freedom."""
+    """Return the ``below`` quantile of chi-square with ``freedom`` degrees of freedom."""
     from scipy import special
 
     quantile: Floats = special.chdtri(freedom, 1 - below)
@@ -88,14 +87,14 @@ def chi_square_quantile(freedom: Floats, below: float) -> Floats:
 
 
 def student_p(t: Floats, freedom: Floats) -> Floats:
-    """Return the two-sided p-value of Student's t, which is not negative."""
+    """Return the two-sided p-value of Student's t; ``t`` must not be negative."""
     from scipy import special
 
     p: Floats = 2 * special.stdtr(freedom, -t)
     return p
 
 
-# Any number; fixed, so that runs are reproducible.
+# Arbitrary, but fixed, so that runs are reproducible.
 _SEED: Final = 20240910
 # Enough for the ends of a 95 % interval: 25 resamples lie beyond each.
 _RESAMPLES: Final = 1000
@@ -107,15 +106,15 @@ _MAX_RESAMPLED: Final = 1000
 def interval_of_sum(by_episode: Floats, confidence: float) -> tuple[float, float]:
     """Return the bootstrap interval of a sum over episodes.
 
-    Each episode is drawn a Poisson number of times, as if the same host had run once more
-    for as long (the number of episodes is random too).  The seed is fixed.
+    Each episode is drawn a Poisson number of times, as in another recording of the same host and
+    length (the number of episodes is random too).  The seed is fixed.
 
     Args:
-        by_episode: Summand of each episode, in the order of time.
+        by_episode: Summand of each episode, ordered by time.
         confidence: Of the two-sided interval.
 
     Returns:
-        Both ends; 0 and 0 where there was no episode.
+        Both ends; 0 and 0 without episodes.
 
     Sources:
         B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13:
@@ -138,6 +137,6 @@ def interval_of_sum(by_episode: Floats, confidence: float) -> tuple[float, float
 
 @lru_cache(maxsize=8)
 def _poisson_weights(n: int) -> NDArray[np.int64]:
-    """Number of times each of ``n`` episodes is drawn, per resample; the same each time."""
+    """Return how often each resample (row) draws each of ``n`` episodes (column); fixed seed."""
     chance = np.random.Generator(np.random.PCG64(_SEED))
     return chance.poisson(1.0, (_RESAMPLES, n))

@@ -1,7 +1,7 @@
-"""Composition of all analyses: a Trace in, Findings out; only here do the rooms meet.
+"""Composition of all analyses: a Trace in, Findings out.
 
-What few questions need is imported where it is asked for: to load all of it takes longer than to
-analyse a small trace.
+Only this module imports from all rooms. Modules that few commands need are imported inside
+functions: importing all of them takes longer than the analysis of a small trace.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Finder = Callable[[Findings], pl.DataFrame | pl.LazyFrame]
 Step = Callable[[str, int], AbstractContextManager[None]]
 
 
-def _untold(_name: str, _n_events: int) -> AbstractContextManager[None]:
+def _no_step(_name: str, _n_events: int) -> AbstractContextManager[None]:
     return nullcontext()
 
 
@@ -45,29 +45,30 @@ def analyze(
     module: str | None = None,
     generation: str | None = None,
     memory: int | None = None,
-    step: Step = _untold,
+    step: Step = _no_step,
 ) -> Findings:
     """Run every analysis of ``trace``.
 
-    Chains and episodes are always found over the whole trace, since the other calls of a
-    thread decide what belongs together; ``selection`` then filters the findings.
+    Chains and episodes are always computed over the whole trace, because chain linking depends
+    on the other calls of a thread; ``selection`` then filters the findings.
 
     Args:
         trace: The recorded events.
         selection: TDs, leaves and times to keep; all by default.
-        module: Release of the TDX module, such as 1.5.16, where it is known.
-        generation: Its lock generation, A, B or C, instead.
-        memory: Bytes of memory that may be taken; None: what is free.
-        step: Called with the name of each step and its number of events; its result is a context
-            in which the step runs.
+        module: Release of the TDX module, such as 1.5.16, if it is known.
+        generation: Lock generation of the module, A, B or C, instead of a release.
+        memory: Memory limit in bytes; None: the free memory.
+        step: Called with the name of each step and its number of events; returns the context
+            manager in which the step runs.
 
     Returns:
-        One finding table per analysis, and the losses that bound the answers.
+        One finding table per analysis, and the losses that limit their accuracy.
 
     Raises:
         QueryError: If the selection names a TD or leaf that the trace does not have, or
             the locks of the module are not known.
-        InputError: If the analysis needs more memory; so does the access to a table that does.
+        InputError: If the analysis needs more memory; also raised on access to a table that
+            needs more.
         TableError: If a table of ``trace`` does not match its declaration.
 
     Example:
@@ -117,19 +118,19 @@ class _Chains:
     make_answers: Callable[[], pl.DataFrame | pl.LazyFrame]
 
     def selected(self, selection: Selection, trace: Trace) -> pl.DataFrame | pl.LazyFrame:
-        """Return those that are selected."""
+        """Return the selected retry chains, in memory or as a query."""
         if isinstance(self.all_chains, pl.DataFrame):
             return selection.filter(self.all_chains, trace)
         return selection.filter(self.all_chains, trace)
 
     @cached_property
     def all_answers(self) -> pl.DataFrame | pl.LazyFrame:
-        """The ``busy_answers`` of these chains, or a query of them."""
+        """The ``busy_answers`` table of these chains, or a query of it."""
         return self.make_answers()
 
 
 def _chains(trace: Trace, memory: int | None) -> _Chains:
-    """Find the retry chains of a trace: on disk, if it is there and takes much of the memory."""
+    """Find the retry chains of a trace: on disk for a large stored trace, else in memory."""
     if not trace.is_in_memory("seamcalls") and _is_large(trace, memory):
         from tdxtrace.analysis.stored_chains import store_chains
 
@@ -146,12 +147,12 @@ def _chains(trace: Trace, memory: int | None) -> _Chains:
     return _Chains(chains, numbered)
 
 
-# Bytes that finding a table takes for each attempt and vCPU entry, beyond the tables before it:
-# python tests/bench/memory.py, of 12 M events with 4.2 M busy answers.
+# Bytes of memory that computing a table takes per attempt and vCPU entry, in addition to the
+# tables computed before: python tests/bench/memory.py, 12 M events with 4.2 M busy answers.
 _BYTES_PER_EVENT: Final = {"retry_chains": 230, "busy_causes": 400}
-# Reading the tables from a store, before any is found.
+# Bytes of memory per event that reading the tables from a store takes.
 _BYTES_READ: Final = 100
-# A trace in a store that takes more than this part of the memory is answered a segment at a time.
+# A stored trace that needs more than 1/8 of the memory is analysed one segment at a time.
 _SHARE: Final = 8
 
 
@@ -173,16 +174,16 @@ def _found(
 def _begin(
     trace: Trace, memory: int | None, step: Step, table: str
 ) -> AbstractContextManager[None]:
-    """Check that finding a table fits in memory, and return the context in which it is found."""
+    """Check that a table fits in memory, and return the context in which it is computed."""
     _check_fits(trace, memory, table)
     return step(table, trace.n_rows("seamcalls") + trace.n_rows("vm_entries"))
 
 
 def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
-    """Refuse to find a table that needs more memory than there is, before the system does.
+    """Refuse to compute a table that needs more memory than is available.
 
     Raises:
-        InputError: With what is free, what it takes, and how to ask for a part of the trace.
+        InputError: Names the memory needed, the memory available, and how to cut a part out.
     """
     n_calls = trace.n_rows("seamcalls")
     n_events = n_calls + trace.n_rows("vm_entries")
@@ -191,7 +192,7 @@ def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
         wanted += n_events * _BYTES_READ
         if table == "retry_chains" and _is_large(trace, memory):
             return
-    if wanted < _ALWAYS_THERE:
+    if wanted < _UNCHECKED_BYTES:
         return
     free = free_bytes() if memory is None else memory
     if wanted > free:
@@ -202,8 +203,8 @@ def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
         )
 
 
-# Less than this is not worth a look at what is free.
-_ALWAYS_THERE: Final = 128 << 20
+# Tables smaller than this are computed without a look at the free memory.
+_UNCHECKED_BYTES: Final = 128 << 20
 
 
 def query(trace: Trace, statement: str, selection: Selection | None = None) -> pl.DataFrame:
@@ -211,12 +212,12 @@ def query(trace: Trace, statement: str, selection: Selection | None = None) -> p
 
     Args:
         trace: The recorded events; analysed only if the statement names a finding table.
-        statement: One SELECT in the dialect of polars.
-        selection: TDs, leaves and times that the tables hold; all by default.
+        statement: One SELECT in the SQL dialect of polars.
+        selection: TDs, leaves and times to which the tables are restricted; all by default.
 
     Raises:
-        QueryError: If the statement is not understood, or the selection names a TD or
-            leaf that the trace does not have.
+        QueryError: If the statement is invalid, or the selection names a TD or leaf that the
+            trace does not have.
 
     Example:
         >>> import tdxtrace
@@ -242,8 +243,8 @@ def compare(before: Findings, after: Findings) -> pl.DataFrame:
     """Compare two traces, and return the differences that the data supports.
 
     Args:
-        before: Findings of the one.
-        after: Findings of the other.
+        before: Findings of the first trace.
+        after: Findings of the second trace.
 
     Returns:
         The ``comparisons`` table.
@@ -264,21 +265,21 @@ _EVENTS = {table.name: table for table in EVENT_TABLES}
 
 @dataclass(frozen=True)
 class _OnDemand:
-    """Functions for the tables that are computed when they are first asked for, by name."""
+    """Functions that compute finding tables at their first access; ``_NAME`` computes NAME."""
 
     trace: Trace
     selected: Selection
     found: _Chains
     """Retry chains of the whole trace."""
     module: str | None
-    """Release of the module, as given."""
+    """Release of the module, as given by the caller."""
     generation: str | None
-    """Lock generation, as given."""
+    """Lock generation, as given by the caller."""
     known_generation: str | None
-    """Lock generation, as given, or of the release, or as the kernel's log tells."""
+    """Lock generation as given, or from the given release, or from the kernel log."""
 
     def finders(self) -> dict[str, Finder]:
-        """Return the function of each of these tables."""
+        """Return the functions by table name."""
         named = (table.name for table in FINDING_TABLES)
         return {name: getattr(self, f"_{name}") for name in named if hasattr(self, f"_{name}")}
 
@@ -289,12 +290,12 @@ class _OnDemand:
 
     @property
     def all_answers(self) -> pl.DataFrame:
-        """Their busy answers."""
+        """Busy answers of the whole trace, selected or not."""
         return self.found.all_answers.lazy().collect()
 
     @cached_property
     def evidence(self) -> tuple[BusyEvidence, ...]:
-        """What the tables about causes share."""
+        """Evidence that the tables about causes share, one item per source."""
         from tdxtrace.analysis.causes.evidence import gather_evidence
 
         generation = self.known_generation if self.generation is None else self.generation
@@ -376,7 +377,7 @@ class _OnDemand:
     def _measurement_log(self, _: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.measurement_log import measurement_log
 
-        # A part of a TD's build is no build: the places of calls are those of the whole trace.
+        # Positions of calls within a TD's build are counted over the whole trace.
         return self.selected.filter(measurement_log(self.trace.seamcalls), self.trace)
 
     def _host_checks(self, _: Findings) -> pl.DataFrame:
@@ -387,7 +388,7 @@ class _OnDemand:
     def _accept_rates(self, _: Findings) -> pl.DataFrame:
         from tdxtrace.analysis.accept_rates import accept_rates
 
-        # Slices are those of the whole trace; what a vCPU waited for may be of another leaf.
+        # Time slices span the whole trace, and a vCPU may have waited for a call of another leaf.
         rows = accept_rates(
             self.trace.seamcalls, self.trace.vm_entries, self.all_chains, self.all_answers
         )
@@ -420,7 +421,7 @@ class _OnDemand:
         return verdicts(found, self.trace, generation=self.known_generation)
 
     def _busy_answers(self, found: Findings) -> pl.DataFrame | pl.LazyFrame:
-        # Episodes are those of all chains.
+        # Episodes are numbered over all chains, so the selection is applied afterwards.
         answers = self.found.all_answers
         if not self.selected.to_dict():
             return answers
@@ -454,25 +455,25 @@ class _OnDemand:
         from tdxtrace.analysis.attempts import attempts
         from tdxtrace.recommend.statements import limit_statements
 
-        # Causes take most of the time that attempts take, and are not needed here.
+        # Skip the causes, which dominate the time of attempts and are not needed here.
         curves = found.attempts if found.is_computed("attempts") else attempts(*_requests(found))
         return limit_statements(curves, found.scan("retry_chains"))
 
 
 def _requests(found: Findings) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Queries of the retry chains and of their busy answers."""
+    """Return queries of the retry chains and of their busy answers."""
     return found.scan("retry_chains"), found.scan("busy_answers")
 
 
 def _mask(module: str | None, generation: str | None) -> int:
-    """The generations of locks that a module may have."""
+    """Return the lock generations that a module may have, as a bit mask."""
     from tdxtrace.analysis.causes.generation import chosen_generations
 
     return chosen_generations(module, generation)
 
 
 def _generation(trace: Trace, module: str | None, generation: str | None) -> str | None:
-    """The module's lock generation: as given by the user, else by the kernel's log."""
+    """Return the module's lock generation: as given by the user, else from the kernel log."""
     if generation is not None or module is not None:
         return generation.upper() if generation is not None else generation_of(module or "")
     if trace.kernel_messages.is_empty():

@@ -17,4 +17,4 @@ settings.load_profile("tdxtrace")
 @pytest.fixture(autouse=True, scope="session")
 def _compiling_was_told() -> None:
     """Print the notice on compiling before all tests: no test finds it in what it prints itself."""
-    compiler._tell_once(compiler.COMPILING)
+    compiler._warn_once(compiler.COMPILING)

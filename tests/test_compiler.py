@@ -114,7 +114,7 @@ def test_where_nothing_can_be_kept_each_run_compiles(package: Path, tmp_path: Pa
     (tmp_path / "file").touch()
     answer, notice = _run(package, tmp_path / "file" / "cache")
     assert answer == "3 [1, 2, 3]"
-    assert "not kept" in notice
+    assert "not cached" in notice
     assert notice.count("\n") == 1
 
 
@@ -178,8 +178,8 @@ def test_without_numba_everything_is_interpreted_and_said_to_be_slow(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    fresh = functools.cache(compiler._tell_once.__wrapped__)
-    monkeypatch.setattr(compiler, "_tell_once", fresh)
+    fresh = functools.cache(compiler._warn_once.__wrapped__)
+    monkeypatch.setattr(compiler, "_warn_once", fresh)
     assert compiler.choose(1 << 40) is compiler.interpreted
     assert compiler.choose(1 << 40) is compiler.interpreted
     assert capsys.readouterr().err.count("numba is not installed") == 1

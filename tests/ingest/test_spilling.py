@@ -51,7 +51,7 @@ def test_a_disk_that_would_get_full_is_told_before(monkeypatch: pytest.MonkeyPat
 
 def test_what_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = read_whole(SAMPLES / "contended.txt")
-    monkeypatch.setattr(pipeline, "_ALWAYS_THERE", 0)
+    monkeypatch.setattr(pipeline, "_UNCHECKED_BYTES", 0)
     with pytest.raises(InputError, match=r"retry_chains of 2,011 SEAMCALLs .* convert TRACE"):
         tdxtrace.analyze(trace, memory=1 << 10)
     found = tdxtrace.analyze(trace, memory=600 << 10)
