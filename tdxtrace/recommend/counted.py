@@ -1,4 +1,4 @@
-"""The ``counted_attempts`` table: what limits of attempts would have done, from a histogram."""
+"""The ``counted_attempts`` table: requests that exceed a limit of attempts, from a histogram."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ def counted_attempts(
 ) -> pl.DataFrame:
     """Count, for each leaf and limit, the requests that needed more attempts.
 
-    A request that was complete after n attempts needed more than a limit below n; one that was
-    left busy after n needed more than n.  One that was left, or was open, below the limit says
-    nothing of it.
+    A request that completed after n attempts needed more than any limit below n; a request that
+    was abandoned busy after n attempts needed more than n.  Requests that were abandoned, or still
+    open, below the limit are unknown for that limit.
 
     Args:
         request_counts: The ``request_counts`` table.
-        limits: Limits, each one of EXACT_LIMITS; None: all, up to the first that none exceeds.
+        limits: Limits, each one of EXACT_LIMITS; None: all, up to the first that no request
+            exceeds.
 
     Returns:
         The ``counted_attempts`` table, by leaf and limit.
 
     Raises:
-        ValueError: If the counts do not tell who needs more than one of ``limits``.
+        ValueError: If one of ``limits`` lies inside a bucket of the histogram.
         TableError: If the argument lacks a column or has one of another type.
 
     Sources:
@@ -38,7 +39,7 @@ def counted_attempts(
     counts = REQUEST_COUNTS.conform(request_counts)
     for limit in limits or ():
         if limit not in EXACT_LIMITS:
-            raise ValueError(f"{limit} lies within numbers that are counted together")
+            raise ValueError(f"the limit {limit} lies inside a bucket of the histogram")
     done = pl.col("outcome").is_in(COMPLETE)
     needed = pl.col("n_attempts").cast(pl.Int64) + pl.when(done).then(0).otherwise(1)
     cells = counts.group_by("leaf", done=done, needed=needed).agg(pl.col("n_requests").sum())

@@ -13,13 +13,13 @@ from tdxtrace.intervals import Floats, exact_interval
 from tdxtrace.recommend import tail
 from tdxtrace.tables.limits import TIMES_NS
 
-# The rule of three leaves no room for an excess.  With half as much again a new recording counts
-# its target in at least 90 % of the cases (tests/bench/needed.py).
+# The rule of three allows not one request above the limit.  With 1.5 times as many requests, at
+# least 90 % of new recordings support the target (tests/bench/needed.py).
 NEEDED_MARGIN: Final = 1.5
-# Chance that a recording of the requests needed counts the target, where a share is left that was
-# last seen busy: the power of a test of one share, by the normal approximation.
+# Probability that a recording of the needed size supports the target although a share of requests
+# was last seen busy: the power of a test of one share, by the normal approximation.
 NEEDED_POWER: Final = 0.9
-# More requests than a float counts one by one are none that can be recorded.
+# Larger numbers of requests, beyond the exact integers of a float, cannot be recorded.
 MAX_NEEDED: Final = 2.0**53
 
 
@@ -47,12 +47,12 @@ class Curve:
 
     @property
     def needed(self) -> int | None:
-        """Number of requests of which the target can be counted; None where no number would do.
+        """Number of requests that would support the target by counting; None if no number would.
 
-        The rule of three for independent requests whose end is seen, times the requests of this
-        trace that count as one such (bursts, their small number, and requests that were lost from
-        sight), times a margin. No number would do where a larger share was last seen busy; where
-        a smaller one was, the requests that tell it from the target.
+        Computed as the rule of three for independent completed requests, times the number of
+        requests in this trace per independent one (because of bursts, few bursts and censoring),
+        times a margin. If some requests were last seen busy, also at least the number that
+        distinguishes their share from the target. None if their share reaches the target.
         """
         from scipy import special
 
@@ -60,16 +60,16 @@ class Curve:
         if left >= self.target:
             return None
         n_requests = float(self.n_done.sum() + self.n_censored.sum())
-        of_one = max(n_requests / float(self.n[-1]), 1.0)
+        per_independent = max(n_requests / float(self.n[-1]), 1.0)
         none_left = -math.log(1 - self.confidence) / self.target * NEEDED_MARGIN
         z = float(special.ndtri(self.confidence) + special.ndtri(NEEDED_POWER))
-        to_tell = left * (1 - left) * (z / (self.target - left)) ** 2
-        needed = max(none_left, to_tell) * of_one
-        # A share that is as good as the target is told from it by no number.
+        to_distinguish = left * (1 - left) * (z / (self.target - left)) ** 2
+        needed = max(none_left, to_distinguish) * per_independent
+        # No number of requests distinguishes a share from a target that is almost equal.
         return math.ceil(needed) if needed < MAX_NEEDED else None
 
     def first_within(self, share: Floats, target: float | None = None) -> int | None:
-        """Index of the first step from which on a share stays within the target."""
+        """Index of the first step from which the share stays within the target; None if none."""
         above = np.flatnonzero(share > (self.target if target is None else target))
         place = int(above[-1]) + 1 if len(above) else 0
         return place if place < len(share) else None
@@ -79,9 +79,9 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
     """Return a curve of ``attempts``.
 
     Args:
-        rows: Rows of one curve, by ``within``; at least one.
-        unit: Its unit.
-        given: target and confidence.
+        rows: Rows of one curve, sorted by ``within``; at least one.
+        unit: Unit of the curve, ``attempts`` or ``ns``.
+        given: Values of ``target`` and ``confidence``; other keys are ignored.
     """
     wanted = (given["target"], given["confidence"])
     return Curve(
@@ -96,28 +96,27 @@ def curve_of(rows: pl.DataFrame, unit: str, given: dict[str, Any]) -> Curve:
     )
 
 
-# Bursts with a request above the threshold of a tail: wanted, and required at least.
-# The coverage study (tests/bench/coverage.py) was run with these; fewer give infinite
-# intervals, more use less of the tail.
+# Number of bursts with a request above the threshold of the tail: preferred, and minimum.
+# The coverage study (tests/bench/coverage.py) uses these numbers; with fewer bursts intervals are
+# infinite, with more the threshold lies too low in the distribution.
 TAIL_BURSTS: Final = 200
 MIN_TAIL_BURSTS: Final = 30
-# No model is used for a target that is rarer than one of the effective number of requests: counting
-# reaches three of them.  For a mixture of two tails, of which a trace shows one, limits for one
-# keep their target in four of five traces, for one of twice as many in two of five
-# (tests/bench/coverage.py).
-# Largest ratio of the limit to the largest value seen: a choice of ours.
+# With n effective requests, no model is used for a target below 1/n; counting supports 3/n.  For a
+# mixture of two tails of which the trace shows only one, limits for 1/n keep their target in four
+# of five traces, limits for 1/(2 n) in two of five (tests/bench/coverage.py).
+# Maximum ratio of the limit to the largest value seen: chosen by the project.
 MAX_EXTRAPOLATION: Final = 100
-# A model with a smaller p-value is not used, be it of the counts (chi-square) or of the maximum.
+# A model is rejected below this p-value, of the counts (chi-square) or of the maximum.
 MIN_GOODNESS: Final = 0.01
 
 
 def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, Any]:
-    """Return the limit that a model of the tail gives, or why it is withheld.
+    """Return the limit from a model of the tail, or the reason why it is withheld.
 
     Args:
-        curve: Curve whose target was not met within the data.
-        max_seen: The most that any request was seen to need.
-        caution: Further reasons for uncertainty.
+        curve: Curve that does not reach its target within the data.
+        max_seen: Largest value that any request was seen to need.
+        caution: Further reasons for uncertainty; None: none.
 
     Returns:
         Columns of the ``limits`` table.
@@ -140,8 +139,8 @@ def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, A
         reason = f"the tail is neither geometric nor generalised Pareto (p = {fitted.goodness:.1g})"
     elif p_of_max < MIN_GOODNESS:
         reason = (
-            f"the most seen, {max_seen:,}, is too much for the tail of the others "
-            f"(p = {p_of_max:.1g}), so that there is a kind of its own"
+            f"the largest value, {max_seen:,}, does not fit the tail of the others "
+            f"(p = {p_of_max:.1g}) and must have another cause"
         )
     elif math.isinf(limit):
         reason = f"the limit may be {MAX_EXTRAPOLATION} times the observed maximum"
@@ -150,11 +149,13 @@ def extrapolate(curve: Curve, max_seen: int, caution: str | None) -> dict[str, A
     return (
         model
         | _ends(curve, fitted, max(limit, float(max_seen)), max_limit)
-        | {"reason": "; ".join(filter(None, (GOES_ON, caution)))}
+        | {"reason": "; ".join(filter(None, (_ASSUMPTION, caution)))}
     )
 
 
-GOES_ON: Final = "from a model, if the tail goes on as seen: a rarer kind would not have been seen"
+_ASSUMPTION: Final = (
+    "from a model, if the tail continues as seen: rarer causes of waiting would not show in it"
+)
 
 
 def _unsupported(curve: Curve, max_seen: int, reason: str) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _unsupported(curve: Curve, max_seen: int, reason: str) -> dict[str, Any]:
 
 
 def _p_of_maximum(curve: Curve, place: int, fitted: tail.Tail) -> float:
-    """P(the largest of as many independent requests is as large as the largest seen)."""
+    """P(the maximum of the same number of independent requests reaches the maximum seen)."""
     before = float(fitted.sample.below[-1])
     return -math.expm1(float(curve.n[place]) * math.log1p(-min(fitted.exceedance(before), 0.5)))
 
@@ -178,13 +179,13 @@ def rarest_target(curve: Curve) -> float:
 
 
 def _threshold(curve: Curve) -> int:
-    """Index of the step above which the tail begins."""
+    """Return the index of the step above which the tail begins."""
     deep = np.flatnonzero(curve.n_episodes >= TAIL_BURSTS)
     return int(deep[-1]) if len(deep) else int(np.argmax(curve.n_episodes >= MIN_TAIL_BURSTS))
 
 
 def _reason_unsupported(curve: Curve, place: int) -> str | None:
-    """Reason why no model is fitted; None if one can be."""
+    """Return the reason why no model can be fitted; None if one can."""
     if curve.n_episodes[place] < MIN_TAIL_BURSTS or not curve.n_done[place + 1 :].sum():
         most = f"{curve.n_episodes.max():,.0f} of {MIN_TAIL_BURSTS} bursts"
         return f"too few independent retries ({most}) to estimate a limit"
@@ -195,7 +196,7 @@ def _reason_unsupported(curve: Curve, place: int) -> str | None:
 
 
 def _ends(curve: Curve, fitted: tail.Tail, limit: float, max_limit: float) -> dict[str, Any]:
-    """The limit in whole steps, and the interval of the quantile that it bounds."""
+    """Return the limit in whole steps, and the quantile that it bounds with its interval."""
     both = (1 + curve.confidence) / 2
     low, high = (fitted.bound(curve.target, end, max_limit) for end in (1 - both, both))
     whole = _round_up(limit, curve.unit)
@@ -212,7 +213,7 @@ def _ends(curve: Curve, fitted: tail.Tail, limit: float, max_limit: float) -> di
 
 
 def _tail_sample(curve: Curve, place: int) -> tail.TailSample:
-    """Requests that needed more than the step at ``place``; a burst has the weight of one."""
+    """Return the requests above the step at ``place``, weighted so that a burst counts as one."""
     at = curve.within[place + 1 :]
     n_done, n_censored = curve.n_done[place + 1 :], curve.n_censored[place + 1 :]
     times = np.array(TIMES_NS, float)
@@ -230,7 +231,7 @@ def _tail_sample(curve: Curve, place: int) -> tail.TailSample:
 
 
 def _round_up(value: float, unit: str) -> int:
-    """The next whole number, or step of time, that is no smaller."""
+    """Round up to a whole number of attempts, or to a step of TIMES_NS."""
     if unit == "attempts":
         return math.ceil(value - 1e-9)
     place = int(np.searchsorted(np.array(TIMES_NS), value - 1e-9))
@@ -238,5 +239,5 @@ def _round_up(value: float, unit: str) -> int:
 
 
 def withheld(reason: str, needed: int | None = None) -> dict[str, Any]:
-    """Return the columns of a row without a limit, with the reason."""
+    """Return the columns of a ``limits`` row without a limit, with the reason."""
     return {"limit": None, "basis": "withheld", "reason": reason, "needed_requests": needed}

@@ -10,7 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.recommend.extrapolate import curve_of, extrapolate, withheld
-from tdxtrace.recommend.recorded import recorded_policies, words_of
+from tdxtrace.recommend.recorded import policy_summary, recorded_policies
 from tdxtrace.recommend.target import Exposure, Target
 from tdxtrace.tables.events import LOSSES
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -25,16 +25,18 @@ _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
 _VALID_FOR: Final = "another guest, module version, number of vCPUs or retry policy"
 _NO_CAUSES: Final = "causes of busy answers unknown: no busy_causes for this trace"
 
-_SAME_AS_ANYONE: Final = "same as for anyone: these answers alone support no smaller limit"
-# A limit is withheld where one in so many requests or more have no answer: what was not seen of
-# most of them may be different. A choice of ours.
+_SAME_AS_ANYONE: Final = (
+    "same limit as for anyone: the answers of this maker alone support no smaller one"
+)
+# A limit is withheld where more than 1/2 of the requests have no answer: the unanswered majority
+# may behave differently. Chosen by the project.
 _MOST_UNANSWERED: Final = 2
-_UNLIKE: Final = {"td": "TDs", "source": "inputs"}
+_CLUSTERS: Final = {"td": "TDs", "source": "inputs"}
 _DRIFTING: Final = (
     "not supported by this trace: the share that needs more rises or falls over the recording, so "
-    "that a limit would hold for its average only; look at a part of it (--since, --until)"
+    "a limit would hold only for its average; analyse a part of it (--since, --until)"
 )
-_UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for host and guest"
+_UNEXPLAINED: Final = "{:,} busy answers are unexplained and count for both host and guest"
 
 CHAIN_COLUMNS: Final = (
     *("source", "leaf", "td_id", "level", "start_ns", "end_ns", "took_ns", "n_attempts"),
@@ -45,12 +47,12 @@ CHAIN_COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequests:
-    """What limits rest on beside curves, of one or more recordings: counts, which add."""
+    """Inputs of ``limits`` besides the curves: counts, which add over recordings."""
 
     leaves: pl.DataFrame
-    """As :func:`leaves_of`."""
+    """Result of :func:`leaves_of`."""
     policies: pl.DataFrame
-    """As :func:`tdxtrace.recommend.recorded.recorded_policies`."""
+    """Result of :func:`tdxtrace.recommend.recorded.recorded_policies`."""
     exposure: Exposure
     n_losses: int
 
@@ -58,7 +60,7 @@ class RecordedRequests:
 def recorded_requests(
     retry_chains: pl.DataFrame | pl.LazyFrame, losses: pl.DataFrame, seconds: float | None
 ) -> RecordedRequests:
-    """Return what limits rest on beside curves; arguments and errors as :func:`limits`."""
+    """Return the inputs of ``limits`` besides the curves; arguments as :func:`limits`."""
     chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)
     return RecordedRequests(
         leaves_of(chains),
@@ -79,29 +81,29 @@ def limits(
     """Recommend a limit for every leaf, or give the reason why none can be recommended.
 
     The limit is the smallest number such that P(a request needs more) is below the target
-    with the given confidence. Within the data that is an exact binomial bound of the
-    effective number of requests (Clopper and Pearson); where none was busy it is the
-    rule of three. A leaf has no part in a rate of VMs if KVM loses none when its busy answer
-    is the last: any limit keeps it. Beyond, a generalised Pareto tail is fitted, which includes
-    the geometric
-    one, and the limit is the upper end of its quantile by profile likelihood with free
-    shape, whatever form was chosen, and not below the most seen. It has no confidence: it holds
-    if the tail goes on as seen. It is withheld where too few requests reach the tail, the model
-    does not fit or does not allow for the most seen, or the target is much rarer than what was
-    counted.
+    with the given confidence. Within the data it is an exact binomial bound for the effective
+    number of requests (Clopper and Pearson); if no request was busy, this is the rule of three.
+    Beyond the data, a generalised Pareto tail is fitted, of which the geometric tail is a special
+    case. The limit is the upper end of the quantile's interval, by profile likelihood with free
+    shape, and at least the largest value seen. It has no confidence: it holds only if the tail
+    continues as seen. It is withheld if too few requests reach the tail, if the model does not fit
+    the counts or the maximum, or if the target is much rarer than the counts support.
 
-    ``guest`` counts the busy answers that remain if a lock of the host keeps its other
-    calls out; unexplained answers count for host and guest.
+    Where the target is a rate of lost VMs, a leaf for which KVM loses no VM at the limit gets the
+    smallest limit and no part of the rate.
+
+    ``guest`` counts the busy answers that remain if a lock in the host serializes its calls;
+    unexplained answers count for both host and guest.
 
     Args:
         attempts: The ``attempts`` table.
         retry_chains: The ``retry_chains`` table that it was made from, or a query of it.
         losses: The ``losses`` table.
         seconds: Recorded time in s, for a target rate; see :func:`observed_seconds`.
-        target: Ratio of requests that may need more, or their rate, and confidence. Of a rate
-            the limits of all leaves hold together with that confidence, of a ratio each alone.
-        pace_ns: Time from one attempt to the next on the kernel that the limit is for, in ns: the
-            wait for a lock does not depend on how often it is asked for. None: not known.
+        target: Ratio or rate of requests that may need more, and confidence. The confidence of a
+            rate holds for all leaves together, that of a ratio for each leaf alone.
+        pace_ns: Time from one attempt to the next, in ns, on the kernel that will use the limit;
+            the wait for a lock is assumed not to depend on it. None: not known.
 
     Returns:
         The ``limits`` table, the leaf with most retried requests first.
@@ -122,7 +124,7 @@ def limits_of(
     target: Target | None = None,
     pace_ns: float | None = None,
 ) -> pl.DataFrame:
-    """Return :func:`limits` from curves, and what was recorded, of any number of recordings."""
+    """Return :func:`limits` from the curves and the counts of one or more recordings."""
     target = target or Target()
     steps = ATTEMPTS.conform(attempts)
     leaves, exposure, seconds = recorded.leaves, recorded.exposure, recorded.exposure.host_s
@@ -142,8 +144,8 @@ def limits_of(
         row_base |= {"confidence": target.confidence_of_leaf(n_leaves)}
         row_base |= {"loses_no_vm": leaf["leaf"] in lose_none}
         policies = recorded.policies.filter(pl.col("leaf") == leaf["leaf"])
-        calls, words = words_of(policies)
-        row_base |= {"recorded_calls": calls, "recorded_policy": words}
+        calls, text = policy_summary(policies)
+        row_base |= {"recorded_calls": calls, "recorded_policy": text}
         row_base |= {"is_kicked": policies["is_kicked"].any()}
         of_leaf = steps.filter(pl.col("leaf") == leaf["leaf"])
         rows += list(
@@ -153,7 +155,7 @@ def limits_of(
 
 
 def _with_times(rows: pl.DataFrame, pace_ns: float | None) -> pl.DataFrame:
-    """Add the time that the requests needed take, and limits in attempts at a given pace."""
+    """Add the time that recording the needed requests takes, and limits in attempts at a pace."""
     per_s = pl.col("n_requests") / pl.col("observed_s")
     fit = (pl.col("limit") / pl.lit(pace_ns, pl.Float64)).ceil().cast(pl.Int64) + 1
     return rows.with_columns(
@@ -163,7 +165,7 @@ def _with_times(rows: pl.DataFrame, pace_ns: float | None) -> pl.DataFrame:
 
 
 def observed_seconds(provenance: Provenance) -> float | None:
-    """Return the recorded time of all sources in s; None where a clock counts unknown ticks."""
+    """Return the recorded time of all sources in s; None if the unit of a clock is unknown."""
     spans = [
         s.last_ns - s.first_ns
         for s in provenance.sources
@@ -173,7 +175,7 @@ def observed_seconds(provenance: Provenance) -> float | None:
 
 
 def exposure_of(chains: pl.DataFrame, seconds: float | None) -> Exposure:
-    """Return what a trace recorded, as rates count it.
+    """Return the recorded time and pages by which a target rate is converted to a ratio.
 
     Args:
         chains: The ``retry_chains`` table.
@@ -238,7 +240,7 @@ def _rows_of_leaf(
 
 
 def _no_vm_lost(row: dict[str, Any]) -> dict[str, Any]:
-    """The least limit, of a leaf whose busy answer may be the last without loss of a VM."""
+    """Return the smallest limit, for a leaf whose busy answers never lose a VM."""
     return {
         "limit": 1 if row["unit"] == "attempts" else 0,
         "basis": "no_vm_lost",
@@ -249,7 +251,7 @@ def _no_vm_lost(row: dict[str, Any]) -> dict[str, Any]:
 def _limit_of_maker(
     found: dict[str, Any], of_anyone: dict[str, Any], n_unexplained: int
 ) -> dict[str, Any]:
-    """The limit of one maker: its own or that of all, which also bounds each part."""
+    """Return the smaller of a maker's limit and anyone's limit, which also bounds each maker."""
     use_anyone = (
         of_anyone["limit"] is not None and _limit_or_infinity(found["limit"]) > of_anyone["limit"]
     )
@@ -260,12 +262,12 @@ def _limit_of_maker(
 
 
 def _limit_or_infinity(limit: int | None) -> float:
-    """A limit as a number; None is infinite."""
+    """Return a limit as a float; infinite for None."""
     return math.inf if limit is None else float(limit)
 
 
 def _retry_counts(steps: pl.DataFrame) -> dict[str, Any]:
-    """Number of retried requests and of busy answers, from a curve in attempts."""
+    """Count retried requests and busy answers of a curve in attempts."""
     retried = steps.select(
         (pl.col("n_done") * (pl.col("within") > 1)).sum() + pl.col("n_censored").sum()
     )
@@ -274,7 +276,7 @@ def _retry_counts(steps: pl.DataFrame) -> dict[str, Any]:
 
 
 def n_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> int:
-    """Return the number of requests of a leaf that a curve is not about.
+    """Return the number of requests of a leaf that a curve leaves out for lack of an answer.
 
     Args:
         steps: Rows of the curve.
@@ -285,17 +287,17 @@ def n_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> int:
 
 
 def is_mostly_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> bool:
-    """Whether a curve is about so few requests of its leaf that it supports nothing."""
+    """Return whether a curve leaves out too many requests of its leaf to support a limit."""
     return steps.is_empty() or n_unanswered(steps, leaf) * _MOST_UNANSWERED > leaf["n_requests"]
 
 
 def _worst(steps: pl.DataFrame, unit: str, limit: int | None) -> dict[str, Any]:
-    """The TD, and the input, most of whose requests needed more than the limit.
+    """Return the TD, and the input, with the largest share of requests above the limit.
 
     Args:
-        steps: Curves of the leaf, those of TDs among them.
+        steps: Curves of the leaf, including those of TDs.
         unit: Unit of the limit.
-        limit: It; None: withheld, and what needed more than the first step counts.
+        limit: The limit; None (withheld): the first step of the curve is used instead.
     """
     of_td = steps.filter(pl.col("by") == "td", pl.col("unit") == unit)
     within = (1 if unit == "attempts" else 0) if limit is None else limit
@@ -316,20 +318,20 @@ def _worst(steps: pl.DataFrame, unit: str, limit: int | None) -> dict[str, Any]:
 
 
 def _first(found: pl.DataFrame, keys: list[str]) -> tuple[Any, ...]:
-    """The row of which most needed more, of equal ones the first."""
+    """Return ``keys`` and ``more`` of the row with the largest ``more``, the first of equals."""
     descending = [True, *(False for _ in keys)]
     return found.sort("more", *keys, descending=descending).select(*keys, "more").row(0)
 
 
 def _is_never(in_attempts: pl.DataFrame, row: dict[str, Any]) -> bool:
-    """Whether more than the target are left where the policy that was recorded ends all."""
+    """Return whether the recorded kernel's own limit leaves more requests than the target."""
     if row["recorded_calls"] is None or in_attempts.is_empty():
         return False
     return 1 - float(in_attempts["done_ratio"][-1]) > float(row["target"])
 
 
 def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
-    """Largest step of a curve, its censored requests, episodes and design effect."""
+    """Return the largest step of a curve, its censored requests, episodes and design effect."""
     if steps.is_empty():
         first_within = 1 if unit == "attempts" else 0
         return {
@@ -353,9 +355,9 @@ def _curve_extent(steps: pl.DataFrame, unit: str) -> dict[str, Any]:
 
 
 def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
-    """The limit from the data, else from a model, else the reason why there is none."""
+    """Return the limit from the data, else from a model, else the reason why it is withheld."""
     if is_mostly_unanswered(steps, row) or row["drifts"]:
-        return withheld(_DRIFTING if row["drifts"] else _unanswered(row))
+        return withheld(_DRIFTING if row["drifts"] else _unanswered_text(row))
     curve = curve_of(steps, row["unit"], row)
     upper = curve.upper(curve.confidence)
     place = curve.first_within(upper)
@@ -387,11 +389,11 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     if row["never"] and (row["is_kicked"] or found["limit"] is None):
         return withheld(f"{row['recorded_policy']}; never under this policy")
     found = _within_policy(found, row, curve.needed)
-    if found["limit"] is None and row["unit_of_dependence"] in _UNLIKE:
+    if found["limit"] is None and row["unit_of_dependence"] in _CLUSTERS:
+        clusters = _CLUSTERS[row["unit_of_dependence"]]
         return withheld(
-            f"not supported by this trace: the {_UNLIKE[row['unit_of_dependence']]} differ by more "
-            "than chance, so that a further one may differ too; more of them are needed, not more "
-            "requests"
+            f"not supported by this trace: the {clusters} differ by more than chance, so another "
+            "one may differ too; record more of them, not more requests"
         )
     return found
 
@@ -399,39 +401,40 @@ def _recommend(steps: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
 def _within_policy(
     found: dict[str, Any], row: dict[str, Any], needed: int | None
 ) -> dict[str, Any]:
-    """The limit of a model, but not beyond a kick: what comes after it is another tail."""
+    """Withhold a model's limit beyond a kick: after it, waits have another distribution."""
     calls = row["recorded_calls"]
     if calls is None or found["limit"] is None or not row["is_kicked"]:
         return found
     if found["limit"] <= (calls if row["unit"] == "attempts" else row["max_seen"]):
         return found
-    return withheld(f"{row['recorded_policy']}; no model goes beyond that", needed)
+    return withheld(f"{row['recorded_policy']}; no model reaches beyond that", needed)
 
 
-def _unanswered(row: dict[str, Any]) -> str:
-    """How many requests say nothing about a row, and why."""
-    others = "" if row["made_by"] == "anyone" else ", or they were last seen busy with others"
+def _unanswered_text(row: dict[str, Any]) -> str:
+    """Return the number of requests that a row leaves out, and why."""
+    others = "" if row["made_by"] == "anyone" else ", or they were last seen busy because of others"
     return (
-        f"of {row['n_unanswered']:,} of {row['n_requests']:,} requests no answer was "
-        f"recorded{others}: they count for nothing"
+        f"{row['n_unanswered']:,} of {row['n_requests']:,} requests are left out: no answer was "
+        f"recorded{others}"
     )
 
 
 def _caution(row: dict[str, Any]) -> str | None:
-    """Reasons why a limit is less sure than its numbers."""
+    """Return reasons for uncertainty beyond the interval of a limit; None if none."""
     parts = []
     if row["n_unanswered"]:
-        parts.append(_unanswered(row))
-    if row["unit_of_dependence"] in _UNLIKE:
-        parts.append(f"for a further one, as the {_UNLIKE[row['unit_of_dependence']]} differ")
+        parts.append(_unanswered_text(row))
+    if row["unit_of_dependence"] in _CLUSTERS:
+        clusters = _CLUSTERS[row["unit_of_dependence"]]
+        parts.append(f"the limit is for one more of the {clusters}, because they differ")
     if row["recorded_policy"]:
         parts.append(row["recorded_policy"])
     if row["n_begin_lost"]:
-        parts.append(f"{row['n_begin_lost']:,} requests whose beginning may be lost are left out")
+        parts.append(f"{row['n_begin_lost']:,} requests are left out: their beginning may be lost")
     if row["n_censored"]:
         parts.append(
-            f"{row['n_censored']:,} requests were cut or given up while busy, and are assumed to "
-            "need as many more attempts as others"
+            f"{row['n_censored']:,} requests were cut or given up while busy; they are assumed to "
+            "need as many further attempts as the others"
         )
     if row["n_losses"]:
         parts.append(f"the recording has losses ({row['n_losses']:,})")

@@ -1,4 +1,4 @@
-"""Where a policy stops in the busy answers of each request, and how long each request waited."""
+"""Loops over the busy answers of requests: where a policy stops, and how long requests waited."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NONE: Final = -1
-GOES_ON: Final = 0
+NO_EVENT: Final = 0
 STOP: Final = 1
 KICK: Final = 2
-# Bits of ``kind``: what a busy answer is.
+# Bits of ``kind``, the class of a busy answer.
 IS_BUSY: Final = 1
 BUSY_IS_RETRIED: Final = 2
 SEPT_IS_RETRIED: Final = 4
@@ -24,14 +24,14 @@ _Flags = NDArray[np.bool_]
 def longest_waits(
     first: _Rows, waited_ns: _Rows, kind: _Bits, longest_ns: _Rows, held_ns: _Rows
 ) -> None:
-    """Write how long each request was seen to wait.
+    """Write the longest wait of each request.
 
     Args:
-        first: Place of each request's first answer; one more: the number of answers.
-        waited_ns: By answer: time from the request's first attempt to it.
-        kind: By answer: its bits.
-        longest_ns: By request: written, the longest of these times.
-        held_ns: By request: written, the longest until an answer that is a busy operand; NONE.
+        first: Index of each request's first answer, followed by the number of answers.
+        waited_ns: By answer: time from the request's first attempt to the answer.
+        kind: By answer: bits of its class.
+        longest_ns: Output, by request: largest ``waited_ns``.
+        held_ns: Output, by request: largest ``waited_ns`` of answers OPERAND_BUSY; NONE if none.
     """
     for request in range(len(longest_ns)):
         longest = waited_ns[first[request]]
@@ -49,7 +49,7 @@ def first_events(
     waited_ns: _Rows,
     kind: _Bits,
     is_fatal: _Flags,
-    goes_on_unkicked: _Flags,
+    may_follow_kick: _Flags,
     calls: int,
     budget_ns: int,
     retried: int,
@@ -57,25 +57,25 @@ def first_events(
     answer_of: _Rows,
     event_of: _Bits,
 ) -> None:
-    """Write the first answer of each request after which the recording no longer tells.
+    """Write the first answer of each request after which the policy diverges from the recording.
 
     Args:
-        first: Place of each request's first answer; one more: the number of answers.
-        waited_ns: By answer: time from the request's first attempt to it.
-        kind: By answer: its bits.
-        is_fatal: By answer: whether it meets the fatal limit.
-        goes_on_unkicked: By request: whether it has further calls that may have followed a kick.
-        calls: Calls that the policy makes at most.
-        budget_ns: Time after which it makes no further call.
-        retried: Bit of the answers that it retries; 0: all.
-        kicks: Whether it kicks the vCPUs before its last call.
-        answer_of: By request: written, the place of the answer; NONE if the policy goes on.
-        event_of: By request: written, STOP if the policy makes no further call; KICK if a kick
-            lies between what the policy does next and what was recorded next; else GOES_ON.
+        first: Index of each request's first answer, followed by the number of answers.
+        waited_ns: By answer: time from the request's first attempt to the answer.
+        kind: By answer: bits of its class.
+        is_fatal: By answer: whether it reaches the fatal limit.
+        may_follow_kick: By request: whether its further calls may have followed a kick.
+        calls: Maximum number of calls of the policy.
+        budget_ns: Time after which the policy makes no further call.
+        retried: Bit of the answers that the policy retries; 0: all.
+        kicks: Whether the policy kicks the vCPUs before its last call.
+        answer_of: Output, by request: index of the answer; NONE if the policy never diverges.
+        event_of: Output, by request: STOP if the policy makes no further call; KICK if only one
+            of policy and recorded kernel kicks the vCPUs before the next call; else NO_EVENT.
     """
     for request in range(len(answer_of)):
         answer_of[request] = NONE
-        event_of[request] = GOES_ON
+        event_of[request] = NO_EVENT
         for answer in range(first[request], first[request + 1]):
             is_last = answer - first[request] + 1 >= calls
             is_last = is_last or waited_ns[answer] > budget_ns or is_fatal[answer]
@@ -83,8 +83,8 @@ def first_events(
                 event_of[request] = KICK
             elif is_last or (retried != 0 and not kind[answer] & retried):
                 event_of[request] = STOP
-            elif goes_on_unkicked[request] and not kicks:
+            elif may_follow_kick[request] and not kicks:
                 event_of[request] = KICK
-            if event_of[request] != GOES_ON:
+            if event_of[request] != NO_EVENT:
                 answer_of[request] = answer
                 break

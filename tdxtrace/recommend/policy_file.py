@@ -40,14 +40,15 @@ _CHOICES: Final = {"answers": ANSWERS, "then": AT_LIMIT, "otherwise": AT_LIMIT}
 def read_policies(path: Path) -> dict[str, RetryPolicy]:
     """Read policies from a TOML file, one table ``[policy.NAME]`` each.
 
-    Keys, all optional: ``calls`` (most calls), ``budget`` (most time, "1ms"), ``answers``
-    (retry after "sept", "busy" or "any"), ``then`` and ``otherwise`` ("kill", "return" or
-    "again"), ``kicks`` (true or false), ``initial``, ``factor`` and ``bug`` (the mail's
-    rising limit), ``leaves`` (which it is for; all), ``source`` (whose idea it is).
+    Keys, all optional: ``calls`` (maximum number of calls), ``budget`` (maximum time, "1ms"),
+    ``answers`` (retry after "sept", "busy" or "any"), ``then`` and ``otherwise`` ("kill",
+    "return" or "again"), ``kicks`` (true or false), ``initial``, ``factor`` and ``bug`` (the
+    doubling limit of the mail), ``leaves`` (leaves that it covers; default all), ``source``
+    (where the policy was proposed).
 
     Raises:
         InputError: If the file cannot be read.
-        QueryError: If it is not understood; names the nearest right word.
+        QueryError: If a key or value is invalid; the message suggests the nearest valid word.
     """
     shown = one_line(str(path))
     given = parse_settings(read_settings(path), shown)

@@ -1,7 +1,7 @@
-"""The retry policy of the kernel that was recorded, as far as its requests show it.
+"""The retry policy of the recorded kernel, inferred from its requests.
 
-A limit of that kernel ends requests, and a kick changes what their next call meets: neither is
-chance, and no further recording under the same policy tells what lies beyond.
+That kernel's limit ends requests, and its kick changes the outcome of their next call. Neither is
+random, so further recordings under the same policy give no information beyond the limit.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import polars as pl
 from tdxtrace.recommend.policy_definitions import MAINLINE
 from tdxtrace.tdx.leaves import numbers_of
 
-# Leaves that Linux 6.16 and later call once, and once more after a kick.
+# Leaves that Linux 6.16 and later call once, and once again after a kick.
 _KICKED: Final = [leaf for leaf, rule in MAINLINE.rules.items() if rule.kicks]
 _MOST_KICKED_CALLS: Final = 2
-# So many requests that end at one number are no coincidence, if none ends elsewhere: a choice of
-# ours.
+# At least this many requests that all end after the same number of calls are taken for a limit:
+# chosen by the project.
 _MIN_ALIKE: Final = 3
-# Inputs that a sentence names; of more it gives the number.
+# Maximum number of inputs that a sentence lists; with more it gives their number.
 _MOST_NAMED: Final = 5
 _KEY: Final = ("source", "leaf")
 
 
 def recorded_policies(retry_chains: pl.DataFrame) -> pl.DataFrame:
-    """Return what shows of the policy under which the requests of each leaf were recorded.
+    """Infer the limit and the kick of the recorded kernel, per source and leaf.
 
-    A limit of n calls is seen where at least three requests were given up, all after n calls,
-    and none made more; who gives up by chance does so at any number. A kick is possible at the
-    leaves for which mainline kicks, where no request made more than two calls; it is seen where
-    at least three made the second. An endless loop that never needed a third looks the same, so
-    that the words say no more than "as".
+    A limit of n calls is inferred if at least three requests were given up, all after n calls, and
+    no request made more; callers that give up for other reasons would do so at any number. A kick
+    is possible for the leaves for which mainline kicks, if no request made more than two calls; it
+    is inferred if at least three made the second. An endless loop that never needed a third call
+    looks the same, so reports word it as a comparison ("as on a kernel that ...").
 
     Args:
         retry_chains: The ``retry_chains`` table.
 
     Returns:
-        One row per source and leaf, ordered by both: n_retried; calls, the limit, or 2 where a
-        kick is seen, null where neither is; n_given_up, the requests given up at it; may_kick
-        and is_kicked.
+        One row per source and leaf, sorted by both: n_retried; calls, the inferred limit, 2 for an
+        inferred kick, null for neither; n_given_up, the requests given up at the limit; may_kick;
+        is_kicked.
     """
     gave_up = pl.col("outcome").is_in(["abandoned", "resolved_elsewhere"]) & (pl.col("n_busy") > 0)
     abandoned = pl.col("outcome") == "abandoned"
@@ -70,15 +70,15 @@ def recorded_policies(retry_chains: pl.DataFrame) -> pl.DataFrame:
     ).sort(_KEY)
 
 
-def words_of(recorded: pl.DataFrame) -> tuple[int | None, str | None]:
-    """Return the calls beyond which nothing can be counted of a leaf, and say so.
+def policy_summary(recorded: pl.DataFrame) -> tuple[int | None, str | None]:
+    """Return the number of calls beyond which a leaf's requests cannot be counted, with a text.
 
     Args:
         recorded: Rows of :func:`recorded_policies` of one leaf.
 
     Returns:
-        The most calls that any source allows, None where one with retried requests has no limit;
-        the words for a reader, None where no source has one.
+        The largest limit of all sources, None if a source with retried requests has no limit;
+        and a description of the limits, None if no source has one.
     """
     limited = recorded.filter(pl.col("calls").is_not_null())
     if limited.is_empty():
@@ -94,13 +94,13 @@ def words_of(recorded: pl.DataFrame) -> tuple[int | None, str | None]:
         plural = "" if calls == 1 else "s"
         if kicks:
             parts.append(
-                f"no request made more than {calls} calls{where}, as where the vCPUs are kicked "
-                f"out before the second: what is said of {calls} holds with such a kick"
+                f"no request made more than {calls} calls{where}, as on a kernel that kicks the "
+                f"vCPUs out before the second: numbers for {calls} are valid only with such a kick"
             )
         if n:
             parts.append(
                 f"recorded under a limit of {calls} call{plural}{where}, at which {n:,} requests "
-                "were given up: nothing beyond can be counted"
+                "were given up: beyond it nothing can be counted"
             )
     unlimited = recorded.filter(pl.col("calls").is_null(), pl.col("n_retried") > 0)
     most = limited["calls"].to_list() if unlimited.is_empty() else []

@@ -51,25 +51,24 @@ def policies(
 ) -> pl.DataFrame:
     """Replay policies over the recorded requests.
 
-    Each request gets the same answers under every policy, at the same times. A policy
-    stops at the first busy answer after which it makes no further call. Where the recording
-    does not tell what the policy would have met (:mod:`~tdxtrace.recommend.stops`), a request
-    is undecided: it was cut or given up before the policy would have stopped, it was never
-    answered in the recording, a kick lies
-    between the policy's next call and the recorded one, it was busy for as long as the
-    policy's calls take back to back, or the policy had killed the VM before. Undecided
-    requests widen the interval: none or all of them would have exceeded the policy. Stops
-    after an earlier one of the VM that may have changed what came later (``n_dependent``)
-    widen it downwards. Then the ratio itself is withheld.
+    Each request gets the same answers at the same times under every policy. A policy stops at the
+    first busy answer after which it makes no further call. A request is undecided where the
+    recording cannot show its answers under the policy (:mod:`~tdxtrace.recommend.stops`): it was
+    cut or given up before the policy would have stopped; no answer was recorded; only one of
+    policy and recorded kernel kicks the vCPUs before the next call; it was busy for as long as the
+    policy's calls take back to back; or the policy had killed the VM before. Undecided requests
+    widen the interval: either none or all of them would have exceeded the policy. Stops that an
+    earlier stop of the same VM may have influenced (``n_dependent``) widen it downwards. In both
+    cases the ratio itself is withheld.
 
     Args:
         retry_chains: The ``retry_chains`` table, or a query of it.
-        busy_answers: The ``busy_answers`` table of the same chains, or of more; or a query of it.
-        chosen: Policies to replay; the mail's and those argued for on the list by default.
+        busy_answers: The ``busy_answers`` table of at least these chains, or a query of it.
+        chosen: Policies to replay; by default those of the mail and those discussed on the list.
 
     Returns:
-        The ``policies`` table, a row for each leaf that the policy has a rule for, in the
-        order chosen.  ``not_known`` says what replay cannot know about the row.
+        The ``policies`` table: one row for each policy, in the given order, and leaf that it
+        covers.  ``not_known`` describes what the replay cannot determine for the row.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -119,7 +118,7 @@ def _rows_of_policy(policy: RetryPolicy, requests: Requests) -> Iterable[dict[st
 
 
 def _all_warnings(covered: Mapping[int, LeafPolicy], requests: Requests) -> pl.DataFrame:
-    """Warnings of the doubling limit, which is one for all its leaves, with their ``place``."""
+    """Return the warnings of the doubling limit, which all its leaves share, with ``place``."""
     limits = {leaf: rule.doubling for leaf, rule in covered.items() if rule.doubling is not None}
     for doubling in set(limits.values()):
         inside = requests.answers.filter(pl.col("leaf").is_in(list(limits)))
@@ -134,9 +133,9 @@ def _can_stop(rule: LeafPolicy) -> bool:
 
 
 def _n_unseen(requests: Requests, own: slice, events: Events) -> int:
-    """Number of requests whose recorded attempts end busy before the policy would stop."""
-    goes_on = events.is_made[own] & (events.answer[own] == NONE)
-    return int((goes_on & ~requests.done[own]).sum())
+    """Count requests whose recorded attempts end busy before the policy would stop."""
+    continues = events.is_made[own] & (events.answer[own] == NONE)
+    return int((continues & ~requests.done[own]).sum())
 
 
 def _rising(rule: LeafPolicy) -> str | None:
@@ -152,15 +151,16 @@ def _leaf_name(leaf: int) -> str | None:
     return None if names.is_empty() else str(names[0])
 
 
-# The difference of two shares of as many trials varies as one share of half as many does.
-_OF_ANOTHER_RUN: Final = 2
+# The difference between the shares of two runs has twice the variance of one share, which equals
+# the variance of one share with half as many trials.
+_N_RUNS: Final = 2
 
 
 def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[str, Any]:
-    """Number of requests that need more than the policy gives, with a 95 % interval.
+    """Count the requests that need more calls than the policy makes, with a 95 % interval.
 
-    The interval is for the share in another run as long as this one, under the policy: it
-    allows for chance in both, and its ends are whole requests.
+    The interval is for the share in another run of the same length under the policy: it includes
+    the variance of both runs, and its ends are whole requests.
     """
     n_dependent = int(stops["dependent"].sum())
     sizes = stops.group_by("source", "episode").len()["len"].to_numpy().astype(float)
@@ -169,7 +169,7 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
         effect = max(float((sizes**2).sum() / sizes.sum()), 1.0)
         effect *= float(few_clusters_factor(np.array([float(len(sizes))]), CONFIDENCE)[0])
     ends = np.array([stops.height - n_dependent, min(stops.height + n_undecided, n_requests)])
-    trials = np.full(2, n_requests / (effect * _OF_ANOTHER_RUN))
+    trials = np.full(2, n_requests / (effect * _N_RUNS))
     low, high = exact_interval(ends / n_requests, trials, CONFIDENCE)
     is_known = not n_dependent and not n_undecided
     return {
@@ -182,12 +182,12 @@ def _exceeding(stops: pl.DataFrame, n_undecided: int, n_requests: int) -> dict[s
     }
 
 
-# The column ends there: 292 years, which only damaged times add up to.
+# Range of the Int64 columns: 292 years, exceeded only by the sum of damaged times.
 _MOST_NS: Final = (1 << 63) - 1
 
 
 def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
-    """Time from each request's first call to the last answer that recording and policy share."""
+    """Sum the time from each request's first call to the last answer shared with the recording."""
     answer = events.answer[own]
     until_ns = requests.waits[0][own].copy()
     until_ns[answer != NONE] = requests.waited_ns[answer[answer != NONE]]
@@ -214,7 +214,7 @@ def _waited(requests: Requests, own: slice, events: Events) -> dict[str, Any]:
 def _warnings(
     requests: Requests, own: slice, events: Events, warnings: pl.DataFrame
 ) -> dict[str, Any]:
-    """Number of warnings and doublings within requests of one leaf, and when it was doubled."""
+    """Count warnings and doublings within requests of one leaf, and list the times of doublings."""
     place = warnings["place"].to_numpy()
     request = np.searchsorted(requests.first, place, "right") - 1
     inside = (request >= own.start) & (request < own.stop)
@@ -235,7 +235,7 @@ def _warnings(
 
 
 def _killed_vms(stops: pl.DataFrame) -> dict[str, Any]:
-    """Number of VMs that would have died, and of entries left with host priority."""
+    """Count VMs that would have died, and SEPT entries left with host priority."""
     killed = stops.filter(pl.col("then") == "kill")
     known = killed.filter(pl.col("vm").is_not_null())
     left_busy = stops.filter(pl.col("then") != "again", _sets_host_priority())
@@ -249,14 +249,14 @@ def _killed_vms(stops: pl.DataFrame) -> dict[str, Any]:
 
 
 def _sets_host_priority() -> pl.Expr:
-    """Whether a busy answer leaves the host priority bit of an SEPT entry set."""
+    """Return whether a busy answer leaves the host-priority bit of an SEPT entry set."""
     here = pl.struct("leaf", low=word.low32(pl.col("status")).cast(pl.UInt32))
     return word.is_busy(pl.col("status")) & here.is_in(_priority_answers())
 
 
 @cache
 def _priority_answers() -> pl.Series:
-    """Leaf and operand id of these answers, as one list."""
+    """Return leaf and operand id of the answers that set host priority, as one list."""
     hp = locks.lock_table().filter(
         pl.col("lock") == "SEPT_ENTRY",
         pl.col("kind") == "entry_hp",
@@ -269,8 +269,8 @@ def _priority_answers() -> pl.Series:
 _ARRIVALS: Final = "arrivals are as recorded: another policy would change which calls conflict"
 _LOCK_OF_LOOP: Final = "the lock held over the loop would delay other calls of the VM"
 _AFTER: Final = "what the caller does after giving up is not replayed"
-_WHICH_VMS: Final = "which VMs: the capture has neither TD nor process"
-# Why requests are undecided, by the key of their number.
+_WHICH_VMS: Final = "number of VMs unknown: the capture has neither TD nor process"
+# Reasons why requests are undecided, by the key of their count.
 _UNDECIDED: Final = {
     "kick": "undecided: busy at the call that this policy makes after a kick, which removes the "
     "vCPUs from the guest",
@@ -278,17 +278,17 @@ _UNDECIDED: Final = {
     "and this policy does not",
     "unseen": "ended unobserved before this policy: cut, or given up by the policy of the recorded "
     "kernel",
-    "no answer": "undecided: no answer of them was recorded",
-    "pace": "undecided: busy for as long as the calls of this policy take if they follow each "
-    "other at once, as in a loop inside the wrapper",
+    "no answer": "undecided: no answer was recorded",
+    "pace": "undecided: busy for as long as the calls of this policy take back to back, as in a "
+    "loop inside the wrapper",
     "not made": "undecided: recorded after this policy had killed the VM",
-    "dependent": "counted might not have been busy: host priority keeps guests off the lock of a "
-    "request that this policy gave up before, so that the share may be lower",
+    "dependent": "counted might not have been busy, so the share may be lower: host priority keeps "
+    "guests off the lock of a request that this policy gave up before",
 }
 
 
 def _not_known(rule: LeafPolicy, row: dict[str, Any], numbers: Mapping[str, int]) -> str:
-    """What the trace cannot show about a row, in words."""
+    """Describe what the replay cannot determine for a row."""
     only_after = row["n_exceeding"] and not row["n_dependent"]
     parts = [
         _ARRIVALS,
@@ -307,18 +307,18 @@ def _requests(n: int) -> str:
 def replay(answers: pl.DataFrame, doubling: DoublingLimit) -> pl.DataFrame:
     """Replay the doubling limit over the busy answers of one or more hosts.
 
-    A limit is met by the first request that gets as many busy answers after the limit
-    took that value; later requests meet the next value.  So each value but the last is
-    met once, and the host's answers are searched once per value.
+    A value of the limit is reached by the first request with that many busy answers after the
+    limit took the value; later requests reach the next value.  So each value but the last is
+    reached once, and the host's answers are searched once per value.
 
     Args:
-        answers: Rows of ``busy_answers`` for the calls inside the loop.  The limit is
-            kept from VM to VM, and begins anew with each source.
+        answers: Rows of ``busy_answers`` for the calls inside the loop.  All VMs of a source
+            share the limit; each source begins with the initial limit.
         doubling: Initial limit, factor and fatal limit.
 
     Returns:
-        One row per warning: source, seq of the answer, raised_to (null where it is not
-        raised), bug (whether the VM dies of it).
+        One row per warning: source, seq of the answer, raised_to (null at the fatal limit), bug
+        (whether the VM dies).
     """
     warnings = [
         row
@@ -333,7 +333,7 @@ def _replay_host(
 ) -> list[tuple[int, int, int | None, bool]]:
     warnings: list[tuple[int, int, int | None, bool]] = []
     limit, since = doubling.initial, -1
-    # The first busy answer takes the other branch, so a limit of 1 is never met.
+    # The mail's code only counts the first busy answer, so a limit of 1 is never reached.
     while 1 < limit <= MAX_CALLS:
         reached = answers.filter(pl.col("number") == limit, pl.col("seq") > since)["seq"].sort()
         if reached.is_empty():

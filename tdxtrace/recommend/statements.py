@@ -1,4 +1,4 @@
-"""The ``limit_statements`` table: at most which share of requests needs more, without a target."""
+"""The ``limit_statements`` table: upper bounds of the share of requests above common limits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, LIMITS, UNITS
 from tdxtrace.tables.text import two_digits_up
 
-# Numbers of attempts that the kernel's list discussed: no retry, mainline's two calls, 5, 16
+# Numbers of attempts discussed on the kernel's list: no retry, mainline's two calls, 5, 16
 # (P. Bonzini and the series of September 2024) and the 1024 of P. Bonzini's doubling limit; and
-# times from one page fault to what a guest notices.
-ASKED: Final = {
+# times from that of one page fault up to a delay that a guest notices.
+COMMON_LIMITS: Final = {
     "attempts": (1, 2, 5, 16, 64, 1024),
     "ns": (10_000, 100_000, 1_000_000, 10_000_000),
 }
@@ -28,14 +28,13 @@ ASKED: Final = {
 def limit_statements(
     attempts: pl.DataFrame, retry_chains: pl.DataFrame | pl.LazyFrame, confidence: float = 0.95
 ) -> pl.DataFrame:
-    """State for each leaf at most which share of its requests needs more than the numbers asked.
+    """Return, per leaf, upper bounds of the share of requests that need more than COMMON_LIMITS.
 
-    Nothing is stated of a leaf of whose requests most have no recorded answer.
-
-    The share is the upper end of its one-sided interval, the largest from that number on, so that
-    a statement is never stronger than one for a larger number, and agrees with ``limits``. The
-    smallest share is that of the last step seen, rounded up, with the limit that keeps it: no
-    target below it is supported by counting.
+    A bound is the upper end of a one-sided interval, or the largest such end of any larger limit,
+    so that bounds never fall below the bound of a larger limit and agree with ``limits``. The
+    ``smallest`` row has the bound at the last step seen, rounded up, with the smallest limit that
+    keeps it: counting supports no target below. Leaves whose requests mostly lack an answer are
+    left out.
 
     Args:
         attempts: The ``attempts`` table; only its curves of leaves are used.
@@ -46,7 +45,7 @@ def limit_statements(
         The ``limit_statements`` table, the leaf with most retried requests first.
 
     Raises:
-        QueryError: If the confidence is none.
+        QueryError: If the confidence is out of range.
         TableError: If an argument lacks a column or has one of another type.
 
     Example:
@@ -64,7 +63,7 @@ def limit_statements(
 def statements_of(
     attempts: pl.DataFrame, leaves: pl.DataFrame, confidence: float = 0.95
 ) -> pl.DataFrame:
-    """Return :func:`limit_statements` from curves and :func:`leaves_of` of their recordings."""
+    """Return :func:`limit_statements` from curves and the :func:`leaves_of` their recordings."""
     wanted = Target(confidence=confidence)
     steps = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf").sort("within")
     rows: list[dict[str, Any]] = []
@@ -82,7 +81,7 @@ def statements_of(
 
 
 def round_up(share: float) -> float:
-    """Return a share with two significant digits, never smaller than it, at most 1.
+    """Round a share up to two significant digits, at most 1.
 
     Example:
         >>> round_up(0.02431), round_up(0.5), round_up(0.999)
@@ -94,9 +93,9 @@ def round_up(share: float) -> float:
 def _statements(curve: Curve, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
     high = _from_here_on(curve.upper(curve.confidence))
     row = given | {"max_seen": int(curve.within[-1])}
-    for number in ASKED[curve.unit]:
+    for number in COMMON_LIMITS[curve.unit]:
         at = int(np.searchsorted(curve.within, number, "right")) - 1
-        # Before the first step nothing is done.
+        # Below the first step no request is done.
         ratio, most = (1.0, 1.0) if at < 0 else (float(curve.exceedance[at]), float(high[at]))
         yield row | _statement("asked", number, ratio, most)
     smallest = round_up(float(high[-1]))
@@ -111,7 +110,7 @@ def _statement(kind: str, within: int, ratio: float, most: float) -> dict[str, A
 
 
 def _from_here_on(high: Floats) -> Floats:
-    """The largest of each value and all after it."""
+    """Return the running maximum from the end: for each value, the largest from there on."""
     return np.maximum.accumulate(high[::-1])[::-1]
 
 
@@ -123,18 +122,18 @@ def modelled_limits(
     confidence: float = 0.95,
     pace_ns: float | None = None,
 ) -> pl.DataFrame:
-    """Return the limits for the rarest target of each leaf for which a model is allowed.
+    """Return each leaf's limits for the rarest target for which a model is allowed.
 
     Args:
         attempts: The ``attempts`` table; only its curves of leaves are used.
         retry_chains: The ``retry_chains`` table that it was made from, or a query of it.
         losses: The ``losses`` table.
         seconds: As for :func:`tdxtrace.recommend.limits.limits`.
-        confidence: Of the upper end of the model's quantile, if the tail goes on as seen.
+        confidence: Of the upper end of the model's quantile, if the tail continues as seen.
         pace_ns: As for :func:`tdxtrace.recommend.limits.limits`.
 
     Returns:
-        Rows of the ``limits`` table for anyone's busy answers, of leaves with such a limit.
+        Rows of the ``limits`` table with ``made_by`` anyone, for leaves with such a limit.
     """
     steps = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf").sort("within")
     chains = RETRY_CHAINS.pick(retry_chains, *CHAIN_COLUMNS)

@@ -1,17 +1,17 @@
-"""Where a policy stops in the recorded requests, and where the recording no longer tells.
+"""Where a policy stops in the recorded requests, and where it diverges from the recording.
 
-A recording tells what a policy would have met as long as the policy does what the recorded
-kernel did.  Four things end that:
+A recording shows the answers that a policy would get only as long as the policy does what the
+recorded kernel did.  Four events end that:
 
-- a kick: it takes the vCPUs out of the guest, so what a call after it meets is not known from
-  a call without it, nor the other way round;
-- the pace: a loop inside the wrapper calls again at once, one through the fault handler later, so
-  that the same wait takes it more calls;
+- a kick: it takes the vCPUs out of the guest, so the answer to a call after a kick cannot be
+  inferred from a call without one, nor the reverse;
+- a faster pace: a loop inside the wrapper repeats the call at once, a loop through the fault
+  handler later, so the first makes more calls during the same wait;
 - the death of the VM: it makes no further requests;
 - giving up: the lock's host-priority bit stays set and keeps guests out until a host call takes
   the lock (TDX module, ``tdx_locks.h``, ``release_sharex_lock_hp``: only a successful host call
-  clears it), and the page stays as it was.  What the VM's other requests meet until then may
-  differ.
+  clears it), and the page stays as it was.  Until then, the VM's other requests may get different
+  answers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tdxtrace.compiler import Runner, choose
 from tdxtrace.errors import TableError
 from tdxtrace.recommend.loops import (
     BUSY_IS_RETRIED,
-    GOES_ON,
     IS_BUSY,
+    NO_EVENT,
     NONE,
     SEPT_IS_RETRIED,
     STOP,
@@ -43,21 +43,20 @@ from tdxtrace.tdx.leaves import parse_leaf
 
 # TDX_OPERAND_BUSY with operand SEPT tree, the v1 series' TDX_ERROR_SEPT_BUSY.
 _SEPT_BUSY: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
-# sc_retry() below every wrapper repeats these itself, at most ten calls, before the caller
-# sees a status: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
-_RETRIED_BELOW: Final = word.TDX_RND_NO_ENTROPY
+# sc_retry() inside every wrapper repeats calls with this status, at most ten times, before it
+# returns to the caller: Linux 6.16 arch/x86/virt/vmx/tdx/tdx.c.
+_RETRIED_BY_WRAPPER: Final = word.TDX_RND_NO_ENTROPY
 _VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _DONE: Final = ("succeeded", "failed")
 _GAVE_UP: Final = ("abandoned", "resolved_elsewhere")
 _KILL: Final = AT_LIMIT.index("kill")
 _UNLIMITED: Final = int(np.iinfo(np.int64).max)
-# By what a policy retries: the bit of such answers; 0 for all.
+# Bit of the answers that a policy retries, by LeafPolicy.answers; 0 for all.
 _RETRIED: Final = {"any": 0, "busy": BUSY_IS_RETRIED, "sept": SEPT_IS_RETRIED}
-# What the loops look at of a busy answer, for each of the default policies: it decides how they
-# run.
+# Bytes that the loops read per busy answer, over all default policies; used to choose the runner.
 _BYTES_PER_ANSWER: Final = 8 * 20
 
-# Columns of retry_chains and of busy_answers that the replay depends on.
+# Columns of retry_chains and of busy_answers that the replay uses.
 CHAIN_COLUMNS: Final = (
     *("source", "first_seq", "leaf", "td_id", "tgid", "vp_id", "gpa", "start_ns", "end_ns"),
     *("n_attempts", "n_busy", "outcome"),
@@ -75,37 +74,39 @@ class Requests:
     """The recorded requests and their busy answers, prepared once for all policies."""
 
     chains: pl.DataFrame
-    """All requests: leaf, page or vCPU, start_ns, ``vm_code``, which numbers their VMs, and
-    ``is_unanswered``: whether no answer was recorded of the request."""
+    """All requests: leaf, page or vCPU, start_ns, ``vm_code`` (number of the VM), and
+    ``is_unanswered`` (whether no answer was recorded)."""
     n_vms: int
-    """VMs, one of each source for all requests of which neither TD nor process is known."""
+    """Number of VMs; requests with neither TD nor process count as one VM per source."""
     by_leaf: pl.DataFrame
-    """leaf, n_requests, n_retried: those with most retried requests first."""
+    """leaf, n_requests, n_retried; leaves with most retried requests first."""
     retried: pl.DataFrame
-    """The retried requests, in the order of ``by_leaf`` and, within, of source and first_seq."""
+    """The retried requests, sorted by leaf as in ``by_leaf``, then by source and first_seq."""
     first: _Rows
-    """Place of the first answer of each retried request; one more: the number of answers."""
+    """Place of the first answer of each retried request, followed by the number of answers."""
     answers: pl.DataFrame
-    """source, seq and leaf of the busy answers, in any order, with their ``place``."""
+    """source, seq and leaf of the busy answers, in any order, with their ``place``: the index
+    into the arrays of answers, in which the answers of a request are adjacent."""
     waited_ns: _Rows
-    """By place: answers of a request follow each other."""
+    """By place: time from the request's first attempt to the answer."""
     status: NDArray[np.uint64]
+    """By place: status of the answer."""
     kind: NDArray[np.uint8]
-    """By place: bits of the status, see :mod:`~tdxtrace.recommend.loops`."""
+    """By place: class of the status, as bits of :mod:`~tdxtrace.recommend.loops`."""
     episode: NDArray[np.uint32]
     """By retried request: its burst."""
     run: Runner[Any]
 
     @cached_property
     def ranges(self) -> dict[int, slice]:
-        """Places of the retried requests of each leaf."""
+        """Rows of ``retried`` of each leaf."""
         ends = self.by_leaf["n_retried"].cum_sum().to_list()
         begins = [0, *ends[:-1]]
         return dict(zip(self.by_leaf["leaf"], map(slice, begins, ends), strict=True))
 
     @cached_property
     def waits(self) -> tuple[_Rows, _Rows]:
-        """How long each retried request waited; and until its last busy operand, NONE if none."""
+        """By retried request: longest wait, and wait until its last OPERAND_BUSY (NONE if none)."""
         longest_ns, held_ns = (np.empty(self.retried.height, np.int64) for _ in range(2))
         columns = self.first, self.waited_ns, self.kind
         self.run(longest_waits)(*columns, longest_ns, held_ns)
@@ -113,28 +114,28 @@ class Requests:
 
     @cached_property
     def vm_codes(self) -> NDArray[np.uint32]:
-        """The number of the VM of each retried request."""
+        """VM number of each retried request."""
         return self.retried["vm_code"].to_numpy()
 
     @cached_property
     def starts_ns(self) -> _Rows:
-        """The start of each retried request."""
+        """Start time of each retried request."""
         return self.retried["start_ns"].to_numpy()
 
     @cached_property
     def done(self) -> _Flags:
-        """Whether each retried request was done in the recording."""
+        """Whether each retried request succeeded or failed in the recording."""
         return self.retried["done"].to_numpy()
 
     @cached_property
-    def goes_on_unkicked(self) -> _Flags:
-        """Whether each retried request has further calls that may have followed a kick."""
+    def may_follow_kick(self) -> _Flags:
+        """Whether the second call of each retried request may have followed a kick."""
         return (self.retried["may_be_kicked"] & (self.retried["n_attempts"] > 1)).to_numpy()
 
     @cached_property
     def next_ns(self) -> pl.Series:
-        """When the host first made the same call again after each retried request; null if not."""
-        return _next_same(self.retried, self.chains)
+        """Start of the next identical request after each retried request; null if none."""
+        return _next_same_call(self.retried, self.chains)
 
 
 def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
@@ -142,7 +143,7 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
 
     Args:
         chains: The ``retry_chains`` table.
-        answers: The ``busy_answers`` table of the same chains, or of more.
+        answers: The ``busy_answers`` table of at least these chains.
 
     Raises:
         TableError: If a chain lacks some of its busy answers.
@@ -162,8 +163,8 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
     )
     if placed.height != first[-1]:
         raise TableError(
-            f"retry_chains tells of {first[-1]:,} busy answers, busy_answers of {placed.height:,} "
-            "of these chains: they are not of one trace"
+            f"retry_chains counts {first[-1]:,} busy answers, busy_answers has {placed.height:,} "
+            "for these chains: the tables are from different traces"
         )
     place = placed["place"].to_numpy()
     waited_ns, status, episode, kind = (
@@ -189,7 +190,7 @@ def requests_of(chains: pl.DataFrame, answers: pl.DataFrame) -> Requests:
 
 
 def _with_vms(chains: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """What the replay needs of requests, with the numbers of their VMs; and how many VMs."""
+    """Return CHAIN_COLUMNS with ``vm`` and its number ``vm_code``, and the number of VMs."""
     narrow = chains.select(
         *CHAIN_COLUMNS,
         vm=pl.coalesce("td_id", pl.col("tgid").cast(pl.UInt64)),
@@ -202,7 +203,7 @@ def _with_vms(chains: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 
 def _retried(narrow: pl.DataFrame, by_leaf: pl.DataFrame) -> pl.DataFrame:
-    """The retried requests, in the order of ``by_leaf``."""
+    """Return the retried requests in the order of ``by_leaf``."""
     order = by_leaf.select("leaf").with_row_index("leaf_place")
     return (
         narrow.filter(pl.col("n_busy") > 0)
@@ -211,7 +212,7 @@ def _retried(narrow: pl.DataFrame, by_leaf: pl.DataFrame) -> pl.DataFrame:
         )
         .drop("outcome")
         .join(order, on="leaf", how="left", maintain_order="left")
-        .join(_perhaps_kicked(narrow), on=("source", "leaf"), how="left", maintain_order="left")
+        .join(_possibly_kicked(narrow), on=("source", "leaf"), how="left", maintain_order="left")
         .with_columns(pl.col("may_be_kicked").fill_null(False))
         .sort("leaf_place", "source", "first_seq")
         .drop("leaf_place")
@@ -219,18 +220,18 @@ def _retried(narrow: pl.DataFrame, by_leaf: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_place(column: pl.Series, place: _Rows) -> NDArray[Any]:
-    """Values of a column, each at its place."""
+    """Return the values of a column in the order of ``place``."""
     values = column.to_numpy()
     placed = np.empty(len(values), values.dtype)
     placed[place] = values
     return placed
 
 
-def _perhaps_kicked(chains: pl.DataFrame) -> pl.DataFrame:
-    """The sources and leaves whose second calls the recorded kernel may have kicked for.
+def _possibly_kicked(chains: pl.DataFrame) -> pl.DataFrame:
+    """Return the sources and leaves for which the recorded kernel may kick before second calls.
 
-    A kernel that kicks makes two calls at most: a request with three shows that it does not.
-    Without one nothing in the requests tells which of the two it is.
+    A kernel that kicks makes at most two calls, so a request with three calls excludes a kick.
+    Without such a request both are possible.
     """
     return (
         recorded_policies(chains)
@@ -240,9 +241,9 @@ def _perhaps_kicked(chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _kind() -> pl.Expr:
-    """Bits of a status, as the loops look at it."""
+    """Return the class of a status as bits, for the loops."""
     status = pl.col("status")
-    below = word.status_code(status) == pl.lit(_RETRIED_BELOW, dtype=pl.UInt64)
+    below = word.status_code(status) == pl.lit(_RETRIED_BY_WRAPPER, dtype=pl.UInt64)
     bits = {
         IS_BUSY: word.is_busy(status),
         BUSY_IS_RETRIED: word.is_busy(status) | below,
@@ -256,29 +257,29 @@ def _kind() -> pl.Expr:
 
 @dataclass(frozen=True)
 class Events:
-    """The first answer of each retried request after which the recording no longer tells."""
+    """First divergence of a policy from the recording, by retried request."""
 
     answer: _Rows
-    """Its place; NONE where the policy goes on for as long as was recorded."""
+    """Place of the last answer before the divergence; NONE if the policy does not diverge."""
     event: NDArray[np.uint8]
-    """STOP, KICK or GOES_ON."""
+    """STOP, KICK or NO_EVENT."""
     is_made: _Flags
-    """Whether the request is made at all: its VM is alive when it begins."""
+    """Whether the VM is alive when the request begins, so that the request is made."""
     dead_ns: _Rows
-    """By VM: when the policy kills it."""
+    """By VM: time at which the policy kills it."""
 
 
 def events_of(requests: Requests, rules: dict[int, LeafPolicy], is_fatal: _Flags) -> Events:
-    """Replay a policy, and return what ends what the recording tells of each retried request.
+    """Replay a policy, and return its first divergence from each retried request.
 
-    Where the policy kicks, a request that its last call settled without a kick is taken to be
-    settled with it: the kick only takes vCPUs away.  A busy answer of that call says nothing.
-    Nothing happens after the death of a VM.
+    If the policy kicks before its last call and the recorded call succeeded without a kick, the
+    call is assumed to succeed with a kick too, because a kick only removes vCPUs; a busy answer
+    to that call is undecided (KICK).  Events after the death of the VM are removed.
 
     Args:
         requests: The recorded requests.
-        rules: The policy, by leaf.
-        is_fatal: By place of answers: whether a doubling limit is fatal there.
+        rules: The rules of the policy, by leaf.
+        is_fatal: By place of answers: whether the doubling limit kills the VM there.
     """
     n = requests.retried.height
     answer, event = np.full(n, NONE, np.int64), np.zeros(n, np.uint8)
@@ -292,8 +293,8 @@ def events_of(requests: Requests, rules: dict[int, LeafPolicy], is_fatal: _Flags
     dead_ns = np.full(requests.n_vms, _UNLIMITED)
     np.minimum.at(dead_ns, requests.vm_codes[is_killed], at_ns[is_killed])
     of_request = dead_ns[requests.vm_codes]
-    outlived = (event != GOES_ON) & (at_ns > of_request)
-    answer[outlived], event[outlived] = NONE, GOES_ON
+    outlived = (event != NO_EVENT) & (at_ns > of_request)
+    answer[outlived], event[outlived] = NONE, NO_EVENT
     return Events(answer, event, requests.starts_ns <= of_request, dead_ns)
 
 
@@ -304,14 +305,14 @@ def _write_events(
     is_fatal: _Flags,
     written: tuple[_Rows, NDArray[np.uint8]],
 ) -> None:
-    """Write ``answer`` and ``event`` of the requests of one leaf."""
+    """Fill ``answer`` and ``event`` for the requests of one leaf."""
     answer, event = written
     requests.run(first_events)(
         requests.first[own.start : own.stop + 1],
         requests.waited_ns,
         requests.kind,
         is_fatal,
-        requests.goes_on_unkicked[own],
+        requests.may_follow_kick[own],
         _UNLIMITED if rule.calls is None else rule.calls,
         _UNLIMITED if rule.budget_ns is None else min(rule.budget_ns, _UNLIMITED),
         _RETRIED[rule.answers],
@@ -322,7 +323,7 @@ def _write_events(
 
 
 def _follows(rule: LeafPolicy, kind: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What follows when a policy stops at answers of these kinds, as places in AT_LIMIT."""
+    """Return the consequence of a stop at answers of these classes, as indices into AT_LIMIT."""
     bit = _RETRIED[rule.answers]
     is_retried = (kind & bit) != 0 if bit else np.ones(len(kind), np.bool_)
     then, otherwise = (AT_LIMIT.index(name) for name in (rule.then, rule.otherwise))
@@ -330,7 +331,7 @@ def _follows(rule: LeafPolicy, kind: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def n_not_made(requests: Requests, leaf: int, dead_ns: _Rows) -> int:
-    """Return the number of requests of a leaf that begin after the death of their VM."""
+    """Count the requests of a leaf that begin after the death of their VM."""
     if (dead_ns == _UNLIMITED).all():
         return 0
     own = requests.chains.filter(pl.col("leaf") == leaf)
@@ -338,22 +339,22 @@ def n_not_made(requests: Requests, leaf: int, dead_ns: _Rows) -> int:
 
 
 def n_unanswered(requests: Requests, leaf: int, dead_ns: _Rows) -> int:
-    """Return the number of requests of a leaf that are made, and whose answers are not known.
+    """Count the requests of a leaf that are made and have no recorded answer.
 
     Args:
         requests: The recorded requests.
         leaf: The leaf.
-        dead_ns: By VM: when the policy kills it.
+        dead_ns: By VM: time at which the policy kills it.
     """
     own = requests.chains.filter(pl.col("leaf") == leaf, pl.col("is_unanswered"))
     return int((own["start_ns"].to_numpy() <= dead_ns[own["vm_code"].to_numpy()]).sum())
 
 
 def n_outpaced(requests: Requests, leaf: int, events: Events, rule: LeafPolicy) -> int:
-    """Return the number of requests that would need more calls than allowed if made at once.
+    """Count requests that would need more calls than allowed if the calls were back to back.
 
-    They were busy for at least as long as the policy's calls take back to back, though the
-    recorded kernel made fewer.  TDH.VP.ENTER is left out: every kernel enters again by way of
+    They were busy for at least as long as the policy's calls take back to back, although the
+    recorded kernel made fewer calls.  TDH.VP.ENTER is left out: every kernel enters again through
     vcpu_run.
 
     Args:
@@ -376,20 +377,24 @@ def n_outpaced(requests: Requests, leaf: int, events: Events, rule: LeafPolicy) 
 
 
 def _busy_call_ns(requests: Requests, own: slice, settled: _Flags) -> int | None:
-    """Typical time of one busy call: of the first ones of requests, whose start is recorded."""
+    """Return the median duration of a busy first call; None if unknown.
+
+    Only the first call of a request is used, because its start is recorded.
+    """
     at = requests.first[:-1][own][settled]
     first_ns = requests.waited_ns[at]
     first_ns = first_ns[(first_ns > 0) & (requests.kind[at] & IS_BUSY != 0)]
     return int(np.median(first_ns)) or None if len(first_ns) else None
 
 
-_PURPOSE: Final = ("source", "leaf", "vm_key", "what")
+_SAME_CALL: Final = ("source", "leaf", "vm_key", "what")
 
 
-def _next_same(retried: pl.DataFrame, chains: pl.DataFrame) -> pl.Series:
-    """When the next request for the same begins after each of ``retried`` ends; null if none.
+def _next_same_call(retried: pl.DataFrame, chains: pl.DataFrame) -> pl.Series:
+    """Return the start of the next identical request after each of ``retried``; null if none.
 
-    The same is leaf and page, else leaf and vCPU; what was not recorded is one value of its own.
+    Requests are identical if source, leaf, VM and page agree, or vCPU where no page was recorded;
+    null equals null.
     """
     what = pl.coalesce("gpa", pl.col("vp_id").cast(pl.UInt64))
     purpose = [pl.col("vm").fill_null(0).alias("vm_key"), what.fill_null(0).alias("what")]
@@ -401,7 +406,7 @@ def _next_same(retried: pl.DataFrame, chains: pl.DataFrame) -> pl.Series:
             later,
             left_on="end_ns",
             right_on="next_ns",
-            by=_PURPOSE,
+            by=_SAME_CALL,
             strategy="forward",
             check_sortedness=False,
         )
@@ -410,13 +415,13 @@ def _next_same(retried: pl.DataFrame, chains: pl.DataFrame) -> pl.Series:
 
 
 def is_dependent(stops: pl.DataFrame) -> pl.Series:
-    """Return whether each stop lies where an earlier one may have changed what its VM meets.
+    """Return whether each stop may have been influenced by an earlier stop of the same VM.
 
-    What a stop changes lasts until the host makes the same call for the same page or vCPU
-    again: with the operation given up, its later steps are not made, and may not clear the
-    lock's priority.  Where the fault handler itself comes again, it lasts until its request
-    was settled.  A stop at which the recorded kernel gave up too changes nothing that was not
-    recorded.
+    The influence of a stop lasts until the host makes the same call for the same page or vCPU
+    again: the later steps of the abandoned operation, which could clear the lock's host priority,
+    are not made.  If the fault handler retries by itself (``again``), the influence lasts until
+    the recorded end of the request.  If the recorded kernel gave up at the same answer, the stop
+    has no influence beyond what was recorded.
 
     Args:
         stops: Stops of all leaves of one policy, without those after the death of their VM:
@@ -424,7 +429,7 @@ def is_dependent(stops: pl.DataFrame) -> pl.Series:
             has no later busy answer) and then.
 
     Returns:
-        One boolean for each stop, in order.
+        One boolean for each stop, in the same order.
     """
     ends = (
         pl.when(pl.col("gave_up") & pl.col("is_last"))

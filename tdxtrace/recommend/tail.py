@@ -1,4 +1,4 @@
-"""Generalised Pareto model of the tail of needed attempts: fit, goodness, quantile interval."""
+"""Generalised Pareto model of the tail of needed attempts: fit, goodness of fit, quantiles."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from tdxtrace.intervals import Floats
 
-# A shape of 1 or more has no mean; below 0 the tail would have an upper end, which cannot be
-# assumed of busy answers.
+# A tail with a shape of 1 or more has no mean; one with a shape below 0 has an upper end, which
+# cannot be assumed of busy answers.
 _MAX_SHAPE: Final = 1.5
-# Below this shape the generalised Pareto tail equals the geometric one numerically.
+# Below this shape, the generalised Pareto tail numerically equals the geometric tail.
 _GEOMETRIC: Final = 1e-6
-# A shape of 0 is at the boundary of its range: half of a chi-square with one degree
-# of freedom (S. G. Self, K.-Y. Liang, J. Am. Stat. Assoc. 82 (1987) 605), at 5 %.
+# Critical value of the likelihood ratio at 5 %.  A shape of 0 is at the boundary of its range, so
+# the statistic is half of a chi-square with one degree of freedom (S. G. Self, K.-Y. Liang,
+# J. Am. Stat. Assoc. 82 (1987) 605).
 _CHI2_AT_BOUNDARY: Final = 2.706
-# Smallest expected count of a cell of a chi-square test (W. G. Cochran, Biometrics
-# 10 (1954) 417).
+# Smallest expected count of a cell of a chi-square test (W. G. Cochran, Biometrics 10 (1954) 417).
 _MIN_EXPECTED: Final = 5.0
 
 
@@ -30,29 +30,29 @@ class TailSample:
 
     threshold: float
     below: Floats
-    """For each step: the largest value before it."""
+    """By step: the largest value below it."""
     at: Floats
-    """The step: requests that were done here needed more than ``below`` and no more."""
+    """By step: its value; requests done here needed more than ``below`` and at most ``at``."""
     n_done: Floats
     n_censored: Floats
-    """Requests that needed more than ``at``."""
+    """Requests that were censored here: they needed more than ``at``."""
     share: float
-    """P(a request needs more than the threshold), as estimated."""
+    """Estimate of P(a request needs more than the threshold)."""
     n: float
-    """Effective number of independent requests behind ``share``."""
+    """Effective number of independent requests from which ``share`` was estimated."""
     weight: float
-    """Weight of one request of the tail: one over the design effect."""
+    """Weight of one request of the tail: the reciprocal of the design effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """A fitted generalised Pareto tail, of which the geometric one is that of shape 0.
+    """A fitted generalised Pareto tail; with shape 0 it is the geometric tail.
 
     P(X > x) = share * (1 + shape (x - threshold) / scale) ** (-1 / shape), at whole steps.
 
     Sources:
         A. C. Davison, R. L. Smith, J. R. Statist. Soc. B 52 (1990) 393: exceedances of a
-        threshold, profile likelihood for what lies beyond the data.
+        threshold, profile likelihood for quantiles beyond the data.
     """
 
     sample: TailSample
@@ -69,7 +69,7 @@ class Tail:
         return self.sample.share * float(np.exp(_log_survival(excess, self.shape, self.scale))[0])
 
     def quantile(self, target: float) -> float:
-        """Return the value that the estimate exceeds with probability ``target``."""
+        """Return the value x with P(a request needs more than x) = ``target``."""
         return self.sample.threshold + _excess_quantile(
             target / self.sample.share, self.shape, self.scale
         )
@@ -82,16 +82,17 @@ class Tail:
     def bound(self, target: float, confidence: float, most: float) -> float:
         """Return one end of the interval of the quantile, by profile likelihood.
 
-        The maximum likelihood shape is biased low by a known part of its standard error; an
-        upper end is moved out by as much. Student's quantile replaces the normal one.
+        The maximum likelihood estimate of the shape is biased low by a known fraction of its
+        standard error; an upper end is moved up by the same amount. Student's quantile replaces
+        the normal one.
 
         Args:
             target: P(X > quantile).
-            confidence: One-sided: above 1/2 that of an upper end, below that of a lower.
-            most: Largest end to search for.
+            confidence: One-sided; above 1/2 for an upper end, below 1/2 for a lower end.
+            most: Upper bound of the search.
 
         Returns:
-            The end; ``inf`` beyond ``most``, the threshold where it lies below.
+            The end; ``inf`` if it exceeds ``most``, the threshold if it lies below that.
 
         Sources:
             D. E. Giles, H. Feng, R. T. Godwin, Communications in Statistics - Theory and
@@ -122,7 +123,7 @@ class Tail:
         return start + math.exp(optimize.brentq(drop_minus_z2, *ends, xtol=1e-4))
 
     def _likelihood_drop(self, excess: float, target: float) -> float:
-        """Twice the drop of the log likelihood with the quantile at threshold + ``excess``."""
+        """Return twice the drop in log likelihood if the quantile is threshold + ``excess``."""
         sample = self.sample
         spread = math.sqrt((1 - sample.share) / (sample.share * sample.n))
 
@@ -144,10 +145,10 @@ class Tail:
 
 
 def fit(sample: TailSample) -> Tail:
-    """Fit the tail by maximum likelihood, and choose between geometric and heavier.
+    """Fit the tail by maximum likelihood, and choose between geometric and generalised Pareto.
 
     Args:
-        sample: The tail; at least one request in it was done.
+        sample: The requests of the tail, at least one of them done.
     """
     from scipy import optimize
 
@@ -176,7 +177,7 @@ def fit(sample: TailSample) -> Tail:
 def _minimize(
     loss: Callable[[Floats], float], start: tuple[float, float], step: tuple[float, float]
 ) -> Any:  # noqa: ANN401 - scipy has no types
-    """Minimize a function of two variables by Nelder-Mead, with this start and initial steps."""
+    """Minimize a function of two variables by Nelder-Mead, with given start and initial steps."""
     from scipy import optimize
 
     simplex = np.array([start, (start[0] + step[0], start[1]), (start[0], start[1] + step[1])])
@@ -185,7 +186,7 @@ def _minimize(
 
 
 def _log_survival(excess: Floats, shape: float, scale: float) -> Floats:
-    """Logarithm of P(X > threshold + excess | X > threshold)."""
+    """Return the logarithm of P(X > threshold + excess | X > threshold)."""
     if shape < _GEOMETRIC:
         return -excess / scale
     logs: Floats = -np.log1p(shape * excess / scale) / shape
@@ -193,14 +194,14 @@ def _log_survival(excess: Floats, shape: float, scale: float) -> Floats:
 
 
 def _excess_quantile(share: float, shape: float, scale: float) -> float:
-    """Excess at which P(X > threshold + excess | X > threshold) is ``share``."""
+    """Return the excess at which P(X > threshold + excess | X > threshold) is ``share``."""
     if shape < _GEOMETRIC:
         return -scale * math.log(share)
     return scale * math.expm1(-shape * math.log(share)) / shape
 
 
 def _scale(excess: float, share: float, shape: float) -> float:
-    """Scale at which P(X > threshold + excess | X > threshold) is ``share``."""
+    """Return the scale at which P(X > threshold + excess | X > threshold) is ``share``."""
     return excess / _excess_quantile(share, shape, 1.0)
 
 
@@ -221,10 +222,10 @@ def _log_likelihood_of_share(sample: TailSample, share: float) -> float:
 
 
 def _goodness(sample: TailSample, shape: float, scale: float, n_fitted: int) -> float:
-    """The p-value of Pearson's chi-square, with neighbouring steps merged.
+    """Return the p-value of Pearson's chi-square, with neighbouring steps merged.
 
-    Censored requests are left out of both sides: each step expects its share of the requests
-    still at risk.
+    Censored requests count neither as observed nor as expected: the expected count of a step is
+    its probability times the requests still at risk.
     """
     from scipy import special
 

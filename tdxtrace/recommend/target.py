@@ -25,7 +25,7 @@ _RATE: Final = re.compile(
     rf"\s+(?:(?P<whose>[a-z]+)-)?(?P<period>[a-z]+)(?:\s+of\s+(?P<gb>{_NUMBER})\s*(?P<unit>[a-z]+))?",
     re.IGNORECASE,
 )
-# What each word of a wish may be; the first is the one that is proposed.
+# Allowed words of a rate by position; the first one is the default suggestion.
 _WORDS: Final = {
     "what": ("vm", "vms"),
     "per": ("per", "in"),
@@ -35,16 +35,16 @@ _WORDS: Final = {
 }
 _EXAMPLES: Final = '"1 VM per year", "1 per 1000 VM-hours" or "1 in 1000 boots"'
 
-# A boot takes all memory of a VM page by page, 4 KB each, where the kernel maps no larger ones
-# (Linux 6.16 arch/x86/kvm/vmx/tdx.c tdx_sept_set_private_spte: only PG_LEVEL_4K): one
-# TDH.MEM.PAGE.AUG each. 4 GB is a choice of ours: the default of no hypervisor, but a usual guest.
+# A boot maps all memory of a VM in pages of 4 KB, with one TDH.MEM.PAGE.AUG each, if the kernel
+# maps no larger pages (Linux 6.16 arch/x86/kvm/vmx/tdx.c tdx_sept_set_private_spte: only
+# PG_LEVEL_4K). 4 GB is chosen by the project: a common guest, though no hypervisor's default.
 BOOT_GB: Final = 4.0
 _PAGES_PER_GB: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How many requests may need more than their limit, by what they are counted."""
+    """Rate of requests that may need more than their limit, per time or per boot."""
 
     allowed: float
     """Per second of a host or a VM, or per boot."""
@@ -53,22 +53,22 @@ class Rate:
     boot_gb: float = BOOT_GB
     """Memory of the VM that boots, in GB of 2^30 bytes."""
     counts_vms: bool = False
-    """Whether it is of VMs that are lost, not of requests."""
+    """Whether lost VMs are counted instead of requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What a trace recorded, as a rate counts it."""
+    """Recorded time and pages, by which a rate is converted to a ratio of requests."""
 
     host_s: float | None
-    """Recorded time in s, of all hosts; None: its clock has no unit."""
+    """Recorded time of all hosts in s; None: the unit of the clock is unknown."""
     vm_s: float | None
-    """Time from the first to the last request of each TD, in s; None: as above, or none known."""
+    """Sum over TDs of the time from first to last request, in s; None: as above, or no TD known."""
     n_pages: int
     """Pages of 4 KB that were added to running TDs."""
 
     def of(self, rate: Rate) -> float | None:
-        """Return the time, or the number of boots, that a rate is of; None if it is not known."""
+        """Return the denominator of a rate: seconds or number of boots; None if unknown."""
         if rate.of == "boot":
             return self.n_pages / (rate.boot_gb * _PAGES_PER_GB) or None
         return (self.vm_s if rate.of == "vm" else self.host_s) or None
@@ -76,9 +76,9 @@ class Exposure:
     def why_unknown(self, rate: Rate) -> str:
         """Return why :meth:`of` is None."""
         if rate.of == "boot":
-            return "no TDH.MEM.PAGE.AUG was recorded, by which boots are counted"
+            return "number of boots unknown: no TDH.MEM.PAGE.AUG was recorded"
         if self.host_s is not None and rate.of == "vm":
-            return "no TD is known, whose time would count"
+            return "time of VMs unknown: no TD was identified"
         return "length of the recording unknown: the clock has no unit"
 
 
@@ -86,13 +86,13 @@ class Exposure:
 class Target:
     """Ratio of requests that may need more than the limit, and its confidence.
 
-    The defaults, 1e-6 and 95 %, are those of the project's task; none was ever agreed on.
+    The defaults, 1e-6 and 95 %, are those of the project's task; the list agreed on none.
     """
 
     ratio: float = 1e-6
     confidence: float = 0.95
     rate: Rate | None = None
-    """Requests that may exceed their limit, of all leaves together; instead of ``ratio``."""
+    """Rate of requests of all leaves that may exceed their limit; replaces ``ratio``."""
 
     def __post_init__(self) -> None:
         """Validate the numbers.
@@ -102,19 +102,20 @@ class Target:
         """
         if not 0 < self.ratio < 1:
             raise QueryError(
-                f"--target {self.ratio:g} is no chance that can be kept; "
+                f"--target {self.ratio:g} is not a ratio that a limit can keep; "
                 "choose one above 0 and below 1, such as 1e-6"
             )
         if not 0.5 <= self.confidence < 1:
             raise QueryError(
-                f"--confidence {self.confidence:g} is none; "
+                f"--confidence {self.confidence:g} is out of range; "
                 "choose one from 0.5 to below 1, such as 0.95"
             )
 
     def for_leaf(self, n_requests: int, n_leaves: int, exposure: Exposure) -> float | None:
-        """Return the ratio for a leaf; None if it is a rate and what it counts is not known.
+        """Return the ratio for a leaf; None for a rate whose denominator is unknown.
 
-        A rate is divided evenly among the leaves: if each keeps its part, all keep the whole.
+        A rate is divided evenly among the leaves: if each leaf keeps its part, all together keep
+        the rate.
         """
         if self.rate is None:
             return self.ratio
@@ -126,8 +127,8 @@ class Target:
     def confidence_of_leaf(self, n_leaves: int) -> float:
         """Return the confidence that the limit of one leaf needs.
 
-        A rate is kept only if all leaves keep their parts, so that each limit may fail with an
-        even part of the chance (C. E. Bonferroni). A ratio is meant of each leaf alone.
+        A rate is kept if all leaves keep their parts, so the probability of failure is divided
+        evenly among them (C. E. Bonferroni). A ratio applies to each leaf alone.
         """
         if self.rate is None:
             return self.confidence
@@ -140,24 +141,26 @@ def parse_target(
     """Parse the options for a target.
 
     Args:
-        target: Ratio of requests that may need more; 1e-6 by default.
+        target: Ratio of requests that may need more than the limit; 1e-6 by default.
         confidence: Confidence of the limit.
         at_most: A rate such as "1 VM per year" or "1 in 1000 boots", instead of ``target``.
 
     Raises:
-        QueryError: If both are given, or one of them is malformed.
+        QueryError: If both ``target`` and ``at_most`` are given, or one of them is malformed.
     """
     if target is not None and at_most is not None:
-        raise QueryError("--target and --at-most are two ways to say the same; choose one")
+        raise QueryError("--target and --at-most exclude each other; choose one")
     rate = parse_rate(at_most) if at_most is not None else None
     return Target(1e-6 if target is None else target, confidence, rate)
 
 
 def parse_rate(text: str) -> Rate:
-    """Parse a rate: "1 VM per year" of a host, "1 per 1000 VM-hours", "1 in 1000 boots of 16 GB".
+    """Parse a rate such as "1 VM per year", "1 per 1000 VM-hours" or "1 in 1000 boots of 16 GB".
+
+    A rate without a unit of "host-" or "VM-" is per host.
 
     Raises:
-        QueryError: If it is malformed; names the nearest right word.
+        QueryError: If the rate is malformed; the message suggests the nearest valid word.
 
     Example:
         >>> round(1 / parse_rate("1 VM per hour").allowed)
@@ -181,7 +184,7 @@ def parse_rate(text: str) -> Rate:
     if (found["gb"] and not is_boot) or (found["whose"] and is_boot):
         raise QueryError(f"not a rate: {shown!r}; write it as in {_EXAMPLES}")
     if not all(value is None or 0 < value < math.inf for value in (n, many, gb)):
-        raise QueryError(f"{shown!r} can never be kept; allow more than 0")
+        raise QueryError(f"{shown!r} can never be kept; its numbers must be above 0 and finite")
     allowed = (n or 0.0) / (many or 1.0)
     counts_vms = bool(found["what"])
     if is_boot:

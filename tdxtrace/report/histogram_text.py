@@ -1,4 +1,4 @@
-"""What a histogram that was counted in the kernel says, as text."""
+"""Text about a histogram of attempts that was counted in the kernel."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SHOWN: Final = (1, 2, 5, 16, 64, 1023)
 
 
 def histogram_text(requests: pl.DataFrame, attempts: pl.DataFrame, about: HistogramFacts) -> str:
-    """Return requests by leaf, the shares that exceed some limits, and what could not be counted.
+    """Return requests by leaf, the requests above common limits, and calls not counted.
 
     Args:
         requests: The ``request_counts`` table.
         attempts: The ``counted_attempts`` table.
-        about: What the histogram says of itself.
+        about: Metadata of the histogram.
     """
     head = [
         f"Linux {one_line(about.kernel, 40)}, {short_duration(about.length_ns)}, "
@@ -40,26 +40,26 @@ def histogram_text(requests: pl.DataFrame, attempts: pl.DataFrame, about: Histog
 
 @dataclass(frozen=True, slots=True)
 class HistogramFacts:
-    """What a histogram says of itself."""
+    """Metadata of a histogram."""
 
     kernel: str
     """Release of the kernel."""
     length_ns: int
-    """How long was counted."""
+    """Duration of counting."""
     cannot: Mapping[tuple[int, ...], int]
-    """Calls that could not be joined, by leaf and reason."""
+    """Number of calls that could not be assigned to a request, by leaf and reason."""
     n_not_kept: int
-    """Requests that did not fit into the map of counts."""
+    """Number of requests that did not fit into the map of counts."""
     is_whole: bool
-    """Whether the count came to its end."""
+    """Whether counting ended normally, so that open requests were written."""
 
 
 def limit_lines(attempts: pl.DataFrame, share: float) -> str:
-    """Return the smallest limit of each leaf that at most so large a share of requests exceeds.
+    """Return, per leaf, the smallest limit that at most ``share`` of requests exceeds.
 
     Args:
         attempts: The ``counted_attempts`` table.
-        share: The share, above 0.
+        share: Upper bound of the share of requests above the limit, greater than 0.
     """
     lines = []
     named = attempts.with_columns(name=leaf_name(pl.col("leaf")))
@@ -78,8 +78,8 @@ def limit_lines(attempts: pl.DataFrame, share: float) -> str:
                 f"{plural(row['n_requests'], 'request')}, at most {row['exceeding_high']:.2g}"
             )
     note = (
-        "95 % one-sided, of independent requests: a histogram shows no bursts, in which the same "
-        "requests say less; record single calls before a limit is set by it"
+        "95 % one-sided, for independent requests only: a histogram does not show bursts, in which "
+        "requests give less information; record single calls before you set a limit"
     )
     return "".join(f"{line}\n" for line in [*lines, note])
 
@@ -113,15 +113,15 @@ def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
 
 def _warnings(about: HistogramFacts) -> Iterator[str]:
     if not about.is_whole:
-        yield "the count did not come to its end: requests that were open are not known"
+        yield "counting was interrupted: requests that were still open are missing"
     if about.n_not_kept:
         yield (
-            f"{plural(about.n_not_kept, 'request')} did not fit into the counts: more keys "
-            "(BPFTRACE_MAP_KEYS_MAX)"
+            f"{plural(about.n_not_kept, 'request')} did not fit into the map: raise "
+            "BPFTRACE_MAP_KEYS_MAX"
         )
     by_reason: dict[int, int] = {}
     for (_, reason), n in about.cannot.items():
         by_reason[reason] = by_reason.get(reason, 0) + n
     for reason, n in sorted(by_reason.items()):
-        why = TEXT_OF_CANNOT.get(reason, "could not be joined")
+        why = TEXT_OF_CANNOT.get(reason, "could not be assigned to a request")
         yield f"{plural(n, 'call')} {why}"

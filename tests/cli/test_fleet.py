@@ -63,7 +63,7 @@ def test_sets_of_traces_are_compared(facts: Path) -> None:
     [
         (("limits", "nowhere"), "no facts of format 1 at nowhere"),
         (("map", "nowhere", "--to", "facts"), "no trace at nowhere"),
-        (("limits", "FACTS", "--target", "2"), "--target 2 is no chance that can be kept"),
+        (("limits", "FACTS", "--target", "2"), "--target 2 is not a ratio that a limit can keep"),
         (("limits", "FACTS", "--where", "host ="), "SQL not understood"),
         (("map", "FACTS", "--to", "x", "--memory", "much"), "not a size: 'much'"),
         (("map", "FACTS", "--to", "x", "--hash-hosts", "none"), "cannot read none"),

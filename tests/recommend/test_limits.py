@@ -108,7 +108,7 @@ def test_a_limit_beyond_the_data_is_extrapolated_and_marked() -> None:
     assert row["exceed_ratio"] <= 4e-5
     assert row["exceed_high"] is None
     assert row["goodness"] > 0.01
-    assert row["reason"].startswith("from a model, if the tail goes on as seen")
+    assert row["reason"].startswith("from a model, if the tail continues as seen")
 
 
 def test_a_limit_of_a_model_is_not_below_the_most_seen() -> None:
@@ -122,7 +122,7 @@ def test_one_request_that_does_not_belong_to_the_tail_withholds_the_model() -> N
     numbers = [int(n) for n in np.random.default_rng(5).geometric(0.5, 400)]
     row = row_of(apart([*numbers, 40], 40_000), Target(4e-5))
     assert (row["basis"], row["limit"]) == ("withheld", None)
-    assert "the most seen, 41, is too much for the tail of the others" in row["reason"]
+    assert "the largest value, 41, does not fit the tail of the others" in row["reason"]
 
 
 def test_no_model_goes_beyond_the_policy_that_was_recorded() -> None:
@@ -132,7 +132,7 @@ def test_no_model_goes_beyond_the_policy_that_was_recorded() -> None:
     for target, limit in ((4e-3, 2), (5e-4, None)):
         row = limits(curve, chains, NO_LOSS, 1.0, Target(target)).row(0, named=True)
         assert row["limit"] == limit
-    assert "holds with such a kick; no model goes beyond that" in row["reason"]
+    assert "only with such a kick; no model reaches beyond that" in row["reason"]
     of_aug = chains.with_columns(leaf=pl.lit(6, pl.UInt16))
     curve = attempts(of_aug, coverage.answers_of(of_aug))
     row = limits(curve, of_aug, NO_LOSS, 1.0, Target(5e-4)).row(0, named=True)
@@ -210,13 +210,13 @@ def test_a_request_without_an_answer_is_not_done_at_once() -> None:
     # Returns are not probed: nothing is known, however many calls there are.
     row = limit_of(" ".join(f"U{p}" for p in range(1, 400)), Target(0.02))
     assert (row["basis"], row["limit"], row["n_unanswered"]) == ("withheld", None, 399)
-    assert "of 399 of 399 requests no answer was recorded" in row["reason"]
+    assert "399 of 399 requests are left out: no answer was recorded" in row["reason"]
     # Where a third of them is known, that third is the number of trials.
     third = " ".join(f"{p}/{'S' if p % 3 else 'U'}{p}" for p in range(1, 400))
     row = limit_of(third, Target(0.02))
     assert (row["basis"], row["limit"], row["n_unanswered"]) == ("nothing_busy", 1, 133)
     assert row["exceed_high"] == pytest.approx(3 / 266, rel=0.01)
-    assert "of 133 of 399 requests no answer" in row["reason"]
+    assert "133 of 399 requests are left out: no answer" in row["reason"]
 
 
 # The policy that was recorded.
@@ -242,7 +242,7 @@ def test_a_limit_recorded_with_a_kick_says_so() -> None:
     zaps = " ".join(f"block{'B' if p % 9 == 0 else 'S'}{p} blockS{p}" for p in range(1, 60))
     row = limit_of(zaps, Target(0.08))
     assert (row["limit"], row["recorded_calls"]) == (2, 2)
-    assert "2 holds with such a kick" in row["reason"]
+    assert "numbers for 2 are valid only with such a kick" in row["reason"]
     # A third call shows that nobody kicks.
     row = limit_of(zaps + " blockB99 blockB99 blockS99", Target(0.3))
     assert (row["recorded_calls"], row["recorded_policy"]) == (None, None)
@@ -326,7 +326,7 @@ def test_a_request_last_seen_busy_with_the_guest_says_nothing_of_the_host() -> N
     rows = by_maker(text, _WHO, Target(0.05, 0.9))
     assert (rows["host"]["limit"], rows["host"]["n_unanswered"]) == (1, 100)
     assert rows["host"]["exceed_high"] == pytest.approx(2.3 / 300, rel=0.01)
-    assert "last seen busy with others" in rows["host"]["reason"]
+    assert "last seen busy because of others" in rows["host"]["reason"]
     assert (rows["guest"]["n_unanswered"], rows["guest"]["n_censored"]) == (0, 100)
 
 
@@ -347,7 +347,7 @@ def test_findings_have_limits_by_maker() -> None:
 
 def test_the_number_of_unexplained_answers_is_in_the_reason() -> None:
     rows = by_maker(_MIXED, {"146": "unexplained", "1": "guest"}, Target(0.01, 0.9))
-    told = "78 busy answers are unexplained and count for host and guest"
+    told = "78 busy answers are unexplained and count for both host and guest"
     assert rows["anyone"]["reason"] is None
     assert rows["host"]["reason"] == rows["guest"]["reason"] == told
 
@@ -359,8 +359,8 @@ def test_a_maker_without_a_limit_of_its_own_has_that_of_all() -> None:
     rows = by_maker(text, _WHO, Target(0.01, 0.9))
     assert [row["limit"] for row in rows.values()] == [2, 2, 2]
     assert rows["anyone"]["reason"] is None
-    assert rows["host"]["reason"].startswith("same as for anyone")
-    assert rows["guest"]["reason"].startswith("same as for anyone")
+    assert rows["host"]["reason"].startswith("same limit as for anyone")
+    assert rows["guest"]["reason"].startswith("same limit as for anyone")
 
 
 # What is alike.
@@ -402,7 +402,7 @@ def test_two_tds_that_differ_say_nothing_of_a_third() -> None:
     curve = attempts(chains, coverage.answers_of(chains))
     row = limits(curve, chains, NO_LOSS, 1.0, Target(0.3)).row(0, named=True)
     assert (row["basis"], row["unit_of_dependence"]) == ("withheld", "td")
-    assert "more of them are needed, not more requests" in row["reason"]
+    assert "record more of them, not more requests" in row["reason"]
     assert row["needed_requests"] is None
     assert (row["worst_td"], row["worst_td_ratio"]) == (1, 0.5)
 
@@ -560,7 +560,7 @@ def test_without_a_clock_a_rate_is_withheld() -> None:
         rows = limits(curve, chains, NO_LOSS, None, Target(rate=parse_rate(rate)))
         assert said in rows.filter(made_by="anyone")["reason"][0]
     rows = limits(curve, chains, NO_LOSS, 1.0, Target(rate=parse_rate("1 per VM-hour")))
-    assert "no TD is known" in rows.filter(made_by="anyone")["reason"][0]
+    assert "no TD was identified" in rows.filter(made_by="anyone")["reason"][0]
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0, 2.0, math.nan])
