@@ -27,6 +27,10 @@ _NO_TIMES: Final = (
     "starts of the calls were not recorded: probe entry and return of the wrappers "
     "(tdxtrace capture plan --level full)"
 )
+_NO_THREADS: Final = (
+    "threads of some calls were not recorded, so that it is not known how many vCPUs shared the "
+    "time: record them too (perf script -F +tid)"
+)
 _SLICE: Final = ("source", "td_id", "tgid", "slice")
 _TIMES: Final = ("call_ns", "retry_ns", "refused_ns", "guest_ns")
 _COUNTS: Final = ("n_busy_tree", "n_busy_entry", "n_busy_other", "n_refused")
@@ -42,7 +46,8 @@ def accept_rates(
 
     Only requests of threads that entered a vCPU count, where entries were recorded: a page that
     another thread installs (prefault) was not faulted for.  Intervals are cut at the borders of
-    slices; an attempt belongs to the slice in which it ended.
+    slices; an attempt belongs to the slice in which it ended.  Calls of unknown threads count in
+    the rows of their TD only, and no part of the time is named there.
 
     Args:
         seamcalls: The ``seamcalls`` table.
@@ -180,13 +185,20 @@ def _rows(
 ) -> pl.DataFrame:
     """One row per vCPU and slice, and one per TD and slice."""
     own = given.join(parts, on=["source", "tid", "slice"], how="left", nulls_equal=True)
-    own = own.with_columns(pl.col(*_TIMES, *_COUNTS).fill_null(0), n_vcpus=pl.lit(1, pl.UInt32))
+    own = own.with_columns(
+        pl.col(*_TIMES, *_COUNTS).fill_null(0),
+        n_vcpus=pl.lit(1, pl.UInt32),
+        is_known=pl.col("tid").is_not_null(),
+    )
     sums = ("n_pages", "n_faults", "n_vcpus", *_TIMES, *_COUNTS)
-    whole = own.group_by(_SLICE).agg(pl.col(*sums).sum(), pl.col("is_timed").any())
+    whole = own.group_by(_SLICE).agg(
+        pl.col(*sums).sum(), pl.col("is_timed").any(), pl.col("is_known").all()
+    )
     whole = whole.with_columns(
         tid=pl.lit(None, pl.Int32), n_vcpus=pl.col("n_vcpus").cast(pl.UInt32)
     )
-    rows = pl.concat([whole.select(own.columns), own]).join(spans, on="source")
+    known = own.filter("is_known")
+    rows = pl.concat([whole.select(own.columns), known]).join(spans, on="source")
     rows = rows.join(has_entries.with_columns(is_entered=True), on="source", how="left")
     start = pl.col("first_ns") + pl.col("slice") * pl.col("width_ns")
     rows = rows.with_columns(
@@ -197,9 +209,18 @@ def _rows(
     is_entered = pl.col("is_entered").is_not_null()
     rows = rows.with_columns(
         pages_per_s=pl.col("n_pages") * 1e9 / length,
-        page_ns=pl.when(pl.col("n_pages") > 0).then(threads_ns / pl.col("n_pages")),
+        page_ns=pl.when("is_known", pl.col("n_pages") > 0).then(threads_ns / pl.col("n_pages")),
         host_ns=(threads_ns - pl.sum_horizontal(_TIMES)).clip(0),
-    ).with_columns(pl.when(is_entered).then(pl.col("refused_ns", "guest_ns", "host_ns")))
+    ).with_columns(
+        pl.when(is_entered).then(pl.col("refused_ns", "guest_ns")),
+        pl.when(is_entered, "is_known").then("host_ns"),
+    )
+    order = ("source", "td_id", "tgid", "start_ns", "tid")
+    return ACCEPT_RATES.conform(_with_limit(rows).sort(order, nulls_last=False))
+
+
+def _with_limit(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add the largest part of the time, or why it is withheld."""
     largest = pl.max_horizontal(*_TIMES, "host_ns")
     by_name = {
         "guest": "guest_ns",
@@ -212,8 +233,13 @@ def _rows(
         pl.when(pl.col(by_name[name]) == largest).then(pl.lit(name, pl.Enum(ACCEPT_LIMITS)))
         for name in ACCEPT_LIMITS
     )
-    withheld = pl.when(~is_entered).then(pl.lit(_NO_ENTRIES)).when(~pl.col("is_timed"))
-    rows = rows.with_columns(withheld=withheld.then(pl.lit(_NO_TIMES)))
-    rows = rows.with_columns(limited_by=pl.when(pl.col("withheld").is_null()).then(limit))
-    order = ("source", "td_id", "tgid", "start_ns", "tid")
-    return ACCEPT_RATES.conform(rows.sort(order, nulls_last=False))
+    withheld = (
+        pl.when(pl.col("is_entered").is_null())
+        .then(pl.lit(_NO_ENTRIES))
+        .when(~pl.col("is_timed"))
+        .then(pl.lit(_NO_TIMES))
+        .when(~pl.col("is_known"))
+        .then(pl.lit(_NO_THREADS))
+    )
+    rows = rows.with_columns(withheld=withheld)
+    return rows.with_columns(limited_by=pl.when(pl.col("withheld").is_null()).then(limit))

@@ -42,12 +42,16 @@ ACCEPT_RATES = Table(
         Column("end_ns", I64, "End of the slice, or of the last fault in the input.", unit="ns"),
         Column("n_pages", U64, "Pages of 4K that TDH.MEM.PAGE.AUG installed; one of 2M is 512."),
         Column("n_faults", U64, "Requests for TDH.MEM.PAGE.AUG that succeeded."),
-        Column("n_vcpus", U32, "vCPUs that asked for a page in the slice."),
+        Column(
+            "n_vcpus",
+            U32,
+            "vCPUs that asked for a page in the slice; unknown threads count as one.",
+        ),
         Column("pages_per_s", pl.Float64(), "Pages of 4K per second.", unit="1/s"),
         Column(
             "page_ns",
             pl.Float64(),
-            "Time of these vCPUs' threads per page of 4K; null: no page.",
+            "Time of these vCPUs' threads per page of 4K; null: no page, or unknown threads.",
             unit="ns",
             nullable=True,
         ),

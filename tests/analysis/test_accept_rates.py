@@ -109,6 +109,18 @@ def test_without_starts_of_calls_no_limit_is_named() -> None:
     assert rows["n_pages"].to_list() == [2]
 
 
+def test_calls_of_unknown_threads_count_for_the_td_only() -> None:
+    told = story("enterX S1 2/enterX 2/S2")
+    unknown = pl.when(pl.col("tid") != 1).then("tid").alias("tid")
+    calls, entries = (t.with_columns(unknown) for t in (told.seamcalls, told.vm_entries))
+    chains = retry_chains(calls, told.losses)
+    rows = ACCEPT_RATES.check(accept_rates(calls, entries, chains, busy_answers(calls, chains)))
+    assert rows.select("tid", "n_pages").rows() == [(None, 2), (2, 1)]
+    row = rows.row(0, named=True)
+    assert (row["page_ns"], row["host_ns"], row["limited_by"]) == (None, None, None)
+    assert "threads of some calls" in row["withheld"]
+
+
 def test_exits_of_kvm_stand_for_entries_that_were_not_probed() -> None:
     row = whole(">X S1 >X S2 >F >X S3")
     assert (row["n_refused"], row["guest_ns"]) == (1, 20_000)
