@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,8 @@ def end_flood(bench: Path) -> None:
         except OSError:
             continue
         if words[0] == str(bench).encode():
-            os.kill(int(folder.name), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

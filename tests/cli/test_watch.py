@@ -57,8 +57,10 @@ def test_a_threshold_ends_it() -> None:
 def test_a_threshold_ends_it_while_the_pipe_is_open() -> None:
     command = program("watch", "-", "--interval", "50ms", "--jsonl", "--fail-on", "busy>10")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    # Less than a pipe takes, so that it is written whenever the reader ends.
+    some = b"".join(HEAD.splitlines(keepends=True)[:450])
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
-        process.stdin.write(HEAD)
+        process.stdin.write(some)
         process.stdin.flush()
         assert process.wait(60) == 3
 
@@ -70,7 +72,8 @@ def test_a_signal_ends_it_well() -> None:
         assert process.stdout is not None
         process.stdin.write(HEAD)
         process.stdin.flush()
-        while not json.loads(process.stdout.readline())["events"]:
+        # What is in the pipe when the signal comes is not read.
+        while json.loads(process.stdout.readline())["events"] < 2000:
             pass
         process.send_signal(signal.SIGTERM)
         last = process.stdout.read().splitlines()[-1]

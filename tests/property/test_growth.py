@@ -12,7 +12,7 @@ from tdxtrace import compiler
 TIMES_AS_LARGE = 8
 MAX_RATIO = 11
 """8 if linear, 64 if quadratic; what reading anything takes makes it less."""
-N_TRIES = 4
+N_TRIES = 8
 """The time is too long if it is each time: the machine may have been busy."""
 
 
