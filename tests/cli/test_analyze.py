@@ -61,14 +61,12 @@ def trace(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", SAMPLE_FILES, ids=lambda path: path.name)
-@pytest.mark.parametrize("columns", [80, 100])
-def test_a_sample_fits_one_screen(
-    path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sample_fits_one_screen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 columns; ``test_screens.py`` has those of 100."""
     monkeypatch.chdir(SAMPLES.parent)
-    done = answered("analyze", "log", path.relative_to(SAMPLES.parent), columns=columns)
+    done = answered("analyze", "log", path.relative_to(SAMPLES.parent), columns=80)
     assert 10 < len(done.lines) <= 24
-    assert max(map(len, done.lines)) <= columns
+    assert max(map(len, done.lines)) <= 80
     assert ESC not in done.text
 
 
@@ -194,9 +192,9 @@ def test_standard_input_is_a_dash(words: tuple[str, ...]) -> None:
     assert "1 SEAMCALL, 1 request" in answered(*words, stdin=ONE_CALL.encode()).text
 
 
-def test_quiet_prints_nothing() -> None:
-    assert answered("analyze", "log", CONTENDED, "-q").stdout == b""
-    assert answered("analyze", "log", CONTENDED, "--quiet").stdout == b""
+def test_quiet_prints_nothing(trace: Path) -> None:
+    assert answered("analyze", "log", trace, "-q").stdout == b""
+    assert answered("analyze", "log", trace, "--quiet").stdout == b""
 
 
 # JSON.
@@ -235,21 +233,22 @@ def test_rows_of_json_keep_their_contract(path: Path) -> None:
     assert told["worst_chains"]
 
 
-def test_json_is_ascii_and_whole_numbers_stay_whole() -> None:
-    data = answered("analyze", "log", ZEROSTEP, "--json").stdout
+def test_json_is_ascii_and_whole_numbers_stay_whole(steps: Path) -> None:
+    data = answered("analyze", "log", steps, "--json").stdout
     assert data.isascii()
     starts = [row["start_ns"] for row in json.loads(data)["zero_steps"]]
-    assert starts == found(ZEROSTEP)["zero_steps"]["start_ns"].to_list()
+    assert starts == analyze(read_trace(steps)).zero_steps["start_ns"].to_list()
+    assert len(starts) == 3
 
 
 # Files.
 
 
-def test_output_writes_every_table_and_the_findings(tmp_path: Path) -> None:
+def test_output_writes_every_table_and_the_findings(steps: Path, tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
-    done = answered("analyze", "log", ZEROSTEP, "--output", folder)
+    done = answered("analyze", "log", steps, "--output", folder)
     assert "zerostep.txt: ftrace" in done.text
-    tables = found(ZEROSTEP)
+    tables = found(steps)
     assert {p.name for p in folder.iterdir()} == {
         *(f"{name}.parquet" for name in tables),
         "findings.json",
@@ -257,13 +256,13 @@ def test_output_writes_every_table_and_the_findings(tmp_path: Path) -> None:
     for name, rows in tables.items():
         assert pl.read_parquet(folder / f"{name}.parquet").equals(rows)
         assert pq.read_table(folder / f"{name}.parquet").num_rows == rows.height
-    printed = json.loads(answered("analyze", "log", ZEROSTEP, "--json").stdout)
+    printed = json.loads(answered("analyze", "log", steps, "--json").stdout)
     assert json.loads((folder / "findings.json").read_text()) == printed
 
 
-def test_the_columns_that_others_rely_on_are_there(tmp_path: Path) -> None:
-    answered("analyze", "log", CONTENDED, "-q", "-o", tmp_path)
-    columns = pl.read_parquet(tmp_path / "retry_chains.parquet").columns
+def test_the_columns_that_others_rely_on_are_there(trace: Path, tmp_path: Path) -> None:
+    answered("analyze", "log", trace, "-q", "-o", tmp_path / "out")
+    columns = pl.read_parquet(tmp_path / "out" / "retry_chains.parquet").columns
     assert set(columns) >= {
         *("leaf", "tid", "td_id", "gpa", "start_ns", "end_ns", "n_attempts", "n_busy"),
         *("outcome", "final_status", "identity"),
@@ -271,10 +270,10 @@ def test_the_columns_that_others_rely_on_are_there(tmp_path: Path) -> None:
     assert columns == [column.name for column in RETRY_CHAINS.columns]
 
 
-def test_output_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_output_that_is_a_file_is_told(trace: Path, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
-    assert "file" in refused(1, "analyze", "log", CONTENDED, "-q", "--output", path)
+    assert "file" in refused(1, "analyze", "log", trace, "-q", "--output", path)
     assert path.read_text() == "mine"
 
 

@@ -119,24 +119,26 @@ def test_what_analyze_found_is_found(words: list[str]) -> None:
     assert ran(code)["findings"].retry_chains.height == 503
 
 
-def test_an_attempt_is_explained_by_its_calls(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_attempt_is_explained_by_its_calls(
+    beginning: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for more in ([], ["--chain"], ["--source", "0", "--generation", "B"]):
-        words: list[str | Path] = ["explain", SAMPLES / "zerostep.txt", "--seq", "684", *more]
+        words: list[str | Path] = ["explain", beginning, "--seq", "684", *more]
         code = answered(*words, "--python").text
         ran(code)
         assert capsys.readouterr().out == answered(*words).text
 
 
 @pytest.mark.parametrize("more", [[], CHOSEN])
-def test_perfetto_is_written_by_its_calls(more: list[str], tmp_path: Path) -> None:
+def test_perfetto_is_written_by_its_calls(more: list[str], beginning: Path, tmp_path: Path) -> None:
     path, other = tmp_path / "a.pftrace", tmp_path / "b.pftrace"
-    ran(answered("export", SAMPLES / "zerostep.txt", "--perfetto", path, *more, "--python").text)
-    answered("export", SAMPLES / "zerostep.txt", "--perfetto", other, *more, "--quiet")
+    ran(answered("export", beginning, "--perfetto", path, *more, "--python").text)
+    answered("export", beginning, "--perfetto", other, *more, "--quiet")
     assert path.read_bytes() == other.read_bytes()
 
 
-def test_charts_of_a_report_are_saved_by_its_calls(tmp_path: Path) -> None:
-    words: list[str | Path] = ["report", SAMPLES / "contended.txt", "-o", tmp_path / "r.html"]
+def test_charts_of_a_report_are_saved_by_its_calls(chains: Path, tmp_path: Path) -> None:
+    words: list[str | Path] = ["report", chains, "-o", tmp_path / "r.html"]
     charts: list[str | Path] = ["--svg", tmp_path / "a", "--leaf", "TDH.MEM.TRACK"]
     ran(answered(*words, *charts, "--python").text)
     written = (tmp_path / "r.html").read_bytes()
@@ -147,9 +149,9 @@ def test_charts_of_a_report_are_saved_by_its_calls(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "a").iterdir()][:1] == [".svg"]
 
 
-def test_a_report_is_written_by_its_calls(tmp_path: Path) -> None:
+def test_a_report_is_written_by_its_calls(chains: Path, tmp_path: Path) -> None:
     path = tmp_path / "it's.md"
-    code = answered("report", SAMPLES / "contended.txt", "-o", path, "--python").text
+    code = answered("report", chains, "-o", path, "--python").text
     assert not path.exists()
     ran(code)
     assert path.read_text().startswith("# TDX SEAMCALL retries: contended.txt")

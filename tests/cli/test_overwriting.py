@@ -16,7 +16,7 @@ from support.running import SAMPLES, answered, refused, tdxtrace
 from tdxtrace.ingest.read import read_trace
 from tdxtrace.simulate import scenario
 
-_TRACE = SAMPLES / "contended.txt"
+_TEXT = "".join((SAMPLES / "contended.txt").read_text().splitlines(keepends=True)[:500])
 _SCENARIO = scenario.named("quiet").with_(duration_ms=1).to_toml()
 _LOG = "[    1.000000] Linux version 6.18.0\n"
 _POLICY = "[policy.mine]\ncalls = 3\n"
@@ -24,18 +24,25 @@ _POLICY = "[policy.mine]\ncalls = 3\n"
 Spelling = Callable[[Path, Path], Path]
 
 
+@pytest.fixture(scope="module")
+def converted(chains: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted trace, to be copied."""
+    folder = tmp_path_factory.mktemp("converted") / "run1"
+    answered("convert", chains, "-o", folder, "--quiet")
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """A converted trace."""
-    answered("convert", _TRACE, "-o", tmp_path / "run1", "--quiet")
-    return tmp_path / "run1"
+def store(converted: Path, tmp_path: Path) -> Path:
+    """A converted trace of the test's own."""
+    return shutil.copytree(converted, tmp_path / "run1")
 
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     """A trace of the user's own."""
     path = tmp_path / "trace.txt"
-    shutil.copy(_TRACE, path)
+    path.write_text(_TEXT)
     return path
 
 
@@ -86,22 +93,22 @@ _EVENTS = ("events", "{read}", "--format", "csv", "-o", "{written}")
         ("convert", "{run}/", "-o", "{run}/.", "--force"),
         ("convert", "{run}/seamcalls.parquet", "-o", "{run}", "--force"),
         ("convert", "no-such-trace.dat", "-o", "{run}", "--force"),
-        ("convert", _TRACE, "--dmesg", "no-such-log", "-o", "{run}", "--force"),
-        ("convert", _TRACE, "--formats", "{run}", "-o", "{run}", "--force"),
+        ("convert", "{trace}", "--dmesg", "no-such-log", "-o", "{run}", "--force"),
+        ("convert", "{trace}", "--formats", "{run}", "-o", "{run}", "--force"),
         ("events", "{run}", "--format", "csv", "-o", "{run}/seamcalls.parquet", "--force"),
         ("events", "{run}", "-o", "{run}/provenance.json", "--force"),
         ("analyze", "{run}", "-o", "{run}"),
-        ("analyze", _TRACE, "-o", "{run}"),
+        ("analyze", "{trace}", "-o", "{run}"),
         ("report", "{run}", "--format", "md", "-o", "{run}/threads.parquet", "--force"),
-        ("compare", _TRACE, "{run}", "--format", "md", "-o", "{run}/losses.parquet", "--force"),
+        ("compare", "{trace}", "{run}", "--format", "md", "-o", "{run}/losses.parquet", "--force"),
         ("notebook", "{run}", "-o", "{run}/provenance.json", "--force"),
         ("export", "{run}", "--perfetto", "{run}/vm_entries.parquet", "--force"),
     ],
     ids=lambda words: " ".join(map(str, words[:3])).replace("/", ":"),
 )
-def test_a_store_is_not_lost(words: tuple[str, ...], store: Path) -> None:
+def test_a_store_is_not_lost(words: tuple[str, ...], store: Path, chains: Path) -> None:
     before = _contents(store.parent)
-    refused(1, *(str(word).format(run=store) for word in words))
+    refused(1, *(word.format(run=store, trace=chains) for word in words))
     assert _contents(store.parent) == before
 
 
@@ -118,28 +125,28 @@ def test_a_store_is_not_replaced_by_itself_however_it_is_spelt(
 
 def test_a_trace_inside_the_store_it_would_replace_is_kept(store: Path, tmp_path: Path) -> None:
     inside = store / "trace.txt"
-    shutil.copy(_TRACE, inside)
+    inside.write_text(_TEXT)
     link = tmp_path / "link.txt"
     link.symlink_to(inside)
     for path in (inside, link):
         assert "would overwrite the input" in refused(1, "convert", path, "-o", store, "--force")
-    assert inside.read_bytes() == _TRACE.read_bytes()
+    assert inside.read_text() == _TEXT
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (_EVENTS, _TRACE.read_text()),
-        (("events", _TRACE, "--dmesg", "{read}", "-o", "{written}"), _LOG),
-        (("query", "{read}", "select leaf from seamcalls", "-o", "{written}"), _TRACE.read_text()),
-        (("verdicts", "{read}", "-o", "{written}"), _TRACE.read_text()),
-        (("report", "{read}", "--format", "md", "-o", "{written}"), _TRACE.read_text()),
-        (("compare", _TRACE, "{read}", "--format", "md", "-o", "{written}"), _TRACE.read_text()),
-        (("notebook", "{read}", "-o", "{written}"), _TRACE.read_text()),
-        (("export", "{read}", "--perfetto", "{written}"), _TRACE.read_text()),
-        (("policies", _TRACE, "--policies", "{read}", "-o", "{written}"), _POLICY),
+        (_EVENTS, _TEXT),
+        (("events", "{trace}", "--dmesg", "{read}", "-o", "{written}"), _LOG),
+        (("query", "{read}", "select leaf from seamcalls", "-o", "{written}"), _TEXT),
+        (("verdicts", "{read}", "-o", "{written}"), _TEXT),
+        (("report", "{read}", "--format", "md", "-o", "{written}"), _TEXT),
+        (("compare", "{trace}", "{read}", "--format", "md", "-o", "{written}"), _TEXT),
+        (("notebook", "{read}", "-o", "{written}"), _TEXT),
+        (("export", "{read}", "--perfetto", "{written}"), _TEXT),
+        (("policies", "{trace}", "--policies", "{read}", "-o", "{written}"), _POLICY),
         (
-            ("policies", _TRACE, "--policies", "{read}", "--format", "csv", "-o", "{written}"),
+            ("policies", "{trace}", "--policies", "{read}", "--format", "csv", "-o", "{written}"),
             _POLICY,
         ),
         (("simulate", "{read}", "-o", "{written}"), _SCENARIO),
@@ -150,13 +157,13 @@ def test_a_trace_inside_the_store_it_would_replace_is_kept(store: Path, tmp_path
     ],
 )
 def test_no_command_writes_over_what_it_reads(
-    words: tuple[str, ...], text: str, tmp_path: Path
+    words: tuple[str, ...], text: str, chains: Path, tmp_path: Path
 ) -> None:
     read = tmp_path / "mine.toml"
     read.write_text(text)
     for written in (read, _by_link(read, tmp_path)):
-        names = {"read": read, "written": written}
-        said = refused(1, *(str(word).format(**names) for word in words), "--force")
+        names = {"read": read, "written": written, "trace": chains}
+        said = refused(1, *(word.format(**names) for word in words), "--force")
         assert "would overwrite the input" in said
         assert read.read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine.toml"]
@@ -169,7 +176,7 @@ def test_an_input_is_known_however_it_is_spelt(
     other = spelling(trace, tmp_path)
     before = _contents(tmp_path)
     for names in ({"read": trace, "written": other}, {"read": other, "written": trace}):
-        said = refused(1, *(str(word).format(**names) for word in _EVENTS), "--force")
+        said = refused(1, *(word.format(**names) for word in _EVENTS), "--force")
         assert "would overwrite the input" in said
     assert _contents(tmp_path) == before
 
@@ -180,7 +187,7 @@ def test_what_is_read_from_standard_input_is_not_written_over(trace: Path) -> No
         done = subprocess.run(words, stdin=file, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "would overwrite the input" in done.stderr
-    assert trace.read_bytes() == _TRACE.read_bytes()
+    assert trace.read_text() == _TEXT
 
 
 def test_a_scenario_beside_its_truth_is_kept(tmp_path: Path) -> None:
@@ -192,14 +199,17 @@ def test_a_scenario_beside_its_truth_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scenario.toml"]
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_a_trace_named_like_a_picture_is_kept(kind: str, tmp_path: Path) -> None:
-    answered("report", _TRACE, "--quiet", "-o", tmp_path / "1.md", f"--{kind}", tmp_path)
-    picture = next(path for path in sorted(tmp_path.iterdir()) if path.suffix == f".{kind}")
-    shutil.copy(_TRACE, picture)
-    words = ("report", picture, "--quiet", "-o", tmp_path / "2.md", f"--{kind}", tmp_path)
-    assert "would overwrite the input" in refused(1, *words, "--force")
-    assert picture.read_bytes() == _TRACE.read_bytes()
+def test_a_trace_named_like_a_picture_is_kept(chains: Path, tmp_path: Path) -> None:
+    words = ("report", chains, "--quiet", "-o", tmp_path / "1.md")
+    answered(*words, "--svg", tmp_path)
+    name = min(tmp_path.glob("*.svg"))
+    for kind in ("png", "svg"):
+        picture = name.with_suffix(f".{kind}")
+        picture.write_text(_TEXT)
+        words = ("report", picture, "--quiet", "-o", tmp_path / "2.md")
+        said = refused(1, *words, f"--{kind}", tmp_path, "--force")
+        assert "would overwrite the input" in said
+        assert picture.read_text() == _TEXT
 
 
 def test_what_lies_beside_an_input_may_be_written(trace: Path, tmp_path: Path) -> None:

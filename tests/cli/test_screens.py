@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.running import SAMPLE_FILES, SAMPLES, answered, tdxtrace
+from support.running import ESC, SAMPLE_FILES, SAMPLES, answered, tdxtrace
 from support.shown import as_shown, left_out
 
 from tdxtrace.cli.table_commands import COMMANDS
@@ -79,7 +79,10 @@ def answers(*words: str | Path) -> list[str]:
 
 @pytest.mark.parametrize("path", SAMPLE_FILES, ids=lambda path: path.name)
 def test_the_first_screen_of_a_sample_answers_five_questions(path: Path) -> None:
-    answers(path.relative_to(SAMPLES.parent))
+    lines = answers(path.relative_to(SAMPLES.parent))
+    assert 10 < len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    assert ESC not in "".join(lines)
 
 
 @pytest.mark.parametrize("name", _SCENARIOS)
