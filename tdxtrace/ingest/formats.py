@@ -381,7 +381,8 @@ def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
 def _is_bpftrace(line: str) -> object:
     from tdxtrace.ingest.text import bpftrace
 
-    return bpftrace.is_line(line)
+    # Names alone are of stacks.
+    return ("=" in line or ":" in line) and bpftrace.is_line(line)
 
 
 def _is_journal_json(line: str) -> object:

@@ -254,7 +254,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
         if has_events:
             decoder.finish()
             implied_losses.note(sink.losses, stats, header)
-    if not sink.n_rows and not is_log:
+    if not is_log and (not sink.n_rows or _is_of_guest(given, stats)):
         if changed := lost.get("changed_while_read"):
             raise InputError(f"{one_line(path)} has no event that is whole: it had {changed}")
         from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
@@ -263,6 +263,15 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
     sink.add("losses", stats.losses(number))
     sink.add("threads", stats.thread_table(number))
     return _source(given, stats, header)
+
+
+def _is_of_guest(given: Input, stats: SourceStats) -> bool:
+    """Whether a log is a guest's: of its messages about TDX none is one of a host."""
+    if given.format.holds == "events" or set(stats.events) != {"other"}:
+        return False
+    from tdxtrace.ingest import refusals  # noqa: PLC0415 - few inputs need it
+
+    return refusals.not_intel(given.first_lines) is not None
 
 
 def _source(given: Input, stats: SourceStats, header: Header) -> Source:

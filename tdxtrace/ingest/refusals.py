@@ -50,12 +50,13 @@ REFUSALS: Final = (
         "record with perf record -e 'kvm:*' -a and print with perf script",
     ),
     _row(
-        r"^# (?:Overhead|Samples: |Children +Self)|^# To display the perf\.data header",
+        r"^# (?:Overhead|Samples: |Children +Self)|^# To display the perf\.data header"
+        r"|^ {0,8}\d{1,3}\.\d\d% +\S",
         "output of perf report, which sums events up",
         _SCRIPT,
     ),
     _row(
-        r"^ *Performance counter stats for|^#? *time +counts unit events",
+        r"^ *Performance counter stats for|^#? *time +counts unit events|^ *\d{1,9}\.\d{9},[\d<]",
         "output of perf stat, which counts events",
         "record with perf record -e 'kvm:*' and print with perf script",
     ),
@@ -63,6 +64,12 @@ REFUSALS: Final = (
         r"^0x[0-9a-f]+(?:@\S+)? \[0x[0-9a-f]+\]: event: \d+|^\. ?\. ?\.\.\. raw event: size",
         "a dump of perf script -D",
         "print the recording with perf script, without -D",
+    ),
+    _row(r'^\s*\{?"linux-perf-json-version"', "JSON of perf data convert", _SCRIPT),
+    _row(
+        r"^ ?Tracing meta data in file ",
+        "a description of trace-cmd dump",
+        "print the recording with trace-cmd report",
     ),
     _row(
         r"^(?:task: \S++$|  Event: \S++ \(\d+\))",
@@ -98,7 +105,16 @@ REFUSALS: Final = (
         r"^ *usecs +: count +distribution|^ *nsecs +: count +distribution",
         "a histogram of a bcc tool, which sums events up",
     ),
-    _row(r"^(?:\[pid +\d+\] +)?\w+\(.*\) += ", "strace output"),
+    _row(
+        r"^Tracing \d+ functions for |^(?:FUNC +COUNT|PID +TID +[A-Z_]+ +[A-Z]+)\b|^\tCOUNT +EVENT"
+        r"|^Display kvm exit reasons",
+        "output of a bcc tool",
+    ),
+    _row(
+        r"^(?:\[pid +\d+\] +|\d+ +)?(?:[\d:.]+ +)?\w+\((?:.*\) += |.* <unfinished \.\.\.>$)"
+        r"|^% time +seconds +usecs/call",
+        "strace output",
+    ),
     _row(
         r'^\s*\{"dmesg"\s*:\s*\[\s*\{|^\s*\[\s*\{"(?:__CURSOR|__REALTIME_TIMESTAMP|MESSAGE)"',
         "a log in JSON with all its entries on one line",
@@ -131,8 +147,16 @@ REFUSALS: Final = (
 )
 # Who is no Intel TDX host.
 _ARM: Final = re.compile(r"^(?>.*?\bkvm_(?:exit|entry): ).*?(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)
-_AMD: Final = re.compile(r"^(?>.*?\bkvm_exit: ).*?reason (?:EXIT_|npf\b|0x40\d\b)", re.ASCII)
-_GUEST: Final = re.compile(r"\b(?:tdx_hypercall|tdvmcall|tdx_virtualization_exception|tdcall)\b")
+_AMD: Final = re.compile(
+    r"^(?>.*?\bkvm_exit: ).*?reason (?:EXIT_|npf\b|0x40\d\b)"
+    r"|^.{0,99}?\bkvm_(?:vmgexit\w{1,9}|rmp_fault): ",
+    re.ASCII,
+)
+# Of a guest's log: Linux arch/x86/coco/tdx/tdx.c, tdx_early_init, and arch/x86/mm/mem_encrypt.c.
+_GUEST: Final = re.compile(
+    r"\b(?:tdx_hypercall|tdvmcall|tdx_virtualization_exception|tdcall)\b|\btdx: Guest detected"
+    r"|Memory Encryption Features active: Intel TDX"
+)
 # Events that would have been ours, in whatever form they are named.
 _OURS: Final = re.compile(
     r"\b(?:kvm_(?:entry|exit|page_fault|userspace_exit|tdx_seamcall_\w+)|tdh_\w+"
@@ -164,7 +188,7 @@ def not_intel(lines: list[str]) -> str | None:
     if any(_AMD.match(line) for line in lines):
         return "its KVM events are of an AMD host; TDX is an Intel feature"
     if any(_GUEST.search(line) for line in lines):
-        return "its events are of a guest; trace the host"
+        return "it is of a guest; trace the host"
     return None
 
 

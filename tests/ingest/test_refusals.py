@@ -65,6 +65,19 @@ STRACE = """\
 GUEST = """\
   swapper/0-1 [000] d.... 1.000001: tdx_hypercall: fn=0x10001
 """
+GUEST_LOG = """\
+[    0.000000] tdx: Guest detected
+[    0.000000] tdx: Attributes: SEPT_VE_DISABLE
+[    0.500000] Memory Encryption Features active: Intel TDX
+"""
+OTHERS = "Nov 12 11:22:33 host mallory[7]: SEAMCALL TDH_VP_INIT failed: 0x8000020000000080\n"
+VMGEXIT = " CPU 0/KVM-7 [001] d..2. 12.000001: kvm_vmgexit_enter: vcpu 0, exit_reason 0x80000010\n"
+STACKS = """\
+Tracing 1 functions for "tdh_mem_page_aug"... Hit Ctrl-C to end.
+  tdh_mem_page_aug
+  tdx_sept_set_private_spte
+    12
+"""
 NO_TIME = " CPU 0/KVM 14402 [001]    kvm:kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0\n"
 STAT = "cpus=2\n\nKernel buffer statistics:\n  Note: entries\nCPU: 0\nentries: 0\n"
 
@@ -102,7 +115,20 @@ FUNCTIONS = """\
         (NO_TIME, "perf script", "-F +time", "kvm_exit"),
         (STAT, "trace-cmd report --stat", "without --stat", ""),
         (GUEST, "of a guest", "trace the host", ""),
-        ("Nov 12 11:22:33 host mallory[7]: hello\n" * 2, "of other programs", "journalctl -k", ""),
+        (OTHERS, "of other programs", "journalctl -k", ""),
+        (GUEST_LOG, "of a guest", "trace the host", ""),
+        (VMGEXIT, "AMD host", "Intel", ""),
+        (STACKS, "bcc", "tdxtrace capture record", "tdh_mem_page_aug"),
+        ("FUNC    COUNT\nb'tdh_vp_enter'  12\n", "bcc", "tdxtrace capture record", "tdh_vp_enter"),
+        ("PID  TID  KVM_EXIT_REASON  COUNT\n1 2 EXIT_REASON_HLT 6\n", "bcc", "record", ""),
+        ("[12:00:01]\n\tCOUNT      EVENT\n\t12  $retval = 0\n", "bcc", "record", ""),
+        (STRACE.replace("[pid  1201]", "1201  12:00:01.000001"), "strace", "record", ""),
+        ("1701000000.123460 ioctl(21, KVM_RUN <unfinished ...>\n", "strace", "record", ""),
+        ("% time     seconds  usecs/call     calls\n", "strace", "record", ""),
+        ("     0.050135547,102.11,msec,cpu-clock\n", "perf stat", "perf record", ""),
+        ("    32.56%  CPU 0/KVM\n", "perf report", "perf script", ""),
+        ('{\n\t"linux-perf-json-version": 1,\n', "perf data convert", "perf script", ""),
+        ("\n Tracing meta data in file t.dat:\n", "trace-cmd dump", "trace-cmd report", ""),
     ],
 )
 def test_the_line_names_the_tool_and_what_to_run(
