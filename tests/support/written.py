@@ -42,6 +42,7 @@ WRAPPERS = {
     "sept": "tdh_mem_sept_add",
     "track": "tdh_mem_track",
     "unblock": "tdh_mem_range_unblock",
+    "vpcreate": "tdh_vp_create",
 }
 # Of this language alone: OPERAND_BUSY on RDX and on the TDR.
 STATUS = {**LETTERS, "R": 0x8000_0200_0000_0002, "V": 0x8000_0200_0000_0080}
@@ -109,6 +110,7 @@ def _arguments(line: re.Match[str], what: str) -> str:
     if what == "reclaim":
         return f"page={_struct_page(line['page']):#x}"
     words = [f"td={td:#x}"]
+    words += ["vp=0xff11000300000000"] if what == "vpcreate" else []
     words += [f"gpa={_gpa(line['page']):#x}"] if line["page"] else []
     words += [f"level={line['level'] or 0}"] if line["page"] and line["level"] != "-" else []
     words += [f"page={_struct_page(line['host']):#x}"] if line["host"] else []

@@ -12,6 +12,8 @@ import pytest
 from support.written import written
 
 import tdxtrace
+from tdxtrace.analysis.causes import broken_rules, kicks, mmu_lock, td_building
+from tdxtrace.tables.causes import BUG_RULES
 from tdxtrace.tables.trace import Findings
 
 # A TD is built and runs: pages 0, 1 and 9, of which 9 is removed again; two vCPUs.
@@ -55,6 +57,15 @@ def rounds(n: int, body: str, page: str = "0") -> str:
 
 # Refused while the range is given back, and in the guest afterwards.
 REFUSED = "102-104 101@1 enter B\n120-180 101@1 enter 0xc\n"
+
+OTHER = "\n".join(
+    line.replace("91@0", "92@8#2").replace("101@1", "301@9#2").replace("102@2", "302@10#2")
+    for line in BUILT.strip().splitlines()
+)
+KVM_FAULTS = "\n".join(
+    f"{at} 103@3 >\n{at + 6} 103@3 <EPT_VIOLATION:2\n{at + 8} 103@3 ?5"
+    for at in range(2010, 2250, 20)
+)
 
 INNOCENT = {
     "a loop of tries of which the recording shows two, beside a timer": """
@@ -144,6 +155,69 @@ INNOCENT = {
         2010-2012 201@4 block:0 S
         -2030 202@5 aug:7 S
         2040-2042 202@5 aug:8 S""",
+    "a host that fails to block the next page and takes all back, four times": rounds(
+        4, "96-98 201@4 block:1 K\n101-105 201@4 unblock:0 S\n" + REFUSED
+    ),
+    "a page that is unblocked for the vCPU that faulted on it": "\n".join(
+        f"""{at}-{at + 2} 201@4 block:0 S
+        {at + 4}-{at + 6} 201@4 track S
+        {at + 10}-{at + 13} 101@1 enter 0x30
+        {at + 14} 101@1 ?0
+        {at + 16}-{at + 18} 101@1 unblock:0 S
+        {at + 30}-{at + 80} 101@1 enter 0xc"""
+        for at in range(2000, 4400, 400)
+    ),
+    "a busy AUG that another vCPU did, and a timeout later": """
+        1990-1500000 102@2 enter Z
+        2010-2012 101@1 aug:7 K
+        2020-2022 203@3 aug:7 S
+        1500010-1500020 102@2 enter 0xc""",
+    "a timeout of another TD": f"""
+        {OTHER}
+        1990-1500000 302@10#2 enter Z
+        2010-2012 201@4 block:0 K""",
+    "a BLOCK of another TD": f"""
+        {OTHER}
+        2000-2020 401@11#2 block:7 S
+        2005-2007 202@5 aug:7 B
+        2030-2032 202@5 aug:7 S""",
+    "a VM that is stopped after two tries, and goes on": """
+        2000-2020 101@1 enter 0x1
+        2005-2007 201@4 block:0 K
+        2030-2032 201@4 block:0 K
+        900000-900010 101@1 enter 0xc
+        900020-900022 201@4 block:0 S""",
+    "an AUG after a REMOVE, by a clock that is behind": """
+        2000-2004 201@4 block:0 S
+        2006-2008 201@4 track S
+        2010-2014 201@4 remove:0 S
+        2011-2013 101@1 aug:0 K
+        2020-2022 101@1 aug:0 S""",
+    "twelve faults and three failed entries under KVM's events": f"""
+        2000 103@3 >
+        2003 103@3 <HLT
+        {KVM_FAULTS}
+        2300 103@3 >
+        2301 103@3 <FAILED
+        2310 103@3 >
+        2311 103@3 <FAILED
+        2400 103@3 >
+        2450 103@3 <HLT""",
+    "a page that another TD's reclaim holds": """
+        2000-2002 91@0 reclaim:7 K
+        2010-2012 91@0 reclaim:7 S""",
+    "a page that is to become a vCPU": """
+        2000-2002 91@0 vpcreate K
+        2010-2012 91@0 vpcreate S""",
+    "a TD whose FINALIZE was not probed": """
+        2000-2002 91@0 init S
+        9000-9002 101@1 sept:0x400^1 B
+        9010-9012 101@1 sept:0x400^1 S
+        9020-9022 101@1 aug:0x400 S""",
+    "a vCPU that entered after the TRACK before": """
+        2000-2003 201@4 track S
+        2003-2400 101@1 enter 0xc
+        2300-2302 201@4 track P""",
     "an update of the module": """
         2000-2002 101@1 aug:7 Y
         2010-2012 201@4 block:0 Y
@@ -163,6 +237,12 @@ GUILTY = {
     "two TRACKs with a vCPU inside": (
         "track_without_kick",
         "2000-2400 101@1 enter 0xc\n2100-2103 201@4 track S\n2300-2302 201@4 track P",
+    ),
+    "a table that is busy while the TD is built": (
+        "busy_before_finalize",
+        "5000-5001 92@0#2 create S\n5003-5004 92@0#2 init S\n5005-5007 92@0#2 sept:0^3 S\n"
+        "5014-5018 92@0#2 sept:0x40000^2 S\n5015-5017 95@3#2 sept:0^2 B\n"
+        "6000-6002 92@0#2 finalize S",
     ),
     "two AUGs of one page": (
         "aug_busy_on_entry",
@@ -192,6 +272,27 @@ GUILTY = {
 }
 
 
+# The innocent traces nearest to each rule that accuses.
+NEAREST = {
+    "tdr_busy": ["a page that another TD's reclaim holds"],
+    "tdvpr_busy": ["a page that is to become a vCPU", "a vCPU moves to another CPU"],
+    "busy_before_finalize": ["a TD whose FINALIZE was not probed"],
+    "busy_after_kick": [
+        "a loop of tries of which the recording shows two, beside a timer",
+        "a VM that is stopped after two tries, and goes on",
+    ],
+    "track_without_kick": ["a vCPU that entered after the TRACK before"],
+    "aug_busy_on_entry": ["a table and a page at one address", "AUGs of one page that touch"],
+    "dropped_block": ["a BLOCK that another thread made of the range around the page"],
+    "mmu_lock_excludes": [
+        "a BLOCK of another TD",
+        "an AUG that an armed entry made busy, before a BLOCK by a clock that is behind",
+    ],
+    "entry_left_busy": ["a timeout, and a call that failed took the entry before it"],
+    "blocked_for_nothing": ["a host that fails to split a range, five times"],
+}
+
+
 def found(text: str, folder: Path, before: str = BUILT) -> Findings:
     path = folder / "trace.txt"
     path.write_text(written(f"{before}\n{text}"))
@@ -214,6 +315,21 @@ def test_nobody_innocent_is_accused(name: str, tmp_path: Path) -> None:
 def test_nobody_guilty_is_cleared(name: str, tmp_path: Path) -> None:
     rule, text = GUILTY[name]
     assert rule in accused(found(text, tmp_path))
+
+
+def test_every_rule_that_accuses_has_a_guilty_and_an_innocent_trace() -> None:
+    accusing = {*BUG_RULES, "entry_left_busy", "blocked_for_nothing"}
+    assert set(NEAREST) == accusing
+    assert {name for names in NEAREST.values() for name in names} <= set(INNOCENT)
+    assert {rule for rule, _ in GUILTY.values()} == accusing
+
+
+@pytest.mark.parametrize("rule", BUG_RULES)
+def test_the_docstring_of_a_rule_names_evidence_absence_and_innocence(rule: str) -> None:
+    homes = broken_rules, kicks, mmu_lock, td_building
+    (function,) = {getattr(home, rule) for home in homes if hasattr(home, rule)}
+    text = function.__doc__.lower()
+    assert all(word in text for word in ("evidence", "absence", "nearest innocent trace: "))
 
 
 def test_an_aug_beside_a_block_is_no_bug_where_no_entry_was_recorded(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
     Evidence: PREVIOUS_TLB_EPOCH_BUSY, the last TRACK of that TD that succeeded before, and an
     entry that began early enough before it to be of the epoch before (``entry_ns``), and was
     not over at this TRACK; its begin and end were recorded, with no loss between.  Of several it is
-    the last that left.
+    the last that left.  One that began later than that, but before the TRACK did, is evidence
+    where no other entry was inside that began before: the answer says that one was (strong).
 
     Absence: without recorded entries, or without that earlier TRACK, nothing is said: the
     answer shows that some vCPU is late, not which call should have kicked it.  By a clock that may
@@ -51,19 +52,31 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
     ).sort("begins")
     if late.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
-    done = tracks.filter(pl.col("status") == 0).select("td_id", "begins", tracked="begins")
+    done = tracks.filter(pl.col("status") == 0).select(
+        "td_id", "begins", tracked="begins", tracked_until="ends"
+    )
     since = late.join_asof(
         done.sort("begins"), on="begins", by="td_id", check_sortedness=False
     ).filter(pl.col("tracked").is_not_null())
     inside = overlapping_entries(seen, since, "begins").filter(
-        "whole",
-        pl.col("entered") + seen.entry_ns <= pl.col("tracked"),
-        pl.col("exited") > pl.col("begins") + seen.slack_ns,
+        pl.col("exited") > pl.col("begins") + seen.slack_ns
     )
+    early = inside.filter("whole", pl.col("entered") + seen.entry_ns <= pl.col("tracked"))
     # The last to leave was inside if any was: an exit is recorded when the kernel is back from it.
-    latest = inside.sort("row", "exited", "evidence", descending=[False, True, False])
+    latest = early.sort("row", "exited", "evidence", descending=[False, True, False])
     confidence = "proof" if seen.clock_is_global else "strong"
-    return broken_calls(latest, "track_without_kick", confidence)
+    possible = inside.filter(pl.col("entered") < pl.col("tracked_until") + seen.slack_ns)
+    only = possible.filter(
+        "whole",
+        pl.len().over("row") == 1,
+        pl.col("entered") + seen.slack_ns < pl.col("tracked"),
+    ).join(early, on="row", how="anti")
+    return pl.concat(
+        [
+            broken_calls(latest, "track_without_kick", confidence),
+            broken_calls(only, "track_without_kick", "strong"),
+        ]
+    )
 
 
 def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:

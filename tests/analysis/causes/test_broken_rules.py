@@ -86,11 +86,22 @@ def test_a_rule_is_broken_or_kept(text: str, expected: list[str]) -> None:
     assert rules(text) == expected
 
 
-def test_an_entry_that_has_just_begun_may_be_of_the_newer_epoch() -> None:
-    trace = story(f"{BEFORE} 2/enter( trackS trackP 2/)H").trace
-    for entry_ns, expected in ((STEP_NS, ["track_without_kick"]), (STEP_NS + 1, [])):
-        found = broken_rules(gather_evidence(trace, mask=mask_of("B"), entry_ns=entry_ns))
-        assert found["rule"].to_list() == expected
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2/enter( trackS trackP 2/)H", ["strong"]),  # the answer says that one is inside
+        ("3/enter( 2/enter( trackS trackP 2/)H 3/)H", ["proof"]),  # thread 3, for long
+        ("2/enter( track( 3/enter( )S trackP 2/)H 3/)H", []),  # either of the two
+        ("track( 2/enter( )S trackP 2/)H", []),  # nobody who was recorded
+        ("2/enter( trackS trackP", []),  # its end was not recorded
+    ],
+)
+def test_an_entry_that_has_just_begun_may_be_of_the_newer_epoch(
+    text: str, expected: list[str]
+) -> None:
+    trace = with_clock(f"{BEFORE} {text}")
+    found = broken_rules(gather_evidence(trace, mask=mask_of("B"), entry_ns=STEP_NS + 1))
+    assert found.filter(rule="track_without_kick")["confidence"].to_list() == expected
 
 
 def test_what_passes_through_one_function_is_recorded_or_not_made() -> None:
