@@ -22,7 +22,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = tdxtrace("fleet", "map", traces, "--to", folder / "facts", "--workers", "2")
     assert done.status == 1
     assert "2 traces counted" in done.text
-    assert ", 0 were there, 1 failed" in done.text
+    assert ", 0 were counted before, 1 failed" in done.text
     assert ESC not in done.text + done.stderr
     return folder / "facts"
 
