@@ -13,7 +13,7 @@ from tdxtrace.tables.text import one_line
 _OWN: Final = "tdxtrace.toml"
 _PROJECT: Final = "pyproject.toml"
 _TABLE: Final = "[tool.tdxtrace]"
-# Options that hold for a host or a project; none of them names a file.
+# Options that may be set for a host or a project; options for files are excluded.
 _KEYS: Final = (
     *("at-most", "color", "confidence", "fail-on", "generation", "level-base", "limit"),
     *("memory", "module", "pace", "target"),

@@ -133,7 +133,7 @@ def refuse_overwriting(target: Path, inputs: Inputs) -> None:
         if name is None:
             continue
         source = Path("/dev/stdin" if str(name) == "-" else name)
-        # A link is lost with the folder that contains it, whatever it points to.
+        # Replacing a folder also removes the links in it, so the folder of a link is compared too.
         read, *around = [*_ids(source), *_ids(source.parent)]
         if read is not None and (own in (read, *around) or read in above):
             raise InputError(

@@ -18,8 +18,8 @@ BOOT_PHASE_NAMES: Final = (
 TDVMCALL_BASES: Final = ("exit_reason", "userspace_exit", "no_userspace_exit", "unnamed")
 STOPS: Final = ("all", "not_all", "unknown")
 
-_START = Column("start_ns", I64, "Its beginning.", unit="ns")
-_END = Column("end_ns", I64, "Its end.", unit="ns")
+_START = Column("start_ns", I64, "Start of the phase.", unit="ns")
+_END = Column("end_ns", I64, "End of the phase.", unit="ns")
 WITHHELD = Column(
     "withheld",
     TEXT,
@@ -29,7 +29,7 @@ WITHHELD = Column(
 
 ACCEPT_RATES = Table(
     name="accept_rates",
-    grain="one row per TD and slice of time in which it asked for memory, and per vCPU of it",
+    grain="one row per TD and slice of time with faults on memory, and per vCPU of the TD",
     meaning="A vCPU accepts memory by faulting on it: the page is accepted when TDH.MEM.PAGE.AUG "
     "has installed it and the guest's TDG.MEM.PAGE.ACCEPT is repeated. The host sees the first.",
     key=("source", "td_id", "tgid", "tid", "start_ns"),
@@ -108,7 +108,7 @@ BOOT_PHASES = Table(
         Column("phase", pl.Enum(BOOT_PHASE_NAMES), "The phase."),
         _START,
         _END,
-        Column("took_ns", I64, "Its length.", unit="ns"),
+        Column("took_ns", I64, "Duration of the phase.", unit="ns"),
         Column("n_calls", U64, "SEAMCALLs without TDH.VP.ENTER."),
         Column("n_retries", U64, "Of these, attempts that did not complete their request."),
         Column("call_ns", I64, "Time in calls that completed, summed over threads.", unit="ns"),
@@ -125,7 +125,7 @@ BOOT_PHASES = Table(
             unit="bytes",
             nullable=True,
         ),
-        Column("began_by", TEXT, "Call or event at which it begins."),
+        Column("began_by", TEXT, "Call or event at which the phase begins."),
         WITHHELD,
     ),
     rules={"end is not before start": pl.col("start_ns") <= pl.col("end_ns")},
@@ -141,12 +141,12 @@ TDVMCALLS = Table(
         SOURCE,
         TD_OF_CALL,
         TGID,
-        Column("function", TEXT, "Its function as named in the GHCI, or a description of it."),
+        Column("function", TEXT, "Function as named in the GHCI, or a description of it."),
         Column("basis", pl.Enum(TDVMCALL_BASES), "Source of the name; unnamed: see withheld."),
         Column("start_ns", I64, "Beginning of the slice.", unit="ns"),
         Column("end_ns", I64, "End of the slice.", unit="ns"),
-        Column("n_exits", U64, "Exits of vCPUs by it."),
-        Column("n_vcpus", U32, "vCPUs that made them."),
+        Column("n_exits", U64, "Exits of vCPUs by this function."),
+        Column("n_vcpus", U32, "vCPUs with these exits."),
         Column(
             "handled_ns",
             I64,
@@ -154,7 +154,11 @@ TDVMCALLS = Table(
             unit="ns",
         ),
         Column(
-            "longest_ns", I64, "The longest of them; null: no entry followed.", "ns", nullable=True
+            "longest_ns",
+            I64,
+            "Longest of these times; null: no entry followed.",
+            "ns",
+            nullable=True,
         ),
         WITHHELD,
     ),

@@ -137,8 +137,8 @@ LATENCIES = Table(
 POLICIES = Table(
     name="policies",
     grain="one row per policy and leaf: outcome of replaying the policy on the recorded requests",
-    meaning="A policy is the number of attempts (or time) a caller allows a request, and what it "
-    "does when that is exceeded; each is replayed on the recorded requests.",
+    meaning="A policy is the number of attempts (or time) that a caller allows a request, and the "
+    "action when it is exceeded; each policy is replayed on the recorded requests.",
     key=("policy", "leaf"),
     columns=(
         Column("policy", TEXT, "Name of the policy."),
@@ -332,7 +332,7 @@ LIMITS = Table(
             unit="s",
             nullable=True,
         ),
-        Column("reason", TEXT, "Why it is withheld, or a warning.", nullable=True),
+        Column("reason", TEXT, "Why the limit is withheld, or a warning.", nullable=True),
         Column("would_change", TEXT, "Changes that may change the limit."),
     ),
     rules={

@@ -83,7 +83,7 @@ def parse_status(text: str) -> int:
         The word, 0 to 2**64 - 1.
 
     Raises:
-        ValueError: If the text is none of these.
+        ValueError: If the text has none of these forms.
 
     Example:
         >>> hex(parse_status("-9223369837831520110"))
