@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.damage import ODD, damaged, partly_damaged
+from support.effort import times
 from support.recordings import SAMPLES, SHARED
 from support.texts import read_text
 from support.ways import blocks_of, same
@@ -123,12 +124,12 @@ def both_ways(
 
 @pytest.mark.parametrize("path", FILES[:6], ids=lambda path: path.name)
 def test_the_interpreted_run_agrees_on_damaged_text(path: Path) -> None:
-    """Some 8,000 damaged lines, in texts of three, and little room."""
+    """Damaged lines, in texts of three, and little room."""
     patterns, n_events = patterns_of(path)
     luck = random.Random(path.name)
     lines = [line for line in lines_of(path) if line]
     n_read = n_left = 0
-    for _ in range(450):
+    for _ in range(times(450)):
         some = [damaged(luck.choice(lines), luck) for _ in range(3)]
         text = b"".join(line + b"\n" for line in [*some, luck.choice(lines)])
         room = luck.choice((1, 3, 9)), luck.choice((2, 64, 67, 300)), luck.choice((1, 3, 9))
@@ -137,8 +138,8 @@ def test_the_interpreted_run_agrees_on_damaged_text(path: Path) -> None:
         assert sizes[0] == 0 or text[: sizes[0]].endswith(b"\n")
         assert sizes[1] == sizes[2] + sizes[5]
         n_read, n_left = n_read + sizes[2], n_left + sizes[5]
-    assert n_read > 50
-    assert n_left > 50
+    assert n_read > 12
+    assert n_left > 12
 
 
 @settings(max_examples=150)
@@ -269,8 +270,13 @@ def tables_of(path: Path) -> tuple[dict[str, list[tuple[object, ...]]], object]:
     return {name: frame.rows() for name, frame in trace.tables().items()}, trace.provenance
 
 
-@pytest.mark.parametrize("chunk", [1 << 14, source.CHUNK_BYTES])
-@pytest.mark.parametrize("ending", ["", "no newline", "CRLF", "cut"])
+@pytest.mark.parametrize(
+    ("ending", "chunk"),
+    [
+        ("", source.CHUNK_BYTES),
+        *((ending, 1 << 14) for ending in ("", "no newline", "CRLF", "cut")),
+    ],
+)
 @pytest.mark.parametrize("name", ["contended.txt", "lost.txt.xz", "qemu.perf.txt.xz"])
 def test_a_whole_file_gives_the_same_trace(
     name: str, ending: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
+from support.effort import times
 from support.mutations import SEEDS, in_memory, mutate
 from support.recorder import Machine, Recording
 
@@ -80,7 +81,7 @@ def test_threads_of_a_round_with_a_record_too_short_are_named(tmp_path: Path) ->
 def test_compiled_loops_read_the_same_of_damaged_recordings(kind: str) -> None:
     data, chance = SEEDS[kind](), random.Random(kind)
     with in_memory() as written:
-        for _ in range(60):
+        for _ in range(times(60)):
             path = written(mutate(data, chance))
             _same(_read(path, EVERY), _read(path, NEVER))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from support.effort import times
 from support.recordings import SAMPLES
 from support.texts import is_accounted_for, lost, read_text
 
@@ -148,7 +149,7 @@ def values(trace: Trace) -> set[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(times(16)))
 def test_no_value_that_was_cut_is_read_as_whole(name: str, seed: int) -> None:
     """Lines are cut at any place: in the middle of numbers, of names, before and behind them."""
     luck = random.Random(seed)
