@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ from tdxtrace.tables.trace import Trace
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium")
 
 
+HOSTILE = "hostile"
+
+
 @pytest.fixture(scope="module")
 def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("profile")) as shown:
@@ -33,15 +37,24 @@ def page(window: Page) -> Page:
     return window
 
 
-def written(trace: Trace, folder: Path) -> Path:
+def written(trace: Trace | str, folder: Path) -> Path:
+    """The report on a trace, or on a sample, in a file."""
     path = folder / "report.html"
-    path.write_bytes(report(analyze(trace), "html"))
+    made = of_sample(trace) if isinstance(trace, str) else report(analyze(trace), "html")
+    path.write_bytes(made)
     return path
+
+
+@cache
+def of_sample(name: str) -> bytes:
+    """The report on a sample, or on a trace with odd names."""
+    trace = hostile() if name == HOSTILE else read_trace(SAMPLES / name)
+    return report(analyze(trace), "html")
 
 
 @pytest.mark.parametrize("name", ["zerostep.txt", "lost.txt.xz"])
 def test_every_chart_is_drawn_without_errors(name: str, page: Page, tmp_path: Path) -> None:
-    path = written(read_trace(SAMPLES / name), tmp_path)
+    path = written(name, tmp_path)
     for width, scheme in ((1280, "light"), (400, "dark")):
         page.look(width, scheme)
         page.open(path)
@@ -59,7 +72,7 @@ def test_every_chart_is_drawn_without_errors(name: str, page: Page, tmp_path: Pa
 def test_tables_that_end_in_sentences_are_lists_on_a_narrow_page(
     page: Page, tmp_path: Path
 ) -> None:
-    path = written(read_trace(SAMPLES / "contended.txt"), tmp_path)
+    path = written("contended.txt", tmp_path)
     tables = "[...document.querySelectorAll('table.sentences')]"
     for width, shown in ((400, "block"), (1280, "table-row")):
         page.look(width)
@@ -78,7 +91,7 @@ def test_tables_that_end_in_sentences_are_lists_on_a_narrow_page(
 
 
 def test_charts_change_colours_with_the_page(page: Page, tmp_path: Path) -> None:
-    path = written(read_trace(SAMPLES / "zerostep.txt"), tmp_path)
+    path = written("zerostep.txt", tmp_path)
     seen = []
     for scheme in ("light", "dark"):
         page.look(800, scheme)
@@ -93,7 +106,7 @@ def test_charts_change_colours_with_the_page(page: Page, tmp_path: Path) -> None
 
 def test_untrusted_names_are_not_executed(page: Page, tmp_path: Path) -> None:
     page.look(1280)
-    page.open(written(hostile(), tmp_path))
+    page.open(written(HOSTILE, tmp_path))
     assert page.complaints == []
     assert page.ask("document.querySelectorAll('script').length") == page.ask(
         "document.querySelectorAll('.chart').length + 2"
@@ -106,7 +119,7 @@ def test_untrusted_names_are_not_executed(page: Page, tmp_path: Path) -> None:
 
 def test_tooltips_show_names_as_text(page: Page, tmp_path: Path) -> None:
     page.look(1280)
-    page.open(written(hostile(), tmp_path))
+    page.open(written(HOSTILE, tmp_path))
     mark = "document.querySelector('#chart-timeline .mark-rect path')"
     for event in ("pointerover", "pointermove", "mouseover", "mousemove"):
         page.ask(f"{mark}.dispatchEvent(new MouseEvent('{event}', {{bubbles: true}}))")
@@ -131,7 +144,7 @@ _LEAVES = "document.querySelector('#leaf_stats table')"
 
 def test_a_click_on_a_heading_sorts_numbers_as_numbers(page: Page, tmp_path: Path) -> None:
     page.look(1280)
-    page.open(written(read_trace(SAMPLES / "contended.txt"), tmp_path))
+    page.open(written("contended.txt", tmp_path))
     column = page.ask(
         f"[...{_LEAVES}.tHead.rows[0].cells].findIndex(h => h.textContent === 'requests')"
     )
@@ -152,7 +165,7 @@ def test_a_click_on_a_heading_sorts_numbers_as_numbers(page: Page, tmp_path: Pat
 
 def test_words_filter_the_rows_of_a_table(page: Page, tmp_path: Path) -> None:
     page.look(1280)
-    page.open(written(read_trace(SAMPLES / "contended.txt"), tmp_path))
+    page.open(written("contended.txt", tmp_path))
     table = "document.querySelector('#retry_chains table')"
     field = f"{table}.closest('.table').querySelector('input')"
     rows = f"[...{table}.tBodies[0].rows].filter(r => r.offsetParent !== null)"
@@ -174,7 +187,7 @@ def test_words_filter_the_rows_of_a_table(page: Page, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
 def test_no_printed_page_is_empty(name: str, page: Page, tmp_path: Path) -> None:
     page.look(1280)
-    page.open(written(read_trace(SAMPLES / name), tmp_path))
+    page.open(written(name, tmp_path))
     page.pdf(tmp_path / "report.pdf")
     sizes = page_sizes((tmp_path / "report.pdf").read_bytes())
     assert len(sizes) > 3
