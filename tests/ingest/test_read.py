@@ -641,7 +641,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return text[:at] + middle[how] + text[at + 1 :]
 
 
-def obeys(text: bytes, **options: Any) -> None:  # noqa: ANN401
+def obeys(text: bytes, *, is_analyzed: bool = True, **options: Any) -> None:  # noqa: ANN401
     message = "a trace"
     try:
         trace = read_text(text, **options)
@@ -652,9 +652,10 @@ def obeys(text: bytes, **options: Any) -> None:  # noqa: ANN401
         assert accounts(trace) == [(n, n) for n, _ in accounts(trace)]
         n_lines = text.count(b"\n") + (not text.endswith(b"\n"))
         assert trace.provenance.sources[0].n_lines == n_lines
-        findings = tdxtrace.analyze(trace)
-        findings.check()
-        assert findings.retry_chains["n_attempts"].sum() == trace.seamcalls.height
+        if is_analyzed:
+            findings = tdxtrace.analyze(trace)
+            findings.check()
+            assert findings.retry_chains["n_attempts"].sum() == trace.seamcalls.height
     assert message.isprintable()
 
 
@@ -695,5 +696,6 @@ def test_a_long_file_with_damaged_lines_is_accounted_for(
 @settings(max_examples=25)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_trace_or_one_clear_line(data: bytes) -> None:
-    obeys(data or b"\n")
-    obeys(ONE_CALL.encode() + data)
+    # Noise leaves no more to analyze than the call: others see to that.
+    obeys(data or b"\n", is_analyzed=False)
+    obeys(ONE_CALL.encode() + data, is_analyzed=False)
