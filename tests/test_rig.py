@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from support import rig
+from support.effort import times
 from support.rig import CAPTURES, SAMPLES
 from support.texts import is_accounted_for, read_text
 
@@ -224,7 +225,7 @@ def score_of(name: str, events: list[str]) -> tuple[rig.Score, Findings]:
     return rig.compare_lossy(findings.retry_chains, sample_ops(name)), findings
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("share", [0.02, 0.25, 0.75])
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
 def test_a_trace_started_midway_is_cut_and_not_wrong(name: str, share: float) -> None:
     _, events = lines_of(name)
@@ -236,7 +237,7 @@ def test_a_trace_started_midway_is_cut_and_not_wrong(name: str, share: float) ->
     assert "lost_events" not in findings.retry_chains["cut_by"].to_list()
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.55, 0.8, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.55, 0.99])
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
 def test_a_trace_ended_midway_is_cut_and_not_wrong(name: str, share: float) -> None:
     head, events = lines_of(name)
@@ -257,7 +258,7 @@ def with_gap(events: list[str], cpu: int, first: int, n: int) -> list[str]:
     return [*kept, f"CPU:{cpu} [LOST {n} EVENTS]\n", *after]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(times(16)))
 @pytest.mark.parametrize("name", ["contended.txt", "zerostep.txt"])
 def test_lost_events_cut_affected_chains_only(name: str, seed: int) -> None:
     luck = random.Random(seed)
@@ -298,7 +299,7 @@ def test_an_overwritten_buffer_is_cut_and_not_wrong(share: float) -> None:
     assert "lost_events" in findings.retry_chains["cut_by"].to_list()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(times(8)))
 def test_missed_returns_are_reported_and_make_no_chain_wrong(seed: int) -> None:
     """A return probe without a free instance does not fire; kprobe_profile counts it."""
     luck = random.Random(seed)
