@@ -25,8 +25,19 @@ _POINTS: Final = (
 )
 # Columns by importance, for terminals too narrow for all; the others follow in the table's order.
 _FIRST: Final = (
-    *("policy", "kind", "event", "verdict", "ts_ns", "message", "leaf", "resource", "cause"),
-    *("seq", "first_seq", "text", "outcome", "n_attempts", "holder_leaf", "holder_tid", "lacks"),
+    *(
+        "policy",
+        "kind",
+        "event",
+        "verdict",
+        "ts_ns",
+        "text",
+        "message",
+        "leaf",
+        "resource",
+        "cause",
+    ),
+    *("seq", "first_seq", "outcome", "n_attempts", "holder_leaf", "holder_tid", "lacks"),
     *("rule", "share_ppm", "gpa", "tid", "took_ns", "start_ns"),
     *("within", "done_ratio", "done_low", "done_high", "n_exceeding", "exceeding_low"),
     *("exceeding_high", "calls", "then", "n_vms_killed", "n_warnings", "waited_ns"),
@@ -62,8 +73,9 @@ def listing(
         if shown[name].null_count() < shown.height
         and not (name == "source" and (shown["source"] == 0).all())
     ]
+    cells = [_cells(name, shown, clocks or {}) for name in names]
     table = TextTable(
-        [_title(name) for name in names],
+        [_title(name, column) for name, column in zip(names, cells, strict=True)],
         right=[
             place
             for place, name in enumerate(names)
@@ -73,7 +85,6 @@ def listing(
         texts=[place for place, name in enumerate(names) if shown[name].dtype == pl.String],
         elsewhere=_ELSEWHERE,
     )
-    cells = [_cells(name, shown, clocks or {}) for name in names]
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     if limit and rows.height > limit:
@@ -105,7 +116,10 @@ def _date(ts_ns: int | None, clock: str) -> str | None:
     return f"{day} {at:%H:%M:%S}" + (f".{micros:06}" if micros else "") + zone
 
 
-def _title(name: str) -> str:
+def _title(name: str, cells: list[str]) -> str:
+    """The title of a column: dates are in no unit."""
+    if name == "ts_ns" and any(":" in cell for cell in cells):
+        return "ts"
     return name.removesuffix("_ns") + ", s" if name in _POINTS else name.removesuffix("_ns")
 
 

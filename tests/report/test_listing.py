@@ -126,6 +126,22 @@ def test_times_of_the_clock_are_not_durations() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("clock", "title", "shown"),
+    [
+        ("printk", "        ts, s text", "897.162769000 SEAMCALL TDH_VP_INIT failed:"),
+        ("wall", "                  ts text", "1970-01-01 00:14:57.162769Z SEAMCALL TDH_VP_INIT"),
+    ],
+)
+def test_of_a_log_the_message_is_shown_first(clock: str, title: str, shown: str) -> None:
+    text = "SEAMCALL TDH_VP_INIT failed: 0x8000020000000080, rcx 0x5, rdx 0x400"
+    at = {"source": 0, "seq": 2, "ts_ns": 897_162_769_000}
+    rows = pl.DataFrame(at | {"message": "seamcall_failed", "text": text})
+    lines = drawn(listing(rows, clocks={0: clock}), 80)
+    assert lines[0].endswith(title)
+    assert lines[1].startswith(shown)
+
+
 def test_a_cut_says_how_many_rows_are_left_out(findings: Findings) -> None:
     rows = findings.policies
     assert rows.height > 3
