@@ -68,6 +68,20 @@ def test_lines_are_joined_only_where_they_say_more(
     assert join(lines) == (n, text(lines))
 
 
+@pytest.mark.parametrize(
+    "prefix", ["", "+", "trace-1  | ", "[2025-11-12 11:22:33] ", "host login: "]
+)
+@pytest.mark.parametrize("first", ["virt/tdx: module initialized", MESSAGES[3], FAILED])
+def test_a_message_without_a_prefix_does_not_go_on_with_another(prefix: str, first: str) -> None:
+    """A log that was pasted together: the failure must not become a part of the line before."""
+    trace = read_text(f"[  896.162769] {first}\n{prefix}{FAILED}\n[  896.162770] {first}\n")
+    rows = trace.kernel_messages.select("message", "status", "rcx")
+    assert rows.height == 3
+    assert rows.row(1) == ("seamcall_failed", 0x8000_0200_0000_0092, 5)
+    assert is_accounted_for(trace)
+    assert lost(trace) == {}
+
+
 def test_a_prefix_may_be_cut_too() -> None:
     head = "<3>1 2025-11-12T11:22:33.123456+01:00 host kernel - - - [  896.1627"
     trace = read_text(f"{head}\n69] {WARNED[:40]}\n{WARNED[40:]}\n[  896.162770] {FAILED}\n")

@@ -52,11 +52,14 @@ PREFIXES = (
     "Nov 12 11:22:33.123456 host kernel: ",  # -o short-precise
     "Wed 2025-11-12 11:22:33 CET host kernel: ",  # -o short-full
     "1762942953.123456 host kernel: ",  # -o short-unix
+    "1762942953.123456 ",  # ts %.s
     "[  896.162769] host kernel: ",  # -o short-monotonic
     "2025-11-12T11:22:33.123456+01:00 host kernel[0]: [  896.162769] ",  # rsyslog
     "2025-11-12T11:22:33.123456+01:00 host kernel: ",
     "<3>1 2025-11-12T11:22:33.123456+01:00 host kernel - - - [  896.162769] ",  # RFC 5424
     "kernel: [  896.162769] ",  # kubelet, IPMI, virsh console
+    "2026-01-01T00:00:00.000000000Z stdout F ",  # containers
+    *("trace-1  | ", "[pod/x/main] ", "[2025-11-12 11:22:33] ", "11:22:33.123 ", "+", "(early) "),
 )
 # What a collector of logs, a mail or a terminal adds in front of a line that is whole.
 AROUND = ("", "", "", "> ", ">> ", "    ", "\t", "12:", "  42\t", "host-3 | ", "stdout F ")

@@ -258,7 +258,8 @@ def _dated(peeled: _Peeled) -> bool:
         peeled.text, peeled.has_date = found["rest"], True
         peeled.is_log |= pattern is _HUMAN
         # dmesg writes a comma, syslog a point: what follows is then host and program.
-        is_syslog = pattern is _ISO and "," not in found["stamp"] and _HOST.match(found["rest"])
+        may_be = pattern is _UNIX or (pattern is _ISO and "," not in found["stamp"])
+        is_syslog = may_be and _HOST.match(found["rest"])
         # ts(1) puts a date before what a command prints: no syslog writes printk's time behind it.
         is_printed = _SECONDS.match(peeled.text) is not None
         _take_host(peeled, named=not is_printed and (names_program or bool(is_syslog)))
@@ -341,7 +342,7 @@ _DATES: Final[tuple[tuple[re.Pattern[str], _Reader, bool], ...]] = (
     (_HUMAN, lambda found: (_date(found), ZONELESS), False),
     (_ISO, lambda found: _iso(found["stamp"]), False),
     (_FULL, _full, True),
-    (_UNIX, _unix, True),
+    (_UNIX, _unix, False),
     (_SYSLOG, _of_syslog, True),
     (_LOCAL, lambda _: (None, NO_CLOCK), True),
 )

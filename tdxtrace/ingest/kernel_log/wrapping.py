@@ -1,8 +1,8 @@
 """Lines of a log that a mailer or a terminal wrapped, as they were before.
 
-A line without a prefix, behind one that has one, cannot begin a message. It is joined with those
-before where together they say more than the first alone. Where a number may have been cut, and
-nothing tells whether it was, the lines are a loss: ``wrapped``.
+A line without a prefix, behind one that has one, goes on with it, unless each is a message. It is
+joined with those before where together they say more than the first alone. Where a number may have
+been cut, and nothing tells whether it was, the lines are a loss: ``wrapped``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class LogMender:
 
     def feed(self, number: int, line: LogLine, raw: str, n_bytes: int) -> Iterator[WholeLine]:
         """Yield the lines that are known to have ended; ``raw`` is the line with its prefix."""
-        if line.has_prefix or len(self._held) == _MOST_LINES:
+        begins = bool(self._held) and _is_another(self._held[0].line.text, line.text)
+        if line.has_prefix or begins or len(self._held) == _MOST_LINES:
             yield from self.finish()
         made = WholeLine(number, 1, line, n_bytes, raw)
-        if line.has_prefix or self._held:
+        if line.has_prefix or begins or self._held:
             self._held.append(made)
         else:
             yield made
@@ -76,6 +77,14 @@ class LogMender:
             is_cut=not text,
         )
         yield from held[n:]
+
+
+def _is_another(first: str, text: str) -> bool:
+    """Whether two lines are messages each, of two kinds or with a status each: none goes on."""
+    one, other = _understood(first), _understood(text)
+    if one is None or other is None or "message" not in one or "message" not in other:
+        return False
+    return one["message"] != other["message"] or ("status" in one and "status" in other)
 
 
 def _unfold(held: Sequence[WholeLine]) -> tuple[int, str]:
