@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags, Index, Times
 from tdxtrace.analysis.dependence import between_hosts, clusters, effect_of_bursts, widest
+from tdxtrace.analysis.lookup import find_rows, in_order
 from tdxtrace.analysis.loops.bursts import DEEPEST, HALF, count_bursts
 from tdxtrace.compiler import choose
 from tdxtrace.intervals import CONFIDENCE, Floats, exact_interval
@@ -137,7 +138,9 @@ def count_attempts(
         done=pl.col("outcome").is_in(_DONE)
     )
     keyed = requests.select("source", "first_seq").with_row_index("request")
-    answers = answers.join(keyed, on=["source", "first_seq"], how="inner", maintain_order="left")
+    keyed = in_order(keyed, "first_seq")
+    own = find_rows(answers.select("source", "first_seq"), keyed.drop("request"))
+    answers = answers.with_columns(request=keyed["request"][own]).drop_nulls("request")
     views = _views(answers, busy_causes)
     totals = _totals(chains)
     extents = _extents(at_risk)
@@ -206,17 +209,10 @@ def _views(
     if busy_causes is None:
         return
     rows = BUSY_CAUSES.pick(busy_causes, "source", "seq", "rank", "cause")
-    first = rows.filter(pl.col("rank") == 1)
-    causes = (
-        answers.select("source", "seq")
-        .join(
-            first.select("source", "seq", "cause"),
-            on=["source", "seq"],
-            how="left",
-            maintain_order="left",
-        )["cause"]
-        .fill_null("unexplained")
-    )
+    first = in_order(rows.filter(pl.col("rank") == 1), "seq")
+    keys = ("source", "seq")
+    causes = first["cause"][find_rows(answers.select(keys), first.select(keys))]
+    causes = causes.fill_null("unexplained")
     yield from _one_each("cause", causes)
     for maker, made in _MAKERS.items():
         yield "maker", maker, causes.is_in(list(made)).to_numpy()
@@ -243,10 +239,14 @@ def _retried(
     parts: list[_Retried] = []
     curves: list[pl.DataFrame] = []
     n_groups = 0
+    told = {
+        view: (_group_of(requests, totals[view]), extents[view].of_requests(requests))
+        for view in totals
+    }
     for by, kind, counts in views:
         of_view = "td" if by == "td" else "leaf"
+        group, sizes = told[of_view]
         n_busy, longest_ns = _count(request[counts], waited_ns[counts], requests.height)
-        group = _group_of(requests, totals[of_view])
         at = np.flatnonzero((n_busy > 0) & (group >= 0))
         if by == "td":
             at = at[np.argsort(group[at], kind="stable")]
@@ -257,10 +257,9 @@ def _retried(
                 kind=pl.lit(kind, pl.String),
             )
         )
-        sizes = extents[of_view].of_requests(requests[at])
         columns: tuple[NDArray[Any], ...] = (burst, n_busy, longest_ns, done, settled, from_middle)
-        of_request: list[Any] = [column[at] for column in columns]
-        parts.append(_Retried(group[at] + n_groups, *of_request, *sizes))
+        of_request: list[Any] = [column[at] for column in (*columns, *sizes)]
+        parts.append(_Retried(group[at] + n_groups, *of_request))
         n_groups += totals[of_view].height
     joined = (
         np.concatenate([getattr(part, name) for part in parts]) for name in _Retried.__slots__
@@ -320,14 +319,19 @@ class _Extents:
 
 def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:
     """The clusters of leaves, and of the TDs of leaves."""
-    at_risk = at_risk.with_columns(source_known=pl.lit(True))
+    # A few rows, of which the clusters of every unit are sums.
+    parts = (
+        at_risk.group_by("leaf", "source", "td_id", "period", "td")
+        .agg(pl.len().alias("n"), pl.col("period_known", "td_known", "from_middle").first())
+        .with_columns(pl.col("n").cast(pl.Int64), source_known=pl.lit(True))
+    )
     found = {}
     for by, keys in (("leaf", ("leaf",)), ("td", ("leaf", "source", "td_id"))):
         found[by] = _Extents(
             keys,
             {
-                unit: at_risk.group_by(list(dict.fromkeys((*keys, unit)))).agg(
-                    n=pl.len().cast(pl.Int64),
+                unit: parts.group_by(list(dict.fromkeys((*keys, unit)))).agg(
+                    pl.col("n").sum(),
                     known=pl.col(f"{unit}_known").any(),
                     from_middle=pl.col("from_middle").first(),
                 )

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.lookup import find_rows, in_order
 from tdxtrace.analysis.loops.bursts import count_moments
 from tdxtrace.analysis.retry_chains import number_answers
 from tdxtrace.compiler import choose
@@ -51,8 +52,13 @@ def with_episodes(answers: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataF
             :func:`~tdxtrace.analysis.retry_chains.take_answers`.
         retry_chains: The ``retry_chains`` table.
     """
-    of_chain = episodes(retry_chains).select("source", "first_seq", "episode")
-    return add_episodes(answers.sort("source", "seq"), of_chain)
+    return add_episodes(in_order(answers, "seq"), episodes_in_order(retry_chains))
+
+
+def episodes_in_order(retry_chains: pl.DataFrame) -> pl.DataFrame:
+    """Return source, first_seq and episode of retried requests (:func:`episodes`), in order."""
+    of_chain = episodes(retry_chains.select(EPISODE_COLUMNS))
+    return in_order(of_chain.select("source", "first_seq", "episode"), "first_seq")
 
 
 def add_episodes(answers: pl.DataFrame, of_chain: pl.DataFrame) -> pl.DataFrame:
@@ -60,12 +66,11 @@ def add_episodes(answers: pl.DataFrame, of_chain: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         answers: The same rows without their episodes.
-        of_chain: source, first_seq and episode of their requests.
+        of_chain: Their requests, as :func:`episodes_in_order` has them.
     """
-    told = answers.select("source", "first_seq").join(
-        of_chain, on=("source", "first_seq"), how="left", maintain_order="left"
-    )
-    return BUSY_ANSWERS.conform(answers.with_columns(told["episode"]))
+    keys = ("source", "first_seq")
+    place = find_rows(answers.select(keys), of_chain.select(keys))
+    return BUSY_ANSWERS.conform(answers.with_columns(of_chain["episode"][place]))
 
 
 _LEAF_KEY: Final = ("source", "leaf")
@@ -148,10 +153,7 @@ def _met(retried: pl.DataFrame) -> pl.Series:
 
 def _with_ordinal(chains: pl.DataFrame) -> pl.DataFrame:
     """Retried requests, with the ordinal of each among the requests of its leaf."""
-    later = pl.col("first_seq") > pl.col("first_seq").shift()
-    later |= pl.col("source") > pl.col("source").shift()
-    if not chains.select(later.fill_null(True).all()).item():
-        chains = chains.sort("source", "first_seq")
+    chains = in_order(chains, "first_seq")
     ordinal = pl.int_range(pl.len(), dtype=pl.Int64).over(_LEAF_KEY)
     is_retried = pl.col("n_busy") > 0
     ordinals = chains.select(*_LEAF_KEY, "n_busy", ordinal=ordinal).filter(is_retried)["ordinal"]

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tdxtrace.analysis.lookup import in_order
 from tdxtrace.intervals import (
     CONFIDENCE,
     Floats,
@@ -49,6 +50,7 @@ _ROUNDING: Final = 1e-9
 ALIKE_PARTS: Final = 5.0
 # Between units that differ the share of a further one is uncertain even where none needed more.
 FEW: Final = 5.0
+_SOURCE_BITS: Final = 16
 
 
 def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
@@ -64,17 +66,21 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
         in two inputs, so that sums over clusters add over inputs: the requests of an input whose
         unit is not known are one cluster. Inputs are numbered by their source.
     """
-    rows = at_risk.sort("leaf", "source", "first_seq")
-    of_input = ("leaf", "source")
-    n, place = pl.len().over(of_input), pl.int_range(pl.len()).over(of_input)
-    known = n >= _MIN_REQUESTS
-    place = pl.when(known).then(place * PERIODS // n).otherwise(0).cast(pl.Int64)
-    td = pl.struct("source", "td_id").rank("dense").cast(pl.Int64)
+    rows = in_order(at_risk, "first_seq").sort("leaf", maintain_order=True)
+    inputs = rows["leaf"].to_numpy().astype(np.int64) << _SOURCE_BITS | rows["source"].to_numpy()
+    _, first, n_of = np.unique(inputs, return_index=True, return_counts=True)
+    n = np.repeat(n_of, n_of)
+    place, known = np.arange(rows.height) - np.repeat(first, n_of), n >= _MIN_REQUESTS
+    place = np.where(known, place * PERIODS // n, 0)
+    tds = rows.select("source", "td_id").unique().sort("source", "td_id").with_row_index("td")
+    td = rows.select("source", "td_id").join(
+        tds, on=["source", "td_id"], how="left", nulls_equal=True, maintain_order="left"
+    )["td"]
     return rows.with_columns(
-        period=pl.col("source").cast(pl.Int64) * PERIODS + place,
-        period_known=known,
-        from_middle=pl.when(known).then(place - (PERIODS - 1) / 2).otherwise(0.0),
-        td=td,
+        period=pl.col("source").cast(pl.Int64) * PERIODS + pl.Series(place),
+        period_known=pl.Series(known),
+        from_middle=pl.Series(np.where(known, place - (PERIODS - 1) / 2, 0.0)),
+        td=td.cast(pl.Int64),
         td_known=pl.col("td_id").is_not_null(),
     )
 

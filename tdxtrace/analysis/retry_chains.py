@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tdxtrace.analysis.arrays import Flags
+from tdxtrace.analysis.lookup import in_order
 from tdxtrace.analysis.loops import linking
 from tdxtrace.analysis.request_identity import (
     U8,
@@ -177,7 +178,7 @@ def chains_and_answers(
     """Return :func:`retry_chains`, and the busy answers of these chains (:func:`take_answers`)."""
     state = start(survey(seamcalls, losses), answers=True)
     parts = [step(state, seamcalls), finish(state)]
-    return pl.concat(parts).sort("source", "first_seq"), take_answers(state)
+    return in_order(pl.concat(parts), "first_seq"), take_answers(state)
 
 
 def survey(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> Survey:

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 
 import polars as pl
 
-from tdxtrace.analysis.busy_answers import EPISODE_COLUMNS, add_episodes, episodes
+from tdxtrace.analysis.busy_answers import EPISODE_COLUMNS, add_episodes, episodes_in_order
 from tdxtrace.analysis.call_order import TIMES, BeginsOfParts, calls_in_order
 from tdxtrace.analysis.retry_chains import SURVEYED, finish, start, step, survey_parts, take_answers
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -38,8 +38,7 @@ class StoredChains:
     def answers(self) -> StoredTable:
         """The ``busy_answers`` table, made when it is first asked for."""
         narrow = RETRY_CHAINS.pick(self.chains.scan(), *EPISODE_COLUMNS)
-        of_chain = episodes(narrow).select("source", "first_seq", "episode")
-        add = partial(add_episodes, of_chain=of_chain)
+        add = partial(add_episodes, of_chain=episodes_in_order(narrow))
         return self._unsorted_answers.finish(self._folder, add)
 
 

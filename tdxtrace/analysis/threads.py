@@ -82,8 +82,11 @@ def infer_td(
     """
     if not rows["td_id"].null_count():
         return rows
-    named = known.select("source", "tid", "tgid", "td_id").filter(pl.col("td_id").is_not_null())
-    named = named.unique()
+    told = known.lazy().select("source", "tid", "tgid", "td_id")
+    # Few rows are left of very many: the streaming engine makes no table of those in between.
+    named = told.filter(pl.col("td_id").is_not_null()).unique().collect(engine="streaming")
+    unknown = np.flatnonzero(rows["td_id"].is_null().to_numpy())
+    found = rows.select("td_id", *dict.fromkeys(key for keys in owners for key in keys))[unknown]
     for keys in owners:
         only = (
             named.drop_nulls(keys)
@@ -92,9 +95,9 @@ def infer_td(
             .filter(pl.col("n") == 1)
             .drop("n")
         )
-        td = left_lookup(rows, only, keys)
-        rows = rows.with_columns(td_id=pl.coalesce("td_id", td))
-    return rows
+        td = left_lookup(found, only, keys)
+        found = found.with_columns(td_id=pl.coalesce("td_id", td))
+    return rows.with_columns(rows["td_id"].clone().scatter(unknown, found["td_id"]))
 
 
 def td_of_events(rows: pl.DataFrame, entries: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
