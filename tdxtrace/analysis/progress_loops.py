@@ -67,9 +67,10 @@ def progress_loops(
     """
     calls = SEAMCALLS.conform(trace.seamcalls)
     loops = [
-        _repeated_calls(calls, RETRY_CHAINS.conform(chains), BUSY_ANSWERS.conform(busy_answers)),
-        _local_retries(trace, calls, local_retry_ns),
+        _repeated_calls(calls, RETRY_CHAINS.conform(chains), BUSY_ANSWERS.conform(busy_answers))
     ]
+    if trace.page_faults.height:
+        loops.append(_local_retries(trace, calls, local_retry_ns))
     found = pl.concat([PROGRESS_LOOPS.empty(), *(loop for loop in loops if loop.height)])
     counted = _with_interrupts(found, trace)
     return PROGRESS_LOOPS.conform(counted.sort("source", "start_ns", "first_seq"))

@@ -7,6 +7,7 @@ from typing import Final
 import polars as pl
 
 from tdxtrace.analysis.causes.mmu_lock import EXCLUDES, excluded
+from tdxtrace.analysis.threads import left_lookup
 from tdxtrace.analysis.verdicts.rules import group_findings, look_up, rule_statements, verdict_rows
 from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES, BUSY_CAUSES
 from tdxtrace.tables.verdicts import VERDICTS
@@ -35,10 +36,11 @@ _REASON: Final = {
     "unexplained": "the trace does not show who held it",
 }
 _RULE: Final = pl.Enum(BUG_RULES)
-_JUDGED: Final = (
+JUDGED: Final = (
     *("source", "seq", "rank", "td_id", "leaf", "resource", "cause", "rule"),
-    *("holder_seq", "holder_leaf", "holder_td_id"),
+    *("holder_seq", "holder_leaf", "holder_td_id", "advice", "confidence"),
 )
+"""Columns of ``busy_causes`` on which verdicts rest."""
 _PROBE: Final = "probe entry and return of every tdh_* wrapper, and tdx_vcpu_run for TDH.VP.ENTER"
 
 
@@ -57,12 +59,15 @@ def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.Dat
         causes: The ``busy_causes`` table, or a query of it; its answers (rank 1) are judged.
         broken: The ``broken_rules`` table.
     """
-    rows = BUSY_CAUSES.pick(causes, *_JUDGED, "advice", "confidence").filter(pl.col("rank") == 1)
+    rows = BUSY_CAUSES.pick(causes, *JUDGED).filter(pl.col("rank") == 1)
     if rows.is_empty():
         return VERDICTS.empty()
-    rows = rows.join(
-        _proven_overlaps(broken), on=["source", "seq", "holder_seq"], how="left"
-    ).with_columns(pl.col("overlaps").fill_null(False))
+    keys = ["source", "seq", "holder_seq"]
+    rows = rows.with_columns(apart=_kept_apart())
+    at = rows["apart"].arg_true()
+    overlaps = left_lookup(rows.select(keys)[at], _proven_overlaps(broken), keys)
+    nowhere = pl.repeat(False, rows.height, eager=True)
+    rows = rows.with_columns(overlaps=nowhere.scatter(at, overlaps.fill_null(False)))
     confident = pl.col("confidence").is_in(_SURE_CONFIDENCE)
     sure = (
         pl.when("apart")
@@ -72,7 +77,7 @@ def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.Dat
         .otherwise(pl.lit(True))
     )
     groups = group_findings(
-        rows.with_columns(apart=_kept_apart()).with_columns(sure=sure),
+        rows.with_columns(sure=sure),
         ["resource", "cause", "rule", "apart", "sure"],
         "seq",
         advice=pl.col("advice").drop_nulls().first(),
@@ -174,7 +179,9 @@ def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame | pl.LazyFrame) -
         broken: The ``broken_rules`` table.
         causes: The ``busy_causes`` table, or a query of it: its answers have their own verdicts.
     """
-    answers = BUSY_CAUSES.pick(causes, *_JUDGED).filter(pl.col("rank") == 1)
+    if broken.is_empty():
+        return VERDICTS.empty()
+    answers = BUSY_CAUSES.pick(causes, *JUDGED).filter(pl.col("rank") == 1)
     given = answers.select("source", "seq", "rule")
     of_busy = _proven_overlaps(broken).join(
         answers.filter(_kept_apart()), on=["source", "seq", "holder_seq"], how="semi"

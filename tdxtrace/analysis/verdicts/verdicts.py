@@ -6,9 +6,10 @@ from typing import Final
 
 import polars as pl
 
-from tdxtrace.analysis.verdicts.busy import on_broken_rules, on_busy
+from tdxtrace.analysis.verdicts.busy import JUDGED, on_broken_rules, on_busy
 from tdxtrace.analysis.verdicts.outcomes import on_abandoned, on_loops, on_messages
 from tdxtrace.analysis.verdicts.zero_steps import on_zero_steps
+from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tables.verdicts import VERDICTS
 
@@ -58,9 +59,10 @@ def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None)
     Raises:
         TableError: If an argument lacks a column or has one of another type.
     """
+    causes = BUSY_CAUSES.pick(findings.scan("busy_causes"), *JUDGED)
     parts = [
-        on_busy(findings.scan("busy_causes"), findings.broken_rules),
-        on_broken_rules(findings.broken_rules, findings.scan("busy_causes")),
+        on_busy(causes, findings.broken_rules),
+        on_broken_rules(findings.broken_rules, causes),
         on_zero_steps(findings.zero_steps, findings.zero_step_causes, trace, generation),
         on_abandoned(findings.abandoned_requests),
         on_loops(findings.progress_loops),
