@@ -1,4 +1,4 @@
-"""Whether scores meet the thresholds, as tables, as JSON and as failures."""
+"""Comparison of scores with thresholds: failures, tables for display, and JSON."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _CHAINS: Final = ("exact", "marked", "wrong", "missing", "extra", "needless", "u
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Scores to be reached; the defaults are those that the project promises."""
+    """Minimum scores; the defaults are the scores that the project promises."""
 
     min_exact: float = 1.0
-    """Share of the chains not marked as uncertain that are exact."""
+    """Share of exact chains among the chains not marked as uncertain."""
     min_precision: float = 1.0
-    """Of zero-step episodes of proof and strong form."""
+    """Precision of zero-step episodes of proof and strong evidence."""
     min_recall: float = 0.99
-    """Of zero-step episodes that the capture shows, by proof or strong form."""
+    """Recall of the zero-step episodes in the capture, by proof or strong evidence."""
     min_cause_precision: float = 0.99
-    """Of the answers with each cause, on any capture."""
+    """Precision of each cause, on all captures."""
     min_cause_recall: float = 0.99
-    """Of the busy attempts with each cause, on captures that show who was at work when; of those
-    that an armed entry or a guest caused, of what a reader can decide (``validate.decidable``)."""
+    """Recall of each cause, on captures with all calls and their times; answers caused by an armed
+    entry or a guest count only if they are decidable (``validate.decidable``)."""
     min_explained_by_capture: float = 0.95
-    """Share of busy answers with a cause in what ``tdxtrace capture`` records, of that in a capture
-    of all probes of the same runs."""
+    """Share of busy answers explained from the probes of ``tdxtrace capture``, divided by the share
+    explained from all probes of the same runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Shares that thresholds apply to, over some cells; None where nothing counts."""
+    """Shares that thresholds apply to, over some cells; None if nothing was counted."""
 
     exact: float | None
     precision: float | None
@@ -48,19 +48,19 @@ class Figures:
     unparsed: int
     needless: int
     cause_precision: float | None = None
-    """Of the cause with the worst precision."""
+    """Smallest precision of any cause."""
     cause_recall: float | None = None
-    """Of the cause with the worst recall, the module's generation given."""
+    """Smallest recall of any cause, with the module's generation given."""
     false_bugs: int = 0
-    """Busy answers that were wrongly called a kernel bug."""
+    """Busy answers wrongly attributed to a kernel bug."""
     explained_by_capture: float | None = None
-    """See Thresholds; None where no run was recorded in both ways."""
+    """See Thresholds; None if no run was recorded with both sets of probes."""
     wrong_step_causes: int = 0
-    """Zero-step episodes with a cause that is not theirs."""
+    """Zero-step episodes with a wrong cause."""
 
 
 def figures(results: Sequence[Result]) -> Figures:
-    """Compute the shares."""
+    """Compute the shares over all cells."""
     chains, steps = total(results, "retry_chains"), total(results, "zero_steps")
     sure = sum(chains[name] for name in ("exact", "wrong", "missing", "extra"))
     found = steps["proof_found"] + steps["strong_found"]
@@ -83,7 +83,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
-    """Return a line for each threshold that is missed."""
+    """Return a line for each threshold that is not reached."""
     have = figures(results)
     limits = (
         ("exact chains", have.exact, wanted.min_exact),
@@ -92,22 +92,22 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
         ("precision of causes", have.cause_precision, wanted.min_cause_precision),
         ("recall of causes", have.cause_recall, wanted.min_cause_recall),
         (
-            "causes found in what capture records, of those in all",
+            "answers explained from capture's probes, relative to all probes",
             have.explained_by_capture,
             wanted.min_explained_by_capture,
         ),
     )
     short = [
-        f"{name}: {value:.6f}, at least {least:g} is wanted"
+        f"{name}: {value:.6f}, below the threshold of {least:g}"
         for name, value, least in limits
         if value is not None and value < least
     ]
     if have.unparsed:
-        short.append(f"{have.unparsed} lines were not understood")
+        short.append(f"{have.unparsed} lines were not parsed")
     if have.needless:
-        short.append(f"{have.needless} chains are marked though the capture shows all of them")
+        short.append(f"{have.needless} complete chains are marked as uncertain")
     if have.false_bugs:
-        short.append(f"{have.false_bugs} busy answers are called kernel bugs and are none")
+        short.append(f"{have.false_bugs} busy answers are wrongly attributed to kernel bugs")
     if have.wrong_step_causes:
         short.append(f"{have.wrong_step_causes} zero-step causes are wrong")
     wrong = {name: total(results, name)["wrong"] for name in _EXACT}
@@ -116,7 +116,7 @@ def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:
-    """Return table rows for display: a heading, one row per scenario, one for all."""
+    """Return table rows for display: a heading, one row per scenario, one for the total."""
     head = ["scenario", "cells", *_CHAINS, "proof", "strong", "weak", "recall", "at edge"]
     by_name: dict[str, list[Result]] = {}
     for result in results:
@@ -136,7 +136,7 @@ def verdict_table(results: Sequence[Result]) -> Sequence[list[str]]:
 
 
 def answer_tables(results: Sequence[Result]) -> list[list[list[str]]]:
-    """Return the tables of accusations, of zero-step causes and of what captures explain."""
+    """Return the tables of accusations, of zero-step causes and of explained busy answers."""
     return [
         accusation_rows(total(results, "verdicts")),
         step_confusion(total(results, "zero_step_causes")),
@@ -172,7 +172,7 @@ def _of(steps: Counter[str], strength: str) -> str:
 
 
 def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
-    """Return thresholds, shares, counts by answer, and each cell with its counts as JSON."""
+    """Return thresholds, shares, counts by analysis, and each cell with its counts as JSON."""
     made: dict[str, Any] = {
         "thresholds": dataclasses.asdict(wanted),
         "figures": dataclasses.asdict(figures(results)),
@@ -194,7 +194,7 @@ def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
     return json.dumps(made, indent=1) + "\n"
 
 
-# Tables whose answers are counts and times: none may be wrong.
+# Tables of counts and times, in which no answer may be wrong.
 _EXACT: Final = ("accept_rates", "boot_phases", "tdvmcalls", "module_updates")
 _TRUE: Final = CAUSES[:-1]
 _NAME: Final = "busy_causes"
@@ -203,9 +203,8 @@ _NAME: Final = "busy_causes"
 def confusion_table(results: Sequence[Result]) -> list[list[str]]:
     """Return table rows for display: a heading, one row per generation, quality and true cause.
 
-    A number is of captured busy attempts; ``recall`` is the share of them with the right cause.
-    The last columns leave out answers that no reader can decide: their number, and the recall of
-    the others.
+    Numbers are counts of captured busy attempts; ``recall`` is the share with the right cause.
+    The last two columns are the number of undecidable answers, and the recall of the others.
     """
     head = ["module", "capture", "generation", "true cause", *CAUSES, "recall"]
     rows = [[*head, "undecidable", "recall of others"]]
@@ -239,14 +238,14 @@ def _groups(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]
 
 
 def cause_precision(results: Iterable[Result]) -> float | None:
-    """Precision of the cause with the worst one; None without an answer."""
+    """Return the smallest precision of any cause; None without answers."""
     counts = total(results, _NAME)
     shares = [_precision(counts, cause) for cause in _TRUE]
     return min((share for share in shares if share is not None), default=None)
 
 
 def cause_recall(results: Iterable[Result]) -> float | None:
-    """Recall of the cause with the worst one, of what a reader can decide."""
+    """Return the smallest recall of any cause over decidable answers; None without answers."""
     counts = total(results, _NAME)
     shares = [_recall(counts, true, (GENERATION_GIVEN,)) for true in _TRUE]
     return min((share for share in shares if share is not None), default=None)
@@ -264,14 +263,14 @@ def _recall(counts: Counter[str], true: str, hows: tuple[str, ...]) -> float | N
 
 
 def _precision(counts: Counter[str], cause: str) -> float | None:
-    """Share of the answers with a cause that are right."""
+    """Return the share of right answers among those with a cause; None without answers."""
     hows = GENERATION_GIVEN, GENERATION_OPEN
     answers = sum(counts[f"{how} {true} {cause}"] for how in hows for true in _TRUE)
     return _share(sum(counts[f"{how} {cause} {cause}"] for how in hows), answers)
 
 
 def false_bugs(results: Iterable[Result]) -> int:
-    """Number of answers that are wrongly kernel_bug."""
+    """Count the answers that are wrongly kernel_bug."""
     counts = total(results, _NAME)
     return sum(
         counts[f"{how} {true} kernel_bug"]
@@ -282,13 +281,13 @@ def false_bugs(results: Iterable[Result]) -> int:
 
 
 def explained_by_capture(results: Sequence[Result]) -> float | None:
-    """Share of explained busy answers where ``capture`` recorded, relative to all probes."""
+    """Return the share explained from ``capture``'s probes, relative to that from all probes."""
     whole, recorded = (_share(*_explained(part)) for part in _recorded_both_ways(results))
     return None if recorded is None or not whole else recorded / whole
 
 
 def capture_rows(results: Sequence[Result]) -> list[list[str]]:
-    """Return table rows for display: explained busy answers of the same runs in both captures."""
+    """Return table rows for display: busy answers explained from each set of probes."""
     rows = [["the same runs", "cells", "busy answers", "explained", "share"]]
     names = "all probes", "as tdxtrace capture records"
     for name, part in zip(names, _recorded_both_ways(results), strict=True):
@@ -300,7 +299,7 @@ def capture_rows(results: Sequence[Result]) -> list[list[str]]:
 
 
 def _recorded_both_ways(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
-    """Results with all probes, and those as ``capture`` records, of runs that have both."""
+    """Return the results with all probes and with ``capture``'s, for runs that have both."""
     full = [result for result in results if result.cell.shows_causes]
     whole = {result.cell.plan: result for result in full if result.cell.probes == "wrappers"}
     recorded = [r for r in full if r.cell.probes == "capture" and r.cell.plan in whole]
@@ -308,7 +307,7 @@ def _recorded_both_ways(results: Sequence[Result]) -> tuple[list[Result], list[R
 
 
 def _explained(results: Sequence[Result]) -> tuple[int, int]:
-    """Number of busy answers with a cause, and of all."""
+    """Return the number of busy answers with a cause, and of all busy answers."""
     counts = total(results, _NAME)
     pairs = [(true, found) for true in _TRUE for found in CAUSES]
     of = {pair: counts[f"{GENERATION_GIVEN} {pair[0]} {pair[1]}"] for pair in pairs}

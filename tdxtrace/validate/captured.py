@@ -1,4 +1,4 @@
-"""Capture of one cell: written, read back, and each line mapped to the simulated event."""
+"""Capture of one cell: write it, read it back, and map each line to its simulated event."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tdxtrace.validate.cells import Cell
 
 @dataclass(slots=True)
 class CapturedRun:
-    """A capture, its findings, and the simulated events behind its lines."""
+    """A capture, its findings, and the simulated event of each line."""
 
     cell: Cell
     run: Run
     trace: Trace
     findings: Findings
     lines: dict[int, TraceEvent]
-    """Event behind each line of the file."""
+    """Simulated event of each line of the file, by line number."""
     returns: dict[int, int]
-    """Line of the return of each SEAMCALL, by id of its call, where it can be read."""
+    """Line of the return of each SEAMCALL, by id of its call; readable returns only."""
     entries: dict[int, int]
-    """Line of the entry of each SEAMCALL, by id of its call."""
+    """Line of the entry of each SEAMCALL, by id of its call; readable entries only."""
     settling: dict[tuple[int, str, int, int], list[Request]]
     """Requests that succeeded, by their key."""
     partial_line: int = 0
-    """Line that the end of the file cuts in two; 0 if none."""
+    """Number of the line that is truncated at the end of the file; 0 if none."""
 
 
 @dataclass(slots=True)
@@ -48,16 +48,16 @@ class Score:
     examples: list[str] = field(default_factory=list)
 
     def add_example(self, text: str, most: int = 6) -> None:
-        """Keep an example unless there are ``most`` already."""
+        """Add an example, unless there are already ``most``."""
         if len(self.examples) < most:
             self.examples.append(text)
 
 
 def capture_run(run: Run, cell: Cell) -> CapturedRun | None:
-    """Write one capture of a run, read and analyse it.
+    """Write one capture of a run, then read and analyse it.
 
     Returns:
-        The capture and its findings; None if it holds nothing that could be read.
+        The capture and its findings; None if the capture is not a readable trace.
     """
     probed = Capture(cell.probes, vp_enter=cell.vp_enter, arguments=cell.arguments)
     recording = faults.record(run, probed, tuple(map(faults.parse_fault, cell.faults)))
@@ -104,5 +104,5 @@ def _index_lines(made: CapturedRun) -> None:
 
 
 def row_of(made: CapturedRun, call: Call) -> int | None:
-    """Return the ``seq`` of the seamcalls row of a call; None if nothing of it was recorded."""
+    """Return the ``seq`` of the seamcalls row of a call; None if the call was not recorded."""
     return made.returns.get(id(call), made.entries.get(id(call)))

@@ -1,4 +1,4 @@
-"""Score of the busy causes: counts of true and found causes, and of right holders."""
+"""Score of the busy causes: counts of true and found causes, and of correct holders."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tdxtrace.validate.truth import Truth
 # Locks on which a correct kernel never gets a busy answer.
 _BUG_LOCKS: Final = ("TDR", "TDVPR", "PREVIOUS_EPOCH")
 _BUSY: Final = (OPERAND_BUSY, PREVIOUS_TLB_EPOCH_BUSY)
-GENERATION_GIVEN, GENERATION_OPEN = "told", "untold"
-"""Whether the module's generation was given, or had to be inferred or left open."""
+GENERATION_GIVEN, GENERATION_OPEN = "given", "open"
+"""Names in counts: the module's generation was given, or had to be inferred or left open."""
 
 
 def score_causes(made: CapturedRun) -> Score:
     """Compare the cause of every captured busy attempt with the true one.
 
-    The analysis runs twice: with the module's generation given, and without.  A kernel bug is
-    right if the named rule was broken by that call.  A holder is right if it is one of the
-    calls that truly held the lock; where the analysis finds several that fit as well, only the
-    cause is scored.  Answers that an armed entry or a guest caused, and that no reader could
-    decide (:class:`~.decidable.Decidable`), are counted a second time as ``undecidable``.
+    The analysis runs twice: with the module's generation given, and without.  ``kernel_bug`` is
+    right if that call broke the named rule.  A holder is right if it is one of the calls that
+    truly held the lock; if several candidates are tied, only the cause is scored.  Undecidable
+    answers caused by an armed entry or a guest (:class:`~.decidable.Decidable`) are counted a
+    second time as ``undecidable``.
     """
     score = Score()
     happened, decidable = Truth(made), Decidable(made)
@@ -60,7 +60,7 @@ def score_causes(made: CapturedRun) -> Score:
 
 
 def _truth(made: CapturedRun) -> Iterator[tuple[int, Call, str]]:
-    """Line, call and true cause of each busy answer that the capture shows."""
+    """Yield line, call and true cause of each busy answer in the capture."""
     for request in made.run.journal.requests:
         last = {call.wrapper_call or id(call): call for call in request.calls}
         calls = request.calls if made.cell.probes_seamcalls else list(last.values())
@@ -72,7 +72,7 @@ def _truth(made: CapturedRun) -> Iterator[tuple[int, Call, str]]:
 
 
 def true_cause(call: Call) -> str:
-    """Return the cause of a busy call, from the state of the simulated module."""
+    """Return the true cause of a busy call, from the state of the simulated module."""
     assert call.status & HIGH_HALF in RETRYABLE
     busy_reason = call.busy_reason
     assert busy_reason is not None

@@ -1,4 +1,4 @@
-"""Cells of the validation: scenarios, generations, policies, formats, captures, faults, seeds."""
+"""Cells of the validation: combinations of scenario, generation, policy, capture and seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tdxtrace.simulate import scenario
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run of the simulator, shared by the cells that read its captures."""
+    """One run of the simulator, shared by all cells with captures of it."""
 
     scenario: str
     generation: str
@@ -29,7 +29,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One capture of one run, read and analysed once."""
+    """One capture of one run; it is read and analysed once."""
 
     plan: Plan
     form: str = "tracefs"
@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the capture is complete: nothing lost, every argument."""
+        """Whether the capture is complete: no losses, and all arguments."""
         return not self.faults and self.arguments and self.probes != "stock"
 
     @property
@@ -51,7 +51,7 @@ class Cell:
 
     @property
     def shows_causes(self) -> bool:
-        """Whether it also has entries of all calls in nanoseconds."""
+        """Whether a complete capture also has the entries of all calls, in nanoseconds."""
         probed = self.probes in ("wrappers", "capture")
         whole = probed and self.form != "graph" and self.vp_enter
         return self.is_clean and whole and "ns" in self.options
@@ -68,9 +68,9 @@ class Cell:
 FULL_CAPTURE: Final[dict[str, Any]] = {"form": "trace-cmd", "options": ("raw", "ns")}
 """The most complete capture: entries of all functions, arguments and nanoseconds."""
 OWN_CAPTURE: Final[dict[str, Any]] = {**FULL_CAPTURE, "probes": "capture"}
-"""What ``tdxtrace capture`` records in the same format."""
+"""A capture with the probes of ``tdxtrace capture``, in the same format."""
 
-# Captures: each format, each kind of probes, each fault.
+# Captures that cover each format, each set of probes and each fault.
 _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"options": ("tgid",)},
@@ -102,7 +102,7 @@ _CAPTURES: Final[tuple[dict[str, Any], ...]] = (
     {"probes": "capture-seamcalls"},
     {"probes": "capture", "form": "trace-pipe", "faults": ("lost=0.02",)},
 )
-# Generations and policies, besides a scenario's own.
+# Generations and policies of a plan; None: those of the scenario.
 _VARIANTS: Final = (
     (None, None),
     ("B", "v1-series"),
@@ -122,7 +122,7 @@ _SMALL_CAPTURES: Final = (0, 4, 6, 8, 12, 13, 16, 22, 24, 26)
 
 
 def small(seeds: Sequence[int] = (1,)) -> list[Cell]:
-    """Return the cells of a test run: few runs, one capture of each kind."""
+    """Return the cells of a short validation: few runs, and the captures of _SMALL_CAPTURES."""
     plans = [
         _plan(name, generation, policy, seed)
         for (name, generation, policy), seed in itertools.product(_SMALL_RUNS, seeds)
@@ -131,13 +131,14 @@ def small(seeds: Sequence[int] = (1,)) -> list[Cell]:
 
 
 def full(seeds: Sequence[int] = (1,)) -> list[Cell]:
-    """Return every scenario in every variant; all captures of some, a few in turn of the others.
+    """Return the cells of a full validation: every scenario in every variant.
 
-    What a capture shows depends little on the scenario, so not all of their product is
-    needed to cover each pair of a capture and a kind of trouble.
+    Plans of _ALL_CAPTURES with the scenario's own policy have all captures; other plans have three
+    fixed ones and three others in rotation.  The contents of a capture depend little on the
+    scenario, so the full product is not needed.
 
     Args:
-        seeds: Seeds of the runs: all scenarios in all variants for each.
+        seeds: Seeds of the runs; each is used for all scenarios in all variants.
     """
     plans = [
         _plan(name, generation, policy, seed)
@@ -159,10 +160,10 @@ def full(seeds: Sequence[int] = (1,)) -> list[Cell]:
 
 
 def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
-    """Return the cells of some scenarios; all if none is named.
+    """Return the cells of the named scenarios; all cells if ``names`` is empty.
 
     Raises:
-        QueryError: If none of the cells is of a named scenario.
+        QueryError: If a named scenario has no cells.
     """
     known = sorted({cell.plan.scenario for cell in cells})
     for name in names:
@@ -173,10 +174,10 @@ def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
 
 
 def spread(cells: list[Cell], n: int) -> list[Cell]:
-    """Return about ``n`` cells: all of some plans, of each scenario in turn one drawn by lot.
+    """Return about ``n`` cells: all cells of randomly drawn plans, spread evenly over scenarios.
 
     Args:
-        cells: Cells.
+        cells: Cells to draw from.
         n: Number of cells to keep, at least those of one plan; 0: all.
     """
     if not n or n >= len(cells):
@@ -203,7 +204,7 @@ def _plan(name: str, generation: str | None, policy: str | None, seed: int) -> P
         generation or own.generation,
         policy or own.policy,
         seed,
-        # These scenarios show their effect late: the end of a life cycle, a timeout.
+        # Scenarios in _FULL_LENGTH show their effect late: the end of a life cycle, a timeout.
         own.duration_ms if name in _FULL_LENGTH else _DURATION_MS,
         own.kernel,
     )

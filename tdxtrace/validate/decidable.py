@@ -1,6 +1,7 @@
-"""Busy answers of armed entries and of guests whose cause a capture cannot decide, for any reader.
+"""Busy answers whose cause cannot be decided from a capture, by any analysis.
 
-Judged by the simulated calls, without the analysis.
+Only answers caused by armed entries and guests can be undecidable.  The test uses the simulated
+calls, not the analysis.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from tdxtrace.validate.captured import CapturedRun
 
 _ENTER: Final = "TDH.VP.ENTER"
 UNNAMED_TD: Final = "unnamed TD"
-"""No row says which TD the thread of the vCPU runs, and the capture has several."""
+"""No row names the TD of the vCPU's thread, and the capture has several TDs."""
 HOST_CALL: Final = "host call"
-"""A host call that takes the tree overlaps the answer too."""
+"""A host call that takes the tree lock also overlaps the answer."""
 NEVER_REFUSED: Final = "never refused"
-"""No entry was refused in the episode of the holder, so none shows that it was armed."""
+"""No entry was refused in the holder's episode, so nothing shows that the entry was armed."""
 ONE_LEAF: Final = "one leaf"
-"""No call of another leaf that takes the lock of an SEPT entry was captured: nothing shows that any
-was probed, and one that was not may have held it."""
+"""No call of another leaf that takes the lock of an SEPT entry was captured: other leaves may not
+have been probed, and an unrecorded call may have held the lock."""
 SILENT_CPU: Final = "silent CPU"
-"""A CPU has no line before, or none after the answer, in a format that does not mark what was lost
-at its ends: nobody knows whether the CPU was idle or its buffer full."""
-# trace-cmd drains the buffers and marks what it missed; the others do not at their ends.
+"""A CPU has no line before or after the answer, and the format does not mark losses at the ends of
+the capture: the CPU may have been idle, or its buffer full."""
+# trace-cmd drains the buffers and marks losses; other formats do not mark losses at their ends.
 _MARKS_LOSSES: Final = "trace-cmd"
 
 
 class Decidable:
-    """Why the cause of an answer cannot be decided.
+    """Decides whether the cause of a busy answer is decidable from a capture.
 
     Args:
         made: The capture.
@@ -46,12 +47,12 @@ class Decidable:
         self._locks = LOCK_SEQUENCES[made.run.scenario.generation]
 
     def reason(self, call: Call, cause: str) -> str | None:
-        """Return why no reader can decide the cause of an answer; None: it can be decided.
+        """Return the reason why the cause of an answer is undecidable; None if it is decidable.
 
         Args:
-            call: A call that was busy.
-            cause: Its true cause.  Only what is inferred from the absence of calls can be hidden:
-                an armed entry, and a guest.
+            call: A call that was answered busy.
+            cause: Its true cause.  Only ``armed_entry`` and ``guest`` can be undecidable, because
+                they are inferred from the absence of calls.
         """
         if cause not in ("armed_entry", "guest"):
             return None
@@ -59,21 +60,21 @@ class Decidable:
             return SILENT_CPU
         if cause == "guest":
             return None if self._shows_other_leaves(call) else ONE_LEAF
-        return self._hides_armed(call)
+        return self._armed_entry_reason(call)
 
-    def _hides_armed(self, call: Call) -> str | None:
-        """Why an answer that an armed entry caused cannot be decided."""
+    def _armed_entry_reason(self, call: Call) -> str | None:
+        """Return why an answer caused by an armed entry is undecidable; None if decidable."""
         holders = [h for h in _holders(call) if h.leaf == _ENTER]
         if not all(self._names_td(one) for one in (call, *holders)):
             return UNNAMED_TD
-        if any(self._could_have_met(call, other) for other in self._host_calls):
+        if any(self._could_conflict(call, other) for other in self._host_calls):
             return HOST_CALL
         if not any(self._was_refused(holder) for holder in holders):
             return NEVER_REFUSED
         return None
 
     def _shows_other_leaves(self, call: Call) -> bool:
-        """Whether the capture has a call of another leaf that takes the lock of an SEPT entry."""
+        """Return whether the capture has a call of another leaf that locks an SEPT entry."""
         made = self._made
         return any(
             other.leaf != call.leaf and (id(other) in made.returns or id(other) in made.entries)
@@ -90,7 +91,7 @@ class Decidable:
 
     @cached_property
     def _recorded(self) -> tuple[int, int]:
-        """The time in ns in which every CPU that has lines had begun and had not ended."""
+        """Interval in ns in which all CPUs with lines were recorded."""
         times: dict[int, list[int]] = {}
         for seen in self._made.lines.values():
             times.setdefault(seen.cpu, []).append(seen.ts_ns)
@@ -116,19 +117,19 @@ class Decidable:
 
     @cached_property
     def _host_calls(self) -> list[Call]:
-        """SEAMCALLs that took the tree, but for entries."""
+        """SEAMCALLs of the host that took the tree lock, without vCPU entries."""
         calls = self._made.run.journal.calls
         return [c for c in calls if not c.guest and c.leaf != _ENTER and self._mode(c) is not None]
 
     def _mode(self, call: Call) -> bool | None:
-        """Whether a call takes the tree exclusively; None if it takes none, or got none."""
+        """Return whether a call takes the tree lock exclusively; None if it did not take it."""
         if call.busy_reason is not None:
             return None
         name = ARMED if call.leaf == _ENTER else call.leaf
         modes = [exclusive for lock, exclusive, _ in self._locks.get(name, ()) if lock == "TREE"]
         return any(modes) if modes else None
 
-    def _could_have_met(self, call: Call, other: Call) -> bool:
+    def _could_conflict(self, call: Call, other: Call) -> bool:
         apart = other.end_ns < call.start_ns or other.start_ns > call.end_ns
         if apart or other.td is not call.td or other.thread is call.thread:
             return False

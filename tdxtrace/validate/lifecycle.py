@@ -1,4 +1,4 @@
-"""Scores of the tables about a TD's life: accepting, boot, TDVMCALLs and module updates."""
+"""Scores of the tables about a TD's life cycle: accepting, boot, TDVMCALLs, module updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tdxtrace.validate.captured import CapturedRun, Score
 _AUG: Final = "TDH.MEM.PAGE.AUG"
 _FAULT: Final = (_AUG, "TDH.MEM.SEPT.ADD")
 _WITH_ENTRIES: Final = ("wrappers", "capture")
-# Functions that the simulated guest calls, by the exit reason that KVM shows; a TDCALL is MapGPA.
+# Functions that the simulated guest calls, by the exit reason in KVM's event; TDCALL is MapGPA.
 _FUNCTIONS: Final = {
     abi.EXIT_CPUID: "Instruction.CPUID",
     abi.EXIT_HLT: "Instruction.HLT",
@@ -35,10 +35,10 @@ def _add(score: Score, what: str, found: Any, true: Any) -> None:  # noqa: ANN40
 
 
 def score_tdvmcalls(made: CapturedRun) -> Score:
-    """Compare the number of exits by each function with those of the simulated guests.
+    """Compare the number of exits by function with those of the simulated guests.
 
-    ``missing`` are exits that have no name or no row; in a capture that lost nothing and shows
-    exits to userspace, only those at its end are.
+    ``missing`` counts exits without a name or a row; in a capture without losses that has exits to
+    userspace, only exits at its end are missing.
     """
     score = Score()
     exits = {(seen.tid, seen.ts_ns) for seen in made.lines.values() if seen.spec.name == "kvm_exit"}
@@ -60,7 +60,7 @@ def score_tdvmcalls(made: CapturedRun) -> Score:
 
 
 def score_accept_rates(made: CapturedRun) -> Score:
-    """Compare pages and busy answers of each vCPU with those of the run, where all was captured."""
+    """Compare pages and busy answers of each vCPU with the run, for complete captures."""
     score = Score()
     if not made.cell.is_clean or made.cell.probes not in _WITH_ENTRIES:
         return score
@@ -93,7 +93,7 @@ def _n_busy(calls: Iterable[Call], operand: str) -> int:
 
 
 def score_boot_phases(made: CapturedRun) -> Score:
-    """Compare where each phase of a TD begins with the run, where all was captured."""
+    """Compare the start of each phase of a TD with the run, for complete captures."""
     score = Score()
     if not made.cell.is_clean or made.cell.probes not in _WITH_ENTRIES or not made.cell.vp_enter:
         return score
@@ -114,7 +114,7 @@ def score_boot_phases(made: CapturedRun) -> Score:
 
 
 def _true_begins(made: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
-    """When each phase of a TD begins, on the clock of the trace."""
+    """Return the start of each phase of a TD in ns, on the clock of the trace."""
     calls = [c for c in made.run.journal.calls if c.td is not None and c.td.number == td]
     leaves = {call.leaf for call in calls}
 
@@ -124,18 +124,18 @@ def _true_begins(made: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
     begins = {"build": first("TDH.MNG.CREATE"), "measure": first("TDH.MEM.PAGE.ADD")}
     begins["finalize"] = first("TDH.MR.FINALIZE")
     ready = max(c.end_ns for c in calls if c.leaf == "TDH.MR.FINALIZE")
-    told = [e.ts_ns for e in made.run.journal.events if e.name == "kvm_pio"] if marks else []
-    since = told[-1] + 1 if told else ready
+    pios = [e.ts_ns for e in made.run.journal.events if e.name == "kvm_pio"] if marks else []
+    since = pios[-1] + 1 if pios else ready
     augs = sorted((c.start_ns, c.end_ns) for c in calls if c.leaf == _AUG and c.start_ns >= since)
     running = since
     if augs:
-        begins["accept"] = since if told else augs[0][0]
+        begins["accept"] = since if pios else augs[0][0]
         running = augs[0][1]
         for start, end in augs:
             if start - running > 10_000_000:
                 break
             running = max(running, end)
-    if augs or told:
+    if augs or pios:
         begins["firmware"] = ready
     begins["running"] = running
     if "TDH.MNG.VPFLUSHDONE" in leaves:
@@ -144,7 +144,7 @@ def _true_begins(made: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
 
 
 def score_module_updates(made: CapturedRun) -> Score:
-    """Compare each update with the run, where entries and returns of SEAMCALLs were captured."""
+    """Compare each update with the run, for captures with entries and returns of SEAMCALLs."""
     score = Score()
     if made.cell.probes != "capture-seamcalls" or not made.cell.is_clean:
         return score

@@ -1,4 +1,4 @@
-"""Runs every cell and sums the scores; an analysis is added by one more scorer."""
+"""Run every cell and sum the scores; each analysis has an entry in SCORERS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tdxtrace.validate.scores import score_chains, score_episodes
 from tdxtrace.validate.step_causes import score_step_causes
 from tdxtrace.validate.verdicts import score_verdicts
 
-# One scorer per analysis, by the name of the table it returns.
+# Scorer of each analysis, by the name of the table that is scored.
 SCORERS: Final[dict[str, Callable[[CapturedRun], Score]]] = {
     "retry_chains": score_chains,
     "zero_steps": score_episodes,
@@ -48,19 +48,19 @@ class Result:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
     unparsed: int = 0
-    """Lines that ingest could not read, though a tool wrote them."""
+    """Complete lines that ingest could not parse."""
 
 
 def validate(cells: list[Cell], jobs: int = 0, progress: Progress | None = None) -> list[Result]:
     """Run and score cells.
 
     Args:
-        cells: Cells to run; those of one plan share its simulation.
-        jobs: Number of processes; 0: one for each CPU.
-        progress: Called with the number of plans done and of all plans.
+        cells: Cells to run; cells of the same plan share its simulation.
+        jobs: Number of processes; 0: one per CPU.
+        progress: Called with the number of plans done and the number of all plans.
 
     Returns:
-        One result per cell, in their order.
+        One result per cell, in the order of ``cells``.
     """
     by_plan: dict[Plan, list[Cell]] = {}
     for cell in cells:
@@ -81,12 +81,12 @@ _Done = TypeVar("_Done")
 def run_in_processes(
     work: Callable[[_Item], _Done], items: Sequence[_Item], jobs: int
 ) -> Iterator[_Done]:
-    """Call a function with each item, and yield the results as they are done.
+    """Call a function with each item, and yield the results in the order of completion.
 
     Args:
-        work: A function of a module; its items and results can be pickled.
-        items: Its arguments.
-        jobs: Number of processes; 0: one for each CPU.
+        work: A module-level function whose items and results can be pickled.
+        items: Arguments of the calls.
+        jobs: Number of processes; 0: one per CPU.
     """
     jobs = jobs or os.cpu_count() or 1
     if jobs == 1 or len(items) == 1:
@@ -98,7 +98,7 @@ def run_in_processes(
         try:
             for future in as_completed([pool.submit(work, item) for item in items]):
                 yield future.result()
-        finally:  # where a signal ends the program, what has not begun is left
+        finally:  # a signal cancels the work that has not begun
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -125,7 +125,7 @@ def _scored(run: Run, cell: Cell) -> Result:
     if made is None:
         return result
     losses = made.trace.losses.filter(made.trace.losses["kind"].is_in(["unparsed", "undecoded"]))
-    # A line that the end of the file cuts in two cannot be parsed.
+    # A line that is truncated at the end of the file cannot be parsed.
     result.unparsed = max(0, int(losses["n_lines"].sum()) - bool(made.partial_line))
     for name, scorer in SCORERS.items():
         score = scorer(made)
@@ -135,7 +135,7 @@ def _scored(run: Run, cell: Cell) -> Result:
 
 
 def total(results: Iterable[Result], analysis: str) -> Counter[str]:
-    """Return the sums of the counts of one analysis over many cells."""
+    """Sum the counts of one analysis over cells."""
     added: Counter[str] = Counter()
     for result in results:
         added.update(result.counts.get(analysis, {}))

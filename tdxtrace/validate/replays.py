@@ -1,4 +1,4 @@
-"""Score of the replay: intervals from a recording of one policy against runs of the other."""
+"""Score of the replay: replayed intervals of a policy against simulated runs of that policy."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tdxtrace.validate.captured import capture_run
 from tdxtrace.validate.cells import Cell, Plan
 from tdxtrace.validate.matrix import run_in_processes, simulated
 
-# Leaves that a simulated policy is about; it enters again without a limit.
+# Leaves that a simulated policy limits; it repeats TDH.VP.ENTER without a limit.
 _INSTALLS: Final = ("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD")
 _ZAPS: Final = ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE")
-# Runs with contention in which every worker obeys the policy: name, generation, length in ms.
-# churn_blocks and refused faults are attacks that do not; page_split's DEMOTE repeats what
-# the policy says nothing of.
+# Runs with contention in which every actor obeys the policy: name, generation, length in ms.
+# The attacks churn_blocks and refused faults do not obey it; page_split repeats DEMOTE, which the
+# policy does not cover.
 SCENARIOS: Final = (
     ("balloon", "C", 8),
     ("boot_storm", "A", 2),
@@ -41,7 +41,7 @@ SCENARIOS: Final = (
 REPLAYED: Final = ("mainline", "v1-series", "seed-loop", "fixed-1", "fixed-2", "fixed-5")
 RECORDED: Final = ("endless", "mainline")
 MIN_HELD: Final = 0.95
-"""Share of the seeds in which the interval must hold the truth: it is one of 95 %."""
+"""Minimum share of the seeds whose interval contains the truth, as its confidence is 95 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ class Comparison:
     """One leaf of one policy, replayed from one recording and simulated with the same seed."""
 
     scenario: str
-    """With the generation of the module."""
+    """Name of the scenario, and generation of the module."""
     recorded: str
     policy: str
     leaf: str
     seed: int
     n_stopped: int
-    """Requests at which the policy itself stopped."""
+    """Number of requests at which the simulated policy stopped."""
     n_requests: int
     low: float
     high: float
@@ -63,40 +63,40 @@ class Comparison:
 
     @property
     def truth(self) -> float:
-        """Share of the requests at which the policy itself stopped."""
+        """Share of the requests at which the simulated policy stopped."""
         return self.n_stopped / self.n_requests
 
     @property
     def is_held(self) -> bool:
-        """Whether the interval holds the truth."""
+        """Whether the interval contains the truth."""
         return self.low <= self.truth <= self.high
 
 
 def select_scenarios(names: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Return the rows of SCENARIOS of these names; all if none is named.
+    """Return the rows of SCENARIOS with these names; all rows if ``names`` is empty.
 
     Raises:
-        QueryError: If one is not compared.
+        QueryError: If a name is not in SCENARIOS.
     """
     known = [name for name, _, _ in SCENARIOS]
     for name in names:
         if name not in known:
-            raise QueryError(f"no replay of scenario {name!r}; there are: {', '.join(known)}")
+            raise QueryError(f"no replay of scenario {name!r}; choose from: {', '.join(known)}")
     return [row for row in SCENARIOS if not names or row[0] in names]
 
 
 def compare(
     seeds: Sequence[int], scenarios: Sequence[tuple[str, str, int]] = SCENARIOS, jobs: int = 0
 ) -> list[Comparison]:
-    """Replay policies over recordings of other ones, and run the policies themselves.
+    """Replay policies over recordings of other policies, and compare with runs of the policies.
 
     Args:
-        seeds: Seeds; each is one recording, and one run of each policy, of each scenario.
+        seeds: Seeds; for each, every scenario is simulated once with each policy.
         scenarios: Rows of SCENARIOS.
-        jobs: Number of processes; 0: one for each CPU.
+        jobs: Number of processes; 0: one per CPU.
 
     Returns:
-        A comparison for each leaf that was busy at all, in the recording or under the policy.
+        A comparison for each leaf that was busy in the recording or under the policy.
     """
     work = [(*row, seed) for row, seed in itertools.product(scenarios, seeds)]
     done = dict(run_in_processes(_compared, work, jobs))
@@ -157,7 +157,7 @@ def _comparison(plan: Plan, row: dict[str, Any], leaf: str, requests: list[Reque
 
 
 def has_stopped(request: Request, policy: Policy) -> bool:
-    """Return whether a simulated policy gave a request up, or let its VM die of it.
+    """Return whether a simulated policy abandoned a request, or killed the VM because of it.
 
     Args:
         request: A request of a run with that policy.
@@ -176,7 +176,7 @@ def has_stopped(request: Request, policy: Policy) -> bool:
 
 
 def _limit(leaf: str, policy: Policy) -> int | None:
-    """Calls after which the policy stops; None: it does not."""
+    """Return the number of calls after which the policy stops; None if unlimited."""
     if policy.doubling_from:
         return policy.bug_at
     if leaf in _INSTALLS:
@@ -185,15 +185,16 @@ def _limit(leaf: str, policy: Policy) -> int | None:
 
 
 def share_held(comparisons: Iterable[Comparison]) -> float | None:
-    """Return the share of the comparisons whose interval holds the truth; None of none."""
+    """Return the share of comparisons whose interval contains the truth; None if empty."""
     held = [comparison.is_held for comparison in comparisons]
     return sum(held) / len(held) if held else None
 
 
 def table(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """Return table rows for display: a heading, then policy, recording, scenario and leaf.
+    """Return table rows for display: a heading, then one row per policy, recording, scenario, leaf.
 
-    The interval is the median one of the seeds; ``withheld``: the share itself is not given.
+    The ends of the interval are medians over the seeds; ``withheld`` counts comparisons without a
+    share.
     """
     head = ["policy", "recorded", "scenario", "TDH.", "truth", "replayed", "withheld", "held"]
     groups: dict[tuple[str, ...], list[Comparison]] = {}

@@ -19,27 +19,29 @@ _BUSY_SEPT: Final = OPERAND_BUSY | OPERAND["SEPT_TREE"]
 
 @dataclass(slots=True)
 class _Expected:
-    """What a capture can show of one request: rows of its wrapper calls, and its outcome."""
+    """The chain that a capture can show for one request."""
 
     request: Request
     rows: list[int | None]
-    """``seq`` of each call; None where nothing of it can be read."""
+    """``seq`` of each call; None if the call cannot be read."""
     is_whole: list[bool]
-    """Whether its entry (where entries are probed) and its return can be read."""
+    """Whether return and, if entries are probed, entry of each call can be read."""
     n_busy: int
     settled: bool
     outcome: str
 
 
 def score_chains(made: CapturedRun) -> Score:
-    """Compare every chain that was found with its simulated request.
+    """Compare every found chain with its simulated request.
 
-    ``exact``: as many attempts, as many busy, the same first and last call and outcome.
-    ``marked``: not so, but the chain is marked as cut, or its calls were joined by less
-    than the whole request.  ``wrong``, ``missing``, ``extra``: an unmarked chain that is
-    untrue, a request without a chain, a chain whose calls belong to no request.
-    ``needless``: marked though the capture shows all of it.
-    ``unseen``: requests of which nothing was captured.
+    Counts:
+        exact: Attempts, busy answers, first call, last call and outcome are equal.
+        marked: Not exact, but the chain is marked as cut, or joined by less than ``request``.
+        wrong: Neither exact nor marked.
+        missing: Requests without a chain.
+        extra: Chains whose calls belong to no request.
+        needless: Chains that are marked although the capture shows the whole request.
+        unseen: Requests without any captured call.
     """
     score = Score()
     found = made.findings.retry_chains.rows(named=True)
@@ -83,7 +85,7 @@ def _example(score: Score, verdict: str, expected: _Expected, own: list[dict[str
 
 
 def _expected(made: CapturedRun, request: Request) -> _Expected:
-    """The request as its wrapper's calls show it; each SEAMCALL where those are probed."""
+    """Return the expected chain, of wrapper calls or, if those are probed, of SEAMCALLs."""
     calls = request.calls
     if not made.cell.probes_seamcalls and calls[0].wrapper_call:
         last = {call.wrapper_call: call for call in calls}
@@ -91,14 +93,14 @@ def _expected(made: CapturedRun, request: Request) -> _Expected:
     rows = [row_of(made, call) for call in calls]
     outcome = request.outcome
     if outcome == "resolved_elsewhere" and not _settled_in_capture(made, request):
-        # The call that settled it is not in the capture.
+        # The call that completed the request is not in the capture.
         outcome = "abandoned"
-    # capture probes vCPU entries on their return alone.
+    # tdxtrace capture probes only the return of vCPU entries.
     by_return = made.cell.probes == "capture" and request.leaf == "TDH.VP.ENTER"
     needs_entry = made.cell.probes in ("wrappers", "capture") and not by_return
     return _Expected(
         request,
-        # A line that the end of the file cuts in two does not count.
+        # A line that is truncated at the end of the file does not count.
         [None if row == made.partial_line else row for row in rows],
         [
             id(call) in made.returns and (not needs_entry or id(call) in made.entries)
@@ -111,7 +113,7 @@ def _expected(made: CapturedRun, request: Request) -> _Expected:
 
 
 def _settled_in_capture(made: CapturedRun, given_up: Request) -> bool:
-    """Whether the capture shows a success on the same request after this one began."""
+    """Return whether the capture shows a success of the same request after this one began."""
     return any(
         request.calls[-1].end_ns >= given_up.calls[0].start_ns
         and id(request.calls[-1]) in made.returns
@@ -124,7 +126,7 @@ def _unsettled(call: Call) -> bool:
 
 
 def _last_rows(made: CapturedRun) -> dict[int, int]:
-    """Last row of each thread among its own calls: where the capture ends for it."""
+    """Return, by thread, the last row of its own calls: the end of the capture for the thread."""
     rows = made.trace.seamcalls
     own = rows.filter(~pl.col("in_irq").fill_null(False), pl.col("tid").is_not_null())
     last = own.group_by("tid").agg(pl.col("seq").max())
@@ -132,13 +134,13 @@ def _last_rows(made: CapturedRun) -> dict[int, int]:
 
 
 def _may_have_begun_before(made: CapturedRun, own: list[dict[str, Any]]) -> bool:
-    """Whether TDs ran before the capture, so that a thread's first call may not be a first."""
+    """Return whether a chain may have begun before the capture, because TDs already ran."""
     ran = not all(td.build for td in made.run.scenario.tds)
     return ran and any(row["cut_by"] == "trace_start" for row in own)
 
 
 def _is_fully_captured(expected: _Expected, last_of_thread: dict[int, int]) -> bool:
-    """Whether the capture shows the request from its first call to the one that settles it."""
+    """Return whether the capture shows the request from its first call to its completion."""
     whole = None not in expected.rows and all(expected.is_whole)
     last = expected.rows[-1]
     ends = last is not None and last < last_of_thread.get(expected.request.thread.tid, 0)
@@ -164,7 +166,7 @@ def _is_exact(expected: _Expected, row: dict[str, Any], last_of_thread: dict[int
     if not expected.settled and expected.rows[-1] == last_of_thread.get(
         expected.request.thread.tid
     ):
-        # The last call of the thread: the capture cannot show that it was given up.
+        # For the last call of a thread, the capture cannot show that the request was abandoned.
         outcome = "cut"
     found = (row["first_seq"], row["last_seq"], row["n_attempts"], row["n_busy"], row["outcome"])
     return found == (
@@ -183,12 +185,11 @@ def _is_marked(row: dict[str, Any]) -> bool:
 def _is_in_marked_chain(
     made: CapturedRun, expected: _Expected, by_thread: dict[tuple[int, int], list[dict[str, Any]]]
 ) -> bool:
-    """Whether the chains that contain the request's calls are marked as uncertain.
+    """Return whether a chain at the request's first call is marked as uncertain.
 
-    A call whose return was lost can be paired with the return of a later one: then the
-    chain that begins at its entry is examined.  Its neighbours touch the same instants
-    within a step of the clock and stand for calls of their own, so one marked
-    chain there is enough.
+    A call whose return was lost can be paired with the return of a later call, so chains of the
+    same thread and leaf at that time, within a step of the clock, are examined.  Some of these
+    belong to other requests, so one marked chain is enough.
     """
     rows = by_thread.get((expected.request.thread.tid, LEAF[expected.request.leaf]), [])
     first = next(row for row in expected.rows if row is not None)
@@ -204,13 +205,13 @@ def _is_in_marked_chain(
 
 
 def score_episodes(made: CapturedRun) -> Score:
-    """Compare the episodes that were found with the simulated ones.
+    """Compare the found episodes with the simulated ones.
 
-    A found episode is true if the mitigation refused an entry within it, or answered one
-    with an emulated fault.  A simulated episode is found if an entry it refused lies within
-    a found one, on its thread.  Only entries whose answer can be read in the capture count
-    as shown; where only kvm_exit shows them, only after the vCPU was first seen to execute
-    something (else: at the edge).
+    A found episode is true if the mitigation refused an entry within it, or answered one with an
+    emulated fault.  A simulated episode is found if one of its refused entries lies within a found
+    episode of the same thread.  A simulated episode counts as ``shown`` if the answer of a refused
+    entry can be read in the capture.  If only kvm_exit shows entries, episodes before the first
+    executed instruction of the vCPU count as ``at_the_edge`` instead.
     """
     score = Score()
     shown = _shown(made)
@@ -246,11 +247,11 @@ def score_episodes(made: CapturedRun) -> Score:
 
 
 def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
-    """Refused entries that kvm_exit alone can distinguish from those that met a TRACK.
+    """Return the refused entries that the capture distinguishes from entries refused by TRACK.
 
-    With the status of TDH.VP.ENTER that is all; where TRACK is probed, those that no
-    TRACK overlaps; without any probe none, whatever signs there are.  The others count as neither
-    shown nor at the edge.
+    These are all entries if the status of TDH.VP.ENTER is recorded; the entries that overlap no
+    TRACK if TRACK is probed; none without probes.  Other entries count neither as shown nor as at
+    the edge.
     """
     if made.cell.probes == "stock":
         return {}
@@ -269,9 +270,10 @@ def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
 
 
 def _first_progress(made: CapturedRun) -> dict[int, int]:
-    """Time of each vCPU's first executed instruction: only later runs of faults are whole.
+    """Return, by thread, the time of the vCPU's first instruction seen in the capture, in ns.
 
-    With the status of TDH.VP.ENTER nothing depends on earlier events.
+    Runs of faults are complete only after it.  If the status of TDH.VP.ENTER is recorded, the time
+    is -1, because no earlier events are needed.
     """
     if made.cell.vp_enter and made.cell.probes != "stock":
         return {call.thread.tid: -1 for call in made.run.journal.calls if call.thread}
@@ -290,7 +292,7 @@ def _any(lines: list[int], first: int, last: int) -> bool:
 
 
 def _shown(made: CapturedRun) -> dict[int, Call]:
-    """Line with each entry's answer: of the status probe, else of kvm_exit."""
+    """Return entries by the line of their answer: that of the status probe, else kvm_exit."""
     entries = {id(call): call for call in made.run.journal.calls if call.leaf == "TDH.VP.ENTER"}
     if made.cell.vp_enter and made.cell.probes != "stock":
         return {made.returns[i]: call for i, call in entries.items() if i in made.returns}
@@ -313,7 +315,7 @@ def _is_emulated(call: Call) -> bool:
 
 
 def _episodes(made: CapturedRun, refused: dict[int, Call]) -> list[tuple[Episode, list[int]]]:
-    """Episodes with the lines of their refused entries; those without any are left out."""
+    """Return episodes with the lines of their refused entries; without any, they are left out."""
     found = []
     for episode in made.run.journal.episodes:
         ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1

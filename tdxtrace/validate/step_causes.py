@@ -11,13 +11,13 @@ from tdxtrace.tables.truth import TRUE_STEP_CAUSES
 from tdxtrace.validate.captured import CapturedRun, Score
 from tdxtrace.validate.truth import Truth
 
-# The answer that names each true cause; none of them is right where there is no answer.
+# Right answers by true cause.
 _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
     "memory_fault": ("memory_fault_ignored",),
-    # block_undone accuses nobody: something was tried in between, or may have been lost.
+    # block_undone is no accusation: another call was made in between, or may have been lost.
     "churned": ("block_churn", "block_undone"),
-    # The first split or merge of a host that churns, which the capture does not show again: it is
-    # no evidence against anybody.
+    # The first split or merge of a churning host, if the capture does not show a second one, is no
+    # evidence of churning.
     "not yet churned": ("invalidation", "block_undone"),
     "invalidated": ("invalidation", "memslot_change", "block_undone"),
     "raced": ("frozen_spte",),
@@ -25,8 +25,8 @@ _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
     "pending": ("pending_page",),
     "served": ("many_pages",),
 }
-# Faults on more pages at one RIP arm the gate, whatever was done with each: the module's
-# STEPPING_EPF_THRESHOLD is 6.
+# Faults on more than this number of pages at one RIP arm the mitigation, even if each was served:
+# the module's STEPPING_EPF_THRESHOLD is 6.
 _MANY_PAGES: Final = 6
 TRUE_CAUSES: Final = (*TRUE_STEP_CAUSES, "mixed", "not yet churned", "no episode")
 _ACTOR_OF_SLOTS: Final = "delete_slot"
@@ -35,11 +35,11 @@ _ACTOR_OF_SLOTS: Final = "delete_slot"
 def score_step_causes(made: CapturedRun) -> Score:
     """Compare the cause of every found episode with that of the simulated one.
 
-    An answer is right if it is the cause of that episode's faults up to the arming.
-    A first split or merge by a host that goes on without end is a row of its own where the capture
-    does not show the second: nobody can tell it from one in earnest.  ``unknown`` is no answer.
-    Rows of weak strength that are no episode have no true cause; an answer on them is counted
-    apart, as none of the verdicts rests on them.
+    An answer is right if it is the cause of the episode's faults until the mitigation was armed.
+    The first split or merge of a churning host counts as ``not yet churned`` if the capture does
+    not show the second, because it cannot be distinguished from a legitimate one.  ``unknown`` is
+    not scored.  Rows of weak strength that are no episode have no true cause; their answers are
+    counted separately, because no verdict depends on them.
     """
     score = Score()
     truth = Truth(made)
@@ -57,7 +57,7 @@ def score_step_causes(made: CapturedRun) -> Score:
         if episode is None:
             score.counts["of no episode"] += 1
             continue
-        is_right = _names(truth, episode, row["cause"])
+        is_right = _is_right(truth, episode, row["cause"])
         score.counts["right" if is_right else "wrong"] += 1
         if not is_right:
             score.add_example(f"cause {row['cause']} of {row['first_seq']}, truly {true}")
@@ -65,13 +65,13 @@ def score_step_causes(made: CapturedRun) -> Score:
 
 
 def _true_cause(truth: Truth, episode: Episode) -> str:
-    """The true cause, by what the capture shows of it."""
+    """Return the true cause; ``not yet churned`` if the capture shows no repetition."""
     cause = str(truth.step_cause(episode)[0])
     return "not yet churned" if cause == "churned" and truth.shows_no_turns(episode) else cause
 
 
-def _names(truth: Truth, episode: Episode, answer: str) -> bool:
-    """Whether an answer names what kept an episode's vCPU out."""
+def _is_right(truth: Truth, episode: Episode, answer: str) -> bool:
+    """Return whether an answer names the cause that kept the episode's vCPU out."""
     cause, n_pages, *_, blocker, _ = truth.step_cause(episode)
     if answer == "many_pages":
         return bool(n_pages > _MANY_PAGES)

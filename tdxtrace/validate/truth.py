@@ -1,4 +1,4 @@
-"""What truly happened at a row of a capture: the call, the rules it broke, who was at work."""
+"""Simulated truth by row of a capture: the call, the rules that it broke, and the actors."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tdxtrace.simulate.true_causes import true_step_cause
 from tdxtrace.simulate.true_rules import true_rules
 from tdxtrace.validate.captured import CapturedRun
 
-# What the kernel returns with TDX_TLB_TRACKING_NOT_DONE: intel/tdx-module error codes, 0xC0000B08.
+# TDX_TLB_TRACKING_NOT_DONE: intel/tdx-module error codes, 0xC0000B08.
 _TLB_TRACKING_NOT_DONE: Final = 0xC000_0B08 << 32
 _CHANGES_OF_SIZE: Final = ("TDH.MEM.PAGE.DEMOTE", "TDH.MEM.PAGE.PROMOTE")
-# A split, a merge, and the same split again.
+# Changes of size that prove churning: a split, a merge, and the same split again.
 _A_TURN: Final = 3
 _BUSY_SEPT: Final = abi.OPERAND_BUSY | abi.OPERAND["SEPT_TREE"]
 
 
 class Truth:
-    """The truth of a run, by the rows of one capture of it.
+    """Truth of a run, by the rows of one of its captures.
 
     Args:
         made: The capture.
@@ -35,14 +35,14 @@ class Truth:
 
     @cached_property
     def _calls(self) -> dict[int, Call]:
-        """The last call that the line of each row of seamcalls or vm_entries stands for."""
+        """Last call represented by each row of seamcalls or vm_entries, by line."""
         by_id = {id(call): call for call in self._made.run.journal.calls}
         places = (self._exits, self._made.entries, self._made.returns)
         return {line: by_id[key] for found in places for key, line in found.items() if key in by_id}
 
     @cached_property
     def _exits(self) -> dict[int, int]:
-        """Line of the kvm_exit of each entry, by id of its call."""
+        """Line of the kvm_exit of each vCPU entry, by id of its call."""
         exits = {
             (seen.tid, seen.ts_ns): line
             for line, seen in self._made.lines.items()
@@ -82,7 +82,7 @@ class Truth:
         return found
 
     def _dropped_blocks(self) -> Iterator[BrokenRule]:
-        """Calls that failed since the last BLOCK of their page was busy and not repeated."""
+        """Yield calls that failed because the last BLOCK of their page was busy and not retried."""
         blocks: dict[tuple[object, int], Call] = {}
         for call in sorted(self._made.run.journal.calls, key=lambda call: call.end_ns):
             page = call.td, call.gpa
@@ -94,19 +94,19 @@ class Truth:
                     yield BrokenRule("dropped_block", call, block)
 
     def call_at(self, seq: int) -> Call | None:
-        """Return the call of a seamcalls row; None if the row stands for none."""
+        """Return the call of a seamcalls row; None if the row represents no call."""
         return self._calls.get(seq)
 
     def breaks(self, rule: str, seq: int, evidence_seq: int | None = None) -> bool:
-        """Return whether a rule was broken by the call at a row, and this evidence shows it.
+        """Return whether the call at a row broke a rule, and whether the evidence is right.
 
-        Where a pair of calls breaks the rule, either may be named first; any holder of the lock
-        that made the call busy is evidence.
+        If a pair of calls breaks the rule, either may be named first; any holder of the lock that
+        made the call busy is evidence.
 
         Args:
             rule: Name of the rule.
             seq: Row of the call.
-            evidence_seq: Row of the evidence; None: not named, and not asked for.
+            evidence_seq: Row of the evidence; None: not checked.
         """
         call = self.call_at(seq)
         found = [b for b in self._broken_by_call.get(id(call), ()) if b.rule == rule]
@@ -123,10 +123,10 @@ class Truth:
         )
 
     def _was_in_epoch(self, entry: Call, track: Call) -> bool:
-        """Whether an entry was in the epoch that a busy TRACK waited for.
+        """Return whether an entry belonged to the epoch that a busy TRACK waited for.
 
-        The simulator names those that still are when the TRACK has returned; one may have left
-        between its test and its return.
+        The simulator names only the entries that are still inside when TRACK returns; an entry may
+        have left between TRACK's test and its return.
         """
         if entry.leaf != "TDH.VP.ENTER" or track.leaf != "TDH.MEM.TRACK":
             return False
@@ -140,7 +140,7 @@ class Truth:
         return same and bool(before) and entry.start_ns < max(before)
 
     def guest_attacks(self, seq: int) -> bool:
-        """Return whether a hostile guest held what the call at a row wanted."""
+        """Return whether a hostile guest held the lock that the call at a row needed."""
         call = self.call_at(seq)
         return call is not None and any(
             holder.guest
@@ -188,10 +188,10 @@ class Truth:
         return true_step_cause(episode, self.actors)
 
     def shows_no_turns(self, episode: Episode) -> bool:
-        """Return whether the ranges that kept a vCPU out were split or merged, and not in turn.
+        """Return whether the ranges that kept a vCPU out were split or merged without repetition.
 
-        A host that splits and merges a range without end does first what one does that splits it
-        in earnest: until the capture shows the same change again, no reader can tell the two.
+        The first split of a host that splits and merges a range endlessly looks like a legitimate
+        one; only a repetition of the same change in the capture distinguishes the two.
         """
         ranges = {
             (id(block.td), block.gpa, block.level)
@@ -204,7 +204,7 @@ class Truth:
 
     @cached_property
     def _n_changes(self) -> Counter[tuple[int, int, int]]:
-        """Number of successful splits and merges that the capture shows, by TD, address, level."""
+        """Number of successful splits and merges in the capture, by TD, address and level."""
         return Counter(
             (id(call.td), call.gpa, call.level)
             for call in self._made.run.journal.calls
@@ -214,7 +214,7 @@ class Truth:
 
 
 def _holders(call: Call) -> list[Call]:
-    """Calls that held the lock which made a call busy."""
+    """Return the calls that held the lock which made a call busy."""
     reason = call.busy_reason
     return [h for h in reason.holders if isinstance(h, Call)] if reason is not None else []
 

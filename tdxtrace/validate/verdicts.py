@@ -1,4 +1,4 @@
-"""Score of accusations and of progress loops: each verdict and broken rule by its own rows."""
+"""Score of verdicts, broken rules and progress loops, by the rows of their evidence."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _RULE_OF_CONSEQUENCE: Final = {
 
 
 def score_verdicts(made: CapturedRun) -> Score:
-    """Compare accusations and progress loops with what happened at their rows.
+    """Compare accusations and progress loops with the truth at their rows.
 
-    BUG is right if the named rule was truly broken by the call at each row of its evidence;
-    HOSTILE, if a hostile actor truly caused what each row shows.  A broken rule is right if
-    its call broke it, and if the other call that it names proves it.
+    BUG is right if the call at each row of its evidence truly broke the named rule; HOSTILE is
+    right if a hostile actor truly caused the finding of each row.  A broken rule is right if its
+    call broke it and the other named call proves it.
     """
     score = Score()
     truth = Truth(made)
@@ -45,7 +45,7 @@ def score_verdicts(made: CapturedRun) -> Score:
 
 
 def _score_rules(score: Score, made: CapturedRun, truth: Truth) -> None:
-    """Score the ``broken_rules`` table, and count the true ones that the capture shows."""
+    """Score the ``broken_rules`` table, and count the truly broken rules in the capture."""
     found: set[tuple[str, int]] = set()
     for row in made.findings.broken_rules.iter_rows(named=True):
         rule, seq = row["rule"], row["seq"]
@@ -53,7 +53,7 @@ def _score_rules(score: Score, made: CapturedRun, truth: Truth) -> None:
         is_right = truth.breaks(rule, seq, row["evidence_seq"])
         score.counts[f"{sure} {rule} {'right' if is_right else 'wrong'}"] += 1
         if not is_right:
-            score.add_example(f"{sure} broken rule that is none: {row}")
+            score.add_example(f"{sure} broken rule is wrong: {row}")
         found |= {(rule, line) for line in (seq, row["evidence_seq"]) if line is not None}
     if not made.cell.shows_causes:
         return
@@ -63,7 +63,7 @@ def _score_rules(score: Score, made: CapturedRun, truth: Truth) -> None:
 
 
 def _shown_rules(made: CapturedRun, truth: Truth) -> Iterator[tuple[str, list[int]]]:
-    """Each call that breaks a rule, with the lines of all its pairs, where they were captured."""
+    """Yield each captured call that breaks a rule, with the captured lines of all its pairs."""
     by_call: dict[tuple[str, int], list[BrokenRule]] = {}
     for broken in truth.broken:
         by_call.setdefault((broken.rule, id(broken.call)), []).append(broken)
@@ -93,7 +93,7 @@ def _score_accusations(score: Score, made: CapturedRun, truth: Truth) -> None:
 
 
 def _score_attacks(score: Score, made: CapturedRun, truth: Truth) -> None:
-    """Count whether the capture surely shows an attacked episode, and whether it is named."""
+    """Count whether the capture has a certain episode of an attack, and whether it is named."""
     sure = made.findings.zero_steps.filter(pl.col("strength") != "weak")
     if any(judge_hostile(truth, row) for row in sure.iter_rows(named=True)):
         named = made.findings.verdicts.filter(verdict="HOSTILE", subject="zero_step")
@@ -113,7 +113,7 @@ def _bug_by_rule(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
 
 
 def _bug_by_request(made: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
-    """Whether an abandoned request truly had the consequence that it is blamed for."""
+    """Return whether an abandoned request truly had the consequence that it is blamed for."""
     del rule
     rows = made.findings.abandoned_requests.filter(first_seq=first_seq)
     blamed = rows.filter(pl.col("consequence").is_in(list(_RULE_OF_CONSEQUENCE)))
@@ -144,7 +144,7 @@ def _hostile_host(made: CapturedRun, truth: Truth, rule: str, first_seq: int) ->
     return any(judge_hostile(truth, row) for row in rows)
 
 
-# Whether a row of the evidence supports a verdict, by the verdict and the table of the row.
+# Function that tests whether a row supports a verdict, by verdict and table of the row.
 _JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, str, int], bool]]] = {
     ("BUG", "busy_causes"): _bug_by_cause,
     ("BUG", "broken_rules"): _bug_by_rule,
@@ -155,7 +155,7 @@ _JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, str, int], bo
 
 
 def _score_loops(score: Score, made: CapturedRun) -> None:
-    """Compare the loops of the capture with those found, by line."""
+    """Compare the loops in the capture with the found loops, by line."""
     truth: dict[int, tuple[Request, str, int]] = {}
     for request in made.run.journal.requests:
         shown = _answers(made, request)
@@ -178,7 +178,7 @@ def _lines(made: CapturedRun, request: Request) -> list[int]:
 
 
 def _answers(made: CapturedRun, request: Request) -> dict[int, str]:
-    """Line and kind of each answer of a request that makes a loop and can be read."""
+    """Return kind by line of each readable answer of a request that causes a loop."""
     last: dict[int, Call] = {}
     for call in request.calls:
         line = made.returns.get(id(call))
@@ -205,7 +205,7 @@ def _score_loop(
     request, loop, n = true
     seen = request.outcome in ("succeeded", "resolved_elsewhere")
     wrong = (row["progress"] == "seen") != seen and row["progress"] != "unknown"
-    # Where lines are lost a chain is cut, and shows part of the answers.
+    # If lines were lost, a chain is cut and has only some of the answers.
     wrong |= row["loop"] != loop or (is_clean and row["n_repeats"] != n)
     score.counts["loops_wrong"] += wrong
     score.counts["loops_right"] += not wrong
@@ -225,7 +225,7 @@ def false_accusations(counts: Counter[str]) -> list[str]:
         if counts[f"{verdict}_false"]
     ]
     wrong += [
-        f"{n} broken rules {name.split()[1]} are none"
+        f"{n} broken rules {name.split()[1]} are wrong"
         for name, n in sorted(counts.items())
         if name.startswith("sure ") and name.endswith(" wrong")
     ]
@@ -237,7 +237,7 @@ def false_accusations(counts: Counter[str]) -> list[str]:
 def accusation_rows(counts: Counter[str]) -> list[list[str]]:
     """Return table rows for display: a heading, one row per kind of accusation.
 
-    ``shown`` and ``found`` are of whole captures: calls that truly broke the rule.
+    ``shown`` and ``found`` count calls that truly broke the rule, in complete captures.
 
     Args:
         counts: Sums of the counts of :func:`score_verdicts`.
@@ -245,8 +245,8 @@ def accusation_rows(counts: Counter[str]) -> list[list[str]]:
     kinds = {name.split()[1] for name in counts if name.split()[0] in _OF_RULES}
     rows = [["accusation", "right", "wrong", "unsure right", "unsure wrong", "shown", "found"]]
     for rule in sorted(kinds):
-        said = [f"{sure} {rule} {what}" for sure in ("sure", "unsure") for what in _JUDGED]
-        names = [*said, f"rule {rule} shown", f"rule {rule} found"]
+        judged_names = [f"{sure} {rule} {what}" for sure in ("sure", "unsure") for what in _JUDGED]
+        names = [*judged_names, f"rule {rule} shown", f"rule {rule} found"]
         rows.append([f"rule {rule}", *(_number(counts[name]) for name in names)])
     given = {name.rsplit(" ", 1)[0] for name in counts if name.split(" ")[0] in ACCUSATIONS}
     for kind in sorted(given - set(ACCUSATIONS) - {f"{name}_false" for name in ACCUSATIONS}):

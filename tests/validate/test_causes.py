@@ -45,9 +45,9 @@ def _result(counts: Counter[str]) -> Result:
 def test_a_capture_in_nanoseconds_gets_every_cause_and_holder_right() -> None:
     score = scorer.score_causes(_captured())
     assert score.examples == []
-    assert score.counts["told missing"] == score.counts["told extra"] == 0
+    assert score.counts["given missing"] == score.counts["given extra"] == 0
     assert score.counts["holder right"] == score.counts["holder named"] > 50
-    assert score.counts["told host_conflict host_conflict"] > 50
+    assert score.counts["given host_conflict host_conflict"] > 50
     result = [_result(score.counts)]
     assert cause_precision(result) == cause_recall(result) == 1.0
     assert failures(result, Thresholds()) == []
@@ -57,7 +57,7 @@ def test_a_capture_in_nanoseconds_gets_every_cause_and_holder_right() -> None:
     ("lie", "said"),
     [
         ({"cause": "guest"}, "precision of causes"),
-        ({"cause": "kernel_bug"}, "called kernel bugs"),
+        ({"cause": "kernel_bug"}, "attributed to kernel bugs"),
         ({"cause": "unexplained"}, "recall of causes"),
     ],
 )
@@ -104,24 +104,24 @@ def test_what_no_reader_can_decide_is_told_and_left_out_of_the_recall() -> None:
     """Of 10 answers by armed entries, 3 were met by a host call as well: one was taken for it."""
     counts = Counter(
         {
-            "told armed_entry armed_entry": 9,
-            "told armed_entry host_conflict": 1,
-            "told armed_entry armed_entry undecidable": 2,
-            "told armed_entry host_conflict undecidable": 1,
+            "given armed_entry armed_entry": 9,
+            "given armed_entry host_conflict": 1,
+            "given armed_entry armed_entry undecidable": 2,
+            "given armed_entry host_conflict undecidable": 1,
         }
     )
     result = [_result(counts)]
     assert confusion_table(result)[1][9:] == ["0.900", "3", "1.000"]
     assert cause_recall(result) == 1.0
-    counts["told armed_entry unexplained"] += 1
+    counts["given armed_entry unexplained"] += 1
     assert cause_recall([_result(counts)]) == 7 / 8
 
 
 def test_an_answer_beside_a_host_call_cannot_be_decided() -> None:
     """Judged by the simulated calls: in each of these, a call that takes the tree overlaps too."""
     counts = scorer.score_causes(_captured()).counts
-    whole = sum(counts[f"told armed_entry {cause}"] for cause in CAUSES)
-    hidden = sum(counts[f"told armed_entry {cause} undecidable"] for cause in CAUSES)
+    whole = sum(counts[f"given armed_entry {cause}"] for cause in CAUSES)
+    hidden = sum(counts[f"given armed_entry {cause} undecidable"] for cause in CAUSES)
     assert 0 < hidden < whole
 
 
@@ -159,21 +159,21 @@ def test_a_perhaps_armed_entry_is_no_answer_beside_a_call_that_had_the_tree() ->
     made = capture_run(simulated(plan), Cell(plan, form="trace-cmd", options=("raw", "ns")))
     assert made is not None
     counts = scorer.score_causes(made).counts
-    assert counts["told host_conflict host_conflict"] > 1000
-    assert counts["told host_conflict armed_entry"] == 0
+    assert counts["given host_conflict host_conflict"] > 1000
+    assert counts["given host_conflict armed_entry"] == 0
 
 
 def test_what_capture_explains_is_compared_with_all_probes_of_the_same_runs() -> None:
     other = Plan("balloon", "C", "mainline", 1, 6)
-    whole = {"told guest guest": 90, "told guest unexplained": 10}
-    part = {"told guest guest": 45, "told guest unexplained": 55}
+    whole = {"given guest guest": 90, "given guest unexplained": 10}
+    part = {"given guest guest": 45, "given guest unexplained": 55}
     results = [
         Result(CELL, {"busy_causes": whole}),
         Result(Cell(PLAN, **OWN_CAPTURE), {"busy_causes": part}),
-        Result(Cell(other, **OWN_CAPTURE), {"busy_causes": {"told guest unexplained": 99}}),
+        Result(Cell(other, **OWN_CAPTURE), {"busy_causes": {"given guest unexplained": 99}}),
     ]
     assert explained_by_capture(results) == 0.5
-    assert any("what capture records" in line for line in failures(results, Thresholds()))
+    assert any("capture's probes" in line for line in failures(results, Thresholds()))
     assert explained_by_capture(results[:1]) is None
     assert capture_rows(results)[1:] == [
         ["all probes", "1", "100", "90", "0.9000"],

@@ -116,8 +116,8 @@ def _result(**chains: int) -> Result:
 @pytest.mark.parametrize(
     ("result", "says"),
     [
-        (_result(exact=99, wrong=1), "exact chains: 0.990000, at least 1 is wanted"),
-        (_result(exact=1, needless=2), "2 chains are marked"),
+        (_result(exact=99, wrong=1), "exact chains: 0.990000, below the threshold of 1"),
+        (_result(exact=1, needless=2), "2 complete chains are marked"),
         (
             Result(Cell(PLAN), {"zero_steps": {"proof_found": 2, "proof_true": 1}}),
             "zero-step precision: 0.5",
@@ -126,7 +126,7 @@ def _result(**chains: int) -> Result:
             Result(Cell(PLAN), {"zero_steps": {"shown": 100, "found_surely": 98}}),
             "zero-step recall: 0.98",
         ),
-        (Result(Cell(PLAN), unparsed=3), "3 lines were not understood"),
+        (Result(Cell(PLAN), unparsed=3), "3 lines were not parsed"),
     ],
 )
 def test_every_missed_threshold_is_reported(result: Result, says: str) -> None:

@@ -113,7 +113,7 @@ def test_a_rule_is_right_only_where_it_was_broken() -> None:
     elsewhere = broken.head(1).with_columns(seq=pl.col("seq") + 1)
     wrong = score_verdicts(_with_findings(made, broken_rules=elsewhere)).counts
     assert wrong["sure track_without_kick wrong"] == 1
-    assert "1 broken rules track_without_kick are none" in false_accusations(wrong)
+    assert "1 broken rules track_without_kick are wrong" in false_accusations(wrong)
     other = broken.head(1).with_columns(rule=pl.lit("tdr_busy", broken.schema["rule"]))
     assert (
         score_verdicts(_with_findings(made, broken_rules=other)).counts["sure tdr_busy wrong"] == 1
