@@ -30,15 +30,15 @@ class SurroundingsLike(Protocol):
 
     @property
     def attempt(self) -> dict[str, Any]:
-        """The attempt."""
+        """Row of the attempt."""
 
     @property
     def answers(self) -> list[dict[str, Any]]:
-        """Its rows in ``busy_causes``."""
+        """Rows of the attempt in ``busy_causes``, the most likely cause first."""
 
     @property
     def chain(self) -> dict[str, Any] | None:
-        """Its retry chain."""
+        """Row of the attempt's retry chain."""
 
     @property
     def calls(self) -> pl.DataFrame:
@@ -89,7 +89,7 @@ def _answer(around: SurroundingsLike) -> Iterator[str]:
         return
     best, *others = around.answers
     yield from _wrapped(f"  cause: {best['cause']}, {_confidence(best)}")
-    yield from _wrapped(_because(around, best), 4)
+    yield from _wrapped(_evidence(around, best), 4)
     if best["rule"] is not None:
         rules = dict(bug_rule_table().select("rule", "statement").iter_rows())
         yield from _wrapped(f"  rule {best['rule']}: {rules[best['rule']]}")
@@ -98,8 +98,8 @@ def _answer(around: SurroundingsLike) -> Iterator[str]:
             yield from _wrapped(f"  or by {_holder(around, other)}")
 
 
-def _because(around: SurroundingsLike, answer: dict[str, Any]) -> str:
-    """Return the evidence: the holder, that no host call held it, or what is missing."""
+def _evidence(around: SurroundingsLike, answer: dict[str, Any]) -> str:
+    """Return the evidence for a cause: the lock holder, no holder, or the missing input."""
     if answer["cause"] == "unexplained":
         return f"  missing {answer['lacks']}: {one_line(answer['advice'])}"
     tid = answer["holder_tid"]
@@ -129,7 +129,7 @@ def _holder(around: SurroundingsLike, row: dict[str, Any]) -> str:
 
 
 def _picture(around: SurroundingsLike) -> Iterator[str]:
-    """Yield a line per thread, with a mark for each call, and the legend."""
+    """Yield the timeline: a line per thread, with a mark for each call, and the legend."""
     room = WIDTH - _NAME - 3
     span = max(around.last_ns - around.first_ns, 1)
     length = short_duration(span)
@@ -154,7 +154,7 @@ def _picture(around: SurroundingsLike) -> Iterator[str]:
 
 
 def _threads(around: SurroundingsLike) -> list[int | None]:
-    """Return the attempt's thread, those of its candidates, of its TD, then all others."""
+    """Return thread IDs: of the attempt, of its candidates, of its TD, then all others."""
     near = [around.attempt["tid"], *(row["holder_tid"] for row in around.answers)]
     here = around.calls.sort(pl.col("td_id").eq_missing(around.attempt["td_id"]), descending=True)
     found = [*(tid for tid in near if tid is not None), *here["tid"]]

@@ -16,9 +16,9 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings
 
 MAX_LINES: Final = 40
-# Problems and leaves that are shown: the first pair with which all of it fits.
+# Numbers of problems and leaves to show, in order: the first pair that fits MAX_LINES is used.
 _SIZES: Final = ((3, 6), (3, 4), (2, 4), (1, 3), (1, 1), (0, 0))
-# Characters of a sentence: six lines.
+# Maximum number of characters of a sentence: six lines.
 _SENTENCE: Final = 420
 
 
@@ -27,8 +27,8 @@ def brief(title: str, findings: Findings, made: Origin) -> str:
 
     Args:
         title: Title of the report.
-        findings: What ``analyze`` found.
-        made: The command that made it, if any.
+        findings: Result of ``analyze``.
+        made: Origin of the report; its command may be empty.
     """
     lines: list[str] = []
     for n_problems, n_leaves in _SIZES:
@@ -47,7 +47,7 @@ def _parts(
         [f"# {text(title)}"],
         _wrapped(verdicts.headline(findings)),
         _problems(findings, n_problems),
-        [line for said in summary.limit(findings) for line in _wrapped(said)],
+        [line for sentence in summary.limit(findings) for line in _wrapped(sentence)],
         _leaves(stats, n_leaves),
         [*_wrapped(", ".join(facts(findings)) + "."), *_inputs(findings), *_losses(findings)],
         _wrapped(f"tdxtrace {__version__}" + (f": {made.command}" if made.command else "")),

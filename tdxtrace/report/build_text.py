@@ -14,21 +14,21 @@ from tdxtrace.tdx.leaves import leaf_name, parse_leaf
 _FINALIZE: Final = parse_leaf("TDH.MR.FINALIZE")[0]
 _NO_LOG: Final = (
     "# no TDH.MNG.INIT, MEM.PAGE.ADD, MR.EXTEND or MR.FINALIZE was recorded: probe them "
-    "(tdxtrace capture plan) and start before the TD is made"
+    "(tdxtrace capture plan) and start before the TD is created"
 )
-_NO_CHECK: Final = "no message of the kernel about TDX: give the whole log, from boot on"
+_NO_CHECK: Final = "no kernel message about TDX: pass the whole log, starting at boot"
 _NO_RELEASE: Final = (
-    "the log names no one release of the module; it is in the kernel's messages of boot "
+    "the log does not name a single module release; the kernel prints it at boot "
     '("Module version", "build_num"), and tdxtrace capture doctor reads it from sysfs'
 )
 _MARKS: Final = {"yes": "AFFECTED", "no": "not affected", "unknown": "unknown"}
 
 
 def measurement_text(log: pl.DataFrame, losses: pl.DataFrame) -> str:
-    """Return the log with one call a line, as probes at the kernel's wrappers would print it.
+    """Return the log with one call per line, as probes of the kernel's wrappers would print it.
 
-    A line is the name of the wrapper and, where it takes one, ``gpa=0x...``: two builds of one
-    image give equal lines.  What is not of the build itself is a comment, ``#``.
+    A line is the name of the wrapper and, if it takes an address, ``gpa=0x...``: two builds of the
+    same image give the same lines.  Lines that start with ``#`` are comments.
 
     Args:
         log: The ``measurement_log`` table.
@@ -52,11 +52,11 @@ def measurement_text(log: pl.DataFrame, losses: pl.DataFrame) -> str:
 
 
 def gaps(build: pl.DataFrame, n_lost: int) -> Iterator[str]:
-    """Yield why calls may be missing in a build, or be there though nothing was measured.
+    """Yield the reasons why the calls of a build may be incomplete or may have failed.
 
     Args:
         build: Rows of the ``measurement_log`` table of one build.
-        n_lost: Losses of its recording.
+        n_lost: Number of losses in its recording.
     """
     if build["build"][0] == 0:
         yield "its TDH.MNG.INIT was not recorded"
@@ -74,7 +74,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def host_check_text(checks: pl.DataFrame, names: list[str]) -> str:
-    """Return the release of each log's module and its weaknesses.
+    """Return the module release of each log and the known weaknesses of that release.
 
     Args:
         checks: The ``host_checks`` table.

@@ -1,4 +1,4 @@
-"""Tables of text in as many columns as a terminal holds; the one place that decides widths."""
+"""Text tables and sentences that adapt to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tdxtrace.report.units import plural
 _BOLD: Final = Style(bold=True)
 _COMMAND: Final = Style(color="cyan")
 _GAP: Final = 1
-# A column of sentences may be folded where it has at least so much room.  A choice.
+# Minimum width of a folded column of sentences: chosen by the project.
 _LEAST_TEXT: Final = 30
 
 
 class TextTable:
-    """Rows of text in columns, none of which is ever cut.
+    """A table of text whose cells are never truncated.
 
-    Where not all columns fit, the less important ones are left out, and named in a line below.  One
-    column of sentences is folded instead: it then stands last.
+    If not all columns fit the terminal, the least important ones are left out and named in a line
+    below the table.  One column of sentences may be folded instead; it is then the last column.
 
     Args:
         titles: Title of each column.
-        right: Places of the columns that are aligned to the right.
-        ranks: For each column its importance, the smallest number the most important; without it
-            columns are important from the left to the right.
-        texts: Places of the columns of sentences, which may be folded.
-        elsewhere: Where the columns that are left out can be seen.
+        right: Indices of right-aligned columns.
+        ranks: Rank of each column; the column with the smallest rank is kept longest.  Default:
+            from left to right.
+        texts: Indices of columns of sentences, which may be folded.
+        elsewhere: How to see the columns that are left out, for the line below the table.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class TextTable:
         self._rows: list[list[str]] = []
 
     def add_row(self, *cells: str | Text) -> None:
-        """Append a row: one cell for each title."""
+        """Append a row with one cell per title."""
         self._rows.append([str(cell) for cell in cells])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the title, the rows, and the names of the columns that are left out."""
+        """Yield the titles, the rows, and the names of the columns that are left out."""
         width = options.max_width
         widths = [self._width(place) for place in range(len(self._titles))]
         places, folded = _fitting(widths, self._ranks, self._texts, width)
         room = width - sum(widths[place] + _GAP for place in places if place != folded)
-        # Segments, not Text: a pipe may get a million rows.
+        # Segments are faster than Text: a pipe may receive a million rows.
         for n, row in enumerate([self._titles, *self._rows]):
             for line in self._lines(row, places, widths, folded, room):
                 yield Segment(line, _BOLD if n == 0 else None)
@@ -82,7 +82,7 @@ class TextTable:
         folded: int | None,
         room: int,
     ) -> Iterator[str]:
-        """The lines of a row: one, or as many as its folded cell has."""
+        """Yield the lines of a row: one, or one per line of its folded cell."""
         cells = [
             _padded(row[place], widths[place], place in self._right)
             for place in places
@@ -100,7 +100,7 @@ class TextTable:
 def _fitting(
     widths: Sequence[int], ranks: Sequence[int], texts: frozenset[int], width: int
 ) -> tuple[list[int], int | None]:
-    """Return the places of the columns that fit, in order, and of the one that is folded."""
+    """Return the indices of the columns that fit, in order, and the index of the folded one."""
     chosen: list[int] = []
     folded = None
     used = 0
@@ -125,7 +125,7 @@ def _padded(cell: str, width: int, is_right: bool) -> str:
 
 
 def _folded(text: str, width: int) -> Iterator[str]:
-    """Break a sentence between words into lines of this width; a longer word into pieces."""
+    """Break a sentence between words into lines of at most ``width``; longer words are split."""
     line = ""
     for word in text.split(" "):
         if line and cell_len(line) + 1 + cell_len(word) > width:
@@ -142,14 +142,14 @@ def _folded(text: str, width: int) -> Iterator[str]:
 
 
 class Sentence:
-    """A line of text that is folded between words where it is too wide, and never cut.
+    """A sentence that is folded between words to the width of the terminal, never truncated.
 
     Args:
         text: The sentence.
-        indent: Blanks before each of its lines.
+        indent: Number of blanks before each line.
         style: Style of rich.
-        then: What stands behind it if there is room, else in a line of its own: a command, which is
-            not folded, as it is to be copied.
+        then: Command appended to the last line if it fits, else on a line of its own.  It is not
+            folded, so that it can be copied.
     """
 
     def __init__(self, text: str, indent: int = 0, style: str = "", then: str = "") -> None:
@@ -159,7 +159,7 @@ class Sentence:
         self._then = then
 
     def lines(self, width: int) -> Iterator[tuple[str, str]]:
-        """Return its lines: of each the text, and the command behind it."""
+        """Yield each line as its text and the command that follows it, which may be empty."""
         blanks = " " * self._indent
         room = max(width - self._indent, 1)
         *before, last = _folded(self._text, room)
@@ -171,7 +171,7 @@ class Sentence:
             yield blanks, f"  {self._then}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield its lines."""
+        """Yield the segments of each line."""
         style = console.get_style(self._style) if self._style else None
         for text, command in self.lines(options.max_width):
             yield Segment(text, style)
@@ -181,5 +181,5 @@ class Sentence:
 
 
 def more_rows(n: int) -> str:
-    """Return the line that says how many rows are left out."""
+    """Return the line that states the number of rows left out."""
     return f"{plural(n, 'more row')} (-n 0: all)"

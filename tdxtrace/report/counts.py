@@ -1,4 +1,4 @@
-"""Numbers of TDs, vCPUs, requests and episodes: the same on the screen, the page and in a mail."""
+"""Numbers of TDs, vCPUs, requests and episodes, shared by terminal, page and mail."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tdxtrace.tables.trace import Findings
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much there is of everything, over all inputs."""
+    """Totals over all inputs."""
 
     seamcalls: int
     requests: int
     retried: int
     n_vms: int
-    """TDs; where no call names its TD, the processes that made calls."""
+    """Number of TDs; if no call names its TD, number of processes that made calls."""
     vms: str
-    """The same in words."""
+    """``n_vms`` with its noun, such as "2 TDs"."""
     vcpus: int
     episodes: int
-    """Zero-step episodes, without those of weak evidence."""
+    """Number of zero-step episodes, without those of weak evidence."""
 
 
 def counts(findings: Findings) -> Counts:
-    """Return the numbers of the findings."""
+    """Return the totals of the findings."""
     stats = findings.leaf_stats
     of_vms = findings.vm_stats.filter(pl.col("n_requests") > 0)
     n_tds, n_vms = (of_vms.select("source", c).drop_nulls().n_unique() for c in ("td_id", "tgid"))
@@ -43,7 +43,7 @@ def counts(findings: Findings) -> Counts:
 
 
 def facts(findings: Findings) -> list[str]:
-    """Return the numbers as short texts, for the head of a page."""
+    """Return the totals as short texts, for the head of a page."""
     found = counts(findings)
     return [
         plural(found.seamcalls, "SEAMCALL"),
@@ -56,7 +56,7 @@ def facts(findings: Findings) -> list[str]:
 
 
 def n_cut_by_losses(findings: Findings) -> int:
-    """Return the number of chains that lost events cut."""
+    """Return the number of chains that were cut by lost events."""
     if not total(findings.leaf_stats, "cut"):
         return 0
     is_cut = pl.col("cut_by") == "lost_events"

@@ -34,13 +34,13 @@ from tdxtrace.tdx.leaves import leaf_name
 MOST_JUDGED: Final = 1_000_000
 """SEAMCALLs up to which ``analyze`` looks for problems.
 
-Verdicts need the cause of every busy answer.  Of 0.1 M SEAMCALLs they add 60 % to the time of
-reading and analysing, of 0.7 M 80 %, of 12 M, a third of them busy, 180 %: above this they would
-more than double it (tests/bench/commands.py).
+Verdicts need the cause of every busy answer.  They add 60 % to the time of reading and analysing
+0.1 M SEAMCALLs, 80 % for 0.7 M, and 180 % for 12 M, a third of them busy: above this limit they
+would more than double it (tests/bench/commands.py).
 """
-# Rows of zero-step episodes and of worst chains where no terminal limits them.  A choice.
+# Rows of zero-step episodes and of worst chains without a terminal: chosen by the project.
 _N_WORST: Final = 10
-# On a terminal, problems that are shown at most: three take a third of 24 lines.
+# Maximum number of problems shown on a terminal: three take a third of 24 lines.
 _N_PROBLEMS: Final = 3
 _OUTCOMES: Final = (
     ("succeeded", "ok"),
@@ -49,7 +49,7 @@ _OUTCOMES: Final = (
     ("abandoned", "abandoned"),
     ("cut", "cut"),
 )
-# Importance of the columns of leaves, the first the most important.
+# Columns of the table of leaves, the most important first.
 _LEAF_RANKS: Final = (
     *("source", "TDH.", "requests", "retried", "%", "p50/p99/max"),
     *("abandoned", "cut", "failed", "elsewhere", "time p99/max", "ok"),
@@ -63,9 +63,9 @@ def findings_text(
 
     Args:
         findings: The findings.
-        lines: Height of the terminal, which then determines the number of rows of each table; None:
-            there is no terminal, and all leaves are shown.
-        limit: Rows of each table; 0: all; None: as ``lines`` says.
+        lines: Height of the terminal, which limits the number of rows of each table; None: no
+            terminal, and all leaves are shown.
+        limit: Maximum number of rows of each table; 0: all; None: derived from ``lines``.
         brief: Whether to leave out the tables.
     """
     top: list[Sentence | Text] = [*_problems(findings, lines), *_inputs(findings)]
@@ -95,7 +95,7 @@ def _next(step: str) -> Sentence:
 
 
 def _height(parts: Sequence[Sentence | Text]) -> int:
-    """Lines that these take on a terminal of 80 columns."""
+    """Return the number of lines that ``parts`` take on a terminal of 80 columns."""
     sentences = (Sentence(part.plain) if isinstance(part, Text) else part for part in parts)
     return sum(len(list(part.lines(80))) for part in sentences)
 
@@ -109,14 +109,14 @@ def _rows(findings: Findings, limit: int | None, lines: int | None) -> tuple[int
         return (limit or everything, limit or everything)
     if lines is None:
         return n_leaves, _N_WORST
-    # An empty line, a title each, the line about what is cut, the prompt.
+    # Reserve an empty line, three titles, the line about omitted rows, and the prompt.
     available = max(lines - 6, 5)
     shown = min(n_leaves, max(3, available * 5 // 9))
     return shown, max(1, (available - shown) // 2)
 
 
 def _cut(findings: Findings, n_leaves: int, n_rows: int) -> list[RenderableType]:
-    """Say how many rows are left out, and how to see them."""
+    """Return a line that states how many rows are left out and how to see them; empty if none."""
     n_worst = total(findings.leaf_stats, "retried_seamcalls")
     parts = [
         plural(n - shown, noun, many)
@@ -131,13 +131,13 @@ def _cut(findings: Findings, n_leaves: int, n_rows: int) -> list[RenderableType]
 
 
 def _problems(findings: Findings, lines: int | None) -> list[Sentence]:
-    """The verdict: how many problems, and what each is; or that nobody looked for them."""
+    """Return the problems found, one per line, or a note that verdicts were not computed."""
     path = _path(findings)
     n_calls = total(findings.leaf_stats, "n_seamcalls")
     if n_calls > MOST_JUDGED:
         return [
             Sentence(
-                f"problems: not looked for in {plural(n_calls, 'SEAMCALL')}:",
+                f"problems: not checked for {plural(n_calls, 'SEAMCALL')}:",
                 style="bold yellow",
                 then=f"tdxtrace verdicts {path}",
             )
@@ -167,7 +167,7 @@ def _inputs(findings: Findings) -> list[Text]:
 
 
 def _path(findings: Findings) -> str:
-    """The traces as in a command."""
+    """Return the traces as command-line arguments."""
     sources = findings.provenance.sources
     has_traces = not all(source.is_log for source in sources)
     words = (
@@ -269,15 +269,15 @@ def _table(
     right: Sequence[str],
     ranks: Sequence[str],
 ) -> TextTable:
-    """Return a table, with the number of the input before each row where there are several.
+    """Return a table; with several inputs, its first column is the number of the input.
 
     Args:
         findings: The findings.
-        rows: What the rows show.
+        rows: Rows of the finding table that are shown, with ``source``.
         titles: Titles of the columns.
         cells: Cells of each row.
-        right: Titles of the columns aligned to the right.
-        ranks: Titles by importance.
+        right: Titles of right-aligned columns.
+        ranks: Titles, the most important first.
     """
     several = len(findings.provenance.sources) > 1
     named = ["source", *titles] if several else list(titles)
@@ -351,7 +351,7 @@ def worst_chains(retry_chains: pl.DataFrame | pl.LazyFrame, n: int) -> pl.DataFr
         .sort(order, descending=[True, True, False], nulls_last=True)
         .head(n)
     )
-    # Only the rows that are shown are taken with all their columns.
+    # Collect all columns only for the rows that are shown.
     is_shown = pl.col("first_seq").is_in(shown["first_seq"].implode())
     rows = retry_chains.lazy().filter(is_shown).collect()
     keys = shown.select(RETRY_CHAINS.key)
@@ -359,7 +359,7 @@ def worst_chains(retry_chains: pl.DataFrame | pl.LazyFrame, n: int) -> pl.DataFr
 
 
 def chain_end(row: dict[str, Any]) -> str:
-    """Return the outcome of a chain, and its identity if that is less than the request."""
+    """Return the outcome of a chain, with its identity unless that is ``request``."""
     end: str = row["outcome"]
     return end if row["identity"] == "request" else f"{end} (by {row['identity']})"
 

@@ -1,4 +1,4 @@
-"""Limits of a fleet as text for a terminal, and as sections of a report."""
+"""Retry limits of a fleet, as text for a terminal and as sections of a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TITLES: Final = (
     *("group", "TDH.", "unit", "hosts", "requests", "retried", "limit", "as one", "by hosts"),
     *("without one host", "most of the tail", "basis"),
 )
-# The group is shown where there are several.
+# Index of the group, which is shown only if there are several.
 _GROUP: Final = 0
 _MOST_HOSTS: Final = 10
 _MOST_NAME: Final = 40
@@ -35,7 +35,7 @@ def fleet_text(
     Args:
         limits: The ``fleet_limits`` table.
         hosts: The ``fleet_hosts`` table.
-        parts: The ``fact_parts`` that it rests on.
+        parts: The ``fact_parts`` table from which the limits were computed.
         failures: The ``fact_failures`` table.
     """
     rows, has_groups = _limit_rows(limits)
@@ -62,10 +62,10 @@ def sections(
     Args:
         limits: The ``fleet_limits`` table.
         hosts: The ``fleet_hosts`` table.
-        parts: The ``fact_parts`` that it rests on.
+        parts: The ``fact_parts`` table from which the limits were computed.
         failures: The ``fact_failures`` table.
-        shares: ``cause_shares`` of all parts.
-        rare: ``fact_rare`` of all parts.
+        shares: The ``cause_shares`` tables of all parts.
+        rare: The ``fact_rare`` tables of all parts.
     """
     return [
         Section("short", "Summary", "", list(_basis(parts, failures)), is_always_shown=True),
@@ -99,7 +99,7 @@ def _on_limits(limits: pl.DataFrame, hosts: pl.DataFrame) -> Iterator[Section]:
 
 
 def _section(name: str, title: str, shown: Grid, of_row: str) -> Section:
-    """A section that is a table, with the number of its rows."""
+    """Return a section that consists of a table and the number of its rows."""
     n = len(shown.rows)
     return Section(name, title, "", [f"{plural(n, of_row)}."], grids=[shown] if n else [])
 

@@ -18,18 +18,18 @@ from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
-# Retry chains that are listed; all of them are in retry_chains.parquet.
+# Maximum number of retry chains listed; retry_chains.parquet has all of them.
 _N_WORST: Final = 100
 
-# Control characters for text direction and the like, which a terminal would obey.
+# Non-ASCII characters are escaped: some, such as those for text direction, control terminals.
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
 def findings_data(findings: Findings) -> dict[str, Any]:
     """Return findings as JSON-ready data.
 
-    Tables have all rows, in the table's order and with its column names, except that of
-    ``retry_chains`` only the _N_WORST with the most attempts are listed, as ``worst_chains``.
+    Tables are complete, in the table's order and with its column names, except ``retry_chains``:
+    only the _N_WORST chains with the most attempts are listed, as ``worst_chains``.
     """
     names = pl.col("leaf").pipe(leaf_name).alias("leaf_name")
     return {
@@ -51,9 +51,9 @@ def findings_data(findings: Findings) -> dict[str, Any]:
 
 
 def report_json(title: str, sections: Sequence[Section], findings: Findings, made: Origin) -> bytes:
-    """Return a report as JSON: its sentences, and every row of the tables behind them.
+    """Return a report as JSON: its sentences, and all rows of the finding tables.
 
-    Rows satisfy the schemas of their tables; those of a table stand in its order.
+    Rows satisfy the schemas of their tables and keep the order of the table.
     """
     tables = findings.tables()
     head = {
@@ -75,7 +75,7 @@ def report_json(title: str, sections: Sequence[Section], findings: Findings, mad
         ],
         "n_rows": {name: rows.height for name, rows in tables.items()},
     }
-    # Rows as text, without a Python object for each: tables may have millions of rows.
+    # Write rows as text, without a Python object per row: tables may have millions of rows.
     rows = ",\n".join(
         f"    {json.dumps(name)}: [\n{_rows_json(rows)}]" for name, rows in tables.items()
     )
@@ -84,7 +84,7 @@ def report_json(title: str, sections: Sequence[Section], findings: Findings, mad
 
 
 def _rows_json(rows: pl.DataFrame) -> str:
-    """Return the rows of a table as JSON objects, one a line."""
+    """Return the rows of a table as JSON objects, one per line."""
     lines = rows.write_ndjson().rstrip("\n")
     if not lines.isascii():
         lines = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], lines)

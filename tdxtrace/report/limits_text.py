@@ -31,16 +31,16 @@ BASIS_WORDS: Final = {
 
 
 SAYS_NOTHING: Final = 0.99
-"""From this share on, 100 % in two digits, a statement says nothing."""
+"""Bounds from this share on round to 100 % in two digits and give no information."""
 NOT_COUNTED: Final = ("extrapolated", "withheld")
 """Bases of limits that were not counted."""
 
 
 def supported_line(findings: Findings) -> str:
-    """Return the limit that the trace supports for the leaf that was retried most, in a line.
+    """Return one line with the limit that the trace supports for the most retried leaf.
 
-    It is that for the smallest share that counting supports. It needs the busy answers of the
-    trace, but not their causes.
+    The limit is the one for the smallest share that counting supports. Computing it needs the busy
+    answers of the trace, but not their causes.
 
     Args:
         findings: The findings; ``limit_statements`` is used.
@@ -52,12 +52,12 @@ def supported_line(findings: Findings) -> str:
     """
     rows = findings.limit_statements.filter(kind="smallest")
     if rows.is_empty():
-        why = "has no requests" if findings.retry_chains.is_empty() else "shows few answers"
+        why = "has no requests" if findings.retry_chains.is_empty() else "has too few answers"
         return f"limit: none, the trace {why}"
     supported = rows.filter((pl.col("more_high") < SAYS_NOTHING).all().over("leaf"))
     if supported.is_empty():
         return "limit: none, the trace has too few requests"
-    # The table begins with the leaf that was retried most.
+    # The first row belongs to the most retried leaf.
     leaf = supported["leaf"][0]
     by_unit = {row["unit"]: row for row in supported.filter(leaf=leaf).iter_rows(named=True)}
     attempts, time = by_unit["attempts"], by_unit["ns"]
@@ -76,11 +76,11 @@ def supported_line(findings: Findings) -> str:
 
 
 _RARE: Final = 1e-6
-"""Below this share so many zeros stand before its digits that nobody counts them."""
+"""Smaller shares are shown as "1 in N", because their many leading zeros are hard to read."""
 
 
 def percent(share: float) -> str:
-    """Return a share in percent with at most two significant digits, never smaller than it.
+    """Return a share in percent, rounded up to at most two significant digits.
 
     Example:
         >>> percent(0.02431), percent(0.473), percent(0.00001), percent(0.999), percent(2.9e-8)
@@ -93,7 +93,7 @@ def percent(share: float) -> str:
 
 
 def percent_digits(share: float) -> str:
-    """Return :func:`percent` without its sign, for the cells of a table."""
+    """Return :func:`percent` without the percent sign, for the cells of a table."""
     if share <= 0:
         return "0"
     shown = Decimal(repr(two_digits_up(100 * share)))
@@ -105,7 +105,7 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
 
     Args:
         limits: The ``limits`` table.
-        rate: The rate that was asked for, in words; None: a ratio was.
+        rate: The target rate as given by the user; None: the target is a ratio.
     """
     if limits.is_empty():
         return Text("no limits: the trace has no requests")
@@ -120,7 +120,7 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
     for _, rows in listed.group_by("leaf", "made_by", maintain_order=True):
         table.add_row(*map(Text, _limit_cells(rows, is_paced)))
     anyone = named.filter(pl.col("made_by") == "anyone")
-    # Where no number of requests would do the notes say why.
+    # Rows for which no number of requests would do are explained in the notes.
     missing = anyone.filter(
         pl.col("unit") == "attempts",
         pl.col("basis").is_in(NOT_COUNTED),
@@ -141,13 +141,13 @@ def limits_text(limits: pl.DataFrame, rate: str | None = None) -> RenderableType
 
 
 def short_leaves(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return rows with the name of their leaf, without TDH., as column ``name``."""
+    """Add column ``name``: the name of the leaf without TDH., or its number."""
     named = leaf_name(pl.col("leaf")).str.strip_prefix("TDH.")
     return rows.with_columns(name=pl.coalesce(named, pl.col("leaf").cast(pl.String)))
 
 
 def recording_lines(rows: pl.DataFrame) -> Iterator[str]:
-    """Yield how long to record for targets that were not counted, leaves with one answer together.
+    """Yield how long to record for targets that were not counted; leaves with equal text share one.
 
     Args:
         rows: Rows of the ``limits`` table in attempts, with ``name``.
@@ -167,7 +167,7 @@ def recording_text(rows: pl.DataFrame) -> Iterator[Text]:
 def _to_record(row: dict[str, Any]) -> str:
     needed, needed_s = row["needed_requests"], row["needed_s"]
     if row["drifts"]:
-        return "the share rises or falls over the recording; look at a part (--since, --until)"
+        return "the share rises or falls over the recording; analyse a part (--since, --until)"
     if needed is None:
         _, _, why = (row["reason"] or "").partition("no number of requests would do")
         if not why and row["recorded_policy"]:
@@ -178,7 +178,7 @@ def _to_record(row: dict[str, Any]) -> str:
     text = f"record about {span_text(needed_s)} at this rate ({plural(rounded(needed), 'request')})"
     if needed_s <= _LONG_S:
         return text
-    return f"{text}, longer than one recording can be: {_hosts(needed_s)}"
+    return f"{text}, too long for one recording: {_hosts(needed_s)}"
 
 
 _LONG_S: Final = 7 * 86_400.0
@@ -186,15 +186,15 @@ _MOST_HOSTS: Final = 10_000
 
 
 def _hosts(seconds: float) -> str:
-    """How many hosts would have to record how long."""
+    """Return the number of hosts, and the time that each must record."""
     if seconds > _MOST_HOSTS * _LONG_S:
-        return "no fleet can answer it by counting"
+        return "no fleet can support it by counting"
     hosts = 10 if seconds <= 10 * _LONG_S else 1000 if seconds <= 1000 * _LONG_S else _MOST_HOSTS
     return f"{hosts:,} hosts for {span_text(seconds / hosts)}"
 
 
 def rounded(n: int) -> int:
-    """Return a number with two significant digits, never smaller than it.
+    """Round a number up to two significant digits.
 
     Example:
         >>> rounded(12_842_537), rounded(4494), rounded(7)
@@ -214,14 +214,14 @@ _SPANS: Final = (
 
 
 def span_text(seconds: float) -> str:
-    """Return how long to record, with at most two significant digits, never less.
+    """Return a duration as text, rounded up to at most two significant digits.
 
     Example:
         >>> span_text(0.2), span_text(230.0), span_text(9e4), span_text(8e9)
         ('200 ms', '4 min', '25 hours', '260 years')
     """
     for place, (step, name) in enumerate(_SPANS):
-        # Below two of a unit the next one says more, but for seconds.
+        # Below two of a unit the next smaller unit is more precise; seconds are an exception.
         if seconds >= (step if name == "s" else 2 * step) or place == len(_SPANS) - 1:
             n = rounded(math.ceil(seconds / step - 1e-9) or 1)
             return f"{n:,} {name}" if name in ("min", "s", "ms") else plural(n, name)
@@ -229,10 +229,10 @@ def span_text(seconds: float) -> str:
 
 
 def pace_text(anyone: pl.DataFrame) -> list[Text]:
-    """Return the warning that attempts are those of a traced kernel; nothing if none was retried.
+    """Return the warning that traced attempts are slower than others; empty without retries.
 
     Args:
-        anyone: Rows of the ``limits`` table for anyone's busy answers, with ``name``.
+        anyone: Rows of the ``limits`` table with ``made_by`` anyone, with ``name``.
     """
     rows = anyone.filter(pl.col("unit") == "ns", pl.col("pace_ns").is_not_null())
     if rows.is_empty():
@@ -240,10 +240,10 @@ def pace_text(anyone: pl.DataFrame) -> list[Text]:
     row = rows.row(0, named=True)
     text = (
         f"a traced attempt takes longer than one on a bare kernel (TDH.{row['name']}: "
-        f"{short_duration(round(row['pace_ns']))} here): as much time is more attempts there"
+        f"{short_duration(round(row['pace_ns']))} here): the same time is more attempts there"
     )
     if row["bare_attempts"] is None and row["limit"] is not None:
-        text += "; --pace TIME gives them"
+        text += "; --pace TIME converts them"
     return [Text(text)]
 
 
@@ -309,7 +309,7 @@ def _headline(limits: pl.DataFrame, rate: str | None) -> str:
 
 
 def _is_split() -> pl.Expr:
-    """Whether a limit is known for the host or the guest of the row's leaf."""
+    """Return whether the row's leaf has a separate limit for host or guest."""
     is_known = (pl.col("made_by") != "anyone") & ~pl.col("basis").is_in(["withheld", "no_vm_lost"])
     return is_known.any().over("leaf")
 
@@ -330,7 +330,7 @@ def _on_makers(named: pl.DataFrame) -> list[Text]:
 def _notes(named: pl.DataFrame) -> list[Text]:
     """Return each reason or warning once, with its leaves, and a line for each fitted tail."""
     reasons = named.filter(pl.col("reason").is_not_null(), pl.col("unit") == "attempts")
-    # How much to record is said below.
+    # The needed recording is printed in its own list below.
     reasons = reasons.with_columns(pl.col("reason").str.replace("; no number of requests .*$", ""))
     notes = []
     for (reason,), rows in reasons.group_by("reason", maintain_order=True):
@@ -352,7 +352,7 @@ def _notes(named: pl.DataFrame) -> list[Text]:
 
 
 def _bursts(named: pl.DataFrame) -> list[Text]:
-    """Return the number of bursts of retried requests by leaf, the units of the statistics."""
+    """Return the number of retried requests and of their bursts by leaf."""
     retried = named.filter(
         pl.col("made_by") == "anyone", pl.col("unit") == "attempts", pl.col("n_retried") > 0
     )
@@ -365,10 +365,10 @@ def _bursts(named: pl.DataFrame) -> list[Text]:
 
 
 def basis_text(anyone: pl.DataFrame) -> str:
-    """Return what limits rest on: requests, busy answers, time, TDs, losses.
+    """Return the data basis of the limits: requests, busy answers, time, TDs, losses.
 
     Args:
-        anyone: Rows of the ``limits`` table for anyone's busy answers.
+        anyone: Rows of the ``limits`` table with ``made_by`` anyone.
     """
     whole = anyone.filter(pl.col("unit") == "attempts")
     first = whole.row(0, named=True)
@@ -380,15 +380,15 @@ def basis_text(anyone: pl.DataFrame) -> str:
         f"based on {plural(int(whole['n_requests'].sum()), 'request')}, "
         f"{plural(int(whole['n_busy'].sum()), 'busy answer')}, {span}, {plural(tds, 'TD')}, "
         + (plural(n_losses, "loss", "losses") if n_losses else "no losses")
-        + ("" if tds >= MIN_UNITS else f"; with fewer than {MIN_UNITS} TDs nothing of another one")
+        + ("" if tds >= MIN_UNITS else f"; fewer than {MIN_UNITS} TDs: not valid for another TD")
     )
 
 
 def worst_text(anyone: pl.DataFrame) -> Iterator[Text]:
-    """Yield for each retried leaf the share of its worst TD, and of its worst input.
+    """Yield, per retried leaf, the share above the limit in its worst TD and its worst input.
 
     Args:
-        anyone: Rows of the ``limits`` table for anyone's busy answers, with ``name``.
+        anyone: Rows of the ``limits`` table with ``made_by`` anyone, with ``name``.
     """
     rows = anyone.filter(pl.col("unit") == "attempts", pl.col("n_retried") > 0, pl.col("n_tds") > 1)
     for row in rows.drop_nulls("worst_td").iter_rows(named=True):
@@ -405,7 +405,7 @@ def worst_text(anyone: pl.DataFrame) -> Iterator[Text]:
 
 
 def _share(ratio: float) -> str:
-    """A share that was counted, with two significant digits."""
+    """Return a ratio in percent with two significant digits."""
     return f"{float(f'{100 * ratio:.2g}'):g} %"
 
 
@@ -436,7 +436,7 @@ def _stops_at(row: dict[str, Any]) -> str:
 
 
 def _unknown(named: pl.DataFrame) -> list[Text]:
-    """Return what the replay cannot determine, each text once, with its policies."""
+    """Return what the replay cannot determine: each text once, with the policies it is for."""
     rows_of: dict[str, list[str]] = {}
     for policy, name, text in named.select("policy", "name", "not_known").iter_rows():
         for part in _COUNTED.sub("requests (?)", text).split("; "):

@@ -1,4 +1,4 @@
-"""Listing of any table on a terminal: words in hex, times in seconds, text escaped."""
+"""Listing of any table on a terminal: addresses in hex, times in seconds, text escaped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _HEX: Final = frozenset(
     "td_id|vp_id|gpa|page|status|final_status|ext_err1|ext_err2|rip|info1|info2|intr_info|"
     "error_code|requests|port|value|holder_td_id|holder_vp_id|rcx|rdx|r8|rax".split("|")
 )
-# Times on the trace's clock; all other columns in ns are durations.
+# Columns that are times of the trace's clock; all other columns in ns are durations.
 _POINTS: Final = (
     *("start_ns", "end_ns", "ts_ns", "last_end_ns", "entered_ns", "fault_ns", "left_ns"),
 )
-# Columns by importance, for terminals too narrow for all; the others follow in the table's order.
+# The most important columns, for narrow terminals; the others follow in the table's order.
 _FIRST: Final = (
     *(
         "policy",
@@ -46,23 +46,24 @@ _FIRST: Final = (
 )
 _LAST: Final = frozenset({"probe", "last_seq", "settled_seq", "start_cpu", "begin_lost", "rank"})
 _ELSEWHERE: Final = "--format csv, a wider terminal, or a pipe"
-# What a cell holds at most, as a cell of csv does.
+# Maximum number of characters of a cell, as in csv.
 _MAX_CELL: Final = 32_767
 
 
 def listing(
     rows: pl.DataFrame, limit: int = 0, clocks: Mapping[int, str] | None = None
 ) -> RenderableType:
-    """Return the first rows of a table as text, in columns that are left out where none fits.
+    """Return the first rows of a table as text.
 
-    Columns that are null in all rows are left out, and ``source`` if there is one input; ``leaf``,
-    ``status`` and ``exit_reason`` are shown by name.
+    Columns that do not fit the terminal are left out, as are columns that are null in all rows,
+    and ``source`` if there is one input.  ``leaf``, ``status`` and ``exit_reason`` are shown by
+    name.
 
     Args:
         rows: Any table of the catalog.
         limit: Maximum number of rows; 0 for all.
-        clocks: Name of the clock by source, as provenance has it: times of a wall clock are
-            shown as dates, those of other clocks as seconds.
+        clocks: Name of the clock by source, as in the provenance: times of a wall clock are shown
+            as dates, others as seconds.
     """
     if rows.is_empty():
         return Text("no rows")
@@ -93,12 +94,12 @@ def listing(
 
 
 def _rank(name: str) -> int:
-    """The importance of a column, the smallest number the most important."""
+    """Return the rank of a column; the smallest rank is the most important."""
     return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (name in _LAST)
 
 
 def _cells(name: str, rows: pl.DataFrame, clocks: Mapping[int, str]) -> list[str]:
-    """The cells of a column."""
+    """Return the cells of a column as text."""
     if name == "ts_ns" and "source" in rows.columns:
         named = zip(rows[name], (clocks.get(source, "") for source in rows["source"]), strict=True)
         return [_date(at, clock) or _cell(name, at) for at, clock in named]
@@ -106,7 +107,7 @@ def _cells(name: str, rows: pl.DataFrame, clocks: Mapping[int, str]) -> list[str
 
 
 def _date(ts_ns: int | None, clock: str) -> str | None:
-    """A time of a wall clock as it was printed, with a year if it has one; else None."""
+    """Return a wall-clock time as a date, with the year if recorded; None for other clocks."""
     if ts_ns is None or not clock.startswith("wall"):
         return None
     at = datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC)

@@ -1,4 +1,4 @@
-"""What a capture shows of the P-SEAMLDR, which replaces the TDX module, in sentences."""
+"""Sentences about calls of the P-SEAMLDR, which loads and updates the TDX module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tdxtrace.tdx.loader import loader_leaf_name, loader_status_name
 
 
 def loader_sentences(calls: pl.DataFrame) -> list[str]:
-    """Return one sentence for each leaf and input: how long it kept how many CPUs, and from when.
+    """Return one sentence per leaf and input: number of calls and CPUs, duration, start.
 
     Args:
         calls: The ``loader_calls`` table.

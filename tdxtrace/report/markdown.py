@@ -10,17 +10,17 @@ from typing import Final
 from tdxtrace import __version__
 from tdxtrace.report.section import Grid, Problem, Section, left_out
 
-# Width of a line of prose: that of mails on the kernel lists,
+# Width of a line of prose, as for mails on the kernel lists:
 # Documentation/process/submitting-patches.rst.
 WIDTH: Final = 75
 _MAX_ROWS: Final = 12
-# Rows of a table that a page folds.
+# Maximum rows of a table that the HTML page folds.
 _FOLDED_ROWS: Final = 4
-# Width of a table, which may exceed that of prose; more would be wrapped by viewers.
+# Maximum width of a table, which may exceed that of prose; viewers wrap wider ones.
 _MAX_WIDTH: Final = 96
 # Characters that start a link, an emphasis, a tag or a cell in CommonMark or GitHub's tables.
 _SPECIAL: Final = re.compile(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))")
-# Starts of a line that make it a heading, a list or a quotation.
+# Beginnings of a line that make it a heading, a list or a quotation.
 _FIRST: Final = re.compile(r"^([#+>=-]|\d+[.)])")
 
 
@@ -69,7 +69,7 @@ def text(shown: str) -> str:
 
 
 def wrapped(line: str, bullet: str = "") -> list[str]:
-    """Return a line of text, escaped, as lines of at most WIDTH characters."""
+    """Escape a line of text and wrap it into lines of at most WIDTH characters."""
     return _filled(_FIRST.sub(r"\\\1", text(line)), bullet)
 
 
@@ -117,7 +117,7 @@ def _aligned(
 
 
 def _listed(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a list item per row, with its last cell, a sentence, at the end."""
+    """Yield a list item per row; its last cell is a sentence and comes last."""
     for row in rows[1:]:
         facts = [f"{title} {cell}" for title, cell in zip(rows[0][1:-1], row[1:-1], strict=True)]
         yield from _filled(f"{row[0]} ({', '.join(facts)}): {row[-1]}", "- ")

@@ -49,7 +49,7 @@ class Threads:
     def __init__(self, findings: Findings) -> None:
         self._comms: dict[Thread, str] = {}
         for source, tid, comm in findings.threads.select("source", "tid", "comm").iter_rows():
-            # A thread starts with its parent's name: the last name is its own.
+            # A thread starts with its parent's name, so its last recorded name is its own.
             self._comms[source, tid] = one_line(comm, 24)
         self._vcpus = {
             (source, tid): vcpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-# Simulated trace of a host under a zero-step attack, if no trace is given.
+# File of the simulated trace (a host under a zero-step attack) used if no trace is given.
 _SIMULATED: Final = "simulated.txt"
 _SIMULATE: Final = (
     "import sys\n\n"
@@ -68,8 +68,8 @@ _CELLS: Final = (
     ),
     (
         "markdown",
-        "Tables are Arrow (PyCapsule interface): pyarrow, pandas, DuckDB and ibis take them as "
-        "they are. A package that is not installed is left out here.",
+        "Tables support the Arrow PyCapsule interface: pyarrow, pandas, DuckDB and ibis read them "
+        "directly. This cell skips packages that are not installed.",
     ),
     ("code", "import pyarrow as pa\n\npa.table(findings.retry_chains).schema"),
     (
@@ -98,7 +98,8 @@ _CELLS: Final = (
     (
         "markdown",
         "## Limits and the report\n\n"
-        "The smallest limit that 99 % of requests keep, with 95 % confidence; and the page.",
+        "The smallest limit that 99 % of requests keep, with 95 % confidence; then the HTML "
+        "report.",
     ),
     (
         "code",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What made a report; a report made in Python without it names no command and no date."""
+    """Command, date and inputs of a report; empty for a report created from Python."""
 
     command: str = ""
     date: str = ""
@@ -22,14 +22,14 @@ class Origin:
 
 
 def origin(command: str, inputs: Iterable[str]) -> Origin:
-    """Return the origin of a report that is made now.
+    """Return the origin of a report created now.
+
+    The date is taken from SOURCE_DATE_EPOCH, if set, so that a report can be reproduced byte by
+    byte (reproducible-builds.org, specs/source-date-epoch).
 
     Args:
         command: The command line.
-        inputs: Paths; pipes and folders have no hash.
-
-    The date is that of SOURCE_DATE_EPOCH, if it is set, so that a report can be made again byte
-    by byte (reproducible-builds.org, specs/source-date-epoch).
+        inputs: Paths of the inputs; pipes and folders have no hash.
     """
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else datetime.now(UTC)

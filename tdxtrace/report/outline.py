@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 _NO_ORIGIN: Final = Origin()
-# What both of the following groups need.
+# Tables that both of the following groups need.
 _FIRST: Final = ("busy_answers",)
-# The slowest tables, in two independent groups of about the same duration, which are computed
-# in parallel.
+# The slowest tables, in two independent groups of about the same duration that are computed in
+# parallel.
 _IN_BACKGROUND: Final = ("step_thresholds", "time_shares", "zero_step_causes", "progress_loops")
 _IN_FOREGROUND: Final = ("attempts", "limits", "limit_statements", "policies", "latencies")
 
@@ -44,8 +44,8 @@ _IN_FOREGROUND: Final = ("attempts", "limits", "limit_statements", "policies", "
 def sections(findings: Findings, made: Origin = _NO_ORIGIN) -> list[Section]:
     """Return the sections of the report on ``findings``.
 
-    First what is wrong, then the limit that is supported, then how often, how long and who, then
-    the quality of the data, then details, which a page folds.
+    The order is: summary, problems, limits; retries by leaf, attempts, time and cause; zero-step
+    episodes and abandoned requests; data quality and provenance; details, which the page folds.
     """
     _compute(findings, _FIRST)
     with ThreadPoolExecutor(1) as background:
@@ -141,6 +141,6 @@ def charts(findings: Findings) -> Charts:
     """Return the charts of the report on ``findings``, for a notebook.
 
     Args:
-        findings: What ``analyze`` found.
+        findings: Result of ``analyze``.
     """
     return Charts(findings)

@@ -33,7 +33,7 @@ _EVENTS: Final = "host events"
 _LOADER: Final = "P-SEAMLDR"
 _LOSSES: Final = "losses"
 _ORDER: Final = (_CHAINS, _CALLS, _GUEST, _ZERO_STEPS, _FAULTS, _EVENTS, _LOADER, _LOSSES)
-# What is known of the cause of a busy attempt.
+# Details about the cause of a busy attempt.
 _CAUSE: Final = ("cause", "confidence", "resource", "holder", "holder_tid", "holder_seq", "rule")
 
 
@@ -50,7 +50,7 @@ def write_perfetto(trace: Trace, findings: Findings, file: IO[bytes]) -> int:
     Args:
         trace: The events; with a selection, the selected rows.
         findings: Findings of the same selection.
-        file: Opened for writing bytes.
+        file: File opened for writing bytes.
 
     Returns:
         Number of packets written.
@@ -219,7 +219,7 @@ def _details(row: dict[str, Any], *names: str) -> dict[str, str | int]:
 
 
 def with_lanes(chains: pl.DataFrame) -> pl.DataFrame:
-    """Add ``lane``: chains of one thread that overlap in time have different ones, from 0.
+    """Add ``lane``, from 0, such that overlapping chains of a thread have different lanes.
 
     The final status is named ``status``, as in tables of calls.
 
@@ -246,11 +246,11 @@ def first_causes(busy_causes: pl.DataFrame, first_flow: int) -> pl.DataFrame:
 
     Args:
         busy_causes: The ``busy_causes`` table.
-        first_flow: Number of the first flow from a holder to an attempt.
+        first_flow: ID of the first flow from a holder to an attempt.
 
     Returns:
-        Columns source, seq, those of the cause, and ``held``: number of the flow from the holder;
-        null without a holder.
+        Columns source, seq, those of the cause, and ``held``: ID of the flow from the holder; null
+        without a holder.
     """
     leaf = pl.coalesce(leaf_name(pl.col("holder_leaf")), pl.col("holder_leaf").cast(pl.String))
     has_holder = pl.col("holder_seq").is_not_null()
@@ -265,15 +265,15 @@ def first_causes(busy_causes: pl.DataFrame, first_flow: int) -> pl.DataFrame:
 
 
 def with_causes(rows: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """Add to calls or entries the cause of a busy one, and the flows between holders and attempts.
+    """Add the causes of busy answers, and the flows between holders and attempts.
 
     Args:
-        rows: Rows with source and seq.
-        answers: What :func:`first_causes` returns.
+        rows: Rows of calls or vCPU entries, with source and seq.
+        answers: Result of :func:`first_causes`.
 
     Returns:
-        ``rows`` in their order with the columns of the cause, and ``held``: the flows of a row,
-        as holder and as attempt.
+        ``rows`` in the same order, with the columns of the cause, and ``held``: IDs of the flows
+        that start or end at the row.
     """
     numbered = answers.drop_nulls("held")
     flows = (
@@ -297,16 +297,16 @@ _NULL_KEYS: Final = {"tid": -1, "gpa": 2**64 - 1, "vp_id": 2**64 - 1}
 
 
 def with_chains(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataFrame:
-    """Add ``flow`` and ``outcome`` of the chain to the attempts of chains of two or more.
+    """Add ``flow`` and ``outcome`` of the retry chain to the attempts of longer chains.
 
     Args:
         seamcalls: The ``seamcalls`` table.
         retry_chains: The ``retry_chains`` table of the same calls.
 
     Returns:
-        ``seamcalls`` with ``flow`` (UInt64, number of the chain from 1; null for a chain of one
-        attempt) and ``outcome``, in the same order.  A call that completed a request of
-        another thread has the flow of that request, unless it was retried itself.
+        ``seamcalls`` in the same order, with ``flow`` (UInt64, number of the chain from 1; null
+        for a chain of one attempt) and ``outcome``.  A call that completed a request of another
+        thread has the flow of that request, unless it was retried itself.
     """
     joined = retry_chains.filter(
         (pl.col("n_attempts") > 1) | pl.col("settled_seq").is_not_null()
@@ -325,9 +325,9 @@ def with_chains(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataF
 
 
 def _members(seamcalls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Add to each call the last chain with its key that started before it and has not ended."""
+    """Add the chain of each call: the last one with its key that started before and is open."""
     keys = [pl.col(name).fill_null(value).alias(f"_{name}") for name, value in _NULL_KEYS.items()]
-    # The TD is not part of the key: that of a chain may be inferred from another call.
+    # The TD is not part of the key: a chain's TD may be inferred from another call.
     by = ["source", "leaf", "_tid", "_gpa", "_vp_id"]
     begins = chains.with_columns(keys).select(
         *by, "flow", "outcome", "last_seq", pl.col("first_seq").alias("seq")

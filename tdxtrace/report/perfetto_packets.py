@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 TrackKey = tuple[int, int | None, str, int]
-"""Input, thread ID (None: the input as a whole), name of the track, and its lane: slices of one
-track nest, and those of two lanes may overlap."""
+"""Input, thread ID (None: the whole input), name of the track, and lane.  Slices of one lane must
+nest; slices of different lanes may overlap."""
 
-# Any number but 0, the same in all packets: names are interned per sequence.
+# Arbitrary ID, not 0 and equal in all packets, because names are interned per sequence:
 # perfetto, trace_packet.proto, trusted_packet_sequence_id.
 _SEQUENCE: Final = 1
 
@@ -25,7 +25,7 @@ class Slice:
     end_ns: int | None
     details: Mapping[str, str | int]
     flows: Sequence[int] = ()
-    """Flows that go on or end here, in the order of time."""
+    """IDs of the flows that pass through or end at this slice, ordered by time."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class PacketWriter:
 
     file: IO[bytes]
     order: Sequence[str]
-    """Names of the tracks of a thread, from the top."""
+    """Names of the tracks of a thread, from top to bottom."""
     n_packets: int = 0
     _proto: Any = field(init=False)
     _writer: Any = field(init=False)
@@ -57,7 +57,7 @@ class PacketWriter:
         self._write(packet)
 
     def thread(self, source: int, tid: int, tgid: int | None, name: str, file: str) -> None:
-        """Write the descriptor of a thread's track, below its process (else below its input)."""
+        """Write the descriptor of a thread's track, a child of its process, else of its input."""
         track, is_new = self._track(source, tid)
         if not is_new:
             return
@@ -68,14 +68,14 @@ class PacketWriter:
         described.name = f"{name} {tid}"
         described.child_ordering = described.EXPLICIT
         if source == 0 and tgid is not None:
-            # A thread descriptor joins the track with the thread of sched events; numbers of
-            # several inputs would be taken for each other's.
+            # A thread descriptor merges the track with the thread of sched events. Only the first
+            # input gets one, because thread IDs of several inputs may coincide.
             described.thread.pid, described.thread.tid = tgid, tid
             described.thread.thread_name = name
         self._write(packet)
 
     def add(self, made: Slice) -> None:
-        """Write a slice, or an instant, on its track."""
+        """Write a slice or an instant on its track."""
         track = self._track_of(made.track)
         times = [ns for ns in (made.start_ns, made.end_ns) if ns is not None]
         is_slice = len(times) == 2
@@ -112,7 +112,7 @@ class PacketWriter:
         self.n_packets += 1
 
     def _track(self, *key: Any) -> tuple[int, bool]:  # noqa: ANN401 - hashable
-        """Return the number of a track, and whether it is new."""
+        """Return the UUID of a track, and whether it is new."""
         is_new = key not in self._tracks
         return self._tracks.setdefault(key, len(self._tracks) + 1), is_new
 

@@ -1,6 +1,6 @@
-"""Answers to the questions of the kernel's list about retries, a paragraph each, from the findings.
+"""Answers from the findings to questions about retries that were asked on the kernel's list.
 
-The questions are those of P. Bonzini, S. Christopherson and Y. Zhao, September to November 2024
+P. Bonzini, S. Christopherson and Y. Zhao asked them from September to November 2024
 (lore.kernel.org, "KVM: TDX: Retry seamcall when TDX_OPERAND_BUSY with operand SEPT").
 """
 
@@ -26,10 +26,10 @@ _MOST: Final = 4
 
 
 def questions(findings: Findings) -> list[tuple[str, str]]:
-    """Return each question and its answer; findings about causes are used.
+    """Return each question with its answer.
 
     Args:
-        findings: The findings.
+        findings: The findings; tables about causes are computed.
 
     Example:
         >>> import tdxtrace
@@ -40,9 +40,7 @@ def questions(findings: Findings) -> list[tuple[str, str]]:
     """
     rows = short_leaves(findings.limit_statements.filter(pl.col("n_retried") > 0))
     if rows.is_empty():
-        return [
-            ("16 attempts or 1024?", "No request was retried: this trace answers none of them.")
-        ]
+        return [("16 attempts or 1024?", "No request was retried: this trace cannot answer it.")]
     return [
         ("16 attempts or 1024?", _sixteen(rows)),
         ("What breaks with 5?", _five(rows, findings)),
@@ -54,13 +52,13 @@ def questions(findings: Findings) -> list[tuple[str, str]]:
 
 
 def _asked(rows: pl.DataFrame, within: int) -> Iterator[dict[str, Any]]:
-    """Rows of the leaves retried most, for a number of attempts."""
+    """Yield the statements on ``within`` attempts of the most retried leaves."""
     asked = rows.filter(kind="asked", unit="attempts", within=within)
     yield from asked.head(_MOST).iter_rows(named=True)
 
 
 def _needed(row: dict[str, Any]) -> str:
-    """How many needed more than the number, as far as that was seen, and at most how many do."""
+    """Return the observed share above the number of attempts, and its upper bound."""
     ratio, within, most = row["more_ratio"], row["within"], row["max_seen"]
     if not ratio:
         seen = f"none needed more than {within}"
@@ -91,12 +89,12 @@ def _sixteen(rows: pl.DataFrame) -> str:
     hidden = [many["name"] for _, many in pairs if many["more_ratio"] > 0]
     if hidden and most < 1024:
         verdict += (
-            f" Of {', '.join(hidden)} requests were given up, or lost from sight, before 1024: "
-            "whether that is enough, only a recording without a limit tells."
+            f" Requests for {', '.join(hidden)} were given up, or lost from sight, before 1024: "
+            "only a recording without a limit can show whether that is enough."
         )
     elif most < 1024:
         verdict += (
-            f" Nothing was seen beyond {count(most)}: a limit of 1024 would have met no request."
+            f" No request was seen beyond {count(most)}: none would have reached a limit of 1024."
         )
     return f"{'; '.join(parts)}. {verdict}"
 
@@ -123,13 +121,13 @@ def _lock(findings: Findings) -> str:
     )
     busy = sums.filter(pl.col("n_busy") > 0)
     if busy.is_empty():
-        return "Not known: no busy answer of a call that such a lock would go around was recorded."
+        return "Not known: no busy answer of a call that such a lock would protect was recorded."
     return " ".join(
         f"{_LOCKS[row['lock']]} would have prevented {count(row['n_removed'])} of "
-        f"{plural(row['n_busy'], 'busy answer')}, and {count(row['n_kept'])} surely not; the other "
-        f"{count(row['n_unknown'])} are unexplained. It would have cost "
-        f"{plural(row['n_waits'], 'wait')}, {duration(row['waited_ns'])} in all and "
-        f"{duration(row['max_wait_ns'])} the longest."
+        f"{plural(row['n_busy'], 'busy answer')}, and certainly not {count(row['n_kept'])}; the "
+        f"other {count(row['n_unknown'])} are unexplained. It would have cost "
+        f"{plural(row['n_waits'], 'wait')}, {duration(row['waited_ns'])} in total, the longest "
+        f"{duration(row['max_wait_ns'])}."
         for row in busy.iter_rows(named=True)
     )
 
@@ -146,50 +144,51 @@ def _round_trip(findings: Findings) -> str:
     )
     if known.height > enough:
         after = int(known.filter(~pl.col("sufficed"))["n_after"].sum())
-        text += f"; in the others {plural(after, 'entry', 'entries')} more were refused after it"
+        more = plural(after, "more entry was", "more entries were")
+        text += f"; in the others {more} refused after it"
     if runs.height > known.height:
-        text += f"; of {plural(runs.height - known.height, 'more run')} no holder is known"
+        text += f"; {plural(runs.height - known.height, 'more run')} without a known holder"
     return text + "."
 
 
 def _one_limit(rows: pl.DataFrame) -> str:
-    """Whether leaves differ by more than chance: the worst and the best by their shares."""
+    """Return the limits in time by leaf, and the consequences of a last busy answer."""
     if rows["leaf"].n_unique() == 1:
-        return f"Only {rows['name'][0]} was retried: this trace does not tell."
+        return f"Not known: only {rows['name'][0]} was retried in this trace."
     smallest = rows.filter(pl.col("kind") == "smallest", pl.col("unit") == "ns")
-    told = smallest.filter(pl.col("more_high") < _TELLS)
+    informative = smallest.filter(pl.col("more_high") < _INFORMATIVE)
     parts = [
         f"{row['name']} {duration(row['within'])} (at most {percent(row['more_high'])} need more)"
-        for row in told.head(_MOST).iter_rows(named=True)
+        for row in informative.head(_MOST).iter_rows(named=True)
     ]
     limits = f"Limits in time by leaf: {', '.join(parts)}. " if parts else ""
     then = if_busy_is_final()
     kinds = {then.get(leaf, _UNKNOWN_CONSEQUENCE) for leaf in rows["leaf"].unique()}
     if len(kinds) == 1:
-        return f"{limits}What follows is the same for the leaves that were retried: {kinds.pop()}."
+        return f"{limits}All retried leaves have the same consequence: {kinds.pop()}."
     fatal = rows.filter(pl.col("leaf").is_in([leaf for leaf in then if kills_vm(leaf)]))
     return (
-        f"{limits}One for each: what follows differs. A limit for "
-        f"{', '.join(fatal['name'].unique().sort())} kills the VM when it is met; the others are "
-        "tried again by themselves, so that theirs bounds only how long one call may take."
+        f"{limits}One for each, because the consequences differ. Reaching a limit for "
+        f"{', '.join(fatal['name'].unique().sort())} kills the VM; the others are retried by their "
+        "callers, so that their limit bounds only how long one call may take."
         if not fatal.is_empty()
-        else f"{limits}One for each: what follows differs, though none kills the VM."
+        else f"{limits}One for each, because the consequences differ; none kills the VM."
     )
 
 
-_TELLS: Final = 0.5
-"""Above this share a limit says little of a leaf."""
+_INFORMATIVE: Final = 0.5
+"""Limits whose share has a larger upper bound give little information."""
 
 
 def _attempts_or_time(findings: Findings) -> str:
     pace = findings.retry_chains.select(pace_ns()).to_series().drop_nulls()
     if pace.is_empty():
-        return "In time; the trace does not tell how long an attempt took."
+        return "In time; the duration of attempts is not known from this trace."
     low, middle, high = (round(pace.quantile(q, "nearest") or 0) for q in (0.1, 0.5, 0.9))
     return (
-        f"In time: an attempt took {duration(middle)} in the middle, and {duration(low)} to "
-        f"{duration(high)} from the 10th to the 90th percentile of retried requests, so that one "
-        "number of attempts is as different a time. How long a lock is held does not depend on how "
-        "often it is asked for, but the number of attempts does, and probes make each slower: "
-        "attempts counted here are too few for a bare kernel, times are not."
+        f"In time: an attempt of a retried request took {duration(middle)} in the median, and "
+        f"{duration(low)} to {duration(high)} from the 10th to the 90th percentile, so that the "
+        "time of a given number of attempts varies as much. The time for which a lock is held does "
+        "not depend on the polling rate, but the number of attempts does, and probes slow attempts "
+        "down: a bare kernel needs more attempts than counted here, but not more time."
     )

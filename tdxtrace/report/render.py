@@ -37,9 +37,9 @@ def report(findings: Findings, form: str, made: Origin | None = None) -> bytes:
     """Return the report on ``findings``.
 
     Args:
-        findings: What ``analyze`` found.
+        findings: Result of ``analyze``.
         form: ``html``, ``md``, ``brief`` (Markdown of at most 40 lines) or ``json``.
-        made: The command that made it, if any; see :func:`tdxtrace.report.origin.origin`.
+        made: Origin of the report; see :func:`tdxtrace.report.origin.origin`.
     """
     made = Origin() if made is None else made
     name = title(findings)
@@ -61,13 +61,13 @@ def write_report(
     """Write the report on ``findings`` to a file.
 
     Args:
-        findings: What ``analyze`` found.
-        path: The file; its suffix, .html, .md or .json, is its format.
-        form: Another format: ``html``, ``md``, ``brief`` or ``json``.
+        findings: Result of ``analyze``.
+        path: The file; its suffix, .html, .md or .json, determines the format.
+        form: Format, instead of the suffix: ``html``, ``md``, ``brief`` or ``json``.
         force: Whether to overwrite an existing file.
 
     Raises:
-        QueryError: If the suffix is none of these and ``form`` is not given.
+        QueryError: If the suffix is not one of these and ``form`` is not given.
         InputError: If the file exists and may not be overwritten, or cannot be written.
 
     Example:
@@ -85,13 +85,13 @@ def form_of(path: Path) -> str:
     """Return the format that a file's name implies: html, md or json.
 
     Raises:
-        QueryError: If its suffix is none of those known.
+        QueryError: If the suffix is unknown.
     """
     found = _BY_SUFFIX.get(path.suffix.lower())
     if found is None:
         raise QueryError(
-            f"no format is known by the suffix of {one_line(path.name)}: name it .html, .md or "
-            ".json, or use --format"
+            f"unknown suffix: {one_line(path.name)}: name the file .html, .md or .json, or use "
+            "--format"
         )
     return found
 

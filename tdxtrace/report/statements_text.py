@@ -1,4 +1,4 @@
-"""What a trace supports without a target, as text for a terminal."""
+"""Limits that a trace supports without a given target, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from tdxtrace.report.units import count, plural, short_duration
 from tdxtrace.tables.trace import Findings
 
 _WIDE: Final = 72
-"""Columns that the table of all numbers takes."""
+"""Columns of the terminal that the table with both units takes."""
 
 
 def statements_text(
     statements: pl.DataFrame, models: pl.DataFrame, limits: pl.DataFrame
 ) -> RenderableType:
-    """Return what a trace supports: shares, smallest targets, then models, then what is missing.
+    """Return the supported shares and smallest targets, models, and the recording still needed.
 
     Args:
         statements: The ``limit_statements`` table.
-        models: Rows of the ``limits`` table from a model, each for its own target.
+        models: Rows of the ``limits`` table from a model, each with its own target.
         limits: The ``limits`` table for the default target.
     """
     if statements.is_empty():
-        why = "has no requests" if limits.is_empty() else "shows an answer of too few requests"
+        why = "has no requests" if limits.is_empty() else "has answers of too few requests"
         return Text(f"no limits: the trace {why}")
     named = short_leaves(statements)
     retried = named.filter(pl.col("n_retried") > 0)
@@ -62,7 +62,7 @@ def statements_text(
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """The table of shares: one where the width is enough for all, else one for each unit."""
+    """The table of shares: one for both units if the terminal is wide, else one per unit."""
 
     rows: pl.DataFrame
 
@@ -93,7 +93,7 @@ class _Shares:
 
 def _shares(retried: pl.DataFrame) -> Iterator[RenderableType]:
     sure = 100 * float(retried["confidence"][0])
-    yield Text(f"at most so many % of the requests need more, each with {sure:g} % confidence:")
+    yield Text(f"upper bounds of the share that needs more, in %, each with {sure:g} % confidence:")
     yield _Shares(retried)
 
 
@@ -120,9 +120,9 @@ def _limit(row: dict[str, Any], limit: str) -> tuple[str, str]:
 
 
 def _conditions(anyone: pl.DataFrame) -> Iterator[Text]:
-    """Under what the shares were counted: the policy that was recorded, requests left out."""
+    """Yield the conditions of the shares: the recorded policy, omitted requests, drift."""
     rows = anyone.filter(pl.col("unit") == "attempts", pl.col("n_retried") > 0)
-    said: dict[str, list[str]] = {}
+    names_by_text: dict[str, list[str]] = {}
     for row in rows.iter_rows(named=True):
         parts = [row["recorded_policy"]]
         if row["n_unanswered"]:
@@ -130,8 +130,8 @@ def _conditions(anyone: pl.DataFrame) -> Iterator[Text]:
         if row["drifts"]:
             parts.append("averages, as the share rises or falls over the recording")
         if text := "; ".join(filter(None, parts)):
-            said.setdefault(text, []).append(row["name"])
-    for text, names in said.items():
+            names_by_text.setdefault(text, []).append(row["name"])
+    for text, names in names_by_text.items():
         yield Text(f"{', '.join(names)}: {text}")
 
 
@@ -139,8 +139,8 @@ def _models(models: pl.DataFrame) -> Iterator[Text]:
     if models.is_empty():
         return
     yield Text(
-        "from a model, without any confidence, if the tail goes on as seen (a rarer kind of wait "
-        "would not have been seen):"
+        "from a model, without any confidence, if the tail continues as seen (rarer causes of "
+        "waiting would not show in it):"
     )
     for (name,), rows in models.group_by("name", maintain_order=True):
         by_unit = {row["unit"]: row for row in rows.iter_rows(named=True)}
@@ -152,7 +152,7 @@ def _models(models: pl.DataFrame) -> Iterator[Text]:
         target = percent(given[0][0]["target"])
         limits = " or ".join(limit for _, limit, _ in given)
         most = " and ".join(seen for _, _, seen in given)
-        yield Text(f"  {name}: {target} need more than {limits}; the most seen: {most}")
+        yield Text(f"  {name}: {target} need more than {limits}; largest seen: {most}")
 
 
 def _attempts(n: int) -> str:
@@ -160,7 +160,7 @@ def _attempts(n: int) -> str:
 
 
 def _missing(anyone: pl.DataFrame) -> Iterator[Text]:
-    """The default target, where the trace does not support it, and what to record for it."""
+    """Yield the default target if the trace does not support it, and the recording needed."""
     rows = anyone.filter(pl.col("unit") == "attempts", pl.col("basis").is_in(NOT_COUNTED))
     if rows.is_empty():
         return

@@ -1,4 +1,4 @@
-"""Verdicts as text for a terminal: the problems first, groups with one explanation together."""
+"""Verdicts as text for a terminal: problems first, groups with the same rule together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STYLE: Final = {
     "UNDECIDED": "bold yellow",
     "EXPECTED": "bold green",
 }
-"""Styles of verdicts, in the order of their importance."""
+"""Styles by verdict, the most important verdict first."""
 _WHOSE: Final = {"BUG": "host kernel", "HOSTILE": "host"}
 _NONE: Final = "no problems found: nothing was busy, refused, abandoned, repeated or printed"
 _NOUNS: Final = {
@@ -35,7 +35,7 @@ _NOUNS: Final = {
     "loop": "loop",
     "message": "kernel message",
 }
-# The command that shows the rows of a table of evidence; {} stands for the trace.
+# Command that shows the rows of an evidence table; {} is replaced by the trace.
 _COMMANDS: Final = {
     "zero_steps": "zero-step-causes {}",
     "abandoned_requests": "abandoned-requests {}",
@@ -47,7 +47,7 @@ _MAX_LINE: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class VerdictKind:
-    """Groups of findings that one rule decided in the same way."""
+    """Groups of findings with the same verdict and rule."""
 
     verdict: str
     rule: str
@@ -60,7 +60,7 @@ class VerdictKind:
         return sum(int(group["n_rows"]) for group in self.groups)
 
     def what(self) -> str:
-        """What was found, and of which leaves: ``80 busy answers of MEM.PAGE.AUG, MEM.TRACK``."""
+        """Return kind and leaves of the findings: ``8 busy answers of MEM.PAGE.AUG, MEM.TRACK``."""
         subjects = {group["subject"] for group in self.groups}
         noun = _NOUNS[subjects.pop()] if len(subjects) == 1 else "finding"
         leaves = dict.fromkeys(
@@ -70,17 +70,18 @@ class VerdictKind:
         return plural(self.n_rows, noun) + of
 
     def sentences(self) -> list[str]:
-        """The sentence of each group without its full stop; a reason in common is said once."""
-        said: list[str] = []
-        told = ""
+        """Return each group's sentence without full stop; a repeated reason is printed once."""
+        sentences: list[str] = []
+        last_reason = ""
         for group in self.groups:
-            what, _, why = group["sentence"].partition(": ")
-            said.append(what if why and why == told else group["sentence"].removesuffix("."))
-            told = why
-        return said
+            what, _, reason = group["sentence"].partition(": ")
+            is_repeated = reason and reason == last_reason
+            sentences.append(what if is_repeated else group["sentence"].removesuffix("."))
+            last_reason = reason
+        return sentences
 
     def command(self, sources: Sequence[Source]) -> str:
-        """The command that shows the evidence of the largest group."""
+        """Return the command that shows the evidence of the largest group."""
         first = self.groups[0]
         path = one_line(shlex.quote(sources[first["source"]].path), _MAX_LINE)
         shown = _COMMANDS.get(first["evidence_table"])
@@ -92,10 +93,10 @@ class VerdictKind:
 
 
 def kinds_of(verdicts: pl.DataFrame) -> list[VerdictKind]:
-    """Fold the groups of the ``verdicts`` table that have the verdict and its rule in common.
+    """Merge the groups of the ``verdicts`` table with the same verdict and rule.
 
     Returns:
-        BUG first, then HOSTILE, UNDECIDED, EXPECTED; within each that of most findings first.
+        BUG first, then HOSTILE, UNDECIDED, EXPECTED; within each, most findings first.
     """
     folded = [
         VerdictKind(
@@ -110,7 +111,7 @@ def kinds_of(verdicts: pl.DataFrame) -> list[VerdictKind]:
 
 
 def tally(kinds: Sequence[VerdictKind]) -> str:
-    """Return how many kinds have each verdict: ``1 BUG, 2 EXPECTED``."""
+    """Return the number of kinds by verdict: ``1 BUG, 2 EXPECTED``."""
     numbers = {verdict: sum(kind.verdict == verdict for kind in kinds) for verdict in STYLE}
     return ", ".join(f"{count(n)} {verdict}" for verdict, n in numbers.items() if n)
 
@@ -118,13 +119,13 @@ def tally(kinds: Sequence[VerdictKind]) -> str:
 def problem_lines(
     kinds: Sequence[VerdictKind], sources: Sequence[Source], judged: str, path: str
 ) -> list[Sentence]:
-    """Return how many problems there are, and each in a line with the command to look closer.
+    """Return the number of problems, then a line per problem with the command to inspect it.
 
     Args:
-        kinds: What :func:`kinds_of` returned.
+        kinds: Result of :func:`kinds_of`.
         sources: The inputs.
-        judged: What was judged, e.g. ``503 requests``.
-        path: The trace, as in a command.
+        judged: The checked events, e.g. ``503 requests``.
+        path: The trace as a command-line argument.
     """
     found = [kind for kind in kinds if kind.verdict in PROBLEMS]
     undecided = sum(kind.verdict == "UNDECIDED" for kind in kinds)
@@ -150,7 +151,7 @@ def problem_lines(
 
 
 def verdict_text(verdicts: pl.DataFrame, limit: int, sources: Sequence[Source]) -> RenderableType:
-    """Return the output of ``tdxtrace verdicts``: how many of each, then each, the worst first.
+    """Return the output of ``tdxtrace verdicts``: counts by verdict, then each kind, worst first.
 
     Args:
         verdicts: The ``verdicts`` table.
@@ -178,9 +179,9 @@ def _one(kind: VerdictKind, sources: Sequence[Source]) -> list[Sentence]:
     )
     title = ", ".join([f"{kind.verdict} {kind.rule}: {kind.what()}", *tds])
     lines = []
-    for said, group in zip(kind.sentences(), kind.groups, strict=True):
+    for sentence, group in zip(kind.sentences(), kind.groups, strict=True):
         more = " ..." if group["n_rows"] > len(group["evidence"].split()) else ""
-        lines.append(f"{said} ({group['evidence_table']} seq {group['evidence']}{more})")
+        lines.append(f"{sentence} ({group['evidence_table']} seq {group['evidence']}{more})")
     lines.append(f"rule {kind.rule}: {kind.groups[0]['rule_source']}")
     lines += [
         f"to decide: {text}"

@@ -92,7 +92,7 @@ def test_a_trace_without_a_problem_says_so_first(trace: Path) -> None:
 def test_large_traces_are_not_judged_unasked(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings_text, "MOST_JUDGED", 7)
     first = answered("analyze", trace).lines[0]
-    assert first == f"problems: not looked for in 9 SEAMCALLs: tdxtrace verdicts {trace}"
+    assert first == f"problems: not checked for 9 SEAMCALLs: tdxtrace verdicts {trace}"
 
 
 def test_brief_has_no_tables(trace: Path) -> None:

@@ -99,7 +99,9 @@ def test_a_recommendation_says_what_it_rests_on() -> None:
 
 def test_without_a_target_it_says_what_the_trace_supports_and_how_long_to_record() -> None:
     done = answered("recommend", SAMPLE)
-    assert done.lines[0].startswith("at most so many % of the requests need more, each with 95 %")
+    assert done.lines[0].startswith(
+        "upper bounds of the share that needs more, in %, each with 95 %"
+    )
     assert done.lines[1].split() == ("TDH. 10us 100us 1ms 10ms 1 2 5 16 64 1024 attempts".split())
     assert done.lines[2].split()[:7] == ["MEM.PAGE.AUG", "34", "24", "13", "2.7", "46", "44"]
     assert "MEM.PAGE.AUG            185      65 2.7 % 6.3ms 4.2 %       60" in done.text
@@ -112,7 +114,7 @@ def test_without_a_target_it_says_what_the_trace_supports_and_how_long_to_record
 def test_a_wish_that_nothing_can_answer_says_so() -> None:
     text = " ".join(answered("recommend", SAMPLE, "--at-most", "1 VM per year").text.split())
     assert "for 4 leaves together with 95 % confidence" in text
-    assert "longer than one recording can be: 10,000 hosts for" in text
+    assert "too long for one recording: 10,000 hosts for" in text
 
 
 def test_traces_are_merged() -> None:

@@ -30,7 +30,7 @@ def test_accepting_says_its_rate_its_parts_and_intels_figures() -> None:
     section = shown("enterX S1 enterX S2 enterX 2/enterX 2/S3")["accept_rates"]
     rate, parts, beside = section.says
     assert rate.startswith("2 vCPUs at a time were given ")
-    assert parts.startswith("Of their time ")
+    assert parts.startswith("Their time: ")
     assert "32 of 32 vCPUs 699,051 to 762,601" in beside
     assert len(section.grids[0].rows) == 1
 

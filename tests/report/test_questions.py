@@ -18,26 +18,29 @@ def test_what_was_given_up_is_not_said_to_need_more_than_was_seen() -> None:
     said = answers(text)
     assert "not known beyond 3, where 19 % were last seen busy" in said["16 attempts or 1024?"]
     assert "No request was seen to need more than 16" in said["16 attempts or 1024?"]
-    assert "only a recording without a limit tells" in said["16 attempts or 1024?"]
+    assert "only a recording without a limit can show" in said["16 attempts or 1024?"]
     assert "not known beyond 3" in said["What breaks with 5?"]
 
 
 def test_what_breaks_is_said_of_each_leaf() -> None:
     text = " ".join(f"{f'blockB{p} ' * 6}blockS{p} {f'B{p} ' * 3}S{p}" for p in range(1, 9))
     said = answers(text)
-    assert "a limit of 1024 would have met no request" in said["16 attempts or 1024?"]
+    assert "none would have reached a limit of 1024" in said["16 attempts or 1024?"]
     broken = said["What breaks with 5?"]
     assert "MEM.RANGE.BLOCK, 8 requests: 100 % needed more than 5" in broken
     assert "KVM_BUG_ON, the VM is dead" in broken
     assert "MEM.PAGE.AUG, 8 requests: none needed more than 5" in broken
     assert "-EBUSY, and the guest's fault is taken again" in broken
-    assert "A limit for MEM.RANGE.BLOCK kills the VM" in said["One limit, or one for each leaf?"]
+    assert (
+        "Reaching a limit for MEM.RANGE.BLOCK kills the VM"
+        in said["One limit, or one for each leaf?"]
+    )
 
 
 def test_a_question_that_the_trace_does_not_answer_says_so() -> None:
     assert answers("S1 S2") == {
-        "16 attempts or 1024?": "No request was retried: this trace answers none of them."
+        "16 attempts or 1024?": "No request was retried: this trace cannot answer it."
     }
     said = answers("B1 B1 S1")
     assert said["Is one mmu_lock round trip enough for TDH.VP.ENTER?"].startswith("Not known")
-    assert "Only MEM.PAGE.AUG was retried" in said["One limit, or one for each leaf?"]
+    assert "only MEM.PAGE.AUG was retried" in said["One limit, or one for each leaf?"]

@@ -223,9 +223,7 @@ def test_the_format_follows_from_the_suffix(tmp_path: Path) -> None:
     message = refused(1, "report", trace, "-o", tmp_path / "r.md")
     assert message.endswith("exists; use --force to overwrite")
     message = refused(2, "report", trace, "-o", tmp_path / "r.pdf")
-    assert message == (
-        "no format is known by the suffix of r.pdf: name it .html, .md or .json, or use --format"
-    )
+    assert message == ("unknown suffix: r.pdf: name the file .html, .md or .json, or use --format")
 
 
 def test_markdown_fits_the_width_of_a_mail(findings: Findings) -> None:

@@ -14,7 +14,7 @@ from tdxtrace.tdx.locks import conflict_table
 if TYPE_CHECKING:
     import altair as alt
 
-# Cause: (its name on the page, its colour), in the order of the bars.
+# Name on the page and colour of each cause, in the order of the bars.
 _CAUSES: Final = {
     "host_conflict": ("another SEAMCALL of the host", "host"),
     "armed_entry": ("an entry armed by zero-step mitigation", "zero_step"),
@@ -96,7 +96,7 @@ def cause_rows(cause_shares: pl.DataFrame) -> pl.DataFrame:
 
 
 def contention(rows: pl.DataFrame) -> alt.Chart | alt.LayerChart:
-    """Draw observed conflicts between leaves, and those only possible by the locks.
+    """Draw conflicts between leaves: observed ones, and ones that the lock table allows.
 
     Args:
         rows: Result of :func:`contention_rows`.

@@ -1,4 +1,4 @@
-"""Charts of what exceeds a limit: requests each limit and policy, runs of faults each threshold."""
+"""Charts of requests above each limit and policy, and of fault runs above each threshold."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def attempts_curve(attempts: pl.DataFrame, limits: pl.DataFrame) -> alt.Chart | 
         legend=alt.Legend(offset=6 + _LABEL_HEIGHT * n_lines, symbolSize=900, symbolStrokeWidth=2),
     )
     base, hue = alt.Chart(rows), light("busy")
-    # Several bands would hide each other: those of the other curves are in the tooltips.
+    # Several bands would hide each other: the intervals of other curves are in the tooltips.
     band = (
         base.transform_filter(alt.datum.leaf == names[0])
         .mark_area(interpolate="step-after", color=hue, opacity=0.15)
@@ -104,10 +104,10 @@ def _limit_lines(limits: pl.DataFrame, x: Any) -> list[Any]:  # noqa: ANN401 - A
 
 
 def _limits(limits: pl.DataFrame, names: Sequence[str], high: int) -> pl.DataFrame:
-    """Return the proposed limits, and those recommended for the leaves that are drawn.
+    """Return the proposed limits, and the limits recommended for the drawn leaves.
 
     Returns:
-        within, name, and line: the line above the plot in which its name has room, from 0.
+        within, name, and line: the line above the plot, from 0, in which the name fits.
     """
     own = (
         limits.filter(
@@ -153,10 +153,10 @@ def label_lines(labels: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def curve_rows(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Return the steps of the curves that are drawn, by leaf, as shares that needed more.
+    """Return the steps of the curves to draw, by leaf, as shares of requests that needed more.
 
-    The leaves with the most requests that needed a second attempt are drawn.  A share of 0,
-    which a logarithmic axis cannot show, is drawn as half a request.
+    The leaves with the most retried requests are drawn.  A share of 0, which a logarithmic axis
+    cannot show, is drawn as half a request.
     """
     curves = attempts.filter(pl.col("by") == "leaf", pl.col("unit") == "attempts")
     retried = (
@@ -190,7 +190,7 @@ def curve_rows(attempts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _left(done: str) -> pl.Expr:
-    """The share that is not done, in percent, as text of three significant digits."""
+    """Return the share that is not done, in percent with three significant digits."""
     text = (100 * (1 - pl.col(done))).round_sig_figs(3).cast(pl.String)
     return text.str.strip_suffix(".0")
 
@@ -198,15 +198,15 @@ def _left(done: str) -> pl.Expr:
 def policies_compared(policies: pl.DataFrame) -> alt.Chart | alt.LayerChart:
     """Draw the share of requests that need more than each policy allows, and its interval.
 
-    The chart is a table of shaded cells, as wide intervals of few requests would hide each
-    other in a chart of bars.
+    The chart is a table of shaded cells: in a bar chart, the wide intervals of few requests would
+    hide each other.
     """
     import altair as alt  # noqa: PLC0415
 
     rows = policy_rows(policies)
     leaves = rows["leaf"].unique(maintain_order=True).to_list()
     names = rows["policy"].unique(maintain_order=True).to_list()
-    # One line for each part of a leaf's name, as columns are narrow on a narrow page.
+    # Break a leaf's name at its dots, because columns are narrow on a narrow page.
     words = "split(datum.label, '.')"
     room = 4 + 13 * max(name.count(".") for name in leaves)
     bare: dict[str, Any] = {"domain": False, "ticks": False}

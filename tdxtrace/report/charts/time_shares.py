@@ -86,7 +86,7 @@ def with_total(time_shares: pl.DataFrame) -> pl.DataFrame:
 
 
 def drawn_rows(rows: pl.DataFrame) -> str:
-    """Return text that says how many of the rows are drawn."""
+    """Return a text with the number of rows drawn."""
     if rows.height <= MAX_BARS:
         return f"all {plural(rows.height, 'TD and phase', 'TDs and phases')}"
     return f"the {count(MAX_BARS)} with most retrying of {count(rows.height)} TDs and phases"

@@ -117,8 +117,8 @@ def time_bins(retry_chains: pl.DataFrame, resolution_ns: int) -> pl.DataFrame:
 def timed(retry_chains: pl.DataFrame) -> pl.DataFrame:
     """Return took_ns and n_busy of the requests with a known duration.
 
-    vCPU entries that were not refused are excluded: of these only the time until the entry
-    is known, 0.
+    vCPU entries that were not refused are excluded: only their time until the entry is known,
+    which is 0.
     """
     is_entry = pl.col("leaf") == _VP_ENTER
     return (
@@ -251,7 +251,7 @@ def timeline_rows(findings: Findings) -> Timeline:
         .sort("n_refused", "first_seq", descending=[True, False])
         .head(MAX_MARKS // 4)
     )
-    # Only the rows that are drawn are taken with all their columns.
+    # Collect all columns only for the rows that are drawn.
     rows = pl.concat([_chains(findings.retry_chains[worst["place"]]), _episodes(episodes)])
     # Clocks of several inputs may differ: times are relative to the start of each.
     starts = {n: source.first_ns for n, source in enumerate(findings.provenance.sources)}
@@ -267,7 +267,7 @@ def timeline_rows(findings: Findings) -> Timeline:
 
 
 def _busiest(chains: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
-    """Threads (source, tid) by their busy answers and refused entries, most first."""
+    """Return threads (source, tid) by number of busy answers and refused entries, most first."""
     of_thread = ["source", "tid"]
     return (
         pl.concat(
@@ -348,7 +348,7 @@ def timeline(shown: Timeline) -> alt.Chart | alt.LayerChart:
     )
     is_episode = alt.datum.kind == EPISODE
     until = alt.X2("to_s:Q")
-    behind = (
+    background = (
         base.transform_filter(is_episode)
         .mark_bar(height=18, opacity=0.35, clip=True, cornerRadius=2)
         .encode(until)
@@ -358,6 +358,8 @@ def timeline(shown: Timeline) -> alt.Chart | alt.LayerChart:
     bars = chains.mark_bar(height=9, clip=True).encode(until)
     ticks = chains.mark_tick(size=9, thickness=1, clip=True)
     # An empty layer has no extent, for which Vega logs a warning.
-    layers = ([behind] if EPISODE in kinds else []) + ([bars, ticks] if kinds != [EPISODE] else [])
+    layers = ([background] if EPISODE in kinds else []) + (
+        [bars, ticks] if kinds != [EPISODE] else []
+    )
     drawn: Any = alt.layer(*layers)  # Altair's types allow a facet here
     return themed(drawn.add_params(zoom), height=22 * len(shown.threads))

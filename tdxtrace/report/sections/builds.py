@@ -1,4 +1,4 @@
-"""Sections on how TDs were measured, on weaknesses of the module, and on KVM's counters."""
+"""Sections on the measurement of TDs, on known weaknesses of the module, and on KVM's counters."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MOST: Final = 12
 
 
 def measurement_log(findings: Findings) -> Section:
-    """Return the section on the calls that made each TD's MRTD, by build."""
+    """Return the section on the calls that built each TD's MRTD, by build."""
     title, about = "Measurement of TDs at build time", definition(MEASUREMENT_LOG)
     log = findings.measurement_log
     if log.is_empty():
-        says = ["No call that makes a measurement was recorded."]
+        says = ["No call that adds to a measurement was recorded."]
         return Section("measurement_log", title, about, says)
     builds = log.partition_by("source", "td_id", "build", maintain_order=True)
     lost = findings.losses.filter(pl.col("severity") == "data_loss")
@@ -42,7 +42,7 @@ def measurement_log(findings: Findings) -> Section:
             )
         )
     table = grid(
-        ("TD", "rows", "calls", "is it whole"),
+        ("TD", "rows", "calls", "complete"),
         rows,
         caption="To compare two builds of one image: tdxtrace measurement-log TRACE, and diff.",
         more=more(len(builds) - len(rows), "measurement-log"),
@@ -52,7 +52,7 @@ def measurement_log(findings: Findings) -> Section:
 
 
 def host_checks(findings: Findings) -> Section:
-    """Return the section on known weaknesses of the module that a kernel log names."""
+    """Return the section on known weaknesses of the module release named in a kernel log."""
     title, about = "Known weaknesses of the TDX module", definition(HOST_CHECKS)
     checks = findings.host_checks
     if checks.is_empty():

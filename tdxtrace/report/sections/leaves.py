@@ -64,7 +64,7 @@ def _table(stats: pl.DataFrame) -> Grid:
     ends = [name for name in OUTCOMES if total(stats, name)]
     shown = ("TDH.", "requests", "retried", "p50", "p99", "max", "p99 time", "max time")
     n = len(shown)
-    # Those that matter least on a narrow page: completed requests, and completed by others.
+    # Columns to drop first on a narrow page: requests completed, or completed by other threads.
     spare_ends = [n + place for place, name in enumerate(ends) if name in _SHORT]
     return grid(
         (*shown, *(_SHORT.get(name, name) for name in ends)),
@@ -100,7 +100,7 @@ def brief_table(stats: pl.DataFrame, most: int) -> Grid:
 
     Args:
         stats: The ``leaf_stats`` table.
-        most: Leaves to show at most.
+        most: Maximum number of leaves.
     """
     retried = stats.filter(pl.col("retried_seamcalls") > 0)
     rest = stats.height - min(retried.height, most)

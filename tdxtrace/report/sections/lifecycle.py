@@ -1,4 +1,4 @@
-"""Sections on a TD's life: accepting memory, booting, calls of the guest, module updates."""
+"""Sections on a TD's life cycle: accepting memory, boot, guest calls, module updates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PARTS: Final = {
 
 
 def sections(findings: Findings) -> list[Section]:
-    """Return those of the sections that have content."""
+    """Return the life-cycle sections that have content."""
     made = (
         accept_rates(findings),
         boot_phases(findings),
@@ -38,7 +38,7 @@ def sections(findings: Findings) -> list[Section]:
 
 
 def accept_rates(findings: Findings) -> Section | None:
-    """Return the section on how fast TDs were given memory; None: none was."""
+    """Return the section on the rate at which TDs got memory; None if they got none."""
     rows = findings.accept_rates.filter(pl.col("tid").is_null())
     if rows.is_empty():
         return None
@@ -55,13 +55,13 @@ def accept_rates(findings: Findings) -> Section | None:
         "accept_rates",
         "How fast memory is accepted",
         definition(ACCEPT_RATES),
-        [*_accepted(by), _beside()],
+        [*_accepted(by), _baselines()],
         grids=[_by_vcpus(by, slowest)],
     )
 
 
 def _accepted(by: pl.DataFrame) -> Iterator[str]:
-    """The rate with most vCPUs, and what took their time."""
+    """Yield the rate with the most vCPUs at a time, and how these spent their time."""
     row = by.row(-1, named=True)
     rate = row["n_pages"] * 1e9 / row["ns"]
     page_ns = round(row["ns"] * row["n_vcpus"] / row["n_pages"])
@@ -74,26 +74,26 @@ def _accepted(by: pl.DataFrame) -> Iterator[str]:
         return
     whole = row["ns"] * row["n_vcpus"]
     named = [(int(row[name]), what) for name, what in _PARTS.items()]
-    told = ", ".join(f"{share(ns, whole)} {what}" for ns, what in sorted(named, reverse=True))
-    yield f"Of their time {told}."
+    shares = ", ".join(f"{share(ns, whole)} {what}" for ns, what in sorted(named, reverse=True))
+    yield f"Their time: {shares}."
 
 
-def _beside() -> str:
-    """Intel's own figures, by the number of vCPUs that accept at the same time."""
+def _baselines() -> str:
+    """Return Intel's own figures, by the number of vCPUs that accept at the same time."""
     table = facts(
         "accept_baselines", vcpus=pl.UInt32, workers=pl.UInt32, gib=pl.UInt32, seconds=pl.UInt32
     )
     table = table.with_columns(n=pl.min_horizontal("vcpus", "workers"))
     rate = pl.col("gib") * _PAGES_PER_GIB / pl.col("seconds")
-    told = [
+    ranges = [
         f"{n} of {vcpus} vCPUs {low:,.0f} to {high:,.0f}"
         for vcpus, n, low, high in table.group_by("vcpus", "n", maintain_order=True)
         .agg(rate.min().alias("low"), rate.max().alias("high"))
         .iter_rows()
     ]
     return (
-        f"Intel's tests expect, in pages of 4K per second: {'; '.join(told)} (intel/lkvs "
-        "tdx_mem_test.sh; whole seconds, the guest's own work included)."
+        f"Intel's tests expect, in pages of 4K per second: {'; '.join(ranges)} (intel/lkvs "
+        "tdx_mem_test.sh; in whole seconds, including the guest's own work)."
     )
 
 
@@ -115,7 +115,7 @@ def _by_vcpus(by: pl.DataFrame, slowest: float) -> Grid:
         ],
         right=range(11),
         spare=(1, 10, 9),
-        caption="Speed-up: over the fewest vCPUs that accepted at a time in this trace.",
+        caption="Speed-up: relative to the smallest number of vCPUs at a time in this trace.",
         more=more(by.height - _MOST, "accept-rates"),
     )
 
@@ -127,7 +127,7 @@ def _part(row: dict[str, Any], name: str) -> str:
 
 
 def boot_phases(findings: Findings) -> Section | None:
-    """Return the section on where the time of each TD's life went; None: no TD is known."""
+    """Return the section on the time of each TD by phase of its life; None if no TD is known."""
     rows = findings.boot_phases
     if rows.is_empty() or rows["phase"].n_unique() == 1:
         return None
@@ -150,8 +150,9 @@ def boot_phases(findings: Findings) -> Section | None:
 
 
 def _reasons(rows: pl.DataFrame) -> list[tuple[str, str]]:
-    told = rows.drop_nulls("withheld").select(pl.col("phase").cast(pl.String), "withheld")
-    return [(str(phase), str(why)) for phase, why in told.unique(maintain_order=True).iter_rows()]
+    withheld = rows.drop_nulls("withheld").select(pl.col("phase").cast(pl.String), "withheld")
+    pairs = withheld.unique(maintain_order=True).iter_rows()
+    return [(str(phase), str(reason)) for phase, reason in pairs]
 
 
 def _phases(rows: pl.DataFrame) -> Grid:
@@ -178,7 +179,7 @@ def _phases(rows: pl.DataFrame) -> Grid:
 
 
 def tdvmcalls(findings: Findings) -> Section | None:
-    """Return the section on what guests asked of their host; None: nothing was seen."""
+    """Return the section on the guests' calls of their host; None if there were none."""
     rows = findings.tdvmcalls
     if rows.is_empty():
         return None
@@ -205,15 +206,15 @@ def tdvmcalls(findings: Findings) -> Section | None:
             for row in by.head(_MOST).iter_rows(named=True)
         ],
         right=range(1, 5),
-        caption="Until the next entry: summed; of HLT it is the time that the vCPU was halted.",
+        caption="Until the next entry: total time; for HLT, the time that the vCPU was halted.",
         more=more(by.height - _MOST, "tdvmcalls"),
     )
-    title = "What guests ask of their host"
+    title = "Calls from guests to their host"
     return Section("tdvmcalls", title, definition(TDVMCALLS), says, grids=[shown])
 
 
 def module_updates(findings: Findings) -> Section | None:
-    """Return the section on updates of the TDX module; None: there was none."""
+    """Return the section on updates of the TDX module; None if there were none."""
     rows = findings.module_updates
     if rows.is_empty():
         return None

@@ -24,7 +24,7 @@ def _for_anyone(findings: Findings) -> pl.DataFrame:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """Return what the trace supports of the leaves retried most, and what a target would take."""
+    """Return the supported limits of the most retried leaves, and the recording a target needs."""
     rows = short_leaves(_for_anyone(findings))
     if rows.is_empty():
         return ["No limit is recommended: no request was captured."]
@@ -44,7 +44,7 @@ def sentences(findings: Findings) -> list[str]:
 
 
 def _supported(findings: Findings) -> list[str]:
-    """Return a sentence on the smallest share that counting supports, for each of some leaves."""
+    """Return a sentence on the smallest share that counting supports, for up to three leaves."""
     rows = findings.limit_statements.filter(kind="smallest")
     rows = rows.filter((pl.col("more_high") < SAYS_NOTHING).all().over("leaf"))
     retried = rows.filter(pl.col("n_retried") > 0)
@@ -63,7 +63,7 @@ def _supported(findings: Findings) -> list[str]:
     if not parts:
         return ["This trace has too few requests to support any limit."]
     sure = f"each with {100 * rows['confidence'][0]:g} % confidence"
-    return [f"By counting, at most so many requests need more ({sure}): {'; '.join(parts[:3])}."]
+    return [f"By counting, at most these shares need more ({sure}): {'; '.join(parts[:3])}."]
 
 
 def section(findings: Findings) -> Section:
@@ -79,7 +79,7 @@ def section(findings: Findings) -> Section:
 
 
 def _shares(findings: Findings) -> list[Grid]:
-    """Return the table of the shares that need more than the numbers asked."""
+    """Return the table of the shares of requests that need more than common limits."""
     asked = findings.limit_statements.filter(pl.col("kind") == "asked", pl.col("n_retried") > 0)
     if asked.is_empty():
         return []
@@ -137,7 +137,7 @@ def list_questions(findings: Findings) -> Section:
     return Section(
         "questions",
         "The questions of the kernel's list",
-        "What was asked about retries in 2024, and what this trace says to it.",
+        "Questions about retries asked in 2024, and the answers from this trace.",
         [f"{question} {answer}" for question, answer in questions(findings)],
     )
 
@@ -229,7 +229,7 @@ def _needed_more(row: Mapping[str, Any]) -> str:
 
 
 def _withheld(sums: pl.DataFrame) -> list[str]:
-    """Return what is undecided and why, if anything is."""
+    """Return which policies have undecided or dependent requests, and why; empty if none."""
     dependent = sums.filter(pl.col("n_dependent") > 0)["policy"].to_list()
     undecided = sums.filter(pl.col("n_undecided") > 0)["policy"].to_list()
     parts = []
@@ -237,13 +237,13 @@ def _withheld(sums: pl.DataFrame) -> list[str]:
         parts.append(
             f"Undecided for {', '.join(undecided)}: requests that were not observed to their end, "
             "whose next call differs from the recorded one by a kick of the vCPUs, that were busy "
-            "for as long as the policy's calls take if made at once, or whose VM the policy would "
+            "for as long as the policy's calls take back to back, or whose VM the policy would "
             "have killed before."
         )
     if dependent:
         parts.append(
-            f"Perhaps fewer for {', '.join(dependent)}: a request that is given up leaves host "
-            "priority set, which keeps guests off its lock when the next one comes."
+            f"Possibly fewer for {', '.join(dependent)}: a request that is given up leaves host "
+            "priority set, which keeps guests off the lock until the next request."
         )
     return parts
 

@@ -1,4 +1,4 @@
-"""Section on where the report comes from: command, version, date, inputs, kernel, module."""
+"""Section on the origin of the report: command, version, date, inputs, kernel, module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tdxtrace.tables.trace import Findings, Source
 
 
 def section(findings: Findings, made: Origin) -> Section:
-    """Return the section with all that is needed to make the report again."""
+    """Return the section with all data needed to reproduce the report."""
     sources = findings.provenance.sources
     rows = [("tdxtrace", __version__)]
     rows += [("command", made.command)] if made.command else []
@@ -21,7 +21,7 @@ def section(findings: Findings, made: Origin) -> Section:
     return Section(
         "provenance",
         "Provenance",
-        "What this report was made from, and how.",
+        "Inputs and origin of this report.",
         [f"Made by tdxtrace {__version__} from {plural(len(sources), 'input')}."],
         grids=[grid(("what", "value"), rows)],
         is_always_shown=True,
@@ -45,7 +45,7 @@ def kernel(source: Source) -> str:
 
 
 def module(findings: Findings) -> str:
-    """Return the release of the TDX module, and where it is known from."""
+    """Return the release of the TDX module, and the source of that information."""
     for name in ("module", "generation"):
         if name in findings.options:
             label = "" if name == "module" else "generation "

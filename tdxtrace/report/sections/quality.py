@@ -105,7 +105,7 @@ def _length(source: Source) -> int | None:
 
 
 def _losses(findings: Findings) -> list[Grid]:
-    """The losses that may change results, data_loss first; the others are only counted."""
+    """Return the losses that may change results, data_loss first; others are only counted."""
     order = pl.col("severity").cast(pl.String)  # data_loss sorts before error
     losses = findings.losses.filter(pl.col("severity") != "info").sort(order, maintain_order=True)
     harmless = findings.losses.height - losses.height

@@ -33,7 +33,7 @@ def section(findings: Findings) -> Section:
 
 
 def retried(findings: Findings) -> list[str]:
-    """Return how many requests were retried, and the most that one needed."""
+    """Return the number of retried requests, and the most attempts that one needed."""
     stats = findings.leaf_stats
     if stats.is_empty():
         has_vcpus = findings.vcpu_stats.height > 0
@@ -73,7 +73,7 @@ def _zero_steps(findings: Findings) -> list[str]:
         return ["Zero-step mitigation refused no vCPU entry."]
     if not sure:
         signs = plural(weak, "weak sign")
-        return [f"No vCPU entry was surely refused by zero-step mitigation; {signs}."]
+        return [f"No vCPU entry was certainly refused by zero-step mitigation; {signs}."]
     text = f"Zero-step mitigation refused entries of a vCPU in {plural(sure, 'episode')}"
     return [text + (f"; {count(weak)} more have weak evidence." if weak else ".")]
 

@@ -45,19 +45,19 @@ def ranked(findings: Findings) -> pl.DataFrame:
 
 
 def headline(findings: Findings) -> str:
-    """Return what is wrong in one line, counted as ``analyze`` counts: groups of one rule once."""
+    """Return the problems in one line; groups with the same rule count once, as in ``analyze``."""
     judged = plural(findings.retry_chains.height, "request")
     if findings.retry_chains.is_empty():
         n = findings.kernel_messages.height
         judged = plural(n, "kernel message") if n else "KVM's own events"
     sources = findings.provenance.sources
     first = problem_lines(kinds_of(findings.verdicts), sources, judged, "")[0]
-    said, _ = next(iter(first.lines(_LONG)))
-    return f"{said[0].upper()}{said[1:].rstrip(':')}."
+    line, _ = next(iter(first.lines(_LONG)))
+    return f"{line[0].upper()}{line[1:].rstrip(':')}."
 
 
 def section(findings: Findings) -> Section:
-    """Return the section with each problem, then the groups that are none or undecided."""
+    """Return the section with each problem, then the undecided and the expected groups."""
     rows = ranked(findings)
     severe = pl.col("verdict").is_in(PROBLEMS)
     others = [rows.filter(verdict=verdict) for verdict in ("UNDECIDED", "EXPECTED")]
@@ -78,7 +78,7 @@ def section(findings: Findings) -> Section:
 
 
 def problem_kinds(findings: Findings) -> list[VerdictKind]:
-    """Return the groups that are BUG or HOSTILE, those of one rule together, the worst first."""
+    """Return the BUG and HOSTILE groups, merged by rule, the worst first."""
     return [kind for kind in kinds_of(findings.verdicts) if kind.verdict in PROBLEMS][:_MOST]
 
 
@@ -96,7 +96,7 @@ def _problem(findings: Findings, kind: VerdictKind) -> Problem:
 
 
 def sentence(kind: VerdictKind) -> str:
-    """Return the sentences of a kind's groups in one."""
+    """Return the sentences of a kind's groups as one sentence."""
     return one_line("; ".join(kind.sentences()) + ".", _LONG)
 
 

@@ -26,8 +26,8 @@ _REASONS: Final = {
     "left_loop": "KVM got a busy answer and entered the vCPU with the page still missing",
     "many_pages": "one instruction touched more new pages than the threshold; most were installed",
     "pending_page": "the page was installed, but not yet accepted by the guest",
-    "block_churn": "the host blocked the page and gave it back unchanged, with nothing tried",
-    "block_undone": "the host blocked the page for something that failed, and unblocked it",
+    "block_churn": "the host blocked the page and unblocked it unchanged, with no other call",
+    "block_undone": "the host blocked the page for an operation that failed, and unblocked it",
 }
 
 
