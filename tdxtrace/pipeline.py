@@ -1,7 +1,7 @@
 """Composition of all analyses: a Trace in, Findings out.
 
-Only this module imports from all rooms. Modules that few commands need are imported inside
-functions: importing all of them takes longer than the analysis of a small trace.
+This module connects the rooms, which exchange only tables. Modules that few commands need are
+imported inside functions: importing all of them takes longer than analysing a small trace.
 """
 
 from __future__ import annotations

@@ -276,7 +276,9 @@ def _retry_counts(steps: pl.DataFrame) -> dict[str, Any]:
 
 
 def n_unanswered(steps: pl.DataFrame, leaf: dict[str, Any]) -> int:
-    """Return the number of requests of a leaf that a curve leaves out for lack of an answer.
+    """Return the number of requests of a leaf that a curve leaves out.
+
+    No answer of these requests was recorded, or they were last seen busy because of another maker.
 
     Args:
         steps: Rows of the curve.

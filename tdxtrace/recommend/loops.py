@@ -70,8 +70,9 @@ def first_events(
         retried: Bit of the answers that the policy retries; 0: all.
         kicks: Whether the policy kicks the vCPUs before its last call.
         answer_of: Output, by request: index of the answer; NONE if the policy never diverges.
-        event_of: Output, by request: STOP if the policy makes no further call; KICK if only one
-            of policy and recorded kernel kicks the vCPUs before the next call; else NO_EVENT.
+        event_of: Output, by request: STOP if the policy makes no further call; KICK if the policy
+            kicks the vCPUs before its next call, or if it does not and the recorded kernel may
+            have; else NO_EVENT.
     """
     for request in range(len(answer_of)):
         answer_of[request] = NONE

@@ -54,8 +54,8 @@ def policies(
     Each request gets the same answers at the same times under every policy. A policy stops at the
     first busy answer after which it makes no further call. A request is undecided where the
     recording cannot show its answers under the policy (:mod:`~tdxtrace.recommend.stops`): it was
-    cut or given up before the policy would have stopped; no answer was recorded; only one of
-    policy and recorded kernel kicks the vCPUs before the next call; it was busy for as long as the
+    cut or given up before the policy would have stopped; no answer was recorded; the policy kicks
+    the vCPUs before its next call, or the recorded kernel may have; it was busy for as long as the
     policy's calls take back to back; or the policy had killed the VM before. Undecided requests
     widen the interval: either none or all of them would have exceeded the policy. Stops that an
     earlier stop of the same VM may have influenced (``n_dependent``) widen it downwards. In both

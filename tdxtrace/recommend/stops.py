@@ -272,9 +272,10 @@ class Events:
 def events_of(requests: Requests, rules: dict[int, LeafPolicy], is_fatal: _Flags) -> Events:
     """Replay a policy, and return its first divergence from each retried request.
 
-    If the policy kicks before its last call and the recorded call succeeded without a kick, the
-    call is assumed to succeed with a kick too, because a kick only removes vCPUs; a busy answer
-    to that call is undecided (KICK).  Events after the death of the VM are removed.
+    If the policy kicks before its last call, and that call completed the request in the recording
+    without a kick, it is assumed to complete it with a kick too, because a kick only removes
+    vCPUs; if the recorded call was busy, the request is undecided (KICK).  Events after the death
+    of the VM are removed.
 
     Args:
         requests: The recorded requests.
