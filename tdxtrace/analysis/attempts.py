@@ -292,29 +292,34 @@ class _Extents:
         found = []
         for unit, rows in self.by_cluster.items():
             on = list(dict.fromkeys((*self.keys, unit)))
-            joined = requests.select(on).join(rows, on=on, how="left", maintain_order="left")
-            found.append(joined["n"].fill_null(0).to_numpy())
+            asked = requests.lazy().select(on)
+            joined = asked.join(rows.lazy(), on=on, how="left", maintain_order="left")
+            found.append(joined.select(pl.col("n").fill_null(0)).collect()["n"].to_numpy())
         numbers = [requests[unit].cast(pl.Int64).to_numpy() for unit in self.by_cluster]
         return numbers + found
 
     def columns(self, totals: pl.DataFrame) -> pl.DataFrame:
         """Sums over the clusters of each row of totals."""
-        joined = totals.select(self.keys)
+        joined = totals.lazy().select(self.keys)
         for unit, rows in self.by_cluster.items():
-            sums = rows.group_by(self.keys).agg(
-                pl.len().cast(pl.Int64).alias(f"{unit}_clusters"),
-                pl.col("known").sum().cast(pl.Int64).alias(f"{unit}_known"),
-                (pl.col("n") ** 2).sum().alias(f"{unit}_sizes"),
-                *(
-                    [(pl.col("from_middle") * pl.col("n")).sum().alias("trend_mean")]
-                    + [(pl.col("from_middle") ** 2).sum().alias("trend_square")]
-                    + [pl.col("n").sum().alias("n_all")]
-                    if unit == "period"
-                    else []
-                ),
+            sums = (
+                rows.lazy()
+                .group_by(self.keys)
+                .agg(
+                    pl.len().cast(pl.Int64).alias(f"{unit}_clusters"),
+                    pl.col("known").sum().cast(pl.Int64).alias(f"{unit}_known"),
+                    (pl.col("n") ** 2).sum().alias(f"{unit}_sizes"),
+                    *(
+                        [(pl.col("from_middle") * pl.col("n")).sum().alias("trend_mean")]
+                        + [(pl.col("from_middle") ** 2).sum().alias("trend_square")]
+                        + [pl.col("n").sum().alias("n_all")]
+                        if unit == "period"
+                        else []
+                    ),
+                )
             )
             joined = joined.join(sums, on=self.keys, how="left", maintain_order="left")
-        return joined.drop(self.keys).fill_null(0)
+        return joined.drop(self.keys).fill_null(0).collect()
 
 
 def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:

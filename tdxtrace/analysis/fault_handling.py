@@ -205,8 +205,9 @@ def _latest_by_level(rows: pl.DataFrame, calls: pl.DataFrame, left_on: str) -> p
     found = []
     for (level,), part in calls.group_by("level"):
         key = entry_key(int(str(level)))
-        asked = rows.select("id", "source", "td_id", "gpa", left_on).with_columns(key=key)
-        known = _matching(part.with_columns(key=key), asked, keys).sort("at")
+        asked = rows.lazy().select("id", "source", "td_id", "gpa", left_on).with_columns(key=key)
+        known = part.lazy().with_columns(key=key)
+        known = known.join(asked, on=keys, how="semi", maintain_order="left").sort("at")
         found.append(
             asked.sort(left_on)
             .join_asof(
@@ -222,7 +223,8 @@ def _latest_by_level(rows: pl.DataFrame, calls: pl.DataFrame, left_on: str) -> p
         names = {n: t for n, t in calls.schema.items() if n not in rows.columns and n != "at"}
         return rows.with_columns(pl.lit(None, t).alias(n) for n, t in names.items() if n != "level")
     latest = pl.concat(found).sort("began", nulls_last=False).unique("id", keep="last")
-    return rows.join(latest.drop("began"), on="id", how="left", maintain_order="left")
+    named = rows.lazy().join(latest.drop("began"), on="id", how="left", maintain_order="left")
+    return named.collect()
 
 
 def _with_state(rows: pl.DataFrame, calls: pl.DataFrame, rounds: pl.DataFrame) -> pl.DataFrame:

@@ -88,6 +88,8 @@ def infer_td(
     unknown = np.flatnonzero(rows["td_id"].is_null().to_numpy())
     found = rows.select("td_id", *dict.fromkeys(key for keys in owners for key in keys))[unknown]
     for keys in owners:
+        if named.is_empty() or not found["td_id"].null_count():
+            break
         only = (
             named.drop_nulls(keys)
             .group_by(keys)

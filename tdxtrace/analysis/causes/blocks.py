@@ -43,8 +43,9 @@ def dropped_blocks(calls: pl.DataFrame) -> pl.DataFrame:
     code = word.status_code(pl.col("status"))
     named = pl.col("td_id").is_not_null() & pl.col("gpa").is_not_null()
     failed = calls.filter(pl.col("leaf").is_in(_REQUIRE_BLOCK), code.is_in(NOT_PREPARED), named)
-    # Few traces have any: the rest is looked at where there is one.
-    calls = calls.filter(named) if failed.height else calls.clear()
+    if failed.is_empty():  # few traces have any
+        return failed.select("row", block="row", dropped_ns="begins", failed_ns="begins")
+    calls = calls.filter(named)
     is_block, passed = pl.col("leaf") == _BLOCK, pl.col("status") < word.ERROR_BIT
     fate = (
         pl.when(is_block & (code == word.TDX_OPERAND_BUSY))
@@ -59,17 +60,21 @@ def dropped_blocks(calls: pl.DataFrame) -> pl.DataFrame:
         _last_of(failed, events.filter(fate=name)) for name in ("dropped", "blocked", "reset")
     )
     blocked_ns, reset_ns = pl.col("blocked_ns"), pl.col("reset_ns")
-    return pl.concat(
-        [
-            failed.select("row", failed_ns="begins"),
-            dropped.select(block="event", dropped_ns="event_ns"),
-            blocked.select(blocked_ns="event_ns"),
-            reset.select(reset_ns="event_ns"),
-        ],
-        how="horizontal",
-    ).filter(
-        pl.col("dropped_ns") > reset_ns.fill_null(-1),
-        (blocked_ns < reset_ns).fill_null(blocked_ns.is_null()),
+    return (
+        pl.concat(
+            [
+                failed.select("row", failed_ns="begins"),
+                dropped.select(block="event", dropped_ns="event_ns"),
+                blocked.select(blocked_ns="event_ns"),
+                reset.select(reset_ns="event_ns"),
+            ],
+            how="horizontal",
+        )
+        .filter(
+            pl.col("dropped_ns") > reset_ns.fill_null(-1),
+            (blocked_ns < reset_ns).fill_null(blocked_ns.is_null()),
+        )
+        .select("row", "block", "dropped_ns", "failed_ns")
     )
 
 
