@@ -19,6 +19,7 @@ from tdxtrace.cli.query_options import PrintOptions, QueryOptions, ReadArguments
 from tdxtrace.errors import QueryError
 
 if TYPE_CHECKING:
+    from tdxtrace.analysis.thresholds import FailRule
     from tdxtrace.tables.trace import Findings
 
 
@@ -44,10 +45,9 @@ def analyze_command(
 
     Example: tdxtrace analyze log trace.txt --fail-on 'max-attempts>16'
     """
-    from tdxtrace.analysis.thresholds import check_findings, parse_rule
     from tdxtrace.cli.histogram import histogram_of, show_histogram
 
-    rules = [parse_rule(text) for text in fail_on]
+    rules = _rules(fail_on)
     query = replace(query, traces=_traces(query.traces))
     if (counted := histogram_of(query)) is not None:
         if output is not None or as_json or rules:
@@ -56,11 +56,22 @@ def analyze_command(
         return
     findings = query.analyze()
     _write(findings, output, as_json, limit, brief, query)
-    broken = check_findings(findings, rules)
-    for line in broken:
-        print(f"tdxtrace: {line}", file=sys.stderr)
-    if broken:
-        raise typer.Exit(3)
+    if rules:
+        from tdxtrace.analysis.thresholds import check_findings
+
+        broken = check_findings(findings, rules)
+        for line in broken:
+            print(f"tdxtrace: {line}", file=sys.stderr)
+        if broken:
+            raise typer.Exit(3)
+
+
+def _rules(texts: list[str]) -> list[FailRule]:
+    if not texts:
+        return []
+    from tdxtrace.analysis.thresholds import parse_rule
+
+    return [parse_rule(text) for text in texts]
 
 
 def _traces(words: list[str]) -> list[str]:
@@ -77,12 +88,16 @@ def _write(
     brief: bool,
     query: QueryOptions,
 ) -> None:
-    from tdxtrace.cli import outputs, screen
-    from tdxtrace.report.json_data import findings_data
+    from tdxtrace.cli import screen
 
     if output is not None:
+        from tdxtrace.cli import outputs
+        from tdxtrace.report.json_data import findings_data
+
         outputs.write_folder(output, findings.tables(), findings_data(findings), query.inputs)
     if as_json:
+        from tdxtrace.report.json_data import findings_data
+
         typer.echo(screen.json_text(findings_data(findings)), nl=False)
     elif not query.quiet:
         from tdxtrace.report.findings_text import findings_text
