@@ -86,7 +86,9 @@ def analyze(
     with begin("retry_chains"):
         found = _chains(trace, memory)
         chains = found.selected(selected, trace)
-        steps = zero_steps(*needed_rows(trace), trace.page_faults, trace.host_events, trace.losses)
+        tables = (trace.page_faults, trace.host_events, trace.losses)
+        drift_ns = {n: of.drift_ns for n, of in enumerate(trace.provenance.sources)}
+        steps = zero_steps(*needed_rows(trace), *tables, drift_ns=drift_ns)
         steps = selected.filter(steps, trace)
         entries = selected.filter(trace.vm_entries, trace)
         columns = (*VCPU_COLUMNS, *TIMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
@@ -52,7 +53,7 @@ _TDCALL: Final = exit_reason_number("TDCALL") or 0
 _TIMED_OUT: Final = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
 _VCPU: Final = ("source", "tid")
 _PAGE_BYTES: Final = 4096
-_FIRST_NS, _LAST_NS = -(1 << 63), (1 << 63) - 1
+_FIRST_NS, _LAST_NS = -(1 << 62), 1 << 62
 # Steps of vCPUs that are kept between segments: two of each.  A choice.
 _MAX_KEPT: Final = 1 << 17
 _TOLD: Final = ("gpa", "refused", "reason", "installs", "installed")
@@ -66,7 +67,7 @@ def zero_steps(
     host_events: pl.DataFrame | None = None,
     losses: pl.DataFrame | None = None,
     *,
-    emulated_exit_ns: int = EMULATED_EXIT_NS,
+    drift_ns: Mapping[int, int] | None = None,
 ) -> pl.DataFrame:
     """Find the episodes in which zero-step mitigation kept a vCPU out of its guest.
 
@@ -81,19 +82,20 @@ def zero_steps(
     internal error.  Any busy operand gives that exit, a TDH.MEM.TRACK above all.  Strong only
     where nothing else can have been busy and the mitigation must have been armed: one private
     page was faulted on ARMING_FAULT times without progress, TDH.MEM.TRACK is seen to be probed,
-    no call that an unarmed entry collides with was in flight, and no event may be lost there.
+    no call that an unarmed entry collides with was in flight, by any clock that CPUs may have, and
+    no event may be lost there.
     Weak where the record begins within the run, or with ARMING_FAULT faults on any pages: a booting
     guest that touches new pages under KVM's tracepoints alone looks like that, and meets TRACKs
     that nobody recorded.  With fewer it is none.
 
     ``emulated_ept_violation`` (weak): after as many, an EPT violation by writing on
-    the same page, not installed meanwhile, within ``emulated_exit_ns`` of entering.  An entry that
+    the same page, not installed meanwhile, within EMULATED_EXIT_NS of entering.  An entry that
     executed nothing and ended otherwise is none: single-stepping makes such (0.8 % of them in
     TDXdown, CCS 2024), without any fault.
 
     Evidence is what each form needs.  Absence: where TRACK was not probed, or events may be lost,
     kvm_exit alone proves nothing.  Nearest innocent trace: a guest that touches new pages beside a
-    TRACK, whose entries fail on the epoch.
+    TRACK, whose entries fail on the epoch, perhaps by a clock that is some microseconds behind.
 
     Weak episodes are suspicions: no statistic counts them, and no verdict accuses by them.
 
@@ -103,7 +105,7 @@ def zero_steps(
         page_faults: The ``page_faults`` table.
         host_events: The ``host_events`` table; without it, internal errors are not recognised.
         losses: The ``losses`` table; without it, nothing counts as lost.
-        emulated_exit_ns: Longest entry-to-exit time of an exit that ran no guest code.
+        drift_ns: How far the clocks of two CPUs of a source may differ; without it, not at all.
 
     Returns:
         The ``zero_steps`` table, by source and time.
@@ -126,8 +128,8 @@ def zero_steps(
         return ZERO_STEPS.conform(proof.sort("source", "start_ns", "first_seq"))
     steps = steps_from_kvm_events(kvm_only, calls, faults)
     lost = None if losses is None else LOSSES.conform(losses)
-    excluded = _nothing_else_was_busy(kvm_only, calls, lost)
-    from_kvm_events = [_failed_vmentry(steps, excluded), _emulated(steps, emulated_exit_ns)]
+    excluded = _nothing_else_was_busy(kvm_only, calls, lost, drift_ns or {})
+    from_kvm_events = [_failed_vmentry(steps, excluded), _emulated(steps)]
     found = pl.concat([ZERO_STEPS.empty(), proof, *from_kvm_events])
     return ZERO_STEPS.conform(found.sort("source", "start_ns", "first_seq"))
 
@@ -388,13 +390,17 @@ def _leaves_against_entries() -> list[int]:
 
 
 def _nothing_else_was_busy(
-    entries: pl.DataFrame, calls: pl.DataFrame, losses: pl.DataFrame | None
+    entries: pl.DataFrame,
+    calls: pl.DataFrame,
+    losses: pl.DataFrame | None,
+    drift_ns: Mapping[int, int],
 ) -> pl.DataFrame:
     """Keys (source, seq) of failed entries that only the mitigation can have refused.
 
     Evidence: TDH.MEM.TRACK was recorded in the source, so it is probed; no call of the process
     that an unarmed entry collides with was in flight, where a call whose start or end was not
-    recorded reaches to the thread's neighbouring call; no events may be lost about then.
+    recorded reaches to the thread's neighbouring call, and any by ``drift_ns`` further; no events
+    may be lost about then.
     """
     failed = entries.filter(pl.col("exit_reason") == _NOT_ENTERED)
     probed = calls.filter(pl.col("leaf") == _TRACK)["source"].unique()
@@ -409,8 +415,9 @@ def _nothing_else_was_busy(
     )
     before = end.shift().over(_VCPU).fill_null(pl.lit(_FIRST_NS))
     after = at.shift(-1).over(_VCPU).fill_null(pl.lit(_LAST_NS))
+    drift = pl.col("source").replace_strict(drift_ns, default=0, return_dtype=pl.Int64)
     spans = order.with_columns(
-        begins=pl.coalesce("start_ns", before), ends=pl.coalesce("end_ns", after)
+        begins=pl.coalesce("start_ns", before) - drift, ends=pl.coalesce("end_ns", after) + drift
     ).filter(pl.col("leaf").is_in(_leaves_against_entries()))
     rest = failed.join(_overlapped(failed, spans), on=("source", "seq"), how="anti")
     if losses is not None:
@@ -433,9 +440,9 @@ def _failed_vmentry(steps: pl.DataFrame, excluded: pl.DataFrame) -> pl.DataFrame
     return ZERO_STEPS.conform(found.filter(enough | ~pl.col("whole")))
 
 
-def _emulated(steps: pl.DataFrame, emulated_exit_ns: int) -> pl.DataFrame:
+def _emulated(steps: pl.DataFrame) -> pl.DataFrame:
     """Episodes of EPT violations that came too fast to have entered the guest."""
-    fast = pl.col("write") & (pl.col("took_ns") <= emulated_exit_ns)
+    fast = pl.col("write") & (pl.col("took_ns") <= EMULATED_EXIT_NS)
     run = no_progress_run(_rows_of_vcpus(steps.filter(fast), steps), exits_without_progress())
     nth = pl.col("is_fault").cum_sum().over("run")
     # The page of an entry is that of the next step.

@@ -46,6 +46,23 @@ _PART_ROWS: Final = 1 << 20
 _EVENT_NAMES: Final = frozenset(table.name for table in EVENT_TABLES)
 
 
+# Clocks that are each CPU's own, and inputs that do not name theirs: the default of ftrace and
+# of perf is such a clock (Linux Documentation/trace/ftrace.rst, trace_clock; perf-record(1), -k).
+_CLOCKS_OF_CPUS: Final = (
+    *("local", "perf", "perf_clock", "local_clock", "sched_clock"),
+    *("unnamed", "integer"),
+)
+# Such clocks are the TSC, scaled for each CPU (Linux arch/x86/kernel/tsc.c, cyc2ns), where it is
+# stable, as on every host of TDX that was seen: they differ by microseconds.  A choice of ours,
+# and generous.  Where it is not, they differ by up to a tick (kernel/sched/clock.c).
+DRIFT_NS: Final = 100_000
+
+
+def is_global_clock(name: str) -> bool:
+    """Return whether a clock, by its name in :class:`Source`, is the same on every CPU."""
+    return name not in _CLOCKS_OF_CPUS
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input: path, format, clock, time span, and number of lines by event."""
@@ -71,6 +88,11 @@ class Source:
     def unit(self) -> str:
         """Unit of ``n_lines``, ``n_headers``, ``events`` and every ``seq``: line or record."""
         return format_named(self.format).unit
+
+    @property
+    def drift_ns(self) -> int:
+        """How far the clocks of two of its CPUs may differ, ns."""
+        return 0 if is_global_clock(self.clock) else DRIFT_NS
 
     @property
     def is_log(self) -> bool:

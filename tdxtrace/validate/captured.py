@@ -34,6 +34,8 @@ class CapturedRun:
     """Line of the return of each SEAMCALL, by id of its call; readable returns only."""
     entries: dict[int, int]
     """Line of the entry of each SEAMCALL, by id of its call; readable entries only."""
+    exits: dict[int, int]
+    """Line of the kvm_exit of each TDH.VP.ENTER, by id of its call, whatever its timestamp."""
     settling: dict[tuple[int, str, int, int], list[Request]]
     """Requests that succeeded, by their key."""
     partial_line: int = 0
@@ -78,7 +80,7 @@ def capture_run(run: Run, cell: Cell) -> CapturedRun | None:
         for number, (_, item) in enumerate(rendered[:n_whole], 1)
         if isinstance(item, TraceEvent)
     }
-    made = CapturedRun(cell, run, trace, findings, lines, {}, {}, {})
+    made = CapturedRun(cell, run, trace, findings, lines, {}, {}, {}, {})
     if not data.endswith(b"\n") and n_whole < len(rendered):
         made.partial_line = n_whole + 1
         item = rendered[n_whole][1]
@@ -95,6 +97,9 @@ def _index_lines(made: CapturedRun) -> None:
     single = made.cell.form == "graph"
     for number, seen in made.lines.items():
         if not seen.calls:
+            continue
+        if seen.spec.name == "kvm_exit":
+            made.exits.update((id(call), number) for call in seen.calls)
             continue
         places = made.returns if seen.spec.kind == "return" else made.entries
         for call in seen.calls:

@@ -41,12 +41,10 @@ def score_tdvmcalls(made: CapturedRun) -> Score:
     userspace, only exits at its end are missing.
     """
     score = Score()
-    exits = {(seen.tid, seen.ts_ns) for seen in made.lines.values() if seen.spec.name == "kvm_exit"}
     true: Counter[str] = Counter()
     for call in made.run.journal.calls:
-        if call.vmcall_reason and call.thread is not None:
-            place = call.thread.tid, CLOCK_START_NS + call.end_ns
-            true[_FUNCTIONS[call.vmcall_reason]] += place in exits
+        if call.vmcall_reason:
+            true[_FUNCTIONS[call.vmcall_reason]] += id(call) in made.exits
     rows = made.findings.tdvmcalls.filter(pl.col("basis") != "unnamed")
     found = dict(rows.group_by("function").agg(pl.col("n_exits").sum()).iter_rows())
     for function in sorted({*true, *found}):

@@ -10,7 +10,6 @@ import polars as pl
 from tdxtrace.simulate.journal import RETRYABLE, Episode, Request
 from tdxtrace.simulate.module.abi import EXIT_EPT_VIOLATION, HIGH_HALF, LEAF, OPERAND, OPERAND_BUSY
 from tdxtrace.simulate.module.state import Call
-from tdxtrace.simulate.record.symbols import CLOCK_START_NS
 from tdxtrace.validate.captured import CapturedRun, Score, row_of
 
 STRENGTHS: Final = ("proof", "strong", "weak")
@@ -232,7 +231,9 @@ def score_episodes(made: CapturedRun) -> Score:
             score.add_example(f"not an episode: {row}", 4)
         spans.append((tid, row["first_seq"], row["last_seq"], strength))
     moved = _first_progress(made)
-    for episode, lines in _episodes(made, _decidable(made, refused)):
+    decidable = _decidable(made, refused)
+    score.counts["undecidable"] += len(refused) - len(decidable)
+    for episode, lines in _episodes(made, decidable):
         if episode.armed_ns < moved.get(episode.thread.tid, made.run.end_ns):
             score.counts["at_the_edge"] += 1
             continue
@@ -250,8 +251,8 @@ def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
     """Return the refused entries that the capture distinguishes from entries refused by TRACK.
 
     These are all entries if the status of TDH.VP.ENTER is recorded; the entries that overlap no
-    TRACK if TRACK is probed; none without probes.  Other entries count neither as shown nor as at
-    the edge.
+    TRACK, by any clocks that the CPUs may have, if TRACK is probed; none without probes.  Other
+    entries are counted as undecidable.
     """
     if made.cell.probes == "stock":
         return {}
@@ -262,10 +263,11 @@ def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
         for call in made.run.journal.calls
         if call.leaf == "TDH.MEM.TRACK"
     )
+    slack = max(1000, made.trace.provenance.sources[0].drift_ns)
     return {
         line: call
         for line, call in refused.items()
-        if not any(a <= call.end_ns + 1000 and b >= call.start_ns - 1000 for a, b in tracks)
+        if not any(a <= call.end_ns + slack and b >= call.start_ns - slack for a, b in tracks)
     }
 
 
@@ -277,13 +279,10 @@ def _first_progress(made: CapturedRun) -> dict[int, int]:
     """
     if made.cell.vp_enter and made.cell.probes != "stock":
         return {call.thread.tid: -1 for call in made.run.journal.calls if call.thread}
-    visible = {(seen.tid, seen.ts_ns) for seen in made.lines.values()}
     first: dict[int, int] = {}
     for call in made.run.journal.calls:
-        if call.vmcall_reason and call.thread is not None:
-            place = (call.thread.tid, CLOCK_START_NS + call.end_ns)
-            if place in visible:
-                first.setdefault(call.thread.tid, call.end_ns)
+        if call.vmcall_reason and call.thread is not None and id(call) in made.exits:
+            first.setdefault(call.thread.tid, call.end_ns)
     return first
 
 
@@ -296,18 +295,7 @@ def _shown(made: CapturedRun) -> dict[int, Call]:
     entries = {id(call): call for call in made.run.journal.calls if call.leaf == "TDH.VP.ENTER"}
     if made.cell.vp_enter and made.cell.probes != "stock":
         return {made.returns[i]: call for i, call in entries.items() if i in made.returns}
-    exits = {
-        (seen.tid, seen.ts_ns): line
-        for line, seen in made.lines.items()
-        if seen.spec.name == "kvm_exit"
-    }
-    found = {}
-    for call in entries.values():
-        assert call.thread is not None
-        line = exits.get((call.thread.tid, CLOCK_START_NS + call.end_ns))
-        if line is not None:
-            found[line] = call
-    return found
+    return {made.exits[i]: call for i, call in entries.items() if i in made.exits}
 
 
 def _is_emulated(call: Call) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, Final
 from tdxtrace.simulate.journal import Actor, BrokenRule, Episode, Request
 from tdxtrace.simulate.module import abi
 from tdxtrace.simulate.module.state import Call
-from tdxtrace.simulate.record.symbols import CLOCK_START_NS
 from tdxtrace.simulate.true_causes import true_step_cause
 from tdxtrace.simulate.true_rules import true_rules
 from tdxtrace.validate.captured import CapturedRun
@@ -37,24 +36,8 @@ class Truth:
     def _calls(self) -> dict[int, Call]:
         """Last call represented by each row of seamcalls or vm_entries, by line."""
         by_id = {id(call): call for call in self._made.run.journal.calls}
-        places = (self._exits, self._made.entries, self._made.returns)
+        places = (self._made.exits, self._made.entries, self._made.returns)
         return {line: by_id[key] for found in places for key, line in found.items() if key in by_id}
-
-    @cached_property
-    def _exits(self) -> dict[int, int]:
-        """Line of the kvm_exit of each vCPU entry, by id of its call."""
-        exits = {
-            (seen.tid, seen.ts_ns): line
-            for line, seen in self._made.lines.items()
-            if seen.spec.name == "kvm_exit"
-        }
-        found = {}
-        for call in self._made.run.journal.calls:
-            if call.leaf == "TDH.VP.ENTER" and call.thread is not None:
-                line = exits.get((call.thread.tid, CLOCK_START_NS + call.end_ns))
-                if line is not None:
-                    found[id(call)] = line
-        return found
 
     @cached_property
     def requests(self) -> dict[int, Request]:
@@ -165,7 +148,7 @@ class Truth:
             if call.leaf != "TDH.VP.ENTER" or call.thread is None or not _is_kept_out(call):
                 continue
             tid = call.thread.tid
-            lines = (made.returns.get(id(call)), self._exits.get(id(call)))
+            lines = (made.returns.get(id(call)), made.exits.get(id(call)))
             for episode in by_thread.get(tid, ()):
                 ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1
                 if episode.armed_ns <= call.start_ns < ends:

@@ -155,20 +155,20 @@ _JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, str, int], bo
 
 
 def _score_loops(score: Score, made: CapturedRun) -> None:
-    """Compare the loops in the capture with the found loops, by line."""
-    truth: dict[int, tuple[Request, str, int]] = {}
+    """Compare the loops in the capture with the found loops; a request may make several."""
+    truth: dict[tuple[int, str], tuple[Request, int]] = {}
     for request in made.run.journal.requests:
         shown = _answers(made, request)
-        for loop in set(shown.values()):
-            first = min(shown)
-            truth[first] = (request, loop, sum(other == loop for other in shown.values()))
+        for loop, n in Counter(shown.values()).items():
+            truth[min(shown), loop] = request, n
     score.counts["loops_shown"] += len(truth)
     rows = made.findings.progress_loops.filter(pl.col("loop") != "local_retry")
     lines = {
-        line: first for first, (request, _, _) in truth.items() for line in _lines(made, request)
+        line: first for (first, _), (request, _) in truth.items() for line in _lines(made, request)
     }
     for row in rows.iter_rows(named=True):
-        _score_loop(score, row, truth.get(lines.get(row["first_seq"], 0)), made.cell.is_clean)
+        first = lines.get(row["first_seq"], 0)
+        _score_loop(score, row, truth.get((first, row["loop"])), made.cell.is_clean)
 
 
 def _lines(made: CapturedRun, request: Request) -> list[int]:
@@ -194,7 +194,7 @@ def _answers(made: CapturedRun, request: Request) -> dict[int, str]:
 def _score_loop(
     score: Score,
     row: dict[str, Any],
-    true: tuple[Request, str, int] | None,
+    true: tuple[Request, int] | None,
     is_clean: bool,
 ) -> None:
     score.counts["loops_found"] += 1
@@ -202,15 +202,15 @@ def _score_loop(
         score.counts["loops_false"] += 1
         score.add_example(f"no such loop: {row}")
         return
-    request, loop, n = true
+    request, n = true
     seen = request.outcome in ("succeeded", "resolved_elsewhere")
     wrong = (row["progress"] == "seen") != seen and row["progress"] != "unknown"
     # If lines were lost, a chain is cut and has only some of the answers.
-    wrong |= row["loop"] != loop or (is_clean and row["n_repeats"] != n)
+    wrong |= is_clean and row["n_repeats"] != n
     score.counts["loops_wrong"] += wrong
     score.counts["loops_right"] += not wrong
     if wrong:
-        score.add_example(f"loop {row}, truly {loop} x {n}, {request.outcome}")
+        score.add_example(f"loop {row}, truly x {n}, {request.outcome}")
 
 
 def false_accusations(counts: Counter[str]) -> list[str]:

@@ -6,23 +6,23 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.story import STEP_NS, Story, story, without
+from support.story import Story, story, without
 
-from tdxtrace.analysis.zero_steps import ARMING_FAULT, EMULATED_EXIT_NS, zero_steps
+from tdxtrace.analysis.zero_steps import ARMING_FAULT, zero_steps
 from tdxtrace.errors import TableError
 from tdxtrace.tables.events import HOST_EVENTS
 from tdxtrace.tables.findings import ZERO_STEPS
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
 
-def steps_of(told: Story, limit: int = EMULATED_EXIT_NS) -> pl.DataFrame:
+def steps_of(told: Story) -> pl.DataFrame:
     tables = (told.seamcalls, told.vm_entries, told.page_faults, told.host_events, told.losses)
-    return ZERO_STEPS.check(zero_steps(*tables, emulated_exit_ns=limit))
+    return ZERO_STEPS.check(zero_steps(*tables))
 
 
-def episodes(text: str, limit: int = EMULATED_EXIT_NS) -> list[str]:
+def episodes(text: str) -> list[str]:
     """Each episode in words: form, strength, refusals, faults before them, how it ended."""
-    rows = steps_of(story(text), limit)
+    rows = steps_of(story(text))
     columns = ("form", "strength", "n_refused", "n_faults_before", "ended")
     return [
         f"{form} ({strength}) {n} after {before}, {ended}"
@@ -345,11 +345,6 @@ def test_a_stock_episode_names_the_vcpu_and_the_last_page() -> None:
 )
 def test_exits_that_entered_nothing_are_a_weak_sign(text: str, expected: list[str]) -> None:
     assert episodes(text) == expected
-
-
-@pytest.mark.parametrize(("limit", "n"), [(STEP_NS, 1), (STEP_NS - 1, 0)])
-def test_how_fast_an_emulated_exit_is_can_be_told(limit: int, n: int) -> None:
-    assert len(episodes(ARMED + ">W ?1 >C", limit)) == n
 
 
 def test_weak_signs_do_not_hide_strong_ones() -> None:

@@ -83,7 +83,8 @@ INNOCENT = {
         {faults(2010, 7, "7")}
         2103-2105 202@5 aug:7 B
         2100-2108 201@4 block:0 S
-        2114-2118 101@1 enter 0x4d
+        2114-2118 101@1 enter 0x30
+        2119-2120 101@1 enter B
         2120-2122 202@5 aug:7 S""",
     "a guest accepts a page while it is blocked": """
         2000-2100 101@1 enter 0x1
@@ -336,6 +337,24 @@ def test_an_aug_beside_a_block_is_no_bug_where_no_entry_was_recorded(tmp_path: P
     """An armed entry may have made the AUG busy, and the BLOCK's CPU has a clock of its own."""
     _, text = GUILTY["a BLOCK beside an AUG"]
     assert accused(found(text, tmp_path, WITHOUT_ENTRIES)) == []
+
+
+@pytest.mark.parametrize(("first", "strength"), [(2295, "weak"), (2305, "weak"), (9000, "strong")])
+def test_a_track_by_another_clock_may_have_failed_an_entry(
+    first: int, strength: str, tmp_path: Path
+) -> None:
+    """It ended, or began, some microseconds from the entry, which 12 faults preceded."""
+    text = f"""
+        2000 103@3 >
+        2003 103@3 <HLT
+        {KVM_FAULTS}
+        2300 103@3 >
+        2301 103@3 <FAILED
+        2400 103@3 >
+        2450 103@3 <HLT
+        {first}-{first + 4} 201@4 track S"""
+    steps = found(text, tmp_path, WITHOUT_ENTRIES.replace("1034-1036 91@0 track S", "")).zero_steps
+    assert steps.select("form", "strength").rows() == [("failed_vmentry", strength)]
 
 
 def test_a_recording_that_ends_after_two_tries_leaves_it_undecided(tmp_path: Path) -> None:

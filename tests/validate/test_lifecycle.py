@@ -46,6 +46,7 @@ def scored(name: str, table: str, capture: dict[str, Any]) -> Score:
         ("boot", "tdvmcalls", {"probes": "stock"}, 100),
         ("conversions", "tdvmcalls", {"form": "trace-cmd"}, 100),
         ("conversions", "tdvmcalls", {"form": "trace-pipe", "faults": ("lost=0.05",)}, 100),
+        ("conversions", "tdvmcalls", {"faults": ("clock=3",)}, 100),
         ("update", "module_updates", SEAMCALLS, 4),
     ],
 )

@@ -104,9 +104,20 @@ def test_a_missing_episode_lowers_recall() -> None:
 
 
 def test_an_episode_before_any_sign_of_progress_is_at_the_edge() -> None:
-    counts = score_episodes(_captured(vp_enter=False)).counts
+    made = _captured(vp_enter=False)
+    (source,) = made.trace.provenance.sources
+    known = dataclasses.replace(source, clock="mono")
+    provenance = dataclasses.replace(made.trace.provenance, sources=(known,))
+    by_mono = dataclasses.replace(
+        made, trace=dataclasses.replace(made.trace, provenance=provenance)
+    )
+    counts = score_episodes(by_mono).counts
     assert counts["at_the_edge"] > 0
     assert counts["strong_found"] == counts["strong_true"]
+    # By clocks that may differ a TRACK may have met each of them: they are counted apart.
+    unnamed = score_episodes(made).counts
+    assert (unnamed["at_the_edge"], unnamed["shown"]) == (0, 0)
+    assert unnamed["undecidable"] > counts["undecidable"]
 
 
 def _result(**chains: int) -> Result:

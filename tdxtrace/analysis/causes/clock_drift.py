@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import polars as pl
 
 from tdxtrace.analysis.causes.candidates import armed_entries
+from tdxtrace.analysis.loops.arming import ARMED_UNKNOWN
 from tdxtrace.analysis.threads import VP_ENTER
-
-# Linux kernel/sched/clock.c: where the TSC is not stable, the clocks of two CPUs differ by up to
-# a tick; it lasts 4 ms with CONFIG_HZ=250, the default of kernel/Kconfig.hz.
-DRIFT_NS: Final = 4_000_000
+from tdxtrace.tables.trace import DRIFT_NS
 
 
 def may_have_met_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
     """Tell which attempts may have met an entry that zero-step mitigation had armed.
 
-    Evidence: an entry of the attempt's TD that may hold the SEPT tree
-    (:func:`~.candidates.armed_entries`) and lies within DRIFT_NS of the attempt.  The first
-    recorded entry of a thread is none: nothing shows a fault before it.
+    Evidence: an entry of the attempt's TD that may hold the SEPT tree, of a run in which the
+    vCPU was refused (:func:`~.candidates.armed_entries`: ``ARMED``, ``PERHAPS_ARMED``), and that
+    lies within DRIFT_NS of the attempt.
 
     Absence: where no entry of a vCPU was recorded, or the TD of the attempt or of such an entry is
     not known, any attempt may have met one.
@@ -34,13 +30,10 @@ def may_have_met_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
     Returns:
         Boolean, in the order of ``rows``.
     """
-    entries = calls.select("tid", "leaf", "begins").with_row_index("row")
-    entries = entries.filter(pl.col("leaf") == VP_ENTER)
-    if entries.is_empty():
+    if not (calls["leaf"] == VP_ENTER).any():
         return pl.repeat(True, len(rows), eager=True)
-    first = entries.group_by("tid").agg(pl.col("row").sort_by("begins").first())
-    rows_armed = armed_entries(calls).join(first, on="row", how="anti")["row"]
-    armed = calls.select("td_id", "begins")[rows_armed].sort("begins")
+    shown = armed_entries(calls).filter(pl.col("armed") < ARMED_UNKNOWN)["row"]
+    armed = calls.select("td_id", "begins")[shown].sort("begins")
     if armed["td_id"].null_count():
         return pl.repeat(True, len(rows), eager=True)
     attempts = calls.select("td_id", "begins")[rows].with_row_index("place")

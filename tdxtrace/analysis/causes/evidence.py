@@ -19,7 +19,7 @@ from tdxtrace.analysis.causes.rule_evidence import RuleEvidence
 from tdxtrace.analysis.threads import TD_OWNERS, VP_ENTER, LossWindows, infer_td
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.formats import TRACE_DAT
-from tdxtrace.tables.trace import Source, Trace
+from tdxtrace.tables.trace import Source, Trace, is_global_clock
 from tdxtrace.tdx import word
 from tdxtrace.tdx.wrappers import PAGES
 
@@ -31,12 +31,6 @@ _COLUMNS: Final = (
 _OTHER_BUSY: Final = (word.TDX_PREVIOUS_TLB_EPOCH_BUSY, word.TDX_SYS_BUSY)
 # Calls of a CPU from which on its silence is significant.
 _MIN_CALLS_PER_CPU: Final = 100
-# Clocks that are each CPU's own, and inputs that do not name theirs: the default of ftrace and
-# of perf is such a clock (Linux Documentation/trace/ftrace.rst, trace_clock; perf-record(1), -k).
-_CLOCKS_OF_CPUS: Final = (
-    *("local", "perf", "perf_clock", "local_clock", "sched_clock"),
-    *("unnamed", "integer"),
-)
 _TRACE_CMD: Final = "trace-cmd report"
 # The global lock of the TDH.SYS leaves answers with a code of its own.
 _SYS: Final = "SYS"
@@ -141,7 +135,7 @@ class BusyEvidence:
     @property
     def clock_is_global(self) -> bool:
         """Whether the clock is known to be the same on every CPU."""
-        return self.clock not in _CLOCKS_OF_CPUS
+        return is_global_clock(self.clock)
 
     @property
     def times_absence(self) -> pl.Series:

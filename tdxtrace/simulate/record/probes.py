@@ -283,7 +283,7 @@ class ProbeRecorder:
         if not call.end_ns:
             return
         if self.capture.kvm:
-            yield self._event(call, call.end_ns, *tracepoints.kvm_exit(call, vcpu), ())
+            yield self._event(call, call.end_ns, *tracepoints.kvm_exit(call, vcpu), (call,))
         if probed and self._is_capture:
             fetched = (call.status, call.out_r8, vcpu)
             yield self._event(call, call.end_ns + _AFTER_NS, VCPU_RUN_RETURN, fetched, (call,))

@@ -21,7 +21,7 @@ class TraceEvent:
     spec: EventSpec
     values: tuple[int, ...]
     calls: tuple[Call, ...] = ()
-    """SEAMCALLs that start at this entry event or end at this return event."""
+    """SEAMCALLs that start at this entry event, or end at this return event or kvm_exit."""
 
     def flags(self) -> str:
         """irqs-off, need-resched, context, preempt depth, migrate-disable, as printed."""

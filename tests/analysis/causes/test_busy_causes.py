@@ -472,8 +472,8 @@ def test_a_loss_or_a_clock_of_each_cpu_lowers_the_confidence(
         ("2/enterC 2/enterB 2/enterC 3/block(1 B1 3/)S", "weak"),
         ("2/enterC 2/enterB 2/enterC _7ms 3/block(1 B1 3/)S", "strong"),
         ("5/S1#1 2/enterB*5 2/enterC*5 3/block(1 B1 3/)S", "weak"),  # of an unknown TD
-        # Its first entry that was recorded shows no fault before it.
-        ("2/enterC 3/block(1 B1 3/)S", "strong"),
+        # Nothing shows that one was armed.
+        ("2/enterC " + "2/enterX " * 9 + "3/block(1 B1 3/)S", "strong"),
         # A guest may have the entry.
         ("3/remove(1 blockK1 3/)S", "weak"),
     ],
