@@ -67,7 +67,7 @@ def test_explain_says_who_when_and_which_lock() -> None:
     text = "\n".join(lines)
     assert lines[0] == "seq 21: TDH.MEM.SEPT.ADD by fake_tdx 12448 at 4203.181777000 s"
     assert "one of 8 attempts, seq 19 to 113: succeeded (7 busy)" in text
-    assert "cause: host_conflict, confidence proof, module generation A" in text
+    assert "cause: host_conflict, confidence strong, module generation A" in text
     assert "held by TDH.MEM.SEPT.ADD of fake_tdx 12447, seq 52: SEPT_TREE EX, wanted EX" in text
     assert any(line.startswith("fake_tdx 12448") and "X" in line for line in lines)
     assert any(line.startswith("fake_tdx 12447") and "#" in line for line in lines)
