@@ -31,6 +31,8 @@ have been probed, and an unrecorded call may have held the lock."""
 SILENT_CPU: Final = "silent CPU"
 """A CPU has no line before or after the answer, and the format does not mark losses at the ends of
 the capture: the CPU may have been idle, or its buffer full."""
+UNSEEN_HOLDER: Final = "unseen holder"
+"""The capture has neither the entry nor the return of any call that held the lock."""
 # trace-cmd drains the buffers and marks losses; other formats do not mark losses at their ends.
 _MARKS_LOSSES: Final = "trace-cmd"
 
@@ -51,9 +53,12 @@ class Decidable:
 
         Args:
             call: A call that was answered busy.
-            cause: Its true cause.  Only ``armed_entry`` and ``guest`` can be undecidable, because
-                they are inferred from the absence of calls.
+            cause: Its true cause.  ``armed_entry`` and ``guest`` can be undecidable, because they
+                are inferred from the absence of calls, and ``host_conflict`` if the call that held
+                the lock was not captured.
         """
+        if cause == "host_conflict":
+            return None if self._shows_holder(call) else UNSEEN_HOLDER
         if cause not in ("armed_entry", "guest"):
             return None
         if not self._every_cpu_recorded(call):
@@ -72,6 +77,12 @@ class Decidable:
         if not any(self._was_refused(holder) for holder in holders):
             return NEVER_REFUSED
         return None
+
+    def _shows_holder(self, call: Call) -> bool:
+        """Whether a row of the capture stands for a call that held the lock."""
+        made = self._made
+        places = made.returns, made.entries, made.exits
+        return any(id(holder) in found for holder in _holders(call) for found in places)
 
     def _shows_other_leaves(self, call: Call) -> bool:
         """Return whether the capture has a call of another leaf that locks an SEPT entry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -24,7 +25,7 @@ from tdxtrace.validate.acceptance import (
 )
 from tdxtrace.validate.captured import CapturedRun, capture_run
 from tdxtrace.validate.cells import OWN_CAPTURE, Cell, Plan
-from tdxtrace.validate.decidable import ONE_LEAF, SILENT_CPU, Decidable
+from tdxtrace.validate.decidable import ONE_LEAF, SILENT_CPU, UNSEEN_HOLDER, Decidable
 from tdxtrace.validate.matrix import Result, simulated
 
 PLAN = Plan("zero_step_attack", "B", "fixed-64", 1, 4)
@@ -134,11 +135,24 @@ def test_a_guest_cannot_be_told_from_a_leaf_of_which_no_probe_is_known() -> None
     block = next(call for call in run.journal.calls if call.leaf == "TDH.MEM.RANGE.BLOCK")
     decidable = Decidable(made)
     assert decidable.reason(block, "guest") == ONE_LEAF
-    assert decidable.reason(block, "host_conflict") is None
+    assert decidable.reason(block, "kernel_bug") is None
     # Once another leaf was captured, its probes are known to work.
     install = next(call for call in run.journal.calls if call.leaf == "TDH.VP.ENTER")
     install.leaf = "TDH.MEM.PAGE.AUG"
     assert decidable.reason(block, "guest") is None
+
+
+def test_a_host_call_that_was_not_captured_cannot_be_named() -> None:
+    made = _captured()
+    call = next(
+        one
+        for one in made.run.journal.calls
+        if one.busy_reason
+        if any(id(holder) in made.returns for holder in one.busy_reason.holders)
+    )
+    assert Decidable(made).reason(call, "host_conflict") is None
+    nothing = dataclasses.replace(made, returns={}, entries={}, exits={})
+    assert Decidable(nothing).reason(call, "host_conflict") == UNSEEN_HOLDER
 
 
 def test_what_lies_beyond_the_last_line_of_a_cpu_is_decided_where_losses_are_marked() -> None:
