@@ -159,10 +159,26 @@ def test_help_and_version_load_nothing_slow(words: tuple[str, ...]) -> None:
     assert loaded(*words).isdisjoint({*SLOW, "tdxtrace.cli.simulate"} if len(words) > 1 else SLOW)
 
 
-def test_reading_loads_no_pyarrow_and_no_decompressor_that_is_not_needed() -> None:
-    modules = loaded("analyze", "-q", str(SAMPLES / "contended.txt"))
+@pytest.mark.parametrize(
+    ("words", "also"),
+    [
+        # Intervals and limits are scipy's.
+        (("analyze",), set[str]()),
+        (("analyze", "-q"), {"scipy"}),
+        (("busy-causes",), {"scipy"}),
+        (("retry-chains",), {"scipy"}),
+        (("verdicts",), {"scipy"}),
+        (("zero-steps",), {"scipy"}),
+    ],
+)
+def test_a_command_on_a_small_trace_loads_nothing_that_it_does_not_need(
+    words: tuple[str, ...], also: set[str]
+) -> None:
+    modules = loaded(*words, str(SAMPLES / "zerostep.txt"))
     assert "polars" in modules
-    assert modules.isdisjoint({"pyarrow", "zstandard"})
+    # scipy takes 0.3 s to load.
+    slow = {"pyarrow", "zstandard", "numba", "altair", "tdxtrace.report.json_data"}
+    assert modules.isdisjoint(slow | also)
 
 
 def test_verbose_says_what_was_read_and_how_long_each_step_took(chains: Path) -> None:
