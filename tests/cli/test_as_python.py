@@ -139,7 +139,7 @@ def test_perfetto_is_written_by_its_calls(more: list[str], beginning: Path, tmp_
 
 def test_charts_of_a_report_are_saved_by_its_calls(chains: Path, tmp_path: Path) -> None:
     words: list[str | Path] = ["report", chains, "-o", tmp_path / "r.html"]
-    charts: list[str | Path] = ["--svg", tmp_path / "a", "--leaf", "TDH.MEM.TRACK"]
+    charts: list[str | Path] = ["--svg", tmp_path / "a", "--leaf", "TDH.MEM.PAGE.AUG"]
     ran(answered(*words, *charts, "--python").text)
     written = (tmp_path / "r.html").read_bytes()
     # The command says in the section on provenance how it was called.

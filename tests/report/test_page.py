@@ -196,6 +196,16 @@ def test_no_printed_page_is_empty(name: str, page: Page, tmp_path: Path) -> None
     assert page.complaints == []
 
 
+@pytest.mark.parametrize("name", ["zerostep.txt", "contended.txt"])
+def test_every_mark_of_every_chart_is_printed(name: str, page: Page, tmp_path: Path) -> None:
+    """Vega names groups in its drawings: no rule of the page for print may hide one of them."""
+    page.look(1280, media="print")
+    page.open(written(name, tmp_path))
+    groups = "[...document.querySelectorAll('figure svg [class*=role-mark]')]"
+    assert page.ask(f"{groups}.length > 10")
+    assert page.ask(f"{groups}.filter(g => getComputedStyle(g).display === 'none').length") == 0
+
+
 def page_sizes(pdf: bytes) -> list[int]:
     """Number of operators that show text, in each page of a PDF of Chromium."""
     objects = {

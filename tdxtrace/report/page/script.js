@@ -111,7 +111,7 @@
     const marks = Object.values(spec.datasets ?? {})[0] ?? [];
     if (!Array.isArray(fields) || !fields.some((field) => field.field === "line")) return null;
     const part = document.createElement("details");
-    part.className = "marks";
+    part.className = "chart-table";
     made("summary", `The ${marks.length.toLocaleString("en")} marks as a table`, part);
     const note = "Row: line or record of the input. To see one with its neighbours: "
       + "tdxtrace explain TRACE --seq ROW";
