@@ -1,7 +1,7 @@
-"""What every reader hands to the decoder: events in columns, not yet paired.
+"""Columns of unpaired events: the output of every reader and the input of the decoder.
 
-The fields of an event are 64-bit words, one behind the other, as its layout says: no
-reader's bytes have to be kept for them, and the decoder knows neither records nor lines.
+The fields of an event are consecutive 64-bit words in the order of its layout, so the bytes of
+the input need not be kept and the decoder is independent of the format of records and lines.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ the decoder concludes from them what KVM would print as ``exit_reason``, ``reaso
 
 @dataclass(slots=True)
 class FieldLayouts:
-    """Which fields events have, and in which order their words stand: a list that only grows.
+    """Append-only list of layouts: which fields an event has, and the order of their words.
 
     A layout is a tuple of slots; an event of that layout has one word for each.
     """
@@ -68,7 +68,7 @@ class FieldLayouts:
         return made
 
     def n_words(self) -> Index:
-        """By layout: how many words its events have."""
+        """Return the number of words per event, by layout."""
         return np.array([len(slots) for slots in list(self.slots)] or [0], np.intp)
 
 
@@ -123,7 +123,7 @@ class RecordBatch:
         return replace(self, first_word=first.astype(np.int64), words=self.words[at])
 
     def get(self, slot: str) -> tuple[U64Array, BoolArray]:
-        """A field of every event: its values, 0 where there is none, and where there is one."""
+        """Return a field's value by event, 0 where it is absent, and a mask of its presence."""
         position = self.layouts.positions()[:, SLOTS.index(slot)].take(self.layout)
         is_there = position != ABSENT
         if not is_there.any():
@@ -133,7 +133,7 @@ class RecordBatch:
 
 
 def concatenate(parts: Sequence[RecordBatch]) -> RecordBatch:
-    """Join batches of one source, of which there is at least one, in order."""
+    """Concatenate one or more batches of one source, in order."""
     if len(parts) == 1:
         return parts[0]
     before = np.cumsum([0, *(len(part.words) for part in parts)])

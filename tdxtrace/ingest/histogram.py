@@ -35,7 +35,7 @@ Counts = dict[Key, int]
 
 @dataclass(slots=True)
 class Histogram:
-    """What was counted."""
+    """Counts of a recorded histogram."""
 
     kernel: str
     first_ns: int

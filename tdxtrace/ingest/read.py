@@ -39,14 +39,14 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What inputs do not say themselves, and what is read beside them."""
+    """Options for reading: facts that inputs do not contain, further inputs, and limits."""
 
     input_format: str | None = None
     """A name in tables.formats.INPUT_FORMATS; None: detected from the content."""
     mappings: Sequence[str] = ()
     """``EVENT=FUNCTION[:entry|:return]`` for probes whose names do not contain the function."""
     level_base: int | None = None
-    """Number that the kernel gives a 4K page; None: told by its version and the values."""
+    """Level number of a 4K page; None: determined from the kernel's version and the values."""
     formats: str | Path | None = None
     """Folder with the formats of events, for raw pages."""
     dmesg: Sequence[str | Path] = ()
@@ -163,7 +163,7 @@ class SpillingSink:
                 self._store.add(name, frames.pop(0))
 
     def discard(self) -> None:
-        """Remove what is on disk."""
+        """Remove the temporary store from disk, if there is one."""
         if self._folder is not None:
             self._folder.remove()
 
@@ -275,7 +275,7 @@ def _is_of_guest(given: Input, stats: SourceStats) -> bool:
 
 
 def _source(given: Input, stats: SourceStats, header: Header) -> Source:
-    """Return what provenance says of an input."""
+    """Return the provenance entry of an input."""
     first_ns, last_ns = stats.span()
     return Source(
         given.stream.path,

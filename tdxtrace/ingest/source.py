@@ -89,21 +89,21 @@ class Stream:
     truncated: str = ""
     """Why the input ended early; empty: it did not."""
     opened: os.stat_result | None = None
-    """What the system said of the file when it was opened; None: it is no plain file."""
+    """os.stat_result of the file when it was opened; None: not a regular file."""
     fill: Callable[[memoryview], int] | None = None
     """Of a large plain file: reads its next bytes into a buffer; returns how many, 0 at its end."""
 
     def losses(self) -> Iterator[tuple[str, str]]:
-        """Yield kind and detail of what was lost of the bytes, once they were read."""
+        """Yield kind and detail of each loss of bytes; call it after the input was read."""
         if self.truncated:
             yield "truncated", self.truncated
         if changed := self._change_of_size():
             yield "changed_while_read", changed
 
     def _change_of_size(self) -> str:
-        """Say how the size of the file has changed since it was opened; empty: it has not.
+        """Describe how the size of the file changed since it was opened; empty: unchanged.
 
-        A file of that name that is another one by now (a log that was rotated) says nothing.
+        Empty also if the name now refers to another file, as after the rotation of a log.
         """
         try:
             now = Path(self.path).stat()
@@ -125,7 +125,7 @@ class Stream:
     def size_up_to(self, n_bytes: int) -> int:
         """Return the decompressed size; of more than ``n_bytes`` any number that large.
 
-        Where the file system does not tell it, this reads so much ahead. Call it before ``blocks``.
+        Reads ahead up to that size if the file system does not give it. Call it before ``blocks``.
         """
         if self.compression == "none" and self.size is not None:
             return self.size
@@ -163,7 +163,7 @@ class Stream:
             pieces += [rest, memoryview(chunk)[:end]]
             size += len(rest) + end
             rest = chunk[end:]
-            # A pipe gives what is there: it is not waited for more.
+            # A short read from a pipe is yielded at once, without waiting for more.
             if size >= CHUNK_BYTES or len(chunk) < _READ_BYTES:
                 yield block_of(pieces)
                 pieces, size = [], 0
@@ -192,7 +192,7 @@ class Stream:
 
 
 def _last_newline(data: Bytes) -> int:
-    """Index of the last newline; -1 if there is none."""
+    """Return the index of the last newline, or -1."""
     end = len(data)
     while end > 0:
         start = max(0, end - KEPT_LINE_BYTES)
@@ -258,7 +258,7 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
 
 
 def _open(path: str) -> tuple[IO[bytes], os.stat_result | None]:
-    """Open a file; what the system says of it is None of a pipe."""
+    """Open a file; return it and its os.stat_result, which is None for a pipe."""
     # The handler of SIGINT that polars sets lets a read that waits for a pipe go on (SA_RESTART).
     signal.siginterrupt(signal.SIGINT, True)
     if path == "-":
@@ -370,7 +370,7 @@ def _bounded(chunks: Iterator[bytes], stream: Stream) -> Iterator[bytes]:
 
 
 def _utf_8(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield UTF-16, which PowerShell writes, as UTF-8; what is no character becomes U+FFFD."""
+    """Convert UTF-16, which PowerShell writes, to UTF-8; invalid characters become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-16")("replace")
     for chunk in chunks:
         yield decoder.decode(chunk).encode()

@@ -107,7 +107,7 @@ class SourceStats:
     _unknown: dict[str, Loss] = field(default_factory=dict)
 
     def begin_anew(self) -> None:
-        """Forget what was counted, of a running trace: it was handed over.  Times are kept."""
+        """Reset the counters of a running trace once they were handed over; timestamps are kept."""
         self.gaps.clear()
         self.entries.clear()
         self.threads.clear()
@@ -141,7 +141,7 @@ class SourceStats:
     def record_loss(
         self, kind: str, n_events: int | None, detail: str = "", **place: int | None
     ) -> None:
-        """Record a loss that no line of the input stands for, unless ``n_events`` is 0."""
+        """Record a loss that no line of the input reports, unless ``n_events`` is 0."""
         if n_events is None or n_events > 0:
             self.gaps.append(Loss(kind, detail, n_events=n_events, **place))  # type: ignore[arg-type]
 
@@ -177,7 +177,7 @@ class SourceStats:
         gap.n_events = (gap.n_events or 0) + len(times)
 
     def record_damage(self, n_damaged: int, what: str) -> None:
-        """Record how many parts (``what``) of a recording cannot be what the kernel wrote."""
+        """Record the number of damaged parts of a recording; ``what`` names the parts."""
         self.record_loss("damaged", None if n_damaged else 0, f"{n_damaged} {what}")
 
     def record_gap(
@@ -192,7 +192,7 @@ class SourceStats:
         self.gaps.append(Loss("lost_events", "", line_no, cpu, start_ns, end_ns, n_events))
 
     def extend_cpu_span(self, cpu: int, first_ns: int, last_ns: int) -> None:
-        """Extend the time in which a CPU recorded; UNKNOWN stands for a CPU that is not printed."""
+        """Extend the time in which a CPU recorded; UNKNOWN represents a CPU that is not printed."""
         for place in (min(cpu, MAX_CPUS), UNKNOWN):
             self.first_ns[place] = min(int(self.first_ns[place]), first_ns)
             self.last_ns[place] = max(int(self.last_ns[place]), last_ns)
@@ -288,7 +288,7 @@ _PERF: Final = re.compile(rb"^# perf version : (\S+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an input says of the recording; None where it says nothing."""
+    """Metadata of a recording as stated in the input; None where it is not stated."""
 
     kernel: str | None = None
     tool: str | None = None

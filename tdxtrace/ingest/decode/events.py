@@ -215,7 +215,7 @@ def pair(
 
 
 def number_threads(tid: I32Array, run: Runner[Any]) -> tuple[I32Array, int]:
-    """Number threads from 0 as they occur; return each event's, and how many there are."""
+    """Number threads from 0 as they occur; return the number by event, and the count of threads."""
     number, n_slots, n = np.empty(len(tid), np.int32), _FIRST_SLOTS, rows.TABLE_FULL
     while n == rows.TABLE_FULL:
         slots, owner = np.full(n_slots, ABSENT, np.int32), np.empty(n_slots, np.int32)

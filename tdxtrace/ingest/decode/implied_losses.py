@@ -23,7 +23,7 @@ _AT_THE_END: Final = ("truncated", "changed_while_read")
 
 @dataclass(frozen=True, slots=True)
 class ThreadSpans:
-    """What rows of one batch tell of their threads."""
+    """Time spans of the threads of one batch."""
 
     number: I32Array
     """Of each row: the place of its thread in the next three."""
@@ -93,7 +93,7 @@ class _FirstRow(NamedTuple):
 
 @dataclass(slots=True)
 class StartDetector:
-    """What the calls and entries of a source tell of its beginning, batch by batch.
+    """Detect from calls and entries, batch by batch, whether the source began midway.
 
     Any of these shows that TDs ran before the capture began: a vCPU that handles a
     fault before it was seen to enter, is refused by zero-step mitigation at its first
@@ -128,7 +128,7 @@ class StartDetector:
         _keep_first(self._entries, vm_entries, spans)
 
     def is_midway(self, has_entries: BoolArray) -> bool:
-        """Tell whether the capture, which lost nothing, began while TDs ran.
+        """Return whether a capture without losses began while TDs ran.
 
         Args:
             has_entries: By leaf: whether an entry was seen; the probe of another may have none.
@@ -230,7 +230,7 @@ def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bo
 
 
 # Calls without an end or a begin that are looked at: where there are more, a probe
-# was missing, and they tell nothing of full buffers.
+# was missing, and they are no evidence of full buffers.
 _MAX_BROKEN: Final = 1 << 20
 _N_LEAVES: Final = 1 << 16
 _WHEN: Final = pl.coalesce("end_ns", "start_ns")
@@ -239,7 +239,7 @@ _NONE_BROKEN: Final = SEAMCALLS.empty().select("leaf", "tid", "cpu", "start_ns",
 
 @dataclass(slots=True)
 class LossDetector:
-    """What the calls of a source tell of losses, batch by batch."""
+    """Detect losses from the calls of a source, batch by batch."""
 
     run: Runner[Any] = interpreted
     n_never: int = 0
@@ -289,7 +289,7 @@ class LossDetector:
 
 
 def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
-    """Add to ``stats`` the losses that no line of the input stands for."""
+    """Add to ``stats`` the losses that no line of the input reports."""
     _overwritten(stats, header)
     if not header.counts_losses:
         _buffer_full(detector.broken(), stats)
@@ -316,7 +316,7 @@ def _overwritten(stats: SourceStats, header: Header) -> None:
 
 
 def _buffer_full(broken: pl.DataFrame, stats: SourceStats) -> None:
-    """With overwrite off a full buffer drops what is new, and no line says so.
+    """Record full buffers: with overwrite off new events are dropped, and no line reports it.
 
     A call that never returned though its thread went on, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.

@@ -24,7 +24,7 @@ _OPEN: Final = "last returns of tdx_vcpu_run, perhaps without an entry"
 _FAR: Final = np.iinfo(np.int64)
 _NOTHING: Final = np.zeros(0, np.int64)
 _NO_WINDOWS: Final = (_NOTHING, _NOTHING)
-# Where the tool did not print the thread, a CPU stands for it, as in pairs of calls.
+# The CPU replaces a thread that the tool did not print, as in pairs of calls.
 _THREAD: Final = pl.coalesce("tid", -2 - pl.col("cpu").cast(pl.Int32)).fill_null(UNKNOWN)
 
 
@@ -40,7 +40,7 @@ class VcpuRuns:
     stats: SourceStats
     run: Runner[Any]
     _number: dict[int, int] = field(default_factory=dict)
-    """Of each thread that was met: its row in the state."""
+    """Row in the state, by thread."""
     _state: I64Array = field(default_factory=lambda: np.zeros((0, runs.N_STATES), np.int64))
     _held: pl.DataFrame = field(default_factory=SEAMCALLS.empty)
     """Undecided rows of earlier batches."""
@@ -81,7 +81,7 @@ class VcpuRuns:
     def _judge(
         self, rows: pl.DataFrame, at: I64Array, what: runs.Bytes, beside: Sequence[RecordBatch]
     ) -> tuple[runs.Bytes, dict[int, int]]:
-        """Return what became of the rows ``at``, and by thread what its undecided rows are."""
+        """Return the fate of the rows ``at``, and by thread the fate of its undecided rows."""
         n_beside = sum(map(len, beside))
         own = rows.select("seq", "end_ns", "status", "cpu", "tid")[at]
         seq, own_cpu = own["seq"].to_numpy().view(np.int64), numbers_of(own["cpu"], UNKNOWN)
@@ -147,7 +147,7 @@ class VcpuRuns:
 
 
 def _threads(tid: I32Array, cpu: I32Array) -> I32Array:
-    """Threads; where the tool did not print one, its CPU stands for it, as in pairs of calls."""
+    """Return thread IDs; a CPU replaces a thread that was not printed, as in pairs of calls."""
     return np.where(tid == UNKNOWN, -2 - cpu.astype(np.int32), tid)
 
 

@@ -19,7 +19,7 @@ Role = Literal["entry", "return", "single"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What an event name stands for: the table of its events, their role in it, their fields."""
+    """Meaning of an event name: the table of its events, their role in it, and their fields."""
 
     name: str
     """As printed, group included."""
@@ -37,7 +37,7 @@ class Event:
     """Slot (see batch.SLOTS) by name of an argument, in text and in records."""
 
 
-# What an event of this name cannot do without.
+# Required fields of host events, by name.
 _HOST_EVENT_NEEDS: Final = {
     "kvm_pio": ("port", "size", "count"),
     "kvm_vm_set_mem_attributes": ("gfn", "gfn_end"),
@@ -123,7 +123,7 @@ def mapping_of(text: str) -> tuple[str, str, Role | None]:
 
 
 def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None]]) -> Event:
-    """Return what the event ``name`` is, by one line of it.
+    """Classify the event ``name`` from one of its lines.
 
     Args:
         name: The event as printed, with its group if there is one.
@@ -201,7 +201,7 @@ def _aliases() -> Mapping[str, str]:
 
 
 def role_of(args: str) -> Role | None:
-    """Return whether the text of a probe is of an entry or a return; None if of no probe."""
+    """Return whether text is from an entry or a return probe; None: not from a probe."""
     if not args.startswith("(") and "__probe_" not in args:
         return None
     if _ARROW.search(args):
@@ -319,7 +319,7 @@ class EventRegistry:
         return index
 
     def add(self, event: Event) -> int:
-        """Return the ID of the event of this name; add ``event`` if there is none."""
+        """Return the ID of the event with this name; add ``event`` if the name is new."""
         index = self._known.setdefault((event.name, None), len(self.events))
         if index == len(self.events):
             self.events.append(event)
