@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from tdxtrace.analysis.lookup import in_order, join_rows
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.intervals import Floats
 from tdxtrace.tables.events import SEAMCALLS
@@ -48,15 +49,14 @@ def latencies(
         G. Zou, A. Donner, Statistics in Medicine 27 (2008) 1693: the interval of a
         difference (here: of logarithms) from those of its parts.
     """
-    calls = SEAMCALLS.conform(seamcalls)
     answers = BUSY_ANSWERS.conform(busy_answers)
-    timed = calls.lazy().filter(pl.col("leaf").is_in(answers["leaf"].unique().implode()))
-    timed = timed.select("source", "seq", "leaf", "status", "start_ns", "end_ns")
-    timed = timed.with_columns(took=(pl.col("end_ns") - pl.col("start_ns")).cast(pl.Float64))
-    succeeded = timed.filter(pl.col("status") < word.ERROR_BIT).select("leaf", "took").collect()
-    busy_seqs = answers.lazy().select("source", "seq")
-    busy = timed.join(busy_seqs, on=("source", "seq"), how="semi").collect()
-    gaps = _gaps(timed, busy, answers, RETRY_CHAINS.conform(retry_chains))
+    names = ("source", "seq", "leaf", "status", "start_ns", "end_ns")
+    calls = in_order(SEAMCALLS.conform(seamcalls).select(names), "seq")
+    calls = calls.filter(pl.col("leaf").is_in(answers["leaf"].unique().implode()))
+    calls = calls.with_columns(took=(pl.col("end_ns") - pl.col("start_ns")).cast(pl.Float64))
+    succeeded = calls.filter(pl.col("status") < word.ERROR_BIT).select("leaf", "took")
+    busy = join_rows(answers.select(*_REQUEST, "seq"), "seq", calls.drop("status"), "seq")
+    gaps = _gaps(calls, busy, RETRY_CHAINS.conform(retry_chains))
     rows = [
         _row(
             leaf,
@@ -73,23 +73,12 @@ def _durations(frame: pl.DataFrame, leaf: int, column: str) -> Floats:
     return np.sort(frame.filter(pl.col("leaf") == leaf)[column].drop_nulls().to_numpy())
 
 
-def _gaps(
-    timed: pl.LazyFrame, busy: pl.DataFrame, answers: pl.DataFrame, chains: pl.DataFrame
-) -> pl.DataFrame:
+def _gaps(calls: pl.DataFrame, busy: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
     """Pauses before the next attempt of the same request, in ns, with their leaf."""
     last = chains.filter(pl.col("n_busy") > 0, pl.col("n_attempts") > pl.col("n_busy"))
-    ending = timed.join(
-        last.lazy().select("source", "first_seq", seq="last_seq"), on=("source", "seq")
-    ).collect()
-    columns = ("source", "first_seq", "seq", "leaf", "start_ns", "end_ns")
-    tries = pl.concat(
-        [
-            busy.join(answers.select("source", "seq", "first_seq"), on=("source", "seq")).select(
-                columns
-            ),
-            ending.select(columns),
-        ]
-    ).sort(*_REQUEST, "seq")
+    ending = last.select("source", "first_seq", seq="last_seq")
+    ending = join_rows(ending, "seq", calls.drop("status"), "seq")
+    tries = pl.concat([busy, ending]).sort(*_REQUEST, "seq")
     same = pl.all_horizontal(pl.col(c) == pl.col(c).shift() for c in _REQUEST)
     gap = pl.col("start_ns") - pl.col("end_ns").shift()
     return tries.select("leaf", gap=pl.when(same).then(gap)).drop_nulls()

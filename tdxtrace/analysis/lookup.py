@@ -36,6 +36,21 @@ def find_rows(wanted: pl.DataFrame, known: pl.DataFrame) -> pl.Series:
     return pl.Series(place.astype(np.uint32)).set(~is_found, None)
 
 
+def join_rows(rows: pl.DataFrame, number: str, others: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Return the rows that have a row of ``others``, with the other columns of that one.
+
+    Args:
+        rows: Columns source and ``number``, and others; repetitions are allowed.
+        number: Column of a line or record of the source.
+        others: Columns source and ``key``, without repetition, and those that are added.
+        key: Column that equals ``number``.
+    """
+    others = in_order(others, key)
+    at = find_rows(rows.select("source", number), others.select("source", key))
+    added = others.drop({"source", key})[at.drop_nulls()]
+    return pl.concat([rows.filter(at.is_not_null()), added], how="horizontal")
+
+
 def in_order(rows: pl.DataFrame, number: str) -> pl.DataFrame:
     """Return rows in the order of their source and number, which most are in, or nearly.
 

@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.lookup import join_rows
 from tdxtrace.analysis.threads import VP_ENTER, infer_td, unprobed_entries
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -104,16 +105,13 @@ def timed_attempts(
     last = several.filter(pl.col("n_attempts") > pl.col("n_busy"))
     attempts = pl.concat(
         [
-            busy.join(several.select("source", "chain", "td_id"), on=["source", "chain"]),
+            join_rows(busy, "chain", several.select("source", "chain", "td_id"), "chain"),
             last.select("source", "last_seq", "chain", "td_id").rename({"last_seq": "seq"}),
         ]
     )
-    chained = (
-        calls.select("source", "seq", "tid", "tgid", "leaf", "status", "start_ns", "end_ns")
-        .join(attempts, on=["source", "seq"])
-        .with_columns(
-            when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
-        )
+    timed = ("tid", "tgid", "leaf", "status", "start_ns", "end_ns")
+    chained = join_rows(attempts, "seq", calls.select("source", "seq", *timed), "seq").with_columns(
+        when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
     )
     # A call whose start or end was not recorded has the same time for both.
     rows = pl.concat(
