@@ -189,7 +189,7 @@ class Attempts:
         self.words |= {name: (value[i], seen[i]) for i, name in enumerate(pairing.FIELDS)}
 
     def leave_out(self) -> list[tuple[str, str, int]]:
-        """Leave out what is no attempt; return kind, detail and number of lines of each loss.
+        """Drop calls that are no attempts; return kind, detail and number of lines of each loss.
 
         A wrapper's call around SEAMCALLs that were recorded too; calls that name no leaf, as a
         return of ``__seamcall_ret`` whose entry, which named it, was not recorded; calls of the

@@ -58,7 +58,7 @@ def drop_copies(batch: RecordBatch, n_buffers: int, run: Runner[Any]) -> RecordB
 
 
 def _copies(event: I32Array, length: I64Array, n_buffers: int) -> I64Array:
-    """By event: buffers that record it, from how many of its records follow each other."""
+    """Return the number of buffers that record each event, from its runs of equal records."""
     n_events = int(event.max()) + 1
     total = np.bincount(event, length, n_events)
     found = np.ones(n_events, np.int64)

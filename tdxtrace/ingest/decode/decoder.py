@@ -33,7 +33,7 @@ _BITS_PER_LEVEL = 9
 
 @dataclass(slots=True)
 class LevelBaseDetector:
-    """What the levels of a capture tell, batch by batch.
+    """Detects from page levels, batch by batch, which number a 4K page has.
 
     Up to 7.1 the wrappers take the module's level (4K = 0), from 7.2 on ``enum
     pg_level`` (4K = 1): the same probe prints other numbers.  A level 0 proves
@@ -183,7 +183,7 @@ class Decoder:
             self.flush()
 
     def flush(self, *, is_last: bool = False) -> None:
-        """Decode what was fed, however little it is: for what is looked at as it comes.
+        """Decode all events fed so far, without waiting for more: for live output.
 
         Of a recording with several buffers, events that may still be met again wait, unless
         these are the last.

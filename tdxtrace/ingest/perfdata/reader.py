@@ -387,7 +387,7 @@ class PerfReader:
         return self._records.at
 
     def header(self) -> Header:
-        """What the file says of the recording."""
+        """Return the metadata of the recording, from the file."""
         clocks = {attr.clock for attr in self.perf.attrs}
         clock = clocks.pop() if len(clocks) == 1 else None
         return Header(self.perf.kernel, self.perf.tool or "perf", clock, None, None, True)
@@ -424,7 +424,7 @@ class PerfReader:
             yield given.batch
 
     def _note_losses(self) -> None:
-        """Note what the recording as a whole lost, or was told to leave out."""
+        """Record losses of the whole recording, and events that it was set to exclude."""
         ours = set(self._catalog.wanted_numbers())
         wanted = [a for a in self.perf.attrs if a.type == TRACEPOINT and a.config in ours]
         for kind, way in sorted({loss for attr in wanted for loss in attr.missing().items()}):

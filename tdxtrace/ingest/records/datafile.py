@@ -102,12 +102,12 @@ def spool(chunks: Iterator[bytes], path: str) -> DataFile:
 
 
 class CutShortError(Exception):
-    """A header says that more follows than there is."""
+    """The data end before the length that a header states."""
 
 
 @dataclass(slots=True)
 class Cursor:
-    """Reads forward through bytes, or a file; what is not there raises CutShortError."""
+    """Reads forward through bytes, or a file; reading past the end raises CutShortError."""
 
     source: bytes | DataFile
     at: int = 0

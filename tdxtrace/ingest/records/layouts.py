@@ -167,7 +167,7 @@ class FieldTables:
     """By field: OFFSET in bytes, MASK, and SIGN bit; 0: unsigned."""
 
     def add(self, layout: Layout) -> None:
-        """Add a layout behind the others."""
+        """Append a layout."""
         reads = {s: x for s, x in layout.reads.items() if s in SLOTS} if layout.is_wanted else {}
         while self.n == len(self.layouts):
             self.layouts = np.concatenate([self.layouts, np.zeros_like(self.layouts)])

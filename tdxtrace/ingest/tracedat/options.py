@@ -75,7 +75,7 @@ class Options:
     """Offset of each part's section, by option number."""
 
     def take(self, number: int, data: bytes, has_sections: bool) -> None:
-        """Take one option; one that is cut short says nothing.
+        """Take one option; fields behind a cut are left out.
 
         Args:
             number: Its number.

@@ -106,7 +106,7 @@ class DatReader:
         return sum(pages.at for pages in self._pages[-1:])
 
     def header(self) -> Header:
-        """What the file says of the recording."""
+        """Return the metadata of the recording, from the file."""
         options = self.dat.options
         words = options.uname.split()
         version = options.version.split()
@@ -318,7 +318,7 @@ class PageReader:
         return sum(file.at for file in self._files)
 
     def header(self) -> Header:
-        """What lies beside the pages says of the recording."""
+        """Return the metadata of the recording, from the files next to the pages."""
         clock = clock_of(_text(self.pages.beside / "trace_clock")) or None
         # tdxtrace capture puts the kernel's release there; tracefs itself does not tell it.
         release = _text(self.pages.beside / "osrelease").strip() or None
@@ -403,7 +403,7 @@ def cpu_stats(text: str) -> Iterator[tuple[int, dict[str, int]]]:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """The losses that pages told of, by CPU."""
+    """Losses reported in pages, by CPU."""
 
     stats: SourceStats
     n_events: Counter[int]
@@ -426,7 +426,7 @@ class Marked:
 def note_stats(
     marked: Marked, cpu: int, counters: Mapping[str, int], where: str, n_events: int | None
 ) -> None:
-    """Add what the kernel's counters say was lost and no page tells of.
+    """Add losses that the kernel's counters report and no page does.
 
     ``overrun`` counts what the buffer overwrote, ``dropped events`` what it refused
     (overwrite off), ``commit overrun`` what came while a page was being written,
