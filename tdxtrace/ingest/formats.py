@@ -1,8 +1,8 @@
-"""Registry of input formats: how an input of each is recognised by its content, and read.
+"""Registry of input formats: detect the format of an input from its content, and open its reader.
 
-``tables.formats`` has their names and what inputs of them hold, which tables need too.
-A reader is imported when its first input is opened: importing all of them takes longer than
-reading a small input.
+The names of the formats and the kind of data that each holds are in ``tables.formats``, because
+tables need them too.  A reader is imported when its first input is opened: importing all of
+them takes longer than reading a small input.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tdxtrace.ingest.text.line_formats import LineFormat
     from tdxtrace.ingest.text.reader import LineReader
 
-# Magic numbers of files that are passed by mistake, and what to do instead.
+# Magic numbers of files that are passed by mistake, with the description in the error message.
 _NO_TRACE: Final = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG", "a PNG picture"),
@@ -55,30 +55,30 @@ _NO_TRACE: Final = (
     (b"\x7fELF", "a program (ELF)"),
 )
 _SAMPLE_LINES: Final = 2000
-# Lines that tell what a text is of which nothing could be read.
+# Lines from which an unreadable text is identified.
 _REFUSED_LINES: Final = 200
 _MAGIC_BYTES: Final = 64
-# Bytes that may be comments at the head of a text: perf lists every event with its attributes.
+# Largest size of the comments at the head of a text: perf lists every event with its attributes.
 _HEADER_BYTES: Final = 1 << 16
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 class Reader(Protocol):
-    """Reads one input to its end, and counts in its stats what becomes no event."""
+    """Reads one input to its end; counts in its stats whatever yields no event."""
 
     @property
     def n_bytes(self) -> int:
-        """Bytes to be read, once they are decompressed; some large number if there are many."""
+        """Decompressed size in bytes; exact only for small inputs, otherwise a large number."""
 
     def batches(self, run: Runner[Any]) -> Iterator[Any]:
-        """Yield events that may become rows, in order; of a kernel log, rows of its table.
+        """Yield batches of events that may become rows, in order; for a kernel log, its rows.
 
         Args:
-            run: How loops run.
+            run: Runs the loops, compiled or interpreted.
         """
 
     def header(self) -> Header:
-        """Return what the input says of the recording, once it was read."""
+        """Return the description of the recording; complete only after the input was read."""
 
     @property
     def position(self) -> int:
@@ -87,43 +87,43 @@ class Reader(Protocol):
 
 @dataclass(slots=True)
 class Input:
-    """One input, opened and recognised: what its reader is made of."""
+    """One opened input whose format is detected, from which its reader is made."""
 
     stream: Stream
     format: InputFormat
     stack: ExitStack
-    """What is closed with the input."""
+    """Resources that are closed with the input."""
     number: int = 0
-    """Which of the inputs it is."""
+    """Index of the input among all inputs."""
     text: bytes = b""
-    """Of text: its beginning, to the first line of an event."""
+    """Text only: its beginning, up to the first event line."""
     blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
-    """Of text: all of it."""
+    """Text only: the whole text."""
     n_bytes: int = 0
-    """Of text: its size; exact only below COMPILE_BYTES."""
+    """Text only: its size; exact only below COMPILE_BYTES."""
     event_formats: str | Path | None = None
-    """Of raw pages: the folder with the formats of events, if it is not beside them."""
+    """Raw pages only: the folder with the event formats, if it is not beside the pages."""
 
     @property
     def first_lines(self) -> list[str]:
-        """Of text: some lines of its beginning."""
+        """The first lines of a text."""
         return [line.decode("utf-8", "replace") for line in _sample(self.text)[:_REFUSED_LINES]]
 
     @property
     def is_piped_text(self) -> bool:
-        """Whether the input is text that comes from a pipe, when it comes."""
+        """Whether the input is text from a pipe, which may arrive slowly."""
         return self.format.unit == "line" and self.stream.size is None
 
     def reader(self, registry: EventRegistry, stats: SourceStats) -> Reader:
         """Return the reader of this input.
 
         Args:
-            registry: Where events are looked up, and added.
-            stats: Where the rest is counted.
+            registry: Registry in which events are looked up and to which new ones are added.
+            stats: Counts of the lines or records that yield no event.
 
         Raises:
-            InputError: If it cannot be read.
-            FormatError: If its head cannot be read.
+            InputError: If the input cannot be read.
+            FormatError: If its header cannot be read.
         """
         return FORMATS[self.format].open(self, registry, stats)
 
@@ -138,19 +138,20 @@ def open_input(
     number: int = 0,
     unpacked: int | None = None,
 ) -> Iterator[Input]:
-    """Open an input and detect its format; close it, and what its reader opened, in the end.
+    """Open an input and detect its format; on exit close it and all that its reader opened.
 
     Args:
         path: A file, a folder of raw pages, or ``-`` for standard input.
         wanted: The format; detected if None.
-        is_log: Whether the user says that it is a log of the kernel.
-        event_formats: Folder with the formats of events: what is no recording is raw pages.
-        number: Which of the inputs it is.
-        unpacked: Bytes that it may unpack to; None: some hundred times as many as it has.
+        is_log: Whether the user declares it a kernel log.
+        event_formats: Folder with the event formats; an input that is no recording is then read as
+            raw pages.
+        number: Index of the input among all inputs.
+        unpacked: Largest decompressed size in bytes; None: some hundred times the size of the file.
 
     Raises:
         InputError: If it is missing, empty or cannot be read.
-        FormatError: If it is no trace; says what it looks like.
+        FormatError: If it is no trace; the message describes what it looks like.
     """
     with ExitStack() as stack:
         if wanted != RAW_PAGES and not _is_folder_of_pages(path):
@@ -175,10 +176,10 @@ def _is_folder_of_pages(path: str) -> bool:
 
 
 def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
-    """Read the beginning of a text, and detect its format if it is not ``wanted``.
+    """Read the beginning of a text, and detect its format unless ``wanted`` names it.
 
     Raises:
-        InputError: If there is no text.
+        InputError: If the input holds no text.
         FormatError: If it has no known format.
     """
     mend = mend_text(given.stream.peek()[:_HEADER_BYTES])
@@ -196,7 +197,7 @@ def _begin_text(given: Input, wanted: InputFormat | None, is_log: bool) -> None:
 
 
 def _beginning(blocks: Iterator[Block]) -> bytes:
-    """Take blocks until there is an event line in them: a pipe may give one line at a time."""
+    """Read blocks until one has an event line: a pipe may deliver one line at a time."""
     text = b""
     for block in blocks:
         text += block.tobytes()
@@ -205,7 +206,7 @@ def _beginning(blocks: Iterator[Block]) -> bytes:
     return text
 
 
-# The readers.
+# Functions that open a reader.
 
 
 def _trace_dat(given: Input, registry: EventRegistry, stats: SourceStats) -> Reader:
@@ -270,10 +271,10 @@ def _bpftrace(given: Input, registry: EventRegistry, stats: SourceStats) -> Read
 
 
 def _clock_of(form: InputFormat, lines: LineReader | GraphReader) -> tuple[str, int]:
-    """What timestamps show of their clock: its kind and its resolution in ns."""
+    """Return the kind of clock and its resolution in ns, as the timestamps show them."""
     kind = "integer" if lines.has_integer_clock else "unnamed"
     # perf script --reltime and trace-cmd report --align-ts print the first event at 0; no host
-    # traces one at the moment it is switched on.
+    # records an event at the moment it is switched on.
     is_relative = form.times != "absolute" or lines.stats.span()[0] == 0
     return "relative" if is_relative else kind, lines.resolution_ns or 1
 
@@ -291,10 +292,10 @@ def _kernel_log(given: Input, registry: EventRegistry, stats: SourceStats) -> Re
 
 
 def _data_file(given: Input) -> DataFile:
-    """Give access to any place of an input: of the file, or of what it unpacks to.
+    """Return random access to an input: to the file itself, or to its decompressed content.
 
     Raises:
-        InputError: If it cannot be read, or unpacks to absurdly much.
+        InputError: If it cannot be read, or its decompressed size is absurdly large.
     """
     from tdxtrace.ingest.records.datafile import open_file, spool
 
@@ -310,16 +311,16 @@ def _data_file(given: Input) -> DataFile:
 
 @dataclass(slots=True)
 class _TextReader:
-    """Reader of an input of text lines."""
+    """Reader of a text input."""
 
     given: Input
     batches: Callable[[Runner[Any]], Iterator[Any]]
     clock: Callable[[], tuple[str, int]]
-    """The kind of clock and its resolution in ns, once the text was read."""
+    """Returns the kind of clock and its resolution in ns, after the text was read."""
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of text."""
+        """Size of the text in bytes."""
         return self.given.n_bytes
 
     @property
@@ -328,7 +329,7 @@ class _TextReader:
         return self.given.stream.n_bytes
 
     def header(self) -> Header:
-        """What comments and timestamps of the text say; a log has no comments."""
+        """Return what comments and timestamps show of the recording; a log has no comments."""
         has_comments = self.given.format.holds == "events"
         said = read_comments(self.given.text[:_HEADER_BYTES] if has_comments else b"")
         kind, resolution_ns = self.clock()
@@ -337,11 +338,11 @@ class _TextReader:
 
 @dataclass(frozen=True, slots=True)
 class FormatRow:
-    """How inputs of one format are read, and recognised if they are binary."""
+    """How to open inputs of one format, and by which magic number binary ones are detected."""
 
     open: Callable[[Input, EventRegistry, SourceStats], Reader]
     magic: tuple[bytes, ...] = ()
-    """What a binary recording begins with, in any of its versions."""
+    """First bytes of a binary recording, one entry for each version."""
 
 
 FORMATS: Final = {
@@ -355,12 +356,12 @@ FORMATS: Final = {
     JOURNAL_JSON: FormatRow(_kernel_log),
     JOURNAL_EXPORT: FormatRow(_kernel_log),
 }
-"""The registry: one row for each format.  Text is recognised line by line: see _line_tests."""
+"""The registry: one row for each format.  Text is detected line by line: see _line_tests."""
 
 
 @cache
 def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
-    """What a line of each text format passes, in this order: the first that it passes counts."""
+    """Return a test of a line for each text format; the first test that passes wins."""
     from tdxtrace.ingest.kernel_log import prefixes
     from tdxtrace.ingest.text import function_graph, line_formats
 
@@ -375,13 +376,14 @@ def _line_tests() -> tuple[tuple[InputFormat, Callable[[str], object]], ...]:
     )
 
 
-# Each is imported for the first line that nothing before it takes: most texts have none.
+# Each test imports its module for the first line that all tests before it reject: most texts
+# have no such line.
 
 
 def _is_bpftrace(line: str) -> object:
     from tdxtrace.ingest.text import bpftrace
 
-    # Names alone are of stacks.
+    # A line with a name alone belongs to a stack trace.
     return ("=" in line or ":" in line) and bpftrace.is_line(line)
 
 
@@ -411,10 +413,10 @@ def _matches(row: LineFormat, line: str) -> bool:
 
 
 def format_wanted(name: str | None) -> InputFormat | None:
-    """Return the format that a user names, if one is named.
+    """Return the format of a name that the user gave; None if the user gave none.
 
     Raises:
-        QueryError: If there is none of that name; names them all.
+        QueryError: If no format has that name; the message lists all names.
     """
     if name is not None and name not in INPUT_FORMATS:
         raise QueryError(f"unknown format {name!r}; there are: {', '.join(INPUT_FORMATS)}")
@@ -422,7 +424,7 @@ def format_wanted(name: str | None) -> InputFormat | None:
 
 
 def detect_recording(head: bytes) -> InputFormat | None:
-    """Return the format of a binary recording that begins with ``head``; None if it is none."""
+    """Return the format of a binary recording that begins with ``head``; None for other content."""
     return next((made for made, row in FORMATS.items() if head.startswith(row.magic)), None)
 
 
@@ -430,7 +432,7 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
     """Return the format of a text that begins with ``head``.
 
     Raises:
-        FormatError: If no line of it looks like any format; says what it looks like.
+        FormatError: If no line matches any format; the message describes what it looks like.
     """
     for magic, what in _NO_TRACE:
         if head.startswith(magic):
@@ -452,13 +454,13 @@ def detect_text(head: bytes, shown: str) -> InputFormat:
 
 
 def _joined_pairs(lines: list[str]) -> bytes:
-    """Each line with the one behind it: what a mailer made two lines of."""
+    """Join each line with the next one: a mailer may have wrapped one line into two."""
     plain = [line.lstrip("> \t") for line in lines]
     return "\n".join(f"{one.rstrip()} {other}" for one, other in pairwise(plain)).encode()
 
 
 def detect_log(head: bytes, shown: str) -> InputFormat:
-    """Return the format of a text that the user says is a log of the kernel.
+    """Return the format of a text that the user declares a kernel log.
 
     Raises:
         FormatError: If it is something else.
@@ -472,16 +474,16 @@ def detect_log(head: bytes, shown: str) -> InputFormat:
 
 
 def most_likely(head: bytes) -> InputFormat | None:
-    """Return the format that most of the event lines in ``head`` have; None if there is none.
+    """Return the most frequent format among the event lines in ``head``; None if no line matches.
 
-    A text is a log of the kernel only if it has no event line: people put both into one file,
-    and an event says more than a message.
+    A text is a kernel log only if it has no event line: people put both into one file, and an
+    event carries more information than a message.
     """
     lines, votes = _sample(head), Counter[InputFormat]()
     for found in filter(None, map(_format_of, lines)):
         votes[found] += 1
         if found.holds == "events" and 2 * votes[found] > len(lines):
-            return found  # no other can have more
+            return found  # no other format can have more lines
     events = Counter({found: n for found, n in votes.items() if found.holds == "events"})
     return next((found for found, _ in (events or votes).most_common(1)), None)
 

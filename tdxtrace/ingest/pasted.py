@@ -1,7 +1,8 @@
-"""Texts that were pasted or stored in another form: HTML, colours, blanks, logs of containers.
+"""Restore texts that were pasted or stored in another form: HTML, colours, blanks, container logs.
 
-What the beginning of a text shows is undone in all of it, before its lines are read.  Nothing else
-of the text changes, so nothing is lost: the lines are those that the tool printed.
+The changes found at the beginning of a text are undone in the whole text, before its lines are
+read.  Nothing else in the text changes, so nothing is lost: the result is the lines that the tool
+printed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-# What stands for another character: HTML of mail archives and of issues, no-break and narrow
-# blanks of what was copied from a page, an arrow of a font with ligatures.  "&amp;" comes last.
+# Substitutes and the original characters: HTML entities in mail archives and issues, no-break and
+# narrow blanks in text copied from a page, an arrow from a font with ligatures.  "&amp;" comes
+# last.
 _CHARACTERS: Final = (
     (b"&lt;", b"<"),
     (b"&gt;", b">"),
@@ -32,30 +34,30 @@ _CHARACTERS: Final = (
 # Colours and "erase to the end of the line" of a terminal (ECMA-48, SGR and EL): also in the middle
 # of a word, as grep --color=always prints them.
 _COLOURS: Final = re.compile(rb"\x1b\[[\d;]{0,16}[mK]")
-# A tool that colours ends each colour; a lone escape is part of somebody's name.
+# A tool that prints colours also ends each colour; a lone escape is part of a name.
 _ENDS_COLOUR: Final = re.compile(rb"\x1b\[0?m")
-# Of a text without the end of a line: bytes that may be the beginning of what is replaced.
+# Most bytes without a line end that are held back because a replaced sequence may begin in them.
 _MOST_KEPT_BYTES: Final = 1 << 16
-# What a program printed, in the objects of a log of containers: Docker's json-file and fluent-bit
-# ("log"), logstash and Elastic Common Schema ("message"), logcli of Loki ("line").
+# Keys that hold the printed text in the objects of a container log: Docker's json-file and
+# fluent-bit ("log"), logstash and Elastic Common Schema ("message"), logcli of Loki ("line").
 _PRINTED: Final = ("log", "message", "line")
-# An object, or the string that jq makes of one, on a line.
+# A line that holds an object, or the string that jq extracts from one.
 _IN_JSON: Final = re.compile(rb'^(?:\{[ \t]*"|")', re.MULTILINE)
 _MOST_TRIED: Final = 16
 
 _Chunks = Iterable[bytes]
 _Undo = Callable[[bytes], bytes]
-"""From whole lines to what was printed."""
+"""Maps whole lines to the text that the tool printed."""
 
 
 def mend_text(head: bytes) -> Callable[[_Chunks], Iterator[bytes]] | None:
-    """Return what undoes the form that a text begins in; None if it is as it was printed.
+    """Return a function that restores a text; None if the text is as the tool printed it.
 
     Args:
         head: The beginning of the text.
 
     Returns:
-        A function from the chunks of the text to the chunks of what was printed.
+        A function that maps the chunks of the text to chunks of the text that the tool printed.
     """
     if b"\0" in head:
         return None
@@ -66,7 +68,7 @@ def mend_text(head: bytes) -> Callable[[_Chunks], Iterator[bytes]] | None:
     if _ENDS_COLOUR.search(head) is not None:
         undo.append(partial(_COLOURS.sub, b""))
     replaced = [(old, new) for old, new in _CHARACTERS if old in head]
-    # Every name of a character may follow where one was used.
+    # Where one HTML entity is used, any other may follow.
     if any(old.startswith(b"&") for old, _ in replaced):
         replaced = list(_CHARACTERS)
     if b"\r" in head and b"\n" not in head:
@@ -103,11 +105,11 @@ def _replace(text: bytes, replaced: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _from_json(head: bytes) -> _Undo | None:
-    """Return what takes lines out of the objects of a log; None if they are in none."""
+    """Return a function that extracts lines from the objects of a log; None if there are none."""
     begun = itertools.islice(_IN_JSON.finditer(head), _MOST_TRIED)
     tried = (_printed(head[found.start() :].partition(b"\n")[0]) for found in begun)
     printed = [text for text in tried if text is not None]
-    # Docker keeps the ends of lines: where one is missing, the next object goes on with it.
+    # Docker keeps line ends: where one is missing, the next object continues the line.
     has_ends = any(text.endswith(b"\n") for text in printed)
     return partial(_unwrap, end=b"" if has_ends else b"\n") if printed else None
 
@@ -119,7 +121,7 @@ def _unwrap(text: bytes, end: bytes) -> bytes:
 
 
 def _printed(line: bytes) -> bytes | None:
-    """What was printed, of a line that is an object of a log or a string; else None."""
+    """Return the printed text in a line that is a log object or a string; None for other lines."""
     if not line.startswith((b"{", b'"')):
         return None
     try:

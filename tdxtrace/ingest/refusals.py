@@ -1,4 +1,4 @@
-"""What a text without an event that is known is: which tool made it, and what to run instead."""
+"""Descriptions of texts without a known event: the tool that made them, and what to run instead."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tdxtrace.tables.text import one_line
 
 
 class Refusal(NamedTuple):
-    """A kind of text that is no trace that can be read."""
+    """A kind of text that is not a readable trace."""
 
     line: re.Pattern[str]
-    """Matches a line that only such a text has."""
+    """Matches a line that occurs only in such a text."""
     what: str
-    """What the text is: the tool with the option that made it."""
+    """Description of the text for the message: the tool, with the option, that made it."""
     instead: str
     """What to run instead."""
 
@@ -35,7 +35,7 @@ def _row(line: str, what: str, instead: str = _RECORD) -> Refusal:
     return Refusal(re.compile(line, re.ASCII), what, instead)
 
 
-# The first row of which a line of the text is, names it.
+# The first row whose pattern matches any line of the text identifies the text.
 REFUSALS: Final = (
     # tools/perf/builtin-trace.c, trace__fprintf_sample: "     0.004 comm/tid group:event(key: …)".
     _row(
@@ -121,12 +121,12 @@ REFUSALS: Final = (
         "print each on a line of its own: dmesg -J | jq -c '.dmesg[]', or journalctl -k -o json",
     ),
     # Linux kernel/trace/trace.c, print_raw_fmt, print_hex_fmt, print_bin_fmt: numbers for threads,
-    # CPUs and times; of most events only "type: 1540" (trace_output.c, trace_nop_print).
+    # CPUs and times; for most events only "type: 1540" (trace_output.c, trace_nop_print).
     _row(r"^\d{1,9} \d{1,4} \d{5,20} (?:\w+: |[\d?]+$|[0-9a-f]+ )", _OPTION.format("raw"), _OFF),
     _row(r"^[0-9a-f]{8} ?[0-9a-f]{8} ?[0-9a-f]{16}\b", _OPTION.format("hex"), _OFF),
     _row(r"^.{0,80}\x00.{0,80}type: \d{1,5}$", _OPTION.format("bin"), _OFF),
-    # Linux kernel/trace/trace_functions_graph.c: print_graph_rel_time, of wakeup and irqsoff; and
-    # print_graph_cpu, without which nobody knows who ran.
+    # Linux kernel/trace/trace_functions_graph.c: print_graph_rel_time, used by wakeup and irqsoff;
+    # and print_graph_cpu, without whose column the running thread is unknown.
     _row(
         r"^ *+(?:\d{1,10}\.\d{6} \| ++)?\d{1,12} us \| ++\d{1,4}\) ",
         "output of a latency tracer with options/display-graph, with times since it began",
@@ -145,19 +145,19 @@ REFUSALS: Final = (
         "echo nop > current_tracer, and " + _RECORD,
     ),
 )
-# Who is no Intel TDX host.
+# Events and messages that do not come from an Intel TDX host.
 _ARM: Final = re.compile(r"^(?>.*?\bkvm_(?:exit|entry): ).*?(?:HSR_EC|ESR_EC|\bPC: 0x)", re.ASCII)
 _AMD: Final = re.compile(
     r"^(?>.*?\bkvm_exit: ).*?reason (?:EXIT_|npf\b|0x40\d\b)"
     r"|^.{0,99}?\bkvm_(?:vmgexit\w{1,9}|rmp_fault): ",
     re.ASCII,
 )
-# Of a guest's log: Linux arch/x86/coco/tdx/tdx.c, tdx_early_init, and arch/x86/mm/mem_encrypt.c.
+# In a guest's log: Linux arch/x86/coco/tdx/tdx.c, tdx_early_init, and arch/x86/mm/mem_encrypt.c.
 _GUEST: Final = re.compile(
     r"\b(?:tdx_hypercall|tdvmcall|tdx_virtualization_exception|tdcall)\b|\btdx: Guest detected"
     r"|Memory Encryption Features active: Intel TDX"
 )
-# Events that would have been ours, in whatever form they are named.
+# Names of events that tdxtrace reads, in any spelling.
 _OURS: Final = re.compile(
     r"\b(?:kvm_(?:entry|exit|page_fault|userspace_exit|tdx_seamcall_\w+)|tdh_\w+"
     r"|__seamcall\w*|(?:tdx_)?seamcall_(?:enter|exit)|tdx_vcpu_run)\b",
@@ -167,13 +167,13 @@ _MOST_NAMES: Final = 5
 
 
 def refusal_of(lines: list[str]) -> str | None:
-    """Return what a text is, what to run instead, and which of its events would have been ours.
+    """Describe a text: its kind, what to run instead, and which of its events could be read.
 
     Args:
         lines: Its first lines.
 
     Returns:
-        One sentence without the name of the text; None if it is of no kind that is known.
+        One sentence without the name of the text; None if no row of ``REFUSALS`` matches.
     """
     for row in REFUSALS:
         if any(row.line.match(line) for line in lines):
@@ -182,7 +182,7 @@ def refusal_of(lines: list[str]) -> str | None:
 
 
 def not_intel(lines: list[str]) -> str | None:
-    """Return what shows that events are of no Intel host, if anything does."""
+    """Return the reason why lines cannot come from an Intel TDX host; None if they show none."""
     if any(_ARM.match(line) for line in lines):
         return "its KVM events are of an ARM host; TDX is an Intel feature"
     if any(_AMD.match(line) for line in lines):
@@ -192,7 +192,7 @@ def not_intel(lines: list[str]) -> str | None:
     return None
 
 
-# What the lines of an input lacked, by the kind of loss that says so.
+# What the lines of an input lack, by the kind of loss that was counted for them.
 _LACKING: Final = {
     "wrapped": "has wrapped lines in which a number may be cut; join them "
     "(set nowrap in the mailer, less -S off, a wider terminal) or send the file as an attachment",
@@ -201,7 +201,7 @@ _LACKING: Final = {
     "no_time": "has no times; print them: perf script -F +time, or of tracefs: echo 1 > "
     "options/context-info",
 }
-# What calls of function_graph may lack, and the option that prints it.
+# What calls printed by function_graph may lack, and the option that prints it.
 _OF_GRAPH: Final = {
     "without funcgraph-duration": "funcgraph-duration",
     "without ret=": "funcgraph-retval (Linux 6.5 and later)",
@@ -209,12 +209,12 @@ _OF_GRAPH: Final = {
 
 
 def nothing_in(shown: str, stats: SourceStats, lines: list[str]) -> str:
-    """Say why an input has no SEAMCALL and no KVM event, what it has, and what to do instead.
+    """Return a sentence on an input without SEAMCALL and KVM events: cause, content, remedy.
 
     Args:
-        shown: Its name.
-        stats: What became of its lines or records.
-        lines: Of a text: its first lines.
+        shown: Name of the input, as printed.
+        stats: Counts of its lines or records by result.
+        lines: The first lines of a text; empty for a binary recording.
     """
     other, what = not_intel(lines), refusal_of(lines)
     if other is not None:
@@ -227,7 +227,7 @@ def nothing_in(shown: str, stats: SourceStats, lines: list[str]) -> str:
 
 
 def _other_events(stats: SourceStats) -> str:
-    """Say which events an input has."""
+    """Return the end of that sentence: the events that the input has, and the remedy."""
     told = [(kind, name) for kind, name in stats.entries if name]
     names = [name for kind, name in told if kind in ("noise", "unmapped")]
     names = [name for name in names if not name.startswith("PERF_RECORD_")]

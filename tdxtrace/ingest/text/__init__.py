@@ -1,1 +1,1 @@
-"""Lines of ftrace, trace-cmd and perf text: one by one, and many at once."""
+"""Readers of text traces from ftrace, trace-cmd, perf and bpftrace."""
