@@ -1,9 +1,9 @@
-"""What programs of bpftrace print of SEAMCALLs: printf lines of any form, plain or as JSON.
+"""Reader of bpftrace output about SEAMCALLs: printf lines of any form, plain or as JSON.
 
-A line names a function or leaf first and has its arguments as pairs, as in the program that
-edgelesssys/contrast documents: ``TDH_MEM_PAGE_ADD gpa=0x1000``.  Before it there may be a number
-of nanoseconds (``nsecs``).  Where none is printed, only the order of lines is known: the number
-of a line stands for its time, and the clock is called ``order``.
+A line begins with the name of a function or leaf, followed by its arguments as pairs, as in the
+program that edgelesssys/contrast documents: ``TDH_MEM_PAGE_ADD gpa=0x1000``.  A timestamp in
+nanoseconds (``nsecs``) may precede it.  Where none is printed, only the order of lines is known:
+the line number is used as the timestamp, and the clock is called ``order``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tdxtrace.ingest.text.reader import Line, batches_by_line
 from tdxtrace.tables.text import one_line
 from tdxtrace.tdx import wrappers
 
-# A name of the kernel's (tdh_mem_page_add) or the module's (TDH.MEM.PAGE.ADD), then pairs.
+# A name as in the kernel (tdh_mem_page_add) or the module (TDH.MEM.PAGE.ADD), then pairs.
 _LINE: Final = re.compile(
     r"^\s*+(?:(?P<ns>\d{10,19})[ :,]\s*+)?(?P<name>(?:tdh|__seamcall)[\w.]*+)"
     r"(?:$|:?\s++(?!failed\b)(?=\w++[=:])|\((?=\w++[=:]))(?P<args>.*)$",
@@ -41,12 +41,12 @@ _LOST: Final = re.compile(
     r'^(?:Lost |\{"type": ?"lost_events", ?"data": ?\{"events": ?)(?P<n>\d{1,18})\b', re.ASCII
 )
 _HEADER: Final = re.compile(r"^\s*$|^Attach(?:ing|ed)\b", re.ASCII)
-# Kinds of bpftrace's JSON (src/output.cpp, JsonOutput) that are text of the program.
+# Types in bpftrace's JSON (src/output.cpp, JsonOutput) that hold text printed by the program.
 _TEXT_KINDS: Final = ("printf", "cat", "join")
 
 
 def is_line(line: str) -> bool:
-    """Whether a line is a printf of a program that names a SEAMCALL, or bpftrace's JSON of one."""
+    """Return whether a line is a printf that names a SEAMCALL, plain or in bpftrace's JSON."""
     if line.startswith("{"):
         return any(is_line(text) for text in _texts_of(line) or ())
     found = _LINE.match(line)
@@ -54,7 +54,7 @@ def is_line(line: str) -> bool:
 
 
 def _texts_of(line: str) -> list[str] | None:
-    """The lines that a JSON object says were printed; None if it is none of bpftrace's."""
+    """Return the printed lines in an object of bpftrace's JSON; None for any other text."""
     try:
         said = json.loads(line)
     except (ValueError, RecursionError):
@@ -67,26 +67,26 @@ def _texts_of(line: str) -> list[str] | None:
 
 @dataclass(slots=True)
 class BpftraceReader:
-    """Reads lines of one source into raw events, and counts the rest."""
+    """Reads lines of one source into raw events, and counts all other lines."""
 
     registry: EventRegistry
     stats: SourceStats
     layouts: FieldLayouts = field(default_factory=FieldLayouts)
     resolution_ns: int = 1
     _is_timed: bool | None = None
-    """Whether the first line has a time."""
+    """Whether the first call has a timestamp; None before it was read."""
 
     @property
     def clock(self) -> str:
-        """What is known of the clock, once lines were read."""
+        """Kind of clock, after lines were read: ``unnamed``, or ``order`` without timestamps."""
         return "unnamed" if self._is_timed else "order"
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
-        """Return the calls of each block of whole lines."""
+        """Yield one batch with the calls of each block of whole lines."""
         return batches_by_line(blocks, self.line, self.stats, self.layouts)
 
     def line(self, number: int, text: bytes) -> Line | None:
-        """Read one line; None if it became no event, and is then accounted for."""
+        """Read one line; None if it yields no event, in which case it is counted in the stats."""
         line = line_formats.QUOTE.sub("", matched_part(text).decode("utf-8", "replace")).rstrip(
             "\r"
         )

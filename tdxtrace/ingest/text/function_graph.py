@@ -1,4 +1,4 @@
-"""What the function_graph tracer prints: calls as a tree, with arguments and return values."""
+"""Reader of function_graph output: a tree of calls with arguments and return values."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tdxtrace.tdx import wrappers
 # Columns, each an option: absolute time (funcgraph-abstime), CPU, task
 # (funcgraph-proc), flags (latency-format), duration, then the tree.  Linux
 # kernel/trace/trace_functions_graph.c, print_graph_prologue, print_graph_duration.  Without the
-# option funcgraph-duration there is no bar before the tree: then the time tells what the line is.
-# A duration has 7 digits at most: from 10 ms on fewer than 3 behind the point, from 1 s on none.
+# option funcgraph-duration there is no bar before the tree: then the line must have a time.
+# A duration has 7 digits at most: from 10 ms on fewer than 3 after the point, from 1 s on none.
 LINE: Final = re.compile(
     r"^\s*+(?:(?P<sec>\d{1,10})\.(?P<frac>\d{6})\s*+\|\s*+)?(?P<cpu>\d{1,4})\)\s*+"
     r"(?:(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*+\|\s*+)?"
@@ -47,34 +47,35 @@ _SWITCH: Final = re.compile(
     r"^(?=.*-\d{1,9}\s*$)\s*+(?P<cpu>\d{1,4})\)\s++(?P<from>\S.*?)-\d++\s++=>\s++"
     r"(?P<comm>\S.*?)-(?P<tid>\d{1,9})\s*$"
 )
-# The tracer follows as many calls: Linux include/linux/ftrace.h, FTRACE_RETFUNC_DEPTH.
+# Largest call depth that the tracer follows: Linux include/linux/ftrace.h, FTRACE_RETFUNC_DEPTH.
 _MOST_OPEN: Final = 50
-# Lines around others; that no call was passed over (funcgraph-overrun) is one of its own.
+# Separator lines, and the report that no call was skipped (funcgraph-overrun).
 _RULE: Final = re.compile(r"^\s*-{5,}\s*$|^[^|]*[=<]={5,}[=>]|^ *\(Overruns: 0\)\s*$")
 
 
 @dataclass(slots=True)
 class GraphReader:
-    """Reads function_graph lines of one source into raw events, and counts the rest."""
+    """Reads function_graph lines of one source into raw events, and counts all other lines."""
 
     registry: EventRegistry
     stats: SourceStats
     layouts: FieldLayouts = field(default_factory=FieldLayouts)
     resolution_ns: int = 1000
-    """Of the stamps (Linux print_graph_abs_time: whole microseconds); durations have nanoseconds.
+    """Resolution of the timestamps (Linux print_graph_abs_time: whole microseconds).
 
-    Two calls are compared by their stamps: an overlap of less is none that the clock shows."""
+    Durations have nanoseconds, but calls are compared by their timestamps: the clock cannot show
+    a shorter overlap."""
     has_integer_clock: bool = False
     _running: dict[int, tuple[str, int]] = field(default_factory=dict)
     _open: dict[tuple[int, int], list[tuple[int, str]]] = field(default_factory=dict)
-    """By CPU and thread: indentation and name of the functions that are open, outermost first."""
+    """By CPU and thread: indentation and name of each open function, outermost first."""
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[RecordBatch]:
-        """Return the calls of each block of whole lines."""
+        """Yield one batch with the calls of each block of whole lines."""
         return batches_by_line(blocks, self.line, self.stats, self.layouts)
 
     def line(self, number: int, text: bytes) -> Line | None:
-        """Read one line; None if it became no event, and is then accounted for."""
+        """Read one line; None if it yields no event, in which case it is counted in the stats."""
         line = matched_part(text).decode("utf-8", "replace").rstrip("\r")
         switch = _SWITCH.match(line)
         if switch is not None:
@@ -97,7 +98,7 @@ class GraphReader:
         return None
 
     def _count_overlong(self, number: int, body: str) -> None:
-        """Account for a call that is not read, by the name at its beginning."""
+        """Count a call that is too long to be read, by the name at its beginning."""
         function = body.strip().partition("(")[0]
         kind = ("overlong", function) if function in functions() else ("noise", "function_graph")
         self.stats.count(*kind, number)
@@ -118,7 +119,7 @@ class GraphReader:
         values = _values(call, end)
         role: Role = "return" if call is None else "single" if call["end"] == ";" else "entry"
         if role == "single" and found["us"] is None:
-            # The line has the time at which the call began.
+            # The timestamp is that of the entry: without a duration the return has no time.
             self.stats.count("undecoded", f"{function} without funcgraph-duration", number)
             return None
         if role == "single":
@@ -133,10 +134,10 @@ class GraphReader:
     def _function(
         self, found: re.Match[str], call: re.Match[str] | None, end: re.Match[str] | None
     ) -> str | None:
-        """The function of a line; of a brace that does not name it, the one that it closes.
+        """Return the function of a line; for a brace without a name, the function that it closes.
 
-        Without funcgraph-tail a brace stands alone, indented as the function that it closes.  Where
-        none that is open is indented so, lines were lost, and it closes nobody knows what.
+        Without funcgraph-tail a brace stands alone, with the indentation of the function that it
+        closes.  If no open function has that indentation, lines were lost: the result is None.
         """
         cpu = int(found["cpu"])
         tid = int(found["tid"]) if found["tid"] else self._running.get(cpu, ("", UNKNOWN))[1]
@@ -173,7 +174,7 @@ class GraphReader:
 
 
 def _event(function: str, role: Role) -> Event:
-    # A call printed on one line is complete: it must not pair with an open one.
+    # A call printed on one line is complete: it must not be paired with the entry of another call.
     return Event(
         f"{function}() {role}",
         "call",

@@ -1,4 +1,4 @@
-"""What one line of ftrace, trace-cmd or perf text looks like, whatever wrote it."""
+"""Formats of one line of ftrace, trace-cmd or perf text, with patterns and parsers for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tdxtrace.ingest.batch import UNKNOWN
 
 
 class LinePrefix(NamedTuple):
-    """The part of a line that every event has, and where its event begins."""
+    """One parsed event line: the fields that every event has, then its name and arguments."""
 
     comm: str
     tid: int
@@ -19,21 +19,21 @@ class LinePrefix(NamedTuple):
     cpu: int
     flags: str
     ts: tuple[int, str]
-    """Seconds (or the whole stamp) and the digits after the point ("" if none)."""
+    """Seconds (or the whole timestamp) and the digits after the point ("" if none)."""
     event: str
-    """Name with its group if printed; "" where the text names none."""
+    """Name, with its group if that is printed; "" if the line names no event."""
     args: str
 
     @property
     def ts_ns(self) -> int:
-        """The stamp in ns, or in ticks of an integer clock."""
+        """The timestamp in ns, or in ticks of an integer clock."""
         whole, digits = self.ts
         return whole * 1_000_000_000 + int(digits[:9].ljust(9, "0")) if digits else whole
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A marker that says events were dropped: on which CPU, and how many if known."""
+    """A marker of dropped events: the CPU, and the number of events; None if it is unknown."""
 
     cpu: int
     n_events: int | None
@@ -41,35 +41,34 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class LineFormat:
-    """One row of the registry: what lines of a text format look like."""
+    """One row of the registry: the syntax of lines in one text format."""
 
     name: str
-    """As ``--input-format`` has it."""
+    """Value of ``--input-format``."""
     patterns: tuple[re.Pattern[str], ...]
-    """Of the part before the event, likeliest first.
+    """Patterns of the part before the event, likeliest first.
 
-    Their groups are what is read, all but ``rest`` optional.  ``rest``: the event with its
-    arguments.  ``comm``: the thread's name, or ``task`` or ``short`` (its first 8 bytes): the
-    same, perhaps with the name of a trace-cmd instance before it.  ``tid``, ``tgid``, ``cpu``,
-    ``flags``.  The stamp: a number named after its unit (UNITS), and ``frac``, the digits after
-    its point.
+    All groups except ``rest`` are optional.  ``rest``: the event with its arguments.  ``comm``:
+    the name of the thread; instead ``task``, or ``short`` (its first 8 bytes), if the name of a
+    trace-cmd instance may precede it.  ``tid``, ``tgid``, ``cpu``, ``flags``.  The timestamp: a
+    number named after its unit (UNITS), and ``frac``, the digits after its point.
     """
     event: re.Pattern[str]
-    """Of ``rest``: groups ``event`` and ``args``."""
+    """Pattern of ``rest``, with groups ``event`` and ``args``."""
     others: tuple[str, ...] = ()
-    """Formats whose lines may be among those of this one."""
+    """Formats whose lines may occur among lines of this one."""
 
 
-# Longer numbers are no numbers of Linux: a thread has at most 7 digits (PID_MAX_LIMIT,
+# Linux prints no longer numbers: a thread has at most 7 digits (PID_MAX_LIMIT,
 # include/linux/threads.h), a CPU 4 (NR_CPUS, arch/x86/Kconfig); 19 digits are less than 2**64.
 _TID = r"(?P<tid>\d{1,9})"
 _CPU = r"(?P<cpu>\d{1,4})"
 _N = r"(?P<n>\d{1,19})"
 
 # The kernel prints a name right-aligned in 16 columns ("%16s-%-7d", Linux
-# kernel/trace/trace_output.c, trace_print_context), so its '-' stands in column
-# 16 whatever the name holds.  Only tools that cut or pad differently need the
-# second, leftmost match.
+# kernel/trace/trace_output.c, trace_print_context), so the '-' after it is in column
+# 16 whatever the name contains.  Only the output of tools that cut or pad names
+# differently needs the second, leftmost match.
 _TASK = rf"(?P<task>.{{16}}|.+?|(?<=\s))-{_TID}\s++"
 _TGID = r"(?:\(\s*+(?P<tgid>\d{1,9}|-++)\)\s++)?"
 # irqs-off, need-resched, context, preempt depth and, since 5.15, migrate depth.
@@ -77,7 +76,7 @@ _FLAGS = r"(?:(?P<flags>[.a-zA-Z#][.a-zA-Z0-9#]{3,4})\s++)?"
 _WORDS = r"(?P<comm>\S++(?:\s++\S++)*?)"
 _STAMP = r"(?P<sec>\d{1,19})(?:\.(?P<frac>\d++))?"
 _REST = r"(?P<rest>.*)"
-# trace-cmd report --ts-diff: the step since the line before, after the stamp.
+# trace-cmd report --ts-diff: the time since the previous line, after the timestamp.
 _STEP = r"(?:\([+-]\d++\)\s++)?"
 
 FTRACE: Final = re.compile(
@@ -88,10 +87,10 @@ _FTRACE_FIXED: Final = re.compile(
     re.ASCII,
 )
 # CPU and flags in one word; the tracefs file prints microseconds since its first
-# event and a mark for long gaps, trace-cmd report -l the absolute stamp.
+# event and a mark for long gaps, trace-cmd report -l the absolute timestamp.
 LATENCY: Final = re.compile(
     rf"^\s*+(?P<short>.+?|(?<=\s))-{_TID}\s++{_CPU}(?P<flags>[^\s\d][^\s]{{3,4}})"
-    # --raw-ts -l: no blank before the stamp of an integer clock.
+    # --raw-ts -l: no blank before the timestamp of an integer clock.
     r"(?:\s++|(?<=[^\s\d])(?=\d))"
     rf"(?:(?P<us>\d{{1,19}})us.?\s*|{_STAMP}):\s++{_STEP}{_REST}",
     re.ASCII,
@@ -102,7 +101,7 @@ VERBOSE: Final = re.compile(
     re.ASCII,
 )
 NO_PAYLOAD: Final = re.compile(rf"^{_TID}\s+{_CPU}\s+(?P<ts>\d+)\s+type:\s+(?P<id>\d+)$")
-# The option context-info switched off: the event alone, at no time.
+# Option context-info is off: the event alone, without a timestamp.
 NO_CONTEXT: Final = re.compile(r"^\s*[A-Za-z_][\w:.-]*: +(?:\(|vcpu |reason |rip |[a-z_]\w*[=:])")
 # perf script: every part can be switched on and off with -F.  Their order is that of Linux
 # tools/perf/builtin-script.c, perf_sample__fprintf_start and process_event: name, process and
@@ -113,7 +112,7 @@ _PERF_TIME = (
     r"(?P<sec>\d{1,19})\.(?P<frac>\d{6}|\d{9}):\s++(?:\d++\s++)?"
     r"(?P<rest>[A-Za-z_][\w.:/-]*:.*|PERF_RECORD_\w+ .*|[0-9a-f]{8,16} .*|\(.*|vcpu .*|reason .*)"
 )
-# A CPU in brackets is no part of a name: what stands behind it then is a column that is not known.
+# A CPU in brackets is no part of a name: it would be followed by an unknown column.
 _PERF_WORD = r"(?!\[\d{3,4}\]\s)\S++"
 PERF: Final = re.compile(
     rf"^(?:{_TIME_OF_DAY})?+\s*+(?:(?P<comm>{_PERF_WORD}(?:\s++{_PERF_WORD})*?)\s++)??"
@@ -122,16 +121,17 @@ PERF: Final = re.compile(
     re.ASCII,
 )
 # The same with -L: the first 8 bytes of a name ("%8.8s "), and a CPU without brackets ("%3d "),
-# which only its columns tell from a thread ("%5d " up to 6.5, "%7d " later).
+# which only its width distinguishes from a thread ("%5d " up to 6.5, "%7d " later).
 PERF_LATENCY: Final = re.compile(
     r"^(?:(?P<comm>.{8}) )?"
     r"(?:(?: *+(?P<tgid>\d{1,9})/|(?=[ \d]{5}) *+)(?P<tid>\d{1,9})(?(tgid) {0,4}?) )?"
     rf"(?=  \d | \d\d |\d{{3,4}} ) *+(?P<cpu>\d{{1,4}}) ++{_PERF_TIME}",
     re.ASCII,
 )
-# perf's records beside samples, which --show-task-events and its kin print; some have no time.
+# perf's records other than samples, printed by --show-task-events and similar options; some have
+# no time.
 SIDEBAND: Final = re.compile(r"^PERF_RECORD_\w+", re.ASCII)
-# Arguments of a probe or of a tracepoint of KVM, without the name of the event before them.
+# Arguments of a probe or a KVM tracepoint, not preceded by the name of the event.
 NAMELESS: Final = re.compile(r"^(?:\(\w.*\)|vcpu \d|reason [A-Z])", re.ASCII)
 _EVENT = re.compile(r"^(?P<event><[^>]*>|[\w.:-]*?\w):(?:\s++(?P<args>.*)|$)", re.DOTALL | re.ASCII)
 _PERF_EVENT = re.compile(
@@ -142,7 +142,7 @@ LOST: Final = re.compile(
     rf"^\s*(?:\S+:\s+)?CPU:{_CPU} \[(?:LOST )?(?:{_N} )?EVENTS(?: DROPPED)?\]\s*$"
 )
 _PERF_LOST = re.compile(rf"PERF_RECORD_LOST(?:_SAMPLES)? lost {_N}")
-# Lines of tools that describe the recording: trace-cmd's head, perf's comments.
+# Lines in which tools describe the recording: trace-cmd's header, perf's comments.
 HEADER: Final = re.compile(
     r"^(?:#|\s*+(?:$|cpus=\d+\s*$|version = \d+\s*$|CPU \d+ is empty\s*$|trace-cmd version ))"
 )
@@ -152,22 +152,22 @@ CALLCHAIN: Final = re.compile(
 )
 QUOTE: Final = re.compile(r"^(?:> ?)+")
 WITHOUT_EVENT: Final = (HEADER, LOST, NO_CONTEXT, NO_PAYLOAD)
-"""What shows that a text is of ftrace though none of its lines is an event."""
+"""Patterns of lines without an event by which a text is recognised as ftrace."""
 
 
-# What tells the formats of text apart: the first row that a line fits names it.
+# The registry of line formats.  A line has the format of the first row that it matches.
 LINE_FORMATS: Final = (
     LineFormat("ftrace", (_FTRACE_FIXED, FTRACE), _EVENT, ("ftrace-latency", "perf-script")),
     LineFormat("ftrace-latency", (LATENCY,), _EVENT, ("ftrace",)),
     LineFormat("ftrace-verbose", (VERBOSE,), _EVENT, ("ftrace",)),
     LineFormat("perf-script", (PERF_LATENCY, PERF), _PERF_EVENT, ("ftrace",)),
 )
-# Nanoseconds in one of the number before the point of a stamp.
+# Unit, in ns, of the number before the point of a timestamp, by the name of its group.
 UNITS: Final = {"sec": 1_000_000_000, "ms": 1_000_000, "us": 1000}
 
 
 def formats_of(name: str) -> tuple[LineFormat, ...]:
-    """Return the formats that lines of an input may have, likeliest first."""
+    """Return the formats that lines of an input in format ``name`` may have, likeliest first."""
     rows = {row.name: row for row in LINE_FORMATS}
     return (rows[name], *(rows[other] for other in rows[name].others))
 
@@ -175,7 +175,7 @@ def formats_of(name: str) -> tuple[LineFormat, ...]:
 def match_prefix(
     line: str, formats: Iterable[LineFormat]
 ) -> tuple[LineFormat, re.Match[str]] | None:
-    """Return the first format that a line fits, and how."""
+    """Return the first format that a line matches, with the match; None if it matches none."""
     for row in formats:
         for pattern in row.patterns:
             found = pattern.match(line)
@@ -185,7 +185,7 @@ def match_prefix(
 
 
 def prefix_of(row: LineFormat, found: re.Match[str]) -> LinePrefix:
-    """Return what the prefix of a line says, and its event."""
+    """Return the fields of a prefix, with the event after it, from a match of ``match_prefix``."""
     groups = found.groupdict()
     rest = found["rest"]
     event = row.event.match(rest)
@@ -203,12 +203,12 @@ def prefix_of(row: LineFormat, found: re.Match[str]) -> LinePrefix:
 
 
 def read_prefix(line: str, formats: Iterable[LineFormat]) -> LinePrefix | None:
-    """Read the prefix of a line in the first format that it fits; None if it fits none."""
+    """Read the prefix of a line in the first format that it matches; None if it matches none."""
     made = match_prefix(line, formats)
     return None if made is None else prefix_of(*made)
 
 
-# "one:        CPU 0/KVM-100     [000] ...": trace-cmd report, of several instances.
+# "one:        CPU 0/KVM-100     [000] ...": trace-cmd report of several instances.
 _INSTANCE: Final = re.compile(
     r"^(?:(?P<name>[^\s:]{1,255}):)?[^\S\n]+\S[^\n\[]{0,60}-\d{1,9} [^\n\[]{0,40}\[\d{1,4}\]",
     re.MULTILINE | re.ASCII,
@@ -216,15 +216,15 @@ _INSTANCE: Final = re.compile(
 
 
 def count_instances(text: str) -> int:
-    """Return how many instances of tracefs the first lines of a text name, or 1.
+    """Return the number of tracefs instances that the first lines of a text name, at least 1.
 
-    Lines without a name are of the top one.
+    Lines without a name come from the top instance.
     """
     return max(1, len({found["name"] for found in _INSTANCE.finditer(text)}))
 
 
 def lost_of(line: str) -> Lost | None:
-    """Read a marker of lost events in the words of tracefs or trace-cmd."""
+    """Read a marker of lost events as tracefs or trace-cmd prints it; None for other lines."""
     found = LOST.match(line)
     if found is None:
         return None
@@ -232,13 +232,13 @@ def lost_of(line: str) -> Lost | None:
 
 
 def perf_lost_of(head: LinePrefix) -> Lost | None:
-    """Read perf's marker, which looks like an event without a group."""
+    """Read perf's marker of lost events, which looks like arguments without an event name."""
     found = _PERF_LOST.match(head.args) if head.event == "" else None
     return None if found is None else Lost(head.cpu, int(found["n"]))
 
 
 def _comm(groups: Mapping[str, str | None]) -> str:
-    """The name of the thread: its columns where an instance's name, "rig: ", is before it."""
+    """Return the name of the thread; after an instance's name, "rig: ", only its own columns."""
     for group, width in (("task", 16), ("short", 8)):
         task = groups.get(group) or ""
         if len(task) > width and task[:-width].rstrip().endswith(":"):
@@ -249,7 +249,7 @@ def _comm(groups: Mapping[str, str | None]) -> str:
 
 
 def _stamp(groups: Mapping[str, str | None]) -> tuple[int, str]:
-    """Seconds and the digits after their point; or the number of an integer clock and none."""
+    """Return seconds and the digits after the point; for an integer clock, ticks and ""."""
     frac = groups.get("frac") or ""
     if text := groups.get("sec"):
         return int(text), frac

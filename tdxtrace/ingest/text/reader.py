@@ -1,4 +1,7 @@
-"""Text becomes events: line by line, and in a loop for lines like those that were read so."""
+"""Reader of event text: a line-at-a-time parser, and a loop for lines with learned patterns.
+
+The loop reads lines that match a pattern learned from the parser, and leaves all others to it.
+"""
 
 from __future__ import annotations
 
@@ -36,33 +39,35 @@ from tdxtrace.ingest.text.line_formats import LineFormat, LinePrefix
 from tdxtrace.ingest.text.patterns import PatternCache
 from tdxtrace.tables.text import one_line
 
-# Room is made for lines that are no shorter than this on average: those of events are not.
+# Bytes.  Columns are sized for lines with at least this average length; event lines are longer.
 _SHORT_LINE: Final = 48
-# Lines that fit no pattern, after which patterns are learned from a sample of them.
+# Number of lines without a pattern after which patterns are learned from a sample of them.
 _MOST_LEFT: Final = 256
 _SAMPLE_SIZE: Final = 64
-# Threads to know of, where an input never ends.
+# Most threads that are remembered, as an input may never end.
 _MOST_THREADS: Final = 1 << 16
 _INT64_MAX: Final = (1 << 63) - 1
-# Steps that show whether stamps are times; of deltas about every second one goes back.
+# Steps between timestamps that show whether these are times; if they are deltas, about every
+# second step goes back.
 _ENOUGH_STEPS: Final = 256
 _LEAST_SHARE: Final = 10
-# No host traces a TD in the first millisecond after it was switched on.
+# No host traces a TD in the first millisecond after power-on.
 _NO_UPTIME_NS: Final = 1_000_000
-# A name and one number before the CPU, or before the time; and how often a name is not damaged.
+# A name and one number before the CPU or the time.
 _NAME_AND_NUMBER: Final = re.compile(
     # A shorter number before the time may be a CPU: perf script -L.
     r"^\s*+(?P<comm>\S.{0,16}?) +(?=\d{1,9} +\[\d|\d{4,9} +\d++\.\d)(?P<tid>\d{1,9}) ",
     re.ASCII,
 )
+# A name that occurs at least this many times is not taken for a damaged one.
 _OFTEN: Final = 3
 _KVM_TABLES: Final = ("vm_entry", "page_fault", "host_event")
 NOT_ROWS: Final = ("noise", "unmapped")
-"""Kinds of events that no table has."""
+"""Kinds of events that are in no table."""
 
 
 class Line(NamedTuple):
-    """One event line, read: its prefix, its stamp in ns and its fields."""
+    """One parsed event line: line number, prefix, timestamp in ns, event ID and fields."""
 
     number: int
     prefix: LinePrefix
@@ -73,9 +78,9 @@ class Line(NamedTuple):
 
 @dataclass(slots=True)
 class LineReader:
-    """Reads lines of one source one at a time, and counts those that are no event.
+    """Reads lines of one source one at a time, and counts those that yield no event.
 
-    What it gives is right: the loop gives the same, or leaves a line to it.
+    It is the reference: the loop yields the same result for a line, or leaves the line to it.
     """
 
     format: str
@@ -83,23 +88,23 @@ class LineReader:
     stats: SourceStats
     layouts: FieldLayouts = field(default_factory=FieldLayouts)
     resolution_ns: int = 0
-    """Finest step of the stamps seen; 0 until one was, 1 also for integer clocks."""
+    """Finest resolution among the timestamps so far; 0 before the first; 1 for integer clocks."""
     has_integer_clock: bool = False
     formats: Sequence[LineFormat] = field(init=False)
     beside: I64Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    """By line of the same block that the loop read: which it is, its CPU and its stamp."""
+    """One row for each line of the block that the loop read: line number, CPU and timestamp."""
     _seen: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Look the format up."""
+        """Look up the formats that lines may have."""
         self.formats = line_formats.formats_of(self.format)
 
     def line(self, number: int, text: bytes) -> Line | None:
-        """Read one line; None if it became no event, and is then accounted for."""
+        """Read one line; None if it yields no event, in which case it is counted in the stats."""
         is_whole = len(text) <= MAX_LINE_BYTES
         if not is_whole:
             text = matched_part(text)
-        # latin-1 keeps bytes and columns apart; names are decoded when they are kept.
+        # latin-1 maps each byte to one column; names are decoded as UTF-8 when they are stored.
         line = text.decode("latin-1").rstrip("\r")
         if line.startswith(">"):
             line = line_formats.QUOTE.sub("", line)
@@ -126,24 +131,24 @@ class LineReader:
         return None
 
     def prefix(self, line: str) -> LinePrefix | None:
-        """Read the prefix of a line in the first of the formats that it fits."""
+        """Read the prefix of a line in the first format that it matches; None if there is none."""
         return line_formats.read_prefix(line, self.formats)
 
     def may_be_probe(self, name: str) -> bool:
-        """Whether lines of this name should look like a probe's."""
+        """Return whether an event of this name may be a probe, even if its line is damaged."""
         return names_a_probe(name, self.registry.mappings)
 
     def understood(self, event: Event, args: str) -> Fields | None:
-        """Read the fields of an event's line; None if its table cannot do with them."""
+        """Read the fields of an event line; None if fields that its table needs are missing."""
         fields = event.decode(args)
         if event.kind in _KVM_TABLES and not fields.values:
             return None
         return fields if all(slot in fields.values for slot in event.needs) else None
 
     def tell_seen(self, upto: int | None = None) -> None:
-        """Let the stats know of the stamps of the lines before line ``upto``, in their order.
+        """Pass the timestamps of the lines before line ``upto`` to the stats, in line order.
 
-        That are lines that were read here, and those that the loop read: ``beside``.
+        These are the lines that were read here, and those that the loop read (``beside``).
         """
         seen = np.array(self._seen, np.int64).reshape(-1, 3)
         self._seen = []
@@ -155,7 +160,7 @@ class LineReader:
         self.stats.observe_timestamps(seen[:, 1].astype(np.int32), np.ascontiguousarray(seen[:, 2]))
 
     def note_digits(self, digits: int) -> None:
-        """Note how fine a stamp with so many digits after the point is."""
+        """Record the resolution of a timestamp with this number of digits after the point."""
         if digits == 0:
             self.has_integer_clock = True
         step = 10 ** (9 - digits) if digits else 1
@@ -191,7 +196,7 @@ class LineReader:
             return None
         fields = self.understood(event, prefix.args)
         if prefix.args.endswith(">"):
-            # Where a pager or an editor cut a line it prints this mark: a number may be cut.
+            # A pager or an editor marks a line that it cut with ">": a number may be cut.
             self.stats.count("wrapped", event.name, number)
             return None
         if fields is None:
@@ -207,27 +212,26 @@ class LineReader:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What the loop made of some lines of a block; lines count from 0."""
+    """Result of the loop for some lines of a block; line numbers count from 0."""
 
     batch: RecordBatch
-    """Also of lines without rows: their layout is ABSENT."""
+    """Events, including those without rows, whose layout is ABSENT."""
     columns: Columns
     end: int
-    """Byte at which the next line begins."""
+    """Offset of the next line in the block, in bytes."""
     n_lines: int
     n_own: int
     """Lines with rows."""
     left: I64Array
-    """By line that was left: which it is, where it begins and ends."""
+    """One row for each line that the loop left: line number, and its first and end offset."""
     threads: U64Array
 
 
 def has_processes(lines: Iterable[str]) -> bool:
-    """Whether numbers are those of processes: ``perf script -F pid`` without ``tid``.
+    """Return whether the IDs are those of processes: ``perf script -F pid`` without ``tid``.
 
-    They look like those of threads, but several names have one number, in turn. Nearest
-    innocent cases: a thread that was renamed, whose names follow each other; a name that is
-    damaged on some lines.
+    They look like thread IDs, but several names alternate for one ID. Nearest innocent cases: a
+    renamed thread, which does not return to its old name; a name that is damaged on some lines.
 
     Args:
         lines: First lines of a text of perf script.
@@ -241,41 +245,41 @@ def has_processes(lines: Iterable[str]) -> bool:
 
 
 def _alternate(names: list[str]) -> bool:
-    """Whether two names that occur often come back after each other."""
+    """Return whether two or more frequent names alternate."""
     often = {name for name, n in Counter(names).items() if n >= _OFTEN}
     changes = [name for name, _ in groupby(name for name in names if name in often)]
     return len(changes) >= len(often) + _OFTEN - 1 and len(often) > 1
 
 
 class MendedLine(NamedTuple):
-    """A line as it was before it was changed on its way, or one that is lost."""
+    """A line restored to what the tool printed, or one that is lost."""
 
     number: int
     text: bytes
     loss: str
-    """The kind of loss that it is; "": it is to be read."""
+    """Kind of loss; "" for a line that is to be read."""
     n_lines: int
-    """Lines that it was made of."""
+    """Number of input lines that it was joined from."""
 
 
 class LineMender(Protocol):
-    """Makes lines whole again: ``wrapping.Mender``."""
+    """Joins wrapped lines: ``wrapping.Mender``."""
 
     def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[MendedLine]:
-        """Yield lines as they are known to have ended."""
+        """Yield each line once its end is certain."""
 
     def finish(self) -> Iterator[MendedLine]:
-        """Yield the line that was held back."""
+        """Yield the line that is still held back."""
 
 
 @dataclass(slots=True)
 class StepCounter:
-    """Tells the times that perf script --deltatime prints from times of a clock.
+    """Distinguishes the time differences of perf script --deltatime from times of a clock.
 
-    They are the steps between events of all CPUs (Linux tools/perf/builtin-script.c,
-    perf_sample__fprintf_start, previous_time), so that they go up and down, from 0; perf script
-    prints events in the order of their time. Nearest innocent case: lines that somebody has
-    sorted otherwise, whose times are not near 0 unless they count from the first event.
+    The differences are between successive events of all CPUs (Linux tools/perf/builtin-script.c,
+    perf_sample__fprintf_start, previous_time), so they start near 0 and go up and down, whereas
+    perf script prints events in time order. Nearest innocent case: lines that were sorted by
+    another column; their times are not near 0 unless they count from the first event.
     """
 
     n: int = 0
@@ -284,7 +288,7 @@ class StepCounter:
     _last_ns: int = -1
 
     def observe(self, ts_ns: I64Array) -> None:
-        """Take the stamps of further events, in the order of their lines."""
+        """Add the timestamps of further events, in line order."""
         if self.n >= _ENOUGH_STEPS or not len(ts_ns):
             return
         steps = np.diff(ts_ns, prepend=self._last_ns if self._last_ns >= 0 else ts_ns[:1])
@@ -294,36 +298,37 @@ class StepCounter:
         self._last_ns = int(ts_ns[-1])
 
     def are_deltas(self, least: int) -> bool:
-        """Whether the stamps, if there are ``least`` of them, are steps between events."""
+        """Return whether the timestamps are differences; False for fewer than ``least`` of them."""
         is_often_back = self.n_back * _LEAST_SHARE >= self.n and self.n_back > 0
         return self.n >= least and is_often_back and self.least_ns < _NO_UPTIME_NS
 
 
 @dataclass(slots=True)
 class TextReader:
-    """Reads blocks of lines into batches of events, in order, and counts the rest."""
+    """Reads blocks of lines into batches of events, in order, and counts all other lines."""
 
     lines: LineReader
     shown: str = "the input"
-    """Its name, for messages."""
+    """Name of the input in messages."""
     mender: LineMender | None = None
-    """Makes lines whole again that were changed on their way; they are read one at a time."""
+    """Joins wrapped lines; with it, lines are read one at a time."""
     patterns: PatternCache = field(init=False)
     _steps: StepCounter = field(default_factory=StepCounter)
     _threads: set[tuple[int, ...]] = field(default_factory=set)
-    """Those that were noted."""
+    """Threads that were recorded in the stats."""
 
     def __post_init__(self) -> None:
-        """Begin without patterns."""
+        """Start with an empty pattern cache."""
         self.patterns = PatternCache(self.lines.prefix, self.lines.layouts)
 
     def batches(self, blocks: Iterable[Block], run: Runner[Any]) -> Iterator[RecordBatch]:
-        """Yield the events of each block of whole lines.
+        """Yield one batch with the events of each block of whole lines.
 
-        Lines are read one at a time if the loop would be ``interpreted``, which takes longer.
+        If ``run`` is ``interpreted``, lines are read one at a time: interpreting the loop would
+        take longer.
 
         Raises:
-            FormatError: If their stamps are no times: ``perf script --deltatime``.
+            FormatError: If the timestamps are differences: ``perf script --deltatime``.
         """
         for block in filter(len, blocks):
             is_looped = run is not interpreted and self.mender is None
@@ -337,10 +342,10 @@ class TextReader:
         self._refuse_steps(1)
 
     def _refuse_steps(self, least: int) -> None:
-        """Refuse stamps that are steps, once there are ``least`` of them to tell it by.
+        """Refuse timestamps that are differences, once ``least`` of them were read.
 
         Raises:
-            FormatError: If they are.
+            FormatError: If they are differences.
         """
         if self._steps.are_deltas(least):
             raise FormatError(
@@ -349,7 +354,7 @@ class TextReader:
             )
 
     def forget_threads(self) -> None:
-        """Forget which threads were noted if they are many: they are noted again."""
+        """Clear the set of recorded threads if it is large: threads are then recorded again."""
         if len(self._threads) > _MOST_THREADS:
             self._threads.clear()
 
@@ -365,7 +370,7 @@ class TextReader:
         return to_batch(found, self.lines.layouts)
 
     def _mended(self, lines: Iterable[MendedLine]) -> RecordBatch:
-        """Read lines that are whole again, and count those that were joined or lost."""
+        """Read restored lines, and count those that were joined or lost."""
         found = []
         for number, text, loss, n_lines in lines:
             if loss:
@@ -382,14 +387,15 @@ class TextReader:
         return to_batch(found, self.lines.layouts)
 
     def _in_loop(self, block: Block, run: Runner[Any]) -> RecordBatch:
-        """Run the loop; read what it leaves, learn from that, and go on behind where it ended."""
-        assert block[-1] == ord("\n")  # else the loop would look for it behind the block
+        """Run the loop, parse and learn from the lines it leaves, and continue where it ended."""
+        assert block[-1] == ord("\n")  # else the loop would search for it beyond the block
         parts: list[RecordBatch] = []
         at, most_left = 0, _MOST_LEFT
         while at < len(block):
             read = self._read(block, at, run, most_left)
             if len(read.left) == most_left:
-                # What was learned from so many does not help: each pass takes room for a block.
+                # Learning from so many lines did not help, and each pass allocates columns for a
+                # block: leave more lines in the next pass.
                 most_left = min(2 * most_left, _MOST_LEFT << 8)
             part, at = self._account(block, read), read.end
             if len(part) or not parts:
@@ -397,7 +403,7 @@ class TextReader:
         return concatenate(parts)
 
     def _read(self, block: Block, at: int, run: Runner[Any], most_left: int) -> _Read:
-        """Read the lines of a block from byte ``at`` on, up to its end or fewer."""
+        """Run the loop on the lines of a block from byte ``at`` on; it may stop before the end."""
         text = np.ndarray(len(block) + SPARE_BYTES, np.uint8, block.base)
         words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
         patterns = self.patterns.packed()
@@ -414,7 +420,7 @@ class TextReader:
         return _Read(batch, columns, end, n_lines, n_own, left, threads)
 
     def _account(self, block: Block, read: _Read) -> RecordBatch:
-        """Count and note what the loop and the line-at-a-time reader read, and put it in order."""
+        """Read the lines that the loop left, count all, and return the events in line order."""
         stats, batch = self.lines.stats, read.batch
         first = stats.n_lines + 1
         stats.n_lines += read.n_lines
@@ -428,7 +434,7 @@ class TextReader:
         return both.take(np.argsort(both.line, kind="stable"))
 
     def _read_left(self, block: Block, read: _Read, first: int) -> RecordBatch:
-        """Read lines one by one, and let the stats hear of those of both paths in order."""
+        """Read the lines that the loop left; pass the timestamps of all lines to the stats."""
         stats, batch = self.lines.stats, read.batch
         if not len(read.left) and not stats.has_open_gaps:
             cpus = read.columns.cpus
@@ -447,7 +453,7 @@ class TextReader:
         return to_batch(found, self.lines.layouts)
 
     def _learn_from(self, text: bytes) -> None:
-        """Learn the patterns of a line."""
+        """Learn patterns for the prefix, the event name and the arguments of a line."""
         line = text.decode("latin-1").rstrip("\r")
         found = line_formats.match_prefix(line, self.lines.formats)
         if found is None or len(text) > MAX_LINE_BYTES:
@@ -467,13 +473,13 @@ class TextReader:
             if fields is not None and not fields.unknown:
                 self.patterns.learn_arguments(event.name, index, prefix.args, fields, event.decode)
         elif not self.lines.may_be_probe(event.name) and not (
-            # Maybe a probe's line, cut.
+            # The line may be a probe's, cut.
             event.kind == "noise" and prefix.args[:1] in ("", "(") and role_of(prefix.args) is None
         ):
             self.patterns.learn_name(event.name, index, prefix.args)
 
     def _count(self, read: _Read, first: int) -> None:
-        """Count the loop's lines by event, note their threads and how fine their stamps are."""
+        """Count the loop's lines by event; record their threads and timestamp resolution."""
         stats, events = self.lines.stats, self.lines.registry.events
         counts = read.columns.events
         for index in np.flatnonzero(counts[:, 0]).tolist():
@@ -487,7 +493,7 @@ class TextReader:
                 self.lines.note_digits(columns.digits)
         for *words, tid, tgid, has_rows in read.threads.tolist():
             key = *words, tid, tgid
-            # One that was met without its process is met again when that is known.
+            # The key includes the process: a thread seen without it is recorded again with it.
             if has_rows and key not in self._threads:
                 self._threads.add(key)
                 name = b"".join(word.to_bytes(8, "little") for word in words)
@@ -496,7 +502,7 @@ class TextReader:
 
 
 def _columns(n_lines: int, n_events: int, n_prefixes: int, most_left: int) -> Columns:
-    """Room for what is read from so many lines."""
+    """Allocate the output columns of the loop for this number of lines."""
     return Columns(
         **{name: np.empty(n_lines, kind) for name, kind in HEADS.items()},
         words=np.empty(4 * n_lines + loops.MOST_FIELDS, np.uint64),
@@ -511,12 +517,12 @@ def _columns(n_lines: int, n_events: int, n_prefixes: int, most_left: int) -> Co
 
 
 def in_irq(flags: str) -> int:
-    """1 in hard interrupt or NMI context, 0 elsewhere, UNKNOWN without flags.
+    """Return 1 in hard interrupt or NMI context, 0 elsewhere, UNKNOWN without flags.
 
     The third flag is the context: h, H, z and Z are hardirq, hardirq inside
     softirq and NMI (Linux kernel/trace/trace_output.c, trace_print_lat_fmt).
-    uprobe events carry 0xff for all flags or for the preemption count, so ``..ff`` tells
-    nothing; nor does what trace-cmd report -l -R prints, -0x23, which is without that count.
+    uprobe events carry 0xff for all flags or for the preemption count, so ``..ff`` carries no
+    information; nor does -0x23, which trace-cmd report -l -R prints without that count.
     """
     if len(flags) < 4 or flags.endswith("ff") or flags.startswith("-0x"):
         return UNKNOWN
@@ -529,13 +535,14 @@ def batches_by_line(
     stats: SourceStats,
     layouts: FieldLayouts,
 ) -> Iterator[RecordBatch]:
-    """Yield the events of each block of whole lines, read one line at a time.
+    """Yield one batch with the events of each block of whole lines, read one line at a time.
 
     Args:
         blocks: The text.
-        read: Reads a line, given its number; None if it became no event and is accounted for.
-        stats: Where lines are counted.
-        layouts: The layouts of the source's events.
+        read: Reads a line, given its number; returns None, after counting it, if it yields no
+            event.
+        stats: Counter of lines.
+        layouts: Field layouts of the source's events.
     """
     for block in blocks:
         first = stats.n_lines + 1
@@ -546,7 +553,7 @@ def batches_by_line(
 
 
 def to_batch(lines: Sequence[Line], layouts: FieldLayouts) -> RecordBatch:
-    """Put lines into columns."""
+    """Return lines as a batch of columns, one row for each line."""
     fields = [_words(line.fields.values) for line in lines]
     n_words = np.array([len(words) for words in fields], np.int64)
     return RecordBatch(
@@ -565,5 +572,5 @@ def to_batch(lines: Sequence[Line], layouts: FieldLayouts) -> RecordBatch:
 
 
 def _words(values: Mapping[str, int]) -> dict[str, int]:
-    """Those of the fields that tables have."""
+    """Return the fields that are columns of tables."""
     return {slot: word for slot, word in values.items() if slot in SLOTS}

@@ -1,8 +1,8 @@
-"""Lines that a mailer, a terminal or a quotation changed, as they were before.
+"""Restore event lines that a mailer, a terminal or a quotation changed.
 
-A line is joined with the next one only where that is certain: the next line cannot begin one,
-and together they are an event with fields that the first alone does not have. Where a number
-may have been cut, and nothing tells whether it was, both lines are a loss: ``wrapped``.
+A line is joined with the next one only where that is certain: the next line cannot be the
+beginning of a line, and both together are an event with fields that the first alone lacks. Where
+it cannot be determined whether a number was cut, both lines are a loss: ``wrapped``.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ from tdxtrace.ingest.text import line_formats
 from tdxtrace.ingest.text.line_formats import LinePrefix
 from tdxtrace.ingest.text.reader import NOT_ROWS, LineReader, MendedLine
 
-# Quotation marks behind an indentation; those at the start of a line the reader takes off.
+# Quotation marks after an indentation; the reader removes those at the start of a line.
 _QUOTE: Final = re.compile(r"^[ \t]{0,8}>[> \t]*+")
 # Quoted-printable (RFC 2045 6.7): "=" is written =3D, and a "=" at the end of a line joins it
 # with the next one.
 _PRINTABLE: Final = re.compile(r"=3D(?:0x)?[0-9a-f]")
 _NUMBER_END: Final = re.compile(r"(?:^|[=\s(:])(?:0x[0-9a-f]*+|[0-9a-f]++)$|=$", re.IGNORECASE)
-# What follows in an event: "gpa=0x1000 level=0", "rip 0x0 info1 0x1".
+# Arguments that may follow in an event: "gpa=0x1000 level=0", "rip 0x0 info1 0x1".
 _ONE = r"\(?(?:\w++[= ](?:0x)?[0-9a-f]++|(?:0x)?[0-9a-f]++)(?!\w)"
 _MORE = rf"(?:[\s,)]++{_ONE})*+[\s,)]*+$"
 _FOLLOWS: Final = re.compile(rf"^{_ONE}{_MORE}", re.IGNORECASE)
 _FOLLOWS_WITHIN: Final = re.compile(rf"^\w*+{_MORE}", re.IGNORECASE)
 _NUMBER_START: Final = re.compile(rf"^(?:0?x)?[0-9a-f]++(?!\w){_MORE}", re.IGNORECASE)
-# Lines of quoted-printable text are at most so long.
+# Maximum length of a line of quoted-printable text (RFC 2045 6.7).
 _MOST_PRINTABLE: Final = 76
-# A share of the lines: text in which fewer are wrapped is read as it is, which is faster.
+# One line in this many: text with a smaller share of wrapped lines is read as it is, which is
+# faster.
 _LEAST_SHARE: Final = 100
 _LEAST_OF_WIDTH: Final = 2
-# Lines from the first event on that show how a text is: those of a mail are alike.
+# Lines, from the first event on, from which the changes are detected: the lines of a mail are
+# wrapped alike.
 _ENOUGH_LINES: Final = 300
 
 
 class _Part(NamedTuple):
-    """The beginning of a line whose end may follow."""
+    """The beginning of a line that the next input line may continue."""
 
     number: int
     text: str
@@ -49,28 +51,28 @@ class _Part(NamedTuple):
 
 
 _CUT: Final = "cut"
-"""In place of a joined text: it could be joined in two ways."""
+"""Marker instead of a joined text: the lines could be joined in two ways."""
 
 
 @dataclass(slots=True)
 class Mender:
-    """Joins lines of one input; takes off quotation marks."""
+    """Joins wrapped lines of one input and removes quotation marks."""
 
     reader: LineReader
     has_comm: bool = False
-    """Whether the lines of events name their threads."""
+    """Whether most event lines have the name of their thread."""
     has_tid: bool = False
     width: int = 0
-    """Column at which all lines were cut, whatever was there; 0: unknown."""
+    """Column at which every line was cut, even within a word; 0: unknown."""
     is_printable: bool = False
     is_quoted: bool = False
     is_wrapped: bool = False
     _held: _Part | None = None
     _soft: tuple[int, str, int] | None = None
-    """Beginning of a quoted-printable line: its number, its text, its lines."""
+    """Beginning of a quoted-printable line: its number, its text, its count of input lines."""
 
     def feed(self, texts: Iterable[tuple[int, bytes]]) -> Iterator[MendedLine]:
-        """Yield lines as they are known to have ended; numbers count from 1."""
+        """Yield each line once its end is certain; line numbers count from 1."""
         for number, text in texts:
             line = text.decode("latin-1").rstrip("\r")
             line = self.unquoted(line)
@@ -79,11 +81,11 @@ class Mender:
             )
 
     def unquoted(self, line: str) -> str:
-        """Take the marks of quotations off a line."""
+        """Remove the quotation marks from a line."""
         return (_QUOTE if self.is_quoted else line_formats.QUOTE).sub("", line)
 
     def finish(self) -> Iterator[MendedLine]:
-        """Yield the line that was held back."""
+        """Yield the line that is still held back."""
         if self._soft is not None:
             (number, line, n), self._soft = self._soft, None
             yield from self._line(number, line, n)
@@ -121,13 +123,13 @@ class Mender:
             self._held = _Part(held.number, joined, held.n_lines + n, True)
 
     def _is_cut(self, first: str, second: str) -> bool:
-        """Whether a line may lack the first digits of a number, which end the line before."""
+        """Return whether a number may have been cut: its first digits end the line before."""
         whole = first.rstrip() + second
         is_number = first.rstrip()[-1:].isdigit()
         return is_number and self.begins(whole) and not self._is_same_place(whole, second)
 
     def _is_same_place(self, one: str, other: str) -> bool:
-        """Whether two ways to read a line differ in no more than the name of the thread."""
+        """Return whether two readings of a line differ at most in the name of the thread."""
         read = [self.prefix(line) for line in (one, other)]
         places = [p and (p.tid, p.tgid, p.cpu, p.ts, p.event, p.args) for p in read]
         return places[0] == places[1]
@@ -135,33 +137,34 @@ class Mender:
     def _release(self) -> Iterator[MendedLine]:
         held, self._held = self._held, None
         if held is not None:
-            # What is no whole line must not be read as one of another format.
+            # An incomplete line must not be read as a line of another format.
             is_rest = not held.is_event and not self.is_other(held.text) and held.text.strip()
             loss = "unparsed" if is_rest else ""
             yield MendedLine(held.number, held.text.encode("latin-1"), loss, held.n_lines)
 
     def is_other(self, line: str) -> bool:
-        """Whether a line is a whole one but no event: a header, a marker, part of a call chain."""
+        """Return whether a line is complete but no event: header, marker, part of a call chain."""
         found = line_formats.HEADER.match(line) or line_formats.LOST.match(line)
         is_chain = "=" not in line and line[:1].isspace()
         is_chain = is_chain and line_formats.CALLCHAIN.match(line) is not None
         return found is not None or is_chain or line_formats.NO_PAYLOAD.match(line) is not None
 
     def joined(self, first: str, second: str, is_event: bool) -> str | None:
-        """Return what two lines were together.
+        """Join two lines.
 
         Args:
-            first: A line; one that is no event is the beginning of one, or something else.
-            second: One that cannot begin a line.
-            is_event: Whether the first is an event.
+            first: A line; if it is no event, it may be the beginning of one.
+            second: A line that cannot be the beginning of an event.
+            is_event: Whether ``first`` is an event.
 
         Returns:
-            The line; _CUT if they could be joined in two ways; None if they are no line.
+            The joined line; _CUT if there are two ways to join them; None if they do not belong
+            together.
         """
         left, right = first.rstrip(), second.strip()
         if self.width and len(first) % self.width == 0 and first:
             whole = first + second
-            # Lines that a mailer wrapped may happen to have one length.
+            # Lines that a mailer wrapped at words may all have one length by chance.
             if not is_event or not _is_more(self._values(f"{left} {right}"), self._values(whole)):
                 return whole if self.begins(whole) else None
         if is_event:
@@ -172,13 +175,13 @@ class Mender:
         return ways[0] if ways else None
 
     def _joined_event(self, left: str, right: str) -> str | None:
-        """Join the arguments of an event, at a blank or within a word."""
+        """Join an event with further arguments, at a blank or within a word; see ``joined``."""
         soft, hard = f"{left} {right}", left + right
         before, by_blank, within = map(self._values, (left, soft, hard))
         is_number = _NUMBER_END.search(left) is not None and _NUMBER_START.match(right) is not None
         if is_number and within is not None and within not in (before, by_blank):
             return _CUT
-        # To an event that is understood only more of its arguments are joined: what somebody
+        # An event that is complete is joined only with further arguments: a comment that a person
         # wrote below it, or a line that lost its beginning, may look like arguments too.
         can_follow = before is None or _FOLLOWS.match(right) is not None
         can_follow_within = can_follow or _FOLLOWS_WITHIN.match(right) is not None
@@ -191,24 +194,27 @@ class Mender:
         return soft if self.is_wrapped and by_blank == before and can_follow else None
 
     def prefix(self, line: str) -> LinePrefix | None:
-        """Read the prefix of a line as most lines of the text have it."""
+        """Read the prefix of a line in the format of the text; None if the line has none."""
         made = line_formats.match_prefix(line, self.reader.formats[:1])
         return None if made is None else line_formats.prefix_of(*made)
 
     def begins(self, line: str) -> bool:
-        """Whether a line has the prefix of an event, with what the prefixes of others have."""
+        """Return whether a line begins with a whole prefix: see ``is_whole``."""
         prefix = self.prefix(line)
         return prefix is not None and self.is_whole(prefix)
 
     def is_whole(self, prefix: LinePrefix) -> bool:
-        """Whether a prefix has an event behind it, and what most prefixes of the text have."""
+        """Return whether a prefix is followed by an event and has the parts that most others have.
+
+        These parts are the name and the number of the thread.
+        """
         if not prefix.event and not prefix.args.strip():
             return False
         is_named = bool(prefix.comm) or not self.has_comm
         return is_named and (prefix.tid != UNKNOWN or not self.has_tid)
 
     def _values(self, line: str) -> dict[str, int] | None:
-        """The fields of an event's line; None if it has no rows, or lacks what rows need."""
+        """Return the fields of an event line; None if its event has no rows or it lacks fields."""
         prefix = self.prefix(line)
         if prefix is None or not prefix.event:
             return None
@@ -219,7 +225,7 @@ class Mender:
 
 
 def _is_more(values: dict[str, int] | None, before: dict[str, int] | None) -> bool:
-    """Whether there are all fields that there were before, and more."""
+    """Return whether ``values`` has every field of ``before``, unchanged, and at least one more."""
     if values is None:
         return False
     return before is None or (before.items() <= values.items() and len(values) > len(before))
@@ -227,7 +233,7 @@ def _is_more(values: dict[str, int] | None, before: dict[str, int] | None) -> bo
 
 @dataclass(slots=True)
 class _Signs:
-    """What some lines tell of how a text was changed."""
+    """Counts from sample lines that show how a text was changed."""
 
     n_lines: int = 0
     n_joined: int = 0
@@ -235,7 +241,7 @@ class _Signs:
 
 
 def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
-    """Return what makes lines whole again; None if they are as the tool printed them.
+    """Return a mender for the text; None if its lines are as the tool printed them.
 
     Args:
         sample: The first lines of the text.
@@ -267,14 +273,14 @@ def mender_for(sample: Sequence[bytes], reader: LineReader) -> Mender | None:
 
 
 def _first_of(lines: list[str], reader: LineReader) -> list[str]:
-    """The lines up to some behind the first event, whose marks of quotations are not looked at."""
+    """Return the lines up to _ENOUGH_LINES after the first event, ignoring quotation marks."""
     bare = (line.lstrip("> \t") for line in lines)
     first = (n for n, line in enumerate(bare) if line_formats.match_prefix(line, reader.formats))
     return lines[: next(first, len(lines)) + _ENOUGH_LINES]
 
 
 def _look_at(lines: Sequence[str], begins: Sequence[bool], mender: Mender) -> _Signs:
-    """Count the lines that can be joined with the one before, and note where these ended."""
+    """Count the lines that can be joined with the line before, and record its length."""
     signs, before, is_event = _Signs(len(lines)), "", False
     for line, is_begin in zip(lines, begins, strict=True):
         is_rest = not is_begin and before.strip() and not mender.is_other(line)
