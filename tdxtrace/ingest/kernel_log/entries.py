@@ -1,6 +1,6 @@
-"""Logs whose entries have fields, of one line or several: JSON, and the journal's own forms.
+"""Entries of logs with fields, on one line or several: JSON, and the journal's own formats.
 
-journalctl -o json, json-seq, json-sse and json-pretty, dmesg -J, and what jq makes of these;
+journalctl -o json, json-seq, json-sse and json-pretty, dmesg -J, and these reformatted by jq;
 journalctl -o export and -o verbose (systemd, docs/JOURNAL_EXPORT_FORMATS.md).
 """
 
@@ -15,13 +15,14 @@ from typing import Final, NamedTuple, Protocol
 from tdxtrace.ingest.kernel_log import messages, prefixes
 from tdxtrace.ingest.kernel_log.prefixes import MONOTONIC, NO_CLOCK, PRINTK, WALL, LogLine
 
-# Fields by which a line tells that it is part of an entry.
+# Fields that identify a line as part of an entry.
 _NAMES: Final = (
     r"(?:__CURSOR|__REALTIME_TIMESTAMP|__MONOTONIC_TIMESTAMP|_BOOT_ID|_TRANSPORT|MESSAGE)"
 )
 IN_JSON: Final = re.compile(rf'^\s*\{{?"(?:{_NAMES}|dmesg|fac|pri|msg)"\s*:')
 IN_EXPORT: Final = re.compile(rf"^(?: {{4}})?{_NAMES}=")
-# An object of several lines begins where a line ends with a brace, and ends where one begins so.
+# An object on several lines starts with a line that ends with "{", and ends with a line that starts
+# with "}".
 _OPENS: Final = re.compile(r"[{]\s*$")
 _CLOSES: Final = re.compile(r"^\s*[}]")
 # Lines of a JSON document that belong to no entry: brackets, and the key of dmesg's list.
@@ -30,58 +31,59 @@ _LEAD: Final = re.compile(r"^(?:\x1e|data: ?)")
 _KEY: Final = re.compile(r"^(?P<key>[A-Z_][A-Z0-9_]{0,63})(?:=(?P<value>.*))?$", re.DOTALL)
 _INDENT: Final = "    "
 _SIZE_BYTES: Final = 8
-# journald takes fields of up to 768 MiB, an entry has some 30 of a line each: no message of the
-# kernel has more than 1000 lines or 1 MiB (Linux LOG_LINE_MAX is 1 KiB).
+# Limits of one entry.  journald accepts fields of up to 768 MiB, but an entry usually has some 30
+# fields of one line each, and no kernel message has more than 1000 lines or 1 MiB (Linux
+# LOG_LINE_MAX is 1 KiB).
 _MOST_LINES: Final = 1000
 _MOST_BYTES: Final = 1 << 20
 
 
 class Entry(NamedTuple):
-    """What some lines of a log say."""
+    """Result of reading one or more lines of a log."""
 
     number: int
-    """Its first line."""
+    """Number of the first line."""
     n_lines: int
     line: LogLine | None
-    """None if they are no entry."""
+    """The log line that the entry holds; None if the lines are no entry."""
     text: str
     is_frame: bool = False
-    """Whether they only separate entries."""
+    """Whether the lines only separate entries."""
 
 
 class EntryReader(Protocol):
-    """Puts lines together to entries."""
+    """Assembles entries from lines."""
 
     def feed(self, number: int, line: bytes) -> Iterator[Entry]:
-        """Yield the entries that a line completes; lines have no line ends."""
+        """Yield the entries that a line completes; ``line`` is without its line end."""
 
     def finish(self) -> Iterator[Entry]:
-        """Yield what never ended."""
+        """Yield the entry that is still open at the end of the input."""
 
 
 @dataclass(slots=True)
 class _Open:
-    """Lines of an entry that may have more."""
+    """Lines of an entry that is not complete."""
 
     number: int
     texts: list[str] = field(default_factory=list)
     n_bytes: int = 0
 
     def add(self, text: str) -> bool:
-        """Add a line; return whether there are too many for any entry."""
+        """Add a line; return whether the lines exceed the limits of an entry."""
         self.texts.append(text)
         self.n_bytes += len(text)
         return len(self.texts) > _MOST_LINES or self.n_bytes > _MOST_BYTES
 
     def nothing(self) -> Entry:
-        """The same lines, of which nothing is understood."""
+        """Return the lines as an entry that could not be read."""
         text = next((text for text in self.texts if text.strip(" {[")), "")
         return Entry(self.number, len(self.texts), None, text)
 
 
 @dataclass(slots=True)
 class JsonEntries:
-    """Objects of JSON, on one line each or on several."""
+    """Assembles entries from JSON objects, each on one line or on several."""
 
     _open: _Open | None = None
 
@@ -104,7 +106,7 @@ class JsonEntries:
                 return
         if _OPENS.search(text):
             if self._open is not None:
-                # What was open holds this one: it is a frame, or nothing.
+                # The open object contains this one, so its own lines only frame entries.
                 yield self._open.nothing()._replace(is_frame=True)
             self._open = _Open(number)
             text = "{"
@@ -112,7 +114,7 @@ class JsonEntries:
             yield from self.finish()
 
     def finish(self) -> Iterator[Entry]:
-        """Yield what never ended."""
+        """Yield the object that is still open at the end of the input, as unreadable."""
         rest, self._open = self._open, None
         if rest is not None:
             yield rest.nothing()
@@ -120,12 +122,12 @@ class JsonEntries:
 
 @dataclass(slots=True)
 class FieldEntries:
-    """Entries of ``KEY=value`` lines: an empty line, or a line with a date, separates them."""
+    """Assembles entries from ``KEY=value`` lines, separated by empty lines or lines with a date."""
 
     _open: _Open | None = None
     _fields: dict[str, str] = field(default_factory=dict)
     _binary: bytearray | None = None
-    """Of a field that is written with its size: what was read of it."""
+    """Bytes read so far of a field that is written with its size; None outside such a field."""
     _key: str = ""
 
     def feed(self, number: int, line: bytes) -> Iterator[Entry]:
@@ -151,7 +153,7 @@ class FieldEntries:
             yield from self._count(number, "")
         else:
             yield from self.finish()
-            # -o verbose: a date before the fields of an entry.
+            # -o verbose: a line with a date precedes the fields of an entry.
             yield Entry(number, 1, None, text, is_frame=text.endswith("]"))
 
     def _count(self, number: int, text: str) -> Iterator[Entry]:
@@ -161,7 +163,7 @@ class FieldEntries:
             yield from self.finish()
 
     def _add_binary(self, line: bytes) -> None:
-        """Take a part of a field that is a size of 8 bytes, little-endian, and so many bytes."""
+        """Add a line of a binary field: its size in 8 bytes, little-endian, then its value."""
         assert self._binary is not None
         self._binary += line + b"\n"
         size = int.from_bytes(self._binary[:_SIZE_BYTES], "little")
@@ -180,10 +182,7 @@ class FieldEntries:
 
 
 def parse_json(text: str) -> LogLine | None:
-    """Read an object of JSON; None if it is no entry of a log.
-
-    It is one of the journal (``MESSAGE``) or of dmesg -J (``msg``).
-    """
+    """Read a JSON object of the journal (``MESSAGE``) or of dmesg -J (``msg``); None for others."""
     try:
         fields = json.loads(text, parse_float=str)
     except (ValueError, RecursionError):
@@ -196,7 +195,7 @@ def parse_json(text: str) -> LogLine | None:
     if not isinstance(message, str):
         return None
     line = message.split("\n", 1)[0]
-    # dmesg -x says the facility; the time is in seconds.
+    # dmesg -x adds the facility; the time is in seconds.
     time, facility = fields.get("time"), fields.get("fac", "kern")
     if isinstance(time, str) and re.fullmatch(r"\d{1,9}\.\d{6}", time):
         line = f"[{time}] {line}"
@@ -205,7 +204,7 @@ def parse_json(text: str) -> LogLine | None:
 
 
 def is_entry(text: str) -> bool:
-    """Whether a line is an entry of a log in JSON that is the journal's or about TDX."""
+    """Return whether a line is a JSON log entry from the journal, or one about TDX."""
     text = _LEAD.sub("", text)
     found = parse_json(text) if text.startswith("{") else None
     if found is None:
@@ -214,7 +213,7 @@ def is_entry(text: str) -> bool:
 
 
 def of_journal(fields: Mapping[str, object]) -> LogLine:
-    """Make a line of the fields of an entry of the journal."""
+    """Return the log line that the fields of a journal entry hold."""
     boot = fields.get("_BOOT_ID")
     who = fields.get("_TRANSPORT", fields.get("SYSLOG_IDENTIFIER"))
     ts_ns, clock = _journal_time(fields)
@@ -228,7 +227,7 @@ def of_journal(fields: Mapping[str, object]) -> LogLine:
 
 
 def _journal_time(fields: Mapping[str, object]) -> tuple[int | None, str]:
-    """The kernel's own timestamp if the entry has it, else the time at which it was received."""
+    """Return the kernel's own timestamp, else the time of receipt, in ns, and the clock of it."""
     for name, clock in (
         ("_SOURCE_MONOTONIC_TIMESTAMP", PRINTK),
         ("__REALTIME_TIMESTAMP", WALL),
@@ -241,7 +240,7 @@ def _journal_time(fields: Mapping[str, object]) -> tuple[int | None, str]:
 
 
 def _message(message: object) -> str:
-    """The message as text; journald gives one that is not UTF-8 as an array of bytes."""
+    """Return the message as text; journald exports one that is not UTF-8 as an array of bytes."""
     if isinstance(message, list):
         ok = all(isinstance(byte, int) and 0 <= byte < 256 for byte in message)
         return bytes(message).decode("utf-8", "replace") if ok else ""

@@ -1,4 +1,4 @@
-"""Messages of the kernel about TDX: the pattern of each, and the fields read from it."""
+"""Kernel messages about TDX: the pattern of each, and the fields that are read from it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _HEX: Final = r"0x[0-9a-fA-F]{1,16}"
 _U64: Final = (1 << 64) - 1
 # A register has at most 16 digits.
 _WORD: Final = rf"(?P<status>{_HEX})(?![0-9a-fA-F])"
-# Of the registers after a status, RCX and RDX matter, on memory leaves: the SEPT entry, its level
-# and state.  Linux 6.16 pr_tdx_error_N names them rcx, rdx (with a stray comma
-# in PAGE.RECLAIM), 6.19 TDX_BUG_ON_N entry and level_state, 6.8 of Ubuntu RCX and RDX.
+# Among the registers printed after a status, only RCX and RDX are read: for memory leaves they hold
+# the SEPT entry, and its level and state.  Linux 6.16 pr_tdx_error_N names them rcx, rdx (with a
+# stray comma in PAGE.RECLAIM), 6.19 TDX_BUG_ON_N entry and level_state, 6.8 of Ubuntu RCX and RDX.
 RCX: Final = re.compile(rf"\b(?:rcx|entry),? (?P<word>{_HEX})\b", re.IGNORECASE)
 RDX: Final = re.compile(rf"\b(?:rdx|level_state),? (?P<word>{_HEX})\b", re.IGNORECASE)
-# What precedes the first "tdx: " of a line.  Atomic, as searching from each of several takes time
-# that grows with the square of their number: a message may be what any user wrote.
+# Matches up to the first "tdx: " of a line.  Atomic: retrying from each of several occurrences
+# takes time that is quadratic in their number, and any user can write text into a message.
 _AFTER_TDX: Final = r"^(?>.*?tdx: )"
-# Lines of registers alone, after a failure: Linux 6.8 arch/x86/virt/vmx/tdx/tdx.c
+# Lines with registers only, after a failure: Linux 6.8 arch/x86/virt/vmx/tdx/tdx.c
 # seamcall_err_ret, 6.5 of Ubuntu "additional output".
 REGISTERS: Final = re.compile(
     rf"^(?:(?:virt/)?tdx: )?(?:additional output: rcx|RCX|R0?[89]|R1[0-5]) {_HEX}\b.*$",
     re.IGNORECASE,
 )
 _LEAF_WORD: Final = re.compile(r"[\w.]+", re.ASCII)
-# Functions of KVM that warn of the status of one leaf, which is in RAX then: Linux 6.16
+# KVM functions that warn about the status of one leaf, which is then in RAX: Linux 6.16
 # arch/x86/kvm/vmx/tdx.c, 6.19 (tdx_mem_page_add), tip x86/tdx of September 2026 (tdx_pamt_*).
 # Functions that call several leaves (tdx_sept_drop_private_spte) are not among them.
 WARNING_LEAVES: Final = {
@@ -51,10 +51,10 @@ WARNING_LEAVES: Final = {
         ("tdx_track", "TDH.MEM.TRACK"),
     )
 }
-# First line of the registers of a warning.
+# First line of the register dump of a warning.
 RAX: Final = re.compile(r"^RAX: (?P<word>[0-9a-f]{16}) RBX: ")
 END_TRACE: Final = re.compile(r"^---\[ end trace ")
-# Places in the kernel whose warnings are about TDX.
+# Files and functions of the kernel whose warnings are about TDX.
 _ABOUT: Final = re.compile(r"tdx|seamcall|tdh_|sept|kvm/vmx|virt/kvm|arch/x86/kvm", re.IGNORECASE)
 
 
@@ -70,9 +70,10 @@ def _failed(found: re.Match[str]) -> MessageFields:
 
 
 def _leaf(text: str | None) -> int | None:
-    """The leaf's number: a name, hexadecimal or decimal, maybe with a version above bit 16.
+    """Return the leaf number for a leaf name, or a hexadecimal or decimal number; None if unknown.
 
-    ``TDH_MEM_RD(12)`` is both, of which the first that is known counts.
+    The number may have a version above bit 16.  ``TDH_MEM_RD(12)`` has a name and a number: the
+    first known one counts.
     """
     for name in _LEAF_WORD.findall((text or "").strip("[]()").split("[")[0]):
         try:
@@ -83,10 +84,10 @@ def _leaf(text: str | None) -> int | None:
 
 
 def status_of_warning(function: str | None, rax: int) -> MessageFields:
-    """Return the leaf and status of a warning; empty where RAX need not be a status.
+    """Return the leaf and status of a warning; empty if RAX may be something other than a status.
 
-    Needs a function that warns of one leaf alone, and a word with the error bit whose code the
-    module has: RAX may hold anything else by the time the registers are printed.
+    The function must be one that warns about a single leaf, and RAX must have the error bit and a
+    status code of the module: by the time the registers are printed, RAX may hold any value.
     """
     leaf = WARNING_LEAVES.get(function or "")
     if leaf is None or rax < word.ERROR_BIT or rax & word.CODE_BITS not in _codes():
@@ -96,7 +97,7 @@ def status_of_warning(function: str | None, rax: int) -> MessageFields:
 
 @cache
 def _codes() -> frozenset[int]:
-    """Return the codes of all statuses."""
+    """Return the status codes of the TDX module, masked with CODE_BITS."""
     return frozenset(code & word.CODE_BITS for code in status_table()["status"])
 
 
@@ -119,7 +120,7 @@ def _warned(found: re.Match[str]) -> MessageFields | None:
 
 
 def _suppressed(found: re.Match[str]) -> MessageFields | None:
-    """Count of messages that a rate limit suppressed; None if not in a function of TDX or KVM."""
+    """Return function and count of rate-limited messages; None if it is not one of TDX or KVM."""
     if not re.search(r"tdx|seamcall|sept|tdh_|vmx|kvm|vcpu", found["function"], re.IGNORECASE):
         return None
     return {"function": found["function"], "n_events": int(found["n"])}
@@ -130,7 +131,7 @@ def _number(text: str | None, most_digits: int) -> int | None:
 
 
 Reader = Callable[[re.Match[str]], MessageFields | None]
-# Message, its pattern, and what reads a match.  The first that does not return None counts.
+# Message, its pattern, and the reader of a match.  The first reader that returns fields wins.
 _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
     # Linux 6.5 of Ubuntu, canonical/tdx issue 25: "SEAMCALL failed: CPU 94: leaf 33, error 0x…";
     # before it without the CPU.
@@ -162,7 +163,7 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         rf"(?P<leaf>TDH[._][A-Z._]{{1,40}}) failed(?: with status)?: {_WORD}",
         _failed,
     ),
-    # 6.16 tdx_handle_exit; the number is the current thread (kvm_host.h, kvm_err).
+    # 6.16 tdx_handle_exit; the number is the ID of the current thread (kvm_host.h, kvm_err).
     ("vp_enter_ret", rf"kvm \[(?P<tid>\d{{1,9}})\]: TD vp_enter_ret {_WORD}", _entered),
     # Out of tree: "TD exit 0x…, 0 hkid 0x41 hkid pa 0x…".
     ("vp_enter_ret", rf"kvm \[(?P<tid>\d{{1,9}})\]: TD exit {_WORD}, ", _entered),
@@ -172,14 +173,14 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
         lambda found: {"n_events": int(found["n"])},
     ),
     ("crashing", r"Crashing due to lock contention in the TDX module", lambda _: {}),
-    # Linux kernel/panic.c __warn, to 6.17; the function is missing where symbols are.
+    # Linux kernel/panic.c __warn, to 6.17; the function is missing if there are no symbols.
     (
         "warning",
         r"^WARNING: CPU: (?P<cpu>\d+) PID: (?P<tid>\d+) "
         r"(?P<place>at (?>\S+:\d+)(?: (?P<function>\S++))?+.*)$",
         _warned,
     ),
-    # The same, later.
+    # The same in later kernels.
     (
         "warning",
         r"^WARNING: (?=.*/\d++$)(?P<place>\S+:\d++ at (?P<function>[^\s,]++).*), "
@@ -227,28 +228,29 @@ _PATTERNS: Final[tuple[tuple[str, str, Reader], ...]] = (
     ),
 )
 PATTERNS: Final = tuple((name, re.compile(text, re.ASCII), read) for name, text, read in _PATTERNS)
-"""The same, compiled: digits and words are those of ASCII."""
-# Every pattern needs one of these words; most lines of a log have none.
+"""Compiled ``_PATTERNS``; digits and words are ASCII only."""
+# Every pattern requires one of these words; most lines of a log have none of them.
 _HINT: Final = re.compile(
     r"tdx|SEAMCALL|TDH|vp_enter_ret|TD exit|S-EPT|WARNING: |BUG|suppressed|HKID|before accepting"
     r"|packages"
 )
 
 
-# What the kernel says about TDX in any words; CPU models end with such letters too.
+# Words in any other message about TDX.  They must be whole words: names of CPU models may end in
+# the same letters.
 _OF_TDX: Final = re.compile(r"\btdx: |\bTDX\b|\bSEAMCALL\b|\bvp_enter|\b(?:P-)?(?i:seamldr)")
 
 
 def is_about_tdx(text: str) -> bool:
-    """Whether a line of the kernel is about TDX, although :func:`parse_message` does not know it.
+    """Return whether a kernel message mentions TDX, even if :func:`parse_message` returns None.
 
-    Such a line is kept with its text: what it says is for people to read.
+    Such a message is kept with its text only, for people to read.
     """
     return _OF_TDX.search(text) is not None
 
 
 def parse_message(text: str) -> tuple[str, MessageFields] | None:
-    """Return the name of a message about TDX and its fields; None for other messages."""
+    """Return the name of a message about TDX and its non-null fields; None for other messages."""
     if _HINT.search(text) is None and "TDX" not in text:
         return None
     for message, pattern, read in PATTERNS:

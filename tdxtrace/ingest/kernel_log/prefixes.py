@@ -1,4 +1,4 @@
-"""Prefixes of log lines: who logged the message, when, and by which clock."""
+"""Prefixes of log lines: the program that logged the message, the timestamp and its clock."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _RESOLUTION_NS: Final = {PRINTK: 1000, MONOTONIC: 1000, WALL: 1000}
 _SECOND_NS: Final = 1_000_000_000
 
 _MONTHS: Final = "jan feb mar apr may jun jul aug sep oct nov dec".split()
-# The year of timestamps that have none: a leap year, which has every date.
+# Year assumed for timestamps without one: a leap year, in which every date exists.
 _LEAP_YEAR: Final = 1972
-# What stands before a prefix and says nothing: quotes and indentation of a mail, points of a list,
-# prompts, marks of a diff.
+# Text before a prefix that carries no information: quotation marks and indentation of a mail, list
+# bullets, prompts, marks of a diff.
 _QUOTED: Final = re.compile(r"^(?:[>|\s]|[-+*#$][ \t]|[A-Z]{2,3}>)+")
-# Colours of terminals, as they are and as cat -v prints them.
+# Terminal colours, as raw escape sequences and as cat -v prints them.
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[)\[[\d;]{0,16}[mK]")
-# How a line of a log may begin, by which a file's name or a line's number before it is known.
+# Possible beginnings of a log line.  A file name or line number is recognised by being before one.
 _BEGIN: Final = (
     r"(?=\[ *\d{1,9}\.\d{6}|\[ *\+\d|\[\w{3} ?(?:\d| \w{3} )|<\d{1,3}>|\d{1,3},\d+,\d+,"
     r"|\d{10}\.\d{6} |[A-Z][a-z]{2} +\d\d? \d\d:\d\d:|[A-Z][a-z]{2} \d{4}-|\d{4}-\d\d-\d\d[T ])"
 )
-# The same between prefixes: the level in raw form (dmesg -r, serial) and facility and level in
-# words (dmesg -x), a stream of a container's log, the kernel's name without a host (containers,
-# IPMI), file and number of a line (grep -n, cat -n).
+# Prefixes without a time: the priority as a number (dmesg -r, serial), facility and level in words
+# (dmesg -x), the stream of a container log, "kernel:" without a host (containers, IPMI), file name
+# and line number (grep -n, cat -n).
 _DECORATION: Final = re.compile(
     r"^(?:<(?P<priority>\d{1,3})>(?!1 )|(?P<facility>[a-z]\w{2,7}) *:[a-z]{3,6} *: "
     r"|std(?:out|err) [FP] |(?:\w{2,8}\.\w{2,8} )?kernel(?:\[\d+\])?: |\d{1,9}[ \t]+"
@@ -45,16 +45,17 @@ _DECORATION: Final = re.compile(
     + r")(?P<rest>.*)$",
     re.ASCII | re.DOTALL,
 )
-# Of a priority: the facility, 0 is the kernel's (Linux include/linux/printk.h, RFC 5424 6.2.1).
+# Shift from a priority to its facility, which is 0 for the kernel (Linux include/linux/printk.h,
+# RFC 5424 6.2.1).
 _FACILITY_SHIFT: Final = 3
-# A prefix of no known kind, before the time of printk or the program's name.
+# A prefix of unknown form before printk's time or the program name "kernel".
 _BEFORE_STAMP: Final = re.compile(
     r"^(?P<before>[^\n]{1,100}?)(?=\[ *\d{1,9}\.\d{6}(?:\]| <))(?P<rest>.*)$", re.ASCII | re.DOTALL
 )
 _BEFORE_NAME: Final = re.compile(
     r"^(?P<before>[^\n]{1,160}?[ \t])kernel(?:\[\d+\])?: (?P<rest>.*)$", re.ASCII | re.DOTALL
 )
-# printk: seconds, the step since the line before (dmesg -d, journalctl -o short-delta), caller
+# printk: seconds, the time since the previous line (dmesg -d, journalctl -o short-delta), caller
 # (CONFIG_PRINTK_CALLER).
 _DELTA: Final = r"(?: *<[ +]*\d+\.\d+ ?>| {2,20})?"
 _CALLER: Final = r"(?: ?\[ *[TC]\d+\])?"
@@ -73,9 +74,9 @@ _HUMAN: Final = re.compile(
     re.DOTALL,
 )
 _STAMP: Final = r"(?P<stamp>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
-# dmesg --time-format iso, and of syslog and journal the same before a host's name.
+# dmesg --time-format iso; syslog and journal have the same before a host name.
 _ISO: Final = re.compile(rf"^{_STAMP} (?P<rest>.*)$", re.ASCII | re.DOTALL)
-# RFC 5424: after the priority a version, time, host, program, process, message and data.
+# RFC 5424: after the priority a version, time, host, program, process ID, message ID and data.
 _RFC5424: Final = re.compile(
     rf"^<\d{{1,3}}>1 {_STAMP} (?P<rest>\S+ \S+) \S+ \S+ (?:-|\[[^\]]*\]) ?(?P<text>.*)$",
     re.ASCII | re.DOTALL,
@@ -96,25 +97,25 @@ _SYSLOG: Final = re.compile(
     r"(?:(?:[A-Z]{2,5} )?(?P<last>\d{4}) )?(?P<rest>.*)$",
     re.DOTALL,
 )
-# The same in another language: the date is known by its place, its time is not read.
+# The same in another language: the date is recognised by its position and is not read.
 _LOCAL: Final = re.compile(
     r"^(?:\S{1,12} +){1,3}?\d\d:\d\d:\d\d(?:[.,]\d{1,9})? (?P<rest>\S+ [\w./@-]+(?:\[\d+\])?: .*)$",
     re.DOTALL,
 )
-# Relative timestamps, which are not used: dmesg -d alone, dmesg -e and -H.
+# Relative timestamps, which are not used: dmesg -d without other options, dmesg -e and -H.
 _RELATIVE: Final = re.compile(
     rf"^\[ *(?:<[ +]*\d+\.\d+>|\+\d+\.\d+|\w{{3}} ?\d+ \d\d:\d\d)\]{_CALLER} ?(?P<rest>.*)$",
     re.DOTALL,
 )
-# Host and program of a syslog line, maybe with facility and level (busybox); the host may be left
-# out (journalctl --no-hostname, /dev/kmsg).  What other programs log is no evidence: any user can
-# write it with logger(1).
+# Host and program of a syslog line, maybe with facility and level (busybox); the host may be
+# missing (journalctl --no-hostname, /dev/kmsg).  Messages of other programs are no evidence: any
+# user can write them with logger(1).
 _HOST: Final = re.compile(
     r"^(?:[^\s:]+ (?:\w{2,8}\.\w{2,8} )?|(?=kernel[:\[]|[\w./@-]+\[\d+\]:))"
     r"(?P<who>[\w./@-]+)(?P<pid>\[\d+\])?:(?: (?P<rest>.*))?$",
     re.DOTALL,
 )
-# Prefixes of one line: quote, level, date, host, level, seconds, and colours between them.
+# Most prefixes of one line: quote, level, date, host, level, seconds, and colours between them.
 _MOST_LAYERS: Final = 12
 BOOT: Final = re.compile(r"^-- (?:Boot|Reboot)\b")
 HEADER: Final = re.compile(
@@ -129,24 +130,24 @@ class LogLine(NamedTuple):
     clock: str
     text: str
     of_kernel: bool
-    """Whether the kernel logged it; also where the line names no program."""
+    """Whether the kernel logged it; also true if the line names no program."""
     boot: str = ""
     """Boot ID, if the line has one."""
     has_prefix: bool = True
-    """Whether something stood before the text, besides quotes and colours."""
+    """Whether the line has a prefix before the text, other than quotes and colours."""
 
 
 def split_prefix(line: str) -> LogLine:
     """Split a line of dmesg, syslog, journalctl, a serial console or a container's log.
 
-    Prefixes are taken off one after the other, as they are nested: a quoted line of a journal that
-    forwards printk's own prefix has four.  The innermost time counts.
+    Prefixes are removed one after the other, as they are nested: a quoted line of a journal that
+    forwards printk's own prefix has four.  The innermost timestamp is returned.
     """
     return _peel(line).line()
 
 
 def has_log_prefix(line: str) -> bool:
-    """Whether a line has a prefix that only logs of a kernel have."""
+    """Return whether a line has a prefix that occurs only in kernel logs, or marks a boot."""
     if BOOT.match(line) is not None:
         return True
     peeled = _peel(line)
@@ -154,41 +155,41 @@ def has_log_prefix(line: str) -> bool:
 
 
 def most_common_clock(lines: Iterable[LogLine]) -> str:
-    """Return the clock of most timestamps; NO_CLOCK if there are none."""
+    """Return the clock of most timestamps; NO_CLOCK if no line has a timestamp."""
     votes = Counter(line.clock for line in lines if line.ts_ns is not None)
     return votes.most_common(1)[0][0] if votes else NO_CLOCK
 
 
 def resolution_ns(clock: str) -> int:
-    """Return the resolution of timestamps of a clock, in ns."""
+    """Return the resolution of a clock's timestamps, in ns."""
     return _RESOLUTION_NS.get(clock, _SECOND_NS)
 
 
 @dataclass(slots=True)
 class _Peeled:
-    """A line while its prefixes are taken off."""
+    """State of a line while its prefixes are removed."""
 
     text: str
     ts_ns: int | None = None
     clock: str = NO_CLOCK
     of_kernel: bool = True
     is_log: bool = False
-    """Whether a prefix was found that only logs of a kernel have."""
+    """Whether a prefix was removed that occurs only in kernel logs."""
     is_marked: bool = False
-    """Whether a level, a program's name or a number stood before the text."""
+    """Whether a prefix without a time was removed: level, stream, program, file or line number."""
     is_guess: bool = False
-    """Whether something of no known kind was taken off."""
+    """Whether a prefix of unknown form was removed."""
     has_date: bool = False
     has_program: bool = False
 
     def line(self) -> LogLine:
-        """What is left, and what was learned from its prefixes."""
+        """Return the rest of the line with the information from its prefixes."""
         has_prefix = self.is_log or self.has_date or self.is_guess or self.is_marked
         return LogLine(self.ts_ns, self.clock, self.text, self.of_kernel, "", has_prefix)
 
 
 def _peel(line: str) -> _Peeled:
-    """Take the prefixes off; what is left of a line without any is the line without its indent."""
+    """Remove the prefixes of a line, and its indentation."""
     peeled = _Peeled(_QUOTED.sub("", line.replace("\xa0", " "), count=1))
     for _ in range(_MOST_LAYERS):
         if not any(layer(peeled) for layer in _LAYERS):
@@ -199,7 +200,7 @@ def _peel(line: str) -> _Peeled:
 
 def _decoration(peeled: _Peeled) -> bool:
     if _COLOUR.match(peeled.text):
-        # A tool that colours prefixes colours words of the message too.
+        # A tool that colours prefixes also colours words of the message: remove all colours.
         peeled.text = _QUOTED.sub("", _COLOUR.sub("", peeled.text), count=1)
         return True
     found = _DECORATION.match(peeled.text)
@@ -214,7 +215,7 @@ def _decoration(peeled: _Peeled) -> bool:
 
 
 def _unknown(peeled: _Peeled) -> bool:
-    """Take off what is of no known kind before a time of printk, or before the kernel's name."""
+    """Remove a prefix of unknown form before printk's time or the program name "kernel"."""
     if peeled.is_log or peeled.has_date or peeled.clock in (PRINTK, MONOTONIC):
         return False
     found = _BEFORE_STAMP.match(peeled.text) or _BEFORE_NAME.match(peeled.text)
@@ -225,7 +226,7 @@ def _unknown(peeled: _Peeled) -> bool:
 
 
 def _printk(peeled: _Peeled) -> bool:
-    """Take off the kernel's own time; nothing of a prefix follows but a host (short-monotonic)."""
+    """Remove printk's time and a host and program after it (journalctl -o short-monotonic)."""
     found = _SECONDS.match(peeled.text) or _KMSG.match(peeled.text)
     if found is None or peeled.clock in (PRINTK, MONOTONIC):
         return False
@@ -247,7 +248,7 @@ def _printk(peeled: _Peeled) -> bool:
 
 
 def _dated(peeled: _Peeled) -> bool:
-    """Take off a date, and host and program behind it."""
+    """Remove a date, and the host and program after it."""
     if peeled.has_program or peeled.clock in (PRINTK, MONOTONIC):
         return False
     for pattern, read, names_program in _DATES:
@@ -257,10 +258,11 @@ def _dated(peeled: _Peeled) -> bool:
         peeled.ts_ns, peeled.clock = read(found)
         peeled.text, peeled.has_date = found["rest"], True
         peeled.is_log |= pattern is _HUMAN
-        # dmesg writes a comma, syslog a point: what follows is then host and program.
+        # dmesg prints a decimal comma, syslog a point, followed by host and program.
         may_be = pattern is _UNIX or (pattern is _ISO and "," not in found["stamp"])
         is_syslog = may_be and _HOST.match(found["rest"])
-        # ts(1) puts a date before what a command prints: no syslog writes printk's time behind it.
+        # ts(1) prefixes the output of a command with a date; syslog has no printk time right
+        # after the date.
         is_printed = _SECONDS.match(peeled.text) is not None
         _take_host(peeled, named=not is_printed and (names_program or bool(is_syslog)))
         return True
@@ -275,7 +277,7 @@ def _dated(peeled: _Peeled) -> bool:
 
 
 def _take_host(peeled: _Peeled, named: bool) -> None:
-    """Take off host and program; with ``named`` a line that has none is of no kernel."""
+    """Remove host and program; with ``named``, a line without them is not from the kernel."""
     behind = _HOST.match(peeled.text)
     is_kernel = behind is not None and behind["who"] == "kernel"
     if behind is not None and (named or is_kernel):
@@ -297,7 +299,7 @@ def _of_syslog(found: re.Match[str]) -> tuple[int | None, str]:
 
 
 def _full(found: re.Match[str]) -> tuple[int | None, str]:
-    """The time of a zone by its name: only UTC says which it is."""
+    """Return the time and clock of a date with a named zone; only UTC and GMT are unambiguous."""
     is_utc = found["zone"] in ("UTC", "GMT")
     return _iso(found["stamp"] + ("Z" if is_utc else ""))
 
@@ -307,7 +309,7 @@ def _unix(found: re.Match[str]) -> tuple[int | None, str]:
 
 
 def _date(found: re.Match[str]) -> int | None:
-    """Nanoseconds since 1970, taking the time for UTC; None for months of another language."""
+    """Return ns since 1970, taking the time as UTC; None for an invalid date or foreign month."""
     month = found["month"].lower()
     if month not in _MONTHS:
         return None
@@ -337,7 +339,7 @@ def _iso(stamp: str) -> tuple[int | None, str]:
 
 
 _Reader = Callable[[re.Match[str]], tuple[int | None, str]]
-# Dates: pattern, time and clock, and whether host and program always follow.
+# Dates: pattern, reader of time and clock, and whether host and program always follow.
 _DATES: Final[tuple[tuple[re.Pattern[str], _Reader, bool], ...]] = (
     (_HUMAN, lambda found: (_date(found), ZONELESS), False),
     (_ISO, lambda found: _iso(found["stamp"]), False),

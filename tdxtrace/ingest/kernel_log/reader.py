@@ -18,12 +18,12 @@ from tdxtrace.ingest.stats import SourceStats
 from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tables.text import one_line
 
-# Lines whose prefixes tell the clock of a log.
+# Number of first lines from which the clock of a log is determined.
 _SAMPLE_LINES: Final = 2000
-# printk's timestamps are out of order by microseconds at most, except where another boot begins.
+# printk's timestamps are out of order by microseconds at most, except at the start of a new boot.
 _BOOT_BACK_NS: Final = 1_000_000_000
 _MAX_TEXT: Final = 400
-# Lines of registers after a failed SEAMCALL: three in the longest form.
+# Most lines of registers after a failed SEAMCALL: the longest form has three.
 _MAX_REGISTER_LINES: Final = 3
 # Largest number in the column n_lines.
 _MOST_COUNTED: Final = 255
@@ -31,7 +31,7 @@ SEVERAL_BOOTS: Final = "printk of several boots"
 
 
 def _is_int64(ts_ns: int | None) -> bool:
-    """Whether a time is one that a column holds: 1970 plus or minus 292 years."""
+    """Return whether a time in ns fits an Int64 column: 1970 plus or minus 292 years."""
     return ts_ns is not None and -(1 << 63) <= ts_ns < 1 << 63
 
 
@@ -45,19 +45,19 @@ class MessageReader:
     """Number of the input."""
     stats: SourceStats
     clock: str = ""
-    """Clock of the timestamps that are read: the most common one."""
+    """Clock whose timestamps are read: the most common one among the first lines."""
     _boot: str = ""
     _n_boots: int = 1
     _last_ns: int = 0
     _open: dict[str, Any] | None = None
     """Row of the failure or warning whose registers may be on the next line."""
     _n_registers: int = 0
-    """Lines of registers that it has."""
+    """Number of register lines added to that row so far."""
     _mender: LogMender = field(default_factory=LogMender)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self, blocks: Iterable[Block]) -> Iterator[pl.DataFrame]:
-        """Yield the rows of each block of whole lines."""
+        """Yield one table of ``kernel_messages`` rows for each block of whole lines."""
         entries = self._new_entries()
         for block in blocks:
             lines = block.tobytes().split(b"\n")[:-1]
@@ -76,13 +76,13 @@ class MessageReader:
         yield self._take(all_of_them=True)
 
     def _new_entries(self) -> EntryReader | None:
-        """What puts lines together to entries, where an entry may have several lines."""
+        """Return a new assembler of entries; None for a plain log, where each line is an entry."""
         if self.format == "journal-json":
             return JsonEntries()
         return FieldEntries() if self.format == "journal-export" else None
 
     def _sample(self, lines: list[bytes]) -> Iterator[LogLine]:
-        """Split the first lines of a log."""
+        """Yield the first lines of a log, split into prefix and message."""
         entries = self._new_entries()
         if entries is None:
             yield from (prefixes.split_prefix(self._text(line)) for line in lines)
@@ -94,7 +94,7 @@ class MessageReader:
 
     @property
     def clock_name(self) -> str:
-        """The clock as provenance names it."""
+        """Name of the clock for the provenance of the input."""
         return SEVERAL_BOOTS if self._n_boots > 1 and self.clock == prefixes.PRINTK else self.clock
 
     def _text(self, line: bytes) -> str:
@@ -122,7 +122,7 @@ class MessageReader:
         for number, n_lines, found, text, is_frame in entries:
             if found is not None:
                 is_overlong = len(found.text) > MAX_LINE_BYTES
-                # A row counts so many lines at most.
+                # Column n_lines holds at most _MOST_COUNTED.
                 counted = min(n_lines, _MOST_COUNTED)
                 self.stats.n_headers += n_lines - counted
                 self._message(found, number, counted, is_overlong=is_overlong)
@@ -132,7 +132,7 @@ class MessageReader:
                 self.stats.count_sample("unparsed", one_line(text, 80), number, n_lines)
 
     def _message(self, found: LogLine, number: int, n_lines: int, *, is_overlong: bool) -> None:
-        """Make a row of a message, or count it."""
+        """Add a row for a message about TDX, or count the message in the stats."""
         ts_ns = found.ts_ns if found.clock == self.clock and _is_int64(found.ts_ns) else None
         self._count_boots(found.boot, ts_ns)
         if not found.of_kernel:
@@ -149,7 +149,7 @@ class MessageReader:
             self.stats.extend_cpu_span(UNKNOWN, ts_ns, ts_ns)
 
     def _count_boots(self, boot: str, ts_ns: int | None) -> None:
-        """Count boots: by their name if a line has it, else where the timestamps restart."""
+        """Count a new boot: by its boot ID if the line has one, else where timestamps restart."""
         if boot and boot != self._boot:
             self._n_boots += bool(self._boot)
             self._boot = boot
@@ -159,7 +159,7 @@ class MessageReader:
             self._last_ns = ts_ns
 
     def _continues(self, text: str, n_lines: int) -> bool:
-        """Add the registers on a line to the message before it; return whether there are any."""
+        """Add the registers of a line to the message before it; return whether it has any."""
         row = self._open
         if row is None:
             return False
@@ -186,7 +186,7 @@ class MessageReader:
         return True
 
     def _starts(self, text: str, ts_ns: int | None, number: int) -> dict[str, Any] | None:
-        """Make a row of a line that is a message about TDX; return it, None if it is none."""
+        """Add a row for a message about TDX and return it; None for other messages."""
         if messages.END_TRACE.match(text):
             self._open = None
         parsed = messages.parse_message(text)
@@ -210,7 +210,7 @@ class MessageReader:
         self.stats.record_loss("suppressed", row["n_events"], row["function"], **place)
 
     def _take(self, all_of_them: bool) -> pl.DataFrame:
-        """Take the finished rows; with ``all_of_them`` also one whose registers may follow."""
+        """Return and remove the finished rows; with ``all_of_them`` also a row that is open."""
         taken = [row for row in self._rows if all_of_them or row is not self._open]
         self._rows = [] if all_of_them else [row for row in self._rows if row is self._open]
         return pl.DataFrame(taken, schema=KERNEL_MESSAGES.schema)

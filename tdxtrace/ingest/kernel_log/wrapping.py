@@ -1,8 +1,8 @@
-"""Lines of a log that a mailer or a terminal wrapped, as they were before.
+"""Restore lines of a kernel log that a mailer or a terminal wrapped.
 
-A line without a prefix, behind one that has one, goes on with it, unless each is a message. It is
-joined with those before where together they say more than the first alone. Where a number may have
-been cut, and nothing tells whether it was, the lines are a loss: ``wrapped``.
+A line without a prefix, after a line with one, continues that line, unless both are messages. It is
+joined with the lines before it if together they have more fields than the first alone. Where it
+cannot be determined whether a number was cut, the lines are a loss: ``wrapped``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _MOST_LINES: Final = 6
 
 
 class WholeLine(NamedTuple):
-    """A line of a log as it was printed."""
+    """A line of a log, restored to what was printed."""
 
     number: int
-    """Its first line in the input."""
+    """Number of its first line in the input."""
     n_lines: int
     line: LogLine
     n_bytes: int
@@ -38,13 +38,13 @@ class WholeLine(NamedTuple):
 
 @dataclass(slots=True)
 class LogMender:
-    """Joins lines of one log."""
+    """Joins wrapped lines of one log."""
 
     _held: list[WholeLine] = field(default_factory=list)
-    """A line with a prefix, and those without one behind it."""
+    """A line with a prefix, and the lines without one that follow it."""
 
     def feed(self, number: int, line: LogLine, raw: str, n_bytes: int) -> Iterator[WholeLine]:
-        """Yield the lines that are known to have ended; ``raw`` is the line with its prefix."""
+        """Yield each line once its end is certain; ``raw`` is the line with its prefix."""
         begins = bool(self._held) and _is_another(self._held[0].line.text, line.text)
         if line.has_prefix or begins or len(self._held) == _MOST_LINES:
             yield from self.finish()
@@ -55,7 +55,7 @@ class LogMender:
             yield made
 
     def finish(self) -> Iterator[WholeLine]:
-        """Yield the lines that were held back."""
+        """Yield the lines that are still held back."""
         held, self._held = self._held, []
         if len(held) < 2:
             yield from held
@@ -65,7 +65,7 @@ class LogMender:
         if n == 1:
             n, text = join(texts)
         if n == 1 and _understood(text) is None:
-            # The prefix may have been cut.
+            # The line may have been cut within its prefix.
             whole = prefixes.split_prefix(first.raw.rstrip() + texts[1])
             n_more, joined = join([whole.text, *texts[2:]])
             if not joined or _understood(joined) is not None:
@@ -80,7 +80,7 @@ class LogMender:
 
 
 def _is_another(first: str, text: str) -> bool:
-    """Whether two lines are messages each, of two kinds or with a status each: none goes on."""
+    """Return whether both lines are messages of their own: of two kinds, or each with a status."""
     one, other = _understood(first), _understood(text)
     if one is None or other is None or "message" not in one or "message" not in other:
         return False
@@ -88,9 +88,13 @@ def _is_another(first: str, text: str) -> bool:
 
 
 def _unfold(held: Sequence[WholeLine]) -> tuple[int, str]:
-    """Join lines that a mailer folded as quoted-printable; 1 and the first one if it did not.
+    """Join lines that a mailer folded as quoted-printable (RFC 2045 6.7).
 
-    A line that goes on ends with "=", and "=" itself is "=3D" (RFC 2045 6.7): nothing is open.
+    A line that continues ends with "=", and "=" itself is written "=3D", so there is only one way
+    to join.
+
+    Returns:
+        Number of lines and their text; 1 and the first text if they were not folded.
     """
     first = text = held[0].line.text
     n = 1
@@ -103,10 +107,10 @@ def _unfold(held: Sequence[WholeLine]) -> tuple[int, str]:
 
 
 def join(texts: Sequence[str]) -> tuple[int, str]:
-    """Return how many lines a message has, and its text; "" if a number of it may be cut.
+    """Return the number of lines of a message and its text; "" if a number in it may be cut.
 
     Args:
-        texts: The text behind a prefix, and lines without one.
+        texts: The text after a prefix, followed by lines without a prefix.
     """
     best, rank = (1, texts[0]), _rank(_understood(texts[0]))
     readings = [_understood(texts[0])]
@@ -127,14 +131,21 @@ def join(texts: Sequence[str]) -> tuple[int, str]:
 
 
 def _rank(fields: MessageFields | None) -> tuple[bool, int]:
-    """How much is understood; a status without the error bit may be one that was cut."""
+    """Return a sort key of a reading: whether its status can be complete, then its field count.
+
+    A status without the error bit may be one that was cut.
+    """
     if fields is None:
         return False, 0
     return fields.get("status", ERROR_BIT) >= ERROR_BIT, len(fields)
 
 
 def _about_tdx(texts: Sequence[str]) -> tuple[int, str]:
-    """Join lines that are about TDX in other words, where none of them says so alone."""
+    """Join lines that only together are about TDX, in a message without fields.
+
+    Returns:
+        Number of lines and their text; 1 and the first text if they are not joined.
+    """
     if not any(map(messages.is_about_tdx, texts)):
         for blank in (" ", ""):
             whole = blank.join(text.strip() for text in texts)
@@ -144,10 +155,11 @@ def _about_tdx(texts: Sequence[str]) -> tuple[int, str]:
 
 
 def _understood(text: str) -> MessageFields | None:
-    """The fields of a message, its name among them, or of its registers; None for other text."""
+    """Return the fields of a message, with its name, or of registers; None for other text."""
     found = messages.parse_message(text)
     if found is not None:
-        # The numbers that a release is told by come one after the other.
+        # The numbers that identify a build are in successive words, and a wrapped line may lack
+        # the last ones.
         build = releases.BUILD_LINE.search(text)
         named = {name: word for name, word in build.groupdict().items() if word} if build else {}
         return {"message": found[0], **(named or found[1])}

@@ -1,8 +1,8 @@
-"""What the line-at-a-time reader teaches the loop: the columns of prefixes, the shapes of events.
+"""Patterns that the loop reads lines by: columns of prefixes, and trees of event arguments.
 
-A pattern is learned from one line and what was read in it.  What is assumed about other
-lines of that pattern is asked of the line-at-a-time reader first: it reads the same line with
-other names and numbers in it.
+A pattern is learned from one line and the result of the line-at-a-time reader for it.  Before a
+pattern is used, the line-at-a-time reader checks what it assumes about other lines: it reads the
+same line with other names and numbers substituted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tdxtrace.ingest.loops import lines
 from tdxtrace.ingest.loops.lines import LinePatterns
 from tdxtrace.ingest.text.line_formats import UNITS, LinePrefix
 
-# What one capture has: a few prefixes, as its stamps and threads have more digits later on; a
-# pattern for each reason of KVM_EXIT.
+# Limits with room for what one capture has: a few prefixes, as timestamps and threads get more
+# digits over time; a pattern for each exit reason of kvm_exit.
 _MOST_PREFIXES: Final = 16
 _MOST_ASKED: Final = 256
 _MOST_FLAGS: Final = 1024
@@ -37,7 +37,7 @@ _COMM_BYTES: Final = 16
 _MOST_FLAG_BYTES: Final = 7
 _INT64_MAX: Final = (1 << 63) - 1
 _NUMBERS: Final = {"tid": lines.TID, "tgid": lines.TGID, "cpu": lines.CPU, "frac": lines.PART}
-# Names that a line could be misread by, were it not for its columns; what else could is left
+# Thread names that could be misread without fixed columns; the loop leaves other ambiguous names
 # to the line-at-a-time reader: see lines.find_thread.
 _NAMES: Final = (
     *("a", "a-1", "a 1", "1", "-", "a:b", "[0]", "a-1 [0]", "1/2", "a (1)", "1.5", "d..1"),
@@ -52,14 +52,14 @@ _CHUNK: Final = re.compile(rb"[^ =(]{0,7}[ =(]|.{1,8}", re.DOTALL)
 
 
 class Digits(NamedTuple):
-    """A number in arguments: HEX, DECIMAL or SKIPPED of lines, and the slot it fills."""
+    """A number in arguments: its kind (lines.HEX, DECIMAL or SKIPPED) and the slot it fills."""
 
     kind: np.uint64
     slot: str | None
 
 
 class End(NamedTuple):
-    """The end of arguments: their event, the layout of its fields, and fields always the same."""
+    """The end of arguments: event ID, layout of the fields, and values of constant fields."""
 
     event: int
     layout: int
@@ -72,14 +72,14 @@ Tree = dict[Token, "Tree"]
 
 @dataclass(frozen=True, slots=True)
 class ColumnSpan:
-    """Columns of a name or number: from where to where, and where blanks may be."""
+    """Columns of a name or number: start, end, and the side on which blanks may pad it."""
 
     start: int
     end: int
     blanks: int = lines.NO_BLANKS
 
     def put(self, line: str, text: str) -> str:
-        """Return the line with another text there."""
+        """Return the line with ``text`` in these columns, padded to their width."""
         width = self.end - self.start
         shown = text.rjust(width) if self.blanks == lines.BLANKS_BEFORE else text.ljust(width)
         return line[: self.start] + shown + line[self.end :]
@@ -87,22 +87,22 @@ class ColumnSpan:
 
 @dataclass(frozen=True, slots=True)
 class PrefixColumns:
-    """Where the parts of one kind of prefix are, in columns from the start of the line."""
+    """Positions of the parts of one kind of prefix, in columns from the start of the line."""
 
     numbers: tuple[tuple[int, ColumnSpan], ...]
-    """By column of lines.LinePatterns.prefixes."""
+    """Pairs of a column of lines.LinePatterns.prefixes and the span of the number."""
     comm: ColumnSpan
     flags: ColumnSpan
     event: int
     literals: tuple[tuple[int, int], ...]
-    """All that is between these parts: columns and their bytes."""
+    """Fixed text between these parts: pairs of a column and its byte."""
     whole_ns: int
-    """What the number before the point of the stamp counts."""
+    """Unit, in ns, of the number before the point of the timestamp."""
     digits: int
-    """Digits of the stamp that are less than a second."""
+    """Number of digits of the timestamp below one second."""
 
     def row(self) -> list[int]:
-        """Return it as the loop takes it."""
+        """Return the row of lines.LinePatterns.prefixes."""
         made = [0] * lines.PREFIX_COLUMNS
         made[lines.EVENT_AT] = self.event
         made[lines.COMM_AT], made[lines.FLAGS_AT] = self.comm.start, self.flags.start
@@ -133,18 +133,18 @@ class PrefixColumns:
 
     @property
     def fits(self) -> bool:
-        """Whether the loop has room for it."""
+        """Whether the prefix is within the limits of the loop."""
         is_word = self.flags.end - self.flags.start <= _MOST_FLAG_BYTES
         return is_word and len(self._literal_words()) <= lines.MOST_LITERALS
 
 
 def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixColumns | None:
-    """Return the columns of a line's prefix; None if they are none that the loop reads.
+    """Return the columns of a line's prefix; None if the loop cannot read it.
 
     Args:
         line: The line.
-        found: How its prefix was matched: see line_formats for the names of groups.
-        prefix: What was read.
+        found: The match of its prefix: see line_formats for the names of groups.
+        prefix: The fields that were read from it.
     """
     groups = {name: text for name, text in found.groupdict().items() if text is not None}
     unit = next((name for name in UNITS if name in groups), None)
@@ -184,7 +184,11 @@ def columns_of(line: str, found: re.Match[str], prefix: LinePrefix) -> PrefixCol
 
 
 def _number_cell(line: str, start: int, end: int, taken: int, name: str) -> ColumnSpan | None:
-    """The columns of a number and the blanks around it, all but one, up to eight columns."""
+    """Return the columns of a number, with all blanks on one side but one, at most eight columns.
+
+    Other numbers, and the fraction of a timestamp, keep their own columns; None if these are more
+    than 16.
+    """
     before, behind = _blanks_around(line, start, end, taken)
     can_grow = end - start < 8 and name != "frac"
     if before > 1 and can_grow:
@@ -195,7 +199,10 @@ def _number_cell(line: str, start: int, end: int, taken: int, name: str) -> Colu
 
 
 def _comm_cell(line: str, end: int, taken: int, comm: str) -> ColumnSpan | None:
-    """The columns of a name and the blanks before it, or else behind it, sixteen at most."""
+    """Return the columns of a name with the blanks before it, else after it, at most sixteen.
+
+    None if the name is not where the match found it, or is longer.
+    """
     end = len(line[:end].rstrip(" "))
     start = end - len(comm)
     if line[start:end] != comm or start < taken or end - start > _COMM_BYTES:
@@ -208,14 +215,14 @@ def _comm_cell(line: str, end: int, taken: int, comm: str) -> ColumnSpan | None:
 
 
 def _blanks_around(line: str, start: int, end: int, taken: int) -> tuple[int, int]:
-    """How many blanks are before a place, behind what is taken; and how many are behind it."""
+    """Return the number of blanks before a span, down to column ``taken``, and after it."""
     before = start - max(taken, len(line[:start].rstrip(" ")))
     return before, len(line[end:]) - len(line[end:].lstrip(" "))
 
 
 @dataclass(slots=True)
 class _Name:
-    """What an event's name stands for: an event without rows, or what its arguments look like."""
+    """Patterns of one event name: an event without rows, or a tree of argument patterns."""
 
     event: int = 0
     opens: bool = False
@@ -225,16 +232,16 @@ class _Name:
 
 @dataclass(slots=True)
 class PatternCache:
-    """Patterns of the lines of one source; grows while reading."""
+    """Patterns learned from the lines of one source; grows while reading."""
 
     read_prefix: Callable[[str], LinePrefix | None]
-    """The line-at-a-time reader's."""
+    """Reads the prefix of a line: the line-at-a-time reader's method."""
     layouts: FieldLayouts
     prefixes: dict[PrefixColumns, int] = field(default_factory=dict)
     version: int = 0
-    """Counts what was learned."""
+    """Number of patterns, names and flags learned so far."""
     _asked: dict[PrefixColumns, bool] = field(default_factory=dict)
-    """Whether lines that have these columns can be read by them."""
+    """Whether the check of these columns by the line-at-a-time reader succeeded."""
     _flags: dict[tuple[int, str], int] = field(default_factory=dict)
     _names: dict[bytes, _Name] = field(default_factory=dict)
     _packed: tuple[int, LinePatterns] | None = None
@@ -262,7 +269,7 @@ class PatternCache:
         return key in self._flags
 
     def _is_right(self, line: str, columns: PrefixColumns, prefix: LinePrefix) -> bool:
-        """Ask the line-at-a-time reader for lines that have other numbers and names there."""
+        """Return whether the line-at-a-time reader agrees for other names and numbers there."""
         comm = columns.comm
         width = comm.end - comm.start
         names = [prefix.comm, "x" * width, *(name for name in _NAMES if len(name) <= width)]
@@ -289,7 +296,7 @@ class PatternCache:
         return True
 
     def learn_name(self, name: str, event: int, args: str) -> None:
-        """Learn the name of an event that has no rows: ``args`` do not matter but for a "("."""
+        """Learn the name of an event without rows; of ``args`` only an initial "(" matters."""
         key = name.encode("latin-1") + b":"
         if key not in self._names and self._has_room_for(key):
             self._names[key] = _Name(event, args.startswith("("))
@@ -298,14 +305,14 @@ class PatternCache:
     def learn_arguments(
         self, name: str, event: int, args: str, fields: Fields, decode: Decoder
     ) -> None:
-        """Learn what the arguments of an event look like.
+        """Learn a pattern of the arguments of an event.
 
         Args:
-            name: Of the event.
-            event: Which it is.
-            args: What follows its name.
-            fields: What was read in them.
-            decode: What read them.
+            name: Name of the event.
+            event: Its ID in the registry.
+            args: The arguments: the text after the name.
+            fields: Fields that were read from them.
+            decode: Decoder that read them.
         """
         key = name.encode("latin-1") + b":"
         known = self._names.get(key) or _Name()
@@ -328,12 +335,12 @@ class PatternCache:
         self._names[key] = known
 
     def _has_room_for(self, name: bytes) -> bool:
-        """Whether the loop takes a name (with its colon) for one word, and another one fits."""
+        """Return whether the loop can match a name (with its colon) and the table has room."""
         is_word = len(name) < 8 * lines.MOST_NAME_WORDS and min(name) > ord(" ")
         return is_word and (name in self._names or len(self._names) < _MOST_NAMES)
 
     def packed(self) -> LinePatterns:
-        """Return all patterns as the loop takes them; arrays that were given are not changed."""
+        """Return all patterns as arrays for the loop; arrays returned earlier stay unchanged."""
         if self._packed is None or self._packed[0] != self.version:
             self._packed = self.version, self._pack()
         return self._packed[1]
@@ -372,7 +379,7 @@ class PatternCache:
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """Digits of arguments: where they are, and the slot they fill; None: nobody needs them."""
+    """Digits in arguments: first and end offset, and the slot they fill; None if unused."""
 
     start: int
     end: int
@@ -381,19 +388,18 @@ class _Number:
 
     @property
     def token(self) -> Token:
-        """What the loop has to know."""
+        """The token of the argument tree for this number."""
         if self.slot not in SLOTS:
             return Digits(lines.SKIPPED, None)
         return Digits(lines.HEX if self.is_hex else lines.DECIMAL, self.slot)
 
 
 def arguments_of(args: str, fields: Fields, decode: Decoder) -> list[Token] | None:
-    """Return what arguments look like: bytes, and numbers that may be others in other lines.
+    """Return a pattern of arguments: literal bytes, and numbers that may differ between lines.
 
     Returns:
-        None where a number is written in a way that the numbers of other lines could not be
-        told apart from: bare hexadecimal, signed, or upper case; or where other numbers would
-        make other fields.
+        The tokens; None if a number is written in a way that is ambiguous in other lines (bare
+        hexadecimal, signed or upper case), or if other numbers would give other fields.
     """
     numbers: list[_Number] = []
     spans: dict[tuple[int, int], str | None] = dict.fromkeys(fields.unread(args))
@@ -405,7 +411,7 @@ def arguments_of(args: str, fields: Fields, decode: Decoder) -> list[Token] | No
         is_number = (_HEX if is_hex else _DECIMAL).fullmatch(digits) is not None
         if start < done or not is_number or _WORD.match(args, end):
             return None
-        # Digits at the end of a word, such as "add)", are no number.
+        # Hexadecimal digits at the end of a word, such as "add)", are no number.
         if slot is not None or not _WORD.match(args, max(start - 1, 0), start):
             numbers.append(_Number(end - len(digits), end, is_hex, slot))
             done = end
@@ -429,7 +435,7 @@ def _is_read(
     hexadecimal: str,
     decimal: str,
 ) -> bool:
-    """Ask whether arguments with these numbers have the same fields, of these values."""
+    """Return whether arguments with these numbers give the same fields, with these values."""
     text, done, expected = "", 0, dict(fields.values)
     for number in numbers:
         digits = hexadecimal if number.is_hex else decimal
@@ -441,15 +447,16 @@ def _is_read(
 
 
 def _chunks(text: str) -> list[Token]:
-    """Cut what is between numbers so that what is the same in two lines is cut alike."""
+    """Split the text between numbers into tokens; text common to two lines is split alike."""
     return list(_CHUNK.findall(text.encode("latin-1")))
 
 
 def _nodes(tree: Tree, at: int, layouts: FieldLayouts) -> list[int]:
-    """The nodes of a tree as lines.read_arguments takes them, if the first one is number ``at``."""
+    """Return the nodes of a tree for lines.read_arguments; the first one gets index ``at``."""
     made: list[int] = []
     previous: int | None = None
-    # Longer ones first: the end of another may be digits as well.
+    # Longer literals first, numbers last: the loop takes the first branch that matches, and a
+    # literal may begin with a shorter one or with digits.
     for token in sorted(tree, key=lambda t: -len(t) if isinstance(t, bytes) else 0):
         if previous is not None:
             made[previous + 1] = at + len(made)
@@ -480,19 +487,19 @@ def _flags_table(flags: Mapping[int, int]) -> U64Array:
 
 
 def _table_size(n: int) -> int:
-    """Places of a hash table in which ``n`` entries are found soon: a power of two."""
+    """Return the size of a hash table for ``n`` entries: a power of two, less than half full."""
     return 1 << (2 * n).bit_length()
 
 
 @lru_cache(maxsize=4096)
 def _name_key(name: bytes) -> int:
-    """The hash that the loop gives a name."""
+    """Return the hash of a name, as the loop computes it."""
     text = np.frombuffer(name.ljust(8 * lines.MOST_NAME_WORDS + 8), np.uint8)
     words: U64Array = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
     return int(interpreted(lines.name_key)(words, np.uint64(0))[0])
 
 
 def _words(text: bytes) -> list[int]:
-    """The little-endian words of a text, with zeros behind its end."""
+    """Return the little-endian u64 words of a text, padded with zeros."""
     whole = text + bytes(-len(text) % 8)
     return [int.from_bytes(whole[at : at + 8], "little") for at in range(0, len(whole), 8)]
