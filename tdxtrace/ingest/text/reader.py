@@ -131,7 +131,7 @@ class LineReader:
         return None
 
     def prefix(self, line: str) -> LinePrefix | None:
-        """Read the prefix of a line in the first format that it matches; None if there is none."""
+        """Read the prefix of a line in the first format that it matches; None without a match."""
         return line_formats.read_prefix(line, self.formats)
 
     def may_be_probe(self, name: str) -> bool:

@@ -225,7 +225,10 @@ class Mender:
 
 
 def _is_more(values: dict[str, int] | None, before: dict[str, int] | None) -> bool:
-    """Return whether ``values`` has every field of ``before``, unchanged, and at least one more."""
+    """Return whether ``values`` has every field of ``before``, unchanged, and at least one more.
+
+    Any fields are more than None.
+    """
     if values is None:
         return False
     return before is None or (before.items() <= values.items() and len(values) > len(before))
