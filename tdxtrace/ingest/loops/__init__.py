@@ -1,1 +1,1 @@
-"""Rules of reading, each a plain loop over arrays: interpreted, or compiled (compiler.py)."""
+"""Decoding rules as plain loops over arrays, interpreted or compiled (see compiler.py)."""

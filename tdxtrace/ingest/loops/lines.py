@@ -1,11 +1,10 @@
-"""Lines of known patterns become events: prefix, event name, arguments, in every byte.
+"""Parse text lines that match known patterns byte for byte: prefix, event name, arguments.
 
-Text comes as the 64-bit word that begins at each of its bytes, little-endian; whole lines,
-each ended by a newline, and 64 bytes behind the last one that may be read.  What lines look
-like is in the arrays of :class:`LinePatterns`.  A line that fits no pattern is only noted.
+The text is an array of the little-endian 64-bit word that begins at each byte: whole lines, each
+ended by a newline, followed by 64 readable bytes.  The arrays of :class:`LinePatterns` describe
+the patterns.  For a line that fits no pattern only its position is recorded.
 
-All numbers are unsigned 64-bit ones: a signed index would be asked each time whether it is
-meant from the end.
+All numbers are unsigned 64-bit: numba checks every signed index for a negative value.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ U = np.uint64
 
 
 class LinePatterns(NamedTuple):
-    """What lines look like: text.patterns.PatternCache makes these arrays."""
+    """Patterns of lines, as arrays; made by text.patterns.PatternCache."""
 
     prefixes: U64Array
-    """By prefix and PREFIX column: where its parts are, in bytes from the start of the line."""
+    """By prefix and PREFIX column: offsets of its parts, in bytes from the start of the line."""
     flags: U64Array
-    """Hash table of flags: key (:func:`flags_key`) and 1 + in_irq + 1; 0: empty."""
+    """Hash table of flags: key (:func:`flags_key`) and in_irq + 2; 0: empty slot."""
     names: U64Array
     """Hash table of event names with their colon, by NAME column."""
     nodes: U64Array
-    """Tree of the arguments of events, see :func:`read_arguments`; index 0 is no node."""
+    """Tree of argument patterns, see :func:`read_arguments`; index 0 is not a node."""
 
 
 class Columns(NamedTuple):
-    """What is read from lines, one entry for each: to fill."""
+    """Output arrays of :func:`read_lines`; one entry per parsed line unless stated otherwise."""
 
     line: I64Array
-    """Place of the line among those read, from 0."""
+    """Index of the line in this call, from 0."""
     ts_ns: I64Array
     tid: I32Array
     tgid: I32Array
@@ -44,47 +43,47 @@ class Columns(NamedTuple):
     in_irq: I8Array
     event: I32Array
     layout: I32Array
-    """-1 for a line of an event that has no rows."""
+    """-1 for a line whose event produces no rows."""
     first_word: I64Array
     words: U64Array
-    """The fields of all lines, one behind the other."""
+    """The fields of all lines, concatenated."""
     left: I64Array
-    """By line that fits no pattern: which it is, where it begins and ends (bytes)."""
+    """By line that fits no pattern: its index, first byte and end byte."""
     threads: U64Array
-    """By thread that was met: both words of its name, tid, tgid, 1 if a line of it has rows."""
+    """By thread seen: the two words of its name, tid, tgid, and 1 if one of its lines has rows."""
     thread_table: I32Array
-    """Hash table of ``threads``: 1 + index, 0: empty."""
+    """Hash table of ``threads``: 1 + index; 0: empty slot."""
     events: I64Array
-    """By event: its lines, and the place of the first of them."""
+    """By event: number of lines, and index of the first one."""
     cpus: I64Array
-    """By CPU: lines, first and last time in ns."""
+    """By CPU: number of lines, first and last time in ns."""
     used: I8Array
-    """By prefix: whether a line has it."""
+    """By prefix: whether any line has it."""
     numbers: U64Array
-    """Room for the N_NUMBERS numbers of one prefix."""
+    """Scratch space for the N_NUMBERS numbers of one prefix."""
 
 
-# Columns of LinePatterns.prefixes: number columns are three, where it begins, its width in
-# bytes, and on which side of its digits blanks may be.
+# Columns of LinePatterns.prefixes.  A number has three columns: its offset, its width in bytes,
+# and on which side of its digits blanks are allowed.
 EVENT_AT, COMM_AT, COMM_MASK_1, COMM_MASK_2, FLAGS_AT, FLAGS_MASK = range(6)
 TID, TGID, CPU, WHOLE, PART = range(6, 21, 3)
 N_NUMBERS: Final = 5
 WHOLE_NS, PART_NS, MOST_WHOLE, N_LITERALS, LITERALS = range(21, 26)
 NO_BLANKS, BLANKS_BEFORE, BLANKS_BEHIND = range(3)
-# Literals: where a word begins, its value, and which bits of it count.
+# A literal has three columns: the offset of a word, its value, and a mask of the bits to compare.
 MOST_LITERALS: Final = 24
 PREFIX_COLUMNS: Final = LITERALS + 3 * MOST_LITERALS
-# Columns of LinePatterns.names: the words of a name begin at NAME_WORDS.
+# Columns of LinePatterns.names; the words of the name begin at NAME_WORDS.
 NAME_SIZE, NAME_EVENT, NAME_ROOT, NAME_OPENS, NAME_WORDS = range(5)
 # The kernel allows 64 bytes for a name and for its group (MAX_EVENT_NAME_LEN, Linux
 # kernel/trace/trace.h); names in use are far shorter.
 MOST_NAME_WORDS: Final = 8
 NAME_COLUMNS: Final = NAME_WORDS + MOST_NAME_WORDS
-# Kinds of nodes; of numbers those that are fields, and hexadecimal digits that nobody needs.
+# Kinds of nodes.  HEX and DECIMAL numbers become fields; SKIPPED hexadecimal digits do not.
 LITERAL, HEX, DECIMAL, SKIPPED, END = map(U, range(5))
-# Room for the fields of one line, in words.
+# Most fields of one line, in words.
 MOST_FIELDS: Final = 64
-# Threads of one call.
+# Most threads that one call can record.
 MOST_THREADS: Final = 2048
 THREAD_COLUMNS: Final = 5
 
@@ -118,23 +117,23 @@ _NO_BLANKS, _BLANKS_BEFORE = U(NO_BLANKS), U(BLANKS_BEFORE)
 def read_lines(
     words: U64Array, at: U, n_bytes: U, most_bytes: U, patterns: LinePatterns, into: Columns
 ) -> tuple[U, U, U, U, U, U, U]:
-    """Read lines until their end or until something that is filled is full.
+    """Parse lines until the end of the text or until an output array is full.
 
     Args:
         words: The word at each byte of the text.
         at: The byte at which the first line begins.
         n_bytes: Length of the text.
-        most_bytes: Lines of more bytes than this are left.
-        patterns: What lines look like.
-        into: Filled; ``thread_table``, ``events``, ``cpus`` and ``used`` come as zeros.
+        most_bytes: Lines longer than this count as fitting no pattern.
+        patterns: Patterns of lines.
+        into: Filled; the caller zeroes ``thread_table``, ``events``, ``cpus`` and ``used``.
 
     Returns:
-        The byte at which to go on; how many lines there were, how many of them are in
-        columns, how many of these have rows; words of fields, lines that fit no pattern, and
+        The byte at which to continue; the number of lines read, of parsed lines among them, and
+        of parsed lines with rows; the number of field words, of lines that fit no pattern, and of
         threads.
     """
     n_lines = n_read = n_own = n_words = n_left = n_threads = prefix = _0
-    # It is: said here, it spares a multiplication wherever a word is read.
+    # Always 1: with this check the compiler omits a multiplication from every read of a word.
     if words.strides[0] != 1:
         return at, n_lines, n_read, n_own, n_words, n_left, n_threads
     while at < n_bytes and has_room(into, n_read, n_words, n_left, n_threads):
@@ -172,7 +171,7 @@ def read_lines(
 
 
 def has_room(into: Columns, n_read: U, n_words: U, n_left: U, n_threads: U) -> bool:
-    """Whether another line fits behind so many."""
+    """Return whether the output arrays have room for another line after these counts."""
     return bool(
         n_read < U(len(into.line))
         and n_left < U(len(into.left))
@@ -182,7 +181,7 @@ def has_room(into: Columns, n_read: U, n_words: U, n_left: U, n_threads: U) -> b
 
 
 def before_returns(words: U64Array, at: U, end: U) -> U:
-    """Where a line ends if not with carriage returns."""
+    """Return the end of a line without its trailing carriage returns."""
     while end > at and words[end - _1] & _255 == _CR:
         end -= _1
     return end
@@ -191,10 +190,10 @@ def before_returns(words: U64Array, at: U, end: U) -> U:
 def read_prefix(
     words: U64Array, at: U, stop: U, last: U, patterns: LinePatterns, into: Columns, row: U
 ) -> U:
-    """Read the prefix of a line, which may have any of the patterns; begin with the ``last``.
+    """Match the prefix of a line against all prefix patterns, the ``last`` matched one first.
 
     Returns:
-        Which it has; NONE if none.
+        Index of the matching pattern; NONE if none matches.
     """
     n = U(len(patterns.prefixes))
     for k in range(n):
@@ -213,7 +212,7 @@ def read_prefix(
 def read_prefix_of(
     words: U64Array, at: U, patterns: LinePatterns, prefix: U, into: Columns, row: U
 ) -> bool:
-    """Read a prefix of one pattern; say whether it is one."""
+    """Parse a prefix by one pattern into ``row``; return whether it matches."""
     known = patterns.prefixes
     last = _LITERALS + _3 * known[prefix, N_LITERALS]
     for k in range(_LITERALS, last, _3):
@@ -244,7 +243,7 @@ def read_prefix_of(
 
 
 def number(words: U64Array, at: U, prefixes: U64Array, prefix: U, column: int) -> U:
-    """Read a number of a prefix; 0 if the prefix has none, NONE if there is no number."""
+    """Parse a number of a prefix; 0 if the pattern has no such number, NONE if it is malformed."""
     width = prefixes[prefix, column + 1]
     if width == _0:
         return _0
@@ -271,7 +270,7 @@ def number(words: U64Array, at: U, prefixes: U64Array, prefix: U, column: int) -
 
 
 def digits(words: U64Array, at: U, n: U) -> U:
-    """Read ``n`` (1 to 16) decimal digits; NONE if there are not as many."""
+    """Parse ``n`` (1 to 16) decimal digits; NONE if there are fewer."""
     word, first = words[at], min(n, _8)
     if _not_decimal(word) & _first_bytes(first) != _0:
         return _NONE
@@ -288,12 +287,12 @@ def digits(words: U64Array, at: U, n: U) -> U:
 
 
 def flags_key(prefix: U, flags: U) -> U:
-    """What flags of a prefix are found by: they are at most 5 characters."""
+    """Return the hash table key of a prefix and its flags, which are at most 5 characters."""
     return flags | (prefix << _56)
 
 
 def find_flags(table: U64Array, key: U) -> U:
-    """What the flags mean; 0 if they are not in the table."""
+    """Return in_irq + 2 for a flags key; 0 if it is not in the table."""
     last = U(len(table)) - _1
     slot = ((key * MIX) >> _32) & last
     while table[slot, 1] != _0 and table[slot, 0] != key:
@@ -304,10 +303,10 @@ def find_flags(table: U64Array, key: U) -> U:
 def find_thread(
     words: U64Array, at: U, prefixes: U64Array, prefix: U, into: Columns, row: U, n_threads: U
 ) -> U:
-    """Find the thread of a line among those that were met, or put it behind them.
+    """Find the thread of a line in ``into.threads``, or append it.
 
     Returns:
-        Which it is; NONE if its name is one that a line may be misread by.
+        Index of the thread; NONE if its name makes the line ambiguous to parse.
     """
     masks = prefixes[prefix, COMM_MASK_1], prefixes[prefix, COMM_MASK_2]
     at += prefixes[prefix, COMM_AT]
@@ -339,9 +338,10 @@ def find_thread(
 
 
 def _is_plain(first: U, second: U) -> bool:
-    """Whether a name of 16 bytes has no control character and no end that is a prefix's.
+    """Return whether a 16-byte thread name is free of text that parsers take for syntax.
 
-    That is a colon with a blank behind it; '>' and '#' at the start of a line are other marks.
+    It has no control character, no colon before a blank, which ends a prefix, no colon as its last
+    byte, and does not start with '>' or '#', which mark other kinds of lines.
     """
     controls = ((first - _BLANKS) & ~first) | ((second - _BLANKS) & ~second)
     colons, more = _zero_bytes(first ^ _COLONS), _zero_bytes(second ^ _COLONS)
@@ -354,11 +354,11 @@ def _is_plain(first: U, second: U) -> bool:
 def read_event(
     words: U64Array, at: U, stop: U, patterns: LinePatterns, prefix: U, fields: U64Array, first: U
 ) -> tuple[U, U]:
-    """Read what follows the prefix of a line; put its fields from ``first`` on.
+    """Parse the event name and arguments of a line; write its fields from ``first`` on.
 
     Returns:
-        The event, NONE if the line fits no pattern; and the node at which its pattern ends,
-        0 for an event that has no rows.
+        The event, NONE if the line fits no pattern; and the END node of its pattern, 0 for an
+        event without rows.
     """
     names = patterns.names
     at += patterns.prefixes[prefix, EVENT_AT]
@@ -384,7 +384,7 @@ def read_event(
 
 
 def name_key(words: U64Array, at: U) -> tuple[U, U]:
-    """A hash of the name at a place, and its length: up to a blank or control character."""
+    """Return a hash and the length of the name at a byte: up to a blank or control character."""
     key = size = _0
     for _ in range(MOST_NAME_WORDS):
         word = words[at + size]
@@ -400,7 +400,7 @@ def name_key(words: U64Array, at: U) -> tuple[U, U]:
 
 
 def _is_name(words: U64Array, at: U, size: U, names: U64Array, slot: U) -> bool:
-    """Whether a name of this size is that of an entry."""
+    """Return whether the name of ``size`` bytes at ``at`` equals the name in a table slot."""
     place = U(NAME_WORDS)
     while size > _8:
         if words[at] != names[slot, place]:
@@ -414,14 +414,14 @@ def _is_name(words: U64Array, at: U, size: U, names: U64Array, slot: U) -> bool:
 def read_arguments(
     words: U64Array, at: U, stop: U, nodes: U64Array, node: U, fields: U64Array, first: U
 ) -> U:
-    """Read arguments, which end at ``stop``, in the pattern of a tree that they have.
+    """Parse arguments, which end at ``stop``, by the first matching pattern of a tree.
 
-    Every node has its kind, and the node to try instead; the next one follows it.  LITERAL:
-    size, mask of the last word, words.  END: event, layout, number of words of fields; those
-    words that are the same in every such line.
+    A node is its kind, the alternative node if it does not match, and its data; the node to match
+    next follows it.  Data of LITERAL: size, mask of the last word, words.  Data of END: event,
+    layout, number of field words; the words that are constant in every such line.
 
     Returns:
-        The node of the end; 0 if there is none.
+        The END node; 0 if no pattern matches.
     """
     n_words = first
     while node != _0:
@@ -459,7 +459,7 @@ def read_arguments(
 
 
 def _is_literal(words: U64Array, at: U, nodes: U64Array, node: U) -> bool:
-    """Whether the text at a place is that of a LITERAL node."""
+    """Return whether the text at a byte equals the text of a LITERAL node."""
     place = node + _4
     last = place + ((nodes[node + _2] - _1) >> _3)
     while place != last:
@@ -471,9 +471,9 @@ def _is_literal(words: U64Array, at: U, nodes: U64Array, node: U) -> bool:
 
 
 def decimal(words: U64Array, at: U) -> tuple[U, U]:
-    """The number of decimal digits at a place and their value; 0 if there are more than 15.
+    """Return the number of decimal digits at a byte and their value; 0 digits if more than 15.
 
-    Sixteen would be bare hexadecimal: events.fields.to_word.
+    Sixteen digits are bare hexadecimal: events.fields.to_word.
     """
     word = words[at]
     n = _first_byte_of(_not_decimal(word))
@@ -494,7 +494,7 @@ def decimal(words: U64Array, at: U) -> tuple[U, U]:
 
 
 def hexadecimal(words: U64Array, at: U) -> tuple[U, U]:
-    """The number of lower-case hexadecimal digits at a place, at most 16, and their value."""
+    """Return the number of lower-case hexadecimal digits at a byte, at most 16, and their value."""
     n, value = _eight_hex(words[at])
     if n == _8:
         more, low = _eight_hex(words[at + _8])
@@ -504,7 +504,7 @@ def hexadecimal(words: U64Array, at: U) -> tuple[U, U]:
 
 
 def hexadecimal_digits(words: U64Array, at: U) -> U:
-    """The number of lower-case hexadecimal digits at a place, at most 16."""
+    """Return the number of lower-case hexadecimal digits at a byte, at most 16."""
     n = _first_byte_of(_not_hex(words[at]))
     if n == _8:
         n += _first_byte_of(_not_hex(words[at + _8]))
@@ -512,7 +512,7 @@ def hexadecimal_digits(words: U64Array, at: U) -> U:
 
 
 def count(into: Columns, row: U, event: U) -> None:
-    """Count a line for its event and its CPU."""
+    """Add a line to the counts of its event and its CPU."""
     if into.events[event, 0] == 0:
         into.events[event, 1] = into.line[row]
     into.events[event, 0] += 1
@@ -525,7 +525,7 @@ def count(into: Columns, row: U, event: U) -> None:
 
 
 def line_end(words: U64Array, at: U) -> U:
-    """The next newline: there is one."""
+    """Return the byte of the next newline; the text must contain one."""
     a = b = c = d = _0
     while (a | b | c | d) == _0:
         a, b = words[at] ^ _NEWLINES, words[at + _8] ^ _NEWLINES
@@ -543,36 +543,36 @@ def line_end(words: U64Array, at: U) -> U:
 
 
 def _first_bytes(n: U) -> U:
-    """A mask of the first ``n`` bytes (1 to 8) of a word."""
+    """Return a mask of the first ``n`` bytes (1 to 8) of a word."""
     return _NONE >> (_64 - (n << _3))
 
 
 def _first_mark(marks: U) -> U:
-    """The first byte whose highest bit is set, and no other of its bits: there is one."""
+    """Return the index of the first nonzero byte; bytes must be 0 or 0x80, and not all 0."""
     return (((((marks & (~marks + _1)) - _1) & _ONES) * _ONES) >> _56) - _1
 
 
 def _zero_bytes(word: U) -> U:
-    """The highest bit of every byte that is zero."""
+    """Return a word with 0x80 in every byte that is zero in ``word``, 0 elsewhere."""
     return ~((((word & ~_HIGH) + ~_HIGH) | word) | ~_HIGH)
 
 
 def _first_byte_of(word: U) -> U:
-    """The first byte that is not zero; 8 if there is none."""
+    """Return the index of the first nonzero byte; 8 if all are zero."""
     marks = (((word & ~_HIGH) + ~_HIGH) | word) & _HIGH
     return _first_mark(marks) if marks != _0 else _8
 
 
 def _not_decimal(word: U) -> U:
-    """A word whose bytes are zero where there is a decimal digit."""
-    # A digit's high half is 3, and adding 6 does not carry out of the low one.
+    """Return a word whose bytes are zero where ``word`` has a decimal digit."""
+    # The high nibble of a digit is 3, and adding 6 to its low nibble does not carry.
     carry = ((word & _LOW) + _SIXES) & _CARRY
     return ((word & ~_LOW) ^ _ZEROS) | carry
 
 
 def _eight_digits(word: U, n: U) -> U:
-    """The value of the first ``n`` (1 to 8) decimal digits."""
-    # What is shifted in reads as the digit 0.
+    """Return the value of the first ``n`` (1 to 8) decimal digits."""
+    # The shift fills with zero bytes, which count as the digit 0.
     w = (word - _ZEROS) << (_64 - (n << _3))
     w = (w * _10) + (w >> _8)
     low = (w & _4TH) * _MILLIONS
@@ -581,7 +581,7 @@ def _eight_digits(word: U, n: U) -> U:
 
 
 def _eight_hex(word: U) -> tuple[U, U]:
-    """The number of hexadecimal digits that a word begins with, and their value."""
+    """Return the number of hexadecimal digits at the start of a word, and their value."""
     n = _first_byte_of(_not_hex(word))
     if n == _0:
         return _0, _0
@@ -592,9 +592,9 @@ def _eight_hex(word: U) -> tuple[U, U]:
 
 
 def _not_hex(word: U) -> U:
-    """A word whose bytes are zero where there is a lower-case hexadecimal digit."""
+    """Return a word whose bytes are zero where ``word`` has a lower-case hexadecimal digit."""
     nibbles = (word & _LOW) + ((word >> _6) & _ONES) * _9
-    # Written as digits again, they must be what they were read from: no other byte gives
-    # a number below 16 that is written like it.
+    # Encode each nibble as a digit again and compare with the byte: only a lower-case
+    # hexadecimal digit gives a nibble below 16 and encodes to itself.
     letter = ((nibbles + _SIXES) >> _4) & _ONES
     return ((nibbles + _ZEROS + letter * _TO_LETTER) ^ word) | (nibbles & ~_LOW)

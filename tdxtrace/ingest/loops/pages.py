@@ -1,8 +1,8 @@
-"""Events of ring-buffer pages: of one CPU one after the other, of all CPUs the earliest first.
+"""Parse ring-buffer pages and merge the events of all CPUs by time.
 
-A page is a header, the time at which it begins and the length of its data, and records, each of
-which says how much later than the one before it was.  Linux include/linux/ring_buffer.h and
-kernel/trace/ring_buffer.c; of 64-bit little-endian machines.
+A page is a header (its start time and the length of its data) followed by records, each with the
+time since the record before it.  Linux include/linux/ring_buffer.h and
+kernel/trace/ring_buffer.c; pages of 64-bit little-endian machines only.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import numpy as np
 from tdxtrace.ingest.batch import BoolArray, I8Array, I32Array, I64Array, U64Array
 
 Heads = tuple[int, int, int, int, int]
-"""Where records have their common fields, in bytes: that of the event's number and its mask,
-the thread's number, the flags, the preempt count; -1 for those that they lack."""
+"""Byte offsets of the common fields of records: event ID and its mask, thread ID, flags, preempt
+count; -1 for a field that the records lack."""
 
-# Columns of the table of layouts, and of that of their fields: see records.layouts.FieldTables.
+# Columns of the table of layouts and of the table of fields: see records.layouts.FieldTables.
 FIRST, BEHIND, LEAST, EVENT, SLOTS = range(5)
 OFFSET, MASK, SIGN = range(3)
 
 # enum trace_flag_type, Linux include/linux/trace_events.h: HARDIRQ and NMI.
 _IN_IRQ: Final = 0x08 | 0x40
-_NO_CONTEXT: Final = 0xFF  # preempt count of uprobe events: it tells nothing
+_NO_CONTEXT: Final = 0xFF  # preempt count of uprobe events: the context is unknown
 _LOW: Final = 0xFFFF_FFFF
 _SIGN: Final = 1 << 31
 _UNKNOWN: Final = -1
 
 
 def event_number(int64_at: I64Array, record: int, heads: Heads) -> int:
-    """The number of the event that the record at byte ``record`` is of."""
+    """Return the event ID of the record at byte ``record``."""
     return int(int64_at[record + heads[0]]) & heads[1]
 
 
 def context(int64_at: I64Array, record: int, heads: Heads) -> tuple[int, int]:
-    """The thread that made a record, and 1 if in hard interrupt context, 0 if not; -1: unknown."""
+    """Return the thread ID of a record, and 1 if in hard interrupt context, else 0; -1: unknown."""
     tid, in_irq = _UNKNOWN, _UNKNOWN
     if heads[2] >= 0:
         tid = ((int(int64_at[record + heads[2]]) & _LOW) ^ _SIGN) - _SIGN
@@ -55,16 +55,16 @@ def read_fields(
     words: I64Array,
     n_words: int,
 ) -> int:
-    """Write a record's fields behind the first ``n_words`` of ``words``; return how many then.
+    """Append a record's fields to ``words``; return the new number of words.
 
     Args:
-        int64_at: The number at each byte.
+        int64_at: The 64-bit number at each byte.
         record: The byte at which the record begins.
-        first: Row in ``fields`` of the first one that its layout has …
-        end: … and behind the last.
+        first: Row in ``fields`` of the first field of its layout.
+        end: Row after the last one.
         fields: By field: OFFSET in bytes, MASK, and SIGN bit; 0: unsigned.
-        words: Filled; with room for them.
-        n_words: Words before these.
+        words: Filled; must have room for the fields.
+        n_words: Number of words before the call.
     """
     for field in range(first, end):
         word = int64_at[record + fields[field, OFFSET]] & fields[field, MASK]
@@ -75,9 +75,9 @@ def read_fields(
 
 
 def record_thread(tid: int, is_known: BoolArray, fresh: I32Array, n_fresh: int) -> int:
-    """Put a thread behind the first ``n_fresh`` of ``fresh`` unless known; return how many then.
+    """Append a thread to ``fresh`` unless it is known; return the new number of fresh threads.
 
-    ``is_known`` says it of threads by their numbers, up to some: others come again and again.
+    ``is_known`` is indexed by thread ID; IDs beyond its end are appended each time they occur.
     """
     if 0 <= tid < len(is_known):
         if is_known[tid]:
@@ -88,23 +88,24 @@ def record_thread(tid: int, is_known: BoolArray, fresh: I32Array, n_fresh: int) 
 
 
 PageShape = tuple[int, int, int]
-"""Bytes of a page, and where on it its events begin, and the length of its data is."""
+"""Size of a page, offset of its first record, and offset of the length of its data; in bytes."""
 Shifts = tuple[I64Array, I64Array, U64Array, I64Array, U64Array, U64Array]
-"""Corrections of clocks (tracedat.options.shifts_of): by source and one more, its first; by
-source, whether to interpolate; and by correction its time, offset, factor, and binary fraction."""
+"""Clock corrections (tracedat.options.shifts_of): index of the first one by source, with one entry
+more than sources; whether to interpolate, by source; and by correction its time, offset, factor,
+and number of binary fraction digits of the factor."""
 
-# Columns of the table of sources, each a CPU's buffer: the byte of its next page and of the end
-# of the pages that are in memory; of its next record and of the end of its page's data; the
-# clock there.  Of the event that was found: its time, its record's first byte or -1 if none
-# was found, and bytes.  Events lost before it (-1: an unknown number); times of the first and
-# the last event before, -1: none; damaged pages and events so far; the number of its CPU, and
-# whether its file has more pages.
+# Columns of the table of sources; a source is the buffer of one CPU.  Bytes of its next page, of
+# the end of its pages in memory, of its next record, and of the end of the data of its current
+# page; the clock at the next record.  Of the pending event: its time, the first byte of its record
+# (-1: no pending event), its size in bytes, and the number of events lost before it (-1: unknown).
+# Times of the first and the last event returned so far (-1: none); number of damaged pages and of
+# events so far; CPU number; whether its file has more pages.
 (NEXT_PAGE, PAGES_END, AT, DATA_END, NOW, TIME, RECORD, SIZE, N_LOST) = range(9)
 (FIRST_TIME, LAST_TIME, N_DAMAGED, N_EVENTS, CPU, HAS_MORE, N_COLUMNS) = range(9, 16)
 
 FAR: Final = (1 << 63) - 1
-"""Times from here on come from damage; they would overflow."""
-# enum ring_buffer_type: 1 to 28 is a record of so many words, 0 one whose length is in its
+"""Times from here on are treated as damage, as they would overflow."""
+# enum ring_buffer_type: 1 to 28 is the record's length in 32-bit words; 0: the length is in its
 # first word.
 _PADDING: Final = 29
 _TIME_EXTEND: Final = 30
@@ -114,11 +115,11 @@ _TYPE_BITS: Final = 5
 _DELTA_BITS: Final = 27
 _DELTA_MASK: Final = (1 << _DELTA_BITS) - 1
 _WORD_MASK: Final = (1 << 32) - 1
-# An absolute timestamp has 59 bits; its high bits are those of the one before (rb_fix_abs_ts).
+# An absolute timestamp has 59 bits; its high bits are those of the previous time (rb_fix_abs_ts).
 _STAMP_BITS: Final = 59
 _STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
-# Flags beside the length of a page's data: events were lost before it, and their number
-# follows the data.
+# Flags in the word with the length of a page's data: events were lost before the page; their
+# number follows the data.
 _MISSED_EVENTS: Final = 1 << 31
 _MISSED_STORED: Final = 1 << 30
 _COMMIT_MASK: Final = (1 << 27) - 1  # libtraceevent src/kbuffer-parse.c, COMMIT_MASK
@@ -132,8 +133,8 @@ def page_start(int64_at: I64Array, page: int, shape: PageShape) -> tuple[int, in
     """Read the header of the page at byte ``page``.
 
     Returns:
-        When it begins, in the clock's unit, -1 if it cannot be a page; bytes of its data; and
-        events lost before it: 0 none, -1 an unknown number.
+        Its start time in the clock's unit, -1 if it is not a valid page; bytes of its data; and
+        the number of events lost before it, -1: unknown.
     """
     page_size, data, commit_at = shape
     start, commit = int(int64_at[page]), int(int64_at[page + commit_at])
@@ -151,17 +152,17 @@ def page_start(int64_at: I64Array, page: int, shape: PageShape) -> tuple[int, in
 def next_record(int64_at: I64Array, at: int, end: int, now: int) -> tuple[int, int, int, int]:
     """Find the next event of a page.
 
-    Time extends, absolute timestamps and padding move the clock or the place and are no events.
+    Time extends, absolute timestamps and padding advance the clock or the position only.
 
     Args:
-        int64_at: The number at each byte.
-        at: Where the next record begins.
-        end: Where the page's data ends.
-        now: The clock there.
+        int64_at: The 64-bit number at each byte.
+        at: The byte at which the next record begins.
+        end: The byte at which the page's data ends.
+        now: The clock at ``at``.
 
     Returns:
-        Place and clock behind the event, the first byte of its record, and how many there are:
-        _NONE at the end of the page, _DAMAGED where something stands that is no record.
+        Byte and clock after the event, the first byte of its record, and the record's size in
+        bytes: _NONE at the end of the page, _DAMAGED at an invalid record.
     """
     while at < end:
         both = int(int64_at[at])
@@ -195,7 +196,7 @@ def _later(now: int, delta: int) -> int:
 def next_event(
     int64_at: I64Array, shape: PageShape, shifts: Shifts, sources: I64Array, source: int
 ) -> bool:
-    """Find the next event of a source; False if the pages in memory hold no further one."""
+    """Find the next event of a source; return False if its pages in memory hold no further one."""
     while True:
         at, end = int(sources[source, AT]), int(sources[source, DATA_END])
         if at < end:
@@ -223,10 +224,10 @@ def next_event(
 
 
 def corrected(timestamp: int, shifts: Shifts, source: int) -> int:
-    """Return a guest CPU's timestamp as the host's clock would have shown it.
+    """Return a guest CPU's timestamp converted to the host's clock.
 
-    Between two corrections the one before holds, or a line from it to the next, as the
-    recording says (trace-cmd, lib/trace-cmd/trace-input.c, timestamp_host_sync).
+    Between two corrections the earlier one applies, or a linear interpolation of both, as the
+    recording specifies (trace-cmd, lib/trace-cmd/trace-input.c, timestamp_host_sync).
     """
     firsts, interpolates, time, offset, factor, fraction = shifts
     first, n = int(firsts[source]), int(firsts[source + 1] - firsts[source])
@@ -252,18 +253,19 @@ def _signed(timestamp: np.uint64) -> int:
 
 
 Columns = tuple[I64Array, I64Array, I32Array, I32Array, I8Array, I32Array, I32Array, I64Array]
-"""Of a RecordBatch: line, ts_ns, tid, cpu, in_irq, event, layout, first_word; one entry a row."""
+"""Columns of a RecordBatch: line, ts_ns, tid, cpu, in_irq, event, layout, first_word; one entry
+per row."""
 Done = tuple[int, int, int, int, int, int]
-"""Sources that may have further events; events so far; and of the batch its rows, their words,
-gaps, and threads."""
+"""Number of sources that may have further events, and of events so far; of rows, their words, gaps
+and threads in the batch."""
 
-# Why the loop ended: no event is left; the first of ``order`` needs further pages; its event
-# has a number without a layout; there is no room for it.
+# Why the loop ended: no event is left; the first source of ``order`` needs further pages; its
+# event ID has no layout yet; the output is full.
 END, NEEDS_PAGES, NEEDS_LAYOUT, FULL = range(4)
 MOST_WORDS: Final = 64
-"""Room that must be left for the words of a row: there are fewer slots in batch.SLOTS."""
-# Columns of the gaps: number of the source, events lost, time of its last event before or -1,
-# that of the first after, and the line of that.
+"""Free words required for another row: more than there are slots in batch.SLOTS."""
+# Columns of the gaps: index of the source, events lost, time of its last event before the gap or
+# -1, time of the first one after it, and the line of the latter.
 GAP_COLUMNS: Final = 5
 # Columns of the counts: see EventCatalog.count.
 N, LINE, N_SHORT, SHORT_LINE, N_COUNTS = range(5)
@@ -279,24 +281,25 @@ def merge(
     threads: tuple[BoolArray, I32Array],
     done: Done,
 ) -> tuple[int, Done]:
-    """Give out events by time, those of one time by source, and make rows of those that are ours.
+    """Merge the events of all sources by time, ties by source; write rows of those with a table.
 
-    Events of one source stay in their order, even if a damaged page makes its time go back.
+    Events of one source keep their order, even if a damaged page makes its time go backwards.
 
     Args:
-        int64_at: The number at each byte of the pages that are in memory.
-        forms: How pages and the heads of records look, and corrections of clocks.
-        sources: By source, the columns that loops.pages names; changed.
-        order: The sources that may have further events, as a heap by the time of the one that
-            comes next; changed.
-        catalog: By event number its layout, or less than 0; and the tables of layouts and of
+        int64_at: The 64-bit number at each byte of the pages in memory.
+        forms: Layout of pages and of common fields, and clock corrections.
+        sources: By source, the columns that this module names; changed.
+        order: The sources that may have further events, as a heap by the time of their next
+            event; changed.
+        catalog: By event ID its layout, negative if it has none; and the tables of layouts and of
             fields (records.layouts).
         into: Filled: columns and words of the rows, gaps, and counts by layout.
-        threads: By thread number, up to some, whether it is known; filled: those that were not.
-        done: What was done before.
+        threads: Whether a thread is known, by thread ID up to the array's length; filled: threads
+            that were not.
+        done: Counts before the call.
 
     Returns:
-        Why it ended, and what was done.
+        Why the loop ended, and the counts after the call.
     """
     shape, heads, shifts = forms
     number_to_layout, layouts, fields = catalog
@@ -333,7 +336,7 @@ def merge(
 
 
 def _restore(order: I64Array, n: int, sources: I64Array) -> None:
-    """Move the first of a heap, whose time has grown, to its place."""
+    """Restore the heap order after the time of its first source grew (sift down)."""
     if n < 2:
         return
     place, mine = 0, int(order[0])
@@ -355,7 +358,7 @@ def _restore(order: I64Array, n: int, sources: I64Array) -> None:
 
 
 def _take_event(sources: I64Array, source: int, line: int, gaps: I64Array, n_gaps: int) -> int:
-    """Note that a source's event was given out, and what was lost before it."""
+    """Mark the pending event of a source as returned; record the loss before it."""
     time = sources[source, TIME]
     if sources[source, N_LOST]:
         gaps[n_gaps, 0], gaps[n_gaps, 1] = source, sources[source, N_LOST]
@@ -372,7 +375,7 @@ def _take_event(sources: I64Array, source: int, line: int, gaps: I64Array, n_gap
 
 
 def _count(counts: I64Array, layout: int, line: int, size: int, layouts: I64Array) -> bool:
-    """Count a record of ``size`` bytes; return whether it becomes a row."""
+    """Count a record of ``size`` bytes for its layout; return whether it becomes a row."""
     if counts[layout, N] == 0:
         counts[layout, LINE] = line
     counts[layout, N] += 1

@@ -1,4 +1,4 @@
-"""Entries with their returns, and SEAMCALLs of the lower layer with the wrappers' calls around.
+"""Pair entries with returns, and low-level SEAMCALLs with the wrapper calls that enclose them.
 
 A return belongs to the last open entry of its function in its thread.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.batch import BoolArray, I8Array, I32Array, I64Array, U64Array
 from tdxtrace.tdx.wrappers import PAGES
 
-# What became of an event.
+# Fates of events, as :func:`pair` writes them.
 ENTRY_OF_PAIR: Final = 0
 OPEN: Final = 1
 """An entry that may still return."""
@@ -24,7 +24,7 @@ ORPHAN: Final = 4
 """A return without an entry."""
 
 AMBIGUOUS: Final = -2
-"""In place of the partner of an open entry whose return cannot be told from another's."""
+"""Partner of an open entry whose return cannot be distinguished from that of another entry."""
 
 
 def pair(
@@ -38,21 +38,20 @@ def pair(
     partner: I64Array,
     fate: NDArray[np.uint8],
 ) -> None:
-    """Write the entry of each return, and what became of every event.
+    """Write the entry of each return and the fate of each event.
 
-    A return also ends the calls that were opened after its entry and never returned: they
-    cannot return any more.
+    A return also gives up the calls that were opened after its entry: they cannot return any more.
 
     Args:
-        thread: Number of each event's thread, in the order of time.
-        event: Kind of each event, which indexes ``function`` and ``is_return``.
-        function: What is called, comparable between entry and return.
-        is_return: Whether the event is a return.
-        depth: Most open calls of one function in one thread; the oldest beyond that is given up.
-        top: By thread: its last open entry; -1 before any.
-        below: By entry: the one that was open before it in its thread; written only.
-        partner: By event: of a return the place of its entry; otherwise unchanged.
-        fate: By event: one of the constants above.
+        thread: Index of each event's thread; events are in time order.
+        event: Kind of each event, an index into ``function`` and ``is_return``.
+        function: Number of the called function, equal for its entry and its return.
+        is_return: Whether the kind is a return.
+        depth: Most open calls of one function in one thread; beyond that the oldest is given up.
+        top: By thread: its last open entry; -1 before the first one.
+        below: By entry: the entry that was open before it in its thread; written only.
+        partner: By event: for a return the index of its entry; otherwise unchanged.
+        fate: By event: one of the constants above; written.
     """
     for at in range(len(event)):
         kind = event[at]
@@ -117,22 +116,21 @@ def pair_without_threads(
     partner: I64Array,
     fate: NDArray[np.uint8],
 ) -> None:
-    """Do what :func:`pair` does for events whose thread is not known.
+    """Pair events whose thread is unknown by place (CPU) instead; otherwise as :func:`pair`.
 
     A return belongs to the only open entry of its function at its place. Where several are
-    open, it may be of any: it stays without an entry, and so do these entries, and those that
-    begin before as many have returned.
+    open, it may belong to any of them: it stays without an entry, and these entries stay without a
+    return, as do those that begin before all of these calls have returned.
 
     Args:
-        place: Number of each event's CPU, or of all CPUs where it is not known; -1: not to be
-            paired here.
+        place: Index of each event's CPU, one index for all events whose CPU is unknown; -1: skip.
         event: As for :func:`pair`.
         function: As for :func:`pair`.
         is_return: As for :func:`pair`.
-        depth: By place: most open calls of one function; the oldest beyond that is given up.
-        top: By place: its last open entry; -1 before any.
-        below: By entry: the one that was open before it at its place; written only.
-        partner: By event: -1, or AMBIGUOUS of an entry that an earlier batch left so.
+        depth: By place: most open calls of one function; beyond that the oldest is given up.
+        top: By place: its last open entry; -1 before the first one.
+        below: By entry: the entry that was open before it at its place; written only.
+        partner: By event: -1, or AMBIGUOUS for an entry that an earlier batch marked so.
         fate: By event: one of the constants above; written.
     """
     for at in range(len(event)):
@@ -178,7 +176,7 @@ def pair_without_threads(
 def _take_out(
     entry: np.int64, above: np.int64, here: int | np.int32, top: I64Array, below: I64Array
 ) -> None:
-    """Take an entry out of the list of open ones of a place."""
+    """Remove an entry from the linked list of open entries of a place."""
     if above < 0:
         top[here] = below[entry]
     else:
@@ -188,15 +186,16 @@ def _take_out(
 def wait_for_wrappers(
     thread: I32Array, is_inner: BoolArray, is_open: BoolArray, outer: I64Array
 ) -> None:
-    """Mark as open also what lies inside a wrapper's call that has not returned yet.
+    """Mark low-level events inside a wrapper call that has not returned yet as open too.
 
-    The wrapper names the request of the SEAMCALLs inside, so they wait for its return.
+    The wrapper's arguments identify the request of the SEAMCALLs inside, so they wait for its
+    return.
 
     Args:
-        thread: Number of each event's thread, in the order of time.
-        is_inner: Whether it is of the lower layer.
-        is_open: By event: an entry that has not returned; more are marked.
-        outer: By thread: -1; scratch.
+        thread: Index of each event's thread; events are in time order.
+        is_inner: Whether the event is from a low-level probe.
+        is_open: By event: an entry that has not returned; updated.
+        outer: By thread: scratch, filled with -1.
     """
     for at in range(len(thread)):
         if is_open[at] and not is_inner[at]:
@@ -215,18 +214,18 @@ def find_enclosing(
     latest: I64Array,
     wrapper: I64Array,
 ) -> None:
-    """Write which wrapper's call each SEAMCALL lies inside.
+    """Write the wrapper call that encloses each SEAMCALL.
 
-    It is the call of the thread that began last before the SEAMCALL, if it returned after it.
+    It is the thread's last wrapper call that began before the SEAMCALL, if it returned after it.
 
     Args:
-        thread: Number of each row's thread.
-        start: Place of each row's entry; -1: not recorded.
-        end: Place of each row's return; -1: not recorded.
-        is_inner: Whether the row is of the lower layer.
-        row_at: By place of an event: -1; scratch.
-        latest: By thread: -1; scratch.
-        wrapper: By row: -1; the row of its wrapper's call is written.
+        thread: Index of each row's thread.
+        start: Index of each row's entry event; -1: not recorded.
+        end: Index of each row's return event; -1: not recorded.
+        is_inner: Whether the row is from a low-level probe.
+        row_at: By event: scratch, filled with -1.
+        latest: By thread: scratch, filled with -1.
+        wrapper: By row: -1; replaced by the row of the enclosing wrapper call.
     """
     for row in range(len(thread)):
         if end[row] >= 0:
@@ -254,20 +253,21 @@ def find_returned(
     ends_at: I64Array,
     wrapper: I64Array,
 ) -> None:
-    """Write which wrapper's return, recorded without its entry, ended each SEAMCALL's call.
+    """Write the wrapper return, recorded without its entry, that follows each SEAMCALL.
 
-    It is the next row of the thread after SEAMCALLs of its leaf, with the status of the last:
-    a wrapper hands on what its SEAMCALL answered, and could not have issued another one unseen.
+    It is the thread's next row after SEAMCALLs of its leaf, with the status of the last of them:
+    a wrapper returns the status of its SEAMCALL, and another SEAMCALL of it would have been
+    recorded.
 
     Args:
-        thread: Number of each row's thread; rows are in the order of their last event.
-        start: Place of each row's entry; -1: not recorded.
-        end: Place of each row's return; -1: not recorded.
-        is_inner: Whether the row is of the lower layer.
-        leaf: Of each row.
-        status: Of each row, 0 where it has none.
-        after: By thread: -1; scratch.
-        ends_at: By row: -1; scratch.
+        thread: Index of each row's thread; rows are in the order of their last event.
+        start: Index of each row's entry event; -1: not recorded.
+        end: Index of each row's return event; -1: not recorded.
+        is_inner: Whether the row is from a low-level probe.
+        leaf: Leaf of each row.
+        status: Status of each row, 0 where it has none.
+        after: By thread: scratch, filled with -1.
+        ends_at: By row: scratch, filled with -1.
         wrapper: By row: written where it is -1.
     """
     for row in range(len(thread) - 1, -1, -1):
@@ -283,14 +283,14 @@ def find_returned(
             wrapper[row] = ends_at[row]
 
 
-# What an event means for the vCPU entry of its thread.
+# Roles of events in :func:`find_entry_starts`.
 NOTHING: Final = 0
 KVM_ENTRY: Final = 1
 KVM_EXIT: Final = 2
 RUN_RETURN: Final = 3
 """The return of the function that enters the vCPU."""
 OUTSIDE: Final = 4
-"""Something that the thread does only outside of that function."""
+"""An event that the thread emits only outside that function."""
 
 
 def find_entry_starts(
@@ -302,19 +302,19 @@ def find_entry_starts(
     exited: I64Array,
     start: I64Array,
 ) -> None:
-    """Write which kvm_entry each return of the function that enters a vCPU belongs to.
+    """Write the kvm_entry of each return of the function that enters a vCPU.
 
-    It is the latest of the thread, if nothing but one kvm_exit lies between, and if it is of the
-    same vCPU and on the same CPU, where these are told.
+    It is the thread's latest kvm_entry, if at most one kvm_exit lies between the two and if vCPU
+    and CPU are the same, where they are recorded.
 
     Args:
-        thread: Number of each event's thread, in the order of time.
+        thread: Index of each event's thread; events are in time order.
         role: By event: one of the constants above.
-        cpu: By event: its CPU, -1: not told.
-        vcpu: By event: number of the vCPU, -1: not told.
-        entered: By thread: -1; left with the kvm_entry that no return belongs to yet, or -1.
-        exited: By thread: -1; left with the kvm_exit after that, or -1.
-        start: By event: -1; of a return the place of its kvm_entry is written.
+        cpu: By event: its CPU, -1: not recorded.
+        vcpu: By event: number of the vCPU, -1: not recorded.
+        entered: By thread: -1 on input; on output its kvm_entry without a return yet, or -1.
+        exited: By thread: -1 on input; on output the kvm_exit after that kvm_entry, or -1.
+        start: By event: -1; for a return replaced by the index of its kvm_entry.
     """
     for at in range(len(thread)):
         mine = thread[at]
@@ -333,9 +333,9 @@ def find_entry_starts(
 
 REGISTERS: Final = ("rcx", "rdx", "r8")
 IN_REGISTERS: Final = ("td_id", "vp_id", "gpa", *PAGES, "level")
-"""What registers can hold."""
+"""Operands that are passed in registers."""
 FIELDS: Final = (*IN_REGISTERS, "fn", "leaf", "version", "gfn", *REGISTERS)
-"""Rows of ``value`` and ``seen`` that :func:`read_operands` looks at."""
+"""Rows of ``value`` and ``seen`` in :func:`read_operands`."""
 NO_REGISTER: Final = -1
 _N_OPERANDS: Final = len(IN_REGISTERS)
 _GPA, _LEVEL = FIELDS.index("gpa"), FIELDS.index("level")
@@ -353,14 +353,14 @@ _LEVEL_MASK: Final = np.uint64(0x7)
 
 
 def read_operands(registers: I8Array, value: U64Array, seen: BoolArray, leaf: I32Array) -> None:
-    """Fill leaf, version and operands of each call from its registers, where not yet known.
+    """Fill in leaf, version and operands of each call from its registers, where unknown.
 
     Args:
-        registers: By leaf and place in IN_REGISTERS: place in REGISTERS of what holds it,
-            or NO_REGISTER.
-        value: One row per field of FIELDS, one entry per call.
-        seen: Where a value is known, of the same shape.
-        leaf: Of each call as its probe tells, -1: it does not.
+        registers: By leaf and index in IN_REGISTERS: index in REGISTERS of the register that
+            holds the operand, or NO_REGISTER.
+        value: One row per field of FIELDS, one entry per call; updated.
+        seen: Where a value is known, of the same shape; updated.
+        leaf: Leaf of each call according to its probe, -1: unknown; updated.
     """
     for row in range(len(leaf)):
         if seen[_FN, row]:
@@ -391,6 +391,6 @@ def read_operands(registers: I8Array, value: U64Array, seen: BoolArray, leaf: I3
                 value[field, row] = word
                 seen[field, row] = True
             if field == _GPA and of_level == NO_REGISTER and not seen[_LEVEL, row]:
-                # An address in guest memory without a level is that of a 4K page.
+                # A guest physical address without a level is the address of a 4K page.
                 value[_LEVEL, row] = 0
                 seen[_LEVEL, row] = True
