@@ -1,1 +1,1 @@
-"""From raw events of any format to the event tables."""
+"""Decode raw events of any input format into the event tables."""

@@ -1,4 +1,4 @@
-"""SEAMCALL attempts from entry and return probes; vCPU entries, faults, events from tracepoints."""
+"""Decode SEAMCALL attempts from probes; vCPU entries, faults and host events from tracepoints."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _VCPU_RUN: Final = PROBES.index("vcpu_run")
 _WRAPPER: Final = PROBES.index("wrapper")
 _VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _BOTH: Final = (*pairing.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
-# Which column a slot fills, of the return and then, which is preferred, of the entry.
+# The column that each slot fills, for returns and for entries; entries override returns.
 _OF_RETURN: Final[Mapping[str, str]] = {
     **{"out_rcx": "ext_err1", "out_rdx": "ext_err2"},
     **{name: name for name in (*_BOTH, "status", "duration_ns")},
@@ -69,15 +69,15 @@ _OF_ENTRY: Final[Mapping[str, str]] = {name: name for name in (*_BOTH, *pairing.
 
 @dataclass(slots=True)
 class Calls:
-    """Pairs calls and keeps those still open; rows come out as they are complete."""
+    """Pairs entries with returns and keeps open calls; returns rows as they become complete."""
 
     source: int
     stats: SourceStats
     run: Runner[Any]
     open: RecordBatch | None = None
-    """What waits for a return."""
+    """Events that wait for a return."""
     ambiguous: BoolArray | None = None
-    """Which of these cannot be told from others any more."""
+    """Whether each open entry can no longer be distinguished from others."""
     _of_loader: list[pl.DataFrame] = field(default_factory=list)
     _runs: VcpuRuns = field(init=False)
 
@@ -90,9 +90,9 @@ class Calls:
         """Return the ``seamcalls`` rows that are complete with the events of ``parts``.
 
         Args:
-            parts: Calls and returns.
-            kinds: What events there are.
-            beside: Entries to and exits from vCPUs of the same stretch of the source.
+            parts: Entry and return events, in order.
+            kinds: Properties of events, by event ID.
+            beside: kvm_entry and kvm_exit events from the same part of the source.
         """
         if not parts:
             return self._sift(SEAMCALLS.empty(), np.zeros(0, np.uint8), kinds, beside)
@@ -115,7 +115,7 @@ class Calls:
             self.open = self.open.take(self.open.ts_ns >= before_ns).detached()
 
     def finish(self, kinds: Kinds) -> pl.DataFrame:
-        """Return the calls that never returned."""
+        """Return the ``seamcalls`` rows of calls that never returned."""
         self._runs.finish()
         if self.open is None:
             return SEAMCALLS.empty()
@@ -124,7 +124,7 @@ class Calls:
         return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
 
     def take_loader_calls(self) -> list[pl.DataFrame]:
-        """Take the ``loader_calls`` rows that are complete since the last time."""
+        """Return the ``loader_calls`` rows that became complete since the previous call."""
         taken, self._of_loader = self._of_loader, []
         return taken
 
@@ -151,19 +151,19 @@ class Calls:
         kinds: Kinds,
         beside: Sequence[RecordBatch],
     ) -> pl.DataFrame:
-        """Return the rows without those of tdx_vcpu_run that are no attempt."""
+        """Return the rows without returns of tdx_vcpu_run that are no attempts."""
         is_run = (kinds.probe == _VCPU_RUN) | (kinds.leaf == _VP_ENTER)
         is_needed = is_run.any() and (len(beside) or len(rows))
         return self._runs.sift(rows, what, beside) if is_needed else rows
 
 
 class Attempts:
-    """Attempts of one batch: pairs, entries alone and returns alone, by the last event of each."""
+    """Attempts of one batch: pairs, lone entries and lone returns, in order of their last event."""
 
     def __init__(
         self, batch: RecordBatch, kinds: Kinds, made: Paired, at: I64Array, run: Runner[Any]
     ) -> None:
-        """Take the places ``at`` of the last event of each attempt."""
+        """Build attempts; ``at`` has the index of the last event of each."""
         self.batch, self.kinds, self.run = batch, kinds, run
         self.thread, self.n_threads = made.thread.take(at), made.n_threads
         self.start, self.end = made.rows(at)
@@ -171,7 +171,7 @@ class Attempts:
         event = batch.event.take(at)
         self.leaf = kinds.leaf.take(event)
         self.probe: I8Array = kinds.probe.take(event)
-        # Registers also of a return without entry: __seamcall leaves them as they were.
+        # Read registers from a return without entry too: __seamcall leaves them unchanged.
         first = np.where(self.start >= 0, self.start, self.end)
         reads = (self.end, _OF_RETURN), (first, _OF_ENTRY)
         self.words: dict[str, Words] = read_fields(batch, reads, run)
@@ -180,7 +180,7 @@ class Attempts:
         self.dropped = np.zeros(self.n, np.bool_)
         fn, has_fn = self.words.get("fn", _no_words(self.n))
         self.is_loader: BoolArray = has_fn & (fn >= _SEAMLDR)
-        """Which ask the P-SEAMLDR."""
+        """Whether each attempt is a call of the P-SEAMLDR."""
 
     def _read_operands(self) -> None:
         told = [self.words.get(name, _no_words(self.n)) for name in pairing.FIELDS]
@@ -191,14 +191,14 @@ class Attempts:
     def leave_out(self) -> list[tuple[str, str, int]]:
         """Drop calls that are no attempts; return kind, detail and number of lines of each loss.
 
-        A wrapper's call around SEAMCALLs that were recorded too; calls that name no leaf, as a
-        return of ``__seamcall_ret`` whose entry, which named it, was not recorded; calls of the
-        P-SEAMLDR, which have a table of their own.
+        Dropped are wrapper calls whose inner SEAMCALLs were recorded too; calls without a leaf,
+        such as a return of ``__seamcall_ret`` whose entry, which has the leaf, was not recorded;
+        and calls of the P-SEAMLDR, which have their own table.
         """
         wrapper = self._find_wrappers()
         around = np.zeros(self.n, np.bool_)
         if wrapper is not None:
-            # No wrapper's request is the P-SEAMLDR's.
+            # Wrappers never call the P-SEAMLDR.
             wrapper[self.is_loader] = ABSENT
             around[wrapper[wrapper >= 0]] = True
             self._inherit(wrapper)
@@ -215,9 +215,9 @@ class Attempts:
         return int((self.start[is_row] >= 0).sum() + (self.end[is_row] >= 0).sum())
 
     def _find_wrappers(self) -> I64Array | None:
-        """Return the row of the wrapper's call around each SEAMCALL, ABSENT where there is none.
+        """Return the row of the wrapper call that encloses each SEAMCALL, ABSENT if none does.
 
-        None if not both layers were recorded.
+        None unless both wrappers and low-level SEAMCALLs were recorded.
         """
         is_inner = self.probe == _INNER
         if not self.kinds.has_inner or is_inner.all() or not is_inner.any():
@@ -236,7 +236,7 @@ class Attempts:
         return wrapper
 
     def _inherit(self, wrapper: I64Array) -> None:
-        """Give SEAMCALLs inside a wrapper's call what only the wrapper's probe saw."""
+        """Copy operands from wrapper calls to the SEAMCALLs inside them, replacing theirs."""
         child = np.flatnonzero(wrapper >= 0)
         parent = wrapper[child]
         for name in pairing.IN_REGISTERS if len(child) else ():
@@ -247,11 +247,11 @@ class Attempts:
                 seen[child[take]] = True
 
     def runs(self) -> loops.Bytes:
-        """What each row of :meth:`frame` is to :class:`VcpuRuns`."""
+        """Return the kind of each row of :meth:`frame` for :class:`VcpuRuns`."""
         what = np.full(self.n, NO_RUN, np.uint8)
         if "status" in self.words:
-            # A probe that is named otherwise, printed without its function, is on tdx_vcpu_run
-            # too, or inside it, where it has a kvm_entry between any two returns.
+            # A TDH.VP.ENTER probe whose function is not printed may be on tdx_vcpu_run too; if it
+            # is on a function inside, kvm_entry lies between any two of its returns.
             is_run = (self.probe == _VCPU_RUN) | self._is_entry()
             is_run &= (self.end >= 0) & self.words["status"][1]
             event = self.batch.event.take(self.end[is_run])
@@ -264,7 +264,7 @@ class Attempts:
         return found
 
     def frame(self, source: int) -> pl.DataFrame:
-        """The rows as ``seamcalls``, in the order of their lines."""
+        """Return the attempts as ``seamcalls`` rows, in line order."""
         columns, seen = make_rows(self.batch, self.start, self.end, self.run)
         if "duration_ns" in self.words:
             # function_graph prints a call without children on one line, with its duration.
@@ -282,7 +282,7 @@ class Attempts:
         return frame(SEAMCALLS, self.n, columns, seen)
 
     def loader_frame(self, source: int) -> pl.DataFrame:
-        """The calls of the P-SEAMLDR as ``loader_calls``, in the order of their lines."""
+        """Return the calls of the P-SEAMLDR as ``loader_calls`` rows, in line order."""
         columns, seen = make_rows(self.batch, self.start, self.end, self.run)
         columns |= {"source": source, "loader_leaf": self.leaf, "probe": self.probe}
         columns["status"], seen["status"] = self.words.get("status", _no_words(self.n))
@@ -295,7 +295,7 @@ def _frame_of(
     columns: Mapping[str, Column],
     seen: Mapping[str, BoolArray],
 ) -> pl.DataFrame:
-    """Build the rows of ``table`` that are kept."""
+    """Build rows of ``table`` from the entries where ``is_kept``."""
     kept = np.flatnonzero(is_kept)
     columns = {n: x[kept] if isinstance(x, np.ndarray) else x for n, x in columns.items()}
     seen = {name: there[kept] for name, there in seen.items()}
@@ -308,7 +308,7 @@ def _no_words(n: int) -> Words:
 
 @cache
 def _registers() -> I8Array:
-    """By leaf and operand of pairing.IN_REGISTERS: place of the register that holds it."""
+    """Return, by leaf and operand of pairing.IN_REGISTERS, the index of the register holding it."""
     table = operand_table()
     shape = int(table["leaf"].to_numpy().max()) + 1, len(pairing.IN_REGISTERS)
     made = np.full(shape, pairing.NO_REGISTER, np.int8)
@@ -318,7 +318,7 @@ def _registers() -> I8Array:
     return made
 
 
-# A thread runs one vCPU, and enters it again only after it came out.
+# A thread runs one vCPU, and enters it again only after an exit.
 _MAX_OPEN: Final = 1
 _KVM_ISA_VMX: Final = 1  # Linux arch/x86/include/uapi/asm/vmx.h and arch/x86/kvm/trace.h
 
@@ -342,7 +342,7 @@ _PAGE_SHIFT: Final = np.uint64(12)
 
 @dataclass(slots=True)
 class VmEntries:
-    """Pairs kvm_entry with kvm_exit by thread and keeps the vCPUs still inside."""
+    """Pairs kvm_entry with kvm_exit by thread and keeps entries without an exit yet."""
 
     source: int
     stats: SourceStats
@@ -367,7 +367,7 @@ class VmEntries:
             self.open = self.open.take(self.open.ts_ns >= before_ns).detached()
 
     def finish(self) -> pl.DataFrame:
-        """Return the entries whose exit was never seen."""
+        """Return the ``vm_entries`` rows of entries whose exit was never seen."""
         if self.open is None:
             return VM_ENTRIES.empty()
         batch, self.open = self.open, None
@@ -377,7 +377,7 @@ class VmEntries:
     def _frame(self, batch: RecordBatch, start: I64Array, end: I64Array) -> pl.DataFrame:
         words = read_fields(batch, ((start, _OF_VM_ENTRY), (end, _OF_VM_EXIT)), self.run)
         if "isa" in words and "exit_reason" in words:
-            # A reason to exit counts where the processor is one of Intel's: AMD has others.
+            # Keep exit reasons of Intel processors only: AMD numbers them differently.
             isa, has_isa = words["isa"]
             is_other = has_isa & (isa != _KVM_ISA_VMX)
             if is_other.any():
@@ -389,7 +389,7 @@ class VmEntries:
         return frame(VM_ENTRIES, len(start), columns, seen)
 
     def _record_unknown(self, reason: U64Array, line: I64Array) -> None:
-        """Record the exit codes of another processor: text has their names."""
+        """Record exit codes of AMD processors as unknown."""
         codes, first, n = np.unique(reason, return_index=True, return_counts=True)
         for code, at, n_exits in zip(codes.tolist(), first.tolist(), n.tolist(), strict=True):
             what = f"exit reason {code:#x} (AMD, not Intel)"
@@ -423,7 +423,7 @@ def host_events(
 
 
 def _understand_errno(words: dict[str, Words], n: int) -> None:
-    """Let a negative errno stand for the reason: KVM prints one or the other."""
+    """Move a negative errno to ``errno`` and clear ``reason``: KVM prints one or the other."""
     recorded, is_there = words["signed_errno"]
     signed = recorded.view(np.int64)
     has_failed = is_there & (signed < 0)
@@ -437,7 +437,7 @@ def _understand_errno(words: dict[str, Words], n: int) -> None:
 def _frame(
     table: Table, batch: RecordBatch, given: Mapping[str, Column], words: Mapping[str, Words]
 ) -> pl.DataFrame:
-    """Build a table with one row per event."""
+    """Build rows of ``table``, one per event."""
     columns: dict[str, Column] = {
         **{name: value for name, (value, _) in words.items()},
         **{name: getattr(batch, name) for name in ("ts_ns", "cpu", "tid", "tgid")},

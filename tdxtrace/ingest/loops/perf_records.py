@@ -1,7 +1,7 @@
-"""Records of perf data: samples are queued, and come out in the order of their time as rows.
+"""Queue the samples of perf.data records, and copy them to rows in time order.
 
-Words come as ``int64_at``: see loops.pages.  Layouts: Linux include/uapi/linux/perf_event.h,
-PERF_RECORD_SAMPLE.
+Input is ``int64_at``, the 64-bit number at each byte (records.layouts.int64_at).  Layouts: Linux
+include/uapi/linux/perf_event.h, PERF_RECORD_SAMPLE.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from tdxtrace.ingest.loops.pages import (
     record_thread,
 )
 
-# Why queue_samples stopped: at the end, or before a record that is not simply passed over (of
-# another kind, cut off, or damaged); where there is no more room; before the first sample;
-# before a sample of an event that is not interned yet.
+# Why queue_samples stopped: at the end of the block, or before a record that the caller must
+# handle (TRACING_DATA and the like, cut off, or damaged); the output is full; before the first
+# sample; before a sample of an event that is not interned yet.
 END, FULL, FIRST_SAMPLE, NEW_EVENT = range(4)
-# Columns of sample layouts: bytes of the parts that have a fixed size; offsets of time, thread
-# and CPU behind the header, -1: none; whether the tracepoint's record is there; words that READ
-# adds, and further ones for each that its first one counts; whether there is a call chain.
+# Columns of sample layouts: bytes of the parts of fixed size; offsets of time, thread and CPU from
+# the end of the header, -1: absent; whether the tracepoint's record is there; words that READ adds,
+# and words per item counted by its first word; whether there is a call chain.
 FIXED, TIME, THREAD, CPU, RAW, READ_WORDS, READ_EACH, CALLCHAIN = range(8)
-# Columns of queued samples: CPU; process (low half) and thread; layout and state; first word.
+# Columns of queued samples: CPU; process ID (low half) and thread ID; layout and state; first word.
 ON_CPU, WHO, WHAT, FIRST_WORD, N_COLUMNS = range(5)
-# The state of a sample: of one that becomes a row 1 + in_irq (0: unknown).
+# State of a sample: 1 + in_irq if it becomes a row (0: context unknown), or NO_ROW or TOO_SHORT.
 STATE_BITS: Final = 3
 NO_ROW, TOO_SHORT = 3, 4
 
 _SAMPLE: Final = 9  # PERF_RECORD_SAMPLE
-# What follows these is of another kind, or packed; enum perf_user_event_type,
+# Records followed by raw data, or with compressed contents; enum perf_user_event_type,
 # tools/perf/lib/include/perf/event.h.
 TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2 = 66, 71, 81, 83
 _HEADER: Final = 8
@@ -54,7 +54,8 @@ SIGN: Final = -(1 << 63)
 
 Arrays = tuple[NDArray[Any], ...]
 Shape = tuple[int, int, int, int, int, int]
-"""What is looked up of every sample: columns FIXED to RAW, and whether others are not 0."""
+"""A row of sample layouts: columns FIXED to RAW, and the sum of the rest, 0 if READ and CALLCHAIN
+add nothing."""
 
 
 def queue_samples(
@@ -69,28 +70,28 @@ def queue_samples(
     n_words: int,
     newest: int,
 ) -> tuple[int, int, int, int, int, int, int]:
-    """Follow records; put samples behind those that wait, with their fields if they become rows.
+    """Walk the records of a block; append samples to the queue, with fields if they become rows.
 
     Args:
-        int64_at: The number at each byte of a block that ends with records.layouts.PADDING.
+        int64_at: The 64-bit number at each byte of a block that ends with records.layouts.PADDING.
         at: The byte at which a record begins.
-        n_bytes: Where the block's records end.
-        samples: The table of sample layouts, without rows before the first sample; by
-            attribute, the row there; offset of a sample's id behind the header (-1: none), the
-            ids with their sign flipped, ascending, and the attribute of each; by attribute,
-            the layout of samples that hold no record.
-        events: Common fields (loops.pages.Heads); bytes that tell a record's event; by event
-            number, its layout, or -1: not interned; and the tables of layouts and of fields
+        n_bytes: The byte at which the block's records end.
+        samples: The table of sample layouts, empty before the first sample; by attribute, its row
+            in that table; offset of a sample's ID from the end of the header (-1: none), the IDs
+            with their sign flipped, ascending, and the attribute of each; by attribute, the
+            layout of samples without a record.
+        events: Common fields (loops.pages.Heads); number of bytes up to the end of the event ID;
+            by event ID, its layout, or -1: not interned; and the tables of layouts and of fields
             (records.layouts).
         queue: Filled: time in ns of samples; N_COLUMNS columns; the words of their fields.
-        others: Filled, for each record that is no sample: its byte, and ``newest`` there.
-        n: Samples that wait.
-        n_words: Words of their fields.
+        others: Filled, for each record that is not a sample: its byte, and ``newest`` there.
+        n: Number of queued samples.
+        n_words: Number of words of their fields.
         newest: Time of the newest sample so far.
 
     Returns:
-        Why it stopped; the byte of the record in the sample whose event is not interned; the
-        byte at which it stopped; ``n`` and ``n_words`` then; how many others; ``newest`` then.
+        Why it stopped; for NEW_EVENT the byte of the record in the sample; the byte at which it
+        stopped; the new ``n`` and ``n_words``; the number of other records; the new ``newest``.
     """
     table, row_of_attr, attr_ids, _ = samples
     heads, _, _, layouts, fields = events
@@ -133,7 +134,7 @@ def queue_samples(
 
 
 def _shape(table: I64Array, row: int) -> Shape:
-    """What a row of the table of sample layouts says, its last three columns in one."""
+    """Return a row of the table of sample layouts, with its last columns summed."""
     return (
         int(table[row, FIXED]),
         int(table[row, TIME]),
@@ -145,7 +146,7 @@ def _shape(table: I64Array, row: int) -> Shape:
 
 
 def _heading(int64_at: I64Array, body: int, stop: int, shape: Shape) -> tuple[int, int, int]:
-    """Time, process and thread in one word, and CPU of a sample: 0 and -1 if it is too short."""
+    """Return a sample's time, process and thread in one word, and CPU; 0, -1, -1 if too short."""
     fixed, time_at, thread_at, cpu_at, _, _ = shape
     time, who, cpu = 0, -1, -1
     if body + fixed <= stop:
@@ -165,7 +166,7 @@ def _heading(int64_at: I64Array, body: int, stop: int, shape: Shape) -> tuple[in
 def _record(
     int64_at: I64Array, body: int, stop: int, shape: Shape, table: I64Array, row: int
 ) -> tuple[int, int]:
-    """Where a sample's record begins, and its bytes: 0 if it has none, or one that is cut off."""
+    """Return first byte and size of a sample's record; size 0 if it is absent or cut off."""
     at, n_bytes = body + shape[0], 0
     if shape[4] and at <= stop:
         if shape[5]:
@@ -178,7 +179,7 @@ def _record(
 
 
 def _state(int64_at: I64Array, record: int, n_bytes: int, heads: Heads, least: int) -> int:
-    """The state of a sample, by the bytes that its layout needs; -1: it becomes no row."""
+    """Return the state of a sample; ``least`` is the bytes its layout needs, -1: no rows."""
     if n_bytes < least:
         return TOO_SHORT
     if least < 0:
@@ -195,7 +196,7 @@ def _layout(
     samples: tuple[Any, ...],
     events: tuple[Any, ...],
 ) -> int:
-    """The layout of the event that a sample's record is of; -1: not interned."""
+    """Return the layout for a sample's record; -1: its event is not interned."""
     _, _, attr_ids, no_record = samples
     heads, n_type_bytes, index, _, _ = events
     if n_bytes < n_type_bytes:
@@ -204,10 +205,10 @@ def _layout(
 
 
 def _attr_of(int64_at: I64Array, body: int, stop: int, attr_ids: tuple[Any, ...]) -> int:
-    """The attribute of a sample: that of the first id which is not below its own.
+    """Return the attribute of a sample: that of the first ID not below the sample's ID.
 
-    Samples that name none are of the first attribute; of one that is too short to, its header
-    is taken for the id.
+    Samples without an ID get the first attribute.  If a sample is too short for its ID, its header
+    is used as the ID.
     """
     id_at, ids, attr_of_id = attr_ids
     if id_at < 0:
@@ -224,7 +225,7 @@ def _attr_of(int64_at: I64Array, body: int, stop: int, attr_ids: tuple[Any, ...]
 
 
 def _behind_varying(int64_at: I64Array, at: int, stop: int, table: I64Array, row: int) -> int:
-    """The byte behind what READ and CALLCHAIN put into a sample at ``at``: at most ``stop``."""
+    """Return the byte after the READ and CALLCHAIN parts that begin at ``at``, at most ``stop``."""
     each = int(table[row, READ_EACH])
     if each:
         at += 8 * each * _counted(int64_at, at, stop)
@@ -235,7 +236,7 @@ def _behind_varying(int64_at: I64Array, at: int, stop: int, table: I64Array, row
 
 
 def _counted(int64_at: I64Array, at: int, stop: int) -> int:
-    """The number at ``at``: at most as many words as are left."""
+    """Return the count at ``at``, limited to the number of words left."""
     if at + 8 > stop:
         return 0
     n, n_left = int(int64_at[at]), (stop - at) >> 3
@@ -257,23 +258,24 @@ def take_in_order(
     rows: Arrays,
     words: I64Array,
 ) -> tuple[int, int, int]:
-    """Copy samples to where rows are made of them, and count them.
+    """Copy queued samples to rows in time order, and count them.
 
     Args:
-        order: Places of the samples in ``queue``, by time.
-        n_before: Samples before these.
+        order: Indexes of the samples in ``queue``, by time.
+        n_before: Number of samples taken before.
         queue: As queue_samples fills it.
         layouts: The table of layouts (records.layouts).
         counts: By layout, the columns of EventCatalog.count; changed.
-        spans: By CPU and, at MAX_CPUS, of all: times in ns of the first and the last sample.
-        threads: By number, whether a thread was met; filled: the threads of rows that were not
-            (those without a place there more than once), and the first row of each.
-        rows: Filled, one entry a row: line, ts_ns, tid, tgid, cpu, in_irq, event, layout and
+        spans: Times in ns of the first and the last sample, by CPU, and at index MAX_CPUS of all
+            CPUs; changed.
+        threads: By thread ID, whether the thread was seen; filled: threads of rows that were not
+            seen before (IDs beyond the array's end more than once), and the first row of each.
+        rows: Filled, one entry per row: line, ts_ns, tid, tgid, cpu, in_irq, event, layout and
             first word, as in batch.RecordBatch.
-        words: Filled with their fields; with room for all words in ``queue``.
+        words: Filled with their fields; must have room for all words in ``queue``.
 
     Returns:
-        How many rows, words and threads.
+        The number of rows, words and threads.
     """
     times, columns, queued = queue
     first_ns, last_ns = spans
@@ -315,23 +317,23 @@ def take_in_order(
 
 
 def _count(counts: I64Array, layout: int, n: int, first_line: int, line: int) -> None:
-    """Raise the column ``n`` of a layout by 1; fill ``first_line`` with the first of them."""
+    """Increment column ``n`` of a layout; set column ``first_line`` at the first increment."""
     if counts[layout, n] == 0:
         counts[layout, first_line] = line
     counts[layout, n] += 1
 
 
 def drop_until(limit: int, n: int, queue: Arrays, layouts: I64Array) -> tuple[int, int]:
-    """Drop samples up to ``limit``; the others move up, in the order in which they came.
+    """Remove samples up to ``limit`` from the queue; the others keep their order.
 
     Args:
-        limit: Time in ns.
-        n: Samples that wait.
+        limit: Time in ns, inclusive.
+        n: Number of queued samples.
         queue: As queue_samples fills it; changed.
         layouts: The table of layouts (records.layouts).
 
     Returns:
-        How many samples wait then, and how many words they have.
+        The number of samples left, and the number of their words.
     """
     times, columns, words = queue
     left, n_words = 0, 0

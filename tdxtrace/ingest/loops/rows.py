@@ -1,4 +1,4 @@
-"""Rows of tables: the heads of entry and return, the fields of events, the threads of rows."""
+"""Fill the columns of table rows from events, and number the threads of rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I32Array, I64Array, U64Array
 
 OBSERVED: Final = ("start_ns", "end_ns", "start_cpu", "cpu", "tid", "tgid", "in_irq")
-"""What may not be known of a row, in the order of the rows of ``seen``."""
+"""Columns that may be unknown, in the order of the rows of ``seen``."""
 _START, _END, _START_CPU, _CPU, _TID, _TGID, _IN_IRQ = range(len(OBSERVED))
 _MAX_CPU: Final = 0xFFFF
 
@@ -32,24 +32,25 @@ def make_rows(
     row_in_irq: BoolArray,
     seen: BoolArray,
 ) -> None:
-    """Write the columns of rows from the heads of their events.
+    """Write the columns of rows from the common fields of their entry and return events.
 
     Args:
-        start: Place of each row's entry; -1: not recorded.
-        end: Place of each row's return; -1: not recorded.
-        line: By event, as the next ones: its place in the source.
-        ts_ns: When it was recorded, ns.
-        cpu: Where; UNKNOWN: not told.
-        tid: By which thread; UNKNOWN: not told.
-        tgid: Of which process; UNKNOWN: not told.
-        in_irq: 1 in interrupt context, UNKNOWN: not told.
-        row_seq: By row, as the next ones: ``line`` of the last event.
-        row_start_ns: Time of the entry, or of the return without one.
-        row_end_ns: Time of the return, or of the entry without one.
-        row_cpus: CPU of the entry, and of the last event: two rows.
-        row_ids: Thread, and process: two rows.
-        row_in_irq: Whether the return, or else the entry, was in interrupt context.
-        seen: Where each of OBSERVED is known.  The start is not known if it is after the end,
+        start: Index of each row's entry event; -1: not recorded.
+        end: Index of each row's return event; -1: not recorded.
+        line: By event: its line number in the source.
+        ts_ns: By event: its time, ns.
+        cpu: By event: its CPU, or UNKNOWN.
+        tid: By event: its thread, or UNKNOWN.
+        tgid: By event: its process, or UNKNOWN.
+        in_irq: By event: 1 in interrupt context, 0 outside, or UNKNOWN.
+        row_seq: By row, written: ``line`` of the last event.
+        row_start_ns: By row, written: time of the entry, or of the return if it has no entry.
+        row_end_ns: By row, written: time of the return, or of the entry if it has no return.
+        row_cpus: By row, written: CPU of the entry (first row) and of the last event (second).
+        row_ids: By row, written: thread (first row) and process (second).
+        row_in_irq: By row, written: whether the return, or else the entry, was in interrupt
+            context.
+        seen: Written: where each of OBSERVED is known.  A start after the end counts as unknown,
             as clocks of two CPUs may disagree (trace_clock "local").
     """
     for row in range(len(start)):
@@ -90,17 +91,17 @@ def copy_fields(
     value: U64Array,
     seen: BoolArray,
 ) -> None:
-    """Copy fields of one event per row; what a column had before is replaced.
+    """Copy fields of one event per row into columns, replacing earlier values.
 
     Args:
-        event: Place of each row's event; -1: none, and nothing is copied.
+        event: Index of each row's event; -1: no event, nothing is copied.
         layout: By event: number of its layout.
-        first_word: By event: place of its first word.
+        first_word: By event: index of its first word.
         words: The words of all events.
         columns: Columns that some layout fills.
         position: By column and layout: which word of the event fills it; -1: none.
-        value: One row per column, one entry per row of the table.
-        seen: Where a value was copied to, of the same shape.
+        value: One row per column, one entry per table row; written.
+        seen: Where a value was written, of the same shape.
     """
     for column in columns:
         for row in range(len(event)):
@@ -119,16 +120,16 @@ _HIGH_HALF: Final = np.uint64(32)
 
 
 def number_threads(tid: I32Array, slots: I32Array, slot_tid: I32Array, number: I32Array) -> int:
-    """Write the number of each event's thread; return how many threads there are.
+    """Write the index of each event's thread, in order of first occurrence.
 
     Args:
-        tid: Thread of each event.
-        slots: Hash table of thread numbers, -1 where a slot is free; its length is a power of 2.
-        slot_tid: The thread in each slot.
-        number: Where to write, one entry per event.
+        tid: Thread ID of each event.
+        slots: Hash table of thread indexes, filled with -1; its length is a power of 2.
+        slot_tid: The thread ID in each slot; scratch.
+        number: Written, one entry per event.
 
     Returns:
-        TABLE_FULL if more than half of the slots would be taken.
+        The number of threads; TABLE_FULL if more than half of the slots would be taken.
     """
     n_threads = before = 0
     mine = -1
@@ -158,16 +159,16 @@ def first_and_last(
     first_end: I64Array,
     last_end: I64Array,
 ) -> None:
-    """Write which row of each thread began first, and when its rows first and last ended.
+    """Write the row of each thread that began first, and its earliest and latest end.
 
     Args:
-        number: Thread of each row, from 0.
-        began: When it began, ns.
-        ended: When it ended, ns.
-        seq: Decides between rows that began at the same time.
-        first_row: By thread: the row that began first; -1 before any.
-        first_end: By thread, ns.
-        last_end: By thread, ns.
+        number: Index of each row's thread, from 0.
+        began: Begin of each row, ns.
+        ended: End of each row, ns.
+        seq: Line of each row; breaks ties between rows that began at the same time.
+        first_row: By thread: -1; replaced by the row that began first.
+        first_end: By thread, written: earliest end, ns.
+        last_end: By thread, written: latest end, ns.
     """
     for row in range(len(number)):
         thread = number[row]

@@ -1,6 +1,6 @@
-"""Which returns of tdx_vcpu_run entered a vCPU, and which told of an entry a second time.
+"""Decide which returns of tdx_vcpu_run entered a vCPU, and which repeat an earlier return.
 
-While a zap holds vCPUs off, tdx_vcpu_run returns at once, with the status of the entry before and
+While a zap holds vCPUs off, tdx_vcpu_run returns at once, with the status of the previous entry and
 without a kvm_entry (Linux 6.16 arch/x86/kvm/vmx/tdx.c, wait_for_sept_zap).  tdx_handle_exit follows
 each return (arch/x86/kvm/x86.c, vcpu_enter_guest).
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tdxtrace.ingest.batch import I32Array, I64Array, U64Array
 
-# What an event is.
+# Kinds of events.
 IN_GUEST: Final = 0
 """kvm_entry or kvm_exit: the vCPU was entered."""
 RETURNED: Final = 1
@@ -22,18 +22,19 @@ RETURNED: Final = 1
 HANDLED: Final = 2
 """tdx_handle_exit was called or returned."""
 
-# What became of it.
+# Fates of events.
 ENTERED: Final = 0
+"""It belongs to a vCPU entry."""
 TOLD_AGAIN: Final = 1
-"""Of an entry that the event before told of."""
+"""It repeats the entry that the previous event already reported."""
 STALE: Final = 2
-"""Of no entry."""
+"""It belongs to no entry."""
 UNDECIDED: Final = 3
-"""Of no entry, if kvm_entry is still recorded: its thread's next events tell."""
+"""It belongs to no entry if kvm_entry is still recorded; the thread's next events decide that."""
 UNRECORDED: Final = 4
-"""Of an entry whose kvm_entry was not recorded, as its status is a new one."""
+"""It belongs to an entry whose kvm_entry was not recorded, as its status is a new one."""
 
-# Columns of the state of threads.
+# Columns of the state of a thread.
 SEEN, PASSED, LAST, STATUS, TIME = range(5)
 N_STATES: Final = 5
 Bytes = NDArray[np.uint8]
@@ -52,27 +53,27 @@ def judge_returns(
     coming: Bytes,
     fate: Bytes,
 ) -> None:
-    """Write what became of each event.
+    """Write the fate of each event.
 
-    A return is of no entry if its thread's kvm_entry are recorded, none came since the return
-    before, its status is that of the return before, and its CPU lost no events meanwhile: kvm_entry
-    comes from the same function, on the same CPU.  A new status without kvm_entry shows that these
-    are no longer recorded: what was undecided did enter.
+    A return belongs to no entry if the kvm_entry events of its thread are recorded, none came since
+    the previous return, the status equals that of the previous return, and the CPU lost no events
+    in between: kvm_entry comes from the same function, on the same CPU.  A new status without a
+    kvm_entry shows that kvm_entry is no longer recorded: the undecided returns did enter.
 
     Args:
-        thread: Number of each event's thread, in the order of the source.
-        what: One of the first constants above.
-        status: Status of TDH.VP.ENTER; of no meaning for IN_GUEST.
-        ts_ns: Time of each event.
-        cpu: Its CPU, -1: not recorded.
-        lost_from: Start of each window in which events were lost, by CPU, -1 first: any; those of
-            one CPU do not overlap.
-        lost_to: Its end, ascending within a CPU.
+        thread: Index of each event's thread; events are in the order of the source.
+        what: By event: its kind, one of the first constants above.
+        status: By event: status of TDH.VP.ENTER; meaningless for IN_GUEST.
+        ts_ns: By event: its time, ns.
+        cpu: By event: its CPU, -1: not recorded.
+        lost_from: Start of each window in which events were lost, grouped by CPU, first those of
+            CPU -1, which apply to every CPU; windows of one CPU do not overlap.
+        lost_to: End of each window, ascending within a CPU.
         first_lost: By CPU + 1: its first window; one more entry than CPUs.
-        state: By thread and column: carried from batch to batch, 0 at first.
-        coming: By thread: written: what its undecided returns of earlier batches are, UNDECIDED
-            while that is not known.
-        fate: By event: written: one of the constants above.
+        state: By thread and column: carried from batch to batch, initially 0.
+        coming: By thread, written: the fate of its undecided returns of earlier batches,
+            UNDECIDED while it is unknown.
+        fate: By event, written: one of the fates above.
     """
     for at in range(len(thread)):
         mine = thread[at]
@@ -124,7 +125,7 @@ def _overlap(
     start: np.int64,
     end: np.int64,
 ) -> bool:
-    """Whether any of the windows from place ``low`` to ``high`` overlaps the time between."""
+    """Return whether any window from index ``low`` to ``high`` overlaps ``start`` to ``end``."""
     last = high
     while low < high:
         middle = (low + high) // 2
