@@ -1,4 +1,4 @@
-"""Events that the kernel wrote to several buffers: instances that record the same."""
+"""Remove duplicates of events that the kernel wrote to the buffers of several trace instances."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from tdxtrace.compiler import Runner
 from tdxtrace.ingest.batch import BoolArray, I32Array, I64Array, RecordBatch, U64Array
 from tdxtrace.ingest.decode.events import number_threads
 
-# One event is written to one buffer after the other, by the same CPU, in less than a microsecond;
-# text rounds stamps to one.  A choice.
+# The same CPU writes an event to all buffers in less than a microsecond; text rounds timestamps to
+# one.  A choice.
 COPY_NS: Final = 2_000
-# Share of an event's records that come in pairs from which on each pair is one event.  A choice: if
-# two buffers record an event, all but what either of them lost do, and none if one does.
+# Least share of an event's records that must come in groups of equal records for a group to count
+# as one event.  A choice: if two buffers record an event, all its records come in pairs except
+# those whose copy was lost; if only one does, none.
 _MOST: Final = 0.9
 _ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
 
 
 def end_of_group(batch: RecordBatch) -> int:
-    """Return the place after the last event that no copy of may still come."""
+    """Return the index after the last event that cannot have a copy in later batches."""
     apart = np.flatnonzero(np.diff(batch.ts_ns) > COPY_NS)
     return int(apart[-1]) + 1 if len(apart) else 0
 
 
 def drop_copies(batch: RecordBatch, n_buffers: int, run: Runner[Any]) -> RecordBatch:
-    """Return the events without copies in further buffers.
+    """Return the events without the copies from further buffers.
 
-    A copy follows the event in its thread with nothing in between, on the same CPU, in the same
-    context and with the same fields, within ``COPY_NS``.  Two calls are never that near: the return
-    of the first is between their entries.  Of an event that only some of the buffers record, nearly
-    none looks so, and then all are kept.
+    A copy directly follows the event in its thread, on the same CPU, in the same context and with
+    the same fields, within ``COPY_NS``.  Two calls never look like that: the return of the first
+    lies between their entries.  If only one buffer records an event, hardly any of its records
+    look like copies, and all are kept.
 
     Args:
-        batch: Events of a source, in the order of time.
-        n_buffers: Buffers of the recording: the most copies of an event.
-        run: How to run loops.
+        batch: Events of a source, in time order.
+        n_buffers: Number of buffers of the recording, and so the most records of an event.
+        run: Runs loops, interpreted or compiled.
     """
     if len(batch) < 2:
         return batch
@@ -58,7 +59,7 @@ def drop_copies(batch: RecordBatch, n_buffers: int, run: Runner[Any]) -> RecordB
 
 
 def _copies(event: I32Array, length: I64Array, n_buffers: int) -> I64Array:
-    """Return the number of buffers that record each event, from its runs of equal records."""
+    """Return the number of buffers that record each event ID, from lengths of equal runs."""
     n_events = int(event.max()) + 1
     total = np.bincount(event, length, n_events)
     found = np.ones(n_events, np.int64)
@@ -71,7 +72,7 @@ def _copies(event: I32Array, length: I64Array, n_buffers: int) -> I64Array:
 
 
 def _digest(batch: RecordBatch) -> U64Array:
-    """A number of each event's fields, equal for equal ones."""
+    """Return a hash of each event's fields."""
     n_words = batch.layouts.n_words().take(batch.layout)
     digest = batch.layout.astype(np.uint64)
     for place in range(int(n_words.max(initial=0))):

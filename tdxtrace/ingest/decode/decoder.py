@@ -1,6 +1,6 @@
-"""From batches of events to event tables, and to what takes them: memory or a store.
+"""Decode batches of events into event tables, and write these to a sink: memory or a store.
 
-It takes the same memory whatever the size of the input.
+Memory use of the decoder does not depend on the size of the input.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ _BITS_PER_LEVEL = 9
 
 @dataclass(slots=True)
 class LevelBaseDetector:
-    """Detects from page levels, batch by batch, which number a 4K page has.
+    """Detects from page levels, batch by batch, which level number a 4K page has.
 
-    Up to 7.1 the wrappers take the module's level (4K = 0), from 7.2 on ``enum
-    pg_level`` (4K = 1): the same probe prints other numbers.  A level 0 proves
-    the first; a page not aligned to what its level would be under the first
-    proves the second.
+    Up to Linux 7.1 the wrappers take the module's level (4K = 0), from 7.2 on ``enum
+    pg_level`` (4K = 1): the same probe prints other numbers.  A level 0 proves the
+    former; a page that is not aligned to its size under the former proves the latter.
     """
 
     has_levels: bool = False
@@ -46,7 +45,7 @@ class LevelBaseDetector:
     has_misaligned: bool = False
 
     def observe(self, seamcalls: pl.DataFrame) -> None:
-        """Take further ``seamcalls`` rows, with the levels as captured."""
+        """Examine further ``seamcalls`` rows, with levels as captured."""
         if self.has_zero or seamcalls["level"].null_count() == seamcalls.height:
             return
         told = seamcalls.select("probe", "level", "leaf", "gpa")
@@ -61,11 +60,11 @@ class LevelBaseDetector:
         self.has_misaligned |= bool(paged.select(misaligned.any()).item())
 
     def base(self, told: int | None, kernels: Sequence[str | None]) -> tuple[int, str]:
-        """Return the base of ``level`` and what it was concluded from.
+        """Return the level number of a 4K page and the reason for it, as text.
 
         Args:
-            told: What the user said, if anything.
-            kernels: Versions that the inputs name.
+            told: The base given by the user, if any.
+            kernels: Kernel versions recorded in the inputs.
         """
         if told is not None:
             return told, "given by the user"
@@ -84,7 +83,7 @@ class LevelBaseDetector:
 
 
 def normalised(seamcalls: pl.DataFrame, base: int) -> pl.DataFrame:
-    """Return ``seamcalls`` with 4K as level 0; SEAMCALL registers always count so."""
+    """Return ``seamcalls`` with 4K as level 0; SEAMCALL registers always use that."""
     if base == 0:
         return seamcalls
     raw = pl.col("probe") == "seamcall"
@@ -97,28 +96,28 @@ def normalised(seamcalls: pl.DataFrame, base: int) -> pl.DataFrame:
 
 
 class Sink(Protocol):
-    """What takes the rows of event tables as they are decoded."""
+    """Receiver of rows of event tables as they are decoded."""
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
-        """Take rows of the table ``name``."""
+        """Append rows to the table ``name``."""
 
 
 @dataclass(slots=True)
 class MemorySink:
-    """Keeps all rows."""
+    """Sink that keeps all rows in memory."""
 
     tables: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
-        """Keep rows of the table ``name``."""
+        """Append rows to the table ``name``."""
         self.tables.setdefault(name, []).append(rows)
 
     def whole(self) -> dict[str, pl.DataFrame]:
-        """Every event table, in the catalog's order."""
+        """Return every event table by name, in the catalog's order."""
         return {table.name: self._joined(table) for table in EVENT_TABLES}
 
     def _joined(self, table: Table) -> pl.DataFrame:
-        """Join the frames of a table, of which some may lack columns that are optional."""
+        """Concatenate the frames of a table; some may lack optional columns."""
         if table.name not in self.tables:
             return table.empty()
         frames = [table.empty(), *self.tables[table.name]]
@@ -128,7 +127,7 @@ class MemorySink:
 
 @dataclass(slots=True)
 class SourceSink:
-    """Passes on the rows of one source and looks at them on the way."""
+    """Passes the rows of one source to ``target`` and to the detectors of levels and losses."""
 
     target: Sink
     level_base: LevelBaseDetector
@@ -136,7 +135,7 @@ class SourceSink:
     n_rows: int = 0
 
     def add(self, name: str, rows: pl.DataFrame) -> None:
-        """Pass rows on."""
+        """Pass rows of the table ``name`` to the target and the detectors."""
         if not rows.height:
             return
         self.n_rows += rows.height
@@ -151,13 +150,13 @@ class SourceSink:
 # Events decoded at a time: columns of a batch (about 30 words each) take some
 # 8 MiB, and the cost of a call into numpy or polars is spread over enough rows.
 BATCH_EVENTS: Final = 1 << 15
-# Events of several buffers that wait for their copies, at most.  A choice.
+# Most events that wait for copies from other buffers.  A choice.
 _MOST_WAITING: Final = 1 << 18
 
 
 @dataclass(slots=True)
 class Decoder:
-    """Collects events of one source and turns them into rows as they come."""
+    """Decodes the events of one source into rows of a sink, batch by batch."""
 
     source: int
     events: list[Event]
@@ -176,24 +175,24 @@ class Decoder:
         self._starts = EntryStarts(self.run)
 
     def feed(self, batch: RecordBatch) -> None:
-        """Take events, in the order of the source."""
+        """Add events, in the order of the source; decode when BATCH_EVENTS are waiting."""
         self._waiting.append(batch)
         self._n_waiting += len(batch)
         if self._n_waiting >= BATCH_EVENTS:
             self.flush()
 
     def flush(self, *, is_last: bool = False) -> None:
-        """Decode all events fed so far, without waiting for more: for live output.
+        """Decode all events fed so far, without waiting for a full batch: for live output.
 
-        Of a recording with several buffers, events that may still be met again wait, unless
-        these are the last.
+        If the recording has several buffers, events whose copies may still come are kept back,
+        unless ``is_last``.
         """
         if not self._n_waiting:
             return
         parts, self._waiting, self._n_waiting = self._waiting, [], 0
         if self.stats.n_buffers > 1:
             parts = self._without_copies(concatenate(parts), is_last=is_last)
-        # A reader may meet further events meanwhile, in a thread of its own.
+        # Copy: a reader in another thread may append further events meanwhile.
         events = list(self.events)
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
@@ -219,7 +218,7 @@ class Decoder:
             self.sink.add("loader_calls", rows)
 
     def _without_copies(self, batch: RecordBatch, *, is_last: bool) -> list[RecordBatch]:
-        """The events that are complete, each from one buffer; the others wait."""
+        """Return events without copies; keep back those whose copies may still come."""
         is_whole = is_last or len(batch) > _MOST_WAITING
         end = len(batch) if is_whole else end_of_group(batch)
         if end < len(batch):
@@ -232,13 +231,13 @@ class Decoder:
         return [kept] if len(kept) else []
 
     def forget(self, before_ns: int) -> None:
-        """Drop what began before ``before_ns`` and has not ended: its end was lost."""
+        """Drop open calls and entries that began before ``before_ns``: their end was lost."""
         self._calls.forget(before_ns)
         self._entries.forget(before_ns)
         self._starts.forget(before_ns)
 
     def finish(self) -> None:
-        """Hand over what waits for events that will not come."""
+        """Decode the events left and write the rows of calls and entries that never ended."""
         self.flush(is_last=True)
         self.sink.add("seamcalls", self._calls.finish(Kinds.of(self.events)))
         self._add_loader_calls()
@@ -246,7 +245,7 @@ class Decoder:
 
 
 def _by_kind(parts: Sequence[RecordBatch], events: Sequence[Event]) -> dict[str, list[RecordBatch]]:
-    """The events of each kind: whole parts where they hold no other."""
+    """Return the events of each kind; parts with a single kind are not copied."""
     kinds = {event.kind for event in events} - {"noise", "unmapped"}
     if len(kinds) == 1:
         return {kind: list(parts) for kind in kinds}

@@ -1,4 +1,4 @@
-"""When vCPU entries began whose function is probed on its return alone: the kvm_entry before."""
+"""Find start times of vCPU entries probed on return only: the time of the kvm_entry before."""
 
 from __future__ import annotations
 
@@ -19,38 +19,37 @@ from tdxtrace.tables.events import SEAMCALLS
 _COLUMNS: Final = ("seq", "start_ns", "start_cpu")
 _SCHEMA: Final = {name: SEAMCALLS.schema[name] for name in _COLUMNS}
 _NOTHING: Final = pl.DataFrame(schema=_SCHEMA)
-# Rows of the events that are looked at.
+# Rows of the arrays of events, a column for each event.
 _ROLE, _LINE, _NS, _CPU, _TID, _VCPU = range(6)
 
 
 @dataclass(slots=True)
 class EntryStarts:
-    """Finds the kvm_entry that each return of tdx_vcpu_run belongs to, batch by batch.
+    """Finds the kvm_entry of each return of tdx_vcpu_run, batch by batch.
 
     tdx_vcpu_run traces kvm_entry just before TDH.VP.ENTER and kvm_exit at most once after it, and
     returns, on one CPU: Linux 6.16 to 7.2 arch/x86/kvm/vmx/tdx.c, called with interrupts off.  So
-    the start of a call is the latest kvm_entry of its thread, if nothing that the thread does
-    outside of the function (a SEAMCALL, kvm_page_fault, kvm_userspace_exit) and no second kvm_exit
-    lies between, and if it is of the same CPU, and of the same vCPU where the probe tells which.
-    tdx_handle_exit, probed in its stead, is called soon after it; on another CPU it has no start.
+    the start of a call is the latest kvm_entry of its thread, if no event that the thread emits
+    outside the function (a SEAMCALL, kvm_page_fault, kvm_userspace_exit) and no second kvm_exit
+    lies between, and if the CPU is the same, and the vCPU too where the probe records it.
+    tdx_handle_exit, if probed instead, is called soon after; on another CPU it gets no start.
 
-    Without such a kvm_entry the call has no start.  It may not have been recorded, or there was
-    none: tdx_vcpu_run returns at once with the status of the entry before while a zap holds vCPUs
-    off.  That return is the innocent case next to this rule, and so are the kvm_entry of a VM
-    without TDX, of another thread or of another vCPU of the same, and that of an entry whose own
-    return was lost.
+    Without such a kvm_entry the call has no start.  Either kvm_entry was not recorded, or there was
+    none: tdx_vcpu_run returns at once with the status of the previous entry while a zap holds vCPUs
+    off.  The rule must not match that return, nor the kvm_entry of a VM without TDX, of another
+    thread, of another vCPU in the same thread, or of an entry whose own return was lost.
     """
 
     run: Runner[Any]
     _open: I64Array = field(default_factory=lambda: np.zeros((6, 0), np.int64))
-    """The kvm_entry of each thread that no return belongs to yet, and the kvm_exit after it."""
+    """The kvm_entry of each thread that has no return yet, and the kvm_exit after it."""
 
     def feed(self, parts: Sequence[RecordBatch], events: Sequence[Event]) -> pl.DataFrame:
         """Return ``seq``, ``start_ns`` and ``start_cpu`` of the calls whose start was found.
 
         Args:
             parts: Events of the source, in order.
-            events: What they are, by number.
+            events: The event of each event ID.
         """
         role = _roles(events)
         if pairing.KVM_ENTRY not in role or pairing.RUN_RETURN not in role:
@@ -76,12 +75,12 @@ class EntryStarts:
         )
 
     def forget(self, before_ns: int) -> None:
-        """Drop what began before ``before_ns`` and did not return."""
+        """Drop open kvm_entry events before ``before_ns``."""
         self._open = self._open[:, self._open[_NS] >= before_ns]
 
 
 def fill_starts(seamcalls: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """Give ``seamcalls`` rows without a start those of ``found``, by ``seq``."""
+    """Return ``seamcalls`` with missing starts and start CPUs filled from ``found``, by ``seq``."""
     if found.is_empty():
         return seamcalls
     told = seamcalls.select("seq").join(found, on="seq", how="left", maintain_order="left")
@@ -90,7 +89,7 @@ def fill_starts(seamcalls: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
 
 
 def _roles(events: Sequence[Event]) -> I64Array:
-    """By event: what it means for its thread; nothing where entries are probed themselves."""
+    """Return the role of each event; all NOTHING where entries of tdx_vcpu_run are probed."""
     if any(e.probe == "vcpu_run" and e.role == "entry" for e in events):
         return np.full(len(events), pairing.NOTHING, np.int64)
     return np.array([_role(event) for event in events], np.int64)
@@ -105,12 +104,12 @@ def _role(event: Event) -> int:
 
 
 def _heads(part: RecordBatch, role: I64Array) -> I64Array:
-    """The events of a batch that matter here, a column each; not those of interrupts."""
+    """Return the events of a batch that have a role, a column each; without those in interrupts."""
     roles = role.take(part.event)
     at = np.flatnonzero((roles != pairing.NOTHING) & (part.in_irq != 1))
     mine = part.take(at)
     vcpu, has_vcpu = mine.get("vcpu_id")
-    # Where the tool did not print the thread, a CPU stands for it, as in pairs of calls.
+    # Where the tool did not print the thread, the CPU replaces it, as in pairs of calls.
     tid = np.where(mine.tid == UNKNOWN, -2 - mine.cpu, mine.tid)
     number = np.where(has_vcpu, vcpu.astype(np.int64), UNKNOWN)
     rows = roles[at], mine.line, mine.ts_ns, mine.cpu, tid, number

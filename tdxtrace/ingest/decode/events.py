@@ -1,4 +1,4 @@
-"""Events of one batch: what the decoder asks of them, and their fields in columns and tables."""
+"""Events of one batch: properties for the decoder, pairs, and fields as columns and tables."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tdxtrace.tables.schema import Table
 
 Values = NDArray[Any]
 Column = Values | pl.Series | int
-"""Values of every row, or the one value that all of them have."""
+"""The values of all rows, or one value for all of them."""
 
-# Rows of the columns of one value that are kept and shared by the frames of all batches.
+# Length of the constant columns that are cached and shared by the frames of all batches.
 _SHARED_ROWS: Final = 1 << 17
 _TYPES: Final[Mapping[type[pl.DataType], type[np.generic]]] = {
     pl.UInt8: np.uint8,
@@ -42,11 +42,11 @@ def frame(
     """Build rows of ``table``.
 
     Args:
-        table: Whose columns to make; one without a value is null, or missing if optional.
+        table: Table whose columns are made; one without values is null, or missing if optional.
         n: Number of rows.
-        columns: Values by column; of an enumeration, places in its list.  What does not fit a
-            column's type is null.
-        seen: Where a value was observed; a column without an entry always is.
+        columns: Values by column; for an enumeration, indexes into its categories.  Values that do
+            not fit a column's type become null.
+        seen: Where a value was observed; a column without an entry is observed everywhere.
     """
     if not n:
         return table.empty()
@@ -73,7 +73,7 @@ def _series(name: str, values: Values, dtype: pl.DataType, mask: BoolArray | Non
         return pl.Series(name, values, pl.UInt32).cat.to(dtype)
     wanted = np.dtype(_TYPES[type(dtype)])
     if values.dtype == wanted or _fits(values, wanted):
-        # polars keeps an array of the right type: of a part of a larger one, a copy.
+        # polars references an array of the right type; copy a view, which would pin its base.
         values = values.astype(wanted, copy=mask is None and values.base is not None)
     column = pl.Series(name, values)
     if values.dtype != wanted:
@@ -88,7 +88,7 @@ def _fits(values: Values, wanted: np.dtype[np.generic]) -> bool:
     return bool(values.min() >= limits.min and values.max() <= limits.max)
 
 
-# 1 MB each: values that come again are null, and those of enums.
+# At most 1 MB each; the recurring values are null and categories of enumerations.
 @lru_cache(maxsize=32)
 def _shared(dtype: pl.DataType, value: int | None) -> pl.Series:
     if isinstance(dtype, pl.Enum) and value is not None:
@@ -99,15 +99,15 @@ def _shared(dtype: pl.DataType, value: int | None) -> pl.Series:
 
 
 def _same(dtype: pl.DataType, value: int | None, n: int) -> pl.Series:
-    """Make a column of one value: part of one that all batches share, if that is long enough."""
+    """Return a column of one value: a slice of the shared one, if that is long enough."""
     shared = _shared(dtype, value)
     return shared.slice(0, n) if n <= _SHARED_ROWS else shared.new_from_index(0, n)
 
 
 Words = tuple[U64Array, BoolArray]
-"""A field of every row, and where it was observed."""
+"""A field's value in every row, and where it was observed."""
 Reads = tuple[I64Array, Mapping[str, str]]
-"""Place of each row's event, ABSENT where it has none; and the column that each slot fills."""
+"""Index of each row's event, ABSENT where it has none; and the column that each slot fills."""
 
 ABSENT: Final = -1
 _FIRST_SLOTS: Final = 1 << 10
@@ -116,22 +116,22 @@ _PAIR_LINES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """What the decoder asks of every event, as arrays indexed by event."""
+    """Properties of events that the decoder needs, as arrays by event ID."""
 
     function: I32Array
     is_return: BoolArray
     leaf: I32Array
-    """UNKNOWN where each event names its own."""
+    """UNKNOWN where each record has its own leaf."""
     probe: NDArray[np.int8]
-    """Place in PROBES."""
+    """Index in PROBES."""
     has_inner: bool
-    """Whether any of them is a probe of the lower layer, __seamcall and its kin."""
+    """Whether any event is from a low-level probe: __seamcall or a variant of it."""
     is_handler: BoolArray
-    """Whether it is of tdx_handle_exit, which tells of the entry before."""
+    """Whether the probe is on tdx_handle_exit, which reports the status of the previous entry."""
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Kinds:
-        """Look every event up once."""
+        """Build the arrays from the list of events."""
         functions = {name: i for i, name in enumerate(sorted({e.function for e in events}))}
         return cls(
             np.array([functions[e.function] for e in events], np.int32),
@@ -145,18 +145,18 @@ class Kinds:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """What became of the events of a batch."""
+    """Fates of the events of a batch; one array entry per event."""
 
     thread: I32Array
-    """Number of each event's thread."""
+    """Index of each event's thread."""
     n_threads: int
     partner: I64Array
-    """Place of the entry of each return, ABSENT where it has none."""
+    """Index of the entry of each return, ABSENT where it has none."""
     fate: NDArray[np.uint8]
     """One of the constants of loops.pairing."""
 
     def rows(self, at: I64Array) -> tuple[I64Array, I64Array]:
-        """Return the places of entry and return of rows whose last events are at ``at``."""
+        """Return the indexes of entry and return events of rows whose last events are ``at``."""
         is_entry = self.fate.take(at) <= pairing.GIVEN_UP
         is_entry &= self.fate.take(at) != pairing.RETURN_OF_PAIR
         if not is_entry.any():
@@ -164,7 +164,7 @@ class Paired:
         return np.where(is_entry, at, self.partner.take(at)), np.where(is_entry, ABSENT, at)
 
 
-# Below the negative numbers of all CPUs.
+# Offset of the keys of idle tasks, below the negative keys of all CPUs.
 _IDLE: Final = -(1 << 24)
 
 
@@ -177,22 +177,23 @@ def pair(
 ) -> Paired:
     """Match entries and returns: see :func:`tdxtrace.ingest.loops.pairing.pair`.
 
-    Where the tool did not print the thread, calls are paired by CPU, and only those that could
-    not be paired otherwise: :func:`tdxtrace.ingest.loops.pairing.pair_without_threads`.  Calls of
-    thread 0 nest by CPU: it is the idle task of each (Linux kernel/fork.c, fork_idle).
+    Where the tool did not print the thread, calls are paired by CPU, and only if the pair is
+    unambiguous: :func:`tdxtrace.ingest.loops.pairing.pair_without_threads`.  Calls of thread 0
+    are paired by CPU: each CPU's idle task has that number (Linux kernel/fork.c, fork_idle).
 
     Args:
         batch: The events.
-        kinds: What each event is.
+        kinds: Properties of events, by event ID.
         depth: Most open calls of one function in one thread.
-        run: How to run loops.
-        ambiguous: Which of the first events are entries that were left ambiguous before.
+        run: Runs loops, interpreted or compiled.
+        ambiguous: Whether each of the first events is an entry that an earlier batch marked
+            ambiguous.
     """
     is_known = batch.tid != UNKNOWN
     is_threaded = bool(is_known.all())
     tid = batch.tid
     if not (tid > 0).all():
-        # Negative, so that no thread has the same number; nor an idle task that of a CPU.
+        # Negative keys, which no thread ID equals; idle tasks and CPUs have separate ranges.
         by_cpu = np.where(is_known, _IDLE, -2) - batch.cpu
         tid = np.where(tid > 0, tid, by_cpu.astype(np.int32))
     number, n_threads = number_threads(tid, run)
@@ -215,7 +216,7 @@ def pair(
 
 
 def number_threads(tid: I32Array, run: Runner[Any]) -> tuple[I32Array, int]:
-    """Number threads from 0 as they occur; return the number by event, and the count of threads."""
+    """Return the thread index of each event, in order of first occurrence, and the thread count."""
     number, n_slots, n = np.empty(len(tid), np.int32), _FIRST_SLOTS, rows.TABLE_FULL
     while n == rows.TABLE_FULL:
         slots, owner = np.full(n_slots, ABSENT, np.int32), np.empty(n_slots, np.int32)
@@ -239,9 +240,9 @@ def make_rows(
 
     Args:
         batch: The events.
-        start: Place of each row's entry, ABSENT where it was not recorded.
-        end: Place of each row's return, ABSENT where it was not recorded.
-        run: How to run loops.
+        start: Index of each row's entry event, ABSENT where it was not recorded.
+        end: Index of each row's return event, ABSENT where it was not recorded.
+        run: Runs loops, interpreted or compiled.
     """
     n = len(start)
     seq, began, ended = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.int64)
@@ -272,13 +273,13 @@ def read_fields(
 
     Args:
         batch: The events.
-        reads: One event of each row, and its fields; what comes later, also within one
-            mapping, replaces what came before.
-        run: How to run loops.
-        columns: Columns that are wanted even if no event fills them.
+        reads: The event of each row, and the columns its slots fill; later items, also within one
+            mapping, override earlier ones.
+        run: Runs loops, interpreted or compiled.
+        columns: Columns to return even if no event fills them.
 
     Returns:
-        By column the words of all rows, and where there is one.
+        By column, its words in all rows and where they were observed.
     """
     n_layouts = len(batch.layouts.slots)
     used = np.flatnonzero(np.bincount(batch.layout)).tolist()

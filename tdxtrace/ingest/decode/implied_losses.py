@@ -1,4 +1,4 @@
-"""What a capture lost without saying so: concluded from its rows and its header."""
+"""Detect losses that the input does not report, from its rows and its header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tdxtrace.ingest.stats import Header, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx import leaves, word
 
-# Losses at the end of an input: what was read before is whole.
+# Losses at the end of an input: the events before them are complete.
 _AT_THE_END: Final = ("truncated", "changed_while_read")
 
 
@@ -26,18 +26,18 @@ class ThreadSpans:
     """Time spans of the threads of one batch."""
 
     number: I32Array
-    """Of each row: the place of its thread in the next three."""
+    """By row: index of its thread in the lists below."""
     tid: list[int | None]
-    """Of each thread; None: rows without a thread."""
+    """By thread: its ID; None: rows without a thread."""
     first_row: list[int]
-    """The row that began first."""
+    """By thread: the row that began first."""
     first_end_ns: list[int]
     last_end_ns: list[int]
     began_ns: I64Array
-    """When each row began, or ended where that is not known."""
+    """By row: its begin, or its end where the begin is unknown."""
 
     def threads_of(self, rows: BoolArray) -> set[int]:
-        """Return the threads of some rows, where they are known."""
+        """Return the known threads of the rows where ``rows`` is true."""
         has_rows = np.bincount(self.number[rows], minlength=len(self.tid))
         return {tid for tid, n in zip(self.tid, has_rows, strict=True) if n and tid is not None}
 
@@ -56,7 +56,7 @@ def spans_of(rows: pl.DataFrame, run: Runner[Any]) -> ThreadSpans:
 
 
 def _either(rows: pl.DataFrame, name: str, other: str) -> I64Array:
-    """Return one column, and another where that is null."""
+    """Return column ``name``, with nulls replaced from column ``other``."""
     column = rows[name]
     if column.null_count():
         column = rows.select(pl.coalesce(name, other)).to_series()
@@ -76,7 +76,7 @@ _PAGE: Final = ("td_id", "gpa")
 _REFUSED: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 _IS_PAGE_LEAF: Final = np.isin(np.arange(1 << 16), [*_PAGE_ADDS, _SEPT_ADD, *_OF_MAPPED])
 _COMPLETED_COLUMNS: Final = ("leaf", "td_id", "gpa", "level", "start_ns", "end_ns")
-# Successful calls that are looked at: pages used before they were made are met early.
+# Most successful calls examined: pages used before they were added occur early in a capture.
 _MAX_COMPLETED: Final = 1 << 18
 
 
@@ -95,12 +95,12 @@ class _FirstRow(NamedTuple):
 class StartDetector:
     """Detect from calls and entries, batch by batch, whether the source began midway.
 
-    Any of these shows that TDs ran before the capture began: a vCPU that handles a
-    fault before it was seen to enter, is refused by zero-step mitigation at its first
-    entry, or comes out without having gone in; a call that returns without having
-    started; a page that is blocked or removed but was not seen to be added, or added
-    where no Secure EPT page was, though such calls were captured.  None of them proves
-    the contrary.
+    Any of these shows that TDs ran before the capture began: a vCPU thread that handles
+    a fault before its first entry, whose first entry is refused by zero-step mitigation,
+    or that has an exit without an entry; a call that returns without an entry; a page
+    that is blocked or removed without having been added, or added without a Secure EPT
+    page for it, though such calls were captured.  Their absence does not prove that the
+    capture began first.
     """
 
     _vcpus: set[int] = field(default_factory=set)
@@ -113,7 +113,7 @@ class StartDetector:
     _n_completed: int = 0
 
     def observe_calls(self, seamcalls: pl.DataFrame, spans: ThreadSpans) -> None:
-        """Take further ``seamcalls`` rows and the spans of their threads."""
+        """Examine further ``seamcalls`` rows and the spans of their threads."""
         enters = seamcalls["leaf"].to_numpy() == VP_ENTER
         self._vcpus |= spans.threads_of(enters)
         _keep_first(self._calls, seamcalls, spans)
@@ -124,14 +124,15 @@ class StartDetector:
                 self._n_completed += len(rows)
 
     def observe_entries(self, vm_entries: pl.DataFrame, spans: ThreadSpans) -> None:
-        """Take further ``vm_entries`` rows and the spans of their threads."""
+        """Examine further ``vm_entries`` rows and the spans of their threads."""
         _keep_first(self._entries, vm_entries, spans)
 
     def is_midway(self, has_entries: BoolArray) -> bool:
         """Return whether a capture without losses began while TDs ran.
 
         Args:
-            has_entries: By leaf: whether an entry was seen; the probe of another may have none.
+            has_entries: By leaf: whether an entry was seen; other leaves may be probed on return
+                only.
         """
         if not all(row.has_start for row in self._entries.values()):
             return True
@@ -149,12 +150,12 @@ class StartDetector:
 
 
 def _is_refused(status: int | None) -> bool:
-    """Whether zero-step mitigation refused an entry; the module may set bits 61 and 60."""
+    """Return whether zero-step mitigation refused an entry; the module may set bits 61 and 60."""
     return status is not None and status & (word.CODE_BITS | word.LOW_BITS) == _REFUSED
 
 
 def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSpans) -> None:
-    """Keep of each thread, if its number was recorded, the row that began first."""
+    """Update ``known`` with the row of each thread that began first, if its ID was recorded."""
     for tid, at in zip(spans.tid, spans.first_row, strict=True):
         if tid is None:
             continue
@@ -172,7 +173,7 @@ def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSp
 
 
 def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
-    """Return the rows of calls for known pages that ended without an error."""
+    """Return the indexes of successful page calls whose page is known."""
     is_completed = numbers_of(seamcalls["status"], word.ERROR_BIT) < word.ERROR_BIT
     is_completed &= _IS_PAGE_LEAF.take(seamcalls["leaf"].to_numpy())
     if seamcalls["gpa"].null_count():
@@ -181,9 +182,9 @@ def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
 
 
 def _has_entry() -> pl.Expr:
-    """Whether the entry itself was recorded: a kvm_entry that stands for it is no proof of one.
+    """Whether the probe recorded the entry; a start taken from kvm_entry does not count.
 
-    tdx_vcpu_run returns without kvm_entry while a zap holds vCPUs off: entry_starts.
+    tdx_vcpu_run returns without kvm_entry while a zap holds vCPUs off: see entry_starts.
     """
     by_kvm_entry = pl.col("probe") == "vcpu_run", pl.col("n_lines") == 1
     return pl.col("start_ns").is_not_null() & ~pl.all_horizontal(
@@ -192,21 +193,21 @@ def _has_entry() -> pl.Expr:
 
 
 def bare_return() -> pl.Expr:
-    """A return without entry, which names nothing: not a one-line probe with arguments."""
+    """Whether a row is a return without entry or arguments; a one-line probe has arguments."""
     names = ("gpa", "td_id", "vp_id", "page")
     nothing = pl.all_horizontal(pl.col(name).is_null() for name in names)
     return pl.col("start_ns").is_null() & nothing
 
 
 def _unmapped_before(done: pl.DataFrame) -> bool:
-    """Whether a page was blocked or removed that was not seen to be added."""
+    """Return whether a page was blocked or removed before it was added."""
     used = done.filter(pl.col("leaf").is_in(_OF_MAPPED))
     added = done.filter(pl.col("leaf").is_in(_PAGE_ADDS))
     return _earlier(used, added, _PAGE)
 
 
 def _without_sept_page(done: pl.DataFrame) -> bool:
-    """Whether a 4K page was added in 2 MB for which no Secure EPT page was seen to be."""
+    """Return whether a 4K page was added before the Secure EPT page of its 2 MB region."""
     region = ("td_id", "region")
     numbered = done.with_columns(region=pl.col("gpa") // (1 << _SHIFT_2M))
     pages = (pl.col("leaf") == _PAGE_AUG) & (pl.col("level") == 0)
@@ -215,10 +216,10 @@ def _without_sept_page(done: pl.DataFrame) -> bool:
 
 
 def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bool:
-    """Whether something was used before it was made, though making was captured.
+    """Return whether a key of ``used`` was used before it was made, though makes were captured.
 
-    Its thread may be held up on the way back from making it, and others use it meanwhile:
-    only what was used before its making even began shows anything.
+    A use counts only if it ended before the make began: the making thread may be delayed on its
+    return while others use the result already.
     """
     if used.is_empty() or made.is_empty():
         return False
@@ -229,7 +230,7 @@ def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bo
     return bool(both.select(before.any()).item())
 
 
-# Calls without an end or a begin that are looked at: where there are more, a probe
+# Most calls without an end or a begin that are examined: where there are more, a probe
 # was missing, and they are no evidence of full buffers.
 _MAX_BROKEN: Final = 1 << 20
 _N_LEAVES: Final = 1 << 16
@@ -245,15 +246,15 @@ class LossDetector:
     n_never: int = 0
     n_orphans: int = 0
     has_entries: BoolArray = field(default_factory=lambda: np.zeros(_N_LEAVES, np.bool_))
-    """By leaf: whether an entry was seen; the probe of another is on its return alone."""
+    """By leaf: whether an entry was seen; other leaves are probed on return only."""
     start: StartDetector = field(default_factory=StartDetector)
     _extents: dict[int | None, tuple[int, int]] = field(default_factory=dict)
-    """When the calls of each thread first and last ended, ns."""
+    """By thread: earliest and latest end of its calls, ns."""
     _n_broken: int = 0
     _broken: list[pl.DataFrame] = field(default_factory=list)
 
     def observe_calls(self, seamcalls: pl.DataFrame) -> None:
-        """Take further ``seamcalls`` rows of the source."""
+        """Examine further ``seamcalls`` rows of the source."""
         n_never, n_orphans = seamcalls["end_ns"].null_count(), seamcalls["start_ns"].null_count()
         self.n_never += n_never
         self.n_orphans += n_orphans
@@ -271,11 +272,15 @@ class LossDetector:
             self._n_broken += broken.height
 
     def observe_entries(self, vm_entries: pl.DataFrame) -> None:
-        """Take further ``vm_entries`` rows of the source."""
+        """Examine further ``vm_entries`` rows of the source."""
         self.start.observe_entries(vm_entries, spans_of(vm_entries, self.run))
 
     def broken(self) -> pl.DataFrame:
-        """Calls that lack an end or a begin though their thread went on, or was there before."""
+        """Return calls without an end whose thread had later calls, or without a begin and earlier.
+
+        Columns ``leaf``, ``tid``, ``cpu``, ``start_ns``, ``end_ns``, ``first`` and ``last`` (extent
+        of the thread, ns); empty if there are too many to be evidence.
+        """
         if not self._broken or self._n_broken > _MAX_BROKEN:
             return _NONE_BROKEN
         rows = [(tid, *extent) for tid, extent in self._extents.items()]
@@ -302,7 +307,7 @@ def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
 
 
 def _overwritten(stats: SourceStats, header: Header) -> None:
-    """In overwrite mode each CPU's record starts at its first event, not before."""
+    """Record overwritten events; the record of each CPU then starts at its first event."""
     if header.entries_kept is None or header.entries_written is None:
         return
     lost = header.entries_written - header.entries_kept
@@ -318,7 +323,7 @@ def _overwritten(stats: SourceStats, header: Header) -> None:
 def _buffer_full(broken: pl.DataFrame, stats: SourceStats) -> None:
     """Record full buffers: with overwrite off new events are dropped, and no line reports it.
 
-    A call that never returned though its thread went on, or a return without
+    A call that never returned though its thread had later calls, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.
     """
     if any(gap.kind not in _AT_THE_END for gap in stats.gaps) or not broken.height:

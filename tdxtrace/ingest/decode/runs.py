@@ -1,4 +1,4 @@
-"""Returns of tdx_vcpu_run that are attempts at TDH.VP.ENTER, and those that are not."""
+"""Separate returns of tdx_vcpu_run that are attempts at TDH.VP.ENTER from those that are not."""
 
 from __future__ import annotations
 
@@ -30,35 +30,36 @@ _THREAD: Final = pl.coalesce("tid", -2 - pl.col("cpu").cast(pl.Int32)).fill_null
 
 @dataclass(slots=True)
 class VcpuRuns:
-    """Drops rows of tdx_vcpu_run that are no attempt: see :mod:`tdxtrace.ingest.loops.runs`.
+    """Drops rows of tdx_vcpu_run that are no attempts: see :mod:`tdxtrace.ingest.loops.runs`.
 
-    It needs kvm_entry, or kvm_exit, of the same thread before and after; where these are not
-    recorded each return counts, and what is held off cannot be told from what is refused.  The
-    last returns of a recording, which may be either, are dropped: no attempt is invented.
+    It needs kvm_entry or kvm_exit of the same thread before and after a return.  Where these are
+    not recorded every return counts as an attempt, as one held off by a zap cannot be distinguished
+    from a refused entry.  Undecided returns at the end of a recording are dropped, so that no
+    attempt is invented.
     """
 
     stats: SourceStats
     run: Runner[Any]
     _number: dict[int, int] = field(default_factory=dict)
-    """Row in the state, by thread."""
+    """By thread ID: its row in ``_state``."""
     _state: I64Array = field(default_factory=lambda: np.zeros((0, runs.N_STATES), np.int64))
     _held: pl.DataFrame = field(default_factory=SEAMCALLS.empty)
     """Undecided rows of earlier batches."""
     _n_gaps: int = 0
-    """Losses that were looked at; those without an end are looked at again."""
+    """Number of losses in ``_lost``; -1 to rebuild it, as a loss without an end may change."""
     _latest: Loss | None = None
-    """The last of them: a running trace begins to count anew."""
+    """The last of them, to detect that a live trace started a new list."""
     _lost: tuple[I64Array, I64Array, I64Array] = (_NOTHING, _NOTHING, np.zeros(2, np.int64))
 
     def sift(
         self, rows: pl.DataFrame, what: runs.Bytes, beside: Sequence[RecordBatch]
     ) -> pl.DataFrame:
-        """Return the rows that are attempts, as far as is known by now.
+        """Return the rows that are attempts; keep back rows that are undecided so far.
 
         Args:
             rows: Further ``seamcalls`` rows, in the order of their last lines.
-            what: Of each: RETURNED, HANDLED or NO_RUN.
-            beside: kvm_entry and kvm_exit events of the same stretch of the source.
+            what: By row: RETURNED, HANDLED or NO_RUN.
+            beside: kvm_entry and kvm_exit events from the same part of the source.
         """
         at = np.flatnonzero(what != NO_RUN)
         fate, coming = self._judge(rows, at, what[at], beside)
@@ -74,7 +75,7 @@ class VcpuRuns:
         return _joined(released, rows.filter(pl.Series(kept)))
 
     def finish(self) -> None:
-        """Count what stayed undecided."""
+        """Count the rows that stayed undecided as noise and drop them."""
         self._count(_OPEN, self._held)
         self._held = SEAMCALLS.empty()
 
@@ -108,7 +109,7 @@ class VcpuRuns:
         return by_row[n_beside:], dict(zip(tids.tolist(), coming.tolist(), strict=True))
 
     def _numbers(self, tids: I32Array) -> I64Array:
-        """Rows of threads in the state, which is made longer for new ones."""
+        """Return the rows of threads in ``_state``, which grows for new threads."""
         known = self._number
         mine = np.array([known.setdefault(tid, len(known)) for tid in tids.tolist()], np.int64)
         if len(known) > len(self._state):
@@ -118,7 +119,7 @@ class VcpuRuns:
         return mine
 
     def _decide(self, coming: dict[int, int]) -> pl.DataFrame:
-        """Drop or return rows that were undecided."""
+        """Return undecided rows that turned out to be attempts; drop those that did not."""
         if self._held.is_empty():
             return self._held
         fate = _THREAD.replace_strict(coming, default=runs.UNDECIDED, return_dtype=pl.UInt8)
@@ -132,7 +133,7 @@ class VcpuRuns:
             self.stats.count("noise", why, None, int(rows["n_lines"].sum()))
 
     def _windows(self) -> tuple[I64Array, I64Array, I64Array]:
-        """Windows of lost events: start and end, CPU by CPU, and the first of each CPU."""
+        """Return start and end of windows of lost events by CPU, and each CPU's first window."""
         gaps = list(self.stats.gaps)
         latest = gaps[-1] if gaps else None
         if len(gaps) != self._n_gaps or latest is not self._latest:
@@ -152,14 +153,14 @@ def _threads(tid: I32Array, cpu: I32Array) -> I32Array:
 
 
 def _joined(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
-    """Rows of both, of which some may lack columns that are optional."""
+    """Concatenate two frames, each of which may lack optional columns."""
     if one.is_empty() or other.is_empty():
         return one if other.is_empty() else other
     return pl.concat([one, other], how="diagonal")
 
 
 def _by_cpu(cpu: I64Array, start: I64Array, end: I64Array) -> tuple[I64Array, I64Array, I64Array]:
-    """Sort windows by CPU and merge those that overlap."""
+    """Group windows by CPU, and sort and merge those of each; also return first windows."""
     parts = [_NO_WINDOWS]
     first = np.zeros(int(cpu.max(initial=UNKNOWN)) + 3, np.int64)
     for number in np.unique(cpu).tolist():
