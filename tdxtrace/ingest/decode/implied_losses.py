@@ -276,10 +276,10 @@ class LossDetector:
         self.start.observe_entries(vm_entries, spans_of(vm_entries, self.run))
 
     def broken(self) -> pl.DataFrame:
-        """Return calls without an end whose thread had later calls, or without a begin and earlier.
+        """Return calls without an end before, or without a begin after, other calls of the thread.
 
-        Columns ``leaf``, ``tid``, ``cpu``, ``start_ns``, ``end_ns``, ``first`` and ``last`` (extent
-        of the thread, ns); empty if there are too many to be evidence.
+        Columns ``leaf``, ``tid``, ``cpu``, ``start_ns`` and ``end_ns``; also ``first`` and ``last``
+        (the thread's ``_extents``), except if no call lacks one or too many do: then it is empty.
         """
         if not self._broken or self._n_broken > _MAX_BROKEN:
             return _NONE_BROKEN

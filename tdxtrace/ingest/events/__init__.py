@@ -1,1 +1,1 @@
-"""Events: what each is, by its name, and the fields of its text."""
+"""Classify events by name, and parse the fields in their text."""

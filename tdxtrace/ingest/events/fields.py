@@ -1,4 +1,4 @@
-"""The fields in an event's text: pairs, KVM's tracepoints, SEAMCALL tracepoints out of tree."""
+"""Parse an event's text: key=value pairs, KVM tracepoints, out-of-tree SEAMCALL tracepoints."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tdxtrace.tdx.loader import LOADER_BIT, parse_loader_leaf
 
 _WORD_MASK: Final = (1 << 64) - 1
 _HEX_DIGITS: Final = 16
-# "-9223372036854775808" and "18446744073709551615"; anything longer is no word.
+# "-9223372036854775808" and "18446744073709551615"; anything longer is not a 64-bit word.
 _MAX_DIGITS: Final = 20
 _U32_MASK: Final = (1 << 32) - 1
 
 
 @dataclass(slots=True)
 class Fields:
-    """The values of one event by slot, and the columns of its text that they were read from."""
+    """The values of one event by slot, and the spans of its text that they were read from."""
 
     values: dict[str, int] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Only of values that are printed as they are."""
+    """Start and end in the text, only for values that are printed unchanged."""
     hexadecimal: set[str] = field(default_factory=set)
     """Slots that the format prints in hex, with or without 0x."""
     unread: Callable[[str], Iterable[tuple[int, int]]] = lambda _: ()
-    """Finds numbers in the text that differ from line to line and that no table needs; those
-    of ``spans`` may be among them."""
+    """Returns spans of numbers that vary from line to line and that no table needs; it may include
+    those of ``spans``."""
     unknown: str = ""
-    """What was printed in place of a number and has no number that is known."""
+    """Text printed in place of a number, if its number is unknown."""
 
     def put(self, slot: str, found: re.Match[str], group: str, base: int = 0) -> None:
         """Set a slot to the number that ``group`` matched, if it matched a number."""
@@ -56,7 +56,7 @@ def to_word(text: str, base: int = 0) -> int | None:
 
     Args:
         text: Digits, without blanks.
-        base: 16 where numbers are known to be bare hex; 0: by the text.
+        base: 16 where numbers are known to be bare hex; 0: detect from the text.
 
     Example:
         >>> hex(to_word("-9223369837831520110"))
@@ -84,7 +84,7 @@ _PAIR = re.compile(
 
 
 def pairs(args: str, slots: Mapping[str, str]) -> Fields:
-    """Read ``key=value`` pairs; ``slots`` says which keys matter and what they are."""
+    """Parse ``key=value`` pairs; ``slots`` maps lower-case keys to slots, others are ignored."""
     fields = Fields(unread=_unread_of_pairs)
     for found in _PAIR.finditer(args):
         slot = slots.get(found["key"].lower())
@@ -94,7 +94,7 @@ def pairs(args: str, slots: Mapping[str, str]) -> Fields:
 
 
 def _unread_of_pairs(args: str) -> Iterable[tuple[int, int]]:
-    """Addresses before the pairs, and the numbers of all of these."""
+    """Yield the spans of addresses before the pairs, and of all plain numbers in pairs."""
     where = args.partition(")")[0] + ")" if args.startswith("(") else ""
     values = (found.span("value") for found in _PAIR.finditer(args))
     yield from (found.span() for found in _ADDRESS.finditer(where))
@@ -120,7 +120,7 @@ _ENTRY_REST = re.compile(r"\b(?:rip|intr_info|error_code)[ =](?P<n>0x[0-9a-f]+)"
 
 
 def kvm_entry(args: str) -> Fields:
-    """Read ``kvm_entry`` in every layout since 2.6.31; empty on other architectures."""
+    """Parse ``kvm_entry`` in every layout since 2.6.31; empty for other architectures."""
     fields = _search(args, {"vcpu_id": _VCPU})
     fields.unread = lambda text: (found.span("n") for found in _ENTRY_REST.finditer(text))
     if "vcpu_id" in fields.values:
@@ -130,7 +130,7 @@ def kvm_entry(args: str) -> Fields:
 
 
 def kvm_exit(args: str) -> Fields:
-    """Read ``kvm_exit`` in every layout since 2.6.31, libtraceevent's plugin included."""
+    """Parse ``kvm_exit`` in every layout since 2.6.31, including that of libtraceevent's plugin."""
     found = _REASON.search(args)
     if found is None or not (found["n"] or found["text"].strip()):
         return Fields()
@@ -175,7 +175,7 @@ _FAULT = re.compile(
 
 
 def kvm_page_fault(args: str) -> Fields:
-    """Read ``kvm_page_fault``; numbers without 0x are hex before 6.1."""
+    """Parse ``kvm_page_fault``; before Linux 6.1 it prints hex numbers without 0x."""
     fields = _search(args, {"vcpu_id": _VCPU, "rip": _RIP})
     found = _FAULT.search(args)
     if found is None:
@@ -190,7 +190,7 @@ _USERSPACE_RAW = re.compile(r"\breason=(?P<reason>\w+) errno=(?P<errno>-?\w+)")
 
 
 def kvm_userspace_exit(args: str) -> Fields:
-    """Read ``kvm_userspace_exit``: a KVM_EXIT_* number, or an errno made positive."""
+    """Parse ``kvm_userspace_exit``: a KVM_EXIT_* number, or an errno as a positive number."""
     fields = Fields()
     found = _USERSPACE.search(args)
     if found is not None:
@@ -219,7 +219,7 @@ _PIO_RAW = re.compile(
 
 
 def kvm_pio(args: str) -> Fields:
-    """Read ``kvm_pio``: a transfer by an I/O port; values are printed since Linux 3.15."""
+    """Parse ``kvm_pio``: a transfer through an I/O port; values are printed since Linux 3.15."""
     fields = Fields()
     found = _PIO.search(args)
     if found is not None:
@@ -243,9 +243,10 @@ _ATTRIBUTES_RAW = re.compile(r"\bstart=(?P<gfn>\w+) end=(?P<gfn_end>\w+) attr=(?
 
 
 def kvm_vm_set_mem_attributes(args: str) -> Fields:
-    """Read ``kvm_vm_set_mem_attributes``: memory that becomes private or shared.
+    """Parse ``kvm_vm_set_mem_attributes``: memory that becomes private or shared.
 
-    The first frame and the one behind the last, as KVM_SET_MEMORY_ATTRIBUTES has them.
+    ``gfn`` is the first frame and ``gfn_end`` the frame after the last one, as in
+    KVM_SET_MEMORY_ATTRIBUTES.
     """
     fields = Fields()
     found = _ATTRIBUTES.search(args)

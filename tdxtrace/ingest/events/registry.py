@@ -1,4 +1,4 @@
-"""What an event of a name is (SEAMCALL probe, KVM tracepoint, noise); the events of a source."""
+"""Classify events by name (SEAMCALL probe, KVM tracepoint, noise); registry of known events."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Role = Literal["entry", "return", "single"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Meaning of an event name: the table of its events, their role in it, and their fields."""
+    """Meaning of an event name: the table its records go to, their role in it, and their fields."""
 
     name: str
-    """As printed, group included."""
+    """As printed, including the group."""
     kind: Kind
     role: Role = "single"
     function: str = ""
-    """The kernel function, for SEAMCALL probes."""
+    """The probed kernel function, for SEAMCALL probes."""
     leaf: int | None = None
-    """None where each event has its own (``fn=``)."""
+    """None where each record has its own leaf (``fn=``)."""
     probe: str = "wrapper"
     decode: Decoder = lambda _: Fields()
     needs: tuple[str, ...] = ()
-    """Fields without which an event is ``undecoded``."""
+    """Required fields; a record without one of them is ``undecoded``."""
     slots: Mapping[str, str] = field(default_factory=dict)
-    """Slot (see batch.SLOTS) by name of an argument, in text and in records."""
+    """Slot (see batch.SLOTS) by argument name, for text and binary records."""
 
 
 # Required fields of host events, by name.
@@ -42,12 +42,12 @@ _HOST_EVENT_NEEDS: Final = {
     "kvm_pio": ("port", "size", "count"),
     "kvm_vm_set_mem_attributes": ("gfn", "gfn_end"),
 }
-# What the name of a probe may have besides the function: how users name entries and returns.
+# Words that users add to the function in the name of a probe, for example for entry and return.
 _PHASE_WORDS: Final = frozenset(
     "enter entry exit ret retval return returns in out done start end begin call called "
     "x e r p f k u probe kprobe kretprobe uprobe uretprobe fprobe hkid tdr".split()
 )
-# Short names seen in recipes and on mailing lists, besides wrappers without their prefix.
+# Short names used in recipes and on mailing lists, besides wrapper names without their prefix.
 _SHORT: Final = {
     "aug": "tdh_mem_page_aug",
     "septadd": "tdh_mem_sept_add",
@@ -74,8 +74,8 @@ _SHORT: Final = {
 }
 _PREFIXES: Final = ("", "tdh_", "tdh_mem_", "tdh_phymem_")
 
-# Keys of probe arguments and the field each fills.  The wrappers' own parameter
-# names (Linux arch/x86/virt/vmx/tdx/tdx.c, 6.16 to 7.2) and what people write.
+# Keys of probe arguments and the slot that each fills: the wrappers' own parameter
+# names (Linux arch/x86/virt/vmx/tdx/tdx.c, 6.16 to 7.2) and names in common use.
 KEYS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("td", "tdr", "kvm_tdx", "td_id"), "td_id"),
     **dict.fromkeys(("vp", "tdvpr", "vp_id"), "vp_id"),
@@ -90,25 +90,25 @@ KEYS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("vcpu", "vcpu_id"), "vcpu_id"),
 }
 _PASSED_BY_VALUE: Final = ("td", "vp", "gpa", "level", "pfn", "fn", *wrappers.PAGES)
-# These write the output registers over struct tdx_module_args before they return
-# (Linux arch/x86/virt/vmx/tdx/seamcall.S); __seamcall leaves it untouched.
+# These overwrite struct tdx_module_args with the output registers before they return
+# (Linux arch/x86/virt/vmx/tdx/seamcall.S); __seamcall leaves it unchanged.
 _OVERWRITES_ARGS: Final = ("__seamcall_ret", "__seamcall_saved_ret")
-# It is called after each return of tdx_vcpu_run (Linux arch/x86/kvm/x86.c, vcpu_enter_guest), and
-# tells of TDH.VP.ENTER only by the status that a probe reads from struct vcpu_tdx.
+# Called after each return of tdx_vcpu_run (Linux arch/x86/kvm/x86.c, vcpu_enter_guest).  A probe on
+# it shows the result of TDH.VP.ENTER only if it reads the status from struct vcpu_tdx.
 HANDLE_EXIT: Final = "tdx_handle_exit"
 _ARROW: Final = re.compile(r"^\([^)]*<-|\b__probe_ret_ip=")
 _ADDRESS: Final = re.compile(r"^\([^)<]*\)|\b__probe_ip=")
 _SYMBOL: Final = re.compile(r"^\((?P<a>[\w.]+)(?P<offset>\+0x[0-9a-f]+)?")
-# How kernels name functions that issue SEAMCALLs.
+# Names of kernel functions that issue SEAMCALLs, or a bare address.
 _WRAPPER: Final = re.compile(r"tdh_|_{0,3}seamcall|[0-9a-f]{8,16}$")
 _FUNCTION: Final = re.compile(r"(?:^\(|<- )(?P<name>[A-Za-z_][\w.]*)(?: \[\w+\])?(?=\)| <-)")
 
 
 def mapping_of(text: str) -> tuple[str, str, Role | None]:
-    """Read a user's ``EVENT=FUNCTION[:entry|:return]``.
+    """Parse a user's ``EVENT=FUNCTION[:entry|:return]`` into event, function and role.
 
     Raises:
-        QueryError: If it is not of that form or the function is unknown.
+        QueryError: If it does not have that form or the function is unknown.
     """
     event, equals, target = text.partition("=")
     function, _, role = target.partition(":")
@@ -126,15 +126,15 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
     """Classify the event ``name`` from one of its lines.
 
     Args:
-        name: The event as printed, with its group if there is one.
-        args: The text after it, which shows whether it is an entry or a return.
-        mappings: Function and role that the user gives a name, with or without its group.
+        name: The event name as printed, with its group if it has one.
+        args: The text after the name, which shows whether it is an entry or a return.
+        mappings: Function and role by event name, with or without group, as given by the user.
     """
     bare = name.rpartition(":")[2]
     if bare in fields.KVM_DECODERS:
         return _kvm(name, bare)
     role = role_of(args)
-    # A probe may have the name of a tracepoint that is out of tree.
+    # A probe may have the same name as an out-of-tree tracepoint.
     if bare in fields.OUT_OF_TREE and role is None:
         return _out_of_tree(name, bare)
     given = mappings.get(name) or mappings.get(bare)
@@ -150,7 +150,7 @@ def classify(name: str, args: str, mappings: Mapping[str, tuple[str, Role | None
 
 @lru_cache(maxsize=4096)
 def function_named(name: str) -> str | None:
-    """Return the kernel function that a name of an event, or of a user, contains; or None."""
+    """Return the kernel function named within ``name``, an event or a user's text; or None."""
     words = name.lower().replace(".", "_")
     if words in _aliases():
         return _aliases()[words]
@@ -164,27 +164,27 @@ def function_named(name: str) -> str | None:
 
 
 def _function_of_group(name: str) -> str | None:
-    """The function that the group names, where the event's own name is only entry or return."""
+    """Return the function in the group name, if the event name is only "entry" or the like."""
     group, _, bare = name.rpartition(":")
     is_side = all(word in _PHASE_WORDS for word in bare.lower().split("_"))
     return function_named(group) if is_side else None
 
 
 def names_a_probe(name: str, mappings: Mapping[str, tuple[str, Role | None]]) -> bool:
-    """Whether an event of this name may be a probe, whatever one line of it looks like."""
+    """Return whether an event may be a SEAMCALL probe, judging by its name alone."""
     bare = name.rpartition(":")[2]
     return name in mappings or bare in mappings or function_named(bare) is not None
 
 
 def _without(words: str, alias: str) -> list[str] | None:
-    """The words of a name around ``alias``; None if it does not contain it."""
+    """Return the words of a name other than ``alias``; None if it does not contain ``alias``."""
     before, found, after = f"_{words}_".partition(f"_{alias}_")
     return [word for word in f"{before}_{after}".split("_") if word] if found else None
 
 
 @cache
 def functions() -> frozenset[str]:
-    """The kernel functions that issue SEAMCALLs; those not known, by the names of leaves."""
+    """Return the kernel functions that issue SEAMCALLs: known wrappers, and names of leaves."""
     known = wrappers.wrapper_table()["function"]
     return frozenset(known) | wrappers.functions_named_as_leaves().keys()
 
@@ -210,15 +210,15 @@ def role_of(args: str) -> Role | None:
 
 
 def _function_in(args: str, role: Role) -> str | None:
-    """The wrapper that a kprobe's text names."""
+    """Return the wrapper named in a kprobe's text, or None."""
     return next((name for name in _symbols(args, role) if name in functions()), None)
 
 
 def _symbols(args: str, role: Role) -> list[str]:
-    """The functions that a kprobe's text names: of a return, the symbols without an offset.
+    """Return the functions named in a kprobe's text; for a return, the symbols without an offset.
 
-    Tools differ in the side of the arrow on which the function is. What compilers append to a
-    name (".isra.0", ".constprop.0") is left out.
+    Tools differ on which side of the arrow they print the function. Suffixes that compilers append
+    to a name (".isra.0", ".constprop.0") are removed.
     """
     if role == "entry":
         found = _SYMBOL.match(args)
@@ -229,10 +229,10 @@ def _symbols(args: str, role: Role) -> list[str]:
 
 
 def _may_be_wrapper(args: str, role: Role) -> bool:
-    """Whether a probe may be of a function that issues a SEAMCALL, of a kernel that is not known.
+    """Return whether a probe may be on a SEAMCALL function that this version does not know.
 
-    It may where its text has addresses alone. Where it names another function the probe is of
-    something else: to map it would invent SEAMCALLs.
+    True if its text has only addresses, or a name like that of a wrapper. A probe on any other
+    named function must not be mapped: that would invent SEAMCALLs.
     """
     names = _symbols(args, role)
     return not names or any(_WRAPPER.match(name) for name in names)
@@ -287,8 +287,8 @@ def _call(name: str, function: str, role: Role, args: str) -> Event:
     )
 
 
-# Names of noise kept apart, and as many of other events; a hostile file could have a new one on
-# every line.
+# Most names of noise in the registry, and as many of other events; a hostile file could have a new
+# name on every line.
 _MAX_NAMES: Final = 4096
 
 
@@ -301,9 +301,9 @@ class EventRegistry:
     _known: dict[tuple[str, str | None], int] = field(default_factory=dict)
 
     def event_id(self, name: str, args: str) -> int:
-        """Return the ID of event ``name``, by one line of it; classify it if it is new.
+        """Return the ID of event ``name``; classify it by ``args``, one of its lines, if it is new.
 
-        An entry and a return probe of one name are two events.
+        An entry probe and a return probe with the same name are two events.
         """
         key = name, role_of(args)
         index = self._known.get(key)

@@ -1,1 +1,1 @@
-"""Parts that trace.dat and perf.data share: event formats, fields of records."""
+"""Code shared by the trace.dat and perf.data readers: event formats, fields of records."""

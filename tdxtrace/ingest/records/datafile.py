@@ -1,4 +1,4 @@
-"""The bytes of a recording at any place, and its parts: numbers, texts, what is compressed."""
+"""Random access to a recording's bytes; parsing of numbers and strings; decompression of parts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(slots=True)
 class DataFile:
-    """A recording that can be read from at any place."""
+    """A recording that can be read at any offset."""
 
     descriptor: int
     size: int
     shown: str
-    """Its name, safe to show."""
+    """Its name, safe to print."""
 
     def read(self, at: int, n_bytes: int) -> bytes:
-        """Return up to ``n_bytes`` bytes from ``at``: fewer where the file ends before.
+        """Return up to ``n_bytes`` bytes from offset ``at``; fewer if the file ends before.
 
         Raises:
             InputError: If the system cannot read it.
@@ -36,13 +36,13 @@ class DataFile:
         return self.array(at, n_bytes).tobytes()
 
     def array(self, at: int, n_bytes: int) -> Bytes:
-        """The same as an array of bytes that may be written."""
+        """Do the same as ``read``, but return a writable array."""
         wanted = max(0, min(n_bytes, self.size - at)) if at >= 0 else 0
         made = np.empty(wanted, np.uint8)
         return made[: self.fill(at, made)]
 
     def fill(self, at: int, into: Bytes) -> int:
-        """Read bytes from ``at`` into an array; return how many: fewer where the file ends.
+        """Read bytes from offset ``at`` into an array; return their number, fewer at file end.
 
         Raises:
             InputError: If the system cannot read it.
@@ -79,14 +79,14 @@ def open_file(path: str) -> DataFile:
 
 
 def spool(chunks: Iterator[bytes], path: str) -> DataFile:
-    """Keep what a pipe or a codec gives in a temporary file without a name.
+    """Write the output of a pipe or a decompressor to an unnamed temporary file.
 
     Args:
         chunks: The bytes, in order.
-        path: Where they come from.
+        path: Path of their source, for messages.
 
     Raises:
-        InputError: If they unpack to absurdly many (``source.Stream``), or there is no room.
+        InputError: If they unpack to implausibly many (``source.Stream``), or the disk is full.
     """
     shown = one_line(path)
     size = 0
@@ -107,7 +107,7 @@ class CutShortError(Exception):
 
 @dataclass(slots=True)
 class Cursor:
-    """Reads forward through bytes, or a file; reading past the end raises CutShortError."""
+    """Reads forward through bytes or a file; reading past the end raises CutShortError."""
 
     source: bytes | DataFile
     at: int = 0
@@ -131,7 +131,11 @@ class Cursor:
         return int.from_bytes(self.take(n_bytes), "little")
 
     def text(self, most: int = 4096) -> str:
-        """Return the next text, which a zero byte ends, of at most ``most`` bytes."""
+        """Return the next zero-terminated string of at most ``most`` bytes.
+
+        Raises:
+            CutShortError: If it is not terminated within them.
+        """
         text, end, _ = self._ahead(most + 1).partition(b"\0")
         if not end:
             raise CutShortError
@@ -139,7 +143,7 @@ class Cursor:
         return text.decode("utf-8", "replace")
 
     def skip(self, n_bytes: int) -> None:
-        """Pass over ``n_bytes`` bytes.
+        """Skip ``n_bytes`` bytes.
 
         Raises:
             CutShortError: If there are fewer.
@@ -150,7 +154,7 @@ class Cursor:
 
     @property
     def left(self) -> int:
-        """Bytes that are left."""
+        """Number of bytes left."""
         size = len(self.source) if isinstance(self.source, bytes) else self.source.size
         return size - self.at
 
@@ -161,17 +165,18 @@ class Cursor:
 
 
 Unpack = Callable[[bytes, int], bytes]
-# A part is unpacked in memory.  trace-cmd compresses trace data by ten pages
-# (lib/trace-cmd/trace-compress.c); its largest part is kallsyms with some 10 MB, the next are
+# A part is unpacked in memory.  trace-cmd compresses trace data in chunks of ten pages
+# (lib/trace-cmd/trace-compress.c); its largest part is kallsyms with some 10 MB, followed by
 # the formats of 3,000 events with 5 MB.
 MAX_PART_BYTES: Final = 64 << 20
-# A part of text packs 5 (kallsyms) to 30 times (formats): beyond this it is no recording.
+# Compression ratios of text parts are 5 (kallsyms) to 30 (formats): higher ones than this are
+# refused.
 _MAX_PART_RATIO: Final = 100
 _FREE_PART_BYTES: Final = 1 << 20
 
 
 def is_plausible(packed: int, unpacked: int) -> bool:
-    """Whether a part of so many bytes may unpack to so many."""
+    """Return whether a part of ``packed`` bytes may unpack to ``unpacked`` bytes."""
     return unpacked <= min(MAX_PART_BYTES, _FREE_PART_BYTES + _MAX_PART_RATIO * packed)
 
 
@@ -184,12 +189,16 @@ class DamagedPartError(Exception):
 
 
 def unpacker(name: str, shown: str) -> Unpack:
-    """Return a function of compressed bytes and declared size that unpacks them.
+    """Return a function that unpacks compressed bytes of a declared unpacked size.
 
-    It raises DamagedPartError where the bytes are not what they declare.
+    It raises DamagedPartError if the bytes do not unpack to that size.
+
+    Args:
+        name: Compression method as in the recording's header.
+        shown: Name of the recording, for messages.
 
     Raises:
-        FormatError: If the method is not known.
+        FormatError: If the method is unknown.
     """
     known: dict[str, Unpack] = {"zstd": _zstd, "zlib": _zlib}
     known |= dict.fromkeys(("none", ""), lambda data, _: data)

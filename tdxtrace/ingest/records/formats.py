@@ -1,4 +1,4 @@
-"""How pages and events of one kernel look, as a recording or tracefs describes them."""
+"""Formats of pages and events of one kernel, parsed from a recording or tracefs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_EVENTS: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where one field of an event lies and what it is; offsets and sizes in bytes."""
+    """Position and type of one field of an event; offsets and sizes in bytes."""
 
     name: str
     offset: int
@@ -40,24 +40,24 @@ class Field:
 
     @property
     def end(self) -> int:
-        """The first byte after it."""
+        """The first byte after the field."""
         return self.offset + self.size
 
 
 @dataclass(frozen=True, slots=True)
 class EventFormat:
-    """One event as its ``format`` file describes it."""
+    """One event as described by its ``format`` file."""
 
     number: int
-    """What ``common_type`` holds in its records."""
+    """Event ID: the value of ``common_type`` in its records."""
     system: str
     name: str
     fields: Mapping[str, Field]
-    """In the order of the file; ``common_*`` are those that every event has."""
+    """By name, in file order; every event has the ``common_*`` fields."""
 
 
 def parse_format(text: str, system: str) -> EventFormat | None:
-    r"""Read the text of ``events/SYSTEM/EVENT/format``; None if it has no name or number.
+    r"""Parse the text of ``events/SYSTEM/EVENT/format``; None if it has no name or ID.
 
     Example:
         >>> made = parse_format("name: kvm_fpu\nID: 41\nformat:\n"
@@ -73,9 +73,9 @@ def parse_format(text: str, system: str) -> EventFormat | None:
 
 
 def fields_of(text: str) -> dict[str, Field]:
-    """Read every ``field:`` line of a format, or of ``events/header_page``.
+    """Parse every ``field:`` line of a format, or of ``events/header_page``.
 
-    A name that occurs twice keeps its first field, as libtraceevent finds it.
+    Of two fields with the same name the first is kept, as in libtraceevent.
     """
     fields: dict[str, Field] = {}
     for found in _FIELD.finditer(text):
@@ -92,12 +92,12 @@ def fields_of(text: str) -> dict[str, Field]:
 
 
 def foreign_machine(shown: str, is_big_endian: bool, advice: str) -> FormatError:
-    """Return the error for a recording of a machine on which TDX does not exist.
+    """Return the error for a recording from a machine on which TDX does not exist.
 
     Args:
-        shown: The recording's name, safe to show.
-        is_big_endian: Whether that is the reason; else it is a 32-bit machine.
-        advice: What to do instead.
+        shown: The recording's name, safe to print.
+        is_big_endian: Whether the machine is big-endian; otherwise it is a 32-bit one.
+        advice: What the user can do instead.
     """
     kind = "big-endian" if is_big_endian else "32-bit"
     return FormatError(
@@ -108,7 +108,7 @@ def foreign_machine(shown: str, is_big_endian: bool, advice: str) -> FormatError
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """Where every event keeps its number, thread and context."""
+    """The fields with ID, thread and context that every event has."""
 
     type: Field
     pid: Field | None
@@ -116,18 +116,18 @@ class Common:
     preempt_count: Field | None
 
 
-# struct trace_entry, Linux include/linux/trace_events.h: what records hold if no
-# format says otherwise.
+# struct trace_entry, Linux include/linux/trace_events.h: the default if no format
+# has the field.
 _TYPE: Final = Field("common_type", 0, 2, False, True)
 # Kernels with the real-time patches had four bytes more than the eight of others.
 _MOST_COMMON: Final = 16
 
 
 def common_of(formats: Iterable[EventFormat]) -> Common:
-    """Read from the first format that has them where the common fields are.
+    """Return the common fields from the first format that has them.
 
-    They are the same for every event of a kernel: its number has to be read
-    before it is known which event it is.
+    They are the same for every event of a kernel: the event ID must be read before
+    the event is known.
     """
     for event in formats:
         fields = event.fields
@@ -141,24 +141,24 @@ def common_of(formats: Iterable[EventFormat]) -> Common:
 
 @dataclass(frozen=True, slots=True)
 class PageLayout:
-    """How a page of the ring buffer begins; sizes and offsets in bytes."""
+    """Layout of a ring-buffer page; sizes and offsets in bytes."""
 
     size: int
-    """Of the whole page (sub-buffer)."""
+    """Size of the whole page (sub-buffer)."""
     data: int
-    """Where its events begin."""
+    """Offset of its first event."""
     commit: int
-    """Where the length of its events is, a number of eight bytes."""
+    """Offset of the length of its events, a number of eight bytes."""
 
 
 def page_layout(header_page: str, size: int) -> PageLayout | None:
-    """Read ``events/header_page``; None if it cannot be that of a page of ``size`` bytes.
+    """Parse ``events/header_page``; None if it cannot describe a page of ``size`` bytes.
 
     Args:
-        header_page: Its text; empty where a recording has none: then the layout
-            is that of every kernel since 2.6.30 (Linux kernel/trace/ring_buffer.c,
+        header_page: Its text; empty if the recording has none, which gives the layout of
+            every kernel since 2.6.30 (Linux kernel/trace/ring_buffer.c,
             ring_buffer_print_page_header).
-        size: Bytes of a page.
+        size: Size of a page in bytes.
     """
     fields = fields_of(header_page)
     commit = fields.get("commit") or Field("commit", 8, 8, True, True)
@@ -177,10 +177,10 @@ def page_layout(header_page: str, size: int) -> PageLayout | None:
 
 
 def page_size_of(header_page: str) -> int | None:
-    """Bytes of a page as ``events/header_page`` describes it; None where it does not, or absurdly.
+    """Return the page size in bytes from ``events/header_page``; None if absent or implausible.
 
-    ``data`` is the whole rest of a page, also of one larger than the machine's (sub-buffers,
-    Linux 6.8): kernel/trace/ring_buffer.c, ring_buffer_print_page_header.
+    ``data`` extends to the end of the page, even if pages are larger than the machine's
+    (sub-buffers, Linux 6.8): kernel/trace/ring_buffer.c, ring_buffer_print_page_header.
     """
     data = fields_of(header_page).get("data")
     sound = data is not None and 64 <= data.end <= MAX_PAGE_BYTES and data.end % 4 == 0
@@ -189,23 +189,23 @@ def page_size_of(header_page: str) -> int | None:
 
 @dataclass(slots=True)
 class Formats:
-    """How pages and events of one kernel look, as it described them itself."""
+    """The page header and event formats of one kernel, read part by part."""
 
     header_page: str = ""
     events: dict[int, EventFormat] = field(default_factory=dict)
     _n_taken: int = 0
 
     def add(self, text: bytes, system: str) -> None:
-        """Take an event's format; of two with one number the first holds."""
+        """Add the text of an event's format; of two with the same ID the first is kept."""
         made = parse_format(text.decode("utf-8", "replace"), system)
         if made is not None:
             self.events.setdefault(made.number, made)
 
     def read_headers(self, cursor: Cursor) -> None:
-        """Read ``header_page`` and pass over ``header_event``.
+        """Read ``header_page`` and skip ``header_event``.
 
         Raises:
-            CutShortError: If they are not there.
+            CutShortError: If one of them is missing.
         """
         if cursor.take(12) != b"header_page\0":
             raise CutShortError
@@ -218,7 +218,7 @@ class Formats:
         """Read the formats of ftrace's own events.
 
         Raises:
-            CutShortError: If fewer are there than it says, or more than events have numbers.
+            CutShortError: If there are fewer than declared, or more than there are event IDs.
         """
         for _ in range(cursor.number(4)):
             self._take_place()
@@ -228,7 +228,7 @@ class Formats:
         """Read the formats of all other events, system by system.
 
         Raises:
-            CutShortError: If fewer are there than it says, or more than events have numbers.
+            CutShortError: If there are fewer than declared, or more than there are event IDs.
         """
         for _ in range(cursor.number(4)):
             system = cursor.text()
@@ -238,17 +238,17 @@ class Formats:
                 self.add(part(cursor, cursor.number(8)), system)
 
     def _take_place(self) -> None:
-        """Count a system or event; raise CutShortError if they are more than have numbers."""
+        """Count a system or event; raise CutShortError beyond the number of event IDs."""
         self._n_taken += 1
         if self._n_taken > _MAX_EVENTS:
             raise CutShortError
 
 
 def part(cursor: Cursor, size: int) -> bytes:
-    """Take ``size`` bytes that are held in memory.
+    """Return the next ``size`` bytes, to be kept in memory.
 
     Raises:
-        CutShortError: If there are fewer, or absurdly many.
+        CutShortError: If there are fewer, or ``size`` is more than MAX_PART_BYTES.
     """
     if size > MAX_PART_BYTES:
         raise CutShortError

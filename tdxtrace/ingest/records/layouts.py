@@ -1,4 +1,4 @@
-"""Layouts of binary events: the slots that fields fill (as in text), where they lie; by number."""
+"""Layouts of binary event records by event ID: offsets of fields and the slots that they fill."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ _KVM_SLOTS: Final[Mapping[str, Mapping[str, str]]] = {
     "kvm_userspace_exit": {"reason": "reason", "errno": "signed_errno"},
     "kvm_vm_set_mem_attributes": {"start": "gfn", "end": "gfn_end", "attr": "value"},
 }
-# What an event cannot do without; other architectures have events of these names
-# with other fields.
+# Required slots: other architectures have events of these names with other fields.
 _KVM_NEEDS: Final = {"kvm_entry": "vcpu_id", "kvm_exit": "exit_reason", "kvm_page_fault": "gpa"}
-# SEAMCALL tracepoints out of tree (see OUT_OF_TREE): their registers and what they call them.
+# Fields of out-of-tree SEAMCALL tracepoints (see OUT_OF_TREE).
 _PROPOSED_SLOTS: Final = {
     "entry": {"op": "fn", "fn": "fn", "gpa": "gpa", "hpa": "page", "level": "level"}
     | {name: name for name in ("rcx", "rdx", "r8")},
@@ -52,17 +51,17 @@ _PROPOSED_SLOTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How records of one event number are read."""
+    """How to read the records of one event ID."""
 
     event: int
     """Index into the registry's events."""
     kind: str
-    """Of the event: ``call``, ``noise``…; ``undecoded`` where its fields are not those known."""
+    """Kind of the event: ``call``, ``noise``…; ``undecoded`` if it lacks required fields."""
     name: str
     reads: Mapping[str, Field]
     """The field to read for each slot."""
     size: int
-    """Bytes a record must have, so that every field lies in it."""
+    """Least bytes of a record, so that every field lies within it."""
 
     @property
     def is_wanted(self) -> bool:
@@ -73,13 +72,13 @@ class Layout:
 def layout_of(
     made: EventFormat, name: str, registry: EventRegistry, symbol: str | None = None
 ) -> Layout:
-    """Say how to read the records of an event.
+    """Return the layout of an event's records.
 
     Args:
-        made: Its format.
-        name: What the recording's own tool prints as its name.
-        registry: Where the event is looked up, and added.
-        symbol: The kernel function at its probe, where the recording tells.
+        made: The event's format.
+        name: The event's name as the recording's own tool prints it.
+        registry: Registry in which the event is looked up or added.
+        symbol: The kernel function at its probe, if the recording has it.
     """
     index = registry.event_id(name, _as_text(made, symbol))
     event = registry.events[index]
@@ -97,9 +96,9 @@ def _needs_of(name: str) -> tuple[str, ...]:
 
 
 def _as_text(made: EventFormat, symbol: str | None) -> str:
-    """What a line of the event would show of its probe: enough to recognise it by.
+    """Return text like the event's printed lines, with enough of its probe to classify it.
 
-    A probe's address is printed as a symbol by the kernel, as a number by tools.
+    The kernel prints a probe's address as a symbol, tools print it as a number.
     """
     keys = " ".join(f"{key}=" for key in made.fields if not key.startswith("common_"))
     if symbol is None:
@@ -122,7 +121,7 @@ def _reads(made: EventFormat, event: Event) -> dict[str, Field]:
 
 
 PADDING: Final = 32
-"""Bytes that must follow the last record, so that words of its common fields lie inside."""
+"""Bytes that must follow the last record, so that reads of its common fields stay in bounds."""
 
 
 def int64_at(data: NDArray[np.uint8]) -> I64Array:
@@ -135,7 +134,7 @@ def int64_at(data: NDArray[np.uint8]) -> I64Array:
 
 
 def heads_of(common: Common) -> Heads:
-    """Say where records have their common fields; those of unusual sizes are taken as absent."""
+    """Return the offsets of the common fields; fields of unusual sizes count as absent."""
     kind = common.type
     return (
         kind.offset,
@@ -152,17 +151,17 @@ def _offset(place: Field | None, size: int) -> int:
 
 @dataclass(slots=True)
 class FieldTables:
-    """Where the records of each layout have their fields: arrays for ``loops.pages``."""
+    """Tables of layouts and their fields: arrays for ``loops.pages``."""
 
     slots: FieldLayouts = field(default_factory=FieldLayouts)
-    """What the words of their records are."""
+    """The slots that the words of records fill."""
     n: int = 0
-    """Layouts so far."""
+    """Number of layouts."""
     n_fields: int = 0
     layouts: I64Array = field(default_factory=lambda: np.zeros((16, 5), np.int64))
-    """By layout: FIRST of its rows in ``fields`` and the one BEHIND them, the LEAST bytes that a
-    record must have or -1 if its records become no rows, its EVENT in the registry's list, and
-    the number of its SLOTS in FieldLayouts. There are more rows than layouts."""
+    """By layout: FIRST row in ``fields`` and the row after its last one (BEHIND), LEAST bytes of a
+    record or -1 if its records become no rows, EVENT index in the registry's list, and index of its
+    SLOTS in FieldLayouts. The array has spare rows at the end."""
     fields: I64Array = field(default_factory=lambda: np.zeros((64, 3), np.int64))
     """By field: OFFSET in bytes, MASK, and SIGN bit; 0: unsigned."""
 
@@ -201,33 +200,33 @@ def _no_index() -> I64Array:
 
 @dataclass(slots=True)
 class EventCatalog:
-    """Gives a layout to each event number when its first record comes, and counts records."""
+    """Makes the layout of each event ID when its first record occurs, and counts records."""
 
     formats: Mapping[int, EventFormat]
     registry: EventRegistry
     stats: SourceStats
     printed_name: Callable[[EventFormat], str]
-    """What the recording's own tool prints as the name of an event."""
+    """Returns the name of an event as the recording's own tool prints it."""
     symbol_at: Callable[[int], str | None] = lambda _: None
-    """Names the kernel function at an address."""
+    """Returns the name of the kernel function at an address, or None."""
     tables: FieldTables = field(default_factory=FieldTables)
-    """By layout: where records have their fields."""
+    """The layouts as arrays."""
     layouts: list[Layout] = field(default_factory=list)
     index: I64Array = field(default_factory=_no_index)
-    """By event number: index into ``layouts``, or NOT_INTERNED."""
+    """By event ID: index into ``layouts``, or NOT_INTERNED."""
     common: Common = field(init=False)
     _numbers: list[int] = field(default_factory=list)
-    """By layout: the event number."""
+    """By layout: its event ID."""
 
     def __post_init__(self) -> None:
         self.common = common_of(self.formats.values())
 
     def intern(self, number: int, int64_at: I64Array, record: int) -> int:
-        """Return the layout of an event number, made from its first record if it is new.
+        """Return the index of an event ID's layout, made from its first record if it is new.
 
         Args:
-            number: What the record says it is.
-            int64_at: The number that begins at each byte of a block.
+            number: Event ID in the record.
+            int64_at: The 64-bit number that begins at each byte of a block.
             record: Byte of the block at which the record begins.
         """
         if self.index[number] == NOT_INTERNED:
@@ -241,7 +240,7 @@ class EventCatalog:
         return int(self.index[number])
 
     def add_stand_in(self, kind: str, name: str) -> int:
-        """Return a number, which no record has, for records of which only this is known."""
+        """Return a synthetic event ID for records of which only kind and name are known."""
         free = np.flatnonzero(self.index[_NUMBERS:-1] == NOT_INTERNED)
         number = _NUMBERS + (int(free[0]) if len(free) else _STAND_INS)
         self._add(number, Layout(0, kind, name, {}, 0))
@@ -254,7 +253,7 @@ class EventCatalog:
         self._numbers.append(number)
 
     def _symbol(self, made: EventFormat, int64_at: I64Array, record: int) -> str | None:
-        """The function at an event's probe, where its name does not say it."""
+        """Return the function at an event's probe, or None if the event's name contains it."""
         place = made.fields.get("__probe_func") or made.fields.get("__probe_ip")
         if place is None or not place.is_number or function_named(made.name) is not None:
             return None
@@ -263,16 +262,16 @@ class EventCatalog:
         return self.symbol_at(word & (1 << 8 * place.size) - 1)
 
     def wanted_numbers(self) -> Iterator[int]:
-        """The numbers so far whose records become rows."""
+        """Return the interned event IDs whose records become rows."""
         pairs = zip(self._numbers, self.layouts, strict=True)
         return (number for number, layout in pairs if layout.is_wanted)
 
     def count(self, counts: I64Array) -> None:
-        """Account for records: those of rows by their name, others as losses.
+        """Add records to the statistics: those with rows by name, others as losses.
 
         Args:
-            counts: By layout: how many records came, the number of the first of them; how many
-                of them lack room for their fields and are no rows, and the first of these.
+            counts: By layout: number of records and line of the first one; number of records too
+                short for their fields, which become no rows, and line of the first one.
         """
         n, line, n_short, short_line = (column.tolist() for column in counts.T)
         for _, which in sorted((self._numbers[x], x) for x in range(len(self.layouts)) if n[x]):
