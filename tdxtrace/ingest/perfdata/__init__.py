@@ -1,1 +1,1 @@
-"""perf.data: what perf record writes to a file or a pipe."""
+"""Reader of perf.data, the output of perf record to a file or a pipe."""

@@ -1,4 +1,4 @@
-"""The head of a perf.data: events and the layouts of their samples, formats, clock, tool."""
+"""Parse the header of a perf.data: events, layouts of samples, event formats, clock, tool."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _MAX_IDS_BYTES: Final = 1 << 20
 TRACING_DATA, _OSRELEASE, _VERSION, _EVENT_DESC = 1, 4, 5, 12
 _N_FEATURES: Final = 256
 
-# enum perf_event_sample_format, Linux include/uapi/linux/perf_event.h: what a
-# sample holds, in this order; all but READ and CALLCHAIN have eight bytes.
+# enum perf_event_sample_format, Linux include/uapi/linux/perf_event.h: parts of a
+# sample, in the order of _SAMPLE_ORDER; READ, CALLCHAIN and RAW have no fixed size, all
+# others have eight bytes.
 IP, TID, TIME, ADDR, READ, CALLCHAIN = 1, 2, 4, 8, 16, 32
 ID, CPU, PERIOD, STREAM_ID, RAW, IDENTIFIER = 64, 128, 256, 512, 1024, 1 << 16
 _SAMPLE_ORDER: Final = (IDENTIFIER, IP, TID, TIME, ADDR, ID, STREAM_ID, CPU, PERIOD)
-# What follows other records if sample_id_all is set, counted from their end.
+# Parts at the end of other records if sample_id_all is set.
 _TRAILER_ORDER: Final = (TID, TIME, ID, STREAM_ID, CPU, IDENTIFIER)
 # enum perf_event_read_format.
 _TIME_ENABLED, _TIME_RUNNING, _READ_ID, _GROUP, _READ_LOST = 1, 2, 4, 8, 16
 TRACEPOINT: Final = 2  # PERF_TYPE_TRACEPOINT
-# Bits of struct perf_event_attr behind read_format.
+# Bits of the flags after read_format in struct perf_event_attr.
 _EXCLUDE_USER, _EXCLUDE_KERNEL, _FREQ, _SAMPLE_ID_ALL, _USE_CLOCKID = 4, 5, 10, 18, 25
 # clockid_t, Linux include/uapi/linux/time.h, named as perf names them.
 _CLOCKS: Final = {0: "realtime", 1: "monotonic", 4: "monotonic_raw", 7: "boottime", 11: "tai"}
@@ -42,56 +43,56 @@ _CLOCKID_AT: Final = 92
 
 @dataclass(frozen=True, slots=True)
 class Attr:
-    """One event that perf was asked to record."""
+    """One event that perf recorded: its ``struct perf_event_attr``."""
 
     type: int
     config: int
-    """Of a tracepoint: its number."""
+    """For a tracepoint: its event ID."""
     period: int
     sample_type: int
     read_format: int
     flags: int
     clockid: int
     ids: tuple[int, ...]
-    """What its samples name it by."""
+    """IDs in its samples."""
 
     def has(self, bit: int) -> bool:
-        """Whether a bit of ``flags`` is set."""
+        """Return whether a bit of ``flags`` is set."""
         return bool(self.flags >> bit & 1)
 
     @property
     def is_tracepoint(self) -> bool:
-        """Whether its samples hold records that a format describes."""
+        """Whether its samples contain tracepoint records."""
         return self.type == TRACEPOINT and bool(self.sample_type & RAW)
 
     @property
     def clock(self) -> str:
-        """The clock of its times, as perf names it."""
+        """The clock of its timestamps, as perf names it."""
         if not self.has(_USE_CLOCKID):
             return "perf"
         return _CLOCKS.get(self.clockid, f"clockid {self.clockid}")
 
     @property
     def fixed(self) -> dict[int, int]:
-        """Parts of a sample before any of varying length: bytes from the end of its header."""
+        """Offsets of the fixed-size parts of a sample, in bytes from the end of its header."""
         return _offsets(_SAMPLE_ORDER, self.sample_type)
 
     @property
     def trailer(self) -> dict[int, int] | None:
-        """Parts that end other records: bytes from the first part; None: they have none."""
+        """Offsets of the parts at the end of other records, in bytes from the first; None: none."""
         if not self.has(_SAMPLE_ID_ALL):
             return None
         return _offsets(_TRAILER_ORDER, self.sample_type)
 
     @property
     def id_at(self) -> int:
-        """Where a sample names its event: bytes from the end of its header; -1: nowhere."""
+        """Offset of a sample's ID, in bytes from the end of its header; -1: it has no ID."""
         fixed = self.fixed
         return fixed.get(IDENTIFIER, fixed.get(ID, -1))
 
     @property
     def read_words(self) -> tuple[int, int]:
-        """Words that READ puts into a sample, and further ones for each that the first counts."""
+        """Words that READ adds to a sample, and words per item counted by its first word."""
         if not self.sample_type & READ:
             return 0, 0
         each = 1 + bool(self.read_format & _READ_ID) + bool(self.read_format & _READ_LOST)
@@ -99,7 +100,7 @@ class Attr:
         return (1 + times, each) if self.read_format & _GROUP else (each + times, 0)
 
     def missing(self) -> dict[str, str]:
-        """What it was not told to record: kind of loss, and how perf record keeps it."""
+        """Return the losses that its settings cause: by kind, how to run perf record instead."""
         has_no_record = self.type == TRACEPOINT and not self.sample_type & RAW
         is_excluded = self.has(_EXCLUDE_USER) or self.has(_EXCLUDE_KERNEL)
         kinds = (
@@ -118,23 +119,23 @@ def _offsets(order: tuple[int, ...], sample_type: int) -> dict[int, int]:
 
 @dataclass(slots=True)
 class PerfFile:
-    """A perf.data whose head was read; in pipe mode the records fill the rest."""
+    """A perf.data whose header was read; in pipe mode records make up the rest of the file."""
 
     file: DataFile
     data_at: int
     data_size: int
     attrs: list[Attr] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
-    """Name of the event, by the id of its samples."""
+    """Name of the event by sample ID."""
     formats: Formats = field(default_factory=Formats)
     kernel: str | None = None
     tool: str | None = None
     cut_short: str = ""
     _n_id_bytes: int = 0
-    """Of the ids that were read: of all events not more than the file has bytes."""
+    """Bytes of sample IDs read so far; limited to the size of the file."""
 
     def take_attr(self, data: bytes, ids: bytes) -> None:
-        """Take a ``struct perf_event_attr`` and the ids of its event's samples."""
+        """Parse a ``struct perf_event_attr`` and the IDs of its samples; add them to ``attrs``."""
         if len(data) < _MIN_ATTR or len(self.attrs) >= _MAX_ATTRS:
             return
         kind, _, config, period, sample_type, read_format, flags = _ATTR.unpack_from(data)
@@ -144,16 +145,16 @@ class PerfFile:
         self.attrs.append(made)
 
     def ids(self, at: int, size: int) -> bytes:
-        """Read the ids of an event's samples; those of several events are not in one place."""
+        """Read the sample IDs of an event; the IDs of different events do not overlap."""
         found = self.file.read(at, min(size, _MAX_IDS_BYTES, self.file.size - self._n_id_bytes))
         self._n_id_bytes += len(found)
         return found
 
     def take_feature(self, number: int, data: bytes) -> None:
-        """Take what the header or a record says of the recording.
+        """Parse feature ``number`` of the header or of a FEATURE record.
 
         Raises:
-            FormatError: If it is of a machine whose records cannot be read.
+            FormatError: If the recording is from a big-endian or 32-bit machine.
         """
         cursor = Cursor(data)
         try:
@@ -169,7 +170,7 @@ class PerfFile:
             self.cut_short = self.cut_short or f"feature {number} of the header is damaged"
 
     def _tracing_data(self, data: bytes) -> None:
-        """Read the kernel's formats: laid out like the head of a trace.dat of version 6."""
+        """Read the kernel's formats, which are laid out as in a trace.dat of version 6."""
         cursor = Cursor(data, at=10)
         cursor.text()
         is_big_endian, long_size = cursor.take(2)
@@ -189,7 +190,7 @@ class PerfFile:
                 self.names[cursor.number(8)] = name
 
     def event_name(self, attr: int) -> str:
-        """What perf calls the event of an attribute, for those that are no tracepoints."""
+        """Return perf's name of an attribute's event, also for events other than tracepoints."""
         made = self.attrs[attr]
         named = next((self.names[i] for i in made.ids if i in self.names), None)
         return named or f"event type {made.type} config {made.config:#x}"
@@ -204,10 +205,10 @@ def _foreign_machine(file: DataFile, is_big_endian: bool) -> FormatError:
 
 
 def read_head(file: DataFile) -> PerfFile:
-    """Read the header, and the features that it lists.
+    """Read the header and the features that it lists.
 
     Raises:
-        FormatError: If it is damaged, or of a big-endian or 32-bit machine.
+        FormatError: If it is damaged, or from a big-endian or 32-bit machine.
     """
     if file.read(0, 8) == _SWAPPED_MAGIC:
         raise _foreign_machine(file, True)
@@ -225,7 +226,7 @@ def read_head(file: DataFile) -> PerfFile:
         raise FormatError(f"{file.shown} is a damaged perf.data: attributes of {attr_size} bytes")
     _attrs(perf, *attrs, attr_size)
     if not perf.data_size or perf.data_at + perf.data_size > file.size:
-        # perf writes the size last: the recorder was killed, or the copy is cut.
+        # perf writes the size last: it was killed, or the copy is cut short.
         perf.data_size = max(0, file.size - perf.data_at)
         perf.cut_short = "the file ends in its data: perf record was killed, or the copy is cut"
     else:

@@ -1,8 +1,8 @@
-"""Samples in the order of their time, and what was lost between them.
+"""Sort samples by time, and place the losses between them.
 
-perf's ordered events, tools/perf/util/ordered-events.c: ``perf record`` drains the buffers of
-all CPUs in turn; when it has been round twice, nothing older than the first round's newest
-sample can follow (tools/perf/Documentation/perf.data-file-format.txt, FINISHED_ROUND).
+As perf's ordered events, tools/perf/util/ordered-events.c: ``perf record`` drains the buffers of
+all CPUs in turn; after two such rounds, no sample older than the newest one of the first round
+can follow (tools/perf/Documentation/perf.data-file-format.txt, FINISHED_ROUND).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from tdxtrace.ingest.records.layouts import EventCatalog, heads_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, Loss, SourceStats
 
 NEVER: Final = np.iinfo(np.int64).max
-# Samples that wait while no round ends: perf itself flushes half of its queue when
-# that is full (OE_FLUSH__HALF).
+# Most queued samples while no round ends: perf itself flushes half of its queue when
+# it is full (OE_FLUSH__HALF).
 _MAX_WAITING: Final = 1 << 22
-# Samples that are worth a batch: half as many took 1.6 instead of 1.3 s for 12 million.
+# Least queued samples for a batch: half as many took 1.6 instead of 1.3 s for 12 million.
 _MIN_WAITING: Final = 1 << 17
 _MIN_ROOM: Final = 1 << 12
 _MAX_OTHERS: Final = 1 << 12
@@ -37,7 +37,7 @@ _MAX_OTHERS: Final = 1 << 12
 
 @dataclass(slots=True)
 class LostSamples:
-    """A LOST record: so many samples of a CPU were dropped before this moment."""
+    """A LOST record: number of samples of a CPU that were dropped before a time."""
 
     ts_ns: int
     cpu: int
@@ -46,11 +46,11 @@ class LostSamples:
 
 @dataclass(slots=True)
 class Given:
-    """Samples whose turn has come: those that become rows, and whose they are."""
+    """Samples returned in time order: those that become rows, and their threads."""
 
     batch: RecordBatch
     limit: int
-    """Up to when they happened, in ns."""
+    """Latest possible time of the samples, in ns."""
     tids: I32Array
     first_row: Index
     """The first event of each of ``tids``."""
@@ -58,35 +58,35 @@ class Given:
 
 @dataclass(slots=True)
 class OrderedEvents:
-    """Queues samples until rounds of perf's buffers end, and gives them out by time."""
+    """Queues samples until rounds of perf's buffers end, and returns them in time order."""
 
     stats: SourceStats
     run: Runner[Any] = interpreted
-    """How loops run; set before the first sample."""
+    """Runs loops, interpreted or compiled; set before the first sample."""
     n_given: int = 0
-    """Samples so far: perf script prints a line for each."""
+    """Number of samples returned; perf script prints a line for each."""
     lost: list[LostSamples] = field(default_factory=list)
-    """Records of losses whose turn has not come."""
+    """Losses that are not yet placed between returned samples."""
     _catalog: EventCatalog = field(init=False)
     _layouts: tuple[Any, ...] = field(init=False)
-    """What queue_samples has to know of samples …"""
+    """Argument ``samples`` of queue_samples."""
     _heads: Heads = field(init=False)
-    """… and of the records in them."""
+    """Offsets of the common fields of records."""
     _queue: list[NDArray[Any]] = field(init=False)
     _others: I64Array = field(default_factory=lambda: np.empty((2, _MAX_OTHERS), np.int64))
     _n: int = 0
-    """Samples that wait …"""
+    """Number of queued samples."""
     _n_words: int = 0
-    """… and words of their fields."""
+    """Number of words of their fields."""
     _is_met: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
-    """By thread number: all false between one batch and the next."""
+    """By thread ID: whether the batch being built has the thread; all false between batches."""
     _newest: int = -1
     _newest_of_round: int = -1
-    """Of the samples in front of the mark at which the last round ended."""
+    """Time of the newest sample before the end of the last round, ns."""
     _limit: int = -1
-    """Up to when nothing can follow any more."""
+    """Time up to which no further sample can follow, ns."""
     _given_limit: int = -1
-    """Up to when samples were given out: those that come late wait for the next limit."""
+    """Time up to which samples were returned, ns; later arrivals wait for the next limit."""
 
     def __post_init__(self) -> None:
         columns = np.empty((_MIN_ROOM, loops.N_COLUMNS), np.int64)
@@ -95,32 +95,33 @@ class OrderedEvents:
     def learn(
         self, attrs: Sequence[Attr], event_name: Callable[[int], str], catalog: EventCatalog
     ) -> None:
-        """Take what the samples to come are of; without attributes none is taken.
+        """Set the events of the samples; without attributes no sample is queued.
 
         Args:
             attrs: The attributes of events.
-            event_name: What perf calls the event of an attribute.
-            catalog: Where events are looked up, and added.
+            event_name: Returns perf's name of the event of an attribute.
+            catalog: Catalog in which events are looked up or added.
         """
         self._catalog = catalog
         self._heads = heads_of(catalog.common)
-        # Samples that hold no record are counted by event numbers that no record has.
+        # Samples without a record are counted under synthetic event IDs.
         names = [event_name(n) for n in range(len(attrs))]
         numbers = {name: catalog.add_stand_in("noise", name) for name in dict.fromkeys(names)}
         no_record = catalog.index[[numbers[name] for name in names]]
         self._layouts = *_sample_layouts(attrs), no_record
 
     def queue(self, data: Bytes, at: int, n_bytes: int) -> tuple[int, int, list[tuple[int, int]]]:
-        """Take samples of a block, until something else has to be done.
+        """Queue the samples of a block up to a record that the caller must handle.
 
         Args:
             data: The block, PADDING bytes longer than its records.
             at: The byte at which a record begins.
-            n_bytes: Where its records end.
+            n_bytes: The byte at which its records end.
 
         Returns:
-            Why it stopped, as queue_samples says; where; and, for each record in front of that
-            which is no sample, its byte and the time of the newest sample in front of it.
+            Why it stopped, a constant of loops.perf_records; the byte at which it stopped; and,
+            for each record before that which is not a sample, its byte and the time of the newest
+            sample before it.
         """
         catalog, words = self._catalog, int64_at(data)
         tables = catalog.tables.layouts, catalog.tables.fields
@@ -145,7 +146,7 @@ class OrderedEvents:
         return why, at, list(zip(*self._others[:, :n_others].tolist(), strict=True))
 
     def _make_room(self) -> None:
-        """Have room for at least one more sample, and as many again as wait."""
+        """Double the arrays of the queue that have no room for another sample."""
         used = self._n, self._n, self._n_words + MOST_WORDS - 1
         for place, (column, n) in enumerate(zip(self._queue, used, strict=True)):
             if n >= len(column):
@@ -154,12 +155,12 @@ class OrderedEvents:
                 self._queue[place] = made
 
     def end_round(self, newest: int) -> None:
-        """Take the mark of a round's end, and the time of the newest sample in front of it."""
+        """Handle the end of a round; ``newest`` is the time of the newest sample before it."""
         self._limit = self._newest_of_round
         self._newest_of_round = max(newest, self._newest_of_round)
 
     def ready(self) -> Given | None:
-        """Give out what cannot be preceded by anything that follows, if it is worth it."""
+        """Return samples that no later sample can precede; None if there are too few."""
         if self._n < _MIN_WAITING:
             return None
         limit = self._limit
@@ -171,7 +172,7 @@ class OrderedEvents:
         return self._until(limit)
 
     def rest(self) -> Given | None:
-        """Give out everything that is left."""
+        """Return all queued samples."""
         return self._until(NEVER)
 
     def _until(self, limit: int) -> Given | None:
@@ -181,7 +182,7 @@ class OrderedEvents:
         order = due[in_time_order(self._queue[0][due])]
         lost = sorted((x for x in self.lost if x.ts_ns <= limit), key=lambda x: x.ts_ns)
         if lost or self.stats.has_open_gaps:
-            # A loss is closed by the next sample of its CPU: step by step.
+            # The next sample of a CPU ends its loss, so losses are recorded one by one.
             self._note_losses(lost, order)
             self.lost = [x for x in self.lost if x.ts_ns > limit]
         given = self._taken(order, limit)
@@ -193,7 +194,7 @@ class OrderedEvents:
         return given
 
     def _taken(self, order: Index, limit: int) -> Given:
-        """Copy the samples at these places of the queue to a batch, and count them."""
+        """Copy the samples at these indexes of the queue to a batch, and count them."""
         tables = self._catalog.tables
         counts = np.zeros((len(self._catalog.layouts), N_COUNTS), np.int64)
         rows = tuple(np.empty(len(order), kind) for kind in HEADS.values())
@@ -219,7 +220,7 @@ class OrderedEvents:
         return Given(batch, limit, tids, first_row[place])
 
     def _note_losses(self, lost: list[LostSamples], order: Index) -> None:
-        """Note when CPUs were heard of; each loss closes the time before it."""
+        """Record losses, and the timestamps of samples by CPU, in time order."""
         cpu = self._queue[1][order, loops.ON_CPU].astype(np.int32)
         ts_ns = self._queue[0][order]
         start = 0
@@ -242,25 +243,25 @@ class OrderedEvents:
 
 
 def in_time_order(ts_ns: I64Array) -> Index:
-    """Return the places of samples by time; those of one time stay in their order."""
+    """Return the indexes that sort samples by time; the sort is stable."""
     n_bits = max(1, len(ts_ns) - 1).bit_length()
     first, last = (int(ts_ns.min()), int(ts_ns.max())) if len(ts_ns) else (0, 0)
     if last - first >= 1 << 63 - n_bits:
         return np.argsort(ts_ns, kind="stable")
-    # Time and place in one number: numpy sorts numbers 2 to 20 times as fast as their places
-    # (2 to 200 CPUs).
+    # Time and index in one number: numpy's sort is 2 to 20 times as fast as its argsort (2 to 200
+    # CPUs).
     key = (ts_ns - first << n_bits) | np.arange(len(ts_ns))
     key.sort()
     return key & (1 << n_bits) - 1
 
 
 def _sample_layouts(attrs: Sequence[Attr]) -> tuple[Any, ...]:
-    """What queue_samples has to know of samples: see there."""
+    """Return the first three items of argument ``samples`` of queue_samples."""
     pairs = sorted({i: n for n, attr in enumerate(attrs) for i in attr.ids}.items())
     ids = np.array([i for i, _ in pairs], np.uint64).view(np.int64) ^ loops.SIGN
     every = [_layout_row(attr) for attr in attrs]
     id_at = attrs[0].id_at if pairs and len({attr.id_at for attr in attrs}) == 1 else -1
-    # Where none tells whose they are, all are taken for samples of the first attribute.
+    # If samples have no ID, all are taken for samples of the first attribute.
     rows = list(dict.fromkeys(every if id_at >= 0 else every[:1]))
     place = {row: n for n, row in enumerate(rows)}
     return (

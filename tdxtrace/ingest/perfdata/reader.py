@@ -1,4 +1,4 @@
-"""A perf.data, of a file or a pipe: its records in blocks, and its events in order of time."""
+"""Read a perf.data from a file or a pipe: records in blocks, events in time order."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from tdxtrace.ingest.stats import Header, SourceStats
 # perf_user_event_type, tools/perf/lib/include/perf/event.h.
 _LOST, _COMM, _THROTTLE, _FORK, _LOST_SAMPLES = 2, 3, 5, 7, 13
 _ATTR, _FINISHED_ROUND, _FEATURE = 64, 68, 80
-# Records of the kernel (1 to 21) and of perf (64 to 84); those not named above say
-# nothing that matters here.
+# Record types of the kernel (1 to 21) and of perf (64 to 84); those without a constant
+# above are ignored.
 _UNDERSTOOD: Final = frozenset([*range(1, 22), *range(64, 85)])
-_FILTERED: Final = 1 << 15  # PERF_RECORD_MISC_LOST_SAMPLES_BPF: not wanted, not lost
+_FILTERED: Final = 1 << 15  # PERF_RECORD_MISC_LOST_SAMPLES_BPF: dropped by a filter, not lost
 _AT_NO_TIME: Final = -1
 _MAX_TIME: Final = (1 << 63) - 1
 _HEAD: Final = struct.Struct("<IHH")  # type, misc, size
@@ -49,26 +49,26 @@ _MAX_NAME: Final = 64
 
 @dataclass(slots=True)
 class ThreadNames:
-    """The names of threads through time, as COMM and FORK records tell them."""
+    """The names of threads over time, from COMM and FORK records."""
 
     stats: SourceStats
     _changes: list[tuple[int, int, int | str]] = field(default_factory=list)
-    """Time, thread, and its new name or the thread it is forked from; in the order of the file."""
+    """Time, thread, and its new name or the thread it was forked from; in file order."""
     _named: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
-    """Name by thread since which time; only what may still be asked for."""
+    """By thread: start time and name; only names that may still be needed."""
 
     def change(self, ts_ns: int, tid: int, name: int | str) -> None:
-        """Take the new name of a thread, or the thread that it is forked from."""
+        """Add the new name of a thread, or the thread that it was forked from."""
         self._changes.append((ts_ns, tid, name))
 
     def record(self, batch: RecordBatch, limit: int, tids: I32Array, first_row: Index) -> None:
-        """Record the threads of events under the names that they had then.
+        """Record the threads of events in ``stats``, with the names valid at the events' times.
 
         Args:
             batch: The events.
-            limit: Up to when, in ns, they happened.
-            tids: Their threads.
-            first_row: The first event of each.
+            limit: Latest possible time of the events, in ns.
+            tids: The threads of the events.
+            first_row: The first event of each thread.
         """
         self._apply(limit)
         rows, of_tid = np.empty(0, np.int64), np.empty(0, np.int32)
@@ -105,7 +105,7 @@ class ThreadNames:
 
 @dataclass(slots=True)
 class SidebandRecords:
-    """Takes the records that are no samples, one at a time, in the order of the file."""
+    """Processes the records that are not samples, one at a time, in file order."""
 
     perf: PerfFile
     stats: SourceStats
@@ -113,7 +113,7 @@ class SidebandRecords:
     ordered: OrderedEvents
 
     def take(self, record: bytes, newest: int) -> None:
-        """Take a record; the newest sample in front of it is of the time ``newest``."""
+        """Process a record; ``newest`` is the time of the newest sample before it, ns."""
         kind, _, _ = _HEAD.unpack_from(record)
         self.stats.n_lines += 1
         self.stats.n_headers += 1
@@ -140,7 +140,7 @@ class SidebandRecords:
         self.stats.n_headers -= 1
 
     def _trailer(self, record: bytes) -> tuple[int, int]:
-        """When and on which CPU a record was made, where it says."""
+        """Return time and CPU of a record; _AT_NO_TIME and UNKNOWN if it does not have them."""
         places = self.perf.attrs[0].trailer if self.perf.attrs else None
         if places is None:
             return _AT_NO_TIME, UNKNOWN
@@ -156,7 +156,7 @@ class SidebandRecords:
         return time, cpu
 
     def _lost(self, record: bytes, newest: int) -> None:
-        """Take how many samples were dropped; if not told when, behind those in front of it."""
+        """Process LOST: a number of dropped samples; without a time, at the time ``newest``."""
         _, n_events = struct.unpack_from("<QQ", record, 8)
         time, cpu = self._trailer(record)
         if n_events:
@@ -164,7 +164,7 @@ class SidebandRecords:
             self.stats.n_headers -= 1
 
     def _lost_samples(self, record: bytes, _: int) -> None:
-        """Take how many samples were never put into a buffer: not told when."""
+        """Process LOST_SAMPLES: a number of samples that were never written, at unknown times."""
         misc, _, n_events = struct.unpack_from("<HHQ", record, 4)
         if not misc & _FILTERED:
             self.stats.record_loss("lost_events", n_events, "LOST_SAMPLES record, no place")
@@ -187,7 +187,7 @@ class SidebandRecords:
         self.names.change(min(time, _MAX_TIME), tid, parent)
 
     def _attr(self, record: bytes, _: int) -> None:
-        """Take an event's attributes, in pipe mode: their size is their second word."""
+        """Process ATTR, an event's attributes in pipe mode; their second word is their size."""
         (size,) = struct.unpack_from("<I", record, 12)
         self.perf.take_attr(record[8 : 8 + size], record[8 + size :])
 
@@ -198,39 +198,39 @@ class SidebandRecords:
 
 Bytes = NDArray[np.uint8]
 Follow = Callable[[Bytes, int], int]
-"""Takes the records at the begin of a block of so many bytes, and says where the first stands
-that it left; PADDING zeros follow the block."""
+"""Processes the records at the start of a block of the given number of bytes, and returns the byte
+of the first record left; PADDING zeros follow the block."""
 
-# What was read is still in the cache of the processor when the last loop comes to it: 2, 4 and
+# A block should stay in the processor's cache until the last loop has read it: 2, 4 and
 # 8 MiB took 1.44, 1.33 and 1.35 s for 12 million samples.
 _BLOCK_BYTES: Final = 4 << 20
-# What is read first, and after a record that has to be taken apart: the next one
-# may be of that kind too.
+# Size of the first block, and of a block after a record that ``follow`` leaves: the next
+# record may be one too.
 _SMALL_BYTES: Final = 8 << 10
 _HEADER: Final = 8
 _MAX_RECORD: Final = 1 << 16
-# A record holds at most 64 KiB of compressed data; what comes out at a time is bounded
-# so that a bomb does not fill the memory.
+# A record has at most 64 KiB of compressed data; its unpacked size is limited so that a
+# decompression bomb does not fill the memory.
 _MAX_UNPACKED: Final = 64 << 20
 _MAX_RATIO: Final = 1000
-# Unpacked at a time: a zstd block of 128 KiB needs four bytes (RFC 8878, 3.1.1.2.2).
+# Compressed bytes unpacked at a time: four bytes can unpack to 128 KiB (RFC 8878, 3.1.1.2.2).
 _SLICE_BYTES: Final = 1024
 
 
 class _Zstd(Protocol):
     def decompress(self, data: bytes, /) -> bytes:
-        """Return what ``data`` adds."""
+        """Return the bytes that ``data`` adds to the unpacked stream."""
 
 
 @dataclass(slots=True)
 class RecordReader:
-    """Reads the records of a perf.data, in the order of the file."""
+    """Reads the records of a perf.data, in file order."""
 
     perf: PerfFile
     at: int = field(init=False)
-    """Byte of the file up to which records were read."""
+    """Offset in the file up to which records were read."""
     is_damaged: bool = False
-    """Whether it ended where no record can be."""
+    """Whether reading stopped at an invalid record."""
     cut_short: str = ""
     _block: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
     _zstd: _Zstd | None = None
@@ -244,10 +244,10 @@ class RecordReader:
         self._end = min(self.perf.data_at + self.perf.data_size, self.perf.file.size)
 
     def read(self, follow: Follow) -> Iterator[None]:
-        """Give ``follow`` one block after the other; yield after each.
+        """Call ``follow`` for one block after the other; yield after each.
 
-        A block is overwritten by the next one.  Records that ``follow`` leaves are taken apart
-        here, if that is all that is at the begin of a block.
+        The next block overwrites the previous one.  If ``follow`` leaves the first record of a
+        block, that record is processed here.
         """
         window = _SMALL_BYTES
         while self.at < self._end:
@@ -269,9 +269,10 @@ class RecordReader:
         return n_bytes
 
     def _take_apart(self, follow: Follow) -> bool:
-        """Take the record at ``at``, longer than its block or of no common kind; False at the end.
+        """Process the record at ``at``, which is longer than its block or of a rare type.
 
-        A record that cannot be one ends all: nothing says where the next one begins.
+        Returns:
+            False at the end, and at an invalid record, after which no next one can be found.
         """
         head = self.perf.file.read(self.at, _HEADER)
         size, kind = int.from_bytes(head[6:8], "little"), int.from_bytes(head[:4], "little")
@@ -296,7 +297,7 @@ class RecordReader:
         return True
 
     def _unpack(self, body: bytes, kind: int, follow: Follow) -> None:
-        """Unpack the next part of the stream that all compressed records form."""
+        """Unpack the next part of the stream that all compressed records form, and process it."""
         if kind == kinds.COMPRESSED2:
             body = body[8 : 8 + int.from_bytes(body[:8], "little")]
         unpacked = self._unpacked(body)
@@ -306,7 +307,7 @@ class RecordReader:
         data = self._rest + unpacked
         self._rest = data[follow(_padded(data), len(data)) :]
         if len(self._rest) > _MAX_RECORD:
-            # No record is so long: the chain is broken, and with it all that follows.
+            # No record is that long: this one is damaged, and no later one can be found.
             self.is_damaged, self._rest, self.at = True, b"", self._end
 
     def _unpacked(self, body: bytes) -> bytes | None:
@@ -336,7 +337,7 @@ def _padded(data: bytes) -> Bytes:
 
 @dataclass(slots=True)
 class PerfReader:
-    """Reads one perf.data into batches of events, and counts the rest."""
+    """Reads one perf.data into batches of events, and counts all other records."""
 
     file: DataFile
     registry: EventRegistry
@@ -347,7 +348,7 @@ class PerfReader:
     sideband: SidebandRecords = field(init=False)
     _catalog: EventCatalog = field(init=False)
     _has_begun: bool = False
-    """Whether events were learnt."""
+    """Whether the events are set up for decoding."""
     _records: RecordReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -364,14 +365,14 @@ class PerfReader:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self.file.size
 
     def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
-        """Yield the events that may become rows, in the order of their time.
+        """Yield the events that may become rows, in time order.
 
         Raises:
-            FormatError: If nothing describes the events.
+            FormatError: If the file has no attributes or formats of the events.
         """
         self.ordered.run = run
         for _ in self._records.read(self._follow):
@@ -383,7 +384,7 @@ class PerfReader:
 
     @property
     def position(self) -> int:
-        """Bytes of the file that were read, for progress."""
+        """Number of bytes of the file read so far, for progress."""
         return self._records.at
 
     def header(self) -> Header:
@@ -393,7 +394,7 @@ class PerfReader:
         return Header(self.perf.kernel, self.perf.tool or "perf", clock, None, None, True)
 
     def _follow(self, data: Bytes, n_bytes: int) -> int:
-        """Take the records of a block; return where the first stands that is not simply taken."""
+        """Process the records of a block; return the byte of the first one that was left."""
         why, at = FIRST_SAMPLE, 0
         while why != END:
             why, at, others = self.ordered.queue(data, at, n_bytes)
@@ -405,7 +406,7 @@ class PerfReader:
         return at
 
     def _begin(self) -> None:
-        """Learn the events, which have all been described before the first sample."""
+        """Set up decoding of the events, all of which are described before the first sample."""
         if not self.perf.attrs:
             raise FormatError(f"{self.file.shown} is a perf.data without any event's attributes")
         if not self.perf.formats.events and any(attr.is_tracepoint for attr in self.perf.attrs):
@@ -418,13 +419,13 @@ class PerfReader:
         self._learn(self.perf.formats.events, self.perf.attrs)
 
     def _batch(self, given: Given | None) -> Iterator[RecordBatch]:
-        """Yield the events of samples, if there are any, and record their threads."""
+        """Yield the batch of ``given``, unless it is None, and record its threads."""
         if given is not None:
             self.names.record(given.batch, given.limit, given.tids, given.first_row)
             yield given.batch
 
     def _note_losses(self) -> None:
-        """Record losses of the whole recording, and events that it was set to exclude."""
+        """Record losses of the whole recording, and those that its settings caused."""
         ours = set(self._catalog.wanted_numbers())
         wanted = [a for a in self.perf.attrs if a.type == TRACEPOINT and a.config in ours]
         for kind, way in sorted({loss for attr in wanted for loss in attr.missing().items()}):
@@ -438,5 +439,5 @@ class PerfReader:
 
 
 def _printed_name(made: EventFormat) -> str:
-    """What perf script prints as the name of a tracepoint."""
+    """Return the name of a tracepoint as perf script prints it."""
     return f"{made.system}:{made.name}"

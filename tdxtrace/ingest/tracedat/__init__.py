@@ -1,1 +1,1 @@
-"""The kernel's ring buffer: pages as trace-cmd and tracefs keep them."""
+"""Readers of the kernel's ring-buffer pages: trace.dat of trace-cmd, and tracefs' raw pages."""

@@ -1,4 +1,4 @@
-"""The parts of a trace.dat of version 6 or 7, found and decompressed."""
+"""Find and decompress the parts of a trace.dat of version 6 or 7."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OPTIONS_SECTION: Final = 0
 _BUFFER_SECTION: Final = 3
 # Bytes of a section's header: number, flags, description, length.
 _SECTION_HEAD: Final = 16
-# Sections that are passed while looking for pages: a file has some ten.
+# Most sections visited in search of pages: a file has some ten.
 _MAX_SECTIONS: Final = 1 << 10
 # Highest number of a section or option: trace-cmd.dat.v7(5), BUFFER_TEXT.
 _MAX_SECTION: Final = 22
@@ -46,7 +46,7 @@ _MAX_SECTION: Final = 22
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The section of a buffer, found without a list."""
+    """The section of a buffer, found by walking the sections."""
 
     at: int
     size: int
@@ -55,7 +55,7 @@ class _Found:
 
 @dataclass(slots=True)
 class DatFile:
-    """A trace.dat whose head was read; what it lacks is empty."""
+    """A trace.dat without its trace data; parts that it lacks are empty."""
 
     file: DataFile
     version: int
@@ -66,15 +66,15 @@ class DatFile:
     cmdlines: str = ""
     options: Options = field(default_factory=Options)
     cut_short: str = ""
-    """What the file ends in, or where it is damaged; "" if it is whole."""
+    """Where the file ends early or is damaged, as text; "" if it is complete."""
 
 
 def read_dat(file: DataFile) -> DatFile:
     """Read everything but the trace data.
 
     Raises:
-        FormatError: If its version, machine or compression is none that can be read, or its
-            head is damaged.
+        FormatError: If its version, machine or compression is unsupported, or its header is
+            damaged.
     """
     cursor = Cursor(file, at=len(MAGIC))
     try:
@@ -106,7 +106,7 @@ def read_dat(file: DataFile) -> DatFile:
 
 
 def _part_overlaps(dat: DatFile) -> None:
-    """Let the data of each CPU end where that of another begins: no byte is read twice."""
+    """Cut the data of each CPU where that of another begins, so that no byte is read twice."""
     given = [data for buffer in dat.options.buffers for data in buffer.cpus if data.size]
     starts = sorted({data.at for data in given})
     behind = dict(pairwise(starts))
@@ -124,7 +124,7 @@ def _part_overlaps(dat: DatFile) -> None:
 
 
 def _read_v6(dat: DatFile, cursor: Cursor) -> None:
-    """Version 6: the parts follow one another."""
+    """Read version 6, in which the parts follow one another."""
     where = "the event formats"
     try:
         dat.formats.read_headers(cursor)
@@ -173,7 +173,7 @@ def _buffer_v6(dat: DatFile, cursor: Cursor, kind: bytes, n_cpus: int, name: str
 
 
 def _read_v7(dat: DatFile, cursor: Cursor) -> None:
-    """Version 7: options say where the parts are; each option list may name a next one."""
+    """Read version 7: options have the offsets of parts; an option list may link to the next."""
     try:
         dat.compression = cursor.text(32)
         cursor.text(64)
@@ -205,9 +205,9 @@ def _read_v7(dat: DatFile, cursor: Cursor) -> None:
 
 
 def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
-    """Go from section to section, as no list says where they are; return those of buffers.
+    """Walk the sections, as their list is missing; return those of buffers.
 
-    Each says how long it is, but one of a buffer only when it was written to its end.
+    Each section has its length, but a buffer section only if it was written completely.
     """
     buffers: list[_Found] = []
     for _ in range(_MAX_SECTIONS):
@@ -236,9 +236,9 @@ def _walk_sections(dat: DatFile, at: int, seen: set[int]) -> list[_Found]:
 
 
 def _listless(dat: DatFile, found: _Found) -> Buffer:
-    """A buffer whose list of CPUs is missing; its name and clock are in that list too."""
+    """Return a buffer whose list of CPUs is missing, and with it the buffer's name and clock."""
     size = page_size_of(dat.formats.header_page) or dat.page_size
-    # Clocks of guests are corrected CPU by CPU: without the list that cannot be done.
+    # Guest clocks are corrected by CPU, which is impossible without the list.
     if dat.options.shifts:
         return Buffer("", found.at, page_size=size)
     at = found.at + _SECTION_HEAD
@@ -248,7 +248,7 @@ def _listless(dat: DatFile, found: _Found) -> Buffer:
 
 
 def _options_v7(dat: DatFile, cursor: Cursor) -> int:
-    """Take a list of options; return where the next is, 0 if there is none."""
+    """Parse a list of options; return the offset of the next list, 0 if there is none."""
     while cursor.left >= 6:
         number, size = cursor.number(2), cursor.number(4)
         data = cursor.take(size)
@@ -286,9 +286,9 @@ def _take_section(dat: DatFile, number: int, cursor: Cursor) -> None:
 
 
 def kallsyms_of(dat: DatFile) -> bytes:
-    """Return the kernel's symbols as /proc/kallsyms gave them; empty if there are none.
+    """Return the text of /proc/kallsyms from the file; empty if it has none.
 
-    Tens of MB: to be read only where an address has to be named.
+    The text has tens of MB: call this only to resolve an address.
     """
     at = dat.options.parts.get(options.KALLSYMS)
     if at is None:
@@ -304,11 +304,11 @@ def kallsyms_of(dat: DatFile) -> bytes:
 
 
 def _section(dat: DatFile, at: int, number: int) -> bytes:
-    """Read and unpack the section at ``at``, which must have this number.
+    """Read and unpack the section at offset ``at``, which must have this number.
 
     Raises:
-        CutShortError: If the file ends in it.
-        DamagedPartError: If it is another section, or does not unpack.
+        CutShortError: If the file ends within it.
+        DamagedPartError: If it has another number, or does not unpack.
     """
     head = Cursor(dat.file, at=at)
     found, flags = head.number(2), head.number(2)
@@ -325,7 +325,7 @@ def _section(dat: DatFile, at: int, number: int) -> bytes:
 
 
 def is_compressed(dat: DatFile, buffer: Buffer) -> bool:
-    """Whether a buffer's pages are compressed, as its section's header says."""
+    """Return whether a buffer's pages are compressed, according to its section's header."""
     if dat.version == 6:
         return False
     head = Cursor(dat.file, at=buffer.at)
@@ -337,16 +337,16 @@ def is_compressed(dat: DatFile, buffer: Buffer) -> bool:
 
 
 _LINE: Final = rb"^(?P<address>[0-9a-f]{8,16}) [tTwW] (?P<name>%s)(?:\s|$)"
-# A probe sits at most this far into its function: an entry probe behind its
-# prologue (endbr64 and the ftrace call: 9 bytes), a return probe at its start.
+# A probe is at most this many bytes into its function: an entry probe after the
+# prologue (endbr64 and the ftrace call: 9 bytes), a return probe at the start.
 _REACH: Final = 16
 
 
 def symbol_finder(kallsyms: Callable[[], bytes]) -> Callable[[int], str | None]:
-    """Return a function that names the SEAMCALL function at an address, or None.
+    """Return a function from an address to the SEAMCALL function there, or None.
 
     Args:
-        kallsyms: Gives the text of /proc/kallsyms; asked once, when first needed.
+        kallsyms: Returns the text of /proc/kallsyms; called once, when first needed.
     """
     found: dict[int, str] | None = None
 

@@ -1,4 +1,4 @@
-"""Options of a trace.dat: clocks and their conversion to ns, losses, buffers, places of parts."""
+"""Parse options of a trace.dat: clocks and conversion to ns, losses, buffers, offsets of parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdxtrace.ingest.batch import MAX_CPUS, I64Array, U64Array
 from tdxtrace.ingest.loops.pages import FAR, Shifts
 from tdxtrace.ingest.records.datafile import Cursor, CutShortError
 
-# Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; those below 16 also in v6.
+# Option numbers: trace-cmd.dat.v7(5), OPTIONS SECTION; v6 has those below 16 too.
 DONE: Final = 0
 _DATE, _CPUSTAT, _BUFFER, _TRACECLOCK, _UNAME = 1, 2, 3, 4, 5
 _OFFSET, _CPUCOUNT, _VERSION, _TIME_SHIFT, _TSC2NSEC = 7, 8, 9, 12, 14
@@ -26,7 +26,7 @@ _NUMBER: Final = re.compile(rb"^\s*(?P<sign>[-+]?)(?P<digits>0[xX][0-9a-fA-F]{1,
 
 @dataclass(frozen=True, slots=True)
 class CpuData:
-    """Where the pages of one CPU lie in the file."""
+    """Offset and size of one CPU's pages in the file, in bytes."""
 
     cpu: int
     at: int
@@ -35,7 +35,7 @@ class CpuData:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One trace instance: its name ("" is the top one), and its pages if they are listed."""
+    """One trace instance: its name ("" for the top-level one), and its pages if they are listed."""
 
     name: str
     at: int
@@ -47,7 +47,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """Corrections of a guest CPU's clock, made while host and guest were traced."""
+    """Corrections of a guest CPU's clock, measured while host and guest were traced."""
 
     interpolate: bool
     time: tuple[int, ...]
@@ -58,7 +58,7 @@ class Shift:
 
 @dataclass(slots=True)
 class Options:
-    """Everything that the options say and that matters here."""
+    """The contents of all options that the reader needs."""
 
     clock: str = ""
     has_clock: bool = False
@@ -75,12 +75,12 @@ class Options:
     """Offset of each part's section, by option number."""
 
     def take(self, number: int, data: bytes, has_sections: bool) -> None:
-        """Take one option; fields behind a cut are left out.
+        """Parse one option; if it is cut short, the fields after the cut are ignored.
 
         Args:
-            number: Its number.
-            data: Its bytes.
-            has_sections: Whether the file is of version 7, whose buffers list their CPUs.
+            number: The option's number.
+            data: The option's bytes.
+            has_sections: Whether the file has version 7, in which buffers list their CPUs.
         """
         with suppress(CutShortError):
             self._take(number, data, has_sections)
@@ -125,7 +125,7 @@ def clock_of(text: str) -> str:
 
 
 def strtoll(text: bytes) -> int:
-    """Read a number as C's strtoll does with base 0; 0 if there is none."""
+    """Parse a number as C's strtoll does with base 0; 0 if there is none."""
     found = _NUMBER.match(text)
     if found is None:
         return 0
@@ -153,7 +153,7 @@ def _buffer(cursor: Cursor, has_sections: bool, is_text: bool) -> Buffer:
 
 
 def _shifts(cursor: Cursor) -> Iterator[Shift]:
-    """Read TIME_SHIFT: for each CPU counts, times, offsets, scalings, then all fractions."""
+    """Parse TIME_SHIFT: by CPU count, times, offsets, scalings; then the fractions of all CPUs."""
     cursor.take(8)
     interpolate = bool(cursor.number(4) & 1)  # TRACECMD_TSYNC_FLAG_INTERPOLATE
     n_cpus = cursor.number(4)
@@ -167,7 +167,7 @@ def _shifts(cursor: Cursor) -> Iterator[Shift]:
         n = len(times)
         fractions = [cursor.number(8) for _ in range(n)] if cursor.left else [0] * n
         samples = list(zip(times, map(_signed, offsets), scalings, fractions, strict=True))
-        # Of several corrections of one time the first holds.
+        # Of several corrections with the same time the first one is used.
         samples = sorted({sample[0]: sample for sample in reversed(samples)}.values())
         columns = tuple(zip(*samples, strict=True)) if samples else ((), (), (), ())
         yield Shift(interpolate, *columns)
@@ -182,10 +182,10 @@ _MASK: Final = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How timestamps become ns: scaled, if they count cycles, and moved.
+    """Conversion of timestamps to ns: a factor, if they count cycles, and an offset.
 
-    The offset of TSC2NSEC is not applied, as trace-cmd report does not (lib/trace-cmd/
-    trace-input.c, timestamp_calc): its times and ours are the same.
+    The offset of TSC2NSEC is not applied, so that times equal those of trace-cmd report, which
+    does not apply it either (lib/trace-cmd/trace-input.c, timestamp_calc).
     """
 
     mult: int = 0
@@ -194,13 +194,13 @@ class Clock:
 
     @classmethod
     def of(cls, options: Options) -> Clock:
-        """The clock that the options of a trace.dat describe."""
+        """Return the conversion that the options of a trace.dat describe."""
         usable = options.tsc_shift < 64
         mult = options.tsc_mult if usable else 0
         return cls(mult, options.tsc_shift if usable else 0, options.offset_ns)
 
     def to_ns(self, timestamps: I64Array) -> I64Array:
-        """Convert ``timestamps``, which are not negative."""
+        """Convert ``timestamps``, which must not be negative, to ns."""
         if not self.mult and not self.offset_ns:
             return timestamps
         made = timestamps.view(np.uint64)
@@ -211,12 +211,12 @@ class Clock:
         return ns
 
     def one(self, timestamp: int) -> int | None:
-        """Convert a single timestamp; None if it is negative: there is none."""
+        """Convert a single timestamp to ns; None if it is negative, which means no timestamp."""
         return None if timestamp < 0 else int(self.to_ns(np.array([timestamp], np.int64))[0])
 
 
 def _scaled(timestamps: U64Array, mult: int, shift: int) -> U64Array:
-    """``timestamps * mult >> shift`` without losing high bits (mul_u64_u32_shr in the kernel)."""
+    """Return ``timestamps * mult >> shift``, keeping high bits (the kernel's mul_u64_u32_shr)."""
     low, high = timestamps & np.uint64(0xFFFF_FFFF), timestamps >> np.uint64(32)
     made = low * np.uint64(mult) >> np.uint64(shift)
     carried = high * np.uint64(mult)
@@ -226,7 +226,7 @@ def _scaled(timestamps: U64Array, mult: int, shift: int) -> U64Array:
 
 
 def shifts_of(sources: Sequence[Shift | None]) -> Shifts:
-    """Put the corrections of the sources' clocks into arrays for ``loops.pages``."""
+    """Convert the clock corrections of all sources to arrays for ``loops.pages``."""
     each = [Shift(False, (), (), (), ()) if shift is None else shift for shift in sources]
     return (
         np.cumsum([0, *(len(shift.time) for shift in each)], dtype=np.int64),
