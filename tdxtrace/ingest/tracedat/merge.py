@@ -1,7 +1,7 @@
-"""Pages of one CPU in a file, and from those of all CPUs to events in the order of their time.
+"""Read the pages of each CPU from a file, and merge the events of all CPUs by time.
 
-Version 7 writes the list of a buffer's CPUs behind its pages: a file that was cut short, or
-whose recorder died, has the pages but not the list; then they are searched for.
+Version 7 writes the list of a buffer's CPUs after its pages: a file that was cut short, or
+whose recorder died, has the pages but not the list; then the pages are searched for.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, heads_of, int
 from tdxtrace.ingest.stats import USUAL_TIDS, SourceStats
 from tdxtrace.ingest.tracedat.options import Clock, CpuData, Shift, shifts_of
 
-# Flag and length in a page's header, as in loops/pages.py; the count of lost events at the
-# page's end is gone with its end.
+# Flag and length in a page's header, as in loops/pages.py; a page that is cut short has lost the
+# count of lost events at its end.
 _MISSED_EVENTS: Final = 1 << 31
 _COMMIT_MASK: Final = (1 << 27) - 1
-# trace-cmd packs ten pages a chunk (lib/trace-cmd/trace-compress.c), whatever the
-# size of a page; the pages of a CPU unpack to less than this many times their size.
+# trace-cmd compresses ten pages per chunk (lib/trace-cmd/trace-compress.c), whatever the
+# size of a page; the compression ratio of a CPU's pages is below _MAX_RATIO.
 _MAX_CHUNK_BYTES: Final = 16 << 20
 _MAX_RATIO: Final = 1000
 _DAMAGED: Final = "a compressed part of a CPU's pages is damaged"
@@ -53,7 +53,7 @@ _CUT_SHORT: Final = "the file ends in the middle of a CPU's pages"
 
 @dataclass(slots=True)
 class PlainPages:
-    """Pages that lie in a file one after the other."""
+    """Uncompressed consecutive pages in a file."""
 
     file: DataFile
     layout: PageLayout
@@ -63,7 +63,7 @@ class PlainPages:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that are left to read."""
+        """Number of bytes left to read."""
         return self.size
 
     def read(self, into: Bytes) -> int:
@@ -77,7 +77,10 @@ class PlainPages:
 
 
 def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
-    """Make a last page that is cut short a page that holds less; return the bytes then."""
+    """Turn a last page that is cut short into a whole page with less data; return the new size.
+
+    A page cut within its header is dropped, and so is one that has no room in ``pages``.
+    """
     left = n_bytes % layout.size
     if not left:
         return n_bytes
@@ -93,20 +96,20 @@ def _whole(pages: Bytes, n_bytes: int, layout: PageLayout) -> int:
 
 @dataclass(slots=True)
 class CompressedPages:
-    """Pages in chunks that are compressed one by one: trace.dat version 7."""
+    """Pages in chunks that are compressed separately: trace.dat version 7."""
 
     file: DataFile
     layout: PageLayout
     at: int
     unpack: Unpack
     end: int
-    """The byte behind the last chunk."""
+    """Offset after the last chunk."""
     cut_short: str = ""
     n_unpacked: int = 0
     _most: int = field(init=False)
-    """Bytes that all chunks may unpack to."""
+    """Most bytes that all chunks together may unpack to."""
     n_bytes: int = field(init=False)
-    """Bytes of all chunks, if all are as large as the first."""
+    """Estimate of the unpacked bytes: as if all chunks were as large as the first."""
     _n_chunks: int = 0
     _rest: memoryview = field(default_factory=lambda: memoryview(b""))
 
@@ -134,7 +137,7 @@ class CompressedPages:
         return _whole(into, done, self.layout)
 
     def _chunk(self) -> memoryview:
-        """Unpack the next chunk; empty at the end, or where it is damaged."""
+        """Unpack the next chunk; empty at the end, or if the chunk is damaged."""
         if not self._n_chunks:
             return memoryview(b"")
         self._n_chunks -= 1
@@ -156,11 +159,11 @@ class CompressedPages:
         return made
 
 
-# Pages whose timestamps are read at a time.
+# Number of pages whose timestamps are read at a time.
 _PAGES: Final = 1024
 _UNKNOWN_CPU: Final = -1
-# trace-cmd packs ten pages a chunk (lib/trace-cmd/trace-compress.c), into some 4 KB; where
-# many are far smaller than that, they are not followed one by one.
+# trace-cmd compresses ten pages per chunk (lib/trace-cmd/trace-compress.c), into some 4 KB; more
+# chunks than one per _CHUNK_BYTES, beyond _FREE_CHUNKS, are not walked one by one.
 _CHUNK_BYTES: Final = 1024
 _FREE_CHUNKS: Final = 4096
 
@@ -170,20 +173,20 @@ def find_cpus(
 ) -> tuple[CpuData, ...]:
     """Find the pages of each CPU in a buffer's data.
 
-    trace-cmd writes the CPUs one after the other, each from the next multiple of a
-    page (lib/trace-cmd/trace-output.c, out_write_cpu_data); one without events leaves
-    nothing.  So CPUs have their numbers only where as many were found as there are;
-    else a run of pages is of one CPU that is not known, and in itself in order of time.
+    trace-cmd writes the CPUs one after the other, each aligned to the page size
+    (lib/trace-cmd/trace-output.c, out_write_cpu_data); for a CPU without events it writes
+    nothing.  So CPU numbers are known only if as many runs of pages were found as there are
+    CPUs; otherwise each run belongs to one unknown CPU, and its pages are in time order.
 
     Args:
         file: The trace.dat.
-        place: The first byte of the data, and the one behind it.
-        page_size: Bytes of a page.
+        place: Offset of the first byte of the data, and of the first byte after it.
+        page_size: Size of a page in bytes.
         is_compressed: Whether the pages are compressed.
-        n_cpus: CPUs of the recorded machine, where the file says it.
+        n_cpus: Number of CPUs of the recorded machine, None if the file does not have it.
 
     Returns:
-        Empty where there are more runs of pages than CPUs: then these are no pages.
+        Pages by CPU; empty if there are more runs than CPUs, as then the data are not pages.
     """
     most = MAX_CPUS if n_cpus is None else n_cpus
     find = _compressed_runs if is_compressed else _plain_runs
@@ -203,7 +206,7 @@ def _aligned(at: int, page_size: int) -> int:
 def _compressed_runs(
     file: DataFile, begin: int, end: int, page_size: int, most: int
 ) -> list[tuple[int, int]]:
-    """Follow the chunks of each CPU: their number, then each with its lengths."""
+    """Walk the chunks of each CPU, a count followed by chunks with their lengths; return runs."""
     runs: list[tuple[int, int]] = []
     cursor = Cursor(file, at=begin)
     left = _FREE_CHUNKS + max(0, end - begin) // _CHUNK_BYTES
@@ -230,7 +233,7 @@ def _compressed_runs(
 def _plain_runs(
     file: DataFile, begin: int, end: int, page_size: int, most: int
 ) -> list[tuple[int, int]]:
-    """Part the pages where time goes back: on one CPU it never does."""
+    """Split the pages into runs where time goes backwards, which it never does on one CPU."""
     starts = [begin]
     last = np.zeros(0, np.uint64)
     for at in range(begin, end, _PAGES * page_size):
@@ -246,10 +249,10 @@ def _plain_runs(
     return list(zip(starts, [*starts[1:], end], strict=True)) if begin < end else []
 
 
-# What trace-cmd and the kernel print for a thread whose name was not saved.
+# Names that trace-cmd and the kernel print for a thread whose name was not saved, and for thread 0.
 _NO_NAME: Final = "<...>"
 _IDLE: Final = "<idle>"
-# Pages of one CPU and of all that are read at a time: what the loop reads stays in the
+# Most bytes of pages read at a time, for one CPU and for all CPUs: small enough to stay in the
 # processor's cache.
 _CPU_BYTES: Final = 256 << 10
 _ALL_BYTES: Final = 8 << 20
@@ -257,24 +260,24 @@ _MAX_BYTES: Final = 512 << 20
 BATCH_ROWS: Final = 1 << 17
 _WORDS_PER_ROW: Final = 6
 _GAPS: Final = 1 << 10
-# Events after which progress is told, though few of them are ours.
+# Events after which a batch is returned even if it is not full, so that progress can be shown.
 _MANY_EVENTS: Final = 1 << 20
 
 
 @dataclass(slots=True)
 class CpuPages:
-    """The pages of one CPU's buffer, as they lie in the recording."""
+    """The pages of one CPU's buffer in a recording."""
 
     cpu: int
     read: Callable[[NDArray[np.uint8]], int]
-    """Fills an array with further whole pages; returns how many bytes, 0 at the end."""
+    """Fills an array with further whole pages; returns the number of bytes, 0 at the end."""
     shift: Shift | None = None
-    """What makes its times comparable with those of other CPUs, if they are not."""
+    """Correction of its timestamps to the clock of the other CPUs, if needed."""
 
 
 @dataclass(slots=True)
 class _Output:
-    """Arrays of a batch that the loop fills."""
+    """Output arrays of ``loops.pages.merge`` for one batch."""
 
     columns: tuple[NDArray[Any], ...]
     words: I64Array
@@ -284,7 +287,7 @@ class _Output:
 
     @classmethod
     def with_room(cls, n_rows: int, n_layouts: int) -> _Output:
-        """Arrays for so many rows."""
+        """Return arrays for ``n_rows`` rows."""
         return cls(
             tuple(np.empty(n_rows, kind) for name, kind in HEADS.items() if name != "tgid"),
             np.empty(n_rows * _WORDS_PER_ROW + loop.MOST_WORDS, np.int64),
@@ -296,7 +299,7 @@ class _Output:
 
 @dataclass(slots=True)
 class RingReader:
-    """Reads the events of one recording's ring buffers, and counts the rest."""
+    """Reads one recording's ring buffers into batches of events, and counts all other records."""
 
     cpus: Sequence[CpuPages]
     layout: PageLayout
@@ -308,12 +311,12 @@ class RingReader:
     run: Runner[Any] = interpreted
     _bytes: NDArray[np.uint8] = field(init=False)
     _part: int = 0
-    """Bytes of ``_bytes`` that each CPU has."""
+    """Bytes of ``_bytes`` for each CPU."""
     _sources: I64Array = field(init=False)
     """By CPU: the columns that loops.pages names."""
     _tids: set[int] = field(default_factory=set)
     _is_known: BoolArray = field(default_factory=lambda: np.zeros(USUAL_TIDS, np.bool_))
-    """Which of the usual thread numbers are in ``_tids``."""
+    """By thread ID up to USUAL_TIDS: whether it is in ``_tids``."""
 
     def __post_init__(self) -> None:
         n, size = len(self.cpus), self.layout.size
@@ -328,7 +331,7 @@ class RingReader:
             self._sources[:, column] = -1
 
     def batches(self) -> Iterator[RecordBatch]:
-        """Yield the events that may become rows, in the order of their time."""
+        """Yield the events that may become rows, in time order."""
         order = np.arange(len(self.cpus), dtype=np.int64)
         status, n_sources = loop.NEEDS_PAGES, len(order)
         while status != loop.END:
@@ -347,16 +350,21 @@ class RingReader:
 
     @property
     def n_damaged(self) -> int:
-        """Pages so far of which something could not be read."""
+        """Number of pages so far that could not be read completely."""
         return int(self._sources[:, loop.N_DAMAGED].sum())
 
     def n_events(self) -> list[int]:
-        """Events so far of each CPU's pages."""
+        """Return the number of events so far, for each item of ``cpus``."""
         found: list[int] = self._sources[:, loop.N_EVENTS].tolist()
         return found
 
     def _next(self, order: I64Array, n_sources: int) -> tuple[int, int, RecordBatch]:
-        """Run the loop until a batch is full, or all is read."""
+        """Run the loop until a batch is full or no event is left.
+
+        Returns:
+            Why it stopped, a constant of loops.pages; the number of CPUs that may have further
+            events; and the batch.
+        """
         run, tables, at = self.run(loop.merge), self.catalog.tables, int64_at(self._bytes)
         forms = self._forms()
         out = _Output.with_room(BATCH_ROWS, len(tables.layouts))
@@ -386,13 +394,13 @@ class RingReader:
         return status, done[0], self._batch(out, done)
 
     def _forms(self) -> tuple[loop.PageShape, Heads, loop.Shifts]:
-        """How pages and the heads of records look, and what corrects the clocks."""
+        """Return the layout of pages and of common fields, and the clock corrections."""
         shape = self.layout.size, self.layout.data, self.layout.commit
         heads = heads_of(self.catalog.common)
         return shape, heads, shifts_of([pages.shift for pages in self.cpus])
 
     def _fill(self, source: int) -> None:
-        """Read further pages of a CPU, all of whose pages in memory were given out."""
+        """Read further pages of a CPU, replacing its pages in memory, which are used up."""
         start = source * self._part
         n_bytes = self.cpus[source].read(self._bytes[start : start + self._part])
         state = self._sources[source]
@@ -400,7 +408,7 @@ class RingReader:
         state[loop.HAS_MORE] = n_bytes > 0
 
     def _batch(self, out: _Output, done: loop.Done) -> RecordBatch:
-        """Account for what the loop gave out, and return its rows."""
+        """Add the loop's counts, gaps and threads to the statistics; return its rows."""
         _, n_lines, n_rows, n_words, n_gaps, n_threads = done
         self.catalog.count(out.counts)
         for source, n_lost, after, before, line in out.gaps[:n_gaps].tolist():
@@ -424,7 +432,7 @@ class RingReader:
         return np.where(known[place] == tid, process[place], UNKNOWN).astype(np.int32)
 
     def _name(self, tids: I32Array) -> None:
-        """Name the threads that are new."""
+        """Record the names of new threads in the statistics."""
         for tid in np.unique(tids).tolist():
             if tid not in self._tids:
                 self._tids.add(tid)
@@ -437,5 +445,5 @@ def _counted(n_lost: int) -> int | None:
 
 
 def _cut(column: NDArray[Any], n: int) -> NDArray[Any]:
-    """The first ``n`` entries, in an array of their own if they are few."""
+    """Return the first ``n`` entries, copied if they are at most half of the column."""
     return column[:n] if 2 * n > len(column) else column[:n].copy()

@@ -1,4 +1,4 @@
-"""Readers of ring buffers: a trace.dat of trace-cmd, or the pages of each CPU as files."""
+"""Readers of ring buffers: a trace.dat of trace-cmd, or a file of pages for each CPU."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ Pages = PlainPages | CompressedPages
 
 @dataclass(slots=True)
 class DatReader:
-    """Reads one trace.dat into batches of events, and counts the rest."""
+    """Reads one trace.dat into batches of events, and counts all other records."""
 
     file: DataFile
     registry: EventRegistry
     stats: SourceStats
     tgids: Mapping[int, int] = field(default_factory=dict)
-    """The process of each thread, where something beside the file tells."""
+    """Process ID by thread ID, if recorded in a file next to the trace.dat."""
     dat: DatFile = field(init=False)
     _sources: list[CpuPages] = field(init=False)
     _pages: list[Pages] = field(default_factory=list)
@@ -67,10 +67,10 @@ class DatReader:
         self.stats.n_buffers = len({name for name, _ in self._owners})
 
     def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
-        """Yield the events that may become rows, in the order of their time.
+        """Yield the events that may become rows, in time order.
 
         Raises:
-            FormatError: If the file holds no trace data that can be read.
+            FormatError: If the file has no readable trace data.
         """
         dat = self.dat
         catalog = EventCatalog(
@@ -97,12 +97,12 @@ class DatReader:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all pages, once they are unpacked."""
+        """Number of bytes of all pages after decompression."""
         return sum(pages.n_bytes for pages in self._pages)
 
     @property
     def position(self) -> int:
-        """Bytes of the file that were read, for progress."""
+        """Number of bytes of the file read so far, for progress."""
         return sum(pages.at for pages in self._pages[-1:])
 
     def header(self) -> Header:
@@ -150,7 +150,11 @@ class DatReader:
             yield CpuPages(data.cpu, pages.read, shift)
 
     def _page_size(self, buffer: Buffer) -> None:
-        """Version 7 gives each buffer its page size: the sub-buffer's, since Linux 6.8."""
+        """Use the page size of a version 7 buffer: the size of its sub-buffers, since Linux 6.8.
+
+        Raises:
+            FormatError: If buffers have pages of different sizes.
+        """
         if self._pages:
             raise FormatError(f"{self.file.shown} has buffers with pages of several sizes")
         self.dat.page_size = buffer.page_size
@@ -164,7 +168,7 @@ class DatReader:
         return f"{shown} holds no trace data: all its buffers are empty"
 
     def _losses(self) -> None:
-        """Add what the file as a whole lost."""
+        """Record losses of the file as a whole, and those that the kernel's counters report."""
         self.stats.record_damage(0 if self._ring is None else self._ring.n_damaged, "pages")
         for detail in sorted({p.cut_short for p in self._pages if p.cut_short}):
             self.stats.record_loss("truncated", None, detail)
@@ -181,7 +185,7 @@ class DatReader:
 
 
 def _tool(version: list[str]) -> str:
-    """What recorded: trace-cmd gives its version alone, tdxtrace capture its name too."""
+    """Return name and version of the recorder; trace-cmd writes its version without a name."""
     if version[:1] == ["tdxtrace"]:
         return " ".join(version[:2])
     return f"trace-cmd {version[0]}" if version else "trace-cmd"
@@ -196,16 +200,16 @@ _MAX_TEXT: Final = 16 << 20
 
 @dataclass(slots=True)
 class RawPages:
-    """Files of pages, one of each CPU, and what lies beside them."""
+    """Files of pages, one for each CPU, and the folder with further files of the recording."""
 
     files: dict[int, DataFile]
     shown: str
     beside: Path
-    """The folder that may hold saved_cmdlines, saved_tgids, trace_clock, osrelease, events."""
+    """Folder that may contain saved_cmdlines, saved_tgids, trace_clock, osrelease, events."""
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size of the files in bytes."""
         return sum(file.size for file in self.files.values())
 
     def close(self) -> None:
@@ -215,10 +219,10 @@ class RawPages:
 
 
 def find_pages(path: Path) -> dict[int, Path]:
-    """Return the files of pages in a folder by CPU, or a single file as its CPU's.
+    """Return the files of pages by CPU, from a folder or a single file.
 
-    A folder is one like ``/sys/kernel/tracing`` or its ``per_cpu``, or has a file of each
-    CPU, whose name says which: ``cpu0.raw``.
+    The folder is like ``/sys/kernel/tracing`` or its ``per_cpu``, or has a file for each
+    CPU with the CPU number in its name: ``cpu0.raw``.
     """
     if path.is_file():
         found = [path]
@@ -237,7 +241,7 @@ def open_pages(path: Path) -> RawPages:
     """Open the files of pages at ``path``.
 
     Raises:
-        InputError: If there are none, or one cannot be read.
+        InputError: If there are no such files, or one cannot be read.
     """
     shown = one_line(str(path))
     found = find_pages(path)
@@ -251,7 +255,7 @@ def read_formats(folder: Path) -> Formats:
     """Read the ``events`` folder of tracefs, or a copy of it.
 
     Raises:
-        InputError: If it holds no format.
+        InputError: If it contains no format.
     """
     made = Formats(_text(folder / "header_page"))
     for path in sorted(folder.glob("*/*/format")):
@@ -274,7 +278,7 @@ def _text(path: Path) -> str:
 
 @dataclass(slots=True)
 class PageReader:
-    """Reads pages into batches of events, and counts the rest."""
+    """Reads files of pages into batches of events, and counts all other records."""
 
     pages: RawPages
     formats: Formats
@@ -284,14 +288,14 @@ class PageReader:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all pages."""
+        """Total size of the pages in bytes."""
         return self.pages.size
 
     def batches(self, run: Runner[Any]) -> Iterator[RecordBatch]:
-        """Yield the events that may become rows, in the order of their time.
+        """Yield the events that may become rows, in time order.
 
         Raises:
-            FormatError: If the files hold no pages.
+            FormatError: If the files contain no pages.
         """
         layout = self._layout()
         sources = []
@@ -314,13 +318,13 @@ class PageReader:
 
     @property
     def position(self) -> int:
-        """Bytes that were read, for progress."""
+        """Number of bytes read so far, for progress."""
         return sum(file.at for file in self._files)
 
     def header(self) -> Header:
         """Return the metadata of the recording, from the files next to the pages."""
         clock = clock_of(_text(self.pages.beside / "trace_clock")) or None
-        # tdxtrace capture puts the kernel's release there; tracefs itself does not tell it.
+        # tdxtrace capture writes the kernel release to this file; tracefs has no such file.
         release = _text(self.pages.beside / "osrelease").strip() or None
         return Header(release, _PAGES, clock, None, None, bool(self._stats()))
 
@@ -332,7 +336,11 @@ class PageReader:
         return found
 
     def _layout(self) -> PageLayout:
-        """The layout of the pages, one of which must begin at least one of the files."""
+        """Return the layout of the pages; at least one file must begin with a valid page.
+
+        Raises:
+            FormatError: If none does, or the pages are from a 32-bit or big-endian machine.
+        """
         header, shown = self.formats.header_page, self.pages.shown
         fields = fields_of(header)
         size = fields["data"].end if "data" in fields else _PAGE_BYTES
@@ -346,7 +354,7 @@ class PageReader:
         raise FormatError(f"{shown} does not begin with pages of {size} bytes")
 
     def _begin(self, layout: PageLayout, *, is_swapped: bool = False) -> bool:
-        """Whether one of the files begins with what can be a page, by its bytes or swapped."""
+        """Return whether a file begins with a valid page, in given or swapped byte order."""
         shape = layout.size, layout.data, layout.commit
         for file in self.pages.files.values():
             first = np.frombuffer(file.read(0, layout.size), np.uint8)
@@ -356,9 +364,9 @@ class PageReader:
                 if is_swapped:
                     page.view("<u8")[: layout.size // 8].byteswap(inplace=True)
                 at = int64_at(page)
-                # The length and its flags need the lower half of the number only.  The kernel
-                # adds the flag of lost events, bit 31, as a negative int, so that the upper half
-                # may be all ones (Linux kernel/trace/ring_buffer.c, RB_MISSED_EVENTS).
+                # Length and flags use the lower half of the number only.  The kernel adds the
+                # flag of lost events, bit 31, as a negative int, so that the upper half may be
+                # all ones (Linux kernel/trace/ring_buffer.c, RB_MISSED_EVENTS).
                 if page_start(at, 0, shape)[0] >= 0 and at[layout.commit] >> 31 in (0, 1, -1):
                     return True
         return False
@@ -375,7 +383,7 @@ _TGID: Final = re.compile(r"^[^\S\n]*(?P<tid>\d{1,9}) (?P<tgid>\d{1,9})$", re.MU
 
 
 def printed_names(events: Mapping[int, EventFormat]) -> Callable[[EventFormat], str]:
-    """Return what gives an event's name: with its group only where two have the same."""
+    """Return a function from an event to its name, with its group if two events share the name."""
     bare = Counter(event.name for event in events.values())
 
     def name(event: EventFormat) -> str:
@@ -385,17 +393,21 @@ def printed_names(events: Mapping[int, EventFormat]) -> Callable[[EventFormat], 
 
 
 def comms_of(cmdlines: str) -> dict[int, str]:
-    """Read tracefs' ``saved_cmdlines``: the last name of each thread that was saved."""
+    """Parse tracefs' ``saved_cmdlines``: the last saved name by thread ID."""
     return {int(found["tid"]): found["comm"] for found in _CMDLINE.finditer(cmdlines)}
 
 
 def tgids_of(text: str) -> dict[int, int]:
-    """Read tracefs' ``saved_tgids``: the process of each thread that was saved."""
+    """Parse tracefs' ``saved_tgids``: the process ID by thread ID, for threads that were saved."""
     return {int(found["tid"]): int(found["tgid"]) for found in _TGID.finditer(text)}
 
 
 def cpu_stats(text: str) -> Iterator[tuple[int, dict[str, int]]]:
-    """Read ``per_cpu/cpuN/stats`` of one or more CPUs, each headed by ``CPU: N``."""
+    """Parse ``per_cpu/cpuN/stats`` of one or more CPUs, each headed by ``CPU: N``.
+
+    Yields:
+        CPU number, and its counters by name.
+    """
     parts = _CPU_HEAD.split(text)
     for cpu, body in zip(parts[1::2], parts[2::2], strict=True):
         yield int(cpu), {found["key"]: int(found["n"]) for found in _STAT.finditer(body)}
@@ -407,13 +419,13 @@ class Marked:
 
     stats: SourceStats
     n_events: Counter[int]
-    """Lost events whose number is known."""
+    """Lost events in losses with a known count."""
     uncounted: dict[int, list[Loss]]
-    """Losses whose number of events is not known."""
+    """Losses with an unknown number of events."""
 
     @classmethod
     def of(cls, stats: SourceStats) -> Marked:
-        """Sum up the losses so far."""
+        """Sum up the losses recorded in ``stats`` so far."""
         n_events, uncounted = Counter[int](), dict[int, list[Loss]]()
         for gap in stats.gaps:
             if gap.kind == "lost_events" and gap.n_events is None:
@@ -426,25 +438,25 @@ class Marked:
 def note_stats(
     marked: Marked, cpu: int, counters: Mapping[str, int], where: str, n_events: int | None
 ) -> None:
-    """Add losses that the kernel's counters report and no page does.
+    """Record losses that the kernel's counters report and the pages do not.
 
-    ``overrun`` counts what the buffer overwrote, ``dropped events`` what it refused
-    (overwrite off), ``commit overrun`` what came while a page was being written,
-    ``entries`` what was still in the kernel when the counters were read (Linux
+    ``overrun`` counts events overwritten in the buffer, ``dropped events`` those that did
+    not fit (overwrite off), ``commit overrun`` those lost while a page was being written,
+    ``entries`` those still in the kernel when the counters were read (Linux
     Documentation/trace/ftrace.rst, per_cpu/cpu0/stats).
 
     Args:
-        marked: What pages told was lost, and where losses are put.
+        marked: Losses reported in pages, and the statistics to which losses are added.
         cpu: The CPU.
-        counters: Its counters.
-        where: What goes before "CPU n" in the detail.
-        n_events: Events of it that the recording has, if known: trace-cmd extract
-            reads what the counters still call entries.
+        counters: Its counters by name.
+        where: Text before "CPU n" in the detail.
+        n_events: Number of its events in the recording, if known: trace-cmd extract reads
+            events that the counters still report as entries.
     """
     stats = marked.stats
     unmarked = counters.get("overrun", 0) - marked.n_events[cpu]
     if len(marked.uncounted.get(cpu, ())) == 1 and unmarked > 0:
-        # A page without room for the count says only that something was lost.
+        # A page without room for the count reports only that events were lost.
         marked.uncounted.pop(cpu)[0].n_events = unmarked
         marked.n_events[cpu] += unmarked
         unmarked = 0
@@ -462,10 +474,10 @@ def note_stats(
 
 
 def tgids_beside(path: str) -> dict[int, int]:
-    """Read the process of each thread from what ``tdxtrace capture`` puts beside a trace.dat.
+    """Read process IDs by thread ID, which ``tdxtrace capture`` saves in a file with a trace.dat.
 
-    The format has no place for it, and without it the vCPUs of two VMs look alike.  No such
-    file, or a damaged one, tells of no thread.
+    The trace.dat format has no place for them, and without them the vCPUs of two VMs cannot be
+    distinguished.  Empty if the file is missing or damaged.
     """
     try:
         with Path(f"{path}.capture.json").open("rb") as file:
