@@ -59,7 +59,13 @@ def drop_copies(batch: RecordBatch, n_buffers: int, run: Runner[Any]) -> RecordB
 
 
 def _copies(event: I32Array, length: I64Array, n_buffers: int) -> I64Array:
-    """Return the number of buffers that record each event ID, from lengths of equal runs."""
+    """Return the number of buffers that record each event, by event ID.
+
+    Args:
+        event: Event ID of each run of equal records.
+        length: Length of each run.
+        n_buffers: Number of buffers of the recording.
+    """
     n_events = int(event.max()) + 1
     total = np.bincount(event, length, n_events)
     found = np.ones(n_events, np.int64)

@@ -294,7 +294,7 @@ _MAX_NAMES: Final = 4096
 
 @dataclass(slots=True)
 class EventRegistry:
-    """The events of one source: a list that grows, whose indexes are the event IDs."""
+    """The events of one source; the ID of an event is its index in ``events``."""
 
     mappings: Mapping[str, tuple[str, Role | None]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)

@@ -53,7 +53,7 @@ _CUT_SHORT: Final = "the file ends in the middle of a CPU's pages"
 
 @dataclass(slots=True)
 class PlainPages:
-    """Uncompressed consecutive pages in a file."""
+    """Consecutive uncompressed pages in a file."""
 
     file: DataFile
     layout: PageLayout
@@ -67,7 +67,7 @@ class PlainPages:
         return self.size
 
     def read(self, into: Bytes) -> int:
-        """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
+        """Fill ``into`` with further pages; return the number of bytes, 0 at the end."""
         wanted = min(len(into), self.size)
         made = self.file.fill(self.at, into[:wanted])
         self.at, self.size = self.at + made, self.size - made
@@ -123,7 +123,7 @@ class CompressedPages:
             self.cut_short = _CUT_SHORT
 
     def read(self, into: Bytes) -> int:
-        """Fill ``into`` with further pages; return how many bytes, 0 at the end."""
+        """Fill ``into`` with further pages; return the number of bytes, 0 at the end."""
         done = 0
         while done < len(into):
             if not self._rest:
