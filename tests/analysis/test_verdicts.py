@@ -183,7 +183,9 @@ def test_the_share_of_entries_that_ran_guest_code_is_told() -> None:
     assert " 22 % of these vCPUs' entries ran guest code" in found["sentence"].item()
     text = text.replace("enterD ", "").replace("enter", ">").replace(">B", ">F")
     found = given_on(story(">C " + text).trace).filter(subject="zero_step")
-    assert " 24 % of these vCPUs' entries ran guest code" in found["sentence"].item()
+    # By KVM's events alone, and where a TRACK was near by a clock that is not named, some are weak.
+    assert found.height == 2
+    assert found["sentence"].str.contains(" 24 % of these vCPUs' entries ran guest code").all()
 
 
 @pytest.mark.parametrize("generation", ["A", "B", "C"])

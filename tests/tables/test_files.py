@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_removed_is_named(
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     target = _folder(tmp_path / "run", "old")
-    with pytest.raises(InputError, match=r"is written; .* is in .*made: Permission denied"):
+    with pytest.raises(InputError, match=r"is written; .* is now .*made: Permission denied"):
         give_name(_folder(tmp_path / "made", "new"), target)
     assert (target / "text").read_text() == "new"
 

@@ -44,6 +44,8 @@ _OUTPUTS: Final = frozenset(
 _OUTPUTS_ON_STACK: Final = frozenset({"tdh_mem_page_demote"})
 # In the series of 2022 and 2023 its arguments are a TD, an address, a level and the outputs.
 _WITHOUT_PAGE: Final = frozenset({"tdh_mem_page_promote"})
+# Ports in the filter of kvm_pio.
+_PIO_PORTS: Final = (0xF4, 0x402, 0x80)
 _MINIMAL: Final = frozenset(
     {
         "tdh_mem_page_aug",
@@ -118,7 +120,13 @@ def kvm_events(probes: str) -> tuple[EventSpec, ...]:
     both = (tracepoints.KVM_ENTRY, tracepoints.KVM_EXIT)
     if probes == "capture-minimal":
         return both
-    return (*both, tracepoints.KVM_PAGE_FAULT, tracepoints.KVM_USERSPACE_EXIT)
+    others = (tracepoints.KVM_PAGE_FAULT, tracepoints.KVM_USERSPACE_EXIT)
+    return (*both, *others, tracepoints.KVM_PIO, tracepoints.KVM_ATTRIBUTES)
+
+
+def passes_filter(spec: EventSpec, values: tuple[int, ...]) -> bool:
+    """Return whether the filter of a tracepoint records an event: writes to some ports only."""
+    return spec is not tracepoints.KVM_PIO or (values[0] == 1 and values[1] in _PIO_PORTS)
 
 
 def _entry(function: str, fields: Fields) -> EventSpec:

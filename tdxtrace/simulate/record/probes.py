@@ -174,7 +174,11 @@ class ProbeRecorder:
             recorded.extend(map(self._kernel_event, traced))
         if self._is_capture:
             known = set(self.specs())
-            recorded = [event for event in recorded if event.spec in known]
+            recorded = [
+                event
+                for event in recorded
+                if event.spec in known and capture_probes.passes_filter(event.spec, event.values)
+            ]
         # Buffers are per CPU and merged by timestamp; at equal timestamps the lowest CPU comes
         # first, both in the kernel (__find_next_entry) and in trace-cmd.
         recorded.sort(key=lambda event: (event.ts_ns, event.cpu))

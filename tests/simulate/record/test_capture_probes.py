@@ -21,6 +21,7 @@ LEVELS = {
     "capture-minimal": ("--level", "minimal"),
     "capture-seamcalls": ("--level", "full", "--seamcalls"),
 }
+ATTRIBUTES = "__traceiter_kvm_vm_set_mem_attributes"
 FUNCTIONS = sorted(name for name, _ in WRAPPERS.values())
 # Wrappers of Linux that the simulated KVM does not call.
 NOT_SIMULATED = {"tdh_mng_rd", "tdh_vp_rd", "tdh_phymem_page_wbinvd_tdr"}
@@ -63,7 +64,7 @@ def recorder(probes: str, kernel: str, name: str = "quiet") -> ProbeRecorder:
 @pytest.mark.parametrize("probes", LEVELS)
 def test_the_simulator_records_what_a_plan_probes(probes: str, kernel: str, tmp_path: Path) -> None:
     path = tmp_path / "kallsyms"
-    path.write_text(kallsyms(*FUNCTIONS, "__seamcall", "__seamcall_ret"))
+    path.write_text(kallsyms(*FUNCTIONS, "__seamcall", "__seamcall_ret", ATTRIBUTES))
     more = ("--from-kallsyms", path, "--btf", vcpu_types(tmp_path))
     expected = planned(LEVELS[probes], kernel, *more)
     assert expected == set(map(described, recorder(probes, kernel).specs()))
