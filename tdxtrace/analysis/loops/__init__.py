@@ -1,1 +1,1 @@
-"""Loops of analysis that :mod:`tdxtrace.compiler` runs, each a rule over calls in order."""
+"""Analysis loops compiled by :mod:`tdxtrace.compiler`; each applies one rule to ordered calls."""

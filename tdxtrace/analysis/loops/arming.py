@@ -1,4 +1,4 @@
-"""Entries of vCPUs that zero-step mitigation may have armed, from the entries before each."""
+"""Grade each vCPU entry by whether the preceding entries armed zero-step mitigation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FAULTED, MOVED, STOOD, REFUSED, NOT_ENTERED = range(5)
-"""How an entry ended: with an EPT violation; with an exit that an executed instruction causes;
-with another; it was answered busy on the SEPT tree; it did not enter, or nobody knows."""
+"""How an entry ended, in this order: EPT violation; exit caused by an executed instruction; other
+exit; refused as busy on the SEPT tree; did not enter, or unknown."""
 ARMED, PERHAPS_ARMED, ARMED_UNKNOWN, NOT_ARMED = range(4)
-"""Grades of an entry, :func:`~tdxtrace.analysis.causes.candidates.armed_entries`."""
+"""Grades of an entry; see :func:`~tdxtrace.analysis.causes.candidates.armed_entries`."""
 _RUN, _FAULTS, _WAS_REFUSED = range(3)
 
 
@@ -23,19 +23,21 @@ def grade_armed_entries(
 ) -> None:
     """Write the grade of each entry.
 
-    A run is the entries of one thread from one that executed something to the next such.
+    A run is the entries of one thread after an entry that executed an instruction, up to and
+    including the next such entry.
 
     Args:
-        thread: Number of the thread of each entry, from 0; entries are in the order of time.
-        what: How it ended, as above.
-        armed_after: Faults of a run after which the next entry is armed.
-        state: By kind and thread: scratch: run, faults in it, whether the last was refused.
-        refused_in_run: By run, as many as entries and threads: False; scratch.
-        armed: Written: the grade.
+        thread: Thread number of each entry, from 0; entries are in time order.
+        what: How each entry ended: FAULTED to NOT_ENTERED.
+        armed_after: Number of faults in a run after which the next entry is armed.
+        state: Scratch, shape (3, number of threads): the current run, its faults, and whether the
+            last entry was refused.
+        refused_in_run: Scratch, all False on input; length: number of entries plus threads.
+        armed: Output: grade of each entry.
     """
     n_threads = state.shape[1]
     for turn in range(2):
-        # Whether an entry of the run is refused may show later: the first turn finds that out.
+        # A grade depends on refusals later in the run: the first pass records them.
         n_runs = n_threads
         for own in range(n_threads):
             state[_RUN, own] = own
@@ -51,7 +53,7 @@ def grade_armed_entries(
                 armed[row] = ARMED
             elif state[_FAULTS, own] >= armed_after and refused_in_run[run]:
                 armed[row] = PERHAPS_ARMED
-            # Its first run began before the trace, with faults that nobody counted.
+            # The first run of a thread began before the trace; its earlier faults are unknown.
             elif state[_FAULTS, own] >= armed_after or run < n_threads:
                 armed[row] = ARMED_UNKNOWN
             else:

@@ -1,4 +1,4 @@
-"""Bursts of requests: which were busy at one moment, and how large they are after each step."""
+"""Bursts: requests that were busy at the same moment, and the burst sizes after each step."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# A key holds a burst in its high half, and how far the depth of a request is from the deepest
-# possible one in its low half, so that sorted keys go from deep to shallow within a burst.
+# A key has the burst number in its high half and DEEPEST minus the depth of the request in its low
+# half, so that sorted keys order the requests of a burst from deep to shallow.
 HALF: Final = 32
 DEEPEST: Final = (1 << HALF) - 1
 
 _Counts = NDArray[np.int64]
 
 
-# A request of a later rank adds as much as this one to the cubes, so that these stay whole numbers
-# of 64 bits for any trace: bursts that large are one observation whatever their cube.
+# Ranks above this one add the same amount to the sum of cubes, so that the sum fits into 64 bits
+# for any trace: bursts that large count as one observation whatever their cube is.
 MOST_CUBED: Final = 1 << 18
 
 
 def count_bursts(
     key: _Counts, n_more: _Counts, squares: _Counts, n_bursts: _Counts, cubes: _Counts
 ) -> None:
-    """Count the requests of one curve at the last step after which they still need more.
+    """Count the requests of one curve at the last step after which each still needs more.
 
-    Sums over later steps give the requests that need more than a step, the sums of the squares and
-    cubes of the bursts' sizes among them, and the number of these bursts: the squares of 1, 2, 3
-    ... differ by 1, 3, 5 ..., which is what the request of each rank adds to the square of its
-    burst; the cubes by 1, 7, 19 ...
+    For a given step, the sum of each output over that depth and all greater depths gives the number
+    of requests that need more than the step, the sums of the squares and cubes of their bursts'
+    sizes, and the number of these bursts.  The request of rank r adds r**2 - (r - 1)**2 to the
+    squares (1, 3, 5 ...) and r**3 - (r - 1)**3 to the cubes (1, 7, 19 ...).
 
     Args:
-        key: Sorted, one for each request.
-        n_more: By depth: 0; requests are counted.
-        squares: By depth: 0; what they add to the squares is.
-        n_bursts: By depth: 0; bursts whose deepest request is here are counted.
-        cubes: By depth: 0; what requests add to the cubes is.
+        key: Sorted keys, one for each request.
+        n_more: Output by depth, zero on input: number of requests.
+        squares: Output by depth, zero on input: what these requests add to the squares.
+        n_bursts: Output by depth, zero on input: number of bursts whose deepest request is here.
+        cubes: Output by depth, zero on input: what these requests add to the cubes.
     """
     rank = 0
     for place in range(len(key)):
@@ -51,14 +51,14 @@ def count_bursts(
 
 
 def count_moments(start: _Counts, end: _Counts, begins: NDArray[np.bool_], moment: _Counts) -> None:
-    """Number the moments at which intervals are pierced: as few as pierce all.
+    """Assign each interval to a moment that it contains, with the fewest moments possible.
 
     Args:
-        start: Ascending within each part.
-        end: Of each interval, not before its start.
-        begins: Whether a part begins, which shares no moment with the one before.
-        moment: Filled with the number of each interval's moment, which is the earliest end of those
-            that have it.
+        start: Start of each interval, ascending within each part.
+        end: End of each interval, not before its start.
+        begins: Whether a new part begins at this interval; parts share no moment.
+        moment: Output: number of each interval's moment.  A moment is the earliest end of the
+            intervals assigned to it.
     """
     number, earliest = 0, end[0] if len(end) else 0
     for place in range(len(start)):
