@@ -1,4 +1,4 @@
-"""The ``boot_phases`` table: where the time of a TD's life went, and how much of it is retry."""
+"""The ``boot_phases`` table: duration of each phase of a TD's life, and its share of retries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tdxtrace.tdx.firmware import MARK_PORTS
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.operands import n_small_pages
 
-# Memory is accepted until no page was asked for so long: a definition of ours.
+# The accept phase ends when no page was requested for this long.  The value is this project's
+# definition.
 ACCEPT_PAUSE_NS: Final = 10_000_000
 _CREATE: Final = numbers_of(["TDH.MNG.CREATE"])
 _MEASURES: Final = numbers_of(["TDH.MEM.PAGE.ADD", "TDH.MR.EXTEND"])
@@ -58,21 +59,22 @@ def boot_phases(
     chains: pl.DataFrame,
     busy_answers: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Divide the life of each TD into phases, and sum its calls in each.
+    """Divide the life of each TD into phases, and sum its calls in each phase.
 
-    A call belongs to the phase in which it began.  A phase that the trace shows nothing of has no
-    row.  Absence: without marks of the firmware, it ends at the first page that a vCPU asked for;
-    of a TD whose build was not recorded, and without marks, nothing is told from ``running``.
+    A call belongs to the phase in which it began.  A phase without any recorded event has no row.
+    Absence: without firmware marks, the firmware phase ends at the first page that a vCPU
+    requested.  If neither the build nor firmware marks were recorded, the firmware and accept
+    phases cannot be separated from ``running``.
 
     Args:
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         host_events: The ``host_events`` table.
-        chains: The ``retry_chains`` table, which has inferred TDs.
-        busy_answers: The ``busy_answers`` table of these chains.
+        chains: The ``retry_chains`` table, with inferred TDs.
+        busy_answers: The ``busy_answers`` table for these chains.
 
     Returns:
-        The ``boot_phases`` table, by source, TD and time.
+        The ``boot_phases`` table, sorted by source, TD and start.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -113,7 +115,7 @@ def _conversions(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bounds(attempts: pl.DataFrame, exits: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
-    """Where each TD's phases begin; null where the trace does not show it."""
+    """Return one row per TD with the starts of its phases; null where not recorded."""
     leaf, at, end = pl.col("leaf"), pl.col("when"), pl.col("when_end")
     entered = leaf == VP_ENTER
     rows = attempts.group_by(_TD).agg(
@@ -139,7 +141,7 @@ def _bounds(attempts: pl.DataFrame, exits: pl.DataFrame, marks: pl.DataFrame) ->
     )
     done = marks.group_by(_TD).agg(marked=pl.col("ts_ns").max())
     rows = rows.join(done, on=_TD, how="left", nulls_equal=True)
-    # Of a TD that was built before the trace only marks tell that it boots.
+    # If the TD was built before the trace, only firmware marks show that it boots.
     ready = pl.coalesce("built", pl.when(pl.col("marked") > pl.col("entered")).then("entered"))
     rows = rows.with_columns(ready=ready, marked=pl.when(pl.col("marked") > ready).then("marked"))
     rows = rows.join(_teardown(attempts, rows), on=_TD, how="left", nulls_equal=True)
@@ -147,7 +149,7 @@ def _bounds(attempts: pl.DataFrame, exits: pl.DataFrame, marks: pl.DataFrame) ->
 
 
 def _teardown(attempts: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
-    """The first call that tears down after the last entry."""
+    """Return the start of each TD's first teardown call after its last entry."""
     rows = attempts.filter(pl.col("leaf").is_in(TEARS_DOWN))
     rows = rows.join(bounds.select(*_TD, "left"), on=_TD, nulls_equal=True)
     after = pl.col("when") >= pl.col("left").fill_null(0)
@@ -155,7 +157,11 @@ def _teardown(attempts: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
 
 
 def _accepting(attempts: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
-    """From the first AUG after the firmware until none was asked for ACCEPT_PAUSE_NS."""
+    """Return each TD's accept interval.
+
+    It starts at the first AUG after the firmware phase and ends at the last AUG before a pause
+    longer than ACCEPT_PAUSE_NS.
+    """
     augs = attempts.filter(pl.col("leaf") == AUG)
     since = bounds.select(*_TD, since=pl.coalesce("marked", "ready"))
     augs = augs.join(since, on=_TD, nulls_equal=True)
@@ -168,7 +174,7 @@ def _accepting(attempts: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
 
 
 def _phases(bounds: pl.DataFrame) -> pl.DataFrame:
-    """One row per TD and phase with its times; what lies between two is of the one before."""
+    """Return one row per TD and phase with its times; each phase lasts until the next begins."""
     is_building = pl.col("build").is_not_null() | pl.col("measure").is_not_null()
     is_built = pl.any_horizontal(pl.col("built", "entered", "asked").is_not_null())
     begins = {
@@ -178,7 +184,7 @@ def _phases(bounds: pl.DataFrame) -> pl.DataFrame:
         "firmware": pl.when(pl.col("marked").is_not_null() | pl.col("asked").is_not_null()).then(
             "ready"
         ),
-        # The mark itself is of the firmware.
+        # The last mark still belongs to the firmware phase.
         "accept": pl.when(pl.col("asked").is_not_null()).then(
             pl.coalesce(pl.col("marked") + 1, "asked")
         ),
@@ -202,14 +208,14 @@ def _phases(bounds: pl.DataFrame) -> pl.DataFrame:
     rows = rows.sort(*_TD, "start_ns", "phase").with_columns(
         end_ns=pl.col("start_ns").shift(-1).over(_TD).fill_null(pl.col("last"))
     )
-    # Of a TD that is torn down as soon as it accepted its memory there is nothing between.
+    # A TD that is torn down right after it accepted its memory has no running phase.
     is_empty = (pl.col("phase") == "running") & (pl.col("end_ns") <= pl.col("start_ns"))
     rows = rows.filter(~is_empty).drop("last")
     return rows.with_columns(took_ns=pl.col("end_ns") - pl.col("start_ns"))
 
 
 def _in_phase(rows: pl.DataFrame, phases: pl.DataFrame, at: str) -> pl.DataFrame:
-    """Rows with the phase in which their time lies; those before the first are left out."""
+    """Add to each row the phase that contains its time; drop rows before the first phase."""
     begins = phases.select(*_TD, "phase", "start_ns").sort("start_ns", "phase")
     return (
         rows.sort(at)
@@ -226,7 +232,7 @@ def _in_phase(rows: pl.DataFrame, phases: pl.DataFrame, at: str) -> pl.DataFrame
 
 
 def _sums(attempts: pl.DataFrame, phases: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
-    """Calls and their times by TD and phase."""
+    """Count calls and sum their times by TD and phase."""
     levels = requests.select("source", "level", chain="first_seq")
     rows = _in_phase(attempts, phases, "when").join(levels, on=["source", "chain"], how="left")
     keys = [*_TD, "phase"]
@@ -255,7 +261,7 @@ def _sums(attempts: pl.DataFrame, phases: pl.DataFrame, requests: pl.DataFrame) 
 def _counted(
     found: pl.DataFrame, rows: pl.DataFrame, phases: pl.DataFrame, value: pl.Expr
 ) -> pl.DataFrame:
-    """Add a column that counts events by phase; 0 where there are none."""
+    """Add a column that aggregates events by TD and phase; null where a phase has no events."""
     at = next(name for name in ("ts_ns", "when", "end_ns") if name in rows.columns)
     seen = _in_phase(rows.drop("start_ns", strict=False).drop_nulls(at), phases, at)
     counts = seen.group_by(*_TD, "phase").agg(value)
@@ -263,7 +269,10 @@ def _counted(
 
 
 def _explained(found: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Say what begins each phase, and what the trace does not tell of it."""
+    """Add the event that begins each phase and the reason for missing data; fill nulls with 0.
+
+    ``n_marks`` and ``converted_bytes`` stay null for sources that recorded no such events.
+    """
     numbers = ("n_calls", "n_retries", "call_ns", "retry_ns", "wait_ns", "guest_ns", "n_pages")
     recorded = (
         ("n_marks", events.filter(pl.col("event") == "kvm_pio")),

@@ -1,4 +1,4 @@
-"""The calls of a trace in the order of their begins, without holding all of them."""
+"""Stream the calls of a trace in the order of their starts, with bounded memory."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Final
 import polars as pl
 
 TIMES: Final = ("start_ns", "end_ns")
-"""Columns of ``seamcalls`` that tell when a call began."""
+"""Columns of ``seamcalls`` that give the start of a call; the first that is not null counts."""
 _BEGINS: Final = pl.coalesce(TIMES)
 
 
 @dataclass(slots=True)
 class BeginsOfParts:
-    """When the calls of each part of a trace begin at the earliest."""
+    """Earliest call start of each part of a trace."""
 
     firsts: list[dict[int, int]] = field(default_factory=list)
-    """By part: ns, by source."""
+    """For each part: earliest start in ns, keyed by source."""
 
     def noted(self, parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        """Yield the parts of a trace as they are, and note when their calls begin."""
+        """Yield the parts of a trace unchanged, and record their earliest call starts."""
         for calls in parts:
             self.firsts.append(dict(calls.group_by("source").agg(_BEGINS.min()).iter_rows()))
             yield calls
 
     def behind(self) -> Iterator[dict[int, int]]:
-        """Yield for each part when the calls of the parts behind it begin at the earliest."""
+        """Yield, for each part, the earliest call start of all later parts, keyed by source."""
         first: dict[int, int] = {}
         found = []
         for of_part in reversed(self.firsts):
@@ -38,17 +38,18 @@ class BeginsOfParts:
 
 
 def calls_in_order(parts: Iterable[pl.DataFrame], begins: BeginsOfParts) -> Iterator[pl.DataFrame]:
-    """Yield the calls of each source in the order of their begins, and of ``seq`` where equal.
+    """Yield the calls of each source sorted by start, and by ``seq`` for equal starts.
 
-    Recordings have calls in the order of their ends: one waits here until no later part has a call
-    that began before it.  What waits is what began while a call was in flight.
+    Recordings have calls in the order of their ends.  A call is held back until no later part has
+    a call that began at or before its start.  Only calls that began while another call was in
+    flight are held back.
 
     Args:
         parts: Rows of the ``seamcalls`` table.
-        begins: What the same parts told when they were read before.
+        begins: Earliest starts of the same parts, recorded in an earlier pass.
 
     Yields:
-        Rows of one source, none of which begins before one of an earlier part of that source.
+        Rows of one source; no row begins before a row that was yielded earlier for that source.
     """
     waiting: dict[int, pl.DataFrame] = {}
     for part, first in zip(parts, begins.behind(), strict=True):

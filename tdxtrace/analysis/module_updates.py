@@ -1,4 +1,4 @@
-"""The ``module_updates`` table: when the TDX module was replaced, and what waited for it."""
+"""The ``module_updates`` table: updates of the TDX module, and the vCPUs that waited for them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.loader import loader_status_table, parse_loader_leaf
 
 _INSTALL: Final = parse_loader_leaf("SEAMLDR.INSTALL")
-# What the update itself asks of the module before and after, while all CPUs are stopped: Linux 7.2
-# arch/x86/virt/vmx/tdx/seamldr.c do_seamldr_install_module.
+# SEAMCALLs that the update itself makes before and after the install, while all CPUs are stopped:
+# Linux 7.2 arch/x86/virt/vmx/tdx/seamldr.c do_seamldr_install_module.
 _OF_UPDATE: Final = ("TDH.SYS.SHUTDOWN", "TDH.SYS.INIT", "TDH.SYS.LP.INIT", "TDH.SYS.UPDATE")
-# As many other events must be within the same length before and after it: then their absence
-# meanwhile is no chance (a Poisson count of 10 is 0 once in 22,000).
+# Minimum number of other events within one update's length before and after the update.  With this
+# many, their absence during the update is not chance (a Poisson variable with mean 10 is 0 once in
+# 22,000).
 _ENOUGH: Final = 10
 _FEW: Final = (
     "{n} other events lie within the same time before and after it: too few to tell a stop of all "
@@ -29,20 +30,21 @@ _NO_TIME: Final = "the start or end of its calls was not recorded: probe entry a
 
 
 def module_updates(trace: Trace, chains: pl.DataFrame) -> pl.DataFrame:
-    """Say of each update of the TDX module whether it stopped all CPUs, and what waited.
+    """Determine whether each update of the TDX module stopped all CPUs, and which vCPUs waited.
 
-    An update is the calls of SEAMLDR.INSTALL up to the next one on a CPU that already had its
-    answer; an answer after which the same call is made again is none.  All CPUs stopped if none
-    did anything else between its first call's start and its last one's end, though they did
-    before and after.  Absence: where few events were recorded around it, or some were lost, that
-    is unknown.
+    An update consists of consecutive SEAMLDR.INSTALL calls; the next update begins with the first
+    call on a CPU whose call was already answered.  A status after which the same call is repeated
+    is not an answer.  All CPUs stopped if no other event was recorded between the start of the
+    first call and the end of the last call, although events were recorded before and after.
+    Absence: if few events were recorded around the update, or events were lost, the result is
+    unknown.
 
     Args:
         trace: The trace.
         chains: Its ``retry_chains`` table.
 
     Returns:
-        The ``module_updates`` table, by source and number.
+        The ``module_updates`` table, sorted by source and update number.
 
     Raises:
         TableError: If a table lacks a column or has one of another type.
@@ -63,7 +65,7 @@ def module_updates(trace: Trace, chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _numbered(calls: pl.DataFrame) -> pl.DataFrame:
-    """Number the updates of each input: a CPU that had its answer begins the next one."""
+    """Number the updates of each source; a call on an answered CPU begins the next update."""
     again = _repeated()
     numbers: list[int] = []
     source, number, answered = -1, 0, set[int | None]()
@@ -79,13 +81,13 @@ def _numbered(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _repeated() -> set[int]:
-    """Statuses of the P-SEAMLDR after which the same call is made again."""
+    """Return the P-SEAMLDR statuses after which the host repeats the same call."""
     table = loader_status_table().filter(pl.col("host_retry") == "same")
     return set(table["status"])
 
 
 def _events(trace: Trace, source: int) -> pl.DataFrame:
-    """Times of all else that was recorded of one input, and whether its thread runs a vCPU."""
+    """Return the times of all other events of one source, and whether the thread runs a vCPU."""
     of_update = pl.col("leaf").is_in(numbers_of(list(_OF_UPDATE)))
     entries = VM_ENTRIES.conform(trace.vm_entries)
     calls = SEAMCALLS.conform(trace.seamcalls)
@@ -153,7 +155,7 @@ def _row(
 def _why_unknown(
     calls: pl.DataFrame, losses: pl.DataFrame, span: tuple[int, int], n_near: int
 ) -> str | None:
-    """Why that no other event is seen between two times says nothing; None: it does."""
+    """Return why the absence of other events in ``span`` is not evidence; None if it is."""
     if calls.select(pl.col("start_ns", "end_ns").null_count()).sum_horizontal().item():
         return _NO_TIME
     lost = losses.filter(
@@ -168,7 +170,7 @@ def _why_unknown(
 
 
 def _waits(before: pl.DataFrame, meanwhile: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """How long each vCPU that was seen before and after, and not meanwhile, showed no event."""
+    """Return the time without events of each vCPU that has events before and after, none during."""
     last = before.filter("is_vcpu").group_by("tid").agg(last_ns=pl.col("ts_ns").max())
     first = after.filter("is_vcpu").group_by("tid").agg(first_ns=pl.col("ts_ns").min())
     both = last.join(first, on="tid").join(meanwhile.select("tid"), on="tid", how="anti")
