@@ -159,8 +159,8 @@ def _teardown(attempts: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
 def _accepting(attempts: pl.DataFrame, bounds: pl.DataFrame) -> pl.DataFrame:
     """Return each TD's accept interval.
 
-    It starts at the first AUG after the firmware phase and ends at the last AUG before a pause
-    longer than ACCEPT_PAUSE_NS.
+    It starts at the first AUG after the firmware phase and ends when the last AUG before a
+    pause longer than ACCEPT_PAUSE_NS ends.
     """
     augs = attempts.filter(pl.col("leaf") == AUG)
     since = bounds.select(*_TD, since=pl.coalesce("marked", "ready"))

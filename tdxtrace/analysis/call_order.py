@@ -1,4 +1,4 @@
-"""Stream the calls of a trace in the order of their starts, with bounded memory."""
+"""Stream the calls of a trace in the order of their starts, without holding all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``module_updates`` table: updates of the TDX module, and the vCPUs that waited for them."""
+"""The ``module_updates`` table: updates of the TDX module, and what waited for them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _INSTALL: Final = parse_loader_leaf("SEAMLDR.INSTALL")
 # SEAMCALLs that the update itself makes before and after the install, while all CPUs are stopped:
 # Linux 7.2 arch/x86/virt/vmx/tdx/seamldr.c do_seamldr_install_module.
 _OF_UPDATE: Final = ("TDH.SYS.SHUTDOWN", "TDH.SYS.INIT", "TDH.SYS.LP.INIT", "TDH.SYS.UPDATE")
-# Minimum number of other events within one update's length before and after the update.  With this
-# many, their absence during the update is not chance (a Poisson variable with mean 10 is 0 once in
+# Minimum total of other events within one update's length before and after the update.  With this
+# many, their absence during the update is not chance (a Poisson count with mean 10 is 0 once in
 # 22,000).
 _ENOUGH: Final = 10
 _FEW: Final = (
@@ -30,7 +30,7 @@ _NO_TIME: Final = "the start or end of its calls was not recorded: probe entry a
 
 
 def module_updates(trace: Trace, chains: pl.DataFrame) -> pl.DataFrame:
-    """Determine whether each update of the TDX module stopped all CPUs, and which vCPUs waited.
+    """Determine whether each update of the TDX module stopped all CPUs, and count what waited.
 
     An update consists of consecutive SEAMLDR.INSTALL calls; the next update begins with the first
     call on a CPU whose call was already answered.  A status after which the same call is repeated

@@ -25,15 +25,15 @@ from tdxtrace.tdx.word import is_busy
 def leaf_stats(retry_chains: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Aggregate the retry chains of each leaf.
 
-    Quantiles are over the requests whose end was recorded: a cut chain needed at least
-    what was recorded of it, and counts for the maximum only.  They are values that
-    occurred (the smallest that at least that share did not exceed).
+    Quantiles are computed over the requests whose end was recorded.  A cut chain needed at least
+    its recorded attempts and time, and counts only for the maximum.  A quantile is a value that
+    occurred: the smallest one that at least that share of the requests did not exceed.
 
     Args:
-        retry_chains: The ``retry_chains`` table, or a query of it.
+        retry_chains: The ``retry_chains`` table, or a lazy query that yields it.
 
     Returns:
-        The ``leaf_stats`` table, the leaf with most retried requests first.
+        The ``leaf_stats`` table; within a source, the leaf with most retried requests first.
 
     Raises:
         TableError: If ``retry_chains`` lacks a column or has one of another type.
@@ -68,16 +68,16 @@ _TD_KEY = ("source", "td_id", "tgid")
 def vm_stats(retry_chains: pl.DataFrame | pl.LazyFrame, zero_steps: pl.DataFrame) -> pl.DataFrame:
     """Count requests, retried requests and zero-step episodes per TD.
 
-    ``retried_seamcalls`` is the stat of the seed mail: it goes up by one at the
-    first busy answer to a request, however many follow.
+    ``retried_seamcalls`` is the counter proposed in the mail cited below: it is incremented once
+    per request, at the first busy answer, however many follow.
 
     Args:
-        retry_chains: The ``retry_chains`` table, or a query of it.
+        retry_chains: The ``retry_chains`` table, or a lazy query that yields it.
         zero_steps: The ``zero_steps`` table.
 
     Returns:
-        The ``vm_stats`` table, the most retried TD first.  Requests whose TD the
-        capture does not show are counted by process, or in a row without either.
+        The ``vm_stats`` table; within a source, the TD with most retried requests first.  Requests
+        with an unknown TD are counted by process, or in one row without TD and process.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -109,11 +109,11 @@ def vm_stats(retry_chains: pl.DataFrame | pl.LazyFrame, zero_steps: pl.DataFrame
 def counters(
     retry_chains: pl.DataFrame, busy_answers: pl.DataFrame, zero_steps: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return when each counter of ``vm_stats`` goes up, and what it reads then.
+    """Return the time of each increment of a ``vm_stats`` counter, and its new value.
 
-    ``retried_seamcalls`` goes up at the first busy answer to a request, ``zero_steps`` at the
-    first refused entry of an episode that is not weak. Both begin at 0 with the recording; the
-    last value of each is that of ``vm_stats``.
+    ``retried_seamcalls`` is incremented at the first busy answer to a request, ``zero_steps`` at
+    the first refused entry of an episode that is not weak.  Both start at 0 when the recording
+    starts; the last value of each equals the value in ``vm_stats``.
 
     Args:
         retry_chains: The ``retry_chains`` table.
@@ -121,7 +121,7 @@ def counters(
         zero_steps: The ``zero_steps`` table.
 
     Returns:
-        The ``counters`` table, in the order of time.
+        The ``counters`` table, sorted by source and time.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -146,9 +146,9 @@ def counters(
 
 
 def _with_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Zero-step episodes with their TD, inferred from other calls of the thread or process.
+    """Add the TD of zero-step episodes, inferred from other calls of the thread or process.
 
-    Where no process was recorded, it is the only TD of the source, if there is but one.
+    If no process was recorded and the source has exactly one TD, use that TD.
     """
     threads = (
         chains.filter(pl.col("tid").is_not_null())
@@ -178,15 +178,15 @@ def _with_td(steps: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _one_process_per_td() -> pl.Expr:
-    """The process of a TD, also for its threads whose process was not recorded."""
+    """Return the process of each row's TD, also for threads whose process was not recorded."""
     of_td = pl.col("tgid").drop_nulls().first().over("source", "td_id")
     return pl.when(pl.col("td_id").is_null()).then("tgid").otherwise(of_td).alias("tgid")
 
 
-_NOT_ENTERED = 0xFFFF_FFFF  # kvm_exit's reason -1, see zero_steps
+_NOT_ENTERED = 0xFFFF_FFFF  # exit reason -1 of kvm_exit; see zero_steps
 _THREAD = ("source", "tid")
 VCPU_COLUMNS = (*_THREAD, "tgid", "td_id", "vp_id", "leaf", "status")
-"""Columns of ``seamcalls`` that tell of vCPUs."""
+"""Columns of ``seamcalls`` from which vCPUs are counted."""
 
 
 def vcpu_stats(
@@ -194,10 +194,11 @@ def vcpu_stats(
     vm_entries: pl.DataFrame,
     zero_steps: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Count entries and zero-step episodes per vCPU, as the seed mail's vCPU stat would.
+    """Count entries and zero-step episodes per vCPU.
 
-    A vCPU is the thread that enters it.  Entries come from TDH.VP.ENTER where it
-    was captured, else from kvm_entry and kvm_exit.
+    This is the per-vCPU counter proposed in the mail cited by :func:`vm_stats`.  A vCPU is
+    identified by the thread that enters it.  Entries come from TDH.VP.ENTER if it was captured,
+    else from kvm_entry and kvm_exit.
 
     Args:
         seamcalls: The ``seamcalls`` table, or its parts.
@@ -205,7 +206,7 @@ def vcpu_stats(
         zero_steps: The ``zero_steps`` table.
 
     Returns:
-        The ``vcpu_stats`` table, the vCPU with most episodes first.
+        The ``vcpu_stats`` table; within a source, the vCPU with most episodes first.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -248,7 +249,7 @@ _NO_NUMBER = pl.lit(None, pl.UInt32)
 
 
 def _of_threads(seamcalls: pl.DataFrame | Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """Threads: the TD of their calls, and what their TDH.VP.ENTERs tell and how many there are."""
+    """Return one row per thread: TD, and the process, VP and counts of its TDH.VP.ENTER calls."""
     parts = [seamcalls] if isinstance(seamcalls, pl.DataFrame) else seamcalls
     enters = pl.col("leaf") == VP_ENTER
     found = (

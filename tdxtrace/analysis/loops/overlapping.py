@@ -1,7 +1,8 @@
-"""Calls that overlap in time on one resource.
+"""Find calls that overlap in time on one resource.
 
-One sweep over two lists of calls in the order of their starts, with those in flight of each list
-and resource: a call meets those of the other list that are not over when it starts.
+One sweep visits two lists of calls in the order of their starts and keeps the calls in flight for
+each list and resource.  A call is paired with calls of the other list that are in flight when it
+starts.
 """
 
 from __future__ import annotations
@@ -43,30 +44,32 @@ def find_overlapping(
     found_wanted: _Rows,
     found_held: _Rows,
 ) -> int:
-    """Write the pairs of a wanted and a held call that overlap; return how many there are.
+    """Write the overlapping pairs of a wanted and a held call; return the number of pairs.
 
     Args:
         wanted: Rows of the wanted calls, in the order of their starts.
-        wanted_key: Resource of each of them, from 0.
-        wanted_start: Start by row, ns.
-        wanted_end: End by row, ns.
-        wanted_owner: Thread by row: calls of one thread do not meet.
-        wanted_kind: Kind by row.
+        wanted_key: Resource number of each wanted call, from 0.
+        wanted_start: Start of each row, ns.
+        wanted_end: End of each row, ns.
+        wanted_owner: Thread of each row; calls of one thread make no pair.
+        wanted_kind: Kind of each row.
         held: Rows of the held calls, in the order of their starts.
-        held_key: As for the wanted ones.
-        held_start: As for the wanted ones.
-        held_end: As for the wanted ones.
-        held_owner: As for the wanted ones.
-        held_kind: As for the wanted ones.
-        may_meet: By kind of the wanted and of the held call: above 0 where they make a pair.
-        may_be_met: The same by kind of the held and of the wanted call.
-        slack_ns: Gap up to which two calls count as overlapping.
-        newest_wanted: By key: NONE; scratch: place of the last wanted call in flight.
-        older_wanted: By place in ``wanted``: scratch: the one in flight before it.
-        newest_held: By key: NONE; scratch.
-        older_held: By place in ``held``: scratch.
-        found_wanted: Written: rows of the wanted calls of each pair, as many as fit.
-        found_held: Written: rows of the held ones.
+        held_key: As ``wanted_key``, for the held calls.
+        held_start: As ``wanted_start``, for the held calls.
+        held_end: As ``wanted_end``, for the held calls.
+        held_owner: As ``wanted_owner``, for the held calls.
+        held_kind: As ``wanted_kind``, for the held calls.
+        may_meet: Indexed by kind of the wanted call and kind of the held call: above 0 if the two
+            kinds make a pair.
+        may_be_met: As ``may_meet``, indexed by kind of the held call and kind of the wanted call.
+        slack_ns: Gap in ns up to which two calls count as overlapping.
+        newest_wanted: Scratch by key, NONE on input: index in ``wanted`` of the last call in
+            flight.
+        older_wanted: Scratch by index in ``wanted``: index of the previous call in flight.
+        newest_held: Scratch by key, NONE on input: as ``newest_wanted``, for ``held``.
+        older_held: Scratch by index in ``held``: as ``older_wanted``, for ``held``.
+        found_wanted: Output: row of the wanted call of each pair, for as many pairs as fit.
+        found_held: Output: row of the held call of each pair, for as many pairs as fit.
     """
     i = j = n = np.int64(0)
     while i < len(wanted) or j < len(held):
@@ -117,7 +120,7 @@ def _meet(
     found: _Rows,
     found_other: _Rows,
 ) -> np.int64:
-    """Write the pairs of a call with those of the other list in flight, and forget what is over."""
+    """Write the pairs of a call with calls in flight of the other list; unlink ended calls."""
     newer, place = np.int32(NONE), newest[key]
     while place != NONE:
         before, other = older[place], others[place]
@@ -128,7 +131,7 @@ def _meet(
                 older[newer] = before
         else:
             newer = place
-            # By clocks that differ between CPUs a call may seem to end before it starts.
+            # The clocks of CPUs differ, so a call may appear to end before it starts.
             begun = other_start[other] <= end[row] + slack_ns
             is_other = other_owner[other] != owner[row]
             if begun and is_other and may_meet[kind[row], other_kind[other]]:

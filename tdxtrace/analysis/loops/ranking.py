@@ -1,4 +1,4 @@
-"""Candidates of each attempt: best first, and what they say together of its cause."""
+"""Order the candidates of each attempt, best first, and decide the cause of the attempt."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ _Flags = NDArray[np.bool_]
 _Codes = NDArray[np.uint8]
 
 HELD_TO_END, HELD_BRIEFLY, BOUNDS_UNKNOWN = 0, 1, 2
-"""Grades of a candidate: it held the lock to its end; briefly, or perhaps; bounds not known."""
+"""Grades of a candidate, in this order: held the lock until its end; held it briefly or possibly;
+start or end not recorded."""
 NO_CANDIDATE, HOST_CONFLICT, ARMED_ENTRY, CLOCK_TOO_COARSE, GENERATIONS_DISAGREE = range(5)
-"""Causes by host calls: there is none; the two kinds; several fit; generations differ."""
+"""Causes, in this order: no candidate; a host call; an armed entry; several candidates fit; lock
+generations give different causes."""
 OTHER_LOCK, TREE_LOCK, ENTRY_LOCK = range(3)
-"""What matters of the lock of a candidate."""
+"""Kinds of lock that a candidate held: any other lock; SEPT tree lock; SEPT entry lock."""
 
-# A choice.  The latencies are a decile of what was measured, so a call that misses by little may
-# have been a faster one: in 32 simulated runs (zero_step_attack and string_copy, 1,144 answers)
-# true holders overlapped at least 13 times as long as they missed.
+# This project's choice.  The latencies are a decile of the measured ones, so a call that misses by
+# little may have been a faster one: in 32 simulated runs (zero_step_attack and string_copy, 1,144
+# answers) true holders overlapped at least 13 times as long as they missed.
 MISS_RATIO: Final = 9
 
 
@@ -35,22 +37,22 @@ def order_candidates(
     first: _Rows,
     order: _Rows,
 ) -> None:
-    """Write the candidates attempt by attempt, best first.
+    """Group the candidates by attempt and sort those of each attempt, best first.
 
-    A call in the middle of its work when the attempt met the lock ranks above one that only
-    overlaps its edges; then one that held the lock to its end above one that failed on the way
-    or is not surely armed; then the one that began first: among several that hold a lock
-    together the module knows no order.
+    A call that was in the middle of its work when the attempt tried the lock ranks above a call
+    that overlaps only at its edges.  Next, a call that held the lock until its end ranks above one
+    that failed before or is not certainly armed.  Next, the call that began first ranks higher:
+    the module defines no order among several holders of one lock.
 
     Args:
-        attempt: Number of the attempt of each candidate, from 0.
-        grade: As above.
-        miss_ns: ns between the times in which both had their locks; 0: these overlap.
-        is_armed: Whether it is an entry that zero-step mitigation may have armed.
-        begins: When it began, ns.
-        holder: Its row in ``calls``.
-        first: By attempt, and one more: 0; written: its first place in ``order``.
-        order: Written: candidates.
+        attempt: Attempt number of each candidate, from 0.
+        grade: Grade of each candidate: HELD_TO_END, HELD_BRIEFLY or BOUNDS_UNKNOWN.
+        miss_ns: Gap in ns between the lock intervals of candidate and attempt; 0 if they overlap.
+        is_armed: Whether the candidate is an entry that zero-step mitigation may have armed.
+        begins: Start of each candidate, ns.
+        holder: Row of each candidate in ``calls``.
+        first: Output by attempt, with one more element, zero on input: first index in ``order``.
+        order: Output: candidate numbers.
     """
     for row in range(len(attempt)):
         first[attempt[row] + 1] += 1
@@ -106,25 +108,28 @@ def decide_causes(
     n_tied: NDArray[np.uint32],
     is_only_cause: _Flags,
 ) -> None:
-    """Write the cause of each attempt by its candidates, and how well the best is told apart.
+    """Write the cause of each attempt, and how clearly its best candidate stands out.
 
     Args:
-        first: By attempt, and one more: its first candidate; candidates are best first.
-        possible: By attempt: lock generations in which its answer is possible, as a mask.
-        is_observed: By attempt: whether the absence of a call is evidence there.
-        mask: By candidate: generations in which it excludes the attempt.
-        grade: By candidate, as above.
-        overlap_ns: By candidate: how long both lasted together.
-        miss_ns: By candidate: ns between the times in which both had their locks; 0: these overlap.
+        first: By attempt, with one more element: its first candidate; candidates are best first.
+        possible: By attempt: mask of the lock generations in which its answer is possible.
+        is_observed: By attempt: whether the absence of a call is evidence during the attempt.
+        mask: By candidate: mask of the lock generations in which it excludes the attempt.
+        grade: By candidate: HELD_TO_END, HELD_BRIEFLY or BOUNDS_UNKNOWN.
+        overlap_ns: By candidate: time in ns that candidate and attempt overlap.
+        miss_ns: By candidate: gap in ns between the lock intervals of candidate and attempt; 0 if
+            they overlap.
         is_armed: By candidate: whether it is an entry that may have been armed.
-        is_proven: By candidate: whether it had the lock with the attempt at any rounding.
+        is_proven: By candidate: whether it held the lock during the attempt at any clock rounding.
         lock: By candidate: OTHER_LOCK, TREE_LOCK or ENTRY_LOCK.
-        slack_ns: Resolution of the clock.
-        sees_entries: Whether the capture has entries of vCPUs.
-        sees_starts: Whether it has starts of other calls.
-        cause: By attempt, written: in every generation that is possible, as above.
-        n_tied: By attempt, written: candidates that fit as well as the best and are of its kind.
-        is_only_cause: By attempt, written: whether those near the best are all of its kind.
+        slack_ns: Resolution of the clock, ns.
+        sees_entries: Whether the capture has vCPU entries.
+        sees_starts: Whether the capture has the starts of other calls.
+        cause: Output by attempt: the cause in every possible generation, NO_CANDIDATE to
+            GENERATIONS_DISAGREE.
+        n_tied: Output by attempt: number of candidates that fit as well as the best, itself
+            included, and are of the same kind (armed entry or other call).
+        is_only_cause: Output by attempt: whether all candidates near the best are of its kind.
     """
     for number in range(len(first) - 1):
         begin, end = first[number], first[number + 1]
@@ -149,8 +154,8 @@ def decide_causes(
             same_kind = is_armed[row] == is_armed[begin]
             if same_kind and grade[row] == grade[begin]:
                 n_tied[number] += miss_ns[row] <= miss_ns[begin] + slack_ns
-            # Whether a call that overlaps more than it misses had the tree is a matter of
-            # latencies that are estimated: beside it an armed entry is a weak answer.
+            # Only estimated latencies decide whether a call that overlaps longer than it misses
+            # held the tree lock.  With such a call present, an armed entry is a weak answer.
             near = miss_ns[row] <= miss_ns[begin] + 2 * slack_ns
             near |= is_armed[begin] and overlap_ns[row] > miss_ns[row]
             if near and not same_kind:
@@ -173,11 +178,11 @@ def _cause_in_generation(
     sees_entries: bool,
     sees_starts: bool,
 ) -> int:
-    """Return the cause of one attempt in one generation."""
+    """Return the cause of one attempt in one lock generation."""
     best = begin
     while best < end and mask[best] & bit == 0:
         best += 1
-    # Those whose bounds are not known come last.
+    # Candidates with unknown bounds are sorted last.
     if best == end or grade[best] == BOUNDS_UNKNOWN:
         return NO_CANDIDATE
     is_only_kind, has_rival = True, False
@@ -186,18 +191,18 @@ def _cause_in_generation(
             continue
         if is_armed[row] != is_armed[best]:
             is_only_kind &= miss_ns[row] > miss_ns[best] + 2 * slack_ns
-        # A call that surely had the tree may have had it at that time: the attempt may as well
-        # have met that call.
+        # A call that certainly held the tree lock may have held it at that time, so the attempt
+        # may equally have collided with that call.
         if lock[row] == TREE_LOCK and not is_armed[row]:
             has_rival |= overlap_ns[row] >= MISS_RATIO * miss_ns[row]
-    # A guest can hold the lock of an SEPT entry too, and an entry that was not probed the tree:
-    # only a call that surely held it rules these out.
+    # A guest can hold an SEPT entry lock too, and a vCPU entry that was not probed can hold the
+    # tree lock: only a call that certainly held the lock rules these out.
     hides_others = lock[best] == ENTRY_LOCK or (lock[best] == TREE_LOCK and not sees_entries)
     if not is_proven[best] and (hides_others or not is_only_kind):
         return CLOCK_TOO_COARSE
     if not is_armed[best]:
         return HOST_CONFLICT
-    # An armed entry is inferred from the absence of calls, so every call must be observed: also
-    # when it began, which a capture of chosen returns does not show.
+    # An armed entry is inferred from the absence of other calls, so every call must be observed,
+    # including its start, which a capture of selected returns lacks.
     fits = overlap_ns[best] >= 0 and not has_rival and is_observed and sees_starts
     return ARMED_ENTRY if fits else CLOCK_TOO_COARSE
