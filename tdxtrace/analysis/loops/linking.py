@@ -1,14 +1,14 @@
-"""Attempts at the same request, among the calls of each thread.
+"""Link the calls of each thread into chains of attempts at the same request.
 
 A call is another attempt if the thread's last call for the same request may have to be repeated,
-whatever else the thread called in between.  A call that does not name its request, where others
-of its leaf do, continues none: it may belong to any that is open.
+whatever else the thread called in between.  A call without the operands that identify its request,
+where other calls of its leaf have them, continues no chain: it may belong to any open chain.
 
-A thread that comes back to a request after other calls may also come back to one that was open
-before a gap: ``Leaves.most_between`` says after how many.
+A thread that returns to a request after other calls may also return to a request that was open
+before a gap.  ``Leaves.most_between`` records the largest number of calls in between.
 
-The calls come in the order of their begins, in one piece or in many: what a later call can depend
-on is kept in tables of threads, of leaves of threads, and of chains that are open.
+The calls are passed in the order of their starts, in one or more pieces.  The state that later
+calls depend on is kept in three tables: threads, leaves of each thread, and open chains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 NONE: Final = -1
 
-# What was recorded of a call, as bits; first the operands that identify requests.
+# Bits for the recorded values of a call; first the operands that identify requests.
 TD: Final = 1 << 0
 GPA: Final = 1 << 1
 LEVEL: Final = 1 << 2
@@ -31,22 +31,22 @@ TGID: Final = 1 << 6
 START: Final = 1 << 7
 END: Final = 1 << 8
 RETURNED: Final = 1 << 9
-# What it was.
+# Bits for properties of a call.
 RETRYABLE: Final = 1 << 10
 OPENS: Final = 1 << 11
-"""It begins a chain, as is known from elsewhere."""
+"""The call begins a chain, as given by the caller."""
 CLOSES: Final = 1 << 12
-"""It ends a chain, as is known from elsewhere."""
+"""The call ends a chain, as given by the caller."""
 
-# Who may make the request of a leaf beside the thread that made it: ``Leaves.shared``.
+# Values of ``Leaves.shared``: which other threads may make the same request.
 BY_PAGE: Final = 1
 BY_TD: Final = 2
-# Special leaves: ``Leaves.kind``.
+# Values of ``Leaves.kind``: leaves that need special treatment.
 ENTRY: Final = 1
 FAULT: Final = 2
 
 _Any = NDArray[np.void]
-# A row of a table, which is a record for numba and may be a dict for Python; a number of a row.
+# Table row: a record in numba, possibly a dict in Python; and a row number.
 _Row = Any
 _Number = Any
 _I64 = NDArray[np.int64]
@@ -59,10 +59,10 @@ _Flags = NDArray[np.bool_]
 
 
 class CallColumns(NamedTuple):
-    """Columns of calls in the order of their begins; what ``flags`` do not have is 0."""
+    """Columns of calls in the order of their starts; a value is 0 if its bit in ``flags`` is 0."""
 
     owner: _U64
-    """The thread, or the CPU where the call interrupted one."""
+    """The thread, or the CPU if the call interrupted a thread."""
     leaf: _U16
     flags: _U16
     seq: _U64
@@ -79,32 +79,32 @@ class CallColumns(NamedTuple):
 
 
 class Leaves(NamedTuple):
-    """What is known of each leaf, by its number."""
+    """Properties of each leaf, indexed by leaf number."""
 
     identifies: _U16
     """Operands that identify its requests."""
     captured: _U16
-    """Those of them that any call of the leaf names in this capture."""
+    """The identifying operands that at least one call of the leaf has in this capture."""
     shared: _U8
     kind: _U8
     most_between: _I64
-    """Most calls of the leaf that a thread was seen to make between two attempts at one request, if
-    it made any other call there; else NONE.  Written."""
+    """Output: largest number of calls of the leaf between two attempts of a thread at one request,
+    over attempts that were separated by any other call; NONE without such attempts."""
 
 
 class Places(NamedTuple):
-    """Where each call stands in its chain; written."""
+    """Output: position of each call in its chain."""
 
     first_seq: _U64
     """``seq`` of the first call of the chain."""
     begins: _I64
-    """When that call began."""
+    """Start of that call."""
     n_busy: _U32
-    """Retryable answers of the chain so far."""
+    """Number of retryable answers in the chain so far."""
 
 
 class Tables(NamedTuple):
-    """What is kept of the calls so far, with room for what this piece can add."""
+    """State after the calls so far, with room for all rows that this piece can add."""
 
     owners: _Any
     pairs: _Any
@@ -114,10 +114,10 @@ class Tables(NamedTuple):
     key_heads: _I32
     request_heads: _I32
     next_key: _I32
-    """By chain: the next one of its slot."""
+    """By chain: the next chain in its hash slot of ``key_heads``."""
     next_request: _I32
     counts: _I64
-    """Number of owners, pairs, chains, and of successes that are past."""
+    """Numbers of owners, of pairs, of chains, and of successes already processed."""
 
 
 OWNER: Final = np.dtype(
@@ -138,7 +138,7 @@ OWNER: Final = np.dtype(
         ("opened", "i4"),
     ]
 )
-"""A thread: its last call, gaps in which events may be lost, its last new request."""
+"""A thread: its last call, number of gaps in which events may be lost, and its last new request."""
 
 PAIR: Final = np.dtype(
     [
@@ -155,7 +155,8 @@ PAIR: Final = np.dtype(
         ("n_before_gap", "i8"),
     ]
 )
-"""A leaf of a thread: its open requests, its calls that do not name theirs, and their number."""
+"""A leaf of a thread: number of open requests, calls that do not identify their request, and number
+of calls."""
 
 CHAIN: Final = np.dtype(
     [
@@ -206,9 +207,10 @@ CHAIN: Final = np.dtype(
         ("next_opened", "i4"),
     ]
 )
-"""A request.  ``flags`` are those of its first call, whose operands and numbers follow;
-``known`` says which of TD, VP and TGID any of its calls named.  ``at`` is the place of the last
-among the calls of its pair, ``after_gap`` that of its first among those since a gap; else NONE."""
+"""A request.  ``flags`` are the flags of its first call, whose operands and numbers follow.
+``known`` has the bits TD, VP and TGID that any of its calls has.  ``at`` is the index of its last
+call among the calls of its pair.  ``after_gap`` is the index of its first call among the calls of
+its pair since a gap, NONE without a gap."""
 
 SUCCESS: Final = np.dtype(
     [
@@ -223,11 +225,11 @@ SUCCESS: Final = np.dtype(
         ("undoes", "u1"),
     ]
 )
-"""A call that settled a request for whoever wants it, or that made it void (``undoes``)."""
+"""A call that completed a request for all threads that make it, or made it void (``undoes``)."""
 
 
 def find_threads(calls: CallColumns, tables: Tables, pair_of: _I32) -> None:
-    """Write the row of ``pairs`` of each call; make those rows and their owners that are new."""
+    """Write the row number in ``pairs`` of each call; add new pairs and owners to the tables."""
     owners, pairs, counts = tables.owners, tables.pairs, tables.counts
     last_owner = np.uint64(len(tables.owner_heads) - 1)
     last_pair = np.uint64(len(tables.pair_heads) - 1)
@@ -286,15 +288,15 @@ def _begin_pair(
 def look_back(
     pair_of: _I32, last_cpu: _I64, ends: _I64, tables: Tables, since: _I64, cpu: _I64
 ) -> None:
-    """Write when and where each call's thread ended the one before.
+    """Write the end time and CPU of the previous call in each call's thread.
 
     Args:
-        pair_of: As :func:`find_threads` wrote it.
+        pair_of: Output of :func:`find_threads`.
         last_cpu: CPU on which each call ended.
-        ends: When it ended.
-        tables: Their owners are kept up.
-        since: End of the one before; of a thread's first call: unchanged.
-        cpu: CPU on which it ended; of a thread's first call: unchanged.
+        ends: End of each call.
+        tables: State of earlier calls; the owners are updated.
+        since: Output: end of the previous call; unchanged for the first call of a thread.
+        cpu: Output: CPU on which the previous call ended; unchanged for the first call of a thread.
     """
     for row in range(len(pair_of)):
         owner = tables.owners[tables.pairs[pair_of[row]]["owner"]]
@@ -307,12 +309,12 @@ def look_back(
 
 
 def keep_up(tables: Tables, n_chains: int, enters: bool) -> None:
-    """Enter the chains that earlier pieces left open into the empty tables of this one.
+    """Add the chains that earlier pieces left open to the empty hash tables of this piece.
 
     Args:
-        tables: What is kept; no owner and no pair names a chain.
-        n_chains: Number of chains that are open.
-        enters: Whether the tables of owners and pairs are empty too.
+        tables: State of earlier calls; no owner and no pair refers to a chain.
+        n_chains: Number of open chains.
+        enters: Whether the hash tables of owners and pairs are empty too, and must be filled.
     """
     if enters:
         _enter_owners(tables)
@@ -362,20 +364,21 @@ def link_attempts(
     tables: Tables,
     places: Places,
 ) -> None:
-    """Write where each call stands in its chain, and what its calls tell of each chain.
+    """Assign each call to a chain; write its position and update the chain.
 
     Args:
-        calls: Calls that begin no earlier than those before.
-        leaves: What is known of leaves.
-        pair_of: As :func:`find_threads` wrote it.
-        may_miss: Whether events may be lost just before a call or inside it; empty: none was.
-        inside: Whether they may be lost inside; empty as ``may_miss``.
-        process: What tells threads of one number apart: their process, or 0.
-        successes: Calls that settled a request for others, in the order of their ends.
-        base: Number of the first call.
+        calls: Calls of this piece; none begins before a call of an earlier piece.
+        leaves: Properties of leaves; ``most_between`` is updated.
+        pair_of: Output of :func:`find_threads`.
+        may_miss: Whether events may be lost just before each call or inside it; empty if no events
+            were lost.
+        inside: Whether events may be lost inside each call; empty if ``may_miss`` is.
+        process: Process of each call, which distinguishes threads with the same number; or 0.
+        successes: Calls that completed a request for other threads, in the order of their ends.
+        base: Number of the first call: the number of calls in earlier pieces.
         is_midway: Whether calls were in progress when the trace began.
-        tables: What is kept of earlier calls; written.
-        places: By call: written.
+        tables: State of earlier calls; updated.
+        places: Output: position of each call.
     """
     for row in range(len(calls.leaf)):
         settle(tables, successes, calls.begins[row])
@@ -420,14 +423,14 @@ def link_attempts(
 
 
 def _place(places: Places, row: int, chain: _Row) -> None:
-    """Write where a call stands in its chain."""
+    """Write the position of a call in its chain."""
     places.first_seq[row] = chain["first_seq"]
     places.begins[row] = chain["begins"]
     places.n_busy[row] = chain["n_busy"]
 
 
 def _note_return(leaves: Leaves, leaf: np.uint16, between: _Number) -> None:
-    """Write after how many calls of the leaf a thread came back to a request."""
+    """Record the number of calls of the leaf after which a thread returned to a request."""
     leaves.most_between[leaf] = max(leaves.most_between[leaf], between)
 
 
@@ -440,7 +443,7 @@ def _note_call(
     kind: np.uint8,
     is_joined: bool,
 ) -> None:
-    """Write what later calls of the thread depend on."""
+    """Update the state of the thread and its leaf that later calls depend on."""
     pair["is_seen"] = 1
     pair["n"] += 1
     pair["lossy"] = owner["lossy"]
@@ -455,11 +458,12 @@ def _note_call(
 
 
 def _is_lossy(owner: _Row, may_miss: np.bool_, begins: _Number) -> bool:
-    """Whether events of the thread may be lost between its last call and the end of this one.
+    """Return whether events of the thread may be lost from its last call to the end of this one.
 
-    The return after a loss may belong to another call, whose entry was lost, and which the next
-    call retries if it was busy.  A thread makes one call at a time: where one seems to begin
-    inside another, the return of the outer one was lost, and it was paired with that of a later.
+    The return after a loss may belong to another call whose entry was lost; if that call was busy,
+    the next call retries it.  A thread makes one call at a time.  If a call appears to begin inside
+    another, the return of the outer call was lost, and its entry was paired with the return of a
+    later call.
     """
     return bool(may_miss) or (
         owner["last"] != NONE and (owner["is_tainted"] != 0 or owner["ends"] > begins)
@@ -467,7 +471,7 @@ def _is_lossy(owner: _Row, may_miss: np.bool_, begins: _Number) -> bool:
 
 
 def _lose(chains: _Any, owner: _Row) -> None:
-    """End what the thread has open: a later attempt at it may not be recorded."""
+    """Mark the thread's open chains as lost: their later attempts may not be recorded."""
     owner["lossy"] += 1
     number = owner["opened"]
     while number != NONE:
@@ -480,7 +484,7 @@ def _lose(chains: _Any, owner: _Row) -> None:
 
 
 def settle(tables: Tables, successes: _Any, now: _Number) -> None:
-    """Tell open chains of the calls that ended their request, and ended before ``now``."""
+    """Apply the ``successes`` that ended before ``now`` to the open chains of their request."""
     last = np.uint64(len(tables.request_heads) - 1)
     while tables.counts[3] < len(successes) and successes[tables.counts[3]]["ends"] < now:
         one = successes[tables.counts[3]]
@@ -506,7 +510,11 @@ def settle(tables: Tables, successes: _Any, now: _Number) -> None:
 
 
 def _is_decided(chain: _Row) -> bool:
-    """Whether no other call matters: it gets no more attempts, and the first success counts."""
+    """Return whether no further call can change the chain.
+
+    That is so if the request was made void, or if it gets no more attempts and has its first
+    success.
+    """
     is_over = chain["is_followed"] or chain["is_lost"]
     return bool(chain["is_undone"] or (is_over and chain["is_settled"]))
 
@@ -539,7 +547,7 @@ def _find(
     process: np.int32,
     tables: Tables,
 ) -> _Number:
-    """The open chain of the request that a call names; NONE if there is none."""
+    """Return the number of the open chain whose request the call identifies, else NONE."""
     td = calls.td[row] if operands & TD else np.uint64(0)
     gpa = calls.gpa[row] if operands & GPA else np.uint64(0)
     level = calls.level[row] if operands & LEVEL else np.uint8(0)
@@ -565,11 +573,12 @@ def _find(
 
 
 def _is_joined(chain: _Row, owner: _Row, flags: np.uint16) -> bool:
-    """Whether a call is another attempt at the open request that it names.
+    """Return whether a call is another attempt at the open request that it identifies.
 
-    The last was answered with a retryable status, no event may be lost since, nothing made the
-    request void, and no other thread settled it before its own took it up again after something
-    else.  A call right after the one before it is the caller's loop, which had not looked.
+    It is, if the last attempt got a retryable status, no event may be lost since, nothing made the
+    request void, and no other thread completed it before this thread returned to it after other
+    calls.  A success of another thread does not count if the call directly follows the last
+    attempt: it comes from the caller's retry loop, which did not check in between.
     """
     is_next = chain["last"] == owner["last"]
     is_settled = chain["is_settled"] != 0 and chain["last_settled"] > chain["last_begins"]
@@ -590,19 +599,22 @@ def _doubt(
     is_named: bool,
     where: _Number,
 ) -> bool:
-    """Whether a chain may lack an attempt because a call does not name its request."""
+    """Return whether a chain may lack an attempt because a call does not identify its request.
+
+    Updates the pair's open count and its calls without identified request.
+    """
     is_doubtful = False
     if found != NONE:
         pair["n_open"] -= 1
         is_doubtful = pair["vague"] > chains[found]["last"]
     elif not is_named:
-        # Any open request of the leaf may be the one that it belongs to.
+        # The call may belong to any open request of the leaf.
         if pair["n_open"] > 0:
             pair["vague"] = where
             pair["last_vague"] = where
             is_doubtful = True
     elif pair["loose"] != NONE:
-        # It may continue the request that was not named.
+        # The call may continue the chain whose request is not identified.
         loose = chains[pair["loose"]]
         loose["is_doubtful"] = 1
         pair["last_vague"] = max(pair["last_vague"], loose["last"])
@@ -620,7 +632,7 @@ def _begin(
     pair: _Number,
     process: np.int32,
 ) -> None:
-    """Write what the first call tells."""
+    """Initialize a chain from its first call."""
     chain["pair"] = pair
     chain["leaf"] = calls.leaf[row]
     chain["flags"] = calls.flags[row]
@@ -648,10 +660,11 @@ def _tell_beginning(
     is_of_vcpu: bool,
     is_midway: bool,
 ) -> None:
-    """Write whether the request may have begun before its first call.
+    """Record whether the request may have begun before its first recorded call.
 
-    It begins after the call before in the thread, up to which there were ``lossy`` gaps.  What a
-    vCPU has open lives through its other calls: for its leaves it is the call before of the leaf.
+    Without a gap it began after the thread's previous call, up to which there were ``lossy`` gaps.
+    A request of a vCPU stays open across the thread's other calls, so for vCPU leaves the previous
+    call of the same leaf counts.
     """
     is_seen = owner["last"] != NONE
     if is_of_vcpu:
@@ -674,7 +687,7 @@ def _go_on(
     kind: np.uint8,
     is_joined: bool,
 ) -> None:
-    """Write what every call tells."""
+    """Update a chain with one of its calls."""
     flags = calls.flags[row]
     if is_joined and kind != ENTRY and owner["entries"] != chain["entries"]:
         chain["n_segments"] += 1
@@ -711,7 +724,7 @@ def _keep(
     is_joined: bool,
     shared: np.uint8,
 ) -> None:
-    """Keep a chain where later calls find it, if it is open; else take it out."""
+    """Add a new open chain to the lookup tables; remove a chain that is no longer open."""
     chain = tables.chains[number]
     is_open = last_flags & RETRYABLE != 0 or last_flags & RETURNED == 0
     if is_open:
@@ -754,7 +767,7 @@ def _key(
 
 
 def _request(one: _Row) -> np.uint64:
-    """A number that chains and calls of one request share."""
+    """Return the hash of a request, equal for its chains and its ``successes``."""
     return mixed(
         mixed(np.uint64(one["td"]), np.uint64(one["leaf"])),
         mixed(np.uint64(one["gpa"]), np.uint64(one["level"])),
@@ -782,14 +795,14 @@ def _unlink_request(tables: Tables, number: _Number) -> None:
 
 
 def _link(heads: _I32, behind: _I32, key: np.uint64, number: _Number) -> None:
-    """Put a row before the others of its slot."""
+    """Insert a row at the head of its slot's list."""
     slot = key & np.uint64(len(heads) - 1)
     behind[number] = heads[slot]
     heads[slot] = number
 
 
 def _unlink(heads: _I32, behind: _I32, key: np.uint64, number: _Number) -> None:
-    """Take a row out of its slot, if it is there."""
+    """Remove a row from its slot's list, if present."""
     slot = key & np.uint64(len(heads) - 1)
     other, before = heads[slot], NONE
     while other not in (NONE, number):
@@ -808,13 +821,13 @@ def _link_owner(tables: Tables, number: _Number) -> None:
     owner["opened"] = number
 
 
-# The finaliser of MurmurHash3 (A. Appleby, public domain): it spreads each bit over the word.
+# The finalizer of MurmurHash3 (A. Appleby, public domain): each input bit affects the whole word.
 _ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
 _SHIFT: Final = np.uint64(33)
 
 
 def mixed(key: np.uint64, word: np.uint64) -> np.uint64:
-    """Add a word to a key; unlike exclusive or, it tells (1, 2) from (2, 1)."""
+    """Hash a word into a key; unlike exclusive or, (1, 2) and (2, 1) give different results."""
     one = (key ^ word) * _ODD
     one ^= one >> _SHIFT
     one = (one + word) * _ODD

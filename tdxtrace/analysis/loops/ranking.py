@@ -14,7 +14,7 @@ _Codes = NDArray[np.uint8]
 
 HELD_TO_END, HELD_BRIEFLY, BOUNDS_UNKNOWN = 0, 1, 2
 """Grades of a candidate, in this order: held the lock until its end; held it briefly or possibly;
-start or end not recorded."""
+start or end unknown."""
 NO_CANDIDATE, HOST_CONFLICT, ARMED_ENTRY, CLOCK_TOO_COARSE, GENERATIONS_DISAGREE = range(5)
 """Causes, in this order: no candidate; a host call; an armed entry; several candidates fit; lock
 generations give different causes."""
