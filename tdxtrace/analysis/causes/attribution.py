@@ -1,4 +1,4 @@
-"""What the capture lacks to tell the cause of a busy attempt."""
+"""What a capture lacks to explain a busy attempt, and what to record instead."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _KEPT_OUT: Final = (
 def reasons(
     evidence: BusyEvidence, ranking: Ranking, places: Index, tries: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return why attempts stay unexplained.
+    """Return why the cause of each attempt could not be determined.
 
     Args:
         evidence: The attempts of one source.
         ranking: Their candidates.
-        places: The attempts that are asked for: places in ``ranking``, ascending.
-        tries: Which attempts a guest can have made busy (:func:`~.guests.tries_on_entries`).
+        places: Indices into the attempts of ``ranking``, ascending.
+        tries: Attempts that a guest may have made busy (:func:`~.guests.tries_on_entries`).
 
     Returns:
         Columns lacks (Enum of LACKS) and advice, in the order of ``places``.
@@ -97,7 +97,7 @@ def reasons(
 def _facts(
     evidence: BusyEvidence, ranking: Ranking, places: Index, tries: pl.DataFrame
 ) -> pl.DataFrame:
-    """Attempts with what the capture shows of each, one row per attempt."""
+    """Return one row per attempt: its lock, its operands and which evidence is missing."""
     rows = evidence.busy.first_locks[places]
     wanted = rows["row"]
     # Not armed entries: a longer trace would not show whether one was armed.
@@ -115,7 +115,7 @@ def _facts(
             by_calls=pl.Series(ranking.cause[places]), entries=pl.col("leaf").is_in(begun.implode())
         )
         .with_columns(
-            # Only where no host call fits does it matter what a guest can have done.
+            # Whether a guest could have held the lock matters only where no host call fits.
             pl.col("disagree", "kept_out").fill_null(False) & (pl.col("by_calls") == NO_CANDIDATE),
             lossy=evidence.lossy.gather(wanted),
             doubtful=pl.col("row").is_in(doubtful.implode()),
@@ -127,12 +127,12 @@ def _facts(
 
 
 def _shut_out(tries: pl.DataFrame) -> pl.DataFrame:
-    """Columns row, disagree and kept_out: no guest can have held the entry for so long."""
+    """Return row, disagree and kept_out (no guest can have held the entry for that long)."""
     return tries.select("row", "disagree", kept_out=~pl.col("by_guest") & pl.col("is_late"))
 
 
 def _lacks_operands(rows: pl.DataFrame) -> pl.Expr:
-    """Whether the operands that identify the attempt's lock were not captured."""
+    """Return whether the capture lacks operands that identify the attempt's lock."""
     missing = pl.lit(False)
     for scope in rows["scope"].drop_nulls().unique():
         columns = keys.required_columns(str(scope))
@@ -145,7 +145,7 @@ def _lacks_operands(rows: pl.DataFrame) -> pl.Expr:
 
 
 def _unprobed(evidence: BusyEvidence, lock: str) -> str:
-    """Names of probes on leaves that can hold the lock and of which no call was recorded."""
+    """Return the probes for leaves that can hold the lock but have no recorded call."""
     attempting = evidence.busy.attempts.filter(pl.col("lock") == lock)
     leaves = attempting["leaf"].unique().to_numpy().astype("intp")
     holding = np.any(

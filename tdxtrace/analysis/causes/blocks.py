@@ -1,4 +1,4 @@
-"""Pages that a call needed blocked, and whose TDH.MEM.RANGE.BLOCK was answered busy and dropped."""
+"""Calls that failed because a busy TDH.MEM.RANGE.BLOCK of their page was not retried."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REQUIRE_BLOCK: Final = numbers_of(
         *("TDH.MEM.SEPT.REMOVE", "TDH.MEM.PAGE.RELOCATE", "TDH.MEM.RANGE.UNBLOCK"),
     ]
 )
-# ... and leaves after whose success a page is not, or no longer, blocked.
+# Leaves that leave the page not blocked when they succeed.
 _RESETS: Final = [
     *_REQUIRE_BLOCK,
     *numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD"]),
@@ -31,19 +31,20 @@ _LEVEL_SHIFT: Final = 9
 
 
 def dropped_blocks(calls: pl.DataFrame) -> pl.DataFrame:
-    """Find the calls that failed for lack of a BLOCK whose busy answer was dropped.
+    """Find the calls that failed because a busy BLOCK was not retried.
 
     Args:
         calls: Columns row, td_id, gpa, level, leaf, status, begins (ns) of one source.
 
     Returns:
         Columns row (of the failed call), block (row of the last BLOCK, which was busy),
-        dropped_ns and failed_ns (their begins).  What was lost between is not looked at.
+        dropped_ns and failed_ns (start of the BLOCK and of the failed call).  The caller must
+        check for lost events between the two.
     """
     code = word.status_code(pl.col("status"))
     named = pl.col("td_id").is_not_null() & pl.col("gpa").is_not_null()
     failed = calls.filter(pl.col("leaf").is_in(_REQUIRE_BLOCK), code.is_in(NOT_PREPARED), named)
-    if failed.is_empty():  # few traces have any
+    if failed.is_empty():  # the common case
         return failed.select("row", block="row", dropped_ns="begins", failed_ns="begins")
     calls = calls.filter(named)
     is_block, passed = pl.col("leaf") == _BLOCK, pl.col("status") < word.ERROR_BIT
@@ -79,9 +80,9 @@ def dropped_blocks(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _last_of(failed: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Last event on the page of each failed call, or on a range around it: event, event_ns."""
+    """Return the last event on each failed call's page or enclosing range: event, event_ns."""
     parts = []
-    # The first of them gives the columns where there is no event at all.
+    # Level 0 is always included, so that the result has its columns even without events.
     levels = {_LEVELS[0], *events["level"].fill_null(0).unique()}
     for level in filter(levels.__contains__, _LEVELS):
         shift = 1 << (_PAGE_SHIFT + _LEVEL_SHIFT * level)

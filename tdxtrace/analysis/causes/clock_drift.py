@@ -1,4 +1,4 @@
-"""What a clock that differs between CPUs may hide: an armed entry at the time of an attempt."""
+"""Armed entries that may coincide with an attempt when CPU clocks are not synchronised."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tdxtrace.tables.trace import DRIFT_NS
 
 
 def may_have_met_armed_entry(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
-    """Tell which attempts may have met an entry that zero-step mitigation had armed.
+    """Return whether each attempt may coincide with an entry armed by zero-step mitigation.
 
-    Evidence: an entry of the attempt's TD that may hold the SEPT tree, of a run in which the
-    vCPU was refused (:func:`~.candidates.armed_entries`: ``ARMED``, ``PERHAPS_ARMED``), and that
+    Evidence: an entry of the attempt's TD that may hold the SEPT tree, belongs to a run in which
+    the vCPU was refused (:func:`~.candidates.armed_entries`: ``ARMED``, ``PERHAPS_ARMED``), and
     lies within DRIFT_NS of the attempt.
 
-    Absence: where no entry of a vCPU was recorded, or the TD of the attempt or of such an entry is
-    not known, any attempt may have met one.
+    Absence: if no vCPU entry was recorded, or the TD of the attempt or of such an entry is
+    unknown, the result is true.
 
-    Nearest innocent trace: an AUG that an armed entry made busy, beside a BLOCK that began when
-    the AUG was over, on a CPU whose clock is a few microseconds behind.
+    Nearest innocent trace: an armed entry makes an AUG busy; a BLOCK that began after the AUG
+    ended seems to overlap it, because the clock of its CPU is a few microseconds behind.
 
     Args:
-        calls: Calls of one source, by whose clock CPUs may differ.
-        rows: Places of the attempts in ``calls``.
+        calls: Calls of one source whose clock may differ between CPUs.
+        rows: Row indices of the attempts in ``calls``.
 
     Returns:
         Boolean, in the order of ``rows``.
