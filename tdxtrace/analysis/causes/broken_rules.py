@@ -1,7 +1,7 @@
-"""Calls that show that the kernel broke a rule which a correct one keeps.
+"""Calls that show that the kernel broke a rule which every correct kernel keeps.
 
-Each rule names its evidence, what absence of a probe or an event means to it, and the innocent
-trace that comes nearest; ``tests/analysis/causes/test_broken_rules.py`` has that trace.
+The docstring of each rule states its evidence, the meaning of an absent probe or event, and the
+most similar innocent trace; ``tests/analysis/causes/test_broken_rules.py`` tests that trace.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tdxtrace.analysis.loops.ranking import BOUNDS_UNKNOWN, HELD_TO_END
 from tdxtrace.tdx.leaves import leaf_table, parse_leaf
 
 _AUG: Final = parse_leaf("TDH.MEM.PAGE.AUG")[0]
-# Migration is in no merged kernel, and a migration TD holds the TDR of its target from the
-# guest's side (intel/tdx-module 1.5.01 tdg_servtd_rd_wr.c): no rule of Linux speaks of it.
+# No merged kernel supports migration, and a migration TD locks the TDR of its target by a TDCALL
+# (intel/tdx-module 1.5.01 tdg_servtd_rd_wr.c): the rules for Linux do not cover these leaves.
 _MIGRATION: Final = ("TDH.EXPORT.", "TDH.IMPORT.", "TDH.MIG.", "TDH.SERVTD.")
 
 
@@ -30,10 +30,10 @@ def find_broken_rules(seen: RuleEvidence) -> pl.DataFrame:
     """Find the calls of one source that break a rule of ``bug_rule_table``.
 
     Args:
-        seen: The calls, the busy ones among them, and what is known of losses and the clock.
+        seen: The calls, the busy attempts among them, the losses and the clock.
 
     Returns:
-        Columns of BROKEN_CALLS: rows of ``calls``; a call may break several rules.
+        Columns of BROKEN_CALLS, one row per call and rule; a call may break several rules.
     """
     parts = [
         tdr_busy(seen),
@@ -50,32 +50,32 @@ def find_broken_rules(seen: RuleEvidence) -> pl.DataFrame:
 
 
 def tdr_busy(seen: RuleEvidence) -> pl.DataFrame:
-    """Find attempts that found the TDR of their TD held.
+    """Find attempts for which the TDR of their TD was locked.
 
-    Evidence: the answer itself, where its operand id means the TDR and nothing else of that
-    leaf.  The holder is named where the trace shows one.
+    Evidence: the answer itself, if its operand id can only mean the TDR for that leaf.  The
+    holder is reported if the trace shows one.
 
-    Absence: nothing; no other call need be recorded.
+    Absence: irrelevant; no other call has to be recorded.
 
-    Nearest innocent trace: a leaf of migration, beside a migration TD that reads its target;
-    an id that means the TDR for one leaf and a page for another (RCX).
+    Nearest innocent trace: a migration leaf, while a migration TD reads its target; an operand id
+    that means the TDR for one leaf and a page for another (RCX).
     """
     return _lock_held(seen, "TDR", "tdr_busy")
 
 
 def tdvpr_busy(seen: RuleEvidence) -> pl.DataFrame:
-    """Find attempts that found the TDVPR of their vCPU held.
+    """Find attempts for which the TDVPR of their vCPU was locked.
 
     Evidence, absence: as for :func:`tdr_busy`.
 
-    Nearest innocent trace: TDH.VP.CREATE that is busy on RCX, which is the PAMT entry of a page
-    that is to become a TDVPR.
+    Nearest innocent trace: TDH.VP.CREATE that is busy on RCX, which is the PAMT entry of the page
+    that will become the TDVPR.
     """
     return _lock_held(seen, "TDVPR", "tdvpr_busy")
 
 
 def _lock_held(seen: RuleEvidence, lock: str, rule: str) -> pl.DataFrame:
-    """Every attempt that found the lock held, with its holder where that is known."""
+    """Return every attempt that found the lock held, with its holder if known."""
     found = seen.attempts.filter(pl.col("lock") == lock, ~pl.col("leaf").is_in(migration_leaves()))
     if found.is_empty():
         return pl.DataFrame(schema=BROKEN_CALLS)
@@ -91,21 +91,21 @@ def _lock_held(seen: RuleEvidence, lock: str, rule: str) -> pl.DataFrame:
 
 
 def migration_leaves() -> list[int]:
-    """Return the leaves of TD migration, of which no rule of Linux speaks."""
+    """Return the leaves of TD migration, which the rules for Linux do not cover."""
     of_migration = pl.any_horizontal(pl.col("name").str.starts_with(name) for name in _MIGRATION)
     return leaf_table().filter(of_migration)["leaf"].to_list()
 
 
 def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
-    """Find AUGs that were busy on an SEPT entry while a host call worked on the same one.
+    """Find AUGs that were busy on an SEPT entry while a host call worked on the same entry.
 
     Evidence: the busy answer, and a call of another thread on the same entry of the same TD,
-    its level recorded, that surely overlaps (each begins before the other ends, at any rounding
-    of the clock) and had the lock to its end.  By a clock that may differ between CPUs the other
-    call must install a page too: a fault after a zap is near it, and two that install one
-    page are not.
+    with its level recorded, that certainly overlaps (each begins before the other ends, however
+    the clock was rounded) and held the lock to its end.  If the clock may differ between CPUs, the
+    other call must install a page too: a fault often follows a zap closely, but two installs of
+    one page do not.
 
-    Absence: without such a call a guest may have held the entry, and nothing is said.
+    Absence: without such a call a guest may have held the entry, and nothing is reported.
 
     Nearest innocent trace: a guest that accepts the page; a call on an entry of another level
     at the same address, such as SEPT.ADD of the table above; a REMOVE just before, on a CPU
@@ -128,16 +128,16 @@ def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
 
 
 def dropped_block(seen: RuleEvidence) -> pl.DataFrame:
-    """Find calls that failed for lack of a BLOCK whose busy answer was ignored.
+    """Find calls that failed because the kernel ignored the busy answer of a BLOCK.
 
-    Evidence: GPA_RANGE_NOT_BLOCKED or TLB_TRACKING_NOT_DONE of a call that requires a blocked
-    page; the last RANGE.BLOCK of that page, or of a range around it, was OPERAND_BUSY, and none
-    succeeded since the page was last put there, unblocked or taken away.
+    Evidence: GPA_RANGE_NOT_BLOCKED or TLB_TRACKING_NOT_DONE from a call that requires a blocked
+    page; the last RANGE.BLOCK of that page, or of a range that contains it, returned OPERAND_BUSY,
+    and no BLOCK succeeded since the page was last installed, unblocked or removed.
 
     Absence: a BLOCK whose return was not recorded may have succeeded, and so may one among
-    lost events: then nothing is said.
+    lost events: in both cases nothing is reported.
 
-    Nearest innocent trace: BLOCK succeeds at its second try, and a TRACK is what is missing.
+    Nearest innocent trace: BLOCK succeeds at its second try, and only a TRACK is missing.
     """
     found = dropped_blocks(seen.numbered("td_id", "gpa", "level", "leaf", "status", "begins"))
     found = seen.lossless(found, "dropped_ns", "failed_ns")

@@ -1,4 +1,4 @@
-"""The ``busy_causes`` and ``broken_rules`` tables, and ``cause_shares`` and ``td_conflicts``."""
+"""The tables ``busy_causes``, ``broken_rules``, ``cause_shares`` and ``td_conflicts``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tdxtrace.tdx import word
 from tdxtrace.tdx.operands import resource
 
 _WHOLE: Final = 1_000_000
-# Candidates listed for an attempt beside the row of rank 1.
+# Maximum number of candidates listed for an attempt in addition to the row of rank 1.
 _MAX_OTHERS: Final = 3
 _EPOCH: Final = "previous TLB epoch"
 
@@ -42,13 +42,13 @@ def busy_causes(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
 
     A candidate is a call of another thread that overlaps the attempt in time, works on the
     same resource and holds a lock that excludes it, under a lock generation of the module that
-    the user and the trace leave possible.  ``host_conflict`` and ``armed_entry`` are such
-    calls; ``guest`` is what remains for the lock of an SEPT entry where a complete capture
-    shows no call of the host; ``kernel_bug`` is a busy answer that a correct kernel never
-    gets, whoever held the lock.  Everything else is ``unexplained``, with the reason.
+    neither the user nor the trace rules out.  ``host_conflict`` and ``armed_entry`` are such
+    calls; ``guest`` is inferred for the lock of an SEPT entry if a complete capture shows no
+    host call that held it; ``kernel_bug`` is a busy answer that a correct kernel never gets,
+    whatever held the lock.  Everything else is ``unexplained``, with the reason.
 
-    Clock resolution widens the test for overlap and lowers the confidence; so does a loss
-    near the attempt.  A call whose start or end was lost is listed, but is never the holder.
+    A coarse clock widens the test for overlap and lowers the confidence; so does a loss near the
+    attempt.  A call whose start or end was lost is listed, but is never reported as the holder.
 
     Args:
         sources: Evidence of each source (:func:`~.evidence.gather_evidence`).
@@ -59,13 +59,13 @@ def busy_causes(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
         shares of causes sum to one.
 
     Sources:
-        Locks and modes: ``tdxtrace.tdx.locks``; that guests take entry locks only: the same.
+        Locks and modes, and that guests take entry locks only: ``tdxtrace.tdx.locks``.
     """
     return BUSY_CAUSES.conform(scan_busy_causes(sources).collect())
 
 
 def scan_busy_causes(sources: Iterable[BusyEvidence]) -> pl.LazyFrame:
-    """Return the ``busy_causes`` table, of which only the columns that are asked for are made.
+    """Return a lazy ``busy_causes`` table that computes only the selected columns.
 
     Args:
         sources: As for :func:`busy_causes`.
@@ -79,18 +79,18 @@ def scan_busy_causes(sources: Iterable[BusyEvidence]) -> pl.LazyFrame:
 
 
 def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
-    """List the calls that break a rule which a correct kernel keeps.
+    """Return the calls that break a rule which every correct kernel keeps.
 
     Args:
         sources: Evidence of each source.
 
     Returns:
-        The ``broken_rules`` table, by source, seq and rule.  It has every rule that a call
-        breaks; ``busy_causes`` names the first for a call that was busy, but for
-        ``mmu_lock_excludes``: there the cause remains the call that held the lock.
+        The ``broken_rules`` table, by source, seq and rule.  It lists every rule that a call
+        breaks; ``busy_causes`` has only the first rule of a busy call, and never
+        ``mmu_lock_excludes``: there the cause is still the call that held the lock.
 
     Sources:
-        Of each rule: ``tdxtrace.tdx.locks.bug_rule_table``.
+        ``tdxtrace.tdx.locks.bug_rule_table`` has the source of each rule.
     """
     parts = [BROKEN_RULES.empty()]
     for evidence in sources:
@@ -108,7 +108,7 @@ def broken_rules(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
 
 
 def _answers(evidence: BusyEvidence) -> pl.DataFrame:
-    """Answers and further candidates of one source: by row and rank."""
+    """Return the rows of one source for all ranks, sorted by row and rank."""
     ranking = rank_candidates(evidence)
     tries = guests.tries_on_entries(evidence)
     answers = _first_answers(evidence, _facts(evidence, ranking, tries))
@@ -120,14 +120,14 @@ def _answers(evidence: BusyEvidence) -> pl.DataFrame:
     why = pl.concat([why, nothing])[place]
     rows = pl.concat([answers, why], how="horizontal")
     rows = pl.concat([rows, _others(evidence, ranking, answers)], how="diagonal")
-    # Both parts are by row, and rank 1 comes first.
+    # Both parts are sorted by row, so a stable sort keeps rank 1 first.
     return rows[np.argsort(rows["row"].to_numpy(), kind="stable")]
 
 
 def _facts(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.DataFrame:
-    """Per attempt: its cause by host calls, its best candidate, guests inside, broken rules."""
+    """Return per attempt: cause by host calls, best candidate, guests inside, broken rule."""
     rows = pl.Series("row", ranking.attempts)
-    # That mmu_lock was not held says nothing of who held the module's lock: the overlapping call.
+    # A broken mmu_lock rule is not the cause: the overlapping call held the module's lock.
     bugs = (
         evidence.broken.filter(pl.col("rule") != EXCLUDES, pl.col("row").is_in(rows.implode()))
         .sort("row", "rule")
@@ -158,9 +158,9 @@ def _facts(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.
 
 
 def _first_answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
-    """Rows of rank 1, one per attempt.  A broken rule comes before who held the lock."""
+    """Return the rows of rank 1, one per attempt; a broken rule has priority over a holder."""
     others = guests.shows_other_holders(evidence.leaves)
-    # After the first try host priority keeps a guest out, unless a write of the entry lost it.
+    # After the first try host priority keeps a guest out, unless a write of the entry cleared it.
     one_call = pl.col("is_inside") & ~pl.col("is_late")
     is_whole = others and not evidence.misses_holders
     by_guest = pl.when(one_call & pl.lit(is_whole)).then(_lit("strong")).otherwise(_lit("weak"))
@@ -196,7 +196,7 @@ def _first_answers(evidence: BusyEvidence, facts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _cause() -> pl.Expr:
-    """Cause of an attempt: of a broken rule, of host calls, a guest, or none."""
+    """Return the cause of an attempt, by priority: broken rule, host call, guest, unexplained."""
     return (
         pl.when("is_bug")
         .then(_lit("kernel_bug", _CAUSE))
@@ -211,11 +211,11 @@ def _cause() -> pl.Expr:
 
 
 def _confidence_of_call(slack_ns: int, clock_is_global: bool) -> pl.Expr:
-    """Confidence in the best candidate of an attempt.
+    """Return the confidence in the best candidate of an attempt.
 
-    A call that surely held the lock is weak evidence beside an armed entry that may have held
-    it: which of the two the attempt met is not shown, but calls are more frequent.  Timestamps
-    prove no overlap where the clocks of two CPUs may differ.
+    A call that certainly held the lock is only weak evidence if an armed entry may have held it
+    too: the trace does not show which of the two blocked the attempt, but calls are more frequent.
+    Timestamps do not prove an overlap if the clocks of two CPUs may differ.
     """
     only_cause, proven = pl.col("is_only_cause"), is_proven(slack_ns)
     sure = proven & only_cause & ~pl.col("is_doubted")
@@ -230,10 +230,10 @@ def _confidence_of_call(slack_ns: int, clock_is_global: bool) -> pl.Expr:
 
 
 def _doubted(evidence: BusyEvidence, ranking: Ranking) -> pl.Series:
-    """Whether another holder fits as well as the best, though that surely overlaps.
+    """Return whether another holder is as plausible as the best, which certainly overlaps.
 
-    Of an SEPT entry it may be a guest, where a level was not recorded, or by clocks of CPUs
-    that may differ; of the tree it may be an armed entry, by such clocks.
+    For an SEPT entry it may be a guest, if a level was not recorded or CPU clocks may differ;
+    for the tree it may be an armed entry, if CPU clocks may differ.
     """
     lock, level = ranking.best["lock"], evidence.calls["level"]
     own, held = (level.gather(rows) for rows in (ranking.attempts, ranking.best["holder"]))
@@ -253,7 +253,7 @@ def _lit(name: str, kind: pl.Enum = _CONFIDENCE) -> pl.Expr:
 
 
 def _others(evidence: BusyEvidence, ranking: Ranking, answers: pl.DataFrame) -> pl.DataFrame:
-    """Rows of rank 2 and above: candidates that are not the holder, best first."""
+    """Return the rows of rank 2 and above: candidates other than the holder, best first."""
     n = ranking.first[1:] - ranking.first[:-1]
     holder = np.repeat(answers["holder"].cast(pl.Int64).fill_null(-1).to_numpy(), n)
     is_other = ranking.candidates["holder"].to_numpy() != holder
@@ -277,7 +277,7 @@ def _others(evidence: BusyEvidence, ranking: Ranking, answers: pl.DataFrame) -> 
 
 
 def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.LazyFrame:
-    """Add the columns of attempt and holder, looked up by their rows of ``calls``."""
+    """Add the columns of attempt and holder, looked up in ``calls`` by row."""
     calls = evidence.calls
 
     def of(name: str, row: str = "row") -> pl.Expr:
@@ -288,7 +288,7 @@ def _described(evidence: BusyEvidence, rows: pl.DataFrame) -> pl.LazyFrame:
     newest = pl.when(mask & 4 > 0).then(4).when(mask & 2 > 0).then(2).otherwise(1)
     leaf, status, lock = of("leaf"), of("status"), pl.col("lock")
     operand = pl.when(word.is_busy(status)).then(word.low32(status))
-    # A leaf may take a lock in another mode for each of its operands.
+    # A leaf may take the same lock in different modes for different operands.
     mode = pl.coalesce(mode_of(newest, leaf, lock, operand), mode_of(newest, leaf, lock))
     code = word.status_code(status)
     epoch = pl.when(code == word.TDX_PREVIOUS_TLB_EPOCH_BUSY).then(pl.lit(_EPOCH))
@@ -322,8 +322,8 @@ def cause_shares(busy_causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     and the shares to one exactly (largest remainder method).
 
     Args:
-        busy_causes: The ``busy_causes`` table, or a part of it with its rows of rank 1; or a query
-            of it.
+        busy_causes: The ``busy_causes`` table or a lazy query of it; only rows of rank 1 are
+            used.
 
     Returns:
         The ``cause_shares`` table, by source, largest first.
@@ -355,14 +355,14 @@ def cause_shares(busy_causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
 
 
 def td_conflicts(causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """Count busy answers by whether their holder was of the same TD or of another one.
+    """Count busy answers whose holder belongs to the same TD, another TD or an unknown one.
 
-    Locks of one TD cannot be held for another; what TDs share is the PAMT of a 2 MB range,
-    the KOT, the write-back of caches and the module as a whole (SYS_BUSY).  A guest, and an
-    armed entry, that made a call busy are of the call's own TD.
+    A call for one TD never holds the locks of another TD; TDs share only the PAMT of a 2 MB
+    range, the KOT, the write-back of caches and the module as a whole (SYS_BUSY).  A guest or an
+    armed entry that made a call busy belongs to the TD of that call.
 
     Args:
-        causes: The ``busy_causes`` table, or a query of it; its answers (rank 1) are counted.
+        causes: The ``busy_causes`` table or a lazy query of it; only rows of rank 1 are counted.
 
     Returns:
         The ``td_conflicts`` table, by source and leaf.
