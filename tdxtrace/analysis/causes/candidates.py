@@ -1,4 +1,4 @@
-"""Calls that may have held the lock that a busy attempt found taken."""
+"""Calls that may have held the lock for which an attempt was busy."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from tdxtrace.tdx import word
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD, exit_reason_number
 
 # TDH.VP.ENTER releases the epoch, OP_STATE and the tree before the guest runs; a trace does not
-# show when.  Upper bound: the shortest full exit and entry that was measured, CPUID through
+# show when.  Upper bound: the shortest full exit and entry that was measured, for CPUID through
 # KVM, 3,851 ns (TUM-DSE/CVM_eval benchmarks/vmexit/README.md, 5bc6ab0).  Inferred.
 ENTRY_NS: Final = 3_851
 
 
 @dataclass(frozen=True, slots=True)
 class BusyAttempts:
-    """Busy attempts of one source, and what bounds the search for their holders."""
+    """Busy attempts of one source, and the parameters of the search for their holders."""
 
     calls: pl.DataFrame
     """Calls of all threads (:func:`~.activity.activity`)."""
     attempts: pl.DataFrame
-    """Columns row (in ``calls``), leaf, operand_id, lock, scope, mask; per attempt and lock."""
+    """Columns row (in ``calls``), leaf, operand_id, lock, scope, mask; by attempt and lock."""
     slack_ns: int
-    """Resolution of the clock: how far apart two timestamps of one instant can lie."""
+    """Resolution of the clock in ns: largest difference of two timestamps of one instant."""
     mask: int
-    """Generations to consider."""
+    """Lock generations to consider."""
     entry_ns: int = ENTRY_NS
 
     @property
@@ -64,14 +64,14 @@ class BusyAttempts:
 
     @property
     def masks(self) -> NDArray[np.uint8]:
-        """For each of ``rows``: the generations in which its answer is possible."""
+        """Generations in which the answer is possible, one mask for each of ``rows``."""
         masks = self.attempts["mask"].to_numpy()
         first = np.flatnonzero(self._first)
         return np.bitwise_or.reduceat(masks, first) if len(first) < len(masks) else masks
 
     @property
     def first_locks(self) -> pl.DataFrame:
-        """Of ``attempts``, the first lock of each of ``rows``."""
+        """Rows of ``attempts`` with the first lock of each attempt."""
         return self.attempts.filter(pl.Series(self._first))
 
     @property
@@ -98,14 +98,15 @@ def candidate_columns() -> dict[str, pl.DataType | type[pl.DataType]]:
 
 
 def find_candidates(busy: BusyAttempts) -> pl.DataFrame:
-    """Find every host call that overlaps a busy attempt and holds a lock against it.
+    """Find every host call that overlaps a busy attempt and holds a conflicting lock.
 
     Returns:
         Columns of :func:`candidate_columns`, one row per attempt, lock and holder: attempt and
-        holder are rows of ``calls``; mask the generations in which the two exclude each other;
-        grade as above; overlap_ns the time both lasted together, below 0 within the slack;
-        core_ns the overlap of the times that remain when :func:`min_lock_latency` is taken off
-        both ends, below 0 by how far they are apart.
+        holder are rows of ``calls``; mask is the generations in which the two exclude each other;
+        grade is HELD_TO_END, HELD_BRIEFLY, a grade of :func:`armed_entries` or BOUNDS_UNKNOWN;
+        overlap_ns is the time both lasted together, negative for a gap within the slack; core_ns is
+        the overlap after :func:`min_lock_latency` is taken off both ends of each call, negative
+        for a gap.
     """
     begun = busy.calls["start_ns"].gather(busy.attempts["row"]).is_not_null()
     timed = busy.attempts.filter(begun & busy.attempts["lock"].is_not_null())
@@ -119,7 +120,7 @@ def find_candidates(busy: BusyAttempts) -> pl.DataFrame:
 
 
 def _merge(found: list[pl.DataFrame]) -> pl.DataFrame:
-    """Concatenate candidates; a holder of several pages that match an attempt is one row."""
+    """Concatenate candidates; merge rows of a holder that matches an attempt by several pages."""
     rows = pl.concat([pl.DataFrame(schema=candidate_columns()), *found])
     if len(found) < 2:
         return rows
@@ -170,7 +171,7 @@ def _candidates_of_lock(
 
 
 def _add_armed_entries(calls: pl.DataFrame, others: Index) -> tuple[Index, NDArray[np.uint8]]:
-    """Candidate holders of the tree: other leaves as given, and entries armed by the mitigation."""
+    """Return candidate holders of the tree, and grades: ``others`` and entries that were armed."""
     entries = armed_entries(calls)
     rows = np.concatenate([others, entries["row"].to_numpy().astype(np.intp)])
     whole = np.full(len(others), HELD_TO_END, np.uint8)
@@ -183,7 +184,7 @@ _NOT_HELD: Final = BOUNDS_UNKNOWN + 1
 def _grades(
     calls: pl.DataFrame, lock: str, rows: Index, grade: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Lower the grade of calls that failed on the way, or whose bounds are not known."""
+    """Downgrade calls that failed before or after the lock, or whose bounds are unknown."""
     status = calls["status"].gather(rows)
     frame = pl.select(
         never=is_refused_before(lock, pl.lit(status)).fill_null(False),
@@ -200,7 +201,7 @@ def _grades(
 
 
 def _held_before(lock: str, leaf: NDArray[np.uint16], status: pl.Series) -> Flags:
-    """Whether calls that were answered OPERAND_BUSY had held the lock before that."""
+    """Return whether calls that returned OPERAND_BUSY held the lock before they failed."""
     rows = conflicts.held_before().filter(pl.col("lock") == lock)
     if rows.is_empty():
         return np.zeros(len(leaf), np.bool_)
@@ -214,12 +215,12 @@ def _held_before(lock: str, leaf: NDArray[np.uint16], status: pl.Series) -> Flag
 
 
 def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> Times:
-    """Estimate the shortest time from the start of a call to its locks, and from them to its end.
+    """Estimate the shortest time between the start or end of a call and its locked section.
 
-    A busy answer only enters the module, fails, and returns, with probes on either side.  So it
-    met the lock about its middle, and half of the duration of a short busy answer passes before
-    a call has its locks and after it released them.  Taken from the trace itself, separately
-    for TDH.VP.ENTER and for other leaves; inferred.
+    A busy call only enters the module, fails, and returns, with probes on either side.  It
+    therefore tries the lock near its middle: a call needs about half of the duration of a short
+    busy call to acquire its locks, and again to return after it released them.  Estimated from
+    the trace itself, separately for TDH.VP.ENTER and for other leaves; inferred.
 
     Args:
         calls: Calls of one source.
@@ -227,7 +228,7 @@ def min_lock_latency(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) ->
         slack_ns: Resolution of the clock: shorter durations are recorded as 0.
 
     Returns:
-        ns for each row of ``calls``; 0 where no busy answer was timed.
+        ns for each row of ``calls``; 0 if no busy call has a duration.
     """
     took = (calls["end_ns"] - calls["start_ns"]).gather(attempts)
     enters = calls["leaf"].gather(attempts) == VP_ENTER
@@ -244,14 +245,14 @@ _LATENCY_QUANTILE: Final = 0.1
 
 
 def may_have_met() -> pl.Expr:
-    """Whether a candidate may have held the lock when the attempt met it.
+    """Return whether a candidate may have held the lock when the attempt tried it.
 
-    It may if both had their locks at one time by :func:`min_lock_latency`, or if they miss that by
-    little, measured by their overlap: the latencies are estimates.  A call that overlaps only
-    while one of the two enters or leaves the module is the innocent case nearest to it.
+    True if the locked sections overlap according to :func:`min_lock_latency`, or if the gap between
+    them is small in relation to the overlap of the calls: the latencies are estimates.  Nearest
+    innocent trace: a call that overlaps only while one of the two enters or leaves the module.
 
     Returns:
-        Boolean, of the columns of :func:`candidate_columns`.
+        Boolean expression over the columns of :func:`candidate_columns`.
     """
     return pl.col("overlap_ns") >= -MISS_RATIO * pl.col("core_ns")
 
@@ -259,7 +260,7 @@ def may_have_met() -> pl.Expr:
 def _pairs(
     busy: BusyAttempts, table: LockConflicts, attempts: Rows, rows: Index, held_until: Times
 ) -> tuple[Rows, Rows]:
-    """Attempts, and those of ``rows`` that overlap them on the same resource and exclude them."""
+    """Return pairs of an attempt and an overlapping, conflicting call among ``rows``."""
     calls = busy.calls
     begins, ends = (calls[name].to_numpy() for name in ("begins", "ends"))
     wanted, held = (of[np.argsort(begins[of], kind="stable")] for of in (attempts, rows))
@@ -276,38 +277,38 @@ def _pairs(
 
 
 def owners(calls: pl.DataFrame) -> NDArray[np.int32]:
-    """Return the thread of each call; of an idle thread, as each CPU has one, -2 - cpu."""
+    """Return the thread of each call; -2 - cpu for an idle thread, because each CPU has one."""
     cpu = pl.col("cpu").cast(pl.Int32)
     idle = pl.when((pl.col("tid") == 0) & cpu.is_not_null()).then(-2 - cpu)
     return calls.select(idle.otherwise(pl.col("tid")).fill_null(-1)).to_series().to_numpy()
 
 
-# The seventh counted fault at one RIP logs a page and arms the next entry: TDX module
+# The seventh fault counted at one RIP logs a page and arms the next entry: TDX module
 # src/td_transitions/td_exit_stepping.c, 1.0.00 to 1.5.25.
 ARMED_AFTER: Final = STEPPING_EPF_THRESHOLD + 1
-# What the loop over entries looks at of each: it decides how it runs.
+# Bytes that the loop reads per entry; decides whether the loop is compiled.
 _BYTES_PER_ENTRY: Final = 10
 
 
 def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     """Find the entries that may have held the SEPT tree for zero-step mitigation.
 
-    Evidence, by grade.  ``ARMED``: the entry before it was answered busy on the tree, which only an
-    armed mitigation tries to take.  ``PERHAPS_ARMED``: at least ARMED_AFTER EPT violations preceded
-    it without an exit that an executed instruction causes, and an entry of that run was answered
-    busy; how long RIP stood still is not shown.  ``ARMED_UNKNOWN``: as many violations without
-    such an answer, or the vCPU was not yet seen to execute anything.  An entry that was itself
-    refused holds nothing.
+    Evidence, by grade.  ``ARMED``: the previous entry was busy on the tree, which only an armed
+    mitigation tries to take.  ``PERHAPS_ARMED``: at least ARMED_AFTER EPT violations preceded the
+    entry without an exit that an executed instruction causes, and an entry of that run was
+    busy; the trace does not show how long RIP stood still.  ``ARMED_UNKNOWN``: as many violations
+    without a busy entry, or no earlier sign that the vCPU executed an instruction.  An entry that
+    was itself refused holds nothing.
 
-    Absence: the guest's RIP is in no trace, so an exit that no instruction causes does not end a
-    run.  Nearest innocent trace: seven faults of instructions of which each was done at the
-    next entry, which no answer shows.
+    Absence: no trace has the guest's RIP, so an exit that no instruction causes does not end a
+    run.  Nearest innocent trace: seven faults at different instructions, each completed at the
+    next entry; no status shows that.
 
     Args:
         calls: Calls of one source (:func:`~.activity.activity`).
 
     Returns:
-        Columns row (place in ``calls``) and armed (UInt8), for those entries only.
+        Columns row (index into ``calls``) and armed (UInt8: the grade), for those entries only.
     """
     rows = np.flatnonzero((calls["leaf"] == VP_ENTER).to_numpy())
     rows = rows[np.argsort(calls["begins"].to_numpy()[rows], kind="stable")]
@@ -345,12 +346,12 @@ GUESTS_INSIDE = {"attempt": pl.UInt32, "holder": pl.UInt32, "overlap_ns": pl.Int
 def guests_inside(calls: pl.DataFrame, attempts: pl.Series, slack_ns: int) -> pl.DataFrame:
     """Find the entries of a TD whose guest may have run during each attempt on that TD.
 
-    A guest takes the lock of an SEPT entry in TDG.MEM.PAGE.ACCEPT, ATTR.RD and ATTR.WR, of which
-    the host sees no call: a trace only shows that the vCPU was inside.
+    A guest takes the lock of an SEPT entry in TDG.MEM.PAGE.ACCEPT, ATTR.RD and ATTR.WR.  A host
+    trace does not record these calls: it only shows that the vCPU was inside the guest.
 
     Args:
         calls: Calls of one source.
-        attempts: Rows of ``calls``.
+        attempts: Rows of the attempts in ``calls``.
         slack_ns: Resolution of the clock.
 
     Returns:

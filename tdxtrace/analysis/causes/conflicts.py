@@ -1,4 +1,4 @@
-"""Locks that a busy status can mean, and the leaves that exclude each other on them."""
+"""Locks that a busy status can refer to, and the leaves that conflict on them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ENTRY: Final = "SEPT_ENTRY"
 # Leaf numbers fit 8 bits: the highest known is 254.
 N_LEAVES: Final = 256
 _RANGE: Final = "2M range"
-# Of two locks with one scope, calls collide if they name the same thing; the other TD of a
-# service TD's calls is no argument that a capture shows, so it counts as the TD.
+# Two calls on a lock of one scope conflict if they name the same resource.  A capture does not show
+# the second TD of a service TD's calls, so that scope is treated as the TD of the call.
 _SCOPES: Final = {"service td": "td", "target td": "td", _RANGE: "page"}
 _RELEASED_BEFORE_GUEST: Final = ("entry", "instant")
 
@@ -41,41 +41,41 @@ def names_of(mask: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LockConflicts:
-    """Leaves that exclude each other on one lock."""
+    """Leaves that conflict on one lock."""
 
     lock: str
     scope: str
-    """What the attempting call names: td, vcpu, entry, page (the second of a call: page 2),
+    """Resource that the attempting call names: td, vcpu, entry, page (its second page: page 2),
     module, package, …"""
     holder_scope: str
-    """What the holding call names: the same, but perhaps another of its pages."""
+    """Resource that the holding call names: the same kind, but perhaps another of its pages."""
     masks: Masks
-    """[attempting leaf, holding leaf]: generations in which they exclude each other."""
+    """[attempting leaf, holding leaf]: generations in which they conflict."""
     wants_range: NDArray[np.bool_]
-    """[attempting leaf]: whether it locks the 2M range that its page is in."""
+    """[attempting leaf]: whether it locks the 2M range that contains its page."""
     holds_range: NDArray[np.bool_]
-    """[holding leaf]: whether it locks the 2M range that its page is in."""
+    """[holding leaf]: whether it locks the 2M range that contains its page."""
 
     def holders(self, attempting: NDArray[np.intp], mask: int) -> NDArray[np.bool_]:
-        """Return the leaves that can keep any of ``attempting`` out, in generations of ``mask``."""
+        """Return by leaf whether it conflicts with any of ``attempting`` in ``mask``."""
         rows = self.masks[np.unique(attempting)] & np.uint8(mask)
         return np.asarray(rows.any(axis=0), np.bool_)
 
 
 @cache
 def lock_type() -> pl.Enum:
-    """Return the type of a column that names a lock of the module."""
+    """Return the type of a column with names of module locks."""
     return pl.Enum(lock_table()["lock"].unique().sort())
 
 
 @cache
 def locks_of_busy() -> pl.DataFrame:
-    """Return the locks that OPERAND_BUSY can mean, one row per leaf, operand id and lock.
+    """Return the locks that OPERAND_BUSY can refer to, one row per leaf, operand id and lock.
 
     Returns:
         Columns leaf (UInt16), operand_id (UInt32), lock, scope (as in :class:`LockConflicts`),
         mask (UInt8: generations whose leaf takes the lock and answers with this id), sequence
-        (UInt8: when it is tried, in the newest of them).
+        (UInt8: position in the locking order, in the newest of them).
     """
     return (
         _host_locks()
@@ -92,7 +92,8 @@ def held_before() -> pl.DataFrame:
     """Return the locks that a call held briefly before it was answered busy on a later one.
 
     Returns:
-        Columns leaf (UInt16), operand_id (UInt32) and lock: that answer implies the lock was held.
+        Columns leaf (UInt16), operand_id (UInt32) and lock: OPERAND_BUSY with that operand id
+        implies that the call held the lock.
     """
     taken = _host_locks().select("generation", "leaf", "lock", "sequence")
     failed = (
@@ -111,17 +112,17 @@ def held_before() -> pl.DataFrame:
 
 @cache
 def lock_conflicts(lock: str, scope: str) -> tuple[LockConflicts, ...]:
-    """Return the leaves that exclude each other on a lock, in every generation.
+    """Return the leaves that conflict on a lock, in every generation.
 
-    Conditions that a capture rarely shows (the version of a leaf, an armed entry) count as
-    fulfilled; what they exclude is filtered where the calls are examined.
+    Conditions that a capture rarely shows (the version of a leaf, an armed entry) are assumed to
+    hold; the code that examines the calls filters out the cases in which they do not.
 
     Args:
         lock: Name of the lock.
-        scope: What the attempting call names, as in :func:`locks_of_busy`.
+        scope: Resource that the attempting call names, as in :func:`locks_of_busy`.
 
     Returns:
-        At least one; one for each page of holding calls, if they hold the lock on several.
+        One element, or one per page of the holding calls if they hold the lock on several.
     """
     rows = conflict_table().filter(
         pl.col("lock") == lock, pl.col("leaf").is_not_null(), pl.col("holder_leaf").is_not_null()
@@ -141,10 +142,10 @@ def lock_conflicts(lock: str, scope: str) -> tuple[LockConflicts, ...]:
 
 
 def _scope(side: str = "") -> pl.Expr:
-    """Return the scope of a lock with its kinds merged.
+    """Return the scope of a lock, with equivalent scopes merged.
 
-    A further page has its number behind it; a page in a register that no capture has (the L2 pages
-    of SEPT.ADD and DEMOTE, the PAMT pages of DEMOTE) is a scope of its own.
+    A second or later page has its number appended; a page in a register that is never captured
+    (the L2 pages of SEPT.ADD and DEMOTE, the PAMT pages of DEMOTE) is a separate scope.
     """
     kind, page = pl.col(f"{side}scope").replace(_SCOPES), pl.col(f"{side}page")
     return (
@@ -158,7 +159,7 @@ def _scope(side: str = "") -> pl.Expr:
 
 
 def _leaves_with_range(lock: str, scope: str) -> NDArray[np.bool_]:
-    """Return by leaf whether its lock of this scope is on a whole 2M range."""
+    """Return by leaf whether its lock of this scope covers a whole 2M range."""
     rows = _host_locks().filter(pl.col("lock") == lock, pl.col("scope") == scope, "is_range")
     found = np.zeros(N_LEAVES, np.bool_)
     found[rows["leaf"].to_numpy()] = True
@@ -168,16 +169,16 @@ def _leaves_with_range(lock: str, scope: str) -> NDArray[np.bool_]:
 def mode_of(
     generation: pl.Expr, leaf: pl.Expr, lock: pl.Expr, operand_id: pl.Expr | None = None
 ) -> pl.Expr:
-    """Return in which mode a leaf takes a lock.
+    """Return the mode in which a leaf takes a lock.
 
     Args:
         generation: Its bit in a mask.
         leaf: Number of the leaf.
         lock: Name of the lock (:func:`lock_type`).
-        operand_id: Of the operand that the lock is about; by default of any.
+        operand_id: Id of the operand that the lock protects; None for any operand.
 
     Returns:
-        SH or EX; EX if it takes the lock in several; null if it does not take it.
+        SH or EX; EX if it takes the lock in both modes; null if it does not take it.
     """
     by = ["mask", "leaf", "lock", *(["operand_id"] if operand_id is not None else [])]
     rows = _host_locks().drop_nulls(by).group_by(by).agg(pl.col("mode").min())
@@ -191,7 +192,7 @@ def mode_of(
 
 
 def _packed(*numbers: pl.Expr | str) -> pl.Expr:
-    """Small numbers as one; the last may have 32 bits."""
+    """Pack numbers of 8, 16, 8 and 32 bits into one UInt64."""
     packed = pl.lit(0, pl.UInt64)
     for number, width in zip(numbers, (8, 16, 8, 32), strict=False):
         column = pl.col(number) if isinstance(number, str) else number
@@ -201,13 +202,13 @@ def _packed(*numbers: pl.Expr | str) -> pl.Expr:
 
 @cache
 def is_released_before_guest(lock: str) -> bool:
-    """Whether TDH.VP.ENTER releases the lock before the guest runs."""
+    """Return whether TDH.VP.ENTER releases the lock before the guest runs."""
     rows = lock_table().filter(pl.col("lock") == lock, pl.col("leaf") == VP_ENTER)
     return bool(rows["held"].is_in(_RELEASED_BEFORE_GUEST).all()) and rows.height > 0
 
 
 def _host_locks() -> pl.DataFrame:
-    """Rows of the lock table that are SEAMCALLs, generations as bits."""
+    """Return the rows of the lock table that are SEAMCALLs, with generations as bit masks."""
     bits = {name: mask_of(name) for name in GENERATIONS}
     return (
         lock_table()

@@ -27,12 +27,12 @@ _COLUMNS: Final = (
     *("source", "seq", "leaf", "tid", "tgid", "td_id", "vp_id", "gpa", "level", *PAGES),
     *("status", "start_ns", "end_ns", "cpu", "probe"),
 )
-# Statuses other than OPERAND_BUSY that say that a lock was held, or a vCPU not yet tracked.
+# Statuses other than OPERAND_BUSY for a lock that was held, or a vCPU not yet tracked.
 _OTHER_BUSY: Final = (word.TDX_PREVIOUS_TLB_EPOCH_BUSY, word.TDX_SYS_BUSY)
-# Calls of a CPU from which on its silence is significant.
+# Minimum number of calls of a CPU for a pause of it to be significant.
 _MIN_CALLS_PER_CPU: Final = 100
 _TRACE_CMD: Final = "trace-cmd report"
-# The global lock of the TDH.SYS leaves answers with a code of its own.
+# The global lock of the TDH.SYS leaves has its own status code.
 _SYS: Final = "SYS"
 
 
@@ -46,18 +46,18 @@ class BusyEvidence:
     clock: str = "unnamed"
     """Name of the clock, as in ``tables.trace.Source``."""
     marks_losses: bool = False
-    """Whether the recording says where events were lost, at its ends too."""
+    """Whether the recording marks every loss of events, also at its ends."""
 
     @cached_property
     def lossy(self) -> pl.Series:
-        """For each row of ``calls``, whether events near it may be lost."""
+        """Whether events near each row of ``calls`` may be lost."""
         if not self.losses.any:
             return pl.Series(np.zeros(self.calls.height, np.bool_))
         begins, ends = self.calls["begins"].to_numpy(), self.calls["ends"].to_numpy()
         return pl.Series(self.may_miss(begins, ends))
 
     def may_miss(self, first: Times, last: Times) -> Flags:
-        """Return for intervals (first and last ns) whether events of any CPU may be lost there."""
+        """Return whether events of any CPU may be lost in intervals from first to last (ns)."""
         slack = self.busy.slack_ns + 1
         anywhere = np.full(len(first), threads.NO_CPU, np.int64)
         return self.losses.overlap(anywhere, first - slack, last + slack)
@@ -69,7 +69,7 @@ class BusyEvidence:
 
     @cached_property
     def leaves(self) -> frozenset[int]:
-        """Leaves that were recorded."""
+        """Leaves of the recorded calls."""
         return frozenset(self.calls["leaf"].unique())
 
     @cached_property
@@ -90,23 +90,23 @@ class BusyEvidence:
 
     @cached_property
     def misses_holders(self) -> bool:
-        """Whether attempts at the tree lack the host call that must have held it."""
+        """Whether too many busy attempts on the tree have no host call that can have held it."""
         return generation.misses_holders(self.busy, self.possible_holders, self.lossy)
 
     @cached_property
     def observed_interval(self) -> tuple[int, int]:
-        """First and last ns between which every CPU is known to have recorded."""
+        """First and last ns of the interval in which every CPU certainly recorded."""
         if self.marks_losses:
             return self.calls.select(pl.col("begins").min(), pl.col("ends").max()).row(0)
         return observed_interval(self.calls)
 
     @cached_property
     def fully_observed(self) -> pl.Series:
-        """For each row of ``calls``, whether the absence of a candidate is evidence there.
+        """Whether the absence of a candidate is evidence, for each row of ``calls``.
 
-        Not where events may be lost, nor where a CPU is silent at an end of the trace for longer
-        than ever between: its buffer may have been full, which the tracefs file ``trace`` does not
-        report.  And nowhere in a trace in which attempts at the tree have no candidate, since only
+        False where events may be lost, and where a CPU is silent at an end of the trace for longer
+        than its longest pause: its buffer may have been full, which the tracefs file ``trace`` does
+        not report.  False everywhere if attempts on the tree have no candidate, because only
         host calls take the tree: calls are missing without a loss record, were not probed, or have
         timestamps of an unsynchronised clock.
         """
@@ -118,7 +118,7 @@ class BusyEvidence:
 
     @cached_property
     def broken(self) -> pl.DataFrame:
-        """Rules that were broken, by row of ``calls``."""
+        """Calls that broke a rule, as rows of ``calls`` (columns of ``BROKEN_CALLS``)."""
         return broken_rules.find_broken_rules(
             RuleEvidence(
                 calls=self.calls,
@@ -134,15 +134,14 @@ class BusyEvidence:
 
     @property
     def clock_is_global(self) -> bool:
-        """Whether the clock is known to be the same on every CPU."""
+        """Whether all CPUs are known to share the clock."""
         return is_global_clock(self.clock)
 
     @property
     def times_absence(self) -> pl.Series:
-        """For each row of ``calls``, whether timestamps can show that no other call ran then.
+        """Whether timestamps can prove that no other call overlapped, for each row of ``calls``.
 
-        Not of a call that lasted for two steps of the clock or less, where that clock may differ
-        between CPUs.
+        False for a call of at most two clock steps if the clock may differ between CPUs.
         """
         took = self.calls["ends"] - self.calls["begins"]
         measured = self.clock_is_global or not self.busy.slack_ns
@@ -157,7 +156,8 @@ def gather_evidence(
     Args:
         trace: The event tables, and the resolution of each source's clock.
         mask: Generations of the module to consider.
-        entry_ns: Longest time in ns for which TDH.VP.ENTER holds what it releases before VM entry.
+        entry_ns: Longest time in ns for which TDH.VP.ENTER holds locks that it releases before VM
+            entry.
     """
     for number in trace.seamcalls["source"].unique().sort():
         seamcalls = trace.seamcalls.filter(pl.col("source") == number)
@@ -175,21 +175,21 @@ def gather_evidence(
 
 
 def _marks_losses(source: Source) -> bool:
-    """Whether the tool that recorded a source drained the buffers, and marked what it missed.
+    """Return whether the recording tool drained the buffers and marked every loss.
 
     trace-cmd reads the pages of each CPU as they fill, and the kernel marks a page before which
     events were overwritten: Linux kernel/trace/ring_buffer.c, ring_buffer_read_page,
-    RB_MISSED_EVENTS.  A CPU without events at the end then had none, as one whose vCPU halted.
-    Not so if the user chose ``nooverwrite``, and not of perf, whose last record of losses may have
-    found no room.
+    RB_MISSED_EVENTS.  A CPU without events at the end recorded none, for example because its vCPU
+    halted.  This does not hold if the user chose ``nooverwrite``, nor for perf, whose last loss
+    record may not have fitted into the buffer.
     """
     return source.tool == _TRACE_CMD or source.format == TRACE_DAT.name
 
 
 def observed_interval(calls: pl.DataFrame) -> tuple[int, int]:
-    """Return the interval in which every CPU is known to have recorded.
+    """Return the interval in which every CPU certainly recorded.
 
-    A CPU that at an end of the trace is silent for longer than ever between may have had a
+    A CPU that is silent at an end of the trace for longer than its longest pause may have had a
     full buffer, which ftrace does not report.
 
     Args:
@@ -215,7 +215,7 @@ def observed_interval(calls: pl.DataFrame) -> tuple[int, int]:
 
 
 def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
-    """Busy attempts, one row per lock that the answer can mean; lock is null if none is known."""
+    """Return busy attempts, one row per lock that the status can mean; lock null if unknown."""
     code = word.status_code(pl.col("status"))
     others = pl.any_horizontal(code == other for other in _OTHER_BUSY)
     answers = (
@@ -247,7 +247,7 @@ def _attempts(calls: pl.DataFrame) -> pl.DataFrame:
 def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
     """Merge the SEAMCALLs and vCPU entries of one source into one table with time bounds.
 
-    A call without a recorded entry is bounded by the thread's previous call, one without a
+    A call without a recorded entry is bounded by the thread's previous call, a call without a
     recorded return by its next call.  vCPUs whose TDH.VP.ENTER was not probed are represented
     by the ``vm_entries`` of KVM's own events.
 
@@ -256,10 +256,10 @@ def activity(seamcalls: pl.DataFrame, vm_entries: pl.DataFrame) -> pl.DataFrame:
         vm_entries: Its ``vm_entries`` rows.
 
     Returns:
-        One row per call or entry, in the order of ``seamcalls``, entries last: columns of
+        One row per call or vCPU entry, in the order of ``seamcalls``, entries last: columns of
         ``seamcalls`` with td_id inferred where null, and begins and ends (Int64, ns: bounds
         where start_ns or end_ns is null), certain (Boolean: both were recorded), td_certain
-        (Boolean: the call names its TD, or its thread or process has only one).  The status
+        (Boolean: the call names its TD, or its thread or process has only one TD).  The status
         of an entry that KVM reports as failed is null.
     """
     calls = SEAMCALLS.with_optional(seamcalls).select(
@@ -297,7 +297,7 @@ def _bounded(calls: pl.DataFrame) -> pl.DataFrame:
     order = calls.select(pl.arg_sort_by("tid", at, "seq")).to_series()
     before = pl.coalesce("end_ns", "start_ns").shift().over("tid").fill_null(first)
     after = pl.coalesce("start_ns", "end_ns").shift(-1).over("tid").fill_null(last)
-    # Few calls lack a bound: only those are computed.
+    # Few calls lack a bound: compute bounds only for those.
     open_ended = (
         calls.select("tid", "start_ns", "end_ns")[order]
         .with_columns(row=order, before=before, after=after)

@@ -16,13 +16,13 @@ from tdxtrace.tables.events import KERNEL_MESSAGES
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.releases import generation_of, same_release
 
-# Leaves that take the tree exclusively in every generation, and that KVM calls: a capture
-# without any of them may not have probed them.
+# Leaves that KVM calls and that take the tree exclusively in every generation: a capture without
+# calls of any of them may lack probes on them.
 _EXCLUSIVE_LEAVES: Final = numbers_of(
     ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.RANGE.UNBLOCK", "TDH.MEM.SEPT.REMOVE"]
 )
-# Number and share of busy answers without a possible holder from which on a generation is
-# ruled out: a single one may be a call that was lost without a loss record.
+# Minimum number and share of busy answers without a possible holder to rule out a generation:
+# the holder of a single one may have been lost without a loss record.
 _MIN_UNEXPLAINED: Final = 3
 _MIN_UNEXPLAINED_SHARE: Final = 0.02
 
@@ -35,7 +35,7 @@ def chosen_generations(module: str | None, generation: str | None) -> int:
         generation: A, B or C.
 
     Raises:
-        QueryError: If there is no such generation, the release is not known, or they disagree.
+        QueryError: If the generation or release is unknown, or the two disagree.
     """
     mask = ALL_GENERATIONS
     if generation is not None:
@@ -65,8 +65,8 @@ def module_release(messages: pl.DataFrame) -> tuple[str, str | None] | None:
         messages: The ``kernel_messages`` table.
 
     Returns:
-        The release and its generation (A, B or C; None: unknown release, or not named in
-        full); None if no message names a release, or two name different ones.
+        The release and its generation (A, B or C; None if the release is unknown or
+        incomplete); None if no message names a release, or two messages name different ones.
 
     Example:
         >>> from tdxtrace.tables.events import KERNEL_MESSAGES
@@ -83,10 +83,10 @@ def possible_generations(
 ) -> int:
     """Rule out the generations under which the busy answers of a source cannot be explained.
 
-    A generation is ruled out if a leaf does not return an operand id in it that was seen, or
-    if it leaves several busy answers on the tree without any possible holder: only host calls
-    take the tree, so a complete capture contains the holder.  An AUG that is busy against an
-    armed entry rules out C, one that is busy against nothing but other AUGs leaves only A.
+    A generation is ruled out if a leaf returned an operand id that it does not have in that
+    generation, or if several busy answers on the tree have no possible holder in it: only host
+    calls take the tree, so a complete capture contains the holder.  An AUG that can only be busy
+    because of an armed entry rules out C; one that can only be busy because of other AUGs leaves A.
 
     Args:
         busy: The busy attempts, under the generations that the user allows.
@@ -94,7 +94,7 @@ def possible_generations(
         is_lossy: For each row of ``calls``, whether events near it may be lost.
 
     Returns:
-        The mask of what is left; what the user allowed, if everything would be ruled out.
+        The mask of the remaining generations; all that the user allows if none would remain.
     """
     left = busy.mask
     for mask in np.unique(busy.masks):
@@ -107,7 +107,7 @@ def possible_generations(
 
 
 def misses_holders(busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series) -> bool:
-    """Whether too many attempts at the tree have no holder in any generation that is left.
+    """Return whether too many attempts on the tree have no holder in any remaining generation.
 
     Args:
         busy: The busy attempts.
@@ -121,7 +121,7 @@ def misses_holders(busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy:
 def _generations_without_holder(
     busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series
 ) -> int:
-    """Generations that leave too many attempts at the tree without a holder."""
+    """Return the generations in which too many attempts on the tree have no holder."""
     masks = _explaining_generations(busy, possible_holders, is_lossy)
     some = masks.filter(masks > 0)
     ruled_out = 0
@@ -138,13 +138,13 @@ def _is_too_many(n: int, of: int) -> bool:
 def _explaining_generations(
     busy: BusyAttempts, possible_holders: pl.DataFrame, is_lossy: pl.Series
 ) -> pl.Series:
-    """For each fully observed attempt at the tree: generations in which it has a holder."""
+    """Return the generations in which each fully observed attempt on the tree has a holder."""
     rows = busy.attempts.filter(pl.col("lock") == TREE)["row"]
     flags = pl.DataFrame(
         {"row": rows, "lossy": is_lossy[rows], "sure": busy.calls["certain"][rows]}
     )
     attempts = flags.filter(~pl.col("lossy") & pl.col("sure")).select("row")
-    # A call that overlaps only while it enters or leaves the module held nothing.
+    # A call that overlaps only while it enters or leaves the module held no lock then.
     within_clock = pl.col("core_ns") >= -2 * busy.slack_ns
     plausible = within_clock | may_have_met() | (pl.col("grade") == BOUNDS_UNKNOWN)
     found = possible_holders.filter((pl.col("lock") == TREE) & plausible).select("attempt", "mask")

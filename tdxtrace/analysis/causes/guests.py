@@ -1,4 +1,4 @@
-"""Guests that may hold the lock of an SEPT entry, and what keeps them out."""
+"""Busy attempts for which a guest may have held the lock of an SEPT entry."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tdxtrace.analysis.loops.ranking import NO_CANDIDATE
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.tdx.leaves import numbers_of
 
-# Host leaves that work on an SEPT entry and that KVM calls at run time.  A capture with nothing
-# but installs may have probed no others, and one with a single leaf shows no holder.
+# Host leaves that work on an SEPT entry and that KVM calls at run time.  A capture that has only
+# installs may lack probes on the others; a capture of a single leaf cannot show a holder.
 _INSTALLS: Final = numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"])
 _ZAPS: Final = numbers_of(
     ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE", "TDH.MEM.PAGE.DEMOTE", "TDH.MEM.SEPT.REMOVE"]
@@ -32,22 +32,22 @@ _B, _C = mask_of("B"), mask_of("C")
 
 
 def tries_on_entries(evidence: BusyEvidence) -> pl.DataFrame:
-    """Tell which attempts at SEPT entries a guest can have made busy, by lock generation.
+    """Return whether a guest can have made each attempt on an SEPT entry busy, by generation.
 
-    B: any.  C: those of a run that ended before the first failed try of the host, and the
-    longest TDCALL from there on, were over: that try sets host priority, which in this
-    generation stays until a host call takes the lock (intel/tdx-module 1.5.20
-    sept_manager.c, atomically_update_sept_state_keep_tdhp).  If one attempt of a run is
-    later, somebody else held the entry, and nothing is said of the run.  A: none; it has
-    no lock that a guest and a call of the host both take, and no host priority.
+    Generation B: any attempt.  Generation C: attempts of a run in which every attempt began within
+    the longest TDCALL after the end of the host's first failed try: that try sets host priority,
+    which in this generation stays until a host call takes the lock (intel/tdx-module 1.5.20
+    sept_manager.c, atomically_update_sept_state_keep_tdhp).  If one attempt of a run began
+    later, something else held the entry, and no attempt of the run is attributed to a guest.
+    Generation A: none; it has no lock that both a guest and a host call take, and no host priority.
 
-    A run is the attempts at one entry, of any thread, that no call lies between which took the
-    lock or may have taken it.
+    A run is a sequence of attempts on one entry, by any thread, without a call between them that
+    took the lock or may have taken it.
 
     Returns:
         Columns row, is_late (its run lasted longer than one TDCALL of the guest), by_guest
-        (in every possible generation it can have been a guest), disagree (in one it can, in
-        another it cannot), one row per attempt.
+        (it can have been a guest in every possible generation), disagree (it can have been a
+        guest in one possible generation but not in another), one row per attempt.
     """
     key = ("td_id", "address", "entry_level")
     on_entry = evidence.busy.attempts.filter(pl.col("lock") == ENTRY).select("row", "mask")
@@ -84,26 +84,26 @@ def tries_on_entries(evidence: BusyEvidence) -> pl.DataFrame:
 
 
 def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame) -> pl.DataFrame:
-    """Find the attempts that only a guest can have made busy, and the vCPUs it may have been.
+    """Find the attempts that only a guest can have made busy, and the vCPUs that may have done so.
 
     A guest's TDCALLs take the lock of an SEPT entry and no other lock that a host call wants.
 
-    Evidence: the answer means an SEPT entry; no host call that was recorded can have held it;
-    a vCPU of the TD was in its guest; host priority had not yet shut the guest out
+    Evidence: the answer refers to an SEPT entry; no recorded host call can have held it;
+    a vCPU of the TD was running guest code; host priority did not yet exclude the guest
     (:func:`tries_on_entries`).
 
-    Absence: calls of which no probe is known to work, or of which events may be lost, may have
-    held it: at least two leaves that work on entries must have been recorded.  Where no entry
-    of a vCPU was recorded, nobody knows who was inside: the answer is weak, as it is where
-    installs or zaps are missing, or holders of the tree are (:func:`~.generation.misses_holders`).
+    Absence: a call without a working probe, or a call among lost events, may have held the
+    entry: at least two leaves that work on entries must have been recorded.  If no vCPU entry
+    was recorded, it is unknown which vCPUs were inside, and the evidence is weak; it is also weak
+    if installs, zaps or holders of the tree are missing (:func:`~.generation.misses_holders`).
 
     Nearest innocent trace: a host call that was not recorded holds the entry, while a vCPU
     runs that never touches the page.
 
     Returns:
-        Columns row, is_inside (False: no entries of vCPUs were captured at all), n_inside
-        (UInt32), holder (row of the entry that overlaps most; null if none), overlap_ns and
-        is_late (it would need more than one TDCALL).
+        Columns row, is_inside (False: no vCPU entries were captured), n_inside (UInt32),
+        holder (row of the vCPU entry that overlaps most; null if none), overlap_ns and
+        is_late (the guest would need more than one TDCALL).
     """
     calls, busy = evidence.calls, evidence.busy
     on_entry = tries.filter("by_guest").select("row")
@@ -144,5 +144,5 @@ def guest_holders(evidence: BusyEvidence, ranking: Ranking, tries: pl.DataFrame)
 
 
 def shows_other_holders(seen: frozenset[int]) -> bool:
-    """Whether a capture of these leaves shows installs and zaps, the alternatives to a guest."""
+    """Return whether both installs and zaps, the alternatives to a guest, were recorded."""
     return bool(seen & set(_ZAPS)) and bool(seen & set(_INSTALLS))

@@ -22,13 +22,13 @@ _LEVEL_SHIFT: Final = 9
 _KERNEL: Final = 1 << 63
 _STRUCT_PAGE_SHIFT: Final = 6
 
-# Scopes that are a page, and the column that has it: the first, second, ... page of a call.
+# Scopes that are a page, by the column with its address: the first, second, ... page of a call.
 _PAGES: Final = {name.replace("_", " "): name for name in PAGES}
-# Scopes of which there is one, or of which all count as one: calls on it name nothing.
+# Scopes with a single resource, or treated as such: calls have no operand that identifies it.
 _ONE: Final = ("module", "package", "tdmr")
-# Columns that identify the resource, by scope.  Of a scope that is in neither (an IOMMU, a page in
-# a register that is not captured) no capture shows which one a call means: calls on it may have
-# met or not, so none is matched with another.
+# Columns that identify the resource, by scope.  For a scope that is listed in neither (an IOMMU, a
+# page in a register that is not captured) no capture identifies the resource of a call, so calls
+# are never matched.
 _KEY_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "td": ("td_id",),
     "vcpu": ("vp_id",),
@@ -39,14 +39,14 @@ _KEY_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def required_columns(scope: str) -> tuple[str, ...]:
-    """Return the columns of ``seamcalls`` that identify what a call works on, by lock scope."""
+    """Return the columns of ``seamcalls`` that identify the resource of a call in a lock scope."""
     if scope in _PAGES:
         return (_PAGES[scope],)
     return {"entry": ("td_id", "gpa")}.get(scope, _KEY_COLUMNS.get(scope, ()))
 
 
 def is_named(scope: str) -> bool:
-    """Return whether a capture can show which resource of a scope a call works on."""
+    """Return whether a capture can identify the resource of a call in a scope."""
     return scope in _KEY_COLUMNS or scope in _ONE
 
 
@@ -57,14 +57,14 @@ def keys(
 
     Args:
         calls: Calls of one source (:func:`~.activity.activity`).
-        scope: What the wanted calls name: the scope of their lock.
-        holder_scope: What the held calls name.
-        wanted: Rows of ``calls`` whose partners are wanted.
-        held: Rows among which partners are looked for.
+        scope: Lock scope of the wanted calls.
+        holder_scope: Lock scope of the held calls.
+        wanted: Rows of ``calls`` to find partners for.
+        held: Rows of ``calls`` to search for partners.
 
     Returns:
-        A small number for each of ``wanted`` and ``held``; NO_KEY where the resource is not
-        known, or is none of the wanted ones.
+        A small number for each of ``wanted`` and ``held``; NO_KEY if the resource is unknown, or
+        no wanted call works on it.
     """
     if not (is_named(scope) and is_named(holder_scope)):
         return np.full(len(wanted), NO_KEY, np.int64), np.full(len(held), NO_KEY, np.int64)
@@ -96,7 +96,7 @@ def _numbered(rows: pl.DataFrame, numbers: pl.DataFrame) -> Times:
 
 
 def _entry() -> pl.Expr:
-    """SEPT entry of a TD as one number: its address at its level, plus the level."""
+    """Return one number for an SEPT entry of a TD: its first address plus its level."""
     return address_of_entry() + pl.col("level").fill_null(0).cast(pl.UInt64)
 
 
@@ -114,10 +114,10 @@ def _frame(page: pl.Expr) -> pl.Expr:
 def is_same_resource(
     calls: pl.DataFrame, conflicts: LockConflicts, wanted: Index | Rows, held: Index | Rows
 ) -> NDArray[np.bool_]:
-    """Tell for pairs of calls with equal keys whether they want the same lock.
+    """Return whether pairs of calls with equal keys need the same lock.
 
     The key of a page is its 2M range: a call on a 4K page holds the entry above it shared, so
-    two calls collide if they name the same page, or one of them works on the whole range.
+    two calls conflict if they name the same page, or if one of them works on the whole range.
     Source: intel/tdx-module 1.5.01 src/common/memory_handlers/pamt_manager.c, pamt_walk.
     """
     if not {conflicts.scope, conflicts.holder_scope} <= set(_PAGES):
@@ -136,7 +136,7 @@ def _frame_and_size(
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return the 4K frame number of each call, and whether it works on a larger page.
 
-    A level is that of the first page.
+    The level of a call applies to its first page only.
     """
     column = _PAGES[scope]
     shown = calls.select(column, "level", "leaf")[at].select(
