@@ -1,4 +1,4 @@
-"""Rules about kicks: what must not happen once every vCPU was made to leave the guest."""
+"""Rules about kicks: busy answers that are impossible after every vCPU was kicked out."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from tdxtrace.tdx import word
 from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 
 _TRACK: Final = parse_leaf("TDH.MEM.TRACK")[0]
-# Leaves that Linux calls once, and once more with every vCPU kicked out and kept out: 6.16
+# Leaves that Linux calls once, and if busy once more with every vCPU kicked and kept out: 6.16
 # arch/x86/kvm/vmx/tdx.c, tdx_no_vcpus_enter_start.
 _RETRIED_AFTER_KICK: Final = numbers_of(
     ["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE"]
 )
 _REQUEST: Final = ("tid", "leaf", "td_id", "gpa", "level")
-# By then a loop has tried once more, and a vCPU that a timer interrupted runs again: a slice of
-# the scheduler lasts 2.8 ms on 8 CPUs and more (Linux 6.16 kernel/sched/fair.c,
-# sysctl_sched_base_slice).  Inferred, and generous.
+# Time after which a retry loop has tried again and a vCPU that a timer interrupted runs again: a
+# scheduler slice lasts 2.8 ms on 8 CPUs and more (Linux 6.16 kernel/sched/fair.c,
+# sysctl_sched_base_slice).  Inferred; an upper bound.
 _GOES_ON_NS: Final = 4_000_000
 
 
 def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
-    """Find TRACKs that wait for a vCPU which was inside since before the TRACK before.
+    """Find TRACKs that were busy because a vCPU stayed inside since before the previous TRACK.
 
-    Evidence: PREVIOUS_TLB_EPOCH_BUSY, the last TRACK of that TD that succeeded before, and an
-    entry that began early enough before it to be of the epoch before (``entry_ns``), and was
-    not over at this TRACK; its begin and end were recorded, with no loss between.  Of several it is
-    the last that left.  One that began later than that, but before the TRACK did, is evidence
-    where no other entry was inside that began before: the answer says that one was (strong).
+    Evidence: PREVIOUS_TLB_EPOCH_BUSY, the last earlier TRACK of that TD that succeeded, and a
+    vCPU entry that began early enough before that TRACK to belong to the older epoch
+    (``entry_ns``) and had not ended at the busy TRACK; its begin and end were recorded, with no
+    loss between.  Of several entries, the one that ended last is reported.  An entry that began
+    later than ``entry_ns`` before the earlier TRACK, but still before it, is evidence if no other
+    entry that began before was inside: the answer implies that one was (strong).
 
-    Absence: without recorded entries, or without that earlier TRACK, nothing is said: the
-    answer shows that some vCPU is late, not which call should have kicked it.  By a clock that may
-    differ between CPUs it is strong, not proof.
+    Absence: without recorded entries, or without an earlier TRACK, nothing is reported: the
+    answer shows that some vCPU is late, not which call should have kicked it.  If the clock may
+    differ between CPUs, the confidence is strong, not proof.
 
-    Nearest innocent trace: a vCPU that entered while the earlier TRACK was at work, or after
-    it, and so is of the newer epoch; it may be inside for as long as it likes.
+    Nearest innocent trace: a vCPU that entered during or after the earlier TRACK, and so belongs
+    to the newer epoch; it may stay inside for any time.
     """
     calls = seen.numbered("td_id", "leaf", "status", "begins", "ends")
     tracks = calls.filter(pl.col("leaf") == _TRACK, pl.col("td_id").is_not_null())
@@ -62,7 +63,7 @@ def track_without_kick(seen: RuleEvidence) -> pl.DataFrame:
         pl.col("exited") > pl.col("begins") + seen.slack_ns
     )
     early = inside.filter("whole", pl.col("entered") + seen.entry_ns <= pl.col("tracked"))
-    # The last to leave was inside if any was: an exit is recorded when the kernel is back from it.
+    # If any vCPU was inside, the last to leave was: the kernel records an exit after it returned.
     latest = early.sort("row", "exited", "evidence", descending=[False, True, False])
     confidence = "proof" if seen.clock_is_global else "strong"
     possible = inside.filter(pl.col("entered") < pl.col("tracked_until") + seen.slack_ns)
@@ -85,18 +86,18 @@ def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
     Mainline makes exactly two calls.  Between them it kicks all vCPUs and keeps them out; if
     the second is busy too, it kills the VM.
 
-    Evidence: exactly two calls of one request by one thread, both OPERAND_BUSY, one after the
-    other; every entry of that TD that outlived the first answer ended by an external interrupt
-    before the second call; no entry of it later, and no other thread that makes the same call
-    later; no host call that can have held the lock.  It is strong where the recording goes on for
-    _GOES_ON_NS, and for as long as the two calls took, and weak where it ends before.
+    Evidence: exactly two consecutive calls of one request by one thread, both OPERAND_BUSY;
+    every entry of that TD that lasted beyond the first answer ended by an external interrupt
+    before the second call; the TD has no later entry, and no thread makes the same call later;
+    no host call can have held the lock.  The evidence is strong if the recording continues for
+    _GOES_ON_NS and for at least as long as the two calls took; otherwise it is weak.
 
-    Absence: where events may be lost between the two, or entries are of an unknown TD, nothing
-    is said.  vCPUs whose entries were not probed cannot be seen to have been kicked.
+    Absence: if events may be lost between the two calls, or entries belong to an unknown TD,
+    nothing is reported.  If the entries of a vCPU were not probed, its kick is not visible.
 
-    Nearest innocent trace: a loop of tries, with or without a limit, beside a host call that
-    holds the lock, or beside a guest that a timer interrupts.  It goes on after two tries, or
-    the VM goes on after it, or the recording ends there.
+    Nearest innocent trace: a retry loop, with or without a limit, while a host call holds the
+    lock or while a timer interrupts the guest.  The loop continues after two tries, or the VM
+    continues after the loop, or the recording ends there.
     """
     pairs = _pairs_of_busy_calls(seen)
     if pairs.is_empty():
@@ -128,12 +129,12 @@ def busy_after_kick(seen: RuleEvidence) -> pl.DataFrame:
 
 
 def _pairs_of_busy_calls(seen: RuleEvidence) -> pl.DataFrame:
-    """Second of exactly two busy calls of a request, with the row and times of the first."""
+    """Return the second of exactly two busy calls of a request, with row and times of the first."""
     calls = seen.numbered(*_REQUEST, "status", "begins", "ends", "certain").filter(
         pl.col("tid").is_not_null(), ~pl.col("leaf").is_in(numbers_of(IPI_LEAVES))
     )
     is_busy = word.is_busy(pl.col("status")).fill_null(False)
-    # Few threads were busy at all: only those are put in order.
+    # Few threads had busy calls: sort only the calls of those.
     retried = calls.filter(is_busy, pl.col("leaf").is_in(_RETRIED_AFTER_KICK))
     calls = calls.join(retried.select("tid").unique(), on="tid", how="semi")
 
@@ -158,7 +159,7 @@ def _pairs_of_busy_calls(seen: RuleEvidence) -> pl.DataFrame:
 
 
 def _not_tried_again(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs whose request no thread makes later, with goes_on: the recording lasts on."""
+    """Return the pairs whose request is not made later, with goes_on: the recording continues."""
     wanted = [name for name in _REQUEST if name != "tid"]
     last = (
         seen.calls.join(pairs.select(wanted), on=wanted, how="semi", nulls_equal=True)
@@ -174,13 +175,13 @@ def _not_tried_again(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _last_exits(seen: RuleEvidence) -> pl.DataFrame:
-    """Columns td_id and last_exit: the end of the last entry of each TD (ns)."""
+    """Return the end of the last entry of each TD: columns td_id and last_exit (ns)."""
     entries = seen.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null())
     return entries.group_by("td_id").agg(last_exit=pl.col("ends").max())
 
 
 def _may_have_other_entries(seen: RuleEvidence, pairs: pl.DataFrame) -> bool:
-    """Whether entries of an unknown TD reach into the time of any of the pairs."""
+    """Return whether any entry of an unknown TD may overlap one of the pairs."""
     unknown = seen.calls.filter(pl.col("leaf") == VP_ENTER, pl.col("td_id").is_null())
     last = unknown["ends"].max()
     return last is not None and bool((pairs["first_begins"] <= last).any())

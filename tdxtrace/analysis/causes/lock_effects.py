@@ -1,4 +1,4 @@
-"""Effects that taking a lock would have: the ``lock_values`` and ``entry_waits`` tables."""
+"""Estimated effects of taking a lock: the ``lock_values`` and ``entry_waits`` tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tdx.leaves import numbers_of
 from tdxtrace.tdx.word import ERROR_BIT
 
-# "A spinlock around affected seamcalls" (P. Bonzini, kvm list, 2024-09-10): those that the
-# series it answers sent through one retry loop, tdx_seamcall_sept (20240904030751.117579-10).
+# "A spinlock around affected seamcalls" (P. Bonzini, kvm list, 2024-09-10): the leaves that the
+# series under review sent through one retry loop, tdx_seamcall_sept (20240904030751.117579-10).
 _SEAMCALL_LOCK: Final = numbers_of(
     [
         *("TDH.MEM.PAGE.ADD", "TDH.MEM.SEPT.ADD", "TDH.MEM.SEPT.REMOVE", "TDH.MEM.PAGE.AUG"),
         *("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE", "TDH.MEM.RANGE.UNBLOCK"),
     ]
 )
-# What mainline calls under mmu_lock, and what series call there that are not merged: the splitting
-# of huge pages, and the removal of SEPT pages (huge page series for TDX; v1 series, 2024-09).
+# Leaves that mainline calls with mmu_lock held for writing, and leaves of unmerged series:
+# splitting huge pages and removing SEPT pages (huge page series for TDX; v1 series, 2024-09).
 _WRITE: Final = [
     *ZAPS,
     *numbers_of(
@@ -50,13 +50,13 @@ def lock_values(
 ) -> pl.DataFrame:
     """Estimate the effect of two locks: the seed's around the S-EPT leaves of a TD, and mmu_lock.
 
-    A busy answer is removed if the lock serialises its call and the holder: both take it for
-    one TD, and not both for reading.  Guests and armed entries take neither.
+    The lock removes a busy answer if it serialises the call and the holder: both take it for
+    the same TD, and at least one of them for writing.  Guests and armed entries take neither lock.
 
-    The wait is that of a queue: requests arrive at the start of their first attempt, are served
-    in that order, and hold the lock for as long as their last attempt took; readers share it.
-    Arrivals are not delayed by earlier waits, so the sum is an upper estimate.  Requests that
-    never succeeded are left out.
+    The wait is modelled as a queue: requests arrive at the start of their first attempt, are
+    served in that order, and hold the lock for the duration of their last attempt; readers share
+    it.  Earlier waits do not delay arrivals, so the sum is an upper estimate.  Requests that
+    never succeeded are excluded.
 
     Args:
         sources: Evidence of each source.
@@ -111,7 +111,7 @@ def _values_of_lock(
 
 
 def _count_removed(answers: pl.DataFrame, lock: str) -> pl.DataFrame:
-    """Per TD and leaf: busy attempts that the lock removes, keeps, or may do either with."""
+    """Count busy attempts per TD and leaf that the lock removes, keeps, or may remove."""
     writes = pl.col("leaf").is_in(WRITERS[lock]) | pl.col("holder_leaf").is_in(WRITERS[lock])
     covered = pl.col("holder_leaf").is_in([*READERS[lock], *WRITERS[lock]])
     same_td = pl.col("td_id") == pl.col("holder_td_id")
@@ -130,7 +130,7 @@ def _count_removed(answers: pl.DataFrame, lock: str) -> pl.DataFrame:
 def _queue_waits_by_leaf(
     calls: pl.DataFrame, chains: pl.DataFrame, writers: list[int]
 ) -> pl.DataFrame:
-    """Per TD and leaf: ns that requests would have queued for their TD's lock."""
+    """Return the ns per TD and leaf that requests would have waited for the lock of their TD."""
     arrivals = chains.select(seq="last_seq", arrival="start_ns")
     served = calls.filter((pl.col("status") < ERROR_BIT).fill_null(False), pl.col("certain")).join(
         arrivals, on="seq"
@@ -164,16 +164,16 @@ _WAIT_COLUMNS: Final = {
 
 
 def queue_waits(arrival: Times, service: Times, writes: NDArray[np.bool_]) -> Times:
-    """Return the wait of each request for a fair lock that readers share.
+    """Return the wait of each request for a fair reader-writer lock.
 
     Args:
-        arrival: Arrival of each, ascending, in ns.
-        service: Time each holds the lock, in ns.
-        writes: Whether it takes the lock exclusively.
+        arrival: Arrival time of each request, ascending, in ns.
+        service: Time for which each request holds the lock, in ns.
+        writes: Whether each request takes the lock exclusively.
 
     Returns:
-        ns from arrival to acquiring the lock.  A writer waits for all that came before it, a
-        reader for the last writer that did.
+        ns from arrival to acquiring the lock.  A writer waits for all earlier requests, a reader
+        for the last earlier writer.
 
     Example:
         >>> queue_waits(np.array([0, 1, 2]), np.array([10, 5, 5]), np.array([True, False, True]))
@@ -181,7 +181,7 @@ def queue_waits(arrival: Times, service: Times, writes: NDArray[np.bool_]) -> Ti
     """
     n = len(arrival)
     place = np.flatnonzero(writes)
-    # Per group of readers between two writers: the latest end if none of them waits, and the
+    # For each group of readers between two writers: the latest end if no reader waits, and the
     # longest service time.
     bounds = np.append(place, n)
     readers_done = np.full(len(bounds), np.iinfo(np.int64).min)
@@ -206,13 +206,13 @@ _TAKERS_OF_MMU_LOCK: Final = [*READERS["mmu_lock"], *WRITERS["mmu_lock"]]
 
 
 def entry_waits(sources: Iterable[BusyEvidence]) -> pl.DataFrame:
-    """Test the seed's remedy for zero-step on each run of refused entries.
+    """Evaluate the seed's remedy for zero-step on each run of refused entries.
 
-    The remedy: where TDH.VP.ENTER finds the S-EPT tree held, take and release mmu_lock, which
+    The remedy: if TDH.VP.ENTER finds the S-EPT tree held, take and release mmu_lock, which
     waits for the critical sections in flight, and enter again (P. Bonzini, kvm list,
     2024-09-10).  It would have sufficed if every holder in flight at the first refused entry
-    works under mmu_lock, and none of the entries that were tried after the last of them had
-    ended was refused again.
+    runs under mmu_lock, and no entry that was tried after the last holder had ended was
+    refused again.
 
     Args:
         sources: Evidence of each source.
@@ -257,7 +257,7 @@ def _waits_of_source(evidence: BusyEvidence) -> pl.DataFrame:
 
 
 def _in_flight(evidence: BusyEvidence) -> pl.DataFrame:
-    """Per attempt: number of calls that could hold the tree, the last end, all under mmu_lock."""
+    """Return per attempt: count of possible holders, their last end, whether all take mmu_lock."""
     holders = evidence.possible_holders.filter(
         pl.col("grade") < BOUNDS_UNKNOWN, pl.col("core_ns") >= -evidence.busy.slack_ns
     )
@@ -276,7 +276,7 @@ def _in_flight(evidence: BusyEvidence) -> pl.DataFrame:
 
 
 def _runs(evidence: BusyEvidence, refused: pl.Series) -> pl.DataFrame:
-    """Refused entries, numbered by run of one vCPU, with the start of the next accepted entry."""
+    """Return refused entries, the run of each, and the start of the vCPU's next accepted entry."""
     entries = (
         evidence.calls.with_row_index("row")
         .filter(pl.col("leaf") == VP_ENTER)

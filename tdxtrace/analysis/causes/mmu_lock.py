@@ -1,4 +1,4 @@
-"""Calls that KVM makes under mmu_lock, and those that overlap although it excludes them."""
+"""Calls that KVM makes under mmu_lock, and overlaps that mmu_lock should prevent."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from tdxtrace.tdx.leaves import numbers_of
 
 # Linux 6.16 arch/x86/kvm/vmx/tdx.c and mmu/tdp_mmu.c: faults install under mmu_lock held for
 # reading, zaps hold it for writing (tdx_track, tdx_sept_remove_private_spte:
-# lockdep_assert_held_write); 6.19 tdx_sept_remove_private_spte the same.
+# lockdep_assert_held_write); 6.19 tdx_sept_remove_private_spte likewise.
 FAULTS: Final = numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"])
 ZAPS: Final = numbers_of(["TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE"])
 EXCLUDES: Final = "mmu_lock_excludes"
 
 
 def excluded(leaf: pl.Expr, other: pl.Expr) -> pl.Expr:
-    """Return whether mmu_lock keeps calls of two leaves of one TD apart."""
+    """Return whether mmu_lock prevents calls of two leaves for one TD from overlapping."""
     under_lock = [*FAULTS, *ZAPS]
     both = leaf.is_in(under_lock) & other.is_in(under_lock)
     return both & (leaf.is_in(ZAPS) | other.is_in(ZAPS))
 
 
 def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
-    """Find BLOCKs, TRACKs and REMOVEs that overlap another of these, or an AUG or SEPT.ADD.
+    """Find BLOCKs, TRACKs and REMOVEs that overlap each other, or an AUG or SEPT.ADD.
 
-    KVM holds mmu_lock for writing over each of the first, and for reading over the others, so
-    two calls of one TD never overlap of which one is a zap.  The probes lie inside the locked
-    section.  The row is the call that begins later, its evidence the other one.
+    KVM holds mmu_lock for writing during BLOCK, TRACK and REMOVE (zaps), and for reading during
+    AUG and SEPT.ADD, so two calls for one TD never overlap if one of them is a zap.  The probes
+    lie inside the locked section.  The row is the call that begins later, its evidence the other.
 
-    Evidence: both calls with begin and end recorded, of different threads, of one TD that each
-    of them names (or its thread or process); each begins before the other ends by more than
-    the clock's resolution.  Clocks of two CPUs may differ by a source that does not name its
-    clock, or by ``local``: there it is said only of a pair that the module itself found
-    together, one of the two being busy on the SEPT tree and the other its only candidate, with no
-    armed entry that it may have met (:mod:`~.clock_drift`); and it is strong, not proof.
+    Evidence: both calls have a recorded begin and end and run in different threads, for one TD
+    that each call (or its thread or process) names; each begins before the other ends by more than
+    the clock's resolution.  The clocks of two CPUs may differ if the source does not name its
+    clock, or names ``local``: then only pairs are reported that the module itself found
+    together, that is, one call was busy on the SEPT tree and the other is its only candidate, with
+    no armed entry that may have blocked it (:mod:`~.clock_drift`); confidence is strong, not proof.
 
     Absence: a call without a recorded begin (return probes only) or end overlaps nothing, and
-    neither does one in which events may be lost: its return may be that of a later call.
+    neither does a call during which events may be lost: its return may belong to a later call.
 
-    Nearest innocent trace: an AUG that begins in the microsecond in which the BLOCK ends; one on
-    a CPU whose clock is ahead by a few; an AUG of another TD; two faults at once.
+    Nearest innocent trace: an AUG that begins in the microsecond in which the BLOCK ends; an AUG
+    on a CPU whose clock is a few microseconds ahead; an AUG for another TD; two faults at once.
     """
     rows = _under_lock(seen)
     pairs = _overlaps(seen, rows)
@@ -60,7 +60,7 @@ def mmu_lock_excludes(seen: RuleEvidence) -> pl.DataFrame:
 
 
 def _under_lock(seen: RuleEvidence) -> pl.DataFrame:
-    """Calls that KVM makes under mmu_lock, and whose time, thread and TD are sure."""
+    """Return the calls that KVM makes under mmu_lock and whose time, thread and TD are certain."""
     rows = seen.numbered("tid", "td_id", "td_certain", "leaf", "begins", "ends").filter(
         pl.col("leaf").is_in([*FAULTS, *ZAPS]), pl.col("td_certain"), pl.col("tid").is_not_null()
     )
@@ -71,7 +71,7 @@ def _under_lock(seen: RuleEvidence) -> pl.DataFrame:
 
 
 def _overlaps(seen: RuleEvidence, rows: pl.DataFrame) -> pl.DataFrame:
-    """Pairs that surely overlap: row (of the call that begins later) and evidence."""
+    """Return pairs that certainly overlap: row (the call that begins later) and evidence."""
     zaps = rows.filter(pl.col("leaf").is_in(ZAPS))
     i, j = overlapping_pairs(_intervals(zaps), _intervals(rows))
     zap, other = zaps["row"].to_numpy()[i], rows["row"].to_numpy()[j]
@@ -91,11 +91,11 @@ def _intervals(rows: pl.DataFrame) -> Intervals:
 
 
 def _found_by_module(seen: RuleEvidence, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs of which one was busy on the SEPT tree, and the other is its only candidate."""
+    """Return pairs of a call that was busy on the SEPT tree and its only candidate."""
     of_tree = seen.attempts.filter(pl.col("lock") == TREE).select(
         attempt="row", possible=pl.col("mask") & pl.lit(seen.mask, pl.UInt8)
     )
-    # In every generation that is possible, not in one of them only.
+    # The candidate must fit in every possible generation.
     met = (
         seen.possible_holders.filter(pl.len().over("attempt") == 1)
         .join(of_tree, on="attempt")
