@@ -13,27 +13,27 @@ from tdxtrace.analysis.loops.overlapping import NONE, find_overlapping
 from tdxtrace.compiler import choose
 
 _NO_OWNER: Final = (-1, -2)
-# What the loop looks at of each interval: it decides how it runs.
+# Bytes that the loop reads per interval; decides whether the loop is compiled.
 _BYTES_PER_INTERVAL: Final = 40
 _MAY_MEET: Final = np.ones((1, 1), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Time intervals by row; those with a key take part, and only those of one key overlap."""
+    """Time intervals by row; two intervals can form a pair only if they have the same key."""
 
     start: Times
     """ns."""
     end: Times
     """ns."""
     key: Times
-    """Small integers from 0, by place in ``rows``; below 0: none."""
+    """Keys, by position in ``rows``: small integers from 0; negative: never form a pair."""
     rows: Index | Rows | None = None
-    """Rows that take part, in the order of their starts; None: all."""
+    """Rows to use, sorted by start; None: all."""
     owner: NDArray[np.int32] | None = None
-    """By row: intervals of one owner make no pair; None: each has its own."""
+    """Owner by row: intervals of one owner form no pair; None: each has its own owner."""
     kind: NDArray[np.uint16] | None = None
-    """By row: what ``may_meet`` tells apart; None: all are of kind 0."""
+    """Kind by row, an index into ``may_meet``; None: all are of kind 0."""
 
 
 def overlapping_pairs(
@@ -43,16 +43,16 @@ def overlapping_pairs(
     *,
     may_meet: NDArray[np.uint8] = _MAY_MEET,
 ) -> tuple[Rows, Rows]:
-    """Find the pairs of intervals that share their key and overlap.
+    """Find the pairs of intervals that have the same key and overlap.
 
     Args:
-        wanted: Intervals whose partners are wanted.
+        wanted: Intervals to find partners for.
         held: Intervals to search.
         slack_ns: Gap in ns up to which two intervals count as overlapping.
-        may_meet: By kind of the wanted and of the held one: 0 where they make no pair.
+        may_meet: Matrix by kind of the wanted and of the held interval; 0 where they form no pair.
 
     Returns:
-        Rows of ``wanted`` and of ``held``, pair by pair, in no order.
+        Rows of ``wanted`` and of ``held``, one element per pair, in no particular order.
     """
     n_keys = int(max(wanted.key.max(initial=-1), held.key.max(initial=-1))) + 1
     columns = [*_columns(wanted, _NO_OWNER[0]), *_columns(held, _NO_OWNER[1])]
@@ -75,7 +75,7 @@ def overlapping_pairs(
 
 
 def _columns(of: Intervals, no_owner: int) -> tuple[NDArray[Any], ...]:
-    """Columns of the loop: rows in the order of their starts, keys, and what they point to."""
+    """Return the loop's inputs: rows by start and their keys; start, end, owner, kind by row."""
     n = len(of.start)
     rows = np.argsort(of.start, kind="stable") if of.rows is None else of.rows
     key = of.key[rows] if of.rows is None else of.key

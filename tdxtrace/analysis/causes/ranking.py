@@ -1,4 +1,4 @@
-"""Candidates of each busy attempt in order, and the cause that host calls can be of it."""
+"""Candidates of each busy attempt, ranked, and its cause among host calls."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from tdxtrace.analysis.loops.ranking import (
 from tdxtrace.analysis.threads import VP_ENTER
 from tdxtrace.compiler import choose
 
-# What the loops look at of a candidate and of an attempt: it decides how they run.
+# Bytes that the loops read per candidate and attempt; decide whether the loops are compiled.
 _BYTES_PER_CANDIDATE, _BYTES_PER_ATTEMPT = 60, 20
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Busy attempts of one source, their candidates best first, and what these say."""
+    """Busy attempts of one source, their candidates best first, and the cause these imply."""
 
     attempts: Rows
     """Rows of ``calls``, ascending; the arrays below have one entry for each."""
     first: Times
-    """Place of its best candidate in ``candidates``, and one more: their number."""
+    """Offsets of each attempt's best candidate in ``candidates``; one more element: their count."""
     candidates: pl.DataFrame
-    """Columns of :func:`~.candidates.candidate_columns`, in the generations that are possible."""
+    """Columns of :func:`~.candidates.candidate_columns`, for the possible generations."""
     cause: NDArray[np.uint8]
     """NO_CANDIDATE, HOST_CONFLICT, ... (:mod:`~tdxtrace.analysis.loops.ranking`)."""
     n_tied: NDArray[np.uint32]
-    """Candidates that fit as well as the best, and are of its kind; 0 where there is none."""
+    """Number of candidates of the best one's kind that fit as well; 0 without a candidate."""
     is_only_cause: Flags
-    """Whether the candidates near the best are all of its kind."""
+    """Whether all candidates that fit nearly as well as the best are of its kind."""
 
     @property
     def best(self) -> pl.DataFrame:
-        """The best candidate of each attempt, null where there is none; without attempt."""
+        """Best candidate of each attempt, null if it has none; without the column attempt."""
         some = self.first[1:] > self.first[:-1]
         at = pl.Series(self.first[:-1]).cast(pl.UInt32)
         columns = self.candidates.drop("attempt")
@@ -53,27 +53,27 @@ class Ranking:
 
 
 def rank_candidates(evidence: BusyEvidence) -> Ranking:
-    """Order the candidates of every attempt, and determine the cause that host calls can be.
+    """Rank the candidates of every attempt, and determine its cause among host calls.
 
-    In one generation the best candidate is the cause if it surely held the lock, or if the
+    In one generation the best candidate is the cause if it certainly held the lock, or if the
     capture shows every call that could have held it and all candidates have the same cause.
-    There is none where the possible generations disagree, or one of them has no candidate.
+    There is no cause if the possible generations disagree, or one of them has no candidate.
 
     Evidence of ``host_conflict``: a call of another thread that overlaps the attempt, works on
     the same resource, takes its lock in a mode that excludes the attempt's, and was not refused
     before that lock.  Evidence of ``armed_entry``: :func:`~.candidates.armed_entries`.
 
-    Absence: a call of which only the return was recorded, or that was lost, is no candidate,
-    so the absence of others proves nothing beside it; several causes that fit within the
-    resolution of the clock leave none.
+    Absence: a call that was lost, or of which only the return was recorded, is no candidate, so
+    where such a call is possible the absence of others proves nothing; if several causes fit
+    within the resolution of the clock, the attempt has none.
 
-    An armed entry is only named where nothing else can have been at work, so the absence of host
-    calls has to be shown: not for an answer that took two steps of a clock or less, where that
-    clock may differ between CPUs.
+    An armed entry is reported only if no other call can have held the lock, so the absence of host
+    calls must be proven: that is impossible for an attempt of at most two clock steps if the clock
+    may differ between CPUs.
 
-    Nearest innocent trace: a call on another entry, of another TD, or over before the attempt
+    Nearest innocent trace: a call on another entry, for another TD, or over before the attempt
     began, while the true holder was not probed; and a BLOCK on a CPU whose clock is a few
-    microseconds off, beside which an entry of a vCPU seems to be the only call.
+    microseconds off, so that a vCPU entry seems to be the only candidate.
     """
     attempts, possible = evidence.busy.rows, evidence.busy.masks & np.uint8(evidence.mask)
     holders, calls = evidence.possible_holders, evidence.calls
@@ -115,9 +115,9 @@ def rank_candidates(evidence: BusyEvidence) -> Ranking:
 
 
 def is_proven(slack_ns: int) -> pl.Expr:
-    """Return whether a candidate had the lock with the attempt at any rounding of the clock.
+    """Return whether a candidate certainly held the lock, however the clock was rounded.
 
-    Never for an armed entry: when it released the tree is not shown.
+    Never true for an armed entry: the trace does not show when it released the tree.
     """
     held = (pl.col("core_ns") >= slack_ns) & (pl.col("grade") == HELD_TO_END)
     return held & ~pl.col("is_armed")

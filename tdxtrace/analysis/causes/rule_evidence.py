@@ -1,4 +1,4 @@
-"""What the rules of a correct kernel are judged on, and the rows in which they answer."""
+"""Input of the checks for broken kernel rules, and the rows that they return."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ BROKEN_CALLS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 
 @dataclass(frozen=True, slots=True)
 class RuleEvidence:
-    """Calls of one source, and what is known of their times and of what is missing."""
+    """Calls of one source, with the accuracy of their timestamps and the losses."""
 
     calls: pl.DataFrame
     """Calls of all threads (:func:`~.evidence.activity`)."""
     attempts: pl.DataFrame
-    """The busy ones, one row per lock that the answer can mean (``BusyAttempts.attempts``)."""
+    """Busy attempts, one row per lock that the answer can mean (``BusyAttempts.attempts``)."""
     possible_holders: pl.DataFrame
-    """Their candidate holders (:func:`~.candidates.find_candidates`)."""
+    """Candidate holders of the attempts (:func:`~.candidates.find_candidates`)."""
     mask: int
-    """Lock generations that the module may be of."""
+    """Possible lock generations of the module."""
     slack_ns: int
     """Resolution of the clock."""
     entry_ns: int
-    """Longest time that TDH.VP.ENTER spends before the guest runs."""
+    """Longest time in ns that TDH.VP.ENTER takes before the guest runs."""
     may_miss: Callable[[Times, Times], Flags]
-    """For intervals (first and last ns), whether events in them may be lost."""
+    """Returns for intervals (first and last ns) whether events in them may be lost."""
     clock_is_global: bool
     """Whether the source names a clock that all CPUs share."""
 
     def numbered(self, *columns: str) -> pl.DataFrame:
-        """Return columns of ``calls`` with ``row``, its place there."""
+        """Return columns of ``calls`` with ``row``, the row number."""
         return self.calls.select(*columns).with_row_index("row")
 
     def surely_overlap(self, one: Index, other: Index) -> Flags:
-        """Return for pairs of rows of ``calls`` whether they overlap at any rounding of the clock.
+        """Return whether pairs of rows of ``calls`` overlap, however the clock was rounded.
 
-        Each begins before the other ends by more than the resolution; how long the two last
-        together does not matter: a call of no length inside another one overlaps it.
+        Each call must begin before the other ends by more than the resolution.  The length of the
+        overlap does not matter: a call of zero length inside another one overlaps it.
         """
         begins, ends = (self.calls[name].to_numpy() for name in ("begins", "ends"))
         apart = np.minimum(ends[one] - begins[other], ends[other] - begins[one])
@@ -60,16 +60,16 @@ class RuleEvidence:
         return sure
 
     def is_whole(self, rows: Index) -> Flags:
-        """Return whether begin and end of these rows of ``calls`` were recorded and nothing lost.
+        """Return whether rows of ``calls`` have a recorded begin and end and no loss between.
 
-        Where events may be lost within a call, its return may be that of a later one.
+        If events may be lost during a call, its return may belong to a later call.
         """
         begins, ends = (self.calls[name].to_numpy()[rows] for name in ("begins", "ends"))
         certain: Flags = self.calls["certain"].to_numpy()[rows]
         return certain & ~self.may_miss(begins, ends)
 
     def lossless(self, rows: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
-        """Return the rows between whose columns ``first`` and ``last`` (ns) nothing is lost."""
+        """Return the rows without a loss between their columns ``first`` and ``last`` (ns)."""
         lost = self.may_miss(rows[first].to_numpy(), rows[last].to_numpy())
         return rows.filter(~pl.Series(lost, dtype=pl.Boolean))
 
@@ -78,9 +78,9 @@ def broken_calls(rows: pl.DataFrame, rule: str, confidence: str = "proof") -> pl
     """Return rows of BROKEN_CALLS.
 
     Args:
-        rows: Columns row and evidence: places in ``calls``; evidence may be null.
-        rule: The rule that they break.
-        confidence: How sure that is.
+        rows: Columns row and evidence, row numbers in ``calls``; evidence may be null.
+        rule: The rule that the rows break.
+        confidence: The confidence, one of CONFIDENCES.
     """
     return rows.select(
         pl.col("row").cast(pl.UInt32),
@@ -91,17 +91,17 @@ def broken_calls(rows: pl.DataFrame, rule: str, confidence: str = "proof") -> pl
 
 
 def overlapping_entries(seen: RuleEvidence, wanted: pl.DataFrame, first: str) -> pl.DataFrame:
-    """Return the vCPU entries of the TD of each wanted row between ``first`` and its ends.
+    """Return the vCPU entries of each wanted row's TD that overlap the row's interval.
 
     Args:
         seen: The calls.
-        wanted: Columns td_id, ``first`` and ends (ns).
-        first: Name of the column with the first ns.
+        wanted: Columns td_id, ``first`` and ends (ns), the bounds of the interval.
+        first: Name of the column with the start of the interval.
 
     Returns:
         The columns of ``wanted`` and evidence (row of the entry), entered, exited (ns), forced
-        (an external interrupt ended it), whole (both were recorded, and no loss lies between:
-        else its return may be that of a later entry), one row per pair.
+        (an external interrupt ended it), whole (begin and end were recorded without a loss
+        between; otherwise the return may belong to a later entry), one row per pair.
     """
     entries = seen.numbered("td_id", "leaf", "status", "begins", "ends").filter(
         pl.col("leaf") == VP_ENTER, pl.col("td_id").is_not_null()
