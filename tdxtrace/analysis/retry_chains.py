@@ -1,7 +1,8 @@
-"""The ``retry_chains`` table: SEAMCALLs that are attempts at the same request.
+"""The ``retry_chains`` table: SEAMCALLs grouped into attempts at the same request.
 
-Of a whole capture it is :func:`retry_chains`.  Of one that comes in segments: :func:`start`, then
-:func:`step` for each segment, which gives the chains that are decided, and :func:`finish`.
+:func:`retry_chains` processes a whole capture.  For a capture that arrives in segments, call
+:func:`start`, then :func:`step` for each segment, which returns the decided chains, and finally
+:func:`finish`.
 """
 
 from __future__ import annotations
@@ -42,33 +43,34 @@ from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tdx import leaves, word
 from tdxtrace.tdx.status import is_retryable
 
-# A fault's requests, and those to enter the vCPU that faulted: what one thread may have open at a
-# time.  Linux 6.16 arch/x86/kvm/vmx/tdx.c: tdx_handle_ept_violation leaves its loop with the page
-# still missing and enters the guest, which faults again, there or elsewhere first.
+# Leaves that handle a page fault.  One thread may have such a request and a request to enter the
+# faulting vCPU open at the same time.  Linux 6.16 arch/x86/kvm/vmx/tdx.c: tdx_handle_ept_violation
+# leaves its loop with the page still missing and enters the guest, which faults again on the same
+# page or on another page first.
 _FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"))
 
-# RANGE.UNBLOCK, and what requires that the same Secure EPT entry is blocked: where it no longer is,
-# the request fails until a new BLOCK and TRACK.  Intel TDX module 1.5 ABI specification: the entry
-# state that each of these leaves requires.
+# RANGE.UNBLOCK, and the leaves that require the same Secure EPT entry to be blocked: once it is
+# unblocked, the request fails until a new BLOCK and TRACK.  Intel TDX module 1.5 ABI specification:
+# the entry state that each of these leaves requires.
 _UNBLOCK: Final = leaves.parse_leaf("TDH.MEM.RANGE.UNBLOCK")[0]
-# It takes 4K pages only, and its operands name no level.
+# PAGE.RELOCATE accepts only 4K pages, and its operands contain no level.
 _RELOCATE: Final = leaves.parse_leaf("TDH.MEM.PAGE.RELOCATE")[0]
 _OF_BLOCKED: Final = leaves.numbers_of(
     f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE", "REMOVE")
 )
 
-# Calls that are linked at a time: what is kept of each meanwhile fits into the CPU's caches and a
-# small share of the memory.  A choice.
+# Number of calls linked per batch, chosen so that the per-call working data fits into the CPU
+# caches and uses little memory.
 _PIECE: Final = 1 << 18
-# Chains, threads and so on that are kept of a capture without an end: a fault and an entry of
-# 32,768 vCPUs.  A choice.
+# Maximum number of chains, threads and pairs kept for an endless capture: one fault and one entry
+# for each of 32,768 vCPUs.  An arbitrary choice.
 _MAX_KEPT: Final = 1 << 16
-# What a call takes in a recording, about: it decides how loops over calls run.
+# Approximate recording size of one call; decides whether loops over calls are compiled.
 _BYTES_PER_CALL: Final = 256
-# After a gap, calls of a leaf that may go on with what was open before, at most: a thread that
-# comes back later than that does so too rarely to doubt all that it began.  A choice.
+# Maximum number of calls of a leaf after a gap that may still continue a request from before the
+# gap.  Later returns are too rare to mark every new request as cut.  An arbitrary choice.
 _MOST_BETWEEN: Final = 255
-# The most that was seen is the least that is possible: a choice, twice as many.
+# The observed maximum is a lower bound of the true maximum; assume twice as many (a choice).
 _MARGIN: Final = 2
 _MIN_NS: Final = np.iinfo(np.int64).min
 _MAX_NS: Final = np.iinfo(np.int64).max
@@ -98,20 +100,20 @@ I64 = NDArray[np.int64]
 
 @dataclass(slots=True)
 class Survey:
-    """What a capture as a whole tells of its calls."""
+    """Properties of the whole capture that chain linking needs."""
 
     captured: U16 = field(default_factory=lambda: np.zeros(1 << 16, np.uint16))
-    """By leaf: identifying operands that any of its calls names."""
+    """For each leaf: bits of the identifying operands that any of its calls recorded."""
     tds: pl.DataFrame = field(
         default_factory=lambda: SEAMCALLS.empty().select("source", "tid", "tgid", "td_id")
     )
-    """TDs that the calls of each thread name."""
+    """TDs recorded in the calls of each thread."""
     has_processes: bool = False
     """Whether the process of every call was recorded."""
     losses: pl.DataFrame = field(default_factory=LOSSES.empty)
 
     def add(self, seamcalls: pl.DataFrame, *, are_all: bool = False) -> None:
-        """Add what calls tell; ``are_all`` says that there are no others."""
+        """Add calls to the survey; ``are_all`` means that these are all calls of the capture."""
         leaf = seamcalls["leaf"].to_numpy()
         for name, operand in _OPERANDS.items():
             is_named = np.zeros(1 << 16, np.bool_)
@@ -124,35 +126,34 @@ class Survey:
 
 
 def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
-    """Join the attempts at each request into one row.
+    """Group the attempts at each request into one row.
 
-    A chain is the calls by which one thread makes one request: (td, leaf, gpa,
-    level) for memory leaves, (td, leaf) for TRACK and the management leaves, the
-    vCPU for VP.ENTER.  Every call but the last was answered with a retryable
-    status, and no other thread settled the request before the next, unless that one followed
-    at once.  Neither a pause, nor a move to another CPU, nor another call of the thread ends
-    a chain, but one: a successful RANGE.UNBLOCK, of any thread, gives up what requires the range to
-    be blocked (DEMOTE, PROMOTE, RELOCATE, REMOVE).  A request that succeeds at once is a chain of
-    one.
+    A chain consists of the calls by which one thread makes one request, identified by (td, leaf,
+    gpa, level) for memory leaves, (td, leaf) for TRACK and the management leaves, and the
+    vCPU for VP.ENTER.  Every call but the last returned a retryable status, and no other thread
+    settled the request before the next call, unless that call followed at once.  A pause, a move
+    to another CPU or another call of the thread does not end a chain.  One call does: a successful
+    RANGE.UNBLOCK, by any thread, ends the requests that require the range to be blocked (DEMOTE,
+    PROMOTE, RELOCATE, REMOVE).  A request that succeeds at once is a chain with one call.
 
-    Where arguments were not captured, calls are joined by those that were, and
-    ``identity`` says so.  A call that names no request, where others of its leaf do (its entry is
-    missing), joins none: it may belong to any that its thread has open, and these are ``cut``.
-    A window of lost events cuts the chains that could reach into it: those open in its threads,
-    and the first one after it of the thread, and of each leaf of a vCPU.  Where a thread was seen
-    to come back to a request after n calls of its leaf and others, it may do so after a loss too,
-    and later than was seen: whatever it begins within 2 n calls of that leaf is cut.  What it left
-    open n calls before the trace's end is not abandoned.
+    Where some operands were not captured, calls are grouped by the captured ones, and ``identity``
+    records which.  A call without the operands that other calls of its leaf have (its entry event
+    is missing) joins no chain: it may belong to any open request of its thread, so these are
+    ``cut``.  A window of lost events cuts the chains that could extend into it: those open in the
+    affected threads, and after it the first chain of the thread and of each leaf of a vCPU.  If a
+    thread was observed to return to a request after n other calls of the same leaf, it may also do
+    so after a loss, and later than observed: chains that it begins within 2 n calls of that leaf
+    are cut.  A request that it left open n calls before the end of the trace is not abandoned.
 
-    A request is ``abandoned`` if its thread began another one later, or its range was unblocked,
-    and the thread was recorded without a loss up to then; ``cut`` by the trace's end if it made
-    none, or only went on with those that were open, since it may come back.  An entry is no other
-    request for a fault.
+    A request is ``abandoned`` if its thread began another request later, or its range was
+    unblocked, and no events of the thread were lost up to then.  It is ``cut`` by the end of the
+    trace if the thread began no other request, or only continued open ones, since it may return.
+    For a request of a fault, entering the vCPU does not count as another request.
 
     A request that its caller left busy is ``resolved_elsewhere`` if a call of another thread
-    succeeded on the same (td, leaf, gpa, level) after the chain began, before a loss: the page is
-    in the wanted state and the lock's host priority is cleared.  Only requests that a page or a TD
-    identifies can be: a vCPU has no second caller.
+    succeeded on the same (td, leaf, gpa, level) after the chain began and before a loss: the page
+    is in the target state and the lock's host priority is cleared.  This applies only to requests
+    identified by a page or a TD: a vCPU has no second caller.
 
     Args:
         seamcalls: The ``seamcalls`` table, in any order.
@@ -175,25 +176,25 @@ def retry_chains(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
 def chains_and_answers(
     seamcalls: pl.DataFrame, losses: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return :func:`retry_chains`, and the busy answers of these chains (:func:`take_answers`)."""
+    """Return the ``retry_chains`` table and its busy answers (see :func:`take_answers`)."""
     state = start(survey(seamcalls, losses), answers=True)
     parts = [step(state, seamcalls), finish(state)]
     return in_order(pl.concat(parts), "first_seq"), take_answers(state)
 
 
 def survey(seamcalls: pl.DataFrame, losses: pl.DataFrame) -> Survey:
-    """Return what all calls and losses of a capture tell of each call."""
+    """Return the survey of all calls and losses of a capture."""
     found = Survey(has_processes=not seamcalls["tgid"].null_count(), losses=LOSSES.conform(losses))
     found.add(SEAMCALLS.conform(seamcalls), are_all=True)
     return found
 
 
 SURVEYED: Final = ("source", "leaf", "tid", "tgid", *_OPERANDS)
-"""Columns of ``seamcalls`` that a survey looks at."""
+"""Columns of ``seamcalls`` that a survey reads."""
 
 
 def survey_parts(parts: Iterable[pl.DataFrame], losses: pl.DataFrame) -> Survey:
-    """Return what a capture tells whose calls, the columns SURVEYED, come in parts."""
+    """Return the survey of a capture whose calls come in parts with the columns SURVEYED."""
     found = Survey(has_processes=True, losses=LOSSES.conform(losses))
     for calls in parts:
         found.has_processes &= not calls["tgid"].null_count()
@@ -203,38 +204,38 @@ def survey_parts(parts: Iterable[pl.DataFrame], losses: pl.DataFrame) -> Survey:
 
 @dataclass(slots=True)
 class ChainState:
-    """What is kept between segments."""
+    """State kept between segments."""
 
     known: Survey
     is_surveyed: bool
-    """Whether ``known`` is of the whole capture; else it is what came so far."""
+    """Whether ``known`` covers the whole capture; otherwise it covers the segments so far."""
     sources: dict[int, Linker] = field(default_factory=dict)
     n_given_up: int = 0
-    """Chains dropped by :func:`forget` whose end was not seen."""
+    """Number of chains dropped by :func:`forget` before their end was recorded."""
     answers: list[pl.DataFrame] | None = None
-    """Busy answers since they were last taken, if they are wanted: see :func:`start`."""
+    """Busy answers since the last :func:`take_answers`; None if not requested from :func:`start`."""
 
     @property
     def n_in_flight(self) -> int:
-        """Number of chains that may get another attempt."""
+        """Number of chains that may still get another attempt."""
         return sum(int((one.chains["is_lost"] == 0).sum()) for one in self.sources.values())
 
     @property
     def max_attempts_in_flight(self) -> int:
-        """Maximum attempts so far of a chain that is open; 0 if there is none."""
+        """Largest number of attempts so far among open chains; 0 without open chains."""
         return max(
             (int(one.chains["n"].max(initial=0)) for one in self.sources.values()), default=0
         )
 
 
 def start(known: Survey | None = None, *, answers: bool = False) -> ChainState:
-    """Begin to find the chains of a capture that comes in segments.
+    """Create the state for a capture that comes in segments.
 
     Args:
-        known: What the whole capture tells.  Without it, that is learned on the way: a call whose
-            entry was not recorded, before the first of its leaf that names its request, is then
-            joined with others like it; the TD of a thread is the only one so far; and threads of
-            one number are one thread.
+        known: Survey of the whole capture.  Without it, the survey grows with each segment, with
+            three effects: calls without entry events, before the first call of their leaf that
+            names its request, are joined with each other; the TD of a thread is the only one
+            recorded so far; and threads with the same tid are treated as one thread.
         answers: Whether :func:`take_answers` is called after each step.
     """
     return ChainState(known or Survey(), known is not None, answers=[] if answers else None)
@@ -245,13 +246,14 @@ def step(
 ) -> pl.DataFrame:
     """Add a segment, and return the chains that it decided.
 
-    However a capture that was surveyed is cut, all steps and :func:`finish` give the same rows.
+    For a surveyed capture, all steps and :func:`finish` together return the same rows, however the
+    capture is divided into segments.
 
     Args:
-        state: As :func:`start` returned it.
-        seamcalls: Rows of the ``seamcalls`` table, none of which begins before one of an earlier
-            segment.  A call that comes late is taken in its turn.
-        losses: Rows of the ``losses`` table that are new; none if the capture was surveyed.
+        state: State returned by :func:`start`.
+        seamcalls: Rows of the ``seamcalls`` table.  No call begins before a call of an earlier
+            segment.  A late call is processed in order of arrival.
+        losses: New rows of the ``losses`` table; none if the capture was surveyed.
 
     Returns:
         Rows of the ``retry_chains`` table.
@@ -275,11 +277,11 @@ def step(
 
 
 def take_answers(state: ChainState) -> pl.DataFrame:
-    """Return the busy answers of the steps since the last time, which are then let go of.
+    """Return the busy answers since the previous call, and drop them from the state.
 
     Returns:
-        Rows of the ``busy_answers`` table but for their ``episode``, which all chains tell, in the
-        order of the calls' begins.
+        Rows of the ``busy_answers`` table without ``episode``, which depends on all chains, in the
+        order in which the calls begin.
     """
     found, state.answers = state.answers or [], []
     return pl.concat([_NO_ANSWERS, *found])
@@ -289,11 +291,11 @@ _NO_ANSWERS: Final = BUSY_ANSWERS.empty().drop("episode")
 
 
 def numbered(calls: pl.DataFrame, places: linking.Places) -> pl.DataFrame:
-    """Return rows of ``busy_answers`` but for their ``episode``.
+    """Return rows of ``busy_answers`` without ``episode``.
 
     Args:
-        calls: Rows of the ``seamcalls`` table, of which those with a retryable status count.
-        places: Where each stands in its chain.
+        calls: Rows of the ``seamcalls`` table; only those with a retryable status are used.
+        places: Position of each call in its chain.
     """
     made = calls.lazy().with_columns(
         first_seq=pl.Series(places.first_seq),
@@ -304,7 +306,7 @@ def numbered(calls: pl.DataFrame, places: linking.Places) -> pl.DataFrame:
 
 
 def finish(state: ChainState) -> pl.DataFrame:
-    """Return the chains that are open at the end of the capture."""
+    """Return the chains that are still open at the end of the capture."""
     parts = [RETRY_CHAINS.empty()]
     for source, linker in state.sources.items():
         parts += [linker.rows(linker.rest(), state.known, source), linker.decided()]
@@ -312,15 +314,16 @@ def finish(state: ChainState) -> pl.DataFrame:
 
 
 def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
-    """Let go of what is old, so that a capture without an end needs bounded memory.
+    """Drop old chains and losses to bound the memory of an endless capture.
 
     Chains without an attempt since ``before_ns``, and those cut by a loss, are returned as if the
-    capture ended: they get no more attempts.  Those whose thread did nothing since are dropped
-    and counted, and so are the oldest above a limit.  Older losses of a CPU become one.
+    capture ended: they get no more attempts.  Chains whose thread has made no call since are
+    dropped and counted, and so are the oldest chains above a limit.  Older losses of each CPU are
+    merged into one.
 
     Args:
-        state: As :func:`start` returned it.
-        before_ns: Time before which attempts are old.
+        state: State returned by :func:`start`.
+        before_ns: Time in ns before which attempts are old.
     """
     known, parts = state.known, []
     for source, linker in state.sources.items():
@@ -338,7 +341,7 @@ def forget(state: ChainState, before_ns: int) -> pl.DataFrame:
 
 
 def _merged_losses(losses: pl.DataFrame, before_ns: int) -> pl.DataFrame:
-    """One row for all losses of a kind and CPU that ended before a time; the others as they are."""
+    """Merge the losses of each kind and CPU that ended before a time; keep the others unchanged."""
     is_past = (pl.col("end_ns") < before_ns).fill_null(False)
     start_ns = pl.when(~pl.col("start_ns").is_null().any()).then(pl.col("start_ns").min())
     merged = losses.filter(is_past).group_by("source", "kind", "cpu")
