@@ -1,6 +1,6 @@
 """The ``attempts`` table: share of requests done within n attempts, or within a time.
 
-The shares are Kaplan-Meier curves of the steps that requests need, with censoring and clustering.
+The shares are Kaplan-Meier curves over attempts or time, with censoring and clustering.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ from tdxtrace.tables.fleet import ATTEMPT_COUNTS, ATTEMPT_TOTALS, CLUSTERED_BY
 from tdxtrace.tables.limits import ATTEMPTS, BUSY_ANSWERS, TIMES_NS, UNITS, VIEWS
 from tdxtrace.tdx.operands import resource
 
-# A TD is one of its input: struct tdx_td of two hosts, or of one on two days, may have one address.
+# A TD belongs to one input: the struct tdx_td of two hosts, or of one host on two days, may have
+# the same address.
 _GROUP: Final = ("leaf", "by", "source", "td_id", "kind")
 
-# What the loop over bursts counts of each step.
+# Sums that the loop over bursts computes for each step.
 _BURST_SUMS: Final = ("n_more", "squares", "n_episodes", "cubes")
 
-# Fewer episodes than this do not show the spread of episode sizes; the design effect is then
-# that of the last step that had so many.  Ten is what cluster-robust variances are said to
-# need at the least (A. C. Cameron, D. L. Miller, J. Human Resources 50 (2015) 317: few is
-# "less than 20" to "less than 50"; the t factor below pays for the difference).
+# Minimum number of episodes to estimate the spread of episode sizes; with fewer, the design effect
+# of the last step with enough episodes is used.  Ten is the minimum for cluster-robust variances
+# (A. C. Cameron, D. L. Miller, J. Human Resources 50 (2015) 317: few is "less than 20" to "less
+# than 50"; the t factor below accounts for the difference).
 MIN_EPISODES: Final = 10
 
-# Where nothing was busy the number of episodes adds no uncertainty.
+# Without busy answers, the number of episodes adds no uncertainty.
 _UNLIMITED_EPISODES: Final = 1_000_000
 # Outcomes in which the module ended the request: no further attempt was needed.
 _DONE: Final = ("succeeded", "failed")
 _IS_WHOLE: Final = ~pl.col("begin_lost").fill_null(False)
 
-# Causes that a lock of the host could prevent, and the others.  An armed TDH.VP.ENTER is a
-# host call, but no such lock is held over it, and the guest arms it (P. Bonzini, 2024-09-10:
-# the lock goes around the memory SEAMCALLs, the zero-step answer is another matter).
-# Unexplained answers may be of either kind and count for both.
+# Causes that a host lock could prevent, and the others.  An armed TDH.VP.ENTER is a host call,
+# but no such lock is held during it, and the guest arms it (P. Bonzini, 2024-09-10: the lock goes
+# around the memory SEAMCALLs, the zero-step answer is a separate problem).  Unexplained answers may
+# belong to either maker and count for both.
 _MAKERS: Final = {
     "host": ("host_conflict", "kernel_bug", "unexplained"),
     "guest": ("guest", "armed_entry", "unexplained"),
 }
 
-# What a loop over requests looks at of each, for both units: it decides how it runs.
+# Bytes that a loop over requests reads for each, for both units; decides whether it is compiled.
 _BYTES_PER_REQUEST: Final = 2 * 20
 _CHAIN_COLUMNS: Final = (
     *("source", "leaf", "td_id", "first_seq", "n_busy", "outcome", "begin_lost"),
@@ -70,29 +71,29 @@ def attempts(
 ) -> pl.DataFrame:
     """Estimate the share of requests done within n attempts, and within t ns of retrying.
 
-    A request is done at the attempt that was answered with anything but a retryable
-    status; an error ends the retrying too.  Time is counted up to the last busy answer,
-    which is when a loop would check its clock: a request that was never busy took
-    none.  Requests that were cut, given up or settled by another thread are censored:
-    they needed more than the busy answers that were seen.  Those without any answer say
-    nothing and are not at risk at any step.  Requests whose beginning may be lost are left
-    out, busy or not: of how many attempts they needed only the end was seen, and whether it
-    was seen does not depend on the number.
+    A request is done at the first attempt that returned a status that is not retryable; an error
+    also ends the retrying.  Time is counted up to the last busy answer, which is when a retry
+    loop would check its clock: a request that was never busy took no time.  Requests that were
+    cut, given up or settled by another thread are censored: they needed more attempts than the
+    recorded busy answers.  Requests without any answer are not at risk at any step.  Requests
+    whose beginning may be lost are excluded, busy or not: only the last of their attempts were
+    recorded, and whether they were recorded does not depend on the number of attempts.
 
     Curves of a resource, a cause or a maker count only busy answers of that kind, over
-    all requests of the leaf: the curve if the other kinds had not occurred.  A request that
-    left sight busy with another kind only says nothing of this one.
+    all requests of the leaf: the curve if the other kinds had not occurred.  A request whose
+    record ends while busy with another kind is not evidence for this kind.
 
-    Requests of one burst are not independent. An interval is that of an effective number of
+    Requests of one burst are not independent. Intervals are computed for an effective number of
     independent requests: their number divided by the design effect, which is the variance
-    under resampling of whole episodes over that under resampling of requests (in closed form,
-    so nothing is random).
+    under resampling of whole episodes divided by the variance under resampling of requests (in
+    closed form, so the result is deterministic).
 
     Args:
-        retry_chains: The ``retry_chains`` table, or a query of it; all its sources are taken
-            together, but for the curves of TDs: one address in two inputs is two TDs.
-        busy_answers: The ``busy_answers`` table of the same chains, or of more; or a query of it.
-        busy_causes: The ``busy_causes`` table, or a query of it; None: no curves of causes and
+        retry_chains: The ``retry_chains`` table, or a query of it. All its sources are combined,
+            except in the curves of TDs: the same address in two inputs means two TDs.
+        busy_answers: The ``busy_answers`` table of the same chains, optionally of more chains; or a
+            query of it.
+        busy_causes: The ``busy_causes`` table, or a query of it; None for no curves of causes and
             makers.
 
     Returns:
@@ -104,21 +105,21 @@ def attempts(
     Sources:
         E. L. Kaplan, P. Meier, J. Am. Stat. Assoc. 53 (1958) 457: the estimate.
         E. L. Korn, B. I. Graubard, Survey Methodology 24 (1998) 193: exact binomial
-        intervals of an effective number of trials.
+        intervals for an effective number of trials.
     """
     return curves_of(count_attempts(retry_chains, busy_answers, busy_causes))
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptCounts:
-    """What curves are functions of: counts of one or more inputs, which add."""
+    """Additive counts of one or more inputs, from which curves are computed."""
 
     steps: pl.DataFrame
     """The ``attempt_counts`` table."""
     totals: pl.DataFrame
     """The ``attempt_totals`` table."""
     has_makers: bool
-    """Whether the causes of busy answers were looked for."""
+    """Whether the causes of busy answers were given."""
 
 
 def count_attempts(
@@ -126,7 +127,7 @@ def count_attempts(
     busy_answers: pl.DataFrame | pl.LazyFrame,
     busy_causes: pl.DataFrame | pl.LazyFrame | None = None,
 ) -> AttemptCounts:
-    """Count what :func:`attempts` rests on; the arguments and errors are the same."""
+    """Compute the counts for :func:`attempts`, with the same arguments and errors."""
     chains = RETRY_CHAINS.pick(retry_chains, *_CHAIN_COLUMNS)
     answers = BUSY_ANSWERS.pick(busy_answers, *_ANSWER_COLUMNS)
     at_risk = clusters(
@@ -165,27 +166,27 @@ def count_attempts(
 
 @dataclass(frozen=True, slots=True)
 class _Retried:
-    """The requests of each curve that were not done at once, curve by curve."""
+    """Requests that were not done at the first attempt, ordered by curve."""
 
     group: Index
-    """The curve, ascending."""
+    """Number of the curve, ascending."""
     burst: Times
     """Number of the request's episode."""
     n_busy: Times
-    """Busy answers that count for the curve."""
+    """Number of busy answers that count for the curve."""
     waited_ns: Times
-    """Time to the last of them."""
+    """Time in ns to the last of these answers."""
     done: Flags
     settled: Flags
-    """Whether another thread settled it."""
+    """Whether another thread settled the request."""
     from_middle: Floats
-    """Number of its period, from the middle of the input."""
+    """Number of the request's period, counted from the middle of the input."""
     period: Times
-    """Number of the request's cluster of each unit of dependence."""
+    """Number of the request's cluster: period, TD or source."""
     td: Times
     source: Times
     period_n: Times
-    """Requests of that cluster that are at risk."""
+    """Number of requests at risk in that cluster."""
     td_n: Times
     source_n: Times
 
@@ -196,7 +197,7 @@ _View = tuple[str, str | None, NDArray[np.bool_]]
 def _views(
     answers: pl.DataFrame, busy_causes: pl.DataFrame | pl.LazyFrame | None
 ) -> Iterator[_View]:
-    """Parts of the answers that curves are about: view, kind, and the answers that count."""
+    """Yield the views of the answers for curves: view, kind, and a mask of the counted answers."""
     every = np.ones(answers.height, np.bool_)
     yield "leaf", None, every
     yield "td", None, every
@@ -230,7 +231,7 @@ def _retried(
     views: Iterator[_View],
     answers: pl.DataFrame,
 ) -> tuple[_Retried, pl.DataFrame]:
-    """The retried requests of every curve, and the curves: one row each, its number and _GROUP."""
+    """Return the retried requests of all curves, and the curves: a number and _GROUP per row."""
     request = answers["request"].to_numpy()
     burst, done = _bursts(requests, request, answers), requests["done"].to_numpy()
     settled = (requests["outcome"] == "resolved_elsewhere").to_numpy()
@@ -268,7 +269,7 @@ def _retried(
 
 
 def _totals(chains: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """Requests, and those done, of each leaf, and of each TD of a leaf."""
+    """Count requests, and requests done, for each leaf, and for each TD of a leaf."""
     of_td = chains.group_by("leaf", "source", "td_id").agg(
         n_requests=pl.len().cast(pl.UInt64),
         n_done=(pl.col("outcome").is_in(_DONE) & _IS_WHOLE).sum().cast(pl.Int64),
@@ -281,14 +282,14 @@ def _totals(chains: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 @dataclass(frozen=True, slots=True)
 class _Extents:
-    """How many requests at risk the clusters of leaves, or of TDs, hold."""
+    """Number of requests at risk in each cluster, by leaf or by TD of a leaf."""
 
     keys: tuple[str, ...]
     by_cluster: dict[str, pl.DataFrame]
-    """For each unit: keys, the cluster's number, and n, its requests."""
+    """For each unit: the keys, the cluster's number, and n, the number of its requests."""
 
     def of_requests(self, requests: pl.DataFrame) -> list[Times]:
-        """The cluster of each request, of each unit, and then the clusters' sizes."""
+        """Return for each request its cluster of each unit, followed by the clusters' sizes."""
         found = []
         for unit, rows in self.by_cluster.items():
             on = list(dict.fromkeys((*self.keys, unit)))
@@ -299,7 +300,7 @@ class _Extents:
         return numbers + found
 
     def columns(self, totals: pl.DataFrame) -> pl.DataFrame:
-        """Sums over the clusters of each row of totals."""
+        """Return the sums over clusters for each row of totals."""
         joined = totals.lazy().select(self.keys)
         for unit, rows in self.by_cluster.items():
             sums = (
@@ -323,8 +324,8 @@ class _Extents:
 
 
 def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:
-    """The clusters of leaves, and of the TDs of leaves."""
-    # A few rows, of which the clusters of every unit are sums.
+    """Return the cluster sizes by leaf, and by TD of a leaf."""
+    # Few rows; the clusters of every unit are sums of them.
     parts = (
         at_risk.group_by("leaf", "source", "td_id", "period", "td")
         .agg(pl.len().alias("n"), pl.col("period_known", "td_known", "from_middle").first())
@@ -347,7 +348,7 @@ def _extents(at_risk: pl.DataFrame) -> dict[str, _Extents]:
 
 
 def _bursts(requests: pl.DataFrame, request: Index, answers: pl.DataFrame) -> Times:
-    """Number of the episode of each request, which is told by its answers."""
+    """Return the episode number of each request, from its answers."""
     episode = np.zeros(requests.height, np.int64)
     episode[request] = answers["episode"].to_numpy()
     of_source = requests["source"].to_numpy().astype(np.int64) << HALF
@@ -356,14 +357,14 @@ def _bursts(requests: pl.DataFrame, request: Index, answers: pl.DataFrame) -> Ti
 
 
 def _count(request: Index, waited_ns: Times, n_requests: int) -> tuple[Times, Times]:
-    """Number and greatest delay (ns) of the busy answers of each request."""
+    """Return the number and the longest delay (ns) of the busy answers of each request."""
     longest_ns = np.full(n_requests, np.iinfo(np.int64).min)
     np.maximum.at(longest_ns, request, waited_ns)
     return np.bincount(request, minlength=n_requests), longest_ns
 
 
 def _group_of(requests: pl.DataFrame, totals: pl.DataFrame) -> Index:
-    """The row of ``totals`` of each request; -1 if none."""
+    """Return the row number in ``totals`` of each request; -1 if missing."""
     keys = ["leaf"] if totals["td_id"].null_count() else ["leaf", "source", "td_id"]
     rows = requests.select(keys).join(
         totals.select(keys).with_row_index("group"), on=keys, how="left", maintain_order="left"
@@ -374,11 +375,12 @@ def _group_of(requests: pl.DataFrame, totals: pl.DataFrame) -> Index:
 def _both_ways(
     retried: _Retried, depth_of: Callable[[_Retried], Times], base: int, n_groups: int
 ) -> Iterator[pl.DataFrame]:
-    """Counts of curves for whatever requests settled by another thread would have needed.
+    """Yield counts under both assumptions about requests that another thread settled.
 
-    The lock was free when the other thread had it, so that such a request would have been done
-    soon. Its share is that of a request that needed more than was seen; the upper end of the
-    interval is the larger of that and of the curve on which it was done at its last attempt.
+    The lock was free when the other thread acquired it, so such a request would have been done
+    soon. The share assumes that the request needed more than was recorded. The upper end of the
+    interval is the larger of that under this assumption and that of the curve on which the
+    request was done at its last attempt.
     """
     has_settled = np.zeros(n_groups, np.bool_)
     has_settled[retried.group[retried.settled]] = True
@@ -401,24 +403,24 @@ def _both_ways(
 
 
 def _depth_in_attempts(retried: _Retried) -> Times:
-    """The last attempt after which each request is known to need more."""
+    """Return the last attempt after which each request still needed more."""
     return retried.n_busy
 
 
 def _depth_in_time(retried: _Retried) -> Times:
-    """The last of TIMES_NS after which each request is known to need more, -1 for none."""
+    """Return the index of the last of TIMES_NS at which each request needed more; -1 if none."""
     depth = np.searchsorted(_TIME_STEPS, retried.waited_ns, "left") - 1
     censored = np.searchsorted(_TIME_STEPS, retried.waited_ns, "right") - 1
     return np.where(retried.done, depth, censored)
 
 
 def _count_by_step(retried: _Retried, depth: Times, base: int, n_groups: int) -> pl.DataFrame:
-    """Requests done and censored at each step, and what those that need more add to the sums.
+    """Count requests done and censored at each step, and sum over those that need more.
 
     Args:
-        retried: The requests that were not done at once.
+        retried: The requests that were not done at the first attempt.
         depth: The last step after which each of them still needed more.
-        base: The depth of those that were done at once.
+        base: The depth of requests done at the first attempt.
         n_groups: Number of curves.
     """
     above = depth - base
@@ -444,7 +446,7 @@ def _count_by_step(retried: _Retried, depth: Times, base: int, n_groups: int) ->
 
 
 def _count_clusters(retried: _Retried, cluster: Times, above: Times, first: Times) -> Times:
-    """Requests, squares and clusters, as the loop over bursts counts them, of each curve."""
+    """Return the sums _BURST_SUMS at each step of each curve, from the loop over bursts."""
     counts = np.zeros((len(_BURST_SUMS), first[-1]), np.int64)
     begins = np.searchsorted(retried.group, np.arange(len(first)))
     key = ((cluster + 1) << HALF) | (DEEPEST - above)
@@ -457,27 +459,27 @@ def _count_clusters(retried: _Retried, cluster: Times, above: Times, first: Time
 
 
 def _count_wide_units(retried: _Retried, above: Times, first: Times) -> dict[str, NDArray[Any]]:
-    """What the requests of each last step after which they need more add to the sums of units."""
+    """Return the increments of the units' sums at the last step after which requests need more."""
     at = first[retried.group] + above
     sums: dict[str, NDArray[Any]] = {}
     for unit in CLUSTERED_BY:
         cluster, size = getattr(retried, unit), getattr(retried, f"{unit}_n")
         sums[f"{unit}_squares"] = _count_clusters(retried, cluster, above, first)[1]
-        # Through a float64, which is exact up to 2^53.
+        # The sum passes through float64, which is exact up to 2^53.
         sums[f"{unit}_products"] = np.bincount(at, size, first[-1]).astype(np.int64)
-    # Without requests numpy counts in whole numbers.
+    # Without requests, np.bincount returns integers.
     for name, power in (("trend", 1), ("trend_squares", 2)):
         sums[name] = np.bincount(at, retried.from_middle**power, first[-1]).astype(np.float64)
     return sums
 
 
 def curves_of(counts: AttemptCounts) -> pl.DataFrame:
-    """Return the ``attempts`` table of counts, or of sums of them.
+    """Return the ``attempts`` table for counts, or for sums of counts.
 
     Args:
-        counts: Counts of one or more inputs, each of them with its own number in ``source``. With
-            sums over hosts too (host_squares and host_products of steps, host_clusters and
-            host_sizes of totals) the intervals are those of hosts as clusters.
+        counts: Counts of one or more inputs, each with its own number in ``source``. If they also
+            contain sums over hosts (host_squares and host_products in steps, host_clusters and
+            host_sizes in totals), the intervals use hosts as clusters.
     """
     curves = _curves(counts)
     steps = _with_done_at_once(counts.steps, curves)
@@ -498,7 +500,7 @@ def curves_of(counts: AttemptCounts) -> pl.DataFrame:
 
 
 def _curves(counts: AttemptCounts) -> pl.DataFrame:
-    """One row per curve and unit: its number, what it is about, and the totals of its requests."""
+    """Return one row per curve and unit: its number, its keys, and the totals of its requests."""
     is_leaf = pl.col("td_id").is_null()
     leaves = counts.totals.filter(is_leaf)
     kinds = counts.steps.select("leaf", "by", "kind").unique()
@@ -515,14 +517,14 @@ def _curves(counts: AttemptCounts) -> pl.DataFrame:
     units = pl.DataFrame({"unit": UNITS}, schema={"unit": ATTEMPT_COUNTS.schema["unit"]})
     curves = pl.concat(parts, how="diagonal").join(units, how="cross").sort(*_GROUP, "unit")
     return curves.with_columns(
-        # A unit of which no cluster is known tells nothing.
+        # A unit without known clusters is not used.
         pl.when(pl.col(f"{unit}_known") > 0).then(f"{unit}_clusters").otherwise(0)
         for unit in CLUSTERED_BY
     ).with_row_index("group")
 
 
 def _with_done_at_once(steps: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
-    """Counts by number of the curve, with the requests that no busy answer of its kind kept."""
+    """Key counts by curve number, and add requests without a busy answer of the curve's kind."""
     on = [*_GROUP, "unit"]
     steps = steps.join(curves.select("group", *on), on=on, nulls_equal=True).drop(on)
     retried = steps.filter(pl.col("settled") != "done").group_by("group")
@@ -540,11 +542,11 @@ def _done_curves(steps: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
     """Return one row per curve and step at which requests were done or censored.
 
     Args:
-        steps: Counts by number of the curve and step, of which several may be of one step.
-        curves: The curves by their number.
+        steps: Counts by curve number and step; a step may have several rows.
+        curves: The curves with their numbers.
 
     Returns:
-        The columns group, _GROUP, unit, step and those of the ``attempts`` table from n_requests
+        The columns group, _GROUP, unit, step, and those of the ``attempts`` table from n_requests
         on.
     """
     steps = _still_retrying(steps).with_columns(
@@ -577,7 +579,7 @@ def _done_curves(steps: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
 
 
 def _still_retrying(steps: pl.DataFrame) -> pl.DataFrame:
-    """Sums over the requests that need more than each step, from what each step adds to them."""
+    """Sum over the requests that need more than each step, from the increments of the steps."""
     added = [c for c in steps.columns if c not in ("group", "step", "settled")]
     steps = steps.group_by("group", "step").agg(pl.col(added).sum()).sort("group", "step")
     left = [c for c in added if c not in ("n_done", "n_censored")]
@@ -600,7 +602,7 @@ def _with_effective_n(steps: pl.DataFrame) -> pl.DataFrame:
         for total in sums
     )
     burst = effect_of_bursts(n, squares, cubes)
-    # Equivalent number of uncensored requests: S (1 - S) over Greenwood's variance.
+    # Equivalent number of uncensored requests: S (1 - S) divided by Greenwood's variance.
     n_uncensored = (1 - pl.col("more")) / (pl.col("more") * pl.col("_greenwood"))
     n_uncensored = pl.when(pl.col("more") > 0).then(
         pl.when(pl.col("_greenwood") > 0).then(n_uncensored).otherwise(pl.col("n_at_risk"))

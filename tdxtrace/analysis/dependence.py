@@ -1,8 +1,9 @@
-"""Units of dependence of requests: how much less a number of requests tells as they are not alone.
+"""Design effects of requests that are not independent, by unit of dependence.
 
-Requests of one burst, one part of the recording, one TD or one input are alike. A unit's design
-effect is the variance of a share between the unit's clusters over that between independent
-requests; the unit with the largest counts. It is a function of sums over clusters, which add.
+Requests of one burst, one part of the recording, one TD or one input are correlated. The design
+effect of a unit is the variance of a share between the unit's clusters divided by its variance
+between independent requests; the unit with the largest effect is used. It is a function of sums
+over clusters, which are additive.
 """
 
 from __future__ import annotations
@@ -26,29 +27,32 @@ from tdxtrace.tables.enums import Dependence, names
 from tdxtrace.tables.fleet import CLUSTERED_BY
 from tdxtrace.tables.limits import MIN_UNITS
 
-# Parts of equal numbers of requests. Batch means want 10 to 30 of them (B. Schmeiser,
-# Operations Research 30 (1982) 556): more are no longer independent, fewer tell less.
+# Number of parts with equal numbers of requests. Batch means need 10 to 30 of them (B. Schmeiser,
+# Operations Research 30 (1982) 556): with more, they are not independent; with fewer, power is
+# lost.
 PERIODS: Final = 20
-# With fewer requests a part holds too few to differ from its neighbours.
+# With fewer requests, a part is too small to show a difference from its neighbours.
 _MIN_REQUESTS: Final = 5 * PERIODS
-# Fewer retried requests than this do not show how they differ between clusters (W. G. Cochran,
-# Biometrics 10 (1954) 417, wants one or more in each); the effect of the step before is kept.
+# Minimum retried requests to estimate how clusters differ (W. G. Cochran, Biometrics 10 (1954)
+# 417, requires one or more in each); with fewer, the effect of the previous step is kept.
 MIN_MORE: Final = 10
 IN_EACH: Final = 2
-# p-value below which the clusters of a unit are taken to differ in the first step of a curve: not
-# to see it is the worse error. Fewer than MIN_UNITS, of which a further one may be anywhere, must
-# differ more surely, and so must what fewer requests show at later steps.  A drift widens the
-# intervals at the one, and is said, with no limit given, at the other.
+# p-value below which the clusters of a unit are assumed to differ at the first step of a curve;
+# it is high because a missed difference is the worse error. With fewer than MIN_UNITS clusters,
+# where a further one may lie anywhere, and at later steps, which have fewer requests, the lower
+# SURELY_DIFFER applies. A drift below DIFFER widens the intervals; a drift below SURELY_DIFFER is
+# reported, and no limit is given.
 DIFFER: Final = 0.3
 SURELY_DIFFER: Final = 0.05
-# The variance between few clusters is taken as large as it is with this chance not to be larger.
-# With these, six stretches of 15 busy requests that differ by half hold a seventh in 88 %.
+# The variance between few clusters is replaced by its upper bound, which is too small with this
+# probability. With these constants, the interval from six stretches of 15 busy requests that differ
+# by half contains a seventh in 88 % of cases.
 UNDERSTATED: Final = 1 / 3
 _ROUNDING: Final = 1e-9
-# Parts next to each other are alike where a rate holds for longer than one: so many of them count
-# as one observation of what another time may show.
+# Adjacent parts are correlated where a rate lasts for longer than one part. The parts count as this
+# number of independent observations of what another time may show.
 ALIKE_PARTS: Final = 5.0
-# Between units that differ the share of a further one is uncertain even where none needed more.
+# If units differ, the share of a further unit is uncertain even where no request needed more.
 FEW: Final = 5.0
 _SOURCE_BITS: Final = 16
 
@@ -57,14 +61,14 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
     """Number the clusters of each unit.
 
     Args:
-        at_risk: source, leaf, td_id and first_seq of the requests that curves are about.
+        at_risk: source, leaf, td_id and first_seq of the requests that the curves describe.
 
     Returns:
-        The requests ordered by leaf, source and first_seq, with the columns period and td, numbers
-        of clusters; period_known and td_known, whether the request is in such a unit; and
-        from_middle, the number of its period counted from the middle of its input. No cluster is
-        in two inputs, so that sums over clusters add over inputs: the requests of an input whose
-        unit is not known are one cluster. Inputs are numbered by their source.
+        The requests ordered by leaf, source and first_seq, with the columns period and td (cluster
+        numbers); period_known and td_known (whether the request belongs to such a unit); and
+        from_middle (the number of its period, counted from the middle of its input). A cluster
+        never spans two inputs, so that sums over clusters are additive over inputs: the requests
+        of an input whose unit is unknown form one cluster. Inputs are numbered by their source.
     """
     rows = in_order(at_risk, "first_seq").sort("leaf", maintain_order=True)
     inputs = rows["leaf"].to_numpy().astype(np.int64) << _SOURCE_BITS | rows["source"].to_numpy()
@@ -86,15 +90,16 @@ def clusters(at_risk: pl.DataFrame) -> pl.DataFrame:
 
 
 def effect_of_bursts(n: Floats, squares: Floats, cubes: Floats) -> Floats:
-    """Return the design effect of bursts, larger where their sizes differ and they are few.
+    """Return the design effect of bursts, increased if bursts are few and differ in size.
 
-    It is the size of the burst of a request, in the middle of all requests. Its variance over
-    bursts gives the degrees of freedom of Student's quantile: bursts of one size need none.
+    The effect is the mean over requests of the size of the request's burst. Its variance over
+    bursts gives the degrees of freedom of Student's quantile; bursts of equal size need no such
+    correction.
 
     Args:
-        n: Requests of each step.
-        squares: Sum of the squares of their bursts' sizes.
-        cubes: Sum of the cubes.
+        n: Number of requests at each step.
+        squares: Sum of the squares of their burst sizes.
+        cubes: Sum of the cubes of their burst sizes.
 
     Sources:
         F. E. Satterthwaite, Biometrics Bulletin 2 (1946) 110: degrees of freedom from the
@@ -113,17 +118,18 @@ def effect_of_bursts(n: Floats, squares: Floats, cubes: Floats) -> Floats:
 def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
     """Return the design effect of each step of curves, its unit, and whether the rate drifts.
 
-    Where TDs, inputs or parts of the recording differ by more than chance, the interval is one for
-    a further one: the variance between them is added to that of their mean. It is taken relative
-    to the share, so that what few requests show at a deep step is not less than what many showed
-    before. Where a rate drifts, the interval reaches the rate at either end of the recording.
+    Where TDs, inputs or parts of the recording differ by more than chance, the interval is a
+    prediction for a further one: the variance between them is added to the variance of their mean.
+    The variance is relative to the share, so that a deep step with few requests does not get a
+    smaller variance than an earlier step with many. Where a rate drifts, the interval includes
+    the rate at both ends of the recording.
 
     Args:
-        steps: By curve and step, in their order: group, n_all, n_more, and for each of
-            CLUSTERED_BY its clusters, squares (sum of squares of the requests that need more),
-            products (sum of these times the cluster's requests), sizes (sum of the squares of the
-            clusters' requests); of periods trend, trend_squares, trend_mean and trend_square too,
-            sums weighted by their place.
+        steps: One row per curve and step, in order: group, n_all, n_more, and for each of
+            CLUSTERED_BY the columns clusters (their number), squares (sum of squares of the
+            requests that need more), products (sum of these requests times all requests of the
+            cluster) and sizes (sum of squares of the clusters' requests); for periods also trend,
+            trend_squares, trend_mean and trend_square, sums weighted by the period's position.
         burst: Design effects of bursts.
 
     Sources:
@@ -139,7 +145,7 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
     spreads = {unit: _spread(of, unit, share, base, is_first) for unit in CLUSTERED_BY}
     drifts = (p_drift < DIFFER) & (of["n_more"] / base >= MIN_MORE)
     gain = np.where(drifts, _at_the_end(of, share), 0.0)
-    # Parts of inputs that differ do so too.
+    # Differences between inputs also appear as differences between their parts.
     spreads["period"] = np.maximum(spreads["period"] - spreads["source"], gain)
     effects = [base]
     for unit, spread in spreads.items():
@@ -158,14 +164,14 @@ def widest(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Se
 def _spread(
     of: dict[str, Floats], unit: str, share: Floats, base: Floats, is_first: NDArray[np.bool_]
 ) -> Floats:
-    """Variance of the share between the clusters of a unit, relative to its square; 0: none seen.
+    """Return the variance of the share between clusters over its square; 0 if none was found.
 
     Args:
-        of: The sums.
-        unit: The unit.
+        of: Sums over clusters.
+        unit: Unit of dependence.
         share: Share of all requests that need more.
         base: Design effect within clusters.
-        is_first: Whether a step is the first of its curve.
+        is_first: Whether each step is the first of its curve.
     """
     clusters_ = of[f"{unit}_clusters"]
     n = np.maximum(clusters_, 2.0)
@@ -183,18 +189,19 @@ def _spread(
 
 
 def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series, pl.Series]:
-    """Return what :func:`widest` does, with hosts as the only unit: of the share of all requests.
+    """Return the result of :func:`widest` for the share of all requests, with hosts as only unit.
 
-    The variance between hosts holds that of bursts, TDs and recordings, which are each of one
-    host. Hosts of which one has most of the requests count as fewer. Where fewer than ten requests
-    need more, the effect of the last step with more is kept, or that of bursts.
+    The variance between hosts includes that of bursts, TDs and recordings, which each belong to
+    one host. If one host has most of the requests, the hosts count as fewer. Where fewer than ten
+    requests need more, the effect of the last step with enough requests is kept, or else the
+    effect of bursts.
 
     Args:
         steps: As for :func:`widest`, for the unit host.
         burst: Design effects of bursts.
 
     Sources:
-        The number of clusters of unequal size that counts, for one of equal clusters: A. V.
+        The effective number of clusters where their sizes are unequal: A. V.
         Carter, K. T. Schnepel, D. G. Steigerwald, Rev. Econ. Stat. 99 (2017) 698.
     """
     of = {name: steps[name].to_numpy().astype(float) for name in steps.columns if name != "group"}
@@ -214,16 +221,16 @@ def between_hosts(steps: pl.DataFrame, burst: Floats) -> tuple[Floats, pl.Series
 
 
 def _between(of: dict[str, Floats], unit: str, share: Floats) -> Floats:
-    """Sum over clusters of the squared distance of their requests that need more from the mean."""
+    """Sum over clusters of the squared deviation of the requests that need more from the mean."""
     squares = of[f"{unit}_squares"] - 2 * share * of[f"{unit}_products"]
     return np.maximum(squares + share**2 * of[f"{unit}_sizes"], 0.0)
 
 
 def _drift(steps: pl.DataFrame, of: dict[str, Floats], share: Floats, burst: Floats) -> Floats:
-    """The p-value of each curve for the hypothesis that its rate is the same at all times.
+    """Return for each curve the p-value of the hypothesis that its rate is constant over time.
 
-    Two tests: whether the share that is retried changes, by a line through the parts' shares and
-    their own scatter around it; and whether retried requests need more, by a log-rank test for
+    Two tests: whether the retried share changes, by a line fitted through the parts' shares and
+    their residuals; and whether retried requests need more over time, by a log-rank test for
     trend over all steps, whose variance is that of requests times the design effect of bursts.
 
     Sources:
@@ -236,7 +243,7 @@ def _drift(steps: pl.DataFrame, of: dict[str, Floats], share: Floats, burst: Flo
     rest = np.maximum(_between(of, "period", share) - explained, 1e-12) / freedom
     p_share = student_p(np.sqrt(explained / rest), freedom)
     usable = (of["n_more"] >= MIN_MORE) & (of["period_clusters"] >= 2) & (share < 1)
-    # What the parts scatter around the line, if that is more than bursts explain.
+    # Residual scatter of the parts around the line, used if larger than bursts explain.
     scatter = np.divide(
         rest * of["period_clusters"],
         np.maximum(of["n_more"], 1.0) * (1 - share),
@@ -244,7 +251,7 @@ def _drift(steps: pl.DataFrame, of: dict[str, Floats], share: Floats, burst: Flo
         where=usable,
     )
     p_depth = _depth_trend(steps["group"], of, np.maximum(burst, scatter))
-    # Of two tests (C. E. Bonferroni), where the first step has enough requests for them.
+    # Bonferroni correction for two tests, where the first step has enough requests for them.
     either = np.where(usable, np.minimum(2 * np.minimum(p_share, p_depth), 1.0), 1.0)
     rows = pl.DataFrame({"group": steps["group"], "p": either})
     of_curve: Floats = rows.select(pl.col("p").first().over("group")).to_series().to_numpy()
@@ -252,7 +259,7 @@ def _drift(steps: pl.DataFrame, of: dict[str, Floats], share: Floats, burst: Flo
 
 
 def _depth_trend(group: pl.Series, of: dict[str, Floats], effect: Floats) -> Floats:
-    """The p-value of each curve's log-rank test for trend; its largest design effect counts."""
+    """Return the p-value of each curve's log-rank trend test, with its largest design effect."""
     n = np.maximum(of["n_more"], 1.0)
     mean = of["trend"] / n
     later = pl.DataFrame({"group": group, "n": of["n_more"], "trend": of["trend"]})
@@ -277,7 +284,7 @@ def _depth_trend(group: pl.Series, of: dict[str, Floats], effect: Floats) -> Flo
 
 
 def _at_the_end(of: dict[str, Floats], share: Floats) -> Floats:
-    """Square of what a line gains until either end, relative to the share."""
+    """Squared change of the fitted line from the middle to either end, relative to the share."""
     square = np.maximum(of["trend_square"], 1.0)
     end = (of["trend"] - share * of["trend_mean"]) / square * (PERIODS - 1) / 2
     in_period = of["n_more"] / np.maximum(of["period_clusters"], 1.0)
@@ -286,7 +293,7 @@ def _at_the_end(of: dict[str, Floats], share: Floats) -> Floats:
 
 
 def _largest_so_far(group: pl.Series, values: Floats) -> Floats:
-    """The largest of each curve's values up to each step."""
+    """Return the cumulative maximum of each curve's values."""
     rows = pl.DataFrame({"group": group, "value": values})
     largest: Floats = rows.select(pl.col("value").cum_max().over("group")).to_series().to_numpy()
     return largest

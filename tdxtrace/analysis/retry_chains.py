@@ -213,7 +213,7 @@ class ChainState:
     n_given_up: int = 0
     """Number of chains dropped by :func:`forget` before their end was recorded."""
     answers: list[pl.DataFrame] | None = None
-    """Busy answers since the last :func:`take_answers`; None if not requested from :func:`start`."""
+    """Busy answers since the last :func:`take_answers`; None unless requested in :func:`start`."""
 
     @property
     def n_in_flight(self) -> int:
@@ -361,7 +361,7 @@ def _linker(state: ChainState, source: int) -> Linker:
 
 
 def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the calls of each source; those of a single source are not copied."""
+    """Yield the calls of each source; the frame is not copied if there is only one source."""
     sources = seamcalls["source"].unique().sort()
     for source in sources:
         one = len(sources) == 1
@@ -369,12 +369,12 @@ def _by_source(seamcalls: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
 
 
 def _pieces(calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield calls in the order of their begins, some at a time."""
+    """Yield calls in batches, in the order in which they begin."""
     calls = calls.select(pl.col(name) for name in calls.columns if name in _NEEDED)
     if not calls["seq"].is_sorted():
         calls = calls.sort("seq")
     begins = calls.select(pl.coalesce("start_ns", "end_ns")).to_series()
-    # Calls are nearly in order: numpy's stable sort takes runs as they are.
+    # Calls are nearly in order, and numpy's stable sort is fast on sorted runs.
     order = None if begins.is_sorted() else np.argsort(begins.to_numpy(), kind="stable")
     for at in range(0, calls.height, _PIECE):
         yield calls[at : at + _PIECE] if order is None else calls[order[at : at + _PIECE]]
@@ -385,40 +385,40 @@ _NEEDED: Final = {"source", "seq", "leaf", "cpu", "start_cpu", "in_irq", "bounds
 
 @dataclass(slots=True)
 class Linker:
-    """The calls of one source so far, as later ones depend on them."""
+    """State of linking for one source: what later calls depend on."""
 
     windows: LossWindows | None = None
     is_midway: bool = False
     owners: Rows = field(default_factory=lambda: np.zeros(0, linking.OWNER))
     pairs: Rows = field(default_factory=lambda: np.zeros(0, linking.PAIR))
     chains: Rows = field(default_factory=lambda: np.zeros(0, linking.CHAIN))
-    """Those that are open."""
+    """Open chains."""
     successes: Rows = field(default_factory=lambda: np.zeros(0, linking.SUCCESS))
-    """Those that may have ended after the begin of a call that is still to come."""
+    """Successful calls that may have ended after the begin of a later call."""
     owner_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     pair_heads: I32 = field(default_factory=lambda: np.zeros(0, np.int32))
     most_between: I64 = field(default_factory=lambda: np.full(1 << 16, linking.NONE, np.int64))
     held: list[pl.DataFrame] = field(default_factory=list)
-    """Chains that are cut if a thread comes back to a request after as many calls, and by what."""
+    """Chains that are cut if a thread returns to a request after that many calls, and the cause."""
     n_calls: int = 0
     run: Runner[Any] = interpreted
 
     def lose(self, losses: pl.DataFrame, source: int) -> None:
-        """Take the losses so far."""
+        """Set the loss windows from all losses so far."""
         windows = LossWindows(losses, source)
         self.windows = windows if windows.any else None
         self.is_midway = start_windows(losses, source).any
 
     def add(self, frame: pl.DataFrame, known: Survey) -> tuple[ChainFields, linking.Places]:
-        """Link calls in the order of their begins.
+        """Link calls in the order in which they begin.
 
         Args:
-            frame: Rows of ``seamcalls``, and the column ``bounds`` (bits OPENS and CLOSES) where it
+            frame: Rows of ``seamcalls``, with the column ``bounds`` (bits OPENS and CLOSES) if it
                 is known which calls begin and end chains.
-            known: What the capture tells.
+            known: Survey of the capture.
 
         Returns:
-            The chains that ended, and where each call stands in its chain.
+            The chains that ended, and the position of each call in its chain.
         """
         calls, n = _columns(frame, known), frame.height
         self.run = choose((self.n_calls + n) * _BYTES_PER_CALL)
@@ -452,7 +452,7 @@ class Linker:
         return ChainFields(chains, np.flatnonzero(~is_open)), places
 
     def _tables(self, n: int) -> linking.Tables:
-        """What is kept, with room for ``n`` calls."""
+        """Return the kept tables with headroom for ``n`` calls."""
         sizes = len(self.owners), len(self.pairs), len(self.chains)
         wanted = [2 * (size + n) for size in sizes]
         enters = len(self.owner_heads) < wanted[0] or len(self.pair_heads) < wanted[1]
@@ -475,9 +475,9 @@ class Linker:
         return tables
 
     def _rows(self, table: Rows, n: int = 0) -> Rows:
-        """A table with room for ``n`` rows more, of zeros, as loops take it.
+        """Return a table with ``n`` further zero rows, in the form that the loops accept.
 
-        Python takes a twentieth of the time for rows that are dict, made when they are used.
+        Interpreted loops are 20 times faster if each row is a dict that is created on first use.
         """
         if self.run is not interpreted:
             return _with_room(table, n)
@@ -489,7 +489,7 @@ class Linker:
     def _gaps(
         self, frame: pl.DataFrame, calls: linking.CallColumns, tables: linking.Tables, pair_of: I32
     ) -> tuple[Flags, Flags]:
-        """Whether events may be lost just before each call or inside, and inside."""
+        """Return whether events may be lost before or during each call, and during each call."""
         last_cpu = np.array(frame["cpu"].cast(pl.Int64).fill_null(NO_CPU).to_numpy())
         cpus = frame.select(pl.coalesce("start_cpu", "cpu").cast(pl.Int64).fill_null(NO_CPU))
         first_cpu = np.array(cpus.to_series().to_numpy())
@@ -506,7 +506,7 @@ class Linker:
         return before | inside, inside
 
     def let_go(self, before_ns: int) -> tuple[ChainFields, int]:
-        """Drop and return the chains that are old; drop and count the oldest above the limit."""
+        """Drop and return the old chains; drop and count the oldest chains above the limit."""
         last, is_lost = self.chains["ends"], self.chains["is_lost"] != 0
         is_old = is_lost | (last < before_ns)
         is_excess = ~is_old
@@ -520,7 +520,7 @@ class Linker:
         return dropped, int(is_excess.sum())
 
     def shrink(self) -> None:
-        """Drop what tells nothing of later calls, and the threads that called longest ago."""
+        """Drop rows that later calls do not need, and the threads whose last call is oldest."""
         kept = np.zeros(len(self.owners), np.bool_)
         kept[np.argsort(self.owners["last"], kind="stable")[-_MAX_KEPT:]] = True
         kept[self.pairs["owner"][self.chains["pair"]]] = True
@@ -533,7 +533,7 @@ class Linker:
         self.owner_heads, self.pair_heads = _heads(0)[:0], _heads(0)[:0]
 
     def rest(self) -> ChainFields:
-        """Return the chains that are open, after the last call."""
+        """Return the open chains, after the last call."""
         tables = self._tables(0)
         self.run(linking.settle)(tables, self._rows(self.successes), np.int64(_MAX_NS))
         n, self.chains, self.successes = len(self.chains), self.chains[:0], self.successes[:0]
@@ -542,13 +542,13 @@ class Linker:
     def rows(
         self, chains: ChainFields, known: Survey, source: int, may_hold: bool = False
     ) -> pl.DataFrame:
-        """Return rows of ``retry_chains``; those still open get no more attempts.
+        """Return rows of ``retry_chains``; chains still open get no more attempts.
 
         Args:
             chains: The chains.
-            known: What the capture tells.
-            source: Number of its source.
-            may_hold: Whether to hold those that a later call may tell to be cut.
+            known: Survey of the capture.
+            source: Source number.
+            may_hold: Whether to hold back chains that a later call may show to be cut.
         """
         if not len(chains):
             return RETRY_CHAINS.empty()
@@ -567,7 +567,7 @@ class Linker:
         return table.filter(~is_held)
 
     def decided(self) -> pl.DataFrame:
-        """Return the rows that were held, after the last call."""
+        """Return the rows that were held back, after the last call."""
         if not self.held:
             return RETRY_CHAINS.empty()
         held = pl.concat(self.held)
@@ -577,7 +577,7 @@ class Linker:
         return RETRY_CHAINS.conform(held.with_columns(outcome=outcome, cut_by=cut_by))
 
     def _outcomes(self, chains: ChainFields) -> tuple[U8, U8]:
-        """How each chain ended, and what cut it, if it is cut."""
+        """Return the outcome of each chain, and the cause if it is cut."""
         is_open, is_lost = chains["is_open"] != 0, chains["is_lost"] != 0
         goes_on, began, is_vague = self._since(chains, is_open)
         by_loss, by_start = chains["by_loss"] != 0, chains["by_start"] != 0
@@ -587,12 +587,12 @@ class Linker:
         by_start |= may_go_on & ~is_past_loss & ~by_loss
         by_loss |= is_open & (chains["last_flags"] & linking.RETURNED == 0) & goes_on
         is_doubtful = (chains["is_doubtful"] != 0) | is_vague
-        # Nothing was lost since: what does not name its request began before the trace.
+        # Without a loss since then, a call that does not name its request began before the trace.
         is_whole = self.is_midway & ~is_past_loss & ~is_lost
         by_start |= is_doubtful & is_whole
         by_loss |= is_doubtful & ~is_whole & ~by_start
         is_cut = by_loss | by_start | is_open & ~began
-        # Whether another thread settled it before the loss decides.
+        # The outcome depends on whether another thread settled the request before the loss.
         by_later_loss = is_open & is_lost & ~by_loss & ~by_start
         is_left = is_open & (~is_cut | by_later_loss)
         is_resolved = is_left & _is_settled(chains)
@@ -607,11 +607,11 @@ class Linker:
         return outcome.astype(np.uint8), cut_by.astype(np.uint8)
 
     def _since(self, chains: ChainFields, is_open: Flags) -> tuple[Flags, Flags, Flags]:
-        """What threads did since their chains that are open; False for the others.
+        """Activity of each thread after the last call of its open chain; False for ended chains.
 
         Returns:
-            Whether it called anything; whether it began something else, to which it left the
-            request; and whether it may have gone on by a call that does not name its request.
+            Whether the thread made any call; whether it began another request and so left this
+            one; and whether a call that does not name its request may continue this one.
         """
         goes_on, began, is_vague = np.zeros((3, len(is_open)), np.bool_)
         at = np.flatnonzero(is_open)
@@ -621,10 +621,10 @@ class Linker:
         pair = self.pairs[left["pair"]]
         owner, last, leaf = self.owners[pair["owner"]], left["last"], left["leaf"]
         is_fault, is_followed = _special_leaves()[leaf] == linking.FAULT, left["is_followed"] != 0
-        # An entry is nothing that a thread does instead of a fault's request.
+        # Entering the vCPU does not mean that the thread left a fault's request.
         goes_on[at] = np.where(is_fault, owner["last_other"], owner["last"]) > last
         is_over = np.where(is_fault, owner["began_other"], owner["began"]) > last
-        # Its thread may come back to it, as it came back to others.
+        # The thread may return to the request, as it returned to others.
         between = pair["n"] - left["at"] - 1
         is_settled = (left["is_settled"] != 0) & (left["last_settled"] > left["last_begins"])
         is_over &= (between > self._most(leaf)) | is_settled | is_followed
@@ -633,22 +633,22 @@ class Linker:
         return goes_on, began, is_vague
 
     def _most(self, leaf: U16) -> I64:
-        """After how many calls of a leaf a thread may come back to a request; NONE: it does not."""
+        """Largest number of calls of a leaf before a thread returns to a request; NONE if never."""
         return np.minimum(self.most_between, _MOST_BETWEEN)[leaf]
 
     def _reach(self, leaf: U16) -> I64:
-        """The same behind a gap, where it may be more calls than were seen."""
+        """Like :meth:`_most`, but after a gap, where there may be more calls than recorded."""
         return np.clip(_MARGIN * self._most(leaf), linking.NONE, _MOST_BETWEEN)
 
 
 class ChainFields:
-    """Some rows of a table, of which each field is taken once, when it is asked for.
+    """Selected rows of a table; each field is copied once, on first access.
 
-    A row is far longer than a field: what is used lies close together so.
+    A row is far longer than a field, so copying single fields keeps the used data contiguous.
 
     Args:
         rows: The table, or another selection.
-        at: Which rows, by their numbers.
+        at: Numbers of the selected rows.
     """
 
     def __init__(self, rows: Rows | ChainFields, at: NDArray[np.int64]) -> None:
@@ -659,14 +659,14 @@ class ChainFields:
         return len(self._at)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return a field of each row; it is not to be changed."""
+        """Return one field of all rows; do not modify it."""
         if name not in self._taken:
             self._taken[name] = self._rows[name][self._at]
         return self._taken[name]
 
 
 def _is_settled(chains: ChainFields) -> Flags:
-    """Whether a call of another thread settled each request, before a loss in its own."""
+    """Return whether another thread settled each request before a loss in its own thread."""
     by_other = chains["tid"] != chains["settled_tid"]
     by_other |= chains["flags"] & chains["settled_flags"] & linking.TID == 0
     in_time = (chains["is_lost"] == 0) | (chains["settled_ends"] <= chains["until"])
@@ -675,7 +675,7 @@ def _is_settled(chains: ChainFields) -> Flags:
 
 
 def _columns(frame: pl.DataFrame, known: Survey) -> linking.CallColumns:
-    """Calls as the loops take them."""
+    """Return the columns of calls in the form that the loops accept."""
     flags = [pl.lit(0, pl.UInt16)]
     flags += [
         pl.col(name).is_not_null().cast(pl.UInt16) * bit
@@ -697,14 +697,14 @@ def _columns(frame: pl.DataFrame, known: Survey) -> linking.CallColumns:
         begins=pl.coalesce("start_ns", "end_ns"),
         ends=pl.coalesce("end_ns", "start_ns"),
     ).rename({"vp_id": "vp"})
-    # numba takes arrays that can be written and those that cannot for two types.
+    # numba treats writable and read-only arrays as two types.
     return linking.CallColumns(
         *(np.array(made[name].to_numpy()) for name in linking.CallColumns._fields)
     )
 
 
 def _td_of_request(frame: pl.DataFrame, known: Survey) -> pl.Series:
-    """The TD of each call: as recorded, else the only one of its thread or process; else 0."""
+    """TD of each call: the recorded one, else the only one of its thread or process, else 0."""
     td = frame["td_id"]
     if td.null_count() and known.tds.height:
         unknown = np.flatnonzero(
@@ -717,7 +717,7 @@ def _td_of_request(frame: pl.DataFrame, known: Survey) -> pl.Series:
 
 
 def _successes(calls: linking.CallColumns) -> Rows:
-    """The calls that settled a request for whoever wants it, or made some void."""
+    """Return the calls that settled a request for every caller, or made requests void."""
     caller = second_callers()[calls.leaf]
     wanted = (caller == linking.BY_PAGE) & (calls.flags & linking.GPA != 0)
     wanted |= (caller == linking.BY_TD) & ((calls.flags & linking.TD != 0) | (calls.td != 0))
@@ -735,7 +735,7 @@ def _successes(calls: linking.CallColumns) -> Rows:
 
 
 def _undone(unblocks: Rows) -> Iterator[Rows]:
-    """Successful RANGE.UNBLOCKs, as the requests that they make void."""
+    """Yield the requests that successful RANGE.UNBLOCK calls make void."""
     for leaf in _OF_BLOCKED:
         requests = unblocks.copy()
         requests["leaf"] = leaf
@@ -749,7 +749,7 @@ def _undone(unblocks: Rows) -> Iterator[Rows]:
 def _table(
     chains: ChainFields, outcome: U8, cut_by: U8, known: Survey, source: int
 ) -> pl.DataFrame:
-    """One row per chain."""
+    """Rows of ``retry_chains``, one per chain."""
     n, flags, last = len(chains), chains["flags"], chains["last_flags"]
     columns = {name: pl.Series(chains[name]) for name in _AS_IS}
     operands = flags & identifying_operands()[chains["leaf"]]
@@ -802,7 +802,7 @@ def _where(values: pl.Series, flags: NDArray[Any]) -> pl.Series:
 
 @cache
 def _special_leaves() -> U8:
-    """By leaf: those by which a vCPU is entered, or its fault is handled."""
+    """For each leaf: ENTRY if it enters a vCPU, FAULT if it handles a page fault, else 0."""
     found = np.zeros(1 << 16, np.uint8)
     found[VP_ENTER] = linking.ENTRY
     found[_FAULT_LEAVES] = linking.FAULT
@@ -815,33 +815,33 @@ def _heads(n: int) -> NDArray[np.int32]:
 
 
 def _array(rows: Rows, n: int, kind: np.dtype[np.void]) -> Rows:
-    """The first ``n`` rows of a table that loops filled."""
+    """Return the first ``n`` rows of a table that a loop filled."""
     if isinstance(rows, np.ndarray):
         return rows[:n]
     return np.array([tuple(rows[at].values()) for at in range(n)], kind)
 
 
 def _with_room(kept: Rows, n: int) -> Rows:
-    """A table with ``n`` more rows, of zeros."""
+    """Return a copy of the table with ``n`` further zero rows."""
     table = np.zeros(len(kept) + n, kept.dtype)
     table[: len(kept)] = kept
     return table
 
 
 def number_answers(calls: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Find the busy answers of chains whose answers were not kept when they were found.
+    """Find the busy answers of chains that were linked without keeping answers.
 
     Args:
         calls: The retryable rows of the ``seamcalls`` table.
         chains: The retried rows of the ``retry_chains`` table.
 
     Returns:
-        As :func:`take_answers`: those of these chains.
+        The answers of these chains, in the form of :func:`take_answers`.
     """
     parts = [_NO_ANSWERS]
     for source, of_source in _by_source(calls):
         own, seq = chains.filter(pl.col("source") == source), pl.col("seq")
-        # The chains tell what was separated: by losses, another thread, or process.
+        # The bounds come from the chains, which were separated by losses, threads or processes.
         opens = seq.is_in(own["first_seq"].implode()).cast(pl.UInt16) * linking.OPENS
         closes = seq.is_in(own["last_seq"].implode()).cast(pl.UInt16) * linking.CLOSES
         linker, known = Linker(), Survey()
