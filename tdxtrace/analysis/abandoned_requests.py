@@ -15,24 +15,24 @@ from tdxtrace.tables.trace import Trace, agreement
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, CONSEQUENCES
 from tdxtrace.tdx import leaves, word
 
-# A failed host acquire of an SEPT entry sets host priority on it, which shuts guests out until the
-# host takes that lock: TDX module 1.5 src/common/helpers/tdx_locks.h, sept_lock_acquire_host.
-# Only memory leaves that answer BUSY with operand RCX mean an entry.
+# A failed host acquire of an SEPT entry's lock sets host priority on the entry, which blocks guests
+# until the host takes that lock: TDX module 1.5 src/common/helpers/tdx_locks.h,
+# sept_lock_acquire_host.  BUSY with operand RCX refers to an entry only for memory leaves.
 _BUSY_ON_ENTRY: Final = word.is_busy_on(pl.col("final_status"), word.TDX_OPERAND_ID_RCX)
-# HP_LOCK_TIMEOUT is 10 ms at least: intel/tdx-module 1.5.01 td_control_structures.h.  The guest's
-# first refused TDCALL starts it, so it lasts no longer than since the host's first failed try.
+# HP_LOCK_TIMEOUT is at least 10 ms: intel/tdx-module 1.5.01 td_control_structures.h.  The guest's
+# first refused TDCALL starts the timer, so it cannot start before the host's first failed attempt.
 HOST_PRIORITY_NS: Final = 10_000_000
 _TRACK: Final = leaves.parse_leaf("TDH.MEM.TRACK")[0]
 _BLOCK: Final = leaves.parse_leaf("TDH.MEM.RANGE.BLOCK")[0]
-# Where one of these succeeds, a TD ends or another one begins, perhaps at the same address.
+# If one of these succeeds, a TD ends or another one begins, possibly at the same address.
 _ENDS_OF_TDS: Final = leaves.numbers_of(
     [
         *("TDH.MNG.VPFLUSHDONE", "TDH.MNG.KEY.FREEID"),
         *("TDH.MNG.CREATE", "TDH.MNG.INIT", "TDH.MR.FINALIZE"),
     ]
 )
-# KVM prints a failure right after the call, from the same thread; a console takes up to some
-# 50 us a line (canonical/tdx issue 153: 35 to 49 us apart), a preemption longer.
+# KVM prints a failure right after the call, from the same thread.  A console takes up to about
+# 50 us per line (canonical/tdx issue 153: 35 to 49 us apart); a preemption takes longer.
 MESSAGE_NS: Final = 10_000_000
 # printk prints microseconds (Linux kernel/printk/printk.c, print_time).
 _TIMESTAMP_NS: Final = 1_000
@@ -58,32 +58,37 @@ def abandoned_requests(
 ) -> pl.DataFrame:
     """Find the consequences of each request that was left busy.
 
-    Evidence is a row of the trace for each consequence.  A request that is cut is listed only with
+    Evidence is a row of the trace for each consequence.  A cut request is listed only with
     a timeout of host priority: whatever its thread did later, no call took the entry before that.
 
     ``host_priority_timeout``: the request was busy on an SEPT entry, and a vCPU of that TD
-    exited with HOST_PRIORITY_BUSY_TIMEOUT, at least HOST_PRIORITY_NS after its first try and
-    before any host call took that entry's lock or may have taken it, in whatever it ended; not
-    in generation A, which has no host priority.  Absence: a call that was not recorded may have
-    taken the lock, so losses between rule it out.  Nearest innocent traces: a request left busy
-    just before the exit, while another one, unseen, shut the guest out; one of a TD that ended,
-    whose address another TD has now.  ``later_call_failed``:
-    a BLOCK was left busy, and a call on its page failed for lack of it
-    (:func:`~.causes.blocks.dropped_blocks`); or a TRACK was, and the next call of the TD that
-    requires one failed; with no loss between.  Nearest innocent trace: another BLOCK, of the
-    page or of a range around it, succeeded, and what is missing is the TRACK.
+    exited with HOST_PRIORITY_BUSY_TIMEOUT at least HOST_PRIORITY_NS after the first attempt, and
+    before any host call took or may have taken that entry's lock, whatever that call's result;
+    not in generation A, which has no host priority.  Absence: a call that was not recorded may
+    have taken the lock, so a loss in between rules this consequence out.  Nearest innocent traces:
+    a request left busy just before the exit, while another, unrecorded request blocked the guest;
+    a request of a TD that ended, whose address another TD has now.
+
+    ``later_call_failed``: a BLOCK was left busy, and a call on its page failed because the BLOCK
+    was missing (:func:`~.causes.blocks.dropped_blocks`); or a TRACK was left busy, and the next
+    call of the TD that requires a TRACK failed; without a loss in between.  Nearest innocent
+    trace: another BLOCK, of the page or of a range around it, succeeded, and only the TRACK is
+    missing.
+
     ``kernel_message``: the kernel printed a failure of that leaf with that status within
-    ``message_ns``.  ``settled_later``: another call settled it.
+    ``message_ns``.
+
+    ``settled_later``: another call settled the request.
 
     Args:
         trace: The events.
-        chains: The ``retry_chains`` table of it.
-        generation: Lock generation of the module, where it is known.
-        message_ns: Longest time in ns from a call to the message about it.
+        chains: The ``retry_chains`` table of the trace.
+        generation: Lock generation of the module; None if unknown.
+        message_ns: Longest time in ns from a call to its kernel message.
 
     Returns:
-        The ``abandoned_requests`` table: one row per consequence, ``none_seen`` where there is
-        none, by source and first_seq.
+        The ``abandoned_requests`` table, ordered by source and first_seq: one row per consequence,
+        or one ``none_seen`` row for a request without consequences.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -127,7 +132,7 @@ def _effect(rows: pl.DataFrame, consequence: str) -> pl.DataFrame:
 
 
 def _settling_calls(calls: pl.DataFrame, abandoned: pl.DataFrame) -> pl.DataFrame:
-    """Calls that settled any of these requests: source, settled_seq, settled_ns and the effect."""
+    """Return the calls that settled these requests: source, settled_seq, settled_ns and effect."""
     wanted = abandoned.select("source", seq="settled_seq").drop_nulls()
     return calls.join(wanted, on=["source", "seq"], how="semi").select(
         "source",
@@ -140,7 +145,7 @@ def _settling_calls(calls: pl.DataFrame, abandoned: pl.DataFrame) -> pl.DataFram
 
 
 def _settled_later(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Requests that another call settled, by ``settled_seq`` of their chain."""
+    """Return the requests that another call settled, by ``settled_seq`` of their chain."""
     settling = _settling_calls(calls, abandoned)
     rows = abandoned.join(settling, on=["source", "settled_seq"])
     rows = rows.with_columns(effect_source="source", effect_seq="settled_seq")
@@ -150,7 +155,7 @@ def _settled_later(abandoned: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame
 def _timeouts(
     abandoned: pl.DataFrame, calls: pl.DataFrame, chains: pl.DataFrame, losses: pl.DataFrame
 ) -> pl.DataFrame:
-    """Requests left busy on an entry, and a timeout of host priority that they can explain."""
+    """Return requests left busy on an entry, with a host priority timeout that they can explain."""
     status = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     code = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
     exits = calls.filter(pl.col("leaf") == VP_ENTER, status == code)
@@ -161,7 +166,7 @@ def _timeouts(
     )
     if exits.is_empty() or of_entry.is_empty():
         return _no_effects()
-    # The first exit that comes late enough: an earlier one has another reason.
+    # Use the first exit that is late enough: an earlier one has another cause.
     from_ns = pl.coalesce("start_ns", "end_ns") + HOST_PRIORITY_NS
     requests = of_entry.with_columns(
         address=address_of_entry(), due_ns=pl.max_horizontal("end_ns", from_ns)
@@ -181,7 +186,7 @@ def _timeouts(
 
 
 def _untouched_entries(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """The requests whose entry no host call took, or may have taken, before effect_ns."""
+    """Keep the requests whose entry no host call took, or may have taken, before effect_ns."""
     taking = calls.filter(may_have_taken_entry(), pl.col("gpa").is_not_null()).select(
         "source",
         "td_id",
@@ -202,7 +207,7 @@ def _untouched_entries(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_one_td(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """The requests between whose end and whose effect no TD at that address ended or began."""
+    """Keep the requests without an end or begin of a TD at their address before their effect."""
     ends = calls.filter(
         pl.col("leaf").is_in(_ENDS_OF_TDS), pl.col("status") == 0, pl.col("end_ns").is_not_null()
     ).select("source", "td_id", other_ns="end_ns")
@@ -219,14 +224,14 @@ def _of_one_td(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _without_losses(rows: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
-    """The requests between whose end and whose effect no event may be lost."""
+    """Keep the requests without possibly lost events between their end and their effect."""
     return rows.filter(~may_miss_events(rows, losses, "end_ns", "effect_ns"))
 
 
 def _next_effects(
     requests: pl.DataFrame, effects: pl.DataFrame, keys: list[str], calls: pl.DataFrame
 ) -> pl.DataFrame:
-    """Requests with the first effect after them, unless another call settled them before it."""
+    """Join each request with the first effect after it, unless another call settled it earlier."""
     settled = _settling_calls(calls, requests).select(_SETTLED)
     columns = (c for c in effects.columns if c.startswith("effect_"))
     return (
@@ -267,7 +272,7 @@ def _memory_leaves() -> list[int]:
 def _later_failures(
     abandoned: pl.DataFrame, calls: pl.DataFrame, losses: pl.DataFrame
 ) -> pl.DataFrame:
-    """BLOCKs and TRACKs left busy, and the first call that failed for lack of them."""
+    """Return BLOCKs and TRACKs left busy, with the first call that failed without them."""
     numbered = calls.with_row_index("row").with_columns(
         begins=pl.coalesce("start_ns", "end_ns"), at=pl.coalesce("end_ns", "start_ns")
     )
@@ -305,7 +310,7 @@ def _failures(calls: pl.DataFrame) -> pl.DataFrame:
 def _kernel_messages(
     abandoned: pl.DataFrame, messages: pl.DataFrame, message_ns: int
 ) -> pl.DataFrame:
-    """Failures that the kernel printed with the request's last status."""
+    """Return requests with a kernel message about a failure with the request's last status."""
     keys = ["source", "leaf", "final_status"]
     failures = messages.filter(pl.col("message") == "seamcall_failed").select(
         "source", "leaf", "ts_ns", "log_source", "seq", final_status="status"
@@ -347,7 +352,7 @@ def _no_effects() -> pl.DataFrame:
 
 
 def related_messages(trace: Trace) -> pl.DataFrame:
-    """Return the kernel messages whose clock is comparable with that of an input with events.
+    """Return the kernel messages whose clock is comparable with the clock of an event input.
 
     Messages of logs whose clock differs are left out.
 
@@ -355,8 +360,8 @@ def related_messages(trace: Trace) -> pl.DataFrame:
         trace: The events and messages.
 
     Returns:
-        ``kernel_messages`` with ``source`` the trace's input and ``log_source`` the log's; one
-        row per message and comparable input.
+        ``kernel_messages`` with ``source`` (number of the event input) and ``log_source`` (number
+        of the log); one row per message and comparable input.
     """
     messages = KERNEL_MESSAGES.conform(trace.kernel_messages).filter(pl.col("ts_ns").is_not_null())
     sources = trace.provenance.sources

@@ -1,4 +1,4 @@
-"""Calls in the order of their threads, time windows of losses, and the TD of each thread."""
+"""Owning thread of each call, time windows of losses, and the TD of each thread."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 
 _MIN_NS: Final = np.iinfo(np.int64).min
 _MAX_NS: Final = np.iinfo(np.int64).max
-# Kinds of losses that open a window in which events may be missing, or be of another thread.
+# Kinds of losses that open a window in which events may be missing or have the wrong thread.
 _LOSS_KINDS: Final = ("lost_events", "overwritten", "buffer_full", "no_thread")
 _START: Final = ("started_midway",)
 NO_CPU: Final = -1
 IDLE: Final = 0
-# Issued by IPI, in hard interrupt context of whatever task is current: they belong
-# to the CPU.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_flush_vp_on_cpu,
+# Leaves called from an IPI handler, in hard interrupt context of the current task: such calls
+# belong to the CPU.  Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_flush_vp_on_cpu,
 # smp_func_do_phymem_cache_wb.
 IPI_LEAVES: Final = ("TDH.VP.FLUSH", "TDH.PHYMEM.CACHE.WB")
 VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
@@ -30,10 +30,10 @@ def may_miss_events(rows: pl.DataFrame, losses: pl.DataFrame, first: str, last: 
     """Return whether events of any CPU may be lost between two times of each row.
 
     Args:
-        rows: Column ``source``, and the columns ``first`` and ``last`` (ns), without nulls.
+        rows: Rows with ``source`` and the columns ``first`` and ``last`` (ns), without nulls.
         losses: The ``losses`` table.
-        first: Name of the column of the first time.
-        last: Name of the column of the last time.
+        first: Name of the column with the first time.
+        last: Name of the column with the last time.
     """
     lost = np.zeros(rows.height, np.bool_)
     sources = rows["source"].to_numpy()
@@ -46,10 +46,10 @@ def may_miss_events(rows: pl.DataFrame, losses: pl.DataFrame, first: str, last: 
 
 
 def call_owner() -> pl.Expr:
-    """Return the thread of a call, or its CPU as -2 - cpu where the call interrupted a thread.
+    """Return the thread of a call, or its CPU as -2 - cpu if the call interrupted a thread.
 
-    Thread 0 is the idle task of each CPU: as many threads as CPUs, and what runs in it interrupted
-    it.  Linux kernel/sched/idle.c; kernel/fork.c, fork_idle.
+    Thread 0 is the idle task, one per CPU; a call recorded with it came from an interrupt.
+    Linux kernel/sched/idle.c; kernel/fork.c, fork_idle.
     """
     by_cpu = pl.col("in_irq").fill_null(pl.col("leaf").is_in(numbers_of(IPI_LEAVES)))
     by_cpu |= pl.col("tid").is_null() | (pl.col("tid") == IDLE)
@@ -74,16 +74,16 @@ def infer_td(
 
     Args:
         rows: Rows with td_id and the columns of ``owners``.
-        known: Rows of the same trace that name TDs: the same columns.
-        owners: Columns that identify a thread, a process and so on, first choice first.
+        known: Rows of the same trace with recorded TDs and the same columns.
+        owners: Columns that identify a thread, a process and so on, in order of preference.
 
     Returns:
-        The rows in their order; null stays where there is no TD, or more than one.
+        The rows in their order; ``td_id`` stays null if the owner has no TD or several.
     """
     if not rows["td_id"].null_count():
         return rows
     told = known.lazy().select("source", "tid", "tgid", "td_id")
-    # Few rows are left of very many: the streaming engine makes no table of those in between.
+    # Few of very many rows remain: the streaming engine materializes no intermediate table.
     named = told.filter(pl.col("td_id").is_not_null()).unique().collect(engine="streaming")
     unknown = np.flatnonzero(rows["td_id"].is_null().to_numpy())
     found = rows.select("td_id", *dict.fromkeys(key for keys in owners for key in keys))[unknown]
@@ -103,19 +103,19 @@ def infer_td(
 
 
 def td_of_events(rows: pl.DataFrame, entries: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    """Add the TD of each event of KVM; events of what is known to be no TD are left out.
+    """Add the TD of each KVM event, and drop the events of VMs that are not TDs.
 
-    The TD is that of the thread, else of its process; else the only one of the input, if the
-    process was not recorded and the host never saw the thread's instruction pointer, as it does
-    of every VM that is no TD.
+    The TD is the one of the thread, else of its process.  Else it is the only one of the input, if
+    the process was not recorded and the host never recorded the thread's instruction pointer,
+    which it does for every VM that is not a TD.
 
     Args:
-        rows: Columns source, tid and tgid.
+        rows: Rows with the columns source, tid and tgid.
         entries: The ``vm_entries`` table.
-        known: Rows of the same trace that name TDs.
+        known: Rows of the same trace with recorded TDs.
 
     Returns:
-        The rows, with ``td_id``, null where it is not known.
+        The rows with ``td_id``, null if unknown.
     """
     plain = entries.filter(pl.col("rip") != 0).select("source", "tid").unique()
     own = rows.with_columns(td_id=pl.lit(None, pl.UInt64)).join(
@@ -128,25 +128,25 @@ def td_of_events(rows: pl.DataFrame, entries: pl.DataFrame, known: pl.DataFrame)
 
 
 def left_lookup(rows: pl.DataFrame, values: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
-    """Look up one value per row by ``keys``; far cheaper than joining all columns.
+    """Look up one value per row by ``keys``; far cheaper than a join of all columns.
 
     Args:
-        rows: Rows with the columns of ``keys``.
-        values: Columns ``keys``, unique, and one more.
+        rows: Rows with the columns ``keys``.
+        values: Rows with the columns ``keys``, unique, and one value column.
         keys: Columns that identify a value.
 
     Returns:
-        The further column of ``values`` for each of ``rows``; null where there is none.
+        The value column of ``values`` for each row of ``rows``; null where no row matches.
     """
     joined = rows.select(keys).join(values, on=keys, how="left", maintain_order="left")
     return joined.to_series(len(keys))
 
 
 class LossWindows:
-    """Windows of loss of one source.
+    """Time windows of one source in which events may be lost.
 
-    A window lies between the last event known before and the first one known
-    after it, on one CPU, or on all where the CPU is not known.
+    A window extends from the last event recorded before a loss to the first event recorded
+    after it, on one CPU, or on all CPUs if the CPU is unknown.
     """
 
     def __init__(
@@ -171,12 +171,12 @@ class LossWindows:
         return bool(self._by_cpu)
 
     def overlap(self, cpu: Times, start: Times, end: Times) -> Flags:
-        """Return for each interval whether a window of its CPU (or of any) overlaps it.
+        """Return for each interval whether a window of its CPU, or of all CPUs, overlaps it.
 
         Args:
-            cpu: CPU of each interval, NO_CPU where unknown: then every window counts.
+            cpu: CPU of each interval; for NO_CPU (unknown), windows of every CPU are used.
             start: Start in ns.
-            end: End in ns; an interval of no length overlaps nothing.
+            end: End in ns; an empty interval overlaps nothing.
         """
         hit = np.zeros(len(cpu), np.bool_)
         has_length = start < end
@@ -193,12 +193,12 @@ class LossWindows:
 
 
 def start_windows(losses: pl.DataFrame, source: int) -> LossWindows:
-    """Return the windows at the trace's start, where calls were already in progress."""
+    """Return the windows at the start of a trace that began while calls were in progress."""
     return LossWindows(losses, source, _START)
 
 
 def _merged(start: Times, end: Times) -> tuple[Times, Times]:
-    """Sort the windows and merge those that overlap."""
+    """Sort the windows and merge overlapping ones."""
     order = np.argsort(start, kind="stable")
     start, end = start[order], np.maximum.accumulate(end[order])
     is_first = np.ones(len(start), np.bool_)

@@ -19,7 +19,7 @@ from tdxtrace.tdx.locks import conflict_table
 from tdxtrace.tdx.word import bits
 
 # Exits that a vCPU can have at an unchanged RIP: interruptions, and the fault
-# itself.  Any other exit means an executed instruction.  TDX module
+# itself.  Any other exit implies an executed instruction.  TDX module
 # 1.5.01 src/td_transitions/td_exit_stepping.c: only a new RIP clears the state.
 _EXITS_WITHOUT_PROGRESS: Final = (
     "EPT_VIOLATION",
@@ -27,22 +27,22 @@ _EXITS_WITHOUT_PROGRESS: Final = (
     "EXCEPTION_NMI",
     "INTERRUPT_WINDOW",
 )
-# An exit that the module emulates runs no guest code, so it is shorter than the
-# shortest full exit and entry that was measured: CPUID through KVM, 3,851 ns
+# An exit that the module emulates runs no guest code, so it takes less time than the
+# shortest measured full exit and entry: CPUID through KVM, 3,851 ns
 # (TUM-DSE/CVM_eval benchmarks/vmexit/README.md, 5bc6ab0).
 EMULATED_EXIT_NS: Final = 3_851
 # KVM reports a status without an exit reason as -1: Linux 6.16
 # arch/x86/kvm/vmx/tdx.c, tdx_to_vmx_exit_reason.
 _NOT_ENTERED: Final = 0xFFFF_FFFF
-# Any other error of TDH.VP.ENTER gives the same -1, and goes on to userspace as
+# Any other error of TDH.VP.ENTER also gives -1, and is reported to userspace as
 # KVM_EXIT_INTERNAL_ERROR: include/uapi/linux/kvm.h; tdx.c, tdx_handle_exit.
 _INTERNAL_ERROR: Final = 17
-# A private fault is passed on as a write: EPT_VIOLATION_ACC_WRITE, the same file.
+# A private fault is reported as a write: EPT_VIOLATION_ACC_WRITE, in the same file.
 _WRITE: Final = 0x2
 
 _TRACK: Final = leaves.parse_leaf("TDH.MEM.TRACK")[0]
-# The fault that arms the mitigation, and after which an entry can be refused: TDX module 1.5.01
-# td_exit_stepping.c, td_exit_epf_stepping_log lets STEPPING_EPF_THRESHOLD of them pass.
+# Ordinal of the fault that arms the mitigation; an entry after it can be refused: TDX module 1.5.01
+# td_exit_stepping.c, td_exit_epf_stepping_log tolerates STEPPING_EPF_THRESHOLD faults.
 ARMING_FAULT: Final = STEPPING_EPF_THRESHOLD + 1
 # A fault on a shared page keeps the shared bit, and the module does not count it: GPA bit 47 or 51
 # by GPAW (TDX module 1.5 base specification); td_ept_violation.c counts private pages only.
@@ -54,7 +54,7 @@ _TIMED_OUT: Final = word.TDX_HOST_PRIORITY_BUSY_TIMEOUT & word.CODE_BITS
 _VCPU: Final = ("source", "tid")
 _PAGE_BYTES: Final = 4096
 _FIRST_NS, _LAST_NS = -(1 << 62), 1 << 62
-# Steps of vCPUs that are kept between segments: two of each.  A choice.
+# Maximum number of steps kept between segments: two per vCPU.  An arbitrary choice.
 _MAX_KEPT: Final = 1 << 17
 _TOLD: Final = ("gpa", "refused", "reason", "installs", "installed")
 _STEP: Final = (*_VCPU, "tgid", "vp_id", "seq", "gpa", "leaf", "status")
@@ -71,41 +71,43 @@ def zero_steps(
 ) -> pl.DataFrame:
     """Find the episodes in which zero-step mitigation kept a vCPU out of its guest.
 
-    An episode is a run of refused entries of one vCPU between which it gave no
-    sign of progress: no exit but faults and interrupts, and no fault on another
-    page after one was installed.  Three forms:
+    An episode is a run of refused entries of one vCPU without a sign of progress in between:
+    no exits except faults and interrupts, and no fault on another page after a page was
+    installed.  Three forms:
 
-    ``busy_sept`` (proof): TDH.VP.ENTER answered OPERAND_BUSY with operand SEPT,
+    ``busy_sept`` (proof): TDH.VP.ENTER returned OPERAND_BUSY with operand SEPT,
     which it does only when the mitigation is armed.
 
-    ``failed_vmentry``: KVM printed exit reason -1, entered again, and told userspace of no
-    internal error.  Any busy operand gives that exit, a TDH.MEM.TRACK above all.  Strong only
-    where nothing else can have been busy and the mitigation must have been armed: one private
-    page was faulted on ARMING_FAULT times without progress, TDH.MEM.TRACK is seen to be probed,
-    no call that an unarmed entry collides with was in flight, by any clock that CPUs may have, and
-    no event may be lost there.
-    Weak where the record begins within the run, or with ARMING_FAULT faults on any pages: a booting
-    guest that touches new pages under KVM's tracepoints alone looks like that, and meets TRACKs
-    that nobody recorded.  With fewer it is none.
+    ``failed_vmentry``: KVM traced exit reason -1, entered again, and reported no internal error
+    to userspace.  Any busy operand gives that exit, most often because of a TDH.MEM.TRACK.  Strong
+    only if nothing else can have been busy and the mitigation must have been armed: one private
+    page faulted ARMING_FAULT times without progress, recorded calls show that TDH.MEM.TRACK is
+    probed, no call that an unarmed entry collides with was in flight, allowing for clock
+    differences between CPUs, and no events may be lost at that time.
+    Weak if the record begins within the run, or after ARMING_FAULT faults on different pages: a
+    booting guest that touches new pages looks the same if only KVM's tracepoints are recorded, and
+    collides with unrecorded TRACKs.  With fewer faults, there is no episode.
 
-    ``emulated_ept_violation`` (weak): after as many, an EPT violation by writing on
+    ``emulated_ept_violation`` (weak): after as many faults, an EPT violation caused by a write to
     the same page, not installed meanwhile, within EMULATED_EXIT_NS of entering.  An entry that
-    executed nothing and ended otherwise is none: single-stepping makes such (0.8 % of them in
-    TDXdown, CCS 2024), without any fault.
+    executed nothing and ended otherwise is no episode: single-stepping causes such entries (0.8 %
+    of steps in TDXdown, CCS 2024) without any fault.
 
-    Evidence is what each form needs.  Absence: where TRACK was not probed, or events may be lost,
-    kvm_exit alone proves nothing.  Nearest innocent trace: a guest that touches new pages beside a
-    TRACK, whose entries fail on the epoch, perhaps by a clock that is some microseconds behind.
+    Evidence: the events that each form requires.  Absence: if TRACK was not probed, or events may
+    be lost, kvm_exit alone proves nothing.  Nearest innocent trace: a guest that touches new pages
+    during a TRACK, whose entries fail on the epoch, perhaps by a clock that is some microseconds
+    behind.
 
-    Weak episodes are suspicions: no statistic counts them, and no verdict accuses by them.
+    Weak episodes are suspicions: no statistic counts them, and no verdict relies on them.
 
     Args:
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
         page_faults: The ``page_faults`` table.
         host_events: The ``host_events`` table; without it, internal errors are not recognised.
-        losses: The ``losses`` table; without it, nothing counts as lost.
-        drift_ns: How far the clocks of two CPUs of a source may differ; without it, not at all.
+        losses: The ``losses`` table; without it, no events are assumed lost.
+        drift_ns: Largest clock difference in ns between two CPUs, by source; 0 for sources not
+            listed.
 
     Returns:
         The ``zero_steps`` table, by source and time.
@@ -135,10 +137,10 @@ def zero_steps(
 
 
 def needed_rows(trace: Trace) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the calls and vCPU entries that :func:`zero_steps` looks at, without the others.
+    """Return only the calls and vCPU entries that :func:`zero_steps` uses.
 
-    All calls, where a vCPU is known by KVM's own events alone; else those of the vCPUs that were
-    refused.  Entries of vCPUs that are known by their TDH.VP.ENTER count for nothing.
+    These are all calls if some vCPU has only KVM's own events, else the calls of the vCPUs with
+    refused entries.  KVM's entry events of vCPUs with recorded TDH.VP.ENTER calls are not used.
     """
     refused, entering = is_refused_entry(), pl.col("leaf") == VP_ENTER
     none = SEAMCALLS.empty().select(*_VCPU, "leaf", "status")
@@ -157,7 +159,7 @@ def needed_rows(trace: Trace) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
-    """Episodes from the status of TDH.VP.ENTER."""
+    """Return the episodes found by the status of TDH.VP.ENTER."""
     vcpus = calls.filter(is_refused_entry())
     own = _rows_of_vcpus(vcpus, calls.select(*_STEP, "td_id", "start_ns", "end_ns"))
     return ZERO_STEPS.conform(_episodes(steps_from_seamcalls(own), "busy_sept"))
@@ -165,13 +167,13 @@ def _busy_sept(calls: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(slots=True)
 class RefusalState:
-    """The steps of each vCPU on which the meaning of later ones depends."""
+    """Steps of each vCPU that are needed to interpret later steps."""
 
     kept: pl.DataFrame = field(default_factory=lambda: _marked(SEAMCALLS.empty(), is_new=False))
-    """By vCPU: the last that tells whether the wanted page is there, and the last of all."""
+    """Per vCPU: the last step of all, and the last that shows whether the page is installed."""
 
     def keep_latest(self, most: int) -> None:
-        """Drop all but so many steps, where threads come that never come again."""
+        """Keep the latest ``most`` steps, to bound the memory when threads come and go."""
         if self.kept.height > most:
             self.kept = self.kept.filter(pl.col("when").rank("ordinal", descending=True) <= most)
 
@@ -179,15 +181,16 @@ class RefusalState:
 def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
     """Count the refused entries of a segment, and the ``busy_sept`` episodes that begin in it.
 
-    However a capture is cut, the sums are those of the ``zero_steps`` table of the whole.
+    The sums over segments equal those of the ``zero_steps`` table of the whole capture, however
+    the capture is divided.
 
     Args:
-        state: What is kept of earlier segments; written.
-        calls: Rows of the ``seamcalls`` table.  Those of a vCPU begin after those of earlier
-            segments.
+        state: State from earlier segments; updated in place.
+        calls: Rows of the ``seamcalls`` table.  The calls of a vCPU begin after its calls in
+            earlier segments.
 
     Returns:
-        source, tid, n_refused and n_episodes of each vCPU in the segment, or kept of earlier ones.
+        source, tid, n_refused and n_episodes of each vCPU in the segment or kept from earlier ones.
     """
     steps = pl.concat([state.kept, _marked(SEAMCALLS.conform(calls), is_new=True)])
     counted = steps.filter(pl.col("refused") & pl.col("is_new") | pl.col("has_episode"))
@@ -206,16 +209,16 @@ def count_refusals(state: RefusalState, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _last_steps(steps: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """What later steps depend on: see :class:`RefusalState`.
+    """Return the steps to keep in :class:`RefusalState`.
 
     Args:
-        steps: All steps, those of a vCPU in the order of time.
-        rows: Those of vCPUs that were refused; ``has_episode`` is that of the run of each.
+        steps: All steps, in time order for each vCPU.
+        rows: Steps of the vCPUs with refused entries; ``has_episode`` refers to each step's run.
     """
     tells_page = pl.col("installs") | (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
     last = [part.group_by(_VCPU, maintain_order=True).tail(1) for part in (steps, rows)]
     parts = [
-        # Only the last of all is surely of the run that goes on.
+        # Only the very last step is certain to belong to the run that continues.
         steps.filter(tells_page).group_by(_VCPU, maintain_order=True).tail(1),
         last[0].join(last[1].select("source", "seq"), on=("source", "seq"), how="anti"),
     ]
@@ -226,14 +229,14 @@ def _last_steps(steps: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _marked(calls: pl.DataFrame, *, is_new: bool) -> pl.DataFrame:
-    """Steps of vCPUs, and whether the run of each is known to hold an episode."""
+    """Return the steps of vCPUs with the flags ``is_new`` and ``has_episode`` (False)."""
     wanted = calls.filter(pl.col("leaf").is_in([VP_ENTER, *_INSTALLS]))
     steps = steps_from_seamcalls(wanted).select("source", "tid", "seq", "when", *_TOLD)
     return steps.with_columns(is_new=pl.lit(is_new), has_episode=pl.lit(False))
 
 
 def is_refused_entry() -> pl.Expr:
-    """Whether a call is a TDH.VP.ENTER that zero-step mitigation refused: OPERAND_BUSY, SEPT.
+    """Return whether a call is a TDH.VP.ENTER refused by the mitigation: OPERAND_BUSY, SEPT.
 
     Bits 61 and 60 of a status are not part of its code (:func:`~tdxtrace.tdx.word.status_code`).
     """
@@ -243,13 +246,13 @@ def is_refused_entry() -> pl.Expr:
 
 
 def _rows_of_vcpus(vcpus: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of these vCPUs, in their order."""
+    """Return the rows of these vCPUs, in their order."""
     own = vcpus.select(_VCPU).unique()
     return rows.join(own, on=_VCPU, how="semi", nulls_equal=True, maintain_order="left")
 
 
 def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
-    """Entries and installs of vCPUs whose TDH.VP.ENTER was probed, one row per step."""
+    """Return entries and page installs of vCPUs with probed TDH.VP.ENTER, one row per step."""
     entering = pl.col("leaf") == VP_ENTER
     done = pl.col("status") < word.ERROR_BIT
     installs = pl.col("leaf").is_in(_INSTALLS)
@@ -273,9 +276,9 @@ def steps_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def exit_reason_of_entry() -> pl.Expr:
-    """Exit reason of a TDH.VP.ENTER that entered the guest, from its status; else null.
+    """Return the exit reason of a TDH.VP.ENTER that entered the guest, from its status; else null.
 
-    The timeout of host priority has no reason, but comes after a TDCALL of the guest: TDX module
+    The host priority timeout has no exit reason, but follows a TDCALL of the guest: TDX module
     1.5.01 td_exit.c async_tdexit_internal.
     """
     status = pl.col("status")
@@ -291,7 +294,7 @@ def exit_reason_of_entry() -> pl.Expr:
 def steps_from_kvm_events(
     entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
 ) -> pl.DataFrame:
-    """Entries of vCPUs from KVM's own events, their faults and installs, in order."""
+    """Return entries of vCPUs from KVM's own events, with faults and page installs, in order."""
     tracks = calls.filter(pl.col("leaf") == _TRACK)
     entered = _mark_concurrent_track(entries, tracks).select(
         *_VCPU,
@@ -325,7 +328,7 @@ def steps_from_kvm_events(
 def _page_steps(
     rows: pl.DataFrame, installed: pl.Expr, faulted: pl.Expr | None = None
 ) -> pl.DataFrame:
-    """Faults on or installs of a page, as steps of their thread."""
+    """Return page faults or page installs as steps of their thread."""
     return rows.select(
         *_VCPU,
         "tgid",
@@ -354,7 +357,7 @@ def _drop_internal_errors(entries: pl.DataFrame, events: pl.DataFrame) -> pl.Dat
 
 
 def _mark_concurrent_track(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.DataFrame:
-    """Mark failed entries during which a TDH.MEM.TRACK ran: these meet the TD's epoch."""
+    """Mark failed entries during which a TDH.MEM.TRACK ran: these failed on the TD's epoch."""
     failed = entries.filter(pl.col("exit_reason") == _NOT_ENTERED)
     spans = tracks.with_columns(
         begins=pl.coalesce("start_ns", "end_ns"), ends=pl.coalesce("end_ns", "start_ns")
@@ -366,7 +369,7 @@ def _mark_concurrent_track(entries: pl.DataFrame, tracks: pl.DataFrame) -> pl.Da
 
 
 def _overlapped(failed: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
-    """Keys (source, seq) of entries that a call of their process (begins, ends) overlaps."""
+    """Return keys (source, seq) of entries that a call of their process (begins, ends) overlaps."""
     spans = spans.select("source", tgid_of_call="tgid", begins="begins", ends="ends")
     met = failed.join_where(
         spans,
@@ -382,7 +385,7 @@ def _overlapped(failed: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
 
 @cache
 def _leaves_against_entries() -> list[int]:
-    """Leaves that an entry collides with though the mitigation is not armed: TRACK and others."""
+    """Return the leaves that an entry conflicts with even if the mitigation is not armed."""
     unarmed = conflict_table().filter(
         pl.col("leaf") == VP_ENTER, pl.col("lock") != "SEPT_TREE", pl.col("holder_leaf") != VP_ENTER
     )
@@ -395,12 +398,12 @@ def _nothing_else_was_busy(
     losses: pl.DataFrame | None,
     drift_ns: Mapping[int, int],
 ) -> pl.DataFrame:
-    """Keys (source, seq) of failed entries that only the mitigation can have refused.
+    """Return keys (source, seq) of failed entries that only the mitigation can have refused.
 
     Evidence: TDH.MEM.TRACK was recorded in the source, so it is probed; no call of the process
-    that an unarmed entry collides with was in flight, where a call whose start or end was not
-    recorded reaches to the thread's neighbouring call, and any by ``drift_ns`` further; no events
-    may be lost about then.
+    that an unarmed entry collides with was in flight; and no events may be lost around the entry.
+    A call without a recorded start or end is extended to the thread's neighbouring call, and every
+    call is extended by ``drift_ns`` on both sides.
     """
     failed = entries.filter(pl.col("exit_reason") == _NOT_ENTERED)
     probed = calls.filter(pl.col("leaf") == _TRACK)["source"].unique()
@@ -427,11 +430,11 @@ def _nothing_else_was_busy(
 
 
 def _failed_vmentry(steps: pl.DataFrame, excluded: pl.DataFrame) -> pl.DataFrame:
-    """Episodes of failed entries after enough faults, or after a run of unknown length.
+    """Return episodes of failed entries after enough faults, or in a run of unknown length.
 
     Args:
         steps: Steps from KVM's events.
-        excluded: Keys of the failed entries that nothing else explains.
+        excluded: Keys of the failed entries without another explanation.
     """
     sure = excluded.with_columns(sure=pl.lit(True))
     marked = steps.join(sure, on=("source", "seq"), how="left", maintain_order="left")
@@ -441,11 +444,11 @@ def _failed_vmentry(steps: pl.DataFrame, excluded: pl.DataFrame) -> pl.DataFrame
 
 
 def _emulated(steps: pl.DataFrame) -> pl.DataFrame:
-    """Episodes of EPT violations that came too fast to have entered the guest."""
+    """Return episodes of EPT violations that came too soon for the guest to have been entered."""
     fast = pl.col("write") & (pl.col("took_ns") <= EMULATED_EXIT_NS)
     run = no_progress_run(_rows_of_vcpus(steps.filter(fast), steps), exits_without_progress())
     nth = pl.col("is_fault").cum_sum().over("run")
-    # The page of an entry is that of the next step.
+    # The faulting page of an entry is recorded in the next step.
     next_installs, next_gpa = (pl.col(name).shift(-1).over("run") for name in ("installs", "gpa"))
     same_page = pl.when(next_installs).then(next_gpa) == pl.col("page")
     looks = (nth > ARMING_FAULT) & pl.col("is_fault") & fast & same_page
@@ -454,11 +457,11 @@ def _emulated(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
-    """Join refused entries of a vCPU without a sign of progress between them.
+    """Group refused entries of a vCPU without a sign of progress between them into episodes.
 
     Args:
-        steps: One row per entry or install of a page, by vCPU; ``refused`` marks the
-            entries that an episode is made of.
+        steps: One row per entry or page install, by vCPU; ``refused`` marks the entries that
+            form episodes.
         form: Form of the episodes.
     """
     if not steps["refused"].any():
@@ -490,7 +493,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
         n_faults_before=pl.col("n_before").first().cast(pl.UInt32),
         gpa=pl.col("page").first(),
         whole=pl.col("whole").first(),
-        # The record may begin within the run, so any of its refusals may be the one that shows it.
+        # The record may begin within the run, so any refusal of the run may be the conclusive one.
         shown=(is_sure & again & (pl.col("n_same_page") >= ARMING_FAULT)).any(),
         enters_later=pl.col("enters_later").last(),
         goes_on=pl.col("goes_on").last(),
@@ -499,7 +502,7 @@ def _episodes(steps: pl.DataFrame, form: str) -> pl.DataFrame:
 
 
 def _faults_on_one_page(columns: list[str]) -> pl.Expr:
-    """Most faults that any one private page had in the run so far; 0 where no page is recorded."""
+    """Largest number of faults on one private page in the run so far; 0 without recorded pages."""
     if "faulted" not in columns:
         return pl.lit(0, pl.UInt32)
     same = pl.col("faulted").cum_sum().over("run", pl.col("gpa") // _PAGE_BYTES)
@@ -507,7 +510,7 @@ def _faults_on_one_page(columns: list[str]) -> pl.Expr:
 
 
 def _count_emulated(rows: pl.DataFrame) -> pl.DataFrame:
-    """EPT violations between the first and the last refusal of each run."""
+    """Count the EPT violations between the first and the last refusal of each run."""
     so_far = pl.col("refused").cum_sum().over("run")
     total = pl.col("refused").sum().over("run")
     between = (so_far > 0) & (so_far < total) & pl.col("is_fault") & ~pl.col("refused")
@@ -543,24 +546,24 @@ def exits_without_progress() -> list[int]:
 
 
 def no_progress_run(steps: pl.DataFrame, exits: list[int]) -> pl.DataFrame:
-    """Number the runs of steps in which a vCPU gave no sign of progress.
+    """Number the runs of steps in which a vCPU showed no sign of progress.
 
     A run ends at an exit that only an executed instruction causes, and where the
-    vCPU faults again after the wanted page was installed: it then wants another
-    one, so the guest got past the first.
+    vCPU faults again after the faulting page was installed: the fault is then on
+    another page, so the guest has passed the first.
 
     Args:
-        steps: One row per entry or wanted page, sorted by vCPU and time.
+        steps: One row per entry, or per fault on or install of a page, sorted by vCPU and time.
         exits: Exit reasons that a vCPU can have without executing anything.
 
     Returns:
         The same rows with ``run`` (unique over the table), ``is_fault`` (an EPT
-        violation), ``page`` (the last wanted page) and ``whole`` (the run
-        does not begin where the vCPU's record does).
+        violation), ``page`` (the last faulting page) and ``whole`` (the run
+        begins after the start of the vCPU's record).
     """
     moved = pl.col("reason").is_not_null() & ~pl.col("reason").is_in([*exits, _NOT_ENTERED])
     is_fault = (pl.col("reason") == _EPT_VIOLATION).fill_null(False)
-    # State of the last wanted page: missing (0) or installed (1).
+    # State of the last faulting page: missing (0) or installed (1).
     page_state = pl.when(is_fault).then(0).when("installs").then(pl.col("installed").cast(pl.Int32))
     rows = steps.with_columns(
         is_fault=is_fault, _first=begins_vcpu(), _moved=moved.shift().fill_null(False)
@@ -571,7 +574,7 @@ def no_progress_run(steps: pl.DataFrame, exits: list[int]) -> pl.DataFrame:
     )
     page_arrived = pl.col("is_fault") & (pl.col("_page_state").shift() == 1).fill_null(False)
     rows = rows.with_columns(_ends=~pl.col("_first") & (pl.col("_moved") | page_arrived))
-    # Runs that ended so far; minus the number at the vCPU's first row: those of the vCPU.
+    # Runs ended so far; minus their number at the vCPU's first row, the ended runs of the vCPU.
     ended = pl.col("_ends").cum_sum().cast(pl.Int64)
     before = pl.when("_first").then(ended).forward_fill()
     return rows.with_columns(
@@ -580,13 +583,13 @@ def no_progress_run(steps: pl.DataFrame, exits: list[int]) -> pl.DataFrame:
 
 
 def begins_vcpu() -> pl.Expr:
-    """Whether a row is the first of its vCPU, in rows sorted by vCPU."""
+    """Return whether a row is the first of its vCPU, in rows sorted by vCPU."""
     changes = [pl.col(name).ne_missing(pl.col(name).shift()) for name in _VCPU]
     return pl.any_horizontal(*changes, pl.int_range(pl.len()) == 0)
 
 
 def _last_known(value: pl.Expr, since: pl.Expr) -> pl.Expr:
-    """Last value that is not null, since the last row with ``since``."""
+    """Return the last non-null value since the last row with ``since``."""
     place = pl.int_range(pl.len())
     known = pl.when(value.is_not_null()).then(place).forward_fill()
     first = pl.when(since).then(place).forward_fill()
