@@ -1,4 +1,4 @@
-"""The ``comparisons`` table: changes of the needed attempts or time between two traces."""
+"""The ``comparisons`` table: changes in the attempts or time needed, between two traces."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import polars as pl
 from tdxtrace.intervals import exact_interval
 from tdxtrace.tables.limits import ATTEMPTS, COMPARISONS
 
-# Steps at which curves are compared: a first retry and the proposed limits (mainline calls
-# twice; 5 and 16 in the series of 2024); 0.1 to 10 ms.
+# Steps at which curves are compared: the first retry and the proposed limits (mainline calls
+# twice; 5 and 16 in the patch series of 2024); and 0.1 to 10 ms.
 COMPARED_AT: Final = {"attempts": (1, 2, 5, 16), "ns": (100_000, 1_000_000, 10_000_000)}
 _CONFIDENCE: Final = 0.95
-"""Confidence of the intervals in ``attempts``."""
+"""Confidence level of the intervals in ``attempts``."""
 _CURVE: Final = ("n_requests", "done_ratio", "done_low", "done_high")
 
 
 def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """Compare the shares of requests that needed more, leaf by leaf.
+    """Compare for each leaf the shares of requests that needed more attempts or time.
 
     Each share has an interval that accounts for bursts; the interval of the difference is
     computed from the two.
 
     Args:
-        before: The ``attempts`` table of the one trace.
-        after: That of the other.
+        before: The ``attempts`` table of the first trace.
+        after: The ``attempts`` table of the second trace.
 
     Returns:
         The ``comparisons`` table, ordered by leaf, unit and within.
 
     Raises:
-        TableError: If one of them is no ``attempts`` table.
+        TableError: If an argument is not an ``attempts`` table.
 
     Sources:
         R. G. Newcombe, Statistics in Medicine 17 (1998) 873, method 10, for intervals of any
@@ -73,7 +73,7 @@ def comparisons(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
 
 
 def _points(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Values of the curve of each leaf at the compared steps."""
+    """Return the values of each leaf's curve at the compared steps."""
     curves = ATTEMPTS.conform(attempts).filter(pl.col("by") == "leaf")
     points = pl.DataFrame(
         [(unit, within) for unit, places in COMPARED_AT.items() for within in places],
@@ -98,7 +98,7 @@ def _points(attempts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _before_first_step(curves: pl.DataFrame) -> pl.DataFrame:
-    """Values before a curve's first step: none of the requests was done."""
+    """Return the values before each curve's first step, where no request is done."""
     firsts = curves.unique(["leaf", "unit"], keep="first", maintain_order=True)
     n = firsts["n_effective"].to_numpy()
     _, high = exact_interval(np.zeros(len(n)), n, _CONFIDENCE)

@@ -1,4 +1,4 @@
-"""Which entries of vCPUs executed nothing of their guest."""
+"""Entries of vCPUs that executed no guest code."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ _PAGE_BYTES: Final = 4096
 
 
 def entries_by_progress(trace: Trace) -> pl.DataFrame:
-    """Tell of each entry of a vCPU whether it executed anything.
+    """Classify each entry of a vCPU by whether it executed guest code.
 
-    It executed nothing if it was refused; or if it ended in an EPT violation at once, or on the
-    page of the fault before, which the guest has not got past: no exit lies between but faults
-    and interrupts.  The nearest case that did execute is an entry that runs into its next new page:
-    that fault is on another page, and comes later.  An entry that an interrupt ended counts as
-    executed, though it may not be: 0.8 % of single steps execute nothing (TDXdown, CCS 2024).
+    An entry executed nothing if it was refused, or if it ended in an EPT violation at once or on
+    the page of the previous fault, with only faults and interrupts as exits in between (so the
+    guest did not pass that fault).  The nearest case that did execute is an entry that reaches its
+    next new page: that fault is on another page, and occurs later.  An entry ended by an interrupt
+    counts as executed, which may be wrong: 0.8 % of single steps execute nothing (TDXdown, CCS
+    2024).
 
     Args:
-        trace: The events; faults without their pages count as others.
+        trace: The events; a fault without a recorded page counts as a fault on another page.
 
     Returns:
-        Columns source, tid, when (ns, as ``zero_steps`` has it), refused and nothing (Boolean), by
-        thread and time.
+        Columns source, tid, when (ns, as in ``zero_steps``), refused and nothing (Boolean), ordered
+        by thread and time.
     """
     entries = _entries(trace)
     faults = _pages_of_faults(entries, trace.page_faults)
@@ -46,7 +47,7 @@ def entries_by_progress(trace: Trace) -> pl.DataFrame:
 
 
 def _entries(trace: Trace) -> pl.DataFrame:
-    """Entries by thread and time, with the number of exits before each that show progress."""
+    """Return entries by thread and time, with the number of exits so far that show progress."""
     start, end = pl.col("start_ns"), pl.col("end_ns")
     of_calls = trace.seamcalls.filter(pl.col("leaf") == VP_ENTER).select(
         *(*_VCPU, "start_ns", "end_ns"),
@@ -76,7 +77,7 @@ def _entries(trace: Trace) -> pl.DataFrame:
 
 
 def _pages_of_faults(entries: pl.DataFrame, page_faults: pl.DataFrame) -> pl.DataFrame:
-    """Whether each entry that ended in a fault (id) ended on the same page as the one before."""
+    """Return for each entry that ended in a fault (id) whether the previous fault had its page."""
     pages = page_faults.select(*_VCPU, "ts_ns", page=pl.col("gpa") // _PAGE_BYTES).drop_nulls()
     found = (
         entries.filter("fault")

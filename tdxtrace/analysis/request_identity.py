@@ -1,4 +1,4 @@
-"""Identity of a request: the operands that distinguish it, and how many of them were captured."""
+"""Identity of a request: the operands that identify it, and which of them were captured."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tdxtrace.tables.findings import IDENTITIES
 from tdxtrace.tdx import leaves
 
 _N_LEAVES: Final = 1 << 16
-# Operands that identify a request, by kind of the leaf table; a level also distinguishes
-# requests for one page, but is implied where it was not captured.
+# Operands that identify a request, by request kind in the leaf table.  A level also distinguishes
+# requests for one page, but an uncaptured level is implied.
 _IDENTIFIED_BY: Final = {"gpa": TD | GPA, "td": TD, "vcpu": VP, "page": PAGE}
 U16 = NDArray[np.uint16]
 U8 = NDArray[np.uint8]
@@ -23,7 +23,7 @@ U8 = NDArray[np.uint8]
 
 @cache
 def identifying_operands() -> U16:
-    """By leaf: the operands that identify its requests, as bits."""
+    """Return for each leaf the operands that identify its requests, as bits."""
     found = _whole_identity().copy()
     found[leaves_of_kind("gpa")] |= LEVEL
     return found
@@ -31,10 +31,10 @@ def identifying_operands() -> U16:
 
 @cache
 def second_callers() -> U8:
-    """By leaf: by which operands another thread can make the same request.
+    """Return for each leaf how another thread can make the same request: BY_PAGE, BY_TD or 0.
 
-    That is a page and level of a TD, or a TD; one thread runs a vCPU, and a page that is reclaimed
-    or written back has one owner.
+    A second thread can request the same page and level of a TD, or the same TD.  It cannot request
+    the same vCPU, which one thread runs, nor a reclaimed or written-back page, which has one owner.
     """
     found = np.zeros(_N_LEAVES, np.uint8)
     found[leaves_of_kind("gpa")] = BY_PAGE
@@ -43,11 +43,11 @@ def second_callers() -> U8:
 
 
 def identity(leaf: U16, flags: U16) -> pl.Series:
-    """Return what identified the attempts: the whole request, a part of it, or the thread alone.
+    """Return what identified the attempts: the whole request, a part of it, or only the thread.
 
     Args:
         leaf: Leaf of each chain.
-        flags: Operands that its first call named, as bits.
+        flags: Operands recorded in the first call of each chain, as bits.
     """
     whole = _whole_identity()[leaf]
     found = np.full(len(leaf), IDENTITIES.index("thread"), np.uint8)
@@ -68,6 +68,6 @@ def _whole_identity() -> U16:
 
 @cache
 def leaves_of_kind(kind: str) -> list[int]:
-    """Numbers of the leaves whose requests have this kind of the leaf table."""
+    """Return the numbers of the leaves with this request kind in the leaf table."""
     table = leaves.leaf_table()
     return table.filter(pl.col("request") == kind)["leaf"].to_list()
