@@ -1,4 +1,4 @@
-"""Context of one attempt: its causes, its chain, and the calls of other threads at that time."""
+"""Context of one attempt: its causes, its retry chain, and concurrent calls of all threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tdxtrace.analysis.causes.evidence import activity
 from tdxtrace.errors import QueryError
 from tdxtrace.tables.trace import Findings, Trace
 
-# Margin around an attempt, in multiples of its length; a holder that reaches further is cut.
+# Largest margin around an attempt, in multiples of its length; longer holders are cut off.
 _MARGIN_LENGTHS: Final = 3
 _MIN_MARGIN_NS: Final = 2_000
 
@@ -21,17 +21,17 @@ class Surroundings:
     """One attempt and the calls around it."""
 
     attempt: dict[str, Any]
-    """Its row in ``seamcalls``, with the TD inferred."""
+    """Row of the attempt in ``seamcalls``, with the TD inferred."""
     answers: list[dict[str, Any]]
-    """Its rows in ``busy_causes``, by rank; none if it was not busy."""
+    """Rows of the attempt in ``busy_causes``, by rank; empty if it was not busy."""
     chain: dict[str, Any] | None
-    """The row in ``retry_chains`` that it belongs to."""
+    """Row of ``retry_chains`` that contains the attempt."""
     calls: pl.DataFrame
-    """Calls of all threads in that time: rows of :func:`~.activity.activity`, by begin."""
+    """Calls of all threads in the time window: rows of :func:`~.activity.activity`, by begin."""
     first_ns: int
     last_ns: int
     names: dict[int, str]
-    """Name of each thread, as recorded: hostile text, escape it before showing."""
+    """Name of each thread, as recorded: untrusted text, escape it before display."""
 
 
 def surroundings(
@@ -44,10 +44,10 @@ def surroundings(
         findings: The findings of the whole trace.
         seq: ``seq`` of the call in ``seamcalls``.
         source: Number of the input.
-        whole_chain: Cover the time of its whole chain, not of the attempt alone.
+        whole_chain: Cover the time of the whole retry chain, not only of the attempt.
 
     Raises:
-        QueryError: If there is no such call; names the nearest.
+        QueryError: If there is no such call; the message names the nearest one.
     """
     seamcalls = trace.seamcalls.filter(pl.col("source") == source)
     calls = activity(seamcalls, trace.vm_entries.filter(pl.col("source") == source))
@@ -82,7 +82,7 @@ def _not_found(seamcalls: pl.DataFrame, seq: int, source: int) -> str:
 
 
 def _chain(chains: pl.DataFrame, attempt: dict[str, Any]) -> dict[str, Any] | None:
-    """The chain of the same thread and leaf that contains the attempt."""
+    """Return the retry chain of the same thread and leaf that contains the attempt."""
     seq = attempt["seq"]
     over = chains.filter(
         pl.col("tid").eq_missing(attempt["tid"]),
@@ -99,7 +99,7 @@ def _time_window(
     answers: list[dict[str, Any]],
     chain: dict[str, Any] | None,
 ) -> tuple[int, int]:
-    """First and last ns: of the attempt or chain, and of its holder where it lies near."""
+    """Return first and last ns of the attempt or chain, extended to a holder that is near it."""
     first, last = attempt["begins"], attempt["ends"]
     if chain is not None:
         first, last = min(first, chain["start_ns"]), max(last, chain["end_ns"])

@@ -1,4 +1,4 @@
-"""The rule that nothing of a TD is busy while it is built."""
+"""The rule that no lock of a TD is contended while the TD is built."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tdxtrace.tdx.leaves import numbers_of, parse_leaf
 
 _CREATIONS: Final = numbers_of(["TDH.MNG.CREATE", "TDH.MNG.INIT"])
 _FINALIZE: Final = parse_leaf("TDH.MR.FINALIZE")[0]
-# What KVM calls for a finalized TD only: AUG and TRACK where kvm_tdx->state is TD_STATE_RUNNABLE
-# (Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_sept_set_private_spte and tdx_track); VP.ENTER since
-# the module refuses it before (1.5.01 include/auto_gen/op_state_lookup.c).
+# KVM calls these only for a finalized TD: AUG and TRACK if kvm_tdx->state is TD_STATE_RUNNABLE
+# (Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_sept_set_private_spte and tdx_track); VP.ENTER because
+# the module refuses it earlier (1.5.01 include/auto_gen/op_state_lookup.c).
 _OF_RUNNING: Final = [*numbers_of(["TDH.MEM.PAGE.AUG", "TDH.MEM.TRACK"]), VP_ENTER]
-# Locks of one TD, which only its own calls take.
+# Scopes of locks that only calls for one TD take.
 _TD_SCOPES: Final = ("td", "vcpu", "entry")
 _SEAMCALL: Final = "seamcall"
 
 
 def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
-    """Find attempts that met a lock of their own TD while it was built.
+    """Find attempts that were busy on a lock of their own TD while that TD was built.
 
     Evidence: the TD's creation before the attempt and its TDH.MR.FINALIZE after it (proof).
-    With one of the two only, it is strong if the other leaf is recorded in this trace at all,
-    no event may be lost between, and the call is none that KVM makes for a running TD only.
+    With only one of the two, the evidence is strong if the trace has any call of the other leaf,
+    no event may be lost between, and KVM does not make the call only for a running TD.
 
-    Absence: a FINALIZE that was not probed is not one that did not happen.  An AUG or a TRACK
-    that succeeded, or an entry, shows that the TD was built.  Where its creation was not seen,
-    the attempt may be of an earlier TD at the same address.
+    Absence: a missing FINALIZE may have happened without a probe.  An AUG or a TRACK that
+    succeeded, or a vCPU entry, shows that the TD was built.  If its creation was not recorded,
+    the attempt may belong to an earlier TD at the same address.
 
     Nearest innocent trace: INIT is recorded, FINALIZE is not probed; an AUG succeeds, and a
-    later one is busy.  An id that may mean a page, which TDs share by its 2M range.
+    later AUG is busy.  An operand id that may mean a page, whose 2M range TDs share.
     """
     leaves = set(seen.calls["leaf"].unique())
     if not leaves & {*_CREATIONS, _FINALIZE}:
@@ -56,7 +56,7 @@ def busy_before_finalize(seen: RuleEvidence) -> pl.DataFrame:
     proven = own.filter(created, finalized)
     begun = own.filter(created, pl.col("next").is_null(), early)
     if _FINALIZE not in leaves:
-        # Creation and FINALIZE pass through the same function, if that one is probed.
+        # A probe on the function that makes every SEAMCALL records creation and FINALIZE alike.
         begun = begun.filter(_recorded_by_seamcall(seen.calls, begun["evidence"]))
     ended = own.filter(pl.col("built").is_null(), finalized, early)
     if not leaves & set(_CREATIONS):
@@ -78,7 +78,7 @@ def _recorded_by_seamcall(calls: pl.DataFrame, rows: pl.Series) -> pl.Series:
 
 
 def _milestones(calls: pl.DataFrame) -> pl.DataFrame:
-    """Calls that succeeded: row, td_id, at (their end) and kind: created, finalized, running."""
+    """Return successful calls: row, td_id, at (end, ns), kind (created, finalized, running)."""
     kind = (
         pl.when(pl.col("leaf").is_in(_CREATIONS))
         .then(pl.lit("created"))

@@ -1,4 +1,4 @@
-"""Verdicts on busy answers, and on rules that a correct kernel keeps."""
+"""Verdicts on busy answers and on broken kernel rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tdxtrace.tables.causes import BROKEN_RULES, BUG_RULES, BUSY_CAUSES
 from tdxtrace.tables.verdicts import VERDICTS
 from tdxtrace.tdx.leaves import leaf_name
 
-# Confidences from which on a rule counts as broken.
+# Confidences that are sufficient to call a rule broken.
 _SURE_CONFIDENCE: Final = ("proof", "strong")
 _VERDICT_OF: Final = {
     "host_conflict": "EXPECTED",
@@ -40,23 +40,23 @@ JUDGED: Final = (
     *("source", "seq", "rank", "td_id", "leaf", "resource", "cause", "rule"),
     *("holder_seq", "holder_leaf", "holder_td_id", "advice", "confidence"),
 )
-"""Columns of ``busy_causes`` on which verdicts rest."""
+"""Columns of ``busy_causes`` that verdicts need."""
 _PROBE: Final = "probe entry and return of every tdh_* wrapper, and tdx_vcpu_run for TDH.VP.ENTER"
 
 
 def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on busy answers, per TD, leaf, resource and cause.
 
-    BUG requires a rule that was surely broken: one that the answer itself breaks, or
-    ``mmu_lock_excludes`` for the answer and its holder.  Where the holder is a call that mmu_lock
-    keeps away, and the clock does not prove that the two overlapped, it is UNDECIDED, and so
-    is a guest of which the evidence is weak.
+    BUG requires a rule that was certainly broken: one that the answer itself breaks, or
+    ``mmu_lock_excludes`` for the answer and its holder.  The verdict is UNDECIDED if mmu_lock
+    should exclude the holder but the clock does not prove that the two calls overlapped, or if
+    the cause is a guest with weak evidence.
 
-    Evidence, what absence means, and the nearest innocent trace are those of each cause and rule:
-    :mod:`~tdxtrace.analysis.causes`.  No verdict here rests on the absence of a row.
+    Evidence, meaning of absence and nearest innocent trace are documented with each cause and rule:
+    :mod:`~tdxtrace.analysis.causes`.  No verdict here relies on the absence of a row.
 
     Args:
-        causes: The ``busy_causes`` table, or a query of it; its answers (rank 1) are judged.
+        causes: The ``busy_causes`` table or a lazy query of it; only rows of rank 1 are judged.
         broken: The ``broken_rules`` table.
     """
     rows = BUSY_CAUSES.pick(causes, *JUDGED).filter(pl.col("rank") == 1)
@@ -88,14 +88,14 @@ def on_busy(causes: pl.DataFrame | pl.LazyFrame, broken: pl.DataFrame) -> pl.Dat
 
 
 def _kept_apart() -> pl.Expr:
-    """Whether mmu_lock keeps the call and its holder from overlapping."""
+    """Return whether mmu_lock prevents the call and its holder from overlapping."""
     same_td = pl.col("td_id") == pl.col("holder_td_id")
     by_call = pl.col("cause") == "host_conflict"
     return (by_call & same_td & excluded(pl.col("leaf"), pl.col("holder_leaf"))).fill_null(False)
 
 
 def _proven_overlaps(broken: pl.DataFrame) -> pl.DataFrame:
-    """Both orders of each pair that breaks mmu_lock_excludes: source, seq, holder_seq, overlaps."""
+    """Both orders of pairs that break mmu_lock_excludes: source, seq, holder_seq, overlaps."""
     pairs = BROKEN_RULES.conform(broken).filter(
         pl.col("rule") == EXCLUDES, pl.col("confidence").is_in(_SURE_CONFIDENCE)
     )
@@ -145,7 +145,7 @@ def _verdict_columns() -> dict[str, pl.Expr]:
 
 
 def _reason() -> pl.Expr:
-    """What the sentence of a verdict says of who held the lock, and of the rule that is broken."""
+    """Return the part of a verdict's sentence about the holder and the broken rule."""
     statement = pl.concat_str(pl.lit(" "), look_up("rule", rule_statements())).fill_null("")
     not_proven = pl.when(pl.col("apart") & ~pl.col("sure")).then(pl.lit(_NOT_PROVEN))
     return pl.concat_str(
@@ -173,11 +173,11 @@ _FINER_CLOCK: Final = "record with a clock of nanoseconds that all CPUs share (t
 
 
 def on_broken_rules(broken: pl.DataFrame, causes: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
-    """Give verdicts on rules that were broken without a busy answer that says so.
+    """Give verdicts on broken rules that no verdict on a busy answer covers.
 
     Args:
         broken: The ``broken_rules`` table.
-        causes: The ``busy_causes`` table, or a query of it: its answers have their own verdicts.
+        causes: The ``busy_causes`` table or a lazy query of it: :func:`on_busy` judges its rows.
     """
     if broken.is_empty():
         return VERDICTS.empty()

@@ -64,12 +64,12 @@ _TRACE: Final = (
 
 
 def on_abandoned(abandoned: pl.DataFrame) -> pl.DataFrame:
-    """Give verdicts on requests that were left busy, per TD, leaf and consequence.
+    """Give verdicts on requests that were abandoned busy, per TD, leaf and consequence.
 
-    BUG needs the consequence itself: a vCPU that ran into the timeout of host priority, or a call
-    that failed for lack of the one left busy.  Absence: a call that was not recorded may have
-    settled the request, so without a consequence it is UNDECIDED.  Nearest innocent trace: another
-    thread settles the request, EXPECTED.
+    BUG requires a recorded consequence: a vCPU that ran into the timeout of host priority, or a
+    call that failed because of the abandoned request.  Absence: a call that was not recorded may
+    have completed the request, so without a consequence the verdict is UNDECIDED.  Nearest
+    innocent trace: another thread completes the request, EXPECTED.
 
     Args:
         abandoned: The ``abandoned_requests`` table.
@@ -96,8 +96,8 @@ def on_abandoned(abandoned: pl.DataFrame) -> pl.DataFrame:
 def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on progress loops, per TD, leaf, kind and progress.
 
-    None accuses: an interruptible call has no maximum of restarts, a thread that is silent may be
-    off its CPU, and the end of a loop may not have been recorded.
+    The verdict is never BUG or HOSTILE: an interruptible call has no maximum number of restarts, a
+    silent thread may be off its CPU, and the end of a loop may not have been recorded.
 
     Args:
         loops: The ``progress_loops`` table.
@@ -133,14 +133,14 @@ def on_loops(loops: pl.DataFrame) -> pl.DataFrame:
 def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
     """Give verdicts on kernel messages, per leaf and status.
 
-    A message names one status: the fault follows only where a correct kernel never gets it.  BUG
-    needs OPERAND_BUSY with an operand that is the TDR or the TDVPR on that leaf and nothing else,
-    or TLB_TRACKING_NOT_DONE.  Absence of messages says nothing, since KVM limits their rate.
-    Nearest innocent message: the same code with an operand that another call, or the guest, may
-    hold, such as the SEPT entry: UNDECIDED.
+    A message has one status: it proves a fault only if a correct kernel never gets that status.
+    BUG requires OPERAND_BUSY with an operand id that can only be the TDR or the TDVPR for that
+    leaf, or TLB_TRACKING_NOT_DONE.  Absence of messages proves nothing, since KVM limits their
+    rate.  Nearest innocent message: the same code with an operand that another call or the guest
+    may hold, such as the SEPT entry: UNDECIDED.
 
-    A warning counts if it shows the status of its call, and no message of the same log tells of
-    that leaf and status: KVM prints both of one failure.
+    A warning counts if it contains the status of its call, and no message of the same log reports
+    that leaf and status: KVM prints both for one failure.
 
     Args:
         messages: The ``kernel_messages`` table.
@@ -160,7 +160,7 @@ def on_messages(messages: pl.DataFrame) -> pl.DataFrame:
 
 def _message_columns() -> dict[str, pl.Expr]:
     status, leaf, message = pl.col("status"), pl.col("leaf"), pl.col("message").cast(pl.String)
-    # RAX of a warning is a register that may have been used again: it accuses nobody.
+    # RAX in a warning may have been overwritten since the call: no verdict of BUG from it.
     is_printed = message != "warning"
     order = (pl.col("code") == word.TDX_TLB_TRACKING_NOT_DONE).fill_null(False) & is_printed
     serialised = _is_of_td_or_vcpu(status, leaf) & is_printed
@@ -200,7 +200,7 @@ def _message_columns() -> dict[str, pl.Expr]:
 
 
 def _is_of_td_or_vcpu(status: pl.Expr, leaf: pl.Expr) -> pl.Expr:
-    """Whether a status means that the TDR or the TDVPR was busy, and nothing else."""
+    """Return whether a status can only mean that the TDR or the TDVPR was busy."""
     table = resource_table()
     certain = table.filter(
         pl.col("resource").is_in(["TDR", "TDVPR"]), pl.col("alternative").is_null()

@@ -49,36 +49,36 @@ RULES: Final = {
     "block_track_then_operate": f"{_MODULE} src/common/helpers/helpers.h, is_tlb_tracked",
     "message_alone": "a message has the status of one call, not who held the lock",
 }
-"""Rules by name, with sources; those that a correct kernel keeps are in ``bug_rule_table``."""
+"""Source of each rule by name; ``bug_rule_table`` has the rules of a correct kernel."""
 
 
 @cache
 def rule_sources() -> dict[str, str]:
-    """Return the source of every rule, by its name."""
+    """Return the source of every rule by name."""
     table = bug_rule_table()
     return RULES | dict(zip(table["rule"], table["source"], strict=True))
 
 
 @cache
 def rule_statements() -> dict[str, str]:
-    """Return what holds in a correct kernel, by the name of the rule."""
+    """Return the statement of each rule of a correct kernel by name."""
     table = bug_rule_table()
     return dict(zip(table["rule"], table["statement"], strict=True))
 
 
-# Number of rows listed as evidence of a group.
+# Maximum number of rows listed as evidence for a group.
 _N_EVIDENCE: Final = 5
 _GROUP_KEY: Final = ("source", "td_id", "leaf")
 
 
 def group_findings(rows: pl.DataFrame, by: list[str], seq: str, **more: pl.Expr) -> pl.DataFrame:
-    """Group findings and name their first rows.
+    """Group findings, and list the first rows of each group as evidence.
 
     Args:
         rows: Findings with source, td_id, leaf.
-        by: Further columns that make a group.
+        by: Further columns to group by.
         seq: Column that identifies a row.
-        more: Further aggregates.
+        more: Further aggregates by name.
 
     Returns:
         One row per group, in order of appearance: its keys, n_rows, evidence and ``more``.
@@ -99,8 +99,8 @@ def verdict_rows(
     Args:
         groups: Rows of :func:`group_findings`.
         subject: Subject of the verdicts.
-        table: Table that the evidence is in.
-        columns: verdict, what, sentence, rule and decided_by.
+        table: Name of the table with the evidence.
+        columns: Expressions for verdict, what, sentence, rule and decided_by.
     """
     rows = groups.with_columns(**columns)
     decided_by = pl.when(pl.col("verdict") == "UNDECIDED").then("decided_by")
@@ -117,7 +117,7 @@ def verdict_rows(
 
 
 def look_up(column: str, words: dict[str, str]) -> pl.Expr:
-    """Map the values of a column by ``words``; null for others."""
+    """Map the values of a column by ``words``; null for values without an entry."""
     return (
         pl.col(column).cast(pl.String).replace_strict(words, default=None, return_dtype=pl.String)
     )

@@ -21,43 +21,44 @@ def verdicts(findings: Findings, trace: Trace, *, generation: str | None = None)
 
     Findings with the same explanation form one group: the verdict, one sentence, up to five
     rows of evidence, the rule that decided and its source.  A false accusation is worse than
-    none: BUG and HOSTILE require sure evidence; otherwise the verdict is UNDECIDED and says
+    none: BUG and HOSTILE require certain evidence; otherwise the verdict is UNDECIDED and states
     which capture would decide it.
 
-    HOSTILE is said of the host alone (:func:`~.zero_steps.on_zero_steps`).  What a guest may do
-    wrong is not, since no line between a hostile and an honest guest shows in a host trace:
+    Only the host can be HOSTILE (:func:`~.zero_steps.on_zero_steps`).  A guest is never judged,
+    because a host trace does not distinguish a hostile guest from an honest one:
 
     * A guest can disturb the host's calls by holding Secure EPT entries only, in
-      TDG.MEM.PAGE.ACCEPT, ATTR.RD and ATTR.WR.  TDCALLs leave no event; that a guest held an entry
-      is concluded from the absence of another holder, which a call without a probe is too.
+      TDG.MEM.PAGE.ACCEPT, ATTR.RD and ATTR.WR.  TDCALLs cause no event; that a guest held an entry
+      is inferred from the absence of another holder, and a call without a probe is absent too.
     * In generation C the host's first failed try keeps all guests out until a host call takes
-      the entry, so a guest refuses one try, like any guest that accepts memory.  In A it has no
-      such lock.  In B a write of the whole entry ends host priority: an ACCEPT of 2 MB does that
-      at each interrupt.  And an honest L1 VMM sets the attributes of its L2 guests' pages at will.
-    * RDX after such an answer tells whether the page was accepted (1.5.01
-      set_arch_septe_details_in_vmm_regs; recorded only where a probe fetches it).  After that an
-      honest guest accepts it no more, but an L1 VMM still reads and sets its attributes, and
-      whether the TD has L2 guests is in no trace.
-    * How often, how long, or until KVM gives up, separates nothing: one honest ACCEPT of 2 MB
+      the entry, so a guest causes one busy try, like any guest that accepts memory.  Generation A
+      has no such lock.  In B a write of the whole entry ends host priority: an ACCEPT of 2 MB does
+      that at each interrupt.  An honest L1 VMM may set the attributes of its L2 guests' pages at
+      any time.
+    * RDX after such an answer shows whether the page was accepted (1.5.01
+      set_arch_septe_details_in_vmm_regs; recorded only if a probe fetches it).  An honest guest
+      does not accept a page again, but an L1 VMM still reads and sets its attributes, and no
+      trace shows whether the TD has L2 guests.
+    * Frequency, duration and KVM giving up do not distinguish them: one honest ACCEPT of 2 MB
       clears 512 pages, and outlasts the 17 calls of the series of 2024-09, about 12 us; KVM since
       6.16 calls once more after it has kicked all vCPUs, so that no guest makes it give up.
 
-    Where a guest would have to have held an entry for longer than one TDCALL, the verdict on these
+    If a guest would have had to hold an entry for longer than one TDCALL, the verdict on these
     busy answers is therefore UNDECIDED.  (intel/tdx-module 1.5.01 and 1.5.20
     src/common/helpers/tdx_locks.h, tdg_mem_page_accept.c, tdg_mem_page_attr_wr.c; Linux 6.16
     arch/x86/kvm/vmx/tdx.c; a failed call takes 2,000 cycles, S. Christopherson, 2024-09-10.)
 
     Args:
         findings: Causes of busy answers and zero-steps, abandoned requests, loops.
-        trace: The events they were found in.
-        generation: Lock generation of the module, where it is known.
+        trace: The events that the findings are based on.
+        generation: Lock generation of the module; None if unknown.
 
     Returns:
-        The ``verdicts`` table: BUG first, then HOSTILE, UNDECIDED, EXPECTED; within each the
-        largest group first.
+        The ``verdicts`` table: BUG first, then HOSTILE, UNDECIDED, EXPECTED; larger groups first
+        within each verdict.
 
     Raises:
-        TableError: If an argument lacks a column or has one of another type.
+        TableError: If an argument lacks a column or has a column of another type.
     """
     causes = BUSY_CAUSES.pick(findings.scan("busy_causes"), *JUDGED)
     parts = [

@@ -16,10 +16,11 @@ from tdxtrace.tables.findings import ZERO_STEP_CAUSES, ZERO_STEPS
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tables.verdicts import VERDICTS
 
-# Times that a vCPU must have been kept out of one entry to be more than an accident.  No source
-# gives a number, and none is needed to be exact: no kernel that was read does it once (Linux has no
-# caller of UNBLOCK since the series of 2024-09), and an attack does it for each instruction.  Once
-# may be a change that was called off for a reason outside the trace, twice the same tried again.
+# Minimum number of times that a vCPU was kept out by blocking one range, to rule out an accident.
+# No source gives a number, and an exact one is not needed: no kernel that was read does it once
+# (Linux has no caller of UNBLOCK since the series of 2024-09), and an attack does it for each
+# instruction.  Once may be a change that was cancelled for a reason outside the trace, twice a
+# second try of that change.
 REPEATED: Final = 3
 _KEY: Final = ["source", "first_seq", "form"]
 _VCPU: Final = ["source", "tid"]
@@ -78,26 +79,26 @@ def on_zero_steps(
 ) -> pl.DataFrame:
     """Give verdicts on zero-step episodes, per TD and cause.
 
-    HOSTILE is said of the host alone, where all of this was recorded:
+    HOSTILE applies only to the host, and requires all of these to be recorded:
 
-    * sure episodes (TDH.VP.ENTER refused with operand SEPT, or strong), most of whose faults hit
-      ranges that the host had blocked;
-    * it gave these ranges back as they had been, with nothing attempted on them meanwhile
-      (:func:`~tdxtrace.analysis.block_rounds.block_rounds` names the innocent cases);
-    * one and the same range at least REPEATED times, each with a vCPU that faulted on it and was
-      then refused.
+    * certain episodes (TDH.VP.ENTER refused with operand SEPT, or strong), most of whose faults
+      hit ranges that the host had blocked;
+    * the host unblocked these ranges unchanged, without another call on them in between
+      (:func:`~tdxtrace.analysis.block_rounds.block_rounds` lists the innocent cases);
+    * the host did so at least REPEATED times with the same range, and each time a vCPU faulted on
+      it and was then refused.
 
-    So it judges what the host did, and that the guest could not run; how large a share of its time
-    the guest lost decides nothing.  With less, the verdict is UNDECIDED.  The nearest innocent
-    trace is that of a host that tries to merge pages, is interrupted and gives up, fifteen times in
-    a row: ``block_undone``, UNDECIDED.  Its limit: calls of a leaf that was not probed are not
-    seen, so a host whose failed calls are left out of the recording looks like an attacker.
+    The verdict thus rests on the host's actions and on the guest being unable to run; the share of
+    time that the guest lost is irrelevant.  With less evidence, the verdict is UNDECIDED.  Nearest
+    innocent trace: a host that tries to merge pages, is interrupted and gives up, fifteen times in
+    a row: ``block_undone``, UNDECIDED.  Limitation: calls of a leaf that was not probed are not
+    recorded, so a host whose failed calls are missing from the recording looks like an attacker.
 
     Args:
         steps: The ``zero_steps`` table.
-        causes: The ``zero_step_causes`` table of it.
-        trace: The events they were found in.
-        generation: Lock generation of the module, where it is known.
+        causes: The ``zero_step_causes`` table for ``steps``.
+        trace: The events that the findings are based on.
+        generation: Lock generation of the module; None if unknown.
     """
     found = ZERO_STEP_CAUSES.conform(causes).select(*_KEY, "td_id", "cause", "advice")
     rows = ZERO_STEPS.conform(steps).drop("td_id").join(found, on=_KEY, maintain_order="left")
@@ -135,15 +136,15 @@ def _with_executed_share(groups: pl.DataFrame, entries: pl.DataFrame) -> pl.Data
 
 
 def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trace) -> pl.DataFrame:
-    """How often one range was churned while a vCPU faulted on it and was refused.
+    """Count the rounds in which one range was churned while a vCPU faulted on it and was refused.
 
     Args:
-        episodes: Sure episodes, by churning.
+        episodes: Certain episodes caused by churning.
         entries: Entries of the vCPUs.
         trace: The events.
 
     Returns:
-        Columns source, td_id and n_rounds, of the TD's range with most.
+        Columns source, td_id and n_rounds: the largest number for any range of the TD.
     """
     if episodes.is_empty():
         return episodes.select("source", "td_id", n_rounds=pl.lit(0, pl.UInt32))
@@ -165,7 +166,7 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
         check_sortedness=False,
     )
     per_range = (
-        # The call that gives the range back holds the tree, and so refuses the vCPU once more.
+        # The call that unblocks the range holds the tree, so the vCPU is refused once more.
         kept.filter(pl.col("when") <= pl.col("done_ns"))
         .group_by(ENTRY)
         .agg(n_rounds=pl.col("seq").n_unique())
@@ -174,7 +175,7 @@ def _rounds_per_range(episodes: pl.DataFrame, entries: pl.DataFrame, trace: Trac
 
 
 def _first_faults(rounds: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """First fault of each vCPU on the range of a round, while it lasted."""
+    """Return the first fault of each vCPU on the range of a round, during that round."""
     met = faults.select(*_VCPU, "td_id", "key", "ts_ns").sort("ts_ns")
     return (
         met.join_asof(
@@ -191,7 +192,7 @@ def _first_faults(rounds: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
 
 
 def _refusals(episodes: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
-    """Refused entries within these episodes, by time."""
+    """Return the refused entries within the episodes, by time."""
     spans = episodes.select(*_VCPU, "start_ns", until="end_ns").sort("start_ns")
     refused = entries.filter("refused").select(*_VCPU, "when").sort("when")
     inside = refused.join_asof(
