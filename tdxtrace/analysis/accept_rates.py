@@ -1,4 +1,4 @@
-"""The ``accept_rates`` table: how fast TDs are given memory, and what limits it."""
+"""The ``accept_rates`` table: rate at which memory is added to TDs, and what limits it."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def accept_rates(
     chains: pl.DataFrame,
     busy_answers: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Count the pages that TDs were given over time, and sum what their vCPUs' time went into.
+    """Count the pages added to TDs over time, and break down the time of their vCPUs.
 
-    Only requests of threads that entered a vCPU count, where entries were recorded: a page that
-    another thread installs (prefault) was not faulted for.  Intervals are cut at the borders of
-    slices; an attempt belongs to the slice in which it ended.  Calls of unknown threads count in
-    the rows of their TD only, and no part of the time is named there.
+    Where entries were recorded, only requests of threads that entered a vCPU are used: a page
+    installed by another thread (prefault) was not requested by a fault.  Intervals are cut at
+    slice boundaries; an attempt belongs to the slice in which it ended.  Calls of unknown threads
+    are counted only in the rows of their TD, where ``limited_by`` is then withheld.
 
     Args:
         seamcalls: The ``seamcalls`` table.
         vm_entries: The ``vm_entries`` table.
-        chains: The ``retry_chains`` table of both.
+        chains: The ``retry_chains`` table of these calls.
         busy_answers: The ``busy_answers`` table of these chains.
 
     Returns:
-        The ``accept_rates`` table, by source, TD, time and vCPU (null first: all of them).
+        The ``accept_rates`` table, by source, TD, time and vCPU (null first: sum of all vCPUs).
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -82,7 +82,7 @@ def accept_rates(
 
 
 def _with_pages(works: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
-    """Add the number of 4K pages that each attempt installed: those of an AUG that succeeded."""
+    """Add the number of 4K pages that each attempt installed; 0 unless a successful AUG."""
     is_done = (pl.col("leaf") == AUG) & word.is_success(pl.col("status")).fill_null(False)
     levels = requests.select("source", "level", chain="first_seq")
     return works.join(levels, on=["source", "chain"], how="left").with_columns(
@@ -91,7 +91,7 @@ def _with_pages(works: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
 
 
 def _spans(works: pl.DataFrame) -> pl.DataFrame:
-    """First attempt and last page of each input that was given one, and the width of its slices."""
+    """Return first attempt, last page and slice width of each input with installed pages."""
     spans = works.group_by("source").agg(
         first_ns=pl.col("when").min(),
         last_ns=pl.col("when_end").filter(pl.col("n") > 0).max() + 1,
@@ -100,7 +100,7 @@ def _spans(works: pl.DataFrame) -> pl.DataFrame:
 
 
 def _in_slices(works: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
-    """Pages, faults and whether calls have lengths, per vCPU and slice."""
+    """Return pages, faults and whether calls have durations, per vCPU and slice."""
     at = (pl.col("when_end") - pl.col("first_ns")) // pl.col("width_ns")
     rows = works.join(spans, on="source").with_columns(slice=at)
     rows = rows.filter(pl.col("when_end") < pl.col("last_ns"))
@@ -112,7 +112,7 @@ def _in_slices(works: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def _parts(works: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
-    """What each thread's time went into, per slice, and its busy answers."""
+    """Return the breakdown of each thread's time, and its busy answers, per slice."""
     state = pl.col("status")
     retried = status.is_retryable(state).fill_null(False)
     busy = word.is_busy_on(state, word.TDX_OPERAND_ID_SEPT).fill_null(False)
@@ -154,7 +154,7 @@ def _parts(works: pl.DataFrame, entered: pl.DataFrame, spans: pl.DataFrame) -> p
 
 
 def _waits(works: pl.DataFrame, entered: pl.DataFrame) -> pl.DataFrame:
-    """Times between attempts at a request, except those in which the vCPU was entered."""
+    """Return the times between attempts at a request, except those with an entry of the vCPU."""
     waits = (
         works.filter(~pl.col("single"))
         .sort("source", "chain", "when")
@@ -183,7 +183,7 @@ def _waits(works: pl.DataFrame, entered: pl.DataFrame) -> pl.DataFrame:
 def _rows(
     given: pl.DataFrame, parts: pl.DataFrame, spans: pl.DataFrame, has_entries: pl.DataFrame
 ) -> pl.DataFrame:
-    """One row per vCPU and slice, and one per TD and slice."""
+    """Return one row per vCPU and slice, and one per TD and slice."""
     own = given.join(parts, on=["source", "tid", "slice"], how="left", nulls_equal=True)
     own = own.with_columns(
         pl.col(*_TIMES, *_COUNTS).fill_null(0),
@@ -220,7 +220,7 @@ def _rows(
 
 
 def _with_limit(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add the largest part of the time, or why it is withheld."""
+    """Add the largest part of the time, or the reason why it is withheld."""
     largest = pl.max_horizontal(*_TIMES, "host_ns")
     by_name = {
         "guest": "guest_ns",

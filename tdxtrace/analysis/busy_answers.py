@@ -27,10 +27,10 @@ def busy_answers(seamcalls: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.Data
 
     Returns:
         The ``busy_answers`` table, one row per retryable answer, ordered by source and ``seq``.
-        A chain has as many rows as its ``n_busy`` says.
+        Each chain has ``n_busy`` rows.
 
     Raises:
-        TableError: If an argument lacks a column, or the two are not of one trace.
+        TableError: If an argument lacks a column, or the two tables are from different traces.
     """
     seamcalls, chains = SEAMCALLS.conform(seamcalls), RETRY_CHAINS.conform(retry_chains)
     retryable = seamcalls.filter(is_retryable(pl.col("status")))
@@ -48,7 +48,7 @@ def with_episodes(answers: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataF
     """Return the ``busy_answers`` table of all chains.
 
     Args:
-        answers: Its rows without their episodes, in any order:
+        answers: Rows of the table without episodes, in any order, as returned by
             :func:`~tdxtrace.analysis.retry_chains.take_answers`.
         retry_chains: The ``retry_chains`` table.
     """
@@ -56,17 +56,17 @@ def with_episodes(answers: pl.DataFrame, retry_chains: pl.DataFrame) -> pl.DataF
 
 
 def episodes_in_order(retry_chains: pl.DataFrame) -> pl.DataFrame:
-    """Return source, first_seq and episode of retried requests (:func:`episodes`), in order."""
+    """Return source, first_seq and episode of retried requests, by source and first_seq."""
     of_chain = episodes(retry_chains.select(EPISODE_COLUMNS))
     return in_order(of_chain.select("source", "first_seq", "episode"), "first_seq")
 
 
 def add_episodes(answers: pl.DataFrame, of_chain: pl.DataFrame) -> pl.DataFrame:
-    """Return rows of the ``busy_answers`` table.
+    """Return rows of the ``busy_answers`` table with their episodes.
 
     Args:
-        answers: The same rows without their episodes.
-        of_chain: Their requests, as :func:`episodes_in_order` has them.
+        answers: The rows without episodes.
+        of_chain: The requests of the answers, as returned by :func:`episodes_in_order`.
     """
     keys = ("source", "first_seq")
     place = find_rows(answers.select(keys), of_chain.select(keys))
@@ -74,28 +74,29 @@ def add_episodes(answers: pl.DataFrame, of_chain: pl.DataFrame) -> pl.DataFrame:
 
 
 _LEAF_KEY: Final = ("source", "leaf")
-# The number of bursts is estimated from distances with about this error, of some ten of them.
+# Error factor of the number of bursts as estimated from distances, for about ten bursts.
 MUCH_LARGER: Final = 1.5
-# What the loop looks at of each request, which decides how it runs.
+# Bytes that the loop reads for each request; decides whether it is compiled.
 _BYTES_PER_REQUEST: Final = 25
 
 
 EPISODE_COLUMNS: Final = ("source", "leaf", "first_seq", "n_busy", "td_id", "start_ns", "end_ns")
-"""Columns of ``retry_chains`` that tell the bursts."""
+"""Columns of ``retry_chains`` from which episodes are computed."""
 
 
 def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
     """Group the retried requests into episodes (bursts).
 
-    There are two ways in which requests of one leaf are of one burst. Those of the first count,
-    but where the second gives much larger ones, in the middle of all requests:
+    Requests of one leaf are grouped by two criteria.  The first is used, unless the second yields
+    much larger bursts, averaged over all requests:
 
-    - they were busy at one time with one TD, as those that wait for one holder are. Requests that
-      overlap in time one after the other, but not all at one moment, are several bursts;
-    - they stand closer together than unrelated ones would. Distance is the number of requests of
-      the leaf from one to the next.  The number of bursts is estimated from the distances
-      themselves (the extremal index, by the intervals estimator), and as many are formed by
-      cutting at the largest distances; no time or number has to be chosen.
+    - The requests were busy at the same moment with the same TD, like requests that wait for one
+      lock holder.  Requests that overlap in a sequence, but not all at one moment, form several
+      bursts.
+    - The requests are closer together than unrelated requests would be.  Distance is the number of
+      requests of the leaf from one to the next.  The number of bursts is estimated from the
+      distances themselves (the extremal index, by the intervals estimator), and that many bursts
+      are formed by cutting at the largest distances; no time or number has to be chosen.
 
     Args:
         retry_chains: The ``retry_chains`` table, or EPISODE_COLUMNS of it.
@@ -115,7 +116,7 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
         .with_columns(distance=pl.col("ordinal").diff().over(_LEAF_KEY))
     )
     index = retried.group_by(_LEAF_KEY).agg(n_cuts=_n_episodes(pl.col("distance")) - 1)
-    # Equal distances are all cut or none is, whichever comes nearer to the number.
+    # Equal distances are either all cut or all kept, whichever is closer to the number.
     rank = pl.col("distance").rank("average", descending=True).over(_LEAF_KEY)
     spaced = (
         retried.join(index, on=_LEAF_KEY, how="left", maintain_order="left")
@@ -128,16 +129,16 @@ def episodes(retry_chains: pl.DataFrame) -> pl.DataFrame:
         pl.len().over(*_LEAF_KEY, way).sum().over(_LEAF_KEY) for way in ("met", "spaced")
     )
     episode = pl.when(by_place > MUCH_LARGER * met).then("spaced").otherwise("met")
-    # Numbered from 0 in each input: they do not depend on what else is read.
+    # Number from 0 in each input, independently of the other inputs.
     keyed = keyed.with_columns(episode=episode)
     number = pl.col("episode").rank("dense").over(_LEAF_KEY).cast(pl.UInt32) - 1
     return keyed.with_columns(episode=number).drop("ordinal", "distance", "spaced", "met")
 
 
 def _met(retried: pl.DataFrame) -> pl.Series:
-    """Number of the moment at which each request was busy together with others of its leaf and TD.
+    """Return the number of the moment when each request was busy with others of its leaf and TD.
 
-    Moments are as few as they can be: each is the earliest end of those that it is of.
+    The number of moments is minimal: each moment is the earliest end of its requests.
     """
     rows = retried.select(*_LEAF_KEY, "td_id", "start_ns", "end_ns").with_row_index("place")
     rows = rows.sort(*_LEAF_KEY, "td_id", "start_ns", nulls_last=True)
@@ -152,7 +153,7 @@ def _met(retried: pl.DataFrame) -> pl.Series:
 
 
 def _with_ordinal(chains: pl.DataFrame) -> pl.DataFrame:
-    """Retried requests, with the ordinal of each among the requests of its leaf."""
+    """Return the retried requests, with the ordinal of each among the requests of its leaf."""
     chains = in_order(chains, "first_seq")
     ordinal = pl.int_range(pl.len(), dtype=pl.Int64).over(_LEAF_KEY)
     is_retried = pl.col("n_busy") > 0
@@ -161,7 +162,7 @@ def _with_ordinal(chains: pl.DataFrame) -> pl.DataFrame:
 
 
 def _n_episodes(gaps: pl.Expr) -> pl.Expr:
-    """Number of episodes, from the distances of one leaf's retried requests."""
+    """Estimate the number of episodes from the distances between one leaf's retried requests."""
     distance = gaps.drop_nulls().cast(pl.Float64)
     n = distance.len()
     short = 2 * distance.sum() ** 2 / (n * (distance**2).sum())

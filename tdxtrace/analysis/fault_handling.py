@@ -20,7 +20,7 @@ _EPT_VIOLATION: Final = 48
 _AUG, _SEPT_ADD, _BLOCK, _REMOVE = leaves.numbers_of(
     f"TDH.MEM.{name}" for name in ("PAGE.AUG", "SEPT.ADD", "RANGE.BLOCK", "PAGE.REMOVE")
 )
-# Lists of pages that the guest must not write, and which no trace shows: TDX module 1.5.05
+# Blocks guest writes to a list of pages, which is not in any trace: TDX module 1.5.05
 # tdh_export_blockw.c.
 _BLOCKW: Final = leaves.parse_leaf("TDH.EXPORT.BLOCKW")[0]
 _VCPU: Final = ("source", "tid")
@@ -41,15 +41,16 @@ EXPLANATIONS: Final = (
 
 
 def number_faults(calls: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """Number the private faults of every vCPU, in the order of its time.
+    """Number the private faults of every vCPU in time order.
 
     Args:
-        calls: The ``seamcalls`` table.
-        faults: The ``page_faults`` table; of vCPUs that it lacks, the exits of TDH.VP.ENTER.
+        calls: The ``seamcalls`` table; its TDH.VP.ENTER exits are used for vCPUs without rows in
+            ``faults``.
+        faults: The ``page_faults`` table.
 
     Returns:
-        Columns source, tid, tgid, seq, ts_ns, gpa, nth (from 0), next_ns (when the vCPU faults
-        again; null: never).
+        Columns source, tid, tgid, seq, ts_ns, gpa, nth (from 0), next_ns (time of the vCPU's next
+        fault; null if none).
     """
     private = (pl.col("gpa").cast(pl.UInt64) & pl.lit(SHARED_BITS, pl.UInt64)) == 0
     seen = faults.filter(private, pl.col("tid").is_not_null())
@@ -74,29 +75,29 @@ def explain_faults(
 ) -> pl.DataFrame:
     """Explain why each private fault was or was not resolved when the vCPU was entered again.
 
-    A fault belongs to the Secure EPT entry of any level that maps its page: a blocked 2 MB range
-    explains the faults inside it.  Each explanation has a row that shows it, in this order:
+    A fault belongs to the Secure EPT entries of all levels that map its page: a blocked 2 MB range
+    explains the faults inside it.  Each explanation requires a row as evidence, in this order:
 
-    ``memory_fault``: the thread left for userspace with KVM_EXIT_MEMORY_FAULT.  ``served``: it
-    installed the page.  ``churned``, ``undone``: the page was blocked, and came back
+    ``memory_fault``: the thread exited to userspace with KVM_EXIT_MEMORY_FAULT.  ``served``: the
+    thread installed the page.  ``churned``, ``undone``: the page was blocked, and restored
     (:func:`~.block_rounds.block_rounds`).  ``left_loop``: the thread's last install may be tried
-    again.  ``invalidated``: the page was blocked and then taken away, or another thread was
-    blocking or removing near it.  ``pending``: it was installed before the entry that faulted;
-    not where TDH.MEM.RANGE.BLOCK is in no row (it may have been blocked since), nor after a
-    TDH.EXPORT.BLOCKW, whose pages no trace shows: a live migration makes writes fault on pages
-    that are there.  ``raced``: another thread was installing it.  Else ``unexplained``: what is not
-    in the trace explains nothing.
+    again.  ``invalidated``: the page was blocked and then removed, or another thread was
+    blocking or removing near it.  ``pending``: the page was installed before the entry that
+    faulted; not used if no row has TDH.MEM.RANGE.BLOCK (the page may have been blocked since), nor
+    after a TDH.EXPORT.BLOCKW, whose pages are not in the trace: a live migration makes writes fault
+    on present pages.  ``raced``: another thread was installing the page.  Else ``unexplained``:
+    absence from the trace is not evidence.
 
     Args:
         wanted: Rows of :func:`number_faults`.
         calls: The ``seamcalls`` table.
         entries: The ``vm_entries`` table.
         events: The ``host_events`` table.
-        rounds: What became of blocked ranges (:func:`~.block_rounds.block_rounds`).
+        rounds: Outcomes of blocked ranges (:func:`~.block_rounds.block_rounds`).
 
     Returns:
-        Columns source, tid, nth, ts_ns, gpa, explanation (one of EXPLANATIONS, the first in
-        their order that fits) and by_seq (the call or event that shows it).
+        Columns source, tid, nth, ts_ns, gpa, explanation (the first of EXPLANATIONS that fits)
+        and by_seq (the call or event that is evidence for it).
     """
     named = wanted.with_columns(id=pl.int_range(pl.len()), td_id=pl.lit(None, pl.UInt64))
     rows = _with_entries(infer_td(named, calls), calls, entries)
@@ -112,7 +113,7 @@ def explain_faults(
 
 
 def _matching(found: pl.DataFrame, rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Rows of ``found`` with the keys of any of ``rows``."""
+    """Return the rows of ``found`` whose keys occur in ``rows``."""
     return found.join(rows.select(keys).unique(), on=keys, how="semi", maintain_order="left")
 
 
@@ -143,7 +144,7 @@ def _with_entries(rows: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame
 
 
 def _during_fault(rows: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
-    """Assign the actions of a thread (column ``at``) to the fault that it handled then."""
+    """Assign each action of a thread (time in column ``at``) to the fault handled at that time."""
     windows = rows.select(*_VCPU, "id", "ts_ns", "until_ns", "next_ns").sort("ts_ns")
     return (
         _matching(actions, rows, list(_VCPU))
@@ -151,7 +152,7 @@ def _during_fault(rows: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
         .join_asof(windows, left_on="at", right_on="ts_ns", by=_VCPU, check_sortedness=False)
         .filter(
             pl.col("at") < pl.col("until_ns"),
-            # It handled the last fault before it, which need not be among the wanted ones.
+            # The action belongs to the last fault before it, which may not be a wanted one.
             (pl.col("at") < pl.col("next_ns")).fill_null(True),
         )
     )
@@ -178,7 +179,7 @@ def _with_installs(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _may_be_tried_again(status: pl.Expr) -> pl.Expr:
-    """Whether KVM may have left its loop after this answer; any other error is no reason to."""
+    """Return whether KVM may have left its loop after a status: success, retryable or null."""
     return (is_success(status) | is_retryable(status)).fill_null(True)
 
 
@@ -192,13 +193,13 @@ def _with_userspace(rows: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _latest_by_level(rows: pl.DataFrame, calls: pl.DataFrame, left_on: str) -> pl.DataFrame:
-    """Add to each fault the last of ``calls`` that began by then on an entry that maps its page.
+    """Add to each fault the last call that began before a time on an entry that maps its page.
 
     Args:
         rows: Faults with source, td_id, gpa.
-        calls: source, td_id, level (of the entry, or of the range to compare), gpa, at, and
-            columns to add.
-        left_on: Column of the time.
+        calls: Calls with source, td_id, level (of the entry, or of the range to compare), gpa, at,
+            and the columns to add.
+        left_on: Column of ``rows`` with the time.
     """
     keys = ["source", "td_id", "key"]
     calls = calls.drop_nulls(["source", "td_id", "gpa", "at"])
@@ -228,7 +229,7 @@ def _latest_by_level(rows: pl.DataFrame, calls: pl.DataFrame, left_on: str) -> p
 
 
 def _with_state(rows: pl.DataFrame, calls: pl.DataFrame, rounds: pl.DataFrame) -> pl.DataFrame:
-    """Add the last change of the page, and what became of it if that was a BLOCK."""
+    """Add the last state change of the page, and the fate of its round if that was a BLOCK."""
     fates = rounds.select("source", state_seq="seq", fate=pl.col("fate").cast(pl.String))
     changes = state_changes(calls).select(
         *("source", "td_id", "level", "gpa", "at"),
@@ -285,8 +286,8 @@ def _explanation() -> pl.Expr:
         .then(pl.lit("left_loop"))
         .when(blocked & (pl.col("fate") == "removed"))
         .then(pl.lit("invalidated"))
-        # Without probes on BLOCK a page may have been blocked since; a write that an export in
-        # progress blocks looks the same.
+        # Without probes on BLOCK, a page may have been blocked since; a write blocked by an export
+        # in progress looks the same.
         .when(installed & pl.col("block_is_probed") & ~write_blocked)
         .then(pl.lit("pending"))
         .when("race")
