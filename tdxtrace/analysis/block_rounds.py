@@ -1,4 +1,4 @@
-"""Rounds of blocked ranges: from a TDH.MEM.RANGE.BLOCK to what the host did with the range."""
+"""Rounds of blocked ranges: a TDH.MEM.RANGE.BLOCK and the next state change of the range."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SEPT_RD: Final = leaves.parse_leaf("TDH.MEM.SEPT.RD")[0]
 _DEMOTE, _PROMOTE, _RELOCATE = leaves.numbers_of(
     f"TDH.MEM.PAGE.{name}" for name in ("DEMOTE", "PROMOTE", "RELOCATE")
 )
-# What a BLOCK prepares: intel/tdx-module 1.5 tdh_mem_page_remove.c and the like, each of which
-# requires the range to be blocked and tracked.
+# Leaves that require the range to be blocked and tracked: intel/tdx-module 1.5
+# tdh_mem_page_remove.c and the files of the other leaves.
 REMOVALS: Final = [
     *(_DEMOTE, _PROMOTE, _RELOCATE),
     *leaves.numbers_of(f"TDH.MEM.{name}" for name in ("PAGE.REMOVE", "SEPT.REMOVE")),
 ]
 STATE_CHANGES: Final = [_AUG, _BLOCK, _UNBLOCK, *REMOVALS]
-# A split that is merged again, or a merge that is split, leaves the guest what it had.
+# A split followed by a merge, or a merge followed by a split, restores the guest's mapping.
 _INVERSES: Final = [_DEMOTE, _PROMOTE]
-# KVM_EXIT_HYPERCALL, include/uapi/linux/kvm.h: how KVM passes MapGPA on to userspace (Linux 6.16
-# arch/x86/kvm/vmx/tdx.c, tdx_map_gpa).
+# KVM_EXIT_HYPERCALL, include/uapi/linux/kvm.h: the exit by which KVM forwards MapGPA to userspace
+# (Linux 6.16 arch/x86/kvm/vmx/tdx.c, tdx_map_gpa).
 _HYPERCALL: Final = 3
 _LAST_NS: Final = (1 << 63) - 1
 _TDCALL: Final = exit_reason_number("TDCALL") or 0
@@ -45,7 +45,7 @@ FATES: Final = ("open", "removed", "undone", "churned")
 
 
 def entry_key(level: int | pl.Expr) -> pl.Expr:
-    """Number of the Secure EPT entry of a level that maps ``gpa``."""
+    """Return the number of the Secure EPT entry at a level that maps ``gpa``."""
     width = 1 << _PAGE_BITS
     if isinstance(level, int):
         return pl.col("gpa") // (width << _LEVEL_BITS * level)
@@ -53,27 +53,27 @@ def entry_key(level: int | pl.Expr) -> pl.Expr:
 
 
 def entry_bytes(level: pl.Expr) -> pl.Expr:
-    """Bytes that a Secure EPT entry of a level maps."""
+    """Return the number of bytes that a Secure EPT entry at a level maps."""
     sizes = [1 << _PAGE_BITS + _LEVEL_BITS * n for n in range(_N_LEVELS)]
     return level.replace_strict(range(_N_LEVELS), sizes, default=sizes[0], return_dtype=pl.UInt64)
 
 
 def state_changes(calls: pl.DataFrame) -> pl.DataFrame:
-    """Calls that changed the state of a Secure EPT entry, by the time of their start.
+    """Return the calls that changed the state of a Secure EPT entry, ordered by start time.
 
     Args:
         calls: The ``seamcalls`` table.
 
     Returns:
-        Columns source, seq, tid, td_id, leaf, gpa, level (where it was not recorded: that of the
-        other calls on this address, else 0), key (:func:`entry_key`), at and end (ns).
+        Columns source, seq, tid, td_id, leaf, gpa, level (if not recorded, the level of other
+        calls on this address, else 0), key (:func:`entry_key`), at and end (ns).
     """
     done = calls.filter(pl.col("leaf").is_in(STATE_CHANGES), pl.col("status") == 0)
     return _with_entry(done).drop_nulls(["td_id", "gpa", "at"]).drop("status").sort("at", "seq")
 
 
 def _with_entry(calls: pl.DataFrame) -> pl.DataFrame:
-    """Add the times of calls, and the entry that each is about."""
+    """Add the times of calls, and the Secure EPT entry of each."""
     at, end = pl.coalesce("start_ns", "end_ns"), pl.coalesce("end_ns", "start_ns")
     rows = calls.select(*_COLUMNS, at=at, end=end)
     if rows["level"].null_count():
@@ -84,10 +84,10 @@ def _with_entry(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def level_by_address() -> pl.Expr:
-    """Level of a call; 0 where its address is not that of an entry of the level recorded.
+    """Return the level of a call; 0 if its address is not aligned to the recorded level.
 
     The module refuses such an address (1.5 src/common/helpers/helpers.h, verify_page_info_input),
-    so the level was read with the wrong base: Linux counts from 0, and from 7.2 on from 1.
+    so the level was read with the wrong base: Linux counts from 0, and since 7.2 from 1.
     """
     level = pl.col("level")
     fits = (pl.col("gpa") % entry_bytes(level) == 0).fill_null(True)
@@ -95,44 +95,45 @@ def level_by_address() -> pl.Expr:
 
 
 def block_rounds(trace: Trace, faults: pl.DataFrame) -> pl.DataFrame:
-    """Find what became of each blocked range.
+    """Classify the outcome of each blocked range.
 
-    ``churned``: given back to the guest as it had been, with nothing attempted meanwhile: the
-    range was unblocked, and no call that needs a blocked range was tried on it; or it was split
-    (merged) once more, after it had been split (merged) and the opposite, or moved once more.
+    ``churned``: the range was restored unchanged to the guest, and nothing was attempted meanwhile:
+    the range was unblocked, and no call that needs a blocked range was tried on it; or it was split
+    (merged) again, after it had been split (merged) and the opposite, or moved again.
 
-    ``undone``: given back too, but the blocking served something, or may have.  The nearest
-    innocent rounds, each of which is one:
+    ``undone``: the range was also restored, but the blocking had a purpose, or may have had one.
+    Nearest innocent rounds, each of which is classified as ``undone``:
 
-    * the host tried to remove, split, merge or move the range, or a part of it, and failed; or it
-      read entries of it (TDH.MEM.SEPT.RD), as one that looks whether they can be merged;
-    * the range was mapped by a table, and PROMOTE is nowhere in a trace of probes on wrappers: no
-      kernel that was released has a wrapper for it, so that it is rarely probed, and a merge that
-      failed is not seen (a range that was mapped as one page cannot be merged).  A BLOCK that was
-      recorded by the probe on ``__seamcall_ret`` shows that every leaf with outputs was, and
-      PROMOTE is one: it would have been seen;
-    * the thread that blocked it failed to block another range or to track, and took all back;
-    * it is the first split or merge of a range that was split and merged in turn: until the same
-      is done again it is alike with a split for dirty logging, which a merge follows;
-    * it blocked for the guest: the last exit of the vCPU of the thread that blocked was a TDCALL,
-      such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to serve one;
-    * a vCPU's thread unblocked it to serve a fault, before that vCPU had faulted so often that the
-      mitigation could be armed (inferred: what UNBLOCK was for in the series of 2024-09).
+    * The host tried to remove, split, merge or move the range, or a part of it, and failed; or it
+      read its entries (TDH.MEM.SEPT.RD), as when it checks whether they can be merged.
+    * The range was mapped by a table, and a trace of probes on wrappers has no PROMOTE: no released
+      kernel has a wrapper for PROMOTE, so it is rarely probed, and a failed merge is not recorded
+      (a range that was mapped as one page cannot be merged).  A BLOCK recorded by the probe on
+      ``__seamcall_ret`` shows that every leaf with outputs was probed, which includes PROMOTE.
+    * The thread that blocked the range failed to block another range or to track, and reverted
+      everything.
+    * The round is the first split or merge of a range that was split and merged in turn: until the
+      sequence repeats, it looks like a split for dirty logging, which a merge follows.
+    * The range was blocked for the guest: the last exit of the vCPU of the thread that blocked was
+      a TDCALL, such as TDG.VP.VMCALL<MapGPA>; or a vCPU of the process waited for userspace to
+      serve one.
+    * A vCPU's thread unblocked the range to serve a fault, before that vCPU had enough faults to
+      arm the mitigation (inferred: the purpose of UNBLOCK in the series of 2024-09).
 
-    ``removed``: the range was removed, split, merged or moved.  ``open``: no end is shown, or
+    ``removed``: the range was removed, split, merged or moved.  ``open``: no end was recorded, or
     events may be lost before it.
 
-    Evidence is the calls themselves.  Absence: a leaf that is nowhere in the trace may not be
-    probed, and what it did in between is then not seen: a verdict has to bear that in mind.
+    Evidence: the calls themselves.  Absence: a leaf without rows in the trace may not be probed,
+    and its calls in between are then not recorded; verdicts must take this into account.
 
     Args:
         trace: The events.
-        faults: Its private faults: source, tid, ts_ns, gpa.
+        faults: Private faults of the trace: source, tid, ts_ns, gpa.
 
     Returns:
         Columns of :data:`ENTRY`, seq (of the BLOCK), tid, start_ns (of the BLOCK), end_ns (start of
-        the call that ended the round, null: none), done_ns (its end), ended_by (its leaf), fate
-        (of :data:`FATES`).
+        the call that ended the round; null if none), done_ns (its end), ended_by (its leaf), fate
+        (one of :data:`FATES`).
 
     Sources:
         intel/tdx-module 1.5.01 tdh_mem_range_block.c, tdh_mem_range_unblock.c.
@@ -212,13 +213,13 @@ def _with_turns(changes: pl.DataFrame) -> pl.DataFrame:
 
 
 def _last_mapping() -> pl.Expr:
-    """The leaf that last mapped the range as one page, or by a table."""
+    """Return the leaf that last mapped the range as one page, or by a table."""
     maps = pl.col("leaf").is_in([_AUG, *_INVERSES])
     return pl.when(maps).then("leaf").forward_fill().over(ENTRY)
 
 
 def _may_be_merges(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Rounds of ranges that may be mapped by a table, of a source that may have missed PROMOTE.
+    """Return rounds whose range may be mapped by a table, in sources where PROMOTE may be missing.
 
     BLOCK and PROMOTE return the entry, so both go through ``__seamcall_ret`` (Linux 6.16
     arch/x86/virt/vmx/tdx/tdx.c, seamcall_ret).
@@ -230,7 +231,7 @@ def _may_be_merges(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Rounds in which the host looked, or a call failed that the blocking was for or in need of."""
+    """Return rounds in which the host read entries, or a call related to the blocking failed."""
     own = ["source", "tid", "leaf", "gpa"]
     wanted = calls.filter(pl.col("leaf").is_in([_BLOCK, _TRACK, _SEPT_RD, *REMOVALS]))
     if rounds.is_empty() or wanted.is_empty():
@@ -265,7 +266,7 @@ def _attempted(rounds: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _after_tdcall(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
-    """Rounds whose BLOCK was made by a vCPU's thread after its guest had left with a TDCALL."""
+    """Return rounds whose BLOCK was called by a vCPU's thread after its guest exited by TDCALL."""
     of_calls = calls.filter(pl.col("leaf") == VP_ENTER).select(
         "source", "tid", at="end_ns", reason="status"
     )
@@ -283,7 +284,7 @@ def _after_tdcall(rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFra
 
 
 def _for_userspace(rounds: pl.DataFrame, trace: Trace) -> pl.DataFrame:
-    """Rounds whose BLOCK was made while userspace served a hypercall (MapGPA) of the process."""
+    """Return rounds whose BLOCK was called while userspace served a hypercall (MapGPA)."""
     asked = trace.host_events.filter(pl.col("reason") == _HYPERCALL, pl.col("tid").is_not_null())
     if asked.is_empty() or rounds.is_empty():
         return rounds.select("round").clear()
@@ -323,7 +324,7 @@ def _as_status(reason: str) -> pl.Expr:
 def _served(
     rounds: pl.DataFrame, calls: pl.DataFrame, entries: pl.DataFrame, faults: pl.DataFrame
 ) -> pl.DataFrame:
-    """Rounds that a vCPU's thread ended to serve one of its first faults on the range."""
+    """Return rounds that a vCPU's thread ended to serve one of its first faults on the range."""
     vcpus = pl.concat(
         [
             calls.filter(pl.col("leaf") == VP_ENTER).select("source", end_tid="tid"),
@@ -345,6 +346,6 @@ def _served(
 
 
 def _lossy(rounds: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
-    """Rounds in which events of any CPU may be lost."""
+    """Return rounds in which events of any CPU may be lost."""
     ended = rounds.drop_nulls("end_ns").with_columns(pl.col("end_ns") + 1)
     return ended.filter(may_miss_events(ended, losses, "start_ns", "end_ns")).select("round")

@@ -14,8 +14,8 @@ from tdxtrace.tables.limits import BUSY_ANSWERS
 from tdxtrace.tables.verdicts import PHASES, TIME_SHARES
 from tdxtrace.tdx import leaves, status, word
 
-# Building ends with TDH.MR.FINALIZE: no vCPU can be entered before (TDX module 1.5,
-# check_td_in_correct_build_state, tdh_vp_enter.c wants OP_STATE RUNNABLE).
+# The build phase ends with TDH.MR.FINALIZE: no vCPU can be entered before (TDX module 1.5,
+# check_td_in_correct_build_state, tdh_vp_enter.c requires OP_STATE RUNNABLE).
 _FINALIZE: Final = leaves.parse_leaf("TDH.MR.FINALIZE")[0]
 # Teardown begins with the first of these after the last entry: Linux 6.16
 # arch/x86/kvm/vmx/tdx.c tdx_mmu_release_hkid, tdx_reclaim_page, tdx_td_destroy.
@@ -31,15 +31,15 @@ def time_shares(
 ) -> pl.DataFrame:
     """Sum the time of the threads of each TD by phase: work, retries, waits, guest, rest.
 
-    Times are summed over threads; the attempts at one request are those of its retry chain,
-    and ``wait_ns`` is the time between them.  Calls whose start or end was not recorded
-    count in ``n_calls`` and in no time.  A TD without TDH.MR.FINALIZE in the trace has no build
-    phase: it was built before.
+    Times are summed over threads.  The attempts at a request are those of its retry chain,
+    and ``wait_ns`` is the time between them.  Calls without a recorded start or end
+    count in ``n_calls`` but add no time.  A TD without TDH.MR.FINALIZE in the trace has no build
+    phase: it was built before the trace began.
 
     Args:
-        seamcalls: The ``seamcalls`` table, all of it.
-        chains: The ``retry_chains`` table of it, which has inferred TDs, or some of its rows.
-        busy_answers: The ``busy_answers`` table of these chains, or of more.
+        seamcalls: The complete ``seamcalls`` table.
+        chains: The ``retry_chains`` table of these calls, with inferred TDs, or some of its rows.
+        busy_answers: The ``busy_answers`` table of these chains, optionally of more chains.
 
     Returns:
         The ``time_shares`` table, by source, TD and time.
@@ -77,16 +77,16 @@ def time_shares(
 def timed_attempts(
     calls: pl.DataFrame, requests: pl.DataFrame, answers: pl.DataFrame
 ) -> pl.DataFrame:
-    """Return every attempt at these requests with its times and TD; most requests took one.
+    """Return every attempt at these requests with its times and TD.
 
     Args:
         calls: The ``seamcalls`` table.
-        requests: The ``retry_chains`` table of it, or some of its rows.
-        answers: The ``busy_answers`` table of these chains, or of more.
+        requests: The ``retry_chains`` table of these calls, or some of its rows.
+        answers: The ``busy_answers`` table of these chains, optionally of more chains.
 
     Returns:
         Columns source, td_id, tid, tgid, leaf, status, chain (``first_seq`` of its request),
-        when and when_end (ns, equal where one was not recorded), took (ns), and single (whether
+        when and when_end (ns, equal if one was not recorded), took (ns), and single (whether
         it is the only attempt).
     """
     once = pl.col("n_attempts") == 1
@@ -113,7 +113,7 @@ def timed_attempts(
     chained = join_rows(attempts, "seq", calls.select("source", "seq", *timed), "seq").with_columns(
         when=pl.coalesce("start_ns", "end_ns"), when_end=pl.coalesce("end_ns", "start_ns")
     )
-    # A call whose start or end was not recorded has the same time for both.
+    # A call without a recorded start or end has the same time for both.
     rows = pl.concat(
         part.with_columns(single=pl.lit(place == 0))
         for place, part in enumerate((single, chained.select(columns)))
@@ -122,21 +122,22 @@ def timed_attempts(
 
 
 def vcpu_times(attempts: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
-    """Return the times in which threads were inside TDH.VP.ENTER.
+    """Return the intervals in which threads were inside TDH.VP.ENTER.
 
     Args:
-        attempts: What :func:`timed_attempts` returns.
-        entries: The ``vm_entries`` table; it stands for threads whose TDH.VP.ENTER was not probed.
+        attempts: Attempts as returned by :func:`timed_attempts`.
+        entries: The ``vm_entries`` table; used for threads whose TDH.VP.ENTER was not probed.
         calls: The ``seamcalls`` table.
 
     Returns:
-        Columns source, tid, tgid, when and when_end (ns), is_refused: whether the entry was busy.
+        Columns source, tid, tgid, when and when_end (ns), and is_refused (whether the entry was
+        busy).
     """
     probed = attempts.filter(pl.col("leaf") == VP_ENTER).select(
         *("source", "tid", "tgid", "when", "when_end"),
         is_refused=word.is_busy(pl.col("status")).fill_null(False),
     )
-    # The reason -1 of kvm_exit stands for every status that is no exit: Linux 6.16
+    # kvm_exit has reason -1 for every status without an exit: Linux 6.16
     # arch/x86/kvm/vmx/tdx.c tdx_to_vmx_exit_reason.
     failed = (pl.col("exit_reason") == _FAILED).fill_null(False)
     bare = unprobed_entries(entries, calls).filter(
@@ -149,7 +150,7 @@ def vcpu_times(attempts: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFram
 
 
 def _with_phase(rows: pl.DataFrame) -> pl.DataFrame:
-    """Add the phase of its TD's life to each call."""
+    """Add to each call the phase of its TD."""
     bounds = rows.group_by(_TD).agg(
         built=pl.col("when_end").filter(pl.col("leaf") == _FINALIZE).max(),
         entered=pl.col("when").filter(pl.col("leaf") == VP_ENTER).max(),
