@@ -26,21 +26,21 @@ def latencies(
 ) -> pl.DataFrame:
     """Compare durations of busy and successful calls of a leaf, and pauses between attempts.
 
-    The ratio is of medians: one interrupt inside a call would move a mean. Its interval
-    combines the exact intervals of the two medians. Success over busy, the inverse, is the
-    number of attempts that cost as much as the work itself (P. Bonzini, September 2024).
+    The ratio is computed from medians, since one interrupt inside a call would shift a mean. Its
+    interval combines the exact intervals of the two medians. The inverse, success over busy, is
+    the number of attempts that cost as much as the work itself (P. Bonzini, September 2024).
 
-    A pause runs from the return of a busy answer to the start of the request's next
+    A pause extends from the return of a busy answer to the start of the request's next
     attempt: the caller's own work, a kick, a preemption or the guest in between.
 
     Args:
-        seamcalls: The ``seamcalls`` table; all its sources are taken together.
+        seamcalls: The ``seamcalls`` table; all its sources are combined.
         retry_chains: The ``retry_chains`` table of these calls.
         busy_answers: The ``busy_answers`` table of these chains.
 
     Returns:
         The ``latencies`` table, one row per leaf that was busy, ordered by leaf.
-        ``withheld`` says why a ratio is missing, or what limits it.
+        ``withheld`` is the reason why a ratio is missing or limited.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -74,7 +74,7 @@ def _durations(frame: pl.DataFrame, leaf: int, column: str) -> Floats:
 
 
 def _gaps(calls: pl.DataFrame, busy: pl.DataFrame, chains: pl.DataFrame) -> pl.DataFrame:
-    """Pauses before the next attempt of the same request, in ns, with their leaf."""
+    """Return the pauses (ns) before the next attempt of the same request, with their leaf."""
     last = chains.filter(pl.col("n_busy") > 0, pl.col("n_attempts") > pl.col("n_busy"))
     ending = last.select("source", "first_seq", seq="last_seq")
     ending = join_rows(ending, "seq", calls.drop("status"), "seq")
@@ -101,7 +101,7 @@ def _median(durations: Floats) -> float | None:
 
 
 def _ratio(busy: Floats, succeeded: Floats) -> dict[str, Any]:
-    """Ratio of the medians and its interval, or the reason why it is withheld."""
+    """Return the ratio of the medians and its interval, or the reason why it is withheld."""
     for name, durations in (("busy answers", busy), ("successes", succeeded)):
         if not len(durations):
             return {"withheld": f"no {name} whose beginning and end were seen"}
@@ -128,7 +128,7 @@ def _ratio(busy: Floats, succeeded: Floats) -> dict[str, Any]:
 
 
 def _median_interval(durations: Floats) -> tuple[float, float]:
-    """Logarithms of the order statistics that bound the median; infinite where too few."""
+    """Return the logarithms of the order statistics that bound the median; infinite if too few."""
     n = len(durations)
     k = _binomial_quantile((1 - _CONFIDENCE) / 2, n)
     if k == 0 or durations[k - 1] <= 0:
@@ -137,12 +137,12 @@ def _median_interval(durations: Floats) -> tuple[float, float]:
 
 
 def _binomial_quantile(tail: float, n: int) -> int:
-    """The largest k with P(fewer than k of ``n`` below the median) < ``tail``."""
-    # scipy.stats has it too, and takes three times as long to load.
+    """Return the largest k with P(fewer than k of ``n`` below the median) < ``tail``."""
+    # scipy.stats has this function too, but takes three times as long to import.
     from scipy import special
 
     k: int = math.ceil(special.bdtrik(tail, n, 0.5))
-    # The distribution is more exact as an incomplete beta function than by its inverse.
+    # The incomplete beta function is more accurate than the inverse of the distribution.
     while k > 0 and special.betainc(n - k + 1, k, 0.5) >= tail:
         k -= 1
     while special.betainc(n - k, k + 1, 0.5) < tail:

@@ -1,6 +1,6 @@
-"""Rows of one table looked up by their source and number in another one that is in that order.
+"""Lookup of rows by source and number in a table sorted by them.
 
-Both are already in memory and in order: a search takes a tenth of the time of a join.
+Both tables are in memory and sorted, so a binary search takes a tenth of the time of a join.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-# A source has fewer lines or records than this: in order of source and number are then those of
-# one number.
+# A source has fewer than 2^48 lines or records, so source and number are packed into one integer
+# that sorts by both.
 _SOURCE_SHIFT: Final = np.uint64(48)
 
 
 def find_rows(wanted: pl.DataFrame, known: pl.DataFrame) -> pl.Series:
-    """Return for each wanted row the row of ``known`` of the same source and number.
+    """Return for each wanted row the index of the row in ``known`` with its source and number.
 
     Args:
-        wanted: Two columns: source, and ``seq`` or another number of a line or record.
-        known: The same of the rows to search, ascending and without repetition.
+        wanted: Two columns: source, and ``seq`` or another line or record number.
+        known: The same two columns of the rows to search, ascending and without duplicates.
 
     Returns:
-        UInt32, null where there is none.
+        UInt32 row indices; null where no row matches.
     """
     of_wanted, of_known = _numbers(wanted), _numbers(known)
     if not len(of_known):
@@ -37,13 +37,13 @@ def find_rows(wanted: pl.DataFrame, known: pl.DataFrame) -> pl.Series:
 
 
 def join_rows(rows: pl.DataFrame, number: str, others: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Return the rows that have a row of ``others``, with the other columns of that one.
+    """Return the rows that match a row of ``others``, with the columns of ``others`` added.
 
     Args:
-        rows: Columns source and ``number``, and others; repetitions are allowed.
-        number: Column of a line or record of the source.
-        others: Columns source and ``key``, without repetition, and those that are added.
-        key: Column that equals ``number``.
+        rows: Rows with source, ``number`` and other columns; duplicates are allowed.
+        number: Column with the line or record number within the source.
+        others: Rows with source and ``key``, without duplicates, and the columns to add.
+        key: Column of ``others`` that is matched with ``number``.
     """
     others = in_order(others, key)
     at = find_rows(rows.select("source", number), others.select("source", key))
@@ -52,11 +52,11 @@ def join_rows(rows: pl.DataFrame, number: str, others: pl.DataFrame, key: str) -
 
 
 def in_order(rows: pl.DataFrame, number: str) -> pl.DataFrame:
-    """Return rows in the order of their source and number, which most are in, or nearly.
+    """Sort rows by source and number; rows that are already sorted are returned unchanged.
 
     Args:
-        rows: Columns source, ``number``, and any others.
-        number: Column of the number of a line or record.
+        rows: Rows with source, ``number`` and any other columns.
+        number: Column with the line or record number.
     """
     key = _numbers(rows.select("source", number))
     if bool((key[1:] >= key[:-1]).all()):

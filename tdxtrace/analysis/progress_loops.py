@@ -24,9 +24,9 @@ _LOOP_OF_STATUS: Final = {
     word.TDX_SYS_BUSY: "sys_busy",
 }
 _CODES: Final = [status & word.CODE_BITS for status in _LOOP_OF_STATUS]
-# Handling a fault takes KVM 8 us on a quiet host and 153 us on the busiest that was measured
-# (Dstack pull request 1220, Granite Rapids, Linux 7.0).  After ten times that without a SEAMCALL
-# or an entry, the thread retries in KVM or does not run.
+# KVM handles a fault in 8 us on an idle host and in 153 us on the busiest measured host
+# (Dstack pull request 1220, Granite Rapids, Linux 7.0).  After ten times as long without a SEAMCALL
+# or an entry, the thread is retrying in KVM or is not running.
 LOCAL_RETRY_NS: Final = 1_530_000
 _VCPU: Final = ("source", "tid")
 _INTERRUPTS: Final = r"irq|interrupt|local_timer|reschedule|ipi|nmi|vector"
@@ -41,18 +41,18 @@ def progress_loops(
 ) -> pl.DataFrame:
     """Find calls that were repeated without a held lock, and whether they made progress.
 
-    Requests answered INTERRUPTED_*, RND_NO_ENTROPY or SYS_BUSY: progress is ``seen`` where the
-    request settled in the end, or where RCX of two resumable answers differs; ``not_seen`` where
-    it was given up, or all its answers were the same; ``unknown`` where its end was not
-    recorded.  And faults after which a vCPU's thread made neither a SEAMCALL nor an entry for
-    ``local_retry_ns``, where both are recorded: KVM's local loop (RET_PF_RETRY), or a thread
-    that was off its CPU; the trace cannot distinguish the two.
+    Two kinds of loops are reported.  First, requests answered INTERRUPTED_*, RND_NO_ENTROPY or
+    SYS_BUSY: progress is ``seen`` if the request finally settled, or if RCX of two resumable
+    answers differs; ``not_seen`` if it was given up, or all its answers were the same;
+    ``unknown`` if its end was not recorded.  Second, faults after which a vCPU's thread made
+    neither a SEAMCALL nor an entry for ``local_retry_ns``, where both are recorded: KVM's local
+    loop (RET_PF_RETRY), or a descheduled thread; the trace cannot distinguish the two.
 
     Args:
         trace: The events.
-        chains: The ``retry_chains`` table of it.
-        busy_answers: The ``busy_answers`` table of these chains, or of more.
-        local_retry_ns: Shortest silence after a fault that counts, in ns.
+        chains: The ``retry_chains`` table of the trace.
+        busy_answers: The ``busy_answers`` table of these chains, optionally of more chains.
+        local_retry_ns: Minimum time in ns after a fault without activity of the thread.
 
     Returns:
         The ``progress_loops`` table, by source and start.
@@ -77,7 +77,7 @@ def progress_loops(
 
 
 def _loop_kind() -> pl.Expr:
-    """Kind of loop that a status belongs to; null for others."""
+    """Return the kind of loop for a status; null for other statuses."""
     code = pl.col("status") & pl.lit(word.CODE_BITS, pl.UInt64)
     return code.replace_strict(
         pl.Series(_CODES, dtype=pl.UInt64),
@@ -126,11 +126,11 @@ def _repeated_calls(
 
 
 def _local_retries(trace: Trace, calls: pl.DataFrame, local_retry_ns: int) -> pl.DataFrame:
-    """Faults after which a vCPU's thread was silent for ``local_retry_ns``."""
+    """Return faults after which a vCPU's thread had no activity for ``local_retry_ns``."""
     faults = PAGE_FAULTS.conform(trace.page_faults).filter(pl.col("tid").is_not_null())
     entries = VM_ENTRIES.conform(trace.vm_entries)
     events = HOST_EVENTS.conform(trace.host_events)
-    # Without probes on SEAMCALLs a silence is no evidence.
+    # Without probes on SEAMCALLs, missing activity is not evidence.
     seen = calls.filter(pl.col("leaf") != VP_ENTER).select("source").unique()
     faults = faults.join(seen, on="source", how="semi")
     activity = pl.concat(

@@ -34,12 +34,12 @@ def tdvmcalls(
 ) -> pl.DataFrame:
     """Count the exits by TDG.VP.VMCALL, by function and over time.
 
-    KVM gives those that stand for an instruction the exit reason of that instruction.  Which
-    function a TDCALL asks for is in no event: the exit to userspace before the vCPU's next entry
-    tells it; where there is none, KVM answered it.  Where the trace ends or events were lost
-    before that, it has no name.  Exits of VMs that are no TDs are left out:
-    their instruction pointer is known to the host.  Where a thread's exits were not recorded, the
-    statuses of its TDH.VP.ENTER count TDCALLs, without a function.
+    KVM reports a TDVMCALL that emulates an instruction with the exit reason of that instruction.
+    No event contains the function of a TDCALL: it is determined from the exit to userspace before
+    the vCPU's next entry; without such an exit, KVM answered it.  If the trace ends or events were
+    lost before the next entry, the function is unnamed.  Exits of VMs that are not TDs, whose
+    instruction pointer the host records, are excluded.  For threads without recorded exits,
+    TDCALLs are counted by the statuses of TDH.VP.ENTER, without a function.
 
     Args:
         seamcalls: The ``seamcalls`` table.
@@ -84,7 +84,7 @@ def tdvmcalls(
 
 
 def _of_exits(entries: pl.DataFrame, events: pl.DataFrame, losses: pl.DataFrame) -> pl.DataFrame:
-    """TDVMCALLs among the exits that KVM recorded, each with its function."""
+    """Return the TDVMCALLs among KVM's recorded exits, each with its function."""
     known = facts("tdvmcalls", exit_reason=pl.UInt32, userspace_exit=pl.Int32)
     exits = (
         entries.filter(pl.col("end_ns").is_not_null())
@@ -136,7 +136,7 @@ def _named(
 
 
 def _names() -> dict[str, pl.Expr]:
-    """Function, what names it, and why nothing does, of a TDCALL and its exit to userspace."""
+    """Expressions for a TDCALL's function, its basis, and the reason if it is withheld."""
     why = (
         pl.when(pl.col("is_torn"))
         .then(pl.lit(_TORN))
@@ -161,7 +161,7 @@ def _names() -> dict[str, pl.Expr]:
 
 
 def _of(calls: pl.DataFrame, entries: pl.DataFrame) -> pl.DataFrame:
-    """TDCALLs by the status of TDH.VP.ENTER, of threads whose exits were not recorded."""
+    """Return TDCALLs by the status of TDH.VP.ENTER, for threads without recorded exits."""
     seen = entries.filter(pl.col("end_ns").is_not_null()).select(*_THREAD).unique()
     own = calls.filter(pl.col("leaf") == VP_ENTER).join(
         seen, on=list(_THREAD), how="anti", nulls_equal=True

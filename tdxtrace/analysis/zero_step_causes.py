@@ -15,8 +15,8 @@ from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
-# An invalidation of more pages than this counts as the deletion of a memory slot:
-# a choice of ours (no trace event names the slot), half a 2 MB page.
+# An invalidation of more pages than this counts as the deletion of a memory slot: half a 2 MB
+# page, an arbitrary choice (no trace event contains the slot).
 MEMSLOT_PAGES: Final = 256
 _PAGE_BYTES: Final = 4096
 _COUNTS: Final = {
@@ -55,16 +55,16 @@ def zero_step_causes(
 ) -> pl.DataFrame:
     """Determine for each zero-step episode why the faults that led to it were not resolved.
 
-    Each fault of the run gets one explanation (``fault_handling``).  The cause is the one
-    that more than half of them have; ``many_pages`` where they touch more pages than the
-    module lets pass and most were served; else ``unknown``.  A cause needs a row that shows it:
-    none follows from the absence of a leaf.
+    Each fault of the run gets one explanation (``fault_handling``).  The cause is the explanation
+    of more than half of the faults; ``many_pages`` if the faults are on more pages than the
+    module tolerates and most were served; else ``unknown``.  A cause requires a row as evidence;
+    the absence of a leaf is not evidence.
 
     Args:
         steps: The ``zero_steps`` table.
-        trace: The events they were found in.
-        memslot_pages: Consecutive pages removed by one thread from which on an invalidation
-            counts as that of a memory slot.
+        trace: The events from which ``steps`` was computed.
+        memslot_pages: An invalidation in which one thread removed more consecutive pages than
+            this counts as that of a memory slot.
 
     Returns:
         The ``zero_step_causes`` table, in the order of ``steps``.
@@ -104,7 +104,7 @@ def zero_step_causes(
 
 
 def _fault_ranges(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """Faults (tid, nth) of the run that led to each episode."""
+    """Return the faults (tid, nth) of the run that led to each episode."""
     last = (
         episodes.filter(pl.col("tid").is_not_null())
         .sort("start_ns")
@@ -128,7 +128,7 @@ def _fault_ranges(episodes: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
 
 
 def _count_explanations(ranges: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFrame:
-    """Counts of the explanations of each episode's faults."""
+    """Count the explanations of each episode's faults."""
     in_range = ranges.join(faults, on=[*_VCPU, "nth"], how="inner")
     return in_range.group_by(_EPISODE).agg(
         fault_ns=pl.col("ts_ns").min(),
@@ -143,7 +143,7 @@ def _count_explanations(ranges: pl.DataFrame, faults: pl.DataFrame) -> pl.DataFr
 
 
 def _majority_cause(found: pl.DataFrame) -> pl.DataFrame:
-    """Cause by majority, its share, and the last row that shows it."""
+    """Add the majority cause, its share, and the last row that is evidence for it."""
     cause, n, explanation = pl.lit("unknown"), pl.lit(0, pl.UInt32), pl.lit("unexplained")
     for name, explained in _COUNTS.items():
         if explained in _CAUSE_OF:
@@ -186,7 +186,7 @@ def _memslot_changes(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: in
         )
         .group_by("source", "tid", "breaks")
         .agg(n=size.sum() // _PAGE_BYTES, n_calls=pl.len())
-        # One large page is not a slot.
+        # The removal of one large page is not the deletion of a slot.
         .filter(pl.col("n") > memslot_pages, pl.col("n_calls") > 1)
         .select("source", by_tid="tid")
         .unique()
@@ -206,7 +206,7 @@ def _memslot_changes(found: pl.DataFrame, calls: pl.DataFrame, memslot_pages: in
 def _advice(
     calls: pl.DataFrame, page_faults: pl.DataFrame, host_events: pl.DataFrame
 ) -> pl.DataFrame:
-    """Per input: what to record so that unresolved faults can be explained."""
+    """Return for each input what else to record to explain unresolved faults."""
     wanted = []
     for source in sorted({*calls["source"].unique(), *page_faults["source"].unique()}):
         here = calls.filter(pl.col("source") == source)["leaf"].unique()
