@@ -1,1 +1,1 @@
-"""From events to findings: one module per question, named as the table it returns."""
+"""Analyses that compute findings from events: one module per table, with the table's name."""

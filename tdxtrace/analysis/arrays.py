@@ -14,7 +14,7 @@ Rows = NDArray[np.uint32]
 
 
 def read_only(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Return contiguous views that nothing can write: machine code is kept by kinds of arrays."""
+    """Return contiguous read-only views, so that loops are compiled for one kind of array only."""
     views = tuple(np.ascontiguousarray(array).view() for array in arrays)
     for view in views:
         view.flags.writeable = False

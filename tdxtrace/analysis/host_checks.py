@@ -1,4 +1,4 @@
-"""The ``host_checks`` table: known weaknesses of the TDX module that a kernel's log names."""
+"""The ``host_checks`` table: known weaknesses of the TDX module reported in a kernel log."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tdxtrace.tdx.facts import records
 
 
 def host_checks(trace: Trace) -> pl.DataFrame:
-    """Say for each kernel log which known weaknesses its module has.
+    """List for each kernel log which known weaknesses its TDX module has.
 
-    A release of which no source was read, or that the log does not name in full, is "unknown":
-    so is every weakness of a log that names two releases, as one across a module update does.
+    A weakness is "unknown" if the source of the release was not read, or the log does not contain
+    the full release, or the log contains two releases, as after a module update.
 
     Args:
-        trace: The trace; only its kernel logs are looked at.
+        trace: The trace; only its kernel logs are used.
 
     Returns:
-        The ``host_checks`` table: for each input with messages of the kernel, every weakness.
+        The ``host_checks`` table: every weakness for each input with kernel messages.
 
     Source:
         The rows of ``module_weaknesses.csv``.
@@ -48,7 +48,7 @@ def host_checks(trace: Trace) -> pl.DataFrame:
 
 
 def _covers(fact: dict[str, str | None], version: str) -> bool:
-    """Whether a row of facts is about this release, such as "1.5.16" or "1.5.05.46.698"."""
+    """Return whether a row of facts covers a release such as "1.5.16" or "1.5.05.46.698"."""
     found = re.match(r"(?<!\d)(\d++\.\d++)(?:\.(\d++))?", version)
     if found is None or fact["series"] != found[1]:
         return False

@@ -1,4 +1,4 @@
-"""The ``measurement_log`` table: the calls by which each TD's MRTD was made, in their order."""
+"""The ``measurement_log`` table: the calls that built each TD's MRTD, in order."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _BUILD: Final = ("source", "td_id", "build")
 
 
 def measurement_log(seamcalls: pl.DataFrame) -> pl.DataFrame:
-    """Return the calls that were measured, each with its place in its TD's build.
+    """Return the measured calls, each with its position in its TD's build.
 
-    A call that failed measured nothing and is left out; one without a recorded return is kept
+    A failed call measured nothing and is omitted; a call without a recorded return is kept
     with a null status.  The TD is that of the call, else the only one of its thread, process or
-    input.  Calls of one TD are in the order of their ends: the module makes them one after the
-    other (each takes the TD's OP_STATE or its measurement exclusively).  Absence: a leaf that was
-    not probed is not in the log, which says nothing about whether it was called.
+    input.  Calls of one TD are ordered by their ends: the module runs them one after the
+    other (each locks the TD's OP_STATE or its measurement exclusively).  Absence: a leaf that was
+    not probed is not in the log, but may have been called.
 
     Args:
         seamcalls: The ``seamcalls`` table.

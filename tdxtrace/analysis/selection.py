@@ -18,7 +18,8 @@ from tdxtrace.tdx import leaves
 Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
 _BEGINS: Final = ("start_ns", "ts_ns", "end_ns")
 _ENDS: Final = ("end_ns", "ts_ns", "start_ns")
-# Event tables with the column td_id, and with tgid; a vCPU enters and faults for its VM.
+# Event tables with the column td_id, and event tables whose tgid identifies a VM: the threads of
+# vCPUs enter and fault for their VM.
 _NAMES_TDS: Final = ("seamcalls",)
 _NAMES_VMS: Final = ("seamcalls", "vm_entries", "page_faults")
 
@@ -32,7 +33,7 @@ class Selection:
     leaves: tuple[str, ...] = ()
     """Leaf names or numbers."""
     since: str | None = None
-    """A time on the trace's clock (``4189.25``), or ``+`` and one from its start (``+10ms``)."""
+    """A time on the trace's clock (``4189.25``), or ``+`` and an offset from start (``+10ms``)."""
     until: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,10 +41,10 @@ class Selection:
         return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
     def filter(self, rows: Rows, trace: Trace) -> Rows:
-        """Return the selected rows of a table of ``trace``, or of a query of one.
+        """Return the selected rows of a table of ``trace``, or of a query of such a table.
 
-        A row is within the time if any part of it is.  A filter on a column that
-        the table does not have (a page fault has no leaf) keeps its rows.
+        A row is selected by time if any part of it lies within the range.  A filter on a column
+        that the table does not have (a page fault has no leaf) keeps all rows.
 
         Raises:
             QueryError: If a TD, leaf or time is not understood, or not in the trace.
@@ -52,9 +53,10 @@ class Selection:
         return rows.filter(kept) if kept else rows
 
     def scan(self, name: str, trace: Trace) -> pl.LazyFrame:
-        """Return the selected rows of an event table, as a query of polars.
+        """Return the selected rows of an event table, as a polars query.
 
-        Of a trace in a store it reads the segments of that time only, and the columns it uses.
+        For a trace in a store, the query reads only the segments in the time range, and only the
+        columns it uses.
 
         Raises:
             QueryError: As :meth:`filter` does.
@@ -65,7 +67,7 @@ class Selection:
         return rows.filter(kept) if kept else rows
 
     def _kept(self, columns: Collection[str], trace: Trace) -> list[pl.Expr]:
-        """Conditions on the rows of a table with these columns, of which each must hold."""
+        """Return the conditions for rows of a table with these columns; all must hold."""
         kept = []
         if self.leaves and "leaf" in columns:
             kept.append(pl.col("leaf").is_in([_parse_leaf(name) for name in self.leaves]))
@@ -76,7 +78,7 @@ class Selection:
         return kept
 
     def of_host(self, rows: pl.DataFrame, trace: Trace) -> pl.DataFrame:
-        """Return the rows within the time of a table about the host, which no TD or leaf selects.
+        """Return the rows of a table about the host that are in the time range, for any TD or leaf.
 
         Raises:
             QueryError: If a time is not understood.
@@ -125,7 +127,7 @@ class Selection:
         return kept
 
     def times(self, trace: Trace) -> tuple[int | None, int | None]:
-        """Return the first and last ns of the selected time; None: from the start, to the end.
+        """Return the first and last ns of the selected time; None for an open end.
 
         Raises:
             QueryError: If a time is not understood.
@@ -143,7 +145,7 @@ def _parse_leaf(name: str) -> int:
 
 
 def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
-    """Column and number that identify a VM: a TD's address or its process."""
+    """Return the column and number that identify a VM: a TD's address or its process."""
     tds = _values("td_id", trace, _NAMES_TDS)
     processes = _values("tgid", trace, _NAMES_VMS)
     try:
@@ -160,7 +162,7 @@ def _resolve_vm(text: str, trace: Trace) -> tuple[str, int]:
 
 
 def _threads_of(column: str, number: int, trace: Trace) -> pl.DataFrame:
-    """Threads (source and tid) that were seen to work for the VM."""
+    """Return the threads (source and tid) with rows for the VM."""
     return pl.concat(
         collected(
             trace.scan(table)
@@ -173,7 +175,7 @@ def _threads_of(column: str, number: int, trace: Trace) -> pl.DataFrame:
 
 
 def _values(column: str, trace: Trace, tables: Iterable[str]) -> set[int]:
-    """The values of a column in event tables."""
+    """Return the distinct values of a column in event tables."""
     found = (
         collected(trace.scan(table).select(pl.col(column).drop_nulls().unique()))
         for table in tables

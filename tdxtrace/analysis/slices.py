@@ -1,4 +1,4 @@
-"""Slices of time: the steps in which a rate over time is counted."""
+"""Time slices: the intervals in which a rate over time is counted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Final
 
 import polars as pl
 
-# A choice of ours: as many steps as a chart can show, none shorter than KVM's own interruptions.
+# An arbitrary choice: as many slices as a chart can show, none shorter than KVM's interruptions.
 _MOST: Final = 60
 _SHORTEST_NS: Final = 1_000_000
 
 
 def slice_width(span_ns: int) -> int:
-    """Return the width of the slices of a time: 1, 2 or 5 times a power of ten, at most 60 of them.
+    """Return the slice width for a time span: 1, 2 or 5 times a power of ten, at most 60 slices.
 
     Args:
-        span_ns: Length of the time, ns.
+        span_ns: Length of the span in ns.
 
     Returns:
         Width in ns, at least 1 ms.
@@ -33,23 +33,23 @@ def slice_width(span_ns: int) -> int:
 
 
 def add_slice_width(spans: pl.DataFrame) -> pl.DataFrame:
-    """Add ``width_ns``, the width of the slices of each span from ``first_ns`` to ``last_ns``."""
+    """Add ``width_ns``, the slice width for each span from ``first_ns`` to ``last_ns``."""
     ends = spans.select("first_ns", "last_ns").iter_rows()
     widths = [slice_width(last - first) for first, last in ends]
     return spans.with_columns(width_ns=pl.Series(widths, dtype=pl.Int64))
 
 
 def cut_to_slices(rows: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
-    """Cut intervals at the borders of slices, and say how much of each lies in which.
+    """Cut intervals at slice boundaries, and compute the length of each part.
 
     Args:
-        rows: Intervals, and the columns ``first_ns`` and ``width_ns`` of the slices that they are
-            cut to.
-        first: Name of the column of their beginning, ns.
-        last: Name of the column of their end, ns.
+        rows: Intervals, with the columns ``first_ns`` and ``width_ns`` of their slices.
+        first: Name of the column with the start in ns.
+        last: Name of the column with the end in ns.
 
     Returns:
-        One row per interval and slice: its columns, ``slice`` (number from 0) and ``part_ns``.
+        One row per interval and slice: the interval's columns, ``slice`` (number from 0) and
+        ``part_ns`` (length of the part in ns).
     """
     begin, width = pl.col("first_ns"), pl.col("width_ns")
     number = [((pl.col(name) - begin) // width).alias(f"_{name}") for name in (first, last)]

@@ -17,8 +17,9 @@ from tdxtrace.analysis.zero_steps import (
 from tdxtrace.tables.events import PAGE_FAULTS, SEAMCALLS, VM_ENTRIES
 from tdxtrace.tables.findings import STEP_THRESHOLDS
 
-# The module's is 6 (STEPPING_EPF_THRESHOLD, TDX module 1.0.00 to 1.5.25, td_exit_stepping.h);
-# the list argued over 6, 10 and more (S. Christopherson, 2024-10-10).
+# The module's threshold is 6 (STEPPING_EPF_THRESHOLD, TDX module 1.0.00 to 1.5.25,
+# td_exit_stepping.h); 6, 10 and more were discussed on the mailing list (S. Christopherson,
+# 2024-10-10).
 THRESHOLDS: Final = range(4, 17)
 _VCPU: Final = ("source", "tid")
 # Columns of steps that ``no_progress_run`` needs.
@@ -34,12 +35,12 @@ def step_thresholds(
 ) -> pl.DataFrame:
     """Count the runs of faults without progress that exceed each threshold.
 
-    A run is the EPT violations of one vCPU between two signs of progress, as in
-    :func:`~tdxtrace.analysis.zero_steps.zero_steps`.  A threshold of n lets n of them pass; the
-    next arms the mitigation.  The guest's RIP is in no trace, so a run may span several
-    instructions: each count is an upper bound.  A fault that the module emulated because it was
-    armed already is in the run too, so the counts say which runs would have armed it, not how
-    long they would have been.
+    A run consists of the EPT violations of one vCPU between two signs of progress, as in
+    :func:`~tdxtrace.analysis.zero_steps.zero_steps`.  A threshold of n tolerates n faults; the
+    next fault arms the mitigation.  The guest's RIP is not traced, so a run may span several
+    instructions: each count is an upper bound.  A run also includes faults that the module emulated
+    because it was already armed, so the counts show which runs would have armed the mitigation,
+    not how long they would have been.
 
     Args:
         seamcalls: The ``seamcalls`` table.
@@ -48,8 +49,8 @@ def step_thresholds(
         thresholds: Thresholds to evaluate.
 
     Returns:
-        The ``step_thresholds`` table: for each source with vCPU entries every threshold, lowest
-        first.
+        The ``step_thresholds`` table: every threshold, in ascending order, for each source with
+        vCPU entries.
 
     Raises:
         TableError: If an argument lacks a column or has one of another type.
@@ -86,7 +87,7 @@ def step_thresholds(
 
 
 def _runs_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
-    """Runs of vCPUs whose TDH.VP.ENTER was probed."""
+    """Return the runs of vCPUs whose TDH.VP.ENTER was probed."""
     vcpus = calls.filter(pl.col("leaf") == VP_ENTER).select(_VCPU).unique()
     steps = (
         steps_from_seamcalls(calls)
@@ -99,7 +100,7 @@ def _runs_from_seamcalls(calls: pl.DataFrame) -> pl.DataFrame:
 def _runs_from_kvm_events(
     entries: pl.DataFrame, calls: pl.DataFrame, faults: pl.DataFrame
 ) -> pl.DataFrame:
-    """Runs of the other vCPUs, which only KVM's own events show."""
+    """Return the runs of the other vCPUs, which have only KVM's own events."""
     return _runs(steps_from_kvm_events(unprobed_entries(entries, calls), calls, faults))
 
 

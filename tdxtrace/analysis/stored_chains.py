@@ -1,7 +1,7 @@
-"""Retry chains and busy answers of a trace in a store, found and kept a segment at a time.
+"""Retry chains and busy answers of a stored trace, computed and written segment by segment.
 
-What is held is what later calls depend on: chains that are open, threads, and the calls that began
-while another was in flight.
+Memory holds only the state that later calls depend on: open chains, threads, and the calls that
+began while another call was in flight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tdxtrace.tables.trace import Trace
 
 @dataclass(frozen=True)
 class StoredChains:
-    """Tables on disk, which exist as long as this, or a query of one, does."""
+    """Tables on disk, kept as long as this object, or a query of one of the tables, exists."""
 
     chains: StoredTable
     """The ``retry_chains`` table."""
@@ -36,20 +36,20 @@ class StoredChains:
 
     @cached_property
     def answers(self) -> StoredTable:
-        """The ``busy_answers`` table, made when it is first asked for."""
+        """The ``busy_answers`` table, created on first access."""
         narrow = RETRY_CHAINS.pick(self.chains.scan(), *EPISODE_COLUMNS)
         add = partial(add_episodes, of_chain=episodes_in_order(narrow))
         return self._unsorted_answers.finish(self._folder, add)
 
 
 def store_chains(trace: Trace) -> StoredChains:
-    """Find the retry chains of a trace, as :func:`~.retry_chains.retry_chains` does, on disk.
+    """Compute the tables of :func:`~.retry_chains.retry_chains` for a trace, on disk.
 
     Args:
         trace: Event tables; its ``seamcalls`` are read in parts, twice.
 
     Raises:
-        InputError: If the trace cannot be read, or the disk has no room.
+        InputError: If the trace cannot be read, or the disk is full.
     """
     folder, begins = TemporaryFolder(), BeginsOfParts()
     chains = SortedFile(RETRY_CHAINS, folder.path / "retry_chains.parquet")

@@ -29,7 +29,7 @@ _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FailRule:
-    """Fail if the quantity compares so with the limit."""
+    """Rule that fails if comparing the quantity with the limit by ``sign`` is true."""
 
     name: str
     sign: str
@@ -73,7 +73,8 @@ def parse_rule(text: str) -> FailRule:
     """Parse a rule such as ``max-attempts>16``.
 
     Raises:
-        QueryError: If it is malformed, or names no quantity; names the nearest one.
+        QueryError: If the rule is malformed, or its quantity is unknown; the message contains the
+            nearest one.
     """
     found = _RULE.match(text)
     if found is None:
@@ -88,12 +89,12 @@ def parse_rule(text: str) -> FailRule:
 
 
 def check_findings(findings: Findings, rules: Sequence[FailRule]) -> list[str]:
-    """Return a line for each of ``rules`` that the findings meet."""
+    """Return one line for each rule that the findings match."""
     return check_rules(rules, lambda name: QUANTITIES[name](findings))
 
 
 def check_rules(rules: Sequence[FailRule], quantity: Callable[[str], float]) -> list[str]:
-    """Return a line for each of ``rules`` that is met; ``quantity`` returns a value by name."""
+    """Return one line for each rule that matches; ``quantity`` returns a value by name."""
     return [
         f"{rule.name} is {value:g}, the rule is to fail on {rule.name}{rule.sign}{rule.limit:g}"
         for rule in rules
