@@ -47,7 +47,7 @@ class BusyAttempts:
     """Busy attempts of one source, and the parameters of the search for their holders."""
 
     calls: pl.DataFrame
-    """Calls of all threads (:func:`~.activity.activity`)."""
+    """Calls of all threads (:func:`~.evidence.activity`)."""
     attempts: pl.DataFrame
     """Columns row (in ``calls``), leaf, operand_id, lock, scope, mask; by attempt and lock."""
     slack_ns: int
@@ -305,7 +305,7 @@ def armed_entries(calls: pl.DataFrame) -> pl.DataFrame:
     next entry; no status shows that.
 
     Args:
-        calls: Calls of one source (:func:`~.activity.activity`).
+        calls: Calls of one source (:func:`~.evidence.activity`).
 
     Returns:
         Columns row (index into ``calls``) and armed (UInt8: the grade), for those entries only.

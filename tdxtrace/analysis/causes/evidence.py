@@ -64,7 +64,7 @@ class BusyEvidence:
 
     @property
     def calls(self) -> pl.DataFrame:
-        """Calls of all threads (:func:`~.activity.activity`)."""
+        """Calls of all threads (:func:`~.evidence.activity`)."""
         return self.busy.calls
 
     @cached_property

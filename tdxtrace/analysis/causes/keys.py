@@ -56,7 +56,7 @@ def keys(
     """Number the resources of the wanted calls, and match those of the held calls to them.
 
     Args:
-        calls: Calls of one source (:func:`~.activity.activity`).
+        calls: Calls of one source (:func:`~.evidence.activity`).
         scope: Lock scope of the wanted calls.
         holder_scope: Lock scope of the held calls.
         wanted: Rows of ``calls`` to find partners for.

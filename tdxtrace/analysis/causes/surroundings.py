@@ -27,7 +27,7 @@ class Surroundings:
     chain: dict[str, Any] | None
     """Row of ``retry_chains`` that contains the attempt."""
     calls: pl.DataFrame
-    """Calls of all threads in the time window: rows of :func:`~.activity.activity`, by begin."""
+    """Calls of all threads in the time window: rows of :func:`~.evidence.activity`, by begin."""
     first_ns: int
     last_ns: int
     names: dict[int, str]
