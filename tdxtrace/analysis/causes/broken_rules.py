@@ -108,8 +108,8 @@ def aug_busy_on_entry(seen: RuleEvidence) -> pl.DataFrame:
     Absence: without such a call a guest may have held the entry, and nothing is reported.
 
     Nearest innocent trace: a guest that accepts the page; a call on an entry of another level
-    at the same address, such as SEPT.ADD of the table above; a REMOVE just before, on a CPU
-    whose clock is behind.
+    at the same address, such as SEPT.ADD of the table above; a REMOVE that ended just before, if
+    the clocks of the two CPUs differ.
     """
     augs = seen.attempts.filter(pl.col("leaf") == _AUG, pl.col("lock") == ENTRY)
     holders = seen.possible_holders.filter(pl.col("lock") == ENTRY, pl.col("grade") == HELD_TO_END)
