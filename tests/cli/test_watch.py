@@ -23,6 +23,12 @@ def watch(*words: str, data: bytes = HEAD) -> subprocess.CompletedProcess[bytes]
     return subprocess.run(command, input=data, capture_output=True, check=False, timeout=120)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    """Compile the loops, which prints a notice on stderr once, before a test looks at it."""
+    assert watch("--jsonl").returncode == 0
+
+
 def test_lines_of_json_end_with_all_of_it() -> None:
     done = watch("--jsonl", "--fail-on", "max-attempts>100000")
     assert (done.returncode, done.stderr) == (0, b"")
