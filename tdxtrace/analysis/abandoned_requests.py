@@ -8,6 +8,7 @@ import polars as pl
 
 from tdxtrace.analysis.causes.blocks import dropped_blocks
 from tdxtrace.analysis.causes.entry_locks import address_of_entry, may_have_taken_entry
+from tdxtrace.analysis.lookup import first_after
 from tdxtrace.analysis.threads import VP_ENTER, infer_td, may_miss_events
 from tdxtrace.tables.events import KERNEL_MESSAGES, SEAMCALLS
 from tdxtrace.tables.findings import RETRY_CHAINS
@@ -170,17 +171,10 @@ def _timeouts(
     from_ns = pl.coalesce("start_ns", "end_ns") + HOST_PRIORITY_NS
     requests = of_entry.with_columns(
         address=address_of_entry(), due_ns=pl.max_horizontal("end_ns", from_ns)
-    ).sort("due_ns")
+    )
     timeouts = _timeout_exits(exits, chains).drop_nulls("td_id")
-    rows = requests.join_asof(
-        timeouts.sort("effect_ns"),
-        left_on="due_ns",
-        right_on="effect_ns",
-        by=["source", "td_id"],
-        strategy="forward",
-        coalesce=False,
-        check_sortedness=False,
-    ).filter(pl.col("effect_ns").is_not_null())
+    rows = first_after(requests, "due_ns", timeouts, "effect_ns", ["source", "td_id"])
+    rows = rows.filter(pl.col("effect_ns").is_not_null())
     rows = _of_one_td(_untouched_entries(rows, calls), calls)
     return _effect(_without_losses(rows, losses), "host_priority_timeout")
 
@@ -194,15 +188,7 @@ def _untouched_entries(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         taken_ns=pl.coalesce("end_ns", "start_ns"),
         taken_from_ns=pl.coalesce("start_ns", "end_ns"),
     )
-    next_taken = rows.sort("end_ns").join_asof(
-        taking.sort("taken_ns"),
-        left_on="end_ns",
-        right_on="taken_ns",
-        by=["source", "td_id", "address"],
-        strategy="forward",
-        coalesce=False,
-        check_sortedness=False,
-    )
+    next_taken = first_after(rows, "end_ns", taking, "taken_ns", ["source", "td_id", "address"])
     return next_taken.filter((pl.col("taken_from_ns") > pl.col("effect_ns")).fill_null(True))
 
 
@@ -211,15 +197,7 @@ def _of_one_td(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     ends = calls.filter(
         pl.col("leaf").is_in(_ENDS_OF_TDS), pl.col("status") == 0, pl.col("end_ns").is_not_null()
     ).select("source", "td_id", other_ns="end_ns")
-    next_end = rows.sort("end_ns").join_asof(
-        ends.sort("other_ns"),
-        left_on="end_ns",
-        right_on="other_ns",
-        by=["source", "td_id"],
-        strategy="forward",
-        coalesce=False,
-        check_sortedness=False,
-    )
+    next_end = first_after(rows, "end_ns", ends, "other_ns", ["source", "td_id"])
     return next_end.filter((pl.col("other_ns") > pl.col("effect_ns")).fill_null(True))
 
 
@@ -234,22 +212,11 @@ def _next_effects(
     """Join each request with the first effect after it, unless another call settled it earlier."""
     settled = _settling_calls(calls, requests).select(_SETTLED)
     columns = (c for c in effects.columns if c.startswith("effect_"))
-    return (
-        requests.join(settled, on=["source", "settled_seq"], how="left")
-        .sort("end_ns")
-        .join_asof(
-            effects.drop_nulls(keys).select(*keys, *columns).sort("effect_ns"),
-            left_on="end_ns",
-            right_on="effect_ns",
-            by=keys,
-            strategy="forward",
-            coalesce=False,
-            check_sortedness=False,
-        )
-        .filter(
-            pl.col("effect_ns").is_not_null(),
-            (pl.col("effect_ns") <= pl.col("settled_ns")).fill_null(True),
-        )
+    rows = requests.join(settled, on=["source", "settled_seq"], how="left")
+    known = effects.drop_nulls(keys).select(*keys, *columns)
+    return first_after(rows, "end_ns", known, "effect_ns", keys).filter(
+        pl.col("effect_ns").is_not_null(),
+        (pl.col("effect_ns") <= pl.col("settled_ns")).fill_null(True),
     )
 
 
@@ -316,16 +283,8 @@ def _kernel_messages(
         "source", "leaf", "ts_ns", "log_source", "seq", final_status="status"
     )
     # A timestamp in microseconds may lie before the end of the call it follows.
-    began = abandoned.with_columns(from_ns=pl.col("end_ns") - _TIMESTAMP_NS).sort("from_ns")
-    rows = began.join_asof(
-        failures.drop_nulls(keys).sort("ts_ns"),
-        left_on="from_ns",
-        right_on="ts_ns",
-        by=keys,
-        strategy="forward",
-        coalesce=False,
-        check_sortedness=False,
-    )
+    began = abandoned.with_columns(from_ns=pl.col("end_ns") - _TIMESTAMP_NS)
+    rows = first_after(began, "from_ns", failures.drop_nulls(keys), "ts_ns", keys)
     rows = rows.filter(pl.col("ts_ns") - pl.col("end_ns") <= message_ns)
     rows = rows.with_columns(
         effect_source="log_source",

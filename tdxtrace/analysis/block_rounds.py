@@ -6,6 +6,7 @@ from typing import Final
 
 import polars as pl
 
+from tdxtrace.analysis.lookup import first_after
 from tdxtrace.analysis.threads import VP_ENTER, may_miss_events
 from tdxtrace.tables.trace import Trace
 from tdxtrace.tdx import leaves, word
@@ -293,15 +294,7 @@ def _for_userspace(rounds: pl.DataFrame, trace: Trace) -> pl.DataFrame:
     entered = pl.concat(
         [frame.select("source", "tid", back=at) for frame in (calls, trace.vm_entries)]
     )
-    waits = asked.sort("ts_ns").join_asof(
-        entered.drop_nulls().sort("back"),
-        left_on="ts_ns",
-        right_on="back",
-        by=["source", "tid"],
-        strategy="forward",
-        coalesce=False,
-        check_sortedness=False,
-    )
+    waits = first_after(asked, "ts_ns", entered.drop_nulls(), "back", ["source", "tid"])
     met = (
         rounds.select("round", "source", "tgid", "start_ns")
         .join_where(

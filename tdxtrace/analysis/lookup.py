@@ -1,10 +1,12 @@
-"""Lookup of rows by source and number in a table sorted by them.
+"""Lookup of rows in another table: by source and number, or the first one after a time.
 
-Both tables are in memory and sorted, so a binary search takes a tenth of the time of a join.
+Tables of calls and chains are in memory and sorted by source and number, so a binary search takes a
+tenth of the time of a join.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -62,6 +64,32 @@ def in_order(rows: pl.DataFrame, number: str) -> pl.DataFrame:
     if bool((key[1:] >= key[:-1]).all()):
         return rows
     return rows[np.argsort(key, kind="stable")]
+
+
+def first_after(
+    rows: pl.DataFrame, at: str, events: pl.DataFrame, event_at: str, by: Sequence[str]
+) -> pl.DataFrame:
+    """Join each row with the first event at or after a time; null columns where none follows.
+
+    Args:
+        rows: Rows with ``at`` and the columns of ``by``, in any order.
+        at: Column of their time in ns.
+        events: Events with ``event_at`` and the columns of ``by``, in any order.
+        event_at: Column of their time in ns.
+        by: Columns in which a row and its event are equal.
+
+    Returns:
+        The rows in the order of ``at``, with the columns of the event.
+    """
+    return rows.sort(at).join_asof(
+        events.sort(event_at),
+        left_on=at,
+        right_on=event_at,
+        by=by,
+        strategy="forward",
+        coalesce=False,
+        check_sortedness=False,
+    )
 
 
 def _numbers(rows: pl.DataFrame) -> NDArray[np.uint64]:

@@ -101,7 +101,8 @@ def watch_pipe(watch: WatchOptions, mappings: Sequence[str]) -> int:
                 return
             ticker = CountTicker(name) if begins_histogram(text) else TextTicker(name, mappings)
         if isinstance(ticker, CountTicker):
-            totals.take_counts(ticker.tick(text))
+            if text:
+                totals.take_counts(ticker.tick(text))
         else:
             totals.take(ticker.tick(text, is_last=is_last or is_over))
 
