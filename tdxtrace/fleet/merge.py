@@ -36,6 +36,7 @@ _CURVE: Final = ("leaf", "by", "source", "td_id", "kind", "unit")
 _STEP: Final = (*_CURVE, "settled", "step")
 _COUNTED: Final = tuple(c for c in ATTEMPT_COUNTS.schema.names() if c not in _STEP)
 _TOTAL: Final = ("leaf", "source", "td_id")
+_HOST_CURVE: Final = ("host", "leaf", "by", "kind", "unit", "settled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +184,18 @@ class FleetCounts:
     leaves: pl.DataFrame
     """The ``fact_leaves`` table of all parts, with source and host."""
     by_host: pl.DataFrame
-    """n_more by host, curve and step, for curves of leaves and makers."""
+    """Result of :func:`host_squares`, for curves of leaves and makers."""
 
     def of_hosts(self) -> AttemptCounts:
         """Return the counts with sums over hosts, for curves with hosts as clusters."""
-        sums = self.leaves.group_by("host", "leaf").agg(pl.col("n_all").sum())
-        sizes = sums.group_by("leaf").agg(
-            host_clusters=pl.len().cast(pl.Int64), host_sizes=(pl.col("n_all") ** 2).sum()
+        sizes = (
+            _requests_of_hosts(self.leaves)
+            .group_by("leaf")
+            .agg(host_clusters=pl.len().cast(pl.Int64), host_sizes=(pl.col("n_all") ** 2).sum())
         )
-        added = host_squares(self.by_host, sums)
+        added = self.by_host.group_by(*_HOST_CURVE[1:], "step").agg(
+            pl.col("host_squares", "host_products").sum()
+        )
         # Sums over hosts are additional rows: the counts of a step are summed over its rows.
         steps = pl.concat([self.whole.steps, added], how="diagonal")
         numbers = pl.selectors.numeric() - pl.selectors.by_name("leaf", "source", "td_id", "step")
@@ -209,26 +213,30 @@ class FleetCounts:
         )
 
 
+def _requests_of_hosts(leaves: pl.DataFrame) -> pl.DataFrame:
+    """Return the number of requests, n_all, by host and leaf."""
+    return leaves.group_by("host", "leaf").agg(pl.col("n_all").sum())
+
+
 def host_squares(by_host: pl.DataFrame, sums: pl.DataFrame) -> pl.DataFrame:
-    """Return the contribution of each step to the squares and products of hosts.
+    """Add the contribution of each host and step to the squares and products of hosts.
 
     Args:
         by_host: n_more by host, curve and step.
         sums: Number of requests, n_all, by host and leaf.
+
+    Returns:
+        ``by_host`` with the columns host_squares and host_products.
     """
-    curve = ["host", "leaf", "by", "kind", "unit", "settled"]
-    rows = by_host.sort(*curve, "step").with_columns(
-        more=pl.col("n_more").cum_sum(reverse=True).over(curve)
+    rows = by_host.sort(*_HOST_CURVE, "step").with_columns(
+        more=pl.col("n_more").cum_sum(reverse=True).over(_HOST_CURVE)
     )
     later = pl.col("more") - pl.col("n_more")
+    squares = pl.col("more") ** 2 - later**2
     return (
         rows.join(sums, on=["host", "leaf"])
-        .with_columns(
-            host_squares=pl.col("more") ** 2 - later**2,
-            host_products=pl.col("n_more") * pl.col("n_all"),
-        )
-        .group_by("leaf", "by", "kind", "unit", "settled", "step")
-        .agg(pl.col("host_squares", "host_products").sum())
+        .with_columns(host_squares=squares, host_products=pl.col("n_more") * pl.col("n_all"))
+        .drop("more", "n_all")
     )
 
 
@@ -244,9 +252,8 @@ def count_fleet(facts: Facts, *, with_tds: bool = False) -> FleetCounts:
     for rows in facts.tables("counts"):
         sums.append(added(rows.drop("_source")))
         own = rows.lazy().filter(pl.col("by").is_in(["leaf", "maker"]), pl.col("n_more") > 0)
-        keys = ["host", "leaf", "by", "kind", "unit", "settled", "step"]
         own = own.drop("source").join(host_of.lazy(), left_on="_source", right_on="source")
-        hosts.append(own.group_by(keys).agg(pl.col("n_more").sum()).collect())
+        hosts.append(own.group_by(*_HOST_CURVE, "step").agg(pl.col("n_more").sum()).collect())
     leaves = facts.table("leaves").join(host_of, on="source", maintain_order="left")
     totals = leaves.with_columns(
         source=pl.lit(None, pl.UInt16), td_id=pl.lit(None, pl.UInt64)
@@ -255,7 +262,8 @@ def count_fleet(facts: Facts, *, with_tds: bool = False) -> FleetCounts:
         sums.append(facts.table("td_counts").select(ATTEMPT_COUNTS.schema.names()))
         totals = pl.concat([totals, facts.table("td_totals").select(totals.columns)])
     whole = AttemptCounts(added(pl.concat(sums)), added_totals(totals), has_makers=True)
-    return FleetCounts(whole, leaves, _complete_both_ways(pl.concat(hosts)))
+    by_host = _complete_both_ways(pl.concat(hosts))
+    return FleetCounts(whole, leaves, host_squares(by_host, _requests_of_hosts(leaves)))
 
 
 def _complete_both_ways(rows: pl.DataFrame) -> pl.DataFrame:

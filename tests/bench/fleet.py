@@ -98,9 +98,10 @@ def _covered(
     )
     truth = [float(whole.mean()) * STAYS**step for step in range(3)]
     plain = _counts(by_host, sums, n_hosts)
-    steps = pl.concat(
-        [plain.steps, host_squares(by_host.filter(pl.col("n_more") > 0), sums)], how="diagonal"
-    ).with_columns(pl.selectors.numeric().exclude("leaf", "source", "td_id").fill_null(0))
+    squares = host_squares(by_host.filter(pl.col("n_more") > 0), sums)
+    steps = pl.concat([plain.steps, squares.drop("host", "n_more")], how="diagonal").with_columns(
+        pl.selectors.numeric().exclude("leaf", "source", "td_id").fill_null(0)
+    )
     sizes_of = sums.group_by("leaf").agg(
         host_clusters=pl.len().cast(pl.Int64), host_sizes=(pl.col("n_all") ** 2).sum()
     )
@@ -143,7 +144,8 @@ def _holds(curves: pl.DataFrame, truth: list[float]) -> list[float]:
 
 def many(facts: Path, n_hosts: int) -> None:
     """Multiply facts, and print the time and memory of an answer about them."""
-    place = Path(tempfile.mkdtemp(prefix="tdxtrace-bench-"))
+    # Hard links need the same file system.
+    place = Path(tempfile.mkdtemp(prefix="tdxtrace-bench-", dir=facts.absolute().parent))
     try:
         marks = sorted(facts.rglob("provenance.json"))
         for number in range(n_hosts):
