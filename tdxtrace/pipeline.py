@@ -22,7 +22,7 @@ from tdxtrace.analysis.zero_steps import needed_rows, zero_steps
 from tdxtrace.errors import InputError
 from tdxtrace.tables.events import EVENT_TABLES
 from tdxtrace.tables.findings import FINDING_TABLES
-from tdxtrace.tables.memory import free_bytes, shown_size
+from tdxtrace.tables.memory import format_size, free_bytes
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.trace import Findings, Trace
 from tdxtrace.tdx.releases import generation_of
@@ -199,8 +199,8 @@ def _check_fits(trace: Trace, memory: int | None, table: str) -> None:
     free = free_bytes() if memory is None else memory
     if wanted > free:
         raise InputError(
-            f"{table} of {n_calls:,} SEAMCALLs take about {shown_size(wanted)} of memory, "
-            f"{shown_size(free)} may be taken (--memory SIZE: try it anyway); cut a part out: "
+            f"{table} of {n_calls:,} SEAMCALLs take about {format_size(wanted)} of memory, "
+            f"{format_size(free)} may be taken (--memory SIZE: try it anyway); cut a part out: "
             "tdxtrace convert TRACE -o part --since +0 --until +10"
         )
 

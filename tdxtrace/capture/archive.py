@@ -16,7 +16,7 @@ from shutil import copytree, ignore_patterns
 from typing import BinaryIO, Final, cast
 
 from tdxtrace.errors import InputError
-from tdxtrace.tables.files import whole_file
+from tdxtrace.tables.files import atomic_file
 from tdxtrace.tables.text import one_line
 
 # Modules that ``tdxtrace.capture.program`` imports, as paths below the package.
@@ -47,7 +47,7 @@ def write_archive(target: Path, *, force: bool = False) -> int:
         assert elftools is not None
         assert elftools.origin is not None
         _copy(Path(elftools.origin).parent, root / "elftools", (".",))
-        with whole_file(target, force=force, inputs=()) as file:
+        with atomic_file(target, force=force, inputs=()) as file:
             zipapp.create_archive(
                 root,
                 cast("BinaryIO", file),

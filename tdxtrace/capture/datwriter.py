@@ -22,7 +22,7 @@ from tdxtrace.capture.host import Host
 from tdxtrace.capture.instance import LOST, Instance, page_bytes
 from tdxtrace.capture.recipe import Recipe
 from tdxtrace.capture.recording import PAGES
-from tdxtrace.tables.files import give_name
+from tdxtrace.tables.files import rename_into_place
 
 # Name of the file of an open vCPU: Linux virt/kvm/kvm_main.c, create_vcpu_fd.
 _VCPU: Final = re.compile(r"anon_inode:kvm-vcpu:(?P<vcpu>\d{1,6})")
@@ -62,7 +62,7 @@ def write_dat(folder: Path, target: Path, uname: str, version: str) -> None:
                 _append(path / PAGES, file.fileno(), size)
                 file.write(b"\0" * (-size % page))
                 (path / PAGES).unlink()
-    give_name(made, target)
+    rename_into_place(made, target)
 
 
 def _table(n_before: int, sizes: Sequence[int], clock: bytes, page: int) -> bytes:

@@ -24,7 +24,7 @@ from tdxtrace.capture.instance import LOST, Instance
 from tdxtrace.capture.recipe import Recipe
 from tdxtrace.capture.recording import RecordingFolder, work_folders
 from tdxtrace.errors import InputError
-from tdxtrace.tables.files import give_name
+from tdxtrace.tables.files import rename_into_place
 from tdxtrace.tables.text import one_line
 
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -298,16 +298,16 @@ def _write_output(recording: RecordingFolder, plan: RecordingPlan, facts: dict[s
     """Convert the temporary directory to the requested output, and remove it."""
     folder = recording.folder
     if plan.form is OutputForm.pages:
-        give_name(folder, plan.output)
+        rename_into_place(folder, plan.output)
     else:
         if plan.form is OutputForm.text:
-            give_name(folder / "trace.txt", plan.output)
+            rename_into_place(folder / "trace.txt", plan.output)
         else:
             name = os.uname()
             uname = f"{name.sysname} {name.nodename} {name.release} {name.machine}"
             write_dat(folder, plan.output, uname, f"tdxtrace {facts['tdxtrace']}")
         beside = plan.output.with_name(plan.output.name + ".capture.json")
-        give_name(folder / "capture.json", beside)
+        rename_into_place(folder / "capture.json", beside)
         recording.discard()
     for path in plan.leftovers:
         shutil.rmtree(path, ignore_errors=True)

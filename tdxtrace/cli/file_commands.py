@@ -247,13 +247,13 @@ def export_command(
     """
     from tdxtrace.pipeline import analyze
     from tdxtrace.report.perfetto import write_perfetto
-    from tdxtrace.tables.files import whole_file
+    from tdxtrace.tables.files import atomic_file
 
     trace, chosen = query.read(), query.selection
     findings = analyze(trace, chosen, step=Steps(query.quiet, query.verbose).step)
     with (
         working(query.quiet, lambda: "writing packets"),
-        whole_file(perfetto, force=force, inputs=query.inputs) as file,
+        atomic_file(perfetto, force=force, inputs=query.inputs) as file,
     ):
         n = write_perfetto(chosen.filter_trace(trace), findings, file)
     if not query.quiet:

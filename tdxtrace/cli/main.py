@@ -76,10 +76,10 @@ _UNMAPPED: Final = "failed to map segment"
 
 
 def _no_memory() -> str:
-    from tdxtrace.tables.memory import free_bytes, shown_size
+    from tdxtrace.tables.memory import format_size, free_bytes
 
     return (
-        f"not enough memory: {shown_size(free_bytes())} are left (ulimit -v and -d, control "
+        f"not enough memory: {format_size(free_bytes())} are left (ulimit -v and -d, control "
         "groups); raise the limit, or cut a part out: tdxtrace convert TRACE -o part --until +10"
     )
 

@@ -13,7 +13,7 @@ import polars as pl
 from tdxtrace.cli.options import OutputFormat
 from tdxtrace.cli.screen import json_text
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.tables.files import Inputs, whole_file, whole_folder
+from tdxtrace.tables.files import Inputs, atomic_file, atomic_folder
 from tdxtrace.tables.store import is_store
 from tdxtrace.tables.text import one_line
 
@@ -81,7 +81,7 @@ def write_file(path: Path, data: bytes, *, force: bool, inputs: Inputs) -> None:
         InputError: If it exists and ``force`` is not given, is one of ``inputs``, or cannot be
             written.
     """
-    with whole_file(path, force=force, inputs=inputs) as file:
+    with atomic_file(path, force=force, inputs=inputs) as file:
         file.write(data)
 
 
@@ -100,7 +100,7 @@ def write_folder(
     if is_store(folder):
         shown = one_line(str(folder))
         raise InputError(f"{shown} is a converted trace; name another folder for the answers")
-    with whole_folder(folder, force=True, inputs=inputs) as made:
+    with atomic_folder(folder, force=True, inputs=inputs) as made:
         for name, rows in tables.items():
             with (made / f"{name}.parquet").open("wb") as file:
                 rows.write_parquet(file)

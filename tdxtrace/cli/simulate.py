@@ -171,9 +171,9 @@ def validate_command(
     if not quiet:
         _print_scores(results, captures, confusions)
     if json_file is not None:
-        from tdxtrace.tables.files import whole_file
+        from tdxtrace.tables.files import atomic_file
 
-        with whole_file(json_file, force=force, inputs=()) as file:
+        with atomic_file(json_file, force=force, inputs=()) as file:
             file.write(acceptance.as_json(results, thresholds).encode())
     short = acceptance.failures(results, thresholds)
     for line in short:

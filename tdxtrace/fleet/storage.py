@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tdxtrace.errors import InputError
-from tdxtrace.tables.files import whole_file
+from tdxtrace.tables.files import atomic_file
 from tdxtrace.tables.store import is_store
 from tdxtrace.tables.text import one_line
 
@@ -77,7 +77,7 @@ class FolderStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _cannot("write", str(path), error) from None
-        with whole_file(path, force=True, inputs=()) as file:
+        with atomic_file(path, force=True, inputs=()) as file:
             file.write(content)
 
     def remove(self, name: str) -> None:

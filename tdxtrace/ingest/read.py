@@ -109,7 +109,7 @@ def read(paths: Sequence[str | Path], options: ReadOptions) -> Trace:
     """
     stores = [path for path in paths if is_store(Path(path))]
     if stores and len(paths) == 1 and not options.dmesg:
-        return open_store(Path(stores[0]), most_bytes=options.unpacked)
+        return open_store(Path(stores[0]), max_bytes=options.unpacked)
     if stores:
         raise InputError(f"{one_line(str(stores[0]))} is a converted trace: read it alone")
     sink = SpillingSink((options.memory or free_bytes()) // _SHARE)
@@ -130,11 +130,11 @@ class SpillingSink:
     """Keeps rows in memory, and from a size on in a temporary store.
 
     Args:
-        most_bytes: Size of the tables in memory from which on they go to the store.
+        max_bytes: Size of the tables in memory from which on they go to the store.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._left = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
         self._memory = MemorySink()
         self._folder: TemporaryFolder | None = None
         self._store: StoreWriter | None = None

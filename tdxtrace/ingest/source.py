@@ -84,7 +84,7 @@ class Stream:
     """Stored (compressed) size in bytes; None for a pipe."""
     close: Callable[[], None] = lambda: None
     """Closes the file; leaves standard input open."""
-    most_bytes: int | None = None
+    max_bytes: int | None = None
     """Bytes that it may unpack to; None: _MAX_RATIO times as many as were read, and some."""
     truncated: str = ""
     """Why the input ended early; empty: it did not."""
@@ -221,12 +221,12 @@ def matched_part(line: bytes) -> bytes:
     return line if len(line) <= MAX_LINE_BYTES else line[:MAX_LINE_BYTES] + b"\0"
 
 
-def open_stream(path: str, most_bytes: int | None = None) -> Stream:
+def open_stream(path: str, max_bytes: int | None = None) -> Stream:
     """Open ``path`` (``-`` is standard input) and detect its compression by its magic number.
 
     Args:
         path: The input.
-        most_bytes: Bytes that it may unpack to; None: see ``Stream``.
+        max_bytes: Bytes that it may unpack to; None: see ``Stream``.
 
     Raises:
         InputError: If there is no such file, it is a directory, empty or unreadable.
@@ -242,7 +242,7 @@ def open_stream(path: str, most_bytes: int | None = None) -> Stream:
         raise InputError(f"cannot read {shown}: {_why(error)}") from None
     close = file.close if path != "-" else lambda: None
     size = None if facts is None else facts.st_size
-    stream = Stream(path, "none", iter(()), 0, size, close, most_bytes, opened=facts)
+    stream = Stream(path, "none", iter(()), 0, size, close, max_bytes, opened=facts)
     head = _first(file, stream, shown)
     if not head:
         stream.close()
@@ -359,12 +359,12 @@ def _bounded(chunks: Iterator[bytes], stream: Stream) -> Iterator[bytes]:
     n_bytes = 0
     for chunk in chunks:
         n_bytes += len(chunk)
-        most = stream.most_bytes
+        most = stream.max_bytes
         if n_bytes > (_FREE_BYTES + _MAX_RATIO * stream.n_bytes if most is None else most):
             stream.close()
             raise InputError(
                 f"{one_line(stream.path)} unpacks from {stream.n_bytes >> 10} KiB to "
-                f"{n_bytes >> 20} MiB and more; if it is no bomb, allow it: --max-unpacked 100G"
+                f"{n_bytes >> 20} MiB and more; to allow this, use --max-unpacked 100G"
             )
         yield chunk
 

@@ -14,7 +14,7 @@ from tdxtrace.recommend.limits import CHAIN_COLUMNS, is_mostly_unanswered, leave
 from tdxtrace.recommend.target import Target
 from tdxtrace.tables.findings import RETRY_CHAINS
 from tdxtrace.tables.limits import ATTEMPTS, LIMIT_STATEMENTS, LIMITS, UNITS
-from tdxtrace.tables.text import two_digits_up
+from tdxtrace.tables.text import round_up_two_digits
 
 # Numbers of attempts discussed on the kernel's list: no retry, mainline's two calls, 5, 16
 # (P. Bonzini and the series of September 2024) and the 1024 of P. Bonzini's doubling limit; and
@@ -87,7 +87,7 @@ def round_up(share: float) -> float:
         >>> round_up(0.02431), round_up(0.5), round_up(0.999)
         (0.025, 0.5, 1.0)
     """
-    return min(two_digits_up(share), 1.0) if share > 0 else 0.0
+    return min(round_up_two_digits(share), 1.0) if share > 0 else 0.0
 
 
 def _statements(curve: Curve, given: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from tdxtrace.report.columns import TextTable, more_rows
 from tdxtrace.report.names import VALID_FOR, leaf_label
 from tdxtrace.report.units import count, duration, plural, short_duration
 from tdxtrace.tables.limits import MIN_UNITS
-from tdxtrace.tables.text import one_line, two_digits_up
+from tdxtrace.tables.text import one_line, round_up_two_digits
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.leaves import leaf_name
 
@@ -96,7 +96,7 @@ def percent_digits(share: float) -> str:
     """Return :func:`percent` without the percent sign, for the cells of a table."""
     if share <= 0:
         return "0"
-    shown = Decimal(repr(two_digits_up(100 * share)))
+    shown = Decimal(repr(round_up_two_digits(100 * share)))
     return f"{shown:f}".rstrip("0").rstrip(".")
 
 
@@ -200,7 +200,7 @@ def rounded(n: int) -> int:
         >>> rounded(12_842_537), rounded(4494), rounded(7)
         (13000000, 4500, 7)
     """
-    return round(two_digits_up(n)) if n else 0
+    return round(round_up_two_digits(n)) if n else 0
 
 
 _SPANS: Final = (

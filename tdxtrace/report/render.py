@@ -12,7 +12,7 @@ from tdxtrace.report.counts import facts
 from tdxtrace.report.origin import Origin
 from tdxtrace.report.outline import sections, title
 from tdxtrace.report.section import Section
-from tdxtrace.tables.files import whole_file, whole_folder
+from tdxtrace.tables.files import atomic_file, atomic_folder
 from tdxtrace.tables.text import encoded, one_line
 from tdxtrace.tables.trace import Findings
 
@@ -77,7 +77,7 @@ def write_report(
     """
     inputs = [source.path for source in findings.provenance.sources]
     data = report(findings, form or form_of(Path(path)))
-    with whole_file(Path(path), force=force, inputs=inputs) as file:
+    with atomic_file(Path(path), force=force, inputs=inputs) as file:
         file.write(data)
 
 
@@ -134,7 +134,7 @@ def save_charts(
             cannot be written.
     """
     figures = [figure for section in sections(findings) for figure in section.figures]
-    with whole_folder(folder, force=force, inputs=inputs) as made:
+    with atomic_folder(folder, force=force, inputs=inputs) as made:
         for figure in figures:
             drawn = picture(figure.draw(), kind, figure.title, figure.caption)
             (made / f"{figure.name}.{kind}").write_bytes(drawn)

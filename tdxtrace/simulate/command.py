@@ -15,7 +15,7 @@ from tdxtrace.simulate.record import faults, output
 from tdxtrace.simulate.record.capture_probes import CAPTURES
 from tdxtrace.simulate.record.probes import PROBES, Capture
 from tdxtrace.simulate.scenario import Scenario
-from tdxtrace.tables.files import refuse_overwriting, whole_file, whole_folder
+from tdxtrace.tables.files import atomic_file, atomic_folder, refuse_overwriting
 from tdxtrace.tables.settings import read_settings
 from tdxtrace.tables.times import parse_duration
 
@@ -191,7 +191,7 @@ def _write(chunks: Iterator[bytes], target: OutputPaths, inputs: list[str]) -> i
             n_bytes += len(chunk)
         sys.stdout.buffer.flush()
         return n_bytes
-    with whole_file(target.trace, force=target.force, inputs=inputs) as file:
+    with atomic_file(target.trace, force=target.force, inputs=inputs) as file:
         for chunk in chunks:
             file.write(chunk)
             n_bytes += len(chunk)
@@ -210,6 +210,6 @@ def _write_truth(run: Run, options: TraceOptions, target: OutputPaths, inputs: l
         for table in TRUTH_TABLES
     }
     toml = f"# seed = {run.seed}, repeat = {options.repeat}\n{run.scenario.to_toml()}"
-    with whole_folder(target.truth, force=target.force, inputs=inputs) as made:
+    with atomic_folder(target.truth, force=target.force, inputs=inputs) as made:
         for name, text in {**files, _SCENARIO: toml}.items():
             (made / name).write_bytes(text.encode())

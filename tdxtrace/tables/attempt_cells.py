@@ -27,7 +27,7 @@ def cell_of(n_attempts: int) -> int:
     return max(EXACT + 1, min(EXACT << DOUBLINGS, 1 << n_attempts.bit_length() - 1))
 
 
-def most_attempts(cell: int) -> int:
+def max_attempts_in(cell: int) -> int:
     """Return the most attempts that are counted under a number, except of the last cell.
 
     Example:

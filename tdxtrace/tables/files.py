@@ -25,7 +25,7 @@ Inputs = Iterable[str | Path | None]
 
 
 @contextmanager
-def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]]:
     """Open a temporary file that is renamed to ``path`` when it is complete.
 
     Args:
@@ -48,15 +48,15 @@ def whole_file(path: Path, *, force: bool, inputs: Inputs) -> Iterator[IO[bytes]
     if path.exists() and not force:
         raise InputError(f"{shown} exists; use --force to overwrite")
     refuse_overwriting(path, inputs)
-    made = _unused_name(path.parent)
+    temporary = _unused_name(path.parent)
     try:
-        with made.open("xb") as file:
+        with temporary.open("xb") as file:
             yield file
-        made.replace(path)
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {shown}: {error.strerror}") from None
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _unused_name(folder: Path) -> Path:
@@ -65,7 +65,7 @@ def _unused_name(folder: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(folder: Path, *, force: bool, inputs: Inputs) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, force: bool, inputs: Inputs) -> Iterator[Path]:
     """Yield a temporary folder, whose files are moved into ``folder`` when all are complete.
 
     A new folder appears with all its files at once.  An existing folder keeps its other files; the
@@ -80,27 +80,27 @@ def whole_folder(folder: Path, *, force: bool, inputs: Inputs) -> Iterator[Path]
         InputError: If a file exists and ``force`` is not given, is an input, or cannot be written.
     """
     shown, is_new = one_line(str(folder)), not os.path.lexists(folder)
-    made = _unused_name(folder.parent if is_new else folder)
+    temporary = _unused_name(folder.parent if is_new else folder)
     try:
-        made.mkdir(parents=True)
-        yield made
+        temporary.mkdir(parents=True)
+        yield temporary
         if is_new:
-            made.rename(folder)
+            temporary.rename(folder)
         else:
-            _move_files(made, folder, force, inputs)
+            _move_files(temporary, folder, force, inputs)
     except OSError as error:
         raise InputError(f"cannot write into {shown}: {error.strerror}") from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _move_files(made: Path, folder: Path, force: bool, inputs: Inputs) -> None:
+def _move_files(temporary: Path, folder: Path, force: bool, inputs: Inputs) -> None:
     """Move files into a folder, after checking that each of them may be written.
 
     Raises:
         InputError: If one exists and ``force`` is not given, or is an input.
     """
-    names = sorted(path.name for path in made.iterdir())
+    names = sorted(path.name for path in temporary.iterdir())
     for name in names:
         target = folder / name
         if target.exists() and not force:
@@ -109,7 +109,7 @@ def _move_files(made: Path, folder: Path, force: bool, inputs: Inputs) -> None:
             raise InputError(f"{one_line(str(target))} is a folder")
         refuse_overwriting(target, inputs)
     for name in names:
-        (made / name).replace(folder / name)
+        (temporary / name).replace(folder / name)
 
 
 def refuse_overwriting(target: Path, inputs: Inputs) -> None:
@@ -126,16 +126,18 @@ def refuse_overwriting(target: Path, inputs: Inputs) -> None:
         InputError: If ``target`` is an input, exists within an input folder, or is a folder
             that contains an input.
     """
-    own, *above = _ids(target)
-    if own is None:
+    target_id, *parent_ids = _ids(target)
+    if target_id is None:
         return
     for name in inputs:
         if name is None:
             continue
         source = Path("/dev/stdin" if str(name) == "-" else name)
         # Replacing a folder also removes the links in it, so the folder of a link is compared too.
-        read, *around = [*_ids(source), *_ids(source.parent)]
-        if read is not None and (own in (read, *around) or read in above):
+        source_id, *source_parent_ids = [*_ids(source), *_ids(source.parent)]
+        if source_id is not None and (
+            target_id in (source_id, *source_parent_ids) or source_id in parent_ids
+        ):
             raise InputError(
                 f"{one_line(str(target))} would overwrite the input {one_line(str(name))}; "
                 "name another output"
@@ -153,46 +155,46 @@ def _ids(path: Path) -> list[Id | None]:
 
 def _id(path: Path) -> Id | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    is_kept = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return (found.st_dev, found.st_ino) if is_kept else None
+    is_comparable = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return (status.st_dev, status.st_ino) if is_comparable else None
 
 
-def give_name(made: Path, target: Path) -> None:
+def rename_into_place(temporary: Path, target: Path) -> None:
     """Rename a file or folder to ``target``, then remove the old ``target``.
 
     ``target`` is the old or the new one at any time, also if the process is killed.  If the file
     system cannot exchange two names, ``target`` does not exist for a moment, while the old folder
-    has the name of ``made`` with the suffix ``.old``.
+    has the name of ``temporary`` with the suffix ``.old``.
 
     Args:
-        made: The new file or folder, on the file system of ``target``.
+        temporary: The new file or folder, on the file system of ``target``.
         target: The new name.
 
     Raises:
         OSError: If it cannot be renamed; nothing was changed.
         InputError: If it was renamed, but the old one cannot be removed.
     """
-    if not os.path.lexists(target) or not (made.is_dir() or target.is_dir()):
-        made.replace(target)
+    if not os.path.lexists(target) or not (temporary.is_dir() or target.is_dir()):
+        temporary.replace(target)
         return
-    if not _exchanged(made, target):
-        aside = made.with_name(made.name + ".old")
-        target.rename(aside)
+    if not _exchanged(temporary, target):
+        old = temporary.with_name(temporary.name + ".old")
+        target.rename(old)
         try:
-            made.rename(target)
+            temporary.rename(target)
         except OSError:
-            aside.rename(target)
+            old.rename(target)
             raise
-        aside.rename(made)
+        old.rename(temporary)
     try:
-        remove(made)
+        remove(temporary)
     except OSError as error:
         raise InputError(
             f"{one_line(str(target))} is written; the old one cannot be removed and is now "
-            f"{one_line(str(made))}: {error.strerror}"
+            f"{one_line(str(temporary))}: {error.strerror}"
         ) from None
 
 
@@ -208,12 +210,12 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def _exchanged(first: Path, second: Path) -> bool:
     """Exchange two names atomically; return whether the system supports it."""
     import ctypes  # noqa: PLC0415 - seldom needed
 
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None:
         return False
-    names = os.fsencode(one), os.fsencode(other)
+    names = os.fsencode(first), os.fsencode(second)
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

@@ -34,7 +34,7 @@ def parse_size(text: str) -> int:
     return n_bytes
 
 
-def shown_size(n_bytes: int) -> str:
+def format_size(n_bytes: int) -> str:
     """Return a number of bytes as text in GiB, or in MiB below 1 GiB.
 
     Example:
@@ -63,7 +63,7 @@ def free_bytes(root: Path = Path("/")) -> int:
 # Address space that polars, numba and OpenBLAS need: they reserve far more than they use, and with
 # less OpenBLAS retries allocations forever (12 M events: 1.5 GB hangs, 1.7 GB ends with an error;
 # python tests/bench/memory.py FILE --limit 1500M).
-_LEAST_ADDRESS_SPACE: Final = 2 << 30
+_MIN_ADDRESS_SPACE: Final = 2 << 30
 
 
 def check_address_space() -> None:
@@ -73,14 +73,14 @@ def check_address_space() -> None:
         InputError: If it does not.
     """
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if soft != resource.RLIM_INFINITY and soft < _LEAST_ADDRESS_SPACE:
+    if soft != resource.RLIM_INFINITY and soft < _MIN_ADDRESS_SPACE:
         raise InputError(
-            f"the address space is limited to {shown_size(soft)} (ulimit -v), and "
-            f"{shown_size(_LEAST_ADDRESS_SPACE)} are needed; use a control group to limit memory"
+            f"the address space is limited to {format_size(soft)} (ulimit -v), and "
+            f"{format_size(_MIN_ADDRESS_SPACE)} are needed; use a control group to limit memory"
         )
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return freed heap memory to the system, where the C library has malloc_trim(3).
 
     Otherwise the small blocks that a reader freed stay with the process: 470 MiB for 12 M events.
@@ -107,8 +107,8 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
         else:
             continue
         # In a container the path may be the host's; the container's group is then the root.
-        place = base / path.lstrip("/")
-        for group in (place, *place.parents):
+        group_path = base / path.lstrip("/")
+        for group in (group_path, *group_path.parents):
             limit, used = (_text(group / name).strip() for name in names)
             if limit.isdigit() and used.isdigit():
                 yield int(limit) - int(used) + _reclaimable(_text(group / "memory.stat"))

@@ -40,14 +40,14 @@ def write_part(
         for table in EVENT_TABLES:
             if table is LOSSES:
                 continue
-            kept = _within(_time(table, BEGINS), _time(table, ENDS), since_ns, until_ns)
-            left_out.append(_counted(trace.scan(table.name).filter(~kept), table))
-            rows = collected(trace.scan(table.name, since_ns, until_ns).filter(kept))
+            is_within = _within(_time(table, BEGINS), _time(table, ENDS), since_ns, until_ns)
+            left_out.append(_count_rows(trace.scan(table.name).filter(~is_within), table))
+            rows = collected(trace.scan(table.name, since_ns, until_ns).filter(is_within))
             n_kept += rows.height if table is not THREADS else 0
             for segment in rows.iter_slices(GROUP_ROWS):
                 writer.add(table.name, segment)
         if not n_kept:
-            raise InputError("no event of the trace lies in that time")
+            raise InputError("the trace has no event in this time range; change --since or --until")
         writer.add("losses", _losses_of_part(trace, pl.concat(left_out), since_ns, until_ns))
         writer.finish(_provenance_of_part(trace.provenance, since_ns, until_ns), {})
     finally:
@@ -60,7 +60,7 @@ def _time(table: Table, names: tuple[str, ...]) -> pl.Expr:
     return pl.coalesce(known) if known else pl.lit(None, pl.Int64)
 
 
-def _counted(rows: pl.LazyFrame, table: Table) -> pl.DataFrame:
+def _count_rows(rows: pl.LazyFrame, table: Table) -> pl.DataFrame:
     """Count rows, and the input lines that they were made from, by source."""
     lines = pl.col("n_lines") if "n_lines" in table.schema else pl.lit(1)
     counts = rows.group_by("source").agg(
@@ -71,39 +71,39 @@ def _counted(rows: pl.LazyFrame, table: Table) -> pl.DataFrame:
 
 def _within(begins: pl.Expr, ends: pl.Expr, since_ns: int | None, until_ns: int | None) -> pl.Expr:
     """Expression that is true for rows that overlap a time range; a null time counts as within."""
-    kept = pl.lit(True)
+    is_within = pl.lit(True)
     if since_ns is not None:
-        kept &= (ends >= since_ns).fill_null(True)
+        is_within &= (ends >= since_ns).fill_null(True)
     if until_ns is not None:
-        kept &= (begins <= until_ns).fill_null(True)
-    return kept
+        is_within &= (begins <= until_ns).fill_null(True)
+    return is_within
 
 
 def _losses_of_part(
     trace: Trace, left_out: pl.DataFrame, since_ns: int | None, until_ns: int | None
 ) -> pl.DataFrame:
     """Return losses that overlap the range, the rows left out, and where requests are cut."""
-    reaching = _within(pl.col("start_ns"), pl.col("end_ns"), since_ns, until_ns)
-    rows = [trace.losses.filter(reaching)]
+    overlaps = _within(pl.col("start_ns"), pl.col("end_ns"), since_ns, until_ns)
+    rows = [trace.losses.filter(overlaps)]
     empty = LOSSES.empty()
-    counted = left_out.group_by("source", maintain_order=True).agg(
+    counts_by_source = left_out.group_by("source", maintain_order=True).agg(
         pl.col("n_events", "n_lines").sum()
     )
     rows.append(
-        counted.with_columns(
+        counts_by_source.with_columns(
             kind=pl.lit("noise", empty.schema["kind"]),
             severity=pl.lit("info", empty.schema["severity"]),
-            detail=pl.lit("events outside of the time"),
-            advice=pl.lit("none needed; they are in the trace that this is a part of"),
+            detail=pl.lit("events outside the time range"),
+            advice=pl.lit("none needed; the whole trace contains them"),
         )
     )
-    late = [
+    cut_sources = [
         number
         for number, source in enumerate(trace.provenance.sources)
         if since_ns is not None and source.first_ns is not None and source.first_ns < since_ns
     ]
     rows.append(
-        pl.DataFrame({"source": pl.Series(late, dtype=pl.UInt16)}).with_columns(
+        pl.DataFrame({"source": pl.Series(cut_sources, dtype=pl.UInt16)}).with_columns(
             kind=pl.lit("started_midway", empty.schema["kind"]),
             severity=pl.lit("data_loss", empty.schema["severity"]),
             end_ns=pl.lit(since_ns, pl.Int64),
@@ -127,7 +127,7 @@ def _provenance_of_part(
             last_ns = min(last_ns, until_ns)
         return dataclasses.replace(source, first_ns=first_ns, last_ns=last_ns)
 
-    note = "a part of the trace, as if it was recorded then"
+    note = "a time range of a trace, as if only it had been recorded"
     return dataclasses.replace(
         whole, sources=tuple(map(of, whole.sources)), notes=(*whole.notes, note)
     )

@@ -75,17 +75,17 @@ class Table:
         Raises:
             TableError: If a column is missing or has another type.
         """
-        have, wanted = frame.schema, self.schema_of(frame)
+        actual, expected = frame.schema, self.schema_of(frame)
         problems = [
-            f"column {name!r} is {have[name]}, not {dtype}"
-            if name in have
+            f"column {name!r} is {actual[name]}, not {dtype}"
+            if name in actual
             else f"column {name!r} is missing"
-            for name, dtype in wanted.items()
-            if have.get(name) != dtype
+            for name, dtype in expected.items()
+            if actual.get(name) != dtype
         ]
         if problems:
             raise TableError(f"not a {self.name!r} table: " + "; ".join(problems))
-        return frame if frame.columns == wanted.names() else frame.select(wanted.names())
+        return frame if frame.columns == expected.names() else frame.select(expected.names())
 
     def pick(self, rows: pl.DataFrame | pl.LazyFrame, *names: str) -> pl.DataFrame:
         """Return some columns of rows of this table; a query computes only these columns.
@@ -93,8 +93,8 @@ class Table:
         Raises:
             TableError: If one of these columns is missing or has another type.
         """
-        have = rows.collect_schema()
-        wrong = [name for name in names if have.get(name) != self.schema[name]]
+        actual = rows.collect_schema()
+        wrong = [name for name in names if actual.get(name) != self.schema[name]]
         if wrong:
             raise TableError(f"not a {self.name!r} table: " + ", ".join(map(repr, wrong)))
         return rows.lazy().select(names).collect()
@@ -119,11 +119,11 @@ class Table:
         counts = conformed.select(
             (~check.fill_null(True)).sum().alias(name) for name, check in checks.items()
         ).row(0, named=True)
-        broken = [
+        failures = [
             f"{name!r} fails in {n} of {conformed.height} rows" for name, n in counts.items() if n
         ]
-        if broken:
-            raise TableError(f"invalid {self.name!r} table: " + "; ".join(broken))
+        if failures:
+            raise TableError(f"invalid {self.name!r} table: " + "; ".join(failures))
         return conformed
 
 

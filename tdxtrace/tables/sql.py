@@ -26,7 +26,7 @@ _LEAVES_COLUMNS: Final = {
 
 # Tokens that a statement may consist of; comments are removed.  Other text is refused, because
 # sqlparser, which polars uses, would accept some of it as a string or a name.
-_PART: Final = re.compile(
+_TOKEN: Final = re.compile(
     r"""(?P<space>(?:[ \t\r\n]|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))++)
     |(?P<text>'(?:[^'\\]|''|\\(?!'))*+')
     |(?P<quoted>"(?:[^"]|"")*+"|`[^`]*+`)
@@ -97,7 +97,7 @@ def run_query(
     described = _DESCRIBE.fullmatch(sql)
     if described is not None:
         return _columns(described[1], tables)
-    plain, names = _checked(sql)
+    plain, names = _validated(sql)
     named = [name for name in tables if name in names]
     frames: dict[str, pl.DataFrame | pl.LazyFrame] = {
         name: load(name) if name in named else table.empty() for name, table in tables.items()
@@ -118,7 +118,7 @@ def run_query(
         raise QueryError(_describe(str(error), list(frames), columns)) from None
 
 
-def _checked(sql: str) -> tuple[str, set[str]]:
+def _validated(sql: str) -> tuple[str, set[str]]:
     """Return the statement that is passed to polars, and the names in it.
 
     Comments are removed, numbers are decimal, and each parenthesis follows a function or keyword
@@ -127,37 +127,37 @@ def _checked(sql: str) -> tuple[str, set[str]]:
     Raises:
         QueryError: If it is not a SELECT, or contains anything else.
     """
-    parts: list[str] = []
+    tokens: list[str] = []
     words = [""]
     at = 0
     while at < len(sql):
-        found = _PART.match(sql, at)
+        found = _TOKEN.match(sql, at)
         if found is None:
             raise QueryError(f"SQL not understood at '{one_line(sql[at:], 20)}'")
-        part, at = found[0], found.end()
+        token, at = found[0], found.end()
         if found["space"]:
-            parts.append(" ")
+            tokens.append(" ")
             continue
-        if part == "(":
+        if token == "(":
             _refuse_unknown(words[-1])
-        words.append(part)
-        parts.append(str(int(found["hex"], 16)) if found["hex"] else part)
+        words.append(token)
+        tokens.append(str(int(found["hex"], 16)) if found["hex"] else token)
     first = next((word for word in words if word not in ("", "(")), "")
     if first.lower() not in _SELECTS:
-        raise QueryError(f"not a query: '{one_line(sql, 40)}'; {_SUPPORTED}")
-    return "".join(parts), {word.strip('"`') for word in words}
+        raise QueryError(f"not a SELECT statement: '{one_line(sql, 40)}'; {_SUPPORTED}")
+    return "".join(tokens), {word.strip('"`') for word in words}
 
 
 def _refuse_unknown(before: str) -> None:
     """Raise an error if ``before``, the token before a parenthesis, is not allowed there."""
     word = before.lower()
     if re.match(r"(?:read|scan)_", word.strip("'\"`")):
-        raise QueryError("a query reads the tables of the trace, no other files")
+        raise QueryError("a query can read only the tables of the trace, no files")
     if not (word[:1].isalpha() or word[:1] in ("_", "'", '"', "`")):
         return
     if word not in _FUNCTIONS and word not in _KEYWORDS:
-        near = get_close_matches(word, sorted(_FUNCTIONS), n=1, cutoff=0)[0]
-        raise QueryError(f"unsupported function '{one_line(before, 40)}'; nearest: {near}")
+        nearest = get_close_matches(word, sorted(_FUNCTIONS), n=1, cutoff=0)[0]
+        raise QueryError(f"unsupported function '{one_line(before, 40)}'; nearest: {nearest}")
 
 
 def _columns(name: str, tables: Mapping[str, Table]) -> pl.DataFrame:
@@ -189,8 +189,8 @@ def _describe(error: str, tables: list[str], columns: list[str]) -> str:
     ):
         found = pattern.search(error)
         if found is not None:
-            near = get_close_matches(found[1], known, n=1, cutoff=0)[0]
+            nearest = get_close_matches(found[1], known, n=1, cutoff=0)[0]
             names = ", ".join(dict.fromkeys(known))
-            return f"no {noun} '{one_line(found[1], 40)}'; nearest: {near} (of {names})"
+            return f"no {noun} '{one_line(found[1], 40)}'; nearest: {nearest} (of {names})"
     hint = "; named_TABLE has names in place of numbers" if _NO_NAMES.search(error) else ""
     return f"SQL not understood: {one_line(error.splitlines()[0])}{hint}"

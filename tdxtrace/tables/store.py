@@ -24,7 +24,7 @@ import polars as pl
 from tdxtrace.errors import InputError, TableError
 from tdxtrace.tables.catalog import SCHEMA_VERSION
 from tdxtrace.tables.events import EVENT_TABLES
-from tdxtrace.tables.files import give_name
+from tdxtrace.tables.files import rename_into_place
 from tdxtrace.tables.formats import format_named
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.text import one_line
@@ -42,7 +42,8 @@ _MAX_PROVENANCE_BYTES: Final = 64 << 20
 # the time and number of a row take at least some bytes on disk.
 _MAX_RATIO: Final = 200
 _FREE_BYTES: Final = 256 << 20
-_PACKED: Final[Mapping[str, Any]] = {"compression": "zstd"}
+_COMPRESSION: Final[Mapping[str, Any]] = {"compression": "zstd"}
+_FAST_COMPRESSION: Final[Mapping[str, Any]] = {"compression": "lz4", "use_dictionary": False}
 # Bytes of a value in memory by type; _TEXT_BYTES is a lower bound for other types (enums, text).
 _TEXT_BYTES: Final = 4
 _WIDTHS: Final = {"Int8": 1, "UInt8": 1, "Boolean": 1, "Int16": 2, "UInt16": 2} | {
@@ -87,7 +88,7 @@ class Segment:
         lasts = [s.max() if s is not None and not s.null_count() else None for s in spans]
         return cls(rows.height, firsts[0], lasts[1], firsts[2], lasts[3])  # type: ignore[arg-type]
 
-    def may_hold(self, since_ns: int | None, until_ns: int | None) -> bool:
+    def may_overlap(self, since_ns: int | None, until_ns: int | None) -> bool:
         """Return whether any row may overlap the time range."""
         if self.first_ns is None or self.last_ns is None:
             return True
@@ -107,29 +108,29 @@ class _TableFile:
 
     table: Table
     path: Path
-    is_brief: bool = False
+    is_temporary: bool = False
     """Whether to write it fast rather than small: it is read once, soon."""
     n_rows: int = 0
-    _waiting: list[pl.DataFrame] = field(default_factory=list)
-    _n_waiting: int = 0
+    _buffered: list[pl.DataFrame] = field(default_factory=list)
+    _n_buffered: int = 0
     _writer: pq.ParquetWriter | None = None
-    _is_whole: bool = False
+    _is_closed: bool = False
     _segments: list[Segment] = field(default_factory=list)
     _unused: set[str] = field(default_factory=set)
 
     def add(self, rows: pl.DataFrame) -> None:
         """Buffer rows; write a row group when enough are buffered."""
-        self._waiting.append(rows)
-        self._n_waiting += rows.height
+        self._buffered.append(rows)
+        self._n_buffered += rows.height
         self.n_rows += rows.height
-        if self._n_waiting >= GROUP_ROWS:
+        if self._n_buffered >= GROUP_ROWS:
             self._write()
 
     def close(self) -> None:
         """Write the remaining rows and complete the file."""
-        if self._is_whole:
+        if self._is_closed:
             return
-        self._is_whole = True
+        self._is_closed = True
         self._write()
         if self._writer is not None:
             facts = [dataclasses.astuple(segment) for segment in self._segments]
@@ -146,9 +147,9 @@ class _TableFile:
         import pyarrow.parquet as pq  # noqa: PLC0415 - slow to import, seldom needed
 
         frame = self.table.with_optional(
-            pl.concat([self.table.empty(), *self._waiting], how="diagonal")
+            pl.concat([self.table.empty(), *self._buffered], how="diagonal")
         )
-        self._waiting, self._n_waiting = [], 0
+        self._buffered, self._n_buffered = [], 0
         _check_space(self.path.parent, frame)
         used = {c.name for c in self.table.columns if c.optional and frame[c.name].count()}
         optional = {c.name for c in self.table.columns if c.optional}
@@ -156,10 +157,14 @@ class _TableFile:
         self._segments.append(Segment.of(frame))
         rows = frame.to_arrow()
         if self._writer is None:
-            kept = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
-            schema = rows.schema.with_metadata(kept)
-            how = {"compression": "lz4", "use_dictionary": False} if self.is_brief else _PACKED
-            self._writer = pq.ParquetWriter(self.path, schema, **how)
+            metadata = {_TABLE_KEY: self.table.name, _VERSION_KEY: str(SCHEMA_VERSION)}
+            schema = rows.schema.with_metadata(metadata)
+            compression = (
+                {"compression": "lz4", "use_dictionary": False}
+                if self.is_temporary
+                else _COMPRESSION
+            )
+            self._writer = pq.ParquetWriter(self.path, schema, **compression)
         self._writer.write_table(rows.cast(self._writer.schema), row_group_size=frame.height or 1)
 
 
@@ -177,14 +182,14 @@ class SortedFile:
     table: Table
     path: Path
     _unsorted: _TableFile = field(init=False)
-    _waiting: list[pl.DataFrame] = field(default_factory=list)
-    _n_waiting: int = 0
+    _buffered: list[pl.DataFrame] = field(default_factory=list)
+    _n_buffered: int = 0
     _keys: list[pl.DataFrame] = field(default_factory=list)
     """Keys of every _SAMPLED-th row of each row group."""
 
     def __post_init__(self) -> None:
         path = self.path.with_suffix(".unsorted")
-        self._unsorted = _TableFile(self.table, path, is_brief=True)
+        self._unsorted = _TableFile(self.table, path, is_temporary=True)
 
     def add(self, rows: pl.DataFrame) -> None:
         """Add rows.
@@ -192,27 +197,27 @@ class SortedFile:
         Raises:
             InputError: If they cannot be written.
         """
-        self._waiting.append(rows)
-        self._n_waiting += rows.height
-        if self._n_waiting >= GROUP_ROWS:
+        self._buffered.append(rows)
+        self._n_buffered += rows.height
+        if self._n_buffered >= GROUP_ROWS:
             self._write()
 
     def _write(self) -> None:
-        if not self._n_waiting:
+        if not self._n_buffered:
             return
-        rows = pl.concat(self._waiting).sort(self.table.key)
-        self._waiting, self._n_waiting = [], 0
+        rows = pl.concat(self._buffered).sort(self.table.key)
+        self._buffered, self._n_buffered = [], 0
         self._keys.append(rows.select(self.table.key).gather_every(_SAMPLED))
         try:
             self._unsorted.add(rows)
         except OSError as error:
             raise _cannot_write(self.path.parent, error) from None
 
-    def finish(self, keeper: object, change: Change | None = None) -> StoredTable:
+    def finish(self, owner: object, change: Change | None = None) -> StoredTable:
         """Sort the rows, and return the table.
 
         Args:
-            keeper: Object that owns the file, such as its temporary folder; the table refers to it
+            owner: Object that owns the file, such as its temporary folder; the table refers to it
                 so that the file is not removed while it is used.
             change: Function applied to the rows of each range, sorted by the key.
 
@@ -221,7 +226,7 @@ class SortedFile:
         """
         self._write()
         self._unsorted.close()
-        whole, sorted_file = (
+        sorted_table, sorted_file = (
             _TableFile(self.table, self.path),
             pl.scan_parquet(self._unsorted.path, glob=False),
         )
@@ -229,12 +234,12 @@ class SortedFile:
             for is_within in self._ranges():
                 rows = sorted_file.filter(is_within).collect().sort(self.table.key)
                 rows = rows.cast(self.table.schema)
-                whole.add(rows if change is None else change(rows))
-            whole.close()
+                sorted_table.add(rows if change is None else change(rows))
+            sorted_table.close()
             self._unsorted.path.unlink()
         except OSError as error:
             raise _cannot_write(self.path.parent, error) from None
-        return StoredTable(self.table, self.path, keeper)
+        return StoredTable(self.table, self.path, owner)
 
     def _ranges(self) -> Iterator[pl.Expr]:
         """Yield conditions on the key, in ascending order, of about ``GROUP_ROWS`` rows each.
@@ -330,7 +335,7 @@ class StoreWriter:
             (self._work / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             self._work.chmod(0o755)
             _check_replaceable(self.folder, self.force)
-            give_name(self._work, self.folder)
+            rename_into_place(self._work, self.folder)
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
 
@@ -355,11 +360,11 @@ def _check_space(folder: Path, rows: pl.DataFrame) -> None:
         InputError: If less is free than the rows take in memory; on disk they take less.
     """
     disk = os.statvfs(folder)
-    free, wanted = disk.f_bavail * disk.f_frsize, int(rows.estimated_size())
-    if free < wanted:
+    free, needed = disk.f_bavail * disk.f_frsize, int(rows.estimated_size())
+    if free < needed:
         raise InputError(
             f"the disk of {one_line(str(folder.parent))} is almost full: {free >> 20} MiB left, "
-            f"{(wanted >> 20) + 1} MiB needed next; name another disk (TMPDIR, or --output)"
+            f"{(needed >> 20) + 1} MiB needed next; name another disk (TMPDIR, or --output)"
         )
 
 
@@ -396,14 +401,14 @@ def is_store(folder: Path) -> bool:
     return (folder / PROVENANCE).is_file()
 
 
-def open_store(folder: Path, keeper: object = None, most_bytes: int | None = None) -> Trace:
+def open_store(folder: Path, owner: object = None, max_bytes: int | None = None) -> Trace:
     """Open a folder written by :class:`StoreWriter`; each table is read on first access.
 
     Args:
         folder: The folder.
-        keeper: Object that owns the folder, which the Trace refers to: the temporary folder.
+        owner: Object that owns the folder, which the Trace refers to: the temporary folder.
             None: the store is untrusted, and everything that is read from it is checked.
-        most_bytes: Limit of the unpacked size of its tables; None: 200 times their size on disk
+        max_bytes: Limit of the unpacked size of its tables; None: 200 times their size on disk
             plus 256 MiB.
 
     Raises:
@@ -428,30 +433,30 @@ def open_store(folder: Path, keeper: object = None, most_bytes: int | None = Non
         provenance = _provenance(facts["provenance"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged from None
-    n_sources = len(provenance.sources) if keeper is None else None
-    if keeper is None:
+    n_sources = len(provenance.sources) if owner is None else None
+    if owner is None:
         _check_sums(folder, facts.get(_SUMS_KEY))
     files = {
-        name: StoredTable(table, folder / f"{name}.parquet", keeper, n_sources)
+        name: StoredTable(table, folder / f"{name}.parquet", owner, n_sources)
         for name, table in _TABLES.items()
     }
     if n_sources is not None:
-        _check_sizes(folder, files.values(), most_bytes)
+        _check_sizes(folder, files.values(), max_bytes)
     return Trace.stored(files, provenance)
 
 
-def _check_sizes(folder: Path, files: Iterable[StoredTable], most_bytes: int | None) -> None:
+def _check_sizes(folder: Path, files: Iterable[StoredTable], max_bytes: int | None) -> None:
     """Check the unpacked size of all tables.
 
     Raises:
-        InputError: If it exceeds ``most_bytes``, or 200 times the size on disk plus 256 MiB.
+        InputError: If it exceeds ``max_bytes``, or 200 times the size on disk plus 256 MiB.
     """
     stored = sum(file.path.stat().st_size for file in files)
     unpacked = sum(file.n_rows * file.row_bytes for file in files)
-    if unpacked > (_FREE_BYTES + _MAX_RATIO * stored if most_bytes is None else most_bytes):
+    if unpacked > (_FREE_BYTES + _MAX_RATIO * stored if max_bytes is None else max_bytes):
         raise InputError(
-            f"{one_line(str(folder))} unpacks from {stored >> 10} KiB to {unpacked >> 20} MiB; if "
-            "it is no bomb, allow it: --max-unpacked 100G"
+            f"{one_line(str(folder))} unpacks from {stored >> 10} KiB to {unpacked >> 20} MiB; "
+            "to allow this, use --max-unpacked 100G"
         )
 
 
@@ -466,7 +471,7 @@ class StoredTable:
 
     table: Table
     path: Path
-    keeper: object = None
+    owner: object = None
     """Object that owns the file and removes it when unused: a temporary folder."""
     n_sources: int | None = None
     """Number of sources, to check ``source`` of each row; None: the file is trusted."""
@@ -480,9 +485,9 @@ class StoredTable:
         self.path = self.path.absolute()
         with _named(self.path):
             facts = pl.read_parquet_metadata(self.path)
-            whole = pl.scan_parquet(self.path, glob=False)
-            given = whole.collect_schema()
-            n_rows = int(whole.select(pl.len()).collect().item())
+            sorted_table = pl.scan_parquet(self.path, glob=False)
+            given = sorted_table.collect_schema()
+            n_rows = int(sorted_table.select(pl.len()).collect().item())
         name, version = facts.get(_TABLE_KEY), facts.get(_VERSION_KEY)
         shown = one_line(str(self.path))
         if (name, version) != (self.table.name, str(SCHEMA_VERSION)):
@@ -497,11 +502,11 @@ class StoredTable:
         except (KeyError, ValueError, TypeError, RecursionError):
             raise TableError(f"{shown} has no segments; convert the trace again") from None
         if self.n_rows != n_rows:
-            raise TableError(f"{shown} has {n_rows} rows, its segments {self.n_rows}")
-        wanted = self.table.schema_of(given.to_frame())
-        if any(given.get(name) != kind for name, kind in wanted.items()):
+            raise TableError(f"{shown} has {n_rows} rows, but its segments list {self.n_rows}")
+        needed = self.table.schema_of(given.to_frame())
+        if any(given.get(name) != kind for name, kind in needed.items()):
             raise TableError(f"{shown} does not have the columns of {self.table.name!r}")
-        self._columns = pl.Schema({n: dtype for n, dtype in wanted.items() if n not in unused})
+        self._columns = pl.Schema({n: dtype for n, dtype in needed.items() if n not in unused})
 
     @property
     def n_rows(self) -> int:
@@ -516,12 +521,12 @@ class StoredTable:
             until_ns: Leave out segments that begin after this time.  All rows of the other
                 segments are included.
         """
-        whole = pl.scan_parquet(self.path, glob=False)
-        rows = whole.select(self._columns.names())
+        sorted_table = pl.scan_parquet(self.path, glob=False)
+        rows = sorted_table.select(self._columns.names())
         parts: list[tuple[int, int]] = []
         at = 0
         for segment in self.segments:
-            if segment.may_hold(since_ns, until_ns):
+            if segment.may_overlap(since_ns, until_ns):
                 if parts and sum(parts[-1]) == at:
                     parts[-1] = (parts[-1][0], parts[-1][1] + segment.n_rows)
                 else:
@@ -574,7 +579,10 @@ class StoredTable:
         self.table.check(rows)
         highest = rows["source"].max()
         if isinstance(highest, int) and highest >= (self.n_sources or 0):
-            raise TableError(f"{one_line(str(self.path))} has rows of source {highest}")
+            raise TableError(
+                f"{one_line(str(self.path))} has rows of source {highest}, which its provenance "
+                "does not list"
+            )
 
     @property
     def row_bytes(self) -> int:

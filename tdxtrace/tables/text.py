@@ -36,7 +36,7 @@ def escape(text: str, width: int = 200) -> str:
     return html.escape(one_line(text, width))
 
 
-def two_digits_up(value: float) -> float:
+def round_up_two_digits(value: float) -> float:
     """Return a number with two significant digits, never smaller than it.
 
     Args:

@@ -20,7 +20,7 @@ from tdxtrace.tables.events import (
 )
 from tdxtrace.tables.findings import FINDING_TABLES
 from tdxtrace.tables.formats import format_named
-from tdxtrace.tables.memory import give_back
+from tdxtrace.tables.memory import trim_heap
 from tdxtrace.tables.schema import Table
 from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import escape, one_line
@@ -301,7 +301,7 @@ class Trace(_TableBundle):
             for at in range(len(columns)):
                 columns[at] = columns[at].rechunk()
                 if columns[at].estimated_size() > _LARGE:
-                    give_back()
+                    trim_heap()
         finally:
             object.__setattr__(self, name, pl.DataFrame(columns))
 

@@ -15,7 +15,7 @@ from tdxtrace.analysis import retry_chains
 from tdxtrace.analysis.retry_chains import ChainState
 from tdxtrace.analysis.zero_steps import RefusalState, count_refusals
 from tdxtrace.ingest.histogram import OUTCOMES
-from tdxtrace.tables.attempt_cells import most_attempts
+from tdxtrace.tables.attempt_cells import max_attempts_in
 from tdxtrace.tables.histograms import COMPLETE
 from tdxtrace.tdx import leaves, operands
 from tdxtrace.tdx.status import describe_status, is_retryable
@@ -183,7 +183,7 @@ class RunningTotals:
         counters.n_requests += n
         counters.n_retried += n if attempts > 1 or outcome not in COMPLETE else 0
         counters.outcomes[outcome] += n
-        counters.attempts[most_attempts(attempts)] += n
+        counters.attempts[max_attempts_in(attempts)] += n
         counters.max_attempts = max(counters.max_attempts, attempts)
 
     def _add_calls(self, calls: pl.DataFrame) -> int:

@@ -56,7 +56,7 @@ def test_a_table_can_be_described(chains: Path) -> None:
         ("select 1 from seamcalls where leaf = 'TDH.VP.ENTER'", "named_TABLE has names"),
         ("select leef from seamcalls", "no column 'leef'; nearest: leaf"),
         ("select 1 from retry_chain", "no table 'retry_chain'; nearest: retry_chains"),
-        ("vacuum", "not a query"),
+        ("vacuum", "not a SELECT statement"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_right_one(

@@ -291,7 +291,7 @@ def test_what_unpacks_to_far_more_than_traces_do_is_refused(
     with pytest.raises(InputError, match=r"KiB to 0 MiB and more; .* --max-unpacked 100G"):
         read_trace(path)
     assert read([path], ReadOptions(unpacked=1 << 20)).seamcalls.height == 300
-    with pytest.raises(InputError, match="allow it"):
+    with pytest.raises(InputError, match="to allow this"):
         read([path], ReadOptions(unpacked=1 << 17))
 
 

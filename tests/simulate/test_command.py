@@ -13,7 +13,7 @@ from tdxtrace.cli import main
 from tdxtrace.simulate import engine, scenario, truth
 from tdxtrace.simulate.record import faults, output
 from tdxtrace.simulate.record.probes import Capture
-from tdxtrace.tables.files import whole_file
+from tdxtrace.tables.files import atomic_file
 from tdxtrace.tables.truth import TRUTH_TABLES
 
 
@@ -118,7 +118,7 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with whole_file(tmp_path / "trace.txt", force=False, inputs=()) as file:
+        with atomic_file(tmp_path / "trace.txt", force=False, inputs=()) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 

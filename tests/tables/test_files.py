@@ -10,7 +10,7 @@ import pytest
 
 from tdxtrace.errors import InputError
 from tdxtrace.tables import files
-from tdxtrace.tables.files import give_name, refuse_overwriting, whole_folder
+from tdxtrace.tables.files import atomic_folder, refuse_overwriting, rename_into_place
 
 
 def _folder(path: Path, text: str) -> Path:
@@ -39,7 +39,7 @@ def test_a_folder_replaces_whatever_had_its_name(
         target.write_text("old")
     elif old == "link":
         target.symlink_to(_folder(tmp_path / "other", "kept"))
-    give_name(_folder(tmp_path / "made", "new"), target)
+    rename_into_place(_folder(tmp_path / "made", "new"), target)
     assert (target / "text").read_text() == "new"
     left = {path.name for path in tmp_path.iterdir()}
     assert left == ({"run", "other"} if old == "link" else {"run"})
@@ -49,7 +49,7 @@ def test_a_folder_replaces_whatever_had_its_name(
 def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.write_text("new")
-    give_name(made, _folder(tmp_path / "run", "old").parent / "run")
+    rename_into_place(made, _folder(tmp_path / "run", "old").parent / "run")
     assert (tmp_path / "run").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -65,7 +65,7 @@ def test_the_target_exists_at_any_time(tmp_path: Path) -> None:
     watcher = Thread(target=watch)
     watcher.start()
     for n in range(300):
-        give_name(_folder(tmp_path / "made", str(n)), target)
+        rename_into_place(_folder(tmp_path / "made", str(n)), target)
     ended.set()
     watcher.join()
     assert missed == 0
@@ -84,7 +84,7 @@ def test_a_failed_rename_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(OSError, match="the disk is broken"):
-        give_name(made, target)
+        rename_into_place(made, target)
     assert (target / "text").read_text() == "old"
     assert (made / "text").read_text() == "new"
 
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_removed_is_named(
     monkeypatch.setattr(shutil, "rmtree", refuse)
     target = _folder(tmp_path / "run", "old")
     with pytest.raises(InputError, match=r"is written; .* is now .*made: Permission denied"):
-        give_name(_folder(tmp_path / "made", "new"), target)
+        rename_into_place(_folder(tmp_path / "made", "new"), target)
     assert (target / "text").read_text() == "new"
 
 
@@ -122,7 +122,7 @@ def test_the_files_of_a_folder_appear_when_all_are_written(is_there: bool, tmp_p
     if is_there:
         folder.mkdir(parents=True)
         (folder / "mine").write_text("kept")
-    with whole_folder(folder, force=False, inputs=()) as made:
+    with atomic_folder(folder, force=False, inputs=()) as made:
         (made / "one").write_text("1")
         (made / "two").write_text("2")
         assert not (folder / "one").exists()
@@ -141,7 +141,7 @@ def test_of_a_folder_that_is_not_whole_nothing_is_left(
         folder.mkdir()
 
     def write() -> None:
-        with whole_folder(folder, force=True, inputs=()) as made:
+        with atomic_folder(folder, force=True, inputs=()) as made:
             (made / "one").write_text("1")
             raise error
 
@@ -155,7 +155,7 @@ def test_a_file_of_a_folder_is_not_replaced_unless_all_may_be(tmp_path: Path) ->
     (tmp_path / "two").write_text("old")
 
     def write(force: bool, *inputs: Path) -> None:
-        with whole_folder(tmp_path, force=force, inputs=inputs) as made:
+        with atomic_folder(tmp_path, force=force, inputs=inputs) as made:
             (made / "one").write_text("1")
             (made / "two").write_text("2")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tdxtrace.errors import InputError, QueryError
-from tdxtrace.tables.memory import check_address_space, free_bytes, parse_size, shown_size
+from tdxtrace.tables.memory import check_address_space, format_size, free_bytes, parse_size
 
 MIB = 1 << 20
 
@@ -29,8 +29,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_sizes_are_shown() -> None:
-    assert shown_size(1536 * MIB) == "1.5 GiB"
-    assert shown_size(900 * MIB) == "900 MiB"
+    assert format_size(1536 * MIB) == "1.5 GiB"
+    assert format_size(900 * MIB) == "900 MiB"
 
 
 _FILES = {

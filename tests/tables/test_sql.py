@@ -89,8 +89,8 @@ def test_findings_can_be_queried_without_events(trace: Trace) -> None:
         ("select hex(seq) from seamcalls", "unsupported function 'hex'; nearest: exp"),
         ("select seq from seamcalls where", "SQL not understood: sql parser error"),
         ("select 1; select 2", "one .* statement"),
-        ("drop table seamcalls", "not a query: 'drop table seamcalls'; only SELECT"),
-        ("", "not a query: ''"),
+        ("drop table seamcalls", "not a SELECT statement: 'drop table seamcalls'; only SELECT"),
+        ("", "not a SELECT statement: ''"),
         ("select probe from seamcalls where probe = 3", "SQL not understood"),
     ],
 )

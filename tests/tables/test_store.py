@@ -193,7 +193,7 @@ def _rewritten(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], **fac
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.head(5), "has 5 rows, its segments"),
+        (lambda rows: rows.head(5), "has 5 rows, but its segments"),
         (lambda rows: rows.with_columns(seq=pl.lit(1, pl.UInt64)), "'key is unique"),
         (lambda rows: rows.with_columns(leaf=pl.lit("x")), "does not have the columns"),
         (lambda rows: rows.with_columns(source=pl.lit(7, pl.UInt16)), "rows of source 7"),

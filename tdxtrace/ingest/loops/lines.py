@@ -115,7 +115,7 @@ _NO_BLANKS, _BLANKS_BEFORE = U(NO_BLANKS), U(BLANKS_BEFORE)
 
 
 def read_lines(
-    words: U64Array, at: U, n_bytes: U, most_bytes: U, patterns: LinePatterns, into: Columns
+    words: U64Array, at: U, n_bytes: U, max_bytes: U, patterns: LinePatterns, into: Columns
 ) -> tuple[U, U, U, U, U, U, U]:
     """Parse lines until the end of the text or until an output array is full.
 
@@ -123,7 +123,7 @@ def read_lines(
         words: The word at each byte of the text.
         at: The byte at which the first line begins.
         n_bytes: Length of the text.
-        most_bytes: Lines longer than this count as fitting no pattern.
+        max_bytes: Lines longer than this count as fitting no pattern.
         patterns: Patterns of lines.
         into: Filled; the caller zeroes ``thread_table``, ``events``, ``cpus`` and ``used``.
 
@@ -140,7 +140,7 @@ def read_lines(
         end = line_end(words, at)
         stop = before_returns(words, at, end)
         found = _NONE
-        if end - at <= most_bytes:
+        if end - at <= max_bytes:
             found = read_prefix(words, at, stop, prefix, patterns, into, n_read)
         event = _NONE
         leaf = thread = _0
