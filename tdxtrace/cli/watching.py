@@ -92,7 +92,7 @@ def watch_pipe(watch: WatchOptions, mappings: Sequence[str]) -> int:
 
     def poll(totals: RunningTotals, is_last: bool) -> None:
         nonlocal ticker
-        is_over = pipe.is_over
+        is_over = pipe.has_ended
         if pipe.error is not None:
             raise InputError(f"cannot read {name}: {pipe.error.strerror}")
         text = pipe.take()
@@ -102,12 +102,12 @@ def watch_pipe(watch: WatchOptions, mappings: Sequence[str]) -> int:
             ticker = CountTicker(name) if begins_histogram(text) else TextTicker(name, mappings)
         if isinstance(ticker, CountTicker):
             if text:
-                totals.take_counts(ticker.tick(text))
+                totals.replace_counts(ticker.tick(text))
         else:
             totals.take(ticker.tick(text, is_last=is_last or is_over))
 
     pipe.start()
-    return _run(watch, poll, lambda: pipe.is_over, pipe.wait)
+    return _run(watch, poll, lambda: pipe.has_ended, pipe.wait)
 
 
 def watch_host(watch: WatchOptions, options: RecordOptions, tracefs: Path | None) -> int:

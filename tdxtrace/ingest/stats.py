@@ -106,7 +106,7 @@ class SourceStats:
     _without_thread: Loss | None = None
     _unknown: dict[str, Loss] = field(default_factory=dict)
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Reset the counters of a running trace once they were handed over; timestamps are kept."""
         self.gaps.clear()
         self.entries.clear()

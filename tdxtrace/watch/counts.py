@@ -11,7 +11,7 @@ from tdxtrace.ingest.histogram import Counts, Histogram, HistogramReader
 class CountTick:
     """Counts since the histogram began."""
 
-    found: Histogram
+    histogram: Histogram
     """Statuses, times, and what could not be counted; its table holds the last interval only."""
     requests: Counts
     """Requests by process, leaf, outcome and attempts: keys of the map ``@requests``."""

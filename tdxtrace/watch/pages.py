@@ -39,21 +39,21 @@ class PageTicker:
             FormatError: If the layout of a page is not understood.
             QueryError: If a mapping is malformed.
         """
-        made = Formats(header_page)
+        event_formats = Formats(header_page)
         for system, text in formats:
-            made.add(text, system)
+            event_formats.add(text, system)
         layout = page_layout(header_page, page_bytes)
         if layout is None:
             raise FormatError(f"header_page does not describe a page of {page_bytes} bytes")
         self._layout = layout
         self._ticker = Ticker(mappings)
         self._catalog = EventCatalog(
-            made.events,
+            event_formats.events,
             self._ticker.registry,
             self._ticker.stats,
-            printed_names(made.events),
+            printed_names(event_formats.events),
         )
-        self._held: RecordBatch | None = None
+        self._later_events: RecordBatch | None = None
 
     def tick(
         self,
@@ -74,23 +74,25 @@ class PageTicker:
             is_last: Whether this is the last tick.
         """
         batches = list(self._events(pages, comms))
-        if self._held is not None:
-            batches.insert(0, self._held)
-            self._held = None
+        if self._later_events is not None:
+            batches.insert(0, self._later_events)
+            self._later_events = None
         if not batches:
             return self._ticker.tick((), is_last=is_last)
         events = concatenate(batches)
         events = events.take(np.argsort(events.ts_ns, kind="stable"))
         if until_ns is not None and not is_last:
-            due = events.ts_ns <= until_ns
-            self._held = events.take(~due).detached()
-            events = events.take(due)
+            is_due = events.ts_ns <= until_ns
+            self._later_events = events.take(~is_due).detached()
+            events = events.take(is_due)
         return self._ticker.tick([events], is_last=is_last)
 
     def _events(
         self, pages: Mapping[int, bytes], comms: Mapping[int, str]
     ) -> Iterator[RecordBatch]:
-        sources = [CpuPages(cpu, _reader(data)) for cpu, data in sorted(pages.items()) if data]
+        sources = [
+            CpuPages(cpu, _MemoryReader(data)) for cpu, data in sorted(pages.items()) if data
+        ]
         size = sum(map(len, pages.values()))
         stats = self._ticker.stats
         reader = RingReader(
@@ -100,14 +102,14 @@ class PageTicker:
         stats.record_damage(reader.n_damaged, "pages")
 
 
-class _reader:  # noqa: N801 - a function with a place
+class _MemoryReader:
     """Reader of bytes in memory with the interface of a file's ``readinto``."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = np.frombuffer(data, np.uint8), 0
+        self._data, self._position = np.frombuffer(data, np.uint8), 0
 
     def __call__(self, into: NDArray[np.uint8]) -> int:
-        n = min(len(into), len(self._data) - self._at)
-        into[:n] = self._data[self._at : self._at + n]
-        self._at += n
+        n = min(len(into), len(self._data) - self._position)
+        into[:n] = self._data[self._position : self._position + n]
+        self._position += n
         return n

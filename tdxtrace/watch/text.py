@@ -33,8 +33,8 @@ class Pipe:
     error: OSError | None = None
     _chunks: list[bytes] = field(default_factory=list)
     _n_bytes: int = 0
-    _rest: bytes = b""
-    _is_over: bool = False
+    _partial_line: bytes = b""
+    _has_ended: bool = False
     _changed: Condition = field(default_factory=Condition)
 
     def start(self) -> None:
@@ -49,7 +49,7 @@ class Pipe:
                 self.error, data = error, b""
             with self._changed:
                 if not data:
-                    self._is_over = True
+                    self._has_ended = True
                     self._changed.notify_all()
                     return
                 self._chunks.append(data)
@@ -59,28 +59,30 @@ class Pipe:
                 self._changed.wait_for(lambda: self._n_bytes < _MAX_BUFFERED_BYTES)
 
     @property
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the input ended and all of it was taken."""
         with self._changed:
-            return self._is_over and not self._chunks
+            return self._has_ended and not self._chunks
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end of input or enough text for an early tick; False on timeout."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._is_over or self._n_bytes >= _EARLY_TICK_BYTES, seconds
+                lambda: self._has_ended or self._n_bytes >= _EARLY_TICK_BYTES, seconds
             )
 
     def take(self) -> bytes:
         """Remove and return the complete lines; at the end of input also an unterminated one."""
         with self._changed:
             data, self._chunks, self._n_bytes = b"".join(self._chunks), [], 0
-            is_over = self._is_over
+            has_ended = self._has_ended
             self._changed.notify_all()
-        text = self._rest + data
-        end = len(text) if is_over else text.rfind(b"\n") + 1
-        self._rest = text[end:][-2 * KEPT_LINE_BYTES :]
-        return text[:end] + (b"\n" if is_over and text[:end] and not text.endswith(b"\n") else b"")
+        text = self._partial_line + data
+        end = len(text) if has_ended else text.rfind(b"\n") + 1
+        self._partial_line = text[end:][-2 * KEPT_LINE_BYTES :]
+        return text[:end] + (
+            b"\n" if has_ended and text[:end] and not text.endswith(b"\n") else b""
+        )
 
 
 class TextTicker:
@@ -101,13 +103,13 @@ class TextTicker:
         """
         if self._reader is None:
             text = self._head + text
-            self._reader = self._recognised(text, is_last)
+            self._reader = self._detect_format(text, is_last)
             if self._reader is None:
                 self._head = text
                 return self._ticker.tick(())
         return self._ticker.tick(self._events(text), is_last=is_last)
 
-    def _recognised(self, head: bytes, is_last: bool) -> TextReader | None:
+    def _detect_format(self, head: bytes, is_last: bool) -> TextReader | None:
         """Return a reader for the format recognised; None if more text is needed."""
         if most_likely(head) is None and len(head) < _HEAD_BYTES and not is_last:
             return None
@@ -121,12 +123,12 @@ class TextTicker:
     def _events(self, text: bytes) -> Iterator[RecordBatch]:
         reader = self._reader
         if reader is not None and text:
-            blocks = (block_of([piece]) for piece in _pieces(text))
+            blocks = (block_of([piece]) for piece in _line_blocks(text))
             yield from reader.batches(blocks, self._ticker.run)
             reader.forget_threads()
 
 
-def _pieces(text: bytes) -> Iterator[bytes]:
+def _line_blocks(text: bytes) -> Iterator[bytes]:
     """Split text into blocks of complete lines of about CHUNK_BYTES, which fit the CPU caches."""
     at = 0
     while at < len(text):

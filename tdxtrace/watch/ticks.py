@@ -17,7 +17,7 @@ from tdxtrace.tables.events import SEAMCALLS, VM_ENTRIES
 
 # Age at which an open call or vCPU entry is dropped, as its return was lost: no SEAMCALL takes
 # as long, and the host's timer interrupts a vCPU.  A generous choice.
-_FORGET_NS: Final = 300 * 1_000_000_000
+_MAX_OPEN_NS: Final = 300 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Ticker:
         # The length of a live trace is unknown: loops are compiled as for a large input.
         self.run = choose(COMPILE_BYTES)
         self._decoder = Decoder(0, self.registry.events, self.stats, self._sink, self.run)
-        self._n_before = 0
+        self._n_lines_before = 0
 
     def tick(self, batches: Iterable[RecordBatch], *, is_last: bool = False) -> Tick:
         """Decode batches of events; with ``is_last`` also return calls without a return."""
@@ -78,22 +78,22 @@ class Ticker:
             self._decoder.finish()
         else:
             self._decoder.flush()
-        made = Tick(
+        result = Tick(
             pl.concat(self._sink.seamcalls, how="diagonal"),
             pl.concat(self._sink.vm_entries),
             self.stats.losses(0),
             {tid: comm for tid, comm in self.stats.threads if comm != "<...>"},
-            self.stats.n_lines - self._n_before,
+            self.stats.n_lines - self._n_lines_before,
             self.stats.span()[1],
         )
-        self._renew(made.last_ns)
-        return made
+        self._reset(result.last_ns)
+        return result
 
-    def _renew(self, last_ns: int | None) -> None:
+    def _reset(self, last_ns: int | None) -> None:
         """Clear the counters and rows already returned, and drop old open calls."""
-        stats, self._n_before = self.stats, self.stats.n_lines
-        stats.begin_anew()
+        stats, self._n_lines_before = self.stats, self.stats.n_lines
+        stats.reset()
         self._sink.seamcalls = [SEAMCALLS.empty()]
         self._sink.vm_entries = [VM_ENTRIES.empty()]
         if last_ns is not None:
-            self._decoder.forget(last_ns - _FORGET_NS)
+            self._decoder.forget(last_ns - _MAX_OPEN_NS)

@@ -117,7 +117,7 @@ class RunningTotals:
     rates: Mapping[str, float] = field(default_factory=dict)
     """Events, seamcalls, busy answers and lost events per second, over the last tick."""
     _last_tick: float = field(default_factory=time.monotonic)
-    _counted_to: int | None = None
+    _last_counted_ns: int | None = None
     """Time of the last counts of a histogram, ns."""
 
     def take(self, tick: Tick) -> None:
@@ -148,7 +148,7 @@ class RunningTotals:
             return ended
         return pl.concat([ended, retry_chains.forget(self.chains, tick.last_ns - _STALE_NS)])
 
-    def take_counts(self, tick: CountTick) -> None:
+    def replace_counts(self, tick: CountTick) -> None:
         """Replace counters by those of a histogram, which count from its beginning.
 
         Attempts above 64 are counted by powers of two: maxima are the least that they can be,
@@ -157,24 +157,24 @@ class RunningTotals:
         before = (self.n_events, sum(self.busy.values()), self.n_lost)
         self.leaves.clear()
         self.busy.clear()
-        found = tick.found
+        histogram = tick.histogram
         statuses = [
-            (leaf, high << 32 | low, n) for (_, leaf, high, low), n in found.statuses.items()
+            (leaf, high << 32 | low, n) for (_, leaf, high, low), n in histogram.statuses.items()
         ]
         schema = {"leaf": pl.UInt16, "status": pl.UInt64, "n": pl.UInt64}
         n_busy = self._add_calls(pl.DataFrame(statuses, schema=schema, orient="row"))
         for (_, leaf, outcome, attempts), n in tick.requests.items():
             self._add_requests(leaf, OUTCOMES[outcome], attempts, n)
-        for leaf, cells in found.took_ns.items():
+        for leaf, cells in histogram.took_ns.items():
             self._leaf(leaf).max_ns = max((low for low, _, n in cells if n), default=0)
         self.n_events = sum(n for _, _, n in statuses)
-        self.n_lost = sum(found.cannot.values()) + found.n_not_kept
+        self.n_lost = sum(histogram.cannot.values()) + histogram.n_not_kept
         counted = (self.n_events, n_busy, self.n_lost)
-        seconds = (found.last_ns - (self._counted_to or found.first_ns)) / 1e9
+        seconds = (histogram.last_ns - (self._last_counted_ns or histogram.first_ns)) / 1e9
         if seconds > 0:
-            self._counted_to = found.last_ns
+            self._last_counted_ns = histogram.last_ns
             calls, busy, lost = (
-                (n - was) / seconds for n, was in zip(counted, before, strict=True)
+                (n - previous) / seconds for n, previous in zip(counted, before, strict=True)
             )
             self.rates = {"events": calls, "seamcalls": calls, "busy": busy, "lost": lost}
 
@@ -199,9 +199,9 @@ class RunningTotals:
         resource = pl.coalesce(operands.resource(status, leaf), describe_status(status, leaf))
         for leaf, name, count in busy.group_by("leaf", resource=resource).agg(n).iter_rows():
             self._leaf(leaf).n_busy += count
-            what = _name(leaf), name
-            is_kept = what in self.busy or len(self.busy) < _MAX_KINDS
-            self.busy[what if is_kept else _OTHERS] += count
+            key = _name(leaf), name
+            has_counter = key in self.busy or len(self.busy) < _MAX_KINDS
+            self.busy[key if has_counter else _OTHERS] += count
         return int(busy["n"].sum())
 
     def _add_chains(self, ended: pl.DataFrame) -> None:
@@ -213,19 +213,19 @@ class RunningTotals:
             most=pl.col("n_attempts").max(),
             longest=pl.col("took_ns").max(),
         )
-        for leaf, outcome, attempts, n, retried, most, longest in counts.iter_rows():
+        for leaf, outcome, attempts, n, retried, max_attempts, max_ns in counts.iter_rows():
             counters = self._leaf(leaf)
             counters.n_requests += n
             counters.n_retried += retried
             counters.outcomes[outcome] += n
             counters.attempts[attempts] += n
-            counters.max_attempts = max(counters.max_attempts, most)
-            counters.max_ns = max(counters.max_ns, longest or 0)
+            counters.max_attempts = max(counters.max_attempts, max_attempts)
+            counters.max_ns = max(counters.max_ns, max_ns or 0)
         top = ended.filter(pl.col("n_attempts") > 1).top_k(_N_WORST, by="n_attempts")
         self._add_worst(top)
 
     def _add_worst(self, top: pl.DataFrame) -> None:
-        found = [
+        chains = [
             {
                 "leaf": _name(row["leaf"]),
                 "tid": row["tid"],
@@ -237,20 +237,20 @@ class RunningTotals:
             }
             for row in top.iter_rows(named=True)
         ]
-        ranked = sorted(self.worst + found, key=lambda chain: -int(chain["attempts"]))
+        ranked = sorted(self.worst + chains, key=lambda chain: -int(chain["attempts"]))
         self.worst = ranked[:_N_WORST]
 
     def _add_entries(self, tick: Tick) -> None:
-        found = count_refusals(self.refusals, tick.seamcalls)
+        refusals = count_refusals(self.refusals, tick.seamcalls)
         self.refusals.keep_latest(_MAX_STEPS)
-        for _, tid, n, begun in found.filter(pl.col("n_refused") > 0).iter_rows():
+        for _, tid, n, n_begun in refusals.filter(pl.col("n_refused") > 0).iter_rows():
             self.n_refused += n
-            self.n_episodes += begun
+            self.n_episodes += n_begun
             if tid is None:
                 continue
             vcpu = self.vcpus.get(tid) or VcpuCounters()
             vcpu.n_refused += n
-            vcpu.episodes += begun
+            vcpu.episodes += n_begun
             _put_latest(self.vcpus, tid, vcpu)
         failed = tick.vm_entries.filter(
             pl.col("exit_reason") == _NOT_ENTERED, pl.col("tid").is_not_null()
@@ -327,12 +327,12 @@ def _names() -> dict[int, str]:
     return dict(leaves.leaf_table().select("leaf", "name").iter_rows())
 
 
-def _put_latest(kept: OrderedDict[int, Any], key: int, value: Any) -> None:  # noqa: ANN401
+def _put_latest(latest: OrderedDict[int, Any], key: int, value: Any) -> None:  # noqa: ANN401
     """Store a value as the most recent; drop the least recent above _MAX_THREADS."""
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > _MAX_THREADS:
-        kept.popitem(last=False)
+    latest[key] = value
+    latest.move_to_end(key)
+    while len(latest) > _MAX_THREADS:
+        latest.popitem(last=False)
 
 
 def _n_lost(losses: pl.DataFrame) -> int:

@@ -181,4 +181,4 @@ def test_a_loss_of_each_tick_of_a_running_trace_is_looked_at() -> None:
     for start in (100, 500):
         stats.record_gap(0, 7, None, start, start + 50)
         assert [told.tolist() for told in runs._windows()[:2]] == [[start], [start + 50]]
-        stats.begin_anew()
+        stats.reset()

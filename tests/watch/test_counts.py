@@ -38,10 +38,10 @@ def maps(n: int) -> tuple[str, object]:
 
 def test_the_newest_counts_are_the_totals() -> None:
     ticker, totals = CountTicker("standard input"), RunningTotals()
-    totals.take_counts(ticker.tick(lines(HEAD, ("printf", "at 2000000000\n"), maps(10))))
+    totals.replace_counts(ticker.tick(lines(HEAD, ("printf", "at 2000000000\n"), maps(10))))
     assert totals.rates["busy"] == 132
     took = ("hist", {"@took_ns": {str(AUG): [{"min": 512, "max": 1023, "count": 1}]}})
-    totals.take_counts(ticker.tick(lines(("printf", "at 4000000000\n"), maps(30), took)))
+    totals.replace_counts(ticker.tick(lines(("printf", "at 4000000000\n"), maps(30), took)))
     aug = totals.leaves["TDH.MEM.PAGE.AUG"]
     assert (aug.n_requests, aug.n_retried, aug.n_busy, aug.n_calls) == (33, 3, 132, 163)
     # 65 counts requests of 65 to 127 attempts.
@@ -56,11 +56,11 @@ def test_the_newest_counts_are_the_totals() -> None:
 
 def test_what_is_not_yet_printed_changes_nothing() -> None:
     ticker, totals = CountTicker("standard input"), RunningTotals()
-    totals.take_counts(ticker.tick(lines(HEAD)))
+    totals.replace_counts(ticker.tick(lines(HEAD)))
     assert (totals.leaves, totals.rates) == ({}, {})
-    totals.take_counts(ticker.tick(lines(("printf", "at 2000000000\n"), maps(10))))
+    totals.replace_counts(ticker.tick(lines(("printf", "at 2000000000\n"), maps(10))))
     before = totals.to_dict()["leaves"], dict(totals.rates)
-    totals.take_counts(ticker.tick(b""))
+    totals.replace_counts(ticker.tick(b""))
     assert (totals.to_dict()["leaves"], dict(totals.rates)) == before
 
 

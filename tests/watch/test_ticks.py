@@ -112,9 +112,9 @@ def test_a_pipe_returns_complete_lines_and_the_rest_at_the_end() -> None:
         while not got:
             got = pipe.take()
         assert got == b"one\n"
-        assert not pipe.is_over
+        assert not pipe.has_ended
         file.write(b"o\nthree")
-    while threading.active_count() > 1 and not pipe.is_over:
+    while threading.active_count() > 1 and not pipe.has_ended:
         got += pipe.take()
     got += pipe.take()
     assert got == b"one\ntwo\nthree\n"
