@@ -73,10 +73,10 @@ def script(recipe: Recipe, heading: list[str]) -> Iterator[str]:
     for event in recipe.events:
         test = f" / {_FIELD.sub('args->', event.filter)} /" if event.filter else ""
         fields = _KVM[event.event]
-        shown = " ".join(f"{name}={form}" for name, form in fields)
+        event_format = " ".join(f"{name}={form}" for name, form in fields)
         values = ", ".join(f"args->{name}" for name, _ in fields)
         yield f"tracepoint:{event.system}:{event.event}{test}"
-        yield f'{{ printf("{_LINE_PREFIX}{event.event}: {shown}\\n", {_NOW}, {values}); }}'
+        yield f'{{ printf("{_LINE_PREFIX}{event.event}: {event_format}\\n", {_NOW}, {values}); }}'
     # bpftrace prints all maps at the end; these hold calls in progress, not results.
     if maps:
         yield f"END {{ {' '.join(f'clear({name});' for name in maps)} }}"
@@ -87,59 +87,60 @@ class _Call:
     """Probes of a function: its entry stores values, its return prints them."""
 
     entry: Probe | None
-    back: Probe
+    return_probe: Probe
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of both probes."""
-        place, kept = self._place(), self._kept()
-        side = ("uprobe", "uretprobe") if self.back.spot else ("kprobe", "kretprobe")
-        if kept:
-            keeping = " ".join(f"{self._map(name)}[tid] = {value};" for name, value in kept.items())
-            yield f"{side[0]}:{place} {{ {keeping} }}"
-        known = f" / {self._map(next(iter(kept)))}[tid] /" if kept else ""
+        place, saved = self._place(), self._saved_values()
+        side = ("uprobe", "uretprobe") if self.return_probe.location else ("kprobe", "kretprobe")
+        if saved:
+            saving = " ".join(f"{self._map(name)}[tid] = {value};" for name, value in saved.items())
+            yield f"{side[0]}:{place} {{ {saving} }}"
+        known = f" / {self._map(next(iter(saved)))}[tid] /" if saved else ""
         yield f"{side[1]}:{place}{known}"
-        forgetting = "".join(f" delete({name}[tid]);" for name in self.maps)
+        deleting = "".join(f" delete({name}[tid]);" for name in self.maps)
         form, values = self._text()
-        yield f'{{ printf("{form}", {", ".join(values)});{forgetting} }}'
+        yield f'{{ printf("{form}", {", ".join(values)});{deleting} }}'
 
     @property
     def maps(self) -> list[str]:
         """Names of the maps that keep values per thread from entry to return."""
-        return [self._map(name) for name in self._kept()]
+        return [self._map(name) for name in self._saved_values()]
 
     def _place(self) -> str:
-        path = self.back.spot.rpartition(":")[0]
-        return f"{path}:{self.back.function}" if path else self.back.function
+        path = self.return_probe.location.rpartition(":")[0]
+        return f"{path}:{self.return_probe.function}" if path else self.return_probe.function
 
     def _map(self, name: str) -> str:
-        return f"@{self.back.function}_{name}"
+        return f"@{self.return_probe.function}_{name}"
 
-    def _kept(self) -> dict[str, str]:
+    def _saved_values(self) -> dict[str, str]:
         """Return map names and the values stored in them; the first value is never zero."""
-        kept: dict[str, str] = {}
+        saved: dict[str, str] = {}
         if self.entry is not None:
-            kept |= {"when": "nsecs", "on": "cpu"}
-            kept |= {
+            saved |= {"when": "nsecs", "on": "cpu"}
+            saved |= {
                 fetch.name: _value(fetch, f"arg{fetch.place - 1}") for fetch in self.entry.fetches
             }
-        for fetch in self.back.fetches:
+        for fetch in self.return_probe.fetches:
             if fetch.kind != "result":
-                kept[f"arg{fetch.place - 1}"] = f"arg{fetch.place - 1}"
-        return kept
+                saved[f"arg{fetch.place - 1}"] = f"arg{fetch.place - 1}"
+        return saved
 
     def _text(self) -> tuple[str, list[str]]:
         """Return format string and values that the return prints."""
-        function, form, values = self.back.function, "", []
+        function, form, values = self.return_probe.function, "", []
         if self.entry is not None:
             when, on = f"{self._map('when')}[tid]", f"{self._map('on')}[tid]"
             form += f"{_LINE_PREFIX}{self.entry.event}: ({function}+0x0){_forms(self.entry)}\\n"
             values += ["comm", "tid", "pid", on, f"{when} / {_NS}", f"{when} % {_NS}"]
             values += [f"{self._map(fetch.name)}[tid]" for fetch in self.entry.fetches]
-        form += f"{_LINE_PREFIX}{self.back.event}: (0x0 <- {function}){_forms(self.back)}\\n"
+        form += f"{_LINE_PREFIX}{self.return_probe.event}: (0x0 <- {function})"
+        form += f"{_forms(self.return_probe)}\\n"
         values.append(_NOW)
-        for fetch in self.back.fetches:
-            held = f"{self._map(f'arg{fetch.place - 1}')}[tid]"
-            values.append("retval" if fetch.kind == "result" else _value(fetch, held))
+        for fetch in self.return_probe.fetches:
+            argument = f"{self._map(f'arg{fetch.place - 1}')}[tid]"
+            values.append("retval" if fetch.kind == "result" else _value(fetch, argument))
         return form, values
 
 
@@ -147,9 +148,9 @@ def _forms(probe: Probe) -> str:
     return "".join(f" {f.name}={'%d' if f.type == 's32' else '0x%llx'}" for f in probe.fetches)
 
 
-def _value(fetch: Fetch, held: str) -> str:
-    """Return the bpftrace expression of a fetch; ``held`` is its argument."""
+def _value(fetch: Fetch, argument: str) -> str:
+    """Return the bpftrace expression of a fetch; ``argument`` is the function's argument."""
     cast = _CASTS[fetch.type]
     if fetch.kind == "memory":
-        return f"*({cast} *)({held} + {fetch.offset})"
-    return f"({cast}){held}"
+        return f"*({cast} *)({argument} + {fetch.offset})"
+    return f"({cast}){argument}"

@@ -83,10 +83,10 @@ def writable_tracefs(host: Host) -> Path:
     for check in (machine.privilege(host), tracing.tracefs(host)):
         if check.state == "missing":
             raise InputError(f"{check.found}; {check.remedy}")
-    where = host.tracefs
-    if where is None:
+    tracefs = host.tracefs
+    if tracefs is None:
         raise InputError("tracefs is not mounted; see: tdxtrace capture doctor")
-    return where
+    return tracefs
 
 
 def recipe_of(host: Host, options: RecordOptions) -> Recipe:
@@ -97,20 +97,20 @@ def recipe_of(host: Host, options: RecordOptions) -> Recipe:
         FormatError: If the program is not an ELF file.
     """
     kernel = kernel_to_trace(host, None, None, (), options.program)
-    chosen = recipe_options(
+    selected = recipe_options(
         options.detail, options.seamcalls, options.only_tds, options.rate, dynamic.own_name()
     )
-    made = recipe(kernel, chosen)
-    if not made.probes and chosen.detail is not Detail.stock:
+    result = recipe(kernel, selected)
+    if not result.probes and selected.detail is not Detail.stock:
         raise InputError(
             "this kernel has no SEAMCALL wrapper to probe; record KVM's own events with --level "
             "stock, or see: tdxtrace capture doctor"
         )
-    if made.probes and options.program is None:
+    if result.probes and options.program is None:
         check = tracing.kprobes(host)
         if check.state != "ok":
             raise InputError(f"no kprobes: {check.found}; use --level stock, or {check.remedy}")
-    return made
+    return result
 
 
 def plan_recording(
@@ -204,14 +204,16 @@ def program_kernel(path: Path, release: str) -> Kernel:
         InputError: If it cannot be read, or the kernel does not accept its path.
         FormatError: If it is not an ELF file, or has no function named like a wrapper.
     """
-    where = str(path.absolute())
-    shown = one_line(where)
-    if any(c in where for c in _FORBIDDEN):
+    path_text = str(path.absolute())
+    shown = one_line(path_text)
+    if any(c in path_text for c in _FORBIDDEN):
         raise InputError(f"{shown}: the kernel takes no blank or quote in a probed path")
-    spots = {name: f"{where}:{at:#x}" for name, at in _functions(path, shown).items()}
-    if not spots:
+    locations = {name: f"{path_text}:{at:#x}" for name, at in _functions(path, shown).items()}
+    if not locations:
         raise FormatError(f"{shown} has no function named like a wrapper (tdh_mem_page_aug, ...)")
-    return Kernel(release, Symbols(frozenset(spots), frozenset(), shown), None, False, spots)
+    return Kernel(
+        release, Symbols(frozenset(locations), frozenset(), shown), None, False, locations
+    )
 
 
 def _functions(path: Path, shown: str) -> dict[str, int]:

@@ -151,13 +151,13 @@ class _WrapperProbes:
     leaf: _Leaf
     request: Probe
     """The probe that fetches the request's arguments."""
-    back: Probe
+    return_probe: Probe
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of both probes."""
-        path = self.back.spot.rpartition(":")[0]
-        place = f"{path}:{self.back.function}" if path else self.back.function
-        side = ("uprobe", "uretprobe") if self.back.spot else ("kprobe", "kretprobe")
+        path = self.return_probe.location.rpartition(":")[0]
+        place = f"{path}:{self.return_probe.function}" if path else self.return_probe.function
+        side = ("uprobe", "uretprobe") if self.return_probe.location else ("kprobe", "kretprobe")
         number = self.leaf.number
         arguments = (fetch for fetch in self.request.fetches if fetch.kind == "argument")
         named = {fetch.name: _value(fetch) for fetch in arguments}

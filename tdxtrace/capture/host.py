@@ -106,8 +106,8 @@ class Host:
 
     def read_tracefs(self, path: str) -> FileContent:
         """Read a file of tracefs; ``missing`` if tracefs is not mounted."""
-        where = self.tracefs
-        return FileContent(None, "missing") if where is None else read(where / path)
+        tracefs = self.tracefs
+        return FileContent(None, "missing") if tracefs is None else read(tracefs / path)
 
 
 def read(path: Path) -> FileContent:

@@ -19,7 +19,7 @@ _CPU: Final = re.compile(r"cpu(\d{1,4})")
 _STAT: Final = re.compile(r"^(?P<key>[a-z ]{3,20}): (?P<n>\d{1,18})\s*$", re.MULTILINE)
 _DATA: Final = re.compile(r"field: char data;\s*offset:(\d+);\s*size:(\d+);")
 # The kernel refuses removal while the buffer is being read; readers end within this time.
-_PATIENCE_S: Final = 5.0
+_REMOVE_TIMEOUT_S: Final = 5.0
 _PAUSE_S: Final = 0.05
 # Counters of per_cpu/cpuN/stats that count lost events: Linux
 # Documentation/trace/ftrace.rst.
@@ -120,7 +120,7 @@ class Instance:
 
     def remove(self) -> str:
         """Stop tracing and remove the instance; return "" or the reason it could not be removed."""
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + _REMOVE_TIMEOUT_S
         while self.path.exists():
             self.switch(on=False)
             self.write("events/enable", "0", optional=True)

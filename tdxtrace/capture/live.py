@@ -19,7 +19,7 @@ from tdxtrace.capture.recording import comms_of
 from tdxtrace.errors import InputError
 
 # The reader page, and one being written: Linux kernel/trace/ring_buffer.c.
-_SPARE_PAGES: Final = 2
+_MARGIN_PAGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class LiveInstance:
     formats: list[tuple[str, bytes]]
     """Group and format of each event."""
     page_bytes: int
-    most_pages: int
+    max_pages: int
     """Maximum number of pages per CPU and snapshot: the size of its buffer."""
     files: dict[int, int] = field(default_factory=dict)
     """File descriptor of trace_pipe_raw, by CPU."""
@@ -62,7 +62,7 @@ class LiveInstance:
         return Snapshot(pages, until, comms_of(self.instance.tracefs))
 
     def _pages(self, fd: int) -> Iterator[bytes]:
-        for _ in range(self.most_pages):
+        for _ in range(self.max_pages):
             try:
                 page = os.read(fd, self.page_bytes)
             except BlockingIOError:
@@ -92,7 +92,7 @@ def live_instance(host: Host, options: RecordOptions) -> Iterator[LiveInstance]:
         ]
         size = page_bytes(header)
         made = LiveInstance(
-            instance, header, formats, size, plan.buffer_kb * 1024 // size + _SPARE_PAGES
+            instance, header, formats, size, plan.buffer_kb * 1024 // size + _MARGIN_PAGES
         )
         for cpu in instance.cpus():
             made.files[cpu] = _open(instance.path / f"per_cpu/cpu{cpu}/trace_pipe_raw", files)

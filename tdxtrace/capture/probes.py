@@ -17,8 +17,8 @@ STALL_S: Final = 1.0
 WAKE_SHARE: Final = 0.5
 # kvm_exit, the longest of KVM's own events, takes 68 bytes (6.18 format file).
 _STOCK_BYTES: Final = 68
-_LEAST_KB: Final = 1 << 10
-_MOST_KB: Final = 1 << 20
+_MIN_KB: Final = 1 << 10
+_MAX_KB: Final = 1 << 20
 # The first six integer arguments: System V x86-64 ABI, 3.2.3; names as in Linux
 # arch/x86/kernel/ptrace.c, regoffset_table.
 REGISTERS: Final = ("di", "si", "dx", "cx", "r8", "r9")
@@ -77,7 +77,7 @@ class Probe:
     function: str
     is_return: bool
     fetches: tuple[Fetch, ...]
-    spot: str = field(default="")
+    location: str = field(default="")
     """``PATH:0xOFFSET`` in a program; "": the kernel's function."""
 
     @property
@@ -95,7 +95,7 @@ class Probe:
         """Definition for dynamic_events, kprobe_events or uprobe_events."""
         side = "r" if self.is_return else "p"
         words = [fetch.words(self.is_return) for fetch in self.fetches]
-        return " ".join([f"{side}:{self.name}", self.spot or self.function, *words])
+        return " ".join([f"{side}:{self.name}", self.location or self.function, *words])
 
     @property
     def n_bytes(self) -> int:
@@ -133,8 +133,8 @@ def size_kb(probes: Iterable[Probe], rate: int) -> int:
         rate: Events per second on the busiest CPU.
     """
     needed = rate * bytes_per_event(probes) * STALL_S / (1 - WAKE_SHARE) / 1024
-    size = _LEAST_KB
-    while size < needed and size < _MOST_KB:
+    size = _MIN_KB
+    while size < needed and size < _MAX_KB:
         size *= 2
     return size
 
@@ -143,6 +143,6 @@ def affordable_kb(size: int, n_cpus: int, available_kb: int | None) -> int:
     """Return ``size`` (KiB per CPU), halved until all CPUs take at most a quarter of memory."""
     if available_kb is None:
         return size
-    while size > _LEAST_KB and size * n_cpus * 4 > available_kb:
+    while size > _MIN_KB and size * n_cpus * 4 > available_kb:
         size //= 2
     return size

@@ -82,12 +82,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(commands, name: str, sentence: str, run) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    made: argparse.ArgumentParser = commands.add_parser(
+    subparser: argparse.ArgumentParser = commands.add_parser(
         name, help=sentence, description=sentence, allow_abbrev=False
     )
-    made.add_argument("--tracefs", metavar="DIR", type=Path, help=HELP["tracefs"])
-    made.set_defaults(run=run)
-    return made
+    subparser.add_argument("--tracefs", metavar="DIR", type=Path, help=HELP["tracefs"])
+    subparser.set_defaults(run=run)
+    return subparser
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -140,12 +140,12 @@ def _record(words: Words) -> None:
         pids=words.pid,
         force=words.force,
     )
-    plan = plan_recording(host, options, _say)
+    plan = plan_recording(host, options, _print_message)
     if sys.stderr.isatty() and not (words.quiet or words.command):
         plan = replace(plan, report=_show_progress)
     outcome = record(host, plan)
     if not words.quiet:
-        _say(outcome.summary(words.output))
+        _print_message(outcome.summary(words.output))
 
 
 def _clean(words: Words) -> None:
@@ -167,7 +167,7 @@ def _show_progress(n_recorded: int, n_lost: int) -> None:
     print(f"{_ERASE}{text}", end="", file=sys.stderr, flush=True)
 
 
-def _say(text: str) -> None:
+def _print_message(text: str) -> None:
     erase = _ERASE if sys.stderr.isatty() else ""
     print(f"{erase}tdxtrace: {one_line(text, 2000)}", file=sys.stderr)
 
@@ -179,10 +179,10 @@ def main(given: Sequence[str] | None = None) -> None:
         words.run(words)
         sys.stdout.flush()
     except TdxtraceError as error:
-        _say(str(error))
+        _print_message(str(error))
         raise SystemExit(2 if isinstance(error, QueryError) else 1) from None
     except OSError as error:
         # An error of standard output: other read and write errors are TdxtraceErrors.
-        _say(f"cannot write standard output: {error.strerror}")
+        _print_message(f"cannot write standard output: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -69,7 +69,7 @@ class Kernel:
     btf: Btf | None = None
     return_args: bool | None = None
     """Whether return probes can fetch arguments; None: derived from the release."""
-    spots: Mapping[str, str] = field(default_factory=dict)
+    locations: Mapping[str, str] = field(default_factory=dict)
     """``PATH:0xOFFSET`` of each function, if a program is traced instead of the kernel."""
 
     @property
@@ -115,9 +115,9 @@ def recipe(kernel: Kernel, options: RecipeOptions) -> Recipe:
         if options.seamcalls or not probes:
             probes += _seamcalls(kernel, options)
         probes += _vp_enter(kernel, options)
-    if kernel.spots:
-        probes = [replace(probe, spot=kernel.spots[probe.function]) for probe in probes]
-    names = () if kernel.spots else _event_names(kernel, options.detail)
+    if kernel.locations:
+        probes = [replace(probe, location=kernel.locations[probe.function]) for probe in probes]
+    names = () if kernel.locations else _event_names(kernel, options.detail)
     events = tuple(_event(name, options) for name in names)
     return Recipe(
         kernel.release,

@@ -30,7 +30,7 @@ from tdxtrace.tables.text import one_line
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S: Final = 1.0
 # Time that the command has to end after SIGTERM.
-_PATIENCE_S: Final = 5.0
+_TERMINATE_TIMEOUT_S: Final = 5.0
 # Interval of searches for VMs, which read all of /proc.
 _VM_SCAN_S: Final = 10.0
 
@@ -76,11 +76,11 @@ class RecordingResult:
         """Return one line with the numbers of events recorded and lost, and the output."""
         n, n_lost = self.provenance["read_events"], self.provenance["lost_events"]
         lost = f"{n_lost:,} lost" if n_lost else "none lost"
-        beside = "" if output.is_dir() else f" and {output.name}.capture.json"
+        sidecar = "" if output.is_dir() else f" and {output.name}.capture.json"
         hint = "" if n else "; no TD ran, or nothing was probed: see tdxtrace capture doctor"
         return (
             f"{n:,} events in {self.seconds:.1f} s, {lost}, {self.n_bytes / 1e6:.1f} MB; "
-            f"wrote {output}{beside}{hint}"
+            f"wrote {output}{sidecar}{hint}"
         )
 
 
@@ -116,11 +116,11 @@ def stop_on_signals() -> Iterator[Event]:
     def end(_number: int, _frame: FrameType | None) -> None:
         ended.set()
 
-    before = {number: signal.signal(number, end) for number in _ENDINGS}
+    previous_handlers = {number: signal.signal(number, end) for number in _ENDINGS}
     try:
         yield ended
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -217,12 +217,12 @@ class _Session:
 
     def _wait(self, recording: RecordingFolder) -> None:
         begun = time.monotonic()
-        looked = begun - _VM_SCAN_S
+        last_scan = begun - _VM_SCAN_S
         while not self.ended.is_set():
             now = time.monotonic()
-            if now - looked >= _VM_SCAN_S:
+            if now - last_scan >= _VM_SCAN_S:
                 self.vm_observer.observe()
-                looked = now
+                last_scan = now
             recording.record_threads()
             self._report_losses()
             left = _POLL_S
@@ -266,7 +266,7 @@ class _Session:
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             try:
-                self.child.wait(_PATIENCE_S)
+                self.child.wait(_TERMINATE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.child.kill()
                 self.child.wait()
@@ -280,10 +280,10 @@ class _Session:
         n_bytes = sum(drain.n_bytes for drain in self.drains)
         try:
             recording.finish(self.instance, facts)
-            broken = next((drain.error for drain in self.drains if drain.error), None)
-            if broken is not None:
+            failure = next((drain.error for drain in self.drains if drain.error), None)
+            if failure is not None:
                 raise InputError(
-                    f"the recording ended early: {error_text(broken)}{_location_hint(folder)}"
+                    f"the recording ended early: {error_text(failure)}{_location_hint(folder)}"
                 )
             _write_output(recording, plan, facts)
         except OSError as error:
@@ -306,8 +306,8 @@ def _write_output(recording: RecordingFolder, plan: RecordingPlan, facts: dict[s
             name = os.uname()
             uname = f"{name.sysname} {name.nodename} {name.release} {name.machine}"
             write_dat(folder, plan.output, uname, f"tdxtrace {facts['tdxtrace']}")
-        beside = plan.output.with_name(plan.output.name + ".capture.json")
-        rename_into_place(folder / "capture.json", beside)
+        sidecar = plan.output.with_name(plan.output.name + ".capture.json")
+        rename_into_place(folder / "capture.json", sidecar)
         recording.discard()
     for path in plan.leftovers:
         shutil.rmtree(path, ignore_errors=True)

@@ -275,10 +275,10 @@ def others(host: Host) -> Check:
     if where is None:
         return Check("others", "unknown", "tracefs is not mounted")
     lines = dynamic.lines(where)
-    theirs = [line for line in lines if not dynamic.is_ours(line)]
+    other_probes = [line for line in lines if not dynamic.is_ours(line)]
     instances = [n for n in dynamic.instances(where) if not n.startswith(dynamic.PREFIX)]
-    found = f"{len(theirs)} probes and {len(instances)} instances of other tools"
-    return Check("others", "note", found if theirs or instances else "none")
+    found = f"{len(other_probes)} probes and {len(instances)} instances of other tools"
+    return Check("others", "note", found if other_probes or instances else "none")
 
 
 def _by_config(host: Host, name: str, option: str, lost: str, remedy: str) -> Check:
