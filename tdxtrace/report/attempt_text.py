@@ -17,8 +17,8 @@ from tdxtrace.tdx.word import is_busy
 
 WIDTH: Final = 80
 _NAME: Final = 22
-_MOST_THREADS: Final = 10
-_MOST_CALLS: Final = 14
+_MAX_THREADS: Final = 10
+_MAX_CALLS: Final = 14
 _VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _THIS, _HOLDS, _BUSY, _UNKNOWN, _WORKS, _GUEST = "X", "#", "B", "?", "=", "-"
 # Precedence of marks where several calls fall on one column.
@@ -135,10 +135,10 @@ def _picture(around: SurroundingsLike) -> Iterator[str]:
     length = short_duration(span)
     yield f"{'':{_NAME}} |{'0':<{room - len(length) - 1}}{length}|"
     threads = _threads(around)
-    for tid in threads[:_MOST_THREADS]:
+    for tid in threads[:_MAX_THREADS]:
         line = [" "] * room
-        mine = around.calls.filter(pl.col("tid").eq_missing(tid))
-        for call in mine.iter_rows(named=True):
+        own_calls = around.calls.filter(pl.col("tid").eq_missing(tid))
+        for call in own_calls.iter_rows(named=True):
             left, right = (
                 min(max((call[at] - around.first_ns) * room // span, 0), room - 1)
                 for at in ("begins", "ends")
@@ -148,8 +148,8 @@ def _picture(around: SurroundingsLike) -> Iterator[str]:
                 if line[place] == " " or _ORDER.index(mark) < _ORDER.index(line[place]):
                     line[place] = mark
         yield f"{_thread(around, tid, _NAME):{_NAME}} |{''.join(line)}|"
-    if len(threads) > _MOST_THREADS:
-        yield f"… and {plural(len(threads) - _MOST_THREADS, 'more thread')}"
+    if len(threads) > _MAX_THREADS:
+        yield f"… and {plural(len(threads) - _MAX_THREADS, 'more thread')}"
     yield "X this call, # holder, B busy, = other call, - vCPU entered, ? bounds unknown"
 
 
@@ -179,7 +179,7 @@ def _calls(around: SurroundingsLike) -> Iterator[str]:
     middle = around.attempt["begins"]
     rows = around.calls.sort(
         ~pl.col("seq").is_in(list(wanted - {None})), (pl.col("begins") - middle).abs()
-    ).head(_MOST_CALLS)
+    ).head(_MAX_CALLS)
     yield "times relative to the left edge:"
     for call in rows.sort("begins", "seq").iter_rows(named=True):
         begins, ends = (

@@ -58,19 +58,19 @@ def _wrapped(line: str, bullet: str = "") -> list[str]:
     return wrapped(one_line(line, _SENTENCE), bullet)
 
 
-def _problems(findings: Findings, most: int) -> list[str]:
+def _problems(findings: Findings, max_kinds: int) -> list[str]:
     kinds = verdicts.problem_kinds(findings)
     lines = [
         line
-        for kind in kinds[:most]
+        for kind in kinds[:max_kinds]
         for line in _wrapped(f"{kind.verdict}: {verdicts.sentence(kind)}", "- ")
     ]
-    rest = len(kinds) - most
+    rest = len(kinds) - max_kinds
     return [*lines, *([f"- {rest} more (tdxtrace verdicts)"] if rest > 0 else [])]
 
 
-def _leaves(stats: pl.DataFrame, most: int) -> list[str]:
-    shown = leaves.brief_table(stats, most)
+def _leaves(stats: pl.DataFrame, max_leaves: int) -> list[str]:
+    shown = leaves.brief_table(stats, max_leaves)
     return list(table(shown)) if shown.rows else []
 
 
@@ -87,8 +87,8 @@ def _inputs(findings: Findings) -> list[str]:
 
 
 def _losses(findings: Findings) -> list[str]:
-    bad = findings.losses.filter(pl.col("severity") != "info")
+    data_losses = findings.losses.filter(pl.col("severity") != "info")
     cut = n_cut_by_losses(findings)
-    if bad.is_empty():
+    if data_losses.is_empty():
         return ["No lost events reported."]
     return _wrapped(f"Events were lost: {plural(cut, 'request')} cut by it.")

@@ -17,7 +17,7 @@ _BOLD: Final = Style(bold=True)
 _COMMAND: Final = Style(color="cyan")
 _GAP: Final = 1
 # Minimum width of a folded column of sentences: chosen by the project.
-_LEAST_TEXT: Final = 30
+_MIN_TEXT_WIDTH: Final = 30
 
 
 class TextTable:
@@ -59,11 +59,11 @@ class TextTable:
         """Yield the titles, the rows, and the names of the columns that are left out."""
         width = options.max_width
         widths = [self._width(place) for place in range(len(self._titles))]
-        places, folded = _fitting(widths, self._ranks, self._texts, width)
-        room = width - sum(widths[place] + _GAP for place in places if place != folded)
+        places, wrapped_column = _fitting(widths, self._ranks, self._texts, width)
+        room = width - sum(widths[place] + _GAP for place in places if place != wrapped_column)
         # Segments are faster than Text: a pipe may receive a million rows.
         for n, row in enumerate([self._titles, *self._rows]):
-            for line in self._lines(row, places, widths, folded, room):
+            for line in self._lines(row, places, widths, wrapped_column, room):
                 yield Segment(line, _BOLD if n == 0 else None)
                 yield Segment.line()
         left_out = [title for place, title in enumerate(self._titles) if place not in places]
@@ -79,21 +79,21 @@ class TextTable:
         row: Sequence[str],
         places: Sequence[int],
         widths: Sequence[int],
-        folded: int | None,
+        wrapped_column: int | None,
         room: int,
     ) -> Iterator[str]:
         """Yield the lines of a row: one, or one per line of its folded cell."""
         cells = [
             _padded(row[place], widths[place], place in self._right)
             for place in places
-            if place != folded
+            if place != wrapped_column
         ]
         first = " ".join(cells)
-        if folded is None:
+        if wrapped_column is None:
             yield first.rstrip()
             return
         indent = " " * (cell_len(first) + _GAP) if cells else ""
-        for n, part in enumerate(_folded(row[folded], room)):
+        for n, part in enumerate(_wrapped(row[wrapped_column], room)):
             yield ((first + " " if cells else "") if n == 0 else indent) + part
 
 
@@ -102,21 +102,21 @@ def _fitting(
 ) -> tuple[list[int], int | None]:
     """Return the indices of the columns that fit, in order, and the index of the folded one."""
     chosen: list[int] = []
-    folded = None
+    wrapped_column = None
     used = 0
     for place in sorted(range(len(widths)), key=lambda place: (ranks[place], place)):
         if chosen and used + widths[place] > width:
-            if place not in texts or width - used < _LEAST_TEXT:
+            if place not in texts or width - used < _MIN_TEXT_WIDTH:
                 continue
-            folded = place
+            wrapped_column = place
         elif not chosen and widths[place] > width and place in texts:
-            folded = place
+            wrapped_column = place
         chosen.append(place)
-        if folded is not None:
+        if wrapped_column is not None:
             break
         used += widths[place] + _GAP
-    rest = sorted(place for place in chosen if place != folded)
-    return [*rest, *([] if folded is None else [folded])], folded
+    rest = sorted(place for place in chosen if place != wrapped_column)
+    return [*rest, *([] if wrapped_column is None else [wrapped_column])], wrapped_column
 
 
 def _padded(cell: str, width: int, is_right: bool) -> str:
@@ -124,7 +124,7 @@ def _padded(cell: str, width: int, is_right: bool) -> str:
     return blanks + cell if is_right else cell + blanks
 
 
-def _folded(text: str, width: int) -> Iterator[str]:
+def _wrapped(text: str, width: int) -> Iterator[str]:
     """Break a sentence between words into lines of at most ``width``; longer words are split."""
     line = ""
     for word in text.split(" "):
@@ -162,7 +162,7 @@ class Sentence:
         """Yield each line as its text and the command that follows it, which may be empty."""
         blanks = " " * self._indent
         room = max(width - self._indent, 1)
-        *before, last = _folded(self._text, room)
+        *before, last = _wrapped(self._text, room)
         yield from ((blanks + line, "") for line in before)
         if not self._then or cell_len(last) + 1 + cell_len(self._then) <= room:
             yield blanks + last, f" {self._then}" if self._then else ""

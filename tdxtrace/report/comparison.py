@@ -109,7 +109,7 @@ def _table(both: pl.DataFrame) -> Grid:
             for row in _significant_first(both).iter_rows(named=True)
         ],
         right=(2, 3, 4, 5),
-        spare=(4,),
+        droppable=(4,),
         caption="Shares of requests that needed more; the interval is that of the difference "
         "(after - before), in percentage points. Rows with no such request are omitted.",
     )

@@ -31,7 +31,7 @@ from tdxtrace.tables.text import one_line
 from tdxtrace.tables.trace import Findings, Source
 from tdxtrace.tdx.leaves import leaf_name
 
-MOST_JUDGED: Final = 1_000_000
+MAX_JUDGED_ROWS: Final = 1_000_000
 """SEAMCALLs up to which ``analyze`` looks for problems.
 
 Verdicts need the cause of every busy answer.  They add 60 % to the time of reading and analysing
@@ -70,7 +70,7 @@ def findings_text(
     """
     top: list[Sentence | Text] = [*_problems(findings, lines), *_inputs(findings)]
     bottom: list[Sentence | Text] = [
-        _lost(findings),
+        _loss_text(findings),
         *_messages(findings),
         *(Text(f"P-SEAMLDR: {line}") for line in loader_sentences(findings.loader_calls)),
         *map(_next, next_steps(findings)[: 1 if lines else 2]),
@@ -134,7 +134,7 @@ def _problems(findings: Findings, lines: int | None) -> list[Sentence]:
     """Return the problems found, one per line, or a note that verdicts were not computed."""
     path = _path(findings)
     n_calls = total(findings.leaf_stats, "n_seamcalls")
-    if n_calls > MOST_JUDGED:
+    if n_calls > MAX_JUDGED_ROWS:
         return [
             Sentence(
                 f"problems: not checked for {plural(n_calls, 'SEAMCALL')}:",
@@ -205,14 +205,14 @@ def _option(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _lost(findings: Findings) -> Text:
-    bad = findings.losses.filter(pl.col("severity") != "info")
+def _loss_text(findings: Findings) -> Text:
+    data_losses = findings.losses.filter(pl.col("severity") != "info")
     cut = n_cut_by_losses(findings)
-    if bad.is_empty():
+    if data_losses.is_empty():
         return Text("No lost events reported", style="green")
     kinds = [
         f"{kind} {count(n) if n else '(number unknown)'}"
-        for kind, n in bad.group_by("kind", maintain_order=True)
+        for kind, n in data_losses.group_by("kind", maintain_order=True)
         .agg(pl.col("n_events").sum())
         .rows()
     ]
@@ -305,7 +305,7 @@ def _zero_steps(findings: Findings, n: int) -> RenderableType:
     shown = steps.sort("n_refused", descending=True).head(n)
     cells = [
         (
-            _who(findings, row["source"], row["tid"]),
+            _thread_label(findings, row["source"], row["tid"]),
             seconds(row["start_ns"]),
             count(row["n_refused"]),
             short_duration(row["end_ns"] - row["start_ns"]),
@@ -328,7 +328,7 @@ def _worst(findings: Findings, n: int) -> RenderableType:
         (
             _leaf(row),
             word(row["gpa"]),
-            _who(findings, row["source"], row["tid"]),
+            _thread_label(findings, row["source"], row["tid"]),
             count(row["n_attempts"]),
             short_duration(row["took_ns"]),
             count(row["first_seq"]),
@@ -364,7 +364,7 @@ def chain_end(row: dict[str, Any]) -> str:
     return end if row["identity"] == "request" else f"{end} (by {row['identity']})"
 
 
-def _who(findings: Findings, source: int, tid: int | None) -> str:
+def _thread_label(findings: Findings, source: int, tid: int | None) -> str:
     if tid is None:
         return "-"
     names = findings.threads.filter(pl.col("source") == source, pl.col("tid") == tid)["comm"]

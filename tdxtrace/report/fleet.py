@@ -23,8 +23,8 @@ _TITLES: Final = (
 )
 # Index of the group, which is shown only if there are several.
 _GROUP: Final = 0
-_MOST_HOSTS: Final = 10
-_MOST_NAME: Final = 40
+_MAX_HOSTS: Final = 10
+_MAX_NAME_LENGTH: Final = 40
 
 
 def fleet_text(
@@ -129,7 +129,7 @@ def _limits_grid(rows: Sequence[Sequence[str]], has_groups: bool) -> Grid:
     first = _GROUP if has_groups else _GROUP + 1
     places = [place - first for place in (5, 3, 10, 9)]
     right = range(3 - first, 9 - first)
-    return grid(_TITLES[first:], rows, right=right, spare=places)
+    return grid(_TITLES[first:], rows, right=right, droppable=places)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -141,9 +141,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         without += f" (none without {count(row['n_without_withheld'])} of {row['n_without']})"
     tail = "-"
     if row["tail_host"] is not None:
-        tail = f"{one_line(row['tail_host'], _MOST_NAME)} {percent(row['tail_ratio'])}"
+        tail = f"{one_line(row['tail_host'], _MAX_NAME_LENGTH)} {percent(row['tail_ratio'])}"
     return (
-        one_line(row["group"], _MOST_NAME),
+        one_line(row["group"], _MAX_NAME_LENGTH),
         leaf_label(row["leaf"]),
         row["unit"],
         count(row["n_hosts"]),
@@ -175,9 +175,9 @@ def _basis(parts: pl.DataFrame, failures: pl.DataFrame) -> Iterator[str]:
 
 
 def _on_hosts(hosts: pl.DataFrame) -> Iterator[str]:
-    odd = hosts.filter(pl.col("is_outlier"), pl.col("unit") == "attempts")
-    for (leaf,), rows in odd.group_by("leaf", maintain_order=True):
-        names = [one_line(host, _MOST_NAME) for host in rows["host"].head(_MOST_HOSTS)]
+    outliers = hosts.filter(pl.col("is_outlier"), pl.col("unit") == "attempts")
+    for (leaf,), rows in outliers.group_by("leaf", maintain_order=True):
+        names = [one_line(host, _MAX_NAME_LENGTH) for host in rows["host"].head(_MAX_HOSTS)]
         more = f" and {count(rows.height - len(names))} more" if rows.height > len(names) else ""
         yield (
             f"outliers of {leaf_label(int(str(leaf)))}: {', '.join(names)}{more} "
@@ -195,7 +195,7 @@ def _reasons(limits: pl.DataFrame) -> Iterator[str]:
 
 def _host_grids(hosts: pl.DataFrame) -> Iterator[Grid]:
     rows = hosts.filter(pl.col("unit") == "attempts", pl.col("n_tail") > 0)
-    shown = rows.group_by("leaf", maintain_order=True).head(_MOST_HOSTS)
+    shown = rows.group_by("leaf", maintain_order=True).head(_MAX_HOSTS)
     if shown.height:
         yield grid(
             ("TDH.", "host", "requests", "of the tail", "share of it", "p", "outlier"),
@@ -212,7 +212,7 @@ def _host_grids(hosts: pl.DataFrame) -> Iterator[Grid]:
                 for row in shown.iter_rows(named=True)
             ],
             right=(2, 3, 4, 5),
-            caption=f"The {_MOST_HOSTS} hosts with most requests of each leaf's tail.",
+            caption=f"The {_MAX_HOSTS} hosts with most requests of each leaf's tail.",
         )
 
 

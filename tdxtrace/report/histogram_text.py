@@ -97,17 +97,17 @@ def _leaves(requests: pl.DataFrame, attempts: pl.DataFrame) -> Iterator[str]:
         most=pl.col("n_attempts").max(),
     )
     heads = "".join(f"{f'>{limit:,}':>11}" for limit in _SHOWN)
-    yield f"{'leaf':<24}{'requests':>12}{'retried':>10}{'left busy':>10}{'most':>9}{heads}"
+    yield f"{'leaf':<24}{'requests':>12}{'retried':>10}{'left busy':>10}{'max_attempts':>9}{heads}"
     for row in table.sort("retried", "leaf", descending=[True, False]).iter_rows(named=True):
         shares = []
         for limit in _SHOWN:
             found = attempts.filter(leaf=row["leaf"], max_attempts=limit)
             n_more = int(found["n_exceeding"][0]) if found.height else 0
             shares.append(f"{n_more:>11,}")
-        most = f"{row['most']:,}" + ("+" if row["most"] > EXACT else "")
+        max_attempts = f"{row['most']:,}" + ("+" if row["most"] > EXACT else "")
         yield (
             f"{row['name'] or row['leaf']:<24}{row['n']:>12,}{row['retried']:>10,}"
-            f"{row['left']:>10,}{most:>9}{''.join(shares)}"
+            f"{row['left']:>10,}{max_attempts:>9}{''.join(shares)}"
         )
 
 

@@ -30,7 +30,7 @@ BASIS_WORDS: Final = {
 }
 
 
-SAYS_NOTHING: Final = 0.99
+UNINFORMATIVE_SHARE: Final = 0.99
 """Bounds from this share on round to 100 % in two digits and give no information."""
 NOT_COUNTED: Final = ("extrapolated", "withheld")
 """Bases of limits that were not counted."""
@@ -54,24 +54,22 @@ def supported_line(findings: Findings) -> str:
     if rows.is_empty():
         why = "has no requests" if findings.retry_chains.is_empty() else "has too few answers"
         return f"limit: none, the trace {why}"
-    supported = rows.filter((pl.col("more_high") < SAYS_NOTHING).all().over("leaf"))
+    supported = rows.filter((pl.col("more_high") < UNINFORMATIVE_SHARE).all().over("leaf"))
     if supported.is_empty():
         return "limit: none, the trace has too few requests"
     # The first row belongs to the most retried leaf.
     leaf = supported["leaf"][0]
     by_unit = {row["unit"]: row for row in supported.filter(leaf=leaf).iter_rows(named=True)}
     attempts, time = by_unit["attempts"], by_unit["ns"]
-    share, sure = (
-        percent(attempts["more_high"]),
-        f"({attempts['confidence']:.0%})".replace("%", " %"),
-    )
+    share = percent(attempts["more_high"])
+    confidence = f"({attempts['confidence']:.0%})".replace("%", " %")
     text = f"limit: {leaf_label(leaf).removeprefix('MEM.')} at most"
     if not attempts["n_retried"]:
-        return f"{text} {share} need a second attempt, none did {sure}"
+        return f"{text} {share} need a second attempt, none did {confidence}"
     drifting = "; on average, it changes over the recording" if attempts["drifts"] else ""
     return (
         f"{text} {percent(time['more_high'])} need over {duration(time['within'])}, "
-        f"{share} over {plural(attempts['within'], 'attempt')} {sure}{drifting}"
+        f"{share} over {plural(attempts['within'], 'attempt')} {confidence}{drifting}"
     )
 
 
@@ -182,14 +180,14 @@ def _to_record(row: dict[str, Any]) -> str:
 
 
 _LONG_S: Final = 7 * 86_400.0
-_MOST_HOSTS: Final = 10_000
+_MAX_HOSTS: Final = 10_000
 
 
 def _hosts(seconds: float) -> str:
     """Return the number of hosts, and the time that each must record."""
-    if seconds > _MOST_HOSTS * _LONG_S:
+    if seconds > _MAX_HOSTS * _LONG_S:
         return "no fleet can support it by counting"
-    hosts = 10 if seconds <= 10 * _LONG_S else 1000 if seconds <= 1000 * _LONG_S else _MOST_HOSTS
+    hosts = 10 if seconds <= 10 * _LONG_S else 1000 if seconds <= 1000 * _LONG_S else _MAX_HOSTS
     return f"{hosts:,} hosts for {span_text(seconds / hosts)}"
 
 
@@ -297,14 +295,16 @@ def _headline(limits: pl.DataFrame, rate: str | None) -> str:
     targets = limits["target"].unique()
     low, high = float(targets.min()), float(targets.max())  # type: ignore[arg-type]
     target = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
-    sure = float(limits["confidence"][0])
-    text = f"at most {target} of the requests may need more, with {100 * sure:.4g} % confidence"
+    confidence = float(limits["confidence"][0])
+    text = (
+        f"at most {target} of the requests may need more, with {100 * confidence:.4g} % confidence"
+    )
     if rate is None:
         return text if limits["leaf"].n_unique() == 1 else f"{text} for each leaf alone"
     n = limits["leaf"].n_unique()
     return (
         f"at most {one_line(rate, 60)}, for {plural(n, 'leaf', 'leaves')} together with "
-        f"{100 * (1 - (1 - sure) * n):.4g} % confidence: {text}"
+        f"{100 * (1 - (1 - confidence) * n):.4g} % confidence: {text}"
     )
 
 

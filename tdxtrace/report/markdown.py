@@ -15,7 +15,7 @@ from tdxtrace.report.section import Grid, Problem, Section, left_out
 WIDTH: Final = 75
 _MAX_ROWS: Final = 12
 # Maximum rows of a table that the HTML page folds.
-_FOLDED_ROWS: Final = 4
+_MAX_DETAIL_ROWS: Final = 4
 # Maximum width of a table, which may exceed that of prose; viewers wrap wider ones.
 _MAX_WIDTH: Final = 96
 # Characters that start a link, an emphasis, a tag or a cell in CommonMark or GitHub's tables.
@@ -86,18 +86,18 @@ def _filled(safe: str, bullet: str) -> list[str]:
 
 def table(grid: Grid) -> Iterator[str]:
     """Yield the lines of a GitHub table with aligned columns, or of a list if it is too wide."""
-    if grid.fold or grid.caption:
-        yield from wrapped(f"{grid.fold}." if grid.fold else grid.caption)
+    if grid.summary or grid.caption:
+        yield from wrapped(f"{grid.summary}." if grid.summary else grid.caption)
         yield ""
-    most = _FOLDED_ROWS if grid.fold else _MAX_ROWS
-    rows = [[text(cell) for cell in row] for row in (grid.titles, *grid.rows[:most])]
+    max_rows = _MAX_DETAIL_ROWS if grid.summary else _MAX_ROWS
+    rows = [[text(cell) for cell in row] for row in (grid.titles, *grid.rows[:max_rows])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    shown = _fitting_columns(widths, grid.spare)
+    shown = _fitting_columns(widths, grid.droppable)
     if _needs(widths, shown) <= _MAX_WIDTH:
         yield from _aligned(grid, rows, widths, shown)
     else:
         yield from _listed(rows)
-    hidden = len(grid.rows) - most
+    hidden = len(grid.rows) - max_rows
     notes = [f"{hidden} more in the HTML report"] if hidden > 0 else []
     notes += [grid.more] if grid.more else []
     if notes:
@@ -127,10 +127,10 @@ def _needs(widths: Sequence[int], shown: Sequence[int]) -> int:
     return sum(widths[n] + 3 for n in shown) + 1
 
 
-def _fitting_columns(widths: Sequence[int], spare: Sequence[int]) -> list[int]:
+def _fitting_columns(widths: Sequence[int], droppable: Sequence[int]) -> list[int]:
     """Return the columns left after dropping spare ones until the table fits _MAX_WIDTH."""
     shown = list(range(len(widths)))
-    for column in spare:
+    for column in droppable:
         if _needs(widths, shown) <= _MAX_WIDTH:
             break
         shown.remove(column)

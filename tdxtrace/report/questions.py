@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from tdxtrace.report.limits_text import SAYS_NOTHING, percent, short_leaves
+from tdxtrace.report.limits_text import UNINFORMATIVE_SHARE, percent, short_leaves
 from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.pace import pace_ns
 from tdxtrace.tables.trace import Findings
@@ -22,7 +22,7 @@ _LOCKS: Final = {
     "seamcall_lock": "A spinlock of each TD around its S-EPT calls",
     "mmu_lock": "mmu_lock, taken as mainline takes it,",
 }
-_MOST: Final = 4
+_MAX_LEAVES: Final = 4
 
 
 def questions(findings: Findings) -> list[tuple[str, str]]:
@@ -54,20 +54,20 @@ def questions(findings: Findings) -> list[tuple[str, str]]:
 def _asked(rows: pl.DataFrame, within: int) -> Iterator[dict[str, Any]]:
     """Yield the statements on ``within`` attempts of the most retried leaves."""
     asked = rows.filter(kind="asked", unit="attempts", within=within)
-    yield from asked.head(_MOST).iter_rows(named=True)
+    yield from asked.head(_MAX_LEAVES).iter_rows(named=True)
 
 
 def _needed(row: dict[str, Any]) -> str:
     """Return the observed share above the number of attempts, and its upper bound."""
-    ratio, within, most = row["more_ratio"], row["within"], row["max_seen"]
+    ratio, within, max_attempts = row["more_ratio"], row["within"], row["max_seen"]
     if not ratio:
         seen = f"none needed more than {within}"
-    elif within < most:
+    elif within < max_attempts:
         seen = f"{percent(ratio)} needed more than {within}"
     else:
-        seen = f"not known beyond {count(most)}, where {percent(ratio)} were last seen busy"
+        seen = f"not known beyond {count(max_attempts)}, where {percent(ratio)} were last seen busy"
     high = row["more_high"]
-    bound = f"at most {percent(high)}" if high < SAYS_NOTHING else "too few requests to say"
+    bound = f"at most {percent(high)}" if high < UNINFORMATIVE_SHARE else "too few requests to say"
     return f"{seen} ({bound})"
 
 
@@ -85,16 +85,17 @@ def _sixteen(rows: pl.DataFrame) -> str:
         if over
         else "No request was seen to need more than 16."
     )
-    most = max(few["max_seen"] for few, _ in pairs)
+    max_attempts = max(few["max_seen"] for few, _ in pairs)
     hidden = [many["name"] for _, many in pairs if many["more_ratio"] > 0]
-    if hidden and most < 1024:
+    if hidden and max_attempts < 1024:
         verdict += (
             f" Requests for {', '.join(hidden)} were given up, or lost from sight, before 1024: "
             "only a recording without a limit can show whether that is enough."
         )
-    elif most < 1024:
+    elif max_attempts < 1024:
         verdict += (
-            f" No request was seen beyond {count(most)}: none would have reached a limit of 1024."
+            f" No request was seen beyond {count(max_attempts)}: none would have reached a limit "
+            "of 1024."
         )
     return f"{'; '.join(parts)}. {verdict}"
 
@@ -159,7 +160,7 @@ def _one_limit(rows: pl.DataFrame) -> str:
     informative = smallest.filter(pl.col("more_high") < _INFORMATIVE)
     parts = [
         f"{row['name']} {duration(row['within'])} (at most {percent(row['more_high'])} need more)"
-        for row in informative.head(_MOST).iter_rows(named=True)
+        for row in informative.head(_MAX_LEAVES).iter_rows(named=True)
     ]
     limits = f"Limits in time by leaf: {', '.join(parts)}. " if parts else ""
     then = if_busy_is_final()

@@ -42,9 +42,9 @@ class Grid:
     caption: str = ""
     more: str = ""
     """What is left out, and how to see it."""
-    spare: Sequence[int] = ()
+    droppable: Sequence[int] = ()
     """Indices of columns to drop where the width is not enough, in this order."""
-    fold: str = ""
+    summary: str = ""
     """What the table is, if a page shows it only when it is opened."""
 
     @property
@@ -119,8 +119,8 @@ def grid(
     right: Sequence[int] = (),
     caption: str = "",
     more: str = "",
-    spare: Sequence[int] = (),
+    droppable: Sequence[int] = (),
 ) -> Grid:
     """Return a Grid with its cells made printable by :func:`one_line`."""
     safe = [tuple(one_line(cell, _MAX_CELL) for cell in row) for row in rows]
-    return Grid(titles, safe, frozenset(right), caption, more, spare)
+    return Grid(titles, safe, frozenset(right), caption, more, droppable)

@@ -13,7 +13,7 @@ from rich.text import Text
 from tdxtrace.report.columns import Sentence, TextTable
 from tdxtrace.report.limits_text import (
     NOT_COUNTED,
-    SAYS_NOTHING,
+    UNINFORMATIVE_SHARE,
     basis_text,
     pace_text,
     percent,
@@ -83,7 +83,7 @@ class _Shares:
         table = TextTable(("TDH.", *titles), right=range(1, len(titles) + 1))
         for (name,), rows in asked.group_by("name", maintain_order=True):
             cells = [
-                percent_digits(share) if share < SAYS_NOTHING else "-"
+                percent_digits(share) if share < UNINFORMATIVE_SHARE else "-"
                 for unit in units
                 for share in rows.filter(pl.col("unit") == unit).sort("within")["more_high"]
             ]
@@ -92,8 +92,10 @@ class _Shares:
 
 
 def _shares(retried: pl.DataFrame) -> Iterator[RenderableType]:
-    sure = 100 * float(retried["confidence"][0])
-    yield Text(f"upper bounds of the share that needs more, in %, each with {sure:g} % confidence:")
+    confidence = 100 * float(retried["confidence"][0])
+    yield Text(
+        f"upper bounds of the share that needs more, in %, each with {confidence:g} % confidence:"
+    )
     yield _Shares(retried)
 
 
@@ -116,7 +118,11 @@ def _smallest(named: pl.DataFrame) -> Iterator[RenderableType]:
 
 
 def _limit(row: dict[str, Any], limit: str) -> tuple[str, str]:
-    return ("-", "-") if row["more_high"] >= SAYS_NOTHING else (percent(row["more_high"]), limit)
+    return (
+        ("-", "-")
+        if row["more_high"] >= UNINFORMATIVE_SHARE
+        else (percent(row["more_high"]), limit)
+    )
 
 
 def _conditions(anyone: pl.DataFrame) -> Iterator[Text]:
@@ -151,8 +157,8 @@ def _models(models: pl.DataFrame) -> Iterator[Text]:
         ]
         target = percent(given[0][0]["target"])
         limits = " or ".join(limit for _, limit, _ in given)
-        most = " and ".join(seen for _, _, seen in given)
-        yield Text(f"  {name}: {target} need more than {limits}; largest seen: {most}")
+        max_attempts = " and ".join(seen for _, _, seen in given)
+        yield Text(f"  {name}: {target} need more than {limits}; largest seen: {max_attempts}")
 
 
 def _attempts(n: int) -> str:

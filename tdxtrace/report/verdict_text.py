@@ -98,7 +98,7 @@ def kinds_of(verdicts: pl.DataFrame) -> list[VerdictKind]:
     Returns:
         BUG first, then HOSTILE, UNDECIDED, EXPECTED; within each, most findings first.
     """
-    folded = [
+    merged = [
         VerdictKind(
             str(verdict),
             str(rule),
@@ -107,10 +107,10 @@ def kinds_of(verdicts: pl.DataFrame) -> list[VerdictKind]:
         for (verdict, rule), rows in verdicts.group_by("verdict", "rule", maintain_order=True)
     ]
     order = list(STYLE)
-    return sorted(folded, key=lambda kind: (order.index(kind.verdict), -kind.n_rows))
+    return sorted(merged, key=lambda kind: (order.index(kind.verdict), -kind.n_rows))
 
 
-def tally(kinds: Sequence[VerdictKind]) -> str:
+def verdict_counts(kinds: Sequence[VerdictKind]) -> str:
     """Return the number of kinds by verdict: ``1 BUG, 2 EXPECTED``."""
     numbers = {verdict: sum(kind.verdict == verdict for kind in kinds) for verdict in STYLE}
     return ", ".join(f"{count(n)} {verdict}" for verdict, n in numbers.items() if n)
@@ -136,7 +136,7 @@ def problem_lines(
             return [Sentence(title, style="bold green")]
         then = f"tdxtrace verdicts {path}"
         return [Sentence(f"{title}:", style="bold green", then=then)]
-    title = f"{plural(len(found), 'problem')}: {tally(found)}{rest}"
+    title = f"{plural(len(found), 'problem')}: {verdict_counts(found)}{rest}"
     return [
         Sentence(title, style=STYLE[found[0].verdict]),
         *(
@@ -162,18 +162,18 @@ def verdict_text(verdicts: pl.DataFrame, limit: int, sources: Sequence[Source]) 
     if not kinds:
         return Text(_NONE, style="green")
     shown = kinds[:limit] if limit else kinds
-    title = tally(kinds)
+    title = verdict_counts(kinds)
     if len(kinds) < verdicts.height:
         title += f", of {plural(verdicts.height, 'group')} of findings"
     more = len(kinds) - len(shown)
     return Group(
         Sentence(title, style=STYLE[kinds[0].verdict]),
-        *(part for kind in shown for part in _one(kind, sources)),
+        *(part for kind in shown for part in _kind_lines(kind, sources)),
         *([Text(f"{plural(more, 'more kind')} of verdicts (-n 0: all)")] if more else []),
     )
 
 
-def _one(kind: VerdictKind, sources: Sequence[Source]) -> list[Sentence]:
+def _kind_lines(kind: VerdictKind, sources: Sequence[Source]) -> list[Sentence]:
     tds = dict.fromkeys(
         f"TD {word(group['td_id'])}" for group in kind.groups if group["td_id"] is not None
     )

@@ -90,7 +90,7 @@ def test_a_trace_without_a_problem_says_so_first(trace: Path) -> None:
 
 
 def test_large_traces_are_not_judged_unasked(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings_text, "MOST_JUDGED", 7)
+    monkeypatch.setattr(findings_text, "MAX_JUDGED_ROWS", 7)
     first = answered("analyze", trace).lines[0]
     assert first == f"problems: not checked for 9 SEAMCALLs: tdxtrace verdicts {trace}"
 

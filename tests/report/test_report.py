@@ -302,7 +302,7 @@ def test_each_problem_has_evidence_a_rule_and_what_to_do(contended: Findings) ->
     assert track.evidence == "busy_causes, rows 1326 1379 1439 1464 1466 and others"
     assert track.rule.startswith("track_without_kick: Linux 6.16")
     assert track.look.endswith("contended.txt --seq 1326")
-    assert [grid.fold.split(",")[0] for grid in shown[1].grids] == [
+    assert [grid.summary.split(",")[0] for grid in shown[1].grids] == [
         *("10 UNDECIDED groups", "4 EXPECTED groups")
     ]
     assert not shown[1].grids[0].rows[2][-1].endswith("\u2026"), "sentences are not cut"

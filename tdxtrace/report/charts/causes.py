@@ -145,7 +145,7 @@ def contention_rows(busy_causes: pl.LazyFrame, leaf_stats: pl.DataFrame) -> pl.D
     ):
         if leaf in recorded and holder in recorded:
             possible.setdefault((leaf, holder), set()).add(generation)
-    most = max(observed.values(), default=1)
+    max_observed = max(observed.values(), default=1)
     rows = [
         {
             "busy": leaf_label(leaf),
@@ -153,7 +153,7 @@ def contention_rows(busy_causes: pl.LazyFrame, leaf_stats: pl.DataFrame) -> pl.D
             "observed": f"{count(observed.get((leaf, holder), 0))} busy answers",
             "expected": _expected(possible.get((leaf, holder))),
             "text": count(observed[leaf, holder]) if (leaf, holder) in observed else "·",
-            "shade": round((observed.get((leaf, holder), 0) / most) ** 0.5, 4),
+            "shade": round((observed.get((leaf, holder), 0) / max_observed) ** 0.5, 4),
         }
         for leaf, holder in sorted(observed.keys() | possible.keys())
     ]

@@ -14,7 +14,7 @@ from tdxtrace.tables.builds import HOST_CHECKS, MEASUREMENT_LOG
 from tdxtrace.tables.findings import COUNTERS
 from tdxtrace.tables.trace import Findings
 
-_MOST: Final = 12
+_MAX_ROWS: Final = 12
 
 
 def measurement_log(findings: Findings) -> Section:
@@ -27,7 +27,7 @@ def measurement_log(findings: Findings) -> Section:
     builds = log.partition_by("source", "td_id", "build", maintain_order=True)
     lost = findings.losses.filter(pl.col("severity") == "data_loss")
     rows = []
-    for build in builds[:_MOST]:
+    for build in builds[:_MAX_ROWS]:
         source, td_id, first, last = build.select(
             pl.first("source"), pl.first("td_id"), pl.min("seq"), last=pl.max("seq")
         ).row(0)
@@ -78,9 +78,9 @@ def host_checks(findings: Findings) -> Section:
                 row["meaning"],
                 row["basis"],
             )
-            for row in checks.head(_MOST).iter_rows(named=True)
+            for row in checks.head(_MAX_ROWS).iter_rows(named=True)
         ],
-        more=more(checks.height - _MOST, "host-check"),
+        more=more(checks.height - _MAX_ROWS, "host-check"),
     )
     return Section("host_checks", title, about, says, grids=[table])
 
@@ -106,10 +106,10 @@ def counters(findings: Findings) -> Section:
                 seconds(row["first"]),
                 seconds(row["last"]),
             )
-            for row in by_td.head(_MOST).iter_rows(named=True)
+            for row in by_td.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=(2, 3, 4),
         caption="Each step with its row: tdxtrace counters TRACE.",
-        more=more(by_td.height - _MOST, "counters"),
+        more=more(by_td.height - _MAX_ROWS, "counters"),
     )
     return Section("counters", title, about, says, grids=[table])

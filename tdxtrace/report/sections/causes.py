@@ -14,7 +14,7 @@ from tdxtrace.tables.causes import BUSY_CAUSES
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import TD_CONFLICTS
 
-_MOST: Final = 15
+_MAX_ROWS: Final = 15
 _NO_BUSY: Final = "No SEAMCALL was answered busy."
 
 
@@ -66,11 +66,11 @@ def _table(shares: pl.DataFrame) -> Grid:
                 share(row["n_busy"], row["n_all"]),
                 count(row["n_sure"]),
             )
-            for row in rows.head(_MOST).iter_rows(named=True)
+            for row in rows.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=(3, 4, 5),
-        spare=(5,),
-        more=more(rows.height - _MOST, "busy-causes --about shares"),
+        droppable=(5,),
+        more=more(rows.height - _MAX_ROWS, "busy-causes --about shares"),
     )
 
 
@@ -108,9 +108,9 @@ def _conflict_table(conflicts: pl.DataFrame) -> Grid:
                 count(row["n_unknown"]),
                 count(row["n_tds"]),
             )
-            for row in rows.head(_MOST).iter_rows(named=True)
+            for row in rows.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=range(2, 7),
-        spare=(6,),
-        more=more(rows.height - _MOST, "td-conflicts"),
+        droppable=(6,),
+        more=more(rows.height - _MAX_ROWS, "td-conflicts"),
     )

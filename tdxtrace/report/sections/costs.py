@@ -14,7 +14,7 @@ from tdxtrace.tables.limits import LATENCIES
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import TIME_SHARES
 
-_MOST: Final = 12
+_MAX_ROWS: Final = 12
 # Rows up to which there is no chart, only the table.
 _FEW: Final = 3
 
@@ -61,13 +61,13 @@ def _latencies(rows: pl.DataFrame) -> Grid:
                 duration(row["max_gap_ns"]),
                 row["withheld"] or "",
             )
-            for row in ordered.head(_MOST).iter_rows(named=True)
+            for row in ordered.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=range(1, 7),
-        spare=(7, 5),
+        droppable=(7, 5),
         caption="Medians of the calls with entry and return recorded. Pause: time from a busy "
         "answer to the next attempt.",
-        more=more(ordered.height - _MOST, "attempts --latencies"),
+        more=more(ordered.height - _MAX_ROWS, "attempts --latencies"),
     )
 
 
@@ -118,11 +118,11 @@ def _time_shares(rows: pl.DataFrame) -> Grid:
                 count(row["n_retries"]),
                 *(duration(row[name]) for name in chart.PARTS),
             )
-            for row in rows.head(_MOST).iter_rows(named=True)
+            for row in rows.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=range(2, 10),
-        spare=(9, 2, 8),
+        droppable=(9, 2, 8),
         caption="SEAMCALLs without VP.ENTER; times are summed over threads. Sorted by time spent "
         "retrying.",
-        more=more(rows.height - _MOST, "time-shares"),
+        more=more(rows.height - _MAX_ROWS, "time-shares"),
     )

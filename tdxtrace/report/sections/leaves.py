@@ -65,7 +65,7 @@ def _table(stats: pl.DataFrame) -> Grid:
     shown = ("TDH.", "requests", "retried", "p50", "p99", "max", "p99 time", "max time")
     n = len(shown)
     # Columns to drop first on a narrow page: requests completed, or completed by other threads.
-    spare_ends = [n + place for place, name in enumerate(ends) if name in _SHORT]
+    droppable_ends = [n + place for place, name in enumerate(ends) if name in _SHORT]
     return grid(
         (*shown, *(_SHORT.get(name, name) for name in ends)),
         [
@@ -83,7 +83,7 @@ def _table(stats: pl.DataFrame) -> Grid:
             for row in stats.iter_rows(named=True)
         ],
         right=range(1, n + len(ends)),
-        spare=(6, *spare_ends, 3, 4),
+        droppable=(6, *droppable_ends, 3, 4),
         caption="p50, p99 and max count attempts; times are from the first attempt to the last; "
         "the columns after them are the requests by how they ended"
         + (" (elsewhere: completed by another thread)." if "resolved_elsewhere" in ends else "."),
@@ -95,15 +95,15 @@ def _retried(row: Mapping[str, Any]) -> str:
     return f"{count(n)} ({share(n, of)})"
 
 
-def brief_table(stats: pl.DataFrame, most: int) -> Grid:
+def brief_table(stats: pl.DataFrame, max_leaves: int) -> Grid:
     """Return the retried leaves in a table that is narrow enough for a mail.
 
     Args:
         stats: The ``leaf_stats`` table.
-        most: Maximum number of leaves.
+        max_leaves: Maximum number of leaves.
     """
     retried = stats.filter(pl.col("retried_seamcalls") > 0)
-    rest = stats.height - min(retried.height, most)
+    rest = stats.height - min(retried.height, max_leaves)
     return grid(
         ("TDH.", "requests", "retried", "p50/p99/max", "max time", "not ok"),
         [
@@ -115,7 +115,7 @@ def brief_table(stats: pl.DataFrame, most: int) -> Grid:
                 duration(row["max_ns"]),
                 count(row["n_requests"] - row["succeeded"] - row["resolved_elsewhere"]),
             )
-            for row in retried.head(most).iter_rows(named=True)
+            for row in retried.head(max_leaves).iter_rows(named=True)
         ],
         right=range(1, 6),
         more=f"{plural(rest, 'other leaf', 'other leaves')} in the report" if rest else "",

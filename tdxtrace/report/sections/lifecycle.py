@@ -15,7 +15,7 @@ from tdxtrace.tables.lifecycle import ACCEPT_RATES, BOOT_PHASES, MODULE_UPDATES,
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.facts import facts
 
-_MOST: Final = 12
+_MAX_ROWS: Final = 12
 _PAGES_PER_GIB: Final = 1 << 18
 _PARTS: Final = {
     "guest_ns": "in the guest",
@@ -111,12 +111,12 @@ def _by_vcpus(by: pl.DataFrame, slowest: float) -> Grid:
                 duration(round(row["ns"] * row["n_vcpus"] / row["n_pages"])),
                 *(_part(row, name) for name in _PARTS),
             )
-            for row in by.tail(_MOST).iter_rows(named=True)
+            for row in by.tail(_MAX_ROWS).iter_rows(named=True)
         ],
         right=range(11),
-        spare=(1, 10, 9),
+        droppable=(1, 10, 9),
         caption="Speed-up: relative to the smallest number of vCPUs at a time in this trace.",
-        more=more(by.height - _MOST, "accept-rates"),
+        more=more(by.height - _MAX_ROWS, "accept-rates"),
     )
 
 
@@ -169,12 +169,12 @@ def _phases(rows: pl.DataFrame) -> Grid:
                 *(duration(row[f"{name}_ns"]) for name in ("call", "retry", "wait", "guest")),
                 count(row["n_pages"]),
             )
-            for row in rows.head(_MOST).iter_rows(named=True)
+            for row in rows.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=range(2, 10),
-        spare=(9, 7),
+        droppable=(9, 7),
         caption="SEAMCALLs without VP.ENTER; their times are summed over threads.",
-        more=more(rows.height - _MOST, "boot-phases"),
+        more=more(rows.height - _MAX_ROWS, "boot-phases"),
     )
 
 
@@ -203,11 +203,11 @@ def tdvmcalls(findings: Findings) -> Section | None:
                 duration(row["handled_ns"]),
                 duration(row["longest_ns"]),
             )
-            for row in by.head(_MOST).iter_rows(named=True)
+            for row in by.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=range(1, 5),
         caption="Until the next entry: total time; for HLT, the time that the vCPU was halted.",
-        more=more(by.height - _MOST, "tdvmcalls"),
+        more=more(by.height - _MAX_ROWS, "tdvmcalls"),
     )
     title = "Calls from guests to their host"
     return Section("tdvmcalls", title, definition(TDVMCALLS), says, grids=[shown])
@@ -218,7 +218,7 @@ def module_updates(findings: Findings) -> Section | None:
     rows = findings.module_updates
     if rows.is_empty():
         return None
-    says = [_update(row) for row in rows.head(_MOST).iter_rows(named=True)]
+    says = [_update(row) for row in rows.head(_MAX_ROWS).iter_rows(named=True)]
     title = "Updates of the TDX module"
     return Section("module_updates", title, definition(MODULE_UPDATES), says)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import polars as pl
 
 from tdxtrace.report.charts import limits as charts
-from tdxtrace.report.limits_text import SAYS_NOTHING, percent, recording_lines, short_leaves
+from tdxtrace.report.limits_text import UNINFORMATIVE_SHARE, percent, recording_lines, short_leaves
 from tdxtrace.report.names import VALID_FOR, definition, leaf_label
 from tdxtrace.report.questions import questions
 from tdxtrace.report.section import Figure, Grid, Section, grid
@@ -16,7 +16,7 @@ from tdxtrace.report.units import count, duration, plural, share
 from tdxtrace.tables.limits import ATTEMPTS, LIMITS, POLICIES
 from tdxtrace.tables.trace import Findings
 
-_MOST: Final = 14
+_MAX_LEAVES: Final = 14
 
 
 def _for_anyone(findings: Findings) -> pl.DataFrame:
@@ -30,8 +30,8 @@ def sentences(findings: Findings) -> list[str]:
         return ["No limit is recommended: no request was captured."]
     supported = _supported(findings)
     target, confidence = rows["target"][0], rows["confidence"][0]
-    sure = f"with {100 * confidence:g} % confidence"
-    aim = f"at most 1 request in {1 / target:,.0f} to need more, {sure}"
+    confidence_text = f"with {100 * confidence:g} % confidence"
+    aim = f"at most 1 request in {1 / target:,.0f} to need more, {confidence_text}"
     counted = rows.filter(pl.col("basis").is_in(["observed", "nothing_busy"]))
     if counted.height:
         text = ", ".join(
@@ -46,7 +46,7 @@ def sentences(findings: Findings) -> list[str]:
 def _supported(findings: Findings) -> list[str]:
     """Return a sentence on the smallest share that counting supports, for up to three leaves."""
     rows = findings.limit_statements.filter(kind="smallest")
-    rows = rows.filter((pl.col("more_high") < SAYS_NOTHING).all().over("leaf"))
+    rows = rows.filter((pl.col("more_high") < UNINFORMATIVE_SHARE).all().over("leaf"))
     retried = rows.filter(pl.col("n_retried") > 0)
     parts = []
     for (leaf,), of_leaf in (retried if retried.height else rows.head(2)).group_by(
@@ -62,8 +62,10 @@ def _supported(findings: Findings) -> list[str]:
         )
     if not parts:
         return ["This trace has too few requests to support any limit."]
-    sure = f"each with {100 * rows['confidence'][0]:g} % confidence"
-    return [f"By counting, at most these shares need more ({sure}): {'; '.join(parts[:3])}."]
+    confidence_text = f"each with {100 * rows['confidence'][0]:g} % confidence"
+    return [
+        f"By counting, at most these shares need more ({confidence_text}): {'; '.join(parts[:3])}."
+    ]
 
 
 def section(findings: Findings) -> Section:
@@ -91,7 +93,7 @@ def _shares(findings: Findings) -> list[Grid]:
     rows = [
         (
             leaf_label(leaf),
-            *(percent(share) if share < SAYS_NOTHING else "-" for share in own["more_high"]),
+            *(percent(share) if share < UNINFORMATIVE_SHARE else "-" for share in own["more_high"]),
         )
         for leaf in leaves
         if (own := asked.filter(pl.col("leaf") == leaf)).height
@@ -100,11 +102,11 @@ def _shares(findings: Findings) -> list[Grid]:
     return [
         grid(
             ("TDH.", *titles),
-            rows[:_MOST],
+            rows[:_MAX_LEAVES],
             right=range(1, len(titles) + 1),
-            spare=(1, 6, 2),
+            droppable=(1, 6, 2),
             caption=f"{caption}{100 * asked['confidence'][0]:g} % confidence; -: not known.",
-            more=f"{count(len(rows) - _MOST)} more leaves" if len(rows) > _MOST else "",
+            more=f"{count(len(rows) - _MAX_LEAVES)} more leaves" if len(rows) > _MAX_LEAVES else "",
         )
     ]
 
@@ -123,12 +125,12 @@ def _table(rows: pl.DataFrame) -> Grid:
                 count(row["max_seen"]),
                 row["reason"] or VALID_FOR,
             )
-            for row in ordered.head(_MOST).iter_rows(named=True)
+            for row in ordered.head(_MAX_LEAVES).iter_rows(named=True)
         ],
         right=(1, 3, 4, 5),
-        spare=(6,),
+        droppable=(6,),
         caption="Limits in attempts, for busy answers of any cause.",
-        more=f"{count(rows.height - _MOST)} more leaves" if rows.height > _MOST else "",
+        more=f"{count(rows.height - _MAX_LEAVES)} more leaves" if rows.height > _MAX_LEAVES else "",
     )
 
 
@@ -221,10 +223,10 @@ def _needed_more(row: Mapping[str, Any]) -> str:
     text = f"{row['policy']}: {count(n)} of {plural(of, 'request')} ({share(n, of)})"
     if not row["n_dependent"] and not row["n_undecided"]:
         return f"{text} would have needed more."
-    least, most = n - row["n_dependent"], min(n + row["n_undecided"], of)
+    low, high = n - row["n_dependent"], min(n + row["n_undecided"], of)
     return (
-        f"{text} needed more in this recording; under the policy itself {count(least)} to "
-        f"{count(most)} of as many."
+        f"{text} needed more in this recording; under the policy itself {count(low)} to "
+        f"{count(high)} of as many."
     )
 
 
@@ -264,7 +266,7 @@ def _policies(sums: pl.DataFrame) -> Grid:
             for row in sums.iter_rows(named=True)
         ],
         right=range(1, 7),
-        spare=(3,),
+        droppable=(3,),
         caption="Retried leaves only. Unknown: requests for which the recording does not show "
         "whether they need more; left blocked: SEPT entries left with host priority set.",
     )

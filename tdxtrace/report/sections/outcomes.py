@@ -12,7 +12,7 @@ from tdxtrace.report.units import count, duration, plural
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tables.verdicts import ABANDONED_REQUESTS, PROGRESS_LOOPS
 
-_MOST: Final = 12
+_MAX_ROWS: Final = 12
 _CONSEQUENCES: Final = {
     "host_priority_timeout": "the guest hit the host priority timeout",
     "later_call_failed": "a later call failed because of it",
@@ -62,13 +62,13 @@ def _abandoned(rows: pl.DataFrame) -> Grid:
                 "-" if row["seen"] is None else str(row["seen"]),
                 _CONSEQUENCES[row["consequence"]],
             )
-            for row in groups.head(_MOST).iter_rows(named=True)
+            for row in groups.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=(1, 2, 3),
-        spare=(5, 2),
+        droppable=(5, 2),
         caption="Earliest and latest: time from the last attempt to the consequence. A request "
         "may have more than one consequence; rows lists the first ones.",
-        more=more(groups.height - _MOST, "abandoned-requests"),
+        more=more(groups.height - _MAX_ROWS, "abandoned-requests"),
     )
 
 
@@ -112,11 +112,11 @@ def _loops(rows: pl.DataFrame) -> Grid:
                 row["progress"].replace("_", " "),
                 row["rows"],
             )
-            for row in groups.head(_MOST).iter_rows(named=True)
+            for row in groups.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=(2, 3, 4, 5),
-        spare=(7, 5),
+        droppable=(7, 5),
         caption="Local retry: a fault after which the vCPU's thread had no event for long, because "
         "of KVM's own loop or because it was not scheduled. Interrupts: maximum during one loop.",
-        more=more(groups.height - _MOST, "progress-loops"),
+        more=more(groups.height - _MAX_ROWS, "progress-loops"),
     )

@@ -11,7 +11,7 @@ from tdxtrace.report.section import Grid, Section, grid
 from tdxtrace.report.units import clock_text, count, duration, plural, seconds, total
 from tdxtrace.tables.trace import Findings, Source
 
-_MOST: Final = 20
+_MAX_ROWS: Final = 20
 
 
 def section(findings: Findings) -> Section:
@@ -29,16 +29,16 @@ def section(findings: Findings) -> Section:
 
 def _sentences(findings: Findings) -> list[str]:
     losses = findings.losses
-    bad = losses.filter(pl.col("severity") != "info")
+    data_losses = losses.filter(pl.col("severity") != "info")
     chains = findings.retry_chains
     cut = chains.select("outcome", "cut_by").filter(pl.col("outcome") == "cut")
     by_loss = cut.filter(pl.col("cut_by") == "lost_events").height
     sentences = []
-    if bad.is_empty():
+    if data_losses.is_empty():
         sentences.append("The input reports no lost events.")
     else:
-        n = total(bad, "n_events")
-        unknown = bad["n_events"].null_count()
+        n = total(data_losses, "n_events")
+        unknown = data_losses["n_events"].null_count()
         events = f"{count(n)} events" if n else "events"
         more = f" and an unknown number {plural(unknown, 'more time')}" if n and unknown else ""
         sentences.append(f"The input reports {events} lost{more}.")
@@ -89,7 +89,7 @@ def _sources(sources: tuple[Source, ...]) -> Grid:
             for source in sources
         ],
         right=(2, 3),
-        spare=(5,),
+        droppable=(5,),
     )
 
 
@@ -110,8 +110,10 @@ def _losses(findings: Findings) -> list[Grid]:
     losses = findings.losses.filter(pl.col("severity") != "info").sort(order, maintain_order=True)
     harmless = findings.losses.height - losses.height
     more = []
-    if losses.height > _MOST:
-        more.append(f"{plural(losses.height - _MOST, 'more row')} (tdxtrace events --table losses)")
+    if losses.height > _MAX_ROWS:
+        more.append(
+            f"{plural(losses.height - _MAX_ROWS, 'more row')} (tdxtrace events --table losses)"
+        )
     if harmless:
         more.append(f"{plural(harmless, 'row')} without effect on results (noise, headers) omitted")
     if losses.is_empty():
@@ -128,10 +130,10 @@ def _losses(findings: Findings) -> list[Grid]:
                     count(row["n_events"]),
                     row["advice"],
                 )
-                for row in losses.head(_MOST).iter_rows(named=True)
+                for row in losses.head(_MAX_ROWS).iter_rows(named=True)
             ],
             right=(1, 2, 3, 4),
-            spare=(1, 2),
+            droppable=(1, 2),
             more="; ".join(more),
         )
     ]

@@ -67,15 +67,15 @@ def _zero_steps(findings: Findings) -> list[str]:
     if findings.vcpu_stats.is_empty():
         return []
     steps = findings.zero_steps
-    sure = steps.filter(pl.col("strength") != "weak").height
-    weak = steps.height - sure
+    n_certain = steps.filter(pl.col("strength") != "weak").height
+    n_weak = steps.height - n_certain
     if not steps.height:
         return ["Zero-step mitigation refused no vCPU entry."]
-    if not sure:
-        signs = plural(weak, "weak sign")
+    if not n_certain:
+        signs = plural(n_weak, "weak sign")
         return [f"No vCPU entry was certainly refused by zero-step mitigation; {signs}."]
-    text = f"Zero-step mitigation refused entries of a vCPU in {plural(sure, 'episode')}"
-    return [text + (f"; {count(weak)} more have weak evidence." if weak else ".")]
+    text = f"Zero-step mitigation refused entries of a vCPU in {plural(n_certain, 'episode')}"
+    return [text + (f"; {count(n_weak)} more have weak evidence." if n_weak else ".")]
 
 
 def _problems(findings: Findings) -> list[str]:
@@ -92,8 +92,8 @@ def limit(findings: Findings) -> list[str]:
 
 
 def _lost(findings: Findings) -> list[str]:
-    bad = findings.losses.filter(pl.col("severity") != "info")
-    if bad.is_empty():
+    data_losses = findings.losses.filter(pl.col("severity") != "info")
+    if data_losses.is_empty():
         return []
     cut = n_cut_by_losses(findings)
     return [f"Events were lost: {plural(cut, 'request')} cut by it (see Data quality)."]

@@ -111,7 +111,7 @@ def _worst(findings: Findings, n_retried: int) -> Grid:
             for row in rows.iter_rows(named=True)
         ],
         right=(3, 4, 5),
-        spare=(1,),
+        droppable=(1,),
         caption="The requests with most attempts; rows are lines or records of the input "
         "(seamcalls.seq).",
         more=more(n_retried - rows.height, "retry-chains"),

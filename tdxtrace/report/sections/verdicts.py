@@ -18,7 +18,7 @@ from tdxtrace.tables.verdicts import PROBLEMS, VERDICTS
 
 ORDER: Final = ("BUG", "HOSTILE", "UNDECIDED", "EXPECTED")
 """Verdicts in order of importance."""
-_MOST: Final = 15
+_MAX_ROWS: Final = 15
 _LONG: Final = 1200
 _SUBJECTS: Final = {
     "busy": "busy answers",
@@ -79,7 +79,7 @@ def section(findings: Findings) -> Section:
 
 def problem_kinds(findings: Findings) -> list[VerdictKind]:
     """Return the BUG and HOSTILE groups, merged by rule, the worst first."""
-    return [kind for kind in kinds_of(findings.verdicts) if kind.verdict in PROBLEMS][:_MOST]
+    return [kind for kind in kinds_of(findings.verdicts) if kind.verdict in PROBLEMS][:_MAX_ROWS]
 
 
 def _problem(findings: Findings, kind: VerdictKind) -> Problem:
@@ -126,14 +126,14 @@ def _table(rows: pl.DataFrame) -> Grid:
                 row["rule"],
                 row["sentence"] if row["decided_by"] is None else _undecided(row),
             )
-            for row in rows.head(_MOST).iter_rows(named=True)
+            for row in rows.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=(2,),
-        spare=(4, 3),
+        droppable=(4, 3),
         caption="Rows are the first lines or records (seq) of the evidence.",
-        more=more(rows.height - _MOST, "verdicts"),
+        more=more(rows.height - _MAX_ROWS, "verdicts"),
     )
-    return replace(shown, fold=f"{plural(rows.height, f'{verdict} group')}, {why}")
+    return replace(shown, summary=f"{plural(rows.height, f'{verdict} group')}, {why}")
 
 
 def _undecided(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from tdxtrace.tables.findings import STEP_THRESHOLDS, VCPU_STATS, ZERO_STEP_CAUS
 from tdxtrace.tables.trace import Findings
 from tdxtrace.tdx.exit_reasons import STEPPING_EPF_THRESHOLD
 
-_MOST: Final = 20
+_MAX_ROWS: Final = 20
 _UPPER_BOUNDS: Final = "Upper bounds: a trace does not show where the guest's instruction changes."
 _NO_ENTRY: Final = "Unknown: no entry of a vCPU was captured."
 _REASONS: Final = {
@@ -51,11 +51,11 @@ def _sentences(findings: Findings) -> str:
         entries = plural(total(findings.vcpu_stats, "n_entries"), "entry", "entries")
         return f"No episode in {entries} of vCPUs."
     by = {s: steps.filter(pl.col("strength") == s).height for s in ("proof", "strong", "weak")}
-    sure = ", ".join(f"{count(n)} {strength}" for strength, n in by.items() if n)
+    by_strength = ", ".join(f"{count(n)} {strength}" for strength, n in by.items() if n)
     n_vcpus = steps.select("source", "tid", "vp_id", "vcpu_id").n_unique()
     refused = plural(total(steps, "n_refused"), "entry", "entries")
     return (
-        f"{plural(steps.height, 'episode')} ({sure}) on {plural(n_vcpus, 'vCPU')}; "
+        f"{plural(steps.height, 'episode')} ({by_strength}) on {plural(n_vcpus, 'vCPU')}; "
         f"refused: {refused}."
     )
 
@@ -77,12 +77,12 @@ def _episodes(findings: Findings) -> Grid:
                 f"{row['first_seq']} to {row['last_seq']}",
                 row["ended"],
             )
-            for row in steps.head(_MOST).iter_rows(named=True)
+            for row in steps.head(_MAX_ROWS).iter_rows(named=True)
         ],
         right=(1, 2, 3, 4, 7),
-        spare=(5, 1, 4),
+        droppable=(5, 1, 4),
         caption="Sorted by refused entries; rows are lines or records of the input.",
-        more=more(steps.height - _MOST, "zero-steps"),
+        more=more(steps.height - _MAX_ROWS, "zero-steps"),
     )
 
 
@@ -123,10 +123,12 @@ def _vcpus(findings: Findings, stats: pl.DataFrame) -> list[Grid]:
                     count(row["zero_steps"]),
                     count(row["zero_steps_weak"]),
                 )
-                for row in stats.head(_MOST).iter_rows(named=True)
+                for row in stats.head(_MAX_ROWS).iter_rows(named=True)
             ],
             right=(2, 3, 4, 5),
-            more=f"{count(stats.height - _MOST)} more vCPUs" if stats.height > _MOST else "",
+            more=f"{count(stats.height - _MAX_ROWS)} more vCPUs"
+            if stats.height > _MAX_ROWS
+            else "",
         )
     ]
 
@@ -148,11 +150,11 @@ def _vms(findings: Findings) -> list[Grid]:
                     count(row["max_attempts"]),
                     count(row["zero_steps"]),
                 )
-                for row in stats.head(_MOST).iter_rows(named=True)
+                for row in stats.head(_MAX_ROWS).iter_rows(named=True)
             ],
             right=(2, 3, 4, 5, 6),
-            spare=(5,),
-            more=f"{count(stats.height - _MOST)} more TDs" if stats.height > _MOST else "",
+            droppable=(5,),
+            more=f"{count(stats.height - _MAX_ROWS)} more TDs" if stats.height > _MAX_ROWS else "",
         )
     ]
 
@@ -207,7 +209,7 @@ def _causes(groups: pl.DataFrame) -> Grid:
             for row in groups.iter_rows(named=True)
         ],
         right=(1, 2, 3, 4),
-        spare=(2, 5),
+        droppable=(2, 5),
         caption="Explained: share of the faults with this cause; rows are the first rows of "
         "episodes.",
     )
