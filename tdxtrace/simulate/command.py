@@ -77,7 +77,7 @@ def simulate(
     changes: ScenarioChanges,
     options: TraceOptions,
     target: OutputPaths,
-    say: Callable[[str], None] = lambda _: None,
+    print_message: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Simulate a scenario and write its trace and its truth.
 
@@ -87,7 +87,7 @@ def simulate(
         changes: Changes to the scenario.
         options: Probes, faults and format of the recording.
         target: The files to write.
-        say: Called with the current step.
+        print_message: Called with the current step.
 
     Returns:
         A summary in one line.
@@ -112,9 +112,11 @@ def simulate(
     run = engine.run(
         chosen,
         seed,
-        lambda now_ns: say(f"simulated {now_ns // 1_000_000:,} of {chosen.duration_ms:,} ms"),
+        lambda now_ns: print_message(
+            f"simulated {now_ns // 1_000_000:,} of {chosen.duration_ms:,} ms"
+        ),
     )
-    say(f"recording {len(run.journal.calls):,} SEAMCALLs")
+    print_message(f"recording {len(run.journal.calls):,} SEAMCALLs")
     if options.repeat > 1:
         run = output.without_open_requests(run)
     recording = faults.record(run, capture, capture_faults)
@@ -122,7 +124,7 @@ def simulate(
         chunks = output.repeated(recording, form, run.end_ns, options.repeat)
     else:
         chunks = iter([output.render_bytes(run, recording, form)])
-    n_bytes = _write(_reported(chunks, say), target, inputs)
+    n_bytes = _write(_reported(chunks, print_message), target, inputs)
     if target.truth is not None:
         _write_truth(run, options, target, inputs)
     n_calls = len(run.journal.calls)
@@ -175,12 +177,12 @@ def _capture(options: TraceOptions) -> Capture:
     return Capture(options.probes, arguments=options.arguments)
 
 
-def _reported(chunks: Iterator[bytes], say: Callable[[str], None]) -> Iterator[bytes]:
+def _reported(chunks: Iterator[bytes], print_message: Callable[[str], None]) -> Iterator[bytes]:
     n_bytes = 0
     for chunk in chunks:
         yield chunk
         n_bytes += len(chunk)
-        say(f"wrote {n_bytes / 1e6:,.1f} MB")
+        print_message(f"wrote {n_bytes / 1e6:,.1f} MB")
 
 
 def _write(chunks: Iterator[bytes], target: OutputPaths, inputs: list[str]) -> int:

@@ -326,7 +326,7 @@ class _Turns:
         """Calls of each thread, by leaf."""
         self._place: dict[int, int] = {}
         """Ordinal of each call among those of its thread and leaf, by its id."""
-        self._most: dict[str, int] = {}
+        self._max_calls: dict[str, int] = {}
         """By leaf: maximum number of its calls between two attempts that are not consecutive."""
         turn: dict[int, int] = {}
         n_of_thread: dict[Thread, int] = {}
@@ -340,12 +340,14 @@ class _Turns:
             for one, other in pairwise(request.calls):
                 if turn[id(other)] > turn[id(one)] + 1:
                     between = self._place[id(other)] - self._place[id(one)] - 1
-                    self._most[request.leaf] = max(self._most.get(request.leaf, -1), between)
+                    self._max_calls[request.leaf] = max(
+                        self._max_calls.get(request.leaf, -1), between
+                    )
 
     def may_retry(self, request: Request) -> bool:
         """Return whether some request of the leaf was retried after as many calls as since then."""
         n_calls = self._n_calls[request.thread, request.leaf]
-        return n_calls - self._place[id(request.calls[-1])] <= self._most.get(request.leaf, -1)
+        return n_calls - self._place[id(request.calls[-1])] <= self._max_calls.get(request.leaf, -1)
 
 
 def _is_entry(request: Request) -> bool:

@@ -22,7 +22,7 @@ from tdxtrace.tables.text import one_line
 KERNELS: Final = ("6.16", "6.18", "6.19", "7.0", "7.2")
 # HP_LOCK_TIMEOUT may be 10 ms to 100 s: intel/tdx-module include/td_control_structures.h.
 _HP_TIMEOUT_US: Final = (10_000, 100_000_000)
-_MOST: Final = {"cpus": 4096, "tds": 64, "vcpus": 1024}
+_MAX_COUNTS: Final = {"cpus": 4096, "tds": 64, "vcpus": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,9 @@ def named(name: str) -> Scenario:
     """
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise QueryError(
-            f"no scenario '{one_line(name, 60)}'; nearest: {near}; see tdxtrace simulate --list"
+            f"no scenario '{one_line(name, 60)}'; nearest: {nearest}; see tdxtrace simulate --list"
         )
     text = (resources.files("tdxtrace.simulate") / "scenarios" / f"{name}.toml").read_text("utf-8")
     return load(text)
@@ -185,12 +185,12 @@ def _problems(s: Scenario) -> list[str | None]:
         _one_of("generation", s.generation, tuple(GENERATIONS)),
         _one_of("kernel", s.kernel, KERNELS),
         _within("duration_ms", s.duration_ms, 1, 3_600_000),
-        _within("cpus", s.cpus, 1, _MOST["cpus"]),
+        _within("cpus", s.cpus, 1, _MAX_COUNTS["cpus"]),
         _within("interrupt_us", s.interrupt_us, 1, 10**9),
         _within("event_us", s.event_us, 1, 10**9),
         _within("hp_timeout_us", s.hp_timeout_us, *_HP_TIMEOUT_US),
         None if 0 <= s.no_entropy < 1 else f"no_entropy is a chance below 1, not {s.no_entropy}",
-        _within("TDs", sum(td.count for td in s.tds), 1, _MOST["tds"]),
+        _within("TDs", sum(td.count for td in s.tds), 1, _MAX_COUNTS["tds"]),
         *(problem for td in s.tds for problem in _td_problems(s, td)),
     ]
 
@@ -199,8 +199,8 @@ def _td_problems(s: Scenario, td: TdSpec) -> list[str | None]:
     large = td.large_pages and s.generation == "A"
     return [
         _error_of(program_named, td.guest.program),
-        _within("vcpus", td.vcpus, 1, _MOST["vcpus"]),
-        _within("count", td.count, 1, _MOST["tds"]),
+        _within("vcpus", td.vcpus, 1, _MAX_COUNTS["vcpus"]),
+        _within("count", td.count, 1, _MAX_COUNTS["tds"]),
         _within("pages", td.guest.pages, 1, 1 << 24),
         _within("run_us", td.guest.run_us, 1, 10**9),
         _within("fault_serial_ns", td.fault_serial_ns, 0, 10**9),
@@ -248,8 +248,8 @@ def _build(kind: type[_T], given: Mapping[str, Any], where: str) -> _T:
         raise QueryError(f"{where} is not a table")
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise QueryError(f"{where} has no '{one_line(name, 60)}'; nearest: {near}")
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise QueryError(f"{where} has no '{one_line(name, 60)}'; nearest: {nearest}")
         declared = str(known[name].type)
         if declared in _TYPES and type(value) not in _TYPES[declared]:
             shown = one_line(repr(value), 60)

@@ -295,6 +295,6 @@ def program_named(name: str) -> Callable[[GuestSpec, VcpuPlace], Iterator[Step]]
         ValueError: If the name is unknown; the message gives the nearest name.
     """
     if name not in PROGRAMS:
-        near = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0)[0]
-        raise ValueError(f"no guest {name!r}; nearest: {near}; all: {', '.join(PROGRAMS)}")
+        nearest = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0)[0]
+        raise ValueError(f"no guest {name!r}; nearest: {nearest}; all: {', '.join(PROGRAMS)}")
     return PROGRAMS[name]

@@ -94,8 +94,8 @@ def merge(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:
 
 def _is_whole(vm: Vm, gpa: int) -> bool:
     """Return whether the range is mapped by 512 small pages."""
-    smalls = range(gpa, gpa + LARGE, LARGE // _SMALL_PAGES)
-    return not vm.is_large(gpa) and all(vm.sptes.get(small) == PRESENT for small in smalls)
+    small_pages = range(gpa, gpa + LARGE, LARGE // _SMALL_PAGES)
+    return not vm.is_large(gpa) and all(vm.sptes.get(small) == PRESENT for small in small_pages)
 
 
 def change_back_and_forth(vm: Vm, thread: Thread, gpa: int, hold_ns: int) -> SimProcess[None]:

@@ -115,6 +115,6 @@ def policy_named(name: str) -> Policy:
             track_calls=n,
         )
     if name not in _NAMED:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
-        raise ValueError(f"no policy {name!r}; nearest: {near}; all: {', '.join(NAMES)}")
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+        raise ValueError(f"no policy {name!r}; nearest: {nearest}; all: {', '.join(NAMES)}")
     return _NAMED[name]

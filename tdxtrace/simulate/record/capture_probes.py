@@ -62,12 +62,12 @@ class CallProbes:
     """The probes on one function; ``entry`` is None if only its return is probed."""
 
     entry: EventSpec | None
-    back: EventSpec
+    return_probe: EventSpec
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names of the arguments that the entry, or else the return, fetches."""
-        fields = self.back.fields[1:] if self.entry is None else self.entry.fields
+        fields = self.return_probe.fields[1:] if self.entry is None else self.entry.fields
         return tuple(name for name, _ in fields)
 
 
@@ -93,8 +93,8 @@ def wrapper_probes(probes: str, level_base: int) -> dict[str, CallProbes]:
             if function in _MINIMAL:
                 made[leaf] = CallProbes(None, _return(function, (_STATUS, *request)))
         else:
-            back = _return(function, (_STATUS, *outputs))
-            made[leaf] = CallProbes(_entry(function, request), back)
+            return_probe = _return(function, (_STATUS, *outputs))
+            made[leaf] = CallProbes(_entry(function, request), return_probe)
     return made
 
 

@@ -41,15 +41,15 @@ def parse_fault(text: str) -> Fault:
     """
     kind, equals, amount = text.partition("=")
     if kind not in FAULTS:
-        near = difflib.get_close_matches(kind, FAULTS, n=1, cutoff=0)[0]
-        raise QueryError(f"no fault {kind!r}; nearest: {near}; all: {', '.join(FAULTS)}")
+        nearest = difflib.get_close_matches(kind, FAULTS, n=1, cutoff=0)[0]
+        raise QueryError(f"no fault {kind!r}; nearest: {nearest}; all: {', '.join(FAULTS)}")
     try:
         number = float(amount)
     except ValueError:
         raise QueryError(f"not a fault: {text!r}; write {kind}=0.1") from None
-    most = 1_000_000 if kind == "clock" else 0.9
-    if not equals or not 0 <= number <= most:
-        raise QueryError(f"fault {kind!r} is {amount!r}, not within 0 to {most}")
+    max_amount = 1_000_000 if kind == "clock" else 0.9
+    if not equals or not 0 <= number <= max_amount:
+        raise QueryError(f"fault {kind!r} is {amount!r}, not within 0 to {max_amount}")
     return Fault(kind, number)
 
 

@@ -99,8 +99,8 @@ def _arguments(event: TraceEvent) -> str:
 def _prologue(event: TraceEvent, n_cpus: int) -> str:
     ns = event.ts_ns
     task = f"{event.comm[:_COMM_CUT]}-{event.tid}"
-    spare = max(0, _PROC_WIDTH - len(task))
-    task = " " * (spare // 2) + task + " " * (spare - spare // 2)
+    padding = max(0, _PROC_WIDTH - len(task))
+    task = " " * (padding // 2) + task + " " * (padding - padding // 2)
     width = len(str(n_cpus - 1))
     timestamp = f"{ns // 10**9:>5}.{ns % 10**9 // 1000:06}"
     return f"{timestamp} |   {event.cpu:>{width}}) {task} | "

@@ -60,8 +60,8 @@ def parse_format(name: str, options: Sequence[str] = ()) -> RecordingFormat:
         QueryError: If the format is unknown, or does not have an option.
     """
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
-        raise QueryError(f"no format {name!r}; nearest: {near}; all: {', '.join(FORMATS)}")
+        nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
+        raise QueryError(f"no format {name!r}; nearest: {nearest}; all: {', '.join(FORMATS)}")
     known = _OPTIONS.get(name, {})
     for option in options:
         key, equals, value = option.partition("=")

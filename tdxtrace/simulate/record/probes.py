@@ -150,7 +150,9 @@ class ProbeRecorder:
     def specs(self) -> list[EventSpec]:
         """Return all kinds of events that ``tdxtrace capture`` records."""
         probed = [*self._wrappers.values(), *self._seamcalls.values()]
-        specs = [spec for call in probed for spec in (call.entry, call.back) if spec is not None]
+        specs = [
+            spec for call in probed for spec in (call.entry, call.return_probe) if spec is not None
+        ]
         return [*specs, VCPU_RUN_RETURN, *capture_probes.kvm_events(self.capture.probes)]
 
     def events(self) -> list[TraceEvent]:
@@ -228,17 +230,19 @@ class ProbeRecorder:
                 values = (LEAF[call.leaf] | call.version << 16, *self._arguments.registers(call))
                 start, end = call.start_ns + _INSIDE_NS, call.end_ns - _INSIDE_NS
                 yield self._event(call, start, inner.entry, values, (call,))
-                yield self._event(call, end, inner.back, (call.status,), (call,))
+                yield self._event(call, end, inner.return_probe, (call.status,), (call,))
         probed = self._wrappers.get(first.leaf)
         if probed is None:
             return
         request = self._arguments.of(first, probed.arguments)
         if probed.entry is None:
-            yield self._event(last, last.end_ns, probed.back, (last.status, *request), named)
+            yield self._event(
+                last, last.end_ns, probed.return_probe, (last.status, *request), named
+            )
             return
         yield self._event(first, first.start_ns, probed.entry, request, named)
-        answer = (last.status, last.out_rcx, last.out_rdx)[: len(probed.back.fields)]
-        yield self._event(last, last.end_ns, probed.back, answer, named)
+        answer = (last.status, last.out_rcx, last.out_rdx)[: len(probed.return_probe.fields)]
+        yield self._event(last, last.end_ns, probed.return_probe, answer, named)
 
     def _seamcall(self, call: Call) -> Iterator[TraceEvent]:
         with_output = call.leaf in WITH_OUTPUT
@@ -265,7 +269,7 @@ class ProbeRecorder:
         if inner := self._seamcalls.get("__seamcall"):
             assert inner.entry is not None
             yield self._event(call, call.start_ns, inner.entry, values, ())
-            yield self._event(call, call.end_ns, inner.back, (call.status,), ())
+            yield self._event(call, call.end_ns, inner.return_probe, (call.status,), ())
         elif self.capture.probes == "seamcall":
             inputs = (("fn", "x64"), *((r, "x64") for r in _REGISTERS))
             inputs = inputs if self.capture.arguments else inputs[:1]

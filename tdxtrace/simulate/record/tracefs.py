@@ -33,7 +33,7 @@ class TracefsOptions:
 
 def gap_mark(ns: int) -> str:
     """Return the mark of a gap or a duration: trace_output.c, trace_find_mark."""
-    return next((mark for least, mark in _MARKS if ns > least), " ")
+    return next((mark for threshold_ns, mark in _MARKS if ns > threshold_ns), " ")
 
 
 def render(recording: Recording, options: TracefsOptions) -> RenderedLines:

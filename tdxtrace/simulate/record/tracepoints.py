@@ -135,7 +135,7 @@ KVM_ATTRIBUTES: Final = _kvm(
 KVM_USERSPACE_EXIT: Final = _kvm("kvm_userspace_exit", "reason u32, errno s32", _userspace_text)
 
 
-_OTHERS: Final = {spec.name: spec for spec in (KVM_PIO, KVM_ATTRIBUTES)}
+_OTHER_EVENTS: Final = {spec.name: spec for spec in (KVM_PIO, KVM_ATTRIBUTES)}
 
 
 def kvm_exit(call: Call, vcpu: int) -> tuple[EventSpec, tuple[int, ...]]:
@@ -158,8 +158,8 @@ def kvm_event(event: KernelEvent) -> tuple[EventSpec, tuple[int, ...]]:
     if event.name == "kvm_page_fault":
         vcpu, gpa, code = fields
         return KVM_PAGE_FAULT, (vcpu, 0, gpa, code)
-    if event.name in _OTHERS:
-        return _OTHERS[event.name], fields
+    if event.name in _OTHER_EVENTS:
+        return _OTHER_EVENTS[event.name], fields
     assert event.name == "kvm_userspace_exit"
     (reason,) = fields
     return KVM_USERSPACE_EXIT, (max(0, reason), min(0, reason))
