@@ -30,7 +30,7 @@ GROUPS: Final = ("host", "kernel", "module")
 # Maximum number of hosts that are left out one at a time. Of more hosts, those are chosen that
 # have the largest share of a leaf's tail (half) and most requests (half), as others change the
 # sums less. A choice, to limit the time.
-MOST_LEFT_OUT: Final = 20
+MAX_LEFT_OUT: Final = 20
 # Requests in a tail, for comparisons of hosts. A choice.
 TAIL_REQUESTS: Final = 30
 # A host is an outlier below this p-value, times the number of hosts.
@@ -233,12 +233,12 @@ def _to_leave_out(hosts: pl.DataFrame) -> list[str]:
     if hosts["host"].n_unique() < 2:
         return []
     of_host = hosts.group_by("host").agg(pl.col("tail_ratio").max(), pl.col("n_requests").sum())
-    if of_host.height <= MOST_LEFT_OUT:
+    if of_host.height <= MAX_LEFT_OUT:
         return list(of_host["host"].sort())
     chosen: dict[str, None] = {}
     for name in ("tail_ratio", "n_requests"):
-        most = of_host.sort(name, "host", descending=[True, False])["host"]
-        chosen |= dict.fromkeys(most.head(MOST_LEFT_OUT // 2))
+        ordered = of_host.sort(name, "host", descending=[True, False])["host"]
+        chosen |= dict.fromkeys(ordered.head(MAX_LEFT_OUT // 2))
     return list(chosen)
 
 

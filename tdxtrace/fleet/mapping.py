@@ -23,11 +23,11 @@ from tdxtrace.fleet.storage import Storage, TraceInput, content_hash, local_copy
 from tdxtrace.tables.text import one_line
 
 # Maximum number of tries of a trace whose worker dies. A choice.
-MOST_TRIES: Final = 3
+MAX_TRIES: Final = 3
 FAILURES: Final = "failures"
 _FIELDS: Final = ("host", "date", "kernel", "module")
 _FIELD: Final = re.compile(r"\{([a-z]*)\}|(\*)")
-_MOST_REASON: Final = 200
+_MAX_REASON_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def map_traces(
         submit_next()
     for task, result in engine.as_completed():
         tries[task.origin] = n_tries = tries.get(task.origin, 0) + 1
-        if result is None and n_tries < MOST_TRIES:
+        if result is None and n_tries < MAX_TRIES:
             tasks.append(task)
         else:
             words = result or {"failed": f"its worker died {n_tries} times (memory?)"}
@@ -244,7 +244,7 @@ def map_one(task: MapTask) -> dict[str, str]:
         reason = str(error)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    return {"failed": one_line(reason, _MOST_REASON)}
+    return {"failed": one_line(reason, _MAX_REASON_LENGTH)}
 
 
 def _count(task: MapTask, path: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ from tdxtrace.tables.sql import run_query
 from tdxtrace.tables.text import one_line
 
 # ``source`` has 16 bits in every table.
-MOST_PARTS: Final = 1 << 16
+MAX_PARTS: Final = 1 << 16
 # Number of files that are read together.
 _AT_ONCE: Final = 500
 _CURVE: Final = ("leaf", "by", "source", "td_id", "kind", "unit")
@@ -132,9 +132,9 @@ def open_facts(storage: Storage) -> Facts:
     parts = frame.sort("host", "date", "part", "folder").unique(
         "part", keep="first", maintain_order=True
     )
-    if parts.height > MOST_PARTS:
+    if parts.height > MAX_PARTS:
         raise InputError(
-            f"{parts.height:,} parts are more than {MOST_PARTS:,}; select some with --where"
+            f"{parts.height:,} parts are more than {MAX_PARTS:,}; select some with --where"
         )
     numbers = pl.int_range(pl.len(), dtype=pl.UInt16)
     return Facts(
