@@ -31,7 +31,7 @@ from tdxtrace.tdx.word import (
 
 MAX_LINES: Final = 24
 _MIN_WIDTH: Final = 40
-_MOST_NAMED: Final = 6
+_MAX_NAMED: Final = 6
 _VP_ENTER: Final = 0
 _ACCEPTED: Final = "0x and up to 16 hex digits, 16 hex digits, or a decimal of 64 bits"
 
@@ -322,13 +322,14 @@ def _parts(e: Explanation) -> Iterator[tuple[str, list[str]]]:
     yield "source", list(e.sources)
 
 
-def _held_by(held: Holders) -> str:
+def _held_by(lock: Holders) -> str:
     """Return a paragraph about the holders of a lock; a long complete list is abbreviated."""
-    is_long = held.is_every and len(held.host) > _MOST_NAMED
-    names = ", ".join(map(_short, held.host)) or "no host call"
-    host = f"every call that takes it ({len(held.host)})" if is_long else names
-    guest = f"; guest: {', '.join(map(_short, held.guest))}" if held.guest else ""
-    return f"[{'/'.join(held.generations)}] {held.lock}, same {held.scope}: {host}{guest}"
+    is_long = lock.is_all_leaves and len(lock.host) > _MAX_NAMED
+    names = ", ".join(map(_short, lock.host)) or "no host call"
+    host = f"every call that takes it ({len(lock.host)})" if is_long else names
+    guests = ", ".join(map(_short, lock.guest))
+    guest = f"; guest: {guests}" if guests else ""
+    return f"[{'/'.join(lock.generations)}] {lock.lock}, same {lock.scope}: {host}{guest}"
 
 
 def _section(label: str, texts: list[str], width: int) -> list[str]:

@@ -32,7 +32,7 @@ class Holders:
     """SEAMCALLs; a condition follows in parentheses."""
     guest: tuple[str, ...]
     """TDCALLs."""
-    is_every: bool
+    is_all_leaves: bool
     """Whether ``host`` contains every SEAMCALL that takes the lock."""
 
 

@@ -173,7 +173,7 @@ def test_who_can_hold_the_tree_against_page_aug() -> None:
         *("TDH.MEM.PAGE.PROMOTE", "TDH.MMIO.BLOCK"),
     }
     assert "TDH.VP.ENTER (zero-step mitigation armed)" in by_generation[("B",)].host
-    assert by_generation[("A",)].is_every
+    assert by_generation[("A",)].is_all_leaves
     assert all(held.guest == () for held in by_generation.values())
 
 
@@ -189,8 +189,8 @@ def test_a_guest_can_hold_an_entry_but_not_the_tree() -> None:
 
 
 def test_the_version_of_the_leaf_decides_who_holds_the_tdr() -> None:
-    assert not any(held.is_every for held in holders(22, 0x80, version=0))
-    assert any(held.is_every for held in holders(22, 0x80, version=1))
+    assert not any(held.is_all_leaves for held in holders(22, 0x80, version=0))
+    assert any(held.is_all_leaves for held in holders(22, 0x80, version=1))
 
 
 def test_nobody_holds_what_a_leaf_does_not_take() -> None:
