@@ -82,37 +82,37 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def failures(results: Sequence[Result], wanted: Thresholds) -> list[str]:
+def failures(results: Sequence[Result], thresholds: Thresholds) -> list[str]:
     """Return a line for each threshold that is not reached."""
-    have = figures(results)
+    actual = figures(results)
     limits = (
-        ("exact chains", have.exact, wanted.min_exact),
-        ("zero-step precision", have.precision, wanted.min_precision),
-        ("zero-step recall", have.recall, wanted.min_recall),
-        ("precision of causes", have.cause_precision, wanted.min_cause_precision),
-        ("recall of causes", have.cause_recall, wanted.min_cause_recall),
+        ("exact chains", actual.exact, thresholds.min_exact),
+        ("zero-step precision", actual.precision, thresholds.min_precision),
+        ("zero-step recall", actual.recall, thresholds.min_recall),
+        ("precision of causes", actual.cause_precision, thresholds.min_cause_precision),
+        ("recall of causes", actual.cause_recall, thresholds.min_cause_recall),
         (
             "answers explained from capture's probes, relative to all probes",
-            have.explained_by_capture,
-            wanted.min_explained_by_capture,
+            actual.explained_by_capture,
+            thresholds.min_explained_by_capture,
         ),
     )
-    short = [
-        f"{name}: {value:.6f}, below the threshold of {least:g}"
-        for name, value, least in limits
-        if value is not None and value < least
+    failed = [
+        f"{name}: {value:.6f}, below the threshold of {minimum:g}"
+        for name, value, minimum in limits
+        if value is not None and value < minimum
     ]
-    if have.unparsed:
-        short.append(f"{have.unparsed} lines were not parsed")
-    if have.needless:
-        short.append(f"{have.needless} complete chains are marked as uncertain")
-    if have.false_bugs:
-        short.append(f"{have.false_bugs} busy answers are wrongly attributed to kernel bugs")
-    if have.wrong_step_causes:
-        short.append(f"{have.wrong_step_causes} zero-step causes are wrong")
+    if actual.unparsed:
+        failed.append(f"{actual.unparsed} lines were not parsed")
+    if actual.needless:
+        failed.append(f"{actual.needless} complete chains are marked as uncertain")
+    if actual.false_bugs:
+        failed.append(f"{actual.false_bugs} busy answers are wrongly attributed to kernel bugs")
+    if actual.wrong_step_causes:
+        failed.append(f"{actual.wrong_step_causes} zero-step causes are wrong")
     wrong = {name: total(results, name)["wrong"] for name in _EXACT}
-    short += [f"{n} answers of {name} are wrong" for name, n in wrong.items() if n]
-    return [*short, *false_accusations(total(results, "verdicts"))]
+    failed += [f"{n} answers of {name} are wrong" for name, n in wrong.items() if n]
+    return [*failed, *false_accusations(total(results, "verdicts"))]
 
 
 def table(results: Sequence[Result]) -> list[list[str]]:
@@ -171,12 +171,12 @@ def _of(steps: Counter[str], strength: str) -> str:
     return f"{steps[f'{strength}_true']}/{found}" if found else "-"
 
 
-def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
+def as_json(results: Sequence[Result], thresholds: Thresholds) -> str:
     """Return thresholds, shares, counts by analysis, and each cell with its counts as JSON."""
-    made: dict[str, Any] = {
-        "thresholds": dataclasses.asdict(wanted),
+    document: dict[str, Any] = {
+        "thresholds": dataclasses.asdict(thresholds),
         "figures": dataclasses.asdict(figures(results)),
-        "failures": failures(results, wanted),
+        "failures": failures(results, thresholds),
         "answers": {
             name: dict(sorted(total(results, name).items()))
             for name in sorted({name for result in results for name in result.counts})
@@ -191,7 +191,7 @@ def as_json(results: Sequence[Result], wanted: Thresholds) -> str:
             for result in results
         ],
     }
-    return json.dumps(made, indent=1) + "\n"
+    return json.dumps(document, indent=1) + "\n"
 
 
 # Tables of counts and times, in which no answer may be wrong.
@@ -209,16 +209,16 @@ def confusion_table(results: Sequence[Result]) -> list[list[str]]:
     head = ["module", "capture", "generation", "true cause", *CAUSES, "recall"]
     rows = [[*head, "undecidable", "recall of others"]]
     for generation, quality, part in _groups(results):
-        for how in (GENERATION_GIVEN, GENERATION_OPEN):
+        for condition in (GENERATION_GIVEN, GENERATION_OPEN):
             counts = total(part, _NAME)
             for cause in _TRUE:
-                found = [counts[f"{how} {cause} {name}"] for name in CAUSES]
+                found = [counts[f"{condition} {cause} {name}"] for name in CAUSES]
                 if sum(found):
                     right = found[CAUSES.index(cause)] / sum(found)
                     numbers = [str(n) if n else "-" for n in found]
-                    row = [generation, quality, how, cause, *numbers, f"{right:.3f}"]
-                    hidden = [counts[f"{how} {cause} {name} undecidable"] for name in CAUSES]
-                    rest = _recall(counts, cause, (how,))
+                    row = [generation, quality, condition, cause, *numbers, f"{right:.3f}"]
+                    hidden = [counts[f"{condition} {cause} {name} undecidable"] for name in CAUSES]
+                    rest = _recall(counts, cause, (condition,))
                     shown = "-" if rest is None else f"{rest:.3f}"
                     rows.append([*row, str(sum(hidden)) if any(hidden) else "-", shown])
     return rows
@@ -251,11 +251,11 @@ def cause_recall(results: Iterable[Result]) -> float | None:
     return min((share for share in shares if share is not None), default=None)
 
 
-def _recall(counts: Counter[str], true: str, hows: tuple[str, ...]) -> float | None:
+def _recall(counts: Counter[str], true: str, conditions: tuple[str, ...]) -> float | None:
     found = {
         name: sum(
-            counts[f"{how} {true} {name}"] - counts[f"{how} {true} {name} undecidable"]
-            for how in hows
+            counts[f"{condition} {true} {name}"] - counts[f"{condition} {true} {name} undecidable"]
+            for condition in conditions
         )
         for name in CAUSES
     }
@@ -264,17 +264,19 @@ def _recall(counts: Counter[str], true: str, hows: tuple[str, ...]) -> float | N
 
 def _precision(counts: Counter[str], cause: str) -> float | None:
     """Return the share of right answers among those with a cause; None without answers."""
-    hows = GENERATION_GIVEN, GENERATION_OPEN
-    answers = sum(counts[f"{how} {true} {cause}"] for how in hows for true in _TRUE)
-    return _share(sum(counts[f"{how} {cause} {cause}"] for how in hows), answers)
+    conditions = GENERATION_GIVEN, GENERATION_OPEN
+    answers = sum(
+        counts[f"{condition} {true} {cause}"] for condition in conditions for true in _TRUE
+    )
+    return _share(sum(counts[f"{condition} {cause} {cause}"] for condition in conditions), answers)
 
 
 def false_bugs(results: Iterable[Result]) -> int:
     """Count the answers that are wrongly kernel_bug."""
     counts = total(results, _NAME)
     return sum(
-        counts[f"{how} {true} kernel_bug"]
-        for how in (GENERATION_GIVEN, GENERATION_OPEN)
+        counts[f"{condition} {true} kernel_bug"]
+        for condition in (GENERATION_GIVEN, GENERATION_OPEN)
         for true in _TRUE
         if true != "kernel_bug"
     )

@@ -49,9 +49,9 @@ class Score:
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def add_example(self, text: str, most: int = 6) -> None:
-        """Add an example, unless there are already ``most``."""
-        if len(self.examples) < most:
+    def add_example(self, text: str, max_examples: int = 6) -> None:
+        """Add an example, unless there are already ``max_examples``."""
+        if len(self.examples) < max_examples:
             self.examples.append(text)
 
 
@@ -80,34 +80,34 @@ def capture_run(run: Run, cell: Cell) -> CapturedRun | None:
         for number, (_, item) in enumerate(rendered[:n_whole], 1)
         if isinstance(item, TraceEvent)
     }
-    made = CapturedRun(cell, run, trace, findings, lines, {}, {}, {}, {})
+    captured = CapturedRun(cell, run, trace, findings, lines, {}, {}, {}, {})
     if not data.endswith(b"\n") and n_whole < len(rendered):
-        made.partial_line = n_whole + 1
+        captured.partial_line = n_whole + 1
         item = rendered[n_whole][1]
         if isinstance(item, TraceEvent):
-            lines[made.partial_line] = item
+            lines[captured.partial_line] = item
     for request in run.journal.requests:
         if request.outcome == "succeeded":
-            made.settling.setdefault(request.key, []).append(request)
-    _index_lines(made)
-    return made
+            captured.settling.setdefault(request.key, []).append(request)
+    _index_lines(captured)
+    return captured
 
 
-def _index_lines(made: CapturedRun) -> None:
-    single = made.cell.form == "graph"
-    for number, seen in made.lines.items():
+def _index_lines(captured: CapturedRun) -> None:
+    single = captured.cell.form == "graph"
+    for number, seen in captured.lines.items():
         if not seen.calls:
             continue
         if seen.spec.name == "kvm_exit":
-            made.exits.update((id(call), number) for call in seen.calls)
+            captured.exits.update((id(call), number) for call in seen.calls)
             continue
-        places = made.returns if seen.spec.kind == "return" else made.entries
+        places = captured.returns if seen.spec.kind == "return" else captured.entries
         for call in seen.calls:
             places[id(call)] = number
             if single and seen.spec.kind == "return":
-                made.entries.setdefault(id(call), number)
+                captured.entries.setdefault(id(call), number)
 
 
-def row_of(made: CapturedRun, call: Call) -> int | None:
+def row_of(captured: CapturedRun, call: Call) -> int | None:
     """Return the ``seq`` of the seamcalls row of a call; None if the call was not recorded."""
-    return made.returns.get(id(call), made.entries.get(id(call)))
+    return captured.returns.get(id(call), captured.entries.get(id(call)))

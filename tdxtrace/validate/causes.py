@@ -22,7 +22,7 @@ GENERATION_GIVEN, GENERATION_OPEN = "given", "open"
 """Names in counts: the module's generation was given, or had to be inferred or left open."""
 
 
-def score_causes(made: CapturedRun) -> Score:
+def score_causes(captured: CapturedRun) -> Score:
     """Compare the cause of every captured busy attempt with the true one.
 
     The analysis runs twice: with the module's generation given, and without.  ``kernel_bug`` is
@@ -32,13 +32,13 @@ def score_causes(made: CapturedRun) -> Score:
     second time as ``undecidable``.
     """
     score = Score()
-    happened, decidable = Truth(made), Decidable(made)
-    truth = list(_truth(made))
+    happened, decidable = Truth(captured), Decidable(captured)
+    truth = list(_truth(captured))
     for how, mask in (
-        (GENERATION_GIVEN, mask_of(made.run.scenario.generation)),
+        (GENERATION_GIVEN, mask_of(captured.run.scenario.generation)),
         (GENERATION_OPEN, ALL_GENERATIONS),
     ):
-        table = busy_causes(gather_evidence(made.trace, mask=mask))
+        table = busy_causes(gather_evidence(captured.trace, mask=mask))
         found = {row["seq"]: row for row in table.filter(rank=1).iter_rows(named=True)}
         for line, call, held_by in truth:
             cause = held_by
@@ -54,19 +54,19 @@ def score_causes(made: CapturedRun) -> Score:
             if row["cause"] not in (cause, "unexplained"):
                 _example(score, f"{how}: {cause}, found", row, call)
             elif row["cause"] == cause and how == GENERATION_GIVEN:
-                _judge_holder(score, made, row, call)
+                _judge_holder(score, captured, row, call)
         score.counts[f"{how} extra"] += len(found.keys() - {line for line, _, _ in truth})
     return score
 
 
-def _truth(made: CapturedRun) -> Iterator[tuple[int, Call, str]]:
+def _truth(captured: CapturedRun) -> Iterator[tuple[int, Call, str]]:
     """Yield line, call and true cause of each busy answer in the capture."""
-    for request in made.run.journal.requests:
+    for request in captured.run.journal.requests:
         last = {call.wrapper_call or id(call): call for call in request.calls}
-        calls = request.calls if made.cell.probes_seamcalls else list(last.values())
+        calls = request.calls if captured.cell.probes_seamcalls else list(last.values())
         for call in calls:
-            line = made.returns.get(id(call))
-            shown = line is not None and line != made.partial_line
+            line = captured.returns.get(id(call))
+            shown = line is not None and line != captured.partial_line
             if shown and line is not None and call.status & HIGH_HALF in _BUSY:
                 yield line, call, true_cause(call)
 
@@ -85,14 +85,14 @@ def true_cause(call: Call) -> str:
     return "armed_entry" if busy_reason.resource == "TREE" and holder.armed else "host_conflict"
 
 
-def _judge_holder(score: Score, made: CapturedRun, row: dict[str, Any], call: Call) -> None:
+def _judge_holder(score: Score, captured: CapturedRun, row: dict[str, Any], call: Call) -> None:
     busy_reason = call.busy_reason
     if row["holder_seq"] is None or busy_reason is None or row["n_tied"] > 1:
         return
     holders = [h for h in busy_reason.holders if isinstance(h, Call) and h.thread is not None]
     if not holders:
         return
-    is_right = any(_is_holder(made, row, holder) for holder in holders)
+    is_right = any(_is_holder(captured, row, holder) for holder in holders)
     score.counts["holder named"] += 1
     score.counts["holder right"] += is_right
     if not is_right:
@@ -100,12 +100,12 @@ def _judge_holder(score: Score, made: CapturedRun, row: dict[str, Any], call: Ca
         _example(score, f"holder not {', '.join(known)}, but", row, call)
 
 
-def _is_holder(made: CapturedRun, row: dict[str, Any], holder: Call) -> bool:
+def _is_holder(captured: CapturedRun, row: dict[str, Any], holder: Call) -> bool:
     assert holder.thread is not None
     same_thread = bool(row["holder_tid"] == holder.thread.tid)
     if holder.guest:
         return same_thread
-    named = row["holder_seq"] == row_of(made, holder)
+    named = row["holder_seq"] == row_of(captured, holder)
     return named or (same_thread and row["holder_leaf"] == LEAF[holder.leaf])
 
 

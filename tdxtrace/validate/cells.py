@@ -168,8 +168,8 @@ def select_scenarios(cells: list[Cell], names: Sequence[str]) -> list[Cell]:
     known = sorted({cell.plan.scenario for cell in cells})
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise QueryError(f"no cells of scenario {name!r}; nearest: {near}; --full has more")
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise QueryError(f"no cells of scenario {name!r}; nearest: {nearest}; --full has more")
     return [cell for cell in cells if not names or cell.plan.scenario in names]
 
 

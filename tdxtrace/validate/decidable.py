@@ -41,12 +41,12 @@ class Decidable:
     """Decides whether the cause of a busy answer is decidable from a capture.
 
     Args:
-        made: The capture.
+        captured: The capture.
     """
 
-    def __init__(self, made: CapturedRun) -> None:
-        self._made = made
-        self._locks = LOCK_SEQUENCES[made.run.scenario.generation]
+    def __init__(self, captured: CapturedRun) -> None:
+        self._captured = captured
+        self._locks = LOCK_SEQUENCES[captured.run.scenario.generation]
 
     def reason(self, call: Call, cause: str) -> str | None:
         """Return the reason why the cause of an answer is undecidable; None if it is decidable.
@@ -80,22 +80,23 @@ class Decidable:
 
     def _shows_holder(self, call: Call) -> bool:
         """Whether a row of the capture stands for a call that held the lock."""
-        made = self._made
-        places = made.returns, made.entries, made.exits
+        captured = self._captured
+        places = captured.returns, captured.entries, captured.exits
         return any(id(holder) in found for holder in _holders(call) for found in places)
 
     def _shows_other_leaves(self, call: Call) -> bool:
         """Return whether the capture has a call of another leaf that locks an SEPT entry."""
-        made = self._made
+        captured = self._captured
         return any(
-            other.leaf != call.leaf and (id(other) in made.returns or id(other) in made.entries)
-            for other in made.run.journal.calls
+            other.leaf != call.leaf
+            and (id(other) in captured.returns or id(other) in captured.entries)
+            for other in captured.run.journal.calls
             if not other.guest
             if any(lock == "ENTRY" for lock, *_ in self._locks.get(other.leaf, ()))
         )
 
     def _every_cpu_recorded(self, call: Call) -> bool:
-        if self._made.cell.form == _MARKS_LOSSES:
+        if self._captured.cell.form == _MARKS_LOSSES:
             return True
         first, last = self._recorded
         return first <= CLOCK_START_NS + call.start_ns and CLOCK_START_NS + call.end_ns <= last
@@ -104,7 +105,7 @@ class Decidable:
     def _recorded(self) -> tuple[int, int]:
         """Interval in ns in which all CPUs with lines were recorded."""
         times: dict[int, list[int]] = {}
-        for seen in self._made.lines.values():
+        for seen in self._captured.lines.values():
             times.setdefault(seen.cpu, []).append(seen.ts_ns)
         return max(map(min, times.values())), min(map(max, times.values()))
 
@@ -115,21 +116,21 @@ class Decidable:
 
     @cached_property
     def _named(self) -> set[int]:
-        rows = self._made.trace.seamcalls.filter(pl.col("td_id").is_not_null())
+        rows = self._captured.trace.seamcalls.filter(pl.col("td_id").is_not_null())
         return set(rows["tid"].drop_nulls())
 
     @cached_property
     def _tgids(self) -> set[int]:
-        return set(self._made.trace.seamcalls["tgid"].drop_nulls())
+        return set(self._captured.trace.seamcalls["tgid"].drop_nulls())
 
     @cached_property
     def _n_tds(self) -> int:
-        return self._made.trace.seamcalls["td_id"].drop_nulls().n_unique()
+        return self._captured.trace.seamcalls["td_id"].drop_nulls().n_unique()
 
     @cached_property
     def _host_calls(self) -> list[Call]:
         """SEAMCALLs of the host that took the tree lock, without vCPU entries."""
-        calls = self._made.run.journal.calls
+        calls = self._captured.run.journal.calls
         return [c for c in calls if not c.guest and c.leaf != _ENTER and self._mode(c) is not None]
 
     def _mode(self, call: Call) -> bool | None:
@@ -141,8 +142,8 @@ class Decidable:
         return any(modes) if modes else None
 
     def _could_conflict(self, call: Call, other: Call) -> bool:
-        apart = other.end_ns < call.start_ns or other.start_ns > call.end_ns
-        if apart or other.td is not call.td or other.thread is call.thread:
+        is_disjoint = other.end_ns < call.start_ns or other.start_ns > call.end_ns
+        if is_disjoint or other.td is not call.td or other.thread is call.thread:
             return False
         own = self._locks.get(ARMED if call.leaf == _ENTER else call.leaf, ())
         wants = any(exclusive for lock, exclusive, _ in own if lock == "TREE")
@@ -152,8 +153,8 @@ class Decidable:
         return any(episode.n_busy for episode in self._episodes(holder))
 
     def _episodes(self, holder: Call) -> Iterator[Episode]:
-        end_ns = self._made.run.end_ns + 1
-        for episode in self._made.run.journal.episodes:
+        end_ns = self._captured.run.end_ns + 1
+        for episode in self._captured.run.journal.episodes:
             until = end_ns if episode.cleared_ns is None else episode.cleared_ns
             mine = episode.thread is holder.thread
             if mine and episode.armed_ns <= holder.start_ns <= until:

@@ -34,7 +34,7 @@ def _add(score: Score, what: str, found: Any, true: Any) -> None:  # noqa: ANN40
         score.add_example(f"{what}: {found}, truly {true}")
 
 
-def score_tdvmcalls(made: CapturedRun) -> Score:
+def score_tdvmcalls(captured: CapturedRun) -> Score:
     """Compare the number of exits by function with those of the simulated guests.
 
     ``missing`` counts exits without a name or a row; in a capture without losses that has exits to
@@ -42,10 +42,10 @@ def score_tdvmcalls(made: CapturedRun) -> Score:
     """
     score = Score()
     true: Counter[str] = Counter()
-    for call in made.run.journal.calls:
+    for call in captured.run.journal.calls:
         if call.vmcall_reason:
-            true[_FUNCTIONS[call.vmcall_reason]] += id(call) in made.exits
-    rows = made.findings.tdvmcalls.filter(pl.col("basis") != "unnamed")
+            true[_FUNCTIONS[call.vmcall_reason]] += id(call) in captured.exits
+    rows = captured.findings.tdvmcalls.filter(pl.col("basis") != "unnamed")
     found = dict(rows.group_by("function").agg(pl.col("n_exits").sum()).iter_rows())
     for function in sorted({*true, *found}):
         have, n = found.get(function, 0), true[function]
@@ -57,23 +57,23 @@ def score_tdvmcalls(made: CapturedRun) -> Score:
     return score
 
 
-def score_accept_rates(made: CapturedRun) -> Score:
+def score_accept_rates(captured: CapturedRun) -> Score:
     """Compare pages and busy answers of each vCPU with the run, for complete captures."""
     score = Score()
-    if not made.cell.is_clean or made.cell.probes not in _WITH_ENTRIES:
+    if not captured.cell.is_clean or captured.cell.probes not in _WITH_ENTRIES:
         return score
-    vcpus = {state.thread.tid for vm in made.run.vms for state in vm.vcpus}
+    vcpus = {state.thread.tid for vm in captured.run.vms for state in vm.vcpus}
     calls = [
         call
-        for call in made.run.journal.calls
+        for call in captured.run.journal.calls
         if call.leaf in _FAULT and call.thread is not None and call.thread.tid in vcpus
-        if id(call) in made.returns
+        if id(call) in captured.returns
     ]
     entered = {
-        c.thread.tid for c in made.run.journal.calls if c.leaf == "TDH.VP.ENTER" and c.thread
+        c.thread.tid for c in captured.run.journal.calls if c.leaf == "TDH.VP.ENTER" and c.thread
     }
     given = [call for call in calls if call.leaf == _AUG and call.status == abi.SUCCESS]
-    rows = made.findings.accept_rates.filter(pl.col("tid").is_not_null())
+    rows = captured.findings.accept_rates.filter(pl.col("tid").is_not_null())
     last = max((call.end_ns for call in given), default=-1)
     for tid in sorted(vcpus & entered):
         own = [call for call in calls if call.thread is not None and call.thread.tid == tid]
@@ -90,18 +90,22 @@ def _n_busy(calls: Iterable[Call], operand: str) -> int:
     return sum(call.status == abi.OPERAND_BUSY | abi.OPERAND[operand] for call in calls)
 
 
-def score_boot_phases(made: CapturedRun) -> Score:
+def score_boot_phases(captured: CapturedRun) -> Score:
     """Compare the start of each phase of a TD with the run, for complete captures."""
     score = Score()
-    if not made.cell.is_clean or made.cell.probes not in _WITH_ENTRIES or not made.cell.vp_enter:
+    if (
+        not captured.cell.is_clean
+        or captured.cell.probes not in _WITH_ENTRIES
+        or not captured.cell.vp_enter
+    ):
         return score
-    step = made.trace.provenance.sources[0].clock_resolution_ns
-    rows = made.findings.boot_phases
-    marks = any(seen.spec.name == "kvm_pio" for seen in made.lines.values())
-    for vm, spec in zip(made.run.vms, made.run.scenario.tds, strict=False):
+    step = captured.trace.provenance.sources[0].clock_resolution_ns
+    rows = captured.findings.boot_phases
+    marks = any(seen.spec.name == "kvm_pio" for seen in captured.lines.values())
+    for vm, spec in zip(captured.run.vms, captured.run.scenario.tds, strict=False):
         if not spec.build or spec.count > 1:
             continue
-        true = _true_begins(made, vm.number, marks=marks)
+        true = _true_begins(captured, vm.number, marks=marks)
         own = rows.filter(td_id=td_address(vm.number))
         found = dict(own.select(pl.col("phase").cast(pl.String), "start_ns").iter_rows())
         for phase in sorted({*true, *found}):
@@ -111,9 +115,9 @@ def score_boot_phases(made: CapturedRun) -> Score:
     return score
 
 
-def _true_begins(made: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
+def _true_begins(captured: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
     """Return the start of each phase of a TD in ns, on the clock of the trace."""
-    calls = [c for c in made.run.journal.calls if c.td is not None and c.td.number == td]
+    calls = [c for c in captured.run.journal.calls if c.td is not None and c.td.number == td]
     leaves = {call.leaf for call in calls}
 
     def first(*names: str, since: int = 0) -> int:
@@ -122,7 +126,7 @@ def _true_begins(made: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
     begins = {"build": first("TDH.MNG.CREATE"), "measure": first("TDH.MEM.PAGE.ADD")}
     begins["finalize"] = first("TDH.MR.FINALIZE")
     ready = max(c.end_ns for c in calls if c.leaf == "TDH.MR.FINALIZE")
-    pios = [e.ts_ns for e in made.run.journal.events if e.name == "kvm_pio"] if marks else []
+    pios = [e.ts_ns for e in captured.run.journal.events if e.name == "kvm_pio"] if marks else []
     since = pios[-1] + 1 if pios else ready
     augs = sorted((c.start_ns, c.end_ns) for c in calls if c.leaf == _AUG and c.start_ns >= since)
     running = since
@@ -141,16 +145,16 @@ def _true_begins(made: CapturedRun, td: int, *, marks: bool) -> dict[str, int]:
     return {phase: CLOCK_START_NS + ns for phase, ns in begins.items()}
 
 
-def score_module_updates(made: CapturedRun) -> Score:
+def score_module_updates(captured: CapturedRun) -> Score:
     """Compare each update with the run, for captures with entries and returns of SEAMCALLs."""
     score = Score()
-    if made.cell.probes != "capture-seamcalls" or not made.cell.is_clean:
+    if captured.cell.probes != "capture-seamcalls" or not captured.cell.is_clean:
         return score
-    n_cpus = made.run.scenario.cpus
-    calls = made.run.journal.loader_calls
+    n_cpus = captured.run.scenario.cpus
+    calls = captured.run.journal.loader_calls
     whole = [calls[at : at + n_cpus] for at in range(0, len(calls) - n_cpus + 1, n_cpus)]
-    step = made.trace.provenance.sources[0].clock_resolution_ns
-    rows = made.findings.module_updates.filter(n_cpus=n_cpus)
+    step = captured.trace.provenance.sources[0].clock_resolution_ns
+    rows = captured.findings.module_updates.filter(n_cpus=n_cpus)
     _add(score, "updates", rows.height, len(whole))
     for row, own in zip(rows.iter_rows(named=True), whole, strict=False):
         for name, at in (("start_ns", own[0].start_ns), ("end_ns", own[-1].end_ns)):

@@ -121,14 +121,16 @@ def simulated(plan: Plan) -> Run:
 
 def _scored(run: Run, cell: Cell) -> Result:
     result = Result(cell)
-    made = capture_run(run, cell)
-    if made is None:
+    captured = capture_run(run, cell)
+    if captured is None:
         return result
-    losses = made.trace.losses.filter(made.trace.losses["kind"].is_in(["unparsed", "undecoded"]))
+    losses = captured.trace.losses.filter(
+        captured.trace.losses["kind"].is_in(["unparsed", "undecoded"])
+    )
     # A line that is truncated at the end of the file cannot be parsed.
-    result.unparsed = max(0, int(losses["n_lines"].sum()) - bool(made.partial_line))
+    result.unparsed = max(0, int(losses["n_lines"].sum()) - bool(captured.partial_line))
     for name, scorer in SCORERS.items():
-        score = scorer(made)
+        score = scorer(captured)
         result.counts[name] = dict(sorted(score.counts.items()))
         result.examples += [f"{name}: {text}" for text in score.examples]
     return result

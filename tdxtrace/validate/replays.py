@@ -123,11 +123,11 @@ def _compared(item: _Item) -> tuple[_Item, list[Comparison]]:
 
 def _replayed(runs: dict[str, Run], cell: Cell) -> Iterator[Comparison]:
     recorded = cell.plan.policy
-    made = capture_run(runs[recorded], cell)
-    if made is None:
+    captured = capture_run(runs[recorded], cell)
+    if captured is None:
         return
     chosen = [policy_definitions.policy_named(name) for name in REPLAYED if name != recorded]
-    table = policies(made.findings.retry_chains, made.findings.busy_answers, chosen)
+    table = policies(captured.findings.retry_chains, captured.findings.busy_answers, chosen)
     rows = {(row["policy"], row["leaf"]): row for row in table.iter_rows(named=True)}
     for policy, leaf in itertools.product(chosen, (*_INSTALLS, *_ZAPS)):
         row = rows.get((policy.name, abi.LEAF[leaf]))

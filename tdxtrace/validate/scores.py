@@ -30,7 +30,7 @@ class _Expected:
     outcome: str
 
 
-def score_chains(made: CapturedRun) -> Score:
+def score_chains(captured: CapturedRun) -> Score:
     """Compare every found chain with its simulated request.
 
     Counts:
@@ -43,30 +43,32 @@ def score_chains(made: CapturedRun) -> Score:
         unseen: Requests without any captured call.
     """
     score = Score()
-    found = made.findings.retry_chains.rows(named=True)
+    found = captured.findings.retry_chains.rows(named=True)
     by_first = {row["first_seq"]: row for row in found}
     by_thread: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in found:
         by_thread.setdefault((row["tid"], row["leaf"]), []).append(row)
     claimed: set[int] = set()
-    last_of_thread = _last_rows(made)
-    for request in made.run.journal.requests:
-        expected = _expected(made, request)
+    last_of_thread = _last_rows(captured)
+    for request in captured.run.journal.requests:
+        expected = _expected(captured, request)
         own = [by_first[row] for row in expected.rows if row in by_first]
         claimed.update(row["first_seq"] for row in own)
         verdict = _verdict(expected, own, last_of_thread)
-        if verdict == "missing" and _is_in_marked_chain(made, expected, by_thread):
+        if verdict == "missing" and _is_in_marked_chain(captured, expected, by_thread):
             verdict = "marked"
         score.counts["requests"] += 1
         score.counts[verdict] += 1
-        plain = made.cell.is_clean and _is_fully_captured(expected, last_of_thread)
-        if verdict == "marked" and plain and not _may_have_begun_before(made, own):
+        plain = captured.cell.is_clean and _is_fully_captured(expected, last_of_thread)
+        if verdict == "marked" and plain and not _may_have_begun_before(captured, own):
             score.counts["needless"] += 1
             _example(score, "needless", expected, own)
         if verdict in ("wrong", "missing"):
             _example(score, verdict, expected, own)
     known = (
-        claimed | {row_of(made, call) for call in made.run.unfinished_entries} | {made.partial_line}
+        claimed
+        | {row_of(captured, call) for call in captured.run.unfinished_entries}
+        | {captured.partial_line}
     )
     extra = [row for row in found if row["first_seq"] not in known and not _is_marked(row)]
     score.counts["extra"] += len(extra)
@@ -83,26 +85,26 @@ def _example(score: Score, verdict: str, expected: _Expected, own: list[dict[str
     )
 
 
-def _expected(made: CapturedRun, request: Request) -> _Expected:
+def _expected(captured: CapturedRun, request: Request) -> _Expected:
     """Return the expected chain, of wrapper calls or, if those are probed, of SEAMCALLs."""
     calls = request.calls
-    if not made.cell.probes_seamcalls and calls[0].wrapper_call:
+    if not captured.cell.probes_seamcalls and calls[0].wrapper_call:
         last = {call.wrapper_call: call for call in calls}
         calls = list(last.values())
-    rows = [row_of(made, call) for call in calls]
+    rows = [row_of(captured, call) for call in calls]
     outcome = request.outcome
-    if outcome == "resolved_elsewhere" and not _settled_in_capture(made, request):
+    if outcome == "resolved_elsewhere" and not _settled_in_capture(captured, request):
         # The call that completed the request is not in the capture.
         outcome = "abandoned"
     # tdxtrace capture probes only the return of vCPU entries.
-    by_return = made.cell.probes == "capture" and request.leaf == "TDH.VP.ENTER"
-    needs_entry = made.cell.probes in ("wrappers", "capture") and not by_return
+    by_return = captured.cell.probes == "capture" and request.leaf == "TDH.VP.ENTER"
+    needs_entry = captured.cell.probes in ("wrappers", "capture") and not by_return
     return _Expected(
         request,
         # A line that is truncated at the end of the file does not count.
-        [None if row == made.partial_line else row for row in rows],
+        [None if row == captured.partial_line else row for row in rows],
         [
-            id(call) in made.returns and (not needs_entry or id(call) in made.entries)
+            id(call) in captured.returns and (not needs_entry or id(call) in captured.entries)
             for call in calls
         ],
         sum(_unsettled(call) for call in calls),
@@ -111,12 +113,12 @@ def _expected(made: CapturedRun, request: Request) -> _Expected:
     )
 
 
-def _settled_in_capture(made: CapturedRun, given_up: Request) -> bool:
+def _settled_in_capture(captured: CapturedRun, given_up: Request) -> bool:
     """Return whether the capture shows a success of the same request after this one began."""
     return any(
         request.calls[-1].end_ns >= given_up.calls[0].start_ns
-        and id(request.calls[-1]) in made.returns
-        for request in made.settling.get(given_up.key, ())
+        and id(request.calls[-1]) in captured.returns
+        for request in captured.settling.get(given_up.key, ())
     )
 
 
@@ -124,17 +126,17 @@ def _unsettled(call: Call) -> bool:
     return call.status & HIGH_HALF in RETRYABLE
 
 
-def _last_rows(made: CapturedRun) -> dict[int, int]:
+def _last_rows(captured: CapturedRun) -> dict[int, int]:
     """Return, by thread, the last row of its own calls: the end of the capture for the thread."""
-    rows = made.trace.seamcalls
+    rows = captured.trace.seamcalls
     own = rows.filter(~pl.col("in_irq").fill_null(False), pl.col("tid").is_not_null())
     last = own.group_by("tid").agg(pl.col("seq").max())
     return dict(zip(last["tid"], last["seq"], strict=True))
 
 
-def _may_have_begun_before(made: CapturedRun, own: list[dict[str, Any]]) -> bool:
+def _may_have_begun_before(captured: CapturedRun, own: list[dict[str, Any]]) -> bool:
     """Return whether a chain may have begun before the capture, because TDs already ran."""
-    ran = not all(td.build for td in made.run.scenario.tds)
+    ran = not all(td.build for td in captured.run.scenario.tds)
     return ran and any(row["cut_by"] == "trace_start" for row in own)
 
 
@@ -182,7 +184,9 @@ def _is_marked(row: dict[str, Any]) -> bool:
 
 
 def _is_in_marked_chain(
-    made: CapturedRun, expected: _Expected, by_thread: dict[tuple[int, int], list[dict[str, Any]]]
+    captured: CapturedRun,
+    expected: _Expected,
+    by_thread: dict[tuple[int, int], list[dict[str, Any]]],
 ) -> bool:
     """Return whether a chain at the request's first call is marked as uncertain.
 
@@ -192,8 +196,8 @@ def _is_in_marked_chain(
     """
     rows = by_thread.get((expected.request.thread.tid, LEAF[expected.request.leaf]), [])
     first = next(row for row in expected.rows if row is not None)
-    began = made.lines[first].ts_ns
-    step = made.trace.provenance.sources[0].clock_resolution_ns
+    began = captured.lines[first].ts_ns
+    step = captured.trace.provenance.sources[0].clock_resolution_ns
     over = [
         row
         for row in rows
@@ -203,7 +207,7 @@ def _is_in_marked_chain(
     return any(_is_marked(row) for row in over)
 
 
-def score_episodes(made: CapturedRun) -> Score:
+def score_episodes(captured: CapturedRun) -> Score:
     """Compare the found episodes with the simulated ones.
 
     A found episode is true if the mitigation refused an entry within it, or answered one with an
@@ -213,12 +217,12 @@ def score_episodes(made: CapturedRun) -> Score:
     executed instruction of the vCPU count as ``at_the_edge`` instead.
     """
     score = Score()
-    shown = _shown(made)
+    shown = _shown(captured)
     refused = {line: call for line, call in shown.items() if call.status == _BUSY_SEPT}
     emulated = {line: call for line, call in shown.items() if _is_emulated(call)}
     refused_or_emulated = {**refused, **emulated}
     spans = []
-    for row in made.findings.zero_steps.rows(named=True):
+    for row in captured.findings.zero_steps.rows(named=True):
         strength, tid = row["strength"], row["tid"]
         span = range(row["first_seq"], row["last_seq"] + 1)
         is_true = any(
@@ -230,11 +234,11 @@ def score_episodes(made: CapturedRun) -> Score:
         if not is_true and strength != "weak":
             score.add_example(f"not an episode: {row}", 4)
         spans.append((tid, row["first_seq"], row["last_seq"], strength))
-    moved = _first_progress(made)
-    decidable = _decidable(made, refused)
+    moved = _first_progress(captured)
+    decidable = _decidable(captured, refused)
     score.counts["undecidable"] += len(refused) - len(decidable)
-    for episode, lines in _episodes(made, decidable):
-        if episode.armed_ns < moved.get(episode.thread.tid, made.run.end_ns):
+    for episode, lines in _episodes(captured, decidable):
+        if episode.armed_ns < moved.get(episode.thread.tid, captured.run.end_ns):
             score.counts["at_the_edge"] += 1
             continue
         score.counts["shown"] += 1
@@ -247,23 +251,23 @@ def score_episodes(made: CapturedRun) -> Score:
     return score
 
 
-def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
+def _decidable(captured: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
     """Return the refused entries that the capture distinguishes from entries refused by TRACK.
 
     These are all entries if the status of TDH.VP.ENTER is recorded; the entries that overlap no
     TRACK, by any clocks that the CPUs may have, if TRACK is probed; none without probes.  Other
     entries are counted as undecidable.
     """
-    if made.cell.probes == "stock":
+    if captured.cell.probes == "stock":
         return {}
-    if made.cell.vp_enter:
+    if captured.cell.vp_enter:
         return refused
     tracks = sorted(
         (call.start_ns, call.end_ns)
-        for call in made.run.journal.calls
+        for call in captured.run.journal.calls
         if call.leaf == "TDH.MEM.TRACK"
     )
-    slack = max(1000, made.trace.provenance.sources[0].drift_ns)
+    slack = max(1000, captured.trace.provenance.sources[0].drift_ns)
     return {
         line: call
         for line, call in refused.items()
@@ -271,17 +275,17 @@ def _decidable(made: CapturedRun, refused: dict[int, Call]) -> dict[int, Call]:
     }
 
 
-def _first_progress(made: CapturedRun) -> dict[int, int]:
+def _first_progress(captured: CapturedRun) -> dict[int, int]:
     """Return, by thread, the time of the vCPU's first instruction seen in the capture, in ns.
 
     Runs of faults are complete only after it.  If the status of TDH.VP.ENTER is recorded, the time
     is -1, because no earlier events are needed.
     """
-    if made.cell.vp_enter and made.cell.probes != "stock":
-        return {call.thread.tid: -1 for call in made.run.journal.calls if call.thread}
+    if captured.cell.vp_enter and captured.cell.probes != "stock":
+        return {call.thread.tid: -1 for call in captured.run.journal.calls if call.thread}
     first: dict[int, int] = {}
-    for call in made.run.journal.calls:
-        if call.vmcall_reason and call.thread is not None and id(call) in made.exits:
+    for call in captured.run.journal.calls:
+        if call.vmcall_reason and call.thread is not None and id(call) in captured.exits:
             first.setdefault(call.thread.tid, call.end_ns)
     return first
 
@@ -290,23 +294,23 @@ def _any(lines: list[int], first: int, last: int) -> bool:
     return any(first <= line <= last for line in lines)
 
 
-def _shown(made: CapturedRun) -> dict[int, Call]:
+def _shown(captured: CapturedRun) -> dict[int, Call]:
     """Return entries by the line of their answer: that of the status probe, else kvm_exit."""
-    entries = {id(call): call for call in made.run.journal.calls if call.leaf == "TDH.VP.ENTER"}
-    if made.cell.vp_enter and made.cell.probes != "stock":
-        return {made.returns[i]: call for i, call in entries.items() if i in made.returns}
-    return {made.exits[i]: call for i, call in entries.items() if i in made.exits}
+    entries = {id(call): call for call in captured.run.journal.calls if call.leaf == "TDH.VP.ENTER"}
+    if captured.cell.vp_enter and captured.cell.probes != "stock":
+        return {captured.returns[i]: call for i, call in entries.items() if i in captured.returns}
+    return {captured.exits[i]: call for i, call in entries.items() if i in captured.exits}
 
 
 def _is_emulated(call: Call) -> bool:
     return call.status == EXIT_EPT_VIOLATION and call.armed and not call.entered
 
 
-def _episodes(made: CapturedRun, refused: dict[int, Call]) -> list[tuple[Episode, list[int]]]:
+def _episodes(captured: CapturedRun, refused: dict[int, Call]) -> list[tuple[Episode, list[int]]]:
     """Return episodes with the lines of their refused entries; without any, they are left out."""
     found = []
-    for episode in made.run.journal.episodes:
-        ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1
+    for episode in captured.run.journal.episodes:
+        ends = episode.cleared_ns if episode.cleared_ns is not None else captured.run.end_ns + 1
         lines = [
             line
             for line, call in refused.items()

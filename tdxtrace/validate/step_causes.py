@@ -32,7 +32,7 @@ TRUE_CAUSES: Final = (*TRUE_STEP_CAUSES, "mixed", "not yet churned", "no episode
 _ACTOR_OF_SLOTS: Final = "delete_slot"
 
 
-def score_step_causes(made: CapturedRun) -> Score:
+def score_step_causes(captured: CapturedRun) -> Score:
     """Compare the cause of every found episode with that of the simulated one.
 
     An answer is right if it is the cause of the episode's faults until the mitigation was armed.
@@ -42,12 +42,12 @@ def score_step_causes(made: CapturedRun) -> Score:
     counted separately, because no verdict depends on them.
     """
     score = Score()
-    truth = Truth(made)
+    truth = Truth(captured)
     steps = {
         (row["source"], row["first_seq"], row["form"]): row
-        for row in made.findings.zero_steps.iter_rows(named=True)
+        for row in captured.findings.zero_steps.iter_rows(named=True)
     }
-    for row in made.findings.zero_step_causes.iter_rows(named=True):
+    for row in captured.findings.zero_step_causes.iter_rows(named=True):
         step = steps[row["source"], row["first_seq"], row["form"]]
         episode = truth.episode_of(step)
         true = "no episode" if episode is None else _true_cause(truth, episode)

@@ -26,34 +26,34 @@ class Truth:
     """Truth of a run, by the rows of one of its captures.
 
     Args:
-        made: The capture.
+        captured: The capture.
     """
 
-    def __init__(self, made: CapturedRun) -> None:
-        self._made = made
+    def __init__(self, captured: CapturedRun) -> None:
+        self._captured = captured
 
     @cached_property
     def _calls(self) -> dict[int, Call]:
         """Last call represented by each row of seamcalls or vm_entries, by line."""
-        by_id = {id(call): call for call in self._made.run.journal.calls}
-        places = (self._made.exits, self._made.entries, self._made.returns)
+        by_id = {id(call): call for call in self._captured.run.journal.calls}
+        places = (self._captured.exits, self._captured.entries, self._captured.returns)
         return {line: by_id[key] for found in places for key, line in found.items() if key in by_id}
 
     @cached_property
     def requests(self) -> dict[int, Request]:
         """The request of each call, by id of the call."""
-        journal = self._made.run.journal
+        journal = self._captured.run.journal
         return {id(call): request for request in journal.requests for call in request.calls}
 
     @cached_property
     def actors(self) -> dict[tuple[int, str], Actor]:
         """Actors by thread and side."""
-        return {(actor.tid, actor.side): actor for actor in self._made.run.journal.actors}
+        return {(actor.tid, actor.side): actor for actor in self._captured.run.journal.actors}
 
     @cached_property
     def broken(self) -> list[BrokenRule]:
         """Every broken rule of the run."""
-        return [*true_rules(self._made.run), *self._dropped_blocks()]
+        return [*true_rules(self._captured.run), *self._dropped_blocks()]
 
     @cached_property
     def _broken_by_call(self) -> dict[int, list[BrokenRule]]:
@@ -67,7 +67,7 @@ class Truth:
     def _dropped_blocks(self) -> Iterator[BrokenRule]:
         """Yield calls that failed because the last BLOCK of their page was busy and not retried."""
         blocks: dict[tuple[object, int], Call] = {}
-        for call in sorted(self._made.run.journal.calls, key=lambda call: call.end_ns):
+        for call in sorted(self._captured.run.journal.calls, key=lambda call: call.end_ns):
             page = call.td, call.gpa
             if call.leaf == "TDH.MEM.RANGE.BLOCK":
                 blocks[page] = call
@@ -115,7 +115,7 @@ class Truth:
             return False
         before = [
             call.end_ns
-            for call in self._made.run.journal.calls
+            for call in self._captured.run.journal.calls
             if call.leaf == track.leaf and call.td is track.td
             if call.status == abi.SUCCESS and call.end_ns <= track.end_ns
         ]
@@ -139,18 +139,22 @@ class Truth:
     @cached_property
     def _kept_out(self) -> dict[int, list[tuple[int, Episode]]]:
         """Line and episode of every entry that zero-step mitigation kept out, by thread."""
-        made = self._made
+        captured = self._captured
         found: dict[int, list[tuple[int, Episode]]] = {}
         by_thread: dict[int, list[Episode]] = {}
-        for episode in made.run.journal.episodes:
+        for episode in captured.run.journal.episodes:
             by_thread.setdefault(episode.thread.tid, []).append(episode)
-        for call in made.run.journal.calls:
+        for call in captured.run.journal.calls:
             if call.leaf != "TDH.VP.ENTER" or call.thread is None or not _is_kept_out(call):
                 continue
             tid = call.thread.tid
-            lines = (made.returns.get(id(call)), made.exits.get(id(call)))
+            lines = (captured.returns.get(id(call)), captured.exits.get(id(call)))
             for episode in by_thread.get(tid, ()):
-                ends = episode.cleared_ns if episode.cleared_ns is not None else made.run.end_ns + 1
+                ends = (
+                    episode.cleared_ns
+                    if episode.cleared_ns is not None
+                    else captured.run.end_ns + 1
+                )
                 if episode.armed_ns <= call.start_ns < ends:
                     places = ((line, episode) for line in lines if line is not None)
                     found.setdefault(tid, []).extend(places)
@@ -190,9 +194,9 @@ class Truth:
         """Number of successful splits and merges in the capture, by TD, address and level."""
         return Counter(
             (id(call.td), call.gpa, call.level)
-            for call in self._made.run.journal.calls
+            for call in self._captured.run.journal.calls
             if call.leaf in _CHANGES_OF_SIZE and call.status == abi.SUCCESS
-            if id(call) in self._made.returns
+            if id(call) in self._captured.returns
         )
 
 

@@ -29,7 +29,7 @@ _RULE_OF_CONSEQUENCE: Final = {
 }
 
 
-def score_verdicts(made: CapturedRun) -> Score:
+def score_verdicts(captured: CapturedRun) -> Score:
     """Compare accusations and progress loops with the truth at their rows.
 
     BUG is right if the call at each row of its evidence truly broke the named rule; HOSTILE is
@@ -37,17 +37,17 @@ def score_verdicts(made: CapturedRun) -> Score:
     call broke it and the other named call proves it.
     """
     score = Score()
-    truth = Truth(made)
-    _score_loops(score, made)
-    _score_rules(score, made, truth)
-    _score_accusations(score, made, truth)
+    truth = Truth(captured)
+    _score_loops(score, captured)
+    _score_rules(score, captured, truth)
+    _score_accusations(score, captured, truth)
     return score
 
 
-def _score_rules(score: Score, made: CapturedRun, truth: Truth) -> None:
+def _score_rules(score: Score, captured: CapturedRun, truth: Truth) -> None:
     """Score the ``broken_rules`` table, and count the truly broken rules in the capture."""
     found: set[tuple[str, int]] = set()
-    for row in made.findings.broken_rules.iter_rows(named=True):
+    for row in captured.findings.broken_rules.iter_rows(named=True):
         rule, seq = row["rule"], row["seq"]
         sure = "sure" if row["confidence"] in _SURE else "unsure"
         is_right = truth.breaks(rule, seq, row["evidence_seq"])
@@ -55,27 +55,27 @@ def _score_rules(score: Score, made: CapturedRun, truth: Truth) -> None:
         if not is_right:
             score.add_example(f"{sure} broken rule is wrong: {row}")
         found |= {(rule, line) for line in (seq, row["evidence_seq"]) if line is not None}
-    if not made.cell.shows_causes:
+    if not captured.cell.shows_causes:
         return
-    for rule, lines in _shown_rules(made, truth):
+    for rule, lines in _shown_rules(captured, truth):
         score.counts[f"rule {rule} shown"] += 1
         score.counts[f"rule {rule} found"] += any((rule, line) in found for line in lines)
 
 
-def _shown_rules(made: CapturedRun, truth: Truth) -> Iterator[tuple[str, list[int]]]:
+def _shown_rules(captured: CapturedRun, truth: Truth) -> Iterator[tuple[str, list[int]]]:
     """Yield each captured call that breaks a rule, with the captured lines of all its pairs."""
     by_call: dict[tuple[str, int], list[BrokenRule]] = {}
     for broken in truth.broken:
         by_call.setdefault((broken.rule, id(broken.call)), []).append(broken)
     for (rule, _), pairs in by_call.items():
         calls = [pairs[0].call, *(b.evidence for b in pairs if b.evidence is not None)]
-        lines = [made.returns[id(call)] for call in calls if id(call) in made.returns]
-        if id(pairs[0].call) in made.returns:
+        lines = [captured.returns[id(call)] for call in calls if id(call) in captured.returns]
+        if id(pairs[0].call) in captured.returns:
             yield rule, lines
 
 
-def _score_accusations(score: Score, made: CapturedRun, truth: Truth) -> None:
-    for row in made.findings.verdicts.iter_rows(named=True):
+def _score_accusations(score: Score, captured: CapturedRun, truth: Truth) -> None:
+    for row in captured.findings.verdicts.iter_rows(named=True):
         verdict = row["verdict"]
         score.counts[verdict] += 1
         if verdict not in ACCUSATIONS:
@@ -84,48 +84,48 @@ def _score_accusations(score: Score, made: CapturedRun, truth: Truth) -> None:
         lines = [int(seq) for seq in row["evidence"].split()]
         right = judge is not None and bool(lines)
         if judge is not None:
-            right = right and all(judge(made, truth, row["rule"], line) for line in lines)
+            right = right and all(judge(captured, truth, row["rule"], line) for line in lines)
         score.counts[f"{verdict}_false"] += not right
         score.counts[f"{verdict} {row['subject']} {'right' if right else 'wrong'}"] += 1
         if not right:
             score.add_example(f"accused: {row['sentence']} ({row['rule']}: {row['evidence']})")
-    _score_attacks(score, made, truth)
+    _score_attacks(score, captured, truth)
 
 
-def _score_attacks(score: Score, made: CapturedRun, truth: Truth) -> None:
+def _score_attacks(score: Score, captured: CapturedRun, truth: Truth) -> None:
     """Count whether the capture has a certain episode of an attack, and whether it is named."""
-    sure = made.findings.zero_steps.filter(pl.col("strength") != "weak")
+    sure = captured.findings.zero_steps.filter(pl.col("strength") != "weak")
     if any(judge_hostile(truth, row) for row in sure.iter_rows(named=True)):
-        named = made.findings.verdicts.filter(verdict="HOSTILE", subject="zero_step")
+        named = captured.findings.verdicts.filter(verdict="HOSTILE", subject="zero_step")
         score.counts["hostile_shown"] += 1
         score.counts["hostile_named"] += not named.is_empty()
 
 
-def _bug_by_cause(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
-    del made
+def _bug_by_cause(captured: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
+    del captured
     return truth.breaks(rule, seq)
 
 
-def _bug_by_rule(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
-    rows = made.findings.broken_rules.filter(pl.col("seq") == seq, pl.col("rule") == rule)
+def _bug_by_rule(captured: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
+    rows = captured.findings.broken_rules.filter(pl.col("seq") == seq, pl.col("rule") == rule)
     given = rows["evidence_seq"].to_list()
     return bool(given) and all(truth.breaks(rule, seq, other) for other in given)
 
 
-def _bug_by_request(made: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
+def _bug_by_request(captured: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
     """Return whether an abandoned request truly had the consequence that it is blamed for."""
     del rule
-    rows = made.findings.abandoned_requests.filter(first_seq=first_seq)
+    rows = captured.findings.abandoned_requests.filter(first_seq=first_seq)
     blamed = rows.filter(pl.col("consequence").is_in(list(_RULE_OF_CONSEQUENCE)))
     call = truth.call_at(first_seq)
     request = truth.requests.get(id(call))
     if request is None or blamed.is_empty():
         return False
-    mine = {id(one) for one in request.calls}
+    own_calls = {id(one) for one in request.calls}
     return all(
         any(
             broken.rule == _RULE_OF_CONSEQUENCE[row["consequence"]]
-            and id(broken.evidence) in mine
+            and id(broken.evidence) in own_calls
             and broken.call is truth.call_at(row["effect_seq"])
             for broken in truth.broken
         )
@@ -133,14 +133,14 @@ def _bug_by_request(made: CapturedRun, truth: Truth, rule: str, first_seq: int) 
     )
 
 
-def _hostile_guest(made: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
-    del made, rule
+def _hostile_guest(captured: CapturedRun, truth: Truth, rule: str, seq: int) -> bool:
+    del captured, rule
     return truth.guest_attacks(seq)
 
 
-def _hostile_host(made: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
+def _hostile_host(captured: CapturedRun, truth: Truth, rule: str, first_seq: int) -> bool:
     del rule
-    rows = made.findings.zero_steps.filter(first_seq=first_seq).iter_rows(named=True)
+    rows = captured.findings.zero_steps.filter(first_seq=first_seq).iter_rows(named=True)
     return any(judge_hostile(truth, row) for row in rows)
 
 
@@ -154,35 +154,37 @@ _JUDGES: Final[dict[tuple[str, str], Callable[[CapturedRun, Truth, str, int], bo
 }
 
 
-def _score_loops(score: Score, made: CapturedRun) -> None:
+def _score_loops(score: Score, captured: CapturedRun) -> None:
     """Compare the loops in the capture with the found loops; a request may make several."""
     truth: dict[tuple[int, str], tuple[Request, int]] = {}
-    for request in made.run.journal.requests:
-        shown = _answers(made, request)
+    for request in captured.run.journal.requests:
+        shown = _answers(captured, request)
         for loop, n in Counter(shown.values()).items():
             truth[min(shown), loop] = request, n
     score.counts["loops_shown"] += len(truth)
-    rows = made.findings.progress_loops.filter(pl.col("loop") != "local_retry")
+    rows = captured.findings.progress_loops.filter(pl.col("loop") != "local_retry")
     lines = {
-        line: first for (first, _), (request, _) in truth.items() for line in _lines(made, request)
+        line: first
+        for (first, _), (request, _) in truth.items()
+        for line in _lines(captured, request)
     }
     for row in rows.iter_rows(named=True):
         first = lines.get(row["first_seq"], 0)
-        _score_loop(score, row, truth.get((first, row["loop"])), made.cell.is_clean)
+        _score_loop(score, row, truth.get((first, row["loop"])), captured.cell.is_clean)
 
 
-def _lines(made: CapturedRun, request: Request) -> list[int]:
-    return [made.returns[id(call)] for call in request.calls if id(call) in made.returns] + [
-        made.entries[id(call)] for call in request.calls if id(call) in made.entries
-    ]
+def _lines(captured: CapturedRun, request: Request) -> list[int]:
+    return [
+        captured.returns[id(call)] for call in request.calls if id(call) in captured.returns
+    ] + [captured.entries[id(call)] for call in request.calls if id(call) in captured.entries]
 
 
-def _answers(made: CapturedRun, request: Request) -> dict[int, str]:
+def _answers(captured: CapturedRun, request: Request) -> dict[int, str]:
     """Return kind by line of each readable answer of a request that causes a loop."""
     last: dict[int, Call] = {}
     for call in request.calls:
-        line = made.returns.get(id(call))
-        if line is not None and line != made.partial_line:
+        line = captured.returns.get(id(call))
+        if line is not None and line != captured.partial_line:
             last[line] = call
     return {
         line: _LOOPS[call.status & abi.HIGH_HALF]
