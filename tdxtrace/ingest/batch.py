@@ -61,18 +61,18 @@ class FieldLayouts:
     def positions(self) -> I16Array:
         """By layout and by place in SLOTS: which of its words the slot is; ABSENT: none."""
         layouts = list(self.slots)
-        made = np.full((max(1, len(layouts)), len(SLOTS)), ABSENT, np.int16)
+        table = np.full((max(1, len(layouts)), len(SLOTS)), ABSENT, np.int16)
         for number, slots in enumerate(layouts):
             for position, slot in enumerate(slots):
-                made[number, SLOTS.index(slot)] = position
-        return made
+                table[number, SLOTS.index(slot)] = position
+        return table
 
     def n_words(self) -> Index:
         """Return the number of words per event, by layout."""
         return np.array([len(slots) for slots in list(self.slots)] or [0], np.intp)
 
 
-HEADS: Final = {
+EVENT_COLUMNS: Final = {
     **{"line": np.int64, "ts_ns": np.int64, "tid": np.int32, "tgid": np.int32, "cpu": np.int32},
     **{"in_irq": np.int8, "event": np.int32, "layout": np.int32, "first_word": np.int64},
 }
@@ -107,13 +107,13 @@ class RecordBatch:
     @classmethod
     def empty(cls, layouts: FieldLayouts) -> RecordBatch:
         """No events."""
-        heads = {name: np.zeros(0, kind) for name, kind in HEADS.items()}
-        return cls(**heads, words=np.zeros(0, np.uint64), layouts=layouts)
+        columns = {name: np.zeros(0, kind) for name, kind in EVENT_COLUMNS.items()}
+        return cls(**columns, words=np.zeros(0, np.uint64), layouts=layouts)
 
     def take(self, at: Index | BoolArray) -> RecordBatch:
         """The events at ``at``, in that order; their words stay where they are."""
-        heads = {name: getattr(self, name)[at] for name in HEADS}
-        return replace(self, **heads)
+        columns = {name: getattr(self, name)[at] for name in EVENT_COLUMNS}
+        return replace(self, **columns)
 
     def detached(self) -> RecordBatch:
         """The same events with copies of their words alone, in their order."""
@@ -125,11 +125,11 @@ class RecordBatch:
     def get(self, slot: str) -> tuple[U64Array, BoolArray]:
         """Return a field's value by event, 0 where it is absent, and a mask of its presence."""
         position = self.layouts.positions()[:, SLOTS.index(slot)].take(self.layout)
-        is_there = position != ABSENT
-        if not is_there.any():
-            return np.zeros(len(self), np.uint64), is_there
-        at = np.where(is_there, self.first_word + position, 0)
-        return np.where(is_there, self.words[at], np.uint64(0)), is_there
+        is_present = position != ABSENT
+        if not is_present.any():
+            return np.zeros(len(self), np.uint64), is_present
+        at = np.where(is_present, self.first_word + position, 0)
+        return np.where(is_present, self.words[at], np.uint64(0)), is_present
 
 
 def concatenate(parts: Sequence[RecordBatch]) -> RecordBatch:
@@ -137,7 +137,9 @@ def concatenate(parts: Sequence[RecordBatch]) -> RecordBatch:
     if len(parts) == 1:
         return parts[0]
     before = np.cumsum([0, *(len(part.words) for part in parts)])
-    heads = {name: np.concatenate([getattr(part, name) for part in parts]) for name in HEADS}
-    heads["first_word"] += np.repeat(before[:-1], [len(part) for part in parts])
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in EVENT_COLUMNS
+    }
+    columns["first_word"] += np.repeat(before[:-1], [len(part) for part in parts])
     words = np.concatenate([part.words for part in parts])
-    return RecordBatch(**heads, words=words, layouts=parts[0].layouts)
+    return RecordBatch(**columns, words=words, layouts=parts[0].layouts)

@@ -22,7 +22,7 @@ from tdxtrace.ingest.decode.decoder import (
     MemorySink,
     Sink,
     SourceSink,
-    normalised,
+    normalize_levels,
 )
 from tdxtrace.ingest.events.registry import EventRegistry, mapping_of
 from tdxtrace.ingest.formats import Input, format_wanted, open_input
@@ -170,15 +170,15 @@ class SpillingSink:
     def trace(self, base: int, provenance: Provenance) -> Trace:
         """Return the rows as a Trace; ``base`` is the number of a 4K level in them."""
         if self._store is None:
-            tables = self._memory.whole()
-            tables["seamcalls"] = normalised(tables["seamcalls"], base)
+            tables = self._memory.result()
+            tables["seamcalls"] = normalize_levels(tables["seamcalls"], base)
             return Trace(**tables, provenance=provenance)
         self._store.finish(provenance, _changes(base))
         return open_store(self._store.folder, self._folder)
 
 
 def _changes(base: int) -> dict[str, Callable[[pl.DataFrame], pl.DataFrame]]:
-    return {"seamcalls": partial(normalised, base=base)} if base else {}
+    return {"seamcalls": partial(normalize_levels, base=base)} if base else {}
 
 
 def convert(
@@ -253,7 +253,7 @@ def _read(path: str, number: int, options: ReadOptions, sink: SourceSink, is_log
         header = reader.header()
         if has_events:
             decoder.finish()
-            implied_losses.note(sink.losses, stats, header)
+            implied_losses.add_implied_losses(sink.losses, stats, header)
     if not is_log and (not sink.n_rows or _is_of_guest(given, stats)):
         if changed := lost.get("changed_while_read"):
             raise InputError(f"{one_line(path)} has no event that is whole: it had {changed}")

@@ -96,4 +96,4 @@ class Ticker:
         self._sink.seamcalls = [SEAMCALLS.empty()]
         self._sink.vm_entries = [VM_ENTRIES.empty()]
         if last_ns is not None:
-            self._decoder.forget(last_ns - _MAX_OPEN_NS)
+            self._decoder.drop_open(last_ns - _MAX_OPEN_NS)

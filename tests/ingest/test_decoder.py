@@ -119,9 +119,9 @@ def decoded(parts: Sequence[Sequence[Told]], run: Runner[Any] = interpreted) -> 
             made.feed(batch_of(part, first, layouts))
             first += len(part)
         made.finish()
-    target.losses.broken()
-    target.losses.start.is_midway(target.losses.has_entries)
-    return Decoded(sink.whole(), {key: entry.n_lines for key, entry in stats.entries.items()})
+    target.losses.unpaired()
+    target.losses.start.has_started_midway(target.losses.has_entries)
+    return Decoded(sink.result(), {key: entry.n_lines for key, entry in stats.entries.items()})
 
 
 def calls_of(*events: Told) -> list[dict[str, Any]]:
@@ -374,10 +374,10 @@ def test_what_never_ends_is_forgotten() -> None:
     made = Decoder(0, EVENTS, SourceStats(), sink)
     made.feed(batch_of([Told("aug entry", ts_ns=5), Told("kvm:kvm_entry", ts_ns=5)]))
     made.flush()
-    made.forget(6)
+    made.drop_open(6)
     made.feed(batch_of([Told("enter entry", ts_ns=9)], 3, made._calls.open.layouts))  # type: ignore[union-attr]
     made.finish()
-    tables = sink.whole()
+    tables = sink.result()
     assert tables["seamcalls"]["leaf"].to_list() == [0]
     assert tables["vm_entries"].is_empty()
 

@@ -172,7 +172,7 @@ def by_search(events: list[Happening]) -> list[int]:
     """Place of the kvm_entry of each event, -1 where it has none."""
     found = []
     for at, (thread, role, cpu, vcpu) in enumerate(events):
-        mine = [i for i in range(at) if events[i][0] == thread and events[i][1] != loop.NOTHING]
+        mine = [i for i in range(at) if events[i][0] == thread and events[i][1] != loop.IGNORED]
         exits = 0
         while mine and events[mine[-1]][1] == loop.KVM_EXIT:
             exits += 1

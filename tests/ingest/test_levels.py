@@ -9,7 +9,7 @@ import pytest
 from support.story import story
 from support.texts import aug, aug_ret, line, read_text
 
-from tdxtrace.ingest.decode.decoder import LevelBaseDetector, normalised
+from tdxtrace.ingest.decode.decoder import LevelBaseDetector, normalize_levels
 
 
 def base(text: str, told: int | None = None, *kernels: str | None) -> tuple[int, str]:
@@ -79,20 +79,20 @@ def test_the_user_is_believed_before_all(told: int) -> None:
 
 def test_levels_are_brought_to_the_modules_count() -> None:
     calls = story("S512^1 S1024^2 septS1^3 trackS").seamcalls
-    assert normalised(calls, 1)["level"].to_list() == [0, 1, 2, None]
-    assert normalised(calls, 0).equals(calls)
+    assert normalize_levels(calls, 1)["level"].to_list() == [0, 1, 2, None]
+    assert normalize_levels(calls, 0).equals(calls)
 
 
 def test_registers_of_the_lower_layer_always_count_as_the_module() -> None:
     calls = story("S512^1 S1024^2").seamcalls
     probe = pl.Series("probe", ["seamcall", "wrapper"], calls.schema["probe"])
     mixed = calls.with_columns(probe)
-    assert normalised(mixed, 1)["level"].to_list() == [1, 1]
+    assert normalize_levels(mixed, 1)["level"].to_list() == [1, 1]
     assert concluded(mixed.head(1), None, [])[1].startswith("no levels")
 
 
 def test_a_level_below_the_base_stays() -> None:
-    assert normalised(story("S1^0").seamcalls, 1)["level"].to_list() == [0]
+    assert normalize_levels(story("S1^0").seamcalls, 1)["level"].to_list() == [0]
 
 
 def test_the_provenance_says_what_was_concluded() -> None:

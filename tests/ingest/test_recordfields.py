@@ -11,7 +11,7 @@ from support.referee import referee
 from tdxtrace.ingest.batch import SLOTS, UNKNOWN
 from tdxtrace.ingest.loops import pages
 from tdxtrace.ingest.records.formats import Common, Field
-from tdxtrace.ingest.records.layouts import PADDING, FieldTables, Layout, heads_of, int64_at
+from tdxtrace.ingest.records.layouts import PADDING, FieldTables, Layout, common_fields_of, int64_at
 from tdxtrace.ingest.tracedat.options import Shift, shifts_of
 
 SIZE = 48
@@ -86,7 +86,7 @@ def test_common_fields_are_where_the_formats_have_them(
     record = bytes(
         [1, 2, 0x49, 0, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0x07, 0, 0, 0xFF, 0xFF, 0xFF, 0x7F]
     )
-    at, heads = int64_at(_block(record)), heads_of(_common(**places))
+    at, heads = int64_at(_block(record)), common_fields_of(_common(**places))
     assert referee(pages.event_number)(at, 0, heads) == number
     assert referee(pages.context)(at, 0, heads) == context
 

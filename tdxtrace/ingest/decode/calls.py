@@ -60,11 +60,11 @@ _WRAPPER: Final = PROBES.index("wrapper")
 _VP_ENTER: Final = parse_leaf("TDH.VP.ENTER")[0]
 _BOTH: Final = (*pairing.IN_REGISTERS, "ext_err1", "ext_err2", "fn", "leaf", "version", "gfn")
 # The column that each slot fills, for returns and for entries; entries override returns.
-_OF_RETURN: Final[Mapping[str, str]] = {
+_RETURN_COLUMNS: Final[Mapping[str, str]] = {
     **{"out_rcx": "ext_err1", "out_rdx": "ext_err2"},
     **{name: name for name in (*_BOTH, "status", "duration_ns")},
 }
-_OF_ENTRY: Final[Mapping[str, str]] = {name: name for name in (*_BOTH, *pairing.REGISTERS)}
+_ENTRY_COLUMNS: Final[Mapping[str, str]] = {name: name for name in (*_BOTH, *pairing.REGISTERS)}
 
 
 @dataclass(slots=True)
@@ -78,37 +78,39 @@ class Calls:
     """Events that wait for a return."""
     ambiguous: BoolArray | None = None
     """Whether each open entry can no longer be distinguished from others."""
-    _of_loader: list[pl.DataFrame] = field(default_factory=list)
+    _loader_frames: list[pl.DataFrame] = field(default_factory=list)
     _runs: VcpuRuns = field(init=False)
 
     def __post_init__(self) -> None:
         self._runs = VcpuRuns(self.stats, self.run)
 
     def feed(
-        self, parts: Sequence[RecordBatch], kinds: Kinds, beside: Sequence[RecordBatch] = ()
+        self, parts: Sequence[RecordBatch], kinds: Kinds, vcpu_events: Sequence[RecordBatch] = ()
     ) -> pl.DataFrame:
         """Return the ``seamcalls`` rows that are complete with the events of ``parts``.
 
         Args:
             parts: Entry and return events, in order.
             kinds: Properties of events, by event ID.
-            beside: kvm_entry and kvm_exit events from the same part of the source.
+            vcpu_events: kvm_entry and kvm_exit events from the same part of the source.
         """
         if not parts:
-            return self._sift(SEAMCALLS.empty(), np.zeros(0, np.uint8), kinds, beside)
+            return self._drop_repeated_returns(
+                SEAMCALLS.empty(), np.zeros(0, np.uint8), kinds, vcpu_events
+            )
         batch = concatenate([*([] if self.open is None else [self.open]), *parts])
-        made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
-        is_open = made.fate == pairing.OPEN
+        paired = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
+        is_open = paired.fate == pairing.OPEN
         if kinds.has_inner:
             is_inner = kinds.probe.take(batch.event) == _INNER
-            outer = np.full(made.n_threads, ABSENT, np.int64)
-            self.run(pairing.wait_for_wrappers)(made.thread, is_inner, is_open, outer)
+            outer = np.full(paired.n_threads, ABSENT, np.int64)
+            self.run(pairing.wait_for_wrappers)(paired.thread, is_inner, is_open, outer)
         self.open = batch.take(np.flatnonzero(is_open)).detached()
-        self.ambiguous = made.partner[is_open] == pairing.AMBIGUOUS
-        is_row = (made.fate >= pairing.RETURN_OF_PAIR) & ~is_open
-        return self._rows(batch, kinds, made, is_row, beside)
+        self.ambiguous = paired.partner[is_open] == pairing.AMBIGUOUS
+        is_row = (paired.fate >= pairing.RETURN_OF_PAIR) & ~is_open
+        return self._rows(batch, kinds, paired, is_row, vcpu_events)
 
-    def forget(self, before_ns: int) -> None:
+    def drop_open(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""
         if self.open is not None and self.ambiguous is not None:
             self.ambiguous = self.ambiguous[self.open.ts_ns >= before_ns]
@@ -120,60 +122,62 @@ class Calls:
         if self.open is None:
             return SEAMCALLS.empty()
         batch, self.open = self.open, None
-        made = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
-        return self._rows(batch, kinds, made, made.fate != pairing.ENTRY_OF_PAIR)
+        paired = pair(batch, kinds, MAX_CONTEXTS, self.run, self.ambiguous)
+        return self._rows(batch, kinds, paired, paired.fate != pairing.ENTRY_OF_PAIR)
 
     def take_loader_calls(self) -> list[pl.DataFrame]:
         """Return the ``loader_calls`` rows that became complete since the previous call."""
-        taken, self._of_loader = self._of_loader, []
-        return taken
+        frames, self._loader_frames = self._loader_frames, []
+        return frames
 
     def _rows(
         self,
         batch: RecordBatch,
         kinds: Kinds,
-        made: Paired,
+        paired: Paired,
         is_row: BoolArray,
-        beside: Sequence[RecordBatch] = (),
+        vcpu_events: Sequence[RecordBatch] = (),
     ) -> pl.DataFrame:
-        rows = Attempts(batch, kinds, made, np.flatnonzero(is_row), self.run)
-        for kind, detail, n in rows.leave_out():
+        rows = Attempts(batch, kinds, paired, np.flatnonzero(is_row), self.run)
+        for kind, detail, n in rows.drop_non_attempts():
             if n:
                 self.stats.count(kind, detail, None, n)
         if rows.is_loader.any():
-            self._of_loader.append(rows.loader_frame(self.source))
-        return self._sift(rows.frame(self.source), rows.runs(), kinds, beside)
+            self._loader_frames.append(rows.loader_frame(self.source))
+        return self._drop_repeated_returns(
+            rows.frame(self.source), rows.run_kinds(), kinds, vcpu_events
+        )
 
-    def _sift(
+    def _drop_repeated_returns(
         self,
         rows: pl.DataFrame,
-        what: loops.Bytes,
+        run_kinds: loops.Bytes,
         kinds: Kinds,
-        beside: Sequence[RecordBatch],
+        vcpu_events: Sequence[RecordBatch],
     ) -> pl.DataFrame:
         """Return the rows without returns of tdx_vcpu_run that are no attempts."""
         is_run = (kinds.probe == _VCPU_RUN) | (kinds.leaf == _VP_ENTER)
-        is_needed = is_run.any() and (len(beside) or len(rows))
-        return self._runs.sift(rows, what, beside) if is_needed else rows
+        is_needed = is_run.any() and (len(vcpu_events) or len(rows))
+        return self._runs.drop_repeated(rows, run_kinds, vcpu_events) if is_needed else rows
 
 
 class Attempts:
     """Attempts of one batch: pairs, lone entries and lone returns, in order of their last event."""
 
     def __init__(
-        self, batch: RecordBatch, kinds: Kinds, made: Paired, at: I64Array, run: Runner[Any]
+        self, batch: RecordBatch, kinds: Kinds, paired: Paired, at: I64Array, run: Runner[Any]
     ) -> None:
         """Build attempts; ``at`` has the index of the last event of each."""
         self.batch, self.kinds, self.run = batch, kinds, run
-        self.thread, self.n_threads = made.thread.take(at), made.n_threads
-        self.start, self.end = made.rows(at)
+        self.thread, self.n_threads = paired.thread.take(at), paired.n_threads
+        self.start, self.end = paired.rows(at)
         self.n = len(at)
         event = batch.event.take(at)
         self.leaf = kinds.leaf.take(event)
         self.probe: I8Array = kinds.probe.take(event)
         # Read registers from a return without entry too: __seamcall leaves them unchanged.
         first = np.where(self.start >= 0, self.start, self.end)
-        reads = (self.end, _OF_RETURN), (first, _OF_ENTRY)
+        reads = (self.end, _RETURN_COLUMNS), (first, _ENTRY_COLUMNS)
         self.words: dict[str, Words] = read_fields(batch, reads, run)
         if not self.words.keys().isdisjoint(("fn", "leaf", "version", "gfn", *pairing.REGISTERS)):
             self._read_operands()
@@ -183,12 +187,12 @@ class Attempts:
         """Whether each attempt is a call of the P-SEAMLDR."""
 
     def _read_operands(self) -> None:
-        told = [self.words.get(name, _no_words(self.n)) for name in pairing.FIELDS]
-        value, seen = (np.stack(arrays) for arrays in zip(*told, strict=True))
-        self.run(pairing.read_operands)(_registers(), value, seen, self.leaf)
-        self.words |= {name: (value[i], seen[i]) for i, name in enumerate(pairing.FIELDS)}
+        known = [self.words.get(name, _no_words(self.n)) for name in pairing.FIELDS]
+        value, present = (np.stack(arrays) for arrays in zip(*known, strict=True))
+        self.run(pairing.read_operands)(_registers(), value, present, self.leaf)
+        self.words |= {name: (value[i], present[i]) for i, name in enumerate(pairing.FIELDS)}
 
-    def leave_out(self) -> list[tuple[str, str, int]]:
+    def drop_non_attempts(self) -> list[tuple[str, str, int]]:
         """Drop calls that are no attempts; return kind, detail and number of lines of each loss.
 
         Dropped are wrapper calls whose inner SEAMCALLs were recorded too; calls without a leaf,
@@ -196,16 +200,16 @@ class Attempts:
         and calls of the P-SEAMLDR, which have their own table.
         """
         wrapper = self._find_wrappers()
-        around = np.zeros(self.n, np.bool_)
+        is_wrapper = np.zeros(self.n, np.bool_)
         if wrapper is not None:
             # Wrappers never call the P-SEAMLDR.
             wrapper[self.is_loader] = ABSENT
-            around[wrapper[wrapper >= 0]] = True
+            is_wrapper[wrapper[wrapper >= 0]] = True
             self._inherit(wrapper)
-        unknown = (self.leaf == UNKNOWN) & ~around
-        self.dropped = around | unknown | self.is_loader
+        unknown = (self.leaf == UNKNOWN) & ~is_wrapper
+        self.dropped = is_wrapper | unknown | self.is_loader
         return [
-            ("merged", "", self._n_lines(around)),
+            ("merged", "", self._n_lines(is_wrapper)),
             ("undecoded", "calls that name no leaf", self._n_lines(unknown)),
         ]
 
@@ -229,8 +233,8 @@ class Attempts:
             for size in (len(self.batch), self.n_threads, self.n_threads)
         )
         self.run(pairing.find_enclosing)(*rows, row_at, latest, wrapper)
-        value, seen = self.words.get("status", _no_words(self.n))
-        status = np.where(seen, value, np.uint64(0))
+        value, present = self.words.get("status", _no_words(self.n))
+        status = np.where(present, value, np.uint64(0))
         ends_at = np.full(self.n, ABSENT, np.int64)
         self.run(pairing.find_returned)(*rows, self.leaf, status, after, ends_at, wrapper)
         return wrapper
@@ -241,14 +245,14 @@ class Attempts:
         parent = wrapper[child]
         for name in pairing.IN_REGISTERS if len(child) else ():
             if name in self.words:
-                value, seen = self.words[name]
-                take = seen[parent]
-                value[child[take]] = value[parent[take]]
-                seen[child[take]] = True
+                value, present = self.words[name]
+                is_known_of_parent = present[parent]
+                value[child[is_known_of_parent]] = value[parent[is_known_of_parent]]
+                present[child[is_known_of_parent]] = True
 
-    def runs(self) -> loops.Bytes:
+    def run_kinds(self) -> loops.Bytes:
         """Return the kind of each row of :meth:`frame` for :class:`VcpuRuns`."""
-        what = np.full(self.n, NO_RUN, np.uint8)
+        run_kinds = np.full(self.n, NO_RUN, np.uint8)
         if "status" in self.words:
             # A TDH.VP.ENTER probe whose function is not printed may be on tdx_vcpu_run too; if it
             # is on a function inside, kvm_entry lies between any two of its returns.
@@ -256,8 +260,8 @@ class Attempts:
             is_run &= (self.end >= 0) & self.words["status"][1]
             event = self.batch.event.take(self.end[is_run])
             is_handler = self.kinds.is_handler.take(event)
-            what[is_run] = np.where(is_handler, loops.HANDLED, loops.RETURNED)
-        return what[~self.dropped]
+            run_kinds[is_run] = np.where(is_handler, loops.HANDLED, loops.RETURNED)
+        return run_kinds[~self.dropped]
 
     def _is_entry(self) -> BoolArray:
         found: BoolArray = (self.probe == _WRAPPER) & (self.leaf == _VP_ENTER)
@@ -265,41 +269,41 @@ class Attempts:
 
     def frame(self, source: int) -> pl.DataFrame:
         """Return the attempts as ``seamcalls`` rows, in line order."""
-        columns, seen = make_rows(self.batch, self.start, self.end, self.run)
+        columns, present = make_rows(self.batch, self.start, self.end, self.run)
         if "duration_ns" in self.words:
             # function_graph prints a call without children on one line, with its duration.
             took, has_took = self.words["duration_ns"]
             columns["start_ns"] = np.where(
                 has_took, columns["end_ns"] - took.view(np.int64), columns["start_ns"]
             )
-            seen["start_ns"] |= has_took
+            present["start_ns"] |= has_took
         columns |= {"source": source, "leaf": self.leaf, "probe": self.probe}
-        for name, (value, there) in self.words.items():
+        for name, (value, mask) in self.words.items():
             if name != "leaf":
-                columns[name], seen[name] = value, there
+                columns[name], present[name] = value, mask
         if self.dropped.any():
-            return _frame_of(SEAMCALLS, ~self.dropped, columns, seen)
-        return frame(SEAMCALLS, self.n, columns, seen)
+            return _frame_of(SEAMCALLS, ~self.dropped, columns, present)
+        return frame(SEAMCALLS, self.n, columns, present)
 
     def loader_frame(self, source: int) -> pl.DataFrame:
         """Return the calls of the P-SEAMLDR as ``loader_calls`` rows, in line order."""
-        columns, seen = make_rows(self.batch, self.start, self.end, self.run)
+        columns, present = make_rows(self.batch, self.start, self.end, self.run)
         columns |= {"source": source, "loader_leaf": self.leaf, "probe": self.probe}
-        columns["status"], seen["status"] = self.words.get("status", _no_words(self.n))
-        return _frame_of(LOADER_CALLS, self.is_loader, columns, seen)
+        columns["status"], present["status"] = self.words.get("status", _no_words(self.n))
+        return _frame_of(LOADER_CALLS, self.is_loader, columns, present)
 
 
 def _frame_of(
     table: Table,
     is_kept: BoolArray,
     columns: Mapping[str, Column],
-    seen: Mapping[str, BoolArray],
+    present: Mapping[str, BoolArray],
 ) -> pl.DataFrame:
     """Build rows of ``table`` from the entries where ``is_kept``."""
-    kept = np.flatnonzero(is_kept)
-    columns = {n: x[kept] if isinstance(x, np.ndarray) else x for n, x in columns.items()}
-    seen = {name: there[kept] for name, there in seen.items()}
-    return frame(table, len(kept), columns, seen)
+    indexes = np.flatnonzero(is_kept)
+    columns = {n: x[indexes] if isinstance(x, np.ndarray) else x for n, x in columns.items()}
+    present = {name: mask[indexes] for name, mask in present.items()}
+    return frame(table, len(indexes), columns, present)
 
 
 def _no_words(n: int) -> Words:
@@ -313,8 +317,8 @@ def _registers() -> I8Array:
     shape = int(table["leaf"].to_numpy().max()) + 1, len(pairing.IN_REGISTERS)
     made = np.full(shape, pairing.NO_REGISTER, np.int8)
     for leaf, name, register in table.select("leaf", "column", "register").iter_rows():
-        place = pairing.REGISTERS.index(register.lower())
-        made[leaf, pairing.IN_REGISTERS.index(name)] = place
+        register_index = pairing.REGISTERS.index(register.lower())
+        made[leaf, pairing.IN_REGISTERS.index(name)] = register_index
     return made
 
 
@@ -323,17 +327,17 @@ _MAX_OPEN: Final = 1
 _KVM_ISA_VMX: Final = 1  # Linux arch/x86/include/uapi/asm/vmx.h and arch/x86/kvm/trace.h
 
 
-def _same(*names: str) -> Mapping[str, str]:
+def _same_names(*names: str) -> Mapping[str, str]:
     return {name: name for name in names}
 
 
-_OF_VM_ENTRY: Final = _same("vcpu_id", "immediate_exit")
-_OF_VM_EXIT: Final = _same(
+_VM_ENTRY_COLUMNS: Final = _same_names("vcpu_id", "immediate_exit")
+_VM_EXIT_COLUMNS: Final = _same_names(
     *("vcpu_id", "exit_reason", "isa", "info1", "info2", "intr_info", "error_code", "rip"),
     "requests",
 )
-_OF_FAULT: Final = _same("vcpu_id", "gpa", "error_code", "rip")
-_OF_HOST_EVENT: Final = _same(
+_FAULT_COLUMNS: Final = _same_names("vcpu_id", "gpa", "error_code", "rip")
+_HOST_EVENT_COLUMNS: Final = _same_names(
     *("vcpu_id", "reason", "errno", "signed_errno", "gfn", "gfn_end"),
     *("port", "is_write", "size", "count", "value"),
 )
@@ -353,14 +357,14 @@ class VmEntries:
     def feed(self, parts: Sequence[RecordBatch], kinds: Kinds) -> pl.DataFrame:
         """Return the ``vm_entries`` rows that ``parts`` complete."""
         batch = concatenate([*([] if self.open is None else [self.open]), *parts])
-        made = pair(batch, kinds, _MAX_OPEN, self.run, self.ambiguous)
-        is_open = made.fate == pairing.OPEN
+        paired = pair(batch, kinds, _MAX_OPEN, self.run, self.ambiguous)
+        is_open = paired.fate == pairing.OPEN
         self.open = batch.take(is_open).detached()
-        self.ambiguous = made.partner[is_open] == pairing.AMBIGUOUS
-        at = np.flatnonzero(made.fate >= pairing.RETURN_OF_PAIR)
-        return self._frame(batch, *made.rows(at))
+        self.ambiguous = paired.partner[is_open] == pairing.AMBIGUOUS
+        at = np.flatnonzero(paired.fate >= pairing.RETURN_OF_PAIR)
+        return self._frame(batch, *paired.rows(at))
 
-    def forget(self, before_ns: int) -> None:
+    def drop_open(self, before_ns: int) -> None:
         """Drop what began before ``before_ns`` and is still open."""
         if self.open is not None and self.ambiguous is not None:
             self.ambiguous = self.ambiguous[self.open.ts_ns >= before_ns]
@@ -371,11 +375,11 @@ class VmEntries:
         if self.open is None:
             return VM_ENTRIES.empty()
         batch, self.open = self.open, None
-        every = np.arange(len(batch))
-        return self._frame(batch, every, np.full(len(batch), -1))
+        all_events = np.arange(len(batch))
+        return self._frame(batch, all_events, np.full(len(batch), -1))
 
     def _frame(self, batch: RecordBatch, start: I64Array, end: I64Array) -> pl.DataFrame:
-        words = read_fields(batch, ((start, _OF_VM_ENTRY), (end, _OF_VM_EXIT)), self.run)
+        words = read_fields(batch, ((start, _VM_ENTRY_COLUMNS), (end, _VM_EXIT_COLUMNS)), self.run)
         if "isa" in words and "exit_reason" in words:
             # Keep exit reasons of Intel processors only: AMD numbers them differently.
             isa, has_isa = words["isa"]
@@ -383,10 +387,10 @@ class VmEntries:
             if is_other.any():
                 self._record_unknown(words["exit_reason"][0][is_other], batch.line[end[is_other]])
             words["exit_reason"][1][is_other] = False
-        columns, seen = make_rows(batch, start, end, self.run)
+        columns, present = make_rows(batch, start, end, self.run)
         columns |= {"source": self.source, **{name: value for name, (value, _) in words.items()}}
-        seen |= {name: there for name, (_, there) in words.items()}
-        return frame(VM_ENTRIES, len(start), columns, seen)
+        present |= {name: mask for name, (_, mask) in words.items()}
+        return frame(VM_ENTRIES, len(start), columns, present)
 
     def _record_unknown(self, reason: U64Array, line: I64Array) -> None:
         """Record exit codes of AMD processors as unknown."""
@@ -398,7 +402,7 @@ class VmEntries:
 
 def page_faults(batch: RecordBatch, source: int, run: Runner[Any]) -> pl.DataFrame:
     """Return one ``page_faults`` row per event of ``batch``."""
-    words = read_fields(batch, ((np.arange(len(batch)), _OF_FAULT),), run)
+    words = read_fields(batch, ((np.arange(len(batch)), _FAULT_COLUMNS),), run)
     return _frame(PAGE_FAULTS, batch, {"source": source}, words)
 
 
@@ -406,14 +410,14 @@ def host_events(
     batch: RecordBatch, source: int, events: Sequence[Event], run: Runner[Any]
 ) -> pl.DataFrame:
     """Return one ``host_events`` row per event of ``batch``."""
-    words = read_fields(batch, ((np.arange(len(batch)), _OF_HOST_EVENT),), run)
+    words = read_fields(batch, ((np.arange(len(batch)), _HOST_EVENT_COLUMNS),), run)
     if "signed_errno" in words:
-        _understand_errno(words, len(batch))
+        _split_errno(words, len(batch))
     if "gfn_end" in words:
         gfn, has_gfn = words.pop("gfn")
-        behind, _ = words.pop("gfn_end")
+        gfn_end, _ = words.pop("gfn_end")
         words["gpa"] = gfn << _PAGE_SHIFT, has_gfn
-        words["n_bytes"] = behind - gfn << _PAGE_SHIFT, has_gfn & (behind >= gfn)
+        words["n_bytes"] = gfn_end - gfn << _PAGE_SHIFT, has_gfn & (gfn_end >= gfn)
     if "port" in words:
         (size, has_size), (count, _) = words.pop("size"), words.pop("count")
         n_bytes, has_bytes = words.get("n_bytes", _no_words(len(batch)))
@@ -422,11 +426,11 @@ def host_events(
     return _frame(HOST_EVENTS, batch, {"source": source, "event": names.gather(batch.event)}, words)
 
 
-def _understand_errno(words: dict[str, Words], n: int) -> None:
+def _split_errno(words: dict[str, Words], n: int) -> None:
     """Move a negative errno to ``errno`` and clear ``reason``: KVM prints one or the other."""
-    recorded, is_there = words["signed_errno"]
+    recorded, is_present = words["signed_errno"]
     signed = recorded.view(np.int64)
-    has_failed = is_there & (signed < 0)
+    has_failed = is_present & (signed < 0)
     errno, has_errno = words.get("errno", _no_words(n))
     positive = np.where(has_failed, -signed, 0).astype(np.uint64)
     words["errno"] = np.where(has_failed, positive, errno), has_errno | has_failed
@@ -443,10 +447,10 @@ def _frame(
         **{name: getattr(batch, name) for name in ("ts_ns", "cpu", "tid", "tgid")},
         **{"seq": batch.line.view(np.uint64), "n_lines": 1, **given},
     }
-    seen = {name: there for name, (_, there) in words.items()}
-    seen |= {
+    present = {name: mask for name, (_, mask) in words.items()}
+    present |= {
         "cpu": batch.cpu != UNKNOWN,
         "tid": batch.tid != UNKNOWN,
         "tgid": batch.tgid != UNKNOWN,
     }
-    return frame(table, len(batch), columns, seen)
+    return frame(table, len(batch), columns, present)

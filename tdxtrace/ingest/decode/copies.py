@@ -16,14 +16,14 @@ COPY_NS: Final = 2_000
 # Least share of an event's records that must come in groups of equal records for a group to count
 # as one event.  A choice: if two buffers record an event, all its records come in pairs except
 # those whose copy was lost; if only one does, none.
-_MOST: Final = 0.9
-_ODD: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
+_MIN_COPIED_SHARE: Final = 0.9
+_MULTIPLIER: Final = np.uint64(0xFF51_AFD7_ED55_8CCD)
 
 
 def end_of_group(batch: RecordBatch) -> int:
     """Return the index after the last event that cannot have a copy in later batches."""
-    apart = np.flatnonzero(np.diff(batch.ts_ns) > COPY_NS)
-    return int(apart[-1]) + 1 if len(apart) else 0
+    gaps = np.flatnonzero(np.diff(batch.ts_ns) > COPY_NS)
+    return int(gaps[-1]) + 1 if len(gaps) else 0
 
 
 def drop_copies(batch: RecordBatch, n_buffers: int, run: Runner[Any]) -> RecordBatch:
@@ -51,11 +51,11 @@ def drop_copies(batch: RecordBatch, n_buffers: int, run: Runner[Any]) -> RecordB
     first = np.flatnonzero(starts)
     length = np.diff(np.append(first, len(order)))
     group = np.cumsum(starts) - 1
-    place = np.arange(len(order)) - first[group]
+    index_in_group = np.arange(len(order)) - first[group]
     n_copies = _copies(batch.event[order[first]], length, n_buffers)
-    kept = np.empty(len(order), np.bool_)
-    kept[order] = place % n_copies[batch.event[order]] == 0
-    return batch if kept.all() else batch.take(kept)
+    is_kept = np.empty(len(order), np.bool_)
+    is_kept[order] = index_in_group % n_copies[batch.event[order]] == 0
+    return batch if is_kept.all() else batch.take(is_kept)
 
 
 def _copies(event: I32Array, length: I64Array, n_buffers: int) -> I64Array:
@@ -68,21 +68,24 @@ def _copies(event: I32Array, length: I64Array, n_buffers: int) -> I64Array:
     """
     n_events = int(event.max()) + 1
     total = np.bincount(event, length, n_events)
-    found = np.ones(n_events, np.int64)
+    n_copies = np.ones(n_events, np.int64)
     for n in range(2, n_buffers + 1):
-        whole: BoolArray = length == n
-        found[
-            np.bincount(event[whole], length[whole], n_events) >= np.maximum(1, _MOST * total)
+        is_full: BoolArray = length == n
+        n_copies[
+            np.bincount(event[is_full], length[is_full], n_events)
+            >= np.maximum(1, _MIN_COPIED_SHARE * total)
         ] = n
-    return found
+    return n_copies
 
 
 def _digest(batch: RecordBatch) -> U64Array:
     """Return a hash of each event's fields."""
     n_words = batch.layouts.n_words().take(batch.layout)
     digest = batch.layout.astype(np.uint64)
-    for place in range(int(n_words.max(initial=0))):
-        has = np.flatnonzero(n_words > place)
-        digest[has] = (digest[has] ^ batch.words[batch.first_word[has] + place]) * _ODD
-        digest[has] ^= digest[has] >> np.uint64(33)
+    for index in range(int(n_words.max(initial=0))):
+        has_word = np.flatnonzero(n_words > index)
+        digest[has_word] = (
+            digest[has_word] ^ batch.words[batch.first_word[has_word] + index]
+        ) * _MULTIPLIER
+        digest[has_word] ^= digest[has_word] >> np.uint64(33)
     return digest

@@ -48,8 +48,8 @@ class LevelBaseDetector:
         """Examine further ``seamcalls`` rows, with levels as captured."""
         if self.has_zero or seamcalls["level"].null_count() == seamcalls.height:
             return
-        told = seamcalls.select("probe", "level", "leaf", "gpa")
-        levels = told.filter(pl.col("probe") != "seamcall", pl.col("level").is_not_null())
+        columns = seamcalls.select("probe", "level", "leaf", "gpa")
+        levels = columns.filter(pl.col("probe") != "seamcall", pl.col("level").is_not_null())
         if levels.is_empty():
             return
         self.has_levels = True
@@ -59,15 +59,15 @@ class LevelBaseDetector:
         paged = levels.filter(pl.col("leaf") != leaves.parse_leaf("TDH.MEM.SEPT.ADD")[0])
         self.has_misaligned |= bool(paged.select(misaligned.any()).item())
 
-    def base(self, told: int | None, kernels: Sequence[str | None]) -> tuple[int, str]:
+    def base(self, given: int | None, kernels: Sequence[str | None]) -> tuple[int, str]:
         """Return the level number of a 4K page and the reason for it, as text.
 
         Args:
-            told: The base given by the user, if any.
+            given: The base given by the user, if any.
             kernels: Kernel versions recorded in the inputs.
         """
-        if told is not None:
-            return told, "given by the user"
+        if given is not None:
+            return given, "given by the user"
         if not self.has_levels:
             return 0, "no levels in the capture"
         if self.has_zero:
@@ -82,7 +82,7 @@ class LevelBaseDetector:
         return 0, "assumed; use --level-base 1 for Linux 7.2 and later"
 
 
-def normalised(seamcalls: pl.DataFrame, base: int) -> pl.DataFrame:
+def normalize_levels(seamcalls: pl.DataFrame, base: int) -> pl.DataFrame:
     """Return ``seamcalls`` with 4K as level 0; SEAMCALL registers always use that."""
     if base == 0:
         return seamcalls
@@ -112,7 +112,7 @@ class MemorySink:
         """Append rows to the table ``name``."""
         self.tables.setdefault(name, []).append(rows)
 
-    def whole(self) -> dict[str, pl.DataFrame]:
+    def result(self) -> dict[str, pl.DataFrame]:
         """Return every event table by name, in the catalog's order."""
         return {table.name: self._joined(table) for table in EVENT_TABLES}
 
@@ -151,7 +151,7 @@ class SourceSink:
 # 8 MiB, and the cost of a call into numpy or polars is spread over enough rows.
 BATCH_EVENTS: Final = 1 << 15
 # Most events that wait for copies from other buffers.  A choice.
-_MOST_WAITING: Final = 1 << 18
+_MAX_WAITING: Final = 1 << 18
 
 
 @dataclass(slots=True)
@@ -163,8 +163,8 @@ class Decoder:
     stats: SourceStats
     sink: Sink
     run: Runner[Any] = interpreted
-    _waiting: list[RecordBatch] = field(default_factory=list)
-    _n_waiting: int = 0
+    _buffered: list[RecordBatch] = field(default_factory=list)
+    _n_buffered: int = 0
     _calls: Calls = field(init=False)
     _entries: VmEntries = field(init=False)
     _starts: EntryStarts = field(init=False)
@@ -176,9 +176,9 @@ class Decoder:
 
     def feed(self, batch: RecordBatch) -> None:
         """Add events, in the order of the source; decode when BATCH_EVENTS are waiting."""
-        self._waiting.append(batch)
-        self._n_waiting += len(batch)
-        if self._n_waiting >= BATCH_EVENTS:
+        self._buffered.append(batch)
+        self._n_buffered += len(batch)
+        if self._n_buffered >= BATCH_EVENTS:
             self.flush()
 
     def flush(self, *, is_last: bool = False) -> None:
@@ -187,9 +187,9 @@ class Decoder:
         If the recording has several buffers, events whose copies may still come are kept back,
         unless ``is_last``.
         """
-        if not self._n_waiting:
+        if not self._n_buffered:
             return
-        parts, self._waiting, self._n_waiting = self._waiting, [], 0
+        parts, self._buffered, self._n_buffered = self._buffered, [], 0
         if self.stats.n_buffers > 1:
             parts = self._without_copies(concatenate(parts), is_last=is_last)
         # Copy: a reader in another thread may append further events meanwhile.
@@ -197,11 +197,11 @@ class Decoder:
         kinds = Kinds.of(events)
         by_kind = _by_kind(parts, events)
         starts = self._starts.feed(parts, events)
-        calls, beside = by_kind.get("call", ()), by_kind.get("vm_entry", ())
-        for part in chain(calls, beside):
+        calls, vcpu_events = by_kind.get("call", ()), by_kind.get("vm_entry", ())
+        for part in chain(calls, vcpu_events):
             self.stats.record_without_thread(part.tid, part.ts_ns)
-        if calls or beside:
-            rows = self._calls.feed(calls, kinds, beside)
+        if calls or vcpu_events:
+            rows = self._calls.feed(calls, kinds, vcpu_events)
             self.sink.add("seamcalls", fill_starts(rows, starts))
             self._add_loader_calls()
         if entries := by_kind.get("vm_entry"):
@@ -219,22 +219,22 @@ class Decoder:
 
     def _without_copies(self, batch: RecordBatch, *, is_last: bool) -> list[RecordBatch]:
         """Return events without copies; keep back those whose copies may still come."""
-        is_whole = is_last or len(batch) > _MOST_WAITING
+        is_whole = is_last or len(batch) > _MAX_WAITING
         end = len(batch) if is_whole else end_of_group(batch)
         if end < len(batch):
             rest = batch.take(np.arange(end, len(batch))).detached()
-            self._waiting, self._n_waiting = [rest], len(rest)
-        whole = batch.take(np.arange(end))
-        kept = drop_copies(whole, self.stats.n_buffers, self.run)
-        if n := len(whole) - len(kept):
+            self._buffered, self._n_buffered = [rest], len(rest)
+        complete = batch.take(np.arange(end))
+        kept = drop_copies(complete, self.stats.n_buffers, self.run)
+        if n := len(complete) - len(kept):
             self.stats.count("noise", "events that another buffer has too", None, n)
         return [kept] if len(kept) else []
 
-    def forget(self, before_ns: int) -> None:
+    def drop_open(self, before_ns: int) -> None:
         """Drop open calls and entries that began before ``before_ns``: their end was lost."""
-        self._calls.forget(before_ns)
-        self._entries.forget(before_ns)
-        self._starts.forget(before_ns)
+        self._calls.drop_open(before_ns)
+        self._entries.drop_open(before_ns)
+        self._starts.drop_open(before_ns)
 
     def finish(self) -> None:
         """Decode the events left and write the rows of calls and entries that never ended."""
@@ -251,10 +251,10 @@ def _by_kind(parts: Sequence[RecordBatch], events: Sequence[Event]) -> dict[str,
         return {kind: list(parts) for kind in kinds}
     found: dict[str, list[RecordBatch]] = {}
     for kind in sorted(kinds):
-        is_mine = np.array([event.kind == kind for event in events])
+        is_kind = np.array([event.kind == kind for event in events])
         for part in parts:
-            at = np.flatnonzero(is_mine.take(part.event))
+            at = np.flatnonzero(is_kind.take(part.event))
             if len(at):
-                mine = part if len(at) == len(part) else part.take(at)
-                found.setdefault(kind, []).append(mine)
+                selected = part if len(at) == len(part) else part.take(at)
+                found.setdefault(kind, []).append(selected)
     return found

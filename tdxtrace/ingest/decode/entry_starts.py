@@ -18,7 +18,7 @@ from tdxtrace.tables.events import SEAMCALLS
 
 _COLUMNS: Final = ("seq", "start_ns", "start_cpu")
 _SCHEMA: Final = {name: SEAMCALLS.schema[name] for name in _COLUMNS}
-_NOTHING: Final = pl.DataFrame(schema=_SCHEMA)
+_NO_STARTS: Final = pl.DataFrame(schema=_SCHEMA)
 # Rows of the arrays of events, a column for each event.
 _ROLE, _LINE, _NS, _CPU, _TID, _VCPU = range(6)
 
@@ -53,20 +53,22 @@ class EntryStarts:
         """
         role = _roles(events)
         if pairing.KVM_ENTRY not in role or pairing.RUN_RETURN not in role:
-            return _NOTHING
-        told = np.concatenate([self._open, *(_heads(part, role) for part in parts)], axis=1)
-        thread, n_threads = number_threads(told[_TID].astype(np.int32), self.run)
+            return _NO_STARTS
+        table = np.concatenate(
+            [self._open, *(_thread_events(part, role) for part in parts)], axis=1
+        )
+        thread, n_threads = number_threads(table[_TID].astype(np.int32), self.run)
         entered, exited = (np.full(n_threads, ABSENT, np.int64) for _ in range(2))
         found = np.full(len(thread), ABSENT, np.int64)
-        where = told[_ROLE], told[_CPU], told[_VCPU]
-        self.run(pairing.find_entry_starts)(thread, *where, entered, exited, found)
-        still = np.concatenate([entered, exited])
-        self._open = told[:, np.sort(still[still >= 0])]
-        at = np.flatnonzero(found >= 0)
-        start = found[at]
-        is_before = told[_NS, start] <= told[_NS, at]
-        at, start = at[is_before], start[is_before]
-        columns = told[_LINE, at], told[_NS, start], told[_CPU, start]
+        keys = table[_ROLE], table[_CPU], table[_VCPU]
+        self.run(pairing.find_entry_starts)(thread, *keys, entered, exited, found)
+        open_events = np.concatenate([entered, exited])
+        self._open = table[:, np.sort(open_events[open_events >= 0])]
+        returns = np.flatnonzero(found >= 0)
+        start = found[returns]
+        is_before = table[_NS, start] <= table[_NS, returns]
+        returns, start = returns[is_before], start[is_before]
+        columns = table[_LINE, returns], table[_NS, start], table[_CPU, start]
         return pl.DataFrame(
             [
                 pl.Series(name, column).cast(_SCHEMA[name], strict=False)
@@ -74,7 +76,7 @@ class EntryStarts:
             ]
         )
 
-    def forget(self, before_ns: int) -> None:
+    def drop_open(self, before_ns: int) -> None:
         """Drop open kvm_entry events before ``before_ns``."""
         self._open = self._open[:, self._open[_NS] >= before_ns]
 
@@ -83,15 +85,15 @@ def fill_starts(seamcalls: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     """Return ``seamcalls`` with missing starts and start CPUs filled from ``found``, by ``seq``."""
     if found.is_empty():
         return seamcalls
-    told = seamcalls.select("seq").join(found, on="seq", how="left", maintain_order="left")
+    starts = seamcalls.select("seq").join(found, on="seq", how="left", maintain_order="left")
     names = _COLUMNS[1:]
-    return seamcalls.with_columns(pl.coalesce(pl.col(n), told[n]).alias(n) for n in names)
+    return seamcalls.with_columns(pl.coalesce(pl.col(n), starts[n]).alias(n) for n in names)
 
 
 def _roles(events: Sequence[Event]) -> I64Array:
     """Return the role of each event; all NOTHING where entries of tdx_vcpu_run are probed."""
     if any(e.probe == "vcpu_run" and e.role == "entry" for e in events):
-        return np.full(len(events), pairing.NOTHING, np.int64)
+        return np.full(len(events), pairing.IGNORED, np.int64)
     return np.array([_role(event) for event in events], np.int64)
 
 
@@ -100,17 +102,17 @@ def _role(event: Event) -> int:
         return pairing.KVM_ENTRY if event.role == "entry" else pairing.KVM_EXIT
     if event.kind in ("call", "page_fault", "host_event"):
         return pairing.RUN_RETURN if event.probe == "vcpu_run" else pairing.OUTSIDE
-    return pairing.NOTHING
+    return pairing.IGNORED
 
 
-def _heads(part: RecordBatch, role: I64Array) -> I64Array:
+def _thread_events(part: RecordBatch, role: I64Array) -> I64Array:
     """Return the events of a batch that have a role, a column each; without those in interrupts."""
     roles = role.take(part.event)
-    at = np.flatnonzero((roles != pairing.NOTHING) & (part.in_irq != 1))
-    mine = part.take(at)
-    vcpu, has_vcpu = mine.get("vcpu_id")
+    at = np.flatnonzero((roles != pairing.IGNORED) & (part.in_irq != 1))
+    selected = part.take(at)
+    vcpu, has_vcpu = selected.get("vcpu_id")
     # Where the tool did not print the thread, the CPU replaces it, as in pairs of calls.
-    tid = np.where(mine.tid == UNKNOWN, -2 - mine.cpu, mine.tid)
+    tid = np.where(selected.tid == UNKNOWN, -2 - selected.cpu, selected.tid)
     number = np.where(has_vcpu, vcpu.astype(np.int64), UNKNOWN)
-    rows = roles[at], mine.line, mine.ts_ns, mine.cpu, tid, number
+    rows = roles[at], selected.line, selected.ts_ns, selected.cpu, tid, number
     return np.stack([row.astype(np.int64) for row in rows])

@@ -37,7 +37,7 @@ _TYPES: Final[Mapping[type[pl.DataType], type[np.generic]]] = {
 
 
 def frame(
-    table: Table, n: int, columns: Mapping[str, Column], seen: Mapping[str, BoolArray]
+    table: Table, n: int, columns: Mapping[str, Column], present: Mapping[str, BoolArray]
 ) -> pl.DataFrame:
     """Build rows of ``table``.
 
@@ -46,61 +46,61 @@ def frame(
         n: Number of rows.
         columns: Values by column; for an enumeration, indexes into its categories.  Values that do
             not fit a column's type become null.
-        seen: Where a value was observed; a column without an entry is observed everywhere.
+        present: Where a value was observed; a column without an entry is observed everywhere.
     """
     if not n:
         return table.empty()
-    made = []
+    series = []
     for name, dtype, is_optional in ((c.name, c.dtype, c.optional) for c in table.columns):
-        column, mask = columns.get(name), seen.get(name)
+        column, mask = columns.get(name), present.get(name)
         if column is None or (mask is not None and not mask.any()):
             if not is_optional:
-                made.append(_same(dtype, None, n).alias(name))
+                series.append(_constant(dtype, None, n).alias(name))
         elif isinstance(column, int):
-            made.append(_same(dtype, column, n).alias(name))
+            series.append(_constant(dtype, column, n).alias(name))
         elif isinstance(column, pl.Series):
-            made.append(column.alias(name))
+            series.append(column.alias(name))
         else:
             mask = None if mask is None or mask.all() else mask
-            made.append(_series(name, column, dtype, mask))
-    return pl.DataFrame(made)
+            series.append(_series(name, column, dtype, mask))
+    return pl.DataFrame(series)
 
 
 def _series(name: str, values: Values, dtype: pl.DataType, mask: BoolArray | None) -> pl.Series:
     if isinstance(dtype, pl.Enum):
         if (values == values[0]).all():
-            return _same(dtype, values[0].item(), len(values)).alias(name)
+            return _constant(dtype, values[0].item(), len(values)).alias(name)
         return pl.Series(name, values, pl.UInt32).cat.to(dtype)
-    wanted = np.dtype(_TYPES[type(dtype)])
-    if values.dtype == wanted or _fits(values, wanted):
+    expected = np.dtype(_TYPES[type(dtype)])
+    if values.dtype == expected or _fits(values, expected):
         # polars references an array of the right type; copy a view, which would pin its base.
-        values = values.astype(wanted, copy=mask is None and values.base is not None)
+        values = values.astype(expected, copy=mask is None and values.base is not None)
     column = pl.Series(name, values)
-    if values.dtype != wanted:
+    if values.dtype != expected:
         column = column.cast(dtype, strict=False)
-    return column if mask is None else column.zip_with(pl.Series(mask), _same(dtype, None, 1))
+    return column if mask is None else column.zip_with(pl.Series(mask), _constant(dtype, None, 1))
 
 
-def _fits(values: Values, wanted: np.dtype[np.generic]) -> bool:
-    if wanted.kind not in "iu" or values.dtype.kind not in "iu":
+def _fits(values: Values, expected: np.dtype[np.generic]) -> bool:
+    if expected.kind not in "iu" or values.dtype.kind not in "iu":
         return False
-    limits = np.iinfo(wanted.str)
+    limits = np.iinfo(expected.str)
     return bool(values.min() >= limits.min and values.max() <= limits.max)
 
 
 # At most 1 MB each; the recurring values are null and categories of enumerations.
 @lru_cache(maxsize=32)
-def _shared(dtype: pl.DataType, value: int | None) -> pl.Series:
+def _shared_constant(dtype: pl.DataType, value: int | None) -> pl.Series:
     if isinstance(dtype, pl.Enum) and value is not None:
-        one = pl.Series([dtype.categories[value]], dtype=dtype)
+        single = pl.Series([dtype.categories[value]], dtype=dtype)
     else:
-        one = pl.Series([value], dtype=dtype)
-    return one.new_from_index(0, _SHARED_ROWS)
+        single = pl.Series([value], dtype=dtype)
+    return single.new_from_index(0, _SHARED_ROWS)
 
 
-def _same(dtype: pl.DataType, value: int | None, n: int) -> pl.Series:
+def _constant(dtype: pl.DataType, value: int | None, n: int) -> pl.Series:
     """Return a column of one value: a slice of the shared one, if that is long enough."""
-    shared = _shared(dtype, value)
+    shared = _shared_constant(dtype, value)
     return shared.slice(0, n) if n <= _SHARED_ROWS else shared.new_from_index(0, n)
 
 
@@ -201,17 +201,17 @@ def pair(
     top = np.full(n_threads, ABSENT, np.int64)
     below = np.empty(n, np.int64)
     partner, fate = np.full(n, ABSENT, np.int64), np.empty(n, np.uint8)
-    told = batch.event, kinds.function, kinds.is_return
-    run(pairing.pair)(number, *told, depth, top, below, partner, fate)
+    events = batch.event, kinds.function, kinds.is_return
+    run(pairing.pair)(number, *events, depth, top, below, partner, fate)
     if not is_threaded:
         partner[~is_known] = ABSENT
         if ambiguous is not None:
             partner[: len(ambiguous)][ambiguous] = pairing.AMBIGUOUS
         top[:] = ABSENT
-        place = np.where(is_known, np.int32(ABSENT), number)
-        most = np.full(n_threads, depth, np.int64)
-        most[number[~is_known & (batch.cpu == UNKNOWN)]] = n
-        run(pairing.pair_without_threads)(place, *told, most, top, below, partner, fate)
+        cpu = np.where(is_known, np.int32(ABSENT), number)
+        max_open = np.full(n_threads, depth, np.int64)
+        max_open[number[~is_known & (batch.cpu == UNKNOWN)]] = n
+        run(pairing.pair_without_threads)(cpu, *events, max_open, top, below, partner, fate)
     return Paired(number, n_threads, partner, fate)
 
 
@@ -247,10 +247,10 @@ def make_rows(
     n = len(start)
     seq, began, ended = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.int64)
     cpus, ids = np.empty((2, n), np.uint16), np.empty((2, n), np.int32)
-    in_irq, seen = np.empty(n, np.bool_), np.zeros((len(rows.OBSERVED), n), np.bool_)
-    heads = batch.line, batch.ts_ns, batch.cpu, batch.tid, batch.tgid, batch.in_irq
+    in_irq, present = np.empty(n, np.bool_), np.zeros((len(rows.OBSERVED), n), np.bool_)
+    common = batch.line, batch.ts_ns, batch.cpu, batch.tid, batch.tgid, batch.in_irq
     times = seq.view(np.int64), began, ended
-    run(rows.make_rows)(start, end, *heads, *times, cpus, ids, in_irq, seen)
+    run(rows.make_rows)(start, end, *common, *times, cpus, ids, in_irq, present)
     is_pair = (start >= 0) & (end >= 0)
     columns: dict[str, Column] = {
         "seq": seq,
@@ -263,7 +263,7 @@ def make_rows(
         "in_irq": in_irq,
         "n_lines": _PAIR_LINES if is_pair.all() else is_pair.astype(np.uint8) + np.uint8(1),
     }
-    return columns, dict(zip(rows.OBSERVED, seen, strict=True))
+    return columns, dict(zip(rows.OBSERVED, present, strict=True))
 
 
 def read_fields(
@@ -283,11 +283,11 @@ def read_fields(
     """
     n_layouts = len(batch.layouts.slots)
     used = np.flatnonzero(np.bincount(batch.layout)).tolist()
-    met = {slot for layout in used for slot in batch.layouts.slots[layout]}
-    filled = [to for _, fills in reads for slot, to in fills.items() if slot in met]
+    used_slots = {slot for layout in used for slot in batch.layouts.slots[layout]}
+    filled = [column for _, fills in reads for slot, column in fills.items() if slot in used_slots]
     names = list(dict.fromkeys((*columns, *filled)))
     shape = len(names), len(reads[0][0])
-    value, seen = np.empty(shape, np.uint64), np.zeros(shape, np.bool_)
+    value, present = np.empty(shape, np.uint64), np.zeros(shape, np.bool_)
     for event, fills in reads:
         position = np.full((len(names), n_layouts), ABSENT, np.int64)
         for layout in used:
@@ -295,7 +295,7 @@ def read_fields(
             for slot in fills:
                 if slot in slots:
                     position[names.index(fills[slot]), layout] = slots.index(slot)
-        wanted = np.flatnonzero((position != ABSENT).any(axis=1))
+        filled_rows = np.flatnonzero((position != ABSENT).any(axis=1))
         words = batch.layout, batch.first_word, batch.words
-        run(copy_fields)(event, *words, wanted, position, value, seen)
-    return {name: (value[row], seen[row]) for row, name in enumerate(names)}
+        run(copy_fields)(event, *words, filled_rows, position, value, present)
+    return {name: (value[row], present[row]) for row, name in enumerate(names)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I32Array, I64Array
 from tdxtrace.ingest.decode.events import ABSENT, number_threads, numbers_of
-from tdxtrace.ingest.loops.rows import first_and_last
+from tdxtrace.ingest.loops.rows import thread_spans
 from tdxtrace.ingest.stats import Header, SourceStats
 from tdxtrace.tables.events import SEAMCALLS
 from tdxtrace.tdx import leaves, word
@@ -46,16 +46,16 @@ def spans_of(rows: pl.DataFrame, run: Runner[Any]) -> ThreadSpans:
     """Return the spans of the threads of rows with ``tid``, ``seq``, ``start_ns``, ``end_ns``."""
     tid = numbers_of(rows["tid"], UNKNOWN)
     number, n_threads = number_threads(tid, run)
-    began, ended = _either(rows, "start_ns", "end_ns"), _either(rows, "end_ns", "start_ns")
+    began, ended = _column_or(rows, "start_ns", "end_ns"), _column_or(rows, "end_ns", "start_ns")
     first_row, first_end, last_end = (np.full(n_threads, ABSENT, np.int64) for _ in range(3))
     seq = rows["seq"].to_numpy(writable=True)
-    run(first_and_last)(number, began, ended, seq, first_row, first_end, last_end)
+    run(thread_spans)(number, began, ended, seq, first_row, first_end, last_end)
     tids = [None if n == UNKNOWN else n for n in tid.take(first_row).tolist()]
     ends = first_end.tolist(), last_end.tolist()
     return ThreadSpans(number, tids, first_row.tolist(), *ends, began)
 
 
-def _either(rows: pl.DataFrame, name: str, other: str) -> I64Array:
+def _column_or(rows: pl.DataFrame, name: str, other: str) -> I64Array:
     """Return column ``name``, with nulls replaced from column ``other``."""
     column = rows[name]
     if column.null_count():
@@ -71,7 +71,7 @@ _FAULT_LEAVES: Final = leaves.numbers_of(("TDH.MEM.PAGE.AUG", "TDH.MEM.SEPT.ADD"
 _OF_MAPPED: Final = leaves.numbers_of(("TDH.MEM.RANGE.BLOCK", "TDH.MEM.PAGE.REMOVE"))
 # A Secure EPT page has 512 entries: an entry of the next level covers 9 bits more.
 _SHIFT_2M: Final = 21
-_BEGAN: Final = pl.coalesce("start_ns", "end_ns")
+_BEGIN: Final = pl.coalesce("start_ns", "end_ns")
 _PAGE: Final = ("td_id", "gpa")
 _REFUSED: Final = word.TDX_OPERAND_BUSY | word.TDX_OPERAND_ID_SEPT
 _IS_PAGE_LEAF: Final = np.isin(np.arange(1 << 16), [*_PAGE_ADDS, _SEPT_ADD, *_OF_MAPPED])
@@ -127,7 +127,7 @@ class StartDetector:
         """Examine further ``vm_entries`` rows and the spans of their threads."""
         _keep_first(self._entries, vm_entries, spans)
 
-    def is_midway(self, has_entries: BoolArray) -> bool:
+    def has_started_midway(self, has_entries: BoolArray) -> bool:
         """Return whether a capture without losses began while TDs ran.
 
         Args:
@@ -168,8 +168,8 @@ def _keep_first(known: dict[int, _FirstRow], rows: pl.DataFrame, spans: ThreadSp
         row = rows.row(at, named=True)
         has_start = row["start_ns"] is not None
         names_nothing = all(row.get(name) is None for name in ("gpa", "td_id", "vp_id", "page"))
-        told = row.get("leaf"), row.get("status"), not has_start and names_nothing
-        known[tid] = _FirstRow(when_ns, seq, has_start, *told)
+        fields = row.get("leaf"), row.get("status"), not has_start and names_nothing
+        known[tid] = _FirstRow(when_ns, seq, has_start, *fields)
 
 
 def _completed_of(seamcalls: pl.DataFrame) -> NDArray[np.intp]:
@@ -203,7 +203,7 @@ def _unmapped_before(done: pl.DataFrame) -> bool:
     """Return whether a page was blocked or removed before it was added."""
     used = done.filter(pl.col("leaf").is_in(_OF_MAPPED))
     added = done.filter(pl.col("leaf").is_in(_PAGE_ADDS))
-    return _earlier(used, added, _PAGE)
+    return _used_before_made(used, added, _PAGE)
 
 
 def _without_sept_page(done: pl.DataFrame) -> bool:
@@ -212,10 +212,10 @@ def _without_sept_page(done: pl.DataFrame) -> bool:
     numbered = done.with_columns(region=pl.col("gpa") // (1 << _SHIFT_2M))
     pages = (pl.col("leaf") == _PAGE_AUG) & (pl.col("level") == 0)
     tables = (pl.col("leaf") == _SEPT_ADD) & (pl.col("level") == 1)
-    return _earlier(numbered.filter(pages), numbered.filter(tables), region)
+    return _used_before_made(numbered.filter(pages), numbered.filter(tables), region)
 
 
-def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bool:
+def _used_before_made(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bool:
     """Return whether a key of ``used`` was used before it was made, though makes were captured.
 
     A use counts only if it ended before the make began: the making thread may be delayed on its
@@ -224,7 +224,7 @@ def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bo
     if used.is_empty() or made.is_empty():
         return False
     uses = used.group_by(key).agg(when=pl.col("end_ns").min())
-    makes = made.group_by(key).agg(began=_BEGAN.min())
+    makes = made.group_by(key).agg(began=_BEGIN.min())
     both = uses.join(makes, on=key, how="left", nulls_equal=True)
     before = pl.col("began").is_null() | (pl.col("when") < pl.col("began"))
     return bool(both.select(before.any()).item())
@@ -232,10 +232,10 @@ def _earlier(used: pl.DataFrame, made: pl.DataFrame, key: tuple[str, str]) -> bo
 
 # Most calls without an end or a begin that are examined: where there are more, a probe
 # was missing, and they are no evidence of full buffers.
-_MAX_BROKEN: Final = 1 << 20
+_MAX_UNPAIRED: Final = 1 << 20
 _N_LEAVES: Final = 1 << 16
-_WHEN: Final = pl.coalesce("end_ns", "start_ns")
-_NONE_BROKEN: Final = SEAMCALLS.empty().select("leaf", "tid", "cpu", "start_ns", "end_ns")
+_LAST_TIME: Final = pl.coalesce("end_ns", "start_ns")
+_NO_UNPAIRED: Final = SEAMCALLS.empty().select("leaf", "tid", "cpu", "start_ns", "end_ns")
 
 
 @dataclass(slots=True)
@@ -243,67 +243,74 @@ class LossDetector:
     """Detect losses from the calls of a source, batch by batch."""
 
     run: Runner[Any] = interpreted
-    n_never: int = 0
-    n_orphans: int = 0
+    n_without_return: int = 0
+    n_without_entry: int = 0
     has_entries: BoolArray = field(default_factory=lambda: np.zeros(_N_LEAVES, np.bool_))
     """By leaf: whether an entry was seen; other leaves are probed on return only."""
     start: StartDetector = field(default_factory=StartDetector)
     _extents: dict[int | None, tuple[int, int]] = field(default_factory=dict)
     """By thread: earliest and latest end of its calls, ns."""
-    _n_broken: int = 0
-    _broken: list[pl.DataFrame] = field(default_factory=list)
+    _n_unpaired: int = 0
+    _unpaired: list[pl.DataFrame] = field(default_factory=list)
 
     def observe_calls(self, seamcalls: pl.DataFrame) -> None:
         """Examine further ``seamcalls`` rows of the source."""
-        n_never, n_orphans = seamcalls["end_ns"].null_count(), seamcalls["start_ns"].null_count()
-        self.n_never += n_never
-        self.n_orphans += n_orphans
+        n_without_return = seamcalls["end_ns"].null_count()
+        n_without_entry = seamcalls["start_ns"].null_count()
+        self.n_without_return += n_without_return
+        self.n_without_entry += n_without_entry
         leaf = seamcalls["leaf"]
-        begun = leaf.filter(seamcalls.select(_has_entry()).to_series()) if n_orphans else leaf
+        begun = leaf.filter(seamcalls.select(_has_entry()).to_series()) if n_without_entry else leaf
         self.has_entries[np.flatnonzero(np.bincount(begun.to_numpy()))] = True
         spans = spans_of(seamcalls, self.run)
         self.start.observe_calls(seamcalls, spans)
         for tid, first, last in zip(spans.tid, spans.first_end_ns, spans.last_end_ns, strict=True):
             known = self._extents.get(tid, (first, last))
             self._extents[tid] = min(first, known[0]), max(last, known[1])
-        if self._n_broken <= _MAX_BROKEN and n_never + n_orphans:
-            broken = seamcalls.filter(pl.col("end_ns").is_null() | bare_return())
-            self._broken.append(broken.select(_NONE_BROKEN.columns))
-            self._n_broken += broken.height
+        if self._n_unpaired <= _MAX_UNPAIRED and n_without_return + n_without_entry:
+            unpaired = seamcalls.filter(pl.col("end_ns").is_null() | bare_return())
+            self._unpaired.append(unpaired.select(_NO_UNPAIRED.columns))
+            self._n_unpaired += unpaired.height
 
     def observe_entries(self, vm_entries: pl.DataFrame) -> None:
         """Examine further ``vm_entries`` rows of the source."""
         self.start.observe_entries(vm_entries, spans_of(vm_entries, self.run))
 
-    def broken(self) -> pl.DataFrame:
+    def unpaired(self) -> pl.DataFrame:
         """Return calls without an end before, or without a begin after, other calls of the thread.
 
         Columns ``leaf``, ``tid``, ``cpu``, ``start_ns`` and ``end_ns``; also ``first`` and ``last``
         (the thread's ``_extents``), except if no call lacks one or too many do: then it is empty.
         """
-        if not self._broken or self._n_broken > _MAX_BROKEN:
-            return _NONE_BROKEN
+        if not self._unpaired or self._n_unpaired > _MAX_UNPAIRED:
+            return _NO_UNPAIRED
         rows = [(tid, *extent) for tid, extent in self._extents.items()]
         schema = {"tid": pl.Int32, "first": pl.Int64, "last": pl.Int64}
         extents = pl.DataFrame(rows, schema=schema, orient="row")
-        calls = pl.concat(self._broken).join(extents, on="tid", how="left", nulls_equal=True)
+        calls = pl.concat(self._unpaired).join(extents, on="tid", how="left", nulls_equal=True)
         has_entries = pl.col("leaf").is_in(np.flatnonzero(self.has_entries).tolist())
-        never = pl.col("end_ns").is_null() & (pl.col("last") != _WHEN)
-        orphan = pl.col("start_ns").is_null() & (pl.col("first") != _WHEN)
-        return calls.filter(never | (orphan & has_entries), pl.col("cpu").is_not_null())
+        without_return = pl.col("end_ns").is_null() & (pl.col("last") != _LAST_TIME)
+        without_entry = pl.col("start_ns").is_null() & (pl.col("first") != _LAST_TIME)
+        return calls.filter(
+            without_return | (without_entry & has_entries), pl.col("cpu").is_not_null()
+        )
 
 
-def note(detector: LossDetector, stats: SourceStats, header: Header) -> None:
+def add_implied_losses(detector: LossDetector, stats: SourceStats, header: Header) -> None:
     """Add to ``stats`` the losses that no line of the input reports."""
     _overwritten(stats, header)
     if not header.counts_losses:
-        _buffer_full(detector.broken(), stats)
+        _buffer_full(detector.unpaired(), stats)
     first_ns, _ = stats.span()
-    lossless = not any(gap.kind not in _AT_THE_END for gap in stats.gaps)
-    if lossless and first_ns is not None and detector.start.is_midway(detector.has_entries):
+    is_lossless = not any(gap.kind not in _AT_THE_END for gap in stats.gaps)
+    if (
+        is_lossless
+        and first_ns is not None
+        and detector.start.has_started_midway(detector.has_entries)
+    ):
         stats.record_loss("started_midway", None, end_ns=first_ns)
-    stats.record_loss("unpaired_entry", detector.n_never)
-    stats.record_loss("unpaired_return", detector.n_orphans)
+    stats.record_loss("unpaired_entry", detector.n_without_return)
+    stats.record_loss("unpaired_return", detector.n_without_entry)
 
 
 def _overwritten(stats: SourceStats, header: Header) -> None:
@@ -320,17 +327,17 @@ def _overwritten(stats: SourceStats, header: Header) -> None:
         )
 
 
-def _buffer_full(broken: pl.DataFrame, stats: SourceStats) -> None:
+def _buffer_full(unpaired: pl.DataFrame, stats: SourceStats) -> None:
     """Record full buffers: with overwrite off new events are dropped, and no line reports it.
 
     A call that never returned though its thread had later calls, or a return without
     entry, after the last event of some CPU, shows that the CPU's record had ended.
     """
-    if any(gap.kind not in _AT_THE_END for gap in stats.gaps) or not broken.height:
+    if any(gap.kind not in _AT_THE_END for gap in stats.gaps) or not unpaired.height:
         return
-    latest = int(broken.select(_WHEN.max()).item())
+    latest = int(unpaired.select(_LAST_TIME.max()).item())
     for cpu in stats.cpus():
         last = int(stats.last_ns[cpu])
         ends_here = (pl.col("cpu") == cpu) & (pl.col("start_ns") == last)
-        if last <= latest or broken.select(ends_here.any()).item():
+        if last <= latest or unpaired.select(ends_here.any()).item():
             stats.record_loss("buffer_full", None, f"CPU {cpu}", cpu=cpu, start_ns=last)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tdxtrace.ingest.batch import BoolArray, I8Array, I32Array, I64Array, U64Array
 
-Heads = tuple[int, int, int, int, int]
+CommonFields = tuple[int, int, int, int, int]
 """Byte offsets of the common fields of records: event ID and its mask, thread ID, flags, preempt
 count; -1 for a field that the records lack."""
 
@@ -29,19 +29,19 @@ _SIGN: Final = 1 << 31
 _UNKNOWN: Final = -1
 
 
-def event_number(int64_at: I64Array, record: int, heads: Heads) -> int:
+def event_number(int64_at: I64Array, record: int, common: CommonFields) -> int:
     """Return the event ID of the record at byte ``record``."""
-    return int(int64_at[record + heads[0]]) & heads[1]
+    return int(int64_at[record + common[0]]) & common[1]
 
 
-def context(int64_at: I64Array, record: int, heads: Heads) -> tuple[int, int]:
+def context(int64_at: I64Array, record: int, common: CommonFields) -> tuple[int, int]:
     """Return the thread ID of a record, and 1 if in hard interrupt context, else 0; -1: unknown."""
     tid, in_irq = _UNKNOWN, _UNKNOWN
-    if heads[2] >= 0:
-        tid = ((int(int64_at[record + heads[2]]) & _LOW) ^ _SIGN) - _SIGN
-    if heads[3] >= 0:
-        in_irq = 1 if int(int64_at[record + heads[3]]) & _IN_IRQ else 0
-        if heads[4] >= 0 and int(int64_at[record + heads[4]]) & 0xFF == _NO_CONTEXT:
+    if common[2] >= 0:
+        tid = ((int(int64_at[record + common[2]]) & _LOW) ^ _SIGN) - _SIGN
+    if common[3] >= 0:
+        in_irq = 1 if int(int64_at[record + common[3]]) & _IN_IRQ else 0
+        if common[4] >= 0 and int(int64_at[record + common[4]]) & 0xFF == _NO_CONTEXT:
             in_irq = _UNKNOWN
     return tid, in_irq
 
@@ -273,7 +273,7 @@ N, LINE, N_SHORT, SHORT_LINE, N_COUNTS = range(5)
 
 def merge(
     int64_at: I64Array,
-    forms: tuple[PageShape, Heads, Shifts],
+    forms: tuple[PageShape, CommonFields, Shifts],
     sources: I64Array,
     order: I64Array,
     catalog: tuple[I64Array, I64Array, I64Array],
@@ -301,7 +301,7 @@ def merge(
     Returns:
         Why the loop ended, and the counts after the call.
     """
-    shape, heads, shifts = forms
+    shape, common, shifts = forms
     number_to_layout, layouts, fields = catalog
     columns, words, gaps, counts = into
     most_rows, most_words, most_gaps = len(columns[0]), len(words) - MOST_WORDS, len(gaps)
@@ -317,7 +317,7 @@ def merge(
                 order[0] = order[n_sources]
             _restore(order, n_sources, sources)
             continue
-        layout = int(number_to_layout[event_number(int64_at, record, heads)])
+        layout = int(number_to_layout[event_number(int64_at, record, common)])
         if layout < 0:
             return NEEDS_LAYOUT, (n_sources, n_events, n_rows, n_words, n_gaps, n_threads)
         if n_rows == most_rows or n_words > most_words or n_gaps == most_gaps:
@@ -326,7 +326,7 @@ def merge(
         n_gaps = _take_event(sources, source, n_events, gaps, n_gaps)
         if not _count(counts, layout, n_events, int(sources[source, SIZE]), layouts):
             continue
-        tid, in_irq = context(int64_at, record, heads)
+        tid, in_irq = context(int64_at, record, common)
         n_threads = record_thread(tid, threads[0], threads[1], n_threads)
         _write(columns, n_rows, n_events, sources, source, tid, in_irq, layouts, layout, n_words)
         first, behind = int(layouts[layout, FIRST]), int(layouts[layout, BEHIND])

@@ -55,18 +55,18 @@ def pair(
     """
     for at in range(len(event)):
         kind = event[at]
-        mine = thread[at]
-        last = top[mine]
+        current = thread[at]
+        last = top[current]
         if not is_return[kind]:
             if last >= 0:
-                _give_up_oldest(event, function, function[kind], depth, mine, top, below, fate)
-            below[at] = top[mine]
-            top[mine] = at
+                _give_up_oldest(event, function, function[kind], depth, current, top, below, fate)
+            below[at] = top[current]
+            top[current] = at
             fate[at] = OPEN
             continue
-        what = function[kind]
+        callee = function[kind]
         found = last
-        while found >= 0 and function[event[found]] != what:
+        while found >= 0 and function[event[found]] != callee:
             found = below[found]
         if found < 0:
             fate[at] = ORPHAN
@@ -74,7 +74,7 @@ def pair(
         while last != found:
             fate[last] = GIVEN_UP
             last = below[last]
-        top[mine] = below[found]
+        top[current] = below[found]
         partner[at] = found
         fate[found] = ENTRY_OF_PAIR
         fate[at] = RETURN_OF_PAIR
@@ -83,30 +83,30 @@ def pair(
 def _give_up_oldest(
     event: I32Array,
     function: I32Array,
-    what: int,
+    callee: int,
     depth: int,
     thread: int,
     top: I64Array,
     below: I64Array,
     fate: NDArray[np.uint8],
 ) -> None:
-    """Give up the oldest open entry of function ``what`` if ``depth`` of them are open."""
+    """Give up the oldest open entry of function ``callee`` if ``depth`` of them are open."""
     n_open = 0
     oldest = above_oldest = above = np.int64(-1)
     place = top[thread]
     while place >= 0:
-        if function[event[place]] == what:
+        if function[event[place]] == callee:
             n_open += 1
             oldest, above_oldest = place, above
         above, place = place, below[place]
     if n_open < depth:
         return
     fate[oldest] = GIVEN_UP
-    _take_out(oldest, above_oldest, thread, top, below)
+    _unlink(oldest, above_oldest, thread, top, below)
 
 
 def pair_without_threads(
-    place: I32Array,
+    cpu: I32Array,
     event: I32Array,
     function: I32Array,
     is_return: BoolArray,
@@ -123,7 +123,7 @@ def pair_without_threads(
     return, as do those that begin before all of these calls have returned.
 
     Args:
-        place: Index of each event's CPU, one index for all events whose CPU is unknown; -1: skip.
+        cpu: Index of each event's CPU, one index for all events whose CPU is unknown; -1: skip.
         event: As for :func:`pair`.
         function: As for :func:`pair`.
         is_return: As for :func:`pair`.
@@ -134,51 +134,51 @@ def pair_without_threads(
         fate: By event: one of the constants above; written.
     """
     for at in range(len(event)):
-        here = place[at]
-        if here < 0:
+        current_cpu = cpu[at]
+        if current_cpu < 0:
             continue
-        what = function[event[at]]
+        callee = function[event[at]]
         n_open = 0
         found = oldest = above_found = above_oldest = above = np.int64(-1)
-        other = top[here]
+        other = top[current_cpu]
         while other >= 0:
-            if function[event[other]] == what:
+            if function[event[other]] == callee:
                 n_open += 1
                 if found < 0:
                     found, above_found = other, above
                 oldest, above_oldest = other, above
             above, other = other, below[other]
         if not is_return[event[at]]:
-            if n_open >= depth[here]:
+            if n_open >= depth[current_cpu]:
                 fate[oldest] = GIVEN_UP
-                _take_out(oldest, above_oldest, here, top, below)
-            below[at] = top[here]
-            top[here] = at
+                _unlink(oldest, above_oldest, current_cpu, top, below)
+            below[at] = top[current_cpu]
+            top[current_cpu] = at
             fate[at] = OPEN
         elif n_open == 0:
             fate[at] = ORPHAN
         elif n_open == 1 and partner[found] != AMBIGUOUS:
-            _take_out(found, above_found, here, top, below)
+            _unlink(found, above_found, current_cpu, top, below)
             partner[at] = found
             fate[found] = ENTRY_OF_PAIR
             fate[at] = RETURN_OF_PAIR
         else:
-            other = top[here]
+            other = top[current_cpu]
             while other >= 0:
-                if function[event[other]] == what:
+                if function[event[other]] == callee:
                     partner[other] = AMBIGUOUS
                 other = below[other]
             fate[oldest] = GIVEN_UP
             fate[at] = ORPHAN
-            _take_out(oldest, above_oldest, here, top, below)
+            _unlink(oldest, above_oldest, current_cpu, top, below)
 
 
-def _take_out(
-    entry: np.int64, above: np.int64, here: int | np.int32, top: I64Array, below: I64Array
+def _unlink(
+    entry: np.int64, above: np.int64, current_cpu: int | np.int32, top: I64Array, below: I64Array
 ) -> None:
     """Remove an entry from the linked list of open entries of a place."""
     if above < 0:
-        top[here] = below[entry]
+        top[current_cpu] = below[entry]
     else:
         below[above] = below[entry]
 
@@ -234,12 +234,12 @@ def find_enclosing(
         row = row_at[at]
         if row < 0:
             continue
-        around = latest[thread[row]]
+        enclosing = latest[thread[row]]
         if not is_inner[row]:
             if start[row] >= 0:
                 latest[thread[row]] = row
-        elif around >= 0 and end[around] > end[row]:
-            wrapper[row] = around
+        elif enclosing >= 0 and end[enclosing] > end[row]:
+            wrapper[row] = enclosing
 
 
 def find_returned(
@@ -249,8 +249,8 @@ def find_returned(
     is_inner: BoolArray,
     leaf: I32Array,
     status: U64Array,
-    after: I64Array,
-    ends_at: I64Array,
+    next_row: I64Array,
+    followed_by: I64Array,
     wrapper: I64Array,
 ) -> None:
     """Write the wrapper return, recorded without its entry, that follows each SEAMCALL.
@@ -266,25 +266,25 @@ def find_returned(
         is_inner: Whether the row is from a low-level probe.
         leaf: Leaf of each row.
         status: Status of each row, 0 where it has none.
-        after: By thread: scratch, filled with -1.
-        ends_at: By row: scratch, filled with -1.
+        next_row: By thread: scratch, filled with -1.
+        followed_by: By row: scratch, filled with -1.
         wrapper: By row: written where it is -1.
     """
     for row in range(len(thread) - 1, -1, -1):
-        follower = after[thread[row]]
-        after[thread[row]] = row
+        follower = next_row[thread[row]]
+        next_row[thread[row]] = row
         if follower < 0 or not is_inner[row] or end[row] < 0 or leaf[row] != leaf[follower]:
             continue
         if is_inner[follower]:
-            ends_at[row] = ends_at[follower]
+            followed_by[row] = followed_by[follower]
         elif start[follower] < 0 and status[row] == status[follower]:
-            ends_at[row] = follower
+            followed_by[row] = follower
         if wrapper[row] < 0:
-            wrapper[row] = ends_at[row]
+            wrapper[row] = followed_by[row]
 
 
 # Roles of events in :func:`find_entry_starts`.
-NOTHING: Final = 0
+IGNORED: Final = 0
 KVM_ENTRY: Final = 1
 KVM_EXIT: Final = 2
 RUN_RETURN: Final = 3
@@ -317,14 +317,14 @@ def find_entry_starts(
         start: By event: -1; for a return replaced by the index of its kvm_entry.
     """
     for at in range(len(thread)):
-        mine = thread[at]
-        found = entered[mine]
+        current = thread[at]
+        found = entered[current]
         if role[at] == KVM_ENTRY:
-            entered[mine], exited[mine] = at, -1
-        elif role[at] == KVM_EXIT and found >= 0 and exited[mine] < 0:
-            exited[mine] = at
-        elif role[at] != NOTHING:
-            entered[mine] = exited[mine] = -1
+            entered[current], exited[current] = at, -1
+        elif role[at] == KVM_EXIT and found >= 0 and exited[current] < 0:
+            exited[current] = at
+        elif role[at] != IGNORED:
+            entered[current] = exited[current] = -1
             if role[at] == RUN_RETURN and found >= 0:
                 is_same = vcpu[at] < 0 or vcpu[found] < 0 or vcpu[at] == vcpu[found]
                 if is_same and (cpu[at] < 0 or cpu[found] < 0 or cpu[at] == cpu[found]):
@@ -335,7 +335,7 @@ REGISTERS: Final = ("rcx", "rdx", "r8")
 IN_REGISTERS: Final = ("td_id", "vp_id", "gpa", *PAGES, "level")
 """Operands that are passed in registers."""
 FIELDS: Final = (*IN_REGISTERS, "fn", "leaf", "version", "gfn", *REGISTERS)
-"""Rows of ``value`` and ``seen`` in :func:`read_operands`."""
+"""Rows of ``value`` and ``present`` in :func:`read_operands`."""
 NO_REGISTER: Final = -1
 _N_OPERANDS: Final = len(IN_REGISTERS)
 _GPA, _LEVEL = FIELDS.index("gpa"), FIELDS.index("level")
@@ -352,45 +352,45 @@ _PAGE_MASK: Final = np.uint64(0x000F_FFFF_FFFF_F000)
 _LEVEL_MASK: Final = np.uint64(0x7)
 
 
-def read_operands(registers: I8Array, value: U64Array, seen: BoolArray, leaf: I32Array) -> None:
+def read_operands(registers: I8Array, value: U64Array, present: BoolArray, leaf: I32Array) -> None:
     """Fill in leaf, version and operands of each call from its registers, where unknown.
 
     Args:
         registers: By leaf and index in IN_REGISTERS: index in REGISTERS of the register that
             holds the operand, or NO_REGISTER.
         value: One row per field of FIELDS, one entry per call; updated.
-        seen: Where a value is known, of the same shape; updated.
+        present: Where a value is known, of the same shape; updated.
         leaf: Leaf of each call according to its probe, -1: unknown; updated.
     """
     for row in range(len(leaf)):
-        if seen[_FN, row]:
+        if present[_FN, row]:
             fn = value[_FN, row]
             leaf[row] = np.int32(fn & _LEAF_MASK)
-            if not seen[_VERSION, row]:
+            if not present[_VERSION, row]:
                 value[_VERSION, row] = fn >> _VERSION_SHIFT & _VERSION_MASK
-                seen[_VERSION, row] = True
-        if seen[_LEAF, row]:
+                present[_VERSION, row] = True
+        if present[_LEAF, row]:
             leaf[row] = np.int32(value[_LEAF, row] & _LEAF_MASK)
-        if seen[_GFN, row] and not seen[_GPA, row]:
+        if present[_GFN, row] and not present[_GPA, row]:
             value[_GPA, row] = value[_GFN, row] << _PAGE_SHIFT
-            seen[_GPA, row] = True
+            present[_GPA, row] = True
         number = leaf[row]
         if number < 0 or number >= len(registers):
             continue
         of_level = registers[number, _LEVEL]
         for field in range(_N_OPERANDS):
             register = registers[number, field]
-            if register == NO_REGISTER or not seen[_FIRST_REGISTER + register, row]:
+            if register == NO_REGISTER or not present[_FIRST_REGISTER + register, row]:
                 continue
             word = value[_FIRST_REGISTER + register, row]
             if field == _LEVEL:
                 word = word & _LEVEL_MASK
             elif register == of_level:
                 word = word & _PAGE_MASK
-            if not seen[field, row]:
+            if not present[field, row]:
                 value[field, row] = word
-                seen[field, row] = True
-            if field == _GPA and of_level == NO_REGISTER and not seen[_LEVEL, row]:
+                present[field, row] = True
+            if field == _GPA and of_level == NO_REGISTER and not present[_LEVEL, row]:
                 # A guest physical address without a level is the address of a 4K page.
                 value[_LEVEL, row] = 0
-                seen[_LEVEL, row] = True
+                present[_LEVEL, row] = True

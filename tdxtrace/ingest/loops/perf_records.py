@@ -21,7 +21,7 @@ from tdxtrace.ingest.loops.pages import (
     N_SHORT,
     SHORT_LINE,
     SLOTS,
-    Heads,
+    CommonFields,
     N,
     context,
     event_number,
@@ -94,7 +94,7 @@ def queue_samples(
         stopped; the new ``n`` and ``n_words``; the number of other records; the new ``newest``.
     """
     table, row_of_attr, attr_ids, _ = samples
-    heads, _, _, layouts, fields = events
+    common, _, _, layouts, fields = events
     times, columns, words = queue
     n_others, row, loaded = 0, 0, -1
     shape = (0, -1, -1, -1, 0, 0)
@@ -123,7 +123,7 @@ def queue_samples(
         layout = _layout(int64_at, body, stop, record, n_record, samples, events)
         if layout < 0:
             return NEW_EVENT, record, at, n, n_words, n_others, newest
-        state = _state(int64_at, record, n_record, heads, int(layouts[layout, LEAST]))
+        state = _state(int64_at, record, n_record, common, int(layouts[layout, LEAST]))
         times[n], columns[n, ON_CPU], columns[n, WHO] = time, cpu, who
         columns[n, WHAT], columns[n, FIRST_WORD] = (layout << STATE_BITS) | state, n_words
         if state < NO_ROW:
@@ -178,13 +178,13 @@ def _record(
     return at + 4, n_bytes
 
 
-def _state(int64_at: I64Array, record: int, n_bytes: int, heads: Heads, least: int) -> int:
+def _state(int64_at: I64Array, record: int, n_bytes: int, common: CommonFields, least: int) -> int:
     """Return the state of a sample; ``least`` is the bytes its layout needs, -1: no rows."""
     if n_bytes < least:
         return TOO_SHORT
     if least < 0:
         return NO_ROW
-    return context(int64_at, record, heads)[1] + 1
+    return context(int64_at, record, common)[1] + 1
 
 
 def _layout(
@@ -198,10 +198,10 @@ def _layout(
 ) -> int:
     """Return the layout for a sample's record; -1: its event is not interned."""
     _, _, attr_ids, no_record = samples
-    heads, n_type_bytes, index, _, _ = events
+    common, n_type_bytes, index, _, _ = events
     if n_bytes < n_type_bytes:
         return int(no_record[_attr_of(int64_at, body, stop, attr_ids)])
-    return int(index[event_number(int64_at, record, heads)])
+    return int(index[event_number(int64_at, record, common)])
 
 
 def _attr_of(int64_at: I64Array, body: int, stop: int, attr_ids: tuple[Any, ...]) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.batch import UNKNOWN, BoolArray, I8Array, I32Array, I64Array, U64Array
 
 OBSERVED: Final = ("start_ns", "end_ns", "start_cpu", "cpu", "tid", "tgid", "in_irq")
-"""Columns that may be unknown, in the order of the rows of ``seen``."""
+"""Columns that may be unknown, in the order of the rows of ``present``."""
 _START, _END, _START_CPU, _CPU, _TID, _TGID, _IN_IRQ = range(len(OBSERVED))
 _MAX_CPU: Final = 0xFFFF
 
@@ -30,7 +30,7 @@ def make_rows(
     row_cpus: NDArray[np.uint16],
     row_ids: I32Array,
     row_in_irq: BoolArray,
-    seen: BoolArray,
+    present: BoolArray,
 ) -> None:
     """Write the columns of rows from the common fields of their entry and return events.
 
@@ -50,7 +50,7 @@ def make_rows(
         row_ids: By row, written: thread (first row) and process (second).
         row_in_irq: By row, written: whether the return, or else the entry, was in interrupt
             context.
-        seen: Written: where each of OBSERVED is known.  A start after the end counts as unknown,
+        present: Written: where each of OBSERVED is known.  A start after the end counts as unknown,
             as clocks of two CPUs may disagree (trace_clock "local").
     """
     for row in range(len(start)):
@@ -62,23 +62,23 @@ def make_rows(
             last = first
         began, ended = ts_ns[first], ts_ns[last]
         row_seq[row], row_start_ns[row], row_end_ns[row] = line[last], began, ended
-        seen[_START, row] = has_start and began <= ended
-        seen[_END, row] = has_end
+        present[_START, row] = has_start and began <= ended
+        present[_END, row] = has_end
         number = cpu[first]
         if has_start and 0 <= number <= _MAX_CPU:
-            row_cpus[0, row], seen[_START_CPU, row] = number, True
+            row_cpus[0, row], present[_START_CPU, row] = number, True
         number = cpu[last]
         if 0 <= number <= _MAX_CPU:
-            row_cpus[1, row], seen[_CPU, row] = number, True
+            row_cpus[1, row], present[_CPU, row] = number, True
         number = tid[last]
-        row_ids[0, row], seen[_TID, row] = number, number != UNKNOWN
+        row_ids[0, row], present[_TID, row] = number, number != UNKNOWN
         number = max(tgid[first], tgid[last])
-        row_ids[1, row], seen[_TGID, row] = number, number != UNKNOWN
+        row_ids[1, row], present[_TGID, row] = number, number != UNKNOWN
         context = in_irq[last]
         if context == UNKNOWN:
             context = in_irq[first]
         if context != UNKNOWN:
-            row_in_irq[row], seen[_IN_IRQ, row] = context == 1, True
+            row_in_irq[row], present[_IN_IRQ, row] = context == 1, True
 
 
 def copy_fields(
@@ -89,7 +89,7 @@ def copy_fields(
     columns: I64Array,
     position: I64Array,
     value: U64Array,
-    seen: BoolArray,
+    present: BoolArray,
 ) -> None:
     """Copy fields of one event per row into columns, replacing earlier values.
 
@@ -101,7 +101,7 @@ def copy_fields(
         columns: Columns that some layout fills.
         position: By column and layout: which word of the event fills it; -1: none.
         value: One row per column, one entry per table row; written.
-        seen: Where a value was written, of the same shape.
+        present: Where a value was written, of the same shape.
     """
     for column in columns:
         for row in range(len(event)):
@@ -110,7 +110,7 @@ def copy_fields(
                 word = position[column, layout[at]]
                 if word >= 0:
                     value[column, row] = words[first_word[at] + word]
-                    seen[column, row] = True
+                    present[column, row] = True
 
 
 TABLE_FULL: Final = -1
@@ -131,12 +131,12 @@ def number_threads(tid: I32Array, slots: I32Array, slot_tid: I32Array, number: I
     Returns:
         The number of threads; TABLE_FULL if more than half of the slots would be taken.
     """
-    n_threads = before = 0
-    mine = -1
+    n_threads = previous_tid = 0
+    index = -1
     mask = len(slots) - 1
     for at in range(len(tid)):
         thread = tid[at]
-        if mine < 0 or thread != before:
+        if index < 0 or thread != previous_tid:
             slot = int(np.uint64(thread) * _MULTIPLIER >> _HIGH_HALF) & mask
             while slots[slot] >= 0 and slot_tid[slot] != thread:
                 slot = (slot + 1) & mask
@@ -145,12 +145,12 @@ def number_threads(tid: I32Array, slots: I32Array, slot_tid: I32Array, number: I
                     return TABLE_FULL
                 slots[slot], slot_tid[slot] = n_threads, thread
                 n_threads += 1
-            before, mine = thread, slots[slot]
-        number[at] = mine
+            previous_tid, index = thread, slots[slot]
+        number[at] = index
     return n_threads
 
 
-def first_and_last(
+def thread_spans(
     number: I32Array,
     began: I64Array,
     ended: I64Array,

@@ -25,7 +25,7 @@ HANDLED: Final = 2
 # Fates of events.
 ENTERED: Final = 0
 """It belongs to a vCPU entry."""
-TOLD_AGAIN: Final = 1
+REPEATED: Final = 1
 """It repeats the entry that the previous event already reported."""
 STALE: Final = 2
 """It belongs to no entry."""
@@ -35,22 +35,22 @@ UNRECORDED: Final = 4
 """It belongs to an entry whose kvm_entry was not recorded, as its status is a new one."""
 
 # Columns of the state of a thread.
-SEEN, PASSED, LAST, STATUS, TIME = range(5)
+ENTRIES_RECORDED, ENTERED_SINCE, LAST, STATUS, TIME = range(5)
 N_STATES: Final = 5
 Bytes = NDArray[np.uint8]
 
 
-def judge_returns(
+def classify_returns(
     thread: I32Array,
-    what: Bytes,
+    kind: Bytes,
     status: U64Array,
     ts_ns: I64Array,
     cpu: I64Array,
-    lost_from: I64Array,
-    lost_to: I64Array,
-    first_lost: I64Array,
+    loss_start: I64Array,
+    loss_end: I64Array,
+    first_loss: I64Array,
     state: I64Array,
-    coming: Bytes,
+    pending_fate: Bytes,
     fate: Bytes,
 ) -> None:
     """Write the fate of each event.
@@ -62,64 +62,64 @@ def judge_returns(
 
     Args:
         thread: Index of each event's thread; events are in the order of the source.
-        what: By event: its kind, one of the first constants above.
+        kind: By event: its kind, one of the first constants above.
         status: By event: status of TDH.VP.ENTER; meaningless for IN_GUEST.
         ts_ns: By event: its time, ns.
         cpu: By event: its CPU, -1: not recorded.
-        lost_from: Start of each window in which events were lost, grouped by CPU, first those of
+        loss_start: Start of each window in which events were lost, grouped by CPU, first those of
             CPU -1, which apply to every CPU; windows of one CPU do not overlap.
-        lost_to: End of each window, ascending within a CPU.
-        first_lost: By CPU + 1: its first window; one more entry than CPUs.
+        loss_end: End of each window, ascending within a CPU.
+        first_loss: By CPU + 1: its first window; one more entry than CPUs.
         state: By thread and column: carried from batch to batch, initially 0.
-        coming: By thread, written: the fate of its undecided returns of earlier batches,
+        pending_fate: By thread, written: the fate of its undecided returns of earlier batches,
             UNDECIDED while it is unknown.
         fate: By event, written: one of the fates above.
     """
     for at in range(len(thread)):
-        mine = thread[at]
-        if what[at] == IN_GUEST:
-            state[mine, SEEN] = state[mine, PASSED] = 1
+        current = thread[at]
+        if kind[at] == IN_GUEST:
+            state[current, ENTRIES_RECORDED] = state[current, ENTERED_SINCE] = 1
             fate[at] = ENTERED
             continue
-        told = np.int64(status[at])
-        last = state[mine, LAST]
-        is_same = last != IN_GUEST and state[mine, STATUS] == told
-        since, until = state[mine, TIME], ts_ns[at]
-        is_lost = _overlap(lost_from, lost_to, first_lost[0], first_lost[1], since, until)
-        place = cpu[at] + 1
-        if 0 < place < len(first_lost) - 1:
-            low, high = first_lost[place], first_lost[place + 1]
-            is_lost |= _overlap(lost_from, lost_to, low, high, since, until)
-        if state[mine, PASSED] or is_lost:
+        new_status = np.int64(status[at])
+        last = state[current, LAST]
+        is_same = last != IN_GUEST and state[current, STATUS] == new_status
+        since, until = state[current, TIME], ts_ns[at]
+        is_lost = _overlap(loss_start, loss_end, first_loss[0], first_loss[1], since, until)
+        cpu_row = cpu[at] + 1
+        if 0 < cpu_row < len(first_loss) - 1:
+            low, high = first_loss[cpu_row], first_loss[cpu_row + 1]
+            is_lost |= _overlap(loss_start, loss_end, low, high, since, until)
+        if state[current, ENTERED_SINCE] or is_lost:
             fate[at] = ENTERED
-        elif is_same and what[at] == HANDLED and last == RETURNED:
-            fate[at] = TOLD_AGAIN
-        elif not state[mine, SEEN] or last == IN_GUEST:
+        elif is_same and kind[at] == HANDLED and last == RETURNED:
+            fate[at] = REPEATED
+        elif not state[current, ENTRIES_RECORDED] or last == IN_GUEST:
             fate[at] = ENTERED
         elif is_same:
             fate[at] = UNDECIDED
         else:
             fate[at] = UNRECORDED
-            state[mine, SEEN] = 0
-        state[mine, PASSED] = 0
-        state[mine, LAST] = what[at]
-        state[mine, STATUS] = told
-        state[mine, TIME] = ts_ns[at]
-    coming[:] = UNDECIDED
+            state[current, ENTRIES_RECORDED] = 0
+        state[current, ENTERED_SINCE] = 0
+        state[current, LAST] = kind[at]
+        state[current, STATUS] = new_status
+        state[current, TIME] = ts_ns[at]
+    pending_fate[:] = UNDECIDED
     for at in range(len(thread) - 1, -1, -1):
-        mine = thread[at]
-        if what[at] == IN_GUEST:
-            coming[mine] = STALE
+        current = thread[at]
+        if kind[at] == IN_GUEST:
+            pending_fate[current] = STALE
         elif fate[at] == UNRECORDED:
-            coming[mine] = ENTERED
+            pending_fate[current] = ENTERED
             fate[at] = ENTERED
         elif fate[at] == UNDECIDED:
-            fate[at] = coming[mine]
+            fate[at] = pending_fate[current]
 
 
 def _overlap(
-    lost_from: I64Array,
-    lost_to: I64Array,
+    loss_start: I64Array,
+    loss_end: I64Array,
     low: np.int64,
     high: np.int64,
     start: np.int64,
@@ -129,8 +129,8 @@ def _overlap(
     last = high
     while low < high:
         middle = (low + high) // 2
-        if lost_to[middle] <= start:
+        if loss_end[middle] <= start:
             low = middle + 1
         else:
             high = middle
-    return bool(low < last and lost_from[low] < end)
+    return bool(low < last and loss_start[low] < end)

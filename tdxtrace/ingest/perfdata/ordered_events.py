@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdxtrace.compiler import Runner, interpreted
-from tdxtrace.ingest.batch import HEADS, BoolArray, I32Array, I64Array, Index, RecordBatch
+from tdxtrace.ingest.batch import EVENT_COLUMNS, BoolArray, I32Array, I64Array, Index, RecordBatch
 from tdxtrace.ingest.loops import perf_records as loops
-from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS, Heads, event_number
+from tdxtrace.ingest.loops.pages import MOST_WORDS, N_COUNTS, CommonFields, event_number
 from tdxtrace.ingest.loops.perf_records import drop_until, take_in_order
 from tdxtrace.ingest.perfdata import file as parts
 from tdxtrace.ingest.perfdata.file import Attr
 from tdxtrace.ingest.records.datafile import Bytes
-from tdxtrace.ingest.records.layouts import EventCatalog, heads_of, int64_at
+from tdxtrace.ingest.records.layouts import EventCatalog, common_fields_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, Loss, SourceStats
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -70,7 +70,7 @@ class OrderedEvents:
     _catalog: EventCatalog = field(init=False)
     _layouts: tuple[Any, ...] = field(init=False)
     """Argument ``samples`` of queue_samples."""
-    _heads: Heads = field(init=False)
+    _common: CommonFields = field(init=False)
     """Offsets of the common fields of records."""
     _queue: list[NDArray[Any]] = field(init=False)
     _others: I64Array = field(default_factory=lambda: np.empty((2, _MAX_OTHERS), np.int64))
@@ -103,7 +103,7 @@ class OrderedEvents:
             catalog: Catalog in which events are looked up or added.
         """
         self._catalog = catalog
-        self._heads = heads_of(catalog.common)
+        self._common = common_fields_of(catalog.common)
         # Samples without a record are counted under synthetic event IDs.
         names = [event_name(n) for n in range(len(attrs))]
         numbers = {name: catalog.add_stand_in("noise", name) for name in dict.fromkeys(names)}
@@ -132,7 +132,7 @@ class OrderedEvents:
             at,
             n_bytes,
             self._layouts,
-            (self._heads, catalog.common.type.end, catalog.index, *tables),
+            (self._common, catalog.common.type.end, catalog.index, *tables),
             tuple(self._queue),
             tuple(self._others),
             self._n,
@@ -142,7 +142,7 @@ class OrderedEvents:
         if why == loops.FULL:
             self._make_room()
         elif why == loops.NEW_EVENT:
-            catalog.intern(event_number(words, record, self._heads), words, record)
+            catalog.intern(event_number(words, record, self._common), words, record)
         return why, at, list(zip(*self._others[:, :n_others].tolist(), strict=True))
 
     def _make_room(self) -> None:
@@ -197,7 +197,7 @@ class OrderedEvents:
         """Copy the samples at these indexes of the queue to a batch, and count them."""
         tables = self._catalog.tables
         counts = np.zeros((len(self._catalog.layouts), N_COUNTS), np.int64)
-        rows = tuple(np.empty(len(order), kind) for kind in HEADS.values())
+        rows = tuple(np.empty(len(order), kind) for kind in EVENT_COLUMNS.values())
         words = np.empty(self._n_words, np.int64)
         tids, first_row = np.empty(len(order), np.int32), np.empty(len(order), np.int64)
         n, n_words, n_tids = self.run(take_in_order)(
@@ -214,9 +214,9 @@ class OrderedEvents:
         self._catalog.count(counts)
         tids, place = np.unique(tids[:n_tids], return_index=True)
         self._is_met[tids[(tids >= 0) & (tids < len(self._is_met))]] = False
-        heads = {name: column[:n] for name, column in zip(HEADS, rows, strict=True)}
+        columns = {name: column[:n] for name, column in zip(EVENT_COLUMNS, rows, strict=True)}
         fields = words[:n_words].view(np.uint64)
-        batch = RecordBatch(**heads, words=fields, layouts=tables.slots)
+        batch = RecordBatch(**columns, words=fields, layouts=tables.slots)
         return Given(batch, limit, tids, first_row[place])
 
     def _note_losses(self, lost: list[LostSamples], order: Index) -> None:

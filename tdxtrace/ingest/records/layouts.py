@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdxtrace.ingest.batch import SLOTS, FieldLayouts, I64Array
 from tdxtrace.ingest.events.fields import OUT_OF_TREE
 from tdxtrace.ingest.events.registry import Event, EventRegistry, function_named
-from tdxtrace.ingest.loops.pages import Heads
+from tdxtrace.ingest.loops.pages import CommonFields
 from tdxtrace.ingest.records.formats import Common, EventFormat, Field, common_of
 from tdxtrace.ingest.stats import SourceStats
 
@@ -133,7 +133,7 @@ def int64_at(data: NDArray[np.uint8]) -> I64Array:
     return np.ndarray((max(0, len(data) - 7),), "<i8", data.data, strides=(1,))
 
 
-def heads_of(common: Common) -> Heads:
+def common_fields_of(common: Common) -> CommonFields:
     """Return the offsets of the common fields; fields of unusual sizes count as absent."""
     kind = common.type
     return (

@@ -18,7 +18,7 @@ from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import (
     ABSENT,
-    HEADS,
+    EVENT_COLUMNS,
     MAX_CPUS,
     SLOTS,
     UNKNOWN,
@@ -413,7 +413,7 @@ class TextReader:
         numbers = np.uint64(at), np.uint64(len(block)), np.uint64(MAX_LINE_BYTES)
         read = run(loops.read_lines)(words, *numbers, patterns, columns)
         end, n_lines, n_read, n_own, n_words, n_left, n_threads = map(int, read)
-        heads = {name: getattr(columns, name)[:n_read] for name in HEADS}
+        heads = {name: getattr(columns, name)[:n_read] for name in EVENT_COLUMNS}
         fields = columns.words[:n_words]
         batch = RecordBatch(**heads, words=fields, layouts=self.lines.layouts)
         left, threads = columns.left[:n_left], columns.threads[:n_threads]
@@ -504,7 +504,7 @@ class TextReader:
 def _columns(n_lines: int, n_events: int, n_prefixes: int, most_left: int) -> Columns:
     """Allocate the output columns of the loop for this number of lines."""
     return Columns(
-        **{name: np.empty(n_lines, kind) for name, kind in HEADS.items()},
+        **{name: np.empty(n_lines, kind) for name, kind in EVENT_COLUMNS.items()},
         words=np.empty(4 * n_lines + loops.MOST_FIELDS, np.uint64),
         left=np.empty((most_left, 3), np.int64),
         threads=np.empty((loops.MOST_THREADS, loops.THREAD_COLUMNS), np.uint64),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tdxtrace.compiler import Runner, interpreted
 from tdxtrace.errors import FormatError
 from tdxtrace.ingest.batch import (
-    HEADS,
+    EVENT_COLUMNS,
     MAX_CPUS,
     UNKNOWN,
     BoolArray,
@@ -25,7 +25,7 @@ from tdxtrace.ingest.batch import (
     RecordBatch,
 )
 from tdxtrace.ingest.loops import pages as loop
-from tdxtrace.ingest.loops.pages import Heads, event_number
+from tdxtrace.ingest.loops.pages import CommonFields, event_number
 from tdxtrace.ingest.records.datafile import (
     Bytes,
     Cursor,
@@ -35,7 +35,7 @@ from tdxtrace.ingest.records.datafile import (
     Unpack,
 )
 from tdxtrace.ingest.records.formats import PageLayout
-from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, heads_of, int64_at
+from tdxtrace.ingest.records.layouts import PADDING, EventCatalog, common_fields_of, int64_at
 from tdxtrace.ingest.stats import USUAL_TIDS, SourceStats
 from tdxtrace.ingest.tracedat.options import Clock, CpuData, Shift, shifts_of
 
@@ -289,7 +289,7 @@ class _Output:
     def with_room(cls, n_rows: int, n_layouts: int) -> _Output:
         """Return arrays for ``n_rows`` rows."""
         return cls(
-            tuple(np.empty(n_rows, kind) for name, kind in HEADS.items() if name != "tgid"),
+            tuple(np.empty(n_rows, kind) for name, kind in EVENT_COLUMNS.items() if name != "tgid"),
             np.empty(n_rows * _WORDS_PER_ROW + loop.MOST_WORDS, np.int64),
             np.empty((_GAPS, loop.GAP_COLUMNS), np.int64),
             np.zeros((n_layouts, loop.N_COUNTS), np.int64),
@@ -393,11 +393,11 @@ class RingReader:
                 break
         return status, done[0], self._batch(out, done)
 
-    def _forms(self) -> tuple[loop.PageShape, Heads, loop.Shifts]:
+    def _forms(self) -> tuple[loop.PageShape, CommonFields, loop.Shifts]:
         """Return the layout of pages and of common fields, and the clock corrections."""
         shape = self.layout.size, self.layout.data, self.layout.commit
-        heads = heads_of(self.catalog.common)
-        return shape, heads, shifts_of([pages.shift for pages in self.cpus])
+        common = common_fields_of(self.catalog.common)
+        return shape, common, shifts_of([pages.shift for pages in self.cpus])
 
     def _fill(self, source: int) -> None:
         """Read further pages of a CPU, replacing its pages in memory, which are used up."""
@@ -419,9 +419,9 @@ class RingReader:
         line, time, tid, cpu, in_irq, event, layout, first_word = (
             _cut(column, n_rows) for column in out.columns
         )
-        heads = line, self.clock.to_ns(time), tid, self._tgids_of(tid), cpu, in_irq, event
+        columns = line, self.clock.to_ns(time), tid, self._tgids_of(tid), cpu, in_irq, event
         words = _cut(out.words, n_words).view(np.uint64)
-        return RecordBatch(*heads, layout, first_word, words, self.catalog.tables.slots)
+        return RecordBatch(*columns, layout, first_word, words, self.catalog.tables.slots)
 
     def _tgids_of(self, tid: I32Array) -> I32Array:
         if not self.tgids:
